@@ -1,0 +1,256 @@
+"""The types that recipes, views and the loop exchange.
+
+Shape letters, the same everywhere: B batch, V views, N images, C classes, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Candidate label sets of N images, stored as compressed sparse rows.
+
+    Attributes:
+      offsets: [N+1] int64; the set of row i is ``classes[offsets[i]:offsets[i+1]]``; empty = nothing known.
+      classes: [nnz] int32 class indices, ascending inside a row.
+      weights: [nnz] float32 (rows sum to 1), or None for sets without weights.
+
+    Example:
+      >>> sets = Candidates(torch.tensor([0, 2, 2]), torch.tensor([0, 3], dtype=torch.int32))
+      >>> sets.of(0).tolist(), sets.of(1).tolist()
+      ([0, 3], [])
+    """
+
+    offsets: Tensor
+    classes: Tensor
+    weights: Tensor | None = None
+
+    def of(self, row: int) -> Tensor:
+        """Class indices of one row, [k] int32."""
+        return self.classes[int(self.offsets[row]) : int(self.offsets[row + 1])]
+
+    def __len__(self) -> int:
+        return int(self.offsets.numel()) - 1
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a recipe may know of the training images: no hidden truth gets here.
+
+    Attributes:
+      labels: [N] int64, -1 = unknown.
+      class_names: C names, in class order.
+      candidates: candidate sets, or None.
+      n_novel: how many classes beyond ``class_names`` may be present (0 = none).
+    """
+
+    labels: Tensor
+    class_names: tuple[str, ...]
+    candidates: Candidates | None = None
+    n_novel: int = 0
+
+    @property
+    def n_classes(self) -> int:
+        """C: listed plus novel classes."""
+        return len(self.class_names) + self.n_novel
+
+    @property
+    def counts(self) -> Tensor:
+        """[C] int64 labelled images per class.
+
+        Example:
+          >>> Task(torch.tensor([0, 1, 1, -1]), ("cat", "dog", "owl")).counts.tolist()
+          [1, 2, 0]
+        """
+        return torch.bincount(self.labels[self.labels >= 0], minlength=self.n_classes)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Rows that a step wants together, visited in an order drawn anew each epoch.
+
+    Attributes:
+      rows: [n] int64 rows of the training table; a row listed twice is visited twice an epoch.
+      batch_size: rows per step, over all processes.
+      views: names of the views wanted of every row, from data.views.VIEWS: "clean", "weak", "strong".
+      shuffle: False visits the rows as listed.
+    """
+
+    rows: Tensor
+    batch_size: int
+    views: tuple[str, ...] = ("weak",)
+    shuffle: bool = True
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """What one epoch visits. A stream shorter than ``n_steps`` batches starts over, reshuffled.
+
+    Attributes:
+      streams: name -> stream; `step` gets one `Batch` under each name.
+      n_steps: optimizer steps in the epoch.
+    """
+
+    streams: Mapping[str, Stream]
+    n_steps: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One stream's share of one step, on the training device.
+
+    Attributes:
+      rows: [B] int64 rows of the training table.
+      views: one tensor per view asked for, in that order: [B, 3, H, W] float pixels or [B, D] float embeddings.
+      labels: [B] int64, -1 = unknown.
+    """
+
+    rows: Tensor
+    views: tuple[Tensor, ...]
+    labels: Tensor
+
+    @property
+    def x(self) -> Tensor:
+        """The first view."""
+        return self.views[0]
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Where in training a step is. All zero-based; `epoch_frac` counts epochs with their fraction."""
+
+    epoch: int
+    n_epochs: int
+    step: int
+    steps_per_epoch: int
+    seed: int
+
+    @property
+    def epoch_frac(self) -> float:
+        """Epochs done so far, with the fraction of the one under way."""
+        return self.epoch + self.step / self.steps_per_epoch
+
+    @property
+    def global_step(self) -> int:
+        """Steps done so far in the epochs of this length."""
+        return self.epoch * self.steps_per_epoch + self.step
+
+
+@dataclass(frozen=True)
+class Average:
+    """A network kept as the exponential moving average of another, updated by the loop after each step.
+
+    Attributes:
+      source: name of the network followed.
+      decay: share of the old value kept, 0 to 1.
+    """
+
+    source: str
+    decay: float
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything of a recipe that must survive a restart.
+
+    Attributes:
+      nets: name -> network. The loop trains every parameter with requires_grad of the networks not in `averages`.
+      adjust: logit-adjustment state: nested dicts of tensors and numbers.
+      memory: queues, prototypes, tables of pseudolabels and the like: nested dicts of tensors and numbers.
+      averages: name of a network -> which one it follows.
+    """
+
+    nets: Mapping[str, nn.Module]
+    adjust: Mapping[str, Any] = field(default_factory=dict)
+    memory: Mapping[str, Any] = field(default_factory=dict)
+    averages: Mapping[str, Average] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step hands back: the loss to descend, and the state with everything but the networks renewed.
+
+    Attributes:
+      loss: scalar.
+      n_kept: rows that the loss counted, so that averages weigh rows and not batches.
+      logs: name -> number, averaged over the epoch weighted by `n_kept`.
+      state: the new state.
+    """
+
+    loss: Tensor
+    n_kept: int
+    state: State
+    logs: Mapping[str, Tensor | float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Scores of a batch. `logits` [B, C] already hold the adjustments that apply at test time."""
+
+    logits: Tensor
+
+    @property
+    def probs(self) -> Tensor:
+        """[B, C] float32, rows sum to 1."""
+        return self.logits.float().softmax(dim=1)
+
+
+class ViewSource(Protocol):
+    """Where the views of images come from: decoded pixels, streamed files, or stored embeddings."""
+
+    @property
+    def n_rows(self) -> int:
+        """N images behind this source."""
+        ...
+
+    def batch(self, rows: Tensor, view: str, *, seed: int, device: torch.device) -> Tensor:
+        """View of the given rows: [B, 3, H, W] or [B, D] float32 on ``device``; the same seed gives the same view."""
+        ...
+
+
+class Passes(Protocol):
+    """Streams a network's predictions over any rows of the training set, in order, un-augmented by default."""
+
+    def __call__(self, net: str, rows: Tensor, view: str = "clean") -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (rows [B] int64, logits [B, C] float32), both on the training device, until every row was given."""
+        ...
+
+
+BuildNet = Callable[[int], nn.Module]
+"""n_outputs -> a fresh network whose forward maps views to logits [B, n_outputs]."""
+
+
+class Recipe(Protocol):
+    """A method: a module with these six names (see methods/cvs.py for how one reads)."""
+
+    @property
+    def Config(self) -> type[Any]: ...  # noqa: N802  (the recipe's frozen dataclass)
+
+    def setup(self, cfg: Any, task: Task, build_net: BuildNet) -> State:
+        """Networks, adjustments and memories before the first step."""
+        ...
+
+    def plan(self, cfg: Any, task: Task, state: State, epoch: int) -> EpochPlan:
+        """What the epoch visits."""
+        ...
+
+    def step(self, cfg: Any, task: Task, state: State, batches: Mapping[str, Batch], clock: Clock) -> StepResult:
+        """The method's equations."""
+        ...
+
+    def end_epoch(
+        self, cfg: Any, task: Task, state: State, passes: Passes, epoch: int
+    ) -> tuple[State, Mapping[str, Any]]:
+        """Purify labels, re-estimate priors and slopes; returns the state and what to log (numbers or lists)."""
+        ...
+
+    def predict(self, cfg: Any, state: State, x: Tensor) -> Prediction:
+        """Scores of a batch of clean views."""
+        ...
