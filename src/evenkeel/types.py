@@ -5,7 +5,7 @@ Shape letters, the same everywhere: B batch, V views, N images, C classes, D fea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -49,12 +49,14 @@ class Task:
       class_names: C names, in class order.
       candidates: candidate sets, or None.
       n_novel: how many classes beyond ``class_names`` may be present (0 = none).
+      groups: [N] int64 images of one group are not independent (frames of one track), or None.
     """
 
     labels: Tensor
     class_names: tuple[str, ...]
     candidates: Candidates | None = None
     n_novel: int = 0
+    groups: Tensor | None = None
 
     @property
     def n_classes(self) -> int:
@@ -214,6 +216,10 @@ class ViewSource(Protocol):
         """View of the given rows: [B, 3, H, W] or [B, D] float32 on ``device``; the same seed gives the same view."""
         ...
 
+    def prefetch(self, rows: Tensor) -> None:
+        """A hint that `batch` will be asked for these rows next; may do nothing."""
+        ...
+
 
 class Passes(Protocol):
     """Streams a network's predictions over any rows of the training set, in order, un-augmented by default."""
@@ -223,8 +229,28 @@ class Passes(Protocol):
         ...
 
 
-BuildNet = Callable[[int], nn.Module]
-"""n_outputs -> a fresh network whose forward maps views to logits [B, n_outputs]."""
+class Network(Protocol):
+    """A classifier: backbone, then head; what `BuildNet` makes (encoders.backbones.Classifier)."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits [B, C] of views."""
+        ...
+
+    def features(self, x: Tensor) -> Tensor:
+        """Backbone features [B, D] of views."""
+        ...
+
+    def head_logits(self, feats: Tensor) -> Tensor:
+        """Logits [B, C] of features."""
+        ...
+
+
+class BuildNet(Protocol):
+    """Makes a fresh classifier of the user's backbone; ``head`` is "linear" or "cosine" (unit-norm)."""
+
+    def __call__(self, n_outputs: int, *, head: str = "linear") -> nn.Module:
+        """A network whose forward maps views to logits [B, n_outputs]."""
+        ...
 
 
 class Recipe(Protocol):

@@ -1,0 +1,448 @@
+"""The one training loop: a recipe declares what an epoch visits and what a step computes; this does it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from evenkeel.errors import ConfigError, EvenkeelError
+from evenkeel.train import checkpoint, progress
+from evenkeel.train.optim import build_optimizer, lr_at, optimizer_step, sam_radius_at, set_lr
+from evenkeel.train.processes import accelerator_for, autocast_dtype, average_buffers, average_grads, gather_rows, shard
+from evenkeel.train.seeds import derive_seed, generator
+from evenkeel.train.settings import TrainSettings
+from evenkeel.train.track import RunFolder
+from evenkeel.types import (
+    Batch,
+    BuildNet,
+    Clock,
+    EpochPlan,
+    Passes,
+    Recipe,
+    State,
+    StepResult,
+    Stream,
+    Task,
+    ViewSource,
+)
+
+LOG_EVERY_STEPS = 50
+PASS_BATCH = 512
+
+
+class TrainingError(EvenkeelError):
+    """Training cannot go on: the loss is no longer a number."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """How to run, as opposed to what to learn: nothing here changes the result on one device and precision."""
+
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    checkpoint_minutes: float = 5.0  # besides one at each epoch's end
+    n_evaluations: int = 10  # times the test images are scored while training, evenly spread; for the curves only
+    show_progress: bool = True
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training leaves: the state, and what it cost.
+
+    Attributes:
+      state: the recipe's final state.
+      seconds: wall-clock seconds in training, over all resumes.
+      input_frac: share of the training steps' time spent making batches, 0 to 1.
+      images_per_second: images through `step` per second of step and input time.
+      warnings: failure signs seen by the recipe, each once.
+    """
+
+    state: State
+    seconds: float
+    input_frac: float
+    images_per_second: float
+    warnings: tuple[str, ...]
+
+
+def train(
+    recipe: Recipe,
+    cfg: TrainSettings,
+    task: Task,
+    views: ViewSource,
+    build_net: BuildNet,
+    *,
+    options: LoopOptions,
+    run: RunFolder | None = None,
+    evaluate: Callable[[State], Mapping[str, Any]] | None = None,
+) -> Trained:
+    """Train a recipe from the start, or from the checkpoint in ``run`` if there is one.
+
+    Args:
+      recipe: a module of methods/.
+      cfg: its Config.
+      task: labels and class names of the N training images.
+      views: N images.
+      build_net: makes a fresh network of the wanted number of outputs.
+      options: device, precision, seed, how often to checkpoint and evaluate.
+      run: where to log and checkpoint; None keeps nothing.
+      evaluate: scores a state on held-out images, for the curves; the loop never acts on what it returns.
+
+    Returns: the trained state and its costs.
+
+    Raises: TrainingError if the loss stops being finite; KeyboardInterrupt after Ctrl-C, with a checkpoint written.
+    """
+    return _Loop(recipe, cfg, task, views, options, run, evaluate).run_from_setup(build_net)
+
+
+class _Loop:
+    """One training run's moving parts, so that the phases below read as short functions."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        cfg: TrainSettings,
+        task: Task,
+        views: ViewSource,
+        options: LoopOptions,
+        run: RunFolder | None,
+        evaluate: Callable[[State], Mapping[str, Any]] | None,
+    ) -> None:
+        self.recipe, self.cfg, self.views, self.options = recipe, cfg, views, options
+        self.run, self.evaluate = run, evaluate
+        self.accelerator: Accelerator = accelerator_for(options.device)
+        self.device: torch.device = self.accelerator.device
+        self.is_main: bool = self.accelerator.is_main_process
+        self.dtype = autocast_dtype(self.device, options.precision)
+        self.task = dataclasses.replace(task, labels=task.labels.to(self.device))
+        self.epoch, self.step = 0, 0
+        self.plan: EpochPlan | None = None
+        self.sums: dict[str, float] = {}  # this epoch's logs, weighted by rows kept
+        self.spent = {"seconds": 0.0, "input_s": 0.0, "step_s": 0.0, "images": 0.0}
+        self.warnings: list[str] = []
+        self.state: State
+        self.optimizer: torch.optim.Optimizer
+
+    # ---- start ------------------------------------------------------------------------------------------------------
+
+    def run_from_setup(self, build_net: BuildNet) -> Trained:
+        torch.manual_seed(derive_seed(self.options.seed, "setup"))
+        state = self.recipe.setup(self.cfg, self.task, build_net)
+        for net in state.nets.values():
+            net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for name in state.averages:
+            state.nets[name].requires_grad_(False)
+        self.state = state
+        self.optimizer = build_optimizer(self.trained_nets.values(), self.cfg)
+        if self.run is not None and self.run.checkpoint.exists():
+            self.restore(checkpoint.load(self.run.checkpoint))
+        elif self.run is not None and self.is_main:
+            self.run.cut_metrics(0)
+        with _stop_on_signal() as stop, progress.bar(self.options.show_progress and self.is_main) as live:
+            self.run_epochs(stop, live)
+        steps_s = self.spent["input_s"] + self.spent["step_s"]
+        return Trained(
+            state=self.state,
+            seconds=self.spent["seconds"],
+            input_frac=self.spent["input_s"] / max(steps_s, 1e-9),
+            images_per_second=self.spent["images"] / max(steps_s, 1e-9),
+            warnings=tuple(self.warnings),
+        )
+
+    @property
+    def trained_nets(self) -> dict[str, nn.Module]:
+        return {name: net for name, net in self.state.nets.items() if name not in self.state.averages}
+
+    # ---- epochs -----------------------------------------------------------------------------------------------------
+
+    def run_epochs(self, stop: threading.Event, live: progress.Bar) -> None:
+        started = last_saved = time.monotonic()
+        before = self.spent["seconds"]
+        while self.epoch < self.cfg.epochs:
+            if self.plan is None:
+                self.plan = self.recipe.plan(self.cfg, self.task, self.state, self.epoch)
+                _check_plan(self.plan, self.views.n_rows)
+            for net in self.trained_nets.values():
+                net.train()
+            while self.step < self.plan.n_steps:
+                result = self.run_step(self.plan)
+                self.step += 1
+                live.update(self.epoch, self.cfg.epochs, self.step, self.plan.n_steps, self.epoch_means())
+                self.spent["seconds"] = before + time.monotonic() - started
+                if self.step % LOG_EVERY_STEPS == 0:
+                    self.log_step(result)
+                if stop.is_set():
+                    self.save()
+                    raise KeyboardInterrupt
+                if time.monotonic() - last_saved > 60 * self.options.checkpoint_minutes:
+                    self.save()
+                    last_saved = time.monotonic()
+            self.end_epoch()
+            self.spent["seconds"] = before + time.monotonic() - started
+            self.epoch, self.step, self.plan, self.sums = self.epoch + 1, 0, None, {}
+            self.save()
+            last_saved = time.monotonic()
+            if stop.is_set():
+                raise KeyboardInterrupt
+
+    def run_step(self, plan: EpochPlan) -> StepResult:
+        began = time.monotonic()
+        clock = Clock(self.epoch, self.cfg.epochs, self.step, plan.n_steps, self.options.seed)
+        batches = {name: self.batch(name, stream) for name, stream in plan.streams.items()}
+        self.hint_next_batches(plan)
+        made = time.monotonic()
+        set_lr(self.optimizer, lr_at(self.cfg, clock.epoch_frac))
+        results: list[StepResult] = []
+
+        def loss_of() -> Tensor:
+            # The same seed for both forwards of a sharpness-aware step: they must drop the same units.
+            torch.manual_seed(derive_seed(self.options.seed, "step", self.epoch, self.step))
+            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+                result = self.recipe.step(self.cfg, self.task, self.state, batches, clock)
+            results.append(result)
+            return result.loss
+
+        optimizer_step(
+            self.optimizer,
+            self.trained_nets,
+            loss_of,
+            radius=sam_radius_at(self.cfg, clock.epoch_frac),
+            max_grad_norm=self.cfg.max_grad_norm,
+            reduce_grads=lambda params: average_grads(params, self.accelerator),
+        )
+        result = results[0]  # the forward at the unperturbed weights
+        self.state = result.state
+        self.follow_averages()
+        self.add_logs(result)
+        self.spent["input_s"] += made - began
+        self.spent["step_s"] += time.monotonic() - made
+        self.spent["images"] += sum(len(batch.rows) for batch in batches.values()) * self.accelerator.num_processes
+        return result
+
+    def end_epoch(self) -> None:
+        for net in self.trained_nets.values():
+            average_buffers(net, self.accelerator)
+        state, logs = self.recipe.end_epoch(self.cfg, self.task, self.state, self.passes, self.epoch)
+        self.state = state
+        record = {"kind": "epoch", "epoch": self.epoch, **self.epoch_means(), **logs}
+        record["lr"] = lr_at(self.cfg, self.epoch + 1 - 1e-6)
+        record["images_per_second"] = self.spent["images"] / max(self.spent["input_s"] + self.spent["step_s"], 1e-9)
+        for warning in record.pop("warnings", ()):
+            if warning not in self.warnings:
+                self.warnings.append(warning)
+        if not math.isfinite(record.get("loss", 0.0)):
+            raise TrainingError(
+                f"the loss became {record['loss']} in epoch {self.epoch}", fix="lower lr with --set lr=…"
+            )
+        every = max(1, self.cfg.epochs // max(self.options.n_evaluations, 1))
+        if self.evaluate is not None and (self.epoch + 1) % every == 0 and self.options.n_evaluations > 0:
+            record["test"] = dict(self.evaluate(self.state))
+        if self.run is not None and self.is_main:
+            self.run.log(record, step=self.epoch + 1)
+
+    # ---- pieces -----------------------------------------------------------------------------------------------------
+
+    def batch(self, name: str, stream: Stream) -> Batch:
+        rows = shard(rows_of_step(name, stream, self.options.seed, self.epoch, self.step), self.accelerator)
+        views = tuple(
+            self.views.batch(
+                rows,
+                view,
+                seed=derive_seed(
+                    self.options.seed, "view", self.epoch, self.step, name, i, self.accelerator.process_index
+                ),
+                device=self.device,
+            )
+            for i, view in enumerate(stream.views)
+        )
+        rows = rows.to(self.device)
+        return Batch(rows=rows, views=views, labels=self.task.labels[rows])
+
+    def hint_next_batches(self, plan: EpochPlan) -> None:
+        if self.step + 1 < plan.n_steps:
+            for name, stream in plan.streams.items():
+                rows = rows_of_step(name, stream, self.options.seed, self.epoch, self.step + 1)
+                self.views.prefetch(shard(rows, self.accelerator))
+
+    def follow_averages(self) -> None:
+        with torch.no_grad():
+            for name, average in self.state.averages.items():
+                kept, new = self.state.nets[name], self.state.nets[average.source]
+                for old, now in zip(kept.parameters(), new.parameters(), strict=True):
+                    old.lerp_(now, 1.0 - average.decay)
+                for held, current in zip(kept.buffers(), new.buffers(), strict=True):
+                    held.copy_(current)
+
+    def passes(self, net: str, rows: Tensor, view: str = "clean") -> Iterator[tuple[Tensor, Tensor]]:
+        """See types.Passes."""
+        module = self.state.nets[net]
+        was_training = module.training
+        module.eval()
+        n = self.accelerator.num_processes
+        try:
+            for start in range(0, len(rows), PASS_BATCH * n):
+                chunk = rows[start : start + PASS_BATCH * n].cpu()
+                even = torch.cat([chunk, chunk[:1].expand(-len(chunk) % n)])  # every process needs equally many
+                mine = shard(even, self.accelerator)
+                seed = derive_seed(self.options.seed, "pass", self.epoch, start, self.accelerator.process_index)
+                x = self.views.batch(mine, view, seed=seed, device=self.device)
+                with (
+                    torch.no_grad(),
+                    torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None),
+                ):
+                    logits = module(x).float()
+                yield chunk.to(self.device), gather_rows(logits)[: len(chunk)]
+        finally:
+            module.train(was_training)
+
+    # ---- logs and checkpoints ---------------------------------------------------------------------------------------
+
+    def add_logs(self, result: StepResult) -> None:
+        weight = float(result.n_kept)
+        self.sums["n_kept"] = self.sums.get("n_kept", 0.0) + weight
+        for key, value in {"loss": result.loss.detach(), **result.logs}.items():
+            self.sums[key] = self.sums.get(key, 0.0) + weight * float(value)
+
+    def epoch_means(self) -> dict[str, float]:
+        kept = max(self.sums.get("n_kept", 0.0), 1e-12)
+        return {key: value / kept for key, value in self.sums.items() if key != "n_kept"}
+
+    def log_step(self, result: StepResult) -> None:
+        loss = float(result.loss.detach())
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss became {loss} in epoch {self.epoch}, step {self.step}", fix="lower lr with --set lr=…"
+            )
+        if self.run is not None and self.is_main and self.plan is not None:
+            step = self.epoch * self.plan.n_steps + self.step
+            self.run.log({"kind": "step", "epoch": self.epoch, "step": self.step, "loss": loss}, step=step)
+
+    def save(self) -> None:
+        if self.run is None or not self.is_main:
+            return
+        payload = {
+            "format": checkpoint.FORMAT,
+            "epoch": self.epoch,
+            "step": self.step,
+            "plan": None if self.plan is None else _plan_dict(self.plan),
+            "sums": self.sums,
+            "spent": self.spent,
+            "warnings": self.warnings,
+            "metrics_size": self.run.metrics_size(),
+            "optimizer": self.optimizer.state_dict(),
+            **checkpoint.state_dict(self.state),
+        }
+        checkpoint.save_atomically(payload, self.run.checkpoint)
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        self.state = checkpoint.load_state(self.state, saved, self.device)
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.epoch, self.step = saved["epoch"], saved["step"]
+        self.plan = None if saved["plan"] is None else _plan_from(saved["plan"])
+        self.sums, self.spent, self.warnings = dict(saved["sums"]), dict(saved["spent"]), list(saved["warnings"])
+        if self.run is not None and self.is_main:
+            self.run.cut_metrics(saved["metrics_size"])
+
+
+def rows_of_step(name: str, stream: Stream, seed: int, epoch: int, step: int) -> Tensor:
+    """Rows that a stream gives a step: consecutive places in an endless row of fresh permutations.
+
+    Args:
+      name, stream: as in the plan.
+      seed, epoch, step: of the run and the moment.
+
+    Returns: [min(batch_size, n)] int64 rows.
+
+    Example: five rows in steps of two; the third step takes one row of the next permutation.
+      >>> stream = Stream(torch.arange(5), batch_size=2)
+      >>> first = torch.cat([rows_of_step("a", stream, 0, 0, s) for s in range(3)])
+      >>> sorted(first[:5].tolist()), len(first)
+      ([0, 1, 2, 3, 4], 6)
+    """
+    n = len(stream.rows)
+    size = min(stream.batch_size, n)
+    positions = torch.arange(step * size, (step + 1) * size)
+    parts = []
+    for cycle in range(int(positions[0]) // n, int(positions[-1]) // n + 1):
+        inside = positions[positions.div(n, rounding_mode="floor") == cycle] - cycle * n
+        parts.append(stream.rows[_order(n, seed, epoch, name, cycle)[inside] if stream.shuffle else inside])
+    return torch.cat(parts)
+
+
+@functools.lru_cache(maxsize=16)
+def _order(n: int, seed: int, epoch: int, name: str, cycle: int) -> Tensor:
+    return torch.randperm(n, generator=generator(seed, "order", epoch, name, cycle))
+
+
+def steps_for(n_rows: int, batch_size: int) -> int:
+    """Steps that visit ``n_rows`` about once: rounded, at least 1; the last batch borrows from the next permutation.
+
+    Example:
+      >>> steps_for(1000, 128), steps_for(10, 128)
+      (8, 1)
+    """
+    return max(1, round(n_rows / batch_size))
+
+
+def _check_plan(plan: EpochPlan, n_rows: int) -> None:
+    for name, stream in plan.streams.items():
+        if len(stream.rows) == 0:
+            raise ConfigError(
+                f"stream {name!r} has no images to train on", fix="give the data at least one usable image"
+            )
+        assert int(stream.rows.min()) >= 0, f"stream {name!r} has a negative row"
+        assert int(stream.rows.max()) < n_rows, f"stream {name!r} leaves the table"
+
+
+def _plan_dict(plan: EpochPlan) -> dict[str, Any]:
+    return {
+        "n_steps": plan.n_steps,
+        "streams": {
+            name: {"rows": s.rows, "batch_size": s.batch_size, "views": list(s.views), "shuffle": s.shuffle}
+            for name, s in plan.streams.items()
+        },
+    }
+
+
+def _plan_from(saved: Mapping[str, Any]) -> EpochPlan:
+    streams = {name: Stream(**{**s, "views": tuple(s["views"])}) for name, s in saved["streams"].items()}
+    return EpochPlan(streams=streams, n_steps=saved["n_steps"])
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or a termination request sets; a second Ctrl-C interrupts at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def request(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+__all__ = ["LoopOptions", "Passes", "Trained", "TrainingError", "rows_of_step", "steps_for", "train"]

@@ -1,0 +1,103 @@
+"""The same loop on one process or many: sharding, gathering, averaging. Identity when there is only one."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from evenkeel.errors import ConfigError
+
+
+def accelerator_for(device: str) -> Accelerator:
+    """The accelerator of this process on "auto", "cpu" or "cuda".
+
+    Raises: ConfigError if CUDA is asked for and there is none.
+
+    Example:
+      >>> accelerator_for("cpu").device.type
+      'cpu'
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device {device!r} is not known", fix="use auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda was asked for, but torch sees no CUDA device", fix="use --device auto or cpu")
+    wants_cpu = device == "cpu" or not torch.cuda.is_available()
+    # accelerate keeps one state per process and refuses another device in it: begin a new one when the device changes.
+    if AcceleratorState._shared_state and (AcceleratorState().device.type == "cpu") != wants_cpu:
+        AcceleratorState._reset_state(True)
+    return Accelerator(cpu=wants_cpu)
+
+
+def autocast_dtype(device: torch.device, precision: str) -> torch.dtype | None:
+    """The dtype that forward passes autocast to, None for plain float32.
+
+    Args:
+      device: training device.
+      precision: "auto", "bf16" or "fp32"; auto is bf16 where the hardware multiplies it natively.
+
+    Raises: ConfigError for another precision.
+
+    Example:
+      >>> autocast_dtype(torch.device("cpu"), "fp32") is None, autocast_dtype(torch.device("cpu"), "bf16")
+      (True, torch.bfloat16)
+    """
+    if precision not in ("auto", "bf16", "fp32"):
+        raise ConfigError(f"precision {precision!r} is not known", fix="use auto, bf16 or fp32")
+    if precision == "auto":
+        if device.type == "cuda":
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            able = torch.cpu.get_capabilities()
+            native = bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+        return torch.bfloat16 if native else None
+    return torch.bfloat16 if precision == "bf16" else None
+
+
+def shard(rows: Tensor, accelerator: Accelerator) -> Tensor:
+    """This process's share of a batch: every n-th row."""
+    return rows[accelerator.process_index :: accelerator.num_processes]
+
+
+def gather_rows(x: Tensor) -> Tensor:
+    """Rows of every process, in the order of the unsharded batch, if each process holds equally many.
+
+    Recipes call this on what they fold into their state, so that every process keeps the same state.
+
+    Args:
+      x: [B / processes, ...] this process's share, as `shard` deals it.
+
+    Returns: [B, ...]; x itself when there is one process.
+
+    Example:
+      >>> gather_rows(torch.tensor([1, 2])).tolist()
+      [1, 2]
+    """
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return x
+    parts = [torch.empty_like(x) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(parts, x.contiguous())
+    return torch.stack(parts, dim=1).flatten(0, 1)  # [B/n, n, ...] -> [B, ...]
+
+
+def average_grads(params: list[Tensor], accelerator: Accelerator) -> None:
+    """Average gradients over processes, in place, in one exchange."""
+    if accelerator.num_processes == 1:
+        return
+    grads = [p.grad for p in params if p.grad is not None]
+    flat = torch.cat([grad.flatten() for grad in grads])
+    torch.distributed.all_reduce(flat)
+    flat /= accelerator.num_processes
+    for grad, part in zip(grads, torch.split(flat, [grad.numel() for grad in grads]), strict=True):
+        grad.copy_(part.view_as(grad))
+
+
+def average_buffers(net: nn.Module, accelerator: Accelerator) -> None:
+    """Average floating-point buffers (batch-norm statistics) over processes, in place."""
+    if accelerator.num_processes == 1:
+        return
+    for buffer in net.buffers():
+        if buffer.is_floating_point():
+            torch.distributed.all_reduce(buffer)
+            buffer /= accelerator.num_processes

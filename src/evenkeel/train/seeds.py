@@ -1,0 +1,33 @@
+"""Seeds derived from what they are for, so that a resumed run needs no saved generator state."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed that depends on every part and on nothing else.
+
+    Args:
+      parts: what the randomness is for, e.g. ``(seed, "order", epoch, stream_name)``.
+
+    Returns: 0 <= seed < 2**63, the same on every machine and Python version.
+
+    Example:
+      >>> derive_seed(0, "order", 3) == derive_seed(0, "order", 3), derive_seed(0, "a") == derive_seed(0, "b")
+      (True, False)
+    """
+    digest = hashlib.blake2b("\x1f".join(f"{type(part).__name__}:{part}" for part in parts).encode(), digest_size=8)
+    return int.from_bytes(digest.digest(), "big") >> 1
+
+
+def generator(*parts: int | str) -> torch.Generator:
+    """A CPU generator seeded with `derive_seed`.
+
+    Example:
+      >>> torch.equal(torch.rand(2, generator=generator(0, "x")), torch.rand(2, generator=generator(0, "x")))
+      True
+    """
+    return torch.Generator().manual_seed(derive_seed(*parts))
