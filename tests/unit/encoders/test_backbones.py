@@ -1,0 +1,311 @@
+"""Tiny random checkpoints of transformers, written to a temporary folder and loaded back by path."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from evenkeel.encoders.backbones import (
+    ImageStats,
+    build,
+    classifier_config,
+    from_config,
+    image_stats,
+    param_groups,
+)
+from evenkeel.errors import ConfigError, OfflineError
+
+SHARED = Path(os.environ.get("EVENKEEL_SHARED", Path(__file__).parents[3] / "../shared"))
+VIT = {
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "image_size": 32,
+    "patch_size": 8,
+}
+TEXT = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "vocab_size": 60,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def tiny(kind):
+    if kind == "vit":
+        return transformers.ViTModel(transformers.ViTConfig(**VIT))
+    if kind == "vit for classification":
+        return transformers.ViTForImageClassification(transformers.ViTConfig(**VIT))
+    if kind == "dinov2":
+        return transformers.Dinov2Model(transformers.Dinov2Config(**VIT))
+    if kind == "convnext":
+        return transformers.ConvNextModel(
+            transformers.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 2], num_stages=2, patch_size=2)
+        )
+    if kind == "resnet":
+        return transformers.ResNetModel(
+            transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 2], layer_type="basic")
+        )
+    if kind == "clip":
+        return transformers.CLIPModel(transformers.CLIPConfig(text_config=TEXT, vision_config=VIT, projection_dim=12))
+    if kind == "siglip":
+        return transformers.SiglipModel(transformers.SiglipConfig(text_config=TEXT, vision_config=VIT))
+    raise AssertionError(kind)
+
+
+@pytest.fixture
+def save(tmp_path):
+    def write(kind):
+        torch.manual_seed(0)
+        model = tiny(kind).eval()
+        model.save_pretrained(tmp_path / "model")
+        return model, str(tmp_path / "model")
+
+    return write
+
+
+def direct_feats(kind, model, x):
+    """What transformers itself gives."""
+    if kind in ("clip", "siglip"):
+        out = model.get_image_features(pixel_values=x)
+        return out if torch.is_tensor(out) else out.pooler_output
+    if kind == "vit":
+        return model(x).last_hidden_state[:, 0]
+    if kind == "vit for classification":
+        return model.vit(x).last_hidden_state[:, 0]
+    return model(x).pooler_output.flatten(1)
+
+
+KINDS = ["vit", "vit for classification", "dinov2", "convnext", "resnet", "clip", "siglip"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_build__loads_by_path_and_rebuilds_without_it(kind, save, tmp_path):
+    model, path = save(kind)
+    before = torch.random.get_rng_state()
+    net = build(path, 5, image_size_px=32, seed=0).eval()
+    assert torch.equal(torch.random.get_rng_state(), before)
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(net.features(x), direct_feats(kind, model, x), atol=1e-6)
+        assert net.features(x).shape == (2, net.n_features)
+    assert net.n_features == (12 if kind == "clip" else 16)
+    assert not any("text" in name for name, _ in net.named_parameters())
+
+    config = json.loads(json.dumps(classifier_config(net)))
+    Path(path).rename(tmp_path / "gone")  # rebuilding may not need the original
+    again = from_config(config).eval()
+    with torch.no_grad():
+        assert not torch.allclose(again(x), net(x), atol=1e-3)
+        again.load_state_dict(net.state_dict())
+        assert torch.equal(again(x), net(x))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_build__every_parameter_left_trainable_gets_a_gradient(kind, save):
+    _, path = save(kind)
+    net = build(path, 5, seed=0)
+    net(torch.randn(4, 3, 32, 32)).square().sum().backward()
+    assert [n for n, p in net.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_build__other_image_size_and_random_weights(save):
+    model, path = save("clip")
+    assert build(path, 2, image_size_px=48, seed=0)(torch.randn(1, 3, 48, 48)).shape == (1, 2)
+    first, same, other = (build(path, 2, pretrained=False, seed=s).state_dict() for s in (1, 1, 2))
+    assert all(torch.equal(first[k], same[k]) for k in first)
+    name = "backbone.model.encoder.layers.0.mlp.fc1.weight"
+    assert not torch.equal(first[name], other[name])
+    assert not torch.equal(first[name], model.vision_model.state_dict()[name.removeprefix("backbone.model.")])
+
+
+def test_build__half_precision_checkpoint_becomes_float32(tmp_path):
+    tiny("resnet").half().save_pretrained(tmp_path)
+    net = build(str(tmp_path), 2, seed=0)
+    assert {t.dtype for t in net.state_dict().values() if t.is_floating_point()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"), [("vit", "layer.1.intermediate"), ("clip", "vision_model.encoder.layers.1.mlp.fc1")]
+)
+def test_build__checkpoint_without_its_weights(kind, key, save):
+    _, path = save(kind)
+    file = Path(path) / "model.safetensors"
+    weights = load_file(file)
+    kept = {k: v for k, v in weights.items() if key not in k}
+    assert len(weights) - len(kept) == 2
+    save_file(kept, file, metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match="lacks 2 weights"):
+        build(path, 2, seed=0)
+
+
+def test_features__tiny_clip_image_tower():
+    path = SHARED / "models" / "tiny-clip"
+    if not path.is_dir():
+        pytest.skip(f"shared model not here: {path}")
+    net = build(str(path), 10, seed=0).eval()
+    full = transformers.CLIPModel.from_pretrained(path, dtype=torch.float32).eval()
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(net.features(x), direct_feats("clip", full, x), atol=1e-5)
+    assert net.n_features == 128
+    stats = image_stats(str(path))
+    assert stats == ImageStats(32, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
+def test_image_stats__resize_then_crop(tmp_path):
+    tiny("vit").save_pretrained(tmp_path)
+    transformers.CLIPImageProcessorPil(
+        size={"shortest_edge": 40},
+        crop_size={"height": 32, "width": 32},
+        image_mean=[0.1, 0.2, 0.3],
+        image_std=[1.0] * 3,
+    ).save_pretrained(tmp_path)
+    assert image_stats(str(tmp_path)) == ImageStats(32, (0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
+
+
+def test_image_stats__checkpoint_that_does_not_say(save):
+    _, path = save("vit")
+    with pytest.raises(ConfigError, match="does not say what pixels") as caught:
+        image_stats(path)
+    assert "preprocessor_config.json" in caught.value.fix
+
+
+def test_freeze__gradient_flows_only_where_it_should(save):
+    _, path = save("dinov2")
+    net = build(path, 5, freeze=("*.embeddings.*", "*.layer.[0-1].*"), seed=0)
+    net(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    has_grad = {name for name, p in net.named_parameters() if p.grad is not None}
+    wanted = {n for n, _ in net.named_parameters() if ".layer.2." in n or "layernorm" in n or n.startswith("head.")}
+    assert has_grad == wanted
+
+
+def test_freeze__batch_norm_keeps_its_statistics():
+    net = build("resnet32", 3, freeze=("backbone.stages.0.*", "backbone.stages.1.0.norm1.weight"), seed=0)
+    before = {name: b.clone() for name, b in net.named_buffers()}
+    net.train()(torch.randn(4, 3, 8, 8))
+    same = {name.rsplit(".", 1)[0] for name, b in net.named_buffers() if torch.equal(b, before[name])}
+    assert same == {f"backbone.stages.0.{i}.norm{j}" for i in range(5) for j in (1, 2)}
+    # the half-frozen norm and all others are still in training mode
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert sum(m.training for m in norms) == len(norms) - 10
+    assert not any(m.training for m in net.eval().modules())
+
+
+def test_freeze__pattern_without_match():
+    with pytest.raises(ConfigError, match=r"'backbone' matches no parameter") as caught:
+        build("resnet32", 3, freeze=("backbone",), seed=0)
+    for name in ("backbone.stem", "backbone.norm", "backbone.stages", "head.weight"):
+        assert name in caught.value.fix
+
+
+def test_head__cosine():
+    net = build("resnet32", 4, head="cosine", seed=0).eval()
+    feats = torch.randn(6, 64)
+    logits = net.head_logits(feats)
+    slow = [[torch.nn.functional.cosine_similarity(f, w, dim=0).item() for w in net.head.weight] for f in feats]
+    assert torch.allclose(logits, torch.tensor(slow), atol=1e-6)
+    assert torch.allclose(net.head_logits(7 * feats), logits, atol=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(net.head_logits(feats), logits)
+
+
+@pytest.mark.parametrize(
+    ("kind", "n_blocks", "first_after"),
+    [
+        ("vit", 3, "layernorm"),
+        ("clip", 3, "post_layernorm"),
+        ("dinov2", 3, "layernorm"),
+        ("convnext", 3, "layernorm"),
+        ("resnet", 3, None),
+    ],
+)
+def test_param_groups__layer_decay(kind, n_blocks, first_after, save):
+    _, path = save(kind)
+    net = build(path, 5, seed=0)
+    groups = param_groups(net, lr=0.1, weight_decay=0.05, layer_decay=0.5)
+    assert [g["name"] for g in groups] == ["stem", *(f"block{i + 1}" for i in range(n_blocks)), "head"]
+    assert [g["lr"] for g in groups] == pytest.approx([0.1 * 0.5 ** (n_blocks + 1 - i) for i in range(n_blocks + 2)])
+    names = {id(p): n for n, p in net.named_parameters()}
+    of_group = [{names[id(p)] for p in g["params"]} for g in groups]
+    assert {"head.weight", "head.bias"} <= of_group[-1]
+    assert all("embed" in n or "pre_l" in n for n in of_group[0])
+    if first_after:
+        assert f"backbone.model.{first_after}.weight" in of_group[-1]
+    assert sum(map(len, of_group)) == sum(p.requires_grad for p in net.parameters())
+
+
+def test_param_groups__frozen_left_out_and_norms_without_decay():
+    net = build("resnet32", 5, freeze=("backbone.stem.*",), seed=0)
+    groups = param_groups(net, lr=0.1, weight_decay=0.05, decay_norms=False)
+    assert [(g["name"], g["lr"], g["weight_decay"]) for g in groups] == [
+        ("all, no decay", 0.1, 0.0),
+        ("all", 0.1, 0.05),
+    ]
+    assert all(p.dim() == 1 for p in groups[0]["params"])
+    assert len(groups[1]["params"]) == 30 + 1  # convolutions of the blocks and the head's weight
+    assert len(groups[0]["params"]) == 2 * 31 + 1  # norms and the head's bias
+    torch.optim.SGD(groups)  # accepted as they are
+    with pytest.raises(ConfigError, match=r"layer_decay is 1\.5"):
+        param_groups(net, lr=0.1, weight_decay=0.0, layer_decay=1.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "fix"),
+    [
+        ("resnet-32", "unknown model: 'resnet-32'", "did you mean resnet32"),
+        ("nonsense", "unknown model: 'nonsense'", "resnet32 or resnet18 or preact_resnet18"),
+        ("./not/here", "no such model folder", "check the path"),
+    ],
+)
+def test_build__unknown_name(name, message, fix):
+    with pytest.raises(ConfigError, match=message) as caught:
+        build(name, 2, seed=0)
+    assert fix in caught.value.fix
+
+
+def test_build__offline(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(OfflineError, match=r"^some-owner/some-model is not on this machine") as caught:
+        build("some-owner/some-model", 2, seed=0)
+    assert "hf download some-owner/some-model" in caught.value.fix
+    assert len(caught.value.message.splitlines()) == 1
+
+
+def test_build__not_a_vision_model(tmp_path):
+    transformers.BertModel(
+        transformers.BertConfig(
+            hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9
+        )
+    ).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="is a bert model, which takes no images"):
+        build(str(tmp_path), 2, seed=0)
+
+
+def test_build__folder_without_model(tmp_path):
+    with pytest.raises(ConfigError, match=r"no config\.json"):
+        build(str(tmp_path), 2, seed=0)
+
+
+def test_build__bad_values():
+    with pytest.raises(ConfigError, match="unknown head: 'cos'"):
+        build("resnet32", 2, head="cos", seed=0)
+    with pytest.raises(ConfigError, match="n_outputs is 0"):
+        build("resnet32", 0, seed=0)
+
+
+def test_from_config__bad_values():
+    config = classifier_config(build("resnet32", 2, seed=0))
+    with pytest.raises(ConfigError, match="lacks head"):
+        from_config({k: v for k, v in config.items() if k != "head"})
+    with pytest.raises(ConfigError, match="does not know the model type 'futuristic'"):
+        from_config(config | {"transformers": {"model_type": "futuristic"}})
