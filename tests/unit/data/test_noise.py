@@ -123,9 +123,10 @@ def test_candidate_sets__memory_goes_with_the_members():
     assert peak_bytes < n * n_classes / 2  # half of what a table of single bytes would take
 
 
-def test_instance_dependent__mean_rate_and_each_probability():
+@pytest.mark.parametrize("rate", [0.3, 0.6])  # none, and most, of the probabilities are cut at 1
+def test_instance_dependent__mean_rate_and_each_probability(rate):
     probs = weak_model()
-    table = dense(noise.instance_dependent(probs, LABELS, n_classes=C, rate=0.3, seed=8), C)
+    table = dense(noise.instance_dependent(probs, LABELS, n_classes=C, rate=rate, seed=8), C)
     assert table[np.arange(N), LABELS].all()
     # the oracle: bisection for s on a float64 table, one entry after the other
     wrong = probs.astype(np.float64)
@@ -134,10 +135,10 @@ def test_instance_dependent__mean_rate_and_each_probability():
     low, high = 0.0, 1e6
     for _ in range(200):
         middle = (low + high) / 2
-        low, high = (middle, high) if np.minimum(1, middle * liked).sum() < 0.3 * N * (C - 1) else (low, middle)
+        low, high = (middle, high) if np.minimum(1, middle * liked).sum() < rate * N * (C - 1) else (low, middle)
     p = np.minimum(1, low * liked)
     table[np.arange(N), LABELS] = False
-    assert abs(table.sum() - 0.3 * N * (C - 1)) < 4 * np.sqrt((p * (1 - p)).sum())
+    assert abs(table.sum() - rate * N * (C - 1)) < 4 * np.sqrt((p * (1 - p)).sum())
     for bottom in np.arange(0.05, 0.95, 0.1):  # labels of like probability enter with that probability
         bucket = (p >= bottom) & (p < bottom + 0.1)
         expected, variance = p[bucket].sum(), (p * (1 - p))[bucket].sum()
