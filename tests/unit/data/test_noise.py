@@ -123,7 +123,7 @@ def test_candidate_sets__memory_goes_with_the_members():
     assert peak_bytes < n * n_classes / 2  # half of what a table of single bytes would take
 
 
-@pytest.mark.parametrize("rate", [0.3, 0.6])  # none, and most, of the probabilities are cut at 1
+@pytest.mark.parametrize("rate", [0.3, 0.6])  # no probability cut at 1, and many
 def test_instance_dependent__mean_rate_and_each_probability(rate):
     probs = weak_model()
     table = dense(noise.instance_dependent(probs, LABELS, n_classes=C, rate=rate, seed=8), C)
