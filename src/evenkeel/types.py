@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -248,7 +248,7 @@ class Network(Protocol):
 class BuildNet(Protocol):
     """Makes a fresh classifier of the user's backbone; ``head`` is "linear" or "cosine" (unit-norm)."""
 
-    def __call__(self, n_outputs: int, *, head: str = "linear") -> nn.Module:
+    def __call__(self, n_outputs: int, *, head: Literal["linear", "cosine"] = "linear") -> nn.Module:
         """A network whose forward maps views to logits [B, n_outputs]."""
         ...
 

@@ -308,7 +308,8 @@ def open_dataset(name: str, *, root: str | Path | None = None, split: str) -> La
     A local copy is looked for in ``root`` if given, and nowhere else then; otherwise in ``$EVENKEEL_DATA/<key>``. It
     is a folder with the card's list files, or Parquet files with the split in their names (``train.parquet``,
     ``cifar10-train.parquet``, ``data/train-00000-of-00003.parquet``), or a folder per split with a folder per class.
-    ``root`` may also be one Parquet file. Classes are put into the official order and given the official names where
+    Of several data sets in one folder, the files with the key in their names are taken. ``root`` may also be one
+    Parquet file. Classes are put into the official order and given the official names where
     the copy's own names or numbers can be told.
 
     Args:
@@ -358,7 +359,8 @@ def _open_local(card: DatasetCard, folder: Path, split: str) -> LabelTable:
     named = re.compile(rf"(^|[-_.])({re.escape(split)}|{re.escape(hub_split)})([-_.]|$)")
     shards = [p for p in sorted([*within.glob("*.parquet"), *within.glob("*/*.parquet")]) if named.search(p.stem)]
     if shards:
-        return _load_parquet(card, shards)
+        own = [p for p in shards if card.key in p.stem]  # several data sets may share the folder
+        return _load_parquet(card, own or shards)
     for name in (split, hub_split):
         if (folder / name).is_dir():
             return _load(folder / name)

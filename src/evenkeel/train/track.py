@@ -17,6 +17,7 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from evenkeel.errors import ConfigError, DataError
+from evenkeel.train.processes import autocast_dtype
 
 
 class RunFolder:
@@ -70,6 +71,18 @@ class RunFolder:
             ) from error
         return dict(content)
 
+    def read_yaml(self, name: str) -> dict[str, Any]:
+        """Read a YAML file of the run.
+
+        Raises: DataError if it is missing or broken.
+        """
+        try:
+            return dict(yaml.safe_load((self.path / name).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+            raise DataError(
+                f"{self.path / name} cannot be read ({error})", fix="is this the folder of a run?"
+            ) from error
+
     def log(self, record: Mapping[str, Any], *, step: int) -> None:
         """Append one record to metrics.jsonl and its scalars to TensorBoard."""
         with self.metrics.open("a", encoding="utf-8") as file:
@@ -116,7 +129,7 @@ def write_text_atomically(path: Path, text: str) -> None:
 def environment(device: torch.device, precision: str) -> dict[str, Any]:
     """Versions, hardware and commit that a result depends on: JSON-ready."""
     packages = {}
-    for name in ("evenkeel", "torch", "transformers", "accelerate", "datasets", "numpy", "kornia", "pyarrow"):
+    for name in ("evenkeel", "torch", "transformers", "accelerate", "datasets", "numpy", "pyarrow"):
         try:
             packages[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -129,6 +142,7 @@ def environment(device: torch.device, precision: str) -> dict[str, Any]:
         "n_threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "precision": precision,
+        "precision_used": str(autocast_dtype(device, precision) or torch.float32).removeprefix("torch."),
         "packages": packages,
         "commit": source_commit(),
     }

@@ -1,0 +1,143 @@
+"""The benchmark tables: data, cells, schedules and published numbers, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+FULL: Mapping[str, object] = {
+    "epochs": 200,
+    "batch_size": 128,
+    "lr": 0.1,
+    "weight_decay": 2e-4,
+    "schedule": "step",
+    "warmup_epochs": 5.0,
+}
+"""The published schedule (methods of the CVS paper: 200 epochs, x0.1 at 80% and 90%)."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One column of a grid: a method with the settings that make it this cell.
+
+    Attributes:
+      title: what the table prints.
+      method: name in methods.registry.METHODS.
+      settings: fields of the method's Config.
+      published: accuracy in percent at the full schedule, where there is one.
+    """
+
+    title: str
+    method: str
+    settings: Mapping[str, object] = field(default_factory=dict)
+    published: float | None = None
+
+
+@dataclass(frozen=True)
+class BenchTable:
+    """A grid of cells x seeds on one data set.
+
+    Attributes:
+      title: heading.
+      dataset: name in data.registry.DATASETS.
+      ratio: imbalance ratio to cut the training images to, None = as they are.
+      n_max: images of the largest class after the cut (reduced schedule only), None = all.
+      track_frac: share of the groups to keep (reduced schedule only), None = all.
+      epochs: of the reduced schedule.
+      cells: name -> cell.
+      seeds: of the grid.
+      source: of the published numbers.
+    """
+
+    title: str
+    dataset: str
+    cells: Mapping[str, Cell]
+    ratio: float | None = None
+    n_max: int | None = None
+    track_frac: float | None = None
+    epochs: int = 8
+    seeds: tuple[int, ...] = (0, 1, 2)
+    source: str = ""
+
+
+def _main(published: Mapping[str, float]) -> dict[str, Cell]:
+    return {
+        "ce": Cell("Cross-entropy", "ce", published=published.get("ce")),
+        "ldam_drw": Cell("LDAM + DRW", "ldam_drw", published=published.get("ldam_drw")),
+        "la": Cell("Logit adjustment", "la", published=published.get("la")),
+        "vs": Cell("Vector scaling", "vs", published=published.get("vs")),
+        "cvs": Cell("CVS", "cvs", published=published.get("cvs")),
+    }
+
+
+_AUTHORS = "the CVS authors' README, conference version; ResNet-32, 200 epochs (the row CVS is their VS+ADRW+TLA)"
+
+TABLES: Mapping[str, BenchTable] = {
+    "cifar10-lt-100": BenchTable(
+        "CIFAR-10-LT, ratio 100",
+        "cifar10",
+        _main({"ce": 71.25, "ldam_drw": 77.97, "vs": 80.29, "cvs": 80.81}),
+        ratio=100,
+        epochs=8,
+        source=_AUTHORS,
+    ),
+    "cifar10-lt-10": BenchTable(
+        "CIFAR-10-LT, ratio 10",
+        "cifar10",
+        _main({"ce": 86.74, "ldam_drw": 87.96, "vs": 88.74, "cvs": 88.86}),
+        ratio=10,
+        n_max=2500,
+        epochs=6,
+        source=_AUTHORS,
+    ),
+    "gtsrb": BenchTable(
+        "GTSRB, naturally long-tailed", "gtsrb", _main({}), track_frac=0.25, epochs=6, source="none for these methods"
+    ),
+    "ablation": BenchTable(
+        "Ablation on CIFAR-10-LT, ratio 100: CE, LA, VS, MLA only, CLA only, CVS",
+        "cifar10",
+        {
+            "ce": Cell("Cross-entropy", "ce"),
+            "la": Cell("LA", "la"),
+            "vs": Cell("VS", "vs"),
+            "mla_only": Cell("MLA only", "cvs", {"switch_frac": 1.0}),
+            "cla_only": Cell("CLA + re-weighting only", "cvs", {"switch_frac": 0.0, "kappa_from": "batches"}),
+            "cvs": Cell("CVS", "cvs"),
+        },
+        ratio=100,
+        epochs=8,
+    ),
+    "kappa": BenchTable(
+        "Slopes on CIFAR-10-LT, ratio 100: where they are fitted, and how",
+        "cifar10",
+        {
+            "none": Cell("kappa = 1", "cvs", {"kappa_from": "none"}),
+            "reference": Cell(
+                "training batches, clamp 0.05-0.2 (reference run)",
+                "cvs",
+                {"kappa_from": "batches", "kappa_clamp": "0.05,0.2", "kappa_shrink": None},
+            ),
+            "batches_free": Cell(
+                "training batches, clamp 0.3-3", "cvs", {"kappa_from": "batches", "kappa_shrink": None}
+            ),
+            "heldout_free": Cell("held out, no shrinkage", "cvs", {"kappa_shrink": None}),
+            "huber": Cell("held out, Huber, shrunk", "cvs", {"kappa_fit": "huber"}),
+            "cvs": Cell("held out, shrunk (default)", "cvs"),
+        },
+        ratio=100,
+        epochs=8,
+    ),
+    "switch": BenchTable(
+        "T0 on CIFAR-10-LT, ratio 100: share of the epochs before CLA + re-weighting",
+        "cifar10",
+        {
+            "0.4": Cell("T0 = 0.4", "cvs", {"switch_frac": 0.4}),
+            "0.6": Cell("T0 = 0.6", "cvs", {"switch_frac": 0.6}),
+            "cvs": Cell("T0 = 0.8 (default)", "cvs"),
+            "0.9": Cell("T0 = 0.9", "cvs", {"switch_frac": 0.9}),
+        },
+        ratio=100,
+        epochs=8,
+    ),
+}
+"""Every table by the name that ``evenkeel bench --table`` takes."""

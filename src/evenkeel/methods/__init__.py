@@ -1,0 +1,1 @@
+"""Recipes: one file tells one whole algorithm."""

@@ -1,0 +1,182 @@
+"""CVS: consistent vector-scaling for long-tailed labels, in two phases with localised calibration.
+
+Source: "A Unified Perspective for Loss-Oriented Imbalanced Learning via Localization" (arXiv 2310.04752).
+
+Algorithm
+ 1  pi_k = n_k / sum n                                                             class prior
+ 2  hold a slice of every class out of phase 1 (groups never straddle it)          departure 1
+ 3  epochs [0, 5%): plain cross-entropy                                            reference run
+ 4  epochs [5%, T0): MLA, -log softmax(f * pi^gamma / kappa*)_y                     Sec. 6, multiplicative
+ 5  after each epoch: kappa_c = 1 / slope of accuracy on confidence, rows predicted as c, 20 bins
+ 6  shrink kappa_c toward the pooled slope by how many rows c has                  departure 2
+ 7  exponential moving average over epochs
+ 8  epochs [T0, end): CLA, -log softmax(f + tau * log(pi / kappa+))_y               Sec. 6, additive
+ 9  ... weighted by pi_y^(-rho), the held-out slice back in                        deferred re-weighting
+10  predict with f alone: the prior is in the loss, nothing is subtracted
+
+Symbols: gamma=gamma, tau=tau, rho=rho, kappa*=kappa_multiplicative, kappa+=kappa_additive, T0=switch_frac * epochs.
+
+Departures from the paper, each a setting
+ 1  kappa_from="heldout": the slopes come from images phase 1 has not fitted; "batches" is the reference run (the newest
+    predictions on the training images themselves), "none" keeps kappa = 1.
+ 2  kappa_shrink: empirical-Bayes shrinkage; None switches it off.
+ 3  warm-up, T0 and the moving average are shares of the training, so that a short run has the same shape as 200 epochs.
+
+Command: evenkeel fit DATA --method cvs --out RUN
+Results: docs/benchmarks.md (table cifar10-lt-100 and the kappa table).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from evenkeel.adjust import calibration, fixed
+from evenkeel.data import splits
+from evenkeel.losses.classification import vector_scaled_cross_entropy
+from evenkeel.losses.mixup import mixup
+from evenkeel.train.loop import steps_for
+from evenkeel.train.processes import gather_rows
+from evenkeel.train.seeds import generator
+from evenkeel.train.settings import TrainSettings
+from evenkeel.types import Batch, BuildNet, Clock, EpochPlan, Passes, Prediction, State, StepResult, Stream, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainSettings):
+    """Settings of CVS. "reference" marks the published command for CIFAR-100-LT, ratio 100."""
+
+    gamma: float = 0.15  # power of the prior in the multiplier (reference)
+    tau: float = 0.9  # strength of the log prior in the offset (reference)
+    rho: float = 0.15  # power of the inverse prior in the deferred weights (reference)
+    switch_frac: float = (
+        0.8  # T0: share of the epochs after which CLA + re-weighting replace MLA (reference: 160 of 200)
+    )
+    plain_frac: float = 0.05  # share of the epochs with plain cross-entropy at the start (reference: 10 of 200)
+    kappa_from: Literal["heldout", "batches", "none"] = "heldout"  # rows that the slopes are fitted on
+    heldout_frac: float = 0.1  # share of each class held out of phase 1; the class keeps at least one image
+    kappa_against: Literal["confidence", "logit"] = "confidence"  # of kappa*; the paper's text says logit
+    kappa_fit: Literal["least_squares", "huber"] = "least_squares"
+    kappa_shrink: float | None = 1.0  # strength of the shrinkage toward the pooled slope; None = off
+    kappa_clamp: tuple[float, float] = (0.3, 3.0)  # reference: 0.05,0.2
+    kappa_decay: float = 0.9  # moving average per 1/200 of the training (reference: per epoch of 200)
+    samples_per_class: int = 1000  # kappa_from="batches": newest rows kept per true class (reference)
+    view: Literal["weak", "strong"] = "weak"  # augmentation of the training images
+    mixup_alpha: float = 0.0  # Beta(alpha, alpha) mixing of images; 0 = off
+    lr: float = 0.1
+    weight_decay: float = 2e-4
+
+
+def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
+    """One network; slopes start at 1."""
+    ones = torch.ones(task.n_classes, device=task.labels.device)
+    adjust = {"kappa_multiplicative": ones, "kappa_additive": ones.clone()}
+    memory: dict[str, Any] = {"heldout": _heldout(cfg, task)}
+    if cfg.kappa_from == "batches":
+        memory["rows"] = calibration.init_memory(task.counts, samples_per_class=cfg.samples_per_class)
+    return State(nets={"main": build_net(task.n_classes)}, adjust=adjust, memory=memory)
+
+
+def plan(cfg: Config, task: Task, state: State, epoch: int) -> EpochPlan:
+    """Every labelled image once; in phase 1 without the held-out slice."""
+    use = (task.labels >= 0).cpu()
+    if epoch < switch_epoch(cfg):
+        use[state.memory["heldout"].cpu()] = False
+    rows = torch.nonzero(use).flatten()
+    return EpochPlan({"train": Stream(rows, cfg.batch_size, (cfg.view,))}, steps_for(len(rows), cfg.batch_size))
+
+
+def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], clock: Clock) -> StepResult:
+    """One term: the vector-scaled cross-entropy of the phase."""
+    x, labels = batches["train"].x, batches["train"].labels
+    mixed = mixup(x, labels, alpha=cfg.mixup_alpha, generator=generator(clock.seed, "mixup", clock.epoch, clock.step))
+    logits = state.nets["main"](mixed.x)
+    prior, adjust = fixed.prior(task.counts), state.adjust
+    multiplier = offset = weight = None
+    if clock.epoch >= switch_epoch(cfg):
+        offset = fixed.cla_offset(prior, adjust["kappa_additive"], strength=cfg.tau)  # Delta of CLA
+        weight = fixed.inverse_prior_weights(task.counts, power=cfg.rho)  # alpha of deferred re-weighting
+    elif clock.epoch_frac >= cfg.plain_frac * cfg.epochs:
+        multiplier = fixed.mla_multiplier(prior, adjust["kappa_multiplicative"], power=cfg.gamma)  # beta of MLA
+
+    def loss_of(targets: Tensor) -> Tensor:
+        return vector_scaled_cross_entropy(logits, targets, multiplier=multiplier, offset=offset, class_weight=weight)
+
+    loss = mixed.lam * loss_of(labels) + (1 - mixed.lam) * loss_of(labels[mixed.permutation])
+    accuracy = (logits.detach().argmax(1) == labels).float().mean()
+    new_state = dataclasses.replace(state, memory=_remember(cfg, state, logits.detach().float(), labels))
+    return StepResult(loss, len(labels), new_state, {"train_accuracy": accuracy})
+
+
+def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int) -> tuple[State, Mapping[str, Any]]:
+    """Re-estimate both slopes; in phase 2 those of the held-out slice stay as they were: it is being fitted now."""
+    logs: dict[str, Any] = {"phase": 2 if epoch >= switch_epoch(cfg) else 1}
+    if cfg.kappa_from == "none" or (cfg.kappa_from == "heldout" and epoch >= switch_epoch(cfg)):
+        return state, logs
+    scored = (
+        calibration.rows_of(state.memory["rows"])
+        if cfg.kappa_from == "batches"
+        else _score_heldout(task, state.memory["heldout"], passes)
+    )
+    decay = cfg.kappa_decay ** (200 / cfg.epochs)
+    adjust = dict(state.adjust)
+    for name, against in (("kappa_additive", "confidence"), ("kappa_multiplicative", cfg.kappa_against)):
+        fit = calibration.slopes_from_rows(
+            scored["predicted"],
+            scored[against],
+            scored["correct"],
+            n_classes=task.n_classes,
+            against="logit" if against == "logit" else "confidence",
+            fit=cfg.kappa_fit,
+            shrink=cfg.kappa_shrink,
+            clamp=cfg.kappa_clamp,
+        )
+        adjust[name] = calibration.ema(adjust[name], fit.kappa, decay=decay)
+        logs[name] = [round(value, 4) for value in adjust[name].tolist()]
+    return dataclasses.replace(state, adjust=adjust), logs
+
+
+def predict(cfg: Config, state: State, x: Tensor) -> Prediction:
+    """Plain logits: the prior went into the loss, so nothing is subtracted at test time."""
+    return Prediction(state.nets["main"](x))
+
+
+def switch_epoch(cfg: Config) -> int:
+    """T0: first epoch of phase 2.
+
+    Example:
+      >>> switch_epoch(Config(epochs=200)), switch_epoch(Config(epochs=12))
+      (160, 10)
+    """
+    return round(cfg.switch_frac * cfg.epochs)
+
+
+def _heldout(cfg: Config, task: Task) -> Tensor:
+    """Rows [H] int64 kept out of phase 1, in proportion to the classes; no group on both sides."""
+    if cfg.kappa_from != "heldout" or switch_epoch(cfg) == 0:
+        return torch.empty(0, dtype=torch.int64)
+    groups = None if task.groups is None else task.groups.cpu().numpy()
+    _, held = splits.holdout(task.labels.cpu().numpy(), frac=cfg.heldout_frac, seed=0, groups=groups)
+    return torch.from_numpy(held)
+
+
+def _remember(cfg: Config, state: State, logits: Tensor, labels: Tensor) -> Mapping[str, Any]:
+    if cfg.kappa_from != "batches":
+        return state.memory
+    rows = calibration.push(state.memory["rows"], gather_rows(logits), gather_rows(labels))
+    return {**state.memory, "rows": rows}
+
+
+def _score_heldout(task: Task, heldout: Tensor, passes: Passes) -> dict[str, Tensor]:
+    """What `calibration.rows_of` gives, for the held-out slice: predicted, confidence, logit, correct, each [H]."""
+    parts: list[tuple[Tensor, ...]] = []
+    for rows, logits in passes("main", heldout):
+        predicted, confidence, logit = calibration.score_rows(logits)
+        parts.append((predicted, confidence, logit, predicted == task.labels[rows]))
+    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+    return dict(zip(("predicted", "confidence", "logit", "correct"), columns, strict=True))

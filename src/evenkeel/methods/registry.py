@@ -1,0 +1,76 @@
+"""Every method by the name that `--method` takes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from evenkeel.errors import ConfigError
+from evenkeel.methods import cvs
+from evenkeel.methods.baselines import long_tailed
+from evenkeel.train.settings import TrainSettings, apply_overrides
+from evenkeel.types import Recipe
+
+
+@dataclass(frozen=True)
+class Method:
+    """A recipe with the settings that make it this method.
+
+    Attributes:
+      recipe: the module.
+      title: what to call it in tables and reports.
+      needs: "labels" if it trains on labelled images only.
+      preset: settings that differ from the recipe's defaults.
+    """
+
+    recipe: Recipe
+    title: str
+    needs: str = "labels"
+    preset: Mapping[str, object] = field(default_factory=dict)
+
+
+def _recipe(module: object) -> Recipe:
+    return cast(Recipe, module)
+
+
+METHODS: Mapping[str, Method] = {
+    "cvs": Method(_recipe(cvs), "CVS"),
+    "ce": Method(_recipe(long_tailed), "Cross-entropy", preset={"loss": "ce"}),
+    "class_balanced": Method(_recipe(long_tailed), "Class-balanced", preset={"loss": "class_balanced"}),
+    "focal": Method(_recipe(long_tailed), "Focal", preset={"loss": "focal"}),
+    "balanced_softmax": Method(_recipe(long_tailed), "Balanced softmax", preset={"loss": "balanced_softmax"}),
+    "ldam": Method(_recipe(long_tailed), "LDAM", preset={"loss": "ldam"}),
+    "ldam_drw": Method(_recipe(long_tailed), "LDAM + DRW", preset={"loss": "ldam", "drw_from_frac": 0.8}),
+    "la": Method(_recipe(long_tailed), "Logit adjustment", preset={"loss": "la"}),
+    "vs": Method(_recipe(long_tailed), "Vector scaling", preset={"loss": "vs"}),
+    "ib": Method(_recipe(long_tailed), "Influence-balanced", preset={"loss": "ib"}),
+}
+
+
+def method_named(name: str) -> Method:
+    """The method of this name.
+
+    Raises: ConfigError listing the valid names and the closest.
+
+    Example:
+      >>> method_named("la").title
+      'Logit adjustment'
+    """
+    if name in METHODS:
+        return METHODS[name]
+    close = difflib.get_close_matches(name, METHODS, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise ConfigError(f"method {name!r} is not known", fix=f"{hint}valid methods: auto, {', '.join(METHODS)}")
+
+
+def resolve_config(method: Method, overrides: Mapping[str, object]) -> TrainSettings:
+    """The recipe's Config with the method's preset and the user's settings on top.
+
+    Example:
+      >>> resolve_config(method_named("ldam_drw"), {"epochs": "10"}).drw_from_frac
+      0.8
+    """
+    config: Any = method.recipe.Config
+    return cast(TrainSettings, apply_overrides(config(), {**method.preset, **overrides}))

@@ -1,0 +1,251 @@
+"""From what the user points at to tables, pixels and a situation: everything checked before anything is written."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from evenkeel.data import splits
+from evenkeel.data.cache import PixelSource, StreamedPixels, default_cache_folder, open_pixels
+from evenkeel.data.images import OnBad, check_images, resolve_problems
+from evenkeel.data.read import load
+from evenkeel.data.situation import Situation, detect
+from evenkeel.data.table import LabelTable
+from evenkeel.data.views import PixelViews, ViewSettings, channel_stats
+from evenkeel.errors import ConfigError, DataError
+
+Flip = Literal["auto", "on", "off"]
+
+_SIDED = re.compile(r"\b(left|right)\b|speed limit|\bb\s+vs\s+d\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A table and where the pixels of its rows are.
+
+    Attributes:
+      table: N images.
+      pixels: decoded images, those of the table among them.
+      rows: [N] int64 position of each row's image in ``pixels``.
+    """
+
+    table: LabelTable
+    pixels: PixelSource
+    rows: torch.Tensor
+
+    def views(self, view: ViewSettings) -> PixelViews:
+        """Views of every row of the table."""
+        return PixelViews(self.pixels, view, rows=self.rows)
+
+    def take(self, rows: NDArray[np.int64]) -> Source:
+        """The source of some rows, in that order."""
+        return Source(self.table.subset(rows), self.pixels, self.rows[torch.from_numpy(rows)])
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that training needs of the data.
+
+    Attributes:
+      train: images to learn from, labelled or not.
+      test: images to score on, or None.
+      test_is: "given" (--test), "split" (the data says so) or "held out" (we drew it).
+      situation: what `detect` found in the training images.
+      size_px: side of the square images.
+      view: augmentation and normalisation.
+      flip_reason: why horizontal flips are on or off.
+    """
+
+    train: Source
+    test: Source | None
+    test_is: str
+    situation: Situation
+    size_px: int
+    view: ViewSettings
+    flip_reason: str
+
+
+def prepare(
+    data: Any,
+    *,
+    test: Any = None,
+    classes: Any = None,
+    novel: int | str | None = None,
+    group: str | None = None,
+    test_frac: float = 0.2,
+    size_px: int | None = None,
+    stats: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None,
+    flip: Flip = "auto",
+    on_bad: OnBad = "stop",
+    seed: int = 0,
+    cache_limit_gb: float = 16.0,
+) -> Prepared:
+    """Read, check, split and decode the user's data.
+
+    Args:
+      data, test: anything `data.read.load` takes.
+      classes, novel, group: see `fit`.
+      test_frac: share of the labelled images to hold out when no test images are given, 0 = none.
+      size_px: side of the square images; None = 32 when the images are at most 40 px, else 64.
+      stats: (mean, std) per channel that a pretrained model wants; None = those of the training images.
+      flip: whether a mirrored image is still of its class; "auto" looks at the class names.
+      on_bad: "stop" raises one DataError with every problem; "skip" quarantines the rows.
+      seed: of the held-out split.
+      cache_limit_gb: decoded images above this are streamed instead of cached.
+
+    Returns: tables without bad rows, their pixels, the situation and the view settings.
+
+    Raises: DataError with all problems of all sources together; ConfigError for impossible settings.
+    """
+    if not 0 <= test_frac < 1:
+        raise ConfigError(f"test_frac={test_frac} is not possible", fix="give a share in [0, 1)")
+    table = read(data, classes=classes, group=group)
+    test_table = None if test is None else read(test, classes=table.class_names)
+    size_px = size_px or native_size(table)
+    tables = [table] if test_table is None else [table, test_table]
+    sources = _resolve([_open(t, size_px, cache_limit_gb) for t in tables], on_bad)
+    train, given_test = sources[0], sources[1] if len(sources) > 1 else None
+    train, test_source, test_is = _split(train, given_test, test_frac=test_frac, seed=seed)
+    if len(train.table.class_names) < 2:
+        raise DataError(
+            f"only {len(train.table.class_names)} class found; a classifier needs two",
+            fix="point at the folder above the class folders, or name the classes with --classes",
+        )
+    flips, reason = _may_flip(flip, train.table.class_names)
+    mean, std = stats or channel_stats(train.pixels, rows=train.rows)
+    return Prepared(
+        train=train,
+        test=test_source,
+        test_is=test_is,
+        situation=detect(train.table, novel=novel),
+        size_px=size_px,
+        view=ViewSettings(flip=flips, mean=mean, std=std, crop="pad" if size_px <= 64 else "resized"),
+        flip_reason=reason,
+    )
+
+
+def open_source(
+    data: Any, *, classes: Any, size_px: int, on_bad: OnBad = "stop", cache_limit_gb: float = 16.0
+) -> Source:
+    """Read, check and decode images for prediction; parameters and errors as for `prepare`."""
+    return _resolve([_open(read(data, classes=classes), size_px, cache_limit_gb)], on_bad)[0]
+
+
+def read(data: Any, *, classes: Any = None, group: str | None = None) -> LabelTable:
+    """A table with its problems listed and none of them resolved; a `LabelTable` comes back as it is."""
+    if isinstance(data, LabelTable):
+        return data
+    return load(data, classes=classes, group=group, on_bad="report")
+
+
+def native_size(table: LabelTable, *, n_looked_at: int = 64) -> int:
+    """Side in px to work at when the user names none: 32 if the images are at most 40 px, else 64.
+
+    Args:
+      table: images; unreadable ones are passed over.
+      n_looked_at: images looked at, evenly spread.
+    """
+    sides = []
+    for row in np.linspace(0, max(len(table) - 1, 0), min(n_looked_at, len(table)), dtype=np.int64):
+        try:
+            sides.append(min(table.image(int(row)).size))
+        except (DataError, OSError, ValueError):
+            continue
+    return 32 if not sides or np.median(sides) <= 40 else 64
+
+
+def _open(table: LabelTable, size_px: int, limit_gb: float) -> Source:
+    pixels = open_pixels(table, size_px=size_px, folder=default_cache_folder(), limit_gb=limit_gb)
+    # A streamed source has not looked at its images yet; better now than in the middle of an epoch.
+    found = check_images(table) if isinstance(pixels, StreamedPixels) else pixels.problems
+    return Source(replace(table, problems=(*table.problems, *found)), pixels, torch.arange(len(table)))
+
+
+def _resolve(sources: list[Source], on_bad: OnBad) -> list[Source]:
+    """The sources without the rows concerned, or one report of all problems of all of them."""
+    if on_bad == "stop":
+        everything = [problem for source in sources for problem in source.table.problems]
+        resolve_problems(sources[0].table, everything, "stop")
+    kept = []
+    for source in sources:
+        whole = replace(source.table, problems=())
+        resolved = resolve_problems(whole, source.table.problems, on_bad)
+        if len(resolved) < len(whole):
+            bad = {p.row for p in resolved.quarantined if p.row is not None}
+            rows = np.setdiff1d(np.arange(len(whole)), np.fromiter(bad, np.int64, len(bad)))
+            source = replace(source, rows=source.rows[torch.from_numpy(rows)])
+        kept.append(replace(source, table=resolved))
+    return kept
+
+
+def _split(train: Source, test: Source | None, *, test_frac: float, seed: int) -> tuple[Source, Source | None, str]:
+    table = train.table
+    if test is not None:
+        return train.take(_not_test(table)), test, "given"
+    if table.split is not None and len(table.where("test")):
+        return train.take(_not_test(table)), train.take(table.where("test")), "split"
+    labelled = table.labels >= 0
+    if test_frac == 0 or labelled.sum() < 2:
+        return train, None, "none"
+    keep, held = splits.holdout(table.labels, frac=test_frac, seed=seed, groups=table.groups)
+    return train.take(keep), train.take(held), "held out"
+
+
+def _not_test(table: LabelTable) -> NDArray[np.int64]:
+    if table.split is None:
+        return np.arange(len(table))
+    return np.setdiff1d(np.arange(len(table)), table.where("test"))
+
+
+def _may_flip(flip: Flip, class_names: tuple[str, ...]) -> tuple[bool, str]:
+    """Whether a mirrored image keeps its class.
+
+    Example:
+      >>> _may_flip("auto", ("cat", "dog"))
+      (True, 'no class name speaks against it')
+      >>> _may_flip("auto", ("Keep left", "Keep right"))[0], _may_flip("auto", ("0", "1"))[0]
+      (False, False)
+    """
+    if flip != "auto":
+        return flip == "on", "as asked"
+    sided = [name for name in class_names if _SIDED.search(name)]
+    if sided:
+        return False, f"a mirrored {sided[0]!r} would be wrong"
+    if all(len(name) == 1 or name.isdigit() for name in class_names):
+        return False, "the classes look like digits or letters"
+    return True, "no class name speaks against it"
+
+
+def describe_data(prepared: Prepared) -> dict[str, Any]:
+    """What data.json of a run holds: JSON-ready."""
+    table = prepared.train.table
+    quarantined = [*table.quarantined, *(prepared.test.table.quarantined if prepared.test else ())]
+    return {
+        "fingerprint": table.fingerprint,
+        "n_images": len(table),
+        "n_labelled": int((table.labels >= 0).sum()),
+        "n_classes": len(table.class_names),
+        "class_names": list(table.class_names),
+        "train_counts": table.counts().tolist(),
+        "splits": {"train": len(table), "test": len(prepared.test.table) if prepared.test else 0},
+        "test_is": prepared.test_is,
+        "test_fingerprint": prepared.test.table.fingerprint if prepared.test else None,
+        "situation": {"name": prepared.situation.name, "reason": prepared.situation.reason},
+        "size_px": prepared.size_px,
+        "flip": prepared.view.flip,
+        "flip_reason": prepared.flip_reason,
+        "quarantined": [{"where": p.where, "kind": p.kind, "detail": p.detail} for p in quarantined],
+    }
+
+
+def resolved_path(data: Any) -> str:
+    """How a run's config.yaml names its data: an absolute path when it is one, else what was given."""
+    if isinstance(data, (str, Path)) and Path(data).exists():
+        return str(Path(data).resolve())
+    return str(data) if isinstance(data, (str, Path)) else f"<{type(data).__name__} in memory>"
