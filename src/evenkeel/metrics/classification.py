@@ -46,7 +46,7 @@ def score(
       ``per_class`` (C recalls) and ``precision`` (C); ``ece`` (expected calibration error, 0 to 1);
       ``reliability``: {"all": table}, a table being a list of {lower, upper, count, confidence, accuracy} per bin.
       With ``train_counts`` also, for each group of GROUPS: ``many`` (mean recall over its classes), ``ece_many``, a
-      table in ``reliability``, and its number of classes in ``group_sizes``.
+      table in ``reliability``, its number of classes in ``group_sizes``; and ``group_thresholds``.
 
     Raises:
       ValueError: shapes differ, or a class or confidence is outside its range.
@@ -86,6 +86,7 @@ def score(
     if counts is None:
         return out
     members = (counts > many_above, (counts <= many_above) & (counts >= few_below), counts < few_below)
+    out["group_thresholds"] = {"many_above": many_above, "few_below": few_below}
     out["group_sizes"] = {}
     for group, member in zip(GROUPS, members, strict=True):
         rows = member[truth]

@@ -62,6 +62,7 @@ def test_score__groups_by_hand():
     confidence = torch.tensor([0.7, 0.7, 0.5, 0.5, 1.0, 0.25])
     s = score(predicted, confidence, truth, n_classes=4, train_counts=[101, 100, 20, 19], n_bins=4)
     assert (s["many"], s["medium"], s["few"]) == (1 / 2, (1 + 0) / 2, 1.0)
+    assert s["group_thresholds"] == {"many_above": 100, "few_below": 20}
     assert s["group_sizes"] == {"many": 1, "medium": 2, "few": 1}
     assert s["ece_many"] == pytest.approx(abs(0.5 - 0.7), abs=1e-7)
     assert s["ece_medium"] == pytest.approx((2 * abs(1 - 0.5) + 1 * abs(0 - 1)) / 3, abs=1e-7)

@@ -1,0 +1,1 @@
+"""The self-contained page that shows what a run found, did and reached."""
