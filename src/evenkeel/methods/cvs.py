@@ -28,6 +28,7 @@ Results: docs/benchmarks.md (table cifar10-lt-100 and the kappa table).
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,7 +45,19 @@ from evenkeel.train.loop import steps_for
 from evenkeel.train.processes import gather_rows
 from evenkeel.train.seeds import generator
 from evenkeel.train.settings import TrainSettings
-from evenkeel.types import Batch, BuildNet, Clock, EpochPlan, Passes, Prediction, State, StepResult, Stream, Task
+from evenkeel.types import (
+    Average,
+    Batch,
+    BuildNet,
+    Clock,
+    EpochPlan,
+    Passes,
+    Prediction,
+    State,
+    StepResult,
+    Stream,
+    Task,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +74,10 @@ class Config(TrainSettings):
     kappa_from: Literal["heldout", "batches", "none"] = "heldout"  # rows that the slopes are fitted on
     heldout_frac: float = 0.1  # share of each class held out of phase 1; the class keeps at least one image
     kappa_against: Literal["confidence", "logit"] = "confidence"  # of kappa*; the paper's text says logit
+    kappa_is: Literal["inverse_slope", "slope"] = (
+        "inverse_slope"  # reference run: 1 / slope; the paper's text: the slope
+    )
+    kappa_net_decay: float = 0.99  # slopes are read off the weights averaged with this decay per step; 0 = the weights
     kappa_fit: Literal["least_squares", "huber"] = "least_squares"
     kappa_shrink: float | None = 1.0  # strength of the shrinkage toward the pooled slope; None = off
     kappa_clamp: tuple[float, float] = (0.3, 3.0)  # reference: 0.05,0.2
@@ -79,7 +96,11 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     memory: dict[str, Any] = {"heldout": _heldout(cfg, task)}
     if cfg.kappa_from == "batches":
         memory["rows"] = calibration.init_memory(task.counts, samples_per_class=cfg.samples_per_class)
-    return State(nets={"main": build_net(task.n_classes)}, adjust=adjust, memory=memory)
+    nets, averages = {"main": build_net(task.n_classes)}, {}
+    if cfg.kappa_from == "heldout" and cfg.kappa_net_decay > 0:
+        nets["average"] = copy.deepcopy(nets["main"])
+        averages["average"] = Average("main", cfg.kappa_net_decay)
+    return State(nets=nets, adjust=adjust, memory=memory, averages=averages)
 
 
 def plan(cfg: Config, task: Task, state: State, epoch: int) -> EpochPlan:
@@ -121,7 +142,7 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
     scored = (
         calibration.rows_of(state.memory["rows"])
         if cfg.kappa_from == "batches"
-        else _score_heldout(task, state.memory["heldout"], passes)
+        else _score_heldout(task, state, passes)
     )
     decay = cfg.kappa_decay ** (200 / cfg.epochs)
     adjust = dict(state.adjust)
@@ -136,7 +157,8 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
             shrink=cfg.kappa_shrink,
             clamp=cfg.kappa_clamp,
         )
-        adjust[name] = calibration.ema(adjust[name], fit.kappa, decay=decay)
+        kappa = fit.kappa if cfg.kappa_is == "inverse_slope" else 1 / fit.kappa
+        adjust[name] = calibration.ema(adjust[name], kappa, decay=decay)
         logs[name] = [round(value, 4) for value in adjust[name].tolist()]
     return dataclasses.replace(state, adjust=adjust), logs
 
@@ -172,10 +194,10 @@ def _remember(cfg: Config, state: State, logits: Tensor, labels: Tensor) -> Mapp
     return {**state.memory, "rows": rows}
 
 
-def _score_heldout(task: Task, heldout: Tensor, passes: Passes) -> dict[str, Tensor]:
+def _score_heldout(task: Task, state: State, passes: Passes) -> dict[str, Tensor]:
     """What `calibration.rows_of` gives, for the held-out slice: predicted, confidence, logit, correct, each [H]."""
     parts: list[tuple[Tensor, ...]] = []
-    for rows, logits in passes("main", heldout):
+    for rows, logits in passes("average" if "average" in state.nets else "main", state.memory["heldout"]):
         predicted, confidence, logit = calibration.score_rows(logits)
         parts.append((predicted, confidence, logit, predicted == task.labels[rows]))
     columns = [torch.cat(column) for column in zip(*parts, strict=True)]

@@ -286,7 +286,11 @@ class _Loop:
                 for old, now in zip(kept.parameters(), new.parameters(), strict=True):
                     old.lerp_(now, 1.0 - average.decay)
                 for held, current in zip(kept.buffers(), new.buffers(), strict=True):
-                    held.copy_(current)
+                    # Batch-norm statistics belong to their weights: averaged alike. Counters are taken over.
+                    if held.is_floating_point():
+                        held.lerp_(current, 1.0 - average.decay)
+                    else:
+                        held.copy_(current)
 
     def passes(self, net: str, rows: Tensor, view: str = "clean") -> Iterator[tuple[Tensor, Tensor]]:
         """See types.Passes."""
