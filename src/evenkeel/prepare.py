@@ -106,7 +106,7 @@ def prepare(
     if not 0 <= test_frac < 1:
         raise ConfigError(f"test_frac={test_frac} is not possible", fix="give a share in [0, 1)")
     table = read(data, classes=classes, group=group)
-    test_table = None if test is None else read(test, classes=table.class_names)
+    test_table = None if test is None else _for_scoring(read(test, classes=table.class_names))
     size_px = size_px or native_size(table)
     tables = [table] if test_table is None else [table, test_table]
     sources = _resolve([_open(t, size_px, cache_limit_gb) for t in tables], on_bad)
@@ -134,7 +134,12 @@ def open_source(
     data: Any, *, classes: Any, size_px: int, on_bad: OnBad = "stop", cache_limit_gb: float = 16.0
 ) -> Source:
     """Read, check and decode images for prediction; parameters and errors as for `prepare`."""
-    return _resolve([_open(read(data, classes=classes), size_px, cache_limit_gb)], on_bad)[0]
+    return _resolve([_open(_for_scoring(read(data, classes=classes)), size_px, cache_limit_gb)], on_bad)[0]
+
+
+def _for_scoring(table: LabelTable) -> LabelTable:
+    """The table without the problem that a class has no image: a test set need not hold every class."""
+    return replace(table, problems=tuple(p for p in table.problems if p.kind != "empty_class"))
 
 
 def read(data: Any, *, classes: Any = None, group: str | None = None) -> LabelTable:

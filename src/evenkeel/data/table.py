@@ -202,7 +202,8 @@ class LabelTable:
     def task(self, *, n_novel: int = 0) -> Task:
         """What a recipe may know of these images: labels, names and candidates, never the truth."""
         labels = torch.from_numpy(self.labels.astype(np.int64))
-        return Task(labels, self.class_names, self.candidates, n_novel=n_novel)
+        groups = None if self.groups is None else torch.from_numpy(self.groups)
+        return Task(labels, self.class_names, self.candidates, n_novel=n_novel, groups=groups)
 
     def with_labels(self, labels: NDArray[np.integer[Any]]) -> LabelTable:
         """The same images with other labels: [N] integers in -1..C-1.
