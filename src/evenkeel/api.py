@@ -165,7 +165,9 @@ def fit(
         return Run(run.path)
     if method != "auto":  # mistakes in settings should not wait for the data to be read
         resolve_config(method_named(method), _overrides(settings, epochs))
-    stats = backbones.image_stats(model) if model != "auto" and pretrained else None
+    # Our own networks take the size and statistics of the data; a checkpoint wants the pixels it was trained on.
+    own = model == "auto" or model in backbones.OWN
+    stats = backbones.image_stats(model) if pretrained and not own else None
     prepared = prepare(
         data,
         test=test,
@@ -191,6 +193,9 @@ def fit(
         "data": resolved_path(data),
         "test": None if test is None else resolved_path(test),
         "test_frac": test_frac,
+        "classes": list(prepared.train.table.class_names) if classes is not None else None,
+        "novel": novel,
+        "group": group,
         "method": name,
         "model": model,
         "pretrained": pretrained,

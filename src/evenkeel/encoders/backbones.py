@@ -42,8 +42,8 @@ class ImageStats:
     """
 
     size_px: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
 
 
 class CosineHead(nn.Module):
@@ -299,7 +299,7 @@ def image_stats(name: str) -> ImageStats:
       ImageStats(size_px=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     """
     if name in OWN:
-        return ImageStats(32, (0.5,) * 3, (0.25,) * 3)
+        return ImageStats(32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     from transformers import AutoImageProcessor
 
     _load_config(name)  # says what is wrong with the name itself
@@ -319,7 +319,8 @@ def image_stats(name: str) -> ImageStats:
             f"the image processor of {name} gives no size, image_mean or image_std",
             fix="add them to its preprocessor_config.json",
         )
-    return ImageStats(size, tuple(map(float, mean)), tuple(map(float, std)))
+    (r, g, b), (dr, dg, db) = map(float, mean), map(float, std)
+    return ImageStats(size, (r, g, b), (dr, dg, db))
 
 
 def param_groups(

@@ -321,7 +321,14 @@ def _command(config: Mapping[str, Any]) -> str:
         return ""
     words = ["evenkeel", "fit", str(config["data"]), "--out", "RUN"]
     flags = {"test": "test", "test_frac": "test-frac", "method": "method", "model": "model", "size_px": "size"}
-    flags |= {"seed": "seed", "device": "device", "precision": "precision", "on_bad": "on-bad"}
+    flags |= {
+        "seed": "seed",
+        "device": "device",
+        "precision": "precision",
+        "on_bad": "on-bad",
+        "group": "group",
+        "novel": "novel",
+    }
     for key, flag in flags.items():
         if config.get(key) is not None:
             words += [f"--{flag}", str(config[key])]

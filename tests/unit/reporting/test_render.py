@@ -14,7 +14,7 @@ import yaml
 
 from evenkeel.errors import DataError
 from evenkeel.metrics.classification import score, top_confusions
-from evenkeel.report.render import render
+from evenkeel.reporting.render import render
 
 EVIL = '<script>alert("x")</script>'
 NAMES = ["airplane", "automobile", "bird", EVIL, "deer", "dog", "frog", "horse", "ship", "truck"]
