@@ -1,0 +1,88 @@
+"""What every adjustment from class counts promises, and the slopes under relabelling of classes."""
+
+import inspect
+from functools import partial
+
+import pytest
+import torch
+
+from evenkeel.adjust import calibration, fixed
+
+COUNTS = torch.tensor([400, 100, 25, 4])
+
+
+def from_prior(function, **knobs):
+    return lambda counts: function(fixed.prior(counts), torch.ones(len(counts)), **knobs)
+
+
+# name -> (function of counts, +1 if it grows with the count or -1)
+ADJUSTMENTS = {
+    "prior": (fixed.prior, 1),
+    "log_prior": (fixed.log_prior, 1),
+    "effective_number_weights": (partial(fixed.effective_number_weights, beta=0.99), -1),
+    "inverse_prior_weights": (partial(fixed.inverse_prior_weights, power=0.5), -1),
+    "ldam_margins": (fixed.ldam_margins, -1),
+    "la_offset": (partial(fixed.la_offset, strength=0.9), 1),
+    "vs_multiplier": (partial(fixed.vs_multiplier, power=0.15), 1),
+    "mla_multiplier": (from_prior(fixed.mla_multiplier, power=0.15), 1),
+    "cla_offset": (from_prior(fixed.cla_offset, strength=0.9), 1),
+}
+OF_LOGITS_OR_EPOCHS = {"deferred", "add_log_prior", "subtract_log_prior"}  # tested in tests/unit/adjust/test_fixed.py
+
+
+def test_every_public_adjustment_is_here():
+    public = {
+        name
+        for name, value in vars(fixed).items()
+        if inspect.isfunction(value) and value.__module__ == fixed.__name__ and not name.startswith("_")
+    }
+    assert public == set(ADJUSTMENTS) | OF_LOGITS_OR_EPOCHS
+
+
+@pytest.mark.parametrize("name", ADJUSTMENTS)
+def test_one_float_per_class_ordered_by_count(name):
+    function, sign = ADJUSTMENTS[name]
+    values = function(COUNTS)
+    assert values.shape == COUNTS.shape
+    assert values.dtype == torch.float32
+    assert (sign * values.diff() < 0).all()
+    assert function(COUNTS.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", ADJUSTMENTS)
+def test_equal_counts_single_out_no_class(name):
+    values = ADJUSTMENTS[name][0](torch.full((4,), 7))
+    assert torch.equal(values, values[:1].expand(4))
+
+
+@pytest.mark.parametrize("name", ADJUSTMENTS)
+def test_classes_may_come_in_any_order(name):
+    order = torch.tensor([2, 0, 3, 1])
+    function = ADJUSTMENTS[name][0]
+    torch.testing.assert_close(function(COUNTS[order]), function(COUNTS)[order])
+
+
+@pytest.mark.parametrize("name", ADJUSTMENTS)
+def test_empty_class_is_finite_and_leaves_the_input(name):
+    counts = torch.tensor([400, 100, 0])
+    values = ADJUSTMENTS[name][0](counts)
+    assert torch.isfinite(values).all()
+    assert counts.tolist() == [400, 100, 0]
+
+
+@pytest.mark.parametrize("shrink", [None, 1.0])
+@pytest.mark.parametrize("fit", ["least_squares", "huber"])
+@pytest.mark.parametrize("against", ["confidence", "logit"])
+def test_slopes_follow_a_relabelling_of_classes(against, fit, shrink):
+    draw = torch.Generator().manual_seed(0)
+    predicted = torch.randint(5, (900,), generator=draw)
+    score = torch.rand(900, generator=draw)
+    correct = torch.rand(900, generator=draw) < score * (0.3 + 0.15 * predicted)
+    found = partial(calibration.slopes_from_rows, n_classes=5, clamp=(1e-3, 1e3), against=against, fit=fit)
+    order = torch.tensor([3, 1, 4, 0, 2])
+    kappa = found(predicted, score, correct, shrink=shrink).kappa
+    torch.testing.assert_close(found(order[predicted], score, correct, shrink=shrink).kappa[order], kappa)
+    shuffle = torch.randperm(900, generator=draw)
+    again = found(predicted[shuffle], score[shuffle], correct[shuffle], shrink=shrink).kappa
+    torch.testing.assert_close(again, kappa)
+    assert len(set(kappa.tolist())) == 5

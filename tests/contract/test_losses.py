@@ -1,0 +1,282 @@
+"""What every loss on logits promises: its value, its gradient, and that a row left out is not there at all."""
+
+import inspect
+import math
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from evenkeel.errors import ConfigError, DataError
+from evenkeel.losses import classification as losses
+
+B, C, D = 6, 4, 5
+COUNTS = (50.0, 20.0, 8.0, 2.0)
+
+
+def case(seed=0, dtype=torch.float64, rows=B):
+    draw = torch.Generator().manual_seed(seed)
+    logits = torch.randn(rows, C, generator=draw, dtype=torch.float64).to(dtype)
+    labels = torch.randint(C, (rows,), generator=draw)
+    return logits, labels
+
+
+def feats_of(rows=B):
+    return torch.linspace(-1, 2, rows * D, dtype=torch.float64).reshape(rows, D)
+
+
+def soft_targets(labels):
+    """[B, C] rows of 0.7 on the label and 0.1 elsewhere: rows sum to 1 for C = 4; -1 gives a row of NaN."""
+    targets = torch.full((len(labels), C), 0.1, dtype=torch.float64)
+    known = labels >= 0
+    targets[known, labels[known]] = 0.7
+    targets[~known] = torch.nan
+    return targets
+
+
+def soft(logits, labels, *, where=None, **rest):
+    """Soft cross-entropy as a loss on labels, so that one contract serves all."""
+    known = labels >= 0
+    return losses.soft_cross_entropy(
+        logits, soft_targets(labels).to(logits.dtype), where=known if where is None else known & where, **rest
+    )
+
+
+def influence(logits, labels, *, feats=None, **rest):
+    feats = feats_of(len(logits)) if feats is None else feats
+    return losses.influence_balanced(logits, labels, feats=feats.to(logits.dtype), scale=2.0, **rest)
+
+
+PRIOR = [n / sum(COUNTS) for n in COUNTS]
+MARGINS = torch.tensor([0.1, 0.2, 0.3, 0.5], dtype=torch.float64)
+MULTIPLIER = torch.tensor([1.0, 0.9, 0.8, 0.5], dtype=torch.float64)
+OFFSET = torch.tensor(PRIOR, dtype=torch.float64).log()
+
+LOSSES = {
+    "cross_entropy": losses.cross_entropy,
+    "soft_cross_entropy": soft,
+    "focal": partial(losses.focal, power=1.5),
+    "balanced_softmax": partial(losses.balanced_softmax, log_prior=OFFSET),
+    "ldam": partial(losses.ldam, margins=MARGINS, scale=5.0),
+    "vector_scaled_cross_entropy": partial(losses.vector_scaled_cross_entropy, multiplier=MULTIPLIER, offset=OFFSET),
+    "influence_balanced": influence,
+}
+
+
+def softmax_list(row):
+    top = max(row)
+    exps = [math.exp(v - top) for v in row]
+    return [e / sum(exps) for e in exps]
+
+
+def oracle(name, row, label, feats):
+    """One row's loss by plain floats, from probabilities rather than log-probabilities."""
+    p = softmax_list(row)
+    if name == "soft_cross_entropy":
+        return sum(-(0.7 if k == label else 0.1) * math.log(p[k]) for k in range(C))
+    if name == "focal":
+        return -((1 - p[label]) ** 1.5) * math.log(p[label])
+    if name == "balanced_softmax":
+        return -math.log(
+            COUNTS[label] * math.exp(row[label]) / sum(n * math.exp(v) for n, v in zip(COUNTS, row, strict=True))
+        )
+    if name == "ldam":
+        row = [5 * (v - (MARGINS[k].item() if k == label else 0)) for k, v in enumerate(row)]
+    if name == "vector_scaled_cross_entropy":
+        row = [v * MULTIPLIER[k].item() + math.log(PRIOR[k]) for k, v in enumerate(row)]
+    value = -math.log(softmax_list(row)[label])
+    if name == "influence_balanced":
+        gap = sum(abs(p[k] - (k == label)) for k in range(C))
+        value *= 2 / (gap * sum(abs(h) for h in feats) + 1e-3)
+    return value
+
+
+def test_every_public_loss_is_here():
+    public = {
+        name
+        for name, value in vars(losses).items()
+        if inspect.isfunction(value) and value.__module__ == losses.__name__ and not name.startswith("_")
+    }
+    assert public == set(LOSSES)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_oracle(name):
+    logits, labels = case()
+    expected = [
+        oracle(name, row, label, feats)
+        for row, label, feats in zip(logits.tolist(), labels.tolist(), feats_of().tolist(), strict=True)
+    ]
+    got = LOSSES[name](logits, labels, reduce="none")
+    assert got.tolist() == pytest.approx(expected, rel=1e-10)
+    assert LOSSES[name](logits, labels).item() == pytest.approx(sum(expected) / B, rel=1e-10)
+    assert LOSSES[name](logits, labels, reduce="sum").item() == pytest.approx(sum(expected), rel=1e-10)
+
+
+# Two classes with logits [log 3, 0]: p = [3/4, 1/4]; label 1 unless said otherwise.
+WORKED = {
+    "cross_entropy": (losses.cross_entropy, math.log(4)),
+    "soft_cross_entropy": (
+        lambda f, y, **rest: losses.soft_cross_entropy(f, torch.tensor([[0.25, 0.75]]), temperature=1.0, **rest),
+        0.25 * math.log(4 / 3) + 0.75 * math.log(4),
+    ),
+    "focal": (partial(losses.focal, power=2.0), (3 / 4) ** 2 * math.log(4)),
+    # shares [1/4, 3/4] cancel the logits
+    "balanced_softmax": (partial(losses.balanced_softmax, log_prior=torch.tensor([1.0, 3.0]).log()), math.log(2)),
+    # margin log 2 and scale 2: [2 log 3, -2 log 2], (9 + 1/4) / (1/4) = 37
+    "ldam": (partial(losses.ldam, margins=torch.tensor([0.0, math.log(2)]), scale=2.0), math.log(37)),
+    # 2 * log 3 + log 2 against 0: 1 + 18
+    "vector_scaled_cross_entropy": (
+        partial(
+            losses.vector_scaled_cross_entropy,
+            multiplier=torch.tensor([2.0, 1.0]),
+            offset=torch.tensor([math.log(2), 0.0]),
+        ),
+        math.log(19),
+    ),
+    # |p - onehot|_1 = 3/2, |h|_1 = 4
+    "influence_balanced": (
+        partial(losses.influence_balanced, feats=torch.tensor([[3.0, -1.0]]), scale=1.0),
+        math.log(4) / (1.5 * 4 + 0.001),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_worked_number(name):
+    loss, expected = WORKED[name]
+    assert loss(torch.tensor([[math.log(3), 0.0]]), torch.tensor([1])).item() == pytest.approx(expected, rel=1e-6)
+
+
+LIMITS = {
+    "cross_entropy": losses.cross_entropy,
+    "soft_cross_entropy": lambda f, y: losses.soft_cross_entropy(f, F.one_hot(y, C).double()),
+    "focal": partial(losses.focal, power=0.0),
+    "balanced_softmax": partial(losses.balanced_softmax, log_prior=torch.full((C,), -math.log(C)).double()),
+    "ldam": partial(losses.ldam, margins=torch.zeros(C).double(), scale=1.0),
+    "vector_scaled_cross_entropy": partial(
+        losses.vector_scaled_cross_entropy, multiplier=torch.ones(C), offset=torch.full((C,), 7.0)
+    ),
+    # without features the divisor is its 0.001
+    "influence_balanced": partial(losses.influence_balanced, feats=torch.zeros(B, D), scale=1e-3),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_limit_is_cross_entropy(name):
+    logits, labels = case()
+    assert LIMITS[name](logits, labels).item() == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradcheck(name):
+    logits, labels = case()
+    where = torch.tensor([True, True, False, True, True, True])
+    weights = torch.tensor([1.0, 2.0, 3.0, 0.5, 0.0, 1.0], dtype=torch.float64)
+    logits.requires_grad_()
+    assert torch.autograd.gradcheck(lambda f: LOSSES[name](f, labels, weights=weights, where=where), logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", LOSSES)
+def test_extreme_logits(name, dtype):
+    logits = torch.tensor([[1e4, -1e4, 0.0, 0.0], [-1e4, 1e4, 0.0, 0.0]], dtype=dtype, requires_grad=True)
+    labels = torch.tensor([0, 0])  # certainly right, certainly wrong
+    loss = LOSSES[name](logits, labels, reduce="none")
+    loss.sum().backward()
+    assert torch.isfinite(loss).all()
+    assert torch.isfinite(logits.grad).all()
+    assert loss[1] > loss[0]
+    assert logits.grad[1, 0] <= 0 <= logits.grad[1, 1]
+
+
+@pytest.mark.parametrize("poison", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("name", LOSSES)
+def test_poisoned_row_left_out(name, poison):
+    logits, labels = case()
+    kept = torch.tensor([0, 1, 3, 4, 5])
+    where = torch.zeros(B, dtype=torch.bool)
+    where[kept] = True
+    bad = logits.clone()
+    bad[2] = poison
+    bad.requires_grad_()
+    weights = torch.ones(B, dtype=torch.float64)
+    weights[2] = math.nan
+    extra = {}
+    clean_extra = {}
+    if name == "influence_balanced":
+        extra["feats"] = feats_of().index_fill(0, torch.tensor([2]), poison)
+        clean_extra["feats"] = feats_of()[kept]
+    loss = LOSSES[name](bad, labels, where=where, weights=weights, **extra)
+    loss.backward()
+    clean = logits[kept].requires_grad_()
+    expected = LOSSES[name](clean, labels[kept], **clean_extra)
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    torch.testing.assert_close(bad.grad[kept], clean.grad, rtol=1e-12, atol=0)
+    assert bad.grad[2].abs().max() == 0
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_unknown_label_is_left_out(name):
+    logits, labels = case()
+    where = torch.arange(B) != 3
+    unknown = labels.masked_fill(~where, -1)
+    assert LOSSES[name](logits, unknown).item() == LOSSES[name](logits, labels, where=where).item()
+    assert LOSSES[name](logits, unknown).item() != LOSSES[name](logits, labels).item()
+    per_row = LOSSES[name](logits, unknown, reduce="none")
+    assert per_row.shape == (B,)
+    assert per_row[3] == 0
+
+
+@pytest.mark.parametrize("reduce", ["mean", "sum"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_nothing_kept_is_zero(name, reduce):
+    logits, labels = case()
+    logits.requires_grad_()
+    loss = LOSSES[name](logits, labels, where=torch.zeros(B, dtype=torch.bool), reduce=reduce)
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(logits.grad, torch.zeros(B, C, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_weight_two_is_row_twice(name):
+    logits, labels = case()
+    twice = torch.tensor([0, 1, 1, 2, 3, 4, 5])
+    weights = torch.tensor([1.0, 2.0, 1.0, 1.0, 1.0, 1.0], dtype=torch.float64)
+    extra = {"feats": feats_of()[twice]} if name == "influence_balanced" else {}
+    expected = LOSSES[name](logits[twice], labels[twice], **extra).item()
+    assert LOSSES[name](logits, labels, weights=weights).item() == pytest.approx(expected, rel=1e-12)
+    assert LOSSES[name](logits, labels).item() != pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_half_precision_is_computed_in_float32(name):
+    logits, labels = case(dtype=torch.bfloat16)
+    loss = LOSSES[name](logits, labels)
+    assert loss.dtype in (torch.float32, torch.float64)
+    # The inputs are the same numbers: only rounding of bfloat16 arithmetic, 4e-3, could tell them apart.
+    assert loss.item() == pytest.approx(LOSSES[name](logits.double(), labels).item(), rel=1e-3)
+
+
+BAD_ROWS = {"weights": torch.ones(B + 1), "where": torch.ones(B - 1, dtype=torch.bool)}
+
+
+@pytest.mark.parametrize("key", BAD_ROWS)
+@pytest.mark.parametrize("name", LOSSES)
+def test_error_names_what_does_not_fit(name, key):
+    if name == "soft_cross_entropy":
+        loss = lambda f, y, **rest: losses.soft_cross_entropy(f, soft_targets(y), **rest)  # noqa: E731
+    else:
+        loss = LOSSES[name]
+    with pytest.raises(DataError, match=rf"{key} has shape \[{len(BAD_ROWS[key])}\] for logits \[6, 4\]"):
+        loss(*case(), **{key: BAD_ROWS[key]})
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_error_names_unknown_reduce(name):
+    with pytest.raises(ConfigError, match="reduce='average' is unknown") as error:
+        LOSSES[name](*case(), reduce="average")
+    assert error.value.fix == 'use "mean", "sum" or "none"'
