@@ -102,7 +102,7 @@ def score_rows(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     logits = logits.detach().float()
     logit, predicted = logits.max(dim=1)
-    return predicted, (logit - logits.logsumexp(dim=1)).exp(), logit
+    return predicted, logits.softmax(dim=1).gather(1, predicted[:, None]).squeeze(1), logit
 
 
 def push(memory: Memory, logits: Tensor, labels: Tensor) -> Memory:
