@@ -36,7 +36,7 @@ from evenkeel.types import BuildNet, State
 Data = str | Path | Sequence[str] | Any
 
 CPU_IMAGES = 600_000
-"""Images that a run without ``epochs`` passes through the network on a CPU: 10 to 20 minutes for ResNet-32 on 2 cores."""
+"""Images that a run without ``epochs`` passes through the network on a CPU: 10 to 20 minutes for a ResNet-32."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import torch
@@ -63,7 +64,7 @@ class Task:
         """C: listed plus novel classes."""
         return len(self.class_names) + self.n_novel
 
-    @property
+    @cached_property
     def counts(self) -> Tensor:
         """[C] int64 labelled images per class.
 
