@@ -101,7 +101,7 @@ def run_cell(
 ) -> api.Run:
     """Train and score one cell with one seed; continues a run that was cut off."""
     cell = grid.cells[name]
-    schedule: dict[str, object] = dict(FULL) if full else {"epochs": grid.epochs}
+    schedule: dict[str, object] = dict(FULL) if full else {"epochs": grid.epochs, "batch_size": grid.batch_size}
     return api.fit(
         train,
         out=folder,
@@ -149,7 +149,7 @@ def format_table(table: str, root: Path, cells: Sequence[str], seeds: Sequence[i
 def _schedule(grid: BenchTable, *, full: bool) -> str:
     if full:
         return "published, 200 epochs"
-    cfg = resolve_config(method_named("ce"), {"epochs": grid.epochs})
+    cfg = resolve_config(method_named("ce"), {"epochs": grid.epochs, "batch_size": grid.batch_size})
     cut = []
     if grid.n_max is not None:
         cut.append(f"at most {grid.n_max:,} images per class")
