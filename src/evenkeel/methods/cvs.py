@@ -42,7 +42,7 @@ from evenkeel.data import splits
 from evenkeel.losses.classification import vector_scaled_cross_entropy
 from evenkeel.losses.mixup import mixup
 from evenkeel.train.loop import steps_for
-from evenkeel.train.processes import gather_rows
+from evenkeel.train.processes import gather_rows, mean_share
 from evenkeel.train.seeds import generator
 from evenkeel.train.settings import TrainSettings
 from evenkeel.types import (
@@ -131,13 +131,15 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
     loss = mixed.lam * loss_of(labels) + (1 - mixed.lam) * loss_of(labels[mixed.permutation])
     accuracy = (logits.detach().argmax(1) == labels).float().mean()
     new_state = dataclasses.replace(state, memory=_remember(cfg, state, logits.detach().float(), labels))
-    return StepResult(loss, len(labels), new_state, {"train_accuracy": accuracy})
+    share = 1.0 if weight is None else mean_share(weight[labels].sum())  # several processes: one weighted mean
+    return StepResult(share * loss, len(labels), new_state, {"train_accuracy": accuracy})
 
 
 def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int) -> tuple[State, Mapping[str, Any]]:
     """Re-estimate both slopes; in phase 2 those of the held-out slice stay as they were: it is being fitted now."""
     logs: dict[str, Any] = {"phase": 2 if epoch >= switch_epoch(cfg) else 1}
-    if cfg.kappa_from == "none" or (cfg.kappa_from == "heldout" and epoch >= switch_epoch(cfg)):
+    nothing_held = len(state.memory["heldout"]) == 0  # phase 2 from the start, or every class has one image
+    if cfg.kappa_from == "none" or (cfg.kappa_from == "heldout" and (nothing_held or epoch >= switch_epoch(cfg))):
         return state, logs
     scored = (
         calibration.rows_of(state.memory["rows"])

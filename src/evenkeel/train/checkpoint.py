@@ -22,9 +22,12 @@ def save_atomically(payload: Mapping[str, Any], path: Path) -> None:
 
     Args:
       payload: what ``torch.load(weights_only=True)`` reads back: dicts, lists, tensors, numbers, text, None.
-      path: file to replace; a temporary file beside it is flushed to disk and renamed over it.
+      path: file to replace, written by one process at a time: a temporary file beside it is flushed to disk and
+        renamed over it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob(f".{path.name}.*.tmp"):  # of a process killed while it wrote; there is one writer
+        stale.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:

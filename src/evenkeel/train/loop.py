@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from evenkeel.errors import ConfigError, EvenkeelError
+from evenkeel.errors import ConfigError, DataError, EvenkeelError
 from evenkeel.train import checkpoint, progress
 from evenkeel.train.optim import build_optimizer, lr_at, optimizer_step, sam_radius_at, set_lr
 from evenkeel.train.processes import accelerator_for, autocast_dtype, average_buffers, average_grads, gather_rows, shard
@@ -103,9 +103,20 @@ def train(
       run: where to log and checkpoint; None keeps nothing.
       evaluate: scores a state on held-out images, for the curves; the loop never acts on what it returns.
 
+    Under several processes each takes an equal share of every batch, and one process with the same batches gets the
+    same parameters but for rounding, if batches divide evenly, no layer normalises over the batch, and the recipe
+    scales by `processes.mean_share` what it divides by anything but the number of rows. Logged losses and checkpointed
+    batch-norm statistics are the first process's; the statistics are averaged at the end of each epoch.
+
+    Networks in ``state.averages`` are in eval mode at each epoch's start, the others in training mode. The global
+    random generator is seeded anew before plan, step and end_epoch, so that nothing but the seed decides.
+
     Returns: the trained state and its costs.
 
-    Raises: TrainingError if the loss stops being finite; KeyboardInterrupt after Ctrl-C, with a checkpoint written.
+    Raises:
+      TrainingError: the loss stopped being finite.
+      DataError: the checkpoint in ``run`` is broken, or of other networks.
+      KeyboardInterrupt: after Ctrl-C or a termination request, with a checkpoint written.
     """
     return _Loop(recipe, cfg, task, views, options, run, evaluate).run_from_setup(build_net)
 
@@ -175,10 +186,11 @@ class _Loop:
         before = self.spent["seconds"]
         while self.epoch < self.cfg.epochs:
             if self.plan is None:
+                torch.manual_seed(derive_seed(self.options.seed, "plan", self.epoch))
                 self.plan = self.recipe.plan(self.cfg, self.task, self.state, self.epoch)
                 _check_plan(self.plan, self.views.n_rows)
-            for net in self.trained_nets.values():
-                net.train()
+            for name, net in self.state.nets.items():
+                net.train(name not in self.state.averages)
             while self.step < self.plan.n_steps:
                 result = self.run_step(self.plan)
                 self.step += 1
@@ -235,8 +247,9 @@ class _Loop:
         return result
 
     def end_epoch(self) -> None:
-        for net in self.trained_nets.values():
+        for net in self.state.nets.values():
             average_buffers(net, self.accelerator)
+        torch.manual_seed(derive_seed(self.options.seed, "end_epoch", self.epoch))
         state, logs = self.recipe.end_epoch(self.cfg, self.task, self.state, self.passes, self.epoch)
         self.state = state
         record = {"kind": "epoch", "epoch": self.epoch, **self.epoch_means(), **logs}
@@ -258,26 +271,26 @@ class _Loop:
     # ---- pieces -----------------------------------------------------------------------------------------------------
 
     def batch(self, name: str, stream: Stream) -> Batch:
-        rows = shard(rows_of_step(name, stream, self.options.seed, self.epoch, self.step), self.accelerator)
+        rows = self.rows_of(name, stream, self.step)
+        # No process in the seeds: a view hangs on its seed and row, whichever process makes it.
+        seeds = [
+            derive_seed(self.options.seed, "view", self.epoch, self.step, name, i) for i in range(len(stream.views))
+        ]
         views = tuple(
-            self.views.batch(
-                rows,
-                view,
-                seed=derive_seed(
-                    self.options.seed, "view", self.epoch, self.step, name, i, self.accelerator.process_index
-                ),
-                device=self.device,
-            )
-            for i, view in enumerate(stream.views)
+            self.views.batch(rows, view, seed=seed, device=self.device)
+            for view, seed in zip(stream.views, seeds, strict=True)
         )
         rows = rows.to(self.device)
         return Batch(rows=rows, views=views, labels=self.task.labels[rows])
 
+    def rows_of(self, name: str, stream: Stream, step: int) -> Tensor:
+        n = self.accelerator.num_processes
+        return shard(rows_of_step(name, stream, self.options.seed, self.epoch, step, multiple_of=n), self.accelerator)
+
     def hint_next_batches(self, plan: EpochPlan) -> None:
         if self.step + 1 < plan.n_steps:
             for name, stream in plan.streams.items():
-                rows = rows_of_step(name, stream, self.options.seed, self.epoch, self.step + 1)
-                self.views.prefetch(shard(rows, self.accelerator))
+                self.views.prefetch(self.rows_of(name, stream, self.step + 1))
 
     def follow_averages(self) -> None:
         with torch.no_grad():
@@ -303,7 +316,7 @@ class _Loop:
                 chunk = rows[start : start + PASS_BATCH * n].cpu()
                 even = torch.cat([chunk, chunk[:1].expand(-len(chunk) % n)])  # every process needs equally many
                 mine = shard(even, self.accelerator)
-                seed = derive_seed(self.options.seed, "pass", self.epoch, start, self.accelerator.process_index)
+                seed = derive_seed(self.options.seed, "pass", self.epoch)
                 x = self.views.batch(mine, view, seed=seed, device=self.device)
                 with (
                     torch.no_grad(),
@@ -354,8 +367,14 @@ class _Loop:
         checkpoint.save_atomically(payload, self.run.checkpoint)
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        self.state = checkpoint.load_state(self.state, saved, self.device)
-        self.optimizer.load_state_dict(saved["optimizer"])
+        try:
+            self.state = checkpoint.load_state(self.state, saved, self.device)
+            self.optimizer.load_state_dict(saved["optimizer"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise DataError(
+                f"the checkpoint is not of this method and model ({str(error).splitlines()[0]})",
+                fix="resume with the settings that wrote it, or start again in a new folder",
+            ) from error
         self.epoch, self.step = saved["epoch"], saved["step"]
         self.plan = None if saved["plan"] is None else _plan_from(saved["plan"])
         self.sums, self.spent, self.warnings = dict(saved["sums"]), dict(saved["spent"]), list(saved["warnings"])
@@ -363,14 +382,15 @@ class _Loop:
             self.run.cut_metrics(saved["metrics_size"])
 
 
-def rows_of_step(name: str, stream: Stream, seed: int, epoch: int, step: int) -> Tensor:
+def rows_of_step(name: str, stream: Stream, seed: int, epoch: int, step: int, *, multiple_of: int = 1) -> Tensor:
     """Rows that a stream gives a step: consecutive places in an endless row of fresh permutations.
 
     Args:
       name, stream: as in the plan.
       seed, epoch, step: of the run and the moment.
+      multiple_of: the number of processes: each must get equally many rows.
 
-    Returns: [min(batch_size, n)] int64 rows.
+    Returns: [min(batch_size, n)] int64 rows, rounded down to a multiple of ``multiple_of``, which is also the least.
 
     Example: five rows in steps of two; the third step takes one row of the next permutation.
       >>> stream = Stream(torch.arange(5), batch_size=2)
@@ -379,7 +399,7 @@ def rows_of_step(name: str, stream: Stream, seed: int, epoch: int, step: int) ->
       ([0, 1, 2, 3, 4], 6)
     """
     n = len(stream.rows)
-    size = min(stream.batch_size, n)
+    size = max(min(stream.batch_size, n) // multiple_of, 1) * multiple_of
     positions = torch.arange(step * size, (step + 1) * size)
     parts = []
     for cycle in range(int(positions[0]) // n, int(positions[-1]) // n + 1):

@@ -81,6 +81,29 @@ def gather_rows(x: Tensor) -> Tensor:
     return torch.stack(parts, dim=1).flatten(0, 1)  # [B/n, n, ...] -> [B, ...]
 
 
+def mean_share(total: Tensor) -> Tensor:
+    """What a mean over this process's rows must be multiplied by, so that the average of gradients is the global mean.
+
+    A recipe that divides a loss by a sum of weights W divides by its own W only; times W over the mean W of all
+    processes, the average over processes is the sum of all weighted rows over the sum of all weights.
+
+    Args:
+      total: scalar >= 0, what this process divided by.
+
+    Returns: scalar: ``total`` over its mean over processes (0 if that is 0); 1 when there is one process.
+
+    Example:
+      >>> mean_share(torch.tensor(7.0)).item()
+      1.0
+    """
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return torch.ones_like(total)
+    mean = total.detach().clone()
+    torch.distributed.all_reduce(mean)
+    mean /= torch.distributed.get_world_size()
+    return total.detach() / torch.where(mean > 0, mean, 1.0)
+
+
 def average_grads(params: list[Tensor], accelerator: Accelerator) -> None:
     """Average gradients over processes, in place, in one exchange."""
     if accelerator.num_processes == 1:

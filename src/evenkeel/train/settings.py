@@ -44,6 +44,7 @@ class TrainSettings:
         _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
         _require(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "in (0, 1]")
         _require(self.sam_radius >= 0, "sam_radius", self.sam_radius, "0 or more")
+        _require(not self.nesterov or self.momentum > 0, "nesterov", self.nesterov, "false when momentum is 0")
 
 
 def _require(ok: bool, key: str, value: object, wanted: str) -> None:
@@ -105,7 +106,9 @@ def _convert(key: str, value: object, hint: Any) -> object:
             raise ConfigError(f"{key}={value} is not possible", fix=f"{key} must be one of {', '.join(map(str, args))}")
         return value
     if origin is tuple:
-        items = value.strip("()[]").split(",") if isinstance(value, str) else list(typing.cast(typing.Any, value))
+        items = value.strip("()[]").split(",") if isinstance(value, str) else value
+        if not isinstance(items, (list, tuple)):
+            raise ConfigError(f"{key}={value} is not possible", fix=f"{key} takes comma-separated values")
         kinds = [args[0]] * len(items) if len(args) == 2 and args[1] is Ellipsis else list(args)
         if len(kinds) != len(items):
             raise ConfigError(f"{key}={value} is not possible", fix=f"{key} takes {len(kinds)} values, comma-separated")
@@ -121,6 +124,6 @@ def _convert(key: str, value: object, hint: Any) -> object:
         if hint is float:
             return float(typing.cast(float, value))
         return hint(value)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         kind = hint.__name__
         raise ConfigError(f"{key}={value} is not a valid {kind}", fix=f"give {key} a {kind}") from None

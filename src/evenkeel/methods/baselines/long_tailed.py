@@ -26,6 +26,7 @@ from torch import Tensor
 from evenkeel.adjust import fixed
 from evenkeel.losses import classification
 from evenkeel.train.loop import steps_for
+from evenkeel.train.processes import mean_share
 from evenkeel.train.settings import TrainSettings
 from evenkeel.types import (
     Batch,
@@ -41,6 +42,7 @@ from evenkeel.types import (
     Task,
 )
 
+Weight = Tensor | None
 LossName = Literal["ce", "class_balanced", "focal", "balanced_softmax", "ldam", "la", "vs", "ib"]
 
 
@@ -76,7 +78,11 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
     batch, net = batches["train"], cast(Network, state.nets["main"])
     feats = net.features(batch.x)
     logits = net.head_logits(feats)
-    loss = LOSSES[cfg.loss](cfg, task.counts, clock, logits, batch.labels, feats)
+    counts = task.counts
+    weight = class_weight(cfg, counts, clock)
+    loss = LOSSES[cfg.loss](cfg, counts, weight, clock, logits, batch.labels, feats)
+    if weight is not None:
+        loss = loss * mean_share(weight[batch.labels].sum())  # several processes: one weighted mean
     accuracy = (logits.detach().argmax(1) == batch.labels).float().mean()
     return StepResult(loss, len(batch.rows), state, {"train_accuracy": accuracy})
 
@@ -91,69 +97,67 @@ def predict(cfg: Config, state: State, x: Tensor) -> Prediction:
     return Prediction(state.nets["main"](x))
 
 
-# ---- losses: (cfg, counts [C], clock, logits [B, C], labels [B], feats [B, D]) -> scalar ----------------------------
-
-
-def _drw(cfg: Config, counts: Tensor, clock: Clock) -> Tensor | None:
-    if clock.epoch < cfg.drw_from_frac * clock.n_epochs:
+def class_weight(cfg: Config, counts: Tensor, clock: Clock) -> Tensor | None:
+    """Weights [C] by effective number, or None: what this loss has at this moment."""
+    weighted_from_frac = {"class_balanced": 0.0, "ib": min(cfg.ib_from_frac, cfg.drw_from_frac)}
+    if clock.epoch < weighted_from_frac.get(cfg.loss, cfg.drw_from_frac) * clock.n_epochs:
         return None
     return fixed.effective_number_weights(counts, beta=cfg.effective_beta)
 
 
-def _ce(cfg: Config, counts: Tensor, clock: Clock, logits: Tensor, labels: Tensor, feats: Tensor) -> Tensor:
-    return classification.vector_scaled_cross_entropy(logits, labels, class_weight=_drw(cfg, counts, clock))
+# ---- losses: (cfg, counts [C], weight [C] or None, clock, logits [B, C], labels [B], feats [B, D]) -> scalar ---------
 
 
-def _class_balanced(cfg: Config, counts: Tensor, clock: Clock, logits: Tensor, labels: Tensor, feats: Tensor) -> Tensor:
-    weight = fixed.effective_number_weights(counts, beta=cfg.effective_beta)
-    return classification.vector_scaled_cross_entropy(logits, labels, class_weight=weight)
+def _ce(cfg: Config, counts: Tensor, weight: Weight, clock: Clock, logits: Tensor, labels: Tensor, _: Tensor) -> Tensor:
+    return classification.cross_entropy(logits, labels, class_weight=weight)
 
 
-def _focal(cfg: Config, counts: Tensor, clock: Clock, logits: Tensor, labels: Tensor, feats: Tensor) -> Tensor:
-    return classification.focal(logits, labels, power=cfg.focal_gamma, class_weight=_drw(cfg, counts, clock))
+def _focal(
+    cfg: Config, counts: Tensor, weight: Weight, clock: Clock, logits: Tensor, labels: Tensor, _: Tensor
+) -> Tensor:
+    return classification.focal(logits, labels, power=cfg.focal_gamma, class_weight=weight)
 
 
 def _balanced_softmax(
-    cfg: Config, counts: Tensor, clock: Clock, logits: Tensor, labels: Tensor, feats: Tensor
+    cfg: Config, counts: Tensor, weight: Weight, clock: Clock, logits: Tensor, labels: Tensor, _: Tensor
 ) -> Tensor:
-    weight = _drw(cfg, counts, clock)
     rows = None if weight is None else weight[labels]
     return classification.balanced_softmax(logits, labels, log_prior=fixed.log_prior(counts), weights=rows)
 
 
-def _ldam(cfg: Config, counts: Tensor, clock: Clock, logits: Tensor, labels: Tensor, feats: Tensor) -> Tensor:
+def _ldam(
+    cfg: Config, counts: Tensor, weight: Weight, clock: Clock, logits: Tensor, labels: Tensor, _: Tensor
+) -> Tensor:
     margins = fixed.ldam_margins(counts, max_margin=cfg.max_margin)
-    weight = _drw(cfg, counts, clock)
     return classification.ldam(logits, labels, margins=margins, scale=cfg.scale, class_weight=weight)
 
 
-def _la(cfg: Config, counts: Tensor, clock: Clock, logits: Tensor, labels: Tensor, feats: Tensor) -> Tensor:
+def _la(cfg: Config, counts: Tensor, weight: Weight, clock: Clock, logits: Tensor, labels: Tensor, _: Tensor) -> Tensor:
     offset = fixed.la_offset(counts, strength=cfg.tau)
-    return classification.vector_scaled_cross_entropy(
-        logits, labels, offset=offset, class_weight=_drw(cfg, counts, clock)
-    )
+    return classification.vector_scaled_cross_entropy(logits, labels, offset=offset, class_weight=weight)
 
 
-def _vs(cfg: Config, counts: Tensor, clock: Clock, logits: Tensor, labels: Tensor, feats: Tensor) -> Tensor:
+def _vs(cfg: Config, counts: Tensor, weight: Weight, clock: Clock, logits: Tensor, labels: Tensor, _: Tensor) -> Tensor:
     return classification.vector_scaled_cross_entropy(
         logits,
         labels,
         multiplier=fixed.vs_multiplier(counts, power=cfg.gamma),
         offset=fixed.la_offset(counts, strength=cfg.tau),
-        class_weight=_drw(cfg, counts, clock),
+        class_weight=weight,
     )
 
 
-def _ib(cfg: Config, counts: Tensor, clock: Clock, logits: Tensor, labels: Tensor, feats: Tensor) -> Tensor:
+def _ib(
+    cfg: Config, counts: Tensor, weight: Weight, clock: Clock, logits: Tensor, labels: Tensor, feats: Tensor
+) -> Tensor:
     if clock.epoch < cfg.ib_from_frac * clock.n_epochs:
-        return classification.cross_entropy(logits, labels)
-    weight = fixed.effective_number_weights(counts, beta=cfg.effective_beta)
+        return classification.cross_entropy(logits, labels, class_weight=weight)
     return classification.influence_balanced(logits, labels, feats=feats, class_weight=weight)
 
 
-LOSSES: Mapping[str, Callable[[Config, Tensor, Clock, Tensor, Tensor, Tensor], Tensor]] = {
+LOSSES: Mapping[str, Callable[[Config, Tensor, Weight, Clock, Tensor, Tensor, Tensor], Tensor]] = {
     "ce": _ce,
-    "class_balanced": _class_balanced,
+    "class_balanced": _ce,
     "focal": _focal,
     "balanced_softmax": _balanced_softmax,
     "ldam": _ldam,
