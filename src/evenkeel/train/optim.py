@@ -61,9 +61,13 @@ def build_optimizer(nets: Iterable[nn.Module], settings: TrainSettings) -> torch
         for net in nets
         for group in param_groups(net, lr=1.0, weight_decay=settings.weight_decay, layer_decay=settings.layer_decay)
     ]
+    optimizer: torch.optim.Optimizer
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.lr)
-    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)
+        optimizer = torch.optim.AdamW(groups, lr=settings.lr)
+    else:
+        optimizer = torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)
+    set_lr(optimizer, settings.lr)  # a group's own rate, still a share of 1, would otherwise win
+    return optimizer
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -1,0 +1,154 @@
+"""The smallest things a recipe can be run on: random pixels, a net of a few hundred weights, and a recorder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from evenkeel.encoders.backbones import CosineHead
+from evenkeel.methods.registry import METHODS, resolve_config
+from evenkeel.train.loop import LoopOptions, Trained, train
+from evenkeel.train.seeds import generator
+from evenkeel.train.track import RunFolder
+from evenkeel.types import Recipe, State, Task
+
+CPU = torch.device("cpu")
+SIZE_PX = 8
+
+
+class TinyViews:
+    """N images that say a little of their class; "weak" and "strong" add noise that hangs on (seed, view, row)."""
+
+    def __init__(self, classes: Sequence[int], *, size_px: int = SIZE_PX, seed: int = 0) -> None:
+        g = generator(seed, "tiny pixels")
+        centres = torch.randn(max(classes) + 1, 3, size_px, size_px, generator=g)
+        noise = torch.randn(len(classes), 3, size_px, size_px, generator=g)
+        self.x = 0.5 * centres[torch.tensor(classes)] + noise
+        self.prefetched: list[Tensor] = []
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.x)
+
+    def batch(self, rows: Tensor, view: str, *, seed: int, device: torch.device) -> Tensor:
+        x = self.x[rows]
+        if view != "clean":
+            size = {"weak": 0.1, "strong": 0.3}[view]
+            draws = [torch.randn(self.x.shape[1:], generator=generator(seed, view, row)) for row in rows.tolist()]
+            x = x + size * torch.stack(draws)
+        return x.to(device)
+
+    def prefetch(self, rows: Tensor) -> None:
+        self.prefetched.append(rows)
+
+
+class TinyNet(nn.Module):
+    """One convolution, batch norm if wanted, mean over places, head."""
+
+    def __init__(self, n_outputs: int, *, head: Literal["linear", "cosine"], norm: bool, width: int = 8) -> None:
+        super().__init__()
+        self.backbone = nn.Conv2d(3, width, 3, stride=2)
+        self.norm = nn.BatchNorm2d(width) if norm else nn.Identity()
+        self.head = nn.Linear(width, n_outputs) if head == "linear" else CosineHead(width, n_outputs)
+
+    def features(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.backbone(x))).mean((2, 3))
+
+    def head_logits(self, feats: Tensor) -> Tensor:
+        logits: Tensor = self.head(feats)
+        return logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head_logits(self.features(x))
+
+
+@dataclass
+class BuildTiny:
+    """A `types.BuildNet`; weights from the global generator, which the loop seeds."""
+
+    norm: bool = True
+
+    def __call__(self, n_outputs: int, *, head: Literal["linear", "cosine"] = "linear") -> nn.Module:
+        return TinyNet(n_outputs, head=head, norm=self.norm)
+
+
+@dataclass
+class Recorded:
+    """A recipe that does what another does, notes each loss, and may rest in each step to be caught in it."""
+
+    recipe: Recipe
+    rest_s: float = 0.0
+    losses: list[float] = field(default_factory=list)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.recipe, name)
+
+    def step(self, *args: Any) -> Any:
+        result = self.recipe.step(*args)
+        self.losses.append(float(result.loss.detach()))
+        time.sleep(self.rest_s)
+        return result
+
+
+def classes_of(counts: Sequence[int]) -> list[int]:
+    """Class of each row, class 0 first."""
+    return [c for c, n in enumerate(counts) for _ in range(n)]
+
+
+def task_of(counts: Sequence[int], *, n_unlabelled: int = 0, groups: Tensor | None = None) -> Task:
+    labels = torch.tensor([*classes_of(counts), *[-1] * n_unlabelled])
+    return Task(labels, tuple(f"class {c}" for c in range(len(counts))), groups=groups)
+
+
+def options_of(seed: int = 0, **changed: Any) -> LoopOptions:
+    return LoopOptions(**{"seed": seed, "device": "cpu", "precision": "fp32", "show_progress": False, **changed})
+
+
+def run_method(
+    name: str,
+    counts: Sequence[int],
+    *,
+    settings: Mapping[str, object],
+    seed: int = 0,
+    norm: bool = True,
+    run: RunFolder | None = None,
+    rest_s: float = 0.0,
+    checkpoint_minutes: float = 5.0,
+) -> tuple[Trained, list[float]]:
+    """Train a registered method on tiny images of these class counts; its result and the loss of each forward."""
+    recorded = Recorded(METHODS[name].recipe, rest_s)
+    cfg = resolve_config(METHODS[name], settings)
+    options = options_of(seed, checkpoint_minutes=checkpoint_minutes)
+    views = TinyViews(classes_of(counts))
+    trained = train(recorded, cfg, task_of(counts), views, BuildTiny(norm), options=options, run=run)
+    return trained, recorded.losses
+
+
+def tensors_of(state: State) -> dict[str, Tensor]:
+    """Every tensor and number of a state, by its path."""
+    found: dict[str, Tensor] = {}
+
+    def walk(path: str, tree: Any) -> None:
+        if isinstance(tree, Mapping):
+            for key, value in tree.items():
+                walk(f"{path}.{key}", value)
+        else:
+            found[path] = tree if isinstance(tree, Tensor) else torch.tensor(tree)
+
+    walk("adjust", state.adjust)
+    walk("memory", state.memory)
+    for name, net in state.nets.items():
+        walk(f"nets.{name}", net.state_dict())
+    return found
+
+
+def differing(a: State, b: State) -> list[str]:
+    """Paths at which two states are not bit for bit the same."""
+    first, second = tensors_of(a), tensors_of(b)
+    assert first.keys() == second.keys()
+    return [path for path in first if not torch.equal(first[path], second[path])]
