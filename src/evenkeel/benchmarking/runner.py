@@ -101,7 +101,8 @@ def run_cell(
 ) -> api.Run:
     """Train and score one cell with one seed; continues a run that was cut off."""
     cell = grid.cells[name]
-    schedule: dict[str, object] = dict(FULL) if full else {"epochs": grid.epochs, "batch_size": grid.batch_size}
+    reduced = {"epochs": grid.epochs, "batch_size": grid.batch_size, **cell.reduced}
+    schedule: dict[str, object] = dict(FULL) if full else reduced
     return api.fit(
         train,
         out=folder,

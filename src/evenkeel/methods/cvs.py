@@ -175,9 +175,10 @@ def switch_epoch(cfg: Config) -> int:
 
     Example:
       >>> switch_epoch(Config(epochs=200)), switch_epoch(Config(epochs=12))
-      (160, 10)
+      (160, 6)
     """
-    return round(cfg.switch_frac * cfg.epochs)
+    frac = cfg.switch_frac if cfg.switch_frac is not None else 0.8 if cfg.epochs >= 100 else 0.5
+    return round(frac * cfg.epochs)
 
 
 def _heldout(cfg: Config, task: Task) -> Tensor:
