@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -83,12 +84,15 @@ class Recorded:
 
     recipe: Recipe
     rest_s: float = 0.0
+    began: Path | None = None  # touched when the first step begins
     losses: list[float] = field(default_factory=list)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.recipe, name)
 
     def step(self, *args: Any) -> Any:
+        if self.began is not None:
+            self.began.touch()
         result = self.recipe.step(*args)
         self.losses.append(float(result.loss.detach()))
         time.sleep(self.rest_s)
@@ -118,10 +122,11 @@ def run_method(
     norm: bool = True,
     run: RunFolder | None = None,
     rest_s: float = 0.0,
+    began: str | None = None,
     checkpoint_minutes: float = 5.0,
 ) -> tuple[Trained, list[float]]:
     """Train a registered method on tiny images of these class counts; its result and the loss of each forward."""
-    recorded = Recorded(METHODS[name].recipe, rest_s)
+    recorded = Recorded(METHODS[name].recipe, rest_s, None if began is None else Path(began))
     cfg = resolve_config(METHODS[name], settings)
     options = options_of(seed, checkpoint_minutes=checkpoint_minutes)
     views = TinyViews(classes_of(counts))

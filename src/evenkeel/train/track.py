@@ -85,6 +85,7 @@ class RunFolder:
 
     def log(self, record: Mapping[str, Any], *, step: int) -> None:
         """Append one record to metrics.jsonl and its scalars to TensorBoard."""
+        self.path.mkdir(parents=True, exist_ok=True)
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, allow_nan=True) + "\n")
         if self._writer is None:

@@ -24,7 +24,7 @@ def test_run_folder__refuses_what_is_not_empty(tmp_path: Path) -> None:
 
 
 def test_log__cut_and_resumed(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path)
+    run = RunFolder(tmp_path / "made" / "by the first record")
     assert run.metrics_size() == 0
     run.cut_metrics(0)  # nothing there: nothing happens
     run.log({"kind": "epoch", "epoch": 0, "loss": 2.0, "kappa": [1.0], "done": True}, step=1)
@@ -32,7 +32,7 @@ def test_log__cut_and_resumed(tmp_path: Path) -> None:
     run.log({"kind": "epoch", "epoch": 1, "loss": 1.0}, step=2)
     run.close()
 
-    again = RunFolder(tmp_path, resume=True)
+    again = RunFolder(run.path, resume=True)
     again.cut_metrics(size)
     again.log({"kind": "epoch", "epoch": 1, "loss": 1.5}, step=2)
     again.close()
@@ -43,7 +43,7 @@ def test_log__cut_and_resumed(tmp_path: Path) -> None:
     again.cut_metrics(10**9)  # longer than the file: never padded
     assert [json.loads(line) for line in again.metrics.read_text().splitlines()] == records
 
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events = EventAccumulator(str(run.path / "tensorboard"))
     events.Reload()
     assert events.Tags()["scalars"] == ["epoch/loss"]  # not the list, the flag or the epoch's number
     assert [(event.step, event.value) for event in events.Scalars("epoch/loss")] == [(1, 2.0), (2, 1.5)]

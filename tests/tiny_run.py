@@ -1,0 +1,35 @@
+"""Training runs as a process of their own, to be killed, interrupted or run beside another.
+
+Usage: python tiny_run.py OUT '{"name": "cvs", "counts": [..], "settings": {..}, ...}'    one run, its folder OUT
+       python tiny_run.py OUT '{"first": {...}, "second": {...}}'    several, without folders; RANK says which process
+                                                                     writes OUT/state0.pt, OUT/state1.pt
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+import tiny
+from evenkeel.train.track import RunFolder
+
+
+def main(out: Path, wanted: dict[str, object]) -> None:
+    torch.set_num_threads(1)
+    if "name" in wanted:
+        run = RunFolder(out, resume=True)
+        tiny.run_method(run=run, **wanted)  # type: ignore[arg-type]
+        run.close()
+        return
+    found = {}
+    for name, order in wanted.items():
+        trained, losses = tiny.run_method(**order)  # type: ignore[arg-type]
+        found[name] = {"tensors": tiny.tensors_of(trained.state), "losses": losses}
+    torch.save(found, out / f"state{os.environ['RANK']}.pt")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
