@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import pyarrow as pa
-import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import torch
 from torch import nn
 
 from evenkeel import __version__, results
-from evenkeel.data.images import OnBad, check_images
+from evenkeel.data.images import OnBad, check_images, resolve_problems
 from evenkeel.data.situation import Situation, detect
 from evenkeel.data.table import LabelTable
 from evenkeel.encoders import backbones
-from evenkeel.errors import ConfigError, DataError, Problem
+from evenkeel.errors import ConfigError, DataError, EvenkeelError, Problem
 from evenkeel.methods.registry import METHODS, Method, method_named, resolve_config
 from evenkeel.model import SavedModel, load_model, save_model
 from evenkeel.predict import Answers, answer
-from evenkeel.prepare import Flip, Prepared, describe_data, open_source, prepare, read, resolved_path
+from evenkeel.prepare import Flip, Prepared, describe_data, listed, open_source, prepare, read, resolved_path
 from evenkeel.reporting.render import render
 from evenkeel.train.loop import LoopOptions, Trained, train
 from evenkeel.train.processes import accelerator_for
 from evenkeel.train.seeds import derive_seed
 from evenkeel.train.track import RunFolder, environment
-from evenkeel.types import BuildNet, State
+from evenkeel.types import BuildNet
 
 Data = str | Path | Sequence[str] | Any
 
@@ -45,7 +46,7 @@ class Inspection:
 
     Attributes:
       table: the images and what is known of them.
-      situation: which situation this is, and why.
+      situation: which situation the rows that can be used are in, and why.
       problems: everything wrong with the data; notices among them.
       runs: the method that ``fit --method auto`` would run, None if this version has none for the situation.
     """
@@ -102,8 +103,8 @@ def inspect(
     Raises: DataError if there is nothing to read at all.
     """
     table = read(data, classes=classes, group=group)
-    problems = (*table.problems, *(check_images(table) if check_pixels else ()))
-    situation = detect(table, novel=novel)
+    problems = tuple(dict.fromkeys([*table.problems, *(check_images(table) if check_pixels else ())]))
+    situation = detect(_usable(table, problems), novel=novel)
     return Inspection(table, situation, problems, situation.method if situation.method in METHODS else None)
 
 
@@ -151,7 +152,8 @@ def fit(
       flip: whether mirrored images keep their class: auto, on or off.
       pretrained: load the weights of a transformers model; False starts it from random ones.
       freeze: parameter-name patterns that stay as they are, e.g. ``backbone.*``.
-      resume: continue the run in ``out`` where it stopped; needs the same data and settings.
+      resume: continue the run in ``out`` where it stopped, or begin it if there is none; needs the same data and
+        settings. A finished run is left as it is.
       on_bad: what to do with unusable rows: stop with a report of all of them, or skip and list them.
       checkpoint_minutes: at most this much work is lost to a kill.
       evaluations: times the test images are scored while training, for the curves; never used to choose anything.
@@ -163,10 +165,8 @@ def fit(
     """
     began = time.monotonic()
     run = RunFolder(out, resume=resume)
-    if resume and (run.path / "summary.json").exists():
-        if not (run.path / "report.html").exists():
-            render(run.path)
-        return Run(run.path)
+    if resume and run.path.exists() and not (run.path / "config.yaml").exists() and any(run.path.iterdir()):
+        raise ConfigError(f"{run.path} is not the folder of a run", fix="choose another --out")
     if method != "auto":  # mistakes in settings should not wait for the data to be read
         resolve_config(method_named(method), _overrides(settings, epochs))
     # Our own networks take the size and statistics of the data; a checkpoint wants the pixels it was trained on.
@@ -179,7 +179,7 @@ def fit(
         novel=novel,
         group=group,
         test_frac=test_frac,
-        size_px=size_px or (stats.size_px if stats else None),
+        size_px=stats.size_px if stats and size_px is None else size_px,
         stats=(stats.mean, stats.std) if stats else None,
         flip=flip,
         on_bad=on_bad,
@@ -214,10 +214,14 @@ def fit(
         "device": accelerator.device.type,
         "precision": precision,
         "on_bad": on_bad,
-        "settings": _plain(dataclasses.asdict(cfg)),
+        "settings": json.loads(json.dumps(dataclasses.asdict(cfg))),  # as read back: tuples become lists
     }
     if accelerator.is_main_process:
-        _start_folder(run, config, described, environment(accelerator.device, precision), resume=resume)
+        results.start_folder(run, config, described, environment(accelerator.device, precision), resume=resume)
+    if resume and (run.path / "summary.json").exists():  # finished, but perhaps for the report
+        if accelerator.is_main_process and not (run.path / "report.html").exists():
+            render(run.path)
+        return Run(run.path)
     read_s = time.monotonic() - began
 
     options = LoopOptions(
@@ -227,17 +231,22 @@ def fit(
         checkpoint_minutes=checkpoint_minutes,
         n_evaluations=evaluations if prepared.test else 0,
     )
-    evaluate_state = _evaluator(chosen, cfg, prepared, accelerator.device, precision)
-    trained = train(
-        chosen.recipe,
-        cfg,
-        prepared.train.table.task(),
-        prepared.train.views(prepared.view),
-        build,
-        options=options,
-        run=run,
-        evaluate=evaluate_state,
-    )
+    try:
+        trained = train(
+            chosen.recipe,
+            cfg,
+            prepared.train.table.task(),
+            prepared.train.views(prepared.view),
+            build,
+            options=options,
+            run=run,
+            evaluate=results.evaluator(chosen.recipe, cfg, prepared, accelerator.device, precision),
+        )
+    except EvenkeelError as error:
+        run.close()
+        if error.exit_code == 2 and not resume and accelerator.is_main_process and not run.checkpoint.exists():
+            shutil.rmtree(run.path, ignore_errors=True)  # a setting that only the network could refuse
+        raise
     if accelerator.is_main_process:
         _finish(run, prepared, chosen, cfg, trained, config, described, accelerator.device, precision, read_s)
     run.close()
@@ -262,18 +271,18 @@ def label(
         None writes nothing.
       on_bad: stop, or skip unusable images.
 
-    Returns: Arrow table with the columns of results.LABEL_COLUMNS.
+    Returns: Arrow table with the columns of results.LABEL_COLUMNS; its schema metadata holds under ``left_out`` the
+      images that ``on_bad="skip"`` left out, as JSON.
 
     Raises: DataError or ConfigError, with nothing written.
     """
-    target = None if out is None else Path(out)
-    if target is not None and target.exists():
-        raise ConfigError(f"{target} exists", fix="choose another --out, or remove it first")
+    target = None if out is None else results.checked_target(Path(out))
     saved = load_model(Path(run) / "model", device=accelerator_for(device).device)
     table, answers = _ask(saved, data, on_bad=on_bad, device=device, precision=precision, classes=None)
     rows = results.label_rows(table, answers, saved.class_names, keep_given=False)
+    rows = rows.replace_schema_metadata({"left_out": json.dumps(listed(table.quarantined))})
     if target is not None:
-        _write_labels(rows, table, target)
+        results.write_labels(rows, table, target)
     return rows
 
 
@@ -286,7 +295,7 @@ def evaluate(
       run: a finished run folder.
       data: images with labels of the run's classes; unlabelled rows are not scored.
 
-    Returns: see metrics.classification.score, plus ``confusions``.
+    Returns: see metrics.classification.score, plus ``confusions``, and ``left_out``: what ``on_bad="skip"`` left out.
 
     Raises: DataError if no image has a label.
     """
@@ -295,14 +304,23 @@ def evaluate(
     if not (table.labels >= 0).any():
         raise DataError(f"no image of {resolved_path(data)} has a label", fix="evaluate needs labelled images")
     counts = torch.tensor(RunFolder(run, resume=True).read_json("data.json")["train_counts"]).numpy()
-    scores = results.test_scores(answers, table.labels, counts)
-    return {**scores, "confusions": results.confusions(answers, table.labels, saved.class_names)}
+    scores = results.scores_of(answers, table.labels, counts)
+    confusions = results.confusions(answers, table.labels, saved.class_names)
+    return {**scores, "confusions": confusions, "left_out": listed(table.quarantined)}
 
 
 def report(run: str | Path) -> Path:
     """Write report.html of a finished run anew; returns its path."""
     RunFolder(run, resume=True).read_json("summary.json")
     return render(Path(run))
+
+
+def _usable(table: LabelTable, problems: Sequence[Problem]) -> LabelTable:
+    """The rows that ``--on-bad skip`` would keep; the whole table when it would keep none."""
+    try:
+        return resolve_problems(table, problems, "skip")
+    except DataError:
+        return table
 
 
 # ---- phases of fit --------------------------------------------------------------------------------------------------
@@ -333,7 +351,7 @@ def _builder(model: str, size_px: int, *, pretrained: bool, freeze: tuple[str, .
     def build(n_outputs: int, *, head: Literal["linear", "cosine"] = "linear") -> nn.Module:
         nonlocal built
         built += 1  # two networks of one recipe start from different weights
-        return backbones.build(
+        net = backbones.build(
             model,
             n_outputs,
             pretrained=pretrained,
@@ -342,75 +360,11 @@ def _builder(model: str, size_px: int, *, pretrained: bool, freeze: tuple[str, .
             freeze=freeze,
             seed=derive_seed(seed, "net", built),
         )
+        if not any(parameter.requires_grad for parameter in net.parameters()):
+            raise ConfigError(f"--freeze {' '.join(freeze)} leaves nothing to train", fix="leave head.* free")
+        return net
 
     return build
-
-
-def _start_folder(
-    run: RunFolder,
-    config: Mapping[str, Any],
-    described: Mapping[str, Any],
-    machine: Mapping[str, Any],
-    *,
-    resume: bool,
-) -> None:
-    if resume and (run.path / "data.json").exists() and run.checkpoint.exists():
-        was, now = run.read_json("data.json"), described
-        if was["fingerprint"] != now["fingerprint"]:
-            raise DataError("the data changed since this run began", fix="resume with the same data, or start anew")
-        before = run.read_yaml("config.yaml")
-        changed = [key for key in config if before.get(key) != config[key]]
-        if changed:
-            key = changed[0]
-            raise ConfigError(
-                f"{key} was {before.get(key)!r} when this run began and is {config[key]!r} now",
-                fix="resume with the settings of config.yaml, or start anew in another --out",
-            )
-        return
-    run.write_yaml("config.yaml", config)
-    run.write_json("environment.json", machine)
-    run.write_json("data.json", described)
-
-
-def _evaluator(
-    chosen: Method, cfg: Any, prepared: Prepared, device: torch.device, precision: str
-) -> Callable[[State], Mapping[str, Any]] | None:
-    if prepared.test is None:
-        return None
-    views, truth = prepared.test.views(prepared.view), prepared.test.table.labels
-    counts = prepared.train.table.counts()
-
-    def evaluate_state(state: State) -> Mapping[str, Any]:
-        answers = _answers_of(chosen, cfg, state, views, device, precision)
-        scores = results.test_scores(answers, truth, counts)
-        return {key: scores[key] for key in ("accuracy", "balanced_accuracy", "many", "medium", "few", "ece")}
-
-    return evaluate_state
-
-
-def _answers_of(
-    chosen: Method,
-    cfg: Any,
-    state: State,
-    views: Any,
-    device: torch.device,
-    precision: str,
-    given: torch.Tensor | None = None,
-) -> Answers:
-    training = {name: net.training for name, net in state.nets.items()}
-    for net in state.nets.values():
-        net.eval()
-    answers = answer(
-        lambda x: chosen.recipe.predict(cfg, state, x).probs,
-        views,
-        torch.arange(views.n_rows),
-        device=device,
-        precision=precision,
-        given=given,
-    )
-    for name, net in state.nets.items():
-        net.train(training[name])
-    return answers
 
 
 def _finish(
@@ -429,12 +383,14 @@ def _finish(
     table = prepared.train.table
     scores = None
     if prepared.test is not None:
-        answers = _answers_of(chosen, cfg, trained.state, prepared.test.views(prepared.view), device, precision)
+        views = prepared.test.views(prepared.view)
+        answers = results.answers_of(chosen.recipe, cfg, trained.state, views, device, precision)
         truth = prepared.test.table.labels
-        scores = results.test_scores(answers, truth, table.counts())
+        scores = results.scores_of(answers, truth, table.counts())
         scores["confusions"] = results.confusions(answers, truth, table.class_names)
     given = torch.from_numpy(table.labels).long()
-    own = _answers_of(chosen, cfg, trained.state, prepared.train.views(prepared.view), device, precision, given)
+    views = prepared.train.views(prepared.view)
+    own = results.answers_of(chosen.recipe, cfg, trained.state, views, device, precision, given)
     results.write_parquet_atomically(
         results.label_rows(table, own, table.class_names, keep_given=True), run.path / "labels.parquet"
     )
@@ -488,25 +444,3 @@ def _ask(
         description="labelling",
     )
     return source.table, answers
-
-
-def _write_labels(rows: pa.Table, table: LabelTable, target: Path) -> None:
-    if target.suffix == ".csv":
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.tmp")
-        pa_csv.write_csv(rows, temporary)
-        temporary.replace(target)
-    elif target.suffix == ".parquet":
-        target.parent.mkdir(parents=True, exist_ok=True)
-        results.write_parquet_atomically(rows, target)
-    elif target.suffix:
-        raise ConfigError(f"{target} is neither .csv, .parquet nor a folder", fix="end --out in .csv or .parquet")
-    else:
-        results.write_class_folders(rows, table, target)
-
-
-def _plain(tree: Any) -> Any:
-    """Tuples as lists, so that what is written and what is read back compare equal."""
-    if isinstance(tree, dict):
-        return {key: _plain(value) for key, value in tree.items()}
-    return [_plain(value) for value in tree] if isinstance(tree, (list, tuple)) else tree

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -14,12 +15,15 @@ from rich.table import Table
 
 from evenkeel.errors import DataError, EvenkeelError
 
+DataArgument = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+RunArgument = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+
 
 @dataclass(frozen=True)
 class Inspect:
     """Say what is in the data, what is wrong with it, and what `fit` would run. Writes nothing."""
 
-    data: tyro.conf.Positional[str]  # folder, table (.csv .jsonl .parquet), or hub data set
+    data: DataArgument  # folder, table (.csv .jsonl .parquet), or hub data set
     classes: str | None = None  # file with one class name per line, fixing names and order
     novel: str | None = None  # K or auto: classes outside the list may be present
     group: str | None = None  # column whose rows belong together (frames of one track)
@@ -30,7 +34,7 @@ class Inspect:
 class Fit:
     """Train a classifier; writes a run folder with model, labels, scores and report."""
 
-    data: tyro.conf.Positional[str]  # folder, table (.csv .jsonl .parquet), or hub data set
+    data: DataArgument  # folder, table (.csv .jsonl .parquet), or hub data set
     out: str  # run folder: absent or empty, unless --resume
     method: str = "auto"  # auto, or a name such as cvs, ce, la, vs, ldam_drw
     model: str = "auto"  # resnet32, resnet18, preact_resnet18, or a transformers vision model by id or path
@@ -60,8 +64,8 @@ class Fit:
 class Label:
     """Label any images with the model of a run: label, probability, runner-up, trust."""
 
-    run: tyro.conf.Positional[str]  # finished run folder
-    data: tyro.conf.Positional[str]  # images; labels they may have are ignored
+    run: RunArgument  # finished run folder
+    data: DataArgument  # images; labels they may have are ignored
     out: str = "labels.csv"  # .csv, .parquet, or a folder that gets every image under its label
     on_bad: Literal["stop", "skip"] = "stop"  # unusable images
     device: str = "auto"  # auto, cpu or cuda
@@ -72,8 +76,8 @@ class Label:
 class Evaluate:
     """Score the model of a run on labelled images."""
 
-    run: tyro.conf.Positional[str]  # finished run folder
-    data: tyro.conf.Positional[str]  # images with labels
+    run: RunArgument  # finished run folder
+    data: DataArgument  # images with labels
     json: bool = False  # print everything as JSON
     on_bad: Literal["stop", "skip"] = "stop"  # unusable images
     device: str = "auto"  # auto, cpu or cuda
@@ -84,7 +88,7 @@ class Evaluate:
 class Report:
     """Write report.html of a finished run anew."""
 
-    run: tyro.conf.Positional[str]  # finished run folder
+    run: RunArgument  # finished run folder
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,7 @@ VERBS: dict[str, Callable[..., Any]] = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the command ``evenkeel``: exits 0 done, 1 failed, 2 bad input, 130 interrupted."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries are summed up in one OfflineError
     sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 
@@ -161,15 +166,17 @@ def _gathered(argv: Sequence[str]) -> list[str]:
     """
     kept: list[str] = []
     assignments: list[str] = []
-    gathering = False
+    gathering = after_set = False
     for word in argv:
-        if word == "--set":
-            gathering = True
-        elif gathering and "=" in word and not word.startswith("--"):
+        if word.startswith("--set="):
+            assignments.append(word.removeprefix("--set="))
+        elif after_set or (gathering and "=" in word and not word.startswith("--")):
             assignments.append(word)
-        else:
-            gathering = False
+        elif word != "--set":
             kept.append(word)
+            gathering = False
+        after_set = word == "--set"
+        gathering = gathering or after_set
     return [*kept, "--set", *assignments] if assignments else kept
 
 
@@ -245,6 +252,13 @@ def _fit(command: Fit) -> None:
         f"{summary['method']} on {summary['n_labelled']:,} labelled images of {summary['n_classes']} classes "
         f"({summary['situation']}), {summary['seconds']['train']:.0f} s of training"
     )
+    described = json.loads((done.path / "data.json").read_text(encoding="utf-8"))
+    if described["quarantined"]:
+        out.print(
+            f"left out: {_count(described['quarantined'], 'row')}, listed in {done.path / 'data.json'}", markup=False
+        )
+    if described["notices"]:
+        out.print(f"notices: {len(described['notices'])}, listed in {done.path / 'data.json'}", markup=False)
     if summary["test"]:
         _print_scores(summary["test"])
     for warning in summary["warnings"]:
@@ -263,12 +277,11 @@ def _label(command: Label) -> None:
         device=command.device,
         precision=command.precision,
     )
-    print(f"{rows.num_rows:,} images labelled: {command.out}")
+    print(f"{_count(rows, 'image')} labelled: {command.out}")
+    _print_left_out(json.loads(rows.schema.metadata[b"left_out"]))
 
 
 def _evaluate(command: Evaluate) -> None:
-    import json
-
     from evenkeel import api
 
     scores = api.evaluate(
@@ -277,7 +290,9 @@ def _evaluate(command: Evaluate) -> None:
     if command.json:
         print(json.dumps(scores))
     else:
+        print(f"{scores['n_scored']:,} images scored")
         _print_scores(scores)
+        _print_left_out(scores["left_out"])
 
 
 def _report(command: Report) -> None:
@@ -307,6 +322,19 @@ def _demo(command: Demo) -> None:
     from evenkeel import demo
 
     demo.run(command.out)
+
+
+def _count(items: Any, noun: str) -> str:
+    return f"{len(items):,} {noun}{'' if len(items) == 1 else 's'}"
+
+
+def _print_left_out(problems: Sequence[dict[str, str]]) -> None:
+    from evenkeel.data.images import format_problems
+    from evenkeel.errors import Problem
+
+    if problems:
+        print(f"{_count(problems, 'image')} left out:", file=sys.stderr)
+        print(format_problems([Problem(p["where"], p["kind"], p["detail"]) for p in problems]), file=sys.stderr)
 
 
 def _print_scores(scores: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from evenkeel.data.read import load
 from evenkeel.data.situation import Situation, detect
 from evenkeel.data.table import LabelTable
 from evenkeel.data.views import PixelViews, ViewSettings, channel_stats
-from evenkeel.errors import ConfigError, DataError
+from evenkeel.errors import ConfigError, DataError, Problem
 
 Flip = Literal["auto", "on", "off"]
 
@@ -105,16 +106,23 @@ def prepare(
     """
     if not 0 <= test_frac < 1:
         raise ConfigError(f"test_frac={test_frac} is not possible", fix="give a share in [0, 1)")
+    if seed < 0:
+        raise ConfigError(f"seed={seed} is not possible", fix="give a whole number from 0 on")
+    if size_px is not None and size_px < 8:
+        raise ConfigError(f"images of {size_px} px are too small", fix="give a --size of 8 or more")
     table = read(data, classes=classes, group=group)
     test_table = None if test is None else _for_scoring(read(test, classes=table.class_names))
-    size_px = size_px or native_size(table)
+    if test_table is not None and not (test_table.labels >= 0).any():
+        raise DataError(f"no image of {resolved_path(test)} has a label", fix="give a --test with labels, or none")
+    size_px = native_size(table) if size_px is None else size_px
     tables = [table] if test_table is None else [table, test_table]
     sources = _resolve([_open(t, size_px, cache_limit_gb) for t in tables], on_bad)
     train, given_test = sources[0], sources[1] if len(sources) > 1 else None
     train, test_source, test_is = _split(train, given_test, test_frac=test_frac, seed=seed)
-    if len(train.table.class_names) < 2:
+    n_classes = len(train.table.class_names)
+    if n_classes < 2:
         raise DataError(
-            f"only {len(train.table.class_names)} class found; a classifier needs two",
+            f"{'only one class' if n_classes else 'no class'} found; a classifier needs two",
             fix="point at the folder above the class folders, or name the classes with --classes",
         )
     flips, reason = _may_flip(flip, train.table.class_names)
@@ -143,10 +151,17 @@ def _for_scoring(table: LabelTable) -> LabelTable:
 
 
 def read(data: Any, *, classes: Any = None, group: str | None = None) -> LabelTable:
-    """A table with its problems listed and none of them resolved; a `LabelTable` comes back as it is."""
-    if isinstance(data, LabelTable):
-        return data
-    return load(data, classes=classes, group=group, on_bad="report")
+    """A table with its problems listed and none of them resolved; a `LabelTable` comes back as it is.
+
+    Raises: DataError if there is nothing to read, or nothing to tell the groups by.
+    """
+    table = data if isinstance(data, LabelTable) else load(data, classes=classes, group=group, on_bad="report")
+    if group is not None and table.groups is None:
+        raise DataError(
+            f"{resolved_path(data)} has no column {group!r} to group by",
+            fix="--group needs a table with that column, and values in it",
+        )
+    return table
 
 
 def native_size(table: LabelTable, *, n_looked_at: int = 64) -> int:
@@ -230,7 +245,7 @@ def _may_flip(flip: Flip, class_names: tuple[str, ...]) -> tuple[bool, str]:
 def describe_data(prepared: Prepared) -> dict[str, Any]:
     """What data.json of a run holds: JSON-ready."""
     table = prepared.train.table
-    quarantined = [*table.quarantined, *(prepared.test.table.quarantined if prepared.test else ())]
+    tables = [table, *([prepared.test.table] if prepared.test else [])]  # two halves of one table share its lists
     return {
         "fingerprint": table.fingerprint,
         "n_images": len(table),
@@ -245,8 +260,21 @@ def describe_data(prepared: Prepared) -> dict[str, Any]:
         "size_px": prepared.size_px,
         "flip": prepared.view.flip,
         "flip_reason": prepared.flip_reason,
-        "quarantined": [{"where": p.where, "kind": p.kind, "detail": p.detail} for p in quarantined],
+        "quarantined": listed([p for t in tables for p in t.quarantined]),
+        "notices": listed([p for t in tables for p in t.problems]),
     }
+
+
+def listed(problems: Sequence[Problem]) -> list[dict[str, str]]:
+    """Problems as JSON: where, kind, detail; each once.
+
+    Example:
+      >>> hollow = Problem("owl", "empty_class", "no image of class 'owl'")
+      >>> listed([hollow, hollow])
+      [{'where': 'owl', 'kind': 'empty_class', 'detail': "no image of class 'owl'"}]
+    """
+    unique = dict.fromkeys((p.where, p.kind, p.detail) for p in problems)
+    return [{"where": where, "kind": kind, "detail": detail} for where, kind, detail in unique]
 
 
 def resolved_path(data: Any) -> str:

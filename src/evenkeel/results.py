@@ -1,4 +1,4 @@
-"""What a run leaves besides the network: scores, labels.parquet, the model card, summary.json."""
+"""What a run leaves besides the network: the classifier's answers, scores, labels, the model card."""
 
 from __future__ import annotations
 
@@ -7,25 +7,108 @@ import re
 import resource
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from evenkeel.data.read import IMAGE_SUFFIXES
 from evenkeel.data.table import LabelTable
+from evenkeel.errors import ConfigError, DataError
 from evenkeel.metrics.classification import score, top_confusions
-from evenkeel.predict import Answers, trust
+from evenkeel.predict import Answers, answer, trust
+from evenkeel.prepare import Prepared
+from evenkeel.train.track import RunFolder
+from evenkeel.types import Recipe, State, ViewSource
 
 LABEL_COLUMNS = ("id", "label", "probability", "runner_up", "source", "trust")
 
 
-def test_scores(answers: Answers, truth: NDArray[np.int32], train_counts: NDArray[np.int64]) -> dict[str, Any]:
+def start_folder(
+    run: RunFolder,
+    config: Mapping[str, Any],
+    described: Mapping[str, Any],
+    machine: Mapping[str, Any],
+    *,
+    resume: bool,
+) -> None:
+    """Write config.yaml, environment.json and data.json; of a run that has begun, check that they still hold.
+
+    Raises: DataError if the images changed; ConfigError naming the setting that did.
+    """
+    begun = run.checkpoint.exists() or (run.path / "summary.json").exists()
+    if resume and begun and (run.path / "data.json").exists():
+        was, now = run.read_json("data.json"), described
+        for key, what in (("fingerprint", "training"), ("test_fingerprint", "test")):
+            if was[key] != now[key]:
+                raise DataError(
+                    f"the {what} images changed since this run began", fix="resume with the same data, or start anew"
+                )
+        before = run.read_yaml("config.yaml")
+        old, new = ({**each, **each["settings"], "settings": None} for each in (before, config))
+        changed = [key for key in new if old.get(key) != new[key]]
+        if changed:
+            key = changed[0]
+            raise ConfigError(
+                f"{key} was {old.get(key)!r} when this run began and is {new[key]!r} now",
+                fix="resume with the settings of config.yaml, or start anew in another --out",
+            )
+        return
+    run.write_yaml("config.yaml", config)
+    run.write_json("environment.json", machine)
+    run.write_json("data.json", described)
+
+
+def answers_of(
+    recipe: Recipe,
+    cfg: Any,
+    state: State,
+    views: ViewSource,
+    device: torch.device,
+    precision: str,
+    given: torch.Tensor | None = None,
+) -> Answers:
+    """What a recipe's state says of every row of the views, in evaluation mode; see predict.answer."""
+    training = {name: net.training for name, net in state.nets.items()}
+    for net in state.nets.values():
+        net.eval()
+    answers = answer(
+        lambda x: recipe.predict(cfg, state, x).probs,
+        views,
+        torch.arange(views.n_rows),
+        device=device,
+        precision=precision,
+        given=given,
+    )
+    for name, net in state.nets.items():
+        net.train(training[name])
+    return answers
+
+
+def evaluator(
+    recipe: Recipe, cfg: Any, prepared: Prepared, device: torch.device, precision: str
+) -> Callable[[State], Mapping[str, Any]] | None:
+    """What the loop calls to score a state on the test images, for the curves; None without test images."""
+    if prepared.test is None:
+        return None
+    views, truth = prepared.test.views(prepared.view), prepared.test.table.labels
+    counts = prepared.train.table.counts()
+
+    def evaluate_state(state: State) -> Mapping[str, Any]:
+        scores = scores_of(answers_of(recipe, cfg, state, views, device, precision), truth, counts)
+        return {key: scores[key] for key in ("accuracy", "balanced_accuracy", "many", "medium", "few", "ece")}
+
+    return evaluate_state
+
+
+def scores_of(answers: Answers, truth: NDArray[np.int32], train_counts: NDArray[np.int64]) -> dict[str, Any]:
     """Scores of answers against the truth: JSON-ready, see metrics.classification.score."""
     return score(
         answers.predicted,
@@ -75,6 +158,31 @@ def label_rows(table: LabelTable, answers: Answers, class_names: tuple[str, ...]
     )
 
 
+def checked_target(target: Path) -> Path:
+    """The path to write labels to, if it can be one.
+
+    Raises: ConfigError if it exists, or is neither .csv, .parquet nor without a suffix (a folder).
+    """
+    if target.exists():
+        raise ConfigError(f"{target} exists", fix="choose another --out, or remove it first")
+    if target.suffix not in ("", ".csv", ".parquet"):
+        raise ConfigError(f"{target} is neither .csv, .parquet nor a folder", fix="end --out in .csv or .parquet")
+    return target
+
+
+def write_labels(rows: pa.Table, table: LabelTable, target: Path) -> None:
+    """Write what `label_rows` returned for the table to a target that `checked_target` let pass."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.suffix == ".csv":
+        temporary = target.with_name(f".{target.name}.tmp")
+        pa_csv.write_csv(rows, temporary)
+        temporary.replace(target)
+    elif target.suffix == ".parquet":
+        write_parquet_atomically(rows, target)
+    else:
+        write_class_folders(rows, table, target)
+
+
 def write_parquet_atomically(table: pa.Table, path: Path) -> None:
     """Write a Parquet file that is always whole."""
     temporary = path.with_name(f".{path.name}.tmp")
@@ -99,11 +207,15 @@ def write_class_folders(rows: pa.Table, table: LabelTable, folder: Path) -> None
         for row, source in zip(chunk.tolist(), table.images.sources(chunk), strict=True):
             target = building / _file_name(labels[row]) / _file_name(ids[row])
             target.parent.mkdir(exist_ok=True)
+            if target.suffix.lower() not in IMAGE_SUFFIXES:
+                suffix = _suffix_of(source) if isinstance(source, bytes) else Path(source).suffix
+                target = target.with_name(target.name + suffix)
+            if target.exists():  # ids a/b and a-b are one name here
+                target = target.with_name(f"{target.stem}-row-{row}{target.suffix}")
             if isinstance(source, bytes):
-                target = target if target.suffix else target.with_suffix(_suffix_of(source))
                 target.write_bytes(source)
             else:
-                shutil.copyfile(source, target if target.suffix else target.with_suffix(Path(source).suffix))
+                shutil.copyfile(source, target)
     write_parquet_atomically(rows, building / "labels.parquet")
     building.replace(folder)
 
