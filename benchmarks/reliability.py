@@ -1,6 +1,6 @@
 """Reliability diagrams of a benchmark cell, overall and for many, medium and few, pooled over its seeds.
 
-    python benchmarks/reliability.py BENCH/cifar10-lt-100/ce BENCH/cifar10-lt-100/cvs --out docs/reliability.svg
+    python benchmarks/reliability.py BENCH/PLACE/ce BENCH/PLACE/cvs --out docs/reliability.svg
 
 One row of panels per cell; bars are the accuracy of each confidence bin, darker with more test images in it, and the
 dashed line is what a calibrated classifier shows. Also prints the calibration errors as Markdown.

@@ -60,14 +60,14 @@ def bench(
         if name not in grid.cells:
             raise ConfigError(f"table {table} has no cell {name!r}", fix=f"its cells: {', '.join(grid.cells)}")
     places = [(name, seed) for seed in (seeds or grid.seeds) for name in wanted]
-    root = Path(out) / (f"{table}-full" if full else table)
-    missing = [(name, seed) for name, seed in places if not _summary(root, name, seed)]
+    root = Path(out) / grid.place(full=full)
+    missing = [(name, seed) for name, seed in places if not _summary(_folder(root, grid, name, seed))]
     if jobs > 1 and len(missing) > 1:
         _run_side_by_side(table, missing, data=data, out=out, full=full, jobs=jobs, device=device)
     elif missing:
         train, test = table_data(grid, data, full=full)
         for name, seed in missing:
-            run_cell(grid, name, seed, train, test, folder=_folder(root, name, seed), full=full, device=device)
+            run_cell(grid, name, seed, train, test, folder=_folder(root, grid, name, seed), full=full, device=device)
     return format_table(table, root, wanted, list(seeds or grid.seeds), full=full)
 
 
@@ -129,7 +129,8 @@ def format_table(table: str, root: Path, cells: Sequence[str], seeds: Sequence[i
     machines = set()
     for name in cells:
         cell = grid.cells[name]
-        found = [s for s in (_summary(root, name, seed) for seed in seeds) if s]
+        folders = [folder for seed in seeds if _summary(folder := _folder(root, grid, name, seed))]
+        found = [summary for folder in folders if (summary := _summary(folder))]
         if not found:
             continue
         scores = [summary["test"] for summary in found]
@@ -140,7 +141,7 @@ def format_table(table: str, root: Path, cells: Sequence[str], seeds: Sequence[i
         published = "" if cell.published is None else f"{cell.published:.2f}"
         seconds = statistics.mean(s["seconds"]["train"] for s in found)
         lines.append(f"| {cell.title} | {' | '.join(columns)} | {published} | {seconds:.0f} | {len(found)} |")
-        machines |= {_machine(_folder(root, name, seed)) for seed in seeds if _summary(root, name, seed)}
+        machines |= {_machine(folder) for folder in folders}
     lines += ["", f"Schedule: {_schedule(grid, full=full)}.", *(f"Ran on {m}." for m in sorted(machines))]
     if any(grid.cells[name].published for name in cells):
         lines.append(f"Published: {grid.source}.")
@@ -176,12 +177,12 @@ def _machine(folder: Path) -> str:
     return f"{there['device']} ({there['processor']}, {threads}), {there['precision_used']}, commit {there['commit']}"
 
 
-def _folder(root: Path, name: str, seed: int) -> Path:
-    return root / name / f"seed-{seed}"
+def _folder(root: Path, grid: BenchTable, name: str, seed: int) -> Path:
+    return root / grid.cells[name].key / f"seed-{seed}"
 
 
-def _summary(root: Path, name: str, seed: int) -> dict[str, Any] | None:
-    path = _folder(root, name, seed) / "summary.json"
+def _summary(folder: Path) -> dict[str, Any] | None:
+    path = folder / "summary.json"
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 

@@ -34,6 +34,16 @@ class Cell:
     reduced: Mapping[str, object] = field(default_factory=dict)
     published: float | None = None
 
+    @property
+    def key(self) -> str:
+        """Folder of this cell: the method and its settings.
+
+        Example:
+          >>> Cell("T0 = 1", "cvs", {"switch_frac": 1.0}).key
+          'cvs,switch_frac=1.0'
+        """
+        return ",".join([self.method, *(f"{key}={value}" for key, value in sorted(self.settings.items()))])
+
 
 @dataclass(frozen=True)
 class BenchTable:
@@ -61,6 +71,20 @@ class BenchTable:
     batch_size: int = 64  # half the published one: a short run needs the steps more than the images
     seeds: tuple[int, ...] = (0, 1, 2)
     source: str = ""
+
+    def place(self, *, full: bool) -> str:
+        """Folder of all cells on these images and this schedule: tables that agree on them share their cells.
+
+        Example:
+          >>> TABLES["ablation"].place(full=False) == TABLES["cifar10-lt-100"].place(full=False)
+          True
+        """
+        parts = [self.dataset, f"ratio{self.ratio:g}" if self.ratio else "whole"]
+        if full:
+            return "-".join([*parts, "full"])
+        parts += [f"max{self.n_max}"] if self.n_max else []
+        parts += [f"tracks{self.track_frac:g}"] if self.track_frac else []
+        return "-".join([*parts, f"epochs{self.epochs}", f"batch{self.batch_size}"])
 
 
 def _main(published: Mapping[str, float]) -> dict[str, Cell]:
@@ -104,27 +128,8 @@ TABLES: Mapping[str, BenchTable] = {
             "la": Cell("LA", "la"),
             "vs": Cell("VS", "vs"),
             "mla_only": Cell("MLA only", "cvs", {"switch_frac": 1.0}),
-            "cla_only": Cell("CLA + re-weighting only", "cvs", {"switch_frac": 0.0, "kappa_from": "batches"}),
+            "cla_only": Cell("CLA + re-weighting only", "cvs", {"switch_frac": 0.0}),
             "cvs": Cell("CVS", "cvs"),
-        },
-        ratio=100,
-    ),
-    "kappa": BenchTable(
-        "Slopes on CIFAR-10-LT, ratio 100: where they are fitted, and how",
-        "cifar10",
-        {
-            "none": Cell("kappa = 1", "cvs", {"kappa_from": "none"}),
-            "reference": Cell(
-                "training batches, clamp 0.05-0.2 (reference run)",
-                "cvs",
-                {"kappa_from": "batches", "kappa_clamp": "0.05,0.2", "kappa_shrink": None},
-            ),
-            "batches_free": Cell(
-                "training batches, clamp 0.3-3", "cvs", {"kappa_from": "batches", "kappa_shrink": None}
-            ),
-            "heldout_free": Cell("held out, no shrinkage", "cvs", {"kappa_shrink": None}),
-            "huber": Cell("held out, Huber, shrunk", "cvs", {"kappa_fit": "huber"}),
-            "cvs": Cell("held out, shrunk (default)", "cvs"),
         },
         ratio=100,
     ),
@@ -132,10 +137,32 @@ TABLES: Mapping[str, BenchTable] = {
         "T0 on CIFAR-10-LT, ratio 100: share of the epochs before CLA + re-weighting",
         "cifar10",
         {
-            "0.4": Cell("T0 = 0.4", "cvs", {"switch_frac": 0.4}),
-            "0.6": Cell("T0 = 0.6", "cvs", {"switch_frac": 0.6}),
-            "cvs": Cell("T0 = 0.8 (default)", "cvs"),
-            "0.9": Cell("T0 = 0.9", "cvs", {"switch_frac": 0.9}),
+            "0": Cell("T0 = 0 (CLA only)", "cvs", {"switch_frac": 0.0}),
+            "cvs": Cell("T0 = 0.5 (default of a short run)", "cvs"),
+            "0.8": Cell("T0 = 0.8 (default from 100 epochs on)", "cvs", {"switch_frac": 0.8}),
+            "1": Cell("T0 = 1 (MLA only)", "cvs", {"switch_frac": 1.0}),
+        },
+        ratio=100,
+    ),
+    "kappa": BenchTable(
+        "Slopes on CIFAR-10-LT, ratio 100: where they are fitted, how, and which way they act",
+        "cifar10",
+        {
+            "none": Cell("kappa = 1", "cvs", {"kappa_from": "none"}),
+            "reference": Cell(
+                "1 / slope, training batches, clamp 0.05-0.2 (reference run)",
+                "cvs",
+                {"kappa_from": "batches", "kappa_is": "inverse_slope", "kappa_clamp": "0.05,0.2", "kappa_shrink": None},
+            ),
+            "batches_free": Cell(
+                "1 / slope, training batches, clamp 0.3-3",
+                "cvs",
+                {"kappa_from": "batches", "kappa_is": "inverse_slope", "kappa_shrink": None},
+            ),
+            "heldout_inverse": Cell(
+                "1 / slope, held out, shrunk", "cvs", {"kappa_from": "heldout", "kappa_is": "inverse_slope"}
+            ),
+            "heldout_slope": Cell("slope, held out, shrunk", "cvs", {"kappa_from": "heldout", "kappa_is": "slope"}),
         },
         ratio=100,
     ),

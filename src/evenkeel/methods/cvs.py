@@ -104,12 +104,13 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
 
 
 def plan(cfg: Config, task: Task, state: State, epoch: int) -> EpochPlan:
-    """Every labelled image once; in phase 1 without the held-out slice."""
+    """Every labelled image once; in phase 1 as many steps without the held-out slice."""
     use = (task.labels >= 0).cpu()
+    n_steps = steps_for(int(use.sum()), cfg.batch_size)
     if epoch < switch_epoch(cfg):
         use[state.memory["heldout"].cpu()] = False
     rows = torch.nonzero(use).flatten()
-    return EpochPlan({"train": Stream(rows, cfg.batch_size, (cfg.view,))}, steps_for(len(rows), cfg.batch_size))
+    return EpochPlan({"train": Stream(rows, cfg.batch_size, (cfg.view,))}, n_steps)
 
 
 def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], clock: Clock) -> StepResult:
