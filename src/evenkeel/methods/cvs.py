@@ -67,9 +67,9 @@ class Config(TrainSettings):
     gamma: float = 0.15  # power of the prior in the multiplier (reference)
     tau: float = 0.9  # strength of the log prior in the offset (reference)
     rho: float = 0.15  # power of the inverse prior in the deferred weights (reference)
-    switch_frac: float = (
-        0.8  # T0: share of the epochs after which CLA + re-weighting replace MLA (reference: 160 of 200)
-    )
+    # T0: share of the epochs after which CLA + re-weighting replace MLA. None = 0.8 from 100 epochs on (reference: 160
+    # of 200) and 0.5 below: phase 2 of a short run is over before it has moved anything (docs/benchmarks.md, T0).
+    switch_frac: float | None = None
     plain_frac: float = 0.05  # share of the epochs with plain cross-entropy at the start (reference: 10 of 200)
     kappa_from: Literal["heldout", "batches", "none"] = "heldout"  # rows that the slopes are fitted on
     heldout_frac: float = 0.1  # share of each class held out of phase 1; the class keeps at least one image
