@@ -36,8 +36,8 @@ from evenkeel.types import BuildNet
 
 Data = str | Path | Sequence[str] | Any
 
-CPU_IMAGES = 600_000
-"""Images that a run without ``epochs`` passes through the network on a CPU: 10 to 20 minutes for a ResNet-32."""
+CPU_IMAGES = 300_000
+"""Images that a run without ``epochs`` passes through the network on a CPU: 5 minutes for a ResNet-32 on 2 cores."""
 
 
 @dataclass(frozen=True)
