@@ -93,7 +93,7 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     """One network; slopes start at 1."""
     ones = torch.ones(task.n_classes, device=task.labels.device)
     adjust = {"kappa_multiplicative": ones, "kappa_additive": ones.clone()}
-    memory: dict[str, Any] = {"heldout": _heldout(cfg, task)}
+    memory: dict[str, Any] = {"heldout": _heldout(cfg, task), "tally": torch.zeros(4, device=ones.device), "losses": []}
     if cfg.kappa_from == "batches":
         memory["rows"] = calibration.init_memory(task.counts, samples_per_class=cfg.samples_per_class)
     nets, averages = {"main": build_net(task.n_classes)}, {}
@@ -130,15 +130,17 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
         return vector_scaled_cross_entropy(logits, targets, multiplier=multiplier, offset=offset, class_weight=weight)
 
     loss = mixed.lam * loss_of(labels) + (1 - mixed.lam) * loss_of(labels[mixed.permutation])
-    accuracy = (logits.detach().argmax(1) == labels).float().mean()
-    new_state = dataclasses.replace(state, memory=_remember(cfg, state, logits.detach().float(), labels))
+    right = (logits.detach().argmax(1) == labels).float()
+    memory = _remember(cfg, task, state, logits.detach().float(), labels, right, loss.detach())
     share = 1.0 if weight is None else mean_share(weight[labels].sum())  # several processes: one weighted mean
-    return StepResult(share * loss, len(labels), new_state, {"train_accuracy": accuracy})
+    new_state = dataclasses.replace(state, memory=memory)
+    return StepResult(share * loss, len(labels), new_state, {"train_accuracy": right.mean()})
 
 
 def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int) -> tuple[State, Mapping[str, Any]]:
     """Re-estimate both slopes; in phase 2 those of the held-out slice stay as they were: it is being fitted now."""
     logs: dict[str, Any] = {"phase": 2 if epoch >= switch_epoch(cfg) else 1}
+    state = _watch(cfg, task, state, epoch, logs)
     nothing_held = len(state.memory["heldout"]) == 0  # phase 2 from the start, or every class has one image
     if cfg.kappa_from == "none" or (cfg.kappa_from == "heldout" and (nothing_held or epoch >= switch_epoch(cfg))):
         return state, logs
@@ -191,11 +193,43 @@ def _heldout(cfg: Config, task: Task) -> Tensor:
     return torch.from_numpy(held)
 
 
-def _remember(cfg: Config, state: State, logits: Tensor, labels: Tensor) -> Mapping[str, Any]:
-    if cfg.kappa_from != "batches":
-        return state.memory
-    rows = calibration.push(state.memory["rows"], gather_rows(logits), gather_rows(labels))
-    return {**state.memory, "rows": rows}
+def _remember(
+    cfg: Config, task: Task, state: State, logits: Tensor, labels: Tensor, right: Tensor, loss: Tensor
+) -> Mapping[str, Any]:
+    """The memory with this batch in it: rows for the slopes, and the tally that `_watch` reads."""
+    rare = _is_rare(task)[labels]
+    batch = torch.stack(
+        [loss * len(labels), rare.new_tensor(len(labels), dtype=loss.dtype), right[rare].sum(), rare.sum()]
+    )
+    memory = {**state.memory, "tally": state.memory["tally"] + batch}
+    if cfg.kappa_from == "batches":
+        memory["rows"] = calibration.push(memory["rows"], gather_rows(logits), gather_rows(labels))
+    return memory
+
+
+def _is_rare(task: Task) -> Tensor:
+    """[C] bool: the third of the classes with the fewest images."""
+    return task.counts.argsort(stable=True).argsort(stable=True) < max(1, task.n_classes // 3)
+
+
+def _watch(cfg: Config, task: Task, state: State, epoch: int, logs: dict[str, Any]) -> State:
+    """Say the method's two failure signs, and start the next epoch's tally."""
+    loss_sum, n, rare_right, n_rare = state.memory["tally"].tolist()
+    losses = [*state.memory["losses"], loss_sum / max(n, 1)]
+    logs["rare_accuracy"], logs["warnings"] = rare_right / max(n_rare, 1), []
+    switch = switch_epoch(cfg)
+    if epoch >= switch + 2 and losses[-1] > losses[-2] > losses[-3]:
+        logs["warnings"].append(
+            f"the loss rises in phase 2 (epochs {epoch - 1} to {epoch + 1}): gamma={cfg.gamma} works against "
+            f"rho={cfg.rho}; lower one of them"
+        )
+    if epoch == switch - 1 and epoch >= 9 and logs["rare_accuracy"] <= 1 / task.n_classes:
+        logs["warnings"].append(
+            f"after phase 1 the rarest third of the classes is right on {logs['rare_accuracy']:.1%} of its training "
+            "images, no more than by chance: their slopes stand on nothing; raise gamma or train longer"
+        )
+    memory = {**state.memory, "tally": torch.zeros_like(state.memory["tally"]), "losses": losses}
+    return dataclasses.replace(state, memory=memory)
 
 
 def _score_heldout(task: Task, state: State, passes: Passes) -> dict[str, Tensor]:
