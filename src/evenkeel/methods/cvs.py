@@ -131,10 +131,11 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
 
     loss = mixed.lam * loss_of(labels) + (1 - mixed.lam) * loss_of(labels[mixed.permutation])
     right = (logits.detach().argmax(1) == labels).float()
+    if weight is not None:
+        loss = loss * mean_share(weight[labels].sum())  # several processes: one weighted mean
     memory = _remember(cfg, task, state, logits.detach().float(), labels, right, loss.detach())
-    share = 1.0 if weight is None else mean_share(weight[labels].sum())  # several processes: one weighted mean
     new_state = dataclasses.replace(state, memory=memory)
-    return StepResult(share * loss, len(labels), new_state, {"train_accuracy": right.mean()})
+    return StepResult(loss, len(labels), new_state, {"train_accuracy": right.mean()})
 
 
 def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int) -> tuple[State, Mapping[str, Any]]:
@@ -201,7 +202,7 @@ def _remember(
     batch = torch.stack(
         [loss * len(labels), rare.new_tensor(len(labels), dtype=loss.dtype), right[rare].sum(), rare.sum()]
     )
-    memory = {**state.memory, "tally": state.memory["tally"] + batch}
+    memory = {**state.memory, "tally": state.memory["tally"] + gather_rows(batch[None]).sum(0)}
     if cfg.kappa_from == "batches":
         memory["rows"] = calibration.push(memory["rows"], gather_rows(logits), gather_rows(labels))
     return memory

@@ -115,6 +115,30 @@ def test_two_nets__resumes_bit_for_bit(tmp_path: Path, crash_at: tuple[str, int]
         r.close()
 
 
+def test_resume__drops_records_of_what_runs_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole_run, run = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "cut")
+    whole = run_two_nets(run=whole_run)
+    save = checkpoint.save_atomically
+
+    def crashing(payload: Mapping[str, Any], path: Path) -> None:
+        if (payload["epoch"], payload["step"]) == (2, 0):  # epoch 1 is in metrics.jsonl, but not in a checkpoint
+            raise CrashError
+        save(payload, path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save_atomically", crashing)
+        with pytest.raises(CrashError):
+            run_two_nets(run=run)
+    run.close()
+    assert [record["epoch"] for record in epoch_records(run)] == [0, 1]
+    resumed_run = RunFolder(tmp_path / "cut", resume=True)
+    resumed = run_two_nets(run=resumed_run)
+    assert tiny.differing(whole.state, resumed.state) == []
+    assert epoch_records(whole_run) == epoch_records(resumed_run)
+    for r in (whole_run, resumed_run):
+        r.close()
+
+
 def test_two_nets__another_seed_ends_elsewhere() -> None:
     first, again, other = (run_two_nets(seed=seed).state for seed in (0, 0, 1))
     assert tiny.differing(first, again) == []
@@ -277,9 +301,9 @@ class Scripted:
         return cast(StepResult, self.rewrite(result, self.n - 1))
 
 
-def run_scripted(rewrite: Any, run: RunFolder) -> Trained:
+def run_scripted(rewrite: Any, run: RunFolder, *, sam_radius: float = 0.0) -> Trained:
     views, task = tiny.TinyViews(tiny.classes_of(COUNTS)), tiny.task_of(COUNTS)
-    cfg = resolve_config(METHODS["ce"], {"epochs": 2, "batch_size": 12})
+    cfg = resolve_config(METHODS["ce"], {"epochs": 2, "batch_size": 12, "sam_radius": sam_radius})
     recipe = cast(Recipe, Scripted(rewrite))
     return train(recipe, cfg, task, views, tiny.BuildTiny(), options=tiny.options_of(), run=run)
 
@@ -294,6 +318,19 @@ def test_records__means_weigh_rows(tmp_path: Path) -> None:
     assert trained.seconds > 0
     assert 0 < trained.input_frac < 1
     assert trained.images_per_second * trained.seconds >= 24 * 2  # 24 images twice, and not only steps take time
+
+
+def test_records__and_state_are_of_the_unperturbed_forward(tmp_path: Path) -> None:
+    def rewrite(result: StepResult, i: int) -> StepResult:
+        seen = {"forwards": result.state.memory.get("forwards", 0) + 1, "last": i}
+        state = dataclasses.replace(result.state, memory=seen)
+        return dataclasses.replace(result, state=state, logs={"is_second": i % 2})
+
+    run = RunFolder(tmp_path)
+    trained = run_scripted(rewrite, run, sam_radius=0.1)
+    run.close()
+    assert [r["is_second"] for r in epoch_records(run)] == [0.0, 0.0]
+    assert trained.state.memory == {"forwards": 4, "last": 6}  # of eight forwards, the first of each step
 
 
 def test_loss__that_is_no_number_stops_at_the_epochs_end_and_spares_the_checkpoint(tmp_path: Path) -> None:
