@@ -44,7 +44,7 @@ from evenkeel.losses.mixup import mixup
 from evenkeel.train.loop import steps_for
 from evenkeel.train.processes import gather_rows, mean_share
 from evenkeel.train.seeds import generator
-from evenkeel.train.settings import TrainSettings
+from evenkeel.train.settings import TrainSettings, require
 from evenkeel.types import (
     Average,
     Batch,
@@ -85,8 +85,23 @@ class Config(TrainSettings):
     samples_per_class: int = 1000  # kappa_from="batches": newest rows kept per true class (reference)
     view: Literal["weak", "strong"] = "weak"  # augmentation of the training images
     mixup_alpha: float = 0.0  # Beta(alpha, alpha) mixing of images; 0 = off
-    lr: float = 0.1
-    weight_decay: float = 2e-4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("gamma", "tau", "rho", "mixup_alpha"):
+            require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
+        for key in ("plain_frac", "kappa_decay", "switch_frac"):
+            value = getattr(self, key)
+            require(value is None or 0 <= value <= 1, key, value, "in [0, 1]")
+        require(0 < self.heldout_frac < 1, "heldout_frac", self.heldout_frac, "in (0, 1)")
+        require(0 <= self.kappa_net_decay < 1, "kappa_net_decay", self.kappa_net_decay, "in [0, 1)")
+        require(self.samples_per_class >= 1, "samples_per_class", self.samples_per_class, "at least 1")
+        low_high = self.kappa_clamp
+        fine = len(low_high) == 2 and 0 < low_high[0] <= low_high[1]
+        require(fine, "kappa_clamp", low_high, "two numbers, 0 < least <= greatest")
+        require(
+            self.kappa_shrink is None or self.kappa_shrink >= 0, "kappa_shrink", self.kappa_shrink, "0 or more, or none"
+        )
 
 
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:

@@ -77,4 +77,6 @@ def _to(tree: Any, device: torch.device) -> Any:
         return tree.to(device)
     if isinstance(tree, dict):
         return {key: _to(value, device) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_to(value, device) for value in tree]
     return tree

@@ -37,17 +37,32 @@ class TrainSettings:
     sam_late_from_frac: float = 0.8  # share of the epochs after which sam_radius_late applies
 
     def __post_init__(self) -> None:
-        _require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
-        _require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
-        _require(self.lr > 0, "lr", self.lr, "above 0")
-        _require(0 <= self.momentum < 1, "momentum", self.momentum, "in [0, 1)")
-        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
-        _require(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "in (0, 1]")
-        _require(self.sam_radius >= 0, "sam_radius", self.sam_radius, "0 or more")
-        _require(not self.nesterov or self.momentum > 0, "nesterov", self.nesterov, "false when momentum is 0")
+        require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        require(self.lr > 0, "lr", self.lr, "above 0")
+        require(0 <= self.momentum < 1, "momentum", self.momentum, "in [0, 1)")
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        require(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "in (0, 1]")
+        require(self.sam_radius >= 0, "sam_radius", self.sam_radius, "0 or more")
+        require(not self.nesterov or self.momentum > 0, "nesterov", self.nesterov, "false when momentum is 0")
 
 
-def _require(ok: bool, key: str, value: object, wanted: str) -> None:
+def require(ok: bool, key: str, value: object, wanted: str) -> None:
+    """Refuse a setting.
+
+    Args:
+      ok: False raises.
+      key, value: the setting.
+      wanted: what it must be, for the fix.
+
+    Raises: ConfigError naming the setting, its value and the fix.
+
+    Example:
+      >>> require(False, "epochs", 0, "at least 1")
+      Traceback (most recent call last):
+      evenkeel.errors.ConfigError: epochs=0 is not possible
+        fix: epochs must be at least 1
+    """
     if not ok:
         raise ConfigError(f"{key}={value} is not possible", fix=f"{key} must be {wanted}")
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from evenkeel.errors import ConfigError
 from evenkeel.methods import cvs
 from evenkeel.types import State, Task
 
@@ -83,3 +84,21 @@ def test_end_epoch__says_that_rare_classes_learnt_nothing(rare_right: float, war
     _, logs = seen(cfg, state, 9, loss=1.0, rare_right=rare_right)
     assert any("rarest third" in text for text in logs["warnings"]) is warned
     assert logs["rare_accuracy"] == pytest.approx(rare_right)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("gamma", -0.1),
+        ("tau", -1.0),
+        ("switch_frac", 1.5),
+        ("heldout_frac", 0.0),
+        ("kappa_net_decay", 1.0),
+        ("kappa_clamp", (2.0, 1.0)),
+        ("kappa_shrink", -1.0),
+        ("samples_per_class", 0),
+    ],
+)
+def test_config__names_the_setting_that_cannot_be(key: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=rf"^{key}="):
+        cvs.Config(**{key: value})  # type: ignore[arg-type]
