@@ -53,7 +53,7 @@ class Config(TrainSettings):
     loss: LossName = "ce"
     view: Literal["weak", "strong"] = "weak"  # augmentation of the training images
     tau: float = 1.0  # la, vs: strength of the log prior
-    gamma: float = 0.15  # vs: power of n / n_max (Kini 2021, CIFAR-10-LT)
+    gamma: float = 0.05  # vs: power of n / n_max (Kini 2021 uses 0.05 and 0.15)
     focal_gamma: float = 1.0  # focal: power of (1 - p)
     max_margin: float = 0.5  # ldam: margin of the rarest class (Cao 2019)
     scale: float = 30.0  # ldam: multiplies the cosines (Cao 2019)
