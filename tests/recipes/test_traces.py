@@ -246,16 +246,18 @@ def test_trace__cvs_without_slopes() -> None:
     assert adjust["kappa_additive"].tolist() == ONE
 
 
-def test_trace__cvs_with_slopes_of_the_batches() -> None:
+@pytest.mark.parametrize("kappa_is", ["slope", "inverse_slope"])
+def test_trace__cvs_with_slopes_of_the_batches(kappa_is: str) -> None:
     # 0.99 per 1/200 of the training is 0.99 ** 40 per epoch of 5.
     decay, clamp = 0.99**40, (0.2, 5.0)
     kappas = [ONE]
     for step in range(5):  # the slopes after a step come from the weights that the step saw
         _, seen = descend(start_of("linear"), cvs_losses([*kappas, *[ONE] * 5])[: step + 1], LR)
-        fitted = kappa_of(seen[step], clamp)
+        fitted = [k if kappa_is == "inverse_slope" else 1 / k for k in kappa_of(seen[step], clamp)]
         kappas.append([decay * old + (1 - decay) * new for old, new in zip(kappas[-1], fitted, strict=True)])
     expected, seen = descend(start_of("linear"), cvs_losses(kappas), LR)
-    trace, w, adjust = run("cvs", {**CVS, "kappa_from": "batches", "kappa_decay": 0.99, "kappa_clamp": "0.2,5"})
+    slopes = {"kappa_from": "batches", "kappa_is": kappa_is, "kappa_decay": 0.99, "kappa_clamp": "0.2,5"}
+    trace, w, adjust = run("cvs", {**CVS, **slopes})
     assert trace == pytest.approx(expected, rel=1e-5)
     assert w == pytest.approx(seen[-1], rel=1e-4, abs=1e-5)
     assert adjust["kappa_additive"].tolist() == pytest.approx(kappas[5], rel=1e-4)

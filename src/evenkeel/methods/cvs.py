@@ -7,7 +7,7 @@ Algorithm
  2  hold a slice of every class out of phase 1 (groups never straddle it)          departure 1
  3  epochs [0, 5%): plain cross-entropy                                            reference run
  4  epochs [5%, T0): MLA, -log softmax(f * pi^gamma / kappa*)_y                     Sec. 6, multiplicative
- 5  after each epoch: kappa_c = 1 / slope of accuracy on confidence, rows predicted as c, 20 bins
+ 5  after each epoch: kappa_c = slope of accuracy on confidence, rows predicted as c, 20 bins
  6  shrink kappa_c toward the pooled slope by how many rows c has                  departure 2
  7  exponential moving average over epochs
  8  epochs [T0, end): CLA, -log softmax(f + tau * log(pi / kappa+))_y               Sec. 6, additive
@@ -18,7 +18,8 @@ Symbols: gamma=gamma, tau=tau, rho=rho, kappa*=kappa_multiplicative, kappa+=kapp
 
 Departures from the paper, each a setting
  1  kappa_from="heldout": the slopes come from images phase 1 has not fitted; "batches" is the reference run (the newest
-    predictions on the training images themselves), "none" keeps kappa = 1.
+    predictions on the training images themselves), "none" keeps kappa = 1. The reference run also takes 1 / slope
+    (kappa_is="inverse_slope") and clamps it to [0.05, 0.2].
  2  kappa_shrink: empirical-Bayes shrinkage; None switches it off.
  3  warm-up, T0 and the moving average are shares of the training, so that a short run has the same shape as 200 epochs.
 
@@ -74,9 +75,9 @@ class Config(TrainSettings):
     kappa_from: Literal["heldout", "batches", "none"] = "heldout"  # rows that the slopes are fitted on
     heldout_frac: float = 0.1  # share of each class held out of phase 1; the class keeps at least one image
     kappa_against: Literal["confidence", "logit"] = "confidence"  # of kappa*; the paper's text says logit
-    kappa_is: Literal["inverse_slope", "slope"] = (
-        "inverse_slope"  # reference run: 1 / slope; the paper's text: the slope
-    )
+    # kappa is the slope, as the paper's text has it, or 1 / slope, as the reference run takes it. Only the slope makes
+    # an overconfident class harder to predict; with its inverse it feeds on itself (docs/benchmarks.md).
+    kappa_is: Literal["slope", "inverse_slope"] = "slope"
     kappa_net_decay: float = 0.99  # slopes are read off the weights averaged with this decay per step; 0 = the weights
     kappa_fit: Literal["least_squares", "huber"] = "least_squares"
     kappa_shrink: float | None = 1.0  # strength of the shrinkage toward the pooled slope; None = off
