@@ -42,7 +42,7 @@ from evenkeel.adjust import calibration, fixed
 from evenkeel.data import splits
 from evenkeel.losses.classification import vector_scaled_cross_entropy
 from evenkeel.losses.mixup import mixup
-from evenkeel.train.loop import steps_for
+from evenkeel.train.plans import steps_for
 from evenkeel.train.processes import gather_rows, mean_share
 from evenkeel.train.seeds import generator
 from evenkeel.train.settings import TrainSettings, require

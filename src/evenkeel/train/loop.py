@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from evenkeel.errors import ConfigError, DataError, EvenkeelError
+from evenkeel.errors import DataError, EvenkeelError
 from evenkeel.train import checkpoint, progress
 from evenkeel.train.optim import build_optimizer, lr_at, optimizer_step, sam_radius_at, set_lr
+from evenkeel.train.plans import check_plan, plan_from_dict, plan_to_dict, rows_of_step
 from evenkeel.train.processes import accelerator_for, autocast_dtype, average_buffers, average_grads, gather_rows, shard
-from evenkeel.train.seeds import derive_seed, generator
+from evenkeel.train.seeds import derive_seed
 from evenkeel.train.settings import TrainSettings
+from evenkeel.train.signals import stop_on_signal
 from evenkeel.train.track import RunFolder
 from evenkeel.types import (
     Batch,
     BuildNet,
     Clock,
     EpochPlan,
-    Passes,
     Recipe,
     State,
     StepResult,
@@ -164,7 +161,7 @@ class _Loop:
             self.restore(checkpoint.load(self.run.checkpoint))
         elif self.run is not None and self.is_main:
             self.run.cut_metrics(0)
-        with _stop_on_signal() as stop, progress.bar(self.options.show_progress and self.is_main) as live:
+        with stop_on_signal() as stop, progress.bar(self.options.show_progress and self.is_main) as live:
             self.run_epochs(stop, live)
         steps_s = self.spent["input_s"] + self.spent["step_s"]
         return Trained(
@@ -188,7 +185,7 @@ class _Loop:
             if self.plan is None:
                 torch.manual_seed(derive_seed(self.options.seed, "plan", self.epoch))
                 self.plan = self.recipe.plan(self.cfg, self.task, self.state, self.epoch)
-                _check_plan(self.plan, self.views.n_rows)
+                check_plan(self.plan, self.views.n_rows)
             for name, net in self.state.nets.items():
                 net.train(name not in self.state.averages)
             while self.step < self.plan.n_steps:
@@ -356,7 +353,7 @@ class _Loop:
             "format": checkpoint.FORMAT,
             "epoch": self.epoch,
             "step": self.step,
-            "plan": None if self.plan is None else _plan_dict(self.plan),
+            "plan": None if self.plan is None else plan_to_dict(self.plan),
             "sums": self.sums,
             "spent": self.spent,
             "warnings": self.warnings,
@@ -376,97 +373,7 @@ class _Loop:
                 fix="resume with the settings that wrote it, or start again in a new folder",
             ) from error
         self.epoch, self.step = saved["epoch"], saved["step"]
-        self.plan = None if saved["plan"] is None else _plan_from(saved["plan"])
+        self.plan = None if saved["plan"] is None else plan_from_dict(saved["plan"])
         self.sums, self.spent, self.warnings = dict(saved["sums"]), dict(saved["spent"]), list(saved["warnings"])
         if self.run is not None and self.is_main:
             self.run.cut_metrics(saved["metrics_size"])
-
-
-def rows_of_step(name: str, stream: Stream, seed: int, epoch: int, step: int, *, multiple_of: int = 1) -> Tensor:
-    """Rows that a stream gives a step: consecutive places in an endless row of fresh permutations.
-
-    Args:
-      name, stream: as in the plan.
-      seed, epoch, step: of the run and the moment.
-      multiple_of: the number of processes: each must get equally many rows.
-
-    Returns: [min(batch_size, n)] int64 rows, rounded down to a multiple of ``multiple_of``, which is also the least.
-
-    Example: five rows in steps of two; the third step takes one row of the next permutation.
-      >>> stream = Stream(torch.arange(5), batch_size=2)
-      >>> first = torch.cat([rows_of_step("a", stream, 0, 0, s) for s in range(3)])
-      >>> sorted(first[:5].tolist()), len(first)
-      ([0, 1, 2, 3, 4], 6)
-    """
-    n = len(stream.rows)
-    size = max(min(stream.batch_size, n) // multiple_of, 1) * multiple_of
-    positions = torch.arange(step * size, (step + 1) * size)
-    parts = []
-    for cycle in range(int(positions[0]) // n, int(positions[-1]) // n + 1):
-        inside = positions[positions.div(n, rounding_mode="floor") == cycle] - cycle * n
-        parts.append(stream.rows[_order(n, seed, epoch, name, cycle)[inside] if stream.shuffle else inside])
-    return torch.cat(parts)
-
-
-@functools.lru_cache(maxsize=16)
-def _order(n: int, seed: int, epoch: int, name: str, cycle: int) -> Tensor:
-    return torch.randperm(n, generator=generator(seed, "order", epoch, name, cycle))
-
-
-def steps_for(n_rows: int, batch_size: int) -> int:
-    """Steps that visit ``n_rows`` about once: rounded, at least 1; the last batch borrows from the next permutation.
-
-    Example:
-      >>> steps_for(1000, 128), steps_for(10, 128)
-      (8, 1)
-    """
-    return max(1, round(n_rows / batch_size))
-
-
-def _check_plan(plan: EpochPlan, n_rows: int) -> None:
-    for name, stream in plan.streams.items():
-        if len(stream.rows) == 0:
-            raise ConfigError(
-                f"stream {name!r} has no images to train on", fix="give the data at least one usable image"
-            )
-        assert int(stream.rows.min()) >= 0, f"stream {name!r} has a negative row"
-        assert int(stream.rows.max()) < n_rows, f"stream {name!r} leaves the table"
-
-
-def _plan_dict(plan: EpochPlan) -> dict[str, Any]:
-    return {
-        "n_steps": plan.n_steps,
-        "streams": {
-            name: {"rows": s.rows, "batch_size": s.batch_size, "views": list(s.views), "shuffle": s.shuffle}
-            for name, s in plan.streams.items()
-        },
-    }
-
-
-def _plan_from(saved: Mapping[str, Any]) -> EpochPlan:
-    streams = {name: Stream(**{**s, "views": tuple(s["views"])}) for name, s in saved["streams"].items()}
-    return EpochPlan(streams=streams, n_steps=saved["n_steps"])
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or a termination request sets; a second Ctrl-C interrupts at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def request(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-__all__ = ["LoopOptions", "Passes", "Trained", "TrainingError", "rows_of_step", "steps_for", "train"]

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from evenkeel.adjust import fixed
 from evenkeel.losses import classification
-from evenkeel.train.loop import steps_for
+from evenkeel.train.plans import steps_for
 from evenkeel.train.processes import mean_share
 from evenkeel.train.settings import TrainSettings
 from evenkeel.types import (
