@@ -1,0 +1,40 @@
+"""Numbers as a reader of a report wants them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def percent(value: float | None) -> str:
+    """A share from 0 to 1 as a percentage, a dash for none.
+
+    Example:
+      >>> percent(0.1234), percent(None)
+      ('12.3%', '–')
+    """
+    return "–" if value is None else f"{value * 100:.1f}%"
+
+
+def number(value: Any) -> str:
+    """An integer with commas, a float in three digits, anything else as it prints; a dash for None.
+
+    Example:
+      >>> number(12345), number(0.123456), number("auto")
+      ('12,345', '0.123', 'auto')
+    """
+    if value is None:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people.
+
+    Example:
+      >>> duration(12.34), duration(125), duration(7260)
+      ('12 s', '2 min 5 s', '2 h 1 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
