@@ -121,7 +121,12 @@ TABLES: Mapping[str, BenchTable] = {
         source=_AUTHORS,
     ),
     "gtsrb": BenchTable(
-        "GTSRB, naturally long-tailed", "gtsrb", _main({}), track_frac=0.2, source="none for these methods"
+        "GTSRB, naturally long-tailed",
+        "gtsrb",
+        _main({}),
+        track_frac=0.2,
+        batch_size=32,
+        source="none for these methods",
     ),
     "ablation": BenchTable(
         "Ablation on CIFAR-10-LT, ratio 100: CE, LA, VS, MLA only, CLA only, CVS",
