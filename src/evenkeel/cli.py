@@ -132,12 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(argv: Sequence[str]) -> int:
     """Run one command; returns the exit code and prints errors to standard error."""
-    command: Any = tyro.extras.subcommand_cli_from_dict(
-        VERBS,
-        prog="evenkeel",
-        description="Trustworthy image classifiers from missing, few, guessed, lopsided or incomplete labels.",
-        args=_gathered(argv),
-    )
+    command = parse(argv)
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         _ACTIONS[type(command)](command)
@@ -152,9 +147,25 @@ def run(argv: Sequence[str]) -> int:
         errors.print(f"error: {error}", markup=False)
         return error.exit_code
     except KeyboardInterrupt:
-        errors.print("interrupted; continue with the same command and --resume", markup=False)
+        again = "; continue with the same command and --resume" if isinstance(command, Fit) else ""
+        errors.print(f"interrupted{again}", markup=False)
         return 130
     return 0
+
+
+def parse(argv: Sequence[str]) -> Any:
+    """The verb's dataclass with the values given; prints help or what is wrong and exits (0 or 2) otherwise.
+
+    Example:
+      >>> parse(["label", "run", "photos"])
+      Label(run='run', data='photos', out='labels.csv', on_bad='stop', device='auto', precision='auto')
+    """
+    return tyro.extras.subcommand_cli_from_dict(
+        VERBS,
+        prog="evenkeel",
+        description="Trustworthy image classifiers from missing, few, guessed, lopsided or incomplete labels.",
+        args=_gathered(argv),
+    )
 
 
 def _gathered(argv: Sequence[str]) -> list[str]:

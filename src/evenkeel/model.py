@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -88,7 +89,7 @@ def load_model(folder: Path, *, device: torch.device) -> SavedModel:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         tensors = load_file(str(folder / "model.safetensors"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise DataError(f"no model in {folder} ({error})", fix="give the run folder of a finished fit") from error
     if config.get("format") != FORMAT:
         raise DataError(f"{folder}/config.json has format {config.get('format')}", fix="use the version that wrote it")
