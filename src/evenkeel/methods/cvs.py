@@ -79,7 +79,7 @@ class Config(TrainSettings):
     # an overconfident class harder to predict; with its inverse it feeds on itself (docs/benchmarks.md).
     kappa_is: Literal["slope", "inverse_slope"] = "slope"
     kappa_net_decay: float = 0.99  # slopes are read off the weights averaged with this decay per step; 0 = the weights
-    kappa_fit: Literal["least_squares", "huber"] = "least_squares"
+    kappa_fit: Literal["least_squares", "huber"] = "least_squares"  # huber: bins off the line count less (App. C.5)
     kappa_shrink: float | None = 1.0  # strength of the shrinkage toward the pooled slope; None = off
     kappa_clamp: tuple[float, float] = (0.3, 3.0)  # reference: 0.05,0.2
     kappa_decay: float = 0.9  # moving average per 1/200 of the training (reference: per epoch of 200)

@@ -22,12 +22,12 @@ class TrainSettings:
 
     epochs: int = 200  # passes over the training set
     batch_size: int = 128  # rows per optimizer step, over all processes
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adamw"] = "sgd"  # adamw for fine-tuning transformers, with a far smaller lr
     lr: float = 0.1  # peak learning rate
     momentum: float = 0.9  # SGD momentum; AdamW keeps its own betas
-    nesterov: bool = False
-    weight_decay: float = 2e-4
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    nesterov: bool = False  # look ahead along the momentum
+    weight_decay: float = 2e-4  # of every trained parameter (He 2016; the CIFAR-LT papers)
+    schedule: Literal["cosine", "step", "constant"] = "cosine"  # of the learning rate after the warm-up
     warmup_epochs: float = 5.0  # linear from 0 to lr; never longer than a tenth of the epochs
     step_at_frac: tuple[float, ...] = (0.8, 0.9)  # schedule="step": learning rate x0.1 at these shares of the epochs
     layer_decay: float = 1.0  # a block's learning rate = lr * layer_decay ** (blocks above it); 1 = same everywhere

@@ -50,7 +50,7 @@ LossName = Literal["ce", "class_balanced", "focal", "balanced_softmax", "ldam", 
 class Config(TrainSettings):
     """Settings of every baseline; each loss reads its own."""
 
-    loss: LossName = "ce"
+    loss: LossName = "ce"  # which of the losses above
     view: Literal["weak", "strong"] = "weak"  # augmentation of the training images
     tau: float = 1.0  # la, vs: strength of the log prior
     gamma: float = 0.05  # vs: power of n / n_max (Kini 2021 uses 0.05 and 0.15)
