@@ -22,6 +22,8 @@ from evenkeel.data.images import OnBad, check_images, resolve_problems
 from evenkeel.data.situation import Situation, detect
 from evenkeel.data.table import LabelTable
 from evenkeel.encoders import backbones
+from evenkeel.encoders.pretrained import image_stats
+from evenkeel.encoders.resnets import OWN
 from evenkeel.errors import ConfigError, DataError, EvenkeelError, Problem
 from evenkeel.methods.registry import METHODS, Method, method_named, resolve_config
 from evenkeel.model import SavedModel, load_model, save_model
@@ -170,8 +172,8 @@ def fit(
     if method != "auto":  # mistakes in settings should not wait for the data to be read
         resolve_config(method_named(method), _overrides(settings, epochs))
     # Our own networks take the size and statistics of the data; a checkpoint wants the pixels it was trained on.
-    own = model == "auto" or model in backbones.OWN
-    stats = backbones.image_stats(model) if pretrained and not own else None
+    own = model == "auto" or model in OWN
+    stats = image_stats(model) if pretrained and not own else None
     prepared = prepare(
         data,
         test=test,

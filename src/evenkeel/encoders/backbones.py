@@ -1,49 +1,32 @@
 """Image classifiers: one of our own small networks or any vision model of transformers, with a head on top.
 
 ``build`` makes one, ``classifier_config`` and ``from_config`` let a saved one be rebuilt without the network or the
-original weights, ``param_groups`` gives the optimizer its groups, ``image_stats`` says what pixels a model expects.
-transformers is imported where it is used: our own networks start without its seconds of import time.
+original weights, ``param_groups`` gives the optimizer its groups.
 """
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evenkeel.encoders.resnets import preact_resnet18, resnet18, resnet32
-from evenkeel.errors import ConfigError, OfflineError
-
-OWN = {"resnet32": resnet32, "resnet18": resnet18, "preact_resnet18": preact_resnet18}
-"""Names of the networks of encoders.resnets; they start from random weights."""
+from evenkeel.encoders.pretrained import (
+    VisionModel,
+    from_transformers_config,
+    load_config,
+    load_vision_model,
+    parse_transformers_config,
+)
+from evenkeel.encoders.resnets import OWN
+from evenkeel.errors import ConfigError
 
 Head = Literal["linear", "cosine"]
-
-
-@dataclass(frozen=True)
-class ImageStats:
-    """The pixels a network expects.
-
-    Attributes:
-      size_px: height and width.
-      mean: per channel, of pixels in 0 to 1; to be subtracted.
-      std: per channel; to be divided by afterwards.
-    """
-
-    size_px: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
 
 
 class CosineHead(nn.Module):
@@ -69,40 +52,6 @@ class CosineHead(nn.Module):
         """Map feats [B, D] to cosines [B, C] float32."""
         with torch.autocast(feats.device.type, enabled=False):
             return F.linear(F.normalize(feats.float(), dim=1), F.normalize(self.weight.float(), dim=1))
-
-
-class VisionModel(nn.Module):
-    """A vision model of transformers, or the image tower of a two-tower one, as x -> feats.
-
-    feats are the model's own image embedding: the projected one where it has a projection (CLIP), else its pooled
-    output, else the class token. ViT's tanh pooler is dropped, as its authors do for fine-tuning and as checkpoints
-    made for classification lack its weights.
-
-    Attributes:
-      config: transformers' configuration of the whole checkpoint.
-    """
-
-    def __init__(self, model: nn.Module, projection: nn.Module | None, config: Any) -> None:
-        super().__init__()
-        if isinstance(getattr(getattr(model, "pooler", None), "dense", None), nn.Linear):
-            model.pooler = None  # type: ignore[assignment]
-        for name, parameter in model.named_parameters():
-            if name.endswith("mask_token"):  # serves masked pretraining only; would never get a gradient
-                parameter.requires_grad_(False)
-        self.model = model
-        self.projection = projection
-        self.config = config
-        self._interpolates = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map images [B, 3, H, W] to feats [B, D]; position encodings are interpolated to other image sizes."""
-        out = self.model(pixel_values=x, interpolate_pos_encoding=True) if self._interpolates else self.model(x)
-        feats: Tensor | None = getattr(out, "pooler_output", None)
-        if feats is None:
-            hidden = out.last_hidden_state
-            feats = hidden[:, 0] if hidden.dim() == 3 else hidden.mean((2, 3))
-        feats = feats.flatten(1)  # ResNet pools to [B, D, 1, 1]
-        return feats if self.projection is None else self.projection(feats)
 
 
 class Classifier(nn.Module):
@@ -208,7 +157,7 @@ def build(
         if name in OWN:
             backbone = OWN[name]()
         else:
-            backbone = _load(name) if pretrained else _from_transformers_config(_load_config(name))
+            backbone = load_vision_model(name) if pretrained else from_transformers_config(load_config(name))
         return Classifier(
             backbone,
             name=name,
@@ -272,7 +221,7 @@ def from_config(config: Mapping[str, Any]) -> Classifier:
                 )
             backbone = OWN[config["name"]]()
         else:
-            backbone = _from_transformers_config(_parse_transformers_config(config["transformers"]))
+            backbone = from_transformers_config(parse_transformers_config(config["transformers"]))
         return Classifier(
             backbone,
             name=config["name"],
@@ -282,45 +231,6 @@ def from_config(config: Mapping[str, Any]) -> Classifier:
             image_size_px=config["image_size_px"],
             freeze=config["freeze"],
         )
-
-
-def image_stats(name: str) -> ImageStats:
-    """What pixels a network expects: from the checkpoint's image processor, or ours for our own networks.
-
-    Args:
-      name: as for ``build``.
-
-    Returns: size in px, mean and std per channel. The networks in OWN, trained from scratch, get 32 px and 0.5, 0.25.
-
-    Raises: ConfigError, OfflineError: as ``build``, or the checkpoint does not say (no preprocessor_config.json).
-
-    Example:
-      >>> image_stats("resnet32")
-      ImageStats(size_px=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-    """
-    if name in OWN:
-        return ImageStats(32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    from transformers import AutoImageProcessor
-
-    _load_config(name)  # says what is wrong with the name itself
-    with _quiet():
-        try:
-            processor = AutoImageProcessor.from_pretrained(_local(name))
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"{name} does not say what pixels it expects",
-                fix="put its preprocessor_config.json beside config.json, or give image size, mean and std yourself",
-            ) from error
-    size = _edge(getattr(processor, "crop_size", None)) if getattr(processor, "do_center_crop", False) else None
-    size = size or _edge(getattr(processor, "size", None))
-    mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
-    if size is None or mean is None or std is None:
-        raise ConfigError(
-            f"the image processor of {name} gives no size, image_mean or image_std",
-            fix="add them to its preprocessor_config.json",
-        )
-    (r, g, b), (dr, dg, db) = map(float, mean), map(float, std)
-    return ImageStats(size, (r, g, b), (dr, dg, db))
 
 
 def param_groups(
@@ -425,146 +335,3 @@ def _n_features(backbone: nn.Module, image_size_px: int, name: str) -> int:
             f"{name} cannot take images of {image_size_px} px: {str(error).splitlines()[0]}",
             fix="use the size the model was trained at (image_stats says it)",
         ) from error
-
-
-def _load(name: str) -> VisionModel:
-    """Pretrained vision model in float32; fails if the checkpoint lacks weights that features depend on."""
-    from transformers import AutoModel
-
-    config = _load_config(name)
-    with _quiet(), _explained(name):
-        model, info = AutoModel.from_pretrained(
-            _local(name), config=config, dtype=torch.float32, output_loading_info=True
-        )
-    vision = _image_tower(model, config, name)
-    used = {f"vision_model.{n}" for n, _ in vision.model.named_parameters()} if model is not vision.model else set()
-    used |= {n for n, _ in vision.model.named_parameters()} | {"visual_projection.weight"}
-    missing = sorted(n for n in set(info["missing_keys"]) & used if not n.endswith("mask_token"))
-    if missing:
-        raise ConfigError(
-            f"the checkpoint {name} lacks {len(missing)} weights, among them {missing[0]}",
-            fix="use a checkpoint of this architecture, or pretrained=False to start from random weights",
-        )
-    return vision
-
-
-def _image_tower(model: Any, config: Any, name: str) -> VisionModel:
-    """The model itself, or of a two-tower model its image side."""
-    if getattr(model, "vision_model", None) is not None:
-        return VisionModel(model.vision_model, getattr(model, "visual_projection", None), config)
-    if getattr(model, "main_input_name", "") != "pixel_values":
-        raise ConfigError(f"{name} is a {config.model_type} model, which takes no images", fix="name a vision model")
-    return VisionModel(model, None, config)
-
-
-def _from_transformers_config(config: Any) -> VisionModel:
-    """Vision model with random weights, float32; of a two-tower model only the image side is ever allocated."""
-    from transformers import AutoModel
-
-    with _quiet():
-        try:
-            if not hasattr(config, "vision_config"):
-                return _image_tower(AutoModel.from_config(config, dtype=torch.float32), config, config.model_type)
-            with torch.device("meta"):
-                plan = _image_tower(AutoModel.from_config(config), config, config.model_type)
-        except ValueError as error:
-            raise ConfigError(f"{config.model_type} is not a model with features", fix="name a vision model") from error
-        tower_class: Any = type(plan.model)
-        tower = tower_class._from_config(config.vision_config, dtype=torch.float32)
-        projection = plan.projection
-        if isinstance(projection, nn.Linear):
-            has_bias = projection.bias is not None
-            projection = nn.Linear(projection.in_features, projection.out_features, bias=has_bias)
-        return VisionModel(tower, projection, config)
-
-
-def _load_config(name: str) -> Any:
-    """transformers configuration of a folder or hub id, with what is wrong said in one line."""
-    from transformers import AutoConfig
-
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
-        if is_path:
-            raise ConfigError(f"no such model folder: {name}", fix="check the path")
-        if "/" not in name:
-            close = difflib.get_close_matches(name, OWN, n=3, cutoff=0.4) or list(OWN)
-            raise ConfigError(
-                f"unknown model: {name!r}",
-                fix=f"did you mean {' or '.join(close)}? Otherwise give a hub id (owner/name) or a model folder",
-            )
-    elif not (folder / "config.json").is_file():
-        raise ConfigError(f"no config.json in model folder {name}", fix="give a folder written by save_pretrained")
-    with _quiet(), _explained(name):
-        return AutoConfig.from_pretrained(_local(name))
-
-
-def _parse_transformers_config(config: Mapping[str, Any]) -> Any:
-    from transformers import AutoConfig
-
-    with _quiet():
-        try:
-            return AutoConfig.for_model(**config)
-        except ValueError as error:
-            raise ConfigError(
-                f"transformers here does not know the model type {config.get('model_type')!r}",
-                fix="upgrade transformers",
-            ) from error
-
-
-def _local(name: str) -> str:
-    folder = Path(name).expanduser()
-    return str(folder) if folder.is_dir() else name
-
-
-@contextmanager
-def _explained(name: str) -> Iterator[None]:
-    """Turn what transformers raises on a bad name or missing network into one line and a fix."""
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, RepositoryNotFoundError):
-            cause = cause.__cause__ or cause.__context__
-        if isinstance(cause, GatedRepoError):
-            raise ConfigError(
-                f"{name} is gated", fix="accept its terms on the hub, then log in (hf auth login)"
-            ) from error
-        if cause is not None:
-            raise ConfigError(f"no model {name} on the Hugging Face hub", fix="check the id (owner/name)") from error
-        if Path(name).expanduser().is_dir() or isinstance(error, ValueError):
-            first = str(error).strip().splitlines()[0]
-            raise ConfigError(f"cannot load the model {name}: {first}", fix="check the files in that folder") from error
-        raise OfflineError(
-            f"{name} is not on this machine and the Hugging Face hub cannot be reached",
-            fix=f"where there is a network run: hf download {name}; or pass a local model folder",
-        ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence transformers' loading reports and bars: what matters in them is raised as an error here."""
-    from transformers.utils import logging
-
-    level, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if had_bar:
-            logging.enable_progress_bar()
-
-
-def _edge(size: Any) -> int | None:
-    """Pixels of one side from transformers' size: a number, or height or shortest_edge of a mapping or object."""
-    if size is None or isinstance(size, int):
-        return size
-    for key in ("height", "shortest_edge"):
-        value = size.get(key) if isinstance(size, Mapping) else getattr(size, key, None)
-        if value:
-            return int(value)
-    return None

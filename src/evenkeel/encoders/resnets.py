@@ -126,6 +126,10 @@ def preact_resnet18() -> PreActResNet:
     return PreActResNet(widths=(64, 128, 256, 512), depth=2)
 
 
+OWN = {"resnet32": resnet32, "resnet18": resnet18, "preact_resnet18": preact_resnet18}
+"""The networks here by name; they start from random weights."""
+
+
 class _Block(nn.Module):
     def __init__(self, n_in: int, n_out: int, stride: int, use_projection: bool) -> None:
         super().__init__()

@@ -10,15 +10,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from evenkeel.encoders.backbones import (
-    ImageStats,
-    build,
-    classifier_config,
-    from_config,
-    image_stats,
-    param_groups,
-)
-from evenkeel.errors import ConfigError, OfflineError
+from evenkeel.encoders.backbones import build, classifier_config, from_config, param_groups
+from evenkeel.encoders.pretrained import ImageStats, image_stats
+from evenkeel.errors import ConfigError
 
 SHARED = Path(os.environ.get("EVENKEEL_SHARED", Path(__file__).parents[3] / "../shared"))
 VIT = {
@@ -162,24 +156,6 @@ def test_features__tiny_clip_image_tower():
     assert stats == ImageStats(32, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
 
-def test_image_stats__resize_then_crop(tmp_path):
-    tiny("vit").save_pretrained(tmp_path)
-    transformers.CLIPImageProcessorPil(
-        size={"shortest_edge": 40},
-        crop_size={"height": 32, "width": 32},
-        image_mean=[0.1, 0.2, 0.3],
-        image_std=[1.0] * 3,
-    ).save_pretrained(tmp_path)
-    assert image_stats(str(tmp_path)) == ImageStats(32, (0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
-
-
-def test_image_stats__checkpoint_that_does_not_say(save):
-    _, path = save("vit")
-    with pytest.raises(ConfigError, match="does not say what pixels") as caught:
-        image_stats(path)
-    assert "preprocessor_config.json" in caught.value.fix
-
-
 def test_freeze__gradient_flows_only_where_it_should(save):
     _, path = save("dinov2")
     net = build(path, 5, freeze=("*.embeddings.*", "*.layer.[0-1].*"), seed=0)
@@ -271,14 +247,6 @@ def test_build__unknown_name(name, message, fix):
     with pytest.raises(ConfigError, match=message) as caught:
         build(name, 2, seed=0)
     assert fix in caught.value.fix
-
-
-def test_build__offline(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(OfflineError, match=r"^some-owner/some-model is not on this machine") as caught:
-        build("some-owner/some-model", 2, seed=0)
-    assert "hf download some-owner/some-model" in caught.value.fix
-    assert len(caught.value.message.splitlines()) == 1
 
 
 def test_build__not_a_vision_model(tmp_path):
