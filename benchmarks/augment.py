@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from evenkeel.data import augment
+from evenkeel.data import randaugment
 from evenkeel.data.cache import PixelCache
 from evenkeel.data.views import PixelViews, ViewSettings
 
@@ -35,23 +35,23 @@ def pil_operation(image: Image.Image, name: str, level: float) -> Image.Image:
     """One RandAugment operation on one image, at a level of -1 to 1."""
     width, height = image.size
     if name in ENHANCERS:
-        return ENHANCERS[name](image).enhance(1 + augment.MAX_ENHANCE_CHANGE * level)
+        return ENHANCERS[name](image).enhance(1 + randaugment.MAX_ENHANCE_CHANGE * level)
     match name:
         case "AutoContrast":
             return ImageOps.autocontrast(image)
         case "Equalize":
             return ImageOps.equalize(image)
         case "Posterize":
-            return ImageOps.posterize(image, 8 - round(augment.MAX_BITS_DROPPED * abs(level)))
+            return ImageOps.posterize(image, 8 - round(randaugment.MAX_BITS_DROPPED * abs(level)))
         case "Solarize":
             return ImageOps.solarize(image, int(256 * (1 - abs(level))))
         case "Rotate":
-            return image.rotate(augment.MAX_ROTATE_DEG * level, Image.Resampling.BILINEAR, fillcolor=(128,) * 3)
+            return image.rotate(randaugment.MAX_ROTATE_DEG * level, Image.Resampling.BILINEAR, fillcolor=(128,) * 3)
     numbers = {
-        "ShearX": (1, augment.MAX_SHEAR * level, 0, 0, 1, 0),
-        "ShearY": (1, 0, 0, augment.MAX_SHEAR * level, 1, 0),
-        "TranslateX": (1, 0, augment.MAX_TRANSLATE_FRAC * width * level, 0, 1, 0),
-        "TranslateY": (1, 0, 0, 0, 1, augment.MAX_TRANSLATE_FRAC * height * level),
+        "ShearX": (1, randaugment.MAX_SHEAR * level, 0, 0, 1, 0),
+        "ShearY": (1, 0, 0, randaugment.MAX_SHEAR * level, 1, 0),
+        "TranslateX": (1, 0, randaugment.MAX_TRANSLATE_FRAC * width * level, 0, 1, 0),
+        "TranslateY": (1, 0, 0, 0, 1, randaugment.MAX_TRANSLATE_FRAC * height * level),
     }.get(name)
     if numbers is None:
         return image
@@ -70,8 +70,8 @@ def pil_view(pixels: np.ndarray, settings: ViewSettings, draws: random.Random, *
         image = ImageOps.mirror(image)
     if strong:
         for _ in range(settings.randaugment_n):
-            level = draws.choice((-1, 1)) * draws.randint(1, settings.randaugment_m) / augment.MAX_MAGNITUDE
-            image = pil_operation(image, draws.choice(augment.OPERATIONS), level)
+            level = draws.choice((-1, 1)) * draws.randint(1, settings.randaugment_m) / randaugment.MAX_MAGNITUDE
+            image = pil_operation(image, draws.choice(randaugment.OPERATIONS), level)
         half = round(settings.cutout_frac * size_px) // 2
         x, y = draws.randrange(size_px), draws.randrange(size_px)
         image.paste((128, 128, 128), (x - half, y - half, x + half, y + half))

@@ -8,15 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from evenkeel.data.augment import (
-    MAX_MAGNITUDE,
-    RandAugment,
-    RowGenerator,
-    normalize,
-    random_crop_flip,
-    random_resized_crop,
-)
+from evenkeel.data.augment import RowGenerator, normalize, random_crop_flip, random_resized_crop
 from evenkeel.data.cache import PixelSource
+from evenkeel.data.randaugment import MAX_MAGNITUDE, RandAugment
 from evenkeel.errors import ConfigError
 
 VIEWS = ("clean", "weak", "strong")
