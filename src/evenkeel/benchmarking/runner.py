@@ -16,7 +16,8 @@ from typing import Any
 from evenkeel import api
 from evenkeel.benchmarking.tables import FULL, TABLES, BenchTable
 from evenkeel.data import splits
-from evenkeel.data.registry import dataset_card, open_dataset
+from evenkeel.data.cards import dataset_card
+from evenkeel.data.registry import open_dataset
 from evenkeel.data.table import LabelTable
 from evenkeel.errors import ConfigError
 from evenkeel.methods.registry import method_named, resolve_config

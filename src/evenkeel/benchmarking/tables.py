@@ -51,7 +51,7 @@ class BenchTable:
 
     Attributes:
       title: heading.
-      dataset: name in data.registry.DATASETS.
+      dataset: name in data.cards.DATASETS.
       ratio: imbalance ratio to cut the training images to, None = as they are.
       n_max: images of the largest class after the cut (reduced schedule only), None = all.
       track_frac: share of the groups to keep (reduced schedule only), None = all.

@@ -1,6 +1,5 @@
-"""The registry: cards hold together, local copies of every layout open alike, and without one the error says how."""
+"""The registry: local copies of every layout open alike, and without one the error says how."""
 
-import collections
 import os
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import pytest
 from PIL import Image
 
 from evenkeel.data import registry
-from evenkeel.data.registry import DATASETS, dataset_card, open_dataset
+from evenkeel.data.cards import DATASETS
+from evenkeel.data.registry import open_dataset
 from evenkeel.errors import ConfigError, DataError, OfflineError
 
 SHARED = Path(os.environ.get("EVENKEEL_SHARED", Path(__file__).parents[3] / "../shared"))
@@ -45,49 +45,6 @@ def write_parquet(path: Path, labels: list[int], *, feature=None, column: str = 
     features = datasets.Features({image: datasets.Image(), column: feature or datasets.Value("int64")})
     rows = {image: [picture(k) for k in range(len(labels))], column: labels}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(str(path))
-
-
-@pytest.mark.parametrize("card", DATASETS.values(), ids=list(DATASETS))
-def test_cards__hold_together(card):
-    assert DATASETS[card.key] is card
-    assert card.prompt.count("{}") == 1
-    assert "train" in card.splits
-    assert min(card.splits.values()) > 0
-    assert set(card.lists) <= set(card.splits)
-    assert set(card.hub_splits) <= set(card.splits)
-    assert card.hub_id.count("/") == (1 if card.hub_id else 0)
-    assert card.hub_id or card.lists
-    names = card.class_names
-    assert len(names) in (0, card.n_classes)
-    assert len(names) == card.n_classes or card.n_classes > 102 or card.key in ("imagenet100",)
-    # no spelling stands for two classes
-    spellings = registry._SPELLINGS.get(card.key, ())
-    plain = [
-        registry._plain(s)
-        for one in spellings
-        for s in {registry._plain(x) for x in ([one] if isinstance(one, str) else one)}
-    ]
-    assert [s for s, n in collections.Counter(plain).items() if n > 1] == []
-
-
-def test_cards__the_papers_sets_and_mirroring():
-    assert len(DATASETS) == 15
-    assert set(registry._SPELLINGS) < set(DATASETS)
-    assert {key for key, card in DATASETS.items() if not card.flip} == {"svhn", "gtsrb"}
-    assert {key for key, card in DATASETS.items() if card.is_gated} == {"imagenet1k"}
-    assert (DATASETS["cifar100"].class_names[0], DATASETS["cifar100"].class_names[99]) == ("apple", "worm")
-
-
-def test_dataset_card__names_and_closest_match():
-    assert dataset_card("fashion-mnist").key == "fashion_mnist"
-    assert dataset_card("iNaturalist 2018").key == "inaturalist2018"
-    with pytest.raises(ConfigError, match="no data set is called 'cifar1O'") as caught:
-        dataset_card("cifar1O")
-    assert "did you mean cifar10?" in caught.value.fix
-    assert all(key in caught.value.fix for key in DATASETS)
-    with pytest.raises(ConfigError) as caught:
-        dataset_card("zzzzzz")
-    assert "did you mean" not in caught.value.fix
 
 
 def test_open_dataset__offline_says_what_where_and_how(no_network, monkeypatch, tmp_path):
