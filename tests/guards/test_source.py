@@ -1,0 +1,121 @@
+"""What every source file keeps to: it parses, is short, is documented, and imports no more than it must."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evenkeel.cli import VERBS
+from evenkeel.data.views import ViewSettings
+from evenkeel.methods.registry import METHODS
+from evenkeel.train.settings import TrainSettings
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted((ROOT / "src" / "evenkeel").rglob("*.py"))
+BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
+LINES_MAX = 450
+UNDOCUMENTED = {"Recipe.Config", "Vocabulary.names"}  # a comment says what the first is; the second says it itself
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_source_file(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text, str(path))
+    assert ast.get_docstring(tree), "a module begins with what it is for"
+    assert len(text.splitlines()) <= LINES_MAX, "more than one idea in a file: split it"
+    assert not re.search(r"\.cuda\(", text), "use the device that the caller names"
+    assert "torchvision" not in modules_imported(tree)
+    assert set(undocumented(tree)) <= UNDOCUMENTED
+
+
+def modules_imported(tree: ast.AST) -> set[str]:
+    """First parts of the names of all modules imported, at the top or inside functions."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").split(".")[0])
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            found.add(ast.unparse(node.args[0]).strip("'").split(".")[0])
+    return found
+
+
+def undocumented(tree: ast.Module | ast.ClassDef, prefix: str = "") -> list[str]:
+    """Public functions, classes and methods without a docstring."""
+    found = []
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            if not ast.get_docstring(node):
+                found.append(prefix + node.name)
+            if isinstance(node, ast.ClassDef):
+                found += undocumented(node, f"{prefix}{node.name}.")
+    return found
+
+
+def test_sources_are_found() -> None:
+    assert len(SOURCES) > 40
+    assert len(BENCHMARKS) >= 5
+
+
+def settings_classes() -> list[Any]:
+    configs = [method.recipe.Config for method in METHODS.values()]
+    return list(dict.fromkeys([TrainSettings, ViewSettings, *configs, *VERBS.values()]))
+
+
+@pytest.mark.parametrize("config", settings_classes(), ids=lambda config: f"{config.__module__}.{config.__name__}")
+def test_every_field_has_a_comment(config: type[Any]) -> None:
+    own = [field.name for field in dataclasses.fields(config) if field.name in vars(config)["__annotations__"]]
+    lines = inspect.getsource(config).splitlines()
+    bare = []
+    for name in own:
+        (at,) = (i for i, line in enumerate(lines) if re.match(rf"    {name}: ", line))
+        if not re.search(r"  # \S", lines[at]) and not re.match(r"    # \S", lines[at - 1]):
+            bare.append(name)
+    assert bare == []
+
+
+def imported_by(statement: str) -> set[str]:
+    """Which of the heavy packages a fresh Python holds after a statement."""
+    heavy = ("torch", "torchvision", "transformers", "datasets", "accelerate", "plotly", "sklearn", "scipy")
+    code = f"import sys\n{statement}\nprint(*[name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(done.stdout.split())
+
+
+def test_import_of_the_package_and_the_command_is_light() -> None:
+    assert imported_by("import evenkeel; import evenkeel.cli; import evenkeel.errors") == set()
+
+
+def test_import_of_the_pieces_needs_torch_alone() -> None:
+    pieces = (
+        "losses.classification losses.mixup adjust.fixed adjust.calibration metrics.classification data.splits "
+        "data.noise data.augment data.views train.optim train.settings encoders.backbones types"
+    )
+    assert imported_by("\n".join(f"import evenkeel.{piece}" for piece in pieces.split())) == {"torch"}
+
+
+def test_import_of_everything_needs_no_torchvision() -> None:
+    names = [".".join(path.relative_to(ROOT / "src").with_suffix("").parts) for path in SOURCES]
+    assert "torchvision" not in imported_by("\n".join(f"import {name}" for name in names))
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=name_of)
+def test_benchmark_is_a_command(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    guards = [ast.unparse(node.test) for node in tree.body if isinstance(node, ast.If)]
+    assert "__name__ == '__main__'" in guards
+    assert "argparse" in modules_imported(tree), "it has --help"
+    assert ast.get_docstring(tree)
