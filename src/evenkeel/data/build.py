@@ -44,6 +44,7 @@ class Vocabulary:
 
     @property
     def names(self) -> list[str]:
+        """The strings, in the order of their codes."""
         return list(self._codes)
 
     def encode(self, strings: Any) -> NDArray[np.int32]:
