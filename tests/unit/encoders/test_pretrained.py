@@ -72,9 +72,9 @@ def test_load_vision_model__hub_out_of_reach(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", UNREACHABLE], env=kept | settings, capture_output=True, text=True, check=True
     )
-    (cached, cached_s), (absent, absent_s) = json.loads(done.stdout.splitlines()[-1])
+    (cached, _), (absent, absent_s) = json.loads(done.stdout.splitlines()[-1])
     assert cached == "ViTModel"
     assert absent.startswith("owner/absent is not on this machine")
     assert "hf download owner/absent" in absent
     assert "Retrying" not in done.stderr
-    assert max(cached_s, absent_s) < 10  # with retries 23 s are slept, however quick the machine
+    assert absent_s < 10  # with retries 23 s are slept, however quick the machine; transformers is imported by then
