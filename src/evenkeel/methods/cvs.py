@@ -202,12 +202,20 @@ def switch_epoch(cfg: Config) -> int:
 
 
 def _heldout(cfg: Config, task: Task) -> Tensor:
-    """Rows [H] int64 kept out of phase 1, in proportion to the classes; no group on both sides."""
+    """Rows [H] int64 kept out of phase 1, in proportion to the classes; no group on both sides.
+
+    A class that would give up more than twice its share (one of its three images, one of its two groups) gives none:
+    phase 1 needs its images more than the slopes do, and shrinkage lends it the pooled slope.
+    """
     if cfg.kappa_from != "heldout" or switch_epoch(cfg) == 0:
         return torch.empty(0, dtype=torch.int64)
     groups = None if task.groups is None else task.groups.cpu().numpy()
-    _, held = splits.holdout(task.labels.cpu().numpy(), frac=cfg.heldout_frac, seed=0, groups=groups)
-    return torch.from_numpy(held)
+    labels = task.labels.cpu()
+    _, rows = splits.holdout(labels.numpy(), frac=cfg.heldout_frac, seed=0, groups=groups)
+    held = torch.from_numpy(rows)
+    held = held[labels[held] >= 0]  # unlabelled images of a held-out group have no class to speak of
+    given = torch.bincount(labels[held], minlength=task.n_classes)
+    return held[given[labels[held]] <= 2 * cfg.heldout_frac * task.counts.cpu()[labels[held]]]
 
 
 def _remember(

@@ -57,6 +57,12 @@ def test_setup__no_group_on_both_sides_of_the_slice() -> None:
     assert all(held[groups == g].all() or not held[groups == g].any() for g in range(18))
 
 
+def test_setup__a_class_with_two_groups_gives_none_of_them() -> None:
+    groups = torch.cat([torch.arange(60) // 3, 100 + torch.arange(20) // 2, 200 + torch.arange(10) // 5])
+    held = cvs.setup(cvs.Config(epochs=10, kappa_from="heldout"), task(groups), build).memory["heldout"]
+    assert torch.bincount(LABELS[held], minlength=3).tolist() == [6, 2, 0]
+
+
 def test_end_epoch__slopes_stay_when_the_slice_is_being_fitted() -> None:
     cfg = cvs.Config(epochs=10, kappa_from="heldout")
     state = cvs.setup(cfg, task(), build)
