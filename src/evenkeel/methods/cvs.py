@@ -73,7 +73,7 @@ class Config(TrainSettings):
     switch_frac: float | None = None
     plain_frac: float = 0.05  # share of the epochs with plain cross-entropy at the start (reference: 10 of 200)
     kappa_from: Literal["heldout", "batches", "none"] = "heldout"  # rows that the slopes are fitted on
-    heldout_frac: float = 0.1  # share of each class held out of phase 1; the class keeps at least one image
+    heldout_frac: float = 0.1  # share of each class held out of phase 1; none of a class that would lose twice that
     kappa_against: Literal["confidence", "logit"] = "confidence"  # of kappa*; the paper's text says logit
     # kappa is the slope, as the paper's text has it, or 1 / slope, as the reference run takes it. Only the slope makes
     # an overconfident class harder to predict; with its inverse it feeds on itself (docs/benchmarks.md).
