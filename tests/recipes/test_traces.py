@@ -266,11 +266,16 @@ def test_trace__cvs_with_slopes_of_the_batches(kappa_is: str) -> None:
 
 
 def test_trace__cvs_holds_rows_out_of_phase_1_only() -> None:
-    trace, _, _ = run("cvs", {**CVS, "kappa_from": "heldout", "heldout_frac": 0.25, "kappa_clamp": "1,1"})
+    trace, _, _ = run(
+        "cvs", {**CVS, "kappa_from": "heldout", "heldout_frac": 0.25, "heldout_min_rows": 0, "kappa_clamp": "1,1"}
+    )
     everything, _, _ = run("cvs", {**CVS, "kappa_from": "none"})
     assert all(abs(a - b) > 1e-4 for a, b in zip(trace[:3], everything[:3], strict=True))
     stream_sizes = []
-    recipe, cfg = METHODS["cvs"].recipe, resolve_config(METHODS["cvs"], {**PLAIN_SGD, **CVS, "heldout_frac": 1 / 6})
+    recipe, cfg = (
+        METHODS["cvs"].recipe,
+        resolve_config(METHODS["cvs"], {**PLAIN_SGD, **CVS, "heldout_frac": 1 / 6, "heldout_min_rows": 0}),
+    )
     state = recipe.setup(cfg, tiny.task_of(COUNTS), build_linear)
     for epoch in range(5):
         rows = recipe.plan(cfg, tiny.task_of(COUNTS), state, epoch).streams["train"].rows

@@ -74,6 +74,7 @@ class Config(TrainSettings):
     plain_frac: float = 0.05  # share of the epochs with plain cross-entropy at the start (reference: 10 of 200)
     kappa_from: Literal["heldout", "batches", "none"] = "heldout"  # rows that the slopes are fitted on
     heldout_frac: float = 0.1  # share of each class held out of phase 1; none of a class that would lose twice that
+    heldout_min_rows: int = 10  # per class on average; a smaller slice is not held out, kappa stays 1 (reference: 10)
     kappa_against: Literal["confidence", "logit"] = "confidence"  # of kappa*; the paper's text says logit
     # kappa is the slope, as the paper's text has it, or 1 / slope, as the reference run takes it. Only the slope makes
     # an overconfident class harder to predict; with its inverse it feeds on itself (docs/benchmarks.md).
@@ -115,7 +116,9 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     nets, averages = {"main": build_net(task.n_classes)}, {}
     if cfg.kappa_from == "heldout" and cfg.kappa_net_decay > 0:
         nets["average"] = copy.deepcopy(nets["main"])
-        averages["average"] = Average("main", cfg.kappa_net_decay)
+        # Over two thirds of an epoch at most: with few steps an epoch, older weights are another network's.
+        n_steps = steps_for(int(task.counts.sum()), cfg.batch_size)
+        averages["average"] = Average("main", min(cfg.kappa_net_decay, max(0.0, 1 - 1.5 / n_steps)))
     return State(nets=nets, adjust=adjust, memory=memory, averages=averages)
 
 
@@ -215,7 +218,8 @@ def _heldout(cfg: Config, task: Task) -> Tensor:
     held = torch.from_numpy(rows)
     held = held[labels[held] >= 0]  # unlabelled images of a held-out group have no class to speak of
     given = torch.bincount(labels[held], minlength=task.n_classes)
-    return held[given[labels[held]] <= 2 * cfg.heldout_frac * task.counts.cpu()[labels[held]]]
+    held = held[given[labels[held]] <= 2 * cfg.heldout_frac * task.counts.cpu()[labels[held]]]
+    return held if len(held) >= cfg.heldout_min_rows * task.n_classes else held[:0]
 
 
 def _remember(

@@ -14,7 +14,7 @@ from evenkeel.errors import ConfigError
 from evenkeel.methods import cvs
 from evenkeel.types import State, Task
 
-LABELS = torch.repeat_interleave(torch.arange(3), torch.tensor([60, 20, 10]))
+LABELS = torch.repeat_interleave(torch.arange(3), torch.tensor([600, 200, 100]))
 
 
 def task(groups: Tensor | None = None) -> Task:
@@ -30,8 +30,8 @@ def no_passes(net: str, rows: Tensor, view: str = "clean") -> Iterator[tuple[Ten
 
 
 def seen(cfg: cvs.Config, state: State, epoch: int, *, loss: float, rare_right: float) -> tuple[State, dict[str, Any]]:
-    """The state after an epoch of 90 rows with this mean loss and this share of the 10 rare rows right."""
-    tally = torch.tensor([90 * loss, 90.0, 10 * rare_right, 10.0])
+    """The state after an epoch of 900 rows with this mean loss and this share of the 100 rare rows right."""
+    tally = torch.tensor([900 * loss, 900.0, 100 * rare_right, 100.0])
     state = dataclasses.replace(state, memory={**state.memory, "tally": tally})
     state, logs = cvs.end_epoch(cfg, task(), state, no_passes, epoch)
     return state, dict(logs)
@@ -41,26 +41,38 @@ def test_plan__phase_one_leaves_the_held_out_slice_and_keeps_the_steps() -> None
     cfg = cvs.Config(epochs=10, batch_size=9, kappa_from="heldout", heldout_frac=0.1)
     state = cvs.setup(cfg, task(), build)
     held = set(state.memory["heldout"].tolist())
-    assert sorted(LABELS[sorted(held)].tolist()) == [0] * 6 + [1] * 2 + [2]
+    assert torch.bincount(LABELS[sorted(held)]).tolist() == [60, 20, 10]
     first, second = cvs.plan(cfg, task(), state, 0), cvs.plan(cfg, task(), state, 5)
-    assert set(first.streams["train"].rows.tolist()) == set(range(90)) - held
-    assert set(second.streams["train"].rows.tolist()) == set(range(90))
-    assert first.n_steps == second.n_steps == 10
+    assert set(first.streams["train"].rows.tolist()) == set(range(900)) - held
+    assert set(second.streams["train"].rows.tolist()) == set(range(900))
+    assert first.n_steps == second.n_steps == 100
 
 
 def test_setup__no_group_on_both_sides_of_the_slice() -> None:
-    groups = torch.arange(90) // 5
+    groups = torch.arange(900) // 5
     state = cvs.setup(cvs.Config(epochs=10, kappa_from="heldout"), task(groups), build)
-    held = torch.zeros(90, dtype=torch.bool)
+    held = torch.zeros(900, dtype=torch.bool)
     held[state.memory["heldout"]] = True
-    assert 0 < int(held.sum()) < 90
-    assert all(held[groups == g].all() or not held[groups == g].any() for g in range(18))
+    assert 0 < int(held.sum()) < 900
+    assert all(held[groups == g].all() or not held[groups == g].any() for g in range(180))
 
 
 def test_setup__a_class_with_two_groups_gives_none_of_them() -> None:
-    groups = torch.cat([torch.arange(60) // 3, 100 + torch.arange(20) // 2, 200 + torch.arange(10) // 5])
+    groups = torch.cat([torch.arange(600) // 3, 300 + torch.arange(200) // 2, 500 + torch.arange(100) // 50])
     held = cvs.setup(cvs.Config(epochs=10, kappa_from="heldout"), task(groups), build).memory["heldout"]
-    assert torch.bincount(LABELS[held], minlength=3).tolist() == [6, 2, 0]
+    assert torch.bincount(LABELS[held], minlength=3).tolist() == [60, 20, 0]
+
+
+def test_setup__a_slice_too_small_for_a_slope_is_not_held_out() -> None:
+    few = Task(LABELS[::4], ("a", "b", "c"))
+    assert len(cvs.setup(cvs.Config(epochs=10, kappa_from="heldout"), few, build).memory["heldout"]) == 0
+
+
+def test_setup__average_spans_two_thirds_of_an_epoch_at_most() -> None:
+    cfg = cvs.Config(epochs=10, kappa_from="heldout", batch_size=90)  # 10 steps an epoch
+    assert cvs.setup(cfg, task(), build).averages["average"].decay == pytest.approx(1 - 1.5 / 10)
+    cfg = cvs.Config(epochs=10, kappa_from="heldout", batch_size=1)
+    assert cvs.setup(cfg, task(), build).averages["average"].decay == 0.99
 
 
 def test_end_epoch__slopes_stay_when_the_slice_is_being_fitted() -> None:

@@ -26,7 +26,14 @@ WAIT_S = 120.0  # for anything: the machine may be busy
 HELDOUT = {
     "name": "cvs",
     "counts": [24, 16, 8],
-    "settings": {"epochs": 8, "batch_size": 8, "kappa_from": "heldout", "heldout_frac": 0.25, "sam_radius": 0.05},
+    "settings": {
+        "epochs": 8,
+        "batch_size": 8,
+        "kappa_from": "heldout",
+        "heldout_frac": 0.25,
+        "heldout_min_rows": 0,
+        "sam_radius": 0.05,
+    },
 }
 BATCHES = {
     "name": "cvs",

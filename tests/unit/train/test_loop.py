@@ -225,7 +225,7 @@ def test_truth__of_unlabelled_rows_cannot_be_read(kappa_from: str) -> None:
         table = LabelTable(
             Images(paths=names), names, labels, ("a", "b", "c"), truth=truth, truth_names=("a", "b", "c")
         )
-        cfg = cvs.Config(epochs=5, batch_size=6, kappa_from=kappa_from, heldout_frac=0.3)  # type: ignore[arg-type]
+        cfg = cvs.Config(epochs=5, batch_size=6, kappa_from=kappa_from, heldout_frac=0.3, heldout_min_rows=0)  # type: ignore[arg-type]
         views = tiny.TinyViews(classes)
         recipe = METHODS["cvs"].recipe
         return train(recipe, cfg, table.task(), views, tiny.BuildTiny(), options=tiny.options_of()).state

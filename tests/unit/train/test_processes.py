@@ -21,7 +21,13 @@ RUNS: dict[str, dict[str, Any]] = {
     "batches": {"name": "cvs", "settings": {**SETTINGS, "kappa_from": "batches"}},
     "heldout": {
         "name": "cvs",
-        "settings": {**SETTINGS, "kappa_from": "heldout", "heldout_frac": 0.25, "sam_radius": 0.05},
+        "settings": {
+            **SETTINGS,
+            "kappa_from": "heldout",
+            "heldout_frac": 0.25,
+            "heldout_min_rows": 0,
+            "sam_radius": 0.05,
+        },
     },
     "class_balanced": {"name": "class_balanced", "settings": {"epochs": 2, "batch_size": 8, "effective_beta": 0.99}},
 }
