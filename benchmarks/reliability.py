@@ -12,7 +12,6 @@ import argparse
 import json
 from html import escape
 from pathlib import Path
-from typing import Any
 
 GROUPS = ("all", "many", "medium", "few")
 SIDE, GAP = 150, 34  # px
@@ -61,14 +60,15 @@ def main() -> None:
     drawn: list[str] = []
     print("| ECE | " + " | ".join(GROUPS) + " |\n|---|" + "---|" * len(GROUPS))
     for i, cell in enumerate(options.cells):
-        errors: dict[str, Any] = {}
+        errors: dict[str, str] = {}
         for j, group in enumerate(GROUPS):
-            bins, errors[group] = pooled(cell, group)
-            if not sum(b["count"] for b in bins):
+            bins, error = pooled(cell, group)
+            errors[group] = f"{error:.3f}" if sum(b["count"] for b in bins) else ""
+            if not errors[group]:
                 continue
-            title = f"{cell.name}, {group}: ECE {errors[group]:.3f}"
+            title = f"{cell.name}, {group}: ECE {errors[group]}"
             drawn.append(panel(bins, title, GAP / 2 + j * (SIDE + GAP), GAP + i * (SIDE + GAP + 10)))
-        print(f"| {cell.name} | " + " | ".join(f"{errors[group]:.3f}" for group in GROUPS) + " |")
+        print(f"| {cell.name} | " + " | ".join(errors[group] for group in GROUPS) + " |")
     width, height = len(GROUPS) * (SIDE + GAP), len(options.cells) * (SIDE + GAP + 10) + 10
     style = (
         "text{font:11px sans-serif;fill:#222}.frame{fill:#fff;stroke:#999}.bar{fill:#2a6f97}"
