@@ -140,11 +140,6 @@ class Clock:
         """Epochs done so far, with the fraction of the one under way."""
         return self.epoch + self.step / self.steps_per_epoch
 
-    @property
-    def global_step(self) -> int:
-        """Steps done so far in the epochs of this length."""
-        return self.epoch * self.steps_per_epoch + self.step
-
 
 @dataclass(frozen=True)
 class Average:

@@ -1,5 +1,3 @@
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -7,14 +5,6 @@ from torch import Tensor
 
 from evenkeel.data.augment import RowGenerator, normalize, random_crop_flip, random_resized_crop
 from evenkeel.data.randaugment import RandAugment, cutout, warp
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def seeded(seed: int = 0) -> torch.Generator:

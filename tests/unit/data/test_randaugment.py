@@ -1,5 +1,5 @@
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -8,14 +8,6 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from evenkeel.data.randaugment import OPERATIONS, RandAugment, apply_operations, cutout, warp
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
