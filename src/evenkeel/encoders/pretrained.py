@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from evenkeel.encoders.resnets import OWN
 from evenkeel.errors import ConfigError, OfflineError
 
+EMBEDDED = Path(__file__).parents[1] / "assets"  # a folder per model: "evenkeel/NAME" is assets/NAME
 HUB_TIMEOUT_S = 3.0  # until the hub counts as out of reach; HF_HUB_ETAG_TIMEOUT overrides it, for slow networks
 
 
@@ -92,11 +93,11 @@ def image_stats(name: str) -> ImageStats:
         return ImageStats(32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     from transformers import AutoImageProcessor
 
-    local_only = _is_local_only(name)
-    _config_of(name, local_only=local_only)  # says what is wrong with the model itself
-    with _quiet():
+    local_only = is_local_only(name)
+    read_config(name, local_only=local_only)  # says what is wrong with the model itself
+    with quiet():
         try:
-            processor = AutoImageProcessor.from_pretrained(_local(name), local_files_only=local_only)
+            processor = AutoImageProcessor.from_pretrained(resolve_name(name), local_files_only=local_only)
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"{name} does not say what pixels it expects",
@@ -130,22 +131,13 @@ def load_vision_model(name: str) -> VisionModel:
       >>> tuple(load_vision_model(folder)(torch.zeros(2, 3, 8, 8)).shape)
       (2, 8)
     """
-    from transformers import AutoModel
-
-    local_only = _is_local_only(name)
-    config = _config_of(name, local_only=local_only)
-    with _quiet(), _explained(name):
-        model, info = AutoModel.from_pretrained(
-            _local(name),
-            config=config,
-            dtype=torch.float32,
-            output_loading_info=True,
-            local_files_only=local_only,
-        )
-    vision = _image_tower(model, config, name)
+    local_only = is_local_only(name)
+    config = read_config(name, local_only=local_only)
+    model, absent = load_model(name, config, local_only=local_only)
+    vision = image_tower(model, config, name)
     used = {f"vision_model.{n}" for n, _ in vision.model.named_parameters()} if model is not vision.model else set()
     used |= {n for n, _ in vision.model.named_parameters()} | {"visual_projection.weight"}
-    missing = sorted(n for n in set(info["missing_keys"]) & used if not n.endswith("mask_token"))
+    missing = sorted(n for n in absent & used if not n.endswith("mask_token"))
     if missing:
         raise ConfigError(
             f"the checkpoint {name} lacks {len(missing)} weights, among them {missing[0]}",
@@ -154,8 +146,35 @@ def load_vision_model(name: str) -> VisionModel:
     return vision
 
 
-def _image_tower(model: Any, config: Any, name: str) -> VisionModel:
-    """The model itself, or of a two-tower model its image side."""
+def load_model(name: str, config: Any, *, local_only: bool) -> tuple[Any, set[str]]:
+    """Whole model of a checkpoint in float32, and the names of the weights that the checkpoint lacks (left random).
+
+    Args:
+      name: a folder written by save_pretrained, or a hub id (owner/name).
+      config: its configuration, from `read_config`.
+      local_only: from `is_local_only`.
+
+    Raises: ConfigError, OfflineError: as `load_config`, or there are no weights.
+    """
+    from transformers import AutoModel
+
+    with quiet(), explained(name):
+        model, info = AutoModel.from_pretrained(
+            resolve_name(name),
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            local_files_only=local_only,
+            adapter_kwargs={"local_files_only": local_only},  # peft's own look-up, which would ask the hub again
+        )
+    return model, set(info["missing_keys"])
+
+
+def image_tower(model: Any, config: Any, name: str) -> VisionModel:
+    """The model itself, or of a two-tower model its image side, of which ViT's pooler is dropped in place.
+
+    Raises: ConfigError: it takes no images.
+    """
     if getattr(model, "vision_model", None) is not None:
         return VisionModel(model.vision_model, getattr(model, "visual_projection", None), config)
     if getattr(model, "main_input_name", "") != "pixel_values":
@@ -179,12 +198,12 @@ def from_transformers_config(config: Any) -> VisionModel:
     """
     from transformers import AutoModel
 
-    with _quiet():
+    with quiet():
         try:
             if not hasattr(config, "vision_config"):
-                return _image_tower(AutoModel.from_config(config, dtype=torch.float32), config, config.model_type)
+                return image_tower(AutoModel.from_config(config, dtype=torch.float32), config, config.model_type)
             with torch.device("meta"):
-                plan = _image_tower(AutoModel.from_config(config), config, config.model_type)
+                plan = image_tower(AutoModel.from_config(config), config, config.model_type)
         except ValueError as error:
             raise ConfigError(f"{config.model_type} is not a model with features", fix="name a vision model") from error
         tower_class: Any = type(plan.model)
@@ -212,14 +231,15 @@ def load_config(name: str) -> Any:
       evenkeel.errors.ConfigError: no such model folder: ./nowhere
         fix: check the path
     """
-    return _config_of(name, local_only=_is_local_only(name))
+    return read_config(name, local_only=is_local_only(name))
 
 
-def _config_of(name: str, *, local_only: bool) -> Any:
+def read_config(name: str, *, local_only: bool) -> Any:
+    """`load_config` of a name that `is_local_only` has looked at."""
     from transformers import AutoConfig
 
-    with _quiet(), _explained(name):
-        return AutoConfig.from_pretrained(_local(name), local_files_only=local_only)
+    with quiet(), explained(name):
+        return AutoConfig.from_pretrained(resolve_name(name), local_files_only=local_only)
 
 
 def parse_transformers_config(config: Mapping[str, Any]) -> Any:
@@ -233,7 +253,7 @@ def parse_transformers_config(config: Mapping[str, Any]) -> Any:
     """
     from transformers import AutoConfig
 
-    with _quiet():
+    with quiet():
         try:
             return AutoConfig.for_model(**config)
         except ValueError as error:
@@ -243,15 +263,17 @@ def parse_transformers_config(config: Mapping[str, Any]) -> Any:
             ) from error
 
 
-def _is_local_only(name: str) -> bool:
+def is_local_only(name: str) -> bool:
     """Check the name; then, for a hub id, whether the hub is out of reach and only cached files can serve.
 
     One question without retries: left to itself each file would be asked for over 26 s.
+
+    Raises: ConfigError: no such folder, or a name that is neither a folder nor a hub id.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
 
-    folder = Path(name).expanduser()
+    folder = Path(resolve_name(name))
     if not folder.is_dir():
         is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
         if is_path:
@@ -276,13 +298,33 @@ def _is_local_only(name: str) -> bool:
     return False
 
 
-def _local(name: str) -> str:
+def resolve_name(name: str) -> str:
+    """What transformers is to load: the path of a folder, or the hub id as it is.
+
+    Args:
+      name: a folder, a hub id, or "evenkeel/..." for a model inside this package, which no hub is asked about.
+
+    Raises: ConfigError: no model of that name is inside this package.
+
+    Example:
+      >>> resolve_name("openai/clip-vit-base-patch32")
+      'openai/clip-vit-base-patch32'
+    """
+    if name.startswith("evenkeel/"):
+        folder = EMBEDDED / name.removeprefix("evenkeel/")
+        if not (folder / "config.json").is_file():
+            names = sorted(f"evenkeel/{path.parent.name}" for path in EMBEDDED.glob("*/config.json"))
+            raise ConfigError(
+                f"no model {name} inside this package",
+                fix=f"there is {', '.join(names) or 'none'}; otherwise give a hub id (owner/name) or a model folder",
+            )
+        return str(folder)
     folder = Path(name).expanduser()
     return str(folder) if folder.is_dir() else name
 
 
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
+def explained(name: str) -> Iterator[None]:
     """Turn what transformers raises on a bad name or missing network into one line and a fix."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
@@ -298,7 +340,7 @@ def _explained(name: str) -> Iterator[None]:
             ) from error
         if cause is not None:
             raise ConfigError(f"no model {name} on the Hugging Face hub", fix="check the id (owner/name)") from error
-        if Path(name).expanduser().is_dir() or isinstance(error, ValueError):
+        if Path(resolve_name(name)).is_dir() or isinstance(error, ValueError):
             first = str(error).strip().splitlines()[0]
             raise ConfigError(f"cannot load the model {name}: {first}", fix="check the files in that folder") from error
         raise OfflineError(
@@ -308,7 +350,7 @@ def _explained(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence transformers' loading reports and bars: what matters in them is raised as an error here."""
     from transformers.utils import logging
 
