@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from evenkeel.data.columns import as_lists, as_text
+from evenkeel.data.columns import as_lists, as_text, as_weights
 from evenkeel.data.table import SPLITS, Images, LabelTable
 from evenkeel.errors import ConfigError, DataError, Problem
 from evenkeel.types import Candidates
@@ -76,6 +76,9 @@ class TableBuilder:
             key: [] for key in ("label", "members", "truth", "split", "group")
         }
         self._lengths: list[NDArray[np.int32]] = []
+        self._weights: list[NDArray[np.float32]] = []  # of the members
+        self._has_weights = False
+        self._unfit_weights: list[tuple[int, str]] = []  # row, what is wrong
         self._strings: dict[str, list[Any]] = {"image": [], "id": []}
 
     def add(
@@ -104,6 +107,7 @@ class TableBuilder:
         if "candidates" in columns:
             lengths, members = as_lists(columns["candidates"], names=names.get("candidates"))
             self._codes["members"].append(self._words.encode(members))
+            self._weights.append(self._take_weights(columns.get("weights"), lengths, self.n_rows - n_rows))
             self._lengths.append(lengths.astype(np.int32))
         else:
             self._lengths.append(np.zeros(n_rows, dtype=np.int32))
@@ -116,6 +120,26 @@ class TableBuilder:
         for role, chunks in self._strings.items():
             text = as_text(columns[role]) if role in columns else unknown
             chunks.append(text.cast(pa.large_string()))
+
+    def _take_weights(self, column: Any, lengths: NDArray[np.int64], first_row: int) -> NDArray[np.float32]:
+        """Weights of the candidates of a batch, 1 where none are said; rows where they do not fit are noted."""
+        if column is None:
+            return np.broadcast_to(np.float32(1), int(lengths.sum()))  # takes no memory
+        self._has_weights = True
+        sizes, values = as_weights(column)
+        fits = sizes == lengths
+        rows = np.repeat(np.arange(len(lengths)), lengths)
+        weights = np.ones(len(rows))
+        weights[fits[rows]] = values[np.repeat(fits, np.maximum(sizes, 0))]
+        is_number = np.isfinite(weights) & (weights >= 0)
+        total = np.bincount(rows, np.where(is_number, weights, 0), minlength=len(lengths))
+        odd = (np.bincount(rows, ~is_number, minlength=len(lengths)) > 0) | ((total <= 0) & (lengths > 0))
+        weights[odd[rows]] = 1
+        for row in np.flatnonzero(odd).tolist():
+            self._unfit_weights.append((first_row + row, "weights must be numbers >= 0, one above 0"))
+        for row in np.flatnonzero(~fits & (sizes >= 0)).tolist():
+            self._unfit_weights.append((first_row + row, f"{sizes[row]} weights for {lengths[row]} candidates"))
+        return weights.astype(np.float32)
 
     def finish(self, *, classes: Sequence[str] | None, root: str = "", dataset: Any = None) -> LabelTable:
         """The table, with every problem found listed in ``table.problems``.
@@ -152,6 +176,8 @@ class TableBuilder:
             [f"label {words[code]!r} is not one of the {len(class_names)} classes" for code in raw_labels[stranger]],
         )
         candidates = self._candidates(images, members, lengths, lookup, is_blank) if len(members) else None
+        unfit_rows = np.array([row for row, _ in self._unfit_weights], dtype=np.int64)
+        self._report(images, unfit_rows, "malformed_row", [detail for _, detail in self._unfit_weights])
         split = self._split(images)
         truth, truth_names = self._truth(raw_truth, lookup, is_blank, class_names)
         self._check_ids(images, ids)
@@ -245,9 +271,10 @@ class TableBuilder:
         lookup: NDArray[np.int32],
         is_blank: NDArray[np.bool_],
     ) -> Candidates:
-        """Sorted sets without repeats; strangers are reported and left out."""
+        """Sorted sets without repeats; strangers are reported and left out, the other weights then sum to 1."""
         words, n_classes = self._words.names, int(lookup.max(initial=0)) + 1
-        kept_classes, kept_lengths, first_member = [], [], 0
+        kept_classes, kept_lengths, kept_weights, first_member = [], [], [], 0
+        weights = np.concatenate(self._weights) if self._has_weights else None
         for first in range(0, self.n_rows, _ROWS_AT_ONCE):
             sizes = lengths[first : first + _ROWS_AT_ONCE]
             raw = members[first_member : first_member + int(sizes.sum())]
@@ -258,13 +285,20 @@ class TableBuilder:
             details = [f"candidate {words[code]!r} is not a class" for code in raw[strange]]
             self._report(images, first + rows[strange], "unknown_candidate", details)
             known = codes >= 0
-            keys = np.sort(rows[known] * n_classes + codes[known])  # (row, class) as one number
-            keys = keys[np.diff(keys, prepend=-1) > 0]
+            keys = rows[known] * n_classes + codes[known]  # (row, class) as one number
+            if weights is not None:
+                keys, place = np.unique(keys, return_inverse=True)
+                said = np.bincount(place, weights[first_member - len(raw) : first_member][known]).astype(np.float64)
+                kept_weights.append(_shares(said, keys // n_classes).astype(np.float32))
+            else:
+                keys = np.sort(keys)
+                keys = keys[np.diff(keys, prepend=-1) > 0]
             kept_classes.append((keys % n_classes).astype(np.int32))
             kept_lengths.append(np.bincount(keys // n_classes, minlength=len(sizes)).astype(np.int32))
         offsets = np.zeros(self.n_rows + 1, dtype=np.int64)
         np.cumsum(np.concatenate(kept_lengths), out=offsets[1:])
-        return Candidates(torch.from_numpy(offsets), torch.from_numpy(np.concatenate(kept_classes)))
+        joined = None if weights is None else torch.from_numpy(np.concatenate(kept_weights))
+        return Candidates(torch.from_numpy(offsets), torch.from_numpy(np.concatenate(kept_classes)), joined)
 
     def _split(self, images: Images) -> NDArray[np.int8] | None:
         names = self._splits.names
@@ -338,6 +372,17 @@ class TableBuilder:
         kind, detail = ("empty_class", "no image") if is_full else ("unseen_class", "no label or candidate")
         for c in np.flatnonzero(~seen):
             self.problems.append(Problem(class_names[c], kind, f"{detail} of class {class_names[c]!r}"))
+
+
+def _shares(weights: NDArray[np.float64], rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Weights [n] over the sum of their row's, rows [n]; equal shares where that sum is 0.
+
+    Example:
+      >>> _shares(np.array([3.0, 1.0, 0.0, 0.0]), np.array([0, 0, 2, 2])).tolist()
+      [0.75, 0.25, 0.5, 0.5]
+    """
+    weights = np.where(np.bincount(rows, weights)[rows] > 0, weights, 1.0)
+    return np.asarray(weights / np.bincount(rows, weights)[rows])
 
 
 def _repeated(strings: Any) -> NDArray[np.int64]:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from evenkeel.errors import DataError, Problem
 
@@ -21,12 +22,16 @@ ROLES: Mapping[str, tuple[str, ...]] = {
     "image": ("image", "img", "file_name", "filename", "file", "path", "filepath", "image_path", "images"),
     "label": ("label", "labels", "class", "category", "target"),
     "candidates": ("candidates", "candidate_labels", "partial_labels"),
+    "weights": ("weights", "candidate_weights"),
     "split": ("split", "subset"),
     "id": ("id", "image_id"),
     "truth": ("truth", "ground_truth", "true_label"),
     "group": ("group", "track"),
 }
 """What a column is -> the names it may have, first found wins; upper and lower case are the same."""
+
+METADATA_KEY = b"evenkeel"
+"""Schema metadata of Parquet files that we wrote: JSON; its ``class_names`` fix the classes and their order."""
 
 BATCH_ROWS = 65_536
 _BLOCK_BYTES = 4 << 20
@@ -76,7 +81,7 @@ def find_roles(names: Sequence[str], where: str, *, group: str | None = None) ->
         raise DataError(
             f"{where}: {'; '.join(missing)}; columns found: {', '.join(map(str, names)) or 'none'}",
             problems=problems,
-            fix="name the columns image, label, candidates, split, id, truth, group",
+            fix="name the columns image, label, candidates, weights, split, id, truth, group",
         )
     return roles
 
@@ -240,6 +245,9 @@ def _open_parquet(path: Path) -> Columns:
         schema = file.schema_arrow
     told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     features = told.get("info", {}).get("features", {})
+    ours = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
+    if ours.get("class_names"):
+        features = {**features, "label": {"_type": "ClassLabel", "names": ours["class_names"]}}
     embedded = frozenset(
         f.name
         for f in schema
@@ -311,3 +319,29 @@ def as_lists(column: Any, *, names: Sequence[str] | None = None) -> tuple[Any, A
         column = pc.split_pattern(as_text(column), "|")
     lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
     return lengths, as_text(pc.list_flatten(column), names=names)
+
+
+def as_weights(column: Any) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """A column of weights, as lists or as text like ``0.7|0.3``: (lengths [n], values); NaN where there is no number.
+
+    Example:
+      >>> lengths, values = as_weights(pa.array(["0.75|0.25", None, "much"]))
+      >>> lengths.tolist(), values.tolist()
+      ([2, -1, 1], [0.75, 0.25, nan])
+    """
+    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
+        column = pc.split_pattern(as_text(column), "|")
+    lengths = pc.list_value_length(column).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    values = pc.list_flatten(column)
+    try:
+        numbers = values.cast(pa.float64())
+    except pa.ArrowInvalid:
+        numbers = pa.array([_number(value) for value in as_text(values).to_pylist()], pa.float64())
+    return lengths, numbers.to_numpy(zero_copy_only=False).astype(np.float64)
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text or "")
+    except ValueError:
+        return None
