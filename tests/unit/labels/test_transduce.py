@@ -1,0 +1,333 @@
+"""Transduction against slow float64 loops of its equations; the choice of confident images against a greedy one."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from evenkeel.errors import ConfigError, DataError
+from evenkeel.labels import transduce
+from evenkeel.labels.transduce import fpl_pseudolabels, log_odds, nearest_neighbours, top_confident, transclip
+
+SCALE = 12.0
+
+
+def clusters(
+    n_images: int, n_classes: int, n_feats: int, *, noise: float, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Unit features around C unit centres, texts a little off the centres, and the true classes."""
+    draw = torch.Generator().manual_seed(seed)
+    centres = F.normalize(torch.randn(n_classes, n_feats, generator=draw), dim=1)
+    truth = torch.randint(0, n_classes, (n_images,), generator=draw)
+    feats = F.normalize(centres[truth] + noise * torch.randn(n_images, n_feats, generator=draw), dim=1)
+    text = F.normalize(centres + 0.2 * torch.randn(n_classes, n_feats, generator=draw), dim=1)
+    return feats, text, truth
+
+
+class Slow:
+    """The equations, one image, class and neighbour at a time, in float64."""
+
+    def __init__(
+        self, feats: Tensor, text: Tensor, labels: list[int], *, k: int, lam: float, n: int, temperature: float
+    ):
+        self.f, self.t = feats.double().tolist(), text.double().tolist()
+        self.N, self.C, self.D = len(self.f), len(self.t), len(self.f[0])
+        self.lam, self.temperature = lam, temperature
+        self.w = self.affinity(k)
+        self.y = [softmax([SCALE * dot(f, t) for t in self.t]) for f in self.f]
+        n_known = sum(label >= 0 for label in labels)
+        mass = max(1.0, 0.2 * (self.N - n_known) / max(n_known, 1))
+        self.mass = [mass if label >= 0 else 1.0 for label in labels]
+        self.z = [one_hot(label, self.C) if label >= 0 else y for label, y in zip(labels, self.y, strict=True)]
+        self.mu = [self.first_mean(c, labels) for c in range(self.C)]
+        self.var = [1 / self.D] * self.D
+        for _ in range(n):
+            for _ in range(5):
+                self.z = [
+                    one_hot(label, self.C) if label >= 0 else softmax([self.pull(i, c) for c in range(self.C)])
+                    for i, label in enumerate(labels)
+                ]
+            self.fit()
+
+    def affinity(self, k: int) -> list[list[float]]:
+        w = [[0.0] * self.N for _ in range(self.N)]
+        for i in range(self.N):
+            near = sorted((j for j in range(self.N) if j != i), key=lambda j: -dot(self.f[i], self.f[j]))[:k]
+            for j in near:
+                w[i][j] += max(0.0, dot(self.f[i], self.f[j])) / 2
+                w[j][i] += max(0.0, dot(self.f[i], self.f[j])) / 2
+        return w
+
+    def first_mean(self, c: int, labels: list[int]) -> list[float]:
+        own = [i for i, label in enumerate(labels) if label == c]
+        rows = own or sorted(range(self.N), key=lambda i: -self.y[i][c])[:8]
+        return [sum(self.f[i][d] for i in rows) / len(rows) for d in range(self.D)]
+
+    def log_density(self, i: int, c: int) -> float:
+        gaps = ((self.f[i][d] - self.mu[c][d]) ** 2 / self.var[d] + math.log(self.var[d]) for d in range(self.D))
+        return -0.5 * sum(gaps)
+
+    def pull(self, i: int, c: int) -> float:
+        near = sum(self.w[i][j] * self.z[j][c] for j in range(self.N))
+        return self.lam * math.log(self.y[i][c]) + self.log_density(i, c) / self.temperature + near
+
+    def fit(self) -> None:
+        weights = [[self.mass[i] * z for z in self.z[i]] for i in range(self.N)]
+        for c in range(self.C):
+            size = sum(row[c] for row in weights)
+            self.mu[c] = [sum(weights[i][c] * self.f[i][d] for i in range(self.N)) / size for d in range(self.D)]
+        total = sum(map(sum, weights))
+        self.var = [
+            sum(weights[i][c] * (self.f[i][d] - self.mu[c][d]) ** 2 for i in range(self.N) for c in range(self.C))
+            / total
+            for d in range(self.D)
+        ]
+
+
+def dot(a: list[float], b: list[float]) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+def softmax(scores: list[float]) -> list[float]:
+    powers = [math.exp(score - max(scores)) for score in scores]
+    return [power / sum(powers) for power in powers]
+
+
+def one_hot(label: int, n: int) -> list[float]:
+    return [float(c == label) for c in range(n)]
+
+
+def dense(found: transduce.Transduced, n_classes: int) -> Tensor:
+    return torch.zeros(len(found.labels), n_classes).scatter_(1, found.classes, found.probs)
+
+
+@pytest.mark.parametrize(
+    ("known", "k", "lam", "n", "temperature"),
+    [(0, 3, 1.0, 3, 50.0), (0, 3, 0.5, 2, 1.0), (0, 0, 1.0, 2, 10.0), (4, 2, 0.5, 3, 20.0), (30, 3, 1.0, 2, 50.0)],
+)
+def test_transclip__equals_loops(known: int, k: int, lam: float, n: int, temperature: float) -> None:
+    feats, text, truth = clusters(40, 5, 6, noise=0.35)
+    labels = torch.where(torch.arange(40) < known, truth, -1)
+    found = transclip(
+        feats, text, logit_scale=SCALE, labels=labels, n_neighbours=k, lam=lam, n_iterations=n, temperature=temperature
+    )
+    slow = Slow(feats, text, labels.tolist(), k=k, lam=lam, n=n, temperature=temperature)
+    torch.testing.assert_close(dense(found, 5).double(), torch.tensor(slow.z).double(), atol=1e-4, rtol=0)  # float32
+    torch.testing.assert_close(found.means.double(), torch.tensor(slow.mu).double(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.variances.double(), torch.tensor(slow.var).double(), atol=1e-5, rtol=1e-3)
+    assert torch.equal(found.labels, torch.tensor(slow.z).argmax(dim=1))
+    assert torch.equal(found.confidence, dense(found, 5).max(dim=1).values)
+
+
+def test_transclip__sixteen_classes_stand_for_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    feats, text, _ = clusters(400, 40, 24, noise=0.15)
+    some = transclip(feats, text, logit_scale=SCALE)
+    monkeypatch.setattr(transduce, "KEPT_CLASSES", 40)
+    every = transclip(feats, text, logit_scale=SCALE)
+    assert some.probs.shape == (400, 16)
+    assert every.probs.shape == (400, 40)
+    torch.testing.assert_close(some.probs.sum(dim=1), torch.ones(400))
+    assert torch.equal(some.labels, every.labels)
+    gap = (dense(some, 40) - dense(every, 40)).abs().max()
+    dropped = every.probs[:, 16:].sum(dim=1).max()
+    assert 0 < gap < dropped < 0.05
+
+
+def test_transclip__chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    feats, text, truth = clusters(150, 6, 8, noise=0.3)
+    labels = torch.where(torch.arange(150) % 25 == 0, truth, -1)
+    whole = transclip(feats, text, logit_scale=SCALE, labels=labels)
+    monkeypatch.setattr(transduce, "CELLS", 300)
+    parts = transclip(feats, text, logit_scale=SCALE, labels=labels)
+    torch.testing.assert_close(dense(parts, 6), dense(whole, 6), atol=1e-5, rtol=0)
+    torch.testing.assert_close(parts.weight, whole.weight, atol=1e-4, rtol=1e-4)
+
+
+def test_transclip__corrects_texts_that_point_elsewhere() -> None:
+    feats, text, truth = clusters(600, 8, 16, noise=0.12, seed=3)
+    text = F.normalize(text + 0.3 * torch.randn(text.shape, generator=torch.Generator().manual_seed(1)), dim=1)
+    zero_shot = ((feats @ text.T).argmax(dim=1) == truth).float().mean()
+    found = transclip(feats, text, logit_scale=SCALE)
+    assert zero_shot < 0.97
+    assert (found.labels == truth).float().mean() > zero_shot + 0.01
+
+
+def test_transclip__known_labels_stay_and_pull() -> None:
+    feats, text, truth = clusters(200, 4, 8, noise=0.2)
+    turned = text.roll(1, dims=0)  # every text names the wrong class
+    labels = torch.where(torch.arange(200) < 20, truth, -1)
+    lost = transclip(feats, turned, logit_scale=1.0)
+    found = transclip(feats, turned, logit_scale=1.0, labels=labels, lam=0.0, temperature=1.0)
+    assert (lost.labels == truth).float().mean() < 0.2
+    assert torch.equal(found.labels[:20], truth[:20])
+    assert (found.confidence[:20] == 1).all()
+    assert (found.labels == truth).float().mean() > 0.95
+
+
+def test_transclip__all_known() -> None:
+    feats, text, truth = clusters(60, 3, 8, noise=0.2)
+    found = transclip(feats, text, logit_scale=SCALE, labels=truth, n_iterations=1)
+    assert torch.equal(found.labels, truth)
+    means = torch.stack([feats[truth == c].mean(dim=0) for c in range(3)])
+    torch.testing.assert_close(found.means, means)
+    torch.testing.assert_close(found.variances, (feats - means[truth]).square().mean(dim=0))
+
+
+@pytest.mark.parametrize("lam", [1.0, 0.5])
+def test_transduced_logits__are_the_fixed_point_without_neighbours(lam: float) -> None:
+    feats, text, _ = clusters(120, 5, 8, noise=0.2)
+    found = transclip(feats, text, logit_scale=SCALE, n_neighbours=0, n_iterations=60, lam=lam)
+    torch.testing.assert_close(found.logits(feats).softmax(dim=1), dense(found, 5), atol=1e-3, rtol=0)
+    with_neighbours = transclip(feats, text, logit_scale=SCALE, n_neighbours=3, n_iterations=60, lam=lam)
+    gap = (with_neighbours.logits(feats).softmax(dim=1) - dense(with_neighbours, 5)).abs().max()
+    assert gap > 0.01
+
+
+def test_transclip__without_text_and_neighbours_is_the_usual_mixture() -> None:
+    feats, text, truth = clusters(300, 3, 4, noise=0.1, seed=2)
+    found = transclip(feats, text, logit_scale=SCALE, n_neighbours=0, lam=0.0, temperature=1.0)
+    assert torch.equal(found.labels, truth)
+    means = torch.stack([feats[truth == c].mean(dim=0) for c in range(3)])
+    torch.testing.assert_close(found.means, means, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("n_images", [1, 2, 3])
+def test_transclip__fewer_images_than_neighbours(n_images: int) -> None:
+    feats, text, _ = clusters(n_images, 5, 6, noise=0.1)
+    found = transclip(feats, text, logit_scale=SCALE)
+    assert torch.equal(found.labels, (feats @ text.T).argmax(dim=1))
+    assert found.logits(feats).isfinite().all()
+
+
+def test_transclip__one_class_and_equal_images() -> None:
+    feats = F.normalize(torch.ones(5, 4), dim=1)
+    found = transclip(feats, feats[:1], logit_scale=SCALE)
+    assert found.labels.tolist() == [0] * 5
+    assert found.confidence.tolist() == [1.0] * 5
+    assert found.variances.tolist() == pytest.approx([transduce.VARIANCE_MIN] * 4)  # not zero
+    assert found.logits(feats).isfinite().all()
+
+
+def test_transclip__a_class_that_nothing_is_assigned_to_keeps_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transduce, "KEPT_CLASSES", 1)
+    feats, text, _ = clusters(50, 3, 6, noise=0.05)
+    text = torch.cat([text, F.normalize(-feats.mean(dim=0), dim=0)[None]])
+    found = transclip(feats, text, logit_scale=100.0)
+    first = feats[(100 * feats.double() @ text.double().T).log_softmax(dim=1)[:, 3].topk(8).indices].mean(dim=0)
+    assert 3 not in found.labels
+    torch.testing.assert_close(found.means[3], first)
+
+
+def test_transclip__half_precision_features() -> None:
+    feats, text, _ = clusters(100, 4, 8, noise=0.2)
+    found = transclip(feats.half(), text.half(), logit_scale=SCALE)
+    whole = transclip(feats, text, logit_scale=SCALE)
+    assert found.probs.dtype == found.means.dtype == torch.float32
+    torch.testing.assert_close(dense(found, 4), dense(whole, 4), atol=0.02, rtol=0)
+
+
+def test_transclip__refuses_what_does_not_fit() -> None:
+    feats, text, truth = clusters(10, 3, 4, noise=0.1)
+    with pytest.raises(DataError, match=r"\[10, 4\] and \[3, 3\]"):
+        transclip(feats, text[:, :3], logit_scale=SCALE)
+    with pytest.raises(DataError, match=r"\[0, 4\]"):
+        transclip(feats[:0], text, logit_scale=SCALE)
+    for labels in (truth[:9], truth + 3, truth - 4):
+        with pytest.raises(DataError, match=r"-1\.\.2 for each of 10 images"):
+            transclip(feats, text, logit_scale=SCALE, labels=labels)
+    with pytest.raises(ConfigError, match="logit_scale=0"):
+        transclip(feats, text, logit_scale=0.0)
+    with pytest.raises(ConfigError, match="n_neighbours=-1"):
+        transclip(feats, text, logit_scale=SCALE, n_neighbours=-1)
+    with pytest.raises(ConfigError, match="temperature=0"):
+        transclip(feats, text, logit_scale=SCALE, temperature=0.0)
+
+
+@pytest.mark.parametrize(("n_images", "k"), [(30, 3), (5, 4), (4, 9), (2, 1)])
+def test_nearest_neighbours__equals_whole_matrix(n_images: int, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    feats, _, _ = clusters(n_images, 3, 5, noise=0.5)
+    monkeypatch.setattr(transduce, "CELLS", 40)
+    monkeypatch.setattr(transduce, "KEY_BLOCK", 7)
+    sims, rows = nearest_neighbours(feats, n_neighbours=k)
+    whole = (feats @ feats.T).fill_diagonal_(-2).topk(min(k, n_images - 1), dim=1)
+    torch.testing.assert_close(sims, whole.values)
+    assert torch.equal(rows, whole.indices)
+
+
+def exact_odds(logits: Tensor) -> list[list[float]]:
+    """log p_c - log of the sum of all other p, one class at a time."""
+    rows = logits.double().tolist()
+    return [
+        [-math.log(sum(math.exp(other - own) for j, other in enumerate(row) if j != c)) for c, own in enumerate(row)]
+        for row in rows
+    ]
+
+
+def greedy(scores: Tensor, k: int) -> set[tuple[int, int]]:
+    """Pairs (row, class), the highest score first, as long as the row is free and the class has room."""
+    pairs = sorted(
+        ((scores[i, c].item(), i, c) for i in range(len(scores)) for c in range(scores.shape[1])), reverse=True
+    )
+    owner: dict[int, int] = {}
+    for score, i, c in pairs:
+        if score > -math.inf and i not in owner and list(owner.values()).count(c) < k:
+            owner[i] = c
+    return set(owner.items())
+
+
+@pytest.mark.parametrize(("n_images", "n_classes", "k"), [(60, 5, 4), (60, 5, 1), (12, 5, 4), (7, 3, 9), (40, 1, 3)])
+@pytest.mark.parametrize("size", [1, 7, 100])
+@pytest.mark.parametrize("slant", [0.0, 3.0])
+def test_top_confident__equals_greedy(n_images: int, n_classes: int, k: int, size: int, slant: float) -> None:
+    draw = torch.Generator().manual_seed(n_images + k)
+    scores = torch.randn(n_images, n_classes, generator=draw) + slant * torch.arange(n_classes)  # later classes win
+    scores[torch.rand(scores.shape, generator=draw) < 0.05] = -torch.inf
+    rows, labels = top_confident(scores.split(size), k=k)
+    assert set(zip(rows.tolist(), labels.tolist(), strict=True)) == greedy(scores, k)
+    assert len(rows.unique()) == len(rows)
+    assert labels.tolist() == sorted(labels.tolist())
+    own = scores[rows, labels]
+    assert all((own[labels == c].diff() <= 0).all() for c in range(n_classes))
+
+
+def test_top_confident__every_class_gets_its_number_from_a_large_enough_pool() -> None:
+    scores = torch.randn(500, 6, generator=torch.Generator().manual_seed(0)) - torch.tensor([0.0, 0, 0, 0, 0, 9])
+    rows, labels = top_confident(scores.split(64), k=16)
+    assert torch.bincount(labels).tolist() == [16] * 6
+    assert not (scores.argmax(dim=1) == 5).any()  # although class 5 is nobody's best
+    assert len(rows) == 96
+
+
+def test_top_confident__equal_scores_end() -> None:
+    rows, labels = top_confident(torch.zeros(10, 3).split(4), k=2)
+    assert torch.bincount(labels).tolist() == [2, 2, 2]
+    assert len(rows.unique()) == 6
+
+
+@pytest.mark.parametrize("scale", [3.0, 100.0])  # at 100 most probabilities round to 1
+def test_fpl_pseudolabels__ranks_by_probability(scale: float) -> None:
+    feats, text, _ = clusters(80, 4, 6, noise=0.5)
+    rows, labels = fpl_pseudolabels(feats.split(30), text, logit_scale=scale, k=5)
+    odds = torch.tensor(exact_odds(scale * feats.double() @ text.double().T), dtype=torch.float64)
+    assert set(zip(rows.tolist(), labels.tolist(), strict=True)) == greedy(odds, 5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_log_odds__equals_definition(scale: float) -> None:
+    logits = scale * torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        log_odds(logits).double(), torch.tensor(exact_odds(logits)).double(), atol=1e-4, rtol=1e-5
+    )
+
+
+def test_top_confident__refuses_nothing_to_choose() -> None:
+    with pytest.raises(ConfigError, match="k=0"):
+        top_confident([torch.zeros(3, 2)], k=0)
+    with pytest.raises(DataError, match="no images"):
+        top_confident([], k=1)
+    with pytest.raises(ConfigError, match="logit_scale=-1"):
+        fpl_pseudolabels([torch.zeros(3, 2)], torch.eye(2), logit_scale=-1.0, k=1)
