@@ -25,6 +25,7 @@ SPLITS = ("train", "test", "validation")
 PROBLEM_KINDS = {
     "missing_image": "image files that are not there",
     "unreadable_image": "images that cannot be decoded",
+    "bad_embedding": "embeddings with a value that is no finite number, or of another length",
     "unknown_label": "labels that are no class",
     "unknown_candidate": "candidates that are no class",
     "unknown_split": "splits other than train, test, validation",
