@@ -60,6 +60,10 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     return State(nets=nets, memory=memory, averages=averages)
 
 
+def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State, Mapping[str, Any]]:
+    return state, {}
+
+
 def plan(cfg: Config, task: Task, state: State, epoch: int) -> EpochPlan:
     memory = state.memory
     if epoch < cfg.warmup_passes:

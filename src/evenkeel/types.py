@@ -42,6 +42,23 @@ class Candidates:
 
 
 @dataclass(frozen=True)
+class Concepts:
+    """What the text side of a vision-language model says of the classes, in the space of the image features.
+
+    Attributes:
+      feats: [C, D] float32 unit norm, of the class names.
+      logit_scale: what cosines are multiplied by, > 0.
+      descriptions: texts that describe how a class looks, a tuple per class; empty where there is none.
+      description_feats: [k, D] float32 unit norm of them, a tensor per class (k may be 0).
+    """
+
+    feats: Tensor
+    logit_scale: float
+    descriptions: tuple[tuple[str, ...], ...] = ()
+    description_feats: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
 class Task:
     """What a recipe may know of the training images: no hidden truth gets here.
 
@@ -51,6 +68,7 @@ class Task:
       candidates: candidate sets, or None.
       n_novel: how many classes beyond ``class_names`` may be present (0 = none).
       groups: [N] int64 images of one group are not independent (frames of one track), or None.
+      concepts: what a text tower says of the classes, or None without a vision-language model.
     """
 
     labels: Tensor
@@ -58,6 +76,7 @@ class Task:
     candidates: Candidates | None = None
     n_novel: int = 0
     groups: Tensor | None = None
+    concepts: Concepts | None = None
 
     @property
     def n_classes(self) -> int:
@@ -217,11 +236,16 @@ class ViewSource(Protocol):
         ...
 
 
+Output = Literal["logits", "feats"]
+
+
 class Passes(Protocol):
     """Streams a network's predictions over any rows of the training set, in order, un-augmented by default."""
 
-    def __call__(self, net: str, rows: Tensor, view: str = "clean") -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (rows [B] int64, logits [B, C] float32), both on the training device, until every row was given."""
+    def __call__(
+        self, net: str, rows: Tensor, view: str = "clean", output: Output = "logits"
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (rows [B] int64, logits [B, C] or feats [B, D] float32), on the training device, for every row."""
         ...
 
 
@@ -242,21 +266,34 @@ class Network(Protocol):
 
 
 class BuildNet(Protocol):
-    """Makes a fresh classifier of the user's backbone; ``head`` is "linear" or "cosine" (unit-norm)."""
+    """Makes fresh networks of the user's backbone."""
 
     def __call__(self, n_outputs: int, *, head: Literal["linear", "cosine"] = "linear") -> nn.Module:
-        """A network whose forward maps views to logits [B, n_outputs]."""
+        """A network whose forward maps views to logits [B, n_outputs]; ``head`` is "linear" or "cosine" (unit-norm)."""
+        ...
+
+    def towers(self, tune: str = "none") -> Any:
+        """Image and text features of a vision-language model (adapters.towers.Towers); ``tune`` is what of it learns.
+
+        "none" (nothing), "coop", "vpt", "maple" (prompts) or "lora".
+
+        Raises: ConfigError: the model has no text side, or stored embeddings leave nothing to tune.
+        """
         ...
 
 
 class Recipe(Protocol):
-    """A method: a module with these six names (see methods/cvs.py for how one reads)."""
+    """A method: a module with these seven names (see methods/cvs.py for how one reads)."""
 
     @property
     def Config(self) -> type[Any]: ...  # noqa: N802  (the recipe's frozen dataclass)
 
     def setup(self, cfg: Any, task: Task, build_net: BuildNet) -> State:
         """Networks, adjustments and memories before the first step."""
+        ...
+
+    def begin(self, cfg: Any, task: Task, state: State, passes: Passes) -> tuple[State, Mapping[str, Any]]:
+        """What needs whole passes before the first epoch; returns the state and what to log."""
         ...
 
     def plan(self, cfg: Any, task: Task, state: State, epoch: int) -> EpochPlan:

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from evenkeel.adapters.residual import ResidualAdapter
 from evenkeel.encoders.pretrained import (
-    VisionModel,
     from_transformers_config,
     load_config,
     load_vision_model,
@@ -26,7 +26,7 @@ from evenkeel.encoders.pretrained import (
 from evenkeel.encoders.resnets import OWN
 from evenkeel.errors import ConfigError
 
-Head = Literal["linear", "cosine"]
+Head = Literal["linear", "cosine", "text"]
 
 
 class CosineHead(nn.Module):
@@ -54,6 +54,61 @@ class CosineHead(nn.Module):
             return F.linear(F.normalize(feats.float(), dim=1), F.normalize(self.weight.float(), dim=1))
 
 
+class TextHead(nn.Module):
+    """Linear head on unit feats, put through a residual adapter first; float32 even under autocast.
+
+    Args:
+      weight: [C, D] class features times the logit scale, and whatever is added to them.
+      bias: [C].
+      visual: adapter of the feats, or None.
+
+    Example:
+      >>> TextHead(torch.tensor([[2.0, 0.0]]), torch.tensor([1.0]))(torch.tensor([[0.5, 0.5]])).tolist()
+      [[2.0]]
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, *, visual: ResidualAdapter | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach().clone().float())
+        self.bias = nn.Parameter(bias.detach().clone().float())
+        self.visual = visual
+
+    def forward(self, feats: Tensor) -> Tensor:
+        """Map unit feats [B, D] to logits [B, C] float32."""
+        with torch.autocast(feats.device.type, enabled=False):
+            z = feats.float() if self.visual is None else self.visual(feats)
+            return F.linear(z, self.weight, self.bias)
+
+
+class Stored(nn.Module):
+    """The backbone of embeddings: what comes in is the feature already.
+
+    Example:
+      >>> Stored()(torch.tensor([[1.0, 2.0]])).tolist()
+      [[1.0, 2.0]]
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Feats [B, D], as they are."""
+        return x
+
+
+class UnitBackbone(nn.Module):
+    """A vision model whose feats come out with unit norm, as an embedding store holds them.
+
+    Args:
+      inner: `VisionModel` or adapters.prompts.PromptedVision.
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images [B, 3, H, W] to unit feats [B, D] float32."""
+        return F.normalize(self.inner(x).float(), dim=1)
+
+
 class Classifier(nn.Module):
     """Backbone and head. Parameters are named ``backbone.*`` and ``head.*``.
 
@@ -71,19 +126,22 @@ class Classifier(nn.Module):
         name: str,
         n_features: int,
         n_outputs: int,
-        head: Head,
+        head: Literal["linear", "cosine"] | TextHead,
         image_size_px: int,
         freeze: Sequence[str],
     ) -> None:
         super().__init__()
-        if head not in ("linear", "cosine"):
-            raise ConfigError(f"unknown head: {head!r}", fix="use 'linear' or 'cosine'")
         self.backbone = backbone
-        self.head = nn.Linear(n_features, n_outputs) if head == "linear" else CosineHead(n_features, n_outputs)
+        if isinstance(head, TextHead):
+            self.head: nn.Module = head
+        elif head not in ("linear", "cosine"):
+            raise ConfigError(f"unknown head: {head!r}", fix="use 'linear' or 'cosine'")
+        else:
+            self.head = nn.Linear(n_features, n_outputs) if head == "linear" else CosineHead(n_features, n_outputs)
         self.name = name
         self.n_features = n_features
         self.n_outputs = n_outputs
-        self.head_kind: Head = head
+        self.head_kind: Head = "text" if isinstance(head, TextHead) else head
         self.image_size_px = image_size_px
         self.freeze = tuple(freeze)
         frozen = _freeze(self, self.freeze)
@@ -110,6 +168,10 @@ class Classifier(nn.Module):
         """Map images [B, 3, H, W] to logits [B, C]."""
         return self.head_logits(self.features(x))
 
+    def exported(self) -> Classifier:
+        """The classifier that a saved model holds: this one."""
+        return self
+
     def train(self, mode: bool = True) -> Classifier:
         """Switch to training (or eval) mode, batch norms that are frozen excepted."""
         super().train(mode)
@@ -123,7 +185,7 @@ def build(
     n_outputs: int,
     *,
     pretrained: bool = True,
-    head: Head = "linear",
+    head: Literal["linear", "cosine"] = "linear",
     image_size_px: int = 32,
     freeze: Sequence[str] = (),
     seed: int,
@@ -177,6 +239,11 @@ def classifier_config(net: Classifier) -> dict[str, Any]:
       64
     """
     backbone = net.backbone
+    is_unit = isinstance(backbone, UnitBackbone)
+    inner = backbone.inner if isinstance(backbone, UnitBackbone) else backbone
+    prompts = getattr(inner, "prompt_config", None)
+    transformers: Any = getattr(inner, "config", None)
+    visual = net.head.visual if isinstance(net.head, TextHead) else None
     return {
         "name": net.name,
         "n_outputs": net.n_outputs,
@@ -184,9 +251,10 @@ def classifier_config(net: Classifier) -> dict[str, Any]:
         "head": net.head_kind,
         "image_size_px": net.image_size_px,
         "freeze": list(net.freeze),
-        "transformers": json.loads(backbone.config.to_json_string(use_diff=False))
-        if isinstance(backbone, VisionModel)
-        else None,
+        "transformers": None if transformers is None else json.loads(transformers.to_json_string(use_diff=False)),
+        "unit_feats": is_unit,
+        "visual_prompts": prompts,
+        "adapter": None if visual is None else {"n_hidden": visual.down.out_features, "weight": visual.weight},
     }
 
 
@@ -214,7 +282,9 @@ def from_config(config: Mapping[str, Any]) -> Classifier:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         backbone: nn.Module
-        if config["transformers"] is None:
+        if config["name"] == "stored":
+            backbone = Stored()
+        elif config["transformers"] is None:
             if config["name"] not in OWN:
                 raise ConfigError(
                     f"unknown network in model config: {config['name']!r}", fix=f"one of {', '.join(OWN)}"
@@ -222,12 +292,24 @@ def from_config(config: Mapping[str, Any]) -> Classifier:
             backbone = OWN[config["name"]]()
         else:
             backbone = from_transformers_config(parse_transformers_config(config["transformers"]))
+            if config.get("visual_prompts"):
+                from evenkeel.adapters.prompts import rebuild_prompted_vision  # which needs the encoders
+
+                backbone = rebuild_prompted_vision(backbone, config["visual_prompts"])
+        if config.get("unit_feats"):
+            backbone = UnitBackbone(backbone)
+        n_features, n_outputs = config["n_features"], config["n_outputs"]
+        head = config["head"]
+        if head == "text":
+            wanted_adapter = config.get("adapter")
+            visual = ResidualAdapter(n_features, **wanted_adapter) if wanted_adapter else None
+            head = TextHead(torch.zeros(n_outputs, n_features), torch.zeros(n_outputs), visual=visual)
         return Classifier(
             backbone,
             name=config["name"],
-            n_features=config["n_features"],
-            n_outputs=config["n_outputs"],
-            head=config["head"],
+            n_features=n_features,
+            n_outputs=n_outputs,
+            head=head,
             image_size_px=config["image_size_px"],
             freeze=config["freeze"],
         )

@@ -122,6 +122,11 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     return State(nets=nets, adjust=adjust, memory=memory, averages=averages)
 
 
+def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State, Mapping[str, Any]]:
+    """Nothing: everything is known before the first pass."""
+    return state, {}
+
+
 def plan(cfg: Config, task: Task, state: State, epoch: int) -> EpochPlan:
     """Every labelled image once; in phase 1 as many steps without the held-out slice."""
     use = (task.labels >= 0).cpu()

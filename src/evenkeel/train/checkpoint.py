@@ -14,7 +14,7 @@ from torch import Tensor
 from evenkeel.errors import DataError
 from evenkeel.types import State
 
-FORMAT = 1
+FORMAT = 2
 
 
 def save_atomically(payload: Mapping[str, Any], path: Path) -> None:

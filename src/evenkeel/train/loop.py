@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -28,6 +28,8 @@ from evenkeel.types import (
     BuildNet,
     Clock,
     EpochPlan,
+    Network,
+    Output,
     Recipe,
     State,
     StepResult,
@@ -139,6 +141,7 @@ class _Loop:
         self.dtype = autocast_dtype(self.device, options.precision)
         self.task = dataclasses.replace(task, labels=task.labels.to(self.device))
         self.epoch, self.step = 0, 0
+        self.has_begun = False
         self.plan: EpochPlan | None = None
         self.sums: dict[str, float] = {}  # this epoch's logs, weighted by rows kept
         self.spent = {"seconds": 0.0, "input_s": 0.0, "step_s": 0.0, "images": 0.0}
@@ -162,6 +165,8 @@ class _Loop:
         elif self.run is not None and self.is_main:
             self.run.cut_metrics(0)
         with stop_on_signal() as stop, progress.bar(self.options.show_progress and self.is_main) as live:
+            if not self.has_begun:
+                self.begin()
             self.run_epochs(stop, live)
         steps_s = self.spent["input_s"] + self.spent["step_s"]
         return Trained(
@@ -209,6 +214,25 @@ class _Loop:
             if stop.is_set():
                 raise KeyboardInterrupt
 
+    def begin(self) -> None:
+        """What the recipe does with whole passes before its first epoch; checkpointed, so that a resume has it."""
+        started = time.monotonic()
+        torch.manual_seed(derive_seed(self.options.seed, "begin"))
+        self.state, logs = self.recipe.begin(self.cfg, self.task, self.state, self.passes)
+        self.has_begun = True
+        record = {"kind": "begin", **logs}
+        self.keep_warnings(record)
+        self.spent["seconds"] += time.monotonic() - started
+        if logs and self.run is not None and self.is_main:
+            self.run.log(record, step=0)
+        self.save()
+
+    def keep_warnings(self, record: dict[str, Any]) -> None:
+        """Move a record's warnings to the run's, each once."""
+        for warning in record.pop("warnings", ()):
+            if warning not in self.warnings:
+                self.warnings.append(warning)
+
     def run_step(self, plan: EpochPlan) -> StepResult:
         began = time.monotonic()
         clock = Clock(self.epoch, self.cfg.epochs, self.step, plan.n_steps, self.options.seed)
@@ -252,9 +276,7 @@ class _Loop:
         record = {"kind": "epoch", "epoch": self.epoch, **self.epoch_means(), **logs}
         record["lr"] = lr_at(self.cfg, self.epoch + 1 - 1e-6)
         record["images_per_second"] = self.spent["images"] / max(self.spent["input_s"] + self.spent["step_s"], 1e-9)
-        for warning in record.pop("warnings", ()):
-            if warning not in self.warnings:
-                self.warnings.append(warning)
+        self.keep_warnings(record)
         if not math.isfinite(record.get("loss", 0.0)):
             raise TrainingError(
                 f"the loss became {record['loss']} in epoch {self.epoch}", fix="lower lr with --set lr=…"
@@ -302,9 +324,12 @@ class _Loop:
                     else:
                         held.copy_(current)
 
-    def passes(self, net: str, rows: Tensor, view: str = "clean") -> Iterator[tuple[Tensor, Tensor]]:
+    def passes(
+        self, net: str, rows: Tensor, view: str = "clean", output: Output = "logits"
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """See types.Passes."""
         module = self.state.nets[net]
+        outputs = cast(Network, module).features if output == "feats" else module
         was_training = module.training
         module.eval()
         n = self.accelerator.num_processes
@@ -319,8 +344,8 @@ class _Loop:
                     torch.no_grad(),
                     torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None),
                 ):
-                    logits = module(x).float()
-                yield chunk.to(self.device), gather_rows(logits)[: len(chunk)]
+                    out = outputs(x).float()
+                yield chunk.to(self.device), gather_rows(out)[: len(chunk)]
         finally:
             module.train(was_training)
 
@@ -357,6 +382,7 @@ class _Loop:
             "sums": self.sums,
             "spent": self.spent,
             "warnings": self.warnings,
+            "has_begun": self.has_begun,
             "metrics_size": self.run.metrics_size(),
             "optimizer": self.optimizer.state_dict(),
             **checkpoint.state_dict(self.state),
@@ -372,7 +398,7 @@ class _Loop:
                 f"the checkpoint is not of this method and model ({str(error).splitlines()[0]})",
                 fix="resume with the settings that wrote it, or start again in a new folder",
             ) from error
-        self.epoch, self.step = saved["epoch"], saved["step"]
+        self.epoch, self.step, self.has_begun = saved["epoch"], saved["step"], saved["has_begun"]
         self.plan = None if saved["plan"] is None else plan_from_dict(saved["plan"])
         self.sums, self.spent, self.warnings = dict(saved["sums"]), dict(saved["spent"]), list(saved["warnings"])
         if self.run is not None and self.is_main:

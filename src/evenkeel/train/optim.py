@@ -61,6 +61,8 @@ def build_optimizer(nets: Iterable[nn.Module], settings: TrainSettings) -> torch
         for net in nets
         for group in param_groups(net, lr=1.0, weight_decay=settings.weight_decay, layer_decay=settings.layer_decay)
     ]
+    if not groups:  # nothing learns (zero-shot): an optimizer that never steps
+        groups = [{"params": [torch.zeros(0, requires_grad=True)], "lr": 1.0, "weight_decay": 0.0, "scale": 1.0}]
     optimizer: torch.optim.Optimizer
     if settings.optimizer == "adamw":
         optimizer = torch.optim.AdamW(groups, lr=settings.lr)

@@ -67,6 +67,11 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     return State(nets={"main": build_net(task.n_classes, head="cosine" if cfg.loss == "ldam" else "linear")})
 
 
+def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State, Mapping[str, Any]]:
+    """Nothing: everything is known before the first pass."""
+    return state, {}
+
+
 def plan(cfg: Config, task: Task, state: State, epoch: int) -> EpochPlan:
     """Every labelled image once."""
     rows = torch.nonzero(task.labels >= 0).flatten().cpu()

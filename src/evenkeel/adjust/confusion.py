@@ -1,0 +1,71 @@
+"""Margins of CAP: larger for a class that gets too few pseudolabels, against the classes it is taken for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rescaled_similarity(text_feats: Tensor, prototypes: Tensor) -> Tensor:
+    """How alike classes are, by text or by image, whichever is more; each row stretched to reach 1.
+
+    Args:
+      text_feats: [C, D] float, unit norm.   prototypes: [C, D] float, unit norm (zero rows for classes without one).
+
+    Returns: [C, C] float: the larger cosine, each row mapped linearly from [min, max] to [min, 1].
+
+    Source: arXiv 2505.02056, Eq. (4) and (5) (methods of CAP, section 4).
+
+    Example:
+      >>> t = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
+      >>> [[round(v, 2) for v in row] for row in rescaled_similarity(t, t).tolist()]
+      [[1.0, 0.6], [0.6, 1.0]]
+    """
+    sims = torch.maximum(text_feats @ text_feats.T, prototypes @ prototypes.T)
+    low, high = sims.amin(1, keepdim=True), sims.amax(1, keepdim=True)
+    return low + (sims - low) * (1 - low) / (high - low).clamp(min=1e-12)
+
+
+def pace(counts: Tensor, expected: Tensor) -> Tensor:
+    """How far each class has got with its pseudolabels, against what is expected of it: 1 = as far as the furthest.
+
+    Args:
+      counts: [C] pseudolabels per class.
+      expected: [C] float, pseudolabels that each class should have, in any unit; equal for all in the paper. Classes
+        of which none is expected, and of which none was predicted, count as 1.
+
+    Returns: [C] float, 0 to 1.
+
+    Source: arXiv 2505.02056, Section 3.3. Differs: against expected counts, so that a rare class is not starved.
+
+    Example: the second class is rare and on its way; the third is starved.
+      >>> pace(torch.tensor([80.0, 8.0, 4.0]), torch.tensor([100.0, 10.0, 10.0])).tolist()
+      [1.0, 1.0, 0.5]
+    """
+    ratio = counts.double() / expected.double().clamp(min=1e-9)
+    wanted = expected > 0
+    ratio = torch.where(wanted, ratio, 0.0)
+    ratio = ratio / ratio.amax().clamp(min=1e-12)
+    return torch.where(wanted, ratio, 1.0).to(torch.get_default_dtype())
+
+
+def confusion_margin(similarity: Tensor, paces: Tensor, *, scale: float) -> Tensor:
+    """What is added to the training logits of a sample of class i: M[i, :].
+
+    Args:
+      similarity: [C, C] float, from `rescaled_similarity`.
+      paces: [C] float, 0 to 1: pseudolabels of a class over those of the largest.
+      scale: m, in logits, >= 0.
+
+    Returns: [C, C] float with a diagonal of 0.
+
+    Source: arXiv 2505.02056, Eq. (6).
+
+    Example: (1 - 0.5) / (1 + 0.5) * (1 - 0.5) * 12 * 0.6 = 1.2 for the starved class.
+      >>> sims = torch.tensor([[1.0, 0.6], [0.6, 1.0]])
+      >>> [[round(v, 4) for v in row] for row in confusion_margin(sims, torch.tensor([1.0, 0.5]), scale=12.0).tolist()]
+      [[0.0, 0.0], [1.2, 0.0]]
+    """
+    starved = (1 - paces) / (1 + paces)
+    margin = starved[:, None] * (paces.max() - paces.min()) * scale * similarity
+    return margin * (1 - torch.eye(len(paces), device=margin.device, dtype=margin.dtype))

@@ -1,0 +1,163 @@
+"""Concept alignment from start to end: which names fit no image, what repairs them, and what to believe afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evenkeel.labels.concepts import choose_descriptions, leftover_concepts
+from evenkeel.labels.mismatch import CHUNK, detect_mismatched
+from evenkeel.labels.shape import Shape, fit_shape
+from evenkeel.types import Task
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """What `align` found, for N images and C classes.
+
+    Attributes:
+      class_feats: [C, D] float32 unit norm.
+      shape: linear term to add to the logits; zero if it was not asked for.
+      prior: [C] float32, estimated share of each class among the unlabelled images, sums to 1.
+      zero_shot: [N] int64 most probable class of each image by the names alone.
+      predicted: [N] int64 most probable class of each image; of unlabelled ones among the classes they may have.
+      confidence: [N] float32, its probability.
+    """
+
+    class_feats: Tensor
+    shape: Shape
+    prior: Tensor
+    zero_shot: Tensor
+    predicted: Tensor
+    confidence: Tensor
+
+
+def align(
+    feats: Tensor,
+    task: Task,
+    name_feats: Tensor,
+    *,
+    logit_scale: float,
+    use_alignment: bool = True,
+    use_leftovers: bool = True,
+    shape_strength: float = 0.2,
+    allowed: Tensor | None = None,
+) -> tuple[Aligned, dict[str, Any]]:
+    """Detect mismatched classes, repair them by description, labelled images or leftovers, and form beliefs.
+
+    Args:
+      feats: [N, D] float, unit norm, of all images.
+      task: labels, names and descriptions.
+      name_feats: [C, D] float, unit norm, of the class names.
+      logit_scale: what cosines are multiplied by.
+      use_alignment: False leaves the names as they are.
+      use_leftovers: see labels.concepts.leftover_concepts.
+      shape_strength: see labels.shape.fit_shape.
+      allowed: [C] bool, classes that unlabelled images may have; None = all.
+
+    Returns: the alignment, and what to log: names of mismatched and guessed classes, evidence, descriptions, counts
+      of zero-shot and of aligned pseudolabels.
+
+    Source: arXiv 2505.02056, Section 3.1; see the parts for what differs.
+
+    Example:
+      >>> z = torch.nn.functional.normalize(torch.tensor([[1.0, 0.1], [1.0, 0.0], [0.1, 1.0], [0.0, 1.0]]), dim=1)
+      >>> task = Task(torch.full((4,), -1), ("cat", "dog"))
+      >>> names = torch.nn.functional.normalize(torch.tensor([[1.0, 0.2], [-1.0, -0.9]]), dim=1)
+      >>> aligned, logs = align(z, task, names, logit_scale=10.0, shape_strength=0.0)
+      >>> logs["mismatched"], aligned.predicted.tolist()
+      (['dog'], [0, 0, 1, 1])
+    """
+    z, device = feats.float(), feats.device
+    t = name_feats.float().to(device)
+    labels = task.labels.to(device)
+    names = task.class_names
+    allowed = torch.ones(len(t), dtype=torch.bool, device=device) if allowed is None else allowed.to(device)
+    pool = z[labels < 0] if (labels < 0).any() else z
+    zero_shot, _ = _answers(z, logit_scale * t, torch.zeros(len(t), device=device), labels, allowed)
+    logs: dict[str, Any] = {"zero_shot_counts": _counts(zero_shot, labels, len(t)), "warnings": []}
+    if use_alignment:
+        t = _repaired(z, pool, t, task, labels, logs, logit_scale=logit_scale, use_leftovers=use_leftovers)
+    shape = fit_shape(z, logit_scale * t, labels=labels, strength=shape_strength)
+    predicted, confidence = _answers(z, logit_scale * t + shape.weight, shape.bias, labels, allowed)
+    prior = _prior(z, logit_scale * t + shape.weight, shape.bias, labels, allowed)
+    logs["aligned_counts"] = _counts(predicted, labels, len(t))
+    logs["prior"] = [round(float(p), 5) for p in prior]
+    logs["class_names"] = list(names)
+    return Aligned(t, shape, prior, zero_shot, predicted, confidence), logs
+
+
+def _repaired(
+    z: Tensor,
+    pool: Tensor,
+    t: Tensor,
+    task: Task,
+    labels: Tensor,
+    logs: dict[str, Any],
+    *,
+    logit_scale: float,
+    use_leftovers: bool,
+) -> Tensor:
+    """Class features after repair; what was found goes into the logs."""
+    names, concepts = task.class_names, task.concepts
+    by_name = detect_mismatched(pool, t, logit_scale=logit_scale)
+    logs["mismatched"] = [names[c] for c in by_name.is_mismatched.nonzero().flatten().tolist()]
+    logs["evidence"] = [round(float(e), 4) for e in by_name.evidence]
+    logs["evidence_threshold"] = round(by_name.threshold, 4)
+    logs["descriptions"], logs["rejected"], still = {}, {}, by_name.is_mismatched
+    if concepts is not None and any(concepts.descriptions):
+        chosen = choose_descriptions(pool, t, concepts.description_feats, is_mismatched=by_name.is_mismatched)
+        t = chosen.class_feats.to(t.device)
+        for c, texts in enumerate(concepts.descriptions):
+            pick = int(chosen.chosen[c])
+            if pick >= 0:
+                logs["descriptions"][names[c]] = texts[pick]
+            refused = [text for text, gain in zip(texts, chosen.gains[c], strict=True) if gain < 1]
+            if refused and (pick >= 0 or by_name.is_mismatched[c]):
+                logs["rejected"][names[c]] = refused
+        has_text = (chosen.chosen >= 0).to(t.device)
+        still = detect_mismatched(pool, t, logit_scale=logit_scale).is_mismatched & ~has_text
+    logs["unrepaired"] = [names[c] for c in still.nonzero().flatten().tolist()]
+    if still.any() and use_leftovers and not still.all():
+        t = leftover_concepts(z, t, logit_scale=logit_scale, is_mismatched=still, labels=labels)
+        has_labels = torch.bincount(labels[labels >= 0], minlength=len(t)) > 0
+        guessed = [names[c] for c in (still & ~has_labels).nonzero().flatten().tolist()]
+        logs["guessed"] = guessed
+        if len(guessed) > 1:
+            logs["warnings"].append(
+                f"{len(guessed)} class names fit no image ({', '.join(guessed[:5])}"
+                f"{', …' if len(guessed) > 5 else ''}); they were given the clusters left over, which of them gets "
+                "which is a guess: describe how they look (--descriptions), or label an image of each"
+            )
+        elif guessed:
+            logs["warnings"].append(
+                f"the name {guessed[0]!r} fits no image; it was given the images that no other class explains: "
+                "check some of them, or describe how it looks (--descriptions)"
+            )
+    return t
+
+
+def _answers(z: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    """Most probable class [N] and its probability [N]; labelled images keep to any class."""
+    predicted, confidence = [], []
+    for some, given in zip(torch.split(z, CHUNK), torch.split(labels, CHUNK), strict=True):
+        logits = (some @ weight.T + bias).masked_fill(~allowed & (given < 0)[:, None], -torch.inf)
+        sure, best = logits.softmax(1).max(1)
+        predicted.append(best)
+        confidence.append(sure)
+    return torch.cat(predicted), torch.cat(confidence)
+
+
+def _prior(z: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, allowed: Tensor) -> Tensor:
+    """Mean probabilities [C] of the unlabelled images."""
+    total = torch.zeros_like(bias)
+    for some in torch.split(z[labels < 0] if (labels < 0).any() else z, CHUNK):
+        total += (some @ weight.T + bias).masked_fill(~allowed, -torch.inf).softmax(1).sum(0)
+    return total / total.sum()
+
+
+def _counts(predicted: Tensor, labels: Tensor, n_classes: int) -> list[int]:
+    return torch.bincount(predicted[labels < 0], minlength=n_classes).tolist()

@@ -1,0 +1,234 @@
+"""Repair of classes that a vision-language model does not know by name: descriptions, or the images left over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+ROWS_MAX = 50_000  # images that descriptions are weighed on and clusters found in; more are thinned out evenly
+
+
+@dataclass(frozen=True)
+class ChosenDescriptions:
+    """What `choose_descriptions` decided.
+
+    Attributes:
+      class_feats: [C, D] float32 unit norm: of the chosen description, or of the name.
+      chosen: [C] int64 position of the chosen description among those of the class, -1 = the name stays.
+      gains: one list per class: what each description explains, over what the name does (1 = as much).
+    """
+
+    class_feats: Tensor
+    chosen: Tensor
+    gains: tuple[tuple[float, ...], ...]
+
+
+def choose_descriptions(
+    feats: Tensor,
+    name_feats: Tensor,
+    description_feats: Sequence[Tensor],
+    *,
+    is_mismatched: Tensor,
+    least_ratio: float = 1.5,
+    least_share: float = 0.05,
+    n_rounds: int = 3,
+) -> ChosenDescriptions:
+    """Put a description in place of a name only where it explains the images better; refuse useless ones.
+
+    What a text explains is how much closer it brings the images to their nearest class: the mean over images of
+    max(0, cosine with the text - best cosine with another class). A poem or a wrong guess brings none closer.
+
+    Args:
+      feats: [N, D] float, unit norm, of images.
+      name_feats: [C, D] float, unit norm, of the class names.
+      description_feats: per class [k, D] float, unit norm; k may be 0.
+      is_mismatched: [C] bool; their descriptions need only be better than the name, others ``least_ratio`` times.
+      least_ratio: >= 1, see above.
+      least_share: of the median gain of the names that are known: a description that explains less is useless.
+      n_rounds: passes over the classes, as each choice changes what is left to the others.
+
+    Returns: the class features to go on with, what was chosen, and the figures behind it.
+
+    Source: our own guard against hallucinated descriptions (open question 1 of arXiv 2505.02056); the criterion is the
+      facility-location objective.
+
+    Example: a name that fits nothing, a useless description and a good one.
+      >>> z = F.normalize(torch.tensor([[1.0, 0.0, 0.0], [0.9, 0.1, 0.0], [0.0, 1.0, 0.1], [0.0, 1.0, 0.0]]), dim=1)
+      >>> names = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
+      >>> texts = [torch.zeros(0, 3), F.normalize(torch.tensor([[0.0, 0.0, -2.0], [0.1, 1.0, 0.0]]), dim=1)]
+      >>> choose_descriptions(z, names, texts, is_mismatched=torch.tensor([False, True])).chosen.tolist()
+      [-1, 1]
+    """
+    z = _thinned(feats)
+    names = name_feats.float().to(z.device)
+    texts = [t.float().to(z.device) for t in description_feats]
+    current = names.clone()
+    chosen = torch.full((len(names),), -1, dtype=torch.int64)
+    top, owner = _two_best(z, current)
+    known = (~is_mismatched).nonzero().flatten().tolist() or range(len(names))
+    gains_of_names = torch.stack([_gain(z, names[c], top, owner, c) for c in known])
+    least = least_share * float(gains_of_names.median())
+    ratios: list[tuple[float, ...]] = [()] * len(names)
+    for _ in range(n_rounds):
+        before = chosen.clone()
+        for c, options in enumerate(texts):
+            if not len(options):
+                continue
+            of_name = float(_gain(z, names[c], top, owner, c))
+            gains = [float(_gain(z, text, top, owner, c)) for text in options]
+            ratios[c] = tuple(gain / max(of_name, 1e-12) for gain in gains)
+            best = max(range(len(gains)), key=gains.__getitem__)
+            wanted = of_name * (1.0 if is_mismatched[c] else least_ratio)
+            pick = best if gains[best] > max(wanted, least) else -1
+            if pick != int(chosen[c]):
+                chosen[c] = pick
+                current[c] = names[c] if pick < 0 else options[pick]
+                top, owner = _two_best(z, current)
+        if torch.equal(before, chosen):
+            break
+    return ChosenDescriptions(current, chosen, tuple(ratios))
+
+
+def _two_best(z: Tensor, class_feats: Tensor) -> tuple[Tensor, Tensor]:
+    """The two largest cosines of each image [N, 2], and the class of the first [N]."""
+    parts = [(some @ class_feats.T).topk(min(2, len(class_feats)), dim=1) for some in torch.split(z, 8192)]
+    return torch.cat([p.values for p in parts]), torch.cat([p.indices[:, 0] for p in parts])
+
+
+def _gain(z: Tensor, text: Tensor, top: Tensor, owner: Tensor, c: int) -> Tensor:
+    """Mean rise of the best cosine of an image when class ``c`` has this text; scalar."""
+    others = torch.where(owner == c, top[:, -1], top[:, 0])
+    return (z @ text - others).clamp(min=0).mean()
+
+
+def leftover_concepts(
+    feats: Tensor,
+    class_feats: Tensor,
+    *,
+    logit_scale: float,
+    is_mismatched: Tensor,
+    labels: Tensor,
+    top_frac: float = 0.1,
+    n_tries: int = 10,
+    n_iterations: int = 30,
+    seed: int = 0,
+) -> Tensor:
+    """Give mismatched classes the images that no other class explains: class features made out of clusters.
+
+    k-means on the sphere with one centre per class. Known classes start at their surest images, classes with labelled
+    images at these, the others at images far from all centres. Then every known class is matched with a cluster by the
+    overlap of its zero-shot probabilities with the cluster, and the clusters left over with the mismatched classes by
+    what little their names say. With one class left that is certain; with many it is a guess, better than a name that
+    fits nothing. A cluster's centre is carried into the space of texts by the shift and scale that take the known
+    classes' centres to their names.
+
+    Args:
+      feats: [N, D] float, unit norm, of images.
+      class_feats: [C, D] float, unit norm, of names or descriptions.
+      logit_scale: what cosines are multiplied by.
+      is_mismatched: [C] bool, at least one of them False.
+      labels: [N] int64, -1 = unknown; images with a label stay in the cluster of their class.
+      top_frac: share of N / C images that a known class starts from.
+      n_tries: starts; the tightest clustering is kept.
+      n_iterations: of k-means.
+      seed: of the starts.
+
+    Returns: [C, D] float32 unit norm: ``class_feats`` with the mismatched rows replaced.
+
+    Source: arXiv 2505.02056, Section 3.1 leaves such classes to a description; without one this takes their place.
+
+    Example: "second" is unknown by name; the images left over are its own.
+      >>> z = F.normalize(torch.tensor([[1.0, 0.0, 0.1], [0.9, 0.1, 0.1], [0.1, 1.0, 0.1], [0.0, 1.0, 0.1]]), dim=1)
+      >>> names = F.normalize(torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, -1.0]]), dim=1)
+      >>> unknown = torch.full((4,), -1)
+      >>> mismatched = torch.tensor([False, True])
+      >>> found = leftover_concepts(z, names, logit_scale=10.0, is_mismatched=mismatched, labels=unknown)
+      >>> (z @ found.T).argmax(1).tolist()
+      [0, 0, 1, 1]
+    """
+    labels = labels.to(feats.device)
+    z, kept_labels = _thinned(feats), _thinned(labels)
+    t = class_feats.float().to(z.device)
+    known = ~is_mismatched.to(z.device)
+    probs = (logit_scale * z @ t.T).softmax(1)
+    best = probs.topk(max(1, int(top_frac * len(z) / len(t))), dim=0).indices  # [m, C]
+    starts = F.normalize(z[best].mean(0), dim=1)
+    has_labels = torch.zeros_like(known)
+    has_labels[kept_labels[kept_labels >= 0]] = True
+    is_seeded = ~known & has_labels
+    sums = torch.zeros_like(starts).index_add_(0, kept_labels.clamp(min=0), z * (kept_labels >= 0)[:, None])
+    starts[is_seeded] = F.normalize(sums, dim=1)[is_seeded]
+    centres, cluster = _anchored_kmeans(
+        z, starts, known | is_seeded, kept_labels, n_tries=n_tries, n_iterations=n_iterations, seed=seed
+    )
+    of_class = _match_clusters(probs, cluster, centres, t, known=known, seeded=is_seeded, logit_scale=logit_scale)
+    mu = centres[of_class]
+    mean_t, mean_mu = t[known].mean(0), mu[known].mean(0)
+    spread = ((mu[known] - mean_mu) ** 2).sum()
+    scale = ((t[known] - mean_t) * (mu[known] - mean_mu)).sum() / spread if spread > 1e-8 else torch.tensor(1.0)
+    repaired = t.clone()
+    repaired[~known] = F.normalize(mean_t + scale * (mu[~known] - mean_mu), dim=1)
+    return repaired
+
+
+def _anchored_kmeans(
+    z: Tensor, starts: Tensor, is_anchored: Tensor, labels: Tensor, *, n_tries: int, n_iterations: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Centres [C, D] and cluster of each image [N] of the tightest of some k-means; free centres start far off."""
+    generator = torch.Generator().manual_seed(seed)
+    free = (~is_anchored).nonzero().flatten().tolist()
+    n_classes, has_label = len(starts), labels >= 0
+    tightest, result = -2.0, (starts, labels)
+    for _ in range(n_tries if free else 1):
+        centres = starts.clone()
+        far = 1 - (z @ centres[is_anchored].T).max(1).values if is_anchored.any() else torch.ones(len(z))
+        for c in free:  # greedy k-means++: of some far images the one that serves the others best
+            tried = torch.multinomial(far.clamp(min=1e-6).cpu(), min(8, len(z)), generator=generator).to(z.device)
+            nearer = torch.minimum(far[:, None], 1 - z @ z[tried].T)
+            best = int(nearer.mean(0).argmin())
+            centres[c], far = z[tried[best]], nearer[:, best]
+        for _ in range(n_iterations):
+            cluster = torch.where(has_label, labels, (z @ centres.T).argmax(1))
+            sums = torch.zeros_like(centres).index_add_(0, cluster, z)
+            filled = torch.bincount(cluster, minlength=n_classes) > 0
+            centres = torch.where(filled[:, None], F.normalize(sums, dim=1), centres)
+        sims = z @ centres.T
+        cluster = torch.where(has_label, labels, sims.argmax(1))
+        tightness = float(sims.gather(1, cluster[:, None]).mean())
+        if tightness > tightest:
+            tightest, result = tightness, (centres, cluster)
+    return result
+
+
+def _match_clusters(
+    probs: Tensor, cluster: Tensor, centres: Tensor, t: Tensor, *, known: Tensor, seeded: Tensor, logit_scale: float
+) -> Tensor:
+    """Which cluster is whose: [C] int64. Known classes by overlap (Dice), then the mismatched by their names."""
+    n_classes = len(t)
+    mass = torch.zeros(n_classes, n_classes, device=probs.device).index_add_(0, cluster, probs)  # [K, C]
+    sizes = torch.bincount(cluster, minlength=n_classes)
+    dice = 2 * mass / (sizes[:, None] + mass.sum(0)).clamp(min=1e-6)
+    of_class = torch.arange(n_classes)
+    open_clusters = (~seeded).nonzero().flatten().cpu()  # a class with labelled images has its own cluster
+    known_classes = known.nonzero().flatten().cpu()
+    rows, columns = linear_sum_assignment(-dice.cpu()[open_clusters][:, known_classes].numpy())
+    of_class[known_classes[torch.from_numpy(columns)]] = open_clusters[torch.from_numpy(rows)]
+    taken = set(rows.tolist())
+    left = open_clusters[[i for i in range(len(open_clusters)) if i not in taken]]
+    guessed = (~known & ~seeded).nonzero().flatten().cpu()
+    names_say = (logit_scale * centres @ t.T).log_softmax(1).cpu()[left][:, guessed]
+    rows, columns = linear_sum_assignment(-names_say.numpy())
+    of_class[guessed[torch.from_numpy(columns)]] = left[torch.from_numpy(rows)]
+    return of_class.to(probs.device)
+
+
+def _thinned(rows: Tensor) -> Tensor:
+    """At most ROWS_MAX of the rows, evenly spread; floats in float32."""
+    if len(rows) > ROWS_MAX:
+        rows = rows[torch.linspace(0, len(rows) - 1, ROWS_MAX, dtype=torch.float64, device=rows.device).long()]
+    return rows.float() if rows.is_floating_point() else rows
