@@ -143,7 +143,7 @@ def annotate(
 def _image_feats(source: Source, tower: TwoTower, device: torch.device) -> Iterator[torch.Tensor]:
     """Clean features of every image in chunks [b, D], from the store that keeps them."""
     store = build_store(
-        source.views(ViewSettings(mean=tower.stats.mean, std=tower.stats.std)),
+        source.pixel_views(ViewSettings(mean=tower.stats.mean, std=tower.stats.std)),
         tower.image_feats,
         identity=f"{tower.identity} {tower.precision}",
         images_digest=images_digest(source.table),

@@ -1,45 +1,47 @@
-"""The verbs: inspect, fit, label, evaluate, report. The command line calls these and nothing else."""
+"""The verbs: inspect, fit, annotate, describe, label, evaluate, report. The command line calls these."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import shutil
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from torch import nn
 
-from evenkeel import __version__, results
+from evenkeel import results
+from evenkeel.annotating import Annotated, annotate
 from evenkeel.data.images import OnBad, check_images, resolve_problems
 from evenkeel.data.situation import Situation, detect
 from evenkeel.data.table import LabelTable
-from evenkeel.encoders import backbones
-from evenkeel.encoders.pretrained import image_stats
-from evenkeel.encoders.resnets import OWN
-from evenkeel.errors import ConfigError, DataError, EvenkeelError, Problem
-from evenkeel.methods.registry import METHODS, Method, method_named, resolve_config
-from evenkeel.model import SavedModel, load_model, save_model
+from evenkeel.describing import describe
+from evenkeel.errors import DataError, Problem
+from evenkeel.fitting import fit
+from evenkeel.methods.registry import METHODS
+from evenkeel.model import SavedModel, load_model
 from evenkeel.predict import Answers, answer
-from evenkeel.prepare import Flip, Prepared, describe_data, listed, open_source, prepare, read, resolved_path
+from evenkeel.prepare import is_embeddings, listed, open_embeddings, open_source, read, resolved_path
 from evenkeel.reporting.render import render
-from evenkeel.train.loop import LoopOptions, Trained, train
+from evenkeel.run import Run
 from evenkeel.train.processes import accelerator_for
-from evenkeel.train.seeds import derive_seed
-from evenkeel.train.track import RunFolder, environment
-from evenkeel.types import BuildNet
+from evenkeel.train.track import RunFolder
+
+__all__ = [
+    "Annotated",
+    "Inspection",
+    "Run",
+    "annotate",
+    "describe",
+    "evaluate",
+    "fit",
+    "inspect",
+    "label",
+    "report",
+]
 
 Data = str | Path | Sequence[str] | Any
-
-CPU_IMAGES = 300_000
-"""Images that a run without ``epochs`` passes through the network on a CPU: 5 minutes for a ResNet-32 on 2 cores."""
 
 
 @dataclass(frozen=True)
@@ -57,32 +59,6 @@ class Inspection:
     situation: Situation
     problems: tuple[Problem, ...]
     runs: str | None
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run folder."""
-
-    path: Path
-
-    @cached_property
-    def summary(self) -> dict[str, Any]:
-        """summary.json."""
-        return RunFolder(self.path, resume=True).read_json("summary.json")
-
-    @cached_property
-    def labels(self) -> pa.Table:
-        """labels.parquet: one row per training image."""
-        return pq.read_table(self.path / "labels.parquet")
-
-    @property
-    def report(self) -> Path:
-        """report.html."""
-        return self.path / "report.html"
-
-    def predict(self, data: Data, *, on_bad: OnBad = "stop", device: str = "auto") -> pa.Table:
-        """Labels for any images, with trust; see `label`."""
-        return label(self.path, data, on_bad=on_bad, device=device)
 
 
 def inspect(
@@ -104,155 +80,15 @@ def inspect(
 
     Raises: DataError if there is nothing to read at all.
     """
+    if is_embeddings(data):
+        source = open_embeddings(data, classes=classes, on_bad="report")
+        found = detect(_usable(source.table, source.table.problems), novel=novel)
+        runs = found.method if found.method in METHODS else None
+        return Inspection(source.table, found, source.table.problems, runs)
     table = read(data, classes=classes, group=group)
     problems = tuple(dict.fromkeys([*table.problems, *(check_images(table) if check_pixels else ())]))
     situation = detect(_usable(table, problems), novel=novel)
     return Inspection(table, situation, problems, situation.method if situation.method in METHODS else None)
-
-
-def fit(
-    data: Data,
-    *,
-    out: str | Path,
-    method: str = "auto",
-    model: str = "auto",
-    classes: Any = None,
-    novel: int | str | None = None,
-    group: str | None = None,
-    test: Data = None,
-    test_frac: float = 0.2,
-    epochs: int | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    precision: str = "auto",
-    size_px: int | None = None,
-    flip: Flip = "auto",
-    pretrained: bool = True,
-    freeze: Sequence[str] = (),
-    resume: bool = False,
-    on_bad: Literal["stop", "skip"] = "stop",
-    checkpoint_minutes: float = 5.0,
-    evaluations: int = 10,
-    cache_limit_gb: float = 16.0,
-    settings: Mapping[str, object] | None = None,
-) -> Run:
-    """Train a classifier and write a run folder: model, labels with trust, scores, report.
-
-    Args:
-      data: training images, labelled or not; see data.read.load.
-      out: run folder; must not exist or be empty, unless ``resume``.
-      method: a name of methods.registry.METHODS; "auto" asks `inspect`.
-      model: resnet32, resnet18, preact_resnet18, or a transformers vision model by id or path; "auto" is resnet32 for
-        images up to 40 px and resnet18 above.
-      classes, novel, group: see `inspect`.
-      test: images to score on; without it a stratified, group-safe share ``test_frac`` is held out.
-      epochs: passes over the training images; None = the method's default (the published 200) on a GPU, and on a CPU
-        as many of them as make up `CPU_IMAGES` images, at least 5.
-      seed: of everything random.
-      device: auto, cpu or cuda.   precision: auto, bf16 or fp32.
-      size_px: side of the square images the network sees.
-      flip: whether mirrored images keep their class: auto, on or off.
-      pretrained: load the weights of a transformers model; False starts it from random ones.
-      freeze: parameter-name patterns that stay as they are, e.g. ``backbone.*``.
-      resume: continue the run in ``out`` where it stopped, or begin it if there is none; needs the same data and
-        settings. A finished run is left as it is.
-      on_bad: what to do with unusable rows: stop with a report of all of them, or skip and list them.
-      checkpoint_minutes: at most this much work is lost to a kill.
-      evaluations: times the test images are scored while training, for the curves; never used to choose anything.
-      settings: fields of the method's Config, values or their text.
-
-    Returns: the finished run.
-
-    Raises: EvenkeelError subclasses, with nothing written, for data or settings that cannot work.
-    """
-    began = time.monotonic()
-    run = RunFolder(out, resume=resume)
-    if resume and run.path.exists() and not (run.path / "config.yaml").exists() and any(run.path.iterdir()):
-        raise ConfigError(f"{run.path} is not the folder of a run", fix="choose another --out")
-    if method != "auto":  # mistakes in settings should not wait for the data to be read
-        resolve_config(method_named(method), _overrides(settings, epochs))
-    # Our own networks take the size and statistics of the data; a checkpoint wants the pixels it was trained on.
-    own = model == "auto" or model in OWN
-    stats = image_stats(model) if pretrained and not own else None
-    prepared = prepare(
-        data,
-        test=test,
-        classes=classes,
-        novel=novel,
-        group=group,
-        test_frac=test_frac,
-        size_px=stats.size_px if stats and size_px is None else size_px,
-        stats=(stats.mean, stats.std) if stats else None,
-        flip=flip,
-        on_bad=on_bad,
-        seed=seed,
-        cache_limit_gb=cache_limit_gb,
-    )
-    name, chosen = _choose(method, prepared)
-    if model == "auto":
-        model = "resnet32" if prepared.size_px <= 40 else "resnet18"
-    accelerator = accelerator_for(device)
-    overrides = _overrides(settings, epochs)
-    cfg = resolve_config(chosen, overrides)
-    if accelerator.device.type == "cpu" and "epochs" not in overrides:
-        affordable = max(5, round(CPU_IMAGES / max(1, int((prepared.train.table.labels >= 0).sum()))))
-        cfg = dataclasses.replace(cfg, epochs=min(cfg.epochs, affordable))
-    build = _builder(model, prepared.size_px, pretrained=pretrained, freeze=tuple(freeze), seed=seed)
-    described = describe_data(prepared)
-    config = {
-        "data": resolved_path(data),
-        "test": None if test is None else resolved_path(test),
-        "test_frac": test_frac,
-        "classes": list(prepared.train.table.class_names) if classes is not None else None,
-        "novel": novel,
-        "group": group,
-        "method": name,
-        "model": model,
-        "pretrained": pretrained,
-        "freeze": list(freeze),
-        "size_px": prepared.size_px,
-        "flip": prepared.view.flip,
-        "seed": seed,
-        "device": accelerator.device.type,
-        "precision": precision,
-        "on_bad": on_bad,
-        "settings": json.loads(json.dumps(dataclasses.asdict(cfg))),  # as read back: tuples become lists
-    }
-    if accelerator.is_main_process:
-        results.start_folder(run, config, described, environment(accelerator.device, precision), resume=resume)
-    if resume and (run.path / "summary.json").exists():  # finished, but perhaps for the report
-        if accelerator.is_main_process and not (run.path / "report.html").exists():
-            render(run.path)
-        return Run(run.path)
-    read_s = time.monotonic() - began
-
-    options = LoopOptions(
-        seed=seed,
-        device=device,
-        precision=precision,
-        checkpoint_minutes=checkpoint_minutes,
-        n_evaluations=evaluations if prepared.test else 0,
-    )
-    try:
-        trained = train(
-            chosen.recipe,
-            cfg,
-            prepared.train.table.task(),
-            prepared.train.views(prepared.view),
-            build,
-            options=options,
-            run=run,
-            evaluate=results.evaluator(chosen.recipe, cfg, prepared, accelerator.device, precision),
-        )
-    except EvenkeelError as error:
-        run.close()
-        if error.exit_code == 2 and not resume and accelerator.is_main_process and not run.checkpoint.exists():
-            shutil.rmtree(run.path, ignore_errors=True)  # a setting that only the network could refuse
-        raise
-    if accelerator.is_main_process:
-        _finish(run, prepared, chosen, cfg, trained, config, described, accelerator.device, precision, read_s)
-    run.close()
-    return Run(run.path)
 
 
 def label(
@@ -325,117 +161,16 @@ def _usable(table: LabelTable, problems: Sequence[Problem]) -> LabelTable:
         return table
 
 
-# ---- phases of fit --------------------------------------------------------------------------------------------------
-
-
-def _overrides(settings: Mapping[str, object] | None, epochs: int | None) -> dict[str, object]:
-    return {**(settings or {}), **({} if epochs is None else {"epochs": epochs})}
-
-
-def _choose(method: str, prepared: Prepared) -> tuple[str, Method]:
-    situation = prepared.situation
-    if method == "auto" and situation.method not in METHODS:
-        raise ConfigError(
-            f"this is the situation {situation.name} ({situation.reason}); its method {situation.method} is not in "
-            f"evenkeel {__version__}",
-            fix=f"choose a --method that trains on the labels there are: {', '.join(METHODS)}",
-        )
-    name = situation.method if method == "auto" else method
-    chosen = method_named(name)
-    if chosen.needs == "labels" and not (prepared.train.table.labels >= 0).any():
-        raise DataError(f"method {name} needs labels, and no training image has one", fix="label some images first")
-    return name, chosen
-
-
-def _builder(model: str, size_px: int, *, pretrained: bool, freeze: tuple[str, ...], seed: int) -> BuildNet:
-    built = 0
-
-    def build(n_outputs: int, *, head: Literal["linear", "cosine"] = "linear") -> nn.Module:
-        nonlocal built
-        built += 1  # two networks of one recipe start from different weights
-        net = backbones.build(
-            model,
-            n_outputs,
-            pretrained=pretrained,
-            head=head,
-            image_size_px=size_px,
-            freeze=freeze,
-            seed=derive_seed(seed, "net", built),
-        )
-        if not any(parameter.requires_grad for parameter in net.parameters()):
-            raise ConfigError(f"--freeze {' '.join(freeze)} leaves nothing to train", fix="leave head.* free")
-        return net
-
-    return build
-
-
-def _finish(
-    run: RunFolder,
-    prepared: Prepared,
-    chosen: Method,
-    cfg: Any,
-    trained: Trained,
-    config: Mapping[str, Any],
-    described: Mapping[str, Any],
-    device: torch.device,
-    precision: str,
-    read_s: float,
-) -> None:
-    began = time.monotonic()
-    table = prepared.train.table
-    scores = None
-    if prepared.test is not None:
-        views = prepared.test.views(prepared.view)
-        answers = results.answers_of(chosen.recipe, cfg, trained.state, views, device, precision)
-        truth = prepared.test.table.labels
-        scores = results.scores_of(answers, truth, table.counts())
-        scores["confusions"] = results.confusions(answers, truth, table.class_names)
-    given = torch.from_numpy(table.labels).long()
-    views = prepared.train.views(prepared.view)
-    own = results.answers_of(chosen.recipe, cfg, trained.state, views, device, precision, given)
-    results.write_parquet_atomically(
-        results.label_rows(table, own, table.class_names, keep_given=True), run.path / "labels.parquet"
-    )
-    summary: dict[str, Any] = {
-        "situation": prepared.situation.name,
-        "method": config["method"],
-        "encoder": config["model"],
-        "n_images": described["n_images"],
-        "n_labelled": described["n_labelled"],
-        "n_classes": described["n_classes"],
-        "seed": config["seed"],
-        "test": scores,
-        "seconds": {
-            "read": round(read_s, 2),
-            "train": round(trained.seconds, 2),
-            "label": round(time.monotonic() - began, 2),
-        },
-        "input_frac": round(trained.input_frac, 4),
-        "images_per_second": round(trained.images_per_second, 1),
-        "peak_memory_mb": results.peak_memory_mb(),
-        "warnings": list(trained.warnings),
-    }
-    save_model(
-        run.path / "model",
-        cast(backbones.Classifier, trained.state.nets["main"]),
-        class_names=table.class_names,
-        size_px=prepared.size_px,
-        view=prepared.view,
-        info={"method": config["method"], "evenkeel": __version__, "fingerprint": described["fingerprint"]},
-        card=results.model_card(summary, table.class_names, __version__),
-    )
-    run.write_json("summary.json", summary)  # a folder that has one is finished but for the report
-    run.close()
-    render(run.path)
-
-
 # ---- phases of label and evaluate -----------------------------------------------------------------------------------
 
 
 def _ask(
     saved: SavedModel, data: Data, *, on_bad: OnBad, device: str, precision: str, classes: Sequence[str] | None
 ) -> tuple[LabelTable, Answers]:
-    source = open_source(data, classes=classes, size_px=saved.size_px, on_bad=on_bad)
+    if saved.size_px == 0:
+        source = open_embeddings(data, classes=classes, on_bad=on_bad)
+    else:
+        source = open_source(data, classes=classes, size_px=saved.size_px, on_bad=on_bad)
     views = source.views(saved.view)
     answers = answer(
         saved.probs,

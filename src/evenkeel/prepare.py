@@ -9,17 +9,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
 from evenkeel.data import splits
 from evenkeel.data.cache import PixelSource, StreamedPixels, default_cache_folder, open_pixels
+from evenkeel.data.embeddings import EMBEDDING_COLUMN, load_embeddings
 from evenkeel.data.images import OnBad, check_images, resolve_problems
-from evenkeel.data.read import load
+from evenkeel.data.read import load, read_names
 from evenkeel.data.situation import Situation, detect
 from evenkeel.data.table import LabelTable
 from evenkeel.data.views import PixelViews, ViewSettings, channel_stats
+from evenkeel.encoders.store import EmbeddingViews, StoredFeats
 from evenkeel.errors import ConfigError, DataError, Problem
+from evenkeel.types import ViewSource
 
 Flip = Literal["auto", "on", "off"]
 
@@ -28,25 +32,32 @@ _SIDED = re.compile(r"\b(left|right)\b|speed limit|\bb\s+vs\s+d\b", re.IGNORECAS
 
 @dataclass(frozen=True)
 class Source:
-    """A table and where the pixels of its rows are.
+    """A table and where the pixels or features of its rows are.
 
     Attributes:
       table: N images.
-      pixels: decoded images, those of the table among them.
-      rows: [N] int64 position of each row's image in ``pixels``.
+      pixels: decoded images, those of the table among them; None if only embeddings were given.
+      rows: [N] int64 position of each row in ``pixels`` and ``stored``.
+      stored: features, to be seen instead of pixels; None = pixels.
     """
 
     table: LabelTable
-    pixels: PixelSource
+    pixels: PixelSource | None
     rows: torch.Tensor
+    stored: StoredFeats | None = None
 
-    def views(self, view: ViewSettings) -> PixelViews:
-        """Views of every row of the table."""
+    def pixel_views(self, view: ViewSettings) -> PixelViews:
+        """Views of the pixels of every row of the table."""
+        assert self.pixels is not None, "embeddings have no pixels"
         return PixelViews(self.pixels, view, rows=self.rows)
+
+    def views(self, view: ViewSettings) -> ViewSource:
+        """Views of every row of the table: stored features if there are any, else pixels."""
+        return self.pixel_views(view) if self.stored is None else EmbeddingViews(self.stored, rows=self.rows)
 
     def take(self, rows: NDArray[np.int64]) -> Source:
         """The source of some rows, in that order."""
-        return Source(self.table.subset(rows), self.pixels, self.rows[torch.from_numpy(rows)])
+        return replace(self, table=self.table.subset(rows), rows=self.rows[torch.from_numpy(rows)])
 
 
 @dataclass(frozen=True)
@@ -61,6 +72,7 @@ class Prepared:
       size_px: side of the square images.
       view: augmentation and normalisation.
       flip_reason: why horizontal flips are on or off.
+      class_feats: [C, D] float32 unit norm and their logit scale, if embeddings came with text features of the classes.
     """
 
     train: Source
@@ -70,6 +82,7 @@ class Prepared:
     size_px: int
     view: ViewSettings
     flip_reason: str
+    class_feats: tuple[torch.Tensor, float] | None = None
 
 
 def prepare(
@@ -110,6 +123,10 @@ def prepare(
         raise ConfigError(f"seed={seed} is not possible", fix="give a whole number from 0 on")
     if size_px is not None and size_px < 8:
         raise ConfigError(f"images of {size_px} px are too small", fix="give a --size of 8 or more")
+    if is_embeddings(data):
+        return _prepare_embeddings(
+            data, test=test, classes=classes, novel=novel, test_frac=test_frac, on_bad=on_bad, seed=seed
+        )
     table = read(data, classes=classes, group=group)
     test_table = None if test is None else _for_scoring(read(test, classes=table.class_names))
     if test_table is not None and not (test_table.labels >= 0).any():
@@ -119,13 +136,9 @@ def prepare(
     sources = _resolve([_open(t, size_px, cache_limit_gb) for t in tables], on_bad)
     train, given_test = sources[0], sources[1] if len(sources) > 1 else None
     train, test_source, test_is = _split(train, given_test, test_frac=test_frac, seed=seed)
-    n_classes = len(train.table.class_names)
-    if n_classes < 2:
-        raise DataError(
-            f"{'only one class' if n_classes else 'no class'} found; a classifier needs two",
-            fix="point at the folder above the class folders, or name the classes with --classes",
-        )
+    _check_classes(train.table)
     flips, reason = _may_flip(flip, train.table.class_names)
+    assert train.pixels is not None
     mean, std = stats or channel_stats(train.pixels, rows=train.rows)
     return Prepared(
         train=train,
@@ -136,6 +149,83 @@ def prepare(
         view=ViewSettings(flip=flips, mean=mean, std=std, crop="pad" if size_px <= 64 else "resized"),
         flip_reason=reason,
     )
+
+
+def _check_classes(table: LabelTable) -> None:
+    n_classes = len(table.class_names)
+    if n_classes < 2:
+        raise DataError(
+            f"{'only one class' if n_classes else 'no class'} found; a classifier needs two",
+            fix="point at the folder above the class folders, or name the classes with --classes",
+        )
+
+
+def _prepare_embeddings(
+    data: Any, *, test: Any, classes: Any, novel: int | str | None, test_frac: float, on_bad: OnBad, seed: int
+) -> Prepared:
+    """`prepare` of embeddings that the user brings: nothing to decode, features as they are."""
+    found = load_embeddings(data, classes=_class_list(classes), on_bad=on_bad)
+    given_test = None
+    if test is not None:
+        given_test = open_embeddings(test, classes=found.table.class_names, on_bad=on_bad)
+        if given_test.stored is None or given_test.stored.n_features != found.stored.n_features:
+            raise DataError(
+                f"{resolved_path(test)} does not hold embeddings of {found.stored.n_features} features",
+                fix="embed test and training data with the same model",
+            )
+    source = Source(found.table, None, torch.arange(len(found.table)), found.stored)
+    train, test_source, test_is = _split(source, given_test, test_frac=test_frac, seed=seed)
+    _check_classes(train.table)
+    texts = None
+    if found.class_feats is not None:
+        unit = torch.nn.functional.normalize(torch.from_numpy(np.asarray(found.class_feats)).float(), dim=1)
+        texts = (unit, found.logit_scale or 100.0)
+    return Prepared(
+        train=train,
+        test=test_source,
+        test_is=test_is,
+        situation=detect(train.table, novel=novel),
+        size_px=0,
+        view=ViewSettings(flip=False),
+        flip_reason="embeddings are not flipped",
+        class_feats=texts,
+    )
+
+
+def is_embeddings(data: Any) -> bool:
+    """Whether this is a file of embeddings: .npy, .npz, or Parquet with a column ``embedding`` and no images.
+
+    Example:
+      >>> is_embeddings("feats.npy"), is_embeddings("photos/")
+      (True, False)
+    """
+    if not isinstance(data, (str, Path)):
+        return False
+    path = Path(data).expanduser()
+    if path.suffix.lower() != ".parquet" or not path.is_file():
+        return path.suffix.lower() in (".npy", ".npz")
+    try:
+        names = pq.read_schema(path).names
+    except (OSError, ValueError):  # the reader says better what is wrong with it
+        return False
+    return EMBEDDING_COLUMN in names and "image" not in names
+
+
+def open_embeddings(data: Any, *, classes: Any, on_bad: OnBad = "stop") -> Source:
+    """Embeddings for prediction or scoring; errors as for data.embeddings.load_embeddings."""
+    if not is_embeddings(data):
+        raise DataError(
+            f"{resolved_path(data)} is not a file of embeddings",
+            fix="this model was trained on embeddings: give .npy, .npz or Parquet with a column `embedding`",
+        )
+    found = load_embeddings(data, classes=_class_list(classes), on_bad=on_bad)
+    return Source(found.table, None, torch.arange(len(found.table)), found.stored)
+
+
+def _class_list(classes: Any) -> list[str] | None:
+    if classes is None:
+        return None
+    return read_names(Path(classes)) if isinstance(classes, (str, Path)) else list(classes)
 
 
 def open_source(

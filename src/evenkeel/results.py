@@ -19,14 +19,15 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from evenkeel.adapters.aligned import AlignedNet
 from evenkeel.data.read import IMAGE_SUFFIXES
 from evenkeel.data.table import LabelTable
 from evenkeel.errors import ConfigError, DataError
-from evenkeel.metrics.classification import score, top_confusions
+from evenkeel.metrics.classification import imbalance, score, top_confusions
 from evenkeel.predict import Answers, answer, trust
-from evenkeel.prepare import Prepared
+from evenkeel.prepare import Prepared, Source
 from evenkeel.train.track import RunFolder
-from evenkeel.types import Recipe, State, ViewSource
+from evenkeel.types import BuildNet, Recipe, State, ViewSource
 
 LABEL_COLUMNS = ("id", "label", "probability", "runner_up", "source", "trust")
 
@@ -117,6 +118,76 @@ def scores_of(answers: Answers, truth: NDArray[np.int32], train_counts: NDArray[
         n_classes=len(train_counts),
         train_counts=torch.from_numpy(train_counts),
     )
+
+
+def zero_shot_scores(
+    prepared: Prepared, build: BuildNet, own: Answers, device: torch.device, precision: str
+) -> dict[str, Any]:
+    """What the class names alone score, and the pseudolabels before and after training: for summary.json.
+
+    Args:
+      prepared: training images, perhaps test images; a truth of unlabelled training images is used here and only here.
+      build: gives the towers.
+      own: answers of the trained classifier on the training images.
+      device, precision: where and how to compute.
+
+    Returns: ``zero_shot`` (as ``test``, None without test images) and ``pseudolabels``: ratio, Gini and counts of
+      the unlabelled images, and where their truth is known accuracy and per_class, before (``zero_shot``) and after.
+    """
+    net = AlignedNet(build.towers()).to(device).eval()
+
+    def probs(x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = net(x)
+        return logits.float().softmax(1)
+
+    def ask(source: Source) -> Answers:
+        views = source.views(prepared.view)
+        return answer(probs, views, torch.arange(views.n_rows), device=device, precision=precision)
+
+    table = prepared.train.table
+    scores = None
+    if prepared.test is not None:
+        scores = scores_of(ask(prepared.test), prepared.test.table.labels, table.counts())
+    found: dict[str, Any] = {"zero_shot": scores, "pseudolabels": None}
+    hidden = torch.from_numpy(table.labels < 0)
+    if hidden.any():
+        before = _pseudolabels(ask(prepared.train), table, hidden)
+        found["pseudolabels"] = {**_pseudolabels(own, table, hidden), "zero_shot": before}
+    return found
+
+
+def _pseudolabels(answers: Answers, table: LabelTable, hidden: torch.Tensor) -> dict[str, Any]:
+    """How the answers on unlabelled images are spread, and how right they are where a truth was given for scoring."""
+    n_classes = len(table.class_names)
+    predicted = answers.predicted[hidden]
+    counts = torch.bincount(predicted, minlength=n_classes)
+    uneven = imbalance(counts)
+    found: dict[str, Any] = {"imbalance_ratio": uneven["ratio"], "gini": uneven["gini"], "counts": counts.tolist()}
+    if table.truth is not None:
+        truth = torch.from_numpy(table.truth.astype(np.int64))[hidden]
+        is_known = (truth >= 0) & (truth < n_classes)
+        if is_known.any():
+            scored = score(
+                predicted[is_known], answers.probability[hidden][is_known], truth[is_known], n_classes=n_classes
+            )
+            found |= {"accuracy": scored["accuracy"], "per_class": scored["per_class"]}
+    return found
+
+
+def seen_unseen(scores: Mapping[str, Any], train_counts: NDArray[np.int64]) -> dict[str, float | None]:
+    """Mean recall over classes with labels (seen), without (unseen), and their harmonic mean.
+
+    Example:
+      >>> seen_unseen({"per_class": [1.0, 0.5, None]}, np.array([3, 0, 0]))
+      {'seen': 1.0, 'unseen': 0.5, 'harmonic': 0.6666666666666666}
+    """
+    groups: dict[str, list[float]] = {"seen": [], "unseen": []}
+    for recall, n in zip(scores["per_class"], train_counts.tolist(), strict=True):
+        if recall is not None:
+            groups["seen" if n else "unseen"].append(recall)
+    seen, unseen = (sum(g) / len(g) if g else None for g in groups.values())
+    both = None if seen is None or unseen is None else 2 * seen * unseen / max(seen + unseen, 1e-12)
+    return {"seen": seen, "unseen": unseen, "harmonic": both}
 
 
 def confusions(answers: Answers, truth: NDArray[np.int32], class_names: tuple[str, ...]) -> list[dict[str, Any]]:

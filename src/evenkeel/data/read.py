@@ -65,7 +65,7 @@ def load(
     """
     if split is not None and split not in SPLITS:
         raise ConfigError(f"no such split: {split!r}", fix=f"one of {', '.join(SPLITS)}")
-    names = _read_names(Path(classes)) if isinstance(classes, (str, Path)) else classes
+    names = read_names(Path(classes)) if isinstance(classes, (str, Path)) else classes
     table = _dispatch(source, names, group)
     if split is not None:
         rows = table.where(split)
@@ -102,7 +102,11 @@ def _dispatch(source: Any, classes: Sequence[str] | None, group: str | None) -> 
     raise DataError(f"no such file or folder: {source}", fix="check the path")
 
 
-def _read_names(path: Path) -> list[str]:
+def read_names(path: Path) -> list[str]:
+    """Class names of a text file, one per line.
+
+    Raises: DataError if it cannot be read.
+    """
     try:
         lines = path.expanduser().read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

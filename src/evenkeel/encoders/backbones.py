@@ -172,6 +172,21 @@ class Classifier(nn.Module):
         """The classifier that a saved model holds: this one."""
         return self
 
+    def with_backbone(self, backbone: nn.Module, *, name: str, image_size_px: int) -> Classifier:
+        """This head on another backbone that gives the same features; the head is shared."""
+        kind = "linear" if self.head_kind == "text" else self.head_kind
+        made = Classifier(
+            backbone,
+            name=name,
+            n_features=self.n_features,
+            n_outputs=self.n_outputs,
+            head=kind,
+            image_size_px=image_size_px,
+            freeze=(),
+        )
+        made.head, made.head_kind = self.head, self.head_kind
+        return made
+
     def train(self, mode: bool = True) -> Classifier:
         """Switch to training (or eval) mode, batch norms that are frozen excepted."""
         super().train(mode)

@@ -78,7 +78,7 @@ class TwoTower(nn.Module):
         self.vision = image_tower(model, self.config, name)
         self.name = name
         self.stats = stats
-        self.identity = _identity(model)
+        self.identity = identity_of(model)
         self.logit_scale = _logit_scale(model)
         self.max_tokens = _max_tokens(model, tokenizer)
         self.precision = "fp32" if autocast_dtype(self.device, precision) is None else "bf16"
@@ -303,7 +303,8 @@ def _max_tokens(model: Any, tokenizer: Any) -> int:
     return min(positions, int(tokenizer.model_max_length))
 
 
-def _identity(model: Any) -> str:
+def identity_of(model: Any) -> str:
+    """32 hex digits of a model's weights and configuration, wherever it lies."""
     digest = blake2b(digest_size=16)
     digest.update(json.dumps(_without_origin(model.config.to_diff_dict()), sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):

@@ -230,6 +230,7 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
     logs = watch.describe(predicted, confidence, t, expected, threshold=cfg.confidence)
     logs |= {"margin_max": float(margin.max()), "main_set": len(memory["main_rows"])}
     logs["warnings"] = warnings_of(logs, task.class_names, epoch)
+    memory["last"] = {"agreement": logs["cluster_agreement"], "counts": counts, "expected": expected}
     if logs["cluster_agreement"] > memory["best"]["score"]:
         memory["best"] = {"score": logs["cluster_agreement"], "epoch": epoch, "nets": _trained_tensors(state)}
     if (epoch + 1) % cfg.grow_every_epochs == 0 and not is_last:

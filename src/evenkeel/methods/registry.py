@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from evenkeel.errors import ConfigError
-from evenkeel.methods import cvs
+from evenkeel.methods import cap, cvs
 from evenkeel.methods.baselines import long_tailed
 from evenkeel.train.settings import TrainSettings, apply_overrides
 from evenkeel.types import Recipe
@@ -21,7 +21,7 @@ class Method:
     Attributes:
       recipe: the module.
       title: what to call it in tables and reports.
-      needs: "labels" if it trains on labelled images only.
+      needs: "labels" if it trains on labelled images only; "text" if it reads class names.
       preset: settings that differ from the recipe's defaults.
     """
 
@@ -37,6 +37,7 @@ def _recipe(module: object) -> Recipe:
 
 METHODS: Mapping[str, Method] = {
     "cvs": Method(_recipe(cvs), "CVS"),
+    "cap": Method(_recipe(cap), "CAP", needs="text"),
     "ce": Method(_recipe(long_tailed), "Cross-entropy", preset={"loss": "ce"}),
     "class_balanced": Method(_recipe(long_tailed), "Class-balanced", preset={"loss": "class_balanced"}),
     "focal": Method(_recipe(long_tailed), "Focal", preset={"loss": "focal"}),

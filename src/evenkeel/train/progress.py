@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
@@ -72,3 +72,26 @@ def track(items: Iterable[ItemT], description: str, total: int | None = None) ->
         return
     with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=console) as shown:
         yield from shown.track(items, description=description, total=total)
+
+
+@contextmanager
+def counter(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """What to call with the number of things done so far; a bar appears with the first call, on a terminal only."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    shown = Progress(*columns, console=console)
+    task = shown.add_task(description, total=total)
+
+    def update(n_done: int) -> None:
+        if not shown.live.is_started:
+            shown.start()
+        shown.update(task, completed=n_done)
+
+    try:
+        yield update
+    finally:
+        if shown.live.is_started:
+            shown.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -115,7 +116,11 @@ def _convert(key: str, value: object, hint: Any) -> object:
     if origin in (typing.Union, types.UnionType):
         if type(None) in args and str(value).lower() in ("none", "null"):
             return None
-        return _convert(key, value, next(arg for arg in args if arg is not type(None)))
+        kinds = [arg for arg in args if arg is not type(None)]
+        for kind in kinds[:-1]:
+            with contextlib.suppress(ConfigError):
+                return _convert(key, value, kind)
+        return _convert(key, value, kinds[-1])
     if origin is Literal:
         if value not in args:
             raise ConfigError(f"{key}={value} is not possible", fix=f"{key} must be one of {', '.join(map(str, args))}")

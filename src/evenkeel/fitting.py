@@ -1,0 +1,384 @@
+"""`fit`: from data to a run folder, phase by phase."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from evenkeel import __version__, results
+from evenkeel.describing import ask_for, mismatched_classes, wanted_descriptions
+from evenkeel.encoders import backbones
+from evenkeel.encoders.pretrained import image_stats
+from evenkeel.encoders.resnets import OWN
+from evenkeel.encoders.templates import templates_named
+from evenkeel.encoding import Encoder, EncoderNets, concepts_of, embed, load_encoder
+from evenkeel.errors import ConfigError, DataError, EvenkeelError
+from evenkeel.finishing import finish
+from evenkeel.methods.margin_pilot import with_chosen_margin
+from evenkeel.methods.registry import METHODS, Method, method_named, resolve_config
+from evenkeel.prepare import Flip, Prepared, describe_data, is_embeddings, prepare, resolved_path
+from evenkeel.reporting.render import render
+from evenkeel.run import Run
+from evenkeel.train.loop import LoopOptions, train
+from evenkeel.train.processes import accelerator_for
+from evenkeel.train.seeds import derive_seed
+from evenkeel.train.settings import TrainSettings
+from evenkeel.train.track import RunFolder, environment
+from evenkeel.types import BuildNet, Concepts
+
+CPU_IMAGES = 300_000
+"""Images that a run without ``epochs`` passes through the network on a CPU: 5 minutes for a ResNet-32 on 2 cores."""
+
+CPU_FEATURES = 3_000_000
+"""The same of stored features: a minute for a linear head."""
+
+Views = Literal["auto", "pixels", "embeddings"]
+
+
+def fit(
+    data: Any,
+    *,
+    out: str | Path,
+    method: str = "auto",
+    model: str = "auto",
+    classes: Any = None,
+    novel: int | str | None = None,
+    group: str | None = None,
+    test: Any = None,
+    test_frac: float = 0.2,
+    epochs: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
+    size_px: int | None = None,
+    flip: Flip = "auto",
+    pretrained: bool = True,
+    views: Views = "auto",
+    n_views: int = 2,
+    templates: str = "one",
+    descriptions: str | Path | Mapping[str, Sequence[str]] | None = None,
+    describe_with: str | None = None,
+    chat_url: str | None = None,
+    freeze: Sequence[str] = (),
+    resume: bool = False,
+    on_bad: Literal["stop", "skip"] = "stop",
+    checkpoint_minutes: float = 5.0,
+    evaluations: int = 10,
+    cache_limit_gb: float = 16.0,
+    settings: Mapping[str, object] | None = None,
+) -> Run:
+    """Train a classifier and write a run folder: model, labels with trust, scores, report.
+
+    Args:
+      data: training images, labelled or not; see data.read.load.
+      out: run folder; must not exist or be empty, unless ``resume``.
+      method: a name of methods.registry.METHODS; "auto" asks `inspect`.
+      model: resnet32, resnet18, preact_resnet18, or a transformers vision or vision-language model by id or path;
+        "auto" is resnet32 for images up to 40 px and resnet18 above. Methods that read class names need a
+        vision-language model (CLIP, SigLIP, ...).
+      classes, novel, group: see `inspect`.
+      test: images to score on; without it a stratified, group-safe share ``test_frac`` is held out.
+      epochs: passes over the training images; None = the method's default (the published 200) on a GPU, and on a CPU
+        as many of them as make up `CPU_IMAGES` images, at least 5.
+      seed: of everything random.
+      device: auto, cpu or cuda.   precision: auto, bf16 or fp32.
+      size_px: side of the square images the network sees.
+      flip: whether mirrored images keep their class: auto, on or off.
+      pretrained: load the weights of a transformers model; False starts it from random ones.
+      freeze: parameter-name patterns that stay as they are, e.g. ``backbone.*``.
+      views: what the method sees: "pixels", or "embeddings" of a frozen ``model``, made once and kept in the cache;
+        "auto" is embeddings for methods that read class names and leave the encoder as it is, else pixels.
+      n_views: weak and strong views embedded of every image.
+      templates: what class names are put into: one, short, long, photo27, a file, or a text with {}.
+      descriptions: how classes look: {class: [texts]}, or a JSON or YAML file of it. They replace a name only where
+        they explain the images better.
+      describe_with: a chat model to ask for descriptions of mismatched classes, by the name that ``chat_url`` (or
+        OpenAI) knows it by; nothing is asked without it.
+      chat_url: base URL of an OpenAI-compatible endpoint.
+      resume: continue the run in ``out`` where it stopped, or begin it if there is none; needs the same data and
+        settings. A finished run is left as it is.
+      on_bad: what to do with unusable rows: stop with a report of all of them, or skip and list them.
+      checkpoint_minutes: at most this much work is lost to a kill.
+      evaluations: times the test images are scored while training, for the curves; never used to choose anything.
+      settings: fields of the method's Config, values or their text.
+
+    Returns: the finished run.
+
+    Raises: EvenkeelError subclasses, with nothing written, for data or settings that cannot work.
+    """
+    began = time.monotonic()
+    run = RunFolder(out, resume=resume)
+    if resume and run.path.exists() and not (run.path / "config.yaml").exists() and any(run.path.iterdir()):
+        raise ConfigError(f"{run.path} is not the folder of a run", fix="choose another --out")
+    if method != "auto":  # mistakes in settings should not wait for the data to be read
+        resolve_config(method_named(method), _overrides(settings, epochs))
+    # Our own networks take the size and statistics of the data; a checkpoint wants the pixels it was trained on.
+    own = model == "auto" or model in OWN
+    stats = image_stats(model) if pretrained and not own else None
+    prepared = prepare(
+        data,
+        test=test,
+        classes=classes,
+        novel=novel,
+        group=group,
+        test_frac=test_frac,
+        size_px=stats.size_px if stats and size_px is None else size_px,
+        stats=(stats.mean, stats.std) if stats else None,
+        flip=flip,
+        on_bad=on_bad,
+        seed=seed,
+        cache_limit_gb=cache_limit_gb,
+    )
+    name, chosen = _choose(method, prepared)
+    accelerator = accelerator_for(device)
+    overrides = _overrides(settings, epochs)
+    cfg = resolve_config(chosen, overrides)
+    sees = _views(views, chosen, cfg, data=data, model=model, pretrained=pretrained)
+    if model == "auto":
+        model = "none" if is_embeddings(data) else "resnet32" if prepared.size_px <= 40 else "resnet18"
+    if accelerator.device.type == "cpu" and "epochs" not in overrides and chosen.needs == "labels":
+        n_labelled = max(1, int((prepared.train.table.labels >= 0).sum()))
+        affordable = max(5, round((CPU_FEATURES if sees == "embeddings" else CPU_IMAGES) / n_labelled))
+        cfg = dataclasses.replace(cfg, epochs=min(cfg.epochs, affordable))
+    described = describe_data(prepared)
+    config = {
+        "data": resolved_path(data),
+        "test": None if test is None else resolved_path(test),
+        "test_frac": test_frac,
+        "classes": list(prepared.train.table.class_names) if classes is not None else None,
+        "novel": novel,
+        "group": group,
+        "method": name,
+        "model": model,
+        "views": sees,
+        "n_views": n_views,
+        "templates": templates,
+        "descriptions": str(descriptions) if isinstance(descriptions, (str, Path)) else descriptions,
+        "describe_with": describe_with,
+        "pretrained": pretrained,
+        "freeze": list(freeze),
+        "size_px": prepared.size_px,
+        "flip": prepared.view.flip,
+        "seed": seed,
+        "device": accelerator.device.type,
+        "precision": precision,
+        "on_bad": on_bad,
+        "settings": json.loads(json.dumps(dataclasses.asdict(cfg))),  # as read back: tuples become lists
+    }
+    config = json.loads(json.dumps(config))
+    uses_encoder = model not in ("none", *OWN) and (sees == "embeddings" or chosen.needs == "text")
+    encoder = load_encoder(model, device=accelerator.device, precision=precision) if uses_encoder else None
+    _check_words(chosen, encoder, prepared, name)
+    texts = wanted_descriptions(descriptions, prepared.train.table.class_names)
+    if accelerator.is_main_process:
+        results.start_folder(run, config, described, environment(accelerator.device, precision), resume=resume)
+    if resume and (run.path / "summary.json").exists():  # finished, but perhaps for the report
+        if accelerator.is_main_process and not (run.path / "report.html").exists():
+            render(run.path)
+        return Run(run.path)
+    options = LoopOptions(
+        seed=seed,
+        device=device,
+        precision=precision,
+        checkpoint_minutes=checkpoint_minutes,
+        n_evaluations=evaluations if prepared.test else 0,
+    )
+    try:
+        seconds = {"read": time.monotonic() - began}
+        if encoder is not None and sees == "embeddings":
+            prepared = _embedded(prepared, encoder, n_views=n_views, device=accelerator.device, seconds=seconds)
+        concepts = _concepts(prepared, encoder, templates, texts)
+        if describe_with is not None and concepts is not None and encoder is not None and encoder.tower is not None:
+            concepts = _asked(
+                run, prepared, encoder, concepts, templates, texts, describe_with, chat_url, accelerator.device
+            )
+        build: BuildNet
+        if encoder is None and not is_embeddings(data):
+            build = _OwnNets(model, prepared.size_px, pretrained, tuple(freeze), seed)
+        else:
+            build = _encoder_nets(prepared, encoder, concepts, sees, templates, seed)
+        task = dataclasses.replace(prepared.train.table.task(), concepts=concepts)
+        source = prepared.train.views(prepared.view)
+        cfg = with_chosen_margin(chosen.recipe, cfg, task, source, build, options=options, folder=run.path)
+        trained = train(
+            chosen.recipe,
+            cfg,
+            task,
+            source,
+            build,
+            options=options,
+            run=run,
+            evaluate=results.evaluator(chosen.recipe, cfg, prepared, accelerator.device, precision),
+        )
+    except EvenkeelError as error:
+        run.close()
+        if error.exit_code == 2 and not resume and accelerator.is_main_process and not run.checkpoint.exists():
+            shutil.rmtree(run.path, ignore_errors=True)  # a setting that only the network could refuse
+        raise
+    if accelerator.is_main_process:
+        seconds["train"] = trained.seconds
+        finish(
+            run, prepared, chosen, cfg, trained, config, described, accelerator.device, precision, seconds, task, build
+        )
+    run.close()
+    return Run(run.path)
+
+
+# ---- phases of fit --------------------------------------------------------------------------------------------------
+
+
+def _views(
+    views: Views, chosen: Method, cfg: TrainSettings, *, data: Any, model: str, pretrained: bool
+) -> Literal["pixels", "embeddings"]:
+    """What the method sees; refuses what cannot be."""
+    if is_embeddings(data):
+        if views == "pixels" or model != "auto":
+            what = "--views pixels" if views == "pixels" else f"--model {model}"
+            raise ConfigError(f"the data are embeddings: {what} has nothing to work on", fix=f"leave {what} out")
+        return "embeddings"
+    if chosen.needs == "text" and model == "auto":
+        raise ConfigError(
+            "this method reads class names, and no model is named that can",
+            fix="name a vision-language model: --model openai/clip-vit-base-patch32, or a folder with one "
+            "(evenkeel/digits-clip is inside the package and knows digits only)",
+        )
+    tunes = getattr(cfg, "tune", "adapters") != "adapters"
+    if views == "auto":
+        return "embeddings" if chosen.needs == "text" and not tunes else "pixels"
+    if views == "embeddings" and (model in OWN or model == "auto" or not pretrained):
+        raise ConfigError(
+            "embeddings need a pretrained encoder", fix="name one with --model, e.g. openai/clip-vit-base-patch32"
+        )
+    return views
+
+
+def _check_words(chosen: Method, encoder: Encoder | None, prepared: Prepared, name: str) -> None:
+    if chosen.needs != "text":
+        return
+    if encoder is not None and encoder.tower is None:
+        raise ConfigError(
+            f"{encoder.name} has no text side, and {name} reads class names",
+            fix="name a vision-language model: CLIP, SigLIP, ... (openai/clip-vit-base-patch32)",
+        )
+    if encoder is None and prepared.class_feats is None:
+        raise ConfigError(
+            f"{name} reads class names, and these embeddings hold no text features of them",
+            fix="add class_embeddings [C, D] (and logit_scale) of the same model to the .npz",
+        )
+
+
+def _embedded(
+    prepared: Prepared, encoder: Encoder, *, n_views: int, device: torch.device, seconds: dict[str, float]
+) -> Prepared:
+    """The same images as stored features; test images in the un-augmented view alone."""
+    began = time.monotonic()
+    train_source = embed(prepared.train, encoder, prepared.view, n_views=n_views, device=device)
+    test = prepared.test and embed(prepared.test, encoder, prepared.view, n_views=0, device=device)
+    seconds["embed"] = time.monotonic() - began
+    return dataclasses.replace(prepared, train=train_source, test=test)
+
+
+def _concepts(
+    prepared: Prepared, encoder: Encoder | None, templates: str, texts: Mapping[str, Sequence[str]]
+) -> Concepts | None:
+    if encoder is not None and encoder.tower is not None:
+        return concepts_of(encoder.tower, prepared.train.table.class_names, templates=templates, descriptions=texts)
+    if prepared.class_feats is not None:
+        feats, logit_scale = prepared.class_feats
+        return Concepts(feats, logit_scale)
+    return None
+
+
+def _asked(
+    run: RunFolder,
+    prepared: Prepared,
+    encoder: Encoder,
+    concepts: Concepts,
+    templates: str,
+    texts: Mapping[str, Sequence[str]],
+    chat_model: str,
+    chat_url: str | None,
+    device: torch.device,
+) -> Concepts:
+    """Concepts with descriptions, asked of a chat model, of the classes whose name fits no image."""
+    assert encoder.tower is not None
+    names = prepared.train.table.class_names
+    which = mismatched_classes(prepared, encoder, concepts, device=device)
+    asked = ask_for(names, which, chat_model, chat_url=chat_url, path=run.path / "descriptions.json")
+    merged = {name: (*texts.get(name, ()), *asked.get(name, ())) for name in names}
+    return concepts_of(encoder.tower, names, templates=templates, descriptions=merged)
+
+
+def _encoder_nets(
+    prepared: Prepared, encoder: Encoder | None, concepts: Concepts | None, sees: str, templates: str, seed: int
+) -> EncoderNets:
+    stored = prepared.train.stored
+    n_features = encoder.n_features if encoder is not None else stored.n_features if stored is not None else 0
+    return EncoderNets(
+        n_features=n_features,
+        concepts=concepts,
+        encoder=encoder,
+        is_stored=sees == "embeddings",
+        class_names=prepared.train.table.class_names,
+        template=templates_named(templates)[0],
+        seed=derive_seed(seed, "net", 1),
+    )
+
+
+def _overrides(settings: Mapping[str, object] | None, epochs: int | None) -> dict[str, object]:
+    return {**(settings or {}), **({} if epochs is None else {"epochs": epochs})}
+
+
+def _choose(method: str, prepared: Prepared) -> tuple[str, Method]:
+    situation = prepared.situation
+    if method == "auto" and situation.method not in METHODS:
+        raise ConfigError(
+            f"this is the situation {situation.name} ({situation.reason}); its method {situation.method} is not in "
+            f"evenkeel {__version__}",
+            fix=f"choose a --method that trains on the labels there are: {', '.join(METHODS)}",
+        )
+    name = situation.method if method == "auto" else method
+    chosen = method_named(name)
+    if chosen.needs == "labels" and not (prepared.train.table.labels >= 0).any():
+        raise DataError(f"method {name} needs labels, and no training image has one", fix="label some images first")
+    return name, chosen
+
+
+@dataclasses.dataclass
+class _OwnNets:
+    """A `types.BuildNet` of networks that see pixels."""
+
+    model: str
+    size_px: int
+    pretrained: bool
+    freeze: tuple[str, ...]
+    seed: int
+    n_built: int = 0
+
+    def __call__(self, n_outputs: int, *, head: Literal["linear", "cosine"] = "linear") -> nn.Module:
+        self.n_built += 1  # two networks of one recipe start from different weights
+        net = backbones.build(
+            self.model,
+            n_outputs,
+            pretrained=self.pretrained,
+            head=head,
+            image_size_px=self.size_px,
+            freeze=self.freeze,
+            seed=derive_seed(self.seed, "net", self.n_built),
+        )
+        if not any(parameter.requires_grad for parameter in net.parameters()):
+            raise ConfigError(f"--freeze {' '.join(self.freeze)} leaves nothing to train", fix="leave head.* free")
+        return net
+
+    def towers(self, tune: str = "none") -> Any:
+        raise ConfigError(
+            f"{self.model} has no text side", fix="name a vision-language model: CLIP, SigLIP, ... with --model"
+        )
