@@ -45,6 +45,7 @@ def align(
     use_leftovers: bool = True,
     shape_strength: float = 0.2,
     allowed: Tensor | None = None,
+    seed: int = 0,
 ) -> tuple[Aligned, dict[str, Any]]:
     """Detect mismatched classes, repair them by description, labelled images or leftovers, and form beliefs.
 
@@ -57,6 +58,7 @@ def align(
       use_leftovers: see labels.concepts.leftover_concepts.
       shape_strength: see labels.shape.fit_shape.
       allowed: [C] bool, classes that unlabelled images may have; None = all.
+      seed: of the clustering that leftovers come from.
 
     Returns: the alignment, and what to log: names of mismatched and guessed classes, evidence, descriptions, counts
       of zero-shot and of aligned pseudolabels.
@@ -80,7 +82,7 @@ def align(
     zero_shot, _ = _answers(z, logit_scale * t, torch.zeros(len(t), device=device), labels, allowed)
     logs: dict[str, Any] = {"zero_shot_counts": _counts(zero_shot, labels, len(t)), "warnings": []}
     if use_alignment:
-        t = _repaired(z, pool, t, task, labels, logs, logit_scale=logit_scale, use_leftovers=use_leftovers)
+        t = _repaired(z, pool, t, task, labels, logs, logit_scale=logit_scale, use_leftovers=use_leftovers, seed=seed)
     shape = fit_shape(z, logit_scale * t, labels=labels, strength=shape_strength)
     predicted, confidence = _answers(z, logit_scale * t + shape.weight, shape.bias, labels, allowed)
     prior = _prior(z, logit_scale * t + shape.weight, shape.bias, labels, allowed)
@@ -100,6 +102,7 @@ def _repaired(
     *,
     logit_scale: float,
     use_leftovers: bool,
+    seed: int,
 ) -> Tensor:
     """Class features after repair; what was found goes into the logs."""
     names, concepts = task.class_names, task.concepts
@@ -122,7 +125,7 @@ def _repaired(
         still = detect_mismatched(pool, t, logit_scale=logit_scale).is_mismatched & ~has_text
     logs["unrepaired"] = [names[c] for c in still.nonzero().flatten().tolist()]
     if still.any() and use_leftovers and not still.all():
-        t = leftover_concepts(z, t, logit_scale=logit_scale, is_mismatched=still, labels=labels)
+        t = leftover_concepts(z, t, logit_scale=logit_scale, is_mismatched=still, labels=labels, seed=seed)
         has_labels = torch.bincount(labels[labels >= 0], minlength=len(t)) > 0
         guessed = [names[c] for c in (still & ~has_labels).nonzero().flatten().tolist()]
         logs["guessed"] = guessed

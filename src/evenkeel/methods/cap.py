@@ -141,6 +141,7 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State,
         use_leftovers=cfg.use_leftovers,
         shape_strength=cfg.shape_strength,
         allowed=_allowed(cfg, task),
+        seed=int(torch.randint(2**31, (1,))),
     )
     _take_alignment(main, aligned)
     prior = aligned.prior if cfg.share_from == "beliefs" else torch.full_like(aligned.prior, 1 / task.n_classes)
