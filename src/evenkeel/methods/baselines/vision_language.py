@@ -11,6 +11,10 @@ Images with a label keep it, and teach beside the pseudolabels; `zero_shot` alon
 several at once (the prompt ensemble), are a setting of the class features, not of the recipe.
 Departures: pseudo_probe and fpl train a linear classifier where their papers train a network or prompts; fixmatch
 trains a visual and a text adapter, and takes as many labelled images a step as unlabelled ones.
+Measured with a small CLIP (logit scale 16) on its stored features, no labels, test accuracy on CIFAR-10 / long-tailed
+GTSRB, mean of seeds 0 to 2 where there is chance, under 5 s each on one core: zero_shot .657 / .502, pseudo_probe
+.655 / .504, fpl .628 / .483, fixmatch .654 / .506 (GTSRB .498 to .511), transclip .656 / .517. Without labels fixmatch
+feeds on its own mistakes: at 5 times the rate it ends at .100 / .469.
 Command: evenkeel fit photos/ --classes names.txt --model openai/clip-vit-base-patch32 --method fpl --out RUN
 """
 
