@@ -13,6 +13,9 @@ from evenkeel.labels.mismatch import CHUNK, detect_mismatched
 from evenkeel.labels.shape import Shape, fit_shape
 from evenkeel.types import Task
 
+CONFIRMED, CONTRADICTED = 0.5, 0.1
+"""Mean probability of a class on its own labelled images, above which its text fits and below which it does not."""
+
 
 @dataclass(frozen=True)
 class Aligned:
@@ -111,6 +114,7 @@ def _repaired(
     logs["evidence"] = [round(float(e), 4) for e in by_name.evidence]
     logs["evidence_threshold"] = round(by_name.threshold, 4)
     logs["descriptions"], logs["rejected"], still = {}, {}, by_name.is_mismatched
+    has_text = torch.zeros_like(still)
     if concepts is not None and any(concepts.descriptions):
         chosen = choose_descriptions(pool, t, concepts.description_feats, is_mismatched=by_name.is_mismatched)
         t = chosen.class_feats.to(t.device)
@@ -123,6 +127,10 @@ def _repaired(
                 logs["rejected"][names[c]] = refused
         has_text = (chosen.chosen >= 0).to(t.device)
         still = detect_mismatched(pool, t, logit_scale=logit_scale).is_mismatched & ~has_text
+    own = _own_probability(z, t, labels, logit_scale=logit_scale)
+    is_contradicted = (own < CONTRADICTED) & ~has_text
+    still = (still & ~(own > CONFIRMED)) | is_contradicted
+    logs["contradicted"] = [names[c] for c in is_contradicted.nonzero().flatten().tolist()]
     logs["unrepaired"] = [names[c] for c in still.nonzero().flatten().tolist()]
     if still.any() and use_leftovers and not still.all():
         t = leftover_concepts(z, t, logit_scale=logit_scale, is_mismatched=still, labels=labels, seed=seed)
@@ -141,6 +149,15 @@ def _repaired(
                 "check some of them, or describe how it looks (--descriptions)"
             )
     return t
+
+
+def _own_probability(z: Tensor, t: Tensor, labels: Tensor, *, logit_scale: float) -> Tensor:
+    """Mean probability [C] that a class's text gives to the class's labelled images; nan where it has none."""
+    rows = (labels >= 0).nonzero().flatten()
+    own = (logit_scale * z[rows] @ t.T).softmax(1).gather(1, labels[rows][:, None])[:, 0]
+    sums = torch.zeros(len(t), device=z.device).index_add_(0, labels[rows], own)
+    counts = torch.bincount(labels[rows], minlength=len(t))
+    return torch.where(counts > 0, sums / counts.clamp(min=1), torch.nan)
 
 
 def _answers(z: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from evenkeel.errors import ConfigError
 from evenkeel.methods import cap, cvs
-from evenkeel.methods.baselines import long_tailed
+from evenkeel.methods.baselines import long_tailed, vision_language
 from evenkeel.train.settings import TrainSettings, apply_overrides
 from evenkeel.types import Recipe
 
@@ -35,6 +35,14 @@ def _recipe(module: object) -> Recipe:
     return cast(Recipe, module)
 
 
+_BASELINES = {
+    "zero_shot": "Zero-shot",
+    "pseudo_probe": "Probe on zero-shot labels",
+    "fpl": "Few pseudolabels",
+    "fixmatch": "FixMatch on features",
+    "transclip": "TransCLIP",
+}
+
 METHODS: Mapping[str, Method] = {
     "cvs": Method(_recipe(cvs), "CVS"),
     "cap": Method(_recipe(cap), "CAP", needs="text"),
@@ -47,6 +55,10 @@ METHODS: Mapping[str, Method] = {
     "la": Method(_recipe(long_tailed), "Logit adjustment", preset={"loss": "la"}),
     "vs": Method(_recipe(long_tailed), "Vector scaling", preset={"loss": "vs"}),
     "ib": Method(_recipe(long_tailed), "Influence-balanced", preset={"loss": "ib"}),
+    **{
+        name: Method(_recipe(vision_language), title, needs="text", preset=vision_language.PRESETS[name])
+        for name, title in _BASELINES.items()
+    },
 }
 
 
