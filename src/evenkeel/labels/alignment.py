@@ -13,7 +13,7 @@ from evenkeel.labels.mismatch import CHUNK, detect_mismatched
 from evenkeel.labels.shape import Shape, fit_shape
 from evenkeel.types import Task
 
-CONFIRMED, CONTRADICTED = 0.5, 0.1
+CONFIRMED, CONTRADICTED = 0.5, 0.02
 """Mean probability of a class on its own labelled images, above which its text fits and below which it does not."""
 
 
