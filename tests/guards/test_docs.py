@@ -15,14 +15,15 @@ from typing import Any
 
 import pytest
 
-from evenkeel.api import CPU_IMAGES
+from evenkeel.fitting import CPU_IMAGES
 from evenkeel.benchmarking.tables import TABLES
 from evenkeel.cli import VERBS, parse
 from evenkeel.data.cards import DATASETS
 from evenkeel.data.columns import ROLES
 from evenkeel.data.situation import METHODS as METHOD_OF_SITUATION
 from evenkeel.data.table import PROBLEM_KINDS
-from evenkeel.methods.baselines import long_tailed
+from evenkeel.methods.baselines import long_tailed, vision_language
+from evenkeel.methods.cap import Config as CapConfig
 from evenkeel.methods.cvs import Config as CvsConfig
 from evenkeel.methods.registry import METHODS
 from evenkeel.results import LABEL_COLUMNS
@@ -170,11 +171,18 @@ def test_method_is_explained(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "heading"), [(CvsConfig, "## cvs"), (long_tailed.Config, "### Their settings")], ids=["cvs", "baselines"]
+    ("config", "heading"),
+    [
+        (CvsConfig, "## cvs"),
+        (CapConfig, "## cap"),
+        (long_tailed.Config, "### Their settings"),
+        (vision_language.Config, "### Settings of these baselines"),
+    ],
+    ids=["cvs", "cap", "baselines", "vision-language baselines"],
 )
 def test_settings_and_defaults(config: Any, heading: str) -> None:
     page = read("methods.md")
-    told = table(section(page, heading)) | table(section(page, "## Settings that all methods share"))
+    told = table(section(page, "## Settings that all methods share")) | table(section(page, heading))
     assert set(told) == {field.name for field in dataclasses.fields(config)}
     assert apply_overrides(config(), told) == config()
 
