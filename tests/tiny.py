@@ -1,4 +1,4 @@
-"""The smallest things a recipe can be run on: random pixels, a net of a few hundred weights, and a recorder."""
+"""The smallest things a recipe can be run on: random pixels or unit features, nets to match, and a recorder."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from evenkeel.adapters.towers import EmbeddedTowers
 from evenkeel.encoders.backbones import CosineHead
 from evenkeel.methods.registry import METHODS, resolve_config
 from evenkeel.train.loop import LoopOptions, Trained, train
 from evenkeel.train.seeds import generator
 from evenkeel.train.track import RunFolder
-from evenkeel.types import Recipe, State, Task
+from evenkeel.types import BuildNet, Concepts, Recipe, State, Task, ViewSource
 
 CPU = torch.device("cpu")
 SIZE_PX = 8
+N_FEATURES = 16
+LOGIT_SCALE = 12.0
 
 
 class TinyViews:
@@ -46,6 +50,55 @@ class TinyViews:
 
     def prefetch(self, rows: Tensor) -> None:
         self.prefetched.append(rows)
+
+
+def centres_of(n_classes: int) -> Tensor:
+    """[C, D] orthonormal: where the features of each class lie."""
+    return torch.linalg.qr(torch.randn(N_FEATURES, n_classes, generator=generator(0, "tiny centres"))).Q.T
+
+
+class TinyFeats:
+    """Unit features of N images around the centres of their classes; "weak" and "strong" add noise as above."""
+
+    def __init__(self, classes: Sequence[int], *, n_classes: int | None = None, noise: float = 0.2) -> None:
+        centres = centres_of(n_classes or max(classes) + 1)
+        drawn = torch.randn(len(classes), N_FEATURES, generator=generator(0, "tiny feats"))
+        self.x = F.normalize(centres[torch.tensor(classes)] + noise * drawn, dim=1)
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.x)
+
+    def batch(self, rows: Tensor, view: str, *, seed: int, device: torch.device) -> Tensor:
+        size = {"clean": 0.0, "weak": 0.03, "strong": 0.1}[view]
+        draws = [torch.randn(N_FEATURES, generator=generator(seed, view, row)) for row in rows.tolist()]
+        return F.normalize(self.x[rows] + size * torch.stack(draws), dim=1).to(device)
+
+    def prefetch(self, rows: Tensor) -> None:
+        pass
+
+
+def concepts_of(n_classes: int, *, off: float = 0.15, mismatched: Sequence[int] = ()) -> Concepts:
+    """Class features ``off`` their centres; those of ``mismatched`` classes point away from every image."""
+    centres = centres_of(n_classes)
+    feats = centres + off * torch.randn(n_classes, N_FEATURES, generator=generator(0, "tiny texts"))
+    for c in mismatched:
+        feats[c] = 0.3 * torch.randn(N_FEATURES, generator=generator(c, "tiny mismatch")) - 2 * centres.sum(0)
+    return Concepts(F.normalize(feats, dim=1), LOGIT_SCALE)
+
+
+@dataclass
+class BuildTowers:
+    """A `types.BuildNet` of recipes that read class names: stored features beside those of the names."""
+
+    concepts: Concepts
+
+    def __call__(self, n_outputs: int, *, head: Literal["linear", "cosine"] = "linear") -> nn.Module:
+        raise AssertionError("these recipes are built on towers")
+
+    def towers(self, tune: str = "none") -> Any:
+        assert tune == "none"
+        return EmbeddedTowers(self.concepts.feats, logit_scale=self.concepts.logit_scale)
 
 
 class TinyNet(nn.Module):
@@ -76,6 +129,9 @@ class BuildTiny:
 
     def __call__(self, n_outputs: int, *, head: Literal["linear", "cosine"] = "linear") -> nn.Module:
         return TinyNet(n_outputs, head=head, norm=self.norm)
+
+    def towers(self, tune: str = "none") -> Any:
+        raise AssertionError("this network reads no words")
 
 
 @dataclass
@@ -109,6 +165,14 @@ def task_of(counts: Sequence[int], *, n_unlabelled: int = 0, groups: Tensor | No
     return Task(labels, tuple(f"class {c}" for c in range(len(counts))), groups=groups)
 
 
+def text_task_of(counts: Sequence[int], *, every: int = 3) -> Task:
+    """Every third image keeps its label (``every`` = 0: none does), and the classes have features of their names."""
+    truth = torch.tensor(classes_of(counts))
+    known = torch.arange(len(truth)) % every == 0 if every else torch.zeros(len(truth), dtype=torch.bool)
+    names = tuple(f"class {c}" for c in range(len(counts)))
+    return Task(torch.where(known, truth, -1), names, concepts=concepts_of(len(counts)))
+
+
 def options_of(seed: int = 0, **changed: Any) -> LoopOptions:
     return LoopOptions(**{"seed": seed, "device": "cpu", "precision": "fp32", "show_progress": False, **changed})
 
@@ -125,13 +189,25 @@ def run_method(
     began: str | None = None,
     checkpoint_minutes: float = 5.0,
 ) -> tuple[Trained, list[float]]:
-    """Train a registered method on tiny images of these class counts; its result and the loss of each forward."""
+    """Train a registered method on tiny images of these class counts; its result and the loss of each forward.
+
+    Methods that read class names see features, and a label on every third image only.
+    """
     recorded = Recorded(METHODS[name].recipe, rest_s, None if began is None else Path(began))
     cfg = resolve_config(METHODS[name], settings)
     options = options_of(seed, checkpoint_minutes=checkpoint_minutes)
-    views = TinyViews(classes_of(counts))
-    trained = train(recorded, cfg, task_of(counts), views, BuildTiny(norm), options=options, run=run)
+    task, views, build = inputs_of(name, counts, norm=norm)
+    trained = train(recorded, cfg, task, views, build, options=options, run=run)
     return trained, recorded.losses
+
+
+def inputs_of(name: str, counts: Sequence[int], *, norm: bool = True) -> tuple[Task, ViewSource, BuildNet]:
+    """What a registered method is trained on."""
+    if METHODS[name].needs == "text":
+        task = text_task_of(counts)
+        assert task.concepts is not None
+        return task, TinyFeats(classes_of(counts), n_classes=len(counts)), BuildTowers(task.concepts)
+    return task_of(counts), TinyViews(classes_of(counts)), BuildTiny(norm)
 
 
 def tensors_of(state: State) -> dict[str, Tensor]:

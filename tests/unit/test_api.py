@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 import evenkeel as ek
-from evenkeel import api
+from evenkeel import fitting
 from evenkeel.errors import ConfigError, DataError
 from pictures import write_folders
 
@@ -87,7 +87,7 @@ def test_fit__an_array_of_images_by_name_and_by_object_is_one_run(run: ek.Run, p
 def test_fit__epochs_on_a_cpu_are_what_it_can_afford(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "CPU_IMAGES", 160)  # 16 labelled images remain for training: ten epochs
+    monkeypatch.setattr(fitting, "CPU_IMAGES", 160)  # 16 labelled images remain for training: ten epochs
     done = ek.fit(photos, out=tmp_path / "run", settings={"batch_size": 16}, **FAST)
     assert yaml.safe_load((done.path / "config.yaml").read_text(encoding="utf-8"))["settings"]["epochs"] == 10
 
@@ -132,9 +132,14 @@ def test_inspect__a_problem_is_told_once(tmp_path: Path) -> None:
     assert found.runs == "ce"  # nothing is left over: judged as it is
 
 
-def test_inspect__no_method_for_the_situation(photos: Path) -> None:
+def test_inspect__a_method_for_the_situation_or_none(photos: Path, tmp_path: Path) -> None:
     found = ek.inspect(photos / "ant", classes=["ant", "bee"])
-    assert (found.situation.name, found.situation.method, found.runs) == ("no_labels", "cap", None)
+    assert (found.situation.name, found.situation.method, found.runs) == ("no_labels", "cap", "cap")
+    found = ek.inspect(photos, novel=2)
+    assert (found.situation.name, found.situation.method, found.runs) == ("open_world", "lps", None)
+    with pytest.raises(ConfigError, match="its method lps is not in evenkeel"):
+        ek.fit(photos, out=tmp_path / "run", novel=2, size_px=8, device="cpu")
+    assert not (tmp_path / "run").exists()
 
 
 def test_fit__groups_of_a_table_need_to_be_there(photos: Path, tmp_path: Path) -> None:
