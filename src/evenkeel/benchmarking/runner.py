@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from evenkeel import api
-from evenkeel.benchmarking.tables import FULL, TABLES, BenchTable
+from evenkeel.benchmarking.grid import FULL, BenchTable, Given
+from evenkeel.benchmarking.pools import as_given, converted, descriptions_of, target_pool
+from evenkeel.benchmarking.printing import folder_of, format_table, summary_of
+from evenkeel.benchmarking.tables import TABLES
 from evenkeel.data import splits
 from evenkeel.data.cards import dataset_card
 from evenkeel.data.registry import open_dataset
 from evenkeel.data.table import LabelTable
 from evenkeel.errors import ConfigError
-from evenkeel.methods.registry import method_named, resolve_config
 from evenkeel.train.processes import accelerator_for
 
 SUBSET_SEED = 0  # the images of a table are the same for every cell and seed
@@ -36,6 +34,8 @@ def bench(
     full: bool = False,
     jobs: int = 1,
     device: str = "auto",
+    model: str | None = None,
+    descriptions: str | Path | None = None,
 ) -> str:
     """Run the cells of a benchmark table that are not finished yet, and return the table as Markdown.
 
@@ -48,34 +48,44 @@ def bench(
       full: the published schedule and all images instead of the reduced ones.
       jobs: cells run side by side, each in a process with its share of the cores.
       device: auto, cpu or cuda.
+      model: the vision-language model of the tables whose names begin with cap, by id or path.
+      descriptions: JSON, {dataset: {class: texts}}, for cells with descriptions; None = descriptions.json beside the
+        model's folder. Cells finished with other ones are not run again: give another ``out``.
 
     Returns: Markdown: mean and standard deviation over the seeds, published numbers, seconds, hardware, commit.
 
-    Raises: ConfigError for a table or cell that does not exist; OfflineError if the data cannot be reached.
+    Raises: ConfigError for a table or cell that does not exist, or a model where none belongs or none is named;
+      OfflineError if the data cannot be reached.
     """
     if table is None:
-        return "\n".join(f"{name:16} {t.title}; cells: {', '.join(t.cells)}" for name, t in TABLES.items())
+        return "\n".join(f"{name:20} {t.title}; cells: {', '.join(t.cells)}" for name, t in TABLES.items())
     grid = _table_named(table)
+    _check_fits(table, grid, model=model, full=full)
     wanted = list(cells) or list(grid.cells)
     for name in wanted:
         if name not in grid.cells:
             raise ConfigError(f"table {table} has no cell {name!r}", fix=f"its cells: {', '.join(grid.cells)}")
     places = [(name, seed) for seed in (seeds or grid.seeds) for name in wanted]
-    root = Path(out) / grid.place(full=full)
-    missing = [(name, seed) for name, seed in places if not _summary(_folder(root, grid, name, seed))]
+    root = Path(out) / grid.place(full=full, model=model)
+    missing = [(name, seed) for name, seed in places if not summary_of(folder_of(root, grid, name, seed))]
     if jobs > 1 and len(missing) > 1:
-        _run_side_by_side(table, missing, data=data, out=out, full=full, jobs=jobs, device=device)
+        words = {"--data": data, "--out": out, "--device": device, "--model": model, "--descriptions": descriptions}
+        _run_side_by_side(table, missing, options=words, full=full, jobs=jobs, device=device)
+    elif missing and model is not None:
+        _run_pool_cells(grid, missing, root=root, data=data, model=model, descriptions=descriptions, device=device)
     elif missing:
         train, test = table_data(grid, data, full=full)
         for name, seed in missing:
-            run_cell(grid, name, seed, train, test, folder=_folder(root, grid, name, seed), full=full, device=device)
-    return format_table(table, root, wanted, list(seeds or grid.seeds), full=full)
+            run_cell(grid, name, seed, train, test, folder=folder_of(root, grid, name, seed), full=full, device=device)
+    return format_table(grid, root, wanted, list(seeds or grid.seeds), full=full)
 
 
 def table_data(grid: BenchTable, data: str | Path | None, *, full: bool = False) -> tuple[LabelTable, LabelTable]:
     """Training and test images of a table, cut as it says."""
     train = open_dataset(grid.dataset, root=data, split="train")
     test = open_dataset(grid.dataset, root=data, split="test")
+    if grid.is_pool:
+        return target_pool(train, grid.dataset), test
     n_classes = len(train.class_names)
     if grid.ratio is not None:
         n_max = None if full else grid.n_max
@@ -118,73 +128,79 @@ def run_cell(
     )
 
 
-def format_table(table: str, root: Path, cells: Sequence[str], seeds: Sequence[int], *, full: bool) -> str:
-    """Markdown of the cells that are finished, scores in percent."""
-    grid = TABLES[table]
-    lines = [
-        f"### {grid.title}",
-        "",
-        "| | balanced acc. | many | medium | few | ECE | ECE few | published | train s | seeds |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    machines = set()
-    for name in cells:
-        cell = grid.cells[name]
-        folders = [folder for seed in seeds if _summary(folder := _folder(root, grid, name, seed))]
-        found = [summary for folder in folders if (summary := _summary(folder))]
-        if not found:
-            continue
-        scores = [summary["test"] for summary in found]
-        columns = [
-            _spread([s.get(key) for s in scores])
-            for key in ("balanced_accuracy", "many", "medium", "few", "ece", "ece_few")
-        ]
-        published = "" if cell.published is None else f"{cell.published:.2f}"
-        seconds = statistics.mean(s["seconds"]["train"] for s in found)
-        lines.append(f"| {cell.title} | {' | '.join(columns)} | {published} | {seconds:.0f} | {len(found)} |")
-        machines |= {_machine(folder) for folder in folders}
-    lines += ["", f"Schedule: {_schedule(grid, full=full)}.", *(f"Ran on {m}." for m in sorted(machines))]
-    if any(grid.cells[name].published for name in cells):
-        lines.append(f"Published: {grid.source}.")
-    return "\n".join(lines)
+def run_pool_cell(
+    grid: BenchTable,
+    name: str,
+    seed: int,
+    pool: LabelTable,
+    test: LabelTable,
+    *,
+    folder: Path,
+    model: str,
+    descriptions: str | Path | None,
+    device: str,
+) -> api.Run:
+    """Adapt the model to a target pool and score it, one cell with one seed; continues a run that was cut off.
 
-
-def _schedule(grid: BenchTable, *, full: bool) -> str:
-    if full:
-        return "published, 200 epochs"
-    cfg = resolve_config(method_named("ce"), {"epochs": grid.epochs, "batch_size": grid.batch_size})
-    cut = []
-    if grid.n_max is not None:
-        cut.append(f"at most {grid.n_max:,} images per class")
-    if grid.track_frac is not None:
-        cut.append(f"{grid.track_frac:.0%} of the tracks")
-    images = f", {', '.join(cut)}" if cut else ""
-    return (
-        f"REDUCED to {grid.epochs} epochs{images}; batch {cfg.batch_size}, lr {cfg.lr}, {cfg.schedule}, weight decay "
-        f"{cfg.weight_decay}, ResNet-32"
+    Args:
+      grid, name, seed: which cell.
+      pool, test: images as the cell is to see them, with all labels and the official class names.
+      folder: of the run.
+      model, descriptions, device: see `bench`.
+    """
+    cell = grid.cells[name]
+    assert cell.given is not None, "a cell of a pool says what it is given"
+    official = pool.class_names
+    train = as_given(pool, cell.given, seed=seed)
+    texts = None
+    if cell.given.use_descriptions:
+        texts = descriptions_of(descriptions, model, grid.dataset, official, train.class_names)
+    return api.fit(
+        train,
+        out=folder,
+        test=as_given(test, Given(labels="all", n_nonsense=cell.given.n_nonsense), seed=seed),
+        method=cell.method,
+        model=model,
+        views="embeddings",
+        templates=cell.given.templates,
+        descriptions=texts,
+        seed=seed,
+        device=device,
+        flip="on" if dataset_card(grid.dataset).flip else "off",
+        evaluations=0,
+        resume=folder.exists(),
+        settings=cell.settings,
     )
 
 
-def _spread(values: list[float | None]) -> str:
-    there = [100 * value for value in values if value is not None and math.isfinite(value)]
-    if not there:
-        return ""
-    return f"{statistics.mean(there):.1f}" + (f" ± {statistics.stdev(there):.1f}" if len(there) > 1 else "")
-
-
-def _machine(folder: Path) -> str:
-    there = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    threads = f"{there['n_threads']} thread{'s' if there['n_threads'] > 1 else ''}"
-    return f"{there['device']} ({there['processor']}, {threads}), {there['precision_used']}, commit {there['commit']}"
-
-
-def _folder(root: Path, grid: BenchTable, name: str, seed: int) -> Path:
-    return root / grid.cells[name].key / f"seed-{seed}"
-
-
-def _summary(folder: Path) -> dict[str, Any] | None:
-    path = folder / "summary.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+def _run_pool_cells(
+    grid: BenchTable,
+    missing: Sequence[tuple[str, int]],
+    *,
+    root: Path,
+    data: str | Path | None,
+    model: str,
+    descriptions: str | Path | None,
+    device: str,
+) -> None:
+    """Cells one after another; images that are put out of domain are so once for all of them."""
+    plain = table_data(grid, data)
+    seen: dict[str, tuple[LabelTable, LabelTable]] = {}
+    for name, seed in missing:
+        given = grid.cells[name].given
+        assert given is not None
+        if given.images not in seen:
+            seen[given.images] = (converted(plain[0], given.images), converted(plain[1], given.images))
+        run_pool_cell(
+            grid,
+            name,
+            seed,
+            *seen[given.images],
+            folder=folder_of(root, grid, name, seed),
+            model=model,
+            descriptions=descriptions,
+            device=device,
+        )
 
 
 def _table_named(name: str) -> BenchTable:
@@ -193,12 +209,23 @@ def _table_named(name: str) -> BenchTable:
     return TABLES[name]
 
 
+def _check_fits(table: str, grid: BenchTable, *, model: str | None, full: bool) -> None:
+    if grid.is_pool and model is None:
+        raise ConfigError(
+            f"table {table} adapts a vision-language model, and none is named",
+            fix="name one with --model, by id or path",
+        )
+    if grid.is_pool and full:
+        raise ConfigError(f"table {table} has one schedule", fix="leave --full out")
+    if not grid.is_pool and model is not None:
+        raise ConfigError(f"table {table} trains its own network", fix="leave --model out")
+
+
 def _run_side_by_side(
     table: str,
     places: Sequence[tuple[str, int]],
     *,
-    data: str | Path | None,
-    out: str | Path,
+    options: Mapping[str, object],
     full: bool,
     jobs: int,
     device: str,
@@ -206,24 +233,12 @@ def _run_side_by_side(
     """Each missing cell in a process of its own; the first that fails stops the rest."""
     accelerator_for(device)  # a device that does not exist should be said once, not by every process
     threads = max(1, (os.cpu_count() or 1) // jobs)
+    same = [word for flag, value in options.items() if value is not None for word in (flag, str(value))]
+    same += ["--full"] if full else []
 
     def run(place: tuple[str, int]) -> None:
         name, seed = place
-        words = [
-            "bench",
-            "--table",
-            table,
-            "--cells",
-            name,
-            "--seeds",
-            str(seed),
-            "--out",
-            str(out),
-            "--device",
-            device,
-        ]
-        words += ["--data", str(data)] if data is not None else []
-        words += ["--full"] if full else []
+        words = ["bench", "--table", table, "--cells", name, "--seeds", str(seed), *same]
         subprocess.run(
             [sys.executable, "-m", "evenkeel.cli", *words],
             check=True,

@@ -1,90 +1,11 @@
-"""The benchmark tables: data, cells, schedules and published numbers, as plain values."""
+"""The benchmark tables by name: those of CVS on labelled long-tailed images here, those of CAP from cap_tables.py."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
-FULL: Mapping[str, object] = {
-    "epochs": 200,
-    "batch_size": 128,
-    "lr": 0.1,
-    "weight_decay": 2e-4,
-    "schedule": "step",
-    "warmup_epochs": 5.0,
-}
-"""The published schedule (methods of the CVS paper: 200 epochs, x0.1 at 80% and 90%)."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One column of a grid: a method with the settings that make it this cell.
-
-    Attributes:
-      title: what the table prints.
-      method: name in methods.registry.METHODS.
-      settings: fields of the method's Config.
-      reduced: further settings at the reduced schedule only.
-      published: accuracy in percent at the full schedule, where there is one.
-    """
-
-    title: str
-    method: str
-    settings: Mapping[str, object] = field(default_factory=dict)
-    reduced: Mapping[str, object] = field(default_factory=dict)
-    published: float | None = None
-
-    @property
-    def key(self) -> str:
-        """Folder of this cell: the method and its settings.
-
-        Example:
-          >>> Cell("T0 = 1", "cvs", {"switch_frac": 1.0}).key
-          'cvs,switch_frac=1.0'
-        """
-        return ",".join([self.method, *(f"{key}={value}" for key, value in sorted(self.settings.items()))])
-
-
-@dataclass(frozen=True)
-class BenchTable:
-    """A grid of cells x seeds on one data set.
-
-    Attributes:
-      title: heading.
-      dataset: name in data.cards.DATASETS.
-      ratio: imbalance ratio to cut the training images to, None = as they are.
-      n_max: images of the largest class after the cut (reduced schedule only), None = all.
-      track_frac: share of the groups to keep (reduced schedule only), None = all.
-      epochs, batch_size: of the reduced schedule; the rest is the methods' own defaults.
-      cells: name -> cell.
-      seeds: of the grid.
-      source: of the published numbers.
-    """
-
-    title: str
-    dataset: str
-    cells: Mapping[str, Cell]
-    ratio: float | None = None
-    n_max: int | None = None
-    track_frac: float | None = None
-    epochs: int = 6
-    batch_size: int = 64  # half the published one: a short run needs the steps more than the images
-    seeds: tuple[int, ...] = (0, 1, 2)
-    source: str = ""
-
-    def place(self, *, full: bool) -> str:
-        """Folder of all cells on these images and this schedule: tables that agree on them share their cells.
-
-        Example:
-          >>> TABLES["ablation"].place(full=False) == TABLES["cifar10-lt-100"].place(full=False)
-          True
-        """
-        parts = [self.dataset, f"ratio{self.ratio:g}" if self.ratio else "whole"]
-        if full:
-            return "-".join([*parts, "full"])
-        parts += [f"max{self.n_max}"] if self.n_max else []
-        parts += [f"tracks{self.track_frac:g}"] if self.track_frac else []
-        return "-".join([*parts, f"epochs{self.epochs}", f"batch{self.batch_size}"])
+from evenkeel.benchmarking.cap_tables import CAP_TABLES
+from evenkeel.benchmarking.grid import BenchTable, Cell
 
 
 def _main(published: Mapping[str, float]) -> dict[str, Cell]:
@@ -169,5 +90,6 @@ TABLES: Mapping[str, BenchTable] = {
         },
         ratio=100,
     ),
+    **CAP_TABLES,
 }
 """Every table by the name that ``evenkeel bench --table`` takes."""

@@ -96,7 +96,8 @@ def choose_descriptions(
 
 def _two_best(z: Tensor, class_feats: Tensor) -> tuple[Tensor, Tensor]:
     """The two largest cosines of each image [N, 2], and the class of the first [N]."""
-    parts = [(some @ class_feats.T).topk(min(2, len(class_feats)), dim=1) for some in torch.split(z, 8192)]
+    # a cosine of -1 stands in for the second class where there is only one
+    parts = [F.pad(some @ class_feats.T, (0, 1), value=-1.0).topk(2, dim=1) for some in torch.split(z, 8192)]
     return torch.cat([p.values for p in parts]), torch.cat([p.indices[:, 0] for p in parts])
 
 
@@ -152,7 +153,9 @@ def leftover_concepts(
       [0, 0, 1, 1]
     """
     labels = labels.to(feats.device)
-    z, kept_labels = _thinned(feats), _thinned(labels)
+    rows = torch.cat([_thinned((labels < 0).nonzero().flatten()), _thinned((labels >= 0).nonzero().flatten())])
+    rows = rows.sort().values  # few labels among many images are not thinned out
+    z, kept_labels = feats[rows].float(), labels[rows]
     t = class_feats.float().to(z.device)
     known = ~is_mismatched.to(z.device)
     probs = (logit_scale * z @ t.T).softmax(1)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK = 16_384  # rows of probabilities held at a time
+LEAST_SPREAD = 0.01  # of classes that have one image each, or copies of one: their covariance is not singular
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,13 @@ def fit_shape(
     Source: linear discriminant analysis fitted by EM; Zanella et al. 2024 (arXiv 2406.01837) has the same text prior
       with diagonal covariances and neighbour smoothing. Differs: one full covariance.
 
-    Example: the texts lean the wrong way; the two clumps of images put it right.
-      >>> z = F.normalize(torch.tensor([[1.0, 0.0]] * 4 + [[0.9, 0.1]] + [[0.0, 1.0]] * 4 + [[0.1, 0.9]]), dim=1)
-      >>> text = 2 * F.normalize(torch.tensor([[1.0, 0.5], [0.5, 0.4]]), dim=1)
-      >>> shape = fit_shape(z, text, labels=torch.full((10,), -1), strength=1.0)
+    Example: two clumps of images on a circle; the border halfway between the texts, at 45 degrees, cuts the second.
+      >>> angles = torch.tensor([0.0, 4, 8, 12, 40, 50, 54, 58]).deg2rad()
+      >>> z = torch.stack([angles.cos(), angles.sin()], dim=1)
+      >>> text = 5 * torch.eye(2)
+      >>> shape = fit_shape(z, text, labels=torch.full((8,), -1), strength=1.0)
       >>> (z @ text.T).argmax(1).tolist(), (z @ (text + shape.weight).T + shape.bias).argmax(1).tolist()
-      ([0, 0, 0, 0, 0, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1, 1, 1, 1, 1])
+      ([0, 0, 0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 1, 1, 1, 1])
     """
     z, text_weight = feats.float(), text_weight.float()
     n_rows, n_classes = len(z), len(text_weight)
@@ -72,7 +74,8 @@ def fit_shape(
             break
         means = sums / counts[:, None]
         within = total - (means.T * (counts / counts.sum())) @ means
-        within = (1 - shrinkage) * within + shrinkage * within.diagonal().mean() * eye
+        spread = within.diagonal().mean().clamp(min=LEAST_SPREAD * total.diagonal().mean())
+        within = (1 - shrinkage) * within + shrinkage * spread * eye
         weight = torch.linalg.solve(within, means.T).T
         bias = -0.5 * (weight * means).sum(1) + counts.log()
     weight, bias = strength * (weight - weight.mean(0)), strength * (bias - bias.mean())

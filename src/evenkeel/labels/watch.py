@@ -106,7 +106,8 @@ def warnings_of(logs: Mapping[str, Any], class_names: Sequence[str], epoch: int)
             f"not one image is classified with enough confidence in epoch {epoch + 1}: self-training stands still; "
             "lower confidence, or check that the names fit the images"
         )
-    if logs["largest_share"] > max(0.5, 3 * logs["largest_expected"]):
+    expected = logs["largest_expected"]  # with few classes three times as many is more than all: a third of the others
+    if logs["largest_share"] > max(0.5, min(3 * expected, 1 - (1 - expected) / 3)):
         found.append(
             f"{class_names[logs['largest_class']]!r} takes {logs['largest_share']:.0%} of the pseudolabels in epoch "
             f"{epoch + 1}, {logs['largest_expected']:.0%} were expected: lower lr or margin_scale"

@@ -35,7 +35,7 @@ def _recipe(module: object) -> Recipe:
     return cast(Recipe, module)
 
 
-_BASELINES = {
+_BASELINES: Mapping[vision_language.BaselineName, str] = {
     "zero_shot": "Zero-shot",
     "pseudo_probe": "Probe on zero-shot labels",
     "fpl": "Few pseudolabels",

@@ -1,0 +1,133 @@
+"""What a benchmark table is made of: cells, and the images and schedule that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+FULL: Mapping[str, object] = {
+    "epochs": 200,
+    "batch_size": 128,
+    "lr": 0.1,
+    "weight_decay": 2e-4,
+    "schedule": "step",
+    "warmup_epochs": 5.0,
+}
+"""The published schedule (methods of the CVS paper: 200 epochs, x0.1 at 80% and 90%)."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a cell is given of a target pool (benchmarking.pools): labels, texts, and which images.
+
+    Attributes:
+      labels: of the pool's images: all; none; few (two of every class); few_alone (the same without the other
+        images); some_classes (all of 62% of the classes).
+      templates: what class names are put into, see encoders.templates.templates_named.
+      use_descriptions: texts of how the classes look are there as well.
+      n_nonsense: classes whose name is a made-up word.
+      images: as they are, or put out of the model's domain.
+    """
+
+    labels: Literal["all", "none", "few", "few_alone", "some_classes"] = "none"
+    templates: str = "{}"
+    use_descriptions: bool = False
+    n_nonsense: int = 0
+    images: Literal["plain", "negative", "grey", "blurred"] = "plain"
+
+    @property
+    def parts(self) -> list[str]:
+        """What differs from names alone, for the folder of a cell.
+
+        Example:
+          >>> Given().parts, Given(labels="few", templates="one", use_descriptions=True).parts
+          ([], ['labels=few', 'templates=one', 'descriptions'])
+        """
+        found = [f"labels={self.labels}"] if self.labels != "none" else []
+        found += [f"templates={self.templates}"] if self.templates != "{}" else []
+        found += ["descriptions"] if self.use_descriptions else []
+        found += [f"nonsense={self.n_nonsense}"] if self.n_nonsense else []
+        return [*found, *([f"images={self.images}"] if self.images != "plain" else [])]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of a table: a method with the settings that make it this cell.
+
+    Attributes:
+      title: what the table prints.
+      method: name in methods.registry.METHODS.
+      settings: fields of the method's Config.
+      reduced: further settings at the reduced schedule only.
+      published: accuracy in percent at the full schedule, where there is one.
+      given: what it is given of a target pool; None in tables without one.
+    """
+
+    title: str
+    method: str
+    settings: Mapping[str, object] = field(default_factory=dict)
+    reduced: Mapping[str, object] = field(default_factory=dict)
+    published: float | None = None
+    given: Given | None = None
+
+    @property
+    def key(self) -> str:
+        """Folder of this cell: the method, what it is given, and its settings.
+
+        Example:
+          >>> Cell("T0 = 1", "cvs", {"switch_frac": 1.0}).key
+          'cvs,switch_frac=1.0'
+        """
+        given = [] if self.given is None else self.given.parts
+        return ",".join([self.method, *given, *(f"{key}={value}" for key, value in sorted(self.settings.items()))])
+
+
+@dataclass(frozen=True)
+class BenchTable:
+    """A grid of cells x seeds on one data set.
+
+    Attributes:
+      title: heading.
+      dataset: name in data.cards.DATASETS.
+      ratio: imbalance ratio to cut the training images to, None = as they are.
+      n_max: images of the largest class after the cut (reduced schedule only), None = all.
+      track_frac: share of the groups to keep (reduced schedule only), None = all.
+      epochs, batch_size: of the reduced schedule; the rest is the methods' own defaults.
+      cells: name -> cell.
+      seeds: of the grid.
+      source: of the published numbers.
+      is_pool: the training images are a target pool, and a vision-language model that the user names is adapted to
+        them; the schedule is the methods' own.
+    """
+
+    title: str
+    dataset: str
+    cells: Mapping[str, Cell]
+    ratio: float | None = None
+    n_max: int | None = None
+    track_frac: float | None = None
+    epochs: int = 6
+    batch_size: int = 64  # half the published one: a short run needs the steps more than the images
+    seeds: tuple[int, ...] = (0, 1, 2)
+    source: str = ""
+    is_pool: bool = False
+
+    def place(self, *, full: bool, model: str | None = None) -> str:
+        """Folder of all cells on these images, this model and schedule: tables that agree on them share their cells.
+
+        Example:
+          >>> BenchTable("GTSRB", "gtsrb", {}, track_frac=0.2, epochs=3).place(full=False)
+          'gtsrb-whole-tracks0.2-epochs3-batch64'
+          >>> BenchTable("CAP", "gtsrb", {}, is_pool=True).place(full=False, model="models/tiny-clip")
+          'gtsrb-pool-tiny-clip'
+        """
+        if self.is_pool:
+            return f"{self.dataset}-pool-{Path(model or 'none').name}"
+        parts = [self.dataset, f"ratio{self.ratio:g}" if self.ratio else "whole"]
+        if full:
+            return "-".join([*parts, "full"])
+        parts += [f"max{self.n_max}"] if self.n_max else []
+        parts += [f"tracks{self.track_frac:g}"] if self.track_frac else []
+        return "-".join([*parts, f"epochs{self.epochs}", f"batch{self.batch_size}"])
