@@ -92,7 +92,7 @@ def _before_after(key: str, *, scale: float = 100) -> Callable[[Sequence[Run]], 
 
 def _replaced_found(runs: Sequence[Run]) -> str:
     """How many of the made-up names were detected, and how many of the others."""
-    there = [(set(run["begin"]["mismatched"]), run["made_up"]) for run in runs if run["begin"].get("mismatched")]
+    there = [(set(run["begin"]["mismatched"]), run["made_up"]) for run in runs if "mismatched" in run["begin"]]
     if not any(made_up for _, made_up in there):
         return ""
     found = statistics.mean(len(detected & made_up) for detected, made_up in there)

@@ -1,0 +1,193 @@
+"""Target pools, what is hidden of them, made-up names, transformed images, descriptions."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from evenkeel.benchmarking.grid import Given
+from evenkeel.benchmarking.pools import as_given, converted, descriptions_of, target_pool, with_nonsense
+from evenkeel.data.registry import open_dataset
+from evenkeel.data.table import Images, LabelTable
+from evenkeel.errors import ConfigError, DataError
+
+SHARED = Path(os.environ.get("EVENKEEL_SHARED", Path(__file__).parents[4] / "shared"))
+needs_data = pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="the data sets are not on this machine")
+NAMES = tuple("abcdefghij")
+
+
+def table_of(ids: list[str], labels: list[int], *, pixels: NDArray[np.uint8] | None = None) -> LabelTable:
+    """A table whose images exist only if their pixels [N, H, W, 3] are given."""
+    if pixels is None:
+        images = Images(paths=pa.array(ids, pa.large_string()))
+    else:
+        cells = []
+        for each in pixels:
+            encoded = io.BytesIO()
+            Image.fromarray(each).save(encoded, "PNG")
+            cells.append({"bytes": encoded.getvalue(), "path": None})
+        features = datasets.Features({"image": datasets.Image(decode=False)})
+        images = Images(dataset=datasets.Dataset.from_dict({"image": cells}, features=features))
+    return LabelTable(images, pa.array(ids, pa.large_string()), np.array(labels, dtype=np.int32), NAMES)
+
+
+@pytest.fixture
+def pool() -> LabelTable:
+    """5 images of every class."""
+    labels = np.repeat(np.arange(10), 5).tolist()
+    return table_of([f"{label}/{row}.jpg" for row, label in enumerate(labels)], labels)
+
+
+def test_target_pool__takes_the_images_that_the_model_has_not_seen() -> None:
+    cifar = table_of(["airplane/2499.jpg", "airplane/2500.jpg", "cat/0000.jpg", "cat/4999.jpg"], [0, 0, 1, 1])
+    assert target_pool(cifar, "cifar10").ids.to_pylist() == ["airplane/2500.jpg", "cat/4999.jpg"]
+    signs = table_of(["00000/00000_00001.jpg", "00000/00001_00000.jpg", "00042/00011_00029.jpg"], [0, 0, 1])
+    assert target_pool(signs, "gtsrb").ids.to_pylist() == ["00000/00001_00000.jpg", "00042/00011_00029.jpg"]
+
+
+@pytest.mark.parametrize(("dataset", "name"), [("cifar10", "17"), ("cifar10", "cat/a2500.jpg"), ("gtsrb", "00001.jpg")])
+def test_target_pool__refuses_ids_that_do_not_tell(dataset: str, name: str) -> None:
+    with pytest.raises(DataError, match=f"the id '{name}' of row 0 does not say .* target pool of {dataset}"):
+        target_pool(table_of([name], [0]), dataset)
+
+
+@needs_data
+@pytest.mark.parametrize(("dataset", "n_pool"), [("cifar10", 25_000), ("gtsrb", 19_319)])
+def test_target_pool__of_the_data_sets(dataset: str, n_pool: int) -> None:
+    train = open_dataset(dataset, root=SHARED / "data", split="train")
+    found = target_pool(train, dataset)
+    assert len(found) == n_pool
+    if dataset == "cifar10":
+        assert found.counts().tolist() == [2500] * 10
+        return
+    assert train.groups is not None
+    assert found.groups is not None
+    ids = set(found.ids.to_pylist())
+    rest = np.array([i not in ids for i in train.ids.to_pylist()])
+    assert not set(found.groups.tolist()) & set(train.groups[rest].tolist())  # no sign is on both sides
+    assert (found.counts() > 0).all()
+
+
+def test_as_given__hides_every_label_and_keeps_the_truth_apart(pool: LabelTable) -> None:
+    found = as_given(pool, Given(), seed=0)
+    assert (found.labels == -1).all()
+    assert found.truth is not None
+    assert found.truth.tolist() == pool.labels.tolist()
+    assert found.truth_names == found.class_names == NAMES
+    assert (pool.labels >= 0).all()  # the pool itself is as it was
+
+
+def test_as_given__few_labels_are_two_of_every_class_drawn_by_the_seed(pool: LabelTable) -> None:
+    first, same, other = (as_given(pool, Given(labels="few"), seed=seed) for seed in (0, 0, 1))
+    assert first.counts().tolist() == [2] * 10
+    known = first.labels >= 0
+    assert (first.labels[known] == pool.labels[known]).all()
+    assert first.labels.tolist() == same.labels.tolist() != other.labels.tolist()
+    alone = as_given(pool, Given(labels="few_alone"), seed=0)
+    assert alone.ids.to_pylist() == [
+        name for name, is_known in zip(pool.ids.to_pylist(), known, strict=True) if is_known
+    ]
+    assert alone.labels.tolist() == first.labels[known].tolist()
+
+
+def test_as_given__some_classes_are_labelled_in_full(pool: LabelTable) -> None:
+    found = [as_given(pool, Given(labels="some_classes"), seed=seed) for seed in range(4)]
+    for table in found:
+        assert sorted(table.counts().tolist()) == [0] * 4 + [5] * 6  # 62% of 10 classes, cut to 6
+    assert len({tuple(table.counts()) for table in found}) > 1
+
+
+def test_as_given__all_labels_leave_no_truth_beside_them(pool: LabelTable) -> None:
+    found = as_given(pool, Given(labels="all"), seed=0)
+    assert found.labels.tolist() == pool.labels.tolist()
+    assert found.truth is None
+
+
+def test_with_nonsense__replaces_as_many_as_asked_by_different_words() -> None:
+    official = [f"class {k}" for k in range(43)]
+    found = with_nonsense(official, 26, seed=3)
+    replaced = [now for now, was in zip(found, official, strict=True) if now != was]
+    assert len(replaced) == len(set(replaced)) == 26
+    assert all(word.isalpha() and len(word) == 7 for word in replaced)
+    assert found == with_nonsense(official, 26, seed=3)
+    assert found != with_nonsense(official, 26, seed=4)
+    assert with_nonsense(official, 0, seed=3) == tuple(official)
+
+
+def pixels_of(table: LabelTable) -> NDArray[np.float64]:
+    return np.stack([np.asarray(table.image(row), dtype=np.float64) for row in range(len(table))])
+
+
+@pytest.fixture
+def noise() -> LabelTable:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    return table_of(["a/0.png", "a/1.png", "b/2.png"], [0, 0, 1], pixels=pixels)
+
+
+def test_converted__negative_is_255_minus_every_value(noise: LabelTable) -> None:
+    assert (pixels_of(converted(noise, "negative")) == 255 - pixels_of(noise)).all()
+
+
+def test_converted__grey_is_the_luminance_in_all_channels(noise: LabelTable) -> None:
+    found = pixels_of(converted(noise, "grey"))
+    luminance = pixels_of(noise) @ np.array([0.299, 0.587, 0.114])  # ITU-R 601
+    assert np.abs(found - luminance[..., None]).max() <= 1.0  # rounding
+    assert found.std() > 20
+
+
+def test_converted__blur_leaves_what_a_gaussian_of_two_pixels_leaves_of_noise(noise: LabelTable) -> None:
+    before, after = (pixels_of(table)[:, 6:-6, 6:-6] for table in (noise, converted(noise, "blurred")))
+    # the sum of squared weights of a Gaussian: 1 / (4 pi sigma^2) = 0.0199; the neighbours that are left are alike
+    assert 0.012 < after.var() / before.var() < 0.03
+    assert abs(after.mean() - before.mean()) < 4
+    flat = table_of(["a/0.png"], [0], pixels=np.full((1, 32, 32, 3), 77, dtype=np.uint8))
+    assert (pixels_of(converted(flat, "blurred")) == 77).all()
+
+
+def test_converted__changes_nothing_but_the_images(noise: LabelTable) -> None:
+    found = converted(noise, "grey")
+    assert found.ids.to_pylist() == noise.ids.to_pylist()
+    assert found.labels.tolist() == noise.labels.tolist()
+    assert found.fingerprint != noise.fingerprint
+    assert converted(noise, "plain") is noise
+
+
+def described(folder: Path, entries: Any) -> Path:
+    file = folder / "descriptions.json"
+    file.write_text(json.dumps(entries))
+    return file
+
+
+def test_descriptions_of__follow_the_class_and_not_the_name(tmp_path: Path) -> None:
+    described(tmp_path, {"cifar10": {"cat": ["soft", "small"], "owl": "large eyes"}})
+    found = descriptions_of(None, str(tmp_path / "clip"), "cifar10", ["cat", "dog", "owl"], ["zubag", "dog", "owl"])
+    assert found == {"zubag": ["soft", "small"], "owl": ["large eyes"]}
+    elsewhere = tmp_path / "other"
+    elsewhere.mkdir()
+    file = described(elsewhere, {"cifar10": {"dog": ["loud"]}})
+    assert descriptions_of(file, str(tmp_path / "clip"), "cifar10", ["dog"], ["dog"]) == {"dog": ["loud"]}
+
+
+def test_descriptions_of__names_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no descriptions: there is no .*descriptions[.]json"):
+        descriptions_of(None, str(tmp_path / "clip"), "cifar10", ["cat"], ["cat"])
+    for entries, message in (
+        ({"gtsrb": {}}, "KeyError: 'cifar10'"),
+        ({"cifar10": {"unicorn": ["white"]}}, "'unicorn' is not in list"),
+        (["cat"], "TypeError"),
+        ({"cifar10": ["cat"]}, "AttributeError"),
+    ):
+        file = described(tmp_path, entries)
+        with pytest.raises(DataError, match=message) as raised:
+            descriptions_of(file, "clip", "cifar10", ["cat"], ["cat"])
+        assert str(file) in str(raised.value)
