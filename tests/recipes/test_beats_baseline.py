@@ -1,10 +1,11 @@
-"""On real images with a long tail, a method must beat plain cross-entropy on a balanced test set."""
+"""A method must beat the plain way: cross-entropy on real images with a long tail, class names alone on unlabelled ones."""
 
 from typing import Literal
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ from evenkeel.encoders.backbones import CosineHead
 from evenkeel.methods.registry import METHODS, resolve_config
 from evenkeel.predict import answer
 from evenkeel.train.loop import train
-from evenkeel.types import Task
+from evenkeel.types import Concepts, Task
 
 SEEDS = (0, 1, 2)
 
@@ -86,3 +87,32 @@ def test_cvs__beats_cross_entropy_on_long_tailed_digits() -> None:
     assert min(plain) > 0.8  # the baseline is no straw man
     assert gains.min() > 0
     assert gains.mean() > 0.01
+
+
+def cap_accuracies(seed: int) -> tuple[float, float]:
+    """Of CAP, and of the class names alone, on an unlabelled long-tailed pool of which one name fits no image."""
+    truth = torch.tensor(tiny.classes_of((60, 40, 25, 25, 15, 10)))
+    g = torch.Generator().manual_seed(seed)
+    centres = torch.linalg.qr(torch.randn(tiny.N_FEATURES, 6, generator=g)).Q.T
+    views = tiny.TinyFeats(truth.tolist())
+    views.x = F.normalize(centres[truth] + 0.1 * torch.randn(len(truth), tiny.N_FEATURES, generator=g), dim=1)
+    texts = centres + 0.25 * torch.randn(6, tiny.N_FEATURES, generator=g)
+    texts[seed % 6] = -centres.sum(0) + 0.1 * torch.randn(tiny.N_FEATURES, generator=g)
+    concepts = Concepts(F.normalize(texts, dim=1), tiny.LOGIT_SCALE)
+    task = Task(torch.full((len(truth),), -1), tuple("abcdef"), concepts=concepts)
+    recipe, cfg = METHODS["cap"].recipe, resolve_config(METHODS["cap"], {"epochs": 10, "steps_per_epoch": 10})
+    state = train(recipe, cfg, task, views, tiny.BuildTowers(concepts), options=tiny.options_of(seed)).state
+    with torch.no_grad():
+        found = recipe.predict(cfg, state, views.x).logits.argmax(1)
+    names = (views.x @ concepts.feats.T).argmax(1)
+    ours, theirs = (float((predicted == truth).float().mean()) for predicted in (found, names))
+    return ours, theirs
+
+
+def test_cap__beats_the_class_names_where_one_of_them_fits_no_image() -> None:
+    ours, names = np.array([cap_accuracies(seed) for seed in SEEDS]).T
+    # Measured on a CPU: 1.000 three times, against 0.657, 0.771 and 0.851. The clusters lie apart, so that what is lost
+    # is the unknown class: a repair gives it back whole or not at all.
+    assert 0.5 < names.min()
+    assert names.max() < 0.9  # the unknown class is lost to the names
+    assert ours.min() > 0.95
