@@ -14,6 +14,8 @@ from evenkeel.reporting.run_files import Run, class_rows
 
 MAX_LINES = 12  # of a chart; more classes are shown as quantiles
 COLOURS = {"many": "#0072b2", "medium": "#e69f00", "few": "#d55e00", "": "#0072b2"}  # told apart by colour-blind eyes
+BEFORE, AFTER = "#808080", "#0072b2"  # what training began with, and what it reached
+PERCENT: dict[str, Any] = {"tickformat": ".0%", "rangemode": "tozero"}  # of an axis
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
@@ -24,13 +26,17 @@ class Figure:
     Attributes:
       title: heading above it.
       alt: what a reader who cannot see it should know.
-      data, layout: of plotly.
+      data, layout: of plotly. ``layout["meta"]["narrow"]``, if there, replaces parts of the layout on narrow screens.
+      is_wide: takes the width of the page, not of a column.
+      least_px: width under which it is scrolled rather than squeezed; 0 = none.
     """
 
     title: str
     alt: str
     data: list[dict[str, Any]]
     layout: dict[str, Any]
+    is_wide: bool = False
+    least_px: int = 0
 
 
 def count_figures(run: Run) -> list[Figure]:
@@ -53,7 +59,7 @@ def count_figures(run: Run) -> list[Figure]:
         "mode": "lines+markers" if len(counts) <= 50 else "lines",
         "x": list(range(1, len(counts) + 1)),
         "y": [counts[c] or None for c in order],
-        "text": [_text(names[c]) for c in order],
+        "text": [plain_text(names[c]) for c in order],
         "hovertemplate": "%{text}: %{y:,} images<extra></extra>",
         "line": {"color": COLOURS[""]},
     }
@@ -62,12 +68,12 @@ def count_figures(run: Run) -> list[Figure]:
     scale, axis = (" (log scale)", {"type": "log", "dtick": 1}) if is_log else ("", {"rangemode": "tozero"})
     span = f"most {names[most]} ({counts[most]:,}), fewest {names[least]} ({counts[least]:,})"
     return [
-        Figure("Labelled images per class", f"Bar chart: {span}.", [bars], _layout("", "images", names=names)),
+        Figure("Labelled images per class", f"Bar chart: {span}.", [bars], axes_layout("", "images", names=names)),
         Figure(
             f"Long-tail profile: {ratio}, Gini {skew['gini']:.2f}",
             f"Line chart of the class counts from largest to smallest{scale}: {span}; {ratio}.",
             [profile],
-            _layout("class, from most to fewest images", f"images{scale}", y=axis),
+            axes_layout("class, from most to fewest images", f"images{scale}", y=axis),
         ),
     ]
 
@@ -83,23 +89,27 @@ def curve_figures(run: Run) -> list[Figure]:
     epochs, figures = run.epochs, []
     x = [record.get("epoch", i) + 1 for i, record in enumerate(epochs)]
     if len(epochs) > 1 and any("loss" in r for r in epochs):
-        losses = [_finite(record.get("loss")) for record in epochs]
-        figures.append(_lines("Training loss", "epoch", "loss", {"loss": (x, losses)}))
+        losses = [finite(record.get("loss")) for record in epochs]
+        figures.append(line_figure("Training loss", "epoch", "loss", {"loss": (x, losses)}))
     elif len(run.steps) > 1:
-        losses = [_finite(record.get("loss")) for record in run.steps]
-        figures.append(_lines("Training loss", "step logged", "loss", {"loss": (list(range(len(losses))), losses)}))
+        losses = [finite(record.get("loss")) for record in run.steps]
+        figures.append(
+            line_figure("Training loss", "step logged", "loss", {"loss": (list(range(len(losses))), losses)})
+        )
     curves: dict[str, tuple[list[Any], list[Any]]] = {}
     if any("train_accuracy" in r for r in epochs):
-        curves["training, as augmented"] = (x, [_finite(r.get("train_accuracy")) for r in epochs])
+        curves["training, as augmented"] = (x, [finite(r.get("train_accuracy")) for r in epochs])
     scored = [(at, record["test"]) for at, record in zip(x, epochs, strict=True) if record.get("test")]
     for key in ("balanced_accuracy", *GROUPS):
-        found = [(at, _finite(test[key])) for at, test in scored if test.get(key) is not None]
+        found = [(at, finite(test[key])) for at, test in scored if test.get(key) is not None]
         if found:
             curves[f"test, {key.replace('_accuracy', '')}"] = ([at for at, _ in found], [v for _, v in found])
     if curves:
-        figures.append(_lines("Accuracy while training", "epoch", "accuracy", curves, y=_PERCENT))
+        figures.append(line_figure("Accuracy while training", "epoch", "accuracy", curves, y=PERCENT))
     if len(epochs) > 1 and any("lr" in r for r in epochs):
-        figures.append(_lines("Learning rate", "epoch", "rate", {"lr": (x, [_finite(r.get("lr")) for r in epochs])}))
+        figures.append(
+            line_figure("Learning rate", "epoch", "rate", {"lr": (x, [finite(r.get("lr")) for r in epochs])})
+        )
     return figures
 
 
@@ -120,7 +130,7 @@ def class_figures(run: Run) -> list[Figure]:
     worst, best = min(rows, key=lambda r: r["recall"]), max(rows, key=lambda r: r["recall"])
     span = f"best {best['name']} ({percent(best['recall'])}), worst {worst['name']} ({percent(worst['recall'])})"
     title = "Accuracy per class" + (", most training images first" if run.counts else "")
-    return [Figure(title, f"Bar chart: {span}.", [bars], _layout("", "accuracy", names=names, y=_PERCENT))]
+    return [Figure(title, f"Bar chart: {span}.", [bars], axes_layout("", "accuracy", names=names, y=PERCENT))]
 
 
 def reliability_figures(run: Run) -> list[Figure]:
@@ -134,6 +144,8 @@ def reliability_figures(run: Run) -> list[Figure]:
     """
     figures = []
     for group, table in (run.test.get("reliability") or {}).items():
+        if group != "all" and not run.has_groups:
+            continue
         ece = run.test.get("ece" if group == "all" else f"ece_{group}")
         filled = [row for row in table if row["count"]]
         if not filled or ece is None:
@@ -156,7 +168,7 @@ def reliability_figures(run: Run) -> list[Figure]:
                 f"{'All classes' if group == 'all' else group.capitalize()}: ECE {ece * 100:.1f} points, {n:,} images",
                 f"Reliability diagram: accuracy against confidence in bins; expected calibration error {ece:.3f}.",
                 [bars, line],
-                _layout("confidence", "accuracy", x={"range": [0, 1], **_PERCENT}, y={"range": [0, 1], **_PERCENT}),
+                axes_layout("confidence", "accuracy", x={"range": [0, 1], **PERCENT}, y={"range": [0, 1], **PERCENT}),
             )
         )
     return figures
@@ -182,29 +194,26 @@ def slope_figures(run: Run) -> list[Figure]:
             run.class_names if len(run.class_names) == len(table[0]) else [f"class {c}" for c in range(len(table[0]))]
         )
         if len(names) <= MAX_LINES:
-            curves = {name: (x, [_finite(row[c]) for row in table]) for c, name in enumerate(names)}
+            curves = {name: (x, [finite(row[c]) for row in table]) for c, name in enumerate(names)}
         else:
             shares = {"lowest": 0.0, "lower quarter": 0.25, "median": 0.5, "upper quarter": 0.75, "highest": 1.0}
             curves = {
                 name: (x, [sorted(row)[round(share * (len(row) - 1))] for row in table])
                 for name, share in shares.items()
             }
-        figures.append(_lines(f"Calibration slope {title}", "epoch", "κ", curves))
+        figures.append(line_figure(f"Calibration slope {title}", "epoch", "κ", curves))
     return figures
-
-
-_PERCENT: dict[str, Any] = {"tickformat": ".0%", "rangemode": "tozero"}
 
 
 def _bars(names: Sequence[str], values: Sequence[Any], *, hover: str) -> dict[str, Any]:
     # Positions, not names, are the x values: two classes may share a name, and a name may look like a number.
     bars: dict[str, Any] = {"type": "bar", "x": list(range(len(values))), "y": list(values)}
-    bars["text"] = [_text(name) for name in names]
+    bars["text"] = [plain_text(name) for name in names]
     bars |= {"textposition": "none", "hovertemplate": hover.replace("%{x}", "%{text}") + "<extra></extra>"}
     return bars | {"marker": {"color": COLOURS[""]}}
 
 
-def _lines(
+def line_figure(
     title: str,
     x_title: str,
     y_title: str,
@@ -212,6 +221,17 @@ def _lines(
     *,
     y: Mapping[str, Any] | None = None,
 ) -> Figure:
+    """A chart of named lines.
+
+    Args:
+      title, x_title, y_title: words above it and at its axes.
+      curves: name -> (x, y), of the same length, not empty.
+      y: more of plotly's settings of the y axis.
+
+    Example:
+      >>> line_figure("Loss", "epoch", "loss", {"loss": ([1, 2], [0.5, 0.25])}).alt
+      'Line chart over epoch: loss from 0.5 to 0.25.'
+    """
     data = []
     for i, (name, (xs, ys)) in enumerate(curves.items()):
         dash = ("solid", "dash", "dot")[i // len(LINES) % 3]
@@ -223,11 +243,11 @@ def _lines(
                 "mode": mode,
                 "x": xs,
                 "y": ys,
-                "name": _text(name, 18 if len(curves) > len(LINES) else 60),
+                "name": plain_text(name, 18 if len(curves) > len(LINES) else 60),
                 "line": line,
             }
         )
-    layout = _layout(x_title, y_title, y=y)
+    layout = axes_layout(x_title, y_title, y=y)
     layout["showlegend"] = len(curves) > 1
     if len(curves) > len(LINES):  # too many to stand below the chart
         layout |= {"legend": {}, "height": 400}
@@ -235,7 +255,7 @@ def _lines(
     return Figure(title, f"Line chart over {x_title}: {'; '.join(ends)}.", data, layout)
 
 
-def _layout(
+def axes_layout(
     x_title: str,
     y_title: str,
     *,
@@ -243,10 +263,25 @@ def _layout(
     x: Mapping[str, Any] | None = None,
     y: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
+    """Layout of a chart, for plotly.
+
+    Args:
+      x_title, y_title: words at the axes.
+      names: of classes at the positions 0, 1, ... of the x axis.
+      x, y: more of plotly's settings of the axes.
+
+    Example:
+      >>> axes_layout("epoch", "loss")["xaxis"]["title"]
+      {'text': 'epoch'}
+    """
     x_axis: dict[str, Any] = {"title": {"text": x_title}, "automargin": True, **(x or {})}
     if names:
         few = len(names) <= 60
-        x_axis |= {"tickmode": "array", "tickvals": list(range(len(names))), "ticktext": [_text(n, 18) for n in names]}
+        x_axis |= {
+            "tickmode": "array",
+            "tickvals": list(range(len(names))),
+            "ticktext": [plain_text(n, 18) for n in names],
+        }
         x_axis |= {"showticklabels": few, "title": {"text": "" if few else "classes (names on hover)"}}
     return {
         "xaxis": x_axis,
@@ -259,10 +294,21 @@ def _layout(
     }
 
 
-def _text(name: str, limit: int = 60) -> str:
-    """A name as plain text in a chart: plotly would otherwise read tags in it."""
+def plain_text(name: str, limit: int = 60) -> str:
+    """A name as plain text in a chart: plotly would otherwise read tags in it.
+
+    Example:
+      >>> plain_text("<b>cat</b>"), plain_text("a long name", 6)
+      ('&lt;b&gt;cat&lt;/b&gt;', 'a lon…')
+    """
     return html.escape(name if len(name) <= limit else name[: limit - 1] + "…", quote=False)
 
 
-def _finite(value: Any) -> float | None:
+def finite(value: Any) -> float | None:
+    """A number to draw, None for anything that is none.
+
+    Example:
+      >>> finite(2), finite(math.inf), finite(None)
+      (2.0, None, None)
+    """
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

@@ -15,6 +15,16 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{value * 100:.1f}%"
 
 
+def points(before: float | None, after: float | None) -> str:
+    """The change of a share in percentage points, with its sign; a dash if one of them is not known.
+
+    Example:
+      >>> points(0.52, 0.86), points(0.5, 0.25), points(None, 0.5)
+      ('+34.0', '-25.0', '–')
+    """
+    return "–" if before is None or after is None else f"{(after - before) * 100:+.1f}"
+
+
 def number(value: Any) -> str:
     """An integer with commas, a float in three digits, anything else as it prints; a dash for None.
 

@@ -22,9 +22,17 @@ import yaml
 from plotly.offline import get_plotlyjs
 
 from evenkeel.metrics.classification import GROUPS
-from evenkeel.reporting.charts import class_figures, count_figures, curve_figures, reliability_figures, slope_figures
-from evenkeel.reporting.numbers import duration, number, percent
+from evenkeel.reporting.before_after import (
+    compared_class_figures,
+    labelled_figures,
+    pseudolabel_figures,
+    pseudolabel_rows,
+    pseudolabel_summary,
+)
+from evenkeel.reporting.charts import class_figures, curve_figures, reliability_figures, slope_figures
+from evenkeel.reporting.numbers import duration, number, percent, points
 from evenkeel.reporting.run_files import Run, class_rows, read_run
+from evenkeel.reporting.vision_language import kept_epoch, margin_figures, margin_rows, name_fit, watch_figures
 from evenkeel.train.track import write_text_atomically
 
 SCORES = {
@@ -77,10 +85,14 @@ def render(run_folder: Path) -> Path:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters.update(pct=percent, number=number, two=lambda value: "–" if value is None else f"{value:.2f}")
+    environment.globals.update(points=points)
     sections = {
-        "counts": count_figures(run),
+        "counts": labelled_figures(run),
+        "pseudolabels": pseudolabel_figures(run),
         "curves": curve_figures(run),
-        "classes": class_figures(run),
+        "watch": watch_figures(run),
+        "margins": margin_figures(run),
+        "classes": compared_class_figures(run) or class_figures(run),
         "reliability": reliability_figures(run),
         "slopes": slope_figures(run),
     }
@@ -94,7 +106,12 @@ def render(run_folder: Path) -> Path:
         plotly_js=get_plotlyjs(),
         headline=_headline(run),
         scores=[(title, key, run.test[key]) for key, title in SCORES.items() if run.test.get(key) is not None],
-        zero_shot=run.summary.get("zero_shot") or {},
+        zero_shot=run.zero_shot,
+        names=name_fit(run),
+        pseudolabels=pseudolabel_summary(run),
+        pseudolabel_rows=pseudolabel_rows(run),
+        margins=margin_rows(run),
+        kept_epoch=kept_epoch(run),
         quarantined=run.data.get("quarantined") or [],
         kinds=Counter(problem.get("kind", "?") for problem in run.data.get("quarantined") or []).most_common(),
         groups=_group_rows(run),
@@ -145,6 +162,12 @@ def _found(run: Run) -> str:
         meaning = f" ({SITUATIONS[name]})" if name in SITUATIONS else ""
         reason = str(situation.get("reason") or "").rstrip(".")
         words.append(f"Situation: {name}{meaning}{': ' + reason if reason else ''}.")
+    fit = name_fit(run)
+    if fit is not None and fit.n_mismatched:
+        n_all, is_one = len(fit.changed) + len(fit.kept), fit.n_mismatched == 1
+        words.append(
+            f"{fit.n_mismatched:,} of {n_all:,} class names {'fits' if is_one else 'fit'} no image: see below."
+        )
     n_out = len(run.data.get("quarantined") or [])
     if n_out:
         words.append(f"{n_out:,} unusable {'image was' if n_out == 1 else 'images were'} left out: see below.")
@@ -178,11 +201,11 @@ def _how_good(run: Run) -> str:
         )
     if test.get("balanced_accuracy") is not None:
         words += f"; {percent(test['balanced_accuracy'])} when every class counts the same"
-    zero_shot = (run.summary.get("zero_shot") or {}).get("accuracy")
+    zero_shot = run.zero_shot.get("accuracy")
     words += f"; zero-shot it was {percent(zero_shot)}" if zero_shot is not None else ""
     how = {"held out": " The test images were held out of the data given.", "split": " The data named its test images."}
     words += "." + how.get(str(run.data.get("test_is")), "")
-    if test.get("few") is not None:
+    if test.get("few") is not None and run.has_groups:
         words += f" Classes with the fewest training images: {percent(test['few'])}."
     weak = [(a, name) for a, name in zip(test.get("per_class") or [], run.class_names, strict=False) if a is not None]
     if len(weak) > 1:
@@ -208,6 +231,8 @@ def _how_far(run: Run) -> str:
         low = pc.sum(pc.less(run.labels["trust"], 0.5)).as_py() or 0
         words.append(
             f"Of {run.labels.num_rows:,} labels, {low:,} have a trust under 0.5: look at these first (listed below)."
+            if low
+            else f"None of {run.labels.num_rows:,} labels has a trust under 0.5; the least trusted are listed below."
         )
     warnings = len(run.summary.get("warnings") or [])
     if warnings:
@@ -221,6 +246,8 @@ def _command(config: Mapping[str, Any]) -> str:
         return ""
     words = ["evenkeel", "fit", str(config["data"]), "--out", "RUN"]
     flags = {"test": "test", "test_frac": "test-frac", "method": "method", "model": "model", "size_px": "size"}
+    if config.get("views") == "embeddings":
+        flags |= {"n_views": "n-views", "templates": "templates", "descriptions": "descriptions"}
     flags |= {
         "seed": "seed",
         "device": "device",
@@ -253,6 +280,8 @@ def _setting(value: Any) -> str:
 
 
 def _group_rows(run: Run) -> list[dict[str, Any]]:
+    if not run.has_groups:
+        return []
     sizes = run.test.get("group_sizes") or {}
     keys = [g for g in GROUPS if run.test.get(g) is not None or sizes.get(g)]
     bounds = run.test.get("group_thresholds") or {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ class Run:
 
     Attributes:
       summary, data, config, environment: contents of summary.json, data.json, config.yaml and environment.json.
-      epochs, steps: the two kinds of records of metrics.jsonl, in the order they were written.
+      epochs, steps: two kinds of records of metrics.jsonl, in the order they were written.
       labels: labels.parquet; None where absent.
       name: of the folder.
+      begin: the record of metrics.jsonl about what came before the first epoch.
     """
 
     summary: dict[str, Any]
@@ -34,6 +35,7 @@ class Run:
     steps: list[dict[str, Any]]
     labels: pa.Table | None
     name: str
+    begin: dict[str, Any] = field(default_factory=dict)
 
     @property
     def class_names(self) -> list[str]:
@@ -49,6 +51,23 @@ class Run:
     def test(self) -> dict[str, Any]:
         """Scores on the test images."""
         return self.summary.get("test") or {}
+
+    @property
+    def zero_shot(self) -> dict[str, Any]:
+        """Scores of the class names alone on the test images, of a vision-language model."""
+        return self.summary.get("zero_shot") or {}
+
+    @property
+    def has_groups(self) -> bool:
+        """Do many, medium and few tell classes apart? Of a vision-language model all may be in one group, unlabelled.
+
+        Example:
+          >>> test = {"group_sizes": {"many": 0, "medium": 0, "few": 43}}
+          >>> Run({"test": test, "zero_shot": None}, {}, {}, {}, [], [], None, "run").has_groups
+          False
+        """
+        sizes = self.test.get("group_sizes") or {}
+        return "zero_shot" not in self.summary or sum(n > 0 for n in sizes.values()) > 1
 
 
 def read_run(folder: Path) -> Run:
@@ -86,6 +105,7 @@ def read_run(folder: Path) -> Run:
         steps=[r for r in records if r.get("kind") == "step"],
         labels=table,
         name=folder.resolve().name,
+        begin=next((r for r in reversed(records) if r.get("kind") == "begin"), {}),
     )
 
 
@@ -119,8 +139,8 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 def class_rows(run: Run) -> list[dict[str, Any]]:
     """Per class: name, training images, recall, precision; most training images first.
 
-    Returns: C rows with the keys name, count, recall and precision (shares 0 to 1), None where the run does not say;
-      no rows without recalls for all named classes.
+    Returns: C rows with the keys name, count, recall, precision and zero_shot (recall by class names alone), shares 0
+      to 1, None where the run does not say; no rows without recalls for all named classes.
 
     Example:
       >>> test = {"per_class": [1.0, 0.5], "precision": [0.75, None]}
@@ -132,9 +152,11 @@ def class_rows(run: Run) -> list[dict[str, Any]]:
     if not recall or len(names) != len(recall):
         return []
     precision = run.test.get("precision") or [None] * len(recall)
-    known: Sequence[int | None] = counts if len(counts) == len(names) else [None] * len(names)
+    is_counted = len(counts) == len(names) and (any(counts) or "zero_shot" not in run.summary)
+    known: Sequence[int | None] = counts if is_counted else [None] * len(names)
+    before = run.zero_shot.get("per_class") or [None] * len(recall)
     rows = [
-        {"name": n, "count": c, "recall": r, "precision": p}
-        for n, c, r, p in zip(names, known, recall, precision, strict=True)
+        {"name": n, "count": c, "recall": r, "precision": p, "zero_shot": z}
+        for n, c, r, p, z in zip(names, known, recall, precision, before, strict=True)
     ]
     return sorted(rows, key=lambda row: -(row["count"] or 0))

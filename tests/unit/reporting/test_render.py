@@ -261,3 +261,126 @@ def test_render__broken_files(name, content, message, tmp_path):
     with pytest.raises(DataError, match=message):
         render(tmp_path)
     assert not (tmp_path / "report.html").exists()
+
+
+# ---- runs that began with class names -------------------------------------------------------------------------------
+
+SIGNS = ["Speed limit (20km/h)", "No passing for vehicles over 3.5 metric tons", EVIL, "Stop"]
+
+
+def made_up_names_run(folder, *, labels=(0, 0, 0, 0)):
+    """A run of a vision-language model with everything that CAP writes."""
+    truth = torch.arange(4).repeat_interleave(50)
+    before, after = truth.clone(), truth.clone()
+    before[0:40], before[50:70], after[50:55] = 3, 0, 0
+    sure = torch.full((200,), 0.9)
+    scores = [score(each, sure, truth, n_classes=4, train_counts=labels) for each in (after, before)]
+    for each, harmonic in zip(scores, (0.9, 0.4), strict=True):
+        each |= {"seen": 0.95, "unseen": 0.85, "harmonic": harmonic} if any(labels) else {}
+    pseudo = {"counts": [55, 45, 50, 50], "accuracy": 0.975, "per_class": [1.0, 0.9, 1.0, 1.0]}
+    pseudo["zero_shot"] = {"counts": [30, 30, 50, 90], "accuracy": 0.7, "per_class": [0.2, 0.6, 1.0, 1.0]}
+    summary = {"situation": "no_labels", "method": "cap", "n_images": 200, "n_labelled": sum(labels), "n_classes": 4}
+    summary |= {"test": scores[0], "zero_shot": scores[1], "pseudolabels": pseudo, "warnings": []}
+    begin = {"kind": "begin", "class_names": SIGNS, "mismatched": [*SIGNS[:2], EVIL], "evidence": [0.1, 0.2, 0.3, 0.9]}
+    begin |= {"evidence_threshold": 0.6, "unrepaired": SIGNS[:1], "guessed": SIGNS[:1], "contradicted": [EVIL]}
+    begin |= {"descriptions": {SIGNS[1]: "a red ring, two cars", EVIL: f"a sign {EVIL}"}}
+    begin |= {"rejected": {SIGNS[1]: ["an ode to lorries"]}, "aligned_counts": [54, 46, 50, 50]}
+    begin |= {"cluster_agreement": 0.7, "main_set": 64}
+    epoch = {"kind": "epoch", "loss": 1.0, "pseudo_counts": pseudo["counts"], "imbalance_ratio": 55 / 45, "gini": 0.04}
+    epoch |= {"cluster_agreement": 0.8, "sure_frac": 0.9, "main_set": 64}
+    last = {"kept_epoch": 1, "margin_pairs": [[EVIL, "Stop", 0.7], ["Stop", SIGNS[0], 0.2]], "margin_max": 0.7}
+    lines = [begin, *({**epoch, "epoch": e} for e in range(3)), {**epoch, "epoch": 3, **last}]
+    config = {"data": "signs", "method": "cap", "model": "a/clip", "views": "embeddings", "n_views": 2}
+    config |= {"templates": "a photo of a {}", "descriptions": "looks.json", "settings": {}}
+    folder.mkdir(exist_ok=True)
+    (folder / "summary.json").write_text(json.dumps(summary, allow_nan=False))
+    (folder / "data.json").write_text(json.dumps({"class_names": SIGNS, "train_counts": list(labels)}))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def names_page(tmp_path_factory):
+    return Page(render(made_up_names_run(tmp_path_factory.mktemp("runs") / "names")).read_text(encoding="utf-8"))
+
+
+def test_render__zero_shot_beside_adapted(names_page):
+    # 60 of 200 test images wrong by the names alone, 5 by the model.
+    assert "Score on the test images Zero-shot This model Change, points Accuracy 70.0% 97.5% +27.5" in names_page.words
+    assert "Accuracy on classes with labels" not in names_page.words
+    assert "Right, where the truth is known 70.0% 97.5%" in names_page.words
+    assert "Largest to smallest class 3.0 to 1 1.2 to 1" in names_page.words
+    assert "evenkeel fit signs --out RUN --method cap --model a/clip --n-views 2" in names_page.words
+    assert "--templates 'a photo of a {}' --descriptions looks.json" in names_page.words
+
+
+def test_render__seen_unseen_and_their_harmonic_mean(tmp_path):
+    page = Page(render(made_up_names_run(tmp_path, labels=(50, 50, 50, 0))).read_text())
+    assert "Accuracy on classes with labels 95.0% 95.0% +0.0" in page.words
+    assert "Harmonic mean of classes with and without labels 40.0% 90.0% +50.0" in page.words
+    assert "Few (under 20) 1" in page.words  # the class without labels; groups that tell classes apart are shown
+
+
+def test_render__names_that_fit_no_image(names_page):
+    section = names_page.words.split("What was found")[1]
+    assert "3 of 4 class names fit no image: see below." in section
+    section = names_page.words.split("Evidence: the probability")[1].split("Pseudolabels before and after")[0]
+    rows = [f"{SIGNS[0]} 10.0% Cluster left over (a guess)"]
+    rows += [f"{SIGNS[1]} 20.0% “a red ring, two cars” an ode to lorries"]
+    rows += [f"{EVIL} 30.0% “a sign {EVIL}” its labelled images contradict the text"]
+    rows += ["Names left as they are: 1 Class Evidence of the name Stop 90.0%"]
+    places = [section.find(row) for row in rows]
+    assert -1 not in places, (rows, section)
+    assert places == sorted(places)
+    assert "Under 60.0% (dashed" in section
+
+
+def test_render__sections_and_charts_of_a_run_with_names(names_page):
+    headings = [attrs["id"] for attrs in names_page.named("h2")]
+    wanted = ["short", "names", "pseudolabels", "training", "watch", "margins", "classes", "calibration", "again"]
+    assert headings == wanted
+    charts = [a for a in names_page.named("div") if "chart" in a.get("class", "").split()]
+    assert len(charts) == len(names_page.figures) == 2 + 1 + 5 + 1 + 1 + 1
+    assert all(len(a["aria-label"]) > 20 for a in charts)
+    for figure in names_page.figures:
+        assert go.Figure(figure).data
+    assert sum(bool(f["layout"].get("shapes")) for f in names_page.figures) == 5  # the kept epoch, in each curve
+    assert "that after epoch 2 (dashed)" in names_page.words
+    ids = [a["id"] for _, a in names_page.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    assert len(names_page.named("table")) == len(names_page.named("thead"))
+
+
+def test_render__names_run_is_inert_and_has_no_empty_group(names_page):
+    assert "<script" not in json.dumps(names_page.figures)
+    assert len(names_page.scripts) == 2
+    assert names_page.words.count(EVIL) >= 5
+    for words in ("Few (under 20)", "fewest training images", "Training images", "None"):
+        assert words not in names_page.words, words
+    bars = [a["style"] for tag, a in names_page.tags if tag == "span" and "style" in a]
+    assert bars == ["width: 10.0%", "width: 20.0%", "width: 30.0%", "width: 90.0%"]
+
+
+def test_render__names_that_all_fit(tmp_path):
+    made_up_names_run(tmp_path)
+    begin = {"kind": "begin", "mismatched": [], "evidence": [0.9] * 4, "evidence_threshold": 0.0}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(begin) + "\n")
+    page = Page(render(tmp_path).read_text())
+    assert "None: every class name fits some of the images." in page.words
+    section = page.words.split("Class names that fit no image")[1].split("Pseudolabels before and after")[0]
+    assert section.count("90.0%") == 4
+    assert "dashed" not in section  # there is no threshold
+    assert not any(tag == "i" for tag, _ in page.tags)
+    assert not {"watch", "margins"} & {attrs["id"] for attrs in page.named("h2")}
+
+
+def test_render__names_without_alignment_or_test_images(tmp_path):
+    made_up_names_run(tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    (tmp_path / "summary.json").write_text(json.dumps({**summary, "test": None, "zero_shot": None}))
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "epoch", "epoch": 0, "loss": 0.0}\n')
+    page = Page(render(tmp_path).read_text())
+    assert [attrs["id"] for attrs in page.named("h2")] == ["short", "pseudolabels", "again"]
+    assert "Unknown: there were no labelled test images." in page.words
+    assert "Score on" not in page.words
