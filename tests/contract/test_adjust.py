@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from evenkeel.adjust import calibration, fixed
+from evenkeel.adjust import calibration, confusion, fixed
 
 COUNTS = torch.tensor([400, 100, 25, 4])
 
@@ -30,13 +30,20 @@ ADJUSTMENTS = {
 OF_LOGITS_OR_EPOCHS = {"deferred", "add_log_prior", "subtract_log_prior"}  # tested in tests/unit/adjust/test_fixed.py
 
 
-def test_every_public_adjustment_is_here():
-    public = {
+OF_CONFUSION = {"rescaled_similarity", "pace", "confusion_margin"}  # contract at the end of this file
+
+
+def public_of(module):
+    return {
         name
-        for name, value in vars(fixed).items()
-        if inspect.isfunction(value) and value.__module__ == fixed.__name__ and not name.startswith("_")
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
     }
-    assert public == set(ADJUSTMENTS) | OF_LOGITS_OR_EPOCHS
+
+
+def test_every_public_adjustment_is_here():
+    assert public_of(fixed) == set(ADJUSTMENTS) | OF_LOGITS_OR_EPOCHS
+    assert public_of(confusion) == OF_CONFUSION
 
 
 @pytest.mark.parametrize("name", ADJUSTMENTS)
@@ -86,3 +93,32 @@ def test_slopes_follow_a_relabelling_of_classes(against, fit, shrink):
     again = found(predicted[shuffle], score[shuffle], correct[shuffle], shrink=shrink).kappa
     torch.testing.assert_close(again, kappa)
     assert len(set(kappa.tolist())) == 5
+
+
+def confusion_of(order, dtype=torch.float32):
+    """Each function of adjust.confusion on five classes, listed in some order."""
+    draw = torch.Generator().manual_seed(0)
+    unit = torch.nn.functional.normalize
+    text = unit(torch.randn(5, 8, generator=draw, dtype=torch.float64), dim=1)[order].to(dtype)
+    images = unit(torch.randn(5, 8, generator=draw, dtype=torch.float64), dim=1)[order].to(dtype)
+    paces = confusion.pace(torch.tensor([400, 0, 25, 4, 90])[order], torch.tensor([0.5, 0.1, 0.1, 0.1, 0.2])[order])
+    similarity = confusion.rescaled_similarity(text, images)
+    margin = confusion.confusion_margin(similarity, paces.to(dtype), scale=12.0)
+    return {"pace": paces, "rescaled_similarity": similarity, "confusion_margin": margin}
+
+
+@pytest.mark.parametrize("name", sorted(OF_CONFUSION))
+def test_confusion_follows_a_relabelling_of_classes(name):
+    order = torch.tensor([3, 1, 4, 0, 2])
+    plain, moved = confusion_of(torch.arange(5))[name], confusion_of(order)[name]
+    torch.testing.assert_close(moved, plain[order] if plain.dim() == 1 else plain[order][:, order])
+    assert not torch.allclose(moved, plain)
+
+
+@pytest.mark.parametrize("name", sorted(OF_CONFUSION))
+def test_confusion_is_finite_in_the_precision_given(name):
+    single, double = confusion_of(torch.arange(5))[name], confusion_of(torch.arange(5), torch.float64)[name]
+    assert torch.isfinite(single).all()
+    torch.testing.assert_close(single.double(), double.double(), rtol=1e-5, atol=1e-5)
+    if name != "pace":
+        assert (single.dtype, double.dtype) == (torch.float32, torch.float64)

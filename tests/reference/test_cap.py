@@ -1,0 +1,71 @@
+"""Every number of cap.json, reached through the public functions the way the recipe drives them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from evenkeel.adjust.confusion import confusion_margin, pace, rescaled_similarity
+from evenkeel.labels.main_set import main_set_size
+
+REFERENCE = json.loads(Path(__file__).with_name("cap.json").read_text())
+MARGINS = pytest.mark.parametrize("case", REFERENCE["margins"])
+
+
+def paces_of(case):
+    """The paper expects as many of every class, and none of a class that has only labelled images."""
+    counts = torch.tensor(case["pseudo_label_counts"])
+    expected = torch.ones(len(counts))
+    expected[case["seen_classes"]] = 0
+    return pace(counts, expected)
+
+
+def margin_of(case):
+    similarity = rescaled_similarity(torch.tensor(case["text_features"]), torch.tensor(case["visual_prototypes"]))
+    return confusion_margin(similarity, paces_of(case), scale=case["margin_scale"])
+
+
+@MARGINS
+def test_similarity(case):
+    found = rescaled_similarity(torch.tensor(case["text_features"]), torch.tensor(case["visual_prototypes"]))
+    torch.testing.assert_close(found, torch.tensor(case["expected"]["similarity"]), rtol=1e-5, atol=1e-5)
+
+
+@MARGINS
+def test_margin(case):
+    found, expected = margin_of(case), torch.tensor(case["expected"]["margin"])
+    others = ~torch.eye(len(expected), dtype=torch.bool)
+    torch.testing.assert_close(found[others], expected[others], rtol=1e-5, atol=1e-5)
+    assert found.diagonal().tolist() == [0.0] * len(expected)
+    assert expected.diagonal().abs().max() == case["margin_scale"]  # there the reference is not zero: it is unused
+
+
+@MARGINS
+def test_loss(case):
+    labels = torch.tensor(case["labels"])
+    loss = F.cross_entropy(torch.tensor(case["logits"]) + margin_of(case)[labels], labels)
+    assert loss.item() == pytest.approx(case["expected"]["loss"], rel=1e-5)
+
+
+def test_labelled_only_classes_keep_pace():
+    case = REFERENCE["margins"][1]
+    counts = case["pseudo_label_counts"]
+    assert case["seen_classes"] == [0, 4]
+    want = [1.0 if c in case["seen_classes"] else count / max(counts) for c, count in enumerate(counts)]
+    assert paces_of(case).tolist() == pytest.approx(want, rel=1e-6)
+    assert margin_of(case)[case["seen_classes"]].abs().max() == 0
+
+
+@pytest.mark.parametrize("case", REFERENCE["main_set_size"])
+def test_main_set_size(case):
+    of = torch.tensor([float(case["unlabelled_per_class"])])
+    knobs = {"n_epochs": case["epochs"], "start": case["start"], "max_ratio": case["max_ratio"]}
+    got = {epoch: main_set_size(int(epoch), unlabelled_per_class=of, **knobs).item() for epoch in case["expected"]}
+    assert got == case["expected"]
+
+
+def test_cases_are_all_here():
+    assert (len(REFERENCE["margins"]), len(REFERENCE["main_set_size"])) == (2, 3)
+    assert all(len(case["expected"]) == 10 for case in REFERENCE["main_set_size"])

@@ -1,0 +1,211 @@
+"""Alignment from start to end: who is repaired and how, what is believed, and what the labels rule out."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from evenkeel.labels import alignment as module
+from evenkeel.labels.alignment import align
+from evenkeel.types import Concepts, Task
+
+SCALE = 20.0
+NAMES = ("ant", "bee", "cow", "dog", "elk", "fox")
+C, D = 6, 16
+
+
+def clumps(sizes=(20,) * C, noise=0.12):
+    draw = torch.Generator().manual_seed(0)
+    centres = torch.linalg.qr(torch.randn(D, D, generator=draw)).Q[:C]
+    truth = torch.arange(C).repeat_interleave(torch.tensor(sizes))
+    return F.normalize(centres[truth] + noise * torch.randn(len(truth), D, generator=draw), dim=1), centres, truth
+
+
+def nonsense(centres, count):
+    noise = 0.05 * torch.randn(count, D, generator=torch.Generator().manual_seed(9))
+    return F.normalize(-centres.sum(0) + noise, dim=1)
+
+
+def unknown(z):
+    return torch.full((len(z),), -1)
+
+
+def described(texts, feats):
+    """Concepts with descriptions for some classes: {class: [(text, feature)]}."""
+    return Concepts(
+        feats,
+        SCALE,
+        tuple(tuple(text for text, _ in texts.get(c, ())) for c in range(C)),
+        tuple(torch.stack([f for _, f in texts[c]]) if c in texts else torch.zeros(0, D) for c in range(C)),
+    )
+
+
+def right(aligned, truth):
+    return float((aligned.predicted == truth).double().mean())
+
+
+def test_align__names_that_fit_are_left_alone():
+    z, centres, truth = clumps()
+    found, logs = align(z, Task(unknown(z), NAMES), centres, logit_scale=SCALE, shape_strength=0.0)
+    assert torch.equal(found.class_feats, centres)
+    assert (logs["mismatched"], logs["unrepaired"], logs["warnings"]) == ([], [], [])
+    assert torch.equal(found.predicted, found.zero_shot)
+    assert right(found, truth) == 1
+    probs = (SCALE * z @ centres.T).softmax(1)
+    torch.testing.assert_close(found.confidence, probs.amax(1))
+    torch.testing.assert_close(found.prior, probs.mean(0))
+    assert logs["zero_shot_counts"] == logs["aligned_counts"] == [20] * C
+
+
+def test_align__descriptions_first_then_leftovers():
+    z, centres, truth = clumps()
+    names = centres.clone()
+    names[:3] = nonsense(centres, 3)
+    junk = nonsense(centres, 2)
+    concepts = described(
+        {0: [("a poem", junk[0]), ("six legs", centres[0])], 1: [("a riddle", junk[1])], 2: [("moo", centres[2])]},
+        names,
+    )
+    found, logs = align(z, Task(unknown(z), NAMES, concepts=concepts), names, logit_scale=SCALE)
+    assert logs["mismatched"] == ["ant", "bee", "cow"]
+    assert logs["descriptions"] == {"ant": "six legs", "cow": "moo"}
+    assert (logs["rejected"].keys() - {"bee"}) == {"ant"}
+    assert "a poem" in logs["rejected"]["ant"]
+    assert logs["unrepaired"] == logs["guessed"] == ["bee"]
+    (said,) = logs["warnings"]
+    assert "the name 'bee' fits no image" in said
+    assert "--descriptions" in said
+    assert float((found.zero_shot == truth).double().mean()) <= 0.55
+    assert right(found, truth) == 1
+    assert found.prior.tolist() == pytest.approx([1 / C] * C, abs=0.02)
+    assert len(logs["evidence"]) == C
+    assert 0 < logs["evidence_threshold"] < 1
+
+
+def test_align__many_guesses_are_said_in_one_line():
+    z, centres, _ = clumps()
+    names = centres.clone()
+    names[:3] = nonsense(centres, 3)
+    _, logs = align(z, Task(unknown(z), NAMES), names, logit_scale=SCALE)
+    assert logs["guessed"] == ["ant", "bee", "cow"]
+    (said,) = logs["warnings"]
+    assert said.startswith("3 class names fit no image (ant, bee, cow)")
+    assert "is a guess" in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("knobs", [{"use_alignment": False}, {"use_leftovers": False}])
+def test_align__off(knobs):
+    z, centres, _ = clumps()
+    names = centres.clone()
+    names[0] = nonsense(centres, 1)[0]
+    found, logs = align(z, Task(unknown(z), NAMES), names, logit_scale=SCALE, shape_strength=0.0, **knobs)
+    assert torch.equal(found.class_feats, names)
+    assert logs.get("unrepaired", ["ant"]) == ["ant"]
+    assert ("mismatched" in logs) is ("use_leftovers" in knobs)
+
+
+def test_align__two_labels_a_class_take_the_guess_away():
+    z, centres, truth = clumps()
+    names = centres.clone()
+    names[:3] = nonsense(centres, 3)
+    labels = unknown(z)
+    for c in range(3):
+        labels[(truth == c).nonzero().flatten()[:2]] = c
+    found, logs = align(z, Task(labels, NAMES), names, logit_scale=SCALE)
+    assert (logs["unrepaired"], logs["guessed"], logs["warnings"]) == (["ant", "bee", "cow"], [], [])
+    assert right(found, truth) == 1
+    assert sum(logs["aligned_counts"]) == int((labels < 0).sum())
+
+
+def test_align__labels_confirm_or_contradict_a_text():
+    z, centres, truth = clumps()
+    names = centres[[1, 0, 2, 3, 4, 5]]  # both fit images, each the other's
+    blind, logs = align(z, Task(unknown(z), NAMES), names, logit_scale=SCALE)
+    assert logs["mismatched"] == []
+    assert right(blind, truth) < 0.7
+    labels = unknown(z)
+    for c in (0, 1):
+        labels[(truth == c).nonzero().flatten()[:3]] = c
+    found, logs = align(z, Task(labels, NAMES), names, logit_scale=SCALE)
+    assert logs["contradicted"] == logs["unrepaired"] == ["ant", "bee"]
+    assert right(found, truth) == 1
+
+
+def test_align__classes_that_unlabelled_images_may_not_have():
+    z, centres, truth = clumps(noise=0.35)
+    labels = torch.where(truth < 3, truth, -1)
+    allowed = torch.arange(C) >= 3
+    found, _ = align(z, Task(labels, NAMES), centres, logit_scale=SCALE, allowed=allowed)
+    anything, _ = align(z, Task(labels, NAMES), centres, logit_scale=SCALE)
+    assert (found.predicted[labels < 0] >= 3).all()
+    assert (found.zero_shot[labels < 0] >= 3).all()
+    assert (anything.predicted[labels < 0] < 3).any()
+    assert (found.predicted[labels >= 0] < 3).double().mean() > 0.8, "a labelled image keeps to any class"
+    assert found.prior[:3].tolist() == [0, 0, 0]
+    assert float(found.prior.sum()) == pytest.approx(1)
+
+
+def test_align__prior_of_a_lopsided_pool():
+    sizes = (60, 30, 15, 8, 4, 3)
+    z, centres, _ = clumps(sizes)
+    found, logs = align(z, Task(unknown(z), NAMES), centres, logit_scale=SCALE)
+    assert found.prior.tolist() == pytest.approx([n / 120 for n in sizes], abs=0.015)
+    assert logs["aligned_counts"] == list(sizes)
+    assert logs["prior"] == pytest.approx(found.prior.tolist(), abs=1e-5)
+
+
+def test_align__every_image_labelled():
+    z, centres, truth = clumps()
+    names = centres[[1, 2, 0, 3, 4, 5]]
+    found, logs = align(z, Task(truth, NAMES), names, logit_scale=SCALE)
+    assert right(found, truth) == 1
+    assert found.prior.tolist() == pytest.approx([1 / C] * C, abs=0.02)
+    assert logs["aligned_counts"] == [0] * C, "of unlabelled images there are none"
+
+
+def test_align__limits():
+    z, centres, _ = clumps()
+    one, logs = align(z, Task(unknown(z), NAMES[:1]), centres[:1], logit_scale=SCALE)
+    assert (one.predicted.unique().tolist(), one.prior.tolist(), logs["mismatched"]) == ([0], [1.0], [])
+    for n in (1, 3):
+        few, _ = align(z[:n], Task(unknown(z[:n]), NAMES), centres, logit_scale=SCALE, use_leftovers=False)
+        assert few.predicted.tolist() == [0] * n
+        assert torch.isfinite(few.shape.weight).all()
+        assert float(few.prior.sum()) == pytest.approx(1)
+    lost, logs = align(z, Task(unknown(z), NAMES), nonsense(centres, C), logit_scale=SCALE)
+    assert torch.isfinite(lost.class_feats).all(), "no name fits: nothing to go by"
+
+
+def test_align__chunks_do_not_show(monkeypatch):
+    z, centres, _ = clumps(noise=0.3)
+    labels = unknown(z)
+    labels[::9] = 0
+    whole, _ = align(z, Task(labels, NAMES), centres, logit_scale=SCALE)
+    monkeypatch.setattr(module, "CHUNK", 7)
+    parts, _ = align(z, Task(labels, NAMES), centres, logit_scale=SCALE)
+    for key in ("predicted", "zero_shot", "confidence", "prior"):
+        torch.testing.assert_close(getattr(parts, key), getattr(whole, key))
+
+
+def test_align__of_a_real_model(signs):
+    """With descriptions, with leftovers alone, and with neither: 0.865, 0.556 and 0.507 here."""
+    task = Task(torch.full((3000,), -1), signs.class_names, concepts=signs.concepts)
+    bare = dataclasses.replace(signs.concepts, descriptions=(), description_feats=())
+    scale, names = signs.concepts.logit_scale, signs.concepts.feats
+
+    repaired, logs = align(signs.z, task, names, logit_scale=scale)
+    assert 0.845 < right(repaired, signs.truth) < 0.885
+    assert 0.49 < float((repaired.zero_shot == signs.truth).double().mean()) < 0.52
+    assert 14 <= len(logs["mismatched"]) <= 16
+    assert logs["rejected"].keys() >= {"General caution", "No vehicles"}
+    share = torch.bincount(signs.truth, minlength=43) / 3000
+    assert float((repaired.prior - share).abs().sum()) < 0.15
+    before = torch.tensor(logs["zero_shot_counts"]) / 3000
+    assert float((before - share).abs().sum()) > 0.5
+
+    guessed, logs = align(signs.z, dataclasses.replace(task, concepts=bare), names, logit_scale=scale)
+    assert 0.53 < right(guessed, signs.truth) < 0.60
+    assert len(logs["guessed"]) == len(logs["mismatched"])
+    assert len(logs["warnings"]) == 1
