@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -146,21 +146,27 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State,
     _take_alignment(main, aligned)
     prior = aligned.prior if cfg.share_from == "beliefs" else torch.full_like(aligned.prior, 1 / task.n_classes)
     sizes = main_set_size(0, unlabelled_per_class=_expected(task, prior), **_growth(cfg))
-    rows, labels = surest_rows(aligned.predicted, aligned.confidence, sizes.clamp(min=1), where=_unlabelled(task))
+    main_rows, main_labels = surest_rows(
+        aligned.predicted, aligned.confidence, sizes.clamp(min=1), where=_unlabelled(task)
+    )
     watch = Watch.start(feats, task.n_classes, aligned.zero_shot)
+    with torch.no_grad():  # what the state kept here answers: its fresh adapters add a little of their own
+        t = main.class_feats()
+        chunks = ((rows, main.logits(main.adapted(feats[rows]), t)) for rows in torch.arange(len(feats)).split(8192))
+        first, _ = _predict_all(task, chunks, _allowed(cfg, task))
     state = dataclasses.replace(
         state,
         adjust={**state.adjust, "prior": prior},
         memory={
-            "main_rows": rows,
-            "main_labels": labels,
-            "first_rows": rows,
-            "first_labels": labels,
+            "main_rows": main_rows,
+            "main_labels": main_labels,
+            "first_rows": main_rows,
+            "first_labels": main_labels,
             "watch": watch.to_dict(),
-            "best": {"score": watch.agreement(aligned.predicted), "epoch": -1, "nets": _trained_tensors(state)},
+            "best": {"score": watch.agreement(first), "epoch": -1, "nets": _trained_tensors(state)},
         },
     )
-    return state, {**logs, "cluster_agreement": state.memory["best"]["score"], "main_set": len(rows)}
+    return state, {**logs, "cluster_agreement": state.memory["best"]["score"], "main_set": len(main_rows)}
 
 
 def plan(cfg: Config, task: Task, state: State, epoch: int) -> EpochPlan:
@@ -217,7 +223,7 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
     if not is_last and (epoch + 1) % every:
         return state, {}
     main, allowed = _main(state), _allowed(cfg, task)
-    predicted, confidence = _predict_all(task, passes, allowed)
+    predicted, confidence = _predict_all(task, passes("main", torch.arange(len(task.labels))), allowed)
     expected = _expected(task, state.adjust["prior"])
     counts = torch.bincount(predicted[_unlabelled(task)], minlength=task.n_classes)
     with torch.no_grad():
@@ -299,10 +305,10 @@ def _pseudolabels_of(state: State, rows: Tensor) -> Tensor:
     return labels
 
 
-def _predict_all(task: Task, passes: Passes, allowed: Tensor) -> tuple[Tensor, Tensor]:
-    """Class and confidence of every row, of unlabelled ones among the classes they may have; each [N]."""
+def _predict_all(task: Task, chunks: Iterable[tuple[Tensor, Tensor]], allowed: Tensor) -> tuple[Tensor, Tensor]:
+    """Class and confidence [N] of every row from (rows, logits); of unlabelled ones among the classes they may have."""
     predicted, confidence = [], []
-    for rows, logits in passes("main", torch.arange(len(task.labels))):
+    for rows, logits in chunks:
         barred = ~allowed[None] & (task.labels[rows] < 0)[:, None]
         sure, best = logits.masked_fill(barred, -torch.inf).softmax(1).max(1)
         predicted.append(best)
