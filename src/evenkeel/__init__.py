@@ -1,7 +1,8 @@
 """evenkeel: trustworthy image classifiers from missing, few, guessed, lopsided or incomplete labels.
 
-The verbs are functions here: ``ek.inspect``, ``ek.fit``, ``ek.label``, ``ek.evaluate``, ``ek.report``. They are
-loaded when first used, so that importing one piece (a loss, a table) does not import everything.
+The verbs are functions here: ``ek.inspect``, ``ek.fit``, ``ek.annotate``, ``ek.describe``, ``ek.label``,
+``ek.evaluate``, ``ek.report``. They are loaded when first used, so that importing one piece (a loss, a table) does not
+import everything.
 """
 
 from __future__ import annotations
@@ -11,11 +12,23 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from evenkeel.api import Inspection, Run, evaluate, fit, inspect, label, report
+    from evenkeel.api import Inspection, Run, annotate, describe, evaluate, fit, inspect, label, report
     from evenkeel.benchmarking.runner import bench
     from evenkeel.data.read import load
 
-__all__ = ["Inspection", "Run", "bench", "evaluate", "fit", "inspect", "label", "load", "report"]
+__all__ = [
+    "Inspection",
+    "Run",
+    "annotate",
+    "bench",
+    "describe",
+    "evaluate",
+    "fit",
+    "inspect",
+    "label",
+    "load",
+    "report",
+]
 
 
 def __getattr__(name: str) -> Any:

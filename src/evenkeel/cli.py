@@ -1,8 +1,7 @@
-"""The command line: the same verbs as the Python functions, and nothing of its own but printing."""
+"""The command line: the same verbs as the Python functions, with their flags; cli_actions.py does the printing."""
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -11,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 
+from evenkeel import cli_actions
 from evenkeel.errors import DataError, EvenkeelError
 
 DataArgument = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
@@ -23,7 +22,7 @@ RunArgument = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 class Inspect:
     """Say what is in the data, what is wrong with it, and what `fit` would run. Writes nothing."""
 
-    data: DataArgument  # folder, table (.csv .jsonl .parquet), or hub data set
+    data: DataArgument  # folder, table (.csv .jsonl .parquet), hub data set, or embeddings (.npy .npz .parquet)
     classes: str | None = None  # file with one class name per line, fixing names and order
     novel: str | None = None  # K or auto: classes outside the list may be present
     group: str | None = None  # column whose rows belong together (frames of one track)
@@ -34,16 +33,21 @@ class Inspect:
 class Fit:
     """Train a classifier; writes a run folder with model, labels, scores and report."""
 
-    data: DataArgument  # folder, table (.csv .jsonl .parquet), or hub data set
+    data: DataArgument  # folder, table (.csv .jsonl .parquet), hub data set, or embeddings (.npy .npz .parquet)
     out: str  # run folder: absent or empty, unless --resume
-    method: str = "auto"  # auto, or a name such as cvs, ce, la, vs, ldam_drw
-    model: str = "auto"  # resnet32, resnet18, preact_resnet18, or a transformers vision model by id or path
+    method: str = "auto"  # auto, or a name such as cap, cvs, ce, la, vs, ldam_drw
+    model: str = "auto"  # resnet32, resnet18, preact_resnet18; or CLIP, SigLIP or any vision model by id or path
     classes: str | None = None  # file with one class name per line, fixing names and order
     novel: str | None = None  # K or auto: classes outside the list may be present
     group: str | None = None  # column whose rows belong together (frames of one track)
     test: str | None = None  # images to score on; without it a share is held out
     test_frac: float = 0.2  # share of the labelled images held out when there is no --test; 0 = none
-    views: Literal["pixels"] = "pixels"  # where a recipe's views come from
+    views: Literal["auto", "pixels", "embeddings"] = "auto"  # pixels, or embeddings of a frozen --model, made once
+    n_views: int = 2  # weak and strong views embedded of every image
+    templates: str = "one"  # what class names are put into: one, short, long, photo27, a file, or a text with {}
+    descriptions: str | None = None  # JSON or YAML file {class: texts}: how classes look
+    describe_with: str | None = None  # chat model asked how the classes look whose name fits no image
+    chat_url: str | None = None  # base URL of an OpenAI-compatible endpoint; OpenAI's if absent
     epochs: int | None = None  # passes over the training images; the method's default if absent
     seed: int = 0  # of everything random
     device: str = "auto"  # auto, cpu or cuda
@@ -58,6 +62,49 @@ class Fit:
     evaluations: int = 10  # times the test images are scored while training; for the curves only
     cache_limit_gb: float = 16.0  # decoded images above this are streamed instead of cached
     set: tuple[str, ...] = ()  # KEY=VALUE ...: fields of the method's Config, e.g. lr=0.05 tau=1.0
+
+
+@dataclass(frozen=True)
+class Annotate:
+    """Give every image candidate labels, with a vision-language model or one that chats; writes a table for `fit`."""
+
+    data: DataArgument  # folder, table (.csv .jsonl .parquet), or hub data set
+    model: str  # CLIP, SigLIP or LLaVA by id or path; with --chat-url the name that the endpoint knows it by
+    out: str  # .parquet file to write; must not exist
+    classes: str | None = None  # file with one class name per line, fixing names and order
+    rule: Literal["union", "top_k", "ratio", "mean"] = "union"  # which classes become candidates; not for chat models
+    top_k: int = 3  # candidates per image of --rule top_k
+    ratio: float = 0.5  # least share of the highest probability of --rule ratio
+    templates: str = "photo27"  # what class names are put into: one, short, long, photo27, a file, or a text with {}
+    chat_url: str | None = None  # base URL of an OpenAI-compatible endpoint, to ask a chat model there
+    phrasings: int = 3  # questions per image put to a chat model
+    n_workers: int | None = None  # questions under way at once; as many as the endpoint takes if absent
+    yes: bool = False  # ask a chat model without waiting for a yes; needed when not on a terminal
+    seed: int = 0  # of the orders in which a chat model is shown the classes
+    on_bad: Literal["stop", "skip"] = "stop"  # unusable images
+    device: str = "auto"  # auto, cpu or cuda
+    precision: str = "auto"  # auto, bf16 or fp32
+    cache_limit_gb: float = 16.0  # decoded images above this are streamed instead of cached
+
+
+@dataclass(frozen=True)
+class Describe:
+    """Find the class names that fit no image; with --chat and --out, ask how these classes look."""
+
+    data: DataArgument  # folder, table (.csv .jsonl .parquet), or hub data set; labels are not used
+    model: str  # CLIP, SigLIP or another vision-language model by id or path
+    classes: str | None = None  # file with one class name per line, fixing names and order
+    out: str | None = None  # .json file of descriptions; what it holds already is kept
+    chat: str | None = None  # chat model to ask, by the name that the endpoint knows it by
+    chat_url: str | None = None  # base URL of an OpenAI-compatible endpoint; OpenAI's if absent
+    every: bool = False  # ask about all classes, not the mismatched alone
+    context: str | None = None  # what the images are, told to the chat model, e.g. 'traffic signs'
+    n: int = 4  # descriptions per class
+    yes: bool = False  # ask without waiting for a yes; needed when not on a terminal
+    templates: str = "one"  # what class names are put into: one, short, long, photo27, a file, or a text with {}
+    on_bad: Literal["stop", "skip"] = "stop"  # unusable images
+    device: str = "auto"  # auto, cpu or cuda
+    precision: str = "auto"  # auto, bf16 or fp32
 
 
 @dataclass(frozen=True)
@@ -102,20 +149,24 @@ class Bench:
     seeds: tuple[int, ...] = ()  # seeds to run; the table's own if absent
     full: bool = False  # the published schedule instead of the reduced one
     jobs: int = 1  # cells run side by side, each on its share of the cores
+    model: str | None = None  # vision-language model of the tables whose names begin with cap, by id or path
+    descriptions: str | None = None  # JSON {dataset: {class: texts}} of the cells with descriptions
     device: str = "auto"  # auto, cpu or cuda
 
 
 @dataclass(frozen=True)
 class Demo:
-    """The offline first run: real handwritten digits made long-tailed, cross-entropy against CVS."""
+    """The offline first run: real handwritten digits without labels, sorted by their class names alone."""
 
-    out: str = "demo-run"  # folder for the two runs
+    out: str = "demo-run"  # folder; each demo gets a numbered folder of its own in it
 
 
 VERBS: dict[str, Callable[..., Any]] = {
     "demo": Demo,
     "inspect": Inspect,
     "fit": Fit,
+    "annotate": Annotate,
+    "describe": Describe,
     "label": Label,
     "evaluate": Evaluate,
     "report": Report,
@@ -147,8 +198,8 @@ def run(argv: Sequence[str]) -> int:
         errors.print(f"error: {error}", markup=False)
         return error.exit_code
     except KeyboardInterrupt:
-        again = "; continue with the same command and --resume" if isinstance(command, Fit) else ""
-        errors.print(f"interrupted{again}", markup=False)
+        again = {Fit: "; continue with the same command and --resume", Annotate: "; the same command goes on from here"}
+        errors.print(f"interrupted{again.get(type(command), '')}", markup=False)
         return 130
     return 0
 
@@ -191,179 +242,16 @@ def _gathered(argv: Sequence[str]) -> list[str]:
     return [*kept, "--set", *assignments] if assignments else kept
 
 
-# ---- what each verb prints ------------------------------------------------------------------------------------------
-
-
-def _inspect(command: Inspect) -> None:
-    from evenkeel import api
-    from evenkeel.data.images import format_problems
-    from evenkeel.data.table import NOTICES
-
-    found = api.inspect(
-        command.data,
-        classes=command.classes,
-        novel=command.novel,
-        group=command.group,
-        check_pixels=command.check_images,
-    )
-    table, counts = found.table, found.table.counts()
-    out = Console(highlight=False, soft_wrap=True)
-    out.print(f"{len(table):,} images, {int((table.labels >= 0).sum()):,} labelled, {len(table.class_names)} classes")
-    shown = Table("class", "images", box=None, pad_edge=False)
-    order = sorted(range(len(counts)), key=lambda c: -int(counts[c]))
-    for c in order if len(order) <= 24 else [*order[:12], *order[-12:]]:
-        shown.add_row(table.class_names[c], f"{int(counts[c]):,}")
-    if len(order):
-        out.print(shown)
-    if len(order) > 24:
-        out.print(f"(the 12 largest and the 12 smallest of {len(order)})")
-    out.print(f"situation: {found.situation.name}: {found.situation.reason}", markup=False)
-    out.print(f"fit would run: {found.runs or found.situation.method + ' (not in this version)'}", markup=False)
-    bad = [p for p in found.problems if p.kind not in NOTICES]
-    if found.problems:
-        out.print(format_problems(found.problems), markup=False)
-    if bad:
-        raise DataError(
-            f"{len(bad)} {'problem' if len(bad) == 1 else 'problems'} in the data, listed above",
-            fix="put them right, or leave the rows concerned out with fit --on-bad skip",
-        )
-
-
-def _fit(command: Fit) -> None:
-    from evenkeel import api
-    from evenkeel.train.settings import parse_assignments
-
-    done = api.fit(
-        command.data,
-        out=command.out,
-        method=command.method,
-        model=command.model,
-        classes=command.classes,
-        novel=command.novel,
-        group=command.group,
-        test=command.test,
-        test_frac=command.test_frac,
-        epochs=command.epochs,
-        seed=command.seed,
-        device=command.device,
-        precision=command.precision,
-        size_px=command.size,
-        flip=command.flip,
-        pretrained=command.pretrained,
-        freeze=command.freeze,
-        resume=command.resume,
-        on_bad=command.on_bad,
-        checkpoint_minutes=command.checkpoint_minutes,
-        evaluations=command.evaluations,
-        cache_limit_gb=command.cache_limit_gb,
-        settings=parse_assignments(command.set),
-    )
-    summary, out = done.summary, Console(highlight=False, soft_wrap=True)
-    out.print(
-        f"{summary['method']} on {summary['n_labelled']:,} labelled images of {summary['n_classes']} classes "
-        f"({summary['situation']}), {summary['seconds']['train']:.0f} s of training"
-    )
-    described = json.loads((done.path / "data.json").read_text(encoding="utf-8"))
-    if described["quarantined"]:
-        out.print(
-            f"left out: {_count(described['quarantined'], 'row')}, listed in {done.path / 'data.json'}", markup=False
-        )
-    if described["notices"]:
-        out.print(f"notices: {len(described['notices'])}, listed in {done.path / 'data.json'}", markup=False)
-    if summary["test"]:
-        _print_scores(summary["test"])
-    for warning in summary["warnings"]:
-        out.print(f"warning: {warning}", markup=False)
-    out.print(f"report: {done.report}", markup=False)
-
-
-def _label(command: Label) -> None:
-    from evenkeel import api
-
-    rows = api.label(
-        command.run,
-        command.data,
-        out=command.out,
-        on_bad=command.on_bad,
-        device=command.device,
-        precision=command.precision,
-    )
-    print(f"{_count(rows, 'image')} labelled: {command.out}")
-    _print_left_out(json.loads(rows.schema.metadata[b"left_out"]))
-
-
-def _evaluate(command: Evaluate) -> None:
-    from evenkeel import api
-
-    scores = api.evaluate(
-        command.run, command.data, on_bad=command.on_bad, device=command.device, precision=command.precision
-    )
-    if command.json:
-        print(json.dumps(scores))
-    else:
-        print(f"{scores['n_scored']:,} images scored")
-        _print_scores(scores)
-        _print_left_out(scores["left_out"])
-
-
-def _report(command: Report) -> None:
-    from evenkeel import api
-
-    print(api.report(command.run))
-
-
-def _bench(command: Bench) -> None:
-    from evenkeel.benchmarking import runner
-
-    print(
-        runner.bench(
-            command.table,
-            cells=command.cells,
-            data=command.data,
-            out=command.out,
-            seeds=command.seeds,
-            full=command.full,
-            jobs=command.jobs,
-            device=command.device,
-        )
-    )
-
-
-def _demo(command: Demo) -> None:
-    from evenkeel import demo
-
-    demo.run(command.out)
-
-
-def _count(items: Any, noun: str) -> str:
-    return f"{len(items):,} {noun}{'' if len(items) == 1 else 's'}"
-
-
-def _print_left_out(problems: Sequence[dict[str, str]]) -> None:
-    from evenkeel.data.images import format_problems
-    from evenkeel.errors import Problem
-
-    if problems:
-        print(f"{_count(problems, 'image')} left out:", file=sys.stderr)
-        print(format_problems([Problem(p["where"], p["kind"], p["detail"]) for p in problems]), file=sys.stderr)
-
-
-def _print_scores(scores: dict[str, Any]) -> None:
-    shown = Table("score", "value", box=None, pad_edge=False)
-    for key in ("accuracy", "balanced_accuracy", "many", "medium", "few", "ece"):
-        if scores.get(key) is not None:
-            shown.add_row(key.replace("_", " "), f"{scores[key]:.4f}")
-    Console(highlight=False).print(shown)
-
-
 _ACTIONS: dict[type[Any], Callable[[Any], None]] = {
-    Inspect: _inspect,
-    Fit: _fit,
-    Label: _label,
-    Evaluate: _evaluate,
-    Report: _report,
-    Bench: _bench,
-    Demo: _demo,
+    Inspect: cli_actions.inspect,
+    Fit: cli_actions.fit,
+    Annotate: cli_actions.annotate,
+    Describe: cli_actions.describe,
+    Label: cli_actions.label,
+    Evaluate: cli_actions.evaluate,
+    Report: cli_actions.report,
+    Bench: cli_actions.bench,
+    Demo: cli_actions.demo,
 }
 
 if __name__ == "__main__":

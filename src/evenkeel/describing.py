@@ -17,7 +17,7 @@ from evenkeel.errors import ConfigError, DataError
 from evenkeel.labels.descriptions import describe_classes, read_descriptions
 from evenkeel.labels.looks import description_prompt
 from evenkeel.labels.mismatch import Mismatch, detect_mismatched
-from evenkeel.prepare import Prepared, prepare
+from evenkeel.prepare import Prepared, is_embeddings, prepare
 from evenkeel.train.processes import accelerator_for
 from evenkeel.types import Concepts
 
@@ -86,6 +86,8 @@ def describe(
     """
     if (chat is None) != (out is None):
         raise ConfigError("a chat model and a file for its answers go together", fix="give both --chat and --out")
+    if is_embeddings(data):
+        raise ConfigError("the data are embeddings, which the model cannot be shown", fix="give the images")
     on = accelerator_for(device).device
     encoder = load_encoder(model, device=on, precision=precision)
     if encoder.tower is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import shlex
@@ -16,11 +17,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
+from PIL import Image
+from sklearn.datasets import load_digits
 
-from evenkeel import cli
+from chat_stub import ChatStub, Fail, Seen
+from evenkeel import api, cli
 from evenkeel.results import LABEL_COLUMNS
 from pictures import COUNTS, spoil, write_folders
 
+CAP = "--method cap --model evenkeel/digits-clip"
 FAST = ["--epochs", "1", "--size", "8", "--device", "cpu", "--evaluations", "0", "--set", "batch_size=8"]
 
 
@@ -190,6 +196,10 @@ def test_bad_table__every_problem_in_one_report(
         ("--freeze *", "leaves nothing to train"),
         ("--test nowhere", "no such file or folder: nowhere"),
         ("--classes nowhere.txt", "cannot read the class names in nowhere.txt"),
+        ("--method cap", "no model is named that can"),
+        ("--views embeddings", "embeddings need a pretrained encoder"),
+        (f"{CAP} --descriptions nowhere.json", "descriptions in nowhere.json: No such file or directory"),
+        (f"{CAP} --templates nowhere.txt", "nowhere.txt"),
     ],
 )
 def test_fit__impossible_setting(
@@ -203,7 +213,13 @@ def test_fit__impossible_setting(
     assert not out.exists()
 
 
-@pytest.mark.parametrize("words", ["fit photos", "fit photos --out run --bogus 1", "", "train photos", "--epochs 3"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("fit photos", "fit photos --out run --bogus 1", "", "train photos", "--epochs 3"),
+        *("annotate photos --model m", "annotate photos --out c.parquet", "describe photos", "fit p --out r --views x"),
+    ],
+)
 def test_run__words_that_do_not_parse(words: str) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.run(shlex.split(words))
@@ -216,7 +232,7 @@ def test_fit__no_labels_one_class_or_nothing(photos: Path, tmp_path: Path, capsy
     one = write_folders(tmp_path / "one", {"ant": 3})
     flat, names, out = str(photos / "ant"), ["--classes", str(tmp_path / "names.txt")], ["--out", str(tmp_path / "run")]
     for words, said in (
-        ([flat, *names], "the situation no_labels"),
+        ([flat, *names], "this method reads class names, and no model is named that can"),
         ([flat, *names, "--method", "ce"], "method ce needs labels, and no training image has one"),
         ([flat], "no class found"),
         ([str(one)], "only one class found"),
@@ -257,6 +273,270 @@ def test_offline__a_name_that_is_nowhere(tmp_path: Path) -> None:
     assert found.returncode == 2
     assert found.stderr.startswith("error: some/dataset is no file or folder here, nor a data set in the local cache")
     assert "Traceback" not in found.stderr
+
+
+# ---- class names, candidates, descriptions --------------------------------------------------------------------------
+
+DIGITS = {0: "zero", 2: "two", 5: "five", 6: "six"}  # the model knows all of them by name but zero
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """80 of scikit-learn's digits, in class folders named by words."""
+    root = tmp_path_factory.mktemp("digits")
+    found = load_digits()
+    for i in np.flatnonzero(np.isin(found.target, list(DIGITS)))[:80]:
+        folder = root / DIGITS[found.target[i]]
+        folder.mkdir(exist_ok=True)
+        Image.fromarray((found.images[i] * 255 / 16).astype(np.uint8)).save(folder / f"{i}.png")
+    return root
+
+
+@pytest.fixture
+def unlabelled(digits: Path, tmp_path: Path) -> Path:
+    """The same in one folder, and names.txt beside it."""
+    root = tmp_path / "flat"
+    root.mkdir()
+    for path in digits.rglob("*.png"):
+        (root / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "names.txt").write_text("\n".join(DIGITS.values()), encoding="utf-8")
+    return root
+
+
+def test_annotate__counts_are_those_of_the_table(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "c.parquet"
+    words = ["annotate", str(digits), "--model", "evenkeel/digits-clip", "--out", str(out)]
+    assert cli.run(words) == 0
+    told = capsys.readouterr().out
+    rows = pq.read_table(out).to_pylist()
+    sizes = [len(row["candidates"]) for row in rows]
+    inside = sum(row["label"] in row["candidates"] for row in rows) / len(rows)
+    assert 1 < np.mean(sizes) < 4
+    assert f"80 images, {np.mean(sizes):.2f} candidates each on average, at most {max(sizes)}\n" in told
+    assert f"truth inside the candidates: {inside:.4f} of 80 images" in told
+    assert told.endswith(f"candidates: {out}\n")
+    assert cli.run(words) == 2
+    assert "c.parquet exists\n  fix: " in capsys.readouterr().err
+
+
+def test_annotate__asks_nothing_unless_told_to(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "c.parquet"
+    with ChatStub("five") as stub:
+        words = ["annotate", str(digits), "--model", "m", "--chat-url", stub.url, "--out", str(out), "--phrasings", "2"]
+        monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))  # no terminal: its yes does not count
+        assert cli.run(words) == 2
+        told = capsys.readouterr().err
+        assert "160 questions: roughly " in told
+        assert "this is no terminal, so nobody can say yes to that\n  fix: add --yes" in told
+        monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+        for answer in ("n\n", "", "whatever\n"):
+            monkeypatch.setattr(sys.stdin, "readline", lambda answer=answer: answer)
+            assert cli.run(words) == 2
+            told = capsys.readouterr().err
+            assert "ask? [y/N]" in told
+            assert "stopped before anything was asked" in told
+        assert stub.seen == []
+        assert not out.exists()
+        monkeypatch.setattr(sys.stdin, "readline", lambda: "Y\n")
+        assert cli.run(words) == 0
+        assert len(stub.seen) == 160
+    assert "160 questions asked, 160 answers\n" in capsys.readouterr().out
+    assert {tuple(row["candidates"]) for row in pq.read_table(out).to_pylist()} == {("five",)}
+
+
+def test_annotate__stopped_and_repeated(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "c.parquet"
+
+    def answer(seen: Seen) -> str:
+        return "no idea" if len(stub.seen) == 70 else "a two"
+
+    with ChatStub(answer, script=["a two"] * 30 + [Fail(401, "no key")]) as stub:
+        words = ["annotate", str(digits), "--model", "m", "--chat-url", stub.url, "--out", str(out), "--phrasings", "1"]
+        words += ["--n-workers", "1", "--yes"]
+        assert cli.run(words) == 2
+        assert "set OPENAI_API_KEY" in capsys.readouterr().err
+        assert not out.exists()
+        assert cli.run(words) == 0
+        assert 81 <= len(stub.seen) <= 82  # the refused one, and perhaps one that was under way by then
+    told = capsys.readouterr()
+    assert "to be asked of the chat model: 50 questions" in told.err
+    assert (
+        "50 questions asked, 30 kept from before, 80 answers; 1 answer names no class, such as 'no idea' to "
+        in told.out
+    )
+    assert "80 images, 1.00 candidates each on average, at most 1; 1 without any\n" in told.out
+    n_twos = len(list((digits / "two").iterdir()))
+    assert abs(n_twos / 80 - float(told.out.split("truth inside the candidates: ")[1].split()[0])) < 1.5 / 80
+
+
+def test_describe__evidence_and_no_file(unlabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    words = ["describe", str(unlabelled), "--classes", str(tmp_path / "names.txt"), "--model", "evenkeel/digits-clip"]
+    assert cli.run(words) == 0
+    told = capsys.readouterr().out
+    found = api.describe(unlabelled, classes=tmp_path / "names.txt", model="evenkeel/digits-clip")
+    assert found.mismatched == ["zero"]
+    assert "1 of 4 class names fits no image\n" in told
+    shown = dict(line.split() for line in told.splitlines()[2:-1])
+    assert shown == {"zero": f"{found.mismatch.evidence[0]:.2f}"}
+    assert "--chat MODEL --out FILE.json" in told
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_describe__asks_writes_and_keeps(unlabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    looks = tmp_path / "looks.json"
+    words = ["describe", str(unlabelled), "--classes", str(tmp_path / "names.txt"), "--model", "evenkeel/digits-clip"]
+
+    def answer(seen: Seen) -> str:
+        return "- a plain ring\n- an empty oval" if 'how "zero" looks' in seen.prompt else "I'm sorry, I cannot."
+
+    with ChatStub(answer) as stub:
+        words += ["--chat", "m", "--chat-url", stub.url, "--out", str(looks), "--every", "--context", "ink", "--n", "2"]
+        assert cli.run(words) == 2
+        assert "fix: add --yes" in capsys.readouterr().err
+        assert stub.seen == []
+        assert not looks.exists()
+        assert cli.run([*words, "--yes"]) == 0
+        assert len(stub.seen) == 4
+        assert all("The images are of: ink." in seen.prompt and seen.image is None for seen in stub.seen)
+        told = capsys.readouterr().out
+        assert json.loads(looks.read_text(encoding="utf-8")) == {"zero": ["a plain ring", "an empty oval"]}
+        assert "zero: a plain ring; an empty oval\n" in told
+        assert "no usable answer about: " in told
+        assert f"--descriptions {looks}\n" in told
+        assert cli.run([*words, "--yes"]) == 0
+        assert len(stub.seen) == 7  # zero is known
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("annotate DATA --model evenkeel/digits-clip --out c.csv", "c.csv is not a .parquet file"),
+        ("annotate nowhere --model evenkeel/digits-clip --out c.parquet", "no such file or folder: nowhere"),
+        ("annotate DATA --model nobody/nothing --out c.parquet", "nobody/nothing is not on this machine"),
+        ("annotate DATA --model evenkeel/digits-clip --out c.parquet --top-k 0", "top_k=0 is not possible"),
+        ("annotate DATA --model m --chat-url http://localhost:9 --out c.parquet --phrasings 0", "phrasings=0"),
+        ("annotate DATA --model evenkeel/digits-clip --out c.parquet --templates x.txt", "x.txt"),
+        ("describe nowhere --model evenkeel/digits-clip", "no such file or folder: nowhere"),
+        ("describe DATA --model nobody/nothing", "nobody/nothing is not on this machine"),
+        ("describe DATA --model evenkeel/digits-clip --chat m", "go together\n  fix: give both --chat and --out"),
+        ("describe DATA --model evenkeel/digits-clip --out l.json", "go together\n  fix: give both --chat and --out"),
+        (
+            "describe DATA --model evenkeel/digits-clip --chat m --chat-url http://localhost:9 --out l.txt --every "
+            "--yes",
+            "l.txt\n  fix: give a name ending in .json",
+        ),
+    ],
+)
+def test_annotate_and_describe__what_cannot_be(
+    words: str,
+    said: str,
+    digits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert cli.run(shlex.split(words.replace("DATA", str(digits)))) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert "\n  fix: " in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fit__tells_what_names_and_descriptions_did(
+    unlabelled: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    looks = {
+        "zero": ["a round ring with nothing inside", "the end of all things"],
+        "two": "a hook standing on a flat base",
+    }
+    (tmp_path / "looks.json").write_text(json.dumps(looks), encoding="utf-8")
+    words = ["fit", str(unlabelled), "--classes", str(tmp_path / "names.txt"), "--test", str(digits), "--n-views", "1"]
+    words += ["--descriptions", str(tmp_path / "looks.json"), "--model", "evenkeel/digits-clip", "--templates", "one"]
+    words += [
+        "--views",
+        "embeddings",
+        "--device",
+        "cpu",
+        "--evaluations",
+        "0",
+        "--set",
+        "epochs=1",
+        "steps_per_epoch=2",
+    ]
+    assert cli.run([*words, "--out", str(tmp_path / "run")]) == 0
+    told = capsys.readouterr().out
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))
+    assert "cap on 80 images, 0 labelled, of 4 classes (no_labels)" in told
+    before, after = summary["zero_shot"]["accuracy"], summary["test"]["accuracy"]
+    assert f"zero-shot -> adapted accuracy: {before:.4f} -> {after:.4f} on 80 test images" in told
+    assert "pseudolabels, largest class over smallest: " in told
+    assert "'a round ring with nothing inside'" in told
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))["n_views"] == 1
+
+
+def test_fit__asks_a_chat_model_only_when_told_to(
+    unlabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["fit", str(unlabelled), "--classes", str(tmp_path / "names.txt"), "--model", "evenkeel/digits-clip"]
+    words += ["--n-views", "1", "--device", "cpu", "--set", "epochs=1", "steps_per_epoch=1"]
+    with ChatStub("- a round ring with nothing inside\n- the end of all things") as stub:
+        words += ["--chat-url", stub.url]
+        assert cli.run([*words, "--out", str(tmp_path / "quiet")]) == 0
+        assert stub.seen == []
+        assert cli.run([*words, "--describe-with", "m", "--out", str(tmp_path / "asked")]) == 0
+        assert {seen.model for seen in stub.seen} == {"m"}
+    begin = json.loads((tmp_path / "asked" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    told = json.loads((tmp_path / "asked" / "descriptions.json").read_text(encoding="utf-8"))
+    assert begin["mismatched"] == ["zero"]
+    assert told == {"zero": ["a round ring with nothing inside", "the end of all things"]}
+    assert len(stub.seen) == 1
+    shown = capsys.readouterr().out.split("cap on 80 images")
+    assert "'zero': given the images that no other class explains, a guess" in shown[1]
+    assert "'zero': described as 'a round ring with nothing inside'" in shown[2]
+    assert not (tmp_path / "quiet" / "descriptions.json").exists()
+
+
+@pytest.fixture
+def embeddings(tmp_path: Path) -> Path:
+    draws = np.random.default_rng(0)
+    labels = np.array(["ant", "bee", "cow", ""] * 10)
+    feats = draws.normal(size=(40, 8)).astype(np.float32)
+    np.savez(tmp_path / "e.npz", embeddings=feats, labels=labels, class_names=np.array(["ant", "bee", "cow"]))
+    feats[7, 3] = np.nan
+    np.savez(tmp_path / "bad.npz", embeddings=feats, labels=labels)
+    return tmp_path
+
+
+def test_inspect__embeddings(embeddings: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["inspect", str(embeddings / "e.npz")]) == 0
+    told = capsys.readouterr().out
+    assert "40 embeddings, 30 labelled, 3 classes\n" in told
+    assert "situation: few_labels" in told
+    assert "fit would run: cap (the file has to hold class_embeddings" in told
+    assert cli.run(["inspect", str(embeddings / "bad.npz")]) == 2
+    assert "1 bad_embedding" in capsys.readouterr().out
+    assert cli.run(["describe", str(embeddings / "e.npz"), "--model", "evenkeel/digits-clip"]) == 2
+    assert "the data are embeddings" in capsys.readouterr().err
+
+
+def test_fit__embeddings(embeddings: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["fit", str(embeddings / "e.npz"), "--device", "cpu", "--out", str(embeddings / "run")]
+    assert cli.run([*words, "--method", "ce", "--views", "pixels"]) == 2
+    assert "--views pixels has nothing to work on" in capsys.readouterr().err
+    assert cli.run(words) == 2
+    assert "class_embeddings" in capsys.readouterr().err
+    assert cli.run([*words, "--method", "ce", "--epochs", "1"]) == 0
+    told = capsys.readouterr().out
+    assert "zero-shot" not in told
+    assert "class names" not in told
 
 
 # ---- label, evaluate, report ----------------------------------------------------------------------------------------

@@ -2,45 +2,62 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from evenkeel import cli, demo
+from evenkeel.assets import DIGITS_DESCRIPTIONS
 
 
-def test_digits__no_image_on_both_sides() -> None:
-    train, test = demo.digits()
-    seen = {train.image(row).tobytes() for row in range(len(train))}
-    assert len(seen) == len(train)
-    assert not seen & {test.image(row).tobytes() for row in range(len(test))}
-    extrema = [train.image(row).getextrema()[0] for row in range(len(train))]
-    assert (min(low for low, _ in extrema), max(high for _, high in extrema)) == (0, 255)
+def test_digits__unlabelled_and_no_image_on_both_sides() -> None:
+    pool, test = demo.digits()
+    assert (pool.labels == -1).all()
+    assert bool((pool.task().labels == -1).all())
+    rows = [[int(name) for name in table.ids.to_pylist()] for table in (pool, test)]
+    assert sorted(rows[0] + rows[1]) == list(range(1797))
+    digits = load_digits()
+    assert pool.truth is not None
+    assert pool.truth.tolist() == digits.target[rows[0]].tolist()
+    assert test.labels.tolist() == digits.target[rows[1]].tolist()
+    shown = np.asarray(test.image(0))
+    assert shown.shape == (8, 8, 3)
+    assert np.array_equal(shown[..., 0], (digits.images[rows[1][0]] * 255 / 16).astype(np.uint8))  # light on dark
 
 
-def test_verdict__also_when_it_did_not_help() -> None:
-    low, high = {"few": 0.2, "balanced_accuracy": 0.5}, {"few": 0.4, "balanced_accuracy": 0.6}
-    assert demo.verdict(low, high).endswith("it kept them learning.")
-    assert demo.verdict(high, low).endswith("this time it did not help.")
-    assert demo.verdict(high, {"few": 0.5, "balanced_accuracy": 0.5}).endswith("this time it did not help.")
+def test_descriptions__are_of_the_names_and_some_are_no_use() -> None:
+    texts = json.loads(DIGITS_DESCRIPTIONS.read_text(encoding="utf-8"))
+    assert tuple(texts) == demo.NAMES
+    assert "a digital clock" in texts["seven"]
 
 
 def test_run__twice_in_one_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("EVENKEEL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(demo, "SETTINGS", {**demo.SETTINGS, "epochs": 1})
     threads = torch.get_num_threads()
-    for number in (1, 2):
+    for number, settings in (("1", {"epochs": 2}), ("2", {"epochs": 1, "steps_per_epoch": 1})):
+        monkeypatch.setattr(demo, "SETTINGS", settings)
         assert cli.run(["demo", "--out", str(tmp_path / "demo-run")]) == 0
         told = capsys.readouterr().out
-        for method in ("ce", "cvs"):
-            report = tmp_path / "demo-run" / str(number) / method / "report.html"
-            assert report.exists()
-            assert f"report: {report}\n" in told
-        assert "437 real handwritten digits" in told
-        assert "Of the rare digits" in told
+        folder = tmp_path / "demo-run" / number
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        assert summary["situation"] == "no_labels"
+        assert summary["n_labelled"] == 0
+        before, after = summary["zero_shot"]["accuracy"], summary["test"]["accuracy"]
+        assert 0.6 < before < 0.72  # its names for zero and seven mean nothing
+        assert after > 0.85  # 0.93 with all epochs; without the descriptions no more than before
+        assert f"zero-shot -> adapted accuracy: {before:.4f} -> {after:.4f} on 539 test images\n" in told
+        assert "'a round ring with nothing inside'" in told.split("descriptions refused")[0]
+        refused = told.split("descriptions refused")[1]
+        assert "'a digital clock'" in refused
+        assert "a round ring" not in refused
+        assert f"report: {folder / 'report.html'}\n" in told
+        assert (folder / "report.html").exists()
     assert torch.get_num_threads() == threads
 
 
