@@ -127,12 +127,14 @@ def ask_for(
 
     Raises: ConfigError if ``approve`` refuses.
     """
+    known = dict(read_descriptions(path, class_names)) if path.exists() else {}
+    which = [c for c in which if class_names[c] not in known]
     if which and approve is not None:
         prompt = description_prompt(class_names, which[0], n=n, context=context)
         if not approve(estimate(len(which), prompt_chars=len(prompt), answer_tokens=30 * n)):
             raise ConfigError("nothing was asked", fix="say yes, or leave --chat out")
     if not which:
-        return {}
+        return known
     path.parent.mkdir(parents=True, exist_ok=True)
     describe_classes(openai_chat(chat, base_url=chat_url), class_names, path, which=which, n=n, context=context)
     return dict(read_descriptions(path, class_names)) if path.exists() else {}

@@ -137,6 +137,8 @@ def fit(
         seed=seed,
         cache_limit_gb=cache_limit_gb,
     )
+    if n_views < 1:
+        raise ConfigError(f"n_views={n_views} is not possible", fix="give 1 or more")
     name, chosen = _choose(method, prepared)
     accelerator = accelerator_for(device)
     overrides = _overrides(settings, epochs)
@@ -177,6 +179,8 @@ def fit(
     uses_encoder = model not in ("none", *OWN) and (sees == "embeddings" or chosen.needs == "text")
     encoder = load_encoder(model, device=accelerator.device, precision=precision) if uses_encoder else None
     _check_words(chosen, encoder, prepared, name)
+    if chosen.needs != "text" and (descriptions is not None or describe_with is not None):
+        raise ConfigError(f"{name} reads no descriptions", fix="leave them out, or choose --method cap")
     texts = wanted_descriptions(descriptions, prepared.train.table.class_names)
     if accelerator.is_main_process:
         results.start_folder(run, config, described, environment(accelerator.device, precision), resume=resume)
@@ -263,6 +267,11 @@ def _views(
 def _check_words(chosen: Method, encoder: Encoder | None, prepared: Prepared, name: str) -> None:
     if chosen.needs != "text":
         return
+    if encoder is None and prepared.train.stored is None:
+        raise ConfigError(
+            f"the model has no text side, and {name} reads class names",
+            fix="name a vision-language model: CLIP, SigLIP, ... (openai/clip-vit-base-patch32)",
+        )
     if encoder is not None and encoder.tower is None:
         raise ConfigError(
             f"{encoder.name} has no text side, and {name} reads class names",

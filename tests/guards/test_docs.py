@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from evenkeel.fitting import CPU_IMAGES
 from evenkeel.benchmarking.tables import TABLES
 from evenkeel.cli import VERBS, parse
 from evenkeel.data.cards import DATASETS
 from evenkeel.data.columns import ROLES
 from evenkeel.data.situation import METHODS as METHOD_OF_SITUATION
 from evenkeel.data.table import PROBLEM_KINDS
+from evenkeel.fitting import CPU_IMAGES
 from evenkeel.methods.baselines import long_tailed, vision_language
 from evenkeel.methods.cap import Config as CapConfig
 from evenkeel.methods.cvs import Config as CvsConfig

@@ -2,7 +2,7 @@
 
 48 features, three adapters with 40 weights each, one step an epoch. The oracle spells main set, margins and the three
 losses after methods/cap.py's numbered lines, and takes its gradient by central differences. It holds pseudolabels, and
-the class features that the self-training loss sees, fixed within a step, as the method has it.
+with isolate_text the class features that the self-training loss sees, fixed within a step.
 """
 
 from __future__ import annotations
@@ -145,7 +145,9 @@ def margin_of(probs: Array, expected: Array, t: Array, prototypes: Array, *, m: 
     return margin
 
 
-def follow(w: Weights, *, is_shared: bool, shares: str) -> tuple[list[float], Weights, list[Array], list[int]]:
+def follow(
+    w: Weights, *, is_shared: bool, is_isolated: bool, shares: str
+) -> tuple[list[float], Weights, list[Array], list[int]]:
     """Loss of each step, the weights afterwards, the margin of each epoch, the sizes of the main set."""
     zero_shot = softmax(SCALE * Z @ T0.T)
     expected = (zero_shot[OPEN].mean(0) if shares == "beliefs" else np.full(C, 1 / C)) * len(OPEN)
@@ -165,7 +167,6 @@ def follow(w: Weights, *, is_shared: bool, shares: str) -> tuple[list[float], We
             margin: Array = margin,
             sure: Array = sure,
             guess: Array = guess,
-            t_now: Array = t_now,
             main_set: dict[int, int] = main_set,
         ) -> float:
             t = adapted(w["textual"], T0)
@@ -176,7 +177,7 @@ def follow(w: Weights, *, is_shared: bool, shares: str) -> tuple[list[float], We
             ):
                 f = SCALE * adapted(w["visual"], Z[some]) @ t.T
                 total += weight * cross_entropy(f + margin[y], y)  # lines 6 and 7
-            g = SCALE * adapted(w["visual" if is_shared else "pseudo"], STRONG[OPEN]) @ (t if is_shared else t_now).T
+            g = SCALE * adapted(w["visual" if is_shared else "pseudo"], STRONG[OPEN]) @ t.T
             return total + cross_entropy((g + margin[guess])[sure], guess[sure])  # line 8
 
         trace.append(loss(w))
@@ -211,19 +212,19 @@ def descended(w: Weights, loss: Callable[[Weights], float], h: float = 1e-6) -> 
 
 
 @pytest.mark.parametrize(
-    ("is_shared", "shares"),
-    [(False, "beliefs"), (True, "uniform")],
-    ids=["pseudo adapter, own shares", "shared adapter, equal shares"],
+    ("is_shared", "is_isolated", "shares"),
+    [(False, False, "beliefs"), (False, True, "uniform"), (True, False, "uniform")],
+    ids=["as it comes", "text adapter isolated, equal shares", "shared adapter, equal shares"],
 )
-def test_trace__cap(is_shared: bool, shares: str) -> None:
+def test_trace__cap(is_shared: bool, is_isolated: bool, shares: str) -> None:
     recorded = tiny.Recorded(METHODS["cap"].recipe)
-    own = {"shared_adapter": is_shared, "share_from": shares, "margin_scale": M[shares]}
+    own = {"shared_adapter": is_shared, "isolate_text": is_isolated, "share_from": shares, "margin_scale": M[shares]}
     cfg: Any = resolve_config(METHODS["cap"], {**SETTINGS, **own})
     torch.manual_seed(derive_seed(0, "setup"))
     start = weights_of(cap.setup(cfg, TASK, Build()))
     assert set(start) == {"visual", "textual"} | ({"pseudo"} if not is_shared else set())
     copied = {k: [p.copy() for p in v] for k, v in start.items()}
-    expected, end, margins, sizes = follow(copied, is_shared=is_shared, shares=shares)
+    expected, end, margins, sizes = follow(copied, is_shared=is_shared, is_isolated=is_isolated, shares=shares)
     state = train(recorded, cfg, TASK, POOL, Build(), options=tiny.options_of()).state
     # float32 against float64: 1e-5 is some 80 roundings
     assert recorded.losses == pytest.approx(expected, rel=1e-5)

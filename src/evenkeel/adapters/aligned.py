@@ -83,7 +83,8 @@ class AlignedNet(nn.Module):
         """
         class_feats = self.class_feats()
         weight = self.towers.logit_scale * class_feats.float() + self.linear_weight
-        head = TextHead(weight.cpu(), self.linear_bias.cpu(), visual=copy.deepcopy(self.visual) if use_visual else None)
+        visual = copy.deepcopy(self.visual).cpu() if use_visual and self.visual is not None else None
+        head = TextHead(weight.cpu(), self.linear_bias.cpu(), visual=visual)
         backbone: nn.Module = Stored()
         name = "stored"
         towers = self.towers

@@ -32,7 +32,7 @@ def pace(counts: Tensor, expected: Tensor) -> Tensor:
     Args:
       counts: [C] pseudolabels per class.
       expected: [C] float, pseudolabels that each class should have, in any unit; equal for all in the paper. Classes
-        of which none is expected, and of which none was predicted, count as 1.
+        of which none is expected count as 1.
 
     Returns: [C] float, 0 to 1.
 

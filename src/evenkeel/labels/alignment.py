@@ -13,7 +13,7 @@ from evenkeel.labels.mismatch import CHUNK, detect_mismatched
 from evenkeel.labels.shape import Shape, fit_shape
 from evenkeel.types import Task
 
-CONFIRMED, CONTRADICTED = 0.5, 0.02
+CONFIRMED, CONTRADICTED = 0.5, 0.005
 """Mean probability of a class on its own labelled images, above which its text fits and below which it does not."""
 
 
@@ -86,7 +86,8 @@ def align(
     logs: dict[str, Any] = {"zero_shot_counts": _counts(zero_shot, labels, len(t)), "warnings": []}
     if use_alignment:
         t = _repaired(z, pool, t, task, labels, logs, logit_scale=logit_scale, use_leftovers=use_leftovers, seed=seed)
-    shape = fit_shape(z, logit_scale * t, labels=labels, strength=shape_strength)
+    strength = 0.0 if logs.get("is_hopeless") else shape_strength
+    shape = fit_shape(z, logit_scale * t, labels=labels, strength=strength)
     predicted, confidence = _answers(z, logit_scale * t + shape.weight, shape.bias, labels, allowed)
     prior = _prior(z, logit_scale * t + shape.weight, shape.bias, labels, allowed)
     logs["aligned_counts"] = _counts(predicted, labels, len(t))
@@ -122,7 +123,7 @@ def _repaired(
             pick = int(chosen.chosen[c])
             if pick >= 0:
                 logs["descriptions"][names[c]] = texts[pick]
-            refused = [text for text, gain in zip(texts, chosen.gains[c], strict=True) if gain < 1]
+            refused = [text for text, gain in zip(texts, chosen.gains[c], strict=True) if gain <= 1]
             if refused and (pick >= 0 or by_name.is_mismatched[c]):
                 logs["rejected"][names[c]] = refused
         has_text = (chosen.chosen >= 0).to(t.device)
@@ -132,21 +133,30 @@ def _repaired(
     still = (still & ~(own > CONFIRMED)) | is_contradicted
     logs["contradicted"] = [names[c] for c in is_contradicted.nonzero().flatten().tolist()]
     logs["unrepaired"] = [names[c] for c in still.nonzero().flatten().tolist()]
-    if still.any() and use_leftovers and not still.all():
+    has_labels = torch.bincount(labels[labels >= 0], minlength=len(t)) > 0
+    guessed = [names[c] for c in (still & ~has_labels).nonzero().flatten().tolist()]
+    shown = f"{', '.join(guessed[:5])}{', …' if len(guessed) > 5 else ''}"
+    logs["is_hopeless"] = len(guessed) > len(names) / 2
+    if logs["is_hopeless"]:
+        logs["warnings"].append(
+            f"{len(guessed)} of {len(names)} class names fit no image ({shown}): too many to guess which images are "
+            "whose, so the answers stay those of the names; describe how the classes look (--descriptions), or label "
+            "an image of each"
+        )
+        return t
+    if still.any() and use_leftovers:
         t = leftover_concepts(z, t, logit_scale=logit_scale, is_mismatched=still, labels=labels, seed=seed)
-        has_labels = torch.bincount(labels[labels >= 0], minlength=len(t)) > 0
-        guessed = [names[c] for c in (still & ~has_labels).nonzero().flatten().tolist()]
         logs["guessed"] = guessed
         if len(guessed) > 1:
             logs["warnings"].append(
-                f"{len(guessed)} class names fit no image ({', '.join(guessed[:5])}"
-                f"{', …' if len(guessed) > 5 else ''}); they were given the clusters left over, which of them gets "
-                "which is a guess: describe how they look (--descriptions), or label an image of each"
+                f"{len(guessed)} class names fit no image ({shown}); they were given the clusters left over, which of "
+                "them gets which is a guess, and a class that is absent gets another's images: describe how they look "
+                "(--descriptions), label an image of each, drop absent classes, or --set use_leftovers=false"
             )
         elif guessed:
             logs["warnings"].append(
                 f"the name {guessed[0]!r} fits no image; it was given the images that no other class explains: "
-                "check some of them, or describe how it looks (--descriptions)"
+                "check some of them; describe how it looks (--descriptions), or drop the name if the class is absent"
             )
     return t
 

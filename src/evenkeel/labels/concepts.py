@@ -132,7 +132,7 @@ def leftover_concepts(
       feats: [N, D] float, unit norm, of images.
       class_feats: [C, D] float, unit norm, of names or descriptions.
       logit_scale: what cosines are multiplied by.
-      is_mismatched: [C] bool, at least one of them False.
+      is_mismatched: [C] bool; where all are, the centres come back as they are.
       labels: [N] int64, -1 = unknown; images with a label stay in the cluster of their class.
       top_frac: share of N / C images that a known class starts from.
       n_tries: starts; the tightest clustering is kept.
@@ -171,6 +171,8 @@ def leftover_concepts(
     )
     of_class = _match_clusters(probs, cluster, centres, t, known=known, seeded=is_seeded, logit_scale=logit_scale)
     mu = centres[of_class]
+    if not known.any():  # no name to tell the texts' place from: classes of labelled images, where their images are
+        return mu
     mean_t, mean_mu = t[known].mean(0), mu[known].mean(0)
     spread = ((mu[known] - mean_mu) ** 2).sum()
     scale = ((t[known] - mean_t) * (mu[known] - mean_mu)).sum() / spread if spread > 1e-8 else torch.tensor(1.0)

@@ -58,8 +58,8 @@ def detect_mismatched(
     """Find the classes whose name fits none of the images, without clustering: in one pass over the images.
 
     A class that the name names well is sure of at least some images, however rare it is; a mismatched one is sure of
-    none. The threshold comes from the data: the cut that separates the evidence of the classes best (Otsu), and only
-    if the lower classes have less than half the evidence of the upper ones on average. So any number of classes may be
+    none. The threshold comes from the data: of the cuts below which the classes have less than half the evidence of
+    the others on average, the one that separates them best (Otsu); no class is mismatched if there is no such cut. So any number of classes may be
     mismatched, most of them included; if all are, there is nothing to tell them by.
 
     Args:
@@ -85,8 +85,10 @@ def detect_mismatched(
     mean_low, mean_high = low / n_low, (ordered.sum() - low) / (len(found) - n_low)
     if not len(low):
         return Mismatch(none, found, 0.0)
-    cut = int((n_low * (len(found) - n_low) * (mean_high - mean_low) ** 2).argmax())
-    if mean_low[cut] >= 0.5 * mean_high[cut]:
+    separation = n_low * (len(found) - n_low) * (mean_high - mean_low) ** 2
+    separation = separation.masked_fill(mean_low >= 0.5 * mean_high, -1.0)
+    cut = int(separation.argmax())
+    if separation[cut] < 0:
         return Mismatch(none, found, 0.0)
     threshold = float(ordered[cut] + ordered[cut + 1]) / 2
     is_mismatched = found < threshold

@@ -151,12 +151,13 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State,
         aligned.predicted, aligned.confidence, sizes.clamp(min=1), where=_unlabelled(task)
     )
     watch = Watch.start(feats, task.n_classes, aligned.zero_shot)
-    agreement = watch.agreement(aligned.predicted)
     with torch.no_grad():  # what the state kept here answers: its fresh adapters add a little of their own
         t = main.class_feats()
-        pieces = torch.split(torch.arange(len(feats)), 8192)
+        starts = range(0, len(feats), 8192)
+        pieces = (torch.arange(i, min(i + 8192, len(feats)), device=feats.device) for i in starts)
         chunks = ((rows, main.logits(main.adapted(feats[rows]), t)) for rows in pieces)
         first, _ = _predict_all(task, chunks, _allowed(cfg, task))
+    agreement = watch.agreement(first)
     state = dataclasses.replace(
         state,
         adjust={**state.adjust, "prior": prior},
@@ -166,10 +167,16 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State,
             "first_rows": main_rows,
             "first_labels": main_labels,
             "watch": watch.to_dict(),
-            "best": {"score": watch.agreement(first), "epoch": -1, "nets": _trained_tensors(state)},
+            # Where most names mean nothing, training on them can only lose: then nothing is to beat the start.
+            "best": {
+                "score": 1.0 if logs.get("is_hopeless") else agreement,
+                "epoch": -1,
+                "nets": _trained_tensors(state),
+            },
         },
     )
-    return state, {**logs, "cluster_agreement": state.memory["best"]["score"], "main_set": len(main_rows)}
+    told = {"cluster_agreement": agreement, "zero_shot_agreement": watch.zero_shot_agreement}
+    return state, {**logs, **told, "main_set": len(main_rows)}
 
 
 def plan(cfg: Config, task: Task, state: State, epoch: int) -> EpochPlan:
@@ -239,7 +246,7 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
     watch = Watch.from_dict(memory["watch"])
     logs = watch.describe(predicted, confidence, t, expected, threshold=cfg.confidence)
     logs |= {"margin_max": float(margin.max()), "main_set": len(memory["main_rows"])}
-    logs["warnings"] = warnings_of(logs, task.class_names, epoch)
+    logs["warnings"] = warnings_of(logs, task.class_names, epoch) if _unlabelled(task).any() else []
     memory["last"] = {"agreement": logs["cluster_agreement"], "counts": counts, "expected": expected}
     if logs["cluster_agreement"] > memory["best"]["score"]:
         memory["best"] = {"score": logs["cluster_agreement"], "epoch": epoch, "nets": _trained_tensors(state)}

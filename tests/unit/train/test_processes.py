@@ -32,7 +32,14 @@ RUNS: dict[str, dict[str, Any]] = {
     "class_balanced": {"name": "class_balanced", "settings": {"epochs": 2, "batch_size": 8, "effective_beta": 0.99}},
     "cap": {
         "name": "cap",
-        "settings": {"epochs": 3, "steps_per_epoch": 6, "batch_size": 8, "lr": 0.2, "confidence": 0.4, "keep_best": False},
+        "settings": {
+            "epochs": 3,
+            "steps_per_epoch": 6,
+            "batch_size": 8,
+            "lr": 0.2,
+            "confidence": 0.4,
+            "keep_best": False,
+        },
     },
 }
 
