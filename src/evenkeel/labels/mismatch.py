@@ -59,8 +59,9 @@ def detect_mismatched(
 
     A class that the name names well is sure of at least some images, however rare it is; a mismatched one is sure of
     none. The threshold comes from the data: of the cuts below which the classes have less than half the evidence of
-    the others on average, the one that separates them best (Otsu); no class is mismatched if there is no such cut. So any number of classes may be
-    mismatched, most of them included; if all are, there is nothing to tell them by.
+    the others on average, the one that separates them best (Otsu); no class is mismatched if there is no such cut. So
+    any number of classes may be mismatched, most of them included; if all are, there is nothing to tell them by. A
+    class that is absent from the images looks the same as a mismatched one.
 
     Args:
       feats: [N, D] float, unit norm, of unlabelled images.
