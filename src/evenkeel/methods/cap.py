@@ -372,9 +372,9 @@ def _finish(
             f"the result agrees less with the clusters of the images ({best['score']:.3f}) than the class names alone "
             f"did ({watch.zero_shot_agreement:.3f}): it may be worse than zero-shot; compare with --method zero_shot"
         )
-    top = margin.flatten().topk(min(20, margin.numel()))
+    top = margin.flatten().topk(min(200, margin.numel()))
     found["margin_pairs"] = [
-        [task.class_names[int(i) // task.n_classes], task.class_names[int(i) % task.n_classes], round(float(v), 4)]
+        [task.class_names[int(i) // task.n_classes], task.class_names[int(i) % task.n_classes], round(float(v), 6)]
         for v, i in zip(top.values, top.indices, strict=True)
     ]
     return found
