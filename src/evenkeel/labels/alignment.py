@@ -127,7 +127,10 @@ def _repaired(
             if refused and (pick >= 0 or by_name.is_mismatched[c]):
                 logs["rejected"][names[c]] = refused
         has_text = (chosen.chosen >= 0).to(t.device)
-        still = detect_mismatched(pool, t, logit_scale=logit_scale).is_mismatched & ~has_text
+        # A class whose descriptions were all refused keeps its name: it may be rare or absent, and what is left over
+        # is then another's.
+        is_described = torch.tensor([bool(texts) for texts in concepts.descriptions], device=t.device)
+        still = detect_mismatched(pool, t, logit_scale=logit_scale).is_mismatched & ~is_described
     own = _own_probability(z, t, labels, logit_scale=logit_scale)
     is_contradicted = (own < CONTRADICTED) & ~has_text
     still = (still & ~(own > CONFIRMED)) | is_contradicted
