@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def save_two_tower(folder: Path, family: str, *, size_px: int, patch_px: int) ->
     text = {**two_towers.TEXT, **TOWER}
     vision = {**TOWER, "image_size": size_px, "patch_size": patch_px}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(2)
         model: Any
         if family == "clip":
             config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
@@ -30,7 +31,8 @@ def save_two_tower(folder: Path, family: str, *, size_px: int, patch_px: int) ->
             model = transformers.SiglipModel(transformers.SiglipConfig(text_config=text, vision_config=vision))
         for parameter in model.parameters():
             if parameter.dim() > 1:
-                nn.init.normal_(parameter, std=0.2)
+                nn.init.normal_(parameter, std=0.3)
+        model.logit_scale.data.fill_(math.log(20.0))
     model.save_pretrained(folder)
     two_towers.tokenizer(has_bos=family == "clip").save_pretrained(folder)
     _save_preprocessing(folder, size_px)

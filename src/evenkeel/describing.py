@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,8 @@ def ask_for(
     if not which:
         return known
     path.parent.mkdir(parents=True, exist_ok=True)
-    describe_classes(openai_chat(chat, base_url=chat_url), class_names, path, which=which, n=n, context=context)
+    with closing(openai_chat(chat, base_url=chat_url)) as model:
+        describe_classes(model, class_names, path, which=which, n=n, context=context)
     return dict(read_descriptions(path, class_names)) if path.exists() else {}
 
 

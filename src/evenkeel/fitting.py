@@ -248,12 +248,15 @@ def _views(
             what = "--views pixels" if views == "pixels" else f"--model {model}"
             raise ConfigError(f"the data are embeddings: {what} has nothing to work on", fix=f"leave {what} out")
         return "embeddings"
-    if chosen.needs == "text" and model == "auto":
+    if chosen.needs == "text" and (model == "auto" or model in OWN):
+        said = "no model is named that can" if model == "auto" else f"{model} cannot"
         raise ConfigError(
-            "this method reads class names, and no model is named that can",
+            f"this method reads class names, and {said}",
             fix="name a vision-language model: --model openai/clip-vit-base-patch32, or a folder with one "
             "(evenkeel/digits-clip is inside the package and knows digits only)",
         )
+    if chosen.needs == "text" and not pretrained:
+        raise ConfigError("random weights know no class names", fix="leave --no-pretrained out")
     tunes = getattr(cfg, "tune", "adapters") != "adapters"
     if views == "auto":
         return "embeddings" if chosen.needs == "text" and not tunes else "pixels"

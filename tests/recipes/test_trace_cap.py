@@ -167,6 +167,7 @@ def follow(
             margin: Array = margin,
             sure: Array = sure,
             guess: Array = guess,
+            t_now: Array = t_now,
             main_set: dict[int, int] = main_set,
         ) -> float:
             t = adapted(w["textual"], T0)
@@ -177,7 +178,7 @@ def follow(
             ):
                 f = SCALE * adapted(w["visual"], Z[some]) @ t.T
                 total += weight * cross_entropy(f + margin[y], y)  # lines 6 and 7
-            g = SCALE * adapted(w["visual" if is_shared else "pseudo"], STRONG[OPEN]) @ t.T
+            g = SCALE * adapted(w["visual" if is_shared else "pseudo"], STRONG[OPEN]) @ (t_now if is_isolated else t).T
             return total + cross_entropy((g + margin[guess])[sure], guess[sure])  # line 8
 
         trace.append(loss(w))

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 import clip_folders
 import evenkeel as ek
@@ -54,7 +55,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty images in one folder, without labels, and their class names beside it."""
     root = tmp_path_factory.mktemp("data")
-    write_folders(root, {"photos": 40}, size_px=24)
+    write_photos(root / "photos", 40, seed=0)
     (root / "names.txt").write_text("\n".join(NAMES) + "\n", encoding="utf-8")
     return root / "photos"
 
@@ -62,7 +63,18 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Nine images that no run has seen."""
-    return write_folders(tmp_path_factory.mktemp("others"), {"new": 9}, size_px=30, seed=7)
+    return write_photos(tmp_path_factory.mktemp("others") / "new", 9, seed=7)
+
+
+def write_photos(folder: Path, n: int, *, seed: int) -> Path:
+    """Stripes of two colours, as far apart as can be, so that even a model of random weights tells some apart."""
+    draws = np.random.default_rng(seed)
+    folder.mkdir()
+    for i in range(n):
+        pixels = np.empty((24, 24, 3), np.uint8)
+        pixels[:], pixels[:: int(draws.integers(2, 7))] = draws.integers(0, 256, (2, 3))
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
 
 
 def names_of(photos: Path) -> str:
@@ -100,7 +112,8 @@ def test_fit__forty_photos_and_three_names(
     again = ek.label(done.path, photos, device="cpu", precision="fp32")
     assert again["label"].equals(done.labels["label"])
     assert np.allclose(again["probability"], done.labels["probability"], atol=2e-3)  # features are stored in float16
-    fresh = ek.label(done.path, others, out=tmp_path / "labels.csv", device="cpu", precision="fp32")
+    assert len(set(again["label"].to_pylist())) > 1  # or there would be nothing to agree on
+    fresh = ek.label(done.path, others, out=tmp_path / "labels.csv", device="cpu")
     assert fresh["label"].equals(done.predict(others, device="cpu")["label"])
     assert len((tmp_path / "labels.csv").read_text(encoding="utf-8").splitlines()) == 10
     saved = load_model(done.path / "model", device=tiny.CPU)
@@ -114,7 +127,7 @@ def test_fit__forty_photos_and_three_names(
 def test_fit__tuned_encoders_are_saved_as_they_predict(
     family: str, tune: str, models: dict[str, str], photos: Path, tmp_path: Path
 ) -> None:
-    settings = {**STEPS, "epochs": 1, "tune": tune, "lr": 0.5, "residual_weight": 0.2, "keep_best": False}
+    settings = {**STEPS, "epochs": 1, "tune": tune, "lr": 5.0, "residual_weight": 0.2, "keep_best": False}
     few: dict[str, Any] = {**QUICK, "model": models[f"small-{family}"], "classes": names_of(photos), "views": "pixels"}
     tuned = ek.fit(photos, out=tmp_path / "tuned", settings=settings, **few)
     assert tuned.summary["method"] == "cap"
@@ -149,16 +162,17 @@ def test_fit__predict_with_holds_for_the_saved_model(
     assert has_adapter == (way == "main")
 
 
-def test_fit__ce_on_embeddings_of_an_encoder(models: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoder", ["small-clip", "vit"])
+def test_fit__ce_on_embeddings_of_an_encoder(encoder: str, models: dict[str, str], tmp_path: Path) -> None:
     data = write_folders(tmp_path / "data", {"cat": 10, "dog": 10}, size_px=20)
-    for encoder in ("small-clip", "vit"):
-        done = ek.fit(
-            data, out=tmp_path / encoder, method="ce", model=models[encoder], views="embeddings", epochs=20, **QUICK
-        )
-        assert ("zero_shot" in done.summary) == (encoder == "small-clip")
-        again = ek.label(done.path, data, device="cpu", precision="fp32")
-        truth = [name.split("/")[0] for name in again["id"].to_pylist()]
-        assert np.mean([label == name for label, name in zip(again["label"].to_pylist(), truth, strict=True)]) > 0.8
+    write_folders(data, {"unlabeled": 6}, size_px=20, seed=3)
+    done = ek.fit(data, out=tmp_path / "run", method="ce", model=models[encoder], views="embeddings", epochs=5, **QUICK)
+    assert (done.summary.get("zero_shot") is not None) == (encoder == "small-clip")
+    again = ek.label(done.path, data / "unlabeled", device="cpu", precision="fp32")
+    rows = [row for row in done.labels.to_pylist() if row["source"] == "predicted"]
+    assert len(rows) == len(again) == 6
+    assert [row["label"] for row in rows] == again["label"].to_pylist()
+    assert np.allclose([row["probability"] for row in rows], again["probability"], atol=2e-3)
 
 
 # ---- the user's own embeddings ---------------------------------------------------------------------------------------
@@ -330,7 +344,9 @@ def test_refused__cap_with_a_model_that_knows_no_words(models: dict[str, str], p
     error = refused(tmp_path / "run", photos, classes=names_of(photos), model=models["vit"])
     assert "has no text side, and cap reads class names" in str(error)
     error = refused(tmp_path / "run", photos, classes=names_of(photos), model="resnet18", method="cap")
-    assert "resnet18 has no text side" in str(error)
+    assert "reads class names, and resnet18 cannot" in str(error)
+    how: dict[str, Any] = {"classes": names_of(photos), "model": models["small-clip"], "pretrained": False}
+    assert "random weights know no class names" in str(refused(tmp_path / "run", photos, **how))
 
 
 def test_refused__tuning_what_stored_embeddings_leave_out(models: dict[str, str], photos: Path, tmp_path: Path) -> None:
@@ -417,13 +433,6 @@ def test_describe_with__nothing_is_asked_without_it(
         **QUICK,
     )
     assert "descriptions.json" not in listed(done.path)
-    (begun,) = [
-        record
-        for record in map(json.loads, (done.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-        if record["kind"] == "begin"
-    ]
-    told = begun["descriptions"].get("dog") or begun["rejected"].get("dog") or []
-    assert "a red dog with spots" in told or not (begun["descriptions"] or "dog" in begun["mismatched"])
 
 
 def test_labels_parquet_is_whole(tmp_path: Path) -> None:

@@ -80,6 +80,10 @@ class OpenAIChat:
         self._sleep = sleep
         self._draws = random.Random()  # its own: Python's and torch's stay as seeded
 
+    def close(self) -> None:
+        """Hang up: connections to the endpoint that are kept open between questions."""
+        self._client.close()
+
     def ask(self, prompt: str, image: Image.Image | None = None) -> str:
         """The answer to one question, after as many repetitions as its faults call for.
 
