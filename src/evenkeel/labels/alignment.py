@@ -115,7 +115,7 @@ def _repaired(
     logs["evidence"] = [round(float(e), 4) for e in by_name.evidence]
     logs["evidence_threshold"] = round(by_name.threshold, 4)
     logs["descriptions"], logs["rejected"], still = {}, {}, by_name.is_mismatched
-    has_text = torch.zeros_like(still)
+    has_text = refused = torch.zeros_like(still)
     if concepts is not None and any(concepts.descriptions):
         chosen = choose_descriptions(pool, t, concepts.description_feats, is_mismatched=by_name.is_mismatched)
         t = chosen.class_feats.to(t.device)
@@ -123,19 +123,27 @@ def _repaired(
             pick = int(chosen.chosen[c])
             if pick >= 0:
                 logs["descriptions"][names[c]] = texts[pick]
-            refused = [text for text, gain in zip(texts, chosen.gains[c], strict=True) if gain <= 1]
-            if refused and (pick >= 0 or by_name.is_mismatched[c]):
-                logs["rejected"][names[c]] = refused
+            useless = [text for text, gain in zip(texts, chosen.gains[c], strict=True) if gain <= 1]
+            if useless and (pick >= 0 or by_name.is_mismatched[c]):
+                logs["rejected"][names[c]] = useless
         has_text = (chosen.chosen >= 0).to(t.device)
         # A class whose descriptions were all refused keeps its name: it may be rare or absent, and what is left over
         # is then another's.
         is_described = torch.tensor([bool(texts) for texts in concepts.descriptions], device=t.device)
         still = detect_mismatched(pool, t, logit_scale=logit_scale).is_mismatched & ~is_described
+        refused = by_name.is_mismatched & is_described & ~has_text
     own = _own_probability(z, t, labels, logit_scale=logit_scale)
     is_contradicted = (own < CONTRADICTED) & ~has_text
     still = (still & ~(own > CONFIRMED)) | is_contradicted
     logs["contradicted"] = [names[c] for c in is_contradicted.nonzero().flatten().tolist()]
-    logs["unrepaired"] = [names[c] for c in still.nonzero().flatten().tolist()]
+    logs["unrepaired"] = [names[c] for c in (still | refused).nonzero().flatten().tolist()]
+    if refused.any():
+        kept = [names[c] for c in refused.nonzero().flatten().tolist()]
+        more = ", …" if len(kept) > 5 else ""
+        logs["warnings"].append(
+            f"neither the name nor a description of {', '.join(kept[:5])}{more} fits the images; the name is kept: "
+            "describe how the class looks in other words, or label an image of it"
+        )
     has_labels = torch.bincount(labels[labels >= 0], minlength=len(t)) > 0
     guessed = [names[c] for c in (still & ~has_labels).nonzero().flatten().tolist()]
     shown = f"{', '.join(guessed[:5])}{', …' if len(guessed) > 5 else ''}"
