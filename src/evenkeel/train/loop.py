@@ -223,7 +223,9 @@ class _Loop:
         record = {"kind": "begin", **logs}
         self.keep_warnings(record)
         self.spent["seconds"] += time.monotonic() - started
-        if logs and self.run is not None and self.is_main:
+        if not logs:  # nothing was done that a resume would have to do again
+            return
+        if self.run is not None and self.is_main:
             self.run.log(record, step=0)
         self.save()
 
