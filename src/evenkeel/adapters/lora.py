@@ -37,20 +37,12 @@ class LoraTowers(nn.Module):
 
     Source: Hu et al. 2022 (arXiv 2106.09685), Eq. (3); for CLIP: Zanella and Ben Ayed 2024 (arXiv 2405.18541).
 
-    Example: a model of random weights; what of it is trained.
-      >>> from tokenizers import Tokenizer, models
-      >>> from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
-      >>> from evenkeel.encoders.pretrained import ImageStats
-      >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
-      >>> text = {**sizes, "vocab_size": 3, "eos_token_id": 2, "bos_token_id": 2, "pad_token_id": 0}
-      >>> vision = {**sizes, "image_size": 8, "patch_size": 4}
-      >>> model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=4))
-      >>> words = Tokenizer(models.WordLevel({"pad": 0, "dog": 1, "cat": 2}, unk_token="pad"))
-      >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="pad")
-      >>> tower = TwoTower(model, tokenizer, name="tiny", stats=ImageStats(8, (0.5,) * 3, (0.5,) * 3))
-      >>> net = LoraTowers(tower, ["dog", "cat"], rank=2, targets=("q_proj",), sides=("vision",), seed=0)
+    Example: the small model inside the package; what of it is trained.
+      >>> from evenkeel.encoders.clip import load_two_tower
+      >>> tower = load_two_tower("evenkeel/digits-clip", device=torch.device("cpu"))
+      >>> net = LoraTowers(tower, ["one", "two"], rank=2, targets=("q_proj",), sides=("vision",), seed=0)
       >>> {name.split("/", 5)[-1]: tuple(value.shape) for name, value in net.state_dict().items()}
-      {'q_proj/lora_A': (2, 8), 'q_proj/lora_B': (8, 2)}
+      {'q_proj/lora_A': (2, 96), 'q_proj/lora_B': (96, 2)}
     """
 
     def __init__(

@@ -51,22 +51,14 @@ class PromptedTowers(nn.Module):
       Khattak et al. 2023 (arXiv 2210.03117), Sec. 3.2. Differs: where the image tower pools over all tokens (SigLIP),
       visual prompts are left out of the pool, as they are of CLIP's.
 
-    Example: a model of random weights; what of it is trained.
-      >>> from tokenizers import Tokenizer, models
-      >>> from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
-      >>> from evenkeel.encoders.pretrained import ImageStats
-      >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
-      >>> text = {**sizes, "vocab_size": 3, "eos_token_id": 2, "bos_token_id": 2, "pad_token_id": 0}
-      >>> vision = {**sizes, "image_size": 8, "patch_size": 4}
-      >>> model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=4))
-      >>> words = Tokenizer(models.WordLevel({"pad": 0, "dog": 1, "cat": 2}, unk_token="pad"))
-      >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="pad")
-      >>> tower = TwoTower(model, tokenizer, name="tiny", stats=ImageStats(8, (0.5,) * 3, (0.5,) * 3))
-      >>> net = PromptedTowers(tower, ["dog", "cat"], kind="vpt", n_context=3, seed=0)
-      >>> tuple(net.features(torch.zeros(5, 3, 8, 8)).shape), tuple(net.text_feats().shape)
-      ((5, 4), (2, 4))
+    Example: the small model inside the package; what of it is trained.
+      >>> from evenkeel.encoders.clip import load_two_tower
+      >>> tower = load_two_tower("evenkeel/digits-clip", device=torch.device("cpu"))
+      >>> net = PromptedTowers(tower, ["one", "two"], kind="vpt", n_context=3, seed=0)
+      >>> tuple(net.features(torch.zeros(5, 3, 16, 16)).shape), tuple(net.text_feats().shape)
+      ((5, 64), (2, 64))
       >>> {name: tuple(value.shape) for name, value in net.state_dict().items()}
-      {'visual_prompts': (1, 3, 8)}
+      {'visual_prompts': (4, 3, 96)}
     """
 
     text_prompts: nn.Parameter | None  # [depth, n_context, text width]
@@ -253,7 +245,7 @@ def rebuild_prompted_vision(vision: VisionModel, prompt_config: Mapping[str, int
       >>> vision = {**sizes, "image_size": 8, "patch_size": 4}
       >>> config = parse_transformers_config({"model_type": "clip", "vision_config": vision, "projection_dim": 4})
       >>> net = rebuild_prompted_vision(from_transformers_config(config), {"depth": 1, "n_tokens": 2})
-      >>> tuple(net(torch.zeros(5, 3, 8, 8)).shape), net.prompt_config
+      >>> tuple(net(torch.zeros(5, 3, 16, 16)).shape), net.prompt_config
       ((5, 4), {'depth': 1, 'n_tokens': 2})
     """
     missing = [key for key in ("depth", "n_tokens") if key not in prompt_config]

@@ -119,20 +119,12 @@ class FrozenTowers(nn.Module):
 
     Raises: ConfigError if there is no text, or an empty one.
 
-    Example: a model of random weights, "dog" and "cat" the words it knows.
-      >>> from tokenizers import Tokenizer, models
-      >>> from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
-      >>> from evenkeel.encoders.pretrained import ImageStats
-      >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
-      >>> text = {**sizes, "vocab_size": 3, "eos_token_id": 2, "bos_token_id": 2, "pad_token_id": 0}
-      >>> vision = {**sizes, "image_size": 8, "patch_size": 4}
-      >>> model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=4))
-      >>> words = Tokenizer(models.WordLevel({"pad": 0, "dog": 1, "cat": 2}, unk_token="pad"))
-      >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="pad")
-      >>> tower = TwoTower(model, tokenizer, name="tiny", stats=ImageStats(8, (0.5,) * 3, (0.5,) * 3))
-      >>> towers = FrozenTowers(tower, ["dog", "cat"])
-      >>> tuple(towers.features(torch.zeros(5, 3, 8, 8)).shape), tuple(towers.text_feats().shape)
-      ((5, 4), (2, 4))
+    Example: the small model inside the package.
+      >>> from evenkeel.encoders.clip import load_two_tower
+      >>> tower = load_two_tower("evenkeel/digits-clip", device=torch.device("cpu"))
+      >>> towers = FrozenTowers(tower, ["one", "two"])
+      >>> tuple(towers.features(torch.zeros(5, 3, 16, 16)).shape), tuple(towers.text_feats().shape)
+      ((5, 64), (2, 64))
     """
 
     def __init__(self, tower: TwoTower, class_texts: Sequence[str]) -> None:
