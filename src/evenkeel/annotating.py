@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,20 +104,21 @@ def annotate(
     on = accelerator_for(device).device
     if is_chat:
         usable = resolve_problems(table, [*table.problems, *check_images(table)], on_bad)
-        if chat_url is not None:
-            chat: ChatModel = openai_chat(model, base_url=chat_url)
-        else:
-            chat = local_chat(model, device=on, precision=precision)
-        asked = annotate_with_chat(
-            chat,
-            usable,
-            usable.class_names,
-            n_phrasings=phrasings,
-            seed=seed,
-            journal=target.with_name(f"{target.stem}.answers.jsonl"),
-            n_workers=n_workers,
-            on_estimate=None if approve is None else _approval(approve),
-        )
+        with contextlib.ExitStack() as opened:
+            if chat_url is not None:
+                chat: ChatModel = opened.enter_context(contextlib.closing(openai_chat(model, base_url=chat_url)))
+            else:
+                chat = local_chat(model, device=on, precision=precision)
+            asked = annotate_with_chat(
+                chat,
+                usable,
+                usable.class_names,
+                n_phrasings=phrasings,
+                seed=seed,
+                journal=target.with_name(f"{target.stem}.answers.jsonl"),
+                n_workers=n_workers,
+                on_estimate=None if approve is None else _approval(approve),
+            )
         shown = [list(answer) for answer in asked.unparseable[:UNPARSEABLE_SHOWN]]
         candidates, extra = asked.candidates, {**asked.counts, "unparseable": shown}
         info: dict[str, Any] = {"model": model, "kind": "chat", "phrasings": phrasings, "seed": seed}
