@@ -147,7 +147,7 @@ def _repaired(
     has_labels = torch.bincount(labels[labels >= 0], minlength=len(t)) > 0
     guessed = [names[c] for c in (still & ~has_labels).nonzero().flatten().tolist()]
     shown = f"{', '.join(guessed[:5])}{', …' if len(guessed) > 5 else ''}"
-    logs["is_hopeless"] = len(guessed) > len(names) / 2
+    logs["is_hopeless"] = len(guessed) >= max(2, len(names) / 2)  # one alone is no guess
     if logs["is_hopeless"]:
         logs["warnings"].append(
             f"{len(guessed)} of {len(names)} class names fit no image ({shown}): too many to guess which images are "

@@ -23,7 +23,7 @@ Departures: (1) detection by evidence, not by one k-means per class (labels/mism
 descriptions; (3), (4) and (13) are ours, each with a setting; sizes and r are against estimated shares, not uniform;
 m is given for logit_scale 100 and scaled with the model's; residual weight = 1 / logit_scale (0.01 at 100); lr 0.05
 and weight decay 5e-4 instead of 0.01 and 0.1; a labelled image weighs as much as one of the main set; lines 6 and 7
-use the un-augmented view, which a frozen encoder embeds as it knows images; where more than half of the names fit no
+use the un-augmented view, which a frozen encoder embeds as it knows images; where half of the names or more fit no
 image and nothing repairs them, the answers stay those of the names.
 Command: evenkeel fit photos/ --classes names.txt --model openai/clip-vit-base-patch32 --method cap --out RUN
 Measured: docs/benchmarks.md, `evenkeel bench --table cap-cifar10` and `cap-gtsrb`.
