@@ -87,13 +87,26 @@ def test_align__refused_descriptions_leave_the_name():
 def test_align__many_guesses_are_said_in_one_line():
     z, centres, _ = clumps()
     names = centres.clone()
-    names[:3] = nonsense(centres, 3)
+    names[:2] = nonsense(centres, 2)
     _, logs = align(z, Task(unknown(z), NAMES), names, logit_scale=SCALE)
-    assert logs["guessed"] == ["ant", "bee", "cow"]
+    assert logs["guessed"] == ["ant", "bee"]
     (said,) = logs["warnings"]
-    assert said.startswith("3 class names fit no image (ant, bee, cow)")
+    assert said.startswith("2 class names fit no image (ant, bee)")
     assert "is a guess" in said
     assert "\n" not in said
+
+
+def test_align__nothing_is_guessed_where_half_of_the_names_mean_nothing():
+    z, centres, _ = clumps()
+    names = centres.clone()
+    names[:3] = nonsense(centres, 3)
+    found, logs = align(z, Task(unknown(z), NAMES), names, logit_scale=SCALE)
+    assert logs["is_hopeless"] is True
+    assert "guessed" not in logs
+    assert torch.equal(found.class_feats, names)
+    assert torch.equal(found.predicted, found.zero_shot)
+    (said,) = logs["warnings"]
+    assert said.startswith("3 of 6 class names fit no image (ant, bee, cow): too many to guess")
 
 
 @pytest.mark.parametrize("knobs", [{"use_alignment": False}, {"use_leftovers": False}])
