@@ -74,11 +74,10 @@ class AlignedNet(nn.Module):
         return self.logits(self.adapted(self.features(x)), self.class_feats())
 
     @torch.no_grad()
-    def exported(self, *, n_features: int | None = None, use_visual: bool = True) -> Classifier:
+    def exported(self, *, use_visual: bool = True) -> Classifier:
         """The same answers as a plain classifier that needs no text tower: what a saved model holds.
 
         Args:
-          n_features: D of the backbone; None = that of the class features.
           use_visual: False leaves the visual adapter out.
         """
         class_feats = self.class_feats()
@@ -97,7 +96,7 @@ class AlignedNet(nn.Module):
         return Classifier(
             backbone,
             name=name,
-            n_features=n_features or int(class_feats.shape[1]),
+            n_features=int(class_feats.shape[1]),
             n_outputs=int(class_feats.shape[0]),
             head=head,
             image_size_px=0 if isinstance(backbone, Stored) else towers.tower.stats.size_px,  # type: ignore[attr-defined]

@@ -38,14 +38,6 @@ class Towers(Protocol):
         ...
 
 
-class TextTowers(Towers, Protocol):
-    """Towers that hold the text model too, so that a class may be given other words."""
-
-    def set_class_texts(self, class_texts: Sequence[str]) -> None:
-        """Take the texts of the C classes, in class order."""
-        ...
-
-
 class EmbeddedTowers(nn.Module):
     """Views that are features already, as an embedding store gives them, beside fixed features of the classes.
 
@@ -79,18 +71,6 @@ class EmbeddedTowers(nn.Module):
     def text_feats(self) -> Tensor:
         """Unit features [C, D] float32 of the classes."""
         return self.class_feats
-
-    def set_class_feats(self, class_feats: Tensor) -> None:
-        """Take other features [C, D] for the same C classes, as after a repair.
-
-        Raises: ConfigError if the shape differs.
-        """
-        if class_feats.shape != self.class_feats.shape:
-            raise ConfigError(
-                f"class features have shape {list(class_feats.shape)}, the classes need {list(self.class_feats.shape)}",
-                fix="give one row per class, from the same model",
-            )
-        self.class_feats.copy_(F.normalize(class_feats.detach().float(), dim=1))
 
 
 class Shared:

@@ -164,6 +164,7 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State,
         memory={
             "main_rows": main_rows,
             "main_labels": main_labels,
+            "pseudolabels": _by_row(task, main_rows, main_labels),
             "first_rows": main_rows,
             "first_labels": main_labels,
             "watch": watch.to_dict(),
@@ -199,7 +200,7 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
     n_kept = 0
     if "main" in batches:
         batch = batches["main"]
-        y = _pseudolabels_of(state, batch.rows)
+        y = state.memory["pseudolabels"][batch.rows]
         f = main.logits(main.adapted(main.features(batch.x)), t)
         logs["loss_main"] = F.cross_entropy(f + margin[y], y)  # Eq. (8)
         loss, n_kept = loss + logs["loss_main"], n_kept + len(y)
@@ -307,12 +308,11 @@ def _trained_tensors(state: State) -> dict[str, dict[str, Tensor]]:
     return {name: copy.deepcopy(net.state_dict()) for name, net in state.nets.items()}
 
 
-def _pseudolabels_of(state: State, rows: Tensor) -> Tensor:
-    """Labels [B] of rows [B] of the main set."""
-    order = state.memory["main_rows"].argsort()
-    place = torch.searchsorted(state.memory["main_rows"][order], rows)
-    labels: Tensor = state.memory["main_labels"][order][place]
-    return labels
+def _by_row(task: Task, rows: Tensor, labels: Tensor) -> Tensor:
+    """[N] int64 labels of the main set's rows, -1 elsewhere: every step looks them up."""
+    table = torch.full_like(task.labels, -1)
+    table[rows] = labels
+    return table
 
 
 def _predict_all(task: Task, chunks: Iterable[tuple[Tensor, Tensor]], allowed: Tensor) -> tuple[Tensor, Tensor]:
@@ -354,7 +354,8 @@ def _grown(
     free = _unlabelled(task).clone()
     free[first_rows] = False
     rows, labels = surest_rows(predicted, confidence, sizes, where=free)
-    return {"main_rows": torch.cat([first_rows, rows]), "main_labels": torch.cat([first_labels, labels])}
+    rows, labels = torch.cat([first_rows, rows]), torch.cat([first_labels, labels])
+    return {"main_rows": rows, "main_labels": labels, "pseudolabels": _by_row(task, rows, labels)}
 
 
 def _finish(

@@ -11,10 +11,8 @@ Images with a label keep it, and teach beside the pseudolabels; `zero_shot` alon
 several at once (the prompt ensemble), are a setting of the class features, not of the recipe.
 Departures: pseudo_probe and fpl train a linear classifier where their papers train a network or prompts; fixmatch
 trains a visual and a text adapter, and takes as many labelled images a step as unlabelled ones.
-Measured with a small CLIP (logit scale 16) on its stored features, no labels, test accuracy on CIFAR-10 / long-tailed
-GTSRB, mean of seeds 0 to 2 where there is chance, under 5 s each on one core: zero_shot .657 / .502, pseudo_probe
-.655 / .504, fpl .628 / .483, fixmatch .654 / .506 (GTSRB .498 to .511), transclip .656 / .517. Without labels fixmatch
-feeds on its own mistakes: at 5 times the rate it ends at .100 / .469.
+Without labels fixmatch feeds on its own mistakes, and warns when one class takes over.
+Measured: docs/benchmarks.md, `evenkeel bench --table cap-cifar10` and `cap-gtsrb`.
 Command: evenkeel fit photos/ --classes names.txt --model openai/clip-vit-base-patch32 --method fpl --out RUN
 """
 
@@ -74,7 +72,7 @@ class Config(TrainSettings):
     steps_per_epoch: int = 50  # 1,000 steps in all: enough for a probe on 25,000 images of CIFAR-10 to settle
     batch_size: int = 128  # rows per stream and step
     optimizer: Literal["sgd", "adamw"] = "adamw"  # its steps do not grow with the model's logit scale
-    lr: float = 3e-3  # peak learning rate; a third or three times of it moved no accuracy by more than 0.004
+    lr: float = 3e-3  # peak learning rate
     weight_decay: float = 0.0  # of every trained parameter
     warmup_epochs: float = 1.0  # linear from 0 to lr
     view: View = "clean"  # pseudo_probe, fpl: view trained on; fixmatch: view that labels strong ones
