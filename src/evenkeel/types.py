@@ -40,6 +40,65 @@ class Candidates:
     def __len__(self) -> int:
         return int(self.offsets.numel()) - 1
 
+    def mask(self, rows: Tensor, n_classes: int) -> Tensor:
+        """The sets of some rows, dense: for one batch at a time.
+
+        Args:
+          rows: [B] int64, 0 to N - 1, in any order.
+          n_classes: C, above every class of the sets.
+
+        Returns: [B, C] bool on the device of ``rows``; all False where a set is empty.
+
+        Example:
+          >>> sets = Candidates(torch.tensor([0, 2, 2]), torch.tensor([0, 3], dtype=torch.int32))
+          >>> sets.mask(torch.tensor([1, 0]), 4).int().tolist()
+          [[0, 0, 0, 0], [1, 0, 0, 1]]
+        """
+        _, own, at = self._entries(rows)
+        mask = torch.zeros(len(rows), n_classes, dtype=torch.bool, device=rows.device)
+        mask[own.to(rows.device), self.classes[at].to(rows.device, torch.int64)] = True
+        return mask
+
+    def take(self, rows: Tensor) -> Candidates:
+        """The sets of some rows, in their order.
+
+        Args:
+          rows: [n] int64, 0 to N - 1; a row may come twice.
+
+        Returns: n sets, on the device of these.
+
+        Example:
+          >>> sets = Candidates(torch.tensor([0, 2, 2]), torch.tensor([0, 3], dtype=torch.int32))
+          >>> taken = sets.take(torch.tensor([1, 0]))
+          >>> taken.of(0).tolist(), taken.of(1).tolist()
+          ([], [0, 3])
+        """
+        offsets, _, at = self._entries(rows)
+        return Candidates(offsets, self.classes[at], None if self.weights is None else self.weights[at])
+
+    def to(self, device: torch.device | str) -> Candidates:
+        """The same sets on another device.
+
+        Example:
+          >>> sets = Candidates(torch.tensor([0, 1]), torch.tensor([2], dtype=torch.int32))
+          >>> sets.to("cpu").of(0).tolist()
+          [2]
+        """
+        weights = None if self.weights is None else self.weights.to(device)
+        return Candidates(self.offsets.to(device), self.classes.to(device), weights)
+
+    def _entries(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of some rows [n]: their own offsets [n+1], and of each member of their sets the place of its row in ``rows``
+        and its own place in ``classes``, [nnz] int64 both.
+        """
+        rows = rows.to(self.offsets.device)
+        starts = self.offsets[rows]
+        lengths = self.offsets[rows + 1] - starts
+        offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        own = torch.arange(len(rows), device=rows.device).repeat_interleave(lengths)
+        at = (starts - offsets[:-1])[own] + torch.arange(len(own), device=rows.device)
+        return offsets, own, at
+
 
 @dataclass(frozen=True)
 class Concepts:
