@@ -1,0 +1,258 @@
+"""Contrastive losses: the views of one image attract each other, other images repel; labels may say which do neither.
+
+Features come in with unit norm, so that products are cosines. Half precision is computed in float32, under autocast
+too: at a temperature of 0.07 the rounding of bfloat16 would move a logit by 0.06. The largest tensor has one row per
+anchor and one column per contrasted sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from evenkeel.errors import ConfigError, DataError
+from evenkeel.losses._reduce import Reduce, blank_rows, reduce_loss
+
+Rule = Literal["cautious", "high_confidence", "supervised", "unsupervised"]
+
+
+def init_queue(size: int, n_features: int, device: torch.device | str | None = None) -> dict[str, Tensor]:
+    """An empty first-in first-out memory of keys, for `noisy_contrastive`.
+
+    Args:
+      size: Q >= 1, keys kept.
+      n_features: D >= 1.
+      device: where its tensors live; None = CPU.
+
+    Returns: "keys" [Q, D] float32, "labels" [Q] int64 (-1 = empty slot), "is_reliable" [Q] bool and "place" [] int64,
+      the slot that is filled next.
+
+    Raises:
+      ConfigError: a size below 1.
+
+    Example:
+      >>> init_queue(2, 3)["labels"].tolist()
+      [-1, -1]
+    """
+    for name, value in (("size", size), ("n_features", n_features)):
+        if value < 1:
+            raise ConfigError(f"{name}={value} leaves no room for a key", fix=f"use a {name} of 1 or more")
+    return {
+        "keys": torch.zeros(size, n_features, device=device),
+        "labels": torch.full((size,), -1, device=device),
+        "is_reliable": torch.zeros(size, dtype=torch.bool, device=device),
+        "place": torch.zeros((), dtype=torch.int64, device=device),
+    }
+
+
+def push_queue(queue: Mapping[str, Tensor], keys: Tensor, labels: Tensor, is_reliable: Tensor) -> dict[str, Tensor]:
+    """Put keys into the queue over its oldest ones; of more keys than it holds, the last stay.
+
+    Args:
+      queue: as from `init_queue`; stays as it was.
+      keys: [B, D] float, unit norm; no gradient is kept.
+      labels: [B] int pseudolabels; -1 marks a key that takes a slot but is never contrasted with.
+      is_reliable: [B] bool.
+
+    Returns: the new queue.
+
+    Raises:
+      DataError: shapes do not fit.
+
+    Example: three keys into two slots.
+      >>> keys, labels = torch.eye(3)[:, :2], torch.tensor([5, 6, 7])
+      >>> queue = push_queue(init_queue(2, 2), keys, labels, labels > 5)
+      >>> queue["labels"].tolist(), queue["place"].item()
+      ([7, 6], 1)
+    """
+    size, n_features = queue["keys"].shape
+    _check_feats(keys, labels=labels, is_reliable=is_reliable)
+    if keys.shape[1] != n_features:
+        raise DataError(f"keys {list(keys.shape)} for a queue of {n_features} features", fix="make the queue that wide")
+    n_pushed = len(keys)
+    n_kept = min(n_pushed, size)
+    order = torch.arange(n_pushed - n_kept, n_pushed, device=queue["keys"].device)
+    slots = (queue["place"] + order) % size
+    new = {"keys": keys.detach(), "labels": labels, "is_reliable": is_reliable}
+    filled = {
+        name: queue[name].index_copy(0, slots, value[n_pushed - n_kept :].to(queue[name].dtype))
+        for name, value in new.items()
+    }
+    return filled | {"place": (queue["place"] + n_pushed) % size}
+
+
+def noisy_contrastive(
+    query: Tensor,
+    key: Tensor,
+    *,
+    labels: Tensor,
+    is_reliable: Tensor,
+    queue: Mapping[str, Tensor] | None = None,
+    rule: Rule = "cautious",
+    temperature: float = 0.07,
+    weights: Tensor | None = None,
+    where: Tensor | None = None,
+    reduce: Reduce = "mean",
+) -> Tensor:
+    """Contrastive loss with pseudolabels of which only some are trusted.
+
+    Each query is an anchor, contrasted with all queries but itself, all keys and the queue:
+    -(1 / |P|) sum_{p in P} log(exp(q . z_p / T) / sum_{z in A} exp(q . z / T)). Its own key is always in P and in A.
+
+    ===================  =====================================  ==================================================
+    rule                 also attracts (in P)                   left out of the denominator (not in A)
+    ===================  =====================================  ==================================================
+    ``cautious``         same label, both reliable              same label, either unreliable
+    ``high_confidence``  same label, both reliable              none
+    ``supervised``       same label                             none
+    ``unsupervised``     none                                   all queries and the keys of others: the queue repels
+    ===================  =====================================  ==================================================
+
+    Args:
+      query: [B, D] float, unit norm; gradients flow through it as anchor and as contrast.
+      key: [B, D] float, unit norm, another view of each row from the momentum network (detach it).
+      labels: [B] int pseudolabels, -1 = unknown: the same as no other.
+      is_reliable: [B] bool, whether the pseudolabel is trusted.
+      queue: as from `init_queue`; empty slots take no part. None = no queue.
+      rule: see above.
+      temperature: > 0, divides the cosines.
+      weights: [B] float >= 0, of the anchors; see losses/_reduce.py.
+      where: [B] bool; a row with False is not there at all, neither as anchor nor as contrast, whatever it holds.
+      reduce: see losses/_reduce.py.
+
+    Returns: scalar in nats, or [B] if reduce="none".
+
+    Raises:
+      DataError: shapes do not fit.
+      ConfigError: unknown rule, temperature <= 0, or "unsupervised" without a queue.
+
+    Source: Wang et al. 2025 (arXiv 2506.03229), Sec. 4.5; supervised: Khosla et al. 2020 (arXiv 2004.11362), Eq. (2);
+    unsupervised: He et al. 2020 (arXiv 1911.05722), Eq. (1).
+
+    Example: two images of one pseudolabel, the second not trusted. Being cautious, the pair neither attracts nor
+    repels, and each anchor has but its own key; trusting all, the loss is log(e + 2) - (1 + 0 + 0) / 3.
+      >>> z, labels, is_reliable = torch.eye(2), torch.tensor([3, 3]), torch.tensor([True, False])
+      >>> loss = noisy_contrastive(z, z, labels=labels, is_reliable=is_reliable, temperature=1.0)
+      >>> trusting = noisy_contrastive(
+      ...     z, z, labels=labels, is_reliable=is_reliable, rule="supervised", temperature=1.0
+      ... )
+      >>> round(loss.item(), 4), round(trusting.item(), 4)
+      (0.0, 1.2181)
+    """
+    _check_pair(query, key, temperature, labels=labels, is_reliable=is_reliable, weights=weights, where=where)
+    if rule not in get_args(Rule):
+        raise ConfigError(f"rule={rule!r} is unknown", fix=f"use one of {', '.join(get_args(Rule))}")
+    if queue is not None and queue["keys"].shape[1] != query.shape[1]:
+        raise DataError(
+            f"query {list(query.shape)} for a queue of {queue['keys'].shape[1]} features",
+            fix="make the queue as wide as the projections",
+        )
+    if rule == "unsupervised" and queue is None:
+        raise ConfigError(
+            "rule='unsupervised' contrasts with the queue, and there is none", fix="pass a queue, or use nt_xent"
+        )
+    n_rows = len(query)
+    query, key = blank_rows(where, _at_least_float32(query)), blank_rows(where, _at_least_float32(key))
+    is_there = torch.ones_like(is_reliable) if where is None else where
+    contrast, all_labels, all_reliable, all_there = [query, key], [labels] * 2, [is_reliable] * 2, [is_there] * 2
+    if queue is not None:
+        contrast.append(queue["keys"].to(query.dtype))
+        all_labels.append(queue["labels"])
+        all_reliable.append(queue["is_reliable"])
+        all_there.append(queue["labels"] >= 0)
+    sims = _sims(query, torch.cat(contrast), temperature)  # [B, M = 2B + Q]
+
+    is_out = ~torch.cat(all_there).repeat(n_rows, 1)  # [B, M]
+    if rule == "unsupervised":
+        is_positive = torch.zeros_like(is_out)
+        is_out[:, : 2 * n_rows] = True
+    else:
+        is_same = (labels[:, None] == torch.cat(all_labels)) & (labels >= 0)[:, None]
+        is_positive = is_same & ~is_out
+        if rule != "supervised":
+            is_positive &= is_reliable[:, None] & torch.cat(all_reliable)
+        if rule == "cautious":
+            is_out |= is_same & ~is_positive
+    for mask, is_set in ((is_out, True), (is_positive, False)):
+        mask.diagonal().fill_(is_set)  # the anchor itself
+        mask.diagonal(n_rows).fill_(not is_set)  # its own key
+
+    log_total = sims.masked_fill(is_out, -torch.inf).logsumexp(dim=1)
+    mean_positive = sims.masked_fill(~is_positive, 0).sum(dim=1) / is_positive.sum(dim=1)
+    return reduce_loss(log_total - mean_positive, where=where, weights=weights, reduce=reduce)
+
+
+def nt_xent(
+    a: Tensor,
+    b: Tensor,
+    *,
+    temperature: float,
+    weights: Tensor | None = None,
+    where: Tensor | None = None,
+    reduce: Reduce = "mean",
+) -> Tensor:
+    """Two-view contrastive loss of SimCLR: find a row's other view among all rows of both views but itself.
+
+    Args:
+      a: [B, D] float, unit norm.
+      b: [B, D] float, unit norm, another view of each row.
+      temperature: > 0, divides the cosines.
+      weights: [B] float >= 0; see losses/_reduce.py.
+      where: [B] bool; a row with False is no anchor, but stays in the denominators of the others: it must be finite.
+      reduce: see losses/_reduce.py.
+
+    Returns: scalar in nats, or [B] if reduce="none": the mean of a row's two directions.
+
+    Raises:
+      DataError: shapes do not fit.
+      ConfigError: temperature <= 0.
+
+    Source: Chen et al. 2020 (arXiv 2002.05709), Eq. (1).
+
+    Example: each row has cosine 1 with its other view and 0 with two others: log(e + 2) - 1.
+      >>> round(nt_xent(torch.eye(2), torch.eye(2), temperature=1.0).item(), 4)
+      0.5514
+    """
+    _check_pair(a, b, temperature, weights=weights, where=where)
+    n_rows = len(a)
+    both = _at_least_float32(torch.cat([a, b]))  # [2B, D]
+    sims = _sims(both, both, temperature)
+    other_view = torch.cat([sims.diagonal(n_rows), sims.diagonal(-n_rows)])
+    itself = torch.eye(2 * n_rows, dtype=torch.bool, device=sims.device)
+    loss = sims.masked_fill(itself, -torch.inf).logsumexp(dim=1) - other_view
+    return reduce_loss(loss.view(2, n_rows).mean(dim=0), where=where, weights=weights, reduce=reduce)
+
+
+def _sims(anchors: Tensor, contrast: Tensor, temperature: float) -> Tensor:
+    """Cosines over temperature [anchors, contrast], in the precision that comes in, which autocast would lower."""
+    with torch.autocast(anchors.device.type, enabled=False):
+        return (anchors / temperature) @ contrast.T
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def _check_pair(query: Tensor, key: Tensor, temperature: float, **per_row: Tensor | None) -> None:
+    _check_feats(query, **per_row)
+    if key.shape != query.shape:
+        raise DataError(
+            f"the two views have shapes {list(query.shape)} and {list(key.shape)}",
+            fix="pass two views of the same rows",
+        )
+    if not temperature > 0:
+        raise ConfigError(f"temperature={temperature} is not positive", fix="it divides the cosines: use a value > 0")
+
+
+def _check_feats(feats: Tensor, **per_row: Tensor | None) -> None:
+    if feats.dim() != 2:
+        raise DataError(f"features have shape {list(feats.shape)}, not [B, D]", fix="pass one projection per image")
+    for name, tensor in per_row.items():
+        if tensor is not None and tensor.shape != feats.shape[:1]:
+            raise DataError(
+                f"{name} has shape {list(tensor.shape)} for {len(feats)} rows",
+                fix=f"pass {name} with one entry per row",
+            )
