@@ -59,6 +59,26 @@ class Candidates:
         mask[own.to(rows.device), self.classes[at].to(rows.device, torch.int64)] = True
         return mask
 
+    def shares(self, rows: Tensor, n_classes: int) -> Tensor:
+        """The weights of some rows, dense; without weights the members of a set share evenly.
+
+        Args:
+          rows: [B] int64, 0 to N - 1.
+          n_classes: C, above every class of the sets.
+
+        Returns: [B, C] float32 on the device of ``rows``; rows sum to 1, to 0 where a set is empty or weighs nothing.
+
+        Example:
+          >>> sets = Candidates(torch.tensor([0, 2, 2]), torch.tensor([0, 3], dtype=torch.int32))
+          >>> sets.shares(torch.tensor([0, 1]), 4).tolist()
+          [[0.5, 0.0, 0.0, 0.5], [0.0, 0.0, 0.0, 0.0]]
+        """
+        _, own, at = self._entries(rows)
+        shares = torch.zeros(len(rows), n_classes, device=rows.device)
+        weights = 1.0 if self.weights is None else self.weights[at].to(shares)
+        shares[own.to(rows.device), self.classes[at].to(rows.device, torch.int64)] = weights
+        return shares / shares.sum(1, keepdim=True).clamp(min=1e-12)
+
     def take(self, rows: Tensor) -> Candidates:
         """The sets of some rows, in their order.
 
@@ -151,6 +171,46 @@ class Task:
           [1, 2, 0]
         """
         return torch.bincount(self.labels[self.labels >= 0], minlength=self.n_classes)
+
+    def possible(self, rows: Tensor) -> Tensor:
+        """What the classes of some rows may be: the label alone, the candidate set, or every class if there is neither.
+
+        Args:
+          rows: [B] int64.
+
+        Returns: [B, C] bool on the device of ``rows``, no row all False.
+
+        Example:
+          >>> sets = Candidates(torch.tensor([0, 2, 4, 4]), torch.tensor([0, 1, 0, 2], dtype=torch.int32))
+          >>> task = Task(torch.tensor([-1, 1, -1]), ("cat", "dog", "owl"), sets)
+          >>> task.possible(torch.arange(3)).int().tolist()
+          [[1, 1, 0], [0, 1, 0], [1, 1, 1]]
+        """
+        return self.guesses(rows) > 0
+
+    def guesses(self, rows: Tensor) -> Tensor:
+        """How the label or the weights of the candidate set share out each row: even where nothing is known.
+
+        A candidate with weight 0 is no candidate.
+
+        Args:
+          rows: [B] int64.
+
+        Returns: [B, C] float32 on the device of ``rows``, rows sum to 1.
+
+        Example:
+          >>> Task(torch.tensor([-1, 1]), ("cat", "dog")).guesses(torch.arange(2)).tolist()
+          [[0.5, 0.5], [0.0, 1.0]]
+        """
+        labels = self.labels.to(rows.device)[rows]
+        if self.candidates is None:
+            shares = torch.zeros(len(rows), self.n_classes, device=rows.device)
+        else:
+            shares = self.candidates.shares(rows, self.n_classes)
+        shares[labels >= 0] = 0.0
+        shares[(labels >= 0).nonzero().flatten(), labels[labels >= 0]] = 1.0
+        shares[shares.sum(1) == 0] = 1.0 / self.n_classes
+        return shares
 
 
 @dataclass(frozen=True)
