@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from evenkeel.errors import ConfigError, DataError
+from evenkeel.losses import candidates, soft_targets
 from evenkeel.losses import classification as losses
 
 B, C, D = 6, 4, 5
@@ -26,7 +27,7 @@ def feats_of(rows=B):
     return torch.linspace(-1, 2, rows * D, dtype=torch.float64).reshape(rows, D)
 
 
-def soft_targets(labels):
+def targets_of(labels):
     """[B, C] rows of 0.7 on the label and 0.1 elsewhere: rows sum to 1 for C = 4; -1 gives a row of NaN."""
     targets = torch.full((len(labels), C), 0.1, dtype=torch.float64)
     known = labels >= 0
@@ -35,12 +36,32 @@ def soft_targets(labels):
     return targets
 
 
-def soft(logits, labels, *, where=None, **rest):
-    """Soft cross-entropy as a loss on labels, so that one contract serves all."""
+def on_targets(loss):
+    """A loss on soft targets as one on labels, so that one contract serves all."""
+
+    def on_labels(logits, labels, *, where=None, **rest):
+        known = labels >= 0
+        where = known if where is None else known & where
+        return loss(
+            logits, targets_of(labels).to(torch.promote_types(logits.dtype, torch.float32)), where=where, **rest
+        )
+
+    return on_labels
+
+
+def set_of(labels):
+    """[B, C] the label and the class two further on; -1 gives an empty set, which a loss on sets leaves out itself."""
+    classes = torch.arange(C)
+    return (labels[:, None] >= 0) & ((classes == labels[:, None]) | (classes == (labels[:, None] + 2) % C))
+
+
+def on_sets(loss, **knobs):
+    return lambda logits, labels, **rest: loss(logits, set_of(labels), **knobs, **rest)
+
+
+def negative_entropy(logits, labels, *, where=None, **rest):
     known = labels >= 0
-    return losses.soft_cross_entropy(
-        logits, soft_targets(labels).to(logits.dtype), where=known if where is None else known & where, **rest
-    )
+    return candidates.negative_entropy(logits, where=known if where is None else known & where, **rest)
 
 
 def influence(logits, labels, *, feats=None, **rest):
@@ -55,12 +76,22 @@ OFFSET = torch.tensor(PRIOR, dtype=torch.float64).log()
 
 LOSSES = {
     "cross_entropy": losses.cross_entropy,
-    "soft_cross_entropy": soft,
+    "soft_cross_entropy": on_targets(losses.soft_cross_entropy),
     "focal": partial(losses.focal, power=1.5),
     "balanced_softmax": partial(losses.balanced_softmax, log_prior=OFFSET),
     "ldam": partial(losses.ldam, margins=MARGINS, scale=5.0),
     "vector_scaled_cross_entropy": partial(losses.vector_scaled_cross_entropy, multiplier=MULTIPLIER, offset=OFFSET),
     "influence_balanced": influence,
+    "partial_cross_entropy": on_sets(candidates.partial_cross_entropy, eps=0.01),
+    "complementary_loss": on_sets(candidates.complementary_loss, eps=0.01),
+    "negative_entropy": negative_entropy,
+    "squared_error_of_probs": on_targets(soft_targets.squared_error_of_probs),
+}
+# The same without the `where` that an adapter adds; those not here have none.
+AS_CALLED = {
+    "soft_cross_entropy": lambda f, y, **rest: losses.soft_cross_entropy(f, targets_of(y), **rest),
+    "negative_entropy": lambda f, y, **rest: candidates.negative_entropy(f, **rest),
+    "squared_error_of_probs": lambda f, y, **rest: soft_targets.squared_error_of_probs(f, targets_of(y), **rest),
 }
 
 
@@ -75,6 +106,15 @@ def oracle(name, row, label, feats):
     p = softmax_list(row)
     if name == "soft_cross_entropy":
         return sum(-(0.7 if k == label else 0.1) * math.log(p[k]) for k in range(C))
+    inside = {label, (label + 2) % C}
+    if name == "partial_cross_entropy":
+        return -math.log(0.01 + sum(p[k] for k in inside))
+    if name == "complementary_loss":
+        return -sum(math.log(1 - p[k] + 0.01) for k in range(C) if k not in inside)
+    if name == "negative_entropy":
+        return sum(v * math.log(v) for v in p)
+    if name == "squared_error_of_probs":
+        return sum((p[k] - (0.7 if k == label else 0.1)) ** 2 for k in range(C)) / C
     if name == "focal":
         return -((1 - p[label]) ** 1.5) * math.log(p[label])
     if name == "balanced_softmax":
@@ -95,8 +135,10 @@ def oracle(name, row, label, feats):
 def test_every_public_loss_is_here():
     public = {
         name
-        for name, value in vars(losses).items()
-        if inspect.isfunction(value) and value.__module__ == losses.__name__ and not name.startswith("_")
+        for module in (losses, candidates, soft_targets)
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
+        if "reduce" in inspect.signature(value).parameters
     }
     assert public == set(LOSSES)
 
@@ -140,6 +182,20 @@ WORKED = {
         partial(losses.influence_balanced, feats=torch.tensor([[3.0, -1.0]]), scale=1.0),
         math.log(4) / (1.5 * 4 + 0.001),
     ),
+    # the set of class 1 alone
+    "partial_cross_entropy": (
+        lambda f, y, **rest: candidates.partial_cross_entropy(f, torch.tensor([[False, True]]), eps=0.25, **rest),
+        math.log(2),
+    ),
+    "complementary_loss": (
+        lambda f, y, **rest: candidates.complementary_loss(f, torch.tensor([[False, True]]), eps=0.25, **rest),
+        math.log(2),
+    ),
+    "negative_entropy": (negative_entropy, 3 / 4 * math.log(3 / 4) + 1 / 4 * math.log(1 / 4)),
+    "squared_error_of_probs": (
+        lambda f, y, **rest: soft_targets.squared_error_of_probs(f, torch.tensor([[0.25, 0.75]]), **rest),
+        (1 / 2) ** 2,
+    ),
 }
 
 
@@ -160,10 +216,15 @@ LIMITS = {
     ),
     # without features the divisor is its 0.001
     "influence_balanced": partial(losses.influence_balanced, feats=torch.zeros(B, D), scale=1e-3),
+    "partial_cross_entropy": lambda f, y: candidates.partial_cross_entropy(f, F.one_hot(y, C).bool(), eps=0),
 }
 
 
-@pytest.mark.parametrize("name", LOSSES)
+def test_what_has_no_limit():
+    assert set(LOSSES) - set(LIMITS) == {"complementary_loss", "negative_entropy", "squared_error_of_probs"}
+
+
+@pytest.mark.parametrize("name", LIMITS)
 def test_limit_is_cross_entropy(name):
     logits, labels = case()
     assert LIMITS[name](logits, labels).item() == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-9)
@@ -187,6 +248,10 @@ def test_extreme_logits(name, dtype):
     loss.sum().backward()
     assert torch.isfinite(loss).all()
     assert torch.isfinite(logits.grad).all()
+    if name == "negative_entropy":  # which knows no right and wrong
+        assert loss.tolist() == [0, 0]
+        assert not logits.grad.any()
+        return
     assert loss[1] > loss[0]
     assert logits.grad[1, 0] <= 0 <= logits.grad[1, 1]
 
@@ -267,10 +332,7 @@ BAD_ROWS = {"weights": torch.ones(B + 1), "where": torch.ones(B - 1, dtype=torch
 @pytest.mark.parametrize("key", BAD_ROWS)
 @pytest.mark.parametrize("name", LOSSES)
 def test_error_names_what_does_not_fit(name, key):
-    if name == "soft_cross_entropy":
-        loss = lambda f, y, **rest: losses.soft_cross_entropy(f, soft_targets(y), **rest)  # noqa: E731
-    else:
-        loss = LOSSES[name]
+    loss = AS_CALLED.get(name, LOSSES[name])
     with pytest.raises(DataError, match=rf"{key} has shape \[{len(BAD_ROWS[key])}\] for logits \[6, 4\]"):
         loss(*case(), **{key: BAD_ROWS[key]})
 

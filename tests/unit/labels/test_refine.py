@@ -1,0 +1,167 @@
+import pytest
+import torch
+
+from evenkeel.errors import ConfigError, DataError
+from evenkeel.labels.refine import (
+    RUNNING_MIN,
+    align,
+    init_history,
+    mean_of,
+    push_history,
+    reliable_targets,
+    sharpen,
+    unreliable_targets,
+)
+
+
+def rows(n, n_classes, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(n, n_classes, generator=draw, dtype=torch.float64).softmax(dim=1)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 0.5, 1.0, 4.0])
+def test_sharpen__equals_loops(temperature):
+    probs = rows(6, 5)
+    powers = [[v ** (1 / temperature) for v in row] for row in probs.tolist()]
+    expected = [[v / sum(row) for v in row] for row in powers]
+    torch.testing.assert_close(sharpen(probs, temperature=temperature), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_sharpen__limits():
+    probs = torch.tensor([[0.2, 0.5, 0.3], [0.0, 1.0, 0.0]])
+    torch.testing.assert_close(sharpen(probs, temperature=1.0), probs)
+    onehot = torch.tensor([[0.0, 1.0, 0.0]] * 2)
+    assert torch.equal(sharpen(probs, temperature=1e-4), onehot)
+    flat = sharpen(probs, temperature=1e6)
+    torch.testing.assert_close(flat, torch.tensor([[1 / 3] * 3, [0.0, 1.0, 0.0]]), atol=1e-5, rtol=0)
+
+
+def test_sharpen__probabilities_whose_powers_underflow():
+    many = torch.full((1, 100_000), 1e-5)  # to the tenth power: 1e-50, below float32
+    torch.testing.assert_close(sharpen(many, temperature=0.1), many)
+
+
+def test_sharpen__half_precision_and_errors():
+    got = sharpen(torch.tensor([[0.75, 0.25]]).half(), temperature=0.5)
+    assert got.dtype == torch.float32
+    assert got.tolist()[0] == pytest.approx([0.9, 0.1], rel=1e-6)
+    for temperature in (0.0, -1.0, float("nan")):
+        with pytest.raises(ConfigError, match=r"temperature=.* is not positive"):
+            sharpen(torch.ones(1, 1), temperature=temperature)
+
+
+@pytest.mark.parametrize("prior", [None, [4.0, 1.0, 1.0, 2.0]])
+def test_align__equals_loops(prior):
+    probs, running = rows(6, 4), rows(1, 4, seed=1)[0]
+    shares = prior or [1.0] * 4
+    scaled = [[p * s / r for p, s, r in zip(row, shares, running.tolist(), strict=True)] for row in probs.tolist()]
+    expected = [[v / sum(row) for v in row] for row in scaled]
+    got = align(probs, running=running, prior=None if prior is None else torch.tensor(prior))
+    torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_align__a_lean_is_taken_out():
+    probs = rows(4000, 3) * torch.tensor([6.0, 1.0, 1.0], dtype=torch.float64)
+    probs = probs / probs.sum(dim=1, keepdim=True)
+    before, after = probs.mean(dim=0), align(probs, running=probs.mean(dim=0)).mean(dim=0)
+    assert before[0] > 0.6
+    assert after[0] < 0.45
+    torch.testing.assert_close(align(probs, running=before, prior=before), probs)  # wanted as it is: nothing to do
+
+
+def test_align__class_never_predicted_and_prior_of_zero():
+    probs = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    running = torch.tensor([0.5, 0.0, 0.5])
+    aligned = align(probs, running=running)
+    assert aligned.sum(dim=1).tolist() == pytest.approx([1, 1, 1])
+    assert aligned[0, 1].item() == pytest.approx(1 - 2 * RUNNING_MIN, rel=1e-6)
+    without = align(probs, running=running, prior=torch.tensor([1.0, 1.0, 0.0]))
+    assert without[2].tolist() == [0, 0, 1]  # nothing else to go by
+    torch.testing.assert_close(without[:2], aligned[:2])
+
+
+def test_align__errors():
+    with pytest.raises(DataError, match=r"running has shape \[4\] for probs \[2, 3\]"):
+        align(torch.ones(2, 3), running=torch.ones(4))
+    with pytest.raises(DataError, match=r"prior has shape \[1\] for probs \[2, 3\]"):
+        align(torch.ones(2, 3), running=torch.ones(3), prior=torch.ones(1))
+
+
+@pytest.mark.parametrize("n_batches", [0, 1, 3, 4, 5, 11])
+def test_history__mean_of_the_last_batches(n_batches):
+    history, seen = init_history(3, 4), []
+    for seed in range(n_batches):
+        probs = rows(2 + seed % 3, 3, seed=seed)
+        seen.append([sum(column) / len(probs) for column in zip(*probs.tolist(), strict=True)])
+        history = push_history(history, probs)
+    last = seen[-4:] or [[1 / 3] * 3]
+    expected = [sum(column) / len(last) for column in zip(*last, strict=True)]
+    assert mean_of(history).tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_history__a_batch_counts_once_whatever_its_size():
+    history = push_history(init_history(2, 5), torch.tensor([[1.0, 0.0]] * 9))
+    history = push_history(history, torch.tensor([[0.0, 1.0]]))
+    assert mean_of(history).tolist() == [0.5, 0.5]
+    assert push_history(history, torch.zeros(0, 2))["n_pushed"].item() == 2
+
+
+def test_history__pushing_leaves_the_old_one_and_keeps_no_gradient():
+    old = init_history(2, 3)
+    probs = torch.tensor([[0.25, 0.75]], dtype=torch.float16, requires_grad=True)
+    new = push_history(old, probs)
+    assert (old["means"].abs().sum().item(), old["n_pushed"].item()) == (0, 0)
+    assert not new["means"].requires_grad
+    assert new["means"].dtype == torch.float32
+    assert mean_of(new).tolist() == [0.25, 0.75]
+
+
+def test_history__comes_back_from_a_checkpoint(tmp_path):
+    history = init_history(3, 4)
+    for seed in range(6):
+        history = push_history(history, rows(5, 3, seed=seed))
+    torch.save(history, tmp_path / "state.pt")
+    back = torch.load(tmp_path / "state.pt", weights_only=True)
+    more = rows(5, 3, seed=9)
+    assert torch.equal(mean_of(push_history(back, more)), mean_of(push_history(history, more)))
+
+
+def test_history__errors():
+    with pytest.raises(ConfigError, match="length=0"):
+        init_history(3, 0)
+    with pytest.raises(DataError, match=r"probs have shape \[2, 4\], the history has 3 classes"):
+        push_history(init_history(3, 2), torch.ones(2, 4))
+    with pytest.raises(DataError, match=r"probs have shape \[3\]"):
+        push_history(init_history(3, 2), torch.ones(3))
+
+
+def test_unreliable_targets__equals_loops():
+    views = [rows(5, 4, seed=seed) for seed in range(4)]
+    expected = []
+    for i in range(5):
+        mean = [sum(view[i, c].item() for view in views) / 4 for c in range(4)]
+        expected.append([v**2 / sum(m**2 for m in mean) for v in mean])
+    got = unreliable_targets(views, temperature=0.5)
+    torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_unreliable_targets__errors():
+    with pytest.raises(DataError, match=r"predictions have shapes \[\]"):
+        unreliable_targets([], temperature=0.5)
+    with pytest.raises(DataError, match=r"\[\[2, 3\], \[1, 3\]\]"):
+        unreliable_targets([torch.ones(2, 3), torch.ones(1, 3)], temperature=0.5)
+
+
+def test_reliable_targets__trust_moves_from_own_to_other():
+    own, other = rows(3, 4), rows(3, 4, seed=1)
+    got = reliable_targets(own, other, torch.tensor([0.0, 1.0, 0.25]), temperature=0.5)
+    torch.testing.assert_close(got[0], sharpen(own, temperature=0.5)[0])
+    torch.testing.assert_close(got[1], sharpen(other, temperature=0.5)[1])
+    mixed = [(0.25 * b + 0.75 * a) ** 2 for a, b in zip(own[2].tolist(), other[2].tolist(), strict=True)]
+    assert got[2].tolist() == pytest.approx([v / sum(mixed) for v in mixed], rel=1e-6)
+
+
+def test_reliable_targets__errors():
+    for own, other, share in (((2, 3), (2, 4), (2,)), ((2, 3), (2, 3), (3,)), ((2, 3), (2, 3), (2, 1))):
+        with pytest.raises(DataError, match="do not fit"):
+            reliable_targets(torch.ones(own), torch.ones(other), torch.ones(share), temperature=0.5)
