@@ -125,10 +125,7 @@ def divide(losses: Tensor, *, threshold: float = 0.5, seed: int = 0, where: Tens
     kept = _kept(losses, where)
     values = losses.detach()[kept].double()
     clean = torch.zeros(len(losses), device=losses.device)
-    if len(values) < 2 or values.max() - values.min() < GAP_MIN:
-        mixture = None
-    else:
-        mixture = _fit(values, seed=seed)
+    mixture = _fit(values, seed=seed) if len(values) >= 2 else None
     if mixture is None:
         mean = values.mean().item() if len(values) else 0.0
         clean[kept] = 1
@@ -226,13 +223,13 @@ def _kept(losses: Tensor, where: Tensor | None) -> Tensor:
 
 
 def _fit(values: Tensor, *, seed: int) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Means, variances and weights [2] of the mixture, the lower mean first; None where they are no two groups."""
+    """Means, variances and weights [2] of the mixture, the lower mean first; None where there are no two groups."""
     ordered = values.sort().values.cpu().numpy()
     n_fitted = min(len(ordered), ROWS_MAX)
     ordered = ordered[np.linspace(0, len(ordered) - 1, n_fitted).round().astype(np.int64)]
     mixture = GaussianMixture(n_components=2, max_iter=10, tol=1e-2, reg_covar=VARIANCE_ADDED, random_state=seed)
     with warnings.catch_warnings():
-        # Ten rounds are the method's choice, and enough: that they did not converge is no news.
+        # No news: ten rounds, the method's choice, may not converge, and equal losses make one group.
         warnings.simplefilter("ignore", ConvergenceWarning)
         mixture.fit(ordered[:, None])
     if mixture.weights_.min() * n_fitted < 0.5 or np.ptp(mixture.means_) < GAP_MIN:
