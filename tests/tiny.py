@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evenkeel.adapters.towers import EmbeddedTowers
-from evenkeel.encoders.backbones import CosineHead
+from evenkeel.encoders.backbones import Classifier, CosineHead, MlpHead, Stored
+from evenkeel.errors import ConfigError
 from evenkeel.methods.registry import METHODS, resolve_config
 from evenkeel.train.loop import LoopOptions, Trained, train
 from evenkeel.train.seeds import generator
@@ -92,8 +93,9 @@ class BuildTowers:
     """A `types.BuildNet` of recipes that read class names: stored features beside those of the names."""
 
     concepts: Concepts
+    is_frozen: bool = True
 
-    def __call__(self, n_outputs: int, *, head: Literal["linear", "cosine"] = "linear") -> nn.Module:
+    def __call__(self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp"] = "linear") -> nn.Module:
         raise AssertionError("these recipes are built on towers")
 
     def towers(self, tune: str = "none") -> Any:
@@ -101,20 +103,54 @@ class BuildTowers:
         return EmbeddedTowers(self.concepts.feats, logit_scale=self.concepts.logit_scale)
 
 
+@dataclass
+class BuildHead:
+    """A `types.BuildNet` of heads on stored features; weights from the global generator, which the loop seeds."""
+
+    concepts: Concepts | None = None
+    is_frozen: bool = True
+
+    def __call__(self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp"] = "linear") -> nn.Module:
+        return Classifier(
+            Stored(),
+            name="stored",
+            n_features=N_FEATURES,
+            n_outputs=n_outputs,
+            head=head,
+            image_size_px=0,
+            freeze=(),
+        )
+
+    def towers(self, tune: str = "none") -> Any:
+        if self.concepts is None:
+            raise ConfigError("there are no text features of the classes", fix="use a model with a text side")
+        assert tune == "none"
+        return EmbeddedTowers(self.concepts.feats, logit_scale=self.concepts.logit_scale)
+
+
 class TinyNet(nn.Module):
     """One convolution, batch norm if wanted, mean over places, head."""
 
-    def __init__(self, n_outputs: int, *, head: Literal["linear", "cosine"], norm: bool, width: int = 8) -> None:
+    def __init__(self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp"], norm: bool, width: int = 8) -> None:
         super().__init__()
+        self.n_features = width
         self.backbone = nn.Conv2d(3, width, 3, stride=2)
         self.norm = nn.BatchNorm2d(width) if norm else nn.Identity()
-        self.head = nn.Linear(width, n_outputs) if head == "linear" else CosineHead(width, n_outputs)
+        self.head = {"linear": nn.Linear, "cosine": CosineHead, "mlp": MlpHead}[head](width, n_outputs)
 
     def features(self, x: Tensor) -> Tensor:
         return torch.relu(self.norm(self.backbone(x))).mean((2, 3))
 
     def head_logits(self, feats: Tensor) -> Tensor:
         logits: Tensor = self.head(feats)
+        return logits
+
+    def penultimate(self, x: Tensor) -> Tensor:
+        feats = self.features(x)
+        return self.head.trunk(feats) if isinstance(self.head, MlpHead) else feats
+
+    def from_penultimate(self, h: Tensor) -> Tensor:
+        logits: Tensor = self.head.linear(h) if isinstance(self.head, MlpHead) else self.head(h)
         return logits
 
     def forward(self, x: Tensor) -> Tensor:
@@ -126,8 +162,9 @@ class BuildTiny:
     """A `types.BuildNet`; weights from the global generator, which the loop seeds."""
 
     norm: bool = True
+    is_frozen: bool = False
 
-    def __call__(self, n_outputs: int, *, head: Literal["linear", "cosine"] = "linear") -> nn.Module:
+    def __call__(self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp"] = "linear") -> nn.Module:
         return TinyNet(n_outputs, head=head, norm=self.norm)
 
     def towers(self, tune: str = "none") -> Any:

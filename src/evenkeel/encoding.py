@@ -172,7 +172,12 @@ class EncoderNets:
     template: str
     seed: int
 
-    def __call__(self, n_outputs: int, *, head: Literal["linear", "cosine"] = "linear") -> nn.Module:
+    @property
+    def is_frozen(self) -> bool:
+        """True: the encoder never learns under a head."""
+        return True
+
+    def __call__(self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp"] = "linear") -> nn.Module:
         """A head on the features; with pixels, on the frozen encoder."""
         backbone: nn.Module = backbones.Stored()
         name, size_px = "stored", 0

@@ -375,7 +375,11 @@ class _OwnNets:
     seed: int
     n_built: int = 0
 
-    def __call__(self, n_outputs: int, *, head: Literal["linear", "cosine"] = "linear") -> nn.Module:
+    @property
+    def is_frozen(self) -> bool:
+        return "backbone.*" in self.freeze
+
+    def __call__(self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp"] = "linear") -> nn.Module:
         self.n_built += 1  # two networks of one recipe start from different weights
         net = backbones.build(
             self.model,

@@ -371,25 +371,35 @@ class Passes(Protocol):
 class Network(Protocol):
     """A classifier: backbone, then head; what `BuildNet` makes (encoders.backbones.Classifier)."""
 
+    @property
+    def n_features(self) -> int:
+        """D: width of the features, and of what the last layer sees."""
+
     def __call__(self, x: Tensor) -> Tensor:
         """Logits [B, C] of views."""
-        ...
 
     def features(self, x: Tensor) -> Tensor:
         """Backbone features [B, D] of views."""
-        ...
 
     def head_logits(self, feats: Tensor) -> Tensor:
         """Logits [B, C] of features."""
-        ...
+
+    def penultimate(self, x: Tensor) -> Tensor:
+        """What the last layer sees of views, [B, D]: the features, or more where the head has more than one layer."""
+
+    def from_penultimate(self, h: Tensor) -> Tensor:
+        """Logits [B, C] of what `penultimate` gives."""
 
 
 class BuildNet(Protocol):
     """Makes fresh networks of the user's backbone."""
 
-    def __call__(self, n_outputs: int, *, head: Literal["linear", "cosine"] = "linear") -> nn.Module:
-        """A network whose forward maps views to logits [B, n_outputs]; ``head`` is "linear" or "cosine" (unit-norm)."""
-        ...
+    @property
+    def is_frozen(self) -> bool:
+        """Whether views go through nothing that learns before the head: stored embeddings, or a frozen encoder."""
+
+    def __call__(self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp"] = "linear") -> nn.Module:
+        """A `Network` of n_outputs classes; head "linear", "cosine" (unit-norm) or "mlp" (a residual layer first)."""
 
     def towers(self, tune: str = "none") -> Any:
         """Image and text features of a vision-language model (adapters.towers.Towers); ``tune`` is what of it learns.
@@ -398,7 +408,6 @@ class BuildNet(Protocol):
 
         Raises: ConfigError: the model has no text side, or stored embeddings leave nothing to tune.
         """
-        ...
 
 
 class Recipe(Protocol):

@@ -17,6 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evenkeel.adapters.residual import ResidualAdapter
+from evenkeel.encoders.heads import CosineHead as CosineHead
+from evenkeel.encoders.heads import MlpHead as MlpHead
+from evenkeel.encoders.heads import TextHead as TextHead
 from evenkeel.encoders.pretrained import (
     from_transformers_config,
     load_config,
@@ -26,58 +29,8 @@ from evenkeel.encoders.pretrained import (
 from evenkeel.encoders.resnets import OWN
 from evenkeel.errors import ConfigError
 
-Head = Literal["linear", "cosine", "text"]
-
-
-class CosineHead(nn.Module):
-    """Linear head without bias on unit feats and unit weights: logits are cosines, -1 to 1.
-
-    The loss multiplies them (LDAM's ``scale``); computed in float32 even under autocast, since a scale of 30 would
-    turn bfloat16's rounding into errors of 0.1.
-
-    Source: Cao et al. 2019 (arXiv 1906.07413), section 3.2 (normalised last layer).
-
-    Example:
-      >>> head = CosineHead(2, 1)
-      >>> _ = torch.nn.init.constant_(head.weight, 5.0)
-      >>> [round(v, 4) for v in head(torch.tensor([[3.0, 3.0], [1.0, 0.0]])).flatten().tolist()]
-      [1.0, 0.7071]
-    """
-
-    def __init__(self, n_features: int, n_outputs: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(n_outputs, n_features))
-
-    def forward(self, feats: Tensor) -> Tensor:
-        """Map feats [B, D] to cosines [B, C] float32."""
-        with torch.autocast(feats.device.type, enabled=False):
-            return F.linear(F.normalize(feats.float(), dim=1), F.normalize(self.weight.float(), dim=1))
-
-
-class TextHead(nn.Module):
-    """Linear head on unit feats, put through a residual adapter first; float32 even under autocast.
-
-    Args:
-      weight: [C, D] class features times the logit scale, and whatever is added to them.
-      bias: [C].
-      visual: adapter of the feats, or None.
-
-    Example:
-      >>> TextHead(torch.tensor([[2.0, 0.0]]), torch.tensor([1.0]))(torch.tensor([[0.5, 0.5]])).tolist()
-      [[2.0]]
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor, *, visual: ResidualAdapter | None = None) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight.detach().clone().float())
-        self.bias = nn.Parameter(bias.detach().clone().float())
-        self.visual = visual
-
-    def forward(self, feats: Tensor) -> Tensor:
-        """Map unit feats [B, D] to logits [B, C] float32."""
-        with torch.autocast(feats.device.type, enabled=False):
-            z = feats.float() if self.visual is None else self.visual(feats)
-            return F.linear(z, self.weight, self.bias)
+Head = Literal["linear", "cosine", "mlp", "text"]
+_HEADS: dict[type[nn.Module], Head] = {nn.Linear: "linear", CosineHead: "cosine", MlpHead: "mlp", TextHead: "text"}
 
 
 class Stored(nn.Module):
@@ -114,7 +67,7 @@ class Classifier(nn.Module):
 
     Attributes:
       name: what the backbone was asked for as.
-      n_features: D.
+      n_features: D, of the features and of what the last layer sees.
       n_outputs: C.
       freeze: the glob patterns that were frozen; batch norms wholly frozen by them stay in eval mode.
     """
@@ -126,22 +79,26 @@ class Classifier(nn.Module):
         name: str,
         n_features: int,
         n_outputs: int,
-        head: Literal["linear", "cosine"] | TextHead,
+        head: Literal["linear", "cosine", "mlp"] | nn.Module,
         image_size_px: int,
         freeze: Sequence[str],
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        if isinstance(head, TextHead):
-            self.head: nn.Module = head
-        elif head not in ("linear", "cosine"):
-            raise ConfigError(f"unknown head: {head!r}", fix="use 'linear' or 'cosine'")
+        if isinstance(head, nn.Module):
+            self.head = head
+        elif head == "linear":
+            self.head = nn.Linear(n_features, n_outputs)
+        elif head == "cosine":
+            self.head = CosineHead(n_features, n_outputs)
+        elif head == "mlp":
+            self.head = MlpHead(n_features, n_outputs)
         else:
-            self.head = nn.Linear(n_features, n_outputs) if head == "linear" else CosineHead(n_features, n_outputs)
+            raise ConfigError(f"unknown head: {head!r}", fix="use 'linear', 'cosine' or 'mlp'")
         self.name = name
         self.n_features = n_features
         self.n_outputs = n_outputs
-        self.head_kind: Head = "text" if isinstance(head, TextHead) else head
+        self.head_kind = _HEADS[type(self.head)]
         self.image_size_px = image_size_px
         self.freeze = tuple(freeze)
         frozen = _freeze(self, self.freeze)
@@ -164,6 +121,16 @@ class Classifier(nn.Module):
         logits: Tensor = self.head(feats)
         return logits
 
+    def penultimate(self, x: Tensor) -> Tensor:
+        """Map images [B, 3, H, W] to what the last layer sees [B, D]: feats, through the trunk of an "mlp" head."""
+        feats = self.features(x)
+        return self.head.trunk(feats) if isinstance(self.head, MlpHead) else feats
+
+    def from_penultimate(self, h: Tensor) -> Tensor:
+        """Map what `penultimate` gives [B, D] to logits [B, C]."""
+        logits: Tensor = self.head.linear(h) if isinstance(self.head, MlpHead) else self.head(h)
+        return logits
+
     def forward(self, x: Tensor) -> Tensor:
         """Map images [B, 3, H, W] to logits [B, C]."""
         return self.head_logits(self.features(x))
@@ -174,18 +141,15 @@ class Classifier(nn.Module):
 
     def with_backbone(self, backbone: nn.Module, *, name: str, image_size_px: int) -> Classifier:
         """This head on another backbone that gives the same features; the head is shared."""
-        kind = "linear" if self.head_kind == "text" else self.head_kind
-        made = Classifier(
+        return Classifier(
             backbone,
             name=name,
             n_features=self.n_features,
             n_outputs=self.n_outputs,
-            head=kind,
+            head=self.head,
             image_size_px=image_size_px,
             freeze=(),
         )
-        made.head, made.head_kind = self.head, self.head_kind
-        return made
 
     def train(self, mode: bool = True) -> Classifier:
         """Switch to training (or eval) mode, batch norms that are frozen excepted."""
@@ -200,7 +164,7 @@ def build(
     n_outputs: int,
     *,
     pretrained: bool = True,
-    head: Literal["linear", "cosine"] = "linear",
+    head: Literal["linear", "cosine", "mlp"] = "linear",
     image_size_px: int = 32,
     freeze: Sequence[str] = (),
     seed: int,
@@ -212,7 +176,8 @@ def build(
         unless cached): ViT, DINOv2, ConvNeXt, ResNet, Swin, ...; of CLIP and SigLIP the image tower is taken.
       n_outputs: C, >= 1.
       pretrained: False starts a transformers model from random weights; the networks in OWN always do.
-      head: "linear", or "cosine" (unit feats, unit weights, no bias: what LDAM needs).
+      head: "linear", "cosine" (unit feats, unit weights, no bias: what LDAM needs), or "mlp" (a residual layer, then
+        linear: something to learn where the backbone is frozen).
       image_size_px: height and width of the images it will be given.
       freeze: glob patterns over parameter names, as in ``("backbone.*",)`` or ``("*.layer.[0-8].*",)``.
       seed: of the random weights; the global random state is left as it was.
@@ -269,6 +234,7 @@ def classifier_config(net: Classifier) -> dict[str, Any]:
         "transformers": None if transformers is None else json.loads(transformers.to_json_string(use_diff=False)),
         "unit_feats": is_unit,
         "visual_prompts": prompts,
+        "mlp_hidden": net.head.to_hidden.out_features if isinstance(net.head, MlpHead) else None,
         "adapter": None if visual is None else {"n_hidden": visual.down.out_features, "weight": visual.weight},
     }
 
@@ -319,6 +285,8 @@ def from_config(config: Mapping[str, Any]) -> Classifier:
             wanted_adapter = config.get("adapter")
             visual = ResidualAdapter(n_features, **wanted_adapter) if wanted_adapter else None
             head = TextHead(torch.zeros(n_outputs, n_features), torch.zeros(n_outputs), visual=visual)
+        elif head == "mlp":
+            head = MlpHead(n_features, n_outputs, hidden=config["mlp_hidden"])
         return Classifier(
             backbone,
             name=config["name"],
