@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
+from torch import nn
 
 from evenkeel.data.views import ViewSettings
 from evenkeel.encoders import backbones
@@ -17,22 +19,25 @@ CPU = torch.device("cpu")
 VIEW = ViewSettings(flip=False, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), crop="pad")
 
 
-def saved(folder: Path, head: str = "linear") -> backbones.Classifier:
-    net = backbones.build("resnet32", 3, head="cosine" if head == "cosine" else "linear", image_size_px=8, seed=1)
+def saved(folder: Path, head: Literal["linear", "cosine", "mlp"] = "linear") -> backbones.Classifier:
+    net = backbones.build("resnet32", 3, head=head, image_size_px=8, seed=1)
+    if isinstance(net.head, backbones.MlpHead):  # as after training: at first its residual layer does nothing
+        nn.init.normal_(net.head.from_hidden.weight, generator=torch.Generator().manual_seed(3))
     net.train()
     net(torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0)))  # running statistics move
     save_model(folder, net, class_names=("a", "b", "c"), size_px=8, view=VIEW, info={"method": "ce"}, card="# card\n")
     return net.eval()
 
 
-@pytest.mark.parametrize("head", ["linear", "cosine"])
-def test_load_model__answers_the_same(head: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("head", ["linear", "cosine", "mlp"])
+def test_load_model__answers_the_same(head: Literal["linear", "cosine", "mlp"], tmp_path: Path) -> None:
     net = saved(tmp_path / "model", head)
     there = load_model(tmp_path / "model", device=CPU)
     x = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         expected = net.to(memory_format=torch.channels_last)(x).softmax(1)
         assert torch.equal(there.probs(x), expected)
+        assert torch.equal(there.net(x), net(x))
     assert (there.class_names, there.size_px, there.view, there.info["method"]) == (("a", "b", "c"), 8, VIEW, "ce")
     assert not there.net.training
     assert (tmp_path / "model" / "README.md").read_text(encoding="utf-8") == "# card\n"

@@ -10,9 +10,20 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from evenkeel.encoders.backbones import build, classifier_config, from_config, param_groups
+from evenkeel.encoders.backbones import (
+    Classifier,
+    MlpHead,
+    Stored,
+    TextHead,
+    build,
+    classifier_config,
+    from_config,
+    param_groups,
+)
 from evenkeel.encoders.pretrained import ImageStats, image_stats
+from evenkeel.encoding import EncoderNets
 from evenkeel.errors import ConfigError
+from evenkeel.fitting import _OwnNets
 
 SHARED = Path(os.environ.get("EVENKEEL_SHARED", Path(__file__).parents[3] / "../shared"))
 VIT = {
@@ -193,6 +204,122 @@ def test_head__cosine():
     assert torch.allclose(net.head_logits(7 * feats), logits, atol=1e-6)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(net.head_logits(feats), logits)
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def mlp_head(n_features=6, n_outputs=3, hidden=5):
+    """A head as after training: at the start its residual layer does nothing."""
+    head = MlpHead(n_features, n_outputs, hidden=hidden)
+    with torch.no_grad():
+        for i, p in enumerate(head.parameters()):
+            p.copy_(draw(*p.shape, seed=i))
+    return head
+
+
+def stored(head, n_features=6):
+    return Classifier(
+        Stored(), name="stored", n_features=n_features, n_outputs=3, head=head, image_size_px=0, freeze=()
+    )
+
+
+def slow_mlp(head, feats):
+    """Trunk and logits of each row, one number after another, in float64."""
+    w1, b1, w2, b2, w, b = (p.double().tolist() for p in head.parameters())
+    trunks, logits = [], []
+    for f in feats.double().tolist():
+        hidden = [max(0.0, sum(a * x for a, x in zip(row, f, strict=True)) + c) for row, c in zip(w1, b1, strict=True)]
+        moves = [sum(a * x for a, x in zip(row, hidden, strict=True)) + c for row, c in zip(w2, b2, strict=True)]
+        trunks.append([x + move for x, move in zip(f, moves, strict=True)])
+        logits.append(
+            [sum(a * x for a, x in zip(row, trunks[-1], strict=True)) + c for row, c in zip(w, b, strict=True)]
+        )
+    return torch.tensor(trunks), torch.tensor(logits)
+
+
+def test_head__mlp_starts_as_a_linear_head():
+    net, feats = stored("mlp"), draw(4, 6)
+    assert net.head.to_hidden.out_features == 256
+    assert torch.equal(net.penultimate(feats), feats)
+    assert torch.equal(net(feats), net.head.linear(feats))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(net.penultimate(feats), feats)
+
+
+@torch.no_grad()
+def test_head__mlp_by_its_formula():
+    head, feats = mlp_head(), draw(4, 6, seed=9)
+    trunk, logits = slow_mlp(head, feats)
+    assert (trunk - feats).abs().min() > 1e-3
+    torch.testing.assert_close(head.trunk(feats), trunk.float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(head(feats), logits.float(), rtol=1e-5, atol=1e-5)
+
+
+def test_head__mlp_gradient_reaches_the_trunk():
+    net, feats, labels = stored("mlp"), draw(8, 6), torch.arange(8) % 3
+    rates = torch.optim.SGD(param_groups(net, lr=0.5, weight_decay=0.0))
+    for step in range(2):
+        rates.zero_grad()
+        torch.nn.functional.cross_entropy(net(feats), labels).backward()
+        has = {name for name, p in net.named_parameters() if p.grad.abs().max() > 0}
+        # nothing comes back through weights of 0: the first layer learns from the second step on
+        behind = {"head.to_hidden.weight", "head.to_hidden.bias"}
+        assert {name for name, _ in net.named_parameters()} - has == (behind if step == 0 else set())
+        rates.step()
+    assert (net.penultimate(feats) - feats).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "mlp", "text"])
+@torch.no_grad()
+def test_penultimate__and_on_from_there(kind):
+    head = {"mlp": mlp_head(), "text": TextHead(draw(3, 6), draw(3))}.get(kind, kind)
+    net, x = stored(head), draw(4, 6, seed=9)
+    h = net.penultimate(x)
+    assert h.shape == (4, net.n_features)
+    assert torch.equal(h, x) == (kind != "mlp")
+    for logits in (net.from_penultimate(h), net.head_logits(net.features(x))):
+        assert torch.equal(logits, net(x))
+
+
+@torch.no_grad()
+def test_config__mlp_head():
+    net, x = stored(mlp_head(hidden=7)), draw(4, 6, seed=9)
+    config = json.loads(json.dumps(classifier_config(net)))
+    assert (config["head"], config["mlp_hidden"]) == ("mlp", 7)
+    again = from_config(config)
+    assert not torch.allclose(again(x), net(x), atol=1e-2)
+    again.load_state_dict(net.state_dict())
+    assert torch.equal(again(x), net(x))
+    assert classifier_config(again) == config
+    moved = net.with_backbone(nn.Identity(), name="other", image_size_px=8)
+    assert moved.head is net.head
+    assert (moved.head_kind, moved.name) == ("mlp", "other")
+    assert torch.equal(moved(x), net(x))
+
+
+def test_param_groups__mlp_head_learns_at_the_full_rate():
+    groups = param_groups(build("resnet32", 5, head="mlp", seed=0), lr=0.1, weight_decay=0.05, layer_decay=0.5)
+    assert (groups[-1]["name"], groups[-1]["lr"]) == ("head", 0.1)
+    assert sorted(tuple(p.shape) for p in groups[-1]["params"]) == [(5,), (5, 64), (64,), (64, 256), (256,), (256, 64)]
+
+
+@pytest.mark.parametrize("freeze", [(), ("backbone.stem.*",), ("backbone.*",), ("backbone.*", "head.bias")])
+def test_is_frozen__of_networks_that_see_pixels(freeze):
+    build_net = _OwnNets("resnet32", 8, False, freeze, seed=0)
+    net = build_net(3)
+    assert build_net.is_frozen == (not any(p.requires_grad for p in net.backbone.parameters()))
+    assert build_net.is_frozen == ("backbone.*" in freeze)
+    assert isinstance(_OwnNets("resnet32", 8, False, (), seed=0)(3, head="mlp").head, MlpHead)
+
+
+def test_is_frozen__of_heads_on_stored_features():
+    build_net = EncoderNets(6, None, None, True, ("cat", "dog", "owl"), "a photo of a {}", seed=3)
+    net = build_net(3, head="mlp")
+    assert build_net.is_frozen
+    assert {name.partition(".")[0] for name, p in net.named_parameters() if p.requires_grad} == {"head"}
+    assert torch.equal(net.penultimate(draw(4, 6)), draw(4, 6))
 
 
 @pytest.mark.parametrize(
