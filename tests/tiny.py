@@ -19,7 +19,7 @@ from evenkeel.methods.registry import METHODS, resolve_config
 from evenkeel.train.loop import LoopOptions, Trained, train
 from evenkeel.train.seeds import generator
 from evenkeel.train.track import RunFolder
-from evenkeel.types import BuildNet, Concepts, Recipe, State, Task, ViewSource
+from evenkeel.types import BuildNet, Candidates, Concepts, Recipe, State, Task, ViewSource
 
 CPU = torch.device("cpu")
 SIZE_PX = 8
@@ -156,6 +156,9 @@ class TinyNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.head_logits(self.features(x))
 
+    def exported(self) -> TinyNet:
+        return self
+
 
 @dataclass
 class BuildTiny:
@@ -210,6 +213,33 @@ def text_task_of(counts: Sequence[int], *, every: int = 3) -> Task:
     return Task(torch.where(known, truth, -1), names, concepts=concepts_of(len(counts)))
 
 
+def sets_of(mask: Tensor, weights: Tensor | None = None) -> Candidates:
+    """Candidate sets out of [N, C] bool and, with weights [N, C], their shares of them."""
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), mask.sum(1).cumsum(0)])
+    if weights is not None:
+        weights = (weights * mask / (weights * mask).sum(1, keepdim=True))[mask]
+    return Candidates(offsets, mask.nonzero()[:, 1].int(), weights)
+
+
+def candidate_task_of(counts: Sequence[int]) -> Task:
+    """Sets around the truth, weighted by chance: one in eight misses it, one in nine is empty, one image in six has
+    its label.
+    """
+    truth, n_classes = torch.tensor(classes_of(counts)), len(counts)
+    g = generator(0, "tiny candidates")
+    rows = torch.arange(len(truth))
+    mask = torch.rand(len(truth), n_classes, generator=g) < 0.25
+    mask[rows, truth] = True
+    if n_classes > 1:
+        misses = rows % 8 == 3
+        mask[misses, truth[misses]] = False
+        mask[misses, (truth[misses] + 1) % n_classes] = True
+    mask[rows % 9 == 4] = False
+    sets = sets_of(mask, torch.rand(len(truth), n_classes, generator=g) + 0.01)
+    labels = torch.where(rows % 6 == 0, truth, -1)
+    return Task(labels, tuple(f"class {c}" for c in range(n_classes)), sets)
+
+
 def options_of(seed: int = 0, **changed: Any) -> LoopOptions:
     return LoopOptions(**{"seed": seed, "device": "cpu", "precision": "fp32", "show_progress": False, **changed})
 
@@ -225,26 +255,33 @@ def run_method(
     rest_s: float = 0.0,
     began: str | None = None,
     checkpoint_minutes: float = 5.0,
+    stored: bool = False,
 ) -> tuple[Trained, list[float]]:
     """Train a registered method on tiny images of these class counts; its result and the loss of each forward.
 
-    Methods that read class names see features, and a label on every third image only.
+    Methods that read class names see features, and a label on every third image only; those that learn from candidate
+    sets see pixels, or with ``stored`` features.
     """
     recorded = Recorded(METHODS[name].recipe, rest_s, None if began is None else Path(began))
     cfg = resolve_config(METHODS[name], settings)
     options = options_of(seed, checkpoint_minutes=checkpoint_minutes)
-    task, views, build = inputs_of(name, counts, norm=norm)
+    task, views, build = inputs_of(name, counts, norm=norm, stored=stored)
     trained = train(recorded, cfg, task, views, build, options=options, run=run)
     return trained, recorded.losses
 
 
-def inputs_of(name: str, counts: Sequence[int], *, norm: bool = True) -> tuple[Task, ViewSource, BuildNet]:
+def inputs_of(
+    name: str, counts: Sequence[int], *, norm: bool = True, stored: bool = False
+) -> tuple[Task, ViewSource, BuildNet]:
     """What a registered method is trained on."""
     if METHODS[name].needs == "text":
         task = text_task_of(counts)
         assert task.concepts is not None
         return task, TinyFeats(classes_of(counts), n_classes=len(counts)), BuildTowers(task.concepts)
-    return task_of(counts), TinyViews(classes_of(counts)), BuildTiny(norm)
+    task = candidate_task_of(counts) if METHODS[name].needs == "candidates" else task_of(counts)
+    if stored:
+        return task, TinyFeats(classes_of(counts), n_classes=len(counts)), BuildHead()
+    return task, TinyViews(classes_of(counts)), BuildTiny(norm)
 
 
 def tensors_of(state: State) -> dict[str, Tensor]:

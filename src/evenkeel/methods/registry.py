@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from evenkeel.errors import ConfigError
 from evenkeel.methods import cap, cvs
-from evenkeel.methods.baselines import long_tailed, vision_language
+from evenkeel.methods.baselines import candidate_labels, dividemix, long_tailed, pico, vision_language
 from evenkeel.train.settings import TrainSettings, apply_overrides
 from evenkeel.types import Recipe
 
@@ -21,7 +21,8 @@ class Method:
     Attributes:
       recipe: the module.
       title: what to call it in tables and reports.
-      needs: "labels" if it trains on labelled images only; "text" if it reads class names.
+      needs: "labels" if it trains on labelled images only; "text" if it reads class names; "candidates" if it learns from
+        candidate labels (Task.candidates), which `fit` has an annotator guess where the data have none.
       preset: settings that differ from the recipe's defaults.
     """
 
@@ -43,6 +44,14 @@ _BASELINES: Mapping[vision_language.BaselineName, str] = {
     "transclip": "TransCLIP",
 }
 
+_CANDIDATE_BASELINES: Mapping[candidate_labels.BaselineName, str] = {
+    "kd": "Knowledge distillation",
+    "top1": "Top-1 candidate",
+    "cc": "CC",
+    "proden": "PRODEN",
+    "crdpll": "CRDPLL",
+}
+
 METHODS: Mapping[str, Method] = {
     "cvs": Method(_recipe(cvs), "CVS"),
     "cap": Method(_recipe(cap), "CAP", needs="text"),
@@ -59,6 +68,12 @@ METHODS: Mapping[str, Method] = {
         name: Method(_recipe(vision_language), title, needs="text", preset=vision_language.PRESETS[name])
         for name, title in _BASELINES.items()
     },
+    **{
+        name: Method(_recipe(candidate_labels), title, needs="candidates", preset={"baseline": name})
+        for name, title in _CANDIDATE_BASELINES.items()
+    },
+    "pico": Method(_recipe(pico), "PiCO", needs="candidates"),
+    "dividemix": Method(_recipe(dividemix), "DivideMix", needs="candidates"),
 }
 
 

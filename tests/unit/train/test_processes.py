@@ -41,7 +41,11 @@ RUNS: dict[str, dict[str, Any]] = {
             "keep_best": False,
         },
     },
+    "kd": {"name": "kd", "settings": {"epochs": 3, "batch_size": 8, "lr": 0.2}},
+    "proden": {"name": "proden", "settings": {"epochs": 3, "batch_size": 8, "lr": 0.2}},
+    "pico": {"name": "pico", "settings": {"epochs": 3, "batch_size": 8, "lr": 0.05, "queue_size": 20}},
 }
+TRAINS = {"cap": "nets.main.visual.up.weight", "pico": "nets.main.classifier.head.weight"}
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +94,7 @@ def test_two_processes__end_where_one_does(two_processes: dict[str, dict[str, An
         else:
             assert torch.equal(one[path], two[path]), path
     fresh, _ = tiny.run_method(wanted["name"], [20, 8, 8], settings={**wanted["settings"], "epochs": 1}, norm=False)
-    trains = "nets.main.visual.up.weight" if wanted["name"] == "cap" else "nets.main.head.weight"
+    trains = TRAINS.get(wanted["name"], "nets.main.head.weight")
     moved = (one[trains] - tiny.tensors_of(fresh.state)[trains]).abs().max()
     assert moved > 1e-3  # training went somewhere, a hundred tolerances away
     if wanted["name"] == "cvs":

@@ -1,0 +1,118 @@
+"""What the baselines on candidate sets share, against loops over rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import tiny
+from evenkeel.errors import ConfigError
+from evenkeel.methods.baselines import candidate_sets as cs
+from evenkeel.train.seeds import generator
+from evenkeel.types import Candidates, State, Task
+
+NAMES = ("a", "b", "c", "d")
+
+
+def a_task(*, weighted: bool) -> Task:
+    """Twelve rows: sets of 0 to 4 classes, one candidate of weight 0, labels inside and outside of their sets."""
+    g = generator(0, "sets")
+    mask = torch.rand(12, 4, generator=g) < 0.5
+    mask[3], mask[5] = False, True
+    weights = torch.rand(12, 4, generator=g) + 0.1 if weighted else None
+    if weights is not None:
+        mask[7] = torch.tensor([True, True, False, False])
+        weights[7, 1] = 0.0
+    labels = torch.full((12,), -1)
+    labels[0], labels[5], labels[9] = 2, 1, 3
+    mask[9, 3] = False
+    return Task(labels, NAMES, tiny.sets_of(mask, weights))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_even_targets__share_what_has_weight(weighted: bool) -> None:
+    task = a_task(weighted=weighted)
+    assert task.candidates is not None
+    targets = cs.even_targets(task)
+    assert targets.shape == task.candidates.classes.shape  # one number per candidate
+    found = cs.read_targets(task, targets, torch.arange(12))
+    for row in range(12):
+        if task.labels[row] >= 0:
+            expected = {int(task.labels[row]): 1.0}
+        else:
+            there = task.possible(torch.tensor([row]))[0].nonzero().flatten().tolist()
+            expected = {c: 1 / len(there) for c in there}
+        assert found[row].tolist() == pytest.approx([expected.get(c, 0.0) for c in range(4)], abs=1e-7)
+    if weighted:
+        assert found[7].tolist() == [1.0, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_write_targets__against_a_loop(weighted: bool) -> None:
+    task = a_task(weighted=weighted)
+    sets = task.candidates
+    assert sets is not None
+    before = cs.even_targets(task)
+    rows = torch.tensor([11, 2, 7, 2, 0, 3, 8])  # row 2 twice: the last counts
+    new = torch.rand(7, 4, generator=generator(1, "new")) + 0.01
+    after = cs.write_targets(task, before, rows, new)
+    expected = before.clone()
+    for row, values in zip(rows.tolist(), new, strict=True):
+        for place in range(int(sets.offsets[row]), int(sets.offsets[row + 1])):
+            expected[place] = values[int(sets.classes[place])]
+    assert torch.equal(after, expected)
+    assert torch.equal(before, cs.even_targets(task))  # what was given stays
+    assert not torch.equal(after, before)
+    found = cs.read_targets(task, after, torch.arange(12))
+    assert torch.allclose(found.sum(1), torch.ones(12))
+    assert found[0].tolist() == [0, 0, 1, 0]  # a verified label is not moved
+
+
+def test_targets__without_candidates() -> None:
+    task = Task(torch.tensor([1, -1]), NAMES)
+    targets = cs.write_targets(task, cs.even_targets(task), torch.tensor([0, 1]), torch.rand(2, 4))
+    assert cs.read_targets(task, targets, torch.tensor([1, 0])).tolist() == [[0.25] * 4, [0.0, 1.0, 0.0, 0.0]]
+
+
+def test_heaviest__takes_the_largest_share() -> None:
+    guesses = torch.rand(50, 6, generator=generator(0, "guesses"))
+    assert torch.equal(cs.heaviest(guesses, torch.arange(50)), guesses.argmax(1))
+
+
+@pytest.mark.parametrize("n_classes", [2, 3, 10])
+def test_heaviest__equal_shares_lean_to_no_class_and_hang_on_the_row_alone(n_classes: int) -> None:
+    n = 6000
+    rows = torch.arange(n)
+    found = cs.heaviest(torch.full((n, n_classes), 1 / n_classes), rows)
+    share = torch.bincount(found, minlength=n_classes) / n
+    assert (share - 1 / n_classes).abs().max() < 4 * (1 / n_classes / n) ** 0.5  # four standard deviations
+    as_listed = (found == rows % n_classes).float().mean()  # rows that lie in the order of their classes tell nothing
+    assert abs(as_listed - 1 / n_classes) < 4 * (1 / n_classes / n) ** 0.5
+    some = torch.tensor([5000, 3, 77])
+    assert torch.equal(cs.heaviest(torch.full((3, n_classes), 0.1), some), found[some])
+
+
+def test_heaviest__only_among_equal_ones() -> None:
+    guesses = torch.tensor([[0.4, 0.0, 0.4, 0.2]]).expand(400, 4)
+    assert set(cs.heaviest(guesses, torch.arange(400)).tolist()) == {0, 2}
+
+
+def test_tells() -> None:
+    task = a_task(weighted=True)
+    guesses = task.guesses(torch.arange(12))
+    assert cs.tells(guesses)[3].item() is False  # an empty set
+    assert cs.tells(guesses)[7].item() is True
+    assert cs.tells(torch.ones(2, 1)).tolist() == [False, False]  # one class: nothing to tell
+
+
+@pytest.mark.parametrize(("view", "is_frozen", "found"), [("auto", True, "clean"), ("auto", False, "weak")])
+def test_first_view(view: str, is_frozen: bool, found: str) -> None:
+    assert cs.first_view(cs.CandidateSettings(), State({}, memory={"is_frozen": is_frozen})) == found
+
+
+def test_check_task__a_label_or_a_candidate_is_enough() -> None:
+    no_set = Candidates(torch.zeros(3, dtype=torch.int64), torch.zeros(0, dtype=torch.int32))
+    cs.check_task(Task(torch.tensor([-1, 2]), NAMES, no_set), "kd")
+    cs.check_task(a_task(weighted=False), "kd")
+    with pytest.raises(ConfigError, match="kd learns from candidate labels"):
+        cs.check_task(Task(torch.tensor([-1, -1]), NAMES, no_set), "kd")
