@@ -44,9 +44,14 @@ class Fit:
     test_frac: float = 0.2  # share of the labelled images held out when there is no --test; 0 = none
     views: Literal["auto", "pixels", "embeddings"] = "auto"  # pixels, or embeddings of a frozen --model, made once
     n_views: int = 2  # weak and strong views embedded of every image
-    templates: str = "one"  # what class names are put into: one, short, long, photo27, a file, or a text with {}
+    templates: str = "auto"  # what class names are put into: one, short, long, photo27, a file, or a text with {}
     descriptions: str | None = None  # JSON or YAML file {class: texts}: how classes look
     describe_with: str | None = None  # chat model asked how the classes look whose name fits no image
+    annotator: str | None = None  # CLIP, SigLIP or LLaVA that guesses candidate labels first; --model if absent
+    rule: Literal["union", "top_k", "ratio", "mean"] = "union"  # which classes become candidates; not for chat models
+    top_k: int = 3  # candidates per image of --rule top_k
+    ratio: float = 0.5  # least share of the highest probability of --rule ratio
+    phrasings: int = 3  # questions per image put to a chat annotator
     chat_url: str | None = None  # base URL of an OpenAI-compatible endpoint; OpenAI's if absent
     epochs: int | None = None  # passes over the training images; the method's default if absent
     seed: int = 0  # of everything random
@@ -76,6 +81,7 @@ class Annotate:
     top_k: int = 3  # candidates per image of --rule top_k
     ratio: float = 0.5  # least share of the highest probability of --rule ratio
     templates: str = "photo27"  # what class names are put into: one, short, long, photo27, a file, or a text with {}
+    descriptions: str | None = None  # JSON or YAML file {class: texts}: how classes look; not for chat models
     chat_url: str | None = None  # base URL of an OpenAI-compatible endpoint, to ask a chat model there
     phrasings: int = 3  # questions per image put to a chat model
     n_workers: int | None = None  # questions under way at once; as many as the endpoint takes if absent

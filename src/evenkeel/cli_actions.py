@@ -60,6 +60,13 @@ def _would_run(found: Any, noun: str) -> str:
 
     if found.runs is None:
         return f"{found.situation.method} (not in this version)"
+    if METHODS[found.runs].needs == "candidates":
+        more = (
+            ""
+            if noun == "embeddings"
+            else ", a small network from scratch; --model openai/clip-vit-base-patch32: on it"
+        )
+        return f"{found.runs} (on the candidates there are{more})"
     if METHODS[found.runs].needs != "text":
         return str(found.runs)
     if noun == "embeddings":
@@ -87,7 +94,13 @@ def fit(command: cli.Fit) -> None:
         templates=command.templates,
         descriptions=command.descriptions,
         describe_with=command.describe_with,
+        annotator=command.annotator,
+        rule=command.rule,
+        top_k=command.top_k,
+        ratio=command.ratio,
+        phrasings=command.phrasings,
         chat_url=command.chat_url,
+        approve=approval(True),
         epochs=command.epochs,
         seed=command.seed,
         device=command.device,
@@ -139,6 +152,7 @@ def annotate(command: cli.Annotate) -> None:
         top_k=command.top_k,
         ratio=command.ratio,
         templates=command.templates,
+        descriptions=command.descriptions,
         chat_url=command.chat_url,
         phrasings=command.phrasings,
         n_workers=command.n_workers,

@@ -9,8 +9,12 @@ from typing import Any
 import torch
 
 from evenkeel import __version__, results
+from evenkeel.annotators import Guesses, truth_of
+from evenkeel.data.table import LabelTable
 from evenkeel.encoders import backbones
 from evenkeel.encoding import EncoderNets
+from evenkeel.guessing import Guesser, summary_of
+from evenkeel.labels.annotate import describe_candidates
 from evenkeel.methods.registry import Method
 from evenkeel.model import save_model
 from evenkeel.prepare import Prepared
@@ -33,6 +37,9 @@ def finish(
     seconds: dict[str, float],
     task: Task,
     build: BuildNet,
+    *,
+    guesser: Guesser | None = None,
+    guesses: Guesses | None = None,
 ) -> None:
     """Label, score and save: labels.parquet, model/, summary.json, report.html.
 
@@ -43,6 +50,7 @@ def finish(
       device, precision: where and how to compute.
       seconds: spent so far, by phase; labelling is added.
       task, build: as training had them.
+      guesser, guesses: who guessed the candidates of the training images before training, and what; None if nobody did.
     """
     began = time.monotonic()
     table = prepared.train.table
@@ -69,9 +77,15 @@ def finish(
         "seed": config["seed"],
         "test": scores,
     }
-    if task.concepts is not None:
-        zero_shot = results.zero_shot_scores(prepared, build, own, device, precision)
-        summary |= zero_shot
+    if chosen.needs == "candidates":
+        summary |= _about_candidates(table, guesses)
+    ask = None
+    if guesser is not None and guesses is not None and not guesser.annotator.is_chat:
+        ask = guesser.asker(guesses, table.class_names)
+    elif task.concepts is not None:
+        ask = results.asker_of_names(prepared, build, device, precision)
+    if ask is not None or chosen.needs == "candidates":
+        summary |= results.zero_shot_scores(prepared, ask, own)
     if scores is not None and 0 < (table.counts() == 0).sum() < len(table.class_names):
         for each in (scores, summary.get("zero_shot")):
             if each is not None:
@@ -100,6 +114,13 @@ def finish(
     run.write_json("summary.json", summary)  # a folder that has one is finished but for the report
     run.close()
     render(run.path)
+
+
+def _about_candidates(table: LabelTable, guesses: Guesses | None) -> dict[str, Any]:
+    """What the training images may be, and who said so; against their labels or truth, which nobody learned from."""
+    assert table.candidates is not None
+    told = describe_candidates(table.candidates, n_classes=len(table.class_names), truth=truth_of(table))
+    return {"candidates": told, "annotator": None if guesses is None else summary_of(guesses)}
 
 
 def _export_options(cfg: Any) -> dict[str, bool]:

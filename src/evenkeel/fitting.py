@@ -6,41 +6,37 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from evenkeel import __version__, results
+from evenkeel import results
+from evenkeel.annotators import Guesses, texts_of
+from evenkeel.choosing import CPU_IMAGES as CPU_IMAGES
+from evenkeel.choosing import Views, affordable, check_words, choose_method, choose_views, overrides_of
 from evenkeel.describing import ask_for, mismatched_classes, wanted_descriptions
 from evenkeel.encoders import backbones
+from evenkeel.encoders.chat import Estimate
 from evenkeel.encoders.pretrained import image_stats
 from evenkeel.encoders.resnets import OWN
 from evenkeel.encoders.templates import templates_named
 from evenkeel.encoding import Encoder, EncoderNets, concepts_of, embed, load_encoder
-from evenkeel.errors import ConfigError, DataError, EvenkeelError
+from evenkeel.errors import ConfigError, EvenkeelError
 from evenkeel.finishing import finish
+from evenkeel.guessing import Guesser, candidates_fingerprint, has_answers, wanted_annotator
 from evenkeel.methods.margin_pilot import with_chosen_margin
-from evenkeel.methods.registry import METHODS, Method, method_named, resolve_config
+from evenkeel.methods.registry import method_named, resolve_config
 from evenkeel.prepare import Flip, Prepared, describe_data, is_embeddings, prepare, resolved_path
 from evenkeel.reporting.render import render
 from evenkeel.run import Run
 from evenkeel.train.loop import LoopOptions, train
 from evenkeel.train.processes import accelerator_for
 from evenkeel.train.seeds import derive_seed
-from evenkeel.train.settings import TrainSettings
 from evenkeel.train.track import RunFolder, environment
 from evenkeel.types import BuildNet, Concepts
-
-CPU_IMAGES = 300_000
-"""Images that a run without ``epochs`` passes through the network on a CPU: 5 minutes for a ResNet-32 on 2 cores."""
-
-CPU_FEATURES = 3_000_000
-"""The same of stored features: a minute for a linear head."""
-
-Views = Literal["auto", "pixels", "embeddings"]
 
 
 def fit(
@@ -63,10 +59,16 @@ def fit(
     pretrained: bool = True,
     views: Views = "auto",
     n_views: int = 2,
-    templates: str = "one",
+    templates: str = "auto",
     descriptions: str | Path | Mapping[str, Sequence[str]] | None = None,
     describe_with: str | None = None,
+    annotator: str | None = None,
+    rule: str = "union",
+    top_k: int = 3,
+    ratio: float = 0.5,
+    phrasings: int = 3,
     chat_url: str | None = None,
+    approve: Callable[[Estimate], bool] | None = None,
     freeze: Sequence[str] = (),
     resume: bool = False,
     on_bad: Literal["stop", "skip"] = "stop",
@@ -87,7 +89,7 @@ def fit(
       classes, novel, group: see `inspect`.
       test: images to score on; without it a stratified, group-safe share ``test_frac`` is held out.
       epochs: passes over the training images; None = the method's default (the published 200) on a GPU, and on a CPU
-        as many of them as make up `CPU_IMAGES` images, at least 5.
+        as many of them as make up `CPU_IMAGES` images, at least 5 (twice that and 15 for candidates).
       seed: of everything random.
       device: auto, cpu or cuda.   precision: auto, bf16 or fp32.
       size_px: side of the square images the network sees.
@@ -95,14 +97,21 @@ def fit(
       pretrained: load the weights of a transformers model; False starts it from random ones.
       freeze: parameter-name patterns that stay as they are, e.g. ``backbone.*``.
       views: what the method sees: "pixels", or "embeddings" of a frozen ``model``, made once and kept in the cache;
-        "auto" is embeddings for methods that read class names and leave the encoder as it is, else pixels.
+        "auto" is embeddings for methods that read class names and leave the encoder as it is, and for methods that
+        learn from candidates if ``model`` is a two-tower model; else pixels.
       n_views: weak and strong views embedded of every image.
-      templates: what class names are put into: one, short, long, photo27, a file, or a text with {}.
+      templates: what class names are put into: one, short, long, photo27, a file, or a text with {}; "auto" is photo27
+        for methods that learn from candidates, else one.
       descriptions: how classes look: {class: [texts]}, or a JSON or YAML file of it. They replace a name only where
-        they explain the images better.
+        they explain the images better: for the method, or for the annotator.
       describe_with: a chat model to ask for descriptions of mismatched classes, by the name that ``chat_url`` (or
         OpenAI) knows it by; nothing is asked without it.
-      chat_url: base URL of an OpenAI-compatible endpoint.
+      annotator: for methods that learn from candidates, where the data have none: the two-tower or chat model that
+        guesses them before training, see `annotate`; None = ``model`` if that is a two-tower model. What it says is
+        kept in candidates.parquet of the run, answers of a chat model in candidates.answers.jsonl as they come.
+      rule, top_k, ratio, phrasings: how it is asked, see `annotate`.
+      chat_url: base URL of an OpenAI-compatible endpoint, of the annotator or of ``describe_with``.
+      approve: told what a chat annotator will be asked, before it is; False stops.
       resume: continue the run in ``out`` where it stopped, or begin it if there is none; needs the same data and
         settings. A finished run is left as it is.
       on_bad: what to do with unusable rows: stop with a report of all of them, or skip and list them.
@@ -119,7 +128,7 @@ def fit(
     if resume and run.path.exists() and not (run.path / "config.yaml").exists() and any(run.path.iterdir()):
         raise ConfigError(f"{run.path} is not the folder of a run", fix="choose another --out")
     if method != "auto":  # mistakes in settings should not wait for the data to be read
-        resolve_config(method_named(method), _overrides(settings, epochs))
+        resolve_config(method_named(method), overrides_of(settings, epochs))
     # Our own networks take the size and statistics of the data; a checkpoint wants the pixels it was trained on.
     own = model == "auto" or model in OWN
     stats = image_stats(model) if pretrained and not own else None
@@ -139,18 +148,34 @@ def fit(
     )
     if n_views < 1:
         raise ConfigError(f"n_views={n_views} is not possible", fix="give 1 or more")
-    name, chosen = _choose(method, prepared)
+    name, chosen = choose_method(method, prepared)
     accelerator = accelerator_for(device)
-    overrides = _overrides(settings, epochs)
+    overrides = overrides_of(settings, epochs)
     cfg = resolve_config(chosen, overrides)
-    sees = _views(views, chosen, cfg, data=data, model=model, pretrained=pretrained)
+    sees = choose_views(views, chosen, cfg, data=data, model=model, pretrained=pretrained)
+    cfg = affordable(cfg, chosen, prepared, sees, accelerator.device, is_set="epochs" in overrides)
+    if templates == "auto":
+        templates = "photo27" if chosen.needs == "candidates" else "one"
+    asked = wanted_annotator(
+        name,
+        chosen.needs,
+        prepared.train.table,
+        annotator=annotator,
+        model=model,
+        pretrained=pretrained,
+        sees_given_embeddings=is_embeddings(data),
+        rule=rule,
+        top_k=top_k,
+        ratio=ratio,
+        templates=templates,
+        descriptions=descriptions,
+        chat_url=chat_url,
+        phrasings=phrasings,
+        seed=seed,
+    )
     if model == "auto":
         model = "none" if is_embeddings(data) else "resnet32" if prepared.size_px <= 40 else "resnet18"
-    if accelerator.device.type == "cpu" and "epochs" not in overrides and chosen.needs == "labels":
-        n_labelled = max(1, int((prepared.train.table.labels >= 0).sum()))
-        affordable = max(5, round((CPU_FEATURES if sees == "embeddings" else CPU_IMAGES) / n_labelled))
-        cfg = dataclasses.replace(cfg, epochs=min(cfg.epochs, affordable))
-    described = describe_data(prepared)
+    described = describe_data(prepared) | {"candidates_fingerprint": candidates_fingerprint(prepared.train.table)}
     config = {
         "data": resolved_path(data),
         "test": None if test is None else resolved_path(test),
@@ -165,6 +190,7 @@ def fit(
         "templates": templates,
         "descriptions": str(descriptions) if isinstance(descriptions, (str, Path)) else descriptions,
         "describe_with": describe_with,
+        "annotator": None if asked is None else asked.told(),
         "pretrained": pretrained,
         "freeze": list(freeze),
         "size_px": prepared.size_px,
@@ -178,10 +204,10 @@ def fit(
     config = json.loads(json.dumps(config))
     uses_encoder = model not in ("none", *OWN) and (sees == "embeddings" or chosen.needs == "text")
     encoder = load_encoder(model, device=accelerator.device, precision=precision) if uses_encoder else None
-    _check_words(chosen, encoder, prepared, name)
-    if chosen.needs != "text" and (descriptions is not None or describe_with is not None):
+    check_words(chosen, encoder, prepared, name)
+    if chosen.needs != "text" and (describe_with is not None or (descriptions is not None and asked is None)):
         raise ConfigError(f"{name} reads no descriptions", fix="leave them out, or choose --method cap")
-    texts = wanted_descriptions(descriptions, prepared.train.table.class_names)
+    texts = wanted_descriptions(descriptions, prepared.train.table.class_names) if asked is None else {}
     if accelerator.is_main_process:
         results.start_folder(run, config, described, environment(accelerator.device, precision), resume=resume)
     if resume and (run.path / "summary.json").exists():  # finished, but perhaps for the report
@@ -199,7 +225,16 @@ def fit(
         seconds = {"read": time.monotonic() - began}
         if encoder is not None and sees == "embeddings":
             prepared = _embedded(prepared, encoder, n_views=n_views, device=accelerator.device, seconds=seconds)
-        concepts = _concepts(prepared, encoder, templates, texts)
+        guesser = None if asked is None else Guesser(asked, encoder, accelerator.device, precision, cache_limit_gb)
+        guesses = None
+        if guesser is not None:
+            began = time.monotonic()
+            accelerator.wait_for_everyone()  # for the folder to be there
+            n_processes = accelerator.num_processes
+            guesses = guesser.guesses(run.path, prepared.train, n_processes=n_processes, approve=approve)
+            prepared = _with_candidates(prepared, guesses)
+            seconds["annotate"] = time.monotonic() - began
+        concepts = _concepts(prepared, encoder, templates, texts, guesses)
         if describe_with is not None and concepts is not None and encoder is not None and encoder.tower is not None:
             concepts = _asked(
                 run, prepared, encoder, concepts, templates, texts, describe_with, chat_url, accelerator.device
@@ -224,67 +259,33 @@ def fit(
         )
     except EvenkeelError as error:
         run.close()
-        if error.exit_code == 2 and not resume and accelerator.is_main_process and not run.checkpoint.exists():
+        is_new = not resume and not run.checkpoint.exists() and not has_answers(run.path)
+        if error.exit_code == 2 and is_new and accelerator.is_main_process:
             shutil.rmtree(run.path, ignore_errors=True)  # a setting that only the network could refuse
         raise
     if accelerator.is_main_process:
         seconds["train"] = trained.seconds
         finish(
-            run, prepared, chosen, cfg, trained, config, described, accelerator.device, precision, seconds, task, build
+            run,
+            prepared,
+            chosen,
+            cfg,
+            trained,
+            config,
+            described,
+            accelerator.device,
+            precision,
+            seconds,
+            task,
+            build,
+            guesser=guesser,
+            guesses=guesses,
         )
     run.close()
     return Run(run.path)
 
 
 # ---- phases of fit --------------------------------------------------------------------------------------------------
-
-
-def _views(
-    views: Views, chosen: Method, cfg: TrainSettings, *, data: Any, model: str, pretrained: bool
-) -> Literal["pixels", "embeddings"]:
-    """What the method sees; refuses what cannot be."""
-    if is_embeddings(data):
-        if views == "pixels" or model != "auto":
-            what = "--views pixels" if views == "pixels" else f"--model {model}"
-            raise ConfigError(f"the data are embeddings: {what} has nothing to work on", fix=f"leave {what} out")
-        return "embeddings"
-    if chosen.needs == "text" and (model == "auto" or model in OWN):
-        said = "no model is named that can" if model == "auto" else f"{model} cannot"
-        raise ConfigError(
-            f"this method reads class names, and {said}",
-            fix="name a vision-language model: --model openai/clip-vit-base-patch32, or a folder with one "
-            "(evenkeel/digits-clip is inside the package and knows digits only)",
-        )
-    if chosen.needs == "text" and not pretrained:
-        raise ConfigError("random weights know no class names", fix="leave --no-pretrained out")
-    tunes = getattr(cfg, "tune", "adapters") != "adapters"
-    if views == "auto":
-        return "embeddings" if chosen.needs == "text" and not tunes else "pixels"
-    if views == "embeddings" and (model in OWN or model == "auto" or not pretrained):
-        raise ConfigError(
-            "embeddings need a pretrained encoder", fix="name one with --model, e.g. openai/clip-vit-base-patch32"
-        )
-    return views
-
-
-def _check_words(chosen: Method, encoder: Encoder | None, prepared: Prepared, name: str) -> None:
-    if chosen.needs != "text":
-        return
-    if encoder is None and prepared.train.stored is None:
-        raise ConfigError(
-            f"the model has no text side, and {name} reads class names",
-            fix="name a vision-language model: CLIP, SigLIP, ... (openai/clip-vit-base-patch32)",
-        )
-    if encoder is not None and encoder.tower is None:
-        raise ConfigError(
-            f"{encoder.name} has no text side, and {name} reads class names",
-            fix="name a vision-language model: CLIP, SigLIP, ... (openai/clip-vit-base-patch32)",
-        )
-    if encoder is None and prepared.class_feats is None:
-        raise ConfigError(
-            f"{name} reads class names, and these embeddings hold no text features of them",
-            fix="add class_embeddings [C, D] (and logit_scale) of the same model to the .npz",
-        )
 
 
 def _embedded(
@@ -298,11 +299,23 @@ def _embedded(
     return dataclasses.replace(prepared, train=train_source, test=test)
 
 
+def _with_candidates(prepared: Prepared, guesses: Guesses) -> Prepared:
+    table = dataclasses.replace(prepared.train.table, candidates=guesses.candidates)
+    return dataclasses.replace(prepared, train=dataclasses.replace(prepared.train, table=table))
+
+
 def _concepts(
-    prepared: Prepared, encoder: Encoder | None, templates: str, texts: Mapping[str, Sequence[str]]
+    prepared: Prepared,
+    encoder: Encoder | None,
+    templates: str,
+    texts: Mapping[str, Sequence[str]],
+    guesses: Guesses | None,
 ) -> Concepts | None:
     if encoder is not None and encoder.tower is not None:
-        return concepts_of(encoder.tower, prepared.train.table.class_names, templates=templates, descriptions=texts)
+        names = prepared.train.table.class_names
+        if guesses is not None:
+            names = texts_of(names, guesses.counts)
+        return concepts_of(encoder.tower, names, templates=templates, descriptions=texts)
     if prepared.class_feats is not None:
         feats, logit_scale = prepared.class_feats
         return Concepts(feats, logit_scale)
@@ -343,25 +356,6 @@ def _encoder_nets(
         template=templates_named(templates)[0],
         seed=derive_seed(seed, "net", 1),
     )
-
-
-def _overrides(settings: Mapping[str, object] | None, epochs: int | None) -> dict[str, object]:
-    return {**(settings or {}), **({} if epochs is None else {"epochs": epochs})}
-
-
-def _choose(method: str, prepared: Prepared) -> tuple[str, Method]:
-    situation = prepared.situation
-    if method == "auto" and situation.method not in METHODS:
-        raise ConfigError(
-            f"this is the situation {situation.name} ({situation.reason}); its method {situation.method} is not in "
-            f"evenkeel {__version__}",
-            fix=f"choose a --method that trains on the labels there are: {', '.join(METHODS)}",
-        )
-    name = situation.method if method == "auto" else method
-    chosen = method_named(name)
-    if chosen.needs == "labels" and not (prepared.train.table.labels >= 0).any():
-        raise DataError(f"method {name} needs labels, and no training image has one", fix="label some images first")
-    return name, chosen
 
 
 @dataclasses.dataclass

@@ -29,6 +29,7 @@ from evenkeel.prepare import Prepared, Source
 from evenkeel.train.track import RunFolder
 from evenkeel.types import BuildNet, Recipe, State, ViewSource
 
+ANNOTATIONS = ("candidates.parquet", "candidates.answers.jsonl")  # what a run folder keeps of an annotator
 LABEL_COLUMNS = ("id", "label", "probability", "runner_up", "source", "trust")
 
 
@@ -45,13 +46,16 @@ def start_folder(
     Raises: DataError if the images changed; ConfigError naming the setting that did.
     """
     begun = run.checkpoint.exists() or (run.path / "summary.json").exists()
-    if resume and begun and (run.path / "data.json").exists():
+    annotating = any((run.path / name).exists() for name in ANNOTATIONS)
+    if resume and (begun or annotating) and (run.path / "data.json").exists():
         was, now = run.read_json("data.json"), described
-        for key, what in (("fingerprint", "training"), ("test_fingerprint", "test")):
-            if was[key] != now[key]:
+        told = {"fingerprint": "training images", "test_fingerprint": "test images"}
+        for key, what in (told | {"candidates_fingerprint": "candidates"}).items():
+            if was.get(key) != now.get(key):
                 raise DataError(
-                    f"the {what} images changed since this run began", fix="resume with the same data, or start anew"
+                    f"the {what} changed since this run began", fix="resume with the same data, or start anew"
                 )
+    if resume and begun and (run.path / "data.json").exists():
         before = run.read_yaml("config.yaml")
         old, new = ({**each, **each["settings"], "settings": None} for each in (before, config))
         changed = [key for key in new if old.get(key) != new[key]]
@@ -120,19 +124,15 @@ def scores_of(answers: Answers, truth: NDArray[np.int32], train_counts: NDArray[
     )
 
 
-def zero_shot_scores(
-    prepared: Prepared, build: BuildNet, own: Answers, device: torch.device, precision: str
-) -> dict[str, Any]:
-    """What the class names alone score, and the pseudolabels before and after training: for summary.json.
+def asker_of_names(
+    prepared: Prepared, build: BuildNet, device: torch.device, precision: str
+) -> Callable[[Source], Answers]:
+    """What the class names alone answer on any images, in the views of a run.
 
     Args:
-      prepared: training images, perhaps test images; a truth of unlabelled training images is used here and only here.
+      prepared: says how images are seen.
       build: gives the towers.
-      own: answers of the trained classifier on the training images.
       device, precision: where and how to compute.
-
-    Returns: ``zero_shot`` (as ``test``, None without test images) and ``pseudolabels``: ratio, Gini and counts of
-      the unlabelled images, and where their truth is known accuracy and per_class, before (``zero_shot``) and after.
     """
     net = AlignedNet(build.towers()).to(device).eval()
 
@@ -144,15 +144,30 @@ def zero_shot_scores(
         views = source.views(prepared.view)
         return answer(probs, views, torch.arange(views.n_rows), device=device, precision=precision)
 
+    return ask
+
+
+def zero_shot_scores(prepared: Prepared, ask: Callable[[Source], Answers] | None, own: Answers) -> dict[str, Any]:
+    """What the model that reads the class names scores alone, and the pseudolabels before and after: for summary.json.
+
+    Args:
+      prepared: training images, perhaps test images; a truth of unlabelled training images is used here and only here.
+      ask: what that model answers; None if there is none.
+      own: answers of the trained classifier on the training images.
+
+    Returns: ``zero_shot`` (as ``test``, None without test images or ``ask``) and ``pseudolabels``: ratio, Gini and
+      counts of the unlabelled images, and where their truth is known accuracy and per_class, after and, with ``ask``,
+      before (``zero_shot``).
+    """
     table = prepared.train.table
     scores = None
-    if prepared.test is not None:
+    if prepared.test is not None and ask is not None:
         scores = scores_of(ask(prepared.test), prepared.test.table.labels, table.counts())
     found: dict[str, Any] = {"zero_shot": scores, "pseudolabels": None}
     hidden = torch.from_numpy(table.labels < 0)
     if hidden.any():
-        before = _pseudolabels(ask(prepared.train), table, hidden)
-        found["pseudolabels"] = {**_pseudolabels(own, table, hidden), "zero_shot": before}
+        before = {} if ask is None else {"zero_shot": _pseudolabels(ask(prepared.train), table, hidden)}
+        found["pseudolabels"] = _pseudolabels(own, table, hidden) | before
     return found
 
 

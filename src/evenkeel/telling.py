@@ -1,4 +1,4 @@
-"""What a run with a vision-language model found, in lines for a terminal."""
+"""What a run with class names or candidate labels found, in lines for a terminal."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ LINES_MAX = 20  # class names told one by one; the report has them all
 
 
 def lines_of_run(run: Run) -> list[str]:
-    """Accuracy, pseudolabels and class names of a finished run; no lines if its method does not adapt class names."""
+    """Candidates, accuracy, pseudolabels and class names of a finished run; no lines if its method needs neither."""
     summary = run.summary
     if "zero_shot" not in summary or summary["method"] == "zero_shot":
         return []
-    lines = []
+    lines = candidate_lines(summary)
     if summary["test"] and summary["zero_shot"]:
         lines.append(accuracy_line(summary["zero_shot"], summary["test"]))
     if summary["pseudolabels"]:
@@ -56,11 +56,30 @@ def accuracy_line(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     )
 
 
+def candidate_lines(summary: Mapping[str, Any]) -> list[str]:
+    """Who guessed the candidate labels that a run learned from, and what they were like; no lines if it had none.
+
+    Args:
+      summary: summary.json.
+
+    Example:
+      >>> found = {"n_images": 3, "mean_set_size": 1.5, "largest_set": 2, "n_empty": 0, "n_classes_never_named": 0}
+      >>> print(*candidate_lines({"candidates": found, "annotator": {"name": "m"}}), sep="\\n")
+      candidates from m: 3 images, 1.50 candidates each on average, at most 2
+    """
+    if not summary.get("candidates"):
+        return []
+    annotator = summary.get("annotator") or {}
+    who = f"candidates from {annotator['name']}" if annotator else "candidates of the data"
+    first, *others = annotated_lines({**summary["candidates"], **annotator}, again="a run in another --out asks")
+    return [f"{who}: {first}", *others]
+
+
 def pseudolabel_lines(found: Mapping[str, Any]) -> list[str]:
     """How uneven the answers on unlabelled images are before and after, and how right where the truth is known.
 
     Args:
-      found: ``pseudolabels`` of summary.json.
+      found: ``pseudolabels`` of summary.json; without ``zero_shot`` only what they are after training is told.
 
     Example:
       >>> before = {"imbalance_ratio": None, "gini": 0.5, "counts": [4, 0], "accuracy": 0.5}
@@ -69,7 +88,10 @@ def pseudolabel_lines(found: Mapping[str, Any]) -> list[str]:
       pseudolabels, largest class over smallest: 1 class empty -> 1.0 (Gini 0.50 -> 0.00)
       pseudolabels that are right: 0.5000 -> 1.0000
     """
-    before = found["zero_shot"]
+    before = found.get("zero_shot")
+    if before is None:
+        lines = [f"pseudolabels, largest class over smallest: {_uneven(found)}"]
+        return [*lines, f"pseudolabels that are right: {found['accuracy']:.4f}"] if "accuracy" in found else lines
     gini = " -> ".join("none" if each["gini"] is None else f"{each['gini']:.2f}" for each in (before, found))
     lines = [f"pseudolabels, largest class over smallest: {_uneven(before)} -> {_uneven(found)} (Gini {gini})"]
     if "accuracy" in found and "accuracy" in before:
@@ -148,11 +170,14 @@ def _listed(lines: Sequence[str]) -> list[str]:
     return [*(f"  {line}" for line in lines[:LINES_MAX]), *more]
 
 
-def annotated_lines(counts: Mapping[str, Any]) -> list[str]:
+def annotated_lines(
+    counts: Mapping[str, Any], *, again: str = "take the table away and repeat the command to ask"
+) -> list[str]:
     """What `annotate` counted.
 
     Args:
       counts: Annotated.counts.
+      again: how failed questions are asked again, up to the word before "them".
 
     Example:
       >>> print(*annotated_lines({"n_images": 3, "mean_set_size": 1.5, "largest_set": 2, "n_empty": 1,
@@ -185,10 +210,21 @@ def annotated_lines(counts: Mapping[str, Any]) -> list[str]:
             asked += f"{shown!r} to {where}"
         lines.append(asked)
         if failed := counts["n_failed"]:
-            again = "it" if failed == 1 else "them"
-            lines.append(
-                f"{_count(failed, 'question')} failed: take the table away and repeat the command to ask {again} again"
-            )
+            lines.append(f"{_count(failed, 'question')} failed: {again} {'it' if failed == 1 else 'them'} again")
+    return lines + _description_lines(counts)
+
+
+def _description_lines(counts: Mapping[str, Any]) -> list[str]:
+    """Which names were replaced before the images were annotated, and which descriptions were of no use."""
+    used, refused, lines = counts.get("descriptions", {}), counts.get("rejected", {}), []
+    if used:
+        lines.append(f"described in the prompts instead of named: {_count(len(used), 'class', 'classes')}")
+        lines += _listed([f"{name!r}: {text!r}" for name, text in used.items()])
+    if refused:
+        lines.append("descriptions refused, as they explain the images worse than the names:")
+        lines += _listed([f"{name!r}: {', '.join(map(repr, texts))}" for name, texts in refused.items()])
+    if left := [name for name in counts.get("mismatched", []) if name not in used]:
+        lines.append("class names that fit no image and stay as they are: " + ", ".join(left[:LINES_MAX]))
     return lines
 
 

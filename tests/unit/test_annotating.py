@@ -16,7 +16,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 import chat_stub
 from evenkeel.annotating import annotate
 from evenkeel.data.read import load
-from evenkeel.encoders.clip import TwoTower, load_two_tower
+from evenkeel.encoders.clip import load_two_tower
+from evenkeel.encoding import Encoder
 from evenkeel.errors import ConfigError, DataError
 
 SHARED = Path(os.environ.get("EVENKEEL_SHARED", Path(__file__).parents[2] / "../shared"))
@@ -105,7 +106,7 @@ def test_annotate__two_towers_against_the_model_itself(photos, clip, tmp_path) -
 def test_annotate__labels_change_nothing_and_features_are_kept(photos, clip, tmp_path, monkeypatch) -> None:
     first = load(annotate(photos, model=clip, out=tmp_path / "1.parquet", device="cpu").path)
     table = load(photos)
-    monkeypatch.setattr(TwoTower, "image_feats", None)  # a second pass over the images would fail
+    monkeypatch.setattr(Encoder, "encode", None)  # a second pass over the images would fail
     relabelled = table.with_labels((table.labels + 2) % 3)
     again = load(annotate(relabelled, model=clip, out=tmp_path / "2.parquet", device="cpu").path)
     assert torch.equal(again.candidates.classes, first.candidates.classes)
@@ -194,7 +195,7 @@ def test_annotate__a_model_folder_that_chats(photos, tmp_path, monkeypatch) -> N
         opened.append((name, device.type, precision))
         return Reds()
 
-    monkeypatch.setattr("evenkeel.annotating.local_chat", open_chat)
+    monkeypatch.setattr("evenkeel.annotators.local_chat", open_chat)
     model = str(tmp_path / "llava")
     done = annotate(photos, model=model, out=tmp_path / "c.parquet", device="cpu", precision="fp32")
     assert opened == [(model, "cpu", "fp32")]

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -21,8 +22,10 @@ import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
 
+import from_candidates
 from chat_stub import ChatStub, Fail, Seen
 from evenkeel import api, cli
+from evenkeel.methods.registry import METHODS
 from evenkeel.results import LABEL_COLUMNS
 from pictures import COUNTS, spoil, write_folders
 
@@ -105,6 +108,60 @@ def test_inspect__does_nothing_per_row_in_python(tmp_path: Path) -> None:
     few, many = calls_of_inspect(tmp_path / "150000.parquet"), calls_of_inspect(tmp_path / "600000.parquet")
     assert few > 100  # the count counts
     assert many - few < 5_000  # of 450,000 more rows
+
+
+def test_inspect__candidates_and_how_they_would_be_learned_from(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [[str(photos / name / f"{i}.png"), f"{name}|ant"] for name, n in COUNTS.items() for i in range(n)]
+    table = write_csv(tmp_path / "t.csv", [["image", "candidates"], *rows])
+    monkeypatch.setitem(METHODS, "coreg", from_candidates.method()[0])  # type: ignore[arg-type]
+    assert cli.run(["inspect", str(table)]) == 0
+    told = capsys.readouterr().out
+    assert "situation: candidates: 20 of 20 images have candidate labels" in told
+    assert "fit would run: coreg (on the candidates there are, a small network from scratch; --model " in told
+    monkeypatch.delitem(METHODS, "coreg")  # type: ignore[arg-type]
+    assert cli.run(["inspect", str(table)]) == 0
+    assert "fit would run: coreg (not in this version)" in capsys.readouterr().out
+
+
+def test_no_document_misses_a_method_that_is_there() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    absent = re.findall(r"`(\w+)`, not in this version", page)
+    assert absent
+    assert not set(absent) & set(METHODS)
+
+
+def test_fit__tells_of_annotator_and_questions(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(METHODS, "guessed", from_candidates.method()[0])  # type: ignore[arg-type]
+    few = tmp_path / "few"
+    few.mkdir()
+    for path in sorted(digits.rglob("*.png"))[::4]:
+        (few / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "names.txt").write_text("\n".join(DIGITS.values()), encoding="utf-8")
+    words = ["fit", str(few), "--classes", str(tmp_path / "names.txt"), "--method", "guessed", *FAST]
+    with ChatStub("five") as stub:
+        asked = ["--annotator", "m", "--chat-url", stub.url, "--phrasings", "2", "--out", str(tmp_path / "chat")]
+        assert cli.run([*words[:-2], *asked, *words[-2:]]) == 0
+        assert len(stub.seen) == 40
+    told = capsys.readouterr()
+    assert "to be asked of the chat model: 40 questions: roughly " in told.err
+    assert "candidates from m: 20 images, 1.00 candidates each on average, at most 1\n" in told.out
+    assert "40 questions asked, 40 answers\n" in told.out
+    matched = [
+        "--annotator",
+        "evenkeel/digits-clip",
+        "--rule",
+        "top_k",
+        "--top-k",
+        "2",
+        "--out",
+        str(tmp_path / "clip"),
+    ]
+    assert cli.run([*words[:-2], *matched, *words[-2:]]) == 0
+    assert "candidates from evenkeel/digits-clip: 20 images, 2.00 candidates each" in capsys.readouterr().out
 
 
 # ---- bad data -------------------------------------------------------------------------------------------------------
@@ -198,6 +255,7 @@ def test_bad_table__every_problem_in_one_report(
         ("--classes nowhere.txt", "cannot read the class names in nowhere.txt"),
         ("--method cap", "no model is named that can"),
         ("--views embeddings", "embeddings need a pretrained encoder"),
+        ("--method ce --annotator evenkeel/digits-clip", "ce asks no annotator"),
         (f"{CAP} --descriptions nowhere.json", "descriptions in nowhere.json: No such file or directory"),
         (f"{CAP} --templates nowhere.txt", "nowhere.txt"),
     ],
@@ -422,6 +480,14 @@ def test_describe__asks_writes_and_keeps(unlabelled: Path, tmp_path: Path, capsy
         ("annotate DATA --model evenkeel/digits-clip --out c.parquet --top-k 0", "top_k=0 is not possible"),
         ("annotate DATA --model m --chat-url http://localhost:9 --out c.parquet --phrasings 0", "phrasings=0"),
         ("annotate DATA --model evenkeel/digits-clip --out c.parquet --templates x.txt", "x.txt"),
+        (
+            "annotate DATA --model evenkeel/digits-clip --out c.parquet --descriptions looks.json",
+            "descriptions in looks.json: No such file or directory",
+        ),
+        (
+            "annotate DATA --model m --chat-url http://localhost:9 --out c.parquet --descriptions looks.json",
+            "m is asked by the names of the classes and reads no descriptions",
+        ),
         ("describe nowhere --model evenkeel/digits-clip", "no such file or folder: nowhere"),
         ("describe DATA --model nobody/nothing", "nobody/nothing is not on this machine"),
         ("describe DATA --model evenkeel/digits-clip --chat m", "go together\n  fix: give both --chat and --out"),

@@ -21,8 +21,8 @@ class Method:
     Attributes:
       recipe: the module.
       title: what to call it in tables and reports.
-      needs: "labels" if it trains on labelled images only; "text" if it reads class names; "candidates" if it learns from
-        candidate labels (Task.candidates), which `fit` has an annotator guess where the data have none.
+      needs: "labels" if it trains on labelled images only; "text" if it reads class names; "candidates" if it learns
+        from candidate labels (Task.candidates), which `fit` has an annotator guess where the data have none.
       preset: settings that differ from the recipe's defaults.
     """
 
