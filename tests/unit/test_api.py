@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 import evenkeel as ek
-from evenkeel import fitting
+from evenkeel import choosing
 from evenkeel.errors import ConfigError, DataError
 from pictures import write_folders
 
@@ -87,7 +87,7 @@ def test_fit__an_array_of_images_by_name_and_by_object_is_one_run(run: ek.Run, p
 def test_fit__epochs_on_a_cpu_are_what_it_can_afford(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fitting, "CPU_IMAGES", 160)  # 16 labelled images remain for training: ten epochs
+    monkeypatch.setattr(choosing, "CPU_IMAGES", 160)  # 16 labelled images remain for training: ten epochs
     done = ek.fit(photos, out=tmp_path / "run", settings={"batch_size": 16}, **FAST)
     assert yaml.safe_load((done.path / "config.yaml").read_text(encoding="utf-8"))["settings"]["epochs"] == 10
 
