@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from evenkeel.errors import ConfigError
-from evenkeel.methods import cap, cvs
+from evenkeel.methods import cap, coreg, cvs
 from evenkeel.methods.baselines import candidate_labels, dividemix, long_tailed, pico, vision_language
 from evenkeel.train.settings import TrainSettings, apply_overrides
 from evenkeel.types import Recipe
@@ -55,6 +55,7 @@ _CANDIDATE_BASELINES: Mapping[candidate_labels.BaselineName, str] = {
 METHODS: Mapping[str, Method] = {
     "cvs": Method(_recipe(cvs), "CVS"),
     "cap": Method(_recipe(cap), "CAP", needs="text"),
+    "coreg": Method(_recipe(coreg), "Co-Reg", needs="candidates"),
     "ce": Method(_recipe(long_tailed), "Cross-entropy", preset={"loss": "ce"}),
     "class_balanced": Method(_recipe(long_tailed), "Class-balanced", preset={"loss": "class_balanced"}),
     "focal": Method(_recipe(long_tailed), "Focal", preset={"loss": "focal"}),
