@@ -66,7 +66,8 @@ def aligned_division(
     prior: Tensor,
     miss: Tensor,
     guess_strength: float,
-    ratio: Tensor | None,
+    ratio: Tensor | None = None,
+    use_alignment: bool = True,
     n_rounds: int = 3,
     threshold: float = 0.5,
     keep: int = 64,
@@ -82,7 +83,9 @@ def aligned_division(
       prior: [C] float, shares the classes should have.
       miss: [C] float, see labels.guess_shape.evidence.
       guess_strength: >= 0, how much the guesses weigh in its probabilities; 0 = its softmax alone (paper).
-      ratio: [C] where the scaling starts from, that of the epoch before; None = no alignment at all.
+      ratio: [C] where the scaling starts from. That of the epoch before brings the mean ever closer to the prior, as a
+        prior that is known deserves; None = afresh, as is enough for one that these very networks estimated.
+      use_alignment: False takes the probabilities as they are.
       n_rounds: of scaling.
       threshold: of `purify.divide`.
       keep: classes of each image that the table holds.
@@ -109,14 +112,15 @@ def aligned_division(
         weighed = logits if guess_strength == 0 else logits + guess_strength * evidence(guesses, miss)
         write_beliefs(table, rows, _verified(task, rows, weighed.softmax(1)))
     prior = prior.to(device)
-    lift = torch.ones_like(plain) if ratio is None else prior * n / plain.clamp(min=1e-6 * n)
-    if ratio is not None:
-        ratio = _scaled(table, task, ratio.to(device), prior, n_rounds)
+    lift = found = torch.ones_like(plain)
+    if use_alignment:
+        lift = prior * n / plain.clamp(min=1e-6 * n)
+        found = _scaled(table, task, lift.new_ones(n_classes) if ratio is None else ratio.to(device), prior, n_rounds)
     losses = torch.zeros(n, device=device)
     for rows in chunks_of(torch.arange(n, device=device), n_classes):
         aligned = read_beliefs(table, rows, n_classes)
-        if ratio is not None:
-            aligned = _verified(task, rows, lifted(aligned, ratio))
+        if use_alignment:
+            aligned = _verified(task, rows, lifted(aligned, found))
             write_beliefs(table, rows, aligned)
         losses[rows] = division_losses(aligned, task.possible(rows))
     history = push_loss_history(history, min_max(losses, where=is_divided))
@@ -124,7 +128,7 @@ def aligned_division(
     return CoDivision(
         beliefs=table,
         clean=division.clean_probability.masked_fill(task.labels >= 0, 1.0),
-        ratio=torch.ones_like(plain) if ratio is None else ratio,
+        ratio=found,
         lift=lift,
         history=history,
         predicted=predicted,

@@ -14,8 +14,10 @@ from evenkeel.types import Task
 CHUNK_NUMBERS = 1 << 22  # of rows x classes held at a time
 MISS = 0.1  # probability that a guess says nothing of the image, where nothing better is known
 MISS_MAX = 0.99
+VERIFIED_FRAC = 0.2  # of an even class, that the verified images of a class count for together, at least
 STARVED = 0.1  # share of an even class below which a class is hardly ever guessed
 REVIVED_FRAC = 0.1  # of the classes: more starved ones than this leave open which images are whose
+EVEN_SPREAD = 0.5  # standard deviation over mean of the other classes' shares, below which these are even
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,9 @@ def evidence(guesses: Tensor, miss: Tensor) -> Tensor:
 def estimate_prior(shares: Tensor) -> tuple[Tensor, tuple[int, ...], bool]:
     """The shares that classes should have, given those that guesses lead to.
 
-    Where a few classes get next to nothing, guessing has failed them: all classes are taken to be equally large, so
-    that the images that fit nowhere else become theirs. Where many are, which images are whose would be anyone's
-    guess, and the shares stay as they are.
+    Where a few classes get next to nothing and all others are about even, guessing has failed the few: all classes are
+    taken to be equally large, so that the images that fit nowhere else become theirs. Where many get nothing, which
+    images are whose would be anyone's guess, and where the others are uneven, the few may be rare: the shares stay.
 
     Args:
       shares: [C] float >= 0.
@@ -71,11 +73,16 @@ def estimate_prior(shares: Tensor) -> tuple[Tensor, tuple[int, ...], bool]:
       >>> prior, starved, has_revived = estimate_prior(torch.tensor([0.5, 0.499, 0.001]))
       >>> starved, has_revived, [round(p, 3) for p in prior.tolist()]
       ((2,), True, [0.333, 0.333, 0.333])
+      >>> estimate_prior(torch.tensor([0.9, 0.099, 0.001]))[1:]
+      ((2,), False)
     """
     n = len(shares)
     prior = shares.float() / shares.sum().clamp(min=1e-12)
-    starved = tuple((prior < STARVED / n).nonzero().flatten().tolist())
-    has_revived = 0 < len(starved) <= max(1.0, REVIVED_FRAC * n)
+    is_starved = prior < STARVED / n
+    others = prior[~is_starved]
+    is_even = len(others) > 0 and float(others.std(correction=0) / others.mean()) < EVEN_SPREAD
+    starved = tuple(is_starved.nonzero().flatten().tolist())
+    has_revived = is_even and 0 < len(starved) <= max(1.0, REVIVED_FRAC * n)
     return (torch.full_like(prior, 1 / n) if has_revived else prior), starved, has_revived
 
 
@@ -132,19 +139,16 @@ def _fit(
     feats: Tensor, task: Task, rows: Tensor, strength: float, shrinkage: float, n_iterations: int, prior: Tensor | None
 ) -> GuessShape:
     n_classes, device = task.n_classes, feats.device
-    total, n = torch.zeros(feats.shape[1], feats.shape[1], device=device), len(rows)
-    for some in torch.split(rows, 16_384):
-        z = feats[some].float()
-        total += z.T @ z / n
     eye = torch.eye(feats.shape[1], device=device)
-    miss = torch.full((n_classes,), MISS, device=device)
+    miss, verified_weight = _of_verified(task, rows)
+    total, n = _second_moment(feats, task, rows, verified_weight)
     weight, bias = (
         feats.new_zeros(n_classes, feats.shape[1], dtype=torch.float32),
         torch.zeros(n_classes, device=device),
     )
     scale, ratio = 0.0, torch.ones(n_classes, device=device)  # the first posteriors are the guesses
     for _ in range(n_iterations + 1):
-        counts, sums, named = _moments(feats, task, rows, scale * weight, scale * bias, miss, ratio)
+        counts, sums, named = _moments(feats, task, rows, scale * weight, scale * bias, miss, ratio, verified_weight)
         if prior is not None:  # as much as rescaling once does; the next iterations do the rest
             ratio = ratio * prior * n / counts.clamp(min=1e-6 * n)
             ratio = ratio / ratio.mean()
@@ -158,13 +162,50 @@ def _fit(
             bias = bias + counts.clamp(min=1e-3).log()
         scale = strength
     trusted = (named + 1) / (counts + 2)
-    miss = (1 - trusted / trusted.max()).clamp(MISS, MISS_MAX)
+    miss = (1 - trusted / trusted.max()).clamp(MISS, MISS_MAX).maximum(miss)
     shares = counts / counts.sum() if prior is None else prior
     return GuessShape(weight - weight.mean(0), bias - bias.mean(), shares, miss, (), False)
 
 
+def _of_verified(task: Task, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """What verified images tell: how often guesses miss each class [C], and how many images one stands for [C]."""
+    n_classes, device = task.n_classes, rows.device
+    miss, weight = torch.full((n_classes,), MISS, device=device), torch.ones(n_classes, device=device)
+    labels = task.labels.to(device)
+    known = (labels >= 0).nonzero().flatten()
+    if len(known) == 0:
+        return miss, weight
+    counts = torch.bincount(labels[known], minlength=n_classes)
+    weight = (VERIFIED_FRAC * len(rows) / n_classes / counts.clamp(min=1)).clamp(min=1.0)
+    if task.candidates is not None:
+        missed = torch.zeros(n_classes, device=device)
+        for some in chunks_of(known, n_classes):
+            own = task.candidates.shares(some, n_classes).gather(1, labels[some][:, None])[:, 0]
+            missed.index_add_(0, labels[some], 1 - own)
+        miss = ((missed + MISS) / (counts + 1)).clamp(MISS, MISS_MAX)
+    return miss, weight
+
+
+def _second_moment(feats: Tensor, task: Task, rows: Tensor, verified_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of z z^T [D, D] over images, a verified one counted as often as it stands for; and how many these are."""
+    total, n = torch.zeros(feats.shape[1], feats.shape[1], device=feats.device), verified_weight.new_zeros(())
+    for some in torch.split(rows, 16_384):
+        z, labels = feats[some].float(), task.labels.to(some.device)[some]
+        weight = torch.where(labels >= 0, verified_weight[labels.clamp(min=0)], 1.0)[:, None]
+        total += (weight * z).T @ z
+        n = n + weight.sum()
+    return total / n, n
+
+
 def _moments(
-    feats: Tensor, task: Task, rows: Tensor, weight: Tensor, bias: Tensor, miss: Tensor, ratio: Tensor
+    feats: Tensor,
+    task: Task,
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    miss: Tensor,
+    ratio: Tensor,
+    verified_weight: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sums over images of the posteriors [C], of the features under them [C, D], and of the guesses they agree with."""
     counts, sums, named = torch.zeros_like(bias), torch.zeros_like(weight), torch.zeros_like(bias)
@@ -173,7 +214,7 @@ def _moments(
         posterior = (evidence(guesses, miss) + F.linear(z, weight, bias)).softmax(1) * ratio
         posterior = posterior / posterior.sum(1, keepdim=True)
         is_verified = (task.labels.to(some.device)[some] >= 0)[:, None]
-        posterior = torch.where(is_verified, guesses, posterior)
+        posterior = torch.where(is_verified, guesses * verified_weight, posterior)
         counts += posterior.sum(0)
         sums += posterior.T @ z
         named += (posterior * guesses).sum(0)

@@ -79,7 +79,7 @@ class Config(CandidateSettings):
     use_co_labels: bool = True  # line 5; False: each network on its own P, w and a (ablation)
     partial_epochs: int | None = None  # line 1: 50 (100 to 200 for CIFAR-100), never more than a third; or 0
     start: Literal["auto", "shape", "none"] = "auto"  # shape: Gaussians fitted to the guesses; auto: on frozen features
-    start_strength: float = 0.2  # start="shape": logits of the networks over the log densities
+    start_strength: float = 0.15  # start="shape": logits of the networks over the log densities
     use_alignment: bool = True  # line 2; False: the softmax as it is (ablation)
     align_targets: bool = True  # lines 6 and 7 scaled as well
     prior: Literal["auto", "uniform", "estimated"] = "auto"  # shares that line 2 aligns with; see guess_shape
@@ -101,7 +101,7 @@ class Config(CandidateSettings):
     queue_size: int = 8192  # keys
     key_decay: float = 0.999  # share of the old weights that a momentum network keeps per step
     representation_after_epochs: int = 10  # after line 1, before lines 10 and 11 begin; never more than a quarter
-    deploy: Literal["auto", "better", "average", "distil"] = "auto"  # line 13; auto: average on frozen features
+    deploy: Literal["auto", "better", "average", "distil"] = "auto"  # line 13; auto: distil, better if alone
     distil_frac: float = 0.2  # deploy="distil": share of the epochs in which one network learns from both
 
     def __post_init__(self) -> None:
@@ -135,13 +135,14 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     for name in names if cfg.contrastive_weight > 0 else ():
         nets[f"{name}_key"] = copy.deepcopy(nets[name])
         averages[f"{name}_key"] = Average(name, cfg.key_decay)
-    if _deploys_by(cfg, build_net.is_frozen) == "distil":
+    if _deploys_by(cfg) == "distil":
         nets["teacher"] = copy.deepcopy(nets["main"]).requires_grad_(False)
     even = torch.full((n_classes,), 1 / n_classes, device=device)
     memory: dict[str, Any] = {
         "is_frozen": build_net.is_frozen,
         "prior": even,
         "miss": torch.full_like(even, guess_shape.MISS),
+        "is_prior_known": True,
         "prototypes": torch.zeros(n_classes, N_DIMS, device=device),
         "divisions": {name: {"history": init_loss_history(n, cfg.history_epochs, device)} for name in names},
     }
@@ -169,13 +170,14 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State,
         memory["miss"] = whole.miss
         kept = prior if has_revived or cfg.prior == "uniform" else None
         for name in state.memory["divisions"]:
-            drawn = torch.randint(len(feats), (len(feats),)) if cfg.n_networks == 2 else everything
+            drawn = _bootstrap(task) if cfg.n_networks == 2 else everything
             own = guess_shape.fit_guess_shape(feats, task, rows=drawn, prior=kept)
             put_in(state, name, cfg.start_strength * own.weight, cfg.start_strength * own.bias)
         watch = Watch.start(feats, task.n_classes, torch.cat(guessed))
         memory["watch"] = watch.to_dict()
         logs |= {"annotator_agreement": watch.zero_shot_agreement, "miss": [round(float(m), 4) for m in whole.miss]}
     memory["prior"] = _even(prior) if cfg.prior == "uniform" else prior
+    memory["is_prior_known"] = has_revived or cfg.prior == "uniform"
     logs |= {"prior": [round(float(p), 5) for p in memory["prior"]], "class_names": list(task.class_names)}
     logs["starved"] = [task.class_names[c] for c in starved]
     logs["warnings"] = _starved_warning(task, starved, has_revived)
@@ -240,7 +242,7 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
     if epoch + 1 == distil_epoch(cfg, state) and "teacher" in state.nets:
         state.nets["teacher"].load_state_dict(state.nets["main"].state_dict())
     if epoch + 1 == cfg.epochs:
-        logs |= finish(_deploys_by(cfg, state.memory["is_frozen"]), task, state, passes, logs["warnings"])
+        logs |= finish(_deploys_by(cfg), task, state, passes, logs["warnings"])
     return state, logs
 
 
@@ -284,10 +286,8 @@ def _even(prior: Tensor) -> Tensor:
     return torch.full_like(prior, 1 / len(prior))
 
 
-def _deploys_by(cfg: Config, is_frozen: bool) -> str:
-    if cfg.deploy == "auto":
-        return "average" if is_frozen and cfg.n_networks == 2 else "better"
-    return cfg.deploy
+def _deploys_by(cfg: Config) -> str:
+    return cfg.deploy if cfg.deploy != "auto" else "distil" if cfg.n_networks == 2 else "better"
 
 
 def _views(cfg: Config, state: State) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -296,6 +296,12 @@ def _views(cfg: Config, state: State) -> tuple[tuple[str, ...], tuple[str, ...]]
     if strong == "auto":
         strong = "clean" if state.memory["is_frozen"] else "strong"
     return (weak,) * (1 if weak == "clean" else 2), (strong,) * (1 if strong == "clean" else 2)
+
+
+def _bootstrap(task: Task) -> Tensor:
+    """Rows [N] drawn with replacement; verified images are all among them."""
+    verified, guessed = (where.nonzero().flatten() for where in (task.labels >= 0, task.labels < 0))
+    return torch.cat([verified, guessed[torch.randint(max(len(guessed), 1), (len(guessed),), device=guessed.device)]])
 
 
 def _starved_warning(task: Task, starved: tuple[int, ...], has_revived: bool) -> list[str]:
@@ -423,7 +429,8 @@ def _divided(cfg: Config, task: Task, state: State, passes: Passes, *, epoch: in
             prior=memory["prior"],
             miss=memory["miss"],
             guess_strength=strength,
-            ratio=before.get("ratio", torch.ones_like(memory["prior"])) if cfg.use_alignment else None,
+            ratio=before["ratio"] if memory["is_prior_known"] and "ratio" in before else None,
+            use_alignment=cfg.use_alignment,
             threshold=cfg.threshold,
             keep=cfg.keep,
             seed=epoch + 1,

@@ -13,7 +13,7 @@ from evenkeel.types import Passes, State, Task
 
 
 def finish(by: str, task: Task, state: State, passes: Passes, warnings: list[str]) -> dict[str, Any]:
-    """Make one network of two; where it agrees less with the images than the guesses do, say so and go back if possible.
+    """Make one network of two; where it agrees less with the images than the guesses do, say so, and go back if it can.
 
     Without labels "better" can only mean: agrees more with the clusters of frozen features, or from pixels, is more
     often inside the candidate sets.
