@@ -6,7 +6,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from evenkeel import __version__, results
 from evenkeel.annotators import Guesses, truth_of
@@ -21,7 +23,7 @@ from evenkeel.prepare import Prepared
 from evenkeel.reporting.render import render
 from evenkeel.train.loop import Trained
 from evenkeel.train.track import RunFolder
-from evenkeel.types import BuildNet, Task
+from evenkeel.types import BuildNet, Candidates, Task
 
 
 def finish(
@@ -120,7 +122,55 @@ def _about_candidates(table: LabelTable, guesses: Guesses | None) -> dict[str, A
     """What the training images may be, and who said so; against their labels or truth, which nobody learned from."""
     assert table.candidates is not None
     told = describe_candidates(table.candidates, n_classes=len(table.class_names), truth=truth_of(table))
-    return {"candidates": told, "annotator": None if guesses is None else summary_of(guesses)}
+    about = {"candidates": told, "annotator": None if guesses is None else summary_of(guesses)}
+    hidden = None if table.truth is None else np.where(table.labels < 0, table.truth, -1)
+    return about | {"guesses": guess_counts(table.candidates, n_classes=len(table.class_names), truth=hidden)}
+
+
+def guess_counts(
+    candidates: Candidates, *, n_classes: int, truth: NDArray[np.integer[Any]] | None = None
+) -> dict[str, Any]:
+    """Class by class, how often candidate sets hold it and how often it is their first guess: JSON-ready.
+
+    The first guess is the heaviest candidate; k that tie count 1/k each, so that no class gains by being listed first.
+
+    Args:
+      candidates: sets of N rows.
+      n_classes: C.
+      truth: [N] class indices, -1 = unknown, C and above = no class of the list; None = no truth. For scoring only.
+
+    Returns: named [C] (sets that hold the class with a weight above 0), first [C], sizes (sets with 0, 1, 2, ...
+      candidates); with a truth also n_scored, accuracy of the first guess and per_class, its recall (None: no images).
+
+    Example: the second image has two candidates that tie.
+      >>> sets = Candidates(torch.tensor([0, 2, 4]), torch.tensor([0, 1, 1, 2]), torch.tensor([0.9, 0.1, 0.5, 0.5]))
+      >>> told = guess_counts(sets, n_classes=3, truth=np.array([0, 2]))
+      >>> told["named"], told["first"], told["sizes"], told["accuracy"], told["per_class"]
+      ([1, 2, 1], [1.0, 0.5, 0.5], [0, 0, 2], 0.75, [1.0, None, 0.5])
+    """
+    n_rows = len(candidates)
+    weights = torch.ones(len(candidates.classes)) if candidates.weights is None else candidates.weights.float()
+    rows = torch.repeat_interleave(torch.arange(n_rows), candidates.offsets.diff())
+    counted = weights > 0
+    rows, weights, classes = rows[counted], weights[counted], candidates.classes.long()[counted]
+    is_first = weights == torch.zeros(n_rows).scatter_reduce_(0, rows, weights, "amax")[rows]
+    n_tied = torch.zeros(n_rows, dtype=torch.float64).index_add_(0, rows, is_first.double())
+    share = is_first / n_tied[rows]
+    told: dict[str, Any] = {
+        "named": torch.bincount(classes, minlength=n_classes).tolist(),
+        "first": [round(n, 4) for n in torch.bincount(classes, share, minlength=n_classes).tolist()],
+        "sizes": torch.bincount(torch.bincount(rows, minlength=n_rows)).tolist(),
+    }
+    known = None if truth is None else torch.from_numpy(np.asarray(truth, dtype=np.int64))
+    if known is None or not (known >= 0).any():
+        return told
+    right = torch.zeros(n_rows, dtype=torch.float64).index_add_(0, rows, share * (classes == known[rows]))
+    listed = (known >= 0) & (known < n_classes)
+    of_class = torch.bincount(known[listed], minlength=n_classes)
+    found = torch.bincount(known[listed], right[listed], minlength=n_classes)
+    per_class = [round(r / n, 4) if n else None for r, n in zip(found.tolist(), of_class.tolist(), strict=True)]
+    scored = {"n_scored": int(listed.sum()), "per_class": per_class}
+    return told | scored | {"accuracy": round(float(right[listed].mean()), 4) if listed.any() else None}
 
 
 def _export_options(cfg: Any) -> dict[str, bool]:

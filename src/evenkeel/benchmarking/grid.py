@@ -19,8 +19,38 @@ FULL: Mapping[str, object] = {
 
 
 @dataclass(frozen=True)
+class Guessing:
+    """Where the candidate labels of a cell come from.
+
+    Attributes:
+      by: the model, asked by `fit`; or made up from the truth inside the benchmark: chance (data.noise.candidate_sets)
+        or doubt (data.noise.instance_dependent: the wrong labels that the model likes).
+      rule, top_k: of the model, see labels.annotate.pick.
+      q, eta: of those made up: share of the wrong labels that are candidates, share of the images without their truth.
+    """
+
+    by: Literal["model", "chance", "doubt"] = "model"
+    rule: Literal["union", "top_k", "ratio", "mean"] = "top_k"
+    top_k: int = 5
+    q: float = 0.0
+    eta: float = 0.0
+
+    @property
+    def parts(self) -> list[str]:
+        """The same for the folder of a cell.
+
+        Example:
+          >>> Guessing().parts, Guessing(rule="union").parts, Guessing("chance", q=0.3, eta=0.2).parts
+          (['top_k=5'], ['union'], ['chance', 'q=0.3', 'eta=0.2'])
+        """
+        if self.by == "model":
+            return [f"top_k={self.top_k}"] if self.rule == "top_k" else [self.rule]
+        return [self.by, f"q={self.q:g}", f"eta={self.eta:g}"]
+
+
+@dataclass(frozen=True)
 class Given:
-    """What a cell is given of a target pool (benchmarking.pools): labels, texts, and which images.
+    """What a cell is given of a target pool (benchmarking.pools): labels, candidates, texts, and which images.
 
     Attributes:
       labels: of the pool's images: all; none; few (two of every class); few_alone (the same without the other
@@ -29,6 +59,9 @@ class Given:
       use_descriptions: texts of how the classes look are there as well.
       n_nonsense: classes whose name is a made-up word.
       images: as they are, or put out of the model's domain.
+      guessing: where candidate labels come from; None = there are none.
+      n_verified: images of every class that keep their label, beside those of ``labels="none"``.
+      share: of the images, drawn by the seed without a look at their classes; the smaller shares lie in the larger.
     """
 
     labels: Literal["all", "none", "few", "few_alone", "some_classes"] = "none"
@@ -36,6 +69,9 @@ class Given:
     use_descriptions: bool = False
     n_nonsense: int = 0
     images: Literal["plain", "negative", "grey", "blurred"] = "plain"
+    guessing: Guessing | None = None
+    n_verified: int = 0
+    share: float = 1.0
 
     @property
     def parts(self) -> list[str]:
@@ -49,7 +85,10 @@ class Given:
         found += [f"templates={self.templates}"] if self.templates != "{}" else []
         found += ["descriptions"] if self.use_descriptions else []
         found += [f"nonsense={self.n_nonsense}"] if self.n_nonsense else []
-        return [*found, *([f"images={self.images}"] if self.images != "plain" else [])]
+        found += [f"images={self.images}"] if self.images != "plain" else []
+        found += self.guessing.parts if self.guessing is not None else []
+        found += [f"verified={self.n_verified}"] if self.n_verified else []
+        return [*found, *([f"share={self.share:g}"] if self.share < 1 else [])]
 
 
 @dataclass(frozen=True)
@@ -62,7 +101,8 @@ class Cell:
       settings: fields of the method's Config.
       reduced: further settings at the reduced schedule only.
       published: accuracy in percent at the full schedule, where there is one.
-      given: what it is given of a target pool; None in tables without one.
+      given: what it is given of the images; None where that is every label.
+      shows: the row's scores are those of what was trained, or of its annotator alone in the same run.
     """
 
     title: str
@@ -71,6 +111,7 @@ class Cell:
     reduced: Mapping[str, object] = field(default_factory=dict)
     published: float | None = None
     given: Given | None = None
+    shows: Literal["trained", "annotator"] = "trained"
 
     @property
     def key(self) -> str:
@@ -99,7 +140,10 @@ class BenchTable:
       seeds: of the grid.
       source: of the published numbers.
       is_pool: the training images are a target pool, and a vision-language model that the user names is adapted to
-        them; the schedule is the methods' own.
+        them; the schedule is the methods' own but for the settings of the cells.
+      network: the cells carry their whole schedule and say what they are given; this network sees the pixels.
+      schedule: what is printed of the schedule; "" = made from the fields above.
+      at_full: the table that is run in place of this one at the published schedule.
     """
 
     title: str
@@ -113,6 +157,9 @@ class BenchTable:
     seeds: tuple[int, ...] = (0, 1, 2)
     source: str = ""
     is_pool: bool = False
+    network: str | None = None
+    schedule: str = ""
+    at_full: BenchTable | None = None
 
     def place(self, *, full: bool, model: str | None = None) -> str:
         """Folder of all cells on these images, this model and schedule: tables that agree on them share their cells.
@@ -126,8 +173,9 @@ class BenchTable:
         if self.is_pool:
             return f"{self.dataset}-pool-{Path(model or 'none').name}"
         parts = [self.dataset, f"ratio{self.ratio:g}" if self.ratio else "whole"]
-        if full:
+        if full and self.network is None:
             return "-".join([*parts, "full"])
         parts += [f"max{self.n_max}"] if self.n_max else []
         parts += [f"tracks{self.track_frac:g}"] if self.track_frac else []
-        return "-".join([*parts, f"epochs{self.epochs}", f"batch{self.batch_size}"])
+        own = [self.network] if self.network else [f"epochs{self.epochs}", f"batch{self.batch_size}"]
+        return "-".join([*parts, *own])

@@ -1,4 +1,4 @@
-"""Target pools of a vision-language model, and what a cell is given of them: labels, names, descriptions, images."""
+"""Target pools of a vision-language model, and what a cell is given: labels, candidates, names, texts, images."""
 
 from __future__ import annotations
 
@@ -11,13 +11,20 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageFilter, ImageOps
 
+from evenkeel.annotators import load_matching, views_of
 from evenkeel.benchmarking.grid import Given
-from evenkeel.data import splits
+from evenkeel.data import noise, splits
 from evenkeel.data.images import decode_rgb
 from evenkeel.data.table import Images, LabelTable
+from evenkeel.encoders.templates import prompt_text_feats, templates_named
 from evenkeel.errors import ConfigError, DataError
+from evenkeel.guessing import mean_probs
+from evenkeel.prepare import open_source
+from evenkeel.train.processes import accelerator_for
 
 LABELS_PER_CLASS = 2
 SEEN_FRAC = 0.62  # of the classes have labels in "some_classes" (Menghini 2023, arXiv 2306.01669)
@@ -61,22 +68,30 @@ def target_pool(table: LabelTable, dataset: str) -> LabelTable:
     return table.subset(np.array(rows, dtype=np.int64))
 
 
-def as_given(pool: LabelTable, given: Given, *, seed: int) -> LabelTable:
-    """The pool with the labels that a cell is given; where any are hidden, the truth is kept for scoring.
+def as_given(pool: LabelTable, given: Given, *, seed: int, probs: NDArray[np.float32] | None = None) -> LabelTable:
+    """The pool as a cell is given it; where any labels are hidden, the truth is kept for scoring.
+
+    Candidates that are made up come from the truth, and are all that training sees of it.
 
     Args:
       pool: N images, all with labels.
-      given: which labels, and how many names are made up.
-      seed: of the images (or classes) that keep their labels, and of the names that are replaced.
+      given: which images and labels, where candidates come from, and how many names are made up.
+      seed: of the images (or classes) that are there or keep their labels, of the names that are replaced, and of
+        candidates that are made up.
+      probs: [N, C] of a weak model, for candidates by its doubt.
     """
+    if given.share < 1:
+        rows = share_of(len(pool), given.share, seed=seed)
+        pool, probs = pool.subset(rows), None if probs is None else probs[rows]
     names = with_nonsense(pool.class_names, given.n_nonsense, seed=seed)
     pool = dataclasses.replace(pool, class_names=names)
     if given.labels == "all":
         return pool
     n_classes = len(names)
     is_kept = np.zeros(len(pool), dtype=bool)
-    if given.labels in ("few", "few_alone"):
-        kept, _ = splits.few_shot(pool.labels, per_class=LABELS_PER_CLASS, n_classes=n_classes, seed=seed)
+    n_few = LABELS_PER_CLASS if given.labels in ("few", "few_alone") else given.n_verified
+    if n_few:
+        kept, _ = splits.few_shot(pool.labels, per_class=n_few, n_classes=n_classes, seed=seed)
         if given.labels == "few_alone":
             return pool.subset(kept)
         is_kept[kept] = True
@@ -84,7 +99,45 @@ def as_given(pool: LabelTable, given: Given, *, seed: int) -> LabelTable:
         seen, _ = splits.seen_unseen(n_classes, seen_frac=SEEN_FRAC, seed=seed)
         is_kept = np.isin(pool.labels, seen)
     labels = np.where(is_kept, pool.labels, -1).astype(np.int32)
-    return dataclasses.replace(pool, labels=labels, truth=pool.labels.copy(), truth_names=names)
+    hidden = dataclasses.replace(pool, labels=labels, truth=pool.labels.copy(), truth_names=names)
+    if given.guessing is None or given.guessing.by == "model":
+        return hidden
+    q, eta = given.guessing.q, given.guessing.eta
+    if given.guessing.by == "chance":
+        sets = noise.candidate_sets(pool.labels, n_classes=n_classes, q=q, eta=eta, seed=seed)
+    else:
+        assert probs is not None, "candidates by a model's doubt need its probabilities"
+        sets = noise.instance_dependent(probs, pool.labels, n_classes=n_classes, rate=q, eta=eta, seed=seed)
+    return dataclasses.replace(hidden, candidates=sets)
+
+
+def share_of(n: int, share: float, *, seed: int) -> NDArray[np.int64]:
+    """Rows, ascending, of a share of ``n`` images; a smaller share of the same seed lies inside a larger one.
+
+    Example:
+      >>> share_of(10, 0.2, seed=0).tolist(), share_of(10, 0.4, seed=0).tolist()
+      ([4, 6], [2, 4, 6, 7])
+    """
+    order = np.random.default_rng(seed).permutation(n)
+    return np.sort(order[: max(1, round(share * n))]).astype(np.int64)
+
+
+def probs_of(pool: LabelTable, model: str, *, templates: str, device: str) -> NDArray[np.float32]:
+    """What a vision-language model thinks of the images: mean probability over the prompts, [N, C] float32.
+
+    Args:
+      pool: N images.
+      model: id or path.
+      templates: prompts, see encoders.templates.templates_named.
+      device: auto, cpu or cuda.
+    """
+    on = accelerator_for(device).device
+    encoder = load_matching(model, device=on, precision="auto")
+    source = open_source(pool, classes=None, size_px=encoder.tower.stats.size_px)
+    prompts = prompt_text_feats(encoder.tower.text_feats, pool.class_names, templates_named(templates))
+    chunks = views_of(source, encoder, on).feats()
+    probs = torch.cat([mean_probs(z, prompts, encoder.tower.logit_scale).cpu() for z in chunks])
+    return probs.numpy()
 
 
 def with_nonsense(class_names: Sequence[str], n: int, *, seed: int) -> tuple[str, ...]:

@@ -9,12 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evenkeel.benchmarking.grid import BenchTable
+from scipy import stats
+
+from evenkeel.benchmarking.grid import BenchTable, Cell
 from evenkeel.data.cards import dataset_card
 from evenkeel.methods.registry import method_named, resolve_config
 
 Run = Mapping[str, Any]
-"""What is read of a finished cell: its summary, and under "begin" what its method logged before the first epoch."""
+"""What is read of a finished cell: its summary, under "begin" what its method logged before the first epoch, and under
+"logged" the last value of each key that it logged per epoch."""
+
+INTERVAL_SEEDS = 5  # from which an interval of the mean is printed
 
 
 def format_table(grid: BenchTable, root: Path, cells: Sequence[str], seeds: Sequence[int], *, full: bool) -> str:
@@ -27,19 +32,20 @@ def format_table(grid: BenchTable, root: Path, cells: Sequence[str], seeds: Sequ
       full: whether they ran on the published schedule.
     """
     rows, machines = [], set()
-    columns = _POOL_COLUMNS if grid.is_pool else _COLUMNS
+    hides_labels = grid.is_pool or grid.network is not None
+    columns = _POOL_COLUMNS if hides_labels else _COLUMNS
     for name in cells:
         cell = grid.cells[name]
         folders = [folder for seed in seeds if summary_of(folder := folder_of(root, grid, name, seed))]
         if not folders:
             continue
-        runs = [_read(folder, grid) for folder in folders]
+        runs = [_read(folder, grid, cell) for folder in folders]
         published = "" if cell.published is None else f"{cell.published:.2f}"
         shown = {title: make(runs) for title, make in columns.items()}
         rows.append({"": cell.title, **shown, "published": published} | _cost(runs))
         machines |= {_machine(folder) for folder in folders}
     kept = [*(["", *columns, "published", "train s", "seeds"])]
-    if grid.is_pool:  # of the many things a pool can show, those that some cell has
+    if hides_labels:  # of the many things there can be, those that some cell has
         kept = [title for title in kept if title == "" or any(row[title] for row in rows)]
     lines = [f"### {grid.title}", "", f"| {' | '.join(kept)} |".replace("|  |", "| |", 1), "|" + "---|" * len(kept)]
     lines += [f"| {' | '.join(row[title] for title in kept)} |" for row in rows]
@@ -60,17 +66,31 @@ def summary_of(folder: Path) -> dict[str, Any] | None:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 
-def _read(folder: Path, grid: BenchTable) -> Run:
+def _read(folder: Path, grid: BenchTable, cell: Cell) -> Run:
     found = summary_of(folder)
     assert found is not None
-    if not grid.is_pool:
+    if cell.given is None:
         return found
-    records = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    begun = [record for line in records if (record := json.loads(line)).get("kind") == "begin"]
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    begun = [record for record in records if record.get("kind") == "begin"]
+    logged = {key: value for record in records if record.get("kind") == "epoch" for key, value in record.items()}
     names = json.loads((folder / "data.json").read_text(encoding="utf-8"))["class_names"]
     made_up = set(names) - set(dataset_card(grid.dataset).class_names)
     is_made_up = [name in made_up for name in names]
-    return {**found, "begin": begun[0] if begun else {}, "made_up": made_up, "is_made_up": is_made_up}
+    extra = {"begin": begun[0] if begun else {}, "logged": logged, "made_up": made_up, "is_made_up": is_made_up}
+    return {**(found if cell.shows == "trained" else _annotator_alone(found)), **extra}
+
+
+def _annotator_alone(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The summary of a run as if nothing had been learned from the guesses."""
+    before = summary["pseudolabels"]["zero_shot"]
+    return {
+        **summary,
+        "test": summary["zero_shot"],
+        "pseudolabels": {**before, "zero_shot": before},
+        "seconds": {"train": summary["seconds"]["annotate"]},
+    }
 
 
 def _scores(key: str) -> Callable[[Sequence[Run]], str]:
@@ -84,10 +104,35 @@ def _zero_shot(runs: Sequence[Run]) -> str:
 def _before_after(key: str, *, scale: float = 100) -> Callable[[Sequence[Run]], str]:
     def show(runs: Sequence[Run]) -> str:
         there = [run["pseudolabels"] for run in runs if run.get("pseudolabels")]
-        before = _spread([labels["zero_shot"].get(key) for labels in there], scale=scale)
-        return f"{before} → {_spread([labels.get(key) for labels in there], scale=scale)}" if before else ""
+        before = _spread([labels.get("zero_shot", {}).get(key) for labels in there], scale=scale)
+        after = _spread([labels.get(key) for labels in there], scale=scale)
+        return f"{before} → {after}" if before else after
 
     return show
+
+
+def _interval(runs: Sequence[Run]) -> str:
+    """95% confidence interval of the mean accuracy over the seeds, by Student's t."""
+    values = [100 * run["test"]["accuracy"] for run in runs]
+    if len(values) < INTERVAL_SEEDS:
+        return ""
+    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    mean = statistics.mean(values)
+    return f"{mean - half:.2f} to {mean + half:.2f}"
+
+
+def _of_candidates(key: str, *, scale: float) -> Callable[[Sequence[Run]], str]:
+    return lambda runs: _spread([(run.get("candidates") or {}).get(key) for run in runs], scale=scale)
+
+
+def _trusted(runs: Sequence[Run]) -> str:
+    return _spread([run["logged"].get("reliable_frac") for run in runs])
+
+
+def _gave_up(runs: Sequence[Run]) -> str:
+    """In how many runs the annotator's own classifier took the place of what was learned."""
+    n = sum(run["logged"].get("deployed") == "annotator" for run in runs)
+    return f"{n} of {len(runs)}" if n else ""
 
 
 def _replaced_found(runs: Sequence[Run]) -> str:
@@ -129,6 +174,7 @@ _COLUMNS: Mapping[str, Callable[[Sequence[Run]], str]] = {
 }
 _POOL_COLUMNS: Mapping[str, Callable[[Sequence[Run]], str]] = {
     "accuracy": _scores("accuracy"),
+    "95% interval": _interval,
     "balanced acc.": _scores("balanced_accuracy"),
     "seen": _scores("seen"),
     "unseen": _scores("unseen"),
@@ -136,6 +182,10 @@ _POOL_COLUMNS: Mapping[str, Callable[[Sequence[Run]], str]] = {
     "zero-shot": _zero_shot,
     "pseudolabels right": _before_after("accuracy"),
     "Gini": _before_after("gini", scale=1),
+    "truth inside": _of_candidates("truth_inside", scale=100),
+    "set size": _of_candidates("mean_set_size", scale=1),
+    "guesses trusted": _trusted,
+    "gave up for the annotator": _gave_up,
     "made-up names found": _replaced_found,
     "recall of the true names": _own_names,
 }
@@ -146,6 +196,8 @@ def _cost(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def _schedule(grid: BenchTable, *, full: bool) -> str:
+    if grid.schedule:
+        return grid.schedule
     if grid.is_pool:
         return (
             "the methods' own defaults, on stored features of the un-augmented image and of 2 weak and 2 strong views; "

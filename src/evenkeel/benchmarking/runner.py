@@ -9,9 +9,12 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from evenkeel import api
-from evenkeel.benchmarking.grid import FULL, BenchTable, Given
-from evenkeel.benchmarking.pools import as_given, converted, descriptions_of, target_pool
+from evenkeel.benchmarking.grid import FULL, BenchTable, Given, Guessing
+from evenkeel.benchmarking.pools import as_given, converted, descriptions_of, probs_of, target_pool
 from evenkeel.benchmarking.printing import folder_of, format_table, summary_of
 from evenkeel.benchmarking.tables import TABLES
 from evenkeel.data import splits
@@ -48,7 +51,7 @@ def bench(
       full: the published schedule and all images instead of the reduced ones.
       jobs: cells run side by side, each in a process with its share of the cores.
       device: auto, cpu or cuda.
-      model: the vision-language model of the tables whose names begin with cap, by id or path.
+      model: the vision-language model of the tables of CAP and Co-Reg on a target pool, by id or path.
       descriptions: JSON, {dataset: {class: texts}}, for cells with descriptions; None = descriptions.json beside the
         model's folder. Cells finished with other ones are not run again: give another ``out``.
 
@@ -61,13 +64,16 @@ def bench(
         return "\n".join(f"{name:20} {t.title}; cells: {', '.join(t.cells)}" for name, t in TABLES.items())
     grid = _table_named(table)
     _check_fits(table, grid, model=model, full=full)
+    if full and grid.at_full is not None:
+        grid = grid.at_full
     wanted = list(cells) or list(grid.cells)
     for name in wanted:
         if name not in grid.cells:
             raise ConfigError(f"table {table} has no cell {name!r}", fix=f"its cells: {', '.join(grid.cells)}")
     places = [(name, seed) for seed in (seeds or grid.seeds) for name in wanted]
     root = Path(out) / grid.place(full=full, model=model)
-    missing = [(name, seed) for name, seed in places if not summary_of(folder_of(root, grid, name, seed))]
+    runs = {folder_of(root, grid, name, seed): (name, seed) for name, seed in places}  # cells may show the same run
+    missing = [place for folder, place in runs.items() if not summary_of(folder)]
     if jobs > 1 and len(missing) > 1:
         words = {"--data": data, "--out": out, "--device": device, "--model": model, "--descriptions": descriptions}
         _run_side_by_side(table, missing, options=words, full=full, jobs=jobs, device=device)
@@ -112,13 +118,17 @@ def run_cell(
 ) -> api.Run:
     """Train and score one cell with one seed; continues a run that was cut off."""
     cell = grid.cells[name]
-    reduced = {"epochs": grid.epochs, "batch_size": grid.batch_size, **cell.reduced}
-    schedule: dict[str, object] = dict(FULL) if full else reduced
+    schedule: dict[str, object] = {"epochs": grid.epochs, "batch_size": grid.batch_size, **cell.reduced}
+    if grid.network is not None:
+        schedule = {}
+    elif full:
+        schedule = dict(FULL)
     return api.fit(
-        train,
+        train if cell.given is None else as_given(train, cell.given, seed=seed),
         out=folder,
         test=test,
         method=cell.method,
+        model=grid.network or "auto",
         seed=seed,
         device=device,
         flip="on" if dataset_card(grid.dataset).flip else "off",
@@ -139,6 +149,7 @@ def run_pool_cell(
     model: str,
     descriptions: str | Path | None,
     device: str,
+    probs: NDArray[np.float32] | None = None,
 ) -> api.Run:
     """Adapt the model to a target pool and score it, one cell with one seed; continues a run that was cut off.
 
@@ -147,11 +158,13 @@ def run_pool_cell(
       pool, test: images as the cell is to see them, with all labels and the official class names.
       folder: of the run.
       model, descriptions, device: see `bench`.
+      probs: [N, C], what the model thinks of the images, for candidates by its doubt.
     """
     cell = grid.cells[name]
     assert cell.given is not None, "a cell of a pool says what it is given"
     official = pool.class_names
-    train = as_given(pool, cell.given, seed=seed)
+    guessing = cell.given.guessing or Guessing()
+    train = as_given(pool, cell.given, seed=seed, probs=probs)
     texts = None
     if cell.given.use_descriptions:
         texts = descriptions_of(descriptions, model, grid.dataset, official, train.class_names)
@@ -164,6 +177,8 @@ def run_pool_cell(
         views="embeddings",
         templates=cell.given.templates,
         descriptions=texts,
+        rule=guessing.rule,
+        top_k=guessing.top_k,
         seed=seed,
         device=device,
         flip="on" if dataset_card(grid.dataset).flip else "off",
@@ -183,19 +198,24 @@ def _run_pool_cells(
     descriptions: str | Path | None,
     device: str,
 ) -> None:
-    """Cells one after another; images that are put out of domain are so once for all of them."""
+    """Cells one after another; images that are put out of domain, or asked about, are so once for all of them."""
     plain = table_data(grid, data)
+    doubt: dict[tuple[str, str], NDArray[np.float32]] = {}
     seen: dict[str, tuple[LabelTable, LabelTable]] = {}
     for name, seed in missing:
         given = grid.cells[name].given
         assert given is not None
         if given.images not in seen:
             seen[given.images] = (converted(plain[0], given.images), converted(plain[1], given.images))
+        asked = (given.images, given.templates)
+        if given.guessing is not None and given.guessing.by == "doubt" and asked not in doubt:
+            doubt[asked] = probs_of(seen[given.images][0], model, templates=given.templates, device=device)
         run_pool_cell(
             grid,
             name,
             seed,
             *seen[given.images],
+            probs=doubt.get(asked),
             folder=folder_of(root, grid, name, seed),
             model=model,
             descriptions=descriptions,

@@ -1,10 +1,11 @@
-"""The benchmark tables by name: those of CVS on labelled long-tailed images here, those of CAP from cap_tables.py."""
+"""The benchmark tables by name: those of CVS here, those of CAP and Co-Reg from their own files."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from evenkeel.benchmarking.cap_tables import CAP_TABLES
+from evenkeel.benchmarking.coreg_tables import COREG_TABLES
 from evenkeel.benchmarking.grid import BenchTable, Cell
 
 
@@ -91,5 +92,6 @@ TABLES: Mapping[str, BenchTable] = {
         ratio=100,
     ),
     **CAP_TABLES,
+    **COREG_TABLES,
 }
 """Every table by the name that ``evenkeel bench --table`` takes."""

@@ -8,7 +8,7 @@ anchor and one column per contrasted sample.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -157,32 +157,71 @@ def noisy_contrastive(
     n_rows = len(query)
     query, key = blank_rows(where, _at_least_float32(query)), blank_rows(where, _at_least_float32(key))
     is_there = torch.ones_like(is_reliable) if where is None else where
-    contrast, all_labels, all_reliable, all_there = [query, key], [labels] * 2, [is_reliable] * 2, [is_there] * 2
-    if queue is not None:
-        contrast.append(queue["keys"].to(query.dtype))
-        all_labels.append(queue["labels"])
-        all_reliable.append(queue["is_reliable"])
-        all_there.append(queue["labels"] >= 0)
-    sims = _sims(query, torch.cat(contrast), temperature)  # [B, M = 2B + Q]
-
-    is_out = ~torch.cat(all_there).repeat(n_rows, 1)  # [B, M]
+    sims = _sims(query, torch.cat([query, key]), temperature)  # [B, 2B]
     if rule == "unsupervised":
-        is_positive = torch.zeros_like(is_out)
-        is_out[:, : 2 * n_rows] = True
+        is_positive, is_out = torch.zeros_like(sims, dtype=torch.bool), torch.ones_like(sims, dtype=torch.bool)
     else:
-        is_same = (labels[:, None] == torch.cat(all_labels)) & (labels >= 0)[:, None]
-        is_positive = is_same & ~is_out
-        if rule != "supervised":
-            is_positive &= is_reliable[:, None] & torch.cat(all_reliable)
-        if rule == "cautious":
-            is_out |= is_same & ~is_positive
+        is_positive, is_ignored = (
+            pairs.repeat(1, 2) for pairs in _pairs(rule, labels, is_reliable, labels, is_reliable)
+        )
+        is_positive, is_out = is_positive & is_there.repeat(2), is_ignored | ~is_there.repeat(2)
     for mask, is_set in ((is_out, True), (is_positive, False)):
         mask.diagonal().fill_(is_set)  # the anchor itself
         mask.diagonal(n_rows).fill_(not is_set)  # its own key
-
     log_total = sims.masked_fill(is_out, -torch.inf).logsumexp(dim=1)
-    mean_positive = sims.masked_fill(~is_positive, 0).sum(dim=1) / is_positive.sum(dim=1)
-    return reduce_loss(log_total - mean_positive, where=where, weights=weights, reduce=reduce)
+    sum_positive, n_positive = sims.masked_fill(~is_positive, 0).sum(dim=1), is_positive.sum(dim=1)
+
+    if queue is not None:
+        is_positive, is_ignored = _pairs(rule, labels, is_reliable, queue["labels"], queue["is_reliable"])  # [B, Q]
+        log_queue, sum_queue = _AgainstQueue.apply(  # type: ignore[no-untyped-call]
+            query / temperature, queue["keys"].to(query.dtype), queue["labels"] >= 0, is_positive, is_ignored
+        )
+        log_total, sum_positive = torch.logaddexp(log_total, log_queue), sum_positive + sum_queue
+        n_positive = n_positive + is_positive.sum(dim=1, dtype=torch.int32)
+    return reduce_loss(log_total - sum_positive / n_positive, where=where, weights=weights, reduce=reduce)
+
+
+def _pairs(rule: Rule, own: Tensor, own_reliable: Tensor, others: Tensor, reliable: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of the others [M] attract an anchor [B] by their label, and which it leaves out by it: [B, M] bool both."""
+    if rule == "unsupervised":
+        nobody = torch.zeros(len(own), len(others), dtype=torch.bool, device=own.device)
+        return nobody, nobody
+    # One comparison of small integers each: these masks are as large as the products. -2 and -3 equal nothing.
+    own, others = own.masked_fill(own < 0, -2).int(), others.int()
+    is_same = own[:, None] == others
+    if rule == "supervised":
+        return is_same, torch.zeros_like(is_same)
+    is_positive = own.masked_fill(~own_reliable, -2)[:, None] == others.masked_fill(~reliable, -3)
+    return is_positive, is_same ^ is_positive if rule == "cautious" else torch.zeros_like(is_same)
+
+
+class _AgainstQueue(torch.autograd.Function):
+    """Log-sum-exp [B] of the products of anchors with stored keys, and the sum of the positive ones [B].
+
+    The anchors alone have a gradient. Written out because autograd would keep four tensors of one number per pair,
+    and make one of them for keys that learn nothing.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, anchors: Tensor, keys: Tensor, is_there: Tensor, is_positive: Tensor, is_ignored: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        with torch.autocast(anchors.device.type, enabled=False):
+            sims = anchors @ keys.T  # [B, Q]
+        sum_positive = sims.masked_fill(~is_positive, 0).sum(dim=1)
+        sims.masked_fill_(is_ignored, -torch.inf).masked_fill_(~is_there, -torch.inf)
+        top = sims.amax(dim=1).clamp(min=torch.finfo(sims.dtype).min)  # -inf, nothing there, would give NaN
+        shares = sims.sub_(top[:, None]).exp_()
+        total = shares.sum(dim=1)
+        ctx.save_for_backward(keys, is_positive, shares, total)
+        return top + total.log(), sum_positive
+
+    @staticmethod
+    def backward(ctx: Any, of_log: Tensor, of_sum: Tensor) -> tuple[Tensor, None, None, None, None]:
+        keys, is_positive, shares, total = ctx.saved_tensors
+        per_pair = shares * (of_log / total.clamp(min=torch.finfo(total.dtype).tiny))[:, None]
+        per_pair += is_positive * of_sum[:, None]
+        return per_pair @ keys, None, None, None, None
 
 
 def nt_xent(

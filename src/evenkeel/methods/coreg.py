@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -62,7 +63,7 @@ from evenkeel.methods.baselines.candidate_sets import (
     plan_of_all,
 )
 from evenkeel.methods.coreg_finish import finish, put_in
-from evenkeel.train.processes import gather_rows, mean_share
+from evenkeel.train.processes import gather_queries, gather_rows, mean_share, sum_gradients
 from evenkeel.train.seeds import generator
 from evenkeel.train.settings import require
 from evenkeel.types import Average, Batch, BuildNet, Clock, EpochPlan, Passes, Prediction, State, StepResult, Task
@@ -78,12 +79,13 @@ class Config(CandidateSettings):
     n_networks: Literal[1, 2] = 2  # 1 learns on its own word
     use_co_labels: bool = True  # line 5; False: each network on its own P, w and a (ablation)
     partial_epochs: int | None = None  # line 1: 50 (100 to 200 for CIFAR-100), never more than a third; or 0
+    entropy_weight: float | None = None  # line 1: 1, or less the larger the sets are (`_entropy_weight`)
     start: Literal["auto", "shape", "none"] = "auto"  # shape: Gaussians fitted to the guesses; auto: on frozen features
     start_strength: float = 0.15  # start="shape": logits of the networks over the log densities
     use_alignment: bool = True  # line 2; False: the softmax as it is (ablation)
     align_targets: bool = True  # lines 6 and 7 scaled as well
     prior: Literal["auto", "uniform", "estimated"] = "auto"  # shares that line 2 aligns with; see guess_shape
-    guess_strength: float | None = None  # how much the guesses weigh in line 2: 0 or 1
+    guess_strength: float = 1.0  # how much the guesses weigh in line 2 (paper: 0)
     threshold: float = 0.5  # tau, probability above which the guesses are trusted (Sec. 5.1)
     history_epochs: int = 5  # division losses averaged (Sec. 4.2)
     keep: int = 64  # classes of each image that the table of beliefs holds; with that many or fewer it is exact
@@ -106,9 +108,16 @@ class Config(CandidateSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("unlabelled_weight", "ramp_epochs", "prototype_weight", "contrastive_weight", "start_strength"):
+        for key in (
+            "unlabelled_weight",
+            "ramp_epochs",
+            "prototype_weight",
+            "contrastive_weight",
+            "start_strength",
+            "guess_strength",
+        ):
             require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
-        for key in ("partial_epochs", "mixup_alpha", "guess_strength"):
+        for key in ("partial_epochs", "mixup_alpha", "entropy_weight"):
             value = getattr(self, key)
             require(value is None or value >= 0, key, value, "0 or more, or none")
         for key in ("temperature", "prototype_temperature", "contrastive_temperature"):
@@ -200,7 +209,7 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
     """The losses of both networks, from one batch that each of them divides its own way."""
     batch, memory = batches["train"], dict(state.memory)
     if clock.epoch < partial_epochs(cfg, state):
-        return _warm_up(task, state, batch)
+        return _warm_up(cfg, task, state, batch)
     if clock.epoch >= distil_epoch(cfg, state):
         return _distil(state, batch)
     names, n_weak = tuple(memory["divisions"]), len(_views(cfg, state)[0])
@@ -319,16 +328,30 @@ def _starved_warning(task: Task, starved: tuple[int, ...], has_revived: bool) ->
     ]
 
 
-def _warm_up(task: Task, state: State, batch: Batch) -> StepResult:
+def _warm_up(cfg: Config, task: Task, state: State, batch: Batch) -> StepResult:
     """Line 1."""
     possible = task.possible(batch.rows)
+    weight = cfg.entropy_weight if cfg.entropy_weight is not None else _entropy_weight(task)
     n_told = informative_rows(possible).sum()
     losses = []
     for name in state.memory["divisions"]:
         logits = state.nets[name](batch.x)
         partial = partial_cross_entropy(logits, possible) * mean_share(n_told.float())
-        losses.append(partial + negative_entropy(logits))
+        losses.append(partial + weight * negative_entropy(logits))
     return StepResult(sum(losses, torch.zeros(())), len(batch.rows), state, {"partial_loss": losses[0].detach()})
+
+
+def _entropy_weight(task: Task) -> float:
+    """Weight of the negative entropy: the share of a label's information that the sets give, to the fourth.
+
+    With sets of several labels a weight of 1 leaves the even prediction the best one, and nothing is learned.
+    """
+    sets = task.candidates
+    if sets is None or task.n_classes < 2:
+        return 1.0
+    sizes = sets.offsets.diff()
+    sizes = sizes[sizes > 0].clamp(max=task.n_classes).double()
+    return float((1 - sizes.log().mean() / math.log(task.n_classes)) ** 4) if len(sizes) else 1.0
 
 
 def _distil(state: State, batch: Batch) -> StepResult:
@@ -401,17 +424,18 @@ def _terms(
     if cfg.contrastive_weight > 0:
         with torch.no_grad():
             _, key = cast(ProjectedNet, state.nets[f"{name}_key"]).both(views[-1])
+        keys, labels, is_trusted = gather_rows(key), gather_rows(labels), gather_rows(is_reliable)
         apart = noisy_contrastive(
-            query,
-            key,
+            gather_queries(query),
+            keys,
             labels=labels,
-            is_reliable=is_reliable,
+            is_reliable=is_trusted,
             queue=memory["queues"][name],
             rule=cfg.rule,
             temperature=cfg.contrastive_temperature,
         )
-        terms["loss_contrastive"] = cfg.contrastive_weight * apart  # 11
-        queue = push_queue(memory["queues"][name], gather_rows(key), gather_rows(labels), gather_rows(is_reliable))
+        terms["loss_contrastive"] = cfg.contrastive_weight * sum_gradients(apart)  # 11
+        queue = push_queue(memory["queues"][name], keys, labels, is_trusted)
         memory["queues"] = {**memory["queues"], name: queue}
     return terms
 
@@ -419,7 +443,6 @@ def _terms(
 def _divided(cfg: Config, task: Task, state: State, passes: Passes, *, epoch: int) -> tuple[State, dict[str, Any]]:
     """Lines 2 to 4 for each network, and what there is to say of them."""
     memory, found = dict(state.memory), dict[str, CoDivision]()
-    strength = cfg.guess_strength if cfg.guess_strength is not None else float(memory["is_frozen"])
     for name, before in memory["divisions"].items():
         found[name] = aligned_division(
             name,
@@ -428,7 +451,7 @@ def _divided(cfg: Config, task: Task, state: State, passes: Passes, *, epoch: in
             before["history"],
             prior=memory["prior"],
             miss=memory["miss"],
-            guess_strength=strength,
+            guess_strength=cfg.guess_strength,
             ratio=before["ratio"] if memory["is_prior_known"] and "ratio" in before else None,
             use_alignment=cfg.use_alignment,
             threshold=cfg.threshold,

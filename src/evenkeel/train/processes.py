@@ -81,6 +81,46 @@ def gather_rows(x: Tensor) -> Tensor:
     return torch.stack(parts, dim=1).flatten(0, 1)  # [B/n, n, ...] -> [B, ...]
 
 
+def gather_queries(x: Tensor) -> Tensor:
+    """Rows of every process, as `gather_rows`; gradients flow to this process's own.
+
+    For losses that contrast the rows of a batch with one another: each process has the loss of the whole batch, to be
+    put through `sum_gradients`.
+
+    Args:
+      x: [B / processes, D] this process's share, as `shard` deals it.
+
+    Returns: [B, D]; x itself when there is one process.
+
+    Example:
+      >>> gather_queries(torch.ones(2, 1, requires_grad=True)).sum().backward()
+    """
+    every = gather_rows(x.detach())
+    n_processes = len(every) // max(len(x), 1)
+    if n_processes <= 1:
+        return x
+    rank = torch.distributed.get_rank()
+    dealt = every.view(len(x), n_processes, -1)
+    return torch.cat([dealt[:, :rank], x[:, None], dealt[:, rank + 1 :]], dim=1).flatten(0, 1)
+
+
+def sum_gradients(loss: Tensor) -> Tensor:
+    """A loss that every process has of the whole batch, with gradients of its own rows: the loop averages those.
+
+    Args:
+      loss: scalar, of what `gather_queries` gave.
+
+    Returns: scalar of the same value, with gradients times the number of processes.
+
+    Example:
+      >>> sum_gradients(torch.tensor(2.0)).item()
+      2.0
+    """
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return loss
+    return loss + (torch.distributed.get_world_size() - 1) * (loss - loss.detach())
+
+
 def mean_share(total: Tensor) -> Tensor:
     """What a mean over this process's rows must be multiplied by, so that the average of gradients is the global mean.
 

@@ -52,7 +52,7 @@ from evenkeel.methods.baselines.candidate_sets import (
     read_targets,
     write_targets,
 )
-from evenkeel.train.processes import gather_rows, mean_share
+from evenkeel.train.processes import gather_queries, gather_rows, mean_share, sum_gradients
 from evenkeel.train.settings import require
 from evenkeel.types import (
     Average,
@@ -138,7 +138,7 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
         memory["targets"] = write_targets(task, memory["targets"], batch.rows, targets)
     kept = informative_rows(possible)
     classification = soft_cross_entropy(logits, targets, where=kept) * mean_share(kept.sum().float())  # 6
-    queries, keys, labels = _of_all(query), gather_rows(key), gather_rows(labels)
+    queries, keys, labels = gather_queries(query), gather_rows(key), gather_rows(labels)
     is_there = torch.ones_like(labels, dtype=torch.bool)
     contrastive = noisy_contrastive(
         queries,
@@ -149,7 +149,7 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
         rule="supervised" if has_begun else "unsupervised",
         temperature=cfg.temperature,
     )  # 3, 4
-    contrastive = _summed_gradient(contrastive, len(queries) // len(query))
+    contrastive = sum_gradients(contrastive)
     memory["prototypes"] = update_prototypes(memory["prototypes"], queries, labels, decay=cfg.prototype_decay)  # 7
     memory["queue"] = push_queue(memory["queue"], keys, labels, is_there)
     loss = classification + cfg.contrastive_weight * contrastive  # 8
@@ -193,19 +193,3 @@ def nearest_prototype(query: Tensor, prototypes: Tensor, possible: Tensor) -> Te
         sims = query.float() @ prototypes.T
     sims = sims.masked_fill((prototypes == 0).all(1), -2.0)  # below every cosine
     return sims.masked_fill(~possible, -torch.inf).argmax(1)
-
-
-def _of_all(x: Tensor) -> Tensor:
-    """[B, D] of every process, as `gather_rows`; gradients flow to this process's rows."""
-    every = gather_rows(x.detach())
-    n_processes = len(every) // len(x)
-    if n_processes == 1:
-        return x
-    rank = torch.distributed.get_rank()
-    dealt = every.view(len(x), n_processes, -1)
-    return torch.cat([dealt[:, :rank], x[:, None], dealt[:, rank + 1 :]], dim=1).flatten(0, 1)
-
-
-def _summed_gradient(loss: Tensor, n_processes: int) -> Tensor:
-    """A loss that every process has of the whole batch, with gradients of its own rows: the loop averages those."""
-    return loss + (n_processes - 1) * (loss - loss.detach())
