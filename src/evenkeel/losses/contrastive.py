@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from evenkeel.errors import ConfigError, DataError
 from evenkeel.losses._reduce import Reduce, blank_rows, reduce_loss
@@ -217,6 +218,7 @@ class _AgainstQueue(torch.autograd.Function):
         return top + total.log(), sum_positive
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, of_log: Tensor, of_sum: Tensor) -> tuple[Tensor, None, None, None, None]:
         keys, is_positive, shares, total = ctx.saved_tensors
         per_pair = shares * (of_log / total.clamp(min=torch.finfo(total.dtype).tiny))[:, None]
