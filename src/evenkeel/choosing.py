@@ -14,6 +14,7 @@ from evenkeel.encoding import Encoder, is_two_tower
 from evenkeel.errors import ConfigError, DataError
 from evenkeel.methods.registry import METHODS, Method, method_named
 from evenkeel.prepare import Prepared, is_embeddings
+from evenkeel.train.plans import steps_for
 from evenkeel.train.settings import TrainSettings
 
 CPU_IMAGES = 300_000
@@ -21,6 +22,9 @@ CPU_IMAGES = 300_000
 
 CPU_FEATURES = 3_000_000
 """The same of stored features: a minute for a linear head."""
+
+HEAD_STEPS = 1_500
+"""Steps of a run without ``epochs`` that learns a head on stored features from candidates, and at least 20 epochs."""
 
 CPU_EPOCHS_MIN = {"labels": 5, "candidates": 15}
 """What a method needs -> epochs of a run without ``epochs`` on a CPU, however many images there are."""
@@ -118,20 +122,25 @@ def check_words(chosen: Method, encoder: Encoder | None, prepared: Prepared, nam
 def affordable(
     cfg: TrainSettings, chosen: Method, prepared: Prepared, sees: str, device: torch.device, *, is_set: bool
 ) -> TrainSettings:
-    """The settings with fewer epochs where the user set none and a CPU would take too long.
+    """The settings with fewer epochs where the user set none, and a CPU would take too long or a head needs no more.
 
     Args:
       sees: "pixels" or "embeddings".
       device: where the run computes.
       is_set: the user said how many epochs.
     """
-    if device.type != "cpu" or is_set:
-        return cfg
     table = prepared.train.table
+    if is_set:
+        return cfg
+    if chosen.needs == "candidates" and sees == "embeddings":
+        n_epochs = max(20, round(HEAD_STEPS / steps_for(len(table), cfg.batch_size)))
+        return dataclasses.replace(cfg, epochs=min(cfg.epochs, n_epochs))
+    if device.type != "cpu":
+        return cfg
     if chosen.needs == "labels":
         n_labelled = max(1, int((table.labels >= 0).sum()))
         n_epochs = round((CPU_FEATURES if sees == "embeddings" else CPU_IMAGES) / n_labelled)
-    elif chosen.needs == "candidates" and sees == "pixels":
+    elif chosen.needs == "candidates":
         n_epochs = round(2 * CPU_IMAGES / (2 * 4 * max(1, len(table))))  # two networks see four views of each image
     else:
         return cfg

@@ -89,7 +89,7 @@ def fit(
       classes, novel, group: see `inspect`.
       test: images to score on; without it a stratified, group-safe share ``test_frac`` is held out.
       epochs: passes over the training images; None = the method's default (the published 200) on a GPU, and on a CPU
-        as many of them as make up `CPU_IMAGES` images, at least 5 (twice that and 15 for candidates).
+        as many of them as make up `CPU_IMAGES` images, at least 5 (for candidates see choosing.affordable).
       seed: of everything random.
       device: auto, cpu or cuda.   precision: auto, bf16 or fp32.
       size_px: side of the square images the network sees.
