@@ -26,7 +26,9 @@ class CoDivision:
       lift: [C] float32, the same for its probabilities without the guesses.
       history: of its division losses (labels.purify).
       predicted: [N] int64 most probable class without the guesses.
-      in_set_frac: share of the images with guesses whose predicted class is one of them.
+      n_divided: images with guesses that were divided: not verified, and not all classes alike.
+      reliable_frac: share of these whose guesses are trusted; 0 if there are none.
+      in_set_frac: share of these whose predicted class is one of their guesses.
       means: mean losses of the two groups.
     """
 
@@ -36,6 +38,8 @@ class CoDivision:
     lift: Tensor
     history: dict[str, Tensor]
     predicted: Tensor
+    n_divided: int
+    reliable_frac: float
     in_set_frac: float
     means: tuple[float, float]
 
@@ -45,16 +49,17 @@ def lifted(probs: Tensor, lift: Tensor) -> Tensor:
 
     Args:
       probs: [B, C] float >= 0, rows sum to 1.
-      lift: [C] float > 0.
+      lift: [C] float >= 0.
 
-    Returns: [B, C] float, rows sum to 1.
+    Returns: [B, C] float, rows sum to 1; a row with all its probability on classes of lift 0 comes back as it was.
 
     Example:
       >>> lifted(torch.tensor([[0.75, 0.25]]), torch.tensor([1.0, 3.0])).tolist()
       [[0.5, 0.5]]
     """
     scaled = probs * lift
-    return scaled / scaled.sum(1, keepdim=True).clamp(min=1e-12)
+    total = scaled.sum(1, keepdim=True)
+    return torch.where(total > 0, scaled / torch.where(total > 0, total, 1), probs)
 
 
 def aligned_division(
@@ -99,7 +104,7 @@ def aligned_division(
     table = init_beliefs(n, n_classes, keep=keep, device=device)
     plain = torch.zeros(n_classes, device=device)
     predicted = torch.zeros(n, dtype=torch.int64, device=device)
-    n_inside = n_guessed = 0
+    n_inside = n_divided = 0
     is_divided = torch.zeros(n, dtype=torch.bool, device=device)
     for rows, logits in passes(net, torch.arange(n)):
         guesses, logits = task.guesses(rows), logits.float()
@@ -108,7 +113,7 @@ def aligned_division(
         is_divided[rows] = (task.labels[rows] < 0) & (guesses == 0).any(1)
         inside = (guesses > 0).gather(1, predicted[rows][:, None])[:, 0]
         n_inside += int(inside[is_divided[rows]].sum())
-        n_guessed += int(is_divided[rows].sum())
+        n_divided += int(is_divided[rows].sum())
         weighed = logits if guess_strength == 0 else logits + guess_strength * evidence(guesses, miss)
         write_beliefs(table, rows, _verified(task, rows, weighed.softmax(1)))
     prior = prior.to(device)
@@ -132,7 +137,9 @@ def aligned_division(
         lift=lift,
         history=history,
         predicted=predicted,
-        in_set_frac=n_inside / max(n_guessed, 1),
+        n_divided=n_divided,
+        reliable_frac=int(division.is_reliable.sum()) / max(n_divided, 1),
+        in_set_frac=n_inside / max(n_divided, 1),
         means=division.means,
     )
 

@@ -12,12 +12,11 @@ COLLAPSED_FRAC = 0.005  # share of the images below which P or U is as good as e
 BIAS_FALL = 0.05  # fall of the share of answers inside the candidate sets that no falling loss excuses
 
 
-def told_of(divisions: Sequence[CoDivision], *, threshold: float, collapse: float) -> dict[str, Any]:
+def told_of(divisions: Sequence[CoDivision], *, collapse: float) -> dict[str, Any]:
     """What to log of an epoch's divisions, one per network.
 
     Args:
       divisions: of the networks.
-      threshold: of the clean probability.
       collapse: mean cosine of the prototypes (losses.prototypes.prototype_collapse).
 
     Returns: reliable_frac, in_set_frac, network_agreement, division_gap, prototype_cosine and largest_class_frac,
@@ -27,7 +26,7 @@ def told_of(divisions: Sequence[CoDivision], *, threshold: float, collapse: floa
     first = divisions[0].predicted
     counts = first.bincount()
     return {
-        "reliable_frac": sum(float((d.clean > threshold).float().mean()) for d in divisions) / n,
+        "reliable_frac": sum(d.reliable_frac for d in divisions) / n,
         "in_set_frac": sum(d.in_set_frac for d in divisions) / n,
         "network_agreement": float((first == divisions[-1].predicted).float().mean()),
         "division_gap": sum(d.means[1] - d.means[0] for d in divisions) / n,

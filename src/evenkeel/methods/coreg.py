@@ -248,10 +248,13 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
         state, logs = _divided(cfg, task, state, passes, epoch=epoch)
         for name, average in state.averages.items():
             state.nets[name].load_state_dict(state.nets[average.source].state_dict())
-    if epoch + 1 == distil_epoch(cfg, state) and "teacher" in state.nets:
+    distils_from = max(distil_epoch(cfg, state), partial_epochs(cfg, state))  # no sooner than line 1 is over
+    if epoch + 1 == distils_from and "teacher" in state.nets:
         state.nets["teacher"].load_state_dict(state.nets["main"].state_dict())
     if epoch + 1 == cfg.epochs:
-        logs |= finish(_deploys_by(cfg), task, state, passes, logs["warnings"])
+        by = _deploys_by(cfg)
+        by = "better" if by == "distil" and distils_from >= cfg.epochs else by  # there was no epoch for it
+        logs |= finish(by, task, state, passes, logs["warnings"])
     return state, logs
 
 
@@ -283,8 +286,15 @@ def representation_epoch(cfg: Config, state: State) -> int:
 
 
 def distil_epoch(cfg: Config, state: State) -> int:
-    """First epoch in which one network learns from both; the number of epochs if none does."""
-    return cfg.epochs - max(1, round(cfg.distil_frac * cfg.epochs)) if "teacher" in state.nets else cfg.epochs
+    """First epoch in which one network learns from both; the number of epochs if none does.
+
+    Example: the first epoch of all is never one, there is nothing to learn from yet.
+      >>> state = State({"teacher": torch.nn.Identity()})
+      >>> [distil_epoch(Config(epochs=n), state) for n in (1, 2, 10)]
+      [1, 1, 8]
+    """
+    n_epochs = max(1, round(cfg.distil_frac * cfg.epochs))
+    return max(1, cfg.epochs - n_epochs) if "teacher" in state.nets else cfg.epochs
 
 
 def _starts_by_shape(cfg: Config, is_frozen: bool) -> bool:
@@ -461,9 +471,9 @@ def _divided(cfg: Config, task: Task, state: State, passes: Passes, *, epoch: in
     fields = ("beliefs", "clean", "ratio", "lift", "history")
     memory["divisions"] = {name: {key: getattr(word, key) for key in fields} for name, word in found.items()}
     collapse = float(prototype_collapse(memory["prototypes"])) if cfg.prototype_weight > 0 else 0.0
-    logs = told_of(list(found.values()), threshold=cfg.threshold, collapse=collapse)
+    logs = told_of(list(found.values()), collapse=collapse)
     if "watch" in memory:
         logs["cluster_agreement"] = Watch.from_dict(memory["watch"]).agreement(found["main"].predicted)
     memory.setdefault("first_told", {key: logs[key] for key in ("reliable_frac", "in_set_frac")})
-    logs["warnings"] = signs_of(logs, memory["first_told"], epoch=epoch, has_guesses=bool((task.labels < 0).any()))
+    logs["warnings"] = signs_of(logs, memory["first_told"], epoch=epoch, has_guesses=found["main"].n_divided > 0)
     return dataclasses.replace(state, memory=memory), logs

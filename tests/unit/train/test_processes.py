@@ -44,8 +44,17 @@ RUNS: dict[str, dict[str, Any]] = {
     "kd": {"name": "kd", "settings": {"epochs": 3, "batch_size": 8, "lr": 0.2}},
     "proden": {"name": "proden", "settings": {"epochs": 3, "batch_size": 8, "lr": 0.2}},
     "pico": {"name": "pico", "settings": {"epochs": 3, "batch_size": 8, "lr": 0.05, "queue_size": 20}},
+    "coreg": {  # nothing is mixed on features: partners are drawn within a process
+        "name": "coreg",
+        "settings": {"epochs": 4, "batch_size": 8, "lr": 0.05, "queue_size": 20},
+        "stored": True,
+    },
 }
-TRAINS = {"cap": "nets.main.visual.up.weight", "pico": "nets.main.classifier.head.weight"}
+TRAINS = {
+    "cap": "nets.main.visual.up.weight",
+    "pico": "nets.main.classifier.head.weight",
+    "coreg": "nets.main.classifier.head.linear.weight",
+}
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +94,8 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[st
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes__end_where_one_does(two_processes: dict[str, dict[str, Any]], name: str) -> None:
     wanted = RUNS[name]
-    trained, _ = tiny.run_method(wanted["name"], [20, 8, 8], settings=wanted["settings"], norm=False)
+    stored = wanted.get("stored", False)
+    trained, _ = tiny.run_method(wanted["name"], [20, 8, 8], settings=wanted["settings"], norm=False, stored=stored)
     one, two = tiny.tensors_of(trained.state), two_processes[name]["tensors"]
     assert one.keys() == two.keys()
     for path in one:
@@ -93,7 +103,8 @@ def test_two_processes__end_where_one_does(two_processes: dict[str, dict[str, An
             assert torch.allclose(one[path], two[path], rtol=0, atol=1e-5), path
         else:
             assert torch.equal(one[path], two[path]), path
-    fresh, _ = tiny.run_method(wanted["name"], [20, 8, 8], settings={**wanted["settings"], "epochs": 1}, norm=False)
+    short = {**wanted["settings"], "epochs": 1}
+    fresh, _ = tiny.run_method(wanted["name"], [20, 8, 8], settings=short, norm=False, stored=stored)
     trains = TRAINS.get(wanted["name"], "nets.main.head.weight")
     moved = (one[trains] - tiny.tensors_of(fresh.state)[trains]).abs().max()
     assert moved > 1e-3  # training went somewhere, a hundred tolerances away
