@@ -79,7 +79,7 @@ def _read(folder: Path, grid: BenchTable, cell: Cell) -> Run:
     made_up = set(names) - set(dataset_card(grid.dataset).class_names)
     is_made_up = [name in made_up for name in names]
     extra = {"begin": begun[0] if begun else {}, "logged": logged, "made_up": made_up, "is_made_up": is_made_up}
-    return {**(found if cell.shows == "trained" else _annotator_alone(found)), **extra}
+    return {**found, **extra} if cell.shows == "trained" else {**_annotator_alone(found), **extra, "logged": {}}
 
 
 def _annotator_alone(summary: Mapping[str, Any]) -> dict[str, Any]:

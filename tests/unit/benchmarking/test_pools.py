@@ -12,14 +12,26 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from evenkeel.benchmarking.grid import Given
-from evenkeel.benchmarking.pools import as_given, converted, descriptions_of, target_pool, with_nonsense
+from evenkeel.annotators import load_matching, views_of
+from evenkeel.benchmarking.grid import Given, Guessing
+from evenkeel.benchmarking.pools import (
+    as_given,
+    converted,
+    descriptions_of,
+    probs_of,
+    share_of,
+    target_pool,
+    with_nonsense,
+)
 from evenkeel.data.registry import open_dataset
 from evenkeel.data.table import Images, LabelTable
+from evenkeel.encoders.templates import prompt_text_feats, templates_named
 from evenkeel.errors import ConfigError, DataError
+from evenkeel.prepare import open_source
 
 SHARED = Path(os.environ.get("EVENKEEL_SHARED", Path(__file__).parents[4] / "shared"))
 needs_data = pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="the data sets are not on this machine")
@@ -111,6 +123,113 @@ def test_as_given__all_labels_leave_no_truth_beside_them(pool: LabelTable) -> No
     found = as_given(pool, Given(labels="all"), seed=0)
     assert found.labels.tolist() == pool.labels.tolist()
     assert found.truth is None
+
+
+def test_as_given__verified_labels_are_as_many_of_every_class_as_asked(pool: LabelTable) -> None:
+    for n in (0, 1, 3):
+        found = as_given(pool, Given(guessing=Guessing(), n_verified=n), seed=0)
+        assert found.counts().tolist() == [n] * 10
+        known = found.labels >= 0
+        assert (found.labels[known] == pool.labels[known]).all()
+        assert found.candidates is None  # fit asks the model
+        assert len(found) == len(pool)
+
+
+@pytest.fixture
+def large_pool() -> LabelTable:
+    """400 images of every class."""
+    labels = np.repeat(np.arange(10), 400).tolist()
+    return table_of([f"{label}/{row}.jpg" for row, label in enumerate(labels)], labels)
+
+
+def members(table: LabelTable) -> NDArray[np.bool_]:
+    """[N, C] candidate sets."""
+    assert table.candidates is not None
+    sets = np.zeros((len(table), 10), dtype=bool)
+    for row in range(len(table)):
+        sets[row, table.candidates.of(row).numpy()] = True
+    return sets
+
+
+def test_as_given__candidates_by_chance_have_the_shares_that_were_asked(large_pool: LabelTable) -> None:
+    found = as_given(large_pool, Given(guessing=Guessing("chance", q=0.3, eta=0.2)), seed=0)
+    sets, truth = members(found), large_pool.labels
+    n = len(truth)
+    inside = sets[np.arange(n), truth].mean()
+    assert abs(inside - 0.8) < 4 * np.sqrt(0.2 * 0.8 / n)
+    # with eta a set keeps its size: one label and 9 wrong ones with 0.3 each
+    assert abs(sets.sum(1).mean() - (1 + 9 * 0.3)) < 4 * np.sqrt(9 * 0.3 * 0.7 / n)
+    other = as_given(large_pool, Given(guessing=Guessing("chance", q=0.3, eta=0.2)), seed=1)
+    same = as_given(large_pool, Given(guessing=Guessing("chance", q=0.3, eta=0.2)), seed=0)
+    assert (members(same) == sets).all()
+    assert (members(other) != sets).any()
+
+
+def test_as_given__of_the_truth_candidates_are_all_that_training_sees(large_pool: LabelTable) -> None:
+    found = as_given(large_pool, Given(guessing=Guessing("chance", q=0.3, eta=0.2)), seed=0)
+    task = found.task()
+    assert bool((task.labels == -1).all())
+    assert task.candidates is found.candidates
+    assert found.truth is not None  # for scoring
+    assert found.truth.tolist() == large_pool.labels.tolist()
+    assert found.candidates is not None
+    assert found.candidates.weights is None
+    assert task.groups is None
+    assert large_pool.candidates is None
+
+
+def test_as_given__candidates_by_doubt_are_the_wrong_labels_that_the_model_likes(large_pool: LabelTable) -> None:
+    n = len(large_pool)
+    probs = np.full((n, 10), 0.001, dtype=np.float32)
+    liked = (large_pool.labels + 3) % 10
+    probs[np.arange(n), liked] = 0.991
+    found = as_given(large_pool, Given(guessing=Guessing("doubt", q=0.1, eta=0.0)), seed=0, probs=probs)
+    sets = members(found)
+    assert sets[np.arange(n), large_pool.labels].all()
+    wrong = sets.sum() - n
+    assert abs(wrong / (9 * n) - 0.1) < 0.005  # the rate is the mean over wrong labels
+    assert sets[np.arange(n), liked].sum() / wrong > 0.95
+
+
+def test_as_given__doubt_goes_with_its_image_where_a_share_is_drawn(large_pool: LabelTable) -> None:
+    n = len(large_pool)
+    liked = np.random.default_rng(0).integers(1, 10, n)
+    liked = (large_pool.labels + liked) % 10
+    probs = np.full((n, 10), 1e-4, dtype=np.float32)
+    probs[np.arange(n), liked] = 1.0
+    found = as_given(large_pool, Given(guessing=Guessing("doubt", q=0.1), share=0.25), seed=2, probs=probs)
+    rows = share_of(n, 0.25, seed=2)
+    assert found.ids.to_pylist() == [large_pool.ids[int(row)].as_py() for row in rows]
+    assert len(found) == n // 4
+    assert members(found)[np.arange(len(rows)), liked[rows]].mean() > 0.85
+
+
+def test_share_of__does_not_look_at_classes_and_lies_in_the_larger_one() -> None:
+    small, large = (set(share_of(1000, share, seed=4).tolist()) for share in (0.05, 0.4))
+    assert (len(small), len(large)) == (50, 400)
+    assert small < large
+    assert small != set(share_of(1000, 0.05, seed=5).tolist())
+    assert share_of(1000, 1.0, seed=4).tolist() == list(range(1000))
+    assert len(share_of(3, 0.05, seed=0)) == 1
+
+
+def test_probs_of__are_the_mean_over_prompts_of_each_softmax(noise: LabelTable) -> None:
+    model = "evenkeel/digits-clip"
+    found = probs_of(noise, model, templates="photo27", device="cpu")
+    on = torch.device("cpu")
+    encoder = load_matching(model, device=on, precision="auto")
+    source = open_source(noise, classes=None, size_px=encoder.tower.stats.size_px)
+    z = torch.cat(list(views_of(source, encoder, on).feats())).double()
+    wanted = np.zeros((3, 10))
+    templates = templates_named("photo27")
+    for template in templates:
+        text = prompt_text_feats(encoder.tower.text_feats, NAMES, [template])[0].double()
+        for row in range(3):
+            weights = np.exp([float(encoder.tower.logit_scale * (z[row] @ text[c])) for c in range(10)])
+            wanted[row] += weights / weights.sum() / len(templates)
+    assert found.shape == (3, 10)
+    assert np.abs(found - wanted).max() < 1e-3  # features and products in lower precision
+    assert found.std() > 0.01
 
 
 def test_with_nonsense__replaces_as_many_as_asked_by_different_words() -> None:

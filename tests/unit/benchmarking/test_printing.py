@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from evenkeel.benchmarking.grid import BenchTable, Cell, Given
+from evenkeel.benchmarking.grid import BenchTable, Cell, Given, Guessing
 from evenkeel.benchmarking.printing import format_table
 from evenkeel.benchmarking.tables import TABLES
 
@@ -89,3 +89,78 @@ def test_format_table__with_nothing_finished_has_no_row(tmp_path: Path) -> None:
         text = format_table(TABLES[name], tmp_path, list(TABLES[name].cells), [0], full=False)
         assert text.splitlines()[4] == ""
         assert "Ran on" not in text
+
+
+def candidate_cell(folder: Path, *, accuracy: float, trusted: list[float], deployed: str = "distil") -> None:
+    write(
+        folder,
+        {
+            "summary.json": {
+                "test": {"accuracy": accuracy, "balanced_accuracy": 0.5},
+                "zero_shot": {"accuracy": 0.4, "balanced_accuracy": 0.3},
+                "candidates": {"mean_set_size": 2.5, "truth_inside": 0.64},
+                "pseudolabels": {"accuracy": 0.7, "gini": 0.1, "zero_shot": {"accuracy": 0.45, "gini": 0.3125}},
+                "seconds": {"train": 8.4, "annotate": 3.0},
+            },
+            "environment.json": MACHINE,
+            "data.json": {"class_names": ["airplane"]},
+        },
+    )
+    epochs = [{"kind": "epoch", "reliable_frac": value} for value in trusted]
+    records = [{"kind": "begin", "reliable_frac": 0.01}, *epochs, {"kind": "epoch", "deployed": deployed}]
+    (folder / "metrics.jsonl").write_text("\n".join(json.dumps(record) for record in records))
+
+
+GUESSED = Given(guessing=Guessing())
+
+
+def test_format_table__of_candidates_and_their_annotator(tmp_path: Path) -> None:
+    cells = {
+        "zero_shot": Cell("Annotator", "coreg", given=GUESSED, shows="annotator"),
+        "coreg": Cell("Co-Reg", "coreg", given=GUESSED),
+    }
+    grid = BenchTable("made-up", "cifar10", cells, is_pool=True, schedule="as long as it takes")
+    for seed, deployed in enumerate(("distil", "annotator")):
+        candidate_cell(
+            tmp_path / "coreg,top_k=5" / f"seed-{seed}", accuracy=0.6, trusted=[0.9, 0.75], deployed=deployed
+        )
+    lines = format_table(grid, tmp_path, list(cells), [0, 1], full=False).splitlines()
+    assert lines[2] == (
+        "| | accuracy | balanced acc. | zero-shot | pseudolabels right | Gini | truth inside | set size "
+        "| guesses trusted | gave up for the annotator | train s | seeds |"
+    )
+    before, set_columns = "40.0 ± 0.0", "64.0 ± 0.0 | 2.500 ± 0.000"
+    assert lines[4] == (
+        f"| Annotator | 40.0 ± 0.0 | 30.0 ± 0.0 | {before} | 45.0 ± 0.0 → 45.0 ± 0.0 "
+        f"| 0.312 ± 0.000 → 0.312 ± 0.000 | {set_columns} |  |  | 3 | 2 |"
+    )
+    assert lines[5] == (
+        f"| Co-Reg | 60.0 ± 0.0 | 50.0 ± 0.0 | {before} | 45.0 ± 0.0 → 70.0 ± 0.0 "
+        f"| 0.312 ± 0.000 → 0.100 ± 0.000 | {set_columns} | 75.0 ± 0.0 | 1 of 2 | 8 | 2 |"
+    )
+    assert "Schedule: as long as it takes." in lines
+
+
+def test_format_table__five_seeds_have_an_interval(tmp_path: Path) -> None:
+    grid = BenchTable("made-up", "cifar10", {"coreg": Cell("Co-Reg", "coreg", given=GUESSED)}, is_pool=True)
+    for seed, accuracy in enumerate((0.66, 0.67, 0.68, 0.69, 0.70)):
+        candidate_cell(tmp_path / "coreg,top_k=5" / f"seed-{seed}", accuracy=accuracy, trusted=[0.5])
+    # sd = sqrt(2.5), so 2.776 * sqrt(2.5 / 5) = 1.963, 2.776 being the 97.5% point of t with 4 degrees of freedom
+    text = format_table(grid, tmp_path, ["coreg"], [0, 1, 2, 3, 4], full=False)
+    assert "| Co-Reg | 68.0 ± 1.6 | 66.04 to 69.96 |" in text
+    assert "95% interval" not in format_table(grid, tmp_path, ["coreg"], [0, 1, 2, 3], full=False)
+
+
+def test_format_table__of_pixels_has_no_model_before_it(tmp_path: Path) -> None:
+    grid = TABLES["coreg-pixels"]
+    folder = tmp_path / grid.cells["top1"].key / "seed-0"
+    candidate_cell(folder, accuracy=0.5, trusted=[])
+    summary = json.loads((folder / "summary.json").read_text())
+    summary |= {"zero_shot": None, "pseudolabels": {"accuracy": 0.625, "gini": 0.25}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    lines = format_table(grid, tmp_path, ["top1"], [0], full=False).splitlines()
+    assert lines[2] == (
+        "| | accuracy | balanced acc. | pseudolabels right | Gini | truth inside | set size | train s | seeds |"
+    )
+    assert lines[4] == f"| {grid.cells['top1'].title} | 50.0 | 50.0 | 62.5 | 0.250 | 64.0 | 2.500 | 8 | 1 |"
+    assert "REDUCED to 1,000 images per class" in lines[6]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import subprocess
@@ -18,6 +19,7 @@ from evenkeel.benchmarking import runner
 from evenkeel.benchmarking.grid import BenchTable, Cell, Given
 from evenkeel.benchmarking.tables import TABLES
 from evenkeel.data.registry import open_dataset
+from evenkeel.data.table import LabelTable
 from evenkeel.errors import ConfigError
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -160,6 +162,121 @@ def test_bench__made_up_names_and_their_descriptions(
     assert f"| {right[0]:.1f} → {right[1]:.1f} |" in text
     with pytest.raises(ConfigError, match="no descriptions: there is no"):
         runner.bench("small", descriptions=tmp_path / "none.json", **{**options, "seeds": (1,)})
+
+
+def with_settings(name: str, **settings: object) -> BenchTable:
+    """A table whose cells are cut down for a test."""
+    table = TABLES[name]
+    cells = {
+        key: dataclasses.replace(cell, settings={**cell.settings, **settings}) for key, cell in table.cells.items()
+    }
+    return dataclasses.replace(table, cells=cells)
+
+
+def test_bench__candidates_of_the_model_its_own_answer_and_what_was_learned(
+    pool_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TABLES, "small", with_settings("coreg-cifar10", epochs=1))
+    options: dict[str, Any] = {"data": pool_folder, "out": tmp_path, "seeds": (0,), "model": MODEL, "device": "cpu"}
+    text = runner.bench("small", cells=("zero_shot", "kd", "kd-union"), **options)
+    root = tmp_path / "cifar10-pool-digits-clip"
+    assert len(list(root.rglob("summary.json"))) == 2  # the row of the annotator is read from the run of kd
+    kd, union = (root / f"kd,templates=photo27,{rule},epochs=1,lr=0.05" / "seed-0" for rule in ("top_k=5", "union"))
+    config = yaml.safe_load((kd / "config.yaml").read_text())
+    assert (config["annotator"]["rule"], config["annotator"]["top_k"], config["templates"]) == ("top_k", 5, "photo27")
+    assert (config["views"], config["settings"]["lr"]) == ("embeddings", 0.05)
+    assert yaml.safe_load((union / "config.yaml").read_text())["annotator"]["rule"] == "union"
+    summary = json.loads((kd / "summary.json").read_text())
+    assert summary["candidates"]["mean_set_size"] == 5
+    header, _, *lines = (line.strip("| ").split(" | ") for line in text.splitlines()[2:7])
+    rows = {line[0]: dict(zip(["title", *header], line, strict=True)) for line in lines}
+    alone, learned, of_union = rows.values()
+    assert alone["accuracy"] == learned["zero-shot"] == f"{100 * summary['zero_shot']['accuracy']:.1f}"
+    assert learned["accuracy"] == f"{100 * summary['test']['accuracy']:.1f}"
+    before = summary["pseudolabels"]["zero_shot"]["accuracy"]
+    assert alone["pseudolabels right"] == f"{100 * before:.1f} → {100 * before:.1f}"
+    assert learned["set size"] == "5.000"
+    size = json.loads((union / "summary.json").read_text())["candidates"]["mean_set_size"]
+    assert of_union["set size"] == f"{size:.3f}"
+
+
+def test_bench__made_up_candidates_are_given_as_data(
+    pool_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TABLES, "small", with_settings("coreg-guesses", epochs=1))
+    options: dict[str, Any] = {"data": pool_folder, "out": tmp_path, "seeds": (0,), "model": MODEL, "device": "cpu"}
+    runner.bench("small", cells=("top1-chance-0.1-0", "top1-doubt-0.3-0.4"), **options)
+    for path in tmp_path.rglob("summary.json"):
+        told = json.loads((path.parent / "data.json").read_text())
+        assert told["n_labelled"] == 0
+        assert told["candidates_fingerprint"]
+        assert yaml.safe_load((path.parent / "config.yaml").read_text())["annotator"] is None
+        summary = json.loads(path.read_text())
+        assert summary["annotator"] is None
+        inside = summary["candidates"]["truth_inside"]
+        assert inside == 1 if "chance" in str(path) else 0.3 < inside < 0.9  # eta 0, and eta 0.4 of 30 images
+    assert len(list(tmp_path.rglob("summary.json"))) == 2
+
+
+def test_bench__a_share_of_the_pool_and_some_verified_labels(
+    pool_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TABLES, "small", with_settings("coreg-share-cifar10", epochs=1))
+    monkeypatch.setitem(TABLES, "few", with_settings("coreg-few-cifar10", epochs=1))
+    options: dict[str, Any] = {"data": pool_folder, "out": tmp_path, "seeds": (0,), "model": MODEL, "device": "cpu"}
+    runner.bench("small", cells=("kd-0.4",), **options)
+    runner.bench("few", cells=("kd-1",), **options)
+    told = {
+        "share" if "share=0.4" in str(path) else "few": json.loads(path.read_text())
+        for path in tmp_path.rglob("data.json")
+    }
+    assert {key: (each["n_images"], each["n_labelled"]) for key, each in told.items()} == {
+        "share": (12, 0),
+        "few": (30, 10),
+    }
+
+
+def test_bench__pixels_learn_from_made_up_candidates_without_a_model(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = dataclasses.replace(with_settings("coreg-pixels", epochs=1), n_max=10, at_full=None)
+    monkeypatch.setitem(TABLES, "small", small)
+    text = runner.bench("small", cells=("top1",), data=folder, out=tmp_path, seeds=(1,), device="cpu")
+    (path,) = tmp_path.rglob("summary.json")
+    config = yaml.safe_load((path.parent / "config.yaml").read_text())
+    assert (config["model"], config["views"], config["annotator"]) == ("resnet32", "pixels", None)
+    assert {key: config["settings"][key] for key in small.cells["top1"].settings} == dict(small.cells["top1"].settings)
+    told, summary = (json.loads((path.parent / name).read_text()) for name in ("data.json", "summary.json"))
+    assert (told["n_images"], told["n_labelled"]) == (100, 0)
+    assert 0.6 < summary["candidates"]["truth_inside"] < 0.95  # eta 0.2 of 100 images
+    assert f"| {100 * summary['test']['accuracy']:.1f} |" in text
+    with pytest.raises(ConfigError, match="leave --model out"):
+        runner.bench("small", out=tmp_path / "none", model=MODEL)
+
+
+def test_bench__full_runs_the_table_of_the_published_schedule(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[BenchTable, str, int]] = []
+
+    def note(grid: BenchTable, name: str, seed: int, train: LabelTable, *_: object, **__: object) -> None:
+        asked.append((grid, name, len(train)))
+
+    monkeypatch.setattr(runner, "run_cell", note)
+    options: dict[str, Any] = {"cells": ("coreg",), "data": folder, "out": tmp_path, "seeds": (0,), "device": "cpu"}
+    text = runner.bench("coreg-pixels", full=True, **options)
+    assert asked == [(TABLES["coreg-pixels"].at_full, "coreg", 1000)]  # all images
+    assert "800 epochs" in text
+
+
+def test_bench__side_by_side_a_run_that_two_cells_show_is_run_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "run", lambda words, **_: commands.append(words))
+    options: dict[str, Any] = {"seeds": (0,), "out": tmp_path, "jobs": 2, "model": MODEL, "device": "cpu"}
+    runner.bench("coreg-gtsrb", cells=("zero_shot", "kd", "coreg"), **options)
+    assert sorted(words[words.index("--cells") + 1] for words in commands) == ["coreg", "kd"]
 
 
 def test_bench__side_by_side_every_cell_gets_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

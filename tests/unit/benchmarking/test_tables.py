@@ -4,37 +4,43 @@ from __future__ import annotations
 
 import pytest
 
-from evenkeel.benchmarking.grid import Given
+from evenkeel.benchmarking.coreg_tables import PIXELS
+from evenkeel.benchmarking.grid import Given, Guessing
 from evenkeel.benchmarking.tables import TABLES
+from evenkeel.methods.coreg import Config as CoregConfig
 from evenkeel.methods.registry import METHODS, resolve_config
 
 POOLS = {name: table for name, table in TABLES.items() if table.is_pool}
+COREG = {name: table for name, table in TABLES.items() if name.startswith("coreg")}
+EVERY = [*TABLES.values(), *(table.at_full for table in TABLES.values() if table.at_full is not None)]
 
 
 def test_every_cell__is_a_method_with_settings_that_exist() -> None:
-    for table in TABLES.values():
+    for table in EVERY:
         for cell in table.cells.values():
             resolve_config(METHODS[cell.method], {**cell.settings, **cell.reduced})
 
 
-def test_every_cell__of_a_pool_says_what_it_is_given_and_no_other() -> None:
-    assert len(POOLS) == 9
-    for table in TABLES.values():
+def test_every_cell__says_what_it_is_given_where_labels_are_hidden_and_no_other() -> None:
+    assert (len(POOLS), len(COREG)) == (21, 13)
+    for table in EVERY:
         for cell in table.cells.values():
-            assert (cell.given is not None) == table.is_pool
+            assert (cell.given is not None) == (table.is_pool or table.network is not None)
 
 
 @pytest.mark.parametrize("table", TABLES)
 def test_cells_of_a_table__have_titles_and_folders_of_their_own(table: str) -> None:
     cells = TABLES[table].cells.values()
     assert len({cell.title for cell in cells}) == len(cells)
-    assert len({cell.key for cell in cells}) == len(cells)
+    trained = [cell for cell in cells if cell.shows == "trained"]
+    assert len({cell.key for cell in trained}) == len(trained)
+    assert len({cell.key for cell in cells if cell.shows == "annotator"}) == len(cells) - len(trained)
 
 
 def test_cells_in_one_folder__are_the_same_run() -> None:
     """Whatever tables they are in: a cell that is there is read, not run again."""
     found: dict[tuple[str, str], object] = {}
-    for table in TABLES.values():
+    for table in EVERY:
         for cell in table.cells.values():
             place = (table.place(full=False, model="some/clip"), cell.key)
             what = (cell.method, dict(cell.settings), dict(cell.reduced), cell.given)
@@ -73,5 +79,100 @@ def test_given__every_difference_is_in_its_folder() -> None:
         Given(n_nonsense=3),
         Given(images="grey"),
         Given(images="negative"),
+        Given(guessing=Guessing()),
+        Given(guessing=Guessing(top_k=3)),
+        Given(guessing=Guessing(rule="union")),
+        Given(guessing=Guessing(rule="mean")),
+        Given(guessing=Guessing("chance", q=0.1, eta=0.2)),
+        Given(guessing=Guessing("doubt", q=0.1, eta=0.2)),
+        Given(guessing=Guessing("chance", q=0.1, eta=0.4)),
+        Given(guessing=Guessing("chance", q=0.3, eta=0.2)),
+        Given(n_verified=2),
+        Given(n_verified=5),
+        Given(share=0.05),
+        Given(share=0.5),
     ]
     assert len({tuple(given.parts) for given in one_each}) == len(one_each)
+
+
+def test_candidates__come_from_somewhere_in_every_cell_that_learns_from_them() -> None:
+    for name, table in TABLES.items():
+        for cell in table.cells.values():
+            has_guessing = cell.given is not None and cell.given.guessing is not None
+            assert has_guessing == (METHODS[cell.method].needs == "candidates") == name.startswith("coreg")
+
+
+def test_rows_of_an_annotator__read_a_run_in_which_a_model_guesses() -> None:
+    rows = [cell for table in COREG.values() for cell in table.cells.values() if cell.shows == "annotator"]
+    assert len(rows) == 3 + 2 * 5  # three main tables, five shares of two data sets
+    for cell in rows:
+        assert cell.method == "kd"
+        assert cell.given is not None
+        assert cell.given.guessing is not None
+        assert cell.given.guessing.by == "model"
+
+
+def test_parts__differ_from_the_whole_in_what_they_leave_out() -> None:
+    for name in ("coreg-parts-cifar10", "coreg-parts-gtsrb-repaired", "coreg-pixels"):
+        cells = TABLES[name].cells
+        whole = dict(cells["coreg"].settings)
+        changed = {
+            part: {key for key, value in cell.settings.items() if whole.get(key) != value}
+            for part, cell in cells.items()
+            if cell.method == "coreg" and part != "coreg"
+        }
+        expected = {
+            "no_co_labels": {"use_co_labels"},
+            "no_prototypes": {"prototype_weight"},
+            "no_contrastive": {"contrastive_weight"},
+            "no_alignment": {"use_alignment"},
+        }
+        if name != "coreg-pixels":
+            expected |= {
+                "paper_start": {"start"},
+                "no_guesses": {"guess_strength"},
+                "plain_targets": {"align_targets"},
+                "one_network": {"n_networks"},
+                "warm_up_only": {"start", "partial_epochs"},
+                "better": {"deploy"},
+                "average": {"deploy"},
+            }
+        assert changed == expected
+        for part, keys in expected.items():
+            cfg, default = (resolve_config(METHODS["coreg"], cells[at].settings) for at in (part, "coreg"))
+            assert all(getattr(cfg, key) != getattr(default, key) for key in keys), part
+
+
+def test_warm_up_only__has_no_other_epochs() -> None:
+    settings = TABLES["coreg-parts-cifar10"].cells["warm_up_only"].settings
+    assert settings["partial_epochs"] == settings["epochs"]
+
+
+def test_thresholds__are_what_their_titles_say() -> None:
+    for cell in TABLES["coreg-tau"].cells.values():
+        cfg = resolve_config(METHODS["coreg"], cell.settings)
+        assert isinstance(cfg, CoregConfig)
+        assert cell.title == f"tau = {cfg.threshold:g}"
+
+
+def test_pixels__reduced_and_full_are_the_same_cells_on_other_schedules() -> None:
+    reduced = TABLES["coreg-pixels"]
+    full = reduced.at_full
+    assert full is not None
+    assert list(full.cells) == list(reduced.cells)
+    for name, cell in reduced.cells.items():
+        at_full = full.cells[name]
+        assert (at_full.title, at_full.method, at_full.given) == (cell.title, cell.method, cell.given)
+        assert PIXELS[cell.method].items() <= cell.settings.items()
+        cfg = resolve_config(METHODS[cell.method], at_full.settings)
+        assert (cfg.epochs, cfg.batch_size, cfg.lr) == (800, 256, 0.01)  # section 5.1 of the paper
+        assert set(cell.settings) - set(PIXELS[cell.method]) == set(at_full.settings) - {"epochs", "batch_size", "lr"}
+    assert reduced.place(full=False) == "cifar10-ratio1-max1000-resnet32"
+    assert full.place(full=True) == "cifar10-whole-preact_resnet18"
+
+
+def test_headline__is_five_seeds_of_a_cell_of_the_main_table() -> None:
+    table, main = TABLES["coreg-headline"], TABLES["coreg-cifar10"]
+    assert table.seeds == (0, 1, 2, 3, 4)
+    assert table.cells["coreg"].key == main.cells["coreg"].key
+    assert table.place(full=False, model="clip") == main.place(full=False, model="clip")
