@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from evenkeel.reporting.candidates import deployed_words, is_below_annotator, knows_annotator
 from evenkeel.run import Run
 
 LINES_MAX = 20  # class names told one by one; the report has them all
@@ -18,12 +19,27 @@ def lines_of_run(run: Run) -> list[str]:
     summary = run.summary
     if "zero_shot" not in summary or summary["method"] == "zero_shot":
         return []
-    lines = candidate_lines(summary)
+    begin, lines = begin_record(run.path / "metrics.jsonl"), candidate_lines(summary)
+    if lines:
+        lines += deployed_words(epoch_records(run.path / "metrics.jsonl"), begin)
     if summary["test"] and summary["zero_shot"]:
-        lines.append(accuracy_line(summary["zero_shot"], summary["test"]))
+        is_known, before = knows_annotator(summary), summary["zero_shot"]
+        lines.append(student_line(summary) if is_known else accuracy_line(before, summary["test"]))
     if summary["pseudolabels"]:
-        lines += pseudolabel_lines(summary["pseudolabels"])
-    return lines + name_lines(begin_record(run.path / "metrics.jsonl"))
+        lines += pseudolabel_lines(summary["pseudolabels"], summary.get("guesses"))
+    return lines + name_lines(begin)
+
+
+def epoch_records(metrics: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that say what an epoch came to; of an epoch done twice after a kill, the later."""
+    found: dict[int, dict[str, Any]] = {}
+    if metrics.exists():
+        with metrics.open(encoding="utf-8") as file:
+            for line in file:
+                record = json.loads(line)
+                if record.get("kind") == "epoch":
+                    found[record["epoch"]] = record
+    return [found[epoch] for epoch in sorted(found)]
 
 
 def begin_record(metrics: Path) -> dict[str, Any]:
@@ -56,6 +72,25 @@ def accuracy_line(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     )
 
 
+def student_line(summary: Mapping[str, Any]) -> str:
+    """What the annotator scores on the test images, and the model that learned from it; says so if it is no better.
+
+    Args:
+      summary: summary.json of a run whose annotator is known to have been asked about the test images.
+
+    Example:
+      >>> asked = {"annotator": {"kind": "two towers"}, "candidates": {"n_images": 9}}
+      >>> scores = {"zero_shot": {"accuracy": 0.66, "n_scored": 540}, "test": {"accuracy": 0.6, "n_scored": 540}}
+      >>> print(student_line({**asked, **scores}))
+      annotator -> student accuracy: 0.6600 -> 0.6000 on 540 test images: the student is WORSE than its annotator
+    """
+    before, after = summary["zero_shot"]["accuracy"], summary["test"]["accuracy"]
+    line = f"annotator -> student accuracy: {before:.4f} -> {after:.4f} on {summary['test']['n_scored']:,} test images"
+    if is_below_annotator(summary):
+        return f"{line}: the student is WORSE than its annotator"
+    return line if after > before else f"{line}: the student is no better than its annotator"
+
+
 def candidate_lines(summary: Mapping[str, Any]) -> list[str]:
     """Who guessed the candidate labels that a run learned from, and what they were like; no lines if it had none.
 
@@ -75,11 +110,12 @@ def candidate_lines(summary: Mapping[str, Any]) -> list[str]:
     return [f"{who}: {first}", *others]
 
 
-def pseudolabel_lines(found: Mapping[str, Any]) -> list[str]:
+def pseudolabel_lines(found: Mapping[str, Any], guesses: Mapping[str, Any] | None = None) -> list[str]:
     """How uneven the answers on unlabelled images are before and after, and how right where the truth is known.
 
     Args:
       found: ``pseudolabels`` of summary.json; without ``zero_shot`` only what they are after training is told.
+      guesses: ``guesses`` of summary.json, whose accuracy stands for what is not known of ``zero_shot``.
 
     Example:
       >>> before = {"imbalance_ratio": None, "gini": 0.5, "counts": [4, 0], "accuracy": 0.5}
@@ -91,7 +127,11 @@ def pseudolabel_lines(found: Mapping[str, Any]) -> list[str]:
     before = found.get("zero_shot")
     if before is None:
         lines = [f"pseudolabels, largest class over smallest: {_uneven(found)}"]
-        return [*lines, f"pseudolabels that are right: {found['accuracy']:.4f}"] if "accuracy" in found else lines
+        if "accuracy" not in found:
+            return lines
+        first = (guesses or {}).get("accuracy")
+        start = "" if first is None else f"first guesses {first:.4f} -> "
+        return [*lines, f"pseudolabels that are right: {start}{found['accuracy']:.4f}"]
     gini = " -> ".join("none" if each["gini"] is None else f"{each['gini']:.2f}" for each in (before, found))
     lines = [f"pseudolabels, largest class over smallest: {_uneven(before)} -> {_uneven(found)} (Gini {gini})"]
     if "accuracy" in found and "accuracy" in before:

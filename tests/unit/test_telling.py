@@ -96,6 +96,57 @@ def test_lines_of_run__what_there_is(tmp_path: Path) -> None:
     assert telling.lines_of_run(write_run(tmp_path / "d", {"method": "ce", "test": {"accuracy": 1.0}}, epoch)) == []
 
 
+TOWERS = {"name": "a/clip", "kind": "two towers"}
+SETS = {"n_images": 3, "mean_set_size": 1.5, "largest_set": 2, "n_empty": 0, "n_classes_never_named": 0}
+
+
+@pytest.mark.parametrize(
+    ("after", "said"),
+    [
+        (0.75, "0.5000 -> 0.7500 on 4 test images"),
+        (0.5, "0.5000 -> 0.5000 on 4 test images: the student is no better than its annotator"),
+        (0.25, "0.5000 -> 0.2500 on 4 test images: the student is WORSE than its annotator"),
+    ],
+)
+def test_student_line__says_when_it_is_worse(after: float, said: str) -> None:
+    summary = {"candidates": SETS, "annotator": TOWERS, "zero_shot": {"accuracy": 0.5, "n_scored": 4}}
+    summary["test"] = {"accuracy": after, "n_scored": 4}
+    assert telling.student_line(summary) == f"annotator -> student accuracy: {said}"
+
+
+def test_lines_of_run__candidates_and_what_was_deployed(tmp_path: Path) -> None:
+    summary: dict[str, Any] = {"method": "coreg", "candidates": SETS, "annotator": TOWERS, "pseudolabels": None}
+    summary |= {"zero_shot": {"accuracy": 0.5, "n_scored": 4}, "test": {"accuracy": 0.25, "n_scored": 4}}
+    step = {"kind": "step", "epoch": 1, "deployed": "never"}
+    epochs: list[dict[str, Any]] = [{"kind": "epoch", "epoch": e} for e in range(2)]
+    epochs[1] |= {"deployed": "better", "score_main": 0.25, "score_peer": 0.5}
+    lines = telling.lines_of_run(write_run(tmp_path / "a", summary, *epochs, step))
+    assert lines == [
+        "candidates from a/clip: 3 images, 1.50 candidates each on average, at most 2",
+        "Of the two networks that were trained the second one was saved: its score is the higher one (0.250 and 0.500).",
+        "annotator -> student accuracy: 0.5000 -> 0.2500 on 4 test images: the student is WORSE than its annotator",
+    ]
+    # What another model reads out of the class names is not what the student learned from.
+    other = {**summary, "annotator": {**TOWERS, "kind": "chat"}}
+    lines = telling.lines_of_run(write_run(tmp_path / "b", other, *epochs[:1]))
+    assert lines[1:] == ["zero-shot -> adapted accuracy: 0.5000 -> 0.2500 on 4 test images; this time it did not help"]
+
+
+def test_epoch_records__an_epoch_done_twice_counts_once(tmp_path: Path) -> None:
+    records = [{"kind": "epoch", "epoch": 0, "loss": 2.0}, {"kind": "epoch", "epoch": 1, "loss": 1.0}]
+    run = write_run(tmp_path / "a", {}, *records, {"kind": "step"}, {"kind": "epoch", "epoch": 1, "loss": 0.5})
+    assert [record["loss"] for record in telling.epoch_records(run.path / "metrics.jsonl")] == [2.0, 0.5]
+    assert telling.epoch_records(tmp_path / "none.jsonl") == []
+
+
+def test_pseudolabel_lines__first_guesses_of_a_table() -> None:
+    found = {"imbalance_ratio": 2.0, "gini": 0.2, "counts": [2, 1], "accuracy": 0.75}
+    assert telling.pseudolabel_lines(found, {"accuracy": 0.5})[1] == (
+        "pseudolabels that are right: first guesses 0.5000 -> 0.7500"
+    )
+    assert telling.pseudolabel_lines(found, {"named": [1, 1]})[1] == "pseudolabels that are right: 0.7500"
+
+
 def test_folded_warnings__other_words_stay_apart() -> None:
     many = [f"'ant' takes {60 + e}% in epoch {e}: lower lr" for e in range(5)]
     assert telling.folded_warnings([*many, "'bee' takes 60% in epoch 1: lower lr"]) == [

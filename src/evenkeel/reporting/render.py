@@ -29,10 +29,20 @@ from evenkeel.reporting.before_after import (
     pseudolabel_rows,
     pseudolabel_summary,
 )
+from evenkeel.reporting.candidates import (
+    change_figures,
+    change_rows,
+    division_figures,
+    guess_figures,
+    guessed_section,
+    is_below_annotator,
+    knows_annotator,
+)
 from evenkeel.reporting.charts import class_figures, curve_figures, reliability_figures, slope_figures
 from evenkeel.reporting.numbers import duration, number, percent, points
 from evenkeel.reporting.run_files import Run, class_rows, read_run
 from evenkeel.reporting.vision_language import kept_epoch, margin_figures, margin_rows, name_fit, watch_figures
+from evenkeel.telling import folded_warnings
 from evenkeel.train.track import write_text_atomically
 
 SCORES = {
@@ -86,13 +96,19 @@ def render(run_folder: Path) -> Path:
     )
     environment.filters.update(pct=percent, number=number, two=lambda value: "–" if value is None else f"{value:.2f}")
     environment.globals.update(points=points)
+    guessed = guessed_section(run)
+    changes = [] if guessed is None else change_figures(run)
+    shows_test = guessed is not None and len(change_rows(run, "test")) > 0  # among the changes
     sections = {
         "counts": labelled_figures(run),
-        "pseudolabels": pseudolabel_figures(run),
+        "guesses": guess_figures(run),
+        "changes": changes,
+        "division": division_figures(run),
+        "pseudolabels": pseudolabel_figures(run)[: 1 if changes else None],  # the other would show the same again
         "curves": curve_figures(run),
         "watch": watch_figures(run),
         "margins": margin_figures(run),
-        "classes": compared_class_figures(run) or class_figures(run),
+        "classes": [] if shows_test else compared_class_figures(run) or class_figures(run),
         "reliability": reliability_figures(run),
         "slopes": slope_figures(run),
     }
@@ -105,6 +121,9 @@ def render(run_folder: Path) -> Path:
         figure_json=[{"data": figure.data, "layout": figure.layout} for figure in every],
         plotly_js=get_plotlyjs(),
         headline=_headline(run),
+        signs=folded_warnings(run.summary.get("warnings") or []),
+        guessed=guessed,
+        knows_annotator=knows_annotator(run.summary),
         scores=[(title, key, run.test[key]) for key, title in SCORES.items() if run.test.get(key) is not None],
         zero_shot=run.zero_shot,
         names=name_fit(run),
@@ -202,7 +221,10 @@ def _how_good(run: Run) -> str:
     if test.get("balanced_accuracy") is not None:
         words += f"; {percent(test['balanced_accuracy'])} when every class counts the same"
     zero_shot = run.zero_shot.get("accuracy")
-    words += f"; zero-shot it was {percent(zero_shot)}" if zero_shot is not None else ""
+    if zero_shot is not None:
+        before = "its annotator alone is right for" if knows_annotator(run.summary) else "zero-shot it was"
+        words += f"; {before} {percent(zero_shot)}"
+        words += ", more than this model" if is_below_annotator(run.summary) else ""
     how = {"held out": " The test images were held out of the data given.", "split": " The data named its test images."}
     words += "." + how.get(str(run.data.get("test_is")), "")
     if test.get("few") is not None and run.has_groups:
@@ -234,7 +256,7 @@ def _how_far(run: Run) -> str:
             if low
             else f"None of {run.labels.num_rows:,} labels has a trust under 0.5; the least trusted are listed below."
         )
-    warnings = len(run.summary.get("warnings") or [])
+    warnings = len(folded_warnings(run.summary.get("warnings") or []))
     if warnings:
         words.append(f"{warnings} failure {'sign was' if warnings == 1 else 'signs were'} seen: see below.")
     return " ".join(words)
@@ -259,6 +281,7 @@ def _command(config: Mapping[str, Any]) -> str:
     for key, flag in flags.items():
         if config.get(key) is not None:
             words += [f"--{flag}", str(config[key])]
+    words += _asked(config)
     if config.get("flip") is not None:
         words += [
             "--flip",
@@ -270,6 +293,20 @@ def _command(config: Mapping[str, Any]) -> str:
         words += ["--freeze", *map(str, config["freeze"])]
     settings = [f"{key}={_setting(value)}" for key, value in (config.get("settings") or {}).items()]
     return shlex.join(words + (["--set", *settings] if settings else []))
+
+
+def _asked(config: Mapping[str, Any]) -> list[str]:
+    """How the annotator of a run was asked; CLASSES stands for a file of the class names."""
+    who = config.get("annotator") or {}
+    if not who:
+        return []
+    words = ["--annotator", str(who["model"])] if who["model"] != config.get("model") else []
+    keys = {"rule": "rule", "top_k": "top-k", "ratio": "ratio", "phrasings": "phrasings"}
+    if config.get("views") != "embeddings":  # else told already
+        keys |= {"templates": "templates"}
+        words += ["--descriptions", str(config["descriptions"])] if config.get("descriptions") else []
+    words += [word for key, flag in keys.items() if key in who for word in (f"--{flag}", str(who[key]))]
+    return [*words, *(["--classes", "CLASSES"] if config.get("classes") else [])]
 
 
 def _setting(value: Any) -> str:
