@@ -426,7 +426,7 @@ def _terms(
                 permutation=mixed.permutation,
                 lam=mixed.lam,
                 temperature=cfg.prototype_temperature,
-                where=on_p if rows == "p" else ~on_p,
+                weights=(on_p if rows == "p" else ~on_p).float(),  # no `where`: it would blank partners' targets
             )
             for rows in ("p", "u")
         }
