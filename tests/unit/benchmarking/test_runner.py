@@ -15,6 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from evenkeel import api
 from evenkeel.benchmarking import runner
 from evenkeel.benchmarking.grid import BenchTable, Cell, Given
 from evenkeel.benchmarking.tables import TABLES
@@ -267,6 +268,27 @@ def test_bench__full_runs_the_table_of_the_published_schedule(
     text = runner.bench("coreg-pixels", full=True, **options)
     assert asked == [(TABLES["coreg-pixels"].at_full, "coreg", 1000)]  # all images
     assert "800 epochs" in text
+
+
+def test_run_cell__of_a_network_has_the_settings_of_its_cell_alone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(api, "fit", lambda data, **words: asked.append({"data": data, **words}))
+    reduced = TABLES["coreg-pixels"]
+    assert reduced.at_full is not None
+    for grid, full in ((reduced, False), (reduced.at_full, True)):
+        train, test = runner.table_data(dataclasses.replace(grid, n_max=None), folder, full=full)
+        runner.run_cell(grid, "coreg", 0, train, test, folder=tmp_path / "new", full=full, device="cpu")
+    assert [each["settings"] for each in asked] == [
+        dict(reduced.cells["coreg"].settings),
+        dict(reduced.at_full.cells["coreg"].settings),
+    ]
+    assert [each["model"] for each in asked] == ["resnet32", "preact_resnet18"]
+    for each in asked:
+        assert not each["data"].counts().any()
+        assert each["data"].candidates is not None
+        assert each["test"].counts().tolist() == [2] * 10
 
 
 def test_bench__side_by_side_a_run_that_two_cells_show_is_run_once(

@@ -143,9 +143,11 @@ def test_parts__differ_from_the_whole_in_what_they_leave_out() -> None:
             assert all(getattr(cfg, key) != getattr(default, key) for key in keys), part
 
 
-def test_warm_up_only__has_no_other_epochs() -> None:
-    settings = TABLES["coreg-parts-cifar10"].cells["warm_up_only"].settings
+def test_warm_up_only__has_no_other_epochs_and_starts_as_the_paper_does() -> None:
+    cells = TABLES["coreg-parts-cifar10"].cells
+    settings = cells["warm_up_only"].settings
     assert settings["partial_epochs"] == settings["epochs"]
+    assert settings["start"] == cells["paper_start"].settings["start"] == "none"
 
 
 def test_thresholds__are_what_their_titles_say() -> None:
