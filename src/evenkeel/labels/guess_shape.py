@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from evenkeel.types import Task
 CHUNK_NUMBERS = 1 << 22  # of rows x classes held at a time
 MISS = 0.1  # probability that a guess says nothing of the image, where nothing better is known
 MISS_MAX = 0.99
-VERIFIED_FRAC = 0.2  # of an even class, that the verified images of a class count for together, at least
+VERIFIED_FRAC = 0.3  # of an even class, that the verified images count for of a class that is never guessed
 STARVED = 0.1  # share of an even class below which a class is hardly ever guessed
 REVIVED_FRAC = 0.1  # of the classes: more starved ones than this leave open which images are whose
 EVEN_SPREAD = 0.5  # standard deviation over mean of the other classes' shares, below which these are even
@@ -126,17 +127,26 @@ def fit_guess_shape(
       [0, 0, 0, 0, 1, 1, 1, 1]
     """
     rows = torch.arange(len(feats), device=feats.device) if rows is None else rows.to(feats.device)
-    found = _fit(feats, task, rows, strength, shrinkage, n_iterations, prior)
     if prior is not None:
-        return found
+        return _fit(feats, task, rows, strength, shrinkage, n_iterations, prior)
+    # What the guesses lead to shows without the verified images, which would feed a starved class themselves.
+    guessed = dataclasses.replace(task, labels=torch.full_like(task.labels, -1))
+    found = _fit(feats, guessed, rows, strength, shrinkage, n_iterations, None)
     wanted, starved, has_revived = estimate_prior(found.prior)
-    if has_revived:
-        found = _fit(feats, task, rows, strength, shrinkage, n_iterations, wanted.to(feats.device))
+    if has_revived or bool((task.labels >= 0).any()):
+        kept = wanted.to(feats.device) if has_revived else None
+        found = _fit(feats, task, rows, strength, shrinkage, n_iterations, kept)
     return GuessShape(found.weight, found.bias, found.prior, found.miss, starved, has_revived)
 
 
 def _fit(
-    feats: Tensor, task: Task, rows: Tensor, strength: float, shrinkage: float, n_iterations: int, prior: Tensor | None
+    feats: Tensor,
+    task: Task,
+    rows: Tensor,
+    strength: float,
+    shrinkage: float,
+    n_iterations: int,
+    prior: Tensor | None,
 ) -> GuessShape:
     n_classes, device = task.n_classes, feats.device
     eye = torch.eye(feats.shape[1], device=device)
@@ -148,7 +158,9 @@ def _fit(
     )
     scale, ratio = 0.0, torch.ones(n_classes, device=device)  # the first posteriors are the guesses
     for _ in range(n_iterations + 1):
-        counts, sums, named = _moments(feats, task, rows, scale * weight, scale * bias, miss, ratio, verified_weight)
+        counts, sums, named, plain = _moments(
+            feats, task, rows, scale * weight, scale * bias, miss, ratio, verified_weight
+        )
         if prior is not None:  # as much as rescaling once does; the next iterations do the rest
             ratio = ratio * prior * n / counts.clamp(min=1e-6 * n)
             ratio = ratio / ratio.mean()
@@ -163,27 +175,33 @@ def _fit(
         scale = strength
     trusted = (named + 1) / (counts + 2)
     miss = (1 - trusted / trusted.max()).clamp(MISS, MISS_MAX).maximum(miss)
-    shares = counts / counts.sum() if prior is None else prior
+    shares = plain / plain.sum() if prior is None else prior
     return GuessShape(weight - weight.mean(0), bias - bias.mean(), shares, miss, (), False)
 
 
 def _of_verified(task: Task, rows: Tensor) -> tuple[Tensor, Tensor]:
     """What verified images tell: how often guesses miss each class [C], and how many images one stands for [C]."""
     n_classes, device = task.n_classes, rows.device
-    miss, weight = torch.full((n_classes,), MISS, device=device), torch.ones(n_classes, device=device)
+    miss = torch.full((n_classes,), MISS, device=device)
     labels = task.labels.to(device)
     known = (labels >= 0).nonzero().flatten()
     if len(known) == 0:
-        return miss, weight
+        return miss, torch.ones(n_classes, device=device)
     counts = torch.bincount(labels[known], minlength=n_classes)
-    weight = (VERIFIED_FRAC * len(rows) / n_classes / counts.clamp(min=1)).clamp(min=1.0)
     if task.candidates is not None:
-        missed = torch.zeros(n_classes, device=device)
+        named = torch.zeros(n_classes, device=device)
         for some in chunks_of(known, n_classes):
             own = task.candidates.shares(some, n_classes).gather(1, labels[some][:, None])[:, 0]
-            missed.index_add_(0, labels[some], 1 - own)
+            named.index_add_(0, labels[some], own)
+        # Guesses that share themselves out among several classes are no worse for it: what counts is a class that gets
+        # less of its own images than the others get of theirs.
+        usual = named.sum() / counts.sum()
+        missed = (1 - named / (usual * counts).clamp(min=1e-9)).clamp(min=0) * counts
         miss = ((missed + MISS) / (counts + 1)).clamp(MISS, MISS_MAX)
-    return miss, weight
+    needed = (
+        VERIFIED_FRAC * (miss - MISS) / (1 - MISS)
+    )  # where guesses find a class, a few images say less than they do
+    return miss, (needed * len(rows) / n_classes / counts.clamp(min=1)).clamp(min=1.0)
 
 
 def _second_moment(feats: Tensor, task: Task, rows: Tensor, verified_weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,19 +224,23 @@ def _moments(
     miss: Tensor,
     ratio: Tensor,
     verified_weight: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums over images of the posteriors [C], of the features under them [C, D], and of the guesses they agree with."""
-    counts, sums, named = torch.zeros_like(bias), torch.zeros_like(weight), torch.zeros_like(bias)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sums over images of the posteriors [C], of the features under them [C, D], of the guesses they agree with [C],
+    and of the posteriors with each verified image counted once [C].
+    """
+    counts, sums = torch.zeros_like(bias), torch.zeros_like(weight)
+    named, plain = torch.zeros_like(bias), torch.zeros_like(bias)
     for some in chunks_of(rows, task.n_classes):
         z, guesses = feats[some].float(), task.guesses(some)
         posterior = (evidence(guesses, miss) + F.linear(z, weight, bias)).softmax(1) * ratio
         posterior = posterior / posterior.sum(1, keepdim=True)
         is_verified = (task.labels.to(some.device)[some] >= 0)[:, None]
+        plain += torch.where(is_verified, guesses, posterior).sum(0)
         posterior = torch.where(is_verified, guesses * verified_weight, posterior)
         counts += posterior.sum(0)
         sums += posterior.T @ z
         named += (posterior * guesses).sum(0)
-    return counts, sums, named
+    return counts, sums, named, plain
 
 
 def chunks_of(rows: Tensor, n_classes: int) -> Iterator[Tensor]:
