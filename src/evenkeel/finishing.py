@@ -139,8 +139,9 @@ def guess_counts(
       n_classes: C.
       truth: [N] class indices, -1 = unknown, C and above = no class of the list; None = no truth. For scoring only.
 
-    Returns: named [C] (sets that hold the class with a weight above 0), first [C], sizes (sets with 0, 1, 2, ...
-      candidates); with a truth also n_scored, accuracy of the first guess and per_class, its recall (None: no images).
+    Returns: named [C] (sets that hold the class with a weight above 0), first [C], is_ranked (some set has a candidate
+      that weighs less than another), sizes (sets with 0, 1, 2, ... candidates); with a truth also n_scored, accuracy of
+      the first guess and per_class, its recall (None: no images).
 
     Example: the second image has two candidates that tie.
       >>> sets = Candidates(torch.tensor([0, 2, 4]), torch.tensor([0, 1, 1, 2]), torch.tensor([0.9, 0.1, 0.5, 0.5]))
@@ -159,6 +160,7 @@ def guess_counts(
     told: dict[str, Any] = {
         "named": torch.bincount(classes, minlength=n_classes).tolist(),
         "first": [round(n, 4) for n in torch.bincount(classes, share, minlength=n_classes).tolist()],
+        "is_ranked": not bool(is_first.all()),
         "sizes": torch.bincount(torch.bincount(rows, minlength=n_rows)).tolist(),
     }
     known = None if truth is None else torch.from_numpy(np.asarray(truth, dtype=np.int64))

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evenkeel.reporting.candidates import deployed_words, is_below_annotator, knows_annotator
+from evenkeel.reporting.candidate_training import deployed_words
+from evenkeel.reporting.candidates import is_below_annotator, knows_annotator
 from evenkeel.run import Run
 
 LINES_MAX = 20  # class names told one by one; the report has them all
@@ -130,7 +131,8 @@ def pseudolabel_lines(found: Mapping[str, Any], guesses: Mapping[str, Any] | Non
         if "accuracy" not in found:
             return lines
         first = (guesses or {}).get("accuracy")
-        start = "" if first is None else f"first guesses {first:.4f} -> "
+        which = "first guesses" if (guesses or {}).get("is_ranked", True) else "guesses by chance"
+        start = "" if first is None else f"{which} {first:.4f} -> "
         return [*lines, f"pseudolabels that are right: {start}{found['accuracy']:.4f}"]
     gini = " -> ".join("none" if each["gini"] is None else f"{each['gini']:.2f}" for each in (before, found))
     lines = [f"pseudolabels, largest class over smallest: {_uneven(before)} -> {_uneven(found)} (Gini {gini})"]

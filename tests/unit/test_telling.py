@@ -123,7 +123,8 @@ def test_lines_of_run__candidates_and_what_was_deployed(tmp_path: Path) -> None:
     lines = telling.lines_of_run(write_run(tmp_path / "a", summary, *epochs, step))
     assert lines == [
         "candidates from a/clip: 3 images, 1.50 candidates each on average, at most 2",
-        "Of the two networks that were trained the second one was saved: its score is the higher one (0.250 and 0.500).",
+        "Of the two networks that were trained the second one was saved: its score is the higher one "
+        "(0.250 and 0.500).",
         "annotator -> student accuracy: 0.5000 -> 0.2500 on 4 test images: the student is WORSE than its annotator",
     ]
     # What another model reads out of the class names is not what the student learned from.
@@ -144,6 +145,7 @@ def test_pseudolabel_lines__first_guesses_of_a_table() -> None:
     assert telling.pseudolabel_lines(found, {"accuracy": 0.5})[1] == (
         "pseudolabels that are right: first guesses 0.5000 -> 0.7500"
     )
+    assert "guesses by chance 0.5000 ->" in telling.pseudolabel_lines(found, {"accuracy": 0.5, "is_ranked": False})[1]
     assert telling.pseudolabel_lines(found, {"named": [1, 1]})[1] == "pseudolabels that are right: 0.7500"
 
 

@@ -1,4 +1,4 @@
-"""What a report shows of a run on candidate labels: the guesses, whether training bettered them, what was deployed."""
+"""What a report shows of a run on candidate labels: what the guesses were, and whether training bettered them."""
 
 from __future__ import annotations
 
@@ -7,34 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from evenkeel.reporting.before_after import MAX_NAMED, wrapped_text
-from evenkeel.reporting.charts import AFTER, BEFORE, PERCENT, Figure, axes_layout, finite, line_figure, plain_text
+from evenkeel.reporting.candidate_training import curve_notes, deployed_words
+from evenkeel.reporting.charts import AFTER, BEFORE, Figure, axes_layout, plain_text
 from evenkeel.reporting.numbers import number, percent, points
 from evenkeel.reporting.run_files import Run
 
 HARDLY = 0.1  # of an even share of the first guesses: a class with less is hardly ever named, as for Co-Reg's prior
 CHANGED = 0.05  # of a class's images: smaller changes are not called a correction or a loss
 LOST = "#d55e00"
-
-SHARES = {
-    "reliable_frac": "guesses trusted",
-    "trusted_frac": "guesses trusted",
-    "in_set_frac": "answers that are among the guesses",
-    "inside_frac": "answers that are among the guesses",
-    "network_agreement": "images on which the two networks agree",
-}
-"""Shares logged after each epoch, in plain words; the first of two with the same words is shown."""
-
-PARTS = {
-    "partial_loss": "any of the guesses",
-    "loss_p": "trusted guesses",
-    "loss_u": "the other images",
-    "loss_prototypes": "class centres",
-    "loss_contrastive": "pairs of images",
-    "distillation": "one network of two",
-    "classification": "labels",
-    "contrastive": "pairs of images",
-}
-"""Parts of the loss, in plain words."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +29,7 @@ class Guessed:
       is_worse: it is below its annotator on the test images.
       corrected, lost: rows of `change_rows` of which one can say so, largest change first.
       scored_on: the images that they were counted on.
+      notes: how to read the curves of training.
       deployed: sentences on which network was saved, and why.
     """
 
@@ -60,6 +41,7 @@ class Guessed:
     corrected: list[dict[str, Any]]
     lost: list[dict[str, Any]]
     scored_on: str
+    notes: list[str]
     deployed: list[str]
 
 
@@ -87,6 +69,7 @@ def guessed_section(run: Run) -> Guessed | None:
         corrected=[row for row in known if row["change"] >= CHANGED],
         lost=[row for row in reversed(known) if row["change"] <= -CHANGED],
         scored_on="test images" if on_test else "training images whose truth is known",
+        notes=curve_notes(run),
         deployed=deployed_words(run.epochs, run.begin),
     )
 
@@ -133,7 +116,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         of = f" of {found['n_scored']:,} images" if found.get("n_scored") else ""
         facts.append(("Truth among the guesses, where it is known", percent(found["truth_inside"]) + of))
     if counts.get("accuracy") is not None:
-        facts.append(("First guess right", percent(counts["accuracy"])))
+        facts.append((f"{_one_guess(run).capitalize()} right", percent(counts["accuracy"])))
     names = run.class_names
     named, first = counts.get("named") or [], counts.get("first") or []
     if len(named) != len(names) or len(first) != len(names):
@@ -142,7 +125,17 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     even = sum(first) / max(1, len(first))
     hardly = [f"{c} ({n:.0f})" for c, n, m in zip(names, first, named, strict=True) if m and n < HARDLY * even]
     facts += [("Never guessed", _listed(never))] if never else []
-    return facts + ([("Hardly ever the first guess", _listed(hardly))] if hardly else [])
+    what = "Hardly ever the first guess" if _is_ranked(run) else "Hardly ever guessed"
+    return facts + ([(what, _listed(hardly))] if hardly else [])
+
+
+def _is_ranked(run: Run) -> bool:
+    return bool((run.summary.get("guesses") or {}).get("is_ranked", True))
+
+
+def _one_guess(run: Run) -> str:
+    """What ``first`` of the guesses counts: of sets whose members all weigh the same there is no first one."""
+    return "first guess" if _is_ranked(run) else "one of the guesses, by chance"
 
 
 def guess_figures(run: Run) -> list[Figure]:
@@ -159,7 +152,7 @@ def guess_figures(run: Run) -> list[Figure]:
     named, first = counts.get("named") or [], counts.get("first") or []
     if names and len(named) == len(first) == len(names):
         rows = sorted(zip(names, named, first, strict=True), key=lambda row: (-row[2], -row[1]))
-        series = {"among the guesses": [n for _, n, _ in rows], "first guess": [n for _, _, n in rows]}
+        series = {"among the guesses": [n for _, n, _ in rows], _one_guess(run): [n for _, _, n in rows]}
         figures.append(_count_bars("How often each class is guessed", [name for name, *_ in rows], series))
     sizes = [(size, n) for size, n in enumerate(counts.get("sizes") or []) if n]
     if len(sizes) > 1:
@@ -283,7 +276,7 @@ def change_figures(run: Run) -> list[Figure]:
         rows = [row for row in change_rows(run, images) if row["change"] is not None]
         if rows:
             asked = images == "test" or bool((run.summary.get("pseudolabels") or {}).get("zero_shot"))
-            who = "annotator" if asked and knows_annotator(run.summary) else "first guess"
+            who = "annotator" if asked and knows_annotator(run.summary) else _one_guess(run)
             figures.append(_dumbbells(f"Right in each class, {where}", rows, who))
     return figures
 
@@ -333,105 +326,11 @@ def _verdict(run: Run) -> list[str]:
     asked = (after.get("zero_shot") or {}) if knows_annotator(summary) else {}
     start = asked if asked.get("accuracy") is not None else summary.get("guesses") or {}
     if after.get("accuracy") is not None and start.get("accuracy") is not None:
-        who = "the annotator's answers" if asked.get("accuracy") is not None else "the first guesses"
+        who = "the annotator's answers" if asked.get("accuracy") is not None else f"the {_one_guess(run)}"
         said.append(
-            f"On the training images whose truth is known (it was used for scoring alone) {who} are right for "
-            f"{percent(start['accuracy'])}, the model's for {percent(after['accuracy'])}."
+            f"Training images whose truth is known (used for scoring alone): {who} right for "
+            f"{percent(start['accuracy'])}, the model's answers for {percent(after['accuracy'])}."
         )
-    return said
-
-
-# ---- while training -------------------------------------------------------------------------------------------------
-
-
-def division_figures(run: Run) -> list[Figure]:
-    """Shares of trusted guesses and of agreement, likeness of the class centres, parts of the loss, over epochs.
-
-    Example:
-      >>> epochs = [{"epoch": e, "reliable_frac": 0.5 + e / 10} for e in range(3)]
-      >>> summary = {"candidates": {"n_images": 3}}
-      >>> [figure.alt for figure in division_figures(Run(summary, {}, {}, {}, epochs, [], None, "run"))]
-      ['Line chart over epoch: guesses trusted from 0.5 to 0.7.']
-    """
-    if not run.summary.get("candidates"):
-        return []
-    figures = []
-    curves: dict[str, tuple[list[Any], list[Any]]] = {}
-    for key, words in SHARES.items():
-        found = _curve(run, key)
-        if found is not None and words not in curves:
-            curves[words] = found
-    if curves:
-        axis = {**PERCENT, "range": [0, 1.03]}
-        figures.append(line_figure("Guesses and networks", "epoch", "share of the images", curves, y=axis))
-        figures[0].layout["height"] = 380  # long words in the legend
-    alike = _curve(run, "prototype_cosine", skip=0.0)  # exactly 0: none are there yet
-    if alike is not None:
-        axis = {"range": [min(0.0, *alike[1]), 1.03]}
-        title = "Likeness of the class centres"
-        figures.append(line_figure(title, "epoch", "mean cosine, 1 = all alike", {title: alike}, y=axis))
-    parts = {words: found for key, words in PARTS.items() if (found := _curve(run, key)) is not None}
-    if len(parts) > 1:
-        figures.append(line_figure("Parts of the loss", "epoch", "loss", parts, y={"rangemode": "tozero"}))
-    return figures
-
-
-def _curve(run: Run, key: str, *, skip: float | None = None) -> tuple[list[int], list[float]] | None:
-    """(epochs, values) of a number, the mean over networks where each logs its own; None with fewer than two.
-
-    Values that are exactly ``skip`` are left out.
-    """
-    start = finite(run.begin.get(key))
-    found = [] if start is None else [(0, start)]
-    for i, record in enumerate(run.epochs):
-        own = [finite(record.get(name)) for name in ((key,) if key in record else (f"{key}_main", f"{key}_peer"))]
-        known = [value for value in own if value is not None]
-        if known:
-            found.append((record.get("epoch", i) + 1, sum(known) / len(known)))
-    found = [(at, value) for at, value in found if value != skip]
-    return ([at for at, _ in found], [value for _, value in found]) if len(found) > 1 else None
-
-
-def deployed_words(epochs: Sequence[Mapping[str, Any]], begin: Mapping[str, Any]) -> list[str]:
-    """Which network of Co-Reg was saved, and by what score; no words for a run that does not say.
-
-    Args:
-      epochs: records of the epochs.
-      begin: record of what came before them.
-
-    Example:
-      >>> last = {"deployed": "better", "score_main": 0.5, "score_peer": 0.75, "score_deployed": 0.75}
-      >>> deployed_words([last], {})[0]
-      'Of the two networks that were trained the second one was saved: its score is the higher one (0.500 and 0.750).'
-    """
-    last = next((record for record in reversed(epochs) if record.get("deployed")), None)
-    if last is None:
-        return []
-    scores = [finite(last.get(f"score_{name}")) for name in ("main", "peer")]
-    both = "" if None in scores else f" ({scores[0]:.3f} and {scores[1]:.3f})"
-    n_distilled = sum("distillation" in record for record in epochs)
-    lasted = f"the last {n_distilled} epochs" if n_distilled > 1 else "the last epoch"
-    second = scores[0] is not None and scores[1] is not None and scores[1] > scores[0]
-    how = {
-        "distil": f"Two networks were trained; in {lasted} one learned from the mean of both, and that one was saved.",
-        "average": f"Two networks were trained; the mean of their weights was saved{both}.",
-        "better": (
-            f"Of the two networks that were trained the {'second' if second else 'first'} one was saved: its score is "
-            f"the higher one{both}."
-            if both
-            else "The one network that was trained was saved."
-        ),
-        "annotator": "The annotator's own classifier was saved, not what was trained: it fits the images better.",
-    }
-    said = [how.get(str(last["deployed"]), f"Saved: {last['deployed']}.")]
-    reached, start = finite(last.get("score_deployed")), finite(last.get("score_guesses"))
-    if reached is not None and start is not None:
-        said.append(
-            "Score, found without any label: how well answers agree with groups of images that look alike "
-            f"(0 not at all, 1 fully). The guesses: {start:.3f}; the trained network: {reached:.3f}."
-        )
-    elif reached is not None:
-        said.append(f"Score, found without any label: {percent(reached)} of its answers are among the image's guesses.")
     return said
 
 

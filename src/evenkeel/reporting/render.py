@@ -29,10 +29,10 @@ from evenkeel.reporting.before_after import (
     pseudolabel_rows,
     pseudolabel_summary,
 )
+from evenkeel.reporting.candidate_training import division_figures
 from evenkeel.reporting.candidates import (
     change_figures,
     change_rows,
-    division_figures,
     guess_figures,
     guessed_section,
     is_below_annotator,

@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from evenkeel.finishing import guess_counts
+from evenkeel.reporting.candidate_training import division_figures
 from evenkeel.reporting.candidates import (
     change_figures,
     change_rows,
-    deployed_words,
-    division_figures,
     guess_figures,
     guessed_section,
     is_below_annotator,
@@ -85,13 +84,14 @@ def test_guess_counts__a_slow_loop_counts_the_same(weighted):
     assert told["per_class"] == pytest.approx((right / of).tolist(), abs=1e-4)
     assert told["accuracy"] == pytest.approx(right.sum() / of.sum(), abs=1e-4)
     assert told["n_scored"] == of.sum() < len(truth)
+    assert told["is_ranked"] is weighted
     json.dumps(told, allow_nan=False)
 
 
 def test_guess_counts__nothing_known_and_nothing_guessed():
     sets = Candidates(torch.zeros(4, dtype=torch.int64), torch.zeros(0, dtype=torch.int32))
     told = guess_counts(sets, n_classes=2, truth=np.array([-1, -1, -1]))
-    assert told == {"named": [0, 0], "first": [0.0, 0.0], "sizes": [3]}
+    assert told == {"named": [0, 0], "first": [0.0, 0.0], "is_ranked": False, "sizes": [3]}
     assert guess_counts(sets, n_classes=2, truth=np.array([0, -1, 0]))["per_class"] == [0.0, None]
     assert guess_counts(sets, n_classes=2, truth=np.array([7, -1, -1]))["accuracy"] is None  # of no listed class
 
@@ -158,9 +158,26 @@ def test_guessed_section__a_table_of_the_user_scored_by_its_first_guesses():
     assert said.origin == "They came with the data."
     assert said.scored_on == "training images whose truth is known"
     (words,) = said.verdict
-    assert "the first guesses are right for 60.0%, the model's for 80.0%" in words
+    assert words.endswith("the first guess right for 60.0%, the model's answers for 80.0%.")
     assert [(row["name"], round(row["change"], 2)) for row in said.corrected] == [(EVIL, 0.5), ("dog", 0.25)]
     assert [(row["name"], round(row["change"], 2)) for row in said.lost] == [("cat", -0.1)]
+
+
+def test_guessed_section__guesses_without_weights_have_no_first():
+    counts = {**GUESSES, **SCORED, "is_ranked": False}
+    pseudo = {"accuracy": 0.8, "per_class": [0.8, 0.75, 0.5, None]}
+    run = run_of(guesses=counts, pseudolabels=pseudo)
+    said = guessed_section(run)
+    assert ("One of the guesses, by chance right", "60.0%") in said.facts
+    assert ("Hardly ever guessed", f"{EVIL} (0)") in said.facts
+    names = {
+        trace["name"]
+        for figure in [*guess_figures(run), *change_figures(run)]
+        for trace in figure.data
+        if "name" in trace
+    }
+    assert "one of the guesses, by chance" in names
+    assert not any("first" in name for name in names)
 
 
 def test_guessed_section__names_that_gave_way_to_descriptions():
@@ -178,30 +195,6 @@ def test_guessed_section__a_run_of_an_older_version_and_one_class():
     one = run_of(names=["cat"], guesses={"named": [3], "first": [3.0], "sizes": [0, 3]})
     assert not [what for what, _ in guessed_section(one).facts if "uess" in what and "ever" in what]
     assert list(valid(guess_figures(one))) == ["How often each class is guessed"]
-
-
-@pytest.mark.parametrize(
-    ("last", "said"),
-    [
-        ({"deployed": "distil"}, "in the last 2 epochs one learned from the mean of both, and that one was saved"),
-        ({"deployed": "average", "score_main": 0.5, "score_peer": 0.25}, "their weights was saved (0.500 and 0.250)"),
-        ({"deployed": "better", "score_main": 0.5, "score_peer": 0.25}, "the first one was saved"),
-        ({"deployed": "better"}, "The one network that was trained was saved."),
-        ({"deployed": "annotator"}, "The annotator's own classifier was saved"),
-    ],
-)
-def test_deployed_words__which_network(last, said):
-    (words,) = deployed_words([{"epoch": 0}, {"epoch": 1, "distillation": 1.0}, {"distillation": 1.0, **last}], {})
-    assert said in words
-
-
-def test_deployed_words__why():
-    last = {"deployed": "distil", "score_deployed": 0.75}
-    assert deployed_words([last], {})[1].endswith("75.0% of its answers are among the image's guesses.")
-    assert deployed_words([{**last, "score_guesses": 0.5}], {})[1].endswith(
-        "The guesses: 0.500; the trained network: 0.750."
-    )
-    assert deployed_words([{"epoch": 0, "loss": 1.0}], {}) == []
 
 
 # ---- charts ---------------------------------------------------------------------------------------------------------
@@ -248,45 +241,6 @@ def test_change_figures__a_line_from_before_to_after_on_test_and_training_images
     assert traces["lost"]["y"] == [2, 2, None, 3, 3, None]
     second = list(figures.values())[1]
     assert [trace["x"] for trace in second.data if trace["mode"] == "markers"] == [[0.25, 0.5, 0.75], [0.5, 0.5, 0.5]]
-
-
-def test_division_figures__coreg():
-    epochs = [
-        {"epoch": 0, "loss": 1.0, "reliable_frac": 0.6, "in_set_frac": 0.9, "network_agreement": 0.8}
-        | {"prototype_cosine": 0.0, "loss_p_main": 0.5, "loss_p_peer": 0.25},
-        {"epoch": 1, "loss": 1.5, "reliable_frac": 0.7, "in_set_frac": 0.8, "network_agreement": 0.9}
-        | {"prototype_cosine": 0.25, "loss_p_main": 0.25, "loss_p_peer": 0.25},
-        {"epoch": 2, "reliable_frac": 0.8, "prototype_cosine": 0.5, "loss_p_main": None, "loss_p_peer": 0.5},
-        {"epoch": 3, "distillation": 0.5},
-        {"epoch": 4, "distillation": 0.25},
-    ]
-    begin = {"reliable_frac": 0.5, "in_set_frac": 0.75}
-    figures = valid(division_figures(run_of(epochs=epochs, begin=begin)))
-    assert list(figures) == ["Guesses and networks", "Likeness of the class centres", "Parts of the loss"]
-    curves = {trace["name"]: (trace["x"], trace["y"]) for figure in figures.values() for trace in figure.data}
-    assert curves == {
-        "guesses trusted": ([0, 1, 2, 3], [0.5, 0.6, 0.7, 0.8]),
-        "answers that are among the guesses": ([0, 1, 2], [0.75, 0.9, 0.8]),
-        "images on which the two networks agree": ([1, 2], [0.8, 0.9]),
-        "Likeness of the class centres": ([2, 3], [0.25, 0.5]),  # 0 was before there were any
-        "trusted guesses": ([1, 2, 3], [0.375, 0.25, 0.5]),
-        "one network of two": ([4, 5], [0.5, 0.25]),
-    }
-
-
-@pytest.mark.parametrize(
-    ("keys", "titles"),
-    [
-        (("inside_frac",), ["Guesses and networks"]),  # kd, cc, proden, crdpll
-        (("trusted_frac_main", "trusted_frac_peer"), ["Guesses and networks"]),  # dividemix
-        (("classification", "contrastive", "prototype_cosine"), ["Likeness of the class centres", "Parts of the loss"]),
-        (("loss",), []),
-    ],
-)
-def test_division_figures__baselines_log_less(keys, titles):
-    epochs = [{"epoch": e, **dict.fromkeys(keys, 0.5)} for e in range(2)]
-    assert list(valid(division_figures(run_of(epochs=epochs)))) == titles
-    assert division_figures(run_of(epochs=epochs[:1])) == []  # one epoch is no curve
 
 
 # ---- the page -------------------------------------------------------------------------------------------------------
