@@ -131,9 +131,9 @@ def pseudolabel_lines(found: Mapping[str, Any], guesses: Mapping[str, Any] | Non
         if "accuracy" not in found:
             return lines
         first = (guesses or {}).get("accuracy")
-        which = "first guesses" if (guesses or {}).get("is_ranked", True) else "guesses by chance"
-        start = "" if first is None else f"{which} {first:.4f} -> "
-        return [*lines, f"pseudolabels that are right: {start}{found['accuracy']:.4f}"]
+        which = "first guesses" if (guesses or {}).get("is_ranked", True) else "guesses drawn by chance"
+        lines += [] if first is None else [f"{which} that are right: {first:.4f}"]
+        return [*lines, f"pseudolabels that are right: {found['accuracy']:.4f}"]
     gini = " -> ".join("none" if each["gini"] is None else f"{each['gini']:.2f}" for each in (before, found))
     lines = [f"pseudolabels, largest class over smallest: {_uneven(before)} -> {_uneven(found)} (Gini {gini})"]
     if "accuracy" in found and "accuracy" in before:

@@ -116,7 +116,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         of = f" of {found['n_scored']:,} images" if found.get("n_scored") else ""
         facts.append(("Truth among the guesses, where it is known", percent(found["truth_inside"]) + of))
     if counts.get("accuracy") is not None:
-        facts.append((f"{_one_guess(run).capitalize()} right", percent(counts["accuracy"])))
+        facts.append((f"{_one_guess(run).capitalize()}, right", percent(counts["accuracy"])))
     names = run.class_names
     named, first = counts.get("named") or [], counts.get("first") or []
     if len(named) != len(names) or len(first) != len(names):
@@ -135,7 +135,7 @@ def _is_ranked(run: Run) -> bool:
 
 def _one_guess(run: Run) -> str:
     """What ``first`` of the guesses counts: of sets whose members all weigh the same there is no first one."""
-    return "first guess" if _is_ranked(run) else "one of the guesses, by chance"
+    return "first guess" if _is_ranked(run) else "guess drawn by chance"
 
 
 def guess_figures(run: Run) -> list[Figure]:
@@ -326,7 +326,7 @@ def _verdict(run: Run) -> list[str]:
     asked = (after.get("zero_shot") or {}) if knows_annotator(summary) else {}
     start = asked if asked.get("accuracy") is not None else summary.get("guesses") or {}
     if after.get("accuracy") is not None and start.get("accuracy") is not None:
-        who = "the annotator's answers" if asked.get("accuracy") is not None else f"the {_one_guess(run)}"
+        who = "the annotator's answers are" if asked.get("accuracy") is not None else f"the {_one_guess(run)} is"
         said.append(
             f"Training images whose truth is known (used for scoring alone): {who} right for "
             f"{percent(start['accuracy'])}, the model's answers for {percent(after['accuracy'])}."

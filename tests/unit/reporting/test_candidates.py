@@ -112,7 +112,7 @@ def test_guessed_section__two_towers_that_training_bettered():
         ("Images with a single guess", "15"),
         ("Images without any", "2"),
         ("Truth among the guesses, where it is known", "90.0% of 30 images"),
-        ("First guess right", "60.0%"),
+        ("First guess, right", "60.0%"),
         ("Never guessed", "gnu"),
         ("Hardly ever the first guess", f"{EVIL} (0)"),  # 0.5 is under a tenth of 38 / 4, and rounds to 0
     ]
@@ -158,7 +158,7 @@ def test_guessed_section__a_table_of_the_user_scored_by_its_first_guesses():
     assert said.origin == "They came with the data."
     assert said.scored_on == "training images whose truth is known"
     (words,) = said.verdict
-    assert words.endswith("the first guess right for 60.0%, the model's answers for 80.0%.")
+    assert words.endswith("the first guess is right for 60.0%, the model's answers for 80.0%.")
     assert [(row["name"], round(row["change"], 2)) for row in said.corrected] == [(EVIL, 0.5), ("dog", 0.25)]
     assert [(row["name"], round(row["change"], 2)) for row in said.lost] == [("cat", -0.1)]
 
@@ -168,7 +168,7 @@ def test_guessed_section__guesses_without_weights_have_no_first():
     pseudo = {"accuracy": 0.8, "per_class": [0.8, 0.75, 0.5, None]}
     run = run_of(guesses=counts, pseudolabels=pseudo)
     said = guessed_section(run)
-    assert ("One of the guesses, by chance right", "60.0%") in said.facts
+    assert ("Guess drawn by chance, right", "60.0%") in said.facts
     assert ("Hardly ever guessed", f"{EVIL} (0)") in said.facts
     names = {
         trace["name"]
@@ -176,7 +176,7 @@ def test_guessed_section__guesses_without_weights_have_no_first():
         for trace in figure.data
         if "name" in trace
     }
-    assert "one of the guesses, by chance" in names
+    assert "guess drawn by chance" in names
     assert not any("first" in name for name in names)
 
 
