@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -241,6 +242,55 @@ def _moments(
         sums += posterior.T @ z
         named += (posterior * guesses).sum(0)
     return counts, sums, named, plain
+
+
+def bootstrap(task: Task) -> Tensor:
+    """Rows [N] drawn with replacement, by the global generator; verified images are all among them, once.
+
+    Example:
+      >>> rows = bootstrap(Task(torch.tensor([-1, 1, -1, 0]), ("cat", "dog")))
+      >>> rows[:2].tolist(), len(rows), set(rows[2:].tolist()) <= {0, 2}
+      ([1, 3], 4, True)
+    """
+    verified, guessed = (where.nonzero().flatten() for where in (task.labels >= 0, task.labels < 0))
+    return torch.cat([verified, guessed[torch.randint(max(len(guessed), 1), (len(guessed),), device=guessed.device)]])
+
+
+def information(task: Task) -> float:
+    """How much of a label the candidate sets tell on average: 1 - mean of log(size) / log(C), empty sets left out.
+
+    Example: a set of one of four classes tells all, one of two half.
+      >>> from evenkeel.types import Candidates
+      >>> sets = Candidates(torch.tensor([0, 1, 3]), torch.tensor([2, 0, 1], dtype=torch.int32))
+      >>> information(Task(torch.tensor([-1, -1]), ("cat", "dog", "owl", "fox"), sets))
+      0.75
+    """
+    if task.candidates is None or task.n_classes < 2:
+        return 1.0
+    sizes = task.candidates.offsets.diff()
+    sizes = sizes[sizes > 0].double()
+    return float(1 - sizes.log().mean() / math.log(task.n_classes)) if len(sizes) else 1.0
+
+
+def starved_warning(class_names: Sequence[str], starved: Sequence[int], *, has_revived: bool) -> list[str]:
+    """What to say of classes that the guesses hardly ever name, if there are any.
+
+    Example:
+      >>> starved_warning(["cat", "dog"], [1], has_revived=True)[0][:70]
+      'the guesses hardly ever name dog: they are given the images that fit n'
+    """
+    if not starved:
+        return []
+    shown = ", ".join(class_names[c] for c in starved[:5]) + (", …" if len(starved) > 5 else "")
+    what = (
+        "they are given the images that fit no other class; check some of them"
+        if has_revived
+        else "which images are theirs, if there are any, cannot be told"
+    )
+    return [
+        f"the guesses hardly ever name {shown}: {what}. Describe how the class looks (--descriptions), ask another "
+        "annotator, or verify a few images of it"
+    ]
 
 
 def chunks_of(rows: Tensor, n_classes: int) -> Iterator[Tensor]:

@@ -33,7 +33,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -79,7 +78,7 @@ class Config(CandidateSettings):
     n_networks: Literal[1, 2] = 2  # 1 learns on its own word
     use_co_labels: bool = True  # line 5; False: each network on its own P, w and a (ablation)
     partial_epochs: int | None = None  # line 1: 50 (100 to 200 for CIFAR-100), never more than a third; or 0
-    entropy_weight: float | None = None  # line 1: 1, or less the larger the sets are (`_entropy_weight`)
+    entropy_weight: float | None = None  # line 1: 1, or less the larger the sets are (_warm_up)
     start: Literal["auto", "shape", "none"] = "auto"  # shape: Gaussians fitted to the guesses; auto: on frozen features
     start_strength: float = 0.15  # start="shape": logits of the networks over the log densities
     use_alignment: bool = True  # line 2; False: the softmax as it is (ablation)
@@ -152,6 +151,7 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
         "prior": even,
         "miss": torch.full_like(even, guess_shape.MISS),
         "is_prior_known": True,
+        "entropy_weight": guess_shape.information(task) ** 4 if cfg.entropy_weight is None else cfg.entropy_weight,
         "prototypes": torch.zeros(n_classes, N_DIMS, device=device),
         "divisions": {name: {"history": init_loss_history(n, cfg.history_epochs, device)} for name in names},
     }
@@ -169,7 +169,7 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State,
         guessed.append(heaviest(guesses, rows))
         shares += guesses.sum(0)
     prior, starved, has_revived = guess_shape.estimate_prior(shares)
-    memory = dict(state.memory)
+    memory, watch = dict(state.memory), None
     logs: dict[str, Any] = {"guessed_frac": [round(float(s), 5) for s in shares / shares.sum()]}
     if _starts_by_shape(cfg, memory["is_frozen"]):
         # Half precision, as a store keeps them: all features are held at once.
@@ -179,17 +179,21 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State,
         memory["miss"] = whole.miss
         kept = prior if has_revived or cfg.prior == "uniform" else None
         for name in state.memory["divisions"]:
-            drawn = _bootstrap(task) if cfg.n_networks == 2 else everything
+            drawn = guess_shape.bootstrap(task) if cfg.n_networks == 2 else everything
             own = guess_shape.fit_guess_shape(feats, task, rows=drawn, prior=kept)
             put_in(state, name, cfg.start_strength * own.weight, cfg.start_strength * own.bias)
         watch = Watch.start(feats, task.n_classes, torch.cat(guessed))
+        logs["miss"] = [round(float(m), 4) for m in whole.miss]
+    elif task.clusters is not None:
+        watch = Watch.of_clusters(task.clusters, torch.cat(guessed))
+    if watch is not None:
         memory["watch"] = watch.to_dict()
-        logs |= {"annotator_agreement": watch.zero_shot_agreement, "miss": [round(float(m), 4) for m in whole.miss]}
+        logs["annotator_agreement"] = watch.zero_shot_agreement
     memory["prior"] = _even(prior) if cfg.prior == "uniform" else prior
     memory["is_prior_known"] = has_revived or cfg.prior == "uniform"
     logs |= {"prior": [round(float(p), 5) for p in memory["prior"]], "class_names": list(task.class_names)}
     logs["starved"] = [task.class_names[c] for c in starved]
-    logs["warnings"] = _starved_warning(task, starved, has_revived)
+    logs["warnings"] = guess_shape.starved_warning(task.class_names, starved, has_revived=has_revived)
     state = dataclasses.replace(state, memory=memory)
     if partial_epochs(cfg, state) == 0:
         state, told = _divided(cfg, task, state, passes, epoch=-1)
@@ -209,7 +213,7 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
     """The losses of both networks, from one batch that each of them divides its own way."""
     batch, memory = batches["train"], dict(state.memory)
     if clock.epoch < partial_epochs(cfg, state):
-        return _warm_up(cfg, task, state, batch)
+        return _warm_up(task, state, batch)
     if clock.epoch >= distil_epoch(cfg, state):
         return _distil(state, batch)
     names, n_weak = tuple(memory["divisions"]), len(_views(cfg, state)[0])
@@ -317,51 +321,16 @@ def _views(cfg: Config, state: State) -> tuple[tuple[str, ...], tuple[str, ...]]
     return (weak,) * (1 if weak == "clean" else 2), (strong,) * (1 if strong == "clean" else 2)
 
 
-def _bootstrap(task: Task) -> Tensor:
-    """Rows [N] drawn with replacement; verified images are all among them."""
-    verified, guessed = (where.nonzero().flatten() for where in (task.labels >= 0, task.labels < 0))
-    return torch.cat([verified, guessed[torch.randint(max(len(guessed), 1), (len(guessed),), device=guessed.device)]])
-
-
-def _starved_warning(task: Task, starved: tuple[int, ...], has_revived: bool) -> list[str]:
-    if not starved:
-        return []
-    shown = ", ".join(task.class_names[c] for c in starved[:5]) + (", …" if len(starved) > 5 else "")
-    what = (
-        "they are given the images that fit no other class; check some of them"
-        if has_revived
-        else "too many to tell which images are theirs"
-    )
-    return [
-        f"the guesses hardly ever name {shown}: {what}. Describe how the class looks (--descriptions), ask another "
-        "annotator, or verify a few images of it"
-    ]
-
-
-def _warm_up(cfg: Config, task: Task, state: State, batch: Batch) -> StepResult:
-    """Line 1."""
+def _warm_up(task: Task, state: State, batch: Batch) -> StepResult:
+    """Line 1. With large sets a weight of 1 leaves the even prediction the best one, and nothing would be learned."""
     possible = task.possible(batch.rows)
-    weight = cfg.entropy_weight if cfg.entropy_weight is not None else _entropy_weight(task)
     n_told = informative_rows(possible).sum()
     losses = []
     for name in state.memory["divisions"]:
         logits = state.nets[name](batch.x)
         partial = partial_cross_entropy(logits, possible) * mean_share(n_told.float())
-        losses.append(partial + weight * negative_entropy(logits))
+        losses.append(partial + state.memory["entropy_weight"] * negative_entropy(logits))
     return StepResult(sum(losses, torch.zeros(())), len(batch.rows), state, {"partial_loss": losses[0].detach()})
-
-
-def _entropy_weight(task: Task) -> float:
-    """Weight of the negative entropy: the share of a label's information that the sets give, to the fourth.
-
-    With sets of several labels a weight of 1 leaves the even prediction the best one, and nothing is learned.
-    """
-    sets = task.candidates
-    if sets is None or task.n_classes < 2:
-        return 1.0
-    sizes = sets.offsets.diff()
-    sizes = sizes[sizes > 0].clamp(max=task.n_classes).double()
-    return float((1 - sizes.log().mean() / math.log(task.n_classes)) ** 4) if len(sizes) else 1.0
 
 
 def _distil(state: State, batch: Batch) -> StepResult:
