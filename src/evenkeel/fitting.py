@@ -244,7 +244,8 @@ def fit(
             build = _OwnNets(model, prepared.size_px, pretrained, tuple(freeze), seed)
         else:
             build = _encoder_nets(prepared, encoder, concepts, sees, templates, seed)
-        task = dataclasses.replace(prepared.train.table.task(), concepts=concepts)
+        clusters = guesser.clusters(prepared.train) if guesser is not None and sees == "pixels" else None
+        task = dataclasses.replace(prepared.train.table.task(), concepts=concepts, clusters=clusters)
         source = prepared.train.views(prepared.view)
         cfg = with_chosen_margin(chosen.recipe, cfg, task, source, build, options=options, folder=run.path)
         trained = train(

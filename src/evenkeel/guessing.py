@@ -38,6 +38,7 @@ from evenkeel.encoders.templates import prompt_text_feats, templates_named
 from evenkeel.encoding import Encoder, is_two_tower
 from evenkeel.errors import ConfigError, DataError
 from evenkeel.labels.annotate import write_candidates
+from evenkeel.labels.watch import clusters_of
 from evenkeel.predict import Answers, answer
 from evenkeel.prepare import Source, open_source
 from evenkeel.results import ANNOTATIONS
@@ -222,6 +223,13 @@ class Guesser:
             )
 
         return ask
+
+    def clusters(self, source: Source) -> Tensor | None:
+        """Clusters of the images in the features of a two-tower model, one per class; None of a chat model."""
+        if self.annotator.is_chat:
+            return None
+        feats = torch.cat([z.half() for z in self._views(source, self._encoder()).feats()])  # as they are stored
+        return clusters_of(feats, len(source.table.class_names))
 
     def _encoder(self) -> MatchingEncoder:
         shared = self.run_encoder

@@ -43,12 +43,21 @@ class Watch:
           >>> watch.agreement(torch.tensor([1, 0] * 3)), watch.agreement(torch.zeros(6, dtype=torch.int64))
           (1.0, 0.0)
         """
-        n = len(feats)
-        rows = torch.linspace(0, n - 1, min(n, ROWS_MAX), dtype=torch.float64).long()
-        z = feats[rows.to(feats.device)].float().cpu().numpy()
-        n_distinct = min(n_clusters, len(np.unique(z, axis=0)))
-        found = KMeans(n_distinct, n_init=1, random_state=0).fit(z).labels_
-        watch = cls(rows, torch.from_numpy(found.astype(np.int64)), 0.0)
+        return cls.of_clusters(clusters_of(feats, n_clusters), zero_shot)
+
+    @classmethod
+    def of_clusters(cls, clusters: Tensor, zero_shot: Tensor) -> Watch:
+        """Watch by clusters that are known.
+
+        Args:
+          clusters: [N] int64 cluster of each image, -1 = not looked at.   zero_shot: [N] int64 as in `start`.
+
+        Example:
+          >>> Watch.of_clusters(torch.tensor([0, 1, -1]), torch.tensor([1, 0, 0])).zero_shot_agreement
+          1.0
+        """
+        rows = (clusters.cpu() >= 0).nonzero().flatten()
+        watch = cls(rows, clusters.cpu()[rows], 0.0)
         return cls(rows, watch.clusters, watch.agreement(zero_shot))
 
     def agreement(self, predicted: Tensor) -> float:
@@ -84,6 +93,28 @@ class Watch:
     def from_dict(cls, saved: Mapping[str, Any]) -> Watch:
         """What `to_dict` gave."""
         return cls(saved["rows"].cpu(), saved["clusters"].cpu(), saved["zero_shot_agreement"])
+
+
+def clusters_of(feats: Tensor, n_clusters: int) -> Tensor:
+    """Cluster of each image by k-means on at most `ROWS_MAX` of them, evenly thinned out; -1 for the others.
+
+    Args:
+      feats: [N, D] float.   n_clusters: wanted; fewer if there are fewer different images.
+
+    Returns: [N] int64 on the CPU.
+
+    Example:
+      >>> found = clusters_of(torch.eye(2).repeat(3, 1), 2)
+      >>> bool((found[::2] == found[0]).all()), bool((found[1::2] == 1 - found[0]).all())
+      (True, True)
+    """
+    n = len(feats)
+    rows = torch.linspace(0, n - 1, min(n, ROWS_MAX), dtype=torch.float64).long()
+    z = feats[rows.to(feats.device)].float().cpu().numpy()
+    n_distinct = min(n_clusters, len(np.unique(z, axis=0)))
+    clusters = torch.full((n,), -1, dtype=torch.int64)
+    clusters[rows] = torch.from_numpy(KMeans(n_distinct, n_init=1, random_state=0).fit(z).labels_.astype(np.int64))
+    return clusters
 
 
 def warnings_of(logs: Mapping[str, Any], class_names: Sequence[str], epoch: int) -> list[str]:

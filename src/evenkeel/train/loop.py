@@ -139,7 +139,8 @@ class _Loop:
         self.device: torch.device = self.accelerator.device
         self.is_main: bool = self.accelerator.is_main_process
         self.dtype = autocast_dtype(self.device, options.precision)
-        self.task = dataclasses.replace(task, labels=task.labels.to(self.device))
+        sets = None if task.candidates is None else task.candidates.to(self.device)
+        self.task = dataclasses.replace(task, labels=task.labels.to(self.device), candidates=sets)
         self.epoch, self.step = 0, 0
         self.has_begun = False
         self.plan: EpochPlan | None = None
