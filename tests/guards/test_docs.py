@@ -22,8 +22,9 @@ from evenkeel.data.columns import ROLES
 from evenkeel.data.situation import METHODS as METHOD_OF_SITUATION
 from evenkeel.data.table import PROBLEM_KINDS
 from evenkeel.fitting import CPU_IMAGES
-from evenkeel.methods.baselines import long_tailed, vision_language
+from evenkeel.methods.baselines import candidate_labels, dividemix, long_tailed, pico, vision_language
 from evenkeel.methods.cap import Config as CapConfig
+from evenkeel.methods.coreg import Config as CoregConfig
 from evenkeel.methods.cvs import Config as CvsConfig
 from evenkeel.methods.registry import METHODS
 from evenkeel.results import LABEL_COLUMNS
@@ -177,8 +178,12 @@ def test_method_is_explained(name: str) -> None:
         (CapConfig, "## cap"),
         (long_tailed.Config, "### Their settings"),
         (vision_language.Config, "### Settings of these baselines"),
+        (CoregConfig, "### Settings of coreg"),
+        (candidate_labels.Config, "### Settings of kd, top1, cc, proden and crdpll"),
+        (pico.Config, "### Settings of pico"),
+        (dividemix.Config, "### Settings of dividemix"),
     ],
-    ids=["cvs", "cap", "baselines", "vision-language baselines"],
+    ids=["cvs", "cap", "baselines", "vision-language baselines", "coreg", "candidate labels", "pico", "dividemix"],
 )
 def test_settings_and_defaults(config: Any, heading: str) -> None:
     page = read("methods.md")

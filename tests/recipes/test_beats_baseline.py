@@ -1,4 +1,4 @@
-"""A method must beat the plain way: cross-entropy on long-tailed images, the class names alone on unlabelled ones."""
+"""A method must beat the plain way: cross-entropy on uneven labels, class names alone, guesses learned as they are."""
 
 from typing import Literal
 
@@ -116,3 +116,41 @@ def test_cap__beats_the_class_names_where_one_of_them_fits_no_image() -> None:
     assert names.min() > 0.5
     assert names.max() < 0.9  # the unknown class is lost to the names
     assert ours.min() > 0.95
+
+
+def candidate_accuracies(seed: int) -> dict[str, float]:
+    """Of Co-Reg and two baselines on features, where guesses are biased: one class is mostly taken for another, a second
+    is taken for all kinds, and the weights say so with confidence.
+    """
+    truth = torch.tensor(tiny.classes_of((50, 50, 50, 50, 50)))
+    n, n_classes, g = len(truth), 5, torch.Generator().manual_seed(seed)
+    centres = torch.linalg.qr(torch.randn(tiny.N_FEATURES, n_classes, generator=g)).Q.T
+    views = tiny.TinyFeats(truth.tolist())
+    views.x = F.normalize(centres[truth] + 0.2 * torch.randn(n, tiny.N_FEATURES, generator=g), dim=1)
+    chance = torch.rand(n, generator=g)
+    first = torch.where((truth == 0) & (chance < 0.45), 1, truth)
+    first = torch.where((truth == 2) & (chance < 0.45), torch.randint(n_classes, (n,), generator=g), first)
+    first = torch.where(chance > 0.9, torch.randint(n_classes, (n,), generator=g), first)
+    second = torch.randint(n_classes, (n,), generator=g)
+    weights = 0.7 * F.one_hot(first, n_classes) + 0.3 * F.one_hot(second, n_classes)
+    task = Task(torch.full((n,), -1), tuple("abcde"), tiny.sets_of(weights > 0, weights))
+    found = {"guesses": float((first == truth).float().mean())}
+    for name in ("top1", "kd", "coreg"):
+        recipe, settings = METHODS[name].recipe, {"epochs": 20, "batch_size": 32, "lr": 0.05}
+        cfg = resolve_config(METHODS[name], settings)
+        state = train(recipe, cfg, task, views, tiny.BuildHead(), options=tiny.options_of(seed)).state
+        with torch.no_grad():
+            predicted = recipe.predict(cfg, state, views.x).logits.argmax(1)
+        found[name] = float((predicted == truth).float().mean())
+    return found
+
+
+def test_coreg__beats_the_guesses_and_what_learns_them_as_they_are() -> None:
+    found = [candidate_accuracies(seed) for seed in SEEDS]
+    gains = np.array([run["coreg"] - max(run["top1"], run["kd"]) for run in found])
+    # Measured on a CPU: 0.932, 0.996 and 0.996; top1 0.792, 0.924 and 0.908, kd 0.784, 0.948 and 0.932.
+    assert min(run["guesses"] for run in found) > 0.7
+    assert min(run["top1"] for run in found) > 0.75  # the baselines are no straw men: better than the guesses
+    assert min(run["kd"] for run in found) > 0.75
+    assert gains.min() > 0.02
+    assert gains.mean() > 0.05

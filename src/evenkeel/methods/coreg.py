@@ -75,7 +75,7 @@ class Config(CandidateSettings):
     """Settings of Co-Reg. None = what suits pixels (the paper's) or frozen features, in that order."""
 
     epochs: int = 800  # passes over all images (Sec. 5.1)
-    n_networks: Literal[1, 2] = 2  # 1 learns on its own word
+    n_networks: int = 2  # 1 learns on its own word
     use_co_labels: bool = True  # line 5; False: each network on its own P, w and a (ablation)
     partial_epochs: int | None = None  # line 1: 50 (100 to 200 for CIFAR-100), never more than a third; or 0
     entropy_weight: float | None = None  # line 1: 1, or less the larger the sets are (_warm_up)
@@ -125,6 +125,7 @@ class Config(CandidateSettings):
             require(0 <= getattr(self, key) <= 1, key, getattr(self, key), "in [0, 1]")
         for key in ("history_epochs", "keep", "queue_size"):
             require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
+        require(self.n_networks in (1, 2), "n_networks", self.n_networks, "1 or 2")
         require(0 <= self.threshold < 1, "threshold", self.threshold, "in [0, 1)")
         require(0 < self.distil_frac < 1, "distil_frac", self.distil_frac, "in (0, 1)")
         wants_two = self.deploy in ("average", "distil")
@@ -444,5 +445,7 @@ def _divided(cfg: Config, task: Task, state: State, passes: Passes, *, epoch: in
     if "watch" in memory:
         logs["cluster_agreement"] = Watch.from_dict(memory["watch"]).agreement(found["main"].predicted)
     memory.setdefault("first_told", {key: logs[key] for key in ("reliable_frac", "in_set_frac")})
-    logs["warnings"] = signs_of(logs, memory["first_told"], epoch=epoch, has_guesses=found["main"].n_divided > 0)
+    has_guesses, before = found["main"].n_divided > 0, memory.get("prototype_cosine", 0.0)
+    logs["warnings"] = signs_of(logs, memory["first_told"], epoch=epoch, has_guesses=has_guesses, cosine_before=before)
+    memory["prototype_cosine"] = collapse
     return dataclasses.replace(state, memory=memory), logs

@@ -470,6 +470,7 @@ def test_config__refused() -> None:
         "temperature": 0.0,
         "queue_size": 0,
         "keep": 0,
+        "n_networks": 3,
         "distil_frac": 1.0,
         "key_decay": 1.1,
         "partial_epochs": -1,
@@ -478,6 +479,7 @@ def test_config__refused() -> None:
     }.items():
         with pytest.raises(ConfigError, match=f"{key}={value} is not possible"):
             apply_overrides(coreg.Config(), {key: value})
+    assert apply_overrides(coreg.Config(), {"n_networks": "1"}).n_networks == 1  # as a command line gives it
     for by in ("average", "distil"):
         with pytest.raises(ConfigError, match=f"deploy={by} is not possible"):
             apply_overrides(coreg.Config(), {"n_networks": 1, "deploy": by})
