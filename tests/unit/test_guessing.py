@@ -462,8 +462,11 @@ def test_hidden_truth__decides_nothing_but_the_scores(sees: str, digits: Path, t
     kept = [pq.read_table(path / "candidates.parquet", columns=columns) for path in (first, second)]
     assert kept[0].equals(kept[1])
     scored = ("candidates", "pseudolabels", "seconds", "images_per_second", "input_frac", "peak_memory_mb")
-    rest = [{key: value for key, value in run.summary.items() if key not in scored} for run in runs]
+    rest = [{key: value for key, value in run.summary.items() if key not in (*scored, "guesses")} for run in runs]
     assert rest[0] == rest[1]
+    counts = [{key: run.summary["guesses"][key] for key in ("named", "first", "is_ranked", "sizes")} for run in runs]
+    assert counts[0] == counts[1]
+    assert runs[0].summary["guesses"]["accuracy"] > runs[1].summary["guesses"]["accuracy"] + 0.2
     accuracies = [run.summary["pseudolabels"]["zero_shot"]["accuracy"] for run in runs]
     assert accuracies[0] > accuracies[1] + 0.2  # the truth was there, and was scored against
     inside = [run.summary["candidates"]["truth_inside"] for run in runs]

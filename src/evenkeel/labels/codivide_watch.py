@@ -35,13 +35,21 @@ def told_of(divisions: Sequence[CoDivision], *, collapse: float) -> dict[str, An
     }
 
 
-def signs_of(logs: Mapping[str, Any], first: Mapping[str, Any], *, epoch: int, has_guesses: bool = True) -> list[str]:
+def signs_of(
+    logs: Mapping[str, Any],
+    first: Mapping[str, Any],
+    *,
+    epoch: int,
+    has_guesses: bool = True,
+    cosine_before: float = 1.0,
+) -> list[str]:
     """The failure signs in an epoch's logs, in words.
 
     Args:
       logs: of `told_of`.
       first: the same after the first division.
       epoch: zero-based.
+      cosine_before: mean cosine of the prototypes an epoch ago: they start alike, and have collapsed if they stay so.
       has_guesses: False where every label is verified and there is nothing to divide.
 
     Example:
@@ -52,7 +60,7 @@ def signs_of(logs: Mapping[str, Any], first: Mapping[str, Any], *, epoch: int, h
       'the answers leave the candidate sets (80% inside after the f'
     """
     found = []
-    if logs["prototype_cosine"] > COLLAPSED_COSINE:
+    if min(logs["prototype_cosine"], cosine_before) > COLLAPSED_COSINE:
         found.append(
             f"prototype collapse: the class prototypes have become alike (mean cosine {logs['prototype_cosine']:.2f} "
             f"in epoch {epoch + 1}); --set prototype_weight=0, or a longer warm-up (partial_epochs)"

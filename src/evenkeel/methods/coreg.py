@@ -445,7 +445,6 @@ def _divided(cfg: Config, task: Task, state: State, passes: Passes, *, epoch: in
     if "watch" in memory:
         logs["cluster_agreement"] = Watch.from_dict(memory["watch"]).agreement(found["main"].predicted)
     memory.setdefault("first_told", {key: logs[key] for key in ("reliable_frac", "in_set_frac")})
-    has_guesses, before = found["main"].n_divided > 0, memory.get("prototype_cosine", 0.0)
-    logs["warnings"] = signs_of(logs, memory["first_told"], epoch=epoch, has_guesses=has_guesses, cosine_before=before)
-    memory["prototype_cosine"] = collapse
-    return dataclasses.replace(state, memory=memory), logs
+    told = {"has_guesses": found["main"].n_divided > 0, "cosine_before": memory.get("prototype_cosine", 0.0)}
+    logs["warnings"] = signs_of(logs, memory["first_told"], epoch=epoch, **told)
+    return dataclasses.replace(state, memory=memory | {"prototype_cosine": collapse}), logs
