@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import evenkeel as ek
 import tiny
 from evenkeel.errors import ConfigError
 from evenkeel.labels.beliefs import read_beliefs
@@ -24,6 +25,7 @@ from evenkeel.train.loop import Trained, train
 from evenkeel.train.settings import apply_overrides
 from evenkeel.train.track import RunFolder
 from evenkeel.types import State, Task
+from pictures import write_folders
 
 COUNTS = (14, 8, 4)
 N = sum(COUNTS)
@@ -342,6 +344,28 @@ def test_run__verified_labels_never_move(stored: bool) -> None:
         assert torch.equal(beliefs[known], F.one_hot(task.labels[known], 3).float())
         assert (word["clean"][known] == 1).all()
         assert (word["clean"][~known] < 1).any()
+
+
+def test_fit__verified_labels_stand_in_the_label_table(tmp_path: Path) -> None:
+    # Every third image has a label that is wrong, and outside of its set.
+    rows = ["image,label,candidates"]
+    names = ["ant", "bee", "cow"]
+    for folder in names:
+        write_folders(tmp_path / "photos", {folder: 8}, seed=names.index(folder))
+        for i in range(8):
+            label = names[names.index(folder) - 1] if i % 3 == 0 else ""
+            rows.append(f"{tmp_path / 'photos' / folder / f'{i}.png'},{label},{folder}")
+    table = tmp_path / "t.csv"
+    table.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    how: dict[str, Any] = {"device": "cpu", "precision": "fp32", "evaluations": 0, "test_frac": 0.0, "size_px": 8}
+    done = ek.fit(table, out=tmp_path / "run", method="coreg", classes=names, epochs=3, **how)
+    found = {row["id"]: row for row in done.labels.to_pylist()}
+    for line in rows[1:]:
+        path, label, _ = line.split(",")
+        (row,) = [row for key, row in found.items() if path.endswith(key)]
+        assert (row["source"] == "given") == bool(label)
+        assert not label or row["label"] == label
+    assert len(found) == 24
 
 
 @STORED
