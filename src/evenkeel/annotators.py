@@ -48,8 +48,8 @@ class Annotator:
 
     model: str
     is_chat: bool
-    rule: str = "union"
-    top_k: int = 3
+    rule: str = "top_k"
+    top_k: int = 5
     ratio: float = 0.5
     templates: str = "photo27"
     descriptions: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -100,8 +100,8 @@ class MatchingEncoder(Encoder):
 def annotator_named(
     model: str,
     *,
-    rule: str = "union",
-    top_k: int = 3,
+    rule: str = "top_k",
+    top_k: int = 5,
     ratio: float = 0.5,
     templates: str = "photo27",
     chat_url: str | None = None,

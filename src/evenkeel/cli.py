@@ -48,8 +48,8 @@ class Fit:
     descriptions: str | None = None  # JSON or YAML file {class: texts}: how classes look
     describe_with: str | None = None  # chat model asked how the classes look whose name fits no image
     annotator: str | None = None  # CLIP, SigLIP or LLaVA that guesses candidate labels first; --model if absent
-    rule: Literal["union", "top_k", "ratio", "mean"] = "union"  # which classes become candidates; not for chat models
-    top_k: int = 3  # candidates per image of --rule top_k
+    rule: Literal["union", "top_k", "ratio", "mean"] = "top_k"  # which classes become candidates; not for chat models
+    top_k: int = 5  # candidates per image of --rule top_k, at most half of the classes
     ratio: float = 0.5  # least share of the highest probability of --rule ratio
     phrasings: int = 3  # questions per image put to a chat annotator
     chat_url: str | None = None  # base URL of an OpenAI-compatible endpoint; OpenAI's if absent
@@ -77,8 +77,8 @@ class Annotate:
     model: str  # CLIP, SigLIP or LLaVA by id or path; with --chat-url the name that the endpoint knows it by
     out: str  # .parquet file to write; must not exist
     classes: str | None = None  # file with one class name per line, fixing names and order
-    rule: Literal["union", "top_k", "ratio", "mean"] = "union"  # which classes become candidates; not for chat models
-    top_k: int = 3  # candidates per image of --rule top_k
+    rule: Literal["union", "top_k", "ratio", "mean"] = "top_k"  # which classes become candidates; not for chat models
+    top_k: int = 5  # candidates per image of --rule top_k, at most half of the classes
     ratio: float = 0.5  # least share of the highest probability of --rule ratio
     templates: str = "photo27"  # what class names are put into: one, short, long, photo27, a file, or a text with {}
     descriptions: str | None = None  # JSON or YAML file {class: texts}: how classes look; not for chat models

@@ -115,7 +115,7 @@ def test_fit__from_names_it_learns_what_annotate_writes(
     assert {key: annotator[key] for key in ("name", "kind", "rule", "templates", "n_templates")} == {
         "name": CLIP,
         "kind": "two towers",
-        "rule": "union",
+        "rule": "top_k",
         "templates": "photo27",
         "n_templates": 27,
     }
@@ -414,7 +414,7 @@ def test_fit__a_run_that_only_asked_so_far_takes_other_settings_but_no_other_ann
     monkeypatch.setitem(METHODS, "guessed", method)
     (out / ".candidates.parquet.1.tmp").write_bytes(b"half")
     config = (out / "config.yaml").read_bytes()
-    with pytest.raises(ConfigError, match="made with rule 'union', and 'mean' is asked for now"):
+    with pytest.raises(ConfigError, match="made with rule 'top_k', and 'mean' is asked for now"):
         ek.fit(digits, out=out, resume=True, **{**HOW, "rule": "mean"})
     with pytest.raises(EvenkeelError, match="the training images changed"):
         ek.fit(digits, out=out, resume=True, **{**HOW, "classes": NAMES[::-1]})

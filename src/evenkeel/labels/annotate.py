@@ -121,8 +121,9 @@ def pick(mean: Tensor, tops: Tensor, *, rule: Rule, top_k: int, ratio: float) ->
     Args:
       mean: [B, C] float, probabilities averaged over prompts.
       tops: [B, P] int64, the top class of each prompt.
-      rule: "union": every class that is some prompt's top; "top_k": the ``top_k`` highest of ``mean``; "ratio": all
-        with mean >= ``ratio`` x the row's highest; "mean": the highest alone (knowledge distillation, hard).
+      rule: "union": every class that is some prompt's top; "top_k": the ``top_k`` highest of ``mean``, at most
+        half of the classes, rounded up (a set of all would say nothing); "ratio": all with mean >= ``ratio`` x the
+        row's highest; "mean": the highest alone (knowledge distillation, hard).
 
     Example:
       >>> mean, tops = torch.tensor([[0.5, 0.3, 0.2]]), torch.tensor([[0, 2]])
@@ -132,7 +133,8 @@ def pick(mean: Tensor, tops: Tensor, *, rule: Rule, top_k: int, ratio: float) ->
     if rule == "ratio":
         return mean >= ratio * mean.amax(1, keepdim=True)
     if rule != "union":
-        tops = mean.topk(min(top_k if rule == "top_k" else 1, mean.shape[1]), dim=1).indices
+        k = min(top_k, (mean.shape[1] + 1) // 2) if rule == "top_k" else 1
+        tops = mean.topk(k, dim=1).indices
     return torch.zeros_like(mean, dtype=torch.bool).scatter_(1, tops, True)
 
 

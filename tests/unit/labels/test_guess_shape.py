@@ -59,17 +59,19 @@ def slow_fit(
     """Weight, bias, shares and miss, image by image."""
     n, d = z.shape
     n_verified = [labels.count(c) for c in range(C)]
-    stands_for = [max(1.0, 0.2 * n / C / max(k, 1)) for k in n_verified]
-    miss = [0.1] * C
+    miss, stands_for = [0.1] * C, [1.0] * C
     if sum(n_verified):
-        for c in range(C):
-            missed = sum(1 - own_shares[i, c] for i in range(n) if labels[i] == c)
-            miss[c] = min(max((missed + 0.1) / (n_verified[c] + 1), 0.1), 0.99)
+        named_by = [sum(own_shares[i, c] for i in range(n) if labels[i] == c) for c in range(C)]
+        usual = sum(named_by) / sum(n_verified)
+        for c, k in enumerate(n_verified):
+            missed = max(0.0, k - named_by[c] / usual)
+            miss[c] = min(max((missed + 0.1) / (k + 1), 0.1), 0.99)
+            stands_for[c] = max(1.0, 0.3 * (miss[c] - 0.1) / 0.9 * n / C / max(k, 1))
     mass = [1.0 if y < 0 else stands_for[y] for y in labels]
     total = sum(m * np.outer(x, x) for m, x in zip(mass, z, strict=True)) / sum(mass)
     weight, bias, ratio = np.zeros((C, d)), np.zeros(C), np.ones(C)
     for iteration in range(n_iterations + 1):
-        counts, sums, named = np.zeros(C), np.zeros((C, d)), np.zeros(C)
+        counts, sums, named, once = np.zeros(C), np.zeros((C, d)), np.zeros(C), np.zeros(C)
         for i in range(n):
             if labels[i] >= 0:
                 p = guesses[i] * stands_for[labels[i]]
@@ -81,6 +83,7 @@ def slow_fit(
                 p = p / p.sum() * ratio
                 p = p / p.sum()
             counts += p
+            once += p / p.sum()
             sums += np.outer(p, z[i])
             named += p * guesses[i]
         if prior is not None:
@@ -95,7 +98,7 @@ def slow_fit(
             bias[c] = -weight[c] @ means[c] / 2 + (0 if prior else np.log(counts[c]))
     trusted = (named + 1) / (counts + 2)
     found_miss = np.maximum(np.clip(1 - trusted / trusted.max(), 0.1, 0.99), miss)
-    shares = np.array(prior) if prior else counts / counts.sum()
+    shares = np.array(prior) if prior else once / once.sum()
     return weight - weight.mean(0), bias - bias.mean(), shares, found_miss
 
 
