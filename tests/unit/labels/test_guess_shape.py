@@ -36,6 +36,7 @@ def a_task(truth: Tensor, *, labelled: bool = False) -> Task:
     mask[rows[rows % 5 == 1], (truth[rows % 5 == 1] + 1) % C] = True
     mask[rows % 11 == 4] = False
     labels = torch.where(rows % 7 == 2, truth, -1) if labelled else torch.full((n,), -1)
+    mask[labels == 2] = torch.tensor([True, False, False])  # where they count for more than one
     return Task(labels, tuple("abc"), tiny.sets_of(mask, weights))
 
 
@@ -119,6 +120,7 @@ def test_fit__matches_a_slow_loop(labelled: bool, prior: list[float] | None) -> 
         # float32 against float64, through five solutions of a linear system
         assert getattr(found, name).double().numpy() == pytest.approx(wanted, rel=1e-3, abs=2e-4), name
     assert np.abs(expected[0]).max() > 1
+    assert not labelled or 0.3 * (expected[3][2] - 0.1) / 0.9 * len(z) / C / int((task.labels == 2).sum()) > 1.5
     assert (found.miss > 0.1).any() or not labelled  # it is not all at its least
 
 
