@@ -173,12 +173,14 @@ def noisy_contrastive(
     sum_positive, n_positive = sims.masked_fill(~is_positive, 0).sum(dim=1), is_positive.sum(dim=1)
 
     if queue is not None:
-        is_positive, is_ignored = _pairs(rule, labels, is_reliable, queue["labels"], queue["is_reliable"])  # [B, Q]
-        log_queue, sum_queue = _AgainstQueue.apply(  # type: ignore[no-untyped-call]
-            query / temperature, queue["keys"].to(query.dtype), queue["labels"] >= 0, is_positive, is_ignored
+        keys, codes, has_key = queue["keys"].to(query.dtype), queue["labels"].int(), queue["labels"] >= 0
+        sum_keys, n_keys = _attracting(rule, labels, is_reliable, keys, queue["labels"], queue["is_reliable"])
+        log_queue = _AgainstQueue.apply(  # type: ignore[no-untyped-call]
+            query / temperature, keys, has_key, _ignored(rule, labels, is_reliable, codes, queue["is_reliable"])
         )
-        log_total, sum_positive = torch.logaddexp(log_total, log_queue), sum_positive + sum_queue
-        n_positive = n_positive + is_positive.sum(dim=1, dtype=torch.int32)
+        log_total = torch.logaddexp(log_total, log_queue)
+        sum_positive = sum_positive + (query * sum_keys).sum(dim=1) / temperature
+        n_positive = n_positive + n_keys
     return reduce_loss(log_total - sum_positive / n_positive, where=where, weights=weights, reduce=reduce)
 
 
@@ -196,34 +198,64 @@ def _pairs(rule: Rule, own: Tensor, own_reliable: Tensor, others: Tensor, reliab
     return is_positive, is_same ^ is_positive if rule == "cautious" else torch.zeros_like(is_same)
 
 
-class _AgainstQueue(torch.autograd.Function):
-    """Log-sum-exp [B] of the products of anchors with stored keys, and the sum of the positive ones [B].
+def _attracting(
+    rule: Rule, own: Tensor, own_reliable: Tensor, keys: Tensor, others: Tensor, reliable: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Sum of the keys [Q, D] that attract each anchor, [B, D], and their number [B]: by class, not by pair."""
+    if rule == "unsupervised":
+        return torch.zeros_like(keys[:1]).expand(len(own), -1), torch.zeros_like(own)
+    attracts, is_drawn = others >= 0, own >= 0
+    if rule != "supervised":
+        attracts, is_drawn = attracts & reliable, is_drawn & own_reliable
+    n_classes = int(torch.maximum(own.max(), others.max())) + 1
+    if n_classes < 1:
+        return torch.zeros_like(keys[:1]).expand(len(own), -1), torch.zeros_like(own)
+    weight, at = attracts.to(keys.dtype), others.clamp(min=0)
+    sums = keys.new_zeros(n_classes, keys.shape[1]).index_add_(0, at, keys * weight[:, None])
+    counts = torch.zeros(n_classes, dtype=own.dtype, device=own.device).index_add_(0, at, attracts.to(own.dtype))
+    mine = own.clamp(min=0)
+    return sums[mine] * is_drawn[:, None], counts[mine] * is_drawn
 
-    The anchors alone have a gradient. Written out because autograd would keep four tensors of one number per pair,
+
+def _ignored(rule: Rule, own: Tensor, own_reliable: Tensor, others: Tensor, reliable: Tensor) -> Tensor | None:
+    """Which keys [Q] an anchor [B] leaves out by their label, [B, Q] bool; None if none."""
+    if rule != "cautious":
+        return None
+    own = own.masked_fill(own < 0, -2).int()
+    doubtful = others.masked_fill(reliable, -3)  # of a trusted anchor: the keys of its label that are not trusted
+    # One comparison per pair: the mask is as large as the products.
+    is_ignored = torch.empty(len(own), len(others), dtype=torch.bool, device=own.device)
+    is_ignored[own_reliable] = own[own_reliable, None] == doubtful
+    is_ignored[~own_reliable] = own[~own_reliable, None] == others
+    return is_ignored
+
+
+class _AgainstQueue(torch.autograd.Function):
+    """Log-sum-exp [B] of the products of anchors with stored keys.
+
+    The anchors alone have a gradient. Written out because autograd would keep three tensors of one number per pair,
     and make one of them for keys that learn nothing.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, anchors: Tensor, keys: Tensor, is_there: Tensor, is_positive: Tensor, is_ignored: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, anchors: Tensor, keys: Tensor, is_there: Tensor, is_ignored: Tensor | None) -> Tensor:
+        barred = torch.zeros_like(keys[:, 0]).masked_fill_(~is_there, -torch.inf)
         with torch.autocast(anchors.device.type, enabled=False):
-            sims = anchors @ keys.T  # [B, Q]
-        sum_positive = sims.masked_fill(~is_positive, 0).sum(dim=1)
-        sims.masked_fill_(is_ignored, -torch.inf).masked_fill_(~is_there, -torch.inf)
+            sims = torch.addmm(barred, anchors, keys.T)  # [B, Q]
+        if is_ignored is not None:
+            sims.masked_fill_(is_ignored, -torch.inf)
         top = sims.amax(dim=1).clamp(min=torch.finfo(sims.dtype).min)  # -inf, nothing there, would give NaN
         shares = sims.sub_(top[:, None]).exp_()
         total = shares.sum(dim=1)
-        ctx.save_for_backward(keys, is_positive, shares, total)
-        return top + total.log(), sum_positive
+        ctx.save_for_backward(keys, shares, total)
+        return top + total.log()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_log: Tensor, of_sum: Tensor) -> tuple[Tensor, None, None, None, None]:
-        keys, is_positive, shares, total = ctx.saved_tensors
-        per_pair = shares * (of_log / total.clamp(min=torch.finfo(total.dtype).tiny))[:, None]
-        per_pair += is_positive * of_sum[:, None]
-        return per_pair @ keys, None, None, None, None
+    def backward(ctx: Any, of_log: Tensor) -> tuple[Tensor, None, None, None]:
+        keys, shares, total = ctx.saved_tensors
+        scale = of_log / total.clamp(min=torch.finfo(total.dtype).tiny)
+        return (shares @ keys) * scale[:, None], None, None, None
 
 
 def nt_xent(
