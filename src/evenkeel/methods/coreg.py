@@ -83,7 +83,7 @@ class Config(CandidateSettings):
     start_strength: float = 0.15  # start="shape": logits of the networks over the log densities
     use_alignment: bool = True  # line 2; False: the softmax as it is (ablation)
     align_targets: bool = True  # lines 6 and 7 scaled as well
-    prior: Literal["auto", "uniform", "estimated"] = "auto"  # shares that line 2 aligns with; see guess_shape
+    prior: Literal["auto", "uniform"] = "auto"  # shares that line 2 aligns with: estimated (guess_shape), or even
     guess_strength: float = 1.0  # how much the guesses weigh in line 2 (paper: 0)
     threshold: float = 0.5  # tau, probability above which the guesses are trusted (Sec. 5.1)
     history_epochs: int = 5  # division losses averaged (Sec. 4.2)
@@ -125,38 +125,43 @@ class Config(CandidateSettings):
             require(0 <= getattr(self, key) <= 1, key, getattr(self, key), "in [0, 1]")
         for key in ("history_epochs", "keep", "queue_size"):
             require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
-        require(self.n_networks in (1, 2), "n_networks", self.n_networks, "1 or 2")
         require(0 <= self.threshold < 1, "threshold", self.threshold, "in [0, 1)")
         require(0 < self.distil_frac < 1, "distil_frac", self.distil_frac, "in (0, 1)")
-        wants_two = self.deploy in ("average", "distil")
-        require(self.n_networks == 2 or not wants_two, "deploy", self.deploy, "auto or better with one network")
+        require(self.n_networks in (1, 2), "n_networks", self.n_networks, "1 or 2")
+        if self.n_networks == 1:
+            require(self.deploy in ("auto", "better"), "deploy", self.deploy, "auto or better with one network")
 
 
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     """Two networks with projectors, their momentum copies, empty queues and prototypes."""
     check_task(task, "coreg")
+    is_alike = _starts_by_shape(cfg, build_net.is_frozen)
+    require(
+        is_alike or cfg.deploy != "average",
+        "deploy",
+        cfg.deploy,
+        "better or distil where the networks do not start alike",
+    )
     device, n, n_classes = task.labels.device, len(task.labels), task.n_classes
     names = ("main", "peer")[: cfg.n_networks]
     nets = {name: ProjectedNet(cast(Any, new_net(task, build_net)), n_dims=N_DIMS) for name in names}
-    if _starts_by_shape(cfg, build_net.is_frozen) and cfg.n_networks == 2:
-        nets["peer"] = copy.deepcopy(nets["main"])  # their starts differ by the bootstrap, and they can be averaged
-    averages: dict[str, Average] = {}
-    for name in names if cfg.contrastive_weight > 0 else ():
-        nets[f"{name}_key"] = copy.deepcopy(nets[name])
-        averages[f"{name}_key"] = Average(name, cfg.key_decay)
+    if is_alike and cfg.n_networks == 2:
+        nets["peer"] = copy.deepcopy(nets["main"])  # their starts will differ by the bootstrap
+    wants_keys = cfg.contrastive_weight > 0
+    averages = {f"{name}_key": Average(name, cfg.key_decay) for name in names if wants_keys}
+    nets |= {key: copy.deepcopy(nets[average.source]) for key, average in averages.items()}
     if _deploys_by(cfg) == "distil":
         nets["teacher"] = copy.deepcopy(nets["main"]).requires_grad_(False)
-    even = torch.full((n_classes,), 1 / n_classes, device=device)
     memory: dict[str, Any] = {
         "is_frozen": build_net.is_frozen,
-        "prior": even,
-        "miss": torch.full_like(even, guess_shape.MISS),
+        "prior": torch.full((n_classes,), 1 / n_classes, device=device),
+        "miss": torch.full((n_classes,), guess_shape.MISS, device=device),
         "is_prior_known": True,
         "entropy_weight": guess_shape.information(task) ** 4 if cfg.entropy_weight is None else cfg.entropy_weight,
         "prototypes": torch.zeros(n_classes, N_DIMS, device=device),
         "divisions": {name: {"history": init_loss_history(n, cfg.history_epochs, device)} for name in names},
     }
-    if cfg.contrastive_weight > 0:
+    if averages:
         memory["queues"] = {name: init_queue(cfg.queue_size, N_DIMS, device) for name in names}
     return State(nets=nets, averages=averages, memory=memory)
 
@@ -169,19 +174,19 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State,
         guesses = task.guesses(rows)
         guessed.append(heaviest(guesses, rows))
         shares += guesses.sum(0)
+    known = torch.full_like(shares, 1 / task.n_classes) if cfg.prior == "uniform" else None
     prior, starved, has_revived = guess_shape.estimate_prior(shares)
     memory, watch = dict(state.memory), None
     logs: dict[str, Any] = {"guessed_frac": [round(float(s), 5) for s in shares / shares.sum()]}
     if _starts_by_shape(cfg, memory["is_frozen"]):
         # Half precision, as a store keeps them: all features are held at once.
         feats = torch.cat([z.half() for _, z in passes("main", everything, output="feats")])
-        whole = guess_shape.fit_guess_shape(feats, task, prior=_even(prior) if cfg.prior == "uniform" else None)
+        whole = guess_shape.fit_guess_shape(feats, task, prior=known)
         prior, starved, has_revived = whole.prior, whole.starved, whole.has_revived
         memory["miss"] = whole.miss
-        kept = prior if has_revived or cfg.prior == "uniform" else None
         for name in state.memory["divisions"]:
             drawn = guess_shape.bootstrap(task) if cfg.n_networks == 2 else everything
-            own = guess_shape.fit_guess_shape(feats, task, rows=drawn, prior=kept)
+            own = guess_shape.fit_guess_shape(feats, task, rows=drawn, prior=prior if has_revived else known)
             put_in(state, name, cfg.start_strength * own.weight, cfg.start_strength * own.bias)
         watch = Watch.start(feats, task.n_classes, torch.cat(guessed))
         logs["miss"] = [round(float(m), 4) for m in whole.miss]
@@ -190,15 +195,14 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State,
     if watch is not None:
         memory["watch"] = watch.to_dict()
         logs["annotator_agreement"] = watch.zero_shot_agreement
-    memory["prior"] = _even(prior) if cfg.prior == "uniform" else prior
-    memory["is_prior_known"] = has_revived or cfg.prior == "uniform"
+    memory |= {"prior": prior if known is None else known, "is_prior_known": has_revived or known is not None}
     logs |= {"prior": [round(float(p), 5) for p in memory["prior"]], "class_names": list(task.class_names)}
     logs["starved"] = [task.class_names[c] for c in starved]
     logs["warnings"] = guess_shape.starved_warning(task.class_names, starved, has_revived=has_revived)
     state = dataclasses.replace(state, memory=memory)
     if partial_epochs(cfg, state) == 0:
         state, told = _divided(cfg, task, state, passes, epoch=-1)
-        logs |= {key: told[key] for key in ("reliable_frac", "in_set_frac")}
+        logs |= {"reliable_frac": told["reliable_frac"], "in_set_frac": told["in_set_frac"]}
     return state, logs
 
 
@@ -304,10 +308,6 @@ def distil_epoch(cfg: Config, state: State) -> int:
 
 def _starts_by_shape(cfg: Config, is_frozen: bool) -> bool:
     return cfg.start == "shape" or (cfg.start == "auto" and is_frozen)
-
-
-def _even(prior: Tensor) -> Tensor:
-    return torch.full_like(prior, 1 / len(prior))
 
 
 def _deploys_by(cfg: Config) -> str:
