@@ -193,7 +193,7 @@ class LabelTable:
             images=self.images.take(rows),
             ids=self.ids.take(pa.array(rows)),
             labels=self.labels[rows],
-            candidates=None if self.candidates is None else take_candidates(self.candidates, rows),
+            candidates=None if self.candidates is None else self.candidates.take(torch.from_numpy(rows)),
             split=None if self.split is None else self.split[rows],
             groups=None if self.groups is None else self.groups[rows],
             truth=None if self.truth is None else self.truth[rows],
@@ -242,20 +242,3 @@ class LabelTable:
         digest.update("\0".join(self.class_names).encode())
         self.images.update_digest(digest)
         return digest.hexdigest()
-
-
-def take_candidates(candidates: Candidates, rows: NDArray[np.int64]) -> Candidates:
-    """Candidate sets of rows [n] int64, in that order.
-
-    Example:
-      >>> sets = Candidates(torch.tensor([0, 2, 2, 3]), torch.tensor([0, 3, 1], dtype=torch.int32))
-      >>> taken = take_candidates(sets, np.array([2, 0]))
-      >>> taken.of(0).tolist(), taken.of(1).tolist()
-      ([1], [0, 3])
-    """
-    old = candidates.offsets.numpy()
-    lengths = old[rows + 1] - old[rows]
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    picked = torch.from_numpy(np.repeat(old[rows] - offsets[:-1], lengths) + np.arange(offsets[-1]))
-    weights = None if candidates.weights is None else candidates.weights[picked]
-    return Candidates(torch.from_numpy(offsets), candidates.classes[picked], weights)

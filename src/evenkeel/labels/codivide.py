@@ -12,6 +12,7 @@ from torch import Tensor
 from evenkeel.labels.beliefs import init_beliefs, read_beliefs, write_beliefs
 from evenkeel.labels.guess_shape import chunks_of, evidence
 from evenkeel.labels.purify import divide, division_losses, mean_loss_history, min_max, push_loss_history
+from evenkeel.labels.refine import lifted
 from evenkeel.types import Passes, Task
 
 
@@ -42,24 +43,6 @@ class CoDivision:
     reliable_frac: float
     in_set_frac: float
     means: tuple[float, float]
-
-
-def lifted(probs: Tensor, lift: Tensor) -> Tensor:
-    """Probabilities times a factor per class, renormalised.
-
-    Args:
-      probs: [B, C] float >= 0, rows sum to 1.
-      lift: [C] float >= 0.
-
-    Returns: [B, C] float, rows sum to 1; a row with all its probability on classes of lift 0 comes back as it was.
-
-    Example:
-      >>> lifted(torch.tensor([[0.75, 0.25]]), torch.tensor([1.0, 3.0])).tolist()
-      [[0.5, 0.5]]
-    """
-    scaled = probs * lift
-    total = scaled.sum(1, keepdim=True)
-    return torch.where(total > 0, scaled / torch.where(total > 0, total, 1), probs)
 
 
 def aligned_division(

@@ -71,8 +71,24 @@ def align(probs: Tensor, *, running: Tensor, prior: Tensor | None = None) -> Ten
     factor = 1 / running.to(probs).clamp_min(RUNNING_MIN)
     if prior is not None:
         factor = factor * prior.to(probs)
-    scaled = probs * factor
-    total = scaled.sum(dim=1, keepdim=True)
+    return lifted(probs, factor)
+
+
+def lifted(probs: Tensor, lift: Tensor) -> Tensor:
+    """Probabilities times a factor per class, renormalised.
+
+    Args:
+      probs: [B, C] float >= 0, rows sum to 1.
+      lift: [C] float >= 0.
+
+    Returns: [B, C] float, rows sum to 1; a row with all its probability on classes of lift 0 comes back as it was.
+
+    Example:
+      >>> lifted(torch.tensor([[0.75, 0.25]]), torch.tensor([1.0, 3.0])).tolist()
+      [[0.5, 0.5]]
+    """
+    scaled = probs * lift
+    total = scaled.sum(1, keepdim=True)
     return torch.where(total > 0, scaled / torch.where(total > 0, total, 1), probs)
 
 

@@ -43,7 +43,7 @@ from torch import Tensor
 from evenkeel.encoders.projection import ProjectedNet
 from evenkeel.labels import guess_shape, refine
 from evenkeel.labels.beliefs import read_beliefs
-from evenkeel.labels.codivide import CoDivision, aligned_division, lifted
+from evenkeel.labels.codivide import CoDivision, aligned_division
 from evenkeel.labels.codivide_watch import signs_of, told_of
 from evenkeel.labels.purify import init_loss_history
 from evenkeel.labels.watch import Watch
@@ -211,7 +211,7 @@ def plan(cfg: Config, task: Task, state: State, epoch: int) -> EpochPlan:
     if epoch < partial_epochs(cfg, state) or epoch >= distil_epoch(cfg, state):
         return plan_of_all(cfg, task, state, ())
     weak, strong = _views(cfg, state)
-    return plan_of_all(cfg, task, state, (*weak[1:], *strong))
+    return plan_of_all(cfg, task, state, (*weak[1:], *(() if weak == strong == ("clean",) else strong)))
 
 
 def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], clock: Clock) -> StepResult:
@@ -221,7 +221,7 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
         return _warm_up(task, state, batch)
     if clock.epoch >= distil_epoch(cfg, state):
         return _distil(state, batch)
-    names, n_weak = tuple(memory["divisions"]), len(_views(cfg, state)[0])
+    names, (n_weak, n_strong) = tuple(memory["divisions"]), map(len, _views(cfg, state))
     with torch.no_grad():
         seen = {name: _look(state, name, batch.views[:n_weak], cfg) for name in names}  # views of [B, C]
     since = clock.epoch_frac - partial_epochs(cfg, state)
@@ -240,7 +240,7 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
         draws = generator(clock.seed, "mixup", name, clock.epoch, clock.step)
         ramp = cfg.unlabelled_weight * linear_ramp(since, length_epochs=cfg.ramp_epochs)
         each = _terms(
-            cfg, state, memory, name, batch.views[n_weak:], targets, is_reliable, draws, ramp, is_late=is_late
+            cfg, state, memory, name, batch.views[-n_strong:], targets, is_reliable, draws, ramp, is_late=is_late
         )
         losses.append(sum(each.values(), torch.zeros(())))  # 12
         logs |= {f"{term}_{name}": value.detach() for term, value in each.items()}
@@ -346,7 +346,7 @@ def _look(state: State, name: str, views: tuple[Tensor, ...], cfg: Config) -> li
     """Probabilities [B, C] of each view, all views in one pass, scaled as the division found."""
     probs = cast(Tensor, state.nets[name](torch.cat(views))).float().softmax(1)
     if cfg.align_targets and cfg.use_alignment:
-        probs = lifted(probs, state.memory["divisions"][name]["lift"])
+        probs = refine.lifted(probs, state.memory["divisions"][name]["lift"])
     return list(probs.chunk(len(views)))
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from evenkeel.data.build import _repeated, hash_strings
-from evenkeel.data.table import NOTICES, PROBLEM_KINDS, Images, LabelTable, take_candidates
+from evenkeel.data.table import NOTICES, PROBLEM_KINDS, Images, LabelTable
 from evenkeel.errors import ConfigError, DataError, Problem
 from evenkeel.types import Candidates
 
@@ -60,14 +60,14 @@ def test_subset__every_column_follows() -> None:
     assert make_table().subset(np.array([0])).problems == (Problem("dog", "empty_class", "y"),)
 
 
-def test_take_candidates__against_a_loop() -> None:
+def test_candidates_take__against_a_loop() -> None:
     rng = np.random.default_rng(0)
     lengths = rng.integers(0, 5, 60)
     offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]))
     n = int(offsets[-1])
     sets = Candidates(offsets, torch.from_numpy(rng.integers(0, 9, n).astype(np.int32)), torch.rand(n))
     rows = rng.integers(0, 60, 40)
-    taken = take_candidates(sets, rows)
+    taken = sets.take(torch.from_numpy(rows))
     for new, old in enumerate(rows):
         assert taken.of(new).tolist() == sets.of(int(old)).tolist()
         old_weights = sets.weights[offsets[old] : offsets[old + 1]]

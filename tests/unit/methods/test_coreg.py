@@ -99,7 +99,7 @@ def test_plan__views_of_each_phase(stored: bool) -> None:
     state = coreg.setup(cfg, task, build)
     seen = [coreg.plan(cfg, task, state, epoch).streams["train"].views for epoch in (0, 3, 7, 8)]
     both = ("weak", "weak", "strong", "strong")
-    assert seen == ([("clean", "clean")] * 3 + [("clean",)] if stored else [("weak",), both, both, ("weak",)])
+    assert seen == ([("clean",)] * 4 if stored else [("weak",), both, both, ("weak",)])
     cfg = config(epochs=10, view="weak", strong_view="clean", partial_epochs=0)
     assert coreg.plan(cfg, task, state, 0).streams["train"].views == ("weak", "weak", "clean")
 
