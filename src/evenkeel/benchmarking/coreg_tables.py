@@ -12,12 +12,12 @@ BASELINE: Mapping[str, object] = {"epochs": 20, "lr": 0.05}
 COREG: Mapping[str, object] = {"epochs": 20, "queue_size": 2048}
 """Settings of Co-Reg on stored features; the rest are its own defaults."""
 
-_PIXEL_SCHEDULE: Mapping[str, object] = {"epochs": 24, "batch_size": 128, "lr": 0.05}
+_PIXEL_SCHEDULE: Mapping[str, object] = {"epochs": 16, "batch_size": 64, "lr": 0.05}
 PIXELS: Mapping[str, Mapping[str, object]] = {
     "top1": {**_PIXEL_SCHEDULE},
     "proden": {**_PIXEL_SCHEDULE},
     "dividemix": {**_PIXEL_SCHEDULE},
-    "coreg": {**_PIXEL_SCHEDULE, "queue_size": 2048},
+    "coreg": {**_PIXEL_SCHEDULE, "partial_epochs": 8, "distil_frac": 0.125, "queue_size": 2048},
 }
 """Settings on pixels, by method, at the reduced schedule; they are part of the name of a cell's folder."""
 _PIXELS_FULL: Mapping[str, object] = {"epochs": 800, "batch_size": 256, "lr": 0.01}  # Sec. 5.1, for all methods

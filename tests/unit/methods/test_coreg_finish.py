@@ -13,7 +13,7 @@ from torch import Tensor
 import tiny
 from evenkeel.encoders.projection import ProjectedNet
 from evenkeel.labels.watch import Watch
-from evenkeel.methods.coreg_finish import finish, put_in
+from evenkeel.methods.coreg_finish import finish, overturned_warning, put_in
 from evenkeel.types import Concepts, State, Task
 
 COUNTS = (20, 20, 20)
@@ -144,6 +144,36 @@ def test_finish__says_so_where_it_cannot_go_back(case: str) -> None:
     assert told["deployed"] == "distil"
     assert "compare before you use them" in said
     assert torch.equal(main(X), before)
+
+
+def test_finish__says_which_first_guesses_the_student_contradicts() -> None:
+    told, (said,) = ended("distil", a_task(), a_state(by_centres(MERGED)))
+    assert told["overturned_frac"] == pytest.approx(1 / 3)
+    assert "33% of the images, most where it was b (20 guesses, 0 answers), most where it becomes a (" in said
+    assert ended("distil", a_task(), a_state(by_centres(RIGHT)))[1] == []
+
+
+def test_finish__counts_no_verified_image_and_none_without_guesses_as_contradicted() -> None:
+    mask = F.one_hot(TRUTH, 3).bool()
+    labels = torch.full((N,), -1)
+    labels[TRUTH == 1] = 1  # the network is wrong on all of these
+    told, warnings = ended("distil", Task(labels, ("a", "b", "c"), tiny.sets_of(mask)), a_state(by_centres(MERGED)))
+    assert (told["overturned_frac"], warnings) == (0.0, [])
+    mask[TRUTH == 1] = True
+    told, warnings = ended(
+        "distil", Task(torch.full((N,), -1), ("a", "b", "c"), tiny.sets_of(mask)), a_state(by_centres(MERGED))
+    )
+    assert (told["overturned_frac"], warnings) == (0.0, [])
+
+
+def test_overturned_warning__where_only_one_direction_is_among_the_largest_changes() -> None:
+    guessed, answered = torch.tensor([10, 10, 10, 10, 100]), torch.tensor([35, 35, 35, 35, 0])
+    (said,) = overturned_warning("abcde", guessed, answered, 0.7)
+    assert (
+        "most where it was e (100 guesses, 0 answers), most where it becomes a (10 guesses, 35 answers) and b" in said
+    )
+    (said,) = overturned_warning("ab", torch.tensor([5, 5]), torch.tensor([5, 5]), 1.0)
+    assert "of 100% of the images: corrections" in said
 
 
 @pytest.mark.parametrize("of_guesses", [0.5, 1.0])
