@@ -262,7 +262,7 @@ class Build:
     is_frozen: bool
     n_features: int = 0
 
-    def __call__(self, n_outputs: int, *, head: Any = "linear") -> nn.Module:
+    def __call__(self, n_outputs: int, *, head: Any = "linear", hidden: int = 256) -> nn.Module:
         if not self.is_frozen:
             seed = int(torch.randint(2**31, ()))  # the loop seeds the global generator
             return backbones.build("resnet32", n_outputs, head=head, image_size_px=32, seed=seed)
@@ -272,6 +272,7 @@ class Build:
             n_features=self.n_features,
             n_outputs=n_outputs,
             head=head,
+            hidden=hidden,
             image_size_px=0,
             freeze=(),
         )

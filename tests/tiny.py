@@ -95,7 +95,9 @@ class BuildTowers:
     concepts: Concepts
     is_frozen: bool = True
 
-    def __call__(self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp"] = "linear") -> nn.Module:
+    def __call__(
+        self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp"] = "linear", hidden: int = 256
+    ) -> nn.Module:
         raise AssertionError("these recipes are built on towers")
 
     def towers(self, tune: str = "none") -> Any:
@@ -110,13 +112,16 @@ class BuildHead:
     concepts: Concepts | None = None
     is_frozen: bool = True
 
-    def __call__(self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp"] = "linear") -> nn.Module:
+    def __call__(
+        self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp"] = "linear", hidden: int = 256
+    ) -> nn.Module:
         return Classifier(
             Stored(),
             name="stored",
             n_features=N_FEATURES,
             n_outputs=n_outputs,
             head=head,
+            hidden=hidden,
             image_size_px=0,
             freeze=(),
         )
@@ -167,7 +172,9 @@ class BuildTiny:
     norm: bool = True
     is_frozen: bool = False
 
-    def __call__(self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp"] = "linear") -> nn.Module:
+    def __call__(
+        self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp"] = "linear", hidden: int = 256
+    ) -> nn.Module:
         return TinyNet(n_outputs, head=head, norm=self.norm)
 
     def towers(self, tune: str = "none") -> Any:

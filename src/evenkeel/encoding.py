@@ -177,7 +177,9 @@ class EncoderNets:
         """True: the encoder never learns under a head."""
         return True
 
-    def __call__(self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp"] = "linear") -> nn.Module:
+    def __call__(
+        self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp"] = "linear", hidden: int = 256
+    ) -> nn.Module:
         """A head on the features; with pixels, on the frozen encoder."""
         backbone: nn.Module = backbones.Stored()
         name, size_px = "stored", 0
@@ -194,6 +196,7 @@ class EncoderNets:
                 n_features=self.n_features,
                 n_outputs=n_outputs,
                 head=head,
+                hidden=hidden,
                 image_size_px=size_px,
                 freeze=() if self.is_stored else ("backbone.*",),
             )

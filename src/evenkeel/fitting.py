@@ -374,13 +374,16 @@ class _OwnNets:
     def is_frozen(self) -> bool:
         return "backbone.*" in self.freeze
 
-    def __call__(self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp"] = "linear") -> nn.Module:
+    def __call__(
+        self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp"] = "linear", hidden: int = 256
+    ) -> nn.Module:
         self.n_built += 1  # two networks of one recipe start from different weights
         net = backbones.build(
             self.model,
             n_outputs,
             pretrained=self.pretrained,
             head=head,
+            hidden=hidden,
             image_size_px=self.size_px,
             freeze=self.freeze,
             seed=derive_seed(self.seed, "net", self.n_built),

@@ -297,8 +297,13 @@ class BuildNet(Protocol):
     def is_frozen(self) -> bool:
         """Whether views go through nothing that learns before the head: stored embeddings, or a frozen encoder."""
 
-    def __call__(self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp"] = "linear") -> nn.Module:
-        """A `Network` of n_outputs classes; head "linear", "cosine" (unit-norm) or "mlp" (a residual layer first)."""
+    def __call__(
+        self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp"] = "linear", hidden: int = 256
+    ) -> nn.Module:
+        """A `Network` of n_outputs classes.
+
+        Head "linear", "cosine" (unit-norm) or "mlp" (a residual layer of width ``hidden`` first).
+        """
 
     def towers(self, tune: str = "none") -> Any:
         """Image and text features of a vision-language model (adapters.towers.Towers); ``tune`` is what of it learns.

@@ -107,7 +107,7 @@ class Linear(nn.Module):
 class Build:
     is_frozen: bool
 
-    def __call__(self, n_outputs: int, *, head: str = "linear") -> nn.Module:
+    def __call__(self, n_outputs: int, *, head: str = "linear", hidden: int = 256) -> nn.Module:
         return Linear()
 
     def towers(self, tune: str = "none") -> Any:

@@ -82,6 +82,7 @@ class Classifier(nn.Module):
         head: Literal["linear", "cosine", "mlp"] | nn.Module,
         image_size_px: int,
         freeze: Sequence[str],
+        hidden: int = 256,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -92,7 +93,7 @@ class Classifier(nn.Module):
         elif head == "cosine":
             self.head = CosineHead(n_features, n_outputs)
         elif head == "mlp":
-            self.head = MlpHead(n_features, n_outputs)
+            self.head = MlpHead(n_features, n_outputs, hidden=hidden)
         else:
             raise ConfigError(f"unknown head: {head!r}", fix="use 'linear', 'cosine' or 'mlp'")
         self.name = name
@@ -165,6 +166,7 @@ def build(
     *,
     pretrained: bool = True,
     head: Literal["linear", "cosine", "mlp"] = "linear",
+    hidden: int = 256,
     image_size_px: int = 32,
     freeze: Sequence[str] = (),
     seed: int,
@@ -178,6 +180,7 @@ def build(
       pretrained: False starts a transformers model from random weights; the networks in OWN always do.
       head: "linear", "cosine" (unit feats, unit weights, no bias: what LDAM needs), or "mlp" (a residual layer, then
         linear: something to learn where the backbone is frozen).
+      hidden: width of that residual layer, >= 1.
       image_size_px: height and width of the images it will be given.
       freeze: glob patterns over parameter names, as in ``("backbone.*",)`` or ``("*.layer.[0-8].*",)``.
       seed: of the random weights; the global random state is left as it was.
@@ -206,6 +209,7 @@ def build(
             n_features=_n_features(backbone, image_size_px, name),
             n_outputs=n_outputs,
             head=head,
+            hidden=hidden,
             image_size_px=image_size_px,
             freeze=freeze,
         )

@@ -144,7 +144,7 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     )
     device, n, n_classes = task.labels.device, len(task.labels), task.n_classes
     names = ("main", "peer")[: cfg.n_networks]
-    nets = {name: ProjectedNet(cast(Any, new_net(task, build_net)), n_dims=N_DIMS) for name in names}
+    nets = {name: ProjectedNet(cast(Any, new_net(cfg, task, build_net)), n_dims=N_DIMS) for name in names}
     if is_alike and cfg.n_networks == 2:
         nets["peer"] = copy.deepcopy(nets["main"])  # their starts will differ by the bootstrap
     wants_keys = cfg.contrastive_weight > 0

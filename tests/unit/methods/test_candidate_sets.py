@@ -116,3 +116,14 @@ def test_check_task__a_label_or_a_candidate_is_enough() -> None:
     cs.check_task(a_task(weighted=False), "kd")
     with pytest.raises(ConfigError, match="kd learns from candidate labels"):
         cs.check_task(Task(torch.tensor([-1, -1]), NAMES, no_set), "kd")
+
+
+def test_new_net__is_as_wide_as_asked_where_features_are_frozen() -> None:
+    task = a_task(weighted=False)
+    for width in (7, 256):
+        net = cs.new_net(cs.CandidateSettings(head_width=width), task, tiny.BuildHead())
+        assert net.head.to_hidden.out_features == width  # type: ignore[union-attr]
+    net = cs.new_net(cs.CandidateSettings(head_width=7), task, tiny.BuildTiny())
+    assert {p.shape[0] for p in net.head.parameters()} == {4}  # type: ignore[union-attr]
+    with pytest.raises(ConfigError, match="head_width=0"):
+        cs.CandidateSettings(head_width=0)

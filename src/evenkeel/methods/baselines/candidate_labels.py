@@ -77,7 +77,7 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     memory: dict[str, Any] = {"is_frozen": build_net.is_frozen}
     if cfg.baseline in ("proden", "crdpll"):
         memory["targets"] = even_targets(task)
-    return State(nets={"main": new_net(task, build_net)}, memory=memory)
+    return State(nets={"main": new_net(cfg, task, build_net)}, memory=memory)
 
 
 def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State, Mapping[str, Any]]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from evenkeel.errors import ConfigError
 from evenkeel.train.plans import steps_for
 from evenkeel.train.processes import gather_rows
-from evenkeel.train.settings import TrainSettings
+from evenkeel.train.settings import TrainSettings, require
 from evenkeel.types import BuildNet, EpochPlan, State, Stream, Task
 
 
@@ -28,7 +28,12 @@ class CandidateSettings(TrainSettings):
     lr: float = 0.01  # peak learning rate, from pixels; 0.05 suits a head on stored embeddings
     weight_decay: float = 5e-4  # of every trained parameter
     warmup_epochs: float = 0.0  # linear from 0 to lr
+    head_width: int = 256  # of the residual layer under the last one, on frozen features
     view: Literal["auto", "clean", "weak"] = "auto"  # first view; auto: clean on frozen features, weak else
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.head_width >= 1, "head_width", self.head_width, "at least 1")
 
 
 def check_task(task: Task, name: str) -> None:
@@ -49,9 +54,11 @@ def check_task(task: Task, name: str) -> None:
         )
 
 
-def new_net(task: Task, build_net: BuildNet) -> nn.Module:
+def new_net(cfg: CandidateSettings, task: Task, build_net: BuildNet) -> nn.Module:
     """A network with something to learn: a residual layer under the last one where the features are frozen."""
-    return build_net(task.n_classes, head="mlp" if build_net.is_frozen else "linear")
+    if not build_net.is_frozen:
+        return build_net(task.n_classes)
+    return build_net(task.n_classes, head="mlp", hidden=cfg.head_width)
 
 
 def first_view(cfg: CandidateSettings, state: State) -> str:

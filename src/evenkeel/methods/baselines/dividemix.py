@@ -84,7 +84,7 @@ class Config(CandidateSettings):
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     """Two networks of different weights; no label is trusted yet."""
     check_task(task, "dividemix")
-    nets = {name: new_net(task, build_net) for name in OTHER}
+    nets = {name: new_net(cfg, task, build_net) for name in OTHER}
     clean = {name: torch.zeros(len(task.labels), device=task.labels.device) for name in OTHER}
     return State(nets=nets, memory={"is_frozen": build_net.is_frozen, "clean": clean})
 

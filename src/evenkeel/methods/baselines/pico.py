@@ -98,7 +98,7 @@ class Config(CandidateSettings):
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     """One network with a projector and its momentum copy; no prototype yet, an empty queue."""
     check_task(task, "pico")
-    net = ProjectedNet(cast(Network, new_net(task, build_net)), n_dims=N_DIMS)
+    net = ProjectedNet(cast(Network, new_net(cfg, task, build_net)), n_dims=N_DIMS)
     device = task.labels.device
     memory = {
         "is_frozen": build_net.is_frozen,
