@@ -51,6 +51,7 @@ _MORE_PARTS: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "no_guesses": ("guesses weigh nothing in the division", {"guess_strength": 0.0}),
     "plain_targets": ("targets of the views not aligned", {"align_targets": False}),
     "one_network": ("one network", {"n_networks": 1}),
+    "one_wide_network": ("one network of twice the capacity", {"n_networks": 1, "head_width": 512}),
     "warm_up_only": ("warm-up only", {"partial_epochs": COREG["epochs"], "start": "none"}),
     "better": ("the better of the two", {"deploy": "better"}),
     "average": ("the average of the two", {"deploy": "average"}),
@@ -118,6 +119,16 @@ def _thresholds(name: str) -> BenchTable:
         own: Mapping[str, object] = {} if tau == 0.5 else {"threshold": tau}  # 0.5 is the default
         cells[f"{tau:g}"] = _trained("coreg", f"tau = {tau:g}", _given(name), own)
     return _table(name, f"Threshold of the division of Co-Reg, {_TITLES[name]}", cells)
+
+
+def _set_sizes(name: str, sizes: tuple[int, ...]) -> BenchTable:
+    """How many candidates of an image are kept, at most half of the classes, and by which rule."""
+    cells = {}
+    for k in sizes:
+        given = _given(name, guessing=Guessing(rule="top_k", top_k=k))
+        cells[f"best-{k}"] = _trained("coreg", "the likeliest class" if k == 1 else f"the {k} likeliest classes", given)
+    cells["union"] = _trained("coreg", "union over prompts", _given(name, guessing=UNION))
+    return _table(name, f"Candidates kept of an image, Co-Reg on {_TITLES[name]}", cells)
 
 
 def _made_up(name: str) -> BenchTable:
@@ -191,6 +202,8 @@ COREG_TABLES: Mapping[str, BenchTable] = {
     "coreg-parts-cifar10": _parts("cifar10"),
     "coreg-parts-gtsrb-repaired": _parts("gtsrb-repaired"),
     "coreg-tau": _thresholds("cifar10"),
+    "coreg-sets-cifar10": _set_sizes("cifar10", (1, 2, 3, 5)),
+    "coreg-sets-gtsrb": _set_sizes("gtsrb", (1, 3, 5, 10, 20)),
     "coreg-guesses": _made_up("cifar10"),
     "coreg-share-cifar10": _shares("cifar10"),
     "coreg-share-gtsrb-repaired": _shares("gtsrb-repaired"),

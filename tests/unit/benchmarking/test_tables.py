@@ -22,7 +22,7 @@ def test_every_cell__is_a_method_with_settings_that_exist() -> None:
 
 
 def test_every_cell__says_what_it_is_given_where_labels_are_hidden_and_no_other() -> None:
-    assert (len(POOLS), len(COREG)) == (21, 13)
+    assert (len(POOLS), len(COREG)) == (23, 15)
     for table in EVERY:
         for cell in table.cells.values():
             assert (cell.given is not None) == (table.is_pool or table.network is not None)
@@ -133,6 +133,7 @@ def test_parts__differ_from_the_whole_in_what_they_leave_out() -> None:
                 "no_guesses": {"guess_strength"},
                 "plain_targets": {"align_targets"},
                 "one_network": {"n_networks"},
+                "one_wide_network": {"n_networks", "head_width"},
                 "warm_up_only": {"start", "partial_epochs"},
                 "better": {"deploy"},
                 "average": {"deploy"},
