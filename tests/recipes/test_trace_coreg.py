@@ -152,7 +152,7 @@ class Word:
 
     beliefs: Array = field(default_factory=lambda: np.zeros((N, C)))
     clean: Array = field(default_factory=lambda: np.zeros(N))
-    lift: Array = field(default_factory=lambda: np.ones(C))
+    mean: Array = field(default_factory=lambda: np.ones(C) / C)
     ratio: Array = field(default_factory=lambda: np.ones(C))
     losses: list[Array] = field(default_factory=list)
 
@@ -218,7 +218,7 @@ def division(w: Weights, before: Word, prior: Array, strength: float, seed: int,
     at_low, at_high = of_first[N:]
     clean = np.where(mean < mixture.means_.min(), np.maximum(of_first[:N], at_low), of_first[:N])
     clean = np.where(mean > mixture.means_.max(), np.minimum(clean, at_high), clean)
-    return Word(beliefs, np.where(Y >= 0, 1.0, np.where(DIVIDED, clean, 0.0)), prior / p.mean(0), ratio, losses)
+    return Word(beliefs, np.where(Y >= 0, 1.0, np.where(DIVIDED, clean, 0.0)), p.mean(0), ratio, losses)
 
 
 def contrastive(q: Array, k: Array, queue: tuple[Array, Array, Array], labels: Array, trusted: Array) -> float:
@@ -310,13 +310,15 @@ class Oracle:
         if epoch < self.partial:
             losses = {name: lambda w: warm_up(w, weak[0], rows) for name in self.nets}
         elif epoch >= DISTILS_FROM:
-            t = (softmax(logits(self.teacher, weak[0])) + softmax(logits(self.nets["peer"], weak[0]))) / 2
+            both = (("main", self.teacher), ("peer", self.nets["peer"]))
+            t = sum(rescaled(softmax(logits(w, weak[0])) * self.prior / self.words[k].mean) for k, w in both) / 2
             losses = {"main": lambda w: float(crossed(logits(w, weak[0]), t).mean())}
         else:
-            seen = {
-                name: np.stack([rescaled(softmax(logits(w, x)) * self.words[name].lift) for x in weak])
-                for name, w in self.nets.items()
-            }
+            seen = {}
+            for name, w in self.nets.items():
+                said, word = np.stack([softmax(logits(w, x)) for x in weak]), self.words[name]
+                word.mean = 0.98 * word.mean + 0.02 * said.mean((0, 1))
+                seen[name] = np.stack([rescaled(p * self.prior / word.mean) for p in said])
             losses = {name: self.divided(name, epoch, step, rows, seen, strong) for name in self.nets}
         for name, loss in losses.items():
             total += loss(self.nets[name])
@@ -418,7 +420,7 @@ def test_trace__coreg(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
         found = state.memory["divisions"][name]
         assert found["clean"].numpy() == pytest.approx(word.clean, abs=1e-3)
         assert found["beliefs"]["probs"].numpy() == pytest.approx(word.beliefs, abs=1e-4)
-        assert found["lift"].numpy() == pytest.approx(word.lift, rel=1e-4)
+        assert found["mean"].numpy() == pytest.approx(word.mean, rel=1e-4)
     # What the trace depends on did take part.
     assert len(oracle.trace) == 10
     assert 0.2 < np.mean(oracle.shares) < 0.9

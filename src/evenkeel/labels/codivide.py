@@ -24,7 +24,7 @@ class CoDivision:
       beliefs: sparse table of its aligned probabilities (labels.beliefs).
       clean: [N] float32, 0 to 1: how probably the guesses hold the truth; 1 where verified, 0 where there are none.
       ratio: [C] float32, what its probabilities are multiplied by to have the prior as their mean.
-      lift: [C] float32, the same for its probabilities without the guesses.
+      mean: [C] float32, mean of its probabilities without the guesses.
       history: of its division losses (labels.purify).
       predicted: [N] int64 most probable class without the guesses.
       n_divided: images with guesses that were divided: not verified, and not all classes alike.
@@ -36,7 +36,7 @@ class CoDivision:
     beliefs: dict[str, Tensor]
     clean: Tensor
     ratio: Tensor
-    lift: Tensor
+    mean: Tensor
     history: dict[str, Tensor]
     predicted: Tensor
     n_divided: int
@@ -100,10 +100,9 @@ def aligned_division(
         weighed = logits if guess_strength == 0 else logits + guess_strength * evidence(guesses, miss)
         write_beliefs(table, rows, _verified(task, rows, weighed.softmax(1)))
     prior = prior.to(device)
-    lift = found = torch.ones_like(plain)
+    found = torch.ones_like(plain)
     if use_alignment:
-        lift = prior * n / plain.clamp(min=1e-6 * n)
-        found = _scaled(table, task, lift.new_ones(n_classes) if ratio is None else ratio.to(device), prior, n_rounds)
+        found = _scaled(table, task, found if ratio is None else ratio.to(device), prior, n_rounds)
     losses = torch.zeros(n, device=device)
     for rows in chunks_of(torch.arange(n, device=device), n_classes):
         aligned = read_beliefs(table, rows, n_classes)
@@ -117,7 +116,7 @@ def aligned_division(
         beliefs=table,
         clean=division.clean_probability.masked_fill(task.labels >= 0, 1.0),
         ratio=found,
-        lift=lift,
+        mean=plain / n,
         history=history,
         predicted=predicted,
         n_divided=n_divided,

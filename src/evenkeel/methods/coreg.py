@@ -20,7 +20,8 @@ Adaptation" (2025), arXiv 2506.03229.
 Symbols: a=beliefs, w=clean, tau=threshold, T=temperature, mu=prototypes, S=Task.possible.
 Departures: (1) one stream of all images, of which each network sees some as P and some as U, where the paper draws
 batches of P and of U; (2) the mean of all predictions of an epoch in line 2, where the paper keeps a running mean of
-batches, and three rounds of scaling; the mean predictions of line 6 and 7 are scaled as well (`align_targets`);
+batches, and three rounds of scaling; the mean predictions of line 6 and 7 are scaled as well, by a running mean of
+batches that starts from it (`align_targets`), and so is what line 13 distils;
 (3) on frozen features line 1 gives way to Gaussians fitted to the guesses (labels/guess_shape.py), line 2 weighs in
 what the guesses say (`guess_strength`), views are not augmented or mixed, and the prior is estimated: line 1 alone
 ends below its own annotator there; (4) sparse beliefs: the `keep` likeliest classes of an image; (5) prediction by
@@ -33,6 +34,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -61,7 +63,7 @@ from evenkeel.methods.baselines.candidate_sets import (
     new_net,
     plan_of_all,
 )
-from evenkeel.methods.coreg_finish import finish, put_in
+from evenkeel.methods.coreg_finish import distil, finish, put_in
 from evenkeel.train.processes import gather_queries, gather_rows, mean_share, sum_gradients
 from evenkeel.train.seeds import generator
 from evenkeel.train.settings import require
@@ -82,7 +84,8 @@ class Config(CandidateSettings):
     start: Literal["auto", "shape", "none"] = "auto"  # shape: Gaussians fitted to the guesses; auto: on frozen features
     start_strength: float = 0.15  # start="shape": logits of the networks over the log densities
     use_alignment: bool = True  # line 2; False: the softmax as it is (ablation)
-    align_targets: bool = True  # lines 6 and 7 scaled as well
+    align_targets: bool = True  # lines 6, 7 and 13 scaled as well
+    mean_decay: float = 0.98  # of the running mean that they are scaled by, per step: some 50 batches (Sec. 4.2)
     prior: Literal["auto", "uniform"] = "auto"  # shares that line 2 aligns with: estimated (guess_shape), or even
     guess_strength: float = 1.0  # how much the guesses weigh in line 2 (paper: 0)
     threshold: float = 0.5  # tau, probability above which the guesses are trusted (Sec. 5.1)
@@ -107,21 +110,15 @@ class Config(CandidateSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in (
-            "unlabelled_weight",
-            "ramp_epochs",
-            "prototype_weight",
-            "contrastive_weight",
-            "start_strength",
-            "guess_strength",
-        ):
+        weights = ("unlabelled_weight", "prototype_weight", "contrastive_weight")
+        for key in ("ramp_epochs", "start_strength", "guess_strength", *weights):
             require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
         for key in ("partial_epochs", "mixup_alpha", "entropy_weight"):
             value = getattr(self, key)
             require(value is None or value >= 0, key, value, "0 or more, or none")
         for key in ("temperature", "prototype_temperature", "contrastive_temperature"):
             require(getattr(self, key) > 0, key, getattr(self, key), "above 0")
-        for key in ("prototype_decay", "key_decay"):
+        for key in ("prototype_decay", "key_decay", "mean_decay"):
             require(0 <= getattr(self, key) <= 1, key, getattr(self, key), "in [0, 1]")
         for key in ("history_epochs", "keep", "queue_size"):
             require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
@@ -220,10 +217,10 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
     if clock.epoch < partial_epochs(cfg, state):
         return _warm_up(task, state, batch)
     if clock.epoch >= distil_epoch(cfg, state):
-        return _distil(state, batch)
+        return distil(state, batch, functools.partial(_scaled, cfg, state))
     names, (n_weak, n_strong) = tuple(memory["divisions"]), map(len, _views(cfg, state))
     with torch.no_grad():
-        seen = {name: _look(state, name, batch.views[:n_weak], cfg) for name in names}  # views of [B, C]
+        seen = {name: _look(cfg, state, memory, name, batch.views[:n_weak]) for name in names}  # views of [B, C]
     since = clock.epoch_frac - partial_epochs(cfg, state)
     is_late = clock.epoch - partial_epochs(cfg, state) >= representation_epoch(cfg, state)
     losses, logs = [], dict[str, Tensor | float]()
@@ -253,11 +250,11 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
     if epoch + 1 < partial_epochs(cfg, state):
         return state, {}
     logs: dict[str, Any] = {"warnings": []}
-    if epoch < distil_epoch(cfg, state):
+    distils_from = max(distil_epoch(cfg, state), partial_epochs(cfg, state))  # no sooner than line 1 is over
+    if epoch < distils_from:
         state, logs = _divided(cfg, task, state, passes, epoch=epoch)
         for name, average in state.averages.items():
             state.nets[name].load_state_dict(state.nets[average.source].state_dict())
-    distils_from = max(distil_epoch(cfg, state), partial_epochs(cfg, state))  # no sooner than line 1 is over
     if epoch + 1 == distils_from and "teacher" in state.nets:
         state.nets["teacher"].load_state_dict(state.nets["main"].state_dict())
     if epoch + 1 == cfg.epochs:
@@ -334,20 +331,21 @@ def _warm_up(task: Task, state: State, batch: Batch) -> StepResult:
     return StepResult(sum(losses, torch.zeros(())), len(batch.rows), state, {"partial_loss": losses[0].detach()})
 
 
-def _distil(state: State, batch: Batch) -> StepResult:
-    """Line 13 by distillation: cross-entropy of one network against the mean of both."""
-    with torch.no_grad():
-        both = [state.nets[name](batch.x).float().softmax(1) for name in ("teacher", "peer")]
-    loss = soft_cross_entropy(state.nets["main"](batch.x), torch.stack(both).mean(0))
-    return StepResult(loss, len(batch.rows), state, {"distillation": loss.detach()})
-
-
-def _look(state: State, name: str, views: tuple[Tensor, ...], cfg: Config) -> list[Tensor]:
-    """Probabilities [B, C] of each view, all views in one pass, scaled as the division found."""
+def _look(cfg: Config, state: State, memory: dict[str, Any], name: str, views: tuple[Tensor, ...]) -> list[Tensor]:
+    """Probabilities [B, C] of each view, all in one pass, scaled by their running mean, which moves in ``memory``."""
+    # A mean as old as the last division would let a class that gains in between feed on its own targets.
     probs = cast(Tensor, state.nets[name](torch.cat(views))).float().softmax(1)
-    if cfg.align_targets and cfg.use_alignment:
-        probs = refine.lifted(probs, state.memory["divisions"][name]["lift"])
-    return list(probs.chunk(len(views)))
+    word = memory["divisions"][name]
+    mean = word["mean"].lerp(gather_rows(probs.mean(0, keepdim=True)).mean(0), 1 - cfg.mean_decay)
+    memory["divisions"] = {**memory["divisions"], name: {**word, "mean": mean}}
+    return list(_scaled(cfg, state, probs, mean).chunk(len(views)))
+
+
+def _scaled(cfg: Config, state: State, probs: Tensor, mean: Tensor) -> Tensor:
+    """Probabilities [B, C] of a network with that mean [C], scaled to the prior."""
+    if not (cfg.align_targets and cfg.use_alignment):
+        return probs
+    return refine.align(probs, running=mean, prior=state.memory["prior"])
 
 
 def _terms(
@@ -438,7 +436,7 @@ def _divided(cfg: Config, task: Task, state: State, passes: Passes, *, epoch: in
             keep=cfg.keep,
             seed=epoch + 1,
         )
-    fields = ("beliefs", "clean", "ratio", "lift", "history")
+    fields = ("beliefs", "clean", "ratio", "mean", "history")
     memory["divisions"] = {name: {key: getattr(word, key) for key in fields} for name, word in found.items()}
     collapse = float(prototype_collapse(memory["prototypes"])) if cfg.prototype_weight > 0 else 0.0
     logs = told_of(list(found.values()), collapse=collapse)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from evenkeel.encoders.heads import MlpHead
 from evenkeel.labels.watch import Watch
+from evenkeel.losses.classification import soft_cross_entropy
 from evenkeel.methods.baselines.candidate_sets import heaviest, tells
-from evenkeel.types import Passes, State, Task
+from evenkeel.types import Batch, Passes, State, StepResult, Task
 
 OVERTURNED_FRAC = 0.25  # share of the first guesses that a student may contradict before it is said
 
@@ -64,6 +65,23 @@ def finish(by: str, task: Task, state: State, passes: Passes, warnings: list[str
     else:
         warnings += overturned_warning(task.class_names, answers.guessed, answers.answered, answers.overturned_frac)
     return told
+
+
+def distil(state: State, batch: Batch, scale: Callable[[Tensor, Tensor], Tensor]) -> StepResult:
+    """A step in which the first network learns from the mean of both, each scaled as the last division found.
+
+    Args:
+      state: with the first network as it was, "teacher".
+      batch: of one view.
+      scale: probabilities [B, C] of a network with mean predictions [C] to what they should be.
+    """
+    both = []
+    for net, name in (("teacher", "main"), ("peer", "peer")):
+        with torch.no_grad():
+            probs = cast(Tensor, state.nets[net](batch.x)).float().softmax(1)
+        both.append(scale(probs, state.memory["divisions"][name]["mean"]))
+    loss = soft_cross_entropy(state.nets["main"](batch.x), torch.stack(both).mean(0))
+    return StepResult(loss, len(batch.rows), state, {"distillation": loss.detach()})
 
 
 def _answers(task: Task, state: State, passes: Passes, name: str) -> _Answers:

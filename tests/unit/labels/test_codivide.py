@@ -15,7 +15,7 @@ from torch import Tensor
 
 import tiny
 from evenkeel.labels.beliefs import read_beliefs
-from evenkeel.labels.codivide import CoDivision, aligned_division, lifted
+from evenkeel.labels.codivide import CoDivision, aligned_division
 from evenkeel.labels.purify import init_loss_history
 from evenkeel.train.seeds import generator
 from evenkeel.types import Task
@@ -192,11 +192,11 @@ def test_division__mean_belief_comes_to_the_prior() -> None:
     assert gaps[3] < 1e-4
 
 
-def test_division__lift_is_of_the_plain_predictions() -> None:
-    found = divided(logits_of())
-    assert torch.allclose(found.lift, PRIOR / logits_of().softmax(1).mean(0), rtol=1e-5)
+def test_division__mean_is_of_the_plain_predictions() -> None:
     unscaled = divided(logits_of(), use_alignment=False)
-    assert unscaled.lift.tolist() == unscaled.ratio.tolist() == [1.0] * C
+    for found in (divided(logits_of()), unscaled):
+        assert torch.allclose(found.mean, logits_of().softmax(1).mean(0), rtol=1e-5)
+    assert unscaled.ratio.tolist() == [1.0] * C
 
 
 def test_division__chunks_and_calls_change_nothing() -> None:
@@ -232,11 +232,6 @@ def test_division__nothing_to_divide(case: str) -> None:
     assert found.clean.tolist() == [float(case in ("every label", "one image"))] * n
     assert found.reliable_frac == float(case == "one image")
     assert read_beliefs(found.beliefs, torch.arange(n), n_classes).isfinite().all()
-
-
-def test_lifted__a_row_on_ruled_out_classes_stays() -> None:
-    probs = torch.tensor([[0.25, 0.75, 0.0], [0.0, 0.0, 1.0]])
-    assert lifted(probs, torch.tensor([3.0, 1.0, 0.0])).tolist() == [[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]
 
 
 def test_division__a_class_that_should_have_no_image() -> None:

@@ -18,7 +18,7 @@ def division(predicted: list[int], **changed: Any) -> CoDivision:
     kept = {"n_divided": 4, "reliable_frac": 0.5, "in_set_frac": 0.75, "means": (0.25, 0.75), **changed}
     nothing = torch.zeros(0)
     return CoDivision(
-        beliefs={}, clean=nothing, ratio=nothing, lift=nothing, history={}, predicted=torch.tensor(predicted), **kept
+        beliefs={}, clean=nothing, ratio=nothing, mean=nothing, history={}, predicted=torch.tensor(predicted), **kept
     )
 
 

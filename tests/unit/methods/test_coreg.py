@@ -134,7 +134,7 @@ def test_run__ablations_leave_their_terms_out() -> None:
     assert logs[0]["prototype_cosine"] == 0.0
     unaligned, _ = run(stored=True, use_alignment=False)
     for word in unaligned.state.memory["divisions"].values():
-        assert word["ratio"].tolist() == word["lift"].tolist() == [1.0] * 3
+        assert word["ratio"].tolist() == [1.0] * 3
 
 
 def test_warm_up__a_step_by_hand() -> None:
@@ -225,7 +225,7 @@ def test_memory__is_plain_and_in_its_types(stored: bool) -> None:
     memory = trained.state.memory
     assert ("watch" in memory) == stored
     for word in memory["divisions"].values():
-        assert set(word) == {"beliefs", "clean", "ratio", "lift", "history"}
+        assert set(word) == {"beliefs", "clean", "ratio", "mean", "history"}
         assert word["clean"].dtype == word["beliefs"]["probs"].dtype == torch.float32
         assert word["history"]["losses"].shape == (N, 5)
 
