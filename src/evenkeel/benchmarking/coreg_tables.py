@@ -17,7 +17,16 @@ PIXELS: Mapping[str, Mapping[str, object]] = {
     "top1": {**_PIXEL_SCHEDULE},
     "proden": {**_PIXEL_SCHEDULE},
     "dividemix": {**_PIXEL_SCHEDULE},
-    "coreg": {**_PIXEL_SCHEDULE, "partial_epochs": 8, "distil_frac": 0.125, "queue_size": 2048},
+    "coreg": {
+        **_PIXEL_SCHEDULE,
+        "partial_epochs": 2,
+        "distil_frac": 0.0625,
+        "strong_view": "weak",
+        "mixup_alpha": 0.0,
+        "unlabelled_weight": 10.0,
+        "ramp_epochs": 4.0,
+        "queue_size": 2048,
+    },
 }
 """Settings on pixels, by method, at the reduced schedule; they are part of the name of a cell's folder."""
 _PIXELS_FULL: Mapping[str, object] = {"epochs": 800, "batch_size": 256, "lr": 0.01}  # Sec. 5.1, for all methods
