@@ -157,6 +157,23 @@ def test_warm_up__a_step_by_hand() -> None:
     assert float(result.loss.detach()) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("decay", [0.75, 1.0])
+def test_step__targets_are_scaled_by_a_mean_that_moves_with_each_batch(decay: float) -> None:
+    trained, _ = run(stored=True)
+    task, views, _ = tiny.inputs_of("coreg", COUNTS, stored=True)
+    rows = torch.arange(12)
+    batch = coreg.Batch(rows, (views.batch(rows, "clean", seed=0, device=tiny.CPU),), task.labels[rows])
+    cfg = config(**settings_of(mean_decay=decay))
+    before = trained.state.memory["divisions"]
+    after = coreg.step(cfg, task, trained.state, {"train": batch}, coreg.Clock(1, 5, 0, 1, 0)).state.memory["divisions"]
+    for name in ("main", "peer"):
+        with torch.no_grad():
+            seen = trained.state.nets[name](batch.x).softmax(1).mean(0)
+        assert torch.allclose(after[name]["mean"], decay * before[name]["mean"] + (1 - decay) * seen, atol=1e-6)
+        assert float((seen - before[name]["mean"]).abs().max()) > 0.01  # there was somewhere to move to
+    assert float(before["main"]["mean"].sum()) == pytest.approx(1.0)
+
+
 # ---- resuming -------------------------------------------------------------------------------------------------------
 
 
