@@ -102,9 +102,10 @@ def divided_loss(own: Told, other: Told, clean_by_other: float, weight: float) -
     return sum(trusted) / max(len(trusted), 1) + weight * sum(guessed) / max(len(guessed), 1) + lean
 
 
-def test_step__plain_epoch() -> None:
+@pytest.mark.parametrize("entropy_weight", [1.0, 0.25, 0.0])
+def test_step__plain_epoch(entropy_weight: float) -> None:
     state = a_state(0.0, 0.0)
-    result = stepped(state, epoch=1)
+    result = stepped(state, epoch=1, entropy_weight=entropy_weight)
     expected = 0.0
     for net in state.nets.values():
         losses = []
@@ -112,7 +113,7 @@ def test_step__plain_epoch() -> None:
             label = HEAVIEST[row]
             if label is not None:
                 p = net.probs(row)  # type: ignore[operator]
-                losses.append(-math.log(p[label]) + sum(v * math.log(v) for v in p))
+                losses.append(-math.log(p[label]) + entropy_weight * sum(v * math.log(v) for v in p))
         expected += sum(losses) / len(losses)
     assert float(result.loss.detach()) == pytest.approx(expected, rel=1e-5)
     assert result.n_kept == 4

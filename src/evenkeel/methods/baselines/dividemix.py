@@ -5,7 +5,8 @@ what the authors' code (LiJunnan1992/DivideMix) says of order and settings.
 
 Algorithm
  1  y = the verified label, or the heaviest candidate
- 2  first epochs: -log p_y + sum_j p_j log p_j, on both networks; the second term is for errors that repeat themselves
+ 2  first epochs: -log p_y + w_H sum_j p_j log p_j, on both networks; w_H = 1 for errors that repeat themselves, 0 for
+    errors by chance, where the even prediction would be the best one
  3  then after each epoch, per network: l_i = -log p_iy on the clean images, stretched to 0..1
  4  w_i = probability of the lower of two Gaussians fitted to l
  5  each network takes the *other's* w; X = {w > tau} keeps its label, U does not                  co-divide
@@ -65,6 +66,7 @@ class Config(CandidateSettings):
     """Settings of DivideMix; the values are the paper's for CIFAR-10."""
 
     plain_frac: float = 0.1  # share of the epochs before the first division, at least one epoch (10 to 30 of 300)
+    entropy_weight: float = 1.0  # w_H: 1 for errors that repeat themselves, 0 for errors by chance (section 4.1)
     threshold: float = 0.5  # tau: probability above which a label is trusted
     sharpen_temperature: float = 0.5  # T
     mixup_alpha: float = 4.0  # of Beta(alpha, alpha); 0 = off
@@ -73,7 +75,7 @@ class Config(CandidateSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("mixup_alpha", "unlabelled_weight", "ramp_epochs"):
+        for key in ("entropy_weight", "mixup_alpha", "unlabelled_weight", "ramp_epochs"):
             require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
         require(0 <= self.plain_frac <= 1, "plain_frac", self.plain_frac, "in [0, 1]")
         require(0 <= self.threshold < 1, "threshold", self.threshold, "in [0, 1)")
@@ -106,7 +108,7 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
     labels = heaviest(guesses, batch.rows)
     if clock.epoch < plain_epochs(cfg):
         kept = tells(guesses)
-        losses = [_plain(net(batch.x), labels, kept) for net in state.nets.values()]
+        losses = [_plain(cfg, net(batch.x), labels, kept) for net in state.nets.values()]
         return StepResult(torch.stack(losses).sum(), int(kept.sum()), state)
     with torch.no_grad():
         probs = {name: [net(x).float().softmax(1) for x in batch.views] for name, net in state.nets.items()}
@@ -148,8 +150,8 @@ def plain_epochs(cfg: Config) -> int:
     return max(1, round(cfg.plain_frac * cfg.epochs))
 
 
-def _plain(logits: Tensor, labels: Tensor, kept: Tensor) -> Tensor:
-    loss = cross_entropy(logits, labels, where=kept) + negative_entropy(logits, where=kept)  # 2
+def _plain(cfg: Config, logits: Tensor, labels: Tensor, kept: Tensor) -> Tensor:
+    loss = cross_entropy(logits, labels, where=kept) + cfg.entropy_weight * negative_entropy(logits, where=kept)  # 2
     return loss * mean_share(kept.sum().float())
 
 
