@@ -6,7 +6,7 @@ under ``torch.no_grad``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ def align(probs: Tensor, *, running: Tensor, prior: Tensor | None = None) -> Ten
 
     Args:
       probs: [B, C] float >= 0, rows sum to 1.
-      running: [C] float >= 0, the mean of the network's own predictions. A class below 1e-6 counts as 1e-6,
+      running: [C] float >= 0, the mean of the network's own predictions (`mean_of`). A class below 1e-6 counts as 1e-6,
         so that one never predicted is not divided by 0.
       prior: [C] float >= 0, the shares that classes should have, in any unit; None = equal.
 
@@ -90,6 +90,80 @@ def lifted(probs: Tensor, lift: Tensor) -> Tensor:
     scaled = probs * lift
     total = scaled.sum(1, keepdim=True)
     return torch.where(total > 0, scaled / torch.where(total > 0, total, 1), probs)
+
+
+def init_history(n_classes: int, length: int, device: torch.device | str | None = None) -> dict[str, Tensor]:
+    """An empty history of a network's mean predictions, for `push_history` and `mean_of`.
+
+    Args:
+      n_classes: C.
+      length: >= 1, batches remembered.
+      device: where it lies; None = the default device. `push_history` moves it to its predictions.
+
+    Returns: "means" [length, C] float32, a ring, and "n_pushed", int64 scalar: batches ever pushed.
+
+    Raises:
+      ConfigError: length < 1.
+
+    Example:
+      >>> {name: list(value.shape) for name, value in init_history(10, 50).items()}
+      {'means': [50, 10], 'n_pushed': []}
+    """
+    if length < 1:
+        raise ConfigError(f"length={length} batches is too short", fix="use 1 or more, 50 in Co-Reg")
+    return {
+        "means": torch.zeros(length, n_classes, device=device),
+        "n_pushed": torch.zeros((), dtype=torch.int64, device=device),
+    }
+
+
+def push_history(history: Mapping[str, Tensor], probs: Tensor) -> dict[str, Tensor]:
+    """Remember the mean prediction of one batch; the oldest makes room.
+
+    Args:
+      history: from `init_history` or an earlier push; left as it is.
+      probs: [B, C] float, rows sum to 1; no gradient is kept. An empty batch changes nothing.
+
+    Returns: the new history, on the device of ``probs``.
+
+    Raises:
+      DataError: another number of classes.
+
+    Example:
+      >>> history = push_history(init_history(2, 50), torch.tensor([[1.0, 0.0], [0.5, 0.5]]))
+      >>> history["means"][0].tolist(), history["n_pushed"].item()
+      ([0.75, 0.25], 1)
+    """
+    means, n_pushed = history["means"].to(probs.device), history["n_pushed"].to(probs.device)
+    if probs.dim() != 2 or probs.shape[1] != means.shape[1]:
+        raise DataError(
+            f"probs have shape {list(probs.shape)}, the history has {means.shape[1]} classes",
+            fix="pass probs [B, C] of the network that the history is of",
+        )
+    if len(probs) == 0:
+        return {"means": means, "n_pushed": n_pushed}
+    place = (n_pushed % len(means)).reshape(1)
+    return {
+        "means": means.index_copy(0, place, probs.detach().float().mean(dim=0, keepdim=True)),
+        "n_pushed": n_pushed + 1,
+    }
+
+
+def mean_of(history: Mapping[str, Tensor]) -> Tensor:
+    """Mean prediction over the batches remembered.
+
+    Args:
+      history: from `push_history`.
+
+    Returns: [C] float32, sums to 1; uniform as long as nothing was pushed, which leaves `align` without effect.
+
+    Example:
+      >>> mean_of(init_history(4, 50)).tolist()
+      [0.25, 0.25, 0.25, 0.25]
+    """
+    means, n_pushed = history["means"], history["n_pushed"]
+    total = means.sum(dim=0) / n_pushed.clamp(min=1, max=len(means))  # places not filled yet hold 0
+    return torch.where(n_pushed > 0, total, 1 / means.shape[1])
 
 
 def unreliable_targets(probs: Sequence[Tensor], *, temperature: float) -> Tensor:

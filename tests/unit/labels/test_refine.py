@@ -5,7 +5,10 @@ from evenkeel.errors import ConfigError, DataError
 from evenkeel.labels.refine import (
     RUNNING_MIN,
     align,
+    init_history,
     lifted,
+    mean_of,
+    push_history,
     reliable_targets,
     sharpen,
     unreliable_targets,
@@ -83,6 +86,54 @@ def test_align__errors():
         align(torch.ones(2, 3), running=torch.ones(4))
     with pytest.raises(DataError, match=r"prior has shape \[1\] for probs \[2, 3\]"):
         align(torch.ones(2, 3), running=torch.ones(3), prior=torch.ones(1))
+
+
+@pytest.mark.parametrize("n_batches", [0, 1, 3, 4, 5, 11])
+def test_history__mean_of_the_last_batches(n_batches):
+    history, seen = init_history(3, 4), []
+    for seed in range(n_batches):
+        probs = rows(2 + seed % 3, 3, seed=seed)
+        seen.append([sum(column) / len(probs) for column in zip(*probs.tolist(), strict=True)])
+        history = push_history(history, probs)
+    last = seen[-4:] or [[1 / 3] * 3]
+    expected = [sum(column) / len(last) for column in zip(*last, strict=True)]
+    assert mean_of(history).tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_history__a_batch_counts_once_whatever_its_size():
+    history = push_history(init_history(2, 5), torch.tensor([[1.0, 0.0]] * 9))
+    history = push_history(history, torch.tensor([[0.0, 1.0]]))
+    assert mean_of(history).tolist() == [0.5, 0.5]
+    assert push_history(history, torch.zeros(0, 2))["n_pushed"].item() == 2
+
+
+def test_history__pushing_leaves_the_old_one_and_keeps_no_gradient():
+    old = init_history(2, 3)
+    probs = torch.tensor([[0.25, 0.75]], dtype=torch.float16, requires_grad=True)
+    new = push_history(old, probs)
+    assert (old["means"].abs().sum().item(), old["n_pushed"].item()) == (0, 0)
+    assert not new["means"].requires_grad
+    assert new["means"].dtype == torch.float32
+    assert mean_of(new).tolist() == [0.25, 0.75]
+
+
+def test_history__comes_back_from_a_checkpoint(tmp_path):
+    history = init_history(3, 4)
+    for seed in range(6):
+        history = push_history(history, rows(5, 3, seed=seed))
+    torch.save(history, tmp_path / "state.pt")
+    back = torch.load(tmp_path / "state.pt", weights_only=True)
+    more = rows(5, 3, seed=9)
+    assert torch.equal(mean_of(push_history(back, more)), mean_of(push_history(history, more)))
+
+
+def test_history__errors():
+    with pytest.raises(ConfigError, match="length=0"):
+        init_history(3, 0)
+    with pytest.raises(DataError, match=r"probs have shape \[2, 4\], the history has 3 classes"):
+        push_history(init_history(3, 2), torch.ones(2, 4))
+    with pytest.raises(DataError, match=r"probs have shape \[3\]"):
+        push_history(init_history(3, 2), torch.ones(3))
 
 
 def test_lifted__a_row_on_ruled_out_classes_stays():
