@@ -66,7 +66,7 @@ class Config(CandidateSettings):
     """Settings of DivideMix; the values are the paper's for CIFAR-10."""
 
     plain_frac: float = 0.1  # share of the epochs before the first division, at least one epoch (10 to 30 of 300)
-    entropy_weight: float = 1.0  # w_H: 1 for errors that repeat themselves, 0 for errors by chance (section 4.1)
+    entropy_weight: float = 1.0  # w_H: 1 for errors that repeat themselves, 0 for errors by chance (section 3.1)
     threshold: float = 0.5  # tau: probability above which a label is trusted
     sharpen_temperature: float = 0.5  # T
     mixup_alpha: float = 4.0  # of Beta(alpha, alpha); 0 = off
