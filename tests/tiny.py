@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from evenkeel.adapters.towers import EmbeddedTowers
 from evenkeel.encoders.backbones import Classifier, CosineHead, MlpHead, Stored
 from evenkeel.errors import ConfigError
-from evenkeel.methods.registry import METHODS, resolve_config
+from evenkeel.methods import simclr
+from evenkeel.methods.registry import METHODS, Method, resolve_config
 from evenkeel.train.loop import LoopOptions, Trained, train
 from evenkeel.train.seeds import generator
 from evenkeel.train.track import RunFolder
@@ -25,6 +26,7 @@ CPU = torch.device("cpu")
 SIZE_PX = 8
 N_FEATURES = 16
 LOGIT_SCALE = 12.0
+TRAINED = {**METHODS, "simclr": Method(cast(Recipe, simclr), "SimCLR")}  # what is no method of `fit`, too
 
 
 class TinyViews:
@@ -269,8 +271,8 @@ def run_method(
     Methods that read class names see features, and a label on every third image only; those that learn from candidate
     sets see pixels, or with ``stored`` features.
     """
-    recorded = Recorded(METHODS[name].recipe, rest_s, None if began is None else Path(began))
-    cfg = resolve_config(METHODS[name], settings)
+    recorded = Recorded(TRAINED[name].recipe, rest_s, None if began is None else Path(began))
+    cfg = resolve_config(TRAINED[name], settings)
     options = options_of(seed, checkpoint_minutes=checkpoint_minutes)
     task, views, build = inputs_of(name, counts, norm=norm, stored=stored)
     trained = train(recorded, cfg, task, views, build, options=options, run=run)
@@ -281,11 +283,11 @@ def inputs_of(
     name: str, counts: Sequence[int], *, norm: bool = True, stored: bool = False
 ) -> tuple[Task, ViewSource, BuildNet]:
     """What a registered method is trained on."""
-    if METHODS[name].needs == "text":
+    if TRAINED[name].needs == "text":
         task = text_task_of(counts)
         assert task.concepts is not None
         return task, TinyFeats(classes_of(counts), n_classes=len(counts)), BuildTowers(task.concepts)
-    task = candidate_task_of(counts) if METHODS[name].needs == "candidates" else task_of(counts)
+    task = candidate_task_of(counts) if TRAINED[name].needs == "candidates" else task_of(counts)
     if stored:
         return task, TinyFeats(classes_of(counts), n_classes=len(counts)), BuildHead()
     return task, TinyViews(classes_of(counts)), BuildTiny(norm)

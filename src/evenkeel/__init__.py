@@ -1,8 +1,8 @@
 """evenkeel: trustworthy image classifiers from missing, few, guessed, lopsided or incomplete labels.
 
-The verbs are functions here: ``ek.inspect``, ``ek.fit``, ``ek.annotate``, ``ek.describe``, ``ek.label``,
-``ek.evaluate``, ``ek.report``. They are loaded when first used, so that importing one piece (a loss, a table) does not
-import everything.
+The verbs are functions here: ``ek.inspect``, ``ek.fit``, ``ek.pretrain``, ``ek.annotate``, ``ek.describe``,
+``ek.label``, ``ek.evaluate``, ``ek.report``. They are loaded when first used, so that importing one piece (a loss, a
+table) does not import everything.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from evenkeel.api import Inspection, Run, annotate, describe, evaluate, fit, inspect, label, report
+    from evenkeel.api import Inspection, Run, annotate, describe, evaluate, fit, inspect, label, pretrain, report
     from evenkeel.benchmarking.runner import bench
     from evenkeel.data.read import load
 
@@ -27,6 +27,7 @@ __all__ = [
     "inspect",
     "label",
     "load",
+    "pretrain",
     "report",
 ]
 

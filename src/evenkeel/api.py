@@ -1,4 +1,4 @@
-"""The verbs: inspect, fit, annotate, describe, label, evaluate, report. The command line calls these."""
+"""The verbs: inspect, fit, pretrain, annotate, describe, label, evaluate, report. The command line calls these."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from evenkeel.methods.registry import METHODS
 from evenkeel.model import SavedModel, load_model
 from evenkeel.predict import Answers, answer
 from evenkeel.prepare import is_embeddings, listed, open_embeddings, open_source, read, resolved_path
+from evenkeel.pretraining import pretrain
 from evenkeel.reporting.render import render
 from evenkeel.run import Run
 from evenkeel.train.processes import accelerator_for
@@ -38,6 +39,7 @@ __all__ = [
     "fit",
     "inspect",
     "label",
+    "pretrain",
     "report",
 ]
 
@@ -148,8 +150,12 @@ def evaluate(
 
 
 def report(run: str | Path) -> Path:
-    """Write report.html of a finished run anew; returns its path."""
-    RunFolder(run, resume=True).read_json("summary.json")
+    """Write report.html of a finished run anew; returns its path.
+
+    Raises: DataError if the run has not finished, or has nothing to report: one of `pretrain`.
+    """
+    if "n_classes" not in RunFolder(run, resume=True).read_json("summary.json"):
+        raise DataError(f"{run} holds a pretrained backbone, of which there is no report", fix="give the run of a fit")
     return render(Path(run))
 
 

@@ -36,7 +36,7 @@ class Fit:
     data: DataArgument  # folder, table (.csv .jsonl .parquet), hub data set, or embeddings (.npy .npz .parquet)
     out: str  # run folder: absent or empty, unless --resume
     method: str = "auto"  # auto, or a name such as cap, cvs, ce, la, vs, ldam_drw
-    model: str = "auto"  # resnet32, resnet18, preact_resnet18; or CLIP, SigLIP or any vision model by id or path
+    model: str = "auto"  # resnet32, resnet18, preact_resnet18; CLIP, SigLIP or any vision model; or a run of pretrain
     classes: str | None = None  # file with one class name per line, fixing names and order
     novel: str | None = None  # K or auto: classes outside the list may be present
     group: str | None = None  # column whose rows belong together (frames of one track)
@@ -67,6 +67,26 @@ class Fit:
     evaluations: int = 10  # times the test images are scored while training; for the curves only
     cache_limit_gb: float = 16.0  # decoded images above this are streamed instead of cached
     set: tuple[str, ...] = ()  # KEY=VALUE ...: fields of the method's Config, e.g. lr=0.05 tau=1.0
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """Train a backbone on images without looking at labels; writes a run folder for `fit --model`."""
+
+    data: DataArgument  # folder, table (.csv .jsonl .parquet), or hub data set; labels are not used
+    out: str  # run folder: absent or empty, unless --resume
+    model: str = "auto"  # resnet32, resnet18, preact_resnet18; or any vision model or earlier run to go on from
+    epochs: int | None = None  # passes over the images; 200 if absent, on a CPU fewer
+    seed: int = 0  # of everything random
+    device: str = "auto"  # auto, cpu or cuda
+    precision: str = "auto"  # auto, bf16 or fp32
+    size: int | None = None  # side in px of the square images the network sees
+    flip: Literal["auto", "on", "off"] = "auto"  # may views be mirrored? auto looks at the class names, if any
+    resume: bool = False  # continue the run in --out where it stopped
+    on_bad: Literal["stop", "skip"] = "stop"  # unusable images: stop with a report, or leave them out and list them
+    checkpoint_minutes: float = 5.0  # at most this much work is lost to a kill
+    cache_limit_gb: float = 16.0  # decoded images above this are streamed instead of cached
+    set: tuple[str, ...] = ()  # KEY=VALUE ...: settings of SimCLR, e.g. temperature=0.2 batch_size=512
 
 
 @dataclass(frozen=True)
@@ -171,6 +191,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "demo": Demo,
     "inspect": Inspect,
     "fit": Fit,
+    "pretrain": Pretrain,
     "annotate": Annotate,
     "describe": Describe,
     "label": Label,
@@ -204,7 +225,8 @@ def run(argv: Sequence[str]) -> int:
         errors.print(f"error: {error}", markup=False)
         return error.exit_code
     except KeyboardInterrupt:
-        again = {Fit: "; continue with the same command and --resume", Annotate: "; the same command goes on from here"}
+        with_resume = "; continue with the same command and --resume"
+        again = {Fit: with_resume, Pretrain: with_resume, Annotate: "; the same command goes on from here"}
         errors.print(f"interrupted{again.get(type(command), '')}", markup=False)
         return 130
     return 0
@@ -251,6 +273,7 @@ def _gathered(argv: Sequence[str]) -> list[str]:
 _ACTIONS: dict[type[Any], Callable[[Any], None]] = {
     Inspect: cli_actions.inspect,
     Fit: cli_actions.fit,
+    Pretrain: cli_actions.pretrain,
     Annotate: cli_actions.annotate,
     Describe: cli_actions.describe,
     Label: cli_actions.label,

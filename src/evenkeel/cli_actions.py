@@ -139,6 +139,46 @@ def fit(command: cli.Fit) -> None:
     out.print(f"report: {done.report}", markup=False)
 
 
+def pretrain(command: cli.Pretrain) -> None:
+    """Pretrain; then on what, how long, warnings, and what to do with it."""
+    from evenkeel import api, telling
+    from evenkeel.train.settings import parse_assignments
+
+    path = api.pretrain(
+        command.data,
+        out=command.out,
+        model=command.model,
+        epochs=command.epochs,
+        seed=command.seed,
+        device=command.device,
+        precision=command.precision,
+        size_px=command.size,
+        flip=command.flip,
+        resume=command.resume,
+        on_bad=command.on_bad,
+        checkpoint_minutes=command.checkpoint_minutes,
+        cache_limit_gb=command.cache_limit_gb,
+        settings=parse_assignments(command.set),
+    )
+    summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+    print(
+        f"simclr on {summary['n_images']:,} images of {summary['size_px']} px, labels unseen: {summary['encoder']}, "
+        f"{summary['epochs']} epochs, {summary['seconds']['train']:.0f} s of training"
+    )
+    described = json.loads((path / "data.json").read_text(encoding="utf-8"))
+    if described["quarantined"]:
+        print(f"left out: {_count(described['quarantined'], 'row')}, listed in {path / 'data.json'}")
+    if described["notices"]:
+        print(f"notices: {len(described['notices'])}, listed in {path / 'data.json'}")
+    print(
+        f"mean cosine of views of one image {summary['alignment']:.2f}, of different images "
+        f"{summary['cosine_of_others']:.2f}"
+    )
+    for warning in telling.folded_warnings(summary["warnings"]):
+        print(f"warning: {warning}")
+    print(f"start from it: evenkeel fit {command.data} --model {path} --out NEW")
+
+
 def annotate(command: cli.Annotate) -> None:
     """Write candidates; then how many there are and, where labels are known, how often they hold them."""
     from evenkeel import api, telling

@@ -17,12 +17,14 @@ from evenkeel.data.views import ViewSettings
 from evenkeel.encoders import backbones
 from evenkeel.encoders.clip import TwoTower, identity_of, load_two_tower
 from evenkeel.encoders.pretrained import image_stats, load_config, load_vision_model
+from evenkeel.encoders.saved import network_of, saved_backbone
 from evenkeel.encoders.store import build_store, images_digest
 from evenkeel.encoders.templates import class_text_feats, fill, templates_named
 from evenkeel.errors import ConfigError
 from evenkeel.prepare import Source
 from evenkeel.train.processes import autocast_dtype
 from evenkeel.train.progress import counter
+from evenkeel.train.seeds import derive_seed
 from evenkeel.types import Concepts
 
 
@@ -63,6 +65,8 @@ def is_two_tower(name: str) -> bool:
       >>> is_two_tower("evenkeel/digits-clip")
       True
     """
+    if saved_backbone(name) is not None:  # a run of evenkeel keeps the image side alone
+        return False
     config = load_config(name)
     return hasattr(config, "text_config") and hasattr(config, "vision_config")
 
@@ -71,7 +75,7 @@ def load_encoder(name: str, *, device: torch.device, precision: str) -> Encoder:
     """Load a frozen encoder: a two-tower model with its words, or the image side of any vision model.
 
     Args:
-      name: hub id or folder.   device: where to compute.   precision: auto, bf16 or fp32.
+      name: hub id, folder, or a run of evenkeel.   device: where to compute.   precision: auto, bf16 or fp32.
 
     Raises: ConfigError, OfflineError: see encoders.clip.load_two_tower and encoders.pretrained.load_vision_model.
 
@@ -83,7 +87,9 @@ def load_encoder(name: str, *, device: torch.device, precision: str) -> Encoder:
     if is_two_tower(name):
         tower = load_two_tower(name, device=device, precision=precision)
         return Encoder(name, tower.vision, tower.identity, tower.n_features, tower.precision, tower)
-    vision = load_vision_model(name).to(device).eval().requires_grad_(False)
+    saved = saved_backbone(name)
+    loaded = load_vision_model(name) if saved is None else backbones.load_saved(saved)
+    vision = loaded.to(device).eval().requires_grad_(False)
     size_px = image_stats(name).size_px
     with torch.no_grad():
         n_features = int(vision(torch.zeros(1, 3, size_px, size_px, device=device)).shape[1])
@@ -185,8 +191,8 @@ class EncoderNets:
         name, size_px = "stored", 0
         if not self.is_stored:
             assert self.encoder is not None
-            backbone, name = backbones.UnitBackbone(self.encoder.vision), self.encoder.name
-            size_px = image_stats(name).size_px
+            backbone, name = backbones.UnitBackbone(self.encoder.vision), network_of(self.encoder.name)
+            size_px = image_stats(self.encoder.name).size_px
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.seed += 1  # two networks of one recipe start from different weights
@@ -232,6 +238,57 @@ class EncoderNets:
             return net
         return net.with_backbone(
             backbones.UnitBackbone(self.encoder.vision),
-            name=self.encoder.name,
+            name=network_of(self.encoder.name),
             image_size_px=image_stats(self.encoder.name).size_px,
+        )
+
+
+@dataclass
+class OwnNets:
+    """A `types.BuildNet` of networks that see pixels.
+
+    Attributes:
+      model: as for encoders.backbones.build.
+      size_px: side of the images.
+      pretrained: start a transformers model from its weights.
+      freeze: parameter-name patterns.
+      seed: of new weights.
+      n_built: networks made so far.
+    """
+
+    model: str
+    size_px: int
+    pretrained: bool
+    freeze: tuple[str, ...]
+    seed: int
+    n_built: int = 0
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether nothing but the head learns."""
+        return "backbone.*" in self.freeze
+
+    def __call__(
+        self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp"] = "linear", hidden: int = 256
+    ) -> nn.Module:
+        """See types.BuildNet."""
+        self.n_built += 1  # two networks of one recipe start from different weights
+        net = backbones.build(
+            self.model,
+            n_outputs,
+            pretrained=self.pretrained,
+            head=head,
+            hidden=hidden,
+            image_size_px=self.size_px,
+            freeze=self.freeze,
+            seed=derive_seed(self.seed, "net", self.n_built),
+        )
+        if not any(parameter.requires_grad for parameter in net.parameters()):
+            raise ConfigError(f"--freeze {' '.join(self.freeze)} leaves nothing to train", fix="leave head.* free")
+        return net
+
+    def towers(self, tune: str = "none") -> Any:
+        """Refused: these networks know no words."""
+        raise ConfigError(
+            f"{self.model} has no text side", fix="name a vision-language model: CLIP, SigLIP, ... with --model"
         )

@@ -11,19 +11,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from evenkeel import results
 from evenkeel.annotators import Guesses, texts_of
 from evenkeel.choosing import CPU_IMAGES as CPU_IMAGES
 from evenkeel.choosing import Views, affordable, check_words, choose_method, choose_views, overrides_of
 from evenkeel.describing import ask_for, mismatched_classes, wanted_descriptions
-from evenkeel.encoders import backbones
 from evenkeel.encoders.chat import Estimate
 from evenkeel.encoders.pretrained import image_stats
 from evenkeel.encoders.resnets import OWN
 from evenkeel.encoders.templates import templates_named
-from evenkeel.encoding import Encoder, EncoderNets, concepts_of, embed, load_encoder
+from evenkeel.encoding import Encoder, EncoderNets, OwnNets, concepts_of, embed, load_encoder
 from evenkeel.errors import ConfigError, EvenkeelError
 from evenkeel.finishing import finish
 from evenkeel.guessing import Guesser, candidates_fingerprint, has_answers, wanted_annotator
@@ -241,7 +239,7 @@ def fit(
             )
         build: BuildNet
         if encoder is None and not is_embeddings(data):
-            build = _OwnNets(model, prepared.size_px, pretrained, tuple(freeze), seed)
+            build = OwnNets(model, prepared.size_px, pretrained, tuple(freeze), seed)
         else:
             build = _encoder_nets(prepared, encoder, concepts, sees, templates, seed)
         clusters = guesser.clusters(prepared.train) if guesser is not None and sees == "pixels" else None
@@ -357,42 +355,3 @@ def _encoder_nets(
         template=templates_named(templates)[0],
         seed=derive_seed(seed, "net", 1),
     )
-
-
-@dataclasses.dataclass
-class _OwnNets:
-    """A `types.BuildNet` of networks that see pixels."""
-
-    model: str
-    size_px: int
-    pretrained: bool
-    freeze: tuple[str, ...]
-    seed: int
-    n_built: int = 0
-
-    @property
-    def is_frozen(self) -> bool:
-        return "backbone.*" in self.freeze
-
-    def __call__(
-        self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp"] = "linear", hidden: int = 256
-    ) -> nn.Module:
-        self.n_built += 1  # two networks of one recipe start from different weights
-        net = backbones.build(
-            self.model,
-            n_outputs,
-            pretrained=self.pretrained,
-            head=head,
-            hidden=hidden,
-            image_size_px=self.size_px,
-            freeze=self.freeze,
-            seed=derive_seed(self.seed, "net", self.n_built),
-        )
-        if not any(parameter.requires_grad for parameter in net.parameters()):
-            raise ConfigError(f"--freeze {' '.join(self.freeze)} leaves nothing to train", fix="leave head.* free")
-        return net
-
-    def towers(self, tune: str = "none") -> Any:
-        raise ConfigError(
-            f"{self.model} has no text side", fix="name a vision-language model: CLIP, SigLIP, ... with --model"
-        )

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from evenkeel.data.views import ViewSettings
 from evenkeel.encoders import backbones
+from evenkeel.encoders.saved import FORMAT as FORMAT
 from evenkeel.errors import DataError
 from evenkeel.train.track import write_text_atomically
-
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def save_model(
 def load_model(folder: Path, *, device: torch.device) -> SavedModel:
     """Read a classifier written by `save_model`; needs no network and none of the training data.
 
-    Raises: DataError if a file is missing or of another format.
+    Raises: DataError if a file is missing or of another format, or if the model tells no classes apart.
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -93,6 +92,11 @@ def load_model(folder: Path, *, device: torch.device) -> SavedModel:
         raise DataError(f"no model in {folder} ({error})", fix="give the run folder of a finished fit") from error
     if config.get("format") != FORMAT:
         raise DataError(f"{folder}/config.json has format {config.get('format')}", fix="use the version that wrote it")
+    if not config["class_names"]:
+        raise DataError(
+            f"the model in {folder} is a pretrained backbone and knows no classes",
+            fix=f"train it to know some: evenkeel fit DATA --model {folder.parent} --out RUN",
+        )
     net = backbones.from_config(config.pop("classifier"))
     net.load_state_dict(tensors)
     net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -119,10 +119,7 @@ def prepare(
     """
     if not 0 <= test_frac < 1:
         raise ConfigError(f"test_frac={test_frac} is not possible", fix="give a share in [0, 1)")
-    if seed < 0:
-        raise ConfigError(f"seed={seed} is not possible", fix="give a whole number from 0 on")
-    if size_px is not None and size_px < 8:
-        raise ConfigError(f"images of {size_px} px are too small", fix="give a --size of 8 or more")
+    check_numbers(size_px=size_px, seed=seed)
     if is_embeddings(data):
         return _prepare_embeddings(
             data, test=test, classes=classes, novel=novel, test_frac=test_frac, on_bad=on_bad, seed=seed
@@ -137,7 +134,7 @@ def prepare(
     train, given_test = sources[0], sources[1] if len(sources) > 1 else None
     train, test_source, test_is = _split(train, given_test, test_frac=test_frac, seed=seed)
     _check_classes(train.table)
-    flips, reason = _may_flip(flip, train.table.class_names)
+    flips, reason = may_flip(flip, train.table.class_names)
     assert train.pixels is not None
     mean, std = stats or channel_stats(train.pixels, rows=train.rows)
     return Prepared(
@@ -149,6 +146,17 @@ def prepare(
         view=ViewSettings(flip=flips, mean=mean, std=std, crop="pad" if size_px <= 64 else "resized"),
         flip_reason=reason,
     )
+
+
+def check_numbers(*, size_px: int | None, seed: int) -> None:
+    """Refuse a size of images or a seed that cannot be.
+
+    Raises: ConfigError.
+    """
+    if seed < 0:
+        raise ConfigError(f"seed={seed} is not possible", fix="give a whole number from 0 on")
+    if size_px is not None and size_px < 8:
+        raise ConfigError(f"images of {size_px} px are too small", fix="give a --size of 8 or more")
 
 
 def _check_classes(table: LabelTable) -> None:
@@ -313,21 +321,27 @@ def _not_test(table: LabelTable) -> NDArray[np.int64]:
     return np.setdiff1d(np.arange(len(table)), table.where("test"))
 
 
-def _may_flip(flip: Flip, class_names: tuple[str, ...]) -> tuple[bool, str]:
-    """Whether a mirrored image keeps its class.
+def may_flip(flip: Flip, class_names: tuple[str, ...]) -> tuple[bool, str]:
+    """Whether a mirrored image keeps its class, and why.
+
+    Args:
+      flip: as the user said; "auto" looks at the names.
+      class_names: C names, or none.
 
     Example:
-      >>> _may_flip("auto", ("cat", "dog"))
+      >>> may_flip("auto", ("cat", "dog"))
       (True, 'no class name speaks against it')
-      >>> _may_flip("auto", ("Keep left", "Keep right"))[0], _may_flip("auto", ("0", "1"))[0]
+      >>> may_flip("auto", ("Keep left", "Keep right"))[0], may_flip("auto", ("0", "1"))[0]
       (False, False)
+      >>> may_flip("auto", ())[0]
+      True
     """
     if flip != "auto":
         return flip == "on", "as asked"
     sided = [name for name in class_names if _SIDED.search(name)]
     if sided:
         return False, f"a mirrored {sided[0]!r} would be wrong"
-    if all(len(name) == 1 or name.isdigit() for name in class_names):
+    if class_names and all(len(name) == 1 or name.isdigit() for name in class_names):
         return False, "the classes look like digits or letters"
     return True, "no class name speaks against it"
 

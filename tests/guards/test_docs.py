@@ -22,6 +22,7 @@ from evenkeel.data.columns import ROLES
 from evenkeel.data.situation import METHODS as METHOD_OF_SITUATION
 from evenkeel.data.table import PROBLEM_KINDS
 from evenkeel.fitting import CPU_IMAGES
+from evenkeel.methods import simclr
 from evenkeel.methods.baselines import candidate_labels, dividemix, long_tailed, pico, vision_language
 from evenkeel.methods.cap import Config as CapConfig
 from evenkeel.methods.coreg import Config as CoregConfig
@@ -182,8 +183,19 @@ def test_method_is_explained(name: str) -> None:
         (candidate_labels.Config, "### Settings of kd, top1, cc, proden and crdpll"),
         (pico.Config, "### Settings of pico"),
         (dividemix.Config, "### Settings of dividemix"),
+        (simclr.Config, "### Settings of simclr"),
     ],
-    ids=["cvs", "cap", "baselines", "vision-language baselines", "coreg", "candidate labels", "pico", "dividemix"],
+    ids=[
+        "cvs",
+        "cap",
+        "baselines",
+        "vision-language baselines",
+        "coreg",
+        "candidate labels",
+        "pico",
+        "dividemix",
+        "simclr",
+    ],
 )
 def test_settings_and_defaults(config: Any, heading: str) -> None:
     page = read("methods.md")
@@ -220,6 +232,8 @@ def test_situations_name_their_methods() -> None:
 
 def test_images_of_a_cpu_run() -> None:
     assert f"{CPU_IMAGES:,} images" in read("quickstart.md")
+    for page in ("quickstart.md", "cli.md"):
+        assert f"make up {CPU_IMAGES // 2:,} images, at least" in read(page)  # two views of each
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

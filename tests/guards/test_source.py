@@ -15,6 +15,7 @@ import pytest
 
 from evenkeel.cli import VERBS
 from evenkeel.data.views import ViewSettings
+from evenkeel.methods import simclr
 from evenkeel.methods.registry import METHODS
 from evenkeel.train.settings import TrainSettings
 
@@ -72,7 +73,7 @@ def test_sources_are_found() -> None:
 
 def settings_classes() -> list[Any]:
     configs = [method.recipe.Config for method in METHODS.values()]
-    return list(dict.fromkeys([TrainSettings, ViewSettings, *configs, *VERBS.values()]))
+    return list(dict.fromkeys([TrainSettings, ViewSettings, simclr.Config, *configs, *VERBS.values()]))
 
 
 @pytest.mark.parametrize("config", settings_classes(), ids=lambda config: f"{config.__module__}.{config.__name__}")

@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from evenkeel.adapters.residual import ResidualAdapter
@@ -27,6 +29,7 @@ from evenkeel.encoders.pretrained import (
     parse_transformers_config,
 )
 from evenkeel.encoders.resnets import OWN
+from evenkeel.encoders.saved import SavedBackbone, saved_backbone
 from evenkeel.errors import ConfigError
 
 Head = Literal["linear", "cosine", "mlp", "text"]
@@ -174,8 +177,9 @@ def build(
     """Make a classifier.
 
     Args:
-      name: one of OWN, a folder with a transformers checkpoint, or the id of one on the Hugging Face hub (fetched
-        unless cached): ViT, DINOv2, ConvNeXt, ResNet, Swin, ...; of CLIP and SigLIP the image tower is taken.
+      name: one of OWN, a run of evenkeel (the backbone that it left), a folder with a transformers checkpoint, or the
+        id of one on the Hugging Face hub (fetched unless cached): ViT, DINOv2, ConvNeXt, ResNet, Swin, ...; of CLIP
+        and SigLIP the image tower is taken.
       n_outputs: C, >= 1.
       pretrained: False starts a transformers model from random weights; the networks in OWN always do.
       head: "linear", "cosine" (unit feats, unit weights, no bias: what LDAM needs), or "mlp" (a residual layer, then
@@ -196,16 +200,24 @@ def build(
     """
     if n_outputs < 1:
         raise ConfigError(f"n_outputs is {n_outputs}", fix="a classifier needs at least one class")
+    saved = None if name in OWN else saved_backbone(name)
+    if saved is not None and not pretrained:
+        raise ConfigError(
+            f"random weights leave nothing of {name}",
+            fix=f"leave --no-pretrained out, or name the network: {saved.network}",
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone: nn.Module
         if name in OWN:
             backbone = OWN[name]()
+        elif saved is not None:
+            backbone = load_saved(saved)
         else:
             backbone = load_vision_model(name) if pretrained else from_transformers_config(load_config(name))
         return Classifier(
             backbone,
-            name=name,
+            name=name if saved is None else saved.network,
             n_features=_n_features(backbone, image_size_px, name),
             n_outputs=n_outputs,
             head=head,
@@ -300,6 +312,24 @@ def from_config(config: Mapping[str, Any]) -> Classifier:
             image_size_px=config["image_size_px"],
             freeze=config["freeze"],
         )
+
+
+def load_saved(saved: SavedBackbone) -> nn.Module:
+    """A backbone with the weights that a run of evenkeel left, all of them free to learn.
+
+    Its feats are those before any normalisation to unit norm, as of a backbone that is new.
+
+    Raises: ConfigError: the weights are missing, broken or of another network.
+    """
+    net = from_config(saved.classifier)
+    try:
+        net.load_state_dict(load_file(str(saved.folder / "model.safetensors")))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"cannot load the model in {saved.folder}: {first}", fix="name the run that wrote it"
+        ) from error
+    return net.backbone.inner if isinstance(net.backbone, UnitBackbone) else net.backbone
 
 
 def param_groups(

@@ -304,9 +304,11 @@ def _max_tokens(model: Any, tokenizer: Any) -> int:
 
 
 def identity_of(model: Any) -> str:
-    """32 hex digits of a model's weights and configuration, wherever it lies."""
+    """32 hex digits of a model's weights and configuration, wherever it lies; our own networks have but weights."""
     digest = blake2b(digest_size=16)
-    digest.update(json.dumps(_without_origin(model.config.to_diff_dict()), sort_keys=True, default=str).encode())
+    config = getattr(model, "config", None)
+    told = type(model).__name__ if config is None else _without_origin(config.to_diff_dict())
+    digest.update(json.dumps(told, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

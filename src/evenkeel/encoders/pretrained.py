@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from evenkeel.encoders.resnets import OWN
+from evenkeel.encoders.saved import saved_backbone
 from evenkeel.errors import ConfigError, OfflineError
 
 EMBEDDED = Path(__file__).parents[1] / "assets"  # a folder per model: "evenkeel/NAME" is assets/NAME
@@ -80,7 +81,8 @@ def image_stats(name: str) -> ImageStats:
     Args:
       name: as for ``backbones.build``.
 
-    Returns: size in px, mean and std per channel. The networks in OWN, trained from scratch, get 32 px and 0.5, 0.25.
+    Returns: size in px, mean and std per channel. The networks in OWN, trained from scratch, get 32 px and 0.5, 0.25;
+      a run of evenkeel says what it was trained on.
 
     Raises: ConfigError, OfflineError: as ``backbones.build``, or the checkpoint does not say (no
       preprocessor_config.json).
@@ -91,6 +93,9 @@ def image_stats(name: str) -> ImageStats:
     """
     if name in OWN:
         return ImageStats(32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    saved = saved_backbone(name)
+    if saved is not None:
+        return ImageStats(saved.size_px, saved.mean, saved.std)
     from transformers import AutoImageProcessor
 
     local_only = is_local_only(name)

@@ -21,9 +21,8 @@ from evenkeel.encoders.backbones import (
     param_groups,
 )
 from evenkeel.encoders.pretrained import ImageStats, image_stats
-from evenkeel.encoding import EncoderNets
+from evenkeel.encoding import EncoderNets, OwnNets
 from evenkeel.errors import ConfigError
-from evenkeel.fitting import _OwnNets
 
 SHARED = Path(os.environ.get("EVENKEEL_SHARED", Path(__file__).parents[3] / "../shared"))
 VIT = {
@@ -307,11 +306,11 @@ def test_param_groups__mlp_head_learns_at_the_full_rate():
 
 @pytest.mark.parametrize("freeze", [(), ("backbone.stem.*",), ("backbone.*",), ("backbone.*", "head.bias")])
 def test_is_frozen__of_networks_that_see_pixels(freeze):
-    build_net = _OwnNets("resnet32", 8, False, freeze, seed=0)
+    build_net = OwnNets("resnet32", 8, False, freeze, seed=0)
     net = build_net(3)
     assert build_net.is_frozen == (not any(p.requires_grad for p in net.backbone.parameters()))
     assert build_net.is_frozen == ("backbone.*" in freeze)
-    assert isinstance(_OwnNets("resnet32", 8, False, (), seed=0)(3, head="mlp").head, MlpHead)
+    assert isinstance(OwnNets("resnet32", 8, False, (), seed=0)(3, head="mlp").head, MlpHead)
 
 
 def test_is_frozen__of_heads_on_stored_features():

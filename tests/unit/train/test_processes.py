@@ -44,6 +44,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "kd": {"name": "kd", "settings": {"epochs": 3, "batch_size": 8, "lr": 0.2}},
     "proden": {"name": "proden", "settings": {"epochs": 3, "batch_size": 8, "lr": 0.2}},
     "pico": {"name": "pico", "settings": {"epochs": 3, "batch_size": 8, "lr": 0.05, "queue_size": 20}},
+    "simclr": {"name": "simclr", "settings": {"epochs": 3, "batch_size": 8, "lr": 0.2}},
     "coreg": {  # nothing is mixed on features: partners are drawn within a process
         "name": "coreg",
         "settings": {"epochs": 4, "batch_size": 8, "lr": 0.05, "queue_size": 20},
@@ -53,6 +54,7 @@ RUNS: dict[str, dict[str, Any]] = {
 TRAINS = {
     "cap": "nets.main.visual.up.weight",
     "pico": "nets.main.classifier.head.weight",
+    "simclr": "nets.main.classifier.backbone.weight",
     "coreg": "nets.main.classifier.head.linear.weight",
 }
 
