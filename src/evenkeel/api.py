@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from evenkeel.data.images import OnBad, check_images, resolve_problems
 from evenkeel.data.situation import Situation, detect
 from evenkeel.data.table import LabelTable
 from evenkeel.describing import describe
+from evenkeel.discovering import open_scores, renamed, truth_beyond
 from evenkeel.errors import DataError, Problem
 from evenkeel.fitting import fit
 from evenkeel.methods.registry import METHODS
-from evenkeel.model import SavedModel, load_model
+from evenkeel.model import SavedModel, load_model, rename_classes
 from evenkeel.predict import Answers, answer
-from evenkeel.prepare import is_embeddings, listed, open_embeddings, open_source, read, resolved_path
+from evenkeel.prepare import beyond, is_embeddings, listed, open_embeddings, open_source, read, resolved_path
 from evenkeel.pretraining import pretrain
 from evenkeel.reporting.render import render
 from evenkeel.run import Run
@@ -98,6 +99,7 @@ def label(
     data: Data,
     *,
     out: str | Path | None = None,
+    rename: Mapping[str, str] | None = None,
     on_bad: OnBad = "stop",
     device: str = "auto",
     precision: str = "auto",
@@ -109,6 +111,7 @@ def label(
       data: images; labels they may have are ignored.
       out: .csv, .parquet, or a folder: a copy of every image under its label, and ``labels.parquet``;
         None writes nothing.
+      rename: {old: new} names of classes, as of discovered ones; the model keeps them.
       on_bad: stop, or skip unusable images.
 
     Returns: Arrow table with the columns of results.LABEL_COLUMNS; its schema metadata holds under ``left_out`` the
@@ -118,11 +121,15 @@ def label(
     """
     target = None if out is None else results.checked_target(Path(out))
     saved = load_model(Path(run) / "model", device=accelerator_for(device).device)
+    renamed(saved.class_names, rename or {})  # a mistake should not wait for the images
     table, answers = _ask(saved, data, on_bad=on_bad, device=device, precision=precision, classes=None)
-    rows = results.label_rows(table, answers, saved.class_names, keep_given=False)
+    names = renamed(saved.class_names, rename or {})
+    rows = results.label_rows(table, answers, names, keep_given=False)
     rows = rows.replace_schema_metadata({"left_out": json.dumps(listed(table.quarantined))})
     if target is not None:
         results.write_labels(rows, table, target)
+    if rename:
+        rename_classes(Path(run) / "model", lambda names: renamed(names, rename))
     return rows
 
 
@@ -140,9 +147,14 @@ def evaluate(
     Raises: DataError if no image has a label.
     """
     saved = load_model(Path(run) / "model", device=accelerator_for(device).device)
-    table, answers = _ask(saved, data, on_bad=on_bad, device=device, precision=precision, classes=saved.class_names)
+    n_seen = saved.info.get("n_seen")
+    known = saved.class_names if n_seen is None else None  # discovered classes: any labels will do
+    table, answers = _ask(saved, data, on_bad=on_bad, device=device, precision=precision, classes=known)
     if not (table.labels >= 0).any():
         raise DataError(f"no image of {resolved_path(data)} has a label", fix="evaluate needs labelled images")
+    if n_seen is not None:
+        truth, names = truth_beyond(beyond(table, saved.class_names[:n_seen]), n_seen)
+        return {**open_scores(answers, truth, names, n_seen=n_seen), "left_out": listed(table.quarantined)}
     counts = torch.tensor(RunFolder(run, resume=True).read_json("data.json")["train_counts"]).numpy()
     scores = results.scores_of(answers, table.labels, counts)
     confusions = results.confusions(answers, table.labels, saved.class_names)

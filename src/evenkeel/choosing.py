@@ -26,7 +26,10 @@ CPU_FEATURES = 3_000_000
 HEAD_STEPS = 1_500
 """Steps of a run without ``epochs`` that learns a head on stored features from candidates, and at least 20 epochs."""
 
-CPU_EPOCHS_MIN = {"labels": 5, "candidates": 15}
+OPEN_STEPS = 1_000
+"""The same of a head that starts from clusters and learns seen and novel classes, and at least 10 epochs."""
+
+CPU_EPOCHS_MIN = {"labels": 5, "candidates": 15, "open_world": 10}
 """What a method needs -> epochs of a run without ``epochs`` on a CPU, however many images there are."""
 
 Views = Literal["auto", "pixels", "embeddings"]
@@ -56,7 +59,13 @@ def choose_method(method: str, prepared: Prepared) -> tuple[str, Method]:
         )
     name = situation.method if method == "auto" else method
     chosen = method_named(name)
-    if chosen.needs == "labels" and not (prepared.train.table.labels >= 0).any():
+    if situation.n_novel is not None and chosen.needs != "open_world":
+        others = [key for key, each in METHODS.items() if each.needs == "open_world"]
+        raise ConfigError(
+            f"{name} learns the named classes only, and --novel says there are others",
+            fix=f"leave --novel out, or choose one of {', '.join(others)}",
+        )
+    if chosen.needs in ("labels", "open_world") and not (prepared.train.table.labels >= 0).any():
         raise DataError(f"method {name} needs labels, and no training image has one", fix="label some images first")
     return name, chosen
 
@@ -84,7 +93,7 @@ def choose_views(
     if chosen.needs == "text" and not pretrained:
         raise ConfigError("random weights know no class names", fix="leave --no-pretrained out")
     if views == "auto":
-        if chosen.needs == "candidates":
+        if chosen.needs in ("candidates", "open_world"):
             return "embeddings" if not is_own and pretrained and is_two_tower(model) else "pixels"
         tunes = getattr(cfg, "tune", "adapters") != "adapters"
         return "embeddings" if chosen.needs == "text" and not tunes else "pixels"
@@ -135,6 +144,9 @@ def affordable(
     if chosen.needs == "candidates" and sees == "embeddings":
         n_epochs = max(20, round(HEAD_STEPS / steps_for(len(table), cfg.batch_size)))
         return dataclasses.replace(cfg, epochs=min(cfg.epochs, n_epochs))
+    if chosen.needs == "open_world" and sees == "embeddings":
+        n_epochs = max(10, round(OPEN_STEPS / steps_for(len(table), cfg.batch_size)))
+        return dataclasses.replace(cfg, epochs=min(cfg.epochs, n_epochs))
     if device.type != "cpu":
         return cfg
     if chosen.needs == "labels":
@@ -142,6 +154,8 @@ def affordable(
         n_epochs = round((CPU_FEATURES if sees == "embeddings" else CPU_IMAGES) / n_labelled)
     elif chosen.needs == "candidates":
         n_epochs = round(2 * CPU_IMAGES / (2 * 4 * max(1, len(table))))  # two networks see four views of each image
+    elif chosen.needs == "open_world":
+        n_epochs = round(CPU_IMAGES / (3 * max(1, len(table))))  # three views of each image
     else:
         return cfg
     return dataclasses.replace(cfg, epochs=min(cfg.epochs, max(CPU_EPOCHS_MIN[chosen.needs], n_epochs)))

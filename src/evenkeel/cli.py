@@ -46,6 +46,7 @@ class Fit:
     n_views: int = 2  # weak and strong views embedded of every image
     templates: str = "auto"  # what class names are put into: one, short, long, photo27, a file, or a text with {}
     descriptions: str | None = None  # JSON or YAML file {class: texts}: how classes look
+    vocabulary: str | None = None  # file of words, one per line, that discovered classes may be named by
     describe_with: str | None = None  # chat model asked how the classes look whose name fits no image
     annotator: str | None = None  # CLIP, SigLIP or LLaVA that guesses candidate labels first; --model if absent
     rule: Literal["union", "top_k", "ratio", "mean"] = "top_k"  # which classes become candidates; not for chat models
@@ -140,6 +141,7 @@ class Label:
     run: RunArgument  # finished run folder
     data: DataArgument  # images; labels they may have are ignored
     out: str = "labels.csv"  # .csv, .parquet, or a folder that gets every image under its label
+    rename: tuple[str, ...] = ()  # OLD=NEW ...: names of classes, as novel-1=okapi; the model keeps them
     on_bad: Literal["stop", "skip"] = "stop"  # unusable images
     device: str = "auto"  # auto, cpu or cuda
     precision: str = "auto"  # auto, bf16 or fp32

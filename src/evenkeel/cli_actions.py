@@ -94,6 +94,7 @@ def fit(command: cli.Fit) -> None:
         templates=command.templates,
         descriptions=command.descriptions,
         describe_with=command.describe_with,
+        vocabulary=command.vocabulary,
         annotator=command.annotator,
         rule=command.rule,
         top_k=command.top_k,
@@ -281,11 +282,13 @@ def approval(yes: bool) -> Callable[[Estimate], bool]:
 def label(command: cli.Label) -> None:
     """Label images; then how many, where, and what was left out."""
     from evenkeel import api
+    from evenkeel.discovering import parse_renames
 
     rows = api.label(
         command.run,
         command.data,
         out=command.out,
+        rename=parse_renames(command.rename),
         on_bad=command.on_bad,
         device=command.device,
         precision=command.precision,

@@ -17,6 +17,7 @@ from evenkeel.data.views import ViewSettings
 from evenkeel.encoders import backbones
 from evenkeel.encoders.clip import TwoTower, identity_of, load_two_tower
 from evenkeel.encoders.pretrained import image_stats, load_config, load_vision_model
+from evenkeel.encoders.resnets import OWN
 from evenkeel.encoders.saved import network_of, saved_backbone
 from evenkeel.encoders.store import build_store, images_digest
 from evenkeel.encoders.templates import class_text_feats, fill, templates_named
@@ -183,6 +184,11 @@ class EncoderNets:
         """True: the encoder never learns under a head."""
         return True
 
+    @property
+    def is_pretrained(self) -> bool:
+        """True: the features come from somewhere."""
+        return True
+
     def __call__(
         self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp"] = "linear", hidden: int = 256
     ) -> nn.Module:
@@ -267,6 +273,11 @@ class OwnNets:
     def is_frozen(self) -> bool:
         """Whether nothing but the head learns."""
         return "backbone.*" in self.freeze
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether the backbone comes with weights: from a checkpoint, or from `evenkeel pretrain`."""
+        return self.model not in OWN and self.pretrained
 
     def __call__(
         self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp"] = "linear", hidden: int = 256

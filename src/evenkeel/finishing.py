@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from evenkeel import __version__, results
 from evenkeel.annotators import Guesses, truth_of
 from evenkeel.data.table import LabelTable
+from evenkeel.discovering import about_clusters, feats_of, open_scores, truth_beyond
 from evenkeel.encoders import backbones
 from evenkeel.encoding import EncoderNets
 from evenkeel.guessing import Guesser, summary_of
 from evenkeel.labels.annotate import describe_candidates
 from evenkeel.methods.registry import Method
 from evenkeel.model import save_model
+from evenkeel.predict import Answers
 from evenkeel.prepare import Prepared
 from evenkeel.reporting.render import render
 from evenkeel.train.loop import Trained
@@ -42,6 +44,8 @@ def finish(
     *,
     guesser: Guesser | None = None,
     guesses: Guesses | None = None,
+    evidence: Mapping[str, Any] | None = None,
+    words: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Label, score and save: labels.parquet, model/, summary.json, report.html.
 
@@ -52,17 +56,22 @@ def finish(
       device, precision: where and how to compute.
       seconds: spent so far, by phase; labelling is added.
       task, build: as training had them.
+      evidence: how the number of novel classes was estimated; None if it was not.
+      words: text features of names for them; None if there are none.
       guesser, guesses: who guessed the candidates of the training images before training, and what; None if nobody did.
     """
     began = time.monotonic()
     table = prepared.train.table
-    scores = None
+    scores, n_seen = None, len(task.class_names)
     if prepared.test is not None:
         views = prepared.test.views(prepared.view)
         answers = results.answers_of(chosen.recipe, cfg, trained.state, views, device, precision)
         truth = prepared.test.table.labels
-        scores = results.scores_of(answers, truth, table.counts())
-        scores["confusions"] = results.confusions(answers, truth, table.class_names)
+        if task.n_novel:
+            scores = open_scores(answers, *truth_beyond(prepared.test.table, n_seen), n_seen=n_seen)
+        else:
+            scores = results.scores_of(answers, truth, table.counts())
+            scores["confusions"] = results.confusions(answers, truth, table.class_names)
     given = torch.from_numpy(table.labels).long()
     views = prepared.train.views(prepared.view)
     own = results.answers_of(chosen.recipe, cfg, trained.state, views, device, precision, given)
@@ -81,14 +90,17 @@ def finish(
     }
     if chosen.needs == "candidates":
         summary |= _about_candidates(table, guesses)
+    if chosen.needs == "open_world":
+        feats = feats_of(trained.state.nets["main"], prepared, device, precision)
+        summary |= _about_novel(prepared, own, task, evidence, feats, words)
     ask = None
     if guesser is not None and guesses is not None and not guesser.annotator.is_chat:
         ask = guesser.asker(guesses, table.class_names)
-    elif task.concepts is not None:
+    elif task.concepts is not None and chosen.needs != "open_world":
         ask = results.asker_of_names(prepared, build, device, precision)
     if ask is not None or chosen.needs == "candidates":
         summary |= results.zero_shot_scores(prepared, ask, own)
-    if scores is not None and 0 < (table.counts() == 0).sum() < len(table.class_names):
+    if scores is not None and not task.n_novel and 0 < (table.counts() == 0).sum() < len(table.class_names):
         for each in (scores, summary.get("zero_shot")):
             if each is not None:
                 each |= results.seen_unseen(each, table.counts())
@@ -110,12 +122,41 @@ def finish(
         class_names=table.class_names,
         size_px=prepared.size_px,
         view=prepared.view,
-        info={"method": config["method"], "evenkeel": __version__, "fingerprint": described["fingerprint"]},
+        info={
+            "method": config["method"],
+            "evenkeel": __version__,
+            "fingerprint": described["fingerprint"],
+            **({"n_seen": n_seen} if task.n_novel else {}),
+        },
         card=results.model_card(summary, table.class_names, __version__),
     )
     run.write_json("summary.json", summary)  # a folder that has one is finished but for the report
     run.close()
     render(run.path)
+
+
+def _about_novel(
+    prepared: Prepared,
+    own: Answers,
+    task: Task,
+    evidence: Mapping[str, Any] | None,
+    feats: torch.Tensor,
+    words: Mapping[str, torch.Tensor] | None,
+) -> dict[str, Any]:
+    """Discovered classes, how their number came about, and the scores of unlabelled images whose truth is known."""
+    table, n_seen = prepared.train.table, len(task.class_names)
+    clusters = about_clusters(table, own, feats, n_seen=n_seen, words=words)
+    found: dict[str, Any] = {
+        "n_seen": n_seen,
+        "n_novel": task.n_novel,
+        "novel": {"evidence": evidence, "clusters": clusters},
+        "pseudolabels": None,
+    }
+    truth, names = truth_beyond(table, n_seen)
+    truth = np.where(table.labels < 0, truth, -1)
+    if (truth >= 0).any():
+        found["pseudolabels"] = open_scores(own, truth, names, n_seen=n_seen)
+    return found
 
 
 def _about_candidates(table: LabelTable, guesses: Guesses | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -16,7 +17,9 @@ from evenkeel import results
 from evenkeel.annotators import Guesses, texts_of
 from evenkeel.choosing import CPU_IMAGES as CPU_IMAGES
 from evenkeel.choosing import Views, affordable, check_words, choose_method, choose_views, overrides_of
+from evenkeel.data.read import read_names
 from evenkeel.describing import ask_for, mismatched_classes, wanted_descriptions
+from evenkeel.discovering import count_novel, feats_of, with_novel
 from evenkeel.encoders.chat import Estimate
 from evenkeel.encoders.pretrained import image_stats
 from evenkeel.encoders.resnets import OWN
@@ -60,6 +63,7 @@ def fit(
     templates: str = "auto",
     descriptions: str | Path | Mapping[str, Sequence[str]] | None = None,
     describe_with: str | None = None,
+    vocabulary: str | Path | None = None,
     annotator: str | None = None,
     rule: str = "top_k",
     top_k: int = 5,
@@ -104,6 +108,8 @@ def fit(
         they explain the images better: for the method, or for the annotator.
       describe_with: a chat model to ask for descriptions of mismatched classes, by the name that ``chat_url`` (or
         OpenAI) knows it by; nothing is asked without it.
+      vocabulary: file with one word per line, from which discovered classes are offered a name; needs a two-tower
+        ``model`` and embeddings.
       annotator: for methods that learn from candidates, where the data have none: the two-tower or chat model that
         guesses them before training, see `annotate`; None = ``model`` if that is a two-tower model. What it says is
         kept in candidates.parquet of the run, answers of a chat model in candidates.answers.jsonl as they come.
@@ -188,6 +194,7 @@ def fit(
         "templates": templates,
         "descriptions": str(descriptions) if isinstance(descriptions, (str, Path)) else descriptions,
         "describe_with": describe_with,
+        "vocabulary": None if vocabulary is None else str(vocabulary),
         "annotator": None if asked is None else asked.told(),
         "pretrained": pretrained,
         "freeze": list(freeze),
@@ -205,6 +212,17 @@ def fit(
     check_words(chosen, encoder, prepared, name)
     if chosen.needs != "text" and (describe_with is not None or (descriptions is not None and asked is None)):
         raise ConfigError(f"{name} reads no descriptions", fix="leave them out, or choose --method cap")
+    words = None
+    if vocabulary is not None:
+        if encoder is None or encoder.tower is None or sees != "embeddings" or chosen.needs != "open_world":
+            raise ConfigError(
+                "a vocabulary names discovered classes by a two-tower model on embeddings, and this run has none",
+                fix="add --novel auto and --model openai/clip-vit-base-patch32, or leave --vocabulary out",
+            )
+        listed = list(dict.fromkeys(read_names(Path(vocabulary))))
+        if not listed:
+            raise ConfigError(f"no word in {vocabulary}", fix="write one per line")
+        words = dict(zip(listed, concepts_of(encoder.tower, listed, templates=templates).feats, strict=True))
     texts = wanted_descriptions(descriptions, prepared.train.table.class_names) if asked is None else {}
     if accelerator.is_main_process:
         results.start_folder(run, config, described, environment(accelerator.device, precision), resume=resume)
@@ -217,7 +235,7 @@ def fit(
         device=device,
         precision=precision,
         checkpoint_minutes=checkpoint_minutes,
-        n_evaluations=evaluations if prepared.test else 0,
+        n_evaluations=evaluations if prepared.test or chosen.needs == "open_world" else 0,
     )
     try:
         seconds = {"read": time.monotonic() - began}
@@ -243,7 +261,17 @@ def fit(
         else:
             build = _encoder_nets(prepared, encoder, concepts, sees, templates, seed)
         clusters = guesser.clusters(prepared.train) if guesser is not None and sees == "pixels" else None
-        task = dataclasses.replace(prepared.train.table.task(), concepts=concepts, clusters=clusters)
+        n_novel, evidence = count_novel(
+            run,
+            prepared.train.table,
+            prepared.situation.n_novel,
+            lambda: feats_of(copy.copy(build)(1), prepared, accelerator.device, precision),
+            seed=seed,
+            writes=accelerator.is_main_process,
+        )
+        task = dataclasses.replace(prepared.train.table.task(n_novel=n_novel), concepts=concepts, clusters=clusters)
+        if n_novel:
+            prepared = with_novel(prepared, n_novel)
         source = prepared.train.views(prepared.view)
         cfg = with_chosen_margin(chosen.recipe, cfg, task, source, build, options=options, folder=run.path)
         trained = train(
@@ -254,7 +282,7 @@ def fit(
             build,
             options=options,
             run=run,
-            evaluate=results.evaluator(chosen.recipe, cfg, prepared, accelerator.device, precision),
+            evaluate=results.evaluator(chosen.recipe, cfg, prepared, accelerator.device, precision, n_novel=n_novel),
         )
     except EvenkeelError as error:
         run.close()
@@ -279,6 +307,8 @@ def fit(
             build,
             guesser=guesser,
             guesses=guesses,
+            evidence=evidence,
+            words=words,
         )
     run.close()
     return Run(run.path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,26 @@ def save_model(
     }
     write_text_atomically(folder / "config.json", json.dumps(config, indent=2) + "\n")
     write_text_atomically(folder / "README.md", card)
+
+
+def rename_classes(folder: Path, change: Callable[[Sequence[str]], tuple[str, ...]]) -> tuple[str, ...]:
+    """Change the class names of a saved model; returns the new ones.
+
+    Args:
+      folder: as written by `save_model`.
+      change: C names -> C names; what it raises leaves the model as it was.
+
+    Raises: DataError if there is no model.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"no model in {folder} ({error})", fix="give the run folder of a finished fit") from error
+    names = change(config["class_names"])
+    config["class_names"] = list(names)
+    write_text_atomically(path, json.dumps(config, indent=2) + "\n")
+    return names
 
 
 def load_model(folder: Path, *, device: torch.device) -> SavedModel:

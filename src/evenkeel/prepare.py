@@ -18,7 +18,7 @@ from evenkeel.data.cache import PixelSource, StreamedPixels, default_cache_folde
 from evenkeel.data.embeddings import EMBEDDING_COLUMN, load_embeddings
 from evenkeel.data.images import OnBad, check_images, resolve_problems
 from evenkeel.data.read import load, read_names
-from evenkeel.data.situation import Situation, detect
+from evenkeel.data.situation import Situation, detect, novel_range
 from evenkeel.data.table import LabelTable
 from evenkeel.data.views import PixelViews, ViewSettings, channel_stats
 from evenkeel.encoders.store import EmbeddingViews, StoredFeats
@@ -125,15 +125,18 @@ def prepare(
             data, test=test, classes=classes, novel=novel, test_frac=test_frac, on_bad=on_bad, seed=seed
         )
     table = read(data, classes=classes, group=group)
-    test_table = None if test is None else _for_scoring(read(test, classes=table.class_names))
+    is_open = novel_range(novel) is not None
+    test_table = None if test is None else _for_scoring(read(test, classes=None if is_open else table.class_names))
     if test_table is not None and not (test_table.labels >= 0).any():
         raise DataError(f"no image of {resolved_path(test)} has a label", fix="give a --test with labels, or none")
+    if test_table is not None and is_open:
+        test_table = beyond(test_table, table.class_names)
     size_px = native_size(table) if size_px is None else size_px
     tables = [table] if test_table is None else [table, test_table]
     sources = _resolve([_open(t, size_px, cache_limit_gb) for t in tables], on_bad)
     train, given_test = sources[0], sources[1] if len(sources) > 1 else None
     train, test_source, test_is = _split(train, given_test, test_frac=test_frac, seed=seed)
-    _check_classes(train.table)
+    _check_classes(train.table, n_novel=novel)
     flips, reason = may_flip(flip, train.table.class_names)
     assert train.pixels is not None
     mean, std = stats or channel_stats(train.pixels, rows=train.rows)
@@ -159,9 +162,27 @@ def check_numbers(*, size_px: int | None, seed: int) -> None:
         raise ConfigError(f"images of {size_px} px are too small", fix="give a --size of 8 or more")
 
 
-def _check_classes(table: LabelTable) -> None:
+def beyond(table: LabelTable, class_names: Sequence[str]) -> LabelTable:
+    """The table with labels among ``class_names`` only; its other classes become a truth numbered after them.
+
+    Args:
+      table: N images with labels of any classes.
+      class_names: C names, in class order.
+    """
+    others = [name for name in table.class_names if name not in class_names]
+    number = {name: i for i, name in enumerate([*class_names, *others])}
+    # One more entry for -1, unknown, which is the last.
+    at = np.array([*(number[name] for name in table.class_names), -1], dtype=np.int32)
+    truth = at[table.labels]
+    labels = np.where(truth < len(class_names), truth, -1).astype(np.int32)
+    return replace(
+        table, labels=labels, class_names=tuple(class_names), truth=truth, truth_names=(*class_names, *others)
+    )
+
+
+def _check_classes(table: LabelTable, *, n_novel: int | str | None = None) -> None:
     n_classes = len(table.class_names)
-    if n_classes < 2:
+    if n_classes < (2 if novel_range(n_novel) is None else 1):
         raise DataError(
             f"{'only one class' if n_classes else 'no class'} found; a classifier needs two",
             fix="point at the folder above the class folders, or name the classes with --classes",
@@ -173,9 +194,11 @@ def _prepare_embeddings(
 ) -> Prepared:
     """`prepare` of embeddings that the user brings: nothing to decode, features as they are."""
     found = load_embeddings(data, classes=_class_list(classes), on_bad=on_bad)
-    given_test = None
+    given_test, is_open = None, novel_range(novel) is not None
     if test is not None:
-        given_test = open_embeddings(test, classes=found.table.class_names, on_bad=on_bad)
+        given_test = open_embeddings(test, classes=None if is_open else found.table.class_names, on_bad=on_bad)
+        if is_open:
+            given_test = replace(given_test, table=beyond(given_test.table, found.table.class_names))
         if given_test.stored is None or given_test.stored.n_features != found.stored.n_features:
             raise DataError(
                 f"{resolved_path(test)} does not hold embeddings of {found.stored.n_features} features",
@@ -183,7 +206,7 @@ def _prepare_embeddings(
             )
     source = Source(found.table, None, torch.arange(len(found.table)), found.stored)
     train, test_source, test_is = _split(source, given_test, test_frac=test_frac, seed=seed)
-    _check_classes(train.table)
+    _check_classes(train.table, n_novel=novel)
     texts = None
     if found.class_feats is not None:
         unit = torch.nn.functional.normalize(torch.from_numpy(np.asarray(found.class_feats)).float(), dim=1)

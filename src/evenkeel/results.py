@@ -22,6 +22,7 @@ from PIL import Image
 from evenkeel.adapters.aligned import AlignedNet
 from evenkeel.data.read import IMAGE_SUFFIXES
 from evenkeel.data.table import LabelTable
+from evenkeel.discovering import open_scores, truth_beyond
 from evenkeel.errors import ConfigError, DataError
 from evenkeel.metrics.classification import imbalance, score, top_confusions
 from evenkeel.predict import Answers, answer, trust
@@ -79,15 +80,17 @@ def answers_of(
     device: torch.device,
     precision: str,
     given: torch.Tensor | None = None,
+    *,
+    rows: torch.Tensor | None = None,
 ) -> Answers:
-    """What a recipe's state says of every row of the views, in evaluation mode; see predict.answer."""
+    """What a recipe's state says of rows of the views (None: all), in evaluation mode; see predict.answer."""
     training = {name: net.training for name, net in state.nets.items()}
     for net in state.nets.values():
         net.eval()
     answers = answer(
         lambda x: recipe.predict(cfg, state, x).probs,
         views,
-        torch.arange(views.n_rows),
+        torch.arange(views.n_rows) if rows is None else rows,
         device=device,
         precision=precision,
         given=given,
@@ -98,17 +101,52 @@ def answers_of(
 
 
 def evaluator(
-    recipe: Recipe, cfg: Any, prepared: Prepared, device: torch.device, precision: str
+    recipe: Recipe, cfg: Any, prepared: Prepared, device: torch.device, precision: str, *, n_novel: int = 0
 ) -> Callable[[State], Mapping[str, Any]] | None:
     """What the loop calls to score a state on the test images, for the curves; None without test images."""
-    if prepared.test is None:
-        return None
+    n_seen = len(prepared.train.table.class_names) - n_novel
+    if n_novel or prepared.test is None:
+        return _open_evaluator(recipe, cfg, prepared, device, precision, n_seen=n_seen) if n_novel else None
     views, truth = prepared.test.views(prepared.view), prepared.test.table.labels
     counts = prepared.train.table.counts()
 
     def evaluate_state(state: State) -> Mapping[str, Any]:
         scores = scores_of(answers_of(recipe, cfg, state, views, device, precision), truth, counts)
         return {key: scores[key] for key in ("accuracy", "balanced_accuracy", "many", "medium", "few", "ece")}
+
+    return evaluate_state
+
+
+PACE_KEYS = ("seen", "novel", "all", "confidence_seen", "confidence_novel")
+PACE_ROWS = 5_000  # training images whose pace is followed
+
+
+def _open_evaluator(
+    recipe: Recipe, cfg: Any, prepared: Prepared, device: torch.device, precision: str, *, n_seen: int
+) -> Callable[[State], Mapping[str, Any]] | None:
+    """The pace of seen and novel classes: on test images; ``pool_...`` on unlabelled ones whose truth is known."""
+    looked_at: dict[str, tuple[ViewSource, torch.Tensor, NDArray[np.int64], tuple[str, ...]]] = {}
+    if prepared.test is not None:
+        truth, names = truth_beyond(prepared.test.table, n_seen)
+        looked_at[""] = (prepared.test.views(prepared.view), torch.from_numpy(np.flatnonzero(truth >= 0)), truth, names)
+    table = prepared.train.table
+    truth, names = truth_beyond(table, n_seen)
+    hidden = np.flatnonzero((table.labels < 0) & (truth >= 0))
+    if len(hidden):
+        some = hidden[np.linspace(0, len(hidden) - 1, min(len(hidden), PACE_ROWS)).round().astype(np.int64)]
+        looked_at["pool_"] = (prepared.train.views(prepared.view), torch.from_numpy(some), truth, names)
+    if not looked_at:
+        return None
+
+    def evaluate_state(state: State) -> Mapping[str, Any]:
+        told: dict[str, Any] = {}
+        for prefix, (views, rows, known, class_names) in looked_at.items():
+            answers = answers_of(recipe, cfg, state, views, device, precision, rows=rows)
+            scores = open_scores(answers, known[rows.numpy()], class_names, n_seen=n_seen)
+            told |= {f"{prefix}{key}": scores[key] for key in PACE_KEYS}
+            if not prefix:
+                told |= {key: scores[key] for key in ("accuracy", "balanced_accuracy", "ece")}
+        return told
 
     return evaluate_state
 

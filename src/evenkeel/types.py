@@ -297,6 +297,10 @@ class BuildNet(Protocol):
     def is_frozen(self) -> bool:
         """Whether views go through nothing that learns before the head: stored embeddings, or a frozen encoder."""
 
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether the backbone has learned something before; False for random weights."""
+
     def __call__(
         self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp"] = "linear", hidden: int = 256
     ) -> nn.Module:

@@ -54,23 +54,31 @@ class Given:
 
     Attributes:
       labels: of the pool's images: all; none; few (two of every class); few_alone (the same without the other
-        images); some_classes (all of 62% of the classes).
+        images); some_classes (all of 62% of the classes); open_world (`labelled_frac` of the first `n_seen`
+        classes, the names of the others unknown).
       templates: what class names are put into, see encoders.templates.templates_named.
       use_descriptions: texts of how the classes look are there as well.
       n_nonsense: classes whose name is a made-up word.
       images: as they are, or put out of the model's domain.
       guessing: where candidate labels come from; None = there are none.
       n_verified: images of every class that keep their label, beside those of ``labels="none"``.
+      n_seen, labelled_frac: see labels.
+      novel: what ``fit`` is told of the other classes: "known", their number, or "auto".
+      novel_ratio: open_world: largest over smallest class of the unlabelled images, which are cut to a long tail.
       share: of the images, drawn by the seed without a look at their classes; the smaller shares lie in the larger.
     """
 
-    labels: Literal["all", "none", "few", "few_alone", "some_classes"] = "none"
+    labels: Literal["all", "none", "few", "few_alone", "some_classes", "open_world"] = "none"
     templates: str = "{}"
     use_descriptions: bool = False
     n_nonsense: int = 0
     images: Literal["plain", "negative", "grey", "blurred"] = "plain"
     guessing: Guessing | None = None
     n_verified: int = 0
+    n_seen: int = 0
+    labelled_frac: float = 0.5
+    novel: Literal["known", "auto"] = "known"
+    novel_ratio: float = 1.0
     share: float = 1.0
 
     @property
@@ -82,6 +90,10 @@ class Given:
           ([], ['labels=few', 'templates=one', 'descriptions'])
         """
         found = [f"labels={self.labels}"] if self.labels != "none" else []
+        if self.labels == "open_world":
+            found += [f"seen={self.n_seen}", f"labelled={self.labelled_frac:g}"]
+            found += ["novel=auto"] if self.novel == "auto" else []
+            found += [f"ratio={self.novel_ratio:g}"] if self.novel_ratio > 1 else []
         found += [f"templates={self.templates}"] if self.templates != "{}" else []
         found += ["descriptions"] if self.use_descriptions else []
         found += [f"nonsense={self.n_nonsense}"] if self.n_nonsense else []

@@ -88,6 +88,8 @@ def as_given(pool: LabelTable, given: Given, *, seed: int, probs: NDArray[np.flo
     if given.labels == "all":
         return pool
     n_classes = len(names)
+    if given.labels == "open_world":
+        return _open_world(pool, given, seed=seed)
     is_kept = np.zeros(len(pool), dtype=bool)
     n_few = LABELS_PER_CLASS if given.labels in ("few", "few_alone") else given.n_verified
     if n_few:
@@ -109,6 +111,25 @@ def as_given(pool: LabelTable, given: Given, *, seed: int, probs: NDArray[np.flo
         assert probs is not None, "candidates by a model's doubt need its probabilities"
         sets = noise.instance_dependent(probs, pool.labels, n_classes=n_classes, rate=q, eta=eta, seed=seed)
     return dataclasses.replace(hidden, candidates=sets)
+
+
+def _open_world(pool: LabelTable, given: Given, *, seed: int) -> LabelTable:
+    """Some images of the first classes labelled; of the others nothing is told, not even the names."""
+    labelled, unlabelled = splits.seen_novel(
+        pool.labels, seen=given.n_seen, labelled_frac=given.labelled_frac, seed=seed
+    )
+    if given.novel_ratio > 1:
+        tail = splits.long_tail(
+            pool.labels[unlabelled], n_classes=len(pool.class_names), ratio=given.novel_ratio, seed=seed
+        )
+        unlabelled = unlabelled[tail]
+    rows = np.sort(np.concatenate([labelled, unlabelled]))
+    truth = pool.labels[rows].astype(np.int32)
+    labels = np.where(np.isin(rows, labelled), truth, -1).astype(np.int32)
+    names = pool.class_names
+    return dataclasses.replace(
+        pool.subset(rows), labels=labels, class_names=names[: given.n_seen], truth=truth, truth_names=names
+    )
 
 
 def share_of(n: int, share: float, *, seed: int) -> NDArray[np.int64]:

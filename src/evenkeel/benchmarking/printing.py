@@ -121,6 +121,17 @@ def _interval(runs: Sequence[Run]) -> str:
     return f"{mean - half:.2f} to {mean + half:.2f}"
 
 
+def _of_pool(key: str) -> Callable[[Sequence[Run]], str]:
+    """A score of the unlabelled images of an open world."""
+    return lambda runs: _spread([(run.get("pseudolabels") or {}).get(key) for run in runs if "n_novel" in run])
+
+
+def _n_classes(runs: Sequence[Run]) -> str:
+    """Named and discovered classes, where their number was estimated."""
+    found = [run["n_seen"] + run["n_novel"] for run in runs if (run.get("novel") or {}).get("evidence")]
+    return ", ".join(str(n) for n in found)
+
+
 def _of_candidates(key: str, *, scale: float) -> Callable[[Sequence[Run]], str]:
     return lambda runs: _spread([(run.get("candidates") or {}).get(key) for run in runs], scale=scale)
 
@@ -177,6 +188,11 @@ _POOL_COLUMNS: Mapping[str, Callable[[Sequence[Run]], str]] = {
     "95% interval": _interval,
     "balanced acc.": _scores("balanced_accuracy"),
     "seen": _scores("seen"),
+    "novel": _scores("novel"),
+    "pool: seen": _of_pool("seen"),
+    "pool: novel": _of_pool("novel"),
+    "pool: all": _of_pool("all"),
+    "classes": _n_classes,
     "unseen": _scores("unseen"),
     "harmonic": _scores("harmonic"),
     "zero-shot": _zero_shot,

@@ -168,9 +168,12 @@ def run_pool_cell(
     texts = None
     if cell.given.use_descriptions:
         texts = descriptions_of(descriptions, model, grid.dataset, official, train.class_names)
+    is_open = cell.given.labels == "open_world"
+    n_others = len(official) - cell.given.n_seen
     return api.fit(
         train,
         out=folder,
+        novel=None if not is_open else n_others if cell.given.novel == "known" else cell.given.novel,
         test=as_given(test, Given(labels="all", n_nonsense=cell.given.n_nonsense), seed=seed),
         method=cell.method,
         model=model,
@@ -182,7 +185,7 @@ def run_pool_cell(
         seed=seed,
         device=device,
         flip="on" if dataset_card(grid.dataset).flip else "off",
-        evaluations=0,
+        evaluations=10 if is_open else 0,  # curves of the pace
         resume=folder.exists(),
         settings=cell.settings,
     )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from evenkeel.benchmarking.cap_tables import CAP_TABLES
 from evenkeel.benchmarking.coreg_tables import COREG_TABLES
 from evenkeel.benchmarking.grid import BenchTable, Cell
+from evenkeel.benchmarking.lps_tables import LPS_TABLES
 
 
 def _main(published: Mapping[str, float]) -> dict[str, Cell]:
@@ -93,5 +94,6 @@ TABLES: Mapping[str, BenchTable] = {
     ),
     **CAP_TABLES,
     **COREG_TABLES,
+    **LPS_TABLES,
 }
 """Every table by the name that ``evenkeel bench --table`` takes."""

@@ -120,7 +120,7 @@ def detect(table: LabelTable, *, novel: int | str | None = None) -> Situation:
     uneven = f"{spread}: ratio {ratio:.3g}, Gini {gini(counts):.2f}"
 
     if n_novel is not None:
-        more = "an unknown number of" if n_novel == "auto" else str(n_novel)
+        more = "an unknown number of" if n_novel == "auto" else str(n_novel).replace("-", " to ")
         name, reason = "open_world", f"{of_all}, and {more} classes beyond the {n_classes} named ones may be present"
     elif has_open_candidates:
         name = "candidates"
@@ -157,13 +157,30 @@ def detect(table: LabelTable, *, novel: int | str | None = None) -> Situation:
     )
 
 
+def novel_range(novel: int | str | None) -> tuple[int, int | None] | None:
+    """Least and greatest number of novel classes; None for no such classes, a greatest of None for no limit.
+
+    Raises: ConfigError if it is no number, "auto" or range.
+
+    Example:
+      >>> novel_range("auto"), novel_range("3-12"), novel_range(5), novel_range(0)
+      ((0, None), (3, 12), (5, 5), None)
+    """
+    if novel is None:
+        return None
+    if novel == "auto":
+        return 0, None
+    parts = str(novel).split("-")
+    if not (1 <= len(parts) <= 2 and all(part.strip().isdecimal() for part in parts)):
+        raise ConfigError(f"novel={novel!r} is not possible", fix='give a number, a range such as 3-12, or "auto"')
+    least, most = int(parts[0]), int(parts[-1])
+    if least > most:
+        raise ConfigError(f"novel={novel!r} is an empty range", fix="write the smaller number first")
+    return None if most == 0 else (least, most)
+
+
 def _novel(novel: int | str | None) -> int | str | None:
-    if novel is None or novel == "auto":
-        return novel
-    try:
-        number = int(novel)
-    except ValueError:
-        number = -1
-    if number < 0:
-        raise ConfigError(f"novel={novel!r} is not possible", fix='a number of classes, or "auto"')
-    return number or None
+    found = novel_range(novel)
+    if found is None or novel == "auto":
+        return None if found is None else novel
+    return found[0] if found[0] == found[1] else str(novel)

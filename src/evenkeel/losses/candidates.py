@@ -155,6 +155,31 @@ def negative_entropy(
     return reduce_loss(loss, where=where, weights=weights, reduce=reduce)
 
 
+def negative_entropy_of_mean(logits: Tensor, *, where: Tensor | None = None) -> Tensor:
+    """Sum_j m_j log m_j, m the mean prediction of the batch: descending it spreads the predictions over all classes.
+
+    Args:
+      logits: [B, C] float; -inf marks a class ruled out.
+      where: [B] bool, see the module.
+
+    Returns: scalar, from -log C (every class predicted as often) to 0 (one class only); 0 if no row is kept.
+
+    Raises:
+      DataError: shapes do not fit.
+
+    Source: arXiv 2309.11930, Eq. (9).
+
+    Example: two certain and opposite predictions.
+      >>> round(negative_entropy_of_mean(torch.tensor([[9.0, -9.0], [-9.0, 9.0]])).item(), 4)
+      -0.6931
+    """
+    check_rows(logits, where=where)
+    kept = torch.ones_like(logits[:, 0], dtype=torch.bool) if where is None else where
+    probs = blank_rows(where, _log_probs(blank_rows(where, logits)).exp())
+    mean = probs.sum(dim=0) / kept.sum().clamp(min=1)
+    return (mean * mean.clamp(min=torch.finfo(mean.dtype).tiny).log()).sum()
+
+
 def candidate_targets(probs: Tensor, candidates: Tensor) -> Tensor:
     """Probabilities inside the candidate set, renormalised: soft targets for `classification.soft_cross_entropy`.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from evenkeel.errors import ConfigError, DataError
-from evenkeel.losses._reduce import Reduce, blank_rows, reduce_loss
+from evenkeel.losses._reduce import Reduce, blank_rows, kept_rows, reduce_loss
 
 Rule = Literal["cautious", "high_confidence", "supervised", "unsupervised"]
 
@@ -299,6 +299,57 @@ def nt_xent(
     return reduce_loss(loss.view(2, n_rows).mean(dim=0), where=where, weights=weights, reduce=reduce)
 
 
+def pseudolabel_contrastive(
+    feats: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float,
+    weights: Tensor | None = None,
+    where: Tensor | None = None,
+    reduce: Reduce = "mean",
+) -> Tensor:
+    """Pseudolabel contrastive clustering: rows of one label attract each other as a group, all others repel.
+
+    -log(mean_{p in P} exp(z . z_p / T) / sum_{others} exp(z . z' / T)), P the other rows of the same label: one
+    positive that is near makes up for one that is far, unlike in the supervised contrastive loss (mean of logs).
+
+    Args:
+      feats: [B, D] float, unit norm; LPS takes normalised logits, both views of each image.
+      labels: [B] int (pseudo)labels; a row with -1 is left out.
+      temperature: > 0, divides the cosines.
+      weights: [B] float >= 0, of the anchors; see losses/_reduce.py.
+      where: [B] bool; a row with False is not there at all, neither as anchor nor as contrast, whatever it holds.
+      reduce: see losses/_reduce.py.
+
+    Returns: scalar in nats, or [B] if reduce="none". An anchor that is alone with its label does not count.
+
+    Raises:
+      DataError: shapes do not fit.
+      ConfigError: temperature <= 0.
+
+    Source: arXiv 2309.11930, Eq. (7).
+
+    Example: each row has cosine 1 with the one positive and 0 with two others: log(e + 2) - 1.
+      >>> z, labels = torch.eye(2).repeat(2, 1), torch.tensor([0, 1, 0, 1])
+      >>> round(pseudolabel_contrastive(z, labels, temperature=1.0).item(), 4)
+      0.5514
+    """
+    _check_feats(feats, labels=labels, weights=weights, where=where)
+    _check_temperature(temperature)
+    where = kept_rows(labels, where)
+    feats = blank_rows(where, _at_least_float32(feats))
+    sims = _sims(feats, feats, temperature)  # [B, B]
+    is_out = ~where.expand_as(sims) | torch.eye(len(feats), dtype=torch.bool, device=feats.device)
+    is_negative = (labels[:, None] != labels) | is_out
+    n_positive = (~is_negative).sum(dim=1)
+    counts = where & (n_positive > 0)
+    # A finite floor: rows without a positive would have the gradient of -inf - -inf.
+    floor = torch.finfo(sims.dtype).min / 2
+    attracted = sims.masked_fill(is_negative, floor).logsumexp(dim=1) - n_positive.clamp(min=1).log()
+    loss = sims.masked_fill(is_out, floor).logsumexp(dim=1) - attracted
+    return reduce_loss(blank_rows(counts, loss), where=counts, weights=weights, reduce=reduce)
+
+
 def _sims(anchors: Tensor, contrast: Tensor, temperature: float) -> Tensor:
     """Cosines over temperature [anchors, contrast], in the precision that comes in, which autocast would lower."""
     with torch.autocast(anchors.device.type, enabled=False):
@@ -316,6 +367,10 @@ def _check_pair(query: Tensor, key: Tensor, temperature: float, **per_row: Tenso
             f"the two views have shapes {list(query.shape)} and {list(key.shape)}",
             fix="pass two views of the same rows",
         )
+    _check_temperature(temperature)
+
+
+def _check_temperature(temperature: float) -> None:
     if not temperature > 0:
         raise ConfigError(f"temperature={temperature} is not positive", fix="it divides the cosines: use a value > 0")
 

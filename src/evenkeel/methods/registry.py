@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from evenkeel.errors import ConfigError
-from evenkeel.methods import cap, coreg, cvs
-from evenkeel.methods.baselines import candidate_labels, dividemix, long_tailed, pico, vision_language
+from evenkeel.methods import cap, coreg, cvs, lps
+from evenkeel.methods.baselines import candidate_labels, dividemix, long_tailed, open_world, pico, vision_language
 from evenkeel.train.settings import TrainSettings, apply_overrides
 from evenkeel.types import Recipe
 
@@ -22,7 +22,8 @@ class Method:
       recipe: the module.
       title: what to call it in tables and reports.
       needs: "labels" if it trains on labelled images only; "text" if it reads class names; "candidates" if it learns
-        from candidate labels (Task.candidates), which `fit` has an annotator guess where the data have none.
+        from candidate labels (Task.candidates), which `fit` has an annotator guess where the data have none;
+        "open_world" if it learns from labelled and unlabelled images and finds classes that nobody named.
       preset: settings that differ from the recipe's defaults.
     """
 
@@ -52,10 +53,18 @@ _CANDIDATE_BASELINES: Mapping[candidate_labels.BaselineName, str] = {
     "crdpll": "CRDPLL",
 }
 
+_OPEN_WORLD_BASELINES: Mapping[open_world.BaselineName, str] = {
+    "ss_kmeans": "Semi-supervised k-means",
+    "orca": "ORCA",
+    "simgcd": "SimGCD",
+    "fixmatch_clusters": "FixMatch + clusters",
+}
+
 METHODS: Mapping[str, Method] = {
     "cvs": Method(_recipe(cvs), "CVS"),
     "cap": Method(_recipe(cap), "CAP", needs="text"),
     "coreg": Method(_recipe(coreg), "Co-Reg", needs="candidates"),
+    "lps": Method(_recipe(lps), "LPS", needs="open_world"),
     "ce": Method(_recipe(long_tailed), "Cross-entropy", preset={"loss": "ce"}),
     "class_balanced": Method(_recipe(long_tailed), "Class-balanced", preset={"loss": "class_balanced"}),
     "focal": Method(_recipe(long_tailed), "Focal", preset={"loss": "focal"}),
@@ -72,6 +81,10 @@ METHODS: Mapping[str, Method] = {
     **{
         name: Method(_recipe(candidate_labels), title, needs="candidates", preset={"baseline": name})
         for name, title in _CANDIDATE_BASELINES.items()
+    },
+    **{
+        name: Method(_recipe(open_world), title, needs="open_world", preset=open_world.PRESETS[name])
+        for name, title in _OPEN_WORLD_BASELINES.items()
     },
     "pico": Method(_recipe(pico), "PiCO", needs="candidates"),
     "dividemix": Method(_recipe(dividemix), "DivideMix", needs="candidates"),

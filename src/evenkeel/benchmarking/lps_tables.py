@@ -1,0 +1,105 @@
+"""The tables of LPS: classes that nobody labelled, on target pools through a model's image tower."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from evenkeel.benchmarking.grid import BenchTable, Cell, Given
+
+LPS: Mapping[str, object] = {"epochs": 20, "lr": 0.03}
+"""Settings of LPS and its variants on stored features; the rest are its own defaults."""
+SEEN: Mapping[str, int] = {"cifar10": 5, "gtsrb": 21}
+"""Classes with labels, the first ones."""
+
+_TITLES: Mapping[str, str] = {"cifar10": "CIFAR-10, first 5 classes seen", "gtsrb": "GTSRB, first 21 classes seen"}
+_BASELINES: Mapping[str, str] = {
+    "ss_kmeans": "Semi-supervised k-means",
+    "fixmatch_clusters": "FixMatch + clusters",
+    "orca": "ORCA",
+    "simgcd": "SimGCD",
+}
+_PARTS: Mapping[str, tuple[str, Mapping[str, object]]] = {
+    "lps": ("LPS", {}),
+    "no_clustering": ("no pseudolabel contrastive clustering", {"clustering_weight": 0.0}),
+    "no_contrastive": ("no unsupervised contrastive loss", {"contrastive_weight": 0.0}),
+    "no_entropy": ("no entropy term", {"entropy_weight": 0.0}),
+    "no_margin": ("no margin", {"margin": "none"}),
+    "ldam": ("LDAM's margin", {"margin": "ldam"}),
+    "la": ("logit adjustment", {"margin": "la"}),
+    "cvs": ("offsets of CVS", {"margin": "cvs"}),
+    "printed_kl": ("KL(estimate || prior), as printed", {"direction": "estimate_to_prior"}),
+    "single": ("one positive: the other view", {"positives": "single"}),
+}
+_PAPER_PARTS: Mapping[str, object] = {"start": "none", "use_balance": "off", "labelled_weight": 1.0}
+
+
+def _given(name: str, *, frac: float = 0.5, novel: Literal["known", "auto"] = "known", ratio: float = 1.0) -> Given:
+    return Given(labels="open_world", n_seen=SEEN[name], labelled_frac=frac, novel=novel, novel_ratio=ratio)
+
+
+def _lps(title: str, given: Given, more: Mapping[str, object] | None = None) -> Cell:
+    return Cell(title, "lps", {**LPS, **(more or {})}, given=given)
+
+
+def _table(name: str, title: str, cells: Mapping[str, Cell]) -> BenchTable:
+    return BenchTable(
+        f"{title}, {_TITLES[name]}",
+        name,
+        cells,
+        is_pool=True,
+        schedule=(
+            f"LPS {LPS['epochs']} epochs at lr {LPS['lr']} on stored features of the un-augmented image and of 2 weak "
+            "and 2 strong views, else defaults; baselines at their own; half of the images of seen classes labelled "
+            "where no row says otherwise; accuracy, seen and novel are of the test images, pool: of the unlabelled ones"
+        ),
+    )
+
+
+def _main(name: str) -> BenchTable:
+    cells: dict[str, Cell] = {}
+    for frac, words in ((0.5, ""), (0.1, "10% labelled: ")):
+        given, tag = _given(name, frac=frac), "" if frac == 0.5 else "-10"
+        cells |= {f"{key}{tag}": Cell(f"{words}{title}", key, given=given) for key, title in _BASELINES.items()}
+        cells[f"lps{tag}"] = _lps(f"{words}LPS", given)
+        cells[f"lps-auto{tag}"] = _lps(
+            f"{words}LPS, number of classes estimated", _given(name, frac=frac, novel="auto")
+        )
+    uneven = _given(name, ratio=10)
+    cells["ss_kmeans-uneven"] = Cell("unlabelled images uneven, 10 to 1: k-means", "ss_kmeans", given=uneven)
+    cells["lps-uneven"] = _lps("unlabelled images uneven, 10 to 1: LPS", uneven)
+    return _table(name, "Classes that nobody named", cells)
+
+
+def _parts(name: str) -> BenchTable:
+    given = _given(name)
+    cells = {key: _lps(title, given, more) for key, (title, more) in _PARTS.items()}
+    cells["no_settle"] = _lps("starts from k-means as it is", given, {"settle_rounds": 0})
+    cells["no_balance"] = _lps("targets not balanced", given, {"use_balance": "off"})
+    for key, (title, more) in _PARTS.items():
+        cells[f"plain-{key}"] = _lps(f"from random weights, as in the paper: {title}", given, {**_PAPER_PARTS, **more})
+    return _table(name, "LPS without its parts and with other margins", cells)
+
+
+def _sweeps(name: str) -> BenchTable:
+    given, cells = _given(name), {}
+    for temperature in (0.1, 0.2, 0.4, 0.8):
+        own: Mapping[str, object] = {} if temperature == 0.4 else {"temperature": temperature}
+        cells[f"temperature-{temperature:g}"] = _lps(f"temperature {temperature:g}", given, own)
+    for low in (0.2, 0.4, 0.6):
+        own = {} if low == 0.4 else {"novel_confidence": (low, low + 0.4)}
+        cells[f"confidence-{low:g}"] = _lps(f"novel confidence from {low:g} to {low + 0.4:g}", given, own)
+    for confidence in (0.5, 0.8, 0.95):
+        own = {} if confidence == 0.95 else {"seen_confidence": confidence}
+        cells[f"seen-{confidence:g}"] = _lps(f"seen confidence {confidence:g}", given, own)
+    return _table(name, "Temperature and thresholds of LPS", cells)
+
+
+LPS_TABLES: Mapping[str, BenchTable] = {
+    "lps-cifar10": _main("cifar10"),
+    "lps-gtsrb": _main("gtsrb"),
+    "lps-parts-cifar10": _parts("cifar10"),
+    "lps-parts-gtsrb": _parts("gtsrb"),
+    "lps-sweeps-cifar10": _sweeps("cifar10"),
+}
+"""Name -> table; each needs ``--model``, whose image tower makes the features."""

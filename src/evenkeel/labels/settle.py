@@ -1,0 +1,75 @@
+"""From clusters to a linear classifier on frozen features: softmax regression on its own balanced soft answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SHARPEN = 1.5  # logits of the last fit over those that make the next targets: without it answers fade round by round
+WEIGHT_PENALTY = 3e-6  # of the squared weights: keeps the fit finite where classes are separable
+FIT_STEPS = 60  # of L-BFGS per round
+
+
+def settle(
+    feats: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    balanced: Callable[[Tensor], Tensor],
+    n_rounds: int,
+) -> tuple[Tensor, Tensor]:
+    """Rounds of: answer for the unlabelled rows, balanced; fit a linear classifier to these answers and the labels.
+
+    The fit is the calibrated classifier of its targets, so that its plain logits hold for images as frequent as those
+    in the table; answers of k-means do not.
+
+    Args:
+      feats: [N, D] float, unit norm.
+      labels: [N] int64, -1 = unknown.
+      weight: [C, D], bias: [C], of the classifier that answers first.
+      balanced: logits [n, C] of the unlabelled rows -> what to add to them [C].
+      n_rounds: 0 or more.
+
+    Returns: weight and bias of the last fit.
+
+    Example: two clusters, one image of the first is labelled.
+      >>> feats = F.normalize(torch.tensor([[1.0, 0.1], [1.0, 0.2], [0.1, 1.0], [0.2, 1.0]]), dim=1)
+      >>> weight, bias = settle(
+      ...     feats,
+      ...     torch.tensor([0, -1, -1, -1]),
+      ...     4 * torch.eye(2),
+      ...     torch.zeros(2),
+      ...     balanced=lambda logits: torch.zeros(2),
+      ...     n_rounds=3,
+      ... )
+      >>> (feats @ weight.T + bias).argmax(1).tolist()
+      [0, 0, 1, 1]
+    """
+    n_classes, hidden = len(weight), labels < 0
+    targets = F.one_hot(labels.clamp(min=0), n_classes).float()
+    scale = 1.0
+    for _ in range(n_rounds):
+        logits = scale * (feats[hidden] @ weight.T + bias)
+        targets[hidden] = (logits + balanced(logits)).softmax(1)
+        weight, bias = _fitted(feats, targets, weight, bias)
+        scale = SHARPEN
+    return weight, bias
+
+
+def _fitted(feats: Tensor, targets: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    weight, bias = weight.clone().requires_grad_(), bias.clone().requires_grad_()
+    solver = torch.optim.LBFGS([weight, bias], max_iter=FIT_STEPS, history_size=20, line_search_fn="strong_wolfe")
+
+    def loss_of() -> Tensor:
+        solver.zero_grad()
+        loss = F.cross_entropy(feats @ weight.T + bias, targets) + WEIGHT_PENALTY * weight.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    with torch.enable_grad():
+        solver.step(loss_of)  # type: ignore[no-untyped-call]
+    return weight.detach(), bias.detach()
