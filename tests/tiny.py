@@ -96,6 +96,7 @@ class BuildTowers:
 
     concepts: Concepts
     is_frozen: bool = True
+    is_pretrained: bool = True
 
     def __call__(
         self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp"] = "linear", hidden: int = 256
@@ -113,6 +114,7 @@ class BuildHead:
 
     concepts: Concepts | None = None
     is_frozen: bool = True
+    is_pretrained: bool = True
 
     def __call__(
         self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp"] = "linear", hidden: int = 256
@@ -173,6 +175,7 @@ class BuildTiny:
 
     norm: bool = True
     is_frozen: bool = False
+    is_pretrained: bool = False
 
     def __call__(
         self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp"] = "linear", hidden: int = 256
@@ -249,6 +252,13 @@ def candidate_task_of(counts: Sequence[int]) -> Task:
     return Task(labels, tuple(f"class {c}" for c in range(n_classes)), sets)
 
 
+def half_task_of(counts: Sequence[int]) -> Task:
+    """Every other image of a class is labelled, its first one always; there are no classes without a name."""
+    labels = torch.tensor(classes_of(counts))
+    hidden = torch.cat([torch.arange(n) % 2 == 1 for n in counts])
+    return Task(labels.masked_fill(hidden, -1), tuple(f"class{c}" for c in range(len(counts))))
+
+
 def options_of(seed: int = 0, **changed: Any) -> LoopOptions:
     return LoopOptions(**{"seed": seed, "device": "cpu", "precision": "fp32", "show_progress": False, **changed})
 
@@ -287,7 +297,8 @@ def inputs_of(
         task = text_task_of(counts)
         assert task.concepts is not None
         return task, TinyFeats(classes_of(counts), n_classes=len(counts)), BuildTowers(task.concepts)
-    task = candidate_task_of(counts) if TRAINED[name].needs == "candidates" else task_of(counts)
+    makes = {"candidates": candidate_task_of, "open_world": half_task_of}
+    task = makes.get(TRAINED[name].needs, task_of)(counts)
     if stored:
         return task, TinyFeats(classes_of(counts), n_classes=len(counts)), BuildHead()
     return task, TinyViews(classes_of(counts)), BuildTiny(norm)

@@ -19,7 +19,8 @@ ALL = pytest.mark.parametrize("name", METHODS)
 LABELS = pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].needs == "labels"])
 TEXT = pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].needs == "text"])
 CANDIDATES = pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].needs == "candidates"])
-STEPLESS = {"zero_shot", "transclip"}  # all is said before the first epoch
+OPEN = [name for name in METHODS if METHODS[name].needs == "open_world"]
+STEPLESS = {"zero_shot", "transclip", "ss_kmeans"}  # all is said before the first epoch
 
 
 def settings_of(name: str, **changed: object) -> dict[str, object]:
@@ -48,10 +49,10 @@ def test_run__three_epochs(name: str) -> None:
 def test_run__learns(name: str) -> None:
     # Images whose class shows, and enough steps: far above one half, what guessing the largest class would give.
     # Of candidate sets a quarter is wrong or empty: more of them, and images that show more.
-    own = {"labels": {"lr": 0.2}, "text": {"steps_per_epoch": 5}, "candidates": {"lr": 0.05}}[METHODS[name].needs]
+    own = {"labels": {"lr": 0.2}, "text": {"steps_per_epoch": 5}, "candidates": {"lr": 0.05}, "open_world": {}}[METHODS[name].needs]
     short = {"queue_size": 128} if name == "pico" else {}
     settings = {"epochs": 24, "batch_size": 8, "warmup_epochs": 0.0, **own, **short}
-    stored = METHODS[name].needs == "candidates"
+    stored = METHODS[name].needs in ("candidates", "open_world")
     counts = [4 * n for n in COUNTS] if stored else COUNTS
     trained, _ = tiny.run_method(name, counts, settings=settings, stored=stored)
     cfg = resolve_config(METHODS[name], settings)
@@ -79,13 +80,18 @@ def test_run__same_seed_same_trace_and_another_seed_another(name: str) -> None:
 def test_run__one_class(name: str) -> None:
     own = {"contrastive_weight": 0.0} if name in ("pico", "coreg") else {}  # one image is still told from another
     trained, losses = tiny.run_method(name, (9,), settings=settings_of(name, **own))
-    assert max(map(abs, losses), default=0.0) < 1e-6  # there is nothing to get wrong
+    # There is nothing to get wrong; the contrastive terms of an open world have a constant.
+    assert max(map(abs, losses), default=0.0) < (1e-6 if name not in OPEN else 20)
     assert all(tensor.isfinite().all() for tensor in tiny.tensors_of(trained.state).values())
 
 
 @ALL
 @pytest.mark.parametrize("counts", [(9, 0, 6), (0, 9, 6), (5, 1, 1), (1, 1, 1)], ids=str)
 def test_run__a_class_without_images_or_with_one(name: str, counts: tuple[int, ...]) -> None:
+    if name in OPEN and (0 in counts or max(counts) == 1):
+        with pytest.raises(ConfigError, match="no image is labelled|there are none"):
+            tiny.run_method(name, counts, settings=settings_of(name))
+        return
     trained, losses = tiny.run_method(name, counts, settings=settings_of(name))
     assert torch.tensor(losses).isfinite().all()
     assert all(tensor.isfinite().all() for tensor in tiny.tensors_of(trained.state).values())

@@ -7,18 +7,18 @@ simgcd             self-distillation between two views, even mean prediction    
 fixmatch_clusters  FixMatch on the seen classes; k-means on what it is unsure about        Sohn 2020 (arXiv 2001.07685)
 
 Algorithm
- 1  ss_kmeans: the last layer is the nearest centroid of semi-supervised k-means on the features     GCD, Sec. 3.2
+ 1  ss_kmeans: the last layer is the nearest centroid of semi-supervised k-means on the features  (GCD, Sec. 3.2)
  2  orca: s = scale * cosines with the class weights, of two weak views 1 and 2
- 3    u = 1 - mean highest probability of the unlabelled images, after every epoch, 0.5 at most      ORCA, Eq. (4)
- 4    L = CE(s1 + scale u at the label, label) on labelled images                                    ORCA, Eq. (3)
- 5      - mean log(p1 . p2 of the partner): one of the same label, or the nearest in the batch       ORCA, Eq. (5)
- 6      + KL(mean p1 || prior)                                                                       ORCA, Eq. (6)
+ 3    u = 1 - mean highest probability of the unlabelled images, after every epoch, 0.5 at most
+ 4    L = CE(s1 + scale u at the label, label) on labelled images
+ 5      - mean log(p1 . p2 of the partner): one of the same label, or the nearest in the batch
+ 6      + KL(mean p1 || prior)
  7  simgcd: cosines of two weak views; student p = softmax(cos / 0.1), teacher q = softmax(cos / t), no gradient
- 8    L = (1 - w) (CE(q of the other view, p) + e KL(mean p || prior)) + w CE(p, label)            SimGCD, Eq. (3-4)
- 9      + (1 - w) NT-Xent of the views' projections + w SupCon of the labelled ones                  SimGCD, Eq. (1-2)
+ 8    L = (1 - w) (CE(q of the other view, p) + e KL(mean p || prior)) + w CE(p, label)
+ 9      + (1 - w) NT-Xent of the views' projections + w SupCon of the labelled ones
 10  fixmatch_clusters: on the seen outputs alone, L = CE(weak, label) on labelled images
-11      + mean over unlabelled of [max p(weak) >= 0.95] CE(strong, argmax p(weak))                   FixMatch, Eq. (3-4)
-12    at the end, k-means of the unlabelled images least sure of a seen class makes the novel classes  ORCA, Sec. 4
+11      + mean over unlabelled of [max p(weak) >= 0.95] CE(strong, argmax p(weak))  (FixMatch, Eq. 3-4)
+12    at the end, k-means of the unlabelled images least sure of a seen class makes the novel classes
 13  predict with plain logits; orca and simgcd with scaled cosines
 
 Symbols: u=memory["uncertainty"], t=teacher_temperature, w=supervised_weight, e=prior_weight.
@@ -95,15 +95,15 @@ class Config(OpenWorldSettings):
     """Settings of every baseline; each reads its own."""
 
     baseline: BaselineName = "ss_kmeans"  # which of the above
-    prior_weight: float | None = None  # orca: of line 6, None = 1 (Sec. 4: eta_2), or 3 on frozen features; simgcd: e,
+    prior_weight: float | None = None  # orca: of line 6, None = 1 (Cao 2022), or 3 on frozen features; simgcd: e,
     # None = 2 (authors' code; 1 to 4 from data set to data set), or 4 on frozen features
     scale: float = 10.0  # orca: multiplies the cosines (authors' code)
-    margin_weight: float = 1.0  # orca: of the uncertainty in line 4 (Sec. 4: lambda = 1)
-    pair_weight: float = 1.0  # orca: of line 5 (Sec. 4: eta_1 = 1)
-    student_temperature: float = 0.1  # simgcd: divides the cosines (Sec. 4.1)
+    margin_weight: float = 1.0  # orca: of the uncertainty in line 4 (Cao 2022)
+    pair_weight: float = 1.0  # orca: of line 5 (Cao 2022)
+    student_temperature: float = 0.1  # simgcd: divides the cosines (Wen 2023)
     teacher_temperatures: tuple[float, float] = (0.07, 0.04)  # simgcd: t at first and from its ramp's end on
-    teacher_ramp_frac: float = 0.15  # simgcd: share of the epochs over which t falls (Sec. 4.1: 30 of 200)
-    supervised_weight: float = 0.35  # simgcd: w (Sec. 4.1)
+    teacher_ramp_frac: float = 0.15  # simgcd: share of the epochs over which t falls (Wen 2023: 30 of 200)
+    supervised_weight: float = 0.35  # simgcd: w (Wen 2023)
     contrastive_weight: float = 1.0  # simgcd: of line 9; 0 = none, as on frozen features
     temperature: float = 1.0  # simgcd: of NT-Xent in line 9, divides the cosines (authors' code)
     supervised_temperature: float = 0.07  # simgcd: of SupCon in line 9 (authors' code)
@@ -296,7 +296,7 @@ def pair_loss(probs: Tensor, others: Tensor) -> Tensor:
     Args:
       probs, others: [B, C], rows sum to 1.
 
-    Source: Cao et al. 2022 (arXiv 2102.03526), Eq. (5); 1e-7 as in the authors' code.
+    Source: Cao et al. 2022 (arXiv 2102.03526), pairwise objective; 1e-7 as in the authors' code.
 
     Example: log 2, where a pair agrees half of the time.
       >>> round(pair_loss(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, 0.5]])).item(), 4)
