@@ -20,7 +20,6 @@ from evenkeel.describing import describe
 from evenkeel.discovering import open_scores, renamed, truth_beyond
 from evenkeel.errors import DataError, Problem
 from evenkeel.fitting import fit
-from evenkeel.methods.registry import METHODS
 from evenkeel.model import SavedModel, load_model, rename_classes
 from evenkeel.predict import Answers, answer
 from evenkeel.prepare import beyond, is_embeddings, listed, open_embeddings, open_source, read, resolved_path
@@ -55,13 +54,13 @@ class Inspection:
       table: the images and what is known of them.
       situation: which situation the rows that can be used are in, and why.
       problems: everything wrong with the data; notices among them.
-      runs: the method that ``fit --method auto`` would run, None if this version has none for the situation.
+      runs: the method that ``fit --method auto`` would run.
     """
 
     table: LabelTable
     situation: Situation
     problems: tuple[Problem, ...]
-    runs: str | None
+    runs: str
 
 
 def inspect(
@@ -86,12 +85,12 @@ def inspect(
     if is_embeddings(data):
         source = open_embeddings(data, classes=classes, on_bad="report")
         found = detect(_usable(source.table, source.table.problems), novel=novel)
-        runs = found.method if found.method in METHODS else None
+        runs = found.method
         return Inspection(source.table, found, source.table.problems, runs)
     table = read(data, classes=classes, group=group)
     problems = tuple(dict.fromkeys([*table.problems, *(check_images(table) if check_pixels else ())]))
     situation = detect(_usable(table, problems), novel=novel)
-    return Inspection(table, situation, problems, situation.method if situation.method in METHODS else None)
+    return Inspection(table, situation, problems, situation.method)
 
 
 def label(

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 
-from evenkeel import __version__
 from evenkeel.encoders.resnets import OWN
 from evenkeel.encoding import Encoder, is_two_tower
 from evenkeel.errors import ConfigError, DataError
@@ -48,15 +47,10 @@ def overrides_of(settings: Mapping[str, object] | None, epochs: int | None) -> d
 def choose_method(method: str, prepared: Prepared) -> tuple[str, Method]:
     """The method asked for, or the one that fits the situation.
 
-    Raises: ConfigError if it is not in this version; DataError if it needs labels and there are none.
+    Raises: ConfigError if it knows named classes only and there are others; DataError if it needs labels and there are
+      none.
     """
     situation = prepared.situation
-    if method == "auto" and situation.method not in METHODS:
-        raise ConfigError(
-            f"this is the situation {situation.name} ({situation.reason}); its method {situation.method} is not in "
-            f"evenkeel {__version__}",
-            fix=f"choose a --method that trains on the labels there are: {', '.join(METHODS)}",
-        )
     name = situation.method if method == "auto" else method
     chosen = method_named(name)
     if situation.n_novel is not None and chosen.needs != "open_world":

@@ -24,7 +24,7 @@ class Inspect:
 
     data: DataArgument  # folder, table (.csv .jsonl .parquet), hub data set, or embeddings (.npy .npz .parquet)
     classes: str | None = None  # file with one class name per line, fixing names and order
-    novel: str | None = None  # K or auto: classes outside the list may be present
+    novel: str | None = None  # K, a range such as 3-12, or auto: classes outside the list may be present
     group: str | None = None  # column whose rows belong together (frames of one track)
     check_images: bool = True  # decode every image in full
 
@@ -38,7 +38,7 @@ class Fit:
     method: str = "auto"  # auto, or a name such as cap, cvs, ce, la, vs, ldam_drw
     model: str = "auto"  # resnet32, resnet18, preact_resnet18; CLIP, SigLIP or any vision model; or a run of pretrain
     classes: str | None = None  # file with one class name per line, fixing names and order
-    novel: str | None = None  # K or auto: classes outside the list may be present
+    novel: str | None = None  # K, a range such as 3-12, or auto: classes outside the list may be present
     group: str | None = None  # column whose rows belong together (frames of one track)
     test: str | None = None  # images to score on; without it a share is held out
     test_frac: float = 0.2  # share of the labelled images held out when there is no --test; 0 = none

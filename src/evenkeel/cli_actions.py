@@ -58,8 +58,6 @@ def inspect(command: cli.Inspect) -> None:
 def _would_run(found: Any, noun: str) -> str:
     from evenkeel.methods.registry import METHODS
 
-    if found.runs is None:
-        return f"{found.situation.method} (not in this version)"
     if METHODS[found.runs].needs == "candidates":
         more = (
             ""

@@ -23,6 +23,7 @@ from evenkeel.model import save_model
 from evenkeel.predict import Answers
 from evenkeel.prepare import Prepared
 from evenkeel.reporting.render import render
+from evenkeel.reporting.thumbnails import write_thumbnails
 from evenkeel.train.loop import Trained
 from evenkeel.train.track import RunFolder
 from evenkeel.types import BuildNet, Candidates, Task
@@ -93,6 +94,9 @@ def finish(
     if chosen.needs == "open_world":
         feats = feats_of(trained.state.nets["main"], prepared, device, precision)
         summary |= _about_novel(prepared, own, task, evidence, feats, words)
+        if prepared.train.pixels is not None:
+            central = [row for cluster in summary["novel"]["clusters"] for row in cluster["central_rows"]]
+            write_thumbnails(run.path, table, central)
     ask = None
     if guesser is not None and guesses is not None and not guesser.annotator.is_chat:
         ask = guesser.asker(guesses, table.class_names)

@@ -22,7 +22,7 @@ from evenkeel.data.columns import ROLES
 from evenkeel.data.situation import METHODS as METHOD_OF_SITUATION
 from evenkeel.data.table import PROBLEM_KINDS
 from evenkeel.fitting import CPU_IMAGES
-from evenkeel.methods import simclr
+from evenkeel.methods import lps, simclr
 from evenkeel.methods.baselines import candidate_labels, dividemix, long_tailed, pico, vision_language
 from evenkeel.methods.cap import Config as CapConfig
 from evenkeel.methods.coreg import Config as CoregConfig
@@ -184,6 +184,7 @@ def test_method_is_explained(name: str) -> None:
         (pico.Config, "### Settings of pico"),
         (dividemix.Config, "### Settings of dividemix"),
         (simclr.Config, "### Settings of simclr"),
+        (lps.Config, "### Settings of lps"),
     ],
     ids=[
         "cvs",
@@ -195,6 +196,7 @@ def test_method_is_explained(name: str) -> None:
         "pico",
         "dividemix",
         "simclr",
+        "lps",
     ],
 )
 def test_settings_and_defaults(config: Any, heading: str) -> None:

@@ -208,9 +208,10 @@ CASES: dict[str, tuple[dict[str, Any], list[Callable[[Weights], float]]]] = {
 
 
 def test_traces__cover_every_method() -> None:
-    elsewhere = {"cap", "coreg"}  # test_trace_cap.py, test_trace_coreg.py
+    elsewhere = {"cap", "coreg", "lps"}  # test_trace_cap.py, test_trace_coreg.py, test_trace_lps.py
     single_steps = set(vision_language.PRESETS)  # tests/unit/methods/test_vision_language.py; two of them have no steps
     single_steps |= {"kd", "top1", "cc", "proden", "crdpll"}  # tests/unit/methods/test_candidate_labels.py
+    single_steps |= {"ss_kmeans", "orca", "simgcd", "fixmatch_clusters"}  # .../test_open_world_baselines.py
     single_steps |= {"pico", "dividemix"}  # tests/unit/methods/test_pico.py, test_dividemix.py
     assert CASES.keys() | {"cvs"} | elsewhere | single_steps == METHODS.keys()
 

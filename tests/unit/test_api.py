@@ -132,14 +132,11 @@ def test_inspect__a_problem_is_told_once(tmp_path: Path) -> None:
     assert found.runs == "ce"  # nothing is left over: judged as it is
 
 
-def test_inspect__a_method_for_the_situation_or_none(photos: Path, tmp_path: Path) -> None:
+def test_inspect__a_method_for_the_situation(photos: Path) -> None:
     found = ek.inspect(photos / "ant", classes=["ant", "bee"])
     assert (found.situation.name, found.situation.method, found.runs) == ("no_labels", "cap", "cap")
     found = ek.inspect(photos, novel=2)
-    assert (found.situation.name, found.situation.method, found.runs) == ("open_world", "lps", None)
-    with pytest.raises(ConfigError, match="its method lps is not in evenkeel"):
-        ek.fit(photos, out=tmp_path / "run", novel=2, size_px=8, device="cpu")
-    assert not (tmp_path / "run").exists()
+    assert (found.situation.name, found.situation.method, found.runs) == ("open_world", "lps", "lps")
 
 
 def test_fit__groups_of_a_table_need_to_be_there(photos: Path, tmp_path: Path) -> None:

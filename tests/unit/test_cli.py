@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -120,16 +119,6 @@ def test_inspect__candidates_and_how_they_would_be_learned_from(
     told = capsys.readouterr().out
     assert "situation: candidates: 20 of 20 images have candidate labels" in told
     assert "fit would run: coreg (on the candidates there are, a small network from scratch; --model " in told
-    monkeypatch.delitem(METHODS, "coreg")  # type: ignore[arg-type]
-    assert cli.run(["inspect", str(table)]) == 0
-    assert "fit would run: coreg (not in this version)" in capsys.readouterr().out
-
-
-def test_no_document_misses_a_method_that_is_there() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
-    absent = re.findall(r"`(\w+)`, not in this version", page)
-    assert absent
-    assert not set(absent) & set(METHODS)
 
 
 def test_fit__tells_of_annotator_and_questions(
@@ -247,7 +236,10 @@ def test_bad_table__every_problem_in_one_report(
         ("--seed -1", "seed=-1 is not possible"),
         ("--test-frac 1", "test_frac=1.0 is not possible"),
         ("--novel many", "novel='many' is not possible"),
-        ("--novel 2", "the situation open_world"),
+        ("--novel 2", "lps finds classes in unlabelled images, and there are none"),
+        ("--novel 5-2", "novel='5-2' is an empty range"),
+        ("--novel 2 --method ce", "ce learns the named classes only"),
+        ("--vocabulary nowhere.txt", "a vocabulary names discovered classes"),
         ("--group track", "has no column 'track' to group by"),
         ("--freeze nothing.*", "'nothing.*' matches no parameter"),
         ("--freeze *", "leaves nothing to train"),

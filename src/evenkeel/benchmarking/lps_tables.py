@@ -82,17 +82,15 @@ def _parts(name: str) -> BenchTable:
 
 
 def _sweeps(name: str) -> BenchTable:
-    given, cells = _given(name), {}
-    for temperature in (0.1, 0.2, 0.4, 0.8):
-        own: Mapping[str, object] = {} if temperature == 0.4 else {"temperature": temperature}
-        cells[f"temperature-{temperature:g}"] = _lps(f"temperature {temperature:g}", given, own)
-    for low in (0.2, 0.4, 0.6):
-        own = {} if low == 0.4 else {"novel_confidence": (low, low + 0.4)}
-        cells[f"confidence-{low:g}"] = _lps(f"novel confidence from {low:g} to {low + 0.4:g}", given, own)
-    for confidence in (0.5, 0.8, 0.95):
-        own = {} if confidence == 0.95 else {"seen_confidence": confidence}
-        cells[f"seen-{confidence:g}"] = _lps(f"seen confidence {confidence:g}", given, own)
-    return _table(name, "Temperature and thresholds of LPS", cells)
+    swept: dict[str, Mapping[str, object]] = {"defaults": {}}
+    swept |= {f"temperature {value:g}": {"temperature": value} for value in (0.1, 0.2, 0.8)}
+    swept |= {
+        f"novel confidence {low:g} to {low + 0.4:g}": {"novel_confidence": (low, low + 0.4)} for low in (0.2, 0.6)
+    }
+    swept |= {f"seen confidence {value:g}": {"seen_confidence": value} for value in (0.5, 0.8)}
+    swept |= {f"margin scale {value:g}": {"margin_scale": value} for value in (3.0, 30.0)}
+    cells = {title.replace(" ", "-"): _lps(title, _given(name), more) for title, more in swept.items()}
+    return _table(name, "Temperature, thresholds and margin of LPS", cells)
 
 
 LPS_TABLES: Mapping[str, BenchTable] = {

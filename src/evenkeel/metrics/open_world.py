@@ -18,7 +18,7 @@ def cluster_match(predicted: Tensor, truth: Tensor) -> Tensor:
       predicted: [N] int >= 0, classes or clusters.
       truth: [N] int >= 0, any number of classes, more or fewer than the predicted ones.
 
-    Returns: [P] int64, P = the largest predicted number + 1; -1 where a cluster is left without a class.
+    Returns: [P] int64, P = the largest predicted number + 1; -1 for a cluster without a class or an image.
 
     Raises: DataError: lengths differ, there is no image, or a number is negative.
 
@@ -31,7 +31,8 @@ def cluster_match(predicted: Tensor, truth: Tensor) -> Tensor:
     table = _table(predicted, truth)
     rows, columns = linear_sum_assignment(table.numpy(), maximize=True)
     match = torch.full((len(table),), -1, dtype=torch.int64)
-    match[torch.from_numpy(rows)] = torch.from_numpy(columns)
+    shared = table[rows, columns] > 0  # the method also pairs what is left over, with no image in common
+    match[torch.from_numpy(rows)[shared]] = torch.from_numpy(columns)[shared]
     return match
 
 

@@ -40,7 +40,9 @@ from evenkeel.reporting.candidates import (
 )
 from evenkeel.reporting.charts import class_figures, curve_figures, reliability_figures, slope_figures
 from evenkeel.reporting.numbers import duration, number, percent, points
+from evenkeel.reporting.open_world import evidence_figures, found_words, open_world_section, pace_figures
 from evenkeel.reporting.run_files import Run, class_rows, read_run
+from evenkeel.reporting.thumbnails import read_thumbnails
 from evenkeel.reporting.vision_language import kept_epoch, margin_figures, margin_rows, name_fit, watch_figures
 from evenkeel.telling import folded_warnings
 from evenkeel.train.track import write_text_atomically
@@ -50,7 +52,6 @@ SCORES = {
     "balanced_accuracy": "Balanced accuracy (mean over classes)",
     "seen": "Accuracy on classes with labels",
     "novel": "Accuracy on new classes",
-    "all": "Accuracy on all classes",
     "unseen": "Accuracy on named classes without labels",
     "harmonic": "Harmonic mean of classes with and without labels",
     "ece": "Expected calibration error",
@@ -73,8 +74,8 @@ def render(run_folder: Path) -> Path:
     """Write ``report.html`` into a run folder, in place of one that may be there.
 
     Args:
-      run_folder: holds summary.json; data.json, config.yaml, environment.json, metrics.jsonl and labels.parquet are
-        used where present.
+      run_folder: holds summary.json; data.json, config.yaml, environment.json, metrics.jsonl, labels.parquet and
+        thumbnails.json are used where present.
 
     Returns: path of the report, about 5 MB, most of it plotly.js.
 
@@ -104,6 +105,8 @@ def render(run_folder: Path) -> Path:
         "guesses": guess_figures(run),
         "changes": changes,
         "division": division_figures(run),
+        "evidence": evidence_figures(run),
+        "pace": pace_figures(run),
         "pseudolabels": pseudolabel_figures(run)[: 1 if changes else None],  # the other would show the same again
         "curves": curve_figures(run),
         "watch": watch_figures(run),
@@ -124,6 +127,7 @@ def render(run_folder: Path) -> Path:
         signs=folded_warnings(run.summary.get("warnings") or []),
         guessed=guessed,
         knows_annotator=knows_annotator(run.summary),
+        open_world=open_world_section(run, read_thumbnails(Path(run_folder))),
         scores=[(title, key, run.test[key]) for key, title in SCORES.items() if run.test.get(key) is not None],
         zero_shot=run.zero_shot,
         names=name_fit(run),
@@ -187,6 +191,7 @@ def _found(run: Run) -> str:
         words.append(
             f"{fit.n_mismatched:,} of {n_all:,} class names {'fits' if is_one else 'fit'} no image: see below."
         )
+    words += [found] if (found := found_words(run)) else []
     n_out = len(run.data.get("quarantined") or [])
     if n_out:
         words.append(f"{n_out:,} unusable {'image was' if n_out == 1 else 'images were'} left out: see below.")
@@ -229,7 +234,8 @@ def _how_good(run: Run) -> str:
     words += "." + how.get(str(run.data.get("test_is")), "")
     if test.get("few") is not None and run.has_groups:
         words += f" Classes with the fewest training images: {percent(test['few'])}."
-    weak = [(a, name) for a, name in zip(test.get("per_class") or [], run.class_names, strict=False) if a is not None]
+    names = test.get("class_names") or run.class_names  # with classes that nobody named, of the truth
+    weak = [(a, name) for a, name in zip(test.get("per_class") or [], names, strict=False) if a is not None]
     if len(weak) > 1:
         words += f" Weakest class: {min(weak)[1]}, {percent(min(weak)[0])}."
     return words
