@@ -25,7 +25,7 @@ CPU_FEATURES = 3_000_000
 HEAD_STEPS = 1_500
 """Steps of a run without ``epochs`` that learns a head on stored features from candidates, and at least 20 epochs."""
 
-OPEN_STEPS = 1_000
+OPEN_STEPS = 500
 """The same of a head that starts from clusters and learns seen and novel classes, and at least 10 epochs."""
 
 CPU_EPOCHS_MIN = {"labels": 5, "candidates": 15, "open_world": 10}

@@ -239,7 +239,7 @@ def parse(argv: Sequence[str]) -> Any:
 
     Example:
       >>> parse(["label", "run", "photos"])
-      Label(run='run', data='photos', out='labels.csv', on_bad='stop', device='auto', precision='auto')
+      Label(run='run', data='photos', out='labels.csv', rename=(), on_bad='stop', device='auto', precision='auto')
     """
     return tyro.extras.subcommand_cli_from_dict(
         VERBS,

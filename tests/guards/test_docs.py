@@ -23,7 +23,7 @@ from evenkeel.data.situation import METHODS as METHOD_OF_SITUATION
 from evenkeel.data.table import PROBLEM_KINDS
 from evenkeel.fitting import CPU_IMAGES
 from evenkeel.methods import lps, simclr
-from evenkeel.methods.baselines import candidate_labels, dividemix, long_tailed, pico, vision_language
+from evenkeel.methods.baselines import candidate_labels, dividemix, long_tailed, open_world, pico, vision_language
 from evenkeel.methods.cap import Config as CapConfig
 from evenkeel.methods.coreg import Config as CoregConfig
 from evenkeel.methods.cvs import Config as CvsConfig
@@ -185,6 +185,7 @@ def test_method_is_explained(name: str) -> None:
         (dividemix.Config, "### Settings of dividemix"),
         (simclr.Config, "### Settings of simclr"),
         (lps.Config, "### Settings of lps"),
+        (open_world.Config, "### Settings of ss_kmeans, orca, simgcd and fixmatch_clusters"),
     ],
     ids=[
         "cvs",
@@ -197,6 +198,7 @@ def test_method_is_explained(name: str) -> None:
         "dividemix",
         "simclr",
         "lps",
+        "open world",
     ],
 )
 def test_settings_and_defaults(config: Any, heading: str) -> None:

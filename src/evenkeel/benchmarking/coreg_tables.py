@@ -22,6 +22,7 @@ PIXELS: Mapping[str, Mapping[str, object]] = {
         "partial_epochs": 2,
         "distil_frac": 0.0625,
         "strong_view": "weak",
+        "temperature": 1.0,
         "mixup_alpha": 0.0,
         "unlabelled_weight": 10.0,
         "ramp_epochs": 4.0,

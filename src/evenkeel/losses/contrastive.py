@@ -292,10 +292,15 @@ def nt_xent(
     _check_pair(a, b, temperature, weights=weights, where=where)
     n_rows = len(a)
     both = _at_least_float32(torch.cat([a, b]))  # [2B, D]
-    sims = _sims(both, both, temperature)
-    other_view = torch.cat([sims.diagonal(n_rows), sims.diagonal(-n_rows)])
-    itself = torch.eye(2 * n_rows, dtype=torch.bool, device=sims.device)
-    loss = sims.masked_fill(itself, -torch.inf).logsumexp(dim=1) - other_view
+    kept = torch.ones_like(both[:n_rows, 0], dtype=torch.bool) if where is None else where
+    anchors = kept.repeat(2).nonzero().flatten()  # [A]: only what counts is computed
+    sims = _sims(both[anchors], both, temperature)
+    at = torch.arange(len(anchors), device=both.device)
+    other_view = sims[at, (anchors + n_rows) % (2 * n_rows)]
+    itself = torch.zeros_like(sims, dtype=torch.bool)
+    itself[at, anchors] = True
+    each = sims.masked_fill(itself, -torch.inf).logsumexp(dim=1) - other_view
+    loss = torch.zeros_like(both[:, 0]).index_put((anchors,), each)
     return reduce_loss(loss.view(2, n_rows).mean(dim=0), where=where, weights=weights, reduce=reduce)
 
 
@@ -336,17 +341,18 @@ def pseudolabel_contrastive(
     """
     _check_feats(feats, labels=labels, weights=weights, where=where)
     _check_temperature(temperature)
-    where = kept_rows(labels, where)
-    feats = blank_rows(where, _at_least_float32(feats))
-    sims = _sims(feats, feats, temperature)  # [B, B]
-    is_out = ~where.expand_as(sims) | torch.eye(len(feats), dtype=torch.bool, device=feats.device)
-    is_negative = (labels[:, None] != labels) | is_out
+    kept = kept_rows(labels, where).nonzero().flatten()  # [A]: only what counts is computed
+    rows, own = _at_least_float32(feats[kept]), labels[kept]
+    sims = _sims(rows, rows, temperature)  # [A, A]
+    itself = torch.eye(len(rows), dtype=torch.bool, device=feats.device)
+    is_negative = (own[:, None] != own) | itself
     n_positive = (~is_negative).sum(dim=1)
-    counts = where & (n_positive > 0)
     # A finite floor: rows without a positive would have the gradient of -inf - -inf.
     floor = torch.finfo(sims.dtype).min / 2
     attracted = sims.masked_fill(is_negative, floor).logsumexp(dim=1) - n_positive.clamp(min=1).log()
-    loss = sims.masked_fill(is_out, floor).logsumexp(dim=1) - attracted
+    each = sims.masked_fill(itself, floor).logsumexp(dim=1) - attracted
+    counts = torch.zeros_like(labels, dtype=torch.bool).index_fill(0, kept[n_positive > 0], True)
+    loss = torch.zeros_like(labels, dtype=each.dtype).index_put((kept,), each)
     return reduce_loss(blank_rows(counts, loss), where=counts, weights=weights, reduce=reduce)
 
 

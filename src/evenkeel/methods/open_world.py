@@ -21,7 +21,8 @@ from evenkeel.types import BuildNet, EpochPlan, Passes, State, Stream, Task
 
 SAMPLE_ROWS = 16_384  # unlabelled images among which the balance of the predictions is found
 EVEN_RATIO = LONG_TAILED_RATIO  # largest over smallest count of labelled images, from which classes are not even
-BALANCE_ROUNDS = 50  # of rescaling; shares settle to 1e-3 well before
+BALANCE_ROUNDS = 50  # of rescaling, at most
+BALANCED = 1e-3  # relative error of the shares at which it ends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,6 +249,8 @@ def balance(logits: Tensor, due: Tensor, offset: Tensor | None = None) -> Tensor
     found = torch.zeros_like(due) if offset is None else offset
     for _ in range(BALANCE_ROUNDS):
         mean = (logits + found).softmax(1).mean(0)
+        if bool(((mean - due).abs() < BALANCED * due.clamp(min=1e-6)).all()):
+            break
         found = found + (due.clamp(min=1e-6) / mean.clamp(min=1e-6)).log()
         found = (found - found.mean()).clamp(-20, 20)
     return found
