@@ -50,6 +50,10 @@ RUNS: dict[str, dict[str, Any]] = {
         "settings": {"epochs": 4, "batch_size": 8, "lr": 0.05, "queue_size": 20},
         "stored": True,
     },
+    "lps": {"name": "lps", "settings": {"epochs": 3, "batch_size": 8, "lr": 0.2}},
+    "lps on features": {"name": "lps", "settings": {"epochs": 3, "batch_size": 8, "lr": 0.2}, "stored": True},
+    "orca": {"name": "orca", "settings": {"epochs": 3, "batch_size": 8, "lr": 0.2}, "stored": True},
+    "simgcd": {"name": "simgcd", "settings": {"epochs": 3, "batch_size": 8, "lr": 0.2}, "stored": True},
 }
 TRAINS = {
     "cap": "nets.main.visual.up.weight",
