@@ -129,6 +129,7 @@ def label(
         results.write_labels(rows, table, target)
     if rename:
         rename_classes(Path(run) / "model", lambda names: renamed(names, rename))
+        _rename_in_report(run, rename)
     return rows
 
 
@@ -176,6 +177,16 @@ def _usable(table: LabelTable, problems: Sequence[Problem]) -> LabelTable:
         return resolve_problems(table, problems, "skip")
     except DataError:
         return table
+
+
+def _rename_in_report(run: str | Path, rename: Mapping[str, str]) -> None:
+    """Give discovered classes their names in summary.json and report.html as well."""
+    folder = RunFolder(run, resume=True)
+    summary = folder.read_json("summary.json")
+    for cluster in (summary.get("novel") or {}).get("clusters", []):
+        cluster["name"] = rename.get(cluster["name"], cluster["name"])
+    folder.write_json("summary.json", summary)
+    render(Path(run))
 
 
 # ---- phases of label and evaluate -----------------------------------------------------------------------------------

@@ -113,6 +113,8 @@ def test_label__renames_and_the_model_keeps_it(
     after = ek.label(found.path, blobs[1], device="cpu")["label"].to_pylist()
     assert after == ["okapi" if name == "novel-1" else name for name in before]
     assert "okapi" in after
+    assert [c["name"] for c in ek.Run(found.path).summary["novel"]["clusters"]] == ["okapi", "novel-2", "novel-3"]
+    assert "okapi" in (found.path / "report.html").read_text(encoding="utf-8")
 
 
 def test_hidden_truth__plays_no_part(blobs: tuple[Path, Path], found: ek.Run, tmp_path: Path) -> None:
