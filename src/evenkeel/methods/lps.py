@@ -17,7 +17,7 @@
 Symbols: pi=prior, pi_hat=estimate, C=margin_scale, t=share of the epochs that is over, eta=*_weight.
 Departures: (1) D as in the authors' run, `direction` has the printed one; (2) on frozen features, where nothing but a
 last layer learns, that layer starts from semi-supervised k-means, and p of line 2 is shifted so that labelled and
-unlabelled images together have the prior's shares (`use_balance`): without it the labelled classes take over;
+unlabelled images together have the prior's shares (`use_balance`);
 (3) several processes compute lines 4 to 9 over the whole batch.
 Command: evenkeel fit photos/ --classes seen.txt --novel auto --model openai/clip-vit-base-patch32 --out RUN
 Measured: docs/benchmarks.md, `evenkeel bench --table lps-cifar10` and `lps-gtsrb`.
@@ -45,17 +45,19 @@ from evenkeel.methods.open_world import (
     balance,
     check_task,
     due_unlabelled,
+    gathered,
     n_seen,
     pace_logs,
     plan_of_both,
     put_in,
+    rows_of_both,
     start_of,
     starts_by_clusters,
     state_of,
     unlabelled_logits,
     with_margin,
 )
-from evenkeel.train.processes import gather_queries, gather_rows, sum_gradients
+from evenkeel.train.processes import gather_rows, sum_gradients
 from evenkeel.train.settings import require
 from evenkeel.types import Batch, BuildNet, Clock, EpochPlan, Passes, Prediction, State, StepResult, Task
 
@@ -118,11 +120,9 @@ def plan(cfg: Config, task: Task, state: State, epoch: int) -> EpochPlan:
 
 def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], clock: Clock) -> StepResult:
     """Lines 1 to 10."""
-    parts = [batches["labelled"], batches["unlabelled"]]
-    views = [torch.cat(each) for each in zip(*(part.views for part in parts), strict=True)]
-    own = torch.cat([part.labels for part in parts])
+    views, own = rows_of_both(batches)
     f = state.nets["main"](torch.cat(views)).float().view(3, len(own), -1)  # 1: one pass for the three views
-    logits = gather_queries(f.transpose(0, 1).flatten(1)).view(-1, 3, task.n_classes).unbind(1)
+    logits = gathered(f)
     labels = gather_rows(own)
     probs = (logits[1].detach() + state.memory["offset"]).softmax(1)
     targets, is_sure = confident(
@@ -135,7 +135,7 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
     prior = state.memory["prior"]
     estimate = class_distribution(probs, where=is_sure)  # 4
     apart = divergence(estimate, prior, direction=cfg.direction)
-    margin, offset = margins(cfg, estimate, prior, state.adjust["kappa"], n_rows=int(is_sure.sum()))  # 5
+    margin, offset = margins(cfg, estimate, prior, state.adjust["kappa"], n_rows=is_sure.sum())  # 5
     each = terms(
         cfg, logits, targets, is_sure, labels, margin, offset, labelled_weight=_labelled_weight(cfg, task, state)
     )
@@ -191,7 +191,7 @@ def novel_confidence(cfg: Config, done_frac: float) -> float:
 
 
 def margins(
-    cfg: Config, estimate: Tensor, prior: Tensor, kappa: Tensor, *, n_rows: int
+    cfg: Config, estimate: Tensor, prior: Tensor, kappa: Tensor, *, n_rows: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """Line 5: what is added to the logit of the target [C], and to all logits [C] (None: nothing).
 
@@ -200,7 +200,7 @@ def margins(
 
     Example: see adjust.pace.pace_margin.
       >>> even = torch.tensor([0.5, 0.5])
-      >>> margins(Config(), even, even, torch.ones(2), n_rows=8)[0].tolist()
+      >>> margins(Config(), even, even, torch.ones(2), n_rows=torch.tensor(8))[0].tolist()
       [0.0, 0.0]
     """
     none = torch.zeros_like(estimate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -16,8 +17,9 @@ from evenkeel.errors import ConfigError
 from evenkeel.labels.semi_kmeans import KMeans, semi_supervised_kmeans
 from evenkeel.labels.settle import settle
 from evenkeel.train.plans import steps_for
+from evenkeel.train.processes import gather_queries
 from evenkeel.train.settings import TrainSettings, require
-from evenkeel.types import BuildNet, EpochPlan, Passes, State, Stream, Task
+from evenkeel.types import Batch, BuildNet, EpochPlan, Passes, State, Stream, Task
 
 SAMPLE_ROWS = 16_384  # unlabelled images among which the balance of the predictions is found
 EVEN_RATIO = LONG_TAILED_RATIO  # largest over smallest count of labelled images, from which classes are not even
@@ -89,9 +91,11 @@ def check_task(cfg: OpenWorldSettings, task: Task, name: str) -> None:
         )
 
 
-def new_net(cfg: OpenWorldSettings, task: Task, build_net: BuildNet) -> nn.Module:
-    """A linear classifier on the backbone, of which ``cfg.train_layers`` learn; all of it if it is not pretrained."""
-    net = build_net(task.n_classes)
+def new_net(
+    cfg: OpenWorldSettings, task: Task, build_net: BuildNet, *, head: Literal["linear", "cosine"] = "linear"
+) -> nn.Module:
+    """A classifier on the backbone, of which ``cfg.train_layers`` learn; all of it if it is not pretrained."""
+    net = build_net(task.n_classes, head=head)
     if not build_net.is_frozen and build_net.is_pretrained and cfg.train_layers != "all":
         freeze_below(net, cfg.train_layers)
     return net
@@ -148,6 +152,24 @@ def plan_of_both(cfg: OpenWorldSettings, task: Task, views: tuple[str, ...]) -> 
     sizes = {"labelled": size, "unlabelled": max(1, cfg.batch_size - size)}
     streams = {name: Stream(of, sizes[name], views) for name, of in rows.items()}
     return EpochPlan(streams, steps_for(n_rows, cfg.batch_size))
+
+
+def rows_of_both(batches: Mapping[str, Batch]) -> tuple[list[Tensor], Tensor]:
+    """Views [B, ...] of labelled and unlabelled rows in one, and their labels [B], of a step by `plan_of_both`."""
+    parts = [batches["labelled"], batches["unlabelled"]]
+    views = [torch.cat(each) for each in zip(*(part.views for part in parts), strict=True)]
+    return views, torch.cat([part.labels for part in parts])
+
+
+def gathered(views: Tensor) -> list[Tensor]:
+    """[V, B / processes, D] -> V tensors [B, D] of the whole batch, with gradients of this process's rows.
+
+    Example:
+      >>> [view.tolist() for view in gathered(torch.tensor([[[1.0], [2.0]], [[3.0], [4.0]]]))]
+      [[[1.0], [2.0]], [[3.0], [4.0]]]
+    """
+    n_views, _, width = views.shape
+    return list(gather_queries(views.transpose(0, 1).flatten(1)).view(-1, n_views, width).unbind(1))
 
 
 def starts_by_clusters(cfg: OpenWorldSettings, *, is_frozen: bool) -> bool:

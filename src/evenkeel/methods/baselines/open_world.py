@@ -48,7 +48,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evenkeel.encoders.backbones import Classifier, Stored, UnitBackbone
-from evenkeel.encoders.layers import freeze_below
 from evenkeel.encoders.projection import ProjectedNet
 from evenkeel.labels.semi_kmeans import semi_supervised_kmeans
 from evenkeel.labels.settle import settle
@@ -60,18 +59,20 @@ from evenkeel.methods.open_world import (
     OpenWorldSettings,
     check_task,
     due_unlabelled,
+    gathered,
     n_seen,
     new_net,
     pace_logs,
     plan_of_both,
     prior_of,
     put_in,
+    rows_of_both,
     start_of,
     starts_by_clusters,
     unlabelled_logits,
     with_margin,
 )
-from evenkeel.train.processes import gather_queries, gather_rows, sum_gradients
+from evenkeel.train.processes import gather_rows, sum_gradients
 from evenkeel.train.settings import require
 from evenkeel.types import Batch, BuildNet, Clock, EpochPlan, Network, Passes, Prediction, State, StepResult, Task
 
@@ -195,10 +196,10 @@ def predict(cfg: Config, state: State, x: Tensor) -> Prediction:
 def _orca(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], clock: Clock) -> Stepped:
     """Lines 2 to 6."""
     net = cast(Network, state.nets["main"])
-    views, own = _both(batches)
+    views, own = rows_of_both(batches)
     h = net.penultimate(torch.cat(views))
     cosines = net.from_penultimate(h).float().view(2, len(own), -1)
-    s1, s2 = _gathered(cfg.scale * cosines)  # 2
+    s1, s2 = gathered(cfg.scale * cosines)  # 2
     labels, feats = gather_rows(own), gather_rows(h.detach().float()[: len(own)])
     margin = torch.full_like(s1[0], cfg.scale * cfg.margin_weight) * state.memory["uncertainty"]
     supervised = cross_entropy(with_margin(s1, labels, margin), labels)  # 4
@@ -216,10 +217,10 @@ def _orca(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], c
 def _simgcd(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], clock: Clock) -> Stepped:
     """Lines 7 to 9."""
     net: Any = state.nets["main"]
-    views, own = _both(batches)
+    views, own = rows_of_both(batches)
     is_projected = isinstance(net, ProjectedNet)
     out, z = net.both(torch.cat(views)) if is_projected else (net(torch.cat(views)), None)
-    cosines, labels = _gathered(out.float().view(2, len(own), -1)), gather_rows(own)
+    cosines, labels = gathered(out.float().view(2, len(own), -1)), gather_rows(own)
     students = [cos / cfg.student_temperature for cos in cosines]
     teachers = [(cos.detach() / teacher_temperature(cfg, clock)).softmax(1) for cos in cosines]
     w, both = cfg.supervised_weight, torch.cat(students)
@@ -229,7 +230,7 @@ def _simgcd(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch],
     loss = (1 - w) * (distilled + _prior_weight(cfg, state) * spread) + w * supervised  # 8
     logs = {"loss_distilled": distilled.detach(), "loss_prior": spread.detach(), "loss_labelled": supervised.detach()}
     if z is not None:
-        z1, z2 = _gathered(z.view(2, len(own), -1))
+        z1, z2 = gathered(z.view(2, len(own), -1))
         apart = nt_xent(z1, z2, temperature=cfg.temperature)
         grouped = supervised_contrastive(z1, z2, labels, temperature=cfg.supervised_temperature)
         loss = loss + cfg.contrastive_weight * ((1 - w) * apart + w * grouped)  # 9
@@ -410,19 +411,6 @@ def _scale(cfg: Config) -> float:
     return {"orca": cfg.scale, "simgcd": 1 / cfg.student_temperature}.get(cfg.baseline, 1.0)
 
 
-def _both(batches: Mapping[str, Batch]) -> tuple[list[Tensor], Tensor]:
-    """Views [B, ...] of labelled and unlabelled rows in one, and their labels [B]."""
-    parts = [batches["labelled"], batches["unlabelled"]]
-    views = [torch.cat(each) for each in zip(*(part.views for part in parts), strict=True)]
-    return views, torch.cat([part.labels for part in parts])
-
-
-def _gathered(views: Tensor) -> list[Tensor]:
-    """[2, B / processes, D] -> a [B, D] per view, with gradients of this process's rows."""
-    n_views, _, width = views.shape
-    return list(gather_queries(views.transpose(0, 1).flatten(1)).view(-1, n_views, width).unbind(1))
-
-
 def _head_of(net: nn.Module) -> Any:
     """The last layer of a `types.Network`."""
     inner: Any = net.classifier if isinstance(net, ProjectedNet) else net
@@ -431,9 +419,7 @@ def _head_of(net: nn.Module) -> Any:
 
 def _cosine_net(cfg: Config, task: Task, build_net: BuildNet) -> nn.Module:
     """As `open_world.new_net` with a cosine layer; its weights start at norm 1, which is what the rates are for."""
-    net = build_net(task.n_classes, head="cosine")
-    if not build_net.is_frozen and build_net.is_pretrained and cfg.train_layers != "all":
-        freeze_below(net, cfg.train_layers)
+    net = new_net(cfg, task, build_net, head="cosine")
     weight = _head_of(net).weight
     weight.data.copy_(F.normalize(weight.data, dim=1))
     return net
