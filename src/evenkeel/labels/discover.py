@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from evenkeel.errors import ConfigError, DataError
@@ -22,7 +23,6 @@ __all__ = [
     "Cluster",
     "Evidence",
     "KMeans",
-    "adjusted_rand",
     "describe_clusters",
     "estimate_n_novel",
     "semi_supervised_kmeans",
@@ -221,7 +221,7 @@ class _Search:
     def _agreement(self, known: Tensor) -> float:
         """Of clusters of the labelled rows with their classes."""
         if not self.has_one:
-            return adjusted_rand(known, self.labels)
+            return _rand(known, self.labels)
         sizes = torch.bincount(known).double()
         return float((sizes * (sizes - 1)).sum() / max(len(known) * (len(known) - 1), 1))
 
@@ -269,33 +269,13 @@ def _smooth(curve: list[dict[str, Any]], n_seen: int) -> list[dict[str, Any]]:
 
 def _likeness(clusterings: list[Tensor]) -> float:
     """Mean adjusted Rand index of all pairs."""
-    pairs = [adjusted_rand(a, b) for i, a in enumerate(clusterings) for b in clusterings[:i]]
+    pairs = [_rand(a, b) for i, a in enumerate(clusterings) for b in clusterings[:i]]
     return sum(pairs) / len(pairs)
 
 
-def adjusted_rand(one: Tensor, other: Tensor) -> float:
-    """Adjusted Rand index of two groupings, at most 1; 0 is what chance gives. Alike and trivial: 1.
-
-    Args:
-      one, other: [N] int64 >= 0, on one device.
-
-    Source: Hubert and Arabie 1985 (Journal of Classification 2).
-
-    Example:
-      >>> one = torch.tensor([0, 0, 1, 1])
-      >>> adjusted_rand(one, 1 - one), round(adjusted_rand(one, torch.tensor([0, 0, 0, 1])), 3)
-      (1.0, 0.0)
-    """
-    n_other = int(other.max()) + 1
-    table = torch.bincount(one * n_other + other, minlength=(int(one.max()) + 1) * n_other).view(-1, n_other).double()
-
-    def pairs(counts: Tensor) -> float:
-        return float((counts * (counts - 1)).sum() / 2)
-
-    both, in_one, in_other = pairs(table), pairs(table.sum(dim=1)), pairs(table.sum(dim=0))
-    chance = in_one * in_other / max(pairs(table.sum()), 1)
-    highest = (in_one + in_other) / 2
-    return 1.0 if highest == chance else (both - chance) / (highest - chance)
+def _rand(one: Tensor, other: Tensor) -> float:
+    """Adjusted Rand index of two groupings [N]: 1 alike, 0 by chance."""
+    return float(adjusted_rand_score(one.cpu().numpy(), other.cpu().numpy()))
 
 
 def _corrected(row: Mapping[str, float], *, n_seen: int, fewest: int, most: int) -> int:
