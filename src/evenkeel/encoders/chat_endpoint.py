@@ -10,6 +10,7 @@ import os
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -79,10 +80,11 @@ class OpenAIChat:
         self._room = threading.BoundedSemaphore(max_in_flight)
         self._sleep = sleep
         self._draws = random.Random()  # its own: Python's and torch's stay as seeded
+        self._hang_up = weakref.finalize(self, client.close)  # else left to chance: the client refers to itself
 
     def close(self) -> None:
-        """Hang up: connections to the endpoint that are kept open between questions."""
-        self._client.close()
+        """Hang up: connections to the endpoint that are kept open between questions; done too when this is dropped."""
+        self._hang_up()
 
     def ask(self, prompt: str, image: Image.Image | None = None) -> str:
         """The answer to one question, after as many repetitions as its faults call for.

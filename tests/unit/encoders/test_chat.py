@@ -50,6 +50,21 @@ def test_ask__text_only():
     assert seen.headers["authorization"] == "Bearer none"
 
 
+@pytest.mark.parametrize("closed", [True, False])
+def test_openai_chat__hangs_up_when_closed_or_dropped(closed):
+    with ChatStub() as stub:
+        chat = chat_of(stub)
+        chat.ask("abc")
+        client = chat._client
+        assert not client.is_closed()
+        if closed:
+            chat.close()
+            chat.close()
+        else:
+            del chat
+        assert client.is_closed()
+
+
 def test_ask__small_image_arrives_pixel_for_pixel():
     noise = Image.effect_noise((40, 30), 90).convert("RGB")
     with ChatStub(lambda seen: f"{seen.image.size} {seen.image.format}") as stub:
