@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, Literal
 
 import torch
@@ -27,6 +27,9 @@ HEAD_STEPS = 1_500
 
 OPEN_STEPS = 500
 """The same of a head that starts from clusters and learns seen and novel classes, and at least 10 epochs."""
+
+SETTLED_LR = 0.001
+"""Learning rate of a run without ``lr`` whose head starts on stored features from labels.settle: near where it ends."""
 
 CPU_EPOCHS_MIN = {"labels": 5, "candidates": 15, "open_world": 10}
 """What a method needs -> epochs of a run without ``epochs`` on a CPU, however many images there are."""
@@ -123,17 +126,21 @@ def check_words(chosen: Method, encoder: Encoder | None, prepared: Prepared, nam
 
 
 def affordable(
-    cfg: TrainSettings, chosen: Method, prepared: Prepared, sees: str, device: torch.device, *, is_set: bool
+    cfg: TrainSettings, chosen: Method, prepared: Prepared, sees: str, device: torch.device, *, given: Container[str]
 ) -> TrainSettings:
-    """The settings with fewer epochs where the user set none, and a CPU would take too long or a head needs no more.
+    """The schedule that suits the run where the user set none: fewer epochs where a CPU would take too long or a head
+    needs no more, and a lower learning rate for a head that starts settled.
 
     Args:
       sees: "pixels" or "embeddings".
       device: where the run computes.
-      is_set: the user said how many epochs.
+      given: settings that the user set.
     """
     table = prepared.train.table
-    if is_set:
+    if sees == "embeddings" and "lr" not in given:
+        is_settled = getattr(cfg, "settle_rounds", 0) > 0 and getattr(cfg, "start", "none") != "none"
+        cfg = dataclasses.replace(cfg, lr=SETTLED_LR) if is_settled else cfg
+    if "epochs" in given:
         return cfg
     if chosen.needs == "candidates" and sees == "embeddings":
         n_epochs = max(20, round(HEAD_STEPS / steps_for(len(table), cfg.batch_size)))

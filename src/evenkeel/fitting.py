@@ -157,7 +157,7 @@ def fit(
     overrides = overrides_of(settings, epochs)
     cfg = resolve_config(chosen, overrides)
     sees = choose_views(views, chosen, cfg, data=data, model=model, pretrained=pretrained)
-    cfg = affordable(cfg, chosen, prepared, sees, accelerator.device, is_set="epochs" in overrides)
+    cfg = affordable(cfg, chosen, prepared, sees, accelerator.device, given=overrides)
     if templates == "auto":
         templates = "photo27" if chosen.needs == "candidates" else "one"
     asked = wanted_annotator(

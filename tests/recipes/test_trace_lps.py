@@ -31,7 +31,6 @@ SETTINGS = {
     "schedule": "constant",
     "start": "none",
     "use_balance": "off",
-    "labelled_weight": 1.0,
     "seen_confidence": 0.6,
     "novel_confidence": (0.3, 0.6),
     "margin_scale": 3.0,

@@ -566,6 +566,7 @@ def test_affordable__epochs(n_images: int, sees: str, is_set: bool, epochs: int)
     data: Any = Data(Source(range(n_images)))
     method, _ = from_candidates.method()
     cfg = from_candidates.Config()
-    assert affordable(cfg, method, data, sees, tiny.CPU, is_set=is_set).epochs == epochs
-    on_a_gpu = affordable(cfg, method, data, sees, torch.device("cuda"), is_set=is_set).epochs
+    given = ("epochs",) if is_set else ()
+    assert affordable(cfg, method, data, sees, tiny.CPU, given=given).epochs == epochs
+    on_a_gpu = affordable(cfg, method, data, sees, torch.device("cuda"), given=given).epochs
     assert on_a_gpu == (epochs if sees == "embeddings" else 400)

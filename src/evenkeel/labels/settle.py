@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SHARPEN = 1.5  # logits of the last fit over those that make the next targets: without it answers fade round by round
+LABELLED_WEIGHT = 2.0  # of a labelled row over one that is answered for: what is known counts more than what is guessed
 WEIGHT_PENALTY = 3e-6  # of the squared weights: keeps the fit finite where classes are separable
 FIT_STEPS = 60  # of L-BFGS per round
 
@@ -24,8 +25,8 @@ def settle(
 ) -> tuple[Tensor, Tensor]:
     """Rounds of: answer for the unlabelled rows, balanced; fit a linear classifier to these answers and the labels.
 
-    The fit is the calibrated classifier of its targets, so that its plain logits hold for images as frequent as those
-    in the table; answers of k-means do not.
+    The fit is a calibrated classifier of its targets, labelled rows counting `LABELLED_WEIGHT` times, so that its plain
+    logits are probabilities; those of k-means are not.
 
     Args:
       feats: [N, D] float, unit norm.
@@ -51,22 +52,24 @@ def settle(
     """
     n_classes, hidden = len(weight), labels < 0
     targets = F.one_hot(labels.clamp(min=0), n_classes).float()
+    weights = torch.where(hidden, 1.0, LABELLED_WEIGHT)
     scale = 1.0
     for _ in range(n_rounds):
         logits = scale * (feats[hidden] @ weight.T + bias)
         targets[hidden] = (logits + balanced(logits)).softmax(1)
-        weight, bias = _fitted(feats, targets, weight, bias)
+        weight, bias = _fitted(feats, targets, weights / weights.sum(), weight, bias)
         scale = SHARPEN
     return weight, bias
 
 
-def _fitted(feats: Tensor, targets: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def _fitted(feats: Tensor, targets: Tensor, row_weights: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     weight, bias = weight.clone().requires_grad_(), bias.clone().requires_grad_()
     solver = torch.optim.LBFGS([weight, bias], max_iter=FIT_STEPS, history_size=20, line_search_fn="strong_wolfe")
 
     def loss_of() -> Tensor:
         solver.zero_grad()
-        loss = F.cross_entropy(feats @ weight.T + bias, targets) + WEIGHT_PENALTY * weight.square().sum()
+        each = F.cross_entropy(feats @ weight.T + bias, targets, reduction="none")
+        loss = row_weights @ each + WEIGHT_PENALTY * weight.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 

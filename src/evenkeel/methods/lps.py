@@ -16,7 +16,7 @@
 
 Symbols: pi=prior, pi_hat=estimate, C=margin_scale, t=share of the epochs that is over, eta=*_weight.
 Departures: (1) D as in the authors' run, `direction` has the printed one; (2) on frozen features, where nothing but a
-last layer learns, that layer starts from semi-supervised k-means, and p of line 2 is shifted so that labelled and
+last layer learns, that layer starts from semi-supervised k-means and settles (labels/settle.py), and p of line 2 is shifted so that labelled and
 unlabelled images together have the prior's shares (`use_balance`);
 (3) several processes compute lines 4 to 9 over the whole batch.
 Command: evenkeel fit photos/ --classes seen.txt --novel auto --model openai/clip-vit-base-patch32 --out RUN
@@ -68,6 +68,7 @@ KAPPA_CLAMP = (0.1, 10.0)  # margin="cvs": slopes far from 1 come from a handful
 class Config(OpenWorldSettings):
     """Settings of LPS. None = what suits pixels (the paper's) or frozen features, in that order."""
 
+    settle_rounds: int = 10  # start="clusters", frozen features: rounds of labels/settle.py
     seen_confidence: float = 0.95  # line 3, of targets that are seen classes (Sec. 4.1)
     novel_confidence: tuple[float, float] = (0.4, 0.8)  # line 3, of novel ones, at the first epoch and at the end
     margin: Literal["pace", "none", "ldam", "la", "cvs"] = "pace"  # line 5, or what else the counts ask for
@@ -75,7 +76,6 @@ class Config(OpenWorldSettings):
     direction: Direction = "prior_to_estimate"  # of D in line 5
     temperature: float = 0.4  # of lines 7 and 8, divides the cosines (Sec. 4.1)
     positives: Literal["many", "single"] = "many"  # line 7: rows of one target, or the other view alone (ablation)
-    labelled_weight: float | None = None  # of labelled in line 6: 1, or their count over that of unlabelled ones
     clustering_weight: float = 1.0  # eta_1; 0 = no line 7 (ablation)
     contrastive_weight: float = 1.0  # eta_2; 0 = no line 8 (ablation)
     entropy_weight: float = 1.0  # eta_3; 0 = no line 9 (ablation)
@@ -83,6 +83,7 @@ class Config(OpenWorldSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.settle_rounds >= 0, "settle_rounds", self.settle_rounds, "0 or more")
         ends = self.novel_confidence
         fine = len(ends) == 2 and all(0 <= c <= 1 for c in ends)
         require(fine, "novel_confidence", ends, "two numbers in [0, 1]")
@@ -136,9 +137,7 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
     estimate = class_distribution(probs, where=is_sure)  # 4
     apart = divergence(estimate, prior, direction=cfg.direction)
     margin, offset = margins(cfg, estimate, prior, state.adjust["kappa"], n_rows=is_sure.sum())  # 5
-    each = terms(
-        cfg, logits, targets, is_sure, labels, margin, offset, labelled_weight=_labelled_weight(cfg, task, state)
-    )
+    each = terms(cfg, logits, targets, is_sure, labels, margin, offset)
     loss = sum(each.values(), torch.zeros((), device=labels.device))  # 10
     hidden = labels < 0
     sums = state.memory["epoch_sums"] + torch.stack([apart, torch.ones_like(apart)])
@@ -146,13 +145,6 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
     logs: dict[str, Tensor | float] = {name: value.detach() for name, value in each.items()}
     logs |= {"divergence": apart, "sure_frac": is_sure[hidden].float().mean(), "margin_max": margin.max()}
     return StepResult(sum_gradients(loss), len(own), state, logs)
-
-
-def _labelled_weight(cfg: Config, task: Task, state: State) -> float:
-    if cfg.labelled_weight is not None:
-        return cfg.labelled_weight
-    n_labelled = int(task.counts.sum())
-    return n_labelled / (len(task.labels) - n_labelled) if state.memory["is_frozen"] else 1.0
 
 
 def confident(
@@ -224,8 +216,6 @@ def terms(
     labels: Tensor,
     margin: Tensor,
     offset: Tensor | None = None,
-    *,
-    labelled_weight: float = 1.0,
 ) -> dict[str, Tensor]:
     """Lines 6 to 9, weighted.
 
@@ -234,14 +224,13 @@ def terms(
       targets, is_sure: of `confident`.
       labels: [B] int64, -1 = unknown.
       margin, offset: of `margins`.
-      labelled_weight: of the labelled images' loss in line 6.
     """
     f1, f2, f3 = logits
     hidden = labels < 0
     shifted = [with_margin(f if offset is None else f + offset, targets, margin) for f in (f1, f3)]
     on_hidden = cross_entropy(shifted[1], targets, where=hidden & is_sure, reduce="sum")
     found = {
-        "loss_labelled": labelled_weight * cross_entropy(shifted[0], labels),
+        "loss_labelled": cross_entropy(shifted[0], labels),
         "loss_unlabelled": on_hidden / hidden.sum().clamp(min=1),  # 6
     }
     z2, z3 = F.normalize(f2, dim=1), F.normalize(f3, dim=1)

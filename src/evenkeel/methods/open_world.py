@@ -42,13 +42,11 @@ class OpenWorldSettings(TrainSettings):
     start: Literal["auto", "clusters", "none"] = "auto"  # last layer from k-means; auto: on frozen features
     start_scale: float = 20.0  # start="clusters": logits over the cosines with the centroids
     n_init: int = 20  # start="clusters": starts of k-means, of which the tightest end is kept
-    settle_rounds: int = 10  # start="clusters", frozen features: rounds of labels/settle.py
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.start_scale > 0, "start_scale", self.start_scale, "above 0")
         require(self.n_init >= 1, "n_init", self.n_init, "at least 1")
-        require(self.settle_rounds >= 0, "settle_rounds", self.settle_rounds, "0 or more")
         shares = self.prior_shares
         fine = shares is None or (len(shares) > 0 and all(p >= 0 for p in shares) and sum(shares) > 0)
         require(fine, "prior_shares", shares, "shares of 0 or more, one per class")
