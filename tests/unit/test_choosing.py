@@ -7,8 +7,7 @@ import pytest
 
 import tiny
 from evenkeel.choosing import OPEN_STEPS, SETTLED_LR, affordable
-from evenkeel.methods.registry import method_named
-from evenkeel.methods.registry import resolve_config
+from evenkeel.methods.registry import method_named, resolve_config
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@
 
 Symbols: pi=prior, pi_hat=estimate, C=margin_scale, t=share of the epochs that is over, eta=*_weight.
 Departures: (1) D as in the authors' run, `direction` has the printed one; (2) on frozen features, where nothing but a
-last layer learns, that layer starts from semi-supervised k-means and settles (labels/settle.py), and p of line 2 is shifted so that labelled and
-unlabelled images together have the prior's shares (`use_balance`);
+last layer learns, that layer starts from semi-supervised k-means and settles (labels/settle.py), and p of line 2 is
+shifted so that labelled and unlabelled images together have the prior's shares (`use_balance`);
 (3) several processes compute lines 4 to 9 over the whole batch.
 Command: evenkeel fit photos/ --classes seen.txt --novel auto --model openai/clip-vit-base-patch32 --out RUN
 Measured: docs/benchmarks.md, `evenkeel bench --table lps-cifar10` and `lps-gtsrb`.
