@@ -6,7 +6,6 @@ look at. All of them work on unit-norm features and in chunks.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -38,9 +37,6 @@ AGREEMENT_WEIGHT = 0.75  # in the score; the rest is stability
 TIE = 0.03  # of the score, within which the largest number wins: small classes merge before large ones are split
 MARGIN = 0.05  # of the score, within which a number is plausible
 SMOOTHING = 0.04  # standard deviation in log(clusters) over which scores are averaged; nothing below 20 clusters
-FINE_ROWS = 20  # rows per cluster, on average, of the fine clusters that show how much of a seen class is labelled
-FINE_MAX = 400
-CORRECTION_MAX = 2.0  # factor between the number of clusters that scores best and the number of classes it implies
 
 
 @dataclass(frozen=True)
@@ -52,11 +48,10 @@ class Evidence:
       n_seen: seen classes, which come on top.
       fewest, most: range examined.
       plausible: least and greatest number examined whose score is within 0.05 of the best.
-      is_edge: whether the estimate is ``most``, or a ``fewest`` above 0: the truth may lie outside.
-      n_clusters: the largest number of clusters with about the highest score, before the correction.
-      curve: by n_novel ascending, dicts of n_novel (int), of agreement, stability and score (float, up to 1), and of
-        seen_clusters (float > 0): how many of the n_seen + n_novel clusters hold seen classes. Not every number of a
-        wide range is examined.
+      is_edge: whether the estimate is ``most``, or a ``fewest`` above 0 scores about as well as the best: the truth
+        may lie outside.
+      curve: by n_novel ascending, dicts of n_novel (int), and of agreement, stability and score (float, up to 1). Not
+        every number of a wide range is examined.
       reason: a few sentences for a human.
     """
 
@@ -66,7 +61,6 @@ class Evidence:
     most: int
     plausible: tuple[int, int]
     is_edge: bool
-    n_clusters: int
     curve: list[dict[str, Any]]
     reason: str
 
@@ -83,10 +77,8 @@ def estimate_n_novel(
     For each number of clusters, plain k-means that sees no label clusters a sample of the rows from several starts, and
     halves of the sample. Two things speak for a number: the labelled rows fall into clusters as they fall into classes
     (agreement), and these clusterings are alike (stability), both by adjusted Rand indices. The score is 3/4 agreement
-    and 1/4 stability; of the numbers within 0.03 of the best score the largest wins, because k-means merges small
-    classes while it already splits large ones. That number of clusters is then corrected by how many of them the seen
-    classes take up, since how many classes those are is known: if 8 of 30 clusters hold 9 seen classes, the ratio says
-    30 * 9 / 8 classes, and the estimate is the geometric mean of both numbers.
+    and 1/4 stability; of the numbers within 0.03 of the best score the largest wins: k-means merges small classes while
+    it already splits large ones, and one class too many costs less than two classes in one.
     With one seen class there is no agreement to measure: it is how far labelled rows stay together, and no novel class
     is the answer where two clusters cut the one class in two.
 
@@ -104,8 +96,7 @@ def estimate_n_novel(
     Source: own. The agreement is the criterion of Vaze et al. 2022 (arXiv 2201.02609) with the Rand index in place of
     accuracy; the stability that of Lange et al. 2004 (Neural Computation 16), over starts and halves. Weights and
     tolerances were set on embeddings of CIFAR-10 and GTSRB by a small CLIP; benchmarks/n_novel.py measures it.
-    It assumes that labelled rows are drawn from their classes at random, at one rate. Classes that the features do not
-    tell apart count as one: the estimate leans low.
+    Classes that the features do not tell apart count as one.
 
     Cost: about 30 numbers, 8 clusterings each, of 8,000 rows (50 per cluster if that is more).
 
@@ -135,7 +126,7 @@ def estimate_n_novel(
     most = min(most, max(fewest, n_rows - n_seen))
     rows = _sample(torch.arange(len(z)), n_rows, draw).to(z.device)
     known = _sample((labels >= 0).nonzero().flatten().cpu(), n_rows, draw).to(z.device)
-    search = _Search(z[rows], labels[rows] >= 0, z[known], labels[known], n_seen=n_seen, seed=seed)
+    search = _Search(z[rows], z[known], labels[known], n_seen=n_seen, seed=seed)
     for n_novel in _first_numbers(fewest, most, n_seen):
         search.examine(n_seen + n_novel)
     tried = sorted(search.found)
@@ -165,11 +156,10 @@ def _first_numbers(fewest: int, most: int, n_seen: int) -> list[int]:
 class _Search:
     """Scores of numbers of clusters, kept once computed."""
 
-    def __init__(self, z: Tensor, is_labelled: Tensor, z_known: Tensor, labels: Tensor, *, n_seen: int, seed: int):
-        self.z, self.is_labelled, self.z_known, self.labels = z, is_labelled, z_known, labels
+    def __init__(self, z: Tensor, z_known: Tensor, labels: Tensor, *, n_seen: int, seed: int):
+        self.z, self.z_known, self.labels = z, z_known, labels
         self.n_seen, self.seed = n_seen, seed
         self.has_one = bool((labels == labels[0]).all())
-        self.labelled_share = _labelled_share(z, is_labelled, seed=seed)
         self.found: dict[int, dict[str, float]] = {}
 
     def examine(self, n_classes: int) -> None:
@@ -177,7 +167,7 @@ class _Search:
         if n_classes in self.found:
             return
         clusterings = self._clusterings(max(n_classes, 2))
-        seen_clusters, agreement, stability = float(self.n_seen), 0.0, 0.0
+        agreement, stability = 0.0, 0.0
         if n_classes == 1:  # one seen class, no novel one: it is all there is if two clusters would cut it
             share = torch.bincount(clusterings[0][1], minlength=2).double() / len(self.labels)
             stability = agreement = min(1.0, float(torch.special.entr(share).sum().exp()) - 1)
@@ -187,11 +177,9 @@ class _Search:
             whole, halves = clusterings[:N_RUNS], clusterings[N_RUNS:]
             stability = sum(_likeness([all_rows for all_rows, _ in some]) for some in (whole, halves)) / 2
             agreement = sum(self._agreement(known) for _, known in clusterings) / len(clusterings)
-            seen_clusters = sum(self._seen_clusters(rows, n_classes) for rows, _ in clusterings) / len(clusterings)
         self.found[n_classes] = {
             "agreement": round(agreement, 6),
             "stability": round(stability, 6),
-            "seen_clusters": round(seen_clusters, 6),
             "score": round(AGREEMENT_WEIGHT * agreement + (1 - AGREEMENT_WEIGHT) * stability, 6),
         }
 
@@ -210,14 +198,6 @@ class _Search:
             found.append((assign(self.z, each[0], centroids)[0], assign(self.z_known, each[1], centroids)[0]))
         return found
 
-    def _seen_clusters(self, clusters: Tensor, n_classes: int) -> float:
-        """How many clusters are of seen classes: each counts by its labelled share, against that of a seen class."""
-        if self.labelled_share is None:
-            return float(self.n_seen)
-        sizes = torch.bincount(clusters, minlength=n_classes)
-        n_labelled = torch.bincount(clusters[self.is_labelled], minlength=n_classes)
-        return float((n_labelled / sizes.clamp(min=1) / self.labelled_share).clamp(max=1).double().sum())
-
     def _agreement(self, known: Tensor) -> float:
         """Of clusters of the labelled rows with their classes."""
         if not self.has_one:
@@ -230,33 +210,6 @@ def _best(curve: Sequence[Mapping[str, float]]) -> int:
     """Position of the highest score, of about equal ones the last; 0 if there are no clusters to speak of."""
     highest = max(row["score"] for row in curve)
     return max(i for i, row in enumerate(curve) if row["score"] >= highest - TIE) if highest > 0 else 0
-
-
-def _labelled_share(z: Tensor, is_labelled: Tensor, *, seed: int) -> float | None:
-    """Which share of the seen classes' rows is labelled; None if too few are to tell.
-
-    Fine clusters hold one class each. Half of the labelled rows say which are of seen classes (those where they are
-    densest, until half of these rows are in them); the other half, which had no say in it, what share they make up.
-    """
-    known = is_labelled.nonzero().flatten()
-    n_fine = min(len(z) // FINE_ROWS, FINE_MAX)
-    if len(known) < FINE_ROWS or n_fine < 2:
-        return None
-    none = torch.full((len(z),), -1, device=z.device)
-    fine = semi_supervised_kmeans(z, none, n_classes=n_fine, n_seen=0, n_iter=10, n_init=1, seed=seed)
-    draw = torch.Generator().manual_seed(seed)
-    is_first = torch.zeros(len(known), dtype=torch.bool)
-    is_first[torch.randperm(len(known), generator=draw)[: len(known) // 2]] = True
-    clusters = fine.assigned[known].cpu()
-    sizes = fine.sizes.cpu()
-    shares = []
-    for is_chooser in (is_first, ~is_first):
-        n_choosers = torch.bincount(clusters[is_chooser], minlength=n_fine)
-        order = (n_choosers / sizes.clamp(min=1)).sort(descending=True, stable=True).indices
-        densest = order[: int((n_choosers[order].cumsum(0) < 0.5 * int(is_chooser.sum())).sum()) + 1]
-        n_others = torch.bincount(clusters[~is_chooser], minlength=n_fine)[densest].sum() / (~is_chooser).sum()
-        shares.append(float(n_others * len(known) / sizes[densest].sum()))
-    return min(1.0, sum(shares) / 2) or None
 
 
 def _smooth(curve: list[dict[str, Any]], n_seen: int) -> list[dict[str, Any]]:
@@ -278,39 +231,28 @@ def _rand(one: Tensor, other: Tensor) -> float:
     return float(adjusted_rand_score(one.cpu().numpy(), other.cpu().numpy()))
 
 
-def _corrected(row: Mapping[str, float], *, n_seen: int, fewest: int, most: int) -> int:
-    """The number of novel classes that a number of clusters and the seen classes' share of them stand for."""
-    n_clusters = n_seen + row["n_novel"]
-    implied = n_clusters * n_seen / max(row["seen_clusters"], n_seen / CORRECTION_MAX)
-    n_classes = math.sqrt(n_clusters * max(implied, n_clusters / CORRECTION_MAX, n_seen))
-    return min(max(round(n_classes) - n_seen, fewest), most)
-
-
 def _evidence(curve: list[dict[str, Any]], *, n_seen: int, fewest: int, most: int) -> Evidence:
     """The estimate, in words too."""
     best = curve[_best(curve)]
-    n_clusters = n_seen + best["n_novel"]
-    n_novel = _corrected(best, n_seen=n_seen, fewest=fewest, most=most)
+    n_novel = best["n_novel"]
     highest = max(row["score"] for row in curve)
-    near = [
-        _corrected(row, n_seen=n_seen, fewest=fewest, most=most) for row in curve if row["score"] >= highest - MARGIN
-    ]
+    near = [row["n_novel"] for row in curve if row["score"] >= highest - MARGIN]
     plausible = (min(near), max(near))
-    is_most = most > fewest and most in (n_novel, best["n_novel"])
-    is_fewest = most > fewest and n_novel == fewest > 0
+    is_most = most > fewest and n_novel == most
+    is_fewest = most > fewest > 0 and curve[0]["score"] >= highest - TIE
     what = "no novel class" if n_novel == 0 else f"{n_novel} novel class{'es' if n_novel > 1 else ''}"
     reason = (
-        f"{what} beside {n_seen} seen: of {len(curve)} numbers from {fewest} to {most} novel, {n_clusters} clusters "
-        f"agree best with the labels ({best['agreement']:.2f}) and with each other over starts and halves of the rows "
-        f"({best['stability']:.2f}); {best['seen_clusters']:.1f} of them hold the {n_seen} seen classes."
+        f"{what} beside {n_seen} seen: of {len(curve)} numbers from {fewest} to {most} novel, the largest at which "
+        f"clusters agree about as well as anywhere with the labels ({best['agreement']:.2f}) and with each other over "
+        f"starts and halves of the rows ({best['stability']:.2f})."
     )
     if plausible[0] < plausible[1]:
         reason += f" The evidence is about as good from {plausible[0]} to {plausible[1]}."
     if is_most:
         reason += " This is the upper end of the range: there may be more; raise most."
     elif is_fewest:
-        reason += " This is the lower end of the range: there may be fewer; lower fewest."
-    return Evidence(n_novel, n_seen, fewest, most, plausible, is_most or is_fewest, n_clusters, curve, reason)
+        reason += " The lower end of the range scores about as well: there may be fewer; lower fewest."
+    return Evidence(n_novel, n_seen, fewest, most, plausible, is_most or is_fewest, curve, reason)
 
 
 @dataclass(frozen=True)

@@ -190,8 +190,7 @@ def _chart_note() -> str:
         "other starts and from halves of the images. Both are adjusted Rand indices: 0 is chance, 1 is perfect. "
         f"Score: {percent(AGREEMENT_WEIGHT).replace('.0', '')} agreement, the rest stability, smoothed. "
         "Dashed: the number used. Shaded: numbers about as well supported. The number used may lie beside the "
-        "highest score: of scores about equal the largest number is taken, and it is corrected where named classes "
-        "fill more or less than one group each."
+        "highest score: of scores about equal the largest number is taken."
     )
 
 

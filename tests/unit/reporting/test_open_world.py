@@ -23,7 +23,7 @@ PICTURE = thumbnail(Image.new("RGB", (8, 8), "red"))
 SCORES = {"accuracy": 0.6, "seen": 0.9, "novel": 0.5, "all": 0.6, "to_seen": 0.25, "to_novel": 0.125}
 SCORES |= {"n_seen_images": 1200, "n_novel_images": 40, "matched": ["cat", EVIL, "owl", None, "gnu"]}
 CURVE = [
-    {"n_novel": n, "score": s, "agreement": s, "stability": s / 2, "seen_clusters": 2.0}
+    {"n_novel": n, "score": s, "agreement": s, "stability": s / 2}
     for n, s in ((0, 0.2), (1, 0.5), (2, 0.8), (3, 0.79), (4, 0.6))
 ]
 EVIDENCE = {"n_novel": 3, "n_seen": 2, "fewest": 0, "most": 4, "plausible": [2, 3], "is_edge": False, "curve": CURVE}
