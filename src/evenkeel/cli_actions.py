@@ -361,7 +361,7 @@ def _print_scores(scores: dict[str, Any]) -> None:
     shown = Table("score", "value", box=None, pad_edge=False)
     groups = [key for key in ("many", "medium", "few") if scores.get(key) is not None]
     groups = groups if len(groups) > 1 else []  # one alone is the balanced accuracy over again
-    for key in ("accuracy", "balanced_accuracy", *groups, "seen", "unseen", "harmonic", "ece"):
+    for key in ("accuracy", "balanced_accuracy", *groups, "seen", "unseen", "harmonic", "novel", "ece"):
         if scores.get(key) is not None:
             shown.add_row(key.replace("_", " "), f"{scores[key]:.4f}")
     Console(highlight=False).print(shown)

@@ -1,4 +1,4 @@
-"""What a run with class names or candidate labels found, in lines for a terminal."""
+"""What a run with class names, candidate labels or classes to be found came to, in lines for a terminal."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from evenkeel.reporting.candidates import is_below_annotator, knows_annotator
 from evenkeel.run import Run
 
 LINES_MAX = 20  # class names told one by one; the report has them all
+_OPEN_SCORES = {"seen": "of named classes", "novel": "of the others", "all": "all in all"}
 
 
 def lines_of_run(run: Run) -> list[str]:
-    """Candidates, accuracy, pseudolabels and class names of a finished run; no lines if its method needs neither."""
+    """Candidates, accuracy, pseudolabels, names or found classes of a finished run; no lines if there are none."""
     summary = run.summary
+    if summary.get("n_novel") is not None:
+        return novel_lines(summary)
     if "zero_shot" not in summary or summary["method"] == "zero_shot":
         return []
     begin, lines = begin_record(run.path / "metrics.jsonl"), candidate_lines(summary)
@@ -29,6 +32,37 @@ def lines_of_run(run: Run) -> list[str]:
     if summary["pseudolabels"]:
         lines += pseudolabel_lines(summary["pseudolabels"], summary.get("guesses"))
     return lines + name_lines(begin)
+
+
+def novel_lines(summary: Mapping[str, Any]) -> list[str]:
+    """How many classes were found beyond the named ones, how large they are, and how right that is if it is known.
+
+    Example:
+      >>> clusters = [{"name": "novel-1", "n_images": 40}, {"name": "okapi", "n_images": 1}]
+      >>> print(*novel_lines({"n_novel": 2, "novel": {"evidence": None, "clusters": clusters}}), sep="\\n")
+      2 classes beyond the named ones: novel-1 (40 images), okapi (1 image)
+      to name one: evenkeel label RUN PHOTOS --rename novel-1=NAME
+    """
+    novel, lines = summary.get("novel") or {}, []
+    evidence, clusters = novel.get("evidence"), novel.get("clusters") or []
+    sizes = []
+    for cluster in clusters:
+        words = [str(word) for word, lift in cluster.get("proposed") or [] if lift > 0]
+        perhaps = f", perhaps {words[0]}" if words else ""
+        sizes.append(f"{cluster['name']} ({_count(cluster['n_images'], 'image')}{perhaps})")
+    likely = ""
+    if evidence and evidence["plausible"][0] < evidence["plausible"][1]:
+        likely = " ({} to {} are about as likely)".format(*evidence["plausible"])
+    what = _count(summary["n_novel"], "class", "classes") if summary["n_novel"] else "no class"
+    listed = f": {', '.join(sizes[:LINES_MAX])}" if sizes else ""
+    more = f" and {len(sizes) - LINES_MAX:,} more" if len(sizes) > LINES_MAX else ""
+    lines.append(f"{what} beyond the named ones{likely}{listed}{more}")
+    unnamed = [cluster["name"] for cluster in clusters if cluster["name"].startswith("novel-")]
+    if unnamed:
+        lines.append(f"to name one: evenkeel label RUN PHOTOS --rename {unnamed[0]}=NAME")
+    scores = summary.get("pseudolabels") or {}
+    known = [f"{words} {scores[key]:.1%}" for key, words in _OPEN_SCORES.items() if scores.get(key) is not None]
+    return [*lines, f"unlabelled images right: {', '.join(known)}"] if known else lines
 
 
 def epoch_records(metrics: Path) -> list[dict[str, Any]]:

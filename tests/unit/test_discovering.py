@@ -24,6 +24,7 @@ from evenkeel.discovering import (
 from evenkeel.errors import ConfigError
 from evenkeel.predict import Answers
 from evenkeel.prepare import beyond
+from evenkeel.telling import lines_of_run
 from evenkeel.train.track import RunFolder
 
 NAMES = ("ant", "bee", "cow", "dog", "elk")
@@ -86,6 +87,9 @@ def test_fit__finds_classes_that_nobody_named(found: ek.Run) -> None:
     assert summary["novel"]["evidence"]["n_novel"] == 3
     assert (found.path / EVIDENCE_FILE).exists()
     assert {"seen", "novel", "pool_novel"} <= set(_tests(found)[-1])
+    first, _, right = lines_of_run(found)
+    assert first.startswith("3 classes beyond the named ones")
+    assert right.startswith("unlabelled images right: of named classes ")
 
 
 def test_evaluate__any_names_will_do(found: ek.Run, blobs: tuple[Path, Path]) -> None:

@@ -96,6 +96,29 @@ def test_lines_of_run__what_there_is(tmp_path: Path) -> None:
     assert telling.lines_of_run(write_run(tmp_path / "d", {"method": "ce", "test": {"accuracy": 1.0}}, epoch)) == []
 
 
+def test_novel_lines__what_was_found_and_how_right_it_is() -> None:
+    clusters = [
+        {"name": "okapi", "n_images": 1200, "proposed": [["zebra", 0.2]]},
+        {"name": "novel-2", "n_images": 1, "proposed": [["dik-dik", 0.1], ["gnu", -0.1]]},
+        {"name": "novel-3", "n_images": 0, "proposed": []},
+    ]
+    summary: dict[str, Any] = {
+        "n_novel": 3,
+        "novel": {"evidence": {"plausible": [2, 4]}, "clusters": clusters},
+        "pseudolabels": {"seen": 0.9, "novel": None, "all": 0.75},
+    }
+    assert telling.novel_lines(summary) == [
+        "3 classes beyond the named ones (2 to 4 are about as likely): okapi (1,200 images, perhaps zebra), "
+        "novel-2 (1 image, perhaps dik-dik), novel-3 (0 images)",
+        "to name one: evenkeel label RUN PHOTOS --rename novel-2=NAME",
+        "unlabelled images right: of named classes 90.0%, all in all 75.0%",
+    ]
+    many = [{"name": f"novel-{i}", "n_images": 5} for i in range(1, telling.LINES_MAX + 3)]
+    line = telling.novel_lines({"n_novel": len(many), "novel": {"evidence": None, "clusters": many}})[0]
+    assert line.endswith(f"novel-{telling.LINES_MAX} (5 images) and 2 more")
+    assert telling.novel_lines({"n_novel": 0, "novel": None}) == ["no class beyond the named ones"]
+
+
 TOWERS = {"name": "a/clip", "kind": "two towers"}
 SETS = {"n_images": 3, "mean_set_size": 1.5, "largest_set": 2, "n_empty": 0, "n_classes_never_named": 0}
 
