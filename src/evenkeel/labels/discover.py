@@ -35,6 +35,7 @@ FIRST_STEPS = 3
 LAST_STEPS = 20
 AGREEMENT_WEIGHT = 0.75  # in the score; the rest is stability
 TIE = 0.03  # of the score, within which the largest number wins: small classes merge before large ones are split
+TIE_SHARE = 0.1  # the same as a share of what the best score lacks of 1, if that is more: blurred classes, flat curves
 MARGIN = 0.05  # of the score, within which a number is plausible
 SMOOTHING = 0.04  # standard deviation in log(clusters) over which scores are averaged; nothing below 20 clusters
 
@@ -77,8 +78,9 @@ def estimate_n_novel(
     For each number of clusters, plain k-means that sees no label clusters a sample of the rows from several starts, and
     halves of the sample. Two things speak for a number: the labelled rows fall into clusters as they fall into classes
     (agreement), and these clusterings are alike (stability), both by adjusted Rand indices. The score is 3/4 agreement
-    and 1/4 stability; of the numbers within 0.03 of the best score the largest wins: k-means merges small classes while
-    it already splits large ones, and one class too many costs less than two classes in one.
+    and 1/4 stability; of the numbers within 0.03 of the best score, or within a tenth of what that lacks of 1, the
+    largest wins: k-means merges small classes while it already splits large ones, and one class too many costs less
+    than two classes in one.
     With one seen class there is no agreement to measure: it is how far labelled rows stay together, and no novel class
     is the answer where two clusters cut the one class in two.
 
@@ -209,7 +211,12 @@ class _Search:
 def _best(curve: Sequence[Mapping[str, float]]) -> int:
     """Position of the highest score, of about equal ones the last; 0 if there are no clusters to speak of."""
     highest = max(row["score"] for row in curve)
-    return max(i for i, row in enumerate(curve) if row["score"] >= highest - TIE) if highest > 0 else 0
+    return max(i for i, row in enumerate(curve) if row["score"] >= highest - _tie(highest)) if highest > 0 else 0
+
+
+def _tie(highest: float) -> float:
+    """Within how much of the highest score another one is about equal."""
+    return max(TIE, TIE_SHARE * (1 - highest))
 
 
 def _smooth(curve: list[dict[str, Any]], n_seen: int) -> list[dict[str, Any]]:
@@ -239,7 +246,7 @@ def _evidence(curve: list[dict[str, Any]], *, n_seen: int, fewest: int, most: in
     near = [row["n_novel"] for row in curve if row["score"] >= highest - MARGIN]
     plausible = (min(near), max(near))
     is_most = most > fewest and n_novel == most
-    is_fewest = most > fewest > 0 and curve[0]["score"] >= highest - TIE
+    is_fewest = most > fewest > 0 and curve[0]["score"] >= highest - _tie(highest)
     what = "no novel class" if n_novel == 0 else f"{n_novel} novel class{'es' if n_novel > 1 else ''}"
     reason = (
         f"{what} beside {n_seen} seen: of {len(curve)} numbers from {fewest} to {most} novel, the largest at which "
