@@ -19,10 +19,9 @@ PIXELS: Mapping[str, Mapping[str, object]] = {
     "dividemix": {**_PIXEL_SCHEDULE},
     "coreg": {
         **_PIXEL_SCHEDULE,
-        "partial_epochs": 2,
+        "partial_epochs": 12,
         "distil_frac": 0.0625,
         "strong_view": "weak",
-        "temperature": 1.0,
         "mixup_alpha": 0.0,
         "unlabelled_weight": 10.0,
         "ramp_epochs": 4.0,
