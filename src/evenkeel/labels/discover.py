@@ -48,7 +48,7 @@ class Evidence:
       n_novel: the estimate, in fewest..most.
       n_seen: seen classes, which come on top.
       fewest, most: range examined.
-      plausible: least and greatest number examined whose score is within 0.05 of the best.
+      plausible: least and greatest number examined whose score is within 0.05 of the best, or about equal to it.
       is_edge: whether the estimate is ``most``, or a ``fewest`` above 0 scores about as well as the best: the truth
         may lie outside.
       curve: by n_novel ascending, dicts of n_novel (int), and of agreement, stability and score (float, up to 1). Not
@@ -243,7 +243,7 @@ def _evidence(curve: list[dict[str, Any]], *, n_seen: int, fewest: int, most: in
     best = curve[_best(curve)]
     n_novel = best["n_novel"]
     highest = max(row["score"] for row in curve)
-    near = [row["n_novel"] for row in curve if row["score"] >= highest - MARGIN]
+    near = [row["n_novel"] for row in curve if row["score"] >= highest - max(MARGIN, _tie(highest))]
     plausible = (min(near), max(near))
     is_most = most > fewest and n_novel == most
     is_fewest = most > fewest > 0 and curve[0]["score"] >= highest - _tie(highest)

@@ -25,8 +25,8 @@ def settle(
 ) -> tuple[Tensor, Tensor]:
     """Rounds of: answer for the unlabelled rows, balanced; fit a linear classifier to these answers and the labels.
 
-    The fit is a calibrated classifier of its targets, labelled rows counting `LABELLED_WEIGHT` times, so that its plain
-    logits are probabilities; those of k-means are not.
+    In the fit a labelled row counts `LABELLED_WEIGHT` times. Its logits follow how often the targets are right, as
+    distances to the centroids of k-means do not.
 
     Args:
       feats: [N, D] float, unit norm.

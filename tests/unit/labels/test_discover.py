@@ -12,7 +12,7 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from evenkeel.errors import ConfigError, DataError
-from evenkeel.labels import semi_kmeans
+from evenkeel.labels import discover, semi_kmeans
 from evenkeel.labels.discover import (
     describe_clusters,
     estimate_n_novel,
@@ -211,6 +211,13 @@ def test_estimate__says_when_the_range_may_be_too_narrow() -> None:
     high = estimate_n_novel(feats, labels, n_seen=2, fewest=6, most=9)
     assert high.is_edge
     assert "lower end of the range scores about as well: there may be fewer; lower fewest" in high.reason
+
+
+def test_evidence__estimate_is_plausible_where_scores_are_low() -> None:
+    scores = [0.20, 0.13, 0.05]
+    curve = [{"n_novel": n, "agreement": s, "stability": s, "score": s} for n, s in enumerate(scores)]
+    found = discover._evidence(curve, n_seen=2, fewest=0, most=9)
+    assert (found.n_novel, found.plausible) == (1, (0, 1))
 
 
 def test_estimate__given_range_of_one_is_no_edge() -> None:

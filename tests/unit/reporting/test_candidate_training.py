@@ -1,20 +1,14 @@
 """Learning from candidate labels over epochs: the curves that there are, how to read them, which network was saved."""
 
-import plotly.graph_objects as go
 import pytest
 
 from evenkeel.reporting.candidate_training import curve_notes, deployed_words, division_figures
 from evenkeel.reporting.run_files import Run
+from plotted import valid
 
 
 def run_on(*, epochs, begin=None):
     return Run({"candidates": {"n_images": 40}}, {}, {}, {}, list(epochs), [], None, "run", begin or {})
-
-
-def valid(figures):
-    for figure in figures:
-        assert go.Figure({"data": figure.data, "layout": figure.layout}).data  # raises on what plotly does not know
-    return {figure.title: figure for figure in figures}
 
 
 def test_division_figures__coreg():

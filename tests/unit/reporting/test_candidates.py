@@ -4,7 +4,6 @@ import json
 import re
 
 import numpy as np
-import plotly.graph_objects as go
 import pytest
 import torch
 
@@ -20,6 +19,7 @@ from evenkeel.reporting.candidates import (
 from evenkeel.reporting.render import render
 from evenkeel.reporting.run_files import Run
 from evenkeel.types import Candidates
+from plotted import valid
 
 EVIL = '<script>alert("x")</script>'
 NAMES = ["cat", "dog", EVIL, "gnu"]
@@ -36,14 +36,6 @@ ASKED = {"accuracy": 0.6, "n_scored": 50, "per_class": [0.9, 0.73, 0.0, 0.77]}
 def run_of(*, epochs=(), begin=None, names=NAMES, **summary):
     summary = {"candidates": SETS, "annotator": None, "guesses": GUESSES, **summary}
     return Run(summary, {"class_names": names}, {}, {}, list(epochs), [], None, "run", begin or {})
-
-
-def valid(figures):
-    for figure in figures:
-        assert go.Figure({"data": figure.data, "layout": figure.layout}).data  # raises on what plotly does not know
-        assert "<script" not in json.dumps([figure.data, figure.layout])
-        assert len(figure.alt) > 20
-    return {figure.title: figure for figure in figures}
 
 
 # ---- the counts -----------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import json
 import re
 
 import numpy as np
-import plotly.graph_objects as go
 import pytest
 from PIL import Image
 
@@ -17,6 +16,7 @@ from evenkeel.reporting.open_world import evidence_figures, found_words, open_wo
 from evenkeel.reporting.render import render
 from evenkeel.reporting.run_files import Run
 from evenkeel.reporting.thumbnails import EDGE_PX, THUMBNAILS_FILE, read_thumbnails, thumbnail, write_thumbnails
+from plotted import valid
 
 EVIL = '<script>alert("x")</script>'
 PICTURE = thumbnail(Image.new("RGB", (8, 8), "red"))
@@ -46,14 +46,6 @@ def run_of(*, evidence=EVIDENCE, clusters=CLUSTERS, epochs=(), begin=None, **sum
     novel = {"evidence": evidence, "clusters": clusters}
     summary = {"n_seen": 2, "n_novel": len(clusters), "novel": novel, "pseudolabels": None, "test": None, **summary}
     return Run(summary, {"class_names": ["cat", EVIL]}, {}, {}, list(epochs), [], None, "run", begin or {})
-
-
-def valid(figures):
-    for figure in figures:
-        assert go.Figure({"data": figure.data, "layout": figure.layout}).data  # raises on what plotly does not know
-        assert "<script" not in json.dumps([figure.data, figure.layout])
-        assert len(figure.alt) > 20
-    return {figure.title: figure for figure in figures}
 
 
 def test_open_world_section__other_runs_have_none():
