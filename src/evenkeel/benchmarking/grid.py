@@ -66,6 +66,7 @@ class Given:
       novel: what ``fit`` is told of the other classes: "known", their number, or "auto".
       novel_ratio: open_world: largest over smallest class of the unlabelled images, which are cut to a long tail.
       share: of the images, drawn by the seed without a look at their classes; the smaller shares lie in the larger.
+      views: what a method of a pool learns from: stored features of the frozen model, or pixels, to tune it.
     """
 
     labels: Literal["all", "none", "few", "few_alone", "some_classes", "open_world"] = "none"
@@ -80,6 +81,7 @@ class Given:
     novel: Literal["known", "auto"] = "known"
     novel_ratio: float = 1.0
     share: float = 1.0
+    views: Literal["embeddings", "pixels"] = "embeddings"
 
     @property
     def parts(self) -> list[str]:
@@ -100,7 +102,8 @@ class Given:
         found += [f"images={self.images}"] if self.images != "plain" else []
         found += self.guessing.parts if self.guessing is not None else []
         found += [f"verified={self.n_verified}"] if self.n_verified else []
-        return [*found, *([f"share={self.share:g}"] if self.share < 1 else [])]
+        found += [f"share={self.share:g}"] if self.share < 1 else []
+        return [*found, *(["pixels"] if self.views == "pixels" else [])]
 
 
 @dataclass(frozen=True)

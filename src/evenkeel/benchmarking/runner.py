@@ -177,7 +177,7 @@ def run_pool_cell(
         test=as_given(test, Given(labels="all", n_nonsense=cell.given.n_nonsense), seed=seed),
         method=cell.method,
         model=model,
-        views="embeddings",
+        views=cell.given.views,
         templates=cell.given.templates,
         descriptions=texts,
         rule=guessing.rule,

@@ -255,6 +255,34 @@ def test_bench__pixels_learn_from_made_up_candidates_without_a_model(
         runner.bench("small", out=tmp_path / "none", model=MODEL)
 
 
+def test_bench__an_image_tower_is_tuned_from_pixels_beside_its_stored_features(
+    pool_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = with_settings("lps-tuned-cifar10", epochs=1)
+    whole = {
+        key: dataclasses.replace(cell, given=dataclasses.replace(cell.given, share=1.0))
+        for key, cell in table.cells.items()
+        if cell.given is not None
+    }
+    monkeypatch.setitem(TABLES, "small", dataclasses.replace(table, cells=whole))
+    options: dict[str, Any] = {"data": pool_folder, "out": tmp_path, "seeds": (0,), "model": MODEL, "device": "cpu"}
+    text = runner.bench("small", cells=("frozen", "last_stage-0.01", "all-0.01"), **options)
+    assert [line.split(" | ")[0] for line in text.splitlines()[4:7]] == [
+        "| frozen: LPS",
+        "| last block tuned, lr 0.01: LPS",
+        "| all blocks tuned, lr 0.01: LPS",
+    ]
+    found = [
+        yaml.safe_load(path.read_text())
+        for path in (tmp_path / "cifar10-pool-digits-clip").glob("*/seed-0/config.yaml")
+    ]
+    assert {(config["views"], config["settings"]["train_layers"]) for config in found} == {
+        ("embeddings", "last_stage"),
+        ("pixels", "last_stage"),
+        ("pixels", "all"),
+    }
+
+
 def test_bench__full_runs_the_table_of_the_published_schedule(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

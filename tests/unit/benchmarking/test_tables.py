@@ -22,7 +22,7 @@ def test_every_cell__is_a_method_with_settings_that_exist() -> None:
 
 
 def test_every_cell__says_what_it_is_given_where_labels_are_hidden_and_no_other() -> None:
-    assert (len(POOLS), len(COREG)) == (28, 15)
+    assert (len(POOLS), len(COREG)) == (29, 15)
     for table in EVERY:
         for cell in table.cells.values():
             assert (cell.given is not None) == (table.is_pool or table.network is not None)
@@ -91,6 +91,7 @@ def test_given__every_difference_is_in_its_folder() -> None:
         Given(n_verified=5),
         Given(share=0.05),
         Given(share=0.5),
+        Given(views="pixels"),
     ]
     assert len({tuple(given.parts) for given in one_each}) == len(one_each)
 
