@@ -177,7 +177,7 @@ class Bench:
     seeds: tuple[int, ...] = ()  # seeds to run; the table's own if absent
     full: bool = False  # the published schedule instead of the reduced one
     jobs: int = 1  # cells run side by side, each on its share of the cores
-    model: str | None = None  # vision-language model of the tables whose names begin with cap, by id or path
+    model: str | None = None  # of tables on a target pool, or of coreg-pixels a run of pretrain; id or path
     descriptions: str | None = None  # JSON {dataset: {class: texts}} of the cells with descriptions
     device: str = "auto"  # auto, cpu or cuda
 

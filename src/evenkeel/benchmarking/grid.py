@@ -156,7 +156,8 @@ class BenchTable:
       source: of the published numbers.
       is_pool: the training images are a target pool, and a vision-language model that the user names is adapted to
         them; the schedule is the methods' own but for the settings of the cells.
-      network: the cells carry their whole schedule and say what they are given; this network sees the pixels.
+      network: the cells carry their whole schedule and say what they are given; this network sees the pixels, from
+        random weights or from those of a run of its kind that the user names.
       schedule: what is printed of the schedule; "" = made from the fields above.
       at_full: the table that is run in place of this one at the published schedule.
     """
@@ -184,6 +185,8 @@ class BenchTable:
           'gtsrb-whole-tracks0.2-epochs3-batch64'
           >>> BenchTable("CAP", "gtsrb", {}, is_pool=True).place(full=False, model="models/tiny-clip")
           'gtsrb-pool-tiny-clip'
+          >>> BenchTable("P", "cifar10", {}, network="resnet32").place(full=False, model="runs/simclr")
+          'cifar10-whole-resnet32-from-simclr'
         """
         if self.is_pool:
             return f"{self.dataset}-pool-{Path(model or 'none').name}"
@@ -193,4 +196,5 @@ class BenchTable:
         parts += [f"max{self.n_max}"] if self.n_max else []
         parts += [f"tracks{self.track_frac:g}"] if self.track_frac else []
         own = [self.network] if self.network else [f"epochs{self.epochs}", f"batch{self.batch_size}"]
+        own += [f"from-{Path(model).name}"] if model is not None else []
         return "-".join([*parts, *own])

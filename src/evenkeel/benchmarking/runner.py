@@ -21,6 +21,7 @@ from evenkeel.data import splits
 from evenkeel.data.cards import dataset_card
 from evenkeel.data.registry import open_dataset
 from evenkeel.data.table import LabelTable
+from evenkeel.encoders.saved import network_of
 from evenkeel.errors import ConfigError
 from evenkeel.train.processes import accelerator_for
 
@@ -51,7 +52,8 @@ def bench(
       full: the published schedule and all images instead of the reduced ones.
       jobs: cells run side by side, each in a process with its share of the cores.
       device: auto, cpu or cuda.
-      model: the vision-language model of the tables of CAP and Co-Reg on a target pool, by id or path.
+      model: of tables on a target pool the model, by id or path: vision-language, or any vision model for LPS; of
+        `coreg-pixels` a run of `pretrain` that the network starts from, or None: from random weights.
       descriptions: JSON, {dataset: {class: texts}}, for cells with descriptions; None = descriptions.json beside the
         model's folder. Cells finished with other ones are not run again: give another ``out``.
 
@@ -63,9 +65,9 @@ def bench(
     if table is None:
         return "\n".join(f"{name:20} {t.title}; cells: {', '.join(t.cells)}" for name, t in TABLES.items())
     grid = _table_named(table)
-    _check_fits(table, grid, model=model, full=full)
     if full and grid.at_full is not None:
         grid = grid.at_full
+    _check_fits(table, grid, model=model, full=full)
     wanted = list(cells) or list(grid.cells)
     for name in wanted:
         if name not in grid.cells:
@@ -77,12 +79,14 @@ def bench(
     if jobs > 1 and len(missing) > 1:
         words = {"--data": data, "--out": out, "--device": device, "--model": model, "--descriptions": descriptions}
         _run_side_by_side(table, missing, options=words, full=full, jobs=jobs, device=device)
-    elif missing and model is not None:
+    elif missing and grid.is_pool:
+        assert model is not None, "tables of a pool need a model"
         _run_pool_cells(grid, missing, root=root, data=data, model=model, descriptions=descriptions, device=device)
     elif missing:
         train, test = table_data(grid, data, full=full)
         for name, seed in missing:
-            run_cell(grid, name, seed, train, test, folder=folder_of(root, grid, name, seed), full=full, device=device)
+            folder = folder_of(root, grid, name, seed)
+            run_cell(grid, name, seed, train, test, folder=folder, full=full, device=device, start=model)
     return format_table(grid, root, wanted, list(seeds or grid.seeds), full=full)
 
 
@@ -115,6 +119,7 @@ def run_cell(
     folder: Path,
     full: bool,
     device: str,
+    start: str | None = None,
 ) -> api.Run:
     """Train and score one cell with one seed; continues a run that was cut off."""
     cell = grid.cells[name]
@@ -128,7 +133,7 @@ def run_cell(
         out=folder,
         test=test,
         method=cell.method,
-        model=grid.network or "auto",
+        model=start or grid.network or "auto",
         seed=seed,
         device=device,
         flip="on" if dataset_card(grid.dataset).flip else "off",
@@ -240,8 +245,13 @@ def _check_fits(table: str, grid: BenchTable, *, model: str | None, full: bool) 
         )
     if grid.is_pool and full:
         raise ConfigError(f"table {table} has one schedule", fix="leave --full out")
-    if not grid.is_pool and model is not None:
+    if not grid.is_pool and grid.network is None and model is not None:
         raise ConfigError(f"table {table} trains its own network", fix="leave --model out")
+    if grid.network is not None and model is not None and (found := network_of(model)) != grid.network:
+        raise ConfigError(
+            f"table {table} trains a {grid.network}, and {model} is a {found}",
+            fix=f"name a run of `evenkeel pretrain DATA --model {grid.network}`, or leave --model out",
+        )
 
 
 def _run_side_by_side(

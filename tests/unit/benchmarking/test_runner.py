@@ -251,8 +251,27 @@ def test_bench__pixels_learn_from_made_up_candidates_without_a_model(
     assert (told["n_images"], told["n_labelled"]) == (100, 0)
     assert 0.6 < summary["candidates"]["truth_inside"] < 0.95  # eta 0.2 of 100 images
     assert f"| {100 * summary['test']['accuracy']:.1f} |" in text
-    with pytest.raises(ConfigError, match="leave --model out"):
-        runner.bench("small", out=tmp_path / "none", model=MODEL)
+
+
+def test_bench__pixels_may_start_from_a_run_of_pretrain_of_their_network(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = dataclasses.replace(with_settings("coreg-pixels", epochs=1), n_max=2, at_full=None)
+    monkeypatch.setitem(TABLES, "small", small)
+    source = folder / "cifar10-test.parquet"
+    for network in ("resnet32", "resnet18"):
+        api.pretrain(source, out=tmp_path / network, model=network, epochs=1, device="cpu", settings={"batch_size": 10})
+    options: dict[str, Any] = {"cells": ("top1",), "data": folder, "out": tmp_path / "bench", "device": "cpu"}
+    runner.bench("small", seeds=(1,), model=str(tmp_path / "resnet32"), **options)
+    (path,) = (tmp_path / "bench").rglob("summary.json")
+    assert path.relative_to(tmp_path / "bench").parts[0] == "cifar10-ratio1-max2-resnet32-from-resnet32"
+    assert yaml.safe_load((path.parent / "config.yaml").read_text())["model"] == str(tmp_path / "resnet32")
+    for model, found in ((str(tmp_path / "resnet18"), "resnet18"), (MODEL, MODEL)):
+        with pytest.raises(
+            ConfigError, match=f"small trains a resnet32, and {model} is a {found}\n  fix: name a run of"
+        ):
+            runner.bench("small", seeds=(2,), model=model, **options)
+    assert len(list((tmp_path / "bench").rglob("summary.json"))) == 1
 
 
 def test_bench__an_image_tower_is_tuned_from_pixels_beside_its_stored_features(
