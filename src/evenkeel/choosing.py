@@ -29,7 +29,7 @@ OPEN_STEPS = 500
 """The same of a head that starts from clusters and learns seen and novel classes, and at least 10 epochs."""
 
 SETTLED_LR = 0.001
-"""Learning rate of a run without ``lr`` whose head starts on stored features from labels.settle: near where it ends."""
+"""Learning rate of a run without ``lr`` whose last layer starts from labels.settle: near where it ends."""
 
 CPU_EPOCHS_MIN = {"labels": 5, "candidates": 15, "open_world": 10}
 """What a method needs -> epochs of a run without ``epochs`` on a CPU, however many images there are."""
@@ -137,8 +137,9 @@ def affordable(
       given: settings that the user set.
     """
     table = prepared.train.table
-    if sees == "embeddings" and "lr" not in given:
-        is_settled = getattr(cfg, "settle_rounds", 0) > 0 and getattr(cfg, "start", "none") != "none"
+    if "lr" not in given and getattr(cfg, "settle_rounds", 0) > 0:
+        start = getattr(cfg, "start", "none")
+        is_settled = start == "clusters" or (start == "auto" and sees == "embeddings")
         cfg = dataclasses.replace(cfg, lr=SETTLED_LR) if is_settled else cfg
     if "epochs" in given:
         return cfg

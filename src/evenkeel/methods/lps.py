@@ -16,8 +16,9 @@
 
 Symbols: pi=prior, pi_hat=estimate, C=margin_scale, t=share of the epochs that is over, eta=*_weight.
 Departures: (1) D as in the authors' run, `direction` has the printed one; (2) on frozen features, where nothing but a
-last layer learns, that layer starts from semi-supervised k-means and settles (labels/settle.py), and p of line 2 is
-shifted so that labelled and unlabelled images together have the prior's shares (`use_balance`);
+last layer learns, or if `start` asks for it, that layer starts from semi-supervised k-means and settles
+(labels/settle.py), and p of line 2 is shifted so that labelled and unlabelled images together have the prior's shares
+(`use_balance`);
 (3) several processes compute lines 4 to 9 over the whole batch.
 Command: evenkeel fit photos/ --classes seen.txt --novel auto --model openai/clip-vit-base-patch32 --out RUN
 Measured: docs/benchmarks.md, `evenkeel bench --table lps-cifar10` and `lps-gtsrb`.
@@ -68,7 +69,7 @@ KAPPA_CLAMP = (0.1, 10.0)  # margin="cvs": slopes far from 1 come from a handful
 class Config(OpenWorldSettings):
     """Settings of LPS. None = what suits pixels (the paper's) or frozen features, in that order."""
 
-    settle_rounds: int = 10  # start="clusters", frozen features: rounds of labels/settle.py
+    settle_rounds: int = 10  # after the start from clusters: rounds of labels/settle.py
     seen_confidence: float = 0.95  # line 3, of targets that are seen classes (Sec. 4.1)
     novel_confidence: tuple[float, float] = (0.4, 0.8)  # line 3, of novel ones, at the first epoch and at the end
     margin: Literal["pace", "none", "ldam", "la", "cvs"] = "pace"  # line 5, or what else the counts ask for
@@ -79,7 +80,7 @@ class Config(OpenWorldSettings):
     clustering_weight: float = 1.0  # eta_1; 0 = no line 7 (ablation)
     contrastive_weight: float = 1.0  # eta_2; 0 = no line 8 (ablation)
     entropy_weight: float = 1.0  # eta_3; 0 = no line 9 (ablation)
-    use_balance: Literal["auto", "on", "off"] = "auto"  # departure (2); auto: on frozen features
+    use_balance: Literal["auto", "on", "off"] = "auto"  # departure (2); auto: after the start from clusters
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -105,8 +106,7 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State,
     """Departure (2): the last layer from k-means, the balance of what it says."""
     logs: dict[str, Any] = {}
     if starts_by_clusters(cfg, is_frozen=state.memory["is_frozen"]):
-        is_frozen = state.memory["is_frozen"]
-        found = start_of(cfg, task, passes, n_rounds=cfg.settle_rounds if is_frozen else 0)
+        found = start_of(cfg, task, passes, n_rounds=cfg.settle_rounds)
         put_in(state.nets["main"], found.weight, found.bias)
         state = dataclasses.replace(state, memory={**state.memory, "prior": found.prior})
         logs = {"start_inertia": found.clusters.inertia, "prior": [round(float(p), 5) for p in found.prior]}
@@ -273,7 +273,8 @@ def _looked(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[Stat
     due = due_unlabelled(state.memory["prior"], task.counts, len(task.labels))
     logits = unlabelled_logits(task, passes)
     told = pace_logs(logits, due, n_seen(task))
-    wants_balance = cfg.use_balance == "on" or (cfg.use_balance == "auto" and state.memory["is_frozen"])
+    is_settled = starts_by_clusters(cfg, is_frozen=state.memory["is_frozen"])
+    wants_balance = cfg.use_balance == "on" or (cfg.use_balance == "auto" and is_settled)
     if wants_balance:
         offset = balance(logits, due, state.memory["offset"])
         state = dataclasses.replace(state, memory={**state.memory, "offset": offset})

@@ -23,6 +23,7 @@ from evenkeel.types import Batch, BuildNet, EpochPlan, Passes, State, Stream, Ta
 
 SAMPLE_ROWS = 16_384  # unlabelled images among which the balance of the predictions is found
 EVEN_RATIO = LONG_TAILED_RATIO  # largest over smallest count of labelled images, from which classes are not even
+EVEN_CLUSTERS = 5.0  # the same of clusters: of even classes they are uneven as well, up to 3.3 to 1 where we looked
 BALANCE_ROUNDS = 50  # of rescaling, at most
 BALANCED = 1e-3  # relative error of the shares at which it ends
 
@@ -102,8 +103,8 @@ def new_net(
 def prior_of(cfg: OpenWorldSettings, task: Task, sizes: Tensor | None = None) -> Tensor:
     """[C] float32 shares that the classes are due among all images, sum 1.
 
-    Those that were given; else even, unless labelled counts are as uneven as in a long tail (`EVEN_RATIO`): then the
-    classes of the others are likely to be so too, and the sizes of their clusters say more.
+    Those that were given; else even, unless labelled counts are as uneven as in a long tail (`EVEN_RATIO`), or clusters
+    more so (`EVEN_CLUSTERS`): then the sizes of the clusters say more, though k-means makes small classes larger.
 
     Args:
       sizes: [C] int images per cluster, or None: not looked at.
@@ -117,9 +118,9 @@ def prior_of(cfg: OpenWorldSettings, task: Task, sizes: Tensor | None = None) ->
     if cfg.prior_shares is not None:
         shares = torch.tensor(cfg.prior_shares)
     elif cfg.prior == "auto" and sizes is not None:
-        counts = task.counts[: n_seen(task)]
-        if counts.max() >= EVEN_RATIO * counts.min():
-            shares = sizes.float().clamp(min=1)
+        counts, sizes = task.counts[: n_seen(task)], sizes.clamp(min=1)
+        if counts.max() >= EVEN_RATIO * counts.min() or sizes.max() >= EVEN_CLUSTERS * sizes.min():
+            shares = sizes.float()
     return (shares / shares.sum()).to(task.labels.device)
 
 

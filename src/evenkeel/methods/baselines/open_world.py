@@ -24,9 +24,9 @@ Algorithm
 Symbols: u=memory["uncertainty"], t=teacher_temperature, w=supervised_weight, e=prior_weight.
 
 Departures from the papers: one sampler, optimizer and schedule for all of them, to compare losses and not schedules;
-(1) the prior of lines 6, 8 and 12 is that of LPS: even as published, or the sizes of clusters where labelled classes
-are uneven; (2) on frozen features cosine layers start at the centroids of line 1 (`start`), as LPS does, the prior
-counts more, and line 9 is left out: a projector beside the last layer teaches it nothing; (3) the teacher cools over
+(1) the prior of lines 6, 8 and 12 is that of LPS: even as published, or the sizes of clusters where classes are uneven;
+(2) on frozen features cosine layers start at the centroids of line 1 (`start`), as LPS does, the prior counts more, and
+line 9 is left out: a projector beside the last layer teaches it nothing; (3) the teacher cools over
 the published share of the epochs, and the projector has two layers, not three; (4) line 12 takes as many images as are
 due to be novel, where ORCA's comparison takes the true number; then the last layer is refitted to what every image is,
 so that one linear classifier says it; (5) FixMatch without its running average of the weights; (6) line 1 is exact for

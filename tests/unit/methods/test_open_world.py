@@ -1,0 +1,38 @@
+"""What LPS and its baselines share: which shares the classes are due."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from evenkeel.methods.open_world import OpenWorldSettings, prior_of
+from evenkeel.types import Task
+
+EVEN = [0.25] * 4
+
+
+def shares(labelled: tuple[int, int], sizes: tuple[int, ...], **settings: object) -> list[float]:
+    labels = [0] * labelled[0] + [1] * labelled[1] + [-1] * (sum(sizes) - sum(labelled))
+    task = Task(torch.tensor(labels), ("cat", "dog"), n_novel=2)
+    return prior_of(OpenWorldSettings(**settings), task, torch.tensor(sizes)).tolist()
+
+
+@pytest.mark.parametrize(
+    ("labelled", "sizes", "expected"),
+    [
+        ((5, 5), (10, 10, 10, 10), EVEN),
+        ((5, 5), (20, 10, 10, 5), EVEN),  # clusters are always somewhat uneven
+        ((5, 5), (20, 10, 6, 4), [0.5, 0.25, 0.15, 0.1]),  # five to one
+        ((6, 2), (16, 8, 8, 8), [0.4, 0.2, 0.2, 0.2]),  # labelled images three to one
+        ((5, 5), (20, 10, 10, 0), [20 / 41, 10 / 41, 10 / 41, 1 / 41]),  # no share is 0
+    ],
+)
+def test_prior_of__even_unless_clusters_or_labels_are_not(
+    labelled: tuple[int, int], sizes: tuple[int, ...], expected: list[float]
+) -> None:
+    assert shares(labelled, sizes) == pytest.approx(expected)
+
+
+def test_prior_of__what_the_user_says_comes_first() -> None:
+    assert shares((5, 5), (20, 10, 6, 4), prior="even") == pytest.approx(EVEN)
+    assert shares((5, 5), (20, 10, 6, 4), prior_shares=(1, 1, 1, 2)) == pytest.approx([0.2, 0.2, 0.2, 0.4])
