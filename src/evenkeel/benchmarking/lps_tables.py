@@ -31,7 +31,7 @@ _PARTS: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "single": ("one positive: the other view", {"positives": "single"}),
 }
 _PAPER_PARTS: Mapping[str, object] = {"start": "none", "use_balance": "off", "lr": 0.1, "epochs": 20}
-_TUNED: Mapping[str, object] = {"start": "clusters", "epochs": 8, "batch_size": 64, "lr": 0.0001}
+_TUNED: Mapping[str, object] = {"start": "clusters", "epochs": 8, "batch_size": 64, "lr": 0.001}
 """Settings of LPS and its baselines where the image tower learns as well."""
 
 
@@ -105,13 +105,14 @@ def _tuned(name: str) -> BenchTable:
     cells["frozen"] = _lps("frozen: LPS", stored)
     for layers, words, rates in (
         ("last_stage", "last block tuned", (0.00001, 0.0001, 0.001, 0.01)),
-        ("all", "all blocks tuned", (0.0001,)),
+        ("head", "frozen, from pixels", (0.001,)),
+        ("all", "all blocks tuned", (0.001,)),
     ):
         for lr in rates:
             more = {**_TUNED, "train_layers": layers, "lr": lr}
             cells[f"{layers}-{lr:g}"] = _lps(f"{words}, lr {lr:g}: LPS", pixels, more)
     for key in ("simgcd", "orca"):
-        cells[f"last_stage-{key}"] = Cell(f"last block tuned, lr 0.0001: {_BASELINES[key]}", key, _TUNED, given=pixels)
+        cells[f"last_stage-{key}"] = Cell(f"last block tuned, lr 0.001: {_BASELINES[key]}", key, _TUNED, given=pixels)
     cells["last_stage-random"] = _lps(
         "last block tuned, lr 0.01, last layer from random weights: LPS",
         pixels,

@@ -285,11 +285,11 @@ def test_bench__an_image_tower_is_tuned_from_pixels_beside_its_stored_features(
     }
     monkeypatch.setitem(TABLES, "small", dataclasses.replace(table, cells=whole))
     options: dict[str, Any] = {"data": pool_folder, "out": tmp_path, "seeds": (0,), "model": MODEL, "device": "cpu"}
-    text = runner.bench("small", cells=("frozen", "last_stage-0.01", "all-0.0001"), **options)
+    text = runner.bench("small", cells=("frozen", "last_stage-0.01", "all-0.001"), **options)
     assert [line.split(" | ")[0] for line in text.splitlines()[4:7]] == [
         "| frozen: LPS",
         "| last block tuned, lr 0.01: LPS",
-        "| all blocks tuned, lr 0.0001: LPS",
+        "| all blocks tuned, lr 0.001: LPS",
     ]
     found = [
         yaml.safe_load(path.read_text())
