@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SHARPEN = 1.5  # logits of the last fit over those that make the next targets: without it answers fade round by round
-LABELLED_WEIGHT = 2.0  # of a labelled row over one that is answered for: what is known counts more than what is guessed
+LABELLED_SHARE = 0.35  # of the weight in the fit that labelled rows have together, as in GCD (arXiv 2201.02609)
+LABELLED_WEIGHTS = (1.0, 20.0)  # least and most that a labelled row counts over one that is answered for
 WEIGHT_PENALTY = 3e-6  # of the squared weights: keeps the fit finite where classes are separable
 FIT_STEPS = 60  # of L-BFGS per round
 
@@ -25,8 +26,8 @@ def settle(
 ) -> tuple[Tensor, Tensor]:
     """Rounds of: answer for the unlabelled rows, balanced; fit a linear classifier to these answers and the labels.
 
-    In the fit a labelled row counts `LABELLED_WEIGHT` times. Its logits follow how often the targets are right, as
-    distances to the centroids of k-means do not.
+    In the fit labelled rows have `LABELLED_SHARE` of the weight, within `LABELLED_WEIGHTS`. Its logits follow how often
+    the targets are right, as distances to the centroids of k-means do not.
 
     Args:
       feats: [N, D] float, unit norm.
@@ -52,7 +53,7 @@ def settle(
     """
     n_classes, hidden = len(weight), labels < 0
     targets = F.one_hot(labels.clamp(min=0), n_classes).float()
-    weights = torch.where(hidden, 1.0, LABELLED_WEIGHT)
+    weights = torch.where(hidden, 1.0, labelled_weight(int((~hidden).sum()), int(hidden.sum())))
     scale = 1.0
     for _ in range(n_rounds):
         logits = scale * (feats[hidden] @ weight.T + bias)
@@ -60,6 +61,17 @@ def settle(
         weight, bias = _fitted(feats, targets, weights / weights.sum(), weight, bias)
         scale = SHARPEN
     return weight, bias
+
+
+def labelled_weight(n_labelled: int, n_unlabelled: int) -> float:
+    """How often a labelled row counts in the fit.
+
+    Example: a tenth, a quarter and nine tenths of the rows are labelled.
+      >>> [round(labelled_weight(n, 100 - n), 2) for n in (10, 25, 90)]
+      [4.85, 1.62, 1.0]
+    """
+    even = LABELLED_SHARE / (1 - LABELLED_SHARE) * n_unlabelled / max(n_labelled, 1)
+    return min(max(even, LABELLED_WEIGHTS[0]), LABELLED_WEIGHTS[1])
 
 
 def _fitted(feats: Tensor, targets: Tensor, row_weights: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,9 +30,9 @@ def settled(feats: Tensor, labels: Tensor, centres: Tensor) -> Tensor:
 
 def test_settle__a_labelled_row_counts_as_often_as_said(monkeypatch: pytest.MonkeyPatch) -> None:
     feats, labels, centres = made(0)
-    monkeypatch.setattr(module, "LABELLED_WEIGHT", 2.0)
+    monkeypatch.setattr(module, "LABELLED_WEIGHTS", (2.0, 2.0))
     twice = settled(feats, labels, centres)
-    monkeypatch.setattr(module, "LABELLED_WEIGHT", 1.0)
+    monkeypatch.setattr(module, "LABELLED_WEIGHTS", (1.0, 1.0))
     known = labels >= 0
     in_two = settled(torch.cat([feats, feats[known]]), torch.cat([labels, labels[known]]), centres)
     once = settled(feats, labels, centres)
