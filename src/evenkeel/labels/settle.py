@@ -10,7 +10,7 @@ from torch import Tensor
 
 SHARPEN = 1.5  # logits of the last fit over those that make the next targets: without it answers fade round by round
 LABELLED_SHARE = 0.35  # of the weight in the fit that labelled rows have together, as in GCD (arXiv 2201.02609)
-LABELLED_WEIGHTS = (1.0, 20.0)  # least and most that a labelled row counts over one that is answered for
+LABELLED_WEIGHTS = (2.0, 20.0)  # least and most that a labelled row counts over one that is answered for
 WEIGHT_PENALTY = 3e-6  # of the squared weights: keeps the fit finite where classes are separable
 FIT_STEPS = 60  # of L-BFGS per round
 
@@ -68,7 +68,7 @@ def labelled_weight(n_labelled: int, n_unlabelled: int) -> float:
 
     Example: a tenth, a quarter and nine tenths of the rows are labelled.
       >>> [round(labelled_weight(n, 100 - n), 2) for n in (10, 25, 90)]
-      [4.85, 1.62, 1.0]
+      [4.85, 2.0, 2.0]
     """
     even = LABELLED_SHARE / (1 - LABELLED_SHARE) * n_unlabelled / max(n_labelled, 1)
     return min(max(even, LABELLED_WEIGHTS[0]), LABELLED_WEIGHTS[1])
