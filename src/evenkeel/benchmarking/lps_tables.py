@@ -31,6 +31,7 @@ _PARTS: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "single": ("one positive: the other view", {"positives": "single"}),
 }
 _PAPER_PARTS: Mapping[str, object] = {"start": "none", "use_balance": "off", "lr": 0.1, "epochs": 20}
+_PAPER_WORDS = "from random weights and not balanced, as in the paper, 20 epochs at lr 0.1"
 _TUNED: Mapping[str, object] = {"start": "clusters", "epochs": 8, "batch_size": 64, "lr": 0.001}
 """Settings of LPS and its baselines where the image tower learns as well."""
 
@@ -79,7 +80,7 @@ def _parts(name: str) -> BenchTable:
     cells["no_balance"] = _lps("targets not balanced", given, {"use_balance": "off"})
     for key, (title, more) in _PARTS.items():
         cells[f"plain-{key}"] = _lps(
-            f"from random weights and not balanced, as in the paper, 20 epochs at lr 0.1: {title}",
+            f"{_PAPER_WORDS}: {title}",
             given,
             {**_PAPER_PARTS, **more},
         )
@@ -95,6 +96,9 @@ def _sweeps(name: str) -> BenchTable:
     swept |= {f"seen confidence {value:g}": {"seen_confidence": value} for value in (0.5, 0.8)}
     swept |= {f"margin scale {value:g}": {"margin_scale": value} for value in (3.0, 30.0)}
     cells = {title.replace(" ", "-"): _lps(title, _given(name), more) for title, more in swept.items()}
+    for title, more in swept.items():
+        key = f"plain-{title.replace(' ', '-')}"
+        cells[key] = _lps(f"{_PAPER_WORDS}: {title}", _given(name), {**_PAPER_PARTS, **more})
     return _table(name, "Temperature, thresholds and margin of LPS", cells)
 
 
@@ -104,8 +108,8 @@ def _tuned(name: str) -> BenchTable:
     cells = {"frozen-ss_kmeans": Cell("frozen: semi-supervised k-means", "ss_kmeans", given=stored)}
     cells["frozen"] = _lps("frozen: LPS", stored)
     for layers, words, rates in (
-        ("last_stage", "last block tuned", (0.00001, 0.0001, 0.001, 0.01)),
         ("head", "frozen, from pixels", (0.001,)),
+        ("last_stage", "last block tuned", (0.00001, 0.0001, 0.001, 0.01)),
         ("all", "all blocks tuned", (0.001,)),
     ):
         for lr in rates:
