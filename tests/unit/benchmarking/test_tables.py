@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
-from evenkeel.benchmarking.coreg_tables import PIXELS
+from evenkeel.benchmarking.coreg_tables import PIXELS, PIXELS_40
 from evenkeel.benchmarking.grid import Given, Guessing
 from evenkeel.benchmarking.tables import TABLES
 from evenkeel.methods.coreg import Config as CoregConfig
@@ -22,7 +24,7 @@ def test_every_cell__is_a_method_with_settings_that_exist() -> None:
 
 
 def test_every_cell__says_what_it_is_given_where_labels_are_hidden_and_no_other() -> None:
-    assert (len(POOLS), len(COREG)) == (29, 15)
+    assert (len(POOLS), len(COREG)) == (29, 16)
     for table in EVERY:
         for cell in table.cells.values():
             assert (cell.given is not None) == (table.is_pool or table.network is not None)
@@ -128,7 +130,7 @@ def test_parts__differ_from_the_whole_in_what_they_leave_out() -> None:
             "no_contrastive": {"contrastive_weight"},
             "no_alignment": {"use_alignment"},
         }
-        if name != "coreg-pixels":
+        if not name.startswith("coreg-pixels"):
             expected |= {
                 "paper_start": {"start"},
                 "no_guesses": {"guess_strength"},
@@ -159,18 +161,21 @@ def test_thresholds__are_what_their_titles_say() -> None:
         assert cell.title == f"tau = {cfg.threshold:g}"
 
 
-def test_pixels__reduced_and_full_are_the_same_cells_on_other_schedules() -> None:
-    reduced = TABLES["coreg-pixels"]
+@pytest.mark.parametrize(("table", "settings"), [("coreg-pixels", PIXELS), ("coreg-pixels-40", PIXELS_40)])
+def test_pixels__reduced_and_full_are_the_same_cells_on_other_schedules(
+    table: str, settings: Mapping[str, Mapping[str, object]]
+) -> None:
+    reduced = TABLES[table]
     full = reduced.at_full
     assert full is not None
     assert list(full.cells) == list(reduced.cells)
     for name, cell in reduced.cells.items():
         at_full = full.cells[name]
         assert (at_full.title, at_full.method, at_full.given) == (cell.title, cell.method, cell.given)
-        assert PIXELS[cell.method].items() <= cell.settings.items()
+        assert settings[cell.method].items() <= cell.settings.items()
         cfg = resolve_config(METHODS[cell.method], at_full.settings)
         assert (cfg.epochs, cfg.batch_size, cfg.lr) == (800, 256, 0.01)  # section 5.1 of the paper
-        assert set(cell.settings) - set(PIXELS[cell.method]) == set(at_full.settings) - {"epochs", "batch_size", "lr"}
+        assert set(cell.settings) - set(settings[cell.method]) == set(at_full.settings) - {"epochs", "batch_size", "lr"}
     assert reduced.place(full=False) == "cifar10-ratio1-max1000-resnet32"
     assert full.place(full=True) == "cifar10-whole-preact_resnet18"
 
