@@ -137,7 +137,7 @@ def open_scores(answers: Answers, truth: NDArray[np.int64], names: Sequence[str]
     mapped = match[predicted]
     mapped = torch.where(mapped < 0, n_classes, mapped)  # an output without a class is never right
     scores = score(mapped, answers.probability[known], target, n_classes=n_classes + 1)
-    scores["per_class"] = scores["per_class"][:n_classes]
+    scores |= {key: scores[key][:n_classes] for key in ("per_class", "precision")}
     labels = [*names, "no class"]
     pairs = [
         {**pair, "truth": labels[pair["truth"]], "predicted": labels[pair["predicted"]]}
