@@ -1,0 +1,59 @@
+from collections.abc import Iterator
+
+import pytest
+
+from evenkeel.train import progress
+
+
+class _Clock:
+    now_s = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Clock]:
+    it = _Clock()
+    monkeypatch.setattr(progress, "time", it)
+    return it
+
+
+def test_bar__without_a_terminal_a_line_a_minute(clock: _Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.bar(True) as live:
+        for step in range(1, 8):  # ten of 20 s, resumed after the third epoch of 10 steps
+            live.update(3, 20, step, 10, {"loss": 1.25})
+            clock.now_s += 20
+    assert capsys.readouterr().err.splitlines() == [
+        "epoch 4/20, step: 34/200  about 55 min 20 s left  loss 1.250",
+        "epoch 4/20, step: 37/200  about 54 min 20 s left  loss 1.250",
+    ]
+
+
+def test_bar__short_or_unwanted_work_prints_nothing(clock: _Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.bar(True) as live:
+        live.update(0, 2, 1, 10, {})
+        clock.now_s += 59
+        live.update(0, 2, 2, 10, {})
+    with progress.bar(False) as live:
+        clock.now_s += 600
+        live.update(0, 2, 1, 10, {})
+    assert capsys.readouterr() == ("", "")
+
+
+def test_track__without_a_terminal(clock: _Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    for total in (4, None):
+        for _ in progress.track("abcd", "reading [a]", total):
+            clock.now_s += 50
+    assert capsys.readouterr().err.splitlines() == [
+        "reading [a]: 2/4  about 1 min 40 s left",
+        "reading [a]: 2",
+    ]
+
+
+def test_counter__without_a_terminal(clock: _Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.counter("embedding with clip", 20_000) as told:
+        for n_done in (1_000, 2_000, 3_000):  # the first is where a killed run had come to
+            told(n_done)
+            clock.now_s += 45
+    assert capsys.readouterr().err.splitlines() == ["embedding with clip: 3,000/20,000  about 12 min 45 s left"]
