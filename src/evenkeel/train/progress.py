@@ -50,7 +50,7 @@ class _Lines:
             left_s = (now_s - self.began_s) / n_here * (n_total - n_done)
             detail = f"about {duration(left_s)} left  {detail}"
         of = "" if n_total is None else f"/{n_total:,}"
-        self.console.print(f"{words}: {n_done:,}{of}  {detail}".rstrip(), soft_wrap=True, markup=False, highlight=False)
+        self.console.print(f"{words} {n_done:,}{of}  {detail}".rstrip(), soft_wrap=True, markup=False, highlight=False)
 
     def update(self, epoch: int, n_epochs: int, step: int, n_steps: int, means: Mapping[str, float]) -> None:
         detail = _told(means)

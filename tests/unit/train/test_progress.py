@@ -25,8 +25,8 @@ def test_bar__without_a_terminal_a_line_a_minute(clock: _Clock, capsys: pytest.C
             live.update(3, 20, step, 10, {"loss": 1.25})
             clock.now_s += 20
     assert capsys.readouterr().err.splitlines() == [
-        "epoch 4/20, step: 34/200  about 55 min 20 s left  loss 1.250",
-        "epoch 4/20, step: 37/200  about 54 min 20 s left  loss 1.250",
+        "epoch 4/20, step 34/200  about 55 min 20 s left  loss 1.250",
+        "epoch 4/20, step 37/200  about 54 min 20 s left  loss 1.250",
     ]
 
 
@@ -46,8 +46,8 @@ def test_track__without_a_terminal(clock: _Clock, capsys: pytest.CaptureFixture[
         for _ in progress.track("abcd", "reading [a]", total):
             clock.now_s += 50
     assert capsys.readouterr().err.splitlines() == [
-        "reading [a]: 2/4  about 1 min 40 s left",
-        "reading [a]: 2",
+        "reading [a] 2/4  about 1 min 40 s left",
+        "reading [a] 2",
     ]
 
 
@@ -56,4 +56,4 @@ def test_counter__without_a_terminal(clock: _Clock, capsys: pytest.CaptureFixtur
         for n_done in (1_000, 2_000, 3_000):  # the first is where a killed run had come to
             told(n_done)
             clock.now_s += 45
-    assert capsys.readouterr().err.splitlines() == ["embedding with clip: 3,000/20,000  about 12 min 45 s left"]
+    assert capsys.readouterr().err.splitlines() == ["embedding with clip 3,000/20,000  about 12 min 45 s left"]
