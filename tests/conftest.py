@@ -10,8 +10,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
+    """From the start: sums of runs that a module shares would differ in their last bits from those of its tests."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
