@@ -305,7 +305,6 @@ def evaluate(command: cli.Evaluate) -> None:
     if command.json:
         print(json.dumps(scores))
     else:
-        print(f"{scores['n_scored']:,} images scored")
         _print_scores(scores)
         _print_left_out(scores["left_out"])
 
@@ -358,7 +357,8 @@ def _print_left_out(problems: Sequence[dict[str, str]]) -> None:
 
 
 def _print_scores(scores: dict[str, Any]) -> None:
-    shown = Table("score", "value", box=None, pad_edge=False)
+    n_scored = int(scores["n_scored"])
+    shown = Table("score", f"on {n_scored:,} image{'' if n_scored == 1 else 's'}", box=None, pad_edge=False)
     groups = [key for key in ("many", "medium", "few") if scores.get(key) is not None]
     groups = groups if len(groups) > 1 else []  # one alone is the balanced accuracy over again
     for key in ("accuracy", "balanced_accuracy", *groups, "seen", "unseen", "harmonic", "novel", "ece"):

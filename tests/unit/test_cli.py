@@ -660,7 +660,7 @@ def test_evaluate__prints_what_the_run_found(finished: Path, photos: Path, capsy
     assert scores["per_class"] == summary["test"]["per_class"]
     assert cli.run(["evaluate", str(finished), str(photos)]) == 0
     told = capsys.readouterr().out
-    assert "20 images scored" in told
+    assert "on 20 images" in told
     assert f"{scores['balanced_accuracy']:.4f}" in told
 
 
@@ -672,7 +672,7 @@ def test_evaluate__unknown_classes_and_no_labels(
     assert capsys.readouterr().err.count("label 'yak' is not one of the 3 classes") == 3
     assert cli.run(["evaluate", str(finished), str(other), "--on-bad", "skip"]) == 0
     told = capsys.readouterr()
-    assert "2 images scored" in told.out
+    assert "on 2 images" in told.out
     assert "3 images left out" in told.err
     assert cli.run(["evaluate", str(finished), str(photos / "ant")]) == 2
     assert "has a label" in capsys.readouterr().err
