@@ -7,7 +7,6 @@ in the page forbids it any network.
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections import Counter
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 from plotly.offline import get_plotlyjs
+from scipy.stats import binomtest
 
 from evenkeel.metrics.classification import GROUPS
 from evenkeel.reporting.before_after import (
@@ -220,9 +220,9 @@ def _how_good(run: Run) -> str:
         return "Unknown: there were no labelled test images."
     words = f"Right for {percent(accuracy)} of {f'{n:,} ' if n else ''}test images"
     if n:
-        words += (
-            f" (± {1.96 * math.sqrt(accuracy * (1 - accuracy) / n) * 100:.1f} points: 95% sampling error of one run)"
-        )
+        # Wilson's, which holds for few images and for none or all of them right as well.
+        low, high = binomtest(round(accuracy * n), n).proportion_ci(method="wilson")
+        words += f" (95% interval {percent(low)} to {percent(high)}: sampling error of one run)"
     if test.get("balanced_accuracy") is not None:
         words += f"; {percent(test['balanced_accuracy'])} when every class counts the same"
     zero_shot = run.zero_shot.get("accuracy")

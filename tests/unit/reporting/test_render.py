@@ -4,6 +4,7 @@ import html.parser
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import plotly.graph_objects as go
 import pyarrow as pa
@@ -14,7 +15,7 @@ import yaml
 
 from evenkeel.errors import DataError
 from evenkeel.metrics.classification import score, top_confusions
-from evenkeel.reporting.render import render
+from evenkeel.reporting.render import _how_good, render
 
 EVIL = '<script>alert("x")</script>'
 NAMES = ["airplane", "automobile", "bird", EVIL, "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -153,7 +154,7 @@ def test_render__says_what_the_files_say(page):
 
 def test_render__numbers_are_the_scores(page):
     truth = torch.arange(10).repeat_interleave(200)
-    match = re.search(r"Right for ([\d.]+)% of 2,000 test images \(± ([\d.]+) points", page.words)
+    match = re.search(r"Right for ([\d.]+)% of 2,000 test images \(95% interval ([\d.]+)% to ([\d.]+)%", page.words)
     reliability = [f for f in page.figures if len(f["data"]) == 2 and f["data"][1].get("name") == "perfect"]
     assert len(reliability) == 4
     bins = reliability[0]["data"][0]
@@ -161,7 +162,15 @@ def test_render__numbers_are_the_scores(page):
     accuracy = sum(a * b for a, b in zip(bins["y"], n, strict=True)) / sum(n)
     assert sum(n) == len(truth)
     assert float(match[1]) == pytest.approx(100 * accuracy, abs=0.051)
-    assert float(match[2]) == pytest.approx(196 * math.sqrt(accuracy * (1 - accuracy) / 2000), abs=0.051)
+    half = (float(match[3]) - float(match[2])) / 2  # so many images that Wilson's interval is the normal one
+    assert half == pytest.approx(196 * math.sqrt(accuracy * (1 - accuracy) / 2000), abs=0.11)
+
+
+def test_how_good__few_images_tell_little():
+    test = {"accuracy": 0.0, "n_scored": 4}
+    words = _how_good(SimpleNamespace(test=test, zero_shot={}, data={}, has_groups=False, class_names=[]))
+    low, high = 0.0, 1.96**2 / (4 + 1.96**2)  # none of n right: Wilson's upper end is z^2 / (n + z^2)
+    assert f"Right for 0.0% of 4 test images (95% interval {100 * low:.1f}% to {100 * high:.1f}%:" in words
 
 
 def test_render__charts_are_valid_plotly_and_numbered(page):
