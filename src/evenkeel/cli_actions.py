@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evenkeel.errors import ConfigError, DataError
+from evenkeel.reporting.numbers import counted
 
 if TYPE_CHECKING:
     from evenkeel import cli
@@ -125,7 +126,8 @@ def fit(command: cli.Fit) -> None:
     described = json.loads((done.path / "data.json").read_text(encoding="utf-8"))
     if described["quarantined"]:
         out.print(
-            f"left out: {_count(described['quarantined'], 'row')}, listed in {done.path / 'data.json'}", markup=False
+            f"left out: {counted(len(described['quarantined']), 'row')}, listed in {done.path / 'data.json'}",
+            markup=False,
         )
     if described["notices"]:
         out.print(f"notices: {len(described['notices'])}, listed in {done.path / 'data.json'}", markup=False)
@@ -166,7 +168,7 @@ def pretrain(command: cli.Pretrain) -> None:
     )
     described = json.loads((path / "data.json").read_text(encoding="utf-8"))
     if described["quarantined"]:
-        print(f"left out: {_count(described['quarantined'], 'row')}, listed in {path / 'data.json'}")
+        print(f"left out: {counted(len(described['quarantined']), 'row')}, listed in {path / 'data.json'}")
     if described["notices"]:
         print(f"notices: {len(described['notices'])}, listed in {path / 'data.json'}")
     print(
@@ -291,7 +293,7 @@ def label(command: cli.Label) -> None:
         device=command.device,
         precision=command.precision,
     )
-    print(f"{_count(rows, 'image')} labelled: {command.out}")
+    print(f"{counted(len(rows), 'image')} labelled: {command.out}")
     _print_left_out(json.loads(rows.schema.metadata[b"left_out"]))
 
 
@@ -343,22 +345,17 @@ def demo(command: cli.Demo) -> None:
     first_run.run(command.out)
 
 
-def _count(items: Any, noun: str) -> str:
-    return f"{len(items):,} {noun}{'' if len(items) == 1 else 's'}"
-
-
 def _print_left_out(problems: Sequence[dict[str, str]]) -> None:
     from evenkeel.data.images import format_problems
     from evenkeel.errors import Problem
 
     if problems:
-        print(f"{_count(problems, 'image')} left out:", file=sys.stderr)
+        print(f"{counted(len(problems), 'image')} left out:", file=sys.stderr)
         print(format_problems([Problem(p["where"], p["kind"], p["detail"]) for p in problems]), file=sys.stderr)
 
 
 def _print_scores(scores: dict[str, Any]) -> None:
-    n_scored = int(scores["n_scored"])
-    shown = Table("score", f"on {n_scored:,} image{'' if n_scored == 1 else 's'}", box=None, pad_edge=False)
+    shown = Table("score", f"on {counted(scores['n_scored'], 'image')}", box=None, pad_edge=False)
     groups = [key for key in ("many", "medium", "few") if scores.get(key) is not None]
     groups = groups if len(groups) > 1 else []  # one alone is the balanced accuracy over again
     for key in ("accuracy", "balanced_accuracy", *groups, "seen", "unseen", "harmonic", "novel", "ece"):

@@ -10,6 +10,7 @@ from typing import Any
 
 from evenkeel.reporting.candidate_training import deployed_words
 from evenkeel.reporting.candidates import is_below_annotator, knows_annotator
+from evenkeel.reporting.numbers import counted
 from evenkeel.run import Run
 
 LINES_MAX = 20  # class names told one by one; the report has them all
@@ -49,11 +50,11 @@ def novel_lines(summary: Mapping[str, Any]) -> list[str]:
     for cluster in clusters:
         words = [str(word) for word, lift in cluster.get("proposed") or [] if lift > 0]
         perhaps = f", perhaps {words[0]}" if words else ""
-        sizes.append(f"{cluster['name']} ({_count(cluster['n_images'], 'image')}{perhaps})")
+        sizes.append(f"{cluster['name']} ({counted(cluster['n_images'], 'image')}{perhaps})")
     likely = ""
     if evidence and evidence["plausible"][0] < evidence["plausible"][1]:
         likely = " ({} to {} are about as likely)".format(*evidence["plausible"])
-    what = _count(summary["n_novel"], "class", "classes") if summary["n_novel"] else "no class"
+    what = counted(summary["n_novel"], "class", "classes") if summary["n_novel"] else "no class"
     listed = f": {', '.join(sizes[:LINES_MAX])}" if sizes else ""
     more = f" and {len(sizes) - LINES_MAX:,} more" if len(sizes) > LINES_MAX else ""
     lines.append(f"{what} beyond the named ones{likely}{listed}{more}")
@@ -178,7 +179,7 @@ def pseudolabel_lines(found: Mapping[str, Any], guesses: Mapping[str, Any] | Non
 def _uneven(found: Mapping[str, Any]) -> str:
     if found["imbalance_ratio"] is not None:
         return f"{found['imbalance_ratio']:.1f}"
-    return _count(sum(n == 0 for n in found["counts"]), "class", "classes") + " empty"
+    return counted(sum(n == 0 for n in found["counts"]), "class", "classes") + " empty"
 
 
 def name_lines(begin: Mapping[str, Any]) -> list[str]:
@@ -265,7 +266,7 @@ def annotated_lines(
     """
     empty = f"; {counts['n_empty']:,} without any" if counts["n_empty"] else ""
     lines = [
-        f"{_count(counts['n_images'], 'image')}, {counts['mean_set_size']:.2f} candidates each on average, "
+        f"{counted(counts['n_images'], 'image')}, {counts['mean_set_size']:.2f} candidates each on average, "
         f"at most {counts['largest_set']}{empty}"
     ]
     if counts["n_classes_never_named"]:
@@ -277,16 +278,16 @@ def annotated_lines(
         )
     if "n_calls" in counts:
         kept = f", {counts['n_from_journal']:,} kept from before" if counts["n_from_journal"] else ""
-        asked = f"{_count(counts['n_calls'], 'question')} asked{kept}, {_count(counts['n_answers'], 'answer')}"
+        asked = f"{counted(counts['n_calls'], 'question')} asked{kept}, {counted(counts['n_answers'], 'answer')}"
         unread = counts["n_unparseable"]
         if unread:
             where, _, answer = counts["unparseable"][0]
             shown = answer if len(answer) <= 60 else answer[:59] + "…"
-            asked += f"; {_count(unread, 'answer')} {'names' if unread == 1 else 'name'} no class, such as "
+            asked += f"; {counted(unread, 'answer')} {'names' if unread == 1 else 'name'} no class, such as "
             asked += f"{shown!r} to {where}"
         lines.append(asked)
         if failed := counts["n_failed"]:
-            lines.append(f"{_count(failed, 'question')} failed: {again} {'it' if failed == 1 else 'them'} again")
+            lines.append(f"{counted(failed, 'question')} failed: {again} {'it' if failed == 1 else 'them'} again")
     return lines + _description_lines(counts)
 
 
@@ -294,7 +295,7 @@ def _description_lines(counts: Mapping[str, Any]) -> list[str]:
     """Which names were replaced before the images were annotated, and which descriptions were of no use."""
     used, refused, lines = counts.get("descriptions", {}), counts.get("rejected", {}), []
     if used:
-        lines.append(f"described in the prompts instead of named: {_count(len(used), 'class', 'classes')}")
+        lines.append(f"described in the prompts instead of named: {counted(len(used), 'class', 'classes')}")
         lines += _listed([f"{name!r}: {text!r}" for name, text in used.items()])
     if refused:
         lines.append("descriptions refused, as they explain the images worse than the names:")
@@ -302,7 +303,3 @@ def _description_lines(counts: Mapping[str, Any]) -> list[str]:
     if left := [name for name in counts.get("mismatched", []) if name not in used]:
         lines.append("class names that fit no image and stay as they are: " + ", ".join(left[:LINES_MAX]))
     return lines
-
-
-def _count(n: int, noun: str, plural: str | None = None) -> str:
-    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"

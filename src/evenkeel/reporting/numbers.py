@@ -48,3 +48,13 @@ def duration(seconds: float) -> str:
     if whole < 60:
         return f"{whole} s"
     return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def counted(n: int, noun: str, plural: str | None = None) -> str:
+    """A number of things.
+
+    Example:
+      >>> counted(1, "image"), counted(1200, "image"), counted(2, "class", "classes")
+      ('1 image', '1,200 images', '2 classes')
+    """
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"

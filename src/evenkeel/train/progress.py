@@ -38,13 +38,13 @@ class _Lines:
         self.began_s = self.told_s = time.monotonic()
         self.n_before: int | None = None  # a resumed run does not begin at nothing
 
-    def tell(self, n_done: int, n_total: int | None, words: str, detail: str = "") -> None:
+    def tell(self, n_done: int, n_total: int | None, words: str, means: Mapping[str, float] | None = None) -> None:
         now_s = time.monotonic()
         if self.n_before is None:
             self.began_s, self.n_before = now_s, n_done
         if now_s - self.told_s < LINE_EVERY_S:
             return
-        self.told_s = now_s
+        self.told_s, detail = now_s, _told(means or {})
         n_here = n_done - self.n_before
         if n_total is not None and n_here > 0:
             left_s = (now_s - self.began_s) / n_here * (n_total - n_done)
@@ -53,8 +53,7 @@ class _Lines:
         self.console.print(f"{words} {n_done:,}{of}  {detail}".rstrip(), soft_wrap=True, markup=False, highlight=False)
 
     def update(self, epoch: int, n_epochs: int, step: int, n_steps: int, means: Mapping[str, float]) -> None:
-        detail = _told(means)
-        self.tell(epoch * n_steps + step, n_epochs * n_steps, f"epoch {epoch + 1}/{n_epochs}, step", detail)
+        self.tell(epoch * n_steps + step, n_epochs * n_steps, f"epoch {epoch + 1}/{n_epochs}, step", means)
 
 
 class _Live:
