@@ -34,6 +34,11 @@ PIXELS_40: Mapping[str, Mapping[str, object]] = {
     "coreg": {**PIXELS["coreg"], "epochs": 40, "partial_epochs": 28, "distil_frac": 0.05},
 }
 """The same for 40 epochs."""
+PIXELS_80: Mapping[str, Mapping[str, object]] = {
+    **{method: {**settings, "epochs": 80} for method, settings in PIXELS_40.items()},
+    "coreg": {**PIXELS_40["coreg"], "epochs": 80, "partial_epochs": 56},
+}
+"""The same for 80 epochs: twice of each phase."""
 _PIXELS_FULL: Mapping[str, object] = {"epochs": 800, "batch_size": 256, "lr": 0.01}  # Sec. 5.1, for all methods
 
 BEST = Guessing(rule="top_k", top_k=5)
@@ -178,7 +183,9 @@ def _few(name: str) -> BenchTable:
     return _table(name, f"Some verified labels, {_TITLES[name]}", cells)
 
 
-def _pixels(settings: Mapping[str, Mapping[str, object]], words: str = "") -> BenchTable:
+def _pixels(
+    settings: Mapping[str, Mapping[str, object]], words: str = "", *, size_px: int | None = None
+) -> BenchTable:
     given = Given(guessing=Guessing("chance", q=0.3, eta=0.2))
     wanted: dict[str, tuple[str, str, Mapping[str, object]]] = {
         method: (method, _BASELINES[method], more)
@@ -193,6 +200,7 @@ def _pixels(settings: Mapping[str, Mapping[str, object]], words: str = "") -> Be
         }
         for is_reduced in (True, False)
     )
+    at = f" of {size_px} px" if size_px else ""
     told = [
         f"{method}: {', '.join(f'{key} {value}' for key, value in own.items())}" for method, own in settings.items()
     ]
@@ -203,11 +211,12 @@ def _pixels(settings: Mapping[str, Mapping[str, object]], words: str = "") -> Be
         ratio=1.0,
         n_max=1000,
         network="resnet32",
-        schedule=f"REDUCED to 1,000 images per class, ResNet-32; {'; '.join(told)}; else the methods' own defaults",
+        size_px=size_px,
+        schedule=f"REDUCED to 1,000 images per class{at}, ResNet-32; {'; '.join(told)}; else the methods' own defaults",
     )
     published = "published (800 epochs, batch 256, lr 0.01), PreAct ResNet-18"
     at_full = dataclasses.replace(
-        table, cells=full, ratio=None, n_max=None, network="preact_resnet18", schedule=published
+        table, cells=full, ratio=None, n_max=None, size_px=None, network="preact_resnet18", schedule=published
     )
     return dataclasses.replace(table, at_full=at_full)
 
@@ -234,5 +243,7 @@ COREG_TABLES: Mapping[str, BenchTable] = {
     ),
     "coreg-pixels": _pixels(PIXELS),
     "coreg-pixels-40": _pixels(PIXELS_40, ", 40 epochs"),
+    "coreg-pixels-16px-40": _pixels(PIXELS_40, " reduced to 16 px, 40 epochs", size_px=16),
+    "coreg-pixels-16px-80": _pixels(PIXELS_80, " reduced to 16 px, 80 epochs", size_px=16),
 }
 """Name -> table; all but those on pixels need ``--model``, a vision-language model."""

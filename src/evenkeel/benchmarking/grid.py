@@ -158,6 +158,7 @@ class BenchTable:
         them; the schedule is the methods' own but for the settings of the cells.
       network: the cells carry their whole schedule and say what they are given; this network sees the pixels, from
         random weights or from those of a run of its kind that the user names.
+      size_px: the images are reduced to this side, None = as they are.
       schedule: what is printed of the schedule; "" = made from the fields above.
       at_full: the table that is run in place of this one at the published schedule.
     """
@@ -174,6 +175,7 @@ class BenchTable:
     source: str = ""
     is_pool: bool = False
     network: str | None = None
+    size_px: int | None = None
     schedule: str = ""
     at_full: BenchTable | None = None
 
@@ -195,6 +197,7 @@ class BenchTable:
             return "-".join([*parts, "full"])
         parts += [f"max{self.n_max}"] if self.n_max else []
         parts += [f"tracks{self.track_frac:g}"] if self.track_frac else []
+        parts += [f"{self.size_px}px"] if self.size_px else []
         own = [self.network] if self.network else [f"epochs{self.epochs}", f"batch{self.batch_size}"]
         own += [f"from-{Path(model).name}"] if model is not None else []
         return "-".join([*parts, *own])

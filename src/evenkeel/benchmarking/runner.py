@@ -134,10 +134,11 @@ def run_cell(
         test=test,
         method=cell.method,
         model=start or grid.network or "auto",
+        size_px=grid.size_px,
         seed=seed,
         device=device,
         flip="on" if dataset_card(grid.dataset).flip else "off",
-        evaluations=0,
+        evaluations=0 if grid.network is None else 8,  # curves of networks that learn from pixels
         resume=folder.exists(),
         settings={**schedule, **cell.settings},
     )

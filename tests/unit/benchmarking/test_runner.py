@@ -237,10 +237,11 @@ def test_bench__a_share_of_the_pool_and_some_verified_labels(
     }
 
 
+@pytest.mark.parametrize(("table", "size_px"), [("coreg-pixels", 32), ("coreg-pixels-16px-40", 16)])
 def test_bench__pixels_learn_from_made_up_candidates_without_a_model(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    table: str, size_px: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = dataclasses.replace(with_settings("coreg-pixels", epochs=1), n_max=10, at_full=None)
+    small = dataclasses.replace(with_settings(table, epochs=1), n_max=10, at_full=None)
     monkeypatch.setitem(TABLES, "small", small)
     text = runner.bench("small", cells=("top1",), data=folder, out=tmp_path, seeds=(1,), device="cpu")
     (path,) = tmp_path.rglob("summary.json")
@@ -249,6 +250,7 @@ def test_bench__pixels_learn_from_made_up_candidates_without_a_model(
     assert {key: config["settings"][key] for key in small.cells["top1"].settings} == dict(small.cells["top1"].settings)
     told, summary = (json.loads((path.parent / name).read_text()) for name in ("data.json", "summary.json"))
     assert (told["n_images"], told["n_labelled"]) == (100, 0)
+    assert told["size_px"] == size_px
     assert 0.6 < summary["candidates"]["truth_inside"] < 0.95  # eta 0.2 of 100 images
     assert f"| {100 * summary['test']['accuracy']:.1f} |" in text
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from evenkeel.benchmarking.coreg_tables import PIXELS, PIXELS_40
+from evenkeel.benchmarking.coreg_tables import PIXELS, PIXELS_40, PIXELS_80
 from evenkeel.benchmarking.grid import Given, Guessing
 from evenkeel.benchmarking.tables import TABLES
 from evenkeel.methods.coreg import Config as CoregConfig
@@ -24,7 +24,7 @@ def test_every_cell__is_a_method_with_settings_that_exist() -> None:
 
 
 def test_every_cell__says_what_it_is_given_where_labels_are_hidden_and_no_other() -> None:
-    assert (len(POOLS), len(COREG)) == (29, 16)
+    assert (len(POOLS), len(COREG)) == (29, 18)
     for table in EVERY:
         for cell in table.cells.values():
             assert (cell.given is not None) == (table.is_pool or table.network is not None)
@@ -161,9 +161,17 @@ def test_thresholds__are_what_their_titles_say() -> None:
         assert cell.title == f"tau = {cfg.threshold:g}"
 
 
-@pytest.mark.parametrize(("table", "settings"), [("coreg-pixels", PIXELS), ("coreg-pixels-40", PIXELS_40)])
+@pytest.mark.parametrize(
+    ("table", "settings", "images"),
+    [
+        ("coreg-pixels", PIXELS, "cifar10-ratio1-max1000"),
+        ("coreg-pixels-40", PIXELS_40, "cifar10-ratio1-max1000"),
+        ("coreg-pixels-16px-40", PIXELS_40, "cifar10-ratio1-max1000-16px"),
+        ("coreg-pixels-16px-80", PIXELS_80, "cifar10-ratio1-max1000-16px"),
+    ],
+)
 def test_pixels__reduced_and_full_are_the_same_cells_on_other_schedules(
-    table: str, settings: Mapping[str, Mapping[str, object]]
+    table: str, settings: Mapping[str, Mapping[str, object]], images: str
 ) -> None:
     reduced = TABLES[table]
     full = reduced.at_full
@@ -176,7 +184,7 @@ def test_pixels__reduced_and_full_are_the_same_cells_on_other_schedules(
         cfg = resolve_config(METHODS[cell.method], at_full.settings)
         assert (cfg.epochs, cfg.batch_size, cfg.lr) == (800, 256, 0.01)  # section 5.1 of the paper
         assert set(cell.settings) - set(settings[cell.method]) == set(at_full.settings) - {"epochs", "batch_size", "lr"}
-    assert reduced.place(full=False) == "cifar10-ratio1-max1000-resnet32"
+    assert reduced.place(full=False) == f"{images}-resnet32"
     assert full.place(full=True) == "cifar10-whole-preact_resnet18"
 
 
