@@ -183,9 +183,7 @@ def _few(name: str) -> BenchTable:
     return _table(name, f"Some verified labels, {_TITLES[name]}", cells)
 
 
-def _pixels(
-    settings: Mapping[str, Mapping[str, object]], words: str = "", *, size_px: int | None = None
-) -> BenchTable:
+def _pixels(settings: Mapping[str, Mapping[str, object]], words: str = "", *, size_px: int | None = None) -> BenchTable:
     given = Given(guessing=Guessing("chance", q=0.3, eta=0.2))
     wanted: dict[str, tuple[str, str, Mapping[str, object]]] = {
         method: (method, _BASELINES[method], more)
