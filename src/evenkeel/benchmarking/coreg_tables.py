@@ -41,6 +41,7 @@ PIXELS_80: Mapping[str, Mapping[str, object]] = {
 """The same for 80 epochs: twice of each phase."""
 _PIXELS_FULL: Mapping[str, object] = {"epochs": 800, "batch_size": 256, "lr": 0.01}  # Sec. 5.1, for all methods
 
+_BY_CHANCE = "candidates by chance (q 0.3, eta 0.2)"
 BEST = Guessing(rule="top_k", top_k=5)
 UNION = Guessing(rule="union")
 
@@ -203,7 +204,7 @@ def _pixels(settings: Mapping[str, Mapping[str, object]], words: str = "", *, si
         f"{method}: {', '.join(f'{key} {value}' for key, value in own.items())}" for method, own in settings.items()
     ]
     table = BenchTable(
-        f"CIFAR-10 from pixels{words}, candidates by chance (q 0.3, eta 0.2)",
+        f"CIFAR-10 from pixels{words}, {_BY_CHANCE}",
         "cifar10",
         reduced,
         ratio=1.0,
@@ -214,7 +215,14 @@ def _pixels(settings: Mapping[str, Mapping[str, object]], words: str = "", *, si
     )
     published = "published (800 epochs, batch 256, lr 0.01), PreAct ResNet-18"
     at_full = dataclasses.replace(
-        table, cells=full, ratio=None, n_max=None, size_px=None, network="preact_resnet18", schedule=published
+        table,
+        title=f"CIFAR-10 from pixels, {_BY_CHANCE}",
+        cells=full,
+        ratio=None,
+        n_max=None,
+        size_px=None,
+        network="preact_resnet18",
+        schedule=published,
     )
     return dataclasses.replace(table, at_full=at_full)
 

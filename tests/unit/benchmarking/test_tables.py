@@ -186,6 +186,8 @@ def test_pixels__reduced_and_full_are_the_same_cells_on_other_schedules(
         assert set(cell.settings) - set(settings[cell.method]) == set(at_full.settings) - {"epochs", "batch_size", "lr"}
     assert reduced.place(full=False) == f"{images}-resnet32"
     assert full.place(full=True) == "cifar10-whole-preact_resnet18"
+    assert full.title == TABLES["coreg-pixels"].title  # neither the size nor the epochs of the reduced one
+    assert full.schedule.startswith("published (800 epochs")
 
 
 def test_headline__is_five_seeds_of_a_cell_of_the_main_table() -> None:
