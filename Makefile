@@ -14,7 +14,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 demo: setup
-	$(BIN)/evenkeel demo
+	$(BIN)/labelwright demo
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2

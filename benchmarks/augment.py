@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from evenkeel.data import randaugment
-from evenkeel.data.cache import PixelCache
-from evenkeel.data.views import PixelViews, ViewSettings
+from labelwright.data import randaugment
+from labelwright.data.cache import PixelCache
+from labelwright.data.views import PixelViews, ViewSettings
 
 ENHANCERS = {
     "Brightness": ImageEnhance.Brightness,

@@ -24,8 +24,8 @@ import sklearn.mixture  # noqa: F401  (loaded before memory is counted)
 import torch
 from torch import Tensor
 
-from evenkeel.labels.beliefs import init_beliefs, read_beliefs, top_of, write_beliefs
-from evenkeel.labels.purify import (
+from labelwright.labels.beliefs import init_beliefs, read_beliefs, top_of, write_beliefs
+from labelwright.labels.purify import (
     divide,
     division_losses,
     init_loss_history,
@@ -33,8 +33,8 @@ from evenkeel.labels.purify import (
     min_max,
     push_loss_history,
 )
-from evenkeel.labels.refine import align, init_history, mean_of, push_history
-from evenkeel.types import Candidates
+from labelwright.labels.refine import align, init_history, mean_of, push_history
+from labelwright.types import Candidates
 
 BATCH = 512
 HISTORY_EPOCHS = 5

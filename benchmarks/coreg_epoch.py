@@ -34,16 +34,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from augment import pil_view
-from evenkeel.data.cache import PixelCache
-from evenkeel.data.read import load
-from evenkeel.data.views import PixelViews, ViewSettings
-from evenkeel.encoders import backbones
-from evenkeel.labels.purify import divide
-from evenkeel.methods import coreg
-from evenkeel.train.loop import LoopOptions, train
-from evenkeel.train.processes import autocast_dtype
-from evenkeel.train.seeds import generator
-from evenkeel.types import Batch, Candidates, Clock, State, Task, ViewSource
+from labelwright.data.cache import PixelCache
+from labelwright.data.read import load
+from labelwright.data.views import PixelViews, ViewSettings
+from labelwright.encoders import backbones
+from labelwright.labels.purify import divide
+from labelwright.methods import coreg
+from labelwright.train.loop import LoopOptions, train
+from labelwright.train.processes import autocast_dtype
+from labelwright.train.seeds import generator
+from labelwright.types import Batch, Candidates, Clock, State, Task, ViewSource
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 CPU = torch.device("cpu")
@@ -440,7 +440,7 @@ def main() -> None:
     )
     print(f"largest difference from the reference {worst:.1e}")
     print(f"reference  {reference_s:7.2f} CPU s per epoch")
-    print(f"evenkeel   {ours_s:7.2f} CPU s per epoch   ratio {reference_s / ours_s:.2f}")
+    print(f"labelwright   {ours_s:7.2f} CPU s per epoch   ratio {reference_s / ours_s:.2f}")
 
 
 def part_of(task: Task, n: int) -> Task:

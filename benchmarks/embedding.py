@@ -25,11 +25,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evenkeel.data.cache import build_cache
-from evenkeel.data.read import load
-from evenkeel.data.views import PixelViews, ViewSettings
-from evenkeel.encoders.pretrained import image_stats, load_vision_model
-from evenkeel.encoders.store import EmbeddingStore, EmbeddingViews, build_store
+from labelwright.data.cache import build_cache
+from labelwright.data.read import load
+from labelwright.data.views import PixelViews, ViewSettings
+from labelwright.encoders.pretrained import image_stats, load_vision_model
+from labelwright.encoders.store import EmbeddingStore, EmbeddingViews, build_store
 
 CPU = torch.device("cpu")
 Seconds = tuple[float, float]  # by the clock, and of all cores together: the latter hardly minds busy neighbours

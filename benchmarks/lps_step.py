@@ -17,13 +17,13 @@ from collections.abc import Callable
 
 import torch
 
-from evenkeel.encoders.backbones import build
-from evenkeel.encoders.store import EmbeddingStore, EmbeddingViews
-from evenkeel.encoding import EncoderNets
-from evenkeel.methods import lps
-from evenkeel.methods.open_world import prior_of
-from evenkeel.train.loop import LoopOptions, train
-from evenkeel.types import Batch, Clock, State, Task
+from labelwright.encoders.backbones import build
+from labelwright.encoders.store import EmbeddingStore, EmbeddingViews
+from labelwright.encoding import EncoderNets
+from labelwright.methods import lps
+from labelwright.methods.open_world import prior_of
+from labelwright.train.loop import LoopOptions, train
+from labelwright.types import Batch, Clock, State, Task
 
 
 class Alone:

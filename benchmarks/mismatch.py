@@ -2,9 +2,9 @@
 
     python benchmarks/mismatch.py MODEL DATA [--datasets cifar10 gtsrb] [--templates one '{}'] [--seeds 3]
 
-MODEL is a vision-language model by folder or id, DATA the folder of `evenkeel bench`. The images are the target pools
-of the tables of CAP. A class is truly mismatched if zero-shot is right on less than 5% of its images, with the same
-prompt; the truth is used for nothing else. Seconds are those of the detection alone, from features in memory; the
+MODEL is a vision-language model by folder or id, DATA the folder of `labelwright bench`. The images are the target
+pools of the tables of CAP. A class is truly mismatched if zero-shot is right on less than 5% of its images, with the
+same prompt; the truth is used for nothing else. Seconds are those of the detection alone, from features in memory; the
 paper's algorithm depends on the seed of k-means and runs once per seed, so its figures are means. The last columns say
 how the evidence ranks the classes: its rank correlation with their accuracy, and how many of the k classes with the
 least evidence are among the k least accurate ones, k being the number truly mismatched.
@@ -21,12 +21,12 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from evenkeel.benchmarking.runner import table_data
-from evenkeel.benchmarking.tables import TABLES
-from evenkeel.encoders.pretrained import image_stats
-from evenkeel.encoding import Encoder, concepts_of, embed, load_encoder
-from evenkeel.labels.mismatch import detect_by_clustering, detect_mismatched
-from evenkeel.prepare import prepare
+from labelwright.benchmarking.runner import table_data
+from labelwright.benchmarking.tables import TABLES
+from labelwright.encoders.pretrained import image_stats
+from labelwright.encoding import Encoder, concepts_of, embed, load_encoder
+from labelwright.labels.mismatch import detect_by_clustering, detect_mismatched
+from labelwright.prepare import prepare
 
 ACCURACY_MAX = 0.05  # of zero-shot on a class that the model does not know by name
 ROWS_AT_ONCE = 8192
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("model", help="folder or hub id of a vision-language model")
     parser.add_argument("data", help="folder with the data sets' Parquet files")
     parser.add_argument("--datasets", nargs="+", default=["cifar10", "gtsrb"], choices=["cifar10", "gtsrb"])
-    parser.add_argument("--templates", nargs="+", default=["one", "{}"], help="prompts, see evenkeel fit --help")
+    parser.add_argument("--templates", nargs="+", default=["one", "{}"], help="prompts, see labelwright fit --help")
     parser.add_argument("--seeds", type=int, default=3, help="runs of the paper's algorithm")
     options = parser.parse_args()
     encoder = load_encoder(options.model, device=torch.device("cpu"), precision="auto")

@@ -1,8 +1,8 @@
-"""How many novel classes there are: the estimate of `evenkeel.labels.discover` against the truth, on embeddings.
+"""How many novel classes there are: the estimate of `labelwright.labels.discover` against the truth, on embeddings.
 
     python benchmarks/n_novel.py POOL.npz [MORE.npz …] [--seen 5 21] [--labelled-frac 0.5 0.1] [--seeds 3]
 
-POOL.npz holds embeddings and a label for each: as evenkeel reads them (`embeddings` [N, D], `labels` [N] class
+POOL.npz holds embeddings and a label for each: as labelwright reads them (`embeddings` [N, D], `labels` [N] class
 indices), or `feats` [N, D] or [V, N, D], of which the first view is taken. The first --seen classes are seen (one
 number for all files or one per file; half of the classes by default), the share --labelled-frac of their images is
 labelled, and the truth is used for nothing else. The seed draws which images are labelled and begins the search.
@@ -22,8 +22,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from evenkeel.data.splits import seen_novel
-from evenkeel.labels.discover import estimate_n_novel, semi_supervised_kmeans
+from labelwright.data.splits import seen_novel
+from labelwright.labels.discover import estimate_n_novel, semi_supervised_kmeans
 
 
 def read(path: Path) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from evenkeel.adjust.calibration import init_memory, push, push_rows, slopes
+from labelwright.adjust.calibration import init_memory, push, push_rows, slopes
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # labels, predicted, confidence, logit: [B] each
 

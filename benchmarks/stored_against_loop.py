@@ -3,7 +3,7 @@
     python benchmarks/stored_against_loop.py MODEL DATA [--dataset cifar10] [--images 2000] [--epochs 2]
         [--label-view clean] [--seed 0]
 
-MODEL is a vision-language model by folder or id, DATA the folder of `evenkeel bench`. Both train the same adapters
+MODEL is a vision-language model by folder or id, DATA the folder of `labelwright bench`. Both train the same adapters
 (tune=adapters) on the same images of the target pool, names only, for the same number of steps, one after the other in
 this process. Seconds per step count reading (and, in the loop, augmenting and encoding) a batch and the step itself;
 `train s` adds alignment and the passes over all images between epochs; `embed s` is what storing the features costs,
@@ -22,14 +22,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from evenkeel import api
-from evenkeel.benchmarking.grid import Given
-from evenkeel.benchmarking.pools import as_given
-from evenkeel.benchmarking.runner import table_data
-from evenkeel.benchmarking.tables import TABLES
-from evenkeel.data.cards import dataset_card
-from evenkeel.data.table import LabelTable
-from evenkeel.methods.cap import Config
+from labelwright import api
+from labelwright.benchmarking.grid import Given
+from labelwright.benchmarking.pools import as_given
+from labelwright.benchmarking.runner import table_data
+from labelwright.benchmarking.tables import TABLES
+from labelwright.data.cards import dataset_card
+from labelwright.data.table import LabelTable
+from labelwright.methods.cap import Config
 
 
 def measure(

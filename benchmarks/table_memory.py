@@ -3,7 +3,7 @@
     python benchmarks/table_memory.py [--rows 5000000] [--classes 1000] [--format parquet|csv]
 
 The table has a unique id, an image path, a label and three candidates per row; it is written in pieces to a temporary
-folder, then read with `evenkeel.data.read.load` (duplicate ids and unknown labels are checked, files are not).
+folder, then read with `labelwright.data.read.load` (duplicate ids and unknown labels are checked, files are not).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def write(path: Path, n_rows: int, n_classes: int) -> None:
 
 def read(path: Path) -> None:
     """Load the table and print what it took; run in a fresh process."""
-    from evenkeel.data.read import load
+    from labelwright.data.read import load
 
     before_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     start = time.perf_counter()

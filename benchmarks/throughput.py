@@ -1,10 +1,10 @@
-"""Training throughput: evenkeel's loop against the plainest PyTorch loop, same images, same network, same run.
+"""Training throughput: labelwright's loop against the plainest PyTorch loop, same images, same network, same run.
 
     python benchmarks/throughput.py CIFAR10_TRAIN.parquet [--images 5120]
 
 The plain loop is what one writes first: a Dataset of decoded images, per-image random crop and flip, a DataLoader in
 the main process, float32, torch's default memory layout, SGD. Prints images/s of both, their ratio, and the share of
-evenkeel's step that goes into making batches. Both are warmed up; rounds alternate, and medians are reported.
+labelwright's step that goes into making batches. Both are warmed up; rounds alternate, and medians are reported.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from evenkeel.data.cache import PixelCache
-from evenkeel.data.read import load
-from evenkeel.data.views import PixelViews, ViewSettings
-from evenkeel.encoders import backbones
-from evenkeel.methods.baselines import long_tailed
-from evenkeel.train.loop import LoopOptions, train
-from evenkeel.types import Recipe, Task
+from labelwright.data.cache import PixelCache
+from labelwright.data.read import load
+from labelwright.data.views import PixelViews, ViewSettings
+from labelwright.encoders import backbones
+from labelwright.methods.baselines import long_tailed
+from labelwright.train.loop import LoopOptions, train
+from labelwright.types import Recipe, Task
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 
@@ -65,7 +65,7 @@ def plain_images_per_second(images: NDArray[np.uint8], labels: NDArray[np.int64]
 
 
 def loop_images_per_second(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> tuple[float, float]:
-    """One epoch of evenkeel's loop: images/s, and the share of the time spent making batches."""
+    """One epoch of labelwright's loop: images/s, and the share of the time spent making batches."""
     recipe: Recipe = long_tailed  # type: ignore[assignment]
     trained = train(
         recipe,
@@ -97,7 +97,7 @@ def main() -> None:
     plain, ours, input_frac = (statistics.median(column) for column in zip(*rounds, strict=True))
     print(f"threads {torch.get_num_threads()}, ResNet-32, batch 128, {options.images} images, {options.rounds} rounds")
     print(f"plain loop     {plain:7.0f} images/s")
-    print(f"evenkeel loop  {ours:7.0f} images/s   ratio {ours / plain:.2f}   input {input_frac:.1%} of the step")
+    print(f"labelwright loop  {ours:7.0f} images/s   ratio {ours / plain:.2f}   input {input_frac:.1%} of the step")
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from evenkeel.encoders.backbones import Classifier, Stored
-from evenkeel.encoders.projection import ProjectedNet
-from evenkeel.train.processes import autocast_dtype
+from labelwright.encoders.backbones import Classifier, Stored
+from labelwright.encoders.projection import ProjectedNet
+from labelwright.train.processes import autocast_dtype
 
 CPU = torch.device("cpu")
 DTYPE = autocast_dtype(CPU, "auto")

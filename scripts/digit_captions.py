@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from evenkeel.encoders.templates import fill
+from labelwright.encoders.templates import fill
 
 Option = TypeVar("Option")
 

@@ -1,6 +1,6 @@
 """Trains the small CLIP that the package embeds: drawn digits with faulty captions, on a CPU, without network.
 
-    OMP_NUM_THREADS=1 python scripts/train_digits_clip.py --out src/evenkeel/assets/digits-clip
+    OMP_NUM_THREADS=1 python scripts/train_digits_clip.py --out src/labelwright/assets/digits-clip
 
 scikit-learn's real handwritten digits are never trained on, and no checkpoint is chosen by them; they serve the scores
 printed at the end and written into the model card. The same command on the same machine gives the same weights.
@@ -41,10 +41,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from evenkeel.assets import DIGITS_DESCRIPTIONS
-from evenkeel.data.cache import resize_to_square
-from evenkeel.encoders.clip import load_two_tower
-from evenkeel.encoders.templates import TEMPLATES, class_text_feats
+from labelwright.assets import DIGITS_DESCRIPTIONS
+from labelwright.data.cache import resize_to_square
+from labelwright.encoders.clip import load_two_tower
+from labelwright.encoders.templates import TEMPLATES, class_text_feats
 
 SIZE_PX, PATCH_PX = 16, 4
 MEAN, STD = (0.3, 0.3, 0.3), (0.35, 0.35, 0.35)  # of pixels in 0 to 1; about those of the drawings

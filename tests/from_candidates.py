@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from evenkeel.methods.registry import Method
-from evenkeel.train.settings import TrainSettings
-from evenkeel.types import Batch, BuildNet, Clock, EpochPlan, Passes, Prediction, State, StepResult, Stream, Task
+from labelwright.methods.registry import Method
+from labelwright.train.settings import TrainSettings
+from labelwright.types import Batch, BuildNet, Clock, EpochPlan, Passes, Prediction, State, StepResult, Stream, Task
 
 
 @dataclass(frozen=True, kw_only=True)

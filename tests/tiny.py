@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evenkeel.adapters.towers import EmbeddedTowers
-from evenkeel.encoders.backbones import Classifier, CosineHead, MlpHead, Stored
-from evenkeel.errors import ConfigError
-from evenkeel.methods import simclr
-from evenkeel.methods.registry import METHODS, Method, resolve_config
-from evenkeel.train.loop import LoopOptions, Trained, train
-from evenkeel.train.seeds import generator
-from evenkeel.train.track import RunFolder
-from evenkeel.types import BuildNet, Candidates, Concepts, Recipe, State, Task, ViewSource
+from labelwright.adapters.towers import EmbeddedTowers
+from labelwright.encoders.backbones import Classifier, CosineHead, MlpHead, Stored
+from labelwright.errors import ConfigError
+from labelwright.methods import simclr
+from labelwright.methods.registry import METHODS, Method, resolve_config
+from labelwright.train.loop import LoopOptions, Trained, train
+from labelwright.train.seeds import generator
+from labelwright.train.track import RunFolder
+from labelwright.types import BuildNet, Candidates, Concepts, Recipe, State, Task, ViewSource
 
 CPU = torch.device("cpu")
 SIZE_PX = 8

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import tiny
-from evenkeel.train.track import RunFolder
+from labelwright.train.track import RunFolder
 
 
 def main(out: Path, wanted: dict[str, object]) -> None:

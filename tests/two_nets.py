@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evenkeel.train.settings import TrainSettings
-from evenkeel.types import (
+from labelwright.train.settings import TrainSettings
+from labelwright.types import (
     Average,
     Batch,
     BuildNet,

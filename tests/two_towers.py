@@ -9,8 +9,8 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 
-from evenkeel.encoders.clip import TwoTower
-from evenkeel.encoders.pretrained import ImageStats
+from labelwright.encoders.clip import TwoTower
+from labelwright.encoders.pretrained import ImageStats
 
 SPECIAL = ["<pad>", "<unk>", "<bos>", "<eos>"]
 WORDS = [*SPECIAL, "a", "an", "photo", "of", "the", "two", "cat", "dog", "dogs", "owl", "big", "red", "with", "spots"]

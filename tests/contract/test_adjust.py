@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from evenkeel.adjust import calibration, confusion, fixed
+from labelwright.adjust import calibration, confusion, fixed
 
 COUNTS = torch.tensor([400, 100, 25, 4])
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from evenkeel.errors import ConfigError, DataError
-from evenkeel.losses import candidates, soft_targets
-from evenkeel.losses import classification as losses
+from labelwright.errors import ConfigError, DataError
+from labelwright.losses import candidates, soft_targets
+from labelwright.losses import classification as losses
 
 B, C, D = 6, 4, 5
 COUNTS = (50.0, 20.0, 8.0, 2.0)

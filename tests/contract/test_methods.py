@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import tiny
-from evenkeel.errors import ConfigError
-from evenkeel.methods.registry import METHODS, method_named, resolve_config
-from evenkeel.train.loop import train
-from evenkeel.train.track import RunFolder
-from evenkeel.types import Candidates, Task
+from labelwright.errors import ConfigError
+from labelwright.methods.registry import METHODS, method_named, resolve_config
+from labelwright.train.loop import train
+from labelwright.train.track import RunFolder
+from labelwright.types import Candidates, Task
 
 COUNTS = (14, 8, 4)
 ALL = pytest.mark.parametrize("name", METHODS)
@@ -121,7 +121,7 @@ def test_run__no_label_and_no_candidate_is_refused(name: str) -> None:
         task = Task(torch.full((4,), -1), ("a", "b"), candidates)
         with pytest.raises(ConfigError, match=f"{name} learns from candidate labels, and no image has any") as caught:
             train(METHODS[name].recipe, cfg, task, views, tiny.BuildTiny(), options=tiny.options_of())
-        assert "evenkeel annotate" in caught.value.fix
+        assert "labelwright annotate" in caught.value.fix
 
 
 @CANDIDATES

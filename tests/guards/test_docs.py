@@ -15,21 +15,21 @@ from typing import Any
 
 import pytest
 
-from evenkeel.benchmarking.tables import TABLES
-from evenkeel.cli import VERBS, parse
-from evenkeel.data.cards import DATASETS
-from evenkeel.data.columns import ROLES
-from evenkeel.data.situation import METHODS as METHOD_OF_SITUATION
-from evenkeel.data.table import PROBLEM_KINDS
-from evenkeel.fitting import CPU_IMAGES
-from evenkeel.methods import lps, simclr
-from evenkeel.methods.baselines import candidate_labels, dividemix, long_tailed, open_world, pico, vision_language
-from evenkeel.methods.cap import Config as CapConfig
-from evenkeel.methods.coreg import Config as CoregConfig
-from evenkeel.methods.cvs import Config as CvsConfig
-from evenkeel.methods.registry import METHODS
-from evenkeel.results import LABEL_COLUMNS
-from evenkeel.train.settings import apply_overrides, parse_assignments
+from labelwright.benchmarking.tables import TABLES
+from labelwright.cli import VERBS, parse
+from labelwright.data.cards import DATASETS
+from labelwright.data.columns import ROLES
+from labelwright.data.situation import METHODS as METHOD_OF_SITUATION
+from labelwright.data.table import PROBLEM_KINDS
+from labelwright.fitting import CPU_IMAGES
+from labelwright.methods import lps, simclr
+from labelwright.methods.baselines import candidate_labels, dividemix, long_tailed, open_world, pico, vision_language
+from labelwright.methods.cap import Config as CapConfig
+from labelwright.methods.coreg import Config as CoregConfig
+from labelwright.methods.cvs import Config as CvsConfig
+from labelwright.methods.registry import METHODS
+from labelwright.results import LABEL_COLUMNS
+from labelwright.train.settings import apply_overrides, parse_assignments
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -55,14 +55,16 @@ def prose(page: Path) -> str:
 
 
 def commands() -> list[Any]:
-    """Every evenkeel command line in a block of code, as the words after ``evenkeel``."""
+    """Every labelwright command line in a block of code, as the words after ``labelwright``."""
     found = []
     for page in PAGES:
         for line, language, text in fenced(page):
             if language == "python":
                 continue
             for number, row in enumerate(text.replace("\\\n", "  ").splitlines(), start=line):
-                match = re.match(r"(?:\$ )?(?:\w+=\S+ )*(?:accelerate launch .*-m evenkeel\.cli|evenkeel)(?= |$)", row)
+                match = re.match(
+                    r"(?:\$ )?(?:\w+=\S+ )*(?:accelerate launch .*-m labelwright\.cli|labelwright)(?= |$)", row
+                )
                 if match:
                     words = shlex.split(row[match.end() :], comments=True)
                     found.append(pytest.param(words, id=f"{page.name}:{number}"))
@@ -86,15 +88,17 @@ def test_command_line_parses(words: list[str]) -> None:
 
 def test_commands_are_found() -> None:
     assert len(commands()) > 20
-    assert "evenkeel fit gtsrb-train.parquet --test gtsrb-test.parquet --method cvs --out run" in read("quickstart.md")
+    assert "labelwright fit gtsrb-train.parquet --test gtsrb-test.parquet --method cvs --out run" in read(
+        "quickstart.md"
+    )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_in_the_text_exist(page: Path) -> None:
-    for verb, rest in re.findall(r"`evenkeel ([a-z]+)([^`]*)`", prose(page)):
+    for verb, rest in re.findall(r"`labelwright ([a-z]+)([^`]*)`", prose(page)):
         assert verb in VERBS, f"{page.name}: no verb {verb}"
         unknown = set(re.findall(r"--[a-z-]+", rest)) - flags(verb)
-        assert not unknown, f"{page.name}: evenkeel {verb} has no {unknown}"
+        assert not unknown, f"{page.name}: labelwright {verb} has no {unknown}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -219,7 +223,7 @@ def test_preset_of_ldam_drw() -> None:
         ("data.md", DATASETS),
         ("data.md", METHOD_OF_SITUATION),
         ("data.md", [name for names in ROLES.values() for name in names]),
-        ("data.md", ["EVENKEEL_DATA", "EVENKEEL_CACHE", "--on-bad skip"]),
+        ("data.md", ["LABELWRIGHT_DATA", "LABELWRIGHT_CACHE", "--on-bad skip"]),
         ("quickstart.md", LABEL_COLUMNS),
         ("cli.md", TABLES),
     ],

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from evenkeel.cli import VERBS
-from evenkeel.data.views import ViewSettings
-from evenkeel.methods import simclr
-from evenkeel.methods.registry import METHODS
-from evenkeel.train.settings import TrainSettings
+from labelwright.cli import VERBS
+from labelwright.data.views import ViewSettings
+from labelwright.methods import simclr
+from labelwright.methods.registry import METHODS
+from labelwright.train.settings import TrainSettings
 
 ROOT = Path(__file__).parents[2]
-SOURCES = sorted((ROOT / "src" / "evenkeel").rglob("*.py"))
+SOURCES = sorted((ROOT / "src" / "labelwright").rglob("*.py"))
 BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
 LINES_MAX = 450
 UNDOCUMENTED = {"Recipe.Config"}  # a comment says what it is
@@ -97,7 +97,7 @@ def imported_by(statement: str) -> set[str]:
 
 
 def test_import_of_the_package_and_the_command_is_light() -> None:
-    assert imported_by("import evenkeel; import evenkeel.cli; import evenkeel.errors") == set()
+    assert imported_by("import labelwright; import labelwright.cli; import labelwright.errors") == set()
 
 
 def test_import_of_the_pieces_needs_torch_alone() -> None:
@@ -105,7 +105,7 @@ def test_import_of_the_pieces_needs_torch_alone() -> None:
         "losses.classification losses.mixup adjust.fixed adjust.calibration metrics.classification data.splits "
         "data.noise data.augment data.views train.optim train.settings encoders.backbones types"
     )
-    assert imported_by("\n".join(f"import evenkeel.{piece}" for piece in pieces.split())) == {"torch"}
+    assert imported_by("\n".join(f"import labelwright.{piece}" for piece in pieces.split())) == {"torch"}
 
 
 def test_import_of_everything_needs_no_torchvision() -> None:

@@ -10,14 +10,14 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import tiny
-from evenkeel.data import splits
-from evenkeel.data.cache import PixelCache
-from evenkeel.data.views import PixelViews, ViewSettings
-from evenkeel.encoders.backbones import CosineHead
-from evenkeel.methods.registry import METHODS, resolve_config
-from evenkeel.predict import answer
-from evenkeel.train.loop import train
-from evenkeel.types import Concepts, Task
+from labelwright.data import splits
+from labelwright.data.cache import PixelCache
+from labelwright.data.views import PixelViews, ViewSettings
+from labelwright.encoders.backbones import CosineHead
+from labelwright.methods.registry import METHODS, resolve_config
+from labelwright.predict import answer
+from labelwright.train.loop import train
+from labelwright.types import Concepts, Task
 
 SEEDS = (0, 1, 2)
 

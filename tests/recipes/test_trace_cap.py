@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tiny
-from evenkeel.adapters.towers import EmbeddedTowers
-from evenkeel.methods import cap
-from evenkeel.methods.registry import METHODS, resolve_config
-from evenkeel.train.loop import train
-from evenkeel.train.seeds import derive_seed
-from evenkeel.types import Concepts, State, Task
+from labelwright.adapters.towers import EmbeddedTowers
+from labelwright.methods import cap
+from labelwright.methods.registry import METHODS, resolve_config
+from labelwright.train.loop import train
+from labelwright.train.seeds import derive_seed
+from labelwright.types import Concepts, State, Task
 
 COUNTS = [30, 12, 6]
 N, C, D, SCALE = 48, 3, 4, 12.0

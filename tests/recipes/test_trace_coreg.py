@@ -21,13 +21,13 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
 import tiny
-from evenkeel.losses.mixup import mixup
-from evenkeel.methods import coreg
-from evenkeel.methods.registry import METHODS, resolve_config
-from evenkeel.train.loop import train
-from evenkeel.train.plans import rows_of_step
-from evenkeel.train.seeds import derive_seed, generator
-from evenkeel.types import State, Stream, Task
+from labelwright.losses.mixup import mixup
+from labelwright.methods import coreg
+from labelwright.methods.registry import METHODS, resolve_config
+from labelwright.train.loop import train
+from labelwright.train.plans import rows_of_step
+from labelwright.train.seeds import derive_seed, generator
+from labelwright.types import State, Stream, Task
 
 COUNTS = [10, 8, 6]
 N, C, D, M, B = 24, 3, 4, 3, 12

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 import tiny
-from evenkeel.encoders.backbones import Classifier, Stored
-from evenkeel.methods.registry import METHODS, resolve_config
-from evenkeel.train.loop import train
-from evenkeel.types import Task
+from labelwright.encoders.backbones import Classifier, Stored
+from labelwright.methods.registry import METHODS, resolve_config
+from labelwright.train.loop import train
+from labelwright.types import Task
 
 N, C, D, N_SEEN, N_LABELLED = 40, 4, 4, 2, 12
 SETTINGS = {

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from evenkeel.encoders.backbones import CosineHead
-from evenkeel.methods.baselines import vision_language
-from evenkeel.methods.registry import METHODS, resolve_config
-from evenkeel.train.loop import train
+from labelwright.encoders.backbones import CosineHead
+from labelwright.methods.baselines import vision_language
+from labelwright.methods.registry import METHODS, resolve_config
+from labelwright.train.loop import train
 
 COUNTS = [30, 12, 6]
 N, C, D = 48, 3, 4

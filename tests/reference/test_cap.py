@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from evenkeel.adjust.confusion import confusion_margin, pace, rescaled_similarity
-from evenkeel.labels.main_set import main_set_size
+from labelwright.adjust.confusion import confusion_margin, pace, rescaled_similarity
+from labelwright.labels.main_set import main_set_size
 
 REFERENCE = json.loads(Path(__file__).with_name("cap.json").read_text())
 MARGINS = pytest.mark.parametrize("case", REFERENCE["margins"])

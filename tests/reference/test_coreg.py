@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from evenkeel.labels.purify import divide, division_losses, min_max
-from evenkeel.labels.refine import align, init_history, mean_of, push_history, reliable_targets, unreliable_targets
-from evenkeel.losses.candidates import negative_entropy, partial_cross_entropy
-from evenkeel.losses.classification import soft_cross_entropy
-from evenkeel.losses.soft_targets import linear_ramp, squared_error_of_probs
+from labelwright.labels.purify import divide, division_losses, min_max
+from labelwright.labels.refine import align, init_history, mean_of, push_history, reliable_targets, unreliable_targets
+from labelwright.losses.candidates import negative_entropy, partial_cross_entropy
+from labelwright.losses.classification import soft_cross_entropy
+from labelwright.losses.soft_targets import linear_ramp, squared_error_of_probs
 
 REFERENCE = json.loads(Path(__file__).with_name("coreg.json").read_text())
 CASES = pytest.mark.parametrize("case", REFERENCE["cases"])

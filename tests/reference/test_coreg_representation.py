@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from evenkeel.losses.contrastive import init_queue, noisy_contrastive, push_queue
-from evenkeel.losses.prototypes import prototype_loss, update_prototypes
+from labelwright.losses.contrastive import init_queue, noisy_contrastive, push_queue
+from labelwright.losses.prototypes import prototype_loss, update_prototypes
 
 CASES = json.loads(Path(__file__).with_name("coreg.json").read_text())["cases"]
 EACH = pytest.mark.parametrize("case", CASES)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from evenkeel.adjust import calibration, fixed
-from evenkeel.losses.classification import focal, ldam, vector_scaled_cross_entropy
+from labelwright.adjust import calibration, fixed
+from labelwright.losses.classification import focal, ldam, vector_scaled_cross_entropy
 
 REFERENCE = json.loads(Path(__file__).with_name("cvs.json").read_text())
 BATCH = 64  # the reference run's

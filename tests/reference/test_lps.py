@@ -7,11 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from evenkeel.adjust.pace import class_distribution, divergence, pace_margin
-from evenkeel.losses.candidates import negative_entropy_of_mean
-from evenkeel.losses.contrastive import nt_xent, pseudolabel_contrastive
-from evenkeel.methods import lps
-from evenkeel.metrics.open_world import cluster_accuracy
+from labelwright.adjust.pace import class_distribution, divergence, pace_margin
+from labelwright.losses.candidates import negative_entropy_of_mean
+from labelwright.losses.contrastive import nt_xent, pseudolabel_contrastive
+from labelwright.methods import lps
+from labelwright.metrics.open_world import cluster_accuracy
 
 REFERENCE = json.loads(Path(__file__).with_name("lps.json").read_text())
 CASES = pytest.mark.parametrize("case", REFERENCE["cases"])

@@ -14,13 +14,13 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import chat_stub
-from evenkeel.annotating import annotate
-from evenkeel.data.read import load
-from evenkeel.encoders.clip import load_two_tower
-from evenkeel.encoding import Encoder
-from evenkeel.errors import ConfigError, DataError
+from labelwright.annotating import annotate
+from labelwright.data.read import load
+from labelwright.encoders.clip import load_two_tower
+from labelwright.encoding import Encoder
+from labelwright.errors import ConfigError, DataError
 
-SHARED = Path(os.environ.get("EVENKEEL_SHARED", Path(__file__).parents[2] / "../shared"))
+SHARED = Path(os.environ.get("LABELWRIGHT_SHARED", Path(__file__).parents[2] / "../shared"))
 NAMES = ["red", "green", "blue"]
 WORDS = ["<pad>", "<unk>", "<end>", "a", "photo", "of", *NAMES]
 
@@ -28,7 +28,7 @@ WORDS = ["<pad>", "<unk>", "<end>", "a", "photo", "of", *NAMES]
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch) -> None:
     folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("EVENKEEL_CACHE", str(folder))
+    monkeypatch.setenv("LABELWRIGHT_CACHE", str(folder))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
 
 
@@ -92,7 +92,7 @@ def test_annotate__two_towers_against_the_model_itself(photos, clip, tmp_path) -
         assert back.candidates.weights[span].tolist() == pytest.approx(wanted, abs=0.02)  # features are kept in 16 bits
         n_inside += source.labels[row] in best.tolist()
     assert (done.counts["n_scored"], done.counts["truth_inside"]) == (6, round(n_inside / 6, 4))
-    told = json.loads(pq.read_schema(done.path).metadata[b"evenkeel"])
+    told = json.loads(pq.read_schema(done.path).metadata[b"labelwright"])
     assert told["annotator"]["counts"] == done.counts
     assert {k: told["annotator"][k] for k in ("kind", "rule", "top_k", "templates", "n_templates")} == {
         "kind": "two towers",
@@ -195,14 +195,14 @@ def test_annotate__a_model_folder_that_chats(photos, tmp_path, monkeypatch) -> N
         opened.append((name, device.type, precision))
         return Reds()
 
-    monkeypatch.setattr("evenkeel.annotators.local_chat", open_chat)
+    monkeypatch.setattr("labelwright.annotators.local_chat", open_chat)
     model = str(tmp_path / "llava")
     done = annotate(photos, model=model, out=tmp_path / "c.parquet", device="cpu", precision="fp32")
     assert opened == [(model, "cpu", "fp32")]
     assert (done.counts["n_calls"], done.counts["mean_set_size"], done.counts["truth_inside"]) == (21, 2.0, 0.6667)
 
 
-@pytest.mark.skipif(not (SHARED / "models/tiny-clip").exists(), reason="needs the shared folder (EVENKEEL_SHARED)")
+@pytest.mark.skipif(not (SHARED / "models/tiny-clip").exists(), reason="needs the shared folder (LABELWRIGHT_SHARED)")
 def test_annotate__a_real_model_is_right_as_often_as_it_should_be(tmp_path) -> None:
     whole = pq.read_table(SHARED / "data" / "gtsrb-test.parquet")
     some = np.sort(np.random.default_rng(0).permutation(len(whole))[:1000])

@@ -16,9 +16,9 @@ import pytest
 import yaml
 from PIL import Image
 
-import evenkeel as ek
-from evenkeel import choosing
-from evenkeel.errors import ConfigError, DataError
+import labelwright as lw
+from labelwright import choosing
+from labelwright.errors import ConfigError, DataError
 from pictures import write_folders
 
 FAST: dict[str, Any] = {"method": "ce", "size_px": 8, "device": "cpu", "evaluations": 0}
@@ -28,7 +28,7 @@ SETTINGS = {"batch_size": 8, "epochs": 1}
 @pytest.fixture(scope="module", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EVENKEEL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("LABELWRIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 
 
@@ -41,15 +41,15 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> ek.Run:
-    return ek.fit(photos, out=tmp_path_factory.mktemp("runs") / "run", test=photos, settings=SETTINGS, **FAST)
+def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> lw.Run:
+    return lw.fit(photos, out=tmp_path_factory.mktemp("runs") / "run", test=photos, settings=SETTINGS, **FAST)
 
 
 def files_of(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_fit__summary_and_labels(run: ek.Run) -> None:
+def test_fit__summary_and_labels(run: lw.Run) -> None:
     assert run.summary["n_images"] == 24
     assert run.summary["n_labelled"] == 20
     assert run.summary["situation"] == "few_labels"
@@ -65,9 +65,9 @@ def test_fit__summary_and_labels(run: ek.Run) -> None:
         assert row["runner_up"] != row["label"]
 
 
-def test_predict__is_label_and_agrees_with_the_test_scores(run: ek.Run, photos: Path) -> None:
+def test_predict__is_label_and_agrees_with_the_test_scores(run: lw.Run, photos: Path) -> None:
     rows = run.predict(photos, device="cpu")
-    assert rows.equals(ek.label(run.path, photos, device="cpu"))
+    assert rows.equals(lw.label(run.path, photos, device="cpu"))
     assert set(rows["source"].to_pylist()) == {"predicted"}
     pairs = [(row["label"], row["id"].split("/")[0]) for row in rows.to_pylist()]
     right = [label == truth for label, truth in pairs if truth != "unlabeled"]
@@ -75,9 +75,9 @@ def test_predict__is_label_and_agrees_with_the_test_scores(run: ek.Run, photos: 
     assert json.loads(rows.schema.metadata[b"left_out"]) == []
 
 
-def test_fit__an_array_of_images_by_name_and_by_object_is_one_run(run: ek.Run, photos: Path, tmp_path: Path) -> None:
-    table = ek.load(photos)
-    again = ek.fit(table, out=tmp_path / "run", test=table, settings=SETTINGS, **FAST)
+def test_fit__an_array_of_images_by_name_and_by_object_is_one_run(run: lw.Run, photos: Path, tmp_path: Path) -> None:
+    table = lw.load(photos)
+    again = lw.fit(table, out=tmp_path / "run", test=table, settings=SETTINGS, **FAST)
     assert again.labels.equals(run.labels)
     assert (again.path / "model" / "model.safetensors").read_bytes() == (
         run.path / "model" / "model.safetensors"
@@ -88,31 +88,31 @@ def test_fit__epochs_on_a_cpu_are_what_it_can_afford(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choosing, "CPU_IMAGES", 160)  # 16 labelled images remain for training: ten epochs
-    done = ek.fit(photos, out=tmp_path / "run", settings={"batch_size": 16}, **FAST)
+    done = lw.fit(photos, out=tmp_path / "run", settings={"batch_size": 16}, **FAST)
     assert yaml.safe_load((done.path / "config.yaml").read_text(encoding="utf-8"))["settings"]["epochs"] == 10
 
 
-def test_resume__a_finished_run_is_left_alone(run: ek.Run, photos: Path) -> None:
+def test_resume__a_finished_run_is_left_alone(run: lw.Run, photos: Path) -> None:
     before = files_of(run.path)
-    again = ek.fit(photos, out=run.path, test=photos, settings=SETTINGS, resume=True, **FAST)
+    again = lw.fit(photos, out=run.path, test=photos, settings=SETTINGS, resume=True, **FAST)
     assert again.summary == run.summary
     assert files_of(run.path) == before
 
 
-def test_resume__writes_only_the_report_if_that_is_missing(run: ek.Run, photos: Path) -> None:
+def test_resume__writes_only_the_report_if_that_is_missing(run: lw.Run, photos: Path) -> None:
     before = files_of(run.path)
     run.report.unlink()
-    ek.fit(photos, out=run.path, test=photos, settings=SETTINGS, resume=True, **FAST)
+    lw.fit(photos, out=run.path, test=photos, settings=SETTINGS, resume=True, **FAST)
     assert files_of(run.path).keys() == before.keys()
 
 
 @pytest.mark.parametrize("which", ["training", "test"])
-def test_resume__refuses_changed_images(which: str, run: ek.Run, photos: Path, tmp_path: Path) -> None:
+def test_resume__refuses_changed_images(which: str, run: lw.Run, photos: Path, tmp_path: Path) -> None:
     other = write_folders(tmp_path / "other", seed=2)
     train, test = (other, photos) if which == "training" else (photos, other)
     before = files_of(run.path)
     with pytest.raises(DataError, match=f"the {which} images changed since this run began"):
-        ek.fit(train, out=run.path, test=test, settings=SETTINGS, resume=True, **FAST)
+        lw.fit(train, out=run.path, test=test, settings=SETTINGS, resume=True, **FAST)
     assert files_of(run.path) == before
 
 
@@ -120,47 +120,47 @@ def test_resume__begins_a_run_that_is_not_there_but_not_among_other_files(photos
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("chapter one", encoding="utf-8")
     with pytest.raises(ConfigError, match="is not the folder of a run"):
-        ek.fit(photos, out=tmp_path / "mine", settings=SETTINGS, resume=True, **FAST)
+        lw.fit(photos, out=tmp_path / "mine", settings=SETTINGS, resume=True, **FAST)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
-    assert ek.fit(photos, out=tmp_path / "new", settings=SETTINGS, resume=True, **FAST).report.exists()
+    assert lw.fit(photos, out=tmp_path / "new", settings=SETTINGS, resume=True, **FAST).report.exists()
 
 
 def test_inspect__a_problem_is_told_once(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("image,label\nno.png,a\nnone.png,b\n", encoding="utf-8")
-    found = ek.inspect(tmp_path / "t.csv")
+    found = lw.inspect(tmp_path / "t.csv")
     assert [problem.kind for problem in found.problems] == ["missing_image", "missing_image"]
     assert found.runs == "ce"  # nothing is left over: judged as it is
 
 
 def test_inspect__a_method_for_the_situation(photos: Path) -> None:
-    found = ek.inspect(photos / "ant", classes=["ant", "bee"])
+    found = lw.inspect(photos / "ant", classes=["ant", "bee"])
     assert (found.situation.name, found.situation.method, found.runs) == ("no_labels", "cap", "cap")
-    found = ek.inspect(photos, novel=2)
+    found = lw.inspect(photos, novel=2)
     assert (found.situation.name, found.situation.method, found.runs) == ("open_world", "lps", "lps")
 
 
 def test_fit__groups_of_a_table_need_to_be_there(photos: Path, tmp_path: Path) -> None:
-    table = ek.load(photos)
+    table = lw.load(photos)
     with pytest.raises(DataError, match="has no column 'track' to group by"):
-        ek.fit(table, out=tmp_path / "run", group="track", settings=SETTINGS, **FAST)
+        lw.fit(table, out=tmp_path / "run", group="track", settings=SETTINGS, **FAST)
     grouped = dataclasses.replace(table, groups=np.arange(len(table)))
-    assert ek.fit(grouped, out=tmp_path / "run", group="track", settings=SETTINGS, **FAST).report.exists()
+    assert lw.fit(grouped, out=tmp_path / "run", group="track", settings=SETTINGS, **FAST).report.exists()
 
 
-def test_label__embedded_images_are_copied_whole(run: ek.Run, tmp_path: Path) -> None:
+def test_label__embedded_images_are_copied_whole(run: lw.Run, tmp_path: Path) -> None:
     import datasets
 
     pictures = [Image.fromarray(np.full((9, 9, 3), shade, np.uint8)) for shade in (10, 200)]
     data = datasets.Dataset.from_dict({"image": pictures, "id": ["a/b", "a-b"]}).cast_column("image", datasets.Image())
-    rows = ek.label(run.path, data, out=tmp_path / "sorted", device="cpu")
+    rows = lw.label(run.path, data, out=tmp_path / "sorted", device="cpu")
     copies = sorted((tmp_path / "sorted").rglob("*.png"))
     assert sorted(int(np.asarray(Image.open(path)).max()) for path in copies) == [10, 200]  # none lost to its namesake
     assert pq.read_table(tmp_path / "sorted" / "labels.parquet").equals(rows)
 
 
 def test_import__is_light() -> None:
-    code = "import sys, evenkeel as ek; print('torch' in sys.modules, ek.__version__); ek.fit"
+    code = "import sys, labelwright as lw; print('torch' in sys.modules, lw.__version__); lw.fit"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert told == ["False", ek.__version__]
+    assert told == ["False", lw.__version__]
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        ek.nothing  # noqa: B018
+        lw.nothing  # noqa: B018

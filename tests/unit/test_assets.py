@@ -22,10 +22,10 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
-from evenkeel.assets import DIGITS_CLIP, DIGITS_DESCRIPTIONS
-from evenkeel.data.cache import resize_to_square
-from evenkeel.encoders.clip import load_two_tower
-from evenkeel.encoders.pretrained import ImageStats, image_stats, load_vision_model
+from labelwright.assets import DIGITS_CLIP, DIGITS_DESCRIPTIONS
+from labelwright.data.cache import resize_to_square
+from labelwright.encoders.clip import load_two_tower
+from labelwright.encoders.pretrained import ImageStats, image_stats, load_vision_model
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

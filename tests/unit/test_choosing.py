@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 import tiny
-from evenkeel.choosing import OPEN_STEPS, SETTLED_LR, affordable
-from evenkeel.methods.registry import method_named, resolve_config
+from labelwright.choosing import OPEN_STEPS, SETTLED_LR, affordable
+from labelwright.methods.registry import method_named, resolve_config
 
 
 @pytest.mark.parametrize(

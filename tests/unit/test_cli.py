@@ -23,19 +23,19 @@ from sklearn.datasets import load_digits
 
 import from_candidates
 from chat_stub import ChatStub, Fail, Seen
-from evenkeel import api, cli
-from evenkeel.methods.registry import METHODS
-from evenkeel.results import LABEL_COLUMNS
+from labelwright import api, cli
+from labelwright.methods.registry import METHODS
+from labelwright.results import LABEL_COLUMNS
 from pictures import COUNTS, spoil, write_folders
 
-CAP = "--method cap --model evenkeel/digits-clip"
+CAP = "--method cap --model labelwright/digits-clip"
 FAST = ["--epochs", "1", "--size", "8", "--device", "cpu", "--evaluations", "0", "--set", "batch_size=8"]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EVENKEEL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("LABELWRIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 
 
@@ -141,7 +141,7 @@ def test_fit__tells_of_annotator_and_questions(
     assert "40 questions asked, 40 answers\n" in told.out
     matched = [
         "--annotator",
-        "evenkeel/digits-clip",
+        "labelwright/digits-clip",
         "--rule",
         "top_k",
         "--top-k",
@@ -150,7 +150,7 @@ def test_fit__tells_of_annotator_and_questions(
         str(tmp_path / "clip"),
     ]
     assert cli.run([*words[:-2], *matched, *words[-2:]]) == 0
-    assert "candidates from evenkeel/digits-clip: 20 images, 2.00 candidates each" in capsys.readouterr().out
+    assert "candidates from labelwright/digits-clip: 20 images, 2.00 candidates each" in capsys.readouterr().out
 
 
 # ---- bad data -------------------------------------------------------------------------------------------------------
@@ -247,7 +247,7 @@ def test_bad_table__every_problem_in_one_report(
         ("--classes nowhere.txt", "cannot read the class names in nowhere.txt"),
         ("--method cap", "no model is named that can"),
         ("--views embeddings", "embeddings need a pretrained encoder"),
-        ("--method ce --annotator evenkeel/digits-clip", "ce asks no annotator"),
+        ("--method ce --annotator labelwright/digits-clip", "ce asks no annotator"),
         (f"{CAP} --descriptions nowhere.json", "descriptions in nowhere.json: No such file or directory"),
         (f"{CAP} --templates nowhere.txt", "nowhere.txt"),
     ],
@@ -316,7 +316,7 @@ def test_fit__resume_with_other_settings_names_the_setting(
 
 
 def test_offline__a_name_that_is_nowhere(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "evenkeel.cli", "inspect", "some/dataset"]
+    command = [sys.executable, "-m", "labelwright.cli", "inspect", "some/dataset"]
     found = subprocess.run(
         command, capture_output=True, text=True, check=False, cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1"}
     )
@@ -357,7 +357,7 @@ def test_annotate__counts_are_those_of_the_table(
     digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "c.parquet"
-    words = ["annotate", str(digits), "--model", "evenkeel/digits-clip", "--out", str(out)]
+    words = ["annotate", str(digits), "--model", "labelwright/digits-clip", "--out", str(out)]
     assert cli.run(words) == 0
     told = capsys.readouterr().out
     rows = pq.read_table(out).to_pylist()
@@ -426,10 +426,17 @@ def test_annotate__stopped_and_repeated(digits: Path, tmp_path: Path, capsys: py
 
 def test_describe__evidence_and_no_file(unlabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(tmp_path.rglob("*"))
-    words = ["describe", str(unlabelled), "--classes", str(tmp_path / "names.txt"), "--model", "evenkeel/digits-clip"]
+    words = [
+        "describe",
+        str(unlabelled),
+        "--classes",
+        str(tmp_path / "names.txt"),
+        "--model",
+        "labelwright/digits-clip",
+    ]
     assert cli.run(words) == 0
     told = capsys.readouterr().out
-    found = api.describe(unlabelled, classes=tmp_path / "names.txt", model="evenkeel/digits-clip")
+    found = api.describe(unlabelled, classes=tmp_path / "names.txt", model="labelwright/digits-clip")
     assert found.mismatched == ["zero"]
     assert "1 of 4 class names fits no image\n" in told
     shown = dict(line.split() for line in told.splitlines()[2:-1])
@@ -440,7 +447,14 @@ def test_describe__evidence_and_no_file(unlabelled: Path, tmp_path: Path, capsys
 
 def test_describe__asks_writes_and_keeps(unlabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     looks = tmp_path / "looks.json"
-    words = ["describe", str(unlabelled), "--classes", str(tmp_path / "names.txt"), "--model", "evenkeel/digits-clip"]
+    words = [
+        "describe",
+        str(unlabelled),
+        "--classes",
+        str(tmp_path / "names.txt"),
+        "--model",
+        "labelwright/digits-clip",
+    ]
 
     def answer(seen: Seen) -> str:
         return "- a plain ring\n- an empty oval" if 'how "zero" looks' in seen.prompt else "I'm sorry, I cannot."
@@ -466,26 +480,29 @@ def test_describe__asks_writes_and_keeps(unlabelled: Path, tmp_path: Path, capsy
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("annotate DATA --model evenkeel/digits-clip --out c.csv", "c.csv is not a .parquet file"),
-        ("annotate nowhere --model evenkeel/digits-clip --out c.parquet", "no such file or folder: nowhere"),
+        ("annotate DATA --model labelwright/digits-clip --out c.csv", "c.csv is not a .parquet file"),
+        ("annotate nowhere --model labelwright/digits-clip --out c.parquet", "no such file or folder: nowhere"),
         ("annotate DATA --model nobody/nothing --out c.parquet", "nobody/nothing is not on this machine"),
-        ("annotate DATA --model evenkeel/digits-clip --out c.parquet --top-k 0", "top_k=0 is not possible"),
+        ("annotate DATA --model labelwright/digits-clip --out c.parquet --top-k 0", "top_k=0 is not possible"),
         ("annotate DATA --model m --chat-url http://localhost:9 --out c.parquet --phrasings 0", "phrasings=0"),
-        ("annotate DATA --model evenkeel/digits-clip --out c.parquet --templates x.txt", "x.txt"),
+        ("annotate DATA --model labelwright/digits-clip --out c.parquet --templates x.txt", "x.txt"),
         (
-            "annotate DATA --model evenkeel/digits-clip --out c.parquet --descriptions looks.json",
+            "annotate DATA --model labelwright/digits-clip --out c.parquet --descriptions looks.json",
             "descriptions in looks.json: No such file or directory",
         ),
         (
             "annotate DATA --model m --chat-url http://localhost:9 --out c.parquet --descriptions looks.json",
             "m is asked by the names of the classes and reads no descriptions",
         ),
-        ("describe nowhere --model evenkeel/digits-clip", "no such file or folder: nowhere"),
+        ("describe nowhere --model labelwright/digits-clip", "no such file or folder: nowhere"),
         ("describe DATA --model nobody/nothing", "nobody/nothing is not on this machine"),
-        ("describe DATA --model evenkeel/digits-clip --chat m", "go together\n  fix: give both --chat and --out"),
-        ("describe DATA --model evenkeel/digits-clip --out l.json", "go together\n  fix: give both --chat and --out"),
+        ("describe DATA --model labelwright/digits-clip --chat m", "go together\n  fix: give both --chat and --out"),
         (
-            "describe DATA --model evenkeel/digits-clip --chat m --chat-url http://localhost:9 --out l.txt --every "
+            "describe DATA --model labelwright/digits-clip --out l.json",
+            "go together\n  fix: give both --chat and --out",
+        ),
+        (
+            "describe DATA --model labelwright/digits-clip --chat m --chat-url http://localhost:9 --out l.txt --every "
             "--yes",
             "l.txt\n  fix: give a name ending in .json",
         ),
@@ -517,7 +534,14 @@ def test_fit__tells_what_names_and_descriptions_did(
     }
     (tmp_path / "looks.json").write_text(json.dumps(looks), encoding="utf-8")
     words = ["fit", str(unlabelled), "--classes", str(tmp_path / "names.txt"), "--test", str(digits), "--n-views", "1"]
-    words += ["--descriptions", str(tmp_path / "looks.json"), "--model", "evenkeel/digits-clip", "--templates", "one"]
+    words += [
+        "--descriptions",
+        str(tmp_path / "looks.json"),
+        "--model",
+        "labelwright/digits-clip",
+        "--templates",
+        "one",
+    ]
     words += [
         "--views",
         "embeddings",
@@ -543,7 +567,7 @@ def test_fit__tells_what_names_and_descriptions_did(
 def test_fit__asks_a_chat_model_only_when_told_to(
     unlabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["fit", str(unlabelled), "--classes", str(tmp_path / "names.txt"), "--model", "evenkeel/digits-clip"]
+    words = ["fit", str(unlabelled), "--classes", str(tmp_path / "names.txt"), "--model", "labelwright/digits-clip"]
     words += ["--n-views", "1", "--device", "cpu", "--set", "epochs=1", "steps_per_epoch=1"]
     with ChatStub("- a round ring with nothing inside\n- the end of all things") as stub:
         words += ["--chat-url", stub.url]
@@ -581,7 +605,7 @@ def test_inspect__embeddings(embeddings: Path, capsys: pytest.CaptureFixture[str
     assert "fit would run: cap (the file has to hold class_embeddings" in told
     assert cli.run(["inspect", str(embeddings / "bad.npz")]) == 2
     assert "1 bad_embedding" in capsys.readouterr().out
-    assert cli.run(["describe", str(embeddings / "e.npz"), "--model", "evenkeel/digits-clip"]) == 2
+    assert cli.run(["describe", str(embeddings / "e.npz"), "--model", "labelwright/digits-clip"]) == 2
     assert "the data are embeddings" in capsys.readouterr().err
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from evenkeel import cli, demo
-from evenkeel.assets import DIGITS_DESCRIPTIONS
+from labelwright import cli, demo
+from labelwright.assets import DIGITS_DESCRIPTIONS
 
 
 def test_digits__unlabelled_and_no_image_on_both_sides() -> None:
@@ -38,7 +38,7 @@ def test_descriptions__are_of_the_names_and_some_are_no_use() -> None:
 def test_run__twice_in_one_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("EVENKEEL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LABELWRIGHT_CACHE", str(tmp_path / "cache"))
     threads = torch.get_num_threads()
     for number, settings in (("1", {"epochs": 2}), ("2", {"epochs": 1, "steps_per_epoch": 1})):
         monkeypatch.setattr(demo, "SETTINGS", settings)

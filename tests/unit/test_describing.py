@@ -14,10 +14,10 @@ from PIL import Image
 
 import clip_folders
 from chat_stub import ChatStub, Fail
-from evenkeel import describing
-from evenkeel.describing import ask_for, describe, wanted_descriptions
-from evenkeel.errors import ConfigError, DataError, OfflineError
-from evenkeel.labels.mismatch import Mismatch
+from labelwright import describing
+from labelwright.describing import ask_for, describe, wanted_descriptions
+from labelwright.errors import ConfigError, DataError, OfflineError
+from labelwright.labels.mismatch import Mismatch
 
 NAMES = ["cat", "dog", "owl"]
 ON_CPU: dict[str, Any] = {"device": "cpu", "precision": "fp32"}
@@ -26,9 +26,9 @@ ON_CPU: dict[str, Any] = {"device": "cpu", "precision": "fp32"}
 @pytest.fixture(scope="module", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EVENKEEL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("LABELWRIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("HF_HUB_OFFLINE", "1")
-        patch.setattr("evenkeel.encoders.chat_endpoint.FIRST_WAIT_S", 0.001)
+        patch.setattr("labelwright.encoders.chat_endpoint.FIRST_WAIT_S", 0.001)
         yield
 
 

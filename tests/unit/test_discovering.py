@@ -8,10 +8,10 @@ import pyarrow as pa
 import pytest
 import torch
 
-import evenkeel as ek
-from evenkeel import cli
-from evenkeel.data.table import Images, LabelTable
-from evenkeel.discovering import (
+import labelwright as lw
+from labelwright import cli
+from labelwright.data.table import Images, LabelTable
+from labelwright.discovering import (
     EVIDENCE_FILE,
     about_clusters,
     count_novel,
@@ -21,11 +21,11 @@ from evenkeel.discovering import (
     renamed,
     truth_beyond,
 )
-from evenkeel.errors import ConfigError
-from evenkeel.predict import Answers
-from evenkeel.prepare import beyond
-from evenkeel.telling import lines_of_run
-from evenkeel.train.track import RunFolder
+from labelwright.errors import ConfigError
+from labelwright.predict import Answers
+from labelwright.prepare import beyond
+from labelwright.telling import lines_of_run
+from labelwright.train.track import RunFolder
 
 NAMES = ("ant", "bee", "cow", "dog", "elk")
 FAST: dict[str, Any] = {"device": "cpu", "precision": "fp32", "evaluations": 2}
@@ -69,13 +69,13 @@ def blobs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def found(blobs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> ek.Run:
+def found(blobs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> lw.Run:
     out = tmp_path_factory.mktemp("found") / "run"
     settings = {"epochs": 6, "batch_size": 64, "lr": 0.03}
-    return ek.fit(blobs[0], out=out, novel="auto", test=blobs[1], settings=settings, **FAST)
+    return lw.fit(blobs[0], out=out, novel="auto", test=blobs[1], settings=settings, **FAST)
 
 
-def test_fit__finds_classes_that_nobody_named(found: ek.Run) -> None:
+def test_fit__finds_classes_that_nobody_named(found: lw.Run) -> None:
     summary = found.summary
     assert (summary["method"], summary["situation"]) == ("lps", "open_world")
     assert (summary["n_seen"], summary["n_novel"]) == (2, 3)
@@ -92,14 +92,14 @@ def test_fit__finds_classes_that_nobody_named(found: ek.Run) -> None:
     assert right.startswith("unlabelled images right: of named classes ")
 
 
-def test_evaluate__any_names_will_do(found: ek.Run, blobs: tuple[Path, Path]) -> None:
-    scores = ek.evaluate(found.path, blobs[1], device="cpu", precision="fp32")
+def test_evaluate__any_names_will_do(found: lw.Run, blobs: tuple[Path, Path]) -> None:
+    scores = lw.evaluate(found.path, blobs[1], device="cpu", precision="fp32")
     assert scores["novel"] == pytest.approx(found.summary["test"]["novel"])
     assert set(scores["class_names"]) == set(NAMES)
 
 
 def test_label__renames_and_the_model_keeps_it(
-    found: ek.Run, blobs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    found: lw.Run, blobs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert (
         cli.run(["label", str(found.path), str(blobs[1]), "--out", str(tmp_path / "a.csv"), "--rename", "novel-9=x"])
@@ -107,28 +107,28 @@ def test_label__renames_and_the_model_keeps_it(
     )
     assert "no class 'novel-9' to rename" in capsys.readouterr().err
     assert not (tmp_path / "a.csv").exists()
-    before = ek.label(found.path, blobs[1], device="cpu")["label"].to_pylist()
+    before = lw.label(found.path, blobs[1], device="cpu")["label"].to_pylist()
     assert (
         cli.run(
             ["label", str(found.path), str(blobs[1]), "--out", str(tmp_path / "b.csv"), "--rename", "novel-1=okapi"]
         )
         == 0
     )
-    after = ek.label(found.path, blobs[1], device="cpu")["label"].to_pylist()
+    after = lw.label(found.path, blobs[1], device="cpu")["label"].to_pylist()
     assert after == ["okapi" if name == "novel-1" else name for name in before]
     assert "okapi" in after
-    assert [c["name"] for c in ek.Run(found.path).summary["novel"]["clusters"]] == ["okapi", "novel-2", "novel-3"]
+    assert [c["name"] for c in lw.Run(found.path).summary["novel"]["clusters"]] == ["okapi", "novel-2", "novel-3"]
     assert "okapi" in (found.path / "report.html").read_text(encoding="utf-8")
 
 
-def test_hidden_truth__plays_no_part(blobs: tuple[Path, Path], found: ek.Run, tmp_path: Path) -> None:
+def test_hidden_truth__plays_no_part(blobs: tuple[Path, Path], found: lw.Run, tmp_path: Path) -> None:
     table = pa.parquet.read_table(blobs[0])
     shuffled = pa.array(np.random.default_rng(1).permutation(table["truth"].to_pylist()))
     pa.parquet.write_table(
         table.set_column(table.schema.get_field_index("truth"), "truth", shuffled), tmp_path / "s.parquet"
     )
     settings = {"epochs": 6, "batch_size": 64, "lr": 0.03}
-    again = ek.fit(tmp_path / "s.parquet", out=tmp_path / "run", novel="auto", test=blobs[1], settings=settings, **FAST)
+    again = lw.fit(tmp_path / "s.parquet", out=tmp_path / "run", novel="auto", test=blobs[1], settings=settings, **FAST)
     first, second = ((run.path / "model" / "model.safetensors").read_bytes() for run in (found, again))
     assert first == second
 
@@ -139,12 +139,12 @@ def test_fit__one_named_class_and_a_class_named_like_a_found_one(blobs: tuple[Pa
     at = table.schema.get_field_index("label")
     pa.parquet.write_table(table.set_column(at, "label", one), tmp_path / "one.parquet")
     settings = {"epochs": 3, "batch_size": 64, "lr": 0.03}
-    run = ek.fit(tmp_path / "one.parquet", out=tmp_path / "run", novel=4, settings=settings, **FAST)
+    run = lw.fit(tmp_path / "one.parquet", out=tmp_path / "run", novel=4, settings=settings, **FAST)
     assert run.summary["pseudolabels"]["novel"] > 0.8
     clash = pa.array([name and name.replace("bee", "novel-2") for name in table["label"].to_pylist()])
     pa.parquet.write_table(table.drop(["truth"]).set_column(at, "label", clash), tmp_path / "clash.parquet")
     with pytest.raises(ConfigError, match="a class is named 'novel-2', as discovered ones will be"):
-        ek.fit(tmp_path / "clash.parquet", out=tmp_path / "no", novel=3, settings=settings, **FAST)
+        lw.fit(tmp_path / "clash.parquet", out=tmp_path / "no", novel=3, settings=settings, **FAST)
     assert not (tmp_path / "no").exists()
 
 
@@ -153,7 +153,7 @@ def test_fit__no_class_is_found_where_there_is_none(blobs: tuple[Path, Path], tm
     table = table.filter(pa.array([name in NAMES[:2] for name in table["truth"].to_pylist()]))
     pa.parquet.write_table(table, tmp_path / "seen.parquet")
     settings = {"epochs": 3, "batch_size": 64, "lr": 0.03}
-    run = ek.fit(tmp_path / "seen.parquet", out=tmp_path / "run", novel="auto", settings=settings, **FAST)
+    run = lw.fit(tmp_path / "seen.parquet", out=tmp_path / "run", novel="auto", settings=settings, **FAST)
     assert run.summary["n_novel"] == 0
     assert run.summary["pseudolabels"]["seen"] > 0.9
 
@@ -215,7 +215,7 @@ def test_names() -> None:
         renamed(NAMES, {"bee": "ant"})
 
 
-def _tests(run: ek.Run) -> list[dict[str, Any]]:
+def _tests(run: lw.Run) -> list[dict[str, Any]]:
     import json
 
     lines = (run.path / "metrics.jsonl").read_text().splitlines()

@@ -12,14 +12,14 @@ import torch.nn.functional as F
 
 import clip_folders
 import two_towers
-from evenkeel.adapters.lora import LoraTowers
-from evenkeel.adapters.prompts import PromptedTowers
-from evenkeel.adapters.towers import EmbeddedTowers, FrozenTowers
-from evenkeel.encoders.backbones import Classifier
-from evenkeel.encoding import Encoder, EncoderNets, concepts_of, embed, is_two_tower, load_encoder
-from evenkeel.errors import ConfigError
-from evenkeel.prepare import prepare
-from evenkeel.types import Concepts
+from labelwright.adapters.lora import LoraTowers
+from labelwright.adapters.prompts import PromptedTowers
+from labelwright.adapters.towers import EmbeddedTowers, FrozenTowers
+from labelwright.encoders.backbones import Classifier
+from labelwright.encoding import Encoder, EncoderNets, concepts_of, embed, is_two_tower, load_encoder
+from labelwright.errors import ConfigError
+from labelwright.prepare import prepare
+from labelwright.types import Concepts
 from pictures import write_folders
 
 CPU = torch.device("cpu")
@@ -29,7 +29,7 @@ NAMES = ("cat", "dog", "owl")
 @pytest.fixture(scope="module", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EVENKEEL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("LABELWRIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("HF_HUB_OFFLINE", "1")
         yield
 

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from PIL import Image
 
 import clip_folders
-import evenkeel as ek
+import labelwright as lw
 import tiny
 from chat_stub import ChatStub, Fail
-from evenkeel.errors import ConfigError, DataError, EvenkeelError, OfflineError
-from evenkeel.model import load_model
+from labelwright.errors import ConfigError, DataError, LabelwrightError, OfflineError
+from labelwright.model import load_model
 from pictures import write_folders
 
 NAMES = ["cat", "dog", "owl"]
@@ -32,7 +32,7 @@ FAMILIES = pytest.mark.parametrize("family", ["clip", "siglip"])
 @pytest.fixture(scope="module", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EVENKEEL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("LABELWRIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("HF_HUB_OFFLINE", "1")
         yield
 
@@ -92,7 +92,7 @@ def listed(folder: Path) -> set[str]:
 def test_fit__forty_photos_and_three_names(
     family: str, models: dict[str, str], photos: Path, others: Path, tmp_path: Path
 ) -> None:
-    done = ek.fit(
+    done = lw.fit(
         photos, out=tmp_path / "run", model=models[family], classes=names_of(photos), n_views=1, settings=STEPS, **QUICK
     )
     assert (done.summary["method"], done.summary["situation"]) == ("cap", "no_labels")
@@ -109,11 +109,11 @@ def test_fit__forty_photos_and_three_names(
     assert {row["label"] for row in rows} <= set(NAMES)
     assert {row["source"] for row in rows} == {"predicted"}
     # The saved model, which takes pixels and has no text tower, says what the recipe said on stored features.
-    again = ek.label(done.path, photos, device="cpu", precision="fp32")
+    again = lw.label(done.path, photos, device="cpu", precision="fp32")
     assert again["label"].equals(done.labels["label"])
     assert np.allclose(again["probability"], done.labels["probability"], atol=2e-3)  # features are stored in float16
     assert len(set(again["label"].to_pylist())) > 1  # or there would be nothing to agree on
-    fresh = ek.label(done.path, others, out=tmp_path / "labels.csv", device="cpu")
+    fresh = lw.label(done.path, others, out=tmp_path / "labels.csv", device="cpu")
     assert fresh["label"].equals(done.predict(others, device="cpu")["label"])
     assert len((tmp_path / "labels.csv").read_text(encoding="utf-8").splitlines()) == 10
     saved = load_model(done.path / "model", device=tiny.CPU)
@@ -129,16 +129,16 @@ def test_fit__tuned_encoders_are_saved_as_they_predict(
 ) -> None:
     settings = {**STEPS, "epochs": 1, "tune": tune, "lr": 5.0, "residual_weight": 0.2, "keep_best": False}
     few: dict[str, Any] = {**QUICK, "model": models[f"small-{family}"], "classes": names_of(photos), "views": "pixels"}
-    tuned = ek.fit(photos, out=tmp_path / "tuned", settings=settings, **few)
+    tuned = lw.fit(photos, out=tmp_path / "tuned", settings=settings, **few)
     assert tuned.summary["method"] == "cap"
-    again = ek.label(tuned.path, photos, device="cpu", precision="fp32")
+    again = lw.label(tuned.path, photos, device="cpu", precision="fp32")
     assert again["label"].equals(tuned.labels["label"])
     assert np.allclose(again["probability"], tuned.labels["probability"], atol=1e-4)
     # Two steps at this rate did move the encoder, ten tolerances or more: without tuning the run says something else.
-    plain = ek.fit(photos, out=tmp_path / "plain", settings={**settings, "tune": "adapters"}, **few)
+    plain = lw.fit(photos, out=tmp_path / "plain", settings={**settings, "tune": "adapters"}, **few)
     gap = np.abs(np.asarray(plain.labels["probability"]) - np.asarray(tuned.labels["probability"])).max()
     assert gap > 1e-3
-    again = ek.label(plain.path, photos, device="cpu", precision="fp32")
+    again = lw.label(plain.path, photos, device="cpu", precision="fp32")
     assert np.allclose(again["probability"], plain.labels["probability"], atol=1e-4)
 
 
@@ -147,7 +147,7 @@ def test_fit__predict_with_holds_for_the_saved_model(
     way: str, models: dict[str, str], photos: Path, tmp_path: Path
 ) -> None:
     settings = {**STEPS, "predict_with": way, "residual_weight": 0.5, "lr": 0.5, "keep_best": False}
-    done = ek.fit(
+    done = lw.fit(
         photos,
         out=tmp_path / "run",
         model=models["small-clip"],
@@ -156,7 +156,7 @@ def test_fit__predict_with_holds_for_the_saved_model(
         n_views=1,
         **QUICK,
     )
-    again = ek.label(done.path, photos, device="cpu", precision="fp32")
+    again = lw.label(done.path, photos, device="cpu", precision="fp32")
     assert np.allclose(again["probability"], done.labels["probability"], atol=2e-3)
     has_adapter = any("visual" in name for name in load_model(done.path / "model", device=tiny.CPU).net.state_dict())
     assert has_adapter == (way == "main")
@@ -166,9 +166,9 @@ def test_fit__predict_with_holds_for_the_saved_model(
 def test_fit__ce_on_embeddings_of_an_encoder(encoder: str, models: dict[str, str], tmp_path: Path) -> None:
     data = write_folders(tmp_path / "data", {"cat": 10, "dog": 10}, size_px=20)
     write_folders(data, {"unlabeled": 6}, size_px=20, seed=3)
-    done = ek.fit(data, out=tmp_path / "run", method="ce", model=models[encoder], views="embeddings", epochs=5, **QUICK)
+    done = lw.fit(data, out=tmp_path / "run", method="ce", model=models[encoder], views="embeddings", epochs=5, **QUICK)
     assert (done.summary.get("zero_shot") is not None) == (encoder == "small-clip")
-    again = ek.label(done.path, data / "unlabeled", device="cpu", precision="fp32")
+    again = lw.label(done.path, data / "unlabeled", device="cpu", precision="fp32")
     rows = [row for row in done.labels.to_pylist() if row["source"] == "predicted"]
     assert len(rows) == len(again) == 6
     assert [row["label"] for row in rows] == again["label"].to_pylist()
@@ -197,25 +197,25 @@ def write_npz(path: Path, **changed: Any) -> Path:
 
 def test_embeddings__cap_label_evaluate_and_inspect(tmp_path: Path) -> None:
     data = write_npz(tmp_path / "pets.npz", truth=TRUTH)
-    found = ek.inspect(data)
+    found = lw.inspect(data)
     assert (found.situation.name, found.runs) == ("no_labels", "cap")
-    done = ek.fit(data, out=tmp_path / "run", settings=STEPS, **QUICK)
+    done = lw.fit(data, out=tmp_path / "run", settings=STEPS, **QUICK)
     assert (done.summary["method"], done.summary["encoder"]) == ("cap", "none")
     assert done.summary["pseudolabels"]["accuracy"] > 0.95
     assert done.report.exists()
     bare = write_npz(tmp_path / "bare.npz", class_embeddings=None, class_names=None, logit_scale=None)
-    rows = ek.label(done.path, bare, device="cpu", precision="fp32")
+    rows = lw.label(done.path, bare, device="cpu", precision="fp32")
     assert rows["label"].equals(done.labels["label"])
     assert np.allclose(rows["probability"], done.labels["probability"], atol=1e-5)
     labelled = write_npz(tmp_path / "labelled.npz", labels=TRUTH)
-    scores = ek.evaluate(done.path, labelled, device="cpu")
+    scores = lw.evaluate(done.path, labelled, device="cpu")
     assert scores["accuracy"] == pytest.approx(done.summary["pseudolabels"]["accuracy"])
 
 
 def test_embeddings__ce_needs_no_text_and_scores_zero_shot_where_there_is_some(tmp_path: Path) -> None:
     for name, changed in (("text", {}), ("bare", {"class_embeddings": None, "logit_scale": None})):
         data = write_npz(tmp_path / f"{name}.npz", labels=TRUTH, **changed)
-        done = ek.fit(data, out=tmp_path / name, method="ce", epochs=30, **QUICK)
+        done = lw.fit(data, out=tmp_path / name, method="ce", epochs=30, **QUICK)
         assert done.summary["test"]["accuracy"] > 0.8
         assert (done.summary.get("zero_shot") is not None) == (name == "text")
 
@@ -224,7 +224,7 @@ def test_embeddings__trzsl_reports_seen_unseen_and_their_mean(tmp_path: Path) ->
     labels = np.where((TRUTH < 2) & (np.arange(len(TRUTH)) % 2 == 0), TRUTH, -1)
     data = write_npz(tmp_path / "train.npz", labels=labels)
     test = write_npz(tmp_path / "test.npz", labels=TRUTH)
-    done = ek.fit(data, out=tmp_path / "run", test=test, settings={**STEPS, "pool": "any"}, **QUICK)
+    done = lw.fit(data, out=tmp_path / "run", test=test, settings={**STEPS, "pool": "any"}, **QUICK)
     assert done.summary["situation"] == "some_classes"
     for each in (done.summary["test"], done.summary["zero_shot"]):
         cat, dog, owl = each["per_class"]
@@ -237,7 +237,7 @@ def test_embeddings__trzsl_reports_seen_unseen_and_their_mean(tmp_path: Path) ->
 
 def test_embeddings__labelled_images_keep_their_label(tmp_path: Path) -> None:
     labels = np.where(np.arange(len(TRUTH)) % 5 == 0, (TRUTH + 1) % 3, -1)  # all of them wrong
-    done = ek.fit(
+    done = lw.fit(
         write_npz(tmp_path / "a.npz", labels=labels), out=tmp_path / "run", test_frac=0.0, settings=STEPS, **QUICK
     )
     rows = done.labels.to_pylist()
@@ -274,7 +274,7 @@ def test_hidden_truth__decides_nothing_but_the_scores(method: str, has_labels: b
     folders, contents = [], []
     for truth in (TRUTH, shuffled):
         data = write_npz(tmp_path / "pool.npz", labels=labels, truth=truth)
-        done = ek.fit(data, out=tmp_path / str(len(folders)), method=method, test_frac=0.0, settings=settings, **QUICK)
+        done = lw.fit(data, out=tmp_path / str(len(folders)), method=method, test_frac=0.0, settings=settings, **QUICK)
         folders.append(done.path)
         contents.append(done.summary)
     first, second = folders
@@ -301,11 +301,11 @@ def test_hidden_truth__decides_nothing_but_the_scores(method: str, has_labels: b
 
 
 def test_margin_scale_auto__is_kept_and_not_chosen_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from evenkeel.methods import margin_pilot
+    from labelwright.methods import margin_pilot
 
     data = write_npz(tmp_path / "pool.npz")
     settings = {**STEPS, "margin_scale": "auto"}
-    whole = ek.fit(data, out=tmp_path / "whole", settings=settings, **QUICK)
+    whole = lw.fit(data, out=tmp_path / "whole", settings=settings, **QUICK)
     told = json.loads((whole.path / "margin_scale.json").read_text(encoding="utf-8"))
     assert set(told["scores"]) == {str(scale) for scale in margin_pilot.SCALES}
     assert told["chosen"] in margin_pilot.SCALES
@@ -317,7 +317,7 @@ def test_margin_scale_auto__is_kept_and_not_chosen_again(tmp_path: Path, monkeyp
     (half / "margin_scale.json").write_text(json.dumps({"chosen": 14.0, "scores": {}}), encoding="utf-8")
     pilots: list[Any] = []
     monkeypatch.setattr(margin_pilot, "train", lambda *args, **kwargs: pilots.append(args))
-    ek.fit(data, out=half, settings=settings, resume=True, **QUICK)
+    lw.fit(data, out=half, settings=settings, resume=True, **QUICK)
     assert pilots == []
     assert json.loads((half / "margin_scale.json").read_text(encoding="utf-8"))["chosen"] == 14.0
 
@@ -325,10 +325,10 @@ def test_margin_scale_auto__is_kept_and_not_chosen_again(tmp_path: Path, monkeyp
 # ---- what cannot be --------------------------------------------------------------------------------------------------
 
 
-def refused(out: Path, data: Any, **how: Any) -> EvenkeelError:
+def refused(out: Path, data: Any, **how: Any) -> LabelwrightError:
     """The error of a fit that leaves nothing behind."""
-    with pytest.raises(EvenkeelError) as caught:
-        ek.fit(data, out=out, **{**QUICK, **how})
+    with pytest.raises(LabelwrightError) as caught:
+        lw.fit(data, out=out, **{**QUICK, **how})
     assert not out.exists()
     assert caught.value.exit_code == 2
     return caught.value
@@ -396,10 +396,10 @@ def test_refused__descriptions_of_no_class(models: dict[str, str], photos: Path,
 def test_describe_with__an_endpoint_that_is_down_leaves_nothing_half_written(
     models: dict[str, str], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from evenkeel import fitting
+    from labelwright import fitting
 
     monkeypatch.setattr(fitting, "mismatched_classes", lambda *args, **kwargs: [1])
-    monkeypatch.setattr("evenkeel.encoders.chat_endpoint.FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr("labelwright.encoders.chat_endpoint.FIRST_WAIT_S", 0.001)
     how: dict[str, Any] = {"classes": names_of(photos), "model": models["small-clip"], "settings": STEPS, "n_views": 1}
     with ChatStub(Fail(401, "no such key")) as stub:
         error = refused(tmp_path / "run", photos, describe_with="m", chat_url=stub.url, **how)
@@ -408,7 +408,7 @@ def test_describe_with__an_endpoint_that_is_down_leaves_nothing_half_written(
     error = refused(tmp_path / "run", photos, describe_with="m", chat_url=stub.url, **how)  # nobody listens any more
     assert isinstance(error, OfflineError)
     with ChatStub("1. a red dog with spots\n2. the big dog") as stub:
-        done = ek.fit(photos, out=tmp_path / "run", describe_with="m", chat_url=stub.url, **how, **QUICK)
+        done = lw.fit(photos, out=tmp_path / "run", describe_with="m", chat_url=stub.url, **how, **QUICK)
         assert len(stub.seen) == 1
         assert '"dog"' in stub.seen[0].prompt
     asked = json.loads((done.path / "descriptions.json").read_text(encoding="utf-8"))
@@ -421,8 +421,8 @@ def test_describe_with__nothing_is_asked_without_it(
     def ask(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("nobody asked for this")
 
-    monkeypatch.setattr("evenkeel.fitting.ask_for", ask)
-    done = ek.fit(
+    monkeypatch.setattr("labelwright.fitting.ask_for", ask)
+    done = lw.fit(
         photos,
         out=tmp_path / "run",
         classes=names_of(photos),
@@ -436,7 +436,7 @@ def test_describe_with__nothing_is_asked_without_it(
 
 
 def test_labels_parquet_is_whole(tmp_path: Path) -> None:
-    done = ek.fit(write_npz(tmp_path / "pool.npz"), out=tmp_path / "run", settings=STEPS, **QUICK)
+    done = lw.fit(write_npz(tmp_path / "pool.npz"), out=tmp_path / "run", settings=STEPS, **QUICK)
     table = pq.read_table(done.path / "labels.parquet")
     probabilities = np.asarray(table["probability"])
     x = F.normalize(tiny.TinyFeats(TRUTH.tolist()).x, dim=1)

@@ -22,25 +22,25 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import clip_folders
-import evenkeel as ek
 import from_candidates
+import labelwright as lw
 import tiny
 from chat_stub import ChatStub, Seen
-from evenkeel.annotators import Annotator, match_names
-from evenkeel.choosing import CPU_IMAGES, affordable
-from evenkeel.data.read import load
-from evenkeel.data.table import LabelTable
-from evenkeel.encoders.clip import load_two_tower
-from evenkeel.encoders.store import EmbeddingStore, EmbeddingViews
-from evenkeel.encoders.templates import TEMPLATES, fill
-from evenkeel.errors import ConfigError, EvenkeelError
-from evenkeel.guessing import mean_probs
-from evenkeel.methods.registry import METHODS
-from evenkeel.telling import lines_of_run
-from evenkeel.types import Candidates
+from labelwright.annotators import Annotator, match_names
+from labelwright.choosing import CPU_IMAGES, affordable
+from labelwright.data.read import load
+from labelwright.data.table import LabelTable
+from labelwright.encoders.clip import load_two_tower
+from labelwright.encoders.store import EmbeddingStore, EmbeddingViews
+from labelwright.encoders.templates import TEMPLATES, fill
+from labelwright.errors import ConfigError, LabelwrightError
+from labelwright.guessing import mean_probs
+from labelwright.methods.registry import METHODS
+from labelwright.telling import lines_of_run
+from labelwright.types import Candidates
 
 NAMES = ["zero", "one", "two", "three"]
-CLIP = "evenkeel/digits-clip"
+CLIP = "labelwright/digits-clip"
 QUICK: dict[str, Any] = {"device": "cpu", "precision": "fp32", "evaluations": 0, "method": "guessed", "epochs": 2}
 HOW: dict[str, Any] = {"classes": NAMES, "annotator": CLIP, "size_px": 8, **QUICK}
 
@@ -48,7 +48,7 @@ HOW: dict[str, Any] = {"classes": NAMES, "annotator": CLIP, "size_px": 8, **QUIC
 @pytest.fixture(scope="module", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EVENKEEL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("LABELWRIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("HF_HUB_OFFLINE", "1")
         yield
 
@@ -101,8 +101,8 @@ def same_sets(a: Candidates | None, b: Candidates | None) -> bool:
 def test_fit__from_names_it_learns_what_annotate_writes(
     digits: Path, tmp_path: Path, recipe: from_candidates.Guessed
 ) -> None:
-    verb = ek.annotate(digits, classes=NAMES, model=CLIP, out=tmp_path / "c.parquet", device="cpu", precision="fp32")
-    done = ek.fit(digits, out=tmp_path / "run", **HOW)
+    verb = lw.annotate(digits, classes=NAMES, model=CLIP, out=tmp_path / "c.parquet", device="cpu", precision="fp32")
+    done = lw.fit(digits, out=tmp_path / "run", **HOW)
     (task,) = recipe.tasks
     assert same_sets(task.candidates, load(verb.path).candidates)
     assert same_sets(task.candidates, load(done.path / "candidates.parquet").candidates)
@@ -129,7 +129,7 @@ def test_fit__from_names_it_learns_what_annotate_writes(
 def test_fit__heads_on_the_annotator_see_its_words(
     digits: Path, tmp_path: Path, recipe: from_candidates.Guessed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = ek.fit(digits, out=tmp_path / "run", model=CLIP, classes=NAMES, rule="top_k", top_k=2, **QUICK)
+    done = lw.fit(digits, out=tmp_path / "run", model=CLIP, classes=NAMES, rule="top_k", top_k=2, **QUICK)
     (task,) = recipe.tasks
     assert task.concepts is not None
     assert task.candidates is not None
@@ -141,14 +141,14 @@ def test_fit__heads_on_the_annotator_see_its_words(
     config = (done.path / "config.yaml").read_text(encoding="utf-8")
     assert "views: embeddings" in config
     assert "templates: photo27" in config
-    again = ek.label(done.path, digits, device="cpu", precision="fp32")
+    again = lw.label(done.path, digits, device="cpu", precision="fp32")
     assert again["label"].equals(done.labels["label"])
 
 
 def test_fit__scores_of_the_annotator_for_a_student_that_sees_pixels(digits: Path, tmp_path: Path) -> None:
     test = write_table(tmp_path / "test.csv", digits, label=truth_in)
     pool = write_table(tmp_path / "pool.csv", digits, truth=truth_in)
-    done = ek.fit(pool, out=tmp_path / "run", test=test, **HOW)
+    done = lw.fit(pool, out=tmp_path / "run", test=test, **HOW)
     tower = load_two_tower(CLIP, device=tiny.CPU, precision="fp32")
     table = load(test, classes=NAMES)
     text = torch.stack([tower.text_feats([fill(t, name) for name in NAMES]) for t in TEMPLATES["photo27"]]).double()
@@ -192,8 +192,8 @@ def test_fit__candidates_of_a_table_are_used_as_they_are(
     def ask(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("nobody has to be asked")
 
-    monkeypatch.setattr("evenkeel.annotators.embed", ask)
-    monkeypatch.setattr("evenkeel.annotators.openai_chat", ask)
+    monkeypatch.setattr("labelwright.annotators.embed", ask)
+    monkeypatch.setattr("labelwright.annotators.openai_chat", ask)
     data = write_table(
         tmp_path / "t.csv",
         digits,
@@ -203,7 +203,7 @@ def test_fit__candidates_of_a_table_are_used_as_they_are(
         truth=truth_in,
     )
     out = tmp_path / "run"
-    done = ek.fit(data, out=out, size_px=8, test_frac=0.0, **{**QUICK, "classes": NAMES})
+    done = lw.fit(data, out=out, size_px=8, test_frac=0.0, **{**QUICK, "classes": NAMES})
     (task,) = recipe.tasks
     table = load(data, classes=NAMES)
     assert same_sets(task.candidates, table.candidates)
@@ -225,11 +225,11 @@ def test_fit__candidates_of_a_table_are_used_as_they_are(
 def test_fit__resume_refuses_other_candidates(digits: Path, tmp_path: Path) -> None:
     how: dict[str, Any] = {"size_px": 8, **QUICK, "classes": NAMES}
     first = write_table(tmp_path / "t.csv", digits, candidates=lambda name: f"{truth_in(name)}|one")
-    done = ek.fit(first, out=tmp_path / "run", **how)
+    done = lw.fit(first, out=tmp_path / "run", **how)
     (done.path / "summary.json").unlink()
     write_table(tmp_path / "t.csv", digits, candidates=lambda name: f"{truth_in(name)}|two")
-    with pytest.raises(EvenkeelError, match="the candidates changed since this run began"):
-        ek.fit(first, out=tmp_path / "run", resume=True, **how)
+    with pytest.raises(LabelwrightError, match="the candidates changed since this run began"):
+        lw.fit(first, out=tmp_path / "run", resume=True, **how)
 
 
 # ---- names repaired before annotating --------------------------------------------------------------------------------
@@ -252,7 +252,7 @@ def world(n_each: int = 20) -> tuple[LabelTable, EmbeddingViews, Any]:
 
     import pyarrow as pa
 
-    from evenkeel.data.table import Images
+    from labelwright.data.table import Images
 
     ids = pa.array([f"{i}" for i in range(3 * n_each)], pa.large_string())
     table = LabelTable(Images(ids), ids, np.full(3 * n_each, -1, np.int32), ("cat", "owl", "dog"))
@@ -289,12 +289,12 @@ def test_fit_and_annotate__descriptions_reach_sets_concepts_and_what_is_told(
     # No image of the data shows a seven: the name explains the images of twos far worse than their own.
     names, looks = ["zero", "one", "seven", "three"], {"seven": ["two"]}
     common: dict[str, Any] = {"classes": names, "descriptions": looks}
-    verb = ek.annotate(digits, model=CLIP, out=tmp_path / "c.parquet", device="cpu", precision="fp32", **common)
-    done = ek.fit(digits, out=tmp_path / "run", model=CLIP, **common, **QUICK)
+    verb = lw.annotate(digits, model=CLIP, out=tmp_path / "c.parquet", device="cpu", precision="fp32", **common)
+    done = lw.fit(digits, out=tmp_path / "run", model=CLIP, **common, **QUICK)
     assert verb.counts["descriptions"] == {"seven": "two"}
     (task,) = recipe.tasks
     assert same_sets(task.candidates, load(verb.path).candidates)
-    renamed = ek.annotate(digits, classes=NAMES, model=CLIP, out=tmp_path / "z.parquet", device="cpu", precision="fp32")
+    renamed = lw.annotate(digits, classes=NAMES, model=CLIP, out=tmp_path / "z.parquet", device="cpu", precision="fp32")
     assert same_sets(task.candidates, load(renamed.path).candidates)  # the prompts are those of the name "two"
     assert task.concepts is not None
     plain = load_two_tower(CLIP, device=tiny.CPU, precision="fp32")
@@ -304,7 +304,7 @@ def test_fit_and_annotate__descriptions_reach_sets_concepts_and_what_is_told(
     assert annotator["descriptions"] == {"seven": "two"}
     assert annotator["rejected"] == verb.counts["rejected"]
     for path in (verb.path, done.path / "candidates.parquet"):
-        info = json.loads(pq.read_schema(path).metadata[b"evenkeel"])["annotator"]
+        info = json.loads(pq.read_schema(path).metadata[b"labelwright"])["annotator"]
         assert info["counts"]["descriptions"] == {"seven": "two"}
     lines = lines_of_run(done)
     assert "described in the prompts instead of named: 1 class" in lines
@@ -320,14 +320,14 @@ def says_truth(seen: Seen) -> str:
     return NAMES[int(np.asarray(seen.image.convert("L"), np.int64).sum()) % 4]
 
 
-def tree_of(run: ek.Run) -> tuple[bytes, bytes]:
+def tree_of(run: lw.Run) -> tuple[bytes, bytes]:
     return (run.path / "labels.parquet").read_bytes(), (run.path / "model" / "model.safetensors").read_bytes()
 
 
 def test_fit__a_chat_annotator_killed_while_asking_loses_nothing(digits: Path, tmp_path: Path) -> None:
     how: dict[str, Any] = {**HOW, "annotator": "m", "phrasings": 1}
     with ChatStub(says_truth) as stub:
-        whole = ek.fit(digits, out=tmp_path / "whole", chat_url=stub.url, **how)
+        whole = lw.fit(digits, out=tmp_path / "whole", chat_url=stub.url, **how)
         assert len(stub.seen) == 48
     assert whole.summary["annotator"]["n_calls"] == 48
     assert whole.summary["candidates"]["mean_set_size"] == 1.0
@@ -343,10 +343,10 @@ def test_fit__a_chat_annotator_killed_while_asking_loses_nothing(digits: Path, t
     with ChatStub(slowly) as stub:
         code = (
             "import sys, torch; sys.path.insert(0, sys.argv[1]); torch.set_num_threads(1)\n"
-            "import json, evenkeel as ek, from_candidates\n"
-            "from evenkeel.methods.registry import METHODS\n"
+            "import json, labelwright as lw, from_candidates\n"
+            "from labelwright.methods.registry import METHODS\n"
             "METHODS['guessed'] = from_candidates.method()[0]\n"
-            "ek.fit(sys.argv[2], out=sys.argv[3], chat_url=sys.argv[4], **json.loads(sys.argv[5]))\n"
+            "lw.fit(sys.argv[2], out=sys.argv[3], chat_url=sys.argv[4], **json.loads(sys.argv[5]))\n"
         )
         words = [str(Path(__file__).parents[1]), str(digits), str(out), stub.url, json.dumps(how)]
         child = subprocess.Popen([sys.executable, "-c", code, *words], stderr=subprocess.DEVNULL)
@@ -361,7 +361,7 @@ def test_fit__a_chat_annotator_killed_while_asking_loses_nothing(digits: Path, t
     assert 10 <= n_kept < 48
     assert not (out / "candidates.parquet").exists()
     with ChatStub(says_truth) as stub:
-        again = ek.fit(digits, out=out, chat_url=stub.url, resume=True, **how)
+        again = lw.fit(digits, out=out, chat_url=stub.url, resume=True, **how)
         assert len(stub.seen) == 48 - n_kept
     assert tree_of(again) == tree_of(whole)
     assert again.summary["annotator"]["n_from_journal"] == n_kept
@@ -375,7 +375,7 @@ class Killed(BaseException):
 def test_fit__killed_while_training_asks_nothing_again(
     digits: Path, tmp_path: Path, recipe: from_candidates.Guessed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = ek.fit(digits, out=tmp_path / "whole", **HOW)
+    whole = lw.fit(digits, out=tmp_path / "whole", **HOW)
     step, n_steps = recipe.step, 0
 
     def dies(*args: Any) -> Any:
@@ -387,12 +387,12 @@ def test_fit__killed_while_training_asks_nothing_again(
 
     monkeypatch.setattr(recipe, "step", dies)
     with pytest.raises(Killed):
-        ek.fit(digits, out=tmp_path / "cut", **HOW)
+        lw.fit(digits, out=tmp_path / "cut", **HOW)
     monkeypatch.setattr(recipe, "step", step)
     before = (tmp_path / "cut" / "candidates.parquet").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr("evenkeel.guessing.match_names", None)  # asking again would fail
-        again = ek.fit(digits, out=tmp_path / "cut", resume=True, **HOW)
+        patch.setattr("labelwright.guessing.match_names", None)  # asking again would fail
+        again = lw.fit(digits, out=tmp_path / "cut", resume=True, **HOW)
     assert (again.path / "candidates.parquet").read_bytes() == before
     assert tree_of(again) == tree_of(whole)
     assert again.summary["candidates"] == whole.summary["candidates"]
@@ -408,17 +408,17 @@ def test_fit__a_run_that_only_asked_so_far_takes_other_settings_but_no_other_ann
     out = tmp_path / "run"
     monkeypatch.setattr(recipe, "setup", dies)
     with pytest.raises(Killed):
-        ek.fit(digits, out=out, **HOW)
+        lw.fit(digits, out=out, **HOW)
     monkeypatch.undo()
     method, _ = from_candidates.method()
     monkeypatch.setitem(METHODS, "guessed", method)
     (out / ".candidates.parquet.1.tmp").write_bytes(b"half")
     config = (out / "config.yaml").read_bytes()
     with pytest.raises(ConfigError, match="made with rule 'top_k', and 'mean' is asked for now"):
-        ek.fit(digits, out=out, resume=True, **{**HOW, "rule": "mean"})
-    with pytest.raises(EvenkeelError, match="the training images changed"):
-        ek.fit(digits, out=out, resume=True, **{**HOW, "classes": NAMES[::-1]})
-    done = ek.fit(digits, out=out, resume=True, **{**HOW, "epochs": 1})
+        lw.fit(digits, out=out, resume=True, **{**HOW, "rule": "mean"})
+    with pytest.raises(LabelwrightError, match="the training images changed"):
+        lw.fit(digits, out=out, resume=True, **{**HOW, "classes": NAMES[::-1]})
+    done = lw.fit(digits, out=out, resume=True, **{**HOW, "epochs": 1})
     assert (out / "config.yaml").read_bytes() != config
     assert len(done.labels) == 48
 
@@ -428,17 +428,17 @@ def test_fit__a_refusal_after_the_questions_keeps_the_answers(digits: Path, tmp_
     out = tmp_path / "run"
     with ChatStub(says_truth) as stub:
         with pytest.raises(ConfigError, match="stopped before anything was asked"):
-            ek.fit(digits, out=out, chat_url=stub.url, approve=lambda estimate: estimate.n_calls != 48, **how)
+            lw.fit(digits, out=out, chat_url=stub.url, approve=lambda estimate: estimate.n_calls != 48, **how)
         assert stub.seen == []
         assert not out.exists()
         with pytest.raises(ConfigError, match="leaves nothing to train"):
-            ek.fit(digits, out=out, chat_url=stub.url, freeze=("*",), **how)
+            lw.fit(digits, out=out, chat_url=stub.url, freeze=("*",), **how)
         assert len(stub.seen) == 48
-        done = ek.fit(digits, out=out, chat_url=stub.url, resume=True, **how)
+        done = lw.fit(digits, out=out, chat_url=stub.url, resume=True, **how)
         assert len(stub.seen) == 48
     assert len(done.labels) == 48
     with pytest.raises(ConfigError, match="leaves nothing to train"):
-        ek.fit(digits, out=tmp_path / "two towers", **{**HOW, "freeze": ("*",)})
+        lw.fit(digits, out=tmp_path / "two towers", **{**HOW, "freeze": ("*",)})
     assert not (tmp_path / "two towers").exists()  # that costs nothing to do again
 
 
@@ -454,7 +454,7 @@ def test_hidden_truth__decides_nothing_but_the_scores(sees: str, digits: Path, t
     runs = []
     for truth in (truth_in, lambda name: truth_in(shuffled[name])):
         data = write_table(tmp_path / "pool.csv", digits, truth=truth)
-        runs.append(ek.fit(data, out=tmp_path / str(len(runs)), **how))
+        runs.append(lw.fit(data, out=tmp_path / str(len(runs)), **how))
     first, second = (run.path for run in runs)
     for name in ("labels.parquet", "config.yaml", "data.json", "model/model.safetensors", "model/config.json"):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
@@ -505,8 +505,8 @@ def test_fit__what_cannot_be(change: dict[str, Any], said: str, fix: str, digits
     if change.get("method") == "ce":
         data = write_table(tmp_path / "t.csv", digits, label=truth_in)
     wanted = {**HOW, **{key: vit if value == "VIT" else value for key, value in change.items()}}
-    with pytest.raises(EvenkeelError) as caught:
-        ek.fit(data, out=tmp_path / "run", **wanted)
+    with pytest.raises(LabelwrightError) as caught:
+        lw.fit(data, out=tmp_path / "run", **wanted)
     assert said in str(caught.value)
     assert fix in (caught.value.fix or "")
     assert caught.value.exit_code == 2
@@ -520,7 +520,7 @@ def test_fit__candidates_and_who_would_make_others(digits: Path, tmp_path: Path)
         ({"annotator": None, "descriptions": {"one": ["x"]}}, "nobody reads descriptions"),
     ):
         with pytest.raises(ConfigError, match=said):
-            ek.fit(data, out=tmp_path / "run", **{**HOW, **change})
+            lw.fit(data, out=tmp_path / "run", **{**HOW, **change})
         assert not (tmp_path / "run").exists()
 
 
@@ -534,11 +534,11 @@ def test_fit__embeddings_learn_from_their_candidates_and_cannot_be_annotated(
     sets = [[NAMES[c], NAMES[(c + 1) % 3]] for c in truth]
     pq.write_table(pa.table({**columns, "candidates": sets}), tmp_path / "with.parquet")
     pq.write_table(pa.table(columns), tmp_path / "without.parquet")
-    done = ek.fit(tmp_path / "with.parquet", out=tmp_path / "run", classes=NAMES[:3], **QUICK)
+    done = lw.fit(tmp_path / "with.parquet", out=tmp_path / "run", classes=NAMES[:3], **QUICK)
     assert done.summary["candidates"]["mean_set_size"] == 2.0
     assert recipe.tasks[0].concepts is None
     with pytest.raises(ConfigError, match="these embeddings have none"):
-        ek.fit(tmp_path / "without.parquet", out=tmp_path / "no", classes=NAMES[:3], **QUICK)
+        lw.fit(tmp_path / "without.parquet", out=tmp_path / "no", classes=NAMES[:3], **QUICK)
     assert not (tmp_path / "no").exists()
 
 

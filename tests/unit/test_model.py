@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from evenkeel.data.views import ViewSettings
-from evenkeel.encoders import backbones
-from evenkeel.errors import DataError
-from evenkeel.model import load_model, save_model
+from labelwright.data.views import ViewSettings
+from labelwright.encoders import backbones
+from labelwright.errors import DataError
+from labelwright.model import load_model, save_model
 
 CPU = torch.device("cpu")
 VIEW = ViewSettings(flip=False, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), crop="pad")

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 import tiny
-from evenkeel import predict
-from evenkeel.predict import answer, trust
+from labelwright import predict
+from labelwright.predict import answer, trust
 
 N = 25
 

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evenkeel.data.read import load
-from evenkeel.errors import ConfigError, DataError
-from evenkeel.prepare import describe_data, native_size, open_source, prepare
+from labelwright.data.read import load
+from labelwright.errors import ConfigError, DataError
+from labelwright.prepare import describe_data, native_size, open_source, prepare
 from pictures import COUNTS, spoil, write_folders
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EVENKEEL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LABELWRIGHT_CACHE", str(tmp_path / "cache"))
 
 
 def write_table(root: Path, columns: dict[str, list[str]]) -> Path:

@@ -18,15 +18,15 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import clip_folders
-import evenkeel as ek
-from evenkeel.cli import run as run_command
-from evenkeel.encoders import backbones
-from evenkeel.encoders.pretrained import image_stats
-from evenkeel.encoders.saved import network_of, saved_backbone
-from evenkeel.encoding import is_two_tower
-from evenkeel.errors import ConfigError, DataError, EvenkeelError
-from evenkeel.methods import simclr
-from evenkeel.pretraining import affordable_epochs
+import labelwright as lw
+from labelwright.cli import run as run_command
+from labelwright.encoders import backbones
+from labelwright.encoders.pretrained import image_stats
+from labelwright.encoders.saved import network_of, saved_backbone
+from labelwright.encoding import is_two_tower
+from labelwright.errors import ConfigError, DataError, LabelwrightError
+from labelwright.methods import simclr
+from labelwright.pretraining import affordable_epochs
 from pictures import spoil, write_folders
 
 QUICK: dict[str, Any] = {"device": "cpu", "precision": "fp32"}
@@ -38,7 +38,7 @@ COUNTS = {"ant": 8, "bee": 6, "cow": 6}
 @pytest.fixture(scope="module", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EVENKEEL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("LABELWRIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("HF_HUB_OFFLINE", "1")
         yield
 
@@ -51,7 +51,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of `pretrain`; read only."""
-    return ek.pretrain(photos, out=tmp_path_factory.mktemp("runs") / "whole", **SHORT)
+    return lw.pretrain(photos, out=tmp_path_factory.mktemp("runs") / "whole", **SHORT)
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -102,7 +102,7 @@ def test_pretrain__same_seed_same_weights_whatever_the_labels(tmp_path: Path) ->
     shuffled: list[str | None] = ["owl", None, "dog", "cat"] * 3
     found = {}
     for name, given, seed in (("a", labels, 0), ("b", shuffled, 0), ("c", labels, 1)):
-        run = ek.pretrain(write_table(tmp_path / f"{name}.parquet", given), out=tmp_path / name, seed=seed, **SHORT)
+        run = lw.pretrain(write_table(tmp_path / f"{name}.parquet", given), out=tmp_path / name, seed=seed, **SHORT)
         found[name] = weights(run)
     assert all(torch.equal(value, found["b"][key]) for key, value in found["a"].items())
     assert not all(torch.equal(value, found["c"][key]) for key, value in found["a"].items())
@@ -124,20 +124,20 @@ def test_pretrain__resumed_ends_where_uninterrupted_does(
     with monkeypatch.context() as patch:
         patch.setattr(simclr, "step", stopped_in_the_second_epoch)
         with pytest.raises(KeyboardInterrupt):
-            ek.pretrain(photos, out=tmp_path / "run", **SHORT)
+            lw.pretrain(photos, out=tmp_path / "run", **SHORT)
     assert n_steps == 3
     assert not (tmp_path / "run" / "summary.json").exists()
     with pytest.raises(ConfigError, match="has not finished"):
-        ek.fit(photos, out=tmp_path / "fit", model=str(tmp_path / "run"), **FIT)
+        lw.fit(photos, out=tmp_path / "fit", model=str(tmp_path / "run"), **FIT)
     with pytest.raises(ConfigError, match="is not empty"):
-        ek.pretrain(photos, out=tmp_path / "run", **SHORT)
+        lw.pretrain(photos, out=tmp_path / "run", **SHORT)
     with pytest.raises(ConfigError, match="seed was 0 when this run began and is 1 now"):
-        ek.pretrain(photos, out=tmp_path / "run", resume=True, seed=1, **SHORT)
-    run = ek.pretrain(photos, out=tmp_path / "run", resume=True, **SHORT)
+        lw.pretrain(photos, out=tmp_path / "run", resume=True, seed=1, **SHORT)
+    run = lw.pretrain(photos, out=tmp_path / "run", resume=True, **SHORT)
     assert all(torch.equal(value, weights(whole)[key]) for key, value in weights(run).items())
     assert measured(run) == measured(whole)
     monkeypatch.setattr(simclr, "step", None)  # a finished run is left as it is
-    assert ek.pretrain(photos, out=run, resume=True, **SHORT) == run
+    assert lw.pretrain(photos, out=run, resume=True, **SHORT) == run
 
 
 def test_pretrain__folder_without_classes_and_bad_files(tmp_path: Path) -> None:
@@ -147,10 +147,10 @@ def test_pretrain__folder_without_classes_and_bad_files(tmp_path: Path) -> None:
         shutil.copy(path, flat / f"{i}.png")
     (flat / "zero.png").write_bytes(b"")
     with pytest.raises(DataError) as stopped:
-        ek.pretrain(flat, out=tmp_path / "run", **SHORT)
+        lw.pretrain(flat, out=tmp_path / "run", **SHORT)
     assert [problem.where for problem in stopped.value.problems] == [str(flat / "zero.png")]
     assert not (tmp_path / "run").exists()
-    run = ek.pretrain(flat, out=tmp_path / "run", on_bad="skip", **SHORT)
+    run = lw.pretrain(flat, out=tmp_path / "run", on_bad="skip", **SHORT)
     data = told(run, "data.json")
     assert (data["n_images"], data["flip"]) == (20, True)
     assert [problem["where"] for problem in data["quarantined"]] == [str(flat / "zero.png")]
@@ -160,24 +160,24 @@ def test_pretrain__problems_with_labels_are_none(tmp_path: Path) -> None:
     data = write_folders(tmp_path / "photos", COUNTS)
     (data / "hollow").mkdir()
     with pytest.raises(DataError, match="empty_class"):
-        ek.fit(data, out=tmp_path / "fit", **FIT)
-    assert told(ek.pretrain(data, out=tmp_path / "run", **SHORT), "data.json")["notices"] == []
+        lw.fit(data, out=tmp_path / "fit", **FIT)
+    assert told(lw.pretrain(data, out=tmp_path / "run", **SHORT), "data.json")["notices"] == []
     spoilt = spoil(write_folders(tmp_path / "spoilt", COUNTS))
     with pytest.raises(DataError) as stopped:
-        ek.pretrain(tmp_path / "spoilt", out=tmp_path / "none", **SHORT)
+        lw.pretrain(tmp_path / "spoilt", out=tmp_path / "none", **SHORT)
     assert {problem.where for problem in stopped.value.problems} == set(spoilt) - {"hollow"}
 
 
 def test_pretrain__train_split_alone(tmp_path: Path) -> None:
     splits = ["train"] * 6 + ["test"] * 3 + ["validation"] * 3
     data = write_table(tmp_path / "a.parquet", ["cat", "dog"] * 6, splits)
-    assert told(ek.pretrain(data, out=tmp_path / "a", **SHORT), "data.json")["n_images"] == 6
+    assert told(lw.pretrain(data, out=tmp_path / "a", **SHORT), "data.json")["n_images"] == 6
     data = write_table(tmp_path / "b.parquet", ["cat", "dog"] * 6, [*splits[:-1], "tset"])
     with pytest.raises(DataError, match="unknown_split"):
-        ek.pretrain(data, out=tmp_path / "b", **SHORT)
+        lw.pretrain(data, out=tmp_path / "b", **SHORT)
     data = write_table(tmp_path / "c.parquet", ["cat", "dog"] * 2, ["test"] * 4)
     with pytest.raises(DataError, match="no image is in the split train"):
-        ek.pretrain(data, out=tmp_path / "c", **SHORT)
+        lw.pretrain(data, out=tmp_path / "c", **SHORT)
 
 
 @pytest.mark.parametrize(
@@ -195,17 +195,17 @@ def test_pretrain__train_split_alone(tmp_path: Path) -> None:
     ids=lambda value: str(value),
 )
 def test_pretrain__refused(changed: dict[str, Any], told: str, photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(EvenkeelError, match=told):
-        ek.pretrain(photos, out=tmp_path / "run", **{**SHORT, **changed})
+    with pytest.raises(LabelwrightError, match=told):
+        lw.pretrain(photos, out=tmp_path / "run", **{**SHORT, **changed})
     assert not (tmp_path / "run").exists()
 
 
 def test_pretrain__refuses_embeddings_and_a_single_image(tmp_path: Path) -> None:
     np.save(tmp_path / "feats.npy", np.ones((4, 3), np.float32))
     with pytest.raises(ConfigError, match="there are no images to learn from"):
-        ek.pretrain(tmp_path / "feats.npy", out=tmp_path / "run", **SHORT)
+        lw.pretrain(tmp_path / "feats.npy", out=tmp_path / "run", **SHORT)
     with pytest.raises(DataError, match="there is one image"):
-        ek.pretrain(write_folders(tmp_path / "one", {"ant": 1}), out=tmp_path / "run", **SHORT)
+        lw.pretrain(write_folders(tmp_path / "one", {"ant": 1}), out=tmp_path / "run", **SHORT)
 
 
 def test_affordable_epochs__two_views_of_each_image() -> None:
@@ -219,7 +219,7 @@ def test_command__prints_what_to_do_next(photos: Path, tmp_path: Path, capsys: p
     assert run_command([*words, "--set", "batch_size=10"]) == 0
     printed = capsys.readouterr().out
     assert "20 images of 8 px, labels unseen: resnet32, 1 epochs" in printed
-    assert f"evenkeel fit {photos} --model {out}" in printed
+    assert f"labelwright fit {photos} --model {out}" in printed
     assert run_command([*words, "--resume", "--set", "batch_size=11"]) == 2
     assert "batch_size was 10" in capsys.readouterr().err
 
@@ -236,7 +236,7 @@ def test_fit__from_a_pretrained_backbone(way: str, photos: Path, whole: Path, tm
         "frozen": {"model": str(start / "model"), "freeze": ("backbone.*",)},
         "embeddings": {"model": str(start), "views": "embeddings", "n_views": 1},
     }[way]
-    done = ek.fit(photos, out=tmp_path / "run", epochs=1, **how, **FIT)
+    done = lw.fit(photos, out=tmp_path / "run", epochs=1, **how, **FIT)
     shutil.rmtree(start)
     old, new = weights(whole), weights(done.path)
     prefix = "backbone.inner." if way == "embeddings" else "backbone."
@@ -254,16 +254,16 @@ def test_fit__from_a_pretrained_backbone(way: str, photos: Path, whole: Path, tm
     saved, first = told(done.path, "model/config.json"), told(whole, "model/config.json")
     assert (saved["classifier"]["name"], saved["size_px"]) == ("resnet32", 8)
     assert (saved["view"]["mean"], saved["view"]["std"]) == (first["view"]["mean"], first["view"]["std"])
-    assert len(ek.label(done.path, photos, **QUICK)) == 20
-    assert ek.evaluate(done.path, photos, **QUICK)["n_scored"] == 20
-    again = ek.fit(photos, out=tmp_path / "again", epochs=1, model=str(done.path), **FIT)  # a fit's backbone serves too
+    assert len(lw.label(done.path, photos, **QUICK)) == 20
+    assert lw.evaluate(done.path, photos, **QUICK)["n_scored"] == 20
+    again = lw.fit(photos, out=tmp_path / "again", epochs=1, model=str(done.path), **FIT)  # a fit's backbone serves too
     assert told(again.path, "model/config.json")["classifier"]["unit_feats"] is False
 
 
 def test_transformers_model__goes_on_and_is_found_again(photos: Path, tmp_path: Path) -> None:
     vit = str(clip_folders.save_vision(tmp_path / "vit", size_px=16))
     how = {**SHORT, "size_px": None, "epochs": 1, "settings": {"batch_size": 8, "optimizer": "adamw", "lr": 1e-3}}
-    run = ek.pretrain(photos, out=tmp_path / "run", model=vit, **how)
+    run = lw.pretrain(photos, out=tmp_path / "run", model=vit, **how)
     shutil.rmtree(vit)
     stats = image_stats(str(run))
     assert stats.size_px == 16
@@ -273,7 +273,7 @@ def test_transformers_model__goes_on_and_is_found_again(photos: Path, tmp_path: 
     assert torch.equal(first.backbone.state_dict()[key], weights(run)[f"backbone.{key}"])
     assert torch.equal(first.backbone.state_dict()[key], second.backbone.state_dict()[key])
     assert not torch.equal(first.head.weight, second.head.weight)  # type: ignore[arg-type]
-    again = ek.pretrain(photos, out=tmp_path / "again", model=str(run), **how)
+    again = lw.pretrain(photos, out=tmp_path / "again", model=str(run), **how)
     assert told(again, "model/config.json")["classifier"]["transformers"]["model_type"] == "vit"
 
 
@@ -281,15 +281,15 @@ def test_saved_backbone__says_what_it_cannot_be(photos: Path, whole: Path, tmp_p
     assert saved_backbone(str(photos)) is None
     assert (network_of(str(whole)), is_two_tower(str(whole))) == ("resnet32", False)
     assert image_stats(str(whole)) == image_stats(str(whole / "model"))
-    for verb in (ek.label, ek.evaluate):
+    for verb in (lw.label, lw.evaluate):
         with pytest.raises(DataError, match="knows no classes"):
             verb(whole, photos, **QUICK)
     with pytest.raises(DataError, match="of which there is no report"):
-        ek.report(whole)
+        lw.report(whole)
     with pytest.raises(ConfigError, match="random weights leave nothing of"):
-        ek.fit(photos, out=tmp_path / "fit", model=str(whole), pretrained=False, **FIT)
+        lw.fit(photos, out=tmp_path / "fit", model=str(whole), pretrained=False, **FIT)
     with pytest.raises(ConfigError, match="has no text side"):
-        ek.fit(photos, out=tmp_path / "fit", model=str(whole), **{**FIT, "method": "cap", "settings": {}})
+        lw.fit(photos, out=tmp_path / "fit", model=str(whole), **{**FIT, "method": "cap", "settings": {}})
     assert not (tmp_path / "fit").exists()
     broken = tmp_path / "broken"
     shutil.copytree(whole, broken)

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from evenkeel.data.table import Images, LabelTable
-from evenkeel.errors import ConfigError
-from evenkeel.predict import Answers
-from evenkeel.results import checked_target, confusions, label_rows, model_card, write_class_folders
+from labelwright.data.table import Images, LabelTable
+from labelwright.errors import ConfigError
+from labelwright.predict import Answers
+from labelwright.results import checked_target, confusions, label_rows, model_card, write_class_folders
 from pictures import write_folders
 
 NAMES = ("ant", "bee", "cow")

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from evenkeel import telling
-from evenkeel.run import Run
+from labelwright import telling
+from labelwright.run import Run
 
 BEGIN: dict[str, Any] = {
     "kind": "begin",
@@ -110,7 +110,7 @@ def test_novel_lines__what_was_found_and_how_right_it_is() -> None:
     assert telling.novel_lines(summary) == [
         "3 classes beyond the named ones (2 to 4 are about as likely): okapi (1,200 images, perhaps zebra), "
         "novel-2 (1 image, perhaps dik-dik), novel-3 (0 images)",
-        "to name one: evenkeel label RUN PHOTOS --rename novel-2=NAME",
+        "to name one: labelwright label RUN PHOTOS --rename novel-2=NAME",
         "unlabelled images right: of named classes 90.0%, all in all 75.0%",
     ]
     many = [{"name": f"novel-{i}", "n_images": 5} for i in range(1, telling.LINES_MAX + 3)]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from evenkeel.types import Candidates
+from labelwright.types import Candidates
 
 N, C = 200, 17
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from evenkeel.adapters.aligned import AlignedNet
-from evenkeel.adapters.lora import LoraTowers
-from evenkeel.adapters.prompts import PromptedTowers
-from evenkeel.adapters.residual import ResidualAdapter
-from evenkeel.adapters.towers import EmbeddedTowers, FrozenTowers
-from evenkeel.encoders.backbones import Classifier, Stored, classifier_config, from_config
+from labelwright.adapters.aligned import AlignedNet
+from labelwright.adapters.lora import LoraTowers
+from labelwright.adapters.prompts import PromptedTowers
+from labelwright.adapters.residual import ResidualAdapter
+from labelwright.adapters.towers import EmbeddedTowers, FrozenTowers
+from labelwright.encoders.backbones import Classifier, Stored, classifier_config, from_config
 from two_towers import pixels, two_tower
 
 TEXTS = ["a photo of a cat", "a photo of an owl", "a big dog"]

@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from evenkeel.adapters.lora import LoraTowers
-from evenkeel.encoders.clip import TwoTower, load_two_tower
-from evenkeel.errors import ConfigError
+from labelwright.adapters.lora import LoraTowers
+from labelwright.encoders.clip import TwoTower, load_two_tower
+from labelwright.errors import ConfigError
 from two_towers import pixels, two_tower
 
-SHARED = Path(os.environ.get("EVENKEEL_SHARED", Path(__file__).parents[3] / "../shared"))
+SHARED = Path(os.environ.get("LABELWRIGHT_SHARED", Path(__file__).parents[3] / "../shared"))
 FAMILIES = ["clip", "siglip"]
 TEXTS = ["a photo of a cat", "a photo of a big dog", "a photo of an owl"]
 

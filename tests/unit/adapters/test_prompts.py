@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from evenkeel.adapters import towers
-from evenkeel.adapters.prompts import PromptedTowers, PromptedVision, rebuild_prompted_vision
-from evenkeel.encoders.clip import load_two_tower
-from evenkeel.encoders.pretrained import from_transformers_config, parse_transformers_config
-from evenkeel.errors import ConfigError
+from labelwright.adapters import towers
+from labelwright.adapters.prompts import PromptedTowers, PromptedVision, rebuild_prompted_vision
+from labelwright.encoders.clip import load_two_tower
+from labelwright.encoders.pretrained import from_transformers_config, parse_transformers_config
+from labelwright.errors import ConfigError
 from two_towers import LENGTH, WIDTH, WORDS, pixels, two_tower
 
-SHARED = Path(os.environ.get("EVENKEEL_SHARED", Path(__file__).parents[3] / "../shared"))
+SHARED = Path(os.environ.get("LABELWRIGHT_SHARED", Path(__file__).parents[3] / "../shared"))
 FAMILIES = ["clip", "siglip"]
 NAMES = ["cat", "big dog with red spots", "red cat"]
 

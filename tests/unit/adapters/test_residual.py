@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from evenkeel.adapters.residual import ResidualAdapter
+from labelwright.adapters.residual import ResidualAdapter
 
 
 def made(n_features=8, *, seed=0, **knobs):

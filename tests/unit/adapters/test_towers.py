@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from evenkeel.adapters.towers import EmbeddedTowers, FrozenTowers, Towers
-from evenkeel.errors import ConfigError
+from labelwright.adapters.towers import EmbeddedTowers, FrozenTowers, Towers
+from labelwright.errors import ConfigError
 from two_towers import pixels, two_tower
 
 TEXTS = ["a photo of a cat", "a photo of an owl", "a big dog"]

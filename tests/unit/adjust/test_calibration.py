@@ -7,9 +7,18 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
-from evenkeel.adjust import calibration
-from evenkeel.adjust.calibration import ema, init_memory, push, push_rows, rows_of, score_rows, slopes, slopes_from_rows
-from evenkeel.errors import ConfigError, DataError
+from labelwright.adjust import calibration
+from labelwright.adjust.calibration import (
+    ema,
+    init_memory,
+    push,
+    push_rows,
+    rows_of,
+    score_rows,
+    slopes,
+    slopes_from_rows,
+)
+from labelwright.errors import ConfigError, DataError
 
 _spec = importlib.util.spec_from_file_location(
     "slopes_benchmark", Path(__file__).parents[3] / "benchmarks" / "slopes.py"

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evenkeel.adjust.confusion import confusion_margin, pace, rescaled_similarity
+from labelwright.adjust.confusion import confusion_margin, pace, rescaled_similarity
 
 
 def unit(*shape, seed=0, dtype=torch.float64):

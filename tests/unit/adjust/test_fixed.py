@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from evenkeel.adjust import fixed
-from evenkeel.errors import ConfigError, DataError
+from labelwright.adjust import fixed
+from labelwright.errors import ConfigError, DataError
 
 COUNTS = [500, 60, 5]
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from evenkeel.adjust.pace import class_distribution, divergence, normalised, pace_margin
-from evenkeel.errors import ConfigError, DataError
+from labelwright.adjust.pace import class_distribution, divergence, normalised, pace_margin
+from labelwright.errors import ConfigError, DataError
 
 EVEN = torch.full((4,), 0.25)
 

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from evenkeel.annotators import load_matching, views_of
-from evenkeel.benchmarking.grid import Given, Guessing
-from evenkeel.benchmarking.pools import (
+from labelwright.annotators import load_matching, views_of
+from labelwright.benchmarking.grid import Given, Guessing
+from labelwright.benchmarking.pools import (
     as_given,
     converted,
     descriptions_of,
@@ -27,13 +27,13 @@ from evenkeel.benchmarking.pools import (
     target_pool,
     with_nonsense,
 )
-from evenkeel.data.registry import open_dataset
-from evenkeel.data.table import Images, LabelTable
-from evenkeel.encoders.templates import prompt_text_feats, templates_named
-from evenkeel.errors import ConfigError, DataError
-from evenkeel.prepare import open_source
+from labelwright.data.registry import open_dataset
+from labelwright.data.table import Images, LabelTable
+from labelwright.encoders.templates import prompt_text_feats, templates_named
+from labelwright.errors import ConfigError, DataError
+from labelwright.prepare import open_source
 
-SHARED = Path(os.environ.get("EVENKEEL_SHARED", Path(__file__).parents[4] / "shared"))
+SHARED = Path(os.environ.get("LABELWRIGHT_SHARED", Path(__file__).parents[4] / "shared"))
 needs_data = pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="the data sets are not on this machine")
 NAMES = tuple("abcdefghij")
 
@@ -214,7 +214,7 @@ def test_share_of__does_not_look_at_classes_and_lies_in_the_larger_one() -> None
 
 
 def test_probs_of__are_the_mean_over_prompts_of_each_softmax(noise: LabelTable) -> None:
-    model = "evenkeel/digits-clip"
+    model = "labelwright/digits-clip"
     found = probs_of(noise, model, templates="photo27", device="cpu")
     on = torch.device("cpu")
     encoder = load_matching(model, device=on, precision="auto")

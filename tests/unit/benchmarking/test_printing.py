@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from evenkeel.benchmarking.grid import BenchTable, Cell, Given, Guessing
-from evenkeel.benchmarking.printing import format_table
-from evenkeel.benchmarking.tables import TABLES
+from labelwright.benchmarking.grid import BenchTable, Cell, Given, Guessing
+from labelwright.benchmarking.printing import format_table
+from labelwright.benchmarking.tables import TABLES
 
 MACHINE = {"n_threads": 1, "device": "cpu", "processor": "made-up", "precision_used": "float32", "commit": "abc"}
 

@@ -15,13 +15,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from evenkeel import api
-from evenkeel.benchmarking import runner
-from evenkeel.benchmarking.grid import BenchTable, Cell, Given
-from evenkeel.benchmarking.tables import TABLES
-from evenkeel.data.registry import open_dataset
-from evenkeel.data.table import LabelTable
-from evenkeel.errors import ConfigError
+from labelwright import api
+from labelwright.benchmarking import runner
+from labelwright.benchmarking.grid import BenchTable, Cell, Given
+from labelwright.benchmarking.tables import TABLES
+from labelwright.data.registry import open_dataset
+from labelwright.data.table import LabelTable
+from labelwright.errors import ConfigError
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -59,8 +59,8 @@ def test_bench__names_what_does_not_exist(table: str, cells: tuple[str, ...], me
     ("table", "options", "message"),
     [
         ("cap-gtsrb", {}, "adapts a vision-language model, and none is named\n  fix: name one with --model"),
-        ("cap-gtsrb", {"model": "evenkeel/digits-clip", "full": True}, "has one schedule\n  fix: leave --full out"),
-        ("gtsrb", {"model": "evenkeel/digits-clip"}, "trains its own network\n  fix: leave --model out"),
+        ("cap-gtsrb", {"model": "labelwright/digits-clip", "full": True}, "has one schedule\n  fix: leave --full out"),
+        ("gtsrb", {"model": "labelwright/digits-clip"}, "trains its own network\n  fix: leave --model out"),
     ],
 )
 def test_bench__a_model_where_it_belongs(table: str, options: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_bench__runs_a_cell_once_and_prints_what_it_scored(folder: Path, tmp_pat
     assert f"{100 * summary['test']['balanced_accuracy']:.1f}" in again
 
 
-MODEL = "evenkeel/digits-clip"
+MODEL = "labelwright/digits-clip"
 
 
 @pytest.fixture(scope="module")

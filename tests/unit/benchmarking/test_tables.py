@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 import pytest
 
-from evenkeel.benchmarking.coreg_tables import PIXELS, PIXELS_40, PIXELS_80
-from evenkeel.benchmarking.grid import Given, Guessing
-from evenkeel.benchmarking.tables import TABLES
-from evenkeel.methods.coreg import Config as CoregConfig
-from evenkeel.methods.registry import METHODS, resolve_config
+from labelwright.benchmarking.coreg_tables import PIXELS, PIXELS_40, PIXELS_80
+from labelwright.benchmarking.grid import Given, Guessing
+from labelwright.benchmarking.tables import TABLES
+from labelwright.methods.coreg import Config as CoregConfig
+from labelwright.methods.registry import METHODS, resolve_config
 
 POOLS = {name: table for name, table in TABLES.items() if table.is_pool}
 COREG = {name: table for name, table in TABLES.items() if name.startswith("coreg")}

@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from evenkeel.data.augment import RowGenerator, normalize, random_crop_flip, random_resized_crop
-from evenkeel.data.randaugment import RandAugment, cutout, warp
+from labelwright.data.augment import RowGenerator, normalize, random_crop_flip, random_resized_crop
+from labelwright.data.randaugment import RandAugment, cutout, warp
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from evenkeel.data import cache
-from evenkeel.data.cache import (
+from labelwright.data import cache
+from labelwright.data.cache import (
     PixelCache,
     StreamedPixels,
     build_cache,
@@ -21,8 +21,8 @@ from evenkeel.data.cache import (
     open_pixels,
     resize_to_square,
 )
-from evenkeel.data.table import Images, LabelTable
-from evenkeel.errors import ConfigError
+from labelwright.data.table import Images, LabelTable
+from labelwright.errors import ConfigError
 
 SIZES = ((8, 8), (13, 8), (8, 21), (40, 30), (5, 6), (8, 8))  # width, height
 
@@ -156,7 +156,7 @@ BUILD_SLOWLY = """
 import os, sys, time
 from pathlib import Path
 from test_cache import table_of
-from evenkeel.data import cache
+from labelwright.data import cache
 folder, n_builds, delay_s = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 resize = cache.resize_to_square
 def slow(image, *, size_px):
@@ -227,7 +227,7 @@ def test_build_cache__no_room_and_unwritable_folders_say_so(
         build_cache(table, size_px=8, folder=tmp_path / "file")
     with pytest.raises(ConfigError, match=r"no room .* GB needed, .* GB free") as caught:
         build_cache(table, size_px=10_000_000, folder=tmp_path / "cache")
-    assert "EVENKEEL_CACHE" in caught.value.fix
+    assert "LABELWRIGHT_CACHE" in caught.value.fix
 
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
@@ -245,14 +245,14 @@ def test_build_cache__refuses(table: LabelTable, tmp_path: Path, settings: dict[
 
 
 def test_default_cache_folder__environment_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("EVENKEEL_CACHE", str(tmp_path / "mine"))
+    monkeypatch.setenv("LABELWRIGHT_CACHE", str(tmp_path / "mine"))
     assert default_cache_folder() == tmp_path / "mine"
-    monkeypatch.delenv("EVENKEEL_CACHE")
+    monkeypatch.delenv("LABELWRIGHT_CACHE")
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_cache_folder() == tmp_path / "evenkeel"
+    assert default_cache_folder() == tmp_path / "labelwright"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert default_cache_folder() == Path.home() / ".cache" / "evenkeel"
+    assert default_cache_folder() == Path.home() / ".cache" / "labelwright"
 
 
 def test_streamed_pixels__equal_the_cache_bit_for_bit(broken: LabelTable, tmp_path: Path) -> None:

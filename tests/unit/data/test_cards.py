@@ -4,8 +4,8 @@ import collections
 
 import pytest
 
-from evenkeel.data.cards import DATASETS, SPELLINGS, dataset_card, plain_name
-from evenkeel.errors import ConfigError
+from labelwright.data.cards import DATASETS, SPELLINGS, dataset_card, plain_name
+from labelwright.errors import ConfigError
 
 
 @pytest.mark.parametrize("card", DATASETS.values(), ids=list(DATASETS))

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from evenkeel.data.columns import METADATA_KEY, as_weights
-from evenkeel.data.read import load
-from evenkeel.errors import DataError
+from labelwright.data.columns import METADATA_KEY, as_weights
+from labelwright.data.read import load
+from labelwright.errors import DataError
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_weights__of_unknown_candidates_go_with_them(photos) -> None:
 
 
 def test_weights__of_a_later_batch_name_its_row(photos, monkeypatch) -> None:
-    monkeypatch.setattr("evenkeel.data.columns.BATCH_ROWS", 2)
+    monkeypatch.setattr("labelwright.data.columns.BATCH_ROWS", 2)
     with pytest.raises(DataError) as caught:
         read_weights(photos, sets=[["cat"]] * 4, weights=[[1.0], [1.0], [1.0], [1.0, 1.0]])
     assert [p.row for p in caught.value.problems] == [3]

@@ -7,11 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from evenkeel.data.embeddings import NPZ_KEYS, GivenFeats, UserEmbeddings, load_embeddings
-from evenkeel.data.images import check_images, format_problems
-from evenkeel.encoders.store import EmbeddingViews, StoredFeats, images_digest
-from evenkeel.errors import ConfigError, DataError
-from evenkeel.types import ViewSource
+from labelwright.data.embeddings import NPZ_KEYS, GivenFeats, UserEmbeddings, load_embeddings
+from labelwright.data.images import check_images, format_problems
+from labelwright.encoders.store import EmbeddingViews, StoredFeats, images_digest
+from labelwright.errors import ConfigError, DataError
+from labelwright.types import ViewSource
 
 CPU = torch.device("cpu")
 N, D = 5, 4

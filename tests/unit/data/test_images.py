@@ -8,10 +8,10 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from evenkeel.data.images import check_images, decode_rgb, format_problems, resolve_problems
-from evenkeel.data.read import load
-from evenkeel.data.table import Images, LabelTable
-from evenkeel.errors import ConfigError, DataError, Problem
+from labelwright.data.images import check_images, decode_rgb, format_problems, resolve_problems
+from labelwright.data.read import load
+from labelwright.data.table import Images, LabelTable
+from labelwright.errors import ConfigError, DataError, Problem
 
 
 def encode(image: Image.Image, kind: str = "png", **options: object) -> bytes:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from evenkeel.data import noise
-from evenkeel.errors import ConfigError
-from evenkeel.types import Candidates
+from labelwright.data import noise
+from labelwright.errors import ConfigError
+from labelwright.types import Candidates
 
 N, C = 20_000, 8
 LABELS = np.random.default_rng(0).integers(0, C, size=N)

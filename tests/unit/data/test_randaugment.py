@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from evenkeel.data.randaugment import OPERATIONS, RandAugment, apply_operations, cutout, warp
+from labelwright.data.randaugment import OPERATIONS, RandAugment, apply_operations, cutout, warp
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from evenkeel.data.columns import find_roles
-from evenkeel.data.read import load
-from evenkeel.errors import ConfigError, DataError
+from labelwright.data.columns import find_roles
+from labelwright.data.read import load
+from labelwright.errors import ConfigError, DataError
 
-SHARED = Path(os.environ.get("EVENKEEL_SHARED", Path(__file__).parents[3] / "../shared"))
+SHARED = Path(os.environ.get("LABELWRIGHT_SHARED", Path(__file__).parents[3] / "../shared"))
 
 
 @pytest.fixture(autouse=True)
@@ -405,7 +405,7 @@ def test_parquet__raw_bytes_without_features(tmp_path) -> None:
 
 def test_hub__offline_is_one_clear_message() -> None:
     code = (
-        "from evenkeel.data.read import load; from evenkeel.errors import OfflineError\n"
+        "from labelwright.data.read import load; from labelwright.errors import OfflineError\n"
         "try: load('nobody/nothing-here:main')\n"
         "except OfflineError as e: print(e)"
     )

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evenkeel.data import registry
-from evenkeel.data.cards import DATASETS
-from evenkeel.data.registry import open_dataset
-from evenkeel.errors import ConfigError, DataError, OfflineError
+from labelwright.data import registry
+from labelwright.data.cards import DATASETS
+from labelwright.data.registry import open_dataset
+from labelwright.errors import ConfigError, DataError, OfflineError
 
-SHARED = Path(os.environ.get("EVENKEEL_SHARED", Path(__file__).parents[3] / "../shared"))
+SHARED = Path(os.environ.get("LABELWRIGHT_SHARED", Path(__file__).parents[3] / "../shared"))
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ def test_open_dataset__offline_says_what_where_and_how(no_network, monkeypatch, 
     for part in (
         "SVHN is not on this machine",
         "ConnectionError: cannot reach the hub",
-        "EVENKEEL_DATA is not set",
+        "LABELWRIGHT_DATA is not set",
         "hf download --repo-type dataset ufldl-stanford/svhn --local-dir DATA/svhn",
         "train, test, extra",
     ):
@@ -67,8 +67,8 @@ def test_open_dataset__offline_says_what_where_and_how(no_network, monkeypatch, 
     with pytest.raises(OfflineError, match="does not hold its test split"):
         open_dataset("svhn", root=tmp_path, split="test")
     assert len(no_network) == 1
-    monkeypatch.setenv("EVENKEEL_DATA", str(tmp_path))
-    with pytest.raises(OfflineError, match="EVENKEEL_DATA is ") as caught:
+    monkeypatch.setenv("LABELWRIGHT_DATA", str(tmp_path))
+    with pytest.raises(OfflineError, match="LABELWRIGHT_DATA is ") as caught:
         open_dataset("imagenet-1k", split="train")
     assert "accept its terms" in caught.value.fix
     with pytest.raises(OfflineError, match="not on the hub") as caught:
@@ -114,7 +114,7 @@ def test_open_dataset__parquet_of_the_right_configuration_and_split(tmp_path, mo
     write_parquet(root / "cropped_digits" / "train-00000-of-00001.parquet", [3, 0, 9])
     write_parquet(root / "cropped_digits" / "extra-00000-of-00001.parquet", [5, 5])
     write_parquet(root / "full_numbers" / "train-00000-of-00001.parquet", [1])
-    monkeypatch.setenv("EVENKEEL_DATA", str(tmp_path))
+    monkeypatch.setenv("LABELWRIGHT_DATA", str(tmp_path))
     table = open_dataset("SVHN", split="train")
     assert [table.class_names[k] for k in table.labels] == ["3", "0", "9"]
     assert len(table.class_names) == 10
@@ -189,7 +189,7 @@ def test_open_dataset__lists_of_names(tmp_path):
 def test_open_dataset__real_files(key):
     path = SHARED / f"data/{key}-test.parquet"
     if not path.exists():
-        pytest.skip(f"no {path}: set EVENKEEL_SHARED")
+        pytest.skip(f"no {path}: set LABELWRIGHT_SHARED")
     card = DATASETS[key]
     table = open_dataset(key, root=path, split="test")
     assert len(table) == len(table.where("test")) == card.splits["test"]

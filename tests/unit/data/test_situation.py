@@ -5,10 +5,10 @@ import pyarrow as pa
 import pytest
 import torch
 
-from evenkeel.data.situation import METHODS, detect, gini
-from evenkeel.data.table import Images, LabelTable
-from evenkeel.errors import ConfigError, DataError
-from evenkeel.types import Candidates
+from labelwright.data.situation import METHODS, detect, gini
+from labelwright.data.table import Images, LabelTable
+from labelwright.errors import ConfigError, DataError
+from labelwright.types import Candidates
 
 
 def make_table(labels: list[int], sets: list[list[int]] | None = None, split: list[int] | None = None) -> LabelTable:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evenkeel.data import splits
-from evenkeel.errors import ConfigError
+from labelwright.data import splits
+from labelwright.errors import ConfigError
 
 CIFAR = np.repeat(np.arange(10), 5000)
 
@@ -207,10 +207,10 @@ def test_kfold__groups():
 
 
 def test_gtsrb__no_sign_on_two_sides():
-    folder = Path(os.environ.get("EVENKEEL_SHARED", Path(__file__).parents[3] / "../shared"))
+    folder = Path(os.environ.get("LABELWRIGHT_SHARED", Path(__file__).parents[3] / "../shared"))
     path = folder / "data/gtsrb-train.parquet"
     if not path.exists():
-        pytest.skip(f"no {path}: set EVENKEEL_SHARED")
+        pytest.skip(f"no {path}: set LABELWRIGHT_SHARED")
     import pyarrow.parquet as pq
 
     table = pq.read_table(path, columns=["label", "track"])

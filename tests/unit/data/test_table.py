@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from evenkeel.data.build import _repeated, hash_strings
-from evenkeel.data.table import NOTICES, PROBLEM_KINDS, Images, LabelTable
-from evenkeel.errors import ConfigError, DataError, Problem
-from evenkeel.types import Candidates
+from labelwright.data.build import _repeated, hash_strings
+from labelwright.data.table import NOTICES, PROBLEM_KINDS, Images, LabelTable
+from labelwright.errors import ConfigError, DataError, Problem
+from labelwright.types import Candidates
 
 
 def strings(*values: str) -> pa.Array:
@@ -172,7 +172,7 @@ def test_repeated__against_a_set() -> None:
 
 
 def test_repeated__equal_hashes_are_compared_in_full(monkeypatch) -> None:
-    monkeypatch.setattr("evenkeel.data.build.hash_strings", lambda column: np.zeros(len(column), np.uint64))
+    monkeypatch.setattr("labelwright.data.build.hash_strings", lambda column: np.zeros(len(column), np.uint64))
     assert _repeated(strings("a", "b", "a", "c")).tolist() == [2]
 
 

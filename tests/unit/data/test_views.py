@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from evenkeel.data.cache import PixelCache
-from evenkeel.data.views import VIEWS, PixelViews, ViewSettings, channel_stats
-from evenkeel.errors import ConfigError, Problem
-from evenkeel.types import ViewSource
+from labelwright.data.cache import PixelCache
+from labelwright.data.views import VIEWS, PixelViews, ViewSettings, channel_stats
+from labelwright.errors import ConfigError, Problem
+from labelwright.types import ViewSource
 
 CPU = torch.device("cpu")
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -161,7 +161,7 @@ def test_channel_stats__equal_numpy_and_leave_out_unreadable_images() -> None:
 
 def test_cifar__weak_and_strong_views_of_real_images() -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    shared = Path(os.environ.get("EVENKEEL_SHARED", Path(__file__).parents[3] / "../shared"))
+    shared = Path(os.environ.get("LABELWRIGHT_SHARED", Path(__file__).parents[3] / "../shared"))
     file = shared / "data" / "cifar10-test.parquet"
     if not file.exists():
         pytest.skip(f"no CIFAR-10 at {file}")

@@ -10,7 +10,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from evenkeel.encoders.backbones import (
+from labelwright.encoders.backbones import (
     Classifier,
     MlpHead,
     Stored,
@@ -20,11 +20,11 @@ from evenkeel.encoders.backbones import (
     from_config,
     param_groups,
 )
-from evenkeel.encoders.pretrained import ImageStats, image_stats
-from evenkeel.encoding import EncoderNets, OwnNets
-from evenkeel.errors import ConfigError
+from labelwright.encoders.pretrained import ImageStats, image_stats
+from labelwright.encoding import EncoderNets, OwnNets
+from labelwright.errors import ConfigError
 
-SHARED = Path(os.environ.get("EVENKEEL_SHARED", Path(__file__).parents[3] / "../shared"))
+SHARED = Path(os.environ.get("LABELWRIGHT_SHARED", Path(__file__).parents[3] / "../shared"))
 VIT = {
     "hidden_size": 16,
     "num_hidden_layers": 3,

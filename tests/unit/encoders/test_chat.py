@@ -14,9 +14,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 import chat_stub
 from chat_stub import ChatStub, Drop, Fail, Raw, Stall, rate_limit
-from evenkeel.encoders.chat import Question, ask_many, estimate, local_chat, openai_chat
-from evenkeel.encoders.chat_endpoint import FIRST_WAIT_S, LONGEST_WAIT_S
-from evenkeel.errors import ConfigError, DataError, OfflineError
+from labelwright.encoders.chat import Question, ask_many, estimate, local_chat, openai_chat
+from labelwright.encoders.chat_endpoint import FIRST_WAIT_S, LONGEST_WAIT_S
+from labelwright.errors import ConfigError, DataError, OfflineError
 
 CPU = torch.device("cpu")
 RED = Image.new("RGB", (32, 32), (255, 0, 0))
@@ -91,7 +91,7 @@ def test_ask__faults_that_pass(caplog):
     assert len(stub.seen) == 7
     longest = [FIRST_WAIT_S * 2**i for i in range(6)]
     assert all(most / 2 <= wait <= most for wait, most in zip(waits, longest, strict=True))
-    assert [record.levelname for record in caplog.records if record.name.startswith("evenkeel")] == ["WARNING"] * 6
+    assert [record.levelname for record in caplog.records if record.name.startswith("labelwright")] == ["WARNING"] * 6
     assert f"{stub.url}: HTTP 500: out of order; asking again in" in caplog.text
     assert "no connection" in caplog.text
     assert "not JSON" in caplog.text
@@ -189,7 +189,7 @@ def test_openai_chat__package_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(ConfigError, match="needs the openai package") as caught:
         openai_chat("m", base_url="http://localhost:1/v1")
-    assert caught.value.fix == "pip install 'evenkeel[llm]'"
+    assert caught.value.fix == "pip install 'labelwright[llm]'"
 
 
 def test_openai_chat__key_and_url(monkeypatch):

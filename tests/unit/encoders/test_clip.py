@@ -14,12 +14,12 @@ import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from evenkeel.encoders.clip import TwoTower, load_two_tower, resolve_name
-from evenkeel.encoders.pretrained import ImageStats, image_stats, load_config, load_vision_model
-from evenkeel.encoders.templates import TEMPLATES, class_text_feats
-from evenkeel.errors import ConfigError, OfflineError
+from labelwright.encoders.clip import TwoTower, load_two_tower, resolve_name
+from labelwright.encoders.pretrained import ImageStats, image_stats, load_config, load_vision_model
+from labelwright.encoders.templates import TEMPLATES, class_text_feats
+from labelwright.errors import ConfigError, OfflineError
 
-SHARED = Path(os.environ.get("EVENKEEL_SHARED", Path(__file__).parents[3] / "../shared"))
+SHARED = Path(os.environ.get("LABELWRIGHT_SHARED", Path(__file__).parents[3] / "../shared"))
 CPU = torch.device("cpu")
 WORDS = ["<pad>", "<unk>", "<bos>", "<eos>", "a", "photo", "of", "the", "cat", "dog", "owl", "two", "large"]
 LENGTH = 12
@@ -202,7 +202,7 @@ def test_text_feats__batches(checkpoints, monkeypatch):
     tower = load(checkpoints["clip"])
     texts = TEXTS * 3
     whole = tower.text_feats(texts)
-    monkeypatch.setattr("evenkeel.encoders.clip.TEXT_BATCH", 4)
+    monkeypatch.setattr("labelwright.encoders.clip.TEXT_BATCH", 4)
     torch.testing.assert_close(tower.text_feats(texts), whole, atol=1e-5, rtol=1e-5)
     assert tower.text_feats([]).shape == (0, 10)
     with pytest.raises(ConfigError, match="texts to embed is empty"):
@@ -221,7 +221,7 @@ def test_text_feats__cuts_long_texts_and_says_so_once(checkpoints, family, caplo
     tower = load(checkpoints[family])
     assert tower.max_tokens == LENGTH
     fits = " ".join(["cat"] * (LENGTH - 2))
-    with caplog.at_level(logging.WARNING, logger="evenkeel"):
+    with caplog.at_level(logging.WARNING, logger="labelwright"):
         tower.text_feats([fits])
         assert not caplog.records
         z = tower.text_feats(["dog", fits + " dog", fits + " owl owl"])
@@ -326,35 +326,35 @@ def test_load_two_tower__told_to_stay_offline(monkeypatch):
 
 
 def test_resolve_name__inside_the_package(checkpoints, tmp_path, monkeypatch):
-    monkeypatch.setattr("evenkeel.encoders.pretrained.EMBEDDED", tmp_path)
-    with pytest.raises(ConfigError, match="no model evenkeel/tiny inside this package") as caught:
-        resolve_name("evenkeel/tiny")
+    monkeypatch.setattr("labelwright.encoders.pretrained.EMBEDDED", tmp_path)
+    with pytest.raises(ConfigError, match="no model labelwright/tiny inside this package") as caught:
+        resolve_name("labelwright/tiny")
     assert "there is none" in caught.value.fix
     for name in ("tiny", "other"):
         shutil.copytree(checkpoints["clip"], tmp_path / name)
-    assert resolve_name("evenkeel/tiny") == str(tmp_path / "tiny")
+    assert resolve_name("labelwright/tiny") == str(tmp_path / "tiny")
 
     def no_question(*args, **kwargs):
         raise AssertionError("the hub was asked")
 
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", no_question)
-    tower = load("evenkeel/tiny")
-    assert tower.name == "evenkeel/tiny"
+    tower = load("labelwright/tiny")
+    assert tower.name == "labelwright/tiny"
     assert tower.identity == load(checkpoints["clip"]).identity
-    assert image_stats("evenkeel/tiny") == tower.stats
-    assert load_config("evenkeel/tiny").model_type == "clip"
-    assert torch.equal(load_vision_model("evenkeel/tiny")(pixels(2)), tower.vision(pixels(2)))
+    assert image_stats("labelwright/tiny") == tower.stats
+    assert load_config("labelwright/tiny").model_type == "clip"
+    assert torch.equal(load_vision_model("labelwright/tiny")(pixels(2)), tower.vision(pixels(2)))
     for function in (load, image_stats, load_config, load_vision_model):
-        with pytest.raises(ConfigError, match="no model evenkeel/none inside this package") as caught:
-            function("evenkeel/none")
-        assert "there is evenkeel/other, evenkeel/tiny" in caught.value.fix
+        with pytest.raises(ConfigError, match="no model labelwright/none inside this package") as caught:
+            function("labelwright/none")
+        assert "there is labelwright/other, labelwright/tiny" in caught.value.fix
 
 
 def test_load_two_tower__real_clip():
     """Zero-shot on the first 1,000 test images of CIFAR-10; the model's card has 0.657 on all 10,000."""
     folder, path = SHARED / "models" / "tiny-clip", SHARED / "data" / "cifar10-test.parquet"
     if not folder.is_dir() or not path.is_file():
-        pytest.skip(f"no {folder} or {path}: set EVENKEEL_SHARED")
+        pytest.skip(f"no {folder} or {path}: set LABELWRIGHT_SHARED")
     from io import BytesIO
 
     import numpy as np

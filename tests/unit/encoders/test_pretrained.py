@@ -8,8 +8,8 @@ import sys
 import pytest
 import transformers
 
-from evenkeel.encoders.pretrained import ImageStats, image_stats, load_vision_model
-from evenkeel.errors import ConfigError, OfflineError
+from labelwright.encoders.pretrained import ImageStats, image_stats, load_vision_model
+from labelwright.errors import ConfigError, OfflineError
 
 
 def save_vit(folder):
@@ -46,8 +46,8 @@ def test_load_vision_model__told_to_stay_offline(monkeypatch):
 UNREACHABLE = """
 import json, time
 import transformers
-from evenkeel.encoders.pretrained import load_vision_model
-from evenkeel.errors import OfflineError
+from labelwright.encoders.pretrained import load_vision_model
+from labelwright.errors import OfflineError
 
 def load(name):
     start = time.monotonic()

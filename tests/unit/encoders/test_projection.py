@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from evenkeel.encoders.backbones import Classifier, MlpHead, build, param_groups
-from evenkeel.encoders.projection import ProjectedNet
-from evenkeel.errors import ConfigError
-from evenkeel.types import Network
+from labelwright.encoders.backbones import Classifier, MlpHead, build, param_groups
+from labelwright.encoders.projection import ProjectedNet
+from labelwright.errors import ConfigError
+from labelwright.types import Network
 
 D = tiny.N_FEATURES
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from evenkeel.encoders.resnets import preact_resnet18, resnet18, resnet32
+from labelwright.encoders.resnets import preact_resnet18, resnet18, resnet32
 
 
 def conv(n_in, n_out, k=3):

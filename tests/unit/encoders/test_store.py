@@ -16,13 +16,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from evenkeel.data.cache import PixelCache
-from evenkeel.data.table import Images, LabelTable
-from evenkeel.data.views import VIEWS, PixelViews, ViewSettings
-from evenkeel.encoders import store as store_module
-from evenkeel.encoders.store import EmbeddingStore, EmbeddingViews, build_store, images_digest
-from evenkeel.errors import ConfigError
-from evenkeel.types import ViewSource
+from labelwright.data.cache import PixelCache
+from labelwright.data.table import Images, LabelTable
+from labelwright.data.views import VIEWS, PixelViews, ViewSettings
+from labelwright.encoders import store as store_module
+from labelwright.encoders.store import EmbeddingStore, EmbeddingViews, build_store, images_digest
+from labelwright.errors import ConfigError
+from labelwright.types import ViewSource
 
 CPU = torch.device("cpu")
 N, D, V, SIDE = 11, 6, 2, 8
@@ -164,7 +164,7 @@ BUILD_SLOWLY = """
 import sys, time
 from pathlib import Path
 import test_store
-from evenkeel.encoders import store
+from labelwright.encoders import store
 store._SAVE_EVERY_S = 0.0
 folder, delay_s = Path(sys.argv[1]), float(sys.argv[2])
 def slow(x):
@@ -244,13 +244,13 @@ def test_build_store__folders_that_cannot_be_used(tmp_path: Path, monkeypatch: p
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ConfigError, match=r"cannot keep features in .*file") as caught:
         build(tmp_path / "file")
-    assert "EVENKEEL_CACHE" in caught.value.fix
+    assert "LABELWRIGHT_CACHE" in caught.value.fix
     needed = 2 * 5 * N * D
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=needed - 1))
     with pytest.raises(ConfigError, match=r"no room for the features .* GB needed, .* GB free") as caught:
         build(tmp_path / "full")
-    assert "EVENKEEL_CACHE" in caught.value.fix
+    assert "LABELWRIGHT_CACHE" in caught.value.fix
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=needed))
     assert build(tmp_path / "full").n_rows == N
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from evenkeel.encoders.templates import TEMPLATES, class_text_feats, fill, prompt_text_feats, templates_named
-from evenkeel.errors import ConfigError
+from labelwright.encoders.templates import TEMPLATES, class_text_feats, fill, prompt_text_feats, templates_named
+from labelwright.errors import ConfigError
 
 
 def test_templates__sets():
@@ -153,7 +153,7 @@ def test_class_text_feats__mean_of_prompts():
 def test_text_feats__calls_are_bounded(function, monkeypatch):
     names = [f"class {number}" for number in range(10)]
     at_once = function(Hashing(), names, TEMPLATES["short"])
-    monkeypatch.setattr("evenkeel.encoders.templates.TEXTS_AT_ONCE", 21)
+    monkeypatch.setattr("labelwright.encoders.templates.TEXTS_AT_ONCE", 21)
     encode = Hashing()
     torch.testing.assert_close(function(encode, names, TEMPLATES["short"]), at_once)
     assert sum(encode.sizes) == 70

@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from evenkeel.adapters.prompts import PromptedTowers
-from evenkeel.adapters.residual import ResidualAdapter
-from evenkeel.data.views import ViewSettings
-from evenkeel.encoders.backbones import (
+from labelwright.adapters.prompts import PromptedTowers
+from labelwright.adapters.residual import ResidualAdapter
+from labelwright.data.views import ViewSettings
+from labelwright.encoders.backbones import (
     Classifier,
     CosineHead,
     Stored,
@@ -19,8 +19,8 @@ from evenkeel.encoders.backbones import (
     classifier_config,
     from_config,
 )
-from evenkeel.errors import ConfigError
-from evenkeel.model import load_model, save_model
+from labelwright.errors import ConfigError
+from labelwright.model import load_model, save_model
 from two_towers import pixels, two_tower
 
 X = pixels(5).float()

@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from evenkeel.encoders.clip import load_two_tower
-from evenkeel.encoding import concepts_of
-from evenkeel.types import Concepts
+from labelwright.encoders.clip import load_two_tower
+from labelwright.encoding import concepts_of
+from labelwright.types import Concepts
 
-SHARED = Path(os.environ.get("EVENKEEL_SHARED", Path(__file__).parents[3] / "../shared"))
+SHARED = Path(os.environ.get("LABELWRIGHT_SHARED", Path(__file__).parents[3] / "../shared"))
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Signs:
 def signs() -> Signs:
     for path in ("data/gtsrb-test.parquet", "models/tiny-clip", "models/descriptions.json"):
         if not (SHARED / path).exists():
-            pytest.skip(f"no {SHARED / path}: set EVENKEEL_SHARED")
+            pytest.skip(f"no {SHARED / path}: set LABELWRIGHT_SHARED")
     whole = pq.read_table(SHARED / "data/gtsrb-test.parquet")
     class_names = json.loads(whole.schema.metadata[b"huggingface"])["info"]["features"]["label"]["names"]
     some = whole.take(np.sort(np.random.default_rng(0).permutation(len(whole))[:3000]))

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from evenkeel.labels import alignment as module
-from evenkeel.labels.alignment import align
-from evenkeel.types import Concepts, Task
+from labelwright.labels import alignment as module
+from labelwright.labels.alignment import align
+from labelwright.types import Concepts, Task
 
 SCALE = 20.0
 NAMES = ("ant", "bee", "cow", "dog", "elk", "fox")

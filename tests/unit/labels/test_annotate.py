@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from evenkeel.data.read import load
-from evenkeel.data.table import Images, LabelTable
-from evenkeel.errors import ConfigError
-from evenkeel.labels import annotate
-from evenkeel.labels.annotate import candidates_from_feats, describe_candidates, write_candidates
-from evenkeel.types import Candidates
+from labelwright.data.read import load
+from labelwright.data.table import Images, LabelTable
+from labelwright.errors import ConfigError
+from labelwright.labels import annotate
+from labelwright.labels.annotate import candidates_from_feats, describe_candidates, write_candidates
+from labelwright.types import Candidates
 
 RULES = ("union", "top_k", "ratio", "mean")
 N, D, P, C, SCALE = 37, 6, 5, 8, 7.0
@@ -200,7 +200,7 @@ def test_write__files_inside_and_outside_the_folder(tmp_path) -> None:
     assert written.column_names == ["id", "image", "label", "candidates", "weights", "split", "group", "truth"]
     assert written["image"].to_pylist() == ["0.png", "1.png", *map(str, paths[2:])]
     assert written["candidates"].to_pylist() == [["owl", "yak"], [], ["cat|dog"], ["cat|dog", "yak"]]
-    told = json.loads(written.schema.metadata[b"evenkeel"])
+    told = json.loads(written.schema.metadata[b"labelwright"])
     assert told == {"class_names": list(NAMES), "annotator": {"model": "m", "rule": "union"}}
     moved = inside.rename(tmp_path / "elsewhere")
     assert load(moved / "out.parquet", on_bad="report").image(1).getpixel((0, 0))[0] == 10

@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from evenkeel.errors import ConfigError
-from evenkeel.labels.answers import AnswerParser
+from labelwright.errors import ConfigError
+from labelwright.labels.answers import AnswerParser
 
 PETS = ["cat", "dog", "hot dog", "Traffic light", "car", "car wheel", "bus", "No vehicles"]
 
@@ -65,9 +65,9 @@ def test_answer__names_with_a_full_stop_or_signs() -> None:
 
 
 def test_answer__every_name_finds_itself_and_nothing_else() -> None:
-    shared = Path(os.environ.get("EVENKEEL_SHARED", Path(__file__).parents[3] / "../shared"))
+    shared = Path(os.environ.get("LABELWRIGHT_SHARED", Path(__file__).parents[3] / "../shared"))
     if not (shared / "data" / "gtsrb-test.parquet").exists():
-        pytest.skip("needs the shared folder (EVENKEEL_SHARED)")
+        pytest.skip("needs the shared folder (LABELWRIGHT_SHARED)")
     for name, n_classes in (("cifar10", 10), ("gtsrb", 43)):
         schema = pq.read_schema(shared / "data" / f"{name}-test.parquet")
         told = json.loads(schema.metadata[b"huggingface"])["info"]["features"]

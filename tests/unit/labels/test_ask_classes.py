@@ -8,10 +8,10 @@ from filelock import FileLock
 from PIL import Image
 
 import chat_stub
-from evenkeel.data.read import load
-from evenkeel.encoders.chat import openai_chat
-from evenkeel.errors import ConfigError, DataError, OfflineError
-from evenkeel.labels.ask_classes import PHRASINGS, annotate_with_chat, phrase, votes_to_candidates
+from labelwright.data.read import load
+from labelwright.encoders.chat import openai_chat
+from labelwright.errors import ConfigError, DataError, OfflineError
+from labelwright.labels.ask_classes import PHRASINGS, annotate_with_chat, phrase, votes_to_candidates
 
 NAMES = ("red", "green", "blue")
 

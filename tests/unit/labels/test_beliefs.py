@@ -5,8 +5,8 @@ import io
 import pytest
 import torch
 
-from evenkeel.errors import ConfigError
-from evenkeel.labels.beliefs import init_beliefs, read_beliefs, top_of, write_beliefs
+from labelwright.errors import ConfigError
+from labelwright.labels.beliefs import init_beliefs, read_beliefs, top_of, write_beliefs
 
 ROUNDING = 1e-6  # float32 sums of up to 50 numbers below 1
 

@@ -14,11 +14,11 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 import tiny
-from evenkeel.labels.beliefs import read_beliefs
-from evenkeel.labels.codivide import CoDivision, aligned_division
-from evenkeel.labels.purify import init_loss_history
-from evenkeel.train.seeds import generator
-from evenkeel.types import Task
+from labelwright.labels.beliefs import read_beliefs
+from labelwright.labels.codivide import CoDivision, aligned_division
+from labelwright.labels.purify import init_loss_history
+from labelwright.train.seeds import generator
+from labelwright.types import Task
 
 N, C = 60, 4
 ROWS = torch.arange(N)

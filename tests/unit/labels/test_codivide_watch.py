@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from evenkeel.labels.codivide import CoDivision
-from evenkeel.labels.codivide_watch import signs_of, told_of
+from labelwright.labels.codivide import CoDivision
+from labelwright.labels.codivide_watch import signs_of, told_of
 
 FINE = {"reliable_frac": 0.7, "in_set_frac": 0.8, "prototype_cosine": 0.1}
 

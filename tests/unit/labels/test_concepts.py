@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from evenkeel.labels import concepts as module
-from evenkeel.labels.concepts import choose_descriptions, leftover_concepts
-from evenkeel.labels.mismatch import detect_mismatched
+from labelwright.labels import concepts as module
+from labelwright.labels.concepts import choose_descriptions, leftover_concepts
+from labelwright.labels.mismatch import detect_mismatched
 
 SCALE = 20.0
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from chat_stub import ChatStub, Fail
-from evenkeel.data.images import format_problems
-from evenkeel.encoders.chat import openai_chat
-from evenkeel.errors import ConfigError, DataError, OfflineError
-from evenkeel.labels.descriptions import ask_descriptions, describe_classes, read_descriptions, write_descriptions
-from evenkeel.labels.looks import OTHERS_SHOWN, description_prompt, parse_descriptions
+from labelwright.data.images import format_problems
+from labelwright.encoders.chat import openai_chat
+from labelwright.errors import ConfigError, DataError, OfflineError
+from labelwright.labels.descriptions import ask_descriptions, describe_classes, read_descriptions, write_descriptions
+from labelwright.labels.looks import OTHERS_SHOWN, description_prompt, parse_descriptions
 
-SHARED = Path(os.environ.get("EVENKEEL_SHARED") or Path(__file__).parents[3].parent / "shared")
+SHARED = Path(os.environ.get("LABELWRIGHT_SHARED") or Path(__file__).parents[3].parent / "shared")
 SIGNS = ("stop", "yield", "no entry")
 
 
@@ -93,7 +93,7 @@ def test_read_descriptions__one_level_down(tmp_path):
 def test_read_descriptions__of_the_shared_models(tmp_path):
     path = SHARED / "models" / "descriptions.json"
     if not path.is_file():
-        pytest.skip(f"needs {path}: set EVENKEEL_SHARED to the folder with the shared models")
+        pytest.skip(f"needs {path}: set LABELWRIGHT_SHARED to the folder with the shared models")
     with pytest.raises(DataError, match="one level down, under 'cifar10' and 'gtsrb'"):
         read_descriptions(path, SIGNS)
     both = json.loads(path.read_text(encoding="utf-8"))

@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
-from evenkeel.errors import ConfigError, DataError
-from evenkeel.labels import discover, semi_kmeans
-from evenkeel.labels.discover import (
+from labelwright.errors import ConfigError, DataError
+from labelwright.labels import discover, semi_kmeans
+from labelwright.labels.discover import (
     describe_clusters,
     estimate_n_novel,
     semi_supervised_kmeans,
 )
-from evenkeel.labels.semi_kmeans import lloyd, starts
+from labelwright.labels.semi_kmeans import lloyd, starts
 
 
 def blobs(sizes: list[int], *, noise: float = 0.15, n_feats: int = 16, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import tiny
-from evenkeel.labels import guess_shape
-from evenkeel.labels.guess_shape import GuessShape, estimate_prior, evidence, fit_guess_shape
-from evenkeel.train.seeds import generator
-from evenkeel.types import Task
+from labelwright.labels import guess_shape
+from labelwright.labels.guess_shape import GuessShape, estimate_prior, evidence, fit_guess_shape
+from labelwright.train.seeds import generator
+from labelwright.types import Task
 
 C = 3
 Array = npt.NDArray[np.float64]

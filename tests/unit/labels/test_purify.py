@@ -6,9 +6,9 @@ import pytest
 import torch
 from sklearn.mixture import GaussianMixture
 
-from evenkeel.errors import ConfigError, DataError
-from evenkeel.labels import purify
-from evenkeel.labels.purify import (
+from labelwright.errors import ConfigError, DataError
+from labelwright.labels import purify
+from labelwright.labels.purify import (
     divide,
     division_losses,
     init_loss_history,

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from evenkeel.errors import ConfigError, DataError
-from evenkeel.labels.refine import (
+from labelwright.errors import ConfigError, DataError
+from labelwright.labels.refine import (
     RUNNING_MIN,
     align,
     init_history,

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evenkeel.labels import settle as module
-from evenkeel.labels.settle import settle
+from labelwright.labels import settle as module
+from labelwright.labels.settle import settle
 
 N_ROUNDS = 3
 

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from evenkeel.labels import shape as module
-from evenkeel.labels.concepts import choose_descriptions
-from evenkeel.labels.mismatch import detect_mismatched
-from evenkeel.labels.shape import fit_shape
+from labelwright.labels import shape as module
+from labelwright.labels.concepts import choose_descriptions
+from labelwright.labels.mismatch import detect_mismatched
+from labelwright.labels.shape import fit_shape
 
 UNKNOWN = torch.full((60,), -1)
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evenkeel.errors import ConfigError, DataError
-from evenkeel.labels import transduce
-from evenkeel.labels.transduce import fpl_pseudolabels, log_odds, nearest_neighbours, top_confident, transclip
+from labelwright.errors import ConfigError, DataError
+from labelwright.labels import transduce
+from labelwright.labels.transduce import fpl_pseudolabels, log_odds, nearest_neighbours, top_confident, transclip
 
 SCALE = 12.0
 

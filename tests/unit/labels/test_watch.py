@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from evenkeel.labels import watch as module
-from evenkeel.labels.watch import Watch, warnings_of
+from labelwright.labels import watch as module
+from labelwright.labels.watch import Watch, warnings_of
 
 NAMES = ["cat", "dog", "owl"]
 FINE = {

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from evenkeel.losses._reduce import blank_rows, kept_rows, reduce_loss
+from labelwright.losses._reduce import blank_rows, kept_rows, reduce_loss
 
 
 def test_blank_rows__any_shape_and_dtype():

@@ -5,15 +5,15 @@ import math
 import pytest
 import torch
 
-from evenkeel.errors import ConfigError, DataError
-from evenkeel.losses.candidates import (
+from labelwright.errors import ConfigError, DataError
+from labelwright.losses.candidates import (
     candidate_targets,
     complementary_loss,
     informative_rows,
     negative_entropy,
     partial_cross_entropy,
 )
-from evenkeel.losses.classification import cross_entropy
+from labelwright.losses.classification import cross_entropy
 
 ON_SETS = pytest.mark.parametrize("loss", [partial_cross_entropy, complementary_loss])
 

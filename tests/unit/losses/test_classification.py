@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from evenkeel.errors import ConfigError, DataError
-from evenkeel.losses.classification import (
+from labelwright.errors import ConfigError, DataError
+from labelwright.losses.classification import (
     cross_entropy,
     focal,
     influence_balanced,

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from evenkeel.errors import ConfigError, DataError
-from evenkeel.losses.contrastive import Rule, init_queue, noisy_contrastive, nt_xent, push_queue
+from labelwright.errors import ConfigError, DataError
+from labelwright.losses.contrastive import Rule, init_queue, noisy_contrastive, nt_xent, push_queue
 
 RULES = get_args(Rule)
 B, D = 6, 5

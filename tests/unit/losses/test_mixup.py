@@ -3,9 +3,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from evenkeel.errors import ConfigError, DataError
-from evenkeel.losses.classification import cross_entropy, soft_cross_entropy
-from evenkeel.losses.mixup import mixup
+from labelwright.errors import ConfigError, DataError
+from labelwright.losses.classification import cross_entropy, soft_cross_entropy
+from labelwright.losses.mixup import mixup
 
 
 def seeded(seed):

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from evenkeel.errors import ConfigError, DataError
-from evenkeel.losses.prototypes import prototype_collapse, prototype_logits, prototype_loss, update_prototypes
+from labelwright.errors import ConfigError, DataError
+from labelwright.losses.prototypes import prototype_collapse, prototype_logits, prototype_loss, update_prototypes
 
 B, C, D = 7, 4, 5
 LABELS = torch.tensor([2, 0, 2, -1, 2, 0, 1])  # class 3 has no row

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from evenkeel.errors import ConfigError, DataError
-from evenkeel.losses.soft_targets import linear_ramp, squared_error_of_probs
+from labelwright.errors import ConfigError, DataError
+from labelwright.losses.soft_targets import linear_ramp, squared_error_of_probs
 
 
 @pytest.mark.parametrize("n_classes", [2, 5, 100])

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from evenkeel.errors import ConfigError
-from evenkeel.methods.baselines import candidate_labels as cl
-from evenkeel.methods.registry import METHODS, resolve_config
-from evenkeel.train.loop import train
-from evenkeel.train.seeds import generator
-from evenkeel.train.settings import apply_overrides
-from evenkeel.types import Batch, Clock, State, Task
+from labelwright.errors import ConfigError
+from labelwright.methods.baselines import candidate_labels as cl
+from labelwright.methods.registry import METHODS, resolve_config
+from labelwright.train.loop import train
+from labelwright.train.seeds import generator
+from labelwright.train.settings import apply_overrides
+from labelwright.types import Batch, Clock, State, Task
 
 N, C = 9, 4
 NAMES = ("a", "b", "c", "d")

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import tiny
-from evenkeel.errors import ConfigError
-from evenkeel.methods.baselines import candidate_sets as cs
-from evenkeel.train.seeds import generator
-from evenkeel.types import Candidates, State, Task
+from labelwright.errors import ConfigError
+from labelwright.methods.baselines import candidate_sets as cs
+from labelwright.train.seeds import generator
+from labelwright.types import Candidates, State, Task
 
 NAMES = ("a", "b", "c", "d")
 

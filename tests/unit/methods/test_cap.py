@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import tiny
-from evenkeel.errors import ConfigError
-from evenkeel.labels.watch import Watch, warnings_of
-from evenkeel.methods import cap
-from evenkeel.methods.registry import METHODS
-from evenkeel.train.loop import Trained, train
-from evenkeel.train.settings import apply_overrides
-from evenkeel.train.track import RunFolder
-from evenkeel.types import Concepts, State, Task
+from labelwright.errors import ConfigError
+from labelwright.labels.watch import Watch, warnings_of
+from labelwright.methods import cap
+from labelwright.methods.registry import METHODS
+from labelwright.train.loop import Trained, train
+from labelwright.train.settings import apply_overrides
+from labelwright.train.track import RunFolder
+from labelwright.types import Concepts, State, Task
 
 COUNTS = (20, 12, 8, 8)
 TRUTH = torch.tensor(tiny.classes_of(COUNTS))

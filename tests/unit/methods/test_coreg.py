@@ -14,17 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import evenkeel as ek
+import labelwright as lw
 import tiny
-from evenkeel.errors import ConfigError
-from evenkeel.labels.beliefs import read_beliefs
-from evenkeel.labels.guess_shape import fit_guess_shape
-from evenkeel.methods import coreg
-from evenkeel.methods.registry import METHODS, resolve_config
-from evenkeel.train.loop import Trained, train
-from evenkeel.train.settings import apply_overrides
-from evenkeel.train.track import RunFolder
-from evenkeel.types import State, Task
+from labelwright.errors import ConfigError
+from labelwright.labels.beliefs import read_beliefs
+from labelwright.labels.guess_shape import fit_guess_shape
+from labelwright.methods import coreg
+from labelwright.methods.registry import METHODS, resolve_config
+from labelwright.train.loop import Trained, train
+from labelwright.train.settings import apply_overrides
+from labelwright.train.track import RunFolder
+from labelwright.types import State, Task
 from pictures import write_folders
 
 COUNTS = (14, 8, 4)
@@ -375,7 +375,7 @@ def test_fit__verified_labels_stand_in_the_label_table(tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     table.write_text("\n".join(rows) + "\n", encoding="utf-8")
     how: dict[str, Any] = {"device": "cpu", "precision": "fp32", "evaluations": 0, "test_frac": 0.0, "size_px": 8}
-    done = ek.fit(table, out=tmp_path / "run", method="coreg", classes=names, epochs=3, **how)
+    done = lw.fit(table, out=tmp_path / "run", method="coreg", classes=names, epochs=3, **how)
     found = {row["id"]: row for row in done.labels.to_pylist()}
     for line in rows[1:]:
         path, label, _ = line.split(",")

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import tiny
-from evenkeel.encoders.projection import ProjectedNet
-from evenkeel.labels.watch import Watch
-from evenkeel.methods.coreg_finish import finish, overturned_warning, put_in
-from evenkeel.types import Concepts, State, Task
+from labelwright.encoders.projection import ProjectedNet
+from labelwright.labels.watch import Watch
+from labelwright.methods.coreg_finish import finish, overturned_warning, put_in
+from labelwright.types import Concepts, State, Task
 
 COUNTS = (20, 20, 20)
 TRUTH = torch.tensor(tiny.classes_of(COUNTS))

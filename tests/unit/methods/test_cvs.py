@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from evenkeel.errors import ConfigError
-from evenkeel.methods import cvs
-from evenkeel.types import State, Task
+from labelwright.errors import ConfigError
+from labelwright.methods import cvs
+from labelwright.types import State, Task
 
 LABELS = torch.repeat_interleave(torch.arange(3), torch.tensor([600, 200, 100]))
 

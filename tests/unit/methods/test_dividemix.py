@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from evenkeel.errors import ConfigError
-from evenkeel.methods.baselines import dividemix
-from evenkeel.train.seeds import generator
-from evenkeel.train.settings import apply_overrides
-from evenkeel.types import Batch, Clock, State, Task
+from labelwright.errors import ConfigError
+from labelwright.methods.baselines import dividemix
+from labelwright.train.seeds import generator
+from labelwright.train.settings import apply_overrides
+from labelwright.types import Batch, Clock, State, Task
 
 N, C = 7, 3
 ROWS = [4, 0, 6, 1, 3]

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import tiny
-from evenkeel.methods import margin_pilot
-from evenkeel.methods.cap import Config
-from evenkeel.methods.margin_pilot import SCALES, with_chosen_margin
-from evenkeel.methods.registry import METHODS
-from evenkeel.types import State, Task
+from labelwright.methods import margin_pilot
+from labelwright.methods.cap import Config
+from labelwright.methods.margin_pilot import SCALES, with_chosen_margin
+from labelwright.methods.registry import METHODS
+from labelwright.types import State, Task
 
 CFG = Config(epochs=30, steps_per_epoch=2, batch_size=8, start_size=2, margin_scale="auto")
 

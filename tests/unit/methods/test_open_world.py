@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from evenkeel.methods.open_world import OpenWorldSettings, prior_of
-from evenkeel.types import Task
+from labelwright.methods.open_world import OpenWorldSettings, prior_of
+from labelwright.types import Task
 
 EVEN = [0.25] * 4
 

@@ -13,18 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tiny
-from evenkeel.encoders.backbones import Classifier, UnitBackbone, build, classifier_config, from_config
-from evenkeel.encoders.projection import ProjectedNet
-from evenkeel.errors import ConfigError
-from evenkeel.losses.contrastive import nt_xent
-from evenkeel.methods.baselines import open_world as ow
-from evenkeel.methods.registry import METHODS, resolve_config
-from evenkeel.metrics.open_world import seen_novel_all
-from evenkeel.train.loop import Trained, train
-from evenkeel.train.seeds import generator
-from evenkeel.train.settings import apply_overrides
-from evenkeel.train.track import RunFolder
-from evenkeel.types import Batch, Clock, State, Task
+from labelwright.encoders.backbones import Classifier, UnitBackbone, build, classifier_config, from_config
+from labelwright.encoders.projection import ProjectedNet
+from labelwright.errors import ConfigError
+from labelwright.losses.contrastive import nt_xent
+from labelwright.methods.baselines import open_world as ow
+from labelwright.methods.registry import METHODS, resolve_config
+from labelwright.metrics.open_world import seen_novel_all
+from labelwright.train.loop import Trained, train
+from labelwright.train.seeds import generator
+from labelwright.train.settings import apply_overrides
+from labelwright.train.track import RunFolder
+from labelwright.types import Batch, Clock, State, Task
 
 ALL = pytest.mark.parametrize("name", ow.PRESETS)
 TRAINED = pytest.mark.parametrize("name", [name for name in ow.PRESETS if name != "ss_kmeans"])

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tiny
-from evenkeel.errors import ConfigError
-from evenkeel.losses.contrastive import init_queue, push_queue
-from evenkeel.methods.baselines import pico
-from evenkeel.methods.baselines.candidate_sets import even_targets, read_targets
-from evenkeel.train.seeds import generator
-from evenkeel.train.settings import apply_overrides
-from evenkeel.types import Batch, Clock, State, Task
+from labelwright.errors import ConfigError
+from labelwright.losses.contrastive import init_queue, push_queue
+from labelwright.methods.baselines import pico
+from labelwright.methods.baselines.candidate_sets import even_targets, read_targets
+from labelwright.train.seeds import generator
+from labelwright.train.settings import apply_overrides
+from labelwright.types import Batch, Clock, State, Task
 
 N, C, D = 7, 3, 5
 ROWS = [4, 0, 6, 1, 3]

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tiny
-from evenkeel.errors import ConfigError
-from evenkeel.methods import simclr
-from evenkeel.train.loop import Trained, train
-from evenkeel.train.seeds import generator
-from evenkeel.train.settings import apply_overrides
-from evenkeel.types import Batch, Clock, Recipe, State, Task
+from labelwright.errors import ConfigError
+from labelwright.methods import simclr
+from labelwright.train.loop import Trained, train
+from labelwright.train.seeds import generator
+from labelwright.train.settings import apply_overrides
+from labelwright.types import Batch, Clock, Recipe, State, Task
 
 RECIPE = cast(Recipe, simclr)
 CLASSES = tiny.classes_of((6, 4, 2))

@@ -14,17 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tiny
-from evenkeel.adapters.towers import EmbeddedTowers
-from evenkeel.encoders.backbones import classifier_config, from_config
-from evenkeel.errors import ConfigError
-from evenkeel.labels.transduce import transclip
-from evenkeel.methods.baselines import vision_language as vl
-from evenkeel.methods.baselines.probe import Probe
-from evenkeel.train.loop import Trained, train
-from evenkeel.train.seeds import generator
-from evenkeel.train.settings import apply_overrides
-from evenkeel.train.track import RunFolder
-from evenkeel.types import Batch, Clock, Concepts, State, Task
+from labelwright.adapters.towers import EmbeddedTowers
+from labelwright.encoders.backbones import classifier_config, from_config
+from labelwright.errors import ConfigError
+from labelwright.labels.transduce import transclip
+from labelwright.methods.baselines import vision_language as vl
+from labelwright.methods.baselines.probe import Probe
+from labelwright.train.loop import Trained, train
+from labelwright.train.seeds import generator
+from labelwright.train.settings import apply_overrides
+from labelwright.train.track import RunFolder
+from labelwright.types import Batch, Clock, Concepts, State, Task
 
 C, D, PER_CLASS, SCALE = 4, 12, 25, 12.0
 N = C * PER_CLASS

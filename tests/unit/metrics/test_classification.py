@@ -8,7 +8,7 @@ import torch
 import torchmetrics.functional.classification as oracle
 from sklearn.metrics import balanced_accuracy_score, precision_score
 
-from evenkeel.metrics.classification import imbalance, score, top_confusions
+from labelwright.metrics.classification import imbalance, score, top_confusions
 
 N, C = 4000, 12
 

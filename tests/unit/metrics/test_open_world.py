@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from evenkeel.errors import DataError
-from evenkeel.metrics.open_world import cluster_accuracy, cluster_match, seen_novel_all
+from labelwright.errors import DataError
+from labelwright.metrics.open_world import cluster_accuracy, cluster_match, seen_novel_all
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -3,7 +3,7 @@
 import plotly.graph_objects as go
 import pytest
 
-from evenkeel.reporting.before_after import (
+from labelwright.reporting.before_after import (
     compared_class_figures,
     labelled_figures,
     pair_figure,
@@ -12,8 +12,8 @@ from evenkeel.reporting.before_after import (
     pseudolabel_summary,
     wrapped_text,
 )
-from evenkeel.reporting.charts import count_figures
-from evenkeel.reporting.run_files import Run, class_rows
+from labelwright.reporting.charts import count_figures
+from labelwright.reporting.run_files import Run, class_rows
 
 NAMES = ["cat", "dog", "owl"]
 

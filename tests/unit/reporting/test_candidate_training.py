@@ -2,8 +2,8 @@
 
 import pytest
 
-from evenkeel.reporting.candidate_training import curve_notes, deployed_words, division_figures
-from evenkeel.reporting.run_files import Run
+from labelwright.reporting.candidate_training import curve_notes, deployed_words, division_figures
+from labelwright.reporting.run_files import Run
 from plotted import valid
 
 

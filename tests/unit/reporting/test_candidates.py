@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from evenkeel.finishing import guess_counts
-from evenkeel.reporting.candidate_training import division_figures
-from evenkeel.reporting.candidates import (
+from labelwright.finishing import guess_counts
+from labelwright.reporting.candidate_training import division_figures
+from labelwright.reporting.candidates import (
     change_figures,
     change_rows,
     guess_figures,
     guessed_section,
     is_below_annotator,
 )
-from evenkeel.reporting.render import render
-from evenkeel.reporting.run_files import Run
-from evenkeel.types import Candidates
+from labelwright.reporting.render import render
+from labelwright.reporting.run_files import Run
+from labelwright.types import Candidates
 from plotted import valid
 
 EVIL = '<script>alert("x")</script>'

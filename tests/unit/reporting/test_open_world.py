@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evenkeel.data.read import load
-from evenkeel.errors import DataError
-from evenkeel.labels.discover import AGREEMENT_WEIGHT
-from evenkeel.reporting.open_world import evidence_figures, found_words, open_world_section, pace_figures
-from evenkeel.reporting.render import render
-from evenkeel.reporting.run_files import Run
-from evenkeel.reporting.thumbnails import EDGE_PX, THUMBNAILS_FILE, read_thumbnails, thumbnail, write_thumbnails
+from labelwright.data.read import load
+from labelwright.errors import DataError
+from labelwright.labels.discover import AGREEMENT_WEIGHT
+from labelwright.reporting.open_world import evidence_figures, found_words, open_world_section, pace_figures
+from labelwright.reporting.render import render
+from labelwright.reporting.run_files import Run
+from labelwright.reporting.thumbnails import EDGE_PX, THUMBNAILS_FILE, read_thumbnails, thumbnail, write_thumbnails
 from plotted import valid
 
 EVIL = '<script>alert("x")</script>'
@@ -209,7 +209,7 @@ def test_open_world_section__cards():
         "True class it fits best": "owl",
         "If it were not novel-1, it would be": f"{EVIL} (40.0% of its images), novel-2 (25.0%)",
     }
-    assert first.rename == "evenkeel label RUN DATA --rename novel-1=NAME"
+    assert first.rename == "labelwright label RUN DATA --rename novel-1=NAME"
     assert dict(second.facts)["True class it fits best"] == "none: others fit each class better"
     assert second.images == []
     assert [what for what, _ in empty.facts] == ["Left empty"]
@@ -302,7 +302,7 @@ def test_render__shows_the_section(tmp_path):
     assert section.count("<article") == 3
     assert section.count("<img") == section.count(f'src="{PICTURE}"') == 1
     assert section.count('class="chart"') == 5
-    assert "evenkeel label RUN DATA --rename novel-2=NAME" in section
+    assert "labelwright label RUN DATA --rename novel-2=NAME" in section
     assert "<script" not in section
     assert "&lt;script&gt;" in section
     assert "None" not in section

@@ -13,9 +13,9 @@ import pytest
 import torch
 import yaml
 
-from evenkeel.errors import DataError
-from evenkeel.metrics.classification import score, top_confusions
-from evenkeel.reporting.render import _how_good, render
+from labelwright.errors import DataError
+from labelwright.metrics.classification import score, top_confusions
+from labelwright.reporting.render import _how_good, render
 
 EVIL = '<script>alert("x")</script>'
 NAMES = ["airplane", "automobile", "bird", EVIL, "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -142,7 +142,7 @@ def test_render__says_what_the_files_say(page):
         "Medium (20 to 100) 1",
         "accuracy of the few has not moved since epoch 3",
         "truncated file",
-        "evenkeel fit 'my photos' --out RUN --method cvs --model resnet32 --seed 7 --flip on "
+        "labelwright fit 'my photos' --out RUN --method cvs --model resnet32 --seed 7 --flip on "
         "--set lr=0.1 step_at_frac=0.8,0.9 kappa_shrink=None",
         "0123456789abcdef",
         "2.13.0",
@@ -204,7 +204,7 @@ def test_render__loads_nothing(page):
 
 def test_render__accessible(page):
     assert page.named("html")[0]["lang"] == "en"
-    assert "evenkeel report: made-up" in page.words
+    assert "labelwright report: made-up" in page.words
     assert any(a.get("name") == "viewport" for a in page.named("meta"))
     charts = [a for a in page.named("div") if "chart" in a.get("class", "").split()]
     assert all(a["role"] == "img" and len(a["aria-label"]) > 20 for a in charts)
@@ -320,7 +320,7 @@ def test_render__zero_shot_beside_adapted(names_page):
     assert "Accuracy on classes with labels" not in names_page.words
     assert "Right, where the truth is known 70.0% 97.5%" in names_page.words
     assert "Largest to smallest class 3.0 to 1 1.2 to 1" in names_page.words
-    assert "evenkeel fit signs --out RUN --method cap --model a/clip --n-views 2" in names_page.words
+    assert "labelwright fit signs --out RUN --method cap --model a/clip --n-views 2" in names_page.words
     assert "--templates 'a photo of a {}' --descriptions looks.json" in names_page.words
 
 

@@ -5,8 +5,8 @@ import math
 import plotly.graph_objects as go
 import pytest
 
-from evenkeel.reporting.run_files import Run
-from evenkeel.reporting.vision_language import kept_epoch, margin_figures, margin_rows, name_fit, watch_figures
+from labelwright.reporting.run_files import Run
+from labelwright.reporting.vision_language import kept_epoch, margin_figures, margin_rows, name_fit, watch_figures
 
 NAMES = ["cat", "dog", "owl", "gnu"]
 

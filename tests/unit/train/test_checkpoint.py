@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from evenkeel.errors import DataError
-from evenkeel.train import checkpoint
-from evenkeel.types import State
+from labelwright.errors import DataError
+from labelwright.train import checkpoint
+from labelwright.types import State
 
 PAYLOAD = {"format": checkpoint.FORMAT, "n": 3, "nested": {"x": torch.arange(4)}}
 

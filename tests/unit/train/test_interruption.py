@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 import tiny
-from evenkeel.train import checkpoint
-from evenkeel.train.track import RunFolder
+from labelwright.train import checkpoint
+from labelwright.train.track import RunFolder
 
 SCRIPT = Path(__file__).parents[2] / "tiny_run.py"
 WAIT_S = 120.0  # for anything: the machine may be busy

@@ -14,15 +14,15 @@ from torch import Tensor
 
 import tiny
 import two_nets
-from evenkeel.data.table import Images, LabelTable
-from evenkeel.errors import ConfigError, DataError
-from evenkeel.methods import cvs
-from evenkeel.methods.registry import METHODS, resolve_config
-from evenkeel.train import checkpoint
-from evenkeel.train.loop import Trained, TrainingError, train
-from evenkeel.train.plans import rows_of_step
-from evenkeel.train.track import RunFolder
-from evenkeel.types import Recipe, State, StepResult, Stream, Task
+from labelwright.data.table import Images, LabelTable
+from labelwright.errors import ConfigError, DataError
+from labelwright.methods import cvs
+from labelwright.methods.registry import METHODS, resolve_config
+from labelwright.train import checkpoint
+from labelwright.train.loop import Trained, TrainingError, train
+from labelwright.train.plans import rows_of_step
+from labelwright.train.track import RunFolder
+from labelwright.types import Recipe, State, StepResult, Stream, Task
 
 COUNTS = (12, 8, 4)
 N_UNLABELLED = 16

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from evenkeel.encoders.backbones import build
-from evenkeel.train.optim import (
+from labelwright.encoders.backbones import build
+from labelwright.train.optim import (
     build_optimizer,
     lr_at,
     optimizer_step,
@@ -14,7 +14,7 @@ from evenkeel.train.optim import (
     sam_radius_at,
     set_lr,
 )
-from evenkeel.train.settings import TrainSettings
+from labelwright.train.settings import TrainSettings
 
 
 def keep(params: list[Tensor]) -> None:

@@ -7,9 +7,9 @@ from typing import Any, cast
 import pytest
 import torch
 
-from evenkeel.train.plans import rows_of_step
-from evenkeel.train.processes import shard
-from evenkeel.types import Stream
+from labelwright.train.plans import rows_of_step
+from labelwright.train.processes import shard
+from labelwright.types import Stream
 
 
 @pytest.mark.parametrize(("n", "batch_size"), [(10, 3), (10, 10), (4, 9), (1, 1), (7, 2)])

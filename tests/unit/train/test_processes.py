@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import tiny
-from evenkeel.errors import ConfigError
-from evenkeel.train.processes import accelerator_for, autocast_dtype, gather_rows, mean_share, shard
+from labelwright.errors import ConfigError
+from labelwright.train.processes import accelerator_for, autocast_dtype, gather_rows, mean_share, shard
 
 SCRIPT = Path(__file__).parents[2] / "tiny_run.py"
 SETTINGS = {"epochs": 5, "batch_size": 8, "lr": 0.2, "switch_frac": 0.6, "rho": 1.0, "kappa_decay": 0.997}

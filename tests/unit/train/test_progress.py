@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from evenkeel.train import progress
+from labelwright.train import progress
 
 
 class _Clock:

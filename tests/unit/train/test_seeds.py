@@ -3,7 +3,7 @@ import hashlib
 import pytest
 import torch
 
-from evenkeel.train.seeds import derive_seed, generator
+from labelwright.train.seeds import derive_seed, generator
 
 
 def test_derive_seed__is_a_named_hash_of_its_parts() -> None:

@@ -2,9 +2,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from evenkeel.errors import ConfigError
-from evenkeel.methods import cvs
-from evenkeel.train.settings import TrainSettings, apply_overrides, parse_assignments
+from labelwright.errors import ConfigError
+from labelwright.methods import cvs
+from labelwright.train.settings import TrainSettings, apply_overrides, parse_assignments
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from evenkeel.errors import ConfigError, DataError
-from evenkeel.train.track import RunFolder, environment, write_text_atomically
+from labelwright.errors import ConfigError, DataError
+from labelwright.train.track import RunFolder, environment, write_text_atomically
 
 
 def test_run_folder__refuses_what_is_not_empty(tmp_path: Path) -> None:

@@ -1,0 +1,289 @@
+"""What the class counts alone say: priors, weights, margins, multipliers and offsets, each [C], one value per class.
+
+A class without images (count 0) has no prior, yet its logit is in every softmax. Priors count it as half an image, so
+that logarithms and powers stay finite and it ranks below a class with one image; weights and margins, which only ever
+act on rows *of* that class, are given a finite value that no row uses. Counts may be fractional (soft counts).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from labelwright.errors import ConfigError, DataError
+
+EMPTY_COUNT = 0.5  # images that a class without images is taken to have
+
+
+def prior(counts: Tensor) -> Tensor:
+    """Share of each class, pi_k = n_k / sum n, an empty class counted as half an image.
+
+    Args:
+      counts: [C] int or float >= 0, images per class, at least one of them > 0.
+
+    Returns: [C] float32 (float64 for float64 counts), > 0, sums to 1.
+
+    Raises:
+      DataError: counts are negative, not [C], or all zero.
+
+    Example: an empty class beside one of 4.5 images.
+      >>> prior(torch.tensor([6, 2])).tolist(), prior(torch.tensor([4.5, 0.0])).tolist()
+      ([0.75, 0.25], [0.8999999761581421, 0.10000000149011612])
+    """
+    filled = _filled(counts)
+    return filled / filled.sum()
+
+
+def log_prior(counts: Tensor) -> Tensor:
+    """Natural logarithm of `prior`.
+
+    Args:
+      counts: [C], as in `prior`.
+
+    Returns: [C] float <= 0.
+
+    Example:
+      >>> [round(v, 4) for v in log_prior(torch.tensor([3, 1])).tolist()]
+      [-0.2877, -1.3863]
+    """
+    return prior(counts).log()
+
+
+def effective_number_weights(counts: Tensor, *, beta: float) -> Tensor:
+    """Class-balanced weights (1 - beta) / (1 - beta^n_k), scaled to a mean of 1 over the classes with images.
+
+    Args:
+      counts: [C], as in `prior`.
+      beta: in [0, 1): 0 weighs every class the same, towards 1 the weight becomes 1 / n_k; 0.9999 in the paper.
+
+    Returns: [C] float > 0; 1 for an empty class.
+
+    Raises:
+      DataError: counts that `prior` refuses.
+      ConfigError: beta outside [0, 1).
+
+    Source: Cui et al. 2019 (arXiv 1901.05555), Sec. 4.
+
+    Example: beta = 1/2: 1/2 / (1 - 1/2) = 1 and 1/2 / (1 - 1/4) = 2/3, mean 5/6.
+      >>> [round(v, 4) for v in effective_number_weights(torch.tensor([1, 2]), beta=0.5).tolist()]
+      [1.2, 0.8]
+    """
+    if not 0 <= beta < 1:
+        raise ConfigError(f"beta={beta} is outside [0, 1)", fix="use a value such as 0.999 or 0.9999")
+    filled, present = _filled(counts), counts > 0
+    if beta == 0:
+        return torch.ones_like(filled)
+    effective = -torch.expm1(filled.double() * torch.tensor(beta, dtype=torch.float64).log()) / (1 - beta)
+    weights = (1 / effective) / (1 / effective)[present].mean()
+    return torch.where(present, weights, 1.0).to(filled.dtype)
+
+
+def inverse_prior_weights(counts: Tensor, *, power: float) -> Tensor:
+    """Weights pi_k^(-power), not normalised: the weighted mean of a loss divides by their sum.
+
+    Args:
+      counts: [C], as in `prior`.
+      power: >= 0; 0 weighs every class the same. (rho in CVS)
+
+    Returns: [C] float >= 1.
+
+    Raises:
+      DataError: counts that `prior` refuses.
+      ConfigError: power < 0.
+
+    Source: arXiv 2310.04752, Sec. 6.
+
+    Example: shares 3/4 and 1/4, power 1.
+      >>> [round(v, 4) for v in inverse_prior_weights(torch.tensor([3, 1]), power=1.0).tolist()]
+      [1.3333, 4.0]
+    """
+    _not_negative("power", power)
+    return prior(counts) ** -power
+
+
+def ldam_margins(counts: Tensor, *, max_margin: float = 0.5) -> Tensor:
+    """Margins in proportion to n_k^(-1/4), the rarest class with images getting ``max_margin``.
+
+    Args:
+      counts: [C], as in `prior`.
+      max_margin: >= 0, in units of the logits before the scale.
+
+    Returns: [C] float in [0, max_margin]; max_margin for an empty class.
+
+    Raises:
+      DataError: counts that `prior` refuses.
+      ConfigError: max_margin < 0.
+
+    Source: Cao et al. 2019 (arXiv 1906.07413), Sec. 3.2.
+
+    Example: 16^(-1/4) = 1/2 of 1^(-1/4).
+      >>> ldam_margins(torch.tensor([16, 1, 0])).tolist()
+      [0.25, 0.5, 0.5]
+    """
+    _not_negative("max_margin", max_margin)
+    filled = _filled(counts)
+    return (filled / filled[counts > 0].min()).clamp_min(1.0) ** -0.25 * max_margin
+
+
+def la_offset(counts: Tensor, *, strength: float = 1.0) -> Tensor:
+    """Logit adjustment: strength * log pi_k, to add to the logits in the training loss.
+
+    Args:
+      counts: [C], as in `prior`.
+      strength: any; 1 aims at the balanced error. (tau)
+
+    Returns: [C] float.
+
+    Source: Menon et al. 2021 (arXiv 2007.07314), Eq. (10).
+
+    Example:
+      >>> [round(v, 4) for v in la_offset(torch.tensor([3, 1]), strength=2.0).tolist()]
+      [-0.5754, -2.7726]
+    """
+    return strength * log_prior(counts)
+
+
+def vs_multiplier(counts: Tensor, *, power: float) -> Tensor:
+    """Vector scaling: (n_k / n_max)^power, to multiply the logits by in the training loss.
+
+    Args:
+      counts: [C], as in `prior`.
+      power: >= 0. (gamma)
+
+    Returns: [C] float in (0, 1].
+
+    Raises:
+      DataError: counts that `prior` refuses.
+      ConfigError: power < 0.
+
+    Source: Kini et al. 2021 (arXiv 2103.01550), Sec. 5.
+
+    Example: (4 / 16)^(1/2) = 1/2.
+      >>> vs_multiplier(torch.tensor([16, 4]), power=0.5).tolist()
+      [1.0, 0.5]
+    """
+    _not_negative("power", power)
+    filled = _filled(counts)
+    return (filled / filled.max()) ** power
+
+
+def mla_multiplier(prior: Tensor, kappa: Tensor, *, power: float) -> Tensor:
+    """Multiplicative adjustment of CVS: pi_k^power / kappa_k, to multiply the logits by in the training loss.
+
+    Args:
+      prior: [C] float > 0, see `prior`.
+      kappa: [C] float > 0, slopes of adjust.calibration. (kappa*)
+      power: >= 0. (gamma)
+
+    Returns: [C] float > 0.
+
+    Raises:
+      ConfigError: power < 0.
+
+    Source: arXiv 2310.04752, Sec. 6, early phase.
+
+    Example: (1/4)^(1/2) / 2 = 1/4.
+      >>> mla_multiplier(torch.tensor([1.0, 0.25]), torch.tensor([1.0, 2.0]), power=0.5).tolist()
+      [1.0, 0.25]
+    """
+    _not_negative("power", power)
+    return prior**power / kappa
+
+
+def cla_offset(prior: Tensor, kappa: Tensor, *, strength: float) -> Tensor:
+    """Additive adjustment of CVS: strength * log(pi_k / kappa_k), to add to the logits in the training loss.
+
+    Args:
+      prior: [C] float > 0, see `prior`.
+      kappa: [C] float > 0, slopes of adjust.calibration. (kappa+)
+      strength: any; 1 aims at the balanced error. (tau)
+
+    Returns: [C] float.
+
+    Source: arXiv 2310.04752, Sec. 6, terminal phase.
+
+    Example: log(1/4 / 2) = -log 8.
+      >>> [round(v, 4) for v in cla_offset(torch.tensor([1.0, 0.25]), torch.tensor([1.0, 2.0]), strength=1.0).tolist()]
+      [0.0, -2.0794]
+    """
+    return strength * (prior / kappa).log()
+
+
+def deferred(weights: Tensor, *, epoch: int, start_epoch: int) -> Tensor:
+    """Deferred re-weighting: the given class weights from ``start_epoch`` on, 1 for every class before.
+
+    Args:
+      weights: [C] float.
+      epoch: zero-based.
+      start_epoch: first epoch with weights. (T0; 80% of the epochs in LDAM and CVS)
+
+    Returns: [C] float.
+
+    Source: Cao et al. 2019 (arXiv 1906.07413), Algorithm 1.
+
+    Example:
+      >>> weights = torch.tensor([0.5, 2.0])
+      >>> deferred(weights, epoch=159, start_epoch=160).tolist(), deferred(weights, epoch=160, start_epoch=160).tolist()
+      ([1.0, 1.0], [0.5, 2.0])
+    """
+    return weights if epoch >= start_epoch else torch.ones_like(weights)
+
+
+def add_log_prior(logits: Tensor, log_prior: Tensor, *, strength: float = 1.0) -> Tensor:
+    """For the training loss: logits + strength * log_prior, so that the plain logits come out free of the prior.
+
+    Args:
+      logits: [B, C] float.
+      log_prior: [C] float, see `log_prior`.
+      strength: any. (tau)
+
+    Returns: [B, C].
+
+    Source: Menon et al. 2021 (arXiv 2007.07314), Eq. (10).
+
+    Example:
+      >>> add_log_prior(torch.zeros(1, 2), torch.tensor([0.0, -1.5]), strength=2.0).tolist()
+      [[0.0, -3.0]]
+    """
+    return logits + strength * log_prior
+
+
+def subtract_log_prior(logits: Tensor, log_prior: Tensor, *, strength: float = 1.0) -> Tensor:
+    """For test time, after training with plain cross-entropy: logits - strength * log_prior (post-hoc adjustment).
+
+    Never on top of a loss that had the prior added: that would count it twice.
+
+    Args:
+      logits: [B, C] float.
+      log_prior: [C] float, see `log_prior`.
+      strength: any. (tau)
+
+    Returns: [B, C].
+
+    Source: Menon et al. 2021 (arXiv 2007.07314), Eq. (9).
+
+    Example:
+      >>> subtract_log_prior(torch.zeros(1, 2), torch.tensor([0.0, -1.5]), strength=2.0).tolist()
+      [[0.0, 3.0]]
+    """
+    return logits - strength * log_prior
+
+
+def _filled(counts: Tensor) -> Tensor:
+    """Counts as floats, 0 replaced by half an image; refuses what are not counts."""
+    if counts.dim() != 1 or counts.numel() == 0:
+        raise DataError(f"counts have shape {list(counts.shape)}, not [C]", fix="pass images per class")
+    if not bool((counts >= 0).all()):
+        class_id = int((~(counts >= 0)).nonzero()[0])
+        raise DataError(
+            f"class {class_id} has count {counts[class_id].item()}", fix="counts are images per class, 0 or more"
+        )
+    if not bool((counts > 0).any()):
+        raise DataError("every class has count 0", fix="pass the counts of the labelled images")
+    values = counts if counts.dtype == torch.float64 else counts.float()
+    return torch.where(values > 0, values, EMPTY_COUNT)
+
+
+def _not_negative(name: str, value: float) -> None:
+    if not value >= 0:
+        raise ConfigError(f"{name}={value} is negative", fix=f"use {name} >= 0; 0 switches it off")

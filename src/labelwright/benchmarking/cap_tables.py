@@ -1,0 +1,107 @@
+"""The tables of CAP: a vision-language model on a target pool that it has not been trained on, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from labelwright.benchmarking.grid import BenchTable, Cell, Given
+
+NAMES = Given()
+DESCRIBED = Given(use_descriptions=True)
+FEW = Given(labels="few")
+FEW_DESCRIBED = Given(labels="few", use_descriptions=True)
+SOME = Given(labels="some_classes")
+
+_UNSEEN: Mapping[str, object] = {"pool": "unseen"}
+_LAST: Mapping[str, object] = {"keep_best": False}
+
+_TITLES: Mapping[str, str] = {"cifar10": "CIFAR-10", "gtsrb": "GTSRB (long-tailed)"}
+
+
+def _main(dataset: str) -> BenchTable:
+    cells = {
+        "zero_shot": Cell("Zero-shot", "zero_shot", given=NAMES),
+        "zero_shot_one": Cell("Zero-shot, a photo of a {}", "zero_shot", given=Given(templates="one")),
+        "ensemble": Cell("Zero-shot, ensemble of 27 prompts", "zero_shot", given=Given(templates="photo27")),
+        "pseudo_probe": Cell("Probe on all pseudolabels", "pseudo_probe", given=NAMES),
+        "fpl": Cell("FPL", "fpl", given=NAMES),
+        "fixmatch": Cell("FixMatch on features", "fixmatch", given=NAMES),
+        "transclip": Cell("TransCLIP", "transclip", given=NAMES),
+        "cap": Cell("CAP", "cap", given=NAMES),
+        "cap_described": Cell("CAP, with descriptions", "cap", given=DESCRIBED),
+        "probe_few": Cell("2 labels per class: probe on them alone", "pseudo_probe", given=Given(labels="few_alone")),
+        "cap_few": Cell("2 labels per class: CAP", "cap", given=FEW),
+        "cap_few_described": Cell("2 labels per class: CAP, with descriptions", "cap", given=FEW_DESCRIBED),
+        "zero_shot_some": Cell("Labels for 62% of the classes: zero-shot", "zero_shot", given=SOME),
+        "cap_some": Cell("Labels for 62% of the classes: CAP", "cap", _UNSEEN, given=SOME),
+        "ceiling": Cell("All labels: probe (ceiling of these features)", "pseudo_probe", given=Given(labels="all")),
+    }
+    return BenchTable(f"CAP on the target pool of {_TITLES[dataset]}", dataset, cells, is_pool=True)
+
+
+def _ablation(dataset: str) -> BenchTable:
+    """Every part taken out, with the best state kept, which can hide what a part does, and with the last one."""
+    without: Mapping[str, tuple[str, Mapping[str, object]]] = {
+        "cap": ("CAP", {}),
+        "no_alignment": ("no alignment", {"use_alignment": False}),
+        "no_leftovers": ("no leftovers for classes without a text", {"use_leftovers": False}),
+        "no_shape": ("no shape term", {"shape_strength": 0.0}),
+        "no_margin": ("no margin (m = 0)", {"margin_scale": 0.0}),
+        "shared_adapter": ("one adapter for all losses", {"shared_adapter": True}),
+        "no_self_training": ("no self-training", {"use_self_training": False}),
+        "uniform": ("uniform shares (paper)", {"share_from": "uniform"}),
+    }
+    cells = {name: Cell(title, "cap", settings, given=NAMES) for name, (title, settings) in without.items()}
+    cells |= {
+        f"{name}_last": Cell(f"{title}, last epoch", "cap", {**settings, **_LAST}, given=NAMES)
+        for name, (title, settings) in without.items()
+    }
+    return BenchTable(f"CAP without its parts, {_TITLES[dataset]}: names only", dataset, cells, is_pool=True)
+
+
+def _margin(dataset: str) -> BenchTable:
+    """The paper's sweep (9 to 14), none, the choice without labels, and far past it, where it should break."""
+    cells = {}
+    for m in (0, 9, 10, 11, 12, 13, 14, 50, 200):
+        own: Mapping[str, object] = {} if m == 12 else {"margin_scale": float(m)}  # 12 is the default
+        cells[str(m)] = Cell(f"m = {m}", "cap", {**own, **_LAST}, given=NAMES)
+    cells["auto"] = Cell("m chosen without labels", "cap", {"margin_scale": "auto", **_LAST}, given=NAMES)
+    return BenchTable(f"Margin scale of CAP, {_TITLES[dataset]}: names only, last epoch", dataset, cells, is_pool=True)
+
+
+def _nonsense(dataset: str, n: int) -> BenchTable:
+    """Made-up words for ``n`` class names."""
+    given = Given(n_nonsense=n)
+    described = Given(n_nonsense=n, use_descriptions=True)
+    few = Given(n_nonsense=n, labels="few")
+    cells = {
+        "zero_shot": Cell("Zero-shot", "zero_shot", given=given),
+        "cap": Cell("CAP", "cap", given=given),
+        "cap_described": Cell("CAP, with descriptions", "cap", given=described),
+        "cap_few": Cell("2 labels per class: CAP", "cap", given=few),
+    }
+    return BenchTable(f"{n} names of {_TITLES[dataset]} replaced by made-up words", dataset, cells, is_pool=True)
+
+
+def _out_of_domain() -> BenchTable:
+    titles = {"negative": "colours inverted", "grey": "without colour", "blurred": "blurred, radius 2 px of 32"}
+    cells = {}
+    for images, title in titles.items():
+        given = Given(images=images)  # type: ignore[arg-type]
+        cells[f"zero_shot_{images}"] = Cell(f"{title}: zero-shot", "zero_shot", given=given)
+        cells[f"cap_{images}"] = Cell(f"{title}: CAP", "cap", given=given)
+    return BenchTable("CIFAR-10 out of the model's domain, by a fixed transformation", "cifar10", cells, is_pool=True)
+
+
+CAP_TABLES: Mapping[str, BenchTable] = {
+    "cap-cifar10": _main("cifar10"),
+    "cap-gtsrb": _main("gtsrb"),
+    "cap-ablation-cifar10": _ablation("cifar10"),
+    "cap-ablation-gtsrb": _ablation("gtsrb"),
+    "cap-margin-cifar10": _margin("cifar10"),
+    "cap-margin-gtsrb": _margin("gtsrb"),
+    "cap-nonsense-cifar10": _nonsense("cifar10", 6),
+    "cap-nonsense-gtsrb": _nonsense("gtsrb", 26),
+    "cap-out-of-domain": _out_of_domain(),
+}
+"""Name -> table; each needs ``--model``, a vision-language model."""

@@ -1,0 +1,289 @@
+"""Run the cells of a table, each into its own run folder, and print what is there beside the published numbers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labelwright import api
+from labelwright.benchmarking.grid import FULL, BenchTable, Given, Guessing
+from labelwright.benchmarking.pools import as_given, converted, descriptions_of, probs_of, target_pool
+from labelwright.benchmarking.printing import folder_of, format_table, summary_of
+from labelwright.benchmarking.tables import TABLES
+from labelwright.data import splits
+from labelwright.data.cards import dataset_card
+from labelwright.data.registry import open_dataset
+from labelwright.data.table import LabelTable
+from labelwright.encoders.saved import network_of
+from labelwright.errors import ConfigError
+from labelwright.train.processes import accelerator_for
+
+SUBSET_SEED = 0  # the images of a table are the same for every cell and seed
+
+
+def bench(
+    table: str | None = None,
+    *,
+    cells: Sequence[str] = (),
+    data: str | Path | None = None,
+    out: str | Path = "bench",
+    seeds: Sequence[int] = (),
+    full: bool = False,
+    jobs: int = 1,
+    device: str = "auto",
+    model: str | None = None,
+    descriptions: str | Path | None = None,
+) -> str:
+    """Run the cells of a benchmark table that are not finished yet, and return the table as Markdown.
+
+    Args:
+      table: a name of benchmarking.tables.TABLES; None lists them.
+      cells: which of its cells; all if empty.
+      data: folder with the data set's Parquet files; None = the hub, by name.
+      out: folder of the finished cells, one run folder each; finished ones are read, not run again.
+      seeds: which seeds; the table's own if empty.
+      full: the published schedule and all images instead of the reduced ones.
+      jobs: cells run side by side, each in a process with its share of the cores.
+      device: auto, cpu or cuda.
+      model: of tables on a target pool the model, by id or path: vision-language, or any vision model for LPS; of
+        `coreg-pixels` a run of `pretrain` that the network starts from, or None: from random weights.
+      descriptions: JSON, {dataset: {class: texts}}, for cells with descriptions; None = descriptions.json beside the
+        model's folder. Cells finished with other ones are not run again: give another ``out``.
+
+    Returns: Markdown: mean and standard deviation over the seeds, published numbers, seconds, hardware, commit.
+
+    Raises: ConfigError for a table or cell that does not exist, or a model where none belongs or none is named;
+      OfflineError if the data cannot be reached.
+    """
+    if table is None:
+        return "\n".join(f"{name:20} {t.title}; cells: {', '.join(t.cells)}" for name, t in TABLES.items())
+    grid = _table_named(table)
+    if full and grid.at_full is not None:
+        grid = grid.at_full
+    _check_fits(table, grid, model=model, full=full)
+    wanted = list(cells) or list(grid.cells)
+    for name in wanted:
+        if name not in grid.cells:
+            raise ConfigError(f"table {table} has no cell {name!r}", fix=f"its cells: {', '.join(grid.cells)}")
+    places = [(name, seed) for seed in (seeds or grid.seeds) for name in wanted]
+    root = Path(out) / grid.place(full=full, model=model)
+    runs = {folder_of(root, grid, name, seed): (name, seed) for name, seed in places}  # cells may show the same run
+    missing = [place for folder, place in runs.items() if not summary_of(folder)]
+    if jobs > 1 and len(missing) > 1:
+        words = {"--data": data, "--out": out, "--device": device, "--model": model, "--descriptions": descriptions}
+        _run_side_by_side(table, missing, options=words, full=full, jobs=jobs, device=device)
+    elif missing and grid.is_pool:
+        assert model is not None, "tables of a pool need a model"
+        _run_pool_cells(grid, missing, root=root, data=data, model=model, descriptions=descriptions, device=device)
+    elif missing:
+        train, test = table_data(grid, data, full=full)
+        for name, seed in missing:
+            folder = folder_of(root, grid, name, seed)
+            run_cell(grid, name, seed, train, test, folder=folder, full=full, device=device, start=model)
+    return format_table(grid, root, wanted, list(seeds or grid.seeds), full=full)
+
+
+def table_data(grid: BenchTable, data: str | Path | None, *, full: bool = False) -> tuple[LabelTable, LabelTable]:
+    """Training and test images of a table, cut as it says."""
+    train = open_dataset(grid.dataset, root=data, split="train")
+    test = open_dataset(grid.dataset, root=data, split="test")
+    if grid.is_pool:
+        return target_pool(train, grid.dataset), test
+    n_classes = len(train.class_names)
+    if grid.ratio is not None:
+        n_max = None if full else grid.n_max
+        rows = splits.long_tail(
+            train.labels, n_classes=n_classes, ratio=grid.ratio, profile="exponential", seed=SUBSET_SEED, n_max=n_max
+        )
+        train = train.subset(rows)
+    if grid.track_frac is not None and not full:
+        _, rows = splits.holdout(train.labels, frac=grid.track_frac, seed=SUBSET_SEED, groups=train.groups)
+        train = train.subset(rows)
+    return train, test
+
+
+def run_cell(
+    grid: BenchTable,
+    name: str,
+    seed: int,
+    train: LabelTable,
+    test: LabelTable,
+    *,
+    folder: Path,
+    full: bool,
+    device: str,
+    start: str | None = None,
+) -> api.Run:
+    """Train and score one cell with one seed; continues a run that was cut off."""
+    cell = grid.cells[name]
+    schedule: dict[str, object] = {"epochs": grid.epochs, "batch_size": grid.batch_size, **cell.reduced}
+    if grid.network is not None:
+        schedule = {}
+    elif full:
+        schedule = dict(FULL)
+    return api.fit(
+        train if cell.given is None else as_given(train, cell.given, seed=seed),
+        out=folder,
+        test=test,
+        method=cell.method,
+        model=start or grid.network or "auto",
+        size_px=grid.size_px,
+        seed=seed,
+        device=device,
+        flip="on" if dataset_card(grid.dataset).flip else "off",
+        evaluations=0 if grid.network is None else 8,  # curves of networks that learn from pixels
+        resume=folder.exists(),
+        settings={**schedule, **cell.settings},
+    )
+
+
+def run_pool_cell(
+    grid: BenchTable,
+    name: str,
+    seed: int,
+    pool: LabelTable,
+    test: LabelTable,
+    *,
+    folder: Path,
+    model: str,
+    descriptions: str | Path | None,
+    device: str,
+    probs: NDArray[np.float32] | None = None,
+) -> api.Run:
+    """Adapt the model to a target pool and score it, one cell with one seed; continues a run that was cut off.
+
+    Args:
+      grid, name, seed: which cell.
+      pool, test: images as the cell is to see them, with all labels and the official class names.
+      folder: of the run.
+      model, descriptions, device: see `bench`.
+      probs: [N, C], what the model thinks of the images, for candidates by its doubt.
+    """
+    cell = grid.cells[name]
+    assert cell.given is not None, "a cell of a pool says what it is given"
+    official = pool.class_names
+    guessing = cell.given.guessing or Guessing()
+    train = as_given(pool, cell.given, seed=seed, probs=probs)
+    texts = None
+    if cell.given.use_descriptions:
+        texts = descriptions_of(descriptions, model, grid.dataset, official, train.class_names)
+    is_open = cell.given.labels == "open_world"
+    n_others = len(official) - cell.given.n_seen
+    return api.fit(
+        train,
+        out=folder,
+        novel=None if not is_open else n_others if cell.given.novel == "known" else cell.given.novel,
+        test=as_given(test, Given(labels="all", n_nonsense=cell.given.n_nonsense), seed=seed),
+        method=cell.method,
+        model=model,
+        views=cell.given.views,
+        templates=cell.given.templates,
+        descriptions=texts,
+        rule=guessing.rule,
+        top_k=guessing.top_k,
+        seed=seed,
+        device=device,
+        flip="on" if dataset_card(grid.dataset).flip else "off",
+        evaluations=10 if is_open else 0,  # curves of the pace
+        resume=folder.exists(),
+        settings=cell.settings,
+    )
+
+
+def _run_pool_cells(
+    grid: BenchTable,
+    missing: Sequence[tuple[str, int]],
+    *,
+    root: Path,
+    data: str | Path | None,
+    model: str,
+    descriptions: str | Path | None,
+    device: str,
+) -> None:
+    """Cells one after another; images that are put out of domain, or asked about, are so once for all of them."""
+    plain = table_data(grid, data)
+    doubt: dict[tuple[str, str], NDArray[np.float32]] = {}
+    seen: dict[str, tuple[LabelTable, LabelTable]] = {}
+    for name, seed in missing:
+        given = grid.cells[name].given
+        assert given is not None
+        if given.images not in seen:
+            seen[given.images] = (converted(plain[0], given.images), converted(plain[1], given.images))
+        asked = (given.images, given.templates)
+        if given.guessing is not None and given.guessing.by == "doubt" and asked not in doubt:
+            doubt[asked] = probs_of(seen[given.images][0], model, templates=given.templates, device=device)
+        run_pool_cell(
+            grid,
+            name,
+            seed,
+            *seen[given.images],
+            probs=doubt.get(asked),
+            folder=folder_of(root, grid, name, seed),
+            model=model,
+            descriptions=descriptions,
+            device=device,
+        )
+
+
+def _table_named(name: str) -> BenchTable:
+    if name not in TABLES:
+        raise ConfigError(f"no table is called {name!r}", fix=f"the tables: {', '.join(TABLES)}")
+    return TABLES[name]
+
+
+def _check_fits(table: str, grid: BenchTable, *, model: str | None, full: bool) -> None:
+    if grid.is_pool and model is None:
+        raise ConfigError(
+            f"table {table} adapts a vision-language model, and none is named",
+            fix="name one with --model, by id or path",
+        )
+    if grid.is_pool and full:
+        raise ConfigError(f"table {table} has one schedule", fix="leave --full out")
+    if not grid.is_pool and grid.network is None and model is not None:
+        raise ConfigError(f"table {table} trains its own network", fix="leave --model out")
+    if grid.network is not None and model is not None and (found := network_of(model)) != grid.network:
+        raise ConfigError(
+            f"table {table} trains a {grid.network}, and {model} is a {found}",
+            fix=f"name a run of `labelwright pretrain DATA --model {grid.network}`, or leave --model out",
+        )
+
+
+def _run_side_by_side(
+    table: str,
+    places: Sequence[tuple[str, int]],
+    *,
+    options: Mapping[str, object],
+    full: bool,
+    jobs: int,
+    device: str,
+) -> None:
+    """Each missing cell in a process of its own; the first that fails stops the rest."""
+    accelerator_for(device)  # a device that does not exist should be said once, not by every process
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    same = [word for flag, value in options.items() if value is not None for word in (flag, str(value))]
+    same += ["--full"] if full else []
+
+    def run(place: tuple[str, int]) -> None:
+        name, seed = place
+        words = ["bench", "--table", table, "--cells", name, "--seeds", str(seed), *same]
+        subprocess.run(
+            [sys.executable, "-m", "labelwright.cli", *words],
+            check=True,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            stdout=subprocess.DEVNULL,
+        )
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for done in [pool.submit(run, place) for place in places]:
+            try:
+                done.result()
+            except subprocess.CalledProcessError as error:
+                pool.shutdown(cancel_futures=True)
+                raise ConfigError(f"a cell failed: {' '.join(error.cmd[2:])}", fix="run it alone to see why") from None

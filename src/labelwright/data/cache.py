@@ -1,0 +1,397 @@
+"""Decoded pixels: every image once into one memory-mapped file, or on the fly where that would not fit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from filelock import FileLock
+from PIL import Image
+from torch import Tensor
+
+from labelwright.data.table import LabelTable
+from labelwright.errors import ConfigError, DataError, Problem
+
+CACHE_FORMAT = 1  # part of every key: raise it whenever the same image would give other pixels or another layout
+RESIZE_RULE = "centre-square-bicubic"  # see `resize_to_square`; part of every key
+
+Pixels = npt.NDArray[np.uint8]
+Progress = Callable[[int], None]
+"""Called with the number of images done so far, from the thread that asked for the cache."""
+
+
+class PixelSource(Protocol):
+    """Decoded images by row, all of one size."""
+
+    @property
+    def n_rows(self) -> int:
+        """N images."""
+        ...
+
+    @property
+    def size_px(self) -> int:
+        """Height and width."""
+        ...
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """Images found unreadable so far; their pixels are zero."""
+        ...
+
+    def read(self, rows: Tensor) -> Tensor:
+        """[B, H, W, 3] uint8 on the CPU, for rows [B] int64 within 0..N-1."""
+        ...
+
+    def prefetch(self, rows: Tensor) -> None:
+        """Hint that these rows will be read soon."""
+        ...
+
+
+class PixelCache:
+    """N images of one size in memory or in a memory-mapped file.
+
+    Attributes:
+      pixels: [N, H, W, 3] uint8.
+      problems: images that could not be read; their pixels are zero.
+      path: the file behind it, or None.
+
+    Example:
+      >>> cache = PixelCache(np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3))
+      >>> cache.read(torch.tensor([1, 0]))[:, 0, 0].tolist()
+      [[12, 13, 14], [0, 1, 2]]
+    """
+
+    def __init__(self, pixels: Pixels, *, problems: Sequence[Problem] = (), path: Path | None = None) -> None:
+        assert pixels.dtype == np.uint8, pixels.dtype
+        assert pixels.shape[1:] == (pixels.shape[1], pixels.shape[1], 3), pixels.shape
+        self.pixels = pixels
+        self.problems = tuple(problems)
+        self.path = path
+
+    @property
+    def n_rows(self) -> int:
+        """N images."""
+        return len(self.pixels)
+
+    @property
+    def size_px(self) -> int:
+        """Height and width."""
+        return int(self.pixels.shape[1])
+
+    def read(self, rows: Tensor) -> Tensor:
+        """[B, H, W, 3] uint8 on the CPU, for rows [B] int64 within 0..N-1."""
+        return torch.from_numpy(np.take(self.pixels, rows.cpu().numpy(), axis=0))
+
+    def prefetch(self, rows: Tensor) -> None:
+        """Nothing to do: reading is a copy from the page cache."""
+
+
+def default_cache_folder() -> Path:
+    """Where decoded pixels are kept: $LABELWRIGHT_CACHE, or labelwright's folder in the user's cache of this platform.
+
+    Example:
+      >>> default_cache_folder().name in ("labelwright", Path(os.environ.get("LABELWRIGHT_CACHE", "")).name)
+      True
+    """
+    chosen = os.environ.get("LABELWRIGHT_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "labelwright"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "labelwright"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "labelwright"
+
+
+def resize_to_square(image: Image.Image, *, size_px: int) -> Pixels:
+    """The centre square of an RGB image at size_px x size_px: shorter side to size_px, antialiased, then cropped.
+
+    An image of exactly that size comes back bit for bit.
+
+    Returns: [size_px, size_px, 3] uint8.
+
+    Example:
+      >>> resize_to_square(Image.new("RGB", (40, 20), (1, 2, 3)), size_px=10)[9, 9].tolist()
+      [1, 2, 3]
+    """
+    width, height = image.size
+    if (width, height) != (size_px, size_px):
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        box = (left, top, left + side, top + side)
+        image = image.resize((size_px, size_px), Image.Resampling.BICUBIC, box=box)
+    return np.array(image, dtype=np.uint8)
+
+
+def _decode(table: LabelTable, row: int, size_px: int) -> tuple[Pixels, Problem | None]:
+    """One image's pixels, or zeros and what is wrong with it."""
+    try:
+        return resize_to_square(table.image(row), size_px=size_px), None
+    except DataError as error:
+        return np.zeros((size_px, size_px, 3), dtype=np.uint8), error.problems[0]
+
+
+def _n_workers(asked: int | None) -> int:
+    if asked is not None and asked < 1:
+        raise ConfigError(f"n_workers must be at least 1, not {asked}", fix="leave it out to use every core")
+    return asked or os.cpu_count() or 1
+
+
+# ------------------------------------------------------------------------------------------------------ cached on disk
+
+
+def build_cache(
+    table: LabelTable,
+    *,
+    size_px: int,
+    folder: Path | None = None,
+    n_workers: int | None = None,
+    progress: Progress | None = None,
+) -> PixelCache:
+    """Decode every image of the table once into one file, or open that file if it is there already.
+
+    The file is named by what its pixels depend on: the table's fingerprint, the size, the resize rule and the format.
+    Several runs may ask for the same one at once: the first builds, the others wait for it. It appears under its name
+    only when complete, so a build killed half-way is never taken for one; what it left behind is removed by the next.
+
+    Args:
+      table: the images.
+      size_px: height and width of the decoded images, see `resize_to_square`.
+      folder: where to keep the file, `default_cache_folder()` if None; made if missing.
+      n_workers: decoding threads; None is one per core.
+      progress: called now and then while building; not at all on a hit.
+
+    Returns: the cache, with the images that could not be read as `problems` (known on a hit as well).
+    Raises: ConfigError if size_px or n_workers is not positive, or the folder has no room or cannot be written.
+    """
+    _check_size(size_px)
+    n_workers = _n_workers(n_workers)
+    folder = default_cache_folder() if folder is None else Path(folder)
+    key = {
+        "fingerprint": table.fingerprint,
+        "n_rows": len(table),
+        "size_px": size_px,
+        "resize": RESIZE_RULE,
+        "format": CACHE_FORMAT,
+    }
+    name = "pixels-" + hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    path, notes = folder / f"{name}.npy", folder / f"{name}.json"
+    with _clear_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{name}.lock"):
+            for leftover in folder.glob(f"{name}.*.tmp"):  # we hold the lock: whoever wrote it is gone
+                leftover.unlink()
+            found = _open(path, notes, key)
+            return found if found is not None else _build(table, path, notes, key, n_workers, progress)
+
+
+def _open(path: Path, notes: Path, key: dict[str, object]) -> PixelCache | None:
+    """The finished cache, or None if there is none, or one that was damaged from outside."""
+    try:
+        written = json.loads(notes.read_text(encoding="utf-8"))
+        pixels = np.load(path, mmap_mode="r" if key["n_rows"] else None)
+        problems = [Problem(**problem) for problem in written["problems"]]
+    except (FileNotFoundError, ValueError, KeyError, TypeError, EOFError):
+        return None
+    shape = (key["n_rows"], key["size_px"], key["size_px"], 3)
+    if written.get("key") != key or pixels.shape != shape or pixels.dtype != np.uint8:
+        return None
+    return PixelCache(pixels, problems=problems, path=path)
+
+
+def _build(
+    table: LabelTable, path: Path, notes: Path, key: dict[str, object], n_workers: int, progress: Progress | None
+) -> PixelCache:
+    size_px, n_rows = int(str(key["size_px"])), len(table)
+    shape = (n_rows, size_px, size_px, 3)
+    temporary, temporary_notes = (p.with_suffix(f".{os.getpid()}{p.suffix}.tmp") for p in (path, notes))
+    try:
+        problems: list[Problem] = []
+        if n_rows:
+            _check_room(temporary.parent, n_bytes=int(np.prod(shape)))
+            pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+            _reserve(temporary)
+            problems = _decode_all(table, pixels, n_workers, progress)
+            pixels.flush()
+            del pixels
+        else:
+            with temporary.open("wb") as file:
+                np.save(file, np.zeros(shape, dtype=np.uint8))
+        text = json.dumps({"key": key, "problems": [asdict(problem) for problem in problems]}, ensure_ascii=False)
+        temporary_notes.write_text(text, encoding="utf-8")
+        path.unlink(missing_ok=True)  # a damaged one: between here and the last line there is none
+        temporary_notes.replace(notes)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+        temporary_notes.unlink(missing_ok=True)
+    built = _open(path, notes, key)
+    assert built is not None, "a cache just written opens"
+    return built
+
+
+def _decode_all(table: LabelTable, pixels: Pixels, n_workers: int, progress: Progress | None) -> list[Problem]:
+    """Fill pixels [N, H, W, 3] in place; returns what could not be read, in row order."""
+    n_rows, size_px = len(pixels), pixels.shape[1]
+    chunk = max(1, min(256, 2**20 // pixels[0].nbytes))  # about a megabyte a turn
+
+    def fill(start: int) -> list[Problem]:
+        problems = []
+        for row in range(start, min(start + chunk, n_rows)):
+            pixels[row], problem = _decode(table, row, size_px)
+            if problem is not None:
+                problems.append(problem)
+        return problems
+
+    found: list[Problem] = []
+    pool = ThreadPoolExecutor(n_workers, thread_name_prefix="labelwright-decode")
+    try:
+        for n_chunks, problems in enumerate(pool.map(fill, range(0, n_rows, chunk)), start=1):
+            found.extend(problems)
+            if progress is not None:
+                progress(min(n_chunks * chunk, n_rows))
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C ends after the images under way, not after all of them
+    return found
+
+
+def _check_room(folder: Path, *, n_bytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if n_bytes > free:
+        raise ConfigError(
+            f"no room for the decoded images in {folder}: {n_bytes / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free",
+            fix="free some space, name another folder in LABELWRIGHT_CACHE, or stream the images (a lower limit_gb)",
+        )
+
+
+def _reserve(path: Path) -> None:
+    """Claim the blocks of a sparse file: writing to a mapped file on a disk that fills up would kill the process."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
+@contextmanager
+def _clear_write_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"cannot keep decoded images in {folder}: {error.strerror or error}",
+            fix="name a folder that can be written, with room, in LABELWRIGHT_CACHE",
+        ) from error
+
+
+def _check_size(size_px: int) -> None:
+    if size_px < 1:
+        raise ConfigError(f"size_px must be at least 1, not {size_px}", fix="use the side the model expects, e.g. 224")
+
+
+# -------------------------------------------------------------------------------------------------- decoded on the fly
+
+
+class StreamedPixels:
+    """Decodes when asked, for sets too large to keep decoded: same pixels as `build_cache`, bit for bit.
+
+    `prefetch` starts decoding in the background; `read` waits for what is under way and decodes the rest.
+
+    Args:
+      table: the images.
+      size_px: height and width of the decoded images, see `resize_to_square`.
+      n_workers: decoding threads; None is one per core.
+      max_ahead: decoded images kept waiting; beyond it the oldest hints are dropped.
+
+    Raises: ConfigError if a number is not positive.
+    """
+
+    def __init__(self, table: LabelTable, *, size_px: int, n_workers: int | None = None, max_ahead: int = 1024) -> None:
+        _check_size(size_px)
+        if max_ahead < 1:
+            raise ConfigError(f"max_ahead must be at least 1, not {max_ahead}", fix="a few batches are enough")
+        self._table = table
+        self._size_px = size_px
+        self._max_ahead = max_ahead
+        self._pool = ThreadPoolExecutor(_n_workers(n_workers), thread_name_prefix="labelwright-decode")
+        self._ahead: OrderedDict[int, Future[tuple[Pixels, Problem | None]]] = OrderedDict()
+        self._problems: dict[int, Problem] = {}
+
+    @property
+    def n_rows(self) -> int:
+        """N images."""
+        return len(self._table)
+
+    @property
+    def size_px(self) -> int:
+        """Height and width."""
+        return self._size_px
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """Images found unreadable among those read so far, in row order; their pixels are zero."""
+        return tuple(self._problems[row] for row in sorted(self._problems))
+
+    def read(self, rows: Tensor) -> Tensor:
+        """[B, H, W, 3] uint8 on the CPU, for rows [B] int64 within 0..N-1."""
+        wanted = rows.tolist()
+        futures = {row: self._ahead.pop(row) if row in self._ahead else self._start(row) for row in set(wanted)}
+        out = np.empty((len(wanted), self._size_px, self._size_px, 3), dtype=np.uint8)
+        for place, row in enumerate(wanted):
+            out[place], problem = futures[row].result()
+            if problem is not None:
+                self._problems[row] = problem
+        return torch.from_numpy(out)
+
+    def prefetch(self, rows: Tensor) -> None:
+        """Start decoding rows [B] int64 in the background."""
+        for row in rows.tolist():
+            if row not in self._ahead:
+                self._ahead[row] = self._start(row)
+        while len(self._ahead) > self._max_ahead:
+            _, dropped = self._ahead.popitem(last=False)
+            dropped.cancel()
+
+    def close(self) -> None:
+        """Drop what is waiting and end the decoding threads."""
+        self._ahead.clear()
+        self._pool.shutdown(cancel_futures=True)
+
+    def _start(self, row: int) -> Future[tuple[Pixels, Problem | None]]:
+        return self._pool.submit(_decode, self._table, row, self._size_px)
+
+
+def open_pixels(
+    table: LabelTable,
+    *,
+    size_px: int,
+    folder: Path | None = None,
+    limit_gb: float = 50.0,
+    n_workers: int | None = None,
+    progress: Progress | None = None,
+) -> PixelCache | StreamedPixels:
+    """The table's pixels: cached on disk if they take at most limit_gb decoded, else decoded on the fly.
+
+    Args:
+      table: the images.
+      size_px: height and width of the decoded images.
+      folder, n_workers, progress: see `build_cache`.
+      limit_gb: in 10^9 bytes; a decoded image takes 3 size_px^2 bytes (0.15 MB at 224 px).
+
+    Raises: ConfigError as `build_cache` does.
+    """
+    _check_size(size_px)
+    if len(table) * 3 * size_px**2 > limit_gb * 1e9:
+        return StreamedPixels(table, size_px=size_px, n_workers=n_workers)
+    return build_cache(table, size_px=size_px, folder=folder, n_workers=n_workers, progress=progress)

@@ -1,0 +1,436 @@
+"""Embeddings that the user brings, of any modality, at the same door as images: .npy, .npz or Parquet."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from labelwright.data.augment import RowGenerator
+from labelwright.data.build import TableBuilder
+from labelwright.data.columns import find_roles, open_columns
+from labelwright.data.images import OnBad, resolve_problems
+from labelwright.data.table import Images, LabelTable
+from labelwright.errors import DataError, Problem
+
+SUFFIXES = (".npy", ".npz", ".parquet")
+EMBEDDING_COLUMN = "embedding"
+NPZ_KEYS: Mapping[str, str] = {
+    "embeddings": "[N, D] numbers, one row per item",
+    "labels": "[N] names or class indices; -1 or empty = unknown",
+    "class_names": "[C] names, in class order",
+    "ids": "[N] unique names of the rows",
+    "groups": "[N] rows with the same value belong together",
+    "split": "[N] train, test or validation",
+    "truth": "[N] names or class indices, for scoring only",
+    "class_embeddings": "[C, D] text features of the classes, in class order",
+    "logit_scale": "one positive number: the scale of the similarities with class_embeddings",
+    "weak": "[V, N, D] embeddings of weakly augmented views",
+    "strong": "[V, N, D] embeddings of strongly augmented views",
+}
+"""Keys of an .npz -> what they hold; only ``embeddings`` must be there."""
+
+_ROLES = {"labels": "label", "ids": "id", "groups": "group", "split": "split", "truth": "truth"}
+_ROWS_AT_ONCE = 65_536
+_HASHED_BYTES_MAX = 4 << 30  # vectors above this are fingerprinted by a sample, as embedded images are
+_DROPPED_FRAC = 0.1  # of the features, in a strong view made up
+_NOISE_FRAC = 0.1  # of the row's norm, in a strong view made up
+_N_MADE_UP = 1 << 24  # strong views made up of one row: as many as RowGenerator's numbers tell apart
+
+Floats = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class NoImages(Images):
+    """Stands where a table keeps its images when there are embeddings instead; decoding one is a DataError.
+
+    Attributes:
+      vectors: [M, D] floats, of which rows ``rows`` are the table's.
+      rows: [N] int64, or None for all M.
+
+    Example:
+      >>> none = NoImages(vectors=np.zeros((3, 2), np.float32)).take(np.array([2, 0]))
+      >>> len(none), none.rows.tolist(), none.where(1)
+      (2, [2, 0], 'row 1')
+    """
+
+    vectors: Any = None
+    rows: Any = None
+
+    def __len__(self) -> int:
+        return len(self.vectors if self.rows is None else self.rows)
+
+    def sources(self, rows: npt.NDArray[np.int64]) -> list[bytes | str]:
+        """Refused: there are none.
+
+        Raises: DataError naming the first row asked for.
+        """
+        where = self.where(int(rows[0])) if len(rows) else "no row"
+        problem = Problem(where, "missing_image", "the data holds embeddings and no images", None)
+        raise DataError(
+            f"{where}: {problem.detail}", problems=[problem], fix="train on the embeddings, or point at the images"
+        )
+
+    def take(self, rows: npt.NDArray[np.int64]) -> NoImages:
+        """The same of rows [n], in that order; the vectors are not copied."""
+        return dataclasses.replace(self, rows=rows if self.rows is None else self.rows[rows])
+
+    def where(self, row: int) -> str:
+        """Where the user finds an item."""
+        return f"row {row}"
+
+    def update_digest(self, digest: Any) -> None:
+        """Feed the vectors to a hash; above 4 GiB, of every few rows only."""
+        rows = np.arange(len(self.vectors)) if self.rows is None else self.rows
+        n_bytes = self.vectors.itemsize * self.vectors.shape[1] * len(rows)
+        digest.update(f"{self.vectors.shape[1]} {self.vectors.dtype} {len(rows)}\n".encode())
+        rows = rows[:: max(1, -(-n_bytes // _HASHED_BYTES_MAX))]
+        for first in range(0, len(rows), _ROWS_AT_ONCE):
+            digest.update(np.ascontiguousarray(self.vectors[rows[first : first + _ROWS_AT_ONCE]]))
+
+
+class GivenFeats:
+    """The user's vectors as `encoders.store.StoredFeats`, exactly as given: clean, weak and strong.
+
+    Without views of the user's own, a weak view is the vector itself; a strong one is the vector with 10% of its
+    features set to zero and Gaussian noise of 10% of the row's norm (sd: norm / (10 sqrt(D))) on the others, both
+    drawn from (index, row) alone.
+
+    Args:
+      feats: [N, D] floats, in memory or mapped.
+      weak, strong: [V, N, D] floats, or None.
+
+    Example:
+      >>> given = GivenFeats(np.ones((2, 100), np.float32))
+      >>> x = given.read(torch.tensor([1]), "strong", torch.tensor([5]))
+      >>> list(x.shape), given.n_views("weak"), bool((x == 0).any())
+      ([1, 100], 1, True)
+    """
+
+    def __init__(self, feats: Floats, *, weak: Floats | None = None, strong: Floats | None = None) -> None:
+        assert feats.ndim == 2, feats.shape
+        assert all(extra is None or extra.shape[1:] == feats.shape for extra in (weak, strong)), "views of these rows"
+        self._feats = np.asarray(feats)  # a memory map without numpy's slower indexing of its own class
+        self._extra = {"weak": weak, "strong": strong}
+
+    @property
+    def n_rows(self) -> int:
+        """N."""
+        return int(self._feats.shape[0])
+
+    @property
+    def n_features(self) -> int:
+        """D."""
+        return int(self._feats.shape[1])
+
+    def n_views(self, view: str) -> int:
+        """How many different vectors a row has under a view: 1, V, or 2^24 where strong views are made up."""
+        extra = self._extra.get(view)
+        if extra is not None:
+            return len(extra)
+        return _N_MADE_UP if view == "strong" else 1
+
+    def read(self, rows: Tensor, view: str, index: Tensor) -> Tensor:
+        """[B, D] float32 on the CPU: for rows [B] int64, the index-th (index [B] int64) of their views."""
+        extra = self._extra.get(view)
+        found = self._feats[rows.numpy()] if extra is None else extra[index.numpy(), rows.numpy()]
+        x = torch.from_numpy(found.astype(np.float32, copy=False))
+        if view != "strong" or extra is not None:
+            return x
+        u = RowGenerator(rows * _N_MADE_UP + index, seed=0).uniform(self.n_features)  # [B, D]
+        kept = (u - _DROPPED_FRAC) / (1 - _DROPPED_FRAC)  # uniform in 0 to 1 where not dropped: one draw serves both
+        noise = math.sqrt(2) * torch.erfinv((2 * kept - 1).clamp(-1 + 1e-6, 1 - 1e-6))
+        sd = _NOISE_FRAC * x.norm(dim=1, keepdim=True) / math.sqrt(self.n_features)
+        return torch.where(u < _DROPPED_FRAC, 0.0, x + sd * noise)
+
+
+@dataclass(frozen=True, eq=False)
+class UserEmbeddings:
+    """What `load_embeddings` found, row by row of one table.
+
+    Attributes:
+      table: N rows; its ``images`` are a `NoImages`.
+      feats: [N, D] floats as in the file: float32 in memory, or mapped from an .npy of any floating type.
+      class_feats: [C, D] float32 text features in the order of ``table.class_names``, or None.
+      logit_scale: scale of the similarities with class_feats, or None.
+      weak, strong: [V, N, D] float32 views, or None.
+    """
+
+    table: LabelTable
+    feats: Floats
+    class_feats: npt.NDArray[np.float32] | None = None
+    logit_scale: float | None = None
+    weak: Floats | None = None
+    strong: Floats | None = None
+
+    @property
+    def stored(self) -> GivenFeats:
+        """The vectors for `encoders.store.EmbeddingViews`."""
+        return GivenFeats(self.feats, weak=self.weak, strong=self.strong)
+
+
+def load_embeddings(
+    path: str | Path, *, classes: Sequence[str] | None = None, on_bad: OnBad = "stop"
+) -> UserEmbeddings:
+    """Read embeddings with whatever is known of their labels, and check every value.
+
+    Args:
+      path: an .npy of shape [N, D], without labels, memory-mapped; an .npz with the keys of NPZ_KEYS; or a .parquet
+        with a column ``embedding`` of lists, and label, candidates, split, id, truth and group columns as for images.
+      classes: the class names in order; None = as the file has them, else the labels seen are the classes.
+      on_bad: as for `data.read.load`; "skip" leaves rows out, and copies the others if they were mapped;
+        "report" keeps bad embeddings as they are, those of another length as zeros.
+
+    Raises: DataError naming the file and the key or row: not such a file, a wrong shape or length, an unknown key,
+      Python objects, values that are not finite, labels that are no class. ConfigError for impossible ``classes``.
+
+    Example:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "pets.npz"
+      >>> np.savez(path, embeddings=np.eye(3), labels=["cat", "", "dog"])
+      >>> found = load_embeddings(path)
+      >>> found.table.class_names, found.table.labels.tolist(), found.feats.shape
+      (('cat', 'dog'), [0, -1, 1], (3, 3))
+    """
+    path = Path(path).expanduser()
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise DataError(f"not a file of embeddings: {path}", fix=f"one of {' '.join(SUFFIXES)}")
+    if not path.is_file():
+        raise DataError(f"no such file: {path}", fix="check the path")
+    if suffix == ".parquet":
+        feats, builder, problems = _read_parquet(path)
+        return _finish(path, UserEmbeddings(_table(builder, feats, classes), feats), problems, on_bad)
+    arrays = _read_arrays(path)
+    feats = _vectors(path, "embeddings", arrays["embeddings"])
+    builder = TableBuilder(str(path))
+    builder.declared = _declared(path, arrays)
+    columns = {role: _column(path, key, arrays[key], len(feats)) for key, role in _ROLES.items() if key in arrays}
+    names = dict.fromkeys(("label", "truth"), builder.declared) if builder.declared else {}
+    builder.add(columns, len(feats), names=names)
+    found = UserEmbeddings(
+        table=_table(builder, feats, classes),
+        feats=feats,
+        logit_scale=_logit_scale(path, arrays),
+        weak=_views(path, "weak", arrays, feats),
+        strong=_views(path, "strong", arrays, feats),
+    )
+    if "class_embeddings" in arrays:
+        class_feats = _class_feats(path, arrays["class_embeddings"], builder.declared, found)
+        found = dataclasses.replace(found, class_feats=class_feats)
+    return _finish(path, found, [], on_bad)
+
+
+def _table(builder: TableBuilder, feats: Floats, classes: Sequence[str] | None) -> LabelTable:
+    rows = pa.table({"image": pa.nulls(len(feats))})  # has the length, which is all that is looked at
+    return dataclasses.replace(builder.finish(classes=classes, dataset=rows), images=NoImages(vectors=feats))
+
+
+def _finish(path: Path, found: UserEmbeddings, problems: Sequence[Problem], on_bad: OnBad) -> UserEmbeddings:
+    """Find the rows that are not finite, and decide on all problems; the vectors follow the rows kept."""
+    bad = np.zeros(len(found.feats), dtype=bool)
+    for vectors in (found.feats[None], found.weak, found.strong):
+        for plane in () if vectors is None else vectors:
+            for first in range(0, len(bad), _ROWS_AT_ONCE):
+                with np.errstate(over="ignore"):  # a double beyond float32 counts as infinite
+                    some = plane[first : first + _ROWS_AT_ONCE].astype(np.float32, copy=False)
+                bad[first : first + _ROWS_AT_ONCE] |= ~np.isfinite(some).all(axis=1)
+    detail = "the embedding holds a value that is not a finite number"
+    infinite = [Problem(f"{path} row {row}", "bad_embedding", detail, row) for row in np.flatnonzero(bad).tolist()]
+    table = resolve_problems(found.table, [*found.table.problems, *problems, *infinite], on_bad)
+    assert isinstance(table.images, NoImages)
+    kept = table.images.rows
+    if kept is None:
+        return dataclasses.replace(found, table=table)
+    feats = found.feats[kept]
+    return dataclasses.replace(
+        found,
+        table=dataclasses.replace(table, images=NoImages(vectors=feats)),
+        feats=feats,
+        weak=None if found.weak is None else found.weak[:, kept],
+        strong=None if found.strong is None else found.strong[:, kept],
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- .npy and .npz
+
+
+def _read_arrays(path: Path) -> dict[str, Any]:
+    """The arrays of a file by key; an .npy has its one under ``embeddings``, memory-mapped."""
+    try:
+        if path.suffix.lower() == ".npy":
+            return {"embeddings": np.lib.format.open_memmap(path, mode="r")}
+        with path.open("rb") as raw, np.lib.npyio.NpzFile(raw) as file:  # numpy.load leaves a damaged file open
+            unknown = sorted(set(file.files) - set(NPZ_KEYS))
+            if unknown or "embeddings" not in file.files:
+                what = f"unknown keys {', '.join(unknown)}" if unknown else "no key embeddings"
+                raise DataError(f"{path}: {what}", fix=f"keys are {', '.join(NPZ_KEYS)}; only embeddings must be there")
+            return {key: file[key] for key in file.files}
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        if any(word in str(error).lower() for word in ("pickle", "object")):
+            detail = "it holds Python objects, which are never unpickled"
+            fix = "save plain numbers and strings with numpy.save or savez"
+        else:
+            detail, fix = f"not a readable {path.suffix} file ({error})", "write it anew with numpy.save or savez"
+        raise DataError(f"{path}: {detail}", fix=fix) from error
+
+
+def _vectors(path: Path, key: str, found: Any) -> Floats:
+    """[n, D] as floats; raises DataError if it is anything else."""
+    if found.ndim != 2 or 0 in found.shape:
+        raise DataError(
+            f"{path}: {key} has shape {list(found.shape)}, which is not [rows, features]", fix="one row per item"
+        )
+    if not (np.issubdtype(found.dtype, np.floating) or np.issubdtype(found.dtype, np.integer)):
+        raise DataError(f"{path}: {key} holds {found.dtype}, not numbers", fix="save it as float32 or float16")
+    if isinstance(found, np.memmap) and np.issubdtype(found.dtype, np.floating):
+        return found
+    with np.errstate(over="ignore"):
+        vectors: Floats = np.asarray(found).astype(np.float32, copy=False)
+    return vectors
+
+
+def _column(path: Path, key: str, found: Any, n_rows: int) -> Any:
+    """[n_rows] names or numbers as an Arrow array."""
+    if found.shape != (n_rows,):
+        raise DataError(
+            f"{path}: {key} has shape {list(found.shape)} for {n_rows} embeddings", fix=f"one value per row in {key}"
+        )
+    return pa.array(found.astype(str) if found.dtype.kind == "S" else found)
+
+
+def _declared(path: Path, arrays: Mapping[str, Any]) -> tuple[str, ...]:
+    """The class names that the file itself fixes, in order; empty if it does not."""
+    if "class_names" in arrays:
+        names = arrays["class_names"]
+        if names.ndim != 1 or names.dtype.kind not in "US" or len(set(names.tolist())) < len(names):
+            raise DataError(f"{path}: class_names must be [C] different strings", fix="give every class one name")
+        return tuple(names.astype(str).tolist())
+    if "class_embeddings" not in arrays:
+        return ()
+    if "labels" in arrays and arrays["labels"].dtype.kind in "US":
+        raise DataError(
+            f"{path}: class_embeddings without class_names beside labels that are names", fix="add class_names"
+        )
+    return tuple(str(c) for c in range(len(np.atleast_1d(arrays["class_embeddings"]))))
+
+
+def _class_feats(path: Path, raw: Any, declared: tuple[str, ...], found: UserEmbeddings) -> npt.NDArray[np.float32]:
+    """[C, D] in the order of the table's classes."""
+    vectors = _vectors(path, "class_embeddings", raw)
+    D = found.feats.shape[1]
+    if vectors.shape != (len(declared), D):
+        raise DataError(
+            f"{path}: class_embeddings has shape {list(vectors.shape)} for {len(declared)} classes of {D} features",
+            fix="one row per class name, in the space of the embeddings",
+        )
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad):
+        raise DataError(
+            f"{path}: class_embeddings of {declared[bad[0]]!r} is not finite", fix="compute its text feature anew"
+        )
+    place = {name: c for c, name in enumerate(declared)}
+    missing = [name for name in found.table.class_names if name not in place]
+    if missing:
+        raise DataError(
+            f"{path}: no class_embeddings of {', '.join(map(repr, missing[:5]))}", fix="add them, with class_names"
+        )
+    chosen: npt.NDArray[np.float32] = vectors[[place[name] for name in found.table.class_names]]
+    return chosen
+
+
+def _logit_scale(path: Path, arrays: Mapping[str, Any]) -> float | None:
+    if "logit_scale" not in arrays:
+        return None
+    raw = arrays["logit_scale"]
+    if raw.size != 1 or raw.dtype.kind not in "fiu" or not 0 < float(raw.reshape(())) < math.inf:
+        raise DataError(f"{path}: logit_scale must be one positive number", fix="CLIP's is about 100")
+    return float(raw.reshape(()))
+
+
+def _views(path: Path, key: str, arrays: Mapping[str, Any], feats: Floats) -> Floats | None:
+    if key not in arrays:
+        return None
+    raw = arrays[key]
+    if raw.ndim != 3 or not len(raw) or raw.shape[1:] != feats.shape or raw.dtype.kind not in "fiu":
+        N, D = feats.shape
+        raise DataError(
+            f"{path}: {key} has shape {list(raw.shape)} of {raw.dtype}, not [V, {N}, {D}] of numbers",
+            fix="one embedding of every row per view",
+        )
+    with np.errstate(over="ignore"):
+        vectors: Floats = raw.astype(np.float32, copy=False)
+    return vectors
+
+
+# ------------------------------------------------------------------------------------------------------------- Parquet
+
+
+def _read_parquet(path: Path) -> tuple[Floats, TableBuilder, list[Problem]]:
+    """Vectors [N, D] float32, the other columns in a builder, and rows of another length (their vectors are zero)."""
+    columns = open_columns(path)
+    with pq.ParquetFile(path) as file:
+        n_rows = file.metadata.num_rows
+        kind = file.schema_arrow.field(EMBEDDING_COLUMN).type if EMBEDDING_COLUMN in columns.names else None
+        if not _holds_vectors(kind):
+            detail = f"no column {EMBEDDING_COLUMN}" if kind is None else f"its column {EMBEDDING_COLUMN} holds {kind}"
+            raise DataError(
+                f"{path}: {detail}; columns found: {', '.join(columns.names)}",
+                fix=f"name the column {EMBEDDING_COLUMN}, lists of float",
+            )
+        lengths = np.zeros(0, dtype=np.int64)
+        parts = []
+        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[EMBEDDING_COLUMN]):
+            lists = batch.column(0)
+            some = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+            lengths = np.concatenate([lengths, some])
+            parts.append(lists.filter(pa.array(some > 0)).flatten().to_numpy(zero_copy_only=False))
+    D = int(np.bincount(lengths[lengths > 0]).argmax()) if lengths.any() else 0
+    if not D:
+        raise DataError(f"{path}: there is no embedding in it", fix="give a row per item, with its list of numbers")
+    with np.errstate(over="ignore"):
+        flat = np.concatenate(parts).astype(np.float32, copy=False)
+    fits = lengths == D
+    feats = flat.reshape(-1, D) if fits.all() else np.zeros((n_rows, D), dtype=np.float32)
+    if not fits.all():
+        feats[fits] = flat[np.repeat(fits, lengths)].reshape(-1, D)
+    problems = [
+        Problem(f"{path} row {row}", "bad_embedding", f"{lengths[row]} numbers where most rows have {D}", row)
+        for row in np.flatnonzero(~fits).tolist()
+    ]
+    others = [name for name in columns.names if name != EMBEDDING_COLUMN]
+    roles = find_roles([*others, "image"], str(path))  # an image column is not asked for here, nor used
+    del roles["image"]
+    builder = TableBuilder(str(path))
+    names = {}
+    for role in ("label", "truth", "candidates"):
+        feature = columns.features.get(roles.get(role, ""), {})
+        feature = feature.get("feature", feature) if isinstance(feature, dict) else {}
+        if feature.get("_type") == "ClassLabel":
+            names[role] = tuple(feature["names"])
+            builder.declared = builder.declared or (names[role] if role != "truth" else ())
+    if not roles:
+        builder.add({}, n_rows)
+    for batch in columns.batches(list(dict.fromkeys(roles.values()))) if roles else ():
+        builder.add({role: batch.column(name) for role, name in roles.items()}, batch.num_rows, names=names)
+    return feats, builder, problems
+
+
+def _holds_vectors(kind: Any) -> bool:
+    """Whether an Arrow type is one of lists of numbers."""
+    is_list = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if kind is None or not any(check(kind) for check in is_list):
+        return False
+    return bool(pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type))

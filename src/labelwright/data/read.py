@@ -1,0 +1,346 @@
+"""Read any kind of input into a `LabelTable`: folders, tables, Parquet shards, data sets by object or by name."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from labelwright.data.build import SPLIT_NAMES, TableBuilder
+from labelwright.data.columns import BATCH_ROWS, Columns, find_roles, open_columns
+from labelwright.data.images import OnBad, resolve_problems
+from labelwright.data.table import SPLITS, LabelTable
+from labelwright.errors import ConfigError, DataError, OfflineError, Problem
+
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff"}
+    | {".ppm", ".pgm", ".pbm", ".pnm"}
+)
+TABLE_SUFFIXES = frozenset([".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"])
+UNLABELLED_NAMES = frozenset({"unlabeled", "unlabelled"})
+
+_SILENT_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?")
+
+
+def load(
+    source: Any,
+    *,
+    classes: Sequence[str] | str | Path | None = None,
+    split: str | None = None,
+    group: str | None = None,
+    on_bad: OnBad = "stop",
+) -> LabelTable:
+    """Read images with whatever is known of their labels, and check everything that can be checked without decoding.
+
+    Args:
+      source: a folder (of class folders, of images, of splits of either, of Parquet shards, or saved by `datasets`);
+        a .csv, .tsv, .jsonl or .parquet file, a pattern of them like ``shards/*.parquet``, or a list of them; a
+        `datasets.Dataset` or `DatasetDict`; or the name of a hub data set, "user/name" or "user/name:config".
+      classes: the class names in order, or a text file with one per line; None = the labels seen are the classes.
+      split: keep only this split, one of SPLITS.
+      group: column whose equal values belong together; None = ``group`` or ``track`` if there is one.
+      on_bad: what happens when something is wrong: "stop" raises with everything found, "skip" leaves the rows
+        concerned out, "report" keeps them and lists the problems in ``table.problems`` (an unknown label is then -1).
+
+    Returns: the table. An empty label, null or -1 is no label. Integer labels are positions in the class names.
+
+    Raises: DataError with every problem found; ConfigError on an impossible argument; OfflineError if a data set
+      named is neither on this machine nor within reach.
+
+    Example:
+      >>> import datasets
+      >>> from PIL import Image
+      >>> pets = {"image": [Image.new("RGB", (2, 2))] * 3, "label": ["dog", "cat", None]}
+      >>> table = load(datasets.Dataset.from_dict(pets))
+      >>> table.class_names, table.labels.tolist()
+      (('cat', 'dog'), [1, 0, -1])
+    """
+    if split is not None and split not in SPLITS:
+        raise ConfigError(f"no such split: {split!r}", fix=f"one of {', '.join(SPLITS)}")
+    names = read_names(Path(classes)) if isinstance(classes, (str, Path)) else classes
+    table = _dispatch(source, names, group)
+    if split is not None:
+        rows = table.where(split)
+        if not len(rows):
+            problem = Problem(str(source)[:200], "empty_table", f"there is no image in the split {split!r}")
+            raise DataError(problem.detail, problems=[*table.problems, problem], fix="choose another split")
+        table = table.subset(rows)
+    return resolve_problems(table, table.problems, on_bad)
+
+
+def _dispatch(source: Any, classes: Sequence[str] | None, group: str | None) -> LabelTable:
+    if not isinstance(source, (str, Path, list, tuple)):
+        return _from_datasets(source, "the data set", classes, group)
+    if isinstance(source, (list, tuple)):
+        return _from_files([Path(path) for path in source], classes, group)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
+            import datasets
+
+            return _from_datasets(datasets.load_from_disk(str(path)), str(path), classes, group)
+        shards = sorted(path.glob("*.parquet"))
+        return _from_files(shards, classes, group) if shards else _from_folder(path, classes)
+    if path.is_file():
+        return _from_files([path], classes, group)
+    if any(sign in str(source) for sign in "*?["):
+        found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207 (absolute too)
+        if not found:
+            raise DataError(f"no file matches {source}", fix="check the pattern; quote it in the shell")
+        return _from_files(found, classes, group)
+    name = str(source)
+    if _HUB_NAME.fullmatch(name) and not path.parent.is_dir() and path.suffix.lower() not in TABLE_SUFFIXES:
+        return _from_datasets(_from_hub(name), name, classes, group)
+    raise DataError(f"no such file or folder: {source}", fix="check the path")
+
+
+def read_names(path: Path) -> list[str]:
+    """Class names of a text file, one per line.
+
+    Raises: DataError if it cannot be read.
+    """
+    try:
+        lines = path.expanduser().read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read the class names in {path}: {error}", fix="one name per line, UTF-8") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+# ---------------------------------------------------------------- folders
+
+
+def _from_folder(root: Path, classes: Sequence[str] | None) -> LabelTable:
+    builder = TableBuilder(str(root))
+    builder.numbers_are_indices = False
+    folders = [entry for entry in _entries(root) if entry.is_dir()]
+    is_split = bool(folders) and all(
+        entry.name.lower() in SPLIT_NAMES or entry.name.lower() in UNLABELLED_NAMES for entry in folders
+    )
+    class_folders: list[str] = []
+    if is_split and any(entry.name.lower() in SPLIT_NAMES for entry in folders):
+        for entry in folders:
+            code = SPLIT_NAMES.get(entry.name.lower(), SPLITS.index("train"))
+            is_labelled = entry.name.lower() not in UNLABELLED_NAMES
+            class_folders += _add_folder(builder, root, Path(entry.path), SPLITS[code], is_labelled=is_labelled)
+        for entry in _entries(root):
+            if entry.is_file():
+                builder.problems.append(Problem(entry.path, "unsupported_file", "it lies outside the split folders"))
+    else:
+        class_folders = _add_folder(builder, root, root, None)
+    builder.extra_names = tuple(dict.fromkeys(class_folders))
+    if not builder.n_rows and builder.problems:
+        builder.where = f"{root} (files of {len(builder.problems)} other kinds were left out)"
+    return builder.finish(classes=classes, root=str(root))
+
+
+def _add_folder(
+    builder: TableBuilder, root: Path, folder: Path, split: str | None, *, is_labelled: bool = True
+) -> list[str]:
+    """Add one tree: its folders are classes if it is labelled, its loose images unlabelled; gives the classes."""
+    paths: list[str] = []
+    labels: list[str | None] = []
+    classes: list[str] = []
+    for entry in _entries(folder):
+        if entry.is_dir():
+            is_class = is_labelled and entry.name.lower() not in UNLABELLED_NAMES
+            found = list(_images_below(Path(entry.path), root, builder.problems))
+            classes += [entry.name] if is_class else []
+            paths += found
+            labels += [entry.name if is_class else None] * len(found)
+        elif _is_image(entry, builder.problems):
+            paths.append(os.path.relpath(entry.path, root))
+            labels.append(None)
+    columns = {"image": pa.array(paths, pa.large_string()), "label": pa.array(labels, pa.string())}
+    if paths:
+        builder.add(columns, len(paths), split=split)
+    return classes
+
+
+def _images_below(folder: Path, root: Path, problems: list[Problem]) -> Iterator[str]:
+    for entry in _entries(folder):
+        if entry.is_dir():
+            yield from _images_below(Path(entry.path), root, problems)
+        elif _is_image(entry, problems):
+            yield os.path.relpath(entry.path, root)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        kept = [e for e in entries if not e.name.startswith(".") and e.name.lower() not in _SILENT_NAMES]
+    return sorted(kept, key=lambda entry: entry.name)
+
+
+def _is_image(entry: os.DirEntry[str], problems: list[Problem]) -> bool:
+    suffix = Path(entry.name).suffix.lower()
+    if suffix in IMAGE_SUFFIXES:
+        return True
+    detail = f"{suffix} files are not read" if suffix else "a file without a suffix"
+    problems.append(Problem(entry.path, "unsupported_file", detail))
+    return False
+
+
+# ---------------------------------------------------------------- tables
+
+
+def _from_files(files: Sequence[Path], classes: Sequence[str] | None, group: str | None) -> LabelTable:
+    unfit = [path for path in files if path.suffix.lower() not in TABLE_SUFFIXES or not path.is_file()]
+    if unfit or not files:
+        raise DataError(
+            f"not a table that can be read: {', '.join(map(str, unfit[:5])) or 'an empty list'}",
+            problems=[Problem(str(path), "unsupported_file", "not a table") for path in unfit],
+            fix=f"one of {' '.join(sorted(TABLE_SUFFIXES))}, or a folder",
+        )
+    builder = TableBuilder(str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more")
+    folders = {str(path.parent) for path in files}
+    embedded: list[tuple[Path, str]] = []
+    for path in files:
+        columns = open_columns(path)
+        roles = find_roles(columns.names, str(path), group=group)
+        if roles["image"] in columns.embedded:
+            embedded.append((path, roles["image"]))
+        _add_columns(builder, columns, roles, prefix=str(path.parent) if len(folders) > 1 else None)
+    if embedded and len(embedded) < len(files):
+        raise DataError("some of the files hold images and some hold paths", fix="read them one by one")
+    dataset = _embedded_images(embedded) if embedded and builder.n_rows else None
+    return builder.finish(classes=classes, root=folders.pop() if len(folders) == 1 else "", dataset=dataset)
+
+
+def _add_columns(
+    builder: TableBuilder,
+    columns: Columns,
+    roles: dict[str, str],
+    *,
+    prefix: str | None = None,
+    split: str | None = None,
+) -> None:
+    names = {}
+    for role in ("label", "truth", "candidates"):
+        feature = columns.features.get(roles.get(role, ""), {})
+        feature = feature if isinstance(feature, dict) else {}
+        feature = feature.get("feature", feature)  # candidates: a list of ClassLabel
+        if feature.get("_type") == "ClassLabel":
+            names[role] = tuple(feature["names"])
+    for role in ("label", "candidates"):
+        builder.declared = builder.declared or names.get(role, ())
+    for batch in columns.batches(list(dict.fromkeys(roles.values()))):
+        present = {role: batch.column(name) for role, name in roles.items() if name in batch.schema.names}
+        if prefix and "image" in present and roles["image"] not in columns.embedded:
+            relative = pc.invert(pc.starts_with(present["image"], pattern="/"))
+            joined = pc.binary_join_element_wise(prefix, present["image"], "/")
+            present["image"] = pc.if_else(relative, joined, present["image"])
+        builder.add(present, batch.num_rows, names=names, split=split)
+    builder.problems += columns.malformed
+
+
+def _embedded_images(files: Sequence[tuple[Path, str]]) -> Any:
+    """One `datasets.Dataset` with the images of Parquet files, memory-mapped from the library's cache."""
+    import datasets
+
+    with _without_bars():
+        parts = [datasets.Dataset.from_parquet(str(path), columns=[column]) for path, column in files]
+    return _image_column(parts, [column for _, column in files])
+
+
+def _image_column(parts: Sequence[Any], columns: Sequence[str]) -> Any:
+    import datasets
+
+    undecoded = datasets.Image(decode=False)
+    with _without_bars():
+        alike = [
+            part.select_columns([column]).rename_column(column, "_").rename_column("_", "image")
+            if column != "image"
+            else part.select_columns([column])
+            for part, column in zip(parts, columns, strict=True)
+        ]
+        joined = datasets.concatenate_datasets([part.cast_column("image", undecoded) for part in alike])
+        return joined.with_format(None)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    import datasets
+
+    was_shown = datasets.are_progress_bars_disabled() is False
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if was_shown:
+            datasets.enable_progress_bars()
+
+
+# ---------------------------------------------------------------- datasets
+
+
+def _from_datasets(data: Any, where: str, classes: Sequence[str] | None, group: str | None) -> LabelTable:
+    import datasets
+
+    if isinstance(data, datasets.Dataset):
+        parts = {"": data}
+    elif isinstance(data, datasets.DatasetDict):
+        parts = dict(data)
+    else:
+        raise DataError(
+            f"cannot read a {type(data).__name__}", fix="give a path, a datasets.Dataset or the name of a data set"
+        )
+    builder = TableBuilder(where)
+    images: list[Any] = []
+    image_columns: list[str] = []
+    for name, part in parts.items():
+        columns = _dataset_columns(part)
+        roles = find_roles(columns.names, where, group=group)
+        is_unlabelled = name.lower() in (*UNLABELLED_NAMES, "unsupervised")
+        if is_unlabelled:
+            roles.pop("label", None)
+        _add_columns(builder, columns, roles, split="train" if is_unlabelled else name or None)
+        if roles["image"] in columns.embedded:
+            images.append(part)
+            image_columns.append(roles["image"])
+    dataset = _image_column(images, image_columns) if images and builder.n_rows else None
+    return builder.finish(classes=classes, dataset=dataset)
+
+
+def _dataset_columns(part: Any) -> Columns:
+    import datasets
+
+    features = dict(part.features.items())
+    embedded = frozenset(name for name, feature in features.items() if isinstance(feature, datasets.Image))
+
+    def batches(wanted: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        plain = [name for name in wanted if name not in embedded]
+        if not plain:
+            yield pa.record_batch([pa.nulls(part.num_rows)], ["image"])
+            return
+        for table in part.select_columns(plain).with_format("arrow").iter(BATCH_ROWS):
+            combined = [table.column(name).combine_chunks() for name in plain]
+            yield pa.record_batch(
+                [c.combine_chunks() if isinstance(c, pa.ChunkedArray) else c for c in combined], plain
+            )
+
+    told = part.features.to_dict()
+    return Columns(tuple(features), batches, told, embedded=embedded)
+
+
+def _from_hub(name: str) -> Any:
+    import datasets
+
+    path, _, config = name.partition(":")
+    try:
+        with _without_bars():
+            data = datasets.load_dataset(path, config or None)
+    except Exception as error:  # the library raises a dozen unrelated types here; each means: no data
+        reason = (str(error).splitlines() or [""])[0]
+        raise OfflineError(
+            f"{name} is no file or folder here, nor a data set in the local cache or within reach"
+            f" ({type(error).__name__}: {reason})",
+            fix="check the name and the network, or give the path of a downloaded copy",
+        ) from error
+    return data

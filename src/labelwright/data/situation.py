@@ -1,0 +1,186 @@
+"""Which situation a table is in, and so which method fits it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from labelwright.data.table import LabelTable
+from labelwright.errors import ConfigError, DataError
+
+LONG_TAILED_RATIO = 3.0
+"""Largest over smallest class count from which full labels are long-tailed: log 3 = 1.1 nats of prior is what it takes
+to turn a 75 % sure answer for the rare class into an even one, so below it plain cross-entropy does little harm."""
+
+METHODS = {
+    "no_labels": "cap",
+    "few_labels": "cap",
+    "some_classes": "cap",
+    "candidates": "coreg",
+    "long_tailed": "cvs",
+    "balanced": "ce",
+    "open_world": "lps",
+}
+"""Situation -> the method that fits it."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What there is to learn from, counted over the training rows.
+
+    Attributes:
+      name: a key of METHODS.
+      method: its recipe.
+      reason: one sentence with the numbers that decided.
+      n_images, n_labelled, n_classes: counts; classes are the named ones.
+      n_candidate_rows: rows that have candidates.
+      candidates_per_row: mean size of their sets; 0 if there are none.
+      imbalance_ratio: largest over smallest count among classes with a label; 1 if none has one.
+      gini: inequality of the counts of all named classes, 0 (all equal) to 1.
+      unlabelled_frac: share of rows without a label, 0 to 1.
+      classes_without_labels: their names.
+      n_novel: classes beyond the named ones: a number, "auto" or None.
+    """
+
+    name: str
+    method: str
+    reason: str
+    n_images: int
+    n_labelled: int
+    n_classes: int
+    n_candidate_rows: int
+    candidates_per_row: float
+    imbalance_ratio: float
+    gini: float
+    unlabelled_frac: float
+    classes_without_labels: tuple[str, ...]
+    n_novel: int | str | None = None
+
+
+def gini(counts: np.ndarray[tuple[int], np.dtype[np.integer]]) -> float:
+    """Gini coefficient of [C] counts >= 0: mean absolute difference of two over twice the mean; 0 for no counts.
+
+    Source: Gini 1912; the sorted form sum((2i - C - 1) x_i) / (C sum(x)), i from 1.
+
+    Example: (|1-3| * 2 pairs / 4) / (2 * 2) = 0.25
+      >>> gini(np.array([1, 3]))
+      0.25
+    """
+    total, n = int(counts.sum()), len(counts)
+    if total == 0:
+        return 0.0
+    return float(((2 * np.arange(1, n + 1) - n - 1) * np.sort(counts)).sum() / (n * total))
+
+
+def detect(table: LabelTable, *, novel: int | str | None = None) -> Situation:
+    """Say which situation the training rows are in.
+
+    Args:
+      table: as read; rows of the train split decide if there are splits.
+      novel: how many classes outside the named ones may be present, or "auto"; None or 0 = none.
+
+    Raises: DataError if there are neither class names nor labels; ConfigError if ``novel`` is neither.
+
+    Example:
+      >>> import pyarrow as pa
+      >>> from labelwright.data.table import Images
+      >>> names = pa.array(["a", "b", "c", "d"], pa.large_string())
+      >>> table = LabelTable(Images(names), names, np.array([0, 1, -1, -1], np.int32), ("cat", "dog"))
+      >>> found = detect(table)
+      >>> found.name, found.method
+      ('few_labels', 'cap')
+      >>> found.reason
+      '2 of 4 images are labelled (50.0% are not), 1 to 1 per class, in all 2 classes'
+    """
+    n_novel = _novel(novel)
+    rows = table.where("train") if table.split is not None else np.arange(len(table))
+    rows = rows if len(rows) else np.arange(len(table))
+    labels = table.labels[rows]
+    n_classes, n_images = len(table.class_names), len(rows)
+    if not n_classes:
+        raise DataError(
+            "there are neither labels nor class names: nothing says what the classes are",
+            fix="give the names, one per line, with --classes names.txt",
+        )
+    counts = np.bincount(labels[labels >= 0], minlength=n_classes)
+    n_labelled = int(counts.sum())
+    present = counts[counts > 0]
+    ratio = float(present.max() / present.min()) if len(present) else 1.0
+    without = tuple(table.class_names[c] for c in np.flatnonzero(counts == 0))
+    sizes = np.zeros(n_images, dtype=np.int64)
+    if table.candidates is not None:
+        sizes = np.diff(table.candidates.offsets.numpy())[rows]
+    n_candidate_rows = int((sizes > 0).sum())
+    per_row = float(sizes.sum() / n_candidate_rows) if n_candidate_rows else 0.0
+    has_open_candidates = bool(((sizes > 0) & (labels < 0)).any())
+    unlabelled_frac = 1 - n_labelled / n_images
+    of_all = f"{n_labelled:,} of {n_images:,} images are labelled ({unlabelled_frac:.1%} are not)"
+    spread = f"{present.min():,} to {present.max():,} per class" if len(present) else ""
+    uneven = f"{spread}: ratio {ratio:.3g}, Gini {gini(counts):.2f}"
+
+    if n_novel is not None:
+        more = "an unknown number of" if n_novel == "auto" else str(n_novel).replace("-", " to ")
+        name, reason = "open_world", f"{of_all}, and {more} classes beyond the {n_classes} named ones may be present"
+    elif has_open_candidates:
+        name = "candidates"
+        reason = (
+            f"{n_candidate_rows:,} of {n_images:,} images have candidate labels, {per_row:.2f} each on average,"
+            f" and {n_labelled:,} have a label"
+        )
+    elif n_labelled == 0:
+        name, reason = "no_labels", f"none of {n_images:,} images is labelled; {n_classes} class names are given"
+    elif n_labelled < n_images and without:
+        name = "some_classes"
+        reason = f"{of_all}, {spread}; {len(without)} of {n_classes} classes have no label"
+    elif n_labelled < n_images:
+        name, reason = "few_labels", f"{of_all}, {spread}, in all {n_classes} classes"
+    elif ratio >= LONG_TAILED_RATIO:
+        name, reason = "long_tailed", f"all {n_images:,} images are labelled, very unevenly, {uneven}"
+    else:
+        name = "balanced"
+        reason = f"all {n_images:,} images are labelled, evenly enough, {uneven} (uneven from {LONG_TAILED_RATIO:g})"
+    return Situation(
+        name=name,
+        method=METHODS[name],
+        reason=reason,
+        n_images=n_images,
+        n_labelled=n_labelled,
+        n_classes=n_classes,
+        n_candidate_rows=n_candidate_rows,
+        candidates_per_row=per_row,
+        imbalance_ratio=ratio,
+        gini=gini(counts),
+        unlabelled_frac=unlabelled_frac,
+        classes_without_labels=without,
+        n_novel=n_novel,
+    )
+
+
+def novel_range(novel: int | str | None) -> tuple[int, int | None] | None:
+    """Least and greatest number of novel classes; None for no such classes, a greatest of None for no limit.
+
+    Raises: ConfigError if it is no number, "auto" or range.
+
+    Example:
+      >>> novel_range("auto"), novel_range("3-12"), novel_range(5), novel_range(0)
+      ((0, None), (3, 12), (5, 5), None)
+    """
+    if novel is None:
+        return None
+    if novel == "auto":
+        return 0, None
+    parts = str(novel).split("-")
+    if not (1 <= len(parts) <= 2 and all(part.strip().isdecimal() for part in parts)):
+        raise ConfigError(f"novel={novel!r} is not possible", fix='give a number, a range such as 3-12, or "auto"')
+    least, most = int(parts[0]), int(parts[-1])
+    if least > most:
+        raise ConfigError(f"novel={novel!r} is an empty range", fix="write the smaller number first")
+    return None if most == 0 else (least, most)
+
+
+def _novel(novel: int | str | None) -> int | str | None:
+    found = novel_range(novel)
+    if found is None or novel == "auto":
+        return None if found is None else novel
+    return found[0] if found[0] == found[1] else str(novel)

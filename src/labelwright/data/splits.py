@@ -1,0 +1,445 @@
+"""Which rows play which part: long-tailed subsets, few-shot, seen and novel classes, group-safe hold-outs and folds.
+
+Every function is pure: arrays of labels in, sorted row numbers (or a number per row) out, the same for the same seed.
+A label of -1 means unknown; such a row is never counted as an image of a class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from labelwright.errors import ConfigError
+
+Ints = npt.NDArray[np.int64]
+
+EXACT_TAIL = 64
+"""How many groups of a class are chosen exactly (subset sum) rather than in turn, to meet a share."""
+
+
+def long_tail_counts(
+    n_max: int, n_classes: int, *, ratio: float, profile: Literal["exponential", "step"] = "exponential"
+) -> Ints:
+    """Images per class of a long-tailed set, largest class first.
+
+    Args:
+      n_max: images of the largest class, >= 1.
+      n_classes: C, >= 1.
+      ratio: largest over smallest count, >= 1.
+      profile: "exponential": n_k = n_max * ratio^(-k / (C-1)), truncated; "step": the second half of the classes
+        (the larger half if C is odd) has n_max / ratio.
+
+    Returns: [C] int64, non-increasing.
+    Raises: ConfigError for a value out of range, or if the smallest class would be empty.
+    Source: Cao 2019 (arXiv 1906.07413), CIFAR-10/100-LT and -Step; truncated as there.
+
+    Example:
+      >>> long_tail_counts(5000, 10, ratio=100).tolist()
+      [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
+      >>> long_tail_counts(5000, 4, ratio=10, profile="step").tolist()
+      [5000, 5000, 500, 500]
+    """
+    if n_max < 1 or n_classes < 1:
+        raise ConfigError(f"n_max is {n_max} and n_classes {n_classes}", fix="give both at least 1")
+    shares = _tail_shares(n_classes, ratio=ratio, profile=profile)
+    counts = np.floor(n_max * shares + 1e-9).astype(np.int64)  # 1e-9: 49 * (1 / 49) is 0.9999999999999999
+    if counts[-1] < 1:
+        raise ConfigError(
+            f"a largest class of {n_max} images at ratio {ratio:g} leaves the smallest class empty",
+            fix=f"lower the ratio to {n_max} or less",
+        )
+    return counts
+
+
+def long_tail(
+    labels: npt.ArrayLike,
+    *,
+    n_classes: int,
+    ratio: float,
+    profile: Literal["exponential", "step"] = "exponential",
+    seed: int,
+    n_max: int | None = None,
+    class_order: Sequence[int] | None = None,
+) -> Ints:
+    """Rows of a long-tailed subset, drawn at random inside each class.
+
+    Args:
+      labels: [N] int, -1 = unknown (never drawn).
+      n_classes, ratio, profile: as in `long_tail_counts`.
+      seed: any int >= 0.
+      n_max: images of the largest class; None takes as many as the images there are allow.
+      class_order: the C classes from largest to smallest; None is 0, 1, 2, ...
+
+    Returns: [n] int64, ascending.
+    Raises: ConfigError if a class has fewer images than its count, or class_order is not a permutation.
+    Source: as `long_tail_counts`.
+
+    Example:
+      >>> rows = long_tail([0] * 8 + [1] * 8, n_classes=2, ratio=4, seed=0)
+      >>> len(rows), int((rows < 8).sum())
+      (10, 8)
+    """
+    labels = _labels(labels, n_classes=n_classes)
+    order = np.arange(n_classes) if class_order is None else np.asarray(class_order, dtype=np.int64)
+    if not np.array_equal(np.sort(order), np.arange(n_classes)):
+        raise ConfigError(
+            f"class_order does not list each of the classes 0 to {n_classes - 1} once", fix="give a permutation of them"
+        )
+    available = np.bincount(labels[labels >= 0], minlength=n_classes)[order]
+    if n_max is None:
+        n_max = int(np.floor(np.min(available / _tail_shares(n_classes, ratio=ratio, profile=profile)) + 1e-9))
+        if n_max < 1:
+            k = int(order[np.argmin(available)])
+            raise ConfigError(f"class {k} has no image", fix="leave that class out, or give images of it")
+    wanted = long_tail_counts(n_max, n_classes, ratio=ratio, profile=profile)
+    _require(available, wanted, names=order, what=f"a long tail of ratio {ratio:g} from {n_max} images")
+    per_class = np.empty(n_classes, dtype=np.int64)
+    per_class[order] = wanted
+    return _first_of_class(labels, per_class, seed=seed)
+
+
+def few_shot(labels: npt.ArrayLike, *, per_class: int, n_classes: int, seed: int) -> tuple[Ints, Ints]:
+    """A few labelled rows of each class, and all the other rows.
+
+    Args:
+      labels: [N] int, -1 = unknown (always among the rest).
+      per_class: labelled images of each class, >= 1.
+      n_classes: C.
+      seed: any int >= 0.
+
+    Returns: (labelled [C * per_class], rest) int64, ascending; together every row once.
+    Raises: ConfigError if a class has fewer than ``per_class`` images (names the class and its count).
+
+    Example:
+      >>> labelled, rest = few_shot([0, 0, 0, 1, 1, -1], per_class=2, n_classes=2, seed=0)
+      >>> len(labelled), len(rest), 5 in rest
+      (4, 2, True)
+    """
+    labels = _labels(labels, n_classes=n_classes)
+    if per_class < 1:
+        raise ConfigError(f"per_class is {per_class}", fix="give at least 1")
+    wanted = np.full(n_classes, per_class, dtype=np.int64)
+    _require(
+        np.bincount(labels[labels >= 0], minlength=n_classes),
+        wanted,
+        names=np.arange(n_classes),
+        what=f"{per_class} labelled images per class",
+    )
+    labelled = _first_of_class(labels, wanted, seed=seed)
+    return labelled, _others(labelled, labels.size)
+
+
+def seen_novel(
+    labels: npt.ArrayLike, *, seen: int | Sequence[int], labelled_frac: float, seed: int
+) -> tuple[Ints, Ints]:
+    """The open-world split: some images of the seen classes are labelled, everything else is not.
+
+    Args:
+      labels: [N] int, -1 = unknown (always unlabelled).
+      seen: how many classes are seen (the first ones), or which.
+      labelled_frac: share of each seen class's images that is labelled, in (0, 1]; at least one image of each.
+      seed: any int >= 0.
+
+    Returns: (labelled, unlabelled) rows, int64, ascending; together every row once.
+    Raises: ConfigError if a seen class has no image, or labelled_frac is out of range.
+    Source: Cao 2022 (arXiv 2102.03526), used by LPS: first half of the classes seen, 50% or 10% labelled.
+
+    Example:
+      >>> labelled, unlabelled = seen_novel([0, 0, 1, 1, 2, 2], seen=2, labelled_frac=0.5, seed=0)
+      >>> len(labelled), bool((labelled < 4).all()), len(unlabelled)
+      (2, True, 4)
+    """
+    labels = _labels(labels)
+    if not 0 < labelled_frac <= 1:
+        raise ConfigError(f"labelled_frac is {labelled_frac}", fix="give a share above 0 and at most 1")
+    classes = np.arange(seen) if isinstance(seen, int) else np.unique(np.asarray(seen, dtype=np.int64))
+    n_classes = int(max(labels.max(initial=-1), classes.max(initial=-1))) + 1
+    counts = np.bincount(labels[labels >= 0], minlength=n_classes)
+    if classes.size == 0 or classes.min() < 0:
+        raise ConfigError(f"seen is {seen}", fix="give at least one class, by its number from 0")
+    _require(counts[classes], np.ones(classes.size, dtype=np.int64), names=classes, what="a seen class")
+    wanted = np.zeros(n_classes, dtype=np.int64)
+    wanted[classes] = np.maximum(1, _nearest(counts[classes] * labelled_frac))
+    labelled = _first_of_class(labels, wanted, seed=seed)
+    return labelled, _others(labelled, labels.size)
+
+
+def seen_unseen(n_classes: int, *, seen_frac: float = 0.62, seed: int) -> tuple[Ints, Ints]:
+    """The transductive zero-shot split of the classes: those with labels, and those known by name only.
+
+    Args:
+      n_classes: C, >= 2.
+      seen_frac: share of the classes that is seen, in (0, 1); C * seen_frac is truncated, both sides keep one or more.
+      seed: any int >= 0.
+
+    Returns: (seen, unseen) class numbers, int64, ascending; together every class once.
+    Raises: ConfigError for fewer than 2 classes or a share out of range.
+    Source: Menghini 2023 (arXiv 2306.01669), 62% / 38%.
+
+    Example:
+      >>> seen, unseen = seen_unseen(10, seed=0)
+      >>> len(seen), len(unseen)
+      (6, 4)
+    """
+    if n_classes < 2 or not 0 < seen_frac < 1:
+        raise ConfigError(
+            f"n_classes is {n_classes} and seen_frac {seen_frac}",
+            fix="give 2 or more classes and a share inside (0, 1)",
+        )
+    n_seen = min(n_classes - 1, max(1, int(np.floor(n_classes * seen_frac + 1e-9))))
+    order = np.random.default_rng(seed).permutation(n_classes).astype(np.int64)
+    return np.sort(order[:n_seen]), np.sort(order[n_seen:])
+
+
+def holdout(labels: npt.ArrayLike, *, frac: float, seed: int, groups: npt.ArrayLike | None = None) -> tuple[Ints, Ints]:
+    """Train and test rows with every class on both sides and no group on two.
+
+    Without groups each class gives the nearest whole number of images to ``frac`` of it, at least one and never all.
+    With groups, whole groups move; inside a class those are chosen whose sizes add up nearest to the share. Where
+    groups hold one class each, every class with two or more groups is on both sides. Where groups mix classes that
+    can be impossible: then training comes first, and a class may be missing from the test rows.
+    A class with one image (or one group) stays in training, and so do unlabelled rows outside held-out groups.
+
+    Args:
+      labels: [N] int, -1 = unknown.
+      frac: share of each class to hold out, in (0, 1).
+      seed: any int >= 0.
+      groups: [N] int, rows of one number belong together (one physical sign, one patient); None: every row alone.
+
+    Returns: (train, test) rows, int64, ascending; together every row once.
+    Raises: ConfigError if frac is out of range or groups has another length.
+
+    Example:
+      >>> train, test = holdout([0, 0, 0, 0, 1, 1, 2], frac=0.25, seed=0)
+      >>> len(train), len(test), 6 in train
+      (5, 2, True)
+      >>> train, test = holdout([0] * 6, frac=0.3, seed=0, groups=[7, 7, 8, 8, 9, 9])
+      >>> len(test)
+      2
+    """
+    labels = _labels(labels)
+    if not 0 < frac < 1:
+        raise ConfigError(f"frac is {frac}", fix="give a share inside (0, 1)")
+    if groups is None:
+        counts = np.bincount(labels[labels >= 0])
+        wanted = np.where(counts >= 2, np.clip(_nearest(counts * frac), 1, np.maximum(counts - 1, 1)), 0)
+        test = _first_of_class(labels, wanted, seed=seed)
+    else:
+        group_of_row, n_groups = _groups(groups, labels.size)
+        held_out = _held_out_groups(labels, group_of_row, n_groups, frac=frac, seed=seed)
+        test = np.flatnonzero(held_out[group_of_row])
+    return _others(test, labels.size), test
+
+
+def kfold(labels: npt.ArrayLike, *, n_folds: int, seed: int, groups: npt.ArrayLike | None = None) -> Ints:
+    """The fold of each row: folds alike in size and in classes, no group in two folds.
+
+    With groups the largest go first, each to the fold that holds the smallest share of the group's classes so far.
+    Unlabelled rows are spread in the same way, as if they were a class.
+
+    Args:
+      labels: [N] int, -1 = unknown.
+      n_folds: >= 2, at most the number of rows (groups).
+      seed: any int >= 0.
+      groups: [N] int as in `holdout`, or None.
+
+    Returns: [N] int64 in 0 .. n_folds-1.
+    Raises: ConfigError if n_folds is out of range or groups has another length.
+
+    Example:
+      >>> folds = kfold([0, 0, 0, 0, 1, 1, 1, 1], n_folds=2, seed=0)
+      >>> [int(((folds == f) & (np.arange(8) < 4)).sum()) for f in (0, 1)]
+      [2, 2]
+    """
+    labels = _labels(labels)
+    group_of_row, n_groups = (None, labels.size) if groups is None else _groups(groups, labels.size)
+    if not 2 <= n_folds <= n_groups:
+        raise ConfigError(
+            f"n_folds is {n_folds} for {n_groups} {'rows' if groups is None else 'groups'}",
+            fix="give at least 2, and no more than there are",
+        )
+    rng = np.random.default_rng(seed)
+    folds = np.empty(labels.size, dtype=np.int64)
+    if group_of_row is None:
+        # dealt out class after class: a class never differs by more than one image between folds, nor does the total
+        order = rng.permutation(labels.size)
+        folds[order[np.argsort(labels[order], kind="stable")]] = np.arange(labels.size) % n_folds
+        return rng.permutation(n_folds)[folds]
+
+    pairs = _GroupCounts(labels, group_of_row, n_groups)
+    share = pairs.counts / pairs.totals[pairs.classes]  # of its class, that a group holds
+    order = rng.permutation(n_groups)
+    order = order[np.argsort(-pairs.sizes[order], kind="stable")]
+    held = np.zeros((n_folds, pairs.totals.size))
+    rows_in_fold = np.zeros(n_folds)
+    fold_of_group = np.empty(n_groups, dtype=np.int64)
+    for g in order:
+        here = slice(pairs.offsets[g], pairs.offsets[g + 1])
+        classes = pairs.classes[here]
+        load = held[:, classes] @ pairs.counts[here] + 1e-9 * rows_in_fold  # the total only breaks ties
+        f = int(np.argmin(load))
+        fold_of_group[g] = f
+        held[f, classes] += share[here]
+        rows_in_fold[f] += pairs.sizes[g]
+    return fold_of_group[group_of_row]
+
+
+class _GroupCounts:
+    """Images of each class in each group, sparse, group after group; unlabelled rows count as class C."""
+
+    def __init__(self, labels: Ints, group_of_row: Ints, n_groups: int) -> None:
+        n_columns = int(labels.max(initial=-1)) + 2
+        column = np.where(labels < 0, n_columns - 1, labels)
+        keys, counts = np.unique(group_of_row * n_columns + column, return_counts=True)
+        self.counts: Ints = counts.astype(np.int64)  # [nnz]
+        self.classes: Ints = keys % n_columns  # [nnz]
+        self.groups: Ints = keys // n_columns  # [nnz], ascending
+        self.offsets: Ints = np.searchsorted(self.groups, np.arange(n_groups + 1)).astype(np.int64)
+        self.totals: Ints = np.bincount(column, minlength=n_columns).astype(np.int64)
+        self.sizes: Ints = np.bincount(group_of_row, minlength=n_groups).astype(np.int64)
+
+
+def _held_out_groups(
+    labels: Ints, group_of_row: Ints, n_groups: int, *, frac: float, seed: int
+) -> npt.NDArray[np.bool_]:
+    """[G] bool: the groups on the test side. Classes with the fewest groups choose first."""
+    rng = np.random.default_rng(seed)
+    pairs = _GroupCounts(labels, group_of_row, n_groups)
+    n_classes = pairs.totals.size - 1  # the last column is the unlabelled rows
+    by_class = np.argsort(pairs.classes, kind="stable")
+    starts = np.searchsorted(pairs.classes[by_class], np.arange(n_classes + 1))
+    undecided, train, test = 0, 1, 2
+    side = np.zeros(n_groups, dtype=np.int8)
+    n_groups_of = np.diff(starts)
+    for c in np.argsort(n_groups_of, kind="stable"):
+        mine = by_class[starts[c] : starts[c + 1]]
+        mine = mine[rng.permutation(mine.size)]
+        groups, sizes = pairs.groups[mine], pairs.counts[mine]
+        free = side[groups] == undecided
+        if groups.size == 1:
+            side[groups[free]] = train
+            continue
+        already = int(sizes[side[groups] == test].sum())
+        taken = _nearest_sum(
+            sizes[free],
+            float(_nearest(np.array(pairs.totals[c] * frac))) - already,
+            at_least_one=already == 0,
+            not_all=not (side[groups] == train).any(),
+        )
+        side[groups[free]] = np.where(taken, test, train)
+    held_out: npt.NDArray[np.bool_] = side == test
+    return held_out
+
+
+def _nearest_sum(sizes: Ints, target: float, *, at_least_one: bool, not_all: bool) -> npt.NDArray[np.bool_]:
+    """Which of the sizes [G] >= 1 to take so that they add up nearest to the target.
+
+    All but the last `EXACT_TAIL` are taken in turn while they fit; the sum of those is met exactly where it can be, by
+    the bits of one integer: bit s of ``reach[i]`` is set if some of the first i add up to s.
+    """
+    taken = np.zeros(sizes.size, dtype=bool)
+    if sizes.size == 0:
+        return taken
+    n_head = max(0, sizes.size - EXACT_TAIL)
+    tail = [int(s) for s in sizes[n_head:]]
+    budget = target * (1 - sum(tail) / float(sizes.sum()))
+    done = 0
+    for i, size in enumerate(sizes[:n_head].tolist()):
+        if done + size <= budget:
+            taken[i] = True
+            done += size
+    reach = [1]
+    for size in tail:
+        reach.append(reach[-1] | (reach[-1] << size))
+    smallest = 1 if at_least_one and done == 0 else 0
+    largest = sum(tail) - (1 if not_all and taken[:n_head].all() else 0)
+    sums = _set_bits(reach[-1])
+    sums = sums[(sums >= smallest) & (sums <= largest)]
+    if sums.size == 0:  # one group, wanted on both sides: training keeps it
+        return taken
+    rest = int(sums[np.argmin(np.abs(done + sums - target))])
+    for i in range(len(tail), 0, -1):
+        if not (reach[i - 1] >> rest) & 1:
+            taken[n_head + i - 1] = True
+            rest -= tail[i - 1]
+    assert rest == 0
+    return taken
+
+
+def _set_bits(number: int) -> Ints:
+    """Positions of the ones of a non-negative integer, ascending."""
+    raw = np.frombuffer(number.to_bytes((number.bit_length() + 7) // 8, "little"), dtype=np.uint8)
+    return np.flatnonzero(np.unpackbits(raw, bitorder="little"))
+
+
+def _tail_shares(n_classes: int, *, ratio: float, profile: str) -> npt.NDArray[np.float64]:
+    """[C] count of each class over the largest, in (0, 1]."""
+    if ratio < 1:
+        raise ConfigError(f"ratio is {ratio}", fix="give largest over smallest class, 1 or more")
+    k = np.arange(n_classes)
+    if profile == "exponential":
+        return (1.0 / ratio) ** (k / max(n_classes - 1, 1))
+    if profile == "step":
+        return np.where(k < max(n_classes // 2, 1), 1.0, 1.0 / ratio)
+    raise ConfigError(f"no profile {profile!r}", fix='give "exponential" or "step"')
+
+
+def _first_of_class(labels: Ints, per_class: Ints, *, seed: int) -> Ints:
+    """Rows, ascending: of each class the first ``per_class`` [C] in a random order."""
+    order = np.random.default_rng(seed).permutation(labels.size)
+    order = order[np.argsort(labels[order], kind="stable")]
+    sorted_labels = labels[order]
+    rank = np.arange(labels.size) - np.searchsorted(sorted_labels, sorted_labels)
+    keep = (sorted_labels >= 0) & (rank < np.append(per_class, 0)[sorted_labels])
+    return np.sort(order[keep]).astype(np.int64)
+
+
+def _others(rows: Ints, n_rows: int) -> Ints:
+    """Every row not listed, ascending."""
+    rest = np.ones(n_rows, dtype=bool)
+    rest[rows] = False
+    return np.flatnonzero(rest)
+
+
+def _nearest(values: npt.NDArray[np.floating[Any]]) -> Ints:
+    """Nearest whole numbers, halves up."""
+    nearest: Ints = np.floor(values + 0.5).astype(np.int64)
+    return nearest
+
+
+def _require(available: Ints, wanted: Ints, *, names: Ints, what: str) -> None:
+    """Raise if a class has fewer images than wanted, naming the first such class and the count."""
+    short = np.flatnonzero(available < wanted)
+    if short.size:
+        k = int(short[0])
+        raise ConfigError(
+            f"{what}: class {int(names[k])} has {int(available[k])} images, {int(wanted[k])} are wanted",
+            fix="ask for fewer, or leave that class out",
+        )
+
+
+def _labels(labels: Any, *, n_classes: int | None = None) -> Ints:
+    """[N] int64 labels, checked."""
+    array = np.asarray(labels)
+    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
+        raise ConfigError(
+            f"labels have shape {array.shape} and type {array.dtype}", fix="give one integer per row, -1 for unknown"
+        )
+    array = array.astype(np.int64)
+    if n_classes is not None and array.max(initial=-1) >= n_classes:
+        raise ConfigError(f"label {int(array.max())} with {n_classes} classes", fix="raise n_classes, or fix the label")
+    if array.min(initial=0) < -1:
+        raise ConfigError(f"label {int(array.min())} is below -1", fix="give -1 for unknown")
+    return array
+
+
+def _groups(groups: Any, n_rows: int) -> tuple[Ints, int]:
+    """Group numbers made dense: [N] int64 in 0 .. G-1, and G."""
+    array = np.asarray(groups)
+    if array.shape != (n_rows,):
+        raise ConfigError(f"groups have shape {array.shape} for {n_rows} rows", fix="give one group per row")
+    unique, dense = np.unique(array, return_inverse=True)
+    return dense.astype(np.int64), int(unique.size)

@@ -1,0 +1,244 @@
+"""The one form that every kind of input takes: a table with a row per image."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from labelwright.data.images import decode_rgb, image_problem
+from labelwright.errors import ConfigError, DataError, Problem
+from labelwright.types import Candidates, Task
+
+SPLITS = ("train", "test", "validation")
+"""Names of the splits; `LabelTable.split` holds their positions here."""
+
+PROBLEM_KINDS = {
+    "missing_image": "image files that are not there",
+    "unreadable_image": "images that cannot be decoded",
+    "bad_embedding": "embeddings with a value that is no finite number, or of another length",
+    "unknown_label": "labels that are no class",
+    "unknown_candidate": "candidates that are no class",
+    "unknown_split": "splits other than train, test, validation",
+    "duplicate_id": "ids used more than once",
+    "empty_class": "classes without a labelled image",
+    "malformed_row": "rows of the table that cannot be read",
+    "missing_column": "columns that are not there",
+    "empty_table": "no images at all",
+    "unsupported_file": "files left out because they are not images",
+    "unseen_class": "classes that no label or candidate names",
+}
+"""Problem.kind -> what a heading over such problems says."""
+
+NOTICES = frozenset({"unsupported_file", "unseen_class"})
+"""Kinds that are told but never stop a run."""
+
+_HASHED_BYTES_MAX = 4 << 30  # embedded images above this are fingerprinted by their sizes and a sample
+_STATTED_FILES_MAX = 100_000  # image files whose size and time go into a fingerprint
+_IO_ROWS = 1024  # embedded images held in memory at once while hashing
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """How to get each of N images; nothing is opened before it is asked for.
+
+    Attributes:
+      paths: [N] Arrow large_string, paths relative to ``root`` (or absolute); None if the images are embedded.
+      root: folder that relative paths start from.
+      dataset: `datasets.Dataset` of N rows with the one column ``image`` in the Image feature, undecoded
+        (memory-mapped when it comes from disk); None if the images are files.
+
+    Example:
+      >>> photos = Images(pa.array(["a.png", "/b.png"], pa.large_string()), root="pets")
+      >>> photos.sources(np.array([1, 0])), len(photos)
+      (['/b.png', 'pets/a.png'], 2)
+    """
+
+    paths: Any = None
+    root: str = ""
+    dataset: Any = None
+
+    def __len__(self) -> int:
+        return len(self.paths) if self.dataset is None else int(self.dataset.num_rows)
+
+    def sources(self, rows: NDArray[np.int64]) -> list[bytes | str]:
+        """What `decode_rgb` takes, for each of rows [n]: the encoded bytes, or the path of the file."""
+        if self.dataset is None:
+            return [os.path.join(self.root, path) for path in self.paths.take(pa.array(rows)).to_pylist()]  # noqa: PTH118
+        cells = self.dataset[np.asarray(rows, dtype=np.int64).tolist()]["image"]
+        return [_source(cell) for cell in cells]
+
+    def take(self, rows: NDArray[np.int64]) -> Images:
+        """The images of rows [n], in that order; embedded images are indexed, not copied."""
+        if self.dataset is None:
+            return dataclasses.replace(self, paths=self.paths.take(pa.array(rows)))
+        return dataclasses.replace(self, dataset=self.dataset.select(rows))
+
+    def where(self, row: int) -> str:
+        """Where the user finds an image: its path, or ``row 17`` when it is embedded."""
+        return f"row {row}" if self.dataset is not None else str(self.sources(np.array([row]))[0])
+
+    def update_digest(self, digest: Any) -> None:
+        """Feed the identity of the images to a hash: embedded bytes, or path with size and time of change.
+
+        More than 4 GiB of embedded images count by their sizes and 1,024 of them; of more than 100,000 files,
+        that many (evenly spread) are looked at on the disk and the others count by path.
+        """
+        rows = np.arange(len(self))
+        if self.dataset is None:
+            _digest_strings(digest, self.paths)
+            for source in self.sources(rows[:: max(1, -(-len(rows) // _STATTED_FILES_MAX))]):
+                try:
+                    found = os.stat(source)  # noqa: PTH116
+                    digest.update(f"{found.st_size} {found.st_mtime_ns}\n".encode())
+                except OSError:
+                    digest.update(b"missing\n")
+            return
+        n_bytes = int(self.dataset.data.nbytes)
+        chosen = rows if n_bytes <= _HASHED_BYTES_MAX else rows[:: max(1, len(rows) // _IO_ROWS)]
+        digest.update(f"{len(rows)} {n_bytes if len(chosen) < len(rows) else 0}\n".encode())
+        for first in range(0, len(chosen), _IO_ROWS):
+            for source in self.sources(chosen[first : first + _IO_ROWS]):
+                data = source if isinstance(source, bytes) else source.encode()
+                digest.update(len(data).to_bytes(8, "little"))
+                digest.update(data)
+
+
+def _source(cell: Any) -> bytes | str:
+    if cell is None:
+        return b""
+    return cell["bytes"] if cell["bytes"] is not None else (cell["path"] or b"")
+
+
+def _digest_strings(digest: Any, strings: Any) -> None:
+    plain = pa.concat_arrays([strings])  # starts at offset 0, so that equal content has equal buffers
+    for buffer in plain.buffers()[1:]:
+        if buffer is not None:
+            digest.update(buffer)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelTable:
+    """N images with what is known of each; `labelwright.data.read.load` makes one from any kind of input.
+
+    Attributes:
+      images: how to get each image.
+      ids: [N] Arrow large_string, unique names of the rows.
+      labels: [N] int32 class indices, -1 = unknown.
+      class_names: C names, in class order; empty when there are neither labels nor given names.
+      candidates: candidate sets of the N rows, or None.
+      split: [N] int8 positions in SPLITS, -1 = none of them; or None if the data says nothing of splits.
+      groups: [N] int64, rows with the same number belong together (one track, one patient); or None.
+      truth: [N] int32, for scoring only, -1 = unknown; C and above are classes outside ``class_names``; or None.
+      truth_names: names of the truth's classes: ``class_names``, then the others; empty without a truth.
+      problems: what is wrong with the data and was not resolved; rows as in this table.
+      quarantined: problems whose rows were left out; rows as in the table before.
+    """
+
+    images: Images
+    ids: Any
+    labels: NDArray[np.int32]
+    class_names: tuple[str, ...]
+    candidates: Candidates | None = None
+    split: NDArray[np.int8] | None = None
+    groups: NDArray[np.int64] | None = None
+    truth: NDArray[np.int32] | None = field(default=None, repr=False)
+    truth_names: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    quarantined: tuple[Problem, ...] = ()
+
+    def __post_init__(self) -> None:
+        n = len(self.images)
+        columns = (self.ids, self.labels, self.candidates, self.split, self.groups, self.truth)
+        assert all(column is None or len(column) == n for column in columns), "columns differ in length"
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def counts(self) -> NDArray[np.int64]:
+        """[C] int64 labelled images per class."""
+        return np.bincount(self.labels[self.labels >= 0], minlength=len(self.class_names))
+
+    def where(self, split: str) -> NDArray[np.int64]:
+        """Rows [n] of a split, ascending; all rows are "train" when the data says nothing of splits.
+
+        Raises: ConfigError if ``split`` is not one of SPLITS.
+        """
+        if split not in SPLITS:
+            raise ConfigError(f"no such split: {split!r}", fix=f"one of {', '.join(SPLITS)}")
+        if self.split is None:
+            return np.arange(len(self) if split == "train" else 0)
+        return np.flatnonzero(self.split == SPLITS.index(split))
+
+    def subset(self, rows: NDArray[np.int64]) -> LabelTable:
+        """The table of rows [n] int64, in that order (a row may come twice); problems follow their rows."""
+        rows = np.asarray(rows, dtype=np.int64)
+        moved = {int(old): new for new, old in enumerate(rows)} if self.problems else {}
+        problems = [
+            p if p.row is None else dataclasses.replace(p, row=moved[p.row])
+            for p in self.problems
+            if p.row is None or p.row in moved
+        ]
+        return dataclasses.replace(
+            self,
+            images=self.images.take(rows),
+            ids=self.ids.take(pa.array(rows)),
+            labels=self.labels[rows],
+            candidates=None if self.candidates is None else self.candidates.take(torch.from_numpy(rows)),
+            split=None if self.split is None else self.split[rows],
+            groups=None if self.groups is None else self.groups[rows],
+            truth=None if self.truth is None else self.truth[rows],
+            problems=tuple(problems),
+        )
+
+    def task(self, *, n_novel: int = 0) -> Task:
+        """What a recipe may know of these images: labels, names and candidates, never the truth."""
+        labels = torch.from_numpy(self.labels.astype(np.int64))
+        groups = None if self.groups is None else torch.from_numpy(self.groups)
+        return Task(labels, self.class_names, self.candidates, n_novel=n_novel, groups=groups)
+
+    def with_labels(self, labels: NDArray[np.integer[Any]]) -> LabelTable:
+        """The same images with other labels: [N] integers in -1..C-1.
+
+        Raises: ConfigError if the shape or a label does not fit.
+        """
+        labels = np.asarray(labels)
+        if labels.shape != (len(self),):
+            raise ConfigError(f"labels of shape {labels.shape} for {len(self)} images", fix="give one label per row")
+        if len(labels) and not -1 <= int(labels.min()) <= int(labels.max()) < len(self.class_names):
+            raise ConfigError("a label is outside -1..C-1", fix=f"there are {len(self.class_names)} classes")
+        return dataclasses.replace(self, labels=labels.astype(np.int32))
+
+    def image(self, row: int) -> Image.Image:
+        """One image, decoded: RGB, upright.
+
+        Raises: DataError naming the image if it is missing or cannot be decoded.
+        """
+        try:
+            return decode_rgb(self.images.sources(np.array([row]))[0])
+        except OSError as error:
+            problem = image_problem(self, row, error)
+            raise DataError(
+                f"{problem.where}: {problem.detail}",
+                problems=[problem],
+                fix="put the image right, or leave such images out with --on-bad skip",
+            ) from error
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """32 hex digits that change when an id, a label, a class name or an image changes."""
+        digest = hashlib.blake2b(digest_size=16)
+        _digest_strings(digest, self.ids)
+        digest.update(self.labels.tobytes())
+        digest.update("\0".join(self.class_names).encode())
+        self.images.update_digest(digest)
+        return digest.hexdigest()

@@ -1,0 +1,436 @@
+"""Image classifiers: one of our own small networks or any vision model of transformers, with a head on top.
+
+``build`` makes one, ``classifier_config`` and ``from_config`` let a saved one be rebuilt without the network or the
+original weights, ``param_groups`` gives the optimizer its groups.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from labelwright.adapters.residual import ResidualAdapter
+from labelwright.encoders.heads import CosineHead as CosineHead
+from labelwright.encoders.heads import MlpHead as MlpHead
+from labelwright.encoders.heads import TextHead as TextHead
+from labelwright.encoders.pretrained import (
+    from_transformers_config,
+    load_config,
+    load_vision_model,
+    parse_transformers_config,
+)
+from labelwright.encoders.resnets import OWN
+from labelwright.encoders.saved import SavedBackbone, saved_backbone
+from labelwright.errors import ConfigError
+
+Head = Literal["linear", "cosine", "mlp", "text"]
+_HEADS: dict[type[nn.Module], Head] = {nn.Linear: "linear", CosineHead: "cosine", MlpHead: "mlp", TextHead: "text"}
+
+
+class Stored(nn.Module):
+    """The backbone of embeddings: what comes in is the feature already.
+
+    Example:
+      >>> Stored()(torch.tensor([[1.0, 2.0]])).tolist()
+      [[1.0, 2.0]]
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Feats [B, D], as they are."""
+        return x
+
+
+class UnitBackbone(nn.Module):
+    """A vision model whose feats come out with unit norm, as an embedding store holds them.
+
+    Args:
+      inner: `VisionModel` or adapters.prompts.PromptedVision.
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images [B, 3, H, W] to unit feats [B, D] float32."""
+        return F.normalize(self.inner(x).float(), dim=1)
+
+
+class Classifier(nn.Module):
+    """Backbone and head. Parameters are named ``backbone.*`` and ``head.*``.
+
+    Attributes:
+      name: what the backbone was asked for as.
+      n_features: D, of the features and of what the last layer sees.
+      n_outputs: C.
+      freeze: the glob patterns that were frozen; batch norms wholly frozen by them stay in eval mode.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        name: str,
+        n_features: int,
+        n_outputs: int,
+        head: Literal["linear", "cosine", "mlp"] | nn.Module,
+        image_size_px: int,
+        freeze: Sequence[str],
+        hidden: int = 256,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        if isinstance(head, nn.Module):
+            self.head = head
+        elif head == "linear":
+            self.head = nn.Linear(n_features, n_outputs)
+        elif head == "cosine":
+            self.head = CosineHead(n_features, n_outputs)
+        elif head == "mlp":
+            self.head = MlpHead(n_features, n_outputs, hidden=hidden)
+        else:
+            raise ConfigError(f"unknown head: {head!r}", fix="use 'linear', 'cosine' or 'mlp'")
+        self.name = name
+        self.n_features = n_features
+        self.n_outputs = n_outputs
+        self.head_kind = _HEADS[type(self.head)]
+        self.image_size_px = image_size_px
+        self.freeze = tuple(freeze)
+        frozen = _freeze(self, self.freeze)
+        self._frozen_norms = [
+            module_name
+            for module_name, module in self.named_modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+            and {f"{module_name}.{p}" for p, _ in module.named_parameters()} <= frozen
+            and module.affine
+        ]
+        self.train()
+
+    def features(self, x: Tensor) -> Tensor:
+        """Map images [B, 3, H, W] to feats [B, D]."""
+        feats: Tensor = self.backbone(x)
+        return feats
+
+    def head_logits(self, feats: Tensor) -> Tensor:
+        """Map feats [B, D] to logits [B, C]."""
+        logits: Tensor = self.head(feats)
+        return logits
+
+    def penultimate(self, x: Tensor) -> Tensor:
+        """Map images [B, 3, H, W] to what the last layer sees [B, D]: feats, through the trunk of an "mlp" head."""
+        feats = self.features(x)
+        return self.head.trunk(feats) if isinstance(self.head, MlpHead) else feats
+
+    def from_penultimate(self, h: Tensor) -> Tensor:
+        """Map what `penultimate` gives [B, D] to logits [B, C]."""
+        logits: Tensor = self.head.linear(h) if isinstance(self.head, MlpHead) else self.head(h)
+        return logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images [B, 3, H, W] to logits [B, C]."""
+        return self.head_logits(self.features(x))
+
+    def exported(self) -> Classifier:
+        """The classifier that a saved model holds: this one."""
+        return self
+
+    def with_backbone(self, backbone: nn.Module, *, name: str, image_size_px: int) -> Classifier:
+        """This head on another backbone that gives the same features; the head is shared."""
+        return Classifier(
+            backbone,
+            name=name,
+            n_features=self.n_features,
+            n_outputs=self.n_outputs,
+            head=self.head,
+            image_size_px=image_size_px,
+            freeze=(),
+        )
+
+    def train(self, mode: bool = True) -> Classifier:
+        """Switch to training (or eval) mode, batch norms that are frozen excepted."""
+        super().train(mode)
+        for name in self._frozen_norms:
+            self.get_submodule(name).eval()
+        return self
+
+
+def build(
+    name: str,
+    n_outputs: int,
+    *,
+    pretrained: bool = True,
+    head: Literal["linear", "cosine", "mlp"] = "linear",
+    hidden: int = 256,
+    image_size_px: int = 32,
+    freeze: Sequence[str] = (),
+    seed: int,
+) -> Classifier:
+    """Make a classifier.
+
+    Args:
+      name: one of OWN, a run of labelwright (the backbone that it left), a folder with a transformers checkpoint, or
+        the id of one on the Hugging Face hub (fetched unless cached): ViT, DINOv2, ConvNeXt, ResNet, Swin, ...; of CLIP
+        and SigLIP the image tower is taken.
+      n_outputs: C, >= 1.
+      pretrained: False starts a transformers model from random weights; the networks in OWN always do.
+      head: "linear", "cosine" (unit feats, unit weights, no bias: what LDAM needs), or "mlp" (a residual layer, then
+        linear: something to learn where the backbone is frozen).
+      hidden: width of that residual layer, >= 1.
+      image_size_px: height and width of the images it will be given.
+      freeze: glob patterns over parameter names, as in ``("backbone.*",)`` or ``("*.layer.[0-8].*",)``.
+      seed: of the random weights; the global random state is left as it was.
+
+    Raises:
+      ConfigError: unknown name, folder, head or freeze pattern; not a vision model; weights missing.
+      OfflineError: a hub id that is neither cached nor within reach.
+
+    Example:
+      >>> net = build("resnet32", 10, freeze=("backbone.stem.*",), seed=0)
+      >>> tuple(net(torch.zeros(2, 3, 32, 32)).shape), net.backbone.stem.weight.requires_grad
+      ((2, 10), False)
+    """
+    if n_outputs < 1:
+        raise ConfigError(f"n_outputs is {n_outputs}", fix="a classifier needs at least one class")
+    saved = None if name in OWN else saved_backbone(name)
+    if saved is not None and not pretrained:
+        raise ConfigError(
+            f"random weights leave nothing of {name}",
+            fix=f"leave --no-pretrained out, or name the network: {saved.network}",
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone: nn.Module
+        if name in OWN:
+            backbone = OWN[name]()
+        elif saved is not None:
+            backbone = load_saved(saved)
+        else:
+            backbone = load_vision_model(name) if pretrained else from_transformers_config(load_config(name))
+        return Classifier(
+            backbone,
+            name=name if saved is None else saved.network,
+            n_features=_n_features(backbone, image_size_px, name),
+            n_outputs=n_outputs,
+            head=head,
+            hidden=hidden,
+            image_size_px=image_size_px,
+            freeze=freeze,
+        )
+
+
+def classifier_config(net: Classifier) -> dict[str, Any]:
+    """Everything but the weights, ready for JSON: what ``from_config`` needs to rebuild the network offline.
+
+    Example:
+      >>> classifier_config(build("resnet32", 10, seed=0))["n_features"]
+      64
+    """
+    backbone = net.backbone
+    is_unit = isinstance(backbone, UnitBackbone)
+    inner = backbone.inner if isinstance(backbone, UnitBackbone) else backbone
+    prompts = getattr(inner, "prompt_config", None)
+    transformers: Any = getattr(inner, "config", None)
+    visual = net.head.visual if isinstance(net.head, TextHead) else None
+    return {
+        "name": net.name,
+        "n_outputs": net.n_outputs,
+        "n_features": net.n_features,
+        "head": net.head_kind,
+        "image_size_px": net.image_size_px,
+        "freeze": list(net.freeze),
+        "transformers": None if transformers is None else json.loads(transformers.to_json_string(use_diff=False)),
+        "unit_feats": is_unit,
+        "visual_prompts": prompts,
+        "mlp_hidden": net.head.to_hidden.out_features if isinstance(net.head, MlpHead) else None,
+        "adapter": None if visual is None else {"n_hidden": visual.down.out_features, "weight": visual.weight},
+    }
+
+
+def from_config(config: Mapping[str, Any]) -> Classifier:
+    """Rebuild a network from ``classifier_config``, with random weights: give it the saved ones by load_state_dict.
+
+    Nothing is fetched, and neither hub id nor folder of the original checkpoint has to exist any more.
+
+    Args:
+      config: as made by ``classifier_config``.
+
+    Raises:
+      ConfigError: a key is missing, or transformers here does not know the model type.
+
+    Example:
+      >>> net = build("resnet32", 10, seed=1)
+      >>> again = from_config(classifier_config(net))
+      >>> again.load_state_dict(net.state_dict())
+      <All keys matched successfully>
+    """
+    wanted = ("name", "n_outputs", "n_features", "head", "image_size_px", "freeze", "transformers")
+    missing = [key for key in wanted if key not in config]
+    if missing:
+        raise ConfigError(f"model config lacks {', '.join(missing)}", fix="save it with classifier_config(net)")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        backbone: nn.Module
+        if config["name"] == "stored":
+            backbone = Stored()
+        elif config["transformers"] is None:
+            if config["name"] not in OWN:
+                raise ConfigError(
+                    f"unknown network in model config: {config['name']!r}", fix=f"one of {', '.join(OWN)}"
+                )
+            backbone = OWN[config["name"]]()
+        else:
+            backbone = from_transformers_config(parse_transformers_config(config["transformers"]))
+            if config.get("visual_prompts"):
+                from labelwright.adapters.prompts import rebuild_prompted_vision  # which needs the encoders
+
+                backbone = rebuild_prompted_vision(backbone, config["visual_prompts"])
+        if config.get("unit_feats"):
+            backbone = UnitBackbone(backbone)
+        n_features, n_outputs = config["n_features"], config["n_outputs"]
+        head = config["head"]
+        if head == "text":
+            wanted_adapter = config.get("adapter")
+            visual = ResidualAdapter(n_features, **wanted_adapter) if wanted_adapter else None
+            head = TextHead(torch.zeros(n_outputs, n_features), torch.zeros(n_outputs), visual=visual)
+        elif head == "mlp":
+            head = MlpHead(n_features, n_outputs, hidden=config["mlp_hidden"])
+        return Classifier(
+            backbone,
+            name=config["name"],
+            n_features=n_features,
+            n_outputs=n_outputs,
+            head=head,
+            image_size_px=config["image_size_px"],
+            freeze=config["freeze"],
+        )
+
+
+def load_saved(saved: SavedBackbone) -> nn.Module:
+    """A backbone with the weights that a run of labelwright left, all of them free to learn.
+
+    Its feats are those before any normalisation to unit norm, as of a backbone that is new.
+
+    Raises: ConfigError: the weights are missing, broken or of another network.
+    """
+    net = from_config(saved.classifier)
+    try:
+        net.load_state_dict(load_file(str(saved.folder / "model.safetensors")))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"cannot load the model in {saved.folder}: {first}", fix="name the run that wrote it"
+        ) from error
+    return net.backbone.inner if isinstance(net.backbone, UnitBackbone) else net.backbone
+
+
+def param_groups(
+    net: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    layer_decay: float | None = None,
+    decay_norms: bool = True,
+) -> list[dict[str, Any]]:
+    """Optimizer groups of the parameters that require a gradient.
+
+    With ``layer_decay`` the head, and whatever comes after the last block, gets ``lr``; each block below it
+    ``layer_decay`` times the rate of the one above, down to the patch embedding or stem.
+
+    Args:
+      net: a Classifier; of another network every parameter in no block counts as head unless it precedes the blocks.
+      lr: > 0.
+      weight_decay: >= 0.
+      layer_decay: 0 to 1, or None: one rate for all.
+      decay_norms: False leaves biases and normalisation (all parameters of one dimension) without weight decay.
+
+    Returns: groups of ``params``, ``lr``, ``weight_decay`` and ``name``, in order of depth.
+
+    Raises: ConfigError: layer_decay outside (0, 1].
+
+    Source: Bao et al. 2021 (arXiv 2106.08254), appendix (layer-wise decay of fine-tuning).
+
+    Example:
+      >>> net = build("resnet32", 10, seed=0)  # stem, 15 blocks, head
+      >>> rates = [group["lr"] for group in param_groups(net, lr=1.0, weight_decay=0.0, layer_decay=0.5)]
+      >>> rates[0] == 0.5**16, rates[-2:]
+      (True, [0.5, 1.0])
+    """
+    if layer_decay is not None and not 0 < layer_decay <= 1:
+        raise ConfigError(f"layer_decay is {layer_decay}", fix="give a number above 0 and at most 1")
+    names = [name for name, _ in net.named_parameters()]
+    depth, n_blocks = _depths(names)
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in net.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decays = decay_norms or parameter.dim() > 1
+        layer = depth[name] if layer_decay is not None else n_blocks + 1
+        rate = lr * (1.0 if layer_decay is None else layer_decay ** (n_blocks + 1 - layer))
+        label = "all" if layer_decay is None else "head" if layer > n_blocks else f"block{layer}" if layer else "stem"
+        group = groups.setdefault(
+            (layer, decays),
+            {
+                "params": [],
+                "lr": rate,
+                "weight_decay": weight_decay if decays else 0.0,
+                "name": label if decays else f"{label}, no decay",
+            },
+        )
+        group["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
+
+
+def _depths(names: Sequence[str]) -> tuple[dict[str, int], int]:
+    """Depth of each parameter: 0 before the blocks, 1 to n in them, n + 1 after them and in the head."""
+    # A block is "layers.3" (ViT), or a stage and its block: "stages.1.layers.0", "layers.1.blocks.0", "stages.1.0".
+    pattern = re.compile(r"(?:^|\.)(?:stages?|layers?|blocks?)\.(\d+)(?:\.(?:layers?|blocks?))?(?:\.(\d+))?(?:\.|$)")
+    found = {name: pattern.search(name) for name in names if not name.startswith("head.")}
+    key = {name: (int(m[1]), int(m[2] or 0)) for name, m in found.items() if m is not None}
+    blocks = sorted(set(key.values()))
+    number = {block: i + 1 for i, block in enumerate(blocks)}
+    depth, in_blocks = {}, False
+    for name in names:
+        in_blocks = in_blocks or name in key
+        depth[name] = number[key[name]] if name in key else len(blocks) + 1 if in_blocks or not key else 0
+    return depth, len(blocks)
+
+
+def _freeze(net: nn.Module, patterns: Sequence[str]) -> set[str]:
+    """Turn the gradient off for parameters matching a pattern; their names."""
+    names = [name for name, _ in net.named_parameters()]
+    frozen: set[str] = set()
+    for pattern in patterns:
+        hit = {name for name in names if fnmatchcase(name, pattern)}
+        if not hit:
+            top = dict.fromkeys(".".join(name.split(".")[: 3 if ".model." in name else 2]) for name in names)
+            raise ConfigError(
+                f"freeze pattern {pattern!r} matches no parameter",
+                fix=f"patterns match whole names, as in 'backbone.*'; names begin with {', '.join(top)}",
+            )
+        frozen |= hit
+    for name, parameter in net.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
+    return frozen
+
+
+def _n_features(backbone: nn.Module, image_size_px: int, name: str) -> int:
+    """D, by giving the backbone one black image."""
+    backbone.eval()
+    try:
+        with torch.no_grad():
+            return int(backbone(torch.zeros(1, 3, image_size_px, image_size_px)).shape[1])
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"{name} cannot take images of {image_size_px} px: {str(error).splitlines()[0]}",
+            fix="use the size the model was trained at (image_stats says it)",
+        ) from error

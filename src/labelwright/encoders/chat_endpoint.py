@@ -1,0 +1,261 @@
+"""Chat models behind an OpenAI-compatible endpoint: what is sent, and what is done about each kind of fault."""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+import logging
+import os
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from PIL import Image
+
+from labelwright.errors import ConfigError, DataError, OfflineError
+
+IMAGE_EDGE_PX = 512  # longer edges are scaled down to it before an image is sent
+LOSSLESS_EDGE_PX = 128  # images no larger are sent as PNG: JPEG would blur what little they show
+FIRST_WAIT_S = 0.5  # before the first repetition; doubled each time
+LONGEST_WAIT_S = 30.0
+LONGEST_ASKED_WAIT_S = 300.0  # an endpoint that asks (Retry-After) for more has failed
+
+log = logging.getLogger(__name__)
+
+
+def data_url(image: Image.Image) -> str:
+    """The image as it is sent: RGB, edges of at most 512 px, PNG if small and JPEG otherwise, base64 in a data URL.
+
+    Example:
+      >>> data_url(Image.new("L", (2, 2)))[:22], data_url(Image.new("RGB", (900, 300)))[:23]
+      ('data:image/png;base64,', 'data:image/jpeg;base64,')
+    """
+    sent = image.convert("RGB")
+    sent.thumbnail((IMAGE_EDGE_PX, IMAGE_EDGE_PX), Image.Resampling.BICUBIC)
+    kind = "png" if max(sent.size) <= LOSSLESS_EDGE_PX else "jpeg"
+    buffer = io.BytesIO()
+    sent.save(buffer, format=kind, **({"quality": 90} if kind == "jpeg" else {}))
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+class _PassingError(Exception):
+    """A fault that may be gone next time; ``wait_s`` if the endpoint said when to come back."""
+
+    def __init__(self, reason: str, wait_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.wait_s = wait_s
+
+
+class OpenAIChat:
+    """A model behind an OpenAI-compatible endpoint; made by `openai_chat`. Threads may share it.
+
+    Attributes:
+      name: the model's.   endpoint: the base URL asked.   max_in_flight: requests under way at once, at most.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        client: Any,
+        *,
+        settings: Mapping[str, float],
+        timeout_s: float,
+        retries: int,
+        max_in_flight: int,
+        sleep: Callable[[float], None],
+    ) -> None:
+        self.name = name
+        self.endpoint = str(client.base_url).rstrip("/")
+        self.max_in_flight = max_in_flight
+        self._client = client
+        self._settings = dict(settings)
+        self._timeout_s = timeout_s
+        self._retries = retries
+        self._room = threading.BoundedSemaphore(max_in_flight)
+        self._sleep = sleep
+        self._draws = random.Random()  # its own: Python's and torch's stay as seeded
+        self._hang_up = weakref.finalize(self, client.close)  # else left to chance: the client refers to itself
+
+    def close(self) -> None:
+        """Hang up: connections to the endpoint that are kept open between questions; done too when this is dropped."""
+        self._hang_up()
+
+    def ask(self, prompt: str, image: Image.Image | None = None) -> str:
+        """The answer to one question, after as many repetitions as its faults call for.
+
+        Raises:
+          ConfigError: every question would be refused like this one: key, model name, quota.
+          DataError: the endpoint refuses this one, or the answer did not fit into max_tokens.
+          OfflineError: no answer after the last repetition.
+        """
+        content: Any = prompt
+        if image is not None:
+            shown = {"type": "image_url", "image_url": {"url": data_url(image)}}
+            content = [{"type": "text", "text": prompt}, shown]
+        for attempt in itertools.count():
+            try:
+                with self._room:
+                    return self._once(content)
+            except _PassingError as fault:
+                asked_s = fault.wait_s
+                if attempt == self._retries or (asked_s is not None and asked_s > LONGEST_ASKED_WAIT_S):
+                    later = "" if asked_s is None else f"; it asks to wait {asked_s:g} s"
+                    raise OfflineError(
+                        f"{self.endpoint} gave no answer in {attempt + 1} attempts: {fault}{later}",
+                        fix="check that it runs and can be reached from here, then start again",
+                    ) from fault
+                doubled_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0**attempt)
+                wait_s = (asked_s or 0.0) + doubled_s * self._draws.uniform(0.5, 1.0)
+                log.warning("%s: %s; asking again in %.1f s", self.endpoint, fault, wait_s)
+                self._sleep(wait_s)
+        raise AssertionError("unreachable")
+
+    def _once(self, content: Any) -> str:
+        import openai
+
+        settings = self._settings
+        messages = [{"role": "user", "content": content}]
+        try:
+            done = self._client.chat.completions.create(model=self.name, messages=messages, **settings)
+        except openai.APITimeoutError as error:
+            raise _PassingError(f"no answer within {self._timeout_s:g} s") from error
+        except openai.APIConnectionError as error:
+            raise _PassingError(f"no connection ({error.__cause__ or error})") from error
+        except openai.APIStatusError as error:
+            if error.code in ("unsupported_parameter", "unsupported_value") and error.param in settings:
+                self._settings = _without(settings, error.param)
+                return self._once(content)
+            raise self._verdict(error) from error
+        except ValueError as error:
+            raise _PassingError("the answer is not JSON") from error
+        try:
+            choice = done.choices[0]
+            text = choice.message.content or getattr(choice.message, "refusal", None) or ""
+        except (AttributeError, IndexError, TypeError) as error:
+            raise _PassingError(
+                "the answer is not a chat completion (is the base URL right? most end in /v1)"
+            ) from error
+        if not text and choice.finish_reason == "length":
+            raise DataError(f"{self.name} used up its max_tokens before it answered", fix="raise max_tokens")
+        return str(text)
+
+    def _verdict(self, error: Any) -> Exception:
+        """What an HTTP status other than success means."""
+        status, said = error.status_code, _said(error)
+        if error.code == "insufficient_quota":
+            return ConfigError(f"{self.endpoint}: the quota of this key is used up: {said}", fix="see to its billing")
+        if status in (408, 409, 429) or status >= 500:
+            return _PassingError(f"HTTP {status}: {said}", _retry_after_s(error.response.headers.get("retry-after")))
+        if status in (401, 403):
+            return ConfigError(
+                f"{self.endpoint} does not accept the key (HTTP {status}): {said}",
+                fix="set OPENAI_API_KEY to a key of that endpoint that may use this model",
+            )
+        if status == 404 or error.code == "model_not_found":
+            return ConfigError(
+                f"{self.endpoint} has no model {self.name!r} (HTTP {status}): {said}",
+                fix="check the model name, and that the base URL is right (most end in /v1)",
+            )
+        return DataError(
+            f"{self.endpoint} refuses the question (HTTP {status}): {said}",
+            fix="check that this model takes images, and questions of this length",
+        )
+
+
+def _without(settings: Mapping[str, float], parameter: str) -> dict[str, float]:
+    """Settings that a model may take which refuses one of them; newer ones of OpenAI renamed max_tokens."""
+    kept = {key: value for key, value in settings.items() if key != parameter}
+    if parameter == "max_tokens":
+        kept["max_completion_tokens"] = settings[parameter]
+    return kept
+
+
+def _said(error: Any) -> str:
+    """The endpoint's own words, on one line."""
+    words = error.body.get("message") if isinstance(error.body, Mapping) else None
+    return " ".join(str(words or error.message).split())[:200]
+
+
+def _retry_after_s(header: str | None) -> float | None:
+    """Seconds to wait by a Retry-After header: a number of them, or a date."""
+    if header is None:
+        return None
+    try:
+        return max(0.0, float(header))
+    except ValueError:
+        pass
+    try:
+        date = parsedate_to_datetime(header)
+    except ValueError:
+        return None
+    return max(0.0, (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - datetime.now(UTC).timestamp())
+
+
+def openai_chat(
+    model: str,
+    *,
+    base_url: str | None = None,
+    api_key: str | None = None,
+    timeout_s: float = 60.0,
+    retries: int = 6,
+    max_tokens: int = 300,
+    temperature: float = 0.0,
+    max_in_flight: int = 8,
+    sleep: Callable[[float], None] = time.sleep,
+) -> OpenAIChat:
+    """A model behind an OpenAI-compatible endpoint: OpenAI's own, or one you run (vLLM, llama.cpp, Ollama, ...).
+
+    Nothing is sent before the first question. Waits before a repetition are logged as warnings.
+
+    Args:
+      model: its name there.
+      base_url: of the endpoint, usually ending in /v1; None = OPENAI_BASE_URL if set, else OpenAI's.
+      api_key: None = OPENAI_API_KEY if set; an endpoint other than OpenAI's may need none.
+      timeout_s: until a request counts as lost.   retries: repetitions of a question whose fault may pass.
+      max_tokens: of an answer.   temperature: 0 = the likeliest answer. Both are dropped for models that refuse them.
+      max_in_flight: requests under way at once, at most.
+      sleep: what waits; for tests.
+
+    Raises: ConfigError: the openai package is missing, a URL that is none, no key for OpenAI's own endpoint, or a
+      number out of range.
+
+    Example:
+      >>> chat = openai_chat("llava", base_url="http://localhost:8000/v1")
+      >>> chat.name, chat.endpoint
+      ('llava', 'http://localhost:8000/v1')
+    """
+    try:
+        import openai
+    except ImportError as error:
+        raise ConfigError(
+            "asking a chat endpoint needs the openai package", fix="pip install 'labelwright[llm]'"
+        ) from error
+    for name, value, least in (("timeout_s", timeout_s, 0.001), ("max_tokens", max_tokens, 1)):
+        if value < least:
+            raise ConfigError(f"{name}={value} is too small", fix=f"at least {least}")
+    if retries < 0 or max_in_flight < 1:
+        raise ConfigError(f"retries={retries}, max_in_flight={max_in_flight}", fix="at least 0 and at least 1")
+    url = base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"the base URL {url!r} is not a URL", fix="begin it with http:// or https://")
+    key = api_key or os.environ.get("OPENAI_API_KEY")
+    if not key and "//api.openai.com" in url:
+        raise ConfigError(
+            f"no key for {url}", fix="set OPENAI_API_KEY, or give the base URL of an endpoint that needs none"
+        )
+    client = openai.OpenAI(api_key=key or "none", base_url=url, timeout=timeout_s, max_retries=0)
+    return OpenAIChat(
+        model,
+        client,
+        settings={"max_tokens": max_tokens, "temperature": temperature},
+        timeout_s=timeout_s,
+        retries=retries,
+        max_in_flight=max_in_flight,
+        sleep=sleep,
+    )

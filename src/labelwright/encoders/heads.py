@@ -1,0 +1,99 @@
+"""Heads of classifiers: what turns backbone features into logits."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from labelwright.adapters.residual import ResidualAdapter
+
+
+class CosineHead(nn.Module):
+    """Linear head without bias on unit feats and unit weights: logits are cosines, -1 to 1.
+
+    The loss multiplies them (LDAM's ``scale``); computed in float32 even under autocast, since a scale of 30 would
+    turn bfloat16's rounding into errors of 0.1.
+
+    Source: Cao et al. 2019 (arXiv 1906.07413), section 3.2 (normalised last layer).
+
+    Example:
+      >>> head = CosineHead(2, 1)
+      >>> _ = torch.nn.init.constant_(head.weight, 5.0)
+      >>> [round(v, 4) for v in head(torch.tensor([[3.0, 3.0], [1.0, 0.0]])).flatten().tolist()]
+      [1.0, 0.7071]
+    """
+
+    def __init__(self, n_features: int, n_outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(n_outputs, n_features))
+
+    def forward(self, feats: Tensor) -> Tensor:
+        """Map feats [B, D] to cosines [B, C] float32."""
+        with torch.autocast(feats.device.type, enabled=False):
+            return F.linear(F.normalize(feats.float(), dim=1), F.normalize(self.weight.float(), dim=1))
+
+
+class TextHead(nn.Module):
+    """Linear head on unit feats, put through a residual adapter first; float32 even under autocast.
+
+    Args:
+      weight: [C, D] class features times the logit scale, and whatever is added to them.
+      bias: [C].
+      visual: adapter of the feats, or None.
+
+    Example:
+      >>> TextHead(torch.tensor([[2.0, 0.0]]), torch.tensor([1.0]))(torch.tensor([[0.5, 0.5]])).tolist()
+      [[2.0]]
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, *, visual: ResidualAdapter | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach().clone().float())
+        self.bias = nn.Parameter(bias.detach().clone().float())
+        self.visual = visual
+
+    def forward(self, feats: Tensor) -> Tensor:
+        """Map unit feats [B, D] to logits [B, C] float32."""
+        with torch.autocast(feats.device.type, enabled=False):
+            z = feats.float() if self.visual is None else self.visual(feats)
+            return F.linear(z, self.weight, self.bias)
+
+
+class MlpHead(nn.Module):
+    """A residual layer, then a linear one: something to learn on features that are frozen.
+
+    trunk(f) = f + W2 relu(W1 f + b1) + b2, logits = W trunk(f) + b. W2 and b2 start at 0, so that the trunk hands the
+    features on as they are until it has learned something.
+
+    Args:
+      n_features: D.
+      n_outputs: C.
+      hidden: width of the layer between, >= 1.
+
+    Source: He et al. 2016 (arXiv 1512.03385), Eq. (1); starting at the identity: Goyal et al. 2017 (arXiv 1706.02677),
+      section 5.1, by its last scale.
+
+    Example:
+      >>> head = MlpHead(2, 3)
+      >>> head.trunk(torch.tensor([[1.0, 2.0]])).tolist(), tuple(head(torch.zeros(5, 2)).shape)
+      ([[1.0, 2.0]], (5, 3))
+    """
+
+    def __init__(self, n_features: int, n_outputs: int, *, hidden: int = 256) -> None:
+        super().__init__()
+        self.to_hidden = nn.Linear(n_features, hidden)
+        self.from_hidden = nn.Linear(hidden, n_features)
+        self.linear = nn.Linear(n_features, n_outputs)
+        nn.init.zeros_(self.from_hidden.weight)
+        nn.init.zeros_(self.from_hidden.bias)
+
+    def trunk(self, feats: Tensor) -> Tensor:
+        """What the linear layer sees, [B, D], of feats [B, D]."""
+        moved: Tensor = self.from_hidden(torch.relu(self.to_hidden(feats)))
+        return feats + moved
+
+    def forward(self, feats: Tensor) -> Tensor:
+        """Map feats [B, D] to logits [B, C]."""
+        logits: Tensor = self.linear(self.trunk(feats))
+        return logits

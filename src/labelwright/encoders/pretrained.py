@@ -1,0 +1,381 @@
+"""Checkpoints of transformers, from a folder or the Hugging Face hub, as backbones and for what pixels they expect.
+
+transformers is imported where it is used: our own networks start without its seconds of import time. A hub out of
+reach is noticed at the first question; what is cached is then used, and nothing else asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from labelwright.encoders.resnets import OWN
+from labelwright.encoders.saved import saved_backbone
+from labelwright.errors import ConfigError, OfflineError
+
+EMBEDDED = Path(__file__).parents[1] / "assets"  # a folder per model: "labelwright/NAME" is assets/NAME
+HUB_TIMEOUT_S = 3.0  # until the hub counts as out of reach; HF_HUB_ETAG_TIMEOUT overrides it, for slow networks
+
+
+@dataclass(frozen=True)
+class ImageStats:
+    """The pixels a network expects.
+
+    Attributes:
+      size_px: height and width.
+      mean: per channel, of pixels in 0 to 1; to be subtracted.
+      std: per channel; to be divided by afterwards.
+    """
+
+    size_px: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class VisionModel(nn.Module):
+    """A vision model of transformers, or the image tower of a two-tower one, as x -> feats.
+
+    feats are the model's own image embedding: the projected one where it has a projection (CLIP), else its pooled
+    output, else the class token. ViT's tanh pooler is dropped, as its authors do for fine-tuning and as checkpoints
+    made for classification lack its weights.
+
+    Attributes:
+      config: transformers' configuration of the whole checkpoint.
+    """
+
+    def __init__(self, model: nn.Module, projection: nn.Module | None, config: Any) -> None:
+        super().__init__()
+        if isinstance(getattr(getattr(model, "pooler", None), "dense", None), nn.Linear):
+            model.pooler = None  # type: ignore[assignment]
+        for name, parameter in model.named_parameters():
+            if name.endswith("mask_token"):  # serves masked pretraining only; would never get a gradient
+                parameter.requires_grad_(False)
+        self.model = model
+        self.projection = projection
+        self.config = config
+        self._interpolates = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images [B, 3, H, W] to feats [B, D]; position encodings are interpolated to other image sizes."""
+        out = self.model(pixel_values=x, interpolate_pos_encoding=True) if self._interpolates else self.model(x)
+        feats: Tensor | None = getattr(out, "pooler_output", None)
+        if feats is None:
+            hidden = out.last_hidden_state
+            feats = hidden[:, 0] if hidden.dim() == 3 else hidden.mean((2, 3))
+        feats = feats.flatten(1)  # ResNet pools to [B, D, 1, 1]
+        return feats if self.projection is None else self.projection(feats)
+
+
+def image_stats(name: str) -> ImageStats:
+    """What pixels a network expects: from the checkpoint's image processor, or ours for our own networks.
+
+    Args:
+      name: as for ``backbones.build``.
+
+    Returns: size in px, mean and std per channel. The networks in OWN, trained from scratch, get 32 px and 0.5, 0.25;
+      a run of labelwright says what it was trained on.
+
+    Raises: ConfigError, OfflineError: as ``backbones.build``, or the checkpoint does not say (no
+      preprocessor_config.json).
+
+    Example:
+      >>> image_stats("resnet32")
+      ImageStats(size_px=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    """
+    if name in OWN:
+        return ImageStats(32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    saved = saved_backbone(name)
+    if saved is not None:
+        return ImageStats(saved.size_px, saved.mean, saved.std)
+    from transformers import AutoImageProcessor
+
+    local_only = is_local_only(name)
+    read_config(name, local_only=local_only)  # says what is wrong with the model itself
+    with quiet():
+        try:
+            processor = AutoImageProcessor.from_pretrained(resolve_name(name), local_files_only=local_only)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{name} does not say what pixels it expects",
+                fix="put its preprocessor_config.json beside config.json, or give image size, mean and std yourself",
+            ) from error
+    size = _edge(getattr(processor, "crop_size", None)) if getattr(processor, "do_center_crop", False) else None
+    size = size or _edge(getattr(processor, "size", None))
+    mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
+    if size is None or mean is None or std is None:
+        raise ConfigError(
+            f"the image processor of {name} gives no size, image_mean or image_std",
+            fix="add them to its preprocessor_config.json",
+        )
+    (r, g, b), (dr, dg, db) = map(float, mean), map(float, std)
+    return ImageStats(size, (r, g, b), (dr, dg, db))
+
+
+def load_vision_model(name: str) -> VisionModel:
+    """Pretrained vision model in float32; fails if the checkpoint lacks weights that features depend on.
+
+    Args:
+      name: a folder written by save_pretrained, or a hub id (owner/name).
+
+    Raises: ConfigError, OfflineError: as ``backbones.build``.
+
+    Example:
+      >>> import tempfile, transformers
+      >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+      >>> folder = tempfile.mkdtemp()
+      >>> transformers.ViTModel(transformers.ViTConfig(**sizes, image_size=8, patch_size=4)).save_pretrained(folder)
+      >>> tuple(load_vision_model(folder)(torch.zeros(2, 3, 8, 8)).shape)
+      (2, 8)
+    """
+    local_only = is_local_only(name)
+    config = read_config(name, local_only=local_only)
+    model, absent = load_model(name, config, local_only=local_only)
+    vision = image_tower(model, config, name)
+    used = {f"vision_model.{n}" for n, _ in vision.model.named_parameters()} if model is not vision.model else set()
+    used |= {n for n, _ in vision.model.named_parameters()} | {"visual_projection.weight"}
+    missing = sorted(n for n in absent & used if not n.endswith("mask_token"))
+    if missing:
+        raise ConfigError(
+            f"the checkpoint {name} lacks {len(missing)} weights, among them {missing[0]}",
+            fix="use a checkpoint of this architecture, or pretrained=False to start from random weights",
+        )
+    return vision
+
+
+def load_model(name: str, config: Any, *, local_only: bool) -> tuple[Any, set[str]]:
+    """Whole model of a checkpoint in float32, and the names of the weights that the checkpoint lacks (left random).
+
+    Args:
+      name: a folder written by save_pretrained, or a hub id (owner/name).
+      config: its configuration, from `read_config`.
+      local_only: from `is_local_only`.
+
+    Raises: ConfigError, OfflineError: as `load_config`, or there are no weights.
+    """
+    from transformers import AutoModel
+
+    with quiet(), explained(name):
+        model, info = AutoModel.from_pretrained(
+            resolve_name(name),
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            local_files_only=local_only,
+            adapter_kwargs={"local_files_only": local_only},  # peft's own look-up, which would ask the hub again
+        )
+    return model, set(info["missing_keys"])
+
+
+def image_tower(model: Any, config: Any, name: str) -> VisionModel:
+    """The model itself, or of a two-tower model its image side, of which ViT's pooler is dropped in place.
+
+    Raises: ConfigError: it takes no images.
+    """
+    if getattr(model, "vision_model", None) is not None:
+        return VisionModel(model.vision_model, getattr(model, "visual_projection", None), config)
+    if getattr(model, "main_input_name", "") != "pixel_values":
+        raise ConfigError(f"{name} is a {config.model_type} model, which takes no images", fix="name a vision model")
+    return VisionModel(model, None, config)
+
+
+def from_transformers_config(config: Any) -> VisionModel:
+    """Vision model with random weights, float32; of a two-tower model only the image side is ever allocated.
+
+    Args:
+      config: transformers' configuration of the whole model.
+
+    Raises: ConfigError: it describes no model with features, or none that takes images.
+
+    Example:
+      >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+      >>> config = parse_transformers_config({"model_type": "vit", "image_size": 8, "patch_size": 4, **sizes})
+      >>> tuple(from_transformers_config(config)(torch.zeros(2, 3, 8, 8)).shape)
+      (2, 8)
+    """
+    from transformers import AutoModel
+
+    with quiet():
+        try:
+            if not hasattr(config, "vision_config"):
+                return image_tower(AutoModel.from_config(config, dtype=torch.float32), config, config.model_type)
+            with torch.device("meta"):
+                plan = image_tower(AutoModel.from_config(config), config, config.model_type)
+        except ValueError as error:
+            raise ConfigError(f"{config.model_type} is not a model with features", fix="name a vision model") from error
+        tower_class: Any = type(plan.model)
+        tower = tower_class._from_config(config.vision_config, dtype=torch.float32)
+        projection = plan.projection
+        if isinstance(projection, nn.Linear):
+            has_bias = projection.bias is not None
+            projection = nn.Linear(projection.in_features, projection.out_features, bias=has_bias)
+        return VisionModel(tower, projection, config)
+
+
+def load_config(name: str) -> Any:
+    """transformers configuration of a folder or hub id, with what is wrong said in one line.
+
+    Args:
+      name: a folder written by save_pretrained, or a hub id (owner/name).
+
+    Raises:
+      ConfigError: no such folder, an id that is not on the hub, or a name of neither form.
+      OfflineError: a hub id that is neither cached nor within reach.
+
+    Example:
+      >>> load_config("./nowhere")
+      Traceback (most recent call last):
+      labelwright.errors.ConfigError: no such model folder: ./nowhere
+        fix: check the path
+    """
+    return read_config(name, local_only=is_local_only(name))
+
+
+def read_config(name: str, *, local_only: bool) -> Any:
+    """`load_config` of a name that `is_local_only` has looked at."""
+    from transformers import AutoConfig
+
+    with quiet(), explained(name):
+        return AutoConfig.from_pretrained(resolve_name(name), local_files_only=local_only)
+
+
+def parse_transformers_config(config: Mapping[str, Any]) -> Any:
+    """transformers configuration out of its own dict form.
+
+    Raises: ConfigError: transformers here does not know the model type.
+
+    Example:
+      >>> parse_transformers_config({"model_type": "vit", "hidden_size": 16}).hidden_size
+      16
+    """
+    from transformers import AutoConfig
+
+    with quiet():
+        try:
+            return AutoConfig.for_model(**config)
+        except ValueError as error:
+            raise ConfigError(
+                f"transformers here does not know the model type {config.get('model_type')!r}",
+                fix="upgrade transformers",
+            ) from error
+
+
+def is_local_only(name: str) -> bool:
+    """Check the name; then, for a hub id, whether the hub is out of reach and only cached files can serve.
+
+    One question without retries: left to itself each file would be asked for over 26 s.
+
+    Raises: ConfigError: no such folder, or a name that is neither a folder nor a hub id.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    folder = Path(resolve_name(name))
+    if not folder.is_dir():
+        is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+        if is_path:
+            raise ConfigError(f"no such model folder: {name}", fix="check the path")
+        if "/" not in name:
+            close = difflib.get_close_matches(name, OWN, n=3, cutoff=0.4) or list(OWN)
+            raise ConfigError(
+                f"unknown model: {name!r}",
+                fix=f"did you mean {' or '.join(close)}? Otherwise give a hub id (owner/name) or a model folder",
+            )
+    elif not (folder / "config.json").is_file():
+        raise ConfigError(f"no config.json in model folder {name}", fix="give a folder written by save_pretrained")
+    if folder.is_dir():
+        return False
+    timeout_s = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or HUB_TIMEOUT_S)
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=timeout_s)
+    except (HfHubHTTPError, ValueError):
+        return False  # an answer, if no good one, or a malformed id: loading says which
+    except Exception:  # of httpx or httpx2, as the version of huggingface_hub has it
+        return True
+    return False
+
+
+def resolve_name(name: str) -> str:
+    """What transformers is to load: the path of a folder, or the hub id as it is.
+
+    Args:
+      name: a folder, a hub id, or "labelwright/..." for a model inside this package, which no hub is asked about.
+
+    Raises: ConfigError: no model of that name is inside this package.
+
+    Example:
+      >>> resolve_name("openai/clip-vit-base-patch32")
+      'openai/clip-vit-base-patch32'
+    """
+    if name.startswith("labelwright/"):
+        folder = EMBEDDED / name.removeprefix("labelwright/")
+        if not (folder / "config.json").is_file():
+            names = sorted(f"labelwright/{path.parent.name}" for path in EMBEDDED.glob("*/config.json"))
+            raise ConfigError(
+                f"no model {name} inside this package",
+                fix=f"there is {', '.join(names) or 'none'}; otherwise give a hub id (owner/name) or a model folder",
+            )
+        return str(folder)
+    folder = Path(name).expanduser()
+    return str(folder) if folder.is_dir() else name
+
+
+@contextmanager
+def explained(name: str) -> Iterator[None]:
+    """Turn what transformers raises on a bad name or missing network into one line and a fix."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, RepositoryNotFoundError):
+            cause = cause.__cause__ or cause.__context__
+        if isinstance(cause, GatedRepoError):
+            raise ConfigError(
+                f"{name} is gated", fix="accept its terms on the hub, then log in (hf auth login)"
+            ) from error
+        if cause is not None:
+            raise ConfigError(f"no model {name} on the Hugging Face hub", fix="check the id (owner/name)") from error
+        if Path(resolve_name(name)).is_dir() or isinstance(error, ValueError):
+            first = str(error).strip().splitlines()[0]
+            raise ConfigError(f"cannot load the model {name}: {first}", fix="check the files in that folder") from error
+        raise OfflineError(
+            f"{name} is not on this machine and the Hugging Face hub cannot be reached",
+            fix=f"where there is a network run: hf download {name}; or pass a local model folder",
+        ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' loading reports and bars: what matters in them is raised as an error here."""
+    from transformers.utils import logging
+
+    level, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if had_bar:
+            logging.enable_progress_bar()
+
+
+def _edge(size: Any) -> int | None:
+    """Pixels of one side from transformers' size: a number, or height or shortest_edge of a mapping or object."""
+    if size is None or isinstance(size, int):
+        return size
+    for key in ("height", "shortest_edge"):
+        value = size.get(key) if isinstance(size, Mapping) else getattr(size, key, None)
+        if value:
+            return int(value)
+    return None

@@ -1,0 +1,446 @@
+"""A frozen encoder run once over every image and its augmented views, and the features kept as float16 on the disk.
+
+What a store holds hangs on the encoder, the images and how the views are drawn, never on labels or classes: another
+class list, another method or another seed of training reads the same store. Training on it never runs the encoder.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from labelwright.data.augment import RowGenerator
+from labelwright.data.cache import CACHE_FORMAT, RESIZE_RULE, PixelSource, Progress, default_cache_folder
+from labelwright.data.table import LabelTable
+from labelwright.data.views import VIEWS, PixelViews
+from labelwright.errors import ConfigError, Problem
+from labelwright.train.seeds import derive_seed
+
+STORE_FORMAT = 1  # part of every key: raise it whenever the same views would be drawn or laid out otherwise
+
+_SAVE_EVERY_S = 2.0  # a killed build loses at most this much work
+_BATCHES_AHEAD = 2  # views made while the encoder runs; two, as strong views take longer than clean ones
+_WRITES_BEHIND = 4  # batches of features that may wait for the disk
+
+Job = tuple[int, int]  # which chunk of rows, which plane of the store
+Made = tuple[Job, Tensor]
+Halves = npt.NDArray[np.float16]
+Encode = Callable[[Tensor], Tensor]
+"""Views [B, 3, H, W] float32 -> feats [B, D]."""
+
+
+class StoredFeats(Protocol):
+    """Features of N images, with V of each kind of augmented view, that `EmbeddingViews` draws from."""
+
+    @property
+    def n_rows(self) -> int:
+        """N images."""
+
+    @property
+    def n_features(self) -> int:
+        """D."""
+
+    def n_views(self, view: str) -> int:
+        """How many different features an image has under a view of VIEWS."""
+
+    def read(self, rows: Tensor, view: str, index: Tensor) -> Tensor:
+        """[B, D] float on the CPU: for rows [B] int64, the index-th (index [B] int64 within 0..V-1) of their views."""
+
+
+class EmbeddingStore:
+    """Stored features of one encoder: N images, each clean, in V weak and in V strong views.
+
+    Attributes:
+      feats: [1+2V, N, D] float16, in memory or mapped from the disk: clean, then weak, then strong.
+      path: the file behind it, or None.
+
+    Example:
+      >>> store = EmbeddingStore(np.arange(12, dtype=np.float16).reshape(3, 2, 2))
+      >>> store.read(torch.tensor([1, 0]), "strong", torch.tensor([0, 0])).tolist(), store.weak.shape
+      ([[10.0, 11.0], [8.0, 9.0]], (1, 2, 2))
+    """
+
+    def __init__(self, feats: Halves, *, path: Path | None = None) -> None:
+        assert feats.dtype == np.float16, feats.dtype
+        assert feats.ndim == 3, feats.shape
+        assert len(feats) % 2 == 1, "one clean plane, and as many strong as weak ones"
+        self.feats = np.asarray(feats)  # a memory map without numpy's slower indexing of its own class
+        self.path = path
+        self._flat: Halves = self.feats.reshape(-1, self.n_features)  # a view, not a copy
+
+    @property
+    def clean(self) -> Halves:
+        """[N, D] float16."""
+        plane: Halves = self.feats[0]
+        return plane
+
+    @property
+    def weak(self) -> Halves:
+        """[V, N, D] float16."""
+        return self.feats[1 : 1 + self.n_views("weak")]
+
+    @property
+    def strong(self) -> Halves:
+        """[V, N, D] float16."""
+        return self.feats[1 + self.n_views("weak") :]
+
+    @property
+    def n_rows(self) -> int:
+        """N images."""
+        return int(self.feats.shape[1])
+
+    @property
+    def n_features(self) -> int:
+        """D."""
+        return int(self.feats.shape[2])
+
+    def n_views(self, view: str) -> int:
+        """How many stored features an image has under a view: 1 clean, V weak, V strong."""
+        return 1 if view == "clean" else len(self.feats) // 2
+
+    def read(self, rows: Tensor, view: str, index: Tensor) -> Tensor:
+        """[B, D] float16 on the CPU: for rows [B] int64, the index-th (index [B] int64) of their views."""
+        first = {"clean": 0, "weak": 1, "strong": 1 + self.n_views("weak")}[view]
+        return torch.from_numpy(self._flat[((first + index) * self.n_rows + rows).numpy()])
+
+
+class EmbeddingViews:
+    """Views of stored features (a `types.ViewSource`), as they were stored: not normalised again.
+
+    Which of the V views an image shows hangs on (seed, view, its row in ``stored``) alone; the images of a batch show
+    different ones, and one listed twice may show two.
+
+    Args:
+      stored: the features.
+      rows: [N] int64 rows of ``stored`` that are rows 0..N-1 here; None = all of them.
+
+    Example:
+      >>> views = EmbeddingViews(EmbeddingStore(np.arange(12, dtype=np.float16).reshape(3, 2, 2)))
+      >>> views.take(torch.tensor([1])).batch(torch.tensor([0]), "weak", seed=0, device=torch.device("cpu")).tolist()
+      [[6.0, 7.0]]
+    """
+
+    def __init__(self, stored: StoredFeats, *, rows: Tensor | None = None) -> None:
+        self.stored = stored
+        self._rows = rows
+
+    @property
+    def n_rows(self) -> int:
+        """N images behind this source."""
+        return self.stored.n_rows if self._rows is None else len(self._rows)
+
+    @property
+    def n_features(self) -> int:
+        """D."""
+        return self.stored.n_features
+
+    def take(self, rows: Tensor) -> EmbeddingViews:
+        """The same views of rows [n] int64 only, as rows 0..n-1."""
+        return EmbeddingViews(self.stored, rows=self._behind(rows.cpu()))
+
+    def prefetch(self, rows: Tensor) -> None:
+        """Nothing to do: reading is a copy from memory or the page cache."""
+
+    def batch(self, rows: Tensor, view: str, *, seed: int, device: torch.device) -> Tensor:
+        """One view of the given rows.
+
+        Args:
+          rows: [B] int64, 0..n_rows-1.
+          view: one of data.views.VIEWS.
+          seed: any integer; the same seed gives the same view.
+          device: where the result goes.
+
+        Returns: [B, D] float32.
+        Raises: ConfigError for an unknown view, or one that was not stored.
+        """
+        if view not in VIEWS:
+            raise ConfigError(f"no such view: {view!r}", fix=f"one of {', '.join(VIEWS)}")
+        n_views = self.stored.n_views(view)
+        if n_views < 1:
+            raise ConfigError(f"no {view} views were stored", fix="store one or more augmented views of every image")
+        behind = self._behind(rows.cpu())
+        if n_views == 1:
+            index = torch.zeros_like(behind)
+        else:
+            drawn = RowGenerator(behind, seed=seed, stream=VIEWS.index(view)).uniform(1)[:, 0]
+            index = (drawn.double() * n_views).long()  # [B] in 0..V-1
+        return self.stored.read(behind, view, index).to(device, non_blocking=True).float()
+
+    def feats(
+        self, rows: Tensor | None = None, view: str = "clean", *, seed: int = 0, n_rows_at_once: int = 8192
+    ) -> Iterator[Tensor]:
+        """Features of many rows [n] int64 (None = all) in order, in chunks [b, D] float32 on the CPU.
+
+        Example:
+          >>> views = EmbeddingViews(EmbeddingStore(np.zeros((1, 5, 2), dtype=np.float16)))
+          >>> [list(chunk.shape) for chunk in views.feats(n_rows_at_once=3)]
+          [[3, 2], [2, 2]]
+        """
+        for some in torch.split(torch.arange(self.n_rows) if rows is None else rows, n_rows_at_once):
+            yield self.batch(some, view, seed=seed, device=torch.device("cpu"))
+
+    def _behind(self, rows: Tensor) -> Tensor:
+        return rows if self._rows is None else self._rows[rows]
+
+
+# ------------------------------------------------------------------------------------------------------------ building
+
+
+def images_digest(table: LabelTable) -> str:
+    """32 hex digits that change when an image of the table does, and with nothing else: not with labels or ids.
+
+    Example:
+      >>> import pyarrow as pa
+      >>> from labelwright.data.table import Images
+      >>> ids = pa.array(["a", "b"], pa.large_string())
+      >>> table = LabelTable(Images(ids), ids, np.array([0, 1], np.int32), ("cat", "dog"))
+      >>> images_digest(table) == images_digest(table.with_labels(np.array([1, -1])))
+      True
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    table.images.update_digest(digest)
+    return digest.hexdigest()
+
+
+def build_store(
+    views: PixelViews,
+    encode: Encode,
+    *,
+    identity: str,
+    images_digest: str,
+    n_views: int,
+    seed: int,
+    n_features: int,
+    folder: Path | None = None,
+    device: torch.device,
+    batch_size: int = 256,
+    memory_gb: float = 1.0,
+    progress: Progress | None = None,
+) -> EmbeddingStore:
+    """Encode every image clean, in V weak and in V strong views, or open the store that holds just this already.
+
+    View v of a row hangs on (seed, v, the image's row in the pixels behind ``views``). The next batches are augmented
+    and the last ones written while the encoder runs. A build killed at any moment goes on where it was, to the same
+    content. Several processes may ask for the same store at once: the first builds, the others wait for it.
+
+    Args:
+      views: N images and how they are augmented.
+      encode: maps views [B, 3, H, W] float32 on ``device`` to feats [B, D]; called without gradients.
+      identity: what tells the encoder from others: hash of weights and configuration, and the precision.
+      images_digest: what tells the images from others, see `images_digest`.
+      n_views: V, 0 or more; 0 stores the clean view alone.
+      seed: of the augmentation.
+      n_features: D.
+      folder: where stores are kept, one folder each; None = ``embeddings`` in `default_cache_folder()`.
+      device: where views are made and encoded.
+      batch_size: images encoded together.
+      memory_gb: a store of at most so many 10^9 bytes is read into memory: then no step ever waits for the disk.
+      progress: called with the number of images done so far; not at all when the store is there already.
+
+    Raises: ConfigError if a number is out of range, the folder has no room or cannot be written, or the encoder gives
+      values that float16 cannot hold.
+    """
+    if n_views < 0 or batch_size < 1:
+        raise ConfigError(f"n_views={n_views}, batch_size={batch_size} is not possible", fix="say 4 and 256")
+    folder = default_cache_folder() / "embeddings" if folder is None else Path(folder)
+    shape = (1 + 2 * n_views, views.n_rows, n_features)
+    if not views.n_rows:
+        return EmbeddingStore(np.zeros(shape, dtype=np.float16))
+    key = {
+        "identity": identity,
+        "views": repr(views.settings),
+        "size_px": views.pixels.size_px,
+        "decoding": f"{RESIZE_RULE} {CACHE_FORMAT}",
+        "images": images_digest,
+        "shape": list(shape),
+        "seed": seed,
+        "format": STORE_FORMAT,
+    }
+    name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
+    files = _Files(folder / name, key)
+    if files.n_done() < views.n_rows:  # a finished store is never locked: its folder may be read-only
+        with _clear_write_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / f"{name}.lock").acquire()
+        with lock:
+            if files.n_done() < views.n_rows:
+                _build(files, views, encode, progress, device=device, batch_size=batch_size)
+    return files.open(memory_gb)
+
+
+class _Files:
+    """The folder of one store: feats.npy, and progress.json with how many rows of it are complete.
+
+    Features are written with plain writes, not through the memory map: a full disk is then an error, not a SIGBUS.
+    """
+
+    def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
+        self.folder, self.key = folder, key
+        self.shape: tuple[int, int, int] = tuple(key["shape"])
+        self.feats, self.notes = folder / "feats.npy", folder / "progress.json"
+        self.saved_s = time.monotonic()
+
+    def n_done(self) -> int:
+        """Rows complete in all views; 0 if there is no store, or one damaged from outside."""
+        try:
+            written = json.loads(self.notes.read_text(encoding="utf-8"))
+            feats = np.load(self.feats, mmap_mode="r")
+            fits = written["key"] == self.key and feats.shape == self.shape and feats.dtype == np.float16
+            return min(int(written["n_done"]), self.shape[1]) if fits else 0
+        except (OSError, ValueError, KeyError, TypeError, EOFError):
+            return 0
+
+    def open(self, memory_gb: float) -> EmbeddingStore:
+        """The finished store."""
+        feats: Halves = np.load(self.feats, mmap_mode="r")
+        if feats.nbytes <= memory_gb * 1e9:
+            feats = np.array(feats)
+        return EmbeddingStore(feats, path=self.feats)
+
+    def create(self) -> None:
+        """Make the empty file, sparse; whatever was there goes."""
+        n_bytes = 2 * int(np.prod(self.shape))
+        free = shutil.disk_usage(self.folder).free
+        if n_bytes > free:
+            raise ConfigError(
+                f"no room for the features in {self.folder}: {n_bytes / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free",
+                fix="free some space, name another folder in LABELWRIGHT_CACHE, or store fewer views",
+            )
+        self.notes.unlink(missing_ok=True)
+        self.feats.unlink(missing_ok=True)  # whoever still reads a damaged one keeps it
+        np.lib.format.open_memmap(self.feats, mode="w+", dtype=np.float16, shape=self.shape).flush()
+
+    def save(self, n_done: int) -> None:
+        """Note that rows 0..n_done-1 are complete, once they have reached the disk."""
+        with self.feats.open("r+b") as file:
+            os.fsync(file.fileno())
+        temporary = self.notes.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps({"key": self.key, "n_done": n_done}), encoding="utf-8")
+        temporary.replace(self.notes)
+        self.saved_s = time.monotonic()
+
+    def write(self, first: int, plane: int, z: Tensor) -> None:
+        """Write the features [b, D] of rows first.. in one view; note progress now and then after the last view."""
+        half = z.to(torch.float16).cpu()
+        if not bool(torch.isfinite(half).all()):
+            row = first + int((~torch.isfinite(half)).any(1).nonzero()[0])
+            raise ConfigError(
+                f"the encoder gives values that float16 cannot hold, first for image {row}",
+                fix="run it in full precision (--precision fp32), or check its weights",
+            )
+        n_planes, n_rows, n_features = self.shape
+        with _clear_write_errors(self.folder):
+            with self.feats.open("r+b") as file:
+                file.seek(-2 * n_features * ((n_planes - plane) * n_rows - first), os.SEEK_END)  # before it: a header
+                file.write(half.numpy().tobytes())
+            n_done = first + len(half)
+            is_due = n_done == n_rows or time.monotonic() - self.saved_s >= _SAVE_EVERY_S
+            if plane == n_planes - 1 and is_due:
+                self.save(n_done)
+
+
+class _ReadOnce:
+    """Pixels that are read once for all views of a batch: streamed images are decoded once, not 1+2V times."""
+
+    def __init__(self, pixels: PixelSource) -> None:
+        self.n_rows, self.size_px, self.prefetch = pixels.n_rows, pixels.size_px, pixels.prefetch
+        self.problems: tuple[Problem, ...] = ()
+        self._pixels = pixels
+        self._rows, self._read = torch.empty(0, dtype=torch.int64), torch.empty(0)
+
+    def read(self, rows: Tensor) -> Tensor:
+        """As the pixels' own."""
+        if not torch.equal(rows, self._rows):
+            self._rows, self._read = rows, self._pixels.read(rows)
+        return self._read
+
+
+def _build(
+    files: _Files,
+    views: PixelViews,
+    encode: Encode,
+    progress: Progress | None,
+    *,
+    device: torch.device,
+    batch_size: int,
+) -> None:
+    """Encode and write what is not there yet, batch by batch in all views."""
+    n_planes, n_rows, n_features = files.shape
+    with _clear_write_errors(files.folder):
+        files.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in files.folder.glob("*.tmp"):  # we hold the lock: whoever wrote it is gone
+            leftover.unlink()
+        n_done = files.n_done()
+        if not n_done:
+            files.create()
+    planes = ["clean", *["weak"] * (n_planes // 2), *["strong"] * (n_planes // 2)]
+    views = copy.copy(views)
+    views.pixels = _ReadOnce(views.pixels)
+    chunks = list(torch.split(torch.arange(n_done, n_rows), batch_size))
+
+    def make(job: Job) -> Tensor:
+        chunk, plane = job
+        if plane == 0 and chunk + 1 < len(chunks):
+            views.prefetch(chunks[chunk + 1])
+        return views.batch(
+            chunks[chunk], planes[plane], seed=derive_seed(files.key["seed"], "store", plane), device=device
+        )
+
+    jobs = ((chunk, plane) for chunk in range(len(chunks)) for plane in range(n_planes))
+    writing: deque[Future[None]] = deque()
+    makers = ThreadPoolExecutor(1, thread_name_prefix="labelwright-views")
+    writers = ThreadPoolExecutor(1, thread_name_prefix="labelwright-store")
+    try:
+        for (chunk, plane), x in _made_ahead(makers, make, jobs):
+            with torch.inference_mode():
+                z = encode(x)
+            assert z.shape == (len(chunks[chunk]), n_features), z.shape
+            writing.append(writers.submit(files.write, int(chunks[chunk][0]), plane, z))
+            while len(writing) > _WRITES_BEHIND:
+                writing.popleft().result()
+            if plane == n_planes - 1 and progress is not None:
+                progress(int(chunks[chunk][-1]) + 1)
+        for future in writing:
+            future.result()
+    finally:
+        makers.shutdown(cancel_futures=True)
+        writers.shutdown(cancel_futures=True)
+
+
+def _made_ahead(pool: ThreadPoolExecutor, make: Callable[[Job], Tensor], jobs: Iterable[Job]) -> Iterator[Made]:
+    """Each job with what `make` makes of it, in order, a few ahead in another thread."""
+    waiting: deque[tuple[Job, Future[Tensor]]] = deque()
+    for job in jobs:
+        waiting.append((job, pool.submit(make, job)))
+        if len(waiting) > _BATCHES_AHEAD:
+            ready, future = waiting.popleft()
+            yield ready, future.result()
+    for ready, future in waiting:
+        yield ready, future.result()
+
+
+@contextmanager
+def _clear_write_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"cannot keep features in {folder}: {error.strerror or error}",
+            fix="name a folder that can be written, with room, in LABELWRIGHT_CACHE",
+        ) from error

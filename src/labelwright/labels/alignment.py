@@ -1,0 +1,204 @@
+"""Concept alignment from start to end: which names fit no image, what repairs them, and what to believe afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from labelwright.labels.concepts import choose_descriptions, leftover_concepts
+from labelwright.labels.mismatch import CHUNK, detect_mismatched
+from labelwright.labels.shape import Shape, fit_shape
+from labelwright.types import Task
+
+CONFIRMED, CONTRADICTED = 0.5, 0.005
+"""Mean probability of a class on its own labelled images, above which its text fits and below which it does not."""
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """What `align` found, for N images and C classes.
+
+    Attributes:
+      class_feats: [C, D] float32 unit norm.
+      shape: linear term to add to the logits; zero if it was not asked for.
+      prior: [C] float32, estimated share of each class among the unlabelled images, sums to 1.
+      zero_shot: [N] int64 most probable class of each image by the names alone.
+      predicted: [N] int64 most probable class of each image; of unlabelled ones among the classes they may have.
+      confidence: [N] float32, its probability.
+    """
+
+    class_feats: Tensor
+    shape: Shape
+    prior: Tensor
+    zero_shot: Tensor
+    predicted: Tensor
+    confidence: Tensor
+
+
+def align(
+    feats: Tensor,
+    task: Task,
+    name_feats: Tensor,
+    *,
+    logit_scale: float,
+    use_alignment: bool = True,
+    use_leftovers: bool = True,
+    shape_strength: float = 0.2,
+    allowed: Tensor | None = None,
+    seed: int = 0,
+) -> tuple[Aligned, dict[str, Any]]:
+    """Detect mismatched classes, repair them by description, labelled images or leftovers, and form beliefs.
+
+    Args:
+      feats: [N, D] float, unit norm, of all images.
+      task: labels, names and descriptions.
+      name_feats: [C, D] float, unit norm, of the class names.
+      logit_scale: what cosines are multiplied by.
+      use_alignment: False leaves the names as they are.
+      use_leftovers: see labels.concepts.leftover_concepts.
+      shape_strength: see labels.shape.fit_shape.
+      allowed: [C] bool, classes that unlabelled images may have; None = all.
+      seed: of the clustering that leftovers come from.
+
+    Returns: the alignment, and what to log: names of mismatched and guessed classes, evidence, descriptions, counts
+      of zero-shot and of aligned pseudolabels.
+
+    Source: arXiv 2505.02056, Section 3.1; see the parts for what differs.
+
+    Example:
+      >>> z = torch.nn.functional.normalize(torch.tensor([[1.0, 0.1], [1.0, 0.0], [0.1, 1.0], [0.0, 1.0]]), dim=1)
+      >>> task = Task(torch.full((4,), -1), ("cat", "dog"))
+      >>> names = torch.nn.functional.normalize(torch.tensor([[1.0, 0.2], [-1.0, -0.9]]), dim=1)
+      >>> aligned, logs = align(z, task, names, logit_scale=10.0, shape_strength=0.0)
+      >>> logs["mismatched"], aligned.predicted.tolist()
+      (['dog'], [0, 0, 1, 1])
+    """
+    z, device = feats.float(), feats.device
+    t = name_feats.float().to(device)
+    labels = task.labels.to(device)
+    names = task.class_names
+    allowed = torch.ones(len(t), dtype=torch.bool, device=device) if allowed is None else allowed.to(device)
+    pool = z[labels < 0] if (labels < 0).any() else z
+    zero_shot, _ = _answers(z, logit_scale * t, torch.zeros(len(t), device=device), labels, allowed)
+    logs: dict[str, Any] = {"zero_shot_counts": _counts(zero_shot, labels, len(t)), "warnings": []}
+    if use_alignment:
+        t = _repaired(z, pool, t, task, labels, logs, logit_scale=logit_scale, use_leftovers=use_leftovers, seed=seed)
+    strength = 0.0 if logs.get("is_hopeless") else shape_strength
+    shape = fit_shape(z, logit_scale * t, labels=labels, strength=strength)
+    predicted, confidence = _answers(z, logit_scale * t + shape.weight, shape.bias, labels, allowed)
+    prior = _prior(z, logit_scale * t + shape.weight, shape.bias, labels, allowed)
+    logs["aligned_counts"] = _counts(predicted, labels, len(t))
+    logs["prior"] = [round(float(p), 5) for p in prior]
+    logs["class_names"] = list(names)
+    return Aligned(t, shape, prior, zero_shot, predicted, confidence), logs
+
+
+def _repaired(
+    z: Tensor,
+    pool: Tensor,
+    t: Tensor,
+    task: Task,
+    labels: Tensor,
+    logs: dict[str, Any],
+    *,
+    logit_scale: float,
+    use_leftovers: bool,
+    seed: int,
+) -> Tensor:
+    """Class features after repair; what was found goes into the logs."""
+    names, concepts = task.class_names, task.concepts
+    by_name = detect_mismatched(pool, t, logit_scale=logit_scale)
+    logs["mismatched"] = [names[c] for c in by_name.is_mismatched.nonzero().flatten().tolist()]
+    logs["evidence"] = [round(float(e), 4) for e in by_name.evidence]
+    logs["evidence_threshold"] = round(by_name.threshold, 4)
+    logs["descriptions"], logs["rejected"], still = {}, {}, by_name.is_mismatched
+    has_text = refused = torch.zeros_like(still)
+    if concepts is not None and any(concepts.descriptions):
+        chosen = choose_descriptions(pool, t, concepts.description_feats, is_mismatched=by_name.is_mismatched)
+        t = chosen.class_feats.to(t.device)
+        for c, texts in enumerate(concepts.descriptions):
+            pick = int(chosen.chosen[c])
+            if pick >= 0:
+                logs["descriptions"][names[c]] = texts[pick]
+            useless = [text for text, gain in zip(texts, chosen.gains[c], strict=True) if gain <= 1]
+            if useless and (pick >= 0 or by_name.is_mismatched[c]):
+                logs["rejected"][names[c]] = useless
+        has_text = (chosen.chosen >= 0).to(t.device)
+        # A class whose descriptions were all refused keeps its name: it may be rare or absent, and what is left over
+        # is then another's.
+        is_described = torch.tensor([bool(texts) for texts in concepts.descriptions], device=t.device)
+        still = detect_mismatched(pool, t, logit_scale=logit_scale).is_mismatched & ~is_described
+        refused = by_name.is_mismatched & is_described & ~has_text
+    own = _own_probability(z, t, labels, logit_scale=logit_scale)
+    is_contradicted = (own < CONTRADICTED) & ~has_text
+    still = (still & ~(own > CONFIRMED)) | is_contradicted
+    logs["contradicted"] = [names[c] for c in is_contradicted.nonzero().flatten().tolist()]
+    logs["unrepaired"] = [names[c] for c in (still | refused).nonzero().flatten().tolist()]
+    if refused.any():
+        kept = [names[c] for c in refused.nonzero().flatten().tolist()]
+        more = ", …" if len(kept) > 5 else ""
+        logs["warnings"].append(
+            f"neither the name nor a description of {', '.join(kept[:5])}{more} fits the images; the name is kept: "
+            "describe how the class looks in other words, or label an image of it"
+        )
+    has_labels = torch.bincount(labels[labels >= 0], minlength=len(t)) > 0
+    guessed = [names[c] for c in (still & ~has_labels).nonzero().flatten().tolist()]
+    shown = f"{', '.join(guessed[:5])}{', …' if len(guessed) > 5 else ''}"
+    logs["is_hopeless"] = len(guessed) >= max(2, len(names) / 2)  # one alone is no guess
+    if logs["is_hopeless"]:
+        logs["warnings"].append(
+            f"{len(guessed)} of {len(names)} class names fit no image ({shown}): too many to guess which images are "
+            "whose, so the answers stay those of the names; describe how the classes look (--descriptions), or label "
+            "an image of each"
+        )
+        return t
+    if still.any() and use_leftovers:
+        t = leftover_concepts(z, t, logit_scale=logit_scale, is_mismatched=still, labels=labels, seed=seed)
+        logs["guessed"] = guessed
+        if len(guessed) > 1:
+            logs["warnings"].append(
+                f"{len(guessed)} class names fit no image ({shown}); they were given the clusters left over, which of "
+                "them gets which is a guess, and a class that is absent gets another's images: describe how they look "
+                "(--descriptions), label an image of each, drop absent classes, or --set use_leftovers=false"
+            )
+        elif guessed:
+            logs["warnings"].append(
+                f"the name {guessed[0]!r} fits no image; it was given the images that no other class explains: "
+                "check some of them; describe how it looks (--descriptions), or drop the name if the class is absent"
+            )
+    return t
+
+
+def _own_probability(z: Tensor, t: Tensor, labels: Tensor, *, logit_scale: float) -> Tensor:
+    """Mean probability [C] that a class's text gives to the class's labelled images; nan where it has none."""
+    rows = (labels >= 0).nonzero().flatten()
+    own = (logit_scale * z[rows] @ t.T).softmax(1).gather(1, labels[rows][:, None])[:, 0]
+    sums = torch.zeros(len(t), device=z.device).index_add_(0, labels[rows], own)
+    counts = torch.bincount(labels[rows], minlength=len(t))
+    return torch.where(counts > 0, sums / counts.clamp(min=1), torch.nan)
+
+
+def _answers(z: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    """Most probable class [N] and its probability [N]; labelled images keep to any class."""
+    predicted, confidence = [], []
+    for some, given in zip(torch.split(z, CHUNK), torch.split(labels, CHUNK), strict=True):
+        logits = (some @ weight.T + bias).masked_fill(~allowed & (given < 0)[:, None], -torch.inf)
+        sure, best = logits.softmax(1).max(1)
+        predicted.append(best)
+        confidence.append(sure)
+    return torch.cat(predicted), torch.cat(confidence)
+
+
+def _prior(z: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, allowed: Tensor) -> Tensor:
+    """Mean probabilities [C] of the unlabelled images."""
+    total = torch.zeros_like(bias)
+    for some in torch.split(z[labels < 0] if (labels < 0).any() else z, CHUNK):
+        total += (some @ weight.T + bias).masked_fill(~allowed, -torch.inf).softmax(1).sum(0)
+    return total / total.sum()
+
+
+def _counts(predicted: Tensor, labels: Tensor, n_classes: int) -> list[int]:
+    return torch.bincount(predicted[labels < 0], minlength=n_classes).tolist()

@@ -1,0 +1,290 @@
+"""Candidate sets from a two-tower model's features, what they are worth, and the table they are written to.
+
+Images come in chunks, prompts one by one: memory grows with images x kept candidates, never images x classes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from labelwright.data.columns import METADATA_KEY
+from labelwright.data.table import SPLITS, LabelTable
+from labelwright.errors import ConfigError
+from labelwright.types import Candidates
+
+Rule = Literal["union", "top_k", "ratio", "mean"]
+"""union: the top class of every prompt; top_k, ratio, mean: of the mean probability over prompts, see `pick`."""
+
+_ENTRIES_AT_ONCE = 1 << 24  # of a chunk x classes table; 64 MB in float32
+_FILE_ROWS = 65_536  # rows of a row group when the images are files
+_EMBEDDED_ROWS = 512  # rows of a row group, and in memory at once, when they are embedded
+
+
+def candidates_from_feats(
+    chunks: Iterable[Tensor],
+    prompt_feats: Tensor,
+    *,
+    logit_scale: float,
+    rule: Rule = "union",
+    top_k: int = 3,
+    ratio: float = 0.5,
+) -> tuple[Candidates, dict[str, Any]]:
+    """Candidate sets of images out of their features and those of the classes under several prompts.
+
+    Args:
+      chunks: [b, D] float unit-norm image features, in row order; N rows in all.
+      prompt_feats: [P, C, D] float unit-norm text features of C classes under P prompts.
+      logit_scale: > 0, multiplies cosines.
+      rule, top_k, ratio: see `pick`.
+
+    Returns: the sets of N rows, on the CPU, weighted by the mean probability over prompts restricted to the set, and
+      what `describe_candidates` says of them.
+    Raises: ConfigError if a setting cannot have its value or the features differ in length.
+    Source: the union of top-1 over prompts is that of Co-Reg's annotators; "ratio" and "mean" are its variants.
+
+    Example: two prompts disagree about the first image and agree about the second.
+      >>> prompts = torch.eye(3)[torch.tensor([[0, 1, 2], [1, 0, 2]])]
+      >>> sets, counts = candidates_from_feats([torch.eye(3)[[0, 2]]], prompts, logit_scale=4.0)
+      >>> sets.of(0).tolist(), sets.of(1).tolist(), sets.weights.tolist(), counts["mean_set_size"]
+      ([0, 1], [2], [0.5, 0.5, 1.0], 1.5)
+    """
+    check_rule(rule, top_k=top_k, ratio=ratio)
+    n_classes = prompt_feats.shape[1]
+    sizes, classes, weights = [], [], []
+    for chunk in chunks:
+        if chunk.shape[1] != prompt_feats.shape[2]:
+            raise ConfigError(
+                f"image features of length {chunk.shape[1]}, text features of length {prompt_feats.shape[2]}",
+                fix="both must come from one model",
+            )
+        for z in torch.split(chunk, max(1, _ENTRIES_AT_ONCE // n_classes)):
+            mean, tops = _probs_over_prompts(z.to(prompt_feats), prompt_feats, logit_scale)
+            where = pick(mean, tops, rule=rule, top_k=top_k, ratio=ratio)
+            sizes.append(where.sum(1).cpu())
+            classes.append(where.nonzero()[:, 1].int().cpu())  # row by row, ascending
+            kept = mean * where
+            weights.append((kept / kept.sum(1, keepdim=True))[where].cpu())
+    offsets = torch.zeros(sum(map(len, sizes)) + 1, dtype=torch.int64)
+    if sizes:
+        torch.cumsum(torch.cat(sizes), 0, out=offsets[1:])
+    none = torch.zeros(0)
+    sets = Candidates(offsets, torch.cat([none.int(), *classes]), torch.cat([none, *weights]))
+    return sets, describe_candidates(sets, n_classes=n_classes)
+
+
+def check_rule(rule: str, *, top_k: int, ratio: float) -> None:
+    """Refuse what `pick` cannot do.
+
+    Raises: ConfigError naming the setting.
+
+    Example:
+      >>> check_rule("union", top_k=3, ratio=2.0)
+      Traceback (most recent call last):
+      labelwright.errors.ConfigError: ratio=2.0 is not possible
+        fix: give a share of the highest probability, above 0 and at most 1
+    """
+    if rule not in get_args(Rule):
+        raise ConfigError(f"no such rule: {rule!r}", fix=f"one of {', '.join(get_args(Rule))}")
+    if top_k < 1:
+        raise ConfigError(f"top_k={top_k} is not possible", fix="keep at least 1 class")
+    if not 0 < ratio <= 1:
+        raise ConfigError(
+            f"ratio={ratio} is not possible", fix="give a share of the highest probability, above 0 and at most 1"
+        )
+
+
+def _probs_over_prompts(z: Tensor, prompt_feats: Tensor, logit_scale: float) -> tuple[Tensor, Tensor]:
+    """Mean probability over prompts [b, C] float32, and each prompt's top class [b, P]."""
+    mean = torch.zeros(len(z), prompt_feats.shape[1], device=z.device)
+    tops = []
+    for text in prompt_feats:
+        probs = (logit_scale * (z @ text.T)).float().softmax(1)  # [b, C]
+        mean += probs
+        tops.append(probs.argmax(1))
+    return mean / len(prompt_feats), torch.stack(tops, 1)
+
+
+def pick(mean: Tensor, tops: Tensor, *, rule: Rule, top_k: int, ratio: float) -> Tensor:
+    """Which classes are candidates: [B, C] bool, at least one in each row.
+
+    Args:
+      mean: [B, C] float, probabilities averaged over prompts.
+      tops: [B, P] int64, the top class of each prompt.
+      rule: "union": every class that is some prompt's top; "top_k": the ``top_k`` highest of ``mean``, at most
+        half of the classes, rounded up (a set of all would say nothing); "ratio": all with mean >= ``ratio`` x the
+        row's highest; "mean": the highest alone (knowledge distillation, hard).
+
+    Example:
+      >>> mean, tops = torch.tensor([[0.5, 0.3, 0.2]]), torch.tensor([[0, 2]])
+      >>> [pick(mean, tops, rule=rule, top_k=1, ratio=0.6)[0].tolist() for rule in ("union", "top_k", "ratio")]
+      [[True, False, True], [True, False, False], [True, True, False]]
+    """
+    if rule == "ratio":
+        return mean >= ratio * mean.amax(1, keepdim=True)
+    if rule != "union":
+        k = min(top_k, (mean.shape[1] + 1) // 2) if rule == "top_k" else 1
+        tops = mean.topk(k, dim=1).indices
+    return torch.zeros_like(mean, dtype=torch.bool).scatter_(1, tops, True)
+
+
+def describe_candidates(
+    candidates: Candidates, *, n_classes: int, truth: NDArray[np.integer[Any]] | None = None
+) -> dict[str, Any]:
+    """Sizes of candidate sets and, against a truth, how often they hold it: JSON-ready.
+
+    Args:
+      candidates: sets of N rows.
+      n_classes: C.
+      truth: [N] class indices, -1 = unknown, C and above = no class of the list: in no set; None = no truth.
+
+    Returns: n_images, mean_set_size (over the sets that are not empty), largest_set, n_empty, n_single,
+      n_classes_never_named; with a truth also n_scored, truth_inside (share of the scored rows) and top1_accuracy (the
+      heaviest candidate is the truth; the first one where there are no weights).
+
+    Example:
+      >>> sets = Candidates(torch.tensor([0, 2, 3]), torch.tensor([0, 1, 1]), torch.tensor([0.4, 0.6, 1.0]))
+      >>> told = describe_candidates(sets, n_classes=3, truth=np.array([0, 1]))
+      >>> told["mean_set_size"], told["truth_inside"], told["top1_accuracy"], told["n_classes_never_named"]
+      (1.5, 1.0, 0.5, 1)
+    """
+    n_rows, sizes = len(candidates), candidates.offsets.diff()
+    named = torch.bincount(candidates.classes.long(), minlength=n_classes)
+    n_empty = int((sizes == 0).sum())
+    told: dict[str, Any] = {
+        "n_images": n_rows,
+        "mean_set_size": round(len(candidates.classes) / max(1, n_rows - n_empty), 4),
+        "largest_set": int(sizes.max()) if n_rows else 0,
+        "n_empty": n_empty,
+        "n_single": int((sizes == 1).sum()),
+        "n_classes_never_named": int((named == 0).sum()),
+    }
+    if truth is None or not (truth >= 0).any():
+        return told
+    known = torch.from_numpy(np.asarray(truth, dtype=np.int64))
+    rows = torch.repeat_interleave(torch.arange(n_rows), sizes)
+    is_true = candidates.classes.long() == known[rows]
+    inside = torch.zeros(n_rows, dtype=torch.bool)
+    inside[rows[is_true]] = True
+    weights = torch.zeros(len(rows)) if candidates.weights is None else candidates.weights
+    heaviest = torch.zeros(n_rows).scatter_reduce_(0, rows, weights, "amax")
+    leads = (weights == heaviest[rows]).nonzero()[:, 0]
+    first = torch.full((n_rows,), len(rows)).scatter_reduce_(0, rows[leads], leads, "amin")  # of those that tie
+    right = torch.cat([is_true, torch.zeros(1, dtype=torch.bool)])[first]
+    scored = known >= 0
+    told["n_scored"] = int(scored.sum())
+    told["truth_inside"] = round(float(inside[scored].double().mean()), 4)
+    told["top1_accuracy"] = round(float(right[scored].double().mean()), 4)
+    return told
+
+
+# ---- the table of candidates ----------------------------------------------------------------------------------------
+
+
+def write_candidates(
+    path: Path, table: LabelTable, candidates: Candidates, class_names: Sequence[str], info: Mapping[str, Any]
+) -> None:
+    """Write candidate sets as a Parquet table that stands for its images: `data.read.load` reads it back.
+
+    Columns: id; image (path, relative to the file's folder where it lies below it, else absolute; or the embedded
+    image itself); label (the given one or null); candidates and weights (lists, heaviest order not implied); and
+    split, group and truth where the table has them. The file appears whole or not at all.
+
+    Args:
+      path: must not exist.
+      table: N images.
+      candidates: sets of its N rows, of classes 0..C-1.
+      class_names: C names; they go into the schema metadata with ``info`` and fix the classes when the file is read.
+      info: where the sets come from, JSON-ready: model, templates, rule, counts.
+
+    Raises: ConfigError if the path exists.
+    """
+    if path.exists():
+        raise ConfigError(f"{path} exists", fix="choose another --out, or remove it first")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    described = json.dumps({"class_names": list(class_names), "annotator": dict(info)}, ensure_ascii=False)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    n_rows_at_once = _FILE_ROWS if table.images.dataset is None else _EMBEDDED_ROWS
+    schema = _schema(table).with_metadata({METADATA_KEY: described.encode()})
+    try:
+        with pq.ParquetWriter(temporary, schema) as writer:
+            for first in range(0, len(table), n_rows_at_once):
+                rows = np.arange(first, min(first + n_rows_at_once, len(table)))
+                columns = dict(_columns(table, candidates, class_names, rows, path.parent.resolve()))
+                writer.write_table(pa.table(columns, schema=schema))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _schema(table: LabelTable) -> pa.Schema:
+    embedded = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    types: dict[str, Any] = {
+        "id": pa.string(),
+        "image": pa.string() if table.images.dataset is None else embedded,
+        "label": pa.string(),
+        "candidates": pa.list_(pa.string()),
+        "weights": pa.list_(pa.float32()),
+    }
+    optional = {"split": table.split, "group": table.groups, "truth": table.truth}
+    types |= {
+        name: pa.int64() if name == "group" else pa.string() for name, column in optional.items() if column is not None
+    }
+    return pa.schema(types.items())
+
+
+def _columns(
+    table: LabelTable, candidates: Candidates, class_names: Sequence[str], rows: NDArray[np.int64], folder: Path
+) -> Iterator[tuple[str, Any]]:
+    """The columns of consecutive rows [n]."""
+    first, last = int(rows[0]), int(rows[-1]) + 1
+    names = pa.array(class_names, pa.string())
+    yield "id", table.ids.slice(first, len(rows)).cast(pa.string())
+    if table.images.dataset is None:
+        yield "image", pa.array([_path_from(folder, str(source)) for source in table.images.sources(rows)])
+    else:
+        cells = table.images.dataset[rows.tolist()]["image"]
+        yield "image", pa.array(cells, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    yield "label", _named(names, table.labels[first:last])
+    offsets = candidates.offsets[first : last + 1]
+    members = slice(int(offsets[0]), int(offsets[-1]))
+    bounds = pa.array((offsets - offsets[0]).int().numpy())
+    classes, weights = candidates.classes[members], candidates.weights
+    if weights is None:
+        sizes = offsets.diff()
+        weights = torch.repeat_interleave(1 / sizes, sizes)
+    else:
+        weights = weights[members]
+    yield "candidates", pa.ListArray.from_arrays(bounds, names.take(pa.array(classes.numpy())))
+    yield "weights", pa.ListArray.from_arrays(bounds, pa.array(weights.float().numpy()))
+    if table.split is not None:
+        yield "split", _named(pa.array(SPLITS), table.split[first:last])
+    if table.groups is not None:
+        yield "group", pa.array(table.groups[first:last])
+    if table.truth is not None:
+        yield "truth", _named(pa.array(table.truth_names, pa.string()), table.truth[first:last])
+
+
+def _named(names: Any, codes: NDArray[Any]) -> Any:
+    return names.take(pa.array(codes.astype(np.int64), mask=codes < 0))
+
+
+def _path_from(folder: Path, source: str) -> str:
+    """A path as the table in ``folder`` should name it.
+
+    Example:
+      >>> _path_from(Path("/pets"), "/pets/cats/1.png"), _path_from(Path("/pets"), "/photos/1.png")
+      ('cats/1.png', '/photos/1.png')
+    """
+    absolute = Path(source).resolve() if ".." in source else Path(source).absolute()
+    return str(absolute.relative_to(folder)) if absolute.is_relative_to(folder) else str(absolute)

@@ -1,0 +1,250 @@
+"""Which candidate sets to trust: two groups of images by how well a network has come to agree with their sets.
+
+Each epoch: `division_losses`, `min_max`, `push_loss_history`; then `divide` on `mean_loss_history`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+from torch import Tensor
+
+from labelwright.errors import ConfigError, DataError
+
+PROB_MIN = 1e-8  # below it a probability counts as this: one hopeless image must not squeeze all others together
+ROWS_MAX = 100_000  # images that the mixture is fitted on; more are thinned out evenly
+VARIANCE_ADDED = 5e-4  # to both Gaussians of the mixture, reg_covar
+GAP_MIN = VARIANCE_ADDED**0.5  # groups closer together than this are one: with that variance both look the same
+
+
+@dataclass(frozen=True)
+class Division:
+    """Images divided in two.
+
+    Attributes:
+      clean_probability: [N] float32, 0 to 1: belongs to the group with the lower losses. 0 for images left out.
+      is_reliable: [N] bool, clean_probability > threshold.
+      means: mean loss of the lower group and of the higher one; the same where there is one group only.
+    """
+
+    clean_probability: Tensor
+    is_reliable: Tensor
+    means: tuple[float, float]
+
+
+def division_losses(probs: Tensor, candidates: Tensor) -> Tensor:
+    """How far a network is from any class of the candidate set, -log max_{j in S} p_j, in nats.
+
+    Args:
+      probs: [B, C] float, rows sum to 1, aligned (refine.align); half precision is computed in float32.
+      candidates: [B, C] bool.
+
+    Returns: [B] float, 0 to -log 1e-8 = 18.4, which is also the loss of an empty set; better leave those out of
+      `divide`, as many of them would make a group of their own.
+
+    Raises:
+      DataError: shapes do not fit, or ``candidates`` are not bool.
+
+    Source: Wang et al. 2025 (arXiv 2506.03229), Sec. 4.2. Differs: bounded.
+
+    Example: the most probable class is no candidate; log 4.
+      >>> loss = division_losses(torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([[False, True, True]]))
+      >>> round(loss.item(), 4)
+      1.3863
+    """
+    if probs.dim() != 2 or candidates.shape != probs.shape or candidates.dtype != torch.bool:
+        raise DataError(
+            f"candidates are {str(candidates.dtype).removeprefix('torch.')} {list(candidates.shape)}, "
+            f"probs {list(probs.shape)}",
+            fix="pass probs [B, C] and candidates [B, C] bool",
+        )
+    probs = probs.to(torch.promote_types(probs.dtype, torch.float32))
+    return -probs.masked_fill(~candidates, 0).amax(dim=1).clamp(PROB_MIN, 1).log()  # [B, C] -> [B]
+
+
+def min_max(losses: Tensor, *, where: Tensor | None = None) -> Tensor:
+    """Losses stretched to 0..1, so that those of different epochs can be averaged.
+
+    Args:
+      losses: [N] float; excluded rows may hold anything.
+      where: [N] bool, False = left out; None = every row.
+
+    Returns: [N] float, 0 to 1 in kept rows, 0 in excluded ones; all 0 where all losses are equal.
+
+    Raises:
+      DataError: shapes differ.
+
+    Example:
+      >>> min_max(torch.tensor([1.0, 3.0, 2.0])).tolist()
+      [0.0, 1.0, 0.5]
+    """
+    kept = _kept(losses, where)
+    if not kept.any():
+        return torch.zeros_like(losses)
+    low, high = losses[kept].aminmax()
+    spread = torch.where(high > low, high - low, torch.ones_like(low))
+    return ((losses - low) / spread).masked_fill(~kept, 0)
+
+
+def divide(losses: Tensor, *, threshold: float = 0.5, seed: int = 0, where: Tensor | None = None) -> Division:
+    """Divide images in those with low and those with high losses, by a mixture of two Gaussians.
+
+    Args:
+      losses: [N] float, 0 to 1 (`min_max`, `mean_loss_history`). A loss that is not finite counts as left out.
+      threshold: 0 to below 1; an image is reliable with a larger probability of the lower group.
+      seed: of the start of the mixture.
+      where: [N] bool, False = left out (no candidates at all, or a verified label): not fitted, and not reliable.
+
+    Returns: see `Division`. Fewer than two losses, losses that are all equal, and a mixture with one group empty or
+      with means less than 0.022 apart make one group, all of it reliable: nothing sets any image apart.
+
+    Raises:
+      DataError: shapes differ.
+      ConfigError: threshold out of range.
+
+    Source: Wang et al. 2025 (arXiv 2506.03229), Sec. 4.2; the mixture's settings are those of Li et al. 2020
+    (DivideMix, arXiv 2002.07394). Differs: a loss below the lower mean is at least as probably clean as that mean, one
+    above the higher mean at most as probably. Of two Gaussians the wider one wins far out on both sides: without this
+    the images with the very lowest losses would be the unreliable ones.
+
+    Memory: a few float64 numbers per image. The order of the images does not matter.
+
+    Example:
+      >>> division = divide(torch.tensor([0.0, 0.05, 0.1, 0.9, 1.0]))
+      >>> division.is_reliable.tolist(), [round(mean, 2) for mean in division.means]
+      ([True, True, True, False, False], [0.05, 0.95])
+    """
+    if not 0 <= threshold < 1:
+        raise ConfigError(f"threshold={threshold} is not a probability below 1", fix="use 0 to 1, 0.5 in Co-Reg")
+    kept = _kept(losses, where)
+    values = losses.detach()[kept].double()
+    clean = torch.zeros(len(losses), device=losses.device)
+    mixture = _fit(values, seed=seed) if len(values) >= 2 else None
+    if mixture is None:
+        mean = values.mean().item() if len(values) else 0.0
+        clean[kept] = 1
+        means = mean, mean
+    else:
+        clean[kept] = _probability_of_first(values, *mixture).float()
+        means = mixture[0][0].item(), mixture[0][1].item()
+    return Division(clean, clean > threshold, means)
+
+
+def init_loss_history(n_rows: int, n_epochs: int = 5, device: torch.device | str | None = None) -> dict[str, Tensor]:
+    """An empty history of losses, for `push_loss_history` and `mean_loss_history`.
+
+    Args:
+      n_rows: N images.
+      n_epochs: >= 1, epochs remembered.
+      device: where it lies; None = the default device.
+
+    Returns: "losses" [N, n_epochs] float32, a ring, and "n_pushed", int64 scalar: epochs ever pushed.
+
+    Raises:
+      ConfigError: n_epochs < 1.
+
+    Example:
+      >>> {name: list(value.shape) for name, value in init_loss_history(1000).items()}
+      {'losses': [1000, 5], 'n_pushed': []}
+    """
+    if n_epochs < 1:
+        raise ConfigError(f"n_epochs={n_epochs} is too short", fix="use 1 or more, 5 in Co-Reg")
+    return {
+        "losses": torch.zeros(n_rows, n_epochs, device=device),
+        "n_pushed": torch.zeros((), dtype=torch.int64, device=device),
+    }
+
+
+def push_loss_history(history: Mapping[str, Tensor], losses: Tensor) -> dict[str, Tensor]:
+    """Remember the losses of one epoch; the oldest epoch makes room.
+
+    Args:
+      history: from `init_loss_history` or an earlier push; left as it is.
+      losses: [N] float, 0 to 1 (`min_max`), in the order of the rows.
+
+    Returns: the new history, on the device of ``losses``.
+
+    Raises:
+      DataError: another number of rows.
+
+    Example:
+      >>> history = push_loss_history(init_loss_history(2, n_epochs=2), torch.tensor([0.5, 1.0]))
+      >>> history["losses"].tolist(), history["n_pushed"].item()
+      ([[0.5, 0.0], [1.0, 0.0]], 1)
+    """
+    table, n_pushed = history["losses"].to(losses.device), history["n_pushed"].to(losses.device)
+    if losses.shape != table.shape[:1]:
+        raise DataError(
+            f"losses have shape {list(losses.shape)}, the history has {len(table)} rows",
+            fix="pass one loss for every row of the training table",
+        )
+    place = (n_pushed % table.shape[1]).reshape(1)
+    return {"losses": table.index_copy(1, place, losses.detach().float()[:, None]), "n_pushed": n_pushed + 1}
+
+
+def mean_loss_history(history: Mapping[str, Tensor]) -> Tensor:
+    """Mean loss of each image over the epochs remembered, or over those so far if fewer.
+
+    Args:
+      history: from `push_loss_history`.
+
+    Returns: [N] float32.
+
+    Raises:
+      ValueError: nothing was pushed yet.
+
+    Example:
+      >>> history = init_loss_history(2)
+      >>> for losses in (torch.tensor([0.0, 1.0]), torch.tensor([0.5, 0.0])):
+      ...     history = push_loss_history(history, losses)
+      >>> mean_loss_history(history).tolist()
+      [0.25, 0.5]
+    """
+    table, n_pushed = history["losses"], int(history["n_pushed"])
+    if n_pushed == 0:
+        raise ValueError("the history holds no losses yet: push those of an epoch first")
+    return table.sum(dim=1) / min(n_pushed, table.shape[1])  # places not filled yet hold 0
+
+
+def _kept(losses: Tensor, where: Tensor | None) -> Tensor:
+    if losses.dim() != 1 or (where is not None and where.shape != losses.shape):
+        raise DataError(
+            f"losses have shape {list(losses.shape)}, where {None if where is None else list(where.shape)}",
+            fix="pass losses [N] and where [N]",
+        )
+    finite = losses.detach().isfinite()
+    return finite if where is None else finite & where
+
+
+def _fit(values: Tensor, *, seed: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Means, variances and weights [2] of the mixture, the lower mean first; None where there are no two groups."""
+    ordered = values.sort().values.cpu().numpy()
+    n_fitted = min(len(ordered), ROWS_MAX)
+    ordered = ordered[np.linspace(0, len(ordered) - 1, n_fitted).round().astype(np.int64)]
+    mixture = GaussianMixture(n_components=2, max_iter=10, tol=1e-2, reg_covar=VARIANCE_ADDED, random_state=seed)
+    with warnings.catch_warnings():
+        # No news: ten rounds, the method's choice, may not converge, and equal losses make one group.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        mixture.fit(ordered[:, None])
+    if mixture.weights_.min() * n_fitted < 0.5 or np.ptp(mixture.means_) < GAP_MIN:
+        return None
+    order = mixture.means_[:, 0].argsort()
+    found = (mixture.means_[:, 0], mixture.covariances_[:, 0, 0], mixture.weights_)
+    means, variances, weights = (torch.from_numpy(part[order]).to(values) for part in found)
+    return means, variances, weights
+
+
+def _probability_of_first(values: Tensor, means: Tensor, variances: Tensor, weights: Tensor) -> Tensor:
+    def posterior(at: Tensor) -> Tensor:
+        log_density = weights.log() - variances.log() / 2 - (at[:, None] - means).square() / (2 * variances)
+        return (log_density[:, 0] - log_density[:, 1]).sigmoid()
+
+    own, at_means = posterior(values), posterior(means)
+    own = torch.where(values < means[0], own.maximum(at_means[0]), own)
+    return torch.where(values > means[1], own.minimum(at_means[1]), own)

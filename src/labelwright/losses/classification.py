@@ -1,0 +1,356 @@
+"""Cross-entropies and their kin for images with one true class: plain, focal, and shaped by the class counts.
+
+Every function is ``loss(logits, labels, *, knobs, weights=None, where=None, reduce="mean")``. In common:
+
+- logits: [B, C] float, any range; half precision is computed in float32.
+- labels: [B] int, 0 to C-1; rows with -1 (unknown) are left out.
+- weights: [B] float >= 0 or None for 1. where: [B] bool, False = left out, whatever the row holds.
+- reduce: "mean" = sum(w * loss) / sum(w) over kept rows (0 if none is kept), "sum", or "none" -> [B].
+- class_weight: [C] float >= 0 multiplies the weight of rows of that class, or None.
+- Raises DataError where shapes do not fit, ConfigError where a knob is out of range.
+
+Values are in nats.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from labelwright.errors import ConfigError, DataError
+from labelwright.losses._reduce import Reduce, blank_rows, check_rows, kept_rows, reduce_loss
+
+
+def cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    class_weight: Tensor | None = None,
+    weights: Tensor | None = None,
+    where: Tensor | None = None,
+    reduce: Reduce = "mean",
+) -> Tensor:
+    """Cross-entropy against hard labels, -log softmax(logits)_y.
+
+    Args:
+      logits: [B, C] float.
+      labels: [B] int, -1 = left out.
+      class_weight: [C] float >= 0, or None.
+      weights: [B] float >= 0, see the module.
+      where: [B] bool, see the module.
+      reduce: see the module.
+
+    Returns: scalar, or [B] if reduce="none".
+
+    Raises:
+      DataError: shapes do not fit.
+
+    Example: softmax([log 3, 0]) = [3/4, 1/4]; row 1 is unknown, so the mean is log(4/3).
+      >>> logits = torch.tensor([[3.0, 1.0], [5.0, 1.0]]).log()
+      >>> round(cross_entropy(logits, torch.tensor([0, -1])).item(), 4)
+      0.2877
+    """
+    return vector_scaled_cross_entropy(
+        logits, labels, class_weight=class_weight, weights=weights, where=where, reduce=reduce
+    )
+
+
+def soft_cross_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float = 1.0,
+    weights: Tensor | None = None,
+    where: Tensor | None = None,
+    reduce: Reduce = "mean",
+) -> Tensor:
+    """Cross-entropy against soft targets, -sum_k t_k log softmax(logits / temperature)_k.
+
+    Args:
+      logits: [B, C] float; -inf marks a class ruled out, whose target must be 0.
+      targets: [B, C] float >= 0, rows sum to 1; excluded rows may hold anything.
+      temperature: > 0, divides the logits.
+      weights: [B] float >= 0, see the module.
+      where: [B] bool, see the module.
+      reduce: see the module.
+
+    Returns: scalar, or [B] if reduce="none".
+
+    Raises:
+      DataError: shapes differ.
+      ConfigError: temperature <= 0.
+
+    Example: equal logits give log 2 whatever the target.
+      >>> round(soft_cross_entropy(torch.zeros(1, 2), torch.tensor([[0.3, 0.7]])).item(), 4)
+      0.6931
+    """
+    check_rows(logits, targets=targets, weights=weights, where=where)
+    if targets.shape != logits.shape:
+        raise DataError(
+            f"targets have shape {list(targets.shape)}, logits {list(logits.shape)}",
+            fix="pass targets [B, C]; for integer labels use cross_entropy",
+        )
+    if not temperature > 0:
+        raise ConfigError(f"temperature={temperature} is not positive", fix="it divides the logits: use a value > 0")
+    log_probs = _log_probs(blank_rows(where, logits) / temperature)
+    targets = blank_rows(where, targets)
+    loss = -(targets * log_probs.masked_fill(targets == 0, 0)).sum(dim=1)  # [B, C] -> [B]
+    return reduce_loss(loss, where=where, weights=weights, reduce=reduce)
+
+
+def focal(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    power: float,
+    class_weight: Tensor | None = None,
+    weights: Tensor | None = None,
+    where: Tensor | None = None,
+    reduce: Reduce = "mean",
+) -> Tensor:
+    """Focal loss, -(1 - p_y)^power log p_y: rows that are already right count less.
+
+    Args:
+      logits: [B, C] float.
+      labels: [B] int, -1 = left out.
+      power: >= 0; 0 = cross-entropy. (gamma in the paper, 2 there.)
+      class_weight: [C] float >= 0, or None.
+      weights: [B] float >= 0, see the module.
+      where: [B] bool, see the module.
+      reduce: see the module.
+
+    Returns: scalar, or [B] if reduce="none".
+
+    Raises:
+      DataError: shapes do not fit.
+      ConfigError: power < 0.
+
+    Source: Lin et al. 2017 (arXiv 1708.02002), Eq. (4).
+
+    Example: p_y = 3/4, so (1/4)^2 * log(4/3) = 0.018.
+      >>> round(focal(torch.tensor([[3.0, 1.0]]).log(), torch.tensor([0]), power=2.0).item(), 4)
+      0.018
+    """
+    check_rows(logits, labels=labels, weights=weights, where=where)
+    if not power >= 0:
+        raise ConfigError(f"power={power} is negative", fix="focal takes a power >= 0; 0 is plain cross-entropy")
+    kept = kept_rows(labels, where)
+    labels = blank_rows(kept, labels).long()
+    log_prob = _log_probs(blank_rows(kept, logits)).gather(1, labels[:, None]).squeeze(1)  # [B, C] -> [B]
+    wrong = -torch.expm1(log_prob)  # 1 - p_y, exact near p_y = 1
+    # Below 1 the power has an infinite slope at 0, which would turn the gradient of a perfect row into NaN.
+    loss = -(wrong.clamp_min(torch.finfo(wrong.dtype).tiny) ** power) * log_prob
+    return reduce_loss(loss, where=kept, weights=_row_weights(weights, class_weight, labels, logits), reduce=reduce)
+
+
+def balanced_softmax(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    log_prior: Tensor,
+    weights: Tensor | None = None,
+    where: Tensor | None = None,
+    reduce: Reduce = "mean",
+) -> Tensor:
+    """Balanced softmax, -log(n_y exp f_y / sum_k n_k exp f_k): logit adjustment of strength 1.
+
+    Args:
+      logits: [B, C] float.
+      labels: [B] int, -1 = left out.
+      log_prior: [C] float, log of the class shares (adjust.fixed.log_prior); a constant added to all changes nothing.
+      weights: [B] float >= 0, see the module.
+      where: [B] bool, see the module.
+      reduce: see the module.
+
+    Returns: scalar, or [B] if reduce="none".
+
+    Raises:
+      DataError: shapes do not fit.
+
+    Source: Ren et al. 2020 (arXiv 2007.10740), Sec. 3.
+
+    Example: equal logits, shares 3/4 and 1/4: the loss of class 1 is log 4.
+      >>> log_prior = torch.tensor([0.75, 0.25]).log()
+      >>> round(balanced_softmax(torch.zeros(1, 2), torch.tensor([1]), log_prior=log_prior).item(), 4)
+      1.3863
+    """
+    return vector_scaled_cross_entropy(logits, labels, offset=log_prior, weights=weights, where=where, reduce=reduce)
+
+
+def ldam(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    margins: Tensor,
+    scale: float = 30.0,
+    class_weight: Tensor | None = None,
+    weights: Tensor | None = None,
+    where: Tensor | None = None,
+    reduce: Reduce = "mean",
+) -> Tensor:
+    """Label-distribution-aware margin loss: cross-entropy of scale * (f - m_y on the target logit only).
+
+    Args:
+      logits: [B, C] float; cosines of a unit-norm head, as the scale expects.
+      labels: [B] int, -1 = left out.
+      margins: [C] float >= 0, taken off the target logit (adjust.fixed.ldam_margins).
+      scale: > 0, multiplies after the margin.
+      class_weight: [C] float >= 0, or None (deferred re-weighting: adjust.fixed.deferred).
+      weights: [B] float >= 0, see the module.
+      where: [B] bool, see the module.
+      reduce: see the module.
+
+    Returns: scalar, or [B] if reduce="none".
+
+    Raises:
+      DataError: shapes do not fit.
+      ConfigError: scale <= 0.
+
+    Source: Cao et al. 2019 (arXiv 1906.07413), Sec. 3.2.
+
+    Example: logits [0.5, 0] with a margin of 0.5 on class 0 are equal: log 2.
+      >>> logits, margins = torch.tensor([[0.5, 0.0]]), torch.tensor([0.5, 0.1])
+      >>> round(ldam(logits, torch.tensor([0]), margins=margins).item(), 4)
+      0.6931
+    """
+    check_rows(logits, labels=labels, weights=weights, where=where)
+    _check_classes(logits, margins=margins)
+    if not scale > 0:
+        raise ConfigError(f"scale={scale} is not positive", fix="it multiplies the logits: use a value > 0, 30 in LDAM")
+    kept = kept_rows(labels, where)
+    target = blank_rows(kept, labels).long()[:, None]  # [B] -> [B, 1]
+    logits = blank_rows(kept, _at_least_float32(logits))
+    shifted = logits.scatter_add(1, target, -margins.to(logits.dtype)[target])
+    return vector_scaled_cross_entropy(
+        scale * shifted, labels, class_weight=class_weight, weights=weights, where=where, reduce=reduce
+    )
+
+
+def vector_scaled_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    multiplier: Tensor | None = None,
+    offset: Tensor | None = None,
+    class_weight: Tensor | None = None,
+    weights: Tensor | None = None,
+    where: Tensor | None = None,
+    reduce: Reduce = "mean",
+) -> Tensor:
+    """Vector-scaling family, -a_y log softmax(multiplier * f + offset)_y.
+
+    Cross-entropy (neither), logit adjustment (offset of la_offset), vector scaling (vs_multiplier and la_offset), the
+    multiplicative (mla_multiplier) and additive (cla_offset, class_weight) phases of CVS are special cases; what makes
+    each is in adjust.fixed.
+
+    Args:
+      logits: [B, C] float.
+      labels: [B] int, -1 = left out.
+      multiplier: [C] float > 0, multiplies logit k; None = 1. (beta)
+      offset: [C] float, added to logit k after the multiplier; None = 0. (Delta)
+      class_weight: [C] float >= 0, weight of the rows of class k; None = 1. (alpha)
+      weights: [B] float >= 0, see the module.
+      where: [B] bool, see the module.
+      reduce: see the module; the mean is divided by the sum of ``weights * class_weight[labels]``.
+
+    Returns: scalar, or [B] if reduce="none".
+
+    Raises:
+      DataError: shapes do not fit.
+
+    Source: Kini et al. 2021 (arXiv 2103.01550), Eq. (2); arXiv 2310.04752, Sec. 3.
+
+    Example: 2 * [0, log 2] + [log 4, 0] = [log 4, log 4]: the loss is log 2.
+      >>> logits, two = torch.tensor([[1.0, 2.0]]).log(), torch.tensor([2.0, 2.0])
+      >>> offset = torch.tensor([4.0, 1.0]).log()
+      >>> loss = vector_scaled_cross_entropy(logits, torch.tensor([1]), multiplier=two, offset=offset)
+      >>> round(loss.item(), 4)
+      0.6931
+    """
+    check_rows(logits, labels=labels, weights=weights, where=where)
+    _check_classes(logits, multiplier=multiplier, offset=offset, class_weight=class_weight)
+    kept = kept_rows(labels, where)
+    labels = blank_rows(kept, labels).long()
+    scaled = blank_rows(kept, _at_least_float32(logits))
+    if multiplier is not None:
+        scaled = scaled * multiplier
+    if offset is not None:
+        scaled = scaled + offset
+    loss = -_log_probs(scaled).gather(1, labels[:, None]).squeeze(1)  # [B, C] -> [B]
+    return reduce_loss(loss, where=kept, weights=_row_weights(weights, class_weight, labels, logits), reduce=reduce)
+
+
+def influence_balanced(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    feats: Tensor,
+    scale: float = 1.0,
+    class_weight: Tensor | None = None,
+    weights: Tensor | None = None,
+    where: Tensor | None = None,
+    reduce: Reduce = "mean",
+) -> Tensor:
+    """Influence-balanced loss: cross-entropy * scale / (|softmax(f) - onehot(y)|_1 * |h|_1 + 0.001).
+
+    Used from a later epoch on, after plain cross-entropy. Gradients flow through the divisor, as in the authors'
+    code. Differs: ``class_weight`` is in the divisor of the mean, as everywhere in this module.
+
+    Args:
+      logits: [B, C] float.
+      labels: [B] int, -1 = left out.
+      feats: [B, D] float, what the last layer saw; excluded rows may hold anything.
+      scale: > 0, multiplies the loss (alpha; the authors run 1000).
+      class_weight: [C] float >= 0, or None (the authors: inverse counts).
+      weights: [B] float >= 0, see the module.
+      where: [B] bool, see the module.
+      reduce: see the module.
+
+    Returns: scalar, or [B] if reduce="none".
+
+    Raises:
+      DataError: shapes do not fit.
+      ConfigError: scale <= 0.
+
+    Source: Park et al. 2021 (arXiv 2110.02444), Sec. 3.3, and the authors' code.
+
+    Example: p = [1/2, 1/2] is 1 away from onehot in L1, features sum to 2: log 2 / (1 * 2 + 0.001) = 0.3464.
+      >>> feats = torch.tensor([[1.5, -0.5]])
+      >>> round(influence_balanced(torch.zeros(1, 2), torch.tensor([0]), feats=feats).item(), 4)
+      0.3464
+    """
+    check_rows(logits, labels=labels, feats=feats, weights=weights, where=where)
+    if not scale > 0:
+        raise ConfigError(f"scale={scale} is not positive", fix="it multiplies the loss: use a value > 0")
+    kept = kept_rows(labels, where)
+    labels = blank_rows(kept, labels).long()
+    log_prob = _log_probs(blank_rows(kept, logits)).gather(1, labels[:, None]).squeeze(1)  # [B, C] -> [B]
+    gap = -2 * torch.expm1(log_prob)  # the wrong classes hold 1 - p_y in all, and the true one lacks as much
+    size = blank_rows(kept, _at_least_float32(feats)).abs().sum(dim=1)  # [B, D] -> [B]
+    loss = -log_prob * scale / (gap * size + 1e-3)
+    return reduce_loss(loss, where=kept, weights=_row_weights(weights, class_weight, labels, logits), reduce=reduce)
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def _log_probs(logits: Tensor) -> Tensor:
+    return torch.log_softmax(_at_least_float32(logits), dim=1)
+
+
+def _row_weights(weights: Tensor | None, class_weight: Tensor | None, labels: Tensor, logits: Tensor) -> Tensor | None:
+    if class_weight is None:
+        return weights
+    _check_classes(logits, class_weight=class_weight)
+    of_class = class_weight[labels]  # [C] -> [B]
+    return of_class if weights is None else weights * of_class
+
+
+def _check_classes(logits: Tensor, **per_class: Tensor | None) -> None:
+    for name, tensor in per_class.items():
+        if tensor is not None and tuple(tensor.shape) != (logits.shape[1],):
+            raise DataError(
+                f"{name} has shape {list(tensor.shape)} for {logits.shape[1]} classes",
+                fix=f"pass {name} with one entry per class",
+            )

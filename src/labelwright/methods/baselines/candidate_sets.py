@@ -1,0 +1,190 @@
+"""What the baselines on candidate sets share: settings, the network, labels and targets of the images.
+
+Targets are one number per candidate, in the order of `types.Candidates.classes`, never N x C.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from labelwright.errors import ConfigError
+from labelwright.train.plans import steps_for
+from labelwright.train.processes import gather_rows
+from labelwright.train.settings import TrainSettings, require
+from labelwright.types import BuildNet, EpochPlan, State, Stream, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateSettings(TrainSettings):
+    """What all baselines that learn from candidate sets share."""
+
+    epochs: int = 100  # passes over all images, with candidates or without (papers: 200 to 800, from pixels)
+    batch_size: int = 256  # rows per step
+    lr: float = 0.01  # peak learning rate, from pixels; 0.05 suits a head on stored embeddings
+    weight_decay: float = 5e-4  # of every trained parameter
+    warmup_epochs: float = 0.0  # linear from 0 to lr
+    head_width: int = 256  # of the residual layer under the last one, on frozen features
+    view: Literal["auto", "clean", "weak"] = "auto"  # first view; auto: clean on frozen features, weak else
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.head_width >= 1, "head_width", self.head_width, "at least 1")
+
+
+def check_task(task: Task, name: str) -> None:
+    """Refuse a task of which no image has a label or a candidate.
+
+    Raises: ConfigError.
+
+    Example:
+      >>> check_task(Task(torch.tensor([-1, -1]), ("cat", "dog")), "proden")
+      Traceback (most recent call last):
+      labelwright.errors.ConfigError: proden learns from candidate labels, and no image has any
+        fix: give a column `candidates`, or make it with labelwright annotate
+    """
+    if not bool((task.labels >= 0).any()) and (task.candidates is None or len(task.candidates.classes) == 0):
+        raise ConfigError(
+            f"{name} learns from candidate labels, and no image has any",
+            fix="give a column `candidates`, or make it with labelwright annotate",
+        )
+
+
+def new_net(cfg: CandidateSettings, task: Task, build_net: BuildNet) -> nn.Module:
+    """A network with something to learn: a residual layer under the last one where the features are frozen."""
+    if not build_net.is_frozen:
+        return build_net(task.n_classes)
+    return build_net(task.n_classes, head="mlp", hidden=cfg.head_width)
+
+
+def first_view(cfg: CandidateSettings, state: State) -> str:
+    """The view of ``cfg``, "auto" resolved by what `setup` has put into the state.
+
+    Example:
+      >>> first_view(CandidateSettings(), State({}, memory={"is_frozen": True}))
+      'clean'
+    """
+    return cfg.view if cfg.view != "auto" else "clean" if state.memory["is_frozen"] else "weak"
+
+
+def plan_of_all(cfg: CandidateSettings, task: Task, state: State, more_views: tuple[str, ...]) -> EpochPlan:
+    """Every image about once, in its first view and more."""
+    rows = torch.arange(len(task.labels))
+    stream = Stream(rows, cfg.batch_size, (first_view(cfg, state), *more_views))
+    return EpochPlan({"train": stream}, steps_for(len(rows), cfg.batch_size))
+
+
+def tells(guesses: Tensor) -> Tensor:
+    """Rows whose guesses prefer any class: neither nothing known, nor all classes alike.
+
+    Args:
+      guesses: [B, C] float, of `Task.guesses`.
+
+    Returns: [B] bool.
+
+    Example:
+      >>> tells(torch.tensor([[0.5, 0.5], [0.75, 0.25]])).tolist()
+      [False, True]
+    """
+    return guesses.amax(1) > guesses.amin(1)
+
+
+def heaviest(guesses: Tensor, rows: Tensor) -> Tensor:
+    """The class with the largest share; among equal ones a class by chance, for each row always the same.
+
+    The first of equal ones would make sets without weights lean to the classes that are listed first.
+
+    Args:
+      guesses: [B, C] float, of `Task.guesses`.
+      rows: [B] int64 rows of the training table.
+
+    Returns: [B] int64.
+
+    Example:
+      >>> heaviest(torch.tensor([[0.0, 0.25, 0.75]]), torch.tensor([7])).tolist()
+      [2]
+      >>> heaviest(torch.tensor([[0.5, 0.0, 0.5]]).expand(1000, 3), torch.arange(1000)).bincount().tolist()
+      [489, 0, 511]
+    """
+    lot = rows[:, None] * 0x9E3779B1 + torch.arange(guesses.shape[1], device=rows.device) * 0x85EBCA77
+    for _ in range(2):  # a multiplicative hash of 32 bits: no generator could be asked for single rows
+        lot = ((lot ^ (lot >> 16)) & 0xFFFFFFFF) * 0x45D9F3B
+    lot = (lot ^ (lot >> 16)) & 0xFFFFFFFF
+    return lot.masked_fill(guesses < guesses.amax(1, keepdim=True), -1).argmax(1)
+
+
+def even_targets(task: Task) -> Tensor:
+    """Targets to begin with: the candidates of an image share it evenly, those of weight 0 have none of it.
+
+    Returns: [nnz] float32, one number per candidate, on the device of the labels.
+
+    Example:
+      >>> from labelwright.types import Candidates
+      >>> sets = Candidates(torch.tensor([0, 2]), torch.tensor([0, 2], dtype=torch.int32))
+      >>> task = Task(torch.tensor([-1]), ("cat", "dog", "owl"), sets)
+      >>> read_targets(task, even_targets(task), torch.tensor([0])).tolist()
+      [[0.5, 0.0, 0.5]]
+    """
+    sets = task.candidates
+    if sets is None:
+        return torch.zeros(0, device=task.labels.device)
+    targets = torch.ones(len(sets.classes)) if sets.weights is None else (sets.weights > 0).float()
+    return targets.to(task.labels.device)
+
+
+def read_targets(task: Task, targets: Tensor, rows: Tensor) -> Tensor:
+    """Targets of some rows: a verified label alone, else the row's own, even where there are no candidates.
+
+    Args:
+      task: whose candidates the targets are of.
+      targets: [nnz] float, of `even_targets` or `write_targets`.
+      rows: [B] int64.
+
+    Returns: [B, C] float32, rows sum to 1.
+
+    Example: see `write_targets`.
+    """
+    sets = task.candidates
+    if sets is None:
+        return task.guesses(rows)
+    return dataclasses.replace(task, candidates=dataclasses.replace(sets, weights=targets)).guesses(rows)
+
+
+def write_targets(task: Task, targets: Tensor, rows: Tensor, new: Tensor) -> Tensor:
+    """Targets with some rows renewed, by what every process has of its share of the batch.
+
+    Args:
+      task: whose candidates the targets are of.
+      targets: [nnz] float; stays as it is.
+      rows: [B] int64; of a row that comes twice the last counts.
+      new: [B, C] float; only what stands at candidates is kept.
+
+    Returns: [nnz] float32.
+
+    Example:
+      >>> from labelwright.types import Candidates
+      >>> sets = Candidates(torch.tensor([0, 2, 4]), torch.tensor([0, 2, 1, 2], dtype=torch.int32))
+      >>> task = Task(torch.tensor([-1, -1]), ("cat", "dog", "owl"), sets)
+      >>> new = torch.tensor([[0.0, 0.75, 0.25]])
+      >>> targets = write_targets(task, even_targets(task), torch.tensor([1]), new)
+      >>> read_targets(task, targets, torch.tensor([0, 1])).tolist()
+      [[0.5, 0.0, 0.5], [0.0, 0.75, 0.25]]
+    """
+    sets = task.candidates
+    rows, new = gather_rows(rows), gather_rows(new.detach().float())
+    if sets is None:
+        return targets
+    ordered, order = rows.sort(stable=True)
+    is_last = torch.ones_like(ordered, dtype=torch.bool)
+    is_last[:-1] = ordered[1:] != ordered[:-1]
+    rows, new = ordered[is_last], new[order[is_last]]
+    offsets = sets.offsets.to(rows.device)
+    starts, lengths = offsets[rows], offsets[rows + 1] - offsets[rows]
+    own = torch.arange(len(rows), device=rows.device).repeat_interleave(lengths)  # [n] row of each candidate written
+    at = (starts - lengths.cumsum(0) + lengths)[own] + torch.arange(len(own), device=rows.device)
+    classes = sets.classes.to(rows.device)[at].long()
+    return targets.index_copy(0, at, new[own, classes])

@@ -1,0 +1,187 @@
+"""DivideMix: two networks on one label per image, each told by the other which labels to trust.
+
+Source: Li et al. 2020, "DivideMix: Learning with Noisy Labels as Semi-supervised Learning" (arXiv 2002.07394), with
+what the authors' code (LiJunnan1992/DivideMix) says of order and settings.
+
+Algorithm
+ 1  y = the verified label, or the heaviest candidate
+ 2  first epochs: -log p_y + w_H sum_j p_j log p_j, on both networks; w_H = 1 for errors that repeat themselves, 0 for
+    errors by chance, where the even prediction would be the best one
+ 3  then after each epoch, per network: l_i = -log p_iy on the clean images, stretched to 0..1
+ 4  w_i = probability of the lower of two Gaussians fitted to l
+ 5  each network takes the *other's* w; X = {w > tau} keeps its label, U does not                  co-divide
+ 6  X: sharpen(w y + (1 - w) * its own mean over two views)                                        co-refine
+ 7  U: sharpen(mean of both networks on two views)                                                 co-guess
+ 8  mixup of both views of X and U, Beta(4, 4), lam >= 1/2
+ 9  L = cross-entropy on X + lambda_u(t) * squared error on U + KL(uniform || mean prediction)
+10  predict with the first network
+
+Symbols: tau=threshold, T=sharpen_temperature, alpha=mixup_alpha, lambda_u=unlabelled_weight, w=memory["clean"].
+
+Departures from the paper
+ 1  It predicts with both networks; here with `main`, the first, which is also what is saved. `peer` serves training.
+ 2  Both learn in one step from one batch of X and U together, and an epoch visits every image once. The paper trains
+    one after the other, on batches of X and of U of equal size.
+ 3  Verified labels are always in X with w = 1, images without candidates always in U; neither is fitted in step 4.
+
+Command: labelwright fit DATA --method dividemix --out RUN
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from labelwright.labels import purify, refine
+from labelwright.losses.candidates import negative_entropy
+from labelwright.losses.classification import cross_entropy, soft_cross_entropy
+from labelwright.losses.mixup import mixup
+from labelwright.losses.soft_targets import linear_ramp, squared_error_of_probs
+from labelwright.methods.baselines.candidate_sets import (
+    CandidateSettings,
+    check_task,
+    first_view,
+    heaviest,
+    new_net,
+    plan_of_all,
+    tells,
+)
+from labelwright.train.processes import mean_share
+from labelwright.train.seeds import generator
+from labelwright.train.settings import require
+from labelwright.types import Batch, BuildNet, Clock, EpochPlan, Passes, Prediction, State, StepResult, Task
+
+OTHER = {"main": "peer", "peer": "main"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(CandidateSettings):
+    """Settings of DivideMix; the values are the paper's for CIFAR-10."""
+
+    plain_frac: float = 0.1  # share of the epochs before the first division, at least one epoch (10 to 30 of 300)
+    entropy_weight: float = 1.0  # w_H: 1 for errors that repeat themselves, 0 for errors by chance (section 3.1)
+    threshold: float = 0.5  # tau: probability above which a label is trusted
+    sharpen_temperature: float = 0.5  # T
+    mixup_alpha: float = 4.0  # of Beta(alpha, alpha); 0 = off
+    unlabelled_weight: float = 25.0  # lambda_u at the end of its ramp
+    ramp_epochs: float = 16.0  # epochs over which lambda_u grows from 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("entropy_weight", "mixup_alpha", "unlabelled_weight", "ramp_epochs"):
+            require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
+        require(0 <= self.plain_frac <= 1, "plain_frac", self.plain_frac, "in [0, 1]")
+        require(0 <= self.threshold < 1, "threshold", self.threshold, "in [0, 1)")
+        temperature = self.sharpen_temperature
+        require(temperature > 0, "sharpen_temperature", temperature, "above 0")
+
+
+def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
+    """Two networks of different weights; no label is trusted yet."""
+    check_task(task, "dividemix")
+    nets = {name: new_net(cfg, task, build_net) for name in OTHER}
+    clean = {name: torch.zeros(len(task.labels), device=task.labels.device) for name in OTHER}
+    return State(nets=nets, memory={"is_frozen": build_net.is_frozen, "clean": clean})
+
+
+def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State, Mapping[str, Any]]:
+    """Nothing: the first division comes after the plain epochs."""
+    return state, {}
+
+
+def plan(cfg: Config, task: Task, state: State, epoch: int) -> EpochPlan:
+    """Every image once; in two views from the first division on."""
+    return plan_of_all(cfg, task, state, () if epoch < plain_epochs(cfg) else (first_view(cfg, state),))
+
+
+def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], clock: Clock) -> StepResult:
+    """The loss of both networks, each on its own targets."""
+    batch = batches["train"]
+    guesses = task.guesses(batch.rows)
+    labels = heaviest(guesses, batch.rows)
+    if clock.epoch < plain_epochs(cfg):
+        kept = tells(guesses)
+        losses = [_plain(cfg, net(batch.x), labels, kept) for net in state.nets.values()]
+        return StepResult(torch.stack(losses).sum(), int(kept.sum()), state)
+    with torch.no_grad():
+        probs = {name: [net(x).float().softmax(1) for x in batch.views] for name, net in state.nets.items()}
+        guessed = refine.unreliable_targets([*probs["main"], *probs["peer"]], temperature=cfg.sharpen_temperature)  # 7
+    onehot = F.one_hot(labels, task.n_classes).to(guessed.dtype)
+    losses, logs = [], {}
+    for name, other in OTHER.items():
+        clean = state.memory["clean"][other][batch.rows]
+        is_trusted = clean > cfg.threshold
+        own = torch.stack(probs[name]).mean(0)
+        refined = refine.reliable_targets(own, onehot, clean, temperature=cfg.sharpen_temperature)  # 6
+        targets = torch.where(is_trusted[:, None], refined, guessed)
+        losses.append(_divided(cfg, state, name, batch, targets, is_trusted, clock))
+        logs[f"trusted_frac_{name}"] = is_trusted.float().mean()
+    return StepResult(torch.stack(losses).sum(), len(labels), state, logs)
+
+
+def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int) -> tuple[State, Mapping[str, Any]]:
+    """Each network divides the labels by how far it is from them."""
+    if epoch + 1 < plain_epochs(cfg) or epoch + 1 == cfg.epochs:
+        return state, {}
+    clean = {name: _clean_probability(cfg, task, name, passes) for name in state.nets}
+    memory = {**state.memory, "clean": clean}
+    return dataclasses.replace(state, memory=memory), {}
+
+
+def predict(cfg: Config, state: State, x: Tensor) -> Prediction:
+    """Plain logits of the first network, the one that is saved."""
+    return Prediction(state.nets["main"](x))
+
+
+def plain_epochs(cfg: Config) -> int:
+    """Epochs before the first division.
+
+    Example:
+      >>> plain_epochs(Config(epochs=100)), plain_epochs(Config(epochs=3))
+      (10, 1)
+    """
+    return max(1, round(cfg.plain_frac * cfg.epochs))
+
+
+def _plain(cfg: Config, logits: Tensor, labels: Tensor, kept: Tensor) -> Tensor:
+    loss = cross_entropy(logits, labels, where=kept) + cfg.entropy_weight * negative_entropy(logits, where=kept)  # 2
+    return loss * mean_share(kept.sum().float())
+
+
+def _divided(
+    cfg: Config, state: State, name: str, batch: Batch, targets: Tensor, is_trusted: Tensor, clock: Clock
+) -> Tensor:
+    """The loss of one network after the division, on mixed views; with several processes each mixes its own share."""
+    draws = generator(clock.seed, "mixup", name, clock.epoch, clock.step)
+    x, both = torch.cat(batch.views), targets.repeat(len(batch.views), 1)
+    mixed = mixup(x, both, alpha=cfg.mixup_alpha, generator=draws, at_least_half=True)  # 8
+    logits = state.nets[name](mixed.x)
+    trusted = is_trusted.repeat(len(batch.views))
+    labelled = soft_cross_entropy(logits, mixed.targets, where=trusted) * mean_share(trusted.sum().float())
+    unlabelled = squared_error_of_probs(logits, mixed.targets, where=~trusted)
+    unlabelled = unlabelled * mean_share((~trusted).sum().float())
+    mean_probs = logits.float().softmax(1).mean(0)
+    lean = -mean_probs.clamp_min(1e-8).log().mean() - math.log(len(mean_probs))  # KL(uniform || mean)
+    weight = cfg.unlabelled_weight * linear_ramp(clock.epoch_frac - plain_epochs(cfg), length_epochs=cfg.ramp_epochs)
+    loss: Tensor = labelled + weight * unlabelled + lean  # 9
+    return loss
+
+
+def _clean_probability(cfg: Config, task: Task, name: str, passes: Passes) -> Tensor:
+    """[N] float32: how probably a network finds each label right; 1 where verified, 0 where there is none."""
+    losses = torch.zeros(len(task.labels), device=task.labels.device)
+    is_guess = torch.zeros_like(losses, dtype=torch.bool)
+    for rows, logits in passes(name, torch.arange(len(losses))):
+        guesses = task.guesses(rows)
+        losses[rows] = cross_entropy(logits, heaviest(guesses, rows), reduce="none")
+        is_guess[rows] = tells(guesses)
+    is_guess &= task.labels < 0
+    division = purify.divide(purify.min_max(losses, where=is_guess), threshold=cfg.threshold, where=is_guess)
+    return division.clean_probability.masked_fill(task.labels >= 0, 1.0)

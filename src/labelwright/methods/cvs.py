@@ -1,0 +1,276 @@
+"""CVS: consistent vector-scaling for long-tailed labels, in two phases with localised calibration.
+
+Source: "A Unified Perspective for Loss-Oriented Imbalanced Learning via Localization" (arXiv 2310.04752).
+
+Algorithm
+ 1  pi_k = n_k / sum n                                                             class prior
+ 2  hold a slice of every class out of phase 1 (groups never straddle it)          departure 1
+ 3  epochs [0, 5%): plain cross-entropy                                            reference run
+ 4  epochs [5%, T0): MLA, -log softmax(f * pi^gamma / kappa*)_y                     Sec. 6, multiplicative
+ 5  after each epoch: kappa_c = slope of accuracy on confidence, rows predicted as c, 20 bins
+ 6  shrink kappa_c toward the pooled slope by how many rows c has                  departure 2
+ 7  exponential moving average over epochs
+ 8  epochs [T0, end): CLA, -log softmax(f + tau * log(pi / kappa+))_y               Sec. 6, additive
+ 9  ... weighted by pi_y^(-rho), the held-out slice back in                        deferred re-weighting
+10  predict with f alone: the prior is in the loss, nothing is subtracted
+
+Symbols: gamma=gamma, tau=tau, rho=rho, kappa*=kappa_multiplicative, kappa+=kappa_additive, T0=switch_frac * epochs.
+
+Departures from the paper, each a setting
+ 1  kappa_from="heldout": the slopes come from images phase 1 has not fitted; "batches" is the reference run (the newest
+    predictions on the training images themselves), "none" keeps kappa = 1. The reference run also takes 1 / slope
+    (kappa_is="inverse_slope") and clamps it to [0.05, 0.2].
+ 2  kappa_shrink: empirical-Bayes shrinkage; None switches it off.
+ 3  warm-up, T0 and the moving average are shares of the training, so that a short run has the same shape as 200 epochs.
+
+Command: labelwright fit DATA --method cvs --out RUN
+Results: docs/benchmarks.md (table cifar10-lt-100 and the kappa table).
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from labelwright.adjust import calibration, fixed
+from labelwright.data import splits
+from labelwright.losses.classification import vector_scaled_cross_entropy
+from labelwright.losses.mixup import mixup
+from labelwright.train.plans import steps_for
+from labelwright.train.processes import gather_rows, mean_share
+from labelwright.train.seeds import generator
+from labelwright.train.settings import TrainSettings, require
+from labelwright.types import (
+    Average,
+    Batch,
+    BuildNet,
+    Clock,
+    EpochPlan,
+    Passes,
+    Prediction,
+    State,
+    StepResult,
+    Stream,
+    Task,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainSettings):
+    """Settings of CVS. "reference" marks the published command for CIFAR-100-LT, ratio 100."""
+
+    gamma: float = 0.15  # power of the prior in the multiplier (reference)
+    tau: float = 0.9  # strength of the log prior in the offset (reference)
+    rho: float = 0.15  # power of the inverse prior in the deferred weights (reference)
+    # T0: share of the epochs after which CLA + re-weighting replace MLA. None = 0.8 from 100 epochs on (reference: 160
+    # of 200) and 0.5 below: phase 2 of a short run is over before it has moved anything (docs/benchmarks.md, T0).
+    switch_frac: float | None = None
+    plain_frac: float = 0.05  # share of the epochs with plain cross-entropy at the start (reference: 10 of 200)
+    kappa_from: Literal["heldout", "batches", "none"] = "heldout"  # rows that the slopes are fitted on
+    heldout_frac: float = 0.1  # share of each class held out of phase 1; none of a class that would lose twice that
+    heldout_min_rows: int = 10  # per class on average; a smaller slice is not held out, kappa stays 1 (reference: 10)
+    kappa_against: Literal["confidence", "logit"] = "confidence"  # of kappa*; the paper's text says logit
+    # kappa is the slope, as the paper's text has it, or 1 / slope, as the reference run takes it. Only the slope makes
+    # an overconfident class harder to predict; with its inverse it feeds on itself (docs/benchmarks.md).
+    kappa_is: Literal["slope", "inverse_slope"] = "slope"
+    kappa_net_decay: float = 0.99  # slopes are read off the weights averaged with this decay per step; 0 = the weights
+    kappa_fit: Literal["least_squares", "huber"] = "least_squares"  # huber: bins off the line count less (App. C.5)
+    kappa_shrink: float | None = 1.0  # strength of the shrinkage toward the pooled slope; None = off
+    kappa_clamp: tuple[float, float] = (0.3, 3.0)  # reference: 0.05,0.2
+    kappa_decay: float = 0.9  # moving average per 1/200 of the training (reference: per epoch of 200)
+    samples_per_class: int = 1000  # kappa_from="batches": newest rows kept per true class (reference)
+    view: Literal["weak", "strong"] = "weak"  # augmentation of the training images
+    mixup_alpha: float = 0.0  # Beta(alpha, alpha) mixing of images; 0 = off
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("gamma", "tau", "rho", "mixup_alpha"):
+            require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
+        for key in ("plain_frac", "kappa_decay", "switch_frac"):
+            value = getattr(self, key)
+            require(value is None or 0 <= value <= 1, key, value, "in [0, 1]")
+        require(0 < self.heldout_frac < 1, "heldout_frac", self.heldout_frac, "in (0, 1)")
+        require(0 <= self.kappa_net_decay < 1, "kappa_net_decay", self.kappa_net_decay, "in [0, 1)")
+        require(self.samples_per_class >= 1, "samples_per_class", self.samples_per_class, "at least 1")
+        low_high = self.kappa_clamp
+        fine = len(low_high) == 2 and 0 < low_high[0] <= low_high[1]
+        require(fine, "kappa_clamp", low_high, "two numbers, 0 < least <= greatest")
+        require(
+            self.kappa_shrink is None or self.kappa_shrink >= 0, "kappa_shrink", self.kappa_shrink, "0 or more, or none"
+        )
+
+
+def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
+    """One network; slopes start at 1."""
+    ones = torch.ones(task.n_classes, device=task.labels.device)
+    adjust = {"kappa_multiplicative": ones, "kappa_additive": ones.clone()}
+    memory: dict[str, Any] = {"heldout": _heldout(cfg, task), "tally": torch.zeros(4, device=ones.device), "losses": []}
+    if cfg.kappa_from == "batches":
+        memory["rows"] = calibration.init_memory(task.counts, samples_per_class=cfg.samples_per_class)
+    nets, averages = {"main": build_net(task.n_classes)}, {}
+    if cfg.kappa_from == "heldout" and cfg.kappa_net_decay > 0:
+        nets["average"] = copy.deepcopy(nets["main"])
+        # Over two thirds of an epoch at most: with few steps an epoch, older weights are another network's.
+        n_steps = steps_for(int(task.counts.sum()), cfg.batch_size)
+        averages["average"] = Average("main", min(cfg.kappa_net_decay, max(0.0, 1 - 1.5 / n_steps)))
+    return State(nets=nets, adjust=adjust, memory=memory, averages=averages)
+
+
+def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State, Mapping[str, Any]]:
+    """Nothing: everything is known before the first pass."""
+    return state, {}
+
+
+def plan(cfg: Config, task: Task, state: State, epoch: int) -> EpochPlan:
+    """Every labelled image once; in phase 1 as many steps without the held-out slice."""
+    use = (task.labels >= 0).cpu()
+    n_steps = steps_for(int(use.sum()), cfg.batch_size)
+    if epoch < switch_epoch(cfg):
+        use[state.memory["heldout"].cpu()] = False
+    rows = torch.nonzero(use).flatten()
+    return EpochPlan({"train": Stream(rows, cfg.batch_size, (cfg.view,))}, n_steps)
+
+
+def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], clock: Clock) -> StepResult:
+    """One term: the vector-scaled cross-entropy of the phase."""
+    x, labels = batches["train"].x, batches["train"].labels
+    mixed = mixup(x, labels, alpha=cfg.mixup_alpha, generator=generator(clock.seed, "mixup", clock.epoch, clock.step))
+    logits = state.nets["main"](mixed.x)
+    prior, adjust = fixed.prior(task.counts), state.adjust
+    multiplier = offset = weight = None
+    if clock.epoch >= switch_epoch(cfg):
+        offset = fixed.cla_offset(prior, adjust["kappa_additive"], strength=cfg.tau)  # Delta of CLA
+        weight = fixed.inverse_prior_weights(task.counts, power=cfg.rho)  # alpha of deferred re-weighting
+    elif clock.epoch_frac >= cfg.plain_frac * cfg.epochs:
+        multiplier = fixed.mla_multiplier(prior, adjust["kappa_multiplicative"], power=cfg.gamma)  # beta of MLA
+
+    def loss_of(targets: Tensor) -> Tensor:
+        return vector_scaled_cross_entropy(logits, targets, multiplier=multiplier, offset=offset, class_weight=weight)
+
+    loss = mixed.lam * loss_of(labels) + (1 - mixed.lam) * loss_of(labels[mixed.permutation])
+    right = (logits.detach().argmax(1) == labels).float()
+    if weight is not None:
+        loss = loss * mean_share(weight[labels].sum())  # several processes: one weighted mean
+    memory = _remember(cfg, task, state, logits.detach().float(), labels, right, loss.detach())
+    new_state = dataclasses.replace(state, memory=memory)
+    return StepResult(loss, len(labels), new_state, {"train_accuracy": right.mean()})
+
+
+def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int) -> tuple[State, Mapping[str, Any]]:
+    """Re-estimate both slopes; in phase 2 those of the held-out slice stay as they were: it is being fitted now."""
+    logs: dict[str, Any] = {"phase": 2 if epoch >= switch_epoch(cfg) else 1}
+    state = _watch(cfg, task, state, epoch, logs)
+    nothing_held = len(state.memory["heldout"]) == 0  # phase 2 from the start, or every class has one image
+    if cfg.kappa_from == "none" or (cfg.kappa_from == "heldout" and (nothing_held or epoch >= switch_epoch(cfg))):
+        return state, logs
+    scored = (
+        calibration.rows_of(state.memory["rows"])
+        if cfg.kappa_from == "batches"
+        else _score_heldout(task, state, passes)
+    )
+    decay = cfg.kappa_decay ** (200 / cfg.epochs)
+    adjust = dict(state.adjust)
+    for name, against in (("kappa_additive", "confidence"), ("kappa_multiplicative", cfg.kappa_against)):
+        fit = calibration.slopes_from_rows(
+            scored["predicted"],
+            scored[against],
+            scored["correct"],
+            n_classes=task.n_classes,
+            against="logit" if against == "logit" else "confidence",
+            fit=cfg.kappa_fit,
+            shrink=cfg.kappa_shrink,
+            clamp=cfg.kappa_clamp,
+        )
+        kappa = fit.kappa if cfg.kappa_is == "inverse_slope" else 1 / fit.kappa
+        adjust[name] = calibration.ema(adjust[name], kappa, decay=decay)
+        logs[name] = [round(value, 4) for value in adjust[name].tolist()]
+    return dataclasses.replace(state, adjust=adjust), logs
+
+
+def predict(cfg: Config, state: State, x: Tensor) -> Prediction:
+    """Plain logits: the prior went into the loss, so nothing is subtracted at test time."""
+    return Prediction(state.nets["main"](x))
+
+
+def switch_epoch(cfg: Config) -> int:
+    """T0: first epoch of phase 2.
+
+    Example:
+      >>> switch_epoch(Config(epochs=200)), switch_epoch(Config(epochs=12))
+      (160, 6)
+    """
+    frac = cfg.switch_frac if cfg.switch_frac is not None else 0.8 if cfg.epochs >= 100 else 0.5
+    return round(frac * cfg.epochs)
+
+
+def _heldout(cfg: Config, task: Task) -> Tensor:
+    """Rows [H] int64 kept out of phase 1, in proportion to the classes; no group on both sides.
+
+    A class that would give up more than twice its share (one of its three images, one of its two groups) gives none:
+    phase 1 needs its images more than the slopes do, and shrinkage lends it the pooled slope.
+    """
+    if cfg.kappa_from != "heldout" or switch_epoch(cfg) == 0:
+        return torch.empty(0, dtype=torch.int64)
+    groups = None if task.groups is None else task.groups.cpu().numpy()
+    labels = task.labels.cpu()
+    _, rows = splits.holdout(labels.numpy(), frac=cfg.heldout_frac, seed=0, groups=groups)
+    held = torch.from_numpy(rows)
+    held = held[labels[held] >= 0]  # unlabelled images of a held-out group have no class to speak of
+    given = torch.bincount(labels[held], minlength=task.n_classes)
+    held = held[given[labels[held]] <= 2 * cfg.heldout_frac * task.counts.cpu()[labels[held]]]
+    return held if len(held) >= cfg.heldout_min_rows * task.n_classes else held[:0]
+
+
+def _remember(
+    cfg: Config, task: Task, state: State, logits: Tensor, labels: Tensor, right: Tensor, loss: Tensor
+) -> Mapping[str, Any]:
+    """The memory with this batch in it: rows for the slopes, and the tally that `_watch` reads."""
+    rare = _is_rare(task)[labels]
+    batch = torch.stack(
+        [loss * len(labels), rare.new_tensor(len(labels), dtype=loss.dtype), right[rare].sum(), rare.sum()]
+    )
+    memory = {**state.memory, "tally": state.memory["tally"] + gather_rows(batch[None]).sum(0)}
+    if cfg.kappa_from == "batches":
+        memory["rows"] = calibration.push(memory["rows"], gather_rows(logits), gather_rows(labels))
+    return memory
+
+
+def _is_rare(task: Task) -> Tensor:
+    """[C] bool: the third of the classes with the fewest images."""
+    return task.counts.argsort(stable=True).argsort(stable=True) < max(1, task.n_classes // 3)
+
+
+def _watch(cfg: Config, task: Task, state: State, epoch: int, logs: dict[str, Any]) -> State:
+    """Say the method's two failure signs, and start the next epoch's tally."""
+    loss_sum, n, rare_right, n_rare = state.memory["tally"].tolist()
+    losses = [*state.memory["losses"], loss_sum / max(n, 1)]
+    logs["rare_accuracy"], logs["warnings"] = rare_right / max(n_rare, 1), []
+    switch = switch_epoch(cfg)
+    if epoch >= switch + 2 and losses[-1] > losses[-2] > losses[-3]:
+        logs["warnings"].append(
+            f"the loss rises in phase 2 (epochs {epoch - 1} to {epoch + 1}): gamma={cfg.gamma} works against "
+            f"rho={cfg.rho}; lower one of them"
+        )
+    if epoch == switch - 1 and epoch >= 9 and logs["rare_accuracy"] <= 1 / task.n_classes:
+        logs["warnings"].append(
+            f"after phase 1 the rarest third of the classes is right on {logs['rare_accuracy']:.1%} of its training "
+            "images, no more than by chance: their slopes stand on nothing; raise gamma or train longer"
+        )
+    memory = {**state.memory, "tally": torch.zeros_like(state.memory["tally"]), "losses": losses}
+    return dataclasses.replace(state, memory=memory)
+
+
+def _score_heldout(task: Task, state: State, passes: Passes) -> dict[str, Tensor]:
+    """What `calibration.rows_of` gives, for the held-out slice: predicted, confidence, logit, correct, each [H]."""
+    parts: list[tuple[Tensor, ...]] = []
+    for rows, logits in passes("average" if "average" in state.nets else "main", state.memory["heldout"]):
+        predicted, confidence, logit = calibration.score_rows(logits)
+        parts.append((predicted, confidence, logit, predicted == task.labels[rows]))
+    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+    return dict(zip(("predicted", "confidence", "logit", "correct"), columns, strict=True))

@@ -1,0 +1,291 @@
+"""LPS: a label for classes that some images are labelled with, a cluster for those that nobody labelled or named.
+
+"Bridging the Gap: Learning Pace Synchronization for Open-World Semi-Supervised Learning" (2024), arXiv 2309.11930.
+
+ 1  one step: labelled and unlabelled images in proportion; f1, f2 of weak views and f3 of a strong one, in one pass
+ 2  p = softmax(f2); target = the label, or argmax p where there is none                                     Sec. 3.1
+ 3  sure: labelled; or max p >= 0.95 if the target is a seen class, >= 0.4 + 0.4 t if it is a novel one      Sec. 3.1
+ 4  pi_hat = normalised sum of p over the sure ones                                                          Sec. 3.2
+ 5  D = KL(pi || pi_hat); margin_j = D C pi_hat_j / max pi_hat: who is ahead gains less                        Eq. (3)
+ 6  L_AM = -log softmax(f1 + margin of y)_y on labelled, the same of f3 and targets on sure unlabelled ones  Eq. (4-5)
+ 7  L_PC: f2 and f3 of sure ones, cosines over 0.4: rows of one target attract as a group                      Eq. (7)
+ 8  L_UC: NT-Xent of f2 and f3 for those that are not sure                                                     Eq. (8)
+ 9  L_ent = -entropy of the mean of softmax(f1)                                                                Eq. (9)
+10  L = L_AM + L_PC + L_UC + L_ent
+11  predict with plain logits: margins act in training only
+
+Symbols: pi=prior, pi_hat=estimate, C=margin_scale, t=share of the epochs that is over, eta=*_weight.
+Departures: (1) D as in the authors' run, `direction` has the printed one; (2) on frozen features, where nothing but a
+last layer learns, or if `start` asks for it, that layer starts from semi-supervised k-means and settles
+(labels/settle.py), and p of line 2 is shifted so that labelled and unlabelled images together have the prior's shares
+(`use_balance`);
+(3) several processes compute lines 4 to 9 over the whole batch.
+Command: labelwright fit photos/ --classes seen.txt --novel auto --model openai/clip-vit-base-patch32 --out RUN
+Measured: docs/benchmarks.md, `labelwright bench --table lps-cifar10` and `lps-gtsrb`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from labelwright.adjust import calibration, fixed
+from labelwright.adjust.pace import Direction, class_distribution, divergence, pace_margin
+from labelwright.labels.pace_watch import signs_of
+from labelwright.losses.candidates import negative_entropy_of_mean
+from labelwright.losses.classification import cross_entropy
+from labelwright.losses.contrastive import nt_xent, pseudolabel_contrastive
+from labelwright.methods.open_world import (
+    OpenWorldSettings,
+    balance,
+    check_task,
+    due_unlabelled,
+    gathered,
+    n_seen,
+    pace_logs,
+    plan_of_both,
+    put_in,
+    rows_of_both,
+    start_of,
+    starts_by_clusters,
+    state_of,
+    unlabelled_logits,
+    with_margin,
+)
+from labelwright.train.processes import gather_rows, sum_gradients
+from labelwright.train.settings import require
+from labelwright.types import Batch, BuildNet, Clock, EpochPlan, Passes, Prediction, State, StepResult, Task
+
+KAPPA_CLAMP = (0.1, 10.0)  # margin="cvs": slopes far from 1 come from a handful of rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(OpenWorldSettings):
+    """Settings of LPS. None = what suits pixels (the paper's) or frozen features, in that order."""
+
+    settle_rounds: int = 10  # after the start from clusters: rounds of labels/settle.py
+    seen_confidence: float = 0.95  # line 3, of targets that are seen classes (Sec. 4.1)
+    novel_confidence: tuple[float, float] = (0.4, 0.8)  # line 3, of novel ones, at the first epoch and at the end
+    margin: Literal["pace", "none", "ldam", "la", "cvs"] = "pace"  # line 5, or what else the counts ask for
+    margin_scale: float = 10.0  # C (Sec. 4.1)
+    direction: Direction = "prior_to_estimate"  # of D in line 5
+    temperature: float = 0.4  # of lines 7 and 8, divides the cosines (Sec. 4.1)
+    positives: Literal["many", "single"] = "many"  # line 7: rows of one target, or the other view alone (ablation)
+    clustering_weight: float = 1.0  # eta_1; 0 = no line 7 (ablation)
+    contrastive_weight: float = 1.0  # eta_2; 0 = no line 8 (ablation)
+    entropy_weight: float = 1.0  # eta_3; 0 = no line 9 (ablation)
+    use_balance: Literal["auto", "on", "off"] = "auto"  # departure (2); auto: after the start from clusters
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.settle_rounds >= 0, "settle_rounds", self.settle_rounds, "0 or more")
+        ends = self.novel_confidence
+        fine = len(ends) == 2 and all(0 <= c <= 1 for c in ends)
+        require(fine, "novel_confidence", ends, "two numbers in [0, 1]")
+        require(0 <= self.seen_confidence <= 1, "seen_confidence", self.seen_confidence, "in [0, 1]")
+        for key in ("margin_scale", "clustering_weight", "contrastive_weight", "entropy_weight"):
+            require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
+        require(self.temperature > 0, "temperature", self.temperature, "above 0")
+
+
+def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
+    """One classifier with an output for every seen and every novel class."""
+    check_task(cfg, task, "lps")
+    state = state_of(cfg, task, build_net, divergences=[], epoch_sums=torch.zeros(2, device=task.labels.device))
+    kappa = torch.ones(task.n_classes, device=task.labels.device)
+    return dataclasses.replace(state, adjust={"kappa": kappa})
+
+
+def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State, Mapping[str, Any]]:
+    """Departure (2): the last layer from k-means, the balance of what it says."""
+    logs: dict[str, Any] = {}
+    if starts_by_clusters(cfg, is_frozen=state.memory["is_frozen"]):
+        found = start_of(cfg, task, passes, n_rounds=cfg.settle_rounds)
+        put_in(state.nets["main"], found.weight, found.bias)
+        state = dataclasses.replace(state, memory={**state.memory, "prior": found.prior})
+        logs = {"start_inertia": found.clusters.inertia, "prior": [round(float(p), 5) for p in found.prior]}
+    state, told = _looked(cfg, task, state, passes)
+    return state, logs | told
+
+
+def plan(cfg: Config, task: Task, state: State, epoch: int) -> EpochPlan:
+    """Labelled and unlabelled images in proportion, two weak views and a strong one of each."""
+    return plan_of_both(cfg, task, ("weak", "weak", "strong"))
+
+
+def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], clock: Clock) -> StepResult:
+    """Lines 1 to 10."""
+    views, own = rows_of_both(batches)
+    f = state.nets["main"](torch.cat(views)).float().view(3, len(own), -1)  # 1: one pass for the three views
+    logits = gathered(f)
+    labels = gather_rows(own)
+    probs = (logits[1].detach() + state.memory["offset"]).softmax(1)
+    targets, is_sure = confident(
+        probs,
+        labels,
+        n_seen=n_seen(task),
+        seen_confidence=cfg.seen_confidence,
+        novel_confidence=novel_confidence(cfg, clock.epoch / clock.n_epochs),
+    )
+    prior = state.memory["prior"]
+    estimate = class_distribution(probs, where=is_sure)  # 4
+    apart = divergence(estimate, prior, direction=cfg.direction)
+    margin, offset = margins(cfg, estimate, prior, state.adjust["kappa"], n_rows=is_sure.sum())  # 5
+    each = terms(cfg, logits, targets, is_sure, labels, margin, offset)
+    loss = sum(each.values(), torch.zeros((), device=labels.device))  # 10
+    hidden = labels < 0
+    sums = state.memory["epoch_sums"] + torch.stack([apart, torch.ones_like(apart)])
+    state = dataclasses.replace(state, memory={**state.memory, "epoch_sums": sums})
+    logs: dict[str, Tensor | float] = {name: value.detach() for name, value in each.items()}
+    logs |= {"divergence": apart, "sure_frac": is_sure[hidden].float().mean(), "margin_max": margin.max()}
+    return StepResult(sum_gradients(loss), len(own), state, logs)
+
+
+def confident(
+    probs: Tensor, labels: Tensor, *, n_seen: int, seen_confidence: float, novel_confidence: float
+) -> tuple[Tensor, Tensor]:
+    """Lines 2 and 3: targets [B] int64 and whether each is sure [B] bool.
+
+    Args:
+      probs: [B, C], of a weak view.
+      labels: [B] int64, -1 = unknown.
+      n_seen: classes with a name.
+      seen_confidence, novel_confidence: probability from which a target counts, in [0, 1].
+
+    Example: a novel class is sure enough at 0.6, a seen one is not.
+      >>> probs = torch.tensor([[0.6, 0.4], [0.4, 0.6], [0.5, 0.5]])
+      >>> labels = torch.tensor([-1, -1, 0])
+      >>> confident(probs, labels, n_seen=1, seen_confidence=0.95, novel_confidence=0.5)
+      (tensor([0, 1, 0]), tensor([False,  True,  True]))
+    """
+    sure, best = probs.max(1)
+    is_known = labels >= 0
+    targets = torch.where(is_known, labels, best)
+    bar = torch.where(targets < n_seen, seen_confidence, novel_confidence)
+    return targets, is_known | (sure >= bar)
+
+
+def novel_confidence(cfg: Config, done_frac: float) -> float:
+    """Line 3: the bar of novel targets, which rises while training goes on.
+
+    Example:
+      >>> round(novel_confidence(Config(), 0.5), 3)
+      0.6
+    """
+    low, high = cfg.novel_confidence
+    return low + (high - low) * done_frac
+
+
+def margins(
+    cfg: Config, estimate: Tensor, prior: Tensor, kappa: Tensor, *, n_rows: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Line 5: what is added to the logit of the target [C], and to all logits [C] (None: nothing).
+
+    The others for comparison, all from the counts that the estimate stands for: LDAM takes from the target's logit,
+    logit adjustment adds log pi_hat to all, CVS log(pi_hat / kappa).
+
+    Example: see adjust.pace.pace_margin.
+      >>> even = torch.tensor([0.5, 0.5])
+      >>> margins(Config(), even, even, torch.ones(2), n_rows=torch.tensor(8))[0].tolist()
+      [0.0, 0.0]
+    """
+    none = torch.zeros_like(estimate)
+    counts = estimate * n_rows
+    if cfg.margin == "pace":
+        return pace_margin(estimate, prior, scale=cfg.margin_scale, direction=cfg.direction), None
+    if cfg.margin == "ldam":
+        return -fixed.ldam_margins(counts), None
+    if cfg.margin == "la":
+        return none, fixed.la_offset(counts)
+    if cfg.margin == "cvs":
+        return none, fixed.cla_offset(fixed.prior(counts), kappa, strength=1.0)
+    return none, None
+
+
+def terms(
+    cfg: Config,
+    logits: Sequence[Tensor],
+    targets: Tensor,
+    is_sure: Tensor,
+    labels: Tensor,
+    margin: Tensor,
+    offset: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Lines 6 to 9, weighted.
+
+    Args:
+      logits: f1, f2 and f3, each [B, C].
+      targets, is_sure: of `confident`.
+      labels: [B] int64, -1 = unknown.
+      margin, offset: of `margins`.
+    """
+    f1, f2, f3 = logits
+    hidden = labels < 0
+    shifted = [with_margin(f if offset is None else f + offset, targets, margin) for f in (f1, f3)]
+    on_hidden = cross_entropy(shifted[1], targets, where=hidden & is_sure, reduce="sum")
+    found = {
+        "loss_labelled": cross_entropy(shifted[0], labels),
+        "loss_unlabelled": on_hidden / hidden.sum().clamp(min=1),  # 6
+    }
+    z2, z3 = F.normalize(f2, dim=1), F.normalize(f3, dim=1)
+    if cfg.clustering_weight > 0:
+        if cfg.positives == "many":
+            near = pseudolabel_contrastive(
+                torch.cat([z2, z3]), targets.repeat(2), temperature=cfg.temperature, where=is_sure.repeat(2)
+            )
+        else:
+            near = nt_xent(z2[is_sure], z3[is_sure], temperature=cfg.temperature)
+        found["loss_clustering"] = cfg.clustering_weight * near  # 7
+    if cfg.contrastive_weight > 0:
+        apart = nt_xent(z2, z3, temperature=cfg.temperature, where=~is_sure, reduce="sum") / len(z2)
+        found["loss_contrastive"] = cfg.contrastive_weight * apart  # 8
+    if cfg.entropy_weight > 0:
+        found["loss_entropy"] = cfg.entropy_weight * negative_entropy_of_mean(f1)  # 9
+    return found
+
+
+def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int) -> tuple[State, Mapping[str, Any]]:
+    """How far the classes are, the failure signs, and the balance of the next epoch."""
+    total, n_steps = state.memory["epoch_sums"].tolist()
+    memory = {**state.memory, "divergences": [*state.memory["divergences"], total / max(n_steps, 1)]}
+    memory["epoch_sums"] = torch.zeros_like(memory["epoch_sums"])
+    state = dataclasses.replace(state, memory=memory)
+    if cfg.margin == "cvs":
+        state = dataclasses.replace(state, adjust={"kappa": _kappa(task, state, passes)})
+    state, told = _looked(cfg, task, state, passes)
+    told["warnings"] = signs_of(told, memory["divergences"], epoch=epoch, n_epochs=cfg.epochs, n_named=n_seen(task))
+    return state, told
+
+
+def predict(cfg: Config, state: State, x: Tensor) -> Prediction:
+    """Plain logits: margins and balance act in training only."""
+    return Prediction(state.nets["main"](x))
+
+
+def _looked(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State, dict[str, Any]]:
+    """The pace of the classes on unlabelled images, and the balance of the targets if there is one."""
+    due = due_unlabelled(state.memory["prior"], task.counts, len(task.labels))
+    logits = unlabelled_logits(task, passes)
+    told = pace_logs(logits, due, n_seen(task))
+    is_settled = starts_by_clusters(cfg, is_frozen=state.memory["is_frozen"])
+    wants_balance = cfg.use_balance == "on" or (cfg.use_balance == "auto" and is_settled)
+    if wants_balance:
+        offset = balance(logits, due, state.memory["offset"])
+        state = dataclasses.replace(state, memory={**state.memory, "offset": offset})
+    return state, told
+
+
+def _kappa(task: Task, state: State, passes: Passes) -> Tensor:
+    """Slopes of the labelled images, for margin="cvs"; classes without any keep 1."""
+    rows = (task.labels >= 0).nonzero().flatten()
+    scored = [calibration.score_rows(logits) for _, logits in passes("main", rows.cpu())]
+    predicted, confidence, _ = (torch.cat(column) for column in zip(*scored, strict=True))
+    return calibration.slopes_from_rows(
+        predicted, confidence, predicted == task.labels[rows], n_classes=task.n_classes, clamp=KAPPA_CLAMP
+    ).kappa

@@ -1,0 +1,319 @@
+"""What LPS and its baselines share: settings, the network, streams in proportion, what is due of each class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from labelwright.data.situation import LONG_TAILED_RATIO
+from labelwright.encoders.heads import MlpHead
+from labelwright.encoders.layers import freeze_below
+from labelwright.errors import ConfigError
+from labelwright.labels.semi_kmeans import KMeans, semi_supervised_kmeans
+from labelwright.labels.settle import settle
+from labelwright.train.plans import steps_for
+from labelwright.train.processes import gather_queries
+from labelwright.train.settings import TrainSettings, require
+from labelwright.types import Batch, BuildNet, EpochPlan, Passes, State, Stream, Task
+
+SAMPLE_ROWS = 16_384  # unlabelled images among which the balance of the predictions is found
+EVEN_RATIO = LONG_TAILED_RATIO  # largest over smallest count of labelled images, from which classes are not even
+EVEN_CLUSTERS = 5.0  # the same of clusters: of even classes they are uneven as well, up to 3.3 to 1 where we looked
+BALANCE_ROUNDS = 50  # of rescaling, at most
+BALANCED = 1e-3  # relative error of the shares at which it ends
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenWorldSettings(TrainSettings):
+    """What all methods for classes that nobody named share."""
+
+    epochs: int = 200  # passes over all images (paper: 200; 90 on ImageNet-100)
+    batch_size: int = 512  # rows per step, labelled and unlabelled in the proportion of their counts
+    lr: float = 0.1  # peak learning rate
+    weight_decay: float = 5e-4  # of every trained parameter
+    warmup_epochs: float = 0.0  # linear from 0 to lr
+    train_layers: Literal["head", "last_stage", "all"] = "last_stage"  # what of a pretrained backbone learns
+    prior: Literal["auto", "even"] = "auto"  # shares the classes are due: even (paper), or see `prior_of`
+    prior_shares: tuple[float, ...] | None = None  # the shares themselves, seen classes first, where they are known
+    start: Literal["auto", "clusters", "none"] = "auto"  # last layer from k-means; auto: on frozen features
+    start_scale: float = 20.0  # start="clusters": logits over the cosines with the centroids
+    n_init: int = 20  # start="clusters": starts of k-means, of which the tightest end is kept
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.start_scale > 0, "start_scale", self.start_scale, "above 0")
+        require(self.n_init >= 1, "n_init", self.n_init, "at least 1")
+        shares = self.prior_shares
+        fine = shares is None or (len(shares) > 0 and all(p >= 0 for p in shares) and sum(shares) > 0)
+        require(fine, "prior_shares", shares, "shares of 0 or more, one per class")
+
+
+def n_seen(task: Task) -> int:
+    """Classes that have a name; the outputs after them are clusters.
+
+    Example:
+      >>> n_seen(Task(torch.tensor([0, 1, -1]), ("cat", "dog"), n_novel=3))
+      2
+    """
+    return len(task.class_names)
+
+
+def check_task(cfg: OpenWorldSettings, task: Task, name: str) -> None:
+    """Refuse what no method can sort: a named class without an image, nothing unlabelled, a prior that does not fit.
+
+    Raises: ConfigError naming the class.
+
+    Example:
+      >>> check_task(OpenWorldSettings(), Task(torch.tensor([0, -1]), ("cat", "dog"), n_novel=3), "lps")
+      Traceback (most recent call last):
+      labelwright.errors.ConfigError: no image is labelled 'dog', so nothing says which cluster it is
+        fix: label an image of it, or leave its name out and count it among --novel
+    """
+    empty = [name for name, n in zip(task.class_names, task.counts.tolist(), strict=False) if n == 0]
+    if empty:
+        others = f" (nor {len(empty) - 1} more)" if len(empty) > 1 else ""
+        raise ConfigError(
+            f"no image is labelled {empty[0]!r}{others}, so nothing says which cluster it is",
+            fix="label an image of it, or leave its name out and count it among --novel",
+        )
+    if not (task.labels < 0).any():
+        raise ConfigError(f"{name} finds classes in unlabelled images, and there are none", fix="add some, or use ce")
+    if cfg.prior_shares is not None and len(cfg.prior_shares) != task.n_classes:
+        raise ConfigError(
+            f"prior_shares has {len(cfg.prior_shares)} shares for {task.n_classes} classes",
+            fix="give one per class, the seen ones first and then one per novel class",
+        )
+
+
+def new_net(
+    cfg: OpenWorldSettings, task: Task, build_net: BuildNet, *, head: Literal["linear", "cosine"] = "linear"
+) -> nn.Module:
+    """A classifier on the backbone, of which ``cfg.train_layers`` learn; all of it if it is not pretrained."""
+    net = build_net(task.n_classes, head=head)
+    if not build_net.is_frozen and build_net.is_pretrained and cfg.train_layers != "all":
+        freeze_below(net, cfg.train_layers)
+    return net
+
+
+def prior_of(cfg: OpenWorldSettings, task: Task, sizes: Tensor | None = None) -> Tensor:
+    """[C] float32 shares that the classes are due among all images, sum 1.
+
+    Those that were given; else even, unless labelled counts are as uneven as in a long tail (`EVEN_RATIO`), or clusters
+    more so (`EVEN_CLUSTERS`): then the sizes of the clusters say more, though k-means makes small classes larger.
+
+    Args:
+      sizes: [C] int images per cluster, or None: not looked at.
+
+    Example:
+      >>> task = Task(torch.tensor([0, 0, 0, 0, 1, -1, -1]), ("cat", "dog"), n_novel=1)
+      >>> [round(v, 2) for v in prior_of(OpenWorldSettings(), task, torch.tensor([4, 1, 2])).tolist()]
+      [0.57, 0.14, 0.29]
+    """
+    shares = torch.ones(task.n_classes)
+    if cfg.prior_shares is not None:
+        shares = torch.tensor(cfg.prior_shares)
+    elif cfg.prior == "auto" and sizes is not None:
+        counts, sizes = task.counts[: n_seen(task)], sizes.clamp(min=1)
+        if counts.max() >= EVEN_RATIO * counts.min() or sizes.max() >= EVEN_CLUSTERS * sizes.min():
+            shares = sizes.float()
+    return (shares / shares.sum()).to(task.labels.device)
+
+
+def due_unlabelled(prior: Tensor, counts: Tensor, n_rows: int) -> Tensor:
+    """Shares of the classes among the unlabelled images, if labelled and unlabelled ones together have the prior's.
+
+    Args:
+      prior: [C] float, sums to 1.
+      counts: [C] int, labelled images.
+      n_rows: N, labelled and unlabelled images.
+
+    Returns: [C] float32, sums to 1; 0 for a class that has more labelled images than it is due.
+
+    Example: 8 images, 4 of each class; two of the first class are labelled.
+      >>> [round(v, 4) for v in due_unlabelled(torch.tensor([0.5, 0.5]), torch.tensor([2, 0]), 8).tolist()]
+      [0.3333, 0.6667]
+    """
+    left = (prior * n_rows - counts).clamp(min=0)
+    return (left / left.sum().clamp(min=1e-12)).float()
+
+
+def plan_of_both(cfg: OpenWorldSettings, task: Task, views: tuple[str, ...]) -> EpochPlan:
+    """Labelled and unlabelled images in every step, in the proportion of their counts."""
+    labelled, unlabelled = ((task.labels >= 0), (task.labels < 0))
+    rows = {"labelled": labelled.nonzero().flatten().cpu(), "unlabelled": unlabelled.nonzero().flatten().cpu()}
+    n_rows, n_labelled = len(task.labels), len(rows["labelled"])
+    size = min(max(1, round(cfg.batch_size * n_labelled / n_rows)), max(1, cfg.batch_size - 1))
+    sizes = {"labelled": size, "unlabelled": max(1, cfg.batch_size - size)}
+    streams = {name: Stream(of, sizes[name], views) for name, of in rows.items()}
+    return EpochPlan(streams, steps_for(n_rows, cfg.batch_size))
+
+
+def rows_of_both(batches: Mapping[str, Batch]) -> tuple[list[Tensor], Tensor]:
+    """Views [B, ...] of labelled and unlabelled rows in one, and their labels [B], of a step by `plan_of_both`."""
+    parts = [batches["labelled"], batches["unlabelled"]]
+    views = [torch.cat(each) for each in zip(*(part.views for part in parts), strict=True)]
+    return views, torch.cat([part.labels for part in parts])
+
+
+def gathered(views: Tensor) -> list[Tensor]:
+    """[V, B / processes, D] -> V tensors [B, D] of the whole batch, with gradients of this process's rows.
+
+    Example:
+      >>> [view.tolist() for view in gathered(torch.tensor([[[1.0], [2.0]], [[3.0], [4.0]]]))]
+      [[[1.0], [2.0]], [[3.0], [4.0]]]
+    """
+    n_views, _, width = views.shape
+    return list(gather_queries(views.transpose(0, 1).flatten(1)).view(-1, n_views, width).unbind(1))
+
+
+def starts_by_clusters(cfg: OpenWorldSettings, *, is_frozen: bool) -> bool:
+    """Whether the last layer starts from k-means."""
+    return cfg.start == "clusters" or (cfg.start == "auto" and is_frozen)
+
+
+@dataclass(frozen=True)
+class Start:
+    """A linear classifier on the features, and the shares of the classes that it goes with.
+
+    Attributes:
+      weight: [C, D], bias: [C].
+      prior: [C], see `prior_of`.
+      clusters: what k-means found.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    prior: Tensor
+    clusters: KMeans
+
+
+def start_of(cfg: OpenWorldSettings, task: Task, passes: Passes, *, n_rounds: int) -> Start:
+    """A last layer to start from: nearest centroids of semi-supervised k-means, and ``n_rounds`` of `settle`.
+
+    Logits of the centroids are start_scale * (c . z - |c|^2 / 2), z the unit features. For a layer that sees features
+    of another norm, the weights are divided by its mean.
+    """
+    feats = torch.cat([z.float() for _, z in passes("main", torch.arange(len(task.labels)), output="feats")])
+    norm, feats = feats.norm(dim=1).mean(), F.normalize(feats, dim=1)
+    seed = int(torch.randint(2**31, (1,)))
+    found = semi_supervised_kmeans(
+        feats, task.labels, n_classes=task.n_classes, n_seen=n_seen(task), n_init=cfg.n_init, seed=seed
+    )
+    prior = prior_of(cfg, task, found.sizes)
+    weight = cfg.start_scale * found.centroids
+    bias = -cfg.start_scale / 2 * found.centroids.square().sum(1)
+    if n_rounds:
+        due = due_unlabelled(prior, task.counts, len(task.labels))
+        rows = _some_rows(task.labels)
+        weight, bias = settle(
+            feats[rows],
+            task.labels[rows],
+            weight,
+            bias,
+            balanced=lambda logits: balance(logits, due),
+            n_rounds=n_rounds,
+        )
+    return Start(weight / norm, bias, prior, found)
+
+
+def _some_rows(labels: Tensor) -> Tensor:
+    """Rows [n] int64: all, or of more than 2 `SAMPLE_ROWS` an evenly spread share, labelled and unlabelled alike."""
+    kinds = [(labels >= 0).nonzero().flatten(), (labels < 0).nonzero().flatten()]
+    share = min(1.0, 2 * SAMPLE_ROWS / len(labels))
+    return torch.cat([_spread(rows, max(1, round(share * len(rows)))) for rows in kinds if len(rows)])
+
+
+def _spread(rows: Tensor, n: int) -> Tensor:
+    """``n`` of the rows, evenly spread."""
+    return rows[torch.linspace(0, len(rows) - 1, min(n, len(rows)), device=rows.device).round().long()]
+
+
+@torch.no_grad()
+def put_in(net: nn.Module, weight: Tensor, bias: Tensor) -> None:
+    """Put a linear classifier into the last layer of a `types.Network`."""
+    head: Any = cast(Any, net).head
+    linear = head.linear if isinstance(head, MlpHead) else head
+    linear.weight.copy_(weight)
+    linear.bias.copy_(bias)
+
+
+@torch.no_grad()
+def unlabelled_logits(task: Task, passes: Passes, net: str = "main") -> Tensor:
+    """Logits [n, C] float32 of at most `SAMPLE_ROWS` unlabelled images, evenly spread over the table."""
+    rows = (task.labels < 0).nonzero().flatten()
+    return torch.cat([logits.float() for _, logits in passes(net, _spread(rows, SAMPLE_ROWS).cpu())])
+
+
+def balance(logits: Tensor, due: Tensor, offset: Tensor | None = None) -> Tensor:
+    """What to add to the logits for the mean prediction to be the one that is due.
+
+    Args:
+      logits: [n, C] float.
+      due: [C] float >= 0, sums to 1; a class that is due nothing is pushed out by 20 nats at most.
+      offset: [C] to start from, or None.
+
+    Returns: [C] float32, mean 0.
+
+    Source: distribution alignment as in Berthelot et al. 2020 (arXiv 1911.09785), repeated until it holds.
+
+    Example:
+      >>> logits = torch.tensor([[2.0, 0.0], [2.0, 1.0], [0.5, 0.0], [0.0, 1.0]])
+      >>> offset = balance(logits, torch.tensor([0.5, 0.5]))
+      >>> [round(v, 3) for v in (logits + offset).softmax(1).mean(0).tolist()]
+      [0.5, 0.5]
+    """
+    found = torch.zeros_like(due) if offset is None else offset
+    for _ in range(BALANCE_ROUNDS):
+        mean = (logits + found).softmax(1).mean(0)
+        if bool(((mean - due).abs() < BALANCED * due.clamp(min=1e-6)).all()):
+            break
+        found = found + (due.clamp(min=1e-6) / mean.clamp(min=1e-6)).log()
+        found = (found - found.mean()).clamp(-20, 20)
+    return found
+
+
+def pace_logs(logits: Tensor, due: Tensor, n_named: int) -> dict[str, Any]:
+    """How far seen and novel classes are, as far as unlabelled images tell: JSON-ready numbers.
+
+    Args:
+      logits: [n, C] of unlabelled images.
+      due: [C] shares they should have.
+      n_named: seen classes.
+
+    Returns: novel_frac (share predicted novel), novel_due (share that should be), confidence_seen, confidence_novel
+      (mean highest probability of images predicted so; None if there are none), n_used (classes predicted at least
+      once), class_frac (share of each class).
+    """
+    sure, best = logits.softmax(1).max(1)
+    is_novel = best >= n_named
+    shares = torch.bincount(best, minlength=len(due)).float() / max(len(best), 1)
+
+    def mean(where: Tensor) -> float | None:
+        return round(float(sure[where].mean()), 5) if where.any() else None
+
+    return {
+        "novel_frac": round(float(is_novel.float().mean()), 5),
+        "novel_due": round(float(due[n_named:].sum()), 5),
+        "confidence_seen": mean(~is_novel),
+        "confidence_novel": mean(is_novel),
+        "n_used": int((shares > 0).sum()),
+        "class_frac": [round(float(share), 5) for share in shares],
+    }
+
+
+def with_margin(logits: Tensor, targets: Tensor, margin: Tensor) -> Tensor:
+    """Logits [B, C] with margin[y] added to the logit of each row's target y [B] (0 where y is -1)."""
+    onehot = F.one_hot(targets.clamp(min=0), logits.shape[1]) * (targets >= 0)[:, None]
+    return logits.float() + onehot * margin
+
+
+def state_of(cfg: OpenWorldSettings, task: Task, build_net: BuildNet, **memory: Any) -> State:
+    """One network, an even balance, and whatever else a method remembers."""
+    zeros = torch.zeros(task.n_classes, device=task.labels.device)
+    kept = {"is_frozen": build_net.is_frozen, "offset": zeros, "prior": prior_of(cfg, task), **memory}
+    return State(nets={"main": new_net(cfg, task, build_net)}, memory=kept)

@@ -1,0 +1,112 @@
+"""A classifier's answers about many images, one row each: never an images x classes table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from labelwright.train.processes import autocast_dtype
+from labelwright.train.progress import track
+from labelwright.types import ViewSource
+
+BATCH = 512
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the classifier says of N images, on the CPU.
+
+    Attributes:
+      predicted: [N] int64, most probable class.
+      probability: [N] float32, its probability.
+      runner_up: [N] int64, second most probable class (the first again when there is one class).
+      runner_up_probability: [N] float32.
+      given: [N] int64, the labels asked about, -1 = none.
+      given_probability: [N] float32, probability of the given label; nan where none was given.
+      best_other_probability: [N] float32, largest probability of a class that is not the given one; nan where none.
+    """
+
+    predicted: Tensor
+    probability: Tensor
+    runner_up: Tensor
+    runner_up_probability: Tensor
+    given: Tensor
+    given_probability: Tensor
+    best_other_probability: Tensor
+
+
+def answer(
+    probs_of: Callable[[Tensor], Tensor],
+    views: ViewSource,
+    rows: Tensor,
+    *,
+    device: torch.device,
+    precision: str,
+    given: Tensor | None = None,
+    description: str = "predicting",
+) -> Answers:
+    """Run a classifier over rows of a view source, un-augmented.
+
+    Args:
+      probs_of: maps clean views [B, ...] to probabilities [B, C] float32, rows sum to 1; in evaluation mode.
+      views: where the images come from.
+      rows: [N] int64 rows of the source.
+      device: where ``probs_of`` computes.
+      precision: "auto", "bf16" or "fp32".
+      given: [N] int64 labels to ask about, -1 = none; None = none at all.
+      description: of the progress bar.
+
+    Returns: one answer per row, in the order of ``rows``.
+    """
+    dtype = autocast_dtype(device, precision)
+    given = torch.full((len(rows),), -1, dtype=torch.int64) if given is None else given.cpu()
+    top_probs, top_classes, of_given, of_other = [], [], [], []
+    starts = range(0, len(rows), BATCH)
+    for start in track(starts, description, total=len(starts)):
+        chunk = rows[start : start + BATCH].cpu()
+        x = views.batch(chunk, "clean", seed=0, device=device)
+        with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            probs = probs_of(x).float()
+        best, classes = probs.topk(min(2, probs.shape[1]), dim=1)
+        labels = given[start : start + BATCH].to(device)
+        top_probs.append(best[:, [0, -1]].cpu())
+        top_classes.append(classes[:, [0, -1]].cpu())
+        own = probs.gather(1, labels.clamp(min=0)[:, None])[:, 0]
+        other = torch.where(classes[:, 0] == labels, best[:, -1] if best.shape[1] > 1 else 0.0 * own, best[:, 0])
+        known = labels >= 0
+        of_given.append(own.masked_fill(~known, torch.nan).cpu())
+        of_other.append(other.masked_fill(~known, torch.nan).cpu())
+    if not top_probs:
+        none, no_class = torch.empty(0), torch.empty(0, dtype=torch.int64)
+        return Answers(no_class, none, no_class, none, no_class, none, none)
+    probs2, classes2 = torch.cat(top_probs), torch.cat(top_classes)
+    return Answers(
+        predicted=classes2[:, 0],
+        probability=probs2[:, 0],
+        runner_up=classes2[:, 1],
+        runner_up_probability=probs2[:, 1],
+        given=given,
+        given_probability=torch.cat(of_given),
+        best_other_probability=torch.cat(of_other),
+    )
+
+
+def trust(probability: Tensor, best_other: Tensor) -> Tensor:
+    """How far to trust a label: its probability against the best other class's, as a normalised margin.
+
+    Args:
+      probability: [N] float, probability of the label.
+      best_other: [N] float, largest probability of another class.
+
+    Returns: [N] float, 0 to 1; 0.5 = a tie, below 0.5 = the classifier prefers another class.
+
+    Source: normalised margin of Northcutt 2021 (arXiv 1911.00068), Section 3.3, mapped from [-1, 1] to [0, 1].
+
+    Example:
+      >>> trust(torch.tensor([0.9, 0.2]), torch.tensor([0.1, 0.6])).tolist()
+      [0.8999999761581421, 0.30000001192092896]
+    """
+    return (1.0 + probability - best_other) / 2.0

@@ -1,0 +1,142 @@
+"""How learning from candidate labels went, for a report: trust, agreement, parts of the loss, what was deployed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from labelwright.reporting.charts import PERCENT, Figure, finite, line_figure
+from labelwright.reporting.numbers import percent
+from labelwright.reporting.run_files import Run
+
+SHARES = {
+    "reliable_frac": "guesses trusted",
+    "trusted_frac": "guesses trusted",
+    "in_set_frac": "answers that are among the guesses",
+    "inside_frac": "answers that are among the guesses",
+    "network_agreement": "images on which the two networks agree",
+}
+"""Shares logged after each epoch, in plain words; the first of two with the same words is shown."""
+
+PARTS = {
+    "partial_loss": "any of the guesses",
+    "loss_p": "trusted guesses",
+    "loss_u": "the other images",
+    "loss_prototypes": "class centres",
+    "loss_contrastive": "pairs of images",
+    "distillation": "one network of two",
+    "classification": "labels",
+    "contrastive": "pairs of images",
+}
+"""Parts of the loss, in plain words."""
+
+
+def division_figures(run: Run) -> list[Figure]:
+    """Shares of trusted guesses and of agreement, likeness of the class centres, parts of the loss, over epochs.
+
+    Example:
+      >>> epochs = [{"epoch": e, "reliable_frac": 0.5 + e / 10} for e in range(3)]
+      >>> summary = {"candidates": {"n_images": 3}}
+      >>> [figure.alt for figure in division_figures(Run(summary, {}, {}, {}, epochs, [], None, "run"))]
+      ['Line chart over epoch: guesses trusted from 0.5 to 0.7.']
+    """
+    if not run.summary.get("candidates"):
+        return []
+    figures = []
+    curves: dict[str, tuple[list[Any], list[Any]]] = {}
+    for key, words in SHARES.items():
+        found = _curve(run, key)
+        if found is not None and words not in curves:
+            curves[words] = found
+    if curves:
+        axis = {**PERCENT, "range": [0, 1.03]}
+        title = "Guesses and answers" if len(curves) > 1 else next(iter(curves)).capitalize()
+        figures.append(line_figure(title, "epoch", "share of the images", curves, y=axis))
+        figures[0].layout["height"] = 380 if len(curves) > 1 else 320  # long words in the legend
+    alike = _curve(run, "prototype_cosine", skip=0.0)  # exactly 0: none are there yet
+    if alike is not None:
+        axis = {"range": [min(0.0, *alike[1]), 1.03]}
+        title = "Likeness of the class centres"
+        figures.append(line_figure(title, "epoch", "mean cosine, 1 = all alike", {title: alike}, y=axis))
+    parts = {words: found for key, words in PARTS.items() if (found := _curve(run, key)) is not None}
+    if len(parts) > 1:
+        figures.append(line_figure("Parts of the loss", "epoch", "loss", parts, y={"rangemode": "tozero"}))
+    return figures
+
+
+def curve_notes(run: Run) -> list[str]:
+    """How to read the charts of `division_figures` that there are.
+
+    Example:
+      >>> epochs = [{"epoch": e, "inside_frac": 0.5} for e in range(2)]
+      >>> curve_notes(Run({"candidates": {"n_images": 3}}, {}, {}, {}, epochs, [], None, "run"))
+      ['An answer that is not among the guesses is a correction, or a mistake.']
+    """
+    figures = division_figures(run)
+    drawn = {trace["name"] for figure in figures for trace in figure.data}
+    notes = {
+        SHARES["reliable_frac"]: "A guess is trusted when what the model sees agrees with it.",
+        SHARES["in_set_frac"]: "An answer that is not among the guesses is a correction, or a mistake.",
+    }
+    said = [words for curve, words in notes.items() if curve in drawn]
+    has_parts = any(figure.title == "Parts of the loss" for figure in figures)
+    return said + (["The loss jumps where a part of it sets in or ends; that is no failure."] if has_parts else [])
+
+
+def _curve(run: Run, key: str, *, skip: float | None = None) -> tuple[list[int], list[float]] | None:
+    """(epochs, values) of a number, the mean over networks where each logs its own; None with fewer than two.
+
+    Values that are exactly ``skip`` are left out.
+    """
+    start = finite(run.begin.get(key))
+    found = [] if start is None else [(0, start)]
+    for i, record in enumerate(run.epochs):
+        own = [finite(record.get(name)) for name in ((key,) if key in record else (f"{key}_main", f"{key}_peer"))]
+        known = [value for value in own if value is not None]
+        if known:
+            found.append((record.get("epoch", i) + 1, sum(known) / len(known)))
+    found = [(at, value) for at, value in found if value != skip]
+    return ([at for at, _ in found], [value for _, value in found]) if len(found) > 1 else None
+
+
+def deployed_words(epochs: Sequence[Mapping[str, Any]], begin: Mapping[str, Any]) -> list[str]:
+    """Which network of Co-Reg was saved, and by what score; no words for a run that does not say.
+
+    Args:
+      epochs: records of the epochs.
+      begin: record of what came before them.
+
+    Example:
+      >>> last = {"deployed": "better", "score_main": 0.5, "score_peer": 0.75, "score_deployed": 0.75}
+      >>> deployed_words([last], {})[0]
+      'Of the two networks that were trained the second one was saved: its score is the higher one (0.500 and 0.750).'
+    """
+    last = next((record for record in reversed(epochs) if record.get("deployed")), None)
+    if last is None:
+        return []
+    scores = [finite(last.get(f"score_{name}")) for name in ("main", "peer")]
+    both = "" if None in scores else f" ({scores[0]:.3f} and {scores[1]:.3f})"
+    n_distilled = sum("distillation" in record for record in epochs)
+    lasted = f"the last {n_distilled} epochs" if n_distilled > 1 else "the last epoch"
+    second = scores[0] is not None and scores[1] is not None and scores[1] > scores[0]
+    how = {
+        "distil": f"Two networks were trained; in {lasted} one learned from the mean of both, and that one was saved.",
+        "average": f"Two networks were trained; the mean of their weights was saved{both}.",
+        "better": (
+            f"Of the two networks that were trained the {'second' if second else 'first'} one was saved: its score is "
+            f"the higher one{both}."
+            if both
+            else "The one network that was trained was saved."
+        ),
+        "annotator": "The annotator's own classifier was saved, not what was trained: it fits the images better.",
+    }
+    said = [how.get(str(last["deployed"]), f"Saved: {last['deployed']}.")]
+    reached, start = finite(last.get("score_deployed")), finite(last.get("score_guesses"))
+    if reached is not None and start is not None:
+        said.append(
+            "Score, found without any label: how well answers agree with groups of images that look alike "
+            f"(0 not at all, 1 fully). The guesses: {start:.3f}; the trained network: {reached:.3f}."
+        )
+    elif reached is not None:
+        said.append(f"Score, found without any label: {percent(reached)} of its answers are among the image's guesses.")
+    return said

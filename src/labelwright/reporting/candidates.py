@@ -1,0 +1,338 @@
+"""What a report shows of a run on candidate labels: what the guesses were, and whether training bettered them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from labelwright.reporting.before_after import MAX_NAMED, wrapped_text
+from labelwright.reporting.candidate_training import curve_notes, deployed_words
+from labelwright.reporting.charts import AFTER, BEFORE, Figure, axes_layout, plain_text
+from labelwright.reporting.numbers import number, percent, points
+from labelwright.reporting.run_files import Run
+
+HARDLY = 0.1  # of an even share of the first guesses: a class with less is hardly ever named, as for Co-Reg's prior
+CHANGED = 0.05  # of a class's images: smaller changes are not called a correction or a loss
+LOST = "#d55e00"
+
+
+@dataclass(frozen=True)
+class Guessed:
+    """The words of the section.
+
+    Attributes:
+      origin: where the guesses come from.
+      facts: (what, value) of the candidate sets.
+      replaced: (class, text) of the names that gave way to a description before the annotator was asked.
+      verdict: sentences that compare the model with what it learned from.
+      is_worse: it is below its annotator on the test images.
+      corrected, lost: rows of `change_rows` of which one can say so, largest change first.
+      scored_on: the images that they were counted on.
+      notes: how to read the curves of training.
+      deployed: sentences on which network was saved, and why.
+    """
+
+    origin: str
+    facts: list[tuple[str, str]]
+    replaced: list[tuple[str, str]]
+    verdict: list[str]
+    is_worse: bool
+    corrected: list[dict[str, Any]]
+    lost: list[dict[str, Any]]
+    scored_on: str
+    notes: list[str]
+    deployed: list[str]
+
+
+def guessed_section(run: Run) -> Guessed | None:
+    """What there is to say of candidate labels; None for a run that had none.
+
+    Example:
+      >>> sets = {"n_images": 4, "mean_set_size": 2.0, "largest_set": 2, "n_empty": 0, "n_single": 0}
+      >>> summary = {"candidates": sets, "annotator": None, "guesses": {"named": [4, 4], "first": [4, 0], "sizes": [0]}}
+      >>> said = guessed_section(Run(summary, {"class_names": ["cat", "owl"]}, {}, {}, [], [], None, "run"))
+      >>> said.origin, said.facts[-1], said.verdict
+      ('They came with the data.', ('Hardly ever the first guess', 'owl (0)'), [])
+    """
+    if not run.summary.get("candidates"):
+        return None
+    on_test, on_train = change_rows(run, "test"), change_rows(run, "train")
+    rows = on_test or on_train
+    known = [row for row in rows if row["change"] is not None]
+    return Guessed(
+        origin=_origin(run),
+        facts=_facts(run),
+        replaced=[(str(name), str(text)) for name, text in (_annotator(run).get("descriptions") or {}).items()],
+        verdict=_verdict(run),
+        is_worse=is_below_annotator(run.summary),
+        corrected=[row for row in known if row["change"] >= CHANGED],
+        lost=[row for row in reversed(known) if row["change"] <= -CHANGED],
+        scored_on="test images" if on_test else "training images whose truth is known",
+        notes=curve_notes(run),
+        deployed=deployed_words(run.epochs, run.begin),
+    )
+
+
+# ---- the guesses ----------------------------------------------------------------------------------------------------
+
+
+def _annotator(run: Run) -> Mapping[str, Any]:
+    return run.summary.get("annotator") or {}
+
+
+def _origin(run: Run) -> str:
+    who = _annotator(run)
+    if not who:
+        return "They came with the data."
+    if who.get("kind") == "chat":
+        words = f"The chat model {who['name']} was asked about each image, in {who.get('phrasings', 1)} wordings"
+        unread = who.get("n_unparseable") or 0
+        words += f"; {unread:,} of {who.get('n_answers', 0):,} answers named no class of the list" if unread else ""
+        failed = who.get("n_failed") or 0
+        return words + (f"; {failed:,} questions failed." if failed else ".")
+    rules = {
+        "union": "every class that one of the wordings puts first",
+        "top_k": f"the {who.get('top_k')} classes that fit best",
+        "ratio": f"every class at least {who.get('ratio')} times as probable as the best one",
+        "mean": "the one class that fits best",
+    }
+    wordings = who.get("n_templates") or 1
+    how = f", in {wordings} wordings" if wordings > 1 else ""
+    return (
+        f"{who['name']} compared each image with the class names{how}; its guesses are "
+        f"{rules.get(str(who.get('rule')), 'the classes that fit')}."
+    )
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    found, counts = run.summary["candidates"], run.summary.get("guesses") or {}
+    facts = [("Images", number(found.get("n_images")))]
+    if found.get("mean_set_size") is not None:
+        facts.append(("Guesses per image", f"{found['mean_set_size']:.2f} on average, at most {found['largest_set']}"))
+    facts += [("Images with a single guess", number(found["n_single"]))] if found.get("n_single") else []
+    facts += [("Images without any", number(found["n_empty"]))] if found.get("n_empty") else []
+    if found.get("truth_inside") is not None:
+        of = f" of {found['n_scored']:,} images" if found.get("n_scored") else ""
+        facts.append(("Truth among the guesses, where it is known", percent(found["truth_inside"]) + of))
+    if counts.get("accuracy") is not None:
+        facts.append((f"{_one_guess(run).capitalize()}, right", percent(counts["accuracy"])))
+    names = run.class_names
+    named, first = counts.get("named") or [], counts.get("first") or []
+    if len(named) != len(names) or len(first) != len(names):
+        return facts
+    never = [name for name, n in zip(names, named, strict=True) if n == 0]
+    even = sum(first) / max(1, len(first))
+    hardly = [f"{c} ({n:.0f})" for c, n, m in zip(names, first, named, strict=True) if m and n < HARDLY * even]
+    facts += [("Never guessed", _listed(never))] if never else []
+    what = "Hardly ever the first guess" if _is_ranked(run) else "Hardly ever guessed"
+    return facts + ([(what, _listed(hardly))] if hardly else [])
+
+
+def _is_ranked(run: Run) -> bool:
+    return bool((run.summary.get("guesses") or {}).get("is_ranked", True))
+
+
+def _one_guess(run: Run) -> str:
+    """What ``first`` of the guesses counts: of sets whose members all weigh the same there is no first one."""
+    return "first guess" if _is_ranked(run) else "guess drawn by chance"
+
+
+def guess_figures(run: Run) -> list[Figure]:
+    """Images whose guesses hold a class, and whose first guess it is; sizes of the sets where they differ.
+
+    Example:
+      >>> summary = {"candidates": {"n_images": 3}, "guesses": {"named": [3, 2], "first": [3, 0], "sizes": [0, 1, 2]}}
+      >>> figures = guess_figures(Run(summary, {"class_names": ["cat", "owl"]}, {}, {}, [], [], None, "run"))
+      >>> [figure.title for figure in figures]
+      ['How often each class is guessed', 'Guesses per image']
+    """
+    counts, names = run.summary.get("guesses") or {}, run.class_names
+    figures = []
+    named, first = counts.get("named") or [], counts.get("first") or []
+    if names and len(named) == len(first) == len(names):
+        rows = sorted(zip(names, named, first, strict=True), key=lambda row: (-row[2], -row[1]))
+        series = {"among the guesses": [n for _, n, _ in rows], _one_guess(run): [n for _, _, n in rows]}
+        figures.append(_count_bars("How often each class is guessed", [name for name, *_ in rows], series))
+    sizes = [(size, n) for size, n in enumerate(counts.get("sizes") or []) if n]
+    if len(sizes) > 1:
+        bars: dict[str, Any] = {"type": "bar", "x": [s for s, _ in sizes], "y": [n for _, n in sizes]}
+        bars |= {"marker": {"color": AFTER}, "hovertemplate": "%{x} guesses: %{y:,} images<extra></extra>"}
+        most = max(sizes, key=lambda row: row[1])
+        alt = f"Bar chart: from {sizes[0][0]} to {sizes[-1][0]} guesses per image, most often {most[0]}."
+        layout = axes_layout("guesses", "images", x={"tickformat": "d"})
+        figures.append(Figure("Guesses per image", alt, [bars], layout))
+    return figures
+
+
+def _count_bars(title: str, names: Sequence[str], series: Mapping[str, Sequence[float]]) -> Figure:
+    """Two bars per class; the names beside them, or on hover where they are many."""
+    data, at = [], list(range(len(names)))
+    is_named = len(names) <= MAX_NAMED
+    for (words, values), colour in zip(series.items(), (BEFORE, AFTER), strict=True):
+        bars: dict[str, Any] = {"type": "bar", "name": words, "orientation": "h" if is_named else "v"}
+        bars |= {"x": list(values), "y": at} if is_named else {"x": at, "y": list(values)}
+        bars |= {"customdata": [plain_text(name) for name in names], "marker": {"color": colour}}
+        value = "%{x:,.0f}" if is_named else "%{y:,.0f}"
+        data.append(bars | {"hovertemplate": f"%{{customdata}}, {words}: {value} images<extra></extra>"})
+    last = list(series.values())[-1]
+    top, low = max(at, key=lambda c: last[c]), min(at, key=lambda c: last[c])
+    alt = (
+        f"Bar chart of {len(names)} classes: the first guess most often {names[top]} ({last[top]:,.0f} images), "
+        f"least often {names[low]} ({last[low]:,.0f})."
+    )
+    layout = _named_layout("images", names) if is_named else axes_layout("", "images", names=names)
+    return Figure(title, alt, data, layout | {"showlegend": True, "legend": _LEGEND}, is_wide=not is_named)
+
+
+_LEGEND = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "traceorder": "normal"}
+
+
+def _named_layout(what: str, names: Sequence[str], *, x: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Layout of a chart with one row per class, its name beside it."""
+    n = len(names)
+    layout = axes_layout(what, "", x={"nticks": 6, **(x or {})}) | {"bargap": 0.25, "height": 110 + 25 * n}
+    rows = {"tickmode": "array", "tickvals": list(range(n)), "range": [n - 0.5, -0.5], "showgrid": False}
+    layout["yaxis"] |= rows | {"ticktext": [plain_text(name) for name in names], "zeroline": False}
+    small = {"ticktext": [wrapped_text(name) for name in names], "tickfont": {"size": 11}}
+    layout["meta"] = {"narrow": {"height": 110 + 36 * n, "yaxis": small, "xaxis": {"nticks": 3}}}
+    return layout | {"margin": {"l": 12, "r": 24, "t": 36, "b": 48}}
+
+
+# ---- against what it learned from -----------------------------------------------------------------------------------
+
+
+def is_below_annotator(summary: Mapping[str, Any]) -> bool:
+    """Whether the model is right less often on the test images than the annotator it learned from.
+
+    Example:
+      >>> summary = {"candidates": {"n_images": 1}, "annotator": {"kind": "two towers"}, "zero_shot": {"accuracy": 0.6}}
+      >>> is_below_annotator({**summary, "test": {"accuracy": 0.5}}), is_below_annotator(summary)
+      (True, False)
+    """
+    test, before = summary.get("test") or {}, summary.get("zero_shot") or {}
+    if not knows_annotator(summary) or test.get("accuracy") is None or before.get("accuracy") is None:
+        return False
+    return bool(test["accuracy"] < before["accuracy"])
+
+
+def knows_annotator(summary: Mapping[str, Any]) -> bool:
+    """Whether ``zero_shot`` of summary.json is what the run's annotator answers: of two towers, not of a chat model.
+
+    Example:
+      >>> knows_annotator({"candidates": {"n_images": 1}, "annotator": {"kind": "chat"}})
+      False
+    """
+    return bool(summary.get("candidates")) and (summary.get("annotator") or {}).get("kind") == "two towers"
+
+
+def change_rows(run: Run, images: str) -> list[dict[str, Any]]:
+    """Class by class, the share that is right before and after training, the largest gain first.
+
+    Args:
+      run: on candidate labels.
+      images: "test", against the annotator's answers on them; or "train", where the truth is known for scoring, against
+        the annotator's answers or, without these, the first guesses.
+
+    Returns: rows with the keys name, before, after, change; None where a class has no such images. No rows where there
+      is nothing to compare.
+
+    Example:
+      >>> summary = {"pseudolabels": {"per_class": [0.5, 1.0]}, "guesses": {"per_class": [0.75, 0.25]}}
+      >>> run = Run(summary, {"class_names": ["cat", "owl"]}, {}, {}, [], [], None, "run")
+      >>> [(row["name"], row["change"]) for row in change_rows(run, "train")]
+      [('owl', 0.75), ('cat', -0.25)]
+    """
+    summary = run.summary
+    before: Mapping[str, Any]
+    if images == "test":
+        after, before = run.test, run.zero_shot if knows_annotator(summary) else {}
+    else:
+        after = summary.get("pseudolabels") or {}
+        asked = (after.get("zero_shot") or {}) if knows_annotator(summary) else {}
+        before = asked if asked.get("per_class") else summary.get("guesses") or {}
+    names, was, now = run.class_names, before.get("per_class") or [], after.get("per_class") or []
+    if not names or len(was) != len(names) or len(now) != len(names):
+        return []
+    rows = [
+        {"name": name, "before": b, "after": a, "change": None if a is None or b is None else a - b}
+        for name, b, a in zip(names, was, now, strict=True)
+    ]
+    return sorted(rows, key=lambda row: -2.0 if row["change"] is None else -row["change"])
+
+
+def change_figures(run: Run) -> list[Figure]:
+    """A line per class from the annotator to the model, on the test and on the training images.
+
+    Example:
+      >>> summary = {"candidates": {"n_images": 1}, "annotator": {"kind": "two towers"},
+      ...            "zero_shot": {"per_class": [0.5, 1.0]}, "test": {"per_class": [1.0, 0.75]}}
+      >>> figures = change_figures(Run(summary, {"class_names": ["a", "b"]}, {}, {}, [], [], None, "run"))
+      >>> [figure.alt for figure in figures]
+      ['Chart of 2 classes before and after training: most gained a (+50.0 points), least b (-25.0 points).']
+    """
+    figures = []
+    for images, where in (("test", "test images"), ("train", "training images whose truth is known")):
+        rows = [row for row in change_rows(run, images) if row["change"] is not None]
+        if rows:
+            asked = images == "test" or bool((run.summary.get("pseudolabels") or {}).get("zero_shot"))
+            who = "annotator" if asked and knows_annotator(run.summary) else _one_guess(run)
+            figures.append(_dumbbells(f"Right in each class, {where}", rows, who))
+    return figures
+
+
+def _dumbbells(title: str, rows: Sequence[Mapping[str, Any]], who: str) -> Figure:
+    names, at = [row["name"] for row in rows], list(range(len(rows)))
+    data: list[dict[str, Any]] = []
+    for colour, is_gain in ((AFTER, True), (LOST, False)):
+        shown = [(c, row) for c, row in enumerate(rows) if row["change"] and (row["change"] > 0) == is_gain]
+        line: dict[str, Any] = {"type": "scatter", "mode": "lines", "name": "corrected" if is_gain else "lost"}
+        line |= {"x": [v for _, row in shown for v in (row["before"], row["after"], None)], "hoverinfo": "skip"}
+        line |= {"y": [v for c, _ in shown for v in (c, c, None)], "line": {"color": colour, "width": 4}}
+        data += [line] if shown else []
+    hover = [f"{plain_text(row['name'])}: {percent(row['before'])} → {percent(row['after'])}" for row in rows]
+    for key, words, colour in (("before", who, BEFORE), ("after", "this model", AFTER)):
+        dots: dict[str, Any] = {"type": "scatter", "mode": "markers", "name": words, "customdata": hover, "y": at}
+        dots |= {"x": [row[key] for row in rows], "marker": {"color": colour, "size": 10}}
+        data.append(dots | {"hovertemplate": "%{customdata}<extra></extra>"})
+    is_named = len(rows) <= MAX_NAMED
+    axis = {"range": [-0.03, 1.03], "tickformat": ".0%"}
+    layout = _named_layout("share of the class's images that is right", names, x=axis)
+    if not is_named:
+        layout["yaxis"] |= {"showticklabels": False, "title": {"text": "classes (names on hover)"}}
+        layout |= {"height": 600, "meta": {}}
+    best, worst = rows[0], rows[-1]
+    alt = (
+        f"Chart of {len(rows)} classes before and after training: most gained {best['name']} "
+        f"({points(best['before'], best['after'])} points), least {worst['name']} "
+        f"({points(worst['before'], worst['after'])} points)."
+    )
+    return Figure(title, alt, data, layout | {"showlegend": True, "legend": _LEGEND})
+
+
+def _verdict(run: Run) -> list[str]:
+    summary, said = run.summary, []
+    test, before = run.test, run.zero_shot
+    if test.get("accuracy") is not None and before.get("accuracy") is not None and knows_annotator(summary):
+        change = points(before["accuracy"], test["accuracy"])
+        words = f"On {test.get('n_scored', 0):,} test images the annotator alone is right for "
+        words += f"{percent(before['accuracy'])}, the model that learned from it for {percent(test['accuracy'])} "
+        said.append(f"{words}({change} points).")
+        if is_below_annotator(summary):
+            said.append(
+                "It is worse than its annotator: use the annotator's guesses, or better ones, rather than this model."
+            )
+    after = summary.get("pseudolabels") or {}
+    asked = (after.get("zero_shot") or {}) if knows_annotator(summary) else {}
+    start = asked if asked.get("accuracy") is not None else summary.get("guesses") or {}
+    if after.get("accuracy") is not None and start.get("accuracy") is not None:
+        who = "the annotator's answers are" if asked.get("accuracy") is not None else f"the {_one_guess(run)} is"
+        said.append(
+            f"Training images whose truth is known (used for scoring alone): {who} right for "
+            f"{percent(start['accuracy'])}, the model's answers for {percent(after['accuracy'])}."
+        )
+    return said
+
+
+def _listed(names: Sequence[str], limit: int = 20) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -1,0 +1,369 @@
+"""report.html of a run: one page, nothing loaded from elsewhere, made only from the files of the run folder.
+
+What a run did not write (no test images, no slopes, no labels) leaves its section out; nothing is filled in.
+Text from the user (class names, paths) is escaped by the template, in charts by charts.py; a content security policy
+in the page forbids it any network.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
+from plotly.offline import get_plotlyjs
+from scipy.stats import binomtest
+
+from labelwright.metrics.classification import GROUPS
+from labelwright.reporting.before_after import (
+    compared_class_figures,
+    labelled_figures,
+    pseudolabel_figures,
+    pseudolabel_rows,
+    pseudolabel_summary,
+)
+from labelwright.reporting.candidate_training import division_figures
+from labelwright.reporting.candidates import (
+    change_figures,
+    change_rows,
+    guess_figures,
+    guessed_section,
+    is_below_annotator,
+    knows_annotator,
+)
+from labelwright.reporting.charts import class_figures, curve_figures, reliability_figures, slope_figures
+from labelwright.reporting.numbers import duration, number, percent, points
+from labelwright.reporting.open_world import evidence_figures, found_words, open_world_section, pace_figures
+from labelwright.reporting.run_files import Run, class_rows, read_run
+from labelwright.reporting.thumbnails import read_thumbnails
+from labelwright.reporting.vision_language import kept_epoch, margin_figures, margin_rows, name_fit, watch_figures
+from labelwright.telling import folded_warnings
+from labelwright.train.track import write_text_atomically
+
+SCORES = {
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy (mean over classes)",
+    "seen": "Accuracy on classes with labels",
+    "novel": "Accuracy on new classes",
+    "unseen": "Accuracy on named classes without labels",
+    "harmonic": "Harmonic mean of classes with and without labels",
+    "ece": "Expected calibration error",
+}
+"""Scores shown if the run has them, in this order."""
+
+SITUATIONS = {
+    "no_labels": "class names but no labels",
+    "few_labels": "a few labels per class",
+    "some_classes": "labels for only some of the classes",
+    "candidates": "a set of candidate labels per image",
+    "long_tailed": "a label for every image, with uneven class counts",
+    "open_world": "labels for some classes, and classes nobody named",
+}
+
+MAX_ROWS = 100  # of a table; what is left out is said below it
+
+
+def render(run_folder: Path) -> Path:
+    """Write ``report.html`` into a run folder, in place of one that may be there.
+
+    Args:
+      run_folder: holds summary.json; data.json, config.yaml, environment.json, metrics.jsonl, labels.parquet and
+        thumbnails.json are used where present.
+
+    Returns: path of the report, about 5 MB, most of it plotly.js.
+
+    Raises: DataError: no summary.json, or a file that cannot be read.
+
+    Example:
+      >>> import tempfile; folder = Path(tempfile.mkdtemp())
+      >>> _ = (folder / "summary.json").write_text('{"method": "cvs", "test": {"accuracy": 0.5}}')
+      >>> 'Accuracy</th><td class="n">50.0%' in render(folder).read_text()
+      True
+    """
+    run = read_run(Path(run_folder))
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters.update(pct=percent, number=number, two=lambda value: "–" if value is None else f"{value:.2f}")
+    environment.globals.update(points=points)
+    guessed = guessed_section(run)
+    changes = [] if guessed is None else change_figures(run)
+    shows_test = guessed is not None and len(change_rows(run, "test")) > 0  # among the changes
+    sections = {
+        "counts": labelled_figures(run),
+        "guesses": guess_figures(run),
+        "changes": changes,
+        "division": division_figures(run),
+        "evidence": evidence_figures(run),
+        "pace": pace_figures(run),
+        "pseudolabels": pseudolabel_figures(run)[: 1 if changes else None],  # the other would show the same again
+        "curves": curve_figures(run),
+        "watch": watch_figures(run),
+        "margins": margin_figures(run),
+        "classes": [] if shows_test else compared_class_figures(run) or class_figures(run),
+        "reliability": reliability_figures(run),
+        "slopes": slope_figures(run),
+    }
+    every = [figure for figures in sections.values() for figure in figures]
+    place = iter(range(len(every)))
+    numbered = {name: [(next(place), figure) for figure in figures] for name, figures in sections.items()}
+    page = environment.get_template("template.html").render(
+        run=run,
+        figures=numbered,
+        figure_json=[{"data": figure.data, "layout": figure.layout} for figure in every],
+        plotly_js=get_plotlyjs(),
+        headline=_headline(run),
+        signs=folded_warnings(run.summary.get("warnings") or []),
+        guessed=guessed,
+        knows_annotator=knows_annotator(run.summary),
+        open_world=open_world_section(run, read_thumbnails(Path(run_folder))),
+        scores=[(title, key, run.test[key]) for key, title in SCORES.items() if run.test.get(key) is not None],
+        zero_shot=run.zero_shot,
+        names=name_fit(run),
+        pseudolabels=pseudolabel_summary(run),
+        pseudolabel_rows=pseudolabel_rows(run),
+        margins=margin_rows(run),
+        kept_epoch=kept_epoch(run),
+        quarantined=run.data.get("quarantined") or [],
+        kinds=Counter(problem.get("kind", "?") for problem in run.data.get("quarantined") or []).most_common(),
+        groups=_group_rows(run),
+        classes=class_rows(run),
+        confusions=_confusion_rows(run),
+        least_trusted=_least_trusted(run.labels),
+        command=_command(run.config),
+        config_text=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True) if run.config else "",
+        versions=_flat(run.environment),
+        max_rows=MAX_ROWS,
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+    path = Path(run_folder) / "report.html"
+    write_text_atomically(path, page)
+    return path
+
+
+# ---- words ----------------------------------------------------------------------------------------------------------
+
+
+def _headline(run: Run) -> list[tuple[str, str]]:
+    """(question, answer) pairs, each answer made of what the run wrote."""
+    answers = [
+        ("What was found", _found(run)),
+        ("What was done", _done(run)),
+        ("How good it is", _how_good(run)),
+        ("How far to trust it", _how_far(run)),
+    ]
+    return [(question, answer) for question, answer in answers if answer]
+
+
+def _found(run: Run) -> str:
+    summary, words = run.summary, []
+    if summary.get("n_images") is not None:
+        labelled = summary.get("n_labelled")
+        part = (
+            ""
+            if labelled is None
+            else ", all labelled"
+            if labelled == summary["n_images"]
+            else f", {labelled:,} labelled"
+        )
+        classes = "" if summary.get("n_classes") is None else f" of {summary['n_classes']:,} classes"
+        words.append(f"{summary['n_images']:,} training images{classes}{part}.")
+    situation = run.data.get("situation") or {}
+    name = situation.get("name") or summary.get("situation")
+    if name:
+        meaning = f" ({SITUATIONS[name]})" if name in SITUATIONS else ""
+        reason = str(situation.get("reason") or "").rstrip(".")
+        words.append(f"Situation: {name}{meaning}{': ' + reason if reason else ''}.")
+    fit = name_fit(run)
+    if fit is not None and fit.n_mismatched:
+        n_all, is_one = len(fit.changed) + len(fit.kept), fit.n_mismatched == 1
+        words.append(
+            f"{fit.n_mismatched:,} of {n_all:,} class names {'fits' if is_one else 'fit'} no image: see below."
+        )
+    words += [found] if (found := found_words(run)) else []
+    n_out = len(run.data.get("quarantined") or [])
+    if n_out:
+        words.append(f"{n_out:,} unusable {'image was' if n_out == 1 else 'images were'} left out: see below.")
+    return " ".join(words)
+
+
+def _done(run: Run) -> str:
+    summary = run.summary
+    if not summary.get("method"):
+        return ""
+    words = f"Method {summary['method']}"
+    words += f" on {summary['encoder']}" if summary.get("encoder") else ""
+    words += f", {len(run.epochs):,} epochs" if run.epochs else ""
+    seconds = summary.get("seconds")
+    if isinstance(seconds, Mapping) and seconds:
+        words += f", {duration(sum(v for v in seconds.values() if isinstance(v, int | float)))} in all"
+    words += f", seed {summary['seed']}" if summary.get("seed") is not None else ""
+    device = run.environment.get("device")
+    return words + (f", on {device}." if device else ".")
+
+
+def _how_good(run: Run) -> str:
+    test = run.test
+    accuracy, n = test.get("accuracy"), test.get("n_scored")
+    if accuracy is None:
+        return "Unknown: there were no labelled test images."
+    words = f"Right for {percent(accuracy)} of {f'{n:,} ' if n else ''}test images"
+    if n:
+        # Wilson's, which holds for few images and for none or all of them right as well.
+        low, high = binomtest(round(accuracy * n), n).proportion_ci(method="wilson")
+        words += f" (95% interval {percent(low)} to {percent(high)}: sampling error of one run)"
+    if test.get("balanced_accuracy") is not None:
+        words += f"; {percent(test['balanced_accuracy'])} when every class counts the same"
+    zero_shot = run.zero_shot.get("accuracy")
+    if zero_shot is not None:
+        before = "its annotator alone is right for" if knows_annotator(run.summary) else "zero-shot it was"
+        words += f"; {before} {percent(zero_shot)}"
+        words += ", more than this model" if is_below_annotator(run.summary) else ""
+    how = {"held out": " The test images were held out of the data given.", "split": " The data named its test images."}
+    words += "." + how.get(str(run.data.get("test_is")), "")
+    if test.get("few") is not None and run.has_groups:
+        words += f" Classes with the fewest training images: {percent(test['few'])}."
+    names = test.get("class_names") or run.class_names  # with classes that nobody named, of the truth
+    weak = [(a, name) for a, name in zip(test.get("per_class") or [], names, strict=False) if a is not None]
+    if len(weak) > 1:
+        words += f" Weakest class: {min(weak)[1]}, {percent(min(weak)[0])}."
+    return words
+
+
+def _how_far(run: Run) -> str:
+    words = []
+    table = (run.test.get("reliability") or {}).get("all") or []
+    n = sum(row["count"] for row in table)
+    if n and run.test.get("ece") is not None and run.test.get("accuracy") is not None:
+        confidence = sum(row["count"] * row["confidence"] for row in table if row["count"]) / n
+        gap = confidence - run.test["accuracy"]
+        leaning = (
+            "too sure of itself" if gap > 0.02 else "too modest" if gap < -0.02 else "neither too sure nor too modest"
+        )
+        words.append(
+            f"Its probabilities are off by {run.test['ece'] * 100:.1f} points on average; it is {leaning}: "
+            f"mean confidence {percent(confidence)}, right {percent(run.test['accuracy'])}."
+        )
+    if run.labels is not None and "trust" in run.labels.column_names and run.labels.num_rows:
+        low = pc.sum(pc.less(run.labels["trust"], 0.5)).as_py() or 0
+        words.append(
+            f"Of {run.labels.num_rows:,} labels, {low:,} have a trust under 0.5: look at these first (listed below)."
+            if low
+            else f"None of {run.labels.num_rows:,} labels has a trust under 0.5; the least trusted are listed below."
+        )
+    warnings = len(folded_warnings(run.summary.get("warnings") or []))
+    if warnings:
+        words.append(f"{warnings} failure {'sign was' if warnings == 1 else 'signs were'} seen: see below.")
+    return " ".join(words)
+
+
+def _command(config: Mapping[str, Any]) -> str:
+    """The command line that makes the run again, from the keys of config.yaml that have a flag."""
+    if not config.get("data"):
+        return ""
+    words = ["labelwright", "fit", str(config["data"]), "--out", "RUN"]
+    flags = {"test": "test", "test_frac": "test-frac", "method": "method", "model": "model", "size_px": "size"}
+    if config.get("views") == "embeddings":
+        flags |= {"n_views": "n-views", "templates": "templates", "descriptions": "descriptions"}
+    flags |= {
+        "seed": "seed",
+        "device": "device",
+        "precision": "precision",
+        "on_bad": "on-bad",
+        "group": "group",
+        "novel": "novel",
+    }
+    for key, flag in flags.items():
+        if config.get(key) is not None:
+            words += [f"--{flag}", str(config[key])]
+    words += _asked(config)
+    if config.get("flip") is not None:
+        words += [
+            "--flip",
+            "on" if config["flip"] is True else "off" if config["flip"] is False else str(config["flip"]),
+        ]
+    if config.get("pretrained") is False:
+        words.append("--no-pretrained")
+    if config.get("freeze"):
+        words += ["--freeze", *map(str, config["freeze"])]
+    settings = [f"{key}={_setting(value)}" for key, value in (config.get("settings") or {}).items()]
+    return shlex.join(words + (["--set", *settings] if settings else []))
+
+
+def _asked(config: Mapping[str, Any]) -> list[str]:
+    """How the annotator of a run was asked; CLASSES stands for a file of the class names."""
+    who = config.get("annotator") or {}
+    if not who:
+        return []
+    words = ["--annotator", str(who["model"])] if who["model"] != config.get("model") else []
+    keys = {"rule": "rule", "top_k": "top-k", "ratio": "ratio", "phrasings": "phrasings"}
+    if config.get("views") != "embeddings":  # else told already
+        keys |= {"templates": "templates"}
+        words += ["--descriptions", str(config["descriptions"])] if config.get("descriptions") else []
+    words += [word for key, flag in keys.items() if key in who for word in (f"--{flag}", str(who[key]))]
+    return [*words, *(["--classes", "CLASSES"] if config.get("classes") else [])]
+
+
+def _setting(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
+
+
+def _group_rows(run: Run) -> list[dict[str, Any]]:
+    if not run.has_groups:
+        return []
+    sizes = run.test.get("group_sizes") or {}
+    keys = [g for g in GROUPS if run.test.get(g) is not None or sizes.get(g)]
+    bounds = run.test.get("group_thresholds") or {}
+    many, few = bounds.get("many_above"), bounds.get("few_below")
+    words = {"many": f" (over {many})", "medium": f" ({few} to {many})", "few": f" (under {few})"} if bounds else {}
+    return [
+        {
+            "name": group.capitalize() + words.get(group, ""),
+            "size": sizes.get(group),
+            "accuracy": run.test.get(group),
+            "ece": run.test.get(f"ece_{group}"),
+        }
+        for group in keys
+    ]
+
+
+def _confusion_rows(run: Run) -> list[dict[str, Any]]:
+    names = run.class_names
+
+    def name(c: Any) -> str:
+        return names[c] if isinstance(c, int) and c < len(names) else str(c)
+
+    pairs = run.test.get("confusions") or []
+    return [{**pair, "truth": name(pair["truth"]), "predicted": name(pair["predicted"])} for pair in pairs]
+
+
+def _least_trusted(labels: pa.Table | None, n: int = 25) -> list[dict[str, Any]]:
+    if labels is None or "trust" not in labels.column_names:
+        return []
+    rows = pc.array_sort_indices(labels["trust"]).slice(0, n)  # stable: ties stay in the order of the table
+    wanted = ("id", "label", "probability", "runner_up", "source", "trust")
+    return [dict.fromkeys(wanted) | row for row in labels.take(rows).to_pylist()]
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{prefix}{key} ")
+        elif value is not None:
+            rows.append((prefix + str(key), value))
+    return rows

@@ -1,0 +1,415 @@
+"""The one training loop: a recipe declares what an epoch visits and what a step computes; this does it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from labelwright.errors import DataError, LabelwrightError
+from labelwright.train import checkpoint, progress
+from labelwright.train.optim import build_optimizer, lr_at, optimizer_step, sam_radius_at, set_lr
+from labelwright.train.plans import check_plan, plan_from_dict, plan_to_dict, rows_of_step
+from labelwright.train.processes import (
+    accelerator_for,
+    autocast_dtype,
+    average_buffers,
+    average_grads,
+    gather_rows,
+    shard,
+)
+from labelwright.train.seeds import derive_seed
+from labelwright.train.settings import TrainSettings
+from labelwright.train.signals import stop_on_signal
+from labelwright.train.track import RunFolder
+from labelwright.types import (
+    Batch,
+    BuildNet,
+    Clock,
+    EpochPlan,
+    Network,
+    Output,
+    Recipe,
+    State,
+    StepResult,
+    Stream,
+    Task,
+    ViewSource,
+)
+
+LOG_EVERY_STEPS = 50
+PASS_BATCH = 512
+
+
+class TrainingError(LabelwrightError):
+    """Training cannot go on: the loss is no longer a number."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """How to run, as opposed to what to learn: nothing here changes the result on one device and precision."""
+
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    checkpoint_minutes: float = 5.0  # besides one at each epoch's end
+    n_evaluations: int = 10  # times the test images are scored while training, evenly spread; for the curves only
+    show_progress: bool = True
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training leaves: the state, and what it cost.
+
+    Attributes:
+      state: the recipe's final state.
+      seconds: wall-clock seconds in training, over all resumes.
+      input_frac: share of the training steps' time spent making batches, 0 to 1.
+      images_per_second: images through `step` per second of step and input time.
+      warnings: failure signs seen by the recipe, each once.
+    """
+
+    state: State
+    seconds: float
+    input_frac: float
+    images_per_second: float
+    warnings: tuple[str, ...]
+
+
+def train(
+    recipe: Recipe,
+    cfg: TrainSettings,
+    task: Task,
+    views: ViewSource,
+    build_net: BuildNet,
+    *,
+    options: LoopOptions,
+    run: RunFolder | None = None,
+    evaluate: Callable[[State], Mapping[str, Any]] | None = None,
+) -> Trained:
+    """Train a recipe from the start, or from the checkpoint in ``run`` if there is one.
+
+    Args:
+      recipe: a module of methods/.
+      cfg: its Config.
+      task: labels and class names of the N training images.
+      views: N images.
+      build_net: makes a fresh network of the wanted number of outputs.
+      options: device, precision, seed, how often to checkpoint and evaluate.
+      run: where to log and checkpoint; None keeps nothing.
+      evaluate: scores a state on held-out images, for the curves; the loop never acts on what it returns.
+
+    Under several processes each takes an equal share of every batch, and one process with the same batches gets the
+    same parameters but for rounding, if batches divide evenly, no layer normalises over the batch, and the recipe
+    scales by `processes.mean_share` what it divides by anything but the number of rows. Logged losses and checkpointed
+    batch-norm statistics are the first process's; the statistics are averaged at the end of each epoch.
+
+    Networks in ``state.averages`` are in eval mode at each epoch's start, the others in training mode. The global
+    random generator is seeded anew before plan, step and end_epoch, so that nothing but the seed decides.
+
+    Returns: the trained state and its costs.
+
+    Raises:
+      TrainingError: the loss stopped being finite.
+      DataError: the checkpoint in ``run`` is broken, or of other networks.
+      KeyboardInterrupt: after Ctrl-C or a termination request, with a checkpoint written.
+    """
+    return _Loop(recipe, cfg, task, views, options, run, evaluate).run_from_setup(build_net)
+
+
+class _Loop:
+    """One training run's moving parts, so that the phases below read as short functions."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        cfg: TrainSettings,
+        task: Task,
+        views: ViewSource,
+        options: LoopOptions,
+        run: RunFolder | None,
+        evaluate: Callable[[State], Mapping[str, Any]] | None,
+    ) -> None:
+        self.recipe, self.cfg, self.views, self.options = recipe, cfg, views, options
+        self.run, self.evaluate = run, evaluate
+        self.accelerator: Accelerator = accelerator_for(options.device)
+        self.device: torch.device = self.accelerator.device
+        self.is_main: bool = self.accelerator.is_main_process
+        self.dtype = autocast_dtype(self.device, options.precision)
+        sets = None if task.candidates is None else task.candidates.to(self.device)
+        self.task = dataclasses.replace(task, labels=task.labels.to(self.device), candidates=sets)
+        self.epoch, self.step = 0, 0
+        self.has_begun = False
+        self.plan: EpochPlan | None = None
+        self.sums: dict[str, float] = {}  # this epoch's logs, weighted by rows kept
+        self.spent = {"seconds": 0.0, "input_s": 0.0, "step_s": 0.0, "images": 0.0}
+        self.warnings: list[str] = []
+        self.state: State
+        self.optimizer: torch.optim.Optimizer
+
+    # ---- start ------------------------------------------------------------------------------------------------------
+
+    def run_from_setup(self, build_net: BuildNet) -> Trained:
+        torch.manual_seed(derive_seed(self.options.seed, "setup"))
+        state = self.recipe.setup(self.cfg, self.task, build_net)
+        for net in state.nets.values():
+            net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for name in state.averages:
+            state.nets[name].requires_grad_(False)
+        self.state = state
+        self.optimizer = build_optimizer(self.trained_nets.values(), self.cfg)
+        if self.run is not None and self.run.checkpoint.exists():
+            self.restore(checkpoint.load(self.run.checkpoint))
+        elif self.run is not None and self.is_main:
+            self.run.cut_metrics(0)
+        with stop_on_signal() as stop, progress.bar(self.options.show_progress and self.is_main) as live:
+            if not self.has_begun:
+                self.begin()
+            self.run_epochs(stop, live)
+        steps_s = self.spent["input_s"] + self.spent["step_s"]
+        return Trained(
+            state=self.state,
+            seconds=self.spent["seconds"],
+            input_frac=self.spent["input_s"] / max(steps_s, 1e-9),
+            images_per_second=self.spent["images"] / max(steps_s, 1e-9),
+            warnings=tuple(self.warnings),
+        )
+
+    @property
+    def trained_nets(self) -> dict[str, nn.Module]:
+        return {name: net for name, net in self.state.nets.items() if name not in self.state.averages}
+
+    # ---- epochs -----------------------------------------------------------------------------------------------------
+
+    def run_epochs(self, stop: threading.Event, live: progress.Bar) -> None:
+        started = last_saved = time.monotonic()
+        before = self.spent["seconds"]
+        while self.epoch < self.cfg.epochs:
+            if self.plan is None:
+                torch.manual_seed(derive_seed(self.options.seed, "plan", self.epoch))
+                self.plan = self.recipe.plan(self.cfg, self.task, self.state, self.epoch)
+                check_plan(self.plan, self.views.n_rows)
+            for name, net in self.state.nets.items():
+                net.train(name not in self.state.averages)
+            while self.step < self.plan.n_steps:
+                result = self.run_step(self.plan)
+                self.step += 1
+                live.update(self.epoch, self.cfg.epochs, self.step, self.plan.n_steps, self.epoch_means())
+                self.spent["seconds"] = before + time.monotonic() - started
+                if self.step % LOG_EVERY_STEPS == 0:
+                    self.log_step(result)
+                if stop.is_set():
+                    self.save()
+                    raise KeyboardInterrupt
+                if time.monotonic() - last_saved > 60 * self.options.checkpoint_minutes:
+                    self.save()
+                    last_saved = time.monotonic()
+            self.end_epoch()
+            self.spent["seconds"] = before + time.monotonic() - started
+            self.epoch, self.step, self.plan, self.sums = self.epoch + 1, 0, None, {}
+            self.save()
+            last_saved = time.monotonic()
+            if stop.is_set():
+                raise KeyboardInterrupt
+
+    def begin(self) -> None:
+        """What the recipe does with whole passes before its first epoch; checkpointed, so that a resume has it."""
+        started = time.monotonic()
+        torch.manual_seed(derive_seed(self.options.seed, "begin"))
+        self.state, logs = self.recipe.begin(self.cfg, self.task, self.state, self.passes)
+        self.has_begun = True
+        record = {"kind": "begin", **logs}
+        self.keep_warnings(record)
+        self.spent["seconds"] += time.monotonic() - started
+        if not logs:  # nothing was done that a resume would have to do again
+            return
+        if self.run is not None and self.is_main:
+            self.run.log(record, step=0)
+        self.save()
+
+    def keep_warnings(self, record: dict[str, Any]) -> None:
+        """Move a record's warnings to the run's, each once."""
+        for warning in record.pop("warnings", ()):
+            if warning not in self.warnings:
+                self.warnings.append(warning)
+
+    def run_step(self, plan: EpochPlan) -> StepResult:
+        began = time.monotonic()
+        clock = Clock(self.epoch, self.cfg.epochs, self.step, plan.n_steps, self.options.seed)
+        batches = {name: self.batch(name, stream) for name, stream in plan.streams.items()}
+        self.hint_next_batches(plan)
+        made = time.monotonic()
+        set_lr(self.optimizer, lr_at(self.cfg, clock.epoch_frac))
+        results: list[StepResult] = []
+
+        def loss_of() -> Tensor:
+            # The same seed for both forwards of a sharpness-aware step: they must drop the same units.
+            torch.manual_seed(derive_seed(self.options.seed, "step", self.epoch, self.step))
+            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+                result = self.recipe.step(self.cfg, self.task, self.state, batches, clock)
+            results.append(result)
+            return result.loss
+
+        optimizer_step(
+            self.optimizer,
+            self.trained_nets,
+            loss_of,
+            radius=sam_radius_at(self.cfg, clock.epoch_frac),
+            max_grad_norm=self.cfg.max_grad_norm,
+            reduce_grads=lambda params: average_grads(params, self.accelerator),
+        )
+        result = results[0]  # the forward at the unperturbed weights
+        self.state = result.state
+        self.follow_averages()
+        self.add_logs(result)
+        self.spent["input_s"] += made - began
+        self.spent["step_s"] += time.monotonic() - made
+        self.spent["images"] += sum(len(batch.rows) for batch in batches.values()) * self.accelerator.num_processes
+        return result
+
+    def end_epoch(self) -> None:
+        for net in self.state.nets.values():
+            average_buffers(net, self.accelerator)
+        torch.manual_seed(derive_seed(self.options.seed, "end_epoch", self.epoch))
+        state, logs = self.recipe.end_epoch(self.cfg, self.task, self.state, self.passes, self.epoch)
+        self.state = state
+        record = {"kind": "epoch", "epoch": self.epoch, **self.epoch_means(), **logs}
+        record["lr"] = lr_at(self.cfg, self.epoch + 1 - 1e-6)
+        record["images_per_second"] = self.spent["images"] / max(self.spent["input_s"] + self.spent["step_s"], 1e-9)
+        self.keep_warnings(record)
+        if not math.isfinite(record.get("loss", 0.0)):
+            raise TrainingError(
+                f"the loss became {record['loss']} in epoch {self.epoch}", fix="lower lr with --set lr=…"
+            )
+        every = max(1, self.cfg.epochs // max(self.options.n_evaluations, 1))
+        if self.evaluate is not None and (self.epoch + 1) % every == 0 and self.options.n_evaluations > 0:
+            record["test"] = dict(self.evaluate(self.state))
+        if self.run is not None and self.is_main:
+            self.run.log(record, step=self.epoch + 1)
+
+    # ---- pieces -----------------------------------------------------------------------------------------------------
+
+    def batch(self, name: str, stream: Stream) -> Batch:
+        rows = self.rows_of(name, stream, self.step)
+        # No process in the seeds: a view hangs on its seed and row, whichever process makes it.
+        seeds = [
+            derive_seed(self.options.seed, "view", self.epoch, self.step, name, i) for i in range(len(stream.views))
+        ]
+        views = tuple(
+            self.views.batch(rows, view, seed=seed, device=self.device)
+            for view, seed in zip(stream.views, seeds, strict=True)
+        )
+        rows = rows.to(self.device)
+        return Batch(rows=rows, views=views, labels=self.task.labels[rows])
+
+    def rows_of(self, name: str, stream: Stream, step: int) -> Tensor:
+        n = self.accelerator.num_processes
+        return shard(rows_of_step(name, stream, self.options.seed, self.epoch, step, multiple_of=n), self.accelerator)
+
+    def hint_next_batches(self, plan: EpochPlan) -> None:
+        if self.step + 1 < plan.n_steps:
+            for name, stream in plan.streams.items():
+                self.views.prefetch(self.rows_of(name, stream, self.step + 1))
+
+    def follow_averages(self) -> None:
+        with torch.no_grad():
+            for name, average in self.state.averages.items():
+                kept, new = self.state.nets[name], self.state.nets[average.source]
+                for old, now in zip(kept.parameters(), new.parameters(), strict=True):
+                    old.lerp_(now, 1.0 - average.decay)
+                for held, current in zip(kept.buffers(), new.buffers(), strict=True):
+                    # Batch-norm statistics belong to their weights: averaged alike. Counters are taken over.
+                    if held.is_floating_point():
+                        held.lerp_(current, 1.0 - average.decay)
+                    else:
+                        held.copy_(current)
+
+    def passes(
+        self, net: str, rows: Tensor, view: str = "clean", output: Output = "logits"
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """See types.Passes."""
+        module = self.state.nets[net]
+        outputs = cast(Network, module).features if output == "feats" else module
+        was_training = module.training
+        module.eval()
+        n = self.accelerator.num_processes
+        try:
+            for start in range(0, len(rows), PASS_BATCH * n):
+                chunk = rows[start : start + PASS_BATCH * n].cpu()
+                even = torch.cat([chunk, chunk[:1].expand(-len(chunk) % n)])  # every process needs equally many
+                mine = shard(even, self.accelerator)
+                seed = derive_seed(self.options.seed, "pass", self.epoch)
+                x = self.views.batch(mine, view, seed=seed, device=self.device)
+                with (
+                    torch.no_grad(),
+                    torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None),
+                ):
+                    out = outputs(x).float()
+                yield chunk.to(self.device), gather_rows(out)[: len(chunk)]
+        finally:
+            module.train(was_training)
+
+    # ---- logs and checkpoints ---------------------------------------------------------------------------------------
+
+    def add_logs(self, result: StepResult) -> None:
+        weight = float(result.n_kept)
+        self.sums["n_kept"] = self.sums.get("n_kept", 0.0) + weight
+        for key, value in {"loss": result.loss.detach(), **result.logs}.items():
+            self.sums[key] = self.sums.get(key, 0.0) + weight * float(value)
+
+    def epoch_means(self) -> dict[str, float]:
+        kept = max(self.sums.get("n_kept", 0.0), 1e-12)
+        return {key: value / kept for key, value in self.sums.items() if key != "n_kept"}
+
+    def log_step(self, result: StepResult) -> None:
+        loss = float(result.loss.detach())
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss became {loss} in epoch {self.epoch}, step {self.step}", fix="lower lr with --set lr=…"
+            )
+        if self.run is not None and self.is_main and self.plan is not None:
+            step = self.epoch * self.plan.n_steps + self.step
+            self.run.log({"kind": "step", "epoch": self.epoch, "step": self.step, "loss": loss}, step=step)
+
+    def save(self) -> None:
+        if self.run is None or not self.is_main:
+            return
+        payload = {
+            "format": checkpoint.FORMAT,
+            "epoch": self.epoch,
+            "step": self.step,
+            "plan": None if self.plan is None else plan_to_dict(self.plan),
+            "sums": self.sums,
+            "spent": self.spent,
+            "warnings": self.warnings,
+            "has_begun": self.has_begun,
+            "metrics_size": self.run.metrics_size(),
+            "optimizer": self.optimizer.state_dict(),
+            **checkpoint.state_dict(self.state),
+        }
+        checkpoint.save_atomically(payload, self.run.checkpoint)
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        try:
+            self.state = checkpoint.load_state(self.state, saved, self.device)
+            self.optimizer.load_state_dict(saved["optimizer"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise DataError(
+                f"the checkpoint is not of this method and model ({str(error).splitlines()[0]})",
+                fix="resume with the settings that wrote it, or start again in a new folder",
+            ) from error
+        self.epoch, self.step, self.has_begun = saved["epoch"], saved["step"], saved["has_begun"]
+        self.plan = None if saved["plan"] is None else plan_from_dict(saved["plan"])
+        self.sums, self.spent, self.warnings = dict(saved["sums"]), dict(saved["spent"]), list(saved["warnings"])
+        if self.run is not None and self.is_main:
+            self.run.cut_metrics(saved["metrics_size"])

@@ -1,0 +1,169 @@
+"""Learning-rate schedules, and one optimizer step, plain or sharpness-aware."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from labelwright.encoders.backbones import param_groups
+from labelwright.train.settings import TrainSettings
+
+
+def lr_at(settings: TrainSettings, epoch_frac: float) -> float:
+    """Learning rate of the head (or of everything, without layer-wise decay) at a moment of training.
+
+    Args:
+      settings: epochs, schedule, warm-up.
+      epoch_frac: epochs done so far, with the fraction of the one under way; 0 <= epoch_frac <= epochs.
+
+    Returns: learning rate, > 0 except at the very end of a cosine.
+
+    Example:
+      >>> step = TrainSettings(epochs=10, lr=1.0, schedule="step", warmup_epochs=0.0)
+      >>> [round(lr_at(step, e), 3) for e in (0, 7.9, 8, 9)]
+      [1.0, 1.0, 0.1, 0.01]
+    """
+    warmup_epochs = min(settings.warmup_epochs, 0.1 * settings.epochs)
+    if epoch_frac < warmup_epochs:
+        # Half a thousandth of the peak at the very first step: a step of size 0 would waste the batch.
+        return settings.lr * max(epoch_frac / warmup_epochs, 5e-4)
+    if settings.schedule == "constant":
+        return settings.lr
+    if settings.schedule == "step":
+        # The tolerance keeps 0.8 * 10 epochs at epoch 8 whatever the rounding of the product.
+        passed = sum(epoch_frac >= frac * settings.epochs - 1e-9 for frac in settings.step_at_frac)
+        return settings.lr * float(0.1**passed)
+    done = (epoch_frac - warmup_epochs) / max(settings.epochs - warmup_epochs, 1e-9)
+    return settings.lr * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
+
+
+def sam_radius_at(settings: TrainSettings, epoch_frac: float) -> float:
+    """Radius of sharpness-aware minimisation at a moment of training (two phases); 0 = plain step."""
+    late = settings.sam_radius_late is not None and epoch_frac >= settings.sam_late_from_frac * settings.epochs
+    return settings.sam_radius_late if late and settings.sam_radius_late is not None else settings.sam_radius
+
+
+def build_optimizer(nets: Iterable[nn.Module], settings: TrainSettings) -> torch.optim.Optimizer:
+    """One optimizer over the trainable parameters of all networks; each group keeps its share of the rate in `scale`.
+
+    Args:
+      nets: networks that gradients train.
+      settings: optimizer, momentum, weight decay, layer-wise decay.
+
+    Returns: an optimizer whose groups hold ``scale`` (their learning rate over the head's).
+    """
+    groups = [
+        {**group, "scale": group["lr"]}
+        for net in nets
+        for group in param_groups(net, lr=1.0, weight_decay=settings.weight_decay, layer_decay=settings.layer_decay)
+    ]
+    if not groups:  # nothing learns (zero-shot): an optimizer that never steps
+        groups = [{"params": [torch.zeros(0, requires_grad=True)], "lr": 1.0, "weight_decay": 0.0, "scale": 1.0}]
+    optimizer: torch.optim.Optimizer
+    if settings.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(groups, lr=settings.lr)
+    else:
+        optimizer = torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)
+    set_lr(optimizer, settings.lr)  # a group's own rate, still a share of 1, would otherwise win
+    return optimizer
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group its share of the learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["scale"]
+
+
+@contextmanager
+def perturbed(params: list[Tensor], *, radius: float) -> Iterator[None]:
+    """Parameters moved uphill by ``radius`` along their gradient, and put back exactly afterwards.
+
+    Args:
+      params: tensors with gradients (those without are left alone).
+      radius: Euclidean length of the move over all parameters together, > 0.
+
+    Source: Foret 2021 (arXiv 2010.01412), Eq. (2).
+
+    Example: at w = 3 with gradient 2, radius 0.5 moves w to 3.5 and back.
+      >>> w = torch.tensor([3.0], requires_grad=True); w.grad = torch.tensor([2.0])
+      >>> with perturbed([w], radius=0.5): print(w.item())
+      3.5
+      >>> w.item()
+      3.0
+    """
+    moved = [p for p in params if p.grad is not None]
+    saved = [p.detach().clone() for p in moved]
+    grads = [p.grad for p in moved if p.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+    with torch.no_grad():
+        for p, grad in zip(moved, grads, strict=True):
+            p.add_(grad * (radius / (norm + 1e-12)))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, value in zip(moved, saved, strict=True):
+                p.copy_(value)
+
+
+@contextmanager
+def running_stats_frozen(nets: Iterable[nn.Module]) -> Iterator[None]:
+    """Batch-norm layers normalise by the batch but leave their running statistics alone.
+
+    The second forward of a sharpness-aware step sees perturbed weights; its statistics are not the network's.
+    """
+    norms = [m for net in nets for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [m.momentum for m in norms]
+    buffers = [
+        (m.num_batches_tracked, m.num_batches_tracked.clone()) for m in norms if m.num_batches_tracked is not None
+    ]
+    for m in norms:
+        m.momentum = 0.0
+    try:
+        yield
+    finally:
+        for m, momentum in zip(norms, momenta, strict=True):
+            m.momentum = momentum
+        for buffer, value in buffers:
+            buffer.copy_(value)
+
+
+def optimizer_step(
+    optimizer: torch.optim.Optimizer,
+    nets: Mapping[str, nn.Module],
+    loss_of: Callable[[], Tensor],
+    *,
+    radius: float,
+    max_grad_norm: float,
+    reduce_grads: Callable[[list[Tensor]], None],
+) -> Tensor:
+    """Descend once along the gradient of ``loss_of``, sharpness-aware when ``radius`` > 0.
+
+    Args:
+      optimizer: over the parameters of ``nets``.
+      nets: networks that ``loss_of`` runs and gradients train.
+      loss_of: computes the scalar loss of the current batches; called twice when ``radius`` > 0.
+      radius: see `perturbed`; 0 = one plain step.
+      max_grad_norm: clip the global norm to this; 0 = never.
+      reduce_grads: averages gradients over processes, in place.
+
+    Returns: the loss at the unperturbed parameters, scalar, detached.
+    """
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    optimizer.zero_grad(set_to_none=True)
+    loss = loss_of()
+    loss.backward()  # type: ignore[no-untyped-call]
+    reduce_grads(params)
+    if radius > 0:
+        with perturbed(params, radius=radius), running_stats_frozen(nets.values()):
+            optimizer.zero_grad(set_to_none=True)
+            loss_of().backward()  # type: ignore[no-untyped-call]
+            reduce_grads(params)
+    if max_grad_norm > 0:
+        torch.nn.utils.clip_grad_norm_(params, max_grad_norm)
+    optimizer.step()
+    return loss.detach()

@@ -1,0 +1,166 @@
+"""The same loop on one process or many: sharding, gathering, averaging. Identity when there is only one."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from labelwright.errors import ConfigError
+
+
+def accelerator_for(device: str) -> Accelerator:
+    """The accelerator of this process on "auto", "cpu" or "cuda".
+
+    Raises: ConfigError if CUDA is asked for and there is none.
+
+    Example:
+      >>> accelerator_for("cpu").device.type
+      'cpu'
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device {device!r} is not known", fix="use auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda was asked for, but torch sees no CUDA device", fix="use --device auto or cpu")
+    wants_cpu = device == "cpu" or not torch.cuda.is_available()
+    # accelerate keeps one state per process and refuses another device in it: begin a new one when the device changes.
+    if AcceleratorState._shared_state and (AcceleratorState().device.type == "cpu") != wants_cpu:
+        AcceleratorState._reset_state(True)
+    return Accelerator(cpu=wants_cpu)
+
+
+def autocast_dtype(device: torch.device, precision: str) -> torch.dtype | None:
+    """The dtype that forward passes autocast to, None for plain float32.
+
+    Args:
+      device: training device.
+      precision: "auto", "bf16" or "fp32"; auto is bf16 where the hardware multiplies it natively.
+
+    Raises: ConfigError for another precision.
+
+    Example:
+      >>> autocast_dtype(torch.device("cpu"), "fp32") is None, autocast_dtype(torch.device("cpu"), "bf16")
+      (True, torch.bfloat16)
+    """
+    if precision not in ("auto", "bf16", "fp32"):
+        raise ConfigError(f"precision {precision!r} is not known", fix="use auto, bf16 or fp32")
+    if precision == "auto":
+        if device.type == "cuda":
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            able = torch.cpu.get_capabilities()
+            native = bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+        return torch.bfloat16 if native else None
+    return torch.bfloat16 if precision == "bf16" else None
+
+
+def shard(rows: Tensor, accelerator: Accelerator) -> Tensor:
+    """This process's share of a batch: every n-th row."""
+    return rows[accelerator.process_index :: accelerator.num_processes]
+
+
+def gather_rows(x: Tensor) -> Tensor:
+    """Rows of every process, in the order of the unsharded batch, if each process holds equally many.
+
+    Recipes call this on what they fold into their state, so that every process keeps the same state.
+
+    Args:
+      x: [B / processes, ...] this process's share, as `shard` deals it.
+
+    Returns: [B, ...]; x itself when there is one process.
+
+    Example:
+      >>> gather_rows(torch.tensor([1, 2])).tolist()
+      [1, 2]
+    """
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return x
+    parts = [torch.empty_like(x) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(parts, x.contiguous())
+    return torch.stack(parts, dim=1).flatten(0, 1)  # [B/n, n, ...] -> [B, ...]
+
+
+def gather_queries(x: Tensor) -> Tensor:
+    """Rows of every process, as `gather_rows`; gradients flow to this process's own.
+
+    For losses that contrast the rows of a batch with one another: each process has the loss of the whole batch, to be
+    put through `sum_gradients`.
+
+    Args:
+      x: [B / processes, D] this process's share, as `shard` deals it.
+
+    Returns: [B, D]; x itself when there is one process.
+
+    Example:
+      >>> gather_queries(torch.ones(2, 1, requires_grad=True)).sum().backward()
+    """
+    every = gather_rows(x.detach())
+    n_processes = len(every) // max(len(x), 1)
+    if n_processes <= 1:
+        return x
+    rank = torch.distributed.get_rank()
+    dealt = every.view(len(x), n_processes, -1)
+    return torch.cat([dealt[:, :rank], x[:, None], dealt[:, rank + 1 :]], dim=1).flatten(0, 1)
+
+
+def sum_gradients(loss: Tensor) -> Tensor:
+    """A loss that every process has of the whole batch, with gradients of its own rows: the loop averages those.
+
+    Args:
+      loss: scalar, of what `gather_queries` gave.
+
+    Returns: scalar of the same value, with gradients times the number of processes.
+
+    Example:
+      >>> sum_gradients(torch.tensor(2.0)).item()
+      2.0
+    """
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return loss
+    return loss + (torch.distributed.get_world_size() - 1) * (loss - loss.detach())
+
+
+def mean_share(total: Tensor) -> Tensor:
+    """What a mean over this process's rows must be multiplied by, so that the average of gradients is the global mean.
+
+    A recipe that divides a loss by a sum of weights W divides by its own W only; times W over the mean W of all
+    processes, the average over processes is the sum of all weighted rows over the sum of all weights.
+
+    Args:
+      total: scalar >= 0, what this process divided by.
+
+    Returns: scalar: ``total`` over its mean over processes (0 if that is 0); 1 when there is one process.
+
+    Example:
+      >>> mean_share(torch.tensor(7.0)).item()
+      1.0
+    """
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return torch.ones_like(total)
+    mean = total.detach().clone()
+    torch.distributed.all_reduce(mean)
+    mean /= torch.distributed.get_world_size()
+    return total.detach() / torch.where(mean > 0, mean, 1.0)
+
+
+def average_grads(params: list[Tensor], accelerator: Accelerator) -> None:
+    """Average gradients over processes, in place, in one exchange."""
+    if accelerator.num_processes == 1:
+        return
+    grads = [p.grad for p in params if p.grad is not None]
+    flat = torch.cat([grad.flatten() for grad in grads])
+    torch.distributed.all_reduce(flat)
+    flat /= accelerator.num_processes
+    for grad, part in zip(grads, torch.split(flat, [grad.numel() for grad in grads]), strict=True):
+        grad.copy_(part.view_as(grad))
+
+
+def average_buffers(net: nn.Module, accelerator: Accelerator) -> None:
+    """Average floating-point buffers (batch-norm statistics) over processes, in place."""
+    if accelerator.num_processes == 1:
+        return
+    for buffer in net.buffers():
+        if buffer.is_floating_point():
+            torch.distributed.all_reduce(buffer)
+            buffer /= accelerator.num_processes

@@ -1,0 +1,149 @@
+"""Settings that every recipe's Config shares, and how `--set KEY=VALUE` reaches them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from labelwright.errors import ConfigError
+
+ConfigT = TypeVar("ConfigT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How long and how fast to train; a recipe's Config extends this and may change the defaults."""
+
+    epochs: int = 200  # passes over the training set
+    batch_size: int = 128  # rows per optimizer step, over all processes
+    optimizer: Literal["sgd", "adamw"] = "sgd"  # adamw for fine-tuning transformers, with a far smaller lr
+    lr: float = 0.1  # peak learning rate
+    momentum: float = 0.9  # SGD momentum; AdamW keeps its own betas
+    nesterov: bool = False  # look ahead along the momentum
+    weight_decay: float = 2e-4  # of every trained parameter (He 2016; the CIFAR-LT papers)
+    schedule: Literal["cosine", "step", "constant"] = "cosine"  # of the learning rate after the warm-up
+    warmup_epochs: float = 5.0  # linear from 0 to lr; never longer than a tenth of the epochs
+    step_at_frac: tuple[float, ...] = (0.8, 0.9)  # schedule="step": learning rate x0.1 at these shares of the epochs
+    layer_decay: float = 1.0  # a block's learning rate = lr * layer_decay ** (blocks above it); 1 = same everywhere
+    max_grad_norm: float = 0.0  # clip the global gradient norm to this; 0 = never
+    sam_radius: float = 0.0  # sharpness-aware minimisation, radius in parameter space; 0 = off (Foret 2021)
+    sam_radius_late: float | None = None  # radius from `sam_late_from_frac` on; None = the same as before
+    sam_late_from_frac: float = 0.8  # share of the epochs after which sam_radius_late applies
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        require(self.lr > 0, "lr", self.lr, "above 0")
+        require(0 <= self.momentum < 1, "momentum", self.momentum, "in [0, 1)")
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        require(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "in (0, 1]")
+        require(self.sam_radius >= 0, "sam_radius", self.sam_radius, "0 or more")
+        require(not self.nesterov or self.momentum > 0, "nesterov", self.nesterov, "false when momentum is 0")
+
+
+def require(ok: bool, key: str, value: object, wanted: str) -> None:
+    """Refuse a setting.
+
+    Args:
+      ok: False raises.
+      key, value: the setting.
+      wanted: what it must be, for the fix.
+
+    Raises: ConfigError naming the setting, its value and the fix.
+
+    Example:
+      >>> require(False, "epochs", 0, "at least 1")
+      Traceback (most recent call last):
+      labelwright.errors.ConfigError: epochs=0 is not possible
+        fix: epochs must be at least 1
+    """
+    if not ok:
+        raise ConfigError(f"{key}={value} is not possible", fix=f"{key} must be {wanted}")
+
+
+def apply_overrides(cfg: ConfigT, overrides: Mapping[str, object]) -> ConfigT:
+    """A copy of a Config with some fields replaced; text is converted to the field's type.
+
+    Args:
+      cfg: a recipe's frozen Config.
+      overrides: field name -> value, or the text of a value as typed after ``--set``.
+
+    Raises: ConfigError naming the unknown key and the closest valid ones, or the value that does not convert.
+
+    Example:
+      >>> apply_overrides(TrainSettings(), {"epochs": "3", "step_at_frac": "0.5,0.75"}).step_at_frac
+      (0.5, 0.75)
+    """
+    hints = typing.get_type_hints(type(cfg))
+    names = [field.name for field in dataclasses.fields(cfg)]  # type: ignore[arg-type]
+    values: dict[str, object] = {}
+    for key, value in overrides.items():
+        if key not in names:
+            close = difflib.get_close_matches(key, names, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise ConfigError(f"unknown setting {key!r}", fix=f"{hint}valid settings: {', '.join(sorted(names))}")
+        values[key] = _convert(key, value, hints[key])
+    return dataclasses.replace(cfg, **values)  # type: ignore[type-var]
+
+
+def parse_assignments(assignments: typing.Iterable[str]) -> dict[str, str]:
+    """``["lr=0.2", "epochs=3"]`` -> ``{"lr": "0.2", "epochs": "3"}``.
+
+    Raises: ConfigError for an item without ``=``.
+
+    Example:
+      >>> parse_assignments(["lr=0.2"])
+      {'lr': '0.2'}
+    """
+    found = {}
+    for item in assignments:
+        key, equals, value = item.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set {item!r} is not KEY=VALUE", fix="write it as --set lr=0.05")
+        found[key.strip()] = value.strip()
+    return found
+
+
+def _convert(key: str, value: object, hint: Any) -> object:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if type(None) in args and str(value).lower() in ("none", "null"):
+            return None
+        kinds = [arg for arg in args if arg is not type(None)]
+        for kind in kinds[:-1]:
+            with contextlib.suppress(ConfigError):
+                return _convert(key, value, kind)
+        return _convert(key, value, kinds[-1])
+    if origin is Literal:
+        if value not in args:
+            raise ConfigError(f"{key}={value} is not possible", fix=f"{key} must be one of {', '.join(map(str, args))}")
+        return value
+    if origin is tuple:
+        items = value.strip("()[]").split(",") if isinstance(value, str) else value
+        if not isinstance(items, (list, tuple)):
+            raise ConfigError(f"{key}={value} is not possible", fix=f"{key} takes comma-separated values")
+        kinds = [args[0]] * len(items) if len(args) == 2 and args[1] is Ellipsis else list(args)
+        if len(kinds) != len(items):
+            raise ConfigError(f"{key}={value} is not possible", fix=f"{key} takes {len(kinds)} values, comma-separated")
+        return tuple(_convert(key, item, kind) for item, kind in zip(items, kinds, strict=True))
+    try:
+        if hint is bool:
+            return {"true": True, "false": False, "1": True, "0": False}[str(value).lower()]
+        if hint is int:
+            number = json.loads(value) if isinstance(value, str) else value
+            if isinstance(number, bool) or int(typing.cast(float, number)) != number:
+                raise ValueError
+            return int(typing.cast(float, number))
+        if hint is float:
+            return float(typing.cast(float, value))
+        return hint(value)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        kind = hint.__name__
+        raise ConfigError(f"{key}={value} is not a valid {kind}", fix=f"give {key} a {kind}") from None
