@@ -24,16 +24,19 @@ import sklearn.mixture  # noqa: F401  (loaded before memory is counted)
 import torch
 from torch import Tensor
 
-from labelwright.labels.beliefs import init_beliefs, read_beliefs, top_of, write_beliefs
+from labelwright.labels.codivide import init_beliefs, read_beliefs, top_of, write_beliefs
 from labelwright.labels.purify import (
+    align,
     divide,
     division_losses,
+    init_history,
     init_loss_history,
     mean_loss_history,
+    mean_of,
     min_max,
+    push_history,
     push_loss_history,
 )
-from labelwright.labels.refine import align, init_history, mean_of, push_history
 from labelwright.types import Candidates
 
 BATCH = 512

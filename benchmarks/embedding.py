@@ -27,9 +27,10 @@ from torch import Tensor, nn
 
 from labelwright.data.cache import build_cache
 from labelwright.data.read import load
+from labelwright.data.stored import EmbeddingStore, EmbeddingViews
 from labelwright.data.views import PixelViews, ViewSettings
 from labelwright.encoders.pretrained import image_stats, load_vision_model
-from labelwright.encoders.store import EmbeddingStore, EmbeddingViews, build_store
+from labelwright.encoders.store import build_store
 
 CPU = torch.device("cpu")
 Seconds = tuple[float, float]  # by the clock, and of all cores together: the latter hardly minds busy neighbours

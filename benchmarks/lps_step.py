@@ -17,9 +17,9 @@ from collections.abc import Callable
 
 import torch
 
+from labelwright.data.stored import EmbeddingStore, EmbeddingViews
 from labelwright.encoders.backbones import build
-from labelwright.encoders.store import EmbeddingStore, EmbeddingViews
-from labelwright.encoding import EncoderNets
+from labelwright.encoders.nets import EncoderNets
 from labelwright.methods import lps
 from labelwright.methods.open_world import prior_of
 from labelwright.train.loop import LoopOptions, train

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from labelwright.benchmarking.runner import table_data
 from labelwright.benchmarking.tables import TABLES
+from labelwright.data.prepare import prepare
+from labelwright.encoders.embed import Encoder, concepts_of, embed, load_encoder
 from labelwright.encoders.pretrained import image_stats
-from labelwright.encoding import Encoder, concepts_of, embed, load_encoder
-from labelwright.labels.mismatch import detect_by_clustering, detect_mismatched
-from labelwright.prepare import prepare
+from labelwright.labels.concepts import detect_by_clustering, detect_mismatched
 
 ACCURACY_MAX = 0.05  # of zero-shot on a class that the model does not know by name
 ROWS_AT_ONCE = 8192

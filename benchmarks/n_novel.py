@@ -1,4 +1,4 @@
-"""How many novel classes there are: the estimate of `labelwright.labels.discover` against the truth, on embeddings.
+"""How many novel classes there are: the estimate of `labelwright.labels.n_novel` against the truth, on embeddings.
 
     python benchmarks/n_novel.py POOL.npz [MORE.npz …] [--seen 5 21] [--labelled-frac 0.5 0.1] [--seeds 3]
 
@@ -23,7 +23,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from labelwright.data.splits import seen_novel
-from labelwright.labels.discover import estimate_n_novel, semi_supervised_kmeans
+from labelwright.labels.kmeans import semi_supervised_kmeans
+from labelwright.labels.n_novel import estimate_n_novel
 
 
 def read(path: Path) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Seconds for one epoch of slope updates: the memory of adjust.calibration against a Python loop over samples.
+"""Seconds for one epoch of slope updates: the memory of adjust.slopes against a Python loop over samples.
 
 Run from the repository: python benchmarks/slopes.py [--images 230000] [--classes 1000] [--batch 128] [--repeats 3]
 
@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from labelwright.adjust.calibration import init_memory, push, push_rows, slopes
+from labelwright.adjust.slopes import init_memory, push, push_rows, slopes
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # labels, predicted, confidence, logit: [B] each
 

@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from labelwright.adapters.towers import EmbeddedTowers
 from labelwright.encoders.backbones import Classifier, CosineHead, MlpHead, Stored
+from labelwright.encoders.towers import EmbeddedTowers
 from labelwright.errors import ConfigError
 from labelwright.methods import simclr
 from labelwright.methods.registry import METHODS, Method, resolve_config
+from labelwright.run_folder import Run
 from labelwright.train.loop import LoopOptions, Trained, train
 from labelwright.train.seeds import generator
-from labelwright.train.track import RunFolder
 from labelwright.types import BuildNet, Candidates, Concepts, Recipe, State, Task, ViewSource
 
 CPU = torch.device("cpu")
@@ -270,7 +270,7 @@ def run_method(
     settings: Mapping[str, object],
     seed: int = 0,
     norm: bool = True,
-    run: RunFolder | None = None,
+    run: Run | None = None,
     rest_s: float = 0.0,
     began: str | None = None,
     checkpoint_minutes: float = 5.0,

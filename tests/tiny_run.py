@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 
 import tiny
-from labelwright.train.track import RunFolder
+from labelwright.run_folder import Run
 
 
 def main(out: Path, wanted: dict[str, object]) -> None:
     torch.set_num_threads(1)
     if "name" in wanted:
-        run = RunFolder(out, resume=True)
+        run = Run(out)
         tiny.run_method(run=run, **wanted)  # type: ignore[arg-type]
         run.close()
         return

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from labelwright.api import Inspection, Run, annotate, describe, evaluate, fit, inspect, label, pretrain, report
+    from labelwright.api import Run, annotate, describe, evaluate, fit, inspect, label, pretrain, report
     from labelwright.benchmarking.runner import bench
     from labelwright.data.read import load
+    from labelwright.pipeline.inspect import Inspection
 
 __all__ = [
     "Inspection",

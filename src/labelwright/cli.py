@@ -220,7 +220,7 @@ def run(argv: Sequence[str]) -> int:
     try:
         _ACTIONS[type(command)](command)
     except DataError as error:
-        from labelwright.data.images import format_problems
+        from labelwright.data.checks import format_problems
 
         if error.problems:
             errors.print(format_problems(error.problems), markup=False)

@@ -11,19 +11,19 @@ from rich.console import Console
 from rich.table import Table
 
 from labelwright.errors import ConfigError, DataError
-from labelwright.reporting.numbers import counted
+from labelwright.wording import counted
 
 if TYPE_CHECKING:
     from labelwright import cli
-    from labelwright.encoders.chat import Estimate
+    from labelwright.annotators.chat import Estimate
 
 
 def inspect(command: cli.Inspect) -> None:
     """Counts, situation, problems."""
     from labelwright import api
-    from labelwright.data.images import format_problems
+    from labelwright.data.checks import format_problems
+    from labelwright.data.prepare import is_embeddings
     from labelwright.data.table import NOTICES
-    from labelwright.prepare import is_embeddings
 
     found = api.inspect(
         command.data,
@@ -75,7 +75,8 @@ def _would_run(found: Any, noun: str) -> str:
 
 def fit(command: cli.Fit) -> None:
     """Train; then scores, what names and pseudolabels were like, warnings, and where the report is."""
-    from labelwright import api, telling
+    from labelwright import api
+    from labelwright.reporting import terminal as telling
     from labelwright.train.settings import parse_assignments
 
     done = api.fit(
@@ -142,7 +143,8 @@ def fit(command: cli.Fit) -> None:
 
 def pretrain(command: cli.Pretrain) -> None:
     """Pretrain; then on what, how long, warnings, and what to do with it."""
-    from labelwright import api, telling
+    from labelwright import api
+    from labelwright.reporting import terminal as telling
     from labelwright.train.settings import parse_assignments
 
     path = api.pretrain(
@@ -182,7 +184,8 @@ def pretrain(command: cli.Pretrain) -> None:
 
 def annotate(command: cli.Annotate) -> None:
     """Write candidates; then how many there are and, where labels are known, how often they hold them."""
-    from labelwright import api, telling
+    from labelwright import api
+    from labelwright.reporting import terminal as telling
 
     done = api.annotate(
         command.data,
@@ -282,7 +285,6 @@ def approval(yes: bool) -> Callable[[Estimate], bool]:
 def label(command: cli.Label) -> None:
     """Label images; then how many, where, and what was left out."""
     from labelwright import api
-    from labelwright.discovering import parse_renames
 
     rows = api.label(
         command.run,
@@ -346,7 +348,7 @@ def demo(command: cli.Demo) -> None:
 
 
 def _print_left_out(problems: Sequence[dict[str, str]]) -> None:
-    from labelwright.data.images import format_problems
+    from labelwright.data.checks import format_problems
     from labelwright.errors import Problem
 
     if problems:
@@ -362,3 +364,21 @@ def _print_scores(scores: dict[str, Any]) -> None:
         if scores.get(key) is not None:
             shown.add_row(key.replace("_", " "), f"{scores[key]:.4f}")
     Console(highlight=False).print(shown)
+
+
+def parse_renames(assignments: Sequence[str]) -> dict[str, str]:
+    """``OLD=NEW`` texts as a mapping.
+
+    Raises: ConfigError for a text without ``=``.
+
+    Example:
+      >>> parse_renames(["novel-1=okapi"])
+      {'novel-1': 'okapi'}
+    """
+    found = {}
+    for text in assignments:
+        old, equals, new = text.partition("=")
+        if not equals or not old or not new:
+            raise ConfigError(f"--rename {text} is not OLD=NEW", fix="write --rename novel-1=okapi")
+        found[old] = new
+    return found

@@ -17,12 +17,13 @@ from rich.console import Console
 from rich.table import Table
 from sklearn.datasets import load_digits
 
-from labelwright import api, telling
+from labelwright import api
 from labelwright.assets import DIGITS_DESCRIPTIONS
 from labelwright.data import splits
 from labelwright.data.read import load
 from labelwright.data.table import LabelTable
 from labelwright.errors import ConfigError
+from labelwright.reporting import terminal as telling
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 MODEL = "labelwright/digits-clip"

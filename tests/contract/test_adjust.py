@@ -6,7 +6,8 @@ from functools import partial
 import pytest
 import torch
 
-from labelwright.adjust import calibration, confusion, fixed
+from labelwright.adjust import confusion, fixed
+from labelwright.adjust import slopes as calibration
 
 COUNTS = torch.tensor([400, 100, 25, 4])
 

@@ -10,8 +10,8 @@ import torch
 import tiny
 from labelwright.errors import ConfigError
 from labelwright.methods.registry import METHODS, method_named, resolve_config
+from labelwright.run_folder import Run
 from labelwright.train.loop import train
-from labelwright.train.track import RunFolder
 from labelwright.types import Candidates, Task
 
 COUNTS = (14, 8, 4)
@@ -227,7 +227,7 @@ def test_checkpoint__is_plain_data_and_resumes_bit_for_bit(
     with monkeypatch.context() as patched:
         patched.setattr(recipe, crashes_in, crashing)
         with pytest.raises(CrashError):
-            tiny.run_method(name, COUNTS, settings=settings, run=RunFolder(tmp_path), checkpoint_minutes=0.0)
+            tiny.run_method(name, COUNTS, settings=settings, run=Run.create(tmp_path), checkpoint_minutes=0.0)
     saved = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
     assert set(saved) >= {"nets", "adjust", "memory", "optimizer", "epoch", "step", "plan"}
 
@@ -235,7 +235,7 @@ def test_checkpoint__is_plain_data_and_resumes_bit_for_bit(
         raise AssertionError("the checkpoint holds what begin made")
 
     monkeypatch.setattr(recipe, "begin", begin_again)
-    run = RunFolder(tmp_path, resume=True)
+    run = Run(tmp_path)
     resumed, rest = tiny.run_method(name, COUNTS, settings=settings, run=run)
     run.close()
     assert tiny.differing(whole.state, resumed.state) == []

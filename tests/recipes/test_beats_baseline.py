@@ -15,8 +15,8 @@ from labelwright.data.cache import PixelCache
 from labelwright.data.views import PixelViews, ViewSettings
 from labelwright.encoders.backbones import CosineHead
 from labelwright.methods.registry import METHODS, resolve_config
-from labelwright.predict import answer
 from labelwright.train.loop import train
+from labelwright.train.predict import answer
 from labelwright.types import Concepts, Task
 
 SEEDS = (0, 1, 2)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tiny
-from labelwright.adapters.towers import EmbeddedTowers
+from labelwright.encoders.towers import EmbeddedTowers
 from labelwright.methods import cap
 from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.train.loop import train

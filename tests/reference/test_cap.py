@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from labelwright.adjust.confusion import confusion_margin, pace, rescaled_similarity
-from labelwright.labels.main_set import main_set_size
+from labelwright.labels.alignment import main_set_size
 
 REFERENCE = json.loads(Path(__file__).with_name("cap.json").read_text())
 MARGINS = pytest.mark.parametrize("case", REFERENCE["margins"])

@@ -6,8 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from labelwright.labels.purify import divide, division_losses, min_max
-from labelwright.labels.refine import align, init_history, mean_of, push_history, reliable_targets, unreliable_targets
+from labelwright.labels.purify import (
+    align,
+    divide,
+    division_losses,
+    init_history,
+    mean_of,
+    min_max,
+    push_history,
+    reliable_targets,
+    unreliable_targets,
+)
 from labelwright.losses.candidates import negative_entropy, partial_cross_entropy
 from labelwright.losses.classification import soft_cross_entropy
 from labelwright.losses.soft_targets import linear_ramp, squared_error_of_probs

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from labelwright.adjust import calibration, fixed
+from labelwright.adjust import fixed
+from labelwright.adjust import slopes as calibration
 from labelwright.losses.classification import focal, ldam, vector_scaled_cross_entropy
 
 REFERENCE = json.loads(Path(__file__).with_name("cvs.json").read_text())

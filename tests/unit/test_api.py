@@ -17,8 +17,8 @@ import yaml
 from PIL import Image
 
 import labelwright as lw
-from labelwright import choosing
 from labelwright.errors import ConfigError, DataError
+from labelwright.pipeline import resolve as choosing
 from pictures import write_folders
 
 FAST: dict[str, Any] = {"method": "ce", "size_px": 8, "device": "cpu", "evaluations": 0}

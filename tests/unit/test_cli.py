@@ -25,7 +25,7 @@ import from_candidates
 from chat_stub import ChatStub, Fail, Seen
 from labelwright import api, cli
 from labelwright.methods.registry import METHODS
-from labelwright.results import LABEL_COLUMNS
+from labelwright.pipeline.label import LABEL_COLUMNS
 from pictures import COUNTS, spoil, write_folders
 
 CAP = "--method cap --model labelwright/digits-clip"

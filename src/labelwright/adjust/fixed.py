@@ -172,7 +172,7 @@ def mla_multiplier(prior: Tensor, kappa: Tensor, *, power: float) -> Tensor:
 
     Args:
       prior: [C] float > 0, see `prior`.
-      kappa: [C] float > 0, slopes of adjust.calibration. (kappa*)
+      kappa: [C] float > 0, slopes of adjust.slopes. (kappa*)
       power: >= 0. (gamma)
 
     Returns: [C] float > 0.
@@ -195,7 +195,7 @@ def cla_offset(prior: Tensor, kappa: Tensor, *, strength: float) -> Tensor:
 
     Args:
       prior: [C] float > 0, see `prior`.
-      kappa: [C] float > 0, slopes of adjust.calibration. (kappa+)
+      kappa: [C] float > 0, slopes of adjust.slopes. (kappa+)
       strength: any; 1 aims at the balanced error. (tau)
 
     Returns: [C] float.

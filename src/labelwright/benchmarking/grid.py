@@ -25,7 +25,7 @@ class Guessing:
     Attributes:
       by: the model, asked by `fit`; or made up from the truth inside the benchmark: chance (data.noise.candidate_sets)
         or doubt (data.noise.instance_dependent: the wrong labels that the model likes).
-      rule, top_k: of the model, see labels.annotate.pick.
+      rule, top_k: of the model, see annotators.candidate_rules.pick.
       q, eta: of those made up: share of the wrong labels that are candidates, share of the images without their truth.
     """
 

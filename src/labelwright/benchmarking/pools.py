@@ -15,15 +15,15 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter, ImageOps
 
-from labelwright.annotators import load_matching, views_of
+from labelwright.annotators.annotator import load_matching, views_of
+from labelwright.annotators.training_candidates import mean_probs
 from labelwright.benchmarking.grid import Given
 from labelwright.data import noise, splits
 from labelwright.data.images import decode_rgb
+from labelwright.data.prepare import open_source
 from labelwright.data.table import Images, LabelTable
 from labelwright.encoders.templates import prompt_text_feats, templates_named
 from labelwright.errors import ConfigError, DataError
-from labelwright.guessing import mean_probs
-from labelwright.prepare import open_source
 from labelwright.train.processes import accelerator_for
 
 LABELS_PER_CLASS = 2

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from labelwright.data.augment import RowGenerator
 from labelwright.data.build import TableBuilder
+from labelwright.data.checks import OnBad, resolve_problems
 from labelwright.data.columns import find_roles, open_columns
-from labelwright.data.images import OnBad, resolve_problems
 from labelwright.data.table import Images, LabelTable
 from labelwright.errors import DataError, Problem
 

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from labelwright.data.build import SPLIT_NAMES, TableBuilder
+from labelwright.data.checks import OnBad, resolve_problems
 from labelwright.data.columns import BATCH_ROWS, Columns, find_roles, open_columns
-from labelwright.data.images import OnBad, resolve_problems
 from labelwright.data.table import SPLITS, LabelTable
 from labelwright.errors import ConfigError, DataError, OfflineError, Problem
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from labelwright.data.cards import DatasetCard, dataset_card, plain_name, spelling_index
-from labelwright.data.images import resolve_problems
+from labelwright.data.checks import resolve_problems
 from labelwright.data.read import load
 from labelwright.data.table import SPLITS, LabelTable
 from labelwright.errors import ConfigError, DataError, OfflineError, Problem

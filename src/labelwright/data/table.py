@@ -226,7 +226,7 @@ class LabelTable:
         try:
             return decode_rgb(self.images.sources(np.array([row]))[0])
         except OSError as error:
-            problem = image_problem(self, row, error)
+            problem = image_problem(self.images.where(row), row, error)
             raise DataError(
                 f"{problem.where}: {problem.detail}",
                 problems=[problem],

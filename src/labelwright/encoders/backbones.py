@@ -7,7 +7,6 @@ original weights, ``param_groups`` gives the optimizer its groups.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -18,7 +17,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from labelwright.adapters.residual import ResidualAdapter
 from labelwright.encoders.heads import CosineHead as CosineHead
 from labelwright.encoders.heads import MlpHead as MlpHead
 from labelwright.encoders.heads import TextHead as TextHead
@@ -28,6 +26,7 @@ from labelwright.encoders.pretrained import (
     load_vision_model,
     parse_transformers_config,
 )
+from labelwright.encoders.residual import ResidualAdapter
 from labelwright.encoders.resnets import OWN
 from labelwright.encoders.saved import SavedBackbone, saved_backbone
 from labelwright.errors import ConfigError
@@ -53,7 +52,7 @@ class UnitBackbone(nn.Module):
     """A vision model whose feats come out with unit norm, as an embedding store holds them.
 
     Args:
-      inner: `VisionModel` or adapters.prompts.PromptedVision.
+      inner: `VisionModel` or encoders.prompts.PromptedVision.
     """
 
     def __init__(self, inner: nn.Module) -> None:
@@ -290,7 +289,7 @@ def from_config(config: Mapping[str, Any]) -> Classifier:
         else:
             backbone = from_transformers_config(parse_transformers_config(config["transformers"]))
             if config.get("visual_prompts"):
-                from labelwright.adapters.prompts import rebuild_prompted_vision  # which needs the encoders
+                from labelwright.encoders.prompts import rebuild_prompted_vision  # which needs the encoders
 
                 backbone = rebuild_prompted_vision(backbone, config["visual_prompts"])
         if config.get("unit_feats"):
@@ -330,78 +329,6 @@ def load_saved(saved: SavedBackbone) -> nn.Module:
             f"cannot load the model in {saved.folder}: {first}", fix="name the run that wrote it"
         ) from error
     return net.backbone.inner if isinstance(net.backbone, UnitBackbone) else net.backbone
-
-
-def param_groups(
-    net: nn.Module,
-    *,
-    lr: float,
-    weight_decay: float,
-    layer_decay: float | None = None,
-    decay_norms: bool = True,
-) -> list[dict[str, Any]]:
-    """Optimizer groups of the parameters that require a gradient.
-
-    With ``layer_decay`` the head, and whatever comes after the last block, gets ``lr``; each block below it
-    ``layer_decay`` times the rate of the one above, down to the patch embedding or stem.
-
-    Args:
-      net: a Classifier; of another network every parameter in no block counts as head unless it precedes the blocks.
-      lr: > 0.
-      weight_decay: >= 0.
-      layer_decay: 0 to 1, or None: one rate for all.
-      decay_norms: False leaves biases and normalisation (all parameters of one dimension) without weight decay.
-
-    Returns: groups of ``params``, ``lr``, ``weight_decay`` and ``name``, in order of depth.
-
-    Raises: ConfigError: layer_decay outside (0, 1].
-
-    Source: Bao et al. 2021 (arXiv 2106.08254), appendix (layer-wise decay of fine-tuning).
-
-    Example:
-      >>> net = build("resnet32", 10, seed=0)  # stem, 15 blocks, head
-      >>> rates = [group["lr"] for group in param_groups(net, lr=1.0, weight_decay=0.0, layer_decay=0.5)]
-      >>> rates[0] == 0.5**16, rates[-2:]
-      (True, [0.5, 1.0])
-    """
-    if layer_decay is not None and not 0 < layer_decay <= 1:
-        raise ConfigError(f"layer_decay is {layer_decay}", fix="give a number above 0 and at most 1")
-    names = [name for name, _ in net.named_parameters()]
-    depth, n_blocks = _depths(names)
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
-    for name, parameter in net.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        decays = decay_norms or parameter.dim() > 1
-        layer = depth[name] if layer_decay is not None else n_blocks + 1
-        rate = lr * (1.0 if layer_decay is None else layer_decay ** (n_blocks + 1 - layer))
-        label = "all" if layer_decay is None else "head" if layer > n_blocks else f"block{layer}" if layer else "stem"
-        group = groups.setdefault(
-            (layer, decays),
-            {
-                "params": [],
-                "lr": rate,
-                "weight_decay": weight_decay if decays else 0.0,
-                "name": label if decays else f"{label}, no decay",
-            },
-        )
-        group["params"].append(parameter)
-    return [groups[key] for key in sorted(groups)]
-
-
-def _depths(names: Sequence[str]) -> tuple[dict[str, int], int]:
-    """Depth of each parameter: 0 before the blocks, 1 to n in them, n + 1 after them and in the head."""
-    # A block is "layers.3" (ViT), or a stage and its block: "stages.1.layers.0", "layers.1.blocks.0", "stages.1.0".
-    pattern = re.compile(r"(?:^|\.)(?:stages?|layers?|blocks?)\.(\d+)(?:\.(?:layers?|blocks?))?(?:\.(\d+))?(?:\.|$)")
-    found = {name: pattern.search(name) for name in names if not name.startswith("head.")}
-    key = {name: (int(m[1]), int(m[2] or 0)) for name, m in found.items() if m is not None}
-    blocks = sorted(set(key.values()))
-    number = {block: i + 1 for i, block in enumerate(blocks)}
-    depth, in_blocks = {}, False
-    for name in names:
-        in_blocks = in_blocks or name in key
-        depth[name] = number[key[name]] if name in key else len(blocks) + 1 if in_blocks or not key else 0
-    return depth, len(blocks)
 
 
 def _freeze(net: nn.Module, patterns: Sequence[str]) -> set[str]:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from labelwright.adapters.residual import ResidualAdapter
+from labelwright.encoders.residual import ResidualAdapter
 
 
 class CosineHead(nn.Module):

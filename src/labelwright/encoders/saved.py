@@ -11,7 +11,7 @@ from typing import Any
 from labelwright.errors import ConfigError
 
 FORMAT = 1
-"""Of config.json beside the weights; see model.save_model."""
+"""Of config.json beside the weights; see pipeline.saved_model.save_model."""
 
 
 @dataclass(frozen=True)

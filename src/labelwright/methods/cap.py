@@ -19,7 +19,7 @@ Margin" (2025), arXiv 2505.02056.
 
 Symbols: z feats, t class features, s logit_scale, f logits, M margin, r pace, S similarity, m margin_scale, tau
 confidence.
-Departures: (1) detection by evidence, not by one k-means per class (labels/mismatch.py); (2) a guard against useless
+Departures: (1) detection by evidence, not by one k-means per class (labels/concepts.py); (2) a guard against useless
 descriptions; (3), (4) and (13) are ours, each with a setting; sizes and r are against estimated shares, not uniform;
 m is given for logit_scale 100 and scaled with the model's; residual weight = 1 / logit_scale (0.01 at 100); lr 0.05
 and weight decay 5e-4 instead of 0.01 and 0.1; a labelled image weighs as much as one of the main set; lines 6 and 7
@@ -41,13 +41,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from labelwright.adapters.aligned import AlignedNet
-from labelwright.adapters.residual import ResidualAdapter
 from labelwright.adjust import confusion
+from labelwright.encoders.aligned import AlignedNet
+from labelwright.encoders.residual import ResidualAdapter
 from labelwright.errors import ConfigError
-from labelwright.labels.alignment import Aligned, align
-from labelwright.labels.main_set import main_set_size, surest_rows
-from labelwright.labels.watch import Watch, warnings_of
+from labelwright.labels.alignment import Aligned, align, main_set_size, surest_rows
+from labelwright.metrics.agreement import Watch, warnings_of
 from labelwright.train.processes import mean_share
 from labelwright.train.settings import TrainSettings, require
 from labelwright.types import (

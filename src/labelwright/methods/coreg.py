@@ -43,12 +43,9 @@ import torch
 from torch import Tensor
 
 from labelwright.encoders.projection import ProjectedNet
-from labelwright.labels import guess_shape, refine
-from labelwright.labels.beliefs import read_beliefs
-from labelwright.labels.codivide import CoDivision, aligned_division
-from labelwright.labels.codivide_watch import signs_of, told_of
+from labelwright.labels import guess_shape, purify
+from labelwright.labels.codivide import CoDivision, aligned_division, describe_divisions, read_beliefs
 from labelwright.labels.purify import init_loss_history
-from labelwright.labels.watch import Watch
 from labelwright.losses.candidates import informative_rows, negative_entropy, partial_cross_entropy
 from labelwright.losses.classification import soft_cross_entropy
 from labelwright.losses.contrastive import Rule, init_queue, noisy_contrastive, push_queue
@@ -63,7 +60,9 @@ from labelwright.methods.baselines.candidate_sets import (
     new_net,
     plan_of_all,
 )
-from labelwright.methods.coreg_finish import distil, finish, put_in
+from labelwright.methods.coreg_deploy import distil, finish, put_in
+from labelwright.metrics.agreement import Watch
+from labelwright.metrics.diagnostics import division_warnings
 from labelwright.train.processes import gather_queries, gather_rows, mean_share, sum_gradients
 from labelwright.train.seeds import generator
 from labelwright.train.settings import require
@@ -231,8 +230,8 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
         own = torch.stack(seen[name]).mean(0)
         everyone = [p for views in (seen.values() if cfg.use_co_labels else [seen[name]]) for p in views]
         beliefs = read_beliefs(word["beliefs"], batch.rows, task.n_classes)
-        on_p = refine.reliable_targets(own, beliefs, clean, temperature=cfg.temperature)  # 7
-        on_u = refine.unreliable_targets(everyone, temperature=cfg.temperature)  # 6
+        on_p = purify.reliable_targets(own, beliefs, clean, temperature=cfg.temperature)  # 7
+        on_u = purify.unreliable_targets(everyone, temperature=cfg.temperature)  # 6
         targets = torch.where(is_reliable[:, None], on_p, on_u)
         draws = generator(clock.seed, "mixup", name, clock.epoch, clock.step)
         ramp = cfg.unlabelled_weight * linear_ramp(since, length_epochs=cfg.ramp_epochs)
@@ -345,7 +344,7 @@ def _scaled(cfg: Config, state: State, probs: Tensor, mean: Tensor) -> Tensor:
     """Probabilities [B, C] of a network with that mean [C], scaled to the prior."""
     if not (cfg.align_targets and cfg.use_alignment):
         return probs
-    return refine.align(probs, running=mean, prior=state.memory["prior"])
+    return purify.align(probs, running=mean, prior=state.memory["prior"])
 
 
 def _terms(
@@ -439,10 +438,10 @@ def _divided(cfg: Config, task: Task, state: State, passes: Passes, *, epoch: in
     fields = ("beliefs", "clean", "ratio", "mean", "history")
     memory["divisions"] = {name: {key: getattr(word, key) for key in fields} for name, word in found.items()}
     collapse = float(prototype_collapse(memory["prototypes"])) if cfg.prototype_weight > 0 else 0.0
-    logs = told_of(list(found.values()), collapse=collapse)
+    logs = describe_divisions(list(found.values()), collapse=collapse)
     if "watch" in memory:
         logs["cluster_agreement"] = Watch.from_dict(memory["watch"]).agreement(found["main"].predicted)
     memory.setdefault("first_told", {key: logs[key] for key in ("reliable_frac", "in_set_frac")})
     told = {"has_guesses": found["main"].n_divided > 0, "cosine_before": memory.get("prototype_cosine", 0.0)}
-    logs["warnings"] = signs_of(logs, memory["first_told"], epoch=epoch, **told)
+    logs["warnings"] = division_warnings(logs, memory["first_told"], epoch=epoch, **told)
     return dataclasses.replace(state, memory=memory | {"prototype_cosine": collapse}), logs

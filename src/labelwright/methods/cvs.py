@@ -38,7 +38,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from labelwright.adjust import calibration, fixed
+from labelwright.adjust import fixed
+from labelwright.adjust import slopes as calibration
 from labelwright.data import splits
 from labelwright.losses.classification import vector_scaled_cross_entropy
 from labelwright.losses.mixup import mixup

@@ -35,9 +35,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from labelwright.adjust import calibration, fixed
+from labelwright.adjust import fixed
+from labelwright.adjust import slopes as calibration
 from labelwright.adjust.pace import Direction, class_distribution, divergence, pace_margin
-from labelwright.labels.pace_watch import signs_of
 from labelwright.losses.candidates import negative_entropy_of_mean
 from labelwright.losses.classification import cross_entropy
 from labelwright.losses.contrastive import nt_xent, pseudolabel_contrastive
@@ -58,6 +58,7 @@ from labelwright.methods.open_world import (
     unlabelled_logits,
     with_margin,
 )
+from labelwright.metrics.diagnostics import pace_warnings
 from labelwright.train.processes import gather_rows, sum_gradients
 from labelwright.train.settings import require
 from labelwright.types import Batch, BuildNet, Clock, EpochPlan, Passes, Prediction, State, StepResult, Task
@@ -259,7 +260,9 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
     if cfg.margin == "cvs":
         state = dataclasses.replace(state, adjust={"kappa": _kappa(task, state, passes)})
     state, told = _looked(cfg, task, state, passes)
-    told["warnings"] = signs_of(told, memory["divergences"], epoch=epoch, n_epochs=cfg.epochs, n_named=n_seen(task))
+    told["warnings"] = pace_warnings(
+        told, memory["divergences"], epoch=epoch, n_epochs=cfg.epochs, n_named=n_seen(task)
+    )
     return state, told
 
 

@@ -14,7 +14,7 @@ from labelwright.data.situation import LONG_TAILED_RATIO
 from labelwright.encoders.heads import MlpHead
 from labelwright.encoders.layers import freeze_below
 from labelwright.errors import ConfigError
-from labelwright.labels.semi_kmeans import KMeans, semi_supervised_kmeans
+from labelwright.labels.kmeans import KMeans, semi_supervised_kmeans
 from labelwright.labels.settle import settle
 from labelwright.train.plans import steps_for
 from labelwright.train.processes import gather_queries

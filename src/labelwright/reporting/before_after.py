@@ -9,8 +9,9 @@ from typing import Any
 
 from labelwright.metrics.classification import imbalance
 from labelwright.reporting.charts import AFTER, BEFORE, PERCENT, Figure, axes_layout, count_figures, plain_text
-from labelwright.reporting.numbers import number, percent
-from labelwright.reporting.run_files import Run, class_rows
+from labelwright.reporting.class_rows import class_rows
+from labelwright.run_folder import Run
+from labelwright.wording import number, percent
 
 MAX_HALF = 12  # classes that fit beside another chart
 MAX_NAMED = 60  # classes whose names stand at an axis; of more they are shown on hover
@@ -21,7 +22,7 @@ def pseudolabel_summary(run: Run) -> list[tuple[str, str, str]]:
 
     Example:
       >>> found = {"counts": [6, 4], "accuracy": 0.9, "zero_shot": {"counts": [10, 0], "accuracy": 0.6}}
-      >>> for row in pseudolabel_summary(Run({"pseudolabels": found}, {}, {}, {}, [], [], None, "run")):
+      >>> for row in pseudolabel_summary(Run("run", summary={"pseudolabels": found}, data={})):
       ...     print(*row, sep=" | ")
       Right, where the truth is known | 60.0% | 90.0%
       Largest to smallest class | 1 class is empty | 1.5 to 1
@@ -48,7 +49,7 @@ def pseudolabel_rows(run: Run) -> list[dict[str, Any]]:
 
     Example:
       >>> found = {"counts": [1, 9], "zero_shot": {"counts": [8, 2]}}
-      >>> run = Run({"pseudolabels": found}, {"class_names": ["a", "b"]}, {}, {}, [], [], None, "run")
+      >>> run = Run("run", summary={"pseudolabels": found}, data={"class_names": ["a", "b"]})
       >>> [(row["name"], row["before"], row["after"]) for row in pseudolabel_rows(run)]
       [('b', 2, 9), ('a', 8, 1)]
     """
@@ -70,7 +71,7 @@ def pseudolabel_figures(run: Run) -> list[Figure]:
 
     Example:
       >>> found = {"counts": [1, 9], "zero_shot": {"counts": [8, 2]}}
-      >>> run = Run({"pseudolabels": found}, {"class_names": ["a", "b"]}, {}, {}, [], [], None, "run")
+      >>> run = Run("run", summary={"pseudolabels": found}, data={"class_names": ["a", "b"]})
       >>> [figure.alt for figure in pseudolabel_figures(run)]
       ['Bar chart of 2 classes, zero-shot and this model: images from 2 to 8 before, from 1 to 9 after.']
     """
@@ -101,7 +102,7 @@ def compared_class_figures(run: Run) -> list[Figure]:
 
     Example:
       >>> summary = {"test": {"per_class": [1.0, 0.5]}, "zero_shot": {"per_class": [1.0, None]}}
-      >>> run = Run(summary, {"class_names": ["a", "b"]}, {}, {}, [], [], None, "run")
+      >>> run = Run("run", summary=summary, data={"class_names": ["a", "b"]})
       >>> [figure.title for figure in compared_class_figures(run)]
       ['Accuracy per class on the test images']
     """
@@ -155,7 +156,7 @@ def labelled_figures(run: Run) -> list[Figure]:
 
     Example:
       >>> data = {"class_names": ["a", "b"], "train_counts": [2, 2]}
-      >>> labelled_figures(Run({"zero_shot": None}, data, {}, {}, [], [], None, "run"))
+      >>> labelled_figures(Run("run", summary={"zero_shot": None}, data=data))
       []
     """
     figures, names, counts = count_figures(run), run.class_names, run.counts

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from labelwright.reporting.charts import PERCENT, Figure, finite, line_figure
-from labelwright.reporting.numbers import percent
-from labelwright.reporting.run_files import Run
+from labelwright.run_folder import Run
+from labelwright.wording import percent
 
 SHARES = {
     "reliable_frac": "guesses trusted",
@@ -37,7 +37,7 @@ def division_figures(run: Run) -> list[Figure]:
     Example:
       >>> epochs = [{"epoch": e, "reliable_frac": 0.5 + e / 10} for e in range(3)]
       >>> summary = {"candidates": {"n_images": 3}}
-      >>> [figure.alt for figure in division_figures(Run(summary, {}, {}, {}, epochs, [], None, "run"))]
+      >>> [figure.alt for figure in division_figures(Run("run", summary=summary, data={}, epochs=epochs))]
       ['Line chart over epoch: guesses trusted from 0.5 to 0.7.']
     """
     if not run.summary.get("candidates"):
@@ -69,7 +69,7 @@ def curve_notes(run: Run) -> list[str]:
 
     Example:
       >>> epochs = [{"epoch": e, "inside_frac": 0.5} for e in range(2)]
-      >>> curve_notes(Run({"candidates": {"n_images": 3}}, {}, {}, {}, epochs, [], None, "run"))
+      >>> curve_notes(Run("run", summary={"candidates": {"n_images": 3}}, data={}, epochs=epochs))
       ['An answer that is not among the guesses is a correction, or a mistake.']
     """
     figures = division_figures(run)
@@ -88,7 +88,7 @@ def _curve(run: Run, key: str, *, skip: float | None = None) -> tuple[list[int],
 
     Values that are exactly ``skip`` are left out.
     """
-    start = finite(run.begin.get(key))
+    start = finite(run.begun.get(key))
     found = [] if start is None else [(0, start)]
     for i, record in enumerate(run.epochs):
         own = [finite(record.get(name)) for name in ((key,) if key in record else (f"{key}_main", f"{key}_peer"))]

@@ -9,8 +9,8 @@ from typing import Any
 from labelwright.reporting.before_after import MAX_NAMED, wrapped_text
 from labelwright.reporting.candidate_training import curve_notes, deployed_words
 from labelwright.reporting.charts import AFTER, BEFORE, Figure, axes_layout, plain_text
-from labelwright.reporting.numbers import number, percent, points
-from labelwright.reporting.run_files import Run
+from labelwright.run_folder import Run
+from labelwright.wording import number, percent, points
 
 HARDLY = 0.1  # of an even share of the first guesses: a class with less is hardly ever named, as for Co-Reg's prior
 CHANGED = 0.05  # of a class's images: smaller changes are not called a correction or a loss
@@ -51,7 +51,7 @@ def guessed_section(run: Run) -> Guessed | None:
     Example:
       >>> sets = {"n_images": 4, "mean_set_size": 2.0, "largest_set": 2, "n_empty": 0, "n_single": 0}
       >>> summary = {"candidates": sets, "annotator": None, "guesses": {"named": [4, 4], "first": [4, 0], "sizes": [0]}}
-      >>> said = guessed_section(Run(summary, {"class_names": ["cat", "owl"]}, {}, {}, [], [], None, "run"))
+      >>> said = guessed_section(Run("run", summary=summary, data={"class_names": ["cat", "owl"]}))
       >>> said.origin, said.facts[-1], said.verdict
       ('They came with the data.', ('Hardly ever the first guess', 'owl (0)'), [])
     """
@@ -70,7 +70,7 @@ def guessed_section(run: Run) -> Guessed | None:
         lost=[row for row in reversed(known) if row["change"] <= -CHANGED],
         scored_on="test images" if on_test else "training images whose truth is known",
         notes=curve_notes(run),
-        deployed=deployed_words(run.epochs, run.begin),
+        deployed=deployed_words(run.epochs, run.begun),
     )
 
 
@@ -143,7 +143,7 @@ def guess_figures(run: Run) -> list[Figure]:
 
     Example:
       >>> summary = {"candidates": {"n_images": 3}, "guesses": {"named": [3, 2], "first": [3, 0], "sizes": [0, 1, 2]}}
-      >>> figures = guess_figures(Run(summary, {"class_names": ["cat", "owl"]}, {}, {}, [], [], None, "run"))
+      >>> figures = guess_figures(Run("run", summary=summary, data={"class_names": ["cat", "owl"]}))
       >>> [figure.title for figure in figures]
       ['How often each class is guessed', 'Guesses per image']
     """
@@ -239,7 +239,7 @@ def change_rows(run: Run, images: str) -> list[dict[str, Any]]:
 
     Example:
       >>> summary = {"pseudolabels": {"per_class": [0.5, 1.0]}, "guesses": {"per_class": [0.75, 0.25]}}
-      >>> run = Run(summary, {"class_names": ["cat", "owl"]}, {}, {}, [], [], None, "run")
+      >>> run = Run("run", summary=summary, data={"class_names": ["cat", "owl"]})
       >>> [(row["name"], row["change"]) for row in change_rows(run, "train")]
       [('owl', 0.75), ('cat', -0.25)]
     """
@@ -267,7 +267,7 @@ def change_figures(run: Run) -> list[Figure]:
     Example:
       >>> summary = {"candidates": {"n_images": 1}, "annotator": {"kind": "two towers"},
       ...            "zero_shot": {"per_class": [0.5, 1.0]}, "test": {"per_class": [1.0, 0.75]}}
-      >>> figures = change_figures(Run(summary, {"class_names": ["a", "b"]}, {}, {}, [], [], None, "run"))
+      >>> figures = change_figures(Run("run", summary=summary, data={"class_names": ["a", "b"]}))
       >>> [figure.alt for figure in figures]
       ['Chart of 2 classes before and after training: most gained a (+50.0 points), least b (-25.0 points).']
     """

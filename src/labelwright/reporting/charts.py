@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from labelwright.metrics.classification import GROUPS, imbalance
-from labelwright.reporting.numbers import number, percent
-from labelwright.reporting.run_files import Run, class_rows
+from labelwright.reporting.class_rows import class_rows
+from labelwright.run_folder import Run
+from labelwright.wording import number, percent
 
 MAX_LINES = 12  # of a chart; more classes are shown as quantiles
 COLOURS = {"many": "#0072b2", "medium": "#e69f00", "few": "#d55e00", "": "#0072b2"}  # told apart by colour-blind eyes
@@ -43,7 +44,7 @@ def count_figures(run: Run) -> list[Figure]:
     """Labelled images per class, and the same from largest to smallest; nothing for a run without counts.
 
     Example:
-      >>> run = Run({}, {"class_names": ["a", "b"], "train_counts": [20, 2]}, {}, {}, [], [], None, "run")
+      >>> run = Run("run", summary={}, data={"class_names": ["a", "b"], "train_counts": [20, 2]})
       >>> [figure.title for figure in count_figures(run)]
       ['Labelled images per class', 'Long-tail profile: largest to smallest 10 to 1, Gini 0.41']
     """
@@ -83,7 +84,7 @@ def curve_figures(run: Run) -> list[Figure]:
 
     Example:
       >>> epochs = [{"epoch": 0, "loss": 2.0}, {"epoch": 1, "loss": 1.0}]
-      >>> [figure.alt for figure in curve_figures(Run({}, {}, {}, {}, epochs, [], None, "run"))]
+      >>> [figure.alt for figure in curve_figures(Run("run", summary={}, data={}, epochs=epochs))]
       ['Line chart over epoch: loss from 2 to 1.']
     """
     epochs, figures = run.epochs, []
@@ -117,7 +118,7 @@ def class_figures(run: Run) -> list[Figure]:
     """Test accuracy of each class, most training images first; nothing for a run without it.
 
     Example:
-      >>> run = Run({"test": {"per_class": [1.0, 0.5]}}, {"class_names": ["a", "b"]}, {}, {}, [], [], None, "run")
+      >>> run = Run("run", summary={"test": {"per_class": [1.0, 0.5]}}, data={"class_names": ["a", "b"]})
       >>> [figure.alt for figure in class_figures(run)]
       ['Bar chart: best a (100.0%), worst b (50.0%).']
     """
@@ -138,7 +139,7 @@ def reliability_figures(run: Run) -> list[Figure]:
 
     Example:
       >>> table = [{"lower": 0.5, "upper": 1.0, "count": 4, "accuracy": 0.75, "confidence": 0.8}]
-      >>> run = Run({"test": {"ece": 0.05, "reliability": {"all": table}}}, {}, {}, {}, [], [], None, "run")
+      >>> run = Run("run", summary={"test": {"ece": 0.05, "reliability": {"all": table}}}, data={})
       >>> [figure.title for figure in reliability_figures(run)]
       ['All classes: ECE 5.0 points, 4 images']
     """
@@ -179,7 +180,7 @@ def slope_figures(run: Run) -> list[Figure]:
 
     Example:
       >>> epochs = [{"epoch": 0, "kappa_additive": [1.0, 2.0]}, {"epoch": 1, "kappa_additive": [1.0, 1.5]}]
-      >>> [figure.alt for figure in slope_figures(Run({}, {}, {}, {}, epochs, [], None, "run"))]
+      >>> [figure.alt for figure in slope_figures(Run("run", summary={}, data={}, epochs=epochs))]
       ['Line chart over epoch: class 0 from 1 to 1; class 1 from 2 to 1.5.']
     """
     figures = []

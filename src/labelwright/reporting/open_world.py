@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
-from labelwright.labels.discover import AGREEMENT_WEIGHT
+from labelwright.labels.n_novel import AGREEMENT_WEIGHT
 from labelwright.reporting.charts import BEFORE, LINES, Figure, finite, line_figure
-from labelwright.reporting.numbers import number, percent
-from labelwright.reporting.run_files import Run
+from labelwright.run_folder import Run
+from labelwright.wording import number, percent
 
 NAMED, NEW = LINES[0], LINES[1]  # colours of named and of new classes
 LIKE_OTHERS = 0.02  # of tightness: a class that differs less from the median of all is as tight as most
@@ -81,7 +81,7 @@ def open_world_section(run: Run, thumbnails: Mapping[str, str] | None = None) ->
     Example:
       >>> clusters = [{"name": "novel-1", "n_images": 3, "tightness": 0.9, "taken_for": [["cat", 1.0]]}]
       >>> summary = {"n_seen": 2, "n_novel": 1, "novel": {"evidence": None, "clusters": clusters}}
-      >>> said = open_world_section(Run(summary, {}, {}, {}, [], [], None, "run"))
+      >>> said = open_world_section(Run("run", summary=summary, data={}))
       >>> said.counting, said.cards[0].facts[-1]
       (['You said how many: 1 new class.'], ('If it were not novel-1, it would be', 'cat (100.0% of its images)'))
     """
@@ -106,7 +106,7 @@ def found_words(run: Run) -> str:
     """One sentence for the head of the report; empty for a run that looked for no new class.
 
     Example:
-      >>> found_words(Run({"n_novel": 2, "novel": {"evidence": {"n_novel": 2}}}, {}, {}, {}, [], [], None, "run"))
+      >>> found_words(Run("run", summary={"n_novel": 2, "novel": {"evidence": {"n_novel": 2}}}, data={}))
       '2 classes beyond the named ones were found: see below.'
     """
     n = run.summary.get("n_novel")
@@ -200,7 +200,7 @@ def evidence_figures(run: Run) -> list[Figure]:
     Example:
       >>> curve = [{"n_novel": n, "score": s, "agreement": s, "stability": s} for n, s in ((0, 0.2), (1, 0.8))]
       >>> found = {"n_novel": 1, "plausible": [1, 1], "curve": curve}
-      >>> run = Run({"n_novel": 1, "novel": {"evidence": found}}, {}, {}, {}, [], [], None, "run")
+      >>> run = Run("run", summary={"n_novel": 1, "novel": {"evidence": found}}, data={})
       >>> [figure.alt for figure in evidence_figures(run)]
       ['Line chart over the number of new classes: the score is highest at 1 (0.8); 1 is used, 1 to 1 are plausible.']
     """
@@ -245,7 +245,7 @@ def pace_figures(run: Run) -> list[Figure]:
 
     Example:
       >>> epochs = [{"epoch": e, "novel_frac": 0.5, "divergence": 0.2 - e / 10} for e in range(2)]
-      >>> run = Run({"n_novel": 1}, {}, {}, {}, epochs, [], None, "run")
+      >>> run = Run("run", summary={"n_novel": 1}, data={}, epochs=epochs)
       >>> [figure.alt for figure in pace_figures(run)][1:]
       ['Line chart over epoch: distance from 0.2 to 0.1.']
     """
@@ -300,7 +300,7 @@ def _own(run: Run, keys: Mapping[str, str]) -> Curves:
     """What the method logs of itself, from before the first epoch on; nothing of fewer than two epochs."""
     curves: Curves = {}
     for what, key in keys.items():
-        records = [(0, run.begin), *((record.get("epoch", i) + 1, record) for i, record in enumerate(run.epochs))]
+        records = [(0, run.begun), *((record.get("epoch", i) + 1, record) for i, record in enumerate(run.epochs))]
         kept = [(x, y) for x, record in records if (y := finite(record.get(key))) is not None]
         if len(kept) > 1:
             curves[what] = ([x for x, _ in kept], [y for _, y in kept])

@@ -21,6 +21,7 @@ import yaml
 from plotly.offline import get_plotlyjs
 from scipy.stats import binomtest
 
+from labelwright.errors import DataError
 from labelwright.metrics.classification import GROUPS
 from labelwright.reporting.before_after import (
     compared_class_figures,
@@ -39,13 +40,13 @@ from labelwright.reporting.candidates import (
     knows_annotator,
 )
 from labelwright.reporting.charts import class_figures, curve_figures, reliability_figures, slope_figures
-from labelwright.reporting.numbers import duration, number, percent, points
+from labelwright.reporting.class_rows import class_rows
 from labelwright.reporting.open_world import evidence_figures, found_words, open_world_section, pace_figures
-from labelwright.reporting.run_files import Run, class_rows, read_run
+from labelwright.reporting.terminal import folded_warnings
 from labelwright.reporting.thumbnails import read_thumbnails
 from labelwright.reporting.vision_language import kept_epoch, margin_figures, margin_rows, name_fit, watch_figures
-from labelwright.telling import folded_warnings
-from labelwright.train.track import write_text_atomically
+from labelwright.run_folder import Run, write_text_atomically
+from labelwright.wording import duration, number, percent, points
 
 SCORES = {
     "accuracy": "Accuracy",
@@ -87,7 +88,7 @@ def render(run_folder: Path) -> Path:
       >>> 'Accuracy</th><td class="n">50.0%' in render(folder).read_text()
       True
     """
-    run = read_run(Path(run_folder))
+    run = Run(run_folder)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -367,3 +368,13 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]
         elif value is not None:
             rows.append((prefix + str(key), value))
     return rows
+
+
+def report(run: str | Path) -> Path:
+    """Write report.html of a finished run anew; returns its path.
+
+    Raises: DataError if the run has not finished, or has nothing to report: one of `pretrain`.
+    """
+    if "n_classes" not in Run(run).read_json("summary.json"):
+        raise DataError(f"{run} holds a pretrained backbone, of which there is no report", fix="give the run of a fit")
+    return render(Path(run))

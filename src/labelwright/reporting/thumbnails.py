@@ -13,7 +13,7 @@ from PIL import Image
 
 from labelwright.data.table import LabelTable
 from labelwright.errors import DataError
-from labelwright.train.track import write_text_atomically
+from labelwright.run_folder import write_text_atomically
 
 THUMBNAILS_FILE = "thumbnails.json"  # of a run folder: id of an image -> data URL
 EDGE_PX = 112  # of the longer side; smaller images stay as they are

@@ -10,8 +10,8 @@ from typing import Any
 from labelwright.metrics.classification import imbalance
 from labelwright.reporting.before_after import wrapped_text
 from labelwright.reporting.charts import AFTER, BEFORE, PERCENT, Figure, axes_layout, finite, line_figure, plain_text
-from labelwright.reporting.numbers import number
-from labelwright.reporting.run_files import Run
+from labelwright.run_folder import Run
+from labelwright.wording import number
 
 MAX_MARGINS = 30  # classes of the chart of margins
 CURVES: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
@@ -51,11 +51,11 @@ def name_fit(run: Run) -> NameFit | None:
 
     Example:
       >>> begin = {"mismatched": ["owl"], "evidence": [0.9, 0.1], "unrepaired": ["owl"], "guessed": ["owl"]}
-      >>> run = Run({}, {"class_names": ["cat", "owl"]}, {}, {}, [], [], None, "run", begin)
+      >>> run = Run("run", summary={}, data={"class_names": ["cat", "owl"]}, begun=begin)
       >>> [(row["name"], row["used"]) for row in name_fit(run).changed]
       [('owl', 'Cluster left over (a guess)')]
     """
-    begin = run.begin
+    begin = run.begun
     if "mismatched" not in begin:
         return None
     names = [str(name) for name in begin.get("class_names") or run.class_names]
@@ -103,7 +103,7 @@ def watch_figures(run: Run) -> list[Figure]:
 
     Example:
       >>> epochs = [{"epoch": e, "gini": 0.4 - e / 10} for e in range(3)]
-      >>> [figure.alt for figure in watch_figures(Run({}, {}, {}, {}, epochs, [], None, "run"))]
+      >>> [figure.alt for figure in watch_figures(Run("run", summary={}, data={}, epochs=epochs))]
       ['Line chart over epoch: Pseudolabels, Gini coefficient from 0.4 to 0.2.']
     """
     figures = []
@@ -130,7 +130,7 @@ def kept_epoch(run: Run) -> int | None:
     """How many epochs the kept state has trained, 0 = none; None for a run that does not say.
 
     Example:
-      >>> kept_epoch(Run({}, {}, {}, {}, [{"epoch": 0}, {"epoch": 1, "kept_epoch": 0}], [], None, "run"))
+      >>> kept_epoch(Run("run", summary={}, data={}, epochs=[{"epoch": 0}, {"epoch": 1, "kept_epoch": 0}]))
       1
     """
     found = [record["kept_epoch"] for record in run.epochs if record.get("kept_epoch") is not None]
@@ -140,8 +140,8 @@ def kept_epoch(run: Run) -> int | None:
 def _at_start(run: Run, key: str) -> float | None:
     """A value of before the first epoch, where it means the same as those of the epochs."""
     if key in ("cluster_agreement", "main_set"):
-        return finite(run.begin.get(key))
-    counts = run.begin.get("aligned_counts")  # of unlabelled images; the epochs count all
+        return finite(run.begun.get(key))
+    counts = run.begun.get("aligned_counts")  # of unlabelled images; the epochs count all
     first = next((record["pseudo_counts"] for record in run.epochs if record.get("pseudo_counts")), None)
     if key not in ("imbalance_ratio", "gini") or not counts or first is None or sum(counts) != sum(first):
         return None
@@ -182,7 +182,7 @@ def margin_rows(run: Run) -> list[dict[str, Any]]:
 
     Example:
       >>> epochs = [{"margin_pairs": [["cat", "dog", 0.7], ["dog", "cat", 0.0]]}]
-      >>> [row] = margin_rows(Run({}, {}, {}, {}, epochs, [], None, "run"))
+      >>> [row] = margin_rows(Run("run", summary={}, data={}, epochs=epochs))
       >>> row["starved"], row["resembled"], round(row["odds"], 2)
       ('cat', 'dog', 2.01)
     """
@@ -202,7 +202,7 @@ def margin_figures(run: Run) -> list[Figure]:
 
     Example:
       >>> epochs = [{"margin_pairs": [["cat", "dog", 0.7]]}]
-      >>> [figure.alt for figure in margin_figures(Run({}, {}, {}, {}, epochs, [], None, "run"))]
+      >>> [figure.alt for figure in margin_figures(Run("run", summary={}, data={}, epochs=epochs))]
       ['Heat map of the largest margins: most cat against dog, 0.7.']
     """
     rows = margin_rows(run)

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from labelwright.errors import DataError, LabelwrightError
+from labelwright.run_folder import Run
 from labelwright.train import checkpoint, progress
 from labelwright.train.optim import build_optimizer, lr_at, optimizer_step, sam_radius_at, set_lr
 from labelwright.train.plans import check_plan, plan_from_dict, plan_to_dict, rows_of_step
@@ -29,7 +30,6 @@ from labelwright.train.processes import (
 from labelwright.train.seeds import derive_seed
 from labelwright.train.settings import TrainSettings
 from labelwright.train.signals import stop_on_signal
-from labelwright.train.track import RunFolder
 from labelwright.types import (
     Batch,
     BuildNet,
@@ -94,7 +94,7 @@ def train(
     build_net: BuildNet,
     *,
     options: LoopOptions,
-    run: RunFolder | None = None,
+    run: Run | None = None,
     evaluate: Callable[[State], Mapping[str, Any]] | None = None,
 ) -> Trained:
     """Train a recipe from the start, or from the checkpoint in ``run`` if there is one.
@@ -137,7 +137,7 @@ class _Loop:
         task: Task,
         views: ViewSource,
         options: LoopOptions,
-        run: RunFolder | None,
+        run: Run | None,
         evaluate: Callable[[State], Mapping[str, Any]] | None,
     ) -> None:
         self.recipe, self.cfg, self.views, self.options = recipe, cfg, views, options

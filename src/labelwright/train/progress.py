@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from labelwright.reporting.numbers import duration
+from labelwright.wording import duration
 
 LINE_EVERY_S = 60.0
 

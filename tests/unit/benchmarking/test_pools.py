@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from labelwright.annotators import load_matching, views_of
+from labelwright.annotators.annotator import load_matching, views_of
 from labelwright.benchmarking.grid import Given, Guessing
 from labelwright.benchmarking.pools import (
     as_given,
@@ -27,11 +27,11 @@ from labelwright.benchmarking.pools import (
     target_pool,
     with_nonsense,
 )
+from labelwright.data.prepare import open_source
 from labelwright.data.registry import open_dataset
 from labelwright.data.table import Images, LabelTable
 from labelwright.encoders.templates import prompt_text_feats, templates_named
 from labelwright.errors import ConfigError, DataError
-from labelwright.prepare import open_source
 
 SHARED = Path(os.environ.get("LABELWRIGHT_SHARED", Path(__file__).parents[4] / "shared"))
 needs_data = pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="the data sets are not on this machine")

@@ -7,9 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from labelwright.data.checks import check_images, format_problems
 from labelwright.data.embeddings import NPZ_KEYS, GivenFeats, UserEmbeddings, load_embeddings
-from labelwright.data.images import check_images, format_problems
-from labelwright.encoders.store import EmbeddingViews, StoredFeats, images_digest
+from labelwright.data.stored import EmbeddingViews, StoredFeats
+from labelwright.encoders.store import images_digest
 from labelwright.errors import ConfigError, DataError
 from labelwright.types import ViewSource
 

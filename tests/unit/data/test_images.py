@@ -8,7 +8,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from labelwright.data.images import check_images, decode_rgb, format_problems, resolve_problems
+from labelwright.data.checks import check_images, format_problems, resolve_problems
+from labelwright.data.images import decode_rgb
 from labelwright.data.read import load
 from labelwright.data.table import Images, LabelTable
 from labelwright.errors import ConfigError, DataError, Problem

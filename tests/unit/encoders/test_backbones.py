@@ -10,19 +10,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from labelwright.encoders.backbones import (
-    Classifier,
-    MlpHead,
-    Stored,
-    TextHead,
-    build,
-    classifier_config,
-    from_config,
-    param_groups,
-)
+from labelwright.encoders.backbones import Classifier, MlpHead, Stored, TextHead, build, classifier_config, from_config
+from labelwright.encoders.nets import EncoderNets, OwnNets
 from labelwright.encoders.pretrained import ImageStats, image_stats
-from labelwright.encoding import EncoderNets, OwnNets
 from labelwright.errors import ConfigError
+from labelwright.train.optim import param_groups
 
 SHARED = Path(os.environ.get("LABELWRIGHT_SHARED", Path(__file__).parents[3] / "../shared"))
 VIT = {

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from labelwright.encoders.backbones import Classifier, MlpHead, build, param_groups
+from labelwright.encoders.backbones import Classifier, MlpHead, build
 from labelwright.encoders.projection import ProjectedNet
 from labelwright.errors import ConfigError
+from labelwright.train.optim import param_groups
 from labelwright.types import Network
 
 D = tiny.N_FEATURES

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from labelwright.data.cache import PixelCache
+from labelwright.data.stored import EmbeddingStore, EmbeddingViews
 from labelwright.data.table import Images, LabelTable
 from labelwright.data.views import VIEWS, PixelViews, ViewSettings
 from labelwright.encoders import store as store_module
-from labelwright.encoders.store import EmbeddingStore, EmbeddingViews, build_store, images_digest
+from labelwright.encoders.store import build_store, images_digest
 from labelwright.errors import ConfigError
 from labelwright.types import ViewSource
 

@@ -6,8 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from labelwright.adapters.prompts import PromptedTowers
-from labelwright.adapters.residual import ResidualAdapter
 from labelwright.data.views import ViewSettings
 from labelwright.encoders.backbones import (
     Classifier,
@@ -19,8 +17,10 @@ from labelwright.encoders.backbones import (
     classifier_config,
     from_config,
 )
+from labelwright.encoders.prompts import PromptedTowers
+from labelwright.encoders.residual import ResidualAdapter
 from labelwright.errors import ConfigError
-from labelwright.model import load_model, save_model
+from labelwright.pipeline.saved_model import load_model, save_model
 from two_towers import pixels, two_tower
 
 X = pixels(5).float()

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from labelwright.encoders.clip import load_two_tower
-from labelwright.encoding import concepts_of
+from labelwright.encoders.embed import concepts_of
 from labelwright.types import Concepts
 
 SHARED = Path(os.environ.get("LABELWRIGHT_SHARED", Path(__file__).parents[3] / "../shared"))

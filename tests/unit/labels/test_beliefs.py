@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from labelwright.errors import ConfigError
-from labelwright.labels.beliefs import init_beliefs, read_beliefs, top_of, write_beliefs
+from labelwright.labels.codivide import init_beliefs, read_beliefs, top_of, write_beliefs
 
 ROUNDING = 1e-6  # float32 sums of up to 50 numbers below 1
 

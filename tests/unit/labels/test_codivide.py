@@ -14,8 +14,7 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 import tiny
-from labelwright.labels.beliefs import read_beliefs
-from labelwright.labels.codivide import CoDivision, aligned_division
+from labelwright.labels.codivide import CoDivision, aligned_division, read_beliefs
 from labelwright.labels.purify import init_loss_history
 from labelwright.train.seeds import generator
 from labelwright.types import Task

@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from labelwright.labels import concepts as module
-from labelwright.labels.concepts import choose_descriptions, leftover_concepts
-from labelwright.labels.mismatch import detect_mismatched
+from labelwright.labels.concepts import choose_descriptions, detect_mismatched, leftover_concepts
 
 SCALE = 20.0
 

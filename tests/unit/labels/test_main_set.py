@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labelwright.labels.main_set import main_set_size, surest_rows
+from labelwright.labels.alignment import main_set_size, surest_rows
 
 
 @given(

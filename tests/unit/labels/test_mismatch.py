@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from labelwright.labels import mismatch
-from labelwright.labels.mismatch import detect_by_clustering, detect_mismatched, evidence
+from labelwright.labels import concepts as mismatch
+from labelwright.labels.concepts import detect_by_clustering, detect_mismatched, evidence
 
 
 def clumps(n_per_class, n_classes, n_features, *, noise=0.15, seed=0):

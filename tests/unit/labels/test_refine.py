@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from labelwright.errors import ConfigError, DataError
-from labelwright.labels.refine import (
+from labelwright.labels.purify import (
     RUNNING_MIN,
     align,
     init_history,

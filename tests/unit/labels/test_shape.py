@@ -12,8 +12,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from labelwright.labels import shape as module
-from labelwright.labels.concepts import choose_descriptions
-from labelwright.labels.mismatch import detect_mismatched
+from labelwright.labels.concepts import choose_descriptions, detect_mismatched
 from labelwright.labels.shape import fit_shape
 
 UNKNOWN = torch.full((60,), -1)

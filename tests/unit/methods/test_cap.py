@@ -15,12 +15,12 @@ from torch import Tensor
 
 import tiny
 from labelwright.errors import ConfigError
-from labelwright.labels.watch import Watch, warnings_of
 from labelwright.methods import cap
 from labelwright.methods.registry import METHODS
+from labelwright.metrics.agreement import Watch, warnings_of
+from labelwright.run_folder import Run
 from labelwright.train.loop import Trained, train
 from labelwright.train.settings import apply_overrides
-from labelwright.train.track import RunFolder
 from labelwright.types import Concepts, State, Task
 
 COUNTS = (20, 12, 8, 8)
@@ -46,7 +46,7 @@ def run(
 ) -> Trained:
     task, cfg = task_of(labels, concepts), apply_overrides(cap.Config(), {**SMALL, **own})
     assert task.concepts is not None
-    build, kept = tiny.BuildTowers(task.concepts), None if folder is None else RunFolder(folder, resume=True)
+    build, kept = tiny.BuildTowers(task.concepts), None if folder is None else Run(folder)
     views = tiny.TinyFeats(TRUTH.tolist())
     trained = train(METHODS["cap"].recipe, cfg, task, views, build, options=tiny.options_of(seed), run=kept)
     if kept is not None:

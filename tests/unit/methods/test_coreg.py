@@ -17,13 +17,13 @@ from torch import Tensor
 import labelwright as lw
 import tiny
 from labelwright.errors import ConfigError
-from labelwright.labels.beliefs import read_beliefs
+from labelwright.labels.codivide import read_beliefs
 from labelwright.labels.guess_shape import fit_guess_shape
 from labelwright.methods import coreg
 from labelwright.methods.registry import METHODS, resolve_config
+from labelwright.run_folder import Run
 from labelwright.train.loop import Trained, train
 from labelwright.train.settings import apply_overrides
-from labelwright.train.track import RunFolder
 from labelwright.types import State, Task
 from pictures import write_folders
 
@@ -216,8 +216,8 @@ def test_resume__bit_for_bit(crash: str, stored: bool, tmp_path: Path, monkeypat
     with monkeypatch.context() as patched:
         patched.setattr(recipe, where, crashing)
         with pytest.raises(CrashError):
-            tiny.run_method("coreg", COUNTS, run=RunFolder(tmp_path), **again)  # type: ignore[arg-type]
-    folder = RunFolder(tmp_path, resume=True)
+            tiny.run_method("coreg", COUNTS, run=Run.create(tmp_path), **again)  # type: ignore[arg-type]
+    folder = Run(tmp_path)
     resumed, rest = tiny.run_method("coreg", COUNTS, run=folder, **again)  # type: ignore[arg-type]
     folder.close()
     assert tiny.differing(whole.state, resumed.state) == []

@@ -20,10 +20,10 @@ from labelwright.losses.contrastive import nt_xent
 from labelwright.methods.baselines import open_world as ow
 from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.metrics.open_world import seen_novel_all
+from labelwright.run_folder import Run
 from labelwright.train.loop import Trained, train
 from labelwright.train.seeds import generator
 from labelwright.train.settings import apply_overrides
-from labelwright.train.track import RunFolder
 from labelwright.types import Batch, Clock, State, Task
 
 ALL = pytest.mark.parametrize("name", ow.PRESETS)
@@ -412,8 +412,8 @@ def test_resume__equals_an_uninterrupted_run(name: str, tmp_path: Path, monkeypa
     with monkeypatch.context() as patched:
         patched.setattr(ow, at, crashing)
         with pytest.raises(CrashError):
-            fitted(name, epochs=3, run=RunFolder(tmp_path))
-    run = RunFolder(tmp_path, resume=True)
+            fitted(name, epochs=3, run=Run.create(tmp_path))
+    run = Run(tmp_path)
     resumed = fitted(name, epochs=3, run=run)
     run.close()
     assert tiny.differing(whole.state, resumed.state) == []

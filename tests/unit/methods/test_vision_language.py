@@ -14,16 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tiny
-from labelwright.adapters.towers import EmbeddedTowers
 from labelwright.encoders.backbones import classifier_config, from_config
+from labelwright.encoders.towers import EmbeddedTowers
 from labelwright.errors import ConfigError
 from labelwright.labels.transduce import transclip
 from labelwright.methods.baselines import vision_language as vl
 from labelwright.methods.baselines.probe import Probe
+from labelwright.run_folder import Run
 from labelwright.train.loop import Trained, train
 from labelwright.train.seeds import generator
 from labelwright.train.settings import apply_overrides
-from labelwright.train.track import RunFolder
 from labelwright.types import Batch, Clock, Concepts, State, Task
 
 C, D, PER_CLASS, SCALE = 4, 12, 25, 12.0
@@ -81,7 +81,7 @@ def cfg_of(name: str, **changed: object) -> vl.Config:
 
 
 def run(
-    name: str, labels: Tensor = UNKNOWN, *, seed: int = 0, folder: RunFolder | None = None, **changed: object
+    name: str, labels: Tensor = UNKNOWN, *, seed: int = 0, folder: Run | None = None, **changed: object
 ) -> tuple[Trained, list[float]]:
     cfg = cfg_of(name, **changed)
     recorded = tiny.Recorded(cast(Any, vl))
@@ -179,7 +179,7 @@ def test_resume__equals_uninterrupted(name: str, where: str, tmp_path: Path, mon
     with monkeypatch.context() as patched:
         patched.setattr(vl, where, crashing)
         with pytest.raises(CrashError):
-            run(name, labels, folder=RunFolder(tmp_path), **settings)
+            run(name, labels, folder=Run.create(tmp_path), **settings)
     saved = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
     assert saved["has_begun"] is True
 
@@ -187,7 +187,7 @@ def test_resume__equals_uninterrupted(name: str, where: str, tmp_path: Path, mon
         raise AssertionError("the checkpoint holds what begin made")
 
     monkeypatch.setattr(vl, "begin", begin_again)
-    folder = RunFolder(tmp_path, resume=True)
+    folder = Run(tmp_path)
     resumed, rest = run(name, labels, folder=folder, **settings)
     folder.close()
     assert tiny.differing(whole.state, resumed.state) == []

@@ -13,13 +13,14 @@ from labelwright.reporting.before_after import (
     wrapped_text,
 )
 from labelwright.reporting.charts import count_figures
-from labelwright.reporting.run_files import Run, class_rows
+from labelwright.reporting.class_rows import class_rows
+from labelwright.run_folder import Run
 
 NAMES = ["cat", "dog", "owl"]
 
 
 def run_of(*, names=NAMES, counts=None, **summary):
-    return Run(summary, {"class_names": names, "train_counts": counts or []}, {}, {}, [], [], None, "run")
+    return Run("run", summary=summary, data={"class_names": names, "train_counts": counts or []})
 
 
 def shown(figure):

@@ -3,12 +3,12 @@
 import pytest
 
 from labelwright.reporting.candidate_training import curve_notes, deployed_words, division_figures
-from labelwright.reporting.run_files import Run
+from labelwright.run_folder import Run
 from plotted import valid
 
 
 def run_on(*, epochs, begin=None):
-    return Run({"candidates": {"n_images": 40}}, {}, {}, {}, list(epochs), [], None, "run", begin or {})
+    return Run("run", summary={"candidates": {"n_images": 40}}, data={}, epochs=list(epochs), begun=begin or {})
 
 
 def test_division_figures__coreg():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from labelwright.finishing import guess_counts
+from labelwright.pipeline.finish import guess_counts
 from labelwright.reporting.candidate_training import division_figures
 from labelwright.reporting.candidates import (
     change_figures,
@@ -17,7 +17,7 @@ from labelwright.reporting.candidates import (
     is_below_annotator,
 )
 from labelwright.reporting.render import render
-from labelwright.reporting.run_files import Run
+from labelwright.run_folder import Run
 from labelwright.types import Candidates
 from plotted import valid
 
@@ -35,7 +35,7 @@ ASKED = {"accuracy": 0.6, "n_scored": 50, "per_class": [0.9, 0.73, 0.0, 0.77]}
 
 def run_of(*, epochs=(), begin=None, names=NAMES, **summary):
     summary = {"candidates": SETS, "annotator": None, "guesses": GUESSES, **summary}
-    return Run(summary, {"class_names": names}, {}, {}, list(epochs), [], None, "run", begin or {})
+    return Run("run", summary=summary, data={"class_names": names}, epochs=list(epochs), begun=begin or {})
 
 
 # ---- the counts -----------------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def test_guessed_section__names_that_gave_way_to_descriptions():
 
 
 def test_guessed_section__other_runs_have_none():
-    run = Run({"zero_shot": ASKED, "test": TEST}, {"class_names": NAMES}, {}, {}, [], [], None, "run")
+    run = Run("run", summary={"zero_shot": ASKED, "test": TEST}, data={"class_names": NAMES})
     assert (guessed_section(run), division_figures(run), change_rows(run, "test")) == (None, [], [])
 
 

@@ -11,11 +11,11 @@ from PIL import Image
 
 from labelwright.data.read import load
 from labelwright.errors import DataError
-from labelwright.labels.discover import AGREEMENT_WEIGHT
+from labelwright.labels.n_novel import AGREEMENT_WEIGHT
 from labelwright.reporting.open_world import evidence_figures, found_words, open_world_section, pace_figures
 from labelwright.reporting.render import render
-from labelwright.reporting.run_files import Run
 from labelwright.reporting.thumbnails import EDGE_PX, THUMBNAILS_FILE, read_thumbnails, thumbnail, write_thumbnails
+from labelwright.run_folder import Run
 from plotted import valid
 
 EVIL = '<script>alert("x")</script>'
@@ -45,11 +45,11 @@ CLUSTERS = [
 def run_of(*, evidence=EVIDENCE, clusters=CLUSTERS, epochs=(), begin=None, **summary):
     novel = {"evidence": evidence, "clusters": clusters}
     summary = {"n_seen": 2, "n_novel": len(clusters), "novel": novel, "pseudolabels": None, "test": None, **summary}
-    return Run(summary, {"class_names": ["cat", EVIL]}, {}, {}, list(epochs), [], None, "run", begin or {})
+    return Run("run", summary=summary, data={"class_names": ["cat", EVIL]}, epochs=list(epochs), begun=begin or {})
 
 
 def test_open_world_section__other_runs_have_none():
-    other = Run({"test": SCORES}, {}, {}, {}, [{"epoch": 0, "novel_frac": 0.5}] * 3, [], None, "run")
+    other = Run("run", summary={"test": SCORES}, data={}, epochs=[{"epoch": 0, "novel_frac": 0.5}] * 3)
     assert open_world_section(other) is None
     assert evidence_figures(other) == pace_figures(other) == []
     assert found_words(other) == ""
@@ -282,7 +282,7 @@ def page_of(folder, run, pictures=None):
     folder.mkdir(exist_ok=True)
     (folder / "summary.json").write_text(json.dumps(run.summary))
     (folder / "data.json").write_text(json.dumps(run.data))
-    records = [{"kind": "begin", **run.begin}, *({"kind": "epoch", **record} for record in run.epochs)]
+    records = [{"kind": "begin", **run.begun}, *({"kind": "epoch", **record} for record in run.epochs)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     if pictures:
         (folder / THUMBNAILS_FILE).write_text(json.dumps(pictures))
@@ -317,7 +317,7 @@ def test_render__shows_the_section(tmp_path):
         run_of(evidence=None, clusters=[]),
         run_of(clusters=[], evidence={**EVIDENCE, "n_novel": 0}),
         run_of(clusters=[cluster("novel-1", 0)]),
-        Run({"n_novel": 2}, {}, {}, {}, [], [], None, "run"),
+        Run("run", summary={"n_novel": 2}, data={}),
     ],
     ids=["given", "none asked for", "none found", "all empty", "nothing else written"],
 )

@@ -5,14 +5,14 @@ import math
 import plotly.graph_objects as go
 import pytest
 
-from labelwright.reporting.run_files import Run
 from labelwright.reporting.vision_language import kept_epoch, margin_figures, margin_rows, name_fit, watch_figures
+from labelwright.run_folder import Run
 
 NAMES = ["cat", "dog", "owl", "gnu"]
 
 
 def run_of(*, begin=None, epochs=(), names=NAMES):
-    return Run({}, {"class_names": names}, {}, {}, list(epochs), [], None, "run", begin or {})
+    return Run("run", summary={}, data={"class_names": names}, epochs=list(epochs), begun=begin or {})
 
 
 # ---- names ----------------------------------------------------------------------------------------------------------

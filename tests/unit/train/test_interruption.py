@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 import tiny
+from labelwright.run_folder import Run
 from labelwright.train import checkpoint
-from labelwright.train.track import RunFolder
 
 SCRIPT = Path(__file__).parents[2] / "tiny_run.py"
 WAIT_S = 120.0  # for anything: the machine may be busy
@@ -79,7 +79,7 @@ def place(out: Path) -> tuple[int, int]:
 
 def resumed(out: Path, wanted: dict[str, Any]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """Run what is left, here; the final state, and metrics.jsonl but for how fast it went."""
-    run = RunFolder(out, resume=True)
+    run = Run(out)
     trained, _ = tiny.run_method(run=run, **wanted)
     run.close()
     records = [json.loads(line) for line in run.metrics.read_text().splitlines()]

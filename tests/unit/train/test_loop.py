@@ -18,10 +18,10 @@ from labelwright.data.table import Images, LabelTable
 from labelwright.errors import ConfigError, DataError
 from labelwright.methods import cvs
 from labelwright.methods.registry import METHODS, resolve_config
+from labelwright.run_folder import Run
 from labelwright.train import checkpoint
 from labelwright.train.loop import Trained, TrainingError, train
 from labelwright.train.plans import rows_of_step
-from labelwright.train.track import RunFolder
 from labelwright.types import Recipe, State, StepResult, Stream, Task
 
 COUNTS = (12, 8, 4)
@@ -60,14 +60,14 @@ class Watched:
         return two_nets.end_epoch(*args)
 
 
-def run_two_nets(recipe: object = two_nets, *, run: RunFolder | None = None, seed: int = 0) -> Trained:
+def run_two_nets(recipe: object = two_nets, *, run: Run | None = None, seed: int = 0) -> Trained:
     views = tiny.TinyViews([*tiny.classes_of(COUNTS), *[0, 1, 2, 1] * (N_UNLABELLED // 4)])
     task = tiny.task_of(COUNTS, n_unlabelled=N_UNLABELLED)
     options = tiny.options_of(seed, checkpoint_minutes=0.0)
     return train(cast(Recipe, recipe), CFG, task, views, tiny.BuildTiny(), options=options, run=run)
 
 
-def epoch_records(run: RunFolder) -> list[dict[str, Any]]:
+def epoch_records(run: Run) -> list[dict[str, Any]]:
     """What metrics.jsonl says of the epochs, but for how fast they went."""
     records = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     return [{k: v for k, v in r.items() if k != "images_per_second"} for r in records if r["kind"] == "epoch"]
@@ -77,7 +77,7 @@ def epoch_records(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def test_two_nets__memories_are_what_the_recipe_says(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path)
+    run = Run.create(tmp_path)
     state = run_two_nets(run=run).state
     run.close()
     assert [r["n_main"] for r in epoch_records(run)] == [30, 36, 40, 40]  # 24 labelled, 6 more each epoch, of 40
@@ -95,12 +95,12 @@ def test_two_nets__memories_are_what_the_recipe_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize("crash_at", [("step", 3), ("step", 7), ("end_epoch", 0), ("step", 3 + 5), ("end_epoch", 3)])
 def test_two_nets__resumes_bit_for_bit(tmp_path: Path, crash_at: tuple[str, int]) -> None:
     # Calls of step count both forwards of a sharpness-aware step: 6 in warm-up, 10, 12, 14 later.
-    whole_run, run = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "cut")
+    whole_run, run = Run.create(tmp_path / "whole"), Run.create(tmp_path / "cut")
     whole = run_two_nets(run=whole_run)
     with pytest.raises(CrashError):
         run_two_nets(Watched(crash_at), run=run)
     run.close()
-    resumed_run = RunFolder(tmp_path / "cut", resume=True)
+    resumed_run = Run(tmp_path / "cut")
     watched = Watched()
     resumed = run_two_nets(watched, run=resumed_run)
     assert 0 < watched.calls["step"] + watched.calls["end_epoch"] < 42 + 4  # it did not start over
@@ -115,7 +115,7 @@ def test_two_nets__resumes_bit_for_bit(tmp_path: Path, crash_at: tuple[str, int]
 
 
 def test_resume__drops_records_of_what_runs_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole_run, run = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "cut")
+    whole_run, run = Run.create(tmp_path / "whole"), Run.create(tmp_path / "cut")
     whole = run_two_nets(run=whole_run)
     save = checkpoint.save_atomically
 
@@ -130,7 +130,7 @@ def test_resume__drops_records_of_what_runs_again(tmp_path: Path, monkeypatch: p
             run_two_nets(run=run)
     run.close()
     assert [record["epoch"] for record in epoch_records(run)] == [0, 1]
-    resumed_run = RunFolder(tmp_path / "cut", resume=True)
+    resumed_run = Run(tmp_path / "cut")
     resumed = run_two_nets(run=resumed_run)
     assert tiny.differing(whole.state, resumed.state) == []
     assert epoch_records(whole_run) == epoch_records(resumed_run)
@@ -256,7 +256,7 @@ class Scripted:
         return cast(StepResult, self.rewrite(result, self.n - 1))
 
 
-def run_scripted(rewrite: Any, run: RunFolder, *, sam_radius: float = 0.0) -> Trained:
+def run_scripted(rewrite: Any, run: Run, *, sam_radius: float = 0.0) -> Trained:
     views, task = tiny.TinyViews(tiny.classes_of(COUNTS)), tiny.task_of(COUNTS)
     cfg = resolve_config(METHODS["ce"], {"epochs": 2, "batch_size": 12, "sam_radius": sam_radius})
     recipe = cast(Recipe, Scripted(rewrite))
@@ -264,7 +264,7 @@ def run_scripted(rewrite: Any, run: RunFolder, *, sam_radius: float = 0.0) -> Tr
 
 
 def test_records__means_weigh_rows(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path)
+    run = Run.create(tmp_path)
     trained = run_scripted(lambda r, i: dataclasses.replace(r, n_kept=[1, 3][i % 2], logs={"odd": i % 2}), run)
     run.close()
     records = epoch_records(run)
@@ -281,7 +281,7 @@ def test_records__and_state_are_of_the_unperturbed_forward(tmp_path: Path) -> No
         state = dataclasses.replace(result.state, memory=seen)
         return dataclasses.replace(result, state=state, logs={"is_second": i % 2})
 
-    run = RunFolder(tmp_path)
+    run = Run.create(tmp_path)
     trained = run_scripted(rewrite, run, sam_radius=0.1)
     run.close()
     assert [r["is_second"] for r in epoch_records(run)] == [0.0, 0.0]
@@ -289,7 +289,7 @@ def test_records__and_state_are_of_the_unperturbed_forward(tmp_path: Path) -> No
 
 
 def test_loss__that_is_no_number_stops_at_the_epochs_end_and_spares_the_checkpoint(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path)
+    run = Run.create(tmp_path)
     with pytest.raises(TrainingError, match="the loss became nan in epoch 1") as caught:
         run_scripted(lambda r, i: dataclasses.replace(r, loss=r.loss * (float("nan") if i == 3 else 1.0)), run)
     run.close()
@@ -300,7 +300,7 @@ def test_loss__that_is_no_number_stops_at_the_epochs_end_and_spares_the_checkpoi
 
 
 def test_loss__that_is_no_number_stops_at_the_50th_step(tmp_path: Path) -> None:
-    run, counts = RunFolder(tmp_path), (60,)
+    run, counts = Run.create(tmp_path), (60,)
     cfg = resolve_config(METHODS["ce"], {"epochs": 1, "batch_size": 1})
     recipe = cast(Recipe, Scripted(lambda r, i: dataclasses.replace(r, loss=r.loss + (float("inf") if i >= 40 else 0))))
     views, task = tiny.TinyViews(tiny.classes_of(counts)), tiny.task_of(counts)
@@ -310,12 +310,12 @@ def test_loss__that_is_no_number_stops_at_the_50th_step(tmp_path: Path) -> None:
 
 
 def test_restore__another_network(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path)
+    run = Run.create(tmp_path)
     tiny.run_method("ce", COUNTS, settings={"epochs": 1}, run=run)
     with pytest.raises(DataError, match="the checkpoint is not of this method and model"):
-        tiny.run_method("ce", (12, 12), settings={"epochs": 1}, run=RunFolder(tmp_path, resume=True))
+        tiny.run_method("ce", (12, 12), settings={"epochs": 1}, run=Run(tmp_path))
     with pytest.raises(DataError, match="the checkpoint is not of this method and model"):
-        tiny.run_method("cvs", COUNTS, settings={"epochs": 1}, run=RunFolder(tmp_path, resume=True))
+        tiny.run_method("cvs", COUNTS, settings={"epochs": 1}, run=Run(tmp_path))
     run.close()
 
 

@@ -39,7 +39,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from labelwright.labels import purify, refine
+from labelwright.labels import purify
 from labelwright.losses.candidates import negative_entropy
 from labelwright.losses.classification import cross_entropy, soft_cross_entropy
 from labelwright.losses.mixup import mixup
@@ -112,14 +112,14 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
         return StepResult(torch.stack(losses).sum(), int(kept.sum()), state)
     with torch.no_grad():
         probs = {name: [net(x).float().softmax(1) for x in batch.views] for name, net in state.nets.items()}
-        guessed = refine.unreliable_targets([*probs["main"], *probs["peer"]], temperature=cfg.sharpen_temperature)  # 7
+        guessed = purify.unreliable_targets([*probs["main"], *probs["peer"]], temperature=cfg.sharpen_temperature)  # 7
     onehot = F.one_hot(labels, task.n_classes).to(guessed.dtype)
     losses, logs = [], {}
     for name, other in OTHER.items():
         clean = state.memory["clean"][other][batch.rows]
         is_trusted = clean > cfg.threshold
         own = torch.stack(probs[name]).mean(0)
-        refined = refine.reliable_targets(own, onehot, clean, temperature=cfg.sharpen_temperature)  # 6
+        refined = purify.reliable_targets(own, onehot, clean, temperature=cfg.sharpen_temperature)  # 6
         targets = torch.where(is_trusted[:, None], refined, guessed)
         losses.append(_divided(cfg, state, name, batch, targets, is_trusted, clock))
         logs[f"trusted_frac_{name}"] = is_trusted.float().mean()

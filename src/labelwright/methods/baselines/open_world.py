@@ -49,7 +49,7 @@ from torch import Tensor, nn
 
 from labelwright.encoders.backbones import Classifier, Stored, UnitBackbone
 from labelwright.encoders.projection import ProjectedNet
-from labelwright.labels.semi_kmeans import semi_supervised_kmeans
+from labelwright.labels.kmeans import semi_supervised_kmeans
 from labelwright.labels.settle import settle
 from labelwright.losses.candidates import negative_entropy_of_mean
 from labelwright.losses.classification import cross_entropy, soft_cross_entropy

@@ -7,9 +7,9 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from labelwright.adapters.aligned import AlignedNet
-from labelwright.adapters.towers import Towers
+from labelwright.encoders.aligned import AlignedNet
 from labelwright.encoders.backbones import Classifier, TextHead
+from labelwright.encoders.towers import Towers
 
 
 class Probe(nn.Module):
@@ -19,10 +19,10 @@ class Probe(nn.Module):
     a large one (100), whose features differ from one another far less.
 
     Args:
-      towers: image features, see adapters.towers; of their class features only the shape is used.
+      towers: image features, see encoders.towers; of their class features only the shape is used.
 
     Example:
-      >>> from labelwright.adapters.towers import EmbeddedTowers
+      >>> from labelwright.encoders.towers import EmbeddedTowers
       >>> net = Probe(EmbeddedTowers(torch.eye(2), logit_scale=10.0))
       >>> _ = net.weight.data.copy_(torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
       >>> net(torch.tensor([[3.0, 4.0]])).tolist()

@@ -26,8 +26,8 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from labelwright.adapters.aligned import AlignedNet
-from labelwright.adapters.residual import ResidualAdapter
+from labelwright.encoders.aligned import AlignedNet
+from labelwright.encoders.residual import ResidualAdapter
 from labelwright.errors import ConfigError
 from labelwright.labels import transduce
 from labelwright.losses import classification

@@ -1,0 +1,1 @@
+"""Who guesses labels and descriptions (two-tower models, models that chat), and what is made of the answers."""

@@ -1,0 +1,128 @@
+"""The verb annotate: candidate labels for unlabelled images, from a two-tower model or from one that chats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from labelwright.annotators.annotator import annotator_named, ask_chat, load_matching, match_names, views_of
+from labelwright.annotators.candidate_rules import write_candidates
+from labelwright.annotators.chat import Estimate
+from labelwright.annotators.describe import wanted_descriptions
+from labelwright.data.checks import OnBad, check_images, resolve_problems
+from labelwright.data.prepare import listed, open_source, read, resolved_path
+from labelwright.errors import ConfigError, DataError
+from labelwright.train.processes import accelerator_for
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """What `annotate` made.
+
+    Attributes:
+      path: the Parquet table of candidates; data for `fit` and `inspect`.
+      counts: of annotators.candidate_rules.describe_candidates, ``left_out`` (rows that could not be used) and those of
+        `Guesses`: JSON-ready.
+    """
+
+    path: Path
+    counts: dict[str, Any]
+
+
+def annotate(
+    data: Any,
+    *,
+    model: str,
+    out: str | Path,
+    classes: Any = None,
+    rule: str = "top_k",
+    templates: str = "photo27",
+    top_k: int = 5,
+    ratio: float = 0.5,
+    descriptions: str | Path | Mapping[str, Sequence[str]] | None = None,
+    chat_url: str | None = None,
+    phrasings: int = 3,
+    n_workers: int | None = None,
+    on_bad: OnBad = "stop",
+    device: str = "auto",
+    precision: str = "auto",
+    seed: int = 0,
+    cache_limit_gb: float = 16.0,
+    approve: Callable[[Estimate], bool] | None = None,
+) -> Annotated:
+    """Write a table that gives every image its candidate labels, with weights.
+
+    A stopped call goes on where it was when it is repeated: features are kept in the cache, answers in
+    ``OUT.answers.jsonl`` beside the table. No network is used unless ``chat_url`` or the name of a model says so.
+
+    Args:
+      data: images, labelled or not; see data.read.load. Labels are passed on and never used, except to score.
+      model: a two-tower model (CLIP, SigLIP, ...) or one that chats about images (LLaVA, ...), by hub id or folder;
+        with ``chat_url``, the name that the endpoint knows it by.
+      out: the .parquet file to write; must not exist.
+      classes: class names or a file of them; None = those of the data.
+      rule, top_k, ratio: which classes become candidates, see annotators.candidate_rules.pick. Two-tower models only.
+      templates: prompts: a name or a file, see encoders.templates.templates_named. Two-tower models only.
+      descriptions: how classes look: {class: [texts]}, or a JSON or YAML file of it. In the prompts one takes the place
+        of the name of its class, where it explains the images better. Two-tower models only.
+      chat_url: base URL of an OpenAI-compatible endpoint.
+      phrasings: questions per image. Chat models only.
+      n_workers: questions under way at once. Chat models only.
+      on_bad: stop, or skip unusable images.
+      device: auto, cpu or cuda.   precision: auto, bf16 or fp32.
+      seed: of the orders in which a chat model is shown the classes.
+      cache_limit_gb: decoded images above this are streamed instead of cached.
+      approve: told what a chat model will be asked, before it is; False stops.
+
+    Returns: where the table is, and counts; against the labels or the truth of the data, where it has any, also how
+      often the candidates hold it.
+
+    Raises: ConfigError or DataError, with nothing written, for data or settings that cannot work; OfflineError if the
+      model is neither on this machine nor within reach.
+    """
+    target = _checked(Path(out))
+    asked = annotator_named(
+        model,
+        rule=rule,
+        top_k=top_k,
+        ratio=ratio,
+        templates=templates,
+        chat_url=chat_url,
+        phrasings=phrasings,
+        seed=seed,
+        has_descriptions=descriptions is not None,
+    )
+    table = read(data, classes=classes)
+    if len(table.class_names) < 2:
+        raise DataError(
+            f"{resolved_path(data)} names {len(table.class_names)} classes; candidates need two or more",
+            fix="give the class names, or a file with one per line, as --classes",
+        )
+    asked = replace(asked, descriptions=wanted_descriptions(descriptions, table.class_names))
+    on = accelerator_for(device).device
+    if asked.is_chat:
+        usable = resolve_problems(table, [*table.problems, *check_images(table)], on_bad)
+        journal = target.with_name(f"{target.stem}.answers.jsonl")
+        guesses = ask_chat(
+            asked, usable, journal=journal, device=on, precision=precision, n_workers=n_workers, approve=approve
+        )
+    else:
+        encoder = load_matching(model, device=on, precision=precision)
+        size_px = encoder.tower.stats.size_px
+        source = open_source(table, classes=None, size_px=size_px, on_bad=on_bad, cache_limit_gb=cache_limit_gb)
+        usable = source.table
+        guesses = match_names(asked, usable, views_of(source, encoder, on), encoder.tower)
+    counts = guesses.counts | {"left_out": listed(usable.quarantined)}
+    info = guesses.info | {"counts": counts}
+    write_candidates(target, usable, guesses.candidates, usable.class_names, info)
+    return Annotated(target, counts)
+
+
+def _checked(target: Path) -> Path:
+    if target.suffix != ".parquet":
+        raise ConfigError(f"{target} is not a .parquet file", fix="end --out in .parquet")
+    if target.exists():
+        raise ConfigError(f"{target} exists", fix="choose another --out, or remove it first")
+    return target

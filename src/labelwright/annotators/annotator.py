@@ -1,0 +1,295 @@
+"""Who guesses the labels of images: a two-tower model that compares them with texts, or a model that chats."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from labelwright.annotators.ask_classes import annotate_with_chat
+from labelwright.annotators.candidate_rules import Rule, candidates_from_feats, check_rule, describe_candidates
+from labelwright.annotators.chat import ChatModel, Estimate
+from labelwright.annotators.chat_endpoint import openai_chat
+from labelwright.annotators.chat_local import local_chat
+from labelwright.data.prepare import Source
+from labelwright.data.stored import EmbeddingViews
+from labelwright.data.table import LabelTable
+from labelwright.data.views import ViewSettings
+from labelwright.encoders.clip import TwoTower
+from labelwright.encoders.embed import Encoder, concepts_of, embed, load_encoder
+from labelwright.encoders.pretrained import load_config
+from labelwright.encoders.templates import prompt_text_feats, templates_named
+from labelwright.errors import ConfigError
+from labelwright.labels.concepts import choose_descriptions, detect_mismatched
+from labelwright.types import Candidates
+
+UNPARSEABLE_SHOWN = 20  # of the answers without a class, in the counts; the journal holds all
+
+
+@dataclass(frozen=True)
+class Annotator:
+    """Who guesses the labels of images, and how it is asked; `annotator_named` checks that it can be.
+
+    Attributes:
+      model: hub id or folder; with ``chat_url``, the name that the endpoint knows it by.
+      is_chat: it answers questions about images; else it compares them with texts (two towers).
+      rule, top_k, ratio: which classes become candidates, see annotators.candidate_rules.pick. Two towers only.
+      templates: prompts, see encoders.templates.templates_named. Two towers only.
+      descriptions: class -> texts on how it looks, which may take the place of its name. Two towers only.
+      chat_url: base URL of an OpenAI-compatible endpoint; None = the model is loaded here.
+      phrasings: questions per image. Chat models only.
+      seed: of the orders in which a chat model is shown the classes.
+    """
+
+    model: str
+    is_chat: bool
+    rule: str = "top_k"
+    top_k: int = 5
+    ratio: float = 0.5
+    templates: str = "photo27"
+    descriptions: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    chat_url: str | None = None
+    phrasings: int = 3
+    seed: int = 0
+
+    def told(self) -> dict[str, Any]:
+        """What a table of candidates says of where they come from: JSON-ready.
+
+        Example:
+          >>> Annotator("m", is_chat=True, phrasings=2).told()
+          {'model': 'm', 'kind': 'chat', 'phrasings': 2, 'seed': 0}
+        """
+        if self.is_chat:
+            return {"model": self.model, "kind": "chat", "phrasings": self.phrasings, "seed": self.seed}
+        told: dict[str, Any] = {"model": self.model, "kind": "two towers", "rule": self.rule}
+        told |= {"top_k": self.top_k} if self.rule == "top_k" else {"ratio": self.ratio} if self.rule == "ratio" else {}
+        told |= {"templates": self.templates, "n_templates": len(templates_named(self.templates))}
+        offered = {name: list(texts) for name, texts in self.descriptions.items()}
+        return told | ({"offered_descriptions": offered} if offered else {})
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """What an annotator says of N images.
+
+    Attributes:
+      candidates: sets of N rows.
+      counts: of annotators.candidate_rules.describe_candidates; of a chat model also those of
+        annotators.ask_classes.Asked with the first unparseable answers; where descriptions were offered, also
+        ``mismatched`` (names that fit no image), ``descriptions`` (class -> the text in place of its name) and
+        ``rejected`` (class -> texts of no use).
+      info: what the table of candidates says of them, JSON-ready.
+    """
+
+    candidates: Candidates
+    counts: dict[str, Any]
+    info: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class MatchingEncoder(Encoder):
+    """An encoder that has a text side."""
+
+    tower: TwoTower
+
+
+def annotator_named(
+    model: str,
+    *,
+    rule: str = "top_k",
+    top_k: int = 5,
+    ratio: float = 0.5,
+    templates: str = "photo27",
+    chat_url: str | None = None,
+    phrasings: int = 3,
+    seed: int = 0,
+    has_descriptions: bool = False,
+) -> Annotator:
+    """An annotator, without descriptions yet; nothing is loaded but the configuration of the model.
+
+    Raises: ConfigError for settings that cannot work, a model that is neither of the two kinds, or descriptions for one
+      that chats; OfflineError if its configuration is out of reach.
+
+    Example:
+      >>> annotator_named("labelwright/digits-clip").is_chat, annotator_named("m", chat_url="http://localhost:1").is_chat
+      (False, True)
+    """
+    check_rule(rule, top_k=top_k, ratio=ratio)
+    templates_named(templates)
+    if phrasings < 1:
+        raise ConfigError(f"phrasings={phrasings} is not possible", fix="ask at least once")
+    is_chat = chat_url is not None or _is_chat_model(model)
+    if is_chat and has_descriptions:
+        raise ConfigError(
+            f"{model} is asked by the names of the classes and reads no descriptions",
+            fix="leave --descriptions out, or name a vision-language model (CLIP, SigLIP)",
+        )
+    return Annotator(model, is_chat, rule, top_k, ratio, templates, {}, chat_url, phrasings, seed)
+
+
+def ask_chat(
+    annotator: Annotator,
+    table: LabelTable,
+    *,
+    journal: Path,
+    device: torch.device,
+    precision: str,
+    n_workers: int | None = None,
+    approve: Callable[[Estimate], bool] | None = None,
+) -> Guesses:
+    """Candidates of every image from a model that chats.
+
+    Args:
+      table: N images that can be decoded; labels and truth serve for the counts alone.
+      journal: file of the answers so far, see labels.ask_classes.
+      device, precision: of a model that is loaded here.
+      n_workers, approve: see `annotate`.
+    """
+    with contextlib.ExitStack() as opened:
+        if annotator.chat_url is not None:
+            chat: ChatModel = opened.enter_context(
+                contextlib.closing(openai_chat(annotator.model, base_url=annotator.chat_url))
+            )
+        else:
+            chat = local_chat(annotator.model, device=device, precision=precision)
+        asked = annotate_with_chat(
+            chat,
+            table,
+            table.class_names,
+            n_phrasings=annotator.phrasings,
+            seed=annotator.seed,
+            journal=journal,
+            n_workers=n_workers,
+            on_estimate=None if approve is None else _approval(approve),
+        )
+    shown = [list(answer) for answer in asked.unparseable[:UNPARSEABLE_SHOWN]]
+    counts = _counts(asked.candidates, table) | {**asked.counts, "unparseable": shown}
+    return Guesses(asked.candidates, counts, annotator.told())
+
+
+def load_matching(model: str, *, device: torch.device, precision: str) -> MatchingEncoder:
+    """Load a two-tower model.
+
+    Raises: ConfigError, OfflineError: as encoders.embed.load_encoder, and if it has no text side.
+    """
+    encoder = load_encoder(model, device=device, precision=precision)
+    if encoder.tower is None:
+        raise ConfigError(f"{model} has no text side", fix="name a two-tower model (CLIP, SigLIP)")
+    return MatchingEncoder(**{f.name: getattr(encoder, f.name) for f in fields(encoder)})
+
+
+def views_of(source: Source, encoder: MatchingEncoder, device: torch.device) -> EmbeddingViews:
+    """Features of the images, from the cache or into it.
+
+    Args:
+      source: images decoded at the size that the model was trained on.
+    """
+    stats = encoder.tower.stats
+    stored = embed(source, encoder, ViewSettings(mean=stats.mean, std=stats.std), n_views=0, device=device)
+    assert stored.stored is not None
+    return EmbeddingViews(stored.stored)
+
+
+def match_names(annotator: Annotator, table: LabelTable, views: EmbeddingViews, tower: TwoTower) -> Guesses:
+    """Candidates of every image from the class names that a two-tower model finds nearest, by prompt.
+
+    Args:
+      table: N images; labels and truth serve for the counts alone, but which images have a label is looked at: names
+        are judged by the images without one.
+      views: their features.
+    """
+    texts, repairs = _repaired(annotator, table, views, tower)
+    candidates, _ = candidates_from_feats(
+        views.feats(),
+        prompt_text_feats(tower.text_feats, texts, templates_named(annotator.templates)),
+        logit_scale=tower.logit_scale,
+        rule=cast(Rule, annotator.rule),
+        top_k=annotator.top_k,
+        ratio=annotator.ratio,
+    )
+    info = annotator.told() | {"identity": tower.identity}
+    return Guesses(candidates, _counts(candidates, table) | repairs, info)
+
+
+def texts_of(class_names: Sequence[str], counts: Mapping[str, Any]) -> tuple[str, ...]:
+    """What stands for each class in the prompts: its name, or the description that took its place.
+
+    Args:
+      class_names: C names.
+      counts: of `Guesses`.
+
+    Example:
+      >>> texts_of(["owl", "cat"], {"descriptions": {"owl": "a bird with large eyes"}})
+      ('a bird with large eyes', 'cat')
+    """
+    used = counts.get("descriptions", {})
+    return tuple(used.get(name, name) for name in class_names)
+
+
+def _repaired(
+    annotator: Annotator, table: LabelTable, views: EmbeddingViews, tower: TwoTower
+) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """What stands for each class in the prompts, and what to say of it: as labels.alignment chooses."""
+    names = table.class_names
+    if not annotator.descriptions:
+        return names, {}
+    concepts = concepts_of(tower, names, templates=annotator.templates, descriptions=annotator.descriptions)
+    is_open = table.labels < 0
+    pool = torch.from_numpy(np.flatnonzero(is_open if is_open.any() else ~is_open))
+    feats = torch.cat([z.half() for z in views.feats(pool)])  # as they are stored
+    found = detect_mismatched(feats, concepts.feats, logit_scale=concepts.logit_scale)
+    chosen = choose_descriptions(feats, concepts.feats, concepts.description_feats, is_mismatched=found.is_mismatched)
+    used, rejected = {}, {}
+    for c, texts in enumerate(concepts.descriptions):
+        pick = int(chosen.chosen[c])
+        if pick >= 0:
+            used[names[c]] = texts[pick]
+        useless = [text for text, gain in zip(texts, chosen.gains[c], strict=True) if gain <= 1]
+        if useless and (pick >= 0 or found.is_mismatched[c]):
+            rejected[names[c]] = useless
+    mismatched = [names[c] for c in found.is_mismatched.nonzero().flatten().tolist()]
+    repairs = {"mismatched": mismatched, "descriptions": used, "rejected": rejected}
+    return texts_of(names, repairs), repairs
+
+
+def truth_of(table: LabelTable) -> NDArray[np.int32]:
+    """The labels; where there is none, the truth: for scoring only."""
+    return table.labels if table.truth is None else np.where(table.labels >= 0, table.labels, table.truth)
+
+
+def _counts(candidates: Candidates, table: LabelTable) -> dict[str, Any]:
+    return describe_candidates(candidates, n_classes=len(table.class_names), truth=truth_of(table))
+
+
+def _is_chat_model(name: str) -> bool:
+    """Whether a model answers questions about images, by its configuration; False for two towers.
+
+    Raises: ConfigError if it is neither, or there is no such model; OfflineError if it is out of reach.
+    """
+    from transformers.models.auto import modeling_auto
+
+    config = load_config(name)
+    chats = config.model_type in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    matches = config.model_type in modeling_auto.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES
+    if chats and matches:  # BLIP comes as either
+        return any("Generation" in architecture for architecture in config.architectures or ())
+    if not chats and not hasattr(config, "text_config"):
+        raise ConfigError(
+            f"{name} is a {config.model_type} model, which knows images or texts but not both",
+            fix="name a two-tower model (CLIP, SigLIP) or one that answers questions about images (LLaVA)",
+        )
+    return chats
+
+
+def _approval(approve: Callable[[Estimate], bool]) -> Callable[[Estimate], None]:
+    def ask(estimated: Estimate) -> None:
+        if not approve(estimated):
+            raise ConfigError("stopped before anything was asked", fix="fewer phrasings or images cost less")
+
+    return ask

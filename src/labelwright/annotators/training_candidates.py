@@ -1,0 +1,324 @@
+"""Candidate labels at the door of a run: those that the data have, or those that an annotator gives before training."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from labelwright.annotators.annotator import (
+    Annotator,
+    Guesses,
+    MatchingEncoder,
+    annotator_named,
+    ask_chat,
+    load_matching,
+    match_names,
+    texts_of,
+    views_of,
+)
+from labelwright.annotators.candidate_rules import write_candidates
+from labelwright.annotators.chat import Estimate
+from labelwright.annotators.describe import wanted_descriptions
+from labelwright.data.columns import METADATA_KEY
+from labelwright.data.prepare import Source, open_source
+from labelwright.data.stored import EmbeddingViews
+from labelwright.data.table import LabelTable
+from labelwright.encoders.embed import Encoder, is_two_tower
+from labelwright.encoders.resnets import OWN
+from labelwright.encoders.templates import prompt_text_feats, templates_named
+from labelwright.errors import ConfigError, DataError
+from labelwright.metrics.agreement import clusters_of
+from labelwright.run_folder import ANNOTATIONS
+from labelwright.train.predict import Answers, answer
+from labelwright.types import Candidates
+
+TABLE, JOURNAL = ANNOTATIONS
+
+
+def has_candidates(table: LabelTable) -> bool:
+    """Whether any row of a table has a candidate."""
+    return table.candidates is not None and len(table.candidates.classes) > 0
+
+
+def has_answers(folder: Path) -> bool:
+    """Whether a run folder holds answers of a chat model: they took time and perhaps money."""
+    journal = folder / JOURNAL
+    if not journal.exists():
+        return False
+    with journal.open("rb") as file:
+        return len(file.readlines(1 << 16)) > 1  # the first line says what was asked
+
+
+def candidates_fingerprint(table: LabelTable) -> str | None:
+    """32 hex digits that change when a candidate or its weight does; None without candidates.
+
+    Example:
+      >>> import numpy as np
+      >>> from labelwright.data.table import Images
+      >>> ids = pa.array(["a"], pa.large_string())
+      >>> table = LabelTable(Images(ids), ids, np.array([-1], np.int32), ("cat", "dog"))
+      >>> sets = Candidates(torch.tensor([0, 1]), torch.tensor([1], dtype=torch.int32))
+      >>> candidates_fingerprint(table), len(candidates_fingerprint(replace(table, candidates=sets)))
+      (None, 32)
+    """
+    if table.candidates is None:
+        return None
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (table.candidates.offsets, table.candidates.classes, table.candidates.weights):
+        digest.update(b"none" if part is None else part.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def wanted_annotator(
+    name: str,
+    needs: str,
+    table: LabelTable,
+    *,
+    annotator: str | None,
+    model: str,
+    pretrained: bool,
+    sees_given_embeddings: bool,
+    rule: str,
+    top_k: int,
+    ratio: float,
+    templates: str,
+    descriptions: str | Path | Mapping[str, Sequence[str]] | None,
+    chat_url: str | None,
+    phrasings: int,
+    seed: int,
+) -> Annotator | None:
+    """Who guesses the labels of the training images, None if nobody has to.
+
+    Args:
+      name, needs: of the method.
+      table: the training images.
+      annotator: as the user named it.
+      model: that of the run; it annotates if it is a two-tower model and nobody else is named.
+      pretrained: whether it starts from its weights.
+      sees_given_embeddings: the data are the user's own embeddings.
+      the others: see `fit`.
+
+    Raises: ConfigError, DataError or OfflineError for what cannot work.
+    """
+    if needs != "candidates":
+        if annotator is not None:
+            raise ConfigError(f"{name} asks no annotator", fix="leave --annotator out, or choose --method coreg")
+        return None
+    if has_candidates(table):
+        if annotator is not None:
+            raise ConfigError(
+                "the data have candidates, and --annotator would make others",
+                fix="leave --annotator out, or give the images without the column `candidates`",
+            )
+        if descriptions is not None:
+            raise ConfigError(
+                "the data have candidates, so that nobody reads descriptions",
+                fix="leave --descriptions out; they serve `labelwright annotate`, where candidates are made",
+            )
+        return None
+    if sees_given_embeddings:
+        raise ConfigError(
+            f"{name} learns from candidates, and these embeddings have none; no annotator can be shown embeddings",
+            fix="add a column `candidates`, or give the images",
+        )
+    if annotator is None:
+        if model == "auto" or model in OWN or not pretrained or not is_two_tower(model):
+            raise ConfigError(
+                f"{name} learns from candidates: the data have none, and no model is named that could guess them",
+                fix="name one with --annotator, e.g. openai/clip-vit-base-patch32, or give a table with candidates",
+            )
+        annotator, chat_url = model, None
+    asked = annotator_named(
+        annotator,
+        rule=rule,
+        top_k=top_k,
+        ratio=ratio,
+        templates=templates,
+        chat_url=chat_url,
+        phrasings=phrasings,
+        seed=seed,
+        has_descriptions=descriptions is not None,
+    )
+    return replace(asked, descriptions=wanted_descriptions(descriptions, table.class_names))
+
+
+@dataclass
+class Guesser:
+    """An annotator at work for a run.
+
+    Attributes:
+      annotator: who, and how.
+      run_encoder: the encoder that the run sees images through, None if it sees pixels.
+      device, precision: where and how to compute.
+      cache_limit_gb: decoded images above this are streamed instead of cached.
+    """
+
+    annotator: Annotator
+    run_encoder: Encoder | None
+    device: torch.device
+    precision: str
+    cache_limit_gb: float = 16.0
+
+    def guesses(
+        self, folder: Path, source: Source, *, n_processes: int = 1, approve: Callable[[Estimate], bool] | None = None
+    ) -> Guesses:
+        """Candidates of every training image: read from the run folder, or made and written there first.
+
+        Args:
+          folder: of the run; gets TABLE, and JOURNAL with the answers of a chat model as they come.
+          source: the training images.
+          n_processes: of the run; one of them annotates, the others wait for it.
+          approve: see `annotate`.
+
+        Raises: ConfigError if TABLE was made in another way; DataError if it is not of these images.
+        """
+        table, path = source.table, folder / TABLE
+        with FileLock(folder / f".{TABLE}.lock") if n_processes > 1 else contextlib.nullcontext():
+            if not path.exists():
+                made = self._made(folder, source, approve)
+                for stale in folder.glob(f".{TABLE}.*.tmp"):  # of a process killed while it wrote
+                    stale.unlink(missing_ok=True)
+                write_candidates(path, table, made.candidates, table.class_names, made.info | {"counts": made.counts})
+        return read_guesses(path, table, self.annotator)  # what a resumed run sees, an uninterrupted one sees too
+
+    def _made(self, folder: Path, source: Source, approve: Callable[[Estimate], bool] | None) -> Guesses:
+        if not self.annotator.is_chat:
+            encoder = self._encoder()
+            return match_names(self.annotator, source.table, self._views(source, encoder), encoder.tower)
+        return ask_chat(
+            self.annotator,
+            source.table,
+            journal=folder / JOURNAL,
+            device=self.device,
+            precision=self.precision,
+            approve=approve,
+        )
+
+    def asker(self, guesses: Guesses, class_names: Sequence[str]) -> Callable[[Source], Answers]:
+        """What the two-tower model alone answers on any images: its mean probability over the prompts."""
+        encoder = self._encoder()
+        texts = texts_of(class_names, guesses.counts)
+        prompts = prompt_text_feats(encoder.tower.text_feats, texts, templates_named(self.annotator.templates))
+
+        def ask(source: Source) -> Answers:
+            views = self._views(source, encoder)
+            return answer(
+                lambda z: mean_probs(z, prompts, encoder.tower.logit_scale),
+                views,
+                torch.arange(views.n_rows),
+                device=self.device,
+                precision=self.precision,
+            )
+
+        return ask
+
+    def clusters(self, source: Source) -> Tensor | None:
+        """Clusters of the images in the features of a two-tower model, one per class; None of a chat model."""
+        if self.annotator.is_chat:
+            return None
+        feats = torch.cat([z.half() for z in self._views(source, self._encoder()).feats()])  # as they are stored
+        return clusters_of(feats, len(source.table.class_names))
+
+    def _encoder(self) -> MatchingEncoder:
+        shared = self.run_encoder
+        if shared is not None and shared.name == self.annotator.model and shared.tower is not None:
+            return MatchingEncoder(**vars(shared))
+        return load_matching(self.annotator.model, device=self.device, precision=self.precision)
+
+    def _views(self, source: Source, encoder: MatchingEncoder) -> EmbeddingViews:
+        if source.stored is not None and self.run_encoder is not None and self.run_encoder.tower is encoder.tower:
+            return EmbeddingViews(source.stored, rows=source.rows)
+        size_px = encoder.tower.stats.size_px
+        opened = open_source(source.table, classes=None, size_px=size_px, cache_limit_gb=self.cache_limit_gb)
+        return views_of(opened, encoder, self.device)
+
+
+def mean_probs(z: Tensor, prompt_feats: Tensor, logit_scale: float) -> Tensor:
+    """Probabilities of classes, averaged over prompts.
+
+    Args:
+      z: [B, D] float, unit norm.   prompt_feats: [P, C, D] float, unit norm.   logit_scale: > 0, multiplies cosines.
+
+    Returns: [B, C] float32, rows sum to 1.
+
+    Example:
+      >>> prompts = torch.eye(2)[torch.tensor([[0, 1], [1, 0]])]
+      >>> mean_probs(torch.eye(2)[:1], prompts, 5.0).tolist()
+      [[0.5, 0.5]]
+    """
+    with torch.autocast(z.device.type, enabled=False):
+        z = z.to(prompt_feats)
+        total = torch.zeros(len(z), prompt_feats.shape[1], device=z.device)
+        for text in prompt_feats:
+            total += (logit_scale * (z @ text.T)).float().softmax(1)
+        return total / len(prompt_feats)
+
+
+def read_guesses(path: Path, table: LabelTable, annotator: Annotator) -> Guesses:
+    """The candidates of a run folder, without looking at an image.
+
+    Args:
+      path: written by annotators.candidate_rules.write_candidates for the images of ``table``.
+      table: N images.
+      annotator: who is to have made them.
+
+    Raises: ConfigError if another annotator did, or was asked in another way; DataError if the images are others, or
+      the file cannot be read.
+    """
+    try:
+        described = json.loads(pq.read_schema(path).metadata[METADATA_KEY])
+        info, names = dict(described["annotator"]), described["class_names"]
+        columns = pq.read_table(path, columns=["id", "candidates", "weights"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} cannot be read ({error})", fix="remove it and resume, to annotate again") from error
+    if names != list(table.class_names) or columns["id"].to_pylist() != table.ids.to_pylist():
+        raise DataError(
+            f"{path} is of other images or classes", fix="resume with the same data, or start anew in another --out"
+        )
+    told = annotator.told()
+    changed = [key for key in told | {"offered_descriptions": None} if info.get(key) != told.get(key)]
+    if changed:
+        was, now = info.get(changed[0]), told.get(changed[0])
+        raise ConfigError(
+            f"the candidates of this run were made with {changed[0]} {was!r}, and {now!r} is asked for now",
+            fix="resume with the settings of config.yaml, or start anew in another --out",
+        )
+    sets = columns["candidates"].combine_chunks()
+    offsets = torch.zeros(len(table) + 1, dtype=torch.int64)
+    torch.cumsum(
+        torch.from_numpy(pc.list_value_length(sets).to_numpy(zero_copy_only=False).copy()).long(), 0, out=offsets[1:]
+    )
+    classes = pc.index_in(pc.list_flatten(sets), pa.array(names, pa.string())).to_numpy(zero_copy_only=False)
+    weights = pc.list_flatten(columns["weights"].combine_chunks()).to_numpy(zero_copy_only=False)
+    candidates = Candidates(offsets, torch.from_numpy(classes.copy()).int(), torch.from_numpy(weights.copy()))
+    return Guesses(candidates, info.pop("counts"), info)
+
+
+def summary_of(guesses: Guesses) -> dict[str, Any]:
+    """What summary.json says of the annotator: its name, how it was asked, which descriptions stood for names.
+
+    Example:
+      >>> sets = Candidates(torch.tensor([0, 1]), torch.tensor([0], dtype=torch.int32))
+      >>> summary_of(Guesses(sets, {"n_images": 1, "n_calls": 3}, {"model": "m", "kind": "chat", "phrasings": 3}))
+      {'name': 'm', 'kind': 'chat', 'phrasings': 3, 'n_calls': 3}
+    """
+    own = ("mismatched", "descriptions", "rejected")
+    asked = ("n_calls", "n_from_journal", "n_answers", "n_failed", "n_unparseable", "unparseable")
+    info = {key: value for key, value in guesses.info.items() if key not in ("model", "offered_descriptions")}
+    return {
+        "name": guesses.info["model"],
+        **info,
+        **{key: guesses.counts[key] for key in (*own, *asked) if key in guesses.counts},
+    }

@@ -1,0 +1,122 @@
+"""Finding the images of a table that cannot be used, and deciding what happens to bad rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, get_args
+
+import numpy as np
+
+from labelwright.data.images import decode_rgb, image_problem
+from labelwright.data.table import LabelTable
+from labelwright.errors import ConfigError, DataError, Problem
+
+
+def check_images(
+    table: LabelTable, *, n_workers: int | None = None, progress: Callable[[int], None] | None = None
+) -> tuple[Problem, ...]:
+    """Decode every image in full and say which ones cannot be, in row order.
+
+    Args:
+      table: N images.
+      n_workers: decoding threads; None = one per core.
+      progress: called with the number of images done so far.
+    """
+    problems: list[Problem] = []
+
+    def attempt(row: int, source: bytes | str) -> Problem | None:
+        try:
+            decode_rgb(source)
+        except OSError as error:
+            return image_problem(table.images.where(row), row, error)
+        return None
+
+    with ThreadPoolExecutor(n_workers or os.cpu_count()) as pool:
+        for first in range(0, len(table), _ROWS_PER_ROUND):
+            rows = np.arange(first, min(first + _ROWS_PER_ROUND, len(table)))
+            found = pool.map(attempt, rows.tolist(), table.images.sources(rows))
+            problems.extend(problem for problem in found if problem is not None)
+            if progress is not None:
+                progress(int(rows[-1]) + 1)
+    return tuple(problems)
+
+
+def format_problems(problems: Sequence[Problem], limit: int = 50) -> str:
+    """A plain table of problems, grouped by kind with counts; at most ``limit`` of each kind are listed.
+
+    Example:
+      >>> print(format_problems([Problem("a.png", "missing_image", "there is no such file", 0)]))
+      1 missing_image: image files that are not there
+        a.png  there is no such file
+    """
+    from labelwright.data.table import PROBLEM_KINDS
+
+    groups: dict[str, list[Problem]] = defaultdict(list)
+    for problem in problems:
+        groups[problem.kind].append(problem)
+    lines = []
+    for kind in sorted(groups, key=lambda kind: list(PROBLEM_KINDS).index(kind)):
+        shown = groups[kind][:limit]
+        width = max(len(problem.where) for problem in shown) if shown else 0
+        lines.append(f"{len(groups[kind])} {kind}: {PROBLEM_KINDS[kind]}")
+        lines.extend(f"  {problem.where:<{width}}  {problem.detail}" for problem in shown)
+        if len(groups[kind]) > len(shown):
+            lines.append(f"  ... and {len(groups[kind]) - len(shown)} more")
+    return "\n".join(lines)
+
+
+def resolve_problems(table: LabelTable, problems: Sequence[Problem], on_bad: OnBad) -> LabelTable:
+    """Decide on problems found in this table: stop, leave the rows out, or only list them.
+
+    Args:
+      table: the table; ``table.problems`` are replaced by ``problems`` (give both kinds together).
+      problems: rows as in ``table``; one listed twice counts once.
+      on_bad: "stop" raises if anything but a notice is among them; "skip" leaves the rows concerned out and lists
+        them in ``quarantined``; "report" keeps every row.
+
+    Raises: DataError holding all the problems (on "stop", or if "skip" would leave nothing); ConfigError if
+      ``on_bad`` is none of the three.
+    """
+    from labelwright.data.table import NOTICES
+
+    if on_bad not in get_args(OnBad):
+        raise ConfigError(f"on_bad={on_bad!r} is not possible", fix=f"one of {', '.join(get_args(OnBad))}")
+    problems = tuple(dict.fromkeys(problems))
+    bad = [problem for problem in problems if problem.kind not in NOTICES]
+    if on_bad == "report" or not bad:
+        return dataclasses.replace(table, problems=problems)
+    if on_bad == "stop":
+        raise DataError(
+            f"{len(bad)} {'problem' if len(bad) == 1 else 'problems'} in the data: {_kinds(bad)}",
+            problems=problems,
+            fix="put them right, or leave the rows concerned out with --on-bad skip",
+        )
+    keep = np.ones(len(table), dtype=bool)
+    keep[[problem.row for problem in bad if problem.row is not None]] = False
+    if not keep.any():
+        raise DataError(f"every row has a problem: {_kinds(bad)}", problems=problems, fix="put the data right")
+    out = [problem for problem in bad if problem.row is not None or problem.kind == "malformed_row"]
+    left = dataclasses.replace(table, problems=tuple(problem for problem in problems if problem not in set(out)))
+    left = left if keep.all() else left.subset(np.flatnonzero(keep))
+    lost = np.flatnonzero((table.counts() > 0) & (left.counts() == 0))
+    emptied = [
+        Problem(table.class_names[c], "empty_class", "every labelled image of it had to be left out") for c in lost
+    ]
+    return dataclasses.replace(left, problems=(*left.problems, *emptied), quarantined=(*table.quarantined, *out))
+
+
+def _kinds(problems: Sequence[Problem]) -> str:
+    counts: dict[str, int] = defaultdict(int)
+    for problem in problems:
+        counts[problem.kind] += 1
+    return ", ".join(f"{n} {kind}" for kind, n in counts.items())
+
+
+OnBad = Literal["stop", "skip", "report"]
+
+
+_ROWS_PER_ROUND = 512  # encoded images held in memory at once by check_images

@@ -1,0 +1,411 @@
+"""From what the user points at to tables, pixels and a situation: everything checked before anything is written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from labelwright.data import splits
+from labelwright.data.cache import PixelSource, StreamedPixels, default_cache_folder, open_pixels
+from labelwright.data.checks import OnBad, check_images, resolve_problems
+from labelwright.data.embeddings import EMBEDDING_COLUMN, load_embeddings
+from labelwright.data.read import load, read_names
+from labelwright.data.situation import Situation, detect, novel_range
+from labelwright.data.stored import EmbeddingViews, StoredFeats
+from labelwright.data.table import LabelTable
+from labelwright.data.views import PixelViews, ViewSettings, channel_stats
+from labelwright.errors import ConfigError, DataError, Problem
+from labelwright.types import ViewSource
+
+Flip = Literal["auto", "on", "off"]
+
+_SIDED = re.compile(r"\b(left|right)\b|speed limit|\bb\s+vs\s+d\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A table and where the pixels or features of its rows are.
+
+    Attributes:
+      table: N images.
+      pixels: decoded images, those of the table among them; None if only embeddings were given.
+      rows: [N] int64 position of each row in ``pixels`` and ``stored``.
+      stored: features, to be seen instead of pixels; None = pixels.
+    """
+
+    table: LabelTable
+    pixels: PixelSource | None
+    rows: torch.Tensor
+    stored: StoredFeats | None = None
+
+    def pixel_views(self, view: ViewSettings) -> PixelViews:
+        """Views of the pixels of every row of the table."""
+        assert self.pixels is not None, "embeddings have no pixels"
+        return PixelViews(self.pixels, view, rows=self.rows)
+
+    def views(self, view: ViewSettings) -> ViewSource:
+        """Views of every row of the table: stored features if there are any, else pixels."""
+        return self.pixel_views(view) if self.stored is None else EmbeddingViews(self.stored, rows=self.rows)
+
+    def take(self, rows: NDArray[np.int64]) -> Source:
+        """The source of some rows, in that order."""
+        return replace(self, table=self.table.subset(rows), rows=self.rows[torch.from_numpy(rows)])
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that training needs of the data.
+
+    Attributes:
+      train: images to learn from, labelled or not.
+      test: images to score on, or None.
+      test_is: "given" (--test), "split" (the data says so) or "held out" (we drew it).
+      situation: what `detect` found in the training images.
+      size_px: side of the square images.
+      view: augmentation and normalisation.
+      flip_reason: why horizontal flips are on or off.
+      class_feats: [C, D] float32 unit norm and their logit scale, if embeddings came with text features of the classes.
+    """
+
+    train: Source
+    test: Source | None
+    test_is: str
+    situation: Situation
+    size_px: int
+    view: ViewSettings
+    flip_reason: str
+    class_feats: tuple[torch.Tensor, float] | None = None
+
+
+def prepare(
+    data: Any,
+    *,
+    test: Any = None,
+    classes: Any = None,
+    novel: int | str | None = None,
+    group: str | None = None,
+    test_frac: float = 0.2,
+    size_px: int | None = None,
+    stats: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None,
+    flip: Flip = "auto",
+    on_bad: OnBad = "stop",
+    seed: int = 0,
+    cache_limit_gb: float = 16.0,
+) -> Prepared:
+    """Read, check, split and decode the user's data.
+
+    Args:
+      data, test: anything `data.read.load` takes.
+      classes, novel, group: see `fit`.
+      test_frac: share of the labelled images to hold out when no test images are given, 0 = none.
+      size_px: side of the square images; None = 32 when the images are at most 40 px, else 64.
+      stats: (mean, std) per channel that a pretrained model wants; None = those of the training images.
+      flip: whether a mirrored image is still of its class; "auto" looks at the class names.
+      on_bad: "stop" raises one DataError with every problem; "skip" quarantines the rows.
+      seed: of the held-out split.
+      cache_limit_gb: decoded images above this are streamed instead of cached.
+
+    Returns: tables without bad rows, their pixels, the situation and the view settings.
+
+    Raises: DataError with all problems of all sources together; ConfigError for impossible settings.
+    """
+    if not 0 <= test_frac < 1:
+        raise ConfigError(f"test_frac={test_frac} is not possible", fix="give a share in [0, 1)")
+    check_numbers(size_px=size_px, seed=seed)
+    if is_embeddings(data):
+        return _prepare_embeddings(
+            data, test=test, classes=classes, novel=novel, test_frac=test_frac, on_bad=on_bad, seed=seed
+        )
+    table = read(data, classes=classes, group=group)
+    is_open = novel_range(novel) is not None
+    test_table = None if test is None else _for_scoring(read(test, classes=None if is_open else table.class_names))
+    if test_table is not None and not (test_table.labels >= 0).any():
+        raise DataError(f"no image of {resolved_path(test)} has a label", fix="give a --test with labels, or none")
+    if test_table is not None and is_open:
+        test_table = beyond(test_table, table.class_names)
+    size_px = native_size(table) if size_px is None else size_px
+    tables = [table] if test_table is None else [table, test_table]
+    sources = _resolve([_open(t, size_px, cache_limit_gb) for t in tables], on_bad)
+    train, given_test = sources[0], sources[1] if len(sources) > 1 else None
+    train, test_source, test_is = _split(train, given_test, test_frac=test_frac, seed=seed)
+    _check_classes(train.table, n_novel=novel)
+    flips, reason = may_flip(flip, train.table.class_names)
+    assert train.pixels is not None
+    mean, std = stats or channel_stats(train.pixels, rows=train.rows)
+    return Prepared(
+        train=train,
+        test=test_source,
+        test_is=test_is,
+        situation=detect(train.table, novel=novel),
+        size_px=size_px,
+        view=ViewSettings(flip=flips, mean=mean, std=std, crop="pad" if size_px <= 64 else "resized"),
+        flip_reason=reason,
+    )
+
+
+def check_numbers(*, size_px: int | None, seed: int) -> None:
+    """Refuse a size of images or a seed that cannot be.
+
+    Raises: ConfigError.
+    """
+    if seed < 0:
+        raise ConfigError(f"seed={seed} is not possible", fix="give a whole number from 0 on")
+    if size_px is not None and size_px < 8:
+        raise ConfigError(f"images of {size_px} px are too small", fix="give a --size of 8 or more")
+
+
+def beyond(table: LabelTable, class_names: Sequence[str]) -> LabelTable:
+    """The table with labels among ``class_names`` only; its other classes become a truth numbered after them.
+
+    Args:
+      table: N images with labels of any classes.
+      class_names: C names, in class order.
+    """
+    others = [name for name in table.class_names if name not in class_names]
+    number = {name: i for i, name in enumerate([*class_names, *others])}
+    # One more entry for -1, unknown, which is the last.
+    at = np.array([*(number[name] for name in table.class_names), -1], dtype=np.int32)
+    truth = at[table.labels]
+    labels = np.where(truth < len(class_names), truth, -1).astype(np.int32)
+    return replace(
+        table, labels=labels, class_names=tuple(class_names), truth=truth, truth_names=(*class_names, *others)
+    )
+
+
+def _check_classes(table: LabelTable, *, n_novel: int | str | None = None) -> None:
+    n_classes = len(table.class_names)
+    if n_classes < (2 if novel_range(n_novel) is None else 1):
+        raise DataError(
+            f"{'only one class' if n_classes else 'no class'} found; a classifier needs two",
+            fix="point at the folder above the class folders, or name the classes with --classes",
+        )
+
+
+def _prepare_embeddings(
+    data: Any, *, test: Any, classes: Any, novel: int | str | None, test_frac: float, on_bad: OnBad, seed: int
+) -> Prepared:
+    """`prepare` of embeddings that the user brings: nothing to decode, features as they are."""
+    found = load_embeddings(data, classes=_class_list(classes), on_bad=on_bad)
+    given_test, is_open = None, novel_range(novel) is not None
+    if test is not None:
+        given_test = open_embeddings(test, classes=None if is_open else found.table.class_names, on_bad=on_bad)
+        if is_open:
+            given_test = replace(given_test, table=beyond(given_test.table, found.table.class_names))
+        if given_test.stored is None or given_test.stored.n_features != found.stored.n_features:
+            raise DataError(
+                f"{resolved_path(test)} does not hold embeddings of {found.stored.n_features} features",
+                fix="embed test and training data with the same model",
+            )
+    source = Source(found.table, None, torch.arange(len(found.table)), found.stored)
+    train, test_source, test_is = _split(source, given_test, test_frac=test_frac, seed=seed)
+    _check_classes(train.table, n_novel=novel)
+    texts = None
+    if found.class_feats is not None:
+        unit = torch.nn.functional.normalize(torch.from_numpy(np.asarray(found.class_feats)).float(), dim=1)
+        texts = (unit, found.logit_scale or 100.0)
+    return Prepared(
+        train=train,
+        test=test_source,
+        test_is=test_is,
+        situation=detect(train.table, novel=novel),
+        size_px=0,
+        view=ViewSettings(flip=False),
+        flip_reason="embeddings are not flipped",
+        class_feats=texts,
+    )
+
+
+def is_embeddings(data: Any) -> bool:
+    """Whether this is a file of embeddings: .npy, .npz, or Parquet with a column ``embedding`` and no images.
+
+    Example:
+      >>> is_embeddings("feats.npy"), is_embeddings("photos/")
+      (True, False)
+    """
+    if not isinstance(data, (str, Path)):
+        return False
+    path = Path(data).expanduser()
+    if path.suffix.lower() != ".parquet" or not path.is_file():
+        return path.suffix.lower() in (".npy", ".npz")
+    try:
+        names = pq.read_schema(path).names
+    except (OSError, ValueError):  # the reader says better what is wrong with it
+        return False
+    return EMBEDDING_COLUMN in names and "image" not in names
+
+
+def open_embeddings(data: Any, *, classes: Any, on_bad: OnBad = "stop") -> Source:
+    """Embeddings for prediction or scoring; errors as for data.embeddings.load_embeddings."""
+    if not is_embeddings(data):
+        raise DataError(
+            f"{resolved_path(data)} is not a file of embeddings",
+            fix="this model was trained on embeddings: give .npy, .npz or Parquet with a column `embedding`",
+        )
+    found = load_embeddings(data, classes=_class_list(classes), on_bad=on_bad)
+    return Source(found.table, None, torch.arange(len(found.table)), found.stored)
+
+
+def _class_list(classes: Any) -> list[str] | None:
+    if classes is None:
+        return None
+    return read_names(Path(classes)) if isinstance(classes, (str, Path)) else list(classes)
+
+
+def open_source(
+    data: Any, *, classes: Any, size_px: int, on_bad: OnBad = "stop", cache_limit_gb: float = 16.0
+) -> Source:
+    """Read, check and decode images for prediction; parameters and errors as for `prepare`."""
+    return _resolve([_open(_for_scoring(read(data, classes=classes)), size_px, cache_limit_gb)], on_bad)[0]
+
+
+def _for_scoring(table: LabelTable) -> LabelTable:
+    """The table without the problem that a class has no image: a test set need not hold every class."""
+    return replace(table, problems=tuple(p for p in table.problems if p.kind != "empty_class"))
+
+
+def read(data: Any, *, classes: Any = None, group: str | None = None) -> LabelTable:
+    """A table with its problems listed and none of them resolved; a `LabelTable` comes back as it is.
+
+    Raises: DataError if there is nothing to read, or nothing to tell the groups by.
+    """
+    table = data if isinstance(data, LabelTable) else load(data, classes=classes, group=group, on_bad="report")
+    if group is not None and table.groups is None:
+        raise DataError(
+            f"{resolved_path(data)} has no column {group!r} to group by",
+            fix="--group needs a table with that column, and values in it",
+        )
+    return table
+
+
+def native_size(table: LabelTable, *, n_looked_at: int = 64) -> int:
+    """Side in px to work at when the user names none: 32 if the images are at most 40 px, else 64.
+
+    Args:
+      table: images; unreadable ones are passed over.
+      n_looked_at: images looked at, evenly spread.
+    """
+    sides = []
+    for row in np.linspace(0, max(len(table) - 1, 0), min(n_looked_at, len(table)), dtype=np.int64):
+        try:
+            sides.append(min(table.image(int(row)).size))
+        except (DataError, OSError, ValueError):
+            continue
+    return 32 if not sides or np.median(sides) <= 40 else 64
+
+
+def _open(table: LabelTable, size_px: int, limit_gb: float) -> Source:
+    pixels = open_pixels(table, size_px=size_px, folder=default_cache_folder(), limit_gb=limit_gb)
+    # A streamed source has not looked at its images yet; better now than in the middle of an epoch.
+    found = check_images(table) if isinstance(pixels, StreamedPixels) else pixels.problems
+    return Source(replace(table, problems=(*table.problems, *found)), pixels, torch.arange(len(table)))
+
+
+def _resolve(sources: list[Source], on_bad: OnBad) -> list[Source]:
+    """The sources without the rows concerned, or one report of all problems of all of them."""
+    if on_bad == "stop":
+        everything = [problem for source in sources for problem in source.table.problems]
+        resolve_problems(sources[0].table, everything, "stop")
+    kept = []
+    for source in sources:
+        whole = replace(source.table, problems=())
+        resolved = resolve_problems(whole, source.table.problems, on_bad)
+        if len(resolved) < len(whole):
+            bad = {p.row for p in resolved.quarantined if p.row is not None}
+            rows = np.setdiff1d(np.arange(len(whole)), np.fromiter(bad, np.int64, len(bad)))
+            source = replace(source, rows=source.rows[torch.from_numpy(rows)])
+        kept.append(replace(source, table=resolved))
+    return kept
+
+
+def _split(train: Source, test: Source | None, *, test_frac: float, seed: int) -> tuple[Source, Source | None, str]:
+    table = train.table
+    if test is not None:
+        return train.take(_not_test(table)), test, "given"
+    if table.split is not None and len(table.where("test")):
+        return train.take(_not_test(table)), train.take(table.where("test")), "split"
+    labelled = table.labels >= 0
+    if test_frac == 0 or labelled.sum() < 2:
+        return train, None, "none"
+    keep, held = splits.holdout(table.labels, frac=test_frac, seed=seed, groups=table.groups)
+    return train.take(keep), train.take(held), "held out"
+
+
+def _not_test(table: LabelTable) -> NDArray[np.int64]:
+    if table.split is None:
+        return np.arange(len(table))
+    return np.setdiff1d(np.arange(len(table)), table.where("test"))
+
+
+def may_flip(flip: Flip, class_names: tuple[str, ...]) -> tuple[bool, str]:
+    """Whether a mirrored image keeps its class, and why.
+
+    Args:
+      flip: as the user said; "auto" looks at the names.
+      class_names: C names, or none.
+
+    Example:
+      >>> may_flip("auto", ("cat", "dog"))
+      (True, 'no class name speaks against it')
+      >>> may_flip("auto", ("Keep left", "Keep right"))[0], may_flip("auto", ("0", "1"))[0]
+      (False, False)
+      >>> may_flip("auto", ())[0]
+      True
+    """
+    if flip != "auto":
+        return flip == "on", "as asked"
+    sided = [name for name in class_names if _SIDED.search(name)]
+    if sided:
+        return False, f"a mirrored {sided[0]!r} would be wrong"
+    if class_names and all(len(name) == 1 or name.isdigit() for name in class_names):
+        return False, "the classes look like digits or letters"
+    return True, "no class name speaks against it"
+
+
+def describe_data(prepared: Prepared) -> dict[str, Any]:
+    """What data.json of a run holds: JSON-ready."""
+    table = prepared.train.table
+    tables = [table, *([prepared.test.table] if prepared.test else [])]  # two halves of one table share its lists
+    return {
+        "fingerprint": table.fingerprint,
+        "n_images": len(table),
+        "n_labelled": int((table.labels >= 0).sum()),
+        "n_classes": len(table.class_names),
+        "class_names": list(table.class_names),
+        "train_counts": table.counts().tolist(),
+        "splits": {"train": len(table), "test": len(prepared.test.table) if prepared.test else 0},
+        "test_is": prepared.test_is,
+        "test_fingerprint": prepared.test.table.fingerprint if prepared.test else None,
+        "situation": {"name": prepared.situation.name, "reason": prepared.situation.reason},
+        "size_px": prepared.size_px,
+        "flip": prepared.view.flip,
+        "flip_reason": prepared.flip_reason,
+        "quarantined": listed([p for t in tables for p in t.quarantined]),
+        "notices": listed([p for t in tables for p in t.problems]),
+    }
+
+
+def listed(problems: Sequence[Problem]) -> list[dict[str, str]]:
+    """Problems as JSON: where, kind, detail; each once.
+
+    Example:
+      >>> hollow = Problem("owl", "empty_class", "no image of class 'owl'")
+      >>> listed([hollow, hollow])
+      [{'where': 'owl', 'kind': 'empty_class', 'detail': "no image of class 'owl'"}]
+    """
+    unique = dict.fromkeys((p.where, p.kind, p.detail) for p in problems)
+    return [{"where": where, "kind": kind, "detail": detail} for where, kind, detail in unique]
+
+
+def resolved_path(data: Any) -> str:
+    """How a run's config.yaml names its data: an absolute path when it is one, else what was given."""
+    if isinstance(data, (str, Path)) and Path(data).exists():
+        return str(Path(data).resolve())
+    return str(data) if isinstance(data, (str, Path)) else f"<{type(data).__name__} in memory>"

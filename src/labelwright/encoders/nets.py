@@ -1,0 +1,169 @@
+"""Networks for a recipe: a head on a frozen encoder or stored features, or a backbone that learns from pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from labelwright.encoders import backbones
+from labelwright.encoders.embed import Encoder
+from labelwright.encoders.lora import LoraTowers
+from labelwright.encoders.pretrained import image_stats
+from labelwright.encoders.prompts import PromptedTowers
+from labelwright.encoders.resnets import OWN
+from labelwright.encoders.saved import network_of
+from labelwright.encoders.templates import fill
+from labelwright.encoders.towers import EmbeddedTowers, FrozenTowers, Towers
+from labelwright.errors import ConfigError
+from labelwright.train.seeds import derive_seed
+from labelwright.types import Concepts
+
+
+@dataclass
+class EncoderNets:
+    """A `types.BuildNet` for runs with a frozen encoder, or on embeddings that came without one.
+
+    Attributes:
+      n_features: D of the features.
+      concepts: what there is of texts, or None.
+      encoder: None for the user's own embeddings.
+      is_stored: views are features already; False = pixels through the encoder in the loop.
+      class_names, template: what tuned towers read.
+      seed: of new weights.
+    """
+
+    n_features: int
+    concepts: Concepts | None
+    encoder: Encoder | None
+    is_stored: bool
+    class_names: tuple[str, ...]
+    template: str
+    seed: int
+
+    @property
+    def is_frozen(self) -> bool:
+        """True: the encoder never learns under a head."""
+        return True
+
+    @property
+    def is_pretrained(self) -> bool:
+        """True: the features come from somewhere."""
+        return True
+
+    def __call__(
+        self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp"] = "linear", hidden: int = 256
+    ) -> nn.Module:
+        """A head on the features; with pixels, on the frozen encoder."""
+        backbone: nn.Module = backbones.Stored()
+        name, size_px = "stored", 0
+        if not self.is_stored:
+            assert self.encoder is not None
+            backbone, name = backbones.UnitBackbone(self.encoder.vision), network_of(self.encoder.name)
+            size_px = image_stats(self.encoder.name).size_px
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self.seed += 1  # two networks of one recipe start from different weights
+            return backbones.Classifier(
+                backbone,
+                name=name,
+                n_features=self.n_features,
+                n_outputs=n_outputs,
+                head=head,
+                hidden=hidden,
+                image_size_px=size_px,
+                freeze=() if self.is_stored else ("backbone.*",),
+            )
+
+    def towers(self, tune: str = "none") -> Towers:
+        """See types.BuildNet.towers."""
+        tower = None if self.encoder is None else self.encoder.tower
+        if self.concepts is None:
+            raise ConfigError(
+                "there are no text features of the classes",
+                fix="use a model with a text side, or embeddings with class_embeddings",
+            )
+        if self.is_stored:
+            if tune != "none":
+                raise ConfigError(
+                    f"tune={tune} trains the encoder, and stored embeddings leave it out", fix="add --views pixels"
+                )
+            return EmbeddedTowers(self.concepts.feats, logit_scale=self.concepts.logit_scale)
+        assert tower is not None
+        texts = [fill(self.template, name) for name in self.class_names]
+        if tune == "none":
+            frozen = FrozenTowers(tower, texts)
+            frozen.class_feats = self.concepts.feats.to(tower.device)
+            return frozen
+        if tune == "lora":
+            return LoraTowers(tower, texts, seed=self.seed)
+        kind: Any = tune
+        return PromptedTowers(tower, self.class_names, kind=kind, seed=self.seed)
+
+    def deployable(self, net: backbones.Classifier) -> backbones.Classifier:
+        """The classifier with the encoder in front, so that it takes pixels; unchanged if there is no encoder."""
+        if self.encoder is None or not isinstance(net.backbone, backbones.Stored):
+            return net
+        return net.with_backbone(
+            backbones.UnitBackbone(self.encoder.vision),
+            name=network_of(self.encoder.name),
+            image_size_px=image_stats(self.encoder.name).size_px,
+        )
+
+
+@dataclass
+class OwnNets:
+    """A `types.BuildNet` of networks that see pixels.
+
+    Attributes:
+      model: as for encoders.backbones.build.
+      size_px: side of the images.
+      pretrained: start a transformers model from its weights.
+      freeze: parameter-name patterns.
+      seed: of new weights.
+      n_built: networks made so far.
+    """
+
+    model: str
+    size_px: int
+    pretrained: bool
+    freeze: tuple[str, ...]
+    seed: int
+    n_built: int = 0
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether nothing but the head learns."""
+        return "backbone.*" in self.freeze
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether the backbone comes with weights: from a checkpoint, or from `labelwright pretrain`."""
+        return self.model not in OWN and self.pretrained
+
+    def __call__(
+        self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp"] = "linear", hidden: int = 256
+    ) -> nn.Module:
+        """See types.BuildNet."""
+        self.n_built += 1  # two networks of one recipe start from different weights
+        net = backbones.build(
+            self.model,
+            n_outputs,
+            pretrained=self.pretrained,
+            head=head,
+            hidden=hidden,
+            image_size_px=self.size_px,
+            freeze=self.freeze,
+            seed=derive_seed(self.seed, "net", self.n_built),
+        )
+        if not any(parameter.requires_grad for parameter in net.parameters()):
+            raise ConfigError(f"--freeze {' '.join(self.freeze)} leaves nothing to train", fix="leave head.* free")
+        return net
+
+    def towers(self, tune: str = "none") -> Any:
+        """Refused: these networks know no words."""
+        raise ConfigError(
+            f"{self.model} has no text side", fix="name a vision-language model: CLIP, SigLIP, ... with --model"
+        )

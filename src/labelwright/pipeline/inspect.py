@@ -1,0 +1,72 @@
+"""`inspect`: what is in the data, what is wrong with it, and what would run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from labelwright.data.checks import check_images, resolve_problems
+from labelwright.data.prepare import is_embeddings, open_embeddings, read
+from labelwright.data.situation import Situation, detect
+from labelwright.data.table import LabelTable
+from labelwright.errors import DataError, Problem
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect` found.
+
+    Attributes:
+      table: the images and what is known of them.
+      situation: which situation the rows that can be used are in, and why.
+      problems: everything wrong with the data; notices among them.
+      runs: the method that ``fit --method auto`` would run.
+    """
+
+    table: LabelTable
+    situation: Situation
+    problems: tuple[Problem, ...]
+    runs: str
+
+
+def inspect(
+    data: Data,
+    *,
+    classes: Any = None,
+    novel: int | str | None = None,
+    group: str | None = None,
+    check_pixels: bool = True,
+) -> Inspection:
+    """Read data, say which situation it is and why, and find everything wrong with it; writes nothing.
+
+    Args:
+      data: a folder, table, Parquet file, hub data set: see data.read.load.
+      classes: class names or a file of them, fixing names and order.
+      novel: K or "auto" when classes outside the list may be present.
+      group: column whose rows belong together.
+      check_pixels: decode every image in full.
+
+    Raises: DataError if there is nothing to read at all.
+    """
+    if is_embeddings(data):
+        source = open_embeddings(data, classes=classes, on_bad="report")
+        found = detect(_usable(source.table, source.table.problems), novel=novel)
+        runs = found.method
+        return Inspection(source.table, found, source.table.problems, runs)
+    table = read(data, classes=classes, group=group)
+    problems = tuple(dict.fromkeys([*table.problems, *(check_images(table) if check_pixels else ())]))
+    situation = detect(_usable(table, problems), novel=novel)
+    return Inspection(table, situation, problems, situation.method)
+
+
+def _usable(table: LabelTable, problems: Sequence[Problem]) -> LabelTable:
+    """The rows that ``--on-bad skip`` would keep; the whole table when it would keep none."""
+    try:
+        return resolve_problems(table, problems, "skip")
+    except DataError:
+        return table
+
+
+Data = str | Path | Sequence[str] | Any

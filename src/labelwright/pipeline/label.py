@@ -1,0 +1,183 @@
+"""`label`: any images with the model of a run; and labels as tables and folders."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import torch
+from PIL import Image
+
+from labelwright.data.checks import OnBad
+from labelwright.data.prepare import (
+    listed,
+)
+from labelwright.data.read import IMAGE_SUFFIXES
+from labelwright.data.table import LabelTable
+from labelwright.errors import ConfigError
+from labelwright.pipeline.saved_model import answers_for, load_model, rename_classes, renamed
+from labelwright.reporting.render import render
+from labelwright.run_folder import Run, write_parquet_atomically
+from labelwright.train.predict import Answers, trust
+from labelwright.train.processes import accelerator_for
+
+LABEL_COLUMNS = ("id", "label", "probability", "runner_up", "source", "trust")
+
+
+def label(
+    run: str | Path,
+    data: Any,
+    *,
+    out: str | Path | None = None,
+    rename: Mapping[str, str] | None = None,
+    on_bad: OnBad = "stop",
+    device: str = "auto",
+    precision: str = "auto",
+) -> pa.Table:
+    """Label any images with the model of a run, each with its probability, its runner-up and how far to trust it.
+
+    Args:
+      run: a finished run folder.
+      data: images; labels they may have are ignored.
+      out: .csv, .parquet, or a folder: a copy of every image under its label, and ``labels.parquet``;
+        None writes nothing.
+      rename: {old: new} names of classes, as of discovered ones; the model keeps them.
+      on_bad: stop, or skip unusable images.
+
+    Returns: Arrow table with the columns of LABEL_COLUMNS; its schema metadata holds under ``left_out`` the
+      images that ``on_bad="skip"`` left out, as JSON.
+
+    Raises: DataError or ConfigError, with nothing written.
+    """
+    target = None if out is None else checked_target(Path(out))
+    saved = load_model(Path(run) / "model", device=accelerator_for(device).device)
+    renamed(saved.class_names, rename or {})  # a mistake should not wait for the images
+    table, answers = answers_for(saved, data, on_bad=on_bad, device=device, precision=precision, classes=None)
+    names = renamed(saved.class_names, rename or {})
+    rows = label_rows(table, answers, names, keep_given=False)
+    rows = rows.replace_schema_metadata({"left_out": json.dumps(listed(table.quarantined))})
+    if target is not None:
+        write_labels(rows, table, target)
+    if rename:
+        rename_classes(Path(run) / "model", lambda names: renamed(names, rename))
+        _rename_in_report(run, rename)
+    return rows
+
+
+def _rename_in_report(run: str | Path, rename: Mapping[str, str]) -> None:
+    """Give discovered classes their names in summary.json and report.html as well."""
+    folder = Run(run)
+    summary = folder.read_json("summary.json")
+    for cluster in (summary.get("novel") or {}).get("clusters", []):
+        cluster["name"] = rename.get(cluster["name"], cluster["name"])
+    folder.write_json("summary.json", summary)
+    render(Path(run))
+
+
+def label_rows(table: LabelTable, answers: Answers, class_names: tuple[str, ...], *, keep_given: bool) -> pa.Table:
+    """One row per image: which label, how probable, what else it could be, where from, how far to trust it.
+
+    Args:
+      table: N images.
+      answers: of the classifier, with ``given`` = the labels the table holds.
+      class_names: C names the answers refer to.
+      keep_given: a given label stays ("given"); False puts the classifier's own answer everywhere ("predicted").
+
+    Returns: Arrow table of LABEL_COLUMNS; ``probability`` is that of ``label``; ``trust`` is the normalised margin of
+      `predict.trust`: 1 sure, 0.5 a tie, under 0.5 the classifier prefers another class (a given label to look at).
+    """
+    known = (answers.given >= 0) & keep_given
+    label = torch.where(known, answers.given, answers.predicted)
+    probability = torch.where(known, answers.given_probability, answers.probability)
+    other = torch.where(known, answers.best_other_probability, answers.runner_up_probability)
+    # The best class that is not the label: the prediction itself where a given label disagrees with it.
+    runner_up = torch.where(label == answers.predicted, answers.runner_up, answers.predicted)
+    names = pa.array(class_names, pa.string())
+    return pa.table(
+        {
+            "id": table.ids,
+            "label": names.take(pa.array(label.numpy())),
+            "probability": pa.array(probability.float().numpy()),
+            "runner_up": names.take(pa.array(runner_up.numpy())),
+            "source": pa.array(np.where(known.numpy(), "given", "predicted")),
+            "trust": pa.array(trust(probability, other).float().numpy()),
+        }
+    )
+
+
+def checked_target(target: Path) -> Path:
+    """The path to write labels to, if it can be one.
+
+    Raises: ConfigError if it exists, or is neither .csv, .parquet nor without a suffix (a folder).
+    """
+    if target.exists():
+        raise ConfigError(f"{target} exists", fix="choose another --out, or remove it first")
+    if target.suffix not in ("", ".csv", ".parquet"):
+        raise ConfigError(f"{target} is neither .csv, .parquet nor a folder", fix="end --out in .csv or .parquet")
+    return target
+
+
+def write_labels(rows: pa.Table, table: LabelTable, target: Path) -> None:
+    """Write what `label_rows` returned for the table to a target that `checked_target` let pass."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.suffix == ".csv":
+        temporary = target.with_name(f".{target.name}.tmp")
+        pa_csv.write_csv(rows, temporary)
+        temporary.replace(target)
+    elif target.suffix == ".parquet":
+        write_parquet_atomically(rows, target)
+    else:
+        write_class_folders(rows, table, target)
+
+
+def write_class_folders(rows: pa.Table, table: LabelTable, folder: Path) -> None:
+    """Copy every image into ``folder/LABEL/``, with labels.parquet beside the class folders.
+
+    Args:
+      rows: what `label_rows` returned for ``table``.
+      table: N images.
+      folder: must not exist; it appears whole, once every image is in place.
+    """
+    building = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    labels, ids = rows["label"].to_pylist(), rows["id"].to_pylist()
+    for start in range(0, len(table), 1024):
+        chunk = np.arange(start, min(start + 1024, len(table)))
+        for row, source in zip(chunk.tolist(), table.images.sources(chunk), strict=True):
+            target = building / _file_name(labels[row]) / _file_name(ids[row])
+            target.parent.mkdir(exist_ok=True)
+            if target.suffix.lower() not in IMAGE_SUFFIXES:
+                suffix = _suffix_of(source) if isinstance(source, bytes) else Path(source).suffix
+                target = target.with_name(target.name + suffix)
+            if target.exists():  # ids a/b and a-b are one name here
+                target = target.with_name(f"{target.stem}-row-{row}{target.suffix}")
+            if isinstance(source, bytes):
+                target.write_bytes(source)
+            else:
+                shutil.copyfile(source, target)
+    write_parquet_atomically(rows, building / "labels.parquet")
+    building.replace(folder)
+
+
+def _file_name(text: str) -> str:
+    """Text as one name in a folder: separators become ``-``.
+
+    Example:
+      >>> _file_name("Speed limit (20km/h)"), _file_name("..")
+      ('Speed limit (20km-h)', '-')
+    """
+    return re.sub(r"[/\\\0]", "-", text) if text.strip(". ") else "-"
+
+
+def _suffix_of(encoded: bytes) -> str:
+    with Image.open(io.BytesIO(encoded)) as image:
+        return f".{(image.format or 'img').lower()}"

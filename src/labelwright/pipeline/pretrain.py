@@ -1,0 +1,282 @@
+"""`pretrain`: a backbone from images alone, in a run folder that `fit --model` starts from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+
+from labelwright import __version__
+from labelwright.data.prepare import (
+    Flip,
+    Source,
+    check_numbers,
+    is_embeddings,
+    listed,
+    may_flip,
+    native_size,
+    open_source,
+    read,
+    resolved_path,
+)
+from labelwright.data.table import SPLITS, LabelTable
+from labelwright.data.views import ViewSettings, channel_stats
+from labelwright.encoders.nets import OwnNets
+from labelwright.encoders.pretrained import image_stats
+from labelwright.encoders.resnets import OWN
+from labelwright.errors import ConfigError, DataError, LabelwrightError
+from labelwright.methods import simclr
+from labelwright.pipeline.resolve import CPU_EPOCHS_MIN, CPU_IMAGES, overrides_of
+from labelwright.pipeline.saved_model import save_model
+from labelwright.run_folder import Run
+from labelwright.train.environment import environment, peak_memory_mb
+from labelwright.train.loop import LoopOptions, Trained, train
+from labelwright.train.processes import accelerator_for
+from labelwright.train.settings import apply_overrides
+from labelwright.types import Recipe, Task
+
+OF_LABELS = frozenset({"unknown_label", "unknown_candidate", "empty_class", "unseen_class"})
+"""Problems that images alone do not have."""
+
+
+def pretrain(
+    data: Any,
+    *,
+    out: str | Path,
+    model: str = "auto",
+    epochs: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
+    size_px: int | None = None,
+    flip: Flip = "auto",
+    resume: bool = False,
+    on_bad: Literal["stop", "skip"] = "stop",
+    checkpoint_minutes: float = 5.0,
+    cache_limit_gb: float = 16.0,
+    settings: Mapping[str, object] | None = None,
+) -> Path:
+    """Train a backbone on images without looking at labels (SimCLR), for ``fit(..., model=RUN)`` to start from.
+
+    Args:
+      data: images, labelled or not, with class names or without; see data.read.load. Of data with splits, those called
+        train.
+      out: run folder; must not exist or be empty, unless ``resume``.
+      model: resnet32, resnet18, preact_resnet18; or a transformers vision model by id or path, or an earlier run, to go
+        on from; "auto" is resnet32 for images up to 40 px and resnet18 above.
+      epochs: passes over the images; None = 200 on a GPU, and on a CPU as many of them as make up
+        `choosing.CPU_IMAGES` views, two of each image, at least 5.
+      seed: of everything random.
+      device: auto, cpu or cuda.   precision: auto, bf16 or fp32.
+      size_px: side of the square images that the network sees.
+      flip: whether views may be mirrored: auto, on or off; auto looks at the class names, where there are some.
+      resume: continue the run in ``out`` where it stopped, or begin it if there is none; needs the same images and
+        settings. A finished run is left as it is.
+      on_bad: what to do with unusable images: stop with a report of all of them, or skip and list them.
+      checkpoint_minutes: at most this much work is lost to a kill.
+      cache_limit_gb: decoded images above this are streamed instead of cached.
+      settings: fields of methods.simclr.Config, values or their text.
+
+    Returns: the run folder.
+
+    Raises: LabelwrightError subclasses, with nothing written, for data or settings that cannot work; KeyboardInterrupt
+      after Ctrl-C, with a folder that can be resumed.
+    """
+    began = time.monotonic()
+    run = Run.create(out, resume=resume)
+    if resume and run.path.exists() and not (run.path / "config.yaml").exists() and any(run.path.iterdir()):
+        raise ConfigError(f"{run.path} is not the folder of a run", fix="choose another --out")
+    overrides = overrides_of(settings, epochs)
+    cfg = apply_overrides(simclr.Config(), overrides)
+    check_numbers(size_px=size_px, seed=seed)
+    stats = None if model == "auto" or model in OWN else image_stats(model)
+    if is_embeddings(data):
+        raise ConfigError("the data are embeddings: there are no images to learn from", fix="give the images")
+    table = read(data)
+    flips, reason = may_flip(flip, table.class_names)
+    images = _images_alone(table)
+    size_px = size_px or (native_size(images) if stats is None else stats.size_px)
+    source = open_source(images, classes=None, size_px=size_px, on_bad=on_bad, cache_limit_gb=cache_limit_gb)
+    n_images = len(source.table)
+    if n_images < 2:
+        raise DataError(
+            f"there is one image in {resolved_path(data)}; it would have to be told from others", fix="give more images"
+        )
+    assert source.pixels is not None
+    found = channel_stats(source.pixels, rows=source.rows) if stats is None else (stats.mean, stats.std)
+    view = view_of(flip=flips, mean=found[0], std=found[1])
+    accelerator = accelerator_for(device)
+    if "epochs" not in overrides and accelerator.device.type == "cpu":
+        cfg = dataclasses.replace(cfg, epochs=affordable_epochs(cfg.epochs, n_images))
+    if model == "auto":
+        model = "resnet32" if size_px <= 40 else "resnet18"
+    config = {
+        "data": resolved_path(data),
+        "method": "simclr",
+        "model": model,
+        "size_px": size_px,
+        "flip": flips,
+        "seed": seed,
+        "device": accelerator.device.type,
+        "precision": precision,
+        "on_bad": on_bad,
+        "settings": dataclasses.asdict(cfg),
+    }
+    config = json.loads(json.dumps(config))  # as read back: tuples become lists
+    described = _described(source, size_px, flips, reason)
+    if accelerator.is_main_process:
+        run.write_head(config, described, environment(accelerator.device, precision), resume=resume)
+    if resume and (run.path / "summary.json").exists():
+        return run.path
+    options = LoopOptions(
+        seed=seed, device=device, precision=precision, checkpoint_minutes=checkpoint_minutes, n_evaluations=0
+    )
+    seconds = {"read": time.monotonic() - began}
+    try:
+        trained = train(
+            cast(Recipe, simclr),
+            cfg,
+            Task(torch.full((n_images,), -1), ()),
+            source.views(view),
+            OwnNets(model, size_px, pretrained=True, freeze=(), seed=seed),
+            options=options,
+            run=run,
+        )
+    except LabelwrightError as error:
+        run.close()
+        if error.exit_code == 2 and not resume and not run.checkpoint.exists() and accelerator.is_main_process:
+            shutil.rmtree(run.path, ignore_errors=True)  # a setting that only the network could refuse
+        raise
+    if accelerator.is_main_process:
+        seconds["train"] = trained.seconds
+        _finish(run, cfg, trained, view, config, described, seconds)
+    run.close()
+    return run.path
+
+
+def view_of(*, flip: bool, mean: tuple[float, float, float], std: tuple[float, float, float]) -> ViewSettings:
+    """How SimCLR sees images: random parts of any size, RandAugment, nothing cut out; see methods.simclr, departure 1.
+
+    Args:
+      flip, mean, std: see data.views.ViewSettings.
+    """
+    return ViewSettings(flip=flip, mean=mean, std=std, crop="resized", cutout_frac=0.0)
+
+
+def affordable_epochs(most: int, n_images: int) -> int:
+    """Epochs of a run on a CPU for which the user named none.
+
+    Args:
+      most: epochs of the Config.
+      n_images: N, each seen twice an epoch.
+
+    Example:
+      >>> affordable_epochs(200, 500), affordable_epochs(200, 5_000), affordable_epochs(200, 50_000)
+      (200, 30, 5)
+    """
+    return min(most, max(CPU_EPOCHS_MIN["labels"], round(CPU_IMAGES / (2 * n_images))))
+
+
+# ---- phases of pretrain ---------------------------------------------------------------------------------------------
+
+
+def _images_alone(table: LabelTable) -> LabelTable:
+    """The training images as if nobody had ever said a word of them; rows of no known split stay, to be reported."""
+    bare = dataclasses.replace(
+        table,
+        labels=np.full(len(table), -1, dtype=np.int32),
+        class_names=(),
+        candidates=None,
+        groups=None,
+        truth=None,
+        truth_names=(),
+        problems=tuple(problem for problem in table.problems if problem.kind not in OF_LABELS),
+    )
+    if table.split is None:
+        return bare
+    rows = np.flatnonzero((table.split == SPLITS.index("train")) | (table.split < 0))
+    if not len(rows):
+        raise DataError("no image is in the split train", fix="give the images to learn from")
+    return bare.subset(rows)
+
+
+def _described(source: Source, size_px: int, flip: bool, flip_reason: str) -> dict[str, Any]:
+    """What data.json holds: JSON-ready."""
+    return {
+        "fingerprint": source.table.fingerprint,
+        "n_images": len(source.table),
+        "size_px": size_px,
+        "flip": flip,
+        "flip_reason": flip_reason,
+        "quarantined": listed(source.table.quarantined),
+        "notices": listed(source.table.problems),
+    }
+
+
+def _finish(
+    run: Run,
+    cfg: simclr.Config,
+    trained: Trained,
+    view: ViewSettings,
+    config: Mapping[str, Any],
+    described: Mapping[str, Any],
+    seconds: Mapping[str, float],
+) -> None:
+    """Save: model/ and, last, summary.json."""
+    summary = {
+        "method": "simclr",
+        "encoder": config["model"],
+        "n_images": described["n_images"],
+        "epochs": cfg.epochs,
+        "size_px": config["size_px"],
+        "seed": config["seed"],
+        "cosine_of_others": round(float(trained.state.memory["cosine"]), 4),
+        "alignment": round(float(trained.state.memory["alignment"]), 4),
+        "seconds": {phase: round(value, 2) for phase, value in seconds.items()},
+        "input_frac": round(trained.input_frac, 4),
+        "images_per_second": round(trained.images_per_second, 1),
+        "peak_memory_mb": peak_memory_mb(),
+        "warnings": list(trained.warnings),
+    }
+    net: Any = trained.state.nets["main"]
+    save_model(
+        run.path / "model",
+        net.exported(),
+        class_names=(),
+        size_px=config["size_px"],
+        view=view,
+        info={"method": "simclr", "labelwright": __version__, "fingerprint": described["fingerprint"]},
+        card=_card(summary),
+    )
+    run.write_json("summary.json", summary)  # a folder that has one is finished
+
+
+def _card(summary: Mapping[str, Any]) -> str:
+    """README.md of the saved model, in the hub's model-card format."""
+    return "\n".join(
+        [
+            "---",
+            "library_name: labelwright",
+            "pipeline_tag: image-feature-extraction",
+            "---",
+            "# Image backbone",
+            "",
+            f"Pretrained by labelwright {__version__} with SimCLR on {summary['n_images']:,} images of "
+            f"{summary['size_px']} px without labels, {summary['epochs']} epochs, backbone `{summary['encoder']}`, "
+            f"seed {summary['seed']}. It tells no classes apart: its last layer has learnt nothing.",
+            "",
+            "Start from it:",
+            "",
+            "```sh",
+            "labelwright fit DATA --model RUN --out NEW  # RUN: the folder above this one",
+            "```",
+            "",
+        ]
+    )

@@ -1,0 +1,280 @@
+"""What a run with class names, candidate labels or classes to be found came to, in lines for a terminal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from labelwright.reporting.candidate_training import deployed_words
+from labelwright.reporting.candidates import is_below_annotator, knows_annotator
+from labelwright.run_folder import Run
+from labelwright.wording import counted
+
+LINES_MAX = 20  # class names told one by one; the report has them all
+_OPEN_SCORES = {"seen": "of named classes", "novel": "of the others", "all": "all in all"}
+
+
+def lines_of_run(run: Run) -> list[str]:
+    """Candidates, accuracy, pseudolabels, names or found classes of a finished run; no lines if there are none."""
+    summary = run.summary
+    if summary.get("n_novel") is not None:
+        return novel_lines(summary)
+    if "zero_shot" not in summary or summary["method"] == "zero_shot":
+        return []
+    begin, lines = run.begun, candidate_lines(summary)
+    if lines:
+        lines += deployed_words(run.epochs, begin)
+    if summary["test"] and summary["zero_shot"]:
+        is_known, before = knows_annotator(summary), summary["zero_shot"]
+        lines.append(student_line(summary) if is_known else accuracy_line(before, summary["test"]))
+    if summary["pseudolabels"]:
+        lines += pseudolabel_lines(summary["pseudolabels"], summary.get("guesses"))
+    return lines + name_lines(begin)
+
+
+def novel_lines(summary: Mapping[str, Any]) -> list[str]:
+    """How many classes were found beyond the named ones, how large they are, and how right that is if it is known.
+
+    Example:
+      >>> clusters = [{"name": "novel-1", "n_images": 40}, {"name": "okapi", "n_images": 1}]
+      >>> print(*novel_lines({"n_novel": 2, "novel": {"evidence": None, "clusters": clusters}}), sep="\\n")
+      2 classes beyond the named ones: novel-1 (40 images), okapi (1 image)
+      to name one: labelwright label RUN PHOTOS --rename novel-1=NAME
+    """
+    novel, lines = summary.get("novel") or {}, []
+    evidence, clusters = novel.get("evidence"), novel.get("clusters") or []
+    sizes = []
+    for cluster in clusters:
+        words = [str(word) for word, lift in cluster.get("proposed") or [] if lift > 0]
+        perhaps = f", perhaps {words[0]}" if words else ""
+        sizes.append(f"{cluster['name']} ({counted(cluster['n_images'], 'image')}{perhaps})")
+    likely = ""
+    if evidence and evidence["plausible"][0] < evidence["plausible"][1]:
+        likely = " ({} to {} are about as likely)".format(*evidence["plausible"])
+    what = counted(summary["n_novel"], "class", "classes") if summary["n_novel"] else "no class"
+    listed = f": {', '.join(sizes[:LINES_MAX])}" if sizes else ""
+    more = f" and {len(sizes) - LINES_MAX:,} more" if len(sizes) > LINES_MAX else ""
+    lines.append(f"{what} beyond the named ones{likely}{listed}{more}")
+    unnamed = [cluster["name"] for cluster in clusters if cluster["name"].startswith("novel-")]
+    if unnamed:
+        lines.append(f"to name one: labelwright label RUN PHOTOS --rename {unnamed[0]}=NAME")
+    scores = summary.get("pseudolabels") or {}
+    known = [f"{words} {scores[key]:.1%}" for key, words in _OPEN_SCORES.items() if scores.get(key) is not None]
+    return [*lines, f"unlabelled images right: {', '.join(known)}"] if known else lines
+
+
+def accuracy_line(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """What the class names alone score, and the adapted model; says so if it is no better.
+
+    Args:
+      before, after: scores of the same images, ``accuracy`` in 0 to 1 and ``n_scored``.
+
+    Example:
+      >>> accuracy_line({"accuracy": 0.66, "n_scored": 540}, {"accuracy": 0.93, "n_scored": 540})
+      'zero-shot -> adapted accuracy: 0.6600 -> 0.9300 on 540 test images'
+      >>> accuracy_line({"accuracy": 0.66, "n_scored": 540}, {"accuracy": 0.6, "n_scored": 540})
+      'zero-shot -> adapted accuracy: 0.6600 -> 0.6000 on 540 test images; this time it did not help'
+    """
+    helped = "" if after["accuracy"] > before["accuracy"] else "; this time it did not help"
+    return (
+        f"zero-shot -> adapted accuracy: {before['accuracy']:.4f} -> {after['accuracy']:.4f} "
+        f"on {after['n_scored']:,} test images{helped}"
+    )
+
+
+def student_line(summary: Mapping[str, Any]) -> str:
+    """What the annotator scores on the test images, and the model that learned from it; says so if it is no better.
+
+    Args:
+      summary: summary.json of a run whose annotator is known to have been asked about the test images.
+
+    Example:
+      >>> asked = {"annotator": {"kind": "two towers"}, "candidates": {"n_images": 9}}
+      >>> scores = {"zero_shot": {"accuracy": 0.66, "n_scored": 540}, "test": {"accuracy": 0.6, "n_scored": 540}}
+      >>> print(student_line({**asked, **scores}))
+      annotator -> student accuracy: 0.6600 -> 0.6000 on 540 test images: the student is WORSE than its annotator
+    """
+    before, after = summary["zero_shot"]["accuracy"], summary["test"]["accuracy"]
+    line = f"annotator -> student accuracy: {before:.4f} -> {after:.4f} on {summary['test']['n_scored']:,} test images"
+    if is_below_annotator(summary):
+        return f"{line}: the student is WORSE than its annotator"
+    return line if after > before else f"{line}: the student is no better than its annotator"
+
+
+def candidate_lines(summary: Mapping[str, Any]) -> list[str]:
+    """Who guessed the candidate labels that a run learned from, and what they were like; no lines if it had none.
+
+    Args:
+      summary: summary.json.
+
+    Example:
+      >>> found = {"n_images": 3, "mean_set_size": 1.5, "largest_set": 2, "n_empty": 0, "n_classes_never_named": 0}
+      >>> print(*candidate_lines({"candidates": found, "annotator": {"name": "m"}}), sep="\\n")
+      candidates from m: 3 images, 1.50 candidates each on average, at most 2
+    """
+    if not summary.get("candidates"):
+        return []
+    annotator = summary.get("annotator") or {}
+    who = f"candidates from {annotator['name']}" if annotator else "candidates of the data"
+    first, *others = annotated_lines({**summary["candidates"], **annotator}, again="a run in another --out asks")
+    return [f"{who}: {first}", *others]
+
+
+def pseudolabel_lines(found: Mapping[str, Any], guesses: Mapping[str, Any] | None = None) -> list[str]:
+    """How uneven the answers on unlabelled images are before and after, and how right where the truth is known.
+
+    Args:
+      found: ``pseudolabels`` of summary.json; without ``zero_shot`` only what they are after training is told.
+      guesses: ``guesses`` of summary.json, whose accuracy stands for what is not known of ``zero_shot``.
+
+    Example:
+      >>> before = {"imbalance_ratio": None, "gini": 0.5, "counts": [4, 0], "accuracy": 0.5}
+      >>> after = {"imbalance_ratio": 1.0, "gini": 0.0, "counts": [2, 2], "accuracy": 1.0}
+      >>> print(*pseudolabel_lines({**after, "zero_shot": before}), sep="\\n")
+      pseudolabels, largest class over smallest: 1 class empty -> 1.0 (Gini 0.50 -> 0.00)
+      pseudolabels that are right: 0.5000 -> 1.0000
+    """
+    before = found.get("zero_shot")
+    if before is None:
+        lines = [f"pseudolabels, largest class over smallest: {_uneven(found)}"]
+        if "accuracy" not in found:
+            return lines
+        first = (guesses or {}).get("accuracy")
+        which = "first guesses" if (guesses or {}).get("is_ranked", True) else "guesses drawn by chance"
+        lines += [] if first is None else [f"{which} that are right: {first:.4f}"]
+        return [*lines, f"pseudolabels that are right: {found['accuracy']:.4f}"]
+    gini = " -> ".join("none" if each["gini"] is None else f"{each['gini']:.2f}" for each in (before, found))
+    lines = [f"pseudolabels, largest class over smallest: {_uneven(before)} -> {_uneven(found)} (Gini {gini})"]
+    if "accuracy" in found and "accuracy" in before:
+        lines.append(f"pseudolabels that are right: {before['accuracy']:.4f} -> {found['accuracy']:.4f}")
+    return lines
+
+
+def _uneven(found: Mapping[str, Any]) -> str:
+    if found["imbalance_ratio"] is not None:
+        return f"{found['imbalance_ratio']:.1f}"
+    return counted(sum(n == 0 for n in found["counts"]), "class", "classes") + " empty"
+
+
+def name_lines(begin: Mapping[str, Any]) -> list[str]:
+    """Which class names fit no image and what repaired them, what is described better than named, what was refused.
+
+    Args:
+      begin: what labels.alignment.align logs; no lines for a method that does not align.
+
+    Example:
+      >>> begin = {"class_names": ["cat", "owl", "dog"], "mismatched": ["owl"], "guessed": ["owl"],
+      ...          "descriptions": {"dog": "a friend on four legs"}, "rejected": {"owl": ["a wise one"]}}
+      >>> print(*name_lines(begin), sep="\\n")
+      class names that fit no image: 1 of 3
+        'owl': given the images that no other class explains, a guess
+      described better than named: 1 of 3
+        'dog': 'a friend on four legs'
+      descriptions refused, as they explain the images worse than the names:
+        'owl': 'a wise one'
+    """
+    if "mismatched" not in begin:
+        return []
+    names = begin["class_names"]
+    told = begin.get("descriptions", {})
+    contradicted = begin.get("contradicted", [])
+    wrong = {*begin["mismatched"], *contradicted, *begin.get("guessed", [])}
+    lines = [f"class names that fit no image: {f'{len(wrong)} of {len(names)}' if wrong else 'none found'}"]
+    lines += _listed([f"{name!r}: {_repair(name, begin)}" for name in names if name in wrong])
+    better = [f"{name!r}: {told[name]!r}" for name in names if name in told and name not in wrong]
+    if better:
+        lines += [f"described better than named: {len(better)} of {len(names)}", *_listed(better)]
+    refused = begin.get("rejected", {})
+    if refused:
+        lines.append("descriptions refused, as they explain the images worse than the names:")
+        lines += _listed([f"{name!r}: {', '.join(map(repr, texts))}" for name, texts in refused.items()])
+    return lines
+
+
+def _repair(name: str, begin: Mapping[str, Any]) -> str:
+    """What took the place of a name that fits no image."""
+    if name in begin.get("guessed", []):
+        return "given the images that no other class explains, a guess"
+    if name in begin.get("unrepaired", []):
+        return "placed by its labelled images" if "guessed" in begin else "not repaired"
+    if name in begin.get("descriptions", {}):
+        return f"described as {begin['descriptions'][name]!r}"
+    return "its labelled images bear the name out"
+
+
+def folded_warnings(warnings: Sequence[str]) -> list[str]:
+    """Warnings that differ in their numbers alone, as those of one epoch after another, told once: the last of them.
+
+    Example:
+      >>> folded_warnings(["loss 3.1 in epoch 1", "no class", "loss 2.9 in epoch 2"])
+      ['no class', 'loss 2.9 in epoch 2 (2 such warnings)']
+    """
+    alike: dict[str, list[str]] = {}
+    for warning in warnings:
+        key = re.sub(r"\d+", "0", warning)
+        alike[key] = [*alike.pop(key, []), warning]  # the last comes last
+    return [some[-1] + (f" ({len(some)} such warnings)" if len(some) > 1 else "") for some in alike.values()]
+
+
+def _listed(lines: Sequence[str]) -> list[str]:
+    more = [f"  and {len(lines) - LINES_MAX} more, see the report"] if len(lines) > LINES_MAX else []
+    return [*(f"  {line}" for line in lines[:LINES_MAX]), *more]
+
+
+def annotated_lines(
+    counts: Mapping[str, Any], *, again: str = "take the table away and repeat the command to ask"
+) -> list[str]:
+    """What `annotate` counted.
+
+    Args:
+      counts: Annotated.counts.
+      again: how failed questions are asked again, up to the word before "them".
+
+    Example:
+      >>> print(*annotated_lines({"n_images": 3, "mean_set_size": 1.5, "largest_set": 2, "n_empty": 1,
+      ...     "n_classes_never_named": 0, "n_answers": 8, "n_failed": 1, "n_calls": 9, "n_from_journal": 0,
+      ...     "n_unparseable": 1, "unparseable": [["1.png", 0, "no idea"]]}), sep="\\n")
+      3 images, 1.50 candidates each on average, at most 2; 1 without any
+      9 questions asked, 8 answers; 1 answer names no class, such as 'no idea' to 1.png
+      1 question failed: take the table away and repeat the command to ask it again
+    """
+    empty = f"; {counts['n_empty']:,} without any" if counts["n_empty"] else ""
+    lines = [
+        f"{counted(counts['n_images'], 'image')}, {counts['mean_set_size']:.2f} candidates each on average, "
+        f"at most {counts['largest_set']}{empty}"
+    ]
+    if counts["n_classes_never_named"]:
+        lines.append(f"classes that no image has among its candidates: {counts['n_classes_never_named']}")
+    if "n_scored" in counts:
+        lines.append(
+            f"truth inside the candidates: {counts['truth_inside']:.4f} of {counts['n_scored']:,} images whose label "
+            f"is known; on top of them: {counts['top1_accuracy']:.4f}"
+        )
+    if "n_calls" in counts:
+        kept = f", {counts['n_from_journal']:,} kept from before" if counts["n_from_journal"] else ""
+        asked = f"{counted(counts['n_calls'], 'question')} asked{kept}, {counted(counts['n_answers'], 'answer')}"
+        unread = counts["n_unparseable"]
+        if unread:
+            where, _, answer = counts["unparseable"][0]
+            shown = answer if len(answer) <= 60 else answer[:59] + "…"
+            asked += f"; {counted(unread, 'answer')} {'names' if unread == 1 else 'name'} no class, such as "
+            asked += f"{shown!r} to {where}"
+        lines.append(asked)
+        if failed := counts["n_failed"]:
+            lines.append(f"{counted(failed, 'question')} failed: {again} {'it' if failed == 1 else 'them'} again")
+    return lines + _description_lines(counts)
+
+
+def _description_lines(counts: Mapping[str, Any]) -> list[str]:
+    """Which names were replaced before the images were annotated, and which descriptions were of no use."""
+    used, refused, lines = counts.get("descriptions", {}), counts.get("rejected", {}), []
+    if used:
+        lines.append(f"described in the prompts instead of named: {counted(len(used), 'class', 'classes')}")
+        lines += _listed([f"{name!r}: {text!r}" for name, text in used.items()])
+    if refused:
+        lines.append("descriptions refused, as they explain the images worse than the names:")
+        lines += _listed([f"{name!r}: {', '.join(map(repr, texts))}" for name, texts in refused.items()])
+    if left := [name for name in counts.get("mismatched", []) if name not in used]:
+        lines.append("class names that fit no image and stay as they are: " + ", ".join(left[:LINES_MAX]))
+    return lines

@@ -1,0 +1,313 @@
+"""The run folder: the one place that writes what a run leaves, and reads it back."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+import labelwright
+from labelwright.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+ANNOTATIONS = ("candidates.parquet", "candidates.answers.jsonl")
+"""What a run folder keeps of an annotator: the candidates, and the answers of a chat model as they come."""
+
+
+CONTENTS = {"summary", "data", "config", "environment", "records", "epochs", "steps", "begun", "labels"}
+
+
+class Run:
+    """A run folder: config.yaml, data.json, metrics.jsonl, checkpoints/, model/, labels.parquet, summary.json and more.
+
+    Contents are read when first asked for and kept; they are empty where a file is absent.
+
+    Args:
+      path: the folder.
+      contents: what to take as read, by the names of the properties below: for tests and examples.
+
+    Example:
+      >>> run = Run("run", summary={"test": {"accuracy": 0.5}})
+      >>> run.test, run.name
+      ({'accuracy': 0.5}, 'run')
+    """
+
+    def __init__(self, path: Path | str, **contents: Any) -> None:
+        self.path = Path(path)
+        assert set(contents) <= CONTENTS, contents.keys()
+        self.__dict__.update(contents)  # where cached_property keeps what it has read
+        self._writer: SummaryWriter | None = None
+
+    @classmethod
+    def create(cls, path: Path | str, *, resume: bool = False) -> Run:
+        """A folder to write a run into.
+
+        Args:
+          path: the folder; must be empty or absent, unless ``resume``.
+          resume: continue what is there.
+
+        Raises: ConfigError if it is a file, or not empty and ``resume`` is False.
+        """
+        run = cls(path)
+        if run.path.exists() and not run.path.is_dir():
+            raise ConfigError(f"{run.path} is a file", fix="give --out a folder that does not exist yet")
+        if not resume and run.path.exists() and any(run.path.iterdir()):
+            raise ConfigError(
+                f"{run.path} is not empty", fix="choose another --out, or --resume to continue the run that is there"
+            )
+        return run
+
+    # ---- reading ----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """summary.json.
+
+        Raises: DataError if the run has not finished, or the file cannot be read.
+        """
+        if not (self.path / "summary.json").is_file():
+            raise DataError(f"no summary.json in {self.path}", fix="give the folder of a finished run")
+        return self.read_json("summary.json")
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """data.json: what the run was trained on."""
+        return self.read_json("data.json") if (self.path / "data.json").is_file() else {}
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.yaml: how."""
+        return self.read_yaml("config.yaml") if (self.path / "config.yaml").is_file() else {}
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """environment.json: versions, hardware, commit."""
+        return self.read_json("environment.json") if (self.path / "environment.json").is_file() else {}
+
+    @cached_property
+    def records(self) -> list[dict[str, Any]]:
+        """metrics.jsonl, in the order it was written; a last line cut short by a kill is left out."""
+        if not self.metrics.is_file():
+            return []
+        found = []
+        lines = self.metrics.read_text(encoding="utf-8").splitlines()
+        for i, line in enumerate(lines):
+            try:
+                found.append(json.loads(line))
+            except ValueError as error:
+                if i == len(lines) - 1:
+                    break
+                raise DataError(f"{self.metrics} line {i + 1} is not JSON ({error})", fix="remove that line") from error
+        return found
+
+    @cached_property
+    def epochs(self) -> list[dict[str, Any]]:
+        """Records of what each epoch came to; of an epoch done twice after a kill, the later."""
+        found = {record["epoch"]: record for record in self.records if record.get("kind") == "epoch"}
+        return [found[epoch] for epoch in sorted(found)]
+
+    @cached_property
+    def steps(self) -> list[dict[str, Any]]:
+        """Records of single steps, in the order they were written."""
+        return [record for record in self.records if record.get("kind") == "step"]
+
+    @cached_property
+    def begun(self) -> dict[str, Any]:
+        """The record of what came before the first epoch; empty if there is none."""
+        return next((record for record in reversed(self.records) if record.get("kind") == "begin"), {})
+
+    @cached_property
+    def labels(self) -> pa.Table | None:
+        """labels.parquet, one row per training image; None where absent.
+
+        Raises: DataError if it cannot be read.
+        """
+        path = self.path / "labels.parquet"
+        try:
+            return pq.read_table(path) if path.is_file() else None
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(
+                f"{path} cannot be read ({error})", fix="run labelwright fit anew, or remove the file"
+            ) from error
+
+    @property
+    def name(self) -> str:
+        """Of the folder."""
+        return self.path.resolve().name
+
+    @property
+    def class_names(self) -> list[str]:
+        """C names in class order."""
+        return [str(name) for name in self.data.get("class_names") or []]
+
+    @property
+    def counts(self) -> list[int]:
+        """Labelled training images of each of the C classes."""
+        return list(self.data.get("train_counts") or [])
+
+    @property
+    def test(self) -> dict[str, Any]:
+        """Scores on the test images."""
+        return self.summary.get("test") or {}
+
+    @property
+    def zero_shot(self) -> dict[str, Any]:
+        """Scores of the class names alone on the test images, of a vision-language model."""
+        return self.summary.get("zero_shot") or {}
+
+    @property
+    def has_groups(self) -> bool:
+        """Do many, medium and few tell classes apart? Of a vision-language model all may be in one group, unlabelled.
+
+        Example:
+          >>> Run("run", summary={"test": {"group_sizes": {"many": 0, "few": 43}}, "zero_shot": None}).has_groups
+          False
+        """
+        sizes = self.test.get("group_sizes") or {}
+        return "zero_shot" not in self.summary or sum(n > 0 for n in sizes.values()) > 1
+
+    @property
+    def report(self) -> Path:
+        """report.html."""
+        return self.path / "report.html"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The newest checkpoint."""
+        return self.path / "checkpoints" / "last.pt"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per line: what was measured, in order."""
+        return self.path / "metrics.jsonl"
+
+    def predict(self, data: Any, *, on_bad: Literal["stop", "skip"] = "stop", device: str = "auto") -> pa.Table:
+        """Labels for any images, with trust; see `labelwright.label`."""
+        return labelwright.label(self.path, data, on_bad=on_bad, device=device)
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Read a JSON file of the run.
+
+        Raises: DataError if it is missing or broken.
+        """
+        return self._read(name, json.loads)
+
+    def read_yaml(self, name: str) -> dict[str, Any]:
+        """Read a YAML file of the run.
+
+        Raises: DataError if it is missing or broken.
+        """
+        return self._read(name, yaml.safe_load)
+
+    def _read(self, name: str, parse: Any) -> dict[str, Any]:
+        path = self.path / name
+        try:
+            content = parse(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise DataError(f"{path} cannot be read ({error})", fix="is this the folder of a run?") from error
+        if not isinstance(content, dict):
+            raise DataError(f"{path} holds no keys and values", fix="restore it from the run, or remove it")
+        return content
+
+    # ---- writing ----------------------------------------------------------------------------------------------------
+
+    def write_head(
+        self, config: Mapping[str, Any], described: Mapping[str, Any], machine: Mapping[str, Any], *, resume: bool
+    ) -> None:
+        """Write config.yaml, environment.json and data.json; of a run that has begun, check that they still hold.
+
+        Raises: DataError if the images changed; ConfigError naming the setting that did.
+        """
+        has_begun = self.checkpoint.exists() or (self.path / "summary.json").exists()
+        is_annotating = any((self.path / name).exists() for name in ANNOTATIONS)
+        if resume and (has_begun or is_annotating) and (self.path / "data.json").exists():
+            was, now = self.read_json("data.json"), described
+            kinds = {"fingerprint": "training images", "test_fingerprint": "test images"}
+            for key, what in (kinds | {"candidates_fingerprint": "candidates"}).items():
+                if was.get(key) != now.get(key):
+                    raise DataError(
+                        f"the {what} changed since this run began", fix="resume with the same data, or start anew"
+                    )
+        if resume and has_begun and (self.path / "data.json").exists():
+            before = self.read_yaml("config.yaml")
+            old, new = ({**each, **each["settings"], "settings": None} for each in (before, config))
+            changed = [key for key in new if old.get(key) != new[key]]
+            if changed:
+                key = changed[0]
+                raise ConfigError(
+                    f"{key} was {old.get(key)!r} when this run began and is {new[key]!r} now",
+                    fix="resume with the settings of config.yaml, or start anew in another --out",
+                )
+            return
+        self.write_yaml("config.yaml", config)
+        self.write_json("environment.json", machine)
+        self.write_json("data.json", described)
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file so that it is always whole."""
+        write_text_atomically(self.path / name, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+    def write_yaml(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a YAML file so that it is always whole."""
+        write_text_atomically(self.path / name, yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
+
+    def log(self, record: Mapping[str, Any], *, step: int) -> None:
+        """Append one record to metrics.jsonl and its scalars to TensorBoard."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, allow_nan=True) + "\n")
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=step)
+        for key, value in record.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and key not in ("epoch", "step"):
+                self._writer.add_scalar(f"{record.get('kind', 'run')}/{key}", value, step)
+
+    def metrics_size(self) -> int:
+        """Bytes in metrics.jsonl: saved with a checkpoint, so that a resume can cut what came after it."""
+        return self.metrics.stat().st_size if self.metrics.exists() else 0
+
+    def cut_metrics(self, size: int) -> None:
+        """Drop what metrics.jsonl holds past ``size`` bytes: records of steps that will be run again."""
+        if self.metrics.exists():
+            os.truncate(self.metrics, min(size, self.metrics_size()))
+
+    def close(self) -> None:
+        """Flush TensorBoard."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Replace a text file so that a reader sees the old one or the new one, never a part.
+
+    Example:
+      >>> import tempfile; folder = Path(tempfile.mkdtemp())
+      >>> write_text_atomically(folder / "a.txt", "hello"); (folder / "a.txt").read_text()
+      'hello'
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_parquet_atomically(table: pa.Table, path: Path) -> None:
+    """Write a Parquet file that is always whole."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    pq.write_table(table, temporary)
+    temporary.replace(path)

@@ -1,0 +1,127 @@
+"""Reading, splitting and checking before anything is trained."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from labelwright.data.prepare import describe_data, native_size, open_source, prepare
+from labelwright.data.read import load
+from labelwright.errors import ConfigError, DataError
+from pictures import COUNTS, spoil, write_folders
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LABELWRIGHT_CACHE", str(tmp_path / "cache"))
+
+
+def write_table(root: Path, columns: dict[str, list[str]]) -> Path:
+    """photos.csv beside the class folders of `write_folders`, with more columns."""
+    images = [f"{name}/{i}.png" for name, n in COUNTS.items() for i in range(n)]
+    labels = [name for name, n in COUNTS.items() for _ in range(n)]
+    with (root / "photos.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "label", *columns])
+        writer.writerows(zip(images, labels, *columns.values(), strict=True))
+    return root / "photos.csv"
+
+
+def test_prepare__holds_out_a_share_of_every_class(tmp_path: Path) -> None:
+    root = write_folders(tmp_path / "photos", {"ant": 20, "bee": 10, "cow": 5})
+    prepared = prepare(root, size_px=8)
+    assert prepared.test is not None
+    assert prepared.test_is == "held out"
+    assert prepared.train.table.counts().tolist() == [16, 8, 4]
+    assert prepared.test.table.counts().tolist() == [4, 2, 1]
+    ids = [*prepared.train.table.ids.to_pylist(), *prepared.test.table.ids.to_pylist()]
+    assert len(set(ids)) == 35  # no image on both sides
+    assert prepare(root, size_px=8, seed=1).test.table.ids.to_pylist() != prepared.test.table.ids.to_pylist()
+    assert prepare(root, size_px=8).test.table.ids.to_pylist() == prepared.test.table.ids.to_pylist()
+
+
+def test_prepare__pixels_follow_their_rows(tmp_path: Path) -> None:
+    root = write_folders(tmp_path / "photos", size_px=8)
+    prepared = prepare(root, size_px=8)
+    for side in (prepared.train, prepared.test):
+        assert side is not None
+        for row in range(len(side.table)):
+            pixels = side.pixels.read(side.rows[[row]])[0].numpy()
+            assert np.array_equal(pixels, np.asarray(side.table.image(row)))
+
+
+def test_prepare__the_data_say_which_are_test_images(tmp_path: Path) -> None:
+    root = write_folders(tmp_path / "photos")
+    is_test = [i % 3 == 0 for i in range(20)]
+    prepared = prepare(write_table(root, {"split": ["test" if yes else "train" for yes in is_test]}), size_px=8)
+    assert prepared.test is not None
+    assert prepared.test_is == "split"
+    assert (len(prepared.train.table), len(prepared.test.table)) == (13, 7)
+    given = prepare(root / "photos.csv", test=root, size_px=8)
+    assert given.test is not None
+    assert (given.test_is, len(given.train.table), len(given.test.table)) == ("given", 13, 20)
+
+
+def test_prepare__no_group_on_both_sides(tmp_path: Path) -> None:
+    root = write_folders(tmp_path / "photos")
+    table = write_table(root, {"patient": [str(i // 2) for i in range(20)]})
+    prepared = prepare(table, group="patient", size_px=8)
+    assert prepared.test is not None
+    train, test = (set(side.table.ids.to_pylist()) for side in (prepared.train, prepared.test))
+    place = {name: i for i, name in enumerate(load(table).ids.to_pylist())}
+    assert not {place[name] // 2 for name in train} & {place[name] // 2 for name in test}
+    assert len(train) + len(test) == 20
+
+
+def test_prepare__no_test_images_if_none_are_wanted(tmp_path: Path) -> None:
+    prepared = prepare(write_folders(tmp_path / "photos"), test_frac=0, size_px=8)
+    assert (prepared.test, prepared.test_is, len(prepared.train.table)) == (None, "none", 20)
+    assert describe_data(prepared)["splits"] == {"train": 20, "test": 0}
+
+
+def test_prepare__problems_of_both_sources_together(tmp_path: Path) -> None:
+    root, other = write_folders(tmp_path / "photos"), write_folders(tmp_path / "other", {"ant": 1, "yak": 1})
+    bad = spoil(root)
+    with pytest.raises(DataError) as stopped:
+        prepare(root, test=other, size_px=8)
+    assert {problem.where for problem in stopped.value.problems} == {*bad, str(other / "yak" / "0.png")}
+
+
+def test_prepare__each_problem_is_listed_once(tmp_path: Path) -> None:
+    root = write_folders(tmp_path / "photos")
+    spoil(root)
+    prepared = prepare(root, on_bad="skip", size_px=8)
+    told = describe_data(prepared)
+    assert [problem["kind"] for problem in told["quarantined"]] == ["unreadable_image"] * 3
+    assert [problem["kind"] for problem in told["notices"]] == ["empty_class"]
+    assert told["train_counts"][told["class_names"].index("hollow")] == 0
+
+
+def test_open_source__a_test_set_need_not_hold_every_class(tmp_path: Path) -> None:
+    root = write_folders(tmp_path / "photos", {"ant": 2})
+    source = open_source(root, classes=["ant", "bee"], size_px=8)
+    assert source.table.labels.tolist() == [0, 0]
+    with pytest.raises(DataError, match="2 unknown_label"):
+        open_source(root, classes=["bee", "cow"], size_px=8)
+
+
+@pytest.mark.parametrize(("side", "size"), [(8, 32), (40, 32), (41, 64), (100, 64)])
+def test_native_size(side: int, size: int, tmp_path: Path) -> None:
+    table = load(write_folders(tmp_path / "photos", {"ant": 3}, size_px=side), on_bad="report")
+    assert native_size(table) == size
+
+
+def test_native_size__passes_over_unreadable_images(tmp_path: Path) -> None:
+    root = write_folders(tmp_path / "photos", {"ant": 3}, size_px=100)
+    spoil_me = root / "ant" / "0.png"
+    spoil_me.write_bytes(b"")
+    assert native_size(load(root, on_bad="report")) == 64
+
+
+@pytest.mark.parametrize("size_px", [0, 7])
+def test_prepare__too_small(size_px: int, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="too small"):
+        prepare(write_folders(tmp_path / "photos"), size_px=size_px)

@@ -1,0 +1,99 @@
+"""Rows of labels.parquet, worked by hand; files that are whole or not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from labelwright.data.table import Images, LabelTable
+from labelwright.errors import ConfigError
+from labelwright.pipeline.evaluate import confusions
+from labelwright.pipeline.label import checked_target, label_rows, write_class_folders
+from labelwright.pipeline.saved_model import model_card
+from labelwright.train.predict import Answers
+from pictures import write_folders
+
+NAMES = ("ant", "bee", "cow")
+# probabilities:  [.7, .2, .1]   [.7, .2, .1]   [.1, .6, .3]
+# given:          ant            cow            none
+ANSWERS = Answers(
+    predicted=torch.tensor([0, 0, 1]),
+    probability=torch.tensor([0.7, 0.7, 0.6]),
+    runner_up=torch.tensor([1, 1, 2]),
+    runner_up_probability=torch.tensor([0.2, 0.2, 0.3]),
+    given=torch.tensor([0, 2, -1]),
+    given_probability=torch.tensor([0.7, 0.1, torch.nan]),
+    best_other_probability=torch.tensor([0.2, 0.7, torch.nan]),
+)
+
+
+def table_of(n: int) -> LabelTable:
+    names = pa.array([f"{i}.png" for i in range(n)], pa.large_string())
+    return LabelTable(Images(names), names, np.array([0, 2, -1][:n], np.int32), NAMES)
+
+
+def test_label_rows__given_labels_stay_and_the_doubtful_one_shows() -> None:
+    rows = label_rows(table_of(3), ANSWERS, NAMES, keep_given=True)
+    assert rows["label"].to_pylist() == ["ant", "cow", "bee"]
+    assert rows["source"].to_pylist() == ["given", "given", "predicted"]
+    assert rows["runner_up"].to_pylist() == ["bee", "ant", "cow"]  # the best class that is not the label
+    assert rows["probability"].to_pylist() == pytest.approx([0.7, 0.1, 0.6])
+    # (1 + 0.7 - 0.2) / 2, (1 + 0.1 - 0.7) / 2, (1 + 0.6 - 0.3) / 2
+    assert rows["trust"].to_pylist() == pytest.approx([0.75, 0.2, 0.65])
+
+
+def test_label_rows__predictions_only() -> None:
+    rows = label_rows(table_of(3), ANSWERS, NAMES, keep_given=False)
+    assert rows["label"].to_pylist() == ["ant", "ant", "bee"]
+    assert set(rows["source"].to_pylist()) == {"predicted"}
+    assert rows["trust"].to_pylist() == pytest.approx([0.75, 0.75, 0.65])
+
+
+def test_confusions__by_name() -> None:
+    found = confusions(ANSWERS, np.array([0, 2, 2], np.int32), NAMES)
+    assert {(pair["truth"], pair["predicted"]) for pair in found} == {("cow", "ant"), ("cow", "bee")}
+
+
+def test_checked_target(tmp_path: Path) -> None:
+    for name in ("a.csv", "a.parquet", "folder"):
+        assert checked_target(tmp_path / name) == tmp_path / name
+    (tmp_path / "a.csv").touch()
+    with pytest.raises(ConfigError, match="exists"):
+        checked_target(tmp_path / "a.csv")
+    with pytest.raises(ConfigError, match="neither"):
+        checked_target(tmp_path / "a.txt")
+
+
+def test_write_class_folders__awkward_names(tmp_path: Path) -> None:
+    root = write_folders(tmp_path / "photos", {"x": 4})
+    paths = pa.array([f"x/{i}.png" for i in range(4)], pa.large_string())
+    ids = pa.array(["p/q", "p-q", "v1.2", "fine.png"], pa.large_string())
+    table = LabelTable(Images(paths, str(root)), ids, np.full(4, -1, np.int32), NAMES)
+    rows = pa.table({"id": ids, "label": ["a/b", "a/b", "a/b", ".."]})
+    write_class_folders(rows, table, tmp_path / "out")
+    found = {str(path.relative_to(tmp_path / "out")): path.read_bytes() for path in (tmp_path / "out").rglob("*.png")}
+    expected = {"a-b/p-q.png": 0, "a-b/p-q-row-1.png": 1, "a-b/v1.2.png": 2, "-/fine.png": 3}
+    assert found == {name: (root / "x" / f"{i}.png").read_bytes() for name, i in expected.items()}
+    assert pq.read_table(tmp_path / "out" / "labels.parquet").equals(rows)
+
+
+def test_write_class_folders__appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    paths = pa.array(["gone.png"], pa.large_string())
+    table = LabelTable(Images(paths, str(tmp_path)), paths, np.full(1, -1, np.int32), NAMES)
+    with pytest.raises(FileNotFoundError):
+        write_class_folders(pa.table({"id": paths, "label": ["ant"]}), table, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_model_card__scores_only_where_there_are_some() -> None:
+    summary = {"method": "cvs", "n_labelled": 1234, "situation": "long_tailed", "encoder": "resnet32", "seed": 3}
+    card = model_card({**summary, "test": {"accuracy": 0.5, "few": None}}, NAMES, "9.9")
+    assert "1,234 labelled images" in card
+    assert "| accuracy | 0.5000 |" in card
+    assert "few" not in card
+    assert "| value |" not in model_card({**summary, "test": None}, NAMES, "9.9")

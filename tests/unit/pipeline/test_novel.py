@@ -1,0 +1,216 @@
+"""How many classes a run finds, how they are scored, shown and named."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+import labelwright as lw
+from labelwright import cli
+from labelwright.cli_actions import parse_renames
+from labelwright.data.prepare import beyond
+from labelwright.data.table import Images, LabelTable
+from labelwright.errors import ConfigError
+from labelwright.pipeline.evaluate import open_scores, truth_beyond
+from labelwright.pipeline.novel import EVIDENCE_FILE, about_clusters, count_novel, novel_names
+from labelwright.pipeline.saved_model import renamed
+from labelwright.reporting.terminal import lines_of_run
+from labelwright.run_folder import Run
+from labelwright.train.predict import Answers
+
+NAMES = ("ant", "bee", "cow", "dog", "elk")
+FAST: dict[str, Any] = {"device": "cpu", "precision": "fp32", "evaluations": 2}
+
+
+def answers_of(predicted: list[int], n_classes: int) -> Answers:
+    n = len(predicted)
+    at = torch.tensor(predicted)
+    sure = torch.linspace(0.9, 0.6, n)
+    return Answers(at, sure, (at + 1) % n_classes, 1 - sure, torch.full((n,), -1), sure * torch.nan, sure * torch.nan)
+
+
+def table_of(labels: list[int], truth: list[int] | None = None) -> LabelTable:
+    ids = pa.array([f"{i}.png" for i in range(len(labels))], pa.large_string())
+    known = None if truth is None else np.array(truth, dtype=np.int32)
+    return LabelTable(
+        Images(ids), ids, np.array(labels, dtype=np.int32), NAMES[:2], truth=known, truth_names=NAMES if truth else ()
+    )
+
+
+@pytest.fixture(scope="module")
+def blobs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Embeddings of five classes, of which two have some labels; and test embeddings with all names."""
+    folder = tmp_path_factory.mktemp("blobs")
+    draw = np.random.default_rng(0)
+    centres = np.linalg.qr(draw.normal(size=(16, 16)))[0][:5]
+    paths = []
+    for name, n in (("pool", 60), ("test", 12)):
+        truth = np.repeat(np.arange(5), n)
+        feats = (centres[truth] + 0.12 * draw.normal(size=(len(truth), 16))).astype(np.float32)
+        words = np.array(NAMES)[truth]
+        given = np.where((truth < 2) & (np.arange(len(truth)) % 2 == 0), words, "")
+        columns = {
+            "embedding": pa.array(list(feats)),
+            "label": pa.array([w or None for w in (given if n == 60 else words)]),
+        }
+        columns |= {"truth": pa.array(words)} if n == 60 else {}
+        paths.append(folder / f"{name}.parquet")
+        pa.parquet.write_table(pa.table(columns), paths[-1])
+    return paths[0], paths[1]
+
+
+@pytest.fixture(scope="module")
+def found(blobs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> lw.Run:
+    out = tmp_path_factory.mktemp("found") / "run"
+    settings = {"epochs": 6, "batch_size": 64, "lr": 0.03}
+    return lw.fit(blobs[0], out=out, novel="auto", test=blobs[1], settings=settings, **FAST)
+
+
+def test_fit__finds_classes_that_nobody_named(found: lw.Run) -> None:
+    summary = found.summary
+    assert (summary["method"], summary["situation"]) == ("lps", "open_world")
+    assert (summary["n_seen"], summary["n_novel"]) == (2, 3)
+    for scores in (summary["test"], summary["pseudolabels"]):
+        assert min(scores[key] for key in ("seen", "novel", "all")) > 0.9
+    clusters = summary["novel"]["clusters"]
+    assert [c["name"] for c in clusters] == ["novel-1", "novel-2", "novel-3"]
+    assert sum(c["n_images"] for c in clusters) == pytest.approx(180, abs=20)
+    assert summary["novel"]["evidence"]["n_novel"] == 3
+    assert (found.path / EVIDENCE_FILE).exists()
+    assert {"seen", "novel", "pool_novel"} <= set(_tests(found)[-1])
+    first, _, right = lines_of_run(found)
+    assert first.startswith("3 classes beyond the named ones")
+    assert right.startswith("unlabelled images right: of named classes ")
+
+
+def test_evaluate__any_names_will_do(found: lw.Run, blobs: tuple[Path, Path]) -> None:
+    scores = lw.evaluate(found.path, blobs[1], device="cpu", precision="fp32")
+    assert scores["novel"] == pytest.approx(found.summary["test"]["novel"])
+    assert set(scores["class_names"]) == set(NAMES)
+
+
+def test_label__renames_and_the_model_keeps_it(
+    found: lw.Run, blobs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        cli.run(["label", str(found.path), str(blobs[1]), "--out", str(tmp_path / "a.csv"), "--rename", "novel-9=x"])
+        == 2
+    )
+    assert "no class 'novel-9' to rename" in capsys.readouterr().err
+    assert not (tmp_path / "a.csv").exists()
+    before = lw.label(found.path, blobs[1], device="cpu")["label"].to_pylist()
+    assert (
+        cli.run(
+            ["label", str(found.path), str(blobs[1]), "--out", str(tmp_path / "b.csv"), "--rename", "novel-1=okapi"]
+        )
+        == 0
+    )
+    after = lw.label(found.path, blobs[1], device="cpu")["label"].to_pylist()
+    assert after == ["okapi" if name == "novel-1" else name for name in before]
+    assert "okapi" in after
+    assert [c["name"] for c in lw.Run(found.path).summary["novel"]["clusters"]] == ["okapi", "novel-2", "novel-3"]
+    assert "okapi" in (found.path / "report.html").read_text(encoding="utf-8")
+
+
+def test_hidden_truth__plays_no_part(blobs: tuple[Path, Path], found: lw.Run, tmp_path: Path) -> None:
+    table = pa.parquet.read_table(blobs[0])
+    shuffled = pa.array(np.random.default_rng(1).permutation(table["truth"].to_pylist()))
+    pa.parquet.write_table(
+        table.set_column(table.schema.get_field_index("truth"), "truth", shuffled), tmp_path / "s.parquet"
+    )
+    settings = {"epochs": 6, "batch_size": 64, "lr": 0.03}
+    again = lw.fit(tmp_path / "s.parquet", out=tmp_path / "run", novel="auto", test=blobs[1], settings=settings, **FAST)
+    first, second = ((run.path / "model" / "model.safetensors").read_bytes() for run in (found, again))
+    assert first == second
+
+
+def test_fit__one_named_class_and_a_class_named_like_a_found_one(blobs: tuple[Path, Path], tmp_path: Path) -> None:
+    table = pa.parquet.read_table(blobs[0])
+    one = pa.array([name if name == "ant" else None for name in table["label"].to_pylist()])
+    at = table.schema.get_field_index("label")
+    pa.parquet.write_table(table.set_column(at, "label", one), tmp_path / "one.parquet")
+    settings = {"epochs": 3, "batch_size": 64, "lr": 0.03}
+    run = lw.fit(tmp_path / "one.parquet", out=tmp_path / "run", novel=4, settings=settings, **FAST)
+    assert run.summary["pseudolabels"]["novel"] > 0.8
+    clash = pa.array([name and name.replace("bee", "novel-2") for name in table["label"].to_pylist()])
+    pa.parquet.write_table(table.drop(["truth"]).set_column(at, "label", clash), tmp_path / "clash.parquet")
+    with pytest.raises(ConfigError, match="a class is named 'novel-2', as discovered ones will be"):
+        lw.fit(tmp_path / "clash.parquet", out=tmp_path / "no", novel=3, settings=settings, **FAST)
+    assert not (tmp_path / "no").exists()
+
+
+def test_fit__no_class_is_found_where_there_is_none(blobs: tuple[Path, Path], tmp_path: Path) -> None:
+    table = pa.parquet.read_table(blobs[0])
+    table = table.filter(pa.array([name in NAMES[:2] for name in table["truth"].to_pylist()]))
+    pa.parquet.write_table(table, tmp_path / "seen.parquet")
+    settings = {"epochs": 3, "batch_size": 64, "lr": 0.03}
+    run = lw.fit(tmp_path / "seen.parquet", out=tmp_path / "run", novel="auto", settings=settings, **FAST)
+    assert run.summary["n_novel"] == 0
+    assert run.summary["pseudolabels"]["seen"] > 0.9
+
+
+def test_count_novel__a_number_needs_no_features_and_an_estimate_is_made_once(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run")
+    run.path.mkdir()
+
+    def nothing() -> torch.Tensor:
+        raise AssertionError("no features are needed")
+
+    table = table_of([0, 1, -1])
+    assert count_novel(run, table, None, nothing, seed=0) == (0, None)
+    assert count_novel(run, table, 3, nothing, seed=0) == (3, None)
+    run.write_json(EVIDENCE_FILE, {"n_novel": 7})
+    assert count_novel(run, table, "auto", nothing, seed=0) == (7, {"n_novel": 7})
+
+
+def test_beyond__other_classes_become_a_truth() -> None:
+    table = table_of([0, 1, 1, -1])
+    seen = beyond(table, ("bee",))
+    assert seen.labels.tolist() == [-1, 0, 0, -1]
+    assert seen.truth is not None
+    assert (seen.truth.tolist(), seen.truth_names) == ([1, 0, 0, -1], ("bee", "ant"))
+    assert truth_beyond(seen, 1)[0].tolist() == [1, 0, 0, -1]
+
+
+def test_open_scores__a_cluster_without_a_class_is_never_right() -> None:
+    scores = open_scores(answers_of([0, 2, 3, 3], 4), np.array([0, 2, 2, 2]), NAMES, n_seen=2)
+    assert scores["accuracy"] == scores["all"] == 0.75
+    assert scores["matched"] == ["ant", None, None, "cow"]
+    assert len(scores["per_class"]) == len(scores["precision"]) == len(NAMES)  # the report pairs them
+    assert scores["confusions"][0] == {"truth": "cow", "predicted": "no class", "count": 1} | scores["confusions"][0]
+
+
+def test_about_clusters__words_that_fit_one_more_than_the_others() -> None:
+    feats = torch.eye(4)[torch.tensor([0, 1, 2, 2, 3])]
+    table = LabelTable(
+        table_of([0, 1, -1, -1, -1]).images,
+        table_of([0] * 5).ids,
+        np.array([0, 1, -1, -1, -1], np.int32),
+        (*NAMES[:2], "novel-1", "novel-2"),
+    )
+    words = {"cow": torch.eye(4)[2], "dog": torch.eye(4)[3]}
+    told = about_clusters(table, answers_of([0, 1, 2, 2, 3], 4), feats, n_seen=2, words=words)
+    assert [(c["n_images"], c["central"], c["proposed"][0][0]) for c in told] == [
+        (2, ["2.png", "3.png"], "cow"),
+        (1, ["4.png"], "dog"),
+    ]
+    assert told[0]["taken_for"] == [["novel-2", 1.0]]
+
+
+def test_names() -> None:
+    assert novel_names(0) == ()
+    assert parse_renames(["novel-1=a=b"]) == {"novel-1": "a=b"}
+    with pytest.raises(ConfigError, match="--rename okapi is not OLD=NEW"):
+        parse_renames(["okapi"])
+    with pytest.raises(ConfigError, match="two classes would be named 'ant'"):
+        renamed(NAMES, {"bee": "ant"})
+
+
+def _tests(run: lw.Run) -> list[dict[str, Any]]:
+    import json
+
+    lines = (run.path / "metrics.jsonl").read_text().splitlines()
+    return [record["test"] for record in map(json.loads, lines) if "test" in record]

@@ -1,0 +1,69 @@
+"""A saved classifier answers as the trained one did, and anything else is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+from torch import nn
+
+from labelwright.data.views import ViewSettings
+from labelwright.encoders import backbones
+from labelwright.errors import DataError
+from labelwright.pipeline.saved_model import load_model, save_model
+
+CPU = torch.device("cpu")
+VIEW = ViewSettings(flip=False, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), crop="pad")
+
+
+def saved(folder: Path, head: Literal["linear", "cosine", "mlp"] = "linear") -> backbones.Classifier:
+    net = backbones.build("resnet32", 3, head=head, image_size_px=8, seed=1)
+    if isinstance(net.head, backbones.MlpHead):  # as after training: at first its residual layer does nothing
+        nn.init.normal_(net.head.from_hidden.weight, generator=torch.Generator().manual_seed(3))
+    net.train()
+    net(torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0)))  # running statistics move
+    save_model(folder, net, class_names=("a", "b", "c"), size_px=8, view=VIEW, info={"method": "ce"}, card="# card\n")
+    return net.eval()
+
+
+@pytest.mark.parametrize("head", ["linear", "cosine", "mlp"])
+def test_load_model__answers_the_same(head: Literal["linear", "cosine", "mlp"], tmp_path: Path) -> None:
+    net = saved(tmp_path / "model", head)
+    there = load_model(tmp_path / "model", device=CPU)
+    x = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        expected = net.to(memory_format=torch.channels_last)(x).softmax(1)
+        assert torch.equal(there.probs(x), expected)
+        assert torch.equal(there.net(x), net(x))
+    assert (there.class_names, there.size_px, there.view, there.info["method"]) == (("a", "b", "c"), 8, VIEW, "ce")
+    assert not there.net.training
+    assert (tmp_path / "model" / "README.md").read_text(encoding="utf-8") == "# card\n"
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def reformat(path: Path) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), "format": 99}), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("config.json", Path.unlink, "no model in"),
+        ("model.safetensors", Path.unlink, "no model in"),
+        ("config.json", cut, "no model in"),
+        ("model.safetensors", cut, "no model in"),
+        ("config.json", reformat, "has format 99"),
+    ],
+)
+def test_load_model__refuses_what_is_not_whole(name: str, change: object, said: str, tmp_path: Path) -> None:
+    saved(tmp_path / "model")
+    assert callable(change)
+    change(tmp_path / "model" / name)
+    with pytest.raises(DataError, match=said):
+        load_model(tmp_path / "model", device=CPU)
