@@ -9,7 +9,7 @@ from labelwright.pipeline.fit import fit
 from labelwright.pipeline.inspect import Inspection, inspect
 from labelwright.pipeline.label import label
 from labelwright.pipeline.pretrain import pretrain
-from labelwright.reporting.render import report
+from labelwright.pipeline.report import report
 from labelwright.run_folder import Run
 
 __all__ = [

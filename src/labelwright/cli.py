@@ -1,206 +1,212 @@
-"""The command line: the same verbs as the Python functions, with their flags; cli_actions.py does the printing."""
+"""The command line: a verb per function of labelwright.api, with flags of the same names."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
 
-from labelwright import __version__, cli_actions
-from labelwright.errors import DataError, LabelwrightError
+import labelwright
+from labelwright.errors import ConfigError, DataError, LabelwrightError
+from labelwright.pipeline.settings import (
+    GROUPS,
+    REQUIRED,
+    assignments_of,
+    fields,
+    fits,
+    from_config,
+    hints_of,
+    setting,
+)
 
-DataArgument = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-RunArgument = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+if TYPE_CHECKING:
+    from labelwright.annotators.chat import Estimate
 
+Own = tuple[Any, Any]
+"""Type of a flag and its `setting`."""
 
-@dataclass(frozen=True)
-class Inspect:
-    """Say what is in the data, what is wrong with it, and what `fit` would run. Writes nothing."""
+POSITIONAL = ("data", "run")
 
-    data: DataArgument  # folder, table (.csv .jsonl .parquet), hub data set, or embeddings (.npy .npz .parquet)
-    classes: str | None = None  # file with one class name per line, fixing names and order
-    novel: str | None = None  # K, a range such as 3-12, or auto: classes outside the list may be present
-    group: str | None = None  # column whose rows belong together (frames of one track)
-    check_images: bool = True  # decode every image in full
-
-
-@dataclass(frozen=True)
-class Fit:
-    """Train a classifier; writes a run folder with model, labels, scores and report."""
-
-    data: DataArgument  # folder, table (.csv .jsonl .parquet), hub data set, or embeddings (.npy .npz .parquet)
-    out: str  # run folder: absent or empty, unless --resume
-    method: str = "auto"  # auto, or a name such as cap, cvs, ce, la, vs, ldam_drw
-    model: str = "auto"  # resnet32, resnet18, preact_resnet18; CLIP, SigLIP or any vision model; or a run of pretrain
-    classes: str | None = None  # file with one class name per line, fixing names and order
-    novel: str | None = None  # K, a range such as 3-12, or auto: classes outside the list may be present
-    group: str | None = None  # column whose rows belong together (frames of one track)
-    test: str | None = None  # images to score on; without it a share is held out
-    test_frac: float = 0.2  # share of the labelled images held out when there is no --test; 0 = none
-    views: Literal["auto", "pixels", "embeddings"] = "auto"  # pixels, or embeddings of a frozen --model, made once
-    n_views: int = 2  # weak and strong views embedded of every image
-    templates: str = "auto"  # what class names are put into: one, short, long, photo27, a file, or a text with {}
-    descriptions: str | None = None  # JSON or YAML file {class: texts}: how classes look
-    vocabulary: str | None = None  # file of words, one per line, that discovered classes may be named by
-    describe_with: str | None = None  # chat model asked how the classes look whose name fits no image
-    annotator: str | None = None  # CLIP, SigLIP or LLaVA that guesses candidate labels first; --model if absent
-    rule: Literal["union", "top_k", "ratio", "mean"] = "top_k"  # which classes become candidates; not for chat models
-    top_k: int = 5  # candidates per image of --rule top_k, at most half of the classes
-    ratio: float = 0.5  # least share of the highest probability of --rule ratio
-    phrasings: int = 3  # questions per image put to a chat annotator
-    chat_url: str | None = None  # base URL of an OpenAI-compatible endpoint; OpenAI's if absent
-    epochs: int | None = None  # passes over the training images; the method's default if absent
-    seed: int = 0  # of everything random
-    device: str = "auto"  # auto, cpu or cuda
-    precision: str = "auto"  # auto, bf16 or fp32
-    size: int | None = None  # side in px of the square images the network sees
-    flip: Literal["auto", "on", "off"] = "auto"  # do mirrored images keep their class? auto looks at the names
-    pretrained: bool = True  # start a transformers model from its weights
-    freeze: tuple[str, ...] = ()  # parameter-name patterns to leave as they are, e.g. 'backbone.*'
-    resume: bool = False  # continue the run in --out where it stopped
-    on_bad: Literal["stop", "skip"] = "stop"  # unusable rows: stop with a report, or leave them out and list them
-    checkpoint_minutes: float = 5.0  # at most this much work is lost to a kill
-    evaluations: int = 10  # times the test images are scored while training; for the curves only
-    cache_limit_gb: float = 16.0  # decoded images above this are streamed instead of cached
-    set: tuple[str, ...] = ()  # KEY=VALUE ...: fields of the method's Config, e.g. lr=0.05 tau=1.0
+RUN: Own = (str, setting(REQUIRED, "finished run folder", example="run"))
+YES: Own = (bool, setting(False, "ask a chat model without waiting for a yes; needed when not on a terminal"))
 
 
-@dataclass(frozen=True)
-class Pretrain:
-    """Train a backbone on images without looking at labels; writes a run folder for `fit --model`."""
+def verb(name: str, text: str, *of_fit: str, **own: Own) -> type[Any]:
+    """A verb's dataclass.
 
-    data: DataArgument  # folder, table (.csv .jsonl .parquet), or hub data set; labels are not used
-    out: str  # run folder: absent or empty, unless --resume
-    model: str = "auto"  # resnet32, resnet18, preact_resnet18; or any vision model or earlier run to go on from
-    epochs: int | None = None  # passes over the images; 200 if absent, on a CPU fewer
-    seed: int = 0  # of everything random
-    device: str = "auto"  # auto, cpu or cuda
-    precision: str = "auto"  # auto, bf16 or fp32
-    size: int | None = None  # side in px of the square images the network sees
-    flip: Literal["auto", "on", "off"] = "auto"  # may views be mirrored? auto looks at the class names, if any
-    resume: bool = False  # continue the run in --out where it stopped
-    on_bad: Literal["stop", "skip"] = "stop"  # unusable images: stop with a report, or leave them out and list them
-    checkpoint_minutes: float = 5.0  # at most this much work is lost to a kill
-    cache_limit_gb: float = 16.0  # decoded images above this are streamed instead of cached
-    set: tuple[str, ...] = ()  # KEY=VALUE ...: settings of SimCLR, e.g. temperature=0.2 batch_size=512
-
-
-@dataclass(frozen=True)
-class Annotate:
-    """Give every image candidate labels, with a vision-language model or one that chats; writes a table for `fit`."""
-
-    data: DataArgument  # folder, table (.csv .jsonl .parquet), or hub data set
-    model: str  # CLIP, SigLIP or LLaVA by id or path; with --chat-url the name that the endpoint knows it by
-    out: str  # .parquet file to write; must not exist
-    classes: str | None = None  # file with one class name per line, fixing names and order
-    rule: Literal["union", "top_k", "ratio", "mean"] = "top_k"  # which classes become candidates; not for chat models
-    top_k: int = 5  # candidates per image of --rule top_k, at most half of the classes
-    ratio: float = 0.5  # least share of the highest probability of --rule ratio
-    templates: str = "photo27"  # what class names are put into: one, short, long, photo27, a file, or a text with {}
-    descriptions: str | None = None  # JSON or YAML file {class: texts}: how classes look; not for chat models
-    chat_url: str | None = None  # base URL of an OpenAI-compatible endpoint, to ask a chat model there
-    phrasings: int = 3  # questions per image put to a chat model
-    n_workers: int | None = None  # questions under way at once; as many as the endpoint takes if absent
-    yes: bool = False  # ask a chat model without waiting for a yes; needed when not on a terminal
-    seed: int = 0  # of the orders in which a chat model is shown the classes
-    on_bad: Literal["stop", "skip"] = "stop"  # unusable images
-    device: str = "auto"  # auto, cpu or cuda
-    precision: str = "auto"  # auto, bf16 or fp32
-    cache_limit_gb: float = 16.0  # decoded images above this are streamed instead of cached
+    Args:
+      name: of the class.
+      text: what the verb does.
+      of_fit: settings that it shares with `fit`, by name.
+      own: others.
+    """
+    shared = {field.name: field for field in fields()}
+    flags = [
+        *((key, hints_of_fit()[key], shared[key]) for key in of_fit),
+        *((key, *value) for key, value in own.items()),
+    ]
+    made = dataclasses.make_dataclass(
+        name,
+        [(key, _annotated(key, hint, field), _fresh(field)) for key, hint, field in flags],
+        frozen=True,
+        kw_only=True,
+    )
+    made.__doc__ = text
+    return made
 
 
-@dataclass(frozen=True)
-class Describe:
-    """Find the class names that fit no image; with --chat and --out, ask how these classes look."""
-
-    data: DataArgument  # folder, table (.csv .jsonl .parquet), or hub data set; labels are not used
-    model: str  # CLIP, SigLIP or another vision-language model by id or path
-    classes: str | None = None  # file with one class name per line, fixing names and order
-    out: str | None = None  # .json file of descriptions; what it holds already is kept
-    chat: str | None = None  # chat model to ask, by the name that the endpoint knows it by
-    chat_url: str | None = None  # base URL of an OpenAI-compatible endpoint; OpenAI's if absent
-    every: bool = False  # ask about all classes, not the mismatched alone
-    context: str | None = None  # what the images are, told to the chat model, e.g. 'traffic signs'
-    n: int = 4  # descriptions per class
-    yes: bool = False  # ask without waiting for a yes; needed when not on a terminal
-    templates: str = "one"  # what class names are put into: one, short, long, photo27, a file, or a text with {}
-    on_bad: Literal["stop", "skip"] = "stop"  # unusable images
-    device: str = "auto"  # auto, cpu or cuda
-    precision: str = "auto"  # auto, bf16 or fp32
+def hints_of_fit() -> dict[str, Any]:
+    """Setting of `fit` -> type."""
+    return {key: hint for group in GROUPS.values() for key, hint in hints_of(group).items()}
 
 
-@dataclass(frozen=True)
-class Label:
-    """Label any images with the model of a run: label, probability, runner-up, trust."""
+def is_positional(field: dataclasses.Field[Any]) -> bool:
+    """Whether a setting is given by its place and not by a flag.
 
-    run: RunArgument  # finished run folder
-    data: DataArgument  # images; labels they may have are ignored
-    out: str = "labels.csv"  # .csv, .parquet, or a folder that gets every image under its label
-    rename: tuple[str, ...] = ()  # OLD=NEW ...: names of classes, as novel-1=okapi; the model keeps them
-    on_bad: Literal["stop", "skip"] = "stop"  # unusable images
-    device: str = "auto"  # auto, cpu or cuda
-    precision: str = "auto"  # auto, bf16 or fp32
+    Example:
+      >>> [is_positional(field) for field in fields_of("label")][:3]
+      [True, True, False]
+    """
+    return field.name in POSITIONAL and field.default is REQUIRED
 
 
-@dataclass(frozen=True)
-class Evaluate:
-    """Score the model of a run on labelled images."""
-
-    run: RunArgument  # finished run folder
-    data: DataArgument  # images with labels
-    json: bool = False  # print everything as JSON
-    on_bad: Literal["stop", "skip"] = "stop"  # unusable images
-    device: str = "auto"  # auto, cpu or cuda
-    precision: str = "auto"  # auto, bf16 or fp32
+def _fresh(field: dataclasses.Field[Any]) -> Any:
+    return dataclasses.field(default=field.default, metadata=field.metadata)
 
 
-@dataclass(frozen=True)
-class Report:
-    """Write report.html of a finished run anew."""
-
-    run: RunArgument  # finished run folder
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Run cells of a benchmark table and print it beside the published numbers."""
-
-    table: str | None = None  # name of the table; without it the tables are listed
-    cells: tuple[str, ...] = ()  # methods to run, e.g. ce cvs; all of the table's if absent
-    data: str | None = None  # folder that holds the data sets' files; else the hub, by name
-    out: str = "bench"  # folder of the finished cells; those already there are not run again
-    seeds: tuple[int, ...] = ()  # seeds to run; the table's own if absent
-    full: bool = False  # the published schedule instead of the reduced one
-    jobs: int = 1  # cells run side by side, each on its share of the cores
-    model: str | None = None  # of tables on a target pool, or of coreg-pixels a run of pretrain; id or path
-    descriptions: str | None = None  # JSON {dataset: {class: texts}} of the cells with descriptions
-    device: str = "auto"  # auto, cpu or cuda
+def _annotated(key: str, hint: Any, field: dataclasses.Field[Any]) -> Any:
+    example = field.metadata["example"]
+    words = field.metadata["text"] + (f", as {example}" if example.startswith("-") else "")
+    if key in POSITIONAL and field.default is REQUIRED:
+        return Annotated[hint, tyro.conf.Positional, tyro.conf.arg(metavar=key.upper(), help=words)]
+    return Annotated[hint, tyro.conf.arg(help=words)]
 
 
-@dataclass(frozen=True)
-class Demo:
-    """The offline first run: real handwritten digits without labels, sorted by their class names alone."""
+def fit_verb(defaults: Mapping[str, Any]) -> type[Any]:
+    """`fit`: every setting, in its group.
 
-    out: str = "demo-run"  # folder; each demo gets a numbered folder of its own in it
+    Args:
+      defaults: of a config.yaml, in place of the settings' own.
+    """
+    groups: list[tuple[str, Any, Any]] = []
+    for title, group in GROUPS.items():
+        hints = hints_of(group)
+        own: list[tuple[str, Any, Any]] = []
+        for field in dataclasses.fields(group):
+            default = dataclasses.field(default=defaults.get(field.name, field.default))
+            own.append((field.name, _annotated(field.name, hints[field.name], field), default))
+        made = dataclasses.make_dataclass(f"Fit{title.title()}", own, frozen=True, kw_only=True)
+        made.__doc__ = group.__doc__
+        is_required = any(default.default is REQUIRED for _, _, default in own)
+        groups.append((title, made, dataclasses.field() if is_required else dataclasses.field(default_factory=made)))
+    config = Annotated[
+        str | None, tyro.conf.arg(help="config.yaml of a run to repeat; other flags change its settings")
+    ]
+    groups.append(("config", config, dataclasses.field(default=None)))
+    made = dataclasses.make_dataclass("Fit", groups, frozen=True, kw_only=True)
+    made.__doc__ = "Train a classifier; writes a run folder with model, labels, scores and report."
+    return tyro.conf.configure(tyro.conf.OmitArgPrefixes)(made)
 
 
 VERBS: dict[str, Callable[..., Any]] = {
-    "demo": Demo,
-    "inspect": Inspect,
-    "fit": Fit,
-    "pretrain": Pretrain,
-    "annotate": Annotate,
-    "describe": Describe,
-    "label": Label,
-    "evaluate": Evaluate,
-    "report": Report,
-    "bench": Bench,
+    "demo": verb(
+        "Demo",
+        "The offline first run: real handwritten digits without labels, sorted by their class names alone.",
+        out=(str, setting("demo-run", "folder; each demo gets a numbered folder of its own in it")),
+    ),
+    "inspect": verb(
+        "Inspect",
+        "Say what is in the data, what is wrong with it, and what `fit` would run. Writes nothing.",
+        *("data", "classes", "novel", "group"),
+        check_images=(bool, setting(True, "decode every image in full; without it broken files are not found")),
+    ),
+    "fit": fit_verb({}),
+    "pretrain": verb(
+        "Pretrain",
+        "Train a backbone on images without looking at labels; writes a run folder for `fit --model`.",
+        *("data", "out", "model", "epochs", "seed", "device", "precision", "size", "flip", "resume", "on_bad"),
+        *("checkpoint_minutes", "cache_limit_gb", "set"),
+    ),
+    "annotate": verb(
+        "Annotate",
+        "Give every image candidate labels, with a vision-language model or one that chats; writes a table for `fit`.",
+        *("data", "classes", "rule", "top_k", "ratio", "descriptions", "chat_url", "phrasings", "seed", "on_bad"),
+        *("device", "precision", "cache_limit_gb"),
+        model=(str, setting(REQUIRED, "CLIP, SigLIP or LLaVA by id or path; with --chat-url its name at the endpoint")),
+        out=(str, setting(REQUIRED, ".parquet file to write; must not exist")),
+        templates=(
+            str,
+            setting("photo27", "what class names are put into: one, short, long, photo27, a file, or a text"),
+        ),
+        n_workers=(int | None, setting(None, "questions in flight at once; none: as many as the endpoint takes")),
+        yes=YES,
+    ),
+    "describe": verb(
+        "Describe",
+        "Find the class names that fit no image; with --chat and --out, ask how these classes look.",
+        *("data", "classes", "chat_url", "on_bad", "device", "precision"),
+        model=(str, setting(REQUIRED, "CLIP, SigLIP or another vision-language model by id or path")),
+        out=(str | None, setting(None, ".json file of descriptions; what it holds already is kept")),
+        chat=(str | None, setting(None, "chat model to ask, by the name that the endpoint knows it by")),
+        every=(bool, setting(False, "ask about all classes, not the mismatched alone")),
+        context=(str | None, setting(None, "what the images are, for the chat model, e.g. 'traffic signs'")),
+        n=(int, setting(4, "descriptions per class")),
+        templates=(str, setting("one", "what class names are put into: one, short, long, photo27, a file, or a text")),
+        yes=YES,
+    ),
+    "label": verb(
+        "Label",
+        "Label any images with the model of a run: label, probability, runner-up, trust.",
+        run=RUN,
+        data=(str, setting(REQUIRED, "images; labels they may have are ignored")),
+        out=(str, setting("labels.csv", ".csv, .parquet, or a folder that gets every image under its label")),
+        rename=(tuple[str, ...], setting((), "OLD=NEW ...: names of classes, as novel-1=okapi; the model keeps them")),
+        **{key: (hints_of_fit()[key], f) for f in fields() if (key := f.name) in ("on_bad", "device", "precision")},
+    ),
+    "evaluate": verb(
+        "Evaluate",
+        "Score the model of a run on labelled images.",
+        run=RUN,
+        data=(str, setting(REQUIRED, "images with labels")),
+        json=(bool, setting(False, "print everything as JSON")),
+        **{key: (hints_of_fit()[key], f) for f in fields() if (key := f.name) in ("on_bad", "device", "precision")},
+    ),
+    "report": verb("Report", "Write report.html of a finished run anew.", run=RUN),
+    "bench": verb(
+        "Bench",
+        "Run cells of a benchmark table and print it beside the published numbers.",
+        table=(str | None, setting(None, "name of the table; without it the tables are listed")),
+        cells=(tuple[str, ...], setting((), "methods to run, e.g. ce cvs; all of the table's if absent")),
+        data=(str | None, setting(None, "folder that holds the data sets' files; none: the hub, by name")),
+        out=(str, setting("bench", "folder of the finished cells; those already there are not run again")),
+        seeds=(tuple[int, ...], setting((), "seeds to run; the table's own if absent")),
+        full=(bool, setting(False, "the published schedule instead of the reduced one")),
+        jobs=(int, setting(1, "cells run side by side, each on its share of the cores")),
+        model=(
+            str | None,
+            setting(None, "of tables on a target pool, or of coreg-pixels a run of pretrain; id or path"),
+        ),
+        descriptions=(str | None, setting(None, "JSON {dataset: {class: texts}} of the cells with descriptions")),
+        device=(str, setting("auto", "auto, cpu or cuda")),
+    ),
 }
+"""Verb -> the dataclass of its flags, which are the parameters of the function of that name."""
+
+
+def fields_of(name: str) -> list[dataclasses.Field[Any]]:
+    """The settings that the flags of a verb are, with their metadata (see pipeline.settings.setting).
+
+    Example:
+      >>> [field.name for field in fields_of("report")]
+      ['run']
+    """
+    own: Any = VERBS[name]
+    return list(fields()) if name == "fit" else list(dataclasses.fields(own))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -212,13 +218,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(argv: Sequence[str]) -> int:
     """Run one command; returns the exit code and prints errors to standard error."""
-    if list(argv) == ["--version"]:
-        print(f"labelwright {__version__}")
-        return 0
-    command = parse(argv)
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    if list(argv) == ["--version"]:
+        print(f"labelwright {labelwright.__version__}")
+        return 0
+    verb_name = ""
     try:
-        _ACTIONS[type(command)](command)
+        verb_name, values = parse(argv)
+        from labelwright.reporting import terminal
+
+        terminal.PRINTERS[verb_name](_call(verb_name, dict(values)), values)
     except DataError as error:
         from labelwright.data.checks import format_problems
 
@@ -231,26 +240,52 @@ def run(argv: Sequence[str]) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         with_resume = "; continue with the same command and --resume"
-        again = {Fit: with_resume, Pretrain: with_resume, Annotate: "; the same command goes on from here"}
-        errors.print(f"interrupted{again.get(type(command), '')}", markup=False)
+        again = {"fit": with_resume, "pretrain": with_resume, "annotate": "; the same command continues from here"}
+        errors.print(f"interrupted{again.get(verb_name, '')}", markup=False)
         return 130
     return 0
 
 
-def parse(argv: Sequence[str]) -> Any:
-    """The verb's dataclass with the values given; prints help or what is wrong and exits (0 or 2) otherwise.
+def parse(argv: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """The verb and the values of its flags; prints help or what is wrong and exits (0 or 2) otherwise.
+
+    Raises: ConfigError or DataError for a ``--config`` that cannot be used.
 
     Example:
-      >>> parse(["label", "run", "photos"])
-      Label(run='run', data='photos', out='labels.csv', rename=(), on_bad='stop', device='auto', precision='auto')
+      >>> parse(["report", "run"])
+      ('report', {'run': 'run'})
     """
-    return tyro.extras.subcommand_cli_from_dict(
-        VERBS,
+    verbs, kept = dict(VERBS), dict[str, Any]()
+    if argv[:1] == ["fit"] and (config := _config_of(argv)) is not None:
+        kept = from_config(config)
+        kept["set"] = tuple(assignments_of(kept.get("set", {})))
+        hints = hints_of_fit()
+        verbs["fit"] = fit_verb({key: value for key, value in kept.items() if fits(value, hints[key])})
+    command = tyro.extras.subcommand_cli_from_dict(
+        verbs,
         prog="labelwright",
         description="Trustworthy image classifiers from missing, few, guessed, lopsided or incomplete labels. "
         "`labelwright VERB --help` explains a verb, `labelwright --version` prints the version.",
         args=_gathered(argv),
     )
+    name = type(command).__name__.lower()
+    values = {f.name: getattr(command, f.name) for f in dataclasses.fields(command)}
+    if name == "fit":
+        groups = [values.pop(title) for title in GROUPS]
+        values |= {f.name: getattr(group, f.name) for group in groups for f in dataclasses.fields(group)}
+        # What no flag can say, as a list of class names, stays unless a flag replaces it.
+        values |= {key: value for key, value in kept.items() if values[key] is None}
+    return name, values
+
+
+def _config_of(argv: Sequence[str]) -> str | None:
+    """What follows ``--config``."""
+    for word, after in zip(argv, [*argv[1:], ""], strict=True):
+        if word == "--config" and after:
+            return after
+        if word.startswith("--config="):
+            return word.removeprefix("--config=")
+    return None
 
 
 def _gathered(argv: Sequence[str]) -> list[str]:
@@ -276,18 +311,61 @@ def _gathered(argv: Sequence[str]) -> list[str]:
     return [*kept, "--set", *assignments] if assignments else kept
 
 
-_ACTIONS: dict[type[Any], Callable[[Any], None]] = {
-    Inspect: cli_actions.inspect,
-    Fit: cli_actions.fit,
-    Pretrain: cli_actions.pretrain,
-    Annotate: cli_actions.annotate,
-    Describe: cli_actions.describe,
-    Label: cli_actions.label,
-    Evaluate: cli_actions.evaluate,
-    Report: cli_actions.report,
-    Bench: cli_actions.bench,
-    Demo: cli_actions.demo,
-}
+def _call(name: str, values: dict[str, Any]) -> Any:
+    """Call the function of the verb."""
+    if name == "demo":
+        from labelwright import demo
+
+        return demo.run(values["out"])
+    values.pop("json", None)
+    if name in ("annotate", "describe"):
+        values["approve"] = approval(values.pop("yes"))
+    elif name == "fit":
+        values["approve"] = approval(True)
+        values.pop("config")  # its settings are the defaults of the flags
+    elif name == "label":
+        values["rename"] = parse_renames(values["rename"])
+    return getattr(labelwright, name)(**values)
+
+
+def approval(yes: bool) -> Callable[[Estimate], bool]:
+    """Print on standard error what a chat model will be asked, and wait for a yes on a terminal.
+
+    Args:
+      yes: do not wait.
+
+    Raises (when called): ConfigError if nobody can answer.
+    """
+
+    def approve(estimate: Estimate) -> bool:
+        print(f"to be asked of the chat model: {estimate}", file=sys.stderr)
+        if yes:
+            return True
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise ConfigError("this is no terminal, so nobody can say yes to that", fix="add --yes to go on without")
+        print("ask? [y/N] ", end="", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+    return approve
+
+
+def parse_renames(assignments: Sequence[str]) -> dict[str, str]:
+    """``OLD=NEW`` texts as a mapping.
+
+    Raises: ConfigError for a text without ``=``.
+
+    Example:
+      >>> parse_renames(["novel-1=okapi"])
+      {'novel-1': 'okapi'}
+    """
+    found = {}
+    for text in assignments:
+        old, equals, new = text.partition("=")
+        if not equals or not old or not new:
+            raise ConfigError(f"--rename {text} is not OLD=NEW", fix="write --rename novel-1=okapi")
+        found[old] = new
+    return found
+
 
 if __name__ == "__main__":
     main()

@@ -23,7 +23,7 @@ from labelwright.data import splits
 from labelwright.data.read import load
 from labelwright.data.table import LabelTable
 from labelwright.errors import ConfigError
-from labelwright.reporting import terminal as telling
+from labelwright.reporting import terminal
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 MODEL = "labelwright/digits-clip"
@@ -52,12 +52,12 @@ def run(out: str) -> None:
     )
     with _one_thread():
         done = api.fit(
-            pool, test=test, out=folder, method="cap", model=MODEL, descriptions=DIGITS_DESCRIPTIONS, settings=SETTINGS
+            pool, test=test, out=folder, method="cap", model=MODEL, descriptions=DIGITS_DESCRIPTIONS, set=SETTINGS
         )
     console.print(_table(done.summary["zero_shot"], done.summary["test"]))
-    for line in telling.lines_of_run(done):
+    for line in terminal.lines_of_run(done):
         console.print(line, markup=False)
-    for warning in telling.folded_warnings(done.summary["warnings"]):
+    for warning in terminal.folded_warnings(done.summary["warnings"]):
         console.print(f"warning: {warning}", markup=False)
     console.print(f"{time.monotonic() - began:.0f} s in all; report: {done.report}", markup=False)
 

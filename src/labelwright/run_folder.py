@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -221,9 +221,22 @@ class Run:
     # ---- writing ----------------------------------------------------------------------------------------------------
 
     def write_head(
-        self, config: Mapping[str, Any], described: Mapping[str, Any], machine: Mapping[str, Any], *, resume: bool
+        self,
+        config: Mapping[str, Any],
+        described: Mapping[str, Any],
+        machine: Mapping[str, Any],
+        *,
+        resume: bool,
+        may_differ: Sequence[str] = (),
     ) -> None:
         """Write config.yaml, environment.json and data.json; of a run that has begun, check that they still hold.
+
+        Args:
+          config: the settings; those under ``resolved``, and of the method under ``settings``, stand for them.
+          described: the data.
+          machine: versions and hardware.
+          resume: the run may have begun.
+          may_differ: settings that a resumed run may change.
 
         Raises: DataError if the images changed; ConfigError naming the setting that did.
         """
@@ -238,9 +251,8 @@ class Run:
                         f"the {what} changed since this run began", fix="resume with the same data, or start anew"
                     )
         if resume and has_begun and (self.path / "data.json").exists():
-            before = self.read_yaml("config.yaml")
-            old, new = ({**each, **each["settings"], "settings": None} for each in (before, config))
-            changed = [key for key in new if old.get(key) != new[key]]
+            old, new = _flat(self.read_yaml("config.yaml")), _flat(config)
+            changed = [key for key in new if old.get(key) != new[key] and key not in may_differ]
             if changed:
                 key = changed[0]
                 raise ConfigError(
@@ -311,3 +323,10 @@ def write_parquet_atomically(table: pa.Table, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     pq.write_table(table, temporary)
     temporary.replace(path)
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that count: as resolved, those of the method among them."""
+    resolved = {**config, **config.get("resolved", {})}
+    flat = {**resolved, **resolved["settings"]}
+    return {key: value for key, value in flat.items() if key not in ("resolved", "settings", "set")}

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from labelwright.cli import VERBS
 from labelwright.data.views import ViewSettings
 from labelwright.methods import simclr
 from labelwright.methods.registry import METHODS
@@ -71,7 +70,7 @@ def test_sources_are_found() -> None:
 
 def settings_classes() -> list[Any]:
     configs = [method.recipe.Config for method in METHODS.values()]
-    return list(dict.fromkeys([TrainSettings, ViewSettings, simclr.Config, *configs, *VERBS.values()]))
+    return list(dict.fromkeys([TrainSettings, ViewSettings, simclr.Config, *configs]))
 
 
 @pytest.mark.parametrize("config", settings_classes(), ids=lambda config: f"{config.__module__}.{config.__name__}")

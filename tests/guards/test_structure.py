@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[2] / "src" / "labelwright"
-CALLERS_OF_PIPELINE = {"api"}  # and cli, which goes through the package's own attributes
+CALLERS_OF_PIPELINE = {"api", "cli"}
 
 
 def name_of(path: Path) -> str:

@@ -21,7 +21,7 @@ from labelwright.errors import ConfigError, DataError
 from labelwright.pipeline import resolve as choosing
 from pictures import write_folders
 
-FAST: dict[str, Any] = {"method": "ce", "size_px": 8, "device": "cpu", "evaluations": 0}
+FAST: dict[str, Any] = {"method": "ce", "size": 8, "device": "cpu", "evaluations": 0}
 SETTINGS = {"batch_size": 8, "epochs": 1}
 
 
@@ -42,7 +42,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> lw.Run:
-    return lw.fit(photos, out=tmp_path_factory.mktemp("runs") / "run", test=photos, settings=SETTINGS, **FAST)
+    return lw.fit(photos, out=tmp_path_factory.mktemp("runs") / "run", test=photos, set=SETTINGS, **FAST)
 
 
 def files_of(folder: Path) -> dict[Path, bytes]:
@@ -77,7 +77,7 @@ def test_predict__is_label_and_agrees_with_the_test_scores(run: lw.Run, photos: 
 
 def test_fit__an_array_of_images_by_name_and_by_object_is_one_run(run: lw.Run, photos: Path, tmp_path: Path) -> None:
     table = lw.load(photos)
-    again = lw.fit(table, out=tmp_path / "run", test=table, settings=SETTINGS, **FAST)
+    again = lw.fit(table, out=tmp_path / "run", test=table, set=SETTINGS, **FAST)
     assert again.labels.equals(run.labels)
     assert (again.path / "model" / "model.safetensors").read_bytes() == (
         run.path / "model" / "model.safetensors"
@@ -88,13 +88,15 @@ def test_fit__epochs_on_a_cpu_are_what_it_can_afford(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choosing, "CPU_IMAGES", 160)  # 16 labelled images remain for training: ten epochs
-    done = lw.fit(photos, out=tmp_path / "run", settings={"batch_size": 16}, **FAST)
-    assert yaml.safe_load((done.path / "config.yaml").read_text(encoding="utf-8"))["settings"]["epochs"] == 10
+    done = lw.fit(photos, out=tmp_path / "run", set={"batch_size": 16}, **FAST)
+    assert (
+        yaml.safe_load((done.path / "config.yaml").read_text(encoding="utf-8"))["resolved"]["settings"]["epochs"] == 10
+    )
 
 
 def test_resume__a_finished_run_is_left_alone(run: lw.Run, photos: Path) -> None:
     before = files_of(run.path)
-    again = lw.fit(photos, out=run.path, test=photos, settings=SETTINGS, resume=True, **FAST)
+    again = lw.fit(photos, out=run.path, test=photos, set=SETTINGS, resume=True, **FAST)
     assert again.summary == run.summary
     assert files_of(run.path) == before
 
@@ -102,7 +104,7 @@ def test_resume__a_finished_run_is_left_alone(run: lw.Run, photos: Path) -> None
 def test_resume__writes_only_the_report_if_that_is_missing(run: lw.Run, photos: Path) -> None:
     before = files_of(run.path)
     run.report.unlink()
-    lw.fit(photos, out=run.path, test=photos, settings=SETTINGS, resume=True, **FAST)
+    lw.fit(photos, out=run.path, test=photos, set=SETTINGS, resume=True, **FAST)
     assert files_of(run.path).keys() == before.keys()
 
 
@@ -112,7 +114,7 @@ def test_resume__refuses_changed_images(which: str, run: lw.Run, photos: Path, t
     train, test = (other, photos) if which == "training" else (photos, other)
     before = files_of(run.path)
     with pytest.raises(DataError, match=f"the {which} images changed since this run began"):
-        lw.fit(train, out=run.path, test=test, settings=SETTINGS, resume=True, **FAST)
+        lw.fit(train, out=run.path, test=test, set=SETTINGS, resume=True, **FAST)
     assert files_of(run.path) == before
 
 
@@ -120,9 +122,9 @@ def test_resume__begins_a_run_that_is_not_there_but_not_among_other_files(photos
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("chapter one", encoding="utf-8")
     with pytest.raises(ConfigError, match="is not the folder of a run"):
-        lw.fit(photos, out=tmp_path / "mine", settings=SETTINGS, resume=True, **FAST)
+        lw.fit(photos, out=tmp_path / "mine", set=SETTINGS, resume=True, **FAST)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
-    assert lw.fit(photos, out=tmp_path / "new", settings=SETTINGS, resume=True, **FAST).report.exists()
+    assert lw.fit(photos, out=tmp_path / "new", set=SETTINGS, resume=True, **FAST).report.exists()
 
 
 def test_inspect__a_problem_is_told_once(tmp_path: Path) -> None:
@@ -142,9 +144,9 @@ def test_inspect__a_method_for_the_situation(photos: Path) -> None:
 def test_fit__groups_of_a_table_need_to_be_there(photos: Path, tmp_path: Path) -> None:
     table = lw.load(photos)
     with pytest.raises(DataError, match="has no column 'track' to group by"):
-        lw.fit(table, out=tmp_path / "run", group="track", settings=SETTINGS, **FAST)
+        lw.fit(table, out=tmp_path / "run", group="track", set=SETTINGS, **FAST)
     grouped = dataclasses.replace(table, groups=np.arange(len(table)))
-    assert lw.fit(grouped, out=tmp_path / "run", group="track", settings=SETTINGS, **FAST).report.exists()
+    assert lw.fit(grouped, out=tmp_path / "run", group="track", set=SETTINGS, **FAST).report.exists()
 
 
 def test_label__embedded_images_are_copied_whole(run: lw.Run, tmp_path: Path) -> None:

@@ -231,8 +231,8 @@ def test_bad_table__every_problem_in_one_report(
         ("--model resnet99", "unknown model: 'resnet99'"),
         ("--device tpu", "device 'tpu' is not known"),
         ("--precision fp8", "precision 'fp8' is not known"),
-        ("--size 4", "images of 4 px are too small"),
-        ("--size 0", "images of 0 px are too small"),
+        ("--size 4", "size=4 is not possible"),
+        ("--size 0", "size=0 is not possible"),
         ("--seed -1", "seed=-1 is not possible"),
         ("--test-frac 1", "test_frac=1.0 is not possible"),
         ("--novel many", "novel='many' is not possible"),
@@ -707,15 +707,15 @@ def test_report__writes_it_anew(finished: Path, tmp_path: Path, capsys: pytest.C
     assert cli.run(["report", str(finished)]) == 0
     assert "<html" in (finished / "report.html").read_text(encoding="utf-8")
     assert cli.run(["report", str(tmp_path)]) == 2
-    assert "is this the folder of a run?" in capsys.readouterr().err
+    assert "give the folder of a finished run" in capsys.readouterr().err
 
 
 def test_run__interrupted(photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupt(command: Any) -> None:
+    def interrupt(*data: Any, **settings: Any) -> None:
         raise KeyboardInterrupt
 
-    for verb in (cli.Fit, cli.Inspect):
-        monkeypatch.setitem(cli._ACTIONS, verb, interrupt)
+    for verb in ("fit", "inspect"):
+        monkeypatch.setattr(api, verb, interrupt)
     assert cli.run(["fit", str(photos), "--out", "run"]) == 130
     assert "--resume" in capsys.readouterr().err
     assert cli.run(["inspect", str(photos)]) == 130

@@ -134,13 +134,13 @@ def run_cell(
         test=test,
         method=cell.method,
         model=start or grid.network or "auto",
-        size_px=grid.size_px,
+        size=grid.size_px,
         seed=seed,
         device=device,
         flip="on" if dataset_card(grid.dataset).flip else "off",
         evaluations=0 if grid.network is None else 8,  # curves of networks that learn from pixels
         resume=folder.exists(),
-        settings={**schedule, **cell.settings},
+        set={**schedule, **cell.settings},
     )
 
 
@@ -193,7 +193,7 @@ def run_pool_cell(
         flip="on" if dataset_card(grid.dataset).flip else "off",
         evaluations=10 if is_open else 0,  # curves of the pace
         resume=folder.exists(),
-        settings=cell.settings,
+        set=cell.settings,
     )
 
 

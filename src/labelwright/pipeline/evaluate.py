@@ -23,6 +23,8 @@ from labelwright.encoders.aligned import AlignedNet
 from labelwright.errors import DataError
 from labelwright.metrics.classification import imbalance, score, top_confusions
 from labelwright.metrics.open_world import cluster_match, seen_novel_all
+from labelwright.pipeline.job import Job
+from labelwright.pipeline.resolve import Plan
 from labelwright.pipeline.saved_model import answers_for, load_model
 from labelwright.run_folder import Run
 from labelwright.train.predict import Answers, answer
@@ -86,10 +88,10 @@ def answers_of(
     return answers
 
 
-def evaluator(
-    recipe: Recipe, cfg: Any, prepared: Prepared, device: torch.device, precision: str, *, n_novel: int = 0
-) -> Callable[[State], Mapping[str, Any]] | None:
+def evaluator(plan: Plan, job: Job) -> Callable[[State], Mapping[str, Any]] | None:
     """What the loop calls to score a state on the test images, for the curves; None without test images."""
+    recipe, cfg, prepared, n_novel = plan.method.recipe, job.cfg, job.prepared, job.task.n_novel
+    device, precision = plan.accelerator.device, plan.settings.precision
     n_seen = len(prepared.train.table.class_names) - n_novel
     if n_novel or prepared.test is None:
         return _open_evaluator(recipe, cfg, prepared, device, precision, n_seen=n_seen) if n_novel else None

@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 from labelwright import __version__
 from labelwright.annotators.annotator import Guesses, truth_of
 from labelwright.annotators.candidate_rules import describe_candidates
-from labelwright.annotators.training_candidates import Guesser, summary_of
+from labelwright.annotators.training_candidates import summary_of
 from labelwright.data.prepare import Prepared
 from labelwright.data.table import LabelTable
 from labelwright.encoders import backbones
 from labelwright.encoders.nets import EncoderNets
-from labelwright.methods.registry import Method
 from labelwright.pipeline.evaluate import (
     answers_of,
     asker_of_names,
@@ -29,50 +28,30 @@ from labelwright.pipeline.evaluate import (
     truth_beyond,
     zero_shot_scores,
 )
+from labelwright.pipeline.job import Job
 from labelwright.pipeline.label import label_rows
 from labelwright.pipeline.novel import about_clusters, feats_of
+from labelwright.pipeline.report import report
+from labelwright.pipeline.resolve import Plan
 from labelwright.pipeline.saved_model import model_card, save_model
-from labelwright.reporting.render import render
 from labelwright.reporting.thumbnails import write_thumbnails
-from labelwright.run_folder import Run, write_parquet_atomically
+from labelwright.run_folder import write_parquet_atomically
 from labelwright.train.environment import peak_memory_mb
 from labelwright.train.loop import Trained
 from labelwright.train.predict import Answers
-from labelwright.types import BuildNet, Candidates, Task
+from labelwright.types import Candidates, Task
 
 
-def finish(
-    run: Run,
-    prepared: Prepared,
-    chosen: Method,
-    cfg: Any,
-    trained: Trained,
-    config: Mapping[str, Any],
-    described: Mapping[str, Any],
-    device: torch.device,
-    precision: str,
-    seconds: dict[str, float],
-    task: Task,
-    build: BuildNet,
-    *,
-    guesser: Guesser | None = None,
-    guesses: Guesses | None = None,
-    evidence: Mapping[str, Any] | None = None,
-    words: Mapping[str, torch.Tensor] | None = None,
-) -> None:
+def finish(plan: Plan, job: Job, trained: Trained, seconds: dict[str, float]) -> None:
     """Label, score and save: labels.parquet, model/, summary.json, report.html.
 
     Args:
-      run: the run folder.
-      prepared, chosen, cfg, trained: what was trained, on what, how.
-      config, described: what config.yaml and data.json hold.
-      device, precision: where and how to compute.
+      plan, job, trained: what was trained, on what, how.
       seconds: spent so far, by phase; labelling is added.
-      task, build: as training had them.
-      evidence: how the number of novel classes was estimated; None if it was not.
-      words: text features of names for them; None if there are none.
-      guesser, guesses: who guessed the candidates of the training images before training, and what; None if nobody did.
     """
+    run, prepared, chosen, cfg, task, build = plan.run, job.prepared, plan.method, job.cfg, job.task, job.build
+    device, precision, described = plan.accelerator.device, plan.settings.precision, plan.described
+    guesser, guesses = job.guesser, job.guesses
     began = time.monotonic()
     table = prepared.train.table
     scores, n_seen = None, len(task.class_names)
@@ -91,19 +70,19 @@ def finish(
     write_parquet_atomically(label_rows(table, own, table.class_names, keep_given=True), run.path / "labels.parquet")
     summary: dict[str, Any] = {
         "situation": prepared.situation.name,
-        "method": config["method"],
-        "encoder": config["model"],
+        "method": plan.name,
+        "encoder": plan.model,
         "n_images": described["n_images"],
         "n_labelled": described["n_labelled"],
         "n_classes": described["n_classes"],
-        "seed": config["seed"],
+        "seed": plan.settings.seed,
         "test": scores,
     }
     if chosen.needs == "candidates":
         summary |= _about_candidates(table, guesses)
     if chosen.needs == "open_world":
         feats = feats_of(trained.state.nets["main"], prepared, device, precision)
-        summary |= _about_novel(prepared, own, task, evidence, feats, words)
+        summary |= _about_novel(prepared, own, task, job.evidence, feats, plan.words)
         if prepared.train.pixels is not None:
             central = [row for cluster in summary["novel"]["clusters"] for row in cluster["central_rows"]]
             write_thumbnails(run.path, table, central)
@@ -137,7 +116,7 @@ def finish(
         size_px=prepared.size_px,
         view=prepared.view,
         info={
-            "method": config["method"],
+            "method": plan.name,
             "labelwright": __version__,
             "fingerprint": described["fingerprint"],
             **({"n_seen": n_seen} if task.n_novel else {}),
@@ -146,7 +125,7 @@ def finish(
     )
     run.write_json("summary.json", summary)  # a folder that has one is finished but for the report
     run.close()
-    render(run.path)
+    report(run.path)
 
 
 def _about_novel(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from labelwright.data.checks import check_images, resolve_problems
+from labelwright.data import checks
 from labelwright.data.prepare import is_embeddings, open_embeddings, read
 from labelwright.data.situation import Situation, detect
 from labelwright.data.table import LabelTable
 from labelwright.errors import DataError, Problem
+from labelwright.methods.registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -23,21 +23,25 @@ class Inspection:
       situation: which situation the rows that can be used are in, and why.
       problems: everything wrong with the data; notices among them.
       runs: the method that ``fit --method auto`` would run.
+      needs: what that method would have to be given besides the data; empty if nothing.
+      noun: "images" or "embeddings".
     """
 
     table: LabelTable
     situation: Situation
     problems: tuple[Problem, ...]
     runs: str
+    needs: str
+    noun: str
 
 
 def inspect(
-    data: Data,
+    data: Any,
     *,
     classes: Any = None,
     novel: int | str | None = None,
     group: str | None = None,
-    check_pixels: bool = True,
+    check_images: bool = True,
 ) -> Inspection:
     """Read data, say which situation it is and why, and find everything wrong with it; writes nothing.
 
@@ -46,27 +50,36 @@ def inspect(
       classes: class names or a file of them, fixing names and order.
       novel: K or "auto" when classes outside the list may be present.
       group: column whose rows belong together.
-      check_pixels: decode every image in full.
+      check_images: decode every image in full.
 
     Raises: DataError if there is nothing to read at all.
     """
     if is_embeddings(data):
         source = open_embeddings(data, classes=classes, on_bad="report")
         found = detect(_usable(source.table, source.table.problems), novel=novel)
-        runs = found.method
-        return Inspection(source.table, found, source.table.problems, runs)
+        return _inspection(source.table, found, source.table.problems, "embeddings")
     table = read(data, classes=classes, group=group)
-    problems = tuple(dict.fromkeys([*table.problems, *(check_images(table) if check_pixels else ())]))
+    problems = tuple(dict.fromkeys([*table.problems, *(checks.check_images(table) if check_images else ())]))
     situation = detect(_usable(table, problems), novel=novel)
-    return Inspection(table, situation, problems, situation.method)
+    return _inspection(table, situation, problems, "images")
 
 
 def _usable(table: LabelTable, problems: Sequence[Problem]) -> LabelTable:
     """The rows that ``--on-bad skip`` would keep; the whole table when it would keep none."""
     try:
-        return resolve_problems(table, problems, "skip")
+        return checks.resolve_problems(table, problems, "skip")
     except DataError:
         return table
 
 
-Data = str | Path | Sequence[str] | Any
+def _inspection(table: LabelTable, situation: Situation, problems: tuple[Problem, ...], noun: str) -> Inspection:
+    requires, needs = METHODS[situation.method].needs, ""
+    if requires == "candidates":
+        needs = "on the candidates there are"
+        if noun == "images":
+            needs += ", a small network from scratch; --model openai/clip-vit-base-patch32: on it"
+    elif requires == "text":
+        needs = "name a vision-language model, e.g. --model openai/clip-vit-base-patch32"
+        if noun == "embeddings":
+            needs = "the file has to hold class_embeddings, text features of the classes"
+    return Inspection(table, situation, problems, situation.method, needs, noun)

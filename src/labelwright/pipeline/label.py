@@ -23,8 +23,8 @@ from labelwright.data.prepare import (
 from labelwright.data.read import IMAGE_SUFFIXES
 from labelwright.data.table import LabelTable
 from labelwright.errors import ConfigError
+from labelwright.pipeline.report import report
 from labelwright.pipeline.saved_model import answers_for, load_model, rename_classes, renamed
-from labelwright.reporting.render import render
 from labelwright.run_folder import Run, write_parquet_atomically
 from labelwright.train.predict import Answers, trust
 from labelwright.train.processes import accelerator_for
@@ -79,7 +79,7 @@ def _rename_in_report(run: str | Path, rename: Mapping[str, str]) -> None:
     for cluster in (summary.get("novel") or {}).get("clusters", []):
         cluster["name"] = rename.get(cluster["name"], cluster["name"])
     folder.write_json("summary.json", summary)
-    render(Path(run))
+    report(run)
 
 
 def label_rows(table: LabelTable, answers: Answers, class_names: tuple[str, ...], *, keep_given: bool) -> pa.Table:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -33,8 +33,9 @@ from labelwright.encoders.pretrained import image_stats
 from labelwright.encoders.resnets import OWN
 from labelwright.errors import ConfigError, DataError, LabelwrightError
 from labelwright.methods import simclr
-from labelwright.pipeline.resolve import CPU_EPOCHS_MIN, CPU_IMAGES, overrides_of
+from labelwright.pipeline.resolve import CPU_EPOCHS_MIN, CPU_IMAGES
 from labelwright.pipeline.saved_model import save_model
+from labelwright.pipeline.settings import parse_assignments
 from labelwright.run_folder import Run
 from labelwright.train.environment import environment, peak_memory_mb
 from labelwright.train.loop import LoopOptions, Trained, train
@@ -55,13 +56,13 @@ def pretrain(
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
-    size_px: int | None = None,
+    size: int | None = None,
     flip: Flip = "auto",
     resume: bool = False,
     on_bad: Literal["stop", "skip"] = "stop",
     checkpoint_minutes: float = 5.0,
     cache_limit_gb: float = 16.0,
-    settings: Mapping[str, object] | None = None,
+    set: Mapping[str, object] | Sequence[str] = (),
 ) -> Path:
     """Train a backbone on images without looking at labels (SimCLR), for ``fit(..., model=RUN)`` to start from.
 
@@ -72,17 +73,17 @@ def pretrain(
       model: resnet32, resnet18, preact_resnet18; or a transformers vision model by id or path, or an earlier run, to go
         on from; "auto" is resnet32 for images up to 40 px and resnet18 above.
       epochs: passes over the images; None = 200 on a GPU, and on a CPU as many of them as make up
-        `choosing.CPU_IMAGES` views, two of each image, at least 5.
+        `pipeline.resolve.CPU_IMAGES` views, two of each image, at least 5.
       seed: of everything random.
       device: auto, cpu or cuda.   precision: auto, bf16 or fp32.
-      size_px: side of the square images that the network sees.
+      size: side in px of the square images that the network sees.
       flip: whether views may be mirrored: auto, on or off; auto looks at the class names, where there are some.
       resume: continue the run in ``out`` where it stopped, or begin it if there is none; needs the same images and
         settings. A finished run is left as it is.
       on_bad: what to do with unusable images: stop with a report of all of them, or skip and list them.
       checkpoint_minutes: at most this much work is lost to a kill.
       cache_limit_gb: decoded images above this are streamed instead of cached.
-      settings: fields of methods.simclr.Config, values or their text.
+      set: settings of methods.simclr.Config: a mapping, or KEY=VALUE texts.
 
     Returns: the run folder.
 
@@ -93,16 +94,17 @@ def pretrain(
     run = Run.create(out, resume=resume)
     if resume and run.path.exists() and not (run.path / "config.yaml").exists() and any(run.path.iterdir()):
         raise ConfigError(f"{run.path} is not the folder of a run", fix="choose another --out")
-    overrides = overrides_of(settings, epochs)
+    overrides = {**(set if isinstance(set, Mapping) else parse_assignments(set))}
+    overrides |= {} if epochs is None else {"epochs": epochs}
     cfg = apply_overrides(simclr.Config(), overrides)
-    check_numbers(size_px=size_px, seed=seed)
+    check_numbers(size_px=size, seed=seed)
     stats = None if model == "auto" or model in OWN else image_stats(model)
     if is_embeddings(data):
         raise ConfigError("the data are embeddings: there are no images to learn from", fix="give the images")
     table = read(data)
     flips, reason = may_flip(flip, table.class_names)
     images = _images_alone(table)
-    size_px = size_px or (native_size(images) if stats is None else stats.size_px)
+    size_px = size or (native_size(images) if stats is None else stats.size_px)
     source = open_source(images, classes=None, size_px=size_px, on_bad=on_bad, cache_limit_gb=cache_limit_gb)
     n_images = len(source.table)
     if n_images < 2:
@@ -121,7 +123,7 @@ def pretrain(
         "data": resolved_path(data),
         "method": "simclr",
         "model": model,
-        "size_px": size_px,
+        "size": size_px,
         "flip": flips,
         "seed": seed,
         "device": accelerator.device.type,
@@ -235,7 +237,7 @@ def _finish(
         "encoder": config["model"],
         "n_images": described["n_images"],
         "epochs": cfg.epochs,
-        "size_px": config["size_px"],
+        "size_px": config["size"],
         "seed": config["seed"],
         "cosine_of_others": round(float(trained.state.memory["cosine"]), 4),
         "alignment": round(float(trained.state.memory["alignment"]), 4),
@@ -250,7 +252,7 @@ def _finish(
         run.path / "model",
         net.exported(),
         class_names=(),
-        size_px=config["size_px"],
+        size_px=config["size"],
         view=view,
         info={"method": "simclr", "labelwright": __version__, "fingerprint": described["fingerprint"]},
         card=_card(summary),

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container, Mapping
+import json
+import time
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate import Accelerator
 
-from labelwright.data.prepare import Prepared, is_embeddings
-from labelwright.encoders.embed import Encoder, is_two_tower
+from labelwright.annotators.annotator import Annotator
+from labelwright.annotators.describe import wanted_descriptions
+from labelwright.annotators.training_candidates import candidates_fingerprint, wanted_annotator
+from labelwright.data.prepare import Prepared, describe_data, is_embeddings, prepare
+from labelwright.data.read import read_names
+from labelwright.encoders.embed import Encoder, concepts_of, is_two_tower, load_encoder
+from labelwright.encoders.pretrained import image_stats
 from labelwright.encoders.resnets import OWN
 from labelwright.errors import ConfigError, DataError
-from labelwright.methods.registry import METHODS, Method, method_named
+from labelwright.methods.registry import METHODS, Method, method_named, resolve_config
+from labelwright.pipeline.settings import FitSettings, to_config
+from labelwright.run_folder import Run
+from labelwright.train.loop import LoopOptions
 from labelwright.train.plans import steps_for
+from labelwright.train.processes import accelerator_for
 from labelwright.train.settings import TrainSettings
 
 CPU_IMAGES = 300_000
@@ -34,17 +49,181 @@ SETTLED_LR = 0.001
 CPU_EPOCHS_MIN = {"labels": 5, "candidates": 15, "open_world": 10}
 """What a method needs -> epochs of a run without ``epochs`` on a CPU, however many images there are."""
 
-Views = Literal["auto", "pixels", "embeddings"]
+Views = Literal["pixels", "embeddings"]
 
 
-def overrides_of(settings: Mapping[str, object] | None, epochs: int | None) -> dict[str, object]:
-    """Fields of the method's Config that the user set.
+@dataclass(frozen=True)
+class Plan:
+    """A run that can begin.
 
-    Example:
-      >>> overrides_of({"lr": 0.1}, 3)
-      {'lr': 0.1, 'epochs': 3}
+    Attributes:
+      settings: as the user gave them.
+      run: the folder, not written to yet.
+      accelerator: where to compute.
+      prepared: the images and what is known of them.
+      name, method, cfg: the method, and its Config.
+      views: what it sees.
+      model, templates: the network and the prompts, "auto" resolved.
+      encoder: the frozen model, loaded; None if a network learns from pixels or the data are embeddings.
+      annotator: who guesses candidates before training; None if nobody does.
+      texts: descriptions of classes for the method.
+      words: names offered to discovered classes, with their text features; None if there are none.
+      seconds: spent on reading.
     """
-    return {**(settings or {}), **({} if epochs is None else {"epochs": epochs})}
+
+    settings: FitSettings
+    run: Run
+    accelerator: Accelerator
+    prepared: Prepared
+    name: str
+    method: Method
+    cfg: TrainSettings
+    views: Views
+    model: str
+    templates: str
+    encoder: Encoder | None
+    annotator: Annotator | None
+    texts: Mapping[str, Sequence[str]]
+    words: Mapping[str, torch.Tensor] | None
+    seconds: float
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run in the folder is finished, perhaps but for its report."""
+        return self.settings.resume and (self.run.path / "summary.json").exists()
+
+    @property
+    def options(self) -> LoopOptions:
+        """How the loop runs."""
+        is_scored = self.prepared.test is not None or self.method.needs == "open_world"
+        return LoopOptions(
+            seed=self.settings.seed,
+            device=self.settings.device,
+            precision=self.settings.precision,
+            checkpoint_minutes=self.settings.checkpoint_minutes,
+            n_evaluations=self.settings.evaluations if is_scored else 0,
+        )
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """What config.yaml holds: the settings as given, and under ``resolved`` what became of them."""
+        resolved = {
+            "method": self.name,
+            "model": self.model,
+            "views": self.views,
+            "templates": self.templates,
+            "size": self.prepared.size_px,
+            "flip": self.prepared.view.flip,
+            "device": self.accelerator.device.type,
+            "annotator": None if self.annotator is None else self.annotator.told(),
+            "settings": dataclasses.asdict(self.cfg),
+        }
+        content = to_config(self.settings) | {"resolved": resolved}
+        return dict(json.loads(json.dumps(content)))  # as read back: tuples become lists
+
+    @cached_property
+    def described(self) -> dict[str, Any]:
+        """What data.json holds."""
+        table = self.prepared.train.table
+        return describe_data(self.prepared) | {"candidates_fingerprint": candidates_fingerprint(table)}
+
+
+def resolve(settings: FitSettings) -> Plan:
+    """Read and check everything that a run needs; nothing is written.
+
+    Raises: LabelwrightError subclasses for data or settings that cannot work.
+    """
+    began, overrides = time.monotonic(), settings.overrides
+    run = Run.create(settings.out, resume=settings.resume)
+    if settings.resume and run.path.exists() and not (run.path / "config.yaml").exists() and any(run.path.iterdir()):
+        raise ConfigError(f"{run.path} is not the folder of a run", fix="choose another --out")
+    if settings.method != "auto":  # mistakes in settings should not wait for the data to be read
+        resolve_config(method_named(settings.method), overrides)
+    data, model = settings.data, str(settings.model)
+    # Our own networks take the size and statistics of the data; a checkpoint wants the pixels it was trained on.
+    stats = image_stats(model) if settings.pretrained and model != "auto" and model not in OWN else None
+    prepared = prepare(
+        data,
+        test=settings.test,
+        classes=settings.classes,
+        novel=settings.novel,
+        group=settings.group,
+        test_frac=settings.test_frac,
+        size_px=stats.size_px if stats and settings.size is None else settings.size,
+        stats=(stats.mean, stats.std) if stats else None,
+        flip=settings.flip,
+        on_bad=settings.on_bad,
+        seed=settings.seed,
+        cache_limit_gb=settings.cache_limit_gb,
+    )
+    name, method = choose_method(settings.method, prepared)
+    accelerator = accelerator_for(settings.device)
+    cfg = resolve_config(method, overrides)
+    views = choose_views(settings.views, method, cfg, data=data, model=model, pretrained=settings.pretrained)
+    cfg = affordable(cfg, method, prepared, views, accelerator.device, given=overrides)
+    templates = str(settings.templates)
+    if templates == "auto":
+        templates = "photo27" if method.needs == "candidates" else "one"
+    annotator = wanted_annotator(
+        name,
+        method.needs,
+        prepared.train.table,
+        annotator=None if settings.annotator is None else str(settings.annotator),
+        model=model,
+        pretrained=settings.pretrained,
+        sees_given_embeddings=is_embeddings(data),
+        rule=settings.rule,
+        top_k=settings.top_k,
+        ratio=settings.ratio,
+        templates=templates,
+        descriptions=settings.descriptions,
+        chat_url=settings.chat_url,
+        phrasings=settings.phrasings,
+        seed=settings.seed,
+    )
+    if model == "auto":
+        model = "none" if is_embeddings(data) else "resnet32" if prepared.size_px <= 40 else "resnet18"
+    uses_encoder = model not in ("none", *OWN) and (views == "embeddings" or method.needs == "text")
+    encoder = load_encoder(model, device=accelerator.device, precision=settings.precision) if uses_encoder else None
+    check_words(method, encoder, prepared, name)
+    if method.needs != "text" and (
+        settings.describe_with is not None or (settings.descriptions is not None and annotator is None)
+    ):
+        raise ConfigError(f"{name} reads no descriptions", fix="leave them out, or choose --method cap")
+    return Plan(
+        settings=settings,
+        run=run,
+        accelerator=accelerator,
+        prepared=prepared,
+        name=name,
+        method=method,
+        cfg=cfg,
+        views=views,
+        model=model,
+        templates=templates,
+        encoder=encoder,
+        annotator=annotator,
+        texts=wanted_descriptions(settings.descriptions, prepared.train.table.class_names) if annotator is None else {},
+        words=_vocabulary(settings.vocabulary, encoder, method, views, templates),
+        seconds=time.monotonic() - began,
+    )
+
+
+def _vocabulary(
+    path: str | Path | None, encoder: Encoder | None, method: Method, views: Views, templates: str
+) -> dict[str, torch.Tensor] | None:
+    """Names offered to discovered classes, with their text features."""
+    if path is None:
+        return None
+    if encoder is None or encoder.tower is None or views != "embeddings" or method.needs != "open_world":
+        raise ConfigError(
+            "a vocabulary names discovered classes by a two-tower model on embeddings, and this run has none",
+            fix="add --novel auto and --model openai/clip-vit-base-patch32, or leave --vocabulary out",
+        )
+    words = list(dict.fromkeys(read_names(Path(path))))
+    if not words:
+        raise ConfigError(f"no word in {path}", fix="write one per line")
+    return dict(zip(words, concepts_of(encoder.tower, words, templates=templates).feats, strict=True))
 
 
 def choose_method(method: str, prepared: Prepared) -> tuple[str, Method]:
@@ -67,9 +246,7 @@ def choose_method(method: str, prepared: Prepared) -> tuple[str, Method]:
     return name, chosen
 
 
-def choose_views(
-    views: Views, chosen: Method, cfg: TrainSettings, *, data: Any, model: str, pretrained: bool
-) -> Literal["pixels", "embeddings"]:
+def choose_views(views: str, chosen: Method, cfg: TrainSettings, *, data: Any, model: str, pretrained: bool) -> Views:
     """What the method sees.
 
     Raises: ConfigError for what cannot be.
@@ -98,7 +275,7 @@ def choose_views(
         raise ConfigError(
             "embeddings need a pretrained encoder", fix="name one with --model, e.g. openai/clip-vit-base-patch32"
         )
-    return views
+    return "embeddings" if views == "embeddings" else "pixels"
 
 
 def check_words(chosen: Method, encoder: Encoder | None, prepared: Prepared, name: str) -> None:

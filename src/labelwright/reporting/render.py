@@ -7,7 +7,6 @@ in the page forbids it any network.
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -21,7 +20,6 @@ import yaml
 from plotly.offline import get_plotlyjs
 from scipy.stats import binomtest
 
-from labelwright.errors import DataError
 from labelwright.metrics.classification import GROUPS
 from labelwright.reporting.before_after import (
     compared_class_figures,
@@ -71,12 +69,13 @@ SITUATIONS = {
 MAX_ROWS = 100  # of a table; what is left out is said below it
 
 
-def render(run_folder: Path) -> Path:
+def render(run_folder: Path, *, command: str = "") -> Path:
     """Write ``report.html`` into a run folder, in place of one that may be there.
 
     Args:
       run_folder: holds summary.json; data.json, config.yaml, environment.json, metrics.jsonl, labels.parquet and
         thumbnails.json are used where present.
+      command: that makes the run again.
 
     Returns: path of the report, about 5 MB, most of it plotly.js.
 
@@ -142,7 +141,7 @@ def render(run_folder: Path) -> Path:
         classes=class_rows(run),
         confusions=_confusion_rows(run),
         least_trusted=_least_trusted(run.labels),
-        command=_command(run.config),
+        command=command,
         config_text=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True) if run.config else "",
         versions=_flat(run.environment),
         max_rows=MAX_ROWS,
@@ -269,57 +268,6 @@ def _how_far(run: Run) -> str:
     return " ".join(words)
 
 
-def _command(config: Mapping[str, Any]) -> str:
-    """The command line that makes the run again, from the keys of config.yaml that have a flag."""
-    if not config.get("data"):
-        return ""
-    words = ["labelwright", "fit", str(config["data"]), "--out", "RUN"]
-    flags = {"test": "test", "test_frac": "test-frac", "method": "method", "model": "model", "size_px": "size"}
-    if config.get("views") == "embeddings":
-        flags |= {"n_views": "n-views", "templates": "templates", "descriptions": "descriptions"}
-    flags |= {
-        "seed": "seed",
-        "device": "device",
-        "precision": "precision",
-        "on_bad": "on-bad",
-        "group": "group",
-        "novel": "novel",
-    }
-    for key, flag in flags.items():
-        if config.get(key) is not None:
-            words += [f"--{flag}", str(config[key])]
-    words += _asked(config)
-    if config.get("flip") is not None:
-        words += [
-            "--flip",
-            "on" if config["flip"] is True else "off" if config["flip"] is False else str(config["flip"]),
-        ]
-    if config.get("pretrained") is False:
-        words.append("--no-pretrained")
-    if config.get("freeze"):
-        words += ["--freeze", *map(str, config["freeze"])]
-    settings = [f"{key}={_setting(value)}" for key, value in (config.get("settings") or {}).items()]
-    return shlex.join(words + (["--set", *settings] if settings else []))
-
-
-def _asked(config: Mapping[str, Any]) -> list[str]:
-    """How the annotator of a run was asked; CLASSES stands for a file of the class names."""
-    who = config.get("annotator") or {}
-    if not who:
-        return []
-    words = ["--annotator", str(who["model"])] if who["model"] != config.get("model") else []
-    keys = {"rule": "rule", "top_k": "top-k", "ratio": "ratio", "phrasings": "phrasings"}
-    if config.get("views") != "embeddings":  # else told already
-        keys |= {"templates": "templates"}
-        words += ["--descriptions", str(config["descriptions"])] if config.get("descriptions") else []
-    words += [word for key, flag in keys.items() if key in who for word in (f"--{flag}", str(who[key]))]
-    return [*words, *(["--classes", "CLASSES"] if config.get("classes") else [])]
-
-
-def _setting(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
 # ---- tables ---------------------------------------------------------------------------------------------------------
 
 
@@ -368,13 +316,3 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]
         elif value is not None:
             rows.append((prefix + str(key), value))
     return rows
-
-
-def report(run: str | Path) -> Path:
-    """Write report.html of a finished run anew; returns its path.
-
-    Raises: DataError if the run has not finished, or has nothing to report: one of `pretrain`.
-    """
-    if "n_classes" not in Run(run).read_json("summary.json"):
-        raise DataError(f"{run} holds a pretrained backbone, of which there is no report", fix="give the run of a fit")
-    return render(Path(run))

@@ -1,11 +1,21 @@
-"""What a run with class names, candidate labels or classes to be found came to, in lines for a terminal."""
+"""What a verb found or made, for a terminal."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+from rich.console import Console
+from rich.table import Table
+
+from labelwright.data.checks import format_problems
+from labelwright.data.table import NOTICES
+from labelwright.errors import DataError, Problem
 from labelwright.reporting.candidate_training import deployed_words
 from labelwright.reporting.candidates import is_below_annotator, knows_annotator
 from labelwright.run_folder import Run
@@ -278,3 +288,174 @@ def _description_lines(counts: Mapping[str, Any]) -> list[str]:
     if left := [name for name in counts.get("mismatched", []) if name not in used]:
         lines.append("class names that fit no image and stay as they are: " + ", ".join(left[:LINES_MAX]))
     return lines
+
+
+# ---- printers: (what the verb returned, the values of its flags) -----------------------------------------------------
+
+
+def print_inspection(found: Any, values: Mapping[str, Any]) -> None:
+    """Counts, situation, problems.
+
+    Raises: DataError if something is wrong with the data.
+    """
+    table, counts, out = found.table, found.table.counts(), _console()
+    out.print(
+        f"{len(table):,} {found.noun}, {int((table.labels >= 0).sum()):,} labelled, {len(table.class_names)} classes"
+    )
+    shown = Table("class", found.noun, box=None, pad_edge=False)
+    order = sorted(range(len(counts)), key=lambda c: -int(counts[c]))
+    for c in order if len(order) <= 24 else [*order[:12], *order[-12:]]:
+        shown.add_row(table.class_names[c], f"{int(counts[c]):,}")
+    if len(order):
+        out.print(shown)
+    if len(order) > 24:
+        out.print(f"(the 12 largest and the 12 smallest of {len(order)})")
+    out.print(f"situation: {found.situation.name}: {found.situation.reason}", markup=False)
+    out.print(f"fit would run: {found.runs}{f' ({found.needs})' if found.needs else ''}", markup=False)
+    bad = [p for p in found.problems if p.kind not in NOTICES]
+    if found.problems:
+        out.print(format_problems(found.problems), markup=False)
+    if bad:
+        raise DataError(
+            f"{counted(len(bad), 'problem')} in the data, listed above",
+            fix="correct them, or leave the rows concerned out with fit --on-bad skip",
+        )
+
+
+def print_fit(run: Run, values: Mapping[str, Any]) -> None:
+    """Scores, what names and pseudolabels were like, warnings, and where the report is."""
+    summary, out = run.summary, _console()
+    n_images, n_labelled = summary["n_images"], summary["n_labelled"]
+    images = f"{n_images:,} images, {n_labelled:,} labelled," if n_labelled < n_images else f"{n_images:,} images"
+    out.print(
+        f"{summary['method']} on {images} of {summary['n_classes']} classes "
+        f"({summary['situation']}), {summary['seconds']['train']:.0f} s of training"
+    )
+    for line in [*_skipped_lines(run), *lines_of_run(run)]:
+        out.print(line, markup=False)
+    if summary["test"]:
+        _print_scores(summary["test"])
+    for warning in folded_warnings(summary["warnings"]):
+        out.print(f"warning: {warning}", markup=False)
+    out.print(f"report: {run.report}", markup=False)
+
+
+def print_pretrain(path: Path, values: Mapping[str, Any]) -> None:
+    """On what, how long, warnings, and what to do with it."""
+    run = Run(path)
+    summary = run.summary
+    print(
+        f"simclr on {summary['n_images']:,} images of {summary['size_px']} px, labels unseen: {summary['encoder']}, "
+        f"{summary['epochs']} epochs, {summary['seconds']['train']:.0f} s of training"
+    )
+    for line in _skipped_lines(run):
+        print(line)
+    print(
+        f"mean cosine of views of one image {summary['alignment']:.2f}, of different images "
+        f"{summary['cosine_of_others']:.2f}"
+    )
+    for warning in folded_warnings(summary["warnings"]):
+        print(f"warning: {warning}")
+    print(f"start from it: labelwright fit {values['data']} --model {path} --out NEW")
+
+
+def print_annotated(done: Any, values: Mapping[str, Any]) -> None:
+    """How many candidates there are and, where labels are known, how often they hold them."""
+    for line in annotated_lines(done.counts):
+        print(line)
+    print(f"candidates: {done.path}")
+    _print_left_out(done.counts["left_out"])
+
+
+def print_described(found: Any, values: Mapping[str, Any]) -> None:
+    """The class names that fit no image, and the descriptions asked for."""
+    names, evidence = found.class_names, found.mismatch.evidence.tolist()
+    weakest = sorted(range(len(names)), key=evidence.__getitem__)
+    if found.mismatched:
+        fit = "fits" if len(found.mismatched) == 1 else "fit"
+        print(f"{len(found.mismatched)} of {len(names)} class names {fit} no image")
+        weakest = [c for c in weakest if found.mismatch.is_mismatched[c]]
+    else:
+        print(f"none of {len(names)} class names stands out as fitting no image; the weakest:")
+        weakest = weakest[:5]
+    shown = Table("class", "evidence (0 to 1)", box=None, pad_edge=False)
+    for c in weakest:
+        shown.add_row(names[c], f"{evidence[c]:.2f}")
+    Console(highlight=False, markup=False).print(shown)
+    if found.path is None:
+        print("--chat MODEL --out FILE.json asks how they look; a file you write yourself is as good")
+        return
+    asked = range(len(names)) if values["every"] else [c for c in weakest if found.mismatch.is_mismatched[c]]
+    if not asked:
+        print("nothing was asked; --every asks about all classes")
+        return
+    for name, texts in found.descriptions.items():
+        print(f"{name}: {'; '.join(texts)}")
+    if silent := [names[c] for c in asked if names[c] not in found.descriptions]:
+        print(f"no usable answer about: {', '.join(silent)}; the same command asks again")
+    if found.descriptions:
+        print(f"descriptions: {found.path}; look them over, then: labelwright fit ... --descriptions {found.path}")
+
+
+def print_labels(rows: pa.Table, values: Mapping[str, Any]) -> None:
+    """How many images were labelled, where the labels are, and what was left out."""
+    print(f"{counted(len(rows), 'image')} labelled: {values['out']}")
+    _print_left_out(json.loads(rows.schema.metadata[b"left_out"]))
+
+
+def print_scores(scores: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Scores of `evaluate`, as a table or as JSON."""
+    if values["json"]:
+        print(json.dumps(scores))
+    else:
+        _print_scores(scores)
+        _print_left_out(scores["left_out"])
+
+
+def print_result(result: object, values: Mapping[str, Any]) -> None:
+    """Whatever the verb returned: a path, or a table in Markdown."""
+    print(result)
+
+
+PRINTERS: Mapping[str, Callable[[Any, Mapping[str, Any]], None]] = {
+    "demo": lambda result, values: None,
+    "inspect": print_inspection,
+    "fit": print_fit,
+    "pretrain": print_pretrain,
+    "annotate": print_annotated,
+    "describe": print_described,
+    "label": print_labels,
+    "evaluate": print_scores,
+    "report": print_result,
+    "bench": print_result,
+}
+
+
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=True)
+
+
+def _skipped_lines(run: Run) -> list[str]:
+    """Rows that a run left out, and notices about its data."""
+    lines, where = [], f"listed in {run.path / 'data.json'}"
+    if run.data["quarantined"]:
+        lines.append(f"left out: {counted(len(run.data['quarantined']), 'row')}, {where}")
+    if run.data["notices"]:
+        lines.append(f"notices: {len(run.data['notices'])}, {where}")
+    return lines
+
+
+def _print_left_out(problems: Sequence[Mapping[str, str]]) -> None:
+    if problems:
+        print(f"{counted(len(problems), 'image')} left out:", file=sys.stderr)
+        print(format_problems([Problem(p["where"], p["kind"], p["detail"]) for p in problems]), file=sys.stderr)
+
+
+def _print_scores(scores: Mapping[str, Any]) -> None:
+    shown = Table("score", f"on {counted(scores['n_scored'], 'image')}", box=None, pad_edge=False)
+    groups = [key for key in ("many", "medium", "few") if scores.get(key) is not None]
+    groups = groups if len(groups) > 1 else []  # one alone is the balanced accuracy over again
+    for key in ("accuracy", "balanced_accuracy", *groups, "seen", "unseen", "harmonic", "novel", "ece"):
+        if scores.get(key) is not None:
+            shown.add_row(key.replace("_", " "), f"{scores[key]:.4f}")
+    Console(highlight=False).print(shown)

@@ -93,24 +93,6 @@ def apply_overrides(cfg: ConfigT, overrides: Mapping[str, object]) -> ConfigT:
     return dataclasses.replace(cfg, **values)  # type: ignore[type-var]
 
 
-def parse_assignments(assignments: typing.Iterable[str]) -> dict[str, str]:
-    """``["lr=0.2", "epochs=3"]`` -> ``{"lr": "0.2", "epochs": "3"}``.
-
-    Raises: ConfigError for an item without ``=``.
-
-    Example:
-      >>> parse_assignments(["lr=0.2"])
-      {'lr': '0.2'}
-    """
-    found = {}
-    for item in assignments:
-        key, equals, value = item.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"--set {item!r} is not KEY=VALUE", fix="write it as --set lr=0.05")
-        found[key.strip()] = value.strip()
-    return found
-
-
 def _convert(key: str, value: object, hint: Any) -> object:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):

@@ -42,7 +42,7 @@ from labelwright.types import Candidates
 NAMES = ["zero", "one", "two", "three"]
 CLIP = "labelwright/digits-clip"
 QUICK: dict[str, Any] = {"device": "cpu", "precision": "fp32", "evaluations": 0, "method": "guessed", "epochs": 2}
-HOW: dict[str, Any] = {"classes": NAMES, "annotator": CLIP, "size_px": 8, **QUICK}
+HOW: dict[str, Any] = {"classes": NAMES, "annotator": CLIP, "size": 8, **QUICK}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -203,7 +203,7 @@ def test_fit__candidates_of_a_table_are_used_as_they_are(
         truth=truth_in,
     )
     out = tmp_path / "run"
-    done = lw.fit(data, out=out, size_px=8, test_frac=0.0, **{**QUICK, "classes": NAMES})
+    done = lw.fit(data, out=out, size=8, test_frac=0.0, **{**QUICK, "classes": NAMES})
     (task,) = recipe.tasks
     table = load(data, classes=NAMES)
     assert same_sets(task.candidates, table.candidates)
@@ -223,7 +223,7 @@ def test_fit__candidates_of_a_table_are_used_as_they_are(
 
 
 def test_fit__resume_refuses_other_candidates(digits: Path, tmp_path: Path) -> None:
-    how: dict[str, Any] = {"size_px": 8, **QUICK, "classes": NAMES}
+    how: dict[str, Any] = {"size": 8, **QUICK, "classes": NAMES}
     first = write_table(tmp_path / "t.csv", digits, candidates=lambda name: f"{truth_in(name)}|one")
     done = lw.fit(first, out=tmp_path / "run", **how)
     (done.path / "summary.json").unlink()
@@ -449,7 +449,7 @@ def test_fit__a_refusal_after_the_questions_keeps_the_answers(digits: Path, tmp_
 def test_hidden_truth__decides_nothing_but_the_scores(sees: str, digits: Path, tmp_path: Path) -> None:
     names = [p.name for p in sorted(digits.iterdir())]
     shuffled = dict(zip(names, np.random.default_rng(0).permutation(names), strict=True))
-    who = {"model": CLIP} if sees == "embeddings" else {"annotator": CLIP, "size_px": 8}
+    who = {"model": CLIP} if sees == "embeddings" else {"annotator": CLIP, "size": 8}
     how: dict[str, Any] = {"classes": NAMES, "descriptions": {"one": ["two", "a thing"]}, **who, **QUICK}
     runs = []
     for truth in (truth_in, lambda name: truth_in(shuffled[name])):
@@ -485,10 +485,10 @@ def test_hidden_truth__decides_nothing_but_the_scores(sees: str, digits: Path, t
         ({"annotator": "VIT"}, "images or texts but not both", "two-tower"),
         ({"annotator": None, "model": "VIT"}, "no model is named that could guess", "--annotator"),
         ({"annotator": "./nowhere"}, "no such model folder: ./nowhere", "check the path"),
-        ({"rule": "most"}, "no such rule: 'most'", "union"),
+        ({"rule": "most"}, "rule='most' is not possible", "union"),
         ({"ratio": 0.0, "rule": "ratio"}, "ratio=0.0 is not possible", "above 0"),
         ({"templates": "phot27"}, "no templates 'phot27'", "did you mean photo27?"),
-        ({"phrasings": 0}, "phrasings=0 is not possible", "at least once"),
+        ({"phrasings": 0}, "phrasings=0 is not possible", "at least 1"),
         ({"method": "ce"}, "ce asks no annotator", "leave --annotator out"),
         (
             {"annotator": "m", "chat_url": "http://localhost:9", "descriptions": {"one": ["x"]}},

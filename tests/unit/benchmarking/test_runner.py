@@ -184,9 +184,13 @@ def test_bench__candidates_of_the_model_its_own_answer_and_what_was_learned(
     assert len(list(root.rglob("summary.json"))) == 2  # the row of the annotator is read from the run of kd
     kd, union = (root / f"kd,templates=photo27,{rule},epochs=1,lr=0.05" / "seed-0" for rule in ("top_k=5", "union"))
     config = yaml.safe_load((kd / "config.yaml").read_text())
-    assert (config["annotator"]["rule"], config["annotator"]["top_k"], config["templates"]) == ("top_k", 5, "photo27")
-    assert (config["views"], config["settings"]["lr"]) == ("embeddings", 0.05)
-    assert yaml.safe_load((union / "config.yaml").read_text())["annotator"]["rule"] == "union"
+    assert (
+        config["resolved"]["annotator"]["rule"],
+        config["resolved"]["annotator"]["top_k"],
+        config["resolved"]["templates"],
+    ) == ("top_k", 5, "photo27")
+    assert (config["resolved"]["views"], config["resolved"]["settings"]["lr"]) == ("embeddings", 0.05)
+    assert yaml.safe_load((union / "config.yaml").read_text())["resolved"]["annotator"]["rule"] == "union"
     summary = json.loads((kd / "summary.json").read_text())
     assert summary["candidates"]["mean_set_size"] == 5
     header, _, *lines = (line.strip("| ").split(" | ") for line in text.splitlines()[2:7])
@@ -211,7 +215,7 @@ def test_bench__made_up_candidates_are_given_as_data(
         told = json.loads((path.parent / "data.json").read_text())
         assert told["n_labelled"] == 0
         assert told["candidates_fingerprint"]
-        assert yaml.safe_load((path.parent / "config.yaml").read_text())["annotator"] is None
+        assert yaml.safe_load((path.parent / "config.yaml").read_text())["resolved"]["annotator"] is None
         summary = json.loads(path.read_text())
         assert summary["annotator"] is None
         inside = summary["candidates"]["truth_inside"]
@@ -246,8 +250,14 @@ def test_bench__pixels_learn_from_made_up_candidates_without_a_model(
     text = runner.bench("small", cells=("top1",), data=folder, out=tmp_path, seeds=(1,), device="cpu")
     (path,) = tmp_path.rglob("summary.json")
     config = yaml.safe_load((path.parent / "config.yaml").read_text())
-    assert (config["model"], config["views"], config["annotator"]) == ("resnet32", "pixels", None)
-    assert {key: config["settings"][key] for key in small.cells["top1"].settings} == dict(small.cells["top1"].settings)
+    assert (config["resolved"]["model"], config["resolved"]["views"], config["resolved"]["annotator"]) == (
+        "resnet32",
+        "pixels",
+        None,
+    )
+    assert {key: config["resolved"]["settings"][key] for key in small.cells["top1"].settings} == dict(
+        small.cells["top1"].settings
+    )
     told, summary = (json.loads((path.parent / name).read_text()) for name in ("data.json", "summary.json"))
     assert (told["n_images"], told["n_labelled"]) == (100, 0)
     assert told["size_px"] == size_px
@@ -262,7 +272,7 @@ def test_bench__pixels_may_start_from_a_run_of_pretrain_of_their_network(
     monkeypatch.setitem(TABLES, "small", small)
     source = folder / "cifar10-test.parquet"
     for network in ("resnet32", "resnet18"):
-        api.pretrain(source, out=tmp_path / network, model=network, epochs=1, device="cpu", settings={"batch_size": 10})
+        api.pretrain(source, out=tmp_path / network, model=network, epochs=1, device="cpu", set={"batch_size": 10})
     options: dict[str, Any] = {"cells": ("top1",), "data": folder, "out": tmp_path / "bench", "device": "cpu"}
     runner.bench("small", seeds=(1,), model=str(tmp_path / "resnet32"), **options)
     (path,) = (tmp_path / "bench").rglob("summary.json")
@@ -297,7 +307,7 @@ def test_bench__an_image_tower_is_tuned_from_pixels_beside_its_stored_features(
         yaml.safe_load(path.read_text())
         for path in (tmp_path / "cifar10-pool-digits-clip").glob("*/seed-0/config.yaml")
     ]
-    assert {(config["views"], config["settings"]["train_layers"]) for config in found} == {
+    assert {(config["resolved"]["views"], config["resolved"]["settings"]["train_layers"]) for config in found} == {
         ("embeddings", "last_stage"),
         ("pixels", "last_stage"),
         ("pixels", "all"),
@@ -329,7 +339,7 @@ def test_run_cell__of_a_network_has_the_settings_of_its_cell_alone(
     for grid, full in ((reduced, False), (reduced.at_full, True)):
         train, test = runner.table_data(dataclasses.replace(grid, n_max=None), folder, full=full)
         runner.run_cell(grid, "coreg", 0, train, test, folder=tmp_path / "new", full=full, device="cpu")
-    assert [each["settings"] for each in asked] == [
+    assert [each["set"] for each in asked] == [
         dict(reduced.cells["coreg"].settings),
         dict(reduced.at_full.cells["coreg"].settings),
     ]

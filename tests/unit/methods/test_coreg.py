@@ -374,7 +374,7 @@ def test_fit__verified_labels_stand_in_the_label_table(tmp_path: Path) -> None:
             rows.append(f"{tmp_path / 'photos' / folder / f'{i}.png'},{label},{folder}")
     table = tmp_path / "t.csv"
     table.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    how: dict[str, Any] = {"device": "cpu", "precision": "fp32", "evaluations": 0, "test_frac": 0.0, "size_px": 8}
+    how: dict[str, Any] = {"device": "cpu", "precision": "fp32", "evaluations": 0, "test_frac": 0.0, "size": 8}
     done = lw.fit(table, out=tmp_path / "run", method="coreg", classes=names, epochs=3, **how)
     found = {row["id"]: row for row in done.labels.to_pylist()}
     for line in rows[1:]:

@@ -93,7 +93,7 @@ def test_fit__forty_photos_and_three_names(
     family: str, models: dict[str, str], photos: Path, others: Path, tmp_path: Path
 ) -> None:
     done = lw.fit(
-        photos, out=tmp_path / "run", model=models[family], classes=names_of(photos), n_views=1, settings=STEPS, **QUICK
+        photos, out=tmp_path / "run", model=models[family], classes=names_of(photos), n_views=1, set=STEPS, **QUICK
     )
     assert (done.summary["method"], done.summary["situation"]) == ("cap", "no_labels")
     assert (done.summary["n_images"], done.summary["n_labelled"], done.summary["n_classes"]) == (40, 0, 3)
@@ -129,13 +129,13 @@ def test_fit__tuned_encoders_are_saved_as_they_predict(
 ) -> None:
     settings = {**STEPS, "epochs": 1, "tune": tune, "lr": 5.0, "residual_weight": 0.2, "keep_best": False}
     few: dict[str, Any] = {**QUICK, "model": models[f"small-{family}"], "classes": names_of(photos), "views": "pixels"}
-    tuned = lw.fit(photos, out=tmp_path / "tuned", settings=settings, **few)
+    tuned = lw.fit(photos, out=tmp_path / "tuned", set=settings, **few)
     assert tuned.summary["method"] == "cap"
     again = lw.label(tuned.path, photos, device="cpu", precision="fp32")
     assert again["label"].equals(tuned.labels["label"])
     assert np.allclose(again["probability"], tuned.labels["probability"], atol=1e-4)
     # Two steps at this rate did move the encoder, ten tolerances or more: without tuning the run says something else.
-    plain = lw.fit(photos, out=tmp_path / "plain", settings={**settings, "tune": "adapters"}, **few)
+    plain = lw.fit(photos, out=tmp_path / "plain", set={**settings, "tune": "adapters"}, **few)
     gap = np.abs(np.asarray(plain.labels["probability"]) - np.asarray(tuned.labels["probability"])).max()
     assert gap > 1e-3
     again = lw.label(plain.path, photos, device="cpu", precision="fp32")
@@ -152,7 +152,7 @@ def test_fit__predict_with_holds_for_the_saved_model(
         out=tmp_path / "run",
         model=models["small-clip"],
         classes=names_of(photos),
-        settings=settings,
+        set=settings,
         n_views=1,
         **QUICK,
     )
@@ -199,7 +199,7 @@ def test_embeddings__cap_label_evaluate_and_inspect(tmp_path: Path) -> None:
     data = write_npz(tmp_path / "pets.npz", truth=TRUTH)
     found = lw.inspect(data)
     assert (found.situation.name, found.runs) == ("no_labels", "cap")
-    done = lw.fit(data, out=tmp_path / "run", settings=STEPS, **QUICK)
+    done = lw.fit(data, out=tmp_path / "run", set=STEPS, **QUICK)
     assert (done.summary["method"], done.summary["encoder"]) == ("cap", "none")
     assert done.summary["pseudolabels"]["accuracy"] > 0.95
     assert done.report.exists()
@@ -224,7 +224,7 @@ def test_embeddings__trzsl_reports_seen_unseen_and_their_mean(tmp_path: Path) ->
     labels = np.where((TRUTH < 2) & (np.arange(len(TRUTH)) % 2 == 0), TRUTH, -1)
     data = write_npz(tmp_path / "train.npz", labels=labels)
     test = write_npz(tmp_path / "test.npz", labels=TRUTH)
-    done = lw.fit(data, out=tmp_path / "run", test=test, settings={**STEPS, "pool": "any"}, **QUICK)
+    done = lw.fit(data, out=tmp_path / "run", test=test, set={**STEPS, "pool": "any"}, **QUICK)
     assert done.summary["situation"] == "some_classes"
     for each in (done.summary["test"], done.summary["zero_shot"]):
         cat, dog, owl = each["per_class"]
@@ -237,9 +237,7 @@ def test_embeddings__trzsl_reports_seen_unseen_and_their_mean(tmp_path: Path) ->
 
 def test_embeddings__labelled_images_keep_their_label(tmp_path: Path) -> None:
     labels = np.where(np.arange(len(TRUTH)) % 5 == 0, (TRUTH + 1) % 3, -1)  # all of them wrong
-    done = lw.fit(
-        write_npz(tmp_path / "a.npz", labels=labels), out=tmp_path / "run", test_frac=0.0, settings=STEPS, **QUICK
-    )
+    done = lw.fit(write_npz(tmp_path / "a.npz", labels=labels), out=tmp_path / "run", test_frac=0.0, set=STEPS, **QUICK)
     rows = done.labels.to_pylist()
     assert [NAMES.index(row["label"]) for row, y in zip(rows, labels, strict=True) if y >= 0] == labels[
         labels >= 0
@@ -274,7 +272,7 @@ def test_hidden_truth__decides_nothing_but_the_scores(method: str, has_labels: b
     folders, contents = [], []
     for truth in (TRUTH, shuffled):
         data = write_npz(tmp_path / "pool.npz", labels=labels, truth=truth)
-        done = lw.fit(data, out=tmp_path / str(len(folders)), method=method, test_frac=0.0, settings=settings, **QUICK)
+        done = lw.fit(data, out=tmp_path / str(len(folders)), method=method, test_frac=0.0, set=settings, **QUICK)
         folders.append(done.path)
         contents.append(done.summary)
     first, second = folders
@@ -305,7 +303,7 @@ def test_margin_scale_auto__is_kept_and_not_chosen_again(tmp_path: Path, monkeyp
 
     data = write_npz(tmp_path / "pool.npz")
     settings = {**STEPS, "margin_scale": "auto"}
-    whole = lw.fit(data, out=tmp_path / "whole", settings=settings, **QUICK)
+    whole = lw.fit(data, out=tmp_path / "whole", set=settings, **QUICK)
     told = json.loads((whole.path / "margin_scale.json").read_text(encoding="utf-8"))
     assert set(told["scores"]) == {str(scale) for scale in margin_pilot.SCALES}
     assert told["chosen"] in margin_pilot.SCALES
@@ -317,7 +315,7 @@ def test_margin_scale_auto__is_kept_and_not_chosen_again(tmp_path: Path, monkeyp
     (half / "margin_scale.json").write_text(json.dumps({"chosen": 14.0, "scores": {}}), encoding="utf-8")
     pilots: list[Any] = []
     monkeypatch.setattr(margin_pilot, "train", lambda *args, **kwargs: pilots.append(args))
-    lw.fit(data, out=half, settings=settings, resume=True, **QUICK)
+    lw.fit(data, out=half, set=settings, resume=True, **QUICK)
     assert pilots == []
     assert json.loads((half / "margin_scale.json").read_text(encoding="utf-8"))["chosen"] == 14.0
 
@@ -357,7 +355,7 @@ def test_refused__tuning_what_stored_embeddings_leave_out(models: dict[str, str]
         model=models["small-clip"],
         views="embeddings",
         n_views=1,
-        settings={**STEPS, "tune": "coop"},
+        set={**STEPS, "tune": "coop"},
     )
     assert "tune=coop" in str(error)
     assert "--views pixels" in error.fix
@@ -369,7 +367,7 @@ def test_refused__embeddings_with_what_needs_images(models: dict[str, str], tmp_
         refused(tmp_path / "run", data, model=models["clip"])
     )
     assert "--views pixels has nothing to work on" in str(refused(tmp_path / "run", data, views="pixels"))
-    error = refused(tmp_path / "run", data, settings={**STEPS, "tune": "coop"})
+    error = refused(tmp_path / "run", data, set={**STEPS, "tune": "coop"})
     assert "tune=coop" in str(error)
 
 
@@ -381,7 +379,7 @@ def test_refused__embeddings_without_text_features_of_the_names(tmp_path: Path) 
 
 
 def test_refused__descriptions_of_no_class(models: dict[str, str], photos: Path, tmp_path: Path) -> None:
-    how: dict[str, Any] = {"classes": names_of(photos), "model": models["small-clip"], "settings": STEPS, "n_views": 1}
+    how: dict[str, Any] = {"classes": names_of(photos), "model": models["small-clip"], "set": STEPS, "n_views": 1}
     error = refused(tmp_path / "run", photos, descriptions={"yak": ["a big dog"]}, **how)
     assert isinstance(error, DataError)
     assert "yak" in str(error)
@@ -396,11 +394,11 @@ def test_refused__descriptions_of_no_class(models: dict[str, str], photos: Path,
 def test_describe_with__an_endpoint_that_is_down_leaves_nothing_half_written(
     models: dict[str, str], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from labelwright.pipeline import fit as fitting
+    from labelwright.pipeline import job
 
-    monkeypatch.setattr(fitting, "mismatched_classes", lambda *args, **kwargs: [1])
+    monkeypatch.setattr(job, "mismatched_classes", lambda *args, **kwargs: [1])
     monkeypatch.setattr("labelwright.annotators.chat_endpoint.FIRST_WAIT_S", 0.001)
-    how: dict[str, Any] = {"classes": names_of(photos), "model": models["small-clip"], "settings": STEPS, "n_views": 1}
+    how: dict[str, Any] = {"classes": names_of(photos), "model": models["small-clip"], "set": STEPS, "n_views": 1}
     with ChatStub(Fail(401, "no such key")) as stub:
         error = refused(tmp_path / "run", photos, describe_with="m", chat_url=stub.url, **how)
         assert stub.seen
@@ -421,14 +419,14 @@ def test_describe_with__nothing_is_asked_without_it(
     def ask(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("nobody asked for this")
 
-    monkeypatch.setattr("labelwright.pipeline.fit.ask_for", ask)
+    monkeypatch.setattr("labelwright.pipeline.job.ask_for", ask)
     done = lw.fit(
         photos,
         out=tmp_path / "run",
         classes=names_of(photos),
         model=models["small-clip"],
         descriptions={"dog": ["a red dog with spots"]},
-        settings=STEPS,
+        set=STEPS,
         n_views=1,
         **QUICK,
     )
@@ -436,7 +434,7 @@ def test_describe_with__nothing_is_asked_without_it(
 
 
 def test_labels_parquet_is_whole(tmp_path: Path) -> None:
-    done = lw.fit(write_npz(tmp_path / "pool.npz"), out=tmp_path / "run", settings=STEPS, **QUICK)
+    done = lw.fit(write_npz(tmp_path / "pool.npz"), out=tmp_path / "run", set=STEPS, **QUICK)
     table = pq.read_table(done.path / "labels.parquet")
     probabilities = np.asarray(table["probability"])
     x = F.normalize(tiny.TinyFeats(TRUTH.tolist()).x, dim=1)

@@ -10,7 +10,7 @@ import torch
 
 import labelwright as lw
 from labelwright import cli
-from labelwright.cli_actions import parse_renames
+from labelwright.cli import parse_renames
 from labelwright.data.prepare import beyond
 from labelwright.data.table import Images, LabelTable
 from labelwright.errors import ConfigError
@@ -66,7 +66,7 @@ def blobs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def found(blobs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> lw.Run:
     out = tmp_path_factory.mktemp("found") / "run"
     settings = {"epochs": 6, "batch_size": 64, "lr": 0.03}
-    return lw.fit(blobs[0], out=out, novel="auto", test=blobs[1], settings=settings, **FAST)
+    return lw.fit(blobs[0], out=out, novel="auto", test=blobs[1], set=settings, **FAST)
 
 
 def test_fit__finds_classes_that_nobody_named(found: lw.Run) -> None:
@@ -122,7 +122,7 @@ def test_hidden_truth__plays_no_part(blobs: tuple[Path, Path], found: lw.Run, tm
         table.set_column(table.schema.get_field_index("truth"), "truth", shuffled), tmp_path / "s.parquet"
     )
     settings = {"epochs": 6, "batch_size": 64, "lr": 0.03}
-    again = lw.fit(tmp_path / "s.parquet", out=tmp_path / "run", novel="auto", test=blobs[1], settings=settings, **FAST)
+    again = lw.fit(tmp_path / "s.parquet", out=tmp_path / "run", novel="auto", test=blobs[1], set=settings, **FAST)
     first, second = ((run.path / "model" / "model.safetensors").read_bytes() for run in (found, again))
     assert first == second
 
@@ -133,12 +133,12 @@ def test_fit__one_named_class_and_a_class_named_like_a_found_one(blobs: tuple[Pa
     at = table.schema.get_field_index("label")
     pa.parquet.write_table(table.set_column(at, "label", one), tmp_path / "one.parquet")
     settings = {"epochs": 3, "batch_size": 64, "lr": 0.03}
-    run = lw.fit(tmp_path / "one.parquet", out=tmp_path / "run", novel=4, settings=settings, **FAST)
+    run = lw.fit(tmp_path / "one.parquet", out=tmp_path / "run", novel=4, set=settings, **FAST)
     assert run.summary["pseudolabels"]["novel"] > 0.8
     clash = pa.array([name and name.replace("bee", "novel-2") for name in table["label"].to_pylist()])
     pa.parquet.write_table(table.drop(["truth"]).set_column(at, "label", clash), tmp_path / "clash.parquet")
     with pytest.raises(ConfigError, match="a class is named 'novel-2', as discovered ones will be"):
-        lw.fit(tmp_path / "clash.parquet", out=tmp_path / "no", novel=3, settings=settings, **FAST)
+        lw.fit(tmp_path / "clash.parquet", out=tmp_path / "no", novel=3, set=settings, **FAST)
     assert not (tmp_path / "no").exists()
 
 
@@ -147,7 +147,7 @@ def test_fit__no_class_is_found_where_there_is_none(blobs: tuple[Path, Path], tm
     table = table.filter(pa.array([name in NAMES[:2] for name in table["truth"].to_pylist()]))
     pa.parquet.write_table(table, tmp_path / "seen.parquet")
     settings = {"epochs": 3, "batch_size": 64, "lr": 0.03}
-    run = lw.fit(tmp_path / "seen.parquet", out=tmp_path / "run", novel="auto", settings=settings, **FAST)
+    run = lw.fit(tmp_path / "seen.parquet", out=tmp_path / "run", novel="auto", set=settings, **FAST)
     assert run.summary["n_novel"] == 0
     assert run.summary["pseudolabels"]["seen"] > 0.9
 

@@ -30,8 +30,8 @@ from labelwright.pipeline.pretrain import affordable_epochs
 from pictures import spoil, write_folders
 
 QUICK: dict[str, Any] = {"device": "cpu", "precision": "fp32"}
-SHORT: dict[str, Any] = {**QUICK, "epochs": 2, "size_px": 8, "settings": {"batch_size": 8}}
-FIT: dict[str, Any] = {**QUICK, "method": "ce", "evaluations": 0, "settings": {"batch_size": 8, "lr": 0.01}}
+SHORT: dict[str, Any] = {**QUICK, "epochs": 2, "size": 8, "set": {"batch_size": 8}}
+FIT: dict[str, Any] = {**QUICK, "method": "ce", "evaluations": 0, "set": {"batch_size": 8, "lr": 0.01}}
 COUNTS = {"ant": 8, "bee": 6, "cow": 6}
 
 
@@ -183,10 +183,10 @@ def test_pretrain__train_split_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"settings": {"temprature": 1}}, "did you mean temperature"),
-        ({"settings": {"temperature": -1}}, "temperature=-1.0 is not possible"),
+        ({"set": {"temprature": 1}}, "did you mean temperature"),
+        ({"set": {"temperature": -1}}, "temperature=-1.0 is not possible"),
         ({"epochs": 0}, "epochs=0 is not possible"),
-        ({"size_px": 4}, "images of 4 px are too small"),
+        ({"size": 4}, "images of 4 px are too small"),
         ({"seed": -1}, "seed=-1 is not possible"),
         ({"model": "resnet23"}, "unknown model: 'resnet23'"),
         ({"device": "tpu"}, "device 'tpu' is not known"),
@@ -262,7 +262,7 @@ def test_fit__from_a_pretrained_backbone(way: str, photos: Path, whole: Path, tm
 
 def test_transformers_model__goes_on_and_is_found_again(photos: Path, tmp_path: Path) -> None:
     vit = str(clip_folders.save_vision(tmp_path / "vit", size_px=16))
-    how = {**SHORT, "size_px": None, "epochs": 1, "settings": {"batch_size": 8, "optimizer": "adamw", "lr": 1e-3}}
+    how = {**SHORT, "size": None, "epochs": 1, "set": {"batch_size": 8, "optimizer": "adamw", "lr": 1e-3}}
     run = lw.pretrain(photos, out=tmp_path / "run", model=vit, **how)
     shutil.rmtree(vit)
     stats = image_stats(str(run))
@@ -289,7 +289,7 @@ def test_saved_backbone__says_what_it_cannot_be(photos: Path, whole: Path, tmp_p
     with pytest.raises(ConfigError, match="random weights leave nothing of"):
         lw.fit(photos, out=tmp_path / "fit", model=str(whole), pretrained=False, **FIT)
     with pytest.raises(ConfigError, match="has no text side"):
-        lw.fit(photos, out=tmp_path / "fit", model=str(whole), **{**FIT, "method": "cap", "settings": {}})
+        lw.fit(photos, out=tmp_path / "fit", model=str(whole), **{**FIT, "method": "cap", "set": {}})
     assert not (tmp_path / "fit").exists()
     broken = tmp_path / "broken"
     shutil.copytree(whole, broken)

@@ -288,15 +288,3 @@ def test_page__no_truth_no_test_no_annotator(tmp_path):
     assert "While training" not in page
     assert "None" not in page
     assert len(figures) == 3  # guesses, sizes, loss
-
-
-def test_page__the_command_asks_the_annotator_again(tmp_path):
-    config = {"data": "photos", "method": "coreg", "model": "resnet32", "views": "pixels", "classes": NAMES}
-    config |= {"templates": "photo27", "annotator": {"model": "a/clip", "kind": "two towers", "rule": "top_k"}}
-    config["annotator"] |= {"top_k": 5, "templates": "photo27", "n_templates": 27}
-    page, _ = page_of(tmp_path, config=config)
-    words = "--model resnet32 --annotator a/clip --rule top_k --top-k 5 --templates photo27 --classes CLASSES"
-    assert words in page
-    config |= {"model": "a/clip", "views": "embeddings", "n_views": 2}
-    page, _ = page_of(tmp_path, config=config)
-    assert "--model a/clip --n-views 2 --templates photo27 --rule top_k --top-k 5 --classes CLASSES" in page

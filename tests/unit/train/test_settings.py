@@ -4,7 +4,8 @@ import pytest
 
 from labelwright.errors import ConfigError
 from labelwright.methods import cvs
-from labelwright.train.settings import TrainSettings, apply_overrides, parse_assignments
+from labelwright.pipeline.settings import parse_assignments
+from labelwright.train.settings import TrainSettings, apply_overrides
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,135 @@
+"""What `fit` makes of a plan before it trains: features, candidates, text features, networks, the number of classes."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from labelwright.annotators.annotator import Guesses, texts_of
+from labelwright.annotators.chat import Estimate
+from labelwright.annotators.describe import ask_for, mismatched_classes
+from labelwright.annotators.training_candidates import Guesser
+from labelwright.data.prepare import Prepared, is_embeddings
+from labelwright.encoders.embed import concepts_of, embed
+from labelwright.encoders.nets import EncoderNets, OwnNets
+from labelwright.encoders.templates import templates_named
+from labelwright.methods.cap_margin import with_chosen_margin
+from labelwright.pipeline.novel import count_novel, feats_of, with_novel
+from labelwright.pipeline.resolve import Plan
+from labelwright.train.seeds import derive_seed
+from labelwright.train.settings import TrainSettings
+from labelwright.types import BuildNet, Concepts, Task
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that training and its end need.
+
+    Attributes:
+      prepared: the images, with stored features if the method sees such, and classes beyond the named ones.
+      task: what the recipe may know.
+      build: makes networks.
+      cfg: the recipe's Config, complete.
+      guesser, guesses: who guessed the candidates of the training images, and what; None if they came with the data.
+      evidence: how the number of novel classes was estimated; None if it was not.
+    """
+
+    prepared: Prepared
+    task: Task
+    build: BuildNet
+    cfg: TrainSettings
+    guesser: Guesser | None
+    guesses: Guesses | None
+    evidence: Mapping[str, Any] | None
+
+
+def prepare_job(plan: Plan, seconds: dict[str, float], approve: Callable[[Estimate], bool] | None) -> Job:
+    """Embed, annotate, read the class names, build, count novel classes.
+
+    Args:
+      plan: of `resolve`.
+      seconds: by phase; those spent here are added.
+      approve: see `fit`.
+
+    Raises: LabelwrightError subclasses for what only these steps can find.
+    """
+    settings, accelerator, prepared, encoder = plan.settings, plan.accelerator, plan.prepared, plan.encoder
+    device, precision = accelerator.device, settings.precision
+    if encoder is not None and plan.views == "embeddings":
+        with _clock(seconds, "embed"):  # test images in the un-augmented view alone
+            train = embed(prepared.train, encoder, prepared.view, n_views=settings.n_views, device=device)
+            test = prepared.test and embed(prepared.test, encoder, prepared.view, n_views=0, device=device)
+            prepared = dataclasses.replace(prepared, train=train, test=test)
+    guesser, guesses = None, None
+    if plan.annotator is not None:
+        guesser = Guesser(plan.annotator, encoder, device, precision, settings.cache_limit_gb)
+        with _clock(seconds, "annotate"):
+            accelerator.wait_for_everyone()  # for the folder to be there
+            guesses = guesser.guesses(
+                plan.run.path, prepared.train, n_processes=accelerator.num_processes, approve=approve
+            )
+            table = dataclasses.replace(prepared.train.table, candidates=guesses.candidates)
+            prepared = dataclasses.replace(prepared, train=dataclasses.replace(prepared.train, table=table))
+    concepts = _concepts(plan, prepared, guesses)
+    build = _nets(plan, prepared, concepts)
+    clusters = guesser.clusters(prepared.train) if guesser is not None and plan.views == "pixels" else None
+    n_novel, evidence = count_novel(
+        plan.run,
+        prepared.train.table,
+        prepared.situation.n_novel,
+        lambda: feats_of(copy.copy(build)(1), prepared, device, precision),
+        seed=settings.seed,
+        writes=accelerator.is_main_process,
+    )
+    task = dataclasses.replace(prepared.train.table.task(n_novel=n_novel), concepts=concepts, clusters=clusters)
+    prepared = with_novel(prepared, n_novel) if n_novel else prepared
+    views = prepared.train.views(prepared.view)
+    cfg = with_chosen_margin(
+        plan.method.recipe, plan.cfg, task, views, build, options=plan.options, folder=plan.run.path
+    )
+    return Job(prepared, task, build, cfg, guesser, guesses, evidence)
+
+
+@contextmanager
+def _clock(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    seconds[phase] = time.monotonic() - began
+
+
+def _concepts(plan: Plan, prepared: Prepared, guesses: Guesses | None) -> Concepts | None:
+    """Text features of the class names, with descriptions; asked of a chat model where the user named one."""
+    if plan.encoder is None or plan.encoder.tower is None:
+        return None if prepared.class_feats is None else Concepts(*prepared.class_feats)
+    tower, names = plan.encoder.tower, prepared.train.table.class_names
+    texts: Mapping[str, Sequence[str]] = plan.texts
+    asked_as = names if guesses is None else texts_of(names, guesses.counts)
+    concepts = concepts_of(tower, asked_as, templates=plan.templates, descriptions=texts)
+    if plan.settings.describe_with is None:
+        return concepts
+    which = mismatched_classes(prepared, plan.encoder, concepts, device=plan.accelerator.device)
+    path = plan.run.path / "descriptions.json"
+    asked = ask_for(names, which, plan.settings.describe_with, chat_url=plan.settings.chat_url, path=path)
+    merged = {name: (*texts.get(name, ()), *asked.get(name, ())) for name in names}
+    return concepts_of(tower, names, templates=plan.templates, descriptions=merged)
+
+
+def _nets(plan: Plan, prepared: Prepared, concepts: Concepts | None) -> BuildNet:
+    settings, encoder, stored = plan.settings, plan.encoder, prepared.train.stored
+    if encoder is None and not is_embeddings(settings.data):
+        return OwnNets(plan.model, prepared.size_px, settings.pretrained, tuple(settings.freeze), settings.seed)
+    n_features = encoder.n_features if encoder is not None else stored.n_features if stored is not None else 0
+    return EncoderNets(
+        n_features=n_features,
+        concepts=concepts,
+        encoder=encoder,
+        is_stored=plan.views == "embeddings",
+        class_names=prepared.train.table.class_names,
+        template=templates_named(plan.templates)[0],
+        seed=derive_seed(settings.seed, "net", 1),
+    )

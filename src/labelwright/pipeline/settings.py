@@ -1,0 +1,523 @@
+"""Every setting of `fit`, once: signature, checks, flags and help, config.yaml and the command that repeats a run.
+
+A setting is a field made by `setting`; nothing else lists them. This module imports nothing heavy: the command line
+reads it before anything else is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import shlex
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from labelwright.errors import ConfigError, DataError
+
+REQUIRED = dataclasses.MISSING
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def setting(
+    default: Any,
+    text: str,
+    *,
+    example: str = "",
+    also: tuple[type, ...] = (),
+    low: float | None = None,
+    high: float | None = None,
+) -> Any:
+    """A field of a settings class.
+
+    Args:
+      default: its value where the user gives none; REQUIRED if there is no such value.
+      text: what it does, for the help, the docstring and docs/cli.md.
+      example: words of a command that sets it.
+      also: types that Python may pass besides the annotated one, as a table for a path.
+      low, high: range of a number, both ends allowed.
+    """
+    metadata = {"text": text, "example": example, "also": also, "low": low, "high": high}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """What the images are and what is known of them."""
+
+    data: str = setting(
+        REQUIRED,
+        "folder, table (.csv .jsonl .parquet), hub data set, or embeddings (.npy .npz .parquet)",
+        example="photos/",
+        also=(object,),
+    )
+    test: str | None = setting(
+        None,
+        "images to score on; none: those that the data calls test, else a share is held out",
+        example="--test test.csv",
+        also=(object,),
+    )
+    test_frac: float = setting(
+        0.2,
+        "share of the labelled images held out when there are no test images; 0: none",
+        example="--test-frac 0.1",
+        low=0,
+        high=1,
+    )
+    classes: str | None = setting(
+        None,
+        "file with one class name per line, fixing names and order; in Python also a list of names",
+        example="--classes names.txt",
+        also=(Path, list, tuple),
+    )
+    novel: str | None = setting(
+        None,
+        "a number, a range such as 3-12, or auto: classes outside the list may be present",
+        example="--novel auto",
+        also=(int,),
+    )
+    group: str | None = setting(
+        None,
+        "column whose rows belong together, such as the frames of one track; never split between train and test",
+        example="--group track",
+    )
+    on_bad: Literal["stop", "skip"] = setting(
+        "stop", "unusable rows: stop with a report of all of them, or skip and list them", example="--on-bad skip"
+    )
+    size: int | None = setting(
+        None,
+        "side in px of the square images that the network sees; none: from the images, or the model's own",
+        example="--size 64",
+        low=8,
+    )
+    flip: Literal["auto", "on", "off"] = setting(
+        "auto", "do mirrored images keep their class? auto looks at the class names", example="--flip off"
+    )
+    cache_limit_gb: float = setting(
+        16.0, "decoded images above this are streamed instead of cached", example="--cache-limit-gb 4", low=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """What network looks at the images."""
+
+    model: str = setting(
+        "auto",
+        "resnet32, resnet18, preact_resnet18; a transformers model by id or path (CLIP, SigLIP, any vision "
+        "model); or the run folder of pretrain or fit, for its backbone",
+        example="--model openai/clip-vit-base-patch32",
+        also=(Path,),
+    )
+    pretrained: bool = setting(True, "start a transformers model from its weights", example="--no-pretrained")
+    freeze: tuple[str, ...] = setting(
+        (), "patterns of parameter names to leave as they are", example="--freeze 'backbone.*'", also=(list,)
+    )
+    views: Literal["auto", "pixels", "embeddings"] = setting(
+        "auto",
+        "pixels, or embeddings of a frozen model, made once and kept in the cache; auto: what suits the method",
+        example="--views embeddings",
+    )
+    n_views: int = setting(2, "weak and strong views embedded of every image", example="--n-views 4", low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSettings:
+    """What class names are read with, and who guesses labels before training."""
+
+    templates: str = setting(
+        "auto",
+        "what class names are put into: one, short, long, photo27, a file with one per line, or a text with {}; "
+        "auto: photo27 for methods that learn from candidates, else one",
+        example="--templates photo27",
+        also=(Path,),
+    )
+    descriptions: str | None = setting(
+        None,
+        "JSON or YAML file {class: texts}: how classes look; a text replaces a name only where it explains the "
+        "images better; in Python also a mapping",
+        example="--descriptions looks.json",
+        also=(Path, Mapping),
+    )
+    describe_with: str | None = setting(
+        None,
+        "chat model to ask how the classes look whose name fits no image; nothing is asked without it",
+        example="--describe-with gpt-4o-mini",
+    )
+    vocabulary: str | None = setting(
+        None,
+        "file of words, one per line, that discovered classes may be named by; with --novel and a text model",
+        example="--vocabulary words.txt",
+        also=(Path,),
+    )
+    annotator: str | None = setting(
+        None,
+        "vision-language or chat model that gives every image candidate labels first, where the data has none; "
+        "none: --model, if that is a vision-language model",
+        example="--annotator llava-hf/llava-1.5-7b-hf",
+        also=(Path,),
+    )
+    rule: Literal["union", "top_k", "ratio", "mean"] = setting(
+        "top_k", "which classes become candidates; not for chat models", example="--rule union"
+    )
+    top_k: int = setting(
+        5, "candidates per image of --rule top_k, at most half of the classes", example="--top-k 3", low=1
+    )
+    ratio: float = setting(
+        0.5,
+        "of --rule ratio: classes with at least this share of the highest probability",
+        example="--ratio 0.3",
+        low=0,
+        high=1,
+    )
+    phrasings: int = setting(3, "questions per image put to a chat annotator", example="--phrasings 1", low=1)
+    chat_url: str | None = setting(
+        None,
+        "base URL of an OpenAI-compatible endpoint; none: OPENAI_BASE_URL, else OpenAI's",
+        example="--chat-url http://localhost:8000/v1",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSettings:
+    """How to learn."""
+
+    method: str = setting(
+        "auto",
+        "name of a method; auto: the one that fits the situation, see `labelwright inspect`",
+        example="--method cap",
+    )
+    epochs: int | None = setting(
+        None, "passes over the training images; none: the method's own, on a CPU fewer", example="--epochs 30", low=1
+    )
+    set: tuple[str, ...] = setting(
+        (),
+        "KEY=VALUE ...: settings of the method; in Python a mapping",
+        example="--set lr=0.05 tau=1.0",
+        also=(Mapping, list),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Where and how to run."""
+
+    out: str = setting(REQUIRED, "run folder: absent or empty, unless --resume", example="--out run", also=(Path,))
+    seed: int = setting(0, "of everything random", example="--seed 1", low=0)
+    device: str = setting("auto", "auto, cpu or cuda", example="--device cuda")
+    precision: str = setting(
+        "auto", "auto, bf16 or fp32; auto is bf16 where the hardware has it", example="--precision fp32"
+    )
+    resume: bool = setting(False, "continue the run in --out where it stopped", example="--resume")
+    checkpoint_minutes: float = setting(
+        5.0, "at most this much work is lost to a kill", example="--checkpoint-minutes 1", low=0
+    )
+    evaluations: int = setting(
+        10, "times the test images are scored while training; for the curves only", example="--evaluations 0", low=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings(RunSettings, MethodSettings, TextSettings, ModelSettings, DataSettings):
+    """Every setting of `fit`."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    def overrides(self) -> dict[str, object]:
+        """Settings of the method that the user gave: values, or their text.
+
+        Example:
+          >>> FitSettings(data="photos", out="run", set=("lr=0.1",), epochs=3).overrides
+          {'lr': '0.1', 'epochs': 3}
+        """
+        given = dict(self.set) if isinstance(self.set, Mapping) else parse_assignments(self.set)
+        return given | ({} if self.epochs is None else {"epochs": self.epochs})
+
+
+GROUPS: Mapping[str, type[Any]] = {
+    "data": DataSettings,
+    "model": ModelSettings,
+    "text": TextSettings,
+    "method": MethodSettings,
+    "run": RunSettings,
+}
+"""Groups of the settings of `fit`, in the order of its help."""
+
+OF_THE_COMMAND = ("out", "resume")
+"""Settings of one call, not of what a run is: config.yaml leaves them out."""
+
+OF_NO_RESULT = ("checkpoint_minutes", "evaluations", "cache_limit_gb")
+"""Settings that change nothing of what is learned: they may differ when a run is resumed."""
+
+
+# ---- checks ---------------------------------------------------------------------------------------------------------
+
+
+def check(settings: Any) -> None:
+    """Refuse a setting of the wrong type or outside its range.
+
+    Raises: ConfigError naming it and what it must be.
+
+    Example:
+      >>> FitSettings(data="photos", out="run", test_frac=2.0)
+      Traceback (most recent call last):
+      labelwright.errors.ConfigError: test_frac=2.0 is not possible
+        fix: test_frac must be at most 1
+    """
+    hints = hints_of(type(settings))
+    for field in dataclasses.fields(settings):
+        value, note = getattr(settings, field.name), field.metadata
+        if not (fits(value, hints[field.name]) or isinstance(value, note["also"])):
+            raise ConfigError(
+                f"{field.name}={value!r} is not possible", fix=f"{field.name} must be {words_of(hints[field.name])}"
+            )
+        low, high = note["low"], note["high"]
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            if low is not None and not value >= low:
+                raise ConfigError(f"{field.name}={value} is not possible", fix=f"{field.name} must be at least {low:g}")
+            if high is not None and not value <= high:
+                raise ConfigError(f"{field.name}={value} is not possible", fix=f"{field.name} must be at most {high:g}")
+
+
+def hints_of(settings: type[Any]) -> dict[str, Any]:
+    """Field -> type, of a settings class."""
+    return typing.get_type_hints(settings)
+
+
+def fits(value: object, hint: Any) -> bool:
+    """Whether a value is of a type that a setting may have.
+
+    Example:
+      >>> fits(1, float), fits(True, int), fits("a", Literal["a", "b"]), fits(None, int | None)
+      (True, False, True, True)
+    """
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, arg) for arg in args)
+    if origin is Literal:
+        return value in args
+    if origin is tuple:
+        return isinstance(value, tuple) and all(fits(item, args[0]) for item in value)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def words_of(hint: Any) -> str:
+    """A type as a message names it.
+
+    Example:
+      >>> words_of(int | None), words_of(Literal["stop", "skip"]), words_of(tuple[str, ...])
+      ('a whole number or none', 'stop or skip', 'a list of texts')
+    """
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(words_of(arg) for arg in args)
+    if origin is Literal:
+        return " or ".join(map(str, args))
+    if origin is tuple:
+        return "a list of texts"
+    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "none"}[hint]
+
+
+def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
+    """``["lr=0.2", "epochs=3"]`` -> ``{"lr": "0.2", "epochs": "3"}``.
+
+    Raises: ConfigError for an item without ``=``.
+
+    Example:
+      >>> parse_assignments(["lr=0.2"])
+      {'lr': '0.2'}
+    """
+    found = {}
+    for item in assignments:
+        key, equals, value = item.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set {item!r} is not KEY=VALUE", fix="write it as --set lr=0.05")
+        found[key.strip()] = value.strip()
+    return found
+
+
+# ---- config.yaml and the command ------------------------------------------------------------------------------------
+
+
+def to_config(settings: FitSettings) -> dict[str, Any]:
+    """What config.yaml keeps of the settings, for `from_config`: paths absolute, everything as YAML has it."""
+    kept = {}
+    for field in dataclasses.fields(settings):
+        if field.name not in OF_THE_COMMAND:
+            kept[field.name] = _plain(getattr(settings, field.name))
+    given = settings.set if isinstance(settings.set, Mapping) else parse_assignments(settings.set)
+    return kept | {"set": {str(key): _plain(value) for key, value in given.items()}}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (str, Path)):
+        path = Path(value).expanduser()
+        is_path = isinstance(value, Path) or "/" in value or path.suffix != ""
+        return str(path.resolve()) if is_path and path.exists() else str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    return f"<{type(value).__name__} in memory>"
+
+
+def from_config(path: str | Path) -> dict[str, Any]:
+    """Settings kept in the config.yaml of a run, as keyword arguments of `FitSettings`.
+
+    Raises: DataError if it cannot be read; ConfigError for keys that are no settings, or data that was in memory.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise DataError(f"{path} cannot be read ({error})", fix="give the config.yaml of a run") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds no keys and values", fix="give the config.yaml of a run")
+    content.pop("resolved", None)
+    names = [field.name for field in dataclasses.fields(FitSettings)]
+    for key, value in content.items():
+        if key not in names:
+            raise ConfigError(f"{path}: unknown setting {key!r}", fix=_closest(key, names))
+        if isinstance(value, str) and value.endswith(" in memory>"):
+            raise ConfigError(f"{path}: {key} was {value[1:-1]}, which no file keeps", fix=f"give {key} again")
+        content[key] = tuple(value) if isinstance(value, list) else value
+    return content
+
+
+def settings_of(config: str | Path | None, given: Mapping[str, Any]) -> FitSettings:
+    """The settings of a call: those given, on top of those of a config.yaml.
+
+    Raises: ConfigError for an unknown or missing setting, with the closest valid names.
+
+    Example:
+      >>> settings_of(None, {"data": "photos", "out": "run", "epoch": 3})
+      Traceback (most recent call last):
+      labelwright.errors.ConfigError: unknown setting 'epoch'
+        fix: did you mean epochs?
+    """
+    names = [field.name for field in dataclasses.fields(FitSettings)]
+    for key in given:
+        if key not in names:
+            raise ConfigError(f"unknown setting {key!r}", fix=_closest(key, names))
+    values = {**({} if config is None else from_config(config)), **given}
+    for field in dataclasses.fields(FitSettings):
+        if field.default is REQUIRED and field.name not in values:
+            raise ConfigError(f"{field.name} is missing", fix=f"give it: {field.metadata['example']}")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return FitSettings(**values)
+
+
+def _closest(key: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(key, names, n=1)
+    return (
+        f"did you mean {close[0]}?" if close else f"settings of a method go into set; those of fit: {', '.join(names)}"
+    )
+
+
+def command_of(config: Mapping[str, Any], *, path: Path = Path("run")) -> str:
+    """The command line that was typed for a run, or one that reads its config.yaml where Python gave what no flag can.
+
+    Args:
+      config: content of config.yaml.
+      path: the run folder.
+
+    Example:
+      >>> command_of(to_config(FitSettings(data="photos", out="run", method="cap", set=("lr=0.1",), pretrained=False)))
+      'labelwright fit photos --no-pretrained --method cap --set lr=0.1 --out run-again'
+    """
+    if not config.get("data"):
+        return ""
+    words, again = ["labelwright", "fit"], f"{path.resolve().name}-again"
+    for field in fields():
+        if field.name in OF_THE_COMMAND or field.name not in config:
+            continue
+        value = config[field.name]
+        default = list(field.default) if isinstance(field.default, tuple) else field.default
+        if value == default:
+            continue
+        flag = f"--{field.name.replace('_', '-')}"
+        is_plain = isinstance(value, (str, int, float)) and not str(value).endswith(" in memory>")
+        if field.name == "set":
+            value = assignments_of(value)
+            if not value:
+                continue
+        if isinstance(value, list) and field.name in ("set", "freeze"):
+            words += [flag, *map(str, value)]
+        elif not is_plain:
+            return shlex.join(["labelwright", "fit", "--config", str(path / "config.yaml"), "--out", again])
+        elif isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        else:
+            words += [str(value)] if field.name == "data" else [flag, str(value)]
+    return shlex.join([*words, "--out", again])
+
+
+def assignments_of(given: Mapping[str, Any]) -> list[str]:
+    """Settings of a method as words after ``--set``.
+
+    Example:
+      >>> assignments_of({"lr": 0.1, "step_at_frac": (0.5, 0.75)})
+      ['lr=0.1', 'step_at_frac=0.5,0.75']
+    """
+    return [
+        f"{key}={','.join(map(str, value)) if isinstance(value, (list, tuple)) else value}"
+        for key, value in given.items()
+    ]
+
+
+# ---- what is generated ----------------------------------------------------------------------------------------------
+
+
+def fields() -> Iterator[dataclasses.Field[Any]]:
+    """The settings of `fit` in the order of their groups."""
+    for group in GROUPS.values():
+        yield from dataclasses.fields(group)
+
+
+def documented(function: Function) -> Function:
+    """A decorator that gives `fit` the signature and the docstring that its settings are."""
+    parameters = [inspect.Parameter("data", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=Any)]
+    lines = []
+    hints = hints_of(FitSettings)
+    for field in fields():
+        note = field.metadata
+        if field.name != "data":
+            default = inspect.Parameter.empty if field.default is REQUIRED else field.default
+            parameters.append(
+                inspect.Parameter(
+                    field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name]
+                )
+            )
+        lines.append(f"      {field.name}: {note['text']}. Default: {default_words(field.default)}.")
+    own = inspect.signature(function).parameters
+    parameters += [own[name] for name in ("config", "approve")]
+    function.__signature__ = inspect.Signature(parameters, return_annotation="Run")  # type: ignore[attr-defined]
+    function.__doc__ = (function.__doc__ or "").replace("      SETTINGS", "\n".join(lines))
+    return function
+
+
+def default_words(default: Any) -> str:
+    """A default as help and documents show it.
+
+    Example:
+      >>> default_words(()), default_words(True), default_words(REQUIRED)
+      ('none', 'on', 'required')
+    """
+    if default is REQUIRED:
+        return "required"
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return "none" if default in (None, ()) else str(default)
