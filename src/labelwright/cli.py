@@ -179,6 +179,7 @@ class Bench:
     jobs: int = 1  # cells run side by side, each on its share of the cores
     model: str | None = None  # of tables on a target pool, or of coreg-pixels a run of pretrain; id or path
     descriptions: str | None = None  # JSON {dataset: {class: texts}} of the cells with descriptions
+    csv: str | None = None  # file of results that the finished cells are added to, a row per seed and metric
     device: str = "auto"  # auto, cpu or cuda
 
 

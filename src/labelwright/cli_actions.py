@@ -336,6 +336,7 @@ def bench(command: cli.Bench) -> None:
             device=command.device,
             model=command.model,
             descriptions=command.descriptions,
+            csv=command.csv,
         )
     )
 

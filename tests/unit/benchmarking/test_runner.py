@@ -15,7 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from labelwright import api
+from labelwright import api, cli
 from labelwright.benchmarking import runner
 from labelwright.benchmarking.grid import BenchTable, Cell, Given
 from labelwright.benchmarking.results import read_rows
@@ -101,6 +101,8 @@ def test_bench__another_file_than_one_of_results_is_found_before_the_cells_run(f
     (tmp_path / "labels.csv").write_text("path,label\n")
     with pytest.raises(DataError, match="is not a file of results"):
         runner.bench("gtsrb", data=folder, out=tmp_path / "bench", csv=tmp_path / "labels.csv")
+    words = ["bench", "--table", "gtsrb", "--out", str(tmp_path / "bench"), "--csv", str(tmp_path / "labels.csv")]
+    assert cli.run(words) == 2
     assert not (tmp_path / "bench").exists()
 
 
