@@ -185,6 +185,10 @@ VERBS: dict[str, Callable[..., Any]] = {
         data=(str | None, setting(None, "folder that holds the data sets' files; none: the hub, by name")),
         out=(str, setting("bench", "folder of the finished cells; those already there are not run again")),
         seeds=(tuple[int, ...], setting((), "seeds to run; the table's own if absent")),
+        csv=(
+            str | None,
+            setting(None, "file of results that every finished cell is added to", example="--csv results.csv"),
+        ),
         full=(bool, setting(False, "the published schedule instead of the reduced one")),
         jobs=(int, setting(1, "cells run side by side, each on its share of the cores")),
         model=(

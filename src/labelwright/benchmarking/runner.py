@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labelwright import api
+from labelwright.benchmarking.finished import folder_of, summary_of
 from labelwright.benchmarking.grid import FULL, BenchTable, Given, Guessing
 from labelwright.benchmarking.pools import as_given, converted, descriptions_of, probs_of, target_pool
-from labelwright.benchmarking.printing import folder_of, format_table, summary_of
+from labelwright.benchmarking.printing import format_table
+from labelwright.benchmarking.results import add_rows, read_rows, result_rows
 from labelwright.benchmarking.tables import TABLES
 from labelwright.data import splits
 from labelwright.data.cards import dataset_card
@@ -40,6 +42,7 @@ def bench(
     device: str = "auto",
     model: str | None = None,
     descriptions: str | Path | None = None,
+    csv: str | Path | None = None,
 ) -> str:
     """Run the cells of a benchmark table that are not finished yet, and return the table as Markdown.
 
@@ -56,11 +59,13 @@ def bench(
         `coreg-pixels` a run of `pretrain` that the network starts from, or None: from random weights.
       descriptions: JSON, {dataset: {class: texts}}, for cells with descriptions; None = descriptions.json beside the
         model's folder. Cells finished with other ones are not run again: give another ``out``.
+      csv: file of results (see benchmarking.results) that the finished cells are added to, a row for each seed and
+        metric; None = none.
 
     Returns: Markdown: mean and standard deviation over the seeds, published numbers, seconds, hardware, commit.
 
     Raises: ConfigError for a table or cell that does not exist, or a model where none belongs or none is named;
-      OfflineError if the data cannot be reached.
+      DataError for a ``csv`` that is not a file of results; OfflineError if the data cannot be reached.
     """
     if table is None:
         return "\n".join(f"{name:20} {t.title}; cells: {', '.join(t.cells)}" for name, t in TABLES.items())
@@ -68,6 +73,8 @@ def bench(
     if full and grid.at_full is not None:
         grid = grid.at_full
     _check_fits(table, grid, model=model, full=full)
+    if csv is not None and Path(csv).exists():
+        read_rows(Path(csv))  # a file that cannot be added to is found before the cells run
     wanted = list(cells) or list(grid.cells)
     for name in wanted:
         if name not in grid.cells:
@@ -87,7 +94,10 @@ def bench(
         for name, seed in missing:
             folder = folder_of(root, grid, name, seed)
             run_cell(grid, name, seed, train, test, folder=folder, full=full, device=device, start=model)
-    return format_table(grid, root, wanted, list(seeds or grid.seeds), full=full)
+    every = list(seeds or grid.seeds)
+    if csv is not None:
+        add_rows(Path(csv), list(result_rows(table, grid, root, wanted, every, full=full, model=model)))
+    return format_table(grid, root, wanted, every, full=full)
 
 
 def table_data(grid: BenchTable, data: str | Path | None, *, full: bool = False) -> tuple[LabelTable, LabelTable]:

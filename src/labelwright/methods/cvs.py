@@ -24,7 +24,7 @@ Departures from the paper, each a setting
  3  warm-up, T0 and the moving average are shares of the training, so that a short run has the same shape as 200 epochs.
 
 Command: labelwright fit DATA --method cvs --out RUN
-Results: docs/benchmarks.md (table cifar10-lt-100 and the kappa table).
+Results: docs/benchmarks.md; docs/results, tables cifar10-lt-100 and kappa.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Config(TrainSettings):
     tau: float = 0.9  # strength of the log prior in the offset (reference)
     rho: float = 0.15  # power of the inverse prior in the deferred weights (reference)
     # T0: share of the epochs after which CLA + re-weighting replace MLA. None = 0.8 from 100 epochs on (reference: 160
-    # of 200) and 0.5 below: phase 2 of a short run is over before it has moved anything (docs/benchmarks.md, T0).
+    # of 200) and 0.5 below: phase 2 of a short run is over before it has moved anything (docs/results, switch).
     switch_frac: float | None = None
     plain_frac: float = 0.05  # share of the epochs with plain cross-entropy at the start (reference: 10 of 200)
     kappa_from: Literal["heldout", "batches", "none"] = "heldout"  # rows that the slopes are fitted on
@@ -78,7 +78,7 @@ class Config(TrainSettings):
     heldout_min_rows: int = 10  # per class on average; a smaller slice is not held out, kappa stays 1 (reference: 10)
     kappa_against: Literal["confidence", "logit"] = "confidence"  # of kappa*; the paper's text says logit
     # kappa is the slope, as the paper's text has it, or 1 / slope, as the reference run takes it. Only the slope makes
-    # an overconfident class harder to predict; with its inverse it feeds on itself (docs/benchmarks.md).
+    # an overconfident class harder to predict; with its inverse it feeds on itself (docs/results, kappa).
     kappa_is: Literal["slope", "inverse_slope"] = "slope"
     kappa_net_decay: float = 0.99  # slopes are read off the weights averaged with this decay per step; 0 = the weights
     kappa_fit: Literal["least_squares", "huber"] = "least_squares"  # huber: bins off the line count less (App. C.5)

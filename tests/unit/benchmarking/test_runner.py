@@ -15,13 +15,14 @@ import pytest
 import yaml
 from PIL import Image
 
-from labelwright import api
+from labelwright import api, cli
 from labelwright.benchmarking import runner
 from labelwright.benchmarking.grid import BenchTable, Cell, Given
+from labelwright.benchmarking.results import read_rows
 from labelwright.benchmarking.tables import TABLES
 from labelwright.data.registry import open_dataset
 from labelwright.data.table import LabelTable
-from labelwright.errors import ConfigError
+from labelwright.errors import ConfigError, DataError
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -86,9 +87,23 @@ def test_bench__runs_a_cell_once_and_prints_what_it_scored(folder: Path, tmp_pat
     assert "71.25" in first
     assert "REDUCED to 6 epochs" in first
     # the ablation is on the same images and schedule: it reads the cell that is there
-    again = runner.bench("ablation", **arguments)  # type: ignore[arg-type]
+    file = tmp_path / "results.csv"
+    again = runner.bench("ablation", csv=file, **arguments)  # type: ignore[arg-type]
     assert path.stat().st_mtime_ns == written
     assert f"{100 * summary['test']['balanced_accuracy']:.1f}" in again
+    (row,) = (row for row in read_rows(file) if row["metric"] == "balanced_accuracy")
+    assert (row["table"], row["cell"], row["seed"]) == ("ablation", "ce", "3")
+    assert row["value"] == f"{100 * summary['test']['balanced_accuracy']:.2f}"
+    assert row["commit"] == json.loads((path.parent / "environment.json").read_text())["commit"]
+
+
+def test_bench__another_file_than_one_of_results_is_found_before_the_cells_run(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("path,label\n")
+    with pytest.raises(DataError, match="is not a file of results"):
+        runner.bench("gtsrb", data=folder, out=tmp_path / "bench", csv=tmp_path / "labels.csv")
+    words = ["bench", "--table", "gtsrb", "--out", str(tmp_path / "bench"), "--csv", str(tmp_path / "labels.csv")]
+    assert cli.run(words) == 2
+    assert not (tmp_path / "bench").exists()
 
 
 MODEL = "labelwright/digits-clip"
