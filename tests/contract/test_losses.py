@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from labelwright.adjust.adjustment import Adjustment
 from labelwright.errors import ConfigError, DataError
 from labelwright.losses import candidates, soft_targets
 from labelwright.losses import classification as losses
@@ -73,9 +74,13 @@ PRIOR = [n / sum(COUNTS) for n in COUNTS]
 MARGINS = torch.tensor([0.1, 0.2, 0.3, 0.5], dtype=torch.float64)
 MULTIPLIER = torch.tensor([1.0, 0.9, 0.8, 0.5], dtype=torch.float64)
 OFFSET = torch.tensor(PRIOR, dtype=torch.float64).log()
+PAIRS = torch.tensor([[0.0, 0.3, -0.2, 0.1], [1.0, 0.0, 0.5, 0.2], [0.1, 0.2, 0.0, 0.3], [0.4, 0.6, 0.8, 0.0]]).double()
 
 LOSSES = {
     "cross_entropy": losses.cross_entropy,
+    "adjusted_cross_entropy": partial(
+        losses.adjusted_cross_entropy, adjustment=Adjustment(MULTIPLIER, OFFSET, -MARGINS, PAIRS)
+    ),
     "soft_cross_entropy": on_targets(losses.soft_cross_entropy),
     "focal": partial(losses.focal, power=1.5),
     "balanced_softmax": partial(losses.balanced_softmax, log_prior=OFFSET),
@@ -125,6 +130,11 @@ def oracle(name, row, label, feats):
         row = [5 * (v - (MARGINS[k].item() if k == label else 0)) for k, v in enumerate(row)]
     if name == "vector_scaled_cross_entropy":
         row = [v * MULTIPLIER[k].item() + math.log(PRIOR[k]) for k, v in enumerate(row)]
+    if name == "adjusted_cross_entropy":
+        row = [
+            v * MULTIPLIER[k].item() + math.log(PRIOR[k]) + PAIRS[label][k].item() - MARGINS[k].item() * (k == label)
+            for k, v in enumerate(row)
+        ]
     value = -math.log(softmax_list(row)[label])
     if name == "influence_balanced":
         gap = sum(abs(p[k] - (k == label)) for k in range(C))
@@ -159,6 +169,19 @@ def test_oracle(name):
 # Two classes with logits [log 3, 0]: p = [3/4, 1/4]; label 1 unless said otherwise.
 WORKED = {
     "cross_entropy": (losses.cross_entropy, math.log(4)),
+    # 2 log 3 + log 2 + log 3 = log 54 against log 2 + log 5 = log 10: 1 + 5.4
+    "adjusted_cross_entropy": (
+        partial(
+            losses.adjusted_cross_entropy,
+            adjustment=Adjustment(
+                multiplier=torch.tensor([2.0, 1.0]),
+                offset=torch.tensor([math.log(2), 0.0]),
+                target_margin=torch.tensor([99.0, math.log(2)]),
+                pair_margin=torch.tensor([[99.0, 99.0], [math.log(3), math.log(5)]]),
+            ),
+        ),
+        math.log(6.4),
+    ),
     "soft_cross_entropy": (
         lambda f, y, **rest: losses.soft_cross_entropy(f, torch.tensor([[0.25, 0.75]]), temperature=1.0, **rest),
         0.25 * math.log(4 / 3) + 0.75 * math.log(4),
@@ -207,6 +230,13 @@ def test_worked_number(name):
 
 LIMITS = {
     "cross_entropy": losses.cross_entropy,
+    # one constant on all logits of a row
+    "adjusted_cross_entropy": partial(
+        losses.adjusted_cross_entropy,
+        adjustment=Adjustment(
+            torch.ones(C), torch.full((C,), 7.0), torch.zeros(C), pair_margin=torch.arange(C)[:, None].expand(C, C)
+        ),
+    ),
     "soft_cross_entropy": lambda f, y: losses.soft_cross_entropy(f, F.one_hot(y, C).double()),
     "focal": partial(losses.focal, power=0.0),
     "balanced_softmax": partial(losses.balanced_softmax, log_prior=torch.full((C,), -math.log(C)).double()),

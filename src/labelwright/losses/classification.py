@@ -17,6 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from labelwright.adjust.adjustment import Adjustment, adjusted_logits
 from labelwright.errors import ConfigError, DataError
 from labelwright.losses._reduce import Reduce, blank_rows, check_rows, kept_rows, reduce_loss
 
@@ -53,6 +54,51 @@ def cross_entropy(
     return vector_scaled_cross_entropy(
         logits, labels, class_weight=class_weight, weights=weights, where=where, reduce=reduce
     )
+
+
+def adjusted_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    adjustment: Adjustment,
+    *,
+    class_weight: Tensor | None = None,
+    weights: Tensor | None = None,
+    where: Tensor | None = None,
+    reduce: Reduce = "mean",
+) -> Tensor:
+    """Cross-entropy of adjusted logits, -a_y log softmax(g)_y with g of `adjust.adjustment.adjusted_logits`.
+
+    Logit adjustment, vector scaling, LDAM, both phases of CVS and the margins of CAP and LPS are values of
+    ``adjustment``; adjust.fixed, adjust.confusion and adjust.pace make them.
+
+    Args:
+      logits: [B, C] float.
+      labels: [B] int, -1 = left out.
+      adjustment: see `adjust.adjustment.Adjustment`.
+      class_weight: [C] float >= 0, weight of the rows of class k; None = 1. (alpha)
+      weights: [B] float >= 0, see the module.
+      where: [B] bool, see the module.
+      reduce: see the module; the mean is divided by the sum of ``weights * class_weight[labels]``.
+
+    Returns: scalar, or [B] if reduce="none".
+
+    Raises:
+      DataError: shapes do not fit.
+
+    Source: Kini et al. 2021 (arXiv 2103.01550), Eq. (2); arXiv 2310.04752, Sec. 3. Differs: with margins.
+
+    Example: 2 * [0, log 2] + [log 4, 0] = [log 4, log 4]: the loss is log 2.
+      >>> logits, two = torch.tensor([[1.0, 2.0]]).log(), torch.tensor([2.0, 2.0])
+      >>> even = Adjustment(multiplier=two, offset=torch.tensor([4.0, 1.0]).log())
+      >>> round(adjusted_cross_entropy(logits, torch.tensor([1]), even).item(), 4)
+      0.6931
+    """
+    check_rows(logits, labels=labels, weights=weights, where=where)
+    kept = kept_rows(labels, where)
+    labels = blank_rows(kept, labels).long()
+    adjusted = adjusted_logits(blank_rows(kept, _at_least_float32(logits)), labels, adjustment)
+    loss = -_log_probs(adjusted).gather(1, labels[:, None]).squeeze(1)  # [B, C] -> [B]
+    return reduce_loss(loss, where=kept, weights=_row_weights(weights, class_weight, labels, logits), reduce=reduce)
 
 
 def soft_cross_entropy(
