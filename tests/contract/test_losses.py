@@ -83,9 +83,6 @@ LOSSES = {
     ),
     "soft_cross_entropy": on_targets(losses.soft_cross_entropy),
     "focal": partial(losses.focal, power=1.5),
-    "balanced_softmax": partial(losses.balanced_softmax, log_prior=OFFSET),
-    "ldam": partial(losses.ldam, margins=MARGINS, scale=5.0),
-    "vector_scaled_cross_entropy": partial(losses.vector_scaled_cross_entropy, multiplier=MULTIPLIER, offset=OFFSET),
     "influence_balanced": influence,
     "partial_cross_entropy": on_sets(candidates.partial_cross_entropy, eps=0.01),
     "complementary_loss": on_sets(candidates.complementary_loss, eps=0.01),
@@ -122,14 +119,6 @@ def oracle(name, row, label, feats):
         return sum((p[k] - (0.7 if k == label else 0.1)) ** 2 for k in range(C)) / C
     if name == "focal":
         return -((1 - p[label]) ** 1.5) * math.log(p[label])
-    if name == "balanced_softmax":
-        return -math.log(
-            COUNTS[label] * math.exp(row[label]) / sum(n * math.exp(v) for n, v in zip(COUNTS, row, strict=True))
-        )
-    if name == "ldam":
-        row = [5 * (v - (MARGINS[k].item() if k == label else 0)) for k, v in enumerate(row)]
-    if name == "vector_scaled_cross_entropy":
-        row = [v * MULTIPLIER[k].item() + math.log(PRIOR[k]) for k, v in enumerate(row)]
     if name == "adjusted_cross_entropy":
         row = [
             v * MULTIPLIER[k].item() + math.log(PRIOR[k]) + PAIRS[label][k].item() - MARGINS[k].item() * (k == label)
@@ -187,19 +176,6 @@ WORKED = {
         0.25 * math.log(4 / 3) + 0.75 * math.log(4),
     ),
     "focal": (partial(losses.focal, power=2.0), (3 / 4) ** 2 * math.log(4)),
-    # shares [1/4, 3/4] cancel the logits
-    "balanced_softmax": (partial(losses.balanced_softmax, log_prior=torch.tensor([1.0, 3.0]).log()), math.log(2)),
-    # margin log 2 and scale 2: [2 log 3, -2 log 2], (9 + 1/4) / (1/4) = 37
-    "ldam": (partial(losses.ldam, margins=torch.tensor([0.0, math.log(2)]), scale=2.0), math.log(37)),
-    # 2 * log 3 + log 2 against 0: 1 + 18
-    "vector_scaled_cross_entropy": (
-        partial(
-            losses.vector_scaled_cross_entropy,
-            multiplier=torch.tensor([2.0, 1.0]),
-            offset=torch.tensor([math.log(2), 0.0]),
-        ),
-        math.log(19),
-    ),
     # |p - onehot|_1 = 3/2, |h|_1 = 4
     "influence_balanced": (
         partial(losses.influence_balanced, feats=torch.tensor([[3.0, -1.0]]), scale=1.0),
@@ -239,11 +215,6 @@ LIMITS = {
     ),
     "soft_cross_entropy": lambda f, y: losses.soft_cross_entropy(f, F.one_hot(y, C).double()),
     "focal": partial(losses.focal, power=0.0),
-    "balanced_softmax": partial(losses.balanced_softmax, log_prior=torch.full((C,), -math.log(C)).double()),
-    "ldam": partial(losses.ldam, margins=torch.zeros(C).double(), scale=1.0),
-    "vector_scaled_cross_entropy": partial(
-        losses.vector_scaled_cross_entropy, multiplier=torch.ones(C), offset=torch.full((C,), 7.0)
-    ),
     # without features the divisor is its 0.001
     "influence_balanced": partial(losses.influence_balanced, feats=torch.zeros(B, D), scale=1e-3),
     "partial_cross_entropy": lambda f, y: candidates.partial_cross_entropy(f, F.one_hot(y, C).bool(), eps=0),

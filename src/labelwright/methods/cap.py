@@ -42,10 +42,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from labelwright.adjust import confusion
+from labelwright.adjust.adjustment import Adjustment
 from labelwright.encoders.aligned import AlignedNet
 from labelwright.encoders.residual import ResidualAdapter
 from labelwright.errors import ConfigError
 from labelwright.labels.alignment import Aligned, align, main_set_size, surest_rows
+from labelwright.losses.classification import adjusted_cross_entropy
 from labelwright.metrics.agreement import Watch, warnings_of
 from labelwright.train.processes import mean_share
 from labelwright.train.settings import TrainSettings, require
@@ -192,7 +194,7 @@ def plan(cfg: Config, task: Task, state: State, epoch: int) -> EpochPlan:
 
 def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], clock: Clock) -> StepResult:
     """Three cross-entropies, each with the margin of its (pseudo)label."""
-    main, margin = _main(state), state.adjust["margin"]
+    main, adjustment = _main(state), Adjustment(pair_margin=state.adjust["margin"])
     t = main.class_feats()
     logs: dict[str, Tensor | float] = {}
     loss = t.sum() * 0.0
@@ -201,12 +203,12 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
         batch = batches["main"]
         y = state.memory["pseudolabels"][batch.rows]
         f = main.logits(main.adapted(main.features(batch.x)), t)
-        logs["loss_main"] = F.cross_entropy(f + margin[y], y)  # Eq. (8)
+        logs["loss_main"] = adjusted_cross_entropy(f, y, adjustment)  # Eq. (8)
         loss, n_kept = loss + logs["loss_main"], n_kept + len(y)
     if "labelled" in batches:
         batch = batches["labelled"]
         f = main.logits(main.adapted(main.features(batch.x)), t)
-        logs["loss_labelled"] = F.cross_entropy(f + margin[batch.labels], batch.labels)
+        logs["loss_labelled"] = adjusted_cross_entropy(f, batch.labels, adjustment)
         n_labelled = int((task.labels >= 0).sum())
         weight = min(1.0, n_labelled / max(len(state.memory["main_rows"]), 1))
         loss, n_kept = loss + weight * logs["loss_labelled"], n_kept + len(batch.rows)
@@ -219,9 +221,9 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
         logs["confident_frac"] = kept.float().mean()
         z = main.features(strong)
         z = main.adapted(z) if cfg.shared_adapter else state.nets["pseudo"](z)
-        each = F.cross_entropy(main.logits(z, t.detach() if cfg.isolate_text else t) + margin[y], y, reduction="none")
+        f = main.logits(z, t.detach() if cfg.isolate_text else t)
         n_sure = kept.sum()
-        logs["loss_self"] = (each * kept).sum() / n_sure.clamp(min=1) * mean_share(n_sure.float())  # Eq. (9)
+        logs["loss_self"] = adjusted_cross_entropy(f, y, adjustment, where=kept) * mean_share(n_sure.float())  # Eq. (9)
         loss, n_kept = loss + logs["loss_self"], n_kept + int(n_sure)
     return StepResult(loss, max(n_kept, 1), state, {k: torch.as_tensor(v).detach() for k, v in logs.items()})
 
@@ -241,7 +243,7 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
         similarity = confusion.rescaled_similarity(t, _prototypes(state, passes, task.n_classes))
         scale = float(cfg.margin_scale if cfg.margin_scale != "auto" else 12.0) * main.towers.logit_scale / 100
         paces = confusion.pace(counts, expected * allowed)
-        margin = confusion.confusion_margin(similarity, paces, scale=scale)  # Eq. (6)
+        margin = cast(Tensor, confusion.confusion_margin(similarity, paces, scale=scale).pair_margin)  # Eq. (6)
     memory = dict(state.memory)
     watch = Watch.from_dict(memory["watch"])
     logs = watch.describe(predicted, confidence, t, expected, threshold=cfg.confidence)

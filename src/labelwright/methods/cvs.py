@@ -40,8 +40,9 @@ from torch import Tensor
 
 from labelwright.adjust import fixed
 from labelwright.adjust import slopes as calibration
+from labelwright.adjust.adjustment import Adjustment
 from labelwright.data import splits
-from labelwright.losses.classification import vector_scaled_cross_entropy
+from labelwright.losses.classification import adjusted_cross_entropy
 from labelwright.losses.mixup import mixup
 from labelwright.train.plans import steps_for
 from labelwright.train.processes import gather_rows, mean_share
@@ -139,20 +140,20 @@ def plan(cfg: Config, task: Task, state: State, epoch: int) -> EpochPlan:
 
 
 def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], clock: Clock) -> StepResult:
-    """One term: the vector-scaled cross-entropy of the phase."""
+    """One term: the cross-entropy with the adjustment of the phase."""
     x, labels = batches["train"].x, batches["train"].labels
     mixed = mixup(x, labels, alpha=cfg.mixup_alpha, generator=generator(clock.seed, "mixup", clock.epoch, clock.step))
     logits = state.nets["main"](mixed.x)
     prior, adjust = fixed.prior(task.counts), state.adjust
-    multiplier = offset = weight = None
+    adjustment, weight = Adjustment(), None
     if clock.epoch >= switch_epoch(cfg):
-        offset = fixed.cla_offset(prior, adjust["kappa_additive"], strength=cfg.tau)  # Delta of CLA
-        weight = fixed.inverse_prior_weights(task.counts, power=cfg.rho)  # alpha of deferred re-weighting
+        adjustment = fixed.additive_adjustment(prior, adjust["kappa_additive"], strength=cfg.tau)  # 8
+        weight = fixed.inverse_prior_weights(task.counts, power=cfg.rho)  # 9
     elif clock.epoch_frac >= cfg.plain_frac * cfg.epochs:
-        multiplier = fixed.mla_multiplier(prior, adjust["kappa_multiplicative"], power=cfg.gamma)  # beta of MLA
+        adjustment = fixed.multiplicative_adjustment(prior, adjust["kappa_multiplicative"], power=cfg.gamma)  # 4
 
     def loss_of(targets: Tensor) -> Tensor:
-        return vector_scaled_cross_entropy(logits, targets, multiplier=multiplier, offset=offset, class_weight=weight)
+        return adjusted_cross_entropy(logits, targets, adjustment, class_weight=weight)
 
     loss = mixed.lam * loss_of(labels) + (1 - mixed.lam) * loss_of(labels[mixed.permutation])
     right = (logits.detach().argmax(1) == labels).float()

@@ -126,30 +126,24 @@ def _focal(
 def _balanced_softmax(
     cfg: Config, counts: Tensor, weight: Weight, clock: Clock, logits: Tensor, labels: Tensor, _: Tensor
 ) -> Tensor:
-    rows = None if weight is None else weight[labels]
-    return classification.balanced_softmax(logits, labels, log_prior=fixed.log_prior(counts), weights=rows)
+    return classification.adjusted_cross_entropy(logits, labels, fixed.logit_adjustment(counts), class_weight=weight)
 
 
 def _ldam(
     cfg: Config, counts: Tensor, weight: Weight, clock: Clock, logits: Tensor, labels: Tensor, _: Tensor
 ) -> Tensor:
-    margins = fixed.ldam_margins(counts, max_margin=cfg.max_margin)
-    return classification.ldam(logits, labels, margins=margins, scale=cfg.scale, class_weight=weight)
+    margins = fixed.ldam(counts, max_margin=cfg.max_margin, scale=cfg.scale)
+    return classification.adjusted_cross_entropy(logits, labels, margins, class_weight=weight)
 
 
 def _la(cfg: Config, counts: Tensor, weight: Weight, clock: Clock, logits: Tensor, labels: Tensor, _: Tensor) -> Tensor:
-    offset = fixed.la_offset(counts, strength=cfg.tau)
-    return classification.vector_scaled_cross_entropy(logits, labels, offset=offset, class_weight=weight)
+    offset = fixed.logit_adjustment(counts, strength=cfg.tau)
+    return classification.adjusted_cross_entropy(logits, labels, offset, class_weight=weight)
 
 
 def _vs(cfg: Config, counts: Tensor, weight: Weight, clock: Clock, logits: Tensor, labels: Tensor, _: Tensor) -> Tensor:
-    return classification.vector_scaled_cross_entropy(
-        logits,
-        labels,
-        multiplier=fixed.vs_multiplier(counts, power=cfg.gamma),
-        offset=fixed.la_offset(counts, strength=cfg.tau),
-        class_weight=weight,
-    )
+    scaling = fixed.vector_scaling(counts, power=cfg.gamma, strength=cfg.tau)
+    return classification.adjusted_cross_entropy(logits, labels, scaling, class_weight=weight)
 
 
 def _ib(
