@@ -121,11 +121,12 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     weight = cfg.residual_weight or 1 / towers.logit_scale
     adapters = [ResidualAdapter(n_features, weight=weight) for _ in range(3)]
     main = AlignedNet(towers, visual=adapters[0], textual=adapters[1])
-    n = task.n_classes
+    n, device = task.n_classes, task.labels.device
+    nothing = torch.zeros(0, dtype=torch.int64, device=device)
     return State(
         nets={"main": main} if cfg.shared_adapter else {"main": main, "pseudo": adapters[2]},
-        adjust={"margin": torch.zeros(n, n), "prior": torch.full((n,), 1 / n)},
-        memory={"main_rows": torch.zeros(0, dtype=torch.int64), "main_labels": torch.zeros(0, dtype=torch.int64)},
+        adjust={"margin": torch.zeros(n, n, device=device), "prior": torch.full((n,), 1 / n, device=device)},
+        memory={"main_rows": nothing, "main_labels": nothing},
     )
 
 

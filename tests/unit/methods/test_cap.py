@@ -165,6 +165,14 @@ def test_pool_unseen__without_an_unseen_class_is_any() -> None:
 # ---- losses, adapters, prediction ------------------------------------------------------------------------------------
 
 
+def test_setup__tensors_are_where_the_labels_are() -> None:
+    """The first epoch's margins are those of setup, and are looked up by labels on the training device."""
+    task = task_of(UNKNOWN.to("meta"))
+    assert task.concepts is not None
+    state = cap.setup(cap.Config(), task, tiny.BuildTowers(task.concepts))
+    assert {tensor.device.type for tensor in (*state.adjust.values(), *state.memory.values())} == {"meta"}
+
+
 def test_step__a_wrong_label_is_learned_for_it_stays_what_was_given() -> None:
     labels = UNKNOWN.clone()
     labels[(TRUTH == 0).nonzero().flatten()] = 1  # all twenty ants are called bees
