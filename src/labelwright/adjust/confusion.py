@@ -28,13 +28,15 @@ def rescaled_similarity(text_feats: Tensor, prototypes: Tensor) -> Tensor:
     return low + (sims - low) * (1 - low) / (high - low).clamp(min=1e-12)
 
 
-def pace(counts: Tensor, expected: Tensor) -> Tensor:
+def pace(counts: Tensor, expected: Tensor, *, labelled_only: Tensor | None = None) -> Tensor:
     """How far each class has got with its pseudolabels, against what is expected of it: 1 = as far as the furthest.
 
     Args:
-      counts: [C] pseudolabels per class.
+      counts: [C] pseudolabels per class; labelled images of a labelled-only class.
       expected: [C] float, pseudolabels that each class should have, in any unit; equal for all in the paper. Classes
-        of which none is expected count as 1.
+        of which none is expected count as 1 and are not compared with.
+      labelled_only: [C] bool, classes without unlabelled images: the others are compared with them too, and they
+        themselves count as 1; None = no class.
 
     Returns: [C] float, 0 to 1.
 
@@ -44,11 +46,10 @@ def pace(counts: Tensor, expected: Tensor) -> Tensor:
       >>> pace(torch.tensor([80.0, 8.0, 4.0]), torch.tensor([100.0, 10.0, 10.0])).tolist()
       [1.0, 1.0, 0.5]
     """
-    ratio = counts.double() / expected.double().clamp(min=1e-9)
-    wanted = expected > 0
-    ratio = torch.where(wanted, ratio, 0.0)
+    ratio = torch.where(expected > 0, counts.double() / expected.double().clamp(min=1e-9), 0.0)
     ratio = ratio / ratio.amax().clamp(min=1e-12)
-    return torch.where(wanted, ratio, 1.0).to(torch.get_default_dtype())
+    is_compared = expected > 0 if labelled_only is None else (expected > 0) & ~labelled_only
+    return torch.where(is_compared, ratio, 1.0).to(torch.get_default_dtype())
 
 
 def confusion_margin(similarity: Tensor, paces: Tensor, *, scale: float) -> Adjustment:

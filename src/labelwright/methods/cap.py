@@ -12,7 +12,8 @@ Margin" (2025), arXiv 2505.02056.
  7                   + CE(f + M[y, :], y) on the main set                                                Eq. (8)
  8                   + CE(f' + M[y', :], y') on strong views, y' = argmax f if its confidence > tau      Eq. (9)
  9     f = logits with the main adapter on images and the text adapter on classes, f' with the pseudo adapter
-10  after each epoch: r = pseudolabels per class / (N pi); S = max(t.t, prototype.prototype), rows to [min, 1]
+10  after each epoch: r = pseudolabels per class / (N pi), over the largest; S = max(t.t, prototype.prototype), rows
+    to [min, 1]; a class without unlabelled images takes part in the largest with its labelled ones, and has r = 1
 11     M[i, j] = (1 - r_i)/(1 + r_i) (max r - min r) m S[i, j], diagonal 0; M = 0 in the first epoch     Eq. (6)
 12  every 5 epochs the main set grows, by the model's own surest pseudolabels
 13  at the end: the state whose answers agree best with clusters of the images, a criterion without labels
@@ -243,7 +244,8 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
         t = main.class_feats()
         similarity = confusion.rescaled_similarity(t, _prototypes(state, passes, task.n_classes))
         scale = float(cfg.margin_scale if cfg.margin_scale != "auto" else 12.0) * main.towers.logit_scale / 100
-        paces = confusion.pace(counts, expected * allowed)
+        own = torch.where(allowed, counts, task.counts)  # a class without unlabelled images has its labelled ones
+        paces = confusion.pace(own, expected, labelled_only=~allowed)
         margin = cast(Tensor, confusion.confusion_margin(similarity, paces, scale=scale).pair_margin)  # Eq. (6)
     memory = dict(state.memory)
     watch = Watch.from_dict(memory["watch"])

@@ -111,6 +111,21 @@ def test_pace__a_class_of_which_none_is_expected_sets_no_pace():
     assert got.tolist() == [1.0, 1.0, 0.5]
 
 
+def test_pace__labelled_only_classes_are_compared_with_and_keep_pace():
+    counts, seen = torch.tensor([400, 80, 40]), torch.tensor([True, False, False])
+    assert pace(counts, torch.ones(3), labelled_only=seen).tolist() == pytest.approx([1.0, 0.2, 0.1])  # over 400
+    without = pace(counts, torch.tensor([0.0, 1.0, 1.0]))  # over 80: as if the labelled-only class were not there
+    assert without.tolist() == [1.0, 1.0, 0.5]
+    few = pace(torch.tensor([4, 80, 40]), torch.ones(3), labelled_only=seen)
+    assert few.tolist() == [1.0, 1.0, 0.5]  # too few labelled images to be the largest, and yet 1
+
+
+def test_pace__labelled_only_classes_against_expected_counts():
+    counts, expected = torch.tensor([30, 45, 10]), torch.tensor([10.0, 30.0, 10.0])
+    found = pace(counts, expected, labelled_only=torch.tensor([True, False, False]))
+    assert found.tolist() == pytest.approx([1.0, 1.5 / 3, 1 / 3])
+
+
 @pytest.mark.parametrize("scale", [0.0, 1.9, 12.0])
 def test_confusion_margin__by_loops(scale):
     similarity = rescaled_similarity(unit(6, 4, seed=5), unit(6, 4, seed=6))

@@ -156,6 +156,26 @@ def test_pool_unseen__no_seen_class_is_ever_a_pseudolabel(tmp_path: Path, monkey
     assert set(torch.cat(given).tolist()) == {0, 1, 2, 3}
 
 
+def test_pool_unseen__with_equal_shares_classes_are_compared_with_labelled_only_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found: list[Tensor] = []
+    inner = cap.confusion.pace
+
+    def spying(*counts_and_expected: Tensor, **rest: Any) -> Tensor:
+        found.append(inner(*counts_and_expected, **rest))
+        return found[-1]
+
+    monkeypatch.setattr(cap.confusion, "pace", spying)
+    labels = torch.where(TRUTH == 0, TRUTH, UNKNOWN)  # all twenty ants, and no other image; the classifier is right
+    margin = run(labels, pool="unseen", share_from="uniform").state.adjust["margin"]
+    assert found[-1].tolist() == pytest.approx([1.0, 12 / 20, 8 / 20, 8 / 20])  # over twelve, bees would be at 1
+    assert margin[0].abs().max() == 0
+    assert margin[1:].amax(1).min() > 0
+    run(labels, pool="unseen")  # shares of unlabelled images, of which no ant is expected: each class has its own
+    assert found[-1].tolist() == pytest.approx([1.0] * 4, abs=0.1)
+
+
 def test_pool_unseen__without_an_unseen_class_is_any() -> None:
     labels = first_of(0, 1, 2, 3)
     first, second = (run(labels, pool=pool) for pool in ("unseen", "any"))
