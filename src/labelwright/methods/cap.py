@@ -42,8 +42,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from labelwright.adjust import confusion
+from labelwright.adjust import confusion, named
 from labelwright.adjust.adjustment import Adjustment
+from labelwright.adjust.pace import normalised
 from labelwright.encoders.aligned import AlignedNet
 from labelwright.encoders.residual import ResidualAdapter
 from labelwright.errors import ConfigError
@@ -88,6 +89,7 @@ class Config(TrainSettings):
     growth_frac: float = 0.7  # share of the epochs after which the main set grows no more (Sec. 3.2)
     share_from: Literal["beliefs", "uniform"] = "beliefs"  # expected shares of the classes; uniform = paper
     margin_scale: float | Literal["auto"] = 12.0  # m at logit_scale 100 (Sec. 4.1); "auto" chooses without labels
+    adjust: str | None = None  # adjustments added to the margin of line 11, e.g. pace+la: names of adjust.named
     confidence: float = 0.85  # tau (Sec. 4.1; 0.5 on Aircraft)
     use_self_training: bool = True  # line 8
     shared_adapter: bool = False  # True trains one visual adapter with all losses (ablation)
@@ -99,6 +101,7 @@ class Config(TrainSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        named.names_of(self.adjust)
         for key in ("steps_per_epoch", "start_size", "max_size", "grow_every_epochs"):
             require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
         for key in ("max_ratio", "growth_frac"):
@@ -123,10 +126,14 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     adapters = [ResidualAdapter(n_features, weight=weight) for _ in range(3)]
     main = AlignedNet(towers, visual=adapters[0], textual=adapters[1])
     n, device = task.n_classes, task.labels.device
+    even = torch.full((n,), 1 / n, device=device)
+    adjust: dict[str, Any] = {"margin": torch.zeros(n, n, device=device), "prior": even}
+    if cfg.adjust:
+        adjust["named"] = named.init(torch.ones_like(even), even)
     nothing = torch.zeros(0, dtype=torch.int64, device=device)
     return State(
         nets={"main": main} if cfg.shared_adapter else {"main": main, "pseudo": adapters[2]},
-        adjust={"margin": torch.zeros(n, n, device=device), "prior": torch.full((n,), 1 / n, device=device)},
+        adjust=adjust,
         memory={"main_rows": nothing, "main_labels": nothing},
     )
 
@@ -197,6 +204,8 @@ def plan(cfg: Config, task: Task, state: State, epoch: int) -> EpochPlan:
 def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], clock: Clock) -> StepResult:
     """Three cross-entropies, each with the margin of its (pseudo)label."""
     main, adjustment = _main(state), Adjustment(pair_margin=state.adjust["margin"])
+    if cfg.adjust:
+        adjustment += named.adjustment(cfg.adjust, state.adjust["named"])
     t = main.class_feats()
     logs: dict[str, Tensor | float] = {}
     loss = t.sum() * 0.0
@@ -247,6 +256,11 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
         own = torch.where(allowed, counts, task.counts)  # a class without unlabelled images has its labelled ones
         paces = confusion.pace(own, expected, labelled_only=~allowed)
         margin = cast(Tensor, confusion.confusion_margin(similarity, paces, scale=scale).pair_margin)  # Eq. (6)
+    adjust = {**state.adjust, "margin": margin}
+    if cfg.adjust:
+        known = torch.bincount(torch.where(_unlabelled(task), predicted, task.labels), minlength=task.n_classes).float()
+        prior = normalised(expected * allowed + task.counts)
+        adjust["named"] = named.update(adjust["named"], predicted=known, counts=known, prior=prior, decay=0.0)
     memory = dict(state.memory)
     watch = Watch.from_dict(memory["watch"])
     logs = watch.describe(predicted, confidence, t, expected, threshold=cfg.confidence)
@@ -257,7 +271,7 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
         memory["best"] = {"score": logs["cluster_agreement"], "epoch": epoch, "nets": _trained_tensors(state)}
     if (epoch + 1) % cfg.grow_every_epochs == 0 and not is_last:
         memory |= _grown(cfg, task, memory, predicted, confidence, expected, epoch + 1)
-    state = dataclasses.replace(state, adjust={**state.adjust, "margin": margin}, memory=memory)
+    state = dataclasses.replace(state, adjust=adjust, memory=memory)
     if is_last:
         logs |= _finish(cfg, task, state, watch, margin, logs)
     return state, logs

@@ -35,7 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from labelwright.adjust import fixed
+from labelwright.adjust import fixed, named
 from labelwright.adjust import slopes as calibration
 from labelwright.adjust.adjustment import Adjustment
 from labelwright.adjust.pace import Direction, class_distribution, divergence, pace_margin
@@ -75,6 +75,7 @@ class Config(OpenWorldSettings):
     novel_confidence: tuple[float, float] = (0.4, 0.8)  # line 3, of novel ones, at the first epoch and at the end
     margin: Literal["pace", "none", "ldam", "la", "cvs"] = "pace"  # line 5, or what else the counts ask for
     margin_scale: float = 10.0  # C (Sec. 4.1)
+    adjust: str | None = None  # adjustments added to that of line 5, e.g. la: names of adjust.named
     direction: Direction = "prior_to_estimate"  # of D in line 5
     temperature: float = 0.4  # of lines 7 and 8, divides the cosines (Sec. 4.1)
     positives: Literal["many", "single"] = "many"  # line 7: rows of one target, or the other view alone (ablation)
@@ -85,6 +86,7 @@ class Config(OpenWorldSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        named.names_of(self.adjust)
         require(self.settle_rounds >= 0, "settle_rounds", self.settle_rounds, "0 or more")
         ends = self.novel_confidence
         fine = len(ends) == 2 and all(0 <= c <= 1 for c in ends)
@@ -99,8 +101,11 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     """One classifier with an output for every seen and every novel class."""
     check_task(cfg, task, "lps")
     state = state_of(cfg, task, build_net, divergences=[], epoch_sums=torch.zeros(2, device=task.labels.device))
-    kappa = torch.ones(task.n_classes, device=task.labels.device)
-    return dataclasses.replace(state, adjust={"kappa": kappa})
+    ones = torch.ones(task.n_classes, device=task.labels.device)
+    adjust: dict[str, Any] = {"kappa": ones}
+    if cfg.adjust:
+        adjust["named"] = named.init(ones, state.memory["prior"])
+    return dataclasses.replace(state, adjust=adjust)
 
 
 def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State, Mapping[str, Any]]:
@@ -138,6 +143,11 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
     estimate = class_distribution(probs, where=is_sure)  # 4
     apart = divergence(estimate, prior, direction=cfg.direction)
     adjustment = own_adjustment(cfg, estimate, prior, state.adjust["kappa"], n_rows=is_sure.sum())  # 5
+    if cfg.adjust:
+        counts = estimate * is_sure.sum()
+        found = named.update(state.adjust["named"], predicted=counts, counts=counts, prior=prior, decay=0.0)
+        state = dataclasses.replace(state, adjust={**state.adjust, "named": found})
+        adjustment += named.adjustment(cfg.adjust, found)
     each = terms(cfg, logits, targets, is_sure, labels, adjustment)
     loss = sum(each.values(), torch.zeros((), device=labels.device))  # 10
     hidden = labels < 0
@@ -252,7 +262,7 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
     memory["epoch_sums"] = torch.zeros_like(memory["epoch_sums"])
     state = dataclasses.replace(state, memory=memory)
     if cfg.margin == "cvs":
-        state = dataclasses.replace(state, adjust={"kappa": _kappa(task, state, passes)})
+        state = dataclasses.replace(state, adjust={**state.adjust, "kappa": _kappa(task, state, passes)})
     state, told = _looked(cfg, task, state, passes)
     told["warnings"] = pace_warnings(
         told, memory["divergences"], epoch=epoch, n_epochs=cfg.epochs, n_named=n_seen(task)

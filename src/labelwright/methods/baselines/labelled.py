@@ -6,6 +6,7 @@ effective number from a share of the training on: deferred re-weighting (Cao 201
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -13,11 +14,11 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from labelwright.adjust import fixed
+from labelwright.adjust import fixed, named
 from labelwright.adjust.adjustment import Adjustment, adjusted_logits
 from labelwright.losses.classification import cross_entropy
 from labelwright.train.plans import steps_for
-from labelwright.train.processes import mean_share
+from labelwright.train.processes import gather_rows, mean_share
 from labelwright.train.settings import TrainSettings
 from labelwright.types import (
     Batch,
@@ -40,6 +41,11 @@ class LabelledSettings(TrainSettings):
 
     view: Literal["weak", "strong"] = "weak"  # augmentation of the training images
     effective_beta: float = 0.9999  # of the class weights: share of images that overlap (Cui 2019)
+    adjust: str | None = None  # adjustments added to the baseline's own, e.g. pace+la: names of adjust.named
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        named.names_of(self.adjust)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +109,8 @@ class LabelledRecipe:
 
     def setup(self, cfg: LabelledSettings, task: Task, build_net: BuildNet) -> State:
         """One network."""
-        return State(nets={"main": build_net(task.n_classes, head=self.head)})
+        adjust = {"named": named.init(task.counts, fixed.prior(task.counts))} if cfg.adjust else {}
+        return State(nets={"main": build_net(task.n_classes, head=self.head)}, adjust=adjust)
 
     def begin(self, cfg: LabelledSettings, task: Task, state: State, passes: Passes) -> tuple[State, Mapping[str, Any]]:
         """Nothing: everything is known before the first pass."""
@@ -124,7 +131,14 @@ class LabelledRecipe:
         weight = None
         if clock.epoch >= self.weighted_from_frac(cfg) * clock.n_epochs:
             weight = fixed.effective_number_weights(task.counts, beta=cfg.effective_beta)
-        adjusted = adjusted_logits(logits, batch.labels, self.adjustment(cfg, task.counts))
+        adjustment = self.adjustment(cfg, task.counts)
+        if cfg.adjust:
+            scale = Adjustment(adjustment.multiplier) if self.head == "cosine" else Adjustment()
+            probs = adjusted_logits(logits.detach(), batch.labels, scale).softmax(1)  # cosines say little before it
+            found = named.update(state.adjust["named"], predicted=gather_rows(probs).sum(0))
+            state = dataclasses.replace(state, adjust={"named": found})
+            adjustment += named.adjustment(cfg.adjust, found)
+        adjusted = adjusted_logits(logits, batch.labels, adjustment)
         loss = self.loss(cfg, Seen(adjusted, batch.labels, feats, weight, clock))
         if weight is not None:
             loss = loss * mean_share(weight[batch.labels].sum())  # several processes: one weighted mean
