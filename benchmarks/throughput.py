@@ -23,9 +23,9 @@ from labelwright.data.cache import PixelCache
 from labelwright.data.read import load
 from labelwright.data.views import PixelViews, ViewSettings
 from labelwright.encoders import backbones
-from labelwright.methods.baselines import long_tailed
+from labelwright.methods.baselines import ce
 from labelwright.train.loop import LoopOptions, train
-from labelwright.types import Recipe, Task
+from labelwright.types import Task
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 
@@ -66,10 +66,9 @@ def plain_images_per_second(images: NDArray[np.uint8], labels: NDArray[np.int64]
 
 def loop_images_per_second(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> tuple[float, float]:
     """One epoch of labelwright's loop: images/s, and the share of the time spent making batches."""
-    recipe: Recipe = long_tailed  # type: ignore[assignment]
     trained = train(
-        recipe,
-        long_tailed.Config(epochs=1),
+        ce.RECIPE,
+        ce.Config(epochs=1),
         Task(torch.from_numpy(labels), tuple("0123456789")),
         PixelViews(PixelCache(images), ViewSettings(mean=MEAN, std=STD)),
         lambda n, head="linear": backbones.build("resnet32", n, head=head, image_size_px=32, seed=0),  # type: ignore[misc]

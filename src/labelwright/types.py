@@ -423,7 +423,7 @@ class BuildNet(Protocol):
 
 
 class Recipe(Protocol):
-    """A method: a module with these seven names (see methods/cvs.py for how one reads)."""
+    """A method: a module, or an object, with these seven names (see methods/cvs.py for how one reads)."""
 
     @property
     def Config(self) -> type[Any]: ...  # noqa: N802  (the recipe's frozen dataclass)

@@ -12,6 +12,11 @@ from labelwright.adjust import slopes as calibration
 COUNTS = torch.tensor([400, 100, 25, 4])
 
 
+def field(name, function, **knobs):
+    """One tensor of the adjustment that a function of counts makes."""
+    return lambda counts: getattr(function(counts, **knobs), name)
+
+
 def from_prior(function, **knobs):
     return lambda counts: function(fixed.prior(counts), torch.ones(len(counts)), **knobs)
 
@@ -22,15 +27,13 @@ ADJUSTMENTS = {
     "log_prior": (fixed.log_prior, 1),
     "effective_number_weights": (partial(fixed.effective_number_weights, beta=0.99), -1),
     "inverse_prior_weights": (partial(fixed.inverse_prior_weights, power=0.5), -1),
-    "ldam_margins": (fixed.ldam_margins, -1),
-    "la_offset": (partial(fixed.la_offset, strength=0.9), 1),
-    "vs_multiplier": (partial(fixed.vs_multiplier, power=0.15), 1),
-    "mla_multiplier": (from_prior(fixed.mla_multiplier, power=0.15), 1),
-    "cla_offset": (from_prior(fixed.cla_offset, strength=0.9), 1),
+    "logit_adjustment": (field("offset", fixed.logit_adjustment, strength=0.9), 1),
+    "vector_scaling": (field("multiplier", fixed.vector_scaling, power=0.15), 1),
+    "ldam": (field("target_margin", fixed.ldam), 1),
+    "multiplicative_adjustment": (field("multiplier", from_prior(fixed.multiplicative_adjustment, power=0.15)), 1),
+    "additive_adjustment": (field("offset", from_prior(fixed.additive_adjustment, strength=0.9)), 1),
 }
-OF_LOGITS_OR_EPOCHS = {"deferred", "add_log_prior", "subtract_log_prior"}  # tested in tests/unit/adjust/test_fixed.py
-
-
+OF_LOGITS = {"subtract_log_prior"}  # tested in tests/unit/adjust/test_fixed.py
 OF_CONFUSION = {"rescaled_similarity", "pace", "confusion_margin"}  # contract at the end of this file
 
 
@@ -43,7 +46,7 @@ def public_of(module):
 
 
 def test_every_public_adjustment_is_here():
-    assert public_of(fixed) == set(ADJUSTMENTS) | OF_LOGITS_OR_EPOCHS
+    assert public_of(fixed) == set(ADJUSTMENTS) | OF_LOGITS
     assert public_of(confusion) == OF_CONFUSION
 
 
@@ -104,7 +107,7 @@ def confusion_of(order, dtype=torch.float32):
     images = unit(torch.randn(5, 8, generator=draw, dtype=torch.float64), dim=1)[order].to(dtype)
     paces = confusion.pace(torch.tensor([400, 0, 25, 4, 90])[order], torch.tensor([0.5, 0.1, 0.1, 0.1, 0.2])[order])
     similarity = confusion.rescaled_similarity(text, images)
-    margin = confusion.confusion_margin(similarity, paces.to(dtype), scale=12.0)
+    margin = confusion.confusion_margin(similarity, paces.to(dtype), scale=12.0).pair_margin
     return {"pace": paces, "rescaled_similarity": similarity, "confusion_margin": margin}
 
 

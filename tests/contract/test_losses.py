@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from labelwright.adjust.adjustment import Adjustment
 from labelwright.errors import ConfigError, DataError
 from labelwright.losses import candidates, soft_targets
 from labelwright.losses import classification as losses
@@ -73,14 +74,15 @@ PRIOR = [n / sum(COUNTS) for n in COUNTS]
 MARGINS = torch.tensor([0.1, 0.2, 0.3, 0.5], dtype=torch.float64)
 MULTIPLIER = torch.tensor([1.0, 0.9, 0.8, 0.5], dtype=torch.float64)
 OFFSET = torch.tensor(PRIOR, dtype=torch.float64).log()
+PAIRS = torch.tensor([[0.0, 0.3, -0.2, 0.1], [1.0, 0.0, 0.5, 0.2], [0.1, 0.2, 0.0, 0.3], [0.4, 0.6, 0.8, 0.0]]).double()
 
 LOSSES = {
     "cross_entropy": losses.cross_entropy,
+    "adjusted_cross_entropy": partial(
+        losses.adjusted_cross_entropy, adjustment=Adjustment(MULTIPLIER, OFFSET, -MARGINS, PAIRS)
+    ),
     "soft_cross_entropy": on_targets(losses.soft_cross_entropy),
     "focal": partial(losses.focal, power=1.5),
-    "balanced_softmax": partial(losses.balanced_softmax, log_prior=OFFSET),
-    "ldam": partial(losses.ldam, margins=MARGINS, scale=5.0),
-    "vector_scaled_cross_entropy": partial(losses.vector_scaled_cross_entropy, multiplier=MULTIPLIER, offset=OFFSET),
     "influence_balanced": influence,
     "partial_cross_entropy": on_sets(candidates.partial_cross_entropy, eps=0.01),
     "complementary_loss": on_sets(candidates.complementary_loss, eps=0.01),
@@ -117,14 +119,11 @@ def oracle(name, row, label, feats):
         return sum((p[k] - (0.7 if k == label else 0.1)) ** 2 for k in range(C)) / C
     if name == "focal":
         return -((1 - p[label]) ** 1.5) * math.log(p[label])
-    if name == "balanced_softmax":
-        return -math.log(
-            COUNTS[label] * math.exp(row[label]) / sum(n * math.exp(v) for n, v in zip(COUNTS, row, strict=True))
-        )
-    if name == "ldam":
-        row = [5 * (v - (MARGINS[k].item() if k == label else 0)) for k, v in enumerate(row)]
-    if name == "vector_scaled_cross_entropy":
-        row = [v * MULTIPLIER[k].item() + math.log(PRIOR[k]) for k, v in enumerate(row)]
+    if name == "adjusted_cross_entropy":
+        row = [
+            v * MULTIPLIER[k].item() + math.log(PRIOR[k]) + PAIRS[label][k].item() - MARGINS[k].item() * (k == label)
+            for k, v in enumerate(row)
+        ]
     value = -math.log(softmax_list(row)[label])
     if name == "influence_balanced":
         gap = sum(abs(p[k] - (k == label)) for k in range(C))
@@ -159,24 +158,24 @@ def test_oracle(name):
 # Two classes with logits [log 3, 0]: p = [3/4, 1/4]; label 1 unless said otherwise.
 WORKED = {
     "cross_entropy": (losses.cross_entropy, math.log(4)),
+    # 2 log 3 + log 2 + log 3 = log 54 against log 2 + log 5 = log 10: 1 + 5.4
+    "adjusted_cross_entropy": (
+        partial(
+            losses.adjusted_cross_entropy,
+            adjustment=Adjustment(
+                multiplier=torch.tensor([2.0, 1.0]),
+                offset=torch.tensor([math.log(2), 0.0]),
+                target_margin=torch.tensor([99.0, math.log(2)]),
+                pair_margin=torch.tensor([[99.0, 99.0], [math.log(3), math.log(5)]]),
+            ),
+        ),
+        math.log(6.4),
+    ),
     "soft_cross_entropy": (
         lambda f, y, **rest: losses.soft_cross_entropy(f, torch.tensor([[0.25, 0.75]]), temperature=1.0, **rest),
         0.25 * math.log(4 / 3) + 0.75 * math.log(4),
     ),
     "focal": (partial(losses.focal, power=2.0), (3 / 4) ** 2 * math.log(4)),
-    # shares [1/4, 3/4] cancel the logits
-    "balanced_softmax": (partial(losses.balanced_softmax, log_prior=torch.tensor([1.0, 3.0]).log()), math.log(2)),
-    # margin log 2 and scale 2: [2 log 3, -2 log 2], (9 + 1/4) / (1/4) = 37
-    "ldam": (partial(losses.ldam, margins=torch.tensor([0.0, math.log(2)]), scale=2.0), math.log(37)),
-    # 2 * log 3 + log 2 against 0: 1 + 18
-    "vector_scaled_cross_entropy": (
-        partial(
-            losses.vector_scaled_cross_entropy,
-            multiplier=torch.tensor([2.0, 1.0]),
-            offset=torch.tensor([math.log(2), 0.0]),
-        ),
-        math.log(19),
-    ),
     # |p - onehot|_1 = 3/2, |h|_1 = 4
     "influence_balanced": (
         partial(losses.influence_balanced, feats=torch.tensor([[3.0, -1.0]]), scale=1.0),
@@ -207,13 +206,15 @@ def test_worked_number(name):
 
 LIMITS = {
     "cross_entropy": losses.cross_entropy,
+    # one constant on all logits of a row
+    "adjusted_cross_entropy": partial(
+        losses.adjusted_cross_entropy,
+        adjustment=Adjustment(
+            torch.ones(C), torch.full((C,), 7.0), torch.zeros(C), pair_margin=torch.arange(C)[:, None].expand(C, C)
+        ),
+    ),
     "soft_cross_entropy": lambda f, y: losses.soft_cross_entropy(f, F.one_hot(y, C).double()),
     "focal": partial(losses.focal, power=0.0),
-    "balanced_softmax": partial(losses.balanced_softmax, log_prior=torch.full((C,), -math.log(C)).double()),
-    "ldam": partial(losses.ldam, margins=torch.zeros(C).double(), scale=1.0),
-    "vector_scaled_cross_entropy": partial(
-        losses.vector_scaled_cross_entropy, multiplier=torch.ones(C), offset=torch.full((C,), 7.0)
-    ),
     # without features the divisor is its 0.001
     "influence_balanced": partial(losses.influence_balanced, feats=torch.zeros(B, D), scale=1e-3),
     "partial_cross_entropy": lambda f, y: candidates.partial_cross_entropy(f, F.one_hot(y, C).bool(), eps=0),

@@ -1,8 +1,7 @@
 """What every registered method keeps to, whatever its equations."""
 
 from pathlib import Path
-from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -215,17 +214,16 @@ def test_checkpoint__is_plain_data_and_resumes_bit_for_bit(
     settings = settings_of(name, epochs=5)  # the phases of every method are within
     whole, trace = tiny.run_method(name, COUNTS, settings=settings)
     crashes_in = "end_epoch" if name in STEPLESS else "step"
-    recipe, calls = cast(ModuleType, METHODS[name].recipe), []
-    inner = getattr(recipe, crashes_in)
+    calls = []
 
-    def crashing(*args: Any) -> Any:
+    def crashing(recorded: tiny.Recorded, *args: Any) -> Any:
         calls.append(1)
         if len(calls) == (4 if name in STEPLESS else 8):
             raise CrashError
-        return inner(*args)
+        return getattr(recorded.recipe, crashes_in)(*args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(recipe, crashes_in, crashing)
+        patched.setattr(tiny.Recorded, crashes_in, crashing, raising=False)
         with pytest.raises(CrashError):
             tiny.run_method(name, COUNTS, settings=settings, run=Run.create(tmp_path), checkpoint_minutes=0.0)
     saved = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
@@ -234,7 +232,7 @@ def test_checkpoint__is_plain_data_and_resumes_bit_for_bit(
     def begin_again(*args: Any) -> Any:
         raise AssertionError("the checkpoint holds what begin made")
 
-    monkeypatch.setattr(recipe, "begin", begin_again)
+    monkeypatch.setattr(tiny.Recorded, "begin", begin_again, raising=False)
     run = Run(tmp_path)
     resumed, rest = tiny.run_method(name, COUNTS, settings=settings, run=run)
     run.close()

@@ -24,7 +24,8 @@ from labelwright.data.columns import ROLES
 from labelwright.data.situation import METHODS as METHOD_OF_SITUATION
 from labelwright.data.table import PROBLEM_KINDS
 from labelwright.methods import lps, simclr
-from labelwright.methods.baselines import candidate_labels, dividemix, long_tailed, open_world, pico, vision_language
+from labelwright.methods.baselines import candidate_labels, dividemix, open_world, pico, vision_language
+from labelwright.methods.baselines.labelled import LabelledRecipe
 from labelwright.methods.cap import Config as CapConfig
 from labelwright.methods.coreg import Config as CoregConfig
 from labelwright.methods.cvs import Config as CvsConfig
@@ -178,7 +179,6 @@ def test_method_is_explained(name: str) -> None:
     [
         (CvsConfig, "## cvs"),
         (CapConfig, "## cap"),
-        (long_tailed.Config, "### Their settings"),
         (vision_language.Config, "### Settings of these baselines"),
         (CoregConfig, "### Settings of coreg"),
         (candidate_labels.Config, "### Settings of kd, top1, cc, proden and crdpll"),
@@ -191,7 +191,6 @@ def test_method_is_explained(name: str) -> None:
     ids=[
         "cvs",
         "cap",
-        "baselines",
         "vision-language baselines",
         "coreg",
         "candidate labels",
@@ -207,6 +206,18 @@ def test_settings_and_defaults(config: Any, heading: str) -> None:
     told = table(section(page, "## Settings that all methods share")) | table(section(page, heading))
     assert set(told) == {field.name for field in dataclasses.fields(config)}
     assert apply_overrides(config(), told) == config()
+
+
+def test_settings_and_defaults_of_the_labelled_baselines() -> None:
+    """One table for them all; each has some of its settings."""
+    page = read("methods.md")
+    told = table(section(page, "## Settings that all methods share")) | table(section(page, "### Their settings"))
+    configs = [method.recipe.Config for method in METHODS.values() if isinstance(method.recipe, LabelledRecipe)]
+    assert len(configs) == 9
+    fields = [{field.name for field in dataclasses.fields(config)} for config in configs]
+    assert set(told) == set().union(*fields)
+    for config, names in zip(configs, fields, strict=True):
+        assert apply_overrides(config(), {name: told[name] for name in names}) == config()
 
 
 def test_preset_of_ldam_drw() -> None:

@@ -5,21 +5,20 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from labelwright.adjust.confusion import confusion_margin, pace, rescaled_similarity
 from labelwright.labels.alignment import main_set_size
+from labelwright.losses.classification import adjusted_cross_entropy
 
 REFERENCE = json.loads(Path(__file__).with_name("cap.json").read_text())
 MARGINS = pytest.mark.parametrize("case", REFERENCE["margins"])
 
 
 def paces_of(case):
-    """The paper expects as many of every class, and none of a class that has only labelled images."""
+    """The paper expects as many of every class, and compares with those that have only labelled images too."""
     counts = torch.tensor(case["pseudo_label_counts"])
-    expected = torch.ones(len(counts))
-    expected[case["seen_classes"]] = 0
-    return pace(counts, expected)
+    seen = torch.isin(torch.arange(len(counts)), torch.tensor(case["seen_classes"], dtype=torch.int64))
+    return pace(counts, torch.ones(len(counts)), labelled_only=seen)
 
 
 def margin_of(case):
@@ -35,7 +34,7 @@ def test_similarity(case):
 
 @MARGINS
 def test_margin(case):
-    found, expected = margin_of(case), torch.tensor(case["expected"]["margin"])
+    found, expected = margin_of(case).pair_margin, torch.tensor(case["expected"]["margin"])
     others = ~torch.eye(len(expected), dtype=torch.bool)
     torch.testing.assert_close(found[others], expected[others], rtol=1e-5, atol=1e-5)
     assert found.diagonal().tolist() == [0.0] * len(expected)
@@ -45,17 +44,21 @@ def test_margin(case):
 @MARGINS
 def test_loss(case):
     labels = torch.tensor(case["labels"])
-    loss = F.cross_entropy(torch.tensor(case["logits"]) + margin_of(case)[labels], labels)
+    loss = adjusted_cross_entropy(torch.tensor(case["logits"]), labels, margin_of(case))
     assert loss.item() == pytest.approx(case["expected"]["loss"], rel=1e-5)
 
 
-def test_labelled_only_classes_keep_pace():
-    case = REFERENCE["margins"][1]
-    counts = case["pseudo_label_counts"]
+@pytest.mark.parametrize("largest", [0, 1000])
+def test_labelled_only_classes_keep_pace_and_are_compared_with(largest):
+    """As published: over the largest count of all classes, then 1 for labelled-only ones."""
+    case = dict(REFERENCE["margins"][1])
+    counts = [*case["pseudo_label_counts"][:4], largest, *case["pseudo_label_counts"][5:]]
+    case["pseudo_label_counts"] = counts
     assert case["seen_classes"] == [0, 4]
+    assert max(counts) == (largest or 369)
     want = [1.0 if c in case["seen_classes"] else count / max(counts) for c, count in enumerate(counts)]
     assert paces_of(case).tolist() == pytest.approx(want, rel=1e-6)
-    assert margin_of(case)[case["seen_classes"]].abs().max() == 0
+    assert margin_of(case).pair_margin[case["seen_classes"]].abs().max() == 0
 
 
 @pytest.mark.parametrize("case", REFERENCE["main_set_size"])

@@ -8,7 +8,7 @@ import torch
 
 from labelwright.adjust import fixed
 from labelwright.adjust import slopes as calibration
-from labelwright.losses.classification import focal, ldam, vector_scaled_cross_entropy
+from labelwright.losses.classification import adjusted_cross_entropy, focal
 
 REFERENCE = json.loads(Path(__file__).with_name("cvs.json").read_text())
 BATCH = 64  # the reference run's
@@ -18,22 +18,21 @@ def losses_of(case):
     logits, labels = torch.tensor(case["logits"]), torch.tensor(case["labels"])
     counts, class_weight = torch.tensor(case["counts"]), torch.tensor(case["class_weight"])
     prior = fixed.prior(counts)
-    multiplier = fixed.mla_multiplier(prior, torch.tensor(case["kappa_multiplicative"]), power=case["gamma"])
-    cla = fixed.cla_offset(prior, torch.tensor(case["kappa_additive"]), strength=case["tau"])
+    mla = fixed.multiplicative_adjustment(prior, torch.tensor(case["kappa_multiplicative"]), power=case["gamma"])
+    cla = fixed.additive_adjustment(prior, torch.tensor(case["kappa_additive"]), strength=case["tau"])
     alpha = fixed.inverse_prior_weights(counts, power=case["rho"])
-    la = fixed.la_offset(counts, strength=case["tau"])
-    vs = fixed.vs_multiplier(counts, power=case["gamma"])
-    margins = fixed.ldam_margins(counts, max_margin=0.5)
-    family = vector_scaled_cross_entropy
+    la = fixed.logit_adjustment(counts, strength=case["tau"])
+    vs = fixed.vector_scaling(counts, power=case["gamma"], strength=case["tau"])
+    margins = fixed.ldam(counts, max_margin=0.5, scale=30.0)
     return {
-        "cvs_multiplicative": family(logits, labels, multiplier=multiplier),
-        "cvs_additive": family(logits, labels, offset=cla),
-        "cvs_additive_reweighted": family(logits, labels, offset=cla, class_weight=alpha),
-        "cvs_full": family(logits, labels, multiplier=multiplier, offset=cla, class_weight=alpha),
-        "vector_scaling": family(logits, labels, multiplier=vs, offset=la),
-        "logit_adjustment": family(logits, labels, offset=la),
-        "ldam": ldam(logits, labels, margins=margins, scale=30.0),
-        "ldam_weighted": ldam(logits, labels, margins=margins, scale=30.0, class_weight=class_weight),
+        "cvs_multiplicative": adjusted_cross_entropy(logits, labels, mla),
+        "cvs_additive": adjusted_cross_entropy(logits, labels, cla),
+        "cvs_additive_reweighted": adjusted_cross_entropy(logits, labels, cla, class_weight=alpha),
+        "cvs_full": adjusted_cross_entropy(logits, labels, mla + cla, class_weight=alpha),
+        "vector_scaling": adjusted_cross_entropy(logits, labels, vs),
+        "logit_adjustment": adjusted_cross_entropy(logits, labels, la),
+        "ldam": adjusted_cross_entropy(logits, labels, margins),
+        "ldam_weighted": adjusted_cross_entropy(logits, labels, margins, class_weight=class_weight),
         "focal_gamma1": focal(logits, labels, power=1.0),
     }
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from labelwright.adjust.adjustment import Adjustment
+
 
 def rescaled_similarity(text_feats: Tensor, prototypes: Tensor) -> Tensor:
     """How alike classes are, by text or by image, whichever is more; each row stretched to reach 1.
@@ -26,46 +28,48 @@ def rescaled_similarity(text_feats: Tensor, prototypes: Tensor) -> Tensor:
     return low + (sims - low) * (1 - low) / (high - low).clamp(min=1e-12)
 
 
-def pace(counts: Tensor, expected: Tensor) -> Tensor:
+def pace(counts: Tensor, expected: Tensor, *, labelled_only: Tensor | None = None) -> Tensor:
     """How far each class has got with its pseudolabels, against what is expected of it: 1 = as far as the furthest.
 
     Args:
-      counts: [C] pseudolabels per class.
+      counts: [C] pseudolabels per class; labelled images of a labelled-only class.
       expected: [C] float, pseudolabels that each class should have, in any unit; equal for all in the paper. Classes
-        of which none is expected count as 1.
+        of which none is expected count as 1 and are not compared with.
+      labelled_only: [C] bool, classes without unlabelled images: the others are compared with them too, and they
+        themselves count as 1; None = no class.
 
     Returns: [C] float, 0 to 1.
 
-    Source: arXiv 2505.02056, Section 3.3. Differs: against expected counts, so that a rare class is not starved.
+    Source: arXiv 2505.02056, Section 3.3. Differs: against expected counts, so that a rare class may have few.
 
-    Example: the second class is rare and on its way; the third is starved.
+    Example: the second class is rare and on its way; the third is rarely guessed.
       >>> pace(torch.tensor([80.0, 8.0, 4.0]), torch.tensor([100.0, 10.0, 10.0])).tolist()
       [1.0, 1.0, 0.5]
     """
-    ratio = counts.double() / expected.double().clamp(min=1e-9)
-    wanted = expected > 0
-    ratio = torch.where(wanted, ratio, 0.0)
+    ratio = torch.where(expected > 0, counts.double() / expected.double().clamp(min=1e-9), 0.0)
     ratio = ratio / ratio.amax().clamp(min=1e-12)
-    return torch.where(wanted, ratio, 1.0).to(torch.get_default_dtype())
+    is_compared = expected > 0 if labelled_only is None else (expected > 0) & ~labelled_only
+    return torch.where(is_compared, ratio, 1.0).to(torch.get_default_dtype())
 
 
-def confusion_margin(similarity: Tensor, paces: Tensor, *, scale: float) -> Tensor:
-    """What is added to the training logits of a sample of class i: M[i, :].
+def confusion_margin(similarity: Tensor, paces: Tensor, *, scale: float) -> Adjustment:
+    """Margins M[y, :] on the training logits of a row with (pseudo)label y.
 
     Args:
       similarity: [C, C] float, from `rescaled_similarity`.
       paces: [C] float, 0 to 1: pseudolabels of a class over those of the largest.
       scale: m, in logits, >= 0.
 
-    Returns: [C, C] float with a diagonal of 0.
+    Returns: a pair margin [C, C] with a diagonal of 0.
 
     Source: arXiv 2505.02056, Eq. (6).
 
-    Example: (1 - 0.5) / (1 + 0.5) * (1 - 0.5) * 12 * 0.6 = 1.2 for the starved class.
+    Example: (1 - 0.5) / (1 + 0.5) * (1 - 0.5) * 12 * 0.6 = 1.2 for the class that is rarely guessed.
       >>> sims = torch.tensor([[1.0, 0.6], [0.6, 1.0]])
-      >>> [[round(v, 4) for v in row] for row in confusion_margin(sims, torch.tensor([1.0, 0.5]), scale=12.0).tolist()]
+      >>> margin = confusion_margin(sims, torch.tensor([1.0, 0.5]), scale=12.0).pair_margin
+      >>> [[round(v, 4) for v in row] for row in margin.tolist()]
       [[0.0, 0.0], [1.2, 0.0]]
     """
-    starved = (1 - paces) / (1 + paces)
-    margin = starved[:, None] * (paces.max() - paces.min()) * scale * similarity
-    return margin * (1 - torch.eye(len(paces), device=margin.device, dtype=margin.dtype))
+    lag = (1 - paces) / (1 + paces)
+    margin = lag[:, None] * (paces.max() - paces.min()) * scale * similarity
+    return Adjustment(pair_margin=margin * (1 - torch.eye(len(paces), device=margin.device, dtype=margin.dtype)))

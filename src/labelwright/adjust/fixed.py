@@ -1,4 +1,4 @@
-"""What the class counts alone say: priors, weights, margins, multipliers and offsets, each [C], one value per class.
+"""What the class counts alone say: priors and class weights, each [C], and adjustments of the training logits.
 
 A class without images (count 0) has no prior, yet its logit is in every softmax. Priors count it as half an image, so
 that logarithms and powers stay finite and it ranks below a class with one image; weights and margins, which only ever
@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from labelwright.adjust.adjustment import Adjustment
 from labelwright.errors import ConfigError, DataError
 
 EMPTY_COUNT = 0.5  # images that a class without images is taken to have
@@ -101,56 +102,33 @@ def inverse_prior_weights(counts: Tensor, *, power: float) -> Tensor:
     return prior(counts) ** -power
 
 
-def ldam_margins(counts: Tensor, *, max_margin: float = 0.5) -> Tensor:
-    """Margins in proportion to n_k^(-1/4), the rarest class with images getting ``max_margin``.
-
-    Args:
-      counts: [C], as in `prior`.
-      max_margin: >= 0, in units of the logits before the scale.
-
-    Returns: [C] float in [0, max_margin]; max_margin for an empty class.
-
-    Raises:
-      DataError: counts that `prior` refuses.
-      ConfigError: max_margin < 0.
-
-    Source: Cao et al. 2019 (arXiv 1906.07413), Sec. 3.2.
-
-    Example: 16^(-1/4) = 1/2 of 1^(-1/4).
-      >>> ldam_margins(torch.tensor([16, 1, 0])).tolist()
-      [0.25, 0.5, 0.5]
-    """
-    _not_negative("max_margin", max_margin)
-    filled = _filled(counts)
-    return (filled / filled[counts > 0].min()).clamp_min(1.0) ** -0.25 * max_margin
-
-
-def la_offset(counts: Tensor, *, strength: float = 1.0) -> Tensor:
-    """Logit adjustment: strength * log pi_k, to add to the logits in the training loss.
+def logit_adjustment(counts: Tensor, *, strength: float = 1.0) -> Adjustment:
+    """Logit adjustment: + strength * log pi_k; at strength 1 it is balanced softmax.
 
     Args:
       counts: [C], as in `prior`.
       strength: any; 1 aims at the balanced error. (tau)
 
-    Returns: [C] float.
+    Returns: an offset [C].
 
-    Source: Menon et al. 2021 (arXiv 2007.07314), Eq. (10).
+    Source: Menon et al. 2021 (arXiv 2007.07314), Eq. (10); Ren et al. 2020 (arXiv 2007.10740), Sec. 3.
 
     Example:
-      >>> [round(v, 4) for v in la_offset(torch.tensor([3, 1]), strength=2.0).tolist()]
+      >>> [round(v, 4) for v in logit_adjustment(torch.tensor([3, 1]), strength=2.0).offset.tolist()]
       [-0.5754, -2.7726]
     """
-    return strength * log_prior(counts)
+    return Adjustment(offset=strength * log_prior(counts))
 
 
-def vs_multiplier(counts: Tensor, *, power: float) -> Tensor:
-    """Vector scaling: (n_k / n_max)^power, to multiply the logits by in the training loss.
+def vector_scaling(counts: Tensor, *, power: float, strength: float = 1.0) -> Adjustment:
+    """Vector scaling: * (n_k / n_max)^power + strength * log pi_k.
 
     Args:
       counts: [C], as in `prior`.
       power: >= 0. (gamma)
+      strength: any. (tau)
 
-    Returns: [C] float in (0, 1].
+    Returns: a multiplier [C] in (0, 1] and the offset of `logit_adjustment`.
 
     Raises:
       DataError: counts that `prior` refuses.
@@ -159,23 +137,51 @@ def vs_multiplier(counts: Tensor, *, power: float) -> Tensor:
     Source: Kini et al. 2021 (arXiv 2103.01550), Sec. 5.
 
     Example: (4 / 16)^(1/2) = 1/2.
-      >>> vs_multiplier(torch.tensor([16, 4]), power=0.5).tolist()
+      >>> vector_scaling(torch.tensor([16, 4]), power=0.5).multiplier.tolist()
       [1.0, 0.5]
     """
     _not_negative("power", power)
     filled = _filled(counts)
-    return (filled / filled.max()) ** power
+    return Adjustment(multiplier=(filled / filled.max()) ** power) + logit_adjustment(counts, strength=strength)
 
 
-def mla_multiplier(prior: Tensor, kappa: Tensor, *, power: float) -> Tensor:
-    """Multiplicative adjustment of CVS: pi_k^power / kappa_k, to multiply the logits by in the training loss.
+def ldam(counts: Tensor, *, max_margin: float = 0.5, scale: float = 30.0) -> Adjustment:
+    """Label-distribution-aware margins: scale * (f - m_y at the label), m in proportion to n_k^(-1/4).
+
+    Args:
+      counts: [C], as in `prior`.
+      max_margin: >= 0, of the rarest class with images and of empty ones, in units of the logits before the scale.
+      scale: > 0; 30 suits cosines of a unit-norm head.
+
+    Returns: a multiplier [C] and a target margin [C] <= 0.
+
+    Raises:
+      DataError: counts that `prior` refuses.
+      ConfigError: max_margin < 0, or scale <= 0.
+
+    Source: Cao et al. 2019 (arXiv 1906.07413), Sec. 3.2.
+
+    Example: 16^(-1/4) = 1/2 of 1^(-1/4).
+      >>> ldam(torch.tensor([16, 1, 0]), scale=10.0).target_margin.tolist()
+      [-2.5, -5.0, -5.0]
+    """
+    _not_negative("max_margin", max_margin)
+    if not scale > 0:
+        raise ConfigError(f"scale={scale} is not positive", fix="it multiplies the logits: use a value > 0, 30 in LDAM")
+    filled = _filled(counts)
+    margins = (filled / filled[counts > 0].min()).clamp_min(1.0) ** -0.25 * max_margin
+    return Adjustment(multiplier=torch.full_like(margins, scale), target_margin=-scale * margins)
+
+
+def multiplicative_adjustment(prior: Tensor, kappa: Tensor, *, power: float) -> Adjustment:
+    """Multiplicative adjustment of CVS (MLA): * pi_k^power / kappa_k.
 
     Args:
       prior: [C] float > 0, see `prior`.
       kappa: [C] float > 0, slopes of adjust.slopes. (kappa*)
       power: >= 0. (gamma)
 
-    Returns: [C] float > 0.
+    Returns: a multiplier [C].
 
     Raises:
       ConfigError: power < 0.
@@ -183,69 +189,32 @@ def mla_multiplier(prior: Tensor, kappa: Tensor, *, power: float) -> Tensor:
     Source: arXiv 2310.04752, Sec. 6, early phase.
 
     Example: (1/4)^(1/2) / 2 = 1/4.
-      >>> mla_multiplier(torch.tensor([1.0, 0.25]), torch.tensor([1.0, 2.0]), power=0.5).tolist()
+      >>> prior, kappa = torch.tensor([1.0, 0.25]), torch.tensor([1.0, 2.0])
+      >>> multiplicative_adjustment(prior, kappa, power=0.5).multiplier.tolist()
       [1.0, 0.25]
     """
     _not_negative("power", power)
-    return prior**power / kappa
+    return Adjustment(multiplier=prior**power / kappa)
 
 
-def cla_offset(prior: Tensor, kappa: Tensor, *, strength: float) -> Tensor:
-    """Additive adjustment of CVS: strength * log(pi_k / kappa_k), to add to the logits in the training loss.
+def additive_adjustment(prior: Tensor, kappa: Tensor, *, strength: float) -> Adjustment:
+    """Additive adjustment of CVS (CLA): + strength * log(pi_k / kappa_k).
 
     Args:
       prior: [C] float > 0, see `prior`.
       kappa: [C] float > 0, slopes of adjust.slopes. (kappa+)
       strength: any; 1 aims at the balanced error. (tau)
 
-    Returns: [C] float.
+    Returns: an offset [C].
 
     Source: arXiv 2310.04752, Sec. 6, terminal phase.
 
     Example: log(1/4 / 2) = -log 8.
-      >>> [round(v, 4) for v in cla_offset(torch.tensor([1.0, 0.25]), torch.tensor([1.0, 2.0]), strength=1.0).tolist()]
+      >>> prior, kappa = torch.tensor([1.0, 0.25]), torch.tensor([1.0, 2.0])
+      >>> [round(v, 4) for v in additive_adjustment(prior, kappa, strength=1.0).offset.tolist()]
       [0.0, -2.0794]
     """
-    return strength * (prior / kappa).log()
-
-
-def deferred(weights: Tensor, *, epoch: int, start_epoch: int) -> Tensor:
-    """Deferred re-weighting: the given class weights from ``start_epoch`` on, 1 for every class before.
-
-    Args:
-      weights: [C] float.
-      epoch: zero-based.
-      start_epoch: first epoch with weights. (T0; 80% of the epochs in LDAM and CVS)
-
-    Returns: [C] float.
-
-    Source: Cao et al. 2019 (arXiv 1906.07413), Algorithm 1.
-
-    Example:
-      >>> weights = torch.tensor([0.5, 2.0])
-      >>> deferred(weights, epoch=159, start_epoch=160).tolist(), deferred(weights, epoch=160, start_epoch=160).tolist()
-      ([1.0, 1.0], [0.5, 2.0])
-    """
-    return weights if epoch >= start_epoch else torch.ones_like(weights)
-
-
-def add_log_prior(logits: Tensor, log_prior: Tensor, *, strength: float = 1.0) -> Tensor:
-    """For the training loss: logits + strength * log_prior, so that the plain logits come out free of the prior.
-
-    Args:
-      logits: [B, C] float.
-      log_prior: [C] float, see `log_prior`.
-      strength: any. (tau)
-
-    Returns: [B, C].
-
-    Source: Menon et al. 2021 (arXiv 2007.07314), Eq. (10).
-
-    Example:
-      >>> add_log_prior(torch.zeros(1, 2), torch.tensor([0.0, -1.5]), strength=2.0).tolist()
-      [[0.0, -3.0]]
-    """
-    return logits + strength * log_prior
+    return Adjustment(offset=strength * (prior / kappa).log())
 
 
 def subtract_log_prior(logits: Tensor, log_prior: Tensor, *, strength: float = 1.0) -> Tensor:

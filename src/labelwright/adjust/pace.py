@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from labelwright.adjust.adjustment import Adjustment
 from labelwright.errors import ConfigError, DataError
 
 Direction = Literal["prior_to_estimate", "estimate_to_prior"]
@@ -78,24 +79,27 @@ def divergence(estimate: Tensor, prior: Tensor, *, direction: Direction = "prior
     return torch.where(p > 0, p * ratio, 0.0).sum().clamp(min=0)
 
 
-def pace_margin(estimate: Tensor, prior: Tensor, *, scale: float, direction: Direction = "prior_to_estimate") -> Tensor:
-    """Margins to add to the target's logit in the training loss: a class that is ahead of the others gains less.
+def pace_margin(
+    estimate: Tensor, prior: Tensor, *, scale: float, direction: Direction = "prior_to_estimate"
+) -> Adjustment:
+    """Margins on the target's logit: a class that is ahead of the others gains less.
 
     Args:
       estimate, prior, direction: as for `divergence`.
       scale: >= 0, 10 in the paper; 0 = no margins. (C)
 
-    Returns: [C] float >= 0, D * scale * estimate / max estimate; all near 0 once the distribution is the one due.
+    Returns: a target margin [C] >= 0, D * scale * estimate / max estimate; all near 0 once the estimate is the prior.
 
     Raises: as for `divergence`; ConfigError: scale < 0.
 
     Source: arXiv 2309.11930, Eq. (3).
 
     Example: see `divergence`: 0.1438 * 10 * (1, 1/3).
-      >>> margin = pace_margin(torch.tensor([0.75, 0.25]), torch.tensor([0.5, 0.5]), scale=10.0)
+      >>> margin = pace_margin(torch.tensor([0.75, 0.25]), torch.tensor([0.5, 0.5]), scale=10.0).target_margin
       >>> [round(v, 3) for v in margin.tolist()]
       [1.438, 0.479]
     """
     if not scale >= 0:
         raise ConfigError(f"scale={scale} is negative", fix="use a scale >= 0; 0 switches the margins off")
-    return divergence(estimate, prior, direction=direction) * scale * estimate / estimate.max()
+    apart = divergence(estimate, prior, direction=direction)
+    return Adjustment(target_margin=apart * scale * estimate / estimate.max())

@@ -1,4 +1,4 @@
-"""Cross-entropies and their kin for images with one true class: plain, focal, and shaped by the class counts.
+"""Cross-entropies and their kin for images with one true class: plain, of adjusted logits, of soft targets, focal.
 
 Every function is ``loss(logits, labels, *, knobs, weights=None, where=None, reduce="mean")``. In common:
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from labelwright.adjust.adjustment import Adjustment, adjusted_logits
 from labelwright.errors import ConfigError, DataError
 from labelwright.losses._reduce import Reduce, blank_rows, check_rows, kept_rows, reduce_loss
 
@@ -50,9 +51,54 @@ def cross_entropy(
       >>> round(cross_entropy(logits, torch.tensor([0, -1])).item(), 4)
       0.2877
     """
-    return vector_scaled_cross_entropy(
-        logits, labels, class_weight=class_weight, weights=weights, where=where, reduce=reduce
+    return adjusted_cross_entropy(
+        logits, labels, Adjustment(), class_weight=class_weight, weights=weights, where=where, reduce=reduce
     )
+
+
+def adjusted_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    adjustment: Adjustment,
+    *,
+    class_weight: Tensor | None = None,
+    weights: Tensor | None = None,
+    where: Tensor | None = None,
+    reduce: Reduce = "mean",
+) -> Tensor:
+    """Cross-entropy of adjusted logits, -a_y log softmax(g)_y with g of `adjust.adjustment.adjusted_logits`.
+
+    Logit adjustment, vector scaling, LDAM, both phases of CVS and the margins of CAP and LPS are values of
+    ``adjustment``; adjust.fixed, adjust.confusion and adjust.pace make them.
+
+    Args:
+      logits: [B, C] float.
+      labels: [B] int, -1 = left out.
+      adjustment: see `adjust.adjustment.Adjustment`.
+      class_weight: [C] float >= 0, weight of the rows of class k; None = 1. (alpha)
+      weights: [B] float >= 0, see the module.
+      where: [B] bool, see the module.
+      reduce: see the module; the mean is divided by the sum of ``weights * class_weight[labels]``.
+
+    Returns: scalar, or [B] if reduce="none".
+
+    Raises:
+      DataError: shapes do not fit.
+
+    Source: Kini et al. 2021 (arXiv 2103.01550), Eq. (2); arXiv 2310.04752, Sec. 3. Differs: with margins.
+
+    Example: 2 * [0, log 2] + [log 4, 0] = [log 4, log 4]: the loss is log 2.
+      >>> logits, two = torch.tensor([[1.0, 2.0]]).log(), torch.tensor([2.0, 2.0])
+      >>> even = Adjustment(multiplier=two, offset=torch.tensor([4.0, 1.0]).log())
+      >>> round(adjusted_cross_entropy(logits, torch.tensor([1]), even).item(), 4)
+      0.6931
+    """
+    check_rows(logits, labels=labels, weights=weights, where=where)
+    kept = kept_rows(labels, where)
+    labels = blank_rows(kept, labels).long()
+    adjusted = adjusted_logits(blank_rows(kept, _at_least_float32(logits)), labels, adjustment)
+    loss = -_log_probs(adjusted).gather(1, labels[:, None]).squeeze(1)  # [B, C] -> [B]
+    return reduce_loss(loss, where=kept, weights=_row_weights(weights, class_weight, labels, logits), reduce=reduce)
 
 
 def soft_cross_entropy(
@@ -143,143 +189,6 @@ def focal(
     return reduce_loss(loss, where=kept, weights=_row_weights(weights, class_weight, labels, logits), reduce=reduce)
 
 
-def balanced_softmax(
-    logits: Tensor,
-    labels: Tensor,
-    *,
-    log_prior: Tensor,
-    weights: Tensor | None = None,
-    where: Tensor | None = None,
-    reduce: Reduce = "mean",
-) -> Tensor:
-    """Balanced softmax, -log(n_y exp f_y / sum_k n_k exp f_k): logit adjustment of strength 1.
-
-    Args:
-      logits: [B, C] float.
-      labels: [B] int, -1 = left out.
-      log_prior: [C] float, log of the class shares (adjust.fixed.log_prior); a constant added to all changes nothing.
-      weights: [B] float >= 0, see the module.
-      where: [B] bool, see the module.
-      reduce: see the module.
-
-    Returns: scalar, or [B] if reduce="none".
-
-    Raises:
-      DataError: shapes do not fit.
-
-    Source: Ren et al. 2020 (arXiv 2007.10740), Sec. 3.
-
-    Example: equal logits, shares 3/4 and 1/4: the loss of class 1 is log 4.
-      >>> log_prior = torch.tensor([0.75, 0.25]).log()
-      >>> round(balanced_softmax(torch.zeros(1, 2), torch.tensor([1]), log_prior=log_prior).item(), 4)
-      1.3863
-    """
-    return vector_scaled_cross_entropy(logits, labels, offset=log_prior, weights=weights, where=where, reduce=reduce)
-
-
-def ldam(
-    logits: Tensor,
-    labels: Tensor,
-    *,
-    margins: Tensor,
-    scale: float = 30.0,
-    class_weight: Tensor | None = None,
-    weights: Tensor | None = None,
-    where: Tensor | None = None,
-    reduce: Reduce = "mean",
-) -> Tensor:
-    """Label-distribution-aware margin loss: cross-entropy of scale * (f - m_y on the target logit only).
-
-    Args:
-      logits: [B, C] float; cosines of a unit-norm head, as the scale expects.
-      labels: [B] int, -1 = left out.
-      margins: [C] float >= 0, taken off the target logit (adjust.fixed.ldam_margins).
-      scale: > 0, multiplies after the margin.
-      class_weight: [C] float >= 0, or None (deferred re-weighting: adjust.fixed.deferred).
-      weights: [B] float >= 0, see the module.
-      where: [B] bool, see the module.
-      reduce: see the module.
-
-    Returns: scalar, or [B] if reduce="none".
-
-    Raises:
-      DataError: shapes do not fit.
-      ConfigError: scale <= 0.
-
-    Source: Cao et al. 2019 (arXiv 1906.07413), Sec. 3.2.
-
-    Example: logits [0.5, 0] with a margin of 0.5 on class 0 are equal: log 2.
-      >>> logits, margins = torch.tensor([[0.5, 0.0]]), torch.tensor([0.5, 0.1])
-      >>> round(ldam(logits, torch.tensor([0]), margins=margins).item(), 4)
-      0.6931
-    """
-    check_rows(logits, labels=labels, weights=weights, where=where)
-    _check_classes(logits, margins=margins)
-    if not scale > 0:
-        raise ConfigError(f"scale={scale} is not positive", fix="it multiplies the logits: use a value > 0, 30 in LDAM")
-    kept = kept_rows(labels, where)
-    target = blank_rows(kept, labels).long()[:, None]  # [B] -> [B, 1]
-    logits = blank_rows(kept, _at_least_float32(logits))
-    shifted = logits.scatter_add(1, target, -margins.to(logits.dtype)[target])
-    return vector_scaled_cross_entropy(
-        scale * shifted, labels, class_weight=class_weight, weights=weights, where=where, reduce=reduce
-    )
-
-
-def vector_scaled_cross_entropy(
-    logits: Tensor,
-    labels: Tensor,
-    *,
-    multiplier: Tensor | None = None,
-    offset: Tensor | None = None,
-    class_weight: Tensor | None = None,
-    weights: Tensor | None = None,
-    where: Tensor | None = None,
-    reduce: Reduce = "mean",
-) -> Tensor:
-    """Vector-scaling family, -a_y log softmax(multiplier * f + offset)_y.
-
-    Cross-entropy (neither), logit adjustment (offset of la_offset), vector scaling (vs_multiplier and la_offset), the
-    multiplicative (mla_multiplier) and additive (cla_offset, class_weight) phases of CVS are special cases; what makes
-    each is in adjust.fixed.
-
-    Args:
-      logits: [B, C] float.
-      labels: [B] int, -1 = left out.
-      multiplier: [C] float > 0, multiplies logit k; None = 1. (beta)
-      offset: [C] float, added to logit k after the multiplier; None = 0. (Delta)
-      class_weight: [C] float >= 0, weight of the rows of class k; None = 1. (alpha)
-      weights: [B] float >= 0, see the module.
-      where: [B] bool, see the module.
-      reduce: see the module; the mean is divided by the sum of ``weights * class_weight[labels]``.
-
-    Returns: scalar, or [B] if reduce="none".
-
-    Raises:
-      DataError: shapes do not fit.
-
-    Source: Kini et al. 2021 (arXiv 2103.01550), Eq. (2); arXiv 2310.04752, Sec. 3.
-
-    Example: 2 * [0, log 2] + [log 4, 0] = [log 4, log 4]: the loss is log 2.
-      >>> logits, two = torch.tensor([[1.0, 2.0]]).log(), torch.tensor([2.0, 2.0])
-      >>> offset = torch.tensor([4.0, 1.0]).log()
-      >>> loss = vector_scaled_cross_entropy(logits, torch.tensor([1]), multiplier=two, offset=offset)
-      >>> round(loss.item(), 4)
-      0.6931
-    """
-    check_rows(logits, labels=labels, weights=weights, where=where)
-    _check_classes(logits, multiplier=multiplier, offset=offset, class_weight=class_weight)
-    kept = kept_rows(labels, where)
-    labels = blank_rows(kept, labels).long()
-    scaled = blank_rows(kept, _at_least_float32(logits))
-    if multiplier is not None:
-        scaled = scaled * multiplier
-    if offset is not None:
-        scaled = scaled + offset
-    loss = -_log_probs(scaled).gather(1, labels[:, None]).squeeze(1)  # [B, C] -> [B]
-    return reduce_loss(loss, where=kept, weights=_row_weights(weights, class_weight, labels, logits), reduce=reduce)
-
-
 def influence_balanced(
     logits: Tensor,
     labels: Tensor,
@@ -342,15 +251,10 @@ def _log_probs(logits: Tensor) -> Tensor:
 def _row_weights(weights: Tensor | None, class_weight: Tensor | None, labels: Tensor, logits: Tensor) -> Tensor | None:
     if class_weight is None:
         return weights
-    _check_classes(logits, class_weight=class_weight)
+    if tuple(class_weight.shape) != (logits.shape[1],):
+        raise DataError(
+            f"class_weight has shape {list(class_weight.shape)} for {logits.shape[1]} classes",
+            fix="pass class_weight with one entry per class",
+        )
     of_class = class_weight[labels]  # [C] -> [B]
     return of_class if weights is None else weights * of_class
-
-
-def _check_classes(logits: Tensor, **per_class: Tensor | None) -> None:
-    for name, tensor in per_class.items():
-        if tensor is not None and tuple(tensor.shape) != (logits.shape[1],):
-            raise DataError(
-                f"{name} has shape {list(tensor.shape)} for {logits.shape[1]} classes",
-                fix=f"pass {name} with one entry per class",
-            )

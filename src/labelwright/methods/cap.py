@@ -12,7 +12,8 @@ Margin" (2025), arXiv 2505.02056.
  7                   + CE(f + M[y, :], y) on the main set                                                Eq. (8)
  8                   + CE(f' + M[y', :], y') on strong views, y' = argmax f if its confidence > tau      Eq. (9)
  9     f = logits with the main adapter on images and the text adapter on classes, f' with the pseudo adapter
-10  after each epoch: r = pseudolabels per class / (N pi); S = max(t.t, prototype.prototype), rows to [min, 1]
+10  after each epoch: r = pseudolabels per class / (N pi), over the largest; S = max(t.t, prototype.prototype), rows
+    to [min, 1]; a class without unlabelled images takes part in the largest with its labelled ones, and has r = 1
 11     M[i, j] = (1 - r_i)/(1 + r_i) (max r - min r) m S[i, j], diagonal 0; M = 0 in the first epoch     Eq. (6)
 12  every 5 epochs the main set grows, by the model's own surest pseudolabels
 13  at the end: the state whose answers agree best with clusters of the images, a criterion without labels
@@ -41,11 +42,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from labelwright.adjust import confusion
+from labelwright.adjust import confusion, named
+from labelwright.adjust.adjustment import Adjustment
+from labelwright.adjust.pace import normalised
 from labelwright.encoders.aligned import AlignedNet
 from labelwright.encoders.residual import ResidualAdapter
 from labelwright.errors import ConfigError
 from labelwright.labels.alignment import Aligned, align, main_set_size, surest_rows
+from labelwright.losses.classification import adjusted_cross_entropy
 from labelwright.metrics.agreement import Watch, warnings_of
 from labelwright.train.processes import mean_share
 from labelwright.train.settings import TrainSettings, require
@@ -85,6 +89,7 @@ class Config(TrainSettings):
     growth_frac: float = 0.7  # share of the epochs after which the main set grows no more (Sec. 3.2)
     share_from: Literal["beliefs", "uniform"] = "beliefs"  # expected shares of the classes; uniform = paper
     margin_scale: float | Literal["auto"] = 12.0  # m at logit_scale 100 (Sec. 4.1); "auto" chooses without labels
+    adjust: str | None = None  # adjustments added to the margin of line 11, e.g. pace+la: names of adjust.named
     confidence: float = 0.85  # tau (Sec. 4.1; 0.5 on Aircraft)
     use_self_training: bool = True  # line 8
     shared_adapter: bool = False  # True trains one visual adapter with all losses (ablation)
@@ -96,6 +101,7 @@ class Config(TrainSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        named.names_of(self.adjust)
         for key in ("steps_per_epoch", "start_size", "max_size", "grow_every_epochs"):
             require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
         for key in ("max_ratio", "growth_frac"):
@@ -119,11 +125,16 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     weight = cfg.residual_weight or 1 / towers.logit_scale
     adapters = [ResidualAdapter(n_features, weight=weight) for _ in range(3)]
     main = AlignedNet(towers, visual=adapters[0], textual=adapters[1])
-    n = task.n_classes
+    n, device = task.n_classes, task.labels.device
+    even = torch.full((n,), 1 / n, device=device)
+    adjust: dict[str, Any] = {"margin": torch.zeros(n, n, device=device), "prior": even}
+    if cfg.adjust:
+        adjust["named"] = named.init(torch.ones_like(even), even)
+    nothing = torch.zeros(0, dtype=torch.int64, device=device)
     return State(
         nets={"main": main} if cfg.shared_adapter else {"main": main, "pseudo": adapters[2]},
-        adjust={"margin": torch.zeros(n, n), "prior": torch.full((n,), 1 / n)},
-        memory={"main_rows": torch.zeros(0, dtype=torch.int64), "main_labels": torch.zeros(0, dtype=torch.int64)},
+        adjust=adjust,
+        memory={"main_rows": nothing, "main_labels": nothing},
     )
 
 
@@ -192,7 +203,9 @@ def plan(cfg: Config, task: Task, state: State, epoch: int) -> EpochPlan:
 
 def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], clock: Clock) -> StepResult:
     """Three cross-entropies, each with the margin of its (pseudo)label."""
-    main, margin = _main(state), state.adjust["margin"]
+    main, adjustment = _main(state), Adjustment(pair_margin=state.adjust["margin"])
+    if cfg.adjust:
+        adjustment += named.adjustment(cfg.adjust, state.adjust["named"])
     t = main.class_feats()
     logs: dict[str, Tensor | float] = {}
     loss = t.sum() * 0.0
@@ -201,12 +214,12 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
         batch = batches["main"]
         y = state.memory["pseudolabels"][batch.rows]
         f = main.logits(main.adapted(main.features(batch.x)), t)
-        logs["loss_main"] = F.cross_entropy(f + margin[y], y)  # Eq. (8)
+        logs["loss_main"] = adjusted_cross_entropy(f, y, adjustment)  # Eq. (8)
         loss, n_kept = loss + logs["loss_main"], n_kept + len(y)
     if "labelled" in batches:
         batch = batches["labelled"]
         f = main.logits(main.adapted(main.features(batch.x)), t)
-        logs["loss_labelled"] = F.cross_entropy(f + margin[batch.labels], batch.labels)
+        logs["loss_labelled"] = adjusted_cross_entropy(f, batch.labels, adjustment)
         n_labelled = int((task.labels >= 0).sum())
         weight = min(1.0, n_labelled / max(len(state.memory["main_rows"]), 1))
         loss, n_kept = loss + weight * logs["loss_labelled"], n_kept + len(batch.rows)
@@ -219,9 +232,9 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
         logs["confident_frac"] = kept.float().mean()
         z = main.features(strong)
         z = main.adapted(z) if cfg.shared_adapter else state.nets["pseudo"](z)
-        each = F.cross_entropy(main.logits(z, t.detach() if cfg.isolate_text else t) + margin[y], y, reduction="none")
+        f = main.logits(z, t.detach() if cfg.isolate_text else t)
         n_sure = kept.sum()
-        logs["loss_self"] = (each * kept).sum() / n_sure.clamp(min=1) * mean_share(n_sure.float())  # Eq. (9)
+        logs["loss_self"] = adjusted_cross_entropy(f, y, adjustment, where=kept) * mean_share(n_sure.float())  # Eq. (9)
         loss, n_kept = loss + logs["loss_self"], n_kept + int(n_sure)
     return StepResult(loss, max(n_kept, 1), state, {k: torch.as_tensor(v).detach() for k, v in logs.items()})
 
@@ -240,8 +253,14 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
         t = main.class_feats()
         similarity = confusion.rescaled_similarity(t, _prototypes(state, passes, task.n_classes))
         scale = float(cfg.margin_scale if cfg.margin_scale != "auto" else 12.0) * main.towers.logit_scale / 100
-        paces = confusion.pace(counts, expected * allowed)
-        margin = confusion.confusion_margin(similarity, paces, scale=scale)  # Eq. (6)
+        own = torch.where(allowed, counts, task.counts)  # a class without unlabelled images has its labelled ones
+        paces = confusion.pace(own, expected, labelled_only=~allowed)
+        margin = cast(Tensor, confusion.confusion_margin(similarity, paces, scale=scale).pair_margin)  # Eq. (6)
+    adjust = {**state.adjust, "margin": margin}
+    if cfg.adjust:
+        known = torch.bincount(torch.where(_unlabelled(task), predicted, task.labels), minlength=task.n_classes).float()
+        prior = normalised(expected * allowed + task.counts)
+        adjust["named"] = named.update(adjust["named"], predicted=known, counts=known, prior=prior, decay=0.0)
     memory = dict(state.memory)
     watch = Watch.from_dict(memory["watch"])
     logs = watch.describe(predicted, confidence, t, expected, threshold=cfg.confidence)
@@ -252,7 +271,7 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
         memory["best"] = {"score": logs["cluster_agreement"], "epoch": epoch, "nets": _trained_tensors(state)}
     if (epoch + 1) % cfg.grow_every_epochs == 0 and not is_last:
         memory |= _grown(cfg, task, memory, predicted, confidence, expected, epoch + 1)
-    state = dataclasses.replace(state, adjust={**state.adjust, "margin": margin}, memory=memory)
+    state = dataclasses.replace(state, adjust=adjust, memory=memory)
     if is_last:
         logs |= _finish(cfg, task, state, watch, margin, logs)
     return state, logs

@@ -38,10 +38,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from labelwright.adjust import fixed
+from labelwright.adjust import fixed, named
 from labelwright.adjust import slopes as calibration
+from labelwright.adjust.adjustment import Adjustment
 from labelwright.data import splits
-from labelwright.losses.classification import vector_scaled_cross_entropy
+from labelwright.losses.classification import adjusted_cross_entropy
 from labelwright.losses.mixup import mixup
 from labelwright.train.plans import steps_for
 from labelwright.train.processes import gather_rows, mean_share
@@ -88,9 +89,11 @@ class Config(TrainSettings):
     samples_per_class: int = 1000  # kappa_from="batches": newest rows kept per true class (reference)
     view: Literal["weak", "strong"] = "weak"  # augmentation of the training images
     mixup_alpha: float = 0.0  # Beta(alpha, alpha) mixing of images; 0 = off
+    adjust: str | None = None  # adjustments added to those of lines 4 and 8, e.g. pace+la: names of adjust.named
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        named.names_of(self.adjust)
         for key in ("gamma", "tau", "rho", "mixup_alpha"):
             require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
         for key in ("plain_frac", "kappa_decay", "switch_frac"):
@@ -110,7 +113,9 @@ class Config(TrainSettings):
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     """One network; slopes start at 1."""
     ones = torch.ones(task.n_classes, device=task.labels.device)
-    adjust = {"kappa_multiplicative": ones, "kappa_additive": ones.clone()}
+    adjust: dict[str, Any] = {"kappa_multiplicative": ones, "kappa_additive": ones.clone()}
+    if cfg.adjust:
+        adjust["named"] = named.init(task.counts, fixed.prior(task.counts))
     memory: dict[str, Any] = {"heldout": _heldout(cfg, task), "tally": torch.zeros(4, device=ones.device), "losses": []}
     if cfg.kappa_from == "batches":
         memory["rows"] = calibration.init_memory(task.counts, samples_per_class=cfg.samples_per_class)
@@ -139,20 +144,24 @@ def plan(cfg: Config, task: Task, state: State, epoch: int) -> EpochPlan:
 
 
 def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], clock: Clock) -> StepResult:
-    """One term: the vector-scaled cross-entropy of the phase."""
+    """One term: the cross-entropy with the adjustment of the phase."""
     x, labels = batches["train"].x, batches["train"].labels
     mixed = mixup(x, labels, alpha=cfg.mixup_alpha, generator=generator(clock.seed, "mixup", clock.epoch, clock.step))
     logits = state.nets["main"](mixed.x)
     prior, adjust = fixed.prior(task.counts), state.adjust
-    multiplier = offset = weight = None
+    adjustment, weight = Adjustment(), None
     if clock.epoch >= switch_epoch(cfg):
-        offset = fixed.cla_offset(prior, adjust["kappa_additive"], strength=cfg.tau)  # Delta of CLA
-        weight = fixed.inverse_prior_weights(task.counts, power=cfg.rho)  # alpha of deferred re-weighting
+        adjustment = fixed.additive_adjustment(prior, adjust["kappa_additive"], strength=cfg.tau)  # 8
+        weight = fixed.inverse_prior_weights(task.counts, power=cfg.rho)  # 9
     elif clock.epoch_frac >= cfg.plain_frac * cfg.epochs:
-        multiplier = fixed.mla_multiplier(prior, adjust["kappa_multiplicative"], power=cfg.gamma)  # beta of MLA
+        adjustment = fixed.multiplicative_adjustment(prior, adjust["kappa_multiplicative"], power=cfg.gamma)  # 4
+    if cfg.adjust:
+        found = named.update(adjust["named"], predicted=gather_rows(logits.detach().float().softmax(1)).sum(0))
+        state = dataclasses.replace(state, adjust={**adjust, "named": found})
+        adjustment += named.adjustment(cfg.adjust, found)
 
     def loss_of(targets: Tensor) -> Tensor:
-        return vector_scaled_cross_entropy(logits, targets, multiplier=multiplier, offset=offset, class_weight=weight)
+        return adjusted_cross_entropy(logits, targets, adjustment, class_weight=weight)
 
     loss = mixed.lam * loss_of(labels) + (1 - mixed.lam) * loss_of(labels[mixed.permutation])
     right = (logits.detach().argmax(1) == labels).float()

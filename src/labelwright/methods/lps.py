@@ -35,11 +35,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from labelwright.adjust import fixed
+from labelwright.adjust import fixed, named
 from labelwright.adjust import slopes as calibration
+from labelwright.adjust.adjustment import Adjustment
 from labelwright.adjust.pace import Direction, class_distribution, divergence, pace_margin
 from labelwright.losses.candidates import negative_entropy_of_mean
-from labelwright.losses.classification import cross_entropy
+from labelwright.losses.classification import adjusted_cross_entropy
 from labelwright.losses.contrastive import nt_xent, pseudolabel_contrastive
 from labelwright.methods.open_world import (
     OpenWorldSettings,
@@ -56,7 +57,6 @@ from labelwright.methods.open_world import (
     starts_by_clusters,
     state_of,
     unlabelled_logits,
-    with_margin,
 )
 from labelwright.metrics.diagnostics import pace_warnings
 from labelwright.train.processes import gather_rows, sum_gradients
@@ -75,6 +75,7 @@ class Config(OpenWorldSettings):
     novel_confidence: tuple[float, float] = (0.4, 0.8)  # line 3, of novel ones, at the first epoch and at the end
     margin: Literal["pace", "none", "ldam", "la", "cvs"] = "pace"  # line 5, or what else the counts ask for
     margin_scale: float = 10.0  # C (Sec. 4.1)
+    adjust: str | None = None  # adjustments added to that of line 5, e.g. la: names of adjust.named
     direction: Direction = "prior_to_estimate"  # of D in line 5
     temperature: float = 0.4  # of lines 7 and 8, divides the cosines (Sec. 4.1)
     positives: Literal["many", "single"] = "many"  # line 7: rows of one target, or the other view alone (ablation)
@@ -85,6 +86,7 @@ class Config(OpenWorldSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        named.names_of(self.adjust)
         require(self.settle_rounds >= 0, "settle_rounds", self.settle_rounds, "0 or more")
         ends = self.novel_confidence
         fine = len(ends) == 2 and all(0 <= c <= 1 for c in ends)
@@ -99,8 +101,11 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     """One classifier with an output for every seen and every novel class."""
     check_task(cfg, task, "lps")
     state = state_of(cfg, task, build_net, divergences=[], epoch_sums=torch.zeros(2, device=task.labels.device))
-    kappa = torch.ones(task.n_classes, device=task.labels.device)
-    return dataclasses.replace(state, adjust={"kappa": kappa})
+    ones = torch.ones(task.n_classes, device=task.labels.device)
+    adjust: dict[str, Any] = {"kappa": ones}
+    if cfg.adjust:
+        adjust["named"] = named.init(ones, state.memory["prior"])
+    return dataclasses.replace(state, adjust=adjust)
 
 
 def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State, Mapping[str, Any]]:
@@ -137,14 +142,21 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
     prior = state.memory["prior"]
     estimate = class_distribution(probs, where=is_sure)  # 4
     apart = divergence(estimate, prior, direction=cfg.direction)
-    margin, offset = margins(cfg, estimate, prior, state.adjust["kappa"], n_rows=is_sure.sum())  # 5
-    each = terms(cfg, logits, targets, is_sure, labels, margin, offset)
+    adjustment = own_adjustment(cfg, estimate, prior, state.adjust["kappa"], n_rows=is_sure.sum())  # 5
+    if cfg.adjust:
+        counts = estimate * is_sure.sum()
+        found = named.update(state.adjust["named"], predicted=counts, counts=counts, prior=prior, decay=0.0)
+        state = dataclasses.replace(state, adjust={**state.adjust, "named": found})
+        adjustment += named.adjustment(cfg.adjust, found)
+    each = terms(cfg, logits, targets, is_sure, labels, adjustment)
     loss = sum(each.values(), torch.zeros((), device=labels.device))  # 10
     hidden = labels < 0
     sums = state.memory["epoch_sums"] + torch.stack([apart, torch.ones_like(apart)])
     state = dataclasses.replace(state, memory={**state.memory, "epoch_sums": sums})
     logs: dict[str, Tensor | float] = {name: value.detach() for name, value in each.items()}
-    logs |= {"divergence": apart, "sure_frac": is_sure[hidden].float().mean(), "margin_max": margin.max()}
+    margin = adjustment.target_margin
+    logs |= {"divergence": apart, "sure_frac": is_sure[hidden].float().mean()}
+    logs["margin_max"] = 0.0 if margin is None else margin.max()
     return StepResult(sum_gradients(loss), len(own), state, logs)
 
 
@@ -183,30 +195,24 @@ def novel_confidence(cfg: Config, done_frac: float) -> float:
     return low + (high - low) * done_frac
 
 
-def margins(
-    cfg: Config, estimate: Tensor, prior: Tensor, kappa: Tensor, *, n_rows: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """Line 5: what is added to the logit of the target [C], and to all logits [C] (None: nothing).
-
-    The others for comparison, all from the counts that the estimate stands for: LDAM takes from the target's logit,
-    logit adjustment adds log pi_hat to all, CVS log(pi_hat / kappa).
+def own_adjustment(cfg: Config, estimate: Tensor, prior: Tensor, kappa: Tensor, *, n_rows: Tensor) -> Adjustment:
+    """Line 5, or for comparison what LDAM, logit adjustment or CVS make of the counts that the estimate stands for.
 
     Example: see adjust.pace.pace_margin.
       >>> even = torch.tensor([0.5, 0.5])
-      >>> margins(Config(), even, even, torch.ones(2), n_rows=torch.tensor(8))[0].tolist()
+      >>> own_adjustment(Config(), even, even, torch.ones(2), n_rows=torch.tensor(8)).target_margin.tolist()
       [0.0, 0.0]
     """
-    none = torch.zeros_like(estimate)
     counts = estimate * n_rows
     if cfg.margin == "pace":
-        return pace_margin(estimate, prior, scale=cfg.margin_scale, direction=cfg.direction), None
+        return pace_margin(estimate, prior, scale=cfg.margin_scale, direction=cfg.direction)
     if cfg.margin == "ldam":
-        return -fixed.ldam_margins(counts), None
+        return fixed.ldam(counts, scale=1.0)
     if cfg.margin == "la":
-        return none, fixed.la_offset(counts)
+        return fixed.logit_adjustment(counts)
     if cfg.margin == "cvs":
-        return none, fixed.cla_offset(fixed.prior(counts), kappa, strength=1.0)
-    return none, None
+        return fixed.additive_adjustment(fixed.prior(counts), kappa, strength=1.0)
+    return Adjustment()
 
 
 def terms(
@@ -215,8 +221,7 @@ def terms(
     targets: Tensor,
     is_sure: Tensor,
     labels: Tensor,
-    margin: Tensor,
-    offset: Tensor | None = None,
+    adjustment: Adjustment,
 ) -> dict[str, Tensor]:
     """Lines 6 to 9, weighted.
 
@@ -224,14 +229,13 @@ def terms(
       logits: f1, f2 and f3, each [B, C].
       targets, is_sure: of `confident`.
       labels: [B] int64, -1 = unknown.
-      margin, offset: of `margins`.
+      adjustment: of the logits in line 6.
     """
     f1, f2, f3 = logits
     hidden = labels < 0
-    shifted = [with_margin(f if offset is None else f + offset, targets, margin) for f in (f1, f3)]
-    on_hidden = cross_entropy(shifted[1], targets, where=hidden & is_sure, reduce="sum")
+    on_hidden = adjusted_cross_entropy(f3, targets, adjustment, where=hidden & is_sure, reduce="sum")
     found = {
-        "loss_labelled": cross_entropy(shifted[0], labels),
+        "loss_labelled": adjusted_cross_entropy(f1, labels, adjustment),
         "loss_unlabelled": on_hidden / hidden.sum().clamp(min=1),  # 6
     }
     z2, z3 = F.normalize(f2, dim=1), F.normalize(f3, dim=1)
@@ -258,7 +262,7 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
     memory["epoch_sums"] = torch.zeros_like(memory["epoch_sums"])
     state = dataclasses.replace(state, memory=memory)
     if cfg.margin == "cvs":
-        state = dataclasses.replace(state, adjust={"kappa": _kappa(task, state, passes)})
+        state = dataclasses.replace(state, adjust={**state.adjust, "kappa": _kappa(task, state, passes)})
     state, told = _looked(cfg, task, state, passes)
     told["warnings"] = pace_warnings(
         told, memory["divergences"], epoch=epoch, n_epochs=cfg.epochs, n_named=n_seen(task)

@@ -306,12 +306,6 @@ def pace_logs(logits: Tensor, due: Tensor, n_named: int) -> dict[str, Any]:
     }
 
 
-def with_margin(logits: Tensor, targets: Tensor, margin: Tensor) -> Tensor:
-    """Logits [B, C] with margin[y] added to the logit of each row's target y [B] (0 where y is -1)."""
-    onehot = F.one_hot(targets.clamp(min=0), logits.shape[1]) * (targets >= 0)[:, None]
-    return logits.float() + onehot * margin
-
-
 def state_of(cfg: OpenWorldSettings, task: Task, build_net: BuildNet, **memory: Any) -> State:
     """One network, an even balance, and whatever else a method remembers."""
     zeros = torch.zeros(task.n_classes, device=task.labels.device)

@@ -9,7 +9,21 @@ from typing import Any, cast
 
 from labelwright.errors import ConfigError
 from labelwright.methods import cap, coreg, cvs, lps
-from labelwright.methods.baselines import candidate_labels, dividemix, long_tailed, open_world, pico, vision_language
+from labelwright.methods.baselines import (
+    balanced_softmax,
+    candidate_labels,
+    ce,
+    class_balanced,
+    dividemix,
+    focal,
+    ib,
+    la,
+    ldam,
+    open_world,
+    pico,
+    vision_language,
+    vs,
+)
 from labelwright.train.settings import TrainSettings, apply_overrides
 from labelwright.types import Recipe
 
@@ -19,7 +33,7 @@ class Method:
     """A recipe with the settings that make it this method.
 
     Attributes:
-      recipe: the module.
+      recipe: a module, or an object with its seven names.
       title: what to call it in tables and reports.
       needs: "labels" if it trains on labelled images only; "text" if it reads class names; "candidates" if it learns
         from candidate labels (Task.candidates), which `fit` has an annotator guess where the data have none;
@@ -65,15 +79,15 @@ METHODS: Mapping[str, Method] = {
     "cap": Method(_recipe(cap), "CAP", needs="text"),
     "coreg": Method(_recipe(coreg), "Co-Reg", needs="candidates"),
     "lps": Method(_recipe(lps), "LPS", needs="open_world"),
-    "ce": Method(_recipe(long_tailed), "Cross-entropy", preset={"loss": "ce"}),
-    "class_balanced": Method(_recipe(long_tailed), "Class-balanced", preset={"loss": "class_balanced"}),
-    "focal": Method(_recipe(long_tailed), "Focal", preset={"loss": "focal"}),
-    "balanced_softmax": Method(_recipe(long_tailed), "Balanced softmax", preset={"loss": "balanced_softmax"}),
-    "ldam": Method(_recipe(long_tailed), "LDAM", preset={"loss": "ldam"}),
-    "ldam_drw": Method(_recipe(long_tailed), "LDAM + DRW", preset={"loss": "ldam", "drw_from_frac": 0.8}),
-    "la": Method(_recipe(long_tailed), "Logit adjustment", preset={"loss": "la"}),
-    "vs": Method(_recipe(long_tailed), "Vector scaling", preset={"loss": "vs"}),
-    "ib": Method(_recipe(long_tailed), "Influence-balanced", preset={"loss": "ib"}),
+    "ce": Method(ce.RECIPE, "Cross-entropy"),
+    "class_balanced": Method(class_balanced.RECIPE, "Class-balanced"),
+    "focal": Method(focal.RECIPE, "Focal"),
+    "balanced_softmax": Method(balanced_softmax.RECIPE, "Balanced softmax"),
+    "ldam": Method(ldam.RECIPE, "LDAM"),
+    "ldam_drw": Method(ldam.RECIPE, "LDAM + DRW", preset={"drw_from_frac": 0.8}),
+    "la": Method(la.RECIPE, "Logit adjustment"),
+    "vs": Method(vs.RECIPE, "Vector scaling"),
+    "ib": Method(ib.RECIPE, "Influence-balanced"),
     **{
         name: Method(_recipe(vision_language), title, needs="text", preset=vision_language.PRESETS[name])
         for name, title in _BASELINES.items()

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labelwright.adjust.confusion import confusion_margin, pace, rescaled_similarity
+from labelwright.losses.classification import adjusted_cross_entropy, cross_entropy
 
 
 def unit(*shape, seed=0, dtype=torch.float64):
@@ -92,7 +93,7 @@ def test_pace__by_loops_in_any_unit(classes, unit_of):
     assert got.tolist() == pytest.approx(want, rel=1e-5, abs=1e-7)
 
 
-def test_pace__a_rare_class_on_its_way_is_not_starved():
+def test_pace__a_rare_class_on_its_way_keeps_pace():
     counts = torch.tensor([1000, 10])
     against_share, against_uniform = pace(counts, torch.tensor([0.99, 0.01])), pace(counts, torch.ones(2))
     assert against_share.tolist() == pytest.approx([1.0, 0.99], abs=1e-4)
@@ -110,36 +111,51 @@ def test_pace__a_class_of_which_none_is_expected_sets_no_pace():
     assert got.tolist() == [1.0, 1.0, 0.5]
 
 
+def test_pace__labelled_only_classes_are_compared_with_and_keep_pace():
+    counts, seen = torch.tensor([400, 80, 40]), torch.tensor([True, False, False])
+    assert pace(counts, torch.ones(3), labelled_only=seen).tolist() == pytest.approx([1.0, 0.2, 0.1])  # over 400
+    without = pace(counts, torch.tensor([0.0, 1.0, 1.0]))  # over 80: as if the labelled-only class were not there
+    assert without.tolist() == [1.0, 1.0, 0.5]
+    few = pace(torch.tensor([4, 80, 40]), torch.ones(3), labelled_only=seen)
+    assert few.tolist() == [1.0, 1.0, 0.5]  # too few labelled images to be the largest, and yet 1
+
+
+def test_pace__labelled_only_classes_against_expected_counts():
+    counts, expected = torch.tensor([30, 45, 10]), torch.tensor([10.0, 30.0, 10.0])
+    found = pace(counts, expected, labelled_only=torch.tensor([True, False, False]))
+    assert found.tolist() == pytest.approx([1.0, 1.5 / 3, 1 / 3])
+
+
 @pytest.mark.parametrize("scale", [0.0, 1.9, 12.0])
 def test_confusion_margin__by_loops(scale):
     similarity = rescaled_similarity(unit(6, 4, seed=5), unit(6, 4, seed=6))
     paces = [1.0, 0.02, 0.5, 0.8, 0.99, 0.31]
     want = torch.tensor(slow_margin(similarity.tolist(), paces, scale), dtype=torch.float64)
-    got = confusion_margin(similarity, torch.tensor(paces, dtype=torch.float64), scale=scale)
+    got = confusion_margin(similarity, torch.tensor(paces, dtype=torch.float64), scale=scale).pair_margin
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
 
 
 def test_confusion_margin__equal_pace_or_one_class_gives_none():
     similarity = rescaled_similarity(unit(5, 4), unit(5, 4, seed=9))
-    assert confusion_margin(similarity, torch.full((5,), 0.3), scale=12.0).abs().max() == 0
-    assert confusion_margin(torch.ones(1, 1), torch.ones(1), scale=12.0).tolist() == [[0.0]]
+    assert confusion_margin(similarity, torch.full((5,), 0.3), scale=12.0).pair_margin.abs().max() == 0
+    assert confusion_margin(torch.ones(1, 1), torch.ones(1), scale=12.0).pair_margin.tolist() == [[0.0]]
 
 
-def test_confusion_margin__the_more_starved_the_larger_and_the_leader_has_none():
+def test_confusion_margin__the_rarer_guessed_the_larger_and_the_leader_has_none():
     similarity = torch.full((4, 4), 0.5)
-    margin = confusion_margin(similarity, torch.tensor([1.0, 0.6, 0.3, 0.0]), scale=10.0)
+    margin = confusion_margin(similarity, torch.tensor([1.0, 0.6, 0.3, 0.0]), scale=10.0).pair_margin
     assert margin[0].tolist() == [0.0] * 4
     largest = margin.amax(1)
     assert (largest.diff() > 0).all()
     assert largest[3] == pytest.approx(10.0 * 0.5)  # (1 - 0) / (1 + 0) x (1 - 0) x 10 x 0.5
 
 
-def test_confusion_margin__a_starved_class_is_pulled_up_in_training():
-    """The margin makes the loss of a starved sample larger, and its own logit's gradient with it."""
+def test_confusion_margin__a_rarely_guessed_class_is_pulled_up_in_training():
+    """The margin makes the loss of its samples larger, and the gradient of its own logit with it."""
     logits = torch.zeros(1, 3, requires_grad=True)
     margin = confusion_margin(torch.full((3, 3), 0.9), torch.tensor([1.0, 1.0, 0.1]), scale=4.0)
     label = torch.tensor([2])
-    plain = torch.autograd.grad(F.cross_entropy(logits, label), logits)[0]
-    pulled = torch.autograd.grad(F.cross_entropy(logits + margin[label], label), logits)[0]
+    plain = torch.autograd.grad(cross_entropy(logits, label), logits)[0]
+    pulled = torch.autograd.grad(adjusted_cross_entropy(logits, label, margin), logits)[0]
     assert plain[0, 2] == pytest.approx(-2 / 3)
     assert pulled[0, 2] < -0.85

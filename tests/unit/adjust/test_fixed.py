@@ -2,9 +2,12 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from labelwright.adjust import fixed
+from labelwright.adjust.adjustment import adjusted_logits
 from labelwright.errors import ConfigError, DataError
+from labelwright.losses.classification import adjusted_cross_entropy
 
 COUNTS = [500, 60, 5]
 
@@ -48,19 +51,49 @@ def test_inverse_prior_weights__by_hand():
     assert got == pytest.approx([(n / 565) ** -0.15 for n in COUNTS], rel=1e-6)
 
 
-def test_ldam_margins__by_hand():
-    got = fixed.ldam_margins(torch.tensor([*COUNTS, 0]), max_margin=0.4).tolist()
-    assert got == pytest.approx([0.4 * (n / 5) ** -0.25 for n in COUNTS] + [0.4], rel=1e-6)
+def test_ldam__by_hand():
+    got = fixed.ldam(torch.tensor([*COUNTS, 0]), max_margin=0.4, scale=20.0)
+    assert got.target_margin.tolist() == pytest.approx([-8 * (n / 5) ** -0.25 for n in COUNTS] + [-8], rel=1e-6)
+    assert got.multiplier.tolist() == [20.0] * 4
 
 
-def test_vs_multiplier__by_hand():
-    got = fixed.vs_multiplier(torch.tensor(COUNTS), power=0.15).tolist()
-    assert got == pytest.approx([(n / 500) ** 0.15 for n in COUNTS], rel=1e-6)
+def test_ldam__class_without_margin_is_scaled_cross_entropy():
+    logits = torch.tensor([[1.0, -2.0, 0.5]])
+    values = [fixed.ldam(torch.tensor(COUNTS), max_margin=margin) for margin in (0, 3)]
+    found = [adjusted_cross_entropy(logits, torch.tensor([0]), each) for each in values]
+    expected = F.cross_entropy(30 * logits, torch.tensor([0])).item()
+    assert found[0].item() == pytest.approx(expected, rel=1e-5, abs=1e-12)
+    assert found[1].item() > 1e3 * expected
 
 
-def test_add_then_subtract_log_prior__is_nothing():
-    logits, log_prior = torch.tensor([[1.0, 2.0, 3.0]]), fixed.log_prior(torch.tensor(COUNTS))
-    back = fixed.subtract_log_prior(fixed.add_log_prior(logits, log_prior, strength=0.7), log_prior, strength=0.7)
+def test_vector_scaling__by_hand():
+    got = fixed.vector_scaling(torch.tensor(COUNTS), power=0.15, strength=0.7)
+    assert got.multiplier.tolist() == pytest.approx([(n / 500) ** 0.15 for n in COUNTS], rel=1e-6)
+    assert got.offset.tolist() == pytest.approx([0.7 * math.log(n / 565) for n in COUNTS], rel=1e-6)
+
+
+def test_vector_scaling__power_0_is_logit_adjustment_and_strength_0_is_scaling_alone():
+    counts = torch.tensor(COUNTS)
+    assert fixed.vector_scaling(counts, power=0.0).multiplier.tolist() == [1.0] * 3
+    assert torch.equal(fixed.vector_scaling(counts, power=0.0).offset, fixed.logit_adjustment(counts).offset)
+    assert fixed.vector_scaling(counts, power=0.3, strength=0.0).offset.abs().max() == 0
+
+
+def test_logit_adjustment__is_balanced_softmax():
+    logits, labels = torch.tensor([[1.0, -2.0, 0.5], [0.3, 0.2, 0.1]]), [2, 0]
+    expected = [
+        -math.log(COUNTS[y] * math.exp(row[y]) / sum(n * math.exp(f) for n, f in zip(COUNTS, row, strict=True)))
+        for row, y in zip(logits.tolist(), labels, strict=True)
+    ]
+    adjustment = fixed.logit_adjustment(torch.tensor(COUNTS))
+    found = adjusted_cross_entropy(logits, torch.tensor(labels), adjustment, reduce="none")
+    assert found.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_subtract_log_prior__undoes_logit_adjustment():
+    logits, counts = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor(COUNTS)
+    adjusted = adjusted_logits(logits, torch.tensor([0]), fixed.logit_adjustment(counts, strength=0.7))
+    back = fixed.subtract_log_prior(adjusted, fixed.log_prior(counts), strength=0.7)
     torch.testing.assert_close(back, logits)
 
 
@@ -71,20 +104,15 @@ def test_subtract_log_prior__bayes_rule():
     assert balanced[0].tolist() == pytest.approx(likelihood, rel=1e-5)
 
 
-def test_cla_offset__slope_one_is_logit_adjustment():
+def test_additive_adjustment__slope_one_is_logit_adjustment():
     counts = torch.tensor(COUNTS)
-    cla = fixed.cla_offset(fixed.prior(counts), torch.ones(3), strength=0.9)
-    torch.testing.assert_close(cla, fixed.la_offset(counts, strength=0.9))
+    cla = fixed.additive_adjustment(fixed.prior(counts), torch.ones(3), strength=0.9)
+    torch.testing.assert_close(cla.offset, fixed.logit_adjustment(counts, strength=0.9).offset)
 
 
-def test_mla_multiplier__steeper_slope_means_smaller_multiplier():
-    got = fixed.mla_multiplier(torch.tensor([0.5, 0.5]), torch.tensor([0.5, 2.0]), power=0.0)
-    assert got.tolist() == [2.0, 0.5]
-
-
-def test_deferred__weights_from_the_start():
-    weights = torch.tensor([0.5, 2.0])
-    assert fixed.deferred(weights, epoch=0, start_epoch=0) is weights
+def test_multiplicative_adjustment__steeper_slope_means_smaller_multiplier():
+    got = fixed.multiplicative_adjustment(torch.tensor([0.5, 0.5]), torch.tensor([0.5, 2.0]), power=0.0)
+    assert got.multiplier.tolist() == [2.0, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -106,9 +134,10 @@ def test_prior__refuses(counts, text):
     [
         (lambda n: fixed.effective_number_weights(n, beta=1.0), r"beta=1\.0 is outside \[0, 1\)"),
         (lambda n: fixed.inverse_prior_weights(n, power=-1.0), r"power=-1\.0 is negative"),
-        (lambda n: fixed.vs_multiplier(n, power=-1.0), r"power=-1\.0 is negative"),
-        (lambda n: fixed.mla_multiplier(n, n, power=-1.0), r"power=-1\.0 is negative"),
-        (lambda n: fixed.ldam_margins(n, max_margin=-1.0), r"max_margin=-1\.0 is negative"),
+        (lambda n: fixed.vector_scaling(n, power=-1.0), r"power=-1\.0 is negative"),
+        (lambda n: fixed.multiplicative_adjustment(n, n, power=-1.0), r"power=-1\.0 is negative"),
+        (lambda n: fixed.ldam(n, max_margin=-1.0), r"max_margin=-1\.0 is negative"),
+        (lambda n: fixed.ldam(n, scale=0.0), r"scale=0\.0 is not positive"),
     ],
 )
 def test_knobs__out_of_range(call, text):

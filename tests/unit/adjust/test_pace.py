@@ -42,10 +42,10 @@ def test_divergence__a_class_that_nobody_predicts_stays_finite():
 
 def test_pace_margin__largest_for_the_class_ahead_and_none_at_scale_0():
     uneven = torch.tensor([0.4, 0.3, 0.2, 0.1])
-    margin = pace_margin(uneven, EVEN, scale=10.0)
+    margin = pace_margin(uneven, EVEN, scale=10.0).target_margin
     assert (margin.diff() < 0).all()
     assert margin[0].item() == pytest.approx(10 * divergence(uneven, EVEN).item(), rel=1e-6)
-    assert pace_margin(uneven, EVEN, scale=0.0).tolist() == [0.0] * 4
+    assert pace_margin(uneven, EVEN, scale=0.0).target_margin.tolist() == [0.0] * 4
 
 
 def test_refusals():

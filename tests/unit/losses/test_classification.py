@@ -11,9 +11,7 @@ from labelwright.losses.classification import (
     cross_entropy,
     focal,
     influence_balanced,
-    ldam,
     soft_cross_entropy,
-    vector_scaled_cross_entropy,
 )
 
 LOGITS = torch.tensor([[1.0, -2.0, 0.5], [0.0, 3.0, -1.0], [2.0, 2.0, 0.0], [-1.0, 0.3, 0.9]])
@@ -64,13 +62,6 @@ def test_focal__power_below_one_keeps_gradients_finite():
     assert torch.equal(logits.grad, torch.zeros(1, 2))
 
 
-def test_ldam__class_without_margin_is_scaled_cross_entropy():
-    margins = torch.tensor([0.0, 0.5, 0.5])
-    expected = F.cross_entropy(30 * LOGITS[:1], LABELS[:1]).item()
-    assert ldam(LOGITS[:1], LABELS[:1], margins=margins).item() == pytest.approx(expected, rel=1e-5, abs=1e-12)
-    assert ldam(LOGITS[:1], LABELS[:1], margins=margins + 1).item() > 1e3 * expected
-
-
 def test_influence_balanced__gradient_flows_through_the_divisor():
     logits = torch.tensor([[1.0, 0.0]], dtype=torch.float64, requires_grad=True)
     feats = torch.full((1, 1), 2.0, dtype=torch.float64, requires_grad=True)
@@ -83,17 +74,15 @@ def test_influence_balanced__gradient_flows_through_the_divisor():
     assert feats.grad.item() == pytest.approx(math.log(p) * 2 * (1 - p) / divisor**2, rel=1e-9)
 
 
-@pytest.mark.parametrize("key", ["multiplier", "offset", "class_weight"])
-def test_vector_scaled_cross_entropy__error_names_the_tensor(key):
-    with pytest.raises(DataError, match=rf"{key} has shape \[2\] for 3 classes"):
-        vector_scaled_cross_entropy(LOGITS, LABELS, **{key: torch.ones(2)})
+def test_cross_entropy__error_names_the_class_weight():
+    with pytest.raises(DataError, match=r"class_weight has shape \[2\] for 3 classes"):
+        cross_entropy(LOGITS, LABELS, class_weight=torch.ones(2))
 
 
 @pytest.mark.parametrize(
     ("call", "text"),
     [
         (lambda: focal(LOGITS, LABELS, power=-1.0), "power=-1.0 is negative"),
-        (lambda: ldam(LOGITS, LABELS, margins=torch.zeros(3), scale=0.0), "scale=0.0 is not positive"),
         (lambda: influence_balanced(LOGITS, LABELS, feats=LOGITS, scale=-2.0), "scale=-2.0 is not positive"),
         (lambda: soft_cross_entropy(LOGITS, LOGITS, temperature=0.0), "temperature=0.0 is not positive"),
     ],

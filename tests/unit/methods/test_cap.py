@@ -135,14 +135,14 @@ def test_main_set__never_holds_a_labelled_image() -> None:
 def test_pool_unseen__no_seen_class_is_ever_a_pseudolabel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     labels = first_of(0, 2)  # images of ants and cats are among the unlabelled ones: they may not be called so
     given: list[Tensor] = []
-    inner = F.cross_entropy
+    inner = cap.adjusted_cross_entropy
 
-    def spying(f: Tensor, y: Tensor, **how: Any) -> Tensor:
-        if how:  # the self-training loss alone says reduction
+    def spying(f: Tensor, y: Tensor, *rest: Any, **how: Any) -> Tensor:
+        if "where" in how:  # of the self-training loss alone
             given.append(y)
-        return inner(f, y, **how)
+        return inner(f, y, *rest, **how)
 
-    monkeypatch.setattr(cap.F, "cross_entropy", spying)
+    monkeypatch.setattr(cap, "adjusted_cross_entropy", spying)
     trained = run(labels, pool="unseen", folder=tmp_path, confidence=0.0)
     assert set(torch.cat(given).tolist()) == {1, 3}
     assert set(trained.state.memory["main_labels"].tolist()) == {1, 3}
@@ -156,6 +156,26 @@ def test_pool_unseen__no_seen_class_is_ever_a_pseudolabel(tmp_path: Path, monkey
     assert set(torch.cat(given).tolist()) == {0, 1, 2, 3}
 
 
+def test_pool_unseen__with_equal_shares_classes_are_compared_with_labelled_only_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found: list[Tensor] = []
+    inner = cap.confusion.pace
+
+    def spying(*counts_and_expected: Tensor, **rest: Any) -> Tensor:
+        found.append(inner(*counts_and_expected, **rest))
+        return found[-1]
+
+    monkeypatch.setattr(cap.confusion, "pace", spying)
+    labels = torch.where(TRUTH == 0, TRUTH, UNKNOWN)  # all twenty ants, and no other image; the classifier is right
+    margin = run(labels, pool="unseen", share_from="uniform").state.adjust["margin"]
+    assert found[-1].tolist() == pytest.approx([1.0, 12 / 20, 8 / 20, 8 / 20])  # over twelve, bees would be at 1
+    assert margin[0].abs().max() == 0
+    assert margin[1:].amax(1).min() > 0
+    run(labels, pool="unseen")  # shares of unlabelled images, of which no ant is expected: each class has its own
+    assert found[-1].tolist() == pytest.approx([1.0] * 4, abs=0.1)
+
+
 def test_pool_unseen__without_an_unseen_class_is_any() -> None:
     labels = first_of(0, 1, 2, 3)
     first, second = (run(labels, pool=pool) for pool in ("unseen", "any"))
@@ -163,6 +183,14 @@ def test_pool_unseen__without_an_unseen_class_is_any() -> None:
 
 
 # ---- losses, adapters, prediction ------------------------------------------------------------------------------------
+
+
+def test_setup__tensors_are_where_the_labels_are() -> None:
+    """The first epoch's margins are those of setup, and are looked up by labels on the training device."""
+    task = task_of(UNKNOWN.to("meta"))
+    assert task.concepts is not None
+    state = cap.setup(cap.Config(), task, tiny.BuildTowers(task.concepts))
+    assert {tensor.device.type for tensor in (*state.adjust.values(), *state.memory.values())} == {"meta"}
 
 
 def test_step__a_wrong_label_is_learned_for_it_stays_what_was_given() -> None:

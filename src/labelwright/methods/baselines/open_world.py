@@ -47,12 +47,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from labelwright.adjust.adjustment import Adjustment
 from labelwright.encoders.backbones import Classifier, Stored, UnitBackbone
 from labelwright.encoders.projection import ProjectedNet
 from labelwright.labels.kmeans import semi_supervised_kmeans
 from labelwright.labels.settle import settle
 from labelwright.losses.candidates import negative_entropy_of_mean
-from labelwright.losses.classification import cross_entropy, soft_cross_entropy
+from labelwright.losses.classification import adjusted_cross_entropy, cross_entropy, soft_cross_entropy
 from labelwright.losses.contrastive import noisy_contrastive, nt_xent
 from labelwright.losses.soft_targets import linear_ramp
 from labelwright.methods.open_world import (
@@ -70,7 +71,6 @@ from labelwright.methods.open_world import (
     start_of,
     starts_by_clusters,
     unlabelled_logits,
-    with_margin,
 )
 from labelwright.train.processes import gather_rows, sum_gradients
 from labelwright.train.settings import require
@@ -202,7 +202,7 @@ def _orca(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], c
     s1, s2 = gathered(cfg.scale * cosines)  # 2
     labels, feats = gather_rows(own), gather_rows(h.detach().float()[: len(own)])
     margin = torch.full_like(s1[0], cfg.scale * cfg.margin_weight) * state.memory["uncertainty"]
-    supervised = cross_entropy(with_margin(s1, labels, margin), labels)  # 4
+    supervised = adjusted_cross_entropy(s1, labels, Adjustment(target_margin=margin))  # 4
     pairs = pair_loss(s1.softmax(1), s2.softmax(1)[partners(feats, labels)])  # 5
     regular = divergence_of_mean(s1, state.memory["prior"])  # 6
     loss = supervised + cfg.pair_weight * pairs + _prior_weight(cfg, state) * regular

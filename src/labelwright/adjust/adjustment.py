@@ -1,0 +1,95 @@
+"""One type for every logit adjustment of a training loss, and what it does to logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from labelwright.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Adjustment:
+    """What is done to the logits f of a row with label y in a training loss; at test time nothing is.
+
+    In this order: f * multiplier + offset, then target_margin[y] to logit y and pair_margin[y] to all logits. None does
+    nothing; `Adjustment()` is plain cross-entropy. Adjustments add, in any order: ``a + b`` multiplies the multipliers
+    and sums the rest, so that a multiplier scales the logits and never another's offset or margin.
+
+    Attributes:
+      multiplier: [C] float > 0, multiplies logit k. (beta)
+      offset: [C] float, added to logit k. (Delta)
+      target_margin: [C] float, margin[y] is added to the logit of the label.
+      pair_margin: [C, C] float, row y is added to the logits of a row with label y.
+
+    Source: multiplier and offset are those of Kini et al. 2021 (arXiv 2103.01550), Eq. (2).
+
+    Example:
+      >>> import torch
+      >>> two, three = (Adjustment(multiplier=torch.tensor([m, 1.0])) for m in (2.0, 3.0))
+      >>> found = two + three + Adjustment(offset=torch.tensor([0.5, 0.0]))
+      >>> found.multiplier.tolist(), found.offset.tolist(), found.target_margin
+      ([6.0, 1.0], [0.5, 0.0], None)
+    """
+
+    multiplier: Tensor | None = None
+    offset: Tensor | None = None
+    target_margin: Tensor | None = None
+    pair_margin: Tensor | None = None
+
+    def __add__(self, other: Adjustment) -> Adjustment:
+        return Adjustment(
+            multiplier=_product(self.multiplier, other.multiplier),
+            offset=_sum(self.offset, other.offset),
+            target_margin=_sum(self.target_margin, other.target_margin),
+            pair_margin=_sum(self.pair_margin, other.pair_margin),
+        )
+
+
+def adjusted_logits(logits: Tensor, labels: Tensor, adjustment: Adjustment) -> Tensor:
+    """The logits that a training loss sees; `losses.classification.adjusted_cross_entropy` is the usual one.
+
+    Args:
+      logits: [B, C] float.
+      labels: [B] int, 0 to C-1.
+      adjustment: see `Adjustment`.
+
+    Returns: [B, C] float.
+
+    Raises:
+      DataError: a tensor of the adjustment is not one number per class, or per pair of classes.
+
+    Example: 2 * [1, 2] + [0.5, 0], then 1 off the label's, then [0, 3] for rows with label 1.
+      >>> import torch
+      >>> vectors = [torch.tensor(v) for v in ([2.0, 2.0], [0.5, 0.0], [0.0, -1.0])]
+      >>> all_four = Adjustment(*vectors, pair_margin=torch.tensor([[9.0, 9.0], [0.0, 3.0]]))
+      >>> adjusted_logits(torch.tensor([[1.0, 2.0]]), torch.tensor([1]), all_four).tolist()
+      [[2.5, 6.0]]
+    """
+    n_classes = logits.shape[1]
+    for name, wanted in (("multiplier", 1), ("offset", 1), ("target_margin", 1), ("pair_margin", 2)):
+        tensor = getattr(adjustment, name)
+        if tensor is not None and list(tensor.shape) != [n_classes] * wanted:
+            per = "one entry per class" if wanted == 1 else "one row and one column per class"
+            raise DataError(
+                f"{name} has shape {list(tensor.shape)} for {n_classes} classes", fix=f"pass {name} with {per}"
+            )
+    if adjustment.multiplier is not None:
+        logits = logits * adjustment.multiplier
+    if adjustment.offset is not None:
+        logits = logits + adjustment.offset
+    if adjustment.target_margin is not None:
+        margin = adjustment.target_margin.to(logits.dtype)[labels]
+        logits = logits.scatter_add(1, labels[:, None].long(), margin[:, None])
+    if adjustment.pair_margin is not None:
+        logits = logits + adjustment.pair_margin[labels]
+    return logits
+
+
+def _product(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return a if b is None else b if a is None else a * b
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return a if b is None else b if a is None else a + b

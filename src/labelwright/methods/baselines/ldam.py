@@ -1,0 +1,34 @@
+"""Label-distribution-aware margins: cross-entropy of scale * (cos - m_y at the label), m ~ n^(-1/4).
+
+The cosines are those between unit-norm features and unit-norm class weights. `ldam_drw` is the preset with deferred
+re-weighting in the last fifth of the epochs.
+
+Source: Cao et al. 2019 (arXiv 1906.07413).
+Command: labelwright fit DATA --method ldam_drw --out RUN
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from labelwright.adjust import fixed
+from labelwright.adjust.adjustment import Adjustment
+from labelwright.methods.baselines.labelled import DeferredSettings, LabelledRecipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(DeferredSettings):
+    """Settings of LDAM."""
+
+    max_margin: float = 0.5  # margin of the rarest class (Cao 2019)
+    scale: float = 30.0  # multiplies the cosines (Cao 2019)
+
+
+def adjustment(cfg: Config, counts: Tensor) -> Adjustment:
+    """* scale, - scale m at the label."""
+    return fixed.ldam(counts, max_margin=cfg.max_margin, scale=cfg.scale)
+
+
+RECIPE = LabelledRecipe(Config, adjustment, head="cosine")

@@ -1,0 +1,31 @@
+"""Vector scaling, -log softmax((n / n_max)^gamma * f + tau log pi)_y.
+
+Source: Kini et al. 2021 (arXiv 2103.01550).
+Command: labelwright fit DATA --method vs --out RUN
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from labelwright.adjust import fixed
+from labelwright.adjust.adjustment import Adjustment
+from labelwright.methods.baselines.labelled import DeferredSettings, LabelledRecipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(DeferredSettings):
+    """Settings of vector scaling."""
+
+    gamma: float = 0.05  # power of n / n_max (Kini 2021 uses 0.05 and 0.15)
+    tau: float = 1.0  # strength of the log prior
+
+
+def adjustment(cfg: Config, counts: Tensor) -> Adjustment:
+    """* (n / n_max)^gamma + tau log pi."""
+    return fixed.vector_scaling(counts, power=cfg.gamma, strength=cfg.tau)
+
+
+RECIPE = LabelledRecipe(Config, adjustment)
