@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_NUMBERS = 1 << 22  # of rows x classes held at a time
+CHUNK_NUMBERS = 1 << 22  # of rows x classes, or of rows x features, held at a time
 LEAST_COUNT = 1e-3  # images of a class that has none: its mean and the log of its share stay finite
 LEAST_SPREAD = 0.01  # of the total variance, if the rows of each class are alike: the covariance is not singular
 LEAST_SHARE = 1e-6  # of a class in a known prior
@@ -37,10 +37,14 @@ class Beliefs:
     prior: Tensor
     strength: float
 
+    @property
+    def linear(self) -> tuple[Tensor, Tensor]:
+        """Weight [C, D] and bias [C] of what is added to the evidence."""
+        return self.strength * self.weight, self.strength * self.bias + self.offset
+
     def probs(self, feats: Tensor, evidence: Tensor) -> Tensor:
         """Probabilities [B, C] float32 of feats [B, D] with evidence [B, C]; nothing larger is ever held."""
-        added = F.linear(feats.float(), self.strength * self.weight, self.strength * self.bias + self.offset)
-        return (evidence.float() + added).softmax(1)
+        return (evidence.float() + F.linear(feats.float(), *self.linear)).softmax(1)
 
 
 def gaussian_beliefs(
@@ -99,7 +103,7 @@ def gaussian_beliefs(
     found = Beliefs(zeros.new_zeros(n_classes, n_features), zeros, zeros, zeros, strength)
     for i in range(n_iter):
         counts, plain, sums = torch.zeros_like(zeros), torch.zeros_like(zeros), torch.zeros_like(found.weight)
-        for some in chunks_of(rows, n_classes):
+        for some in chunks_of(rows, max(n_classes, n_features)):
             z, given = feats[some].float(), labels[some]
             q = found.probs(z, evidence(some))
             is_known = given >= 0
@@ -136,11 +140,11 @@ def gaussian_beliefs(
     return found
 
 
-def chunks_of(rows: Tensor, n_classes: int) -> Iterator[Tensor]:
-    """Rows [n] in runs, so that a dense table of a run stays small.
+def chunks_of(rows: Tensor, width: int) -> Iterator[Tensor]:
+    """Rows [n] in runs, so that a dense table of a run, ``width`` numbers a row, stays small.
 
     Example:
       >>> [len(some) for some in chunks_of(torch.arange(10), CHUNK_NUMBERS // 4)]
       [4, 4, 2]
     """
-    yield from torch.split(rows, max(1, CHUNK_NUMBERS // n_classes))
+    yield from torch.split(rows, max(1, CHUNK_NUMBERS // width))
