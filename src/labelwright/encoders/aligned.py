@@ -19,7 +19,7 @@ class AlignedNet(nn.Module):
     """logits = logit_scale * a(z) . t + a(z) . w + b: adapted image features a(z), class features t, a linear term.
 
     t are the towers' class features, moved by ``offset`` and put through the text adapter. ``offset``, ``w`` and ``b``
-    are buffers: found by alignment (labels.concepts, labels.shape), zero at first.
+    are buffers: found by alignment (labels.concepts, labels.gaussians), zero at first.
 
     Args:
       towers: image and class features, see adapters.towers.

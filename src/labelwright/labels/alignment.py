@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from labelwright.labels.concepts import CHUNK, choose_descriptions, detect_mismatched, leftover_concepts
-from labelwright.labels.shape import Shape, fit_shape
+from labelwright.labels.gaussians import gaussian_beliefs
 from labelwright.types import Task
 
+SHRINKAGE, N_ITER = 0.1, 20  # of the Gaussians
 CONFIRMED, CONTRADICTED = 0.5, 0.005
 """Mean probability of a class on its own labelled images, above which its text fits and below which it does not."""
 
@@ -22,7 +23,8 @@ class Aligned:
 
     Attributes:
       class_feats: [C, D] float32 unit norm.
-      shape: linear term to add to the logits; zero if it was not asked for.
+      weight: [C, D] float32 and
+      bias: [C] float32: linear term to add to the logits (labels.gaussians); zero if it was not asked for.
       prior: [C] float32, estimated share of each class among the unlabelled images, sums to 1.
       zero_shot: [N] int64 most probable class of each image by the names alone.
       predicted: [N] int64 most probable class of each image; of unlabelled ones among the classes they may have.
@@ -30,7 +32,8 @@ class Aligned:
     """
 
     class_feats: Tensor
-    shape: Shape
+    weight: Tensor
+    bias: Tensor
     prior: Tensor
     zero_shot: Tensor
     predicted: Tensor
@@ -58,7 +61,7 @@ def align(
       logit_scale: what cosines are multiplied by.
       use_alignment: False leaves the names as they are.
       use_leftovers: see labels.concepts.leftover_concepts.
-      shape_strength: see labels.shape.fit_shape.
+      shape_strength: strength of labels.gaussians.gaussian_beliefs; 0 leaves the texts alone.
       allowed: [C] bool, classes that unlabelled images may have; None = all.
       seed: of the clustering that leftovers come from.
 
@@ -86,13 +89,18 @@ def align(
     if use_alignment:
         t = _repaired(z, pool, t, task, labels, logs, logit_scale=logit_scale, use_leftovers=use_leftovers, seed=seed)
     strength = 0.0 if logs.get("is_hopeless") else shape_strength
-    shape = fit_shape(z, logit_scale * t, labels=labels, strength=strength)
-    predicted, confidence = _answers(z, logit_scale * t + shape.weight, shape.bias, labels, allowed)
-    prior = _prior(z, logit_scale * t + shape.weight, shape.bias, labels, allowed)
+    text = logit_scale * t
+    weight, bias = torch.zeros_like(text), text.new_zeros(len(text))
+    if strength > 0:
+        weight, bias = gaussian_beliefs(
+            z, lambda rows: z[rows] @ text.T, labels, strength=strength, shrinkage=SHRINKAGE, n_iter=N_ITER
+        ).linear
+    predicted, confidence = _answers(z, text + weight, bias, labels, allowed)
+    prior = _prior(z, text + weight, bias, labels, allowed)
     logs["aligned_counts"] = _counts(predicted, labels, len(t))
     logs["prior"] = [round(float(p), 5) for p in prior]
     logs["class_names"] = list(names)
-    return Aligned(t, shape, prior, zero_shot, predicted, confidence), logs
+    return Aligned(t, weight, bias, prior, zero_shot, predicted, confidence), logs
 
 
 def _repaired(

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from labelwright.errors import ConfigError
-from labelwright.labels.guess_shape import chunks_of, evidence
+from labelwright.labels.candidate_beliefs import candidate_evidence
+from labelwright.labels.gaussians import chunks_of
 from labelwright.labels.purify import divide, division_losses, lifted, mean_loss_history, min_max, push_loss_history
 from labelwright.types import Passes, Task
 
@@ -69,7 +70,7 @@ def aligned_division(
       passes: streams the network's logits.
       history: of its division losses, from labels.purify.
       prior: [C] float, shares the classes should have.
-      miss: [C] float, see labels.guess_shape.evidence.
+      miss: [C] float, see labels.candidate_beliefs.candidate_evidence.
       guess_strength: >= 0, how much the guesses weigh in its probabilities; 0 = its softmax alone (paper).
       ratio: [C] where the scaling starts from. That of the epoch before brings the mean ever closer to the prior, as a
         prior that is known deserves; None = afresh, as is enough for one that these very networks estimated.
@@ -97,7 +98,7 @@ def aligned_division(
         inside = (guesses > 0).gather(1, predicted[rows][:, None])[:, 0]
         n_inside += int(inside[is_divided[rows]].sum())
         n_divided += int(is_divided[rows].sum())
-        weighed = logits if guess_strength == 0 else logits + guess_strength * evidence(guesses, miss)
+        weighed = logits if guess_strength == 0 else logits + guess_strength * candidate_evidence(guesses, miss)
         write_beliefs(table, rows, _verified(task, rows, weighed.softmax(1)))
     prior = prior.to(device)
     found = torch.ones_like(plain)

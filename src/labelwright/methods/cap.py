@@ -317,8 +317,8 @@ def _growth(cfg: Config) -> dict[str, Any]:
 
 def _take_alignment(main: AlignedNet, aligned: Aligned) -> None:
     main.offset.copy_(aligned.class_feats - main.towers.text_feats().detach())
-    main.linear_weight.copy_(aligned.shape.weight)
-    main.linear_bias.copy_(aligned.shape.bias)
+    main.linear_weight.copy_(aligned.weight)
+    main.linear_bias.copy_(aligned.bias)
 
 
 def _trained_tensors(state: State) -> dict[str, dict[str, Tensor]]:

@@ -22,8 +22,8 @@ Departures: (1) one stream of all images, of which each network sees some as P a
 batches of P and of U; (2) the mean of all predictions of an epoch in line 2, where the paper keeps a running mean of
 batches, and three rounds of scaling; the mean predictions of line 6 and 7 are scaled as well, by a running mean of
 batches that starts from it (`align_targets`), and so is what line 13 distils;
-(3) on frozen features line 1 gives way to Gaussians fitted to the guesses (labels/guess_shape.py), line 2 weighs in
-what the guesses say (`guess_strength`), views are not augmented or mixed, and the prior is estimated: line 1 alone
+(3) on frozen features line 1 gives way to Gaussians with the guesses as evidence (labels/gaussians.py), line 2 weighs
+in what the guesses say (`guess_strength`), views are not augmented or mixed, and the prior is estimated: line 1 alone
 ends below its own annotator there; (4) sparse beliefs: the `keep` likeliest classes of an image; (5) prediction by
 one network, the one that is saved.
 Command: labelwright fit photos/ --classes names.txt --method coreg --model openai/clip-vit-base-patch32 --out RUN
@@ -43,8 +43,17 @@ import torch
 from torch import Tensor
 
 from labelwright.encoders.projection import ProjectedNet
-from labelwright.labels import guess_shape, purify
+from labelwright.labels import purify
+from labelwright.labels.candidate_beliefs import (
+    MISS,
+    bootstrap,
+    candidate_beliefs,
+    estimate_prior,
+    information,
+    rarely_guessed_warning,
+)
 from labelwright.labels.codivide import CoDivision, aligned_division, describe_divisions, read_beliefs
+from labelwright.labels.gaussians import chunks_of
 from labelwright.labels.purify import init_loss_history
 from labelwright.losses.candidates import informative_rows, negative_entropy, partial_cross_entropy
 from labelwright.losses.classification import soft_cross_entropy
@@ -85,7 +94,7 @@ class Config(CandidateSettings):
     use_alignment: bool = True  # line 2; False: the softmax as it is (ablation)
     align_targets: bool = True  # lines 6, 7 and 13 scaled as well
     mean_decay: float = 0.98  # of the running mean that they are scaled by, per step: some 50 batches (Sec. 4.2)
-    prior: Literal["auto", "uniform"] = "auto"  # shares that line 2 aligns with: estimated (guess_shape), or even
+    prior: Literal["auto", "uniform"] = "auto"  # shares that line 2 aligns with: estimated (estimate_prior), or even
     guess_strength: float = 1.0  # how much the guesses weigh in line 2 (paper: 0)
     threshold: float = 0.5  # tau, probability above which the guesses are trusted (Sec. 5.1)
     history_epochs: int = 5  # division losses averaged (Sec. 4.2)
@@ -151,9 +160,9 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     memory: dict[str, Any] = {
         "is_frozen": build_net.is_frozen,
         "prior": torch.full((n_classes,), 1 / n_classes, device=device),
-        "miss": torch.full((n_classes,), guess_shape.MISS, device=device),
+        "miss": torch.full((n_classes,), MISS, device=device),
         "is_prior_known": True,
-        "entropy_weight": guess_shape.information(task) ** 4 if cfg.entropy_weight is None else cfg.entropy_weight,
+        "entropy_weight": information(task) ** 4 if cfg.entropy_weight is None else cfg.entropy_weight,
         "prototypes": torch.zeros(n_classes, N_DIMS, device=device),
         "divisions": {name: {"history": init_loss_history(n, cfg.history_epochs, device)} for name in names},
     }
@@ -166,23 +175,24 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State,
     """Line 3 of the departures: on frozen features both networks start from Gaussians, each from its own bootstrap."""
     everything = torch.arange(len(task.labels))
     guessed, shares = [], torch.zeros(task.n_classes, device=task.labels.device)
-    for rows in guess_shape.chunks_of(everything.to(task.labels.device), task.n_classes):
+    for rows in chunks_of(everything.to(task.labels.device), task.n_classes):
         guesses = task.guesses(rows)
         guessed.append(heaviest(guesses, rows))
         shares += guesses.sum(0)
     known = torch.full_like(shares, 1 / task.n_classes) if cfg.prior == "uniform" else None
-    prior, starved, has_revived = guess_shape.estimate_prior(shares)
+    prior, rarely_guessed, is_rebalanced = estimate_prior(shares)
     memory, watch = dict(state.memory), None
     logs: dict[str, Any] = {"guessed_frac": [round(float(s), 5) for s in shares / shares.sum()]}
     if _starts_by_shape(cfg, memory["is_frozen"]):
         # Half precision, as a store keeps them: all features are held at once.
         feats = torch.cat([z.half() for _, z in passes("main", everything, output="feats")])
-        whole = guess_shape.fit_guess_shape(feats, task, prior=known)
-        prior, starved, has_revived = whole.prior, whole.starved, whole.has_revived
+        whole = candidate_beliefs(feats, task, prior=known)
+        prior, rarely_guessed, is_rebalanced = whole.beliefs.prior, whole.rarely_guessed, whole.is_rebalanced
         memory["miss"] = whole.miss
         for name in state.memory["divisions"]:
-            drawn = guess_shape.bootstrap(task) if cfg.n_networks == 2 else everything
-            own = guess_shape.fit_guess_shape(feats, task, rows=drawn, prior=prior if has_revived else known)
+            drawn = bootstrap(task) if cfg.n_networks == 2 else everything
+            wanted = prior if is_rebalanced else known
+            own = candidate_beliefs(feats, task, rows=drawn, prior=wanted).beliefs
             put_in(state, name, cfg.start_strength * own.weight, cfg.start_strength * own.bias)
         watch = Watch.start(feats, task.n_classes, torch.cat(guessed))
         logs["miss"] = [round(float(m), 4) for m in whole.miss]
@@ -191,10 +201,10 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State,
     if watch is not None:
         memory["watch"] = watch.to_dict()
         logs["annotator_agreement"] = watch.zero_shot_agreement
-    memory |= {"prior": prior if known is None else known, "is_prior_known": has_revived or known is not None}
+    memory |= {"prior": prior if known is None else known, "is_prior_known": is_rebalanced or known is not None}
     logs |= {"prior": [round(float(p), 5) for p in memory["prior"]], "class_names": list(task.class_names)}
-    logs["starved"] = [task.class_names[c] for c in starved]
-    logs["warnings"] = guess_shape.starved_warning(task.class_names, starved, has_revived=has_revived)
+    logs["rarely_guessed"] = [task.class_names[c] for c in rarely_guessed]
+    logs["warnings"] = rarely_guessed_warning(task.class_names, rarely_guessed, is_rebalanced=is_rebalanced)
     state = dataclasses.replace(state, memory=memory)
     if partial_epochs(cfg, state) == 0:
         state, told = _divided(cfg, task, state, passes, epoch=-1)

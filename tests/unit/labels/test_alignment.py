@@ -186,7 +186,7 @@ def test_align__limits():
     for n in (1, 3):
         few, _ = align(z[:n], Task(unknown(z[:n]), NAMES), centres, logit_scale=SCALE, use_leftovers=False)
         assert few.predicted.tolist() == [0] * n
-        assert torch.isfinite(few.shape.weight).all()
+        assert torch.isfinite(few.weight).all()
         assert float(few.prior.sum()) == pytest.approx(1)
     lost, logs = align(z, Task(unknown(z), NAMES), nonsense(centres, C), logit_scale=SCALE)
     assert torch.isfinite(lost.class_feats).all(), "no name fits: nothing to go by"

@@ -17,8 +17,8 @@ from torch import Tensor
 import labelwright as lw
 import tiny
 from labelwright.errors import ConfigError
+from labelwright.labels.candidate_beliefs import candidate_beliefs
 from labelwright.labels.codivide import read_beliefs
-from labelwright.labels.guess_shape import fit_guess_shape
 from labelwright.methods import coreg
 from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.run_folder import Run
@@ -264,11 +264,11 @@ def test_begin__networks_start_from_gaussians_of_their_own() -> None:
     heads = {name: cast(Any, state.nets[name]).classifier.head.linear for name in ("main", "peer")}
     assert not torch.equal(heads["main"].weight, heads["peer"].weight)
     x = views.batch(torch.arange(N), "clean", seed=0, device=tiny.CPU)
-    whole = fit_guess_shape(x.half(), task)
-    expected = 0.3 * (x @ whole.weight.T + whole.bias)
+    whole = candidate_beliefs(x.half(), task)
+    expected = 0.3 * (x @ whole.beliefs.weight.T + whole.beliefs.bias)
     for head in heads.values():
         assert torch.nn.functional.cosine_similarity(head(x).flatten(), expected.flatten(), dim=0) > 0.9
-    assert torch.allclose(state.memory["prior"], whole.prior, atol=1e-5)
+    assert torch.allclose(state.memory["prior"], whole.beliefs.prior, atol=1e-5)
     assert torch.equal(state.memory["miss"], whole.miss)
     assert logs["class_names"] == ["class 0", "class 1", "class 2"]
     assert sum(logs["prior"]) == pytest.approx(1, abs=1e-4)
@@ -280,9 +280,9 @@ def test_begin__networks_start_from_gaussians_of_their_own() -> None:
 def test_begin__one_network_is_fitted_to_all_images() -> None:
     fitted, _ = run(stored=True, n_networks=1, epochs=1, lr=1e-12)
     task, views, _ = tiny.inputs_of("coreg", COUNTS, stored=True)
-    whole = fit_guess_shape(views.batch(torch.arange(N), "clean", seed=0, device=tiny.CPU).half(), task)
+    whole = candidate_beliefs(views.batch(torch.arange(N), "clean", seed=0, device=tiny.CPU).half(), task)
     weight = cast(Any, fitted.state.nets["main"]).classifier.head.linear.weight
-    assert torch.allclose(weight, 0.15 * whole.weight, atol=1e-4)
+    assert torch.allclose(weight, 0.15 * whole.beliefs.weight, atol=1e-4)
 
 
 def test_begin__shape_from_pixels() -> None:
@@ -302,7 +302,7 @@ def test_begin__prior_from_pixels(prior: str, expected: list[float] | None) -> N
     assert logs["begin"]["warnings"] == []
 
 
-def starved_task(counts: tuple[int, ...], rename: dict[int, int]) -> tuple[Task, tiny.TinyFeats]:
+def task_guessed_as(counts: tuple[int, ...], rename: dict[int, int]) -> tuple[Task, tiny.TinyFeats]:
     """One guess an image, the truth but for classes that are taken for others."""
     truth = torch.tensor(tiny.classes_of(counts))
     guessed = torch.tensor([rename.get(c, c) for c in truth.tolist()])
@@ -321,8 +321,8 @@ def fitted_on(task: Task, views: Any, **changed: object) -> tuple[Trained, float
     return trained, float((predicted == nearest).float().mean())
 
 
-def test_run__a_class_that_is_never_guessed_is_revived() -> None:
-    task, views = starved_task((30, 30, 30, 30), {3: 0})
+def test_run__a_class_that_is_never_guessed_gets_its_images() -> None:
+    task, views = task_guessed_as((30, 30, 30, 30), {3: 0})
     trained, accuracy = fitted_on(task, views)
     assert trained.state.memory["prior"].tolist() == [0.25] * 4
     assert trained.state.memory["is_prior_known"]
@@ -332,17 +332,17 @@ def test_run__a_class_that_is_never_guessed_is_revived() -> None:
 
 
 def test_run__a_rare_class_is_not() -> None:
-    task, views = starved_task((80, 40, 15, 2), {})
+    task, views = task_guessed_as((80, 40, 15, 2), {})
     trained, accuracy = fitted_on(task, views)
     assert not trained.state.memory["is_prior_known"]
     assert trained.state.memory["prior"].tolist() == pytest.approx([80 / 137, 40 / 137, 15 / 137, 2 / 137], abs=0.02)
     (said,) = [w for w in trained.warnings if "hardly ever name" in w]
-    assert "class 3: which images are theirs, if there are any, cannot be told" in said
+    assert "class 3: which images are theirs, if there are any, cannot be known" in said
     assert accuracy > 0.95
 
 
-def test_run__guesses_that_are_right_give_no_starved_warning() -> None:
-    task, views = starved_task((30, 30, 30), {})
+def test_run__guesses_that_are_right_give_no_such_warning() -> None:
+    task, views = task_guessed_as((30, 30, 30), {})
     trained, accuracy = fitted_on(task, views)
     assert not [w for w in trained.warnings if "hardly ever name" in w or "worse than their annotator" in w]
     assert accuracy > 0.95

@@ -10,8 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import tiny
-from labelwright.labels import guess_shape
-from labelwright.labels.guess_shape import GuessShape, estimate_prior, evidence, fit_guess_shape
+from labelwright.labels import gaussians
+from labelwright.labels.candidate_beliefs import (
+    CandidateBeliefs,
+    candidate_beliefs,
+    candidate_evidence,
+    estimate_prior,
+)
 from labelwright.train.seeds import generator
 from labelwright.types import Task
 
@@ -47,15 +52,15 @@ def guessed_by(classes: Tensor, n_classes: int, labels: Tensor | None = None) ->
     return Task(torch.full_like(classes, -1) if labels is None else labels, names, sets)
 
 
-def answers(found: GuessShape, z: Tensor) -> Tensor:
-    return (z @ found.weight.T + found.bias).argmax(1)
+def answers(found: CandidateBeliefs, z: Tensor) -> Tensor:
+    return (z @ found.beliefs.weight.T + found.beliefs.bias).argmax(1)
 
 
 # ---- the oracle -----------------------------------------------------------------------------------------------------
 
 
 def slow_fit(
-    z: Array, guesses: Array, own_shares: Array, labels: list[int], *, n_iterations: int, prior: list[float] | None
+    z: Array, guesses: Array, own_shares: Array, labels: list[int], *, n_iter: int, prior: list[float] | None
 ) -> tuple[Array, Array, Array, Array]:
     """Weight, bias, shares and miss, image by image."""
     n, d = z.shape
@@ -71,7 +76,7 @@ def slow_fit(
     mass = [1.0 if y < 0 else stands_for[y] for y in labels]
     total = sum(m * np.outer(x, x) for m, x in zip(mass, z, strict=True)) / sum(mass)
     weight, bias, ratio = np.zeros((C, d)), np.zeros(C), np.ones(C)
-    for iteration in range(n_iterations + 1):
+    for iteration in range(n_iter):
         counts, sums, named, once = np.zeros(C), np.zeros((C, d)), np.zeros(C), np.zeros(C)
         for i in range(n):
             if labels[i] >= 0:
@@ -105,82 +110,84 @@ def slow_fit(
 
 @pytest.mark.parametrize("labelled", [False, True], ids=["guesses", "guesses and labels"])
 @pytest.mark.parametrize("prior", [None, [0.5, 0.3, 0.2]], ids=["shares estimated", "shares known"])
-def test_fit__matches_a_slow_loop(labelled: bool, prior: list[float] | None) -> None:
+def test_candidate_beliefs__matches_a_slow_loop(labelled: bool, prior: list[float] | None) -> None:
     z, truth = clumps((30, 20, 12))
     task = a_task(truth, labelled=labelled)
     rows = torch.arange(len(z))
     assert task.candidates is not None
     own = task.candidates.shares(rows, C).double().numpy()
     expected = slow_fit(
-        z.double().numpy(), task.guesses(rows).double().numpy(), own, task.labels.tolist(), n_iterations=4, prior=prior
+        z.double().numpy(), task.guesses(rows).double().numpy(), own, task.labels.tolist(), n_iter=5, prior=prior
     )
-    found = fit_guess_shape(z, task, n_iterations=4, prior=None if prior is None else torch.tensor(prior))
-    names = ("weight", "bias", "prior", "miss")
-    for name, wanted in zip(names, expected, strict=True):
+    found = candidate_beliefs(z, task, n_iter=5, prior=None if prior is None else torch.tensor(prior))
+    b = found.beliefs
+    for name, tensor, wanted in zip(
+        ("weight", "bias", "prior", "miss"), (b.weight, b.bias, b.prior, found.miss), expected, strict=True
+    ):
         # float32 against float64, through five solutions of a linear system
-        assert getattr(found, name).double().numpy() == pytest.approx(wanted, rel=1e-3, abs=2e-4), name
+        assert tensor.double().numpy() == pytest.approx(wanted, rel=1e-3, abs=2e-4), name
     assert np.abs(expected[0]).max() > 1
     assert not labelled or 0.3 * (expected[3][2] - 0.1) / 0.9 * len(z) / C / int((task.labels == 2).sum()) > 1.5
     assert (found.miss > 0.1).any() or not labelled  # it is not all at its least
 
 
-def test_fit__chunks_and_half_precision_change_next_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_candidate_beliefs__chunks_and_half_precision_change_next_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     z, truth = clumps((30, 20, 12))
     task = a_task(truth, labelled=True)
-    whole, half = fit_guess_shape(z, task), fit_guess_shape(z.half(), task)
-    monkeypatch.setattr(guess_shape, "CHUNK_NUMBERS", 7 * C)
-    chunked = fit_guess_shape(z, task)
-    assert torch.allclose(chunked.weight, whole.weight, rtol=1e-3, atol=1e-3)
-    assert torch.allclose(chunked.prior, whole.prior, atol=1e-5)
-    assert half.weight.dtype == torch.float32
+    whole, half = candidate_beliefs(z, task), candidate_beliefs(z.half(), task)
+    monkeypatch.setattr(gaussians, "CHUNK_NUMBERS", 7 * z.shape[1])
+    chunked = candidate_beliefs(z, task)
+    assert torch.allclose(chunked.beliefs.weight, whole.beliefs.weight, rtol=1e-3, atol=1e-3)
+    assert torch.allclose(chunked.beliefs.prior, whole.beliefs.prior, atol=1e-5)
+    assert half.beliefs.weight.dtype == torch.float32
     assert torch.equal(answers(half, z), answers(whole, z))
 
 
-def test_fit__a_row_drawn_twice_counts_twice() -> None:
+def test_candidate_beliefs__a_row_drawn_twice_counts_twice() -> None:
     z, truth = clumps((12, 9, 6))
     task = a_task(truth)
     drawn = torch.cat([torch.arange(len(z)), torch.arange(0, len(z), 2)])
     assert task.candidates is not None
     repeated = Task(task.labels[drawn], task.class_names, task.candidates.take(drawn))
-    found, expected = fit_guess_shape(z, task, rows=drawn), fit_guess_shape(z[drawn], repeated)
-    assert torch.allclose(found.weight, expected.weight, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(found.weight, fit_guess_shape(z, task).weight, rtol=1e-2)
+    found, expected = candidate_beliefs(z, task, rows=drawn), candidate_beliefs(z[drawn], repeated)
+    assert torch.allclose(found.beliefs.weight, expected.beliefs.weight, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(found.beliefs.weight, candidate_beliefs(z, task).beliefs.weight, rtol=1e-2)
 
 
-def test_fit__corrects_guesses_that_the_shape_contradicts() -> None:
+def test_candidate_beliefs__corrects_guesses_that_the_shape_contradicts() -> None:
     z, truth = clumps((60, 60, 60))
     guessed = torch.where(torch.arange(180) % 4 == 0, (truth + 1) % C, truth)
-    found = fit_guess_shape(z, guessed_by(guessed, C))
+    found = candidate_beliefs(z, guessed_by(guessed, C))
     assert (guessed == truth).float().mean() == 0.75
     assert (answers(found, z) == truth).float().mean() > 0.98
 
 
-def test_fit__a_class_that_is_never_guessed_gets_the_images_that_fit_no_other() -> None:
+def test_candidate_beliefs__a_class_that_is_never_guessed_gets_the_images_that_fit_no_other() -> None:
     z, truth = clumps((40, 40, 40, 40))
     guessed = torch.where(truth == 3, 0, truth)
-    found = fit_guess_shape(z, guessed_by(guessed, 4))
-    assert (found.starved, found.has_revived) == ((3,), True)
-    assert found.prior.tolist() == [0.25] * 4
+    found = candidate_beliefs(z, guessed_by(guessed, 4))
+    assert (found.rarely_guessed, found.is_rebalanced) == ((3,), True)
+    assert found.beliefs.prior.tolist() == [0.25] * 4
     assert (answers(found, z) == truth).float().mean() > 0.95
     assert found.miss[3] > 0.9  # its name says nothing
     assert found.miss[:3].max() < 0.5
 
 
-def test_fit__a_rare_class_of_a_long_tail_stays_rare() -> None:
+def test_candidate_beliefs__a_rare_class_of_a_long_tail_stays_rare() -> None:
     z, truth = clumps((120, 60, 20, 3))
-    found = fit_guess_shape(z, guessed_by(truth, 4))
-    assert (found.starved, found.has_revived) == ((3,), False)
-    assert found.prior.tolist() == pytest.approx([120 / 203, 60 / 203, 20 / 203, 3 / 203], abs=0.01)
+    found = candidate_beliefs(z, guessed_by(truth, 4))
+    assert (found.rarely_guessed, found.is_rebalanced) == ((3,), False)
+    assert found.beliefs.prior.tolist() == pytest.approx([120 / 203, 60 / 203, 20 / 203, 3 / 203], abs=0.01)
     assert (answers(found, z) == truth).float().mean() > 0.98
 
 
-def test_fit__verified_images_move_a_class_that_guesses_mistake() -> None:
+def test_candidate_beliefs__verified_images_move_a_class_that_guesses_mistake() -> None:
     # Guesses swap the last two classes. Eight labels of each tell, and only they can.
     z, truth = clumps((60, 60, 60))
     swapped = torch.tensor([0, 2, 1])[truth]
     known = torch.arange(180) % 60 < 8
-    blind = fit_guess_shape(z, guessed_by(swapped, C))
-    told = fit_guess_shape(z, guessed_by(swapped, C, torch.where(known, truth, -1)))
+    blind = candidate_beliefs(z, guessed_by(swapped, C))
+    told = candidate_beliefs(z, guessed_by(swapped, C, torch.where(known, truth, -1)))
     assert (answers(blind, z) == truth).float().mean() < 0.4
     assert (answers(told, z) == truth).float().mean() > 0.9
     assert told.miss[1:].min() > 0.8
@@ -188,33 +195,33 @@ def test_fit__verified_images_move_a_class_that_guesses_mistake() -> None:
 
 
 @pytest.mark.parametrize("counts", [(9,), (1, 1, 1), (2, 0, 0, 0, 0), (1,)], ids=str)
-def test_fit__few_images_and_one_class(counts: tuple[int, ...]) -> None:
+def test_candidate_beliefs__few_images_and_one_class(counts: tuple[int, ...]) -> None:
     z, truth = clumps(counts)
-    found = fit_guess_shape(z, guessed_by(truth, len(counts)))
-    for tensor in (found.weight, found.bias, found.prior, found.miss):
+    found = candidate_beliefs(z, guessed_by(truth, len(counts)))
+    for tensor in (found.beliefs.weight, found.beliefs.bias, found.beliefs.prior, found.miss):
         assert tensor.isfinite().all()
-    assert found.prior.sum() == pytest.approx(1.0)
+    assert found.beliefs.prior.sum() == pytest.approx(1.0)
     assert torch.equal(answers(found, z), truth)
 
 
-def test_fit__every_image_verified() -> None:
+def test_candidate_beliefs__every_image_verified() -> None:
     z, truth = clumps((20, 10, 5))
-    found = fit_guess_shape(z, Task(truth, tuple("abc")))
-    assert found.prior.tolist() == pytest.approx([1 / 3] * 3, abs=0.25)
+    found = candidate_beliefs(z, Task(truth, tuple("abc")))
+    assert found.beliefs.prior.tolist() == pytest.approx([1 / 3] * 3, abs=0.25)
     assert torch.equal(answers(found, z), truth)
 
 
-def test_evidence__worked_numbers_and_limits() -> None:
+def test_candidate_evidence__worked_numbers_and_limits() -> None:
     guesses, miss = torch.tensor([[0.75, 0.25, 0.0]]), torch.tensor([0.1, 0.4, 0.7])
     wanted = [0.9 * 0.75 + 0.1 / 3, 0.6 * 0.25 + 0.4 / 3, 0.7 / 3]
-    assert evidence(guesses, miss)[0].exp().tolist() == pytest.approx(wanted, rel=1e-6)
-    nothing = evidence(guesses, torch.ones(3))  # guesses that never say anything
+    assert candidate_evidence(guesses, miss)[0].exp().tolist() == pytest.approx(wanted, rel=1e-6)
+    nothing = candidate_evidence(guesses, torch.ones(3))  # guesses that never say anything
     assert torch.allclose(nothing, torch.full((1, 3), 1 / 3).log())
-    assert evidence(guesses.double(), miss).dtype == torch.float32
+    assert candidate_evidence(guesses.double(), miss).dtype == torch.float32
 
 
 @pytest.mark.parametrize(
-    ("shares", "starved", "is_revived"),
+    ("shares", "rarely_guessed", "is_rebalanced"),
     [
         ([1.0] * 10, (), False),
         ([1.0] * 9 + [0.0], (9,), True),
@@ -229,8 +236,8 @@ def test_evidence__worked_numbers_and_limits() -> None:
     ],
     ids=str,
 )
-def test_estimate_prior(shares: list[float], starved: tuple[int, ...], is_revived: bool) -> None:
-    prior, found, has_revived = estimate_prior(torch.tensor(shares))
-    assert (found, has_revived) == (starved, is_revived)
-    wanted = [1 / len(shares)] * len(shares) if is_revived else [s / sum(shares) for s in shares]
+def test_estimate_prior(shares: list[float], rarely_guessed: tuple[int, ...], is_rebalanced: bool) -> None:
+    prior, found, has_moved = estimate_prior(torch.tensor(shares))
+    assert (found, has_moved) == (rarely_guessed, is_rebalanced)
+    wanted = [1 / len(shares)] * len(shares) if is_rebalanced else [s / sum(shares) for s in shares]
     assert prior.tolist() == pytest.approx(wanted, abs=1e-6)
