@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from labelwright.errors import ConfigError
-from labelwright.methods import cap, coreg, cvs, lps
+from labelwright.methods import beliefs, cap, coreg, cvs, lps
 from labelwright.methods.baselines import candidate_labels, dividemix, long_tailed, open_world, pico, vision_language
 from labelwright.train.settings import TrainSettings, apply_overrides
 from labelwright.types import Recipe
@@ -65,6 +65,7 @@ METHODS: Mapping[str, Method] = {
     "cap": Method(_recipe(cap), "CAP", needs="text"),
     "coreg": Method(_recipe(coreg), "Co-Reg", needs="candidates"),
     "lps": Method(_recipe(lps), "LPS", needs="open_world"),
+    "beliefs": Method(_recipe(beliefs), "Beliefs"),
     "ce": Method(_recipe(long_tailed), "Cross-entropy", preset={"loss": "ce"}),
     "class_balanced": Method(_recipe(long_tailed), "Class-balanced", preset={"loss": "class_balanced"}),
     "focal": Method(_recipe(long_tailed), "Focal", preset={"loss": "focal"}),
