@@ -26,6 +26,7 @@ CPU = torch.device("cpu")
 SIZE_PX = 8
 N_FEATURES = 16
 LOGIT_SCALE = 12.0
+FROZEN = ("beliefs",)  # see features of a frozen network, always
 TRAINED = {**METHODS, "simclr": Method(cast(Recipe, simclr), "SimCLR")}  # what is no method of `fit`, too
 
 
@@ -298,8 +299,8 @@ def inputs_of(
         assert task.concepts is not None
         return task, TinyFeats(classes_of(counts), n_classes=len(counts)), BuildTowers(task.concepts)
     makes = {"candidates": candidate_task_of, "open_world": half_task_of}
-    task = makes.get(TRAINED[name].needs, task_of)(counts)
-    if stored:
+    task = (half_task_of if name in FROZEN else makes.get(TRAINED[name].needs, task_of))(counts)
+    if stored or name in FROZEN:
         return task, TinyFeats(classes_of(counts), n_classes=len(counts)), BuildHead()
     return task, TinyViews(classes_of(counts)), BuildTiny(norm)
 

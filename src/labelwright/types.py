@@ -406,11 +406,12 @@ class BuildNet(Protocol):
         """Whether the backbone has learned something before; False for random weights."""
 
     def __call__(
-        self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp"] = "linear", hidden: int = 256
+        self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp", "projected"] = "linear", hidden: int = 256
     ) -> nn.Module:
         """A `Network` of n_outputs classes.
 
-        Head "linear", "cosine" (unit-norm) or "mlp" (a residual layer of width ``hidden`` first).
+        Head "linear", "cosine" (unit-norm), "mlp" (a residual layer of width ``hidden`` first) or "projected" (linear
+        on unit projections to ``hidden`` numbers).
         """
 
     def towers(self, tune: str = "none") -> Any:

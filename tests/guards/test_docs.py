@@ -26,6 +26,7 @@ from labelwright.data.table import PROBLEM_KINDS
 from labelwright.methods import lps, simclr
 from labelwright.methods.baselines import candidate_labels, dividemix, open_world, pico, vision_language
 from labelwright.methods.baselines.labelled import LabelledRecipe
+from labelwright.methods.beliefs import Config as BeliefsConfig
 from labelwright.methods.cap import Config as CapConfig
 from labelwright.methods.coreg import Config as CoregConfig
 from labelwright.methods.cvs import Config as CvsConfig
@@ -186,6 +187,7 @@ def test_method_is_explained(name: str) -> None:
         (dividemix.Config, "### Settings of dividemix"),
         (simclr.Config, "### Settings of simclr"),
         (lps.Config, "### Settings of lps"),
+        (BeliefsConfig, "## beliefs"),
         (open_world.Config, "### Settings of ss_kmeans, orca, simgcd and fixmatch_clusters"),
     ],
     ids=[
@@ -198,6 +200,7 @@ def test_method_is_explained(name: str) -> None:
         "dividemix",
         "simclr",
         "lps",
+        "beliefs",
         "open world",
     ],
 )

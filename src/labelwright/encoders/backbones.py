@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from labelwright.encoders.heads import CosineHead as CosineHead
 from labelwright.encoders.heads import MlpHead as MlpHead
+from labelwright.encoders.heads import ProjectedHead as ProjectedHead
 from labelwright.encoders.heads import TextHead as TextHead
 from labelwright.encoders.pretrained import (
     from_transformers_config,
@@ -31,8 +32,14 @@ from labelwright.encoders.resnets import OWN
 from labelwright.encoders.saved import SavedBackbone, saved_backbone
 from labelwright.errors import ConfigError
 
-Head = Literal["linear", "cosine", "mlp", "text"]
-_HEADS: dict[type[nn.Module], Head] = {nn.Linear: "linear", CosineHead: "cosine", MlpHead: "mlp", TextHead: "text"}
+Head = Literal["linear", "cosine", "mlp", "projected", "text"]
+_HEADS: dict[type[nn.Module], Head] = {
+    nn.Linear: "linear",
+    CosineHead: "cosine",
+    MlpHead: "mlp",
+    ProjectedHead: "projected",
+    TextHead: "text",
+}
 
 
 class Stored(nn.Module):
@@ -81,7 +88,7 @@ class Classifier(nn.Module):
         name: str,
         n_features: int,
         n_outputs: int,
-        head: Literal["linear", "cosine", "mlp"] | nn.Module,
+        head: Literal["linear", "cosine", "mlp", "projected"] | nn.Module,
         image_size_px: int,
         freeze: Sequence[str],
         hidden: int = 256,
@@ -96,8 +103,10 @@ class Classifier(nn.Module):
             self.head = CosineHead(n_features, n_outputs)
         elif head == "mlp":
             self.head = MlpHead(n_features, n_outputs, hidden=hidden)
+        elif head == "projected":
+            self.head = ProjectedHead(n_features, n_outputs, n_dims=hidden)
         else:
-            raise ConfigError(f"unknown head: {head!r}", fix="use 'linear', 'cosine' or 'mlp'")
+            raise ConfigError(f"unknown head: {head!r}", fix="use 'linear', 'cosine', 'mlp' or 'projected'")
         self.name = name
         self.n_features = n_features
         self.n_outputs = n_outputs
@@ -167,7 +176,7 @@ def build(
     n_outputs: int,
     *,
     pretrained: bool = True,
-    head: Literal["linear", "cosine", "mlp"] = "linear",
+    head: Literal["linear", "cosine", "mlp", "projected"] = "linear",
     hidden: int = 256,
     image_size_px: int = 32,
     freeze: Sequence[str] = (),
@@ -181,9 +190,9 @@ def build(
         and SigLIP the image tower is taken.
       n_outputs: C, >= 1.
       pretrained: False starts a transformers model from random weights; the networks in OWN always do.
-      head: "linear", "cosine" (unit feats, unit weights, no bias: what LDAM needs), or "mlp" (a residual layer, then
-        linear: something to learn where the backbone is frozen).
-      hidden: width of that residual layer, >= 1.
+      head: "linear", "cosine" (unit feats, unit weights, no bias: what LDAM needs), "mlp" (a residual layer, then
+        linear: something to learn where the backbone is frozen), or "projected" (linear on unit projections).
+      hidden: width of that residual layer, or of the projections, >= 1.
       image_size_px: height and width of the images it will be given.
       freeze: glob patterns over parameter names, as in ``("backbone.*",)`` or ``("*.layer.[0-8].*",)``.
       seed: of the random weights; the global random state is left as it was.
@@ -250,6 +259,7 @@ def classifier_config(net: Classifier) -> dict[str, Any]:
         "unit_feats": is_unit,
         "visual_prompts": prompts,
         "mlp_hidden": net.head.to_hidden.out_features if isinstance(net.head, MlpHead) else None,
+        "n_dims": len(net.head.projection) if isinstance(net.head, ProjectedHead) else None,
         "adapter": None if visual is None else {"n_hidden": visual.down.out_features, "weight": visual.weight},
     }
 
@@ -302,6 +312,8 @@ def from_config(config: Mapping[str, Any]) -> Classifier:
             head = TextHead(torch.zeros(n_outputs, n_features), torch.zeros(n_outputs), visual=visual)
         elif head == "mlp":
             head = MlpHead(n_features, n_outputs, hidden=config["mlp_hidden"])
+        elif head == "projected":
+            head = ProjectedHead(n_features, n_outputs, n_dims=config["n_dims"])
         return Classifier(
             backbone,
             name=config["name"],

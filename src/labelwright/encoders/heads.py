@@ -97,3 +97,40 @@ class MlpHead(nn.Module):
         """Map feats [B, D] to logits [B, C]."""
         logits: Tensor = self.linear(self.trunk(feats))
         return logits
+
+
+class ProjectedHead(nn.Module):
+    """Linear head on unit projections: logits = W u + b, u = P (f - m) / |P (f - m)|; float32 even under autocast.
+
+    m and P are buffers, zero and the identity at first. Multiplying features and mean by a number changes nothing.
+
+    Args:
+      n_features: D.
+      n_outputs: C.
+      n_dims: width of u; D if that is less.
+
+    Example:
+      >>> head = ProjectedHead(3, 2, n_dims=2)
+      >>> head.project(torch.tensor([[3.0, 4.0, 9.0]])).tolist(), tuple(head(torch.zeros(5, 3)).shape)
+      ([[0.6000000238418579, 0.800000011920929]], (5, 2))
+    """
+
+    def __init__(self, n_features: int, n_outputs: int, *, n_dims: int) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.projection: Tensor
+        self.register_buffer("mean", torch.zeros(n_features))
+        self.register_buffer("projection", torch.eye(min(n_dims, n_features), n_features))
+        self.linear = nn.Linear(len(self.projection), n_outputs)
+
+    def project(self, feats: Tensor) -> Tensor:
+        """Map feats [B, D] to unit projections [B, n_dims] float32."""
+        with torch.autocast(feats.device.type, enabled=False):
+            return F.normalize((feats.float() - self.mean) @ self.projection.T, dim=1)
+
+    def forward(self, feats: Tensor) -> Tensor:
+        """Map feats [B, D] to logits [B, C] float32."""
+        u = self.project(feats)
+        with torch.autocast(feats.device.type, enabled=False):
+            logits: Tensor = self.linear(u)
+        return logits

@@ -54,7 +54,7 @@ class EncoderNets:
         return True
 
     def __call__(
-        self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp"] = "linear", hidden: int = 256
+        self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp", "projected"] = "linear", hidden: int = 256
     ) -> nn.Module:
         """A head on the features; with pixels, on the frozen encoder."""
         backbone: nn.Module = backbones.Stored()
@@ -144,7 +144,7 @@ class OwnNets:
         return self.model not in OWN and self.pretrained
 
     def __call__(
-        self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp"] = "linear", hidden: int = 256
+        self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp", "projected"] = "linear", hidden: int = 256
     ) -> nn.Module:
         """See types.BuildNet."""
         self.n_built += 1  # two networks of one recipe start from different weights

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from labelwright.errors import ConfigError
-from labelwright.methods import cap, coreg, cvs, lps
+from labelwright.methods import beliefs, cap, coreg, cvs, lps
 from labelwright.methods.baselines import (
     balanced_softmax,
     candidate_labels,
@@ -79,6 +79,7 @@ METHODS: Mapping[str, Method] = {
     "cap": Method(_recipe(cap), "CAP", needs="text"),
     "coreg": Method(_recipe(coreg), "Co-Reg", needs="candidates"),
     "lps": Method(_recipe(lps), "LPS", needs="open_world"),
+    "beliefs": Method(_recipe(beliefs), "Beliefs"),
     "ce": Method(ce.RECIPE, "Cross-entropy"),
     "class_balanced": Method(class_balanced.RECIPE, "Class-balanced"),
     "focal": Method(focal.RECIPE, "Focal"),

@@ -10,6 +10,7 @@ from labelwright.data.views import ViewSettings
 from labelwright.encoders.backbones import (
     Classifier,
     CosineHead,
+    ProjectedHead,
     Stored,
     TextHead,
     UnitBackbone,
@@ -93,6 +94,39 @@ def test_unit_backbone__normalises_whatever_the_model_gives():
         inside = UnitBackbone(vision)(X)
     assert inside.dtype == torch.float32
     torch.testing.assert_close(inside.norm(dim=1), torch.ones(5))
+
+
+def projected_head(n_features=8, *, n_dims=4):
+    head = ProjectedHead(n_features, 3, n_dims=n_dims)
+    with torch.no_grad():
+        head.mean.copy_(draw(n_features, seed=4))
+        head.projection.copy_(draw(n_dims, n_features, seed=5))
+    return head
+
+
+@torch.no_grad()
+def test_projected_head__by_its_formula():
+    head, x = projected_head(), draw(6, 8)
+    for row, got in zip(x, head(x), strict=True):
+        p = [float(direction @ (row - head.mean)) for direction in head.projection]
+        norm = sum(v * v for v in p) ** 0.5
+        u = torch.tensor([v / norm for v in p])
+        torch.testing.assert_close(got, head.linear.weight @ u + head.linear.bias, rtol=1e-4, atol=1e-5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = head(x.bfloat16())
+    assert inside.dtype == torch.float32
+    torch.testing.assert_close(inside, head(x.bfloat16()))
+    assert ProjectedHead(8, 3, n_dims=128).projection.shape == (8, 8)
+
+
+@torch.no_grad()
+def test_config__projected_head():
+    net, x = stored(projected_head()), draw(6, 8)
+    config = classifier_config(net)
+    assert (config["head"], config["n_dims"]) == ("projected", 4)
+    assert torch.equal(rebuilt(net)(x), net(x))
+    assert torch.equal(net.from_penultimate(net.penultimate(x)), net(x))
+    assert stored("projected").head.projection.shape == (8, 8)
 
 
 @pytest.mark.parametrize("adapter", [True, False])

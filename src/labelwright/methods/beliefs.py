@@ -1,0 +1,237 @@
+"""Beliefs: a classifier on frozen features from a few labels and all images at once, in closed form.
+
+Nothing is trained by gradient steps: the start of CAP and of Co-Reg, with labels as its evidence, is the whole method.
+
+ 1  u = P (f - m) / |P (f - m)|: the largest `n_dims` principal components of the features f, centred, of unit norm
+ 2  evidence E of each class: logits of a logistic regression on the labelled images, classes weighted evenly, its
+    regularisation chosen by cross-validation where two classes have two labels each
+ 3     + logit_scale z . t, the class texts of a vision-language model, if there is one and a class has no label; then u
+       is z, the unit features that the texts belong to
+ 4     + log-likelihood of the candidate sets, for images that have one
+ 5  one Gaussian per class, all of one covariance, by EM: q = softmax(E + s (log density + log share)), labelled images
+    one-hot and counted `label_weight` times                                                     (labels/gaussians.py)
+ 6  predict softmax(W u + b): what of E is linear in u (lines 2 and 3), and s (log density + log share)
+
+Symbols: f feats, P projection, m mean, s strength.
+Source: ours; the parts are those of linear discriminant analysis fitted by EM, see labels/gaussians.py.
+Command: labelwright fit feats.npz --method beliefs --out RUN
+Measured: balanced accuracy on the test images with five labels a class of the training images and the others unlabelled
+(features of an ImageNet network, seeds 0, 1, 2, one thread of an AMD EPYC): docs/benchmarks.md, "Few labels without a
+text model". `strength`, `shrinkage`, `label_weight` and `prior` were chosen on CIFAR-10 and GTSRB (features of a small
+CLIP's image tower, 1 to 20 labels a class); from about twenty labels a class on, logistic regression alone is as good.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_score
+from torch import Tensor
+
+from labelwright.encoders.heads import ProjectedHead
+from labelwright.errors import ConfigError
+from labelwright.labels.candidate_beliefs import MISS, candidate_evidence
+from labelwright.labels.gaussians import gaussian_beliefs
+from labelwright.train.settings import TrainSettings, require
+from labelwright.types import Batch, BuildNet, Clock, EpochPlan, Passes, Prediction, State, StepResult, Task
+
+INVERSE_PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)  # of the logistic regression, tried by cross-validation
+USUAL_INVERSE_PENALTY = 10.0  # where there are too few labels to try
+MAX_FOLDS = 5
+MAX_TRIED_ROWS = 5000  # labelled images that take part in the cross-validation
+N_ITER = 20  # of EM: from 10 to 50 nothing changed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainSettings):
+    """Settings of Beliefs; those of gradient steps are not used."""
+
+    epochs: int = 1  # everything is done before the first
+    n_dims: int = 128  # principal components kept
+    strength: float = 0.3  # s, of the Gaussians against the evidence
+    shrinkage: float = 0.5  # of the covariance towards a multiple of the identity, 0 to 1
+    label_weight: float = 10.0  # how many images a labelled one counts for in the Gaussians
+    prior: Literal["estimated", "even"] = "estimated"  # shares of the classes among all images
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.n_dims >= 1, "n_dims", self.n_dims, "at least 1")
+        require(self.strength >= 0, "strength", self.strength, "0 or more")
+        require(0 <= self.shrinkage <= 1, "shrinkage", self.shrinkage, "in [0, 1]")
+        require(self.label_weight > 0, "label_weight", self.label_weight, "above 0")
+
+
+def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
+    """A linear classifier on projected features, still to be found."""
+    if not (build_net.is_frozen or build_net.is_pretrained):
+        raise ConfigError(
+            "beliefs classifies features of a pretrained network, and this one has random weights",
+            fix="name a pretrained one with --model, or give embeddings",
+        )
+    if task.n_novel:
+        raise ConfigError(
+            f"beliefs needs the names of all classes, {task.n_novel} are unknown",
+            fix="list every class with --classes, and leave --novel out",
+        )
+    _check_evidence(task)
+    n_dims = min(cfg.n_dims, max(1, len(task.labels) - 1))  # centred images span no more
+    if _uses_text(task):
+        assert task.concepts is not None
+        n_dims = task.concepts.feats.shape[1]
+    return State(nets={"main": build_net(task.n_classes, head="projected", hidden=n_dims)})
+
+
+@torch.no_grad()
+def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State, Mapping[str, Any]]:
+    """Lines 1 to 5."""
+    head: ProjectedHead = cast(Any, state.nets["main"]).head
+    feats = torch.cat([z for _, z in passes("main", torch.arange(len(task.labels)), output="feats")])
+    if not _uses_text(task):
+        mean, directions = principal(feats, len(head.projection))
+        head.mean.copy_(mean)
+        head.projection.copy_(directions)
+    u = head.project(feats)  # 1
+    known = task.labels >= 0
+    weight, bias, inverse_penalty = regression(u[known], task.labels[known], task.n_classes)  # 2
+    if _uses_text(task):
+        assert task.concepts is not None
+        weight = weight + task.concepts.logit_scale * task.concepts.feats.to(u.device)  # 3
+    miss = torch.full((task.n_classes,), MISS, device=u.device)
+
+    def evidence(rows: Tensor) -> Tensor:
+        logits = F.linear(u[rows], weight, bias)
+        return logits if task.candidates is None else logits + candidate_evidence(task.guesses(rows), miss)  # 4
+
+    even = torch.full((task.n_classes,), 1 / task.n_classes)
+    found = gaussian_beliefs(
+        u,
+        evidence,
+        task.labels,
+        strength=cfg.strength,
+        shrinkage=cfg.shrinkage,
+        n_iter=N_ITER,
+        prior=even if cfg.prior == "even" else None,
+        label_weight=cfg.label_weight,
+    )  # 5
+    added_weight, added_bias = found.linear
+    head.linear.weight.copy_(weight + added_weight)
+    head.linear.bias.copy_(bias + added_bias)
+    logs = {"class_shares": [round(float(p), 5) for p in found.prior], "inverse_penalty": inverse_penalty}
+    return state, logs
+
+
+def plan(cfg: Config, task: Task, state: State, epoch: int) -> EpochPlan:
+    """Nothing to visit."""
+    return EpochPlan({}, 0)
+
+
+def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], clock: Clock) -> StepResult:
+    """Never called: there are no steps."""
+    raise AssertionError("beliefs takes no steps")
+
+
+def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int) -> tuple[State, Mapping[str, Any]]:
+    """Nothing to re-estimate."""
+    return state, {}
+
+
+def predict(cfg: Config, state: State, x: Tensor) -> Prediction:
+    """Line 6."""
+    return Prediction(state.nets["main"](x))
+
+
+def principal(feats: Tensor, n_dims: int) -> tuple[Tensor, Tensor]:
+    """Mean [D] and the n_dims directions [n_dims, D] in which features [N, D] vary most, in float32.
+
+    Example:
+      >>> mean, directions = principal(torch.tensor([[1.0, 1.0], [3.0, 1.0], [5.0, 1.0]]), 1)
+      >>> mean.tolist(), directions.abs().tolist()
+      ([3.0, 1.0], [[1.0, 0.0]])
+    """
+    mean, moment = feats.double().mean(0), feats.new_zeros(feats.shape[1], feats.shape[1], dtype=torch.float64)
+    for some in torch.split(feats, 8192):
+        off = some.double() - mean
+        moment += off.T @ off
+    _, directions = torch.linalg.eigh(moment)  # by ascending eigenvalue
+    return mean.float(), directions.flip(1)[:, :n_dims].T.float()
+
+
+def regression(u: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor, Tensor, float]:
+    """Logistic regression in which all classes have the same weight; one that has no label gets logits of 0.
+
+    Args:
+      u: [n, D] float, unit norm.
+      labels: [n] int64, no unknown ones.
+      n_classes: C.
+
+    Returns: weight [C, D] and bias [C], with a mean of 0 over the labelled classes, and the inverse penalty.
+
+    Example:
+      >>> u = torch.tensor([[1.0, 0.0], [0.8, 0.6], [-1.0, 0.0], [-0.8, 0.6]])
+      >>> weight, bias, inverse_penalty = regression(u, torch.tensor([0, 0, 1, 1]), 3)
+      >>> (u @ weight.T + bias).argmax(1).tolist(), weight[2].tolist()
+      ([0, 0, 1, 1], [0.0, 0.0])
+    """
+    weight, bias = u.new_zeros(n_classes, u.shape[1]), u.new_zeros(n_classes)
+    x, y = u.double().cpu().numpy(), labels.cpu().numpy()
+    if len(np.unique(y)) < 2:
+        return weight, bias, USUAL_INVERSE_PENALTY
+    inverse_penalty = _inverse_penalty(x, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # what is there after so many steps will do
+        found = LogisticRegression(C=inverse_penalty, class_weight="balanced", max_iter=1000).fit(x, y)
+    rows, bias_rows = found.coef_, found.intercept_
+    if len(found.classes_) == 2:  # of two classes scikit-learn keeps the difference
+        rows, bias_rows = np.concatenate([-rows, rows]) / 2, np.concatenate([-bias_rows, bias_rows]) / 2
+    weight[found.classes_] = torch.from_numpy(rows).to(weight)
+    bias[found.classes_] = torch.from_numpy(bias_rows).to(bias)
+    return weight, bias, inverse_penalty
+
+
+def _inverse_penalty(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> float:
+    """The one of `INVERSE_PENALTIES` under which labels left out are most likely, of classes with two or more."""
+    order = np.argsort(y, kind="stable")
+    rows = order[np.linspace(0, len(y) - 1, min(len(y), MAX_TRIED_ROWS)).round().astype(np.int64)]
+    counts = np.bincount(y[rows])
+    rows = rows[counts[y[rows]] >= 2]
+    if len(np.unique(y[rows])) < 2:
+        return USUAL_INVERSE_PENALTY
+    folds = StratifiedKFold(int(min(MAX_FOLDS, counts[counts >= 2].min())))
+    scores = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for value in INVERSE_PENALTIES:
+            model = LogisticRegression(C=value, class_weight="balanced", max_iter=300, tol=1e-3)
+            scores.append(cross_val_score(model, x[rows], y[rows], cv=folds, scoring="neg_log_loss").mean())
+    return INVERSE_PENALTIES[int(np.argmax(scores))]
+
+
+def _uses_text(task: Task) -> bool:
+    """Labels say more than texts where every class has some: texts stand in where one has none."""
+    return task.concepts is not None and bool((task.counts == 0).any())
+
+
+def _check_evidence(task: Task) -> None:
+    """Refuse a class of which nothing says how it looks.
+
+    Raises: ConfigError naming the class.
+    """
+    is_known = task.counts > 0
+    if task.candidates is not None:
+        is_known[task.candidates.classes.to(is_known.device, torch.int64)] = True
+    bare = [name for name, known in zip(task.class_names, is_known.tolist(), strict=True) if not known]
+    if bare and task.concepts is None:
+        more = f" (nor {len(bare) - 1} more)" if len(bare) > 1 else ""
+        raise ConfigError(
+            f"no image is labelled {bare[0]!r}{more}, and there is neither a text model nor a candidate to say how it "
+            "looks",
+            fix="label an image of it, leave the class out, or name a vision-language model with --model",
+        )
