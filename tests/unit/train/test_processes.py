@@ -30,6 +30,18 @@ RUNS: dict[str, dict[str, Any]] = {
         },
     },
     "class_balanced": {"name": "class_balanced", "settings": {"epochs": 2, "batch_size": 8, "effective_beta": 0.99}},
+    **{
+        f"{name}, pace+la": {
+            "name": name,
+            "settings": {"epochs": 3, "batch_size": 8, "lr": 0.2, "adjust": "pace+la", **own},
+        }
+        for name, own in {
+            "ce": {},
+            "cvs": {"kappa_from": "none"},
+            "cap": {"steps_per_epoch": 6, "confidence": 0.4, "keep_best": False},
+            "lps": {},
+        }.items()
+    },
     "cap": {
         "name": "cap",
         "settings": {
@@ -114,7 +126,7 @@ def test_two_processes__end_where_one_does(two_processes: dict[str, dict[str, An
     trains = TRAINS.get(wanted["name"], "nets.main.head.weight")
     moved = (one[trains] - tiny.tensors_of(fresh.state)[trains]).abs().max()
     assert moved > 1e-3  # training went somewhere, a hundred tolerances away
-    if wanted["name"] == "cvs":
+    if "kappa_decay" in wanted["settings"]:
         assert (one["adjust.kappa_additive"] - 1).abs().max() > 1e-3  # and so did the slopes
 
 
