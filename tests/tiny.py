@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -74,7 +74,7 @@ class TinyFeats:
 
     def batch(self, rows: Tensor, view: str, *, seed: int, device: torch.device) -> Tensor:
         size = {"clean": 0.0, "weak": 0.03, "strong": 0.1}[view]
-        draws = [torch.randn(N_FEATURES, generator=generator(seed, view, row)) for row in rows.tolist()]
+        draws = [torch.randn(self.x.shape[1], generator=generator(seed, view, row)) for row in rows.tolist()]
         return F.normalize(self.x[rows] + size * torch.stack(draws), dim=1).to(device)
 
     def prefetch(self, rows: Tensor) -> None:
@@ -302,6 +302,18 @@ def inputs_of(
     if stored:
         return task, TinyFeats(classes_of(counts), n_classes=len(counts)), BuildHead()
     return task, TinyViews(classes_of(counts)), BuildTiny(norm)
+
+
+def passes_of(state: State, x: Tensor) -> Any:
+    """types.Passes over views that are all the same, in chunks of seven."""
+
+    @torch.no_grad()
+    def passes(net: str, rows: Tensor, view: str = "clean", output: str = "logits") -> Iterator[tuple[Tensor, Tensor]]:
+        module: Any = state.nets[net]
+        for some in rows.split(7):
+            yield some, module.features(x[some]) if output == "feats" else module(x[some])
+
+    return passes
 
 
 def tensors_of(state: State) -> dict[str, Tensor]:

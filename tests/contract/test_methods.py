@@ -1,8 +1,8 @@
 """What every registered method keeps to, whatever its equations."""
 
+import dataclasses
 from pathlib import Path
-from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from labelwright.errors import ConfigError
 from labelwright.methods.registry import METHODS, method_named, resolve_config
 from labelwright.run_folder import Run
 from labelwright.train.loop import train
+from labelwright.train.settings import TrainSettings, setting_names
 from labelwright.types import Candidates, Task
 
 COUNTS = (14, 8, 4)
@@ -26,7 +27,12 @@ STEPLESS = {"zero_shot", "transclip", "ss_kmeans"}  # all is said before the fir
 def settings_of(name: str, **changed: object) -> dict[str, object]:
     """Three steps an epoch: of 26 rows in eights (23 without a held-out slice), or as many as are asked for."""
     steps = {"steps_per_epoch": 3} if METHODS[name].needs == "text" else {}
-    return {"epochs": 3, "batch_size": 8, "lr": 0.05, **steps, **changed}
+    return of_steps(name, {"epochs": 3, "batch_size": 8, "lr": 0.05, **steps, **changed})
+
+
+def of_steps(name: str, settings: dict[str, object]) -> dict[str, object]:
+    """Settings without those that are about steps, for methods that take none."""
+    return settings if name not in STEPLESS else {"epochs": settings["epochs"]}
 
 
 @ALL
@@ -52,7 +58,7 @@ def test_run__learns(name: str) -> None:
     ways = {"labels": {"lr": 0.2}, "text": {"steps_per_epoch": 5}, "candidates": {"lr": 0.05}}
     own = ways.get(METHODS[name].needs, {})
     short = {"queue_size": 128} if name == "pico" else {}
-    settings = {"epochs": 24, "batch_size": 8, "warmup_epochs": 0.0, **own, **short}
+    settings = of_steps(name, {"epochs": 24, "batch_size": 8, "warmup_epochs": 0.0, **own, **short})
     stored = METHODS[name].needs in ("candidates", "open_world")
     counts = [4 * n for n in COUNTS] if stored else COUNTS
     trained, _ = tiny.run_method(name, counts, settings=settings, stored=stored)
@@ -197,11 +203,29 @@ def test_config__unknown_key_lists_the_valid_ones(name: str) -> None:
     with pytest.raises(ConfigError, match="unknown setting 'epoch'") as caught:
         resolve_config(METHODS[name], {"epoch": 3})
     assert "did you mean epochs?" in caught.value.fix
-    assert "weight_decay" in caught.value.fix
+    assert ("weight_decay" in caught.value.fix) == METHODS[name].recipe.Config.takes_steps
     cfg = resolve_config(METHODS[name], {"epochs": "3"})
     assert cfg.epochs == 3
     preset = {key: value for key, value in METHODS[name].preset.items() if key != "epochs"}  # which we have set
     assert all(getattr(cfg, key) == value for key, value in preset.items())
+
+
+@pytest.mark.parametrize("name", ["zero_shot", "pseudo_probe", "fpl", "fixmatch", "transclip"])
+def test_config__every_setting_is_read(name: str) -> None:
+    read = set()
+    config: Any = METHODS[name].recipe.Config
+
+    class Noted(config):  # type: ignore[misc]
+        def __getattribute__(self, key: str) -> Any:
+            read.add(key)
+            return super().__getattribute__(key)
+
+    cfg = Noted(**dataclasses.asdict(resolve_config(METHODS[name], settings_of(name, epochs=5))))
+    read.clear()  # what was checked is not yet read
+    for stored in (False, True):
+        task, views, build = tiny.inputs_of(name, COUNTS, stored=stored)
+        train(METHODS[name].recipe, cfg, task, views, build, options=tiny.options_of())
+    assert set(setting_names(config)) - set(setting_names(TrainSettings)) - read == set()
 
 
 class CrashError(Exception):
@@ -215,17 +239,16 @@ def test_checkpoint__is_plain_data_and_resumes_bit_for_bit(
     settings = settings_of(name, epochs=5)  # the phases of every method are within
     whole, trace = tiny.run_method(name, COUNTS, settings=settings)
     crashes_in = "end_epoch" if name in STEPLESS else "step"
-    recipe, calls = cast(ModuleType, METHODS[name].recipe), []
-    inner = getattr(recipe, crashes_in)
+    calls = []
 
-    def crashing(*args: Any) -> Any:
+    def crashing(recorded: tiny.Recorded, *args: Any) -> Any:
         calls.append(1)
         if len(calls) == (4 if name in STEPLESS else 8):
             raise CrashError
-        return inner(*args)
+        return getattr(recorded.recipe, crashes_in)(*args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(recipe, crashes_in, crashing)
+        patched.setattr(tiny.Recorded, crashes_in, crashing, raising=False)
         with pytest.raises(CrashError):
             tiny.run_method(name, COUNTS, settings=settings, run=Run.create(tmp_path), checkpoint_minutes=0.0)
     saved = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
@@ -234,7 +257,7 @@ def test_checkpoint__is_plain_data_and_resumes_bit_for_bit(
     def begin_again(*args: Any) -> Any:
         raise AssertionError("the checkpoint holds what begin made")
 
-    monkeypatch.setattr(recipe, "begin", begin_again)
+    monkeypatch.setattr(tiny.Recorded, "begin", begin_again, raising=False)
     run = Run(tmp_path)
     resumed, rest = tiny.run_method(name, COUNTS, settings=settings, run=run)
     run.close()

@@ -22,14 +22,14 @@ from labelwright.data.columns import ROLES
 from labelwright.data.situation import METHODS as METHOD_OF_SITUATION
 from labelwright.data.table import PROBLEM_KINDS
 from labelwright.methods import lps, simclr
-from labelwright.methods.baselines import candidate_labels, dividemix, long_tailed, open_world, pico, vision_language
+from labelwright.methods.baselines import candidate_labels, dividemix, long_tailed, open_world, pico
 from labelwright.methods.cap import Config as CapConfig
 from labelwright.methods.coreg import Config as CoregConfig
 from labelwright.methods.cvs import Config as CvsConfig
 from labelwright.methods.registry import METHODS
 from labelwright.pipeline.fit import CPU_IMAGES
 from labelwright.pipeline.label import LABEL_COLUMNS
-from labelwright.train.settings import apply_overrides, parse_assignments
+from labelwright.train.settings import apply_overrides, parse_assignments, setting_names
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -176,39 +176,33 @@ def test_method_is_explained(name: str) -> None:
     assert re.search(rf"^##+ {name}$", page, re.MULTILINE), "with a section of its own"
 
 
-@pytest.mark.parametrize(
-    ("config", "heading"),
-    [
-        (CvsConfig, "## cvs"),
-        (CapConfig, "## cap"),
-        (long_tailed.Config, "### Their settings"),
-        (vision_language.Config, "### Settings of these baselines"),
-        (CoregConfig, "### Settings of coreg"),
-        (candidate_labels.Config, "### Settings of kd, top1, cc, proden and crdpll"),
-        (pico.Config, "### Settings of pico"),
-        (dividemix.Config, "### Settings of dividemix"),
-        (simclr.Config, "### Settings of simclr"),
-        (lps.Config, "### Settings of lps"),
-        (open_world.Config, "### Settings of ss_kmeans, orca, simgcd and fixmatch_clusters"),
-    ],
-    ids=[
-        "cvs",
-        "cap",
-        "baselines",
-        "vision-language baselines",
-        "coreg",
-        "candidate labels",
-        "pico",
-        "dividemix",
-        "simclr",
-        "lps",
-        "open world",
-    ],
-)
-def test_settings_and_defaults(config: Any, heading: str) -> None:
-    page = read("methods.md")
-    told = table(section(page, "## Settings that all methods share")) | table(section(page, heading))
-    assert set(told) == {field.name for field in dataclasses.fields(config)}
+ONE_TABLE: dict[str, Any] = {  # heading -> the Config whose settings, beside those of all methods, are below it
+    "## cvs": CvsConfig,
+    "## cap": CapConfig,
+    "### Their settings": long_tailed.Config,
+    "### Settings of coreg": CoregConfig,
+    "### Settings of kd, top1, cc, proden and crdpll": candidate_labels.Config,
+    "### Settings of pico": pico.Config,
+    "### Settings of dividemix": dividemix.Config,
+    "### Settings of simclr": simclr.Config,
+    "### Settings of lps": lps.Config,
+    "### Settings of ss_kmeans, orca, simgcd and fixmatch_clusters": open_world.Config,
+    **{f"### {name}": METHODS[name].recipe.Config for name in ("zero_shot", "transclip")},
+}
+FAMILIES = {  # heading of settings that some methods share -> these methods; what is their own is in their sections
+    "### Settings of pseudo_probe, fpl and fixmatch": ["pseudo_probe", "fpl", "fixmatch"],
+}
+WHERE = [(config, [heading]) for heading, config in ONE_TABLE.items()] + [
+    (METHODS[name].recipe.Config, [heading, f"### {name}"]) for heading, names in FAMILIES.items() for name in names
+]
+
+
+@pytest.mark.parametrize(("config", "headings"), WHERE, ids=[headings[-1] for _, headings in WHERE])
+def test_settings_and_defaults(config: Any, headings: list[str]) -> None:
+    told: dict[str, str] = {}
+    for heading in (*["## Settings that all methods share"] * config.takes_steps, *headings):
+        told |= table(section(read("methods.md"), heading))
+    assert set(told) == set(setting_names(config))
     assert apply_overrides(config(), told) == config()
 
 

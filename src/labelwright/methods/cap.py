@@ -44,8 +44,8 @@ from torch import Tensor
 from labelwright.adjust import confusion
 from labelwright.encoders.aligned import AlignedNet
 from labelwright.encoders.residual import ResidualAdapter
-from labelwright.errors import ConfigError
 from labelwright.labels.alignment import Aligned, align, main_set_size, surest_rows
+from labelwright.methods.class_names import Pool, allowed_classes, check_task
 from labelwright.metrics.agreement import Watch, warnings_of
 from labelwright.train.processes import mean_share
 from labelwright.train.settings import TrainSettings, require
@@ -90,7 +90,7 @@ class Config(TrainSettings):
     shared_adapter: bool = False  # True trains one visual adapter with all losses (ablation)
     isolate_text: bool = False  # True keeps line 8 out of the text adapter too: then it moves the pseudo adapter alone
     label_view: Literal["clean", "weak"] = "clean"  # view of lines 6 and 7, and the one that makes pseudolabels
-    pool: Literal["any", "unseen"] = "any"  # classes of unlabelled images: any, or only those without labels (TRZSL)
+    pool: Pool = "any"  # classes of unlabelled images: any, or only those without labels (TRZSL)
     keep_best: bool = True  # line 13; False keeps the last epoch
     predict_with: Literal["main", "base"] = "main"  # at test time: the main adapter, or the bare image features
 
@@ -109,11 +109,8 @@ class Config(TrainSettings):
 
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     """The towers with a main and a text adapter, and a pseudo adapter beside them."""
-    if task.concepts is None:
-        raise ConfigError(
-            "CAP needs a vision-language model, to read the class names",
-            fix="name one with --model, e.g. openai/clip-vit-base-patch32, or labelwright/digits-clip offline",
-        )
+    check_task(task, "cap")
+    assert task.concepts is not None
     towers = build_net.towers("none" if cfg.tune == "adapters" else cfg.tune)
     n_features = int(task.concepts.feats.shape[1])
     weight = cfg.residual_weight or 1 / towers.logit_scale
@@ -140,7 +137,7 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State,
         use_alignment=cfg.use_alignment,
         use_leftovers=cfg.use_leftovers,
         shape_strength=cfg.shape_strength,
-        allowed=_allowed(cfg, task),
+        allowed=allowed_classes(task, cfg.pool),
         seed=int(torch.randint(2**31, (1,))),
     )
     _take_alignment(main, aligned)
@@ -155,7 +152,7 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State,
         starts = range(0, len(feats), 8192)
         pieces = (torch.arange(i, min(i + 8192, len(feats)), device=feats.device) for i in starts)
         chunks = ((rows, main.logits(main.adapted(feats[rows]), t)) for rows in pieces)
-        first, _ = _predict_all(task, chunks, _allowed(cfg, task))
+        first, _ = _predict_all(task, chunks, allowed_classes(task, cfg.pool))
     agreement = watch.agreement(first)
     state = dataclasses.replace(
         state,
@@ -213,8 +210,8 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
     if "unlabelled" in batches:
         weak, strong = batches["unlabelled"].views
         with torch.no_grad():
-            f = main.logits(main.adapted(main.features(weak)), t).masked_fill(~_allowed(cfg, task), -torch.inf)
-            sure, y = f.softmax(1).max(1)
+            f = main.logits(main.adapted(main.features(weak)), t)
+            sure, y = f.masked_fill(~allowed_classes(task, cfg.pool), -torch.inf).softmax(1).max(1)
             kept = sure > cfg.confidence
         logs["confident_frac"] = kept.float().mean()
         z = main.features(strong)
@@ -232,7 +229,7 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
     every = 1 if cfg.tune == "adapters" else cfg.grow_every_epochs  # a pass through a tuned encoder is dear
     if not is_last and (epoch + 1) % every:
         return state, {}
-    main, allowed = _main(state), _allowed(cfg, task)
+    main, allowed = _main(state), allowed_classes(task, cfg.pool)
     predicted, confidence = _predict_all(task, passes("main", torch.arange(len(task.labels))), allowed)
     expected = _expected(task, state.adjust["prior"])
     counts = torch.bincount(predicted[_unlabelled(task)], minlength=task.n_classes)
@@ -271,14 +268,6 @@ def _main(state: State) -> AlignedNet:
 
 def _unlabelled(task: Task) -> Tensor:
     return task.labels < 0
-
-
-def _allowed(cfg: Config, task: Task) -> Tensor:
-    """[C] bool: classes that an unlabelled image may have."""
-    unseen = task.counts == 0
-    if cfg.pool == "any" or not unseen.any():
-        return torch.ones_like(unseen)
-    return unseen
 
 
 def _expected(task: Task, prior: Tensor) -> Tensor:

@@ -9,7 +9,18 @@ from typing import Any, cast
 
 from labelwright.errors import ConfigError
 from labelwright.methods import cap, coreg, cvs, lps
-from labelwright.methods.baselines import candidate_labels, dividemix, long_tailed, open_world, pico, vision_language
+from labelwright.methods.baselines import (
+    candidate_labels,
+    dividemix,
+    fixmatch,
+    fpl,
+    long_tailed,
+    open_world,
+    pico,
+    pseudo_probe,
+    transclip,
+    zero_shot,
+)
 from labelwright.train.settings import TrainSettings, apply_overrides
 from labelwright.types import Recipe
 
@@ -36,14 +47,6 @@ class Method:
 def _recipe(module: object) -> Recipe:
     return cast(Recipe, module)
 
-
-_BASELINES: Mapping[vision_language.BaselineName, str] = {
-    "zero_shot": "Zero-shot",
-    "pseudo_probe": "Probe on zero-shot labels",
-    "fpl": "Few pseudolabels",
-    "fixmatch": "FixMatch on features",
-    "transclip": "TransCLIP",
-}
 
 _CANDIDATE_BASELINES: Mapping[candidate_labels.BaselineName, str] = {
     "kd": "Knowledge distillation",
@@ -74,10 +77,11 @@ METHODS: Mapping[str, Method] = {
     "la": Method(_recipe(long_tailed), "Logit adjustment", preset={"loss": "la"}),
     "vs": Method(_recipe(long_tailed), "Vector scaling", preset={"loss": "vs"}),
     "ib": Method(_recipe(long_tailed), "Influence-balanced", preset={"loss": "ib"}),
-    **{
-        name: Method(_recipe(vision_language), title, needs="text", preset=vision_language.PRESETS[name])
-        for name, title in _BASELINES.items()
-    },
+    "zero_shot": Method(zero_shot.RECIPE, "Zero-shot", needs="text"),
+    "pseudo_probe": Method(pseudo_probe.RECIPE, "Probe on zero-shot labels", needs="text"),
+    "fpl": Method(fpl.RECIPE, "Few pseudolabels", needs="text"),
+    "fixmatch": Method(fixmatch.RECIPE, "FixMatch on features", needs="text"),
+    "transclip": Method(transclip.RECIPE, "TransCLIP", needs="text"),
     **{
         name: Method(_recipe(candidate_labels), title, needs="candidates", preset={"baseline": name})
         for name, title in _CANDIDATE_BASELINES.items()
