@@ -22,7 +22,7 @@ from labelwright.data.columns import ROLES
 from labelwright.data.situation import METHODS as METHOD_OF_SITUATION
 from labelwright.data.table import PROBLEM_KINDS
 from labelwright.methods import lps, simclr
-from labelwright.methods.baselines import candidate_labels, dividemix, long_tailed, open_world, pico
+from labelwright.methods.baselines import dividemix, long_tailed, open_world, pico
 from labelwright.methods.cap import Config as CapConfig
 from labelwright.methods.coreg import Config as CoregConfig
 from labelwright.methods.cvs import Config as CvsConfig
@@ -181,7 +181,6 @@ ONE_TABLE: dict[str, Any] = {  # heading -> the Config whose settings, beside th
     "## cap": CapConfig,
     "### Their settings": long_tailed.Config,
     "### Settings of coreg": CoregConfig,
-    "### Settings of kd, top1, cc, proden and crdpll": candidate_labels.Config,
     "### Settings of pico": pico.Config,
     "### Settings of dividemix": dividemix.Config,
     "### Settings of simclr": simclr.Config,
@@ -191,6 +190,7 @@ ONE_TABLE: dict[str, Any] = {  # heading -> the Config whose settings, beside th
 }
 FAMILIES = {  # heading of settings that some methods share -> these methods; what is their own is in their sections
     "### Settings of pseudo_probe, fpl and fixmatch": ["pseudo_probe", "fpl", "fixmatch"],
+    "### Settings of kd, top1, cc, proden and crdpll": ["kd", "top1", "cc", "proden", "crdpll"],
 }
 WHERE = [(config, [heading]) for heading, config in ONE_TABLE.items()] + [
     (METHODS[name].recipe.Config, [heading, f"### {name}"]) for heading, names in FAMILIES.items() for name in names

@@ -10,14 +10,18 @@ from typing import Any, cast
 from labelwright.errors import ConfigError
 from labelwright.methods import cap, coreg, cvs, lps
 from labelwright.methods.baselines import (
-    candidate_labels,
+    cc,
+    crdpll,
     dividemix,
     fixmatch,
     fpl,
+    kd,
     long_tailed,
     open_world,
     pico,
+    proden,
     pseudo_probe,
+    top1,
     transclip,
     zero_shot,
 )
@@ -48,14 +52,6 @@ def _recipe(module: object) -> Recipe:
     return cast(Recipe, module)
 
 
-_CANDIDATE_BASELINES: Mapping[candidate_labels.BaselineName, str] = {
-    "kd": "Knowledge distillation",
-    "top1": "Top-1 candidate",
-    "cc": "CC",
-    "proden": "PRODEN",
-    "crdpll": "CRDPLL",
-}
-
 _OPEN_WORLD_BASELINES: Mapping[open_world.BaselineName, str] = {
     "ss_kmeans": "Semi-supervised k-means",
     "orca": "ORCA",
@@ -82,10 +78,11 @@ METHODS: Mapping[str, Method] = {
     "fpl": Method(fpl.RECIPE, "Few pseudolabels", needs="text"),
     "fixmatch": Method(fixmatch.RECIPE, "FixMatch on features", needs="text"),
     "transclip": Method(transclip.RECIPE, "TransCLIP", needs="text"),
-    **{
-        name: Method(_recipe(candidate_labels), title, needs="candidates", preset={"baseline": name})
-        for name, title in _CANDIDATE_BASELINES.items()
-    },
+    "kd": Method(kd.RECIPE, "Knowledge distillation", needs="candidates"),
+    "top1": Method(top1.RECIPE, "Top-1 candidate", needs="candidates"),
+    "cc": Method(cc.RECIPE, "CC", needs="candidates"),
+    "proden": Method(proden.RECIPE, "PRODEN", needs="candidates"),
+    "crdpll": Method(crdpll.RECIPE, "CRDPLL", needs="candidates"),
     **{
         name: Method(_recipe(open_world), title, needs="open_world", preset=open_world.PRESETS[name])
         for name, title in _OPEN_WORLD_BASELINES.items()

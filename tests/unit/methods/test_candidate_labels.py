@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 import tiny
 from labelwright.errors import ConfigError
-from labelwright.methods.baselines import candidate_labels as cl
+from labelwright.methods.baselines.candidate_sets import even_targets, heaviest, read_targets
 from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.train.loop import train
 from labelwright.train.seeds import generator
-from labelwright.train.settings import apply_overrides
 from labelwright.types import Batch, Clock, State, Task
 
 N, C = 9, 4
 NAMES = ("a", "b", "c", "d")
+ALL = pytest.mark.parametrize("name", ["kd", "top1", "cc", "proden", "crdpll"])
 
 
 class Told(nn.Module):
@@ -71,15 +71,15 @@ def clock(epoch: int = 0) -> Clock:
 
 def stepped(name: str, rows: Tensor, *, epoch: int = 0, state: State | None = None, **changed: object) -> Any:
     task = a_task()
-    cfg = apply_overrides(cl.Config(baseline=name), {"epochs": 10, **changed})  # type: ignore[arg-type]
+    cfg = resolve_config(METHODS[name], {"epochs": 10, **changed})
     n_views = 3 if name == "crdpll" else 1
     if state is None:
         memory: dict[str, Any] = {"is_frozen": False}
         if name in ("proden", "crdpll"):
-            memory["targets"] = cl.even_targets(task)
+            memory["targets"] = even_targets(task)
         state = State({"main": Told(n_views)}, memory=memory)
     views = tuple((rows + v * N).float() for v in range(n_views))
-    return cl.step(cfg, task, state, {"train": Batch(rows, views, task.labels[rows])}, clock(epoch))
+    return METHODS[name].recipe.step(cfg, task, state, {"train": Batch(rows, views, task.labels[rows])}, clock(epoch))
 
 
 def expected(name: str, net: Told, rows: list[int], targets: list[list[float]] | None, weight: float) -> float:
@@ -117,7 +117,7 @@ def expected(name: str, net: Told, rows: list[int], targets: list[list[float]] |
 ROWS = [4, 0, 8, 3, 1, 5, 2]
 
 
-@pytest.mark.parametrize("name", cl.LOSSES)
+@ALL
 def test_step__against_a_loop(name: str) -> None:
     result = stepped(name, torch.tensor(ROWS), epoch=2)
     net = result.state.nets["main"]
@@ -125,7 +125,7 @@ def test_step__against_a_loop(name: str) -> None:
     assert result.n_kept == (6 if name in ("kd", "top1") else 5)  # the empty set; and the set of every class
 
 
-@pytest.mark.parametrize("name", cl.LOSSES)
+@ALL
 def test_step__images_that_say_nothing_have_no_gradient(name: str) -> None:
     result = stepped(name, torch.tensor(ROWS), epoch=2)
     result.loss.backward()
@@ -155,7 +155,7 @@ def test_step__targets_of_the_last_visit(name: str) -> None:
     first = stepped(name, torch.arange(N))
     net = first.state.nets["main"]
     table = renewed(name, net)
-    found = cl.read_targets(a_task(), first.state.memory["targets"], torch.arange(N))
+    found = read_targets(a_task(), first.state.memory["targets"], torch.arange(N))
     for row in range(N):
         if row != 4:  # nothing known
             assert found[row].tolist() == pytest.approx(table[row], abs=1e-6)
@@ -177,7 +177,7 @@ def test_crdpll__ramp() -> None:
 @pytest.mark.parametrize(("key", "value"), [("consistency_weight", -1.0), ("ramp_frac", 1.5)])
 def test_config__refused(key: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"{key}={value} is not possible"):
-        apply_overrides(cl.Config(), {key: value})
+        resolve_config(METHODS["crdpll"], {key: value})
 
 
 # ---- learning --------------------------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ def fresh_accuracy(name: str, *, stored: bool) -> tuple[float, float]:
     with torch.no_grad():
         predicted = METHODS[name].recipe.predict(cfg, trained.state, views.x[n:]).logits.argmax(1)
     guesses, truth = task.guesses(torch.arange(n)), torch.tensor(classes)
-    top1 = cl.heaviest(guesses, torch.arange(n))
+    top1 = heaviest(guesses, torch.arange(n))
     return float((predicted == truth).float().mean()), float((top1 == truth).float().mean())
 
 

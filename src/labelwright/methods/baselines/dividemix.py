@@ -98,7 +98,7 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State,
 
 def plan(cfg: Config, task: Task, state: State, epoch: int) -> EpochPlan:
     """Every image once; in two views from the first division on."""
-    return plan_of_all(cfg, task, state, () if epoch < plain_epochs(cfg) else (first_view(cfg, state),))
+    return plan_of_all(cfg, task, state, epoch, () if epoch < plain_epochs(cfg) else (first_view(cfg, state),))
 
 
 def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], clock: Clock) -> StepResult:

@@ -117,7 +117,7 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State,
 
 def plan(cfg: Config, task: Task, state: State, epoch: int) -> EpochPlan:
     """Every image once, with a strong view beside the first."""
-    return plan_of_all(cfg, task, state, ("strong",))
+    return plan_of_all(cfg, task, state, epoch, ("strong",))
 
 
 def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], clock: Clock) -> StepResult:
