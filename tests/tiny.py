@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -302,6 +303,21 @@ def inputs_of(
     if stored:
         return task, TinyFeats(classes_of(counts), n_classes=len(counts)), BuildHead()
     return task, TinyViews(classes_of(counts)), BuildTiny(norm)
+
+
+class Told(nn.Module):
+    """Logits that are its only parameter, one row per image and view; x holds the place."""
+
+    def __init__(self, n_places: int, n_classes: int, seed: int = 0) -> None:
+        super().__init__()
+        self.table = nn.Parameter(2 * torch.randn(n_places, n_classes, generator=generator(seed, "told")))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.table[x.long()]
+
+    def probs(self, place: int) -> list[float]:
+        exps = [math.exp(v) for v in self.table[place].tolist()]
+        return [e / sum(exps) for e in exps]
 
 
 def passes_of(state: State, x: Tensor) -> Any:

@@ -21,6 +21,7 @@ LABELS = pytest.mark.parametrize("name", [name for name in METHODS if METHODS[na
 TEXT = pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].needs == "text"])
 CANDIDATES = pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].needs == "candidates"])
 OPEN = [name for name in METHODS if METHODS[name].needs == "open_world"]
+OPTIONAL = {"cap", "lps"}  # some of their settings matter with others only
 STEPLESS = {"zero_shot", "transclip", "ss_kmeans"}  # all is said before the first epoch
 
 
@@ -96,7 +97,7 @@ def test_run__one_class(name: str) -> None:
 @pytest.mark.parametrize("counts", [(9, 0, 6), (0, 9, 6), (5, 1, 1), (1, 1, 1)], ids=str)
 def test_run__a_class_without_images_or_with_one(name: str, counts: tuple[int, ...]) -> None:
     if name in OPEN and (0 in counts or max(counts) == 1):
-        with pytest.raises(ConfigError, match=r"no image is labelled|there are none"):
+        with pytest.raises(ConfigError, match=rf"no image is labelled|{name} finds classes in unlabelled images"):
             tiny.run_method(name, counts, settings=settings_of(name))
         return
     trained, losses = tiny.run_method(name, counts, settings=settings_of(name))
@@ -196,6 +197,9 @@ def test_setup__without_a_vision_language_model_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="needs a vision-language model") as caught:
         METHODS[name].recipe.setup(cfg, tiny.task_of(COUNTS), build)
     assert "--model" in caught.value.fix
+    unnamed = dataclasses.replace(tiny.text_task_of(COUNTS), n_novel=2)
+    with pytest.raises(ConfigError, match=f"{name} needs the names of all classes, 2 are unknown"):
+        METHODS[name].recipe.setup(cfg, unnamed, build)
 
 
 @ALL
@@ -211,8 +215,23 @@ def test_config__unknown_key_lists_the_valid_ones(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in METHODS if METHODS[name].needs in ("text", "candidates") and name != "cap"]
+    ("name", "key", "value"),
+    [
+        ("pseudo_probe", "steps_per_epoch", 0),
+        ("fpl", "k", 0),
+        ("fixmatch", "confidence", 1.0),
+        ("orca", "pair_weight", -1.0),
+        ("orca", "prior_weight", -1.0),
+        ("simgcd", "supervised_weight", 2.0),
+        ("fixmatch_clusters", "confidence", 1.5),
+    ],
 )
+def test_config__impossible_values(name: str, key: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"{key}={value}"):
+        resolve_config(METHODS[name], {key: value})
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].needs != "labels" and name not in OPTIONAL])
 def test_config__every_setting_is_read(name: str) -> None:
     read = set()
     config: Any = METHODS[name].recipe.Config

@@ -21,15 +21,11 @@ from labelwright.data.cards import DATASETS
 from labelwright.data.columns import ROLES
 from labelwright.data.situation import METHODS as METHOD_OF_SITUATION
 from labelwright.data.table import PROBLEM_KINDS
-from labelwright.methods import lps, simclr
-from labelwright.methods.baselines import dividemix, long_tailed, open_world, pico
-from labelwright.methods.cap import Config as CapConfig
-from labelwright.methods.coreg import Config as CoregConfig
-from labelwright.methods.cvs import Config as CvsConfig
 from labelwright.methods.registry import METHODS
 from labelwright.pipeline.fit import CPU_IMAGES
 from labelwright.pipeline.label import LABEL_COLUMNS
 from labelwright.train.settings import apply_overrides, parse_assignments, setting_names
+from tiny import TRAINED
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -176,34 +172,22 @@ def test_method_is_explained(name: str) -> None:
     assert re.search(rf"^##+ {name}$", page, re.MULTILINE), "with a section of its own"
 
 
-ONE_TABLE: dict[str, Any] = {  # heading -> the Config whose settings, beside those of all methods, are below it
-    "## cvs": CvsConfig,
-    "## cap": CapConfig,
-    "### Their settings": long_tailed.Config,
-    "### Settings of coreg": CoregConfig,
-    "### Settings of pico": pico.Config,
-    "### Settings of dividemix": dividemix.Config,
-    "### Settings of simclr": simclr.Config,
-    "### Settings of lps": lps.Config,
-    "### Settings of ss_kmeans, orca, simgcd and fixmatch_clusters": open_world.Config,
-    **{f"### {name}": METHODS[name].recipe.Config for name in ("zero_shot", "transclip")},
-}
-FAMILIES = {  # heading of settings that some methods share -> these methods; what is their own is in their sections
-    "### Settings of pseudo_probe, fpl and fixmatch": ["pseudo_probe", "fpl", "fixmatch"],
-    "### Settings of kd, top1, cc, proden and crdpll": ["kd", "top1", "cc", "proden", "crdpll"],
-}
-WHERE = [(config, [heading]) for heading, config in ONE_TABLE.items()] + [
-    (METHODS[name].recipe.Config, [heading, f"### {name}"]) for heading, names in FAMILIES.items() for name in names
-]
-
-
-@pytest.mark.parametrize(("config", "headings"), WHERE, ids=[headings[-1] for _, headings in WHERE])
-def test_settings_and_defaults(config: Any, headings: list[str]) -> None:
-    told: dict[str, str] = {}
-    for heading in (*["## Settings that all methods share"] * config.takes_steps, *headings):
-        told |= table(section(read("methods.md"), heading))
+@pytest.mark.parametrize("name", TRAINED)
+def test_settings_and_defaults(name: str) -> None:
+    """A method's own are in its section; before them those of all methods, and of its chapter, if it takes steps."""
+    page, config = read("methods.md"), TRAINED[name].recipe.Config
+    (chapter,) = (text for text in re.split(r"^(?=## )", page, flags=re.MULTILINE) if headings(text, name))
+    shared = headings(chapter, ".*settings.*") if config.takes_steps else []
+    texts = [section(page, "## Settings that all methods share")] * config.takes_steps
+    texts += [section(chapter, heading) for heading in [*shared, headings(chapter, name)[0]]]
+    told = {key: value for text in texts for key, value in table(text).items()}
     assert set(told) == set(setting_names(config))
     assert apply_overrides(config(), told) == config()
+
+
+def headings(text: str, words: str) -> list[str]:
+    """Headings that are these words (a pattern), or "Settings of" them."""
+    return re.findall(rf"^##+ (?:Settings of )?{words}$", text, re.MULTILINE | re.IGNORECASE)
 
 
 def test_preset_of_ldam_drw() -> None:

@@ -45,10 +45,10 @@ from labelwright.adjust import confusion
 from labelwright.encoders.aligned import AlignedNet
 from labelwright.encoders.residual import ResidualAdapter
 from labelwright.labels.alignment import Aligned, align, main_set_size, surest_rows
-from labelwright.methods.class_names import Pool, allowed_classes, check_task
+from labelwright.methods.class_names import PoolSettings, allowed_classes, check_task
 from labelwright.metrics.agreement import Watch, warnings_of
 from labelwright.train.processes import mean_share
-from labelwright.train.settings import TrainSettings, require
+from labelwright.train.settings import require
 from labelwright.types import (
     Batch,
     BuildNet,
@@ -64,15 +64,13 @@ from labelwright.types import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TrainSettings):
+class Config(PoolSettings):
     """Settings of CAP; the defaults are for stored features of a frozen encoder."""
 
-    epochs: int = 50  # of steps_per_epoch steps (Sec. 4.1)
-    steps_per_epoch: int = 50  # (Sec. 4.1)
+    epochs: int = 50  # of 50 steps each; the first warms up (Sec. 4.1)
     batch_size: int = 32  # rows per stream and step (Sec. 4.1)
     lr: float = 0.05  # peak learning rate (paper: 0.01)
     weight_decay: float = 5e-4  # (paper: 0.1)
-    warmup_epochs: float = 1.0  # (Sec. 4.1)
     tune: Literal["adapters", "coop", "vpt", "maple", "lora"] = "adapters"  # what learns besides the adapters
     residual_weight: float | None = None  # share of the adapters' correction; None = 1 / logit_scale (paper: 0.01)
     use_alignment: bool = True  # lines 1 to 3
@@ -90,13 +88,12 @@ class Config(TrainSettings):
     shared_adapter: bool = False  # True trains one visual adapter with all losses (ablation)
     isolate_text: bool = False  # True keeps line 8 out of the text adapter too: then it moves the pseudo adapter alone
     label_view: Literal["clean", "weak"] = "clean"  # view of lines 6 and 7, and the one that makes pseudolabels
-    pool: Pool = "any"  # classes of unlabelled images: any, or only those without labels (TRZSL)
     keep_best: bool = True  # line 13; False keeps the last epoch
     predict_with: Literal["main", "base"] = "main"  # at test time: the main adapter, or the bare image features
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("steps_per_epoch", "start_size", "max_size", "grow_every_epochs"):
+        for key in ("start_size", "max_size", "grow_every_epochs"):
             require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
         for key in ("max_ratio", "growth_frac"):
             require(0 < getattr(self, key) <= 1, key, getattr(self, key), "in (0, 1]")

@@ -17,7 +17,7 @@ Pool = Literal["any", "unseen"]
 
 @dataclass(frozen=True, kw_only=True)
 class PoolSettings(TrainSettings):
-    """What the baselines that train on a pool of unlabelled images share."""
+    """What those that train on a pool of unlabelled images share."""
 
     epochs: int = 20  # of steps_per_epoch steps
     steps_per_epoch: int = 50  # 1,000 steps in all: enough for a probe on 25,000 images of CIFAR-10 to converge

@@ -14,13 +14,16 @@ from labelwright.methods.baselines import (
     crdpll,
     dividemix,
     fixmatch,
+    fixmatch_clusters,
     fpl,
     kd,
     long_tailed,
-    open_world,
+    orca,
     pico,
     proden,
     pseudo_probe,
+    simgcd,
+    ss_kmeans,
     top1,
     transclip,
     zero_shot,
@@ -34,7 +37,7 @@ class Method:
     """A recipe with the settings that make it this method.
 
     Attributes:
-      recipe: the module.
+      recipe: a module, or a `methods.recipe.Recipe`.
       title: what to call it in tables and reports.
       needs: "labels" if it trains on labelled images only; "text" if it reads class names; "candidates" if it learns
         from candidate labels (Task.candidates), which `fit` has an annotator guess where the data have none;
@@ -51,13 +54,6 @@ class Method:
 def _recipe(module: object) -> Recipe:
     return cast(Recipe, module)
 
-
-_OPEN_WORLD_BASELINES: Mapping[open_world.BaselineName, str] = {
-    "ss_kmeans": "Semi-supervised k-means",
-    "orca": "ORCA",
-    "simgcd": "SimGCD",
-    "fixmatch_clusters": "FixMatch + clusters",
-}
 
 METHODS: Mapping[str, Method] = {
     "cvs": Method(_recipe(cvs), "CVS"),
@@ -83,12 +79,12 @@ METHODS: Mapping[str, Method] = {
     "cc": Method(cc.RECIPE, "CC", needs="candidates"),
     "proden": Method(proden.RECIPE, "PRODEN", needs="candidates"),
     "crdpll": Method(crdpll.RECIPE, "CRDPLL", needs="candidates"),
-    **{
-        name: Method(_recipe(open_world), title, needs="open_world", preset=open_world.PRESETS[name])
-        for name, title in _OPEN_WORLD_BASELINES.items()
-    },
-    "pico": Method(_recipe(pico), "PiCO", needs="candidates"),
-    "dividemix": Method(_recipe(dividemix), "DivideMix", needs="candidates"),
+    "ss_kmeans": Method(ss_kmeans.RECIPE, "Semi-supervised k-means", needs="open_world"),
+    "orca": Method(orca.RECIPE, "ORCA", needs="open_world"),
+    "simgcd": Method(simgcd.RECIPE, "SimGCD", needs="open_world"),
+    "fixmatch_clusters": Method(fixmatch_clusters.RECIPE, "FixMatch + clusters", needs="open_world"),
+    "pico": Method(pico.RECIPE, "PiCO", needs="candidates"),
+    "dividemix": Method(dividemix.RECIPE, "DivideMix", needs="candidates"),
 }
 
 

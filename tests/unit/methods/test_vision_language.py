@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from typing import Any, cast
 
@@ -14,7 +13,6 @@ from torch import Tensor
 import tiny
 from labelwright.encoders.backbones import classifier_config, from_config
 from labelwright.encoders.towers import EmbeddedTowers
-from labelwright.errors import ConfigError
 from labelwright.labels.transduce import transclip
 from labelwright.methods.baselines import fixmatch
 from labelwright.methods.baselines.probe import Probe
@@ -70,11 +68,6 @@ def run(name: str, labels: Tensor = UNKNOWN, **changed: object) -> tuple[Trained
     return trained, recorded.losses
 
 
-def short(name: str, **changed: object) -> dict[str, object]:
-    """Two epochs of five steps, for those that take steps."""
-    return {"epochs": 2, **({"steps_per_epoch": 5, "batch_size": 16} if name in STEPPING else {}), **changed}
-
-
 @torch.no_grad()
 def logits_of(name: str, trained: Trained, z: Tensor = Z) -> Tensor:
     return METHODS[name].recipe.predict(cfg_of(name), trained.state, z).logits
@@ -102,46 +95,14 @@ def accuracy(logits: Tensor) -> float:
 
 
 @ALL
-@pytest.mark.parametrize(
-    "labels", [UNKNOWN, some_labels(0, 1, 2, 3), some_labels(2), TRUTH], ids=["none", "few", "one", "all"]
-)
-def test_run__any_labels_train_and_predict(name: str, labels: Tensor) -> None:
-    trained, losses = run(name, labels, **short(name))
-    assert len(losses) == (10 if name in STEPPING else 0)
-    assert torch.tensor(losses).isfinite().all()
-    assert accuracy(logits_of(name, trained)) > 0.6
-    assert all(tensor.isfinite().all() for tensor in tiny.tensors_of(trained.state).values())
-
-
-@ALL
 def test_exported__answers_alike_and_is_rebuilt_from_its_config(name: str) -> None:
-    trained, _ = run(name, some_labels(0, 1), **short(name))
+    short = {"steps_per_epoch": 5, "batch_size": 16} if name in STEPPING else {}
+    trained, _ = run(name, some_labels(0, 1), epochs=2, **short)
     exported = cast(Any, trained.state.nets["main"]).exported()
     again = from_config(json.loads(json.dumps(classifier_config(exported))))
     again.load_state_dict(exported.state_dict())
     with torch.no_grad():
         assert torch.allclose(again.eval()(Z), logits_of(name, trained), atol=1e-5)
-
-
-@ALL
-def test_setup__classes_without_a_name_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name} needs the names of all classes, 2 are unknown"):
-        METHODS[name].recipe.setup(cfg_of(name), dataclasses.replace(task_of(), n_novel=2), BUILD)
-
-
-@pytest.mark.parametrize(
-    ("name", "key", "value"),
-    [
-        ("pseudo_probe", "steps_per_epoch", 0),
-        ("fpl", "k", 0),
-        ("fixmatch", "confidence", 1.0),
-        ("transclip", "n_neighbours", -1),
-        ("transclip", "text_strength", -0.5),
-    ],
-)
-def test_config__refuses(name: str, key: str, value: float) -> None:
-    with pytest.raises(ConfigError, match=f"{key}={value}"):
-        cfg_of(name, **{key: value})
 
 
 # ---- zero_shot -------------------------------------------------------------------------------------------------------
@@ -241,13 +202,11 @@ def test_pool_unseen__unlabelled_images_take_unlabelled_classes_only(name: str) 
 
 
 @pytest.mark.parametrize(
-    ("labels", "changed", "lam"),
-    [(UNKNOWN, {}, 1.0), (some_labels(0, 3), {}, 0.5), (UNKNOWN, {"text_strength": 0.3}, 0.3)],
-    ids=["unsupervised", "few labels", "own strength"],
+    ("labels", "lam"), [(UNKNOWN, 1.0), (some_labels(0, 3), 0.5)], ids=["unsupervised", "few labels"]
 )
-def test_transclip__logits_are_the_transduced_ones(labels: Tensor, changed: dict[str, Any], lam: float) -> None:
+def test_transclip__logits_are_the_transduced_ones(labels: Tensor, lam: float) -> None:
     found = transclip(Z.half(), TEXT, logit_scale=SCALE, labels=labels, lam=lam)
-    trained, losses = run("transclip", labels, **changed)
+    trained, losses = run("transclip", labels)
     assert losses == []
     assert torch.allclose(logits_of("transclip", trained), found.logits(Z), atol=1e-4)
     other = transclip(Z.half(), TEXT, logit_scale=SCALE, labels=labels, lam=lam + 0.4)

@@ -1,6 +1,8 @@
 """What the methods on candidate sets share: settings, the network, labels and targets of the images, a step's result.
 
-Targets are one number per candidate, in the order of `types.Candidates.classes`, never N x C.
+A verified label is the only candidate of its image; rows that say nothing are left out of the losses. One optimizer and
+schedule for all, to compare losses and not schedules. Targets are one number per candidate, in the order of
+`types.Candidates.classes`, never N x C.
 """
 
 from __future__ import annotations

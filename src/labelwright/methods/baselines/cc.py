@@ -1,6 +1,5 @@
 """CC: -log of the probability of the candidate set, -log sum_{j in S} p_j; which of the set it is, the network decides.
 
-A verified label is the only candidate; images without either, or with every class as a candidate, are left out.
 Source: Feng et al. 2020 (arXiv 2007.08929), the classifier-consistent method.
 Command: labelwright fit DATA --method cc --out RUN
 """

@@ -1,6 +1,5 @@
 """Knowledge distillation: cross-entropy against the annotator's shares t of the candidates, -sum_j t_j log p_j.
 
-A verified label is the only candidate; images without either are left out.
 Source: Hinton et al. 2015 (arXiv 1503.02531). Departure: no temperature.
 Command: labelwright fit DATA --method kd --out RUN
 """

@@ -1,7 +1,6 @@
 """PRODEN: cross-entropy against the network's own shares t of the candidates as of the last visit, -sum_j t_j log p_j.
 
-t = 1/|S| at first, then p_j / sum_{k in S} p_k: memory["targets"], one number per candidate and never N x C. A verified
-label is the only candidate; images without either, or with every class as a candidate, are left out.
+t = 1/|S| at first, then p_j / sum_{k in S} p_k: memory["targets"].
 Source: Lv et al. 2020 (arXiv 2002.08053).
 Command: labelwright fit DATA --method proden --out RUN
 """
@@ -13,13 +12,7 @@ from functools import partial
 
 from labelwright.losses.candidates import informative_rows
 from labelwright.losses.classification import soft_cross_entropy
-from labelwright.methods.baselines.candidate_sets import (
-    CandidateSettings,
-    plan_of_all,
-    read_targets,
-    result_of,
-    setup,
-)
+from labelwright.methods.baselines.candidate_sets import CandidateSettings, plan_of_all, read_targets, result_of, setup
 from labelwright.methods.recipe import Recipe
 from labelwright.types import Batch, Clock, State, StepResult, Task
 

@@ -9,25 +9,19 @@ from __future__ import annotations
 from functools import partial
 from typing import cast
 
-from labelwright.methods.baselines import probe
+from labelwright.methods.baselines.probe import Probe, ProbeSettings, plan, setup, step, with_pseudolabels
 from labelwright.methods.class_names import allowed_classes, unlabelled_rows
 from labelwright.methods.recipe import Begun, Recipe
 from labelwright.types import Passes, State, Task
 
 
-def begin(cfg: probe.ProbeSettings, task: Task, state: State, passes: Passes) -> Begun:
+def begin(cfg: ProbeSettings, task: Task, state: State, passes: Passes) -> Begun:
     """Every unlabelled image takes the class whose text is nearest."""
     pseudolabels, classes = task.labels.clone(), allowed_classes(task, cfg.pool).nonzero().flatten()
-    text_feats = cast(probe.Probe, state.nets["main"]).towers.text_feats()[classes]
+    text_feats = cast(Probe, state.nets["main"]).towers.text_feats()[classes]
     for rows, z in passes("main", unlabelled_rows(task), output="feats"):
         pseudolabels[rows] = classes[(z @ text_feats.T).argmax(1)]
-    return probe.with_pseudolabels(task, state, pseudolabels)
+    return with_pseudolabels(task, state, pseudolabels)
 
 
-RECIPE = Recipe(
-    Config=probe.ProbeSettings,
-    setup=partial(probe.setup, name="pseudo_probe"),
-    begin=begin,
-    plan=probe.plan,
-    step=probe.step,
-)
+RECIPE = Recipe(Config=ProbeSettings, setup=partial(setup, name="pseudo_probe"), begin=begin, plan=plan, step=step)

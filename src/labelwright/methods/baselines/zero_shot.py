@@ -19,13 +19,13 @@ from labelwright.types import BuildNet, State, Task
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TrainSettings):
-    """Settings of zero_shot."""
+    """Settings of zero_shot and transclip."""
 
     takes_steps: ClassVar[bool] = False
     epochs: int = 1  # nothing is trained
 
 
-def setup(cfg: TrainSettings, task: Task, build_net: BuildNet, *, name: str = "zero_shot") -> State:
+def setup(cfg: Config, task: Task, build_net: BuildNet, *, name: str = "zero_shot") -> State:
     """The towers with nothing to train."""
     check_task(task, name)
     return State(nets={"main": AlignedNet(build_net.towers())})
