@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from labelwright.methods.recipe import nothing_after, nothing_before, plain_logits
 from labelwright.methods.registry import Method
 from labelwright.train.settings import TrainSettings
-from labelwright.types import Batch, BuildNet, Clock, EpochPlan, Passes, Prediction, State, StepResult, Stream, Task
+from labelwright.types import Batch, BuildNet, Clock, EpochPlan, State, StepResult, Stream, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,7 @@ class Guessed:
     """A recipe as an object, so that a test can look at the tasks it was given."""
 
     Config = Config
+    begin, end_epoch, predict = (staticmethod(f) for f in (nothing_before, nothing_after, plain_logits))
 
     def __init__(self) -> None:
         self.tasks: list[Task] = []
@@ -30,9 +32,6 @@ class Guessed:
     def setup(self, cfg: Config, task: Task, build_net: BuildNet) -> State:
         self.tasks.append(task)
         return State(nets={"main": build_net(task.n_classes)})
-
-    def begin(self, cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State, Mapping[str, Any]]:
-        return state, {}
 
     def plan(self, cfg: Config, task: Task, state: State, epoch: int) -> EpochPlan:
         n_rows = len(task.labels)
@@ -42,14 +41,6 @@ class Guessed:
         batch = batches["train"]
         log_probs = state.nets["main"](batch.x).float().log_softmax(1)
         return StepResult(-(task.guesses(batch.rows) * log_probs).sum(1).mean(), len(batch.rows), state)
-
-    def end_epoch(
-        self, cfg: Config, task: Task, state: State, passes: Passes, epoch: int
-    ) -> tuple[State, Mapping[str, Any]]:
-        return state, {}
-
-    def predict(self, cfg: Config, state: State, x: torch.Tensor) -> Prediction:
-        return Prediction(state.nets["main"](x))
 
 
 def method() -> tuple[Method, Guessed]:

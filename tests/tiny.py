@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -75,7 +76,7 @@ class TinyFeats:
 
     def batch(self, rows: Tensor, view: str, *, seed: int, device: torch.device) -> Tensor:
         size = {"clean": 0.0, "weak": 0.03, "strong": 0.1}[view]
-        draws = [torch.randn(N_FEATURES, generator=generator(seed, view, row)) for row in rows.tolist()]
+        draws = [torch.randn(self.x.shape[1], generator=generator(seed, view, row)) for row in rows.tolist()]
         return F.normalize(self.x[rows] + size * torch.stack(draws), dim=1).to(device)
 
     def prefetch(self, rows: Tensor) -> None:
@@ -303,6 +304,33 @@ def inputs_of(
     if stored or name in FROZEN:
         return task, TinyFeats(classes_of(counts), n_classes=len(counts)), BuildHead()
     return task, TinyViews(classes_of(counts)), BuildTiny(norm)
+
+
+class Told(nn.Module):
+    """Logits that are its only parameter, one row per image and view; x holds the place."""
+
+    def __init__(self, n_places: int, n_classes: int, seed: int = 0) -> None:
+        super().__init__()
+        self.table = nn.Parameter(2 * torch.randn(n_places, n_classes, generator=generator(seed, "told")))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.table[x.long()]
+
+    def probs(self, place: int) -> list[float]:
+        exps = [math.exp(v) for v in self.table[place].tolist()]
+        return [e / sum(exps) for e in exps]
+
+
+def passes_of(state: State, x: Tensor) -> Any:
+    """types.Passes over views that are all the same, in chunks of seven."""
+
+    @torch.no_grad()
+    def passes(net: str, rows: Tensor, view: str = "clean", output: str = "logits") -> Iterator[tuple[Tensor, Tensor]]:
+        module: Any = state.nets[net]
+        for some in rows.split(7):
+            yield some, module.features(x[some]) if output == "feats" else module(x[some])
+
+    return passes
 
 
 def tensors_of(state: State) -> dict[str, Tensor]:

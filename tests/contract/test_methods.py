@@ -1,5 +1,6 @@
 """What every registered method keeps to, whatever its equations."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from labelwright.errors import ConfigError
 from labelwright.methods.registry import METHODS, method_named, resolve_config
 from labelwright.run_folder import Run
 from labelwright.train.loop import train
+from labelwright.train.settings import TrainSettings, setting_names
 from labelwright.types import Candidates, Task
 
 COUNTS = (14, 8, 4)
@@ -21,13 +23,19 @@ LABELS = pytest.mark.parametrize(
 TEXT = pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].needs == "text"])
 CANDIDATES = pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].needs == "candidates"])
 OPEN = [name for name in METHODS if METHODS[name].needs == "open_world"]
+OPTIONAL = {"cap", "lps"}  # some of their settings matter with others only
 STEPLESS = {"zero_shot", "transclip", "ss_kmeans", "beliefs"}  # all is said before the first epoch
 
 
 def settings_of(name: str, **changed: object) -> dict[str, object]:
     """Three steps an epoch: of 26 rows in eights (23 without a held-out slice), or as many as are asked for."""
     steps = {"steps_per_epoch": 3} if METHODS[name].needs == "text" else {}
-    return {"epochs": 3, "batch_size": 8, "lr": 0.05, **steps, **changed}
+    return of_steps(name, {"epochs": 3, "batch_size": 8, "lr": 0.05, **steps, **changed})
+
+
+def of_steps(name: str, settings: dict[str, object]) -> dict[str, object]:
+    """Settings without those that are about steps, for methods that take none."""
+    return settings if name not in STEPLESS else {"epochs": settings["epochs"]}
 
 
 @ALL
@@ -53,7 +61,7 @@ def test_run__learns(name: str) -> None:
     ways = {"labels": {"lr": 0.2}, "text": {"steps_per_epoch": 5}, "candidates": {"lr": 0.05}}
     own = ways.get(METHODS[name].needs, {})
     short = {"queue_size": 128} if name == "pico" else {}
-    settings = {"epochs": 24, "batch_size": 8, "warmup_epochs": 0.0, **own, **short}
+    settings = of_steps(name, {"epochs": 24, "batch_size": 8, "warmup_epochs": 0.0, **own, **short})
     stored = METHODS[name].needs in ("candidates", "open_world")
     counts = [4 * n for n in COUNTS] if stored else COUNTS
     trained, _ = tiny.run_method(name, counts, settings=settings, stored=stored)
@@ -91,7 +99,7 @@ def test_run__one_class(name: str) -> None:
 @pytest.mark.parametrize("counts", [(9, 0, 6), (0, 9, 6), (5, 1, 1), (1, 1, 1)], ids=str)
 def test_run__a_class_without_images_or_with_one(name: str, counts: tuple[int, ...]) -> None:
     if (name in OPEN and (0 in counts or max(counts) == 1)) or (name in tiny.FROZEN and 0 in counts):
-        with pytest.raises(ConfigError, match=r"no image is labelled|there are none"):
+        with pytest.raises(ConfigError, match=r"no image is labelled|there are none|finds classes in"):
             tiny.run_method(name, counts, settings=settings_of(name))
         return
     trained, losses = tiny.run_method(name, counts, settings=settings_of(name))
@@ -192,6 +200,9 @@ def test_setup__without_a_vision_language_model_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="needs a vision-language model") as caught:
         METHODS[name].recipe.setup(cfg, tiny.task_of(COUNTS), build)
     assert "--model" in caught.value.fix
+    unnamed = dataclasses.replace(tiny.text_task_of(COUNTS), n_novel=2)
+    with pytest.raises(ConfigError, match=f"{name} needs the names of all classes, 2 are unknown"):
+        METHODS[name].recipe.setup(cfg, unnamed, build)
 
 
 @ALL
@@ -199,11 +210,46 @@ def test_config__unknown_key_lists_the_valid_ones(name: str) -> None:
     with pytest.raises(ConfigError, match="unknown setting 'epoch'") as caught:
         resolve_config(METHODS[name], {"epoch": 3})
     assert "did you mean epochs?" in caught.value.fix
-    assert "weight_decay" in caught.value.fix
+    assert ("weight_decay" in caught.value.fix) == METHODS[name].recipe.Config.takes_steps
     cfg = resolve_config(METHODS[name], {"epochs": "3"})
     assert cfg.epochs == 3
     preset = {key: value for key, value in METHODS[name].preset.items() if key != "epochs"}  # which we have set
     assert all(getattr(cfg, key) == value for key, value in preset.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("pseudo_probe", "steps_per_epoch", 0),
+        ("fpl", "k", 0),
+        ("fixmatch", "confidence", 1.0),
+        ("orca", "pair_weight", -1.0),
+        ("orca", "prior_weight", -1.0),
+        ("simgcd", "supervised_weight", 2.0),
+        ("fixmatch_clusters", "confidence", 1.5),
+    ],
+)
+def test_config__impossible_values(name: str, key: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"{key}={value}"):
+        resolve_config(METHODS[name], {key: value})
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].needs != "labels" and name not in OPTIONAL])
+def test_config__every_setting_is_read(name: str) -> None:
+    read = set()
+    config: Any = METHODS[name].recipe.Config
+
+    class Noted(config):  # type: ignore[misc]
+        def __getattribute__(self, key: str) -> Any:
+            read.add(key)
+            return super().__getattribute__(key)
+
+    cfg = Noted(**dataclasses.asdict(resolve_config(METHODS[name], settings_of(name, epochs=5))))
+    read.clear()  # what was checked is not yet read
+    for stored in (False, True):
+        task, views, build = tiny.inputs_of(name, COUNTS, stored=stored)
+        train(METHODS[name].recipe, cfg, task, views, build, options=tiny.options_of())
+    assert set(setting_names(config)) - set(setting_names(TrainSettings)) - read == set()
 
 
 class CrashError(Exception):

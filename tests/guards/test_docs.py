@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import dataclasses
 import io
 import re
 import shlex
@@ -23,18 +22,13 @@ from labelwright.data.cards import DATASETS
 from labelwright.data.columns import ROLES
 from labelwright.data.situation import METHODS as METHOD_OF_SITUATION
 from labelwright.data.table import PROBLEM_KINDS
-from labelwright.methods import lps, simclr
-from labelwright.methods.baselines import candidate_labels, dividemix, open_world, pico, vision_language
 from labelwright.methods.baselines.labelled import LabelledRecipe
-from labelwright.methods.beliefs import Config as BeliefsConfig
-from labelwright.methods.cap import Config as CapConfig
-from labelwright.methods.coreg import Config as CoregConfig
-from labelwright.methods.cvs import Config as CvsConfig
 from labelwright.methods.registry import METHODS
 from labelwright.pipeline.label import LABEL_COLUMNS
 from labelwright.pipeline.resolve import CPU_IMAGES
 from labelwright.pipeline.settings import parse_assignments
-from labelwright.train.settings import apply_overrides
+from labelwright.train.settings import apply_overrides, setting_names
+from tiny import TRAINED
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -175,52 +169,22 @@ def test_method_is_explained(name: str) -> None:
     assert re.search(rf"^##+ {name}$", page, re.MULTILINE), "with a section of its own"
 
 
-@pytest.mark.parametrize(
-    ("config", "heading"),
-    [
-        (CvsConfig, "## cvs"),
-        (CapConfig, "## cap"),
-        (vision_language.Config, "### Settings of these baselines"),
-        (CoregConfig, "### Settings of coreg"),
-        (candidate_labels.Config, "### Settings of kd, top1, cc, proden and crdpll"),
-        (pico.Config, "### Settings of pico"),
-        (dividemix.Config, "### Settings of dividemix"),
-        (simclr.Config, "### Settings of simclr"),
-        (lps.Config, "### Settings of lps"),
-        (BeliefsConfig, "## beliefs"),
-        (open_world.Config, "### Settings of ss_kmeans, orca, simgcd and fixmatch_clusters"),
-    ],
-    ids=[
-        "cvs",
-        "cap",
-        "vision-language baselines",
-        "coreg",
-        "candidate labels",
-        "pico",
-        "dividemix",
-        "simclr",
-        "lps",
-        "beliefs",
-        "open world",
-    ],
-)
-def test_settings_and_defaults(config: Any, heading: str) -> None:
-    page = read("methods.md")
-    told = table(section(page, "## Settings that all methods share")) | table(section(page, heading))
-    assert set(told) == {field.name for field in dataclasses.fields(config)}
+@pytest.mark.parametrize("name", [n for n in TRAINED if not isinstance(TRAINED[n].recipe, LabelledRecipe)])
+def test_settings_and_defaults(name: str) -> None:
+    """A method's own are in its section; before them those of all methods, and of its chapter, if it takes steps."""
+    page, config = read("methods.md"), TRAINED[name].recipe.Config
+    (chapter,) = (text for text in re.split(r"^(?=## )", page, flags=re.MULTILINE) if headings(text, name))
+    shared = headings(chapter, ".*settings.*") if config.takes_steps else []
+    texts = [section(page, "## Settings that all methods share")] * config.takes_steps
+    texts += [section(chapter, heading) for heading in [*shared, headings(chapter, name)[0]]]
+    told = {key: value for text in texts for key, value in table(text).items()}
+    assert set(told) == set(setting_names(config))
     assert apply_overrides(config(), told) == config()
 
 
-def test_settings_and_defaults_of_the_labelled_baselines() -> None:
-    """One table for them all; each has some of its settings."""
-    page = read("methods.md")
-    told = table(section(page, "## Settings that all methods share")) | table(section(page, "### Their settings"))
-    configs = [method.recipe.Config for method in METHODS.values() if isinstance(method.recipe, LabelledRecipe)]
-    assert len(configs) == 9
-    fields = [{field.name for field in dataclasses.fields(config)} for config in configs]
-    assert set(told) == set().union(*fields)
-    for config, names in zip(configs, fields, strict=True):
-        assert apply_overrides(config(), {name: told[name] for name in names}) == config()
+def headings(text: str, words: str) -> list[str]:
+    """Headings that are these words (a pattern), or "Settings of" them."""
+    return re.findall(rf"^##+ (?:Settings of )?{words}$", text, re.MULTILINE | re.IGNORECASE)
 
 
 def test_preset_of_ldam_drw() -> None:

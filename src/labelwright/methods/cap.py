@@ -47,12 +47,12 @@ from labelwright.adjust.adjustment import Adjustment
 from labelwright.adjust.pace import normalised
 from labelwright.encoders.aligned import AlignedNet
 from labelwright.encoders.residual import ResidualAdapter
-from labelwright.errors import ConfigError
 from labelwright.labels.alignment import Aligned, align, main_set_size, surest_rows
 from labelwright.losses.classification import adjusted_cross_entropy
+from labelwright.methods.class_names import PoolSettings, allowed_classes, check_task
 from labelwright.metrics.agreement import Watch, warnings_of
 from labelwright.train.processes import mean_share
-from labelwright.train.settings import TrainSettings, require
+from labelwright.train.settings import require
 from labelwright.types import (
     Batch,
     BuildNet,
@@ -68,15 +68,13 @@ from labelwright.types import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TrainSettings):
+class Config(PoolSettings):
     """Settings of CAP; the defaults are for stored features of a frozen encoder."""
 
-    epochs: int = 50  # of steps_per_epoch steps (Sec. 4.1)
-    steps_per_epoch: int = 50  # (Sec. 4.1)
+    epochs: int = 50  # of 50 steps each; the first warms up (Sec. 4.1)
     batch_size: int = 32  # rows per stream and step (Sec. 4.1)
     lr: float = 0.05  # peak learning rate (paper: 0.01)
     weight_decay: float = 5e-4  # (paper: 0.1)
-    warmup_epochs: float = 1.0  # (Sec. 4.1)
     tune: Literal["adapters", "coop", "vpt", "maple", "lora"] = "adapters"  # what learns besides the adapters
     residual_weight: float | None = None  # share of the adapters' correction; None = 1 / logit_scale (paper: 0.01)
     use_alignment: bool = True  # lines 1 to 3
@@ -95,14 +93,13 @@ class Config(TrainSettings):
     shared_adapter: bool = False  # True trains one visual adapter with all losses (ablation)
     isolate_text: bool = False  # True keeps line 8 out of the text adapter too: then it moves the pseudo adapter alone
     label_view: Literal["clean", "weak"] = "clean"  # view of lines 6 and 7, and the one that makes pseudolabels
-    pool: Literal["any", "unseen"] = "any"  # classes of unlabelled images: any, or only those without labels (TRZSL)
     keep_best: bool = True  # line 13; False keeps the last epoch
     predict_with: Literal["main", "base"] = "main"  # at test time: the main adapter, or the bare image features
 
     def __post_init__(self) -> None:
         super().__post_init__()
         named.names_of(self.adjust)
-        for key in ("steps_per_epoch", "start_size", "max_size", "grow_every_epochs"):
+        for key in ("start_size", "max_size", "grow_every_epochs"):
             require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
         for key in ("max_ratio", "growth_frac"):
             require(0 < getattr(self, key) <= 1, key, getattr(self, key), "in (0, 1]")
@@ -115,11 +112,8 @@ class Config(TrainSettings):
 
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     """The towers with a main and a text adapter, and a pseudo adapter beside them."""
-    if task.concepts is None:
-        raise ConfigError(
-            "CAP needs a vision-language model, to read the class names",
-            fix="name one with --model, e.g. openai/clip-vit-base-patch32, or labelwright/digits-clip offline",
-        )
+    check_task(task, "cap")
+    assert task.concepts is not None
     towers = build_net.towers("none" if cfg.tune == "adapters" else cfg.tune)
     n_features = int(task.concepts.feats.shape[1])
     weight = cfg.residual_weight or 1 / towers.logit_scale
@@ -151,7 +145,7 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State,
         use_alignment=cfg.use_alignment,
         use_leftovers=cfg.use_leftovers,
         shape_strength=cfg.shape_strength,
-        allowed=_allowed(cfg, task),
+        allowed=allowed_classes(task, cfg.pool),
         seed=int(torch.randint(2**31, (1,))),
     )
     _take_alignment(main, aligned)
@@ -166,7 +160,7 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State,
         starts = range(0, len(feats), 8192)
         pieces = (torch.arange(i, min(i + 8192, len(feats)), device=feats.device) for i in starts)
         chunks = ((rows, main.logits(main.adapted(feats[rows]), t)) for rows in pieces)
-        first, _ = _predict_all(task, chunks, _allowed(cfg, task))
+        first, _ = _predict_all(task, chunks, allowed_classes(task, cfg.pool))
     agreement = watch.agreement(first)
     state = dataclasses.replace(
         state,
@@ -226,8 +220,8 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
     if "unlabelled" in batches:
         weak, strong = batches["unlabelled"].views
         with torch.no_grad():
-            f = main.logits(main.adapted(main.features(weak)), t).masked_fill(~_allowed(cfg, task), -torch.inf)
-            sure, y = f.softmax(1).max(1)
+            f = main.logits(main.adapted(main.features(weak)), t)
+            sure, y = f.masked_fill(~allowed_classes(task, cfg.pool), -torch.inf).softmax(1).max(1)
             kept = sure > cfg.confidence
         logs["confident_frac"] = kept.float().mean()
         z = main.features(strong)
@@ -245,7 +239,7 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
     every = 1 if cfg.tune == "adapters" else cfg.grow_every_epochs  # a pass through a tuned encoder is dear
     if not is_last and (epoch + 1) % every:
         return state, {}
-    main, allowed = _main(state), _allowed(cfg, task)
+    main, allowed = _main(state), allowed_classes(task, cfg.pool)
     predicted, confidence = _predict_all(task, passes("main", torch.arange(len(task.labels))), allowed)
     expected = _expected(task, state.adjust["prior"])
     counts = torch.bincount(predicted[_unlabelled(task)], minlength=task.n_classes)
@@ -290,14 +284,6 @@ def _main(state: State) -> AlignedNet:
 
 def _unlabelled(task: Task) -> Tensor:
     return task.labels < 0
-
-
-def _allowed(cfg: Config, task: Task) -> Tensor:
-    """[C] bool: classes that an unlabelled image may have."""
-    unseen = task.counts == 0
-    if cfg.pool == "any" or not unseen.any():
-        return torch.ones_like(unseen)
-    return unseen
 
 
 def _expected(task: Task, prior: Tensor) -> Tensor:

@@ -215,9 +215,9 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State,
 def plan(cfg: Config, task: Task, state: State, epoch: int) -> EpochPlan:
     """Every image once: in one view at first and at the end, else in two to look at and two to learn on."""
     if epoch < partial_epochs(cfg, state) or epoch >= distil_epoch(cfg, state):
-        return plan_of_all(cfg, task, state, ())
+        return plan_of_all(cfg, task, state, epoch)
     weak, strong = _views(cfg, state)
-    return plan_of_all(cfg, task, state, (*weak[1:], *(() if weak == strong == ("clean",) else strong)))
+    return plan_of_all(cfg, task, state, epoch, (*weak[1:], *(() if weak == strong == ("clean",) else strong)))
 
 
 def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], clock: Clock) -> StepResult:

@@ -43,12 +43,12 @@ from labelwright.losses.candidates import negative_entropy_of_mean
 from labelwright.losses.classification import adjusted_cross_entropy
 from labelwright.losses.contrastive import nt_xent, pseudolabel_contrastive
 from labelwright.methods.open_world import (
-    OpenWorldSettings,
+    TrainedSettings,
     balance,
-    check_task,
     due_unlabelled,
     gathered,
     n_seen,
+    new_net,
     pace_logs,
     plan_of_both,
     put_in,
@@ -67,9 +67,10 @@ KAPPA_CLAMP = (0.1, 10.0)  # margin="cvs": slopes far from 1 come from a handful
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(OpenWorldSettings):
-    """Settings of LPS. None = what suits pixels (the paper's) or frozen features, in that order."""
+class Config(TrainedSettings):
+    """Settings of LPS."""
 
+    start: Literal["auto", "clusters", "none"] = "auto"  # last layer from k-means; auto: on frozen features
     settle_rounds: int = 10  # after the start from clusters: rounds of labels/settle.py
     seen_confidence: float = 0.95  # line 3, of targets that are seen classes (Sec. 4.1)
     novel_confidence: tuple[float, float] = (0.4, 0.8)  # line 3, of novel ones, at the first epoch and at the end
@@ -99,9 +100,10 @@ class Config(OpenWorldSettings):
 
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     """One classifier with an output for every seen and every novel class."""
-    check_task(cfg, task, "lps")
-    state = state_of(cfg, task, build_net, divergences=[], epoch_sums=torch.zeros(2, device=task.labels.device))
-    ones = torch.ones(task.n_classes, device=task.labels.device)
+    net, device = new_net(cfg, task, build_net), task.labels.device
+    offset, sums = torch.zeros(task.n_classes, device=device), torch.zeros(2, device=device)
+    state = state_of(cfg, task, build_net, net, "lps", offset=offset, divergences=[], epoch_sums=sums)
+    ones = torch.ones(task.n_classes, device=device)
     adjust: dict[str, Any] = {"kappa": ones}
     if cfg.adjust:
         adjust["named"] = named.init(ones, state.memory["prior"])
@@ -111,7 +113,7 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
 def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State, Mapping[str, Any]]:
     """Departure (2): the last layer from k-means, the balance of what it says."""
     logs: dict[str, Any] = {}
-    if starts_by_clusters(cfg, is_frozen=state.memory["is_frozen"]):
+    if starts_by_clusters(cfg.start, is_frozen=state.memory["is_frozen"]):
         found = start_of(cfg, task, passes, n_rounds=cfg.settle_rounds)
         put_in(state.nets["main"], found.weight, found.bias)
         state = dataclasses.replace(state, memory={**state.memory, "prior": found.prior})
@@ -122,7 +124,7 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State,
 
 def plan(cfg: Config, task: Task, state: State, epoch: int) -> EpochPlan:
     """Labelled and unlabelled images in proportion, two weak views and a strong one of each."""
-    return plan_of_both(cfg, task, ("weak", "weak", "strong"))
+    return plan_of_both(cfg, task, state, epoch, ("weak", "weak", "strong"))
 
 
 def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], clock: Clock) -> StepResult:
@@ -280,7 +282,7 @@ def _looked(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[Stat
     due = due_unlabelled(state.memory["prior"], task.counts, len(task.labels))
     logits = unlabelled_logits(task, passes)
     told = pace_logs(logits, due, n_seen(task))
-    is_settled = starts_by_clusters(cfg, is_frozen=state.memory["is_frozen"])
+    is_settled = starts_by_clusters(cfg.start, is_frozen=state.memory["is_frozen"])
     wants_balance = cfg.use_balance == "on" or (cfg.use_balance == "auto" and is_settled)
     if wants_balance:
         offset = balance(logits, due, state.memory["offset"])

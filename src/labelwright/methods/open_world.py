@@ -1,7 +1,13 @@
-"""What LPS and its baselines share: settings, the network, streams in proportion, what is due of each class."""
+"""What LPS and its baselines share: settings, the network, streams in proportion, what is due of each class.
+
+So that losses are compared and not schedules, all have one sampler, optimizer and schedule, one prior (even as
+published, or the sizes of clusters where classes are uneven), and on frozen features one start, from semi-supervised
+k-means. Several processes compute the losses over the whole batch.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -26,6 +32,7 @@ EVEN_RATIO = LONG_TAILED_RATIO  # largest over smallest count of labelled images
 EVEN_CLUSTERS = 5.0  # the same of clusters: of even classes they are uneven as well, up to 3.3 to 1 where we looked
 BALANCE_ROUNDS = 50  # of rescaling, at most
 BALANCED = 1e-3  # relative error of the shares at which it ends
+START_SCALE = 20.0  # logits over the cosines with the centroids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,20 +44,23 @@ class OpenWorldSettings(TrainSettings):
     lr: float = 0.1  # peak learning rate
     weight_decay: float = 5e-4  # of every trained parameter
     warmup_epochs: float = 0.0  # linear from 0 to lr
-    train_layers: Literal["head", "last_stage", "all"] = "last_stage"  # what of a pretrained backbone learns
     prior: Literal["auto", "even"] = "auto"  # shares the classes are due: even (paper), or see `prior_of`
     prior_shares: tuple[float, ...] | None = None  # the shares themselves, seen classes first, where they are known
-    start: Literal["auto", "clusters", "none"] = "auto"  # last layer from k-means; auto: on frozen features
-    start_scale: float = 20.0  # start="clusters": logits over the cosines with the centroids
-    n_init: int = 20  # start="clusters": starts of k-means, of which the tightest end is kept
+    n_init: int = 20  # starts of k-means, of which the tightest end is kept
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.start_scale > 0, "start_scale", self.start_scale, "above 0")
         require(self.n_init >= 1, "n_init", self.n_init, "at least 1")
         shares = self.prior_shares
         fine = shares is None or (len(shares) > 0 and all(p >= 0 for p in shares) and sum(shares) > 0)
         require(fine, "prior_shares", shares, "shares of 0 or more, one per class")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedSettings(OpenWorldSettings):
+    """What those that train a network share."""
+
+    train_layers: Literal["head", "last_stage", "all"] = "last_stage"  # what of a pretrained backbone learns
 
 
 def n_seen(task: Task) -> int:
@@ -91,11 +101,11 @@ def check_task(cfg: OpenWorldSettings, task: Task, name: str) -> None:
 
 
 def new_net(
-    cfg: OpenWorldSettings, task: Task, build_net: BuildNet, *, head: Literal["linear", "cosine"] = "linear"
+    cfg: TrainedSettings, task: Task, build_net: BuildNet, *, head: Literal["linear", "cosine"] = "linear"
 ) -> nn.Module:
     """A classifier on the backbone, of which ``cfg.train_layers`` learn; all of it if it is not pretrained."""
     net = build_net(task.n_classes, head=head)
-    if not build_net.is_frozen and build_net.is_pretrained and cfg.train_layers != "all":
+    if cfg.train_layers != "all" and build_net.is_pretrained and not build_net.is_frozen:
         freeze_below(net, cfg.train_layers)
     return net
 
@@ -142,7 +152,9 @@ def due_unlabelled(prior: Tensor, counts: Tensor, n_rows: int) -> Tensor:
     return (left / left.sum().clamp(min=1e-12)).float()
 
 
-def plan_of_both(cfg: OpenWorldSettings, task: Task, views: tuple[str, ...]) -> EpochPlan:
+def plan_of_both(
+    cfg: OpenWorldSettings, task: Task, state: State, epoch: int, views: tuple[str, ...] = ("weak", "weak")
+) -> EpochPlan:
     """Labelled and unlabelled images in every step, in the proportion of their counts."""
     labelled, unlabelled = ((task.labels >= 0), (task.labels < 0))
     rows = {"labelled": labelled.nonzero().flatten().cpu(), "unlabelled": unlabelled.nonzero().flatten().cpu()}
@@ -171,9 +183,9 @@ def gathered(views: Tensor) -> list[Tensor]:
     return list(gather_queries(views.transpose(0, 1).flatten(1)).view(-1, n_views, width).unbind(1))
 
 
-def starts_by_clusters(cfg: OpenWorldSettings, *, is_frozen: bool) -> bool:
+def starts_by_clusters(start: Literal["auto", "clusters", "none"], *, is_frozen: bool) -> bool:
     """Whether the last layer starts from k-means."""
-    return cfg.start == "clusters" or (cfg.start == "auto" and is_frozen)
+    return start == "clusters" or (start == "auto" and is_frozen)
 
 
 @dataclass(frozen=True)
@@ -192,10 +204,10 @@ class Start:
     clusters: KMeans
 
 
-def start_of(cfg: OpenWorldSettings, task: Task, passes: Passes, *, n_rounds: int) -> Start:
+def start_of(cfg: OpenWorldSettings, task: Task, passes: Passes, *, n_rounds: int = 0) -> Start:
     """A last layer to start from: nearest centroids of semi-supervised k-means, and ``n_rounds`` of `settle`.
 
-    Logits of the centroids are start_scale * (c . z - |c|^2 / 2), z the unit features. For a layer that sees features
+    Logits of the centroids are START_SCALE * (c . z - |c|^2 / 2), z the unit features. For a layer that sees features
     of another norm, the weights are divided by its mean.
     """
     feats = torch.cat([z.float() for _, z in passes("main", torch.arange(len(task.labels)), output="feats")])
@@ -205,8 +217,8 @@ def start_of(cfg: OpenWorldSettings, task: Task, passes: Passes, *, n_rounds: in
         feats, task.labels, n_classes=task.n_classes, n_seen=n_seen(task), n_init=cfg.n_init, seed=seed
     )
     prior = prior_of(cfg, task, found.sizes)
-    weight = cfg.start_scale * found.centroids
-    bias = -cfg.start_scale / 2 * found.centroids.square().sum(1)
+    weight = START_SCALE * found.centroids
+    bias = -START_SCALE / 2 * found.centroids.square().sum(1)
     if n_rounds:
         due = due_unlabelled(prior, task.counts, len(task.labels))
         rows = _some_rows(task.labels)
@@ -219,6 +231,15 @@ def start_of(cfg: OpenWorldSettings, task: Task, passes: Passes, *, n_rounds: in
             n_rounds=n_rounds,
         )
     return Start(weight / norm, bias, prior, found)
+
+
+def from_clusters(
+    cfg: OpenWorldSettings, task: Task, state: State, passes: Passes
+) -> tuple[Start, State, dict[str, Any]]:
+    """`start_of`, the state with the prior that goes with it, and what to log."""
+    found = start_of(cfg, task, passes)
+    state = dataclasses.replace(state, memory={**state.memory, "prior": found.prior})
+    return found, state, {"start_inertia": found.clusters.inertia, "n_kmeans_steps": found.clusters.n_steps}
 
 
 def _some_rows(labels: Tensor) -> Tensor:
@@ -277,6 +298,13 @@ def balance(logits: Tensor, due: Tensor, offset: Tensor | None = None) -> Tensor
     return found
 
 
+def pace(task: Task, state: State, passes: Passes, *, scale: float = 1.0) -> tuple[Tensor, dict[str, Any]]:
+    """`unlabelled_logits` times ``scale``, and their `pace_logs`."""
+    due = due_unlabelled(state.memory["prior"], task.counts, len(task.labels))
+    logits = scale * unlabelled_logits(task, passes)
+    return logits, pace_logs(logits, due, n_seen(task))
+
+
 def pace_logs(logits: Tensor, due: Tensor, n_named: int) -> dict[str, Any]:
     """How far seen and novel classes are, as far as unlabelled images tell: JSON-ready numbers.
 
@@ -306,8 +334,9 @@ def pace_logs(logits: Tensor, due: Tensor, n_named: int) -> dict[str, Any]:
     }
 
 
-def state_of(cfg: OpenWorldSettings, task: Task, build_net: BuildNet, **memory: Any) -> State:
-    """One network, an even balance, and whatever else a method remembers."""
-    zeros = torch.zeros(task.n_classes, device=task.labels.device)
-    kept = {"is_frozen": build_net.is_frozen, "offset": zeros, "prior": prior_of(cfg, task), **memory}
-    return State(nets={"main": new_net(cfg, task, build_net)}, memory=kept)
+def state_of(
+    cfg: OpenWorldSettings, task: Task, build_net: BuildNet, net: nn.Module, name: str, **memory: Any
+) -> State:
+    """One network, the prior, and whatever else a method remembers; refuses what `check_task` refuses."""
+    check_task(cfg, task, name)
+    return State(nets={"main": net}, memory={"is_frozen": build_net.is_frozen, "prior": prior_of(cfg, task), **memory})

@@ -11,18 +11,29 @@ from labelwright.errors import ConfigError
 from labelwright.methods import beliefs, cap, coreg, cvs, lps
 from labelwright.methods.baselines import (
     balanced_softmax,
-    candidate_labels,
+    cc,
     ce,
     class_balanced,
+    crdpll,
     dividemix,
+    fixmatch,
+    fixmatch_clusters,
     focal,
+    fpl,
     ib,
+    kd,
     la,
     ldam,
-    open_world,
+    orca,
     pico,
-    vision_language,
+    proden,
+    pseudo_probe,
+    simgcd,
+    ss_kmeans,
+    top1,
+    transclip,
     vs,
+    zero_shot,
 )
 from labelwright.train.settings import TrainSettings, apply_overrides
 from labelwright.types import Recipe
@@ -33,7 +44,7 @@ class Method:
     """A recipe with the settings that make it this method.
 
     Attributes:
-      recipe: a module, or an object with its seven names.
+      recipe: a module, or a `methods.recipe.Recipe`.
       title: what to call it in tables and reports.
       needs: "labels" if it trains on labelled images only; "text" if it reads class names; "candidates" if it learns
         from candidate labels (Task.candidates), which `fit` has an annotator guess where the data have none;
@@ -51,29 +62,6 @@ def _recipe(module: object) -> Recipe:
     return cast(Recipe, module)
 
 
-_BASELINES: Mapping[vision_language.BaselineName, str] = {
-    "zero_shot": "Zero-shot",
-    "pseudo_probe": "Probe on zero-shot labels",
-    "fpl": "Few pseudolabels",
-    "fixmatch": "FixMatch on features",
-    "transclip": "TransCLIP",
-}
-
-_CANDIDATE_BASELINES: Mapping[candidate_labels.BaselineName, str] = {
-    "kd": "Knowledge distillation",
-    "top1": "Top-1 candidate",
-    "cc": "CC",
-    "proden": "PRODEN",
-    "crdpll": "CRDPLL",
-}
-
-_OPEN_WORLD_BASELINES: Mapping[open_world.BaselineName, str] = {
-    "ss_kmeans": "Semi-supervised k-means",
-    "orca": "ORCA",
-    "simgcd": "SimGCD",
-    "fixmatch_clusters": "FixMatch + clusters",
-}
-
 METHODS: Mapping[str, Method] = {
     "cvs": Method(_recipe(cvs), "CVS"),
     "cap": Method(_recipe(cap), "CAP", needs="text"),
@@ -89,20 +77,22 @@ METHODS: Mapping[str, Method] = {
     "la": Method(la.RECIPE, "Logit adjustment"),
     "vs": Method(vs.RECIPE, "Vector scaling"),
     "ib": Method(ib.RECIPE, "Influence-balanced"),
-    **{
-        name: Method(_recipe(vision_language), title, needs="text", preset=vision_language.PRESETS[name])
-        for name, title in _BASELINES.items()
-    },
-    **{
-        name: Method(_recipe(candidate_labels), title, needs="candidates", preset={"baseline": name})
-        for name, title in _CANDIDATE_BASELINES.items()
-    },
-    **{
-        name: Method(_recipe(open_world), title, needs="open_world", preset=open_world.PRESETS[name])
-        for name, title in _OPEN_WORLD_BASELINES.items()
-    },
-    "pico": Method(_recipe(pico), "PiCO", needs="candidates"),
-    "dividemix": Method(_recipe(dividemix), "DivideMix", needs="candidates"),
+    "zero_shot": Method(zero_shot.RECIPE, "Zero-shot", needs="text"),
+    "pseudo_probe": Method(pseudo_probe.RECIPE, "Probe on zero-shot labels", needs="text"),
+    "fpl": Method(fpl.RECIPE, "Few pseudolabels", needs="text"),
+    "fixmatch": Method(fixmatch.RECIPE, "FixMatch on features", needs="text"),
+    "transclip": Method(transclip.RECIPE, "TransCLIP", needs="text"),
+    "kd": Method(kd.RECIPE, "Knowledge distillation", needs="candidates"),
+    "top1": Method(top1.RECIPE, "Top-1 candidate", needs="candidates"),
+    "cc": Method(cc.RECIPE, "CC", needs="candidates"),
+    "proden": Method(proden.RECIPE, "PRODEN", needs="candidates"),
+    "crdpll": Method(crdpll.RECIPE, "CRDPLL", needs="candidates"),
+    "ss_kmeans": Method(ss_kmeans.RECIPE, "Semi-supervised k-means", needs="open_world"),
+    "orca": Method(orca.RECIPE, "ORCA", needs="open_world"),
+    "simgcd": Method(simgcd.RECIPE, "SimGCD", needs="open_world"),
+    "fixmatch_clusters": Method(fixmatch_clusters.RECIPE, "FixMatch + clusters", needs="open_world"),
+    "pico": Method(pico.RECIPE, "PiCO", needs="candidates"),
+    "dividemix": Method(dividemix.RECIPE, "DivideMix", needs="candidates"),
 }
 
 

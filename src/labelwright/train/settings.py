@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from labelwright.errors import ConfigError
 
@@ -21,6 +21,7 @@ ConfigT = TypeVar("ConfigT")
 class TrainSettings:
     """How long and how fast to train; a recipe's Config extends this and may change the defaults."""
 
+    takes_steps: ClassVar[bool] = True  # False: nothing is trained, and of the settings below only epochs can be set
     epochs: int = 200  # passes over the training set
     batch_size: int = 128  # rows per optimizer step, over all processes
     optimizer: Literal["sgd", "adamw"] = "sgd"  # adamw for fine-tuning transformers, with a far smaller lr
@@ -68,6 +69,18 @@ def require(ok: bool, key: str, value: object, wanted: str) -> None:
         raise ConfigError(f"{key}={value} is not possible", fix=f"{key} must be {wanted}")
 
 
+def setting_names(config: type[Any]) -> list[str]:
+    """What of a Config can be set: its fields; of a method that takes no steps those that are not about steps.
+
+    Example:
+      >>> setting_names(TrainSettings)[:3]
+      ['epochs', 'batch_size', 'optimizer']
+    """
+    takes_steps = getattr(config, "takes_steps", True)
+    about_steps = () if takes_steps else {field.name for field in dataclasses.fields(TrainSettings)} - {"epochs"}
+    return [field.name for field in dataclasses.fields(config) if field.name not in about_steps]
+
+
 def apply_overrides(cfg: ConfigT, overrides: Mapping[str, object]) -> ConfigT:
     """A copy of a Config with some fields replaced; text is converted to the field's type.
 
@@ -82,7 +95,7 @@ def apply_overrides(cfg: ConfigT, overrides: Mapping[str, object]) -> ConfigT:
       (0.5, 0.75)
     """
     hints = typing.get_type_hints(type(cfg))
-    names = [field.name for field in dataclasses.fields(cfg)]  # type: ignore[arg-type]
+    names = setting_names(type(cfg))
     values: dict[str, object] = {}
     for key, value in overrides.items():
         if key not in names:

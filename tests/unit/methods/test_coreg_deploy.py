@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -48,15 +47,6 @@ def a_state(main: ProjectedNet, peer: ProjectedNet | None = None, *, of_guesses:
     return State({"main": main} | ({"peer": peer} if peer is not None else {}), memory=memory)
 
 
-def passes_of(state: State) -> Any:
-    def passes(net: str, rows: Tensor, view: str = "clean", output: str = "logits") -> Iterator[tuple[Tensor, Tensor]]:
-        with torch.no_grad():
-            for some in rows.split(13):
-                yield some, state.nets[net](X[some])
-
-    return passes
-
-
 def answers(state: State) -> list[int]:
     with torch.no_grad():
         predicted: Tensor = state.nets["main"](X).argmax(1)
@@ -65,7 +55,7 @@ def answers(state: State) -> list[int]:
 
 def ended(by: str, task: Task, state: State) -> tuple[dict[str, Any], list[str]]:
     warnings: list[str] = []
-    return finish(by, task, state, passes_of(state), warnings), warnings
+    return finish(by, task, state, tiny.passes_of(state, X), warnings), warnings
 
 
 @pytest.mark.parametrize("of_guesses", [None, 0.0], ids=["inside the sets", "with clusters"])

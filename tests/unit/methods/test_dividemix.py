@@ -22,21 +22,6 @@ ROWS = [4, 0, 6, 1, 3]
 Floats = list[list[float]]
 
 
-class Told(nn.Module):
-    """Logits that are its only parameter, one row per image and view; x holds the place."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        self.table = nn.Parameter(2 * torch.randn(2 * N, C, generator=generator(seed, "told")))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.table[x.long()]
-
-    def probs(self, row: int, view: int = 0) -> list[float]:
-        exps = [math.exp(v) for v in self.table[row + view * N].tolist()]
-        return [e / sum(exps) for e in exps]
-
-
 HEAVIEST: list[int | None] = [0, 2, 1, 2, 1, 0, None]  # row 1 by its label, row 6 has nothing
 
 
@@ -54,11 +39,15 @@ def a_task() -> Task:
     return Task(labels, ("a", "b", "c"), tiny.sets_of(mask, weights))
 
 
+def told_nets() -> dict[str, nn.Module]:
+    return {"main": tiny.Told(2 * N, C), "peer": tiny.Told(2 * N, C, 1)}
+
+
 def a_state(main: float, peer: float) -> State:
     """What each network makes of every label: the same for all that there are."""
     there = torch.tensor([c is not None for c in HEAVIEST]).float()
     clean = {"main": main * there, "peer": peer * there}
-    return State({"main": Told(0), "peer": Told(1)}, memory={"is_frozen": False, "clean": clean})
+    return State(told_nets(), memory={"is_frozen": False, "clean": clean})
 
 
 def stepped(state: State, *, epoch: int, **changed: object) -> Any:
@@ -82,16 +71,16 @@ def crossed(t: list[float], p: list[float]) -> float:
     return -sum(a * math.log(b) for a, b in zip(t, p, strict=True))
 
 
-def divided_loss(own: Told, other: Told, clean_by_other: float, weight: float) -> float:
+def divided_loss(own: tiny.Told, other: tiny.Told, clean_by_other: float, weight: float) -> float:
     """Lines 6, 7 and 9 of the header, without mixup."""
     trusted, guessed, every = [], [], []
     for row in ROWS:
         label, w = HEAVIEST[row], clean_by_other if HEAVIEST[row] is not None else 0.0
-        views = [own.probs(row, 0), own.probs(row, 1)]
+        views = [own.probs(row), own.probs(row + N)]
         if w > 0.5:
             target = sharpened([w * (c == label) + (1 - w) * v for c, v in enumerate(mean(views))])
         else:
-            target = sharpened(mean([*views, other.probs(row, 0), other.probs(row, 1)]))
+            target = sharpened(mean([*views, other.probs(row), other.probs(row + N)]))
         for p in views:
             every.append(p)
             if w > 0.5:
@@ -159,7 +148,7 @@ def test_end_epoch__divides_right_from_wrong_labels() -> None:
     task = Task(torch.where(is_known, truth, -1), ("a", "b", "c"), tiny.sets_of(mask))
     sure = 4 * nn.functional.one_hot(truth, C) + 0.3 * torch.randn(n, C, generator=generator(0, "sure"))
     sure[is_empty | is_known] *= 100  # far off, and not to be measured by
-    state = State({"main": Told(0), "peer": Told(1)}, memory={"is_frozen": False, "clean": {}})
+    state = State(told_nets(), memory={"is_frozen": False, "clean": {}})
     cfg = dividemix.Config(epochs=20)
     passes = passes_of({"main": sure, "peer": torch.zeros(n, C)})
     clean = dividemix.end_epoch(cfg, task, state, passes, 5)[0].memory["clean"]
@@ -194,7 +183,7 @@ def test_plan__two_views_after_the_division() -> None:
 
 def test_predict__with_the_first_network() -> None:
     state, x = a_state(0.0, 0.0), torch.arange(N).float()
-    found = dividemix.predict(dividemix.Config(), state, x).logits
+    found = dividemix.RECIPE.predict(dividemix.Config(), state, x).logits
     assert torch.equal(found, state.nets["main"](x))
     assert not torch.equal(found, state.nets["peer"](x))
 

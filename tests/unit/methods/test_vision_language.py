@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 import tiny
 from labelwright.encoders.backbones import classifier_config, from_config
 from labelwright.encoders.towers import EmbeddedTowers
-from labelwright.errors import ConfigError
 from labelwright.labels.transduce import transclip
-from labelwright.methods.baselines import vision_language as vl
+from labelwright.methods.baselines import fixmatch
 from labelwright.methods.baselines.probe import Probe
-from labelwright.run_folder import Run
+from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.train.loop import Trained, train
 from labelwright.train.seeds import generator
-from labelwright.train.settings import apply_overrides
 from labelwright.types import Batch, Clock, Concepts, State, Task
 
 C, D, PER_CLASS, SCALE = 4, 12, 25, 12.0
@@ -31,9 +26,8 @@ N = C * PER_CLASS
 TRUTH = torch.arange(C).repeat_interleave(PER_CLASS)
 UNKNOWN = torch.full((N,), -1)
 CLOCK = Clock(epoch=0, n_epochs=1, step=0, steps_per_epoch=1, seed=0)
-ALL = pytest.mark.parametrize("name", vl.PRESETS)
 STEPPING = ["pseudo_probe", "fpl", "fixmatch"]
-TRAINED = pytest.mark.parametrize("name", STEPPING)
+ALL = pytest.mark.parametrize("name", ["zero_shot", "transclip", *STEPPING])
 
 
 def pool() -> tuple[Tensor, Tensor]:
@@ -49,70 +43,40 @@ Z, TEXT = pool()
 ZERO_SHOT = (Z @ TEXT.T).argmax(1)
 
 
-class FeatViews:
-    """Stored features; weak and strong views add noise that hangs on (seed, view, row)."""
+class PoolViews(tiny.TinyFeats):
+    """The pool as stored features."""
 
-    n_rows = N
-
-    def batch(self, rows: Tensor, view: str, *, seed: int, device: torch.device) -> Tensor:
-        noise = {"clean": 0.0, "weak": 0.03, "strong": 0.1}[view]
-        draws = [torch.randn(D, generator=generator(seed, view, row)) for row in rows.tolist()]
-        return F.normalize(Z[rows] + noise * torch.stack(draws), dim=1).to(device)
-
-    def prefetch(self, rows: Tensor) -> None:
-        pass
+    def __init__(self) -> None:
+        self.x = Z
 
 
-class BuildTowers:
-    def __call__(self, n_outputs: int, *, head: Literal["linear", "cosine"] = "linear") -> nn.Module:
-        raise AssertionError("these baselines are built on towers")
-
-    def towers(self, tune: str = "none") -> Any:
-        assert tune == "none"
-        return EmbeddedTowers(TEXT, logit_scale=SCALE)
+BUILD = tiny.BuildTowers(Concepts(TEXT, SCALE))
 
 
 def task_of(labels: Tensor = UNKNOWN) -> Task:
     return Task(labels, tuple("abcd"), concepts=Concepts(TEXT, SCALE))
 
 
-def cfg_of(name: str, **changed: object) -> vl.Config:
-    return apply_overrides(vl.Config(), {**vl.PRESETS[cast(vl.BaselineName, name)], **changed})
+def cfg_of(name: str, **changed: object) -> Any:
+    return resolve_config(METHODS[name], changed)
 
 
-def run(
-    name: str, labels: Tensor = UNKNOWN, *, seed: int = 0, folder: Run | None = None, **changed: object
-) -> tuple[Trained, list[float]]:
-    cfg = cfg_of(name, **changed)
-    recorded = tiny.Recorded(cast(Any, vl))
-    options = tiny.options_of(seed, checkpoint_minutes=0.0 if folder else 5.0)
-    trained = train(cast(Any, recorded), cfg, task_of(labels), FeatViews(), BuildTowers(), options=options, run=folder)
-    for net in trained.state.nets.values():
-        net.eval()
+def run(name: str, labels: Tensor = UNKNOWN, **changed: object) -> tuple[Trained, list[float]]:
+    recorded = tiny.Recorded(METHODS[name].recipe)
+    trained = train(recorded, cfg_of(name, **changed), task_of(labels), PoolViews(), BUILD, options=tiny.options_of())
+    trained.state.nets["main"].eval()
     return trained, recorded.losses
 
 
 @torch.no_grad()
 def logits_of(name: str, trained: Trained, z: Tensor = Z) -> Tensor:
-    return vl.predict(cfg_of(name), trained.state, z).logits
-
-
-def passes_of(state: State) -> Any:
-    """Passes over the pool in chunks of seven."""
-
-    @torch.no_grad()
-    def passes(net: str, rows: Tensor, view: str = "clean", output: str = "logits") -> Iterator[tuple[Tensor, Tensor]]:
-        module: Any = state.nets[net]
-        for some in rows.split(7):
-            yield some, module.features(Z[some]) if output == "feats" else module(Z[some])
-
-    return passes
+    return METHODS[name].recipe.predict(cfg_of(name), trained.state, z).logits
 
 
 def begun(name: str, labels: Tensor = UNKNOWN, **changed: object) -> tuple[State, dict[str, Any]]:
-    cfg, task = cfg_of(name, **changed), task_of(labels)
-    state = vl.setup(cfg, task, BuildTowers())
-    state, logs = vl.begin(cfg, task, state, passes_of(state))
+    recipe, cfg, task = METHODS[name].recipe, cfg_of(name, **changed), task_of(labels)
+    state = recipe.setup(cfg, task, BUILD)
+    state, logs = recipe.begin(cfg, task, state, tiny.passes_of(state, Z))
     return state, dict(logs)
 
 
@@ -131,104 +95,14 @@ def accuracy(logits: Tensor) -> float:
 
 
 @ALL
-@pytest.mark.parametrize(
-    "labels", [UNKNOWN, some_labels(0, 1, 2, 3), some_labels(2), TRUTH], ids=["none", "few", "one", "all"]
-)
-def test_run__any_labels_train_and_predict(name: str, labels: Tensor) -> None:
-    trained, losses = run(name, labels, epochs=2, steps_per_epoch=5, batch_size=16)
-    assert len(losses) == (10 if name in STEPPING else 0)
-    assert torch.tensor(losses).isfinite().all()
-    assert accuracy(logits_of(name, trained)) > 0.6
-    assert all(tensor.isfinite().all() for tensor in tiny.tensors_of(trained.state).values())
-
-
-@ALL
-def test_run__same_seed_same_state(name: str) -> None:
-    (first, trace), (again, same) = (run(name, epochs=2, steps_per_epoch=4, batch_size=16) for _ in range(2))
-    assert trace == same
-    assert tiny.differing(first.state, again.state) == []
-
-
-@TRAINED
-def test_run__another_seed_another_trace(name: str) -> None:
-    assert (
-        run(name, epochs=1, steps_per_epoch=4, batch_size=16)[1]
-        != run(name, seed=1, epochs=1, steps_per_epoch=4, batch_size=16)[1]
-    )
-
-
-class CrashError(Exception):
-    """Stands for a kill."""
-
-
-@pytest.mark.parametrize(
-    ("name", "where"), [*((name, "end_epoch") for name in vl.PRESETS), *((name, "step") for name in STEPPING)]
-)
-def test_resume__equals_uninterrupted(name: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings: dict[str, Any] = {"epochs": 4, "steps_per_epoch": 3, "batch_size": 16}
-    labels = some_labels(0, 1)
-    whole, trace = run(name, labels, **settings)
-    inner, calls = getattr(vl, where), []
-
-    def crashing(*args: Any) -> Any:
-        calls.append(1)
-        if len(calls) == (8 if where == "step" else 3):
-            raise CrashError
-        return inner(*args)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(vl, where, crashing)
-        with pytest.raises(CrashError):
-            run(name, labels, folder=Run.create(tmp_path), **settings)
-    saved = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
-    assert saved["has_begun"] is True
-
-    def begin_again(*args: Any) -> Any:
-        raise AssertionError("the checkpoint holds what begin made")
-
-    monkeypatch.setattr(vl, "begin", begin_again)
-    folder = Run(tmp_path)
-    resumed, rest = run(name, labels, folder=folder, **settings)
-    folder.close()
-    assert tiny.differing(whole.state, resumed.state) == []
-    # Killed in an epoch's end, the last checkpoint is that of its last step, or of the epoch before without steps.
-    assert rest == (trace[7:] if where == "step" else trace[9:])
-
-
-@ALL
 def test_exported__answers_alike_and_is_rebuilt_from_its_config(name: str) -> None:
-    trained, _ = run(name, some_labels(0, 1), epochs=2, steps_per_epoch=5, batch_size=16)
+    short = {"steps_per_epoch": 5, "batch_size": 16} if name in STEPPING else {}
+    trained, _ = run(name, some_labels(0, 1), epochs=2, **short)
     exported = cast(Any, trained.state.nets["main"]).exported()
     again = from_config(json.loads(json.dumps(classifier_config(exported))))
     again.load_state_dict(exported.state_dict())
     with torch.no_grad():
         assert torch.allclose(again.eval()(Z), logits_of(name, trained), atol=1e-5)
-
-
-@ALL
-def test_setup__without_class_features_or_names_is_refused(name: str) -> None:
-    cfg, task = cfg_of(name), task_of()
-    with pytest.raises(ConfigError, match=f"{name} needs a vision-language model") as caught:
-        vl.setup(cfg, dataclasses.replace(task, concepts=None), BuildTowers())
-    assert "--model openai/clip-vit-base-patch32" in caught.value.fix
-    with pytest.raises(ConfigError, match=f"{name} needs the names of all classes, 2 are unknown"):
-        vl.setup(cfg, dataclasses.replace(task, n_novel=2), BuildTowers())
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("steps_per_epoch", 0),
-        ("k", 0),
-        ("confidence", 1.0),
-        ("residual_weight", 0.0),
-        ("n_neighbours", -1),
-        ("text_strength", -0.5),
-    ],
-)
-def test_config__refuses(key: str, value: float) -> None:
-    with pytest.raises(ConfigError, match=f"{key}={value}"):
-        apply_overrides(vl.Config(), {key: value})
 
 
 # ---- zero_shot -------------------------------------------------------------------------------------------------------
@@ -300,7 +174,7 @@ def test_fpl__takes_the_k_surest_of_each_class_beside_the_labels() -> None:
         want[unlabelled[place]] = c
     assert torch.equal(state.memory["pseudolabels"], want)
     assert logs["pseudolabel_counts"] == [5, 5, 5, 5]
-    rows = vl.plan(cfg_of("fpl"), task_of(labels), state, 0).streams["train"].rows
+    rows = METHODS["fpl"].recipe.plan(cfg_of("fpl"), task_of(labels), state, 0).streams["train"].rows
     assert torch.equal(rows, (want >= 0).nonzero().flatten())
     assert len(rows) == 4 + 20
 
@@ -328,13 +202,11 @@ def test_pool_unseen__unlabelled_images_take_unlabelled_classes_only(name: str) 
 
 
 @pytest.mark.parametrize(
-    ("labels", "changed", "lam"),
-    [(UNKNOWN, {}, 1.0), (some_labels(0, 3), {}, 0.5), (UNKNOWN, {"text_strength": 0.3}, 0.3)],
-    ids=["unsupervised", "few labels", "own strength"],
+    ("labels", "lam"), [(UNKNOWN, 1.0), (some_labels(0, 3), 0.5)], ids=["unsupervised", "few labels"]
 )
-def test_transclip__logits_are_the_transduced_ones(labels: Tensor, changed: dict[str, Any], lam: float) -> None:
+def test_transclip__logits_are_the_transduced_ones(labels: Tensor, lam: float) -> None:
     found = transclip(Z.half(), TEXT, logit_scale=SCALE, labels=labels, lam=lam)
-    trained, losses = run("transclip", labels, **changed)
+    trained, losses = run("transclip", labels)
     assert losses == []
     assert torch.allclose(logits_of("transclip", trained), found.logits(Z), atol=1e-4)
     other = transclip(Z.half(), TEXT, logit_scale=SCALE, labels=labels, lam=lam + 0.4)
@@ -354,16 +226,18 @@ def test_transclip__counts_the_unlabelled_images_of_each_class() -> None:
 
 def fixmatch_step(labels: Tensor, **changed: object) -> tuple[State, dict[str, Batch], Any]:
     """One step on two labelled and six unlabelled rows, adapters large enough to tell."""
-    cfg, task = cfg_of("fixmatch", residual_weight=0.5, **changed), task_of(labels)
+    cfg, task = cfg_of("fixmatch", **changed), task_of(labels)
     torch.manual_seed(0)
-    state = vl.setup(cfg, task, BuildTowers())
+    state = fixmatch.setup(cfg, task, BUILD)
+    net: Any = state.nets["main"]
+    net.visual.weight = net.textual.weight = 0.5
     rows = torch.tensor([3, 30, 55, 60, 80, 99])
-    views = tuple(FeatViews().batch(rows, view, seed=1, device=tiny.CPU) for view in ("weak", "strong"))
+    views = tuple(PoolViews().batch(rows, view, seed=1, device=tiny.CPU) for view in ("weak", "strong"))
     batches = {"unlabelled": Batch(rows, views, labels[rows])}
     known = (labels >= 0).nonzero().flatten()[:2]
     if len(known):
         batches["labelled"] = Batch(known, (Z[known],), labels[known])
-    return state, batches, vl.step(cfg, task, state, batches, CLOCK)
+    return state, batches, fixmatch.step(cfg, task, state, batches, CLOCK)
 
 
 def slow_fixmatch(state: State, batches: dict[str, Batch], *, confidence: float, allowed: set[int]) -> float:
@@ -433,7 +307,7 @@ def test_fixmatch__plan_has_the_streams_there_are_images_for() -> None:
         (TRUTH, {"labelled"}),
     ):
         state, _ = begun("fixmatch", labels)
-        plan = vl.plan(cfg_of("fixmatch"), task_of(labels), state, 0)
+        plan = fixmatch.plan(cfg_of("fixmatch"), task_of(labels), state, 0)
         assert set(plan.streams) == streams
         rows = torch.cat([stream.rows for stream in plan.streams.values()])
         assert torch.equal(rows.sort().values, torch.arange(N))
@@ -446,11 +320,11 @@ def test_fixmatch__says_when_a_class_takes_over() -> None:
     cfg, task = cfg_of("fixmatch", epochs=3), task_of()
     state, logs = begun("fixmatch")
     with torch.no_grad():
-        answers = vl.predict(cfg, state, Z).logits.argmax(1)
+        answers = METHODS["fixmatch"].recipe.predict(cfg, state, Z).logits.argmax(1)
     assert logs["pseudolabel_counts"] == torch.bincount(answers, minlength=C).tolist()
     cast(Any, state.nets["main"]).linear_bias[2] = 100.0
-    _, early = vl.end_epoch(cfg, task, state, passes_of(state), 1)
+    _, early = fixmatch.end_epoch(cfg, task, state, tiny.passes_of(state, Z), 1)
     assert early == {}
-    _, last = vl.end_epoch(cfg, task, state, passes_of(state), 2)
+    _, last = fixmatch.end_epoch(cfg, task, state, tiny.passes_of(state, Z), 2)
     assert last["pseudolabel_counts"] == [0, 0, N, 0]
     assert "c has taken over: it is the answer to 100% of the unlabelled images" in last["warnings"][0]

@@ -1,22 +1,26 @@
-"""What the baselines on candidate sets share: settings, the network, labels and targets of the images.
+"""What the methods on candidate sets share: settings, the network, labels and targets of the images, a step's result.
 
-Targets are one number per candidate, in the order of `types.Candidates.classes`, never N x C.
+A verified label is the only candidate of its image; rows that say nothing are left out of the losses. One optimizer and
+schedule for all, to compare losses and not schedules. Targets are one number per candidate, in the order of
+`types.Candidates.classes`, never N x C.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from labelwright.errors import ConfigError
+from labelwright.losses.candidates import candidate_targets
 from labelwright.train.plans import steps_for
-from labelwright.train.processes import gather_rows
+from labelwright.train.processes import gather_rows, mean_share
 from labelwright.train.settings import TrainSettings, require
-from labelwright.types import BuildNet, EpochPlan, State, Stream, Task
+from labelwright.types import Batch, BuildNet, EpochPlan, State, StepResult, Stream, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +65,13 @@ def new_net(cfg: CandidateSettings, task: Task, build_net: BuildNet) -> nn.Modul
     return build_net(task.n_classes, head="mlp", hidden=cfg.head_width)
 
 
+def setup(cfg: CandidateSettings, task: Task, build_net: BuildNet, *, name: str, has_targets: bool = False) -> State:
+    """One network, and if wanted targets of every candidate; ``name`` is the method's, for what is refused."""
+    check_task(task, name)
+    memory: dict[str, Any] = {"targets": even_targets(task)} if has_targets else {}
+    return State(nets={"main": new_net(cfg, task, build_net)}, memory={"is_frozen": build_net.is_frozen, **memory})
+
+
 def first_view(cfg: CandidateSettings, state: State) -> str:
     """The view of ``cfg``, "auto" resolved by what `setup` has put into the state.
 
@@ -71,7 +82,9 @@ def first_view(cfg: CandidateSettings, state: State) -> str:
     return cfg.view if cfg.view != "auto" else "clean" if state.memory["is_frozen"] else "weak"
 
 
-def plan_of_all(cfg: CandidateSettings, task: Task, state: State, more_views: tuple[str, ...]) -> EpochPlan:
+def plan_of_all(
+    cfg: CandidateSettings, task: Task, state: State, epoch: int, more_views: tuple[str, ...] = ()
+) -> EpochPlan:
     """Every image about once, in its first view and more."""
     rows = torch.arange(len(task.labels))
     stream = Stream(rows, cfg.batch_size, (first_view(cfg, state), *more_views))
@@ -188,3 +201,25 @@ def write_targets(task: Task, targets: Tensor, rows: Tensor, new: Tensor) -> Ten
     at = (starts - lengths.cumsum(0) + lengths)[own] + torch.arange(len(own), device=rows.device)
     classes = sets.classes.to(rows.device)[at].long()
     return targets.index_copy(0, at, new[own, classes])
+
+
+def result_of(
+    task: Task, state: State, batch: Batch, logits: Sequence[Tensor], loss: Tensor, kept: Tensor
+) -> StepResult:
+    """A step's result: the mean loss over all processes, and the targets renewed if there are any.
+
+    Args:
+      logits: [B, C] of each view; new targets are the geometric mean of their probabilities inside the sets.
+      loss: scalar, mean over the rows kept.
+      kept: [B] bool, rows that the loss counts.
+    """
+    possible, memory = task.possible(batch.rows), dict(state.memory)
+    if "targets" in memory:
+        with torch.no_grad():
+            agreed = torch.stack([each.float().log_softmax(1) for each in logits]).mean(0).softmax(1)
+            targets = candidate_targets(agreed, possible)
+        memory["targets"] = write_targets(task, memory["targets"], batch.rows, targets)
+    is_inside = possible.gather(1, logits[0].argmax(1, keepdim=True))[kept].float()
+    logs = {"inside_frac": is_inside.sum() / max(len(is_inside), 1)}
+    loss = loss * mean_share(kept.sum().float())
+    return StepResult(loss, len(is_inside), dataclasses.replace(state, memory=memory), logs)

@@ -33,7 +33,6 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -53,10 +52,11 @@ from labelwright.methods.baselines.candidate_sets import (
     plan_of_all,
     tells,
 )
+from labelwright.methods.recipe import Begun, Recipe
 from labelwright.train.processes import mean_share
 from labelwright.train.seeds import generator
 from labelwright.train.settings import require
-from labelwright.types import Batch, BuildNet, Clock, EpochPlan, Passes, Prediction, State, StepResult, Task
+from labelwright.types import Batch, BuildNet, Clock, EpochPlan, Passes, State, StepResult, Task
 
 OTHER = {"main": "peer", "peer": "main"}
 
@@ -91,14 +91,9 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     return State(nets=nets, memory={"is_frozen": build_net.is_frozen, "clean": clean})
 
 
-def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State, Mapping[str, Any]]:
-    """Nothing: the first division comes after the plain epochs."""
-    return state, {}
-
-
 def plan(cfg: Config, task: Task, state: State, epoch: int) -> EpochPlan:
     """Every image once; in two views from the first division on."""
-    return plan_of_all(cfg, task, state, () if epoch < plain_epochs(cfg) else (first_view(cfg, state),))
+    return plan_of_all(cfg, task, state, epoch, () if epoch < plain_epochs(cfg) else (first_view(cfg, state),))
 
 
 def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], clock: Clock) -> StepResult:
@@ -126,18 +121,13 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
     return StepResult(torch.stack(losses).sum(), len(labels), state, logs)
 
 
-def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int) -> tuple[State, Mapping[str, Any]]:
+def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int) -> Begun:
     """Each network divides the labels by how far it is from them."""
     if epoch + 1 < plain_epochs(cfg) or epoch + 1 == cfg.epochs:
         return state, {}
     clean = {name: _clean_probability(cfg, task, name, passes) for name in state.nets}
     memory = {**state.memory, "clean": clean}
     return dataclasses.replace(state, memory=memory), {}
-
-
-def predict(cfg: Config, state: State, x: Tensor) -> Prediction:
-    """Plain logits of the first network, the one that is saved."""
-    return Prediction(state.nets["main"](x))
 
 
 def plain_epochs(cfg: Config) -> int:
@@ -185,3 +175,6 @@ def _clean_probability(cfg: Config, task: Task, name: str, passes: Passes) -> Te
     is_guess &= task.labels < 0
     division = purify.divide(purify.min_max(losses, where=is_guess), threshold=cfg.threshold, where=is_guess)
     return division.clean_probability.masked_fill(task.labels >= 0, 1.0)
+
+
+RECIPE = Recipe(Config=Config, setup=setup, plan=plan, step=step, end_epoch=end_epoch)

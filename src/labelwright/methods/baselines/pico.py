@@ -52,21 +52,10 @@ from labelwright.methods.baselines.candidate_sets import (
     read_targets,
     write_targets,
 )
+from labelwright.methods.recipe import Begun, Recipe
 from labelwright.train.processes import gather_queries, gather_rows, mean_share, sum_gradients
 from labelwright.train.settings import require
-from labelwright.types import (
-    Average,
-    Batch,
-    BuildNet,
-    Clock,
-    EpochPlan,
-    Network,
-    Passes,
-    Prediction,
-    State,
-    StepResult,
-    Task,
-)
+from labelwright.types import Average, Batch, BuildNet, Clock, EpochPlan, Network, Passes, State, StepResult, Task
 
 N_DIMS = 128  # of the projections
 COLLAPSED = 0.95  # mean cosine between prototypes from which we warn
@@ -110,14 +99,9 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     return State(nets={"main": net, "key": copy.deepcopy(net)}, memory=memory, averages=averages)
 
 
-def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State, Mapping[str, Any]]:
-    """Nothing: everything is known before the first pass."""
-    return state, {}
-
-
 def plan(cfg: Config, task: Task, state: State, epoch: int) -> EpochPlan:
     """Every image once, with a strong view beside the first."""
-    return plan_of_all(cfg, task, state, ("strong",))
+    return plan_of_all(cfg, task, state, epoch, ("strong",))
 
 
 def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], clock: Clock) -> StepResult:
@@ -157,7 +141,7 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
     return StepResult(loss, len(batch.rows), dataclasses.replace(state, memory=memory), logs)
 
 
-def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int) -> tuple[State, Mapping[str, Any]]:
+def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int) -> Begun:
     """Say so when all prototypes point the same way."""
     cosine = float(prototype_collapse(state.memory["prototypes"]))
     logs: dict[str, Any] = {"prototype_cosine": cosine}
@@ -167,11 +151,6 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
             "raise contrastive_weight"
         ]
     return state, logs
-
-
-def predict(cfg: Config, state: State, x: Tensor) -> Prediction:
-    """Plain logits of the trained network."""
-    return Prediction(state.nets["main"](x))
 
 
 def nearest_prototype(query: Tensor, prototypes: Tensor, possible: Tensor) -> Tensor:
@@ -193,3 +172,6 @@ def nearest_prototype(query: Tensor, prototypes: Tensor, possible: Tensor) -> Te
         sims = query.float() @ prototypes.T
     sims = sims.masked_fill((prototypes == 0).all(1), -2.0)  # below every cosine
     return sims.masked_fill(~possible, -torch.inf).argmax(1)
+
+
+RECIPE = Recipe(Config=Config, setup=setup, plan=plan, step=step, end_epoch=end_epoch)

@@ -1,8 +1,12 @@
-"""A linear classifier on the unit features of a vision-language model, with logits on the scale of its text side."""
+"""A linear classifier on the unit features of a vision-language model, and how pseudo_probe and fpl train it."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +14,10 @@ from torch import Tensor, nn
 from labelwright.encoders.aligned import AlignedNet
 from labelwright.encoders.backbones import Classifier, TextHead
 from labelwright.encoders.towers import Towers
+from labelwright.losses.classification import cross_entropy
+from labelwright.methods.class_names import PoolSettings, check_task
+from labelwright.methods.recipe import Begun
+from labelwright.types import Batch, BuildNet, Clock, EpochPlan, State, StepResult, Stream, Task
 
 
 class Probe(nn.Module):
@@ -56,3 +64,39 @@ class Probe(nn.Module):
         classifier = AlignedNet(self.towers).exported()
         classifier.head = copy.deepcopy(TextHead(self.towers.logit_scale * self.weight, self.bias)).cpu()
         return classifier
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeSettings(PoolSettings):
+    """How a probe is trained."""
+
+    optimizer: Literal["sgd", "adamw"] = "adamw"  # its steps do not grow with the model's logit scale
+    lr: float = 3e-3  # peak learning rate
+    weight_decay: float = 0.0  # of every trained parameter
+
+
+def setup(cfg: ProbeSettings, task: Task, build_net: BuildNet, *, name: str) -> State:
+    """A probe on the towers; no image has a pseudolabel yet."""
+    check_task(task, name)
+    return State(nets={"main": Probe(build_net.towers())}, memory={"pseudolabels": task.labels.clone()})
+
+
+def with_pseudolabels(task: Task, state: State, pseudolabels: Tensor) -> Begun:
+    """The state with labels [N] int64 to train on, given ones among them, -1 = left out; and the counts of new ones."""
+    counts = torch.bincount(pseudolabels[(task.labels < 0) & (pseudolabels >= 0)], minlength=task.n_classes)
+    memory = {**state.memory, "pseudolabels": pseudolabels}
+    return dataclasses.replace(state, memory=memory), {"pseudolabel_counts": counts.tolist()}
+
+
+def plan(cfg: ProbeSettings, task: Task, state: State, epoch: int) -> EpochPlan:
+    """Images with a label or a pseudolabel."""
+    rows = (state.memory["pseudolabels"] >= 0).nonzero().flatten().cpu()
+    return EpochPlan({"train": Stream(rows, cfg.batch_size, ("clean",))}, cfg.steps_per_epoch)
+
+
+def step(cfg: ProbeSettings, task: Task, state: State, batches: Mapping[str, Batch], clock: Clock) -> StepResult:
+    """Cross-entropy."""
+    batch = batches["train"]
+    labels, logits = state.memory["pseudolabels"][batch.rows], state.nets["main"](batch.x)
+    accuracy = (logits.detach().argmax(1) == labels).float().mean()
+    return StepResult(cross_entropy(logits, labels), len(labels), state, {"pseudolabel_agreement": accuracy})

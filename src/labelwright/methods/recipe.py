@@ -1,0 +1,58 @@
+"""A method as one value, for files that need only some of the seven functions of `types.Recipe`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from labelwright.types import Batch, Clock, EpochPlan, Passes, Prediction, State, StepResult, Task
+
+Begun = tuple[State, Mapping[str, Any]]  # the state, and what to log
+
+
+def nothing_before(cfg: Any, task: Task, state: State, passes: Passes) -> Begun:
+    """Everything is known before the first pass."""
+    return state, {}
+
+
+def no_steps(cfg: Any, task: Task, state: State, epoch: int) -> EpochPlan:
+    """Nothing is trained."""
+    return EpochPlan({}, 0)
+
+
+def no_step(cfg: Any, task: Task, state: State, batches: Mapping[str, Batch], clock: Clock) -> StepResult:
+    """Never called, as `no_steps` visits nothing."""
+    raise NotImplementedError
+
+
+def nothing_after(cfg: Any, task: Task, state: State, passes: Passes, epoch: int) -> Begun:
+    """Nothing is estimated anew."""
+    return state, {}
+
+
+def plain_logits(cfg: Any, state: State, x: Tensor) -> Prediction:
+    """The network's own logits: no adjustment applies at test time."""
+    return Prediction(state.nets["main"](x))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A `types.Recipe`; what is left out is done by the functions above. Without `plan` and `step` nothing is trained.
+
+    Example:
+      >>> from labelwright.train.settings import TrainSettings
+      >>> recipe = Recipe(Config=TrainSettings, setup=lambda cfg, task, build_net: State({}))
+      >>> recipe.plan(TrainSettings(), None, State({}), 0).n_steps
+      0
+    """
+
+    Config: type[Any]
+    setup: Callable[..., State]
+    begin: Callable[..., Begun] = nothing_before
+    plan: Callable[..., EpochPlan] = no_steps
+    step: Callable[..., StepResult] = no_step
+    end_epoch: Callable[..., Begun] = nothing_after
+    predict: Callable[..., Prediction] = plain_logits
