@@ -1,6 +1,7 @@
 """`adjust=NAME+NAME` on every method that has the setting."""
 
 import dataclasses
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def run(name: str, **settings: object) -> tuple[Any, list[float]]:
 
 
 def test_who_has_the_setting() -> None:
-    assert {"cvs", "cap", "lps", *LABELLED} <= set(NAMES)
+    assert {"cvs", "cap", "lps", "pseudo_probe", "fpl", "fixmatch", "top1", *LABELLED} == set(NAMES)
 
 
 @ADJUSTABLE
@@ -130,3 +131,21 @@ def test_adjust__pace_on_labels_gives_way_once_predictions_have_the_shares_of_th
     early, late = (run("ce", adjust="pace", epochs=epochs, lr=0.2)[0].adjust["named"] for epochs in (1, 30))
     margins = [float(adjustment("pace", state).target_margin.max()) for state in (early, late)]  # type: ignore[union-attr]
     assert margins[1] < 0.1 * margins[0]
+
+
+@pytest.mark.parametrize("name", ["top1", "fpl", "pseudo_probe"])
+def test_adjust__labels_made_once_are_counted_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+    module = importlib.import_module(f"labelwright.methods.baselines.{'top1' if name == 'top1' else 'probe'}")
+    inner = module.adjusted_cross_entropy
+
+    def spying(logits: torch.Tensor, labels: torch.Tensor, *rest: Any, **how: Any) -> torch.Tensor:
+        seen.append(labels[how.get("where", labels >= 0)])
+        found: torch.Tensor = inner(logits, labels, *rest, **how)
+        return found
+
+    monkeypatch.setattr(module, "adjusted_cross_entropy", spying)
+    one_step = {"epochs": 1, "batch_size": sum(COUNTS), **({} if name == "top1" else {"steps_per_epoch": 1})}
+    state, _ = run(name, adjust="la", **one_step)
+    assert len(seen) == 1
+    assert state.adjust["named"]["counts"].tolist() == torch.bincount(seen[0], minlength=3).tolist()

@@ -44,6 +44,7 @@ from labelwright.adjust.adjustment import Adjustment
 from labelwright.data import splits
 from labelwright.losses.classification import adjusted_cross_entropy
 from labelwright.losses.mixup import mixup
+from labelwright.methods.adjusting import added
 from labelwright.train.plans import steps_for
 from labelwright.train.processes import gather_rows, mean_share
 from labelwright.train.seeds import generator
@@ -155,13 +156,10 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
         weight = fixed.inverse_prior_weights(task.counts, power=cfg.rho)  # 9
     elif clock.epoch_frac >= cfg.plain_frac * cfg.epochs:
         adjustment = fixed.multiplicative_adjustment(prior, adjust["kappa_multiplicative"], power=cfg.gamma)  # 4
-    if cfg.adjust:
-        found = named.update(adjust["named"], predicted=gather_rows(logits.detach().float().softmax(1)).sum(0))
-        state = dataclasses.replace(state, adjust={**adjust, "named": found})
-        adjustment += named.adjustment(cfg.adjust, found)
+    more, state = added(cfg.adjust, state, logits.detach().float().softmax(1))
 
     def loss_of(targets: Tensor) -> Tensor:
-        return adjusted_cross_entropy(logits, targets, adjustment, class_weight=weight)
+        return adjusted_cross_entropy(logits, targets, adjustment + more, class_weight=weight)
 
     loss = mixed.lam * loss_of(labels) + (1 - mixed.lam) * loss_of(labels[mixed.permutation])
     right = (logits.detach().argmax(1) == labels).float()

@@ -16,9 +16,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from labelwright.adjust import named
 from labelwright.encoders.aligned import AlignedNet
 from labelwright.encoders.residual import ResidualAdapter
-from labelwright.losses.classification import cross_entropy
+from labelwright.losses.classification import adjusted_cross_entropy
+from labelwright.methods.adjusting import added
 from labelwright.methods.class_names import PoolSettings, allowed_classes, check_task, unlabelled_rows
 from labelwright.methods.recipe import Begun, Recipe
 from labelwright.train.settings import require
@@ -34,9 +36,11 @@ class Config(PoolSettings):
     lr: float = 0.01  # peak learning rate; that of a probe would let its own mistakes run away with it
     weight_decay: float = 5e-4  # of every trained parameter
     confidence: float = 0.85  # probability from which a prediction teaches (Sohn 2020: 0.95)
+    adjust: str | None = None  # adjustments of the logits, e.g. pace+la: names of adjust.named
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        named.names_of(self.adjust)
         require(0 <= self.confidence < 1, "confidence", self.confidence, "in [0, 1)")
 
 
@@ -46,7 +50,9 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     towers = build_net.towers()
     n_features, weight = int(towers.text_feats().shape[1]), 1 / towers.logit_scale
     visual, textual = (ResidualAdapter(n_features, weight=weight) for _ in range(2))
-    return State(nets={"main": AlignedNet(towers, visual=visual, textual=textual)})
+    even = torch.full((task.n_classes,), 1 / task.n_classes, device=task.labels.device)
+    adjust = {"named": named.init(torch.ones_like(even), even)} if cfg.adjust else {}
+    return State(nets={"main": AlignedNet(towers, visual=visual, textual=textual)}, adjust=adjust)
 
 
 def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
@@ -70,20 +76,28 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
     t = net.class_feats()
     loss, n_rows = t.sum() * 0.0, 0
     logs: dict[str, Tensor | float] = {}
+    seen: list[tuple[Tensor, Tensor]] = []  # predictions and (pseudo)labels of the rows that teach
     if "labelled" in batches:
-        batch = batches["labelled"]
-        logits = net.logits(net.adapted(net.features(batch.x)), t)
-        loss, n_rows = loss + cross_entropy(logits, batch.labels), len(batch.rows)  # Eq. (3)
+        known = net.logits(net.adapted(net.features(batches["labelled"].x)), t)
+        seen.append((known.detach().softmax(1), batches["labelled"].labels))
     if "unlabelled" in batches:
         weak, strong = batches["unlabelled"].views
         with torch.no_grad():
             logits = net.logits(net.adapted(net.features(weak)), t)
-            logits = logits.masked_fill(~allowed_classes(task, cfg.pool), -torch.inf)
-            sure, labels = logits.softmax(1).max(1)
-            is_sure = (sure > cfg.confidence).float()
-        each = cross_entropy(net.logits(net.adapted(net.features(strong)), t), labels, reduce="none")
-        loss, n_rows = loss + (each * is_sure).mean(), n_rows + len(labels)  # Eq. (4): mean over all, as published
-        logs["confident_frac"] = is_sure.mean()
+            probs = logits.masked_fill(~allowed_classes(task, cfg.pool), -torch.inf).softmax(1)
+            sure, labels = probs.max(1)
+            is_sure = sure > cfg.confidence
+        seen.append((probs[is_sure], labels[is_sure]))
+    taught, pseudolabels = (torch.cat(column) for column in zip(*seen, strict=True))
+    adjustment, state = added(cfg.adjust, state, taught, labels=pseudolabels)
+    if "labelled" in batches:
+        loss = loss + adjusted_cross_entropy(known, batches["labelled"].labels, adjustment)  # Eq. (3)
+        n_rows += len(known)
+    if "unlabelled" in batches:
+        each = net.logits(net.adapted(net.features(strong)), t)
+        total = adjusted_cross_entropy(each, labels, adjustment, where=is_sure, reduce="sum")
+        loss, n_rows = loss + total / len(labels), n_rows + len(labels)  # Eq. (4): mean over all, as published
+        logs["confident_frac"] = is_sure.float().mean()
     return StepResult(loss, n_rows, state, logs)
 
 

@@ -38,7 +38,7 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
         text_feats = towers.text_feats()[classes]
         places, chosen = fpl_pseudolabels(chunks, text_feats, logit_scale=towers.logit_scale, k=cfg.k)
         pseudolabels[unlabelled[places]] = classes[chosen]
-    return probe.with_pseudolabels(task, state, pseudolabels)
+    return probe.with_pseudolabels(cfg, task, state, pseudolabels)
 
 
 RECIPE = Recipe(Config=Config, setup=partial(probe.setup, name="fpl"), begin=begin, plan=probe.plan, step=probe.step)

@@ -6,7 +6,6 @@ effective number from a share of the training on: deferred re-weighting (Cao 201
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -17,8 +16,9 @@ from torch import Tensor
 from labelwright.adjust import fixed, named
 from labelwright.adjust.adjustment import Adjustment, adjusted_logits
 from labelwright.losses.classification import cross_entropy
+from labelwright.methods.adjusting import added
 from labelwright.train.plans import steps_for
-from labelwright.train.processes import gather_rows, mean_share
+from labelwright.train.processes import mean_share
 from labelwright.train.settings import TrainSettings
 from labelwright.types import (
     Batch,
@@ -132,13 +132,10 @@ class LabelledRecipe:
         if clock.epoch >= self.weighted_from_frac(cfg) * clock.n_epochs:
             weight = fixed.effective_number_weights(task.counts, beta=cfg.effective_beta)
         adjustment = self.adjustment(cfg, task.counts)
-        if cfg.adjust:
-            scale = Adjustment(adjustment.multiplier) if self.head == "cosine" else Adjustment()
-            probs = adjusted_logits(logits.detach(), batch.labels, scale).softmax(1)  # cosines say little before it
-            found = named.update(state.adjust["named"], predicted=gather_rows(probs).sum(0))
-            state = dataclasses.replace(state, adjust={"named": found})
-            adjustment += named.adjustment(cfg.adjust, found)
-        adjusted = adjusted_logits(logits, batch.labels, adjustment)
+        scale = Adjustment(adjustment.multiplier) if self.head == "cosine" else Adjustment()
+        probs = adjusted_logits(logits.detach(), batch.labels, scale).softmax(1)  # cosines say little before it
+        more, state = added(cfg.adjust, state, probs)
+        adjusted = adjusted_logits(logits, batch.labels, adjustment + more)
         loss = self.loss(cfg, Seen(adjusted, batch.labels, feats, weight, clock))
         if weight is not None:
             loss = loss * mean_share(weight[batch.labels].sum())  # several processes: one weighted mean

@@ -11,10 +11,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from labelwright.adjust import fixed, named
 from labelwright.encoders.aligned import AlignedNet
 from labelwright.encoders.backbones import Classifier, TextHead
 from labelwright.encoders.towers import Towers
-from labelwright.losses.classification import cross_entropy
+from labelwright.losses.classification import adjusted_cross_entropy
+from labelwright.methods.adjusting import added
 from labelwright.methods.class_names import PoolSettings, check_task
 from labelwright.methods.recipe import Begun
 from labelwright.types import Batch, BuildNet, Clock, EpochPlan, State, StepResult, Stream, Task
@@ -73,6 +75,11 @@ class ProbeSettings(PoolSettings):
     optimizer: Literal["sgd", "adamw"] = "adamw"  # its steps do not grow with the model's logit scale
     lr: float = 3e-3  # peak learning rate
     weight_decay: float = 0.0  # of every trained parameter
+    adjust: str | None = None  # adjustments of the logits, e.g. pace+la: names of adjust.named
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        named.names_of(self.adjust)
 
 
 def setup(cfg: ProbeSettings, task: Task, build_net: BuildNet, *, name: str) -> State:
@@ -81,11 +88,13 @@ def setup(cfg: ProbeSettings, task: Task, build_net: BuildNet, *, name: str) -> 
     return State(nets={"main": Probe(build_net.towers())}, memory={"pseudolabels": task.labels.clone()})
 
 
-def with_pseudolabels(task: Task, state: State, pseudolabels: Tensor) -> Begun:
+def with_pseudolabels(cfg: ProbeSettings, task: Task, state: State, pseudolabels: Tensor) -> Begun:
     """The state with labels [N] int64 to train on, given ones among them, -1 = left out; and the counts of new ones."""
     counts = torch.bincount(pseudolabels[(task.labels < 0) & (pseudolabels >= 0)], minlength=task.n_classes)
-    memory = {**state.memory, "pseudolabels": pseudolabels}
-    return dataclasses.replace(state, memory=memory), {"pseudolabel_counts": counts.tolist()}
+    every = torch.bincount(pseudolabels[pseudolabels >= 0], minlength=task.n_classes)
+    adjust = {"named": named.init(every, fixed.prior(every))} if cfg.adjust else {}
+    state = dataclasses.replace(state, adjust=adjust, memory={**state.memory, "pseudolabels": pseudolabels})
+    return state, {"pseudolabel_counts": counts.tolist()}
 
 
 def plan(cfg: ProbeSettings, task: Task, state: State, epoch: int) -> EpochPlan:
@@ -99,4 +108,6 @@ def step(cfg: ProbeSettings, task: Task, state: State, batches: Mapping[str, Bat
     batch = batches["train"]
     labels, logits = state.memory["pseudolabels"][batch.rows], state.nets["main"](batch.x)
     accuracy = (logits.detach().argmax(1) == labels).float().mean()
-    return StepResult(cross_entropy(logits, labels), len(labels), state, {"pseudolabel_agreement": accuracy})
+    adjustment, state = added(cfg.adjust, state, logits.detach().softmax(1))
+    loss = adjusted_cross_entropy(logits, labels, adjustment)
+    return StepResult(loss, len(labels), state, {"pseudolabel_agreement": accuracy})

@@ -21,7 +21,7 @@ def begin(cfg: ProbeSettings, task: Task, state: State, passes: Passes) -> Begun
     text_feats = cast(Probe, state.nets["main"]).towers.text_feats()[classes]
     for rows, z in passes("main", unlabelled_rows(task), output="feats"):
         pseudolabels[rows] = classes[(z @ text_feats.T).argmax(1)]
-    return with_pseudolabels(task, state, pseudolabels)
+    return with_pseudolabels(cfg, task, state, pseudolabels)
 
 
 RECIPE = Recipe(Config=ProbeSettings, setup=partial(setup, name="pseudo_probe"), begin=begin, plan=plan, step=step)

@@ -5,28 +5,55 @@ Command: labelwright fit DATA --method top1 --out RUN
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import dataclass
 
-from labelwright.losses.classification import cross_entropy
+import torch
+
+from labelwright.adjust import fixed, named
+from labelwright.losses.classification import adjusted_cross_entropy
+from labelwright.methods.adjusting import added
 from labelwright.methods.baselines import candidate_sets
 from labelwright.methods.baselines.candidate_sets import CandidateSettings
 from labelwright.methods.recipe import Recipe
-from labelwright.types import Batch, Clock, State, StepResult, Task
+from labelwright.types import Batch, BuildNet, Clock, State, StepResult, Task
+
+CHUNK = 8192  # rows whose shares are looked at together
 
 
-def step(cfg: CandidateSettings, task: Task, state: State, batches: Mapping[str, Batch], clock: Clock) -> StepResult:
+@dataclass(frozen=True, kw_only=True)
+class Config(CandidateSettings):
+    """Settings of top1."""
+
+    adjust: str | None = None  # adjustments of the logits, e.g. pace+la: names of adjust.named
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        named.names_of(self.adjust)
+
+
+def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
+    """One network."""
+    state = candidate_sets.setup(cfg, task, build_net, name="top1")
+    if not cfg.adjust:
+        return state
+    counts = torch.zeros_like(task.counts)
+    for rows in torch.split(torch.arange(len(task.labels), device=task.labels.device), CHUNK):
+        shares = task.guesses(rows)
+        sure = candidate_sets.heaviest(shares, rows)[candidate_sets.tells(shares)]
+        counts += torch.bincount(sure, minlength=task.n_classes)
+    return dataclasses.replace(state, adjust={"named": named.init(counts, fixed.prior(counts))})
+
+
+def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], clock: Clock) -> StepResult:
     """One term."""
     batch = batches["train"]
     logits, shares = state.nets["main"](batch.x), task.guesses(batch.rows)
     kept = candidate_sets.tells(shares)
-    loss = cross_entropy(logits, candidate_sets.heaviest(shares, batch.rows), where=kept)
+    adjustment, state = added(cfg.adjust, state, logits.detach().float().softmax(1)[kept])
+    loss = adjusted_cross_entropy(logits, candidate_sets.heaviest(shares, batch.rows), adjustment, where=kept)
     return candidate_sets.result_of(task, state, batch, [logits], loss, kept)
 
 
-RECIPE = Recipe(
-    Config=CandidateSettings,
-    setup=partial(candidate_sets.setup, name="top1"),
-    plan=candidate_sets.plan_of_all,
-    step=step,
-)
+RECIPE = Recipe(Config=Config, setup=setup, plan=candidate_sets.plan_of_all, step=step)
