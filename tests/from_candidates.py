@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from labelwright.methods.families.candidates import of_candidates
+from labelwright.methods.method import Method
 from labelwright.methods.recipe import nothing_after, nothing_before, plain_logits
-from labelwright.methods.registry import Method
 from labelwright.train.settings import TrainSettings
 from labelwright.types import Batch, BuildNet, Clock, EpochPlan, State, StepResult, Stream, Task
 
@@ -46,4 +47,4 @@ class Guessed:
 def method() -> tuple[Method, Guessed]:
     """To be put into methods.registry.METHODS, and the recipe behind it."""
     recipe: Any = Guessed()
-    return Method(recipe, "Guessed", needs="candidates"), recipe
+    return of_candidates("Guessed", recipe), recipe

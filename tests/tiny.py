@@ -17,7 +17,8 @@ from labelwright.encoders.backbones import Classifier, CosineHead, MlpHead, Stor
 from labelwright.encoders.towers import EmbeddedTowers
 from labelwright.errors import ConfigError
 from labelwright.methods import simclr
-from labelwright.methods.registry import METHODS, Method, resolve_config
+from labelwright.methods.families.labels import of_labels
+from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.run_folder import Run
 from labelwright.train.loop import LoopOptions, Trained, train
 from labelwright.train.seeds import generator
@@ -28,7 +29,13 @@ SIZE_PX = 8
 N_FEATURES = 16
 LOGIT_SCALE = 12.0
 FROZEN = ("beliefs",)  # see features of a frozen network, always
-TRAINED = {**METHODS, "simclr": Method(cast(Recipe, simclr), "SimCLR")}  # what is no method of `fit`, too
+TRAINED = {**METHODS, "simclr": of_labels("SimCLR", cast(Recipe, simclr))}  # what is no method of `fit`, too
+
+
+def family_of(name: str) -> str:
+    """What a method learns from, by what it requires."""
+    needs = TRAINED[name].requires
+    return "open_world" if needs.novel else "text" if needs.text else "candidates" if needs.candidates else "labels"
 
 
 class TinyViews:
@@ -295,12 +302,12 @@ def inputs_of(
     name: str, counts: Sequence[int], *, norm: bool = True, stored: bool = False
 ) -> tuple[Task, ViewSource, BuildNet]:
     """What a registered method is trained on."""
-    if TRAINED[name].needs == "text":
+    if family_of(name) == "text":
         task = text_task_of(counts)
         assert task.concepts is not None
         return task, TinyFeats(classes_of(counts), n_classes=len(counts)), BuildTowers(task.concepts)
     makes = {"candidates": candidate_task_of, "open_world": half_task_of}
-    task = (half_task_of if name in FROZEN else makes.get(TRAINED[name].needs, task_of))(counts)
+    task = (half_task_of if name in FROZEN else makes.get(family_of(name), task_of))(counts)
     if stored or name in FROZEN:
         return task, TinyFeats(classes_of(counts), n_classes=len(counts)), BuildHead()
     return task, TinyViews(classes_of(counts)), BuildTiny(norm)

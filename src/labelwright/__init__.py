@@ -12,10 +12,18 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from labelwright.api import Run, annotate, describe, evaluate, fit, inspect, label, pretrain, report
+    from labelwright.annotators.annotate import annotate
+    from labelwright.annotators.describe import describe
+    from labelwright.api import Run
     from labelwright.benchmarking.runner import bench
     from labelwright.data.read import load
-    from labelwright.pipeline.inspect import Inspection
+    from labelwright.pipeline.evaluate import evaluate
+    from labelwright.pipeline.fit import fit
+    from labelwright.pipeline.inspect import Inspection, inspect
+    from labelwright.pipeline.label import label
+    from labelwright.pipeline.method_settings import settings
+    from labelwright.pipeline.pretrain import pretrain
+    from labelwright.pipeline.report import report
 
 __all__ = [
     "Inspection",
@@ -30,6 +38,7 @@ __all__ = [
     "load",
     "pretrain",
     "report",
+    "settings",
 ]
 
 

@@ -1,4 +1,4 @@
-"""The verbs: inspect, fit, pretrain, annotate, describe, label, evaluate, report. The command line calls these."""
+"""The verbs, as Python functions; the command line calls these."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from labelwright.pipeline.evaluate import evaluate
 from labelwright.pipeline.fit import fit
 from labelwright.pipeline.inspect import Inspection, inspect
 from labelwright.pipeline.label import label
+from labelwright.pipeline.method_settings import settings
 from labelwright.pipeline.pretrain import pretrain
 from labelwright.pipeline.report import report
 from labelwright.run_folder import Run
@@ -24,4 +25,5 @@ __all__ = [
     "label",
     "pretrain",
     "report",
+    "settings",
 ]

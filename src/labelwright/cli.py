@@ -6,7 +6,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Own = tuple[Any, Any]
 """Type of a flag and its `setting`."""
 
-POSITIONAL = ("data", "run")
+POSITIONAL = ("data", "run", "method")
 
 RUN: Own = (str, setting(REQUIRED, "finished run folder", example="run"))
 YES: Own = (bool, setting(False, "ask a chat model without waiting for a yes; needed when not on a terminal"))
@@ -175,6 +175,16 @@ VERBS: dict[str, Callable[..., Any]] = {
         data=(str, setting(REQUIRED, "images with labels")),
         json=(bool, setting(False, "print everything as JSON")),
         **{key: (hints_of_fit()[key], f) for f in fields() if (key := f.name) in ("on_bad", "device", "precision")},
+    ),
+    "settings": verb(
+        "Settings",
+        "Print every setting of a method: its value under a preset, and what it is.",
+        method=(str, setting(REQUIRED, "name of a method", example="cap")),
+        preset=(
+            Literal["practical", "paper"],
+            setting("practical", "what runs by default, or the published recipe", example="--preset paper"),
+        ),
+        json=(bool, setting(False, "print it as JSON")),
     ),
     "report": verb("Report", "Write report.html of a finished run anew.", run=RUN),
     "bench": verb(

@@ -18,18 +18,18 @@ from labelwright.types import Candidates, Task
 COUNTS = (14, 8, 4)
 ALL = pytest.mark.parametrize("name", METHODS)
 LABELS = pytest.mark.parametrize(
-    "name", [name for name in METHODS if METHODS[name].needs == "labels" and name not in tiny.FROZEN]
+    "name", [name for name in METHODS if tiny.family_of(name) == "labels" and name not in tiny.FROZEN]
 )
-TEXT = pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].needs == "text"])
-CANDIDATES = pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].needs == "candidates"])
-OPEN = [name for name in METHODS if METHODS[name].needs == "open_world"]
+TEXT = pytest.mark.parametrize("name", [name for name in METHODS if tiny.family_of(name) == "text"])
+CANDIDATES = pytest.mark.parametrize("name", [name for name in METHODS if tiny.family_of(name) == "candidates"])
+OPEN = [name for name in METHODS if tiny.family_of(name) == "open_world"]
 OPTIONAL = {"cap", "lps"}  # some of their settings matter with others only
 STEPLESS = {"zero_shot", "transclip", "ss_kmeans", "beliefs"}  # all is said before the first epoch
 
 
 def settings_of(name: str, **changed: object) -> dict[str, object]:
     """Three steps an epoch: of 26 rows in eights (23 without a held-out slice), or as many as are asked for."""
-    steps = {"steps_per_epoch": 3} if METHODS[name].needs == "text" else {}
+    steps = {"steps_per_epoch": 3} if tiny.family_of(name) == "text" else {}
     return of_steps(name, {"epochs": 3, "batch_size": 8, "lr": 0.05, **steps, **changed})
 
 
@@ -59,10 +59,10 @@ def test_run__learns(name: str) -> None:
     # Images whose class shows, and enough steps: far above one half, what guessing the largest class would give.
     # Of candidate sets a quarter is wrong or empty: more of them, and images that show more.
     ways = {"labels": {"lr": 0.2}, "text": {"steps_per_epoch": 5}, "candidates": {"lr": 0.05}}
-    own = ways.get(METHODS[name].needs, {})
+    own = ways.get(tiny.family_of(name), {})
     short = {"queue_size": 128} if name == "pico" else {}
     settings = of_steps(name, {"epochs": 24, "batch_size": 8, "warmup_epochs": 0.0, **own, **short})
-    stored = METHODS[name].needs in ("candidates", "open_world")
+    stored = tiny.family_of(name) in ("candidates", "open_world")
     counts = [4 * n for n in COUNTS] if stored else COUNTS
     trained, _ = tiny.run_method(name, counts, settings=settings, stored=stored)
     cfg = resolve_config(METHODS[name], settings)
@@ -110,7 +110,7 @@ def test_run__a_class_without_images_or_with_one(name: str, counts: tuple[int, .
 
 def some_views(name: str) -> torch.Tensor:
     """Five views of nothing in particular."""
-    sees_feats = METHODS[name].needs == "text" or name in tiny.FROZEN
+    sees_feats = tiny.family_of(name) == "text" or name in tiny.FROZEN
     return torch.randn(5, tiny.N_FEATURES) if sees_feats else torch.randn(5, 3, 8, 8)
 
 
@@ -213,7 +213,9 @@ def test_config__unknown_key_lists_the_valid_ones(name: str) -> None:
     assert ("weight_decay" in caught.value.fix) == METHODS[name].recipe.Config.takes_steps
     cfg = resolve_config(METHODS[name], {"epochs": "3"})
     assert cfg.epochs == 3
-    preset = {key: value for key, value in METHODS[name].preset.items() if key != "epochs"}  # which we have set
+    preset = {
+        key: value for key, value in METHODS[name].presets.get("practical", {}).items() if key != "epochs"
+    }  # which we have set
     assert all(getattr(cfg, key) == value for key, value in preset.items())
 
 
@@ -234,7 +236,9 @@ def test_config__impossible_values(name: str, key: str, value: float) -> None:
         resolve_config(METHODS[name], {key: value})
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].needs != "labels" and name not in OPTIONAL])
+@pytest.mark.parametrize(
+    "name", [name for name in METHODS if tiny.family_of(name) != "labels" and name not in OPTIONAL]
+)
 def test_config__every_setting_is_read(name: str) -> None:
     read = set()
     config: Any = METHODS[name].recipe.Config

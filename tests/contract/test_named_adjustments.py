@@ -23,7 +23,7 @@ ADJUSTABLE = pytest.mark.parametrize("name", NAMES)
 
 
 def run(name: str, **settings: object) -> tuple[Any, list[float]]:
-    steps = {"steps_per_epoch": 3} if METHODS[name].needs == "text" else {}
+    steps = {"steps_per_epoch": 3} if tiny.family_of(name) == "text" else {}
     kept = {key: settings.pop(key) for key in ("run", "checkpoint_minutes") if key in settings}
     given = {"epochs": 4, "batch_size": 8, "lr": 0.05, **steps, **settings}
     trained, losses = tiny.run_method(name, COUNTS, settings=given, **kept)  # type: ignore[arg-type]
@@ -62,7 +62,7 @@ def test_predict__applies_no_adjustment(name: str) -> None:
     state, _ = run(name, adjust="pace+la")
     for net in state.nets.values():
         net.eval()
-    x = torch.randn(5, tiny.N_FEATURES) if METHODS[name].needs == "text" else torch.randn(5, 3, 8, 8)
+    x = torch.randn(5, tiny.N_FEATURES) if tiny.family_of(name) == "text" else torch.randn(5, 3, 8, 8)
     found = []
     with torch.no_grad():
         for adjust in (None, "pace+la"):

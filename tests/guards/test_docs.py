@@ -23,9 +23,9 @@ from labelwright.data.columns import ROLES
 from labelwright.data.situation import METHODS as METHOD_OF_SITUATION
 from labelwright.data.table import PROBLEM_KINDS
 from labelwright.methods.baselines.labelled import LabelledRecipe
+from labelwright.methods.families.labels import CPU_IMAGES
 from labelwright.methods.registry import METHODS
 from labelwright.pipeline.label import LABEL_COLUMNS
-from labelwright.pipeline.resolve import CPU_IMAGES
 from labelwright.pipeline.settings import parse_assignments
 from labelwright.train.settings import apply_overrides, setting_names
 from tiny import TRAINED
@@ -188,7 +188,9 @@ def headings(text: str, words: str) -> list[str]:
 
 
 def test_preset_of_ldam_drw() -> None:
-    assert f"drw_from_frac={METHODS['ldam_drw'].preset['drw_from_frac']}" in section(read("methods.md"), "### ldam_drw")
+    assert f"drw_from_frac={METHODS['ldam_drw'].presets['practical']['drw_from_frac']}" in section(
+        read("methods.md"), "### ldam_drw"
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
 FILES = sorted(RESULTS.glob("*.csv"))
 FIGURE = re.compile(r"\d+\.\d+(?: ± \d+\.\d+)?")
+MEAN = re.compile(r"\d+\.\d+ ± \d+\.\d+")
 
 _spec = importlib.util.spec_from_file_location("appendix", ROOT / "benchmarks" / "appendix.py")
 assert _spec is not None
@@ -106,8 +107,8 @@ def test_every_metric_is_explained() -> None:
 def test_figures_in_tables_are_in_the_files(name: str) -> None:
     lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
     cells = [part.strip(" *") for line in lines if line.startswith("|") for part in line.split("|")]
-    shown = [part for part in cells if FIGURE.fullmatch(part)]
-    assert len(shown) > 20
+    shown = [figure for part in cells for figure in ([part] if FIGURE.fullmatch(part) else MEAN.findall(part))]
+    assert len(shown) >= 10
     known = generator.figures(RESULTS)
     known |= {figure.partition(" ±")[0] for figure in known}
     assert [part for part in shown if part not in known] == []

@@ -18,7 +18,7 @@ from PIL import Image
 
 import labelwright as lw
 from labelwright.errors import ConfigError, DataError
-from labelwright.pipeline import resolve as choosing
+from labelwright.methods.families import labels
 from pictures import write_folders
 
 FAST: dict[str, Any] = {"method": "ce", "size": 8, "device": "cpu", "evaluations": 0}
@@ -87,7 +87,7 @@ def test_fit__an_array_of_images_by_name_and_by_object_is_one_run(run: lw.Run, p
 def test_fit__epochs_on_a_cpu_are_what_it_can_afford(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(choosing, "CPU_IMAGES", 160)  # 16 labelled images remain for training: ten epochs
+    monkeypatch.setattr(labels, "CPU_IMAGES", 160)  # 16 labelled images remain for training: ten epochs
     done = lw.fit(photos, out=tmp_path / "run", set={"batch_size": 16}, **FAST)
     assert (
         yaml.safe_load((done.path / "config.yaml").read_text(encoding="utf-8"))["resolved"]["settings"]["epochs"] == 10
@@ -136,9 +136,9 @@ def test_inspect__a_problem_is_told_once(tmp_path: Path) -> None:
 
 def test_inspect__a_method_for_the_situation(photos: Path) -> None:
     found = lw.inspect(photos / "ant", classes=["ant", "bee"])
-    assert (found.situation.name, found.situation.method, found.runs) == ("no_labels", "cap", "cap")
+    assert (found.situation.name, found.situation.method(), found.runs) == ("no_labels", "cap", "cap")
     found = lw.inspect(photos, novel=2)
-    assert (found.situation.name, found.situation.method, found.runs) == ("open_world", "lps", "lps")
+    assert (found.situation.name, found.situation.method(), found.runs) == ("open_world", "lps", "lps")
 
 
 def test_fit__groups_of_a_table_need_to_be_there(photos: Path, tmp_path: Path) -> None:

@@ -602,7 +602,7 @@ def test_inspect__embeddings(embeddings: Path, capsys: pytest.CaptureFixture[str
     told = capsys.readouterr().out
     assert "40 embeddings, 30 labelled, 3 classes\n" in told
     assert "situation: few_labels" in told
-    assert "fit would run: cap (the file has to hold class_embeddings" in told
+    assert "fit would run: beliefs\n" in told  # no class_embeddings, so nothing reads the names
     assert cli.run(["inspect", str(embeddings / "bad.npz")]) == 2
     assert "1 bad_embedding" in capsys.readouterr().out
     assert cli.run(["describe", str(embeddings / "e.npz"), "--model", "labelwright/digits-clip"]) == 2
@@ -613,8 +613,11 @@ def test_fit__embeddings(embeddings: Path, capsys: pytest.CaptureFixture[str]) -
     words = ["fit", str(embeddings / "e.npz"), "--device", "cpu", "--out", str(embeddings / "run")]
     assert cli.run([*words, "--method", "ce", "--views", "pixels"]) == 2
     assert "--views pixels has nothing to work on" in capsys.readouterr().err
-    assert cli.run(words) == 2
+    assert cli.run([*words, "--method", "cap"]) == 2
     assert "class_embeddings" in capsys.readouterr().err
+    assert cli.run(words) == 0  # few labels and no text model
+    assert capsys.readouterr().out.startswith("beliefs on ")
+    words[-1] += "-ce"
     assert cli.run([*words, "--method", "ce", "--epochs", "1"]) == 0
     told = capsys.readouterr().out
     assert "zero-shot" not in told

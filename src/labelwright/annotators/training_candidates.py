@@ -83,9 +83,9 @@ def candidates_fingerprint(table: LabelTable) -> str | None:
 
 def wanted_annotator(
     name: str,
-    needs: str,
     table: LabelTable,
     *,
+    learns_from_candidates: bool,
     annotator: str | None,
     model: str,
     pretrained: bool,
@@ -102,8 +102,9 @@ def wanted_annotator(
     """Who guesses the labels of the training images, None if nobody has to.
 
     Args:
-      name, needs: of the method.
+      name: of the method.
       table: the training images.
+      learns_from_candidates: whether the method does.
       annotator: as the user named it.
       model: that of the run; it annotates if it is a two-tower model and nobody else is named.
       pretrained: whether it starts from its weights.
@@ -112,7 +113,7 @@ def wanted_annotator(
 
     Raises: ConfigError, DataError or OfflineError for what cannot work.
     """
-    if needs != "candidates":
+    if not learns_from_candidates:
         if annotator is not None:
             raise ConfigError(f"{name} asks no annotator", fix="leave --annotator out, or choose --method coreg")
         return None

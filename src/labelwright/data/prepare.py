@@ -193,7 +193,7 @@ def _prepare_embeddings(
     data: Any, *, test: Any, classes: Any, novel: int | str | None, test_frac: float, on_bad: OnBad, seed: int
 ) -> Prepared:
     """`prepare` of embeddings that the user brings: nothing to decode, features as they are."""
-    found = load_embeddings(data, classes=_class_list(classes), on_bad=on_bad)
+    found = load_embeddings(data, classes=class_list(classes), on_bad=on_bad)
     given_test, is_open = None, novel_range(novel) is not None
     if test is not None:
         given_test = open_embeddings(test, classes=None if is_open else found.table.class_names, on_bad=on_bad)
@@ -249,11 +249,12 @@ def open_embeddings(data: Any, *, classes: Any, on_bad: OnBad = "stop") -> Sourc
             f"{resolved_path(data)} is not a file of embeddings",
             fix="this model was trained on embeddings: give .npy, .npz or Parquet with a column `embedding`",
         )
-    found = load_embeddings(data, classes=_class_list(classes), on_bad=on_bad)
+    found = load_embeddings(data, classes=class_list(classes), on_bad=on_bad)
     return Source(found.table, None, torch.arange(len(found.table)), found.stored)
 
 
-def _class_list(classes: Any) -> list[str] | None:
+def class_list(classes: Any) -> list[str] | None:
+    """Class names from a list or a file of them."""
     if classes is None:
         return None
     return read_names(Path(classes)) if isinstance(classes, (str, Path)) else list(classes)

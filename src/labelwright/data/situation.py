@@ -13,6 +13,12 @@ LONG_TAILED_RATIO = 3.0
 """Largest over smallest class count from which full labels are long-tailed: log 3 = 1.1 nats of prior is what it takes
 to turn a 75 % sure answer for the rare class into an even one, so below it plain cross-entropy does little harm."""
 
+NEARLY_ALL = 0.95
+"""Share of labelled images from which the few others change nothing: they are labelled at the end."""
+
+CANDIDATE_SHARE = 0.05
+"""Share of images with candidates and no label from which candidates are what there is to learn from."""
+
 METHODS = {
     "no_labels": "cap",
     "few_labels": "cap",
@@ -24,6 +30,9 @@ METHODS = {
 }
 """Situation -> the method that fits it."""
 
+METHODS_WITHOUT_TEXT = METHODS | {"few_labels": "beliefs"}
+"""The same where no text model reads the class names."""
+
 
 @dataclass(frozen=True)
 class Situation:
@@ -31,8 +40,8 @@ class Situation:
 
     Attributes:
       name: a key of METHODS.
-      method: its recipe.
-      reason: one sentence with the numbers that decided.
+      reason: the numbers that decided, and what the method leaves unused.
+      facets: (what, words) for everything that is known of the images; several may call for a method.
       n_images, n_labelled, n_classes: counts; classes are the named ones.
       n_candidate_rows: rows that have candidates.
       candidates_per_row: mean size of their sets; 0 if there are none.
@@ -44,8 +53,8 @@ class Situation:
     """
 
     name: str
-    method: str
     reason: str
+    facets: tuple[tuple[str, str], ...]
     n_images: int
     n_labelled: int
     n_classes: int
@@ -56,6 +65,14 @@ class Situation:
     unlabelled_frac: float
     classes_without_labels: tuple[str, ...]
     n_novel: int | str | None = None
+
+    def method(self, *, has_text: bool = True) -> str:
+        """The method that fits.
+
+        Args:
+          has_text: whether a text model reads the class names.
+        """
+        return (METHODS if has_text else METHODS_WITHOUT_TEXT)[self.name]
 
 
 def gini(counts: np.ndarray[tuple[int], np.dtype[np.integer]]) -> float:
@@ -88,8 +105,8 @@ def detect(table: LabelTable, *, novel: int | str | None = None) -> Situation:
       >>> names = pa.array(["a", "b", "c", "d"], pa.large_string())
       >>> table = LabelTable(Images(names), names, np.array([0, 1, -1, -1], np.int32), ("cat", "dog"))
       >>> found = detect(table)
-      >>> found.name, found.method
-      ('few_labels', 'cap')
+      >>> found.name, found.method(), found.method(has_text=False)
+      ('few_labels', 'cap', 'beliefs')
       >>> found.reason
       '2 of 4 images are labelled (50.0% are not), 1 to 1 per class, in all 2 classes'
     """
@@ -113,16 +130,18 @@ def detect(table: LabelTable, *, novel: int | str | None = None) -> Situation:
         sizes = np.diff(table.candidates.offsets.numpy())[rows]
     n_candidate_rows = int((sizes > 0).sum())
     per_row = float(sizes.sum() / n_candidate_rows) if n_candidate_rows else 0.0
-    has_open_candidates = bool(((sizes > 0) & (labels < 0)).any())
+    n_open_candidates = int(((sizes > 0) & (labels < 0)).sum())
     unlabelled_frac = 1 - n_labelled / n_images
     of_all = f"{n_labelled:,} of {n_images:,} images are labelled ({unlabelled_frac:.1%} are not)"
     spread = f"{present.min():,} to {present.max():,} per class" if len(present) else ""
-    uneven = f"{spread}: ratio {ratio:.3g}, Gini {gini(counts):.2f}"
+    uneven = f"ratio {ratio:.3g}, Gini {gini(counts):.2f}"
+    is_nearly_all = n_labelled >= NEARLY_ALL * n_images
+    labelled = f"all {n_images:,} images are labelled" if n_labelled == n_images else of_all
 
     if n_novel is not None:
         more = "an unknown number of" if n_novel == "auto" else str(n_novel).replace("-", " to ")
         name, reason = "open_world", f"{of_all}, and {more} classes beyond the {n_classes} named ones may be present"
-    elif has_open_candidates:
+    elif n_open_candidates >= max(1, CANDIDATE_SHARE * n_images):
         name = "candidates"
         reason = (
             f"{n_candidate_rows:,} of {n_images:,} images have candidate labels, {per_row:.2f} each on average,"
@@ -130,20 +149,31 @@ def detect(table: LabelTable, *, novel: int | str | None = None) -> Situation:
         )
     elif n_labelled == 0:
         name, reason = "no_labels", f"none of {n_images:,} images is labelled; {n_classes} class names are given"
-    elif n_labelled < n_images and without:
+    elif not is_nearly_all and without:
         name = "some_classes"
         reason = f"{of_all}, {spread}; {len(without)} of {n_classes} classes have no label"
-    elif n_labelled < n_images:
+    elif not is_nearly_all:
         name, reason = "few_labels", f"{of_all}, {spread}, in all {n_classes} classes"
     elif ratio >= LONG_TAILED_RATIO:
-        name, reason = "long_tailed", f"all {n_images:,} images are labelled, very unevenly, {uneven}"
+        name, reason = "long_tailed", f"{labelled}, very unevenly, {spread}: {uneven}"
     else:
         name = "balanced"
-        reason = f"all {n_images:,} images are labelled, evenly enough, {uneven} (uneven from {LONG_TAILED_RATIO:g})"
+        reason = f"{labelled}, evenly enough, {spread}: {uneven} (uneven from {LONG_TAILED_RATIO:g})"
+    if name in ("long_tailed", "balanced") and without:
+        reason += f"; {len(without)} of {n_classes} classes have no label and will never be predicted: {without[0]}"
+        reason += ", ..." if len(without) > 1 else ""
+    if name not in ("candidates", "open_world") and n_candidate_rows:
+        reason += f"; the candidate labels of {n_candidate_rows:,} images are not used (--method coreg uses them)"
+    facets = (
+        ("labels", f"{of_all}{f', {spread}: {uneven}' if spread else ''}"),
+        ("class names", f"{n_classes}, {len(without)} of them without a label"),
+        ("candidate labels", f"{n_candidate_rows:,} images, {per_row:.2f} each" if n_candidate_rows else "none"),
+        ("classes beyond the names", "none expected; --novel auto looks for them" if n_novel is None else str(n_novel)),
+    )
     return Situation(
         name=name,
-        method=METHODS[name],
         reason=reason,
+        facets=facets,
         n_images=n_images,
         n_labelled=n_labelled,
         n_classes=n_classes,

@@ -40,6 +40,7 @@ from labelwright.encoders.heads import ProjectedHead
 from labelwright.errors import ConfigError
 from labelwright.labels.candidate_beliefs import MISS, candidate_evidence
 from labelwright.labels.gaussians import gaussian_beliefs
+from labelwright.methods.method import Views
 from labelwright.train.settings import TrainSettings, require
 from labelwright.types import Batch, BuildNet, Clock, EpochPlan, Passes, Prediction, State, StepResult, Task
 
@@ -67,6 +68,11 @@ class Config(TrainSettings):
         require(self.strength >= 0, "strength", self.strength, "0 or more")
         require(0 <= self.shrinkage <= 1, "shrinkage", self.shrinkage, "in [0, 1]")
         require(self.label_weight > 0, "label_weight", self.label_weight, "above 0")
+
+
+def default_views(cfg: Config, *, is_two_tower: bool) -> Views:
+    """Embeddings: the network stays as it is."""
+    return "embeddings"
 
 
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:

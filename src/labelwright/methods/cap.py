@@ -50,6 +50,7 @@ from labelwright.encoders.residual import ResidualAdapter
 from labelwright.labels.alignment import Aligned, align, main_set_size, surest_rows
 from labelwright.losses.classification import adjusted_cross_entropy
 from labelwright.methods.class_names import PoolSettings, allowed_classes, check_task
+from labelwright.methods.method import Views
 from labelwright.metrics.agreement import Watch, warnings_of
 from labelwright.train.processes import mean_share
 from labelwright.train.settings import require
@@ -108,6 +109,11 @@ class Config(PoolSettings):
         require(self.margin_scale == "auto" or self.margin_scale >= 0, "margin_scale", self.margin_scale, "0 or more")
         weight = self.residual_weight
         require(weight is None or weight > 0, "residual_weight", weight, "above 0, or none")
+
+
+def default_views(cfg: Config, *, is_two_tower: bool) -> Views:
+    """Embeddings, unless part of the encoder learns."""
+    return "embeddings" if cfg.tune == "adapters" else "pixels"
 
 
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:

@@ -7,11 +7,11 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from labelwright.methods import cap
 from labelwright.run_folder import write_text_atomically
 from labelwright.train.loop import LoopOptions, train
-from labelwright.train.settings import TrainSettings
 from labelwright.types import BuildNet, Recipe, Task, ViewSource
 
 SCALES = (0.0, 6.0, 9.0, 12.0, 14.0)  # tried; the paper's sweep is 9 to 14 (Fig. 8)
@@ -19,15 +19,14 @@ PILOT_EPOCHS = 10
 
 
 def with_chosen_margin(
-    recipe: Recipe,
-    cfg: TrainSettings,
+    cfg: cap.Config,
     task: Task,
     views: ViewSource,
     build_net: BuildNet,
     *,
     options: LoopOptions,
     folder: Path | None = None,
-) -> TrainSettings:
+) -> cap.Config:
     """The settings with ``margin_scale="auto"`` replaced by the best of SCALES; any others as they are.
 
     Every scale is tried in a run of PILOT_EPOCHS epochs. The best has the highest agreement of pseudolabels with
@@ -35,27 +34,27 @@ def with_chosen_margin(
     variation). No label of an unlabelled image is looked at.
 
     Args:
-      recipe, cfg, task, views, build_net, options: as for train.loop.train.
+      cfg, task, views, build_net, options: as for train.loop.train.
       folder: where the choice is kept (margin_scale.json), so that a resumed run does not choose again.
 
     Source: our answer to open question 3 of arXiv 2505.02056.
     """
-    if getattr(cfg, "margin_scale", None) != "auto":
+    if cfg.margin_scale != "auto":
         return cfg
     kept = None if folder is None else folder / "margin_scale.json"
     if kept is not None and kept.exists():
-        return dataclasses.replace(cfg, margin_scale=json.loads(kept.read_text(encoding="utf-8"))["chosen"])  # type: ignore[call-arg]
+        return dataclasses.replace(cfg, margin_scale=json.loads(kept.read_text(encoding="utf-8"))["chosen"])
     scores: dict[float, float] = {}
     quiet = dataclasses.replace(options, n_evaluations=0, show_progress=False)
     for scale in SCALES:
-        pilot: Any = dataclasses.replace(cfg, margin_scale=scale, epochs=min(PILOT_EPOCHS, cfg.epochs), keep_best=False)  # type: ignore[call-arg]
-        found = train(recipe, pilot, task, views, build_net, options=quiet).state.memory["last"]
+        pilot = dataclasses.replace(cfg, margin_scale=scale, epochs=min(PILOT_EPOCHS, cfg.epochs), keep_best=False)
+        found = train(cast(Recipe, cap), pilot, task, views, build_net, options=quiet).state.memory["last"]
         scores[scale] = _score(found)
     chosen = max(scores, key=lambda scale: (round(scores[scale], 4), -scale))
     if kept is not None:
         told = {"chosen": chosen, "scores": {str(scale): round(score, 5) for scale, score in scores.items()}}
         write_text_atomically(kept, json.dumps(told, indent=2) + "\n")
-    return dataclasses.replace(cfg, margin_scale=chosen)  # type: ignore[call-arg]
+    return dataclasses.replace(cfg, margin_scale=chosen)
 
 
 def _score(last: Mapping[str, Any]) -> float:

@@ -27,7 +27,7 @@ Measured: docs/benchmarks.md, `labelwright bench --table lps-cifar10` and `lps-g
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -42,6 +42,8 @@ from labelwright.adjust.pace import Direction, class_distribution, divergence, p
 from labelwright.losses.candidates import negative_entropy_of_mean
 from labelwright.losses.classification import adjusted_cross_entropy
 from labelwright.losses.contrastive import nt_xent, pseudolabel_contrastive
+from labelwright.methods.families import novel
+from labelwright.methods.method import Budget
 from labelwright.methods.open_world import (
     TrainedSettings,
     balance,
@@ -63,6 +65,7 @@ from labelwright.train.processes import gather_rows, sum_gradients
 from labelwright.train.settings import require
 from labelwright.types import Batch, BuildNet, Clock, EpochPlan, Passes, Prediction, State, StepResult, Task
 
+START_LR = 0.001  # of a run without `lr` whose last layer starts from clusters
 KAPPA_CLAMP = (0.1, 10.0)  # margin="cvs": slopes far from 1 come from a handful of rows
 
 
@@ -96,6 +99,13 @@ class Config(TrainedSettings):
         for key in ("margin_scale", "clustering_weight", "contrastive_weight", "entropy_weight"):
             require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
         require(self.temperature > 0, "temperature", self.temperature, "above 0")
+
+
+def schedule(cfg: Config, budget: Budget, given: Container[str]) -> Any:
+    """That of its family, at `START_LR` where the last layer starts near where it ends."""
+    if "lr" not in given and cfg.settle_rounds > 0 and starts_by_clusters(cfg.start, is_frozen=budget.is_stored):
+        cfg = dataclasses.replace(cfg, lr=START_LR)
+    return novel.schedule(cfg, budget, given)
 
 
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 from labelwright.errors import ConfigError
@@ -35,64 +34,45 @@ from labelwright.methods.baselines import (
     vs,
     zero_shot,
 )
+from labelwright.methods.cap_margin import with_chosen_margin
+from labelwright.methods.families.candidates import of_candidates
+from labelwright.methods.families.labels import of_labels
+from labelwright.methods.families.novel import of_novel
+from labelwright.methods.families.text import of_text
+from labelwright.methods.method import Method, as_configured
 from labelwright.train.settings import TrainSettings, apply_overrides
-from labelwright.types import Recipe
-
-
-@dataclass(frozen=True)
-class Method:
-    """A recipe with the settings that make it this method.
-
-    Attributes:
-      recipe: a module, or a `methods.recipe.Recipe`.
-      title: what to call it in tables and reports.
-      needs: "labels" if it trains on labelled images only; "text" if it reads class names; "candidates" if it learns
-        from candidate labels (Task.candidates), which `fit` has an annotator guess where the data have none;
-        "open_world" if it learns from labelled and unlabelled images and finds classes that nobody named.
-      preset: settings that differ from the recipe's defaults.
-    """
-
-    recipe: Recipe
-    title: str
-    needs: str = "labels"
-    preset: Mapping[str, object] = field(default_factory=dict)
-
-
-def _recipe(module: object) -> Recipe:
-    return cast(Recipe, module)
-
 
 METHODS: Mapping[str, Method] = {
-    "cvs": Method(_recipe(cvs), "CVS"),
-    "cap": Method(_recipe(cap), "CAP", needs="text"),
-    "coreg": Method(_recipe(coreg), "Co-Reg", needs="candidates"),
-    "lps": Method(_recipe(lps), "LPS", needs="open_world"),
-    "beliefs": Method(_recipe(beliefs), "Beliefs"),
-    "ce": Method(ce.RECIPE, "Cross-entropy"),
-    "class_balanced": Method(class_balanced.RECIPE, "Class-balanced"),
-    "focal": Method(focal.RECIPE, "Focal"),
-    "balanced_softmax": Method(balanced_softmax.RECIPE, "Balanced softmax"),
-    "ldam": Method(ldam.RECIPE, "LDAM"),
-    "ldam_drw": Method(ldam.RECIPE, "LDAM + DRW", preset={"drw_from_frac": 0.8}),
-    "la": Method(la.RECIPE, "Logit adjustment"),
-    "vs": Method(vs.RECIPE, "Vector scaling"),
-    "ib": Method(ib.RECIPE, "Influence-balanced"),
-    "zero_shot": Method(zero_shot.RECIPE, "Zero-shot", needs="text"),
-    "pseudo_probe": Method(pseudo_probe.RECIPE, "Probe on zero-shot labels", needs="text"),
-    "fpl": Method(fpl.RECIPE, "Few pseudolabels", needs="text"),
-    "fixmatch": Method(fixmatch.RECIPE, "FixMatch on features", needs="text"),
-    "transclip": Method(transclip.RECIPE, "TransCLIP", needs="text"),
-    "kd": Method(kd.RECIPE, "Knowledge distillation", needs="candidates"),
-    "top1": Method(top1.RECIPE, "Top-1 candidate", needs="candidates"),
-    "cc": Method(cc.RECIPE, "CC", needs="candidates"),
-    "proden": Method(proden.RECIPE, "PRODEN", needs="candidates"),
-    "crdpll": Method(crdpll.RECIPE, "CRDPLL", needs="candidates"),
-    "ss_kmeans": Method(ss_kmeans.RECIPE, "Semi-supervised k-means", needs="open_world"),
-    "orca": Method(orca.RECIPE, "ORCA", needs="open_world"),
-    "simgcd": Method(simgcd.RECIPE, "SimGCD", needs="open_world"),
-    "fixmatch_clusters": Method(fixmatch_clusters.RECIPE, "FixMatch + clusters", needs="open_world"),
-    "pico": Method(pico.RECIPE, "PiCO", needs="candidates"),
-    "dividemix": Method(dividemix.RECIPE, "DivideMix", needs="candidates"),
+    "cvs": of_labels("CVS", cvs),
+    "cap": of_text("CAP", cap, default_views=cap.default_views, pilot=with_chosen_margin),
+    "coreg": of_candidates("Co-Reg", coreg),
+    "lps": of_novel("LPS", lps, schedule=lps.schedule),
+    "beliefs": of_labels("Beliefs", beliefs, default_views=beliefs.default_views, schedule=as_configured),
+    "ce": of_labels("Cross-entropy", ce.RECIPE),
+    "class_balanced": of_labels("Class-balanced", class_balanced.RECIPE),
+    "focal": of_labels("Focal", focal.RECIPE),
+    "balanced_softmax": of_labels("Balanced softmax", balanced_softmax.RECIPE),
+    "ldam": of_labels("LDAM", ldam.RECIPE),
+    "ldam_drw": of_labels("LDAM + DRW", ldam.RECIPE, presets={"practical": {"drw_from_frac": 0.8}}),
+    "la": of_labels("Logit adjustment", la.RECIPE),
+    "vs": of_labels("Vector scaling", vs.RECIPE),
+    "ib": of_labels("Influence-balanced", ib.RECIPE),
+    "zero_shot": of_text("Zero-shot", zero_shot.RECIPE),
+    "pseudo_probe": of_text("Probe on zero-shot labels", pseudo_probe.RECIPE),
+    "fpl": of_text("Few pseudo-labels", fpl.RECIPE),
+    "fixmatch": of_text("FixMatch on features", fixmatch.RECIPE),
+    "transclip": of_text("TransCLIP", transclip.RECIPE),
+    "kd": of_candidates("Knowledge distillation", kd.RECIPE),
+    "top1": of_candidates("Top-1 candidate", top1.RECIPE),
+    "cc": of_candidates("CC", cc.RECIPE),
+    "proden": of_candidates("PRODEN", proden.RECIPE),
+    "crdpll": of_candidates("CRDPLL", crdpll.RECIPE),
+    "pico": of_candidates("PiCO", pico.RECIPE),
+    "dividemix": of_candidates("DivideMix", dividemix.RECIPE),
+    "ss_kmeans": of_novel("Semi-supervised k-means", ss_kmeans.RECIPE),
+    "orca": of_novel("ORCA", orca.RECIPE),
+    "simgcd": of_novel("SimGCD", simgcd.RECIPE),
+    "fixmatch_clusters": of_novel("FixMatch + clusters", fixmatch_clusters.RECIPE),
 }
 
 
@@ -112,12 +92,17 @@ def method_named(name: str) -> Method:
     raise ConfigError(f"method {name!r} is not known", fix=f"{hint}valid methods: auto, {', '.join(METHODS)}")
 
 
-def resolve_config(method: Method, overrides: Mapping[str, object]) -> TrainSettings:
-    """The recipe's Config with the method's preset and the user's settings on top.
+def resolve_config(method: Method, overrides: Mapping[str, object], *, preset: str = "practical") -> TrainSettings:
+    """The recipe's Config with a preset of the method and the user's settings on top.
+
+    Raises: ConfigError for a preset that the method does not have.
 
     Example:
       >>> resolve_config(method_named("ldam_drw"), {"epochs": "10"}).drw_from_frac
       0.8
     """
+    if preset not in ("practical", *method.presets):
+        names = ", ".join(["practical", *(name for name in method.presets if name != "practical")])
+        raise ConfigError(f"{method.title} has no preset {preset!r}", fix=f"its presets: {names}")
     config: Any = method.recipe.Config
-    return cast(TrainSettings, apply_overrides(config(), {**method.preset, **overrides}))
+    return cast(TrainSettings, apply_overrides(config(), {**method.presets.get(preset, {}), **overrides}))

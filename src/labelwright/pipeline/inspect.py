@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from labelwright.data import checks
-from labelwright.data.prepare import is_embeddings, open_embeddings, read
+from labelwright.data.embeddings import load_embeddings
+from labelwright.data.prepare import class_list, is_embeddings, read
 from labelwright.data.situation import Situation, detect
 from labelwright.data.table import LabelTable
 from labelwright.errors import DataError, Problem
 from labelwright.methods.registry import METHODS
+from labelwright.pipeline.novel import novel_notice
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Inspection:
       runs: the method that ``fit --method auto`` would run.
       needs: what that method would have to be given besides the data; empty if nothing.
       noun: "images" or "embeddings".
+      notices: what the features show; of images there are none yet.
     """
 
     table: LabelTable
@@ -33,6 +38,7 @@ class Inspection:
     runs: str
     needs: str
     noun: str
+    notices: tuple[str, ...] = ()
 
 
 def inspect(
@@ -55,9 +61,13 @@ def inspect(
     Raises: DataError if there is nothing to read at all.
     """
     if is_embeddings(data):
-        source = open_embeddings(data, classes=classes, on_bad="report")
-        found = detect(_usable(source.table, source.table.problems), novel=novel)
-        return _inspection(source.table, found, source.table.problems, "embeddings")
+        loaded = load_embeddings(data, classes=class_list(classes), on_bad="report")
+        table, has_text = loaded.table, loaded.class_feats is not None
+        situation = detect(_usable(table, table.problems), novel=novel)
+        found = _inspection(table, situation, table.problems, "embeddings", has_text=has_text)
+        feats = loaded.stored.read(torch.arange(len(table)), "clean", torch.zeros(len(table), dtype=torch.int64))
+        notices = () if novel is not None else novel_notice(feats, torch.from_numpy(table.labels).long())
+        return replace(found, notices=tuple(notices))
     table = read(data, classes=classes, group=group)
     problems = tuple(dict.fromkeys([*table.problems, *(checks.check_images(table) if check_images else ())]))
     situation = detect(_usable(table, problems), novel=novel)
@@ -72,14 +82,19 @@ def _usable(table: LabelTable, problems: Sequence[Problem]) -> LabelTable:
         return table
 
 
-def _inspection(table: LabelTable, situation: Situation, problems: tuple[Problem, ...], noun: str) -> Inspection:
-    requires, needs = METHODS[situation.method].needs, ""
-    if requires == "candidates":
+def _inspection(
+    table: LabelTable, situation: Situation, problems: tuple[Problem, ...], noun: str, *, has_text: bool = True
+) -> Inspection:
+    runs, needs = situation.method(has_text=has_text), ""
+    requires = METHODS[runs].requires
+    if requires.candidates:
         needs = "on the candidates there are"
         if noun == "images":
             needs += ", a small network from scratch; --model openai/clip-vit-base-patch32: on it"
-    elif requires == "text":
+    elif requires.text:
         needs = "name a vision-language model, e.g. --model openai/clip-vit-base-patch32"
+        if (other := situation.method(has_text=False)) != runs:
+            needs += f"; with a vision model it would be {other}"
         if noun == "embeddings":
             needs = "the file has to hold class_embeddings, text features of the classes"
-    return Inspection(table, situation, problems, situation.method, needs, noun)
+    return Inspection(table, situation, problems, runs, needs, noun)

@@ -10,16 +10,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from labelwright.annotators.annotator import Guesses, texts_of
 from labelwright.annotators.chat import Estimate
 from labelwright.annotators.describe import ask_for, mismatched_classes
 from labelwright.annotators.training_candidates import Guesser
 from labelwright.data.prepare import Prepared, is_embeddings
+from labelwright.data.stored import EmbeddingViews
 from labelwright.encoders.embed import concepts_of, embed
 from labelwright.encoders.nets import EncoderNets, OwnNets
 from labelwright.encoders.templates import templates_named
-from labelwright.methods.cap_margin import with_chosen_margin
-from labelwright.pipeline.novel import count_novel, feats_of, with_novel
+from labelwright.pipeline.novel import count_novel, feats_of, novel_notice, with_novel
 from labelwright.pipeline.resolve import Plan
 from labelwright.train.seeds import derive_seed
 from labelwright.train.settings import TrainSettings
@@ -37,6 +39,7 @@ class Job:
       cfg: the recipe's Config, complete.
       guesser, guesses: who guessed the candidates of the training images, and what; None if they came with the data.
       evidence: how the number of novel classes was estimated; None if it was not.
+      notices: what was noticed of the images before training, for the warnings of the run.
     """
 
     prepared: Prepared
@@ -46,6 +49,7 @@ class Job:
     guesser: Guesser | None
     guesses: Guesses | None
     evidence: Mapping[str, Any] | None
+    notices: tuple[str, ...] = ()
 
 
 def prepare_job(plan: Plan, seconds: dict[str, float], approve: Callable[[Estimate], bool] | None) -> Job:
@@ -89,10 +93,20 @@ def prepare_job(plan: Plan, seconds: dict[str, float], approve: Callable[[Estima
     task = dataclasses.replace(prepared.train.table.task(n_novel=n_novel), concepts=concepts, clusters=clusters)
     prepared = with_novel(prepared, n_novel) if n_novel else prepared
     views = prepared.train.views(prepared.view)
-    cfg = with_chosen_margin(
-        plan.method.recipe, plan.cfg, task, views, build, options=plan.options, folder=plan.run.path
+    cfg = plan.method.pilot(plan.cfg, task, views, build, options=plan.options, folder=plan.run.path)
+    return Job(prepared, task, build, cfg, guesser, guesses, evidence, _notices(prepared))
+
+
+def _notices(prepared: Prepared) -> tuple[str, ...]:
+    """Of stored features, which are at hand; where classes beyond the named ones are looked for there is no need."""
+    if prepared.train.stored is None or prepared.situation.n_novel is not None:
+        return ()
+    labels = torch.from_numpy(prepared.train.table.labels).long()
+    if bool((labels < 0).all()) or bool((labels >= 0).all()):
+        return ()
+    return tuple(
+        novel_notice(torch.cat(list(EmbeddingViews(prepared.train.stored, rows=prepared.train.rows).feats())), labels)
     )
-    return Job(prepared, task, build, cfg, guesser, guesses, evidence)
 
 
 @contextmanager

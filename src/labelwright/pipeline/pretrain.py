@@ -33,7 +33,7 @@ from labelwright.encoders.pretrained import image_stats
 from labelwright.encoders.resnets import OWN
 from labelwright.errors import ConfigError, DataError, LabelwrightError
 from labelwright.methods import simclr
-from labelwright.pipeline.resolve import CPU_EPOCHS_MIN, CPU_IMAGES
+from labelwright.methods.families.labels import CPU_IMAGES, EPOCHS_MIN
 from labelwright.pipeline.saved_model import save_model
 from labelwright.pipeline.settings import parse_assignments
 from labelwright.run_folder import Run
@@ -73,7 +73,7 @@ def pretrain(
       model: resnet32, resnet18, preact_resnet18; or a transformers vision model by id or path, or an earlier run, to go
         on from; "auto" is resnet32 for images up to 40 px and resnet18 above.
       epochs: passes over the images; None = 200 on a GPU, and on a CPU as many of them as make up
-        `pipeline.resolve.CPU_IMAGES` views, two of each image, at least 5.
+        `methods.families.labels.CPU_IMAGES` views, two of each image, at least 5.
       seed: of everything random.
       device: auto, cpu or cuda.   precision: auto, bf16 or fp32.
       size: side in px of the square images that the network sees.
@@ -183,7 +183,7 @@ def affordable_epochs(most: int, n_images: int) -> int:
       >>> affordable_epochs(200, 500), affordable_epochs(200, 5_000), affordable_epochs(200, 50_000)
       (200, 30, 5)
     """
-    return min(most, max(CPU_EPOCHS_MIN["labels"], round(CPU_IMAGES / (2 * n_images))))
+    return min(most, max(EPOCHS_MIN, round(CPU_IMAGES / (2 * n_images))))
 
 
 # ---- phases of pretrain ---------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from labelwright.errors import DataError
+from labelwright.methods.registry import method_named
 from labelwright.pipeline.settings import command_of
 from labelwright.reporting.render import render
 from labelwright.run_folder import Run
@@ -18,4 +19,5 @@ def report(run: str | Path) -> Path:
     found = Run(run)
     if "n_classes" not in found.summary:
         raise DataError(f"{run} holds a pretrained backbone, of which there is no report", fix="give the run of a fit")
-    return render(found.path, command=command_of(found.config, path=found.path))
+    sections = method_named(found.summary["method"]).sections
+    return render(found.path, sections=sections, command=command_of(found.config, path=found.path))

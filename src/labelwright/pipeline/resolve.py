@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -23,33 +23,13 @@ from labelwright.encoders.embed import Encoder, concepts_of, is_two_tower, load_
 from labelwright.encoders.pretrained import image_stats
 from labelwright.encoders.resnets import OWN
 from labelwright.errors import ConfigError, DataError
-from labelwright.methods.registry import METHODS, Method, method_named, resolve_config
+from labelwright.methods.method import Budget, Method, Views
+from labelwright.methods.registry import METHODS, method_named, resolve_config
 from labelwright.pipeline.settings import FitSettings, to_config
 from labelwright.run_folder import Run
 from labelwright.train.loop import LoopOptions
-from labelwright.train.plans import steps_for
 from labelwright.train.processes import accelerator_for
 from labelwright.train.settings import TrainSettings
-
-CPU_IMAGES = 300_000
-"""Images that a run without ``epochs`` passes through the network on a CPU: 5 minutes for a ResNet-32 on 2 cores."""
-
-CPU_FEATURES = 3_000_000
-"""The same of stored features: a minute for a linear head."""
-
-HEAD_STEPS = 1_500
-"""Steps of a run without ``epochs`` that learns a head on stored features from candidates, and at least 20 epochs."""
-
-OPEN_STEPS = 500
-"""The same of a head that starts from clusters and learns seen and novel classes, and at least 10 epochs."""
-
-SETTLED_LR = 0.001
-"""Learning rate of a run without ``lr`` whose last layer starts from labels.settle: near where it ends."""
-
-CPU_EPOCHS_MIN = {"labels": 5, "candidates": 15, "open_world": 10}
-"""What a method needs -> epochs of a run without ``epochs`` on a CPU, however many images there are."""
-
-Views = Literal["pixels", "embeddings"]
 
 
 @dataclass(frozen=True)
@@ -95,7 +75,7 @@ class Plan:
     @property
     def options(self) -> LoopOptions:
         """How the loop runs."""
-        is_scored = self.prepared.test is not None or self.method.needs == "open_world"
+        is_scored = self.prepared.test is not None or self.method.requires.novel
         return LoopOptions(
             seed=self.settings.seed,
             device=self.settings.device,
@@ -138,7 +118,12 @@ def resolve(settings: FitSettings) -> Plan:
     if settings.resume and run.path.exists() and not (run.path / "config.yaml").exists() and any(run.path.iterdir()):
         raise ConfigError(f"{run.path} is not the folder of a run", fix="choose another --out")
     if settings.method != "auto":  # mistakes in settings should not wait for the data to be read
-        resolve_config(method_named(settings.method), overrides)
+        resolve_config(method_named(settings.method), overrides, preset=settings.preset)
+        settings = _with_preset(settings)
+    elif settings.preset != "practical":
+        raise ConfigError(
+            "--preset paper is the recipe of one paper", fix="name its method: --method cap, coreg, cvs or lps"
+        )
     data, model = settings.data, str(settings.model)
     # Our own networks take the size and statistics of the data; a checkpoint wants the pixels it was trained on.
     stats = image_stats(model) if settings.pretrained and model != "auto" and model not in OWN else None
@@ -156,18 +141,20 @@ def resolve(settings: FitSettings) -> Plan:
         seed=settings.seed,
         cache_limit_gb=settings.cache_limit_gb,
     )
-    name, method = choose_method(settings.method, prepared)
+    has_text = prepared.class_feats is not None or (
+        not is_embeddings(data) and model != "auto" and model not in OWN and settings.pretrained and is_two_tower(model)
+    )
+    name, method = choose_method(settings.method, prepared, has_text=has_text)
     accelerator = accelerator_for(settings.device)
-    cfg = resolve_config(method, overrides)
+    cfg = resolve_config(method, overrides, preset=settings.preset)
     views = choose_views(settings.views, method, cfg, data=data, model=model, pretrained=settings.pretrained)
-    cfg = affordable(cfg, method, prepared, views, accelerator.device, given=overrides)
-    templates = str(settings.templates)
-    if templates == "auto":
-        templates = "photo27" if method.needs == "candidates" else "one"
+    fixed = method.presets[settings.preset] if settings.preset != "practical" else {}
+    cfg = method.schedule(cfg, _budget(prepared, views, accelerator.device), {**fixed, **overrides})
+    templates = method.templates if settings.templates == "auto" else str(settings.templates)
     annotator = wanted_annotator(
         name,
-        method.needs,
         prepared.train.table,
+        learns_from_candidates=method.requires.candidates,
         annotator=None if settings.annotator is None else str(settings.annotator),
         model=model,
         pretrained=settings.pretrained,
@@ -183,10 +170,10 @@ def resolve(settings: FitSettings) -> Plan:
     )
     if model == "auto":
         model = "none" if is_embeddings(data) else "resnet32" if prepared.size_px <= 40 else "resnet18"
-    uses_encoder = model not in ("none", *OWN) and (views == "embeddings" or method.needs == "text")
+    uses_encoder = model not in ("none", *OWN) and (views == "embeddings" or method.requires.text)
     encoder = load_encoder(model, device=accelerator.device, precision=settings.precision) if uses_encoder else None
     check_words(method, encoder, prepared, name)
-    if method.needs != "text" and (
+    if not method.requires.text and (
         settings.describe_with is not None or (settings.descriptions is not None and annotator is None)
     ):
         raise ConfigError(f"{name} reads no descriptions", fix="leave them out, or choose --method cap")
@@ -209,13 +196,29 @@ def resolve(settings: FitSettings) -> Plan:
     )
 
 
+def _with_preset(settings: FitSettings) -> FitSettings:
+    """The settings of the run that go with a preset, where the user gave none.
+
+    Raises: ConfigError where the user gave what the preset cannot have.
+    """
+    wanted = method_named(settings.method).run_presets.get(settings.preset, {})
+    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
+    if wanted.get("views") == "pixels" and (settings.views == "embeddings" or is_embeddings(settings.data)):
+        raise ConfigError(
+            f"--preset {settings.preset} of {settings.method} trains the network, which embeddings leave out",
+            fix="give the images with --views pixels, or leave --preset out",
+        )
+    missing = {key: value for key, value in wanted.items() if getattr(settings, key) == defaults[key]}
+    return dataclasses.replace(settings, **missing)  # type: ignore[arg-type]
+
+
 def _vocabulary(
     path: str | Path | None, encoder: Encoder | None, method: Method, views: Views, templates: str
 ) -> dict[str, torch.Tensor] | None:
     """Names offered to discovered classes, with their text features."""
     if path is None:
         return None
-    if encoder is None or encoder.tower is None or views != "embeddings" or method.needs != "open_world":
+    if encoder is None or encoder.tower is None or views != "embeddings" or not method.requires.novel:
         raise ConfigError(
             "a vocabulary names discovered classes by a two-tower model on embeddings, and this run has none",
             fix="add --novel auto and --model openai/clip-vit-base-patch32, or leave --vocabulary out",
@@ -226,22 +229,22 @@ def _vocabulary(
     return dict(zip(words, concepts_of(encoder.tower, words, templates=templates).feats, strict=True))
 
 
-def choose_method(method: str, prepared: Prepared) -> tuple[str, Method]:
+def choose_method(method: str, prepared: Prepared, *, has_text: bool) -> tuple[str, Method]:
     """The method asked for, or the one that fits the situation.
 
     Raises: ConfigError if it knows named classes only and there are others; DataError if it needs labels and there are
       none.
     """
     situation = prepared.situation
-    name = situation.method if method == "auto" else method
+    name = situation.method(has_text=has_text) if method == "auto" else method
     chosen = method_named(name)
-    if situation.n_novel is not None and chosen.needs != "open_world":
-        others = [key for key, each in METHODS.items() if each.needs == "open_world"]
+    if situation.n_novel is not None and not chosen.requires.novel:
+        others = [key for key, each in METHODS.items() if each.requires.novel]
         raise ConfigError(
             f"{name} learns the named classes only, and --novel says there are others",
             fix=f"leave --novel out, or choose one of {', '.join(others)}",
         )
-    if chosen.needs in ("labels", "open_world") and not (prepared.train.table.labels >= 0).any():
+    if chosen.requires.labels and not (prepared.train.table.labels >= 0).any():
         raise DataError(f"method {name} needs labels, and no training image has one", fix="label some images first")
     return name, chosen
 
@@ -257,20 +260,17 @@ def choose_views(views: str, chosen: Method, cfg: TrainSettings, *, data: Any, m
             raise ConfigError(f"the data are embeddings: {what} has nothing to work on", fix=f"leave {what} out")
         return "embeddings"
     is_own = model == "auto" or model in OWN
-    if chosen.needs == "text" and is_own:
+    if chosen.requires.text and is_own:
         said = "no model is named that can" if model == "auto" else f"{model} cannot"
         raise ConfigError(
             f"this method reads class names, and {said}",
             fix="name a vision-language model: --model openai/clip-vit-base-patch32, or a folder with one "
             "(labelwright/digits-clip is inside the package and knows digits only)",
         )
-    if chosen.needs == "text" and not pretrained:
+    if chosen.requires.text and not pretrained:
         raise ConfigError("random weights know no class names", fix="leave --no-pretrained out")
     if views == "auto":
-        if chosen.needs in ("candidates", "open_world"):
-            return "embeddings" if not is_own and pretrained and is_two_tower(model) else "pixels"
-        tunes = getattr(cfg, "tune", "adapters") != "adapters"
-        return "embeddings" if chosen.needs == "text" and not tunes else "pixels"
+        return chosen.default_views(cfg, is_two_tower=not is_own and pretrained and is_two_tower(model))
     if views == "embeddings" and (is_own or not pretrained):
         raise ConfigError(
             "embeddings need a pretrained encoder", fix="name one with --model, e.g. openai/clip-vit-base-patch32"
@@ -283,7 +283,7 @@ def check_words(chosen: Method, encoder: Encoder | None, prepared: Prepared, nam
 
     Raises: ConfigError.
     """
-    if chosen.needs != "text":
+    if not chosen.requires.text:
         return
     if encoder is None and prepared.train.stored is None:
         raise ConfigError(
@@ -302,39 +302,7 @@ def check_words(chosen: Method, encoder: Encoder | None, prepared: Prepared, nam
         )
 
 
-def affordable(
-    cfg: TrainSettings, chosen: Method, prepared: Prepared, sees: str, device: torch.device, *, given: Container[str]
-) -> TrainSettings:
-    """The schedule that suits the run where the user set none: fewer epochs where a CPU would take too long or a head
-    needs no more, and a lower learning rate for a head that starts settled.
-
-    Args:
-      sees: "pixels" or "embeddings".
-      device: where the run computes.
-      given: settings that the user set.
-    """
+def _budget(prepared: Prepared, views: Views, device: torch.device) -> Budget:
     table = prepared.train.table
-    if "lr" not in given and getattr(cfg, "settle_rounds", 0) > 0:
-        start = getattr(cfg, "start", "none")
-        is_settled = start == "clusters" or (start == "auto" and sees == "embeddings")
-        cfg = dataclasses.replace(cfg, lr=SETTLED_LR) if is_settled else cfg
-    if "epochs" in given:
-        return cfg
-    if chosen.needs == "candidates" and sees == "embeddings":
-        n_epochs = max(20, round(HEAD_STEPS / steps_for(len(table), cfg.batch_size)))
-        return dataclasses.replace(cfg, epochs=min(cfg.epochs, n_epochs))
-    if chosen.needs == "open_world" and sees == "embeddings":
-        n_epochs = max(10, round(OPEN_STEPS / steps_for(len(table), cfg.batch_size)))
-        return dataclasses.replace(cfg, epochs=min(cfg.epochs, n_epochs))
-    if device.type != "cpu":
-        return cfg
-    if chosen.needs == "labels":
-        n_labelled = max(1, int((table.labels >= 0).sum()))
-        n_epochs = round((CPU_FEATURES if sees == "embeddings" else CPU_IMAGES) / n_labelled)
-    elif chosen.needs == "candidates":
-        n_epochs = round(2 * CPU_IMAGES / (2 * 4 * max(1, len(table))))  # two networks see four views of each image
-    elif chosen.needs == "open_world":
-        n_epochs = round(CPU_IMAGES / (3 * max(1, len(table))))  # three views of each image
-    else:
-        return cfg
-    return dataclasses.replace(cfg, epochs=min(cfg.epochs, max(CPU_EPOCHS_MIN[chosen.needs], n_epochs)))
+    n_labelled = int((table.labels >= 0).sum())
+    return Budget(len(table), n_labelled, is_stored=views == "embeddings", is_cpu=device.type == "cpu")

@@ -191,6 +191,16 @@ class MethodSettings:
         "name of a method; auto: the one that fits the situation, see `labelwright inspect`",
         example="--method cap",
     )
+    preset: Literal["practical", "paper"] = setting(
+        "practical",
+        "practical: what works best at this budget; paper: the published recipe, complete, see `labelwright settings`",
+        example="--preset paper",
+    )
+    adjust: str | None = setting(
+        None,
+        "logit adjustments by name, added to those of a method that trains a classifier: la, vs, ldam, pace, ...",
+        example="--adjust pace+la",
+    )
     epochs: int | None = setting(
         None, "passes over the training images; none: the method's own, on a CPU fewer", example="--epochs 30", low=1
     )
@@ -237,7 +247,8 @@ class FitSettings(RunSettings, MethodSettings, TextSettings, ModelSettings, Data
           {'lr': '0.1', 'epochs': 3}
         """
         given = dict(self.set) if isinstance(self.set, Mapping) else parse_assignments(self.set)
-        return given | ({} if self.epochs is None else {"epochs": self.epochs})
+        flags = {"epochs": self.epochs, "adjust": self.adjust}
+        return given | {key: value for key, value in flags.items() if value is not None}
 
 
 GROUPS: Mapping[str, type[Any]] = {

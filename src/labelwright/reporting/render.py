@@ -8,7 +8,7 @@ in the page forbids it any network.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,28 +21,11 @@ from plotly.offline import get_plotlyjs
 from scipy.stats import binomtest
 
 from labelwright.metrics.classification import GROUPS
-from labelwright.reporting.before_after import (
-    compared_class_figures,
-    labelled_figures,
-    pseudolabel_figures,
-    pseudolabel_rows,
-    pseudolabel_summary,
-)
-from labelwright.reporting.candidate_training import division_figures
-from labelwright.reporting.candidates import (
-    change_figures,
-    change_rows,
-    guess_figures,
-    guessed_section,
-    is_below_annotator,
-    knows_annotator,
-)
-from labelwright.reporting.charts import class_figures, curve_figures, reliability_figures, slope_figures
+from labelwright.reporting.before_after import compared_class_figures, labelled_figures
+from labelwright.reporting.charts import Figure, class_figures, curve_figures, reliability_figures
 from labelwright.reporting.class_rows import class_rows
-from labelwright.reporting.open_world import evidence_figures, found_words, open_world_section, pace_figures
+from labelwright.reporting.sections import Sections
 from labelwright.reporting.terminal import folded_warnings
-from labelwright.reporting.thumbnails import read_thumbnails
-from labelwright.reporting.vision_language import kept_epoch, margin_figures, margin_rows, name_fit, watch_figures
 from labelwright.run_folder import Run, write_text_atomically
 from labelwright.wording import duration, number, percent, points
 
@@ -66,15 +49,31 @@ SITUATIONS = {
     "open_world": "labels for some classes, and classes nobody named",
 }
 
+PLACES = (
+    *("counts", "guesses", "changes", "division", "evidence", "pace", "pseudolabels"),
+    *("curves", "watch", "margins", "classes", "reliability", "slopes"),
+)
+"""Places for charts in the template, in its order."""
+
+NO_CONTENT: Mapping[str, Any] = {
+    **dict.fromkeys(("names", "guessed", "open_world", "kept_epoch")),
+    **dict.fromkeys(("margins", "pseudolabels", "pseudolabel_rows"), ()),
+    "knows_annotator": False,
+}
+"""Variables of the template that methods fill."""
+
 MAX_ROWS = 100  # of a table; what is left out is said below it
 
 
-def render(run_folder: Path, *, command: str = "") -> Path:
+def render(
+    run_folder: Path, *, sections: Callable[[Run], Sections] = lambda run: Sections(), command: str = ""
+) -> Path:
     """Write ``report.html`` into a run folder, in place of one that may be there.
 
     Args:
       run_folder: holds summary.json; data.json, config.yaml, environment.json, metrics.jsonl, labels.parquet and
         thumbnails.json are used where present.
+      sections: what the method of the run adds.
       command: that makes the run again.
 
     Returns: path of the report, about 5 MB, most of it plotly.js.
@@ -97,44 +96,28 @@ def render(run_folder: Path, *, command: str = "") -> Path:
     )
     environment.filters.update(pct=percent, number=number, two=lambda value: "–" if value is None else f"{value:.2f}")
     environment.globals.update(points=points)
-    guessed = guessed_section(run)
-    changes = [] if guessed is None else change_figures(run)
-    shows_test = guessed is not None and len(change_rows(run, "test")) > 0  # among the changes
-    sections = {
+    own = sections(run)
+    figures: dict[str, Sequence[Figure]] = {
         "counts": labelled_figures(run),
-        "guesses": guess_figures(run),
-        "changes": changes,
-        "division": division_figures(run),
-        "evidence": evidence_figures(run),
-        "pace": pace_figures(run),
-        "pseudolabels": pseudolabel_figures(run)[: 1 if changes else None],  # the other would show the same again
         "curves": curve_figures(run),
-        "watch": watch_figures(run),
-        "margins": margin_figures(run),
-        "classes": [] if shows_test else compared_class_figures(run) or class_figures(run),
+        "classes": compared_class_figures(run) or class_figures(run),
         "reliability": reliability_figures(run),
-        "slopes": slope_figures(run),
+        **own.figures,
     }
-    every = [figure for figures in sections.values() for figure in figures]
+    placed = {name: figures.get(name, ()) for name in PLACES}
+    every = [figure for some in placed.values() for figure in some]
     place = iter(range(len(every)))
-    numbered = {name: [(next(place), figure) for figure in figures] for name, figures in sections.items()}
+    numbered = {name: [(next(place), figure) for figure in some] for name, some in placed.items()}
+    content = {**NO_CONTENT, **own.content}
     page = environment.get_template("template.html").render(
         run=run,
         figures=numbered,
         figure_json=[{"data": figure.data, "layout": figure.layout} for figure in every],
         plotly_js=get_plotlyjs(),
-        headline=_headline(run),
+        headline=_headline(run, own),
         signs=folded_warnings(run.summary.get("warnings") or []),
-        guessed=guessed,
-        knows_annotator=knows_annotator(run.summary),
-        open_world=open_world_section(run, read_thumbnails(Path(run_folder))),
         scores=[(title, key, run.test[key]) for key, title in SCORES.items() if run.test.get(key) is not None],
         zero_shot=run.zero_shot,
-        names=name_fit(run),
-        pseudolabels=pseudolabel_summary(run),
-        pseudolabel_rows=pseudolabel_rows(run),
-        margins=margin_rows(run),
-        kept_epoch=kept_epoch(run),
         quarantined=run.data.get("quarantined") or [],
         kinds=Counter(problem.get("kind", "?") for problem in run.data.get("quarantined") or []).most_common(),
         groups=_group_rows(run),
@@ -146,6 +129,7 @@ def render(run_folder: Path, *, command: str = "") -> Path:
         versions=_flat(run.environment),
         max_rows=MAX_ROWS,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        **content,
     )
     path = Path(run_folder) / "report.html"
     write_text_atomically(path, page)
@@ -155,18 +139,18 @@ def render(run_folder: Path, *, command: str = "") -> Path:
 # ---- words ----------------------------------------------------------------------------------------------------------
 
 
-def _headline(run: Run) -> list[tuple[str, str]]:
+def _headline(run: Run, own: Sections) -> list[tuple[str, str]]:
     """(question, answer) pairs, each answer made of what the run wrote."""
     answers = [
-        ("What was found", _found(run)),
+        ("What was found", _found(run, own)),
         ("What was done", _done(run)),
-        ("How good it is", _how_good(run)),
+        ("How good it is", _how_good(run, own)),
         ("How far to trust it", _how_far(run)),
     ]
     return [(question, answer) for question, answer in answers if answer]
 
 
-def _found(run: Run) -> str:
+def _found(run: Run, own: Sections) -> str:
     summary, words = run.summary, []
     if summary.get("n_images") is not None:
         labelled = summary.get("n_labelled")
@@ -185,13 +169,7 @@ def _found(run: Run) -> str:
         meaning = f" ({SITUATIONS[name]})" if name in SITUATIONS else ""
         reason = str(situation.get("reason") or "").rstrip(".")
         words.append(f"Situation: {name}{meaning}{': ' + reason if reason else ''}.")
-    fit = name_fit(run)
-    if fit is not None and fit.n_mismatched:
-        n_all, is_one = len(fit.changed) + len(fit.kept), fit.n_mismatched == 1
-        words.append(
-            f"{fit.n_mismatched:,} of {n_all:,} class names {'fits' if is_one else 'fit'} no image: see below."
-        )
-    words += [found] if (found := found_words(run)) else []
+    words += own.found
     n_out = len(run.data.get("quarantined") or [])
     if n_out:
         words.append(f"{n_out:,} unusable {'image was' if n_out == 1 else 'images were'} left out: see below.")
@@ -213,7 +191,7 @@ def _done(run: Run) -> str:
     return words + (f", on {device}." if device else ".")
 
 
-def _how_good(run: Run) -> str:
+def _how_good(run: Run, own: Sections) -> str:
     test = run.test
     accuracy, n = test.get("accuracy"), test.get("n_scored")
     if accuracy is None:
@@ -227,9 +205,7 @@ def _how_good(run: Run) -> str:
         words += f"; {percent(test['balanced_accuracy'])} when every class counts the same"
     zero_shot = run.zero_shot.get("accuracy")
     if zero_shot is not None:
-        before = "its annotator alone is right for" if knows_annotator(run.summary) else "zero-shot it was"
-        words += f"; {before} {percent(zero_shot)}"
-        words += ", more than this model" if is_below_annotator(run.summary) else ""
+        words += f"; {own.before} {percent(zero_shot)}{own.after}"
     how = {"held out": " The test images were held out of the data given.", "split": " The data named its test images."}
     words += "." + how.get(str(run.data.get("test_is")), "")
     if test.get("few") is not None and run.has_groups:

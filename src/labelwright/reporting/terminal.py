@@ -310,8 +310,14 @@ def print_inspection(found: Any, values: Mapping[str, Any]) -> None:
         out.print(shown)
     if len(order) > 24:
         out.print(f"(the 12 largest and the 12 smallest of {len(order)})")
+    facets = Table(box=None, pad_edge=False, show_header=False)
+    for what, words in found.situation.facets:
+        facets.add_row(what, words)
+    out.print(facets)
     out.print(f"situation: {found.situation.name}: {found.situation.reason}", markup=False)
     out.print(f"fit would run: {found.runs}{f' ({found.needs})' if found.needs else ''}", markup=False)
+    for notice in found.notices:
+        out.print(f"notice: {notice}", markup=False)
     bad = [p for p in found.problems if p.kind not in NOTICES]
     if found.problems:
         out.print(format_problems(found.problems), markup=False)
@@ -412,6 +418,20 @@ def print_scores(scores: Mapping[str, Any], values: Mapping[str, Any]) -> None:
         _print_left_out(scores["left_out"])
 
 
+def print_settings(found: Sequence[Any], values: Mapping[str, Any]) -> None:
+    """Settings of a method as a table, those that the preset changes marked, or as JSON."""
+    if values["json"]:
+        print(json.dumps({each.name: {"value": each.value, "text": each.text} for each in found}))
+        return
+    shown = Table("setting", "value", "", "what it is", box=None, pad_edge=False)
+    for each in found:
+        value = ",".join(map(str, each.value)) if isinstance(each.value, tuple) else str(each.value)
+        shown.add_row(each.name, value, "*" if each.is_of_preset else "", each.text)
+    Console(highlight=False, markup=False).print(shown)
+    if any(each.is_of_preset for each in found):
+        print(f"* set by the preset {values['preset']}")
+
+
 def print_result(result: object, values: Mapping[str, Any]) -> None:
     """Whatever the verb returned: a path, or a table in Markdown."""
     print(result)
@@ -427,6 +447,7 @@ PRINTERS: Mapping[str, Callable[[Any, Mapping[str, Any]], None]] = {
     "label": print_labels,
     "evaluate": print_scores,
     "report": print_result,
+    "settings": print_settings,
     "bench": print_result,
 }
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import inspect
 import json
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -79,6 +81,27 @@ def setting_names(config: type[Any]) -> list[str]:
     takes_steps = getattr(config, "takes_steps", True)
     about_steps = () if takes_steps else {field.name for field in dataclasses.fields(TrainSettings)} - {"epochs"}
     return [field.name for field in dataclasses.fields(config) if field.name not in about_steps]
+
+
+def described(config: type[Any]) -> dict[str, str]:
+    """Field of a Config -> what it is, by the comment beside or above it.
+
+    Example:
+      >>> described(TrainSettings)["lr"]
+      'peak learning rate'
+    """
+    found = {}
+    for owner in reversed(config.__mro__[:-1]):
+        lines = inspect.getsource(owner).splitlines()
+        for name in vars(owner).get("__annotations__", {}):
+            at = next(i for i, line in enumerate(lines) if re.match(rf"    {name}: ", line))
+            beside = re.search(r"  # (.*)$", lines[at])
+            above: list[str] = []
+            while beside is None and at > 0 and re.match(r"    # ", lines[at - 1]):
+                at -= 1
+                above.insert(0, lines[at].strip().removeprefix("# "))
+            found[name] = beside[1] if beside else " ".join(above)
+    return {name: found[name] for name in setting_names(config)}
 
 
 def apply_overrides(cfg: ConfigT, overrides: Mapping[str, object]) -> ConfigT:

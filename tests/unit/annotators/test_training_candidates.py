@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 import signal
 import subprocess
@@ -34,8 +33,9 @@ from labelwright.data.table import LabelTable
 from labelwright.encoders.clip import load_two_tower
 from labelwright.encoders.templates import TEMPLATES, fill
 from labelwright.errors import ConfigError, LabelwrightError
+from labelwright.methods.families.labels import CPU_IMAGES
+from labelwright.methods.method import Budget
 from labelwright.methods.registry import METHODS
-from labelwright.pipeline.resolve import CPU_IMAGES, affordable
 from labelwright.reporting.terminal import lines_of_run
 from labelwright.types import Candidates
 
@@ -554,19 +554,10 @@ def test_fit__embeddings_learn_from_their_candidates_and_cannot_be_annotated(
         (100_000, "embeddings", True, 400),
     ],
 )
-def test_affordable__epochs(n_images: int, sees: str, is_set: bool, epochs: int) -> None:
-    @dataclasses.dataclass
-    class Source:
-        table: range
-
-    @dataclasses.dataclass
-    class Data:
-        train: Source
-
-    data: Any = Data(Source(range(n_images)))
+def test_schedule__epochs(n_images: int, sees: str, is_set: bool, epochs: int) -> None:
     method, _ = from_candidates.method()
-    cfg = from_candidates.Config()
     given = ("epochs",) if is_set else ()
-    assert affordable(cfg, method, data, sees, tiny.CPU, given=given).epochs == epochs
-    on_a_gpu = affordable(cfg, method, data, sees, torch.device("cuda"), given=given).epochs
-    assert on_a_gpu == (epochs if sees == "embeddings" else 400)
+    for is_cpu in (True, False):
+        budget = Budget(n_images, 0, is_stored=sees == "embeddings", is_cpu=is_cpu)
+        wanted = epochs if is_cpu or sees == "embeddings" else 400
+        assert method.schedule(from_candidates.Config(), budget, given).epochs == wanted

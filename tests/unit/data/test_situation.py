@@ -27,6 +27,7 @@ def make_table(labels: list[int], sets: list[list[int]] | None = None, split: li
     [
         ([-1, -1, -1], None, None, "no_labels"),
         ([0, 1, 2, -1], None, None, "few_labels"),
+        ([0, 1, 2, *[-1] * 60], None, None, "few_labels"),
         ([0, 1, 1, -1], None, None, "some_classes"),
         ([-1, -1, -1], [[0, 1], [2], []], None, "candidates"),
         ([0, -1, -1], [[], [2], [1]], None, "candidates"),
@@ -41,7 +42,27 @@ def make_table(labels: list[int], sets: list[list[int]] | None = None, split: li
 )
 def test_detect__name_and_method(labels, sets, novel, name) -> None:
     found = detect(make_table(labels, sets), novel=novel)
-    assert (found.name, found.method) == (name, METHODS[name])
+    assert (found.name, found.method()) == (name, METHODS[name])
+
+
+def test_detect__a_few_missing_labels_change_nothing() -> None:
+    most = [0] * 3000 + [1] * 1000 + [2] * 500
+    for missing in (1, 200):  # up to 5%
+        found = detect(make_table(most + [-1] * missing))
+        assert found.name == "long_tailed"
+        assert f"4,500 of {4500 + missing:,} images are labelled" in found.reason
+    assert detect(make_table(most + [-1] * 300)).name == "few_labels"
+    assert "have no label and will never be predicted: owl" in detect(make_table([0] * 30 + [1] * 30 + [-1])).reason
+
+
+def test_detect__candidates_are_never_ignored_without_a_word() -> None:
+    few = detect(make_table([0, 1, 2] * 40 + [-1], [[]] * 120 + [[0, 1]]))
+    assert few.name == "balanced"
+    assert "the candidate labels of 1 images are not used (--method coreg uses them)" in few.reason
+    labelled = detect(make_table([0, 1, 2], [[0, 1], [1], [2]]))
+    assert "candidate labels of 3 images are not used" in labelled.reason
+    assert detect(make_table([0, 1, 2] * 30 + [-1] * 10, [[]] * 90 + [[0, 1]] * 10)).name == "candidates"
+    assert ("candidate labels", "10 images, 2.00 each") in detect(make_table([-1] * 10, [[0, 1]] * 10)).facets
 
 
 def test_detect__numbers() -> None:

@@ -12,7 +12,7 @@ import torch
 
 from labelwright.data.table import Images, LabelTable
 from labelwright.errors import ConfigError
-from labelwright.pipeline.evaluate import confusions
+from labelwright.metrics.scores import confusions
 from labelwright.pipeline.label import checked_target, label_rows, write_class_folders
 from labelwright.pipeline.saved_model import model_card
 from labelwright.train.predict import Answers

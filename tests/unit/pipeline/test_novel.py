@@ -14,8 +14,9 @@ from labelwright.cli import parse_renames
 from labelwright.data.prepare import beyond
 from labelwright.data.table import Images, LabelTable
 from labelwright.errors import ConfigError
-from labelwright.pipeline.evaluate import open_scores, truth_beyond
-from labelwright.pipeline.novel import EVIDENCE_FILE, about_clusters, count_novel, novel_names
+from labelwright.labels.clusters import about_clusters
+from labelwright.metrics.scores import open_scores, truth_beyond
+from labelwright.pipeline.novel import EVIDENCE_FILE, count_novel, novel_names
 from labelwright.pipeline.saved_model import renamed
 from labelwright.reporting.terminal import lines_of_run
 from labelwright.run_folder import Run

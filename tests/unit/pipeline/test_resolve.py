@@ -1,34 +1,81 @@
-"""The schedule of a run that sets none."""
+"""What a run makes of its settings: the schedule that suits it, and what a preset brings along."""
 
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-import tiny
-from labelwright.methods.registry import method_named, resolve_config
-from labelwright.pipeline.resolve import OPEN_STEPS, SETTLED_LR, affordable
+import labelwright as lw
+from labelwright import cli
+from labelwright.errors import ConfigError
+from labelwright.methods.families import candidates, labels, novel
+from labelwright.methods.lps import START_LR
+from labelwright.methods.method import Budget
+from labelwright.methods.registry import METHODS, method_named, resolve_config
+from pictures import write_folders
+
+FEATURES = Budget(n_images=51_200, n_labelled=51_200, is_stored=True, is_cpu=True)
+PIXELS = Budget(n_images=51_200, n_labelled=51_200, is_stored=False, is_cpu=True)
+GPU = Budget(n_images=51_200, n_labelled=51_200, is_stored=False, is_cpu=False)
+
+
+def scheduled(name: str, budget: Budget, given: dict[str, object]) -> Any:
+    method = method_named(name)
+    return method.schedule(resolve_config(method, given), budget, given)
 
 
 @pytest.mark.parametrize(
-    ("name", "sees", "given", "lr"),
+    ("name", "budget", "given", "lr"),
     [
-        ("lps", "embeddings", {}, SETTLED_LR),
-        ("lps", "embeddings", {"epochs": 3}, SETTLED_LR),
-        ("lps", "embeddings", {"lr": 0.2}, 0.2),
-        ("lps", "embeddings", {"start": "none"}, 0.1),
-        ("lps", "embeddings", {"settle_rounds": 0}, 0.1),
-        ("lps", "pixels", {}, 0.1),
-        ("orca", "embeddings", {}, 0.1),
+        ("lps", FEATURES, {}, START_LR),
+        ("lps", FEATURES, {"epochs": 3}, START_LR),
+        ("lps", FEATURES, {"lr": 0.2}, 0.2),
+        ("lps", FEATURES, {"start": "none"}, 0.1),
+        ("lps", PIXELS, {}, 0.1),
+        ("orca", FEATURES, {}, 0.1),
     ],
 )
-def test_affordable__lr_of_a_head_that_starts_settled(
-    name: str, sees: str, given: dict[str, object], lr: float
+def test_schedule__rate_of_a_head_that_starts_near_its_end(
+    name: str, budget: Budget, given: dict[str, object], lr: float
 ) -> None:
-    prepared: Any = SimpleNamespace(train=SimpleNamespace(table=range(51_200)))
-    cfg = affordable(
-        resolve_config(method_named(name), given), method_named(name), prepared, sees, tiny.CPU, given=given
-    )
+    cfg = scheduled(name, budget, given)
     assert cfg.lr == lr
-    if sees == "embeddings":
-        assert cfg.epochs == given.get("epochs", max(10, OPEN_STEPS // 100))
+    if budget.is_stored:
+        assert cfg.epochs == given.get("epochs", max(novel.EPOCHS_MIN, novel.HEAD_STEPS // 100))
+
+
+def test_schedule__epochs_by_family() -> None:
+    assert scheduled("ce", PIXELS, {}).epochs == max(labels.EPOCHS_MIN, round(labels.CPU_IMAGES / 51_200))
+    assert scheduled("ce", FEATURES, {}).epochs == round(labels.CPU_FEATURES / 51_200)
+    assert scheduled("ce", GPU, {}).epochs == 200
+    assert scheduled("proden", FEATURES, {}).epochs == candidates.HEAD_EPOCHS_MIN
+    assert scheduled("proden", PIXELS, {}).epochs == candidates.PIXEL_EPOCHS_MIN
+    for name in ("ce", "proden", "lps"):
+        assert scheduled(name, PIXELS, {"epochs": 7}).epochs == 7
+
+
+def test_preset__unknown_and_without_a_method(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no preset 'paper'"):
+        resolve_config(METHODS["ce"], {}, preset="paper")
+    photos = write_folders(tmp_path / "photos")
+    with pytest.raises(ConfigError, match="the recipe of one paper"):
+        lw.fit(photos, out=tmp_path / "run", preset="paper")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_settings__every_setting_of_every_method_is_explained(name: str) -> None:
+    found = lw.settings(name)
+    assert [each.name for each in found if not each.text] == []
+    assert len({each.name for each in found}) == len(found)
+
+
+def test_settings__printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["settings", "ldam_drw"]) == 0
+    shown = capsys.readouterr().out
+    assert "drw_from_frac" in shown
+    assert "* set by the preset practical" in shown
+    assert cli.run(["settings", "ldam_drw", "--json"]) == 0
+    assert '"drw_from_frac": {"value": 0.8' in capsys.readouterr().out
+    assert cli.run(["settings", "lda"]) == 2
+    assert "did you mean ldam?" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from labelwright.pipeline.finish import guess_counts
+from labelwright.metrics.scores import guess_counts
 from labelwright.reporting.candidate_training import division_figures
 from labelwright.reporting.candidates import (
     change_figures,
@@ -16,10 +16,10 @@ from labelwright.reporting.candidates import (
     guessed_section,
     is_below_annotator,
 )
-from labelwright.reporting.render import render
 from labelwright.run_folder import Run
 from labelwright.types import Candidates
 from plotted import valid
+from rendered import render
 
 EVIL = '<script>alert("x")</script>'
 NAMES = ["cat", "dog", EVIL, "gnu"]

@@ -13,10 +13,10 @@ from labelwright.data.read import load
 from labelwright.errors import DataError
 from labelwright.labels.n_novel import AGREEMENT_WEIGHT
 from labelwright.reporting.open_world import evidence_figures, found_words, open_world_section, pace_figures
-from labelwright.reporting.render import render
 from labelwright.reporting.thumbnails import EDGE_PX, THUMBNAILS_FILE, read_thumbnails, thumbnail, write_thumbnails
 from labelwright.run_folder import Run
 from plotted import valid
+from rendered import render
 
 EVIL = '<script>alert("x")</script>'
 PICTURE = thumbnail(Image.new("RGB", (8, 8), "red"))

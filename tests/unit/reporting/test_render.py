@@ -15,7 +15,9 @@ import yaml
 
 from labelwright.errors import DataError
 from labelwright.metrics.classification import score, top_confusions
-from labelwright.reporting.render import _how_good, render
+from labelwright.reporting.render import _how_good
+from labelwright.reporting.sections import Sections
+from rendered import render
 
 EVIL = '<script>alert("x")</script>'
 NAMES = ["airplane", "automobile", "bird", EVIL, "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -167,7 +169,7 @@ def test_render__numbers_are_the_scores(page):
 
 def test_how_good__few_images_tell_little():
     test = {"accuracy": 0.0, "n_scored": 4}
-    words = _how_good(SimpleNamespace(test=test, zero_shot={}, data={}, has_groups=False, class_names=[]))
+    words = _how_good(SimpleNamespace(test=test, zero_shot={}, data={}, has_groups=False, class_names=[]), Sections())
     high = 1.96**2 / (4 + 1.96**2)  # none of n right: Wilson's upper end is z^2 / (n + z^2)
     assert f"Right for 0.0% of 4 test images (95% interval 0.0% to {100 * high:.1f}%:" in words
 

@@ -1,0 +1,91 @@
+"""Methods that learn from candidate labels: those of the data, or those that an annotator gives before training."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Container
+from typing import Any
+
+import numpy as np
+
+from labelwright.annotators.annotator import truth_of
+from labelwright.annotators.candidate_rules import describe_candidates
+from labelwright.annotators.training_candidates import summary_of
+from labelwright.methods.families import text
+from labelwright.methods.families.labels import CPU_IMAGES
+from labelwright.methods.method import Budget, Method, Outcome, Requires, Views
+from labelwright.metrics.scores import guess_counts
+from labelwright.reporting.candidate_training import division_figures
+from labelwright.reporting.candidates import (
+    change_figures,
+    change_rows,
+    guess_figures,
+    guessed_section,
+    is_below_annotator,
+    knows_annotator,
+)
+from labelwright.reporting.sections import Sections
+from labelwright.run_folder import Run
+from labelwright.train.plans import steps_for
+from labelwright.types import Recipe
+
+HEAD_STEPS = 1_500
+"""Steps of a run without ``epochs`` that learns a head on stored features, and at least `HEAD_EPOCHS_MIN` epochs."""
+
+HEAD_EPOCHS_MIN = 20
+PIXEL_EPOCHS_MIN = 15
+
+
+def of_candidates(title: str, recipe: Recipe, **own: Any) -> Method:
+    """A method of this family."""
+    more = {"default_views": default_views, "schedule": schedule, "summarise": summarise, "sections": sections}
+    return Method(title, recipe, Requires(candidates=True), **{**more, "templates": "photo27", **own})
+
+
+def default_views(cfg: Any, *, is_two_tower: bool) -> Views:
+    """Embeddings of a two-tower model, else pixels."""
+    return "embeddings" if is_two_tower else "pixels"
+
+
+def schedule(cfg: Any, budget: Budget, given: Container[str]) -> Any:
+    """`HEAD_STEPS` on stored features; on a CPU as many epochs as make up two times `CPU_IMAGES` views."""
+    if "epochs" in given:
+        return cfg
+    if budget.is_stored:
+        n_epochs = max(HEAD_EPOCHS_MIN, round(HEAD_STEPS / steps_for(budget.n_images, cfg.batch_size)))
+    elif budget.is_cpu:  # two networks see four views of each image
+        n_epochs = max(PIXEL_EPOCHS_MIN, round(2 * CPU_IMAGES / (2 * 4 * max(1, budget.n_images))))
+    else:
+        return cfg
+    return dataclasses.replace(cfg, epochs=min(cfg.epochs, n_epochs))
+
+
+def summarise(outcome: Outcome) -> dict[str, Any]:
+    """What the images may be and who guessed it, against labels or truth, which nobody learned from; pseudo-labels."""
+    table, n_classes = outcome.train, len(outcome.train.class_names)
+    assert table.candidates is not None
+    hidden = None if table.truth is None else np.where(table.labels < 0, table.truth, -1)
+    return {
+        "candidates": describe_candidates(table.candidates, n_classes=n_classes, truth=truth_of(table)),
+        "annotator": None if outcome.guesses is None else summary_of(outcome.guesses),
+        "guesses": guess_counts(table.candidates, n_classes=n_classes, truth=hidden),
+        **text.summarise(outcome),
+    }
+
+
+def sections(run: Run) -> Sections:
+    """The guesses, what became of them class by class, and the division of the images."""
+    own, changes = text.sections(run), change_figures(run)
+    figures = {**own.figures, "guesses": guess_figures(run), "changes": changes, "division": division_figures(run)}
+    if changes:  # the second chart of pseudo-labels would show the same again
+        figures["pseudolabels"] = figures["pseudolabels"][:1]
+    if len(change_rows(run, "test")):  # among the changes
+        figures["classes"] = []
+    is_known = knows_annotator(run.summary)
+    return Sections(
+        figures=figures,
+        content={**own.content, "guessed": guessed_section(run), "knows_annotator": is_known},
+        found=own.found,
+        before="its annotator alone is right for" if is_known else own.before,
+        after=", more than this model" if is_below_annotator(run.summary) else "",
+    )

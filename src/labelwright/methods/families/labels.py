@@ -1,0 +1,51 @@
+"""Methods that train on labelled images alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Container
+from typing import Any
+
+from labelwright.methods.families import text
+from labelwright.methods.method import Budget, Method, Outcome, Requires
+from labelwright.reporting.charts import slope_figures
+from labelwright.reporting.sections import Sections
+from labelwright.run_folder import Run
+from labelwright.types import Recipe
+
+CPU_IMAGES = 300_000
+"""Images that a run without ``epochs`` passes through the network on a CPU: 5 minutes for a ResNet-32 on 2 cores."""
+
+CPU_FEATURES = 3_000_000
+"""The same of stored features: a minute for a linear head."""
+
+EPOCHS_MIN = 5
+
+
+def of_labels(title: str, recipe: Recipe, **own: Any) -> Method:
+    """A method of this family."""
+    return Method(
+        title,
+        recipe,
+        Requires(labels=True),
+        **{"schedule": schedule, "summarise": beside_the_names, "sections": sections, **own},
+    )
+
+
+def schedule(cfg: Any, budget: Budget, given: Container[str]) -> Any:
+    """On a CPU as many epochs as make up `CPU_IMAGES` images, or `CPU_FEATURES` features, at least `EPOCHS_MIN`."""
+    if "epochs" in given or not budget.is_cpu:
+        return cfg
+    n_epochs = round((CPU_FEATURES if budget.is_stored else CPU_IMAGES) / max(1, budget.n_labelled))
+    return dataclasses.replace(cfg, epochs=min(cfg.epochs, max(EPOCHS_MIN, n_epochs)))
+
+
+def beside_the_names(outcome: Outcome) -> dict[str, Any]:
+    """What the class names alone answer, where a text model reads them."""
+    return {} if outcome.ask is None else text.summarise(outcome)
+
+
+def sections(run: Run) -> Sections:
+    """Slopes, of a method that has any; pseudo-labels before and after, where a text model reads the names."""
+    own = text.sections(run)
+    return dataclasses.replace(own, figures={**own.figures, "slopes": slope_figures(run)})

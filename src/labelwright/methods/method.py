@@ -1,0 +1,135 @@
+"""What a method is to the rest of the package: a recipe, and everything that is special about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+from labelwright.annotators.annotator import Guesses
+from labelwright.data.table import LabelTable
+from labelwright.reporting.sections import Sections
+from labelwright.run_folder import Run
+from labelwright.train.predict import Answers
+from labelwright.train.settings import TrainSettings
+from labelwright.types import BuildNet, Recipe, Task, ViewSource
+
+Views = Literal["pixels", "embeddings"]
+Images = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class Requires:
+    """What a method cannot do without.
+
+    Attributes:
+      labels: some labelled images.
+      text: text features of the class names.
+      candidates: candidate labels, which an annotator can give where the data has none.
+      novel: it finds classes that nobody named, and no other method may run where there are such.
+    """
+
+    labels: bool = False
+    text: bool = False
+    candidates: bool = False
+    novel: bool = False
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What there is to learn from, and where.
+
+    Attributes:
+      n_images: training images.   n_labelled: those with a label.
+      is_stored: the method sees stored features, not pixels.
+      is_cpu: no accelerator.
+    """
+
+    n_images: int
+    n_labelled: int
+    is_stored: bool
+    is_cpu: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run is summed up from.
+
+    Attributes:
+      task: as training had it.
+      train, test: the images, with truths that serve for scores alone; test may be None.
+      own: answers of the trained classifier on the training images.
+      ask: answers of the text model alone, on "train" or "test"; None where no text model reads the names.
+      guesses: candidates of an annotator; None if nobody guessed.
+      feats: makes the features [N, D] of the training images.
+      evidence: how the number of novel classes was estimated; None if it was not.
+      words: names offered to discovered classes, with their text features; None if there are none.
+    """
+
+    task: Task
+    train: LabelTable
+    test: LabelTable | None
+    own: Answers
+    ask: Callable[[Images], Answers] | None
+    guesses: Guesses | None
+    feats: Callable[[], Tensor]
+    evidence: Mapping[str, Any] | None
+    words: Mapping[str, Tensor] | None
+
+
+def views_of_pixels(cfg: Any, *, is_two_tower: bool) -> Views:
+    """Pixels, whatever the model."""
+    return "pixels"
+
+
+def as_configured(cfg: Any, budget: Budget, given: Container[str]) -> Any:
+    """The schedule of the Config."""
+    return cfg
+
+
+def nothing_more(outcome: Outcome) -> dict[str, Any]:
+    """A summary that says nothing beyond what every run says."""
+    return {}
+
+
+def no_sections(run: Run) -> Sections:
+    """A report with nothing beyond what every report has."""
+    return Sections()
+
+
+def as_it_is(cfg: Any, task: Task, views: ViewSource, build: BuildNet, **how: Any) -> Any:
+    """No setting is chosen by trial."""
+    return cfg
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method by everything that the pipeline asks of one; the pipeline compares no names.
+
+    Attributes:
+      title: what to call it in tables and reports.
+      recipe: a module, or an object with the seven names of types.Recipe.
+      requires: what it cannot do without.
+      presets: name -> settings that differ from the recipe's defaults; "practical" is what runs by default.
+      default_views: what it sees if the user does not say: (cfg, is_two_tower) -> "pixels" or "embeddings".
+      schedule: (cfg, budget, names of the settings that the user gave) -> cfg, with epochs that suit the run.
+      pilot: settings chosen by short runs without labels; see methods.cap_margin.
+      summarise: what summary.json says of it beyond what every run says.
+      sections: what the report shows of it beyond what every report shows.
+      templates: prompts for class names if the user names none.
+      run_presets: preset -> settings of `fit` that go with it where the user gives none, as the network of the paper.
+    """
+
+    title: str
+    recipe: Recipe
+    requires: Requires
+    presets: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    default_views: Callable[..., Views] = views_of_pixels
+    schedule: Callable[[Any, Budget, Container[str]], TrainSettings] = as_configured
+    pilot: Callable[..., Any] = as_it_is
+    summarise: Callable[[Outcome], dict[str, Any]] = nothing_more
+    sections: Callable[[Run], Sections] = no_sections
+    templates: str = "one"
+    run_presets: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
