@@ -106,7 +106,7 @@ def finish(plan: Plan, job: Job, trained: Trained, seconds: dict[str, float]) ->
         "warnings": list(trained.warnings),
     }
     trained_net: Any = trained.state.nets["main"]
-    net: backbones.Classifier = trained_net.exported(**_export_options(cfg))
+    net: backbones.Classifier = trained_net.exported()
     if isinstance(build, EncoderNets):
         net = build.deployable(net)
     save_model(
@@ -207,8 +207,3 @@ def guess_counts(
     per_class = [round(r / n, 4) if n else None for r, n in zip(found.tolist(), of_class.tolist(), strict=True)]
     scored = {"n_scored": int(listed.sum()), "per_class": per_class}
     return told | scored | {"accuracy": round(float(right[listed].mean()), 4) if listed.any() else None}
-
-
-def _export_options(cfg: Any) -> dict[str, bool]:
-    """What the recipe's own prediction leaves out, the saved model leaves out too."""
-    return {"use_visual": False} if getattr(cfg, "predict_with", "main") == "base" else {}
