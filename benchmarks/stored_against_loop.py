@@ -50,7 +50,7 @@ def measure(
             seed=options.seed,
             device=options.device,
             evaluations=0,
-            set={"tune": "adapters", "keep_best": False, "label_view": options.label_view},
+            set={"tune": "adapters", "patience_epochs": 0, "label_view": options.label_view},
         )
         summary = dict(run.summary)
     images_per_step = 2 * Config().batch_size  # of the main set, and unlabelled ones

@@ -448,7 +448,10 @@ class Recipe(Protocol):
     def end_epoch(
         self, cfg: Any, task: Task, state: State, passes: Passes, epoch: int
     ) -> tuple[State, Mapping[str, Any]]:
-        """Purify labels, re-estimate priors and slopes; returns the state and what to log (numbers or lists)."""
+        """Purify labels, re-estimate priors and slopes; returns the state and what to log (numbers or lists).
+
+        ``"stop": True`` in the logs ends training after this epoch, before ``cfg.epochs``; a resumed run stays ended.
+        """
         ...
 
     def predict(self, cfg: Any, state: State, x: Tensor) -> Prediction:

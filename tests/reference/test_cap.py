@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from labelwright.adjust.confusion import confusion_margin, pace, rescaled_similarity
-from labelwright.labels.alignment import main_set_size
+from labelwright.labels.main_set import main_set_size
 from labelwright.losses.classification import adjusted_cross_entropy
 
 REFERENCE = json.loads(Path(__file__).with_name("cap.json").read_text())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -73,3 +75,21 @@ def confusion_margin(similarity: Tensor, paces: Tensor, *, scale: float) -> Adju
     lag = (1 - paces) / (1 + paces)
     margin = lag[:, None] * (paces.max() - paces.min()) * scale * similarity
     return Adjustment(pair_margin=margin * (1 - torch.eye(len(paces), device=margin.device, dtype=margin.dtype)))
+
+
+def largest_margins(margin: Tensor, class_names: Sequence[str], *, n: int = 200) -> list[list[str | float]]:
+    """The pairs of classes with the largest margins.
+
+    Args:
+      margin: [C, C] float.   class_names: C names.
+      n: pairs at most.
+
+    Returns: [name of y, name of the other class, margin], largest first.
+
+    Example:
+      >>> largest_margins(torch.tensor([[0.0, 0.5], [2.0, 0.0]]), ("cat", "dog"), n=2)
+      [['dog', 'cat', 2.0], ['cat', 'dog', 0.5]]
+    """
+    top = margin.flatten().topk(min(n, margin.numel()))
+    places = [divmod(int(i), len(class_names)) for i in top.indices]
+    return [[class_names[y], class_names[j], round(float(v), 6)] for v, (y, j) in zip(top.values, places, strict=True)]

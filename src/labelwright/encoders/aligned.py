@@ -74,15 +74,11 @@ class AlignedNet(nn.Module):
         return self.logits(self.adapted(self.features(x)), self.class_feats())
 
     @torch.no_grad()
-    def exported(self, *, use_visual: bool = True) -> Classifier:
-        """The same answers as a plain classifier that needs no text tower: what a saved model holds.
-
-        Args:
-          use_visual: False leaves the visual adapter out.
-        """
+    def exported(self) -> Classifier:
+        """The same answers as a plain classifier that needs no text tower: what a saved model holds."""
         class_feats = self.class_feats()
         weight = self.towers.logit_scale * class_feats.float() + self.linear_weight
-        visual = copy.deepcopy(self.visual).cpu() if use_visual and self.visual is not None else None
+        visual = copy.deepcopy(self.visual).cpu() if self.visual is not None else None
         head = TextHead(weight.cpu(), self.linear_bias.cpu(), visual=visual)
         backbone: nn.Module = Stored()
         name = "stored"

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from labelwright.labels.concepts import CHUNK, choose_descriptions, detect_mismatched, leftover_concepts
+from labelwright.labels.concepts import (
+    CHUNK,
+    choose_descriptions,
+    detect_by_clustering,
+    detect_mismatched,
+    leftover_concepts,
+)
 from labelwright.labels.gaussians import gaussian_beliefs
 from labelwright.types import Task
+
+Alignment = Literal["evidence", "clustering", "none"]
+"""How names are aligned with images: by evidence (ours), by Algorithm 1 (published), or not at all."""
 
 SHRINKAGE, N_ITER = 0.1, 20  # of the Gaussians
 CONFIRMED, CONTRADICTED = 0.5, 0.005
@@ -29,6 +39,8 @@ class Aligned:
       zero_shot: [N] int64 most probable class of each image by the names alone.
       predicted: [N] int64 most probable class of each image; of unlabelled ones among the classes they may have.
       confidence: [N] float32, its probability.
+      described: class -> [D] float32 unit norm, the description that chooses its first images in place of its name;
+        of alignment "clustering" alone, which leaves the classes of the model as they are.
     """
 
     class_feats: Tensor
@@ -38,6 +50,7 @@ class Aligned:
     zero_shot: Tensor
     predicted: Tensor
     confidence: Tensor
+    described: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 def align(
@@ -46,7 +59,7 @@ def align(
     name_feats: Tensor,
     *,
     logit_scale: float,
-    use_alignment: bool = True,
+    alignment: Alignment = "evidence",
     use_leftovers: bool = True,
     shape_strength: float = 0.2,
     allowed: Tensor | None = None,
@@ -59,8 +72,9 @@ def align(
       task: labels, names and descriptions.
       name_feats: [C, D] float, unit norm, of the class names.
       logit_scale: what cosines are multiplied by.
-      use_alignment: False leaves the names as they are.
-      use_leftovers: see labels.concepts.leftover_concepts.
+      alignment: "evidence", the repairs above; "clustering", detection by the paper's Algorithm 1 and the first
+        description of each class that it finds, see `Aligned.described`; "none" leaves the names as they are.
+      use_leftovers: of "evidence", see labels.concepts.leftover_concepts.
       shape_strength: strength of labels.gaussians.gaussian_beliefs; 0 leaves the texts alone.
       allowed: [C] bool, classes that unlabelled images may have; None = all.
       seed: of the clustering that leftovers come from.
@@ -86,7 +100,10 @@ def align(
     pool = z[labels < 0] if (labels < 0).any() else z
     zero_shot, _ = _answers(z, logit_scale * t, torch.zeros(len(t), device=device), labels, allowed)
     logs: dict[str, Any] = {"zero_shot_counts": _counts(zero_shot, labels, len(t)), "warnings": []}
-    if use_alignment:
+    described: Mapping[int, Tensor] = {}
+    if alignment == "clustering":
+        described = _described(pool, t, task, logs, allowed, logit_scale=logit_scale, seed=seed)
+    if alignment == "evidence":
         t = _repaired(z, pool, t, task, labels, logs, logit_scale=logit_scale, use_leftovers=use_leftovers, seed=seed)
     strength = 0.0 if logs.get("is_hopeless") else shape_strength
     text = logit_scale * t
@@ -100,7 +117,24 @@ def align(
     logs["aligned_counts"] = _counts(predicted, labels, len(t))
     logs["prior"] = [round(float(p), 5) for p in prior]
     logs["class_names"] = list(names)
-    return Aligned(t, weight, bias, prior, zero_shot, predicted, confidence), logs
+    return Aligned(t, weight, bias, prior, zero_shot, predicted, confidence, described), logs
+
+
+def _described(
+    pool: Tensor, t: Tensor, task: Task, logs: dict[str, Any], allowed: Tensor, *, logit_scale: float, seed: int
+) -> dict[int, Tensor]:
+    """Description of each class that Algorithm 1 leaves over, where there is one; what was found goes into the logs."""
+    names, concepts = task.class_names, task.concepts
+    classes = allowed.nonzero().flatten()
+    left = detect_by_clustering(pool, t[classes], logit_scale=logit_scale, seed=seed)
+    mismatched = classes[left.to(classes.device)].tolist()
+    found: dict[int, Tensor] = {}
+    logs["mismatched"], logs["descriptions"], logs["rejected"] = [names[c] for c in mismatched], {}, {}
+    if concepts is not None and concepts.descriptions:
+        found = {c: concepts.description_feats[c][0].float().to(t) for c in mismatched if concepts.descriptions[c]}
+        logs["descriptions"] = {names[c]: concepts.descriptions[c][0] for c in found}
+    logs["unrepaired"] = [names[c] for c in mismatched if c not in found]
+    return found
 
 
 def _repaired(
@@ -188,15 +222,34 @@ def _own_probability(z: Tensor, t: Tensor, labels: Tensor, *, logit_scale: float
     return torch.where(counts > 0, sums / counts.clamp(min=1), torch.nan)
 
 
-def _answers(z: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
-    """Most probable class [N] and its probability [N]; labelled images keep to any class."""
+def most_probable(chunks: Iterable[tuple[Tensor, Tensor]], labels: Tensor, *, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    """Most probable class of every row and its probability; labelled rows keep to any class.
+
+    Args:
+      chunks: rows [B] int64 and their logits [B, C], all N rows in order.
+      labels: [N] int64, -1 = unknown.
+      allowed: [C] bool, classes that unlabelled rows may have.
+
+    Returns: classes [N] int64 and probabilities [N] float.
+
+    Example:
+      >>> logits = torch.tensor([[2.0, 1.0], [2.0, 1.0]])
+      >>> only_second = torch.tensor([False, True])
+      >>> most_probable([(torch.arange(2), logits)], torch.tensor([0, -1]), allowed=only_second)[0].tolist()
+      [0, 1]
+    """
     predicted, confidence = [], []
-    for some, given in zip(torch.split(z, CHUNK), torch.split(labels, CHUNK), strict=True):
-        logits = (some @ weight.T + bias).masked_fill(~allowed & (given < 0)[:, None], -torch.inf)
-        sure, best = logits.softmax(1).max(1)
+    for rows, logits in chunks:
+        sure, best = logits.masked_fill(~allowed & (labels[rows] < 0)[:, None], -torch.inf).softmax(1).max(1)
         predicted.append(best)
         confidence.append(sure)
     return torch.cat(predicted), torch.cat(confidence)
+
+
+def _answers(z: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    """`most_probable` of linear logits."""
+    pieces = torch.split(torch.arange(len(z), device=z.device), CHUNK)
+    return most_probable(((rows, z[rows] @ weight.T + bias) for rows in pieces), labels, allowed=allowed)
 
 
 def _prior(z: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, allowed: Tensor) -> Tensor:
@@ -209,66 +262,3 @@ def _prior(z: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, allowed: Ten
 
 def _counts(predicted: Tensor, labels: Tensor, n_classes: int) -> list[int]:
     return torch.bincount(predicted[labels < 0], minlength=n_classes).tolist()
-
-
-def main_set_size(
-    epoch: int,
-    *,
-    n_epochs: int,
-    unlabelled_per_class: Tensor,
-    start: int = 16,
-    max_ratio: float = 0.8,
-    max_size: int = 1000,
-    growth_frac: float = 0.7,
-) -> Tensor:
-    """Images per class in an epoch: from ``start`` to max_ratio of the class, linearly over growth_frac of the epochs.
-
-    Args:
-      epoch: 0-based.   n_epochs: of the run.
-      unlabelled_per_class: [C] float, images that each class is thought to have; N / C for all in the paper.
-      start: images per class at first; less for a class that is thought to have fewer.
-      max_ratio: share of a class at the end, 0 to 1.
-      max_size: images per class at most.
-      growth_frac: share of the epochs after which the set grows no more.
-
-    Returns: [C] int64.
-
-    Source: arXiv 2505.02056, Section 3.2. Differs: a size for each class, after its estimated number of images.
-
-    Example:
-      >>> of = torch.tensor([400.0, 10.0])
-      >>> [main_set_size(e, n_epochs=50, unlabelled_per_class=of).tolist() for e in (0, 5, 45)]
-      [[16, 8], [59, 8], [320, 8]]
-    """
-    target = (max_ratio * unlabelled_per_class).clamp(max=float(max_size)).double()
-    first = torch.minimum(target, torch.tensor(float(start), dtype=torch.float64, device=target.device))
-    grown = min(1.0, epoch / (growth_frac * n_epochs))
-    return (first + (target - first) * grown + 1e-9).floor().long()
-
-
-def surest_rows(predicted: Tensor, confidence: Tensor, sizes: Tensor, *, where: Tensor) -> tuple[Tensor, Tensor]:
-    """The most confident rows of each predicted class, up to a number per class.
-
-    Args:
-      predicted: [N] int64 classes.   confidence: [N] float.
-      sizes: [C] int64, rows wanted per class.
-      where: [N] bool, rows that may be taken.
-
-    Returns: rows [n] int64 and their classes [n] int64, by class, surest first.
-
-    Example:
-      >>> take = torch.tensor([True, True, True, False])
-      >>> rows, classes = surest_rows(torch.tensor([0, 0, 1, 1]), torch.tensor([0.6, 0.9, 0.5, 0.9]),
-      ...                             torch.tensor([1, 2]), where=take)
-      >>> rows.tolist(), classes.tolist()
-      ([1, 2], [0, 1])
-    """
-    rows = where.nonzero().flatten()
-    rows = rows[confidence[rows].argsort(descending=True, stable=True)]
-    rows = rows[predicted[rows].argsort(stable=True)]
-    classes = predicted[rows]
-    counts = torch.bincount(classes, minlength=len(sizes))
-    first = counts.cumsum(0) - counts
-    rank = torch.arange(len(rows), device=rows.device) - first[classes]
-    kept = rank < sizes.to(rows.device)[classes]
-    return rows[kept], classes[kept]

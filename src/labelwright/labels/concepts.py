@@ -13,6 +13,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 ROWS_MAX = 50_000  # images that descriptions are weighed on and clusters found in; more are thinned out evenly
+TRIAL_ROWS, TRIAL_ITERATIONS, FINALISTS = 2_500, 10, 4  # of the starts of the clustering of leftovers
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,8 @@ def leftover_concepts(
     is_mismatched: Tensor,
     labels: Tensor,
     top_frac: float = 0.1,
-    n_tries: int = 10,
-    n_iterations: int = 30,
+    n_tries: int = 30,
+    n_iterations: int = 20,
     seed: int = 0,
 ) -> Tensor:
     """Give mismatched classes the images that no other class explains: class features made out of clusters.
@@ -137,8 +138,8 @@ def leftover_concepts(
       is_mismatched: [C] bool; where all are, the centres come back as they are.
       labels: [N] int64, -1 = unknown; images with a label stay in the cluster of their class.
       top_frac: share of N / C images that a known class starts from.
-      n_tries: starts; the tightest clustering is kept.
-      n_iterations: of k-means.
+      n_tries: starts, compared on some of the images; the tightest clustering of all images is kept.
+      n_iterations: of k-means on all images, at most.
       seed: of the starts.
 
     Returns: [C, D] float32 unit norm: ``class_feats`` with the mismatched rows replaced.
@@ -186,30 +187,46 @@ def leftover_concepts(
 def _anchored_kmeans(
     z: Tensor, starts: Tensor, is_anchored: Tensor, labels: Tensor, *, n_tries: int, n_iterations: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Centres [C, D] and cluster of each image [N] of the tightest of some k-means; free centres start far off."""
+    """Centres [C, D] and cluster of each image [N] of the tightest of some k-means; free centres start far off.
+
+    The starts are compared after a few rounds on some of the images; the best of them go on with all.
+    """
     generator = torch.Generator().manual_seed(seed)
     free = (~is_anchored).nonzero().flatten().tolist()
-    n_classes, has_label = len(starts), labels >= 0
-    tightest, result = -2.0, (starts, labels)
-    for _ in range(n_tries if free else 1):
+    some = torch.cat([_thinned((labels < 0).nonzero().flatten(), TRIAL_ROWS), (labels >= 0).nonzero().flatten()])
+    some_z, some_labels = z[some], labels[some]
+    trials: list[tuple[float, Tensor]] = [] if free else [(0.0, starts)]
+    for _ in range(n_tries if free else 0):
         centres = starts.clone()
-        far = 1 - (z @ centres[is_anchored].T).max(1).values if is_anchored.any() else torch.ones(len(z))
+        known = centres[is_anchored]
+        far = 1 - (some_z @ known.T).max(1).values if len(known) else torch.ones(len(some_z), device=z.device)
         for c in free:  # greedy k-means++: of some far images the one that serves the others best
-            tried = torch.multinomial(far.clamp(min=1e-6).cpu(), min(8, len(z)), generator=generator).to(z.device)
-            nearer = torch.minimum(far[:, None], 1 - z @ z[tried].T)
-            best = int(nearer.mean(0).argmin())
-            centres[c], far = z[tried[best]], nearer[:, best]
-        for _ in range(n_iterations):
-            cluster = torch.where(has_label, labels, (z @ centres.T).argmax(1))
-            sums = torch.zeros_like(centres).index_add_(0, cluster, z)
-            filled = torch.bincount(cluster, minlength=n_classes) > 0
-            centres = torch.where(filled[:, None], F.normalize(sums, dim=1), centres)
-        sims = z @ centres.T
-        cluster = torch.where(has_label, labels, sims.argmax(1))
-        tightness = float(sims.gather(1, cluster[:, None]).mean())
-        if tightness > tightest:
-            tightest, result = tightness, (centres, cluster)
-    return result
+            tried = torch.multinomial(far.clamp(min=1e-6).cpu(), min(8, len(some_z)), generator=generator).to(z.device)
+            nearer = torch.minimum(far[:, None], 1 - some_z @ some_z[tried].T)
+            place = int(nearer.mean(0).argmin())
+            centres[c], far = some_z[tried[place]], nearer[:, place]
+        centres, _, tightness = _lloyd(some_z, centres, some_labels, n_iterations=TRIAL_ITERATIONS)
+        trials.append((tightness, centres))
+    best = sorted(trials, key=lambda trial: -trial[0])[:FINALISTS]
+    ends = [_lloyd(z, centres, labels, n_iterations=n_iterations) for _, centres in best]
+    centres, cluster, _ = max(ends, key=lambda end: end[2])
+    return centres, cluster
+
+
+def _lloyd(z: Tensor, centres: Tensor, labels: Tensor, *, n_iterations: int) -> tuple[Tensor, Tensor, float]:
+    """Centres [C, D], cluster of each image [N] and mean cosine with its centre after k-means on the sphere."""
+    has_label, before = labels >= 0, torch.full_like(labels, -1)
+    for _ in range(n_iterations):
+        cluster = torch.where(has_label, labels, (z @ centres.T).argmax(1))
+        if torch.equal(cluster, before):
+            break
+        before = cluster
+        sums = torch.zeros_like(centres).index_add_(0, cluster, z)
+        filled = torch.bincount(cluster, minlength=len(centres)) > 0
+        centres = torch.where(filled[:, None], F.normalize(sums, dim=1), centres)
+    sims = z @ centres.T
+    cluster = torch.where(has_label, labels, sims.argmax(1))
+    return centres, cluster, float(sims.gather(1, cluster[:, None]).mean())
 
 
 def _match_clusters(
@@ -234,10 +251,10 @@ def _match_clusters(
     return of_class.to(probs.device)
 
 
-def _thinned(rows: Tensor) -> Tensor:
-    """At most ROWS_MAX of the rows, evenly spread; floats in float32."""
-    if len(rows) > ROWS_MAX:
-        rows = rows[torch.linspace(0, len(rows) - 1, ROWS_MAX, dtype=torch.float64, device=rows.device).long()]
+def _thinned(rows: Tensor, n_max: int = ROWS_MAX) -> Tensor:
+    """At most n_max of the rows, evenly spread; floats in float32."""
+    if len(rows) > n_max:
+        rows = rows[torch.linspace(0, len(rows) - 1, n_max, dtype=torch.float64, device=rows.device).long()]
     return rows.float() if rows.is_floating_point() else rows
 
 

@@ -47,7 +47,7 @@ def with_chosen_margin(
     scores: dict[float, float] = {}
     quiet = dataclasses.replace(options, n_evaluations=0, show_progress=False)
     for scale in SCALES:
-        pilot = dataclasses.replace(cfg, margin_scale=scale, epochs=min(PILOT_EPOCHS, cfg.epochs), keep_best=False)
+        pilot = dataclasses.replace(cfg, margin_scale=scale, epochs=min(PILOT_EPOCHS, cfg.epochs), patience_epochs=0)
         found = train(cast(Recipe, cap), pilot, task, views, build_net, options=quiet).state.memory["last"]
         scores[scale] = _score(found)
     chosen = max(scores, key=lambda scale: (round(scores[scale], 4), -scale))

@@ -44,7 +44,14 @@ from labelwright.train.settings import TrainSettings, apply_overrides
 
 METHODS: Mapping[str, Method] = {
     "cvs": of_labels("CVS", cvs),
-    "cap": of_text("CAP", cap, default_views=cap.default_views, pilot=with_chosen_margin),
+    "cap": of_text(
+        "CAP",
+        cap,
+        presets=cap.PRESETS,
+        run_presets={"paper": {"views": "pixels"}},
+        default_views=cap.default_views,
+        pilot=with_chosen_margin,
+    ),
     "coreg": of_candidates("Co-Reg", coreg),
     "lps": of_novel("LPS", lps, schedule=lps.schedule),
     "beliefs": of_labels("Beliefs", beliefs, default_views=beliefs.default_views, schedule=as_configured),

@@ -144,3 +144,18 @@ def warnings_of(logs: Mapping[str, Any], class_names: Sequence[str], epoch: int)
             f"{epoch + 1}, {logs['largest_expected']:.0%} were expected: lower lr or margin_scale"
         )
     return found
+
+
+def worse_than_names(agreement: float, zero_shot_agreement: float) -> list[str]:
+    """What to report where the kept answers agree less with the clusters than those of the class names; else nothing.
+
+    Example:
+      >>> worse_than_names(0.8, 0.75), worse_than_names(0.5, 0.75)[0][:69]
+      ([], 'the result agrees less with the clusters of the images (0.500) than t')
+    """
+    if agreement >= zero_shot_agreement:
+        return []
+    return [
+        f"the result agrees less with the clusters of the images ({agreement:.3f}) than the class names alone did "
+        f"({zero_shot_agreement:.3f}): it may be worse than zero-shot; compare with --method zero_shot"
+    ]

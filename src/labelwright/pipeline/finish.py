@@ -91,7 +91,7 @@ def finish(plan: Plan, job: Job, trained: Trained, seconds: dict[str, float]) ->
         "warnings": [*job.notices, *trained.warnings],
     }
     trained_net: Any = trained.state.nets["main"]
-    net: backbones.Classifier = trained_net.exported(**_export_options(cfg))
+    net: backbones.Classifier = trained_net.exported()
     if isinstance(build, EncoderNets):
         net = build.deployable(net)
     save_model(
@@ -111,11 +111,6 @@ def finish(plan: Plan, job: Job, trained: Trained, seconds: dict[str, float]) ->
     run.write_json("summary.json", summary)  # a folder that has one is finished but for the report
     run.close()
     report(run.path)
-
-
-def _export_options(cfg: Any) -> dict[str, bool]:
-    """What the recipe's own prediction leaves out, the saved model leaves out too."""
-    return {"use_visual": False} if getattr(cfg, "predict_with", "main") == "base" else {}
 
 
 def _text_model(plan: Plan, job: Job) -> Callable[[Images], Answers] | None:

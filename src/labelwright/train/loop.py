@@ -149,7 +149,7 @@ class _Loop:
         sets = None if task.candidates is None else task.candidates.to(self.device)
         self.task = dataclasses.replace(task, labels=task.labels.to(self.device), candidates=sets)
         self.epoch, self.step = 0, 0
-        self.has_begun = False
+        self.has_begun, self.is_over = False, False
         self.plan: EpochPlan | None = None
         self.sums: dict[str, float] = {}  # this epoch's logs, weighted by rows kept
         self.spent = {"seconds": 0.0, "input_s": 0.0, "step_s": 0.0, "images": 0.0}
@@ -194,7 +194,7 @@ class _Loop:
     def run_epochs(self, stop: threading.Event, live: progress.Bar) -> None:
         started = last_saved = time.monotonic()
         before = self.spent["seconds"]
-        while self.epoch < self.cfg.epochs:
+        while self.epoch < self.cfg.epochs and not self.is_over:
             if self.plan is None:
                 torch.manual_seed(derive_seed(self.options.seed, "plan", self.epoch))
                 self.plan = self.recipe.plan(self.cfg, self.task, self.state, self.epoch)
@@ -283,6 +283,7 @@ class _Loop:
         torch.manual_seed(derive_seed(self.options.seed, "end_epoch", self.epoch))
         state, logs = self.recipe.end_epoch(self.cfg, self.task, self.state, self.passes, self.epoch)
         self.state = state
+        self.is_over = bool(logs.get("stop", False))
         record = {"kind": "epoch", "epoch": self.epoch, **self.epoch_means(), **logs}
         record["lr"] = lr_at(self.cfg, self.epoch + 1 - 1e-6)
         record["images_per_second"] = self.spent["images"] / max(self.spent["input_s"] + self.spent["step_s"], 1e-9)
@@ -393,6 +394,7 @@ class _Loop:
             "spent": self.spent,
             "warnings": self.warnings,
             "has_begun": self.has_begun,
+            "is_over": self.is_over,
             "metrics_size": self.run.metrics_size(),
             "optimizer": self.optimizer.state_dict(),
             **checkpoint.state_dict(self.state),
@@ -409,6 +411,7 @@ class _Loop:
                 fix="resume with the settings that wrote it, or start again in a new folder",
             ) from error
         self.epoch, self.step, self.has_begun = saved["epoch"], saved["step"], saved["has_begun"]
+        self.is_over = saved.get("is_over", False)  # absent from checkpoints of before recipes could end early
         self.plan = None if saved["plan"] is None else plan_from_dict(saved["plan"])
         self.sums, self.spent, self.warnings = dict(saved["sums"]), dict(saved["spent"]), list(saved["warnings"])
         if self.run is not None and self.is_main:

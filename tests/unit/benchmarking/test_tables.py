@@ -49,7 +49,7 @@ def test_cells_in_one_folder__are_the_same_run() -> None:
             what = (cell.method, dict(cell.settings), dict(cell.reduced), cell.given)
             assert found.setdefault(place, what) == what, place
     shared = TABLES["cap-margin-gtsrb"].cells["12"].key
-    assert shared == TABLES["cap-ablation-gtsrb"].cells["cap_last"].key == "cap,keep_best=False"
+    assert shared == TABLES["cap-ablation-gtsrb"].cells["cap_last"].key == "cap,epochs=50,patience_epochs=0"
 
 
 def test_cells_of_a_pool__that_look_at_made_up_names_do_so_for_most_classes() -> None:

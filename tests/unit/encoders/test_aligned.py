@@ -126,14 +126,6 @@ def test_exported__takes_unit_features_as_a_store_gives_them():
     torch.testing.assert_close(net.exported()(F.normalize(3 * x, dim=1)), net(3 * x))
 
 
-def test_exported__without_the_visual_adapter():
-    net, x = embedded(), unit(5, 8, seed=2)
-    bare = net.exported(use_visual=False)
-    assert bare.head.visual is None
-    torch.testing.assert_close(bare(x), net.logits(net.features(x), net.class_feats()))
-    assert not torch.allclose(bare(x), net(x), atol=1e-2)
-
-
 def test_exported__is_a_copy():
     net, x = embedded(), unit(5, 8, seed=2)
     out = net.exported()

@@ -109,7 +109,7 @@ def test_align__nothing_is_guessed_where_half_of_the_names_mean_nothing():
     assert said.startswith("3 of 6 class names fit no image (ant, bee, cow): too many to guess")
 
 
-@pytest.mark.parametrize("knobs", [{"use_alignment": False}, {"use_leftovers": False}])
+@pytest.mark.parametrize("knobs", [{"alignment": "none"}, {"use_leftovers": False}])
 def test_align__off(knobs):
     z, centres, _ = clumps()
     names = centres.clone()
@@ -223,3 +223,33 @@ def test_align__of_a_real_model(signs):
     assert 0.53 < right(guessed, signs.truth) < 0.60
     assert len(logs["guessed"]) == len(logs["mismatched"])
     assert len(logs["warnings"]) == 1
+
+
+# ---- as published ----------------------------------------------------------------------------------------------------
+
+
+def test_align__clustering_leaves_names_alone_and_hands_over_descriptions():
+    z, centres, _ = clumps()
+    names = centres.clone()
+    names[0] = nonsense(centres, 1)[0]
+    texts = {0: [("black, six legs", centres[0]), ("a poem", -centres[0])], 3: [("furry", centres[3])]}
+    task = Task(unknown(z), NAMES, concepts=described(texts, names))
+    found, logs = align(z, task, names, logit_scale=SCALE, alignment="clustering", shape_strength=0.0)
+    assert torch.equal(found.class_feats, names)
+    assert torch.equal(found.predicted, found.zero_shot)
+    assert list(found.described) == [0], "the class that is left over, and no other"
+    torch.testing.assert_close(found.described[0], centres[0])
+    assert (logs["mismatched"], logs["descriptions"]) == (["ant"], {"ant": "black, six legs"})
+    assert (logs["unrepaired"], logs["warnings"]) == ([], [])
+    bare, logs = align(z, Task(unknown(z), NAMES), names, logit_scale=SCALE, alignment="clustering")
+    assert (bare.described, logs["mismatched"], logs["unrepaired"]) == ({}, ["ant"], ["ant"])
+
+
+def test_align__clustering_looks_at_the_classes_that_unlabelled_images_may_have():
+    z, centres, truth = clumps()
+    names = centres.clone()
+    names[[0, 4]] = nonsense(centres, 2)
+    labels = torch.where(truth < 3, truth, -1)
+    task, allowed = Task(labels, NAMES), torch.arange(C) >= 3
+    _, logs = align(z, task, names, logit_scale=SCALE, alignment="clustering", allowed=allowed)
+    assert logs["mismatched"] == ["elk"]

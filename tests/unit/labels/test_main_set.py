@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labelwright.labels.alignment import main_set_size, surest_rows
+from labelwright.labels.alignment import Aligned
+from labelwright.labels.main_set import competing_rows, grown, main_set_size, prototypes, surest_rows
 
 
 @given(
@@ -90,3 +91,66 @@ def test_surest_rows__nothing_may_be_taken():
         torch.zeros(3, dtype=torch.int64), torch.rand(3), torch.ones(2), where=torch.zeros(3, dtype=torch.bool)
     )
     assert (rows.tolist(), classes.tolist()) == ([], [])
+
+
+def aligned_of(class_feats, described=None):
+    """Class features alone: what `competing_rows` reads of an alignment."""
+    none, nobody = torch.zeros_like(class_feats), torch.zeros(0, dtype=torch.int64)
+    prior = torch.full((len(class_feats),), 1 / len(class_feats))
+    return Aligned(class_feats, none, none[:, 0], prior, nobody, nobody, torch.zeros(0), described or {})
+
+
+def slow_competition(scores, k, allowed):
+    """Pairs of image and class by falling score, each taken if its image is free and its class has room."""
+    pairs = [(scores[i, c].item(), i, c) for i in range(len(scores)) for c in range(scores.shape[1]) if allowed[c]]
+    owner = {}
+    for _, i, c in sorted(pairs, reverse=True):
+        if i not in owner and list(owner.values()).count(c) < k:
+            owner[i] = c
+    return owner
+
+
+@pytest.mark.parametrize(("k", "barred"), [(1, -1), (4, -1), (4, 0), (40, -1)])
+def test_competing_rows__by_loop(k, barred):
+    draw = torch.Generator().manual_seed(3)
+    z = torch.nn.functional.normalize(torch.randn(60, 5, generator=draw), dim=1)
+    t = torch.nn.functional.normalize(torch.randn(3, 5, generator=draw), dim=1)
+    where, allowed = torch.arange(60) % 4 > 0, torch.arange(3) != barred
+    rows, classes = competing_rows(z, aligned_of(t), k=k, logit_scale=10.0, where=where, allowed=allowed)
+    own = where.nonzero().flatten()
+    logits = (10.0 * z[own] @ t.T).masked_fill(~allowed, -torch.inf)
+    want = {int(own[i]): c for i, c in slow_competition(logits.log_softmax(1), k, allowed).items()}
+    assert dict(zip(rows.tolist(), classes.tolist(), strict=True)) == want
+    assert len(rows) == min(k * int(allowed.sum()), 45)
+
+
+def test_competing_rows__a_described_class_takes_its_nearest_images_first():
+    z = torch.nn.functional.normalize(torch.randn(30, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    text, names, every = z[7], torch.eye(4)[:3], torch.ones(30, dtype=torch.bool)
+    found = aligned_of(names, {1: text})
+    rows, classes = competing_rows(z, found, k=5, logit_scale=100.0, where=every, allowed=every[:3])
+    assert rows[classes == 1].tolist() == (z @ text).topk(5).indices.tolist()
+    assert torch.bincount(classes).tolist() == [5, 5, 5]
+    assert len(set(rows.tolist())) == 15
+
+
+def test_competing_rows__nothing_may_be_taken():
+    none = torch.zeros(4, dtype=torch.bool)
+    rows, classes = competing_rows(
+        torch.eye(4), aligned_of(torch.eye(4)), k=2, logit_scale=1.0, where=none, allowed=~none
+    )
+    assert (rows.tolist(), classes.tolist()) == ([], [])
+
+
+def test_grown__keeps_the_first_rows_and_never_takes_one_twice():
+    first = torch.tensor([4, 0]), torch.tensor([1, 0])
+    predicted, sure = torch.tensor([1, 0, 0, 1, 0]), torch.tensor([0.9, 0.5, 0.8, 0.7, 0.9])
+    where = torch.tensor([True, True, True, True, True])
+    rows, classes = grown(first, predicted, sure, torch.tensor([2, 2]), where=where)
+    assert (rows.tolist(), classes.tolist()) == ([4, 0, 2, 3], [1, 0, 0, 1])
+    rows, classes = grown(first, predicted, sure, torch.tensor([0, 3]), where=where & (sure > 0.75))
+    assert (rows.tolist(), classes.tolist()) == ([4, 0], [1, 0]), "3 is no candidate, and sizes take nothing away"
+
+
+def test_prototypes__of_no_row():
+    assert prototypes(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), 2).tolist() == [[0.0] * 3] * 2

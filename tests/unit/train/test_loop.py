@@ -237,6 +237,45 @@ def test_truth__of_unlabelled_rows_cannot_be_read(kappa_from: str) -> None:
     assert "truth" not in {field.name for field in dataclasses.fields(Task)}
 
 
+# ---- a recipe that ends early ---------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Ending(Watched):
+    """two_nets, ending itself after an epoch."""
+
+    last: int = 1
+
+    def end_epoch(self, *args: Any) -> Any:
+        state, logs = super().end_epoch(*args)
+        return state, {**logs, "stop": args[-1] == self.last}
+
+
+def test_stop__ends_training_after_the_epoch_that_asks_for_it(tmp_path: Path) -> None:
+    run = Run.create(tmp_path)
+    ended = run_two_nets(Ending(), run=run)
+    assert [(r["epoch"], r["stop"]) for r in epoch_records(run)] == [(0, False), (1, True)]
+    again = Ending()
+    resumed = run_two_nets(again, run=Run(tmp_path))  # a checkpoint of a run that has ended: nothing is left to do
+    assert again.calls == {"step": 0, "end_epoch": 0}
+    assert tiny.differing(ended.state, resumed.state) == []
+    assert ended.warnings == resumed.warnings
+    run.close()
+
+
+@pytest.mark.parametrize("crash_at", [("step", 5), ("end_epoch", 1)])
+def test_stop__resumes_bit_for_bit(tmp_path: Path, crash_at: tuple[str, int]) -> None:
+    whole = run_two_nets(Ending())
+    with pytest.raises(CrashError):
+        run_two_nets(Ending(crash_at), run=Run.create(tmp_path))
+    run = Run(tmp_path)
+    resumed = run_two_nets(Ending(), run=run)
+    assert tiny.differing(whole.state, resumed.state) == []
+    assert [r["epoch"] for r in epoch_records(run)] == [0, 1]
+    assert checkpoint.load(run.checkpoint)["is_over"] is True
+    run.close()
+
+
 # ---- records, warnings, errors --------------------------------------------------------------------------------------
 
 
