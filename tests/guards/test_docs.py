@@ -23,7 +23,7 @@ from labelwright.data.cards import DATASETS
 from labelwright.data.columns import ROLES
 from labelwright.data.situation import METHODS as METHOD_OF_SITUATION
 from labelwright.data.table import PROBLEM_KINDS
-from labelwright.methods import lps, simclr
+from labelwright.methods import coreg_frozen, lps, simclr
 from labelwright.methods.baselines import candidate_labels, dividemix, open_world, pico, vision_language
 from labelwright.methods.baselines.labelled import LabelledRecipe
 from labelwright.methods.cap import Config as CapConfig
@@ -181,6 +181,7 @@ def test_method_is_explained(name: str) -> None:
         (CapConfig, "## cap"),
         (vision_language.Config, "### Settings of these baselines"),
         (CoregConfig, "### Settings of coreg"),
+        (coreg_frozen.Config, "### Settings of coreg_frozen"),
         (candidate_labels.Config, "### Settings of kd, top1, cc, proden and crdpll"),
         (pico.Config, "### Settings of pico"),
         (dividemix.Config, "### Settings of dividemix"),
@@ -193,6 +194,7 @@ def test_method_is_explained(name: str) -> None:
         "cap",
         "vision-language baselines",
         "coreg",
+        "coreg_frozen",
         "candidate labels",
         "pico",
         "dividemix",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from labelwright.errors import ConfigError
-from labelwright.methods import cap, coreg, cvs, lps
+from labelwright.methods import cap, coreg, coreg_frozen, cvs, lps
 from labelwright.methods.baselines import (
     balanced_softmax,
     candidate_labels,
@@ -78,6 +78,7 @@ METHODS: Mapping[str, Method] = {
     "cvs": Method(_recipe(cvs), "CVS"),
     "cap": Method(_recipe(cap), "CAP", needs="text"),
     "coreg": Method(_recipe(coreg), "Co-Reg", needs="candidates"),
+    "coreg_frozen": Method(_recipe(coreg_frozen), "Co-Reg on frozen features", needs="candidates"),
     "lps": Method(_recipe(lps), "LPS", needs="open_world"),
     "ce": Method(ce.RECIPE, "Cross-entropy"),
     "class_balanced": Method(class_balanced.RECIPE, "Class-balanced"),

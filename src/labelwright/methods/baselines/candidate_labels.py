@@ -2,7 +2,7 @@
 
 Name      Loss                                                                     Source
 kd        cross-entropy against the annotator's shares of the candidates           Hinton 2015 (arXiv 1503.02531)
-top1      cross-entropy on the heaviest candidate
+top1      cross-entropy on the most probable candidate
 cc        -log of the probability of the set                                       Feng 2020 (arXiv 2007.08929), CC
 proden    cross-entropy against the network's own shares of the candidates         Lv 2020 (arXiv 2002.08053)
 crdpll    no class outside the set, and the views agree inside it                  Wu 2022 (ICML, PMLR 162)
@@ -10,7 +10,7 @@ crdpll    no class outside the set, and the views agree inside it               
 Algorithm
  1  S_i = the verified label alone, or the candidates of image i; without either, image i is left out of every loss
  2  kd:     -sum_j t_ij log p_ij, t = the annotator's shares                       no temperature
- 3  top1:   -log p_iy, y = the heaviest candidate                                  equal ones: one of them by chance
+ 3  top1:   -log p_iy, y = the most probable candidate                             equal ones: one of them by chance
  4  cc:     -log sum_{j in S} p_ij
  5  proden: -sum_j t_ij log p_ij; t = 1/|S| at first, then p_ij / sum_{k in S} p_ik of the last visit
  6  crdpll: -sum_{j not in S} log(1 - p_ij) of the first view
@@ -36,6 +36,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from labelwright.labels.first_guess import first_guess, has_first_guess
 from labelwright.losses import candidates as set_losses
 from labelwright.losses.classification import cross_entropy, soft_cross_entropy
 from labelwright.losses.soft_targets import linear_ramp
@@ -43,11 +44,9 @@ from labelwright.methods.baselines.candidate_sets import (
     CandidateSettings,
     check_task,
     even_targets,
-    heaviest,
     new_net,
     plan_of_all,
     read_targets,
-    tells,
     write_targets,
 )
 from labelwright.train.processes import mean_share
@@ -129,7 +128,7 @@ def _kd(
     cfg: Config, task: Task, state: State, clock: Clock, rows: Tensor, logits: list[Tensor], _: Tensor
 ) -> tuple[Tensor, Tensor]:
     guesses = task.guesses(rows)
-    kept = tells(guesses)
+    kept = has_first_guess(guesses)
     return soft_cross_entropy(logits[0], guesses, where=kept), kept
 
 
@@ -137,8 +136,8 @@ def _top1(
     cfg: Config, task: Task, state: State, clock: Clock, rows: Tensor, logits: list[Tensor], _: Tensor
 ) -> tuple[Tensor, Tensor]:
     guesses = task.guesses(rows)
-    kept = tells(guesses)
-    return cross_entropy(logits[0], heaviest(guesses, rows), where=kept), kept
+    kept = has_first_guess(guesses)
+    return cross_entropy(logits[0], first_guess(guesses, rows), where=kept), kept
 
 
 def _cc(
