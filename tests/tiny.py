@@ -195,6 +195,9 @@ class BuildTiny:
         raise AssertionError("this network reads no words")
 
 
+ON_FEATURES = {"coreg_frozen"}  # methods that refuse a backbone that learns
+
+
 @dataclass
 class Recorded:
     """A recipe that does what another does, notes each loss, and may rest in each step to be caught in it."""
@@ -288,7 +291,7 @@ def run_method(
     """Train a registered method on tiny images of these class counts; its result and the loss of each forward.
 
     Methods that read class names see features, and a label on every third image only; those that learn from candidate
-    sets see pixels, or with ``stored`` features.
+    sets see pixels, or features with ``stored`` and if they are `ON_FEATURES`.
     """
     recorded = Recorded(TRAINED[name].recipe, rest_s, None if began is None else Path(began))
     cfg = resolve_config(TRAINED[name], settings)
@@ -308,7 +311,7 @@ def inputs_of(
         return task, TinyFeats(classes_of(counts), n_classes=len(counts)), BuildTowers(task.concepts)
     makes = {"candidates": candidate_task_of, "open_world": half_task_of}
     task = (half_task_of if name in FROZEN else makes.get(family_of(name), task_of))(counts)
-    if stored or name in FROZEN:
+    if stored or name in (*FROZEN, *ON_FEATURES):
         return task, TinyFeats(classes_of(counts), n_classes=len(counts)), BuildHead()
     return task, TinyViews(classes_of(counts)), BuildTiny(norm)
 

@@ -25,6 +25,7 @@ CANDIDATES = pytest.mark.parametrize("name", [name for name in METHODS if tiny.f
 OPEN = [name for name in METHODS if tiny.family_of(name) == "open_world"]
 OPTIONAL = {"cap", "lps"}  # some of their settings matter with others only
 STEPLESS = {"zero_shot", "transclip", "ss_kmeans", "beliefs"}  # all is said before the first epoch
+STOPPING = {"coreg_frozen"}  # once answers stand still, after two epochs at the least
 
 
 def settings_of(name: str, **changed: object) -> dict[str, object]:
@@ -42,7 +43,7 @@ def of_steps(name: str, settings: dict[str, object]) -> dict[str, object]:
 def test_run__three_epochs(name: str) -> None:
     settings = settings_of(name)
     trained, losses = tiny.run_method(name, COUNTS, settings=settings)
-    assert len(losses) == (0 if name in STEPLESS else 3 * 3)
+    assert len(losses) in ({0} if name in STEPLESS else {6, 9} if name in STOPPING else {9})
     assert torch.tensor(losses).isfinite().all()
     assert (trained.images_per_second > 0) == (name not in STEPLESS)
     state, recipe, cfg = trained.state, METHODS[name].recipe, resolve_config(METHODS[name], settings)
@@ -110,8 +111,8 @@ def test_run__a_class_without_images_or_with_one(name: str, counts: tuple[int, .
 
 def some_views(name: str) -> torch.Tensor:
     """Five views of nothing in particular."""
-    sees_feats = tiny.family_of(name) == "text" or name in tiny.FROZEN
-    return torch.randn(5, tiny.N_FEATURES) if sees_feats else torch.randn(5, 3, 8, 8)
+    on_features = tiny.family_of(name) == "text" or name in (*tiny.FROZEN, *tiny.ON_FEATURES)
+    return torch.randn(5, tiny.N_FEATURES) if on_features else torch.randn(5, 3, 8, 8)
 
 
 @LABELS
@@ -149,13 +150,20 @@ def test_run__candidates_that_say_nothing(name: str, has_sets: bool) -> None:
     assert (predicted == truth).float().mean() > 0.6  # of nine labels; the largest class has 0.54
 
 
-@CANDIDATES
-@pytest.mark.parametrize("stored", [False, True], ids=["pixels", "features"])
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [
+        pytest.param(name, stored, id=f"{name}-{'features' if stored else 'pixels'}")
+        for name in METHODS
+        for stored in (False, True)
+        if tiny.family_of(name) == "candidates" and (stored or name not in tiny.ON_FEATURES)
+    ],
+)
 def test_run__what_is_saved_says_what_is_predicted(name: str, stored: bool) -> None:
     settings = settings_of(name)
     trained, losses = tiny.run_method(name, COUNTS, settings=settings, stored=stored)
     assert torch.tensor(losses).isfinite().all()
-    assert len(losses) == 9
+    assert len(losses) in ({6, 9} if name in STOPPING else {9})
     net: Any = trained.state.nets["main"].eval()
     x = torch.randn(5, tiny.N_FEATURES) if stored else torch.randn(5, 3, 8, 8)
     with torch.no_grad():
@@ -168,8 +176,15 @@ def test_run__what_is_saved_says_what_is_predicted(name: str, stored: bool) -> N
         assert saved.head.from_hidden.weight.abs().max() > 0  # the layer between learns
 
 
-@CANDIDATES
-@pytest.mark.parametrize("stored", [False, True], ids=["pixels", "features"])
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [
+        pytest.param(name, stored, id=f"{name}-{'features' if stored else 'pixels'}")
+        for name in METHODS
+        for stored in (False, True)
+        if tiny.family_of(name) == "candidates" and (stored or name not in tiny.ON_FEATURES)
+    ],
+)
 def test_plan__first_view(name: str, stored: bool) -> None:
     recipe = METHODS[name].recipe
     task, _, build = tiny.inputs_of(name, COUNTS, stored=stored)

@@ -52,7 +52,7 @@ _TITLES: Mapping[str, str] = {
 }
 _BASELINES: Mapping[str, str] = {
     "kd": "Knowledge distillation",
-    "top1": "Cross-entropy on the heaviest candidate",
+    "top1": "Cross-entropy on the most probable candidate",
     "cc": "CC",
     "proden": "PRODEN",
     "crdpll": "CRDPLL",
@@ -119,8 +119,9 @@ def _main(name: str) -> BenchTable:
         "zero_shot": _annotator(given),
         **{method: _trained(method, title, given) for method, title in _BASELINES.items()},
         "coreg": _trained("coreg", "Co-Reg", given),
+        "coreg_frozen": Cell("Co-Reg on frozen features", "coreg_frozen", given=given),
         "kd-union": _trained("kd", "Union over prompts: knowledge distillation", union),
-        "top1-union": _trained("top1", "Union over prompts: heaviest candidate", union),
+        "top1-union": _trained("top1", "Union over prompts: most probable candidate", union),
         "coreg-union": _trained("coreg", "Union over prompts: Co-Reg", union),
     }
     return _table(name, f"Candidates from a model on the target pool of {_TITLES[name]}", cells)

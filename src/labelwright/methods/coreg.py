@@ -53,6 +53,7 @@ from labelwright.labels.candidate_beliefs import (
     rarely_guessed_warning,
 )
 from labelwright.labels.codivide import CoDivision, aligned_division, describe_divisions, read_beliefs
+from labelwright.labels.first_guess import first_guess
 from labelwright.labels.gaussians import chunks_of
 from labelwright.labels.purify import init_loss_history
 from labelwright.losses.candidates import informative_rows, negative_entropy, partial_cross_entropy
@@ -65,7 +66,6 @@ from labelwright.methods.baselines.candidate_sets import (
     CandidateSettings,
     check_task,
     first_view,
-    heaviest,
     new_net,
     plan_of_all,
 )
@@ -177,7 +177,7 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State,
     guessed, shares = [], torch.zeros(task.n_classes, device=task.labels.device)
     for rows in chunks_of(everything.to(task.labels.device), task.n_classes):
         guesses = task.guesses(rows)
-        guessed.append(heaviest(guesses, rows))
+        guessed.append(first_guess(guesses, rows))
         shares += guesses.sum(0)
     known = torch.full_like(shares, 1 / task.n_classes) if cfg.prior == "uniform" else None
     prior, rarely_guessed, is_rebalanced = estimate_prior(shares)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,12 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from labelwright.encoders.heads import MlpHead
+from labelwright.labels.first_guess import Overturned, overturned, overturned_warning
 from labelwright.losses.classification import soft_cross_entropy
-from labelwright.methods.baselines.candidate_sets import heaviest, tells
 from labelwright.metrics.agreement import Watch
 from labelwright.types import Batch, Passes, State, StepResult, Task
-
-OVERTURNED_FRAC = 0.25  # share of the first guesses that a student may contradict before it is said
 
 
 @dataclass(frozen=True)
@@ -24,14 +22,11 @@ class _Answers:
 
     Attributes:
       score: how well they fit, without labels: with clusters, or with the candidate sets.
-      guessed, answered: [C] int64, images by first guess and by answer, of those that were guessed at.
-      overturned_frac: share of these whose answer is not their first guess.
+      overturned: the first guesses that they contradict.
     """
 
     score: float
-    guessed: Tensor
-    answered: Tensor
-    overturned_frac: float
+    overturned: Overturned
 
 
 def finish(by: str, task: Task, state: State, passes: Passes, warnings: list[str]) -> dict[str, Any]:
@@ -50,7 +45,7 @@ def finish(by: str, task: Task, state: State, passes: Passes, warnings: list[str
         elif scores["peer"] > scores["main"]:
             main.load_state_dict(peer.state_dict())
     answers = _answers(task, state, passes, "main")
-    told |= {"score_deployed": answers.score, "overturned_frac": answers.overturned_frac}
+    told |= {"score_deployed": answers.score, "overturned_frac": answers.overturned.frac}
     of_guesses = Watch.from_dict(state.memory["watch"]).zero_shot_agreement if "watch" in state.memory else None
     if of_guesses is not None:
         told["score_guesses"] = of_guesses
@@ -63,7 +58,7 @@ def finish(by: str, task: Task, state: State, passes: Passes, warnings: list[str
             + ("; the annotator's own classifier is kept instead" if can_go_back else "; compare before you use them")
         )
     else:
-        warnings += overturned_warning(task.class_names, answers.guessed, answers.answered, answers.overturned_frac)
+        warnings += overturned_warning(task.class_names, answers.overturned)
     return told
 
 
@@ -86,52 +81,16 @@ def distil(state: State, batch: Batch, scale: Callable[[Tensor, Tensor], Tensor]
 
 def _answers(task: Task, state: State, passes: Passes, name: str) -> _Answers:
     predicted, n_inside, n_told = torch.zeros_like(task.labels), 0, 0
-    guessed, answered = torch.zeros(2, task.n_classes, dtype=torch.int64, device=task.labels.device)
-    n_overturned = 0
     for rows, logits in passes(name, torch.arange(len(task.labels))):
         predicted[rows] = logits.argmax(1)
-        guesses, possible = task.guesses(rows), task.possible(rows)
+        possible = task.possible(rows)
         told = ~possible.all(1)
         n_inside += int(possible.gather(1, predicted[rows][:, None])[told].sum())
         n_told += int(told.sum())
-        says = tells(guesses) & (task.labels[rows] < 0)
-        first, now = heaviest(guesses, rows)[says], predicted[rows][says]
-        guessed += first.bincount(minlength=task.n_classes)
-        answered += now.bincount(minlength=task.n_classes)
-        n_overturned += int((first != now).sum())
     score = n_inside / max(n_told, 1)
     if "watch" in state.memory:
         score = Watch.from_dict(state.memory["watch"]).agreement(predicted)
-    return _Answers(score, guessed, answered, n_overturned / max(int(guessed.sum()), 1))
-
-
-def overturned_warning(class_names: Sequence[str], guessed: Tensor, answered: Tensor, frac: float) -> list[str]:
-    """What to say where a student contradicts many of the first guesses, which no score without labels can judge.
-
-    Args:
-      class_names: C names.
-      guessed, answered: [C] int64, images by first guess and by answer.
-      frac: share of the images whose answer is not their first guess.
-
-    Example:
-      >>> print(overturned_warning(["cat", "dog"], torch.tensor([90, 10]), torch.tensor([50, 50]), 0.4)[0][:108])
-      the student contradicts the first guess of 40% of the images, most where it was cat (90 guesses, 50 answers)
-    """
-    if frac < OVERTURNED_FRAC:
-        return []
-    change = (answered - guessed)[: len(class_names)]
-    moved = [c for c in change.abs().argsort(descending=True, stable=True)[:4].tolist() if change[c] != 0]
-    where = ""
-    for words, some in (
-        (", most where it was ", [c for c in moved if change[c] < 0]),
-        (", most where it becomes ", [c for c in moved if change[c] > 0]),
-    ):
-        shown = [f"{class_names[c]} ({int(guessed[c]):,} guesses, {int(answered[c]):,} answers)" for c in some]
-        where += words + " and ".join(shown) if shown else ""
-    return [
-        f"the student contradicts the first guess of {frac:.0%} of the images{where}: corrections or mistakes, nothing "
-        "without labels can tell which; verify a few of these images, or compare both on labelled ones"
-    ]
+    return _Answers(score, overturned(task, predicted))
 
 
 def _average_into(main: nn.Module, peer: nn.Module) -> None:

@@ -119,6 +119,7 @@ class Method:
       summarise: what summary.json says of it beyond what every run says.
       sections: what the report shows of it beyond what every report shows.
       templates: prompts for class names if the user names none.
+      on_embeddings: the method that takes its place where nobody named one and there are stored features to learn from.
       run_presets: preset -> settings of `fit` that go with it where the user gives none, as the network of the paper.
     """
 
@@ -132,4 +133,5 @@ class Method:
     summarise: Callable[[Outcome], dict[str, Any]] = nothing_more
     sections: Callable[[Run], Sections] = no_sections
     templates: str = "one"
+    on_embeddings: str | None = None
     run_presets: Mapping[str, Mapping[str, object]] = field(default_factory=dict)

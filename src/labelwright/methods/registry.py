@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from labelwright.errors import ConfigError
-from labelwright.methods import beliefs, cap, coreg, cvs, lps
+from labelwright.methods import beliefs, cap, coreg, coreg_frozen, cvs, lps
 from labelwright.methods.baselines import (
     balanced_softmax,
     cc,
@@ -52,7 +52,8 @@ METHODS: Mapping[str, Method] = {
         default_views=cap.default_views,
         pilot=with_chosen_margin,
     ),
-    "coreg": of_candidates("Co-Reg", coreg),
+    "coreg": of_candidates("Co-Reg", coreg, on_embeddings="coreg_frozen"),
+    "coreg_frozen": of_candidates("Co-Reg on frozen features", coreg_frozen),
     "lps": of_novel("LPS", lps, schedule=lps.schedule),
     "beliefs": of_labels("Beliefs", beliefs, default_views=beliefs.default_views, schedule=as_configured),
     "ce": of_labels("Cross-entropy", ce.RECIPE),

@@ -148,6 +148,9 @@ def resolve(settings: FitSettings) -> Plan:
     accelerator = accelerator_for(settings.device)
     cfg = resolve_config(method, overrides, preset=settings.preset)
     views = choose_views(settings.views, method, cfg, data=data, model=model, pretrained=settings.pretrained)
+    if settings.method == "auto" and views == "embeddings" and method.on_embeddings is not None:
+        name, method = method.on_embeddings, method_named(method.on_embeddings)
+        cfg = resolve_config(method, overrides)
     fixed = method.presets[settings.preset] if settings.preset != "practical" else {}
     cfg = method.schedule(cfg, _budget(prepared, views, accelerator.device), {**fixed, **overrides})
     templates = method.templates if settings.templates == "auto" else str(settings.templates)

@@ -74,37 +74,6 @@ def test_targets__without_candidates() -> None:
     assert cs.read_targets(task, targets, torch.tensor([1, 0])).tolist() == [[0.25] * 4, [0.0, 1.0, 0.0, 0.0]]
 
 
-def test_heaviest__takes_the_largest_share() -> None:
-    guesses = torch.rand(50, 6, generator=generator(0, "guesses"))
-    assert torch.equal(cs.heaviest(guesses, torch.arange(50)), guesses.argmax(1))
-
-
-@pytest.mark.parametrize("n_classes", [2, 3, 10])
-def test_heaviest__equal_shares_lean_to_no_class_and_hang_on_the_row_alone(n_classes: int) -> None:
-    n = 6000
-    rows = torch.arange(n)
-    found = cs.heaviest(torch.full((n, n_classes), 1 / n_classes), rows)
-    share = torch.bincount(found, minlength=n_classes) / n
-    assert (share - 1 / n_classes).abs().max() < 4 * (1 / n_classes / n) ** 0.5  # four standard deviations
-    as_listed = (found == rows % n_classes).float().mean()  # rows that lie in the order of their classes tell nothing
-    assert abs(as_listed - 1 / n_classes) < 4 * (1 / n_classes / n) ** 0.5
-    some = torch.tensor([5000, 3, 77])
-    assert torch.equal(cs.heaviest(torch.full((3, n_classes), 0.1), some), found[some])
-
-
-def test_heaviest__only_among_equal_ones() -> None:
-    guesses = torch.tensor([[0.4, 0.0, 0.4, 0.2]]).expand(400, 4)
-    assert set(cs.heaviest(guesses, torch.arange(400)).tolist()) == {0, 2}
-
-
-def test_tells() -> None:
-    task = a_task(weighted=True)
-    guesses = task.guesses(torch.arange(12))
-    assert cs.tells(guesses)[3].item() is False  # an empty set
-    assert cs.tells(guesses)[7].item() is True
-    assert cs.tells(torch.ones(2, 1)).tolist() == [False, False]  # one class: nothing to tell
-
-
 @pytest.mark.parametrize(("view", "is_frozen", "found"), [("auto", True, "clean"), ("auto", False, "weak")])
 def test_first_view(view: str, is_frozen: bool, found: str) -> None:
     assert cs.first_view(cs.CandidateSettings(), State({}, memory={"is_frozen": is_frozen})) == found

@@ -13,8 +13,7 @@ import tiny
 from labelwright.methods import cap_margin as margin_pilot
 from labelwright.methods.cap import Config
 from labelwright.methods.cap_margin import SCALES, with_chosen_margin
-from labelwright.methods.registry import METHODS
-from labelwright.types import State, Task
+from labelwright.types import State
 
 CFG = Config(epochs=30, steps_per_epoch=2, batch_size=8, start_size=2, margin_scale="auto")
 
@@ -30,7 +29,7 @@ class Found:
 def choose(cfg: Config = CFG, *, seed: int = 0, folder: Path | None = None) -> Any:
     task, views, build = tiny.inputs_of("cap", (16, 8, 8))
     options = tiny.options_of(seed)
-    return with_chosen_margin(METHODS["cap"].recipe, cfg, task, views, build, options=options, folder=folder)
+    return with_chosen_margin(cfg, task, views, build, options=options, folder=folder)
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, found: dict[float, Found]) -> list[Config]:
@@ -78,14 +77,7 @@ def test_choice__real_pilots_leave_no_trace_but_the_choice(tmp_path: Path, monke
     monkeypatch.setattr(margin_pilot, "PILOT_EPOCHS", 2)
     chosen = choose(folder=tmp_path)
     assert chosen.margin_scale in SCALES
-    assert (chosen.epochs, chosen.keep_best) == (30, True)
+    assert (chosen.epochs, chosen.patience_epochs) == (30, Config().patience_epochs)
     assert [path.name for path in tmp_path.iterdir()] == ["margin_scale.json"]
     scores = json.loads((tmp_path / "margin_scale.json").read_text(encoding="utf-8"))["scores"]
     assert all(0.5 < score <= 1 for score in scores.values())  # of a pool that class names nearly solve
-
-
-def test_choice__other_recipes_have_no_margin() -> None:
-    cfg = METHODS["fpl"].recipe.Config()
-    task = Task(torch.full((3,), -1), ("a", "b"))
-    views, build = tiny.TinyFeats([0, 1, 1]), tiny.BuildTowers(tiny.concepts_of(2))
-    assert with_chosen_margin(METHODS["fpl"].recipe, cfg, task, views, build, options=tiny.options_of()) is cfg

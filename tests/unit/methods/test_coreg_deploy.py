@@ -11,7 +11,7 @@ from torch import Tensor
 
 import tiny
 from labelwright.encoders.projection import ProjectedNet
-from labelwright.methods.coreg_deploy import finish, overturned_warning, put_in
+from labelwright.methods.coreg_deploy import finish, put_in
 from labelwright.metrics.agreement import Watch
 from labelwright.types import Concepts, State, Task
 
@@ -154,16 +154,6 @@ def test_finish__counts_no_verified_image_and_none_without_guesses_as_contradict
         "distil", Task(torch.full((N,), -1), ("a", "b", "c"), tiny.sets_of(mask)), a_state(by_centres(MERGED))
     )
     assert (told["overturned_frac"], warnings) == (0.0, [])
-
-
-def test_overturned_warning__where_only_one_direction_is_among_the_largest_changes() -> None:
-    guessed, answered = torch.tensor([10, 10, 10, 10, 100]), torch.tensor([35, 35, 35, 35, 0])
-    (said,) = overturned_warning("abcde", guessed, answered, 0.7)
-    assert (
-        "most where it was e (100 guesses, 0 answers), most where it becomes a (10 guesses, 35 answers) and b" in said
-    )
-    (said,) = overturned_warning("ab", torch.tensor([5, 5]), torch.tensor([5, 5]), 1.0)
-    assert "of 100% of the images: corrections" in said
 
 
 @pytest.mark.parametrize("of_guesses", [0.5, 1.0])

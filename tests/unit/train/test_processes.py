@@ -62,6 +62,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "settings": {"epochs": 4, "batch_size": 8, "lr": 0.05, "queue_size": 20},
         "stored": True,
     },
+    "coreg_frozen": {"name": "coreg_frozen", "settings": {"epochs": 4, "batch_size": 8, "lr": 0.2}},
     "lps": {"name": "lps", "settings": {"epochs": 3, "batch_size": 8, "lr": 0.2}},
     "lps on features": {"name": "lps", "settings": {"epochs": 3, "batch_size": 8, "lr": 0.2}, "stored": True},
     "orca": {"name": "orca", "settings": {"epochs": 3, "batch_size": 8, "lr": 0.2}, "stored": True},
@@ -72,6 +73,7 @@ TRAINS = {
     "pico": "nets.main.classifier.head.weight",
     "simclr": "nets.main.classifier.backbone.weight",
     "coreg": "nets.main.classifier.head.linear.weight",
+    "coreg_frozen": "nets.main.head.linear.weight",
 }
 
 

@@ -91,45 +91,6 @@ def plan_of_all(
     return EpochPlan({"train": stream}, steps_for(len(rows), cfg.batch_size))
 
 
-def tells(guesses: Tensor) -> Tensor:
-    """Rows whose guesses prefer any class: neither nothing known, nor all classes alike.
-
-    Args:
-      guesses: [B, C] float, of `Task.guesses`.
-
-    Returns: [B] bool.
-
-    Example:
-      >>> tells(torch.tensor([[0.5, 0.5], [0.75, 0.25]])).tolist()
-      [False, True]
-    """
-    return guesses.amax(1) > guesses.amin(1)
-
-
-def heaviest(guesses: Tensor, rows: Tensor) -> Tensor:
-    """The class with the largest share; among equal ones a class by chance, for each row always the same.
-
-    The first of equal ones would make sets without weights lean to the classes that are listed first.
-
-    Args:
-      guesses: [B, C] float, of `Task.guesses`.
-      rows: [B] int64 rows of the training table.
-
-    Returns: [B] int64.
-
-    Example:
-      >>> heaviest(torch.tensor([[0.0, 0.25, 0.75]]), torch.tensor([7])).tolist()
-      [2]
-      >>> heaviest(torch.tensor([[0.5, 0.0, 0.5]]).expand(1000, 3), torch.arange(1000)).bincount().tolist()
-      [489, 0, 511]
-    """
-    lot = rows[:, None] * 0x9E3779B1 + torch.arange(guesses.shape[1], device=rows.device) * 0x85EBCA77
-    for _ in range(2):  # a multiplicative hash of 32 bits: no generator could be asked for single rows
-        lot = ((lot ^ (lot >> 16)) & 0xFFFFFFFF) * 0x45D9F3B
-    lot = (lot ^ (lot >> 16)) & 0xFFFFFFFF
-    return lot.masked_fill(guesses < guesses.amax(1, keepdim=True), -1).argmax(1)
-
-
 def even_targets(task: Task) -> Tensor:
     """Targets to begin with: the candidates of an image share it evenly, those of weight 0 have none of it.
 

@@ -4,7 +4,7 @@ Source: Li et al. 2020, "DivideMix: Learning with Noisy Labels as Semi-supervise
 what the authors' code (LiJunnan1992/DivideMix) says of order and settings.
 
 Algorithm
- 1  y = the verified label, or the heaviest candidate
+ 1  y = the verified label, or the most probable candidate
  2  first epochs: -log p_y + w_H sum_j p_j log p_j, on both networks; w_H = 1 for errors that repeat themselves, 0 for
     errors by chance, where the even prediction would be the best one
  3  then after each epoch, per network: l_i = -log p_iy on the clean images, stretched to 0..1
@@ -39,6 +39,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from labelwright.labels import purify
+from labelwright.labels.first_guess import first_guess, has_first_guess
 from labelwright.losses.candidates import negative_entropy
 from labelwright.losses.classification import cross_entropy, soft_cross_entropy
 from labelwright.losses.mixup import mixup
@@ -47,10 +48,8 @@ from labelwright.methods.baselines.candidate_sets import (
     CandidateSettings,
     check_task,
     first_view,
-    heaviest,
     new_net,
     plan_of_all,
-    tells,
 )
 from labelwright.methods.recipe import Begun, Recipe
 from labelwright.train.processes import mean_share
@@ -100,9 +99,9 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
     """The loss of both networks, each on its own targets."""
     batch = batches["train"]
     guesses = task.guesses(batch.rows)
-    labels = heaviest(guesses, batch.rows)
+    labels = first_guess(guesses, batch.rows)
     if clock.epoch < plain_epochs(cfg):
-        kept = tells(guesses)
+        kept = has_first_guess(guesses)
         losses = [_plain(cfg, net(batch.x), labels, kept) for net in state.nets.values()]
         return StepResult(torch.stack(losses).sum(), int(kept.sum()), state)
     with torch.no_grad():
@@ -170,8 +169,8 @@ def _clean_probability(cfg: Config, task: Task, name: str, passes: Passes) -> Te
     is_guess = torch.zeros_like(losses, dtype=torch.bool)
     for rows, logits in passes(name, torch.arange(len(losses))):
         guesses = task.guesses(rows)
-        losses[rows] = cross_entropy(logits, heaviest(guesses, rows), reduce="none")
-        is_guess[rows] = tells(guesses)
+        losses[rows] = cross_entropy(logits, first_guess(guesses, rows), reduce="none")
+        is_guess[rows] = has_first_guess(guesses)
     is_guess &= task.labels < 0
     division = purify.divide(purify.min_max(losses, where=is_guess), threshold=cfg.threshold, where=is_guess)
     return division.clean_probability.masked_fill(task.labels >= 0, 1.0)

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
+from labelwright.labels.first_guess import has_first_guess
 from labelwright.losses.classification import soft_cross_entropy
-from labelwright.methods.baselines.candidate_sets import CandidateSettings, plan_of_all, result_of, setup, tells
+from labelwright.methods.baselines.candidate_sets import CandidateSettings, plan_of_all, result_of, setup
 from labelwright.methods.recipe import Recipe
 from labelwright.types import Batch, Clock, State, StepResult, Task
 
@@ -19,7 +20,7 @@ def step(cfg: CandidateSettings, task: Task, state: State, batches: Mapping[str,
     """One term."""
     batch = batches["train"]
     logits, shares = state.nets["main"](batch.x), task.guesses(batch.rows)
-    kept = tells(shares)
+    kept = has_first_guess(shares)
     return result_of(task, state, batch, [logits], soft_cross_entropy(logits, shares, where=kept), kept)
 
 

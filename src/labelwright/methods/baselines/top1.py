@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from labelwright.adjust import fixed, named
+from labelwright.labels.first_guess import first_guess, has_first_guess
 from labelwright.losses.classification import adjusted_cross_entropy
 from labelwright.methods.adjusting import added
 from labelwright.methods.baselines import candidate_sets
@@ -41,7 +42,7 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     counts = torch.zeros_like(task.counts)
     for rows in torch.split(torch.arange(len(task.labels), device=task.labels.device), CHUNK):
         shares = task.guesses(rows)
-        sure = candidate_sets.heaviest(shares, rows)[candidate_sets.tells(shares)]
+        sure = first_guess(shares, rows)[has_first_guess(shares)]
         counts += torch.bincount(sure, minlength=task.n_classes)
     return dataclasses.replace(state, adjust={"named": named.init(counts, fixed.prior(counts))})
 
@@ -50,9 +51,9 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
     """One term."""
     batch = batches["train"]
     logits, shares = state.nets["main"](batch.x), task.guesses(batch.rows)
-    kept = candidate_sets.tells(shares)
+    kept = has_first_guess(shares)
     adjustment, state = added(cfg.adjust, state, logits.detach().float().softmax(1)[kept])
-    loss = adjusted_cross_entropy(logits, candidate_sets.heaviest(shares, batch.rows), adjustment, where=kept)
+    loss = adjusted_cross_entropy(logits, first_guess(shares, batch.rows), adjustment, where=kept)
     return candidate_sets.result_of(task, state, batch, [logits], loss, kept)
 
 

@@ -1,0 +1,214 @@
+"""Co-Reg on frozen features: one head, started from Gaussians, that corrects the guesses it learns from.
+
+What is left of "Bridging Weakly-Supervised Learning and VLM Distillation: Noisy Partial Label Learning for Efficient
+Downstream Adaptation" (2025), arXiv 2506.03229, where the features do not learn; methods/coreg.py is the whole of it.
+
+ 1  q = softmax(log evidence of the guesses + s log N(z; mu_c, W) pi_c), by EM; the head starts as its linear part
+ 2  a = softmax(logits + log evidence), scaled until its mean is the class prior                            Sec. 4.2
+ 3  division loss -log max_{j in S} a_j, stretched to 0..1, mean of 5 epochs
+ 4  w = probability of the lower of two Gaussians fitted to it; P = {w > 1/2}, U the others
+ 5  targets on P: sharpen(w a + (1 - w) p); on U: sharpen(p), p the head's own softmax                      Sec. 4.3
+ 6  L = cross-entropy on P + squared error on U; then lines 2 to 4 again
+ 7  stop as soon as the answers stand still
+ 8  keep the head if it agrees better with clusters of the features than the guesses, else the annotator's classifier
+
+Symbols: q, mu, W, pi=labels.candidate_beliefs, a=beliefs, w=clean, p=probs, S=Task.possible.
+Left out of the paper, since it changes nothing where the features are frozen (docs/results/coreg_parts.csv): the second
+network, mixing, prototypes, the contrastive loss with its queue and momentum networks. Added: line 1, the evidence in
+line 2, line 7, line 8.
+Command: labelwright fit photos/ --classes names.txt --method coreg_frozen --model MODEL --out RUN
+Measured: docs/benchmarks.md, `labelwright bench --table coreg-cifar10 --cells coreg_frozen`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from labelwright.encoders.heads import MlpHead
+from labelwright.errors import ConfigError
+from labelwright.labels import purify
+from labelwright.labels.candidate_beliefs import candidate_beliefs, rarely_guessed_warning
+from labelwright.labels.codivide import CoDivision, aligned_division, describe_divisions, read_beliefs
+from labelwright.labels.first_guess import first_guesses, overturned, overturned_warning
+from labelwright.losses.classification import soft_cross_entropy
+from labelwright.losses.soft_targets import squared_error_of_probs
+from labelwright.methods.baselines.candidate_sets import CandidateSettings, check_task, new_net, plan_of_all
+from labelwright.metrics.agreement import Watch
+from labelwright.metrics.diagnostics import division_warnings
+from labelwright.train.processes import mean_share
+from labelwright.train.settings import require
+from labelwright.types import Batch, BuildNet, Clock, EpochPlan, Passes, Prediction, State, StepResult, Task
+
+START_STRENGTH = 0.15  # logits of the start over the log densities of the Gaussians
+TEMPERATURE = 0.5  # of the sharpening (Sec. 5.1)
+MOVED_FRAC = 0.002  # of the answers, below which an epoch counts as having changed nothing
+STILL_EPOCHS = 2  # such epochs in a row end the training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(CandidateSettings):
+    """Settings of Co-Reg on frozen features."""
+
+    epochs: int = 8  # passes over all images, at most
+    batch_size: int = 1024  # rows per step
+    lr: float = 0.2  # peak learning rate
+    guess_strength: float = 1.0  # how much the guesses weigh in line 2; 0 = the head alone
+    use_alignment: bool = True  # line 2; False: not scaled to the class prior (ablation)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.guess_strength >= 0, "guess_strength", self.guess_strength, "0 or more")
+
+
+def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
+    """A head with a residual layer."""
+    check_task(task, "coreg_frozen")
+    if not build_net.is_frozen:
+        raise ConfigError(
+            "coreg_frozen learns on frozen features, and this backbone is trained",
+            fix="use --method coreg, or freeze it: --freeze 'backbone.*'",
+        )
+    history = purify.init_loss_history(len(task.labels), device=task.labels.device)
+    memory = {"is_frozen": True, "division": {"history": history}, "n_still": 0}
+    return State(nets={"main": new_net(cfg, task, build_net)}, memory=memory)
+
+
+def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State, Mapping[str, Any]]:
+    """Line 1, the clusters of line 8, and the first division."""
+    everything = torch.arange(len(task.labels))
+    # Half precision, as a store keeps them: all features are held at once.
+    feats = torch.cat([z.half() for _, z in passes("main", everything, output="feats")])
+    start = candidate_beliefs(feats, task)
+    put_in(state, START_STRENGTH * start.beliefs.weight, START_STRENGTH * start.beliefs.bias)
+    guessed = first_guesses(task)
+    watch = Watch.start(feats, task.n_classes, guessed)
+    memory = {**state.memory, "watch": watch.to_dict(), "prior": start.beliefs.prior, "miss": start.miss}
+    memory |= {"is_prior_known": start.is_rebalanced}
+    state, divided = _divided(cfg, task, dataclasses.replace(state, memory=memory), passes, epoch=-1)
+    shares = guessed.bincount(minlength=task.n_classes) / len(guessed)
+    logs = {
+        "guessed_frac": [round(float(share), 5) for share in shares],
+        "annotator_agreement": watch.zero_shot_agreement,
+        "miss": [round(float(miss), 4) for miss in start.miss],
+        "prior": [round(float(share), 5) for share in start.beliefs.prior],
+        "class_names": list(task.class_names),
+        "rarely_guessed": [task.class_names[c] for c in start.rarely_guessed],
+        "reliable_frac": divided["reliable_frac"],
+        "in_set_frac": divided["in_set_frac"],
+        "warnings": rarely_guessed_warning(task.class_names, start.rarely_guessed, is_rebalanced=start.is_rebalanced),
+    }
+    return state, logs
+
+
+def plan(cfg: Config, task: Task, state: State, epoch: int) -> EpochPlan:
+    """Every image once; nothing after line 7."""
+    return EpochPlan({}, 0) if is_still(state) else plan_of_all(cfg, task, state, epoch)
+
+
+def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], clock: Clock) -> StepResult:
+    """Lines 5 and 6."""
+    batch, division = batches["train"], state.memory["division"]
+    logits: Tensor = state.nets["main"](batch.x)
+    probs = logits.detach().float().softmax(1)
+    clean = division["clean"][batch.rows]
+    is_reliable = clean > 0.5
+    beliefs = read_beliefs(division["beliefs"], batch.rows, task.n_classes)
+    on_p = purify.reliable_targets(probs, beliefs, clean, temperature=TEMPERATURE)
+    targets = torch.where(is_reliable[:, None], on_p, purify.sharpen(probs, temperature=TEMPERATURE))  # 5
+    share_p, share_u = (mean_share(rows.sum().float()) for rows in (is_reliable, ~is_reliable))
+    loss_p = share_p * soft_cross_entropy(logits, targets, where=is_reliable)
+    loss_u = share_u * squared_error_of_probs(logits, targets, where=~is_reliable)
+    logs = {"loss_p": loss_p.detach(), "loss_u": loss_u.detach(), "reliable_frac": is_reliable.float().mean()}
+    return StepResult(loss_p + loss_u, len(batch.rows), state, logs)  # 6
+
+
+def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int) -> tuple[State, Mapping[str, Any]]:
+    """Divide anew and look whether the answers still move; line 8 once they do not, or at the end."""
+    if is_still(state):
+        return state, {}
+    state, logs = _divided(cfg, task, state, passes, epoch=epoch)
+    if epoch + 1 == cfg.epochs or is_still(state):
+        logs |= _kept(task, state, logs)
+    return state, logs
+
+
+def predict(cfg: Config, state: State, x: Tensor) -> Prediction:
+    """Plain logits: the guesses and the class prior act in training only."""
+    return Prediction(state.nets["main"](x))
+
+
+def is_still(state: State) -> bool:
+    """Whether the answers have stopped moving, line 7.
+
+    Example:
+      >>> [is_still(State({}, memory={"n_still": n})) for n in range(STILL_EPOCHS + 1)]
+      [False, False, True]
+    """
+    return bool(state.memory["n_still"] >= STILL_EPOCHS)
+
+
+def put_in(state: State, weight: Tensor, bias: Tensor) -> None:
+    """Make a linear classifier of the features, weight [C, D] and bias [C], of the head; its trunk stays."""
+    head: Any = cast(Any, state.nets["main"]).head
+    linear = head.linear if isinstance(head, MlpHead) else head
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+        linear.bias.copy_(bias)
+
+
+def _divided(cfg: Config, task: Task, state: State, passes: Passes, *, epoch: int) -> tuple[State, dict[str, Any]]:
+    """Lines 2 to 4, how many answers have moved, and what to report of them."""
+    memory, before = dict(state.memory), state.memory["division"]
+    found: CoDivision = aligned_division(
+        "main",
+        task,
+        passes,
+        before["history"],
+        prior=memory["prior"],
+        miss=memory["miss"],
+        guess_strength=cfg.guess_strength,
+        ratio=before.get("ratio") if memory["is_prior_known"] else None,
+        use_alignment=cfg.use_alignment,
+        seed=epoch + 1,
+    )
+    fields = ("beliefs", "clean", "ratio", "history", "predicted")
+    memory["division"] = {key: getattr(found, key) for key in fields}
+    logs = describe_divisions([found], collapse=0.0)
+    logs["cluster_agreement"] = Watch.from_dict(memory["watch"]).agreement(found.predicted)
+    if "predicted" in before:
+        logs["moved_frac"] = float((found.predicted != before["predicted"]).float().mean())
+        memory["n_still"] = memory["n_still"] + 1 if logs["moved_frac"] < MOVED_FRAC else 0
+    memory.setdefault("first_divided", {key: logs[key] for key in ("reliable_frac", "in_set_frac")})
+    logs["warnings"] = division_warnings(logs, memory["first_divided"], epoch=epoch, has_guesses=found.n_divided > 0)
+    return dataclasses.replace(state, memory=memory), logs
+
+
+def _kept(task: Task, state: State, logs: Mapping[str, Any]) -> dict[str, Any]:
+    """Line 8: what is kept, and why; the annotator's classifier is put into the head where that agrees less."""
+    of_guesses = Watch.from_dict(state.memory["watch"]).zero_shot_agreement
+    score, contradicted = logs["cluster_agreement"], overturned(task, state.memory["division"]["predicted"])
+    kept = {"deployed": "better", "score_deployed": score, "score_guesses": of_guesses}
+    kept |= {"overturned_frac": contradicted.frac, "warnings": list(logs["warnings"])}
+    if score >= of_guesses:
+        kept["warnings"] += overturned_warning(task.class_names, contradicted)
+        return kept
+    goes_back = task.concepts is not None and task.n_novel == 0
+    if goes_back:
+        assert task.concepts is not None
+        put_in(state, task.concepts.logit_scale * task.concepts.feats, torch.zeros(task.n_classes))
+        trunk: Any = cast(Any, state.nets["main"]).head.from_hidden
+        torch.nn.init.zeros_(trunk.weight)
+        torch.nn.init.zeros_(trunk.bias)
+        kept["deployed"] = "annotator"
+    kept["warnings"].append(
+        f"the student agrees less with the clusters of the images ({score:.3f}) than the guesses it learned from "
+        f"({of_guesses:.3f}): it may be worse than its annotator"
+        + ("; the annotator's own classifier is kept instead" if goes_back else "; compare before you use it")
+    )
+    return kept
