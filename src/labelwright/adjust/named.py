@@ -25,7 +25,7 @@ DECAY = 0.9  # share of the earlier steps that an update keeps: some ten steps, 
 ADJUSTERS: Mapping[str, Callable[[Mapping[str, Tensor]], Adjustment]] = {
     "la": lambda state: fixed.logit_adjustment(state["counts"]),
     "vs": lambda state: fixed.vector_scaling(state["counts"], power=0.05),  # as the method vs
-    "ldam": lambda state: fixed.ldam(state["counts"], scale=1.0),  # margins alone: other logits are no cosines
+    "ldam": lambda state: fixed.ldam(state["counts"], scale=1.0),  # margins alone: other logits are not cosines
     "pace": lambda state: pace_margin(normalised(state["predicted"]), state["prior"], scale=10.0),  # as the method lps
 }
 """Name -> what it makes of the state."""

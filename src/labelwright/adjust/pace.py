@@ -49,7 +49,7 @@ def normalised(total: Tensor) -> Tensor:
 
 
 def divergence(estimate: Tensor, prior: Tensor, *, direction: Direction = "prior_to_estimate") -> Tensor:
-    """How far the predicted class distribution is from the one that is due: a KL divergence, in nats.
+    """How far the predicted class distribution is from the class prior: a KL divergence, in nats.
 
     Args:
       estimate: [C] float >= 0, sums to 1. (pi-hat)

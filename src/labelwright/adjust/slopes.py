@@ -29,7 +29,7 @@ MIN_ROWS = 10  # rows predicted as a class, below which it has no slope of its o
 MIN_BINS = 2  # filled bins, likewise
 PENDING_ROWS = 8192  # rows that wait unsorted before they are folded into the rings; any number gives the same rows
 HUBER_DELTA = 1.345  # residuals beyond this many standard deviations count linearly: 95% efficient under normal noise
-HUBER_ROUNDS = 30  # reweightings; slopes of 20 bins settle to 1e-6 well before
+HUBER_ROUNDS = 30  # reweightings; slopes of 20 bins converge to 1e-6 well before
 
 Memory = dict[str, Any]  # tensors, numbers and one nested dict of tensors: torch.load(weights_only=True) reads it back
 
@@ -267,7 +267,7 @@ def slopes_from_rows(
     fit="huber" down-weighs bins that lie off the line: iteratively reweighted least squares on u = sqrt(n) (y - b x),
     scaled by 1.4826 times the median of |u| over the filled bins of the class, with the usual delta of 1.345.
 
-    ``shrink`` draws the slopes of starved classes toward the pooled one, as an empirical-Bayes estimate does:
+    ``shrink`` draws the slopes of classes with few rows toward the pooled one, as an empirical-Bayes estimate does:
 
         S_c = sum_i n_i x_i^2           what the rows of c say of its slope
         b_0 = sum_c S_c b_c / sum_c S_c       the slope of all rows together

@@ -74,7 +74,7 @@ def annotate(
       device: auto, cpu or cuda.   precision: auto, bf16 or fp32.
       seed: of the orders in which a chat model is shown the classes.
       cache_limit_gb: decoded images above this are streamed instead of cached.
-      approve: told what a chat model will be asked, before it is; False stops.
+      approve: called with what a chat model will be asked, before it is; False stops.
 
     Returns: where the table is, and counts; against the labels or the truth of the data, where it has any, also how
       often the candidates hold it.

@@ -58,20 +58,22 @@ class Annotator:
     phrasings: int = 3
     seed: int = 0
 
-    def told(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         """What a table of candidates says of where they come from: JSON-ready.
 
         Example:
-          >>> Annotator("m", is_chat=True, phrasings=2).told()
+          >>> Annotator("m", is_chat=True, phrasings=2).facts()
           {'model': 'm', 'kind': 'chat', 'phrasings': 2, 'seed': 0}
         """
         if self.is_chat:
             return {"model": self.model, "kind": "chat", "phrasings": self.phrasings, "seed": self.seed}
-        told: dict[str, Any] = {"model": self.model, "kind": "two towers", "rule": self.rule}
-        told |= {"top_k": self.top_k} if self.rule == "top_k" else {"ratio": self.ratio} if self.rule == "ratio" else {}
-        told |= {"templates": self.templates, "n_templates": len(templates_named(self.templates))}
+        facts: dict[str, Any] = {"model": self.model, "kind": "two towers", "rule": self.rule}
+        facts |= (
+            {"top_k": self.top_k} if self.rule == "top_k" else {"ratio": self.ratio} if self.rule == "ratio" else {}
+        )
+        facts |= {"templates": self.templates, "n_templates": len(templates_named(self.templates))}
         offered = {name: list(texts) for name, texts in self.descriptions.items()}
-        return told | ({"offered_descriptions": offered} if offered else {})
+        return facts | ({"offered_descriptions": offered} if offered else {})
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def ask_chat(
         )
     shown = [list(answer) for answer in asked.unparseable[:UNPARSEABLE_SHOWN]]
     counts = _counts(asked.candidates, table) | {**asked.counts, "unparseable": shown}
-    return Guesses(asked.candidates, counts, annotator.told())
+    return Guesses(asked.candidates, counts, annotator.facts())
 
 
 def load_matching(model: str, *, device: torch.device, precision: str) -> MatchingEncoder:
@@ -213,7 +215,7 @@ def match_names(annotator: Annotator, table: LabelTable, views: EmbeddingViews, 
         top_k=annotator.top_k,
         ratio=annotator.ratio,
     )
-    info = annotator.told() | {"identity": tower.identity}
+    info = annotator.facts() | {"identity": tower.identity}
     return Guesses(candidates, _counts(candidates, table) | repairs, info)
 
 

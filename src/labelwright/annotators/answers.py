@@ -43,7 +43,7 @@ class AnswerParser:
                 raise ConfigError(f"class {name!r} has no letter or digit to know it by", fix="give it a name in words")
             if tokens in self._exact:
                 raise ConfigError(
-                    f"classes {class_names[self._exact[tokens]]!r} and {name!r} cannot be told apart in an answer",
+                    f"classes {class_names[self._exact[tokens]]!r} and {name!r} cannot be distinguished in an answer",
                     fix="give them names that differ in more than case and punctuation",
                 )
             self._exact[tokens] = c
@@ -53,11 +53,11 @@ class AnswerParser:
 
     def __call__(self, answer: str) -> tuple[int, ...]:
         """Class indices named in an answer, ascending; empty if there is none to be found."""
-        said = _folded(_NUMBERING.sub("", _THOUGHT.sub("", answer)))
-        spans = list(_TOKEN.finditer(said))
+        sentences = _folded(_NUMBERING.sub("", _THOUGHT.sub("", answer)))
+        spans = list(_TOKEN.finditer(sentences))
         tokens = [span.group() for span in spans]
         starts = [span.end() for span in spans[:-1]]
-        is_last = [bool(_STOP.search(said, a, b.start())) for a, b in zip(starts, spans[1:], strict=True)] + [True]
+        is_last = [bool(_STOP.search(sentences, a, b.start())) for a, b in zip(starts, spans[1:], strict=True)] + [True]
         found: set[int] = set()
         at = 0
         while at < len(tokens):

@@ -43,7 +43,7 @@ def phrase(class_names: Sequence[str], *, seed: int, image_id: str, phrasing: in
 
     Args:
       class_names: C names.
-      seed, image_id: the order hangs on these two and ``phrasing``, on nothing else.
+      seed, image_id: the order depends on these two and ``phrasing``, on nothing else.
       phrasing: 0 or more; 0 to 4 are different wordings.
 
     Example:
@@ -58,7 +58,7 @@ def phrase(class_names: Sequence[str], *, seed: int, image_id: str, phrasing: in
 
 @dataclass(frozen=True)
 class Asked:
-    """What a chat model said of N images.
+    """What a chat model answered about N images.
 
     Attributes:
       candidates: sets of N rows: the union over phrasings, weighted by the share of phrasings that named the class;

@@ -150,18 +150,18 @@ def describe_candidates(
 
     Returns: n_images, mean_set_size (over the sets that are not empty), largest_set, n_empty, n_single,
       n_classes_never_named; with a truth also n_scored, truth_inside (share of the scored rows) and top1_accuracy (the
-      heaviest candidate is the truth; the first one where there are no weights).
+      most probable candidate is the truth; the first one where there are no weights).
 
     Example:
       >>> sets = Candidates(torch.tensor([0, 2, 3]), torch.tensor([0, 1, 1]), torch.tensor([0.4, 0.6, 1.0]))
-      >>> told = describe_candidates(sets, n_classes=3, truth=np.array([0, 1]))
-      >>> told["mean_set_size"], told["truth_inside"], told["top1_accuracy"], told["n_classes_never_named"]
+      >>> facts = describe_candidates(sets, n_classes=3, truth=np.array([0, 1]))
+      >>> facts["mean_set_size"], facts["truth_inside"], facts["top1_accuracy"], facts["n_classes_never_named"]
       (1.5, 1.0, 0.5, 1)
     """
     n_rows, sizes = len(candidates), candidates.offsets.diff()
     named = torch.bincount(candidates.classes.long(), minlength=n_classes)
     n_empty = int((sizes == 0).sum())
-    told: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "n_images": n_rows,
         "mean_set_size": round(len(candidates.classes) / max(1, n_rows - n_empty), 4),
         "largest_set": int(sizes.max()) if n_rows else 0,
@@ -170,22 +170,22 @@ def describe_candidates(
         "n_classes_never_named": int((named == 0).sum()),
     }
     if truth is None or not (truth >= 0).any():
-        return told
+        return facts
     known = torch.from_numpy(np.asarray(truth, dtype=np.int64))
     rows = torch.repeat_interleave(torch.arange(n_rows), sizes)
     is_true = candidates.classes.long() == known[rows]
     inside = torch.zeros(n_rows, dtype=torch.bool)
     inside[rows[is_true]] = True
     weights = torch.zeros(len(rows)) if candidates.weights is None else candidates.weights
-    heaviest = torch.zeros(n_rows).scatter_reduce_(0, rows, weights, "amax")
-    leads = (weights == heaviest[rows]).nonzero()[:, 0]
+    largest = torch.zeros(n_rows).scatter_reduce_(0, rows, weights, "amax")
+    leads = (weights == largest[rows]).nonzero()[:, 0]
     first = torch.full((n_rows,), len(rows)).scatter_reduce_(0, rows[leads], leads, "amin")  # of those that tie
     right = torch.cat([is_true, torch.zeros(1, dtype=torch.bool)])[first]
     scored = known >= 0
-    told["n_scored"] = int(scored.sum())
-    told["truth_inside"] = round(float(inside[scored].double().mean()), 4)
-    told["top1_accuracy"] = round(float(right[scored].double().mean()), 4)
-    return told
+    facts["n_scored"] = int(scored.sum())
+    facts["truth_inside"] = round(float(inside[scored].double().mean()), 4)
+    facts["top1_accuracy"] = round(float(right[scored].double().mean()), 4)
+    return facts
 
 
 # ---- the table of candidates ----------------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ def write_candidates(
     """Write candidate sets as a Parquet table that stands for its images: `data.read.load` reads it back.
 
     Columns: id; image (path, relative to the file's folder where it lies below it, else absolute; or the embedded
-    image itself); label (the given one or null); candidates and weights (lists, heaviest order not implied); and
+    image itself); label (the given one or null); candidates and weights (lists, order of weight not implied); and
     split, group and truth where the table has them. The file appears whole or not at all.
 
     Args:

@@ -45,7 +45,7 @@ def data_url(image: Image.Image) -> str:
 
 
 class _PassingError(Exception):
-    """A fault that may be gone next time; ``wait_s`` if the endpoint said when to come back."""
+    """A fault that may be gone next time; ``wait_s`` if the endpoint names a time to come back."""
 
     def __init__(self, reason: str, wait_s: float | None = None) -> None:
         super().__init__(reason)
@@ -147,23 +147,27 @@ class OpenAIChat:
 
     def _verdict(self, error: Any) -> Exception:
         """What an HTTP status other than success means."""
-        status, said = error.status_code, _said(error)
+        status, sentences = error.status_code, _detail(error)
         if error.code == "insufficient_quota":
-            return ConfigError(f"{self.endpoint}: the quota of this key is used up: {said}", fix="see to its billing")
+            return ConfigError(
+                f"{self.endpoint}: the quota of this key is used up: {sentences}", fix="see to its billing"
+            )
         if status in (408, 409, 429) or status >= 500:
-            return _PassingError(f"HTTP {status}: {said}", _retry_after_s(error.response.headers.get("retry-after")))
+            return _PassingError(
+                f"HTTP {status}: {sentences}", _retry_after_s(error.response.headers.get("retry-after"))
+            )
         if status in (401, 403):
             return ConfigError(
-                f"{self.endpoint} does not accept the key (HTTP {status}): {said}",
+                f"{self.endpoint} does not accept the key (HTTP {status}): {sentences}",
                 fix="set OPENAI_API_KEY to a key of that endpoint that may use this model",
             )
         if status == 404 or error.code == "model_not_found":
             return ConfigError(
-                f"{self.endpoint} has no model {self.name!r} (HTTP {status}): {said}",
+                f"{self.endpoint} has no model {self.name!r} (HTTP {status}): {sentences}",
                 fix="check the model name, and that the base URL is right (most end in /v1)",
             )
         return DataError(
-            f"{self.endpoint} refuses the question (HTTP {status}): {said}",
+            f"{self.endpoint} refuses the question (HTTP {status}): {sentences}",
             fix="check that this model takes images, and questions of this length",
         )
 
@@ -176,7 +180,7 @@ def _without(settings: Mapping[str, float], parameter: str) -> dict[str, float]:
     return kept
 
 
-def _said(error: Any) -> str:
+def _detail(error: Any) -> str:
     """The endpoint's own words, on one line."""
     words = error.body.get("message") if isinstance(error.body, Mapping) else None
     return " ".join(str(words or error.message).split())[:200]

@@ -1,6 +1,6 @@
 """Chat models that see (LLaVA-class) on this machine, through transformers.
 
-transformers is imported where it is used, as in pretrained.py; what is wrong with a name is said as there.
+transformers is imported where it is used, as in pretrained.py; what is wrong with a name is reported as there.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class LocalChat:
         self._processor = processor
         self._max_new_tokens = max_new_tokens
         tokenizer = processor.tokenizer
-        tokenizer.padding_side = "left"  # an answer goes on from the end of its question
+        tokenizer.padding_side = "left"  # an answer continues from the end of its question
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         self._has_template = bool(processor.chat_template or tokenizer.chat_template)

@@ -82,7 +82,7 @@ def describe(
       templates: see `fit`.
       on_bad: stop, or skip unusable images.
       device: auto, cpu or cuda.   precision: auto, bf16 or fp32.
-      approve: told what will be asked, before it is; False stops.
+      approve: called with what will be asked, before it is; False stops.
 
     Raises: ConfigError, DataError, OfflineError, with nothing asked, for what cannot work.
     """
@@ -110,8 +110,8 @@ def describe(
     if chat is None or out is None:
         return Found(names, mismatch, None, {})
     which = list(range(len(names))) if every else mismatch.is_mismatched.nonzero().flatten().tolist()
-    told = ask_for(names, which, chat, chat_url=chat_url, path=Path(out), n=n, context=context, approve=approve)
-    return Found(names, mismatch, Path(out), told)
+    facts = ask_for(names, which, chat, chat_url=chat_url, path=Path(out), n=n, context=context, approve=approve)
+    return Found(names, mismatch, Path(out), facts)
 
 
 def ask_for(

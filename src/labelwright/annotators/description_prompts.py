@@ -74,7 +74,7 @@ _CHATTER = re.compile(
 def parse_descriptions(answer: str, *, n: int = 4) -> Parsed:
     """The descriptions in a model's answer: lines, a numbered or bulleted list, or a JSON list.
 
-    Dropped are refusals, small talk, headings, single words, more than 30 words, and what was said before.
+    Dropped are refusals, small talk, headings, single words, more than 30 words, and what was written before.
 
     Args:
       answer: as the model gave it.   n: at most so many are kept; the rest is neither kept nor counted as dropped.

@@ -32,7 +32,7 @@ def read_descriptions(path: str | Path, class_names: Sequence[str]) -> dict[str,
 
     Raises:
       ConfigError: no such file, or one of another kind.
-      DataError: it cannot be parsed, or some entries are no class, empty or not text: all of them, with their keys.
+      DataError: it cannot be parsed, or some entries are not classes, empty or not text: all of them, with their keys.
 
     Example:
       >>> import tempfile
@@ -167,7 +167,7 @@ def ask_descriptions(
     n_workers: int | None = None,
     on_class: Callable[[str, Parsed | None], None] | None = None,
 ) -> dict[str, tuple[str, ...]]:
-    """Ask a chat model how some classes look. What does not parse is dropped, and said in a logged warning.
+    """Ask a chat model how some classes look. What does not parse is dropped, and reported in a logged warning.
 
     Args:
       chat: the model.   class_names: the C classes.

@@ -288,10 +288,10 @@ def read_guesses(path: Path, table: LabelTable, annotator: Annotator) -> Guesses
         raise DataError(
             f"{path} is of other images or classes", fix="resume with the same data, or start anew in another --out"
         )
-    told = annotator.told()
-    changed = [key for key in told | {"offered_descriptions": None} if info.get(key) != told.get(key)]
+    facts = annotator.facts()
+    changed = [key for key in facts | {"offered_descriptions": None} if info.get(key) != facts.get(key)]
     if changed:
-        was, now = info.get(changed[0]), told.get(changed[0])
+        was, now = info.get(changed[0]), facts.get(changed[0])
         raise ConfigError(
             f"the candidates of this run were made with {changed[0]} {was!r}, and {now!r} is asked for now",
             fix="resume with the settings of config.yaml, or start anew in another --out",

@@ -201,7 +201,7 @@ def _pixels(settings: Mapping[str, Mapping[str, object]], words: str = "", *, si
         for is_reduced in (True, False)
     )
     at = f" of {size_px} px" if size_px else ""
-    told = [
+    facts = [
         f"{method}: {', '.join(f'{key} {value}' for key, value in own.items())}" for method, own in settings.items()
     ]
     table = BenchTable(
@@ -212,7 +212,7 @@ def _pixels(settings: Mapping[str, Mapping[str, object]], words: str = "", *, si
         n_max=1000,
         network="resnet32",
         size_px=size_px,
-        schedule=f"REDUCED to 1,000 images per class{at}, ResNet-32; {'; '.join(told)}; else the methods' own defaults",
+        schedule=f"REDUCED to 1,000 images per class{at}, ResNet-32; {'; '.join(facts)}; else methods' own defaults",
     )
     published = "published (800 epochs, batch 256, lr 0.01), PreAct ResNet-18"
     at_full = dataclasses.replace(

@@ -63,7 +63,7 @@ class Given:
       guessing: where candidate labels come from; None = there are none.
       n_verified: images of every class that keep their label, beside those of ``labels="none"``.
       n_seen, labelled_frac: see labels.
-      novel: what ``fit`` is told of the other classes: "known", their number, or "auto".
+      novel: what ``fit`` knows of the other classes: "known", their number, or "auto".
       novel_ratio: open_world: largest over smallest class of the unlabelled images, which are cut to a long tail.
       share: of the images, drawn by the seed without a look at their classes; the smaller shares lie in the larger.
       views: what a method of a pool learns from: stored features of the frozen model, or pixels, to tune it.

@@ -122,12 +122,12 @@ def _tuned(name: str) -> BenchTable:
         pixels,
         {**_TUNED, "start": "none", "lr": 0.01},
     )
-    told = ", ".join(f"{key} {value}" for key, value in _TUNED.items() if key != "lr")
+    facts = ", ".join(f"{key} {value}" for key, value in _TUNED.items() if key != "lr")
     return dataclasses.replace(
         _table(name, "Image tower frozen or tuned", cells),
         schedule=(
-            f"a fifth of the pool, half of the images of seen classes labelled; frozen: stored features, defaults; "
-            f"tuned, from pixels: {told}; accuracy, seen and novel are of the test images, pool: of the unlabelled ones"
+            "a fifth of the pool, half of the images of seen classes labelled; frozen: stored features, defaults; "
+            f"tuned, from pixels: {facts}; accuracy, seen, novel: test images, pool: unlabelled ones"
         ),
     )
 

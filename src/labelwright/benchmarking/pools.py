@@ -114,7 +114,7 @@ def as_given(pool: LabelTable, given: Given, *, seed: int, probs: NDArray[np.flo
 
 
 def _open_world(pool: LabelTable, given: Given, *, seed: int) -> LabelTable:
-    """Some images of the first classes labelled; of the others nothing is told, not even the names."""
+    """Some images of the first classes labelled; of the others nothing is known, not even the names."""
     labelled, unlabelled = splits.seen_novel(
         pool.labels, seen=given.n_seen, labelled_frac=given.labelled_frac, seed=seed
     )

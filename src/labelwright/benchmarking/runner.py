@@ -275,7 +275,7 @@ def _run_side_by_side(
     device: str,
 ) -> None:
     """Each missing cell in a process of its own; the first that fails stops the rest."""
-    accelerator_for(device)  # a device that does not exist should be said once, not by every process
+    accelerator_for(device)  # a device that does not exist should be reported once, not by every process
     threads = max(1, (os.cpu_count() or 1) // jobs)
     same = [word for flag, value in options.items() if value is not None for word in (flag, str(value))]
     same += ["--full"] if full else []

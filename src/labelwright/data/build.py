@@ -122,7 +122,7 @@ class TableBuilder:
             chunks.append(text.cast(pa.large_string()))
 
     def _take_weights(self, column: Any, lengths: NDArray[np.int64], first_row: int) -> NDArray[np.float32]:
-        """Weights of the candidates of a batch, 1 where none are said; rows where they do not fit are noted."""
+        """Weights of the candidates of a batch, 1 where none are given; rows where they do not fit are noted."""
         if column is None:
             return np.broadcast_to(np.float32(1), int(lengths.sum()))  # takes no memory
         self._has_weights = True
@@ -152,7 +152,7 @@ class TableBuilder:
         Raises: DataError (kind empty_table) if there are no rows; ConfigError if ``classes`` repeat or lack a name.
         """
         if self.n_rows == 0:
-            problem = Problem(self.where, "empty_table", "there is no image")
+            problem = Problem(self.where, "empty_table", "there is not an image")
             raise DataError(
                 f"{self.where}: no images found",
                 problems=[*self.problems, problem],
@@ -288,8 +288,10 @@ class TableBuilder:
             keys = rows[known] * n_classes + codes[known]  # (row, class) as one number
             if weights is not None:
                 keys, place = np.unique(keys, return_inverse=True)
-                said = np.bincount(place, weights[first_member - len(raw) : first_member][known]).astype(np.float64)
-                kept_weights.append(_shares(said, keys // n_classes).astype(np.float32))
+                sentences = np.bincount(place, weights[first_member - len(raw) : first_member][known]).astype(
+                    np.float64
+                )
+                kept_weights.append(_shares(sentences, keys // n_classes).astype(np.float32))
             else:
                 keys = np.sort(keys)
                 keys = keys[np.diff(keys, prepend=-1) > 0]

@@ -59,7 +59,7 @@ class Columns:
 def find_roles(names: Sequence[str], where: str, *, group: str | None = None) -> dict[str, str]:
     """Which column is what: role -> column name, for the roles present.
 
-    Raises: DataError (kind missing_column) listing the columns if there is no image column, or no ``group`` one.
+    Raises: DataError (kind missing_column) listing the columns if there is not an image column, or no ``group`` one.
 
     Example:
       >>> find_roles(["Img", "category", "notes"], "pets.csv")
@@ -243,8 +243,8 @@ def _same_kind(values: list[Any]) -> list[Any]:
 def _open_parquet(path: Path) -> Columns:
     with pq.ParquetFile(path) as file:
         schema = file.schema_arrow
-    told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = told.get("info", {}).get("features", {})
+    facts = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    features = facts.get("info", {}).get("features", {})
     ours = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
     if ours.get("class_names"):
         features = {**features, "label": {"_type": "ClassLabel", "names": ours["class_names"]}}
@@ -322,7 +322,7 @@ def as_lists(column: Any, *, names: Sequence[str] | None = None) -> tuple[Any, A
 
 
 def as_weights(column: Any) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """A column of weights, as lists or as text like ``0.7|0.3``: (lengths [n], values); NaN where there is no number.
+    """A column of weights, as lists or as text like ``0.7|0.3``: (lengths [n], values); NaN where it is not a number.
 
     Example:
       >>> lengths, values = as_weights(pa.array(["0.75|0.25", None, "much"]))

@@ -194,7 +194,7 @@ def load_embeddings(
         "report" keeps bad embeddings as they are, those of another length as zeros.
 
     Raises: DataError naming the file and the key or row: not such a file, a wrong shape or length, an unknown key,
-      Python objects, values that are not finite, labels that are no class. ConfigError for impossible ``classes``.
+      Python objects, values that are not finite, labels that are not classes. ConfigError for impossible ``classes``.
 
     Example:
       >>> import tempfile

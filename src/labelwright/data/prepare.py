@@ -349,7 +349,7 @@ def may_flip(flip: Flip, class_names: tuple[str, ...]) -> tuple[bool, str]:
     """Whether a mirrored image keeps its class, and why.
 
     Args:
-      flip: as the user said; "auto" looks at the names.
+      flip: as the user set it; "auto" looks at the names.
       class_names: C names, or none.
 
     Example:

@@ -70,7 +70,7 @@ def load(
     if split is not None:
         rows = table.where(split)
         if not len(rows):
-            problem = Problem(str(source)[:200], "empty_table", f"there is no image in the split {split!r}")
+            problem = Problem(str(source)[:200], "empty_table", f"there is not an image in the split {split!r}")
             raise DataError(problem.detail, problems=[*table.problems, problem], fix="choose another split")
         table = table.subset(rows)
     return resolve_problems(table, table.problems, on_bad)
@@ -325,8 +325,8 @@ def _dataset_columns(part: Any) -> Columns:
                 [c.combine_chunks() if isinstance(c, pa.ChunkedArray) else c for c in combined], plain
             )
 
-    told = part.features.to_dict()
-    return Columns(tuple(features), batches, told, embedded=embedded)
+    facts = part.features.to_dict()
+    return Columns(tuple(features), batches, facts, embedded=embedded)
 
 
 def _from_hub(name: str) -> Any:

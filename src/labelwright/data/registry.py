@@ -29,7 +29,7 @@ def open_dataset(name: str, *, root: str | Path | None = None, split: str) -> La
     ``cifar10-train.parquet``, ``data/train-00000-of-00003.parquet``), or a folder per split with a folder per class.
     Of several data sets in one folder, the files with the key in their names are taken. ``root`` may also be one
     Parquet file. Classes are put into the official order and given the official names where
-    the copy's own names or numbers can be told.
+    the copy's own names or numbers can be matched.
 
     Args:
       name: a key of `cards.DATASETS` or a title.
@@ -186,7 +186,7 @@ def _numbered_names(card: DatasetCard, folder: Path) -> list[str]:
 
 
 def _in_official_order(table: LabelTable, card: DatasetCard) -> LabelTable:
-    """The table with the card's class names in their order, if each of its own can be told; else as it is."""
+    """The table with the card's class names in their order, if each of its own can be matched; else as it is."""
     official = card.class_names
     if not official:
         tidy = tuple(re.sub(r"^\d+\.", "", name).replace("_", " ") for name in table.class_names)
@@ -201,7 +201,7 @@ def _in_official_order(table: LabelTable, card: DatasetCard) -> LabelTable:
 
 
 def _places(names: Sequence[str], card: DatasetCard) -> list[int] | None:
-    """Official class of each name, by spelling or by number (from 0, or from 1 to C); None if one cannot be told.
+    """Official class of each name, by spelling or by number (from 0, or from 1 to C); None if one cannot be decided.
 
     Example:
       >>> _places(["dog", "Cat"], dataset_card("cifar10")), _places(["00001", "00000"], dataset_card("gtsrb"))

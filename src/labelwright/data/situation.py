@@ -190,7 +190,7 @@ def detect(table: LabelTable, *, novel: int | str | None = None) -> Situation:
 def novel_range(novel: int | str | None) -> tuple[int, int | None] | None:
     """Least and greatest number of novel classes; None for no such classes, a greatest of None for no limit.
 
-    Raises: ConfigError if it is no number, "auto" or range.
+    Raises: ConfigError if it is not a number, "auto" or range.
 
     Example:
       >>> novel_range("auto"), novel_range("3-12"), novel_range(5), novel_range(0)

@@ -96,7 +96,7 @@ class EmbeddingStore:
 class EmbeddingViews:
     """Views of stored features (a `types.ViewSource`), as they were stored: not normalised again.
 
-    Which of the V views an image shows hangs on (seed, view, its row in ``stored``) alone; the images of a batch show
+    Which of the V views an image shows depends on (seed, view, its row in ``stored``) alone; the images of a batch show
     different ones, and one listed twice may show two.
 
     Args:

@@ -26,8 +26,8 @@ PROBLEM_KINDS = {
     "missing_image": "image files that are not there",
     "unreadable_image": "images that cannot be decoded",
     "bad_embedding": "embeddings with a value that is no finite number, or of another length",
-    "unknown_label": "labels that are no class",
-    "unknown_candidate": "candidates that are no class",
+    "unknown_label": "labels that are not classes",
+    "unknown_candidate": "candidates that are not classes",
     "unknown_split": "splits other than train, test, validation",
     "duplicate_id": "ids used more than once",
     "empty_class": "classes without a labelled image",
@@ -40,7 +40,7 @@ PROBLEM_KINDS = {
 """Problem.kind -> what a heading over such problems says."""
 
 NOTICES = frozenset({"unsupported_file", "unseen_class"})
-"""Kinds that are told but never stop a run."""
+"""Kinds that are reported but never stop a run."""
 
 _HASHED_BYTES_MAX = 4 << 30  # embedded images above this are fingerprinted by their sizes and a sample
 _STATTED_FILES_MAX = 100_000  # image files whose size and time go into a fingerprint

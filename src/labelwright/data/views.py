@@ -59,7 +59,7 @@ class ViewSettings:
 class PixelViews:
     """Views of decoded images (a `types.ViewSource`).
 
-    What is drawn for an image hangs on (seed, view, the image's row in ``pixels``) alone: a batch gives the same
+    What is drawn for an image depends on (seed, view, the image's row in ``pixels``) alone: a batch gives the same
     views in any order, among any other rows, in one process or several, and before or after `take`. A row listed
     twice in one batch gets two different views. To see one view of the same rows twice in a step ("strong" and
     "strong"), give each its own seed.

@@ -181,7 +181,7 @@ def load_two_tower(name: str, *, device: torch.device, precision: str = "auto") 
       labelwright.errors.ConfigError: no such model folder: ./nowhere
         fix: check the path
     """
-    autocast_dtype(device, precision)  # a wrong setting is said before anything is fetched
+    autocast_dtype(device, precision)  # a wrong setting is reported before anything is fetched
     local_only = is_local_only(name)
     config = read_config(name, local_only=local_only)
     _check_has_two_sides(config, name)
@@ -307,8 +307,8 @@ def identity_of(model: Any) -> str:
     """32 hex digits of a model's weights and configuration, wherever it lies; our own networks have but weights."""
     digest = blake2b(digest_size=16)
     config = getattr(model, "config", None)
-    told = type(model).__name__ if config is None else _without_origin(config.to_diff_dict())
-    digest.update(json.dumps(told, sort_keys=True, default=str).encode())
+    facts = type(model).__name__ if config is None else _without_origin(config.to_diff_dict())
+    digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

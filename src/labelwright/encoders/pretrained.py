@@ -221,7 +221,7 @@ def from_transformers_config(config: Any) -> VisionModel:
 
 
 def load_config(name: str) -> Any:
-    """transformers configuration of a folder or hub id, with what is wrong said in one line.
+    """transformers configuration of a folder or hub id, with what is wrong reported in one line.
 
     Args:
       name: a folder written by save_pretrained, or a hub id (owner/name).

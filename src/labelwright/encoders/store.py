@@ -1,6 +1,6 @@
 """A frozen encoder run once over every image and its augmented views, and the features kept as float16 on the disk.
 
-What a store holds hangs on the encoder, the images and how the views are drawn, never on labels or classes: another
+What a store holds depends on the encoder, the images and how the views are drawn, never on labels or classes: another
 class list, another method or another seed of training reads the same store. Training on it never runs the encoder.
 """
 
@@ -79,7 +79,7 @@ def build_store(
 ) -> EmbeddingStore:
     """Encode every image clean, in V weak and in V strong views, or open the store that holds just this already.
 
-    View v of a row hangs on (seed, v, the image's row in the pixels behind ``views``). The next batches are augmented
+    View v of a row depends on (seed, v, the image's row in the pixels behind ``views``). The next batches are augmented
     and the last ones written while the encoder runs. A build killed at any moment goes on where it was, to the same
     content. Several processes may ask for the same store at once: the first builds, the others wait for it.
 

@@ -34,14 +34,14 @@ def about_clusters(
     n_novel = len(table.class_names) - n_seen
     of_cluster = torch.where(hidden & (answers.predicted >= n_seen), answers.predicted - n_seen, -1)
     rows = (of_cluster >= 0).nonzero().flatten()
-    told: list[dict[str, Any]] = []
+    facts: list[dict[str, Any]] = []
     found = describe_clusters(feats[rows], of_cluster[rows], n_clusters=n_novel, n_central=N_CENTRAL) if n_novel else []
     proposals = _proposals(feats, of_cluster, n_novel, words) if words else None
     for i, cluster in enumerate(found):
         central = rows[torch.tensor(cluster.rows, dtype=torch.int64)].tolist() if cluster.rows else []
         others = torch.bincount(answers.runner_up[of_cluster == i], minlength=len(table.class_names))
         often = others.argsort(descending=True)[:3].tolist()
-        told.append(
+        facts.append(
             {
                 "name": table.class_names[n_seen + i],
                 "n_images": cluster.size,
@@ -54,8 +54,8 @@ def about_clusters(
             }
         )
         if proposals is not None:
-            told[-1]["proposed"] = proposals[i] if cluster.size else []
-    return told
+            facts[-1]["proposed"] = proposals[i] if cluster.size else []
+    return facts
 
 
 def _proposals(feats: Tensor, of_cluster: Tensor, n_novel: int, words: Mapping[str, Tensor]) -> list[list[list[Any]]]:

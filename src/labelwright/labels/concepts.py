@@ -347,7 +347,7 @@ def detect_mismatched(
 def detect_by_clustering(
     feats: Tensor, class_feats: Tensor, *, logit_scale: float, n_left: int | None = None, seed: int = 0
 ) -> Tensor:
-    """The paper's detection: cluster, settle the surest class with its images, take both away, and again.
+    """The paper's detection: cluster, assign the surest class with its images, take both away, and again.
 
     Kept for comparison: one k-means per class, and the number of mismatched classes is fixed beforehand.
 

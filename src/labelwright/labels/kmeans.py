@@ -30,7 +30,7 @@ class KMeans:
       assigned: [N] int64, cluster of each row; a labelled row has its label.
       inertia: >= 0, sum over all rows of the squared distance to their centroid.
       sizes: [C] int64 rows per cluster; 0 where there were fewer different rows than clusters.
-      n_steps: updates of the centroids until they settled, of the run that is returned.
+      n_steps: updates of the centroids until they stopped moving, of the run that is returned.
     """
 
     centroids: Tensor
@@ -176,7 +176,7 @@ def starts(z: Tensor, labels: Tensor, *, n_classes: int, draw: torch.Generator) 
 
 
 def lloyd(z: Tensor, labels: Tensor, centroids: Tensor, *, n_iter: int) -> KMeans:
-    """Alternate assignment and means from given centroids until they settle.
+    """Alternate assignment and means from given centroids until they stop moving.
 
     Args:
       z: [N, D] float32, unit norm.   labels: [N] int64, -1 = unknown.   centroids: [C, D] float32.

@@ -52,8 +52,8 @@ def with_chosen_margin(
         scores[scale] = _score(found)
     chosen = max(scores, key=lambda scale: (round(scores[scale], 4), -scale))
     if kept is not None:
-        told = {"chosen": chosen, "scores": {str(scale): round(score, 5) for scale, score in scores.items()}}
-        write_text_atomically(kept, json.dumps(told, indent=2) + "\n")
+        facts = {"chosen": chosen, "scores": {str(scale): round(score, 5) for scale, score in scores.items()}}
+        write_text_atomically(kept, json.dumps(facts, indent=2) + "\n")
     return dataclasses.replace(cfg, margin_scale=chosen)
 
 

@@ -128,8 +128,8 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State,
         put_in(state.nets["main"], found.weight, found.bias)
         state = dataclasses.replace(state, memory={**state.memory, "prior": found.prior})
         logs = {"start_inertia": found.clusters.inertia, "prior": [round(float(p), 5) for p in found.prior]}
-    state, told = _looked(cfg, task, state, passes)
-    return state, logs | told
+    state, facts = _looked(cfg, task, state, passes)
+    return state, logs | facts
 
 
 def plan(cfg: Config, task: Task, state: State, epoch: int) -> EpochPlan:
@@ -275,11 +275,11 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
     state = dataclasses.replace(state, memory=memory)
     if cfg.margin == "cvs":
         state = dataclasses.replace(state, adjust={**state.adjust, "kappa": _kappa(task, state, passes)})
-    state, told = _looked(cfg, task, state, passes)
-    told["warnings"] = pace_warnings(
-        told, memory["divergences"], epoch=epoch, n_epochs=cfg.epochs, n_named=n_seen(task)
+    state, facts = _looked(cfg, task, state, passes)
+    facts["warnings"] = pace_warnings(
+        facts, memory["divergences"], epoch=epoch, n_epochs=cfg.epochs, n_named=n_seen(task)
     )
-    return state, told
+    return state, facts
 
 
 def predict(cfg: Config, state: State, x: Tensor) -> Prediction:
@@ -291,13 +291,13 @@ def _looked(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[Stat
     """The pace of the classes on unlabelled images, and the balance of the targets if there is one."""
     due = due_unlabelled(state.memory["prior"], task.counts, len(task.labels))
     logits = unlabelled_logits(task, passes)
-    told = pace_logs(logits, due, n_seen(task))
+    facts = pace_logs(logits, due, n_seen(task))
     is_settled = starts_by_clusters(cfg.start, is_frozen=state.memory["is_frozen"])
     wants_balance = cfg.use_balance == "on" or (cfg.use_balance == "auto" and is_settled)
     if wants_balance:
         offset = balance(logits, due, state.memory["offset"])
         state = dataclasses.replace(state, memory={**state.memory, "offset": offset})
-    return state, told
+    return state, facts
 
 
 def _kappa(task: Task, state: State, passes: Passes) -> Tensor:

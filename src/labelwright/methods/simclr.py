@@ -64,7 +64,7 @@ COLLAPSED = 0.95  # mean cosine of different images from which we warn, unless i
 class Config(TrainSettings):
     """Settings of SimCLR."""
 
-    batch_size: int = 256  # images per step; each is told from all others of its batch
+    batch_size: int = 256  # images per step; each is distinguished from all others of its batch
     lr: float = 0.125  # peak learning rate: 0.5 at batch 1024 (departure 2), in proportion to the batch
     weight_decay: float = 1e-4  # of every trained parameter (departure 2)
     warmup_epochs: float = 10.0  # linear from 0 to lr (Sec. 2.2); never longer than a tenth of the epochs
@@ -74,7 +74,9 @@ class Config(TrainSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2: an image is told from others")
+        require(
+            self.batch_size >= 2, "batch_size", self.batch_size, "at least 2: an image is distinguished from others"
+        )
         require(self.temperature > 0, "temperature", self.temperature, "above 0")
         require(self.n_dims >= 1, "n_dims", self.n_dims, "at least 1")
 

@@ -106,7 +106,7 @@ def imbalance(counts: Tensor | Sequence[int]) -> dict[str, Any]:
 
     Returns:
       ``ratio``: largest / smallest count, None while a class is empty; ``gini``: 0 (even) to 1 - 1/C (all in one
-      class), the mean absolute difference of two counts over twice their mean, None if there is no image;
+      class), the mean absolute difference of two counts over twice their mean, None if there is not an image;
       ``n_empty``: classes without an image.
 
     Raises:

@@ -6,19 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 STEADY_FRAC = 0.5  # of the epochs, before which no sign is given: novel classes begin late
-SHORT_OF_DUE = 0.5  # share of what novel classes are due, below which they have been taken over by seen ones
+SHORT_OF_DUE = 0.5  # share of their expected images, below which they have been taken over by seen ones
 SURENESS_GAP = 0.25  # mean confidence of seen over that of novel classes
 STALE_RATIO = 0.9  # divergence at the end over the divergence in the first tenth, above which it did not fall
 NOTICEABLE = 0.05  # nats of divergence that matter
 
 
 def pace_warnings(
-    told: Mapping[str, Any], divergences: Sequence[float], *, epoch: int, n_epochs: int, n_named: int
+    facts: Mapping[str, Any], divergences: Sequence[float], *, epoch: int, n_epochs: int, n_named: int
 ) -> list[str]:
     """Failure signs of an epoch.
 
     Args:
-      told: of methods.open_world.pace_logs.
+      facts: of methods.open_world.pace_logs.
       divergences: mean KL divergence of every epoch so far, nats.
       epoch: zero-based.   n_epochs: in all.
       n_named: seen classes.
@@ -26,23 +26,23 @@ def pace_warnings(
     Returns: sentences; none in the first half, and none without novel classes.
 
     Example:
-      >>> told = {"novel_frac": 0.1, "novel_due": 0.6, "confidence_seen": 0.9, "confidence_novel": 0.8,
+      >>> facts = {"novel_frac": 0.1, "novel_due": 0.6, "confidence_seen": 0.9, "confidence_novel": 0.8,
       ...         "class_frac": [0.9, 0.1, 0.0]}
-      >>> for sign in pace_warnings(told, [0.5, 0.1], epoch=1, n_epochs=2, n_named=1):
+      >>> for sign in pace_warnings(facts, [0.5, 0.1], epoch=1, n_epochs=2, n_named=1):
       ...     print(sign)
-      novel classes hold 10% of the unlabelled images and are due 60%: seen classes take theirs
+      novel classes hold 10% of the unlabelled images where 60%: seen classes take theirs
       1 of 2 novel classes hold no image: fewer are there, or try --novel auto
     """
     signs: list[str] = []
-    n_novel = len(told["class_frac"]) - n_named
+    n_novel = len(facts["class_frac"]) - n_named
     if epoch + 1 < STEADY_FRAC * n_epochs or n_novel == 0:
         return signs
-    if told["novel_frac"] < SHORT_OF_DUE * told["novel_due"]:
+    if facts["novel_frac"] < SHORT_OF_DUE * facts["novel_due"]:
         signs.append(
-            f"novel classes hold {told['novel_frac']:.0%} of the unlabelled images and are due "
-            f"{told['novel_due']:.0%}: seen classes take theirs"
+            f"novel classes hold {facts['novel_frac']:.0%} of the unlabelled images where "
+            f"{facts['novel_due']:.0%} are expected: seen classes take theirs"
         )
-    sure = told["confidence_seen"], told["confidence_novel"]
+    sure = facts["confidence_seen"], facts["confidence_novel"]
     if None not in sure and sure[0] - sure[1] > SURENESS_GAP:
         signs.append(
             f"images of novel classes are far less sure ({sure[1]:.2f}) than those of seen ones ({sure[0]:.2f}): "
@@ -52,10 +52,10 @@ def pace_warnings(
     began = sum(first) / max(len(first), 1)
     if epoch + 1 == n_epochs and divergences[-1] > max(NOTICEABLE, STALE_RATIO * began):
         signs.append(
-            f"the class distribution did not come nearer to the one that is due (KL {began:.3f} at first, "
+            f"class sizes did not move towards the expected ones (KL {began:.3f} at first, "
             f"{divergences[-1]:.3f} at the end): give the prior if it is not even, or another --novel"
         )
-    n_empty = sum(share == 0 for share in told["class_frac"][n_named:])
+    n_empty = sum(share == 0 for share in facts["class_frac"][n_named:])
     if n_empty:
         signs.append(f"{n_empty} of {n_novel} novel classes hold no image: fewer are there, or try --novel auto")
     return signs

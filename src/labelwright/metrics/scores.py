@@ -139,7 +139,7 @@ def guess_counts(
 ) -> dict[str, Any]:
     """Class by class, how often candidate sets hold it and how often it is their first guess: JSON-ready.
 
-    The first guess is the heaviest candidate; k that tie count 1/k each, so that no class gains by being listed first.
+    The first guess is the most probable candidate; k that tie count 1/k each, so that no class gains by its place.
 
     Args:
       candidates: sets of N rows.
@@ -152,8 +152,8 @@ def guess_counts(
 
     Example: the second image has two candidates that tie.
       >>> sets = Candidates(torch.tensor([0, 2, 4]), torch.tensor([0, 1, 1, 2]), torch.tensor([0.9, 0.1, 0.5, 0.5]))
-      >>> told = guess_counts(sets, n_classes=3, truth=np.array([0, 2]))
-      >>> told["named"], told["first"], told["sizes"], told["accuracy"], told["per_class"]
+      >>> facts = guess_counts(sets, n_classes=3, truth=np.array([0, 2]))
+      >>> facts["named"], facts["first"], facts["sizes"], facts["accuracy"], facts["per_class"]
       ([1, 2, 1], [1.0, 0.5, 0.5], [0, 0, 2], 0.75, [1.0, None, 0.5])
     """
     n_rows = len(candidates)
@@ -164,7 +164,7 @@ def guess_counts(
     is_first = weights == torch.zeros(n_rows).scatter_reduce_(0, rows, weights, "amax")[rows]
     n_tied = torch.zeros(n_rows, dtype=torch.float64).index_add_(0, rows, is_first.double())
     share = is_first / n_tied[rows]
-    told: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "named": torch.bincount(classes, minlength=n_classes).tolist(),
         "first": [round(n, 4) for n in torch.bincount(classes, share, minlength=n_classes).tolist()],
         "is_ranked": not bool(is_first.all()),
@@ -172,11 +172,11 @@ def guess_counts(
     }
     known = None if truth is None else torch.from_numpy(np.asarray(truth, dtype=np.int64))
     if known is None or not (known >= 0).any():
-        return told
+        return facts
     right = torch.zeros(n_rows, dtype=torch.float64).index_add_(0, rows, share * (classes == known[rows]))
     listed = (known >= 0) & (known < n_classes)
     of_class = torch.bincount(known[listed], minlength=n_classes)
     found = torch.bincount(known[listed], right[listed], minlength=n_classes)
     per_class = [round(r / n, 4) if n else None for r, n in zip(found.tolist(), of_class.tolist(), strict=True)]
     scored = {"n_scored": int(listed.sum()), "per_class": per_class}
-    return told | scored | {"accuracy": round(float(right[listed].mean()), 4) if listed.any() else None}
+    return facts | scored | {"accuracy": round(float(right[listed].mean()), 4) if listed.any() else None}

@@ -127,14 +127,14 @@ def _open_evaluator(
         return None
 
     def evaluate_state(state: State) -> Mapping[str, Any]:
-        told: dict[str, Any] = {}
+        facts: dict[str, Any] = {}
         for prefix, (views, rows, known, class_names) in looked_at.items():
             answers = answers_of(recipe, cfg, state, views, device, precision, rows=rows)
             scores = open_scores(answers, known[rows.numpy()], class_names, n_seen=n_seen)
-            told |= {f"{prefix}{key}": scores[key] for key in PACE_KEYS}
+            facts |= {f"{prefix}{key}": scores[key] for key in PACE_KEYS}
             if not prefix:
-                told |= {key: scores[key] for key in ("accuracy", "balanced_accuracy", "ece")}
-        return told
+                facts |= {key: scores[key] for key in ("accuracy", "balanced_accuracy", "ece")}
+        return facts
 
     return evaluate_state
 

@@ -44,7 +44,7 @@ def count_novel(
     seed: int,
     writes: bool = True,
 ) -> tuple[int, dict[str, Any] | None]:
-    """How many novel classes a run learns, and the evidence: None where the user said how many.
+    """How many novel classes a run learns, and the evidence: None where the user gave the number.
 
     Args:
       run: its folder; an estimate is kept there, and read from there by a run that goes on.
@@ -61,15 +61,15 @@ def count_novel(
         return (0 if found is None else found[0]), None
     path = run.path / EVIDENCE_FILE
     if path.exists():
-        told = run.read_json(EVIDENCE_FILE)
-        return int(told["n_novel"]), told
+        facts = run.read_json(EVIDENCE_FILE)
+        return int(facts["n_novel"]), facts
     labels = torch.from_numpy(table.labels.astype(np.int64))
-    told = estimate_n_novel(
+    facts = estimate_n_novel(
         feats(), labels, n_seen=len(table.class_names), fewest=found[0], most=found[1], seed=seed
     ).to_dict()
     if writes:
-        run.write_json(EVIDENCE_FILE, told)
-    return int(told["n_novel"]), told
+        run.write_json(EVIDENCE_FILE, facts)
+    return int(facts["n_novel"]), facts
 
 
 def novel_notice(feats: Tensor, labels: Tensor) -> list[str]:

@@ -100,7 +100,7 @@ def pretrain(
     check_numbers(size_px=size, seed=seed)
     stats = None if model == "auto" or model in OWN else image_stats(model)
     if is_embeddings(data):
-        raise ConfigError("the data are embeddings: there are no images to learn from", fix="give the images")
+        raise ConfigError("the data are embeddings: there are not images to learn from", fix="give the images")
     table = read(data)
     flips, reason = may_flip(flip, table.class_names)
     images = _images_alone(table)
@@ -109,7 +109,7 @@ def pretrain(
     n_images = len(source.table)
     if n_images < 2:
         raise DataError(
-            f"there is one image in {resolved_path(data)}; it would have to be told from others", fix="give more images"
+            f"there is one image in {resolved_path(data)}; it has no others to be compared with", fix="give more images"
         )
     assert source.pixels is not None
     found = channel_stats(source.pixels, rows=source.rows) if stats is None else (stats.mean, stats.std)
@@ -190,7 +190,7 @@ def affordable_epochs(most: int, n_images: int) -> int:
 
 
 def _images_alone(table: LabelTable) -> LabelTable:
-    """The training images as if nobody had ever said a word of them; rows of no known split stay, to be reported."""
+    """The training images without anything that is known of them; rows of no known split stay, to be reported."""
     bare = dataclasses.replace(
         table,
         labels=np.full(len(table), -1, dtype=np.int32),

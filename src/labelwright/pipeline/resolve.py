@@ -95,7 +95,7 @@ class Plan:
             "size": self.prepared.size_px,
             "flip": self.prepared.view.flip,
             "device": self.accelerator.device.type,
-            "annotator": None if self.annotator is None else self.annotator.told(),
+            "annotator": None if self.annotator is None else self.annotator.facts(),
             "settings": dataclasses.asdict(self.cfg),
         }
         content = to_config(self.settings) | {"resolved": resolved}
@@ -264,9 +264,9 @@ def choose_views(views: str, chosen: Method, cfg: TrainSettings, *, data: Any, m
         return "embeddings"
     is_own = model == "auto" or model in OWN
     if chosen.requires.text and is_own:
-        said = "no model is named that can" if model == "auto" else f"{model} cannot"
+        sentences = "no model is named that can" if model == "auto" else f"{model} cannot"
         raise ConfigError(
-            f"this method reads class names, and {said}",
+            f"this method reads class names, and {sentences}",
             fix="name a vision-language model: --model openai/clip-vit-base-patch32, or a folder with one "
             "(labelwright/digits-clip is inside the package and knows digits only)",
         )

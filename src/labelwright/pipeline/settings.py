@@ -387,7 +387,7 @@ def _plain(value: Any) -> Any:
 def from_config(path: str | Path) -> dict[str, Any]:
     """Settings kept in the config.yaml of a run, as keyword arguments of `FitSettings`.
 
-    Raises: DataError if it cannot be read; ConfigError for keys that are no settings, or data that was in memory.
+    Raises: DataError if it cannot be read; ConfigError for keys that are not settings, or data that was in memory.
     """
     import yaml
 

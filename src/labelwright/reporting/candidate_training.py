@@ -78,9 +78,9 @@ def curve_notes(run: Run) -> list[str]:
         SHARES["reliable_frac"]: "A guess is trusted when what the model sees agrees with it.",
         SHARES["in_set_frac"]: "An answer that is not among the guesses is a correction, or a mistake.",
     }
-    said = [words for curve, words in notes.items() if curve in drawn]
+    sentences = [words for curve, words in notes.items() if curve in drawn]
     has_parts = any(figure.title == "Parts of the loss" for figure in figures)
-    return said + (["The loss jumps where a part of it sets in or ends; that is no failure."] if has_parts else [])
+    return sentences + (["The loss jumps where a part of it sets in or ends; that is no failure."] if has_parts else [])
 
 
 def _curve(run: Run, key: str, *, skip: float | None = None) -> tuple[list[int], list[float]] | None:
@@ -130,13 +130,15 @@ def deployed_words(epochs: Sequence[Mapping[str, Any]], begin: Mapping[str, Any]
         ),
         "annotator": "The annotator's own classifier was saved, not what was trained: it fits the images better.",
     }
-    said = [how.get(str(last["deployed"]), f"Saved: {last['deployed']}.")]
+    sentences = [how.get(str(last["deployed"]), f"Saved: {last['deployed']}.")]
     reached, start = finite(last.get("score_deployed")), finite(last.get("score_guesses"))
     if reached is not None and start is not None:
-        said.append(
+        sentences.append(
             "Score, found without any label: how well answers agree with groups of images that look alike "
             f"(0 not at all, 1 fully). The guesses: {start:.3f}; the trained network: {reached:.3f}."
         )
     elif reached is not None:
-        said.append(f"Score, found without any label: {percent(reached)} of its answers are among the image's guesses.")
-    return said
+        sentences.append(
+            f"Score, found without any label: {percent(reached)} of its answers are among the image's guesses."
+        )
+    return sentences

@@ -51,8 +51,8 @@ def guessed_section(run: Run) -> Guessed | None:
     Example:
       >>> sets = {"n_images": 4, "mean_set_size": 2.0, "largest_set": 2, "n_empty": 0, "n_single": 0}
       >>> summary = {"candidates": sets, "annotator": None, "guesses": {"named": [4, 4], "first": [4, 0], "sizes": [0]}}
-      >>> said = guessed_section(Run("run", summary=summary, data={"class_names": ["cat", "owl"]}))
-      >>> said.origin, said.facts[-1], said.verdict
+      >>> sentences = guessed_section(Run("run", summary=summary, data={"class_names": ["cat", "owl"]}))
+      >>> sentences.origin, sentences.facts[-1], sentences.verdict
       ('They came with the data.', ('Hardly ever the first guess', 'owl (0)'), [])
     """
     if not run.summary.get("candidates"):
@@ -311,15 +311,15 @@ def _dumbbells(title: str, rows: Sequence[Mapping[str, Any]], who: str) -> Figur
 
 
 def _verdict(run: Run) -> list[str]:
-    summary, said = run.summary, []
+    summary, sentences = run.summary, []
     test, before = run.test, run.zero_shot
     if test.get("accuracy") is not None and before.get("accuracy") is not None and knows_annotator(summary):
         change = points(before["accuracy"], test["accuracy"])
         words = f"On {test.get('n_scored', 0):,} test images the annotator alone is right for "
         words += f"{percent(before['accuracy'])}, the model that learned from it for {percent(test['accuracy'])} "
-        said.append(f"{words}({change} points).")
+        sentences.append(f"{words}({change} points).")
         if is_below_annotator(summary):
-            said.append(
+            sentences.append(
                 "It is worse than its annotator: use the annotator's guesses, or better ones, rather than this model."
             )
     after = summary.get("pseudolabels") or {}
@@ -327,11 +327,11 @@ def _verdict(run: Run) -> list[str]:
     start = asked if asked.get("accuracy") is not None else summary.get("guesses") or {}
     if after.get("accuracy") is not None and start.get("accuracy") is not None:
         who = "the annotator's answers are" if asked.get("accuracy") is not None else f"the {_one_guess(run)} is"
-        said.append(
+        sentences.append(
             f"Training images whose truth is known (used for scoring alone): {who} right for "
             f"{percent(start['accuracy'])}, the model's answers for {percent(after['accuracy'])}."
         )
-    return said
+    return sentences
 
 
 def _listed(names: Sequence[str], limit: int = 20) -> str:

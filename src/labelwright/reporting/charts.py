@@ -14,7 +14,12 @@ from labelwright.run_folder import Run
 from labelwright.wording import number, percent
 
 MAX_LINES = 12  # of a chart; more classes are shown as quantiles
-COLOURS = {"many": "#0072b2", "medium": "#e69f00", "few": "#d55e00", "": "#0072b2"}  # told apart by colour-blind eyes
+COLOURS = {
+    "many": "#0072b2",
+    "medium": "#e69f00",
+    "few": "#d55e00",
+    "": "#0072b2",
+}  # distinguished by colour-blind eyes
 BEFORE, AFTER = "#808080", "#0072b2"  # what training began with, and what it reached
 PERCENT: dict[str, Any] = {"tickformat": ".0%", "rangemode": "tozero"}  # of an axis
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")

@@ -81,9 +81,9 @@ def open_world_section(run: Run, thumbnails: Mapping[str, str] | None = None) ->
     Example:
       >>> clusters = [{"name": "novel-1", "n_images": 3, "tightness": 0.9, "taken_for": [["cat", 1.0]]}]
       >>> summary = {"n_seen": 2, "n_novel": 1, "novel": {"evidence": None, "clusters": clusters}}
-      >>> said = open_world_section(Run("run", summary=summary, data={}))
-      >>> said.counting, said.cards[0].facts[-1]
-      (['You said how many: 1 new class.'], ('If it were not novel-1, it would be', 'cat (100.0% of its images)'))
+      >>> sentences = open_world_section(Run("run", summary=summary, data={}))
+      >>> sentences.counting, sentences.cards[0].facts[-1]
+      (['You gave the number: 1 new class.'], ('If it were not novel-1, it would be', 'cat (100.0% of its images)'))
     """
     if run.summary.get("n_novel") is None:
         return None
@@ -174,13 +174,13 @@ def _unscored(run: Run) -> str:
 def _counting(run: Run, evidence: Mapping[str, Any]) -> list[str]:
     n = run.summary["n_novel"]
     if not evidence:
-        return [f"You said how many: {'none' if n == 0 else f'{n:,} new class' + ('es' if n > 1 else '')}."]
+        return [f"You gave the number: {'none' if n == 0 else f'{n:,} new class' + ('es' if n > 1 else '')}."]
     reason = str(evidence.get("reason") or "")
-    said = [reason[:1].upper() + reason[1:]] if reason else []
+    sentences = [reason[:1].upper() + reason[1:]] if reason else []
     if evidence.get("is_edge"):
         most = evidence.get("most") or 0
-        said.append(f"To look further, run it again with a wider range, as --novel 0-{max(2 * most, 10)}.")
-    return said
+        sentences.append(f"To look further, run it again with a wider range, as --novel 0-{max(2 * most, 10)}.")
+    return sentences
 
 
 def _chart_note() -> str:
@@ -195,7 +195,7 @@ def _chart_note() -> str:
 
 
 def evidence_figures(run: Run) -> list[Figure]:
-    """How well each number of new classes is supported; nothing where the user said how many.
+    """How well each number of new classes is supported; nothing where the user gave the number.
 
     Example:
       >>> curve = [{"n_novel": n, "score": s, "agreement": s, "stability": s} for n, s in ((0, 0.2), (1, 0.8))]

@@ -62,7 +62,7 @@ NO_CONTENT: Mapping[str, Any] = {
 }
 """Variables of the template that methods fill."""
 
-MAX_ROWS = 100  # of a table; what is left out is said below it
+MAX_ROWS = 100  # of a table; what is left out is reported below it
 
 
 def render(

@@ -21,7 +21,7 @@ from labelwright.reporting.candidates import is_below_annotator, knows_annotator
 from labelwright.run_folder import Run
 from labelwright.wording import counted
 
-LINES_MAX = 20  # class names told one by one; the report has them all
+LINES_MAX = 20  # class names listed one by one; the report has them all
 _OPEN_SCORES = {"seen": "of named classes", "novel": "of the others", "all": "all in all"}
 
 
@@ -75,7 +75,7 @@ def novel_lines(summary: Mapping[str, Any]) -> list[str]:
 
 
 def accuracy_line(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """What the class names alone score, and the adapted model; says so if it is no better.
+    """What the class names alone score, and the adapted model; says so if it is not a better.
 
     Args:
       before, after: scores of the same images, ``accuracy`` in 0 to 1 and ``n_scored``.
@@ -94,7 +94,7 @@ def accuracy_line(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
 
 
 def student_line(summary: Mapping[str, Any]) -> str:
-    """What the annotator scores on the test images, and the model that learned from it; says so if it is no better.
+    """What the annotator scores on the test images, and the model that learned from it; says so if it is not a better.
 
     Args:
       summary: summary.json of a run whose annotator is known to have been asked about the test images.
@@ -135,7 +135,7 @@ def pseudolabel_lines(found: Mapping[str, Any], guesses: Mapping[str, Any] | Non
     """How uneven the answers on unlabelled images are before and after, and how right where the truth is known.
 
     Args:
-      found: ``pseudolabels`` of summary.json; without ``zero_shot`` only what they are after training is told.
+      found: ``pseudolabels`` of summary.json; without ``zero_shot`` only what they are after training is shown.
       guesses: ``guesses`` of summary.json, whose accuracy stands for what is not known of ``zero_shot``.
 
     Example:
@@ -187,12 +187,12 @@ def name_lines(begin: Mapping[str, Any]) -> list[str]:
     if "mismatched" not in begin:
         return []
     names = begin["class_names"]
-    told = begin.get("descriptions", {})
+    facts = begin.get("descriptions", {})
     contradicted = begin.get("contradicted", [])
     wrong = {*begin["mismatched"], *contradicted, *begin.get("guessed", [])}
     lines = [f"class names that fit no image: {f'{len(wrong)} of {len(names)}' if wrong else 'none found'}"]
     lines += _listed([f"{name!r}: {_repair(name, begin)}" for name in names if name in wrong])
-    better = [f"{name!r}: {told[name]!r}" for name in names if name in told and name not in wrong]
+    better = [f"{name!r}: {facts[name]!r}" for name in names if name in facts and name not in wrong]
     if better:
         lines += [f"described better than named: {len(better)} of {len(names)}", *_listed(better)]
     refused = begin.get("rejected", {})
@@ -214,7 +214,7 @@ def _repair(name: str, begin: Mapping[str, Any]) -> str:
 
 
 def folded_warnings(warnings: Sequence[str]) -> list[str]:
-    """Warnings that differ in their numbers alone, as those of one epoch after another, told once: the last of them.
+    """Warnings that differ in their numbers alone, as those of one epoch after another, once: the last of them.
 
     Example:
       >>> folded_warnings(["loss 3.1 in epoch 1", "no class", "loss 2.9 in epoch 2"])

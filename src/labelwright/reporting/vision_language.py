@@ -175,22 +175,22 @@ def _marked(figure: Figure, kept: int | None) -> Figure:
 
 
 def margin_rows(run: Run) -> list[dict[str, Any]]:
-    """The largest margins at the end: (starved class, class it resembles, logits), largest first.
+    """The largest margins at the end: (rare class, class it resembles, logits), largest first.
 
-    Returns: rows with the keys starved, resembled, margin and odds (the factor by which a margin raises the odds that
+    Returns: rows with the keys rare, resembled, margin and odds (the factor by which a margin raises the odds that
       are asked for); zero margins are left out.
 
     Example:
       >>> epochs = [{"margin_pairs": [["cat", "dog", 0.7], ["dog", "cat", 0.0]]}]
       >>> [row] = margin_rows(Run("run", summary={}, data={}, epochs=epochs))
-      >>> row["starved"], row["resembled"], round(row["odds"], 2)
+      >>> row["rare"], row["resembled"], round(row["odds"], 2)
       ('cat', 'dog', 2.01)
     """
     pairs: list[tuple[str, str, float]] = next(
         (r["margin_pairs"] for r in reversed(run.epochs) if r.get("margin_pairs")), []
     )
     rows = [
-        {"starved": str(i), "resembled": str(j), "margin": float(value), "odds": math.exp(min(value, 700))}
+        {"rare": str(i), "resembled": str(j), "margin": float(value), "odds": math.exp(min(value, 700))}
         for i, j, value in pairs
         if value > 0
     ]
@@ -206,33 +206,33 @@ def margin_figures(run: Run) -> list[Figure]:
       ['Heat map of the largest margins: most cat against dog, 0.7.']
     """
     rows = margin_rows(run)
-    starved: list[str] = []
+    rare: list[str] = []
     resembled: list[str] = []
     shown = []
     for row in rows:
-        new = {row["starved"], row["resembled"]} - {*starved, *resembled}
-        if len({*starved, *resembled}) + len(new) > MAX_MARGINS:
+        new = {row["rare"], row["resembled"]} - {*rare, *resembled}
+        if len({*rare, *resembled}) + len(new) > MAX_MARGINS:
             break
-        starved += [row["starved"]] if row["starved"] not in starved else []
+        rare += [row["rare"]] if row["rare"] not in rare else []
         resembled += [row["resembled"]] if row["resembled"] not in resembled else []
         shown.append(row)
     if not shown:
         return []
-    z: list[list[float | None]] = [[None] * len(resembled) for _ in starved]
+    z: list[list[float | None]] = [[None] * len(resembled) for _ in rare]
     for row in shown:
-        z[starved.index(row["starved"])][resembled.index(row["resembled"])] = row["margin"]
-    hover = [[f"{plain_text(i)} against {plain_text(j)}" for j in resembled] for i in starved]
+        z[rare.index(row["rare"])][resembled.index(row["resembled"])] = row["margin"]
+    hover = [[f"{plain_text(i)} against {plain_text(j)}" for j in resembled] for i in rare]
     heat: dict[str, Any] = {"type": "heatmap", "z": z, "customdata": hover, "xgap": 2, "ygap": 2, "hoverongaps": False}
     heat |= {"hovertemplate": "%{customdata}: %{z:.3g}<extra></extra>", "zmin": 0, "zmax": shown[0]["margin"]}
     heat |= {"colorscale": [[0, "#b9d9ec"], [1, AFTER]], "colorbar": {"title": {"text": "logits"}, "thickness": 12}}
-    layout = axes_layout("", "", x={"side": "top"}) | {"height": 200 + 28 * len(starved)}
-    for axis, names in (("xaxis", resembled), ("yaxis", starved)):
+    layout = axes_layout("", "", x={"side": "top"}) | {"height": 200 + 28 * len(rare)}
+    for axis, names in (("xaxis", resembled), ("yaxis", rare)):
         layout[axis] |= {"tickmode": "array", "tickvals": list(range(len(names))), "showgrid": False, "zeroline": False}
     layout["xaxis"] |= {"tickangle": -60, "ticktext": [wrapped_text(name, 26) for name in resembled]}
-    layout["yaxis"] |= {"range": [len(starved) - 0.5, -0.5], "ticktext": [plain_text(name) for name in starved]}
-    small = {"ticktext": [wrapped_text(name) for name in starved], "tickfont": {"size": 11}}
-    layout["meta"] = {"narrow": {"height": 200 + 42 * len(starved), "yaxis": small}}
+    layout["yaxis"] |= {"range": [len(rare) - 0.5, -0.5], "ticktext": [plain_text(name) for name in rare]}
+    small = {"ticktext": [wrapped_text(name) for name in rare], "tickfont": {"size": 11}}
+    layout["meta"] = {"narrow": {"height": 200 + 42 * len(rare), "yaxis": small}}
     top = shown[0]
-    alt = f"Heat map of the largest margins: most {top['starved']} against {top['resembled']}, {number(top['margin'])}."
+    alt = f"Heat map of the largest margins: most {top['rare']} against {top['resembled']}, {number(top['margin'])}."
     title = "Row: class that has too few pseudolabels. Column: class it must win against"
     return [Figure(title, alt, [heat], layout, is_wide=True, least_px=200 + 30 * len(resembled))]

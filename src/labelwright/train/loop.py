@@ -302,7 +302,7 @@ class _Loop:
 
     def batch(self, name: str, stream: Stream) -> Batch:
         rows = self.rows_of(name, stream, self.step)
-        # No process in the seeds: a view hangs on its seed and row, whichever process makes it.
+        # No process in the seeds: a view depends on its seed and row, whichever process makes it.
         seeds = [
             derive_seed(self.options.seed, "view", self.epoch, self.step, name, i) for i in range(len(stream.views))
         ]

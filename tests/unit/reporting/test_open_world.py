@@ -102,7 +102,11 @@ def test_open_world_section__the_reason_is_told():
 
 @pytest.mark.parametrize(
     ("n", "words"),
-    [(0, "You said how many: none."), (1, "You said how many: 1 new class."), (3, "You said how many: 3 new classes.")],
+    [
+        (0, "You gave the number: none."),
+        (1, "You gave the number: 1 new class."),
+        (3, "You gave the number: 3 new classes."),
+    ],
 )
 def test_open_world_section__the_user_said_how_many(n, words):
     run = run_of(evidence=None, clusters=[cluster(f"novel-{i + 1}") for i in range(n)])

@@ -148,7 +148,7 @@ def test_margins__largest_first_in_the_cell_of_their_pair():
     pairs = [["owl", "cat", 0.25], ["owl", "dog", 1.0], ["gnu", "cat", 0.5], ["cat", "owl", 0.0]]
     run = run_of(epochs=[{"margin_max": 9.0}, {"margin_pairs": pairs}])
     rows = margin_rows(run)
-    assert [(r["starved"], r["resembled"], r["margin"]) for r in rows] == [
+    assert [(r["rare"], r["resembled"], r["margin"]) for r in rows] == [
         ("owl", "dog", 1.0),
         ("gnu", "cat", 0.5),
         ("owl", "cat", 0.25),

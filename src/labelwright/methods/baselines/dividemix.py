@@ -1,4 +1,4 @@
-"""DivideMix: two networks on one label per image, each told by the other which labels to trust.
+"""DivideMix: two networks on one label per image, each shown by the other which labels to trust.
 
 Source: Li et al. 2020, "DivideMix: Learning with Noisy Labels as Semi-supervised Learning" (arXiv 2002.07394), with
 what the authors' code (LiJunnan1992/DivideMix) says of order and settings.
