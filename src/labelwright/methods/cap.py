@@ -79,7 +79,7 @@ class Config(TrainSettings):
     lr: float = 0.05  # peak learning rate (paper: 0.01)
     weight_decay: float = 5e-4  # (paper: 0.1)
     warmup_epochs: float = 1.0  # (Sec. 4.1)
-    patience_epochs: int = 3  # line 13; 0 trains all epochs and keeps the last state (paper)
+    patience_epochs: int = 2  # line 13; 0 trains all epochs and keeps the last state (paper)
     tune: Literal["adapters", "coop", "vpt", "maple", "lora"] = "adapters"  # what learns besides the adapters
     residual_weight: float | None = None  # share of the adapters' correction; None = 1 / logit_scale (paper: 0.01)
     alignment: Alignment = "evidence"  # lines 1 to 3; clustering = Algorithm 1 (paper), none = the names as they are
