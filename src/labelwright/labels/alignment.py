@@ -22,7 +22,7 @@ from labelwright.types import Task
 Alignment = Literal["evidence", "clustering", "none"]
 """How names are aligned with images: by evidence (ours), by Algorithm 1 (published), or not at all."""
 
-SHRINKAGE, N_ITER = 0.1, 20  # of the Gaussians
+SHRINKAGE, N_ITER = 0.1, 10  # of the Gaussians
 CONFIRMED, CONTRADICTED = 0.5, 0.005
 """Mean probability of a class on its own labelled images, above which its text fits and below which it does not."""
 
@@ -178,12 +178,12 @@ def _repaired(
     still = (still & ~(own > CONFIRMED)) | is_contradicted
     logs["contradicted"] = [names[c] for c in is_contradicted.nonzero().flatten().tolist()]
     logs["unrepaired"] = [names[c] for c in (still | refused).nonzero().flatten().tolist()]
-    if refused.any():
+    if refused.sum() > 1:  # one class alone is in the summary and needs no warning, here and below
         kept = [names[c] for c in refused.nonzero().flatten().tolist()]
         more = ", …" if len(kept) > 5 else ""
         logs["warnings"].append(
-            f"neither the name nor a description of {', '.join(kept[:5])}{more} fits the images; the name is kept: "
-            "describe how the class looks in other words, or label an image of it"
+            f"neither names nor descriptions of {', '.join(kept[:5])}{more} fit the images; the names are kept: "
+            "describe how these classes look in other words, or label an image of each"
         )
     has_labels = torch.bincount(labels[labels >= 0], minlength=len(t)) > 0
     guessed = [names[c] for c in (still & ~has_labels).nonzero().flatten().tolist()]
@@ -204,11 +204,6 @@ def _repaired(
                 f"{len(guessed)} class names fit no image ({shown}); they were given the clusters left over, which of "
                 "them gets which is a guess, and a class that is absent gets another's images: describe how they look "
                 "(--descriptions), label an image of each, drop absent classes, or --set use_leftovers=false"
-            )
-        elif guessed:
-            logs["warnings"].append(
-                f"the name {guessed[0]!r} fits no image; it was given the images that no other class explains: "
-                "check some of them; describe how it looks (--descriptions), or drop the name if the class is absent"
             )
     return t
 

@@ -13,7 +13,8 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 ROWS_MAX = 50_000  # images that descriptions are weighed on and clusters found in; more are thinned out evenly
-TRIAL_ROWS, TRIAL_ITERATIONS, FINALISTS = 2_500, 10, 4  # of the starts of the clustering of leftovers
+TRIAL_ROWS, TRIAL_ITERATIONS = 2_500, 10  # of each start of the clustering of leftovers
+FINALISTS, FINAL_ITERATIONS = 4, 5  # of those that go on with all images, before the tightest is chosen
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def leftover_concepts(
     labels: Tensor,
     top_frac: float = 0.1,
     n_tries: int = 30,
-    n_iterations: int = 20,
+    n_iterations: int = 15,
     seed: int = 0,
 ) -> Tensor:
     """Give mismatched classes the images that no other class explains: class features made out of clusters.
@@ -208,8 +209,8 @@ def _anchored_kmeans(
         centres, _, tightness = _lloyd(some_z, centres, some_labels, n_iterations=TRIAL_ITERATIONS)
         trials.append((tightness, centres))
     best = sorted(trials, key=lambda trial: -trial[0])[:FINALISTS]
-    ends = [_lloyd(z, centres, labels, n_iterations=n_iterations) for _, centres in best]
-    centres, cluster, _ = max(ends, key=lambda end: end[2])
+    ends = [_lloyd(z, centres, labels, n_iterations=FINAL_ITERATIONS) for _, centres in best]
+    centres, cluster, _ = _lloyd(z, max(ends, key=lambda end: end[2])[0], labels, n_iterations=n_iterations)
     return centres, cluster
 
 

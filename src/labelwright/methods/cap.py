@@ -41,9 +41,8 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from labelwright.adjust import confusion, named
+from labelwright.adjust import confusion, named, pace
 from labelwright.adjust.adjustment import Adjustment
-from labelwright.adjust.pace import normalised
 from labelwright.encoders.aligned import AlignedNet
 from labelwright.encoders.residual import ResidualAdapter
 from labelwright.labels.alignment import Alignment, align, most_probable
@@ -79,7 +78,7 @@ class Config(PoolSettings):
     batch_size: int = 32  # rows per stream and step (Sec. 4.1)
     lr: float = 0.05  # peak learning rate (paper: 0.01)
     weight_decay: float = 5e-4  # (paper: 0.1)
-    patience_epochs: int = 3  # line 13; 0 trains all epochs and keeps the last state (paper)
+    patience_epochs: int = 2  # line 13; 0 trains all epochs and keeps the last state (paper)
     tune: Literal["adapters", "coop", "vpt", "maple", "lora"] = "adapters"  # what learns besides the adapters
     residual_weight: float | None = None  # share of the adapters' correction; None = 1 / logit_scale (paper: 0.01)
     alignment: Alignment = "evidence"  # lines 1 to 3; clustering = Algorithm 1 (paper), none = the names as they are
@@ -245,20 +244,21 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
     adjust["margin"] = margin
     if cfg.adjust:
         known = torch.bincount(torch.where(open_rows, predicted, task.labels), minlength=task.n_classes).float()
-        prior = normalised(expected * allowed + task.counts)
+        prior = pace.normalised(expected * allowed + task.counts)
         adjust["named"] = named.update(adjust["named"], predicted=known, counts=known, prior=prior, decay=0.0)
     watch = Watch.from_dict(memory["watch"])
     logs = watch.describe(predicted, confidence, t, expected, threshold=cfg.confidence)
     logs |= {"margin_max": float(margin.max()), "main_set": len(memory["main_rows"])}
-    logs["warnings"] = warnings_of(logs, task.class_names, epoch) if open_rows.any() else []
+    signs = warnings_of(logs, task.class_names, epoch, has_self_training=cfg.confidence < 1)
+    logs["warnings"] = signs if open_rows.any() else []
     memory["last"] = {"agreement": logs["cluster_agreement"], "counts": counts, "expected": expected}
     if logs["cluster_agreement"] > memory["best"]["score"] + GAIN:
         memory["best"] = {"score": logs["cluster_agreement"], "epoch": epoch, "nets": _tensors(state)}
-    logs["stop"] = epoch + 1 == cfg.epochs or 0 < cfg.patience_epochs <= epoch - memory["best"]["epoch"]
+    best = memory["best"]
+    logs["stop"] = epoch + 1 == cfg.epochs or 0 < cfg.patience_epochs <= epoch - best["epoch"]
     if logs["stop"]:
         logs["margin_pairs"] = confusion.largest_margins(margin, task.class_names)
         if cfg.patience_epochs:
-            best = memory["best"]
             for name, tensors in best["nets"].items():
                 state.nets[name].load_state_dict(tensors)
             logs |= {"kept_epoch": best["epoch"], "kept_agreement": best["score"]}

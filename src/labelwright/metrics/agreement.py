@@ -117,8 +117,12 @@ def clusters_of(feats: Tensor, n_clusters: int) -> Tensor:
     return clusters
 
 
-def warnings_of(logs: Mapping[str, Any], class_names: Sequence[str], epoch: int) -> list[str]:
+def warnings_of(
+    logs: Mapping[str, Any], class_names: Sequence[str], epoch: int, *, has_self_training: bool = True
+) -> list[str]:
     """The failure signs of CAP, in words: collapse to the mean, stagnation, one class taking everything.
+
+    Without self-training nothing can stand still.
 
     Example:
       >>> logs = {"class_similarity": 0.2, "sure_frac": 0.4, "largest_share": 0.9, "largest_expected": 0.1,
@@ -132,7 +136,7 @@ def warnings_of(logs: Mapping[str, Any], class_names: Sequence[str], epoch: int)
             f"the class features have become alike (mean cosine {logs['class_similarity']:.3f} in epoch {epoch + 1}): "
             "collapse to the mean; lower margin_scale"
         )
-    if logs["sure_frac"] == 0:
+    if has_self_training and logs["sure_frac"] == 0:
         found.append(
             f"not one image is classified with enough confidence in epoch {epoch + 1}: self-training stands still; "
             "lower confidence, or check that the names fit the images"

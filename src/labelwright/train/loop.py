@@ -27,7 +27,7 @@ from labelwright.train.processes import (
     gather_rows,
     shard,
 )
-from labelwright.train.seeds import derive_seed
+from labelwright.train.seeds import derive_seed, seed_torch
 from labelwright.train.settings import TrainSettings
 from labelwright.train.signals import stop_on_signal
 from labelwright.types import (
@@ -254,7 +254,7 @@ class _Loop:
 
         def loss_of() -> Tensor:
             # The same seed for both forwards of a sharpness-aware step: they must drop the same units.
-            torch.manual_seed(derive_seed(self.options.seed, "step", self.epoch, self.step))
+            seed_torch(derive_seed(self.options.seed, "step", self.epoch, self.step), self.device)
             with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
                 result = self.recipe.step(self.cfg, self.task, self.state, batches, clock)
             results.append(result)

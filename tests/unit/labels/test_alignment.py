@@ -74,14 +74,24 @@ def test_align__refused_descriptions_leave_the_name():
     assert "a poem" in logs["rejected"]["ant"]
     assert logs["unrepaired"] == ["bee"]
     assert "guessed" not in logs
-    (said,) = logs["warnings"]
-    assert said.startswith("neither the name nor a description of bee fits the images")
+    assert logs["warnings"] == []
     assert torch.equal(found.class_feats[1], names[1])
     assert float((found.zero_shot == truth).double().mean()) <= 0.55
     others = truth != 1
     assert bool((found.predicted == truth)[others].all())
     assert len(logs["evidence"]) == C
     assert 0 < logs["evidence_threshold"] < 1
+
+
+def test_align__classes_whose_descriptions_are_refused_too_are_reported():
+    z, centres, _ = clumps()
+    names, junk = centres.clone(), nonsense(centres, 4)
+    names[:2] = junk[:2]
+    concepts = described({0: [("a poem", junk[2])], 1: [("a riddle", junk[3])]}, names)
+    _, logs = align(z, Task(unknown(z), NAMES, concepts=concepts), names, logit_scale=SCALE)
+    assert logs["unrepaired"] == ["ant", "bee"]
+    (said,) = logs["warnings"]
+    assert said.startswith("neither names nor descriptions of ant, bee fit the images")
 
 
 def test_align__many_guesses_are_said_in_one_line():
