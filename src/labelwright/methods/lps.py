@@ -101,6 +101,18 @@ class Config(TrainedSettings):
         require(self.temperature > 0, "temperature", self.temperature, "above 0")
 
 
+PRESETS: Mapping[str, Mapping[str, object]] = {
+    "paper": {  # Sec. 4.1: from pixels, the last stage and the classifier learn
+        "epochs": 200,
+        "lr": 0.1,
+        "train_layers": "last_stage",
+        "prior": "even",
+        "start": "none",
+        "use_balance": "off",
+    }
+}
+
+
 def schedule(cfg: Config, budget: Budget, given: Container[str]) -> Any:
     """That of its family, at `START_LR` where the last layer starts near where it ends."""
     if "lr" not in given and cfg.settle_rounds > 0 and starts_by_clusters(cfg.start, is_frozen=budget.is_stored):

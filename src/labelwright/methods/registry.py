@@ -42,19 +42,22 @@ from labelwright.methods.families.text import of_text
 from labelwright.methods.method import Method, as_configured
 from labelwright.train.settings import TrainSettings, apply_overrides
 
+FROM_PIXELS: Mapping[str, Mapping[str, object]] = {"paper": {"views": "pixels"}}
+"""What a published recipe that trains its network needs."""
+
 METHODS: Mapping[str, Method] = {
-    "cvs": of_labels("CVS", cvs),
+    "cvs": of_labels("CVS", cvs, presets=cvs.PRESETS, run_presets=FROM_PIXELS),
     "cap": of_text(
         "CAP",
         cap,
         presets=cap.PRESETS,
-        run_presets={"paper": {"views": "pixels"}},
+        run_presets=FROM_PIXELS,
         default_views=cap.default_views,
         pilot=with_chosen_margin,
     ),
     "coreg": of_candidates("Co-Reg", coreg, on_embeddings="coreg_frozen"),
     "coreg_frozen": of_candidates("Co-Reg on frozen features", coreg_frozen),
-    "lps": of_novel("LPS", lps, schedule=lps.schedule),
+    "lps": of_novel("LPS", lps, presets=lps.PRESETS, run_presets=FROM_PIXELS, schedule=lps.schedule),
     "beliefs": of_labels("Beliefs", beliefs, default_views=beliefs.default_views, schedule=as_configured),
     "ce": of_labels("Cross-entropy", ce.RECIPE),
     "class_balanced": of_labels("Class-balanced", class_balanced.RECIPE),

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import labelwright as lw
@@ -79,3 +80,41 @@ def test_settings__printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert '"drw_from_frac": {"value": 0.8' in capsys.readouterr().out
     assert cli.run(["settings", "lda"]) == 2
     assert "did you mean ldam?" in capsys.readouterr().err
+
+
+PAPER = [name for name in METHODS if "paper" in METHODS[name].presets]
+
+
+def test_preset__the_four_papers_have_one() -> None:
+    assert {"cvs", "cap", "lps"} <= set(PAPER)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_preset__paper_is_run_as_published_and_refused_on_embeddings(name: str, tmp_path: Path) -> None:
+    method = method_named(name)
+    cfg = resolve_config(method, {}, preset="paper")
+    fixed = method.presets["paper"]
+    assert all(getattr(cfg, key) == value for key, value in fixed.items())
+    assert cfg != resolve_config(method, {})
+    assert method.schedule(cfg, PIXELS, fixed).epochs == cfg.epochs, "no shorter on a CPU"
+    np.savez(tmp_path / "e.npz", embeddings=np.eye(4, dtype=np.float32), labels=np.array(["a", "b", "a", "b"]))
+    with pytest.raises(ConfigError, match=f"--preset paper of {name} trains the network"):
+        lw.fit(tmp_path / "e.npz", out=tmp_path / "run", method=name, preset="paper")
+    assert not (tmp_path / "run").exists()
+
+
+def test_preset__reaches_the_run_and_its_report(tmp_path: Path) -> None:
+    photos = write_folders(tmp_path / "photos")
+    words = ["fit", str(photos), "--method", "cvs", "--preset", "paper", "--size", "8", "--evaluations", "0"]
+    assert (
+        cli.run([*words, "--set", "epochs=2", "batch_size=8", "--device", "cpu", "--out", str(tmp_path / "run")]) == 0
+    )
+    run = lw.Run(tmp_path / "run")
+    kept = run.config["resolved"]["settings"]
+    assert (kept["kappa_is"], kept["schedule"], kept["epochs"], run.config["preset"]) == (
+        "inverse_slope",
+        "step",
+        2,
+        "paper",
+    )
+    assert "--preset paper" in run.report.read_text(encoding="utf-8")
