@@ -106,7 +106,7 @@ def finish(plan: Plan, job: Job, trained: Trained, seconds: dict[str, float]) ->
         "warnings": list(trained.warnings),
     }
     trained_net: Any = trained.state.nets["main"]
-    net: backbones.Classifier = trained_net.exported(**_export_options(cfg))
+    net: backbones.Classifier | backbones.Ensemble = trained_net.exported(**_export_options(cfg))
     if isinstance(build, EncoderNets):
         net = build.deployable(net)
     save_model(
