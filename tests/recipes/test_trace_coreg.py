@@ -1,7 +1,7 @@
 """The first ten steps of Co-Reg under plain SGD, against a float64 loop that shares no line with the package.
 
-24 embeddings, two linear classifiers with projectors, two steps an epoch: one epoch on the sets, one that divides, two
-with prototypes and the contrastive loss, one of distillation. The oracle spells division, targets and losses after
+24 embeddings, two linear classifiers with projectors, two steps an epoch: one epoch on the sets, one that divides,
+three with prototypes and the contrastive loss. The oracle spells division, batches, targets and losses after
 methods/coreg.py's numbered lines, and takes its gradient by central differences; targets, prototypes and keys are fixed
 within a step. Given to it are what chance decides (order, noise of the views, partners of the mixing), and the fit of
 the mixture by scikit-learn.
@@ -21,8 +21,9 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
 import tiny
+from labelwright.labels import purify
 from labelwright.losses.mixup import mixup
-from labelwright.methods import coreg
+from labelwright.methods import coreg, coreg_losses
 from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.train.loop import train
 from labelwright.train.plans import rows_of_step
@@ -31,7 +32,8 @@ from labelwright.types import State, Stream, Task
 
 COUNTS = [10, 8, 6]
 N, C, D, M, B = 24, 3, 4, 3, 12
-LR, T, T_PROTO, T_CON, DECAY, KEY_DECAY, QUEUE, RAMP, ENTROPY = 0.2, 0.5, 0.3, 0.5, 0.8, 0.9, 20, 2.0, 0.5
+LR, T, T_PROTO, T_CON, DECAY, KEY_DECAY, QUEUE, ENTROPY = 0.2, 0.5, 0.3, 0.5, 0.8, 0.9, 20, 0.5
+REMEMBERED = 3  # batches of the running mean
 W_PROTO, W_CON, W_U = 0.3, 0.2, 3.0
 SETTINGS = {
     "epochs": 5,
@@ -40,29 +42,20 @@ SETTINGS = {
     "momentum": 0.0,
     "weight_decay": 0.0,
     "schedule": "constant",
-    "start": "none",
-    "distil_frac": 0.2,
-    "representation_after_epochs": 1,
     "entropy_weight": ENTROPY,
     "temperature": T,
     "unlabelled_weight": W_U,
-    "ramp_epochs": RAMP,
     "prototype_weight": W_PROTO,
-    "prototype_decay": DECAY,
-    "prototype_temperature": T_PROTO,
     "contrastive_weight": W_CON,
-    "contrastive_temperature": T_CON,
     "queue_size": QUEUE,
-    "key_decay": KEY_DECAY,
 }
-DISTILS_FROM = 4
 
 Array = npt.NDArray[Any]
 Weights = list[Array]  # of the last layer and of the projector's two, weight and bias each
 
 
 class Pool:
-    """Embeddings whose "weak" and "strong" views add noise that hangs on the seed."""
+    """Embeddings whose "weak" and "strong" views add noise that depends on the seed."""
 
     def __init__(self) -> None:
         g = torch.Generator().manual_seed(3)
@@ -152,8 +145,7 @@ class Word:
 
     beliefs: Array = field(default_factory=lambda: np.zeros((N, C)))
     clean: Array = field(default_factory=lambda: np.zeros(N))
-    mean: Array = field(default_factory=lambda: np.ones(C) / C)
-    ratio: Array = field(default_factory=lambda: np.ones(C))
+    means: list[Array] = field(default_factory=list)  # mean predictions of the last batches
     losses: list[Array] = field(default_factory=list)
 
 
@@ -193,32 +185,23 @@ def warm_up(w: Weights, x: Array, rows: Array) -> float:
     return mean_of(-np.log((p * possible).sum(1) + 1e-5), told) + ENTROPY * float((p * np.log(p)).sum(1).mean())
 
 
-def division(w: Weights, before: Word, prior: Array, strength: float, seed: int, *, keeps_ratio: bool) -> Word:
+def division(w: Weights, before: Word, prior: Array, seed: int) -> Word:
     """Lines 2 to 4."""
-    p = softmax(logits(w, CLEAN))
-    weighed = rescaled(p * (0.9 * GUESSES + 0.1 / C) ** strength)
-    known = np.eye(C)[np.maximum(Y, 0)]
-
-    def scaled(ratio: Array) -> Array:
-        return np.where((Y >= 0)[:, None], known, rescaled(weighed * ratio))
-
-    ratio = before.ratio if keeps_ratio else np.ones(C)
-    for _ in range(3):
-        ratio = ratio * prior / scaled(ratio).mean(0)
-        ratio = ratio / ratio.mean()
-    beliefs = scaled(ratio)
+    mean = np.mean(before.means[-REMEMBERED:], 0) if before.means else np.ones(C) / C
+    aligned = rescaled(softmax(logits(w, CLEAN)) * prior / mean)
+    beliefs = np.where((Y >= 0)[:, None], np.eye(C)[np.maximum(Y, 0)], aligned)
     loss = -np.log(np.where(GUESSES > 0, beliefs, 0).max(1))
     low, high = loss[DIVIDED].min(), loss[DIVIDED].max()
     losses = [*before.losses, np.where(DIVIDED, (loss - low) / (high - low), 0)]
-    mean = np.mean(losses[-5:], 0)
+    average = np.mean(losses[-5:], 0)
     mixture = GaussianMixture(2, max_iter=10, tol=1e-2, reg_covar=5e-4, random_state=seed)
-    mixture.fit(np.sort(mean[DIVIDED])[:, None])
+    mixture.fit(np.sort(average[DIVIDED])[:, None])
     first = int(mixture.means_[:, 0].argmin())
-    of_first = mixture.predict_proba(np.concatenate([mean, np.sort(mixture.means_[:, 0])])[:, None])[:, first]
+    of_first = mixture.predict_proba(np.concatenate([average, np.sort(mixture.means_[:, 0])])[:, None])[:, first]
     at_low, at_high = of_first[N:]
-    clean = np.where(mean < mixture.means_.min(), np.maximum(of_first[:N], at_low), of_first[:N])
-    clean = np.where(mean > mixture.means_.max(), np.minimum(clean, at_high), clean)
-    return Word(beliefs, np.where(Y >= 0, 1.0, np.where(DIVIDED, clean, 0.0)), p.mean(0), ratio, losses)
+    clean = np.where(average < mixture.means_.min(), np.maximum(of_first[:N], at_low), of_first[:N])
+    clean = np.where(average > mixture.means_.max(), np.minimum(clean, at_high), clean)
+    return Word(beliefs, np.where(Y >= 0, 1.0, np.where(DIVIDED, clean, 0.0)), before.means, losses)
 
 
 def contrastive(q: Array, k: Array, queue: tuple[Array, Array, Array], labels: Array, trusted: Array) -> float:
@@ -265,11 +248,9 @@ class Oracle:
     is_frozen: bool
     is_shared: bool  # each network learns on the other's word
     prior: Array
-    strength: float
     partial: int
-    keeps_ratio: bool
     trace: list[float] = field(default_factory=list)
-    shares: list[float] = field(default_factory=list)  # of rows in P, a divided step each
+    shares: list[float] = field(default_factory=list)  # of all images in P, a divided step each
     late: list[dict[str, float]] = field(default_factory=list)
 
     def run(self) -> None:
@@ -280,46 +261,35 @@ class Oracle:
         if self.partial == 0:
             self.divide(-1)
         for epoch in range(5):
+            self.planned = {name: word.clean > 0.5 for name, word in self.words.items()}
             for step in range(2):
                 self.step(epoch, step)
-            if self.partial <= epoch + 1 <= DISTILS_FROM:
+            if self.partial <= epoch + 1:
                 self.divide(epoch)
                 self.keys = {name: [p.copy() for p in w] for name, w in self.nets.items()}
-            if epoch + 1 == DISTILS_FROM:
-                self.teacher = [p.copy() for p in self.nets["main"]]
 
     def divide(self, epoch: int) -> None:
-        self.words = {
-            name: division(w, self.words[name], self.prior, self.strength, epoch + 1, keeps_ratio=self.keeps_ratio)
-            for name, w in self.nets.items()
-        }
+        self.words = {name: division(w, self.words[name], self.prior, epoch + 1) for name, w in self.nets.items()}
 
-    def views(self, epoch: int, step: int) -> tuple[Array, list[Array], list[Array]]:
-        weak, strong = (["clean"], ["clean"]) if self.is_frozen else (["weak"] * 2, ["strong"] * 2)
-        names = [*weak, *strong] if self.partial <= epoch < DISTILS_FROM else weak[:1]
-        rows = rows_of_step("train", Stream(torch.arange(N), B), 0, epoch, step)
-        made = []
-        for i, name in enumerate(names):
-            seed = derive_seed(0, "view", epoch, step, "train", i)
-            made.append(POOL.batch(rows, name, seed=seed, device=tiny.CPU).double().numpy())
-        return rows.numpy(), made[: len(weak)], made[len(weak) :]
+    def batch(
+        self, name: str, pool: Array, size: int, epoch: int, step: int, views: list[str]
+    ) -> tuple[Array, list[Array]]:
+        """Rows of a stream's step and their views."""
+        rows = rows_of_step(name, Stream(torch.from_numpy(pool), size), 0, epoch, step)
+        seeds = [derive_seed(0, "view", epoch, step, name, i) for i in range(len(views))]
+        made = [POOL.batch(rows, view, seed=seed, device=tiny.CPU) for view, seed in zip(views, seeds, strict=True)]
+        return rows.numpy(), [x.double().numpy() for x in made]
 
     def step(self, epoch: int, step: int) -> None:
-        rows, weak, strong = self.views(epoch, step)
         total, new = 0.0, dict(self.nets)
         if epoch < self.partial:
-            losses = {name: lambda w: warm_up(w, weak[0], rows) for name in self.nets}
-        elif epoch >= DISTILS_FROM:
-            both = (("main", self.teacher), ("peer", self.nets["peer"]))
-            t = sum(rescaled(softmax(logits(w, weak[0])) * self.prior / self.words[k].mean) for k, w in both) / 2
-            losses = {"main": lambda w: float(crossed(logits(w, weak[0]), t).mean())}
-        else:
-            seen = {}
+            view = "clean" if self.is_frozen else "weak"
+            rows, (x,) = self.batch("train", np.arange(N), B, epoch, step, [view])
+            losses = {name: lambda w: warm_up(w, x, rows) for name in self.nets}
             for name, w in self.nets.items():
-                said, word = np.stack([softmax(logits(w, x)) for x in weak]), self.words[name]
-                word.mean = 0.98 * word.mean + 0.02 * said.mean((0, 1))
-                seen[name] = np.stack([rescaled(p * self.prior / word.mean) for p in said])
-            losses = {name: self.divided(name, epoch, step, rows, seen, strong) for name in self.nets}
+                self.words[name].means.append(softmax(logits(w, x)).mean(0))
+        else:
+            losses = {name: self.divided(name, epoch, step) for name in self.nets}
         for name, loss in losses.items():
             total += loss(self.nets[name])
             new[name] = descended(self.nets[name], loss)
@@ -328,23 +298,32 @@ class Oracle:
         for name, w in new.items():
             self.keys[name] = [KEY_DECAY * k + (1 - KEY_DECAY) * p for k, p in zip(self.keys[name], w, strict=True)]
 
-    def divided(
-        self, name: str, epoch: int, step: int, rows: Array, seen: dict[str, Array], strong: list[Array]
-    ) -> Callable[[Weights], float]:
+    def divided(self, name: str, epoch: int, step: int) -> Callable[[Weights], float]:
         """Lines 5 to 12 for one network; everything that no gradient flows through is made here."""
-        other = "peer" if name == "main" else "main"
-        word = self.words[other if self.is_shared else name]
-        w_clean, own = word.clean[rows][:, None], seen[name].mean(0)
-        everyone = np.concatenate([seen["main"], seen["peer"]]).mean(0) if self.is_shared else own
-        in_p = word.clean[rows] > 0.5
-        t = np.where(in_p[:, None], sharpened(w_clean * word.beliefs[rows] + (1 - w_clean) * own), sharpened(everyone))
-        self.shares.append(float(in_p.mean()))
+        other = {"main": "peer", "peer": "main"}[name] if self.is_shared else name
+        word, is_p, views = self.words[other], self.planned[other], ["clean"]
+        n_weak = 1 if self.is_frozen else 2
+        if not self.is_frozen:
+            views = ["weak", "weak", "strong", "strong"]
+        assert 0 < is_p.sum() < N
+        self.shares.append(float(is_p.mean()))
+        on_p, x_p = self.batch(f"{name}_p", np.flatnonzero(is_p), B // 2, epoch, step, views)
+        _, x_u = self.batch(f"{name}_u", np.flatnonzero(~is_p), B // 2, epoch, step, views)
+        own_p, own_u = (np.mean([softmax(logits(self.nets[name], x)) for x in xs[:n_weak]], 0) for xs in (x_p, x_u))
+        self.words[name].means.append(is_p.mean() * own_p.mean(0) + (1 - is_p.mean()) * own_u.mean(0))  # 2
+        theirs = np.mean([softmax(logits(self.nets[other], x)) for x in x_u[:n_weak]], 0)
+        w_clean = word.clean[on_p][:, None]
+        t = np.concatenate(
+            [sharpened(w_clean * word.beliefs[on_p] + (1 - w_clean) * own_p), sharpened((own_u + theirs) / 2)]
+        )
+        in_p = np.arange(len(t)) < len(on_p)
+        strong = [np.concatenate(pair) for pair in zip(x_p[-n_weak:], x_u[-n_weak:], strict=True)]
         x, t2, p2 = np.concatenate(strong), np.tile(t, (len(strong), 1)), np.tile(in_p, len(strong))
         drawn = generator(0, "mixup", name, epoch, step)
         lot = mixup(torch.zeros(len(x), 1), torch.zeros(len(x), C), alpha=4.0, generator=drawn, at_least_half=True)
         lam, partner = (1.0, np.arange(len(x))) if self.is_frozen else (lot.lam, lot.permutation.numpy())
         xm, tm = lam * x + (1 - lam) * x[partner], lam * t2 + (1 - lam) * t2[partner]
-        ramp = W_U * min(1.0, (epoch + step / 2 - self.partial) / RAMP)
+        ramp = W_U * min(1.0, epoch + step / 2 - self.partial)  # a quarter of the four or five epochs: one
         is_late, labels, queue = epoch - self.partial >= 1, t.argmax(1), self.queues[name]
         if is_late:
             query = projected(self.nets[name], strong[0])
@@ -378,21 +357,29 @@ class Oracle:
 # ---- the package ----------------------------------------------------------------------------------------------------
 
 CASES: dict[str, dict[str, Any]] = {
-    "pixels": {"partial_epochs": 1, "prior": "uniform", "guess_strength": 0.0},
+    "pixels": {"partial_epochs": 1, "prior": "uniform", "strong_view": "strong", "mixup_alpha": 4.0},
     "pixels, each network on its own word": {
         "partial_epochs": 1,
         "prior": "uniform",
-        "guess_strength": 0.0,
-        "use_co_labels": False,
+        "strong_view": "strong",
+        "mixup_alpha": 4.0,
+        "networks": "apart",
     },
-    "features": {"partial_epochs": 0, "guess_strength": 1.0},
+    "features": {"partial_epochs": 0},
 }
 
 
 @pytest.mark.filterwarnings("ignore:Best performing initialization did not converge")
 @pytest.mark.parametrize("case", CASES)
 def test_trace__coreg(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coreg, "N_DIMS", M)
+    for module, name, value in (
+        (coreg, "N_DIMS", M),
+        (coreg, "ALIGNED_BATCHES", REMEMBERED),
+        (coreg, "KEY_DECAY", KEY_DECAY),
+        (coreg_losses, "PROTOTYPE_DECAY", DECAY),
+        (coreg_losses, "CONTRASTIVE_TEMPERATURE", T_CON),
+    ):
+        monkeypatch.setattr(module, name, value)
     own, build = CASES[case], Build(is_frozen=case == "features")
     cfg: Any = resolve_config(METHODS["coreg"], {**SETTINGS, **own})
     torch.manual_seed(derive_seed(0, "setup"))
@@ -401,11 +388,9 @@ def test_trace__coreg(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     oracle = Oracle(
         {name: [p.copy() for p in w] for name, w in start.items()},
         is_frozen=build.is_frozen,
-        is_shared=own.get("use_co_labels", True),
+        is_shared="networks" not in own,
         prior=np.full(C, 1 / C) if is_uniform else GUESSES.mean(0),
-        strength=own["guess_strength"],
         partial=own["partial_epochs"],
-        keeps_ratio=is_uniform,
     )
     oracle.run()
     recorded = tiny.Recorded(METHODS["coreg"].recipe)
@@ -420,7 +405,11 @@ def test_trace__coreg(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
         found = state.memory["divisions"][name]
         assert found["clean"].numpy() == pytest.approx(word.clean, abs=1e-3)
         assert found["beliefs"]["probs"].numpy() == pytest.approx(word.beliefs, abs=1e-4)
-        assert found["mean"].numpy() == pytest.approx(word.mean, rel=1e-4)
+        recent = purify.mean_of(state.memory["recent"][name]).numpy()
+        assert recent == pytest.approx(np.mean(word.means[-REMEMBERED:], 0), rel=1e-4)
+    with torch.no_grad():
+        said = coreg.predict(cfg, state, POOL.x).logits.numpy()
+    assert said == pytest.approx(sum(logits(w, CLEAN) for w in oracle.nets.values()), rel=1e-3, abs=1e-3)  # 13
     # What the trace depends on did take part.
     assert len(oracle.trace) == 10
     assert 0.2 < np.mean(oracle.shares) < 0.9

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -171,6 +171,46 @@ class Classifier(nn.Module):
         return self
 
 
+class Ensemble(nn.Module):
+    """Classifiers of one architecture whose logits are summed.
+
+    Attributes:
+      members: the classifiers.
+
+    Example:
+      >>> nets = [build("resnet32", 10, seed=seed) for seed in (0, 1)]
+      >>> x = torch.randn(2, 3, 32, 32)
+      >>> bool((Ensemble(nets)(x) == nets[0](x) + nets[1](x)).all())
+      True
+    """
+
+    def __init__(self, members: Sequence[Classifier]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images [B, 3, H, W] to logits [B, C]."""
+        logits = [member(x) for member in self.members]
+        total: Tensor = sum(logits[1:], logits[0])
+        return total
+
+    @property
+    def first(self) -> Classifier:
+        """The first member."""
+        member: Any = self.members[0]
+        return cast(Classifier, member)
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The backbone of the first member."""
+        return self.first.backbone
+
+    def with_backbone(self, backbone: nn.Module, *, name: str, image_size_px: int) -> Ensemble:
+        """These heads on another backbone, see `Classifier.with_backbone`."""
+        members: list[Any] = list(self.members)
+        return Ensemble([m.with_backbone(backbone, name=name, image_size_px=image_size_px) for m in members])
+
+
 def build(
     name: str,
     n_outputs: int,
@@ -235,13 +275,15 @@ def build(
         )
 
 
-def classifier_config(net: Classifier) -> dict[str, Any]:
+def classifier_config(net: Classifier | Ensemble) -> dict[str, Any]:
     """Everything but the weights, ready for JSON: what ``from_config`` needs to rebuild the network offline.
 
     Example:
       >>> classifier_config(build("resnet32", 10, seed=0))["n_features"]
       64
     """
+    if isinstance(net, Ensemble):
+        return {**classifier_config(net.first), "n_summed": len(net.members)}
     backbone = net.backbone
     is_unit = isinstance(backbone, UnitBackbone)
     inner = backbone.inner if isinstance(backbone, UnitBackbone) else backbone
@@ -264,7 +306,7 @@ def classifier_config(net: Classifier) -> dict[str, Any]:
     }
 
 
-def from_config(config: Mapping[str, Any]) -> Classifier:
+def from_config(config: Mapping[str, Any]) -> Classifier | Ensemble:
     """Rebuild a network from ``classifier_config``, with random weights: give it the saved ones by load_state_dict.
 
     Nothing is fetched, and neither hub id nor folder of the original checkpoint has to exist any more.
@@ -281,6 +323,10 @@ def from_config(config: Mapping[str, Any]) -> Classifier:
       >>> again.load_state_dict(net.state_dict())
       <All keys matched successfully>
     """
+    if "n_summed" in config:
+        own = {key: value for key, value in config.items() if key != "n_summed"}
+        members: list[Any] = [from_config(own) for _ in range(config["n_summed"])]
+        return Ensemble(members)
     wanted = ("name", "n_outputs", "n_features", "head", "image_size_px", "freeze", "transformers")
     missing = [key for key in wanted if key not in config]
     if missing:

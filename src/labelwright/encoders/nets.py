@@ -102,7 +102,7 @@ class EncoderNets:
         kind: Any = tune
         return PromptedTowers(tower, self.class_names, kind=kind, seed=self.seed)
 
-    def deployable(self, net: backbones.Classifier) -> backbones.Classifier:
+    def deployable(self, net: backbones.Classifier | backbones.Ensemble) -> backbones.Classifier | backbones.Ensemble:
         """The classifier with the encoder in front, so that it takes pixels; unchanged if there is no encoder."""
         if self.encoder is None or not isinstance(net.backbone, backbones.Stored):
             return net

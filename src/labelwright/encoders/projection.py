@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from labelwright.encoders.backbones import Classifier
+from labelwright.encoders.backbones import Classifier, Ensemble
 from labelwright.errors import ConfigError
 from labelwright.types import Network
 
@@ -17,6 +17,10 @@ class ProjectedNet(nn.Module):
 
     It is a `types.Network` itself, and answers as the classifier alone. The projector serves training only: `exported`
     leaves it out. Its weights are drawn from the global generator.
+
+    Attributes:
+      summed_with: networks whose logits are added to those of this one in what is exported; trained on their own, and
+        not part of this module.
 
     Args:
       classifier: a `types.Network` that is a module; trained along.
@@ -40,6 +44,7 @@ class ProjectedNet(nn.Module):
         if n_dims < 1:
             raise ConfigError(f"n_dims is {n_dims}", fix="projections need at least one dimension; 128 is usual")
         self.classifier = classifier
+        self.summed_with: tuple[ProjectedNet, ...] = ()
         self.n_features = width = classifier.n_features
         self.projector = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, n_dims))
 
@@ -69,8 +74,8 @@ class ProjectedNet(nn.Module):
         """Logits [B, C] of views."""
         return self.classifier(x)
 
-    def exported(self) -> Classifier:
-        """What a saved model holds: the classifier, without the projector."""
-        classifier: Any = self.classifier
-        made: Classifier = classifier.exported()
-        return made
+    def exported(self) -> Classifier | Ensemble:
+        """What a saved model holds: the classifier without the projector, or all that are summed."""
+        members: list[Any] = [net.classifier for net in (self, *self.summed_with)]
+        made: list[Classifier] = [member.exported() for member in members]
+        return made[0] if len(made) == 1 else Ensemble(made)

@@ -55,6 +55,19 @@ def candidate_evidence(guesses: Tensor, miss: Tensor) -> Tensor:
     return ((1 - miss) * guesses.float() + miss / guesses.shape[1]).log()
 
 
+def guessed_shares(task: Task) -> Tensor:
+    """How the guesses and labels of all images share out the classes: [C] float32, sums to 1.
+
+    Example:
+      >>> guessed_shares(Task(torch.tensor([0, 1, 1, -1]), ("cat", "dog"))).tolist()
+      [0.375, 0.625]
+    """
+    shares = torch.zeros(task.n_classes, device=task.labels.device)
+    for rows in chunks_of(torch.arange(len(task.labels), device=shares.device), task.n_classes):
+        shares += task.guesses(rows).sum(0)
+    return shares / shares.sum().clamp(min=1e-12)
+
+
 def estimate_prior(shares: Tensor) -> tuple[Tensor, tuple[int, ...], bool]:
     """The shares that classes should have, given those that guesses lead to.
 

@@ -53,8 +53,8 @@ def aligned_division(
     history: Mapping[str, Tensor],
     *,
     prior: Tensor,
-    miss: Tensor,
-    guess_strength: float,
+    miss: Tensor | None = None,
+    guess_strength: float = 0.0,
     ratio: Tensor | None = None,
     use_alignment: bool = True,
     n_rounds: int = 3,
@@ -70,12 +70,12 @@ def aligned_division(
       passes: streams the network's logits.
       history: of its division losses, from labels.purify.
       prior: [C] float, shares the classes should have.
-      miss: [C] float, see labels.candidate_beliefs.candidate_evidence.
+      miss: [C] float, see labels.candidate_beliefs.candidate_evidence; None only where the guesses do not weigh.
       guess_strength: >= 0, how much the guesses weigh in its probabilities; 0 = its softmax alone (paper).
       ratio: [C] where the scaling starts from. That of the epoch before brings the mean ever closer to the prior, as a
         prior that is known deserves; None = afresh, as is enough for one that these very networks estimated.
       use_alignment: False takes the probabilities as they are.
-      n_rounds: of scaling.
+      n_rounds: of scaling; 0 = by ``ratio`` as it is, as with the running mean of the paper.
       threshold: of `purify.divide`.
       keep: classes of each image that the table holds.
       seed: of the mixture.
@@ -98,7 +98,10 @@ def aligned_division(
         inside = (guesses > 0).gather(1, predicted[rows][:, None])[:, 0]
         n_inside += int(inside[is_divided[rows]].sum())
         n_divided += int(is_divided[rows].sum())
-        weighed = logits if guess_strength == 0 else logits + guess_strength * candidate_evidence(guesses, miss)
+        weighed = logits
+        if guess_strength > 0:
+            assert miss is not None
+            weighed = logits + guess_strength * candidate_evidence(guesses, miss)
         write_beliefs(table, rows, _verified(task, rows, weighed.softmax(1)))
     prior = prior.to(device)
     found = torch.ones_like(plain)

@@ -33,14 +33,15 @@ from torch import Tensor
 from labelwright.encoders.heads import MlpHead
 from labelwright.errors import ConfigError
 from labelwright.labels import purify
-from labelwright.labels.candidate_beliefs import candidate_beliefs, rarely_guessed_warning
+from labelwright.labels.candidate_beliefs import candidate_beliefs, guessed_shares, rarely_guessed_warning
 from labelwright.labels.codivide import CoDivision, aligned_division, describe_divisions, read_beliefs
-from labelwright.labels.first_guess import first_guesses, overturned, overturned_warning
+from labelwright.labels.first_guess import first_guesses
 from labelwright.losses.classification import soft_cross_entropy
 from labelwright.losses.soft_targets import squared_error_of_probs
 from labelwright.methods.baselines.candidate_sets import CandidateSettings, check_task, new_net, plan_of_all
 from labelwright.metrics.agreement import Watch
 from labelwright.metrics.diagnostics import division_warnings
+from labelwright.metrics.student import judge_student
 from labelwright.train.processes import mean_share
 from labelwright.train.settings import require
 from labelwright.types import Batch, BuildNet, Clock, EpochPlan, Passes, Prediction, State, StepResult, Task
@@ -86,14 +87,12 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State,
     feats = torch.cat([z.half() for _, z in passes("main", everything, output="feats")])
     start = candidate_beliefs(feats, task)
     put_in(state, START_STRENGTH * start.beliefs.weight, START_STRENGTH * start.beliefs.bias)
-    guessed = first_guesses(task)
-    watch = Watch.start(feats, task.n_classes, guessed)
+    watch = Watch.start(feats, task.n_classes, first_guesses(task))
     memory = {**state.memory, "watch": watch.to_dict(), "prior": start.beliefs.prior, "miss": start.miss}
     memory |= {"is_prior_known": start.is_rebalanced}
     state, divided = _divided(cfg, task, dataclasses.replace(state, memory=memory), passes, epoch=-1)
-    shares = guessed.bincount(minlength=task.n_classes) / len(guessed)
     logs = {
-        "guessed_frac": [round(float(share), 5) for share in shares],
+        "guessed_frac": [round(float(share), 5) for share in guessed_shares(task)],
         "annotator_agreement": watch.zero_shot_agreement,
         "miss": [round(float(miss), 4) for miss in start.miss],
         "prior": [round(float(share), 5) for share in start.beliefs.prior],
@@ -191,24 +190,16 @@ def _divided(cfg: Config, task: Task, state: State, passes: Passes, *, epoch: in
 
 def _kept(task: Task, state: State, logs: Mapping[str, Any]) -> dict[str, Any]:
     """Line 8: what is kept, and why; the annotator's classifier is put into the head where that agrees less."""
-    of_guesses = Watch.from_dict(state.memory["watch"]).zero_shot_agreement
-    score, contradicted = logs["cluster_agreement"], overturned(task, state.memory["division"]["predicted"])
-    kept = {"deployed": "better", "score_deployed": score, "score_guesses": of_guesses}
-    kept |= {"overturned_frac": contradicted.frac, "warnings": list(logs["warnings"])}
-    if score >= of_guesses:
-        kept["warnings"] += overturned_warning(task.class_names, contradicted)
+    found, sentences = judge_student(task, state.memory["division"]["predicted"], state.memory["watch"])
+    kept = {**found, "deployed": "one", "warnings": [*logs["warnings"], *sentences]}
+    if found["score_deployed"] >= found["score_guesses"]:
         return kept
-    goes_back = task.concepts is not None and task.n_novel == 0
-    if goes_back:
-        assert task.concepts is not None
-        put_in(state, task.concepts.logit_scale * task.concepts.feats, torch.zeros(task.n_classes))
-        trunk: Any = cast(Any, state.nets["main"]).head.from_hidden
-        torch.nn.init.zeros_(trunk.weight)
-        torch.nn.init.zeros_(trunk.bias)
-        kept["deployed"] = "annotator"
-    kept["warnings"].append(
-        f"the student agrees less with the clusters of the images ({score:.3f}) than the guesses it learned from "
-        f"({of_guesses:.3f}): it may be worse than its annotator"
-        + ("; the annotator's own classifier is kept instead" if goes_back else "; compare before you use it")
-    )
-    return kept
+    if task.concepts is None or task.n_novel > 0:
+        kept["warnings"][-1] += "; compare before you use it"
+        return kept
+    put_in(state, task.concepts.logit_scale * task.concepts.feats, torch.zeros(task.n_classes))
+    trunk: Any = cast(Any, state.nets["main"]).head.from_hidden
+    torch.nn.init.zeros_(trunk.weight)
+    torch.nn.init.zeros_(trunk.bias)
+    kept["warnings"][-1] += "; the annotator's own classifier is kept instead"
+    return kept | {"deployed": "annotator"}

@@ -91,7 +91,7 @@ def finish(plan: Plan, job: Job, trained: Trained, seconds: dict[str, float]) ->
         "warnings": [*job.notices, *trained.warnings],
     }
     trained_net: Any = trained.state.nets["main"]
-    net: backbones.Classifier = trained_net.exported()
+    net: backbones.Classifier | backbones.Ensemble = trained_net.exported()
     if isinstance(build, EncoderNets):
         net = build.deployable(net)
     save_model(

@@ -51,7 +51,7 @@ class SavedModel:
 
 def save_model(
     folder: Path,
-    net: backbones.Classifier,
+    net: backbones.Classifier | backbones.Ensemble,
     *,
     class_names: tuple[str, ...],
     size_px: int,
@@ -63,13 +63,13 @@ def save_model(
 
     Args:
       folder: made if absent.
-      net: a Classifier of encoders.backbones.
+      net: a Classifier of encoders.backbones, or an Ensemble of some.
       class_names, size_px, view: see `SavedModel`.
       info: what else a reader should know: method, data fingerprint, scores; JSON-ready.
       card: text of the model card.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
+    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in net.state_dict().items()}
     temporary = folder / ".model.safetensors.tmp"
     save_file(tensors, str(temporary), metadata={"format": "pt"})
     temporary.replace(folder / "model.safetensors")

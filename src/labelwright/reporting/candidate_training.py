@@ -24,7 +24,6 @@ PARTS = {
     "loss_u": "the other images",
     "loss_prototypes": "class centres",
     "loss_contrastive": "pairs of images",
-    "distillation": "one network of two",
     "classification": "labels",
     "contrastive": "pairs of images",
 }
@@ -100,34 +99,22 @@ def _curve(run: Run, key: str, *, skip: float | None = None) -> tuple[list[int],
 
 
 def deployed_words(epochs: Sequence[Mapping[str, Any]], begin: Mapping[str, Any]) -> list[str]:
-    """Which network of Co-Reg was saved, and by what score; no words for a run that does not say.
+    """What of Co-Reg was saved, and its score; no words for a run that does not say.
 
     Args:
       epochs: records of the epochs.
       begin: record of what came before them.
 
     Example:
-      >>> last = {"deployed": "better", "score_main": 0.5, "score_peer": 0.75, "score_deployed": 0.75}
-      >>> deployed_words([last], {})[0]
-      'Of the two networks that were trained the second one was saved: its score is the higher one (0.500 and 0.750).'
+      >>> deployed_words([{"deployed": "sum", "score_deployed": 0.75}], {})[0]
+      'Two networks were trained; both were saved, and their answers are summed.'
     """
     last = next((record for record in reversed(epochs) if record.get("deployed")), None)
     if last is None:
         return []
-    scores = [finite(last.get(f"score_{name}")) for name in ("main", "peer")]
-    both = "" if None in scores else f" ({scores[0]:.3f} and {scores[1]:.3f})"
-    n_distilled = sum("distillation" in record for record in epochs)
-    lasted = f"the last {n_distilled} epochs" if n_distilled > 1 else "the last epoch"
-    second = scores[0] is not None and scores[1] is not None and scores[1] > scores[0]
     how = {
-        "distil": f"Two networks were trained; in {lasted} one learned from the mean of both, and that one was saved.",
-        "average": f"Two networks were trained; the mean of their weights was saved{both}.",
-        "better": (
-            f"Of the two networks that were trained the {'second' if second else 'first'} one was saved: its score is "
-            f"the higher one{both}."
-            if both
-            else "The one network that was trained was saved."
-        ),
+        "sum": "Two networks were trained; both were saved, and their answers are summed.",
+        "one": "The one network that was trained was saved.",
         "annotator": "The annotator's own classifier was saved, not what was trained: it fits the images better.",
     }
     sentences = [how.get(str(last["deployed"]), f"Saved: {last['deployed']}.")]

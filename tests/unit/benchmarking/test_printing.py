@@ -91,7 +91,7 @@ def test_format_table__with_nothing_finished_has_no_row(tmp_path: Path) -> None:
         assert "Ran on" not in text
 
 
-def candidate_cell(folder: Path, *, accuracy: float, trusted: list[float], deployed: str = "distil") -> None:
+def candidate_cell(folder: Path, *, accuracy: float, trusted: list[float], deployed: str = "sum") -> None:
     write(
         folder,
         {
@@ -120,7 +120,7 @@ def test_format_table__of_candidates_and_their_annotator(tmp_path: Path) -> None
         "coreg": Cell("Co-Reg", "coreg", given=GUESSED),
     }
     grid = BenchTable("made-up", "cifar10", cells, is_pool=True, schedule="as long as it takes")
-    for seed, deployed in enumerate(("distil", "annotator")):
+    for seed, deployed in enumerate(("sum", "annotator")):
         candidate_cell(
             tmp_path / "coreg,top_k=5" / f"seed-{seed}", accuracy=0.6, trusted=[0.9, 0.75], deployed=deployed
         )

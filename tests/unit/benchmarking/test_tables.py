@@ -10,6 +10,7 @@ import tiny
 from labelwright.benchmarking.coreg_tables import PIXELS, PIXELS_40, PIXELS_80
 from labelwright.benchmarking.grid import Given, Guessing
 from labelwright.benchmarking.tables import TABLES
+from labelwright.methods.coreg import PRESETS
 from labelwright.methods.coreg import Config as CoregConfig
 from labelwright.methods.registry import METHODS, resolve_config
 
@@ -126,21 +127,16 @@ def test_parts__differ_from_the_whole_in_what_they_leave_out() -> None:
             if cell.method == "coreg" and part != "coreg"
         }
         expected = {
-            "no_co_labels": {"use_co_labels"},
+            "no_co_labels": {"networks"},
             "no_prototypes": {"prototype_weight"},
             "no_contrastive": {"contrastive_weight"},
             "no_alignment": {"use_alignment"},
         }
         if not name.startswith("coreg-pixels"):
             expected |= {
-                "paper_start": {"start"},
-                "no_guesses": {"guess_strength"},
-                "plain_targets": {"align_targets"},
-                "one_network": {"n_networks"},
-                "one_wide_network": {"n_networks", "head_width"},
-                "warm_up_only": {"start", "partial_epochs"},
-                "better": {"deploy"},
-                "average": {"deploy"},
+                "one_network": {"networks"},
+                "one_wide_network": {"networks", "head_width"},
+                "warm_up_only": {"partial_epochs"},
             }
         assert changed == expected
         for part, keys in expected.items():
@@ -148,11 +144,16 @@ def test_parts__differ_from_the_whole_in_what_they_leave_out() -> None:
             assert all(getattr(cfg, key) != getattr(default, key) for key in keys), part
 
 
-def test_warm_up_only__has_no_other_epochs_and_starts_as_the_paper_does() -> None:
-    cells = TABLES["coreg-parts-cifar10"].cells
-    settings = cells["warm_up_only"].settings
+def test_warm_up_only__has_no_other_epochs() -> None:
+    settings = TABLES["coreg-parts-cifar10"].cells["warm_up_only"].settings
     assert settings["partial_epochs"] == settings["epochs"]
-    assert settings["start"] == cells["paper_start"].settings["start"] == "none"
+
+
+def test_parts_on_frozen_features__differ_in_one_setting() -> None:
+    cells = TABLES["coreg-parts-cifar10"].cells
+    assert cells["coreg_frozen"].settings == {}
+    assert cells["frozen_no_alignment"].settings == {"use_alignment": False}
+    assert cells["frozen_no_guesses"].settings == {"guess_strength": 0.0}
 
 
 def test_thresholds__are_what_their_titles_say() -> None:
@@ -184,7 +185,10 @@ def test_pixels__reduced_and_full_are_the_same_cells_on_other_schedules(
         assert settings[cell.method].items() <= cell.settings.items()
         cfg = resolve_config(METHODS[cell.method], at_full.settings)
         assert (cfg.epochs, cfg.batch_size, cfg.lr) == (800, 256, 0.01)  # section 5.1 of the paper
-        assert set(cell.settings) - set(settings[cell.method]) == set(at_full.settings) - {"epochs", "batch_size", "lr"}
+        published = set(PRESETS["paper"]) if cell.method == "coreg" else {"epochs", "batch_size", "lr"}
+        own = {key: value for key, value in cell.settings.items() if settings[cell.method].get(key) != value}
+        assert own.items() <= at_full.settings.items()
+        assert set(at_full.settings) - set(own) <= published
     assert reduced.place(full=False) == f"{images}-resnet32"
     assert full.place(full=True) == "cifar10-whole-preact_resnet18"
     assert full.title == TABLES["coreg-pixels"].title  # neither the size nor the epochs of the reduced one

@@ -10,7 +10,17 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from labelwright.encoders.backbones import Classifier, MlpHead, Stored, TextHead, build, classifier_config, from_config
+from labelwright.encoders.backbones import (
+    Classifier,
+    Ensemble,
+    MlpHead,
+    Stored,
+    TextHead,
+    UnitBackbone,
+    build,
+    classifier_config,
+    from_config,
+)
 from labelwright.encoders.nets import EncoderNets, OwnNets
 from labelwright.encoders.pretrained import ImageStats, image_stats
 from labelwright.errors import ConfigError
@@ -395,3 +405,27 @@ def test_from_config__bad_values():
         from_config({k: v for k, v in config.items() if k != "head"})
     with pytest.raises(ConfigError, match="does not know the model type 'futuristic'"):
         from_config(config | {"transformers": {"model_type": "futuristic"}})
+
+
+def test_ensemble__sums_and_is_rebuilt_from_its_config():
+    net = Ensemble([build("resnet32", 3, seed=seed) for seed in (0, 1)]).eval()
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(net(x), net.members[0](x) + net.members[1](x))
+    config = json.loads(json.dumps(classifier_config(net)))
+    assert config["n_summed"] == 2
+    again = from_config(config).eval()
+    again.load_state_dict(net.state_dict())
+    assert torch.equal(again(x), net(x))
+    assert net.backbone is net.members[0].backbone
+
+
+def test_ensemble__on_another_backbone():
+    heads = [
+        Classifier(Stored(), name="stored", n_features=64, n_outputs=3, head="linear", image_size_px=0, freeze=())
+        for _ in range(2)
+    ]
+    backbone = UnitBackbone(build("resnet32", 3, seed=0).backbone)
+    moved = Ensemble(heads).with_backbone(backbone, name="resnet32", image_size_px=32).eval()
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.allclose(moved(x), sum(head(backbone(x)) for head in heads))
+    assert classifier_config(moved)["unit_feats"] is True

@@ -169,7 +169,7 @@ def test_run__guesses_that_are_right_give_no_such_warning() -> None:
 def test_run__stops_when_the_answers_stand_still() -> None:
     trained, logs = run(epochs=6, lr=1e-9, schedule="constant")
     assert [logs[epoch].get("moved_frac") for epoch in range(6)] == [0.0, 0.0, None, None, None, None]
-    assert logs[1]["deployed"] == "better"
+    assert logs[1]["deployed"] == "one"
     assert all(logs[epoch] == {} for epoch in range(2, 6))
     short, _ = run(epochs=2, lr=1e-9, schedule="constant")
     assert tiny.differing(trained.state, short.state) == []
@@ -219,7 +219,7 @@ def ended(task: Task, answers: list[int], of_guesses: float) -> tuple[State, dic
 def test_end__a_head_that_agrees_as_much_is_kept(of_guesses: float) -> None:
     _, logs = ended(a_task(concepts=CONCEPTS), RIGHT, of_guesses)
     assert logs["score_deployed"] == pytest.approx(1.0)
-    assert (logs["deployed"], logs["score_guesses"], logs["warnings"]) == ("better", of_guesses, [])
+    assert (logs["deployed"], logs["score_guesses"], logs["warnings"]) == ("one", of_guesses, [])
 
 
 def test_end__the_annotator_comes_back_where_the_head_agrees_less() -> None:
@@ -238,7 +238,7 @@ def test_end__the_annotator_comes_back_where_the_head_agrees_less() -> None:
 def test_end__says_so_where_it_cannot(case: str) -> None:
     concepts = None if case == "no words" else Concepts(tiny.centres_of(3)[:2], tiny.LOGIT_SCALE)
     state, logs = ended(a_task(concepts=concepts, n_novel=int(case == "novel classes")), MERGED, 0.999)
-    assert logs["deployed"] == "better"
+    assert logs["deployed"] == "one"
     assert "compare before you use it" in logs["warnings"][0]
     with torch.no_grad():
         assert set(state.nets["main"](X).argmax(1).tolist()) == {0, 2}

@@ -12,6 +12,7 @@ from torch import nn
 
 from labelwright.data.views import ViewSettings
 from labelwright.encoders import backbones
+from labelwright.encoders.saved import saved_backbone
 from labelwright.errors import DataError
 from labelwright.pipeline.saved_model import load_model, save_model
 
@@ -41,6 +42,27 @@ def test_load_model__answers_the_same(head: Literal["linear", "cosine", "mlp"], 
     assert (there.class_names, there.size_px, there.view, there.info["method"]) == (("a", "b", "c"), 8, VIEW, "ce")
     assert not there.net.training
     assert (tmp_path / "model" / "README.md").read_text(encoding="utf-8") == "# card\n"
+
+
+def test_load_model__networks_that_are_summed_on_one_backbone(tmp_path: Path) -> None:
+    backbone = backbones.build("resnet32", 3, image_size_px=8, seed=1).backbone
+    heads = [
+        backbones.Classifier(
+            backbones.Stored(), name="stored", n_features=64, n_outputs=3, head="mlp", image_size_px=0, freeze=()
+        )
+        for _ in range(2)
+    ]
+    net = backbones.Ensemble(heads).with_backbone(backbone, name="resnet32", image_size_px=8)
+    save_model(tmp_path, net, class_names=("a", "b", "c"), size_px=8, view=VIEW, info={}, card="")
+    x = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        expected = net.eval().to(memory_format=torch.channels_last)(x)  # type: ignore[call-overload]
+        assert torch.equal(load_model(tmp_path, device=CPU).net(x), expected)
+    found = saved_backbone(str(tmp_path))
+    assert found is not None
+    loaded = backbones.load_saved(found).eval()
+    with torch.no_grad():
+        assert torch.allclose(loaded(x), backbone(x), atol=1e-6)
 
 
 def cut(path: Path) -> None:

@@ -18,8 +18,8 @@ def test_division_figures__coreg():
         {"epoch": 1, "loss": 1.5, "reliable_frac": 0.7, "in_set_frac": 0.8, "network_agreement": 0.9}
         | {"prototype_cosine": 0.25, "loss_p_main": 0.25, "loss_p_peer": 0.25},
         {"epoch": 2, "reliable_frac": 0.8, "prototype_cosine": 0.5, "loss_p_main": None, "loss_p_peer": 0.5},
-        {"epoch": 3, "distillation": 0.5},
-        {"epoch": 4, "distillation": 0.25},
+        {"epoch": 3, "loss_prototypes_main": 0.5, "loss_prototypes_peer": 0.25},
+        {"epoch": 4, "loss_prototypes_main": 0.25, "loss_prototypes_peer": 0.25},
     ]
     begin = {"reliable_frac": 0.5, "in_set_frac": 0.75}
     figures = valid(division_figures(run_on(epochs=epochs, begin=begin)))
@@ -31,7 +31,7 @@ def test_division_figures__coreg():
         "images on which the two networks agree": ([1, 2], [0.8, 0.9]),
         "Likeness of the class centres": ([2, 3], [0.25, 0.5]),  # 0 was before there were any
         "trusted guesses": ([1, 2, 3], [0.375, 0.25, 0.5]),
-        "one network of two": ([4, 5], [0.5, 0.25]),
+        "class centres": ([4, 5], [0.375, 0.25]),
     }
 
 
@@ -54,20 +54,18 @@ def test_division_figures__baselines_log_less(keys, titles):
 @pytest.mark.parametrize(
     ("last", "said"),
     [
-        ({"deployed": "distil"}, "in the last 2 epochs one learned from the mean of both, and that one was saved"),
-        ({"deployed": "average", "score_main": 0.5, "score_peer": 0.25}, "their weights was saved (0.500 and 0.250)"),
-        ({"deployed": "better", "score_main": 0.5, "score_peer": 0.25}, "the first one was saved"),
-        ({"deployed": "better"}, "The one network that was trained was saved."),
+        ({"deployed": "sum"}, "Two networks were trained; both were saved"),
+        ({"deployed": "one"}, "The one network that was trained was saved."),
         ({"deployed": "annotator"}, "The annotator's own classifier was saved"),
     ],
 )
 def test_deployed_words__which_network(last, said):
-    (words,) = deployed_words([{"epoch": 0}, {"epoch": 1, "distillation": 1.0}, {"distillation": 1.0, **last}], {})
+    (words,) = deployed_words([{"epoch": 0}, last, {"epoch": 2}], {})  # the epochs after it stopped say nothing
     assert said in words
 
 
 def test_deployed_words__why():
-    last = {"deployed": "distil", "score_deployed": 0.75}
+    last = {"deployed": "sum", "score_deployed": 0.75}
     assert deployed_words([last], {})[1].endswith("75.0% of its answers are among the image's guesses.")
     assert deployed_words([{**last, "score_guesses": 0.5}], {})[1].endswith(
         "The guesses: 0.500; the trained network: 0.750."

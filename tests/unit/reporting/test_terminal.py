@@ -142,12 +142,11 @@ def test_lines_of_run__candidates_and_what_was_deployed(tmp_path: Path) -> None:
     summary |= {"zero_shot": {"accuracy": 0.5, "n_scored": 4}, "test": {"accuracy": 0.25, "n_scored": 4}}
     step = {"kind": "step", "epoch": 1, "deployed": "never"}
     epochs: list[dict[str, Any]] = [{"kind": "epoch", "epoch": e} for e in range(2)]
-    epochs[1] |= {"deployed": "better", "score_main": 0.25, "score_peer": 0.5}
+    epochs[1] |= {"deployed": "sum"}
     lines = telling.lines_of_run(write_run(tmp_path / "a", summary, *epochs, step))
     assert lines == [
         "candidates from a/clip: 3 images, 1.50 candidates each on average, at most 2",
-        "Of the two networks that were trained the second one was saved: its score is the higher one "
-        "(0.250 and 0.500).",
+        "Two networks were trained; both were saved, and their answers are summed.",
         "annotator -> student accuracy: 0.5000 -> 0.2500 on 4 test images: the student is WORSE than its annotator",
     ]
     # What another model reads out of the class names is not what the student learned from.
