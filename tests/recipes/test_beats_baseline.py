@@ -119,8 +119,8 @@ def test_cap__beats_the_class_names_where_one_of_them_fits_no_image() -> None:
 
 
 def candidate_accuracies(seed: int) -> dict[str, float]:
-    """Of Co-Reg on frozen features and two baselines, where guesses are biased: one class is often taken for another, a second
-    for any, and the weights say so with confidence.
+    """Of Co-Reg on frozen features and two baselines, where guesses are biased: one class is often taken for another,
+    a second for any, and the weights say so with confidence.
     """
     truth = torch.tensor(tiny.classes_of((50, 50, 50, 50, 50)))
     n, n_classes, g = len(truth), 5, torch.Generator().manual_seed(seed)

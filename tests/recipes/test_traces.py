@@ -212,7 +212,7 @@ def test_traces__cover_every_method() -> None:
     single_steps = set(vision_language.PRESETS)  # tests/unit/methods/test_vision_language.py; two of them have no steps
     single_steps |= {"kd", "top1", "cc", "proden", "crdpll"}  # tests/unit/methods/test_candidate_labels.py
     single_steps |= {"ss_kmeans", "orca", "simgcd", "fixmatch_clusters"}  # .../test_open_world_baselines.py
-    single_steps |= {"pico", "dividemix"}  # tests/unit/methods/test_pico.py, test_dividemix.py
+    single_steps |= {"pico", "dividemix", "coreg_frozen"}  # tests/unit/methods/test_pico.py and so on
     assert CASES.keys() | {"cvs"} | elsewhere | single_steps == METHODS.keys()
 
 
