@@ -119,8 +119,8 @@ def test_cap__beats_the_class_names_where_one_of_them_fits_no_image() -> None:
 
 
 def candidate_accuracies(seed: int) -> dict[str, float]:
-    """Of Co-Reg and two baselines on features, where guesses are biased: one class is often taken for another, a second
-    for any, and the weights say so with confidence.
+    """Of Co-Reg on frozen features and two baselines, where guesses are biased: one class is often taken for another,
+    a second for any, and the weights say so with confidence.
     """
     truth = torch.tensor(tiny.classes_of((50, 50, 50, 50, 50)))
     n, n_classes, g = len(truth), 5, torch.Generator().manual_seed(seed)
@@ -135,7 +135,7 @@ def candidate_accuracies(seed: int) -> dict[str, float]:
     weights = 0.7 * F.one_hot(first, n_classes) + 0.3 * F.one_hot(second, n_classes)
     task = Task(torch.full((n,), -1), tuple("abcde"), tiny.sets_of(weights > 0, weights))
     found = {"guesses": float((first == truth).float().mean())}
-    for name in ("top1", "kd", "coreg"):
+    for name in ("top1", "kd", "coreg_frozen"):
         recipe, settings = METHODS[name].recipe, {"epochs": 20, "batch_size": 32, "lr": 0.05}
         cfg = resolve_config(METHODS[name], settings)
         state = train(recipe, cfg, task, views, tiny.BuildHead(), options=tiny.options_of(seed)).state
@@ -146,10 +146,10 @@ def candidate_accuracies(seed: int) -> dict[str, float]:
 
 
 @pytest.mark.slow
-def test_coreg__beats_the_guesses_and_what_learns_them_as_they_are() -> None:
+def test_coreg_frozen__beats_the_guesses_and_what_learns_them_as_they_are() -> None:
     found = [candidate_accuracies(seed) for seed in SEEDS]
-    gains = np.array([run["coreg"] - max(run["top1"], run["kd"]) for run in found])
-    # Measured on a CPU: 0.932, 0.996 and 0.996; top1 0.792, 0.924 and 0.908, kd 0.784, 0.948 and 0.932.
+    gains = np.array([run["coreg_frozen"] - max(run["top1"], run["kd"]) for run in found])
+    # Measured on a CPU: 0.916, 1.000 and 1.000; top1 0.792, 0.924 and 0.908, kd 0.784, 0.948 and 0.932.
     assert min(run["guesses"] for run in found) > 0.7
     assert min(run["top1"] for run in found) > 0.75  # the baselines are no straw men: better than the guesses
     assert min(run["kd"] for run in found) > 0.75

@@ -198,8 +198,8 @@ def _pixels(settings: Mapping[str, Mapping[str, object]], words: str = "", *, si
         for schedules in (settings, published)
     )
     at = f" of {size_px} px" if size_px else ""
-    facts = [
-        f"{method}: {', '.join(f'{key} {value}' for key, value in own.items())}" for method, own in settings.items()
+    own = [
+        f"{method}: {', '.join(f'{key} {value}' for key, value in each.items())}" for method, each in settings.items()
     ]
     table = BenchTable(
         f"CIFAR-10 from pixels{words}, {_BY_CHANCE}",
@@ -209,7 +209,7 @@ def _pixels(settings: Mapping[str, Mapping[str, object]], words: str = "", *, si
         n_max=1000,
         network="resnet32",
         size_px=size_px,
-        schedule=f"REDUCED to 1,000 images per class{at}, ResNet-32; {'; '.join(facts)}; else methods' own defaults",
+        schedule=f"REDUCED to 1,000 images per class{at}, ResNet-32; {'; '.join(own)}; else the methods' own defaults",
     )
     at_full = dataclasses.replace(
         table,
