@@ -22,7 +22,7 @@ from labelwright.types import Task
 Alignment = Literal["evidence", "clustering", "none"]
 """How names are aligned with images: by evidence (ours), by Algorithm 1 (published), or not at all."""
 
-SHRINKAGE, N_ITER = 0.1, 10  # of the Gaussians
+SHRINKAGE, N_ITER = 0.1, 20  # of the Gaussians
 CONFIRMED, CONTRADICTED = 0.5, 0.005
 """Mean probability of a class on its own labelled images, above which its text fits and below which it does not."""
 
