@@ -22,8 +22,8 @@ Symbols: a=beliefs, w=clean, tau=threshold, T=temperature, mu=prototypes, S=Task
 Departures: a step has half a batch of P and half of U (of both networks at once), and an epoch as many steps as all
 images make batches; the rate falls to 0, not to 1e-5; of an image the 64 most probable classes are remembered; lines 1
 and 12 and the ramp of lambda_u are cut short in short runs. `PRESETS["paper"]` is the rest as published; the defaults
-are what did best from pixels at our lengths (docs/results/coreg_pixels.csv).
-On frozen features methods/coreg_frozen.py does better in a tenth of the time.
+are those of our runs from pixels (docs/results/coreg_pixels.csv, which compares the length of line 1 and T alone).
+On frozen features use methods/coreg_frozen.py: line 1 ends below its annotator there (docs/results/coreg_parts.csv).
 Command: labelwright fit photos/ --classes names.txt --method coreg --annotator openai/clip-vit-base-patch32 --out RUN
 Measured: docs/benchmarks.md, `labelwright bench --table coreg-pixels-40`; numbers there are of an earlier form.
 """
