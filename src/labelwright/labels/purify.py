@@ -472,3 +472,27 @@ def reliable_targets(
 
 def _at_least_float32(probs: Tensor) -> Tensor:
     return probs.to(torch.promote_types(probs.dtype, torch.float32))
+
+
+def confident(
+    probs: Tensor, labels: Tensor, *, n_seen: int, seen_confidence: float, novel_confidence: float
+) -> tuple[Tensor, Tensor]:
+    """Lines 2 and 3 of LPS: targets [B] int64 and whether each is sure [B] bool.
+
+    Args:
+      probs: [B, C], of a weak view.
+      labels: [B] int64, -1 = unknown.
+      n_seen: classes with a name.
+      seen_confidence, novel_confidence: probability from which a target counts, in [0, 1].
+
+    Example: a novel class is sure enough at 0.6, a seen one is not.
+      >>> probs = torch.tensor([[0.6, 0.4], [0.4, 0.6], [0.5, 0.5]])
+      >>> labels = torch.tensor([-1, -1, 0])
+      >>> confident(probs, labels, n_seen=1, seen_confidence=0.95, novel_confidence=0.5)
+      (tensor([0, 1, 0]), tensor([False,  True,  True]))
+    """
+    sure, best = probs.max(1)
+    is_known = labels >= 0
+    targets = torch.where(is_known, labels, best)
+    bar = torch.where(targets < n_seen, seen_confidence, novel_confidence)
+    return targets, is_known | (sure >= bar)

@@ -39,6 +39,7 @@ from labelwright.adjust import fixed, named
 from labelwright.adjust import slopes as calibration
 from labelwright.adjust.adjustment import Adjustment
 from labelwright.adjust.pace import Direction, class_distribution, divergence, pace_margin
+from labelwright.labels.purify import confident
 from labelwright.losses.candidates import negative_entropy_of_mean
 from labelwright.losses.classification import adjusted_cross_entropy
 from labelwright.losses.contrastive import nt_xent, pseudolabel_contrastive
@@ -47,7 +48,7 @@ from labelwright.methods.method import Budget
 from labelwright.methods.open_world import (
     TrainedSettings,
     balance,
-    due_unlabelled,
+    expected_unlabelled,
     gathered,
     n_seen,
     new_net,
@@ -184,30 +185,6 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
     return StepResult(sum_gradients(loss), len(own), state, logs)
 
 
-def confident(
-    probs: Tensor, labels: Tensor, *, n_seen: int, seen_confidence: float, novel_confidence: float
-) -> tuple[Tensor, Tensor]:
-    """Lines 2 and 3: targets [B] int64 and whether each is sure [B] bool.
-
-    Args:
-      probs: [B, C], of a weak view.
-      labels: [B] int64, -1 = unknown.
-      n_seen: classes with a name.
-      seen_confidence, novel_confidence: probability from which a target counts, in [0, 1].
-
-    Example: a novel class is sure enough at 0.6, a seen one is not.
-      >>> probs = torch.tensor([[0.6, 0.4], [0.4, 0.6], [0.5, 0.5]])
-      >>> labels = torch.tensor([-1, -1, 0])
-      >>> confident(probs, labels, n_seen=1, seen_confidence=0.95, novel_confidence=0.5)
-      (tensor([0, 1, 0]), tensor([False,  True,  True]))
-    """
-    sure, best = probs.max(1)
-    is_known = labels >= 0
-    targets = torch.where(is_known, labels, best)
-    bar = torch.where(targets < n_seen, seen_confidence, novel_confidence)
-    return targets, is_known | (sure >= bar)
-
-
 def novel_confidence(cfg: Config, done_frac: float) -> float:
     """Line 3: the bar of novel targets, which rises while training goes on.
 
@@ -301,13 +278,13 @@ def predict(cfg: Config, state: State, x: Tensor) -> Prediction:
 
 def _looked(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State, dict[str, Any]]:
     """The pace of the classes on unlabelled images, and the balance of the targets if there is one."""
-    due = due_unlabelled(state.memory["prior"], task.counts, len(task.labels))
+    expected = expected_unlabelled(state.memory["prior"], task.counts, len(task.labels))
     logits = unlabelled_logits(task, passes)
-    facts = pace_logs(logits, due, n_seen(task))
-    is_settled = starts_by_clusters(cfg.start, is_frozen=state.memory["is_frozen"])
-    wants_balance = cfg.use_balance == "on" or (cfg.use_balance == "auto" and is_settled)
+    facts = pace_logs(logits, expected, n_seen(task))
+    starts_close = starts_by_clusters(cfg.start, is_frozen=state.memory["is_frozen"])
+    wants_balance = cfg.use_balance == "on" or (cfg.use_balance == "auto" and starts_close)
     if wants_balance:
-        offset = balance(logits, due, state.memory["offset"])
+        offset = balance(logits, expected, state.memory["offset"])
         state = dataclasses.replace(state, memory={**state.memory, "offset": offset})
     return state, facts
 

@@ -1,4 +1,4 @@
-"""What LPS and its baselines share: settings, the network, streams in proportion, what is due of each class.
+"""What LPS and its baselines share: settings, the network, streams in proportion, what is expected of each class.
 
 So that losses are compared and not schedules, all have one sampler, optimizer and schedule, one prior (even as
 published, or the sizes of clusters where classes are uneven), and on frozen features one start, from semi-supervised
@@ -44,7 +44,7 @@ class OpenWorldSettings(TrainSettings):
     lr: float = 0.1  # peak learning rate
     weight_decay: float = 5e-4  # of every trained parameter
     warmup_epochs: float = 0.0  # linear from 0 to lr
-    prior: Literal["auto", "even"] = "auto"  # shares the classes are due: even (paper), or see `prior_of`
+    prior: Literal["auto", "even"] = "auto"  # shares the classes are expected to have: even (paper), or see `prior_of`
     prior_shares: tuple[float, ...] | None = None  # the shares themselves, seen classes first, where they are known
     n_init: int = 20  # starts of k-means, of which the tightest end is kept
 
@@ -111,7 +111,7 @@ def new_net(
 
 
 def prior_of(cfg: OpenWorldSettings, task: Task, sizes: Tensor | None = None) -> Tensor:
-    """[C] float32 shares that the classes are due among all images, sum 1.
+    """[C] float32 shares that the classes are expected to have among all images, sum 1.
 
     Those that were given; else even, unless labelled counts are as uneven as in a long tail (`EVEN_RATIO`), or clusters
     more so (`EVEN_CLUSTERS`): then the sizes of the clusters say more, though k-means makes small classes larger.
@@ -134,7 +134,7 @@ def prior_of(cfg: OpenWorldSettings, task: Task, sizes: Tensor | None = None) ->
     return (shares / shares.sum()).to(task.labels.device)
 
 
-def due_unlabelled(prior: Tensor, counts: Tensor, n_rows: int) -> Tensor:
+def expected_unlabelled(prior: Tensor, counts: Tensor, n_rows: int) -> Tensor:
     """Shares of the classes among the unlabelled images, if labelled and unlabelled ones together have the prior's.
 
     Args:
@@ -142,10 +142,10 @@ def due_unlabelled(prior: Tensor, counts: Tensor, n_rows: int) -> Tensor:
       counts: [C] int, labelled images.
       n_rows: N, labelled and unlabelled images.
 
-    Returns: [C] float32, sums to 1; 0 for a class that has more labelled images than it is due.
+    Returns: [C] float32, sums to 1; 0 for a class that has more labelled images than are expected.
 
     Example: 8 images, 4 of each class; two of the first class are labelled.
-      >>> [round(v, 4) for v in due_unlabelled(torch.tensor([0.5, 0.5]), torch.tensor([2, 0]), 8).tolist()]
+      >>> [round(v, 4) for v in expected_unlabelled(torch.tensor([0.5, 0.5]), torch.tensor([2, 0]), 8).tolist()]
       [0.3333, 0.6667]
     """
     left = (prior * n_rows - counts).clamp(min=0)
@@ -220,14 +220,14 @@ def start_of(cfg: OpenWorldSettings, task: Task, passes: Passes, *, n_rounds: in
     weight = START_SCALE * found.centroids
     bias = -START_SCALE / 2 * found.centroids.square().sum(1)
     if n_rounds:
-        due = due_unlabelled(prior, task.counts, len(task.labels))
+        expected = expected_unlabelled(prior, task.counts, len(task.labels))
         rows = _some_rows(task.labels)
         weight, bias = settle(
             feats[rows],
             task.labels[rows],
             weight,
             bias,
-            balanced=lambda logits: balance(logits, due),
+            balanced=lambda logits: balance(logits, expected),
             n_rounds=n_rounds,
         )
     return Start(weight / norm, bias, prior, found)
@@ -270,12 +270,12 @@ def unlabelled_logits(task: Task, passes: Passes, net: str = "main") -> Tensor:
     return torch.cat([logits.float() for _, logits in passes(net, _spread(rows, SAMPLE_ROWS).cpu())])
 
 
-def balance(logits: Tensor, due: Tensor, offset: Tensor | None = None) -> Tensor:
-    """What to add to the logits for the mean prediction to be the one that is due.
+def balance(logits: Tensor, expected: Tensor, offset: Tensor | None = None) -> Tensor:
+    """What to add to the logits for the mean prediction to be the expected one.
 
     Args:
       logits: [n, C] float.
-      due: [C] float >= 0, sums to 1; a class that is due nothing is pushed out by 20 nats at most.
+      expected: [C] float >= 0, sums to 1; a class with an expected share of 0 is pushed out by 20 nats at most.
       offset: [C] to start from, or None.
 
     Returns: [C] float32, mean 0.
@@ -288,45 +288,45 @@ def balance(logits: Tensor, due: Tensor, offset: Tensor | None = None) -> Tensor
       >>> [round(v, 3) for v in (logits + offset).softmax(1).mean(0).tolist()]
       [0.5, 0.5]
     """
-    found = torch.zeros_like(due) if offset is None else offset
+    found = torch.zeros_like(expected) if offset is None else offset
     for _ in range(BALANCE_ROUNDS):
         mean = (logits + found).softmax(1).mean(0)
-        if bool(((mean - due).abs() < BALANCED * due.clamp(min=1e-6)).all()):
+        if bool(((mean - expected).abs() < BALANCED * expected.clamp(min=1e-6)).all()):
             break
-        found = found + (due.clamp(min=1e-6) / mean.clamp(min=1e-6)).log()
+        found = found + (expected.clamp(min=1e-6) / mean.clamp(min=1e-6)).log()
         found = (found - found.mean()).clamp(-20, 20)
     return found
 
 
 def pace(task: Task, state: State, passes: Passes, *, scale: float = 1.0) -> tuple[Tensor, dict[str, Any]]:
     """`unlabelled_logits` times ``scale``, and their `pace_logs`."""
-    due = due_unlabelled(state.memory["prior"], task.counts, len(task.labels))
+    expected = expected_unlabelled(state.memory["prior"], task.counts, len(task.labels))
     logits = scale * unlabelled_logits(task, passes)
-    return logits, pace_logs(logits, due, n_seen(task))
+    return logits, pace_logs(logits, expected, n_seen(task))
 
 
-def pace_logs(logits: Tensor, due: Tensor, n_named: int) -> dict[str, Any]:
+def pace_logs(logits: Tensor, expected: Tensor, n_named: int) -> dict[str, Any]:
     """How far seen and novel classes are, as far as unlabelled images tell: JSON-ready numbers.
 
     Args:
       logits: [n, C] of unlabelled images.
-      due: [C] shares they should have.
+      expected: [C] shares they should have.
       n_named: seen classes.
 
-    Returns: novel_frac (share predicted novel), novel_due (share that should be), confidence_seen, confidence_novel
-      (mean highest probability of images predicted so; None if there are none), n_used (classes predicted at least
-      once), class_frac (share of each class).
+    Returns: novel_frac (share predicted novel), novel_expected (share that should be), confidence_seen,
+      confidence_novel (mean highest probability of images predicted so; None if there are none), n_used (classes
+      predicted at least once), class_frac (share of each class).
     """
     sure, best = logits.softmax(1).max(1)
     is_novel = best >= n_named
-    shares = torch.bincount(best, minlength=len(due)).float() / max(len(best), 1)
+    shares = torch.bincount(best, minlength=len(expected)).float() / max(len(best), 1)
 
     def mean(where: Tensor) -> float | None:
         return round(float(sure[where].mean()), 5) if where.any() else None
 
     return {
         "novel_frac": round(float(is_novel.float().mean()), 5),
-        "novel_due": round(float(due[n_named:].sum()), 5),
+        "novel_expected": round(float(expected[n_named:].sum()), 5),
         "confidence_seen": mean(~is_novel),
         "confidence_novel": mean(is_novel),
         "n_used": int((shares > 0).sum()),

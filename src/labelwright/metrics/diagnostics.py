@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 STEADY_FRAC = 0.5  # of the epochs, before which no sign is given: novel classes begin late
-SHORT_OF_DUE = 0.5  # share of their expected images, below which they have been taken over by seen ones
+TOO_FEW_FRAC = 0.5  # share of their expected images, below which they have been taken over by seen ones
 SURENESS_GAP = 0.25  # mean confidence of seen over that of novel classes
 STALE_RATIO = 0.9  # divergence at the end over the divergence in the first tenth, above which it did not fall
 NOTICEABLE = 0.05  # nats of divergence that matter
@@ -26,7 +26,7 @@ def pace_warnings(
     Returns: sentences; none in the first half, and none without novel classes.
 
     Example:
-      >>> facts = {"novel_frac": 0.1, "novel_due": 0.6, "confidence_seen": 0.9, "confidence_novel": 0.8,
+      >>> facts = {"novel_frac": 0.1, "novel_expected": 0.6, "confidence_seen": 0.9, "confidence_novel": 0.8,
       ...         "class_frac": [0.9, 0.1, 0.0]}
       >>> for sign in pace_warnings(facts, [0.5, 0.1], epoch=1, n_epochs=2, n_named=1):
       ...     print(sign)
@@ -37,10 +37,10 @@ def pace_warnings(
     n_novel = len(facts["class_frac"]) - n_named
     if epoch + 1 < STEADY_FRAC * n_epochs or n_novel == 0:
         return signs
-    if facts["novel_frac"] < SHORT_OF_DUE * facts["novel_due"]:
+    if facts["novel_frac"] < TOO_FEW_FRAC * facts["novel_expected"]:
         signs.append(
             f"novel classes hold {facts['novel_frac']:.0%} of the unlabelled images where "
-            f"{facts['novel_due']:.0%} are expected: seen classes take theirs"
+            f"{facts['novel_expected']:.0%} are expected: seen classes take theirs"
         )
     sure = facts["confidence_seen"], facts["confidence_novel"]
     if None not in sure and sure[0] - sure[1] > SURENESS_GAP:

@@ -241,7 +241,7 @@ def evidence_figures(run: Run) -> list[Figure]:
 
 
 def pace_figures(run: Run) -> list[Figure]:
-    """How named and new classes come along: accuracy, confidence, shares, and how far these are from what is due.
+    """How named and new classes come along: accuracy, confidence, shares, and how far these are from what is expected.
 
     Example:
       >>> epochs = [{"epoch": e, "novel_frac": 0.5, "divergence": 0.2 - e / 10} for e in range(2)]
@@ -263,7 +263,7 @@ def pace_figures(run: Run) -> list[Figure]:
         figures += (
             [_pace("Confidence while training", "mean confidence", curves)] if (curves := _own(run, keys)) else []
         )
-    shares = _own(run, {"taken for new": "novel_frac", "expected": "novel_due"})
+    shares = _own(run, {"taken for new": "novel_frac", "expected": "novel_expected"})
     if shares:
         figure = _pace("Unlabelled images taken for new classes", "share of them", shares)
         for trace in figure.data:
@@ -327,7 +327,7 @@ def _pace_note(run: Run) -> str:
     )
     if _by_truth(run, "seen", "novel") or _by_truth(run, "confidence_seen", "confidence_novel"):
         words += " Test: test images. Training: unlabelled training images whose class is known (for scoring alone)."
-    if _own(run, {"": "novel_due"}):
+    if _own(run, {"": "novel_expected"}):
         words += " Expected: the share of new classes if classes are as large as the model assumes."
     if _own(run, {"": "divergence"}):
         words += (

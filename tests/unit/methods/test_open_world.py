@@ -1,4 +1,4 @@
-"""What LPS and its baselines share: which shares the classes are due."""
+"""What LPS and its baselines share: which shares the classes are expected."""
 
 from __future__ import annotations
 

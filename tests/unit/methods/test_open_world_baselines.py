@@ -317,5 +317,7 @@ def test_begin__logs_the_pace(name: str) -> None:
     task, cfg, recipe = open_task(), config_of(name, n_init=2), METHODS[name].recipe
     state = recipe.setup(cfg, task, tiny.BuildHead())
     _, logs = recipe.end_epoch(cfg, task, state, tiny.passes_of(state, FEATS), 7)
-    assert logs["novel_due"] == pytest.approx(40 / 58, abs=1e-4)  # even: 20 images each, 12 and 10 of them labelled
+    assert logs["novel_expected"] == pytest.approx(
+        40 / 58, abs=1e-4
+    )  # even: 20 images each, 12 and 10 of them labelled
     assert len(logs["class_frac"]) == 4

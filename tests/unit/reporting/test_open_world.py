@@ -151,7 +151,7 @@ def test_evidence_figures__one_number_alone_is_no_curve():
 
 
 def epochs_of(*, test=True):
-    own = {"confidence_seen": 0.9, "confidence_novel": 0.6, "novel_due": 0.5}
+    own = {"confidence_seen": 0.9, "confidence_novel": 0.6, "novel_expected": 0.5}
     epochs = [{"epoch": e, **own, "novel_frac": 0.4 + e / 10, "divergence": 0.3 / (e + 1)} for e in range(4)]
     for record in epochs[1::2] if test else ():
         record["test"] = {"seen": 0.8, "novel": 0.5, "confidence_seen": 0.9, "confidence_novel": 0.7}
@@ -160,7 +160,7 @@ def epochs_of(*, test=True):
 
 
 def test_pace_figures__by_truth():
-    figures = valid(pace_figures(run_of(epochs=epochs_of(), begin={"novel_frac": 0.9, "novel_due": 0.5})))
+    figures = valid(pace_figures(run_of(epochs=epochs_of(), begin={"novel_frac": 0.9, "novel_expected": 0.5})))
     right, sure, shares, apart = figures.values()
     assert [trace["name"] for trace in right.data] == ["named, test", "new, test", "named, training", "new, training"]
     assert [trace["x"] for trace in right.data] == [[2, 4]] * 4

@@ -96,8 +96,8 @@ def _add_clusters(cfg: Config, task: Task, state: State, passes: Passes) -> dict
     sure, best = (torch.cat(column) for column in zip(*seen, strict=True))
     answer = torch.where(task.labels >= 0, task.labels, best)
     hidden = (task.labels < 0).nonzero().flatten()
-    due = open_world.due_unlabelled(state.memory["prior"], task.counts, len(task.labels))
-    n_novel_rows = min(max(round(float(due[named:].sum()) * len(hidden)), task.n_novel), len(hidden))
+    expected = open_world.expected_unlabelled(state.memory["prior"], task.counts, len(task.labels))
+    n_novel_rows = min(max(round(float(expected[named:].sum()) * len(hidden)), task.n_novel), len(hidden))
     rows = hidden[sure[hidden].argsort(stable=True)[:n_novel_rows]]
     unknown, seed = torch.full_like(rows, -1), int(torch.randint(2**31, (1,)))
     found = semi_supervised_kmeans(z[rows], unknown, n_classes=task.n_novel, n_seen=0, n_init=cfg.n_init, seed=seed)
