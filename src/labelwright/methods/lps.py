@@ -46,10 +46,12 @@ from labelwright.losses.contrastive import nt_xent, pseudolabel_contrastive
 from labelwright.methods.families import novel
 from labelwright.methods.method import Budget
 from labelwright.methods.open_world import (
+    STILL_EPOCHS,
     TrainedSettings,
     balance,
     expected_unlabelled,
     gathered,
+    moved_answers,
     n_seen,
     new_net,
     pace_logs,
@@ -257,7 +259,7 @@ def terms(
 
 
 def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int) -> tuple[State, Mapping[str, Any]]:
-    """How far the classes are, the failure signs, and the balance of the next epoch."""
+    """How far the classes are, the failure signs, the balance of the next epoch, and whether there is to be one."""
     total, n_steps = state.memory["epoch_sums"].tolist()
     memory = {**state.memory, "divergences": [*state.memory["divergences"], total / max(n_steps, 1)]}
     memory["epoch_sums"] = torch.zeros_like(memory["epoch_sums"])
@@ -265,10 +267,10 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
     if cfg.margin == "cvs":
         state = dataclasses.replace(state, adjust={**state.adjust, "kappa": _kappa(task, state, passes)})
     state, facts = _looked(cfg, task, state, passes)
-    facts["warnings"] = pace_warnings(
-        facts, memory["divergences"], epoch=epoch, n_epochs=cfg.epochs, n_named=n_seen(task)
-    )
-    return state, facts
+    epochs = {"epoch": epoch, "n_epochs": cfg.epochs}
+    facts["warnings"] = pace_warnings(facts, memory["divergences"], n_named=n_seen(task), **epochs)
+    starts_close = starts_by_clusters(cfg.start, is_frozen=state.memory["is_frozen"])
+    return state, facts | {"stop": starts_close and state.memory["n_still"] >= STILL_EPOCHS}
 
 
 def predict(cfg: Config, state: State, x: Tensor) -> Prediction:
@@ -281,12 +283,11 @@ def _looked(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[Stat
     expected = expected_unlabelled(state.memory["prior"], task.counts, len(task.labels))
     logits = unlabelled_logits(task, passes)
     facts = pace_logs(logits, expected, n_seen(task))
-    starts_close = starts_by_clusters(cfg.start, is_frozen=state.memory["is_frozen"])
-    wants_balance = cfg.use_balance == "on" or (cfg.use_balance == "auto" and starts_close)
-    if wants_balance:
-        offset = balance(logits, expected, state.memory["offset"])
-        state = dataclasses.replace(state, memory={**state.memory, "offset": offset})
-    return state, facts
+    memory = {**state.memory, **moved_answers(state.memory, logits)}
+    starts_close = starts_by_clusters(cfg.start, is_frozen=memory["is_frozen"])
+    if cfg.use_balance == "on" or (cfg.use_balance == "auto" and starts_close):
+        memory["offset"] = balance(logits, expected, memory["offset"])
+    return dataclasses.replace(state, memory=memory), facts
 
 
 def _kappa(task: Task, state: State, passes: Passes) -> Tensor:

@@ -27,6 +27,8 @@ from labelwright.train.processes import gather_queries
 from labelwright.train.settings import TrainSettings, require
 from labelwright.types import Batch, BuildNet, EpochPlan, Passes, State, Stream, Task
 
+STILL_FRAC = 0.005  # of the answers on unlabelled images, below which an epoch counts as having moved none
+STILL_EPOCHS = 2  # such epochs in a row that end a training which starts close to its end
 SAMPLE_ROWS = 16_384  # unlabelled images among which the balance of the predictions is found
 EVEN_RATIO = LONG_TAILED_RATIO  # largest over smallest count of labelled images, from which classes are not even
 EVEN_CLUSTERS = 5.0  # the same of clusters: of even classes they are uneven as well, up to 3.3 to 1 where we looked
@@ -303,6 +305,23 @@ def pace(task: Task, state: State, passes: Passes, *, scale: float = 1.0) -> tup
     expected = expected_unlabelled(state.memory["prior"], task.counts, len(task.labels))
     logits = scale * unlabelled_logits(task, passes)
     return logits, pace_logs(logits, expected, n_seen(task))
+
+
+def moved_answers(memory: Mapping[str, Any], logits: Tensor) -> dict[str, Any]:
+    """Memory of the answers on unlabelled images, and of the epochs in which next to none of them moved.
+
+    Args:
+      memory: of the state; "answers" [n] and "n_still" of the last look, if there was one.
+      logits: [n, C] of the same unlabelled images at each look.
+
+    Example:
+      >>> memory = moved_answers({}, torch.eye(2))
+      >>> [moved_answers(memory, logits)["n_still"] for logits in (torch.eye(2), -torch.eye(2))]
+      [1, 0]
+    """
+    answers = logits.argmax(1)
+    is_still = "answers" in memory and bool((answers != memory["answers"]).float().mean() < STILL_FRAC)
+    return {"answers": answers, "n_still": memory.get("n_still", 0) + 1 if is_still else 0}
 
 
 def pace_logs(logits: Tensor, expected: Tensor, n_named: int) -> dict[str, Any]:
