@@ -34,7 +34,7 @@ ADJUSTMENTS = {
     "additive_adjustment": (field("offset", from_prior(fixed.additive_adjustment, strength=0.9)), 1),
 }
 OF_LOGITS = {"subtract_log_prior"}  # tested in tests/unit/adjust/test_fixed.py
-OF_CONFUSION = {"rescaled_similarity", "pace", "confusion_margin"}  # contract at the end of this file
+OF_CONFUSION = {"rescaled_similarity", "pace", "confusion_margin", "largest_margins"}  # contract at the end of this file
 
 
 def public_of(module):

@@ -401,7 +401,7 @@ def top_confident(chunks: Iterable[Tensor], *, k: int) -> tuple[Tensor, Tensor]:
         places, labels = _match(scores, labels, k=k)
         held = scores[places], labels, rows[places]
     if held is None:
-        raise DataError("there are not images to choose from", fix="give at least one image")
+        raise DataError("there are no images to choose from", fix="give at least one image")
     return held[2], held[1]
 
 

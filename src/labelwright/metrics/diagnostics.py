@@ -30,7 +30,7 @@ def pace_warnings(
       ...         "class_frac": [0.9, 0.1, 0.0]}
       >>> for sign in pace_warnings(facts, [0.5, 0.1], epoch=1, n_epochs=2, n_named=1):
       ...     print(sign)
-      novel classes hold 10% of the unlabelled images where 60%: seen classes take theirs
+      novel classes hold 10% of the unlabelled images where 60% are expected: seen classes take theirs
       1 of 2 novel classes hold no image: fewer are there, or try --novel auto
     """
     signs: list[str] = []

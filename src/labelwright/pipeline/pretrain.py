@@ -100,7 +100,7 @@ def pretrain(
     check_numbers(size_px=size, seed=seed)
     stats = None if model == "auto" or model in OWN else image_stats(model)
     if is_embeddings(data):
-        raise ConfigError("the data are embeddings: there are not images to learn from", fix="give the images")
+        raise ConfigError("the data are embeddings: there are no images to learn from", fix="give the images")
     table = read(data)
     flips, reason = may_flip(flip, table.class_names)
     images = _images_alone(table)

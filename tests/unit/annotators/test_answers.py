@@ -78,7 +78,7 @@ def test_answer__every_name_finds_itself_and_nothing_else() -> None:
             assert parse(f"The image shows: {class_name.upper()}.") == (c,), class_name
 
 
-@pytest.mark.parametrize(("names", "said"), [(["Cat", "cat"], "cannot be told apart"), (["cat", "?"], "no letter")])
+@pytest.mark.parametrize(("names", "said"), [(["Cat", "cat"], "cannot be distinguished"), (["cat", "?"], "no letter")])
 def test_classes__that_no_answer_could_name(names, said) -> None:
     with pytest.raises(ConfigError, match=said):
         AnswerParser(names)

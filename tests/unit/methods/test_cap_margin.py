@@ -54,7 +54,7 @@ def test_choice__highest_agreement_times_evenness(monkeypatch: pytest.MonkeyPatc
     chosen = choose(folder=tmp_path)
     assert chosen.margin_scale == SCALES[2]
     assert [cfg.margin_scale for cfg in started] == list(SCALES)
-    assert {cfg.epochs for cfg in started} == {margin_pilot.PILOT_EPOCHS}
+    assert {(cfg.epochs, cfg.patience_epochs) for cfg in started} == {(margin_pilot.PILOT_EPOCHS, 0)}
     told = json.loads((tmp_path / "margin_scale.json").read_text(encoding="utf-8"))
     assert told["chosen"] == SCALES[2]
     assert list(told["scores"].values()) == pytest.approx([0.5, 0.45, 0.6, 0.4, 0.55])
@@ -77,7 +77,7 @@ def test_choice__real_pilots_leave_no_trace_but_the_choice(tmp_path: Path, monke
     monkeypatch.setattr(margin_pilot, "PILOT_EPOCHS", 2)
     chosen = choose(folder=tmp_path)
     assert chosen.margin_scale in SCALES
-    assert (chosen.epochs, chosen.patience_epochs) == (30, Config().patience_epochs)
+    assert (chosen.epochs, chosen.patience_epochs) == (30, CFG.patience_epochs)
     assert [path.name for path in tmp_path.iterdir()] == ["margin_scale.json"]
     scores = json.loads((tmp_path / "margin_scale.json").read_text(encoding="utf-8"))["scores"]
     assert all(0.5 < score <= 1 for score in scores.values())  # of a pool that class names nearly solve

@@ -43,7 +43,7 @@ BATCHES = {
 CAP = {
     "name": "cap",
     "counts": [24, 16, 8],
-    "settings": {"epochs": 8, "steps_per_epoch": 4, "batch_size": 8, "start_size": 2, "grow_every_epochs": 2},
+    "settings": {"epochs": 8, "steps_per_epoch": 4, "batch_size": 8, "start_size": 2, "patience_epochs": 0},
 }
 
 

@@ -50,7 +50,7 @@ RUNS: dict[str, dict[str, Any]] = {
             "batch_size": 8,
             "lr": 0.2,
             "confidence": 0.4,
-            "keep_best": False,
+            "patience_epochs": 0,
         },
     },
     "kd": {"name": "kd", "settings": {"epochs": 3, "batch_size": 8, "lr": 0.2}},

@@ -78,9 +78,9 @@ def test_apply_overrides__converts_names_pairs_and_optional_integers() -> None:
         (
             "epoch",
             "3",
-            "unknown setting 'epoch'\n  fix: did you mean epochs? valid settings: batch_size, epochs, gamma",
+            "unknown setting 'epoch'\n  fix: did you mean epochs? valid settings: adjust, batch_size, epochs, gamma",
         ),
-        ("zzz", "3", "unknown setting 'zzz'\n  fix: valid settings: batch_size"),
+        ("zzz", "3", "unknown setting 'zzz'\n  fix: valid settings: adjust, batch_size"),
     ],
 )
 def test_apply_overrides__says_what_is_wrong(key: str, text: object, said: str) -> None:
