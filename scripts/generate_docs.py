@@ -1,4 +1,4 @@
-"""Write the parts of docs/ that the code defines: the flags of every verb.
+"""Write the parts of docs/ that the code defines: the flags of every verb, the settings of every method.
 
     python scripts/generate_docs.py [--check]
 
@@ -17,9 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from labelwright.cli import fields_of, is_positional
+from labelwright.methods import simclr
+from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.pipeline.settings import GROUPS, default_words
+from labelwright.train.settings import TrainSettings, described
 
 DOCS = Path(__file__).parents[1] / "docs"
+BAR = "\\|"
 PART = re.compile(r"(<!-- generated: (?P<what>[^>]*?) -->\n).*?(<!-- /generated -->)", re.DOTALL)
 
 
@@ -40,13 +44,49 @@ def flag_table(fields: Sequence[dataclasses.Field[Any]]) -> str:
         if is_positional(field):
             continue
         note = field.metadata
-        text = note["text"].replace("|", "\\|").replace("{", "`{").replace("}", "}`")
+        text = note["text"].replace("|", BAR).replace("{", "`{").replace("}", "}`")
         example = f"`{note['example']}`" if note["example"] else ""
         rows.append(f"| `--{field.name.replace('_', '-')}` | `{default_words(field.default)}` | {text} | {example} |")
     return "\n".join(rows) + "\n" if len(rows) > 2 else "It has no flags.\n"
 
 
-MAKERS: Mapping[str, Callable[[str], str]] = {"flags": flags}
+def settings(name: str) -> str:
+    """Table of the settings of a method, of `simclr`, or of what all methods share (`shared`).
+
+    A setting of `TrainSettings` that keeps its value there is in the table of the shared ones alone.
+    """
+    if name == "shared":
+        return setting_table(TrainSettings, {"default": TrainSettings()})
+    if name not in METHODS:
+        return setting_table(simclr.Config, {"default": simclr.Config()})
+    method = METHODS[name]
+    presets = ["practical", *(preset for preset in method.presets if preset != "practical")]
+    return setting_table(
+        method.recipe.Config, {preset: resolve_config(method, {}, preset=preset) for preset in presets}
+    )
+
+
+def setting_table(config: type[Any], values: Mapping[str, TrainSettings]) -> str:
+    """Rows of settings: name, a value per preset, what it is."""
+    shared = {} if config is TrainSettings else dataclasses.asdict(TrainSettings())
+    rows = [f"| setting | {' | '.join(values)} | what it is |", "|---" * (len(values) + 2) + "|"]
+    for name, text in described(config).items():
+        found = [getattr(cfg, name) for cfg in values.values()]
+        if name in shared and all(value == shared[name] for value in found):
+            continue
+        cells = " | ".join(f"`{value_words(value)}`" for value in found)
+        rows.append(f"| `{name}` | {cells} | {text.replace('|', BAR)} |")
+    return "\n".join(rows) + "\n"
+
+
+def value_words(value: Any) -> str:
+    """A value as `--set` takes it."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+MAKERS: Mapping[str, Callable[[str], str]] = {"flags": flags, "settings": settings}
 
 
 def generated(page: str) -> str:

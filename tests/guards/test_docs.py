@@ -20,19 +20,21 @@ from labelwright.benchmarking.tables import TABLES
 from labelwright.cli import VERBS, fields_of, is_positional, parse
 from labelwright.data.cards import DATASETS
 from labelwright.data.columns import ROLES
+from labelwright.data.situation import CANDIDATE_SHARE, LONG_TAILED_RATIO, METHODS_WITHOUT_TEXT, NEARLY_ALL
 from labelwright.data.situation import METHODS as METHOD_OF_SITUATION
 from labelwright.data.table import PROBLEM_KINDS
-from labelwright.methods.baselines.labelled import LabelledRecipe
+from labelwright.labels.n_novel import UNLIKE
 from labelwright.methods.families.labels import CPU_IMAGES
-from labelwright.methods.registry import METHODS
+from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.pipeline.label import LABEL_COLUMNS
 from labelwright.pipeline.settings import parse_assignments
 from labelwright.train.settings import apply_overrides, setting_names
-from tiny import TRAINED
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = sorted([ROOT / "README.md", *DOCS.rglob("*.md")])
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")])
+METHOD_PAGES = sorted((DOCS / "methods").glob("*.md"))
+MAIN_PAGES = ("beliefs", "cap", "coreg", "cvs", "lps", "pretraining")
 
 
 @cache
@@ -162,35 +164,47 @@ def test_exit_codes() -> None:
     assert re.findall(r"^\| (\d+) \|", section(read("cli.md"), "## Exit codes"), re.MULTILINE) == ["0", "1", "2", "130"]
 
 
+def generated_part(what: str, text: str) -> str:
+    """What stands between the two comments of a generated part."""
+    found = re.search(rf"<!-- generated: {what} -->\n(.*?)<!-- /generated -->", text, re.DOTALL)
+    assert found, f"no part {what!r}"
+    return found[1]
+
+
 @pytest.mark.parametrize("name", METHODS)
-def test_method_is_explained(name: str) -> None:
-    page = read("methods.md")
-    assert re.search(rf"^\| `{name}` \|", page, re.MULTILINE), "in the table of losses"
-    assert re.search(rf"^##+ {name}$", page, re.MULTILINE), "with a section of its own"
+def test_method_has_a_heading_and_its_settings(name: str) -> None:
+    """One page explains it; its table and that of the shared settings are what runs by default."""
+    texts = [page.read_text(encoding="utf-8") for page in METHOD_PAGES]
+    (page,) = (text for text in texts if re.search(rf"^##? {name}$", text, re.MULTILINE))
+    shown = table(generated_part(f"settings {name}", page))
+    config, shared = METHODS[name].recipe.Config, table(generated_part("settings shared", read("methods/training.md")))
+    values = {key: shown.get(key, shared.get(key)) for key in setting_names(config)}
+    assert set(shown) <= set(values)
+    assert apply_overrides(config(), values) == resolve_config(METHODS[name], {})
+    assert re.search(rf"^\| .*`{name}`.* \|$", read("methods/README.md"), re.MULTILINE), "in the index"
 
 
-@pytest.mark.parametrize("name", [n for n in TRAINED if not isinstance(TRAINED[n].recipe, LabelledRecipe)])
-def test_settings_and_defaults(name: str) -> None:
-    """A method's own are in its section; before them those of all methods, and of its chapter, if it takes steps."""
-    page, config = read("methods.md"), TRAINED[name].recipe.Config
-    (chapter,) = (text for text in re.split(r"^(?=## )", page, flags=re.MULTILINE) if headings(text, name))
-    shared = headings(chapter, ".*settings.*") if config.takes_steps else []
-    texts = [section(page, "## Settings that all methods share")] * config.takes_steps
-    texts += [section(chapter, heading) for heading in [*shared, headings(chapter, name)[0]]]
-    told = {key: value for text in texts for key, value in table(text).items()}
-    assert set(told) == set(setting_names(config))
-    assert apply_overrides(config(), told) == config()
-
-
-def headings(text: str, words: str) -> list[str]:
-    """Headings that are these words (a pattern), or "Settings of" them."""
-    return re.findall(rf"^##+ (?:Settings of )?{words}$", text, re.MULTILINE | re.IGNORECASE)
-
-
-def test_preset_of_ldam_drw() -> None:
-    assert f"drw_from_frac={METHODS['ldam_drw'].presets['practical']['drw_from_frac']}" in section(
-        read("methods.md"), "### ldam_drw"
+def test_paper_preset_is_a_column() -> None:
+    shown = generated_part("settings cap", read("methods/cap.md"))
+    assert shown.startswith("| setting | practical | paper | what it is |\n")
+    rows = re.findall(r"^\| `([^`]+)` \| `[^`]+` \| `([^`]+)` \|", shown, re.MULTILINE)
+    assert apply_overrides(METHODS["cap"].recipe.Config(), dict(rows)) == resolve_config(
+        METHODS["cap"], {}, preset="paper"
     )
+
+
+@pytest.mark.parametrize("page", METHOD_PAGES, ids=lambda page: page.stem)
+def test_page_of_a_method_is_short(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    written = re.sub(r"<!-- generated: .*?<!-- /generated -->\n", "", text, flags=re.DOTALL)
+    assert len(written.splitlines()) <= 90
+    if page.stem in MAIN_PAGES:
+        assert re.findall(r"^## (.*)$", text, re.MULTILINE)[:4] == ["When", "Command", "Result", "What does not matter"]
+
+
+def test_main_pages_are_there() -> None:
+    assert {page.stem for page in METHOD_PAGES} >= {*MAIN_PAGES, "README", "training"}
+    assert "`temperature`" in generated_part("settings simclr", read("methods/pretraining.md"))
 
 
 @pytest.mark.parametrize(
@@ -211,12 +225,20 @@ def test_names_are_explained(page: str, names: Any) -> None:
 
 
 def test_situations_name_their_methods() -> None:
-    told = dict(re.findall(r"^\| `(\w+)` \| [^|`]*(?:`[^|`]*` [^|`]*)?\| `(\w+)`", read("data.md"), re.MULTILINE))
-    assert told == METHOD_OF_SITUATION
+    """Method, and the other one without a text model or on frozen features; what decides is the code's own."""
+    text = section(read("data.md"), "## Situations")
+    rows = re.findall(r"^\| `(\w+)` \| .* \| `(\w+)` \| (?:`(\w+)` [\w ]+)?\|$", text, re.MULTILINE)
+    assert {name: method for name, method, _ in rows} == METHOD_OF_SITUATION
+    for name, method, other in rows:
+        without_text = METHODS_WITHOUT_TEXT[name] if METHODS_WITHOUT_TEXT[name] != method else None
+        assert (other or None) == (without_text or METHODS[method].on_embeddings)
+    for words in (f"{NEARLY_ALL:.0%}", f"{CANDIDATE_SHARE:.0%}", f"{LONG_TAILED_RATIO:g} times", f"{UNLIKE:.1%}"):
+        assert words in text
 
 
 def test_images_of_a_cpu_run() -> None:
     assert f"{CPU_IMAGES:,} images" in read("quickstart.md")
+    assert "`labelwright.methods.families.labels.CPU_IMAGES`" in read("quickstart.md")
     assert f"make up {CPU_IMAGES // 2:,} images, at least" in read("quickstart.md")  # two views of each
 
 
