@@ -1,11 +1,15 @@
-"""What LPS and its baselines share: which shares the classes are expected."""
+"""What LPS and its baselines share: which shares the classes are expected, and when training has moved enough."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import torch
 
+import tiny
 from labelwright.methods.open_world import OpenWorldSettings, prior_of
+from labelwright.run_folder import Run
 from labelwright.types import Task
 
 EVEN = [0.25] * 4
@@ -36,3 +40,18 @@ def test_prior_of__even_unless_clusters_or_labels_are_not(
 def test_prior_of__what_the_user_says_comes_first() -> None:
     assert shares((5, 5), (20, 10, 6, 4), prior="even") == pytest.approx(EVEN)
     assert shares((5, 5), (20, 10, 6, 4), prior_shares=(1, 1, 1, 2)) == pytest.approx([0.2, 0.2, 0.2, 0.4])
+
+
+@pytest.mark.parametrize(
+    ("changed", "n_epochs"),
+    [
+        ({}, 2),  # neither moves an answer of the start
+        ({"start": "none", "use_balance": "off"}, 6),  # far from its end: all of them
+    ],
+)
+def test_lps__ends_once_its_answers_stand_still(changed: dict[str, object], n_epochs: int, tmp_path: Path) -> None:
+    settings = {"epochs": 6, "batch_size": 16, "lr": 1e-9, **changed}
+    run = Run.create(tmp_path / "run")
+    tiny.run_method("lps", [20, 8, 8], settings=settings, run=run, stored=True)
+    records = [record for record in run.records if record["kind"] == "epoch"]
+    assert [record["stop"] for record in records] == [False] * (n_epochs - 1) + [n_epochs == 2]
