@@ -293,7 +293,8 @@ class _Loop:
                 f"the loss became {record['loss']} in epoch {self.epoch}", fix="lower lr with --set lr=…"
             )
         every = max(1, self.cfg.epochs // max(self.options.n_evaluations, 1))
-        if self.evaluate is not None and (self.epoch + 1) % every == 0 and self.options.n_evaluations > 0:
+        is_looked_at = self.is_over or (self.epoch + 1) % every == 0
+        if self.evaluate is not None and is_looked_at and self.options.n_evaluations > 0:
             record["test"] = dict(self.evaluate(self.state))
         if self.run is not None and self.is_main:
             self.run.log(record, step=self.epoch + 1)

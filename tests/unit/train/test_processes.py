@@ -38,7 +38,7 @@ RUNS: dict[str, dict[str, Any]] = {
         for name, own in {
             "ce": {},
             "cvs": {"kappa_from": "none"},
-            "cap": {"steps_per_epoch": 6, "confidence": 0.4, "keep_best": False},
+            "cap": {"steps_per_epoch": 6, "confidence": 0.4, "patience_epochs": 0},
             "lps": {},
         }.items()
     },
