@@ -75,9 +75,7 @@ def main() -> None:
             np.savez(few, **{**train, "labels": np.where(kept, labels, unknown)})
             for name, settings in BELIEFS.items():
                 began = time.perf_counter()
-                run = lw.fit(
-                    few, out=Path(folder) / name, test=options.test, method="beliefs", seed=seed, settings=settings
-                )
+                run = lw.fit(few, out=Path(folder) / name, test=options.test, method="beliefs", seed=seed, set=settings)
                 seconds[name].append(time.perf_counter() - began)
                 scores[name].append(run.summary["test"]["balanced_accuracy"])
     print("| | balanced accuracy | by seed | s |\n|---|---|---|---|")

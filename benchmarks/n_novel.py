@@ -31,8 +31,8 @@ def read(path: Path) -> tuple[Tensor, Tensor]:
     """Features [N, D] and labels [N] of a file."""
     with np.load(path) as file:
         feats = file["feats" if "feats" in file else "embeddings"]
-        labels = file["labels"]
-    return torch.from_numpy(feats[0] if feats.ndim == 3 else feats), torch.from_numpy(labels).long()
+        labels = np.unique(file["labels"], return_inverse=True)[1]
+    return torch.from_numpy(feats[0] if feats.ndim == 3 else feats).float(), torch.from_numpy(labels)
 
 
 def accuracy(clusters: Tensor, truth: Tensor) -> float:

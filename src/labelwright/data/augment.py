@@ -22,7 +22,7 @@ UInt64s = npt.NDArray[np.uint64]
 
 @dataclass
 class RowGenerator:
-    """Random numbers that hang on (seed, stream, row) alone, whatever the other rows of the batch are.
+    """Random numbers that depend on (seed, stream, row) alone, whatever the other rows of the batch are.
 
     The k-th number of a row is the splitmix64 hash of those and k. A row listed twice in one batch gets a fresh
     sequence the second time. Stateful, as torch.Generator is: each call moves on.

@@ -93,7 +93,7 @@ def resolve_problems(table: LabelTable, problems: Sequence[Problem], on_bad: OnB
         raise DataError(
             f"{len(bad)} {'problem' if len(bad) == 1 else 'problems'} in the data: {_kinds(bad)}",
             problems=problems,
-            fix="put them right, or leave the rows concerned out with --on-bad skip",
+            fix="correct them, or leave the rows concerned out with --on-bad skip",
         )
     keep = np.ones(len(table), dtype=bool)
     keep[[problem.row for problem in bad if problem.row is not None]] = False

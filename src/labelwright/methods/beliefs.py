@@ -24,9 +24,8 @@ CLIP's image tower, 1 to 20 labels a class); from about twenty labels a class on
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -41,8 +40,9 @@ from labelwright.errors import ConfigError
 from labelwright.labels.candidate_beliefs import MISS, candidate_evidence
 from labelwright.labels.gaussians import gaussian_beliefs
 from labelwright.methods.method import Views
+from labelwright.methods.recipe import Begun, Recipe
 from labelwright.train.settings import TrainSettings, require
-from labelwright.types import Batch, BuildNet, Clock, EpochPlan, Passes, Prediction, State, StepResult, Task
+from labelwright.types import BuildNet, Passes, State, Task
 
 INVERSE_PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)  # of the logistic regression, tried by cross-validation
 USUAL_INVERSE_PENALTY = 10.0  # where there are too few labels to try
@@ -53,8 +53,9 @@ N_ITER = 20  # of EM: from 10 to 50 nothing changed
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TrainSettings):
-    """Settings of Beliefs; those of gradient steps are not used."""
+    """Settings of Beliefs."""
 
+    takes_steps: ClassVar[bool] = False
     epochs: int = 1  # everything is done before the first
     n_dims: int = 128  # principal components kept
     strength: float = 0.3  # s, of the Gaussians against the evidence
@@ -96,8 +97,8 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
 
 
 @torch.no_grad()
-def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State, Mapping[str, Any]]:
-    """Lines 1 to 5."""
+def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
+    """Lines 1 to 6: the network's own logits are the answer."""
     head: ProjectedHead = cast(Any, state.nets["main"]).head
     feats = torch.cat([z for _, z in passes("main", torch.arange(len(task.labels)), output="feats")])
     if not _uses_text(task):
@@ -129,29 +130,9 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State,
     )  # 5
     added_weight, added_bias = found.linear
     head.linear.weight.copy_(weight + added_weight)
-    head.linear.bias.copy_(bias + added_bias)
+    head.linear.bias.copy_(bias + added_bias)  # 6
     logs = {"class_shares": [round(float(p), 5) for p in found.prior], "inverse_penalty": inverse_penalty}
     return state, logs
-
-
-def plan(cfg: Config, task: Task, state: State, epoch: int) -> EpochPlan:
-    """Nothing to visit."""
-    return EpochPlan({}, 0)
-
-
-def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], clock: Clock) -> StepResult:
-    """Never called: there are no steps."""
-    raise AssertionError("beliefs takes no steps")
-
-
-def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int) -> tuple[State, Mapping[str, Any]]:
-    """Nothing to re-estimate."""
-    return state, {}
-
-
-def predict(cfg: Config, state: State, x: Tensor) -> Prediction:
-    """Line 6."""
-    return Prediction(state.nets["main"](x))
 
 
 def principal(feats: Tensor, n_dims: int) -> tuple[Tensor, Tensor]:
@@ -241,3 +222,6 @@ def _check_evidence(task: Task) -> None:
             "looks",
             fix="label an image of it, leave the class out, or name a vision-language model with --model",
         )
+
+
+RECIPE = Recipe(Config=Config, setup=setup, begin=begin)

@@ -24,8 +24,8 @@ def no_steps(cfg: Any, task: Task, state: State, epoch: int) -> EpochPlan:
 
 
 def no_step(cfg: Any, task: Task, state: State, batches: Mapping[str, Batch], clock: Clock) -> StepResult:
-    """Never called, as `no_steps` visits nothing."""
-    raise NotImplementedError
+    """Of a method that takes none."""
+    raise AssertionError("a plan without steps leads to none")
 
 
 def nothing_after(cfg: Any, task: Task, state: State, passes: Passes, epoch: int) -> Begun:

@@ -64,7 +64,7 @@ METHODS: Mapping[str, Method] = {
     ),
     "coreg_frozen": of_candidates("Co-Reg on frozen features", coreg_frozen),
     "lps": of_novel("LPS", lps, presets=lps.PRESETS, run_presets=FROM_PIXELS, schedule=lps.schedule),
-    "beliefs": of_labels("Beliefs", beliefs, default_views=beliefs.default_views, schedule=as_configured),
+    "beliefs": of_labels("Beliefs", beliefs.RECIPE, default_views=beliefs.default_views, schedule=as_configured),
     "ce": of_labels("Cross-entropy", ce.RECIPE),
     "class_balanced": of_labels("Class-balanced", class_balanced.RECIPE),
     "focal": of_labels("Focal", focal.RECIPE),

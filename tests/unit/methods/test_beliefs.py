@@ -61,7 +61,7 @@ def run(task: Task, views: Any = None, **settings: object) -> Trained:
 def logits_of(trained: Trained, views: Any = None) -> Tensor:
     x = (tiny.TinyFeats(TRUTH.tolist(), noise=0.3) if views is None else views).x
     with torch.no_grad():
-        return beliefs.predict(beliefs.Config(), trained.state, x).logits
+        return beliefs.RECIPE.predict(beliefs.Config(), trained.state, x).logits
 
 
 def accuracy(logits: Tensor) -> float:
