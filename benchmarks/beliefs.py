@@ -80,8 +80,8 @@ def main() -> None:
                 scores[name].append(run.summary["test"]["balanced_accuracy"])
     print("| | balanced accuracy | by seed | s |\n|---|---|---|---|")
     for name, found in scores.items():
-        each = " ".join(f"{100 * score:.1f}" for score in found)
-        spread = f"{100 * np.mean(found):.1f} ± {100 * np.std(found):.1f}"
+        each = " ".join(f"{100 * score:.2f}" for score in found)
+        spread = f"{100 * np.mean(found):.1f} ± {100 * np.std(found, ddof=1):.1f}"
         print(f"| {name} | {spread} | {each} | {np.mean(seconds[name]):.2f} |")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 from typing import Any, cast
 
@@ -318,3 +319,22 @@ def test_photographs__through_a_pretrained_network(views: str, tmp_path: Path, m
     assert np.allclose([row["probability"] for row in rows], again["probability"], atol=5e-3)
     with pytest.raises(ConfigError, match="random weights"):
         lw.fit(data, out=tmp_path / "other", method="beliefs", **QUICK)
+
+
+# ---- the script of its figures --------------------------------------------------------------------------------------
+
+
+def test_benchmark__runs_as_the_documentation_prints_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw = np.random.default_rng(0)
+    centres = 3 * np.eye(4, 6)
+    for name in ("train", "test"):
+        labels = np.arange(60) % 4
+        np.savez(tmp_path / name, embeddings=centres[labels] + draw.normal(size=(60, 6)), labels=labels)
+    arguments = [str(tmp_path / "train.npz"), str(tmp_path / "test.npz"), "--per-class", "3", "--seeds", "2"]
+    monkeypatch.setattr("sys.argv", ["beliefs.py", *arguments])
+    runpy.run_path(str(Path(__file__).parents[3] / "benchmarks" / "beliefs.py"), run_name="__main__")
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| logistic", "| beliefs"))]
+    assert len(rows) == 5
+    assert all(float(row.split("|")[2].split()[0]) > 70 for row in rows)
