@@ -98,8 +98,9 @@ def fit_verb(defaults: Mapping[str, Any]) -> type[Any]:
         hints = hints_of(group)
         own: list[tuple[str, Any, Any]] = []
         for field in dataclasses.fields(group):
-            default = dataclasses.field(default=defaults.get(field.name, field.default))
-            own.append((field.name, _annotated(field.name, hints[field.name], field), default))
+            default, hint = defaults.get(field.name, field.default), hints[field.name]
+            hint = hint | None if default is None else hint  # data that no word says, as a list, may be left out
+            own.append((field.name, _annotated(field.name, hint, field), dataclasses.field(default=default)))
         made = dataclasses.make_dataclass(f"Fit{title.title()}", own, frozen=True, kw_only=True)
         made.__doc__ = group.__doc__
         is_required = any(default.default is REQUIRED for _, _, default in own)
@@ -274,7 +275,7 @@ def parse(argv: Sequence[str]) -> tuple[str, dict[str, Any]]:
         kept = from_config(config)
         kept["set"] = tuple(assignments_of(kept.get("set", {})))
         hints = hints_of_fit()
-        verbs["fit"] = fit_verb({key: value for key, value in kept.items() if fits(value, hints[key])})
+        verbs["fit"] = fit_verb({key: value if fits(value, hints[key]) else None for key, value in kept.items()})
     command = tyro.extras.subcommand_cli_from_dict(
         verbs,
         prog="labelwright",

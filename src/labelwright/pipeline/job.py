@@ -79,7 +79,7 @@ def prepare_job(plan: Plan, seconds: dict[str, float], approve: Callable[[Estima
             )
             table = dataclasses.replace(prepared.train.table, candidates=guesses.candidates)
             prepared = dataclasses.replace(prepared, train=dataclasses.replace(prepared.train, table=table))
-    concepts = _concepts(plan, prepared, guesses)
+    concepts = _concepts(plan, prepared, guesses, approve)
     build = _nets(plan, prepared, concepts)
     clusters = guesser.clusters(prepared.train) if guesser is not None and plan.views == "pixels" else None
     n_novel, evidence = count_novel(
@@ -116,7 +116,9 @@ def _clock(seconds: dict[str, float], phase: str) -> Iterator[None]:
     seconds[phase] = time.monotonic() - began
 
 
-def _concepts(plan: Plan, prepared: Prepared, guesses: Guesses | None) -> Concepts | None:
+def _concepts(
+    plan: Plan, prepared: Prepared, guesses: Guesses | None, approve: Callable[[Estimate], bool] | None
+) -> Concepts | None:
     """Text features of the class names, with descriptions; asked of a chat model where the user named one."""
     if plan.encoder is None or plan.encoder.tower is None:
         return None if prepared.class_feats is None else Concepts(*prepared.class_feats)
@@ -127,10 +129,18 @@ def _concepts(plan: Plan, prepared: Prepared, guesses: Guesses | None) -> Concep
     if plan.settings.describe_with is None:
         return concepts
     which = mismatched_classes(prepared, plan.encoder, concepts, device=plan.accelerator.device)
-    path = plan.run.path / "descriptions.json"
-    asked = ask_for(names, which, plan.settings.describe_with, chat_url=plan.settings.chat_url, path=path)
+    with plan.accelerator.main_process_first():  # which asks; the others read its file
+        asked = ask_for(
+            names,
+            which if plan.accelerator.is_main_process else (),
+            plan.settings.describe_with,
+            chat_url=plan.settings.chat_url,
+            path=plan.run.path / "descriptions.json",
+            approve=approve,
+        )
     merged = {name: (*texts.get(name, ()), *asked.get(name, ())) for name in names}
-    return concepts_of(tower, names, templates=plan.templates, descriptions=merged)
+    described = concepts_of(tower, names, templates=plan.templates, descriptions=merged)
+    return dataclasses.replace(described, feats=concepts.feats)
 
 
 def _nets(plan: Plan, prepared: Prepared, concepts: Concepts | None) -> BuildNet:

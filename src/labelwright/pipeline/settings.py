@@ -260,10 +260,10 @@ GROUPS: Mapping[str, type[Any]] = {
 }
 """Groups of the settings of `fit`, in the order of its help."""
 
-OF_THE_COMMAND = ("out", "resume")
+PER_CALL = ("out", "resume")
 """Settings of one call, not of what a run is: config.yaml leaves them out."""
 
-OF_NO_RESULT = ("checkpoint_minutes", "evaluations", "cache_limit_gb")
+MAY_DIFFER = ("checkpoint_minutes", "evaluations", "cache_limit_gb")
 """Settings that change nothing of what is learned: they may differ when a run is resumed."""
 
 
@@ -271,7 +271,7 @@ OF_NO_RESULT = ("checkpoint_minutes", "evaluations", "cache_limit_gb")
 
 
 def check(settings: Any) -> None:
-    """Refuse a setting of the wrong type or outside its range.
+    """Refuse a setting of the wrong type or outside its range, or of which config.yaml kept a placeholder alone.
 
     Raises: ConfigError naming it and what it must be.
 
@@ -284,6 +284,12 @@ def check(settings: Any) -> None:
     hints = hints_of(type(settings))
     for field in dataclasses.fields(settings):
         value, note = getattr(settings, field.name), field.metadata
+        if is_in_memory(value):
+            raise ConfigError(
+                f"{field.name} was in memory when that run was made, and config.yaml keeps no copy: {value}",
+                fix=f"pass it again from Python, as in fit({field.name}=..., config='run/config.yaml', out='again'); "
+                "or give a path in its place",
+            )
         if not (fits(value, hints[field.name]) or isinstance(value, note["also"])):
             raise ConfigError(
                 f"{field.name}={value!r} is not possible", fix=f"{field.name} must be {words_of(hints[field.name])}"
@@ -364,7 +370,7 @@ def to_config(settings: FitSettings) -> dict[str, Any]:
     """What config.yaml keeps of the settings, for `from_config`: paths absolute, everything as YAML has it."""
     kept = {}
     for field in dataclasses.fields(settings):
-        if field.name not in OF_THE_COMMAND:
+        if field.name not in PER_CALL:
             kept[field.name] = _plain(getattr(settings, field.name))
     given = settings.set if isinstance(settings.set, Mapping) else parse_assignments(settings.set)
     return kept | {"set": {str(key): _plain(value) for key, value in given.items()}}
@@ -384,10 +390,22 @@ def _plain(value: Any) -> Any:
     return f"<{type(value).__name__} in memory>"
 
 
+def is_in_memory(value: Any) -> bool:
+    """Whether what config.yaml keeps of a setting is, in part, a placeholder for an object that no file holds.
+
+    Example:
+      >>> is_in_memory(_plain(object())), is_in_memory([_plain(object())]), is_in_memory("photos")
+      (True, True, False)
+    """
+    if isinstance(value, (list, tuple, Mapping)):
+        return any(map(is_in_memory, value.values() if isinstance(value, Mapping) else value))
+    return isinstance(value, str) and value.startswith("<") and value.endswith(" in memory>")
+
+
 def from_config(path: str | Path) -> dict[str, Any]:
     """Settings kept in the config.yaml of a run, as keyword arguments of `FitSettings`.
 
-    Raises: DataError if it cannot be read; ConfigError for keys that are not settings, or data that was in memory.
+    Raises: DataError if it cannot be read; ConfigError for keys that are not settings.
     """
     import yaml
 
@@ -402,8 +420,6 @@ def from_config(path: str | Path) -> dict[str, Any]:
     for key, value in content.items():
         if key not in names:
             raise ConfigError(f"{path}: unknown setting {key!r}", fix=_closest(key, names))
-        if isinstance(value, str) and value.endswith(" in memory>"):
-            raise ConfigError(f"{path}: {key} was {value[1:-1]}, which no file keeps", fix=f"give {key} again")
         content[key] = tuple(value) if isinstance(value, list) else value
     return content
 
@@ -445,29 +461,30 @@ def command_of(config: Mapping[str, Any], *, path: Path = Path("run")) -> str:
       config: content of config.yaml.
       path: the run folder.
 
+    Returns: "" where Python gave an object in memory: no command can give it again.
+
     Example:
       >>> command_of(to_config(FitSettings(data="photos", out="run", method="cap", set=("lr=0.1",), pretrained=False)))
       'labelwright fit photos --no-pretrained --method cap --set lr=0.1 --out run-again'
     """
-    if not config.get("data"):
+    if not config.get("data") or any(map(is_in_memory, config.values())):
         return ""
     words, again = ["labelwright", "fit"], f"{path.resolve().name}-again"
     for field in fields():
-        if field.name in OF_THE_COMMAND or field.name not in config:
+        if field.name in PER_CALL or field.name not in config:
             continue
         value = config[field.name]
         default = list(field.default) if isinstance(field.default, tuple) else field.default
         if value == default:
             continue
         flag = f"--{field.name.replace('_', '-')}"
-        is_plain = isinstance(value, (str, int, float)) and not str(value).endswith(" in memory>")
         if field.name == "set":
             value = assignments_of(value)
             if not value:
                 continue
         if isinstance(value, list) and field.name in ("set", "freeze"):
             words += [flag, *map(str, value)]
-        elif not is_plain:
+        elif not isinstance(value, (str, int, float)):
             return shlex.join(["labelwright", "fit", "--config", str(path / "config.yaml"), "--out", again])
         elif isinstance(value, bool):
             words.append(flag if value else flag.replace("--", "--no-", 1))
