@@ -55,15 +55,18 @@ class Run:
           path: the folder; must be empty or absent, unless ``resume``.
           resume: continue what is there.
 
-        Raises: ConfigError if it is a file, or not empty and ``resume`` is False.
+        Raises: ConfigError if it is a file, or not empty and ``resume`` is False or no run is there.
         """
         run = cls(path)
         if run.path.exists() and not run.path.is_dir():
             raise ConfigError(f"{run.path} is a file", fix="give --out a folder that does not exist yet")
-        if not resume and run.path.exists() and any(run.path.iterdir()):
+        has_content = run.path.exists() and any(run.path.iterdir())
+        if has_content and not resume:
             raise ConfigError(
                 f"{run.path} is not empty", fix="choose another --out, or --resume to continue the run that is there"
             )
+        if has_content and not (run.path / "config.yaml").exists():
+            raise ConfigError(f"{run.path} is not the folder of a run", fix="choose another --out")
         return run
 
     # ---- reading ----------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from labelwright.annotators.annotator import Guesses, texts_of
 from labelwright.annotators.chat import Estimate
 from labelwright.annotators.describe import ask_for, mismatched_classes
 from labelwright.annotators.training_candidates import Guesser
-from labelwright.data.prepare import Prepared, is_embeddings
+from labelwright.data.prepare import Prepared
 from labelwright.data.stored import EmbeddingViews
 from labelwright.encoders.embed import concepts_of, embed
 from labelwright.encoders.nets import EncoderNets, OwnNets
@@ -145,11 +145,11 @@ def _concepts(
 
 def _nets(plan: Plan, prepared: Prepared, concepts: Concepts | None) -> BuildNet:
     settings, encoder, stored = plan.settings, plan.encoder, prepared.train.stored
-    if encoder is None and not is_embeddings(settings.data):
+    frozen = stored if encoder is None else encoder
+    if frozen is None:
         return OwnNets(plan.model, prepared.size_px, settings.pretrained, tuple(settings.freeze), settings.seed)
-    n_features = encoder.n_features if encoder is not None else stored.n_features if stored is not None else 0
     return EncoderNets(
-        n_features=n_features,
+        n_features=frozen.n_features,
         concepts=concepts,
         encoder=encoder,
         is_stored=plan.views == "embeddings",

@@ -17,9 +17,7 @@ import torch
 from PIL import Image
 
 from labelwright.data.checks import OnBad
-from labelwright.data.prepare import (
-    listed,
-)
+from labelwright.data.prepare import listed
 from labelwright.data.read import IMAGE_SUFFIXES
 from labelwright.data.table import LabelTable
 from labelwright.errors import ConfigError
@@ -59,15 +57,14 @@ def label(
     """
     target = None if out is None else checked_target(Path(out))
     saved = load_model(Path(run) / "model", device=accelerator_for(device).device)
-    renamed(saved.class_names, rename or {})  # a mistake should not wait for the images
+    names = renamed(saved.class_names, rename or {})  # a mistake should not wait for the images
     table, answers = answers_for(saved, data, on_bad=on_bad, device=device, precision=precision, classes=None)
-    names = renamed(saved.class_names, rename or {})
     rows = label_rows(table, answers, names, keep_given=False)
     rows = rows.replace_schema_metadata({"left_out": json.dumps(listed(table.quarantined))})
     if target is not None:
         write_labels(rows, table, target)
     if rename:
-        rename_classes(Path(run) / "model", lambda names: renamed(names, rename))
+        rename_classes(Path(run) / "model", names)
         _rename_in_report(run, rename)
     return rows
 

@@ -92,8 +92,6 @@ def pretrain(
     """
     began = time.monotonic()
     run = Run.create(out, resume=resume)
-    if resume and run.path.exists() and not (run.path / "config.yaml").exists() and any(run.path.iterdir()):
-        raise ConfigError(f"{run.path} is not the folder of a run", fix="choose another --out")
     overrides = {**(set if isinstance(set, Mapping) else parse_assignments(set))}
     overrides |= {} if epochs is None else {"epochs": epochs}
     cfg = apply_overrides(simclr.Config(), overrides)
