@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +15,16 @@ from labelwright.run_folder import Run
 from labelwright.wording import number, percent
 
 MAX_LINES = 12  # of a chart; more classes are shown as quantiles
-COLOURS = {
-    "many": "#0072b2",
-    "medium": "#e69f00",
-    "few": "#d55e00",
-    "": "#0072b2",
-}  # distinguished by colour-blind eyes
+MAX_NAMED = 60  # classes whose names stand at an axis; of more they are shown on hover
+COLOURS = {"many": "#0072b2", "medium": "#e69f00", "few": "#d55e00", "": "#0072b2"}  # distinct to colour-blind eyes
 BEFORE, AFTER = "#808080", "#0072b2"  # what training began with, and what it reached
 PERCENT: dict[str, Any] = {"tickformat": ".0%", "rangemode": "tozero"}  # of an axis
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+LEGEND_ON_TOP = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "traceorder": "normal"}
+
+
+Curve = tuple[list[Any], list[Any]]
+"""x and y of a line, of the same length."""
 
 
 @dataclass(frozen=True)
@@ -102,14 +104,13 @@ def curve_figures(run: Run) -> list[Figure]:
         figures.append(
             line_figure("Training loss", "step logged", "loss", {"loss": (list(range(len(losses))), losses)})
         )
-    curves: dict[str, tuple[list[Any], list[Any]]] = {}
+    curves: dict[str, Curve] = {}
     if any("train_accuracy" in r for r in epochs):
         curves["training, as augmented"] = (x, [finite(r.get("train_accuracy")) for r in epochs])
-    scored = [(at, record["test"]) for at, record in zip(x, epochs, strict=True) if record.get("test")]
     for key in ("balanced_accuracy", *GROUPS):
-        found = [(at, finite(test[key])) for at, test in scored if test.get(key) is not None]
-        if found:
-            curves[f"test, {key.replace('_accuracy', '')}"] = ([at for at, _ in found], [v for _, v in found])
+        scored = over_epochs(run, lambda record, key=key: (record.get("test") or {}).get(key))
+        if scored[0]:
+            curves[f"test, {key.replace('_accuracy', '')}"] = scored
     if curves:
         figures.append(line_figure("Accuracy while training", "epoch", "accuracy", curves, y=PERCENT))
     if len(epochs) > 1 and any("lr" in r for r in epochs):
@@ -196,9 +197,8 @@ def slope_figures(run: Run) -> list[Figure]:
             continue
         x = [record.get("epoch", i) + 1 for i, record in logged]
         table = [record[key] for _, record in logged]  # [epochs][C]
-        names = (
-            run.class_names if len(run.class_names) == len(table[0]) else [f"class {c}" for c in range(len(table[0]))]
-        )
+        n = len(table[0])
+        names = run.class_names if len(run.class_names) == n else [f"class {c}" for c in range(n)]
         if len(names) <= MAX_LINES:
             curves = {name: (x, [finite(row[c]) for row in table]) for c, name in enumerate(names)}
         else:
@@ -219,11 +219,29 @@ def _bars(names: Sequence[str], values: Sequence[Any], *, hover: str) -> dict[st
     return bars | {"marker": {"color": COLOURS[""]}}
 
 
+def over_epochs(run: Run, value: Callable[[Mapping[str, Any]], Any], *, start: Any = None) -> Curve:
+    """(epochs, values) of a number in the records of the epochs, where it is finite.
+
+    Args:
+      run: its epochs are counted from 1.
+      value: takes it from a record.
+      start: its value before the first epoch, if known.
+
+    Example:
+      >>> epochs = [{"epoch": 0, "gini": 0.5}, {"epoch": 1, "gini": None}, {"epoch": 2, "gini": 0.25}]
+      >>> over_epochs(Run("run", epochs=epochs), lambda record: record.get("gini"))
+      ([1, 3], [0.5, 0.25])
+    """
+    found = [(0, finite(start)), *((r.get("epoch", i) + 1, finite(value(r))) for i, r in enumerate(run.epochs))]
+    known = [(x, y) for x, y in found if y is not None]
+    return [x for x, _ in known], [y for _, y in known]
+
+
 def line_figure(
     title: str,
     x_title: str,
     y_title: str,
-    curves: Mapping[str, tuple[list[Any], list[Any]]],
+    curves: Mapping[str, Curve],
     *,
     y: Mapping[str, Any] | None = None,
 ) -> Figure:
@@ -241,18 +259,9 @@ def line_figure(
     data = []
     for i, (name, (xs, ys)) in enumerate(curves.items()):
         dash = ("solid", "dash", "dot")[i // len(LINES) % 3]
-        line = {"color": LINES[i % len(LINES)], "dash": dash}
-        mode = "lines+markers" if len(xs) <= 20 else "lines"
-        data.append(
-            {
-                "type": "scatter",
-                "mode": mode,
-                "x": xs,
-                "y": ys,
-                "name": plain_text(name, 18 if len(curves) > len(LINES) else 60),
-                "line": line,
-            }
-        )
+        line: dict[str, Any] = {"type": "scatter", "mode": "lines+markers" if len(xs) <= 20 else "lines"}
+        line |= {"x": xs, "y": ys, "name": plain_text(name, 18 if len(curves) > len(LINES) else 60)}
+        data.append(line | {"line": {"color": LINES[i % len(LINES)], "dash": dash}})
     layout = axes_layout(x_title, y_title, y=y)
     layout["showlegend"] = len(curves) > 1
     if len(curves) > len(LINES):  # too many to stand below the chart
@@ -282,13 +291,10 @@ def axes_layout(
     """
     x_axis: dict[str, Any] = {"title": {"text": x_title}, "automargin": True, **(x or {})}
     if names:
-        few = len(names) <= 60
-        x_axis |= {
-            "tickmode": "array",
-            "tickvals": list(range(len(names))),
-            "ticktext": [plain_text(n, 18) for n in names],
-        }
-        x_axis |= {"showticklabels": few, "title": {"text": "" if few else "classes (names on hover)"}}
+        few = len(names) <= MAX_NAMED
+        x_axis |= {"tickmode": "array", "tickvals": list(range(len(names))), "showticklabels": few}
+        x_axis |= {"ticktext": [plain_text(n, 18) for n in names]}
+        x_axis |= {"title": {"text": "" if few else "classes (names on hover)"}}
     return {
         "xaxis": x_axis,
         "yaxis": {"title": {"text": y_title}, "automargin": True, **(y or {})},
@@ -298,6 +304,48 @@ def axes_layout(
         "legend": {"orientation": "h", "y": -0.25},
         "bargap": 0.15,
     }
+
+
+def rows_layout(what: str, names: Sequence[str], *, x: Mapping[str, Any]) -> dict[str, Any]:
+    """Layout of a chart with one row per class, its name beside it in full, and a legend on top.
+
+    Args:
+      what: the words at the x axis.
+      names: of the classes at 0, 1, ... of the y axis, the first on top.
+      x: more of plotly's settings of the x axis.
+
+    Example:
+      >>> rows_layout("images", ["cat", "a <b>"], x={})["yaxis"]["ticktext"]
+      ['cat', 'a &lt;b&gt;']
+    """
+    n, wrapped = len(names), [wrapped_text(name) for name in names]
+    layout = axes_layout(what, "", x={"nticks": 6, **x})
+    rows = {"tickmode": "array", "tickvals": list(range(n)), "range": [n - 0.5, -0.5], "showgrid": False}
+    layout["yaxis"] |= rows | {"ticktext": [plain_text(name) for name in names], "zeroline": False}
+    row_px = 32 if max(text.count("<br>") for text in wrapped) < 2 else 42
+    small = {"ticktext": wrapped, "tickfont": {"size": 11}}
+    narrow = {"height": 110 + row_px * n, "yaxis": small, "xaxis": {"nticks": 3}}
+    return layout | {
+        "bargap": 0.25,
+        "height": 110 + 25 * n,
+        "margin": {"l": 12, "r": 24, "t": 36, "b": 48},
+        "showlegend": True,
+        "legend": LEGEND_ON_TOP,
+        "meta": {"narrow": narrow},
+    }
+
+
+def wrapped_text(name: str, width: int = 22) -> str:
+    """A name in at most three lines, as plain text for plotly.
+
+    Example:
+      >>> wrapped_text("No passing for vehicles over 3.5 metric tons")
+      'No passing for<br>vehicles over 3.5<br>metric tons'
+    """
+    lines = textwrap.wrap(name, width) or [""]
+    if len(lines) > 3:
+        lines = [*lines[:2], textwrap.shorten(" ".join(lines[2:]), width, placeholder="…")]
+    return "<br>".join(plain_text(line) for line in lines)
 
 
 def plain_text(name: str, limit: int = 60) -> str:

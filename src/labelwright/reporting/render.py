@@ -46,7 +46,7 @@ SITUATIONS = {
     "some_classes": "labels for only some of the classes",
     "candidates": "a set of candidate labels per image",
     "long_tailed": "a label for every image, with uneven class counts",
-    "open_world": "labels for some classes, and classes nobody named",
+    "open_world": "labels for some classes, and images of unnamed classes",
 }
 
 PLACES = (
@@ -210,7 +210,7 @@ def _how_good(run: Run, own: Sections) -> str:
     words += "." + how.get(str(run.data.get("test_is")), "")
     if test.get("few") is not None and run.has_groups:
         words += f" Classes with the fewest training images: {percent(test['few'])}."
-    names = test.get("class_names") or run.class_names  # with classes that nobody named, of the truth
+    names = test.get("class_names") or run.class_names  # with the unnamed classes of the truth
     weak = [(a, name) for a, name in zip(test.get("per_class") or [], names, strict=False) if a is not None]
     if len(weak) > 1:
         words += f" Weakest class: {min(weak)[1]}, {percent(min(weak)[0])}."

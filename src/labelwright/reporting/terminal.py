@@ -34,7 +34,7 @@ def lines_of_run(run: Run) -> list[str]:
         return []
     begin, lines = run.begun, candidate_lines(summary)
     if lines:
-        lines += deployed_words(run.epochs, begin)
+        lines += deployed_words(run.epochs)
     if summary["test"] and summary["zero_shot"]:
         is_known, before = knows_annotator(summary), summary["zero_shot"]
         lines.append(student_line(summary) if is_known else accuracy_line(before, summary["test"]))

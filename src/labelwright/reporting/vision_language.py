@@ -8,8 +8,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from labelwright.metrics.classification import imbalance
-from labelwright.reporting.before_after import wrapped_text
-from labelwright.reporting.charts import AFTER, BEFORE, PERCENT, Figure, axes_layout, finite, line_figure, plain_text
+from labelwright.reporting.charts import (
+    AFTER,
+    BEFORE,
+    PERCENT,
+    Figure,
+    axes_layout,
+    finite,
+    line_figure,
+    plain_text,
+    wrapped_text,
+)
 from labelwright.run_folder import Run
 from labelwright.wording import number
 

@@ -10,9 +10,8 @@ from labelwright.reporting.before_after import (
     pseudolabel_figures,
     pseudolabel_rows,
     pseudolabel_summary,
-    wrapped_text,
 )
-from labelwright.reporting.charts import count_figures
+from labelwright.reporting.charts import count_figures, wrapped_text
 from labelwright.reporting.class_rows import class_rows
 from labelwright.run_folder import Run
 
