@@ -88,13 +88,13 @@ def _curve(run: Run, key: str, *, skip: float | None = None) -> Curve | None:
     Values that are exactly ``skip`` are left out.
     """
 
-    def value(record: Mapping[str, Any]) -> float | None:
+    def mean(record: Mapping[str, Any]) -> float | None:
         own = [finite(record.get(name)) for name in ((key,) if key in record else (f"{key}_main", f"{key}_peer"))]
         known = [each for each in own if each is not None]
-        mean = sum(known) / len(known) if known else None
-        return None if mean == skip else mean
+        return sum(known) / len(known) if known else None
 
-    found = over_epochs(run, value, start=run.begun.get(key))
+    start, *values = (None if y == skip else y for y in (finite(run.begun.get(key)), *map(mean, run.epochs)))
+    found = over_epochs(run, values, start=start)
     return found if len(found[0]) > 1 else None
 
 

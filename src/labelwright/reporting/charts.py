@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,7 +108,7 @@ def curve_figures(run: Run) -> list[Figure]:
     if any("train_accuracy" in r for r in epochs):
         curves["training, as augmented"] = (x, [finite(r.get("train_accuracy")) for r in epochs])
     for key in ("balanced_accuracy", *GROUPS):
-        scored = over_epochs(run, lambda record, key=key: (record.get("test") or {}).get(key))
+        scored = over_epochs(run, [(record.get("test") or {}).get(key) for record in epochs])
         if scored[0]:
             curves[f"test, {key.replace('_accuracy', '')}"] = scored
     if curves:
@@ -219,21 +219,21 @@ def _bars(names: Sequence[str], values: Sequence[Any], *, hover: str) -> dict[st
     return bars | {"marker": {"color": COLOURS[""]}}
 
 
-def over_epochs(run: Run, value: Callable[[Mapping[str, Any]], Any], *, start: Any = None) -> Curve:
-    """(epochs, values) of a number in the records of the epochs, where it is finite.
+def over_epochs(run: Run, values: Iterable[Any], *, start: Any = None) -> Curve:
+    """(epochs, values) of a number, where it is finite.
 
     Args:
       run: its epochs are counted from 1.
-      value: takes it from a record.
-      start: its value before the first epoch, if known.
+      values: one per record of an epoch.
+      start: the value before the first epoch, if known.
 
     Example:
       >>> epochs = [{"epoch": 0, "gini": 0.5}, {"epoch": 1, "gini": None}, {"epoch": 2, "gini": 0.25}]
-      >>> over_epochs(Run("run", epochs=epochs), lambda record: record.get("gini"))
+      >>> over_epochs(Run("run", epochs=epochs), [record["gini"] for record in epochs])
       ([1, 3], [0.5, 0.25])
     """
-    found = [(0, finite(start)), *((r.get("epoch", i) + 1, finite(value(r))) for i, r in enumerate(run.epochs))]
-    known = [(x, y) for x, y in found if y is not None]
+    epochs = [0, *(record.get("epoch", i) + 1 for i, record in enumerate(run.epochs))]
+    known = [(x, y) for x, value in zip(epochs, [start, *values], strict=True) if (y := finite(value)) is not None]
     return [x for x, _ in known], [y for _, y in known]
 
 

@@ -244,7 +244,7 @@ def _by_truth(run: Run, named: str, new: str) -> Curves:
     curves: Curves = {}
     for prefix, where in (("", "test"), ("pool_", "training")):
         for key, what in ((prefix + named, "named"), (prefix + new, "new")):
-            found = over_epochs(run, lambda record, key=key: (record.get("test") or {}).get(key))
+            found = over_epochs(run, [(record.get("test") or {}).get(key) for record in run.epochs])
             if found[0]:
                 curves[f"{what}, {where}"] = found
     return curves
@@ -253,7 +253,7 @@ def _by_truth(run: Run, named: str, new: str) -> Curves:
 def _own(run: Run, keys: Mapping[str, str]) -> Curves:
     """What the method logs of itself, from before the first epoch on; nothing of fewer than two epochs."""
     found = {
-        what: over_epochs(run, lambda record, key=key: record.get(key), start=run.begun.get(key))
+        what: over_epochs(run, [record.get(key) for record in run.epochs], start=run.begun.get(key))
         for what, key in keys.items()
     }
     return {what: curve for what, curve in found.items() if len(curve[0]) > 1}
