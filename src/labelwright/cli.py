@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import sys
@@ -20,7 +21,7 @@ from labelwright.pipeline.settings import (
     fields,
     fits,
     from_config,
-    hints_of,
+    hints_of_fit,
     setting,
 )
 
@@ -45,38 +46,31 @@ def verb(name: str, text: str, *of_fit: str, **own: Own) -> type[Any]:
       of_fit: settings that it shares with `fit`, by name.
       own: others.
     """
-    shared = {field.name: field for field in fields()}
-    flags = [
-        *((key, hints_of_fit()[key], shared[key]) for key in of_fit),
-        *((key, *value) for key, value in own.items()),
-    ]
-    made = dataclasses.make_dataclass(
+    hints, shared = hints_of_fit(), {field.name: field for field in fields()}
+    flags = {key: (hints[key], shared[key]) for key in of_fit} | own
+    return _dataclass(
         name,
-        [(key, _annotated(key, hint, field), _fresh(field)) for key, hint, field in flags],
-        frozen=True,
-        kw_only=True,
+        text,
+        [
+            (key, _annotated(key, hint, field), dataclasses.field(default=field.default, metadata=field.metadata))
+            for key, (hint, field) in flags.items()
+        ],
     )
-    made.__doc__ = text
-    return made
 
 
-def hints_of_fit() -> dict[str, Any]:
-    """Setting of `fit` -> type."""
-    return {key: hint for group in GROUPS.values() for key, hint in hints_of(group).items()}
+def _dataclass(name: str, text: str, members: Sequence[tuple[str, Any, Any]]) -> type[Any]:
+    """A dataclass as tyro takes it; its text is the help."""
+    return dataclasses.make_dataclass(name, members, frozen=True, kw_only=True, namespace={"__doc__": text})
 
 
 def is_positional(field: dataclasses.Field[Any]) -> bool:
     """Whether a setting is given by its place and not by a flag.
 
     Example:
-      >>> [is_positional(field) for field in fields_of("label")][:3]
-      [True, True, False]
+      >>> [field.name for field in fields_of("label") if is_positional(field)]
+      ['run', 'data']
     """
     return field.name in POSITIONAL and field.default is REQUIRED
-
-
-def _fresh(field: dataclasses.Field[Any]) -> Any:
-    return dataclasses.field(default=field.default, metadata=field.metadata)
 
 
 def _annotated(key: str, hint: Any, field: dataclasses.Field[Any]) -> Any:
@@ -93,24 +87,21 @@ def fit_verb(defaults: Mapping[str, Any]) -> type[Any]:
     Args:
       defaults: of a config.yaml, in place of the settings' own.
     """
-    groups: list[tuple[str, Any, Any]] = []
+    hints, groups = hints_of_fit(), list[tuple[str, Any, Any]]()
     for title, group in GROUPS.items():
-        hints = hints_of(group)
         own: list[tuple[str, Any, Any]] = []
         for field in dataclasses.fields(group):
             default, hint = defaults.get(field.name, field.default), hints[field.name]
             hint = hint | None if default is None else hint  # data that no word says, as a list, may be left out
             own.append((field.name, _annotated(field.name, hint, field), dataclasses.field(default=default)))
-        made = dataclasses.make_dataclass(f"Fit{title.title()}", own, frozen=True, kw_only=True)
-        made.__doc__ = group.__doc__
+        made = _dataclass(f"Fit{title.title()}", group.__doc__ or "", own)
         is_required = any(default.default is REQUIRED for _, _, default in own)
         groups.append((title, made, dataclasses.field() if is_required else dataclasses.field(default_factory=made)))
     config = Annotated[
         str | None, tyro.conf.arg(help="config.yaml of a run to repeat; other flags change its settings")
     ]
     groups.append(("config", config, dataclasses.field(default=None)))
-    made = dataclasses.make_dataclass("Fit", groups, frozen=True, kw_only=True)
-    made.__doc__ = "Train a classifier; writes a run folder with model, labels, scores and report."
+    made = _dataclass("Fit", "Train a classifier; writes a run folder with model, labels, scores and report.", groups)
     return tyro.conf.configure(tyro.conf.OmitArgPrefixes)(made)
 
 
@@ -163,19 +154,19 @@ VERBS: dict[str, Callable[..., Any]] = {
     "label": verb(
         "Label",
         "Label any images with the model of a run: label, probability, runner-up, trust.",
+        *("on_bad", "device", "precision"),
         run=RUN,
         data=(str, setting(REQUIRED, "images; labels they may have are ignored")),
         out=(str, setting("labels.csv", ".csv, .parquet, or a folder that gets every image under its label")),
         rename=(tuple[str, ...], setting((), "OLD=NEW ...: names of classes, as novel-1=okapi; the model keeps them")),
-        **{key: (hints_of_fit()[key], f) for f in fields() if (key := f.name) in ("on_bad", "device", "precision")},
     ),
     "evaluate": verb(
         "Evaluate",
         "Score the model of a run on labelled images.",
+        *("on_bad", "device", "precision"),
         run=RUN,
         data=(str, setting(REQUIRED, "images with labels")),
         json=(bool, setting(False, "print everything as JSON")),
-        **{key: (hints_of_fit()[key], f) for f in fields() if (key := f.name) in ("on_bad", "device", "precision")},
     ),
     "settings": verb(
         "Settings",
@@ -295,12 +286,10 @@ def parse(argv: Sequence[str]) -> tuple[str, dict[str, Any]]:
 
 def _config_of(argv: Sequence[str]) -> str | None:
     """What follows ``--config``."""
-    for word, after in zip(argv, [*argv[1:], ""], strict=True):
-        if word == "--config" and after:
-            return after
-        if word.startswith("--config="):
-            return word.removeprefix("--config=")
-    return None
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", nargs="?")
+    config: str | None = parser.parse_known_args(argv)[0].config
+    return config
 
 
 def _gathered(argv: Sequence[str]) -> list[str]:

@@ -46,7 +46,7 @@ def evaluate(
     if n_seen is not None:
         truth, names = truth_beyond(beyond(table, saved.class_names[:n_seen]), n_seen)
         return {**open_scores(answers, truth, names, n_seen=n_seen), "left_out": listed(table.quarantined)}
-    counts = torch.tensor(Run(run).read_json("data.json")["train_counts"]).numpy()
+    counts = torch.tensor(Run(run).read("data.json")["train_counts"]).numpy()
     scores = scores_of(answers, table.labels, counts)
     pairs = confusions(answers, table.labels, saved.class_names)
     return {**scores, "confusions": pairs, "left_out": listed(table.quarantined)}

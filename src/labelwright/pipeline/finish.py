@@ -107,7 +107,6 @@ def finish(plan: Plan, job: Job, trained: Trained, seconds: dict[str, float]) ->
         card=model_card(summary, table.class_names, __version__),
     )
     run.write_json("summary.json", summary)  # a folder that has one is finished but for the report
-    run.close()
     report(run.path)
 
 

@@ -72,7 +72,7 @@ def label(
 def _rename_in_report(run: str | Path, rename: Mapping[str, str]) -> None:
     """Give discovered classes their names in summary.json and report.html as well."""
     folder = Run(run)
-    summary = folder.read_json("summary.json")
+    summary = folder.read("summary.json")
     for cluster in (summary.get("novel") or {}).get("clusters", []):
         cluster["name"] = rename.get(cluster["name"], cluster["name"])
     folder.write_json("summary.json", summary)

@@ -61,7 +61,7 @@ def count_novel(
         return (0 if found is None else found[0]), None
     path = run.path / EVIDENCE_FILE
     if path.exists():
-        facts = run.read_json(EVIDENCE_FILE)
+        facts = run.read(EVIDENCE_FILE)
         return int(facts["n_novel"]), facts
     labels = torch.from_numpy(table.labels.astype(np.int64))
     facts = estimate_n_novel(

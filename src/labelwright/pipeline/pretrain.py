@@ -92,8 +92,7 @@ def pretrain(
     """
     began = time.monotonic()
     run = Run.create(out, resume=resume)
-    overrides = {**(set if isinstance(set, Mapping) else parse_assignments(set))}
-    overrides |= {} if epochs is None else {"epochs": epochs}
+    overrides = parse_assignments(set) | ({} if epochs is None else {"epochs": epochs})
     cfg = apply_overrides(simclr.Config(), overrides)
     check_numbers(size_px=size, seed=seed)
     stats = None if model == "auto" or model in OWN else image_stats(model)

@@ -246,9 +246,8 @@ class FitSettings(RunSettings, MethodSettings, TextSettings, ModelSettings, Data
           >>> FitSettings(data="photos", out="run", set=("lr=0.1",), epochs=3).overrides
           {'lr': '0.1', 'epochs': 3}
         """
-        given = dict(self.set) if isinstance(self.set, Mapping) else parse_assignments(self.set)
         flags = {"epochs": self.epochs, "adjust": self.adjust}
-        return given | {key: value for key, value in flags.items() if value is not None}
+        return parse_assignments(self.set) | {key: value for key, value in flags.items() if value is not None}
 
 
 GROUPS: Mapping[str, type[Any]] = {
@@ -270,7 +269,7 @@ MAY_DIFFER = ("checkpoint_minutes", "evaluations", "cache_limit_gb")
 # ---- checks ---------------------------------------------------------------------------------------------------------
 
 
-def check(settings: Any) -> None:
+def check(settings: FitSettings) -> None:
     """Refuse a setting of the wrong type or outside its range, or of which config.yaml kept a placeholder alone.
 
     Raises: ConfigError naming it and what it must be.
@@ -281,7 +280,7 @@ def check(settings: Any) -> None:
       labelwright.errors.ConfigError: test_frac=2.0 is not possible
         fix: test_frac must be at most 1
     """
-    hints = hints_of(type(settings))
+    hints = hints_of_fit()
     for field in dataclasses.fields(settings):
         value, note = getattr(settings, field.name), field.metadata
         if is_in_memory(value):
@@ -302,9 +301,9 @@ def check(settings: Any) -> None:
                 raise ConfigError(f"{field.name}={value} is not possible", fix=f"{field.name} must be at most {high:g}")
 
 
-def hints_of(settings: type[Any]) -> dict[str, Any]:
-    """Field -> type, of a settings class."""
-    return typing.get_type_hints(settings)
+def hints_of_fit() -> dict[str, Any]:
+    """Setting of `fit` -> type."""
+    return typing.get_type_hints(FitSettings)
 
 
 def fits(value: object, hint: Any) -> bool:
@@ -345,8 +344,8 @@ def words_of(hint: Any) -> str:
     return {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "none"}[hint]
 
 
-def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
-    """``["lr=0.2", "epochs=3"]`` -> ``{"lr": "0.2", "epochs": "3"}``.
+def parse_assignments(assignments: Sequence[str] | Mapping[str, object]) -> dict[str, object]:
+    """KEY=VALUE texts as a dict; a mapping as it is.
 
     Raises: ConfigError for an item without ``=``.
 
@@ -354,7 +353,9 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
       >>> parse_assignments(["lr=0.2"])
       {'lr': '0.2'}
     """
-    found = {}
+    if isinstance(assignments, Mapping):
+        return dict(assignments)
+    found: dict[str, object] = {}
     for item in assignments:
         key, equals, value = item.partition("=")
         if not equals or not key.strip():
@@ -368,12 +369,8 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
 
 def to_config(settings: FitSettings) -> dict[str, Any]:
     """What config.yaml keeps of the settings, for `from_config`: paths absolute, everything as YAML has it."""
-    kept = {}
-    for field in dataclasses.fields(settings):
-        if field.name not in PER_CALL:
-            kept[field.name] = _plain(getattr(settings, field.name))
-    given = settings.set if isinstance(settings.set, Mapping) else parse_assignments(settings.set)
-    return kept | {"set": {str(key): _plain(value) for key, value in given.items()}}
+    kept = {f.name: _plain(getattr(settings, f.name)) for f in dataclasses.fields(settings) if f.name not in PER_CALL}
+    return kept | {"set": _plain(parse_assignments(settings.set))}
 
 
 def _plain(value: Any) -> Any:
@@ -519,16 +516,13 @@ def documented(function: Function) -> Function:
     """A decorator that gives `fit` the signature and the docstring that its settings are."""
     parameters = [inspect.Parameter("data", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=Any)]
     lines = []
-    hints = hints_of(FitSettings)
+    hints = hints_of_fit()
     for field in fields():
         note = field.metadata
         if field.name != "data":
-            default = inspect.Parameter.empty if field.default is REQUIRED else field.default
-            parameters.append(
-                inspect.Parameter(
-                    field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name]
-                )
-            )
+            default, hint = inspect.Parameter.empty if field.default is REQUIRED else field.default, hints[field.name]
+            one = inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+            parameters.append(one)
         lines.append(f"      {field.name}: {note['text']}. Default: {default_words(field.default)}.")
     own = inspect.signature(function).parameters
     parameters += [own[name] for name in ("config", "approve")]
