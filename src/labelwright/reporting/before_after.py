@@ -89,7 +89,7 @@ def pseudolabel_figures(run: Run) -> list[Figure]:
         return []
     names = [row["name"] for row in rows]
     figures = [
-        pair_figure(
+        _pair_figure(
             "Pseudolabels per class, most first",
             names,
             [row["before"] for row in rows],
@@ -102,7 +102,7 @@ def pseudolabel_figures(run: Run) -> list[Figure]:
         title = "Images of each class that got the right pseudolabel"
         right = [[row[key] for row in known] for key in ("right_before", "right_after")]
         names = [row["name"] for row in known]
-        figures.append(pair_figure(title, names, right[0], right[1], what="share right", is_share=True))
+        figures.append(_pair_figure(title, names, right[0], right[1], what="share right", is_share=True))
     return figures
 
 
@@ -121,10 +121,10 @@ def compared_class_figures(run: Run) -> list[Figure]:
     title = "Accuracy per class on the test images"
     title += ", most labelled training images first" if rows[0]["count"] else ""
     before, after = [row["zero_shot"] for row in rows], [row["recall"] for row in rows]
-    return [pair_figure(title, [row["name"] for row in rows], before, after, what="accuracy", is_share=True)]
+    return [_pair_figure(title, [row["name"] for row in rows], before, after, what="accuracy", is_share=True)]
 
 
-def pair_figure(
+def _pair_figure(
     title: str,
     names: Sequence[str],
     before: Sequence[float | None],
@@ -133,20 +133,7 @@ def pair_figure(
     what: str,
     is_share: bool = False,
 ) -> Figure:
-    """Two bars per class, by class names alone and by this model, with the names beside them.
-
-    Args:
-      title: heading.
-      names: C names, in the order shown.
-      before, after: C values each; None = not known.
-      what: the values are, for the axis.
-      is_share: they are shares 0 to 1, shown in percent.
-
-    Example:
-      >>> figure = pair_figure("Right", ["a <b>", "c"], [0.5, None], [1.0, 0.25], what="share", is_share=True)
-      >>> figure.layout["yaxis"]["ticktext"], figure.is_wide
-      (['a &lt;b&gt;', 'c'], False)
-    """
+    """Two bars per class, by class names alone and by this model; ``what`` the values are, for the axis."""
     show = percent if is_share else number
     spans = []
     for values, when in ((before, "before"), (after, "after")):
