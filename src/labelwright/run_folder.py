@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 ANNOTATIONS = ("candidates.parquet", "candidates.answers.jsonl")
 """What a run folder keeps of an annotator: the candidates, and the answers of a chat model as they come."""
 
-
 CONTENTS = {"summary", "data", "config", "environment", "records", "epochs", "steps", "begun", "labels"}
 
 
@@ -103,13 +102,12 @@ class Run:
             return []
         found = []
         lines = self.metrics.read_text(encoding="utf-8").splitlines()
-        for i, line in enumerate(lines):
+        for i, line in enumerate(lines, 1):
             try:
                 found.append(json.loads(line))
             except ValueError as error:
-                if i == len(lines) - 1:
-                    break
-                raise DataError(f"{self.metrics} line {i + 1} is not JSON ({error})", fix="remove that line") from error
+                if i < len(lines):
+                    raise DataError(f"{self.metrics} line {i} is not JSON ({error})", fix="remove that line") from error
         return found
 
     @cached_property

@@ -6,7 +6,7 @@ import html
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from labelwright.metrics.classification import GROUPS, imbalance
@@ -101,9 +101,8 @@ def curve_figures(run: Run) -> list[Figure]:
         figures.append(line_figure("Training loss", "epoch", "loss", {"loss": (x, losses)}))
     elif len(run.steps) > 1:
         losses = [finite(record.get("loss")) for record in run.steps]
-        figures.append(
-            line_figure("Training loss", "step logged", "loss", {"loss": (list(range(len(losses))), losses)})
-        )
+        at = list(range(len(losses)))
+        figures.append(line_figure("Training loss", "step logged", "loss", {"loss": (at, losses)}))
     curves: dict[str, Curve] = {}
     if any("train_accuracy" in r for r in epochs):
         curves["training, as augmented"] = (x, [finite(r.get("train_accuracy")) for r in epochs])
@@ -114,9 +113,8 @@ def curve_figures(run: Run) -> list[Figure]:
     if curves:
         figures.append(line_figure("Accuracy while training", "epoch", "accuracy", curves, y=PERCENT))
     if len(epochs) > 1 and any("lr" in r for r in epochs):
-        figures.append(
-            line_figure("Learning rate", "epoch", "rate", {"lr": (x, [finite(r.get("lr")) for r in epochs])})
-        )
+        rates = [finite(r.get("lr")) for r in epochs]
+        figures.append(line_figure("Learning rate", "epoch", "rate", {"lr": (x, rates)}))
     return figures
 
 
@@ -268,6 +266,23 @@ def line_figure(
         layout |= {"legend": {}, "height": 400}
     ends = [f"{name} from {number(ys[0])} to {number(ys[-1])}" for name, (_, ys) in curves.items()]
     return Figure(title, f"Line chart over {x_title}: {'; '.join(ends)}.", data, layout)
+
+
+def marked(figure: Figure, x: float, words: str, *, is_right: bool) -> Figure:
+    """The figure with a dashed line at x and words at its top, on the right of which is room (or, ``is_right``, none).
+
+    Example:
+      >>> figure = line_figure("Loss", "epoch", "loss", {"loss": ([1, 2], [0.5, 0.25])})
+      >>> found = marked(figure, 1, "kept", is_right=False)
+      >>> found.layout["shapes"][0]["x0"], found.layout["annotations"][0]["xanchor"]
+      (1, 'left')
+    """
+    line = {"type": "line", "x0": x, "x1": x, "yref": "paper", "y0": 0, "y1": 1}
+    line |= {"line": {"dash": "dash", "color": BEFORE, "width": 1.5}}
+    note = {"text": words, "x": x, "yref": "paper", "y": 1, "yanchor": "bottom", "showarrow": False}
+    note["xanchor"] = "right" if is_right else "left"
+    margin = {**figure.layout["margin"], "t": 28}
+    return replace(figure, layout={**figure.layout, "shapes": [line], "annotations": [note], "margin": margin})
 
 
 def axes_layout(

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from labelwright.labels.n_novel import AGREEMENT_WEIGHT
-from labelwright.reporting.charts import BEFORE, LINES, Curve, Figure, finite, line_figure, over_epochs
+from labelwright.reporting.charts import BEFORE, LINES, Curve, Figure, finite, line_figure, marked, over_epochs
 from labelwright.run_folder import Run
 from labelwright.wording import counted, number, percent
 
@@ -73,7 +73,7 @@ def found_words(run: Run) -> str:
         return ""
     if n == 0:
         return "No class beyond the named ones was found." if _evidence(run) else ""
-    what = f"{n:,} {'class' if n == 1 else 'classes'} beyond the named ones {'was' if n == 1 else 'were'}"
+    what = counted(n, "class beyond the named ones was", "classes beyond the named ones were")
     return f"{what} {'found' if _evidence(run) else 'asked for'}: see below."
 
 
@@ -133,7 +133,7 @@ def _unscored(run: Run) -> str:
 def _counting(run: Run, evidence: Mapping[str, Any]) -> list[str]:
     n = run.summary["n_novel"]
     if not evidence:
-        return [f"You gave the number: {'none' if n == 0 else f'{n:,} new class' + ('es' if n > 1 else '')}."]
+        return [f"You gave the number: {counted(n, 'new class', 'new classes') if n else 'none'}."]
     reason = str(evidence.get("reason") or "")
     words = [reason[:1].upper() + reason[1:]] if reason else []
     if evidence.get("is_edge"):
@@ -176,23 +176,16 @@ def evidence_figures(run: Run) -> list[Figure]:
         trace["mode"] = "lines+markers"
         trace["marker"] = {"size": 7 if width > 2 else 4}
     used, (low, high) = evidence["n_novel"], evidence.get("plausible") or (evidence["n_novel"],) * 2
-    upright: dict[str, Any] = {"yref": "paper", "y0": 0, "y1": 1}
-    span = {"type": "rect", "x0": low - 0.4, "x1": high + 0.4, "layer": "below", "fillcolor": NAMED, "opacity": 0.15}
-    mark = {"type": "line", "x0": used, "x1": used, "line": {"dash": "dash", "color": BEFORE, "width": 1.5}}
-    note = {"text": f"used: {used}", "x": used, "yref": "paper", "y": 1, "yanchor": "bottom", "showarrow": False}
-    note["xanchor"] = "right" if used > max(x) / 2 else "left"
-    layout = {
-        **figure.layout,
-        "shapes": [{**span, **upright, "line": {"width": 0}}, {**mark, **upright}],
-        "annotations": [note],
-        "margin": {**figure.layout["margin"], "t": 28},
-    }
+    span = {"type": "rect", "x0": low - 0.4, "x1": high + 0.4, "yref": "paper", "y0": 0, "y1": 1, "line": {"width": 0}}
+    span |= {"layer": "below", "fillcolor": NAMED, "opacity": 0.15}
+    figure = marked(figure, used, f"used: {used}", is_right=used > max(x) / 2)
+    figure.layout["shapes"].insert(0, span)
     best = max(curve, key=lambda row: row["score"])
     alt = (
         f"Line chart over the number of new classes: the score is highest at {best['n_novel']} "
         f"({number(float(best['score']))}); {used} is used, {low} to {high} are plausible."
     )
-    return [replace(figure, alt=alt, layout=layout, is_wide=True)]
+    return [replace(figure, alt=alt, is_wide=True)]
 
 
 # ---- pace -----------------------------------------------------------------------------------------------------------
@@ -213,14 +206,12 @@ def pace_figures(run: Run) -> list[Figure]:
     right = _by_truth(run, "seen", "novel")
     if right:
         figures.append(_pace("Right while training", "share that is right", right))
-    sure = _by_truth(run, "confidence_seen", "confidence_novel")
+    sure, title = _by_truth(run, "confidence_seen", "confidence_novel"), "Confidence while training, by true class"
+    if not sure:
+        sure = _own(run, {"taken for named": "confidence_seen", "taken for new": "confidence_novel"})
+        title = "Confidence while training"
     if sure:
-        figures.append(_pace("Confidence while training, by true class", "mean confidence", sure))
-    else:
-        keys = {"taken for named": "confidence_seen", "taken for new": "confidence_novel"}
-        figures += (
-            [_pace("Confidence while training", "mean confidence", curves)] if (curves := _own(run, keys)) else []
-        )
+        figures.append(_pace(title, "mean confidence", sure))
     shares = _own(run, {"taken for new": "novel_frac", "expected": "novel_expected"})
     if shares:
         figure = _pace("Unlabelled images taken for new classes", "share of them", shares)
