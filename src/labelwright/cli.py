@@ -234,14 +234,11 @@ def run(argv: Sequence[str]) -> int:
         from labelwright.reporting import terminal
 
         terminal.PRINTERS[verb_name](_call(verb_name, dict(values)), values)
-    except DataError as error:
-        from labelwright.data.checks import format_problems
-
-        if error.problems:
-            errors.print(format_problems(error.problems), markup=False)
-        errors.print(f"error: {error}", markup=False)
-        return error.exit_code
     except LabelwrightError as error:
+        if isinstance(error, DataError) and error.problems:
+            from labelwright.data.checks import format_problems
+
+            errors.print(format_problems(error.problems), markup=False)
         errors.print(f"error: {error}", markup=False)
         return error.exit_code
     except KeyboardInterrupt:

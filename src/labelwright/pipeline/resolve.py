@@ -118,7 +118,9 @@ def resolve(settings: FitSettings) -> Plan:
     run = Run.create(settings.out, resume=settings.resume)
     overrides, model = settings.overrides, str(settings.model)
     # Our own networks take the size and statistics of the data; a checkpoint wants the pixels it was trained on.
-    stats = image_stats(model) if settings.pretrained and model != "auto" and model not in OWN else None
+    is_checkpoint = settings.pretrained and model not in ("auto", *OWN)
+    stats = image_stats(model) if is_checkpoint else None
+    is_matching = is_checkpoint and is_two_tower(model)
     prepared = prepare(
         settings.data,
         test=settings.test,
@@ -134,8 +136,7 @@ def resolve(settings: FitSettings) -> Plan:
         cache_limit_gb=settings.cache_limit_gb,
     )
     are_feats = prepared.train.stored is not None  # the user's own embeddings
-    is_matching = not are_feats and model not in ("auto", *OWN) and settings.pretrained and is_two_tower(model)
-    has_text = is_matching or prepared.class_feats is not None
+    has_text = prepared.class_feats is not None if are_feats else is_matching
     name, method = choose_method(settings.method, prepared, has_text=has_text)
     cfg = resolve_config(method, overrides, preset=settings.preset)
     views = choose_views(settings, method, cfg, are_feats=are_feats, is_two_tower=is_matching)

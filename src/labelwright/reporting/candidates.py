@@ -13,6 +13,7 @@ from labelwright.wording import number, percent, points
 
 HARDLY = 0.1  # of an even share of the first guesses: a class with less is hardly ever named, as for Co-Reg's prior
 CHANGED = 0.05  # of a class's images: smaller changes are not called a correction or a loss
+LISTED_MAX = 20
 LOST = "#d55e00"
 
 
@@ -191,22 +192,24 @@ def change_rows(run: Run, images: str) -> list[dict[str, Any]]:
       >>> [(row["name"], row["change"]) for row in change_rows(run, "train")]
       [('owl', 0.75), ('cat', -0.25)]
     """
-    summary = run.summary
-    before: Mapping[str, Any]
-    if images == "test":
-        after, before = run.test, run.zero_shot if knows_annotator(summary) else {}
-    else:
-        after = summary.get("pseudolabels") or {}
-        asked = (after.get("zero_shot") or {}) if knows_annotator(summary) else {}
-        before = asked if asked.get("per_class") else summary.get("guesses") or {}
-    names, was, now = run.class_names, before.get("per_class") or [], after.get("per_class") or []
-    if not names or len(was) != len(names) or len(now) != len(names):
+    names, (was, now, _) = run.class_names, _compared(run, images, "per_class")
+    if not names or len(was or ()) != len(names) or len(now or ()) != len(names):
         return []
     rows = [
         {"name": name, "before": b, "after": a, "change": None if a is None or b is None else a - b}
         for name, b, a in zip(names, was, now, strict=True)
     ]
     return sorted(rows, key=lambda row: -2.0 if row["change"] is None else -row["change"])
+
+
+def _compared(run: Run, images: str, key: str) -> tuple[Any, Any, str]:
+    """(before, after, what answered before) of a score of ``change_rows``' images; None where it is not known."""
+    after = run.test if images == "test" else run.summary.get("pseudolabels") or {}
+    asked = run.zero_shot if images == "test" else after.get("zero_shot") or {}
+    before = asked.get(key) if knows_annotator(run.summary) else None
+    if images == "test" or before is not None:
+        return before, after.get(key), "annotator"
+    return (run.summary.get("guesses") or {}).get(key), after.get(key), _one_guess(run)
 
 
 def change_figures(run: Run) -> list[Figure]:
@@ -223,8 +226,7 @@ def change_figures(run: Run) -> list[Figure]:
     for images, where in (("test", "test images"), ("train", "training images whose truth is known")):
         rows = [row for row in change_rows(run, images) if row["change"] is not None]
         if rows:
-            asked = images == "test" or bool((run.summary.get("pseudolabels") or {}).get("zero_shot"))
-            who = "annotator" if asked and knows_annotator(run.summary) else _one_guess(run)
+            who = _compared(run, images, "per_class")[2]
             figures.append(_dumbbells(f"Right in each class, {where}", rows, who))
     return figures
 
@@ -258,28 +260,26 @@ def _dumbbells(title: str, rows: Sequence[Mapping[str, Any]], who: str) -> Figur
 
 
 def _verdict(run: Run) -> list[str]:
-    summary, verdict = run.summary, list[str]()
-    test, before = run.test, run.zero_shot
-    if test.get("accuracy") is not None and before.get("accuracy") is not None and knows_annotator(summary):
-        change = points(before["accuracy"], test["accuracy"])
-        words = f"On {test.get('n_scored', 0):,} test images the annotator alone is right for "
-        words += f"{percent(before['accuracy'])}, the model that learned from it for {percent(test['accuracy'])} "
-        verdict.append(f"{words}({change} points).")
-        if is_below_annotator(summary):
+    verdict = []
+    before, after, _ = _compared(run, "test", "accuracy")
+    if before is not None and after is not None:
+        verdict.append(
+            f"On {run.test.get('n_scored', 0):,} test images the annotator alone is right for {percent(before)}, the "
+            f"model that learned from it for {percent(after)} ({points(before, after)} points)."
+        )
+        if is_below_annotator(run.summary):
             verdict.append(
                 "It is worse than its annotator: use the annotator's guesses, or better ones, rather than this model."
             )
-    after = summary.get("pseudolabels") or {}
-    asked = (after.get("zero_shot") or {}) if knows_annotator(summary) else {}
-    start = asked if asked.get("accuracy") is not None else summary.get("guesses") or {}
-    if after.get("accuracy") is not None and start.get("accuracy") is not None:
-        who = "the annotator's answers are" if asked.get("accuracy") is not None else f"the {_one_guess(run)} is"
+    before, after, who = _compared(run, "train", "accuracy")
+    if before is not None and after is not None:
+        who = "the annotator's answers are" if who == "annotator" else f"the {who} is"
         verdict.append(
-            f"Training images whose truth is known (used for scoring alone): {who} right for "
-            f"{percent(start['accuracy'])}, the model's answers for {percent(after['accuracy'])}."
+            f"Training images whose truth is known (used for scoring alone): {who} right for {percent(before)}, the "
+            f"model's answers for {percent(after)}."
         )
     return verdict
 
 
-def _listed(names: Sequence[str], limit: int = 20) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:LISTED_MAX]) + (f" and {len(names) - LISTED_MAX} more" if len(names) > LISTED_MAX else "")

@@ -270,10 +270,10 @@ def _confusion_rows(run: Run) -> list[dict[str, Any]]:
     return [{**pair, "truth": name(pair["truth"]), "predicted": name(pair["predicted"])} for pair in pairs]
 
 
-def _least_trusted(labels: pa.Table | None, n: int = 25) -> list[dict[str, Any]]:
+def _least_trusted(labels: pa.Table | None) -> list[dict[str, Any]]:
     if labels is None or "trust" not in labels.column_names:
         return []
-    rows = pc.array_sort_indices(labels["trust"]).slice(0, n)  # stable: ties stay in the order of the table
+    rows = pc.array_sort_indices(labels["trust"]).slice(0, 25)  # stable: ties stay in the order of the table
     wanted = ("id", "label", "probability", "runner_up", "source", "trust")
     return [dict.fromkeys(wanted) | row for row in labels.take(rows).to_pylist()]
 
