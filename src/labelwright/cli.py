@@ -37,25 +37,23 @@ RUN: Own = (str, setting(REQUIRED, "finished run folder", example="run"))
 YES: Own = (bool, setting(False, "ask a chat model without waiting for a yes; needed when not on a terminal"))
 
 
-def verb(name: str, text: str, *of_fit: str, **own: Own) -> type[Any]:
+def verb(name: str, text: str, *order: str, **own: Own) -> type[Any]:
     """A verb's dataclass.
 
     Args:
       name: of the class.
       text: what the verb does.
-      of_fit: settings that it shares with `fit`, by name.
-      own: others.
+      order: names of its flags: those that it shares with `fit`, and own ones that come before or between them.
+      own: its own flags.
     """
-    hints, shared = hints_of_fit(), {field.name: field for field in fields()}
-    flags = {key: (hints[key], shared[key]) for key in of_fit} | own
-    return _dataclass(
-        name,
-        text,
-        [
-            (key, _annotated(key, hint, field), dataclasses.field(default=field.default, metadata=field.metadata))
-            for key, (hint, field) in flags.items()
-        ],
-    )
+    hints = hints_of_fit()
+    flags = {field.name: (hints[field.name], field) for field in fields()} | own
+    members = []
+    for key in dict.fromkeys([*order, *own]):
+        hint, field = flags[key]
+        default = dataclasses.field(default=field.default, metadata=field.metadata)
+        members.append((key, _annotated(key, hint, field), default))
+    return _dataclass(name, text, members)
 
 
 def _dataclass(name: str, text: str, members: Sequence[tuple[str, Any, Any]]) -> type[Any]:
@@ -67,8 +65,8 @@ def is_positional(field: dataclasses.Field[Any]) -> bool:
     """Whether a setting is given by its place and not by a flag.
 
     Example:
-      >>> [field.name for field in fields_of("label") if is_positional(field)]
-      ['run', 'data']
+      >>> [is_positional(field) for field in fields_of("label")][:3]
+      [True, True, False]
     """
     return field.name in POSITIONAL and field.default is REQUIRED
 
@@ -154,7 +152,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "label": verb(
         "Label",
         "Label any images with the model of a run: label, probability, runner-up, trust.",
-        *("on_bad", "device", "precision"),
+        *("run", "data", "out", "rename", "on_bad", "device", "precision"),
         run=RUN,
         data=(str, setting(REQUIRED, "images; labels they may have are ignored")),
         out=(str, setting("labels.csv", ".csv, .parquet, or a folder that gets every image under its label")),
@@ -163,7 +161,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "evaluate": verb(
         "Evaluate",
         "Score the model of a run on labelled images.",
-        *("on_bad", "device", "precision"),
+        *("run", "data", "json", "on_bad", "device", "precision"),
         run=RUN,
         data=(str, setting(REQUIRED, "images with labels")),
         json=(bool, setting(False, "print everything as JSON")),
