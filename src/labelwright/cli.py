@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import sys
@@ -20,7 +21,7 @@ from labelwright.pipeline.settings import (
     fields,
     fits,
     from_config,
-    hints_of,
+    hints_of_fit,
     setting,
 )
 
@@ -36,33 +37,28 @@ RUN: Own = (str, setting(REQUIRED, "finished run folder", example="run"))
 YES: Own = (bool, setting(False, "ask a chat model without waiting for a yes; needed when not on a terminal"))
 
 
-def verb(name: str, text: str, *of_fit: str, **own: Own) -> type[Any]:
+def verb(name: str, text: str, *order: str, **own: Own) -> type[Any]:
     """A verb's dataclass.
 
     Args:
       name: of the class.
       text: what the verb does.
-      of_fit: settings that it shares with `fit`, by name.
-      own: others.
+      order: names of its flags: those that it shares with `fit`, and own ones that come before or between them.
+      own: its own flags.
     """
-    shared = {field.name: field for field in fields()}
-    flags = [
-        *((key, hints_of_fit()[key], shared[key]) for key in of_fit),
-        *((key, *value) for key, value in own.items()),
-    ]
-    made = dataclasses.make_dataclass(
-        name,
-        [(key, _annotated(key, hint, field), _fresh(field)) for key, hint, field in flags],
-        frozen=True,
-        kw_only=True,
-    )
-    made.__doc__ = text
-    return made
+    hints = hints_of_fit()
+    flags = {field.name: (hints[field.name], field) for field in fields()} | own
+    members = []
+    for key in dict.fromkeys([*order, *own]):
+        hint, field = flags[key]
+        default = dataclasses.field(default=field.default, metadata=field.metadata)
+        members.append((key, _annotated(key, hint, field), default))
+    return _dataclass(name, text, members)
 
 
-def hints_of_fit() -> dict[str, Any]:
-    """Setting of `fit` -> type."""
-    return {key: hint for group in GROUPS.values() for key, hint in hints_of(group).items()}
+def _dataclass(name: str, text: str, members: Sequence[tuple[str, Any, Any]]) -> type[Any]:
+    """A dataclass as tyro takes it; its text is the help."""
+    return dataclasses.make_dataclass(name, members, frozen=True, kw_only=True, namespace={"__doc__": text})
 
 
 def is_positional(field: dataclasses.Field[Any]) -> bool:
@@ -73,10 +69,6 @@ def is_positional(field: dataclasses.Field[Any]) -> bool:
       [True, True, False]
     """
     return field.name in POSITIONAL and field.default is REQUIRED
-
-
-def _fresh(field: dataclasses.Field[Any]) -> Any:
-    return dataclasses.field(default=field.default, metadata=field.metadata)
 
 
 def _annotated(key: str, hint: Any, field: dataclasses.Field[Any]) -> Any:
@@ -93,23 +85,21 @@ def fit_verb(defaults: Mapping[str, Any]) -> type[Any]:
     Args:
       defaults: of a config.yaml, in place of the settings' own.
     """
-    groups: list[tuple[str, Any, Any]] = []
+    hints, groups = hints_of_fit(), list[tuple[str, Any, Any]]()
     for title, group in GROUPS.items():
-        hints = hints_of(group)
         own: list[tuple[str, Any, Any]] = []
         for field in dataclasses.fields(group):
-            default = dataclasses.field(default=defaults.get(field.name, field.default))
-            own.append((field.name, _annotated(field.name, hints[field.name], field), default))
-        made = dataclasses.make_dataclass(f"Fit{title.title()}", own, frozen=True, kw_only=True)
-        made.__doc__ = group.__doc__
+            default, hint = defaults.get(field.name, field.default), hints[field.name]
+            hint = hint | None if default is None else hint  # data that no word says, as a list, may be left out
+            own.append((field.name, _annotated(field.name, hint, field), dataclasses.field(default=default)))
+        made = _dataclass(f"Fit{title.title()}", group.__doc__ or "", own)
         is_required = any(default.default is REQUIRED for _, _, default in own)
         groups.append((title, made, dataclasses.field() if is_required else dataclasses.field(default_factory=made)))
     config = Annotated[
         str | None, tyro.conf.arg(help="config.yaml of a run to repeat; other flags change its settings")
     ]
     groups.append(("config", config, dataclasses.field(default=None)))
-    made = dataclasses.make_dataclass("Fit", groups, frozen=True, kw_only=True)
-    made.__doc__ = "Train a classifier; writes a run folder with model, labels, scores and report."
+    made = _dataclass("Fit", "Train a classifier; writes a run folder with model, labels, scores and report.", groups)
     return tyro.conf.configure(tyro.conf.OmitArgPrefixes)(made)
 
 
@@ -162,19 +152,19 @@ VERBS: dict[str, Callable[..., Any]] = {
     "label": verb(
         "Label",
         "Label any images with the model of a run: label, probability, runner-up, trust.",
+        *("run", "data", "out", "rename", "on_bad", "device", "precision"),
         run=RUN,
         data=(str, setting(REQUIRED, "images; labels they may have are ignored")),
         out=(str, setting("labels.csv", ".csv, .parquet, or a folder that gets every image under its label")),
         rename=(tuple[str, ...], setting((), "OLD=NEW ...: names of classes, as novel-1=okapi; the model keeps them")),
-        **{key: (hints_of_fit()[key], f) for f in fields() if (key := f.name) in ("on_bad", "device", "precision")},
     ),
     "evaluate": verb(
         "Evaluate",
         "Score the model of a run on labelled images.",
+        *("run", "data", "json", "on_bad", "device", "precision"),
         run=RUN,
         data=(str, setting(REQUIRED, "images with labels")),
         json=(bool, setting(False, "print everything as JSON")),
-        **{key: (hints_of_fit()[key], f) for f in fields() if (key := f.name) in ("on_bad", "device", "precision")},
     ),
     "settings": verb(
         "Settings",
@@ -242,14 +232,11 @@ def run(argv: Sequence[str]) -> int:
         from labelwright.reporting import terminal
 
         terminal.PRINTERS[verb_name](_call(verb_name, dict(values)), values)
-    except DataError as error:
-        from labelwright.data.checks import format_problems
-
-        if error.problems:
-            errors.print(format_problems(error.problems), markup=False)
-        errors.print(f"error: {error}", markup=False)
-        return error.exit_code
     except LabelwrightError as error:
+        if isinstance(error, DataError) and error.problems:
+            from labelwright.data.checks import format_problems
+
+            errors.print(format_problems(error.problems), markup=False)
         errors.print(f"error: {error}", markup=False)
         return error.exit_code
     except KeyboardInterrupt:
@@ -274,7 +261,7 @@ def parse(argv: Sequence[str]) -> tuple[str, dict[str, Any]]:
         kept = from_config(config)
         kept["set"] = tuple(assignments_of(kept.get("set", {})))
         hints = hints_of_fit()
-        verbs["fit"] = fit_verb({key: value for key, value in kept.items() if fits(value, hints[key])})
+        verbs["fit"] = fit_verb({key: value if fits(value, hints[key]) else None for key, value in kept.items()})
     command = tyro.extras.subcommand_cli_from_dict(
         verbs,
         prog="labelwright",
@@ -294,12 +281,10 @@ def parse(argv: Sequence[str]) -> tuple[str, dict[str, Any]]:
 
 def _config_of(argv: Sequence[str]) -> str | None:
     """What follows ``--config``."""
-    for word, after in zip(argv, [*argv[1:], ""], strict=True):
-        if word == "--config" and after:
-            return after
-        if word.startswith("--config="):
-            return word.removeprefix("--config=")
-    return None
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", nargs="?")
+    config: str | None = parser.parse_known_args(argv)[0].config
+    return config
 
 
 def _gathered(argv: Sequence[str]) -> list[str]:

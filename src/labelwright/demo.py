@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -84,10 +85,7 @@ def digits() -> tuple[LabelTable, LabelTable]:
 def _fresh_folder(root: Path) -> Path:
     if root.exists() and not root.is_dir():
         raise ConfigError(f"{root} is a file", fix="give --out a folder")
-    number = 1
-    while (root / str(number)).exists():
-        number += 1
-    return root / str(number)
+    return next(folder for n in itertools.count(1) if not (folder := root / str(n)).exists())
 
 
 @contextmanager

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 ANNOTATIONS = ("candidates.parquet", "candidates.answers.jsonl")
 """What a run folder keeps of an annotator: the candidates, and the answers of a chat model as they come."""
 
-
 CONTENTS = {"summary", "data", "config", "environment", "records", "epochs", "steps", "begun", "labels"}
 
 
@@ -55,15 +54,18 @@ class Run:
           path: the folder; must be empty or absent, unless ``resume``.
           resume: continue what is there.
 
-        Raises: ConfigError if it is a file, or not empty and ``resume`` is False.
+        Raises: ConfigError if it is a file, or not empty and ``resume`` is False or no run is there.
         """
         run = cls(path)
         if run.path.exists() and not run.path.is_dir():
             raise ConfigError(f"{run.path} is a file", fix="give --out a folder that does not exist yet")
-        if not resume and run.path.exists() and any(run.path.iterdir()):
+        has_content = run.path.exists() and any(run.path.iterdir())
+        if has_content and not resume:
             raise ConfigError(
                 f"{run.path} is not empty", fix="choose another --out, or --resume to continue the run that is there"
             )
+        if has_content and not (run.path / "config.yaml").exists():
+            raise ConfigError(f"{run.path} is not the folder of a run", fix="choose another --out")
         return run
 
     # ---- reading ----------------------------------------------------------------------------------------------------
@@ -76,22 +78,22 @@ class Run:
         """
         if not (self.path / "summary.json").is_file():
             raise DataError(f"no summary.json in {self.path}", fix="give the folder of a finished run")
-        return self.read_json("summary.json")
+        return self.read("summary.json")
 
     @cached_property
     def data(self) -> dict[str, Any]:
         """data.json: what the run was trained on."""
-        return self.read_json("data.json") if (self.path / "data.json").is_file() else {}
+        return self._read_if_there("data.json")
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """config.yaml: how."""
-        return self.read_yaml("config.yaml") if (self.path / "config.yaml").is_file() else {}
+        return self._read_if_there("config.yaml")
 
     @cached_property
     def environment(self) -> dict[str, Any]:
         """environment.json: versions, hardware, commit."""
-        return self.read_json("environment.json") if (self.path / "environment.json").is_file() else {}
+        return self._read_if_there("environment.json")
 
     @cached_property
     def records(self) -> list[dict[str, Any]]:
@@ -100,13 +102,12 @@ class Run:
             return []
         found = []
         lines = self.metrics.read_text(encoding="utf-8").splitlines()
-        for i, line in enumerate(lines):
+        for i, line in enumerate(lines, 1):
             try:
                 found.append(json.loads(line))
             except ValueError as error:
-                if i == len(lines) - 1:
-                    break
-                raise DataError(f"{self.metrics} line {i + 1} is not JSON ({error})", fix="remove that line") from error
+                if i < len(lines):
+                    raise DataError(f"{self.metrics} line {i} is not JSON ({error})", fix="remove that line") from error
         return found
 
     @cached_property
@@ -194,29 +195,23 @@ class Run:
         """Labels for any images, with trust; see `labelwright.label`."""
         return labelwright.label(self.path, data, on_bad=on_bad, device=device)
 
-    def read_json(self, name: str) -> dict[str, Any]:
-        """Read a JSON file of the run.
+    def read(self, name: str) -> dict[str, Any]:
+        """Read a JSON or YAML file of the run.
 
         Raises: DataError if it is missing or broken.
         """
-        return self._read(name, json.loads)
-
-    def read_yaml(self, name: str) -> dict[str, Any]:
-        """Read a YAML file of the run.
-
-        Raises: DataError if it is missing or broken.
-        """
-        return self._read(name, yaml.safe_load)
-
-    def _read(self, name: str, parse: Any) -> dict[str, Any]:
         path = self.path / name
         try:
-            content = parse(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise DataError(f"{path} cannot be read ({error})", fix="is this the folder of a run?") from error
         if not isinstance(content, dict):
             raise DataError(f"{path} holds no keys and values", fix="restore it from the run, or remove it")
         return content
+
+    def _read_if_there(self, name: str) -> dict[str, Any]:
+        return self.read(name) if (self.path / name).is_file() else {}
 
     # ---- writing ----------------------------------------------------------------------------------------------------
 
@@ -243,15 +238,15 @@ class Run:
         has_begun = self.checkpoint.exists() or (self.path / "summary.json").exists()
         is_annotating = any((self.path / name).exists() for name in ANNOTATIONS)
         if resume and (has_begun or is_annotating) and (self.path / "data.json").exists():
-            was, now = self.read_json("data.json"), described
-            kinds = {"fingerprint": "training images", "test_fingerprint": "test images"}
-            for key, what in (kinds | {"candidates_fingerprint": "candidates"}).items():
-                if was.get(key) != now.get(key):
+            was = self.read("data.json")
+            kinds = {"": "training images", "test_": "test images", "candidates_": "candidates"}
+            for kind, what in kinds.items():
+                if was.get(f"{kind}fingerprint") != described.get(f"{kind}fingerprint"):
                     raise DataError(
                         f"the {what} changed since this run began", fix="resume with the same data, or start anew"
                     )
         if resume and has_begun and (self.path / "data.json").exists():
-            old, new = _flat(self.read_yaml("config.yaml")), _flat(config)
+            old, new = _flat(self.read("config.yaml")), _flat(config)
             changed = [key for key in new if old.get(key) != new[key] and key not in may_differ]
             if changed:
                 key = changed[0]

@@ -97,13 +97,7 @@ class Candidates:
         return Candidates(offsets, self.classes[at], None if self.weights is None else self.weights[at])
 
     def to(self, device: torch.device | str) -> Candidates:
-        """The same sets on another device.
-
-        Example:
-          >>> sets = Candidates(torch.tensor([0, 1]), torch.tensor([2], dtype=torch.int32))
-          >>> sets.to("cpu").of(0).tolist()
-          [2]
-        """
+        """The same sets on another device."""
         weights = None if self.weights is None else self.weights.to(device)
         return Candidates(self.offsets.to(device), self.classes.to(device), weights)
 
@@ -347,15 +341,12 @@ class ViewSource(Protocol):
     @property
     def n_rows(self) -> int:
         """N images behind this source."""
-        ...
 
     def batch(self, rows: Tensor, view: str, *, seed: int, device: torch.device) -> Tensor:
         """View of the given rows: [B, 3, H, W] or [B, D] float32 on ``device``; the same seed gives the same view."""
-        ...
 
     def prefetch(self, rows: Tensor) -> None:
         """A hint that `batch` will be asked for these rows next; may do nothing."""
-        ...
 
 
 Output = Literal["logits", "feats"]
@@ -368,7 +359,6 @@ class Passes(Protocol):
         self, net: str, rows: Tensor, view: str = "clean", output: Output = "logits"
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (rows [B] int64, logits [B, C] or feats [B, D] float32), on the training device, for every row."""
-        ...
 
 
 class Network(Protocol):
@@ -431,19 +421,15 @@ class Recipe(Protocol):
 
     def setup(self, cfg: Any, task: Task, build_net: BuildNet) -> State:
         """Networks, adjustments and memories before the first step."""
-        ...
 
     def begin(self, cfg: Any, task: Task, state: State, passes: Passes) -> tuple[State, Mapping[str, Any]]:
         """What needs whole passes before the first epoch; returns the state and what to log."""
-        ...
 
     def plan(self, cfg: Any, task: Task, state: State, epoch: int) -> EpochPlan:
         """What the epoch visits."""
-        ...
 
     def step(self, cfg: Any, task: Task, state: State, batches: Mapping[str, Batch], clock: Clock) -> StepResult:
         """The method's equations."""
-        ...
 
     def end_epoch(
         self, cfg: Any, task: Task, state: State, passes: Passes, epoch: int
@@ -452,8 +438,6 @@ class Recipe(Protocol):
 
         ``"stop": True`` in the logs ends training after this epoch, before ``cfg.epochs``; a resumed run stays ended.
         """
-        ...
 
     def predict(self, cfg: Any, state: State, x: Tensor) -> Prediction:
         """Scores of a batch of clean views."""
-        ...

@@ -57,7 +57,9 @@ def test_run__twice_in_one_folder(
         assert "'a digital clock'" in refused
         assert "a round ring" not in refused
         assert f"report: {folder / 'report.html'}\n" in told
-        assert (folder / "report.html").exists()
+        page = (folder / "report.html").read_text(encoding="utf-8")
+        assert "labelwright.fit(data, config=" in page  # no command gives what was in memory
+        assert "<code>labelwright fit" not in page
     assert torch.get_num_threads() == threads
 
 

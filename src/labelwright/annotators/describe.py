@@ -134,7 +134,7 @@ def ask_for(
     if which and approve is not None:
         prompt = description_prompt(class_names, which[0], n=n, context=context)
         if not approve(estimate(len(which), prompt_chars=len(prompt), answer_tokens=30 * n)):
-            raise ConfigError("nothing was asked", fix="say yes, or leave --chat out")
+            raise ConfigError("nothing was asked", fix="say yes, or leave --chat (of fit: --describe-with) out")
     if not which:
         return known
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,13 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from labelwright.data.checks import OnBad
-from labelwright.data.prepare import (
-    Prepared,
-    Source,
-    beyond,
-    listed,
-    resolved_path,
-)
+from labelwright.data.prepare import Prepared, Source, beyond, listed, resolved_path
 from labelwright.encoders.aligned import AlignedNet
 from labelwright.errors import DataError
 from labelwright.metrics.scores import confusions, open_scores, scores_of, truth_beyond
@@ -27,7 +21,7 @@ from labelwright.pipeline.saved_model import answers_for, load_model
 from labelwright.run_folder import Run
 from labelwright.train.predict import Answers, answer
 from labelwright.train.processes import accelerator_for
-from labelwright.types import BuildNet, Recipe, State, ViewSource
+from labelwright.types import BuildNet, State, ViewSource
 
 
 def evaluate(
@@ -52,33 +46,31 @@ def evaluate(
     if n_seen is not None:
         truth, names = truth_beyond(beyond(table, saved.class_names[:n_seen]), n_seen)
         return {**open_scores(answers, truth, names, n_seen=n_seen), "left_out": listed(table.quarantined)}
-    counts = torch.tensor(Run(run).read_json("data.json")["train_counts"]).numpy()
+    counts = torch.tensor(Run(run).read("data.json")["train_counts"]).numpy()
     scores = scores_of(answers, table.labels, counts)
     pairs = confusions(answers, table.labels, saved.class_names)
     return {**scores, "confusions": pairs, "left_out": listed(table.quarantined)}
 
 
 def answers_of(
-    recipe: Recipe,
-    cfg: Any,
+    plan: Plan,
+    job: Job,
     state: State,
     views: ViewSource,
-    device: torch.device,
-    precision: str,
-    given: torch.Tensor | None = None,
     *,
+    given: torch.Tensor | None = None,
     rows: torch.Tensor | None = None,
 ) -> Answers:
-    """What a recipe's state says of rows of the views (None: all), in evaluation mode; see predict.answer."""
+    """What a run's state says of rows of the views (None: all), in evaluation mode; see predict.answer."""
     training = {name: net.training for name, net in state.nets.items()}
     for net in state.nets.values():
         net.eval()
     answers = answer(
-        lambda x: recipe.predict(cfg, state, x).probs,
+        lambda x: plan.method.recipe.predict(job.cfg, state, x).probs,
         views,
         torch.arange(views.n_rows) if rows is None else rows,
-        device=device,
-        precision=precision,
+        device=plan.accelerator.device,
+        precision=plan.settings.precision,
         given=given,
     )
     for name, net in state.nets.items():
@@ -87,32 +79,29 @@ def answers_of(
 
 
 def evaluator(plan: Plan, job: Job) -> Callable[[State], Mapping[str, Any]] | None:
-    """What the loop calls to score a state on the test images, for the curves; None without test images."""
-    recipe, cfg, prepared, n_novel = plan.method.recipe, job.cfg, job.prepared, job.task.n_novel
-    device, precision = plan.accelerator.device, plan.settings.precision
-    n_seen = len(prepared.train.table.class_names) - n_novel
-    if n_novel or prepared.test is None:
-        return _open_evaluator(recipe, cfg, prepared, device, precision, n_seen=n_seen) if n_novel else None
+    """What the loop calls to score a state on the test images, for the curves; None where there is nothing to score."""
+    prepared = job.prepared
+    if job.task.n_novel:
+        return _open_evaluator(plan, job)
+    if prepared.test is None:
+        return None
     views, truth = prepared.test.views(prepared.view), prepared.test.table.labels
     counts = prepared.train.table.counts()
 
     def evaluate_state(state: State) -> Mapping[str, Any]:
-        scores = scores_of(answers_of(recipe, cfg, state, views, device, precision), truth, counts)
+        scores = scores_of(answers_of(plan, job, state, views), truth, counts)
         return {key: scores[key] for key in ("accuracy", "balanced_accuracy", "many", "medium", "few", "ece")}
 
     return evaluate_state
 
 
 PACE_KEYS = ("seen", "novel", "all", "confidence_seen", "confidence_novel")
-
-
 PACE_ROWS = 5_000  # training images whose pace is followed
 
 
-def _open_evaluator(
-    recipe: Recipe, cfg: Any, prepared: Prepared, device: torch.device, precision: str, *, n_seen: int
-) -> Callable[[State], Mapping[str, Any]] | None:
+def _open_evaluator(plan: Plan, job: Job) -> Callable[[State], Mapping[str, Any]] | None:
     """The pace of seen and novel classes: on test images; ``pool_...`` on unlabelled ones whose truth is known."""
+    prepared, n_seen = job.prepared, len(job.task.class_names)
     looked_at: dict[str, tuple[ViewSource, torch.Tensor, NDArray[np.int64], tuple[str, ...]]] = {}
     if prepared.test is not None:
         truth, names = truth_beyond(prepared.test.table, n_seen)
@@ -129,7 +118,7 @@ def _open_evaluator(
     def evaluate_state(state: State) -> Mapping[str, Any]:
         facts: dict[str, Any] = {}
         for prefix, (views, rows, known, class_names) in looked_at.items():
-            answers = answers_of(recipe, cfg, state, views, device, precision, rows=rows)
+            answers = answers_of(plan, job, state, views, rows=rows)
             scores = open_scores(answers, known[rows.numpy()], class_names, n_seen=n_seen)
             facts |= {f"{prefix}{key}": scores[key] for key in PACE_KEYS}
             if not prefix:

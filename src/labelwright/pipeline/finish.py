@@ -34,14 +34,13 @@ def finish(plan: Plan, job: Job, trained: Trained, seconds: dict[str, float]) ->
       plan, job, trained: what was trained, on what, how.
       seconds: spent so far, by phase; labelling is added.
     """
-    run, prepared, chosen, cfg, task, build = plan.run, job.prepared, plan.method, job.cfg, job.task, job.build
-    device, precision, described = plan.accelerator.device, plan.settings.precision, plan.described
+    run, prepared, task, described = plan.run, job.prepared, job.task, plan.described
+    device, precision = plan.accelerator.device, plan.settings.precision
     began = time.monotonic()
     table = prepared.train.table
     scores, n_seen = None, len(task.class_names)
     if prepared.test is not None:
-        views = prepared.test.views(prepared.view)
-        answers = answers_of(chosen.recipe, cfg, trained.state, views, device, precision)
+        answers = answers_of(plan, job, trained.state, prepared.test.views(prepared.view))
         truth = prepared.test.table.labels
         if task.n_novel:
             scores = open_scores(answers, *truth_beyond(prepared.test.table, n_seen), n_seen=n_seen)
@@ -49,8 +48,7 @@ def finish(plan: Plan, job: Job, trained: Trained, seconds: dict[str, float]) ->
             scores = scores_of(answers, truth, table.counts())
             scores["confusions"] = confusions(answers, truth, table.class_names)
     given = torch.from_numpy(table.labels).long()
-    views = prepared.train.views(prepared.view)
-    own = answers_of(chosen.recipe, cfg, trained.state, views, device, precision, given)
+    own = answers_of(plan, job, trained.state, prepared.train.views(prepared.view), given=given)
     write_parquet_atomically(label_rows(table, own, table.class_names, keep_given=True), run.path / "labels.parquet")
     summary: dict[str, Any] = {
         "situation": prepared.situation.name,
@@ -62,7 +60,7 @@ def finish(plan: Plan, job: Job, trained: Trained, seconds: dict[str, float]) ->
         "seed": plan.settings.seed,
         "test": scores,
     }
-    summary |= chosen.summarise(
+    summary |= plan.method.summarise(
         Outcome(
             task=task,
             train=table,
@@ -92,8 +90,8 @@ def finish(plan: Plan, job: Job, trained: Trained, seconds: dict[str, float]) ->
     }
     trained_net: Any = trained.state.nets["main"]
     net: backbones.Classifier | backbones.Ensemble = trained_net.exported()
-    if isinstance(build, EncoderNets):
-        net = build.deployable(net)
+    if isinstance(job.build, EncoderNets):
+        net = job.build.deployable(net)
     save_model(
         run.path / "model",
         net,
@@ -109,7 +107,6 @@ def finish(plan: Plan, job: Job, trained: Trained, seconds: dict[str, float]) ->
         card=model_card(summary, table.class_names, __version__),
     )
     run.write_json("summary.json", summary)  # a folder that has one is finished but for the report
-    run.close()
     report(run.path)
 
 

@@ -15,7 +15,7 @@ from labelwright.pipeline.finish import finish
 from labelwright.pipeline.job import prepare_job
 from labelwright.pipeline.report import report
 from labelwright.pipeline.resolve import resolve
-from labelwright.pipeline.settings import OF_NO_RESULT, documented, settings_of
+from labelwright.pipeline.settings import MAY_DIFFER, documented, settings_of
 from labelwright.run_folder import Run
 from labelwright.train.environment import environment
 from labelwright.train.loop import train
@@ -34,7 +34,7 @@ def fit(
     Args:
       SETTINGS
       config: config.yaml of a run to repeat; settings that are given change it.
-      approve: called with what a chat annotator will be asked, before it is; False stops.
+      approve: called with what a chat model will be asked, before it is; False stops.
 
     Returns: the finished run. A finished run that is resumed is left as it is.
 
@@ -44,7 +44,7 @@ def fit(
     run, accelerator, seconds = plan.run, plan.accelerator, {"read": plan.seconds}
     if accelerator.is_main_process:
         machine = environment(accelerator.device, plan.settings.precision)
-        run.write_head(plan.config, plan.described, machine, resume=plan.settings.resume, may_differ=OF_NO_RESULT)
+        run.write_head(plan.config, plan.described, machine, resume=plan.settings.resume, may_differ=MAY_DIFFER)
     if plan.is_finished:
         if accelerator.is_main_process and not run.report.exists():
             report(run.path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -60,18 +60,30 @@ def inspect(
 
     Raises: DataError if there is nothing to read at all.
     """
+    notices: list[str] = []
     if is_embeddings(data):
-        loaded = load_embeddings(data, classes=class_list(classes), on_bad="report")
-        table, has_text = loaded.table, loaded.class_feats is not None
-        situation = detect(_usable(table, table.problems), novel=novel)
-        found = _inspection(table, situation, table.problems, "embeddings", has_text=has_text)
-        feats = loaded.stored.read(torch.arange(len(table)), "clean", torch.zeros(len(table), dtype=torch.int64))
-        notices = () if novel is not None else novel_notice(feats, torch.from_numpy(table.labels).long())
-        return replace(found, notices=tuple(notices))
-    table = read(data, classes=classes, group=group)
-    problems = tuple(dict.fromkeys([*table.problems, *(checks.check_images(table) if check_images else ())]))
+        noun, loaded = "embeddings", load_embeddings(data, classes=class_list(classes), on_bad="report")
+        table, has_text, problems = loaded.table, loaded.class_feats is not None, loaded.table.problems
+        if novel is None:
+            feats = loaded.stored.read(torch.arange(len(table)), "clean", torch.zeros(len(table), dtype=torch.int64))
+            notices = novel_notice(feats, torch.from_numpy(table.labels).long())
+    else:
+        noun, table, has_text = "images", read(data, classes=classes, group=group), True
+        problems = tuple(dict.fromkeys([*table.problems, *(checks.check_images(table) if check_images else ())]))
     situation = detect(_usable(table, problems), novel=novel)
-    return _inspection(table, situation, problems, "images")
+    runs, needs = situation.method(has_text=has_text), ""
+    requires = METHODS[runs].requires
+    if requires.candidates:
+        needs = "on the candidates there are"
+        if noun == "images":
+            needs += ", a small network from scratch; --model openai/clip-vit-base-patch32: on it"
+    elif requires.text and noun == "embeddings":
+        needs = "the file has to hold class_embeddings, text features of the classes"
+    elif requires.text:
+        needs = "name a vision-language model, e.g. --model openai/clip-vit-base-patch32"
+        if (other := situation.method(has_text=False)) != runs:
+            needs += f"; with a vision model it would be {other}"
+    return Inspection(table, situation, problems, runs, needs, noun, tuple(notices))
 
 
 def _usable(table: LabelTable, problems: Sequence[Problem]) -> LabelTable:
@@ -80,21 +92,3 @@ def _usable(table: LabelTable, problems: Sequence[Problem]) -> LabelTable:
         return checks.resolve_problems(table, problems, "skip")
     except DataError:
         return table
-
-
-def _inspection(
-    table: LabelTable, situation: Situation, problems: tuple[Problem, ...], noun: str, *, has_text: bool = True
-) -> Inspection:
-    runs, needs = situation.method(has_text=has_text), ""
-    requires = METHODS[runs].requires
-    if requires.candidates:
-        needs = "on the candidates there are"
-        if noun == "images":
-            needs += ", a small network from scratch; --model openai/clip-vit-base-patch32: on it"
-    elif requires.text:
-        needs = "name a vision-language model, e.g. --model openai/clip-vit-base-patch32"
-        if (other := situation.method(has_text=False)) != runs:
-            needs += f"; with a vision model it would be {other}"
-        if noun == "embeddings":
-            needs = "the file has to hold class_embeddings, text features of the classes"
-    return Inspection(table, situation, problems, runs, needs, noun)

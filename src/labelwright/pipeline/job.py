@@ -16,7 +16,7 @@ from labelwright.annotators.annotator import Guesses, texts_of
 from labelwright.annotators.chat import Estimate
 from labelwright.annotators.describe import ask_for, mismatched_classes
 from labelwright.annotators.training_candidates import Guesser
-from labelwright.data.prepare import Prepared, is_embeddings
+from labelwright.data.prepare import Prepared
 from labelwright.data.stored import EmbeddingViews
 from labelwright.encoders.embed import concepts_of, embed
 from labelwright.encoders.nets import EncoderNets, OwnNets
@@ -79,7 +79,7 @@ def prepare_job(plan: Plan, seconds: dict[str, float], approve: Callable[[Estima
             )
             table = dataclasses.replace(prepared.train.table, candidates=guesses.candidates)
             prepared = dataclasses.replace(prepared, train=dataclasses.replace(prepared.train, table=table))
-    concepts = _concepts(plan, prepared, guesses)
+    concepts = _concepts(plan, prepared, guesses, approve)
     build = _nets(plan, prepared, concepts)
     clusters = guesser.clusters(prepared.train) if guesser is not None and plan.views == "pixels" else None
     n_novel, evidence = count_novel(
@@ -116,7 +116,9 @@ def _clock(seconds: dict[str, float], phase: str) -> Iterator[None]:
     seconds[phase] = time.monotonic() - began
 
 
-def _concepts(plan: Plan, prepared: Prepared, guesses: Guesses | None) -> Concepts | None:
+def _concepts(
+    plan: Plan, prepared: Prepared, guesses: Guesses | None, approve: Callable[[Estimate], bool] | None
+) -> Concepts | None:
     """Text features of the class names, with descriptions; asked of a chat model where the user named one."""
     if plan.encoder is None or plan.encoder.tower is None:
         return None if prepared.class_feats is None else Concepts(*prepared.class_feats)
@@ -127,19 +129,27 @@ def _concepts(plan: Plan, prepared: Prepared, guesses: Guesses | None) -> Concep
     if plan.settings.describe_with is None:
         return concepts
     which = mismatched_classes(prepared, plan.encoder, concepts, device=plan.accelerator.device)
-    path = plan.run.path / "descriptions.json"
-    asked = ask_for(names, which, plan.settings.describe_with, chat_url=plan.settings.chat_url, path=path)
+    with plan.accelerator.main_process_first():  # which asks; the others read its file
+        asked = ask_for(
+            names,
+            which if plan.accelerator.is_main_process else (),
+            plan.settings.describe_with,
+            chat_url=plan.settings.chat_url,
+            path=plan.run.path / "descriptions.json",
+            approve=approve,
+        )
     merged = {name: (*texts.get(name, ()), *asked.get(name, ())) for name in names}
-    return concepts_of(tower, names, templates=plan.templates, descriptions=merged)
+    described = concepts_of(tower, names, templates=plan.templates, descriptions=merged)
+    return dataclasses.replace(described, feats=concepts.feats)
 
 
 def _nets(plan: Plan, prepared: Prepared, concepts: Concepts | None) -> BuildNet:
     settings, encoder, stored = plan.settings, plan.encoder, prepared.train.stored
-    if encoder is None and not is_embeddings(settings.data):
+    frozen = stored if encoder is None else encoder
+    if frozen is None:
         return OwnNets(plan.model, prepared.size_px, settings.pretrained, tuple(settings.freeze), settings.seed)
-    n_features = encoder.n_features if encoder is not None else stored.n_features if stored is not None else 0
     return EncoderNets(
-        n_features=n_features,
+        n_features=frozen.n_features,
         concepts=concepts,
         encoder=encoder,
         is_stored=plan.views == "embeddings",

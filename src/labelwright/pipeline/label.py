@@ -17,9 +17,7 @@ import torch
 from PIL import Image
 
 from labelwright.data.checks import OnBad
-from labelwright.data.prepare import (
-    listed,
-)
+from labelwright.data.prepare import listed
 from labelwright.data.read import IMAGE_SUFFIXES
 from labelwright.data.table import LabelTable
 from labelwright.errors import ConfigError
@@ -57,17 +55,16 @@ def label(
 
     Raises: DataError or ConfigError, with nothing written.
     """
-    target = None if out is None else checked_target(Path(out))
+    target = None if out is None else _checked_target(Path(out))
     saved = load_model(Path(run) / "model", device=accelerator_for(device).device)
-    renamed(saved.class_names, rename or {})  # a mistake should not wait for the images
+    names = renamed(saved.class_names, rename or {})  # a mistake should not wait for the images
     table, answers = answers_for(saved, data, on_bad=on_bad, device=device, precision=precision, classes=None)
-    names = renamed(saved.class_names, rename or {})
     rows = label_rows(table, answers, names, keep_given=False)
     rows = rows.replace_schema_metadata({"left_out": json.dumps(listed(table.quarantined))})
     if target is not None:
-        write_labels(rows, table, target)
+        _write_labels(rows, table, target)
     if rename:
-        rename_classes(Path(run) / "model", lambda names: renamed(names, rename))
+        rename_classes(Path(run) / "model", names)
         _rename_in_report(run, rename)
     return rows
 
@@ -75,7 +72,7 @@ def label(
 def _rename_in_report(run: str | Path, rename: Mapping[str, str]) -> None:
     """Give discovered classes their names in summary.json and report.html as well."""
     folder = Run(run)
-    summary = folder.read_json("summary.json")
+    summary = folder.read("summary.json")
     for cluster in (summary.get("novel") or {}).get("clusters", []):
         cluster["name"] = rename.get(cluster["name"], cluster["name"])
     folder.write_json("summary.json", summary)
@@ -113,11 +110,8 @@ def label_rows(table: LabelTable, answers: Answers, class_names: tuple[str, ...]
     )
 
 
-def checked_target(target: Path) -> Path:
-    """The path to write labels to, if it can be one.
-
-    Raises: ConfigError if it exists, or is neither .csv, .parquet nor without a suffix (a folder).
-    """
+def _checked_target(target: Path) -> Path:
+    """The path to write labels to, if it is new and ends in .csv, .parquet or, a folder, in no suffix."""
     if target.exists():
         raise ConfigError(f"{target} exists", fix="choose another --out, or remove it first")
     if target.suffix not in ("", ".csv", ".parquet"):
@@ -125,8 +119,7 @@ def checked_target(target: Path) -> Path:
     return target
 
 
-def write_labels(rows: pa.Table, table: LabelTable, target: Path) -> None:
-    """Write what `label_rows` returned for the table to a target that `checked_target` let pass."""
+def _write_labels(rows: pa.Table, table: LabelTable, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.suffix == ".csv":
         temporary = target.with_name(f".{target.name}.tmp")
@@ -135,17 +128,11 @@ def write_labels(rows: pa.Table, table: LabelTable, target: Path) -> None:
     elif target.suffix == ".parquet":
         write_parquet_atomically(rows, target)
     else:
-        write_class_folders(rows, table, target)
+        _write_class_folders(rows, table, target)
 
 
-def write_class_folders(rows: pa.Table, table: LabelTable, folder: Path) -> None:
-    """Copy every image into ``folder/LABEL/``, with labels.parquet beside the class folders.
-
-    Args:
-      rows: what `label_rows` returned for ``table``.
-      table: N images.
-      folder: must not exist; it appears whole, once every image is in place.
-    """
+def _write_class_folders(rows: pa.Table, table: LabelTable, folder: Path) -> None:
+    """Copy every image into ``folder/LABEL/``, with labels.parquet beside; the folder appears whole, or not at all."""
     building = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
@@ -169,12 +156,7 @@ def write_class_folders(rows: pa.Table, table: LabelTable, folder: Path) -> None
 
 
 def _file_name(text: str) -> str:
-    """Text as one name in a folder: separators become ``-``.
-
-    Example:
-      >>> _file_name("Speed limit (20km/h)"), _file_name("..")
-      ('Speed limit (20km-h)', '-')
-    """
+    """Text as one name in a folder: separators become ``-``."""
     return re.sub(r"[/\\\0]", "-", text) if text.strip(". ") else "-"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -20,19 +20,7 @@ from labelwright.train.predict import BATCH
 from labelwright.train.processes import autocast_dtype
 from labelwright.train.progress import track
 
-
-def novel_names(n: int, taken: Sequence[str] = ()) -> tuple[str, ...]:
-    """Names of discovered classes until the user gives them others.
-
-    Example:
-      >>> novel_names(2)
-      ('novel-1', 'novel-2')
-    """
-    names = tuple(f"novel-{i + 1}" for i in range(n))
-    clash = set(names) & set(taken)
-    if clash:
-        raise ConfigError(f"a class is named {min(clash)!r}, as discovered ones will be", fix="rename that class")
-    return names
+EVIDENCE_FILE = "novel.json"  # of a run folder: the estimate, so that a resumed run does not make it again
 
 
 def count_novel(
@@ -61,7 +49,7 @@ def count_novel(
         return (0 if found is None else found[0]), None
     path = run.path / EVIDENCE_FILE
     if path.exists():
-        facts = run.read_json(EVIDENCE_FILE)
+        facts = run.read(EVIDENCE_FILE)
         return int(facts["n_novel"]), facts
     labels = torch.from_numpy(table.labels.astype(np.int64))
     facts = estimate_n_novel(
@@ -88,14 +76,16 @@ def novel_notice(feats: Tensor, labels: Tensor) -> list[str]:
         return []
     return [
         f"{share:.0%} of the unlabelled images look unlike every labelled class (5% is usual): "
-        "--novel auto looks for classes that nobody named"
+        "--novel auto looks for new classes"
     ]
 
 
 def with_novel(prepared: Prepared, n_novel: int) -> Prepared:
     """The same images with ``n_novel`` more classes in their tables, which no label has."""
-    names = prepared.train.table.class_names
-    names = (*names, *novel_names(n_novel, names))
+    named, new = prepared.train.table.class_names, [f"novel-{i + 1}" for i in range(n_novel)]
+    if clash := set(new) & set(named):
+        raise ConfigError(f"a class is named {min(clash)!r}, as discovered ones will be", fix="rename that class")
+    names = (*named, *new)
     sources = (prepared.train, prepared.test)
     train, test = (s and replace(s, table=replace(s.table, class_names=names)) for s in sources)
     assert train is not None
@@ -111,6 +101,3 @@ def feats_of(net: Any, prepared: Prepared, device: torch.device, precision: str)
         with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             found.append(net.features(x).float().cpu())
     return torch.cat(found)
-
-
-EVIDENCE_FILE = "novel.json"  # of a run folder: the estimate, so that a resumed run does not make it again

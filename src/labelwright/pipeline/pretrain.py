@@ -16,7 +16,6 @@ import torch
 from labelwright import __version__
 from labelwright.data.prepare import (
     Flip,
-    Source,
     check_numbers,
     is_embeddings,
     listed,
@@ -74,15 +73,9 @@ def pretrain(
         on from; "auto" is resnet32 for images up to 40 px and resnet18 above.
       epochs: passes over the images; None = 200 on a GPU, and on a CPU as many of them as make up
         `methods.families.labels.CPU_IMAGES` views, two of each image, at least 5.
-      seed: of everything random.
-      device: auto, cpu or cuda.   precision: auto, bf16 or fp32.
-      size: side in px of the square images that the network sees.
-      flip: whether views may be mirrored: auto, on or off; auto looks at the class names, where there are some.
+      seed, device, precision, size, flip, on_bad, checkpoint_minutes, cache_limit_gb: see `fit`.
       resume: continue the run in ``out`` where it stopped, or begin it if there is none; needs the same images and
         settings. A finished run is left as it is.
-      on_bad: what to do with unusable images: stop with a report of all of them, or skip and list them.
-      checkpoint_minutes: at most this much work is lost to a kill.
-      cache_limit_gb: decoded images above this are streamed instead of cached.
       set: settings of methods.simclr.Config: a mapping, or KEY=VALUE texts.
 
     Returns: the run folder.
@@ -92,10 +85,7 @@ def pretrain(
     """
     began = time.monotonic()
     run = Run.create(out, resume=resume)
-    if resume and run.path.exists() and not (run.path / "config.yaml").exists() and any(run.path.iterdir()):
-        raise ConfigError(f"{run.path} is not the folder of a run", fix="choose another --out")
-    overrides = {**(set if isinstance(set, Mapping) else parse_assignments(set))}
-    overrides |= {} if epochs is None else {"epochs": epochs}
+    overrides = parse_assignments(set) | ({} if epochs is None else {"epochs": epochs})
     cfg = apply_overrides(simclr.Config(), overrides)
     check_numbers(size_px=size, seed=seed)
     stats = None if model == "auto" or model in OWN else image_stats(model)
@@ -113,10 +103,11 @@ def pretrain(
         )
     assert source.pixels is not None
     found = channel_stats(source.pixels, rows=source.rows) if stats is None else (stats.mean, stats.std)
-    view = view_of(flip=flips, mean=found[0], std=found[1])
+    # Random parts of any size, RandAugment, nothing cut out; see methods.simclr, departure 1.
+    view = ViewSettings(flip=flips, mean=found[0], std=found[1], crop="resized", cutout_frac=0.0)
     accelerator = accelerator_for(device)
     if "epochs" not in overrides and accelerator.device.type == "cpu":
-        cfg = dataclasses.replace(cfg, epochs=affordable_epochs(cfg.epochs, n_images))
+        cfg = dataclasses.replace(cfg, epochs=_affordable_epochs(cfg.epochs, n_images))
     if model == "auto":
         model = "resnet32" if size_px <= 40 else "resnet18"
     config = {
@@ -132,7 +123,15 @@ def pretrain(
         "settings": dataclasses.asdict(cfg),
     }
     config = json.loads(json.dumps(config))  # as read back: tuples become lists
-    described = _described(source, size_px, flips, reason)
+    described = {
+        "fingerprint": source.table.fingerprint,
+        "n_images": n_images,
+        "size_px": size_px,
+        "flip": flips,
+        "flip_reason": reason,
+        "quarantined": listed(source.table.quarantined),
+        "notices": listed(source.table.problems),
+    }
     if accelerator.is_main_process:
         run.write_head(config, described, environment(accelerator.device, precision), resume=resume)
     if resume and (run.path / "summary.json").exists():
@@ -163,26 +162,8 @@ def pretrain(
     return run.path
 
 
-def view_of(*, flip: bool, mean: tuple[float, float, float], std: tuple[float, float, float]) -> ViewSettings:
-    """How SimCLR sees images: random parts of any size, RandAugment, nothing cut out; see methods.simclr, departure 1.
-
-    Args:
-      flip, mean, std: see data.views.ViewSettings.
-    """
-    return ViewSettings(flip=flip, mean=mean, std=std, crop="resized", cutout_frac=0.0)
-
-
-def affordable_epochs(most: int, n_images: int) -> int:
-    """Epochs of a run on a CPU for which the user named none.
-
-    Args:
-      most: epochs of the Config.
-      n_images: N, each seen twice an epoch.
-
-    Example:
-      >>> affordable_epochs(200, 500), affordable_epochs(200, 5_000), affordable_epochs(200, 50_000)
-      (200, 30, 5)
-    """
+def _affordable_epochs(most: int, n_images: int) -> int:
+    """Epochs of a run on a CPU for which the user named none; each image is seen twice an epoch."""
     return min(most, max(EPOCHS_MIN, round(CPU_IMAGES / (2 * n_images))))
 
 
@@ -207,19 +188,6 @@ def _images_alone(table: LabelTable) -> LabelTable:
     if not len(rows):
         raise DataError("no image is in the split train", fix="give the images to learn from")
     return bare.subset(rows)
-
-
-def _described(source: Source, size_px: int, flip: bool, flip_reason: str) -> dict[str, Any]:
-    """What data.json holds: JSON-ready."""
-    return {
-        "fingerprint": source.table.fingerprint,
-        "n_images": len(source.table),
-        "size_px": size_px,
-        "flip": flip,
-        "flip_reason": flip_reason,
-        "quarantined": listed(source.table.quarantined),
-        "notices": listed(source.table.problems),
-    }
 
 
 def _finish(

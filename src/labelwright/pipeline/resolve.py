@@ -113,22 +113,16 @@ def resolve(settings: FitSettings) -> Plan:
 
     Raises: LabelwrightError subclasses for data or settings that cannot work.
     """
-    began, overrides = time.monotonic(), settings.overrides
+    began = time.monotonic()
+    settings = _with_preset(settings)
     run = Run.create(settings.out, resume=settings.resume)
-    if settings.resume and run.path.exists() and not (run.path / "config.yaml").exists() and any(run.path.iterdir()):
-        raise ConfigError(f"{run.path} is not the folder of a run", fix="choose another --out")
-    if settings.method != "auto":  # mistakes in settings should not wait for the data to be read
-        resolve_config(method_named(settings.method), overrides, preset=settings.preset)
-        settings = _with_preset(settings)
-    elif settings.preset != "practical":
-        raise ConfigError(
-            "--preset paper is the recipe of one paper", fix="name its method: --method cap, coreg, cvs or lps"
-        )
-    data, model = settings.data, str(settings.model)
+    overrides, model = settings.overrides, str(settings.model)
     # Our own networks take the size and statistics of the data; a checkpoint wants the pixels it was trained on.
-    stats = image_stats(model) if settings.pretrained and model != "auto" and model not in OWN else None
+    is_checkpoint = settings.pretrained and model not in ("auto", *OWN)
+    stats = image_stats(model) if is_checkpoint else None
+    is_matching = is_checkpoint and is_two_tower(model)
     prepared = prepare(
-        data,
+        settings.data,
         test=settings.test,
         classes=settings.classes,
         novel=settings.novel,
@@ -141,27 +135,29 @@ def resolve(settings: FitSettings) -> Plan:
         seed=settings.seed,
         cache_limit_gb=settings.cache_limit_gb,
     )
-    has_text = prepared.class_feats is not None or (
-        not is_embeddings(data) and model != "auto" and model not in OWN and settings.pretrained and is_two_tower(model)
-    )
+    are_feats = prepared.train.stored is not None  # the user's own embeddings
+    has_text = prepared.class_feats is not None if are_feats else is_matching
     name, method = choose_method(settings.method, prepared, has_text=has_text)
-    accelerator = accelerator_for(settings.device)
     cfg = resolve_config(method, overrides, preset=settings.preset)
-    views = choose_views(settings.views, method, cfg, data=data, model=model, pretrained=settings.pretrained)
+    views = choose_views(settings, method, cfg, are_feats=are_feats, is_two_tower=is_matching)
     if settings.method == "auto" and views == "embeddings" and method.on_embeddings is not None:
         name, method = method.on_embeddings, method_named(method.on_embeddings)
         cfg = resolve_config(method, overrides)
+    accelerator = accelerator_for(settings.device)
     fixed = method.presets[settings.preset] if settings.preset != "practical" else {}
-    cfg = method.schedule(cfg, _budget(prepared, views, accelerator.device), {**fixed, **overrides})
+    table = prepared.train.table
+    n_labelled, is_cpu = int((table.labels >= 0).sum()), accelerator.device.type == "cpu"
+    budget = Budget(len(table), n_labelled, is_stored=views == "embeddings", is_cpu=is_cpu)
+    cfg = method.schedule(cfg, budget, {**fixed, **overrides})
     templates = method.templates if settings.templates == "auto" else str(settings.templates)
     annotator = wanted_annotator(
         name,
-        prepared.train.table,
+        table,
         learns_from_candidates=method.requires.candidates,
         annotator=None if settings.annotator is None else str(settings.annotator),
         model=model,
         pretrained=settings.pretrained,
-        sees_given_embeddings=is_embeddings(data),
+        sees_given_embeddings=are_feats,
         rule=settings.rule,
         top_k=settings.top_k,
         ratio=settings.ratio,
@@ -172,10 +168,19 @@ def resolve(settings: FitSettings) -> Plan:
         seed=settings.seed,
     )
     if model == "auto":
-        model = "none" if is_embeddings(data) else "resnet32" if prepared.size_px <= 40 else "resnet18"
+        model = "none" if are_feats else "resnet32" if prepared.size_px <= 40 else "resnet18"
     uses_encoder = model not in ("none", *OWN) and (views == "embeddings" or method.requires.text)
     encoder = load_encoder(model, device=accelerator.device, precision=settings.precision) if uses_encoder else None
-    check_words(method, encoder, prepared, name)
+    if method.requires.text and encoder is not None and encoder.tower is None:
+        raise ConfigError(
+            f"{encoder.name} has no text side, and {name} reads class names",
+            fix="name a vision-language model: CLIP, SigLIP, ... (openai/clip-vit-base-patch32)",
+        )
+    if method.requires.text and encoder is None and prepared.class_feats is None:
+        raise ConfigError(
+            f"{name} reads class names, and these embeddings hold no text features of them",
+            fix="add class_embeddings [C, D] (and logit_scale) of the same model to the .npz",
+        )
     if not method.requires.text and (
         settings.describe_with is not None or (settings.descriptions is not None and annotator is None)
     ):
@@ -193,7 +198,7 @@ def resolve(settings: FitSettings) -> Plan:
         templates=templates,
         encoder=encoder,
         annotator=annotator,
-        texts=wanted_descriptions(settings.descriptions, prepared.train.table.class_names) if annotator is None else {},
+        texts=wanted_descriptions(settings.descriptions, table.class_names) if annotator is None else {},
         words=_vocabulary(settings.vocabulary, encoder, method, views, templates),
         seconds=time.monotonic() - began,
     )
@@ -202,9 +207,18 @@ def resolve(settings: FitSettings) -> Plan:
 def _with_preset(settings: FitSettings) -> FitSettings:
     """The settings of the run that go with a preset, where the user gave none.
 
-    Raises: ConfigError where the user gave what the preset cannot have.
+    Raises: ConfigError where the user gave what the preset cannot have, or the method: that should not wait for the
+      data to be read.
     """
-    wanted = method_named(settings.method).run_presets.get(settings.preset, {})
+    if settings.method == "auto":
+        if settings.preset == "practical":
+            return settings
+        raise ConfigError(
+            "--preset paper is the recipe of one paper", fix="name its method: --method cap, coreg, cvs or lps"
+        )
+    method = method_named(settings.method)
+    resolve_config(method, settings.overrides, preset=settings.preset)
+    wanted = method.run_presets.get(settings.preset, {})
     defaults = {field.name: field.default for field in dataclasses.fields(settings)}
     if wanted.get("views") == "pixels" and (settings.views == "embeddings" or is_embeddings(settings.data)):
         raise ConfigError(
@@ -252,60 +266,33 @@ def choose_method(method: str, prepared: Prepared, *, has_text: bool) -> tuple[s
     return name, chosen
 
 
-def choose_views(views: str, chosen: Method, cfg: TrainSettings, *, data: Any, model: str, pretrained: bool) -> Views:
-    """What the method sees.
+def choose_views(
+    settings: FitSettings, chosen: Method, cfg: TrainSettings, *, are_feats: bool, is_two_tower: bool
+) -> Views:
+    """What the method sees; of the user's own embeddings (``are_feats``) these.
 
     Raises: ConfigError for what cannot be.
     """
-    if is_embeddings(data):
+    views, model, pretrained = settings.views, str(settings.model), settings.pretrained
+    if are_feats:
         if views == "pixels" or model != "auto":
             what = "--views pixels" if views == "pixels" else f"--model {model}"
             raise ConfigError(f"the data are embeddings: {what} has nothing to work on", fix=f"leave {what} out")
         return "embeddings"
-    is_own = model == "auto" or model in OWN
+    is_own = model in ("auto", *OWN)
     if chosen.requires.text and is_own:
-        sentences = "no model is named that can" if model == "auto" else f"{model} cannot"
+        why = "no model is named that can" if model == "auto" else f"{model} cannot"
         raise ConfigError(
-            f"this method reads class names, and {sentences}",
+            f"this method reads class names, and {why}",
             fix="name a vision-language model: --model openai/clip-vit-base-patch32, or a folder with one "
             "(labelwright/digits-clip is inside the package and knows digits only)",
         )
     if chosen.requires.text and not pretrained:
         raise ConfigError("random weights know no class names", fix="leave --no-pretrained out")
     if views == "auto":
-        return chosen.default_views(cfg, is_two_tower=not is_own and pretrained and is_two_tower(model))
+        return chosen.default_views(cfg, is_two_tower=is_two_tower)
     if views == "embeddings" and (is_own or not pretrained):
         raise ConfigError(
             "embeddings need a pretrained encoder", fix="name one with --model, e.g. openai/clip-vit-base-patch32"
         )
-    return "embeddings" if views == "embeddings" else "pixels"
-
-
-def check_words(chosen: Method, encoder: Encoder | None, prepared: Prepared, name: str) -> None:
-    """Refuse a method that reads class names where nothing can read them.
-
-    Raises: ConfigError.
-    """
-    if not chosen.requires.text:
-        return
-    if encoder is None and prepared.train.stored is None:
-        raise ConfigError(
-            f"the model has no text side, and {name} reads class names",
-            fix="name a vision-language model: CLIP, SigLIP, ... (openai/clip-vit-base-patch32)",
-        )
-    if encoder is not None and encoder.tower is None:
-        raise ConfigError(
-            f"{encoder.name} has no text side, and {name} reads class names",
-            fix="name a vision-language model: CLIP, SigLIP, ... (openai/clip-vit-base-patch32)",
-        )
-    if encoder is None and prepared.class_feats is None:
-        raise ConfigError(
-            f"{name} reads class names, and these embeddings hold no text features of them",
-            fix="add class_embeddings [C, D] (and logit_scale) of the same model to the .npz",
-        )
-
-
-def _budget(prepared: Prepared, views: Views, device: torch.device) -> Budget:
-    table = prepared.train.table
-    n_labelled = int((table.labels >= 0).sum())
-    return Budget(len(table), n_labelled, is_stored=views == "embeddings", is_cpu=device.type == "cpu")
+    return views

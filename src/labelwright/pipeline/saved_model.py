@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from labelwright.data.prepare import open_embeddings, open_source
 from labelwright.data.table import LabelTable
 from labelwright.data.views import ViewSettings
 from labelwright.encoders import backbones
-from labelwright.encoders.saved import FORMAT as FORMAT
+from labelwright.encoders.saved import FORMAT
 from labelwright.errors import ConfigError, DataError
 from labelwright.run_folder import write_text_atomically
 from labelwright.train.predict import Answers, answer
@@ -85,24 +85,11 @@ def save_model(
     write_text_atomically(folder / "README.md", card)
 
 
-def rename_classes(folder: Path, change: Callable[[Sequence[str]], tuple[str, ...]]) -> tuple[str, ...]:
-    """Change the class names of a saved model; returns the new ones.
-
-    Args:
-      folder: as written by `save_model`.
-      change: C names -> C names; what it raises leaves the model as it was.
-
-    Raises: DataError if there is no model.
-    """
+def rename_classes(folder: Path, class_names: Sequence[str]) -> None:
+    """Give the C classes of a saved model, which `load_model` has read, other names."""
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"no model in {folder} ({error})", fix="give the run folder of a finished fit") from error
-    names = change(config["class_names"])
-    config["class_names"] = list(names)
+    config = json.loads(path.read_text(encoding="utf-8")) | {"class_names": list(class_names)}
     write_text_atomically(path, json.dumps(config, indent=2) + "\n")
-    return names
 
 
 def load_model(folder: Path, *, device: torch.device) -> SavedModel:

@@ -246,9 +246,8 @@ class FitSettings(RunSettings, MethodSettings, TextSettings, ModelSettings, Data
           >>> FitSettings(data="photos", out="run", set=("lr=0.1",), epochs=3).overrides
           {'lr': '0.1', 'epochs': 3}
         """
-        given = dict(self.set) if isinstance(self.set, Mapping) else parse_assignments(self.set)
         flags = {"epochs": self.epochs, "adjust": self.adjust}
-        return given | {key: value for key, value in flags.items() if value is not None}
+        return parse_assignments(self.set) | {key: value for key, value in flags.items() if value is not None}
 
 
 GROUPS: Mapping[str, type[Any]] = {
@@ -260,18 +259,18 @@ GROUPS: Mapping[str, type[Any]] = {
 }
 """Groups of the settings of `fit`, in the order of its help."""
 
-OF_THE_COMMAND = ("out", "resume")
+PER_CALL = ("out", "resume")
 """Settings of one call, not of what a run is: config.yaml leaves them out."""
 
-OF_NO_RESULT = ("checkpoint_minutes", "evaluations", "cache_limit_gb")
+MAY_DIFFER = ("checkpoint_minutes", "evaluations", "cache_limit_gb")
 """Settings that change nothing of what is learned: they may differ when a run is resumed."""
 
 
 # ---- checks ---------------------------------------------------------------------------------------------------------
 
 
-def check(settings: Any) -> None:
-    """Refuse a setting of the wrong type or outside its range.
+def check(settings: FitSettings) -> None:
+    """Refuse a setting of the wrong type or outside its range, or of which config.yaml kept a placeholder alone.
 
     Raises: ConfigError naming it and what it must be.
 
@@ -281,9 +280,15 @@ def check(settings: Any) -> None:
       labelwright.errors.ConfigError: test_frac=2.0 is not possible
         fix: test_frac must be at most 1
     """
-    hints = hints_of(type(settings))
+    hints = hints_of_fit()
     for field in dataclasses.fields(settings):
         value, note = getattr(settings, field.name), field.metadata
+        if is_in_memory(value):
+            raise ConfigError(
+                f"{field.name} was in memory when that run was made, and config.yaml keeps no copy: {value}",
+                fix=f"pass it again from Python, as in fit({field.name}=..., config='run/config.yaml', out='again'); "
+                "or give a path in its place",
+            )
         if not (fits(value, hints[field.name]) or isinstance(value, note["also"])):
             raise ConfigError(
                 f"{field.name}={value!r} is not possible", fix=f"{field.name} must be {words_of(hints[field.name])}"
@@ -296,9 +301,9 @@ def check(settings: Any) -> None:
                 raise ConfigError(f"{field.name}={value} is not possible", fix=f"{field.name} must be at most {high:g}")
 
 
-def hints_of(settings: type[Any]) -> dict[str, Any]:
-    """Field -> type, of a settings class."""
-    return typing.get_type_hints(settings)
+def hints_of_fit() -> dict[str, Any]:
+    """Setting of `fit` -> type."""
+    return typing.get_type_hints(FitSettings)
 
 
 def fits(value: object, hint: Any) -> bool:
@@ -339,8 +344,8 @@ def words_of(hint: Any) -> str:
     return {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "none"}[hint]
 
 
-def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
-    """``["lr=0.2", "epochs=3"]`` -> ``{"lr": "0.2", "epochs": "3"}``.
+def parse_assignments(assignments: Sequence[str] | Mapping[str, object]) -> dict[str, object]:
+    """KEY=VALUE texts as a dict; a mapping as it is.
 
     Raises: ConfigError for an item without ``=``.
 
@@ -348,7 +353,9 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
       >>> parse_assignments(["lr=0.2"])
       {'lr': '0.2'}
     """
-    found = {}
+    if isinstance(assignments, Mapping):
+        return dict(assignments)
+    found: dict[str, object] = {}
     for item in assignments:
         key, equals, value = item.partition("=")
         if not equals or not key.strip():
@@ -362,12 +369,8 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
 
 def to_config(settings: FitSettings) -> dict[str, Any]:
     """What config.yaml keeps of the settings, for `from_config`: paths absolute, everything as YAML has it."""
-    kept = {}
-    for field in dataclasses.fields(settings):
-        if field.name not in OF_THE_COMMAND:
-            kept[field.name] = _plain(getattr(settings, field.name))
-    given = settings.set if isinstance(settings.set, Mapping) else parse_assignments(settings.set)
-    return kept | {"set": {str(key): _plain(value) for key, value in given.items()}}
+    kept = {f.name: _plain(getattr(settings, f.name)) for f in dataclasses.fields(settings) if f.name not in PER_CALL}
+    return kept | {"set": _plain(parse_assignments(settings.set))}
 
 
 def _plain(value: Any) -> Any:
@@ -384,10 +387,22 @@ def _plain(value: Any) -> Any:
     return f"<{type(value).__name__} in memory>"
 
 
+def is_in_memory(value: Any) -> bool:
+    """Whether what config.yaml keeps of a setting is, in part, a placeholder for an object that no file holds.
+
+    Example:
+      >>> is_in_memory(_plain(object())), is_in_memory([_plain(object())]), is_in_memory("photos")
+      (True, True, False)
+    """
+    if isinstance(value, (list, tuple, Mapping)):
+        return any(map(is_in_memory, value.values() if isinstance(value, Mapping) else value))
+    return isinstance(value, str) and value.startswith("<") and value.endswith(" in memory>")
+
+
 def from_config(path: str | Path) -> dict[str, Any]:
     """Settings kept in the config.yaml of a run, as keyword arguments of `FitSettings`.
 
-    Raises: DataError if it cannot be read; ConfigError for keys that are not settings, or data that was in memory.
+    Raises: DataError if it cannot be read; ConfigError for keys that are not settings.
     """
     import yaml
 
@@ -402,8 +417,6 @@ def from_config(path: str | Path) -> dict[str, Any]:
     for key, value in content.items():
         if key not in names:
             raise ConfigError(f"{path}: unknown setting {key!r}", fix=_closest(key, names))
-        if isinstance(value, str) and value.endswith(" in memory>"):
-            raise ConfigError(f"{path}: {key} was {value[1:-1]}, which no file keeps", fix=f"give {key} again")
         content[key] = tuple(value) if isinstance(value, list) else value
     return content
 
@@ -445,29 +458,30 @@ def command_of(config: Mapping[str, Any], *, path: Path = Path("run")) -> str:
       config: content of config.yaml.
       path: the run folder.
 
+    Returns: "" where Python gave an object in memory: no command can give it again.
+
     Example:
       >>> command_of(to_config(FitSettings(data="photos", out="run", method="cap", set=("lr=0.1",), pretrained=False)))
       'labelwright fit photos --no-pretrained --method cap --set lr=0.1 --out run-again'
     """
-    if not config.get("data"):
+    if not config.get("data") or any(map(is_in_memory, config.values())):
         return ""
     words, again = ["labelwright", "fit"], f"{path.resolve().name}-again"
     for field in fields():
-        if field.name in OF_THE_COMMAND or field.name not in config:
+        if field.name in PER_CALL or field.name not in config:
             continue
         value = config[field.name]
         default = list(field.default) if isinstance(field.default, tuple) else field.default
         if value == default:
             continue
         flag = f"--{field.name.replace('_', '-')}"
-        is_plain = isinstance(value, (str, int, float)) and not str(value).endswith(" in memory>")
         if field.name == "set":
             value = assignments_of(value)
             if not value:
                 continue
         if isinstance(value, list) and field.name in ("set", "freeze"):
             words += [flag, *map(str, value)]
-        elif not is_plain:
+        elif not isinstance(value, (str, int, float)):
             return shlex.join(["labelwright", "fit", "--config", str(path / "config.yaml"), "--out", again])
         elif isinstance(value, bool):
             words.append(flag if value else flag.replace("--", "--no-", 1))
@@ -502,16 +516,13 @@ def documented(function: Function) -> Function:
     """A decorator that gives `fit` the signature and the docstring that its settings are."""
     parameters = [inspect.Parameter("data", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=Any)]
     lines = []
-    hints = hints_of(FitSettings)
+    hints = hints_of_fit()
     for field in fields():
         note = field.metadata
         if field.name != "data":
-            default = inspect.Parameter.empty if field.default is REQUIRED else field.default
-            parameters.append(
-                inspect.Parameter(
-                    field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name]
-                )
-            )
+            default, hint = inspect.Parameter.empty if field.default is REQUIRED else field.default, hints[field.name]
+            one = inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+            parameters.append(one)
         lines.append(f"      {field.name}: {note['text']}. Default: {default_words(field.default)}.")
     own = inspect.signature(function).parameters
     parameters += [own[name] for name in ("config", "approve")]

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from labelwright.metrics.classification import imbalance
-from labelwright.reporting.charts import AFTER, BEFORE, PERCENT, Figure, axes_layout, count_figures, plain_text
+from labelwright.reporting.charts import (
+    AFTER,
+    BEFORE,
+    LEGEND_ON_TOP,
+    MAX_NAMED,
+    PERCENT,
+    Figure,
+    axes_layout,
+    count_figures,
+    plain_text,
+    rows_layout,
+)
 from labelwright.reporting.class_rows import class_rows
 from labelwright.run_folder import Run
 from labelwright.wording import number, percent
 
 MAX_HALF = 12  # classes that fit beside another chart
-MAX_NAMED = 60  # classes whose names stand at an axis; of more they are shown on hover
 
 
 def pseudolabel_summary(run: Run) -> list[tuple[str, str, str]]:
@@ -80,7 +89,7 @@ def pseudolabel_figures(run: Run) -> list[Figure]:
         return []
     names = [row["name"] for row in rows]
     figures = [
-        pair_figure(
+        _pair_figure(
             "Pseudolabels per class, most first",
             names,
             [row["before"] for row in rows],
@@ -93,7 +102,7 @@ def pseudolabel_figures(run: Run) -> list[Figure]:
         title = "Images of each class that got the right pseudolabel"
         right = [[row[key] for row in known] for key in ("right_before", "right_after")]
         names = [row["name"] for row in known]
-        figures.append(pair_figure(title, names, right[0], right[1], what="share right", is_share=True))
+        figures.append(_pair_figure(title, names, right[0], right[1], what="share right", is_share=True))
     return figures
 
 
@@ -112,10 +121,10 @@ def compared_class_figures(run: Run) -> list[Figure]:
     title = "Accuracy per class on the test images"
     title += ", most labelled training images first" if rows[0]["count"] else ""
     before, after = [row["zero_shot"] for row in rows], [row["recall"] for row in rows]
-    return [pair_figure(title, [row["name"] for row in rows], before, after, what="accuracy", is_share=True)]
+    return [_pair_figure(title, [row["name"] for row in rows], before, after, what="accuracy", is_share=True)]
 
 
-def pair_figure(
+def _pair_figure(
     title: str,
     names: Sequence[str],
     before: Sequence[float | None],
@@ -124,20 +133,7 @@ def pair_figure(
     what: str,
     is_share: bool = False,
 ) -> Figure:
-    """Two bars per class, by class names alone and by this model, with the names beside them.
-
-    Args:
-      title: heading.
-      names: C names, in the order shown.
-      before, after: C values each; None = not known.
-      what: the values are, for the axis.
-      is_share: they are shares 0 to 1, shown in percent.
-
-    Example:
-      >>> figure = pair_figure("Right", ["a <b>", "c"], [0.5, None], [1.0, 0.25], what="share", is_share=True)
-      >>> figure.layout["yaxis"]["ticktext"], figure.is_wide
-      (['a &lt;b&gt;', 'c'], False)
-    """
+    """Two bars per class, by class names alone and by this model; ``what`` the values are, for the axis."""
     show = percent if is_share else number
     spans = []
     for values, when in ((before, "before"), (after, "after")):
@@ -145,7 +141,7 @@ def pair_figure(
         spans += [f"from {show(min(known))} to {show(max(known))} {when}"] if known else []
     alt = f"Bar chart of {len(names)} classes, zero-shot and this model: {what} {', '.join(spans)}."
     series = {"zero-shot": (before, BEFORE), "this model": (after, AFTER)}
-    data, layout = _named_bars(names, series, what=what, is_share=is_share)
+    data, layout = named_bars(names, series, what=what, is_share=is_share)
     return Figure(title, alt, data, layout, is_wide=len(names) > MAX_HALF)
 
 
@@ -165,60 +161,47 @@ def labelled_figures(run: Run) -> list[Figure]:
     if min(counts) == max(counts):
         return []
     if MAX_HALF < len(names) <= MAX_NAMED:
-        data, layout = _named_bars(names, {"labelled images": (counts, AFTER)}, what="images")
+        data, layout = named_bars(names, {"labelled images": (counts, AFTER)}, what="images")
         figures[0] = replace(figures[0], data=data, layout=layout, is_wide=True)
     return figures
 
 
-def _named_bars(
+def named_bars(
     names: Sequence[str],
     series: Mapping[str, tuple[Sequence[float | None], str]],
     *,
     what: str,
     is_share: bool = False,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """plotly's data and layout of bars in some colours, lying, with all names beside them; standing if too many."""
-    n, is_named = len(names), len(names) <= MAX_NAMED
+    """plotly's data and layout of bars, lying, with all names beside them; standing where the names are too many.
+
+    Args:
+      names: C names, in the order shown.
+      series: what it is -> (C values, their colour).
+      what: the values are, for the axis.
+      is_share: they are shares 0 to 1, shown in percent.
+    """
+    is_named = len(names) <= MAX_NAMED
     texts = [plain_text(name) for name in names]
     along, across = ("x", "y") if is_named else ("y", "x")
     data = []
     for name, (values, colour) in series.items():
-        bars: dict[str, Any] = {"type": "bar", "name": name, across: list(range(n)), along: list(values)}
+        bars: dict[str, Any] = {"type": "bar", "name": name, across: list(range(len(names))), along: list(values)}
         bars |= {"customdata": texts, "marker": {"color": colour}, "orientation": "h" if is_named else "v"}
-        bars["hovertemplate"] = f"%{{customdata}}: %{{{along}:{'.1%' if is_share else ','}}} {name}<extra></extra>"
+        bars["hovertemplate"] = f"%{{customdata}}: %{{{along}:{'.1%' if is_share else ',.0f'}}} {name}<extra></extra>"
         if is_named:  # the number at the end of its bar
-            bars |= {"texttemplate": f"%{{x:{'.0%' if is_share else ','}}}", "textposition": "outside"}
+            bars |= {"texttemplate": f"%{{x:{'.0%' if is_share else ',.0f'}}}", "textposition": "outside"}
             bars |= {"cliponaxis": False, "textfont": {"size": 10}}
         data.append(bars)
     known = [value for values, _ in series.values() for value in values if value is not None]
     largest = 1.0 if is_share else max(known, default=1) or 1
     axis: dict[str, Any] = {**(PERCENT if is_share else {}), "range": [0, largest * 1.12]}
-    on_top = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "traceorder": "normal"}
-    if not is_named:
-        layout = axes_layout("", what, names=names, y=axis) | {"height": 360}
+    if is_named:
+        layout = rows_layout(what, names, x=axis)
     else:
-        layout = axes_layout(what, "", x={**axis, "nticks": 6}) | {"bargap": 0.25, "height": 110 + 25 * n}
-        rows = {"tickmode": "array", "tickvals": list(range(n)), "range": [n - 0.5, -0.5], "ticktext": texts}
-        layout["yaxis"] |= {**rows, "showgrid": False, "zeroline": False}
-        wrapped = [wrapped_text(name) for name in names]
-        row_px = 32 if max(text.count("<br>") for text in wrapped) < 2 else 42
-        small = {"ticktext": wrapped, "tickfont": {"size": 11}}
-        layout["meta"] = {"narrow": {"height": 110 + row_px * n, "yaxis": small, "xaxis": {"nticks": 3}}}
-    layout |= {"showlegend": len(series) > 1, "legend": on_top, "margin": {"l": 12, "r": 24, "t": 36, "b": 48}}
-    return data, layout
-
-
-def wrapped_text(name: str, width: int = 22) -> str:
-    """A name in at most three lines, as plain text for plotly.
-
-    Example:
-      >>> wrapped_text("No passing for vehicles over 3.5 metric tons")
-      'No passing for<br>vehicles over 3.5<br>metric tons'
-    """
-    lines = textwrap.wrap(name, width) or [""]
-    if len(lines) > 3:
-        lines = [*lines[:2], textwrap.shorten(" ".join(lines[2:]), width, placeholder="…")]
-    return "<br>".join(plain_text(line) for line in lines)
+        layout = axes_layout("", what, names=names, y=axis)
+        layout |= {"height": 360, "margin": {"l": 12, "r": 24, "t": 36, "b": 48}, "legend": LEGEND_ON_TOP}
+    return data, layout | {"showlegend": len(series) > 1}
 
 
 def _ratio(uneven: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from labelwright.reporting.charts import PERCENT, Figure, finite, line_figure
+from labelwright.reporting.charts import PERCENT, Curve, Figure, finite, line_figure, over_epochs
 from labelwright.run_folder import Run
 from labelwright.wording import percent
 
@@ -42,7 +42,7 @@ def division_figures(run: Run) -> list[Figure]:
     if not run.summary.get("candidates"):
         return []
     figures = []
-    curves: dict[str, tuple[list[Any], list[Any]]] = {}
+    curves: dict[str, Curve] = {}
     for key, words in SHARES.items():
         found = _curve(run, key)
         if found is not None and words not in curves:
@@ -77,36 +77,35 @@ def curve_notes(run: Run) -> list[str]:
         SHARES["reliable_frac"]: "A guess is trusted when what the model sees agrees with it.",
         SHARES["in_set_frac"]: "An answer that is not among the guesses is a correction, or a mistake.",
     }
-    sentences = [words for curve, words in notes.items() if curve in drawn]
+    found = [words for curve, words in notes.items() if curve in drawn]
     has_parts = any(figure.title == "Parts of the loss" for figure in figures)
-    return sentences + (["The loss jumps where a part of it sets in or ends; that is no failure."] if has_parts else [])
+    return found + (["The loss jumps where a part of it sets in or ends; that is no failure."] if has_parts else [])
 
 
-def _curve(run: Run, key: str, *, skip: float | None = None) -> tuple[list[int], list[float]] | None:
-    """(epochs, values) of a number, the mean over networks where each logs its own; None with fewer than two.
+def _curve(run: Run, key: str, *, skip: float | None = None) -> Curve | None:
+    """A number over epochs, the mean over networks where each logs its own; None with fewer than two.
 
     Values that are exactly ``skip`` are left out.
     """
-    start = finite(run.begun.get(key))
-    found = [] if start is None else [(0, start)]
-    for i, record in enumerate(run.epochs):
+
+    def mean(record: Mapping[str, Any]) -> float | None:
         own = [finite(record.get(name)) for name in ((key,) if key in record else (f"{key}_main", f"{key}_peer"))]
-        known = [value for value in own if value is not None]
-        if known:
-            found.append((record.get("epoch", i) + 1, sum(known) / len(known)))
-    found = [(at, value) for at, value in found if value != skip]
-    return ([at for at, _ in found], [value for _, value in found]) if len(found) > 1 else None
+        known = [each for each in own if each is not None]
+        return sum(known) / len(known) if known else None
+
+    start, *values = (None if y == skip else y for y in (finite(run.begun.get(key)), *map(mean, run.epochs)))
+    found = over_epochs(run, values, start=start)
+    return found if len(found[0]) > 1 else None
 
 
-def deployed_words(epochs: Sequence[Mapping[str, Any]], begin: Mapping[str, Any]) -> list[str]:
+def deployed_words(epochs: Sequence[Mapping[str, Any]]) -> list[str]:
     """What of Co-Reg was saved, and its score; no words for a run that does not say.
 
     Args:
       epochs: records of the epochs.
-      begin: record of what came before them.
 
     Example:
-      >>> deployed_words([{"deployed": "sum", "score_deployed": 0.75}], {})[0]
+      >>> deployed_words([{"deployed": "sum", "score_deployed": 0.75}])[0]
       'Two networks were trained; both were saved, and their answers are summed.'
     """
     last = next((record for record in reversed(epochs) if record.get("deployed")), None)
@@ -117,15 +116,15 @@ def deployed_words(epochs: Sequence[Mapping[str, Any]], begin: Mapping[str, Any]
         "one": "The one network that was trained was saved.",
         "annotator": "The annotator's own classifier was saved, not what was trained: it fits the images better.",
     }
-    sentences = [how.get(str(last["deployed"]), f"Saved: {last['deployed']}.")]
+    words = [how.get(str(last["deployed"]), f"Saved: {last['deployed']}.")]
     reached, start = finite(last.get("score_deployed")), finite(last.get("score_guesses"))
     if reached is not None and start is not None:
-        sentences.append(
+        words.append(
             "Score, found without any label: how well answers agree with groups of images that look alike "
             f"(0 not at all, 1 fully). The guesses: {start:.3f}; the trained network: {reached:.3f}."
         )
     elif reached is not None:
-        sentences.append(
+        words.append(
             f"Score, found without any label: {percent(reached)} of its answers are among the image's guesses."
         )
-    return sentences
+    return words

@@ -3,75 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from labelwright.reporting.before_after import MAX_NAMED, wrapped_text
+from labelwright.reporting.before_after import named_bars
 from labelwright.reporting.candidate_training import curve_notes, deployed_words
-from labelwright.reporting.charts import AFTER, BEFORE, Figure, axes_layout, plain_text
+from labelwright.reporting.charts import AFTER, BEFORE, MAX_NAMED, Figure, axes_layout, plain_text, rows_layout
 from labelwright.run_folder import Run
 from labelwright.wording import number, percent, points
 
 HARDLY = 0.1  # of an even share of the first guesses: a class with less is hardly ever named, as for Co-Reg's prior
 CHANGED = 0.05  # of a class's images: smaller changes are not called a correction or a loss
+LISTED_MAX = 20
 LOST = "#d55e00"
 
 
-@dataclass(frozen=True)
-class Guessed:
-    """The words of the section.
-
-    Attributes:
-      origin: where the guesses come from.
-      facts: (what, value) of the candidate sets.
-      replaced: (class, text) of the names that gave way to a description before the annotator was asked.
-      verdict: sentences that compare the model with what it learned from.
-      is_worse: it is below its annotator on the test images.
-      corrected, lost: rows of `change_rows` of which one can say so, largest change first.
-      scored_on: the images that they were counted on.
-      notes: how to read the curves of training.
-      deployed: sentences on which network was saved, and why.
-    """
-
-    origin: str
-    facts: list[tuple[str, str]]
-    replaced: list[tuple[str, str]]
-    verdict: list[str]
-    is_worse: bool
-    corrected: list[dict[str, Any]]
-    lost: list[dict[str, Any]]
-    scored_on: str
-    notes: list[str]
-    deployed: list[str]
-
-
-def guessed_section(run: Run) -> Guessed | None:
+def guessed_section(run: Run) -> dict[str, Any] | None:
     """What there is to say of candidate labels; None for a run that had none.
+
+    Returns: origin (where the guesses come from), facts (what, value), replaced (class, the description that took the
+      place of its name), verdict (sentences that compare the model with what it learned from), is_worse (than its
+      annotator, on the test images), corrected and lost (rows of `change_rows`, largest change first), scored_on (the
+      images that these were counted on), notes (how to read the curves), deployed (which network was saved, and why).
 
     Example:
       >>> sets = {"n_images": 4, "mean_set_size": 2.0, "largest_set": 2, "n_empty": 0, "n_single": 0}
       >>> summary = {"candidates": sets, "annotator": None, "guesses": {"named": [4, 4], "first": [4, 0], "sizes": [0]}}
-      >>> sentences = guessed_section(Run("run", summary=summary, data={"class_names": ["cat", "owl"]}))
-      >>> sentences.origin, sentences.facts[-1], sentences.verdict
+      >>> section = guessed_section(Run("run", summary=summary, data={"class_names": ["cat", "owl"]}))
+      >>> section["origin"], section["facts"][-1], section["verdict"]
       ('They came with the data.', ('Hardly ever the first guess', 'owl (0)'), [])
     """
     if not run.summary.get("candidates"):
         return None
     on_test, on_train = change_rows(run, "test"), change_rows(run, "train")
-    rows = on_test or on_train
-    known = [row for row in rows if row["change"] is not None]
-    return Guessed(
-        origin=_origin(run),
-        facts=_facts(run),
-        replaced=[(str(name), str(text)) for name, text in (_annotator(run).get("descriptions") or {}).items()],
-        verdict=_verdict(run),
-        is_worse=is_below_annotator(run.summary),
-        corrected=[row for row in known if row["change"] >= CHANGED],
-        lost=[row for row in reversed(known) if row["change"] <= -CHANGED],
-        scored_on="test images" if on_test else "training images whose truth is known",
-        notes=curve_notes(run),
-        deployed=deployed_words(run.epochs, run.begun),
-    )
+    known = [row for row in on_test or on_train if row["change"] is not None]
+    return {
+        "origin": _origin(run),
+        "facts": _facts(run),
+        "replaced": list((_annotator(run).get("descriptions") or {}).items()),
+        "verdict": _verdict(run),
+        "is_worse": is_below_annotator(run.summary),
+        "corrected": [row for row in known if row["change"] >= CHANGED],
+        "lost": [row for row in reversed(known) if row["change"] <= -CHANGED],
+        "scored_on": "test images" if on_test else "training images whose truth is known",
+        "notes": curve_notes(run),
+        "deployed": deployed_words(run.epochs),
+    }
 
 
 # ---- the guesses ----------------------------------------------------------------------------------------------------
@@ -152,8 +128,15 @@ def guess_figures(run: Run) -> list[Figure]:
     named, first = counts.get("named") or [], counts.get("first") or []
     if names and len(named) == len(first) == len(names):
         rows = sorted(zip(names, named, first, strict=True), key=lambda row: (-row[2], -row[1]))
-        series = {"among the guesses": [n for _, n, _ in rows], _one_guess(run): [n for _, _, n in rows]}
-        figures.append(_count_bars("How often each class is guessed", [name for name, *_ in rows], series))
+        class_names, values = [name for name, *_ in rows], [n for *_, n in rows]
+        series = {"among the guesses": ([n for _, n, _ in rows], BEFORE), _one_guess(run): (values, AFTER)}
+        data, layout = named_bars(class_names, series, what="images")
+        alt = (
+            f"Bar chart of {len(names)} classes: the first guess most often {class_names[0]} "
+            f"({values[0]:,.0f} images), least often {class_names[-1]} ({values[-1]:,.0f})."
+        )
+        is_wide = len(names) > MAX_NAMED
+        figures.append(Figure("How often each class is guessed", alt, data, layout, is_wide=is_wide))
     sizes = [(size, n) for size, n in enumerate(counts.get("sizes") or []) if n]
     if len(sizes) > 1:
         bars: dict[str, Any] = {"type": "bar", "x": [s for s, _ in sizes], "y": [n for _, n in sizes]}
@@ -163,40 +146,6 @@ def guess_figures(run: Run) -> list[Figure]:
         layout = axes_layout("guesses", "images", x={"tickformat": "d"})
         figures.append(Figure("Guesses per image", alt, [bars], layout))
     return figures
-
-
-def _count_bars(title: str, names: Sequence[str], series: Mapping[str, Sequence[float]]) -> Figure:
-    """Two bars per class; the names beside them, or on hover where they are many."""
-    data, at = [], list(range(len(names)))
-    is_named = len(names) <= MAX_NAMED
-    for (words, values), colour in zip(series.items(), (BEFORE, AFTER), strict=True):
-        bars: dict[str, Any] = {"type": "bar", "name": words, "orientation": "h" if is_named else "v"}
-        bars |= {"x": list(values), "y": at} if is_named else {"x": at, "y": list(values)}
-        bars |= {"customdata": [plain_text(name) for name in names], "marker": {"color": colour}}
-        value = "%{x:,.0f}" if is_named else "%{y:,.0f}"
-        data.append(bars | {"hovertemplate": f"%{{customdata}}, {words}: {value} images<extra></extra>"})
-    last = list(series.values())[-1]
-    top, low = max(at, key=lambda c: last[c]), min(at, key=lambda c: last[c])
-    alt = (
-        f"Bar chart of {len(names)} classes: the first guess most often {names[top]} ({last[top]:,.0f} images), "
-        f"least often {names[low]} ({last[low]:,.0f})."
-    )
-    layout = _named_layout("images", names) if is_named else axes_layout("", "images", names=names)
-    return Figure(title, alt, data, layout | {"showlegend": True, "legend": _LEGEND}, is_wide=not is_named)
-
-
-_LEGEND = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "traceorder": "normal"}
-
-
-def _named_layout(what: str, names: Sequence[str], *, x: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Layout of a chart with one row per class, its name beside it."""
-    n = len(names)
-    layout = axes_layout(what, "", x={"nticks": 6, **(x or {})}) | {"bargap": 0.25, "height": 110 + 25 * n}
-    rows = {"tickmode": "array", "tickvals": list(range(n)), "range": [n - 0.5, -0.5], "showgrid": False}
-    layout["yaxis"] |= rows | {"ticktext": [plain_text(name) for name in names], "zeroline": False}
-    small = {"ticktext": [wrapped_text(name) for name in names], "tickfont": {"size": 11}}
-    layout["meta"] = {"narrow": {"height": 110 + 36 * n, "yaxis": small, "xaxis": {"nticks": 3}}}
-    return layout | {"margin": {"l": 12, "r": 24, "t": 36, "b": 48}}
 
 
 # ---- against what it learned from -----------------------------------------------------------------------------------
@@ -243,22 +192,24 @@ def change_rows(run: Run, images: str) -> list[dict[str, Any]]:
       >>> [(row["name"], row["change"]) for row in change_rows(run, "train")]
       [('owl', 0.75), ('cat', -0.25)]
     """
-    summary = run.summary
-    before: Mapping[str, Any]
-    if images == "test":
-        after, before = run.test, run.zero_shot if knows_annotator(summary) else {}
-    else:
-        after = summary.get("pseudolabels") or {}
-        asked = (after.get("zero_shot") or {}) if knows_annotator(summary) else {}
-        before = asked if asked.get("per_class") else summary.get("guesses") or {}
-    names, was, now = run.class_names, before.get("per_class") or [], after.get("per_class") or []
-    if not names or len(was) != len(names) or len(now) != len(names):
+    names, (was, now, _) = run.class_names, _compared(run, images, "per_class")
+    if not names or len(was or ()) != len(names) or len(now or ()) != len(names):
         return []
     rows = [
         {"name": name, "before": b, "after": a, "change": None if a is None or b is None else a - b}
         for name, b, a in zip(names, was, now, strict=True)
     ]
     return sorted(rows, key=lambda row: -2.0 if row["change"] is None else -row["change"])
+
+
+def _compared(run: Run, images: str, key: str) -> tuple[Any, Any, str]:
+    """(before, after, what answered before) of a score of ``change_rows``' images; None where it is not known."""
+    after = run.test if images == "test" else run.summary.get("pseudolabels") or {}
+    asked = run.zero_shot if images == "test" else after.get("zero_shot") or {}
+    before = asked.get(key) if knows_annotator(run.summary) else None
+    if images == "test" or before is not None:
+        return before, after.get(key), "annotator"
+    return (run.summary.get("guesses") or {}).get(key), after.get(key), _one_guess(run)
 
 
 def change_figures(run: Run) -> list[Figure]:
@@ -275,8 +226,7 @@ def change_figures(run: Run) -> list[Figure]:
     for images, where in (("test", "test images"), ("train", "training images whose truth is known")):
         rows = [row for row in change_rows(run, images) if row["change"] is not None]
         if rows:
-            asked = images == "test" or bool((run.summary.get("pseudolabels") or {}).get("zero_shot"))
-            who = "annotator" if asked and knows_annotator(run.summary) else _one_guess(run)
+            who = _compared(run, images, "per_class")[2]
             figures.append(_dumbbells(f"Right in each class, {where}", rows, who))
     return figures
 
@@ -295,10 +245,9 @@ def _dumbbells(title: str, rows: Sequence[Mapping[str, Any]], who: str) -> Figur
         dots: dict[str, Any] = {"type": "scatter", "mode": "markers", "name": words, "customdata": hover, "y": at}
         dots |= {"x": [row[key] for row in rows], "marker": {"color": colour, "size": 10}}
         data.append(dots | {"hovertemplate": "%{customdata}<extra></extra>"})
-    is_named = len(rows) <= MAX_NAMED
     axis = {"range": [-0.03, 1.03], "tickformat": ".0%"}
-    layout = _named_layout("share of the class's images that is right", names, x=axis)
-    if not is_named:
+    layout = rows_layout("share of the class's images that is right", names, x=axis)
+    if len(rows) > MAX_NAMED:
         layout["yaxis"] |= {"showticklabels": False, "title": {"text": "classes (names on hover)"}}
         layout |= {"height": 600, "meta": {}}
     best, worst = rows[0], rows[-1]
@@ -307,32 +256,30 @@ def _dumbbells(title: str, rows: Sequence[Mapping[str, Any]], who: str) -> Figur
         f"({points(best['before'], best['after'])} points), least {worst['name']} "
         f"({points(worst['before'], worst['after'])} points)."
     )
-    return Figure(title, alt, data, layout | {"showlegend": True, "legend": _LEGEND})
+    return Figure(title, alt, data, layout)
 
 
 def _verdict(run: Run) -> list[str]:
-    summary, sentences = run.summary, []
-    test, before = run.test, run.zero_shot
-    if test.get("accuracy") is not None and before.get("accuracy") is not None and knows_annotator(summary):
-        change = points(before["accuracy"], test["accuracy"])
-        words = f"On {test.get('n_scored', 0):,} test images the annotator alone is right for "
-        words += f"{percent(before['accuracy'])}, the model that learned from it for {percent(test['accuracy'])} "
-        sentences.append(f"{words}({change} points).")
-        if is_below_annotator(summary):
-            sentences.append(
+    verdict = []
+    before, after, _ = _compared(run, "test", "accuracy")
+    if before is not None and after is not None:
+        verdict.append(
+            f"On {run.test.get('n_scored', 0):,} test images the annotator alone is right for {percent(before)}, the "
+            f"model that learned from it for {percent(after)} ({points(before, after)} points)."
+        )
+        if is_below_annotator(run.summary):
+            verdict.append(
                 "It is worse than its annotator: use the annotator's guesses, or better ones, rather than this model."
             )
-    after = summary.get("pseudolabels") or {}
-    asked = (after.get("zero_shot") or {}) if knows_annotator(summary) else {}
-    start = asked if asked.get("accuracy") is not None else summary.get("guesses") or {}
-    if after.get("accuracy") is not None and start.get("accuracy") is not None:
-        who = "the annotator's answers are" if asked.get("accuracy") is not None else f"the {_one_guess(run)} is"
-        sentences.append(
-            f"Training images whose truth is known (used for scoring alone): {who} right for "
-            f"{percent(start['accuracy'])}, the model's answers for {percent(after['accuracy'])}."
+    before, after, who = _compared(run, "train", "accuracy")
+    if before is not None and after is not None:
+        who = "the annotator's answers are" if who == "annotator" else f"the {who} is"
+        verdict.append(
+            f"Training images whose truth is known (used for scoring alone): {who} right for {percent(before)}, the "
+            f"model's answers for {percent(after)}."
         )
-    return sentences
+    return verdict
 
 
-def _listed(names: Sequence[str], limit: int = 20) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:LISTED_MAX]) + (f" and {len(names) - LISTED_MAX} more" if len(names) > LISTED_MAX else "")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from labelwright.metrics.classification import GROUPS, imbalance
@@ -14,15 +15,16 @@ from labelwright.run_folder import Run
 from labelwright.wording import number, percent
 
 MAX_LINES = 12  # of a chart; more classes are shown as quantiles
-COLOURS = {
-    "many": "#0072b2",
-    "medium": "#e69f00",
-    "few": "#d55e00",
-    "": "#0072b2",
-}  # distinguished by colour-blind eyes
+MAX_NAMED = 60  # classes whose names stand at an axis; of more they are shown on hover
+COLOURS = {"many": "#0072b2", "medium": "#e69f00", "few": "#d55e00", "": "#0072b2"}  # distinct to colour-blind eyes
 BEFORE, AFTER = "#808080", "#0072b2"  # what training began with, and what it reached
 PERCENT: dict[str, Any] = {"tickformat": ".0%", "rangemode": "tozero"}  # of an axis
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+LEGEND_ON_TOP = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "traceorder": "normal"}
+
+
+Curve = tuple[list[Any], list[Any]]
+"""x and y of a line, of the same length."""
 
 
 @dataclass(frozen=True)
@@ -99,23 +101,20 @@ def curve_figures(run: Run) -> list[Figure]:
         figures.append(line_figure("Training loss", "epoch", "loss", {"loss": (x, losses)}))
     elif len(run.steps) > 1:
         losses = [finite(record.get("loss")) for record in run.steps]
-        figures.append(
-            line_figure("Training loss", "step logged", "loss", {"loss": (list(range(len(losses))), losses)})
-        )
-    curves: dict[str, tuple[list[Any], list[Any]]] = {}
+        at = list(range(len(losses)))
+        figures.append(line_figure("Training loss", "step logged", "loss", {"loss": (at, losses)}))
+    curves: dict[str, Curve] = {}
     if any("train_accuracy" in r for r in epochs):
         curves["training, as augmented"] = (x, [finite(r.get("train_accuracy")) for r in epochs])
-    scored = [(at, record["test"]) for at, record in zip(x, epochs, strict=True) if record.get("test")]
     for key in ("balanced_accuracy", *GROUPS):
-        found = [(at, finite(test[key])) for at, test in scored if test.get(key) is not None]
-        if found:
-            curves[f"test, {key.replace('_accuracy', '')}"] = ([at for at, _ in found], [v for _, v in found])
+        scored = over_epochs(run, [(record.get("test") or {}).get(key) for record in epochs])
+        if scored[0]:
+            curves[f"test, {key.replace('_accuracy', '')}"] = scored
     if curves:
         figures.append(line_figure("Accuracy while training", "epoch", "accuracy", curves, y=PERCENT))
     if len(epochs) > 1 and any("lr" in r for r in epochs):
-        figures.append(
-            line_figure("Learning rate", "epoch", "rate", {"lr": (x, [finite(r.get("lr")) for r in epochs])})
-        )
+        rates = [finite(r.get("lr")) for r in epochs]
+        figures.append(line_figure("Learning rate", "epoch", "rate", {"lr": (x, rates)}))
     return figures
 
 
@@ -196,9 +195,8 @@ def slope_figures(run: Run) -> list[Figure]:
             continue
         x = [record.get("epoch", i) + 1 for i, record in logged]
         table = [record[key] for _, record in logged]  # [epochs][C]
-        names = (
-            run.class_names if len(run.class_names) == len(table[0]) else [f"class {c}" for c in range(len(table[0]))]
-        )
+        n = len(table[0])
+        names = run.class_names if len(run.class_names) == n else [f"class {c}" for c in range(n)]
         if len(names) <= MAX_LINES:
             curves = {name: (x, [finite(row[c]) for row in table]) for c, name in enumerate(names)}
         else:
@@ -219,11 +217,29 @@ def _bars(names: Sequence[str], values: Sequence[Any], *, hover: str) -> dict[st
     return bars | {"marker": {"color": COLOURS[""]}}
 
 
+def over_epochs(run: Run, values: Iterable[Any], *, start: Any = None) -> Curve:
+    """(epochs, values) of a number, where it is finite.
+
+    Args:
+      run: its epochs are counted from 1.
+      values: one per record of an epoch.
+      start: the value before the first epoch, if known.
+
+    Example:
+      >>> epochs = [{"epoch": 0, "gini": 0.5}, {"epoch": 1, "gini": None}, {"epoch": 2, "gini": 0.25}]
+      >>> over_epochs(Run("run", epochs=epochs), [record["gini"] for record in epochs])
+      ([1, 3], [0.5, 0.25])
+    """
+    epochs = [0, *(record.get("epoch", i) + 1 for i, record in enumerate(run.epochs))]
+    known = [(x, y) for x, value in zip(epochs, [start, *values], strict=True) if (y := finite(value)) is not None]
+    return [x for x, _ in known], [y for _, y in known]
+
+
 def line_figure(
     title: str,
     x_title: str,
     y_title: str,
-    curves: Mapping[str, tuple[list[Any], list[Any]]],
+    curves: Mapping[str, Curve],
     *,
     y: Mapping[str, Any] | None = None,
 ) -> Figure:
@@ -241,24 +257,32 @@ def line_figure(
     data = []
     for i, (name, (xs, ys)) in enumerate(curves.items()):
         dash = ("solid", "dash", "dot")[i // len(LINES) % 3]
-        line = {"color": LINES[i % len(LINES)], "dash": dash}
-        mode = "lines+markers" if len(xs) <= 20 else "lines"
-        data.append(
-            {
-                "type": "scatter",
-                "mode": mode,
-                "x": xs,
-                "y": ys,
-                "name": plain_text(name, 18 if len(curves) > len(LINES) else 60),
-                "line": line,
-            }
-        )
+        line: dict[str, Any] = {"type": "scatter", "mode": "lines+markers" if len(xs) <= 20 else "lines"}
+        line |= {"x": xs, "y": ys, "name": plain_text(name, 18 if len(curves) > len(LINES) else 60)}
+        data.append(line | {"line": {"color": LINES[i % len(LINES)], "dash": dash}})
     layout = axes_layout(x_title, y_title, y=y)
     layout["showlegend"] = len(curves) > 1
     if len(curves) > len(LINES):  # too many to stand below the chart
         layout |= {"legend": {}, "height": 400}
     ends = [f"{name} from {number(ys[0])} to {number(ys[-1])}" for name, (_, ys) in curves.items()]
     return Figure(title, f"Line chart over {x_title}: {'; '.join(ends)}.", data, layout)
+
+
+def marked(figure: Figure, x: float, words: str, *, is_right: bool) -> Figure:
+    """The figure with a dashed line at x and words at its top, on the right of which is room (or, ``is_right``, none).
+
+    Example:
+      >>> figure = line_figure("Loss", "epoch", "loss", {"loss": ([1, 2], [0.5, 0.25])})
+      >>> found = marked(figure, 1, "kept", is_right=False)
+      >>> found.layout["shapes"][0]["x0"], found.layout["annotations"][0]["xanchor"]
+      (1, 'left')
+    """
+    line = {"type": "line", "x0": x, "x1": x, "yref": "paper", "y0": 0, "y1": 1}
+    line |= {"line": {"dash": "dash", "color": BEFORE, "width": 1.5}}
+    note = {"text": words, "x": x, "yref": "paper", "y": 1, "yanchor": "bottom", "showarrow": False}
+    note["xanchor"] = "right" if is_right else "left"
+    margin = {**figure.layout["margin"], "t": 28}
+    return replace(figure, layout={**figure.layout, "shapes": [line], "annotations": [note], "margin": margin})
 
 
 def axes_layout(
@@ -282,13 +306,10 @@ def axes_layout(
     """
     x_axis: dict[str, Any] = {"title": {"text": x_title}, "automargin": True, **(x or {})}
     if names:
-        few = len(names) <= 60
-        x_axis |= {
-            "tickmode": "array",
-            "tickvals": list(range(len(names))),
-            "ticktext": [plain_text(n, 18) for n in names],
-        }
-        x_axis |= {"showticklabels": few, "title": {"text": "" if few else "classes (names on hover)"}}
+        few = len(names) <= MAX_NAMED
+        x_axis |= {"tickmode": "array", "tickvals": list(range(len(names))), "showticklabels": few}
+        x_axis |= {"ticktext": [plain_text(n, 18) for n in names]}
+        x_axis |= {"title": {"text": "" if few else "classes (names on hover)"}}
     return {
         "xaxis": x_axis,
         "yaxis": {"title": {"text": y_title}, "automargin": True, **(y or {})},
@@ -298,6 +319,48 @@ def axes_layout(
         "legend": {"orientation": "h", "y": -0.25},
         "bargap": 0.15,
     }
+
+
+def rows_layout(what: str, names: Sequence[str], *, x: Mapping[str, Any]) -> dict[str, Any]:
+    """Layout of a chart with one row per class, its name beside it in full, and a legend on top.
+
+    Args:
+      what: the words at the x axis.
+      names: of the classes at 0, 1, ... of the y axis, the first on top.
+      x: more of plotly's settings of the x axis.
+
+    Example:
+      >>> rows_layout("images", ["cat", "a <b>"], x={})["yaxis"]["ticktext"]
+      ['cat', 'a &lt;b&gt;']
+    """
+    n, wrapped = len(names), [wrapped_text(name) for name in names]
+    layout = axes_layout(what, "", x={"nticks": 6, **x})
+    rows = {"tickmode": "array", "tickvals": list(range(n)), "range": [n - 0.5, -0.5], "showgrid": False}
+    layout["yaxis"] |= rows | {"ticktext": [plain_text(name) for name in names], "zeroline": False}
+    row_px = 32 if max(text.count("<br>") for text in wrapped) < 2 else 42
+    small = {"ticktext": wrapped, "tickfont": {"size": 11}}
+    narrow = {"height": 110 + row_px * n, "yaxis": small, "xaxis": {"nticks": 3}}
+    return layout | {
+        "bargap": 0.25,
+        "height": 110 + 25 * n,
+        "margin": {"l": 12, "r": 24, "t": 36, "b": 48},
+        "showlegend": True,
+        "legend": LEGEND_ON_TOP,
+        "meta": {"narrow": narrow},
+    }
+
+
+def wrapped_text(name: str, width: int = 22) -> str:
+    """A name in at most three lines, as plain text for plotly.
+
+    Example:
+      >>> wrapped_text("No passing for vehicles over 3.5 metric tons")
+      'No passing for<br>vehicles over 3.5<br>metric tons'
+    """
+    lines = textwrap.wrap(name, width) or [""]
+    if len(lines) > 3:
+        lines = [*lines[:2], textwrap.shorten(" ".join(lines[2:]), width, placeholder="…")]
+    return "<br>".join(plain_text(line) for line in lines)
 
 
 def plain_text(name: str, limit: int = 60) -> str:

@@ -1,17 +1,17 @@
-"""What a report shows of a run that found classes nobody named: how good, how many, at what pace, and what they are."""
+"""What a report shows of a run that looked for new classes: how good, how many, at what pace, and what they are."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
 from labelwright.labels.n_novel import AGREEMENT_WEIGHT
-from labelwright.reporting.charts import BEFORE, LINES, Figure, finite, line_figure
+from labelwright.reporting.charts import BEFORE, LINES, Curve, Figure, finite, line_figure, marked, over_epochs
 from labelwright.run_folder import Run
-from labelwright.wording import number, percent
+from labelwright.wording import counted, number, percent
 
 NAMED, NEW = LINES[0], LINES[1]  # colours of named and of new classes
 LIKE_OTHERS = 0.02  # of tightness: a class that differs less from the median of all is as tight as most
@@ -27,79 +27,38 @@ SCORES = (
 """(key of the scores, what it says)"""
 
 
-@dataclass(frozen=True)
-class Card:
-    """What there is to say of one discovered class.
-
-    Attributes:
-      name: novel-1, ...
-      size: how many images are in it, in words.
-      facts: (what, value).
-      images: (id, data URL) of its most central images that have a picture.
-      rename: the command that names it; empty for a class without images.
-    """
-
-    name: str
-    size: str
-    facts: list[tuple[str, str]]
-    images: list[tuple[str, str]]
-    rename: str
-
-
-@dataclass(frozen=True)
-class OpenWorld:
-    """The words of the section.
-
-    Attributes:
-      intro: what named and new classes are here.
-      columns: headings of the table of scores.
-      scores: (what, a value per column).
-      unscored: why there are no scores of new classes; empty if there are.
-      counting: sentences on how their number came about.
-      chart_note: how to read the evidence; empty without.
-      pace_note: how to read the curves.
-      cards: of the discovered classes, in their order.
-    """
-
-    intro: str
-    columns: list[str]
-    scores: list[tuple[str, list[str]]]
-    unscored: str
-    counting: list[str]
-    chart_note: str
-    pace_note: str
-    cards: list[Card]
-
-
-def open_world_section(run: Run, thumbnails: Mapping[str, str] | None = None) -> OpenWorld | None:
+def open_world_section(run: Run, thumbnails: Mapping[str, str] | None = None) -> dict[str, Any] | None:
     """What there is to say of classes beyond the named ones; None for a run that looked for none.
 
     Args:
       run: its summary has ``n_novel``.
       thumbnails: id of an image -> its picture; see reporting/thumbnails.py.
 
+    Returns: intro (what named and new classes are), columns (headings of the table of scores), scores (what, a value
+      per column), unscored (why there are no scores of new classes; empty if there are), counting (how their number
+      came about), chart_note and pace_note (how to read the charts; empty without), cards (of the discovered classes).
+
     Example:
       >>> clusters = [{"name": "novel-1", "n_images": 3, "tightness": 0.9, "taken_for": [["cat", 1.0]]}]
       >>> summary = {"n_seen": 2, "n_novel": 1, "novel": {"evidence": None, "clusters": clusters}}
-      >>> sentences = open_world_section(Run("run", summary=summary, data={}))
-      >>> sentences.counting, sentences.cards[0].facts[-1]
+      >>> section = open_world_section(Run("run", summary=summary, data={}))
+      >>> section["counting"], section["cards"][0]["facts"][-1]
       (['You gave the number: 1 new class.'], ('If it were not novel-1, it would be', 'cat (100.0% of its images)'))
     """
     if run.summary.get("n_novel") is None:
         return None
     evidence = _evidence(run)
     columns, scores = _score_table(run)
-    has_pace = bool(pace_figures(run))
-    return OpenWorld(
-        intro=_intro(run),
-        columns=columns,
-        scores=scores,
-        unscored=_unscored(run),
-        counting=_counting(run, evidence),
-        chart_note=_chart_note() if len(evidence.get("curve") or ()) > 1 else "",
-        pace_note=_pace_note(run) if has_pace else "",
-        cards=_cards(run, thumbnails or {}),
-    )
+    return {
+        "intro": _intro(run),
+        "columns": columns,
+        "scores": scores,
+        "unscored": _unscored(run),
+        "counting": _counting(run, evidence),
+        "chart_note": CHART_NOTE if len(evidence.get("curve") or ()) > 1 else "",
+        "pace_note": _pace_note(run) if pace_figures(run) else "",
+        "cards": _cards(run, thumbnails or {}),
+    }
 
 
 def found_words(run: Run) -> str:
@@ -114,7 +73,7 @@ def found_words(run: Run) -> str:
         return ""
     if n == 0:
         return "No class beyond the named ones was found." if _evidence(run) else ""
-    what = f"{n:,} {'class' if n == 1 else 'classes'} beyond the named ones {'was' if n == 1 else 'were'}"
+    what = counted(n, "class beyond the named ones was", "classes beyond the named ones were")
     return f"{what} {'found' if _evidence(run) else 'asked for'}: see below."
 
 
@@ -174,24 +133,23 @@ def _unscored(run: Run) -> str:
 def _counting(run: Run, evidence: Mapping[str, Any]) -> list[str]:
     n = run.summary["n_novel"]
     if not evidence:
-        return [f"You gave the number: {'none' if n == 0 else f'{n:,} new class' + ('es' if n > 1 else '')}."]
+        return [f"You gave the number: {counted(n, 'new class', 'new classes') if n else 'none'}."]
     reason = str(evidence.get("reason") or "")
-    sentences = [reason[:1].upper() + reason[1:]] if reason else []
+    words = [reason[:1].upper() + reason[1:]] if reason else []
     if evidence.get("is_edge"):
         most = evidence.get("most") or 0
-        sentences.append(f"To look further, run it again with a wider range, as --novel 0-{max(2 * most, 10)}.")
-    return sentences
+        words.append(f"To look further, run it again with a wider range, as --novel 0-{max(2 * most, 10)}.")
+    return words
 
 
-def _chart_note() -> str:
-    return (
-        "The images were put into ever more groups, several times each, without a look at the labels. "
-        "Agreement: how well the groups match the labels you gave. Stability: how alike the groups come out from "
-        "other starts and from halves of the images. Both are adjusted Rand indices: 0 is chance, 1 is perfect. "
-        f"Score: {percent(AGREEMENT_WEIGHT).replace('.0', '')} agreement, the rest stability, smoothed. "
-        "Dashed: the number used. Shaded: numbers about as well supported. The number used may lie beside the "
-        "highest score: of scores about equal the largest number is taken."
-    )
+CHART_NOTE = (
+    "The images were put into ever more groups, several times each, without a look at the labels. "
+    "Agreement: how well the groups match the labels you gave. Stability: how alike the groups come out from "
+    "other starts and from halves of the images. Both are adjusted Rand indices: 0 is chance, 1 is perfect. "
+    f"Score: {percent(AGREEMENT_WEIGHT).replace('.0', '')} agreement, the rest stability, smoothed. "
+    "Dashed: the number used. Shaded: numbers about as well supported. The number used may lie beside the "
+    "highest score: of scores about equal the largest number is taken."
+)
 
 
 def evidence_figures(run: Run) -> list[Figure]:
@@ -218,23 +176,16 @@ def evidence_figures(run: Run) -> list[Figure]:
         trace["mode"] = "lines+markers"
         trace["marker"] = {"size": 7 if width > 2 else 4}
     used, (low, high) = evidence["n_novel"], evidence.get("plausible") or (evidence["n_novel"],) * 2
-    upright: dict[str, Any] = {"yref": "paper", "y0": 0, "y1": 1}
-    span = {"type": "rect", "x0": low - 0.4, "x1": high + 0.4, "layer": "below", "fillcolor": NAMED, "opacity": 0.15}
-    mark = {"type": "line", "x0": used, "x1": used, "line": {"dash": "dash", "color": BEFORE, "width": 1.5}}
-    note = {"text": f"used: {used}", "x": used, "yref": "paper", "y": 1, "yanchor": "bottom", "showarrow": False}
-    note["xanchor"] = "right" if used > max(x) / 2 else "left"
-    layout = {
-        **figure.layout,
-        "shapes": [{**span, **upright, "line": {"width": 0}}, {**mark, **upright}],
-        "annotations": [note],
-        "margin": {**figure.layout["margin"], "t": 28},
-    }
+    span = {"type": "rect", "x0": low - 0.4, "x1": high + 0.4, "yref": "paper", "y0": 0, "y1": 1, "line": {"width": 0}}
+    span |= {"layer": "below", "fillcolor": NAMED, "opacity": 0.15}
+    figure = marked(figure, used, f"used: {used}", is_right=used > max(x) / 2)
+    figure.layout["shapes"].insert(0, span)
     best = max(curve, key=lambda row: row["score"])
     alt = (
         f"Line chart over the number of new classes: the score is highest at {best['n_novel']} "
         f"({number(float(best['score']))}); {used} is used, {low} to {high} are plausible."
     )
-    return [replace(figure, alt=alt, layout=layout, is_wide=True)]
+    return [replace(figure, alt=alt, is_wide=True)]
 
 
 # ---- pace -----------------------------------------------------------------------------------------------------------
@@ -255,21 +206,19 @@ def pace_figures(run: Run) -> list[Figure]:
     right = _by_truth(run, "seen", "novel")
     if right:
         figures.append(_pace("Right while training", "share that is right", right))
-    sure = _by_truth(run, "confidence_seen", "confidence_novel")
+    sure, title = _by_truth(run, "confidence_seen", "confidence_novel"), "Confidence while training, by true class"
+    if not sure:
+        sure = _own(run, {"taken for named": "confidence_seen", "taken for new": "confidence_novel"})
+        title = "Confidence while training"
     if sure:
-        figures.append(_pace("Confidence while training, by true class", "mean confidence", sure))
-    else:
-        keys = {"taken for named": "confidence_seen", "taken for new": "confidence_novel"}
-        figures += (
-            [_pace("Confidence while training", "mean confidence", curves)] if (curves := _own(run, keys)) else []
-        )
+        figures.append(_pace(title, "mean confidence", sure))
     shares = _own(run, {"taken for new": "novel_frac", "expected": "novel_expected"})
     if shares:
         figure = _pace("Unlabelled images taken for new classes", "share of them", shares)
         for trace in figure.data:
-            is_due = trace["name"] == "expected"
-            trace["line"] = {"color": BEFORE if is_due else NEW, "dash": "dash" if is_due else "solid"}
-            trace["mode"] = "lines" if is_due else trace["mode"]
+            is_expected = trace["name"] == "expected"
+            trace["line"] = {"color": BEFORE if is_expected else NEW, "dash": "dash" if is_expected else "solid"}
+            trace["mode"] = "lines" if is_expected else trace["mode"]
         figures.append(figure)
     apart = _own(run, {"distance": "divergence"})
     if apart:
@@ -278,33 +227,27 @@ def pace_figures(run: Run) -> list[Figure]:
     return figures
 
 
-Curves = dict[str, tuple[list[Any], list[Any]]]
+Curves = dict[str, Curve]
 
 
 def _by_truth(run: Run, named: str, new: str) -> Curves:
     """Scores over epochs of images whose class is known."""
     curves: Curves = {}
     for prefix, where in (("", "test"), ("pool_", "training")):
-        for key, what in ((named, "named"), (new, "new")):
-            scored = [
-                (record.get("epoch", i) + 1, finite((record.get("test") or {}).get(prefix + key)))
-                for i, record in enumerate(run.epochs)
-            ]
-            kept = [(x, y) for x, y in scored if y is not None]
-            if kept:
-                curves[f"{what}, {where}"] = ([x for x, _ in kept], [y for _, y in kept])
+        for key, what in ((prefix + named, "named"), (prefix + new, "new")):
+            found = over_epochs(run, [(record.get("test") or {}).get(key) for record in run.epochs])
+            if found[0]:
+                curves[f"{what}, {where}"] = found
     return curves
 
 
 def _own(run: Run, keys: Mapping[str, str]) -> Curves:
     """What the method logs of itself, from before the first epoch on; nothing of fewer than two epochs."""
-    curves: Curves = {}
-    for what, key in keys.items():
-        records = [(0, run.begun), *((record.get("epoch", i) + 1, record) for i, record in enumerate(run.epochs))]
-        kept = [(x, y) for x, record in records if (y := finite(record.get(key))) is not None]
-        if len(kept) > 1:
-            curves[what] = ([x for x, _ in kept], [y for _, y in kept])
-    return curves
+    found = {
+        what: over_epochs(run, [record.get(key) for record in run.epochs], start=run.begun.get(key))
+        for what, key in keys.items()
+    }
+    return {what: curve for what, curve in found.items() if len(curve[0]) > 1}
 
 
 def _pace(title: str, y_title: str, curves: Curves) -> Figure:
@@ -341,16 +284,20 @@ def _pace_note(run: Run) -> str:
 # ---- what they are --------------------------------------------------------------------------------------------------
 
 
-def _cards(run: Run, thumbnails: Mapping[str, str]) -> list[Card]:
+def _cards(run: Run, thumbnails: Mapping[str, str]) -> list[dict[str, Any]]:
     clusters = (run.summary.get("novel") or {}).get("clusters") or []
     tight = sorted(c["tightness"] for c in clusters if c.get("n_images") and c.get("tightness") is not None)
     return [_card(run, cluster, i, tight, thumbnails) for i, cluster in enumerate(clusters)]
 
 
-def _card(run: Run, cluster: Mapping[str, Any], i: int, tight: Sequence[float], thumbnails: Mapping[str, str]) -> Card:
+def _card(
+    run: Run, cluster: Mapping[str, Any], i: int, tight: Sequence[float], thumbnails: Mapping[str, str]
+) -> dict[str, Any]:
+    """One discovered class: name, size in words, facts (what, value), images (id, data URL), rename (the command)."""
     name, n = str(cluster["name"]), cluster.get("n_images") or 0
     if n == 0:
-        return Card(name, "no image", [("Left empty", "the model put no image here; it needs fewer classes")], [], "")
+        empty = ("Left empty", "the model put no image here; it needs fewer classes")
+        return {"name": name, "size": "no image", "facts": [empty], "images": [], "rename": ""}
     facts = []
     if cluster.get("tightness") is not None:
         facts.append(("How alike its images are", _alike(cluster["tightness"], tight)))
@@ -359,15 +306,16 @@ def _card(run: Run, cluster: Mapping[str, Any], i: int, tight: Sequence[float], 
     words: list[Any] = cluster.get("proposed") or []
     proposed = [str(word) for word, lift in words if lift > 0 and lift >= CLOSE * words[0][1]]
     facts += [("Names from your vocabulary", ", ".join(proposed))] if proposed else []
-    mixed = [f"{other} ({percent(share)}{' of its images' if j == 0 else ''})" for j, (other, share) in _taken(cluster)]
+    taken = enumerate(cluster.get("taken_for") or ())
+    mixed = [f"{other} ({percent(share)}{' of its images' if j == 0 else ''})" for j, (other, share) in taken]
     facts += [(f"If it were not {name}, it would be", ", ".join(mixed))] if mixed else []
-    images = [(str(key), thumbnails[str(key)]) for key in cluster.get("central") or () if str(key) in thumbnails]
-    rename = f"labelwright label RUN DATA --rename {shlex.quote(name + '=NAME')}"
-    return Card(name, f"{n:,} {'image' if n == 1 else 'images'}", facts, images, rename)
-
-
-def _taken(cluster: Mapping[str, Any]) -> list[tuple[int, tuple[str, float]]]:
-    return list(enumerate((str(other), float(share)) for other, share in cluster.get("taken_for") or ()))
+    return {
+        "name": name,
+        "size": counted(n, "image"),
+        "facts": facts,
+        "images": [(str(key), thumbnails[str(key)]) for key in cluster.get("central") or () if str(key) in thumbnails],
+        "rename": f"labelwright label RUN DATA --rename {shlex.quote(name + '=NAME')}",
+    }
 
 
 def _alike(tightness: float, tight: Sequence[float]) -> str:

@@ -27,7 +27,7 @@ from labelwright.reporting.class_rows import class_rows
 from labelwright.reporting.sections import Sections
 from labelwright.reporting.terminal import folded_warnings
 from labelwright.run_folder import Run, write_text_atomically
-from labelwright.wording import duration, number, percent, points
+from labelwright.wording import counted, duration, number, percent, points
 
 SCORES = {
     "accuracy": "Accuracy",
@@ -46,7 +46,7 @@ SITUATIONS = {
     "some_classes": "labels for only some of the classes",
     "candidates": "a set of candidate labels per image",
     "long_tailed": "a label for every image, with uneven class counts",
-    "open_world": "labels for some classes, and classes nobody named",
+    "open_world": "labels for some classes, and images of unnamed classes",
 }
 
 PLACES = (
@@ -154,13 +154,8 @@ def _found(run: Run, own: Sections) -> str:
     summary, words = run.summary, []
     if summary.get("n_images") is not None:
         labelled = summary.get("n_labelled")
-        part = (
-            ""
-            if labelled is None
-            else ", all labelled"
-            if labelled == summary["n_images"]
-            else f", {labelled:,} labelled"
-        )
+        part = "" if labelled is None else f", {labelled:,} labelled"
+        part = ", all labelled" if labelled == summary["n_images"] else part
         classes = "" if summary.get("n_classes") is None else f" of {summary['n_classes']:,} classes"
         words.append(f"{summary['n_images']:,} training images{classes}{part}.")
     situation = run.data.get("situation") or {}
@@ -172,7 +167,7 @@ def _found(run: Run, own: Sections) -> str:
     words += own.found
     n_out = len(run.data.get("quarantined") or [])
     if n_out:
-        words.append(f"{n_out:,} unusable {'image was' if n_out == 1 else 'images were'} left out: see below.")
+        words.append(f"{counted(n_out, 'unusable image was', 'unusable images were')} left out: see below.")
     return " ".join(words)
 
 
@@ -210,7 +205,7 @@ def _how_good(run: Run, own: Sections) -> str:
     words += "." + how.get(str(run.data.get("test_is")), "")
     if test.get("few") is not None and run.has_groups:
         words += f" Classes with the fewest training images: {percent(test['few'])}."
-    names = test.get("class_names") or run.class_names  # with classes that nobody named, of the truth
+    names = test.get("class_names") or run.class_names  # with the unnamed classes of the truth
     weak = [(a, name) for a, name in zip(test.get("per_class") or [], names, strict=False) if a is not None]
     if len(weak) > 1:
         words += f" Weakest class: {min(weak)[1]}, {percent(min(weak)[0])}."
@@ -224,9 +219,8 @@ def _how_far(run: Run) -> str:
     if n and run.test.get("ece") is not None and run.test.get("accuracy") is not None:
         confidence = sum(row["count"] * row["confidence"] for row in table if row["count"]) / n
         gap = confidence - run.test["accuracy"]
-        leaning = (
-            "too sure of itself" if gap > 0.02 else "too modest" if gap < -0.02 else "neither too sure nor too modest"
-        )
+        leaning = "too sure of itself" if gap > 0 else "too modest"
+        leaning = leaning if abs(gap) > 0.02 else "neither too sure nor too modest"
         words.append(
             f"Its probabilities are off by {run.test['ece'] * 100:.1f} points on average; it is {leaning}: "
             f"mean confidence {percent(confidence)}, right {percent(run.test['accuracy'])}."
@@ -240,7 +234,7 @@ def _how_far(run: Run) -> str:
         )
     warnings = len(folded_warnings(run.summary.get("warnings") or []))
     if warnings:
-        words.append(f"{warnings} failure {'sign was' if warnings == 1 else 'signs were'} seen: see below.")
+        words.append(f"{counted(warnings, 'failure sign was', 'failure signs were')} seen: see below.")
     return " ".join(words)
 
 
@@ -276,10 +270,10 @@ def _confusion_rows(run: Run) -> list[dict[str, Any]]:
     return [{**pair, "truth": name(pair["truth"]), "predicted": name(pair["predicted"])} for pair in pairs]
 
 
-def _least_trusted(labels: pa.Table | None, n: int = 25) -> list[dict[str, Any]]:
+def _least_trusted(labels: pa.Table | None) -> list[dict[str, Any]]:
     if labels is None or "trust" not in labels.column_names:
         return []
-    rows = pc.array_sort_indices(labels["trust"]).slice(0, n)  # stable: ties stay in the order of the table
+    rows = pc.array_sort_indices(labels["trust"]).slice(0, 25)  # stable: ties stay in the order of the table
     wanted = ("id", "label", "probability", "runner_up", "source", "trust")
     return [dict.fromkeys(wanted) | row for row in labels.take(rows).to_pylist()]
 

@@ -29,29 +29,22 @@ def lines_of_run(run: Run) -> list[str]:
     """Candidates, accuracy, pseudolabels, names or found classes of a finished run; no lines if there are none."""
     summary = run.summary
     if summary.get("n_novel") is not None:
-        return novel_lines(summary)
+        return _novel_lines(summary)
     if "zero_shot" not in summary or summary["method"] == "zero_shot":
         return []
-    begin, lines = run.begun, candidate_lines(summary)
+    begin, lines = run.begun, _candidate_lines(summary)
     if lines:
-        lines += deployed_words(run.epochs, begin)
+        lines += deployed_words(run.epochs)
     if summary["test"] and summary["zero_shot"]:
         is_known, before = knows_annotator(summary), summary["zero_shot"]
-        lines.append(student_line(summary) if is_known else accuracy_line(before, summary["test"]))
+        lines.append(_student_line(summary) if is_known else _accuracy_line(before, summary["test"]))
     if summary["pseudolabels"]:
-        lines += pseudolabel_lines(summary["pseudolabels"], summary.get("guesses"))
-    return lines + name_lines(begin)
+        lines += _pseudolabel_lines(summary["pseudolabels"], summary.get("guesses"))
+    return lines + _name_lines(begin)
 
 
-def novel_lines(summary: Mapping[str, Any]) -> list[str]:
-    """How many classes were found beyond the named ones, how large they are, and how right that is if it is known.
-
-    Example:
-      >>> clusters = [{"name": "novel-1", "n_images": 40}, {"name": "okapi", "n_images": 1}]
-      >>> print(*novel_lines({"n_novel": 2, "novel": {"evidence": None, "clusters": clusters}}), sep="\\n")
-      2 classes beyond the named ones: novel-1 (40 images), okapi (1 image)
-      to name one: labelwright label RUN PHOTOS --rename novel-1=NAME
-    """
+def _novel_lines(summary: Mapping[str, Any]) -> list[str]:
+    """How many classes were found beyond the named ones, how large they are, and how right that is if it is known."""
     novel, lines = summary.get("novel") or {}, []
     evidence, clusters = novel.get("evidence"), novel.get("clusters") or []
     sizes = []
@@ -74,18 +67,8 @@ def novel_lines(summary: Mapping[str, Any]) -> list[str]:
     return [*lines, f"unlabelled images right: {', '.join(known)}"] if known else lines
 
 
-def accuracy_line(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """What the class names alone score, and the adapted model; says so if it is not a better.
-
-    Args:
-      before, after: scores of the same images, ``accuracy`` in 0 to 1 and ``n_scored``.
-
-    Example:
-      >>> accuracy_line({"accuracy": 0.66, "n_scored": 540}, {"accuracy": 0.93, "n_scored": 540})
-      'zero-shot -> adapted accuracy: 0.6600 -> 0.9300 on 540 test images'
-      >>> accuracy_line({"accuracy": 0.66, "n_scored": 540}, {"accuracy": 0.6, "n_scored": 540})
-      'zero-shot -> adapted accuracy: 0.6600 -> 0.6000 on 540 test images; this time it did not help'
-    """
+def _accuracy_line(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """What the class names alone score, and the adapted model; says so if it is no better."""
     helped = "" if after["accuracy"] > before["accuracy"] else "; this time it did not help"
     return (
         f"zero-shot -> adapted accuracy: {before['accuracy']:.4f} -> {after['accuracy']:.4f} "
@@ -93,18 +76,8 @@ def accuracy_line(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     )
 
 
-def student_line(summary: Mapping[str, Any]) -> str:
-    """What the annotator scores on the test images, and the model that learned from it; says so if it is not a better.
-
-    Args:
-      summary: summary.json of a run whose annotator is known to have been asked about the test images.
-
-    Example:
-      >>> asked = {"annotator": {"kind": "two towers"}, "candidates": {"n_images": 9}}
-      >>> scores = {"zero_shot": {"accuracy": 0.66, "n_scored": 540}, "test": {"accuracy": 0.6, "n_scored": 540}}
-      >>> print(student_line({**asked, **scores}))
-      annotator -> student accuracy: 0.6600 -> 0.6000 on 540 test images: the student is WORSE than its annotator
-    """
+def _student_line(summary: Mapping[str, Any]) -> str:
+    """What the annotator scores on the test images, and the model that learned from it; says so if it is no better."""
     before, after = summary["zero_shot"]["accuracy"], summary["test"]["accuracy"]
     line = f"annotator -> student accuracy: {before:.4f} -> {after:.4f} on {summary['test']['n_scored']:,} test images"
     if is_below_annotator(summary):
@@ -112,39 +85,18 @@ def student_line(summary: Mapping[str, Any]) -> str:
     return line if after > before else f"{line}: the student is no better than its annotator"
 
 
-def candidate_lines(summary: Mapping[str, Any]) -> list[str]:
-    """Who guessed the candidate labels that a run learned from, and what they were like; no lines if it had none.
-
-    Args:
-      summary: summary.json.
-
-    Example:
-      >>> found = {"n_images": 3, "mean_set_size": 1.5, "largest_set": 2, "n_empty": 0, "n_classes_never_named": 0}
-      >>> print(*candidate_lines({"candidates": found, "annotator": {"name": "m"}}), sep="\\n")
-      candidates from m: 3 images, 1.50 candidates each on average, at most 2
-    """
+def _candidate_lines(summary: Mapping[str, Any]) -> list[str]:
+    """Who guessed the candidate labels of a run, and what they were like; no lines if it had none."""
     if not summary.get("candidates"):
         return []
     annotator = summary.get("annotator") or {}
     who = f"candidates from {annotator['name']}" if annotator else "candidates of the data"
-    first, *others = annotated_lines({**summary["candidates"], **annotator}, again="a run in another --out asks")
+    first, *others = _annotated_lines({**summary["candidates"], **annotator}, again="a run in another --out asks")
     return [f"{who}: {first}", *others]
 
 
-def pseudolabel_lines(found: Mapping[str, Any], guesses: Mapping[str, Any] | None = None) -> list[str]:
-    """How uneven the answers on unlabelled images are before and after, and how right where the truth is known.
-
-    Args:
-      found: ``pseudolabels`` of summary.json; without ``zero_shot`` only what they are after training is shown.
-      guesses: ``guesses`` of summary.json, whose accuracy stands for what is not known of ``zero_shot``.
-
-    Example:
-      >>> before = {"imbalance_ratio": None, "gini": 0.5, "counts": [4, 0], "accuracy": 0.5}
-      >>> after = {"imbalance_ratio": 1.0, "gini": 0.0, "counts": [2, 2], "accuracy": 1.0}
-      >>> print(*pseudolabel_lines({**after, "zero_shot": before}), sep="\\n")
-      pseudolabels, largest class over smallest: 1 class empty -> 1.0 (Gini 0.50 -> 0.00)
-      pseudolabels that are right: 0.5000 -> 1.0000
-    """
+def _pseudolabel_lines(found: Mapping[str, Any], guesses: Mapping[str, Any] | None = None) -> list[str]:
+    """How uneven the answers on unlabelled images are before and after, and how right where the truth is known."""
     before = found.get("zero_shot")
     if before is None:
         lines = [f"pseudolabels, largest class over smallest: {_uneven(found)}"]
@@ -167,23 +119,8 @@ def _uneven(found: Mapping[str, Any]) -> str:
     return counted(sum(n == 0 for n in found["counts"]), "class", "classes") + " empty"
 
 
-def name_lines(begin: Mapping[str, Any]) -> list[str]:
-    """Which class names fit no image and what repaired them, what is described better than named, what was refused.
-
-    Args:
-      begin: what labels.alignment.align logs; no lines for a method that does not align.
-
-    Example:
-      >>> begin = {"class_names": ["cat", "owl", "dog"], "mismatched": ["owl"], "guessed": ["owl"],
-      ...          "descriptions": {"dog": "a friend on four legs"}, "rejected": {"owl": ["a wise one"]}}
-      >>> print(*name_lines(begin), sep="\\n")
-      class names that fit no image: 1 of 3
-        'owl': given the images that no other class explains, a guess
-      described better than named: 1 of 3
-        'dog': 'a friend on four legs'
-      descriptions refused, as they explain the images worse than the names:
-        'owl': 'a wise one'
-    """
+def _name_lines(begin: Mapping[str, Any]) -> list[str]:
+    """Which class names fit no image and what repaired them, what is described better than named, what was refused."""
     if "mismatched" not in begin:
         return []
     names = begin["class_names"]
@@ -195,11 +132,7 @@ def name_lines(begin: Mapping[str, Any]) -> list[str]:
     better = [f"{name!r}: {facts[name]!r}" for name in names if name in facts and name not in wrong]
     if better:
         lines += [f"described better than named: {len(better)} of {len(names)}", *_listed(better)]
-    refused = begin.get("rejected", {})
-    if refused:
-        lines.append("descriptions refused, as they explain the images worse than the names:")
-        lines += _listed([f"{name!r}: {', '.join(map(repr, texts))}" for name, texts in refused.items()])
-    return lines
+    return lines + _refused_lines(begin)
 
 
 def _repair(name: str, begin: Mapping[str, Any]) -> str:
@@ -227,28 +160,21 @@ def folded_warnings(warnings: Sequence[str]) -> list[str]:
     return [some[-1] + (f" ({len(some)} such warnings)" if len(some) > 1 else "") for some in alike.values()]
 
 
+def _refused_lines(facts: Mapping[str, Any]) -> list[str]:
+    refused = [f"{name!r}: {', '.join(map(repr, texts))}" for name, texts in facts.get("rejected", {}).items()]
+    heading = "descriptions refused, as they explain the images worse than the names:"
+    return [heading, *_listed(refused)] if refused else []
+
+
 def _listed(lines: Sequence[str]) -> list[str]:
     more = [f"  and {len(lines) - LINES_MAX} more, see the report"] if len(lines) > LINES_MAX else []
     return [*(f"  {line}" for line in lines[:LINES_MAX]), *more]
 
 
-def annotated_lines(
+def _annotated_lines(
     counts: Mapping[str, Any], *, again: str = "take the table away and repeat the command to ask"
 ) -> list[str]:
-    """What `annotate` counted.
-
-    Args:
-      counts: Annotated.counts.
-      again: how failed questions are asked again, up to the word before "them".
-
-    Example:
-      >>> print(*annotated_lines({"n_images": 3, "mean_set_size": 1.5, "largest_set": 2, "n_empty": 1,
-      ...     "n_classes_never_named": 0, "n_answers": 8, "n_failed": 1, "n_calls": 9, "n_from_journal": 0,
-      ...     "n_unparseable": 1, "unparseable": [["1.png", 0, "no idea"]]}), sep="\\n")
-      3 images, 1.50 candidates each on average, at most 2; 1 without any
-      9 questions asked, 8 answers; 1 answer names no class, such as 'no idea' to 1.png
-      1 question failed: take the table away and repeat the command to ask it again
-    """
+    """What `annotate` counted; ``again`` says how failed questions are asked again, up to the word before "them"."""
     empty = f"; {counts['n_empty']:,} without any" if counts["n_empty"] else ""
     lines = [
         f"{counted(counts['n_images'], 'image')}, {counts['mean_set_size']:.2f} candidates each on average, "
@@ -278,13 +204,11 @@ def annotated_lines(
 
 def _description_lines(counts: Mapping[str, Any]) -> list[str]:
     """Which names were replaced before the images were annotated, and which descriptions were of no use."""
-    used, refused, lines = counts.get("descriptions", {}), counts.get("rejected", {}), []
+    used, lines = counts.get("descriptions", {}), list[str]()
     if used:
         lines.append(f"described in the prompts instead of named: {counted(len(used), 'class', 'classes')}")
         lines += _listed([f"{name!r}: {text!r}" for name, text in used.items()])
-    if refused:
-        lines.append("descriptions refused, as they explain the images worse than the names:")
-        lines += _listed([f"{name!r}: {', '.join(map(repr, texts))}" for name, texts in refused.items()])
+    lines += _refused_lines(counts)
     if left := [name for name in counts.get("mismatched", []) if name not in used]:
         lines.append("class names that fit no image and stay as they are: " + ", ".join(left[:LINES_MAX]))
     return lines
@@ -293,7 +217,7 @@ def _description_lines(counts: Mapping[str, Any]) -> list[str]:
 # ---- printers: (what the verb returned, the values of its flags) -----------------------------------------------------
 
 
-def print_inspection(found: Any, values: Mapping[str, Any]) -> None:
+def _print_inspection(found: Any, values: Mapping[str, Any]) -> None:
     """Counts, situation, problems.
 
     Raises: DataError if something is wrong with the data.
@@ -328,7 +252,7 @@ def print_inspection(found: Any, values: Mapping[str, Any]) -> None:
         )
 
 
-def print_fit(run: Run, values: Mapping[str, Any]) -> None:
+def _print_fit(run: Run, values: Mapping[str, Any]) -> None:
     """Scores, what names and pseudolabels were like, warnings, and where the report is."""
     summary, out = run.summary, _console()
     n_images, n_labelled = summary["n_images"], summary["n_labelled"]
@@ -346,7 +270,7 @@ def print_fit(run: Run, values: Mapping[str, Any]) -> None:
     out.print(f"report: {run.report}", markup=False)
 
 
-def print_pretrain(path: Path, values: Mapping[str, Any]) -> None:
+def _print_pretrain(path: Path, values: Mapping[str, Any]) -> None:
     """On what, how long, warnings, and what to do with it."""
     run = Run(path)
     summary = run.summary
@@ -365,15 +289,15 @@ def print_pretrain(path: Path, values: Mapping[str, Any]) -> None:
     print(f"start from it: labelwright fit {values['data']} --model {path} --out NEW")
 
 
-def print_annotated(done: Any, values: Mapping[str, Any]) -> None:
+def _print_annotated(done: Any, values: Mapping[str, Any]) -> None:
     """How many candidates there are and, where labels are known, how often they hold them."""
-    for line in annotated_lines(done.counts):
+    for line in _annotated_lines(done.counts):
         print(line)
     print(f"candidates: {done.path}")
     _print_left_out(done.counts["left_out"])
 
 
-def print_described(found: Any, values: Mapping[str, Any]) -> None:
+def _print_described(found: Any, values: Mapping[str, Any]) -> None:
     """The class names that fit no image, and the descriptions asked for."""
     names, evidence = found.class_names, found.mismatch.evidence.tolist()
     weakest = sorted(range(len(names)), key=evidence.__getitem__)
@@ -403,13 +327,13 @@ def print_described(found: Any, values: Mapping[str, Any]) -> None:
         print(f"descriptions: {found.path}; look them over, then: labelwright fit ... --descriptions {found.path}")
 
 
-def print_labels(rows: pa.Table, values: Mapping[str, Any]) -> None:
+def _print_labels(rows: pa.Table, values: Mapping[str, Any]) -> None:
     """How many images were labelled, where the labels are, and what was left out."""
     print(f"{counted(len(rows), 'image')} labelled: {values['out']}")
     _print_left_out(json.loads(rows.schema.metadata[b"left_out"]))
 
 
-def print_scores(scores: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+def _print_evaluated(scores: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     """Scores of `evaluate`, as a table or as JSON."""
     if values["json"]:
         print(json.dumps(scores))
@@ -418,7 +342,7 @@ def print_scores(scores: Mapping[str, Any], values: Mapping[str, Any]) -> None:
         _print_left_out(scores["left_out"])
 
 
-def print_settings(found: Sequence[Any], values: Mapping[str, Any]) -> None:
+def _print_settings(found: Sequence[Any], values: Mapping[str, Any]) -> None:
     """Settings of a method as a table, those that the preset changes marked, or as JSON."""
     if values["json"]:
         print(json.dumps({each.name: {"value": each.value, "text": each.text} for each in found}))
@@ -432,23 +356,18 @@ def print_settings(found: Sequence[Any], values: Mapping[str, Any]) -> None:
         print(f"* set by the preset {values['preset']}")
 
 
-def print_result(result: object, values: Mapping[str, Any]) -> None:
-    """Whatever the verb returned: a path, or a table in Markdown."""
-    print(result)
-
-
 PRINTERS: Mapping[str, Callable[[Any, Mapping[str, Any]], None]] = {
     "demo": lambda result, values: None,
-    "inspect": print_inspection,
-    "fit": print_fit,
-    "pretrain": print_pretrain,
-    "annotate": print_annotated,
-    "describe": print_described,
-    "label": print_labels,
-    "evaluate": print_scores,
-    "report": print_result,
-    "settings": print_settings,
-    "bench": print_result,
+    "inspect": _print_inspection,
+    "fit": _print_fit,
+    "pretrain": _print_pretrain,
+    "annotate": _print_annotated,
+    "describe": _print_described,
+    "label": _print_labels,
+    "evaluate": _print_evaluated,
+    "report": lambda result, values: print(result),
+    "settings": _print_settings,
+    "bench": lambda result, values: print(result),
 }
 
 

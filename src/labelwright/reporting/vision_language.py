@@ -8,8 +8,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from labelwright.metrics.classification import imbalance
-from labelwright.reporting.before_after import wrapped_text
-from labelwright.reporting.charts import AFTER, BEFORE, PERCENT, Figure, axes_layout, finite, line_figure, plain_text
+from labelwright.reporting.charts import (
+    AFTER,
+    PERCENT,
+    Figure,
+    axes_layout,
+    finite,
+    line_figure,
+    marked,
+    plain_text,
+    wrapped_text,
+)
 from labelwright.run_folder import Run
 from labelwright.wording import number
 
@@ -152,23 +161,10 @@ def _marked(figure: Figure, kept: int | None) -> Figure:
     """The figure with a dashed line at the epoch whose state was kept."""
     if kept is None:
         return figure
-    line = {"type": "line", "x0": kept, "x1": kept, "yref": "paper", "y0": 0, "y1": 1}
-    line |= {"line": {"dash": "dash", "color": BEFORE, "width": 1.5}}
     last = max(x for trace in figure.data for x in trace["x"])
-    anchor = "right" if kept > last / 2 else "left"
-    note = {
-        "text": "kept",
-        "x": kept,
-        "yref": "paper",
-        "y": 1,
-        "yanchor": "bottom",
-        "xanchor": anchor,
-        "showarrow": False,
-    }
-    margin = {**figure.layout["margin"], "t": 28}
-    layout = {**figure.layout, "shapes": [line], "annotations": [note], "margin": margin}
     when = f"after epoch {kept}" if kept else "from before training"
-    return replace(figure, alt=f"{figure.alt} The state {when} was kept.", layout=layout)
+    alt = f"{figure.alt} The state {when} was kept."
+    return replace(marked(figure, kept, "kept", is_right=kept > last / 2), alt=alt)
 
 
 # ---- margins --------------------------------------------------------------------------------------------------------

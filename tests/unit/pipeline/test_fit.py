@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,10 @@ import clip_folders
 import labelwright as lw
 import tiny
 from chat_stub import ChatStub, Fail
+from labelwright.annotators.chat import Estimate
+from labelwright.encoders.embed import concepts_of, load_encoder
 from labelwright.errors import ConfigError, DataError, LabelwrightError, OfflineError
+from labelwright.pipeline import job
 from labelwright.pipeline.saved_model import load_model
 from pictures import write_folders
 
@@ -374,8 +379,6 @@ def test_refused__descriptions_of_no_class(models: dict[str, str], photos: Path,
 def test_describe_with__an_endpoint_that_is_down_leaves_nothing_half_written(
     models: dict[str, str], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from labelwright.pipeline import job
-
     monkeypatch.setattr(job, "mismatched_classes", lambda *args, **kwargs: [1])
     monkeypatch.setattr("labelwright.annotators.chat_endpoint.FIRST_WAIT_S", 0.001)
     how: dict[str, Any] = {"classes": names_of(photos), "model": models["small-clip"], "set": STEPS, "n_views": 1}
@@ -391,6 +394,54 @@ def test_describe_with__an_endpoint_that_is_down_leaves_nothing_half_written(
         assert '"dog"' in stub.seen[0].prompt
     asked = json.loads((done.path / "descriptions.json").read_text(encoding="utf-8"))
     assert asked == {"dog": ["a red dog with spots", "the big dog"]}
+
+
+def test_describe_with__says_first_what_it_will_ask(
+    models: dict[str, str], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("labelwright.pipeline.job.mismatched_classes", lambda *args, **kwargs: [1])
+    how: dict[str, Any] = {"classes": names_of(photos), "model": models["small-clip"], "set": STEPS, "n_views": 1}
+    estimates = []
+
+    def refuse(estimate: Estimate) -> bool:
+        estimates.append(estimate)
+        return False
+
+    with ChatStub("a red dog with spots") as stub:
+        error = refused(tmp_path / "run", photos, describe_with="m", chat_url=stub.url, approve=refuse, **how)
+        assert stub.seen == []
+    assert "--describe-with" in error.fix
+    assert len(estimates) == 1
+
+
+def test_describe_with__one_process_asks_and_the_others_read(
+    models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "mismatched_classes", lambda *args, **kwargs: [1, 2])
+    encoder = load_encoder(models["small-clip"], device=tiny.CPU, precision="fp32")
+    assert encoder.tower is not None
+    prepared: Any = SimpleNamespace(train=SimpleNamespace(table=SimpleNamespace(class_names=NAMES)))
+    guesses: Any = SimpleNamespace(counts={"descriptions": {"cat": "a striped pet"}})
+    found = []
+    with ChatStub(lambda seen: "- a red dog with spots" if '"dog"' in seen.prompt else Fail(400, "no")) as stub:
+        for is_main in (True, False):
+            process = SimpleNamespace(device=tiny.CPU, is_main_process=is_main, main_process_first=nullcontext)
+            settings = SimpleNamespace(describe_with="m", chat_url=stub.url)
+            plan: Any = SimpleNamespace(
+                encoder=encoder,
+                texts={},
+                templates="one",
+                settings=settings,
+                run=lw.Run(tmp_path),
+                accelerator=process,
+            )
+            found.append(job._concepts(plan, prepared, guesses, None))
+    assert len(stub.seen) == 2  # by the first alone, though it got no answer about one class
+    for concepts in found:
+        assert concepts is not None
+        assert concepts.descriptions == ((), ("a red dog with spots",), ())
+        asked_as = concepts_of(encoder.tower, ["a striped pet", "dog", "owl"], templates="one")
+        assert torch.equal(concepts.feats, asked_as.feats)  # the description that replaced a name stays in its place
 
 
 def test_describe_with__nothing_is_asked_without_it(

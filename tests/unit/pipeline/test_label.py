@@ -13,7 +13,7 @@ import torch
 from labelwright.data.table import Images, LabelTable
 from labelwright.errors import ConfigError
 from labelwright.metrics.scores import confusions
-from labelwright.pipeline.label import checked_target, label_rows, write_class_folders
+from labelwright.pipeline.label import _checked_target, _write_class_folders, label_rows
 from labelwright.pipeline.saved_model import model_card
 from labelwright.train.predict import Answers
 from pictures import write_folders
@@ -61,12 +61,12 @@ def test_confusions__by_name() -> None:
 
 def test_checked_target(tmp_path: Path) -> None:
     for name in ("a.csv", "a.parquet", "folder"):
-        assert checked_target(tmp_path / name) == tmp_path / name
+        assert _checked_target(tmp_path / name) == tmp_path / name
     (tmp_path / "a.csv").touch()
     with pytest.raises(ConfigError, match="exists"):
-        checked_target(tmp_path / "a.csv")
+        _checked_target(tmp_path / "a.csv")
     with pytest.raises(ConfigError, match="neither"):
-        checked_target(tmp_path / "a.txt")
+        _checked_target(tmp_path / "a.txt")
 
 
 def test_write_class_folders__awkward_names(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_write_class_folders__awkward_names(tmp_path: Path) -> None:
     ids = pa.array(["p/q", "p-q", "v1.2", "fine.png"], pa.large_string())
     table = LabelTable(Images(paths, str(root)), ids, np.full(4, -1, np.int32), NAMES)
     rows = pa.table({"id": ids, "label": ["a/b", "a/b", "a/b", ".."]})
-    write_class_folders(rows, table, tmp_path / "out")
+    _write_class_folders(rows, table, tmp_path / "out")
     found = {str(path.relative_to(tmp_path / "out")): path.read_bytes() for path in (tmp_path / "out").rglob("*.png")}
     expected = {"a-b/p-q.png": 0, "a-b/p-q-row-1.png": 1, "a-b/v1.2.png": 2, "-/fine.png": 3}
     assert found == {name: (root / "x" / f"{i}.png").read_bytes() for name, i in expected.items()}
@@ -86,7 +86,7 @@ def test_write_class_folders__appears_whole_or_not_at_all(tmp_path: Path) -> Non
     paths = pa.array(["gone.png"], pa.large_string())
     table = LabelTable(Images(paths, str(tmp_path)), paths, np.full(1, -1, np.int32), NAMES)
     with pytest.raises(FileNotFoundError):
-        write_class_folders(pa.table({"id": paths, "label": ["ant"]}), table, tmp_path / "out")
+        _write_class_folders(pa.table({"id": paths, "label": ["ant"]}), table, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

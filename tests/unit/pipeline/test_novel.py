@@ -16,7 +16,7 @@ from labelwright.data.table import Images, LabelTable
 from labelwright.errors import ConfigError
 from labelwright.labels.clusters import about_clusters
 from labelwright.metrics.scores import open_scores, truth_beyond
-from labelwright.pipeline.novel import EVIDENCE_FILE, count_novel, novel_names
+from labelwright.pipeline.novel import EVIDENCE_FILE, count_novel
 from labelwright.pipeline.saved_model import renamed
 from labelwright.reporting.terminal import lines_of_run
 from labelwright.run_folder import Run
@@ -202,7 +202,6 @@ def test_about_clusters__words_that_fit_one_more_than_the_others() -> None:
 
 
 def test_names() -> None:
-    assert novel_names(0) == ()
     assert parse_renames(["novel-1=a=b"]) == {"novel-1": "a=b"}
     with pytest.raises(ConfigError, match="--rename okapi is not OLD=NEW"):
         parse_renames(["okapi"])

@@ -26,7 +26,7 @@ from labelwright.encoders.pretrained import image_stats
 from labelwright.encoders.saved import network_of, saved_backbone
 from labelwright.errors import ConfigError, DataError, LabelwrightError
 from labelwright.methods import simclr
-from labelwright.pipeline.pretrain import affordable_epochs
+from labelwright.pipeline.pretrain import _affordable_epochs
 from pictures import spoil, write_folders
 
 QUICK: dict[str, Any] = {"device": "cpu", "precision": "fp32"}
@@ -209,8 +209,8 @@ def test_pretrain__refuses_embeddings_and_a_single_image(tmp_path: Path) -> None
 
 
 def test_affordable_epochs__two_views_of_each_image() -> None:
-    assert affordable_epochs(200, 3_000) == 300_000 // (2 * 3_000)
-    assert affordable_epochs(3, 10**6) == 3
+    assert _affordable_epochs(200, 3_000) == 300_000 // (2 * 3_000)
+    assert _affordable_epochs(3, 10**6) == 3
 
 
 def test_command__prints_what_to_do_next(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ from labelwright import cli
 from labelwright.errors import ConfigError, DataError
 from labelwright.pipeline.settings import (
     GROUPS,
-    OF_THE_COMMAND,
+    PER_CALL,
     FitSettings,
     command_of,
     fields,
@@ -128,7 +128,7 @@ def test_config__round_trip(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_config(given)), encoding="utf-8")
     again = settings_of(tmp_path / "config.yaml", {"out": "again"})
     assert dataclasses.replace(given, out="again", set={"lr": "0.1"}) == again  # type: ignore[arg-type]
-    assert not set(OF_THE_COMMAND) & set(from_config(tmp_path / "config.yaml"))
+    assert not set(PER_CALL) & set(from_config(tmp_path / "config.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -137,13 +137,15 @@ def test_config__round_trip(tmp_path: Path) -> None:
         ("sedd: 1", ConfigError, "unknown setting 'sedd'"),
         ("[1]", DataError, "no keys and values"),
         ("a: [", DataError, "cannot be read"),
-        ("data: <Dataset in memory>", ConfigError, "data was Dataset in memory"),
+        ("data: <Dataset in memory>", ConfigError, "data was in memory when that run was made"),
+        ("data: [<Dataset in memory>]", ConfigError, "data was in memory when that run was made"),
+        ("data: a\ntest: <Dataset in memory>", ConfigError, "test was in memory when that run was made"),
     ],
 )
 def test_config__refused(text: str, error: type[Exception], words: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(error, match=words):
-        from_config(tmp_path / "config.yaml")
+        settings_of(tmp_path / "config.yaml", {"out": "again"})
     assert cli.run(["fit", "--config", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "run")]) == 2
     assert not (tmp_path / "run").exists()
 
@@ -162,6 +164,18 @@ def test_command__what_no_flag_says_is_read_from_the_config() -> None:
         command_of(config, path=Path("/runs/one")) == "labelwright fit --config /runs/one/config.yaml --out one-again"
     )
     assert command_of({}) == ""
+    for data in (object(), [object()]):
+        assert command_of(to_config(FitSettings(data=data, out="run"))) == ""  # type: ignore[arg-type]
+
+
+def test_config__what_was_in_memory_can_be_given_again(tmp_path: Path) -> None:
+    table = object()
+    config = to_config(FitSettings(data=table, out="run", seed=3))  # type: ignore[arg-type]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    again = settings_of(tmp_path / "config.yaml", {"data": table, "out": "again"})
+    assert (again.data, again.seed) == (table, 3)
+    words = ["fit", "photos", "--config", str(tmp_path / "config.yaml"), "--out", "again"]
+    assert cli.parse(words)[1]["data"] == "photos"
 
 
 # ---- every situation ------------------------------------------------------------------------------------------------
@@ -211,6 +225,23 @@ def words_of(situation: str, digits: Path, tmp_path: Path) -> list[str]:
 def table_of(path: Path, column: str, rows: list[list[str]]) -> str:
     path.write_text("\n".join([f"image,{column}", *(",".join(row) for row in rows)]) + "\n", encoding="utf-8")
     return str(path)
+
+
+def test_command_of_the_report__data_that_were_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = write_folders(tmp_path / "photos", {"ant": 8, "bee": 8})
+    images = sorted(root.rglob("*.png"))
+    tables = [
+        table_of(tmp_path / f"{name}.csv", "label", [[str(path), path.parent.name] for path in some])
+        for name, some in (("first", images[::2]), ("second", images[1::2]))
+    ]
+    first = lw.fit(tables, out="run", size=8, epochs=1, device="cpu", evaluations=0, set=("batch_size=8",))
+    (command,) = re.findall(r"<pre><code>(labelwright fit .*?)</code></pre>", first.report.read_text(encoding="utf-8"))
+    assert cli.run(shlex.split(html.unescape(command))[1:]) == 0
+    again = lw.Run("run-again")
+    assert first.labels is not None
+    assert first.labels.equals(again.labels)
+    assert again.config == first.config
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,14 @@ import plotly.graph_objects as go
 import pytest
 
 from labelwright.reporting.before_after import (
+    _pair_figure,
     compared_class_figures,
     labelled_figures,
-    pair_figure,
     pseudolabel_figures,
     pseudolabel_rows,
     pseudolabel_summary,
-    wrapped_text,
 )
-from labelwright.reporting.charts import count_figures
+from labelwright.reporting.charts import count_figures, wrapped_text
 from labelwright.reporting.class_rows import class_rows
 from labelwright.run_folder import Run
 
@@ -88,7 +87,7 @@ def test_class_rows__no_labels_is_not_zero_training_images():
 
 def test_pair_figure__43_long_names_in_full():
     names = [f"no passing for vehicles over {c}.5 metric tons at night" for c in range(43)]
-    figure = pair_figure("Right", names, [0.5] * 43, [1.0] * 43, what="share", is_share=True)
+    figure = _pair_figure("Right", names, [0.5] * 43, [1.0] * 43, what="share", is_share=True)
     assert figure.layout["yaxis"]["ticktext"] == names
     assert figure.layout["height"] >= 43 * 20  # px: two bars and a line of text per class
     assert figure.is_wide
@@ -100,7 +99,7 @@ def test_pair_figure__43_long_names_in_full():
 
 def test_pair_figure__many_classes_have_their_names_on_hover():
     names = [f"species {c}" for c in range(61)]
-    figure = pair_figure("Right", names, [1] * 61, [2] * 61, what="images")
+    figure = _pair_figure("Right", names, [1] * 61, [2] * 61, what="images")
     assert figure.layout["xaxis"]["showticklabels"] is False
     assert figure.data[1]["y"] == [2] * 61
     assert figure.data[0]["customdata"] == names
@@ -109,7 +108,7 @@ def test_pair_figure__many_classes_have_their_names_on_hover():
 
 
 def test_pair_figure__names_are_inert():
-    figure = pair_figure("Right", ["<b>bold</b>"], [1], [2], what="images")
+    figure = _pair_figure("Right", ["<b>bold</b>"], [1], [2], what="images")
     texts = [figure.layout["yaxis"]["ticktext"], figure.data[0]["customdata"]]
     texts += [figure.layout["meta"]["narrow"]["yaxis"]["ticktext"]]
     assert texts == [["&lt;b&gt;bold&lt;/b&gt;"]] * 3

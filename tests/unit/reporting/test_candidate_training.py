@@ -60,14 +60,14 @@ def test_division_figures__baselines_log_less(keys, titles):
     ],
 )
 def test_deployed_words__which_network(last, said):
-    (words,) = deployed_words([{"epoch": 0}, last, {"epoch": 2}], {})  # the epochs after it stopped say nothing
+    (words,) = deployed_words([{"epoch": 0}, last, {"epoch": 2}])  # the epochs after it stopped say nothing
     assert said in words
 
 
 def test_deployed_words__why():
     last = {"deployed": "sum", "score_deployed": 0.75}
-    assert deployed_words([last], {})[1].endswith("75.0% of its answers are among the image's guesses.")
-    assert deployed_words([{**last, "score_guesses": 0.5}], {})[1].endswith(
+    assert deployed_words([last])[1].endswith("75.0% of its answers are among the image's guesses.")
+    assert deployed_words([{**last, "score_guesses": 0.5}])[1].endswith(
         "The guesses: 0.500; the trained network: 0.750."
     )
-    assert deployed_words([{"epoch": 0, "loss": 1.0}], {}) == []
+    assert deployed_words([{"epoch": 0, "loss": 1.0}]) == []

@@ -94,11 +94,11 @@ def test_guess_counts__nothing_known_and_nothing_guessed():
 def test_guessed_section__two_towers_that_training_bettered():
     summary = {"annotator": TOWERS, "candidates": {**SETS, **TRUE}, "guesses": {**GUESSES, **SCORED}}
     said = guessed_section(run_of(**summary, test=TEST, zero_shot=ASKED))
-    assert said.origin == (
+    assert said["origin"] == (
         "a/clip compared each image with the class names, in 27 wordings; its guesses are every class that one of the "
         "wordings puts first."
     )
-    assert said.facts == [
+    assert said["facts"] == [
         ("Images", "40"),
         ("Guesses per image", "1.75 on average, at most 3"),
         ("Images with a single guess", "15"),
@@ -108,23 +108,23 @@ def test_guessed_section__two_towers_that_training_bettered():
         ("Never guessed", "gnu"),
         ("Hardly ever the first guess", f"{EVIL} (0)"),  # 0.5 is under a tenth of 38 / 4, and rounds to 0
     ]
-    assert said.verdict == [
+    assert said["verdict"] == [
         "On 50 test images the annotator alone is right for 60.0%, the model that learned from it for 70.0% "
         "(+10.0 points)."
     ]
-    assert not said.is_worse
+    assert not said["is_worse"]
     # 2 points, up or down, are too few to be called a change.
-    assert [row["name"] for row in said.corrected] == [EVIL]
-    assert [row["name"] for row in said.lost] == ["cat"]
-    assert said.scored_on == "test images"
+    assert [row["name"] for row in said["corrected"]] == [EVIL]
+    assert [row["name"] for row in said["lost"]] == ["cat"]
+    assert said["scored_on"] == "test images"
 
 
 def test_guessed_section__below_the_annotator_it_says_so():
     said = guessed_section(run_of(annotator=TOWERS, test={**TEST, "accuracy": 0.5}, zero_shot=ASKED))
-    assert said.is_worse
-    assert said.verdict[1].startswith("It is worse than its annotator")
+    assert said["is_worse"]
+    assert said["verdict"][1].startswith("It is worse than its annotator")
     equal = guessed_section(run_of(annotator=TOWERS, test={**TEST, "accuracy": 0.6}, zero_shot=ASKED))
-    assert (equal.is_worse, len(equal.verdict)) == (False, 1)
+    assert (equal["is_worse"], len(equal["verdict"])) == (False, 1)
 
 
 @pytest.mark.parametrize("annotator", [CHAT, None])
@@ -132,27 +132,28 @@ def test_guessed_section__class_names_read_by_another_are_not_the_annotator(anno
     run = run_of(annotator=annotator, test={**TEST, "accuracy": 0.5}, zero_shot=ASKED)
     said = guessed_section(run)
     assert not is_below_annotator(run.summary)
-    assert (said.verdict, said.corrected, said.lost, change_figures(run)) == ([], [], [], [])
+    assert (said["verdict"], said["corrected"], said["lost"], change_figures(run)) == ([], [], [], [])
 
 
 def test_guessed_section__a_chat_model_and_its_answers():
     said = guessed_section(run_of(annotator=CHAT))
-    assert said.origin == (
+    assert said["origin"] == (
         "The chat model llava was asked about each image, in 3 wordings; 7 of 110 answers named no class of the list; "
         "10 questions failed."
     )
-    assert guessed_section(run_of(annotator={**CHAT, "n_unparseable": 0, "n_failed": 0})).origin.endswith("3 wordings.")
+    without = guessed_section(run_of(annotator={**CHAT, "n_unparseable": 0, "n_failed": 0}))
+    assert without["origin"].endswith("3 wordings.")
 
 
 def test_guessed_section__a_table_of_the_user_scored_by_its_first_guesses():
     pseudo = {"counts": [10, 10, 10, 10], "accuracy": 0.8, "per_class": [0.8, 0.75, 0.5, None]}
     said = guessed_section(run_of(guesses={**GUESSES, **SCORED}, pseudolabels=pseudo))
-    assert said.origin == "They came with the data."
-    assert said.scored_on == "training images whose truth is known"
-    (words,) = said.verdict
+    assert said["origin"] == "They came with the data."
+    assert said["scored_on"] == "training images whose truth is known"
+    (words,) = said["verdict"]
     assert words.endswith("the first guess is right for 60.0%, the model's answers for 80.0%.")
-    assert [(row["name"], round(row["change"], 2)) for row in said.corrected] == [(EVIL, 0.5), ("dog", 0.25)]
-    assert [(row["name"], round(row["change"], 2)) for row in said.lost] == [("cat", -0.1)]
+    assert [(row["name"], round(row["change"], 2)) for row in said["corrected"]] == [(EVIL, 0.5), ("dog", 0.25)]
+    assert [(row["name"], round(row["change"], 2)) for row in said["lost"]] == [("cat", -0.1)]
 
 
 def test_guessed_section__guesses_without_weights_have_no_first():
@@ -160,8 +161,8 @@ def test_guessed_section__guesses_without_weights_have_no_first():
     pseudo = {"accuracy": 0.8, "per_class": [0.8, 0.75, 0.5, None]}
     run = run_of(guesses=counts, pseudolabels=pseudo)
     said = guessed_section(run)
-    assert ("Guess drawn by chance, right", "60.0%") in said.facts
-    assert ("Hardly ever guessed", f"{EVIL} (0)") in said.facts
+    assert ("Guess drawn by chance, right", "60.0%") in said["facts"]
+    assert ("Hardly ever guessed", f"{EVIL} (0)") in said["facts"]
     names = {
         trace["name"]
         for figure in [*guess_figures(run), *change_figures(run)]
@@ -174,7 +175,7 @@ def test_guessed_section__guesses_without_weights_have_no_first():
 
 def test_guessed_section__names_that_gave_way_to_descriptions():
     said = guessed_section(run_of(annotator={**TOWERS, "descriptions": {"gnu": "a horned animal"}, "rule": "top_k"}))
-    assert said.replaced == [("gnu", "a horned animal")]
+    assert said["replaced"] == [("gnu", "a horned animal")]
 
 
 def test_guessed_section__other_runs_have_none():
@@ -183,9 +184,9 @@ def test_guessed_section__other_runs_have_none():
 
 
 def test_guessed_section__a_run_of_an_older_version_and_one_class():
-    assert guessed_section(run_of(guesses=None)).facts[-1] == ("Images without any", "2")
+    assert guessed_section(run_of(guesses=None))["facts"][-1] == ("Images without any", "2")
     one = run_of(names=["cat"], guesses={"named": [3], "first": [3.0], "sizes": [0, 3]})
-    assert not [what for what, _ in guessed_section(one).facts if "uess" in what and "ever" in what]
+    assert not [what for what, _ in guessed_section(one)["facts"] if "uess" in what and "ever" in what]
     assert list(valid(guess_figures(one))) == ["How often each class is guessed"]
 
 

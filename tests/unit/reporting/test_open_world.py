@@ -60,8 +60,8 @@ def test_open_world_section__other_runs_have_none():
 
 def test_open_world_section__scores_of_test_and_of_training_images():
     said = open_world_section(run_of(test=SCORES, pseudolabels={**SCORES, "seen": None, "novel": 0.75}))
-    assert said.columns == ["Test images", "Unlabelled training images"]
-    assert said.scores == [
+    assert said["columns"] == ["Test images", "Unlabelled training images"]
+    assert said["scores"] == [
         ("Right, of images of named classes", ["90.0%", "–"]),
         ("Right, of images of new classes", ["50.0%", "75.0%"]),
         ("Right, of all images", ["60.0%", "60.0%"]),
@@ -70,22 +70,22 @@ def test_open_world_section__scores_of_test_and_of_training_images():
         ("Images of named classes that were scored", ["1,200", "1,200"]),
         ("Images of new classes that were scored", ["40", "40"]),
     ]
-    assert said.unscored == ""
+    assert said["unscored"] == ""
 
 
 def test_open_world_section__only_named_classes_can_be_scored():
     held_out = {**SCORES, "novel": None, "to_seen": None, "n_novel_images": 0}
     said = open_world_section(run_of(test=held_out))
-    assert said.columns == ["Test images"]
-    assert "Right, of images of new classes" not in [what for what, _ in said.scores]
-    assert said.unscored.startswith("How good the new classes are is not known")
+    assert said["columns"] == ["Test images"]
+    assert "Right, of images of new classes" not in [what for what, _ in said["scores"]]
+    assert said["unscored"].startswith("How good the new classes are is not known")
 
 
 def test_open_world_section__neither_test_images_nor_truth():
     said = open_world_section(run_of())
-    assert said.columns == said.scores == []
-    assert said.unscored
-    assert [card.name for card in said.cards] == ["novel-1", "novel-2", "novel-3"]
+    assert said["columns"] == said["scores"] == []
+    assert said["unscored"]
+    assert [card["name"] for card in said["cards"]] == ["novel-1", "novel-2", "novel-3"]
 
 
 # ---- how many -------------------------------------------------------------------------------------------------------
@@ -93,11 +93,11 @@ def test_open_world_section__neither_test_images_nor_truth():
 
 def test_open_world_section__the_reason_is_told():
     said = open_world_section(run_of())
-    assert said.counting == ["3 novel classes beside 2 seen: so it is."]
-    assert f"{AGREEMENT_WEIGHT * 100:.0f}% agreement" in said.chart_note
-    assert "novel-1 to novel-3" in said.intro
+    assert said["counting"] == ["3 novel classes beside 2 seen: so it is."]
+    assert f"{AGREEMENT_WEIGHT * 100:.0f}% agreement" in said["chart_note"]
+    assert "novel-1 to novel-3" in said["intro"]
     edge = open_world_section(run_of(evidence={**EVIDENCE, "is_edge": True, "most": 20}))
-    assert edge.counting[-1] == "To look further, run it again with a wider range, as --novel 0-40."
+    assert edge["counting"][-1] == "To look further, run it again with a wider range, as --novel 0-40."
 
 
 @pytest.mark.parametrize(
@@ -111,8 +111,8 @@ def test_open_world_section__the_reason_is_told():
 def test_open_world_section__the_user_said_how_many(n, words):
     run = run_of(evidence=None, clusters=[cluster(f"novel-{i + 1}") for i in range(n)])
     said = open_world_section(run)
-    assert said.counting == [words]
-    assert said.chart_note == ""
+    assert said["counting"] == [words]
+    assert said["chart_note"] == ""
     assert evidence_figures(run) == []
     assert "found" not in found_words(run)
 
@@ -120,9 +120,9 @@ def test_open_world_section__the_user_said_how_many(n, words):
 def test_open_world_section__no_new_class_was_found():
     run = run_of(evidence={**EVIDENCE, "n_novel": 0, "plausible": [0, 0]}, clusters=[])
     said = open_world_section(run)
-    assert said.cards == []
-    assert said.unscored == ""
-    assert said.intro.endswith("The model has no class beyond these.")
+    assert said["cards"] == []
+    assert said["unscored"] == ""
+    assert said["intro"].endswith("The model has no class beyond these.")
     assert found_words(run) == "No class beyond the named ones was found."
     (figure,) = valid(evidence_figures(run)).values()
     assert "0 is used" in figure.alt
@@ -170,7 +170,7 @@ def test_pace_figures__by_truth():
     assert len(sure.data) == 3  # the training images of new classes have no confidence here
     assert (shares.data[0]["x"][0], shares.data[0]["y"][0]) == (0, 0.9)  # from before the first epoch on
     assert apart.data[0]["y"] == [0.3, 0.15, pytest.approx(0.1), 0.075]
-    note = open_world_section(run_of(epochs=epochs_of())).pace_note
+    note = open_world_section(run_of(epochs=epochs_of()))["pace_note"]
     assert "Kullback-Leibler" in note
     assert "Training: unlabelled" in note
 
@@ -183,13 +183,13 @@ def test_pace_figures__without_truth_what_the_model_says_of_itself():
         "taken for named",
         "taken for new",
     ]
-    assert "Training: unlabelled" not in open_world_section(run).pace_note
+    assert "Training: unlabelled" not in open_world_section(run)["pace_note"]
 
 
 def test_pace_figures__a_method_that_logs_nothing():
     run = run_of(epochs=[{"epoch": e, "loss": 1.0} for e in range(3)])
     assert pace_figures(run) == []
-    assert open_world_section(run).pace_note == ""
+    assert open_world_section(run)["pace_note"] == ""
 
 
 def test_pace_figures__none_and_small_differences():
@@ -205,32 +205,31 @@ def test_pace_figures__none_and_small_differences():
 
 def test_open_world_section__cards():
     said = open_world_section(run_of(test=SCORES), {f"a/{EVIL}.jpg": PICTURE, "other.jpg": PICTURE})
-    first, second, empty = said.cards
-    assert (first.size, second.size, empty.size) == ("1,500 images", "1 image", "no image")
-    assert first.images == [(f"a/{EVIL}.jpg", PICTURE)]
-    assert dict(first.facts) == {
+    first, second, empty = said["cards"]
+    assert (first["size"], second["size"], empty["size"]) == ("1,500 images", "1 image", "no image")
+    assert first["images"] == [(f"a/{EVIL}.jpg", PICTURE)]
+    assert dict(first["facts"]) == {
         "How alike its images are": "0.90 of 1",  # two classes with images: none is like most
         "True class it fits best": "owl",
         "If it were not novel-1, it would be": f"{EVIL} (40.0% of its images), novel-2 (25.0%)",
     }
-    assert first.rename == "labelwright label RUN DATA --rename novel-1=NAME"
-    assert dict(second.facts)["True class it fits best"] == "none: others fit each class better"
-    assert second.images == []
-    assert [what for what, _ in empty.facts] == ["Left empty"]
-    assert empty.rename == ""
+    assert first["rename"] == "labelwright label RUN DATA --rename novel-1=NAME"
+    assert dict(second["facts"])["True class it fits best"] == "none: others fit each class better"
+    assert second["images"] == []
+    assert [what for what, _ in empty["facts"]] == ["Left empty"]
+    assert empty["rename"] == ""
 
 
 def test_open_world_section__the_truth_of_the_training_images_goes_first():
     said = open_world_section(run_of(test=SCORES, pseudolabels={**SCORES, "matched": ["cat", "dog", "emu"]}))
-    fits = [dict(card.facts).get("True class it fits best") for card in said.cards[:2]]
+    fits = [dict(card["facts"]).get("True class it fits best") for card in said["cards"][:2]]
     assert fits == ["emu", "none: others fit each class better"]  # the second is not listed there
 
 
 def test_open_world_section__tightness_against_the_others():
     clusters = [cluster(f"novel-{i}", 5, t) for i, t in enumerate((0.95, 0.85, 0.84, 0.86, 0.6))]
-    words = [
-        dict(card.facts)["How alike its images are"] for card in open_world_section(run_of(clusters=clusters)).cards
-    ]
+    cards = open_world_section(run_of(clusters=clusters))["cards"]
+    words = [dict(card["facts"])["How alike its images are"] for card in cards]
     assert words[0] == "0.95 of 1, more than in most new classes"
     assert words[1] == "0.85 of 1, about as in most new classes"
     assert words[4] == "0.60 of 1, less than in most new classes: it may hold several classes"
@@ -239,8 +238,8 @@ def test_open_world_section__tightness_against_the_others():
 def test_open_world_section__proposed_names():
     words = [[["ship", 0.4], ["boat", 0.3], ["snake", 0.1]], [["dog", -0.1]], []]
     clusters = [cluster(f"novel-{i}", 5, proposed=each) for i, each in enumerate(words)]
-    cards = open_world_section(run_of(clusters=clusters)).cards
-    assert [dict(card.facts).get("Names from your vocabulary") for card in cards] == ["ship, boat", None, None]
+    cards = open_world_section(run_of(clusters=clusters))["cards"]
+    assert [dict(card["facts"]).get("Names from your vocabulary") for card in cards] == ["ship, boat", None, None]
 
 
 # ---- pictures -------------------------------------------------------------------------------------------------------

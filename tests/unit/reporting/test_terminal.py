@@ -29,7 +29,7 @@ def write_run(folder: Path, summary: dict[str, Any], *records: dict[str, Any]) -
 
 
 def test_name_lines__each_name_with_what_took_its_place() -> None:
-    assert telling.name_lines(BEGIN) == [
+    assert telling._name_lines(BEGIN) == [
         "class names that fit no image: 2 of 4",
         "  'ant': described as 'six legs'",
         "  'dog': not repaired",
@@ -51,29 +51,39 @@ def test_name_lines__each_name_with_what_took_its_place() -> None:
     ],
 )
 def test_name_lines__repairs(more: dict[str, Any], said: str) -> None:
-    assert f"  {said}" in telling.name_lines({**BEGIN, **more})
+    assert f"  {said}" in telling._name_lines({**BEGIN, **more})
 
 
 def test_name_lines__many_are_cut_and_none_is_said() -> None:
     names = [f"n{i}" for i in range(30)]
-    lines = telling.name_lines({"class_names": names, "mismatched": names[:25], "unrepaired": names[:25]})
+    lines = telling._name_lines({"class_names": names, "mismatched": names[:25], "unrepaired": names[:25]})
     assert lines[0] == "class names that fit no image: 25 of 30"
     assert lines[-1] == "  and 5 more, see the report"
     assert len(lines) == 1 + telling.LINES_MAX + 1
-    assert telling.name_lines({"class_names": names, "mismatched": []}) == ["class names that fit no image: none found"]
-    assert telling.name_lines({"kind": "begin", "main_set": 3}) == []
+    none_found = telling._name_lines({"class_names": names, "mismatched": []})
+    assert none_found == ["class names that fit no image: none found"]
+    assert telling._name_lines({"kind": "begin", "main_set": 3}) == []
 
 
 def test_accuracy_line__equal_is_no_help() -> None:
     scores = {"accuracy": 0.5, "n_scored": 4}
-    assert telling.accuracy_line(scores, scores).endswith("it did not help")
-    assert "not" not in telling.accuracy_line(scores, {**scores, "accuracy": 0.75})
+    assert telling._accuracy_line(scores, scores).endswith("it did not help")
+    assert "not" not in telling._accuracy_line(scores, {**scores, "accuracy": 0.75})
 
 
 def test_pseudolabel_lines__without_truth_or_images() -> None:
     one = {"imbalance_ratio": None, "gini": None, "counts": [0, 0]}
-    assert telling.pseudolabel_lines({**one, "zero_shot": one}) == [
+    assert telling._pseudolabel_lines({**one, "zero_shot": one}) == [
         "pseudolabels, largest class over smallest: 2 classes empty -> 2 classes empty (Gini none -> none)"
+    ]
+
+
+def test_pseudolabel_lines__before_and_after() -> None:
+    before = {"imbalance_ratio": None, "gini": 0.5, "counts": [4, 0], "accuracy": 0.5}
+    after = {"imbalance_ratio": 1.0, "gini": 0.0, "counts": [2, 2], "accuracy": 1.0}
+    assert telling._pseudolabel_lines({**after, "zero_shot": before}) == [
+        "pseudolabels, largest class over smallest: 1 class empty -> 1.0 (Gini 0.50 -> 0.00)",
+        "pseudolabels that are right: 0.5000 -> 1.0000",
     ]
 
 
@@ -89,7 +99,7 @@ def test_lines_of_run__what_there_is(tmp_path: Path) -> None:
     whole = telling.lines_of_run(write_run(tmp_path / "a", summary, BEGIN, epoch))
     assert whole[0] == "zero-shot -> adapted accuracy: 0.5000 -> 0.7500 on 4 test images"
     assert whole[1].startswith("pseudolabels, largest class over smallest: 2.0 -> 2.0")
-    assert whole[2:] == telling.name_lines(BEGIN)
+    assert whole[2:] == telling._name_lines(BEGIN)
     untested = {**summary, "test": None, "zero_shot": None, "pseudolabels": None}
     assert telling.lines_of_run(write_run(tmp_path / "b", untested, epoch)) == []
     assert telling.lines_of_run(write_run(tmp_path / "c", {**summary, "method": "zero_shot"}, BEGIN)) == []
@@ -107,16 +117,16 @@ def test_novel_lines__what_was_found_and_how_right_it_is() -> None:
         "novel": {"evidence": {"plausible": [2, 4]}, "clusters": clusters},
         "pseudolabels": {"seen": 0.9, "novel": None, "all": 0.75},
     }
-    assert telling.novel_lines(summary) == [
+    assert telling._novel_lines(summary) == [
         "3 classes beyond the named ones (2 to 4 are about as likely): okapi (1,200 images, perhaps zebra), "
         "novel-2 (1 image, perhaps dik-dik), novel-3 (0 images)",
         "to name one: labelwright label RUN PHOTOS --rename novel-2=NAME",
         "unlabelled images right: of named classes 90.0%, all in all 75.0%",
     ]
     many = [{"name": f"novel-{i}", "n_images": 5} for i in range(1, telling.LINES_MAX + 3)]
-    line = telling.novel_lines({"n_novel": len(many), "novel": {"evidence": None, "clusters": many}})[0]
+    line = telling._novel_lines({"n_novel": len(many), "novel": {"evidence": None, "clusters": many}})[0]
     assert line.endswith(f"novel-{telling.LINES_MAX} (5 images) and 2 more")
-    assert telling.novel_lines({"n_novel": 0, "novel": None}) == ["no class beyond the named ones"]
+    assert telling._novel_lines({"n_novel": 0, "novel": None}) == ["no class beyond the named ones"]
 
 
 TOWERS = {"name": "a/clip", "kind": "two towers"}
@@ -134,7 +144,7 @@ SETS = {"n_images": 3, "mean_set_size": 1.5, "largest_set": 2, "n_empty": 0, "n_
 def test_student_line__says_when_it_is_worse(after: float, said: str) -> None:
     summary = {"candidates": SETS, "annotator": TOWERS, "zero_shot": {"accuracy": 0.5, "n_scored": 4}}
     summary["test"] = {"accuracy": after, "n_scored": 4}
-    assert telling.student_line(summary) == f"annotator -> student accuracy: {said}"
+    assert telling._student_line(summary) == f"annotator -> student accuracy: {said}"
 
 
 def test_lines_of_run__candidates_and_what_was_deployed(tmp_path: Path) -> None:
@@ -164,14 +174,14 @@ def test_epoch_records__an_epoch_done_twice_counts_once(tmp_path: Path) -> None:
 
 def test_pseudolabel_lines__first_guesses_of_a_table() -> None:
     found = {"imbalance_ratio": 2.0, "gini": 0.2, "counts": [2, 1], "accuracy": 0.75}
-    assert telling.pseudolabel_lines(found, {"accuracy": 0.5})[1:] == [
+    assert telling._pseudolabel_lines(found, {"accuracy": 0.5})[1:] == [
         "first guesses that are right: 0.5000",
         "pseudolabels that are right: 0.7500",
     ]
-    assert telling.pseudolabel_lines(found, {"accuracy": 0.5, "is_ranked": False})[1] == (
+    assert telling._pseudolabel_lines(found, {"accuracy": 0.5, "is_ranked": False})[1] == (
         "guesses drawn by chance that are right: 0.5000"
     )
-    assert telling.pseudolabel_lines(found, {"named": [1, 1]})[1] == "pseudolabels that are right: 0.7500"
+    assert telling._pseudolabel_lines(found, {"named": [1, 1]})[1] == "pseudolabels that are right: 0.7500"
 
 
 def test_folded_warnings__other_words_stay_apart() -> None:
@@ -185,7 +195,7 @@ def test_folded_warnings__other_words_stay_apart() -> None:
 
 def test_annotated_lines__two_towers_say_nothing_of_questions() -> None:
     counts = {"n_images": 2, "mean_set_size": 2.0, "largest_set": 2, "n_empty": 0, "n_classes_never_named": 3}
-    lines = telling.annotated_lines({**counts, "n_scored": 2, "truth_inside": 1.0, "top1_accuracy": 0.5})
+    lines = telling._annotated_lines({**counts, "n_scored": 2, "truth_inside": 1.0, "top1_accuracy": 0.5})
     assert lines == [
         "2 images, 2.00 candidates each on average, at most 2",
         "classes that no image has among its candidates: 3",
