@@ -22,14 +22,16 @@ from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.run_folder import Run
 from labelwright.train.loop import LoopOptions, Trained, train
 from labelwright.train.seeds import generator
-from labelwright.types import BuildNet, Candidates, Concepts, Recipe, State, Task, ViewSource
+from labelwright.types import BuildNet, Candidates, Concepts, Head, Recipe, State, Task, ViewSource
 
 CPU = torch.device("cpu")
 SIZE_PX = 8
 N_FEATURES = 16
 LOGIT_SCALE = 12.0
-FROZEN = ("beliefs",)  # see features of a frozen network, always
-TRAINED = {**METHODS, "simclr": of_labels("SimCLR", cast(Recipe, simclr))}  # what is no method of `fit`, too
+SOLVED = {f"{name} on features": each.on_features() for name, each in METHODS.items() if each.frozen is not None}
+FROZEN = ("beliefs", "cross_validated", *SOLVED)  # see features of a frozen network, always
+EVERY = {**METHODS, **SOLVED}
+TRAINED = {**EVERY, "simclr": of_labels("SimCLR", cast(Recipe, simclr))}  # what is no method of `fit`, too
 
 
 def family_of(name: str) -> str:
@@ -106,10 +108,9 @@ class BuildTowers:
     concepts: Concepts
     is_frozen: bool = True
     is_pretrained: bool = True
+    n_features: int = N_FEATURES
 
-    def __call__(
-        self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp"] = "linear", hidden: int = 256
-    ) -> nn.Module:
+    def __call__(self, n_outputs: int, *, head: Head = "linear", hidden: int = 256) -> nn.Module:
         raise AssertionError("these recipes are built on towers")
 
     def towers(self, tune: str = "none") -> Any:
@@ -124,14 +125,13 @@ class BuildHead:
     concepts: Concepts | None = None
     is_frozen: bool = True
     is_pretrained: bool = True
+    n_features: int = N_FEATURES
 
-    def __call__(
-        self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp"] = "linear", hidden: int = 256
-    ) -> nn.Module:
+    def __call__(self, n_outputs: int, *, head: Head = "linear", hidden: int = 256) -> nn.Module:
         return Classifier(
             Stored(),
             name="stored",
-            n_features=N_FEATURES,
+            n_features=self.n_features,
             n_outputs=n_outputs,
             head=head,
             hidden=hidden,

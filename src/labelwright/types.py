@@ -384,6 +384,10 @@ class Network(Protocol):
         """Logits [B, C] of what `penultimate` gives."""
 
 
+Head = Literal["linear", "centred", "cosine", "mlp", "projected"]
+"""What turns features into logits; see encoders/heads.py."""
+
+
 class BuildNet(Protocol):
     """Makes fresh networks of the user's backbone."""
 
@@ -395,13 +399,11 @@ class BuildNet(Protocol):
     def is_pretrained(self) -> bool:
         """Whether the backbone has learned something before; False for random weights."""
 
-    def __call__(
-        self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp", "projected"] = "linear", hidden: int = 256
-    ) -> nn.Module:
+    def __call__(self, n_outputs: int, *, head: Head = "linear", hidden: int = 256) -> nn.Module:
         """A `Network` of n_outputs classes.
 
-        Head "linear", "cosine" (unit-norm), "mlp" (a residual layer of width ``hidden`` first) or "projected" (linear
-        on unit projections to ``hidden`` numbers).
+        Head "linear", "centred" (linear on centred features of unit scale), "cosine" (unit-norm), "mlp" (a residual layer
+                of width ``hidden`` first) or "projected" (linear on unit projections to ``hidden`` numbers).
         """
 
     def towers(self, tune: str = "none") -> Any:

@@ -9,12 +9,13 @@ import torch
 
 import tiny
 from labelwright.errors import ConfigError
-from labelwright.methods.registry import METHODS, method_named, resolve_config
+from labelwright.methods.registry import method_named, resolve_config
 from labelwright.run_folder import Run
 from labelwright.train.loop import train
 from labelwright.train.settings import TrainSettings, setting_names
 from labelwright.types import Candidates, Task
 
+METHODS = tiny.EVERY
 COUNTS = (14, 8, 4)
 ALL = pytest.mark.parametrize("name", METHODS)
 LABELS = pytest.mark.parametrize(
@@ -24,7 +25,7 @@ TEXT = pytest.mark.parametrize("name", [name for name in METHODS if tiny.family_
 CANDIDATES = pytest.mark.parametrize("name", [name for name in METHODS if tiny.family_of(name) == "candidates"])
 OPEN = [name for name in METHODS if tiny.family_of(name) == "open_world"]
 OPTIONAL = {"cap", "lps"}  # some of their settings matter with others only
-STEPLESS = {"zero_shot", "transclip", "ss_kmeans", "beliefs"}  # all is said before the first epoch
+STEPLESS = {"zero_shot", "transclip", "ss_kmeans", *tiny.FROZEN}  # all is said before the first epoch
 STOPPING = {"coreg_frozen"}  # once answers stand still, after two epochs at the least
 
 
@@ -100,7 +101,7 @@ def test_run__one_class(name: str) -> None:
 @ALL
 @pytest.mark.parametrize("counts", [(9, 0, 6), (0, 9, 6), (5, 1, 1), (1, 1, 1)], ids=str)
 def test_run__a_class_without_images_or_with_one(name: str, counts: tuple[int, ...]) -> None:
-    if (name in OPEN and (0 in counts or max(counts) == 1)) or (name in tiny.FROZEN and 0 in counts):
+    if (name in OPEN and (0 in counts or max(counts) == 1)) or (name == "beliefs" and 0 in counts):
         with pytest.raises(ConfigError, match=r"no image is labelled|there are none|finds classes in"):
             tiny.run_method(name, counts, settings=settings_of(name))
         return

@@ -69,13 +69,14 @@ def test_sources_are_found() -> None:
 
 
 def settings_classes() -> list[Any]:
-    configs = [method.recipe.Config for method in METHODS.values()]
-    return list(dict.fromkeys([TrainSettings, ViewSettings, simclr.Config, *configs]))
+    recipes = [recipe for method in METHODS.values() for recipe in (method.recipe, method.frozen) if recipe is not None]
+    owners = [owner for recipe in recipes for owner in recipe.Config.__mro__ if dataclasses.is_dataclass(owner)]
+    return list(dict.fromkeys([TrainSettings, ViewSettings, simclr.Config, *owners]))
 
 
 @pytest.mark.parametrize("config", settings_classes(), ids=lambda config: f"{config.__module__}.{config.__name__}")
 def test_every_field_has_a_comment(config: type[Any]) -> None:
-    own = [field.name for field in dataclasses.fields(config) if field.name in vars(config)["__annotations__"]]
+    own = [field.name for field in dataclasses.fields(config) if field.name in vars(config).get("__annotations__", {})]
     lines = inspect.getsource(config).splitlines()
     bare = []
     for name in own:

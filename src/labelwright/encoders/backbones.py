@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from labelwright.encoders.heads import CentredHead as CentredHead
 from labelwright.encoders.heads import CosineHead as CosineHead
 from labelwright.encoders.heads import MlpHead as MlpHead
 from labelwright.encoders.heads import ProjectedHead as ProjectedHead
@@ -31,10 +32,11 @@ from labelwright.encoders.residual import ResidualAdapter
 from labelwright.encoders.resnets import OWN
 from labelwright.encoders.saved import SavedBackbone, saved_backbone
 from labelwright.errors import ConfigError
+from labelwright.types import Head
 
-Head = Literal["linear", "cosine", "mlp", "projected", "text"]
-_HEADS: dict[type[nn.Module], Head] = {
+_HEADS: dict[type[nn.Module], Head | Literal["text"]] = {
     nn.Linear: "linear",
+    CentredHead: "centred",
     CosineHead: "cosine",
     MlpHead: "mlp",
     ProjectedHead: "projected",
@@ -88,7 +90,7 @@ class Classifier(nn.Module):
         name: str,
         n_features: int,
         n_outputs: int,
-        head: Literal["linear", "cosine", "mlp", "projected"] | nn.Module,
+        head: Head | nn.Module,
         image_size_px: int,
         freeze: Sequence[str],
         hidden: int = 256,
@@ -99,6 +101,8 @@ class Classifier(nn.Module):
             self.head = head
         elif head == "linear":
             self.head = nn.Linear(n_features, n_outputs)
+        elif head == "centred":
+            self.head = CentredHead(n_features, n_outputs)
         elif head == "cosine":
             self.head = CosineHead(n_features, n_outputs)
         elif head == "mlp":
@@ -106,7 +110,7 @@ class Classifier(nn.Module):
         elif head == "projected":
             self.head = ProjectedHead(n_features, n_outputs, n_dims=hidden)
         else:
-            raise ConfigError(f"unknown head: {head!r}", fix="use 'linear', 'cosine', 'mlp' or 'projected'")
+            raise ConfigError(f"unknown head: {head!r}", fix="use 'linear', 'centred', 'cosine', 'mlp' or 'projected'")
         self.name = name
         self.n_features = n_features
         self.n_outputs = n_outputs
@@ -216,7 +220,7 @@ def build(
     n_outputs: int,
     *,
     pretrained: bool = True,
-    head: Literal["linear", "cosine", "mlp", "projected"] = "linear",
+    head: Head = "linear",
     hidden: int = 256,
     image_size_px: int = 32,
     freeze: Sequence[str] = (),
@@ -230,8 +234,9 @@ def build(
         and SigLIP the image tower is taken.
       n_outputs: C, >= 1.
       pretrained: False starts a transformers model from random weights; the networks in OWN always do.
-      head: "linear", "cosine" (unit feats, unit weights, no bias: what LDAM needs), "mlp" (a residual layer, then
-        linear: something to learn where the backbone is frozen), or "projected" (linear on unit projections).
+      head: "linear", "centred" (linear on features centred and of unit scale), "cosine" (unit feats, unit weights, no
+        bias: what LDAM needs), "mlp" (a residual layer, then linear: something to learn where the backbone is frozen),
+        or "projected" (linear on unit projections).
       hidden: width of that residual layer, or of the projections, >= 1.
       image_size_px: height and width of the images it will be given.
       freeze: glob patterns over parameter names, as in ``("backbone.*",)`` or ``("*.layer.[0-8].*",)``.

@@ -134,3 +134,33 @@ class ProjectedHead(nn.Module):
         with torch.autocast(feats.device.type, enabled=False):
             logits: Tensor = self.linear(u)
         return logits
+
+
+class CentredHead(nn.Module):
+    """Linear head on centred features of unit scale: logits = W (f - m) / s + b; float32 even under autocast.
+
+    m and s are buffers, zero and one at first. Neither shifting nor scaling the features with m and s changes anything.
+
+    Args:
+      n_features: D.
+      n_outputs: C.
+
+    Example:
+      >>> head = CentredHead(2, 3)
+      >>> tuple(head(torch.zeros(5, 2)).shape), head.scale.item()
+      ((5, 3), 1.0)
+    """
+
+    def __init__(self, n_features: int, n_outputs: int) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.scale: Tensor
+        self.register_buffer("mean", torch.zeros(n_features))
+        self.register_buffer("scale", torch.ones(()))
+        self.linear = nn.Linear(n_features, n_outputs)
+
+    def forward(self, feats: Tensor) -> Tensor:
+        """Map feats [B, D] to logits [B, C] float32."""
+        with torch.autocast(feats.device.type, enabled=False):
+            logits: Tensor = self.linear((feats.float() - self.mean) / self.scale)
+        return logits

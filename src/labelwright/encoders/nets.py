@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ from labelwright.encoders.templates import fill
 from labelwright.encoders.towers import EmbeddedTowers, FrozenTowers, Towers
 from labelwright.errors import ConfigError
 from labelwright.train.seeds import derive_seed
-from labelwright.types import Concepts
+from labelwright.types import Concepts, Head
 
 
 @dataclass
@@ -53,9 +53,7 @@ class EncoderNets:
         """True: the features come from somewhere."""
         return True
 
-    def __call__(
-        self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp", "projected"] = "linear", hidden: int = 256
-    ) -> nn.Module:
+    def __call__(self, n_outputs: int, *, head: Head = "linear", hidden: int = 256) -> nn.Module:
         """A head on the features; with pixels, on the frozen encoder."""
         backbone: nn.Module = backbones.Stored()
         name, size_px = "stored", 0
@@ -143,9 +141,7 @@ class OwnNets:
         """Whether the backbone comes with weights: from a checkpoint, or from `labelwright pretrain`."""
         return self.model not in OWN and self.pretrained
 
-    def __call__(
-        self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp", "projected"] = "linear", hidden: int = 256
-    ) -> nn.Module:
+    def __call__(self, n_outputs: int, *, head: Head = "linear", hidden: int = 256) -> nn.Module:
         """See types.BuildNet."""
         self.n_built += 1  # two networks of one recipe start from different weights
         net = backbones.build(

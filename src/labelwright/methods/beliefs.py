@@ -39,8 +39,7 @@ from labelwright.encoders.heads import ProjectedHead
 from labelwright.errors import ConfigError
 from labelwright.labels.candidate_beliefs import MISS, candidate_evidence
 from labelwright.labels.gaussians import gaussian_beliefs
-from labelwright.methods.method import Views
-from labelwright.methods.recipe import Begun, Recipe
+from labelwright.methods.recipe import Begun, Recipe, check_is_pretrained
 from labelwright.train.settings import TrainSettings, require
 from labelwright.types import BuildNet, Passes, State, Task
 
@@ -71,18 +70,9 @@ class Config(TrainSettings):
         require(self.label_weight > 0, "label_weight", self.label_weight, "above 0")
 
 
-def default_views(cfg: Config, *, is_two_tower: bool) -> Views:
-    """Embeddings: the network stays as it is."""
-    return "embeddings"
-
-
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     """A linear classifier on projected features, still to be found."""
-    if not (build_net.is_frozen or build_net.is_pretrained):
-        raise ConfigError(
-            "beliefs classifies features of a pretrained network, and this one has random weights",
-            fix="name a pretrained one with --model, or give embeddings",
-        )
+    check_is_pretrained(build_net)
     if task.n_novel:
         raise ConfigError(
             f"beliefs needs the names of all classes, {task.n_novel} are unknown",

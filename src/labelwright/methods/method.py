@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -119,6 +119,7 @@ class Method:
       summarise: what summary.json says of it beyond what every run says.
       sections: what the report shows of it beyond what every report shows.
       templates: prompts for class names if the user names none.
+      frozen: the recipe in place of `recipe` where it learns from stored features; None = the same.
       on_embeddings: the method that takes its place where nobody named one and there are stored features to learn from.
       run_presets: preset -> settings of `fit` that go with it where the user gives none, as the network of the paper.
     """
@@ -133,5 +134,12 @@ class Method:
     summarise: Callable[[Outcome], dict[str, Any]] = nothing_more
     sections: Callable[[Run], Sections] = no_sections
     templates: str = "one"
+    frozen: Recipe | None = None
     on_embeddings: str | None = None
     run_presets: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+
+    def on_features(self) -> Method:
+        """The method as it learns from stored features."""
+        if self.frozen is None:
+            return self
+        return replace(self, recipe=self.frozen, schedule=as_configured, frozen=None)

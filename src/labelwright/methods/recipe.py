@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from labelwright.types import Batch, Clock, EpochPlan, Passes, Prediction, State, StepResult, Task
+from labelwright.errors import ConfigError
+from labelwright.types import Batch, BuildNet, Clock, EpochPlan, Passes, Prediction, State, StepResult, Task
 
 Begun = tuple[State, Mapping[str, Any]]  # the state, and what to log
 
@@ -36,6 +37,18 @@ def nothing_after(cfg: Any, task: Task, state: State, passes: Passes, epoch: int
 def plain_logits(cfg: Any, state: State, x: Tensor) -> Prediction:
     """The network's own logits: no adjustment applies at test time."""
     return Prediction(state.nets["main"](x))
+
+
+def check_is_pretrained(build_net: BuildNet) -> None:
+    """Refuse to classify features of random weights.
+
+    Raises: ConfigError.
+    """
+    if not (build_net.is_frozen or build_net.is_pretrained):
+        raise ConfigError(
+            "this method classifies features of a pretrained network, and this one has random weights",
+            fix="name a pretrained one with --model, or give embeddings",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from labelwright.errors import ConfigError
-from labelwright.methods import beliefs, cap, coreg, coreg_frozen, cvs, lps
+from labelwright.methods import beliefs, cap, coreg, coreg_frozen, cross_validated, cvs, cvs_frozen, lps
 from labelwright.methods.baselines import (
     balanced_softmax,
     cc,
@@ -39,14 +39,27 @@ from labelwright.methods.families.candidates import of_candidates
 from labelwright.methods.families.labels import of_labels
 from labelwright.methods.families.novel import of_novel
 from labelwright.methods.families.text import of_text
-from labelwright.methods.method import Method, as_configured
+from labelwright.methods.method import Method, Views, as_configured
 from labelwright.train.settings import TrainSettings, apply_overrides
 
 FROM_PIXELS: Mapping[str, Mapping[str, object]] = {"paper": {"views": "pixels"}}
 """What a published recipe that trains its network needs."""
 
+
+def embeddings(cfg: Any, *, is_two_tower: bool) -> Views:
+    """The network stays as it is: `Method.default_views` of what classifies frozen features."""
+    return "embeddings"
+
+
 METHODS: Mapping[str, Method] = {
-    "cvs": of_labels("CVS", cvs, presets=cvs.PRESETS, run_presets=FROM_PIXELS),
+    "cvs": of_labels(
+        "CVS",
+        cvs,
+        presets=cvs.PRESETS,
+        run_presets=FROM_PIXELS,
+        frozen=cvs_frozen.RECIPE,
+        on_embeddings="cross_validated",
+    ),
     "cap": of_text(
         "CAP",
         cap,
@@ -64,15 +77,18 @@ METHODS: Mapping[str, Method] = {
     ),
     "coreg_frozen": of_candidates("Co-Reg on frozen features", coreg_frozen),
     "lps": of_novel("LPS", lps, presets=lps.PRESETS, run_presets=FROM_PIXELS, schedule=lps.schedule),
-    "beliefs": of_labels("Beliefs", beliefs.RECIPE, default_views=beliefs.default_views, schedule=as_configured),
-    "ce": of_labels("Cross-entropy", ce.RECIPE),
-    "class_balanced": of_labels("Class-balanced", class_balanced.RECIPE),
+    "beliefs": of_labels("Beliefs", beliefs.RECIPE, default_views=embeddings, schedule=as_configured),
+    "cross_validated": of_labels(
+        "Long-tail family, cross-validated", cross_validated.RECIPE, default_views=embeddings, schedule=as_configured
+    ),
+    "ce": of_labels("Cross-entropy", ce.RECIPE, frozen=ce.FROZEN),
+    "class_balanced": of_labels("Class-balanced", class_balanced.RECIPE, frozen=class_balanced.FROZEN),
     "focal": of_labels("Focal", focal.RECIPE),
-    "balanced_softmax": of_labels("Balanced softmax", balanced_softmax.RECIPE),
-    "ldam": of_labels("LDAM", ldam.RECIPE),
-    "ldam_drw": of_labels("LDAM + DRW", ldam.RECIPE, presets={"practical": {"drw_from_frac": 0.8}}),
-    "la": of_labels("Logit adjustment", la.RECIPE),
-    "vs": of_labels("Vector scaling", vs.RECIPE),
+    "balanced_softmax": of_labels("Balanced softmax", balanced_softmax.RECIPE, frozen=balanced_softmax.FROZEN),
+    "ldam": of_labels("LDAM", ldam.RECIPE, frozen=ldam.FROZEN),
+    "ldam_drw": of_labels("LDAM + DRW", ldam.RECIPE, presets={"practical": {"drw_from_frac": 0.8}}, frozen=ldam.FROZEN),
+    "la": of_labels("Logit adjustment", la.RECIPE, frozen=la.FROZEN),
+    "vs": of_labels("Vector scaling", vs.RECIPE, frozen=vs.FROZEN),
     "ib": of_labels("Influence-balanced", ib.RECIPE),
     "zero_shot": of_text("Zero-shot", zero_shot.RECIPE),
     "pseudo_probe": of_text("Probe on zero-shot labels", pseudo_probe.RECIPE),

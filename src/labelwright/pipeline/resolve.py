@@ -138,6 +138,8 @@ def resolve(settings: FitSettings) -> Plan:
     are_feats = prepared.train.stored is not None  # the user's own embeddings
     has_text = prepared.class_feats is not None if are_feats else is_matching
     name, method = choose_method(settings.method, prepared, has_text=has_text)
+    if are_feats or settings.views == "embeddings":
+        method = method.on_features()
     cfg = resolve_config(method, overrides, preset=settings.preset)
     views = choose_views(settings, method, cfg, are_feats=are_feats, is_two_tower=is_matching)
     if settings.method == "auto" and views == "embeddings" and method.on_embeddings is not None:
@@ -217,14 +219,15 @@ def _with_preset(settings: FitSettings) -> FitSettings:
             "--preset paper is the recipe of one paper", fix="name its method: --method cap, coreg, cvs or lps"
         )
     method = method_named(settings.method)
-    resolve_config(method, settings.overrides, preset=settings.preset)
+    on_features = settings.views == "embeddings" or is_embeddings(settings.data)
     wanted = method.run_presets.get(settings.preset, {})
     defaults = {field.name: field.default for field in dataclasses.fields(settings)}
-    if wanted.get("views") == "pixels" and (settings.views == "embeddings" or is_embeddings(settings.data)):
+    if wanted.get("views") == "pixels" and on_features:
         raise ConfigError(
             f"--preset {settings.preset} of {settings.method} trains the network, which embeddings leave out",
             fix="give the images with --views pixels, or leave --preset out",
         )
+    resolve_config(method.on_features() if on_features else method, settings.overrides, preset=settings.preset)
     missing = {key: value for key, value in wanted.items() if getattr(settings, key) == defaults[key]}
     return dataclasses.replace(settings, **missing)  # type: ignore[arg-type]
 

@@ -121,6 +121,11 @@ def apply_overrides(cfg: ConfigT, overrides: Mapping[str, object]) -> ConfigT:
     names = setting_names(type(cfg))
     values: dict[str, object] = {}
     for key, value in overrides.items():
+        if key not in names and key in TrainSettings.__dataclass_fields__:
+            raise ConfigError(
+                f"{key} is about training steps, and on frozen features this method takes none",
+                fix=f"leave it out; valid settings: {', '.join(sorted(names))}",
+            )
         if key not in names:
             close = difflib.get_close_matches(key, names, n=1)
             hint = f"did you mean {close[0]}? " if close else ""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from labelwright.adjust import fixed
 from labelwright.adjust.adjustment import Adjustment
+from labelwright.methods.baselines import labelled_frozen
 from labelwright.methods.baselines.labelled import DeferredSettings, LabelledRecipe
 
 Config = DeferredSettings
@@ -21,3 +22,4 @@ def adjustment(cfg: Config, counts: Tensor) -> Adjustment:
 
 
 RECIPE = LabelledRecipe(Config, adjustment)
+FROZEN = labelled_frozen.frozen(labelled_frozen.DeferredSettings, adjustment)

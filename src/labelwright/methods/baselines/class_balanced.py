@@ -7,6 +7,8 @@ Command: labelwright fit DATA --method class_balanced --out RUN
 from __future__ import annotations
 
 from labelwright.methods.baselines.labelled import LabelledRecipe, LabelledSettings
+from labelwright.methods.baselines.labelled_frozen import WeightedSettings, frozen
 
 Config = LabelledSettings
 RECIPE = LabelledRecipe(Config, weighted_from_frac=lambda cfg: 0.0)
+FROZEN = frozen(WeightedSettings)

@@ -12,19 +12,30 @@ from torch import Tensor
 
 from labelwright.adjust import fixed
 from labelwright.adjust.adjustment import Adjustment
-from labelwright.methods.baselines.labelled import DeferredSettings, LabelledRecipe
+from labelwright.methods.baselines import labelled, labelled_frozen
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(DeferredSettings):
-    """Settings of logit adjustment."""
+class Strength:
+    """Of logit adjustment."""
 
     tau: float = 1.0  # strength of the log prior
 
 
-def adjustment(cfg: Config, counts: Tensor) -> Adjustment:
+@dataclass(frozen=True, kw_only=True)
+class Config(Strength, labelled.DeferredSettings):
+    """Settings of logit adjustment."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenConfig(Strength, labelled_frozen.DeferredSettings):
+    """Settings of logit adjustment on frozen features."""
+
+
+def adjustment(cfg: Strength, counts: Tensor) -> Adjustment:
     """+ tau log pi."""
     return fixed.logit_adjustment(counts, strength=cfg.tau)
 
 
-RECIPE = LabelledRecipe(Config, adjustment)
+RECIPE = labelled.LabelledRecipe(Config, adjustment)
+FROZEN = labelled_frozen.frozen(FrozenConfig, adjustment)

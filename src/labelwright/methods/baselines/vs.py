@@ -12,20 +12,31 @@ from torch import Tensor
 
 from labelwright.adjust import fixed
 from labelwright.adjust.adjustment import Adjustment
-from labelwright.methods.baselines.labelled import DeferredSettings, LabelledRecipe
+from labelwright.methods.baselines import labelled, labelled_frozen
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(DeferredSettings):
-    """Settings of vector scaling."""
+class Scaling:
+    """Of vector scaling."""
 
     gamma: float = 0.05  # power of n / n_max (Kini 2021 uses 0.05 and 0.15)
     tau: float = 1.0  # strength of the log prior
 
 
-def adjustment(cfg: Config, counts: Tensor) -> Adjustment:
+@dataclass(frozen=True, kw_only=True)
+class Config(Scaling, labelled.DeferredSettings):
+    """Settings of vector scaling."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenConfig(Scaling, labelled_frozen.DeferredSettings):
+    """Settings of vector scaling on frozen features."""
+
+
+def adjustment(cfg: Scaling, counts: Tensor) -> Adjustment:
     """* (n / n_max)^gamma + tau log pi."""
     return fixed.vector_scaling(counts, power=cfg.gamma, strength=cfg.tau)
 
 
-RECIPE = LabelledRecipe(Config, adjustment)
+RECIPE = labelled.LabelledRecipe(Config, adjustment)
+FROZEN = labelled_frozen.frozen(FrozenConfig, adjustment)

@@ -1,0 +1,124 @@
+"""Where LPS starts from on frozen features: k-means, rounds of self-training after it, or Gaussians in closed form.
+
+    python benchmarks/lps_start.py POOL.npz [MORE.npz …] [--seen 5 21] [--labelled-frac 0.5 0.1] [--seeds 3]
+
+Files, seen classes and labelled images are those of `n_novel.py`; the true number of classes is given. Each row is a
+last layer without any training: nearest centroids of semi-supervised k-means, `labels.self_training` from there (what
+LPS does), and `labels.gaussians` with the clusters as evidence, on 128 principal components, at several strengths and
+shrinkages. Printed is the accuracy on the unlabelled images, mean and sample deviation over the seeds, and the seconds
+that a start takes after k-means.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from n_novel import read
+from torch import Tensor
+
+from labelwright.data.splits import seen_novel
+from labelwright.labels.gaussians import gaussian_beliefs
+from labelwright.labels.kmeans import KMeans, semi_supervised_kmeans
+from labelwright.labels.self_training import labelled_weight, self_train
+from labelwright.methods.beliefs import principal
+from labelwright.methods.open_world import START_SCALE, OpenWorldSettings, balance, expected_unlabelled, prior_of
+from labelwright.metrics.open_world import seen_novel_all
+from labelwright.types import Task
+
+N_DIMS = 128  # principal components for the Gaussians
+DOUBT = 0.1  # share of the evidence that is spread over all classes, whatever the cluster
+GAUSSIANS = [(strength, shrinkage) for strength in (0.3, 1.0) for shrinkage in (0.1, 0.5)]
+
+
+def gaussian_start(z: Tensor, task: Task, found: KMeans, prior: Tensor, strength: float, shrinkage: float) -> Tensor:
+    """Logits [N, C] of one Gaussian per class whose evidence is the cluster of each image."""
+    labels, n_classes = task.labels, task.n_classes
+    mean, directions = principal(z, min(N_DIMS, z.shape[1]))
+    u = (z - mean) @ directions.T
+    label_weight = labelled_weight(int((labels >= 0).sum()), int((labels < 0).sum()))
+    n_hidden = int((labels < 0).sum())
+    wanted = expected_unlabelled(prior, task.counts, len(labels)) * n_hidden + label_weight * task.counts
+    beliefs = gaussian_beliefs(
+        u,
+        lambda rows: ((1 - DOUBT) * F.one_hot(found.assigned[rows], n_classes) + DOUBT / n_classes).log(),
+        labels,
+        strength=strength,
+        shrinkage=shrinkage,
+        n_iter=20,
+        prior=wanted / wanted.sum(),
+        label_weight=label_weight,
+    )
+    return F.linear(u, strength * beliefs.weight, strength * beliefs.bias)
+
+
+def starts(z: Tensor, task: Task, found: KMeans) -> Mapping[str, Callable[[], Tensor]]:
+    """Name -> what gives the logits [N, C] of a start."""
+    prior = prior_of(OpenWorldSettings(), task, found.sizes)
+    expected = expected_unlabelled(prior, task.counts, len(task.labels))
+    weight, bias = START_SCALE * found.centroids, -START_SCALE / 2 * found.centroids.square().sum(1)
+
+    def by_self_training() -> Tensor:
+        last = self_train(
+            z, task.labels, weight, bias, balanced=lambda logits: balance(logits, expected), n_rounds=10
+        )
+        return F.linear(z, *last)
+
+    def by_gaussians(strength: float, shrinkage: float) -> Callable[[], Tensor]:
+        return lambda: gaussian_start(z, task, found, prior, strength, shrinkage)
+
+    return {
+        "k-means": lambda: F.linear(z, weight, bias),
+        "10 rounds of self-training": by_self_training,
+        **{f"Gaussians, strength {s:g}, shrinkage {c:g}": by_gaussians(s, c) for s, c in GAUSSIANS},
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pools", nargs="+", type=Path, help=".npz files of embeddings and labels")
+    parser.add_argument("--seen", nargs="+", type=int, help="seen classes: one number for all files, or one per file")
+    parser.add_argument("--labelled-frac", nargs="+", type=float, default=[0.5, 0.1])
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    print("| pool | labelled | start | all | seen | novel | s |\n|---|---|---|---|---|---|---|")
+    for i, path in enumerate(options.pools):
+        feats, truth = read(path)
+        feats, n_classes = F.normalize(feats, dim=1), int(truth.max()) + 1
+        given = options.seen or [(n_classes + 1) // 2]
+        n_seen = given[i % len(given)]
+        for frac in options.labelled_frac:
+            scores: dict[str, list[list[float]]] = defaultdict(list)
+            for seed in range(options.seeds):
+                labelled, _ = seen_novel(truth.numpy(), seen=n_seen, labelled_frac=frac, seed=seed)
+                labels = torch.full_like(truth, -1)
+                labels[labelled] = truth[labelled]
+                hidden = labels < 0
+                task = Task(labels, tuple(map(str, range(n_seen))), n_novel=n_classes - n_seen)
+                found = semi_supervised_kmeans(feats, labels, n_classes=n_classes, n_seen=n_seen, n_init=20, seed=seed)
+                expected = expected_unlabelled(
+                    prior_of(OpenWorldSettings(), task, found.sizes), task.counts, len(labels)
+                )
+                for name, logits_of in starts(feats, task, found).items():
+                    began = time.perf_counter()
+                    logits = logits_of()[hidden]
+                    seconds = time.perf_counter() - began
+                    answers = (logits + balance(logits, expected)).argmax(1) if name != "k-means" else logits.argmax(1)
+                    score = seen_novel_all(answers, truth[hidden], n_seen=n_seen)
+                    scores[name].append([*(100 * score[key] for key in ("all", "seen", "novel")), seconds])
+            for name, rows in scores.items():
+                table = np.array(rows)
+                mean, sd = table.mean(0), table.std(0, ddof=1)
+                each = " | ".join(f"{m:.1f} ± {s:.1f}" for m, s in zip(mean[:3], sd[:3], strict=True))
+                print(f"| {path.stem} | {frac:g} | {name} | {each} | {mean[3]:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""Losses for labelled images on frozen features, where each is a convex problem: solved, nothing left to a schedule.
+
+ 1  z = (f - m) / s: the features centred, one scale for all, so that neither shift nor scale of embeddings matters
+ 2  penalty: the one under which labelled rows that were left out are most likely, all classes counted alike
+ 3  head = argmin of the cross-entropy with the method's adjustment and class weights, + penalty     (train/convex.py)
+ 4  predict with the head's own logits: adjustments act in the loss only
+
+Deferred re-weighting weights classes late in training; a convex problem forgets what came before, so that on features
+it is the weighted problem.
+
+Symbols: f feats, m mean, s scale.
+Source: ours. The losses are those of the recipe that learns from pixels, in the same file.
+Measured: docs/benchmarks.md, "Long tails on stored features". The penalties that are tried, and that they are judged by
+the loss of all classes alike, were chosen on CIFAR-10 and GTSRB (features of a small CLIP's image tower).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+
+from labelwright.adjust import fixed, named
+from labelwright.encoders.heads import CentredHead
+from labelwright.methods.recipe import Begun, check_is_pretrained, no_step, no_steps, nothing_after, plain_logits
+from labelwright.train.convex import (
+    PENALTIES,
+    CrossValidated,
+    Linear,
+    Problem,
+    centre_and_scale,
+    cross_validate,
+    folds_of,
+    solve,
+)
+from labelwright.train.settings import TrainSettings, require
+from labelwright.types import BuildNet, Passes, State, Task
+
+USUAL_PENALTY = 30.0  # where too few images are labelled to leave any out
+ProblemOf = Callable[[Tensor], Problem]
+PACE_ROUNDS = 5  # of solving anew with what the last head predicts, for an adjustment that looks at it
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenSettings(TrainSettings):
+    """What all of them read."""
+
+    takes_steps: ClassVar[bool] = False
+    epochs: int = 1  # everything is done before the first
+    penalty: float | None = None  # L2 of the weights, summed over centred images; None = by cross-validation
+    adjust: str | None = None  # adjustments added to the method's own, e.g. pace+la: names of adjust.named
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        named.names_of(self.adjust)
+        require(self.penalty is None or self.penalty > 0, "penalty", self.penalty, "above 0, or none")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Labelled images as every method sees them.
+
+    Attributes:
+      z: [N, D] float32, centred and of unit scale.
+      labels: [N] int64.
+      n_classes: C.
+      rows, fold: of `train.convex.folds_of`; empty where nothing can be left out.
+      adjust: names of adjustments that are added to every problem, or None.
+    """
+
+    z: Tensor
+    labels: Tensor
+    n_classes: int
+    rows: Tensor
+    fold: Tensor
+    adjust: str | None
+
+    def cross_validate(self, problem_of: ProblemOf, penalties: Sequence[float] = PENALTIES) -> CrossValidated | None:
+        """`train.convex.cross_validate`; None where nothing can be left out."""
+        if not len(self.rows):
+            return None
+        return cross_validate(
+            self.z,
+            self.labels,
+            lambda counts: self._adjusted(problem_of(counts), counts, counts),
+            n_classes=self.n_classes,
+            rows=self.rows,
+            fold=self.fold,
+            penalties=penalties,
+        )
+
+    def solve(self, problem_of: ProblemOf, penalty: float) -> Linear:
+        """`train.convex.solve` on all rows; a few times where an adjustment looks at what the head predicts."""
+        counts, head = torch.bincount(self.labels, minlength=self.n_classes), None
+        predicted = counts
+        for _ in range(PACE_ROUNDS if "pace" in named.names_of(self.adjust) else 1):
+            problem = self._adjusted(problem_of(counts), counts, predicted)
+            head = solve(self.z, self.labels, problem, n_classes=self.n_classes, penalty=penalty, start=head)
+            predicted = head(self.z).softmax(1).sum(0)
+        assert head is not None, "there is a round"
+        return head
+
+    def _adjusted(self, problem: Problem, counts: Tensor, predicted: Tensor) -> Problem:
+        """The problem with the adjustments of ``adjust``, for predictions that sum to ``predicted`` [C]."""
+        if not self.adjust:
+            return problem
+        state = named.update(named.init(counts, fixed.prior(counts)), predicted=predicted.float(), decay=0.0)
+        return Problem(problem.adjustment + named.adjustment(self.adjust, state), problem.class_weight)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A problem with its penalty chosen, not yet solved on all rows.
+
+    Attributes:
+      problem_of: counts [C] of the rows that are fitted -> the problem.
+      penalty: of it.
+      validated: how it did on rows that were left out; None where none could be.
+      logs: what else to say of it, JSON-ready.
+    """
+
+    problem_of: ProblemOf
+    penalty: float
+    validated: CrossValidated | None
+    logs: Mapping[str, Any] = field(default_factory=dict)
+
+
+def fit_of(problem_of: Callable[[Any, Tensor], Problem]) -> Callable[[Any, Labelled], Fit]:
+    """`FrozenRecipe.fit` of a loss that the counts decide: (cfg, counts [C]) -> problem."""
+    return lambda cfg, data: fitted(lambda counts: problem_of(cfg, counts), cfg.penalty, data)
+
+
+def fitted(problem_of: ProblemOf, penalty: float | None, data: Labelled) -> Fit:
+    """Line 2, of one problem; a penalty that is given is the only one tried."""
+    validated = data.cross_validate(problem_of, PENALTIES if penalty is None else (penalty,))
+    chosen = USUAL_PENALTY if validated is None else validated.penalty
+    return Fit(problem_of, penalty or chosen, validated)
+
+
+@dataclass(frozen=True)
+class FrozenRecipe:
+    """A `types.Recipe` of what sets a loss apart on features.
+
+    Attributes:
+      Config: its settings.
+      fit: (cfg, data) -> `Fit`.
+    """
+
+    Config: type[FrozenSettings]
+    fit: Callable[[Any, Labelled], Fit]
+    plan = staticmethod(no_steps)
+    step = staticmethod(no_step)
+    end_epoch = staticmethod(nothing_after)
+    predict = staticmethod(plain_logits)
+
+    def setup(self, cfg: FrozenSettings, task: Task, build_net: BuildNet) -> State:
+        """A linear head on centred features, still to be found."""
+        check_is_pretrained(build_net)
+        return State(nets={"main": build_net(task.n_classes, head="centred")})
+
+    @torch.no_grad()
+    def begin(self, cfg: FrozenSettings, task: Task, state: State, passes: Passes) -> Begun:
+        """Lines 1 to 3."""
+        head: CentredHead = cast(Any, state.nets["main"]).head
+        known = (task.labels >= 0).nonzero().flatten()
+        feats = torch.cat([some.float() for _, some in passes("main", known.cpu(), output="feats")])
+        mean, scale = centre_and_scale(feats)  # 1
+        head.mean.copy_(mean)
+        head.scale.copy_(scale)
+        labels, groups = task.labels[known], None if task.groups is None else task.groups[known.to(task.groups.device)]
+        rows, fold = folds_of(labels, groups, seed=0)
+        data = Labelled((feats - mean) / scale, labels, task.n_classes, rows, fold, cfg.adjust)
+        found = self.fit(cfg, data)  # 2
+        solved = data.solve(found.problem_of, found.penalty)  # 3
+        head.linear.weight.copy_(solved.weight)
+        head.linear.bias.copy_(solved.bias)
+        logs: dict[str, Any] = {"penalty": found.penalty, **found.logs}
+        if found.validated is not None:
+            logs["left_out_loss"] = round(found.validated.loss, 5)
+            logs["left_out_balanced_accuracy"] = round(balanced_accuracy(found.validated, labels), 5)
+        return state, logs
+
+
+def balanced_accuracy(found: CrossValidated, labels: Tensor) -> float:
+    """Mean over the classes of the share of left-out rows that were right.
+
+    Args:
+      labels: [N] int64, of all rows.
+
+    Example: both rows of class 0, none of class 1.
+      >>> logits = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+      >>> balanced_accuracy(CrossValidated(1.0, 0.0, torch.arange(3), logits), torch.tensor([0, 0, 1]))
+      0.5
+    """
+    truth = labels[found.rows]
+    right = (found.logits.argmax(1) == truth).float()
+    counts = torch.bincount(truth)
+    return float((torch.zeros_like(counts, dtype=right.dtype).index_add_(0, truth, right) / counts)[counts > 0].mean())

@@ -1,0 +1,270 @@
+"""A linear head on frozen features as what it is, a convex problem: solved to convergence, its penalty cross-validated.
+
+The loss is cross-entropy with any `Adjustment` and class weights; the L2 penalty of the weights is summed over rows, so
+that one number suits a hundred images and a million.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from torch import Tensor
+
+from labelwright.adjust.adjustment import Adjustment
+from labelwright.losses.classification import adjusted_cross_entropy
+
+PENALTIES = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0)
+"""What is tried; from the strongest on, each starts where the last one ended."""
+
+MAX_FOLDS = 5
+MAX_TRIED_ROWS = 5000  # images that take part in the cross-validation; of a rare class at least `LEAST_TRIED`
+LEAST_TRIED = 20
+CHUNK_NUMBERS = 1 << 22  # of rows x classes, or of rows x features, held at a time
+MAX_STEPS = 300  # of L-BFGS
+LEAST_GRADIENT = 1e-5  # largest entry of the gradient of the mean loss at which it has converged
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What to fit a linear head to.
+
+    Attributes:
+      adjustment: of the logits in the loss; the head's own logits are plain.
+      class_weight: [C] float >= 0, or None for 1.
+    """
+
+    adjustment: Adjustment = field(default_factory=Adjustment)
+    class_weight: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Logits z weight^T + bias of features z [B, D].
+
+    Attributes:
+      weight: [C, D] float32.
+      bias: [C] float32.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """[B, D] -> [B, C]."""
+        return torch.nn.functional.linear(z, self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class CrossValidated:
+    """What cross-validation found.
+
+    Attributes:
+      penalty: the one under which rows left out are most likely, all classes counted alike.
+      loss: that mean -log p, in nats: the mean over the classes of the mean over their rows.
+      rows: [n] int64, the rows that took part.
+      logits: [n, C] float32 of these rows, each by a head that did not see it, at that penalty.
+    """
+
+    penalty: float
+    loss: float
+    rows: Tensor
+    logits: Tensor
+
+
+def centre_and_scale(feats: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [D] and one scale, the root mean square of all centred numbers: what makes a penalty mean the same anywhere.
+
+    Args:
+      feats: [N, D] float.
+
+    Returns: mean [D] and scale [], float32; the scale is 1 where all rows are the same.
+
+    Example:
+      >>> mean, scale = centre_and_scale(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
+      >>> mean.tolist(), round(scale.item(), 4)
+      ([2.0, 5.0], 0.7071)
+    """
+    mean = feats.mean(0, dtype=torch.float64)
+    total = sum(((some.double() - mean).square().sum() for some in torch.split(feats, 8192)), mean.new_zeros(()))
+    scale = (total / max(1, feats.numel())).sqrt()
+    return mean.float(), torch.where(scale > 0, scale, 1.0).float()
+
+
+def solve(
+    z: Tensor, labels: Tensor, problem: Problem, *, n_classes: int, penalty: float, start: Linear | None = None
+) -> Linear:
+    """The head that minimises the weighted mean of the adjusted cross-entropy + penalty / (2 N) |weight|^2.
+
+    Args:
+      z: [N, D] float32, centred and of unit scale (`centre_and_scale`), N >= 1.
+      labels: [N] int64, 0 to C-1, no unknown ones.
+      problem: the loss.
+      n_classes: C.
+      penalty: >= 0; 0 does not converge where classes are separable.
+      start: where to begin; the end does not depend on it.
+
+    Source: limited-memory BFGS, Liu and Nocedal 1989, by torch.
+
+    Example: two classes on a line; the border lies halfway.
+      >>> z = torch.tensor([[-1.5], [-0.5], [0.5], [1.5]])
+      >>> head = solve(z, torch.tensor([0, 0, 1, 1]), Problem(), n_classes=2, penalty=1.0)
+      >>> head(z).argmax(1).tolist(), round(head(torch.zeros(1, 1)).diff().abs().item(), 3)
+      ([0, 0, 1, 1], 0.0)
+    """
+    n, n_features = z.shape
+    start = start or Linear(z.new_zeros(n_classes, n_features), z.new_zeros(n_classes))
+    weight, bias = (part.clone().requires_grad_() for part in (start.weight, start.bias))
+    total = float(n) if problem.class_weight is None else float(problem.class_weight[labels].sum())
+    chunks = torch.split(torch.arange(n, device=z.device), max(1, CHUNK_NUMBERS // max(n_classes, n_features)))
+    solver = torch.optim.LBFGS(
+        [weight, bias],
+        max_iter=MAX_STEPS,
+        history_size=10,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=LEAST_GRADIENT,
+        tolerance_change=1e-9,
+    )
+
+    def loss_of() -> Tensor:
+        solver.zero_grad()
+        loss = penalty / (2 * n) * weight.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        loss = loss.detach()
+        for some in chunks:
+            logits, given = z[some] @ weight.T + bias, labels[some]
+            row_weights = None if problem.class_weight is None else problem.class_weight[given]
+            part = adjusted_cross_entropy(logits, given, problem.adjustment, weights=row_weights, reduce="sum") / total
+            part.backward()  # type: ignore[no-untyped-call]
+            loss = loss + part.detach()
+        return loss
+
+    with torch.enable_grad():
+        solver.step(loss_of)  # type: ignore[no-untyped-call]
+    return Linear(weight.detach(), bias.detach())
+
+
+def folds_of(labels: Tensor, groups: Tensor | None, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows that take part in a cross-validation and the fold of each.
+
+    Args:
+      labels: [N] int64, 0 to C-1.
+      groups: [N] int, rows of one group fall into one fold; or None.
+      seed: any int >= 0.
+
+    Returns: rows [n] int64, ascending, and their folds [n] int64: all rows, or of more than `MAX_TRIED_ROWS` a share of
+      each class; empty where fewer than two classes have two rows.
+
+    Example:
+      >>> rows, fold = folds_of(torch.tensor([0, 0, 0, 1, 1, 1]), None, seed=0)
+      >>> rows.tolist(), torch.bincount(fold).tolist()
+      ([0, 1, 2, 3, 4, 5], [2, 2, 2])
+    """
+    y = labels.cpu().numpy()
+    counts = np.bincount(y)
+    if (counts >= 2).sum() < 2:
+        return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
+    draw = np.random.default_rng(seed)
+    share = min(1.0, MAX_TRIED_ROWS / len(y))
+    kept = [
+        draw.permutation(np.flatnonzero(y == c))[: max(LEAST_TRIED, round(share * n))] for c, n in enumerate(counts)
+    ]
+    rows = np.sort(np.concatenate(kept)) if share < 1 else np.arange(len(y))
+    # Folds of a large set are alike: three say as much as five.
+    n_folds = int(min(MAX_FOLDS if len(rows) < MAX_TRIED_ROWS // 2 else 3, counts[counts >= 2].max()))
+    fold = np.zeros(len(rows), dtype=np.int64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a class with fewer rows than folds is missing from some
+        if groups is None:
+            splits = StratifiedKFold(n_folds, shuffle=True, random_state=seed).split(rows, y[rows])
+        else:
+            of = groups.cpu().numpy()[rows]
+            n_folds = min(n_folds, len(np.unique(of)))
+            if n_folds < 2:
+                return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
+            splits = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed).split(rows, y[rows], of)
+        for k, (_, left_out) in enumerate(splits):
+            fold[left_out] = k
+    return torch.from_numpy(rows), torch.from_numpy(fold)
+
+
+def cross_validate(
+    z: Tensor,
+    labels: Tensor,
+    problem_of: Callable[[Tensor], Problem],
+    *,
+    n_classes: int,
+    rows: Tensor,
+    fold: Tensor,
+    penalties: Sequence[float] = PENALTIES,
+) -> CrossValidated:
+    """Choose a penalty by the loss of rows that were left out.
+
+    A row whose class no other fold has is not scored: nothing could have been learned of it. From the strongest penalty
+    on, the search ends once two weaker ones in a row were no better.
+
+    Args:
+      z: [N, D] float32, as for `solve`.   labels: [N] int64.
+      problem_of: counts [C] of the rows that are fitted -> the problem.
+      n_classes: C.
+      rows, fold: of `folds_of`, at least two folds.
+      penalties: to be tried, strongest first.
+
+    Example: two classes far apart ask for a weak penalty.
+      >>> labels = torch.arange(40) % 2
+      >>> z = torch.where(labels[:, None] == 1, 1.0, -1.0) + 0.01 * torch.arange(40)[:, None] / 40
+      >>> rows, fold = folds_of(labels, None, seed=0)
+      >>> cross_validate(z, labels, lambda counts: Problem(), n_classes=2, rows=rows, fold=fold).penalty
+      1.0
+    """
+    rows, fold = rows.to(z.device), fold.to(z.device)
+    z, labels = z[rows], labels[rows]
+    parts = [(fold != k, fold == k) for k in range(int(fold.max()) + 1)]
+    counts = [torch.bincount(labels[fitted], minlength=n_classes) for fitted, _ in parts]
+    scored = torch.zeros(len(rows), dtype=torch.bool, device=z.device)
+    for (_, left_out), present in zip(parts, counts, strict=True):
+        scored |= left_out & (present[labels] > 0)
+    heads: list[Linear | None] = [None] * len(parts)
+    best: CrossValidated | None = None
+    n_worse = 0
+    for penalty in penalties:
+        logits = z.new_zeros(len(rows), n_classes)
+        for k, (fitted, left_out) in enumerate(parts):
+            share = float(fitted.sum()) / len(rows)
+            head = solve(
+                z[fitted],
+                labels[fitted],
+                problem_of(counts[k]),
+                n_classes=n_classes,
+                penalty=share * penalty,
+                start=heads[k],
+            )
+            heads[k], logits[left_out] = head, head(z[left_out])
+        loss = balanced_loss(logits[scored], labels[scored])
+        n_worse = 0 if best is None or loss < best.loss else n_worse + 1
+        if n_worse == 0:
+            best = CrossValidated(penalty, loss, rows, logits)
+        if n_worse == 2:
+            break
+    assert best is not None, "there are penalties"
+    return best
+
+
+def balanced_loss(logits: Tensor, labels: Tensor) -> float:
+    """Mean over the classes of the mean -log softmax of their rows, in nats.
+
+    Args:
+      logits: [N, C] float.   labels: [N] int64.
+
+    Example: log 2 for each of two classes, however many rows they have.
+      >>> round(balanced_loss(torch.zeros(3, 2), torch.tensor([0, 0, 1])), 4)
+      0.6931
+    """
+    each = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    counts = torch.bincount(labels)
+    sums = torch.zeros(len(counts), device=each.device).index_add_(0, labels, each)
+    return float((sums[counts > 0] / counts[counts > 0]).mean())

@@ -1,0 +1,150 @@
+"""The convex head against scikit-learn's and SciPy's minima, and what its cross-validation scores."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.optimize import minimize
+from sklearn.linear_model import LogisticRegression
+
+from labelwright.adjust import fixed
+from labelwright.train import convex
+from labelwright.train.convex import (
+    Linear,
+    Problem,
+    balanced_loss,
+    centre_and_scale,
+    cross_validate,
+    folds_of,
+    solve,
+)
+
+
+def an_example(counts=(30, 12, 4), n_features=5, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    centres = torch.randn(len(counts), n_features, generator=g)
+    return centres[labels] + 0.8 * torch.randn(len(labels), n_features, generator=g), labels
+
+
+def test_solve__is_the_minimum_that_scikit_learn_finds():
+    z, labels = an_example()
+    head = solve(z, labels, Problem(), n_classes=3, penalty=2.0)
+    # scikit-learn: C * sum of losses + |w|^2 / 2, so that C = 1 / penalty
+    found = LogisticRegression(C=0.5, tol=1e-10, max_iter=10_000).fit(z.double().numpy(), labels.numpy())
+    assert head.weight.numpy() == pytest.approx(found.coef_ - found.coef_.mean(0), abs=2e-3)
+    logits = head(z) - head(z).mean(1, keepdim=True)
+    expected = found.decision_function(z.double().numpy())
+    assert logits.numpy() == pytest.approx(expected - expected.mean(1, keepdims=True), abs=5e-3)
+
+
+def test_solve__adjusted_and_weighted_is_the_minimum_that_scipy_finds():
+    z, labels = an_example()
+    counts = torch.bincount(labels)
+    weight = fixed.inverse_prior_weights(counts, power=0.5)
+    problem = Problem(fixed.vector_scaling(counts, power=0.3), weight)
+    head = solve(z, labels, problem, n_classes=3, penalty=3.0)
+    x, y, w = z.double().numpy(), labels.numpy(), weight.double().numpy()[labels.numpy()]
+    share = np.array([30, 12, 4]) / 46
+    multiplier, offset = (np.array([30, 12, 4]) / 30) ** 0.3, np.log(share)
+
+    def loss_of(flat):
+        W, b = flat[:15].reshape(3, 5), flat[15:]
+        g = (x @ W.T + b) * multiplier + offset
+        nll = np.logaddexp.reduce(g, axis=1) - g[np.arange(len(y)), y]
+        return (w * nll).sum() / w.sum() + 3.0 / (2 * len(y)) * (W**2).sum()
+
+    best = minimize(loss_of, np.zeros(18), tol=1e-12, options={"maxiter": 10_000})
+    ours = loss_of(np.concatenate([head.weight.double().numpy().ravel(), head.bias.double().numpy()]))
+    assert ours == pytest.approx(best.fun, rel=1e-5)
+
+
+def test_solve__does_not_depend_on_the_start_or_on_chunks(monkeypatch):
+    z, labels = an_example()
+    first = solve(z, labels, Problem(), n_classes=3, penalty=1.0)
+    far = solve(z, labels, Problem(), n_classes=3, penalty=1.0, start=Linear(torch.ones(3, 5), torch.ones(3)))
+    monkeypatch.setattr(convex, "CHUNK_NUMBERS", 35)  # seven rows at a time
+    chunked = solve(z, labels, Problem(), n_classes=3, penalty=1.0)
+    for other in (far, chunked):
+        gap = (first(z) - other(z)) - (first(z) - other(z)).mean(1, keepdim=True)
+        assert gap.abs().max() < 5e-3
+
+
+@pytest.mark.parametrize("factor", [0.03, 37.0])
+def test_centre_and_scale__make_scale_and_shift_of_no_matter(factor):
+    feats, _ = an_example()
+    plain, moved = ((x - m) / s for x, (m, s) in ((x, centre_and_scale(x)) for x in (feats, factor * feats + 5)))
+    assert plain.numpy() == pytest.approx(moved.numpy(), abs=1e-4)
+    assert float(plain.square().mean()) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_centre_and_scale__of_rows_that_are_all_alike():
+    mean, scale = centre_and_scale(torch.ones(4, 3))
+    assert mean.tolist() == [1, 1, 1]
+    assert scale.item() == 1
+
+
+def test_folds_of__keep_groups_together_and_every_class_in_most_folds():
+    labels = torch.arange(60) % 3
+    groups = torch.arange(60) // 6
+    rows, fold = folds_of(labels, groups, seed=0)
+    assert rows.tolist() == list(range(60))
+    assert all(len(set(fold[groups == g].tolist())) == 1 for g in range(10))
+    assert len(set(fold.tolist())) == 5
+
+
+def test_folds_of__a_large_set_is_thinned_but_for_its_rare_classes(monkeypatch):
+    monkeypatch.setattr(convex, "MAX_TRIED_ROWS", 100)
+    labels = torch.tensor([0] * 950 + [1] * 50)
+    rows, fold = folds_of(labels, None, seed=0)
+    assert torch.bincount(labels[rows]).tolist() == [95, 20]
+    assert sorted(set(fold.tolist())) == [0, 1, 2]
+    assert torch.equal(rows, folds_of(labels, None, seed=0)[0])
+
+
+@pytest.mark.parametrize("labels", [[0], [0, 0, 0], [0, 1], [0, 0, 1]], ids=str)
+def test_folds_of__nothing_where_nothing_can_be_left_out(labels):
+    rows, fold = folds_of(torch.tensor(labels), None, seed=0)
+    assert len(rows) == len(fold) == 0
+
+
+def test_folds_of__nothing_where_one_group_holds_all():
+    rows, _ = folds_of(torch.tensor([0, 0, 1, 1]), torch.zeros(4, dtype=torch.int64), seed=0)
+    assert len(rows) == 0
+
+
+def test_cross_validate__scores_rows_by_heads_that_did_not_see_them():
+    z, labels = an_example()
+    rows, fold = folds_of(labels, None, seed=0)
+    found = cross_validate(z, labels, lambda counts: Problem(), n_classes=3, rows=rows, fold=fold, penalties=(10.0,))
+    for k in range(int(fold.max()) + 1):
+        fitted = fold != k
+        head = solve(z[fitted], labels[fitted], Problem(), n_classes=3, penalty=10.0 * float(fitted.float().mean()))
+        assert found.logits[~fitted].numpy() == pytest.approx(head(z[~fitted]).numpy(), abs=2e-2)
+    each = F.cross_entropy(found.logits, labels, reduction="none")
+    assert found.loss == pytest.approx(float(torch.stack([each[labels == c].mean() for c in range(3)]).mean()))
+
+
+def test_cross_validate__features_that_say_nothing_get_the_strongest_penalty_and_plain_ones_a_weak_one():
+    z, labels = an_example((40, 40), n_features=20)
+    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(3))
+    rows, fold = folds_of(labels, None, seed=0)
+    of_noise, of_signal = (
+        cross_validate(x, labels, lambda counts: Problem(), n_classes=2, rows=rows, fold=fold).penalty
+        for x in (noise, z)
+    )
+    assert of_noise == max(convex.PENALTIES)
+    assert of_signal < of_noise
+
+
+def test_cross_validate__a_class_of_one_row_is_not_scored():
+    z, labels = an_example((20, 20, 1))
+    rows, fold = folds_of(labels, None, seed=0)
+    found = cross_validate(z, labels, lambda counts: Problem(), n_classes=3, rows=rows, fold=fold, penalties=(3.0,))
+    each = F.cross_entropy(found.logits, labels, reduction="none")
+    assert found.loss == pytest.approx(float((each[labels == 0].mean() + each[labels == 1].mean()) / 2))
+
+
+def test_balanced_loss__counts_every_class_alike():
+    logits = torch.tensor([[0.0, 0.0], [0.0, 0.0], [float(np.log(3.0)), 0.0]])
+    assert balanced_loss(logits, torch.tensor([0, 0, 1])) == pytest.approx((np.log(2) + np.log(4)) / 2)
