@@ -6,7 +6,6 @@ Images come in chunks, prompts one by one: memory grows with images x kept candi
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -21,6 +20,7 @@ from torch import Tensor
 from labelwright.data.columns import METADATA_KEY
 from labelwright.data.table import SPLITS, LabelTable
 from labelwright.errors import ConfigError
+from labelwright.replacing import replacing
 from labelwright.types import Candidates
 
 Rule = Literal["union", "top_k", "ratio", "mean"]
@@ -213,18 +213,13 @@ def write_candidates(
         raise ConfigError(f"{path} exists", fix="choose another --out, or remove it first")
     path.parent.mkdir(parents=True, exist_ok=True)
     described = json.dumps({"class_names": list(class_names), "annotator": dict(info)}, ensure_ascii=False)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     n_rows_at_once = _FILE_ROWS if table.images.dataset is None else _EMBEDDED_ROWS
     schema = _schema(table).with_metadata({METADATA_KEY: described.encode()})
-    try:
-        with pq.ParquetWriter(temporary, schema) as writer:
-            for first in range(0, len(table), n_rows_at_once):
-                rows = np.arange(first, min(first + n_rows_at_once, len(table)))
-                columns = dict(_columns(table, candidates, class_names, rows, path.parent.resolve()))
-                writer.write_table(pa.table(columns, schema=schema))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        for first in range(0, len(table), n_rows_at_once):
+            rows = np.arange(first, min(first + n_rows_at_once, len(table)))
+            columns = dict(_columns(table, candidates, class_names, rows, path.parent.resolve()))
+            writer.write_table(pa.table(columns, schema=schema))
 
 
 def _schema(table: LabelTable) -> pa.Schema:

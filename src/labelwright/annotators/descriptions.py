@@ -17,6 +17,7 @@ from typing import Any
 from labelwright.annotators.chat import ChatModel, Question, ask_many
 from labelwright.annotators.description_prompts import Parsed, description_prompt, parse_descriptions
 from labelwright.errors import ConfigError, DataError, Problem
+from labelwright.replacing import replacing
 
 log = logging.getLogger(__name__)
 
@@ -149,10 +150,9 @@ def write_descriptions(path: str | Path, descriptions: Mapping[str, Sequence[str
     if path.suffix.lower() != ".json":
         raise ConfigError(f"descriptions are written as JSON, not to {path}", fix="give a name ending in .json")
     kept = {name: list(texts) for name, texts in descriptions.items() if texts}
-    part = path.with_name(path.name + ".part")
     try:
-        part.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        part.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}", fix="check the folder") from error
 

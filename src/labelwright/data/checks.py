@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, get_args
 
@@ -14,18 +14,11 @@ import numpy as np
 from labelwright.data.images import decode_rgb, image_problem
 from labelwright.data.table import LabelTable
 from labelwright.errors import ConfigError, DataError, Problem
+from labelwright.train.progress import counter
 
 
-def check_images(
-    table: LabelTable, *, n_workers: int | None = None, progress: Callable[[int], None] | None = None
-) -> tuple[Problem, ...]:
-    """Decode every image in full and say which ones cannot be, in row order.
-
-    Args:
-      table: N images.
-      n_workers: decoding threads; None = one per core.
-      progress: called with the number of images done so far.
-    """
+def check_images(table: LabelTable) -> tuple[Problem, ...]:
+    """Decode every image in full, showing progress, and say which ones cannot be, in row order."""
     problems: list[Problem] = []
 
     def attempt(row: int, source: bytes | str) -> Problem | None:
@@ -35,13 +28,12 @@ def check_images(
             return image_problem(table.images.where(row), row, error)
         return None
 
-    with ThreadPoolExecutor(n_workers or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool, counter("checking images", len(table)) as progress:
         for first in range(0, len(table), _ROWS_PER_ROUND):
             rows = np.arange(first, min(first + _ROWS_PER_ROUND, len(table)))
             found = pool.map(attempt, rows.tolist(), table.images.sources(rows))
             problems.extend(problem for problem in found if problem is not None)
-            if progress is not None:
-                progress(int(rows[-1]) + 1)
+            progress(int(rows[-1]) + 1)
     return tuple(problems)
 
 

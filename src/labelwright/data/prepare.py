@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from labelwright.data import splits
-from labelwright.data.cache import PixelSource, StreamedPixels, default_cache_folder, open_pixels
+from labelwright.data.cache import PixelSource, StreamedPixels, open_pixels
 from labelwright.data.checks import OnBad, check_images, resolve_problems
 from labelwright.data.embeddings import EMBEDDING_COLUMN, load_embeddings
 from labelwright.data.read import load, read_names
@@ -303,7 +303,7 @@ def native_size(table: LabelTable, *, n_looked_at: int = 64) -> int:
 
 
 def _open(table: LabelTable, size_px: int, limit_gb: float) -> Source:
-    pixels = open_pixels(table, size_px=size_px, folder=default_cache_folder(), limit_gb=limit_gb)
+    pixels = open_pixels(table, size_px=size_px, limit_gb=limit_gb)
     # A streamed source has not looked at its images yet; better now than in the middle of an epoch.
     found = check_images(table) if isinstance(pixels, StreamedPixels) else pixels.problems
     return Source(replace(table, problems=(*table.problems, *found)), pixels, torch.arange(len(table)))

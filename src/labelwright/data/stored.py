@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -41,7 +40,6 @@ class EmbeddingStore:
 
     Attributes:
       feats: [1+2V, N, D] float16, in memory or mapped from the disk: clean, then weak, then strong.
-      path: the file behind it, or None.
 
     Example:
       >>> store = EmbeddingStore(np.arange(12, dtype=np.float16).reshape(3, 2, 2))
@@ -49,12 +47,11 @@ class EmbeddingStore:
       ([[10.0, 11.0], [8.0, 9.0]], (1, 2, 2))
     """
 
-    def __init__(self, feats: Halves, *, path: Path | None = None) -> None:
+    def __init__(self, feats: Halves) -> None:
         assert feats.dtype == np.float16, feats.dtype
         assert feats.ndim == 3, feats.shape
         assert len(feats) % 2 == 1, "one clean plane, and as many strong as weak ones"
         self.feats = np.asarray(feats)  # a memory map without numpy's slower indexing of its own class
-        self.path = path
         self._flat: Halves = self.feats.reshape(-1, self.n_features)  # a view, not a copy
 
     @property

@@ -206,18 +206,6 @@ class LabelTable:
         groups = None if self.groups is None else torch.from_numpy(self.groups)
         return Task(labels, self.class_names, self.candidates, n_novel=n_novel, groups=groups)
 
-    def with_labels(self, labels: NDArray[np.integer[Any]]) -> LabelTable:
-        """The same images with other labels: [N] integers in -1..C-1.
-
-        Raises: ConfigError if the shape or a label does not fit.
-        """
-        labels = np.asarray(labels)
-        if labels.shape != (len(self),):
-            raise ConfigError(f"labels of shape {labels.shape} for {len(self)} images", fix="give one label per row")
-        if len(labels) and not -1 <= int(labels.min()) <= int(labels.max()) < len(self.class_names):
-            raise ConfigError("a label is outside -1..C-1", fix=f"there are {len(self.class_names)} classes")
-        return dataclasses.replace(self, labels=labels.astype(np.int32))
-
     def image(self, row: int) -> Image.Image:
         """One image, decoded: RGB, upright.
 
@@ -232,6 +220,20 @@ class LabelTable:
                 problems=[problem],
                 fix="put the image right, or leave such images out with --on-bad skip",
             ) from error
+
+    @cached_property
+    def images_digest(self) -> str:
+        """32 hex digits that change when an image does (see `Images.update_digest`), and not with labels or ids.
+
+        Example:
+          >>> ids = pa.array(["a", "b"], pa.large_string())
+          >>> table = LabelTable(Images(ids), ids, np.array([0, 1], np.int32), ("cat", "dog"))
+          >>> table.images_digest == dataclasses.replace(table, labels=np.array([1, -1], np.int32)).images_digest
+          True
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        self.images.update_digest(digest)
+        return digest.hexdigest()
 
     @cached_property
     def fingerprint(self) -> str:

@@ -15,7 +15,7 @@ from labelwright.encoders import backbones
 from labelwright.encoders.clip import TwoTower, identity_of, load_two_tower
 from labelwright.encoders.pretrained import image_stats, load_config, load_vision_model
 from labelwright.encoders.saved import saved_backbone
-from labelwright.encoders.store import build_store, images_digest
+from labelwright.encoders.store import build_store
 from labelwright.encoders.templates import class_text_feats, templates_named
 from labelwright.train.processes import autocast_dtype
 from labelwright.train.progress import counter
@@ -107,7 +107,7 @@ def embed(source: Source, encoder: Encoder, view: ViewSettings, *, n_views: int,
             views,
             encoder.encode,
             identity=f"{encoder.identity} {encoder.precision}",
-            images_digest=images_digest(source.table),
+            images_digest=source.table.images_digest,
             n_views=n_views,
             seed=0,
             n_features=encoder.n_features,

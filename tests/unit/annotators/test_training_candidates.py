@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import signal
 import subprocess
@@ -279,7 +280,7 @@ def test_match_names__only_unlabelled_images_judge_a_name() -> None:
     labels[40:] = 2  # the images that would bear the description out are labelled
     texts = {"dog": ["something with spots"]}
     who = Annotator("m", is_chat=False, rule="mean", descriptions=texts)
-    told = match_names(who, table.with_labels(labels), views, words)
+    told = match_names(who, dataclasses.replace(table, labels=labels), views, words)
     assert told.counts["descriptions"] == {}
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -96,12 +97,16 @@ def test_counts__unknown_labels_do_not_count() -> None:
     assert make_table().counts().tolist() == [1, 0, 2]
 
 
-def test_with_labels__checked() -> None:
-    assert make_table().with_labels(np.array([1, 1, 1, -1])).counts().tolist() == [0, 3, 0]
-    with pytest.raises(ConfigError, match="outside"):
-        make_table().with_labels(np.array([3, 0, 0, 0]))
-    with pytest.raises(ConfigError, match="shape"):
-        make_table().with_labels(np.array([0]))
+def test_images_digest__follows_images_and_not_labels(tmp_path: Path) -> None:
+    ids = strings("a.png", "b.png")
+    for name in ids.to_pylist():
+        (tmp_path / name).write_bytes(b"one")
+    table = LabelTable(Images(ids, str(tmp_path)), ids, np.array([0, 1], np.int32), ("cat", "dog"))
+    renamed = LabelTable(table.images, strings("x", "y"), -np.ones(2, np.int32), ("owl",))
+    assert renamed.images_digest == table.images_digest
+    assert table.subset(np.array([1, 0])).images_digest != table.images_digest
+    (tmp_path / "b.png").write_bytes(b"another")
+    assert dataclasses.replace(table).images_digest != table.images_digest
 
 
 def test_fingerprint__changes_with_labels_names_and_images() -> None:
