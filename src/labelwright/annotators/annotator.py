@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -183,7 +183,7 @@ def load_matching(model: str, *, device: torch.device, precision: str) -> Matchi
     encoder = load_encoder(model, device=device, precision=precision)
     if encoder.tower is None:
         raise ConfigError(f"{model} has no text side", fix="name a two-tower model (CLIP, SigLIP)")
-    return MatchingEncoder(**{f.name: getattr(encoder, f.name) for f in fields(encoder)})
+    return MatchingEncoder(**vars(encoder))
 
 
 def views_of(source: Source, encoder: MatchingEncoder, device: torch.device) -> EmbeddingViews:
@@ -192,8 +192,8 @@ def views_of(source: Source, encoder: MatchingEncoder, device: torch.device) -> 
     Args:
       source: images decoded at the size that the model was trained on.
     """
-    stats = encoder.tower.stats
-    stored = embed(source, encoder, ViewSettings(mean=stats.mean, std=stats.std), n_views=0, device=device)
+    view = ViewSettings(mean=encoder.stats.mean, std=encoder.stats.std)
+    stored = embed(source, encoder, view, n_views=0, device=device)
     assert stored.stored is not None
     return EmbeddingViews(stored.stored)
 

@@ -53,11 +53,11 @@ class AnswerParser:
 
     def __call__(self, answer: str) -> tuple[int, ...]:
         """Class indices named in an answer, ascending; empty if there is none to be found."""
-        sentences = _folded(_NUMBERING.sub("", _THOUGHT.sub("", answer)))
-        spans = list(_TOKEN.finditer(sentences))
+        text = _folded(_NUMBERING.sub("", _THOUGHT.sub("", answer)))
+        spans = list(_TOKEN.finditer(text))
         tokens = [span.group() for span in spans]
         starts = [span.end() for span in spans[:-1]]
-        is_last = [bool(_STOP.search(sentences, a, b.start())) for a, b in zip(starts, spans[1:], strict=True)] + [True]
+        is_last = [bool(_STOP.search(text, a, b.start())) for a, b in zip(starts, spans[1:], strict=True)] + [True]
         found: set[int] = set()
         at = 0
         while at < len(tokens):

@@ -69,7 +69,7 @@ def candidates_from_feats(
                 fix="both must come from one model",
             )
         for z in torch.split(chunk, max(1, _ENTRIES_AT_ONCE // n_classes)):
-            mean, tops = _probs_over_prompts(z.to(prompt_feats), prompt_feats, logit_scale)
+            mean, tops = mean_probs(z, prompt_feats, logit_scale)
             where = pick(mean, tops, rule=rule, top_k=top_k, ratio=ratio)
             sizes.append(where.sum(1).cpu())
             classes.append(where.nonzero()[:, 1].int().cpu())  # row by row, ascending
@@ -104,15 +104,26 @@ def check_rule(rule: str, *, top_k: int, ratio: float) -> None:
         )
 
 
-def _probs_over_prompts(z: Tensor, prompt_feats: Tensor, logit_scale: float) -> tuple[Tensor, Tensor]:
-    """Mean probability over prompts [b, C] float32, and each prompt's top class [b, P]."""
-    mean = torch.zeros(len(z), prompt_feats.shape[1], device=z.device)
-    tops = []
-    for text in prompt_feats:
-        probs = (logit_scale * (z @ text.T)).float().softmax(1)  # [b, C]
-        mean += probs
-        tops.append(probs.argmax(1))
-    return mean / len(prompt_feats), torch.stack(tops, 1)
+def mean_probs(z: Tensor, prompt_feats: Tensor, logit_scale: float) -> tuple[Tensor, Tensor]:
+    """Probabilities of classes averaged over prompts [B, C] float32, rows sum to 1; and each prompt's top class [B, P].
+
+    Args:
+      z: [B, D] float, unit norm.   prompt_feats: [P, C, D] float, unit norm.   logit_scale: > 0, multiplies cosines.
+
+    Example:
+      >>> prompts = torch.eye(2)[torch.tensor([[0, 1], [1, 0]])]
+      >>> [found.tolist() for found in mean_probs(torch.eye(2)[:1], prompts, 5.0)]
+      [[[0.5, 0.5]], [[0, 1]]]
+    """
+    with torch.autocast(z.device.type, enabled=False):
+        z = z.to(prompt_feats)
+        mean = torch.zeros(len(z), prompt_feats.shape[1], device=z.device)
+        tops = []
+        for text in prompt_feats:
+            probs = (logit_scale * (z @ text.T)).float().softmax(1)  # [B, C]
+            mean += probs
+            tops.append(probs.argmax(1))
+        return mean / len(prompt_feats), torch.stack(tops, 1)
 
 
 def pick(mean: Tensor, tops: Tensor, *, rule: Rule, top_k: int, ratio: float) -> Tensor:

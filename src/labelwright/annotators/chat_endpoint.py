@@ -142,32 +142,31 @@ class OpenAIChat:
                 "the answer is not a chat completion (is the base URL right? most end in /v1)"
             ) from error
         if not text and choice.finish_reason == "length":
-            raise DataError(f"{self.name} used up its max_tokens before it answered", fix="raise max_tokens")
+            raise DataError(
+                f"{self.name} used up the tokens of its answer before it answered",
+                fix="name a model that reasons less, or turn its reasoning off at the endpoint",
+            )
         return str(text)
 
     def _verdict(self, error: Any) -> Exception:
         """What an HTTP status other than success means."""
-        status, sentences = error.status_code, _detail(error)
+        status, detail = error.status_code, _detail(error)
         if error.code == "insufficient_quota":
-            return ConfigError(
-                f"{self.endpoint}: the quota of this key is used up: {sentences}", fix="see to its billing"
-            )
+            return ConfigError(f"{self.endpoint}: the quota of this key is used up: {detail}", fix="see to its billing")
         if status in (408, 409, 429) or status >= 500:
-            return _PassingError(
-                f"HTTP {status}: {sentences}", _retry_after_s(error.response.headers.get("retry-after"))
-            )
+            return _PassingError(f"HTTP {status}: {detail}", _retry_after_s(error.response.headers.get("retry-after")))
         if status in (401, 403):
             return ConfigError(
-                f"{self.endpoint} does not accept the key (HTTP {status}): {sentences}",
+                f"{self.endpoint} does not accept the key (HTTP {status}): {detail}",
                 fix="set OPENAI_API_KEY to a key of that endpoint that may use this model",
             )
         if status == 404 or error.code == "model_not_found":
             return ConfigError(
-                f"{self.endpoint} has no model {self.name!r} (HTTP {status}): {sentences}",
+                f"{self.endpoint} has no model {self.name!r} (HTTP {status}): {detail}",
                 fix="check the model name, and that the base URL is right (most end in /v1)",
             )
         return DataError(
-            f"{self.endpoint} refuses the question (HTTP {status}): {sentences}",
+            f"{self.endpoint} refuses the question (HTTP {status}): {detail}",
             fix="check that this model takes images, and questions of this length",
         )
 

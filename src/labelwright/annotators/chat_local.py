@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from labelwright.encoders.pretrained import explained, is_local_only, quiet, read_config, resolve_name
+from labelwright.encoders.pretrained import check_complete, explained, load_config, load_model, located, quiet
 from labelwright.errors import ConfigError
+from labelwright.train.processes import autocast_dtype
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -101,12 +102,9 @@ def local_chat(
     """
     if max_new_tokens < 1 or batch_size < 1:
         raise ConfigError(f"max_new_tokens={max_new_tokens}, batch_size={batch_size}", fix="give at least 1 of each")
-    local_only = is_local_only(name)
-    config = read_config(name, local_only=local_only)
+    config = load_config(name)
     from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-
-    from labelwright.train.processes import autocast_dtype
 
     dtype = autocast_dtype(device, precision) or torch.float32
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
@@ -115,21 +113,9 @@ def local_chat(
             fix="name a LLaVA-class model, such as llava-hf/llava-1.5-7b-hf",
         )
     with quiet(), explained(name):
-        processor = AutoProcessor.from_pretrained(resolve_name(name), local_files_only=local_only)
-        model, info = AutoModelForImageTextToText.from_pretrained(
-            resolve_name(name),
-            config=config,
-            dtype=dtype,
-            output_loading_info=True,
-            local_files_only=local_only,
-            adapter_kwargs={"local_files_only": local_only},  # peft's own look-up, which would ask the hub again
-        )
-    if info["missing_keys"]:
-        lacks = sorted(info["missing_keys"])
-        raise ConfigError(
-            f"the checkpoint {name} lacks {len(lacks)} weights, among them {lacks[0]}",
-            fix="use a checkpoint of this architecture",
-        )
+        processor = AutoProcessor.from_pretrained(**located(name))
+    model, absent = load_model(name, config, kind=AutoModelForImageTextToText, dtype=dtype)
+    check_complete(name, absent, fix="use a checkpoint of this architecture")
     if getattr(processor, "tokenizer", None) is None or getattr(processor, "image_processor", None) is None:
         raise ConfigError(
             f"{name} does not say how to prepare images and text", fix="put its processor and tokenizer files there"

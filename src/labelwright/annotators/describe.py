@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from labelwright.annotators.annotator import load_matching
 from labelwright.annotators.chat import Estimate, estimate
 from labelwright.annotators.chat_endpoint import openai_chat
 from labelwright.annotators.description_prompts import description_prompt
 from labelwright.annotators.descriptions import describe_classes, read_descriptions
 from labelwright.data.checks import OnBad
 from labelwright.data.prepare import Prepared, is_embeddings, prepare
-from labelwright.encoders.embed import Encoder, concepts_of, embed, load_encoder
+from labelwright.encoders.embed import Encoder, concepts_of, embed
 from labelwright.errors import ConfigError, DataError
 from labelwright.labels.concepts import Mismatch, detect_mismatched
 from labelwright.train.processes import accelerator_for
@@ -91,10 +92,8 @@ def describe(
     if is_embeddings(data):
         raise ConfigError("the data are embeddings, which the model cannot be shown", fix="give the images")
     on = accelerator_for(device).device
-    encoder = load_encoder(model, device=on, precision=precision)
-    if encoder.tower is None:
-        raise ConfigError(f"{model} has no text side", fix="name a vision-language model: CLIP, SigLIP, ...")
-    stats = encoder.tower.stats
+    encoder = load_matching(model, device=on, precision=precision)
+    stats = encoder.stats
     prepared = prepare(
         data,
         classes=classes,

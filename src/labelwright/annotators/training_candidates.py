@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from labelwright.annotators.annotator import (
     texts_of,
     views_of,
 )
-from labelwright.annotators.candidate_rules import write_candidates
+from labelwright.annotators.candidate_rules import mean_probs, write_candidates
 from labelwright.annotators.chat import Estimate
 from labelwright.annotators.describe import wanted_descriptions
 from labelwright.data.columns import METADATA_KEY
@@ -196,8 +197,7 @@ class Guesser:
 
     def _made(self, folder: Path, source: Source, approve: Callable[[Estimate], bool] | None) -> Guesses:
         if not self.annotator.is_chat:
-            encoder = self._encoder()
-            return match_names(self.annotator, source.table, self._views(source, encoder), encoder.tower)
+            return match_names(self.annotator, source.table, self._views(source), self._encoder.tower)
         return ask_chat(
             self.annotator,
             source.table,
@@ -209,14 +209,14 @@ class Guesser:
 
     def asker(self, guesses: Guesses, class_names: Sequence[str]) -> Callable[[Source], Answers]:
         """What the two-tower model alone answers on any images: its mean probability over the prompts."""
-        encoder = self._encoder()
+        tower = self._encoder.tower
         texts = texts_of(class_names, guesses.counts)
-        prompts = prompt_text_feats(encoder.tower.text_feats, texts, templates_named(self.annotator.templates))
+        prompts = prompt_text_feats(tower.text_feats, texts, templates_named(self.annotator.templates))
 
         def ask(source: Source) -> Answers:
-            views = self._views(source, encoder)
+            views = self._views(source)
             return answer(
-                lambda z: mean_probs(z, prompts, encoder.tower.logit_scale),
+                lambda z: mean_probs(z, prompts, tower.logit_scale)[0],
                 views,
                 torch.arange(views.n_rows),
                 device=self.device,
@@ -229,42 +229,22 @@ class Guesser:
         """Clusters of the images in the features of a two-tower model, one per class; None of a chat model."""
         if self.annotator.is_chat:
             return None
-        feats = torch.cat([z.half() for z in self._views(source, self._encoder()).feats()])  # as they are stored
+        feats = torch.cat([z.half() for z in self._views(source).feats()])  # as they are stored
         return clusters_of(feats, len(source.table.class_names))
 
+    @cached_property
     def _encoder(self) -> MatchingEncoder:
         shared = self.run_encoder
         if shared is not None and shared.name == self.annotator.model and shared.tower is not None:
             return MatchingEncoder(**vars(shared))
         return load_matching(self.annotator.model, device=self.device, precision=self.precision)
 
-    def _views(self, source: Source, encoder: MatchingEncoder) -> EmbeddingViews:
-        if source.stored is not None and self.run_encoder is not None and self.run_encoder.tower is encoder.tower:
+    def _views(self, source: Source) -> EmbeddingViews:
+        if source.stored is not None and self.run_encoder is not None and self.run_encoder.tower is self._encoder.tower:
             return EmbeddingViews(source.stored, rows=source.rows)
-        size_px = encoder.tower.stats.size_px
+        size_px = self._encoder.stats.size_px
         opened = open_source(source.table, classes=None, size_px=size_px, cache_limit_gb=self.cache_limit_gb)
-        return views_of(opened, encoder, self.device)
-
-
-def mean_probs(z: Tensor, prompt_feats: Tensor, logit_scale: float) -> Tensor:
-    """Probabilities of classes, averaged over prompts.
-
-    Args:
-      z: [B, D] float, unit norm.   prompt_feats: [P, C, D] float, unit norm.   logit_scale: > 0, multiplies cosines.
-
-    Returns: [B, C] float32, rows sum to 1.
-
-    Example:
-      >>> prompts = torch.eye(2)[torch.tensor([[0, 1], [1, 0]])]
-      >>> mean_probs(torch.eye(2)[:1], prompts, 5.0).tolist()
-      [[0.5, 0.5]]
-    """
-    with torch.autocast(z.device.type, enabled=False):
-        z = z.to(prompt_feats)
-        total = torch.zeros(len(z), prompt_feats.shape[1], device=z.device)
-        for text in prompt_feats:
-            total += (logit_scale * (z @ text.T)).float().softmax(1)
-        return total / len(prompt_feats)
+        return views_of(opened, self._encoder, self.device)
 
 
 def read_guesses(path: Path, table: LabelTable, annotator: Annotator) -> Guesses:

@@ -288,10 +288,9 @@ class TableBuilder:
             keys = rows[known] * n_classes + codes[known]  # (row, class) as one number
             if weights is not None:
                 keys, place = np.unique(keys, return_inverse=True)
-                sentences = np.bincount(place, weights[first_member - len(raw) : first_member][known]).astype(
-                    np.float64
-                )
-                kept_weights.append(_shares(sentences, keys // n_classes).astype(np.float32))
+                given = weights[first_member - len(raw) : first_member][known]
+                summed = np.bincount(place, given).astype(np.float64)  # of a class named twice in a row
+                kept_weights.append(_shares(summed, keys // n_classes).astype(np.float32))
             else:
                 keys = np.sort(keys)
                 keys = keys[np.diff(keys, prepend=-1) > 0]

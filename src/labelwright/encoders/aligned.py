@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from labelwright.encoders.backbones import Classifier, Stored, TextHead, UnitBackbone
+from labelwright.encoders.backbones import Classifier, Stored, UnitBackbone
+from labelwright.encoders.heads import TextHead
 from labelwright.encoders.lora import LoraTowers
 from labelwright.encoders.prompts import PromptedTowers
 from labelwright.encoders.residual import ResidualAdapter

@@ -17,10 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from labelwright.encoders.heads import CosineHead as CosineHead
-from labelwright.encoders.heads import MlpHead as MlpHead
-from labelwright.encoders.heads import ProjectedHead as ProjectedHead
-from labelwright.encoders.heads import TextHead as TextHead
+from labelwright.encoders.heads import CosineHead, MlpHead, ProjectedHead, TextHead
 from labelwright.encoders.pretrained import (
     from_transformers_config,
     load_config,
@@ -417,5 +414,5 @@ def _n_features(backbone: nn.Module, image_size_px: int, name: str) -> int:
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
             f"{name} cannot take images of {image_size_px} px: {str(error).splitlines()[0]}",
-            fix="use the size the model was trained at (image_stats says it)",
+            fix="leave --size out, or give a size that the model can take",
         ) from error

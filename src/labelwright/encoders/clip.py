@@ -19,15 +19,15 @@ from torch import Tensor, nn
 
 from labelwright.encoders.pretrained import (
     ImageStats,
+    check_complete,
     explained,
     image_stats,
     image_tower,
-    is_local_only,
+    load_config,
     load_model,
+    located,
     quiet,
-    read_config,
 )
-from labelwright.encoders.pretrained import resolve_name as resolve_name
 from labelwright.errors import ConfigError, OfflineError
 from labelwright.train.processes import autocast_dtype
 
@@ -83,7 +83,7 @@ class TwoTower(nn.Module):
         self.max_tokens = _max_tokens(model, tokenizer)
         self.precision = "fp32" if autocast_dtype(self.device, precision) is None else "bf16"
         # SigLIP pools at the last position, padding or not, and saw every text padded, unmasked and in lower case.
-        self._is_siglip = self.config.model_type.startswith("siglip")
+        self.is_siglip = self.config.model_type.startswith("siglip")
         self._has_warned = False
         tokenizer.padding_side = "right"
         self.requires_grad_(False)
@@ -125,27 +125,38 @@ class TwoTower(nn.Module):
 
         Raises: ConfigError: a text is empty.
         """
-        texts = [text.lower() for text in texts] if self._is_siglip else list(texts)
+        texts = [text.lower() for text in texts] if self.is_siglip else list(texts)
         if not all(text.strip() for text in texts):
             raise ConfigError("one of the texts to embed is empty", fix="give every class a name or a description")
         self._warn_of_cuts(texts)
         out = torch.empty(len(texts), self.n_features, device=self.device)
         for start in range(0, len(texts), TEXT_BATCH):
-            inputs = self.tokenizer(
-                texts[start : start + TEXT_BATCH],
-                padding="max_length" if self._is_siglip else "longest",
-                truncation=True,
-                max_length=self.max_tokens,
-                return_tensors="pt",
-            )
+            inputs = self.tokenize(texts[start : start + TEXT_BATCH])
             out[start : start + TEXT_BATCH] = F.normalize(self._raw_text_feats(inputs), dim=1)
         return out
 
+    def tokenize(self, texts: Sequence[str], *, n_spare: int = 0) -> dict[str, Tensor]:
+        """Token ids, and the mask where the model is used to one.
+
+        Args:
+          texts: T texts; a long one is cut before its end token.
+          n_spare: places left free for more tokens, >= 0.
+
+        Returns: "input_ids" and perhaps "attention_mask", each [T, L] int64 on the model's device.
+        """
+        encoded = self.tokenizer(
+            [text.lower() for text in texts] if self.is_siglip else list(texts),
+            padding="max_length" if self.is_siglip else "longest",
+            truncation=True,
+            max_length=self.max_tokens - n_spare,
+            return_tensors="pt",
+        )
+        wanted = ("input_ids",) if self.is_siglip else ("input_ids", "attention_mask")
+        return {key: encoded[key].to(self.device) for key in wanted if key in encoded}
+
     def _raw_text_feats(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        wanted = {"input_ids"} if self._is_siglip else {"input_ids", "attention_mask"}
-        given = {key: value.to(self.device) for key, value in inputs.items() if key in wanted}
         with torch.autocast(self.device.type, enabled=False):
-            return _pooled(self.model.get_text_features(**given)).float()
+            return pooled(self.model.get_text_features(**inputs)).float()
 
     def _warn_of_cuts(self, texts: list[str]) -> None:
         if self._has_warned or not texts:
@@ -182,18 +193,13 @@ def load_two_tower(name: str, *, device: torch.device, precision: str = "auto") 
         fix: check the path
     """
     autocast_dtype(device, precision)  # a wrong setting is reported before anything is fetched
-    local_only = is_local_only(name)
-    config = read_config(name, local_only=local_only)
+    config = load_config(name)
     _check_has_two_sides(config, name)
     stats = image_stats(name)
-    tokenizer = _load_tokenizer(name, local_only=local_only)
-    model, absent = load_model(name, config, local_only=local_only)
+    tokenizer = _load_tokenizer(name)
+    model, absent = load_model(name, config)
     absent = {key for key in absent if key != "logit_bias" and not key.endswith(("mask_token", "position_ids"))}
-    if absent:
-        raise ConfigError(
-            f"the checkpoint {name} lacks {len(absent)} weights, among them {min(absent)}",
-            fix="use a checkpoint that holds both the image and the text side",
-        )
+    check_complete(name, absent, fix="use a checkpoint that holds both the image and the text side")
     return TwoTower(model.to(device), tokenizer, name=name, stats=stats, precision=precision)
 
 
@@ -220,7 +226,7 @@ def _check_has_two_sides(config: Any, name: str) -> None:
         )
 
 
-def _load_tokenizer(name: str, *, local_only: bool) -> Any:
+def _load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     def no_words(detail: str) -> ConfigError:
@@ -230,11 +236,12 @@ def _load_tokenizer(name: str, *, local_only: bool) -> Any:
             "one that comes as a sentencepiece file alone needs: pip install sentencepiece",
         )
 
+    where = located(name)
     try:
         with quiet(), explained(name):
-            tokenizer = AutoTokenizer.from_pretrained(resolve_name(name), local_files_only=local_only)
+            tokenizer = AutoTokenizer.from_pretrained(**where)
     except (ConfigError, OfflineError) as error:
-        if local_only:
+        if where["local_files_only"]:
             raise
         raise no_words(error.message.removeprefix(f"cannot load the model {name}: ")) from error
     except ImportError as error:
@@ -251,12 +258,13 @@ def _check_towers(tower: TwoTower) -> int:
     """D, after a look at one image and one text: both sides in one space, ``vision`` what the model itself computes."""
     size = tower.stats.size_px
     pixels = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(tower.device)
-    text = {"input_ids": torch.ones(1, tower.max_tokens, dtype=torch.long)}
-    text["attention_mask"] = torch.ones_like(text["input_ids"])
+    text = {"input_ids": torch.ones(1, tower.max_tokens, dtype=torch.long, device=tower.device)}
+    if not tower.is_siglip:
+        text["attention_mask"] = torch.ones_like(text["input_ids"])
     with torch.no_grad():
         feats = tower.vision(pixels)
         try:
-            own = _pooled(tower.model.get_image_features(pixel_values=pixels, **_interpolation(tower.model)))
+            own = pooled(tower.model.get_image_features(pixel_values=pixels, **_interpolation(tower.model)))
         except (TypeError, ValueError, AttributeError):
             own = None
         n_text = tower._raw_text_feats(text).shape[1]
@@ -280,7 +288,7 @@ def _interpolation(model: Any) -> dict[str, bool]:
     return {"interpolate_pos_encoding": True} if known else {}
 
 
-def _pooled(out: Any) -> Tensor:
+def pooled(out: Any) -> Tensor:
     """Features out of what get_*_features returns: a tensor, or since transformers 5 an output that holds them."""
     feats: Tensor = out if isinstance(out, Tensor) else out.pooler_output
     return feats

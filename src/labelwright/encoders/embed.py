@@ -13,7 +13,7 @@ from labelwright.data.prepare import Source
 from labelwright.data.views import ViewSettings
 from labelwright.encoders import backbones
 from labelwright.encoders.clip import TwoTower, identity_of, load_two_tower
-from labelwright.encoders.pretrained import image_stats, load_config, load_vision_model
+from labelwright.encoders.pretrained import ImageStats, image_stats, load_config, load_vision_model
 from labelwright.encoders.saved import saved_backbone
 from labelwright.encoders.store import build_store
 from labelwright.encoders.templates import class_text_feats, templates_named
@@ -31,6 +31,7 @@ class Encoder:
       vision: x [B, 3, H, W] -> feats [B, D], any length.
       identity: hash of weights and configuration.
       n_features: D.
+      stats: the pixels it expects.
       precision: "bf16" or "fp32".
       tower: the whole two-tower model; None for a vision model, which knows no words.
     """
@@ -39,6 +40,7 @@ class Encoder:
     vision: nn.Module
     identity: str
     n_features: int
+    stats: ImageStats
     precision: str
     tower: TwoTower | None
 
@@ -80,15 +82,15 @@ def load_encoder(name: str, *, device: torch.device, precision: str) -> Encoder:
     """
     if is_two_tower(name):
         tower = load_two_tower(name, device=device, precision=precision)
-        return Encoder(name, tower.vision, tower.identity, tower.n_features, tower.precision, tower)
+        return Encoder(name, tower.vision, tower.identity, tower.n_features, tower.stats, tower.precision, tower)
     saved = saved_backbone(name)
     loaded = load_vision_model(name) if saved is None else backbones.load_saved(saved)
     vision = loaded.to(device).eval().requires_grad_(False)
-    size_px = image_stats(name).size_px
+    stats = image_stats(name)
     with torch.no_grad():
-        n_features = int(vision(torch.zeros(1, 3, size_px, size_px, device=device)).shape[1])
+        n_features = int(vision(torch.zeros(1, 3, stats.size_px, stats.size_px, device=device)).shape[1])
     used = "bf16" if autocast_dtype(device, precision) is not None else "fp32"
-    return Encoder(name, vision, identity_of(vision), n_features, used, None)
+    return Encoder(name, vision, identity_of(vision), n_features, stats, used, None)
 
 
 def embed(source: Source, encoder: Encoder, view: ViewSettings, *, n_views: int, device: torch.device) -> Source:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labelwright.encoders.clip import TwoTower
-from labelwright.encoders.towers import check_class_texts, encode_tokens, tokenize
+from labelwright.encoders.towers import check_class_texts, encode_tokens
 from labelwright.errors import ConfigError
 
 SIDES = ("vision", "text")
@@ -76,10 +76,13 @@ class LoraTowers(nn.Module):
                 if parameter.requires_grad
             }
         )
-        self._tunes_text = "text" in sides
         self._inputs: dict[str, Tensor] = {}
         self._plain_text_feats: Tensor | None = None
-        self.set_class_texts(class_texts)
+        check_class_texts(class_texts)
+        if "text" in sides:
+            self._inputs = tuned.tokenize(class_texts)
+        else:
+            self._plain_text_feats = tuned.text_feats(class_texts)
 
     @property
     def tower(self) -> TwoTower:
@@ -95,17 +98,6 @@ class LoraTowers(nn.Module):
         if self._plain_text_feats is not None:
             return self._plain_text_feats
         return encode_tokens(self.tower, self._inputs)
-
-    def set_class_texts(self, class_texts: Sequence[str]) -> None:
-        """Take the texts of the C classes, in class order.
-
-        Raises: ConfigError if there are none, or an empty one.
-        """
-        check_class_texts(class_texts)
-        if self._tunes_text:
-            self._inputs = tokenize(self.tower, class_texts)
-        else:
-            self._plain_text_feats = self.tower.text_feats(class_texts)
 
     def merged(self) -> TwoTower:
         """A plain, frozen model with the updates added to its weights, for export; this one goes on as it is."""

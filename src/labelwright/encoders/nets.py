@@ -11,7 +11,6 @@ from torch import nn
 from labelwright.encoders import backbones
 from labelwright.encoders.embed import Encoder
 from labelwright.encoders.lora import LoraTowers
-from labelwright.encoders.pretrained import image_stats
 from labelwright.encoders.prompts import PromptedTowers
 from labelwright.encoders.resnets import OWN
 from labelwright.encoders.saved import network_of
@@ -62,7 +61,7 @@ class EncoderNets:
         if not self.is_stored:
             assert self.encoder is not None
             backbone, name = backbones.UnitBackbone(self.encoder.vision), network_of(self.encoder.name)
-            size_px = image_stats(self.encoder.name).size_px
+            size_px = self.encoder.stats.size_px
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.seed += 1  # two networks of one recipe start from different weights
@@ -79,7 +78,6 @@ class EncoderNets:
 
     def towers(self, tune: str = "none") -> Towers:
         """See types.BuildNet.towers."""
-        tower = None if self.encoder is None else self.encoder.tower
         if self.concepts is None:
             raise ConfigError(
                 "there are no text features of the classes",
@@ -91,14 +89,13 @@ class EncoderNets:
                     f"tune={tune} trains the encoder, and stored embeddings leave it out", fix="add --views pixels"
                 )
             return EmbeddedTowers(self.concepts.feats, logit_scale=self.concepts.logit_scale)
-        assert tower is not None
-        texts = [fill(self.template, name) for name in self.class_names]
+        assert self.encoder is not None
+        assert self.encoder.tower is not None
+        tower = self.encoder.tower
         if tune == "none":
-            frozen = FrozenTowers(tower, texts)
-            frozen.class_feats = self.concepts.feats.to(tower.device)
-            return frozen
+            return FrozenTowers(tower, self.concepts.feats)
         if tune == "lora":
-            return LoraTowers(tower, texts, seed=self.seed)
+            return LoraTowers(tower, [fill(self.template, name) for name in self.class_names], seed=self.seed)
         kind: Any = tune
         return PromptedTowers(tower, self.class_names, kind=kind, seed=self.seed)
 
@@ -109,7 +106,7 @@ class EncoderNets:
         return net.with_backbone(
             backbones.UnitBackbone(self.encoder.vision),
             name=network_of(self.encoder.name),
-            image_size_px=image_stats(self.encoder.name).size_px,
+            image_size_px=self.encoder.stats.size_px,
         )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from labelwright.encoders.clip import TwoTower
 from labelwright.encoders.pretrained import VisionModel
 from labelwright.encoders.templates import fill
-from labelwright.encoders.towers import Shared, check_class_texts, encode_tokens, tokenize
+from labelwright.encoders.towers import Shared, check_class_texts, encode_tokens
 from labelwright.errors import ConfigError
 
 Kind = Literal["coop", "vpt", "maple"]
@@ -90,8 +90,7 @@ class PromptedTowers(nn.Module):
         widths = {side: int(getattr(tower.config, f"{side}_config").hidden_size) for side in sides}
         self._words: list[int] = []  # ids of the words of init that learnable tokens replace
         if self.init and "text" in sides:
-            is_siglip = tower.config.model_type.startswith("siglip")
-            words = self.init.lower() if is_siglip else self.init
+            words = self.init.lower() if tower.is_siglip else self.init
             self._words = list(tower.tokenizer(words, add_special_tokens=False)["input_ids"])[:n_context]
         self.register_parameter("text_prompts", None)
         self.register_parameter("visual_prompts", None)
@@ -110,7 +109,7 @@ class PromptedTowers(nn.Module):
         self._start = 0
         self._plain_text_feats: Tensor | None = None
         self.to(tower.device)
-        self.set_class_texts(class_texts)
+        self._take_texts(class_texts)
 
     @property
     def tower(self) -> TwoTower:
@@ -142,17 +141,13 @@ class PromptedTowers(nn.Module):
             return self._plain_text_feats
         return encode_tokens(self.tower, self._inputs, altered=self._with_text_prompts)
 
-    def set_class_texts(self, class_texts: Sequence[str]) -> None:
-        """Take the texts of the C classes, in class order; the prompts stay as they are.
-
-        Raises: ConfigError if there are none, or an empty one.
-        """
+    def _take_texts(self, class_texts: Sequence[str]) -> None:
         check_class_texts(class_texts)
         filled = [fill(f"{self.init} {{}}".strip(), text) for text in class_texts]
         if self.text_prompts is None:
             self._plain_text_feats = self.tower.text_feats(filled)
             return
-        inputs = tokenize(self.tower, filled, n_spare=self.n_extra)
+        inputs = self.tower.tokenize(filled, n_spare=self.n_extra)
         tokenizer = self.tower.tokenizer
         first = inputs["input_ids"][0, 0].item()
         self._start = int(first in (tokenizer.bos_token_id, tokenizer.cls_token_id))
@@ -163,7 +158,7 @@ class PromptedTowers(nn.Module):
                 text if same else f"{self.init} {name}"
                 for text, same, name in zip(filled, kept, class_texts, strict=True)
             ]
-            inputs = tokenize(self.tower, filled, n_spare=self.n_extra)
+            inputs = self.tower.tokenize(filled, n_spare=self.n_extra)
         at = self._start
         self._inputs = {
             key: torch.cat([v[:, :at], v[:, at : at + 1].expand(-1, self.n_extra), v[:, at:]], dim=1)

@@ -1,6 +1,6 @@
 """Prompt templates: what to make of a class name before a text tower reads it.
 
-Templates are sentences with one ``{}``. CLIP's two published sets are kept word for word, "a origami {}" included;
+Templates are texts with one ``{}``. CLIP's two published sets are kept word for word, "a origami {}" included;
 only the article right before the name is fitted to the name.
 """
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from labelwright.encoders.clip import TwoTower
+from labelwright.encoders.clip import TwoTower, pooled
 from labelwright.errors import ConfigError
 
 TEXT_CHUNK = 128  # texts encoded at a time: of more than these, activations are computed again for the gradient
@@ -95,25 +95,22 @@ class FrozenTowers(nn.Module):
 
     Args:
       tower: a loaded model, on the device where views will be.
-      class_texts: C texts, as in "a photo of a cat".
-
-    Raises: ConfigError if there is no text, or an empty one.
+      class_feats: [C, D] unit features of the classes.
 
     Example: the small model inside the package.
       >>> from labelwright.encoders.clip import load_two_tower
       >>> tower = load_two_tower("labelwright/digits-clip", device=torch.device("cpu"))
-      >>> towers = FrozenTowers(tower, ["one", "two"])
+      >>> towers = FrozenTowers(tower, tower.text_feats(["one", "two"]))
       >>> tuple(towers.features(torch.zeros(5, 3, 16, 16)).shape), tuple(towers.text_feats().shape)
       ((5, 64), (2, 64))
     """
 
-    def __init__(self, tower: TwoTower, class_texts: Sequence[str]) -> None:
+    def __init__(self, tower: TwoTower, class_feats: Tensor) -> None:
         super().__init__()
         self._shared = Shared(tower)
         self.logit_scale = tower.logit_scale
         self.class_feats: Tensor
-        self.register_buffer("class_feats", torch.empty(0), persistent=False)
-        self.set_class_texts(class_texts)
+        self.register_buffer("class_feats", class_feats.to(tower.device), persistent=False)
 
     @property
     def tower(self) -> TwoTower:
@@ -128,14 +125,6 @@ class FrozenTowers(nn.Module):
     def text_feats(self) -> Tensor:
         """Unit features [C, D] float32 of the classes."""
         return self.class_feats
-
-    def set_class_texts(self, class_texts: Sequence[str]) -> None:
-        """Take the texts of the C classes, in class order.
-
-        Raises: ConfigError if there are none.
-        """
-        check_class_texts(class_texts)
-        self.class_feats = self.tower.text_feats(class_texts)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenTowers:
         self.tower._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -161,28 +150,6 @@ def check_class_texts(class_texts: Sequence[str]) -> None:
             raise ConfigError(f"class {i} has an empty text", fix="give every class a name or description")
 
 
-def tokenize(tower: TwoTower, texts: Sequence[str], *, n_spare: int = 0) -> dict[str, Tensor]:
-    """Token ids, and the mask where the model is used to one, as `TwoTower.text_feats` gives them to the model.
-
-    Args:
-      tower: names the tokenizer and the family's way of padding.
-      texts: T texts; a long one is cut before its end token.
-      n_spare: places left free for more tokens, >= 0.
-
-    Returns: "input_ids" and perhaps "attention_mask", each [T, L] int64 on the model's device.
-    """
-    is_siglip = tower.config.model_type.startswith("siglip")  # padded to the full length, no mask, lower case
-    encoded = tower.tokenizer(
-        [text.lower() for text in texts] if is_siglip else list(texts),
-        padding="max_length" if is_siglip else "longest",
-        truncation=True,
-        max_length=tower.max_tokens - n_spare,
-        return_tensors="pt",
-    )
-    wanted = ("input_ids",) if is_siglip else ("input_ids", "attention_mask")
-    return {key: encoded[key].to(tower.device) for key in wanted if key in encoded}
-
-
 def encode_tokens(
     tower: TwoTower,
     inputs: Mapping[str, Tensor],
@@ -193,7 +160,7 @@ def encode_tokens(
 
     Args:
       tower: the model; whatever of it requires a gradient gets one.
-      inputs: as made by `tokenize`, [T, L] each.
+      inputs: as made by `TwoTower.tokenize`, [T, L] each.
       altered: opens a context in which the model is changed; entered for every chunk, and again for its gradient.
 
     Returns: [T, D] float32, unit norm.
@@ -201,9 +168,7 @@ def encode_tokens(
 
     def encode(chunk: dict[str, Tensor]) -> Tensor:
         with altered():
-            out = tower.model.get_text_features(**chunk)
-        feats: Tensor = out if isinstance(out, Tensor) else out.pooler_output
-        return feats
+            return pooled(tower.model.get_text_features(**chunk))
 
     n_texts = len(inputs["input_ids"])
     saves_memory = n_texts > TEXT_CHUNK and torch.is_grad_enabled()

@@ -182,8 +182,9 @@ def test_ask__settings_that_a_model_refuses():
 
 def test_ask__answer_that_never_came():
     body = json.dumps(chat_stub.completion(None, finish_reason="length"))
-    with ChatStub(Raw(body)) as stub, pytest.raises(DataError, match="used up its max_tokens"):
+    with ChatStub(Raw(body)) as stub, pytest.raises(DataError, match="used up the tokens") as caught:
         chat_of(stub).ask("x")
+    assert "max_tokens" not in caught.value.fix  # no setting of ours
 
 
 def test_openai_chat__package_missing(monkeypatch):

@@ -26,8 +26,9 @@ import from_candidates
 import labelwright as lw
 import tiny
 from chat_stub import ChatStub, Seen
+from labelwright.annotators import training_candidates
 from labelwright.annotators.annotator import Annotator, match_names
-from labelwright.annotators.training_candidates import mean_probs
+from labelwright.annotators.candidate_rules import mean_probs
 from labelwright.data.read import load
 from labelwright.data.stored import EmbeddingStore, EmbeddingViews
 from labelwright.data.table import LabelTable
@@ -146,10 +147,18 @@ def test_fit__heads_on_the_annotator_see_its_words(
     assert again["label"].equals(done.labels["label"])
 
 
-def test_fit__scores_of_the_annotator_for_a_student_that_sees_pixels(digits: Path, tmp_path: Path) -> None:
+def test_fit__scores_of_the_annotator_for_a_student_that_sees_pixels(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    load_matching = training_candidates.load_matching
+    monkeypatch.setattr(
+        training_candidates, "load_matching", lambda name, **how: loaded.append(name) or load_matching(name, **how)
+    )
     test = write_table(tmp_path / "test.csv", digits, label=truth_in)
     pool = write_table(tmp_path / "pool.csv", digits, truth=truth_in)
     done = lw.fit(pool, out=tmp_path / "run", test=test, **HOW)
+    assert loaded == [CLIP]
     tower = load_two_tower(CLIP, device=tiny.CPU, precision="fp32")
     table = load(test, classes=NAMES)
     text = torch.stack([tower.text_feats([fill(t, name) for name in NAMES]) for t in TEMPLATES["photo27"]]).double()
@@ -175,7 +184,7 @@ def test_mean_probs__is_the_mean_over_prompts_in_any_precision() -> None:
     g = torch.Generator().manual_seed(0)
     z, prompts = (F.normalize(torch.randn(*shape, 6, generator=g), dim=-1) for shape in ((5,), (3, 4)))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = mean_probs(z, prompts, 30.0)
+        found, _ = mean_probs(z, prompts, 30.0)
     for b in range(5):
         per_prompt = []
         for text in prompts.double():
