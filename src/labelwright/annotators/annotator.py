@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from labelwright.annotators.ask_classes import annotate_with_chat
 from labelwright.annotators.candidate_rules import Rule, candidates_from_feats, check_rule, describe_candidates
 from labelwright.annotators.chat import ChatModel, Estimate
-from labelwright.annotators.chat_endpoint import openai_chat
+from labelwright.annotators.chat_endpoint import OpenAIChat
 from labelwright.annotators.chat_local import local_chat
 from labelwright.data.prepare import Source
 from labelwright.data.stored import EmbeddingViews
@@ -155,9 +155,8 @@ def ask_chat(
     """
     with contextlib.ExitStack() as opened:
         if annotator.chat_url is not None:
-            chat: ChatModel = opened.enter_context(
-                contextlib.closing(openai_chat(annotator.model, base_url=annotator.chat_url))
-            )
+            endpoint = OpenAIChat(annotator.model, base_url=annotator.chat_url)
+            chat: ChatModel = opened.enter_context(contextlib.closing(endpoint))
         else:
             chat = local_chat(annotator.model, device=device, precision=precision)
         asked = annotate_with_chat(

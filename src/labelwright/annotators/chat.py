@@ -20,26 +20,10 @@ from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
-from labelwright.annotators.chat_endpoint import OpenAIChat, openai_chat
-from labelwright.annotators.chat_local import LocalChat, local_chat
 from labelwright.errors import ConfigError, LabelwrightError, OfflineError
-
-__all__ = [
-    "BatchChatModel",
-    "ChatModel",
-    "Estimate",
-    "LocalChat",
-    "OpenAIChat",
-    "Question",
-    "ask_many",
-    "estimate",
-    "local_chat",
-    "openai_chat",
-]
 
 CHARS_PER_TOKEN = 4  # of English, roughly
 TOKENS_PER_IMAGE = 600  # roughly: LLaVA-1.5 576, GPT-4o 255 for 512 px
-
 
 _Outcomes = Generator[tuple[int, str | BaseException], None, None]
 
@@ -95,50 +79,30 @@ class Estimate:
     Attributes:
       n_calls: questions, each counted once.
       tokens_in: of prompts and images.   tokens_out: of answers.
-      cost: in the currency of the prices given, or None without prices.
     """
 
     n_calls: int
     tokens_in: int
     tokens_out: int
-    cost: float | None = None
 
     def __str__(self) -> str:
         calls = "1 question" if self.n_calls == 1 else f"{self.n_calls:,} questions"
-        cost = "" if self.cost is None else f", about {self.cost:,.2f} at the prices given"
-        return f"{calls}: roughly {self.tokens_in:,} tokens in and {self.tokens_out:,} out{cost}"
+        return f"{calls}: roughly {self.tokens_in:,} tokens in and {self.tokens_out:,} out"
 
 
-def estimate(
-    n_questions: int,
-    *,
-    prompt_chars: float,
-    answer_tokens: float,
-    n_images: int = 0,
-    tokens_per_image: float = TOKENS_PER_IMAGE,
-    price_in: float | None = None,
-    price_out: float | None = None,
-) -> Estimate:
+def estimate(n_questions: int, *, prompt_chars: float, answer_tokens: float, n_images: int = 0) -> Estimate:
     """Rough cost of asking, before anything is asked; repetitions after faults are not counted.
 
     Args:
       n_questions: how many.   prompt_chars: mean length of a prompt.   answer_tokens: mean length of an answer.
-      n_images: how many of the questions carry an image.   tokens_per_image: what the model counts one as.
-      price_in, price_out: of a million tokens, in any one currency; both or neither.
+      n_images: how many of the questions carry an image.
 
-    Raises: ConfigError: only one of the prices is given.
-
-    Example: 1,000 questions of 200 characters and an image, at 0.15 and 0.60 per million tokens.
-      >>> print(estimate(1000, prompt_chars=200, answer_tokens=20, n_images=1000, price_in=0.15, price_out=0.60))
-      1,000 questions: roughly 650,000 tokens in and 20,000 out, about 0.11 at the prices given
+    Example: 1,000 questions of 200 characters and an image.
+      >>> print(estimate(1000, prompt_chars=200, answer_tokens=20, n_images=1000))
+      1,000 questions: roughly 650,000 tokens in and 20,000 out
     """
-    tokens_in = round(n_questions * prompt_chars / CHARS_PER_TOKEN + n_images * tokens_per_image)
-    tokens_out = round(n_questions * answer_tokens)
-    if price_in is None and price_out is None:
-        return Estimate(n_questions, tokens_in, tokens_out)
-    if price_in is None or price_out is None:
-        raise ConfigError("only one price is given", fix="give the prices of a million tokens in and of a million out")
-    return Estimate(n_questions, tokens_in, tokens_out, (tokens_in * price_in + tokens_out * price_out) / 1e6)
+    tokens_in = round(n_questions * prompt_chars / CHARS_PER_TOKEN + n_images * TOKENS_PER_IMAGE)
+    return Estimate(n_questions, tokens_in, round(n_questions * answer_tokens))
 
 
 def ask_many(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from labelwright.annotators.annotator import load_matching
 from labelwright.annotators.chat import Estimate, estimate
-from labelwright.annotators.chat_endpoint import openai_chat
+from labelwright.annotators.chat_endpoint import OpenAIChat
 from labelwright.annotators.description_prompts import description_prompt
 from labelwright.annotators.descriptions import describe_classes, read_descriptions
 from labelwright.data.checks import OnBad
@@ -128,7 +128,7 @@ def ask_for(
 
     Raises: ConfigError if ``approve`` refuses.
     """
-    known = dict(read_descriptions(path, class_names)) if path.exists() else {}
+    known = read_descriptions(path, class_names) if path.exists() else {}
     which = [c for c in which if class_names[c] not in known]
     if which and approve is not None:
         prompt = description_prompt(class_names, which[0], n=n, context=context)
@@ -137,9 +137,8 @@ def ask_for(
     if not which:
         return known
     path.parent.mkdir(parents=True, exist_ok=True)
-    with closing(openai_chat(chat, base_url=chat_url)) as model:
-        describe_classes(model, class_names, path, which=which, n=n, context=context)
-    return dict(read_descriptions(path, class_names)) if path.exists() else {}
+    with closing(OpenAIChat(chat, base_url=chat_url)) as model:
+        return describe_classes(model, class_names, path, which=which, n=n, context=context)
 
 
 def mismatched_classes(prepared: Prepared, encoder: Encoder, concepts: Concepts, *, device: torch.device) -> list[int]:
@@ -163,7 +162,7 @@ def wanted_descriptions(
     if descriptions is None:
         return {}
     if isinstance(descriptions, (str, Path)):
-        return dict(read_descriptions(descriptions, class_names))
+        return read_descriptions(descriptions, class_names)
     unknown = sorted(set(descriptions) - set(class_names))
     if unknown:
         raise DataError(f"descriptions of unknown classes: {', '.join(unknown[:5])}", fix="use the class names")

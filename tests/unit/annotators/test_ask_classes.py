@@ -9,7 +9,7 @@ from PIL import Image
 
 import chat_stub
 from labelwright.annotators.ask_classes import PHRASINGS, annotate_with_chat, phrase, votes_to_candidates
-from labelwright.annotators.chat_endpoint import openai_chat
+from labelwright.annotators.chat_endpoint import OpenAIChat
 from labelwright.data.read import load
 from labelwright.errors import ConfigError, DataError, OfflineError
 
@@ -140,14 +140,14 @@ def test_annotate__an_endpoint_that_misbehaves(table, tmp_path) -> None:
 
     script = [chat_stub.Fail(500), chat_stub.rate_limit(0), chat_stub.Drop(), chat_stub.Raw()]
     with chat_stub.ChatStub(answer, script=script) as stub:
-        chat = openai_chat("m", base_url=stub.url, api_key="x", sleep=lambda seconds: None)
+        chat = OpenAIChat("m", base_url=stub.url, sleep=lambda seconds: None)
         asked = annotate_with_chat(chat, table, NAMES, journal=tmp_path / "j.jsonl", n_phrasings=2, n_workers=2)
         n_requests = len(stub.seen)
     assert lists(asked.candidates) == [[0], [], [2], [0]]
     assert (asked.counts["n_calls"], asked.counts["n_answers"], asked.counts["n_failed"]) == (8, 6, 2)
     assert n_requests == 8 + len(script)
     with chat_stub.ChatStub("green") as stub:
-        chat = openai_chat("m", base_url=stub.url, api_key="x")
+        chat = OpenAIChat("m", base_url=stub.url)
         again = annotate_with_chat(chat, table, NAMES, journal=tmp_path / "j.jsonl", n_phrasings=2)
     assert (again.counts["n_calls"], again.counts["n_failed"]) == (2, 0)
     assert lists(again.candidates) == [[0], [1], [2], [0]]
@@ -155,7 +155,7 @@ def test_annotate__an_endpoint_that_misbehaves(table, tmp_path) -> None:
 
 def test_annotate__an_endpoint_that_is_down(table, tmp_path) -> None:
     with chat_stub.ChatStub(lambda seen: chat_stub.Fail(503)) as stub:
-        chat = openai_chat("m", base_url=stub.url, api_key="x", retries=1, sleep=lambda seconds: None)
+        chat = OpenAIChat("m", base_url=stub.url, retries=1, sleep=lambda seconds: None)
         with pytest.raises(OfflineError, match="HTTP 503"):
             annotate_with_chat(chat, table, NAMES, journal=tmp_path / "j.jsonl")
 

@@ -203,7 +203,7 @@ def test_fit__candidates_of_a_table_are_used_as_they_are(
         raise AssertionError("nobody has to be asked")
 
     monkeypatch.setattr("labelwright.annotators.annotator.embed", ask)
-    monkeypatch.setattr("labelwright.annotators.annotator.openai_chat", ask)
+    monkeypatch.setattr("labelwright.annotators.annotator.OpenAIChat", ask)
     data = write_table(
         tmp_path / "t.csv",
         digits,
