@@ -26,6 +26,7 @@ SPLIT_NAMES: Mapping[str, int] = {
 """What a split may be called -> its position in SPLITS."""
 
 _ROWS_AT_ONCE = 1 << 18  # candidate rows finished together, so that temporary arrays stay small
+_HASHED_AT_ONCE = 1 << 16  # strings that are Python objects at once
 _EXISTENCE_ROWS_MAX = 100_000  # above this, missing files are found when they are decoded
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
 
@@ -286,14 +287,11 @@ class TableBuilder:
             self._report(images, first + rows[strange], "unknown_candidate", details)
             known = codes >= 0
             keys = rows[known] * n_classes + codes[known]  # (row, class) as one number
+            keys, place = np.unique(keys, return_inverse=True)
             if weights is not None:
-                keys, place = np.unique(keys, return_inverse=True)
                 given = weights[first_member - len(raw) : first_member][known]
                 summed = np.bincount(place, given).astype(np.float64)  # of a class named twice in a row
                 kept_weights.append(_shares(summed, keys // n_classes).astype(np.float32))
-            else:
-                keys = np.sort(keys)
-                keys = keys[np.diff(keys, prepend=-1) > 0]
             kept_classes.append((keys % n_classes).astype(np.int32))
             kept_lengths.append(np.bincount(keys // n_classes, minlength=len(sizes)).astype(np.int32))
         offsets = np.zeros(self.n_rows + 1, dtype=np.int64)
@@ -376,12 +374,7 @@ class TableBuilder:
 
 
 def _shares(weights: NDArray[np.float64], rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Weights [n] over the sum of their row's, rows [n]; equal shares where that sum is 0.
-
-    Example:
-      >>> _shares(np.array([3.0, 1.0, 0.0, 0.0]), np.array([0, 0, 2, 2])).tolist()
-      [0.75, 0.25, 0.5, 0.5]
-    """
+    """Weights [n] over the sum of their row's, rows [n]; equal shares where that sum is 0."""
     weights = np.where(np.bincount(rows, weights)[rows] > 0, weights, 1.0)
     return np.asarray(weights / np.bincount(rows, weights)[rows])
 
@@ -391,39 +384,11 @@ def _repeated(strings: Any) -> NDArray[np.int64]:
 
     By 64-bit hashes, 8 bytes a row; rows whose hashes meet are then compared in full.
     """
-    hashes = hash_strings(strings)
+    parts = [strings.slice(first, _HASHED_AT_ONCE) for first in range(0, len(strings), _HASHED_AT_ONCE)]
+    hashes = np.concatenate([np.fromiter(map(hash, part.to_pylist()), np.int64, len(part)) for part in parts])
     ordered = np.sort(hashes)
     met = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-    if not len(met):
-        return np.zeros(0, dtype=np.int64)
     rows = np.flatnonzero(np.isin(hashes, met))
     codes = strings.take(pa.array(rows)).dictionary_encode().indices.to_numpy(zero_copy_only=False)
-    first = np.zeros(len(rows), dtype=bool)
-    first[np.unique(codes, return_index=True)[1]] = True
-    return rows[~first]
-
-
-def hash_strings(strings: Any) -> NDArray[np.uint64]:
-    """[n] uint64 polynomial hash of each Arrow large_string; equal strings have equal hashes, null counts as empty.
-
-    Example:
-      >>> a, b, c = hash_strings(pa.array(["cat", "act", "cat"], pa.large_string())).tolist()
-      >>> a == c, a == b
-      (True, False)
-    """
-    hashes = np.zeros(len(strings), dtype=np.uint64)
-    powers = np.ones(1, dtype=np.uint64)
-    multiplier = 0x9E3779B97F4A7C15  # odd, so that no power vanishes modulo 2**64
-    for first in range(0, len(strings), 1 << 16):
-        part = pa.concat_arrays([strings.slice(first, 1 << 16).fill_null("")])
-        _, offset_buffer, data_buffer = part.buffers()
-        offsets = np.frombuffer(offset_buffer, np.int64)[part.offset : part.offset + len(part) + 1]
-        data = np.frombuffer(data_buffer or b"", np.uint8)[offsets[0] : offsets[-1]].astype(np.uint64)
-        starts, lengths = offsets[:-1] - offsets[0], np.diff(offsets)
-        if len(lengths) and lengths.max() >= len(powers):
-            steps = np.full(int(lengths.max()) + 1, multiplier, dtype=np.uint64)
-            powers = np.cumprod(steps)
-        place = np.arange(len(data)) - np.repeat(starts, lengths)
-        sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum((data + np.uint64(1)) * powers[place])])
-        hashes[first : first + len(part)] = sums[starts + lengths] - sums[starts]  # wraps, as meant
-    return hashes
+    first_rows = np.unique(codes, return_index=True)[1]
+    return np.delete(rows, first_rows)
