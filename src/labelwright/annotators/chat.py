@@ -29,12 +29,9 @@ _Outcomes = Generator[tuple[int, str | BaseException], None, None]
 
 
 class ChatModel(Protocol):
-    """A model that answers one question, maybe about an image."""
+    """A model that answers one question, maybe about an image; ``name`` is what the user calls it."""
 
-    @property
-    def name(self) -> str:
-        """The model as the user named it."""
-        ...
+    name: str
 
     def ask(self, prompt: str, image: Image.Image | None = None) -> str:
         """The answer, as the model gave it; may be called from several threads unless the model is local."""
@@ -43,12 +40,9 @@ class ChatModel(Protocol):
 
 @runtime_checkable
 class BatchChatModel(Protocol):
-    """A model that answers several questions sooner together than one by one."""
+    """A model that answers several questions sooner together than one by one, best ``batch_size`` of them."""
 
-    @property
-    def batch_size(self) -> int:
-        """How many questions to ask at once."""
-        ...
+    batch_size: int
 
     def ask_batch(self, prompts: Sequence[str], images: Sequence[Image.Image | None]) -> list[str]:
         """The answers, in order."""

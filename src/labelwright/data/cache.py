@@ -37,17 +37,14 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class PixelSource(Protocol):
-    """Decoded images by row, all of one size."""
+    """Decoded images by row, all of one size.
 
-    @property
-    def n_rows(self) -> int:
-        """N images."""
-        ...
+    Attributes:
+      n_rows: N images.   size_px: height and width.
+    """
 
-    @property
-    def size_px(self) -> int:
-        """Height and width."""
-        ...
+    n_rows: int
+    size_px: int
 
     @property
     def problems(self) -> tuple[Problem, ...]:
@@ -80,17 +77,8 @@ class PixelCache:
         assert pixels.dtype == np.uint8, pixels.dtype
         assert pixels.shape[1:] == (pixels.shape[1], pixels.shape[1], 3), pixels.shape
         self.pixels = pixels
+        self.n_rows, self.size_px = pixels.shape[:2]
         self.problems = tuple(problems)
-
-    @property
-    def n_rows(self) -> int:
-        """N images."""
-        return len(self.pixels)
-
-    @property
-    def size_px(self) -> int:
-        """Height and width."""
-        return int(self.pixels.shape[1])
 
     def read(self, rows: Tensor) -> Tensor:
         """[B, H, W, 3] uint8 on the CPU, for rows [B] int64 within 0..N-1."""
@@ -306,15 +294,10 @@ class StreamedPixels:
     def __init__(self, table: LabelTable, *, size_px: int) -> None:
         _check_size(size_px)
         self._table = table
-        self.size_px = size_px
+        self.n_rows, self.size_px = len(table), size_px
         self._pool = _decoding_threads()
         self._ahead: OrderedDict[int, Future[tuple[Pixels, Problem | None]]] = OrderedDict()
         self._problems: dict[int, Problem] = {}
-
-    @property
-    def n_rows(self) -> int:
-        """N images."""
-        return len(self._table)
 
     @property
     def problems(self) -> tuple[Problem, ...]:

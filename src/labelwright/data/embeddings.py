@@ -124,16 +124,7 @@ class GivenFeats:
         assert all(extra is None or extra.shape[1:] == feats.shape for extra in (weak, strong)), "views of these rows"
         self._feats = np.asarray(feats)  # a memory map without numpy's slower indexing of its own class
         self._extra = {"weak": weak, "strong": strong}
-
-    @property
-    def n_rows(self) -> int:
-        """N."""
-        return int(self._feats.shape[0])
-
-    @property
-    def n_features(self) -> int:
-        """D."""
-        return int(self._feats.shape[1])
+        self.n_rows, self.n_features = self._feats.shape
 
     def n_views(self, view: str) -> int:
         """How many different vectors a row has under a view: 1, V, or 2^24 where strong views are made up."""
@@ -414,13 +405,8 @@ def _read_parquet(path: Path) -> tuple[Floats, TableBuilder, list[Problem]]:
     roles = find_roles([*others, "image"], str(path))  # an image column is not asked for here, nor used
     del roles["image"]
     builder = TableBuilder(str(path))
-    names = {}
-    for role in ("label", "truth", "candidates"):
-        feature = columns.features.get(roles.get(role, ""), {})
-        feature = feature.get("feature", feature) if isinstance(feature, dict) else {}
-        if feature.get("_type") == "ClassLabel":
-            names[role] = tuple(feature["names"])
-            builder.declared = builder.declared or (names[role] if role != "truth" else ())
+    names = columns.class_labels(roles)
+    builder.declared = names.get("label") or names.get("candidates", ())
     if not roles:
         builder.add({}, n_rows)
     for batch in columns.batches(list(dict.fromkeys(roles.values()))) if roles else ():

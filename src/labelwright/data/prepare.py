@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from labelwright.data import splits
 from labelwright.data.cache import PixelSource, StreamedPixels, open_pixels
 from labelwright.data.checks import OnBad, check_images, resolve_problems
-from labelwright.data.embeddings import EMBEDDING_COLUMN, load_embeddings
+from labelwright.data.embeddings import EMBEDDING_COLUMN, UserEmbeddings, load_embeddings
 from labelwright.data.read import load, read_names
 from labelwright.data.situation import Situation, detect, novel_range
 from labelwright.data.stored import EmbeddingViews, StoredFeats
@@ -120,35 +121,69 @@ def prepare(
     if not 0 <= test_frac < 1:
         raise ConfigError(f"test_frac={test_frac} is not possible", fix="give a share in [0, 1)")
     check_numbers(size_px=size_px, seed=seed)
-    if is_embeddings(data):
-        return _prepare_embeddings(
-            data, test=test, classes=classes, novel=novel, test_frac=test_frac, on_bad=on_bad, seed=seed
-        )
-    table = read(data, classes=classes, group=group)
     is_open = novel_range(novel) is not None
-    test_table = None if test is None else _for_scoring(read(test, classes=None if is_open else table.class_names))
-    if test_table is not None and not (test_table.labels >= 0).any():
-        raise DataError(f"no image of {resolved_path(test)} has a label", fix="give a --test with labels, or none")
-    if test_table is not None and is_open:
-        test_table = beyond(test_table, table.class_names)
-    size_px = native_size(table) if size_px is None else size_px
-    tables = [table] if test_table is None else [table, test_table]
-    sources = _resolve([_open(t, size_px, cache_limit_gb) for t in tables], on_bad)
-    train, given_test = sources[0], sources[1] if len(sources) > 1 else None
-    train, test_source, test_is = _split(train, given_test, test_frac=test_frac, seed=seed)
-    _check_classes(train.table, n_novel=novel)
-    flips, reason = may_flip(flip, train.table.class_names)
-    assert train.pixels is not None
-    mean, std = stats or channel_stats(train.pixels, rows=train.rows)
+    class_feats = None
+    if is_embeddings(data):
+        found = load_embeddings(data, classes=class_list(classes), on_bad=on_bad)
+        source, given_test = _embedded(found), None
+        if test is not None:
+            given_test = _test_embeddings(test, found, is_open=is_open, on_bad=on_bad)
+        if found.class_feats is not None:
+            unit = torch.nn.functional.normalize(torch.from_numpy(np.asarray(found.class_feats)).float(), dim=1)
+            class_feats = (unit, found.logit_scale or 100.0)
+    else:
+        table = read(data, classes=classes, group=group)
+        size_px = native_size(table) if size_px is None else size_px
+        tables = [table] if test is None else [table, _test_images(test, table, is_open=is_open)]
+        sources = _resolve([_open(t, size_px, cache_limit_gb) for t in tables], on_bad)
+        source, given_test = sources[0], None if test is None else sources[1]
+    train, test_source, test_is = _split(source, given_test, test_frac=test_frac, seed=seed)
+    n_classes = len(train.table.class_names)
+    if n_classes < (1 if is_open else 2):
+        raise DataError(
+            f"{'only one class' if n_classes else 'no class'} found; a classifier needs two",
+            fix="point at the folder above the class folders, or name the classes with --classes",
+        )
+    if train.pixels is None:
+        view, reason = ViewSettings(flip=False), "embeddings are not flipped"
+    else:
+        flips, reason = may_flip(flip, train.table.class_names)
+        mean, std = stats or channel_stats(train.pixels, rows=train.rows)
+        view = ViewSettings(flip=flips, mean=mean, std=std, crop="pad" if train.pixels.size_px <= 64 else "resized")
     return Prepared(
         train=train,
         test=test_source,
         test_is=test_is,
         situation=detect(train.table, novel=novel),
-        size_px=size_px,
-        view=ViewSettings(flip=flips, mean=mean, std=std, crop="pad" if size_px <= 64 else "resized"),
+        size_px=0 if train.pixels is None else train.pixels.size_px,
+        view=view,
         flip_reason=reason,
+        class_feats=class_feats,
     )
+
+
+def _test_images(test: Any, table: LabelTable, *, is_open: bool) -> LabelTable:
+    """The table of the images to score on, its labels among the classes of the training table."""
+    found = _for_scoring(read(test, classes=None if is_open else table.class_names))
+    if not (found.labels >= 0).any():
+        raise DataError(f"no image of {resolved_path(test)} has a label", fix="give a --test with labels, or none")
+    return beyond(found, table.class_names) if is_open else found
+
+
+def _test_embeddings(test: Any, train: UserEmbeddings, *, is_open: bool, on_bad: OnBad) -> Source:
+    """The embeddings to score on, its labels among the classes of the training table."""
+    names = train.table.class_names
+    found = open_embeddings(test, classes=None if is_open else names, on_bad=on_bad)
+    if found.stored is None or found.stored.n_features != train.stored.n_features:
+        raise DataError(
+            f"{resolved_path(test)} does not hold embeddings of {train.stored.n_features} features",
+            fix="embed test and training data with the same model",
+        )
+    return replace(found, table=beyond(found.table, names)) if is_open else found
+
+
+def _embedded(found: UserEmbeddings) -> Source:
+    return Source(found.table, None, torch.arange(len(found.table)), found.stored)
 
 
 def check_numbers(*, size_px: int | None, seed: int) -> None:
@@ -180,49 +215,6 @@ def beyond(table: LabelTable, class_names: Sequence[str]) -> LabelTable:
     )
 
 
-def _check_classes(table: LabelTable, *, n_novel: int | str | None = None) -> None:
-    n_classes = len(table.class_names)
-    if n_classes < (2 if novel_range(n_novel) is None else 1):
-        raise DataError(
-            f"{'only one class' if n_classes else 'no class'} found; a classifier needs two",
-            fix="point at the folder above the class folders, or name the classes with --classes",
-        )
-
-
-def _prepare_embeddings(
-    data: Any, *, test: Any, classes: Any, novel: int | str | None, test_frac: float, on_bad: OnBad, seed: int
-) -> Prepared:
-    """`prepare` of embeddings that the user brings: nothing to decode, features as they are."""
-    found = load_embeddings(data, classes=class_list(classes), on_bad=on_bad)
-    given_test, is_open = None, novel_range(novel) is not None
-    if test is not None:
-        given_test = open_embeddings(test, classes=None if is_open else found.table.class_names, on_bad=on_bad)
-        if is_open:
-            given_test = replace(given_test, table=beyond(given_test.table, found.table.class_names))
-        if given_test.stored is None or given_test.stored.n_features != found.stored.n_features:
-            raise DataError(
-                f"{resolved_path(test)} does not hold embeddings of {found.stored.n_features} features",
-                fix="embed test and training data with the same model",
-            )
-    source = Source(found.table, None, torch.arange(len(found.table)), found.stored)
-    train, test_source, test_is = _split(source, given_test, test_frac=test_frac, seed=seed)
-    _check_classes(train.table, n_novel=novel)
-    texts = None
-    if found.class_feats is not None:
-        unit = torch.nn.functional.normalize(torch.from_numpy(np.asarray(found.class_feats)).float(), dim=1)
-        texts = (unit, found.logit_scale or 100.0)
-    return Prepared(
-        train=train,
-        test=test_source,
-        test_is=test_is,
-        situation=detect(train.table, novel=novel),
-        size_px=0,
-        view=ViewSettings(flip=False),
-        flip_reason="embeddings are not flipped",
-        class_feats=texts,
-    )
-
-
 def is_embeddings(data: Any) -> bool:
     """Whether this is a file of embeddings: .npy, .npz, or Parquet with a column ``embedding`` and no images.
 
@@ -249,8 +241,7 @@ def open_embeddings(data: Any, *, classes: Any, on_bad: OnBad = "stop") -> Sourc
             f"{resolved_path(data)} is not a file of embeddings",
             fix="this model was trained on embeddings: give .npy, .npz or Parquet with a column `embedding`",
         )
-    found = load_embeddings(data, classes=class_list(classes), on_bad=on_bad)
-    return Source(found.table, None, torch.arange(len(found.table)), found.stored)
+    return _embedded(load_embeddings(data, classes=class_list(classes), on_bad=on_bad))
 
 
 def class_list(classes: Any) -> list[str] | None:
@@ -286,19 +277,16 @@ def read(data: Any, *, classes: Any = None, group: str | None = None) -> LabelTa
     return table
 
 
-def native_size(table: LabelTable, *, n_looked_at: int = 64) -> int:
+def native_size(table: LabelTable) -> int:
     """Side in px to work at when the user names none: 32 if the images are at most 40 px, else 64.
 
     Args:
-      table: images; unreadable ones are passed over.
-      n_looked_at: images looked at, evenly spread.
+      table: images, of which 64, evenly spread, are looked at; unreadable ones are passed over.
     """
     sides = []
-    for row in np.linspace(0, max(len(table) - 1, 0), min(n_looked_at, len(table)), dtype=np.int64):
-        try:
+    for row in np.linspace(0, max(len(table) - 1, 0), min(64, len(table)), dtype=np.int64):
+        with contextlib.suppress(DataError):
             sides.append(min(table.image(int(row)).size))
-        except (DataError, OSError, ValueError):
-            continue
     return 32 if not sides or np.median(sides) <= 40 else 64
 
 

@@ -221,15 +221,8 @@ def _add_columns(
     prefix: str | None = None,
     split: str | None = None,
 ) -> None:
-    names = {}
-    for role in ("label", "truth", "candidates"):
-        feature = columns.features.get(roles.get(role, ""), {})
-        feature = feature if isinstance(feature, dict) else {}
-        feature = feature.get("feature", feature)  # candidates: a list of ClassLabel
-        if feature.get("_type") == "ClassLabel":
-            names[role] = tuple(feature["names"])
-    for role in ("label", "candidates"):
-        builder.declared = builder.declared or names.get(role, ())
+    names = columns.class_labels(roles)
+    builder.declared = builder.declared or names.get("label") or names.get("candidates", ())
     for batch in columns.batches(list(dict.fromkeys(roles.values()))):
         present = {role: batch.column(name) for role, name in roles.items() if name in batch.schema.names}
         if prefix and "image" in present and roles["image"] not in columns.embedded:

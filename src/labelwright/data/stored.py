@@ -18,15 +18,10 @@ Halves = npt.NDArray[np.float16]
 
 
 class StoredFeats(Protocol):
-    """Features of N images, with V of each kind of augmented view, that `EmbeddingViews` draws from."""
+    """Features [n_rows, n_features] of images, with V of each kind of augmented view, for `EmbeddingViews`."""
 
-    @property
-    def n_rows(self) -> int:
-        """N images."""
-
-    @property
-    def n_features(self) -> int:
-        """D."""
+    n_rows: int
+    n_features: int
 
     def n_views(self, view: str) -> int:
         """How many different features an image has under a view of VIEWS."""
@@ -43,8 +38,8 @@ class EmbeddingStore:
 
     Example:
       >>> store = EmbeddingStore(np.arange(12, dtype=np.float16).reshape(3, 2, 2))
-      >>> store.read(torch.tensor([1, 0]), "strong", torch.tensor([0, 0])).tolist(), store.weak.shape
-      ([[10.0, 11.0], [8.0, 9.0]], (1, 2, 2))
+      >>> store.read(torch.tensor([1, 0]), "strong", torch.tensor([0, 0])).tolist()
+      [[10.0, 11.0], [8.0, 9.0]]
     """
 
     def __init__(self, feats: Halves) -> None:
@@ -52,33 +47,8 @@ class EmbeddingStore:
         assert feats.ndim == 3, feats.shape
         assert len(feats) % 2 == 1, "one clean plane, and as many strong as weak ones"
         self.feats = np.asarray(feats)  # a memory map without numpy's slower indexing of its own class
+        _, self.n_rows, self.n_features = self.feats.shape
         self._flat: Halves = self.feats.reshape(-1, self.n_features)  # a view, not a copy
-
-    @property
-    def clean(self) -> Halves:
-        """[N, D] float16."""
-        plane: Halves = self.feats[0]
-        return plane
-
-    @property
-    def weak(self) -> Halves:
-        """[V, N, D] float16."""
-        return self.feats[1 : 1 + self.n_views("weak")]
-
-    @property
-    def strong(self) -> Halves:
-        """[V, N, D] float16."""
-        return self.feats[1 + self.n_views("weak") :]
-
-    @property
-    def n_rows(self) -> int:
-        """N images."""
-        return int(self.feats.shape[1])
-
-    @property
-    def n_features(self) -> int:
-        """D."""
-        return int(self.feats.shape[2])
 
     def n_views(self, view: str) -> int:
         """How many stored features an image has under a view: 1 clean, V weak, V strong."""

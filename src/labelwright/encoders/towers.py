@@ -24,10 +24,7 @@ TEXT_CHUNK = 128  # texts encoded at a time: of more than these, activations are
 class Towers(Protocol):
     """Features of views and of classes in one space; logits are ``logit_scale * features @ text_feats.T``."""
 
-    @property
-    def logit_scale(self) -> float:
-        """What cosines are multiplied by, > 0."""
-        ...
+    logit_scale: float  # > 0, multiplies cosines
 
     def features(self, x: Tensor) -> Tensor:
         """Unit features [B, D] float32 of views."""

@@ -65,16 +65,16 @@ def test_build_store__clean_plane_is_the_encoder_on_the_normalised_pixels(tmp_pa
     raw = views.pixels.pixels.astype(np.float64) / 255
     normal = (raw - np.array(views.settings.mean)) / np.array(views.settings.std)
     expected = normal.reshape(N, -1)[:, 60 : 60 + D]
-    assert built.clean.shape == (N, D)
-    assert np.abs(built.clean - expected).max() < 2e-3  # float16 holds 11 bits, and the values are below 3
-    assert np.abs(built.clean - expected).max() > 0
+    assert built.feats[0].shape == (N, D)
+    assert np.abs(built.feats[0] - expected).max() < 2e-3  # float16 holds 11 bits, and the values are below 3
+    assert np.abs(built.feats[0] - expected).max() > 0
 
 
 def test_build_store__planes_hold_views_that_differ(tmp_path: Path) -> None:
     built = build(tmp_path)
     assert (built.n_rows, built.n_features, built.n_views("weak"), built.n_views("clean")) == (N, D, V, 1)
-    assert built.weak.shape == built.strong.shape == (V, N, D)
-    planes = [built.clean, *built.weak, *built.strong]
+    assert built.feats.shape == (1 + 2 * V, N, D)
+    planes = built.feats
     for i, one in enumerate(planes):
         for other in planes[:i]:
             assert (one != other).any(axis=1).mean() > 0.5
@@ -363,7 +363,9 @@ def test_build_store__without_augmented_views_and_without_images(tmp_path: Path)
     clean = build(tmp_path, n_views=0)
     assert clean.feats.shape == (1, N, D)
     views = EmbeddingViews(clean)
-    assert torch.equal(views.batch(torch.arange(N), "clean", seed=0, device=CPU), torch.from_numpy(clean.clean).float())
+    assert torch.equal(
+        views.batch(torch.arange(N), "clean", seed=0, device=CPU), torch.from_numpy(clean.feats[0]).float()
+    )
     with pytest.raises(ConfigError, match="no weak views were stored"):
         views.batch(torch.tensor([0]), "weak", seed=0, device=CPU)
     empty = build(tmp_path, views=noise_views(0))
