@@ -136,7 +136,9 @@ def _offline(card: DatasetCard, reason: str) -> OfflineError:
         get += f"DATA/{card.key}`"
     else:
         get = f"fetch it from its authors ({card.citation}) into DATA/{card.key}"
-    fix = f"{get}, and set {DATA_VARIABLE}=DATA or give --data DATA/{card.key}; expected there: {layout}"
+    fix = (
+        f"{get}, and set {DATA_VARIABLE}=DATA or give --data DATA/{card.key} (root in Python); expected there: {layout}"
+    )
     return OfflineError(f"{card.title} is not on this machine nor within reach: {reason} ({looked})", fix=fix)
 
 

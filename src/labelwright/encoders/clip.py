@@ -135,20 +135,16 @@ class TwoTower(nn.Module):
             out[start : start + TEXT_BATCH] = F.normalize(self._raw_text_feats(inputs), dim=1)
         return out
 
-    def tokenize(self, texts: Sequence[str], *, n_spare: int = 0) -> dict[str, Tensor]:
-        """Token ids, and the mask where the model is used to one.
+    def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Of T texts "input_ids", and "attention_mask" where the model is used to one: [T, L] int64, on its device.
 
-        Args:
-          texts: T texts; a long one is cut before its end token.
-          n_spare: places left free for more tokens, >= 0.
-
-        Returns: "input_ids" and perhaps "attention_mask", each [T, L] int64 on the model's device.
+        A long text is cut before its end token.
         """
         encoded = self.tokenizer(
             [text.lower() for text in texts] if self.is_siglip else list(texts),
             padding="max_length" if self.is_siglip else "longest",
             truncation=True,
-            max_length=self.max_tokens - n_spare,
+            max_length=self.max_tokens,
             return_tensors="pt",
         )
         wanted = ("input_ids",) if self.is_siglip else ("input_ids", "attention_mask")

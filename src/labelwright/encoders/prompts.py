@@ -22,6 +22,7 @@ from labelwright.encoders.towers import Shared, check_class_texts, encode_tokens
 from labelwright.errors import ConfigError
 
 Kind = Literal["coop", "vpt", "maple"]
+WORDS = ("a", "photo", "of", "a")  # what text tokens start from
 INIT_STD = 0.02  # of tokens that do not start from words: CoOp's and MaPLe's published code
 
 
@@ -33,15 +34,14 @@ class PromptedTowers(nn.Module):
     linear coupling per layer that makes the visual tokens out of them. From the second layer on, a layer's own tokens
     take the places of what the layer before made of its tokens.
 
-    With fewer tokens than words in ``init`` the words left over stay as they are: MaPLe's 2 tokens for "a photo" are
-    followed by "of a" and the class text. With more, random tokens precede the words.
+    Text tokens start from the first words of "a photo of a", and the words left over stay as they are: MaPLe's 2 tokens
+    for "a photo" are followed by "of a" and the class text.
 
     Args:
       tower: a loaded model, on the device where views will be; it is shared, not changed.
-      class_texts: C names or descriptions; ``init`` is put before each (by `encoders.templates.fill`).
+      class_texts: C names or descriptions; "a photo of a" is put before each (by `encoders.templates.fill`).
       kind: "coop", "vpt" or "maple".
-      n_context: learnable tokens per layer, >= 1.
-      init: words that text tokens start from; "" = random tokens. Visual tokens of "vpt" start random in any case.
+      n_context: learnable tokens per layer, >= 1; of a text at most one for each of the four words.
       depth: layers with tokens of their own, cut to what the towers have: >= 1, for "vpt" also 0; "coop" has one.
       seed: of random tokens and couplings; the global random state is left as it was.
 
@@ -71,27 +71,23 @@ class PromptedTowers(nn.Module):
         *,
         kind: Kind,
         n_context: int = 2,
-        init: str = "a photo of a",
         depth: int = 8,
         seed: int,
     ) -> None:
         super().__init__()
         if kind not in ("coop", "vpt", "maple"):
             raise ConfigError(f"unknown kind of prompts: {kind!r}", fix="use coop, vpt or maple")
-        if not 1 <= n_context <= tower.max_tokens - 4:
-            raise ConfigError(f"n_context is {n_context}", fix=f"give 1 to {tower.max_tokens - 4} tokens")
+        if not 1 <= n_context <= len(WORDS):
+            raise ConfigError(f"n_context is {n_context}", fix=f"give 1 to {len(WORDS)} tokens")
         if depth < (kind == "maple"):
             raise ConfigError(f"depth is {depth}", fix="give the number of layers with prompts, 1 or more")
         self._shared = Shared(tower)
         self.logit_scale = tower.logit_scale
-        self.kind, self.n_context, self.init = kind, n_context, " ".join(init.split())
+        self.kind = kind
         sides = {"coop": ("text",), "vpt": ("vision",), "maple": ("text", "vision")}[kind]
         depth = min([1 if kind == "coop" else depth, *(len(_layers(tower, side)) for side in sides)])
         widths = {side: int(getattr(tower.config, f"{side}_config").hidden_size) for side in sides}
-        self._words: list[int] = []  # ids of the words of init that learnable tokens replace
-        if self.init and "text" in sides:
-            words = self.init.lower() if tower.is_siglip else self.init
-            self._words = list(tower.tokenizer(words, add_special_tokens=False)["input_ids"])[:n_context]
+        words = tower.tokenizer(" ".join(WORDS), add_special_tokens=False)["input_ids"][:n_context]
         self.register_parameter("text_prompts", None)
         self.register_parameter("visual_prompts", None)
         self.couplings = nn.ModuleList()
@@ -99,7 +95,7 @@ class PromptedTowers(nn.Module):
             torch.manual_seed(seed)
             if "text" in sides:
                 tokens = INIT_STD * torch.randn(depth, n_context, widths["text"])
-                tokens[0, self.n_extra :] = tower.model.text_model.embeddings.token_embedding.weight[self._words].cpu()
+                tokens[0] = tower.model.text_model.embeddings.token_embedding.weight[words].cpu()
                 self.text_prompts = nn.Parameter(tokens)
             if kind == "maple":
                 self.couplings.extend(nn.Linear(widths["text"], widths["vision"]) for _ in range(depth))
@@ -109,18 +105,13 @@ class PromptedTowers(nn.Module):
         self._start = 0
         self._plain_text_feats: Tensor | None = None
         self.to(tower.device)
-        self._take_texts(class_texts)
+        self._take_texts(class_texts, words)
 
     @property
     def tower(self) -> TwoTower:
         """The frozen model."""
         tower: TwoTower = self._shared.module
         return tower
-
-    @property
-    def n_extra(self) -> int:
-        """Learnable text tokens that do not stand for a word."""
-        return self.n_context - len(self._words)
 
     def prompts_for_images(self) -> Tensor | None:
         """Visual tokens [depth, n_context, image width], None where there are none."""
@@ -141,29 +132,25 @@ class PromptedTowers(nn.Module):
             return self._plain_text_feats
         return encode_tokens(self.tower, self._inputs, altered=self._with_text_prompts)
 
-    def _take_texts(self, class_texts: Sequence[str]) -> None:
+    def _take_texts(self, class_texts: Sequence[str], words: Sequence[int]) -> None:
+        """Tokens of the classes; ``words`` are the ids that learnable tokens replace."""
         check_class_texts(class_texts)
-        filled = [fill(f"{self.init} {{}}".strip(), text) for text in class_texts]
+        filled = [fill(f"{' '.join(WORDS)} {{}}", text) for text in class_texts]
         if self.text_prompts is None:
             self._plain_text_feats = self.tower.text_feats(filled)
             return
-        inputs = self.tower.tokenize(filled, n_spare=self.n_extra)
+        self._inputs = self.tower.tokenize(filled)
         tokenizer = self.tower.tokenizer
-        first = inputs["input_ids"][0, 0].item()
+        first = self._inputs["input_ids"][0, 0].item()
         self._start = int(first in (tokenizer.bos_token_id, tokenizer.cls_token_id))
-        there = inputs["input_ids"][:, self._start : self._start + len(self._words)]
-        kept = (there == there.new_tensor(self._words)).all(dim=1).tolist()
+        there = self._inputs["input_ids"][:, self._start : self._start + len(words)]
+        kept = (there == there.new_tensor(words)).all(dim=1).tolist()
         if not all(kept):  # the name's own first word ("two dogs") has come where a learnable token belongs
             filled = [
-                text if same else f"{self.init} {name}"
+                text if same else f"{' '.join(WORDS)} {name}"
                 for text, same, name in zip(filled, kept, class_texts, strict=True)
             ]
-            inputs = self.tower.tokenize(filled, n_spare=self.n_extra)
-        at = self._start
-        self._inputs = {
-            key: torch.cat([v[:, :at], v[:, at : at + 1].expand(-1, self.n_extra), v[:, at:]], dim=1)
-            for key, v in inputs.items()
-        }
+            self._inputs = self.tower.tokenize(filled)
 
     def export(self) -> VisionModel | PromptedVision:
         """The image tower as it is now, x -> feats [B, D]: all that deployment needs beside `text_feats`.

@@ -223,12 +223,8 @@ def class_text_feats(encode: Encode, class_names: Sequence[str], templates: Sequ
     """
     _check_not_empty(class_names, templates)
     per_call = max(1, TEXTS_AT_ONCE // len(templates))
-    parts = []
-    for start in range(0, len(class_names), per_call):
-        some = class_names[start : start + per_call]
-        feats = encode([fill(template, name) for name in some for template in templates])
-        parts.append(feats.reshape(len(some), len(templates), -1).mean(dim=1))  # [c*P, D] -> [c, D]
-    return F.normalize(torch.cat(parts), dim=1)
+    some = [class_names[start : start + per_call] for start in range(0, len(class_names), per_call)]
+    return F.normalize(torch.cat([prompt_text_feats(encode, names, templates).mean(0) for names in some]), dim=1)
 
 
 def _check_not_empty(class_names: Sequence[str], templates: Sequence[str]) -> None:

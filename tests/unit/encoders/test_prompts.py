@@ -96,19 +96,6 @@ def test_text_feats__by_hand(family, kind, n_context, depth):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_text_feats__more_tokens_than_words(family):
-    net = prompted(family, "coop", n_context=3, init="a")
-    disturb(net)
-    start = 1 if family == "clip" else 0
-    by_hand = []
-    for name in NAMES:
-        ids = ids_of(net.tower, f"a {name}")
-        ids = [*ids[:start], 1, 1, *ids[start:]]  # what stands in the two new places is overwritten
-        by_hand.append(text_by_hand(net.tower, ids, net.text_prompts, start))
-    torch.testing.assert_close(net.text_feats(), torch.stack(by_hand).float(), atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", ["vpt", "maple"])
 def test_features__by_hand(family, kind):
     net = prompted(family, kind, n_context=2, depth=2)
@@ -174,11 +161,11 @@ def test_class_texts__missing_or_empty():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_class_texts__long_ones_are_cut_before_the_end(family):
     tower = two_tower(family)
-    net = PromptedTowers(tower, ["big " * 30 + "cat"], kind="coop", n_context=6, seed=0)
+    net = PromptedTowers(tower, ["big " * 30 + "cat"], kind="coop", n_context=4, seed=0)
     disturb(net)
     start = 1 if family == "clip" else 0
-    n_big = LENGTH - start - 1 - 6
-    ids = [2] * start + [1] * 6 + [WORDS.index("big")] * n_big + [3]
+    n_big = LENGTH - start - 1 - 4
+    ids = [2] * start + [1] * 4 + [WORDS.index("big")] * n_big + [3]
     by_hand = text_by_hand(tower, ids, net.text_prompts, start)
     torch.testing.assert_close(net.text_feats()[0], by_hand.float(), atol=1e-5, rtol=0)
 
@@ -313,7 +300,7 @@ def test_export__can_be_traced():
     [
         ({"kind": "cocoop"}, "unknown kind of prompts: 'cocoop'"),
         ({"n_context": 0}, "n_context is 0"),
-        ({"n_context": LENGTH}, f"n_context is {LENGTH}"),
+        ({"n_context": 5}, "n_context is 5"),
         ({"kind": "maple", "depth": 0}, "depth is 0"),
         ({"kind": "vpt", "depth": -1}, "depth is -1"),
     ],
