@@ -206,7 +206,7 @@ def match_names(annotator: Annotator, table: LabelTable, views: EmbeddingViews, 
       views: their features.
     """
     texts, repairs = _repaired(annotator, table, views, tower)
-    candidates, _ = candidates_from_feats(
+    candidates = candidates_from_feats(
         views.feats(),
         prompt_text_feats(tower.text_feats, texts, templates_named(annotator.templates)),
         logit_scale=tower.logit_scale,

@@ -89,22 +89,12 @@ class AnswerParser:
 
 
 def _folded(text: str) -> str:
-    """Text without case, apostrophes and variants of the same letter.
-
-    Example:
-      >>> _folded("It Isn’t")
-      'it isnt'
-    """
+    """Text without case, apostrophes and variants of the same letter: "It Isn’t" becomes "it isnt"."""
     return re.sub(r"['’`´]", "", unicodedata.normalize("NFKC", text).casefold())
 
 
 def _stem(word: str) -> str:
-    """A word without its plural ending.
-
-    Example:
-      >>> [_stem(word) for word in ("dogs", "foxes", "ponies", "bus", "buses", "glass", "horses")]
-      ['dog', 'fox', 'pony', 'bus', 'bus', 'glass', 'horse']
-    """
+    """A word without its plural ending."""
     if len(word) > 4 and word.endswith("ies"):
         return word[:-3] + "y"
     if len(word) > 4 and word.endswith(("sses", "xes", "ches", "shes", "uses")):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from filelock import FileLock, Timeout
 
 from labelwright.annotators.answers import AnswerParser
@@ -159,8 +160,7 @@ def votes_to_candidates(named: Sequence[Sequence[Sequence[int]]]) -> Candidates:
     keys, votes = torch.unique(keys, return_counts=True)  # sorted: row by row, classes ascending
     row_of = keys // n_classes
     totals = torch.zeros(len(named)).index_add_(0, row_of, votes.float())
-    offsets = torch.zeros(len(named) + 1, dtype=torch.int64)
-    torch.cumsum(torch.bincount(row_of, minlength=len(named)), 0, out=offsets[1:])
+    offsets = F.pad(torch.bincount(row_of, minlength=len(named)).cumsum(0), (1, 0))
     return Candidates(offsets, (keys % n_classes).int(), votes / totals[row_of])
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -39,7 +40,7 @@ def candidates_from_feats(
     rule: Rule = "union",
     top_k: int = 3,
     ratio: float = 0.5,
-) -> tuple[Candidates, dict[str, Any]]:
+) -> Candidates:
     """Candidate sets of images out of their features and those of the classes under several prompts.
 
     Args:
@@ -48,16 +49,15 @@ def candidates_from_feats(
       logit_scale: > 0, multiplies cosines.
       rule, top_k, ratio: see `pick`.
 
-    Returns: the sets of N rows, on the CPU, weighted by the mean probability over prompts restricted to the set, and
-      what `describe_candidates` says of them.
+    Returns: the sets of N rows, on the CPU, weighted by the mean probability over prompts restricted to the set.
     Raises: ConfigError if a setting cannot have its value or the features differ in length.
     Source: the union of top-1 over prompts is that of Co-Reg's annotators; "ratio" and "mean" are its variants.
 
     Example: two prompts disagree about the first image and agree about the second.
       >>> prompts = torch.eye(3)[torch.tensor([[0, 1, 2], [1, 0, 2]])]
-      >>> sets, counts = candidates_from_feats([torch.eye(3)[[0, 2]]], prompts, logit_scale=4.0)
-      >>> sets.of(0).tolist(), sets.of(1).tolist(), sets.weights.tolist(), counts["mean_set_size"]
-      ([0, 1], [2], [0.5, 0.5, 1.0], 1.5)
+      >>> sets = candidates_from_feats([torch.eye(3)[[0, 2]]], prompts, logit_scale=4.0)
+      >>> sets.of(0).tolist(), sets.of(1).tolist(), sets.weights.tolist()
+      ([0, 1], [2], [0.5, 0.5, 1.0])
     """
     check_rule(rule, top_k=top_k, ratio=ratio)
     n_classes = prompt_feats.shape[1]
@@ -75,12 +75,9 @@ def candidates_from_feats(
             classes.append(where.nonzero()[:, 1].int().cpu())  # row by row, ascending
             kept = mean * where
             weights.append((kept / kept.sum(1, keepdim=True))[where].cpu())
-    offsets = torch.zeros(sum(map(len, sizes)) + 1, dtype=torch.int64)
-    if sizes:
-        torch.cumsum(torch.cat(sizes), 0, out=offsets[1:])
     none = torch.zeros(0)
-    sets = Candidates(offsets, torch.cat([none.int(), *classes]), torch.cat([none, *weights]))
-    return sets, describe_candidates(sets, n_classes=n_classes)
+    offsets = F.pad(torch.cat([none.long(), *sizes]).cumsum(0), (1, 0))
+    return Candidates(offsets, torch.cat([none.int(), *classes]), torch.cat([none, *weights]))
 
 
 def check_rule(rule: str, *, top_k: int, ratio: float) -> None:
@@ -225,41 +222,28 @@ def write_candidates(
     path.parent.mkdir(parents=True, exist_ok=True)
     described = json.dumps({"class_names": list(class_names), "annotator": dict(info)}, ensure_ascii=False)
     n_rows_at_once = _FILE_ROWS if table.images.dataset is None else _EMBEDDED_ROWS
-    schema = _schema(table).with_metadata({METADATA_KEY: described.encode()})
+    folder = path.parent.resolve()
+    schema = pa.table(dict(_columns(table, candidates, class_names, range(0), folder))).schema
+    schema = schema.with_metadata({METADATA_KEY: described.encode()})
     with replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for first in range(0, len(table), n_rows_at_once):
-            rows = np.arange(first, min(first + n_rows_at_once, len(table)))
-            columns = dict(_columns(table, candidates, class_names, rows, path.parent.resolve()))
+            rows = range(first, min(first + n_rows_at_once, len(table)))
+            columns = dict(_columns(table, candidates, class_names, rows, folder))
             writer.write_table(pa.table(columns, schema=schema))
 
 
-def _schema(table: LabelTable) -> pa.Schema:
-    embedded = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    types: dict[str, Any] = {
-        "id": pa.string(),
-        "image": pa.string() if table.images.dataset is None else embedded,
-        "label": pa.string(),
-        "candidates": pa.list_(pa.string()),
-        "weights": pa.list_(pa.float32()),
-    }
-    optional = {"split": table.split, "group": table.groups, "truth": table.truth}
-    types |= {
-        name: pa.int64() if name == "group" else pa.string() for name, column in optional.items() if column is not None
-    }
-    return pa.schema(types.items())
-
-
 def _columns(
-    table: LabelTable, candidates: Candidates, class_names: Sequence[str], rows: NDArray[np.int64], folder: Path
+    table: LabelTable, candidates: Candidates, class_names: Sequence[str], rows: range, folder: Path
 ) -> Iterator[tuple[str, Any]]:
-    """The columns of consecutive rows [n]."""
-    first, last = int(rows[0]), int(rows[-1]) + 1
+    """The columns of consecutive rows, or of none."""
+    first, last = rows.start, rows.stop
     names = pa.array(class_names, pa.string())
     yield "id", table.ids.slice(first, len(rows)).cast(pa.string())
     if table.images.dataset is None:
-        yield "image", pa.array([_path_from(folder, str(source)) for source in table.images.sources(rows)])
+        sources = table.images.sources(np.arange(first, last))
+        yield "image", pa.array([_path_from(folder, str(source)) for source in sources], pa.string())
     else:
-        cells = table.images.dataset[rows.tolist()]["image"]
+        cells = table.images.dataset[list(rows)]["image"] if rows else []
         yield "image", pa.array(cells, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
     yield "label", _named(names, table.labels[first:last])
     offsets = candidates.offsets[first : last + 1]
@@ -286,11 +270,6 @@ def _named(names: Any, codes: NDArray[Any]) -> Any:
 
 
 def _path_from(folder: Path, source: str) -> str:
-    """A path as the table in ``folder`` should name it.
-
-    Example:
-      >>> _path_from(Path("/pets"), "/pets/cats/1.png"), _path_from(Path("/pets"), "/photos/1.png")
-      ('cats/1.png', '/photos/1.png')
-    """
+    """A path as the table in ``folder`` should name it: relative where it lies below."""
     absolute = Path(source).resolve() if ".." in source else Path(source).absolute()
     return str(absolute.relative_to(folder)) if absolute.is_relative_to(folder) else str(absolute)

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -277,10 +278,8 @@ def read_guesses(path: Path, table: LabelTable, annotator: Annotator) -> Guesses
             fix="resume with the settings of config.yaml, or start anew in another --out",
         )
     sets = columns["candidates"].combine_chunks()
-    offsets = torch.zeros(len(table) + 1, dtype=torch.int64)
-    torch.cumsum(
-        torch.from_numpy(pc.list_value_length(sets).to_numpy(zero_copy_only=False).copy()).long(), 0, out=offsets[1:]
-    )
+    sizes = pc.list_value_length(sets).to_numpy(zero_copy_only=False).astype(np.int64)
+    offsets = torch.from_numpy(np.pad(sizes.cumsum(), (1, 0)))
     classes = pc.index_in(pc.list_flatten(sets), pa.array(names, pa.string())).to_numpy(zero_copy_only=False)
     weights = pc.list_flatten(columns["weights"].combine_chunks()).to_numpy(zero_copy_only=False)
     candidates = Candidates(offsets, torch.from_numpy(classes.copy()).int(), torch.from_numpy(weights.copy()))

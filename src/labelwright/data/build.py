@@ -294,8 +294,7 @@ class TableBuilder:
                 kept_weights.append(_shares(summed, keys // n_classes).astype(np.float32))
             kept_classes.append((keys % n_classes).astype(np.int32))
             kept_lengths.append(np.bincount(keys // n_classes, minlength=len(sizes)).astype(np.int32))
-        offsets = np.zeros(self.n_rows + 1, dtype=np.int64)
-        np.cumsum(np.concatenate(kept_lengths), out=offsets[1:])
+        offsets = np.pad(np.cumsum(np.concatenate(kept_lengths), dtype=np.int64), (1, 0))
         joined = None if weights is None else torch.from_numpy(np.concatenate(kept_weights))
         return Candidates(torch.from_numpy(offsets), torch.from_numpy(np.concatenate(kept_classes)), joined)
 

@@ -34,9 +34,7 @@ class DatasetCard:
       label_column: column with the labels where it is not called ``label``.
       splits: split -> images in it, as published (or as customary, where the authors made none).
       n_classes: C.
-      class_names: C names in class order; empty where they come with the data set's own features.
       prompt: text for a class name {}, from CLIP's list unless ``notes`` says otherwise.
-      image_px: native side of the (square) images; None = they vary.
       flip: whether a mirrored image still shows its class.
       citation: author, year and arXiv id or venue.
       licence: terms of use as the authors state them.
@@ -58,7 +56,6 @@ class DatasetCard:
     hub_config: str = ""
     hub_splits: Mapping[str, str] = field(default_factory=dict)
     label_column: str = "label"
-    image_px: int | None = None
     flip: bool = True
     is_gated: bool = False
     lists: Mapping[str, str] = field(default_factory=dict)
@@ -82,7 +79,6 @@ _CARDS = (
         citation="Krizhevsky 2009, technical report",
         licence="none stated",
         hub_id="uoft-cs/cifar10",  # columns img, label
-        image_px=32,
     ),
     DatasetCard(
         "cifar100",
@@ -94,7 +90,6 @@ _CARDS = (
         licence="none stated",
         hub_id="uoft-cs/cifar100",  # columns img, fine_label (100), coarse_label (20)
         label_column="fine_label",
-        image_px=32,
     ),
     DatasetCard(
         "svhn",
@@ -106,7 +101,6 @@ _CARDS = (
         licence="non-commercial use only",
         hub_id="ufldl-stanford/svhn",  # columns image, label; configurations cropped_digits and full_numbers
         hub_config="cropped_digits",
-        image_px=32,
         flip=False,
         notes="The prompt is the one of CLIP's list for MNIST.",
     ),
@@ -119,7 +113,6 @@ _CARDS = (
         citation="Xiao 2017 (arXiv 1708.07747)",
         licence="MIT",
         hub_id="zalando-datasets/fashion_mnist",  # columns image (grey), label
-        image_px=28,
         notes="The prompt is ours: CLIP's list has none. Images are grey.",
     ),
     DatasetCard(
@@ -131,7 +124,6 @@ _CARDS = (
         citation="Helber 2019 (arXiv 1709.00029)",
         licence="MIT",
         hub_id="timm/eurosat-rgb",  # columns image, label, image_id
-        image_px=64,
         notes="27,000 images without official splits; these are the hub copy's.",
     ),
     DatasetCard(
@@ -156,7 +148,6 @@ _CARDS = (
         citation="Cheng 2017 (arXiv 1703.00121)",
         licence="none stated",
         hub_id="timm/resisc45",  # columns image, label, image_id
-        image_px=256,
         notes="31,500 images without official splits; these are the hub copy's.",
     ),
     DatasetCard(

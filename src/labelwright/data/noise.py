@@ -189,8 +189,8 @@ def _sets(
 
 def _join(parts: list[tuple[Ints, npt.NDArray[np.int32]]]) -> Candidates:
     """Candidates of consecutive chunks of rows."""
-    offsets = np.zeros(1 + sum(sizes.size for sizes, _ in parts), dtype=np.int64)
-    np.cumsum(np.concatenate([np.empty(0, dtype=np.int64)] + [sizes for sizes, _ in parts]), out=offsets[1:])
+    sizes = np.concatenate([np.empty(0, dtype=np.int64)] + [sizes for sizes, _ in parts])
+    offsets = np.pad(np.cumsum(sizes), (1, 0))
     members = np.concatenate([np.empty(0, dtype=np.int32)] + [classes for _, classes in parts])
     return Candidates(torch.from_numpy(offsets), torch.from_numpy(members))
 

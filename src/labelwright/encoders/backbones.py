@@ -204,7 +204,7 @@ class Ensemble(nn.Module):
 
     def with_backbone(self, backbone: nn.Module, *, name: str, image_size_px: int) -> Ensemble:
         """These heads on another backbone, see `Classifier.with_backbone`."""
-        members: list[Any] = list(self.members)
+        members: Any = self.members
         return Ensemble([m.with_backbone(backbone, name=name, image_size_px=image_size_px) for m in members])
 
 
@@ -311,8 +311,7 @@ def from_config(config: Mapping[str, Any]) -> Classifier | Ensemble:
     Args:
       config: as made by ``classifier_config``.
 
-    Raises:
-      ConfigError: a key is missing, or transformers here does not know the model type.
+    Raises: ConfigError: a key is missing, or transformers here does not know the model type.
 
     Example:
       >>> net = build("resnet32", 10, seed=1)
@@ -350,19 +349,16 @@ def from_config(config: Mapping[str, Any]) -> Classifier | Ensemble:
         n_features, n_outputs = config["n_features"], config["n_outputs"]
         head = config["head"]
         if head == "text":
-            wanted_adapter = config.get("adapter")
-            visual = ResidualAdapter(n_features, **wanted_adapter) if wanted_adapter else None
+            adapter = config.get("adapter")
+            visual = ResidualAdapter(n_features, **adapter) if adapter else None
             head = TextHead(torch.zeros(n_outputs, n_features), torch.zeros(n_outputs), visual=visual)
-        elif head == "mlp":
-            head = MlpHead(n_features, n_outputs, hidden=config["mlp_hidden"])
-        elif head == "projected":
-            head = ProjectedHead(n_features, n_outputs, n_dims=config["n_dims"])
         return Classifier(
             backbone,
             name=config["name"],
             n_features=n_features,
             n_outputs=n_outputs,
             head=head,
+            hidden=config.get("mlp_hidden") or config.get("n_dims") or 0,
             image_size_px=config["image_size_px"],
             freeze=config["freeze"],
         )

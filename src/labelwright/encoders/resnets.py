@@ -10,6 +10,9 @@ He et al. 2015 (arXiv 1502.01852), Eq. (10).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -39,16 +42,8 @@ class ResNet(nn.Module):
         super().__init__()
         self.stem = _conv3x3(3, widths[0])
         self.norm = nn.BatchNorm2d(widths[0])
-        self.stages = nn.ModuleList()
-        n_in = widths[0]
-        for i, width in enumerate(widths):
-            blocks = [
-                _Block(n_in if j == 0 else width, width, 2 if i > 0 and j == 0 else 1, use_projection)
-                for j in range(depth)
-            ]
-            self.stages.append(nn.Sequential(*blocks))
-            n_in = width
-        self.n_features = n_in
+        self.stages = _stages(partial(_Block, use_projection=use_projection), widths, depth)
+        self.n_features = widths[-1]
         _initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,16 +71,9 @@ class PreActResNet(nn.Module):
         """Lay out the stages: ``widths`` channels each, ``depth`` blocks each; all but the first halve the size."""
         super().__init__()
         self.stem = _conv3x3(3, widths[0])
-        self.stages = nn.ModuleList()
-        n_in = widths[0]
-        for i, width in enumerate(widths):
-            blocks = [
-                _PreActBlock(n_in if j == 0 else width, width, 2 if i > 0 and j == 0 else 1) for j in range(depth)
-            ]
-            self.stages.append(nn.Sequential(*blocks))
-            n_in = width
-        self.norm = nn.BatchNorm2d(n_in)
-        self.n_features = n_in
+        self.stages = _stages(_PreActBlock, widths, depth)
+        self.norm = nn.BatchNorm2d(widths[-1])
+        self.n_features = widths[-1]
         _initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,6 +116,15 @@ def preact_resnet18() -> PreActResNet:
 
 OWN = {"resnet32": resnet32, "resnet18": resnet18, "preact_resnet18": preact_resnet18}
 """The networks here by name; they start from random weights."""
+
+
+def _stages(block: Callable[[int, int, int], nn.Module], widths: tuple[int, ...], depth: int) -> nn.ModuleList:
+    """``depth`` blocks of each width; the first one of every stage but the first halves height and width."""
+    stages = nn.ModuleList()
+    for i, width in enumerate(widths):
+        first = block(widths[max(i - 1, 0)], width, 2 if i > 0 else 1)
+        stages.append(nn.Sequential(first, *(block(width, width, 1) for _ in range(depth - 1))))
+    return stages
 
 
 class _Block(nn.Module):
