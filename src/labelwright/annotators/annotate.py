@@ -19,16 +19,10 @@ from labelwright.train.processes import accelerator_for
 
 @dataclass(frozen=True)
 class Annotated:
-    """What `annotate` made.
+    """What `annotate` made."""
 
-    Attributes:
-      path: the Parquet table of candidates; data for `fit` and `inspect`.
-      counts: of annotators.candidate_rules.describe_candidates, ``left_out`` (rows that could not be used) and those of
-        `Guesses`: JSON-ready.
-    """
-
-    path: Path
-    counts: dict[str, Any]
+    path: Path  # the Parquet table of candidates; data for `fit` and `inspect`
+    counts: dict[str, Any]  # those of `Guesses`, and ``left_out``: rows that could not be used; JSON-ready
 
 
 def annotate(

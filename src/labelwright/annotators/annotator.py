@@ -34,29 +34,20 @@ UNPARSEABLE_SHOWN = 20  # of the answers without a class, in the counts; the jou
 
 @dataclass(frozen=True)
 class Annotator:
-    """Who guesses the labels of images, and how it is asked; `annotator_named` checks that it can be.
+    """Who guesses the labels of images, and how it is asked; `annotator_named` checks that it can be."""
 
-    Attributes:
-      model: hub id or folder; with ``chat_url``, the name that the endpoint knows it by.
-      is_chat: it answers questions about images; else it compares them with texts (two towers).
-      rule, top_k, ratio: which classes become candidates, see annotators.candidate_rules.pick. Two towers only.
-      templates: prompts, see encoders.templates.templates_named. Two towers only.
-      descriptions: class -> texts on how it looks, which may take the place of its name. Two towers only.
-      chat_url: base URL of an OpenAI-compatible endpoint; None = the model is loaded here.
-      phrasings: questions per image. Chat models only.
-      seed: of the orders in which a chat model is shown the classes.
-    """
-
-    model: str
-    is_chat: bool
-    rule: str = "top_k"
+    model: str  # hub id or folder; with ``chat_url``, the name that the endpoint knows it by
+    is_chat: bool  # it answers questions about images; else it compares them with texts (two towers)
+    # two towers only:
+    rule: str = "top_k"  # which classes become candidates, see annotators.candidate_rules.pick
     top_k: int = 5
     ratio: float = 0.5
-    templates: str = "photo27"
-    descriptions: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    chat_url: str | None = None
-    phrasings: int = 3
-    seed: int = 0
+    templates: str = "photo27"  # prompts, see encoders.templates.templates_named
+    descriptions: Mapping[str, Sequence[str]] = field(default_factory=dict)  # class -> texts that may replace its name
+    # chat models only:
+    chat_url: str | None = None  # base URL of an OpenAI-compatible endpoint; None = the model is loaded here
+    phrasings: int = 3  # questions per image
+    seed: int = 0  # of the orders in which it is shown the classes
 
     def facts(self) -> dict[str, Any]:
         """What a table of candidates says of where they come from: JSON-ready.

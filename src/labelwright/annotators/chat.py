@@ -51,15 +51,10 @@ class BatchChatModel(Protocol):
 
 @dataclass(frozen=True)
 class Question:
-    """One question of many.
-
-    Attributes:
-      prompt: the text.
-      image: the image it is about, or what loads it when its turn comes, or None.
-    """
+    """One question of many."""
 
     prompt: str
-    image: Image.Image | Callable[[], Image.Image] | None = None
+    image: Image.Image | Callable[[], Image.Image] | None = None  # what it is about, or what loads that when needed
 
     def loaded(self) -> Image.Image | None:
         """The image, loaded if need be."""
@@ -68,16 +63,11 @@ class Question:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What asking will take, roughly; printed as one line.
+    """What asking will take, roughly; printed as one line."""
 
-    Attributes:
-      n_calls: questions, each counted once.
-      tokens_in: of prompts and images.   tokens_out: of answers.
-    """
-
-    n_calls: int
-    tokens_in: int
-    tokens_out: int
+    n_calls: int  # questions, each counted once
+    tokens_in: int  # of prompts and images
+    tokens_out: int  # of answers
 
     def __str__(self) -> str:
         calls = "1 question" if self.n_calls == 1 else f"{self.n_calls:,} questions"

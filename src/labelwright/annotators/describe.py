@@ -29,19 +29,12 @@ N_DESCRIPTIONS = 4  # asked for per class: some will be useless, and are refused
 
 @dataclass(frozen=True)
 class Found:
-    """What `describe` found.
-
-    Attributes:
-      class_names: C names.
-      mismatch: which of them fit no image, and by what evidence.
-      path: the file of descriptions; None if no chat model was asked.
-      descriptions: class -> texts, as in the file.
-    """
+    """What `describe` found."""
 
     class_names: tuple[str, ...]
-    mismatch: Mismatch
-    path: Path | None
-    descriptions: Mapping[str, Sequence[str]]
+    mismatch: Mismatch  # which of them fit no image, and by what evidence
+    path: Path | None  # the file of descriptions; None if no chat model was asked
+    descriptions: Mapping[str, Sequence[str]]  # class -> texts, as in the file
 
     @property
     def mismatched(self) -> list[str]:

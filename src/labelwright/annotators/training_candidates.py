@@ -159,20 +159,13 @@ def wanted_annotator(
 
 @dataclass
 class Guesser:
-    """An annotator at work for a run.
-
-    Attributes:
-      annotator: who, and how.
-      run_encoder: the encoder that the run sees images through, None if it sees pixels.
-      device, precision: where and how to compute.
-      cache_limit_gb: decoded images above this are streamed instead of cached.
-    """
+    """An annotator at work for a run."""
 
     annotator: Annotator
-    run_encoder: Encoder | None
+    run_encoder: Encoder | None  # the encoder that the run sees images through, None if it sees pixels
     device: torch.device
     precision: str
-    cache_limit_gb: float = 16.0
+    cache_limit_gb: float = 16.0  # decoded images above this are streamed instead of cached
 
     def guesses(
         self, folder: Path, source: Source, *, n_processes: int = 1, approve: Callable[[Estimate], bool] | None = None

@@ -29,11 +29,6 @@ class RowGenerator:
     The k-th number of a row is the splitmix64 hash of those and k. A row listed twice in one batch gets a fresh
     sequence the second time. Stateful, as torch.Generator is: each call moves on.
 
-    Attributes:
-      rows: [B] int64.
-      seed: any integer.
-      stream: tells apart sequences of the same rows and seed.
-
     Source: Steele, Lea & Flood 2014, Fast splittable pseudorandom number generators.
 
     Example:
@@ -43,9 +38,9 @@ class RowGenerator:
       (True, False)
     """
 
-    rows: Tensor
-    seed: int
-    stream: int = 0
+    rows: Tensor  # [B] int64
+    seed: int  # any integer
+    stream: int = 0  # tells apart sequences of the same rows and seed
     _drawn: int = field(default=0, init=False)
     _keys: UInt64s = field(init=False, repr=False)
 

@@ -23,45 +23,25 @@ SPELLINGS: Mapping[str, Sequence[str | Sequence[str]]] = json.loads(
 
 @dataclass(frozen=True)
 class DatasetCard:
-    """What is known of one data set.
+    """What is known of one data set."""
 
-    Attributes:
-      key: its name here, and the name of its folder below `LABELWRIGHT_DATA`.
-      title: its name in papers.
-      hub_id: "user/name" on the Hugging Face hub; "" if it is read from a local copy only.
-      hub_config: configuration to ask for there; "" for the only one.
-      hub_splits: our split -> the hub's name for it, for the splits it has; {} = the same names.
-      label_column: column with the labels where it is not called ``label``.
-      splits: split -> images in it, as published (or as customary, where the authors made none).
-      n_classes: C.
-      prompt: text for a class name {}, from CLIP's list unless ``notes`` says otherwise.
-      flip: whether a mirrored image still shows its class.
-      citation: author, year and arXiv id or venue.
-      licence: terms of use as the authors state them.
-      is_gated: the hub asks for an agreement and a login first.
-      lists: split -> file with a line ``path label`` per image (or ``class/image``), relative to the local folder.
-      image_dir: folder that the paths of ``lists`` start from.
-      image_suffix: what the paths of ``lists`` lack.
-      notes: what else a user should know, such as columns and splits that differ.
-    """
-
-    key: str
-    title: str
-    splits: Mapping[str, int]
-    n_classes: int
-    prompt: str
-    citation: str
-    licence: str
-    hub_id: str = ""
-    hub_config: str = ""
-    hub_splits: Mapping[str, str] = field(default_factory=dict)
-    label_column: str = "label"
-    flip: bool = True
-    is_gated: bool = False
-    lists: Mapping[str, str] = field(default_factory=dict)
-    image_dir: str = ""
-    image_suffix: str = ""
-    notes: str = ""
+    key: str  # its name here, and the name of its folder below `LABELWRIGHT_DATA`
+    title: str  # its name in papers
+    splits: Mapping[str, int]  # split -> images in it, as published (or as customary, where the authors made none)
+    n_classes: int  # C
+    prompt: str  # text for a class name {}, from CLIP's list unless ``notes`` says otherwise
+    citation: str  # author, year and arXiv id or venue
+    licence: str  # terms of use as the authors state them
+    hub_id: str = ""  # "user/name" on the Hugging Face hub; "" if it is read from a local copy only
+    hub_config: str = ""  # configuration to ask for there; "" for the only one
+    hub_splits: Mapping[str, str] = field(default_factory=dict)  # our split -> the hub's name for it; {} = the same
+    label_column: str = "label"  # column with the labels
+    flip: bool = True  # whether a mirrored image still shows its class
+    is_gated: bool = False  # the hub asks for an agreement and a login first
+    lists: Mapping[str, str] = field(default_factory=dict)  # split -> file of lines ``path label`` or ``class/image``
+    image_dir: str = ""  # folder that the paths of ``lists`` start from
+    image_suffix: str = ""  # what the paths of ``lists`` lack
+    notes: str = ""  # what else a user should know, such as columns and splits that differ
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -39,21 +39,13 @@ _BLOCK_BYTES = 4 << 20
 
 @dataclass
 class Columns:
-    """A table that can be read in batches.
+    """A table that can be read in batches; a column missing from a batch is all null."""
 
-    Attributes:
-      names: the columns present.
-      features: column -> its Hugging Face feature as a dict, where the source says.
-      batches: column names wanted -> batches holding them (a column missing from a batch is all null).
-      malformed: filled while batches are read: rows that could not be.
-      embedded: columns that hold images themselves; only their ``path`` is ever given in a batch.
-    """
-
-    names: tuple[str, ...]
-    batches: Callable[[Sequence[str]], Iterator[pa.RecordBatch]]
-    features: Mapping[str, Any] = field(default_factory=dict)
-    malformed: list[Problem] = field(default_factory=list)
-    embedded: frozenset[str] = frozenset()
+    names: tuple[str, ...]  # the columns present
+    batches: Callable[[Sequence[str]], Iterator[pa.RecordBatch]]  # column names wanted -> batches holding them
+    features: Mapping[str, Any] = field(default_factory=dict)  # column -> its Hugging Face feature as a dict, if known
+    malformed: list[Problem] = field(default_factory=list)  # rows that could not be read, filled as batches are
+    embedded: frozenset[str] = frozenset()  # columns of images themselves; only their ``path`` is given in a batch
 
     def class_labels(self, roles: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
         """Of the columns with class indices: role -> what the integers stand for.

@@ -56,18 +56,14 @@ Floats = npt.NDArray[Any]
 class NoImages(Images):
     """Stands where a table keeps its images when there are embeddings instead; decoding one is a DataError.
 
-    Attributes:
-      vectors: [M, D] floats, of which rows ``rows`` are the table's.
-      rows: [N] int64, or None for all M.
-
     Example:
       >>> none = NoImages(vectors=np.zeros((3, 2), np.float32)).take(np.array([2, 0]))
       >>> len(none), none.rows.tolist(), none.where(1)
       (2, [2, 0], 'row 1')
     """
 
-    vectors: Any = None
-    rows: Any = None
+    vectors: Any = None  # [M, D] floats
+    rows: Any = None  # [N] int64 rows of them that are the table's; None for all
 
     def __len__(self) -> int:
         return len(self.vectors if self.rows is None else self.rows)
@@ -149,21 +145,13 @@ class GivenFeats:
 
 @dataclass(frozen=True, eq=False)
 class UserEmbeddings:
-    """What `load_embeddings` found, row by row of one table.
+    """What `load_embeddings` found, row by row of one table."""
 
-    Attributes:
-      table: N rows; its ``images`` are a `NoImages`.
-      feats: [N, D] floats as in the file: float32 in memory, or mapped from an .npy of any floating type.
-      class_feats: [C, D] float32 text features in the order of ``table.class_names``, or None.
-      logit_scale: scale of the similarities with class_feats, or None.
-      weak, strong: [V, N, D] float32 views, or None.
-    """
-
-    table: LabelTable
-    feats: Floats
-    class_feats: npt.NDArray[np.float32] | None = None
-    logit_scale: float | None = None
-    weak: Floats | None = None
+    table: LabelTable  # N rows; its ``images`` are a `NoImages`
+    feats: Floats  # [N, D] as in the file: float32 in memory, or mapped from an .npy of any floating type
+    class_feats: npt.NDArray[np.float32] | None = None  # [C, D] text features in the order of ``table.class_names``
+    logit_scale: float | None = None  # of the similarities with class_feats
+    weak: Floats | None = None  # [V, N, D] float32 views
     strong: Floats | None = None
 
     @property

@@ -33,19 +33,12 @@ _SIDED = re.compile(r"\b(left|right)\b|speed limit|\bb\s+vs\s+d\b", re.IGNORECAS
 
 @dataclass(frozen=True)
 class Source:
-    """A table and where the pixels or features of its rows are.
+    """A table and where the pixels or features of its rows are."""
 
-    Attributes:
-      table: N images.
-      pixels: decoded images, those of the table among them; None if only embeddings were given.
-      rows: [N] int64 position of each row in ``pixels`` and ``stored``.
-      stored: features, to be seen instead of pixels; None = pixels.
-    """
-
-    table: LabelTable
-    pixels: PixelSource | None
-    rows: torch.Tensor
-    stored: StoredFeats | None = None
+    table: LabelTable  # N images
+    pixels: PixelSource | None  # decoded images, those of the table among them; None if only embeddings were given
+    rows: torch.Tensor  # [N] int64 position of each row in ``pixels`` and ``stored``
+    stored: StoredFeats | None = None  # features, to be seen instead of pixels
 
     def pixel_views(self, view: ViewSettings) -> PixelViews:
         """Views of the pixels of every row of the table."""
@@ -63,27 +56,16 @@ class Source:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that training needs of the data.
+    """Everything that training needs of the data."""
 
-    Attributes:
-      train: images to learn from, labelled or not.
-      test: images to score on, or None.
-      test_is: "given" (--test), "split" (the data says so) or "held out" (we drew it).
-      situation: what `detect` found in the training images.
-      size_px: side of the square images.
-      view: augmentation and normalisation.
-      flip_reason: why horizontal flips are on or off.
-      class_feats: [C, D] float32 unit norm and their logit scale, if embeddings came with text features of the classes.
-    """
-
-    train: Source
-    test: Source | None
-    test_is: str
-    situation: Situation
-    size_px: int
-    view: ViewSettings
-    flip_reason: str
-    class_feats: tuple[torch.Tensor, float] | None = None
+    train: Source  # images to learn from, labelled or not
+    test: Source | None  # images to score on
+    test_is: str  # "given" (--test), "split" (the data says so), "held out" (we drew it) or "none"
+    situation: Situation  # what `detect` found in the training images
+    size_px: int  # side of the square images; 0 for embeddings
+    view: ViewSettings  # augmentation and normalisation
+    flip_reason: str  # why horizontal flips are on or off
+    class_feats: tuple[torch.Tensor, float] | None = None  # text features that came with embeddings, see types.Concepts
 
 
 def prepare(

@@ -49,13 +49,6 @@ _FIRST_MOVE = _OP["Rotate"]  # from here on: geometry
 class RandAugment:
     """n operations per image, each image its own, then an optional Cutout.
 
-    Attributes:
-      n: operations drawn per image, with replacement, from OPERATIONS.
-      m: greatest magnitude, 0 (leaves the image as it is, but for AutoContrast and Equalize) to 10.
-      vary_magnitude: each operation draws its magnitude from 1..m, as FixMatch does; False always uses m.
-      cutout_frac: side of the square erased from each image, as a share of its shorter side; 0 erases nothing.
-      fill: value 0..255 that shows where an image was moved away or cut out.
-
     Source: Cubuk et al. 2019 (arXiv 1909.13719); varying magnitudes and Cutout: FixMatch (arXiv 2001.07685).
     Differs: geometric operations come after the others, together, in one interpolation; magnitude 10 of Solarize
     inverts every value and magnitude 0 none, so that more magnitude is always more change.
@@ -67,11 +60,11 @@ class RandAugment:
       ([4, 3, 8, 8], torch.uint8)
     """
 
-    n: int = 2
-    m: int = 10
-    vary_magnitude: bool = True
-    cutout_frac: float = 0.0
-    fill: int = 128
+    n: int = 2  # operations drawn per image, with replacement, from OPERATIONS
+    m: int = 10  # greatest magnitude, 0 (leaves the image as it is, but for AutoContrast and Equalize) to 10
+    vary_magnitude: bool = True  # each operation draws its magnitude from 1..m, as FixMatch does; False always uses m
+    cutout_frac: float = 0.0  # side of the square erased, as a share of the image's shorter side; 0 erases nothing
+    fill: int = 128  # value 0..255 that shows where an image was moved away or cut out
 
     def __post_init__(self) -> None:
         if self.n < 0:

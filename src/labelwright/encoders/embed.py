@@ -24,25 +24,15 @@ from labelwright.types import Concepts
 
 @dataclass(frozen=True)
 class Encoder:
-    """A frozen pretrained model.
+    """A frozen pretrained model."""
 
-    Attributes:
-      name: hub id or folder, as asked for.
-      vision: x [B, 3, H, W] -> feats [B, D], any length.
-      identity: hash of weights and configuration.
-      n_features: D.
-      stats: the pixels it expects.
-      precision: "bf16" or "fp32".
-      tower: the whole two-tower model; None for a vision model, which knows no words.
-    """
-
-    name: str
-    vision: nn.Module
-    identity: str
-    n_features: int
-    stats: ImageStats
-    precision: str
-    tower: TwoTower | None
+    name: str  # hub id or folder, as asked for
+    vision: nn.Module  # x [B, 3, H, W] -> feats [B, D], any length
+    identity: str  # hash of weights and configuration
+    n_features: int  # D
+    stats: ImageStats  # the pixels it expects
+    precision: str  # "bf16" or "fp32"
+    tower: TwoTower | None  # the whole two-tower model; None for a vision model, which has no text side
 
     def encode(self, x: Tensor) -> Tensor:
         """Unit features [B, D] float32 of normalised pixels [B, 3, H, W]."""

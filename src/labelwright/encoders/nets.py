@@ -23,24 +23,15 @@ from labelwright.types import Concepts
 
 @dataclass
 class EncoderNets:
-    """A `types.BuildNet` for runs with a frozen encoder, or on embeddings that came without one.
+    """A `types.BuildNet` for runs with a frozen encoder, or on embeddings that came without one."""
 
-    Attributes:
-      n_features: D of the features.
-      concepts: what there is of texts, or None.
-      encoder: None for the user's own embeddings.
-      is_stored: views are features already; False = pixels through the encoder in the loop.
-      class_names, template: what tuned towers read.
-      seed: of new weights.
-    """
-
-    n_features: int
-    concepts: Concepts | None
-    encoder: Encoder | None
-    is_stored: bool
-    class_names: tuple[str, ...]
+    n_features: int  # D
+    concepts: Concepts | None  # what there is of texts
+    encoder: Encoder | None  # None for the user's own embeddings
+    is_stored: bool  # views are features already; False = pixels through the encoder in the loop
+    class_names: tuple[str, ...]  # what tuned towers read, put into the template
     template: str
-    seed: int
+    seed: int  # of new weights
 
     @property
     def is_frozen(self) -> bool:
@@ -112,23 +103,14 @@ class EncoderNets:
 
 @dataclass
 class OwnNets:
-    """A `types.BuildNet` of networks that see pixels.
+    """A `types.BuildNet` of networks that see pixels."""
 
-    Attributes:
-      model: as for encoders.backbones.build.
-      size_px: side of the images.
-      pretrained: start a transformers model from its weights.
-      freeze: parameter-name patterns.
-      seed: of new weights.
-      n_built: networks made so far.
-    """
-
-    model: str
-    size_px: int
-    pretrained: bool
-    freeze: tuple[str, ...]
-    seed: int
-    n_built: int = 0
+    model: str  # as for encoders.backbones.build
+    size_px: int  # side of the images
+    pretrained: bool  # start a transformers model from its weights
+    freeze: tuple[str, ...]  # patterns of parameter names
+    seed: int  # of new weights
+    n_built: int = 0  # networks made so far
 
     @property
     def is_frozen(self) -> bool:

@@ -29,17 +29,11 @@ HUB_TIMEOUT_S = 3.0  # until the hub counts as out of reach; HF_HUB_ETAG_TIMEOUT
 
 @dataclass(frozen=True)
 class ImageStats:
-    """The pixels a network expects.
+    """The pixels a network expects."""
 
-    Attributes:
-      size_px: height and width.
-      mean: per channel, of pixels in 0 to 1; to be subtracted.
-      std: per channel; to be divided by afterwards.
-    """
-
-    size_px: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    size_px: int  # height and width
+    mean: tuple[float, float, float]  # per channel, of pixels in 0 to 1; to be subtracted
+    std: tuple[float, float, float]  # per channel; to be divided by afterwards
 
 
 class VisionModel(nn.Module):
