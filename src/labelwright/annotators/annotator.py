@@ -136,12 +136,10 @@ def ask_chat(
     n_workers: int | None = None,
     approve: Callable[[Estimate], bool] | None = None,
 ) -> Guesses:
-    """Candidates of every image from a model that chats.
+    """Candidates of N images that can be decoded from a model that chats; labels and truth serve for the counts alone.
 
     Args:
-      table: N images that can be decoded; labels and truth serve for the counts alone.
-      journal: file of the answers so far, see labels.ask_classes.
-      device, precision: of a model that is loaded here.
+      journal: file of the answers so far, see `annotate_with_chat`.   device, precision: of a model loaded here.
       n_workers, approve: see `annotate`.
     """
     with contextlib.ExitStack() as opened:
@@ -177,11 +175,7 @@ def load_matching(model: str, *, device: torch.device, precision: str) -> Matchi
 
 
 def views_of(source: Source, encoder: MatchingEncoder, device: torch.device) -> EmbeddingViews:
-    """Features of the images, from the cache or into it.
-
-    Args:
-      source: images decoded at the size that the model was trained on.
-    """
+    """Features of images decoded at the size that the model was trained on, from the cache or into it."""
     view = ViewSettings(mean=encoder.stats.mean, std=encoder.stats.std)
     stored = embed(source, encoder, view, n_views=0, device=device)
     assert stored.stored is not None
@@ -210,11 +204,7 @@ def match_names(annotator: Annotator, table: LabelTable, views: EmbeddingViews, 
 
 
 def texts_of(class_names: Sequence[str], counts: Mapping[str, Any]) -> tuple[str, ...]:
-    """What stands for each class in the prompts: its name, or the description that took its place.
-
-    Args:
-      class_names: C names.
-      counts: of `Guesses`.
+    """What stands for each class in the prompts: its name, or the description that took its place by ``counts``.
 
     Example:
       >>> texts_of(["owl", "cat"], {"descriptions": {"owl": "a bird with large eyes"}})

@@ -81,16 +81,7 @@ def candidates_from_feats(
 
 
 def check_rule(rule: str, *, top_k: int, ratio: float) -> None:
-    """Refuse what `pick` cannot do.
-
-    Raises: ConfigError naming the setting.
-
-    Example:
-      >>> check_rule("union", top_k=3, ratio=2.0)
-      Traceback (most recent call last):
-      labelwright.errors.ConfigError: ratio=2.0 is not possible
-        fix: give a share of the highest probability, above 0 and at most 1
-    """
+    """Refuse what `pick` cannot do: ConfigError naming the setting."""
     if rule not in get_args(Rule):
         raise ConfigError(f"no such rule: {rule!r}", fix=f"one of {', '.join(get_args(Rule))}")
     if top_k < 1:

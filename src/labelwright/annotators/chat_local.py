@@ -42,11 +42,7 @@ class LocalChat:
         return self.ask_batch([prompt], [image])[0]
 
     def ask_batch(self, prompts: Sequence[str], images: Sequence[Image.Image | None]) -> list[str]:
-        """The likeliest answer to each question, in order, computed ``batch_size`` at a time.
-
-        Args:
-          prompts: the questions.   images: the image of each, or None; as many as prompts.
-        """
+        """The likeliest answer to each question about its image, in order, computed ``batch_size`` at a time."""
         shown = [None if image is None else image.convert("RGB") for image in images]
         pairs = list(zip(prompts, shown, strict=True))
         size = self.batch_size

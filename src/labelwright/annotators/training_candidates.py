@@ -245,9 +245,7 @@ def read_guesses(path: Path, table: LabelTable, annotator: Annotator) -> Guesses
     """The candidates of a run folder, without looking at an image.
 
     Args:
-      path: written by annotators.candidate_rules.write_candidates for the images of ``table``.
-      table: N images.
-      annotator: who is to have made them.
+      path: written by `write_candidates` for the images of ``table``.   annotator: who is to have made them.
 
     Raises: ConfigError if another annotator did, or was asked in another way; DataError if the images are others, or
       the file cannot be read.

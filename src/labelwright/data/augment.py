@@ -96,8 +96,7 @@ def random_crop_flip(
     """Shift each image by up to pad_px in both directions and mirror half of them: pad, crop, flip in one gather.
 
     Args:
-      images: [B, 3, H, W] uint8 or float, any range.
-      generator: source of the draws.
+      images: [B, 3, H, W] uint8 or float, any range.   generator: source of the draws.
       flip: mirror left and right with probability 1/2.
       pad_px: >= 0; None is an eighth of the shorter side, 4 px at 32 px (He et al. 2015, arXiv 1512.03385, Sec. 4.2).
       pad_mode: "zero" fills with 0; "reflect" mirrors the image at its border (pad_px < the shorter side).
@@ -151,10 +150,8 @@ def random_resized_crop(
     fit. The stretch does not antialias: keep the images no larger than about twice size_px.
 
     Args:
-      images: [B, 3, H, W] uint8 0..255 or float, any range.
-      size_px: side of the result.
-      generator: source of the draws.
-      flip: mirror left and right with probability 1/2.
+      images: [B, 3, H, W] uint8 0..255 or float, any range.   size_px: side of the result.
+      generator: source of the draws.   flip: mirror left and right with probability 1/2.
       area_frac: least and greatest share of the image's area, within (0, 1].
 
     Returns: [B, 3, size_px, size_px] of the same dtype, channels-last.
@@ -211,9 +208,7 @@ def normalize(images: Tensor, *, mean: Sequence[float], std: Sequence[float]) ->
     """(images / 255 - mean) / std for uint8 images; (images - mean) / std for float ones.
 
     Args:
-      images: [B, 3, H, W] uint8 0..255 or float 0..1.
-      mean: 3 numbers, in units of 0..1.
-      std: 3 numbers > 0, in units of 0..1.
+      images: [B, 3, H, W].   mean, std: 3 numbers each, in units of 0..1; std > 0.
 
     Returns: [B, 3, H, W] float32, channels-last.
 

@@ -24,10 +24,8 @@ def symmetric(labels: npt.ArrayLike, *, n_classes: int, rate: float, seed: int) 
     """Labels of which each is replaced, with probability ``rate``, by another class drawn evenly.
 
     Args:
-      labels: [N] int in 0 .. C-1; -1 = unknown, stays so.
-      n_classes: C.
+      labels: [N] int in 0 .. C-1; -1 = unknown, stays so.   n_classes: C.   seed: any int >= 0.
       rate: probability of a wrong label, 0 to 1 (the drawn class is never the old one).
-      seed: any int >= 0.
 
     Returns: [N] int64.
     Raises: ConfigError for a rate out of range, a label out of range, or a rate above 0 with one class.
@@ -58,11 +56,8 @@ def candidate_sets(labels: npt.ArrayLike, *, n_classes: int, q: float, eta: floa
     drawn, by the gaps between them, so time and memory go with their number.
 
     Args:
-      labels: [N] int in 0 .. C-1; -1 = unknown, gives an empty set.
-      n_classes: C.
-      q: probability of each wrong label, 0 to 1.
-      eta: probability that the truth is missing, 0 to 1.
-      seed: any int >= 0.
+      labels: [N] int in 0 .. C-1; -1 = unknown, gives an empty set.   n_classes: C.   seed: any int >= 0.
+      q: probability of each wrong label, 0 to 1.   eta: probability that the truth is missing, 0 to 1.
 
     Returns: Candidates without weights; N rows.
     Raises: ConfigError for a share or a label out of range.
@@ -101,11 +96,9 @@ def instance_dependent(
 
     Args:
       probs: [N, C] float >= 0, the weak model's probabilities.
-      labels: [N] int, the truth; -1 = unknown, gives an empty set.
-      n_classes: C.
+      labels: [N] int, the truth; -1 = unknown, gives an empty set.   n_classes: C.   seed: any int >= 0.
       rate: mean probability of a wrong label to enter, 0 to 1: rate * (C-1) wrong labels per set on average.
       eta: probability that the truth is swapped for a class outside the set, drawn evenly.
-      seed: any int >= 0.
 
     Returns: Candidates without weights; N rows.
     Raises: ConfigError for shapes that do not fit, or a rate that the labels with any probability cannot reach.

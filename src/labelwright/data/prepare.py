@@ -169,10 +169,7 @@ def _embedded(found: UserEmbeddings) -> Source:
 
 
 def check_numbers(*, size_px: int | None, seed: int) -> None:
-    """Refuse a size of images or a seed that cannot be.
-
-    Raises: ConfigError.
-    """
+    """Refuse a size of images or a seed that cannot be: ConfigError."""
     if seed < 0:
         raise ConfigError(f"seed={seed} is not possible", fix="give a whole number from 0 on")
     if size_px is not None and size_px < 8:
@@ -180,12 +177,7 @@ def check_numbers(*, size_px: int | None, seed: int) -> None:
 
 
 def beyond(table: LabelTable, class_names: Sequence[str]) -> LabelTable:
-    """The table with labels among ``class_names`` only; its other classes become a truth numbered after them.
-
-    Args:
-      table: N images with labels of any classes.
-      class_names: C names, in class order.
-    """
+    """The table with labels among ``class_names`` only; its other classes become a truth numbered after them."""
     others = [name for name in table.class_names if name not in class_names]
     number = {name: i for i, name in enumerate([*class_names, *others])}
     # One more entry for -1, unknown, which is the last.
@@ -316,11 +308,7 @@ def _not_test(table: LabelTable) -> NDArray[np.int64]:
 
 
 def may_flip(flip: Flip, class_names: tuple[str, ...]) -> tuple[bool, str]:
-    """Whether a mirrored image keeps its class, and why.
-
-    Args:
-      flip: as the user set it; "auto" looks at the names.
-      class_names: C names, or none.
+    """Whether a mirrored image keeps its class, and why; "auto" looks at the names of the classes, if there are any.
 
     Example:
       >>> may_flip("auto", ("cat", "dog"))

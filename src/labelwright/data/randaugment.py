@@ -272,10 +272,8 @@ def cutout(images: Tensor, *, frac: float, generator: Randomness, fill: float = 
     """Erase one square per image, centred anywhere in it; what sticks out is lost.
 
     Args:
-      images: [B, 3, H, W] uint8 or float.
-      frac: side of the square as a share of the shorter side, 0 to 1.
-      generator: source of the draws.
-      fill: value of the square, in the images' own range.
+      images: [B, 3, H, W] uint8 or float.   frac: side of the square as a share of the shorter side, 0 to 1.
+      generator: source of the draws.   fill: value of the square, in the images' own range.
 
     Returns: [B, 3, H, W] of the same dtype, channels-last.
     Source: DeVries & Taylor 2017 (arXiv 1708.04552).

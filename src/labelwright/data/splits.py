@@ -26,9 +26,7 @@ def long_tail_counts(
     """Images per class of a long-tailed set, largest class first.
 
     Args:
-      n_max: images of the largest class, >= 1.
-      n_classes: C, >= 1.
-      ratio: largest over smallest count, >= 1.
+      n_max: images of the largest class, >= 1.   n_classes: C, >= 1.   ratio: largest over smallest count, >= 1.
       profile: "exponential": n_k = n_max * ratio^(-k / (C-1)), truncated; "step": the second half of the classes
         (the larger half if C is odd) has n_max / ratio.
 
@@ -67,9 +65,8 @@ def long_tail(
     """Rows of a long-tailed subset, drawn at random inside each class.
 
     Args:
-      labels: [N] int, -1 = unknown (never drawn).
+      labels: [N] int, -1 = unknown (never drawn).   seed: any int >= 0.
       n_classes, ratio, profile: as in `long_tail_counts`.
-      seed: any int >= 0.
       n_max: images of the largest class; None takes as many as the images there are allow.
       class_order: the C classes from largest to smallest; None is 0, 1, 2, ...
 
@@ -105,10 +102,8 @@ def few_shot(labels: npt.ArrayLike, *, per_class: int, n_classes: int, seed: int
     """A few labelled rows of each class, and all the other rows.
 
     Args:
-      labels: [N] int, -1 = unknown (always among the rest).
-      per_class: labelled images of each class, >= 1.
-      n_classes: C.
-      seed: any int >= 0.
+      labels: [N] int, -1 = unknown (always among the rest).   n_classes: C.
+      per_class: labelled images of each class, >= 1.   seed: any int >= 0.
 
     Returns: (labelled [C * per_class], rest) int64, ascending; together every row once.
     Raises: ConfigError if a class has fewer than ``per_class`` images (names the class and its count).
@@ -138,8 +133,7 @@ def seen_novel(
     """The open-world split: some images of the seen classes are labelled, everything else is not.
 
     Args:
-      labels: [N] int, -1 = unknown (always unlabelled).
-      seen: how many classes are seen (the first ones), or which.
+      labels: [N] int, -1 = unknown (always unlabelled).   seen: how many classes are seen (the first ones), or which.
       labelled_frac: share of each seen class's images that is labelled, in (0, 1]; at least one image of each.
       seed: any int >= 0.
 
@@ -204,9 +198,7 @@ def holdout(labels: npt.ArrayLike, *, frac: float, seed: int, groups: npt.ArrayL
     A class with one image (or one group) stays in training, and so do unlabelled rows outside held-out groups.
 
     Args:
-      labels: [N] int, -1 = unknown.
-      frac: share of each class to hold out, in (0, 1).
-      seed: any int >= 0.
+      labels: [N] int, -1 = unknown.   frac: share of each class to hold out, in (0, 1).   seed: any int >= 0.
       groups: [N] int, rows of one number belong together (one physical sign, one patient); None: every row alone.
 
     Returns: (train, test) rows, int64, ascending; together every row once.

@@ -98,15 +98,8 @@ class EmbeddingViews:
         """Nothing to do: reading is a copy from memory or the page cache."""
 
     def batch(self, rows: Tensor, view: str, *, seed: int, device: torch.device) -> Tensor:
-        """One view of the given rows.
+        """One view [B, D] float32 of rows [B] int64, one of VIEWS; the same seed gives the same view.
 
-        Args:
-          rows: [B] int64, 0..n_rows-1.
-          view: one of data.views.VIEWS.
-          seed: any integer; the same seed gives the same view.
-          device: where the result goes.
-
-        Returns: [B, D] float32.
         Raises: ConfigError for an unknown view, or one that was not stored.
         """
         if view not in VIEWS:

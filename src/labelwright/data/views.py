@@ -111,13 +111,7 @@ class PixelViews:
         self.pixels.prefetch(self._behind(rows.cpu()))
 
     def batch(self, rows: Tensor, view: str, *, seed: int, device: torch.device) -> Tensor:
-        """One view of the given rows.
-
-        Args:
-          rows: [B] int64, 0..n_rows-1.
-          view: one of VIEWS.
-          seed: any integer; the same seed gives the same view.
-          device: where to augment and to leave the result.
+        """One view of rows [B] int64, one of VIEWS, made on ``device``; the same seed gives the same view.
 
         Returns: [B, 3, H, W] float32, normalised, channels-last.
         Raises: ConfigError for an unknown view.

@@ -53,11 +53,7 @@ class Stored(nn.Module):
 
 
 class UnitBackbone(nn.Module):
-    """A vision model whose feats come out with unit norm, as an embedding store holds them.
-
-    Args:
-      inner: `VisionModel` or encoders.prompts.PromptedVision.
-    """
+    """A `VisionModel` or encoders.prompts.PromptedVision whose feats come out with unit norm, as a store holds them."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -169,10 +165,7 @@ class Classifier(nn.Module):
 
 
 class Ensemble(nn.Module):
-    """Classifiers of one architecture whose logits are summed.
-
-    Attributes:
-      members: the classifiers.
+    """Classifiers of one architecture, the ``members``, whose logits are summed.
 
     Example:
       >>> nets = [build("resnet32", 10, seed=seed) for seed in (0, 1)]
@@ -307,9 +300,6 @@ def from_config(config: Mapping[str, Any]) -> Classifier | Ensemble:
     """Rebuild a network from ``classifier_config``, with random weights: give it the saved ones by load_state_dict.
 
     Nothing is fetched, and neither hub id nor folder of the original checkpoint has to exist any more.
-
-    Args:
-      config: as made by ``classifier_config``.
 
     Raises: ConfigError: a key is missing, or transformers here does not know the model type.
 

@@ -42,13 +42,9 @@ class TwoTower(nn.Module):
     """An image tower and a text tower into one space [D]; always in eval mode, no parameter ever gets a gradient.
 
     Attributes:
-      model: the whole model of transformers; its scale stays in its own parameter too.
-      tokenizer: the tokenizer of its text side.
+      model, config, tokenizer: of transformers; the scale stays in the model's own parameter too.
       vision: the image side; x [B, 3, H, W] normalised pixels -> projected feats [B, D], not of unit norm.
-      name: what it was asked for as.
-      config: transformers' configuration.
-      stats: the pixels it expects.
-      n_features: D.
+      name: what it was asked for as.   stats: the pixels it expects.   n_features: D.
       logit_scale: what cosines are multiplied by to become logits (already exponentiated).
       max_tokens: what a text is cut to, special tokens included.
       precision: "bf16" or "fp32", of image forward passes; texts are always float32.
@@ -56,18 +52,10 @@ class TwoTower(nn.Module):
 
     Raises: ConfigError: its image side takes no plain pixels, its sides do not share a space, unknown precision.
 
-    Example:
-      >>> from tokenizers import Tokenizer, models
-      >>> from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
-      >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
-      >>> text = {**sizes, "vocab_size": 3, "eos_token_id": 2, "bos_token_id": 2, "pad_token_id": 0}
-      >>> vision = {**sizes, "image_size": 8, "patch_size": 4}
-      >>> model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=4))
-      >>> words = Tokenizer(models.WordLevel({"pad": 0, "dog": 1, "cat": 2}, unk_token="pad"))
-      >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="pad")
-      >>> tower = TwoTower(model, tokenizer, name="tiny", stats=ImageStats(8, (0.5,) * 3, (0.5,) * 3))
-      >>> tuple(tower.image_feats(torch.zeros(5, 3, 8, 8)).shape), tuple(tower.text_feats(["dog", "cat"]).shape)
-      ((5, 4), (2, 4))
+    Example: the small model inside the package.
+      >>> tower = load_two_tower("labelwright/digits-clip", device=torch.device("cpu"))
+      >>> tuple(tower.image_feats(torch.zeros(5, 3, 16, 16)).shape), tuple(tower.text_feats(["one", "two"]).shape)
+      ((5, 64), (2, 64))
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str, stats: ImageStats, precision: str = "auto") -> None:
@@ -102,13 +90,7 @@ class TwoTower(nn.Module):
 
     @torch.no_grad()
     def image_feats(self, x: Tensor) -> Tensor:
-        """Embed images.
-
-        Args:
-          x: [B, 3, H, W] float pixels, normalised by ``stats``, on the model's device.
-
-        Returns: [B, D] float32, unit norm.
-        """
+        """Unit features [B, D] float32 of pixels x [B, 3, H, W], normalised by ``stats``, on the model's device."""
         dtype = autocast_dtype(x.device, self.precision)
         with torch.autocast(x.device.type, dtype=dtype, enabled=dtype is not None):
             feats = self.vision(x)
@@ -116,12 +98,7 @@ class TwoTower(nn.Module):
 
     @torch.no_grad()
     def text_feats(self, texts: Sequence[str]) -> Tensor:
-        """Embed texts in float32, in batches; a text longer than the model takes is cut, and the first one logged.
-
-        Args:
-          texts: T texts, none empty.
-
-        Returns: [T, D] float32, unit norm, on the model's device.
+        """Unit features [T, D] float32 of T texts; one longer than the model takes is cut, and the first one logged.
 
         Raises: ConfigError: a text is empty.
         """

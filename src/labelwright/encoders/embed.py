@@ -87,11 +87,8 @@ def embed(source: Source, encoder: Encoder, view: ViewSettings, *, n_views: int,
     """The source with stored features: every image once, and in ``n_views`` weak and strong views; kept in the cache.
 
     Args:
-      source: images with pixels.
-      encoder: frozen.
-      view: how pixels are augmented and normalised.
-      n_views: V, 0 or more; 0 = the un-augmented view alone.
-      device: where to compute.
+      source: images with pixels.   encoder: frozen.   view: how pixels are augmented and normalised.
+      n_views: V, 0 or more; 0 = the un-augmented view alone.   device: where to compute.
     """
     views = source.pixel_views(view)
     with counter(f"embedding with {encoder.name}", views.n_rows) as progress:
@@ -119,8 +116,7 @@ def concepts_of(
     """What the text tower says of class names, and of descriptions of how the classes look.
 
     Args:
-      tower: a loaded model.
-      class_names: C names.
+      tower: a loaded model.   class_names: C names.
       templates: a name, file or template, see encoders.templates.templates_named.
       descriptions: class -> texts, for any of the classes.
 

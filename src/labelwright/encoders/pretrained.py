@@ -71,13 +71,10 @@ class VisionModel(nn.Module):
 
 
 def image_stats(name: str) -> ImageStats:
-    """What pixels a network expects: from the checkpoint's image processor, or ours for our own networks.
+    """What pixels a network, named as for ``backbones.build``, expects: from the checkpoint's image processor.
 
-    Args:
-      name: as for ``backbones.build``.
-
-    Returns: size in px, mean and std per channel. The networks in OWN, trained from scratch, get 32 px and 0.5, 0.25;
-      a run of labelwright says what it was trained on.
+    The networks in OWN, trained from scratch, get 32 px, mean 0.5 and std 0.25; a run of labelwright says what it was
+    trained on.
 
     Raises: ConfigError, OfflineError: as ``backbones.build``, or the checkpoint does not say (no
       preprocessor_config.json).
@@ -144,10 +141,8 @@ def load_model(name: str, config: Any, *, kind: Any = None, dtype: torch.dtype =
     """Whole model of a checkpoint, and the names of the weights that the checkpoint lacks (left random).
 
     Args:
-      name: a folder written by save_pretrained, or a hub id (owner/name).
-      config: its configuration, from `load_config`.
-      kind: transformers' class that loads it; None = AutoModel.
-      dtype: of the weights.
+      name, config: as for `load_config`, and what it gave.
+      kind: transformers' class that loads it; None = AutoModel.   dtype: of the weights.
 
     Raises: ConfigError, OfflineError: as `load_config`, or there are no weights.
     """
@@ -166,10 +161,7 @@ def load_model(name: str, config: Any, *, kind: Any = None, dtype: torch.dtype =
 
 
 def check_complete(name: str, absent: Collection[str], *, fix: str) -> None:
-    """Refuse a checkpoint that lacks weights.
-
-    Raises: ConfigError with their number and the first of them.
-    """
+    """Refuse a checkpoint that lacks weights; raises ConfigError with their number and the first of them."""
     if absent:
         raise ConfigError(f"the checkpoint {name} lacks {len(absent)} weights, among them {min(absent)}", fix=fix)
 
@@ -189,10 +181,7 @@ def image_tower(model: Any, config: Any, name: str) -> VisionModel:
 def from_transformers_config(config: Any) -> VisionModel:
     """Vision model with random weights, float32; of a two-tower model only the image side is ever allocated.
 
-    Args:
-      config: transformers' configuration of the whole model.
-
-    Raises: ConfigError: it describes no model with features, or none that takes images.
+    Raises: ConfigError: transformers' ``config`` describes no model with features, or none that takes images.
 
     Example:
       >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
@@ -221,9 +210,6 @@ def from_transformers_config(config: Any) -> VisionModel:
 
 def load_config(name: str) -> Any:
     """transformers configuration of a folder or hub id, with what is wrong reported in one line.
-
-    Args:
-      name: a folder written by save_pretrained, or a hub id (owner/name).
 
     Raises:
       ConfigError: no such folder, an id that is not on the hub, or a name of neither form.
@@ -305,10 +291,9 @@ def _is_out_of_reach(hub_id: str) -> bool:
 def resolve_name(name: str) -> str:
     """What transformers is to load: the path of a folder, or the hub id as it is.
 
-    Args:
-      name: a folder, a hub id, or "labelwright/..." for a model inside this package, which no hub is asked about.
+    No hub is asked about "labelwright/...", a model inside this package.
 
-    Raises: ConfigError: no model of that name is inside this package.
+    Raises: ConfigError: no model of that name is there.
 
     Example:
       >>> resolve_name("openai/clip-vit-base-patch32")

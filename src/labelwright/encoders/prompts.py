@@ -216,19 +216,9 @@ def rebuild_prompted_vision(vision: VisionModel, prompt_config: Mapping[str, int
     """The module that ``prompt_config`` describes, with prompts of zeros: give it the saved ones by load_state_dict.
 
     Args:
-      vision: as made by `encoders.pretrained.from_transformers_config`.
-      prompt_config: "depth" and "n_tokens".
+      vision: as made by `encoders.pretrained.from_transformers_config`.   prompt_config: "depth" and "n_tokens".
 
     Raises: ConfigError if a key is missing.
-
-    Example:
-      >>> from labelwright.encoders.pretrained import from_transformers_config, parse_transformers_config
-      >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
-      >>> vision = {**sizes, "image_size": 8, "patch_size": 4}
-      >>> config = parse_transformers_config({"model_type": "clip", "vision_config": vision, "projection_dim": 4})
-      >>> net = rebuild_prompted_vision(from_transformers_config(config), {"depth": 1, "n_tokens": 2})
-      >>> tuple(net(torch.zeros(5, 3, 16, 16)).shape), net.prompt_config
-      ((5, 4), {'depth': 1, 'n_tokens': 2})
     """
     missing = [key for key in ("depth", "n_tokens") if key not in prompt_config]
     if missing:
@@ -239,13 +229,7 @@ def rebuild_prompted_vision(vision: VisionModel, prompt_config: Mapping[str, int
 
 
 def feats_with_prompts(vision: VisionModel, prompts: Tensor, x: Tensor) -> Tensor:
-    """Feats [B, D] of images [B, 3, H, W] with learnable tokens in the first layers.
-
-    Args:
-      vision: of the CLIP or SigLIP build.
-      prompts: [depth, n, width] float; depth 0 = the plain image tower.
-      x: normalised pixels.
-    """
+    """Feats [B, D] of normalised pixels x [B, 3, H, W] with learnable tokens [depth, n, width] in the first layers."""
     if not len(prompts):
         feats: Tensor = vision(x)
         return feats

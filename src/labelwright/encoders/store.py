@@ -80,12 +80,9 @@ def build_store(
       encode: maps views [B, 3, H, W] float32 on ``device`` to feats [B, D]; called without gradients.
       identity: what tells the encoder from others: hash of weights and configuration, and the precision.
       images_digest: what tells the images from others, see data.table.LabelTable.images_digest.
-      n_views: V, 0 or more; 0 stores the clean view alone.
-      seed: of the augmentation.
-      n_features: D.
+      n_views: V, 0 or more; 0 stores the clean view alone.   seed: of the augmentation.   n_features: D.
       folder: where stores are kept, one folder each; None = ``embeddings`` in `default_cache_folder()`.
-      device: where views are made and encoded.
-      batch_size: images encoded together.
+      device: where views are made and encoded.   batch_size: images encoded together.
       memory_gb: a store of at most so many 10^9 bytes is read into memory: then no step ever waits for the disk.
       progress: called with the number of images done so far; not at all when the store is there already.
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from labelwright.errors import ConfigError
 
-Encode = Callable[[Sequence[str]], Tensor]  # T texts -> [T, D] unit norm, as TwoTower.text_feats
+Encode = Callable[[Sequence[str]], Tensor]  # T texts -> [T, D] float32 of unit norm, as TwoTower.text_feats
 
 TEXTS_AT_ONCE = 4096  # texts handed to the encoder in one call, about
 
@@ -174,14 +174,7 @@ def fill(template: str, name: str) -> str:
 
 
 def prompt_text_feats(encode: Encode, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """Text features of every class in every template.
-
-    Args:
-      encode: TwoTower.text_feats, or anything that maps T texts to [T, D] of unit norm.
-      class_names: C names or descriptions.
-      templates: P texts with one ``{}``.
-
-    Returns: [P, C, D] float32, unit norm.
+    """Text features [P, C, D] float32, unit norm, of C class names or descriptions in P templates.
 
     Raises: ConfigError: no class or no template, or a name is empty.
 
@@ -204,11 +197,6 @@ def class_text_feats(encode: Encode, class_names: Sequence[str], templates: Sequ
     """One text feature per class: the mean of its unit features over the templates, brought to unit norm again.
 
     Never holds more than about TEXTS_AT_ONCE features besides the result, however many classes and templates.
-
-    Args:
-      encode: TwoTower.text_feats, or anything that maps T texts to [T, D] of unit norm.
-      class_names: C names or descriptions.
-      templates: P texts with one ``{}``.
 
     Returns: [C, D] float32, unit norm.
 

@@ -71,14 +71,7 @@ class EmbeddedTowers(nn.Module):
 
 
 class Shared:
-    """A frozen module kept out of its owner's parameters and state; a copy of the owner refers to the same one.
-
-    Example:
-      >>> import copy
-      >>> held = Shared(nn.Linear(2, 2))
-      >>> copy.deepcopy(held).module is held.module
-      True
-    """
+    """A frozen module kept out of its owner's parameters and state; a copy of the owner refers to the same one."""
 
     def __init__(self, module: Any) -> None:
         self.module = module
@@ -130,16 +123,7 @@ class FrozenTowers(nn.Module):
 
 
 def check_class_texts(class_texts: Sequence[str]) -> None:
-    """Check that there is a text for every class.
-
-    Raises: ConfigError naming the first class without one.
-
-    Example:
-      >>> check_class_texts(["cat", " "])
-      Traceback (most recent call last):
-      labelwright.errors.ConfigError: class 1 has an empty text
-        fix: give every class a name or description
-    """
+    """Refuse class texts of which one is empty, or none at all: ConfigError."""
     if not class_texts:
         raise ConfigError("no class texts were given", fix="give one text per class")
     for i, text in enumerate(class_texts):
@@ -156,8 +140,7 @@ def encode_tokens(
     """Unit features of tokenised texts, with gradients, in chunks of TEXT_CHUNK.
 
     Args:
-      tower: the model; whatever of it requires a gradient gets one.
-      inputs: as made by `TwoTower.tokenize`, [T, L] each.
+      tower: the model; whatever of it requires a gradient gets one.   inputs: as made by its ``tokenize``, [T, L] each.
       altered: opens a context in which the model is changed; entered for every chunk, and again for its gradient.
 
     Returns: [T, D] float32, unit norm.
