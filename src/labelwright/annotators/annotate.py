@@ -58,16 +58,10 @@ def annotate(
       out: the .parquet file to write; must not exist.
       classes: class names or a file of them; None = those of the data.
       rule, top_k, ratio: which classes become candidates, see annotators.candidate_rules.pick. Two-tower models only.
-      templates: prompts: a name or a file, see encoders.templates.templates_named. Two-tower models only.
-      descriptions: how classes look: {class: [texts]}, or a JSON or YAML file of it. In the prompts one takes the place
-        of the name of its class, where it explains the images better. Two-tower models only.
-      chat_url: base URL of an OpenAI-compatible endpoint.
-      phrasings: questions per image. Chat models only.
-      n_workers: questions under way at once. Chat models only.
-      on_bad: stop, or skip unusable images.
-      device: auto, cpu or cuda.   precision: auto, bf16 or fp32.
-      seed: of the orders in which a chat model is shown the classes.
-      cache_limit_gb: decoded images above this are streamed instead of cached.
+      templates, descriptions: see `fit`. Two-tower models only.
+      chat_url: base URL of an OpenAI-compatible endpoint.   phrasings: questions per image. Chat models only.
+      n_workers: questions under way at once.   seed: of the orders in which the classes are shown. Chat models only.
+      on_bad, device, precision, cache_limit_gb: see `fit`.
       approve: called with what a chat model will be asked, before it is; False stops.
 
     Returns: where the table is, and counts; against the labels or the truth of the data, where it has any, also how

@@ -87,23 +87,18 @@ def annotate_with_chat(
     """Ask a chat model for the class of every image, several times each; see the head of this file.
 
     Args:
-      chat: the model.
-      table: N images that can be decoded.
-      class_names: C names.
+      chat: the model.   table: N images that can be decoded.   class_names: C names.
       journal: JSON lines, made if missing: a head, then id, phrasing and answer of each question answered so far.
-      n_phrasings: questions per image.
-      seed: of the orders of the class list.
+      n_phrasings: questions per image, >= 1.   seed: of the orders of the class list.
       n_workers: questions under way at once; None = as many as the model was opened for.
       on_estimate: called with what is left to ask, before anything is asked and only if there is anything; what it
         raises stops the run.
 
     Returns: candidate sets and counts. Questions that failed after all their repetitions are counted; another call
       with the same journal asks them again.
-    Raises: ConfigError if the journal belongs to another model, seed or class list or is in use, or n_phrasings < 1;
+    Raises: ConfigError if the journal belongs to another model, seed or class list or is in use;
       DataError if a line of it cannot be read; what `ask_many` raises if the model cannot be asked at all.
     """
-    if n_phrasings < 1:
-        raise ConfigError(f"phrasings={n_phrasings} is not possible", fix="ask at least once")
     parse = AnswerParser(class_names)
     head = {"model": chat.name, "seed": seed, "class_names": list(class_names)}
     ids = table.ids.to_pylist()
@@ -208,7 +203,9 @@ def _ask_all(
 def _open_journal(journal: Path, head: dict[str, Any]) -> dict[tuple[str, int], str]:
     """Answers of earlier runs; the file is made, or cut behind its last whole line, ready to be appended to."""
     if journal.exists():
-        _cut_partial_line(journal)
+        content = journal.read_bytes()
+        if not content.endswith(b"\n"):  # what a killed run left of its last line
+            os.truncate(journal, content.rfind(b"\n") + 1)
     if not journal.exists() or journal.stat().st_size == 0:
         journal.write_text(json.dumps(head, ensure_ascii=False) + "\n", encoding="utf-8")
         return {}
@@ -227,13 +224,6 @@ def _open_journal(journal: Path, head: dict[str, Any]) -> dict[tuple[str, int], 
                     fix="remove that line, or the whole file to ask everything anew",
                 ) from error
     return known
-
-
-def _cut_partial_line(journal: Path) -> None:
-    """Drop what a killed run left of its last line."""
-    content = journal.read_bytes()
-    if not content.endswith(b"\n"):
-        os.truncate(journal, content.rfind(b"\n") + 1)
 
 
 def _check_head(journal: Path, found: dict[str, Any], head: dict[str, Any]) -> None:

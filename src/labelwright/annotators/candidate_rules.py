@@ -50,7 +50,7 @@ def candidates_from_feats(
       rule, top_k, ratio: see `pick`.
 
     Returns: the sets of N rows, on the CPU, weighted by the mean probability over prompts restricted to the set.
-    Raises: ConfigError if a setting cannot have its value or the features differ in length.
+    Raises: ConfigError if the features differ in length.
     Source: the union of top-1 over prompts is that of Co-Reg's annotators; "ratio" and "mean" are its variants.
 
     Example: two prompts disagree about the first image and agree about the second.
@@ -59,7 +59,6 @@ def candidates_from_feats(
       >>> sets.of(0).tolist(), sets.of(1).tolist(), sets.weights.tolist()
       ([0, 1], [2], [0.5, 0.5, 1.0])
     """
-    check_rule(rule, top_k=top_k, ratio=ratio)
     n_classes = prompt_feats.shape[1]
     sizes, classes, weights = [], [], []
     for chunk in chunks:
@@ -200,13 +199,11 @@ def write_candidates(
     split, group and truth where the table has them. The file appears whole or not at all.
 
     Args:
-      path: must not exist.
+      path: must not exist, else ConfigError.
       table: N images.
       candidates: sets of its N rows, of classes 0..C-1.
       class_names: C names; they go into the schema metadata with ``info`` and fix the classes when the file is read.
       info: where the sets come from, JSON-ready: model, templates, rule, counts.
-
-    Raises: ConfigError if the path exists.
     """
     if path.exists():
         raise ConfigError(f"{path} exists", fix="choose another --out, or remove it first")

@@ -87,7 +87,7 @@ def local_chat(
       max_new_tokens: of an answer.   batch_size: questions answered together.
 
     Raises:
-      ConfigError: no such folder or id, a model that takes no images or does not chat, or a number below 1.
+      ConfigError: no such folder or id, or a model that takes no images or does not chat.
       OfflineError: a hub id that is neither cached nor within reach.
 
     Example:
@@ -96,8 +96,6 @@ def local_chat(
       labelwright.errors.ConfigError: no such model folder: ./nowhere
         fix: check the path
     """
-    if max_new_tokens < 1 or batch_size < 1:
-        raise ConfigError(f"max_new_tokens={max_new_tokens}, batch_size={batch_size}", fix="give at least 1 of each")
     config = load_config(name)
     from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING

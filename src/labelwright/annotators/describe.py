@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from labelwright.annotators.annotator import load_matching
 from labelwright.annotators.chat import Estimate, estimate
@@ -87,18 +86,13 @@ def describe(
     on = accelerator_for(device).device
     encoder = load_matching(model, device=on, precision=precision)
     stats = encoder.stats
+    stats_of_pixels = (stats.mean, stats.std)
     prepared = prepare(
-        data,
-        classes=classes,
-        test_frac=0.0,
-        size_px=stats.size_px,
-        stats=(stats.mean, stats.std),
-        on_bad=on_bad,
+        data, classes=classes, test_frac=0.0, size_px=stats.size_px, stats=stats_of_pixels, on_bad=on_bad
     )
-    prepared = _with_feats(prepared, encoder, on)
     names = prepared.train.table.class_names
     concepts = concepts_of(encoder.tower, names, templates=templates)
-    mismatch = detect_mismatched(_feats(prepared), concepts.feats, logit_scale=concepts.logit_scale)
+    mismatch = _mismatch(prepared, encoder, concepts, on)
     if chat is None or out is None:
         return Found(names, mismatch, None, {})
     which = list(range(len(names))) if every else mismatch.is_mismatched.nonzero().flatten().tolist()
@@ -136,9 +130,7 @@ def ask_for(
 
 def mismatched_classes(prepared: Prepared, encoder: Encoder, concepts: Concepts, *, device: torch.device) -> list[int]:
     """Positions of the classes whose name fits no image of the pool."""
-    feats = _feats(_with_feats(prepared, encoder, device))
-    found = detect_mismatched(feats, concepts.feats, logit_scale=concepts.logit_scale)
-    return [int(c) for c in found.is_mismatched.nonzero().flatten()]
+    return _mismatch(prepared, encoder, concepts, device).is_mismatched.nonzero().flatten().tolist()
 
 
 def wanted_descriptions(
@@ -162,13 +154,11 @@ def wanted_descriptions(
     return {name: (texts,) if isinstance(texts, str) else tuple(texts) for name, texts in descriptions.items()}
 
 
-def _with_feats(prepared: Prepared, encoder: Encoder, device: torch.device) -> Prepared:
-    if prepared.train.stored is not None:
-        return prepared
-    return replace(prepared, train=embed(prepared.train, encoder, prepared.view, n_views=0, device=device))
-
-
-def _feats(prepared: Prepared) -> Tensor:
-    """[N, D] float32 clean features of the training images."""
-    views = prepared.train.views(prepared.view)
-    return views.batch(torch.arange(views.n_rows), "clean", seed=0, device=torch.device("cpu"))
+def _mismatch(prepared: Prepared, encoder: Encoder, concepts: Concepts, device: torch.device) -> Mismatch:
+    """Which names fit no training image, by clean features."""
+    source = prepared.train
+    if source.stored is None:
+        source = embed(source, encoder, prepared.view, n_views=0, device=device)
+    views = source.views(prepared.view)
+    feats = views.batch(torch.arange(views.n_rows), "clean", seed=0, device=torch.device("cpu"))
+    return detect_mismatched(feats, concepts.feats, logit_scale=concepts.logit_scale)

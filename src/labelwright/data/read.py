@@ -247,12 +247,8 @@ def _image_column(parts: Sequence[Any], columns: Sequence[str]) -> Any:
 
     undecoded = datasets.Image(decode=False)
     with _without_bars():
-        alike = [
-            part.select_columns([column]).rename_column(column, "_").rename_column("_", "image")
-            if column != "image"
-            else part.select_columns([column])
-            for part, column in zip(parts, columns, strict=True)
-        ]
+        pairs = zip(parts, columns, strict=True)
+        alike = [part.select_columns([column]).rename_columns({column: "image"}) for part, column in pairs]
         joined = datasets.concatenate_datasets([part.cast_column("image", undecoded) for part in alike])
         return joined.with_format(None)
 
@@ -313,10 +309,7 @@ def _dataset_columns(part: Any) -> Columns:
             yield pa.record_batch([pa.nulls(part.num_rows)], ["image"])
             return
         for table in part.select_columns(plain).with_format("arrow").iter(BATCH_ROWS):
-            combined = [table.column(name).combine_chunks() for name in plain]
-            yield pa.record_batch(
-                [c.combine_chunks() if isinstance(c, pa.ChunkedArray) else c for c in combined], plain
-            )
+            yield from table.combine_chunks().to_batches()
 
     facts = part.features.to_dict()
     return Columns(tuple(features), batches, facts, embedded=embedded)

@@ -203,14 +203,7 @@ def _in_official_order(table: LabelTable, card: DatasetCard) -> LabelTable:
 
 
 def _places(names: Sequence[str], card: DatasetCard) -> list[int] | None:
-    """Official class of each name, by spelling or by number (from 0, or from 1 to C); None if one cannot be decided.
-
-    Example:
-      >>> _places(["dog", "Cat"], dataset_card("cifar10")), _places(["00001", "00000"], dataset_card("gtsrb"))
-      ([5, 3], [1, 0])
-      >>> _places(["dog", "unicorn"], dataset_card("cifar10")) is None
-      True
-    """
+    """Official class of each name, by spelling or by number (from 0, or from 1 to C); None if one cannot be decided."""
     known = spelling_index(card)
     places = [known.get(plain_name(name), -1) for name in names]
     if min(places, default=-1) < 0:

@@ -32,16 +32,8 @@ class EncoderNets:
     class_names: tuple[str, ...]  # what tuned towers read, put into the template
     template: str
     seed: int  # of new weights
-
-    @property
-    def is_frozen(self) -> bool:
-        """True: the encoder never learns under a head."""
-        return True
-
-    @property
-    def is_pretrained(self) -> bool:
-        """True: the features come from somewhere."""
-        return True
+    is_frozen: bool = True  # the encoder never learns under a head
+    is_pretrained: bool = True  # the features come from somewhere
 
     def __call__(
         self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp", "projected"] = "linear", hidden: int = 256

@@ -25,7 +25,7 @@ class ResNet(nn.Module):
 
     Example:
       >>> import torch
-      >>> net = resnet32()
+      >>> net = OWN["resnet32"]()
       >>> net.n_features, tuple(net(torch.zeros(2, 3, 32, 32)).shape)
       (64, (2, 64))
     """
@@ -62,7 +62,7 @@ class PreActResNet(nn.Module):
 
     Example:
       >>> import torch
-      >>> net = preact_resnet18()
+      >>> net = OWN["preact_resnet18"]()
       >>> net.n_features, tuple(net(torch.zeros(2, 3, 16, 16)).shape)
       (512, (2, 512))
     """
@@ -82,40 +82,6 @@ class PreActResNet(nn.Module):
         for stage in self.stages:
             x = stage(x)
         return F.relu_(self.norm(x)).mean((2, 3))
-
-
-def resnet32() -> ResNet:
-    """ResNet-32 of the CIFAR experiments: 3 stages of 5 blocks, 16/32/64 channels, parameter-free shortcuts.
-
-    Example:
-      >>> sum(p.numel() for p in resnet32().parameters())
-      463504
-    """
-    return ResNet(widths=(16, 32, 64), depth=5, use_projection=False)
-
-
-def resnet18() -> ResNet:
-    """ResNet-18 for small images: 4 stages of 2 blocks, 64 to 512 channels, 1x1 shortcuts, 3x3 stem.
-
-    Example:
-      >>> sum(p.numel() for p in resnet18().parameters())
-      11168832
-    """
-    return ResNet(widths=(64, 128, 256, 512), depth=2, use_projection=True)
-
-
-def preact_resnet18() -> PreActResNet:
-    """Pre-activation ResNet-18 for small images, the network of most work on noisy and candidate labels.
-
-    Example:
-      >>> sum(p.numel() for p in preact_resnet18().parameters())
-      11167040
-    """
-    return PreActResNet(widths=(64, 128, 256, 512), depth=2)
-
-
-OWN = {"resnet32": resnet32, "resnet18": resnet18, "preact_resnet18": preact_resnet18}
-"""The networks here by name; they start from random weights."""
 
 
 def _stages(block: Callable[[int, int, int], nn.Module], widths: tuple[int, ...], depth: int) -> nn.ModuleList:
@@ -178,3 +144,14 @@ def _initialise(net: nn.Module) -> None:
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)
+
+
+OWN: dict[str, Callable[[], ResNet | PreActResNet]] = {
+    # of the CIFAR experiments: parameter-free shortcuts
+    "resnet32": partial(ResNet, widths=(16, 32, 64), depth=5, use_projection=False),
+    # for small images: 1x1 shortcuts, 3x3 stem
+    "resnet18": partial(ResNet, widths=(64, 128, 256, 512), depth=2, use_projection=True),
+    # the network of most work on noisy and candidate labels
+    "preact_resnet18": partial(PreActResNet, widths=(64, 128, 256, 512), depth=2),
+}
+"""The networks here by name; they start from random weights."""

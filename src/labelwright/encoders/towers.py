@@ -42,8 +42,6 @@ class EmbeddedTowers(nn.Module):
       class_feats: [C, D] float, any length > 0; kept with unit norm, and saved with the recipe's networks.
       logit_scale: > 0.
 
-    Raises: ConfigError if ``class_feats`` is not a table or ``logit_scale`` is not positive.
-
     Example:
       >>> towers = EmbeddedTowers(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), logit_scale=10.0)
       >>> z = towers.features(torch.tensor([[3.0, 4.0]]))
@@ -53,10 +51,6 @@ class EmbeddedTowers(nn.Module):
 
     def __init__(self, class_feats: Tensor, *, logit_scale: float) -> None:
         super().__init__()
-        if class_feats.dim() != 2:
-            raise ConfigError(f"class features have shape {list(class_feats.shape)}", fix="give one row per class")
-        if not logit_scale > 0:
-            raise ConfigError(f"logit_scale is {logit_scale}", fix="give the model's own, a number above 0")
         self.logit_scale = float(logit_scale)
         self.class_feats: Tensor
         self.register_buffer("class_feats", F.normalize(class_feats.detach().float(), dim=1))

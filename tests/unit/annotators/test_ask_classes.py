@@ -114,8 +114,6 @@ def test_annotate__other_questions_refuse_the_journal(table, tmp_path) -> None:
     journal.write_text(journal.read_text().replace('"phrasing"', '"phrase"', 1))
     with pytest.raises(DataError, match="line 2 is no answer: KeyError"):
         annotate_with_chat(Painter(), table, NAMES, journal=journal)
-    with pytest.raises(ConfigError, match="phrasings=0"):
-        annotate_with_chat(Painter(), table, NAMES, journal=journal, n_phrasings=0)
 
 
 def test_annotate__an_estimate_that_raises_stops_before_the_first_question(table, tmp_path) -> None:

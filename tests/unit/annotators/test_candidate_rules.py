@@ -14,7 +14,12 @@ import torch.nn.functional as F
 from PIL import Image
 
 from labelwright.annotators import candidate_rules as annotate
-from labelwright.annotators.candidate_rules import candidates_from_feats, describe_candidates, write_candidates
+from labelwright.annotators.candidate_rules import (
+    candidates_from_feats,
+    check_rule,
+    describe_candidates,
+    write_candidates,
+)
 from labelwright.data.read import load
 from labelwright.data.table import Images, LabelTable
 from labelwright.errors import ConfigError
@@ -107,9 +112,9 @@ def test_candidates__of_no_image(feats) -> None:
     ("settings", "said"),
     [({"rule": "most"}, "no such rule: 'most'"), ({"top_k": 0}, "top_k=0"), ({"ratio": 0.0}, "ratio=0.0")],
 )
-def test_candidates__impossible_settings(feats, settings, said) -> None:
+def test_check_rule__impossible_settings(settings, said) -> None:
     with pytest.raises(ConfigError, match=said):
-        candidates_from_feats([feats[0]], feats[1], logit_scale=SCALE, **settings)
+        check_rule(**{"rule": "union", "top_k": 3, "ratio": 0.5, **settings})
 
 
 def test_candidates__features_of_two_models(feats) -> None:

@@ -419,8 +419,6 @@ def test_local_chat__no_such_chat_model(tmp_path, monkeypatch):
     transformers.ViTConfig().save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="vit model, which does not talk about images"):
         local_chat(str(tmp_path), device=CPU)
-    with pytest.raises(ConfigError, match="batch_size=0"):
-        local_chat(str(tmp_path), device=CPU, batch_size=0)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(OfflineError, match=r"^some-owner/some-llava is not on this machine"):
         local_chat("some-owner/some-llava", device=CPU)
