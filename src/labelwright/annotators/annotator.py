@@ -1,4 +1,4 @@
-"""Who guesses the labels of images: a two-tower model that compares them with texts, or a model that chats."""
+"""What gives images candidate labels: a two-tower model that compares them with texts, or a model that chats."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ UNPARSEABLE_SHOWN = 20  # of the answers without a class, in the counts; the jou
 
 @dataclass(frozen=True)
 class Annotator:
-    """Who guesses the labels of images, and how it is asked; `annotator_named` checks that it can be."""
+    """Who gives images candidate labels, and how it is asked; `annotator_named` checks that it can be."""
 
     model: str  # hub id or folder; with ``chat_url``, the name that the endpoint knows it by
     is_chat: bool  # it answers questions about images; else it compares them with texts (two towers)

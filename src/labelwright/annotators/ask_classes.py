@@ -220,7 +220,7 @@ def _open_journal(journal: Path, head: dict[str, Any]) -> dict[tuple[str, int], 
                     known[str(record["id"]), int(record["phrasing"])] = str(record["answer"])
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise DataError(
-                    f"{journal} line {number} is no answer: {type(error).__name__}: {error}",
+                    f"{journal} line {number} is not an answer: {type(error).__name__}: {error}",
                     fix="remove that line, or the whole file to ask everything anew",
                 ) from error
     return known

@@ -3,7 +3,7 @@
 None is asked unless the user names it, and what leaves the machine goes to the endpoint named and nowhere else.
 
 One policy of failure. A question is repeated, waiting longer each time, while its fault may pass: no connection, no
-answer in time, HTTP 408, 409, 429 or 5xx, an answer that is no chat completion. Then, or at once if the endpoint
+answer in time, HTTP 408, 409, 429 or 5xx, an answer that is not a chat completion. Then, or at once if the endpoint
 refuses this one question, it counts as failed and the others go on. A refusal that holds for all of them (key, model,
 quota) stops everything, and so does a row of failures that says the endpoint is down.
 """

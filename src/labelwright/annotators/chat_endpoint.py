@@ -68,7 +68,7 @@ class OpenAIChat:
     Attributes:
       endpoint: the base URL asked.
 
-    Raises: ConfigError: the openai package is missing, a URL that is none, or no key (OPENAI_API_KEY) for OpenAI's own
+    Raises: ConfigError: the openai package is missing, an invalid URL, or no key (OPENAI_API_KEY) for OpenAI's own
       endpoint; others may need none.
 
     Example:

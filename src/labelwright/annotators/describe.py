@@ -23,7 +23,7 @@ from labelwright.labels.concepts import Mismatch, detect_mismatched
 from labelwright.train.processes import accelerator_for
 from labelwright.types import Concepts
 
-N_DESCRIPTIONS = 4  # asked for per class: some will be useless, and are refused when the images do not bear them out
+N_DESCRIPTIONS = 4  # asked for per class: some will be useless, and are rejected where they do not fit the images
 
 
 @dataclass(frozen=True)

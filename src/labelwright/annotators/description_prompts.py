@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 
-LONGEST_WORDS = 30  # a longer text is no caption; text towers of CLIP read 77 tokens
+LONGEST_WORDS = 30  # a longer text is not a caption; text towers of CLIP read 77 tokens
 OTHERS_SHOWN = 30  # other classes named in a question, which tell a crane that flies from one that lifts
 
 

@@ -58,7 +58,7 @@ def read_descriptions(path: str | Path, class_names: Sequence[str]) -> dict[str,
             detail = f"is read as {type(key).__name__}; put the class name in quotes"
         elif key not in known:
             close = difflib.get_close_matches(key, class_names, n=1)
-            detail = "is no class" + (f"; did you mean {close[0]!r}?" if close else "")
+            detail = "is not a class" + (f"; did you mean {close[0]!r}?" if close else "")
         else:
             texts = [value] if isinstance(value, str) else value
             if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
@@ -68,7 +68,7 @@ def read_descriptions(path: str | Path, class_names: Sequence[str]) -> dict[str,
             else:
                 found[key] = tuple(dict.fromkeys(" ".join(text.split()) for text in texts))
         if detail:
-            kind = "unknown_label" if detail.startswith("is no class") else "malformed_row"
+            kind = "unknown_label" if detail.startswith("is not a class") else "malformed_row"
             problems.append(Problem(f"{path}: {key!r}", kind, detail))
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""

@@ -1,4 +1,4 @@
-"""Candidate labels at the door of a run: those that the data have, or those that an annotator gives before training."""
+"""Candidate labels that a run starts from: those of the data, or those that an annotator gives before training."""
 
 from __future__ import annotations
 
@@ -101,14 +101,14 @@ def wanted_annotator(
     phrasings: int,
     seed: int,
 ) -> Annotator | None:
-    """Who guesses the labels of the training images, None if nobody has to.
+    """Who gives the training images candidate labels, None if no annotator is needed.
 
     Args:
       name: of the method.
       table: the training images.
       learns_from_candidates: whether the method does.
       annotator: as the user named it.
-      model: that of the run; it annotates if it is a two-tower model and nobody else is named.
+      model: that of the run; it annotates if it is a two-tower model and no annotator is named.
       pretrained: whether it starts from its weights.
       sees_given_embeddings: the data are the user's own embeddings.
       the others: see `fit`.
@@ -127,8 +127,8 @@ def wanted_annotator(
             )
         if descriptions is not None:
             raise ConfigError(
-                "the data have candidates, so that nobody reads descriptions",
-                fix="leave --descriptions out; they serve `labelwright annotate`, where candidates are made",
+                "the data have candidates, and descriptions would not be used",
+                fix="leave --descriptions out; `labelwright annotate` uses them to make candidates",
             )
         return None
     if sees_given_embeddings:
@@ -139,7 +139,7 @@ def wanted_annotator(
     if annotator is None:
         if model == "auto" or model in OWN or not pretrained or not is_two_tower(model):
             raise ConfigError(
-                f"{name} learns from candidates: the data have none, and no model is named that could guess them",
+                f"{name} learns from candidates: the data have none, and no model is named that could give them",
                 fix="name one with --annotator, e.g. openai/clip-vit-base-patch32, or give a table with candidates",
             )
         annotator, chat_url = model, None

@@ -168,13 +168,16 @@ class TableBuilder:
         lookup, is_blank = self._lookup(class_names)
 
         labels = lookup[raw_labels]
-        stranger = np.flatnonzero((labels < 0) & ~is_blank[raw_labels])
+        unknown_rows = np.flatnonzero((labels < 0) & ~is_blank[raw_labels])
         words = self._words.names
         self._report(
             images,
-            stranger,
+            unknown_rows,
             "unknown_label",
-            [f"label {words[code]!r} is not one of the {len(class_names)} classes" for code in raw_labels[stranger]],
+            [
+                f"label {words[code]!r} is not one of the {len(class_names)} classes"
+                for code in raw_labels[unknown_rows]
+            ],
         )
         candidates = self._candidates(images, members, lengths, lookup, is_blank) if len(members) else None
         unfit_rows = np.array([row for row, _ in self._unfit_weights], dtype=np.int64)
@@ -183,7 +186,7 @@ class TableBuilder:
         truth, truth_names = self._truth(raw_truth, lookup, is_blank, class_names)
         self._check_ids(images, ids)
         self._check_files(images)
-        self._check_classes(class_names, labels, candidates, split, stranger)
+        self._check_classes(class_names, labels, candidates, split, unknown_rows)
         return LabelTable(
             images=images,
             ids=ids,
@@ -272,7 +275,7 @@ class TableBuilder:
         lookup: NDArray[np.int32],
         is_blank: NDArray[np.bool_],
     ) -> Candidates:
-        """Sorted sets without repeats; strangers are reported and left out, the other weights then sum to 1."""
+        """Sorted sets without repeats; unknown classes are reported and left out, the other weights then sum to 1."""
         words, n_classes = self._words.names, int(lookup.max(initial=0)) + 1
         kept_classes, kept_lengths, kept_weights, first_member = [], [], [], 0
         weights = np.concatenate(self._weights) if self._has_weights else None
@@ -356,7 +359,7 @@ class TableBuilder:
         labels: NDArray[np.int32],
         candidates: Candidates | None,
         split: NDArray[np.int8] | None,
-        stranger: NDArray[np.int64],
+        unknown_rows: NDArray[np.int64],
     ) -> None:
         """A class without images is a problem among full labels, and only worth a word among partial ones."""
         train = np.ones(len(labels), dtype=bool) if split is None or not (split == 0).any() else split == 0
@@ -366,7 +369,7 @@ class TableBuilder:
             seen |= np.bincount(candidates.classes.numpy(), minlength=len(class_names)) > 0
         elif not len(known):
             return
-        is_full = len(known) + int(train[stranger].sum()) == int(train.sum())
+        is_full = len(known) + int(train[unknown_rows].sum()) == int(train.sum())
         kind, detail = ("empty_class", "no image") if is_full else ("unseen_class", "no label or candidate")
         for c in np.flatnonzero(~seen):
             self.problems.append(Problem(class_names[c], kind, f"{detail} of class {class_names[c]!r}"))

@@ -87,7 +87,7 @@ def resolve_problems(table: LabelTable, problems: Sequence[Problem], on_bad: OnB
     keep = np.ones(len(table), dtype=bool)
     keep[[problem.row for problem in bad if problem.row is not None]] = False
     if not keep.any():
-        raise DataError(f"every row has a problem: {_kinds(bad)}", problems=problems, fix="put the data right")
+        raise DataError(f"every row has a problem: {_kinds(bad)}", problems=problems, fix="correct the data")
     out = [problem for problem in bad if problem.row is not None or problem.kind == "malformed_row"]
     left = dataclasses.replace(table, problems=tuple(problem for problem in problems if problem not in set(out)))
     left = left if keep.all() else left.subset(np.flatnonzero(keep))

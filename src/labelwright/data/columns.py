@@ -286,7 +286,7 @@ def as_text(column: Any, *, names: Sequence[str] | None = None) -> Any:
 
     Args:
       column: [n] Arrow array of any plain type.
-      names: what the integers of a ClassLabel column stand for; -1 is no label, other strangers stay numbers.
+      names: what the integers of a ClassLabel column stand for; -1 is no label, others stay numbers.
 
     Raises: pa.ArrowInvalid if a value has no text form (a list, say).
 

@@ -1,4 +1,4 @@
-"""Embeddings that the user brings, of any modality, at the same door as images: .npy, .npz or Parquet."""
+"""Embeddings that the user brings, of any modality, read into the same table as images: .npy, .npz or Parquet."""
 
 from __future__ import annotations
 
@@ -378,7 +378,7 @@ def _read_parquet(path: Path) -> tuple[Floats, TableBuilder, list[Problem]]:
             parts.append(lists.filter(pa.array(some > 0)).flatten().to_numpy(zero_copy_only=False))
     D = int(np.bincount(lengths[lengths > 0]).argmax()) if lengths.any() else 0
     if not D:
-        raise DataError(f"{path}: there is no embedding in it", fix="give a row per item, with its list of numbers")
+        raise DataError(f"{path}: it holds no embedding", fix="give a row per item, with its list of numbers")
     with np.errstate(over="ignore"):
         flat = np.concatenate(parts).astype(np.float32, copy=False)
     fits = lengths == D

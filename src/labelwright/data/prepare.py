@@ -255,7 +255,7 @@ def native_size(table: LabelTable) -> int:
     """Side in px to work at when the user names none: 32 if the images are at most 40 px, else 64.
 
     Args:
-      table: images, of which 64, evenly spread, are looked at; unreadable ones are passed over.
+      table: images, of which 64, evenly spread, are looked at; unreadable ones are skipped.
     """
     sides = []
     for row in np.linspace(0, max(len(table) - 1, 0), min(64, len(table)), dtype=np.int64):

@@ -325,7 +325,7 @@ def _from_hub(name: str) -> Any:
     except Exception as error:  # the library raises a dozen unrelated types here; each means: no data
         reason = (str(error).splitlines() or [""])[0]
         raise OfflineError(
-            f"{name} is no file or folder here, nor a data set in the local cache or within reach"
+            f"{name} is neither a file or folder here nor a data set in the local cache or on a hub within reach"
             f" ({type(error).__name__}: {reason})",
             fix="check the name and the network, or give the path of a downloaded copy",
         ) from error

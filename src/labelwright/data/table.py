@@ -25,7 +25,7 @@ SPLITS = ("train", "test", "validation")
 PROBLEM_KINDS = {
     "missing_image": "image files that are not there",
     "unreadable_image": "images that cannot be decoded",
-    "bad_embedding": "embeddings with a value that is no finite number, or of another length",
+    "bad_embedding": "embeddings with a value that is not finite, or of another length",
     "unknown_label": "labels that are not classes",
     "unknown_candidate": "candidates that are not classes",
     "unknown_split": "splits other than train, test, validation",
@@ -199,7 +199,7 @@ class LabelTable:
             raise DataError(
                 f"{problem.where}: {problem.detail}",
                 problems=[problem],
-                fix="put the image right, or leave such images out with --on-bad skip",
+                fix="replace the image, or skip such images with --on-bad skip",
             ) from error
 
     @cached_property

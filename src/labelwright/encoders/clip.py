@@ -185,7 +185,7 @@ def _check_has_two_sides(config: Any, name: str) -> None:
         try:
             shell = AutoModel.from_config(config)
         except ValueError as error:
-            raise ConfigError(f"{name} ({config.model_type}) is no model that gives features", fix=fix) from error
+            raise ConfigError(f"{name} ({config.model_type}) is not a model that gives features", fix=fix) from error
     if not hasattr(shell, "get_text_features"):
         raise ConfigError(f"{name} ({config.model_type}) has no text side that shares a space with images", fix=fix)
     if not hasattr(shell, "get_image_features"):

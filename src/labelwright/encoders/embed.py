@@ -1,4 +1,4 @@
-"""A pretrained encoder at the door of a run: its features of the images, and what it makes of the class names."""
+"""A pretrained encoder as a run uses it: its features of the images and of the class names."""
 
 from __future__ import annotations
 

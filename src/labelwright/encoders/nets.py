@@ -134,7 +134,7 @@ class OwnNets:
         return net
 
     def towers(self, tune: str = "none") -> Any:
-        """Refused: these networks know no words."""
+        """Refused: these networks have no text side."""
         raise ConfigError(
             f"{self.model} has no text side", fix="name a vision-language model: CLIP, SigLIP, ... with --model"
         )

@@ -249,7 +249,7 @@ def parse_transformers_config(config: Mapping[str, Any]) -> Any:
 
 
 def located(name: str) -> dict[str, Any]:
-    """What `from_pretrained` is to be told: where a model is, and whether only the files on this machine can serve.
+    """Arguments of `from_pretrained`: where a model is, and whether only files on this machine can be used.
 
     Raises: ConfigError: no such folder, or a name that is neither a folder nor a hub id.
     """

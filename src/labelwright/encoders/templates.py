@@ -79,7 +79,7 @@ def templates_named(name_or_path: str | Path) -> tuple[str, ...]:
 
     Args:
       name_or_path: a key of `TEMPLATES`; or a text with one ``{}``; or a UTF-8 file with a template on each line (empty
-        lines are passed over).
+        lines are skipped).
 
     Raises: ConfigError: no such name or file, or a template without exactly one ``{}``, by file and line.
 

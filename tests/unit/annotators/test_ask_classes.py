@@ -112,7 +112,7 @@ def test_annotate__other_questions_refuse_the_journal(table, tmp_path) -> None:
     with pytest.raises(ConfigError, match="seed differ"):
         annotate_with_chat(Painter(), table, NAMES, journal=journal, seed=1)
     journal.write_text(journal.read_text().replace('"phrasing"', '"phrase"', 1))
-    with pytest.raises(DataError, match="line 2 is no answer: KeyError"):
+    with pytest.raises(DataError, match="line 2 is not an answer: KeyError"):
         annotate_with_chat(Painter(), table, NAMES, journal=journal)
 
 

@@ -47,9 +47,9 @@ def test_read_descriptions__every_mistake_is_told(tmp_path):
     with pytest.raises(DataError) as caught:
         read_descriptions(path, SIGNS)
     error = caught.value
-    assert error.message == f"{path}: 'stpo' is no class; did you mean 'stop'? (and 3 more)"
+    assert error.message == f"{path}: 'stpo' is not a class; did you mean 'stop'? (and 3 more)"
     assert [problem.detail for problem in error.problems] == [
-        "is no class; did you mean 'stop'?",
+        "is not a class; did you mean 'stop'?",
         "has an empty description",
         "has a number where a text or a list of texts belongs",
         "has a list with nothing where a text or a list of texts belongs",

@@ -527,7 +527,7 @@ def test_fit__candidates_and_who_would_make_others(digits: Path, tmp_path: Path)
     data = write_table(tmp_path / "t.csv", digits, candidates=lambda name: f"{truth_in(name)}|one")
     for change, said in (
         ({}, "the data have candidates, and --annotator would make others"),
-        ({"annotator": None, "descriptions": {"one": ["x"]}}, "nobody reads descriptions"),
+        ({"annotator": None, "descriptions": {"one": ["x"]}}, "descriptions would not be used"),
     ):
         with pytest.raises(ConfigError, match=said):
             lw.fit(data, out=tmp_path / "run", **{**HOW, **change})
