@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from labelwright.annotators.annotator import annotator_named, ask_chat, load_matching, match_names, views_of
+from labelwright.annotators.annotator import Annotator, ask_chat, checked, load_matching, match_names, views_of
 from labelwright.annotators.candidate_rules import write_candidates
 from labelwright.annotators.chat import Estimate
 from labelwright.annotators.describe import wanted_descriptions
@@ -71,7 +71,7 @@ def annotate(
       model is neither on this machine nor within reach.
     """
     target = _checked(Path(out))
-    asked = annotator_named(
+    asked = Annotator(
         model,
         rule=rule,
         top_k=top_k,
@@ -80,8 +80,8 @@ def annotate(
         chat_url=chat_url,
         phrasings=phrasings,
         seed=seed,
-        has_descriptions=descriptions is not None,
     )
+    asked = checked(asked, has_descriptions=descriptions is not None)
     table = read(data, classes=classes)
     if len(table.class_names) < 2:
         raise DataError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ from labelwright.annotators.ask_classes import annotate_with_chat
 from labelwright.annotators.candidate_rules import Rule, candidates_from_feats, check_rule, describe_candidates
 from labelwright.annotators.chat import ChatModel, Estimate
 from labelwright.annotators.chat_endpoint import OpenAIChat
-from labelwright.annotators.chat_local import local_chat
+from labelwright.annotators.chat_local import LocalChat
 from labelwright.data.prepare import Source
 from labelwright.data.stored import EmbeddingViews
 from labelwright.data.table import LabelTable
@@ -34,10 +34,10 @@ UNPARSEABLE_SHOWN = 20  # of the answers without a class, in the counts; the jou
 
 @dataclass(frozen=True)
 class Annotator:
-    """Who gives images candidate labels, and how it is asked; `annotator_named` checks that it can be."""
+    """Who gives images candidate labels, and how it is asked; `checked` checks that it can be."""
 
     model: str  # hub id or folder; with ``chat_url``, the name that the endpoint knows it by
-    is_chat: bool  # it answers questions about images; else it compares them with texts (two towers)
+    is_chat: bool = False  # it answers questions about images; else it compares them with texts (two towers)
     # two towers only:
     rule: str = "top_k"  # which classes become candidates, see annotators.candidate_rules.pick
     top_k: int = 5
@@ -92,38 +92,30 @@ class MatchingEncoder(Encoder):
     tower: TwoTower
 
 
-def annotator_named(
-    model: str,
-    *,
-    rule: str = "top_k",
-    top_k: int = 5,
-    ratio: float = 0.5,
-    templates: str = "photo27",
-    chat_url: str | None = None,
-    phrasings: int = 3,
-    seed: int = 0,
-    has_descriptions: bool = False,
-) -> Annotator:
-    """An annotator, without descriptions yet; nothing is loaded but the configuration of the model.
+def checked(asked: Annotator, *, has_descriptions: bool = False) -> Annotator:
+    """The annotator, with its kind found out from the configuration of its model; nothing else is loaded.
+
+    Args:
+      asked: as the user wants it.   has_descriptions: whether it will get some.
 
     Raises: ConfigError for settings that cannot work, a model that is neither of the two kinds, or descriptions for one
       that chats; OfflineError if its configuration is out of reach.
 
     Example:
-      >>> annotator_named("labelwright/digits-clip").is_chat, annotator_named("m", chat_url="http://localhost:1").is_chat
+      >>> checked(Annotator("labelwright/digits-clip")).is_chat, checked(Annotator("m", chat_url="http://a:1")).is_chat
       (False, True)
     """
-    check_rule(rule, top_k=top_k, ratio=ratio)
-    templates_named(templates)
-    if phrasings < 1:
-        raise ConfigError(f"phrasings={phrasings} is not possible", fix="ask at least once")
-    is_chat = chat_url is not None or _is_chat_model(model)
+    check_rule(asked.rule, top_k=asked.top_k, ratio=asked.ratio)
+    templates_named(asked.templates)
+    if asked.phrasings < 1:
+        raise ConfigError(f"phrasings={asked.phrasings} is not possible", fix="ask at least once")
+    is_chat = asked.chat_url is not None or _is_chat_model(asked.model)
     if is_chat and has_descriptions:
         raise ConfigError(
-            f"{model} is asked by the names of the classes and reads no descriptions",
+            f"{asked.model} is asked by the names of the classes and reads no descriptions",
             fix="leave --descriptions out, or name a vision-language model (CLIP, SigLIP)",
         )
-    return Annotator(model, is_chat, rule, top_k, ratio, templates, {}, chat_url, phrasings, seed)
+    return replace(asked, is_chat=is_chat)
 
 
 def ask_chat(
@@ -147,7 +139,7 @@ def ask_chat(
             endpoint = OpenAIChat(annotator.model, base_url=annotator.chat_url)
             chat: ChatModel = opened.enter_context(contextlib.closing(endpoint))
         else:
-            chat = local_chat(annotator.model, device=device, precision=precision)
+            chat = LocalChat(annotator.model, device=device, precision=precision)
         asked = annotate_with_chat(
             chat,
             table,

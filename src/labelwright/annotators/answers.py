@@ -23,9 +23,6 @@ class AnswerParser:
     does not count ("car" in "car wheel"); a name that is denied ("not a dog") does not either. All others that occur
     count. An answer that names every class says nothing and names none.
 
-    Args:
-      class_names: C names.
-
     Raises: ConfigError if two names differ only in case or punctuation, or one has no letter or digit.
 
     Example:

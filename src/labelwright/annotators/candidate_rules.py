@@ -46,8 +46,7 @@ def candidates_from_feats(
     Args:
       chunks: [b, D] float unit-norm image features, in row order; N rows in all.
       prompt_feats: [P, C, D] float unit-norm text features of C classes under P prompts.
-      logit_scale: > 0, multiplies cosines.
-      rule, top_k, ratio: see `pick`.
+      logit_scale: > 0, multiplies cosines.   rule, top_k, ratio: see `pick`.
 
     Returns: the sets of N rows, on the CPU, weighted by the mean probability over prompts restricted to the set.
     Raises: ConfigError if the features differ in length.
@@ -142,8 +141,7 @@ def describe_candidates(
     """Sizes of candidate sets and, against a truth, how often they hold it: JSON-ready.
 
     Args:
-      candidates: sets of N rows.
-      n_classes: C.
+      candidates: sets of N rows.   n_classes: C.
       truth: [N] class indices, -1 = unknown, C and above = no class of the list: in no set; None = no truth.
 
     Returns: n_images, mean_set_size (over the sets that are not empty), largest_set, n_empty, n_single,

@@ -103,8 +103,7 @@ def ask_many(
     is asked batch by batch in the caller's thread.
 
     Args:
-      chat: the model.
-      questions: any number of them.
+      chat: the model.   questions: any number of them.
       n_workers: questions under way at once; None = what the endpoint was opened with (max_in_flight), else 1.
       on_answer: called in the caller's thread with (position, answer or None) as each question is done with, in any
         order; what it raises ends the asking.

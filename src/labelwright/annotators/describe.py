@@ -69,12 +69,9 @@ def describe(
       out: the .json to write; None = none, and nothing is asked.
       chat: the chat model, by the name that the endpoint knows it by.
       chat_url: base URL of an OpenAI-compatible endpoint; None = OpenAI's.
-      every: ask about all classes, not the mismatched alone.
+      every: ask about all classes, not the mismatched alone.   n: descriptions per class.
       context: one line on what the images are, as in "traffic signs".
-      n: descriptions per class.
-      templates: see `fit`.
-      on_bad: stop, or skip unusable images.
-      device: auto, cpu or cuda.   precision: auto, bf16 or fp32.
+      templates, on_bad, device, precision: see `fit`.
       approve: called with what will be asked, before it is; False stops.
 
     Raises: ConfigError, DataError, OfflineError, with nothing asked, for what cannot work.

@@ -23,8 +23,8 @@ from labelwright.annotators.annotator import (
     Annotator,
     Guesses,
     MatchingEncoder,
-    annotator_named,
     ask_chat,
+    checked,
     load_matching,
     match_names,
     texts_of,
@@ -104,9 +104,7 @@ def wanted_annotator(
     """Who gives the training images candidate labels, None if no annotator is needed.
 
     Args:
-      name: of the method.
-      table: the training images.
-      learns_from_candidates: whether the method does.
+      name: of the method.   table: the training images.   learns_from_candidates: whether the method does.
       annotator: as the user named it.
       model: that of the run; it annotates if it is a two-tower model and no annotator is named.
       pretrained: whether it starts from its weights.
@@ -143,7 +141,7 @@ def wanted_annotator(
                 fix="name one with --annotator, e.g. openai/clip-vit-base-patch32, or give a table with candidates",
             )
         annotator, chat_url = model, None
-    asked = annotator_named(
+    asked = Annotator(
         annotator,
         rule=rule,
         top_k=top_k,
@@ -152,8 +150,8 @@ def wanted_annotator(
         chat_url=chat_url,
         phrasings=phrasings,
         seed=seed,
-        has_descriptions=descriptions is not None,
     )
+    asked = checked(asked, has_descriptions=descriptions is not None)
     return replace(asked, descriptions=wanted_descriptions(descriptions, table.class_names))
 
 

@@ -237,12 +237,10 @@ def _decoding_threads() -> ThreadPoolExecutor:
 
 
 def check_room(what: str, folder: Path, *, n_bytes: int, instead: str) -> None:
-    """Refuse to begin a file that the disk has no room for.
+    """Refuse, with a ConfigError, to begin a file that the disk has no room for.
 
     Args:
       what: what is kept in the file.   folder: where.   n_bytes: its size.   instead: another way out than more room.
-
-    Raises: ConfigError.
     """
     free = shutil.disk_usage(folder).free
     if n_bytes > free:
@@ -337,11 +335,8 @@ def open_pixels(table: LabelTable, *, size_px: int, limit_gb: float) -> PixelCac
     """The table's pixels: cached on disk if they take at most limit_gb decoded, else decoded on the fly.
 
     Args:
-      table: the images.
-      size_px: height and width of the decoded images.
+      table, size_px: see `build_cache`; errors as there.
       limit_gb: in 10^9 bytes; a decoded image takes 3 size_px^2 bytes (0.15 MB at 224 px).
-
-    Raises: ConfigError as `build_cache` does.
     """
     if len(table) * 3 * size_px**2 > limit_gb * 1e9:
         return StreamedPixels(table, size_px=size_px)

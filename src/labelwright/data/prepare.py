@@ -86,17 +86,11 @@ def prepare(
     """Read, check, split and decode the user's data.
 
     Args:
-      data, test: anything `data.read.load` takes.
-      classes, novel, group: see `fit`.
+      data, test: anything `data.read.load` takes.   classes, novel, group, flip, seed, cache_limit_gb: see `fit`.
       test_frac: share of the labelled images to hold out when no test images are given, 0 = none.
       size_px: side of the square images; None = 32 when the images are at most 40 px, else 64.
       stats: (mean, std) per channel that a pretrained model wants; None = those of the training images.
-      flip: whether a mirrored image is still of its class; "auto" looks at the class names.
       on_bad: "stop" raises one DataError with every problem; "skip" quarantines the rows.
-      seed: of the held-out split.
-      cache_limit_gb: decoded images above this are streamed instead of cached.
-
-    Returns: tables without bad rows, their pixels, the situation and the view settings.
 
     Raises: DataError with all problems of all sources together; ConfigError for impossible settings.
     """

@@ -78,8 +78,7 @@ def detect(table: LabelTable, *, novel: int | str | None = None) -> Situation:
     """Say which situation the training rows are in.
 
     Args:
-      table: as read; rows of the train split decide if there are splits.
-      novel: how many classes outside the named ones may be present, or "auto"; None or 0 = none.
+      table: as read; rows of the train split decide if there are splits.   novel: as for `novel_range`.
 
     Raises: DataError if there are neither class names nor labels; ConfigError if ``novel`` is neither.
 

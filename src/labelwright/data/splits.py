@@ -134,8 +134,7 @@ def seen_novel(
 
     Args:
       labels: [N] int, -1 = unknown (always unlabelled).   seen: how many classes are seen (the first ones), or which.
-      labelled_frac: share of each seen class's images that is labelled, in (0, 1]; at least one image of each.
-      seed: any int >= 0.
+      labelled_frac: share of each seen class's images that is labelled, in (0, 1]; at least one.   seed: any int >= 0.
 
     Returns: (labelled, unlabelled) rows, int64, ascending; together every row once.
     Raises: ConfigError if a seen class has no image, or labelled_frac is out of range.
@@ -165,9 +164,8 @@ def seen_unseen(n_classes: int, *, seen_frac: float = 0.62, seed: int) -> tuple[
     """The transductive zero-shot split of the classes: those with labels, and those known by name only.
 
     Args:
-      n_classes: C, >= 2.
+      n_classes: C, >= 2.   seed: any int >= 0.
       seen_frac: share of the classes that is seen, in (0, 1); C * seen_frac is truncated, both sides keep one or more.
-      seed: any int >= 0.
 
     Returns: (seen, unseen) class numbers, int64, ascending; together every class once.
     Raises: ConfigError for fewer than 2 classes or a share out of range.

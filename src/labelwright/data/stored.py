@@ -67,8 +67,7 @@ class EmbeddingViews:
     different ones, and one listed twice may show two.
 
     Args:
-      stored: the features.
-      rows: [N] int64 rows of ``stored`` that are rows 0..N-1 here; None = all of them.
+      stored: the features.   rows: [N] int64 rows of them that are rows 0..N-1 here; None = all.
 
     Example:
       >>> views = EmbeddingViews(EmbeddingStore(np.arange(12, dtype=np.float16).reshape(3, 2, 2)))

@@ -40,12 +40,7 @@ _HEADS: dict[type[nn.Module], Head] = {
 
 
 class Stored(nn.Module):
-    """The backbone of embeddings: what comes in is the feature already.
-
-    Example:
-      >>> Stored()(torch.tensor([[1.0, 2.0]])).tolist()
-      [[1.0, 2.0]]
-    """
+    """The backbone of embeddings: what comes in is the feature already."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Feats [B, D], as they are."""
@@ -68,9 +63,8 @@ class Classifier(nn.Module):
     """Backbone and head. Parameters are named ``backbone.*`` and ``head.*``.
 
     Attributes:
-      name: what the backbone was asked for as.
+      name: what the backbone was asked for as.   n_outputs: C.
       n_features: D, of the features and of what the last layer sees.
-      n_outputs: C.
       freeze: the glob patterns that were frozen; batch norms wholly frozen by them stay in eval mode.
     """
 
@@ -222,8 +216,7 @@ def build(
       pretrained: False starts a transformers model from random weights; the networks in OWN always do.
       head: "linear", "cosine" (unit feats, unit weights, no bias: what LDAM needs), "mlp" (a residual layer, then
         linear: something to learn where the backbone is frozen), or "projected" (linear on unit projections).
-      hidden: width of that residual layer, or of the projections, >= 1.
-      image_size_px: height and width of the images it will be given.
+      hidden: width of that residual layer, or of the projections, >= 1.   image_size_px: side of its images.
       freeze: glob patterns over parameter names, as in ``("backbone.*",)`` or ``("*.layer.[0-8].*",)``.
       seed: of the random weights; the global random state is left as it was.
 

@@ -151,8 +151,7 @@ def load_two_tower(name: str, *, device: torch.device, precision: str = "auto") 
     Args:
       name: a folder written by save_pretrained (model, tokenizer and image processor), a hub id (owner/name), or the
         name of a model inside this package (labelwright/...).
-      device: where to put it.
-      precision: "auto", "bf16" or "fp32", of image forward passes (see train.processes.autocast_dtype).
+      device: where to put it.   precision: "auto", "bf16" or "fp32", of image forward passes.
 
     Raises:
       ConfigError: no such model; it has only one side; its weights, tokenizer or image processor are missing or do not

@@ -60,9 +60,6 @@ def is_two_tower(name: str) -> bool:
 def load_encoder(name: str, *, device: torch.device, precision: str) -> Encoder:
     """Load a frozen encoder: a two-tower model with its words, or the image side of any vision model.
 
-    Args:
-      name: hub id, folder, or a run of labelwright.   device: where to compute.   precision: auto, bf16 or fp32.
-
     Raises: ConfigError, OfflineError: see encoders.clip.load_two_tower and encoders.pretrained.load_vision_model.
 
     Example:

@@ -25,8 +25,7 @@ class LoraTowers(nn.Module):
     Args:
       tower: a loaded model, on the device where views will be; a copy of it is tuned.
       class_texts: C texts as the text tower shall read them, as in "a photo of a cat".
-      rank: of the updates, >= 1.
-      targets: names of the linear layers, within the layers of each tower's encoder.
+      rank: of the updates, >= 1.   targets: names of linear layers within the layers of each tower's encoder.
       seed: of the random A; the global random state is left as it was.
 
     Raises: ConfigError: a setting out of range, a target that no tower has, no class texts.

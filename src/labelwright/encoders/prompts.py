@@ -40,7 +40,6 @@ class PromptedTowers(nn.Module):
     Args:
       tower: a loaded model, on the device where views will be; it is shared, not changed.
       class_texts: C names or descriptions; "a photo of a" is put before each (by `encoders.templates.fill`).
-      kind: "coop", "vpt" or "maple".
       n_context: learnable tokens per layer, >= 1; of a text at most one for each of the four words.
       depth: layers with tokens of their own, cut to what the towers have: >= 1, for "vpt" also 0; "coop" has one.
       seed: of random tokens and couplings; the global random state is left as it was.
@@ -55,8 +54,6 @@ class PromptedTowers(nn.Module):
       >>> from labelwright.encoders.clip import load_two_tower
       >>> tower = load_two_tower("labelwright/digits-clip", device=torch.device("cpu"))
       >>> net = PromptedTowers(tower, ["one", "two"], kind="vpt", n_context=3, seed=0)
-      >>> tuple(net.features(torch.zeros(5, 3, 16, 16)).shape), tuple(net.text_feats().shape)
-      ((5, 64), (2, 64))
       >>> {name: tuple(value.shape) for name, value in net.state_dict().items()}
       {'visual_prompts': (4, 3, 96)}
     """
@@ -153,10 +150,7 @@ class PromptedTowers(nn.Module):
             self._inputs = self.tower.tokenize(filled)
 
     def export(self) -> VisionModel | PromptedVision:
-        """The image tower as it is now, x -> feats [B, D]: all that deployment needs beside `text_feats`.
-
-        It shares the frozen weights with the model.
-        """
+        """The image tower as it is now, x -> feats [B, D]; it shares the frozen weights with the model."""
         prompts = self.prompts_for_images()
         if prompts is None:
             return self.tower.vision
@@ -185,15 +179,7 @@ class PromptedTowers(nn.Module):
 
 
 class PromptedVision(nn.Module):
-    """An image tower with visual prompts, x -> feats: what a tuned model is saved as.
-
-    Args:
-      vision: of the CLIP or SigLIP build.
-      prompts: [depth, n_tokens, width] float, depth at most the tower's layers.
-
-    Attributes:
-      config: transformers' configuration, as of the `VisionModel`.
-    """
+    """An image tower of CLIP's or SigLIP's build with visual prompts [depth, n_tokens, width], as it is saved."""
 
     def __init__(self, vision: VisionModel, prompts: Tensor) -> None:
         super().__init__()

@@ -196,7 +196,7 @@ def test_annotate__a_model_folder_that_chats(photos, tmp_path, monkeypatch) -> N
         opened.append((name, device.type, precision))
         return Reds()
 
-    monkeypatch.setattr("labelwright.annotators.annotator.local_chat", open_chat)
+    monkeypatch.setattr("labelwright.annotators.annotator.LocalChat", open_chat)
     model = str(tmp_path / "llava")
     done = annotate(photos, model=model, out=tmp_path / "c.parquet", device="cpu", precision="fp32")
     assert opened == [(model, "cpu", "fp32")]

@@ -16,7 +16,7 @@ import chat_stub
 from chat_stub import ChatStub, Drop, Fail, Raw, Stall, rate_limit
 from labelwright.annotators.chat import TOKENS_PER_IMAGE, Question, ask_many, estimate
 from labelwright.annotators.chat_endpoint import ANSWER_TOKENS_MAX, FIRST_WAIT_S, LONGEST_WAIT_S, OpenAIChat
-from labelwright.annotators.chat_local import local_chat
+from labelwright.annotators.chat_local import LocalChat
 from labelwright.errors import ConfigError, DataError, OfflineError
 
 CPU = torch.device("cpu")
@@ -372,7 +372,7 @@ def llava(tmp_path_factory):
 
 
 def test_local_chat__answers(llava):
-    chat = local_chat(str(llava), device=CPU, precision="fp32", max_new_tokens=6)
+    chat = LocalChat(str(llava), device=CPU, precision="fp32", max_new_tokens=6)
     answer = chat.ask("a b c", RED)
     assert isinstance(answer, str)
     assert answer
@@ -382,7 +382,7 @@ def test_local_chat__answers(llava):
 
 
 def test_local_chat__together_as_alone(llava):
-    chat = local_chat(str(llava), device=CPU, precision="fp32", max_new_tokens=6, batch_size=2)
+    chat = LocalChat(str(llava), device=CPU, precision="fp32", max_new_tokens=6, batch_size=2)
     blue = Image.new("L", (20, 9), 200)
     questions = [Question("a"), Question("b c d e f", RED), Question("g h", blue), Question("i j k", lambda: RED)]
     alone = [chat.ask(question.prompt, question.loaded()) for question in questions]
@@ -391,13 +391,13 @@ def test_local_chat__together_as_alone(llava):
 
 
 def test_local_chat__form_of_the_question(llava, tmp_path):
-    chat = local_chat(str(llava), device=CPU)
+    chat = LocalChat(str(llava), device=CPU)
     assert chat._text("why", has_image=True) == "USER: <image>\nwhy ASSISTANT:"
     assert chat._text("why", has_image=False) == "USER: why ASSISTANT:"
     for file in llava.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
-    templated = local_chat(str(tmp_path), device=CPU, max_new_tokens=3)
+    templated = LocalChat(str(tmp_path), device=CPU, max_new_tokens=3)
     assert templated._text("why", has_image=True) == "USER: <image>why ASSISTANT:"
     assert templated._text("why", has_image=False) == "USER: why ASSISTANT:"
     assert isinstance(templated.ask("a", RED), str)
@@ -412,13 +412,13 @@ def test_local_chat__weights_missing(llava, tmp_path):
     gone = next(name for name in weights if "multi_modal_projector" in name)
     save_file({k: v for k, v in weights.items() if k != gone}, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(ConfigError, match="lacks 1 weights"):
-        local_chat(str(tmp_path), device=CPU)
+        LocalChat(str(tmp_path), device=CPU)
 
 
 def test_local_chat__no_such_chat_model(tmp_path, monkeypatch):
     transformers.ViTConfig().save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="vit model, which does not talk about images"):
-        local_chat(str(tmp_path), device=CPU)
+        LocalChat(str(tmp_path), device=CPU)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(OfflineError, match=r"^some-owner/some-llava is not on this machine"):
-        local_chat("some-owner/some-llava", device=CPU)
+        LocalChat("some-owner/some-llava", device=CPU)

@@ -491,9 +491,13 @@ def test_hidden_truth__decides_nothing_but_the_scores(sees: str, digits: Path, t
     [
         ({"annotator": None}, "the data have none, and no model is named", "--annotator, e.g. openai/clip"),
         ({"annotator": None, "model": "resnet18"}, "the data have none, and no model is named", "--annotator"),
-        ({"annotator": None, "model": CLIP, "pretrained": False}, "no model is named that could guess", "--annotator"),
+        (
+            {"annotator": None, "model": CLIP, "pretrained": False},
+            "no model is named that could give them",
+            "--annotator",
+        ),
         ({"annotator": "VIT"}, "images or texts but not both", "two-tower"),
-        ({"annotator": None, "model": "VIT"}, "no model is named that could guess", "--annotator"),
+        ({"annotator": None, "model": "VIT"}, "no model is named that could give them", "--annotator"),
         ({"annotator": "./nowhere"}, "no such model folder: ./nowhere", "check the path"),
         ({"rule": "most"}, "rule='most' is not possible", "union"),
         ({"ratio": 0.0, "rule": "ratio"}, "ratio=0.0 is not possible", "above 0"),
