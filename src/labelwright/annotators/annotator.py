@@ -148,7 +148,7 @@ def ask_chat(
             seed=annotator.seed,
             journal=journal,
             n_workers=n_workers,
-            on_estimate=None if approve is None else _approval(approve),
+            approve=approve,
         )
     shown = [list(answer) for answer in asked.unparseable[:UNPARSEABLE_SHOWN]]
     counts = _counts(asked.candidates, table) | {**asked.counts, "unparseable": shown}
@@ -259,11 +259,3 @@ def _is_chat_model(name: str) -> bool:
             fix="name a two-tower model (CLIP, SigLIP) or one that answers questions about images (LLaVA)",
         )
     return chats
-
-
-def _approval(approve: Callable[[Estimate], bool]) -> Callable[[Estimate], None]:
-    def ask(estimated: Estimate) -> None:
-        if not approve(estimated):
-            raise ConfigError("stopped before anything was asked", fix="fewer phrasings or images cost less")
-
-    return ask

@@ -82,7 +82,7 @@ def annotate_with_chat(
     n_phrasings: int = 3,
     seed: int = 0,
     n_workers: int | None = None,
-    on_estimate: Callable[[Estimate], None] | None = None,
+    approve: Callable[[Estimate], bool] | None = None,
 ) -> Asked:
     """Ask a chat model for the class of every image, several times each; see the head of this file.
 
@@ -91,8 +91,7 @@ def annotate_with_chat(
       journal: JSON lines, made if missing: a head, then id, phrasing and answer of each question answered so far.
       n_phrasings: questions per image, >= 1.   seed: of the orders of the class list.
       n_workers: questions under way at once; None = as many as the model was opened for.
-      on_estimate: called with what is left to ask, before anything is asked and only if there is anything; what it
-        raises stops the run.
+      approve: called with what is left to ask, before it is and only if there is anything; False stops.
 
     Returns: candidate sets and counts. Questions that failed after all their repetitions are counted; another call
       with the same journal asks them again.
@@ -109,8 +108,8 @@ def annotate_with_chat(
             wanted = [(row, k) for row in range(len(ids)) for k in range(n_phrasings) if (ids[row], k) not in known]
             n_kept = len(ids) * n_phrasings - len(wanted)
             if wanted:
-                if on_estimate is not None:
-                    on_estimate(_estimated(len(wanted), class_names))
+                if approve is not None and not approve(_estimated(len(wanted), class_names)):
+                    raise ConfigError("stopped before anything was asked", fix="fewer phrasings or images cost less")
                 _ask_all(chat, table, class_names, wanted, known, journal, ids=ids, seed=seed, n_workers=n_workers)
     except Timeout as error:
         raise ConfigError(f"{journal} is in use by another run", fix="wait for it, or choose another --out") from error

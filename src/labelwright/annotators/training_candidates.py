@@ -49,11 +49,6 @@ from labelwright.types import Candidates
 TABLE, JOURNAL = ANNOTATIONS
 
 
-def has_candidates(table: LabelTable) -> bool:
-    """Whether any row of a table has a candidate."""
-    return table.candidates is not None and len(table.candidates.classes) > 0
-
-
 def has_answers(folder: Path) -> bool:
     """Whether a run folder holds answers of a chat model: they took time and perhaps money."""
     journal = folder / JOURNAL
@@ -117,7 +112,7 @@ def wanted_annotator(
         if annotator is not None:
             raise ConfigError(f"{name} asks no annotator", fix="leave --annotator out, or choose --method coreg")
         return None
-    if has_candidates(table):
+    if table.candidates is not None and len(table.candidates.classes):
         if annotator is not None:
             raise ConfigError(
                 "the data have candidates, and --annotator would make others",

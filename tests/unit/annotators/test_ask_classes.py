@@ -81,14 +81,19 @@ def test_annotate__a_killed_run_asks_nothing_twice(table, tmp_path, torn) -> Non
     journal.write_text("".join(lines[:6]) + torn)  # the head, five answers, and what a kill left of the next
     painter = Painter()
     told = []
-    again = annotate_with_chat(painter, table, NAMES, journal=journal, n_phrasings=2, on_estimate=told.append)
+
+    def note(estimate) -> bool:
+        told.append(estimate)
+        return True
+
+    again = annotate_with_chat(painter, table, NAMES, journal=journal, n_phrasings=2, approve=note)
     assert (again.counts["n_calls"], again.counts["n_from_journal"]) == (3, 5)
     assert len(painter.asked) == told[0].n_calls == 3
     assert lists(again.candidates) == lists(whole.candidates)
     records = [json.loads(line) for line in journal.read_text().splitlines()[1:]]
     assert len({(r["id"], r["phrasing"]) for r in records}) == len(records) == 8
     third = Painter()
-    done = annotate_with_chat(third, table, NAMES, journal=journal, n_phrasings=2, on_estimate=told.append)
+    done = annotate_with_chat(third, table, NAMES, journal=journal, n_phrasings=2, approve=note)
     assert (third.asked, len(told), done.counts["n_calls"]) == ([], 1, 0)
 
 
@@ -116,14 +121,14 @@ def test_annotate__other_questions_refuse_the_journal(table, tmp_path) -> None:
         annotate_with_chat(Painter(), table, NAMES, journal=journal)
 
 
-def test_annotate__an_estimate_that_raises_stops_before_the_first_question(table, tmp_path) -> None:
-    def refuse(estimate) -> None:
+def test_annotate__an_estimate_that_is_refused_stops_before_the_first_question(table, tmp_path) -> None:
+    def refuse(estimate) -> bool:
         assert (estimate.n_calls, estimate.tokens_in > 12 * 600) == (12, True)
-        raise ConfigError("too dear")
+        return False
 
     painter = Painter()
-    with pytest.raises(ConfigError, match="too dear"):
-        annotate_with_chat(painter, table, NAMES, journal=tmp_path / "j.jsonl", on_estimate=refuse)
+    with pytest.raises(ConfigError, match="stopped before anything was asked"):
+        annotate_with_chat(painter, table, NAMES, journal=tmp_path / "j.jsonl", approve=refuse)
     assert painter.asked == []
 
 
