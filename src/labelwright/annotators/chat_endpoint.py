@@ -160,7 +160,10 @@ class OpenAIChat:
             raise _PassingError(f"no connection ({error.__cause__ or error})") from error
         except openai.APIStatusError as error:
             if error.code in ("unsupported_parameter", "unsupported_value") and error.param in settings:
-                self._settings = _without(settings, error.param)
+                kept = {key: value for key, value in settings.items() if key != error.param}
+                if error.param == "max_tokens":  # which newer models of OpenAI know by another name
+                    kept["max_completion_tokens"] = settings["max_tokens"]
+                self._settings = kept
                 return self._once(content)
             raise self._verdict(error) from error
         except ValueError as error:
@@ -200,14 +203,6 @@ class OpenAIChat:
             f"{self.endpoint} refuses the question (HTTP {status}): {detail}",
             fix="check that this model takes images, and questions of this length",
         )
-
-
-def _without(settings: Mapping[str, float], parameter: str) -> dict[str, float]:
-    """Settings that a model may take which refuses one of them; newer ones of OpenAI renamed max_tokens."""
-    kept = {key: value for key, value in settings.items() if key != parameter}
-    if parameter == "max_tokens":
-        kept["max_completion_tokens"] = settings[parameter]
-    return kept
 
 
 def _detail(error: Any) -> str:

@@ -81,20 +81,16 @@ class LocalChat:
         """The likeliest answer to one question."""
         return self.ask_batch([prompt], [image])[0]
 
-    def ask_batch(self, prompts: Sequence[str], images: Sequence[Image.Image | None]) -> list[str]:
-        """The likeliest answer to each question about its image, in order, computed ``batch_size`` at a time."""
-        shown = [None if image is None else image.convert("RGB") for image in images]
-        pairs = list(zip(prompts, shown, strict=True))
-        size = self.batch_size
-        return [answer for i in range(0, len(pairs), size) for answer in self._answers(pairs[i : i + size])]
-
     @torch.inference_mode()
-    def _answers(self, pairs: Sequence[tuple[str, Image.Image | None]]) -> list[str]:
+    def ask_batch(self, prompts: Sequence[str], images: Sequence[Image.Image | None]) -> list[str]:
+        """The likeliest answer to each question about its image, in order, computed together."""
+        shown = [None if image is None else image.convert("RGB") for image in images]
+        pairs = zip(prompts, shown, strict=True)
         with quiet():
             texts = [self._text(prompt, has_image=image is not None) for prompt, image in pairs]
             # one list per question, as some processors (Idefics) want; the others flatten it
-            images = [[image] for _, image in pairs if image is not None]
-            asked = self._processor(text=texts, images=images or None, padding=True, return_tensors="pt")
+            nested = [[image] for image in shown if image is not None]
+            asked = self._processor(text=texts, images=nested or None, padding=True, return_tensors="pt")
             asked = asked.to(self._model.device, self._model.dtype)
             tokens = self._model.generate(**asked, max_new_tokens=self._max_new_tokens, do_sample=False)
             new = tokens[:, asked["input_ids"].shape[1] :]

@@ -114,12 +114,11 @@ def ask_for(
     """
     known = read_descriptions(path, class_names) if path.exists() else {}
     which = [c for c in which if class_names[c] not in known]
-    if which and approve is not None:
-        prompt = description_prompt(class_names, which[0], n=n, context=context)
-        if not approve(estimate(len(which), prompt_chars=len(prompt), answer_tokens=30 * n)):
-            raise ConfigError("nothing was asked", fix="say yes, or leave --chat out")
     if not which:
         return known
+    prompt = description_prompt(class_names, which[0], n=n, context=context)
+    if approve and not approve(estimate(len(which), prompt_chars=len(prompt), answer_tokens=30 * n)):
+        raise ConfigError("nothing was asked", fix="say yes, or leave --chat out")
     path.parent.mkdir(parents=True, exist_ok=True)
     with closing(OpenAIChat(chat, base_url=chat_url)) as model:
         return describe_classes(model, class_names, path, which=which, n=n, context=context)

@@ -283,22 +283,17 @@ def _resolve(sources: list[Source], on_bad: OnBad) -> list[Source]:
 
 
 def _split(train: Source, test: Source | None, *, test_frac: float, seed: int) -> tuple[Source, Source | None, str]:
-    table = train.table
+    table, held = train.table, train.table.where("test")
+    rest = np.setdiff1d(np.arange(len(table)), held)
     if test is not None:
-        return train.take(_not_test(table)), test, "given"
-    if table.split is not None and len(table.where("test")):
-        return train.take(_not_test(table)), train.take(table.where("test")), "split"
+        return train.take(rest), test, "given"
+    if len(held):
+        return train.take(rest), train.take(held), "split"
     labelled = table.labels >= 0
     if test_frac == 0 or labelled.sum() < 2:
         return train, None, "none"
     keep, held = splits.holdout(table.labels, frac=test_frac, seed=seed, groups=table.groups)
     return train.take(keep), train.take(held), "held out"
-
-
-def _not_test(table: LabelTable) -> NDArray[np.int64]:
-    if table.split is None:
-        return np.arange(len(table))
-    return np.setdiff1d(np.arange(len(table)), table.where("test"))
 
 
 def may_flip(flip: Flip, class_names: tuple[str, ...]) -> tuple[bool, str]:

@@ -93,7 +93,8 @@ def detect(table: LabelTable, *, novel: int | str | None = None) -> Situation:
       >>> found.reason
       '2 of 4 images are labelled (50.0% are not), 1 to 1 per class, in all 2 classes'
     """
-    n_novel = _novel(novel)
+    found = novel_range(novel)
+    n_novel = None if found is None else found[0] if found[0] == found[1] else str(novel)
     rows = table.where("train") if table.split is not None else np.arange(len(table))
     rows = rows if len(rows) else np.arange(len(table))
     labels = table.labels[rows]
@@ -190,10 +191,3 @@ def novel_range(novel: int | str | None) -> tuple[int, int | None] | None:
     if least > most:
         raise ConfigError(f"novel={novel!r} is an empty range", fix="write the smaller number first")
     return None if most == 0 else (least, most)
-
-
-def _novel(novel: int | str | None) -> int | str | None:
-    found = novel_range(novel)
-    if found is None or novel == "auto":
-        return None if found is None else novel
-    return found[0] if found[0] == found[1] else str(novel)

@@ -277,7 +277,8 @@ def _nearest_sum(sizes: Ints, target: float, *, at_least_one: bool, not_all: boo
         reach.append(reach[-1] | (reach[-1] << size))
     smallest = 1 if at_least_one and done == 0 else 0
     largest = sum(tail) - (1 if not_all and taken[:n_head].all() else 0)
-    sums = _set_bits(reach[-1])
+    raw = np.frombuffer(reach[-1].to_bytes((reach[-1].bit_length() + 7) // 8, "little"), dtype=np.uint8)
+    sums = np.flatnonzero(np.unpackbits(raw, bitorder="little"))  # positions of the ones
     sums = sums[(sums >= smallest) & (sums <= largest)]
     if sums.size == 0:  # one group, wanted on both sides: training keeps it
         return taken
@@ -288,12 +289,6 @@ def _nearest_sum(sizes: Ints, target: float, *, at_least_one: bool, not_all: boo
             rest -= tail[i - 1]
     assert rest == 0
     return taken
-
-
-def _set_bits(number: int) -> Ints:
-    """Positions of the ones of a non-negative integer, ascending."""
-    raw = np.frombuffer(number.to_bytes((number.bit_length() + 7) // 8, "little"), dtype=np.uint8)
-    return np.flatnonzero(np.unpackbits(raw, bitorder="little"))
 
 
 def _tail_shares(n_classes: int, *, ratio: float, profile: str) -> npt.NDArray[np.float64]:

@@ -68,8 +68,7 @@ class Images:
         """What `decode_rgb` takes, for each of rows [n]: the encoded bytes, or the path of the file."""
         if self.dataset is None:
             return [os.path.join(self.root, path) for path in self.paths.take(pa.array(rows)).to_pylist()]  # noqa: PTH118
-        cells = self.dataset[np.asarray(rows, dtype=np.int64).tolist()]["image"]
-        return [_source(cell) for cell in cells]
+        return [_source(cell) for cell in self.dataset[rows.tolist()]["image"]]
 
     def take(self, rows: NDArray[np.int64]) -> Images:
         """The images of rows [n], in that order; embedded images are indexed, not copied."""

@@ -236,7 +236,10 @@ def _check_towers(tower: TwoTower) -> int:
     with torch.no_grad():
         feats = tower.vision(pixels)
         try:
-            own = pooled(tower.model.get_image_features(pixel_values=pixels, **_interpolation(tower.model)))
+            # the image size that the processor gives need not be the one of the position encodings
+            takes = inspect.signature(tower.model.get_image_features).parameters
+            resized = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
+            own = pooled(tower.model.get_image_features(pixel_values=pixels, **resized))
         except (TypeError, ValueError, AttributeError):
             own = None
         n_text = tower._raw_text_feats(text).shape[1]
@@ -252,12 +255,6 @@ def _check_towers(tower: TwoTower) -> int:
             fix="use a checkpoint with both projections",
         )
     return n_image
-
-
-def _interpolation(model: Any) -> dict[str, bool]:
-    """The image size that the processor gives need not be the one of the position encodings."""
-    known = "interpolate_pos_encoding" in inspect.signature(model.get_image_features).parameters
-    return {"interpolate_pos_encoding": True} if known else {}
 
 
 def pooled(out: Any) -> Tensor:
