@@ -72,7 +72,7 @@ Answer = Behaviour | Callable[[Seen], Behaviour]
 class ChatStub:
     """The endpoint: the first requests get the behaviours of ``script`` in turn, the later ones ``answer``.
 
-    Used as ``with ChatStub(answer) as stub: openai_chat("m", base_url=stub.url)``; ``stub.seen`` holds the requests.
+    Used as ``with ChatStub(answer) as stub: OpenAIChat("m", base_url=stub.url)``; ``stub.seen`` holds the requests.
     """
 
     def __init__(self, answer: Answer = "yes", *, script: Iterable[Behaviour] = ()) -> None:

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from labelwright.encoders.backbones import Classifier, CosineHead, MlpHead, Stored
+from labelwright.encoders.backbones import Classifier, Stored
+from labelwright.encoders.heads import CosineHead, MlpHead
 from labelwright.encoders.towers import EmbeddedTowers
 from labelwright.errors import ConfigError
 from labelwright.methods import simclr

@@ -13,7 +13,7 @@ import tiny
 from labelwright.data import splits
 from labelwright.data.cache import PixelCache
 from labelwright.data.views import PixelViews, ViewSettings
-from labelwright.encoders.backbones import CosineHead
+from labelwright.encoders.heads import CosineHead
 from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.train.loop import train
 from labelwright.train.predict import answer

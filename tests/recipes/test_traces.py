@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from labelwright.encoders.backbones import CosineHead
+from labelwright.encoders.heads import CosineHead
 from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.train.loop import train
 

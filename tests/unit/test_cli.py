@@ -321,7 +321,9 @@ def test_offline__a_name_that_is_nowhere(tmp_path: Path) -> None:
         command, capture_output=True, text=True, check=False, cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1"}
     )
     assert found.returncode == 2
-    assert found.stderr.startswith("error: some/dataset is no file or folder here, nor a data set in the local cache")
+    assert found.stderr.startswith(
+        "error: some/dataset is neither a file or folder here nor a data set in the local cache"
+    )
     assert "Traceback" not in found.stderr
 
 

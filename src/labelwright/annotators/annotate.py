@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from labelwright.annotators.annotator import annotator_named, ask_chat, load_matching, match_names, views_of
+from labelwright.annotators.annotator import Annotator, ask_chat, checked, load_matching, match_names, views_of
 from labelwright.annotators.candidate_rules import write_candidates
 from labelwright.annotators.chat import Estimate
 from labelwright.annotators.describe import wanted_descriptions
@@ -19,16 +19,10 @@ from labelwright.train.processes import accelerator_for
 
 @dataclass(frozen=True)
 class Annotated:
-    """What `annotate` made.
+    """What `annotate` made."""
 
-    Attributes:
-      path: the Parquet table of candidates; data for `fit` and `inspect`.
-      counts: of annotators.candidate_rules.describe_candidates, ``left_out`` (rows that could not be used) and those of
-        `Guesses`: JSON-ready.
-    """
-
-    path: Path
-    counts: dict[str, Any]
+    path: Path  # the Parquet table of candidates; data for `fit` and `inspect`
+    counts: dict[str, Any]  # those of `Guesses`, and ``left_out``: rows that could not be used; JSON-ready
 
 
 def annotate(
@@ -64,16 +58,10 @@ def annotate(
       out: the .parquet file to write; must not exist.
       classes: class names or a file of them; None = those of the data.
       rule, top_k, ratio: which classes become candidates, see annotators.candidate_rules.pick. Two-tower models only.
-      templates: prompts: a name or a file, see encoders.templates.templates_named. Two-tower models only.
-      descriptions: how classes look: {class: [texts]}, or a JSON or YAML file of it. In the prompts one takes the place
-        of the name of its class, where it explains the images better. Two-tower models only.
-      chat_url: base URL of an OpenAI-compatible endpoint.
-      phrasings: questions per image. Chat models only.
-      n_workers: questions under way at once. Chat models only.
-      on_bad: stop, or skip unusable images.
-      device: auto, cpu or cuda.   precision: auto, bf16 or fp32.
-      seed: of the orders in which a chat model is shown the classes.
-      cache_limit_gb: decoded images above this are streamed instead of cached.
+      templates, descriptions: see `fit`. Two-tower models only.
+      chat_url: base URL of an OpenAI-compatible endpoint.   phrasings: questions per image. Chat models only.
+      n_workers: questions under way at once.   seed: of the orders in which the classes are shown. Chat models only.
+      on_bad, device, precision, cache_limit_gb: see `fit`.
       approve: called with what a chat model will be asked, before it is; False stops.
 
     Returns: where the table is, and counts; against the labels or the truth of the data, where it has any, also how
@@ -83,7 +71,7 @@ def annotate(
       model is neither on this machine nor within reach.
     """
     target = _checked(Path(out))
-    asked = annotator_named(
+    asked = Annotator(
         model,
         rule=rule,
         top_k=top_k,
@@ -92,8 +80,8 @@ def annotate(
         chat_url=chat_url,
         phrasings=phrasings,
         seed=seed,
-        has_descriptions=descriptions is not None,
     )
+    asked = checked(asked, has_descriptions=descriptions is not None)
     table = read(data, classes=classes)
     if len(table.class_names) < 2:
         raise DataError(

@@ -1,10 +1,10 @@
-"""Who guesses the labels of images: a two-tower model that compares them with texts, or a model that chats."""
+"""What gives images candidate labels: a two-tower model that compares them with texts, or a model that chats."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from labelwright.annotators.ask_classes import annotate_with_chat
 from labelwright.annotators.candidate_rules import Rule, candidates_from_feats, check_rule, describe_candidates
 from labelwright.annotators.chat import ChatModel, Estimate
-from labelwright.annotators.chat_endpoint import openai_chat
-from labelwright.annotators.chat_local import local_chat
+from labelwright.annotators.chat_endpoint import OpenAIChat
+from labelwright.annotators.chat_local import LocalChat
 from labelwright.data.prepare import Source
 from labelwright.data.stored import EmbeddingViews
 from labelwright.data.table import LabelTable
@@ -34,29 +34,20 @@ UNPARSEABLE_SHOWN = 20  # of the answers without a class, in the counts; the jou
 
 @dataclass(frozen=True)
 class Annotator:
-    """Who guesses the labels of images, and how it is asked; `annotator_named` checks that it can be.
+    """Who gives images candidate labels, and how it is asked; `checked` checks that it can be."""
 
-    Attributes:
-      model: hub id or folder; with ``chat_url``, the name that the endpoint knows it by.
-      is_chat: it answers questions about images; else it compares them with texts (two towers).
-      rule, top_k, ratio: which classes become candidates, see annotators.candidate_rules.pick. Two towers only.
-      templates: prompts, see encoders.templates.templates_named. Two towers only.
-      descriptions: class -> texts on how it looks, which may take the place of its name. Two towers only.
-      chat_url: base URL of an OpenAI-compatible endpoint; None = the model is loaded here.
-      phrasings: questions per image. Chat models only.
-      seed: of the orders in which a chat model is shown the classes.
-    """
-
-    model: str
-    is_chat: bool
-    rule: str = "top_k"
+    model: str  # hub id or folder; with ``chat_url``, the name that the endpoint knows it by
+    is_chat: bool = False  # it answers questions about images; else it compares them with texts (two towers)
+    # two towers only:
+    rule: str = "top_k"  # which classes become candidates, see annotators.candidate_rules.pick
     top_k: int = 5
     ratio: float = 0.5
-    templates: str = "photo27"
-    descriptions: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    chat_url: str | None = None
-    phrasings: int = 3
-    seed: int = 0
+    templates: str = "photo27"  # prompts, see encoders.templates.templates_named
+    descriptions: Mapping[str, Sequence[str]] = field(default_factory=dict)  # class -> texts that may replace its name
+    # chat models only:
+    chat_url: str | None = None  # base URL of an OpenAI-compatible endpoint; None = the model is loaded here
+    phrasings: int = 3  # questions per image
+    seed: int = 0  # of the orders in which it is shown the classes
 
     def facts(self) -> dict[str, Any]:
         """What a table of candidates says of where they come from: JSON-ready.
@@ -101,38 +92,30 @@ class MatchingEncoder(Encoder):
     tower: TwoTower
 
 
-def annotator_named(
-    model: str,
-    *,
-    rule: str = "top_k",
-    top_k: int = 5,
-    ratio: float = 0.5,
-    templates: str = "photo27",
-    chat_url: str | None = None,
-    phrasings: int = 3,
-    seed: int = 0,
-    has_descriptions: bool = False,
-) -> Annotator:
-    """An annotator, without descriptions yet; nothing is loaded but the configuration of the model.
+def checked(asked: Annotator, *, has_descriptions: bool = False) -> Annotator:
+    """The annotator, with its kind found out from the configuration of its model; nothing else is loaded.
+
+    Args:
+      asked: as the user wants it.   has_descriptions: whether it will get some.
 
     Raises: ConfigError for settings that cannot work, a model that is neither of the two kinds, or descriptions for one
       that chats; OfflineError if its configuration is out of reach.
 
     Example:
-      >>> annotator_named("labelwright/digits-clip").is_chat, annotator_named("m", chat_url="http://localhost:1").is_chat
+      >>> checked(Annotator("labelwright/digits-clip")).is_chat, checked(Annotator("m", chat_url="http://a:1")).is_chat
       (False, True)
     """
-    check_rule(rule, top_k=top_k, ratio=ratio)
-    templates_named(templates)
-    if phrasings < 1:
-        raise ConfigError(f"phrasings={phrasings} is not possible", fix="ask at least once")
-    is_chat = chat_url is not None or _is_chat_model(model)
+    check_rule(asked.rule, top_k=asked.top_k, ratio=asked.ratio)
+    templates_named(asked.templates)
+    if asked.phrasings < 1:
+        raise ConfigError(f"phrasings={asked.phrasings} is not possible", fix="ask at least once")
+    is_chat = asked.chat_url is not None or _is_chat_model(asked.model)
     if is_chat and has_descriptions:
         raise ConfigError(
-            f"{model} is asked by the names of the classes and reads no descriptions",
+            f"{asked.model} is asked by the names of the classes and reads no descriptions",
             fix="leave --descriptions out, or name a vision-language model (CLIP, SigLIP)",
         )
-    return Annotator(model, is_chat, rule, top_k, ratio, templates, {}, chat_url, phrasings, seed)
+    return replace(asked, is_chat=is_chat)
 
 
 def ask_chat(
@@ -145,21 +128,18 @@ def ask_chat(
     n_workers: int | None = None,
     approve: Callable[[Estimate], bool] | None = None,
 ) -> Guesses:
-    """Candidates of every image from a model that chats.
+    """Candidates of N images that can be decoded from a model that chats; labels and truth serve for the counts alone.
 
     Args:
-      table: N images that can be decoded; labels and truth serve for the counts alone.
-      journal: file of the answers so far, see labels.ask_classes.
-      device, precision: of a model that is loaded here.
+      journal: file of the answers so far, see `annotate_with_chat`.   device, precision: of a model loaded here.
       n_workers, approve: see `annotate`.
     """
     with contextlib.ExitStack() as opened:
         if annotator.chat_url is not None:
-            chat: ChatModel = opened.enter_context(
-                contextlib.closing(openai_chat(annotator.model, base_url=annotator.chat_url))
-            )
+            endpoint = OpenAIChat(annotator.model, base_url=annotator.chat_url)
+            chat: ChatModel = opened.enter_context(contextlib.closing(endpoint))
         else:
-            chat = local_chat(annotator.model, device=device, precision=precision)
+            chat = LocalChat(annotator.model, device=device, precision=precision)
         asked = annotate_with_chat(
             chat,
             table,
@@ -168,7 +148,7 @@ def ask_chat(
             seed=annotator.seed,
             journal=journal,
             n_workers=n_workers,
-            on_estimate=None if approve is None else _approval(approve),
+            approve=approve,
         )
     shown = [list(answer) for answer in asked.unparseable[:UNPARSEABLE_SHOWN]]
     counts = _counts(asked.candidates, table) | {**asked.counts, "unparseable": shown}
@@ -183,17 +163,13 @@ def load_matching(model: str, *, device: torch.device, precision: str) -> Matchi
     encoder = load_encoder(model, device=device, precision=precision)
     if encoder.tower is None:
         raise ConfigError(f"{model} has no text side", fix="name a two-tower model (CLIP, SigLIP)")
-    return MatchingEncoder(**{f.name: getattr(encoder, f.name) for f in fields(encoder)})
+    return MatchingEncoder(**vars(encoder))
 
 
 def views_of(source: Source, encoder: MatchingEncoder, device: torch.device) -> EmbeddingViews:
-    """Features of the images, from the cache or into it.
-
-    Args:
-      source: images decoded at the size that the model was trained on.
-    """
-    stats = encoder.tower.stats
-    stored = embed(source, encoder, ViewSettings(mean=stats.mean, std=stats.std), n_views=0, device=device)
+    """Features of images decoded at the size that the model was trained on, from the cache or into it."""
+    view = ViewSettings(mean=encoder.stats.mean, std=encoder.stats.std)
+    stored = embed(source, encoder, view, n_views=0, device=device)
     assert stored.stored is not None
     return EmbeddingViews(stored.stored)
 
@@ -207,7 +183,7 @@ def match_names(annotator: Annotator, table: LabelTable, views: EmbeddingViews, 
       views: their features.
     """
     texts, repairs = _repaired(annotator, table, views, tower)
-    candidates, _ = candidates_from_feats(
+    candidates = candidates_from_feats(
         views.feats(),
         prompt_text_feats(tower.text_feats, texts, templates_named(annotator.templates)),
         logit_scale=tower.logit_scale,
@@ -220,11 +196,7 @@ def match_names(annotator: Annotator, table: LabelTable, views: EmbeddingViews, 
 
 
 def texts_of(class_names: Sequence[str], counts: Mapping[str, Any]) -> tuple[str, ...]:
-    """What stands for each class in the prompts: its name, or the description that took its place.
-
-    Args:
-      class_names: C names.
-      counts: of `Guesses`.
+    """What stands for each class in the prompts: its name, or the description that took its place by ``counts``.
 
     Example:
       >>> texts_of(["owl", "cat"], {"descriptions": {"owl": "a bird with large eyes"}})
@@ -287,11 +259,3 @@ def _is_chat_model(name: str) -> bool:
             fix="name a two-tower model (CLIP, SigLIP) or one that answers questions about images (LLaVA)",
         )
     return chats
-
-
-def _approval(approve: Callable[[Estimate], bool]) -> Callable[[Estimate], None]:
-    def ask(estimated: Estimate) -> None:
-        if not approve(estimated):
-            raise ConfigError("stopped before anything was asked", fix="fewer phrasings or images cost less")
-
-    return ask

@@ -23,9 +23,6 @@ class AnswerParser:
     does not count ("car" in "car wheel"); a name that is denied ("not a dog") does not either. All others that occur
     count. An answer that names every class says nothing and names none.
 
-    Args:
-      class_names: C names.
-
     Raises: ConfigError if two names differ only in case or punctuation, or one has no letter or digit.
 
     Example:
@@ -53,11 +50,11 @@ class AnswerParser:
 
     def __call__(self, answer: str) -> tuple[int, ...]:
         """Class indices named in an answer, ascending; empty if there is none to be found."""
-        sentences = _folded(_NUMBERING.sub("", _THOUGHT.sub("", answer)))
-        spans = list(_TOKEN.finditer(sentences))
+        text = _folded(_NUMBERING.sub("", _THOUGHT.sub("", answer)))
+        spans = list(_TOKEN.finditer(text))
         tokens = [span.group() for span in spans]
         starts = [span.end() for span in spans[:-1]]
-        is_last = [bool(_STOP.search(sentences, a, b.start())) for a, b in zip(starts, spans[1:], strict=True)] + [True]
+        is_last = [bool(_STOP.search(text, a, b.start())) for a, b in zip(starts, spans[1:], strict=True)] + [True]
         found: set[int] = set()
         at = 0
         while at < len(tokens):
@@ -89,22 +86,12 @@ class AnswerParser:
 
 
 def _folded(text: str) -> str:
-    """Text without case, apostrophes and variants of the same letter.
-
-    Example:
-      >>> _folded("It Isn’t")
-      'it isnt'
-    """
+    """Text without case, apostrophes and variants of the same letter: "It Isn’t" becomes "it isnt"."""
     return re.sub(r"['’`´]", "", unicodedata.normalize("NFKC", text).casefold())
 
 
 def _stem(word: str) -> str:
-    """A word without its plural ending.
-
-    Example:
-      >>> [_stem(word) for word in ("dogs", "foxes", "ponies", "bus", "buses", "glass", "horses")]
-      ['dog', 'fox', 'pony', 'bus', 'bus', 'glass', 'horse']
-    """
+    """A word without its plural ending."""
     if len(word) > 4 and word.endswith("ies"):
         return word[:-3] + "y"
     if len(word) > 4 and word.endswith(("sses", "xes", "ches", "shes", "uses")):

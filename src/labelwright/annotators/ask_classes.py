@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from filelock import FileLock, Timeout
 
 from labelwright.annotators.answers import AnswerParser
@@ -81,28 +82,22 @@ def annotate_with_chat(
     n_phrasings: int = 3,
     seed: int = 0,
     n_workers: int | None = None,
-    on_estimate: Callable[[Estimate], None] | None = None,
+    approve: Callable[[Estimate], bool] | None = None,
 ) -> Asked:
     """Ask a chat model for the class of every image, several times each; see the head of this file.
 
     Args:
-      chat: the model.
-      table: N images that can be decoded.
-      class_names: C names.
+      chat: the model.   table: N images that can be decoded.   class_names: C names.
       journal: JSON lines, made if missing: a head, then id, phrasing and answer of each question answered so far.
-      n_phrasings: questions per image.
-      seed: of the orders of the class list.
+      n_phrasings: questions per image, >= 1.   seed: of the orders of the class list.
       n_workers: questions under way at once; None = as many as the model was opened for.
-      on_estimate: called with what is left to ask, before anything is asked and only if there is anything; what it
-        raises stops the run.
+      approve: called with what is left to ask, before it is and only if there is anything; False stops.
 
     Returns: candidate sets and counts. Questions that failed after all their repetitions are counted; another call
       with the same journal asks them again.
-    Raises: ConfigError if the journal belongs to another model, seed or class list or is in use, or n_phrasings < 1;
+    Raises: ConfigError if the journal belongs to another model, seed or class list or is in use;
       DataError if a line of it cannot be read; what `ask_many` raises if the model cannot be asked at all.
     """
-    if n_phrasings < 1:
-        raise ConfigError(f"phrasings={n_phrasings} is not possible", fix="ask at least once")
     parse = AnswerParser(class_names)
     head = {"model": chat.name, "seed": seed, "class_names": list(class_names)}
     ids = table.ids.to_pylist()
@@ -113,8 +108,8 @@ def annotate_with_chat(
             wanted = [(row, k) for row in range(len(ids)) for k in range(n_phrasings) if (ids[row], k) not in known]
             n_kept = len(ids) * n_phrasings - len(wanted)
             if wanted:
-                if on_estimate is not None:
-                    on_estimate(_estimated(len(wanted), class_names))
+                if approve is not None and not approve(_estimated(len(wanted), class_names)):
+                    raise ConfigError("stopped before anything was asked", fix="fewer phrasings or images cost less")
                 _ask_all(chat, table, class_names, wanted, known, journal, ids=ids, seed=seed, n_workers=n_workers)
     except Timeout as error:
         raise ConfigError(f"{journal} is in use by another run", fix="wait for it, or choose another --out") from error
@@ -159,8 +154,7 @@ def votes_to_candidates(named: Sequence[Sequence[Sequence[int]]]) -> Candidates:
     keys, votes = torch.unique(keys, return_counts=True)  # sorted: row by row, classes ascending
     row_of = keys // n_classes
     totals = torch.zeros(len(named)).index_add_(0, row_of, votes.float())
-    offsets = torch.zeros(len(named) + 1, dtype=torch.int64)
-    torch.cumsum(torch.bincount(row_of, minlength=len(named)), 0, out=offsets[1:])
+    offsets = F.pad(torch.bincount(row_of, minlength=len(named)).cumsum(0), (1, 0))
     return Candidates(offsets, (keys % n_classes).int(), votes / totals[row_of])
 
 
@@ -208,7 +202,9 @@ def _ask_all(
 def _open_journal(journal: Path, head: dict[str, Any]) -> dict[tuple[str, int], str]:
     """Answers of earlier runs; the file is made, or cut behind its last whole line, ready to be appended to."""
     if journal.exists():
-        _cut_partial_line(journal)
+        content = journal.read_bytes()
+        if not content.endswith(b"\n"):  # what a killed run left of its last line
+            os.truncate(journal, content.rfind(b"\n") + 1)
     if not journal.exists() or journal.stat().st_size == 0:
         journal.write_text(json.dumps(head, ensure_ascii=False) + "\n", encoding="utf-8")
         return {}
@@ -223,17 +219,10 @@ def _open_journal(journal: Path, head: dict[str, Any]) -> dict[tuple[str, int], 
                     known[str(record["id"]), int(record["phrasing"])] = str(record["answer"])
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise DataError(
-                    f"{journal} line {number} is no answer: {type(error).__name__}: {error}",
+                    f"{journal} line {number} is not an answer: {type(error).__name__}: {error}",
                     fix="remove that line, or the whole file to ask everything anew",
                 ) from error
     return known
-
-
-def _cut_partial_line(journal: Path) -> None:
-    """Drop what a killed run left of its last line."""
-    content = journal.read_bytes()
-    if not content.endswith(b"\n"):
-        os.truncate(journal, content.rfind(b"\n") + 1)
 
 
 def _check_head(journal: Path, found: dict[str, Any], head: dict[str, Any]) -> None:

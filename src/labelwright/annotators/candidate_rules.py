@@ -6,7 +6,6 @@ Images come in chunks, prompts one by one: memory grows with images x kept candi
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,12 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from labelwright.data.columns import METADATA_KEY
 from labelwright.data.table import SPLITS, LabelTable
 from labelwright.errors import ConfigError
+from labelwright.replacing import replacing
 from labelwright.types import Candidates
 
 Rule = Literal["union", "top_k", "ratio", "mean"]
@@ -39,27 +40,24 @@ def candidates_from_feats(
     rule: Rule = "union",
     top_k: int = 3,
     ratio: float = 0.5,
-) -> tuple[Candidates, dict[str, Any]]:
+) -> Candidates:
     """Candidate sets of images out of their features and those of the classes under several prompts.
 
     Args:
       chunks: [b, D] float unit-norm image features, in row order; N rows in all.
       prompt_feats: [P, C, D] float unit-norm text features of C classes under P prompts.
-      logit_scale: > 0, multiplies cosines.
-      rule, top_k, ratio: see `pick`.
+      logit_scale: > 0, multiplies cosines.   rule, top_k, ratio: see `pick`.
 
-    Returns: the sets of N rows, on the CPU, weighted by the mean probability over prompts restricted to the set, and
-      what `describe_candidates` says of them.
-    Raises: ConfigError if a setting cannot have its value or the features differ in length.
+    Returns: the sets of N rows, on the CPU, weighted by the mean probability over prompts restricted to the set.
+    Raises: ConfigError if the features differ in length.
     Source: the union of top-1 over prompts is that of Co-Reg's annotators; "ratio" and "mean" are its variants.
 
     Example: two prompts disagree about the first image and agree about the second.
       >>> prompts = torch.eye(3)[torch.tensor([[0, 1, 2], [1, 0, 2]])]
-      >>> sets, counts = candidates_from_feats([torch.eye(3)[[0, 2]]], prompts, logit_scale=4.0)
-      >>> sets.of(0).tolist(), sets.of(1).tolist(), sets.weights.tolist(), counts["mean_set_size"]
-      ([0, 1], [2], [0.5, 0.5, 1.0], 1.5)
+      >>> sets = candidates_from_feats([torch.eye(3)[[0, 2]]], prompts, logit_scale=4.0)
+      >>> sets.of(0).tolist(), sets.of(1).tolist(), sets.weights.tolist()
+      ([0, 1], [2], [0.5, 0.5, 1.0])
     """
-    check_rule(rule, top_k=top_k, ratio=ratio)
     n_classes = prompt_feats.shape[1]
     sizes, classes, weights = [], [], []
     for chunk in chunks:
@@ -69,31 +67,19 @@ def candidates_from_feats(
                 fix="both must come from one model",
             )
         for z in torch.split(chunk, max(1, _ENTRIES_AT_ONCE // n_classes)):
-            mean, tops = _probs_over_prompts(z.to(prompt_feats), prompt_feats, logit_scale)
+            mean, tops = mean_probs(z, prompt_feats, logit_scale)
             where = pick(mean, tops, rule=rule, top_k=top_k, ratio=ratio)
             sizes.append(where.sum(1).cpu())
             classes.append(where.nonzero()[:, 1].int().cpu())  # row by row, ascending
             kept = mean * where
             weights.append((kept / kept.sum(1, keepdim=True))[where].cpu())
-    offsets = torch.zeros(sum(map(len, sizes)) + 1, dtype=torch.int64)
-    if sizes:
-        torch.cumsum(torch.cat(sizes), 0, out=offsets[1:])
     none = torch.zeros(0)
-    sets = Candidates(offsets, torch.cat([none.int(), *classes]), torch.cat([none, *weights]))
-    return sets, describe_candidates(sets, n_classes=n_classes)
+    offsets = F.pad(torch.cat([none.long(), *sizes]).cumsum(0), (1, 0))
+    return Candidates(offsets, torch.cat([none.int(), *classes]), torch.cat([none, *weights]))
 
 
 def check_rule(rule: str, *, top_k: int, ratio: float) -> None:
-    """Refuse what `pick` cannot do.
-
-    Raises: ConfigError naming the setting.
-
-    Example:
-      >>> check_rule("union", top_k=3, ratio=2.0)
-      Traceback (most recent call last):
-      labelwright.errors.ConfigError: ratio=2.0 is not possible
-        fix: give a share of the highest probability, above 0 and at most 1
-    """
+    """Refuse what `pick` cannot do: ConfigError naming the setting."""
     if rule not in get_args(Rule):
         raise ConfigError(f"no such rule: {rule!r}", fix=f"one of {', '.join(get_args(Rule))}")
     if top_k < 1:
@@ -104,15 +90,26 @@ def check_rule(rule: str, *, top_k: int, ratio: float) -> None:
         )
 
 
-def _probs_over_prompts(z: Tensor, prompt_feats: Tensor, logit_scale: float) -> tuple[Tensor, Tensor]:
-    """Mean probability over prompts [b, C] float32, and each prompt's top class [b, P]."""
-    mean = torch.zeros(len(z), prompt_feats.shape[1], device=z.device)
-    tops = []
-    for text in prompt_feats:
-        probs = (logit_scale * (z @ text.T)).float().softmax(1)  # [b, C]
-        mean += probs
-        tops.append(probs.argmax(1))
-    return mean / len(prompt_feats), torch.stack(tops, 1)
+def mean_probs(z: Tensor, prompt_feats: Tensor, logit_scale: float) -> tuple[Tensor, Tensor]:
+    """Probabilities of classes averaged over prompts [B, C] float32, rows sum to 1; and each prompt's top class [B, P].
+
+    Args:
+      z: [B, D] float, unit norm.   prompt_feats: [P, C, D] float, unit norm.   logit_scale: > 0, multiplies cosines.
+
+    Example:
+      >>> prompts = torch.eye(2)[torch.tensor([[0, 1], [1, 0]])]
+      >>> [found.tolist() for found in mean_probs(torch.eye(2)[:1], prompts, 5.0)]
+      [[[0.5, 0.5]], [[0, 1]]]
+    """
+    with torch.autocast(z.device.type, enabled=False):
+        z = z.to(prompt_feats)
+        mean = torch.zeros(len(z), prompt_feats.shape[1], device=z.device)
+        tops = []
+        for text in prompt_feats:
+            probs = (logit_scale * (z @ text.T)).float().softmax(1)  # [B, C]
+            mean += probs
+            tops.append(probs.argmax(1))
+        return mean / len(prompt_feats), torch.stack(tops, 1)
 
 
 def pick(mean: Tensor, tops: Tensor, *, rule: Rule, top_k: int, ratio: float) -> Tensor:
@@ -144,8 +141,7 @@ def describe_candidates(
     """Sizes of candidate sets and, against a truth, how often they hold it: JSON-ready.
 
     Args:
-      candidates: sets of N rows.
-      n_classes: C.
+      candidates: sets of N rows.   n_classes: C.
       truth: [N] class indices, -1 = unknown, C and above = no class of the list: in no set; None = no truth.
 
     Returns: n_images, mean_set_size (over the sets that are not empty), largest_set, n_empty, n_single,
@@ -201,59 +197,39 @@ def write_candidates(
     split, group and truth where the table has them. The file appears whole or not at all.
 
     Args:
-      path: must not exist.
+      path: must not exist, else ConfigError.
       table: N images.
       candidates: sets of its N rows, of classes 0..C-1.
       class_names: C names; they go into the schema metadata with ``info`` and fix the classes when the file is read.
       info: where the sets come from, JSON-ready: model, templates, rule, counts.
-
-    Raises: ConfigError if the path exists.
     """
     if path.exists():
         raise ConfigError(f"{path} exists", fix="choose another --out, or remove it first")
     path.parent.mkdir(parents=True, exist_ok=True)
     described = json.dumps({"class_names": list(class_names), "annotator": dict(info)}, ensure_ascii=False)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     n_rows_at_once = _FILE_ROWS if table.images.dataset is None else _EMBEDDED_ROWS
-    schema = _schema(table).with_metadata({METADATA_KEY: described.encode()})
-    try:
-        with pq.ParquetWriter(temporary, schema) as writer:
-            for first in range(0, len(table), n_rows_at_once):
-                rows = np.arange(first, min(first + n_rows_at_once, len(table)))
-                columns = dict(_columns(table, candidates, class_names, rows, path.parent.resolve()))
-                writer.write_table(pa.table(columns, schema=schema))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _schema(table: LabelTable) -> pa.Schema:
-    embedded = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    types: dict[str, Any] = {
-        "id": pa.string(),
-        "image": pa.string() if table.images.dataset is None else embedded,
-        "label": pa.string(),
-        "candidates": pa.list_(pa.string()),
-        "weights": pa.list_(pa.float32()),
-    }
-    optional = {"split": table.split, "group": table.groups, "truth": table.truth}
-    types |= {
-        name: pa.int64() if name == "group" else pa.string() for name, column in optional.items() if column is not None
-    }
-    return pa.schema(types.items())
+    folder = path.parent.resolve()
+    schema = pa.table(dict(_columns(table, candidates, class_names, range(0), folder))).schema
+    schema = schema.with_metadata({METADATA_KEY: described.encode()})
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        for first in range(0, len(table), n_rows_at_once):
+            rows = range(first, min(first + n_rows_at_once, len(table)))
+            columns = dict(_columns(table, candidates, class_names, rows, folder))
+            writer.write_table(pa.table(columns, schema=schema))
 
 
 def _columns(
-    table: LabelTable, candidates: Candidates, class_names: Sequence[str], rows: NDArray[np.int64], folder: Path
+    table: LabelTable, candidates: Candidates, class_names: Sequence[str], rows: range, folder: Path
 ) -> Iterator[tuple[str, Any]]:
-    """The columns of consecutive rows [n]."""
-    first, last = int(rows[0]), int(rows[-1]) + 1
+    """The columns of consecutive rows, or of none."""
+    first, last = rows.start, rows.stop
     names = pa.array(class_names, pa.string())
     yield "id", table.ids.slice(first, len(rows)).cast(pa.string())
     if table.images.dataset is None:
-        yield "image", pa.array([_path_from(folder, str(source)) for source in table.images.sources(rows)])
+        sources = table.images.sources(np.arange(first, last))
+        yield "image", pa.array([_path_from(folder, str(source)) for source in sources], pa.string())
     else:
-        cells = table.images.dataset[rows.tolist()]["image"]
+        cells = table.images.dataset[list(rows)]["image"] if rows else []
         yield "image", pa.array(cells, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
     yield "label", _named(names, table.labels[first:last])
     offsets = candidates.offsets[first : last + 1]
@@ -280,11 +256,6 @@ def _named(names: Any, codes: NDArray[Any]) -> Any:
 
 
 def _path_from(folder: Path, source: str) -> str:
-    """A path as the table in ``folder`` should name it.
-
-    Example:
-      >>> _path_from(Path("/pets"), "/pets/cats/1.png"), _path_from(Path("/pets"), "/photos/1.png")
-      ('cats/1.png', '/photos/1.png')
-    """
+    """A path as the table in ``folder`` should name it: relative where it lies below."""
     absolute = Path(source).resolve() if ".." in source else Path(source).absolute()
     return str(absolute.relative_to(folder)) if absolute.is_relative_to(folder) else str(absolute)

@@ -3,7 +3,7 @@
 None is asked unless the user names it, and what leaves the machine goes to the endpoint named and nowhere else.
 
 One policy of failure. A question is repeated, waiting longer each time, while its fault may pass: no connection, no
-answer in time, HTTP 408, 409, 429 or 5xx, an answer that is no chat completion. Then, or at once if the endpoint
+answer in time, HTTP 408, 409, 429 or 5xx, an answer that is not a chat completion. Then, or at once if the endpoint
 refuses this one question, it counts as failed and the others go on. A refusal that holds for all of them (key, model,
 quota) stops everything, and so does a row of failures that says the endpoint is down.
 """
@@ -20,37 +20,18 @@ from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
-from labelwright.annotators.chat_endpoint import OpenAIChat, openai_chat
-from labelwright.annotators.chat_local import LocalChat, local_chat
 from labelwright.errors import ConfigError, LabelwrightError, OfflineError
-
-__all__ = [
-    "BatchChatModel",
-    "ChatModel",
-    "Estimate",
-    "LocalChat",
-    "OpenAIChat",
-    "Question",
-    "ask_many",
-    "estimate",
-    "local_chat",
-    "openai_chat",
-]
 
 CHARS_PER_TOKEN = 4  # of English, roughly
 TOKENS_PER_IMAGE = 600  # roughly: LLaVA-1.5 576, GPT-4o 255 for 512 px
-
 
 _Outcomes = Generator[tuple[int, str | BaseException], None, None]
 
 
 class ChatModel(Protocol):
-    """A model that answers one question, maybe about an image."""
+    """A model that answers one question, maybe about an image; ``name`` is what the user calls it."""
 
-    @property
-    def name(self) -> str:
-        """The model as the user named it."""
-        ...
+    name: str
 
     def ask(self, prompt: str, image: Image.Image | None = None) -> str:
         """The answer, as the model gave it; may be called from several threads unless the model is local."""
@@ -59,12 +40,9 @@ class ChatModel(Protocol):
 
 @runtime_checkable
 class BatchChatModel(Protocol):
-    """A model that answers several questions sooner together than one by one."""
+    """A model that answers several questions sooner together than one by one, best ``batch_size`` of them."""
 
-    @property
-    def batch_size(self) -> int:
-        """How many questions to ask at once."""
-        ...
+    batch_size: int
 
     def ask_batch(self, prompts: Sequence[str], images: Sequence[Image.Image | None]) -> list[str]:
         """The answers, in order."""
@@ -73,15 +51,10 @@ class BatchChatModel(Protocol):
 
 @dataclass(frozen=True)
 class Question:
-    """One question of many.
-
-    Attributes:
-      prompt: the text.
-      image: the image it is about, or what loads it when its turn comes, or None.
-    """
+    """One question of many."""
 
     prompt: str
-    image: Image.Image | Callable[[], Image.Image] | None = None
+    image: Image.Image | Callable[[], Image.Image] | None = None  # what it is about, or what loads that when needed
 
     def loaded(self) -> Image.Image | None:
         """The image, loaded if need be."""
@@ -90,55 +63,30 @@ class Question:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What asking will take, roughly; printed as one line.
+    """What asking will take, roughly; printed as one line."""
 
-    Attributes:
-      n_calls: questions, each counted once.
-      tokens_in: of prompts and images.   tokens_out: of answers.
-      cost: in the currency of the prices given, or None without prices.
-    """
-
-    n_calls: int
-    tokens_in: int
-    tokens_out: int
-    cost: float | None = None
+    n_calls: int  # questions, each counted once
+    tokens_in: int  # of prompts and images
+    tokens_out: int  # of answers
 
     def __str__(self) -> str:
         calls = "1 question" if self.n_calls == 1 else f"{self.n_calls:,} questions"
-        cost = "" if self.cost is None else f", about {self.cost:,.2f} at the prices given"
-        return f"{calls}: roughly {self.tokens_in:,} tokens in and {self.tokens_out:,} out{cost}"
+        return f"{calls}: roughly {self.tokens_in:,} tokens in and {self.tokens_out:,} out"
 
 
-def estimate(
-    n_questions: int,
-    *,
-    prompt_chars: float,
-    answer_tokens: float,
-    n_images: int = 0,
-    tokens_per_image: float = TOKENS_PER_IMAGE,
-    price_in: float | None = None,
-    price_out: float | None = None,
-) -> Estimate:
+def estimate(n_questions: int, *, prompt_chars: float, answer_tokens: float, n_images: int = 0) -> Estimate:
     """Rough cost of asking, before anything is asked; repetitions after faults are not counted.
 
     Args:
       n_questions: how many.   prompt_chars: mean length of a prompt.   answer_tokens: mean length of an answer.
-      n_images: how many of the questions carry an image.   tokens_per_image: what the model counts one as.
-      price_in, price_out: of a million tokens, in any one currency; both or neither.
+      n_images: how many of the questions carry an image.
 
-    Raises: ConfigError: only one of the prices is given.
-
-    Example: 1,000 questions of 200 characters and an image, at 0.15 and 0.60 per million tokens.
-      >>> print(estimate(1000, prompt_chars=200, answer_tokens=20, n_images=1000, price_in=0.15, price_out=0.60))
-      1,000 questions: roughly 650,000 tokens in and 20,000 out, about 0.11 at the prices given
+    Example: 1,000 questions of 200 characters and an image.
+      >>> print(estimate(1000, prompt_chars=200, answer_tokens=20, n_images=1000))
+      1,000 questions: roughly 650,000 tokens in and 20,000 out
     """
-    tokens_in = round(n_questions * prompt_chars / CHARS_PER_TOKEN + n_images * tokens_per_image)
-    tokens_out = round(n_questions * answer_tokens)
-    if price_in is None and price_out is None:
-        return Estimate(n_questions, tokens_in, tokens_out)
-    if price_in is None or price_out is None:
-        raise ConfigError("only one price is given", fix="give the prices of a million tokens in and of a million out")
-    return Estimate(n_questions, tokens_in, tokens_out, (tokens_in * price_in + tokens_out * price_out) / 1e6)
+    tokens_in = round(n_questions * prompt_chars / CHARS_PER_TOKEN + n_images * TOKENS_PER_IMAGE)
+    return Estimate(n_questions, tokens_in, round(n_questions * answer_tokens))
 
 
 def ask_many(
@@ -155,8 +103,7 @@ def ask_many(
     is asked batch by batch in the caller's thread.
 
     Args:
-      chat: the model.
-      questions: any number of them.
+      chat: the model.   questions: any number of them.
       n_workers: questions under way at once; None = what the endpoint was opened with (max_in_flight), else 1.
       on_answer: called in the caller's thread with (position, answer or None) as each question is done with, in any
         order; what it raises ends the asking.

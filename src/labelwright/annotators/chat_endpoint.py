@@ -24,6 +24,7 @@ IMAGE_EDGE_PX = 512  # longer edges are scaled down to it before an image is sen
 LOSSLESS_EDGE_PX = 128  # images no larger are sent as PNG: JPEG would blur what little they show
 FIRST_WAIT_S = 0.5  # before the first repetition; doubled each time
 LONGEST_WAIT_S = 30.0
+ANSWER_TOKENS_MAX = 300
 LONGEST_ASKED_WAIT_S = 300.0  # an endpoint that asks (Retry-After) for more has failed
 
 log = logging.getLogger(__name__)
@@ -53,34 +54,64 @@ class _PassingError(Exception):
 
 
 class OpenAIChat:
-    """A model behind an OpenAI-compatible endpoint; made by `openai_chat`. Threads may share it.
+    """A model behind an OpenAI-compatible endpoint: OpenAI's own, or one you run (vLLM, llama.cpp, Ollama, ...).
+
+    Nothing is sent before the first question. Waits before a repetition are logged as warnings. Threads may share it.
+
+    Args:
+      name: of the model there.
+      base_url: of the endpoint, usually ending in /v1; None = OPENAI_BASE_URL if set, else OpenAI's.
+      timeout_s: until a request counts as lost.   retries: repetitions of a question whose fault may pass.
+      max_in_flight: requests under way at once, at most.
+      sleep: what waits; for tests.
 
     Attributes:
-      name: the model's.   endpoint: the base URL asked.   max_in_flight: requests under way at once, at most.
+      endpoint: the base URL asked.
+
+    Raises: ConfigError: the openai package is missing, an invalid URL, or no key (OPENAI_API_KEY) for OpenAI's own
+      endpoint; others may need none.
+
+    Example:
+      >>> chat = OpenAIChat("llava", base_url="http://localhost:8000/v1")
+      >>> chat.name, chat.endpoint
+      ('llava', 'http://localhost:8000/v1')
     """
 
     def __init__(
         self,
         name: str,
-        client: Any,
         *,
-        settings: Mapping[str, float],
-        timeout_s: float,
-        retries: int,
-        max_in_flight: int,
-        sleep: Callable[[float], None],
+        base_url: str | None = None,
+        timeout_s: float = 60.0,
+        retries: int = 6,
+        max_in_flight: int = 8,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        try:
+            import openai
+        except ImportError as error:
+            raise ConfigError(
+                "asking a chat endpoint needs the openai package", fix="pip install 'labelwright[llm]'"
+            ) from error
+        url = base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+        if not url.startswith(("http://", "https://")):
+            raise ConfigError(f"the base URL {url!r} is not a URL", fix="begin it with http:// or https://")
+        key = os.environ.get("OPENAI_API_KEY")
+        if not key and "//api.openai.com" in url:
+            raise ConfigError(
+                f"no key for {url}", fix="set OPENAI_API_KEY, or give the base URL of an endpoint that needs none"
+            )
         self.name = name
-        self.endpoint = str(client.base_url).rstrip("/")
+        self.endpoint = url.rstrip("/")
         self.max_in_flight = max_in_flight
-        self._client = client
-        self._settings = dict(settings)
+        self._client = openai.OpenAI(api_key=key or "none", base_url=url, timeout=timeout_s, max_retries=0)
+        self._settings: dict[str, float] = {"max_tokens": ANSWER_TOKENS_MAX, "temperature": 0.0}  # the likeliest answer
         self._timeout_s = timeout_s
         self._retries = retries
         self._room = threading.BoundedSemaphore(max_in_flight)
         self._sleep = sleep
         self._draws = random.Random()  # its own: Python's and torch's stay as seeded
-        self._hang_up = weakref.finalize(self, client.close)  # else left to chance: the client refers to itself
+        self._hang_up = weakref.finalize(self, self._client.close)  # else left to chance: the client refers to itself
 
     def close(self) -> None:
         """Hang up: connections to the endpoint that are kept open between questions; done too when this is dropped."""
@@ -91,7 +122,7 @@ class OpenAIChat:
 
         Raises:
           ConfigError: every question would be refused like this one: key, model name, quota.
-          DataError: the endpoint refuses this one, or the answer did not fit into max_tokens.
+          DataError: the endpoint refuses this one, or the answer did not fit into ANSWER_TOKENS_MAX.
           OfflineError: no answer after the last repetition.
         """
         content: Any = prompt
@@ -129,7 +160,10 @@ class OpenAIChat:
             raise _PassingError(f"no connection ({error.__cause__ or error})") from error
         except openai.APIStatusError as error:
             if error.code in ("unsupported_parameter", "unsupported_value") and error.param in settings:
-                self._settings = _without(settings, error.param)
+                kept = {key: value for key, value in settings.items() if key != error.param}
+                if error.param == "max_tokens":  # which newer models of OpenAI know by another name
+                    kept["max_completion_tokens"] = settings["max_tokens"]
+                self._settings = kept
                 return self._once(content)
             raise self._verdict(error) from error
         except ValueError as error:
@@ -142,42 +176,33 @@ class OpenAIChat:
                 "the answer is not a chat completion (is the base URL right? most end in /v1)"
             ) from error
         if not text and choice.finish_reason == "length":
-            raise DataError(f"{self.name} used up its max_tokens before it answered", fix="raise max_tokens")
+            raise DataError(
+                f"{self.name} used up the tokens of its answer before it answered",
+                fix="name a model that reasons less, or turn its reasoning off at the endpoint",
+            )
         return str(text)
 
     def _verdict(self, error: Any) -> Exception:
         """What an HTTP status other than success means."""
-        status, sentences = error.status_code, _detail(error)
+        status, detail = error.status_code, _detail(error)
         if error.code == "insufficient_quota":
-            return ConfigError(
-                f"{self.endpoint}: the quota of this key is used up: {sentences}", fix="see to its billing"
-            )
+            return ConfigError(f"{self.endpoint}: the quota of this key is used up: {detail}", fix="see to its billing")
         if status in (408, 409, 429) or status >= 500:
-            return _PassingError(
-                f"HTTP {status}: {sentences}", _retry_after_s(error.response.headers.get("retry-after"))
-            )
+            return _PassingError(f"HTTP {status}: {detail}", _retry_after_s(error.response.headers.get("retry-after")))
         if status in (401, 403):
             return ConfigError(
-                f"{self.endpoint} does not accept the key (HTTP {status}): {sentences}",
+                f"{self.endpoint} does not accept the key (HTTP {status}): {detail}",
                 fix="set OPENAI_API_KEY to a key of that endpoint that may use this model",
             )
         if status == 404 or error.code == "model_not_found":
             return ConfigError(
-                f"{self.endpoint} has no model {self.name!r} (HTTP {status}): {sentences}",
+                f"{self.endpoint} has no model {self.name!r} (HTTP {status}): {detail}",
                 fix="check the model name, and that the base URL is right (most end in /v1)",
             )
         return DataError(
-            f"{self.endpoint} refuses the question (HTTP {status}): {sentences}",
+            f"{self.endpoint} refuses the question (HTTP {status}): {detail}",
             fix="check that this model takes images, and questions of this length",
         )
-
-
-def _without(settings: Mapping[str, float], parameter: str) -> dict[str, float]:
-    """Settings that a model may take which refuses one of them; newer ones of OpenAI renamed max_tokens."""
-    kept = {key: value for key, value in settings.items() if key != parameter}
-    if parameter == "max_tokens":
-        kept["max_completion_tokens"] = settings[parameter]
-    return kept
 
 
 def _detail(error: Any) -> str:
@@ -199,67 +224,3 @@ def _retry_after_s(header: str | None) -> float | None:
     except ValueError:
         return None
     return max(0.0, (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - datetime.now(UTC).timestamp())
-
-
-def openai_chat(
-    model: str,
-    *,
-    base_url: str | None = None,
-    api_key: str | None = None,
-    timeout_s: float = 60.0,
-    retries: int = 6,
-    max_tokens: int = 300,
-    temperature: float = 0.0,
-    max_in_flight: int = 8,
-    sleep: Callable[[float], None] = time.sleep,
-) -> OpenAIChat:
-    """A model behind an OpenAI-compatible endpoint: OpenAI's own, or one you run (vLLM, llama.cpp, Ollama, ...).
-
-    Nothing is sent before the first question. Waits before a repetition are logged as warnings.
-
-    Args:
-      model: its name there.
-      base_url: of the endpoint, usually ending in /v1; None = OPENAI_BASE_URL if set, else OpenAI's.
-      api_key: None = OPENAI_API_KEY if set; an endpoint other than OpenAI's may need none.
-      timeout_s: until a request counts as lost.   retries: repetitions of a question whose fault may pass.
-      max_tokens: of an answer.   temperature: 0 = the likeliest answer. Both are dropped for models that refuse them.
-      max_in_flight: requests under way at once, at most.
-      sleep: what waits; for tests.
-
-    Raises: ConfigError: the openai package is missing, a URL that is none, no key for OpenAI's own endpoint, or a
-      number out of range.
-
-    Example:
-      >>> chat = openai_chat("llava", base_url="http://localhost:8000/v1")
-      >>> chat.name, chat.endpoint
-      ('llava', 'http://localhost:8000/v1')
-    """
-    try:
-        import openai
-    except ImportError as error:
-        raise ConfigError(
-            "asking a chat endpoint needs the openai package", fix="pip install 'labelwright[llm]'"
-        ) from error
-    for name, value, least in (("timeout_s", timeout_s, 0.001), ("max_tokens", max_tokens, 1)):
-        if value < least:
-            raise ConfigError(f"{name}={value} is too small", fix=f"at least {least}")
-    if retries < 0 or max_in_flight < 1:
-        raise ConfigError(f"retries={retries}, max_in_flight={max_in_flight}", fix="at least 0 and at least 1")
-    url = base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
-    if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"the base URL {url!r} is not a URL", fix="begin it with http:// or https://")
-    key = api_key or os.environ.get("OPENAI_API_KEY")
-    if not key and "//api.openai.com" in url:
-        raise ConfigError(
-            f"no key for {url}", fix="set OPENAI_API_KEY, or give the base URL of an endpoint that needs none"
-        )
-    client = openai.OpenAI(api_key=key or "none", base_url=url, timeout=timeout_s, max_retries=0)
-    return OpenAIChat(
-        model,
-        client,
-        settings={"max_tokens": max_tokens, "temperature": temperature},
-        timeout_s=timeout_s,
-        retries=retries,
-        max_in_flight=max_in_flight,
-        sleep=sleep,
-    )

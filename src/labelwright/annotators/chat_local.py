@@ -10,27 +10,68 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from labelwright.encoders.pretrained import explained, is_local_only, quiet, read_config, resolve_name
+from labelwright.encoders.pretrained import check_complete, explained, load_config, load_model, located, quiet
 from labelwright.errors import ConfigError
+from labelwright.train.processes import autocast_dtype
 
 if TYPE_CHECKING:
     from PIL import Image
 
 
 class LocalChat:
-    """A chat model of transformers that takes images; made by `local_chat`. One thread at a time.
+    """A chat model that takes images, loaded from a folder or the Hugging Face hub. One thread at a time.
 
-    Attributes:
-      name: folder or hub id.   batch_size: questions answered together by `ask_batch`, where the caller has them.
+    Args:
+      name: a folder written by save_pretrained, or a hub id (owner/name) such as llava-hf/llava-1.5-7b-hf.
+      device: where it runs.
+      precision: of the weights: "auto", "bf16" or "fp32"; auto is bf16 where the hardware multiplies it natively.
+      max_new_tokens: of an answer.   batch_size: questions answered together.
+
+    Raises:
+      ConfigError: no such folder or id, or a model that takes no images or does not chat.
+      OfflineError: a hub id that is neither cached nor within reach.
+
+    Example:
+      >>> LocalChat("./nowhere", device=torch.device("cpu"))
+      Traceback (most recent call last):
+      labelwright.errors.ConfigError: no such model folder: ./nowhere
+        fix: check the path
     """
 
-    def __init__(self, name: str, model: Any, processor: Any, *, max_new_tokens: int, batch_size: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        device: torch.device,
+        precision: str = "auto",
+        max_new_tokens: int = 128,
+        batch_size: int = 8,
+    ) -> None:
+        config = load_config(name)
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+        dtype = autocast_dtype(device, precision) or torch.float32
+        if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+            raise ConfigError(
+                f"{name} is a {config.model_type} model, which does not talk about images",
+                fix="name a LLaVA-class model, such as llava-hf/llava-1.5-7b-hf",
+            )
+        with quiet(), explained(name):
+            processor: Any = AutoProcessor.from_pretrained(**located(name))
+        model, absent = load_model(name, config, kind=AutoModelForImageTextToText, dtype=dtype)
+        check_complete(name, absent, fix="use a checkpoint of this architecture")
+        tokenizer = getattr(processor, "tokenizer", None)
+        if tokenizer is None or getattr(processor, "image_processor", None) is None:
+            raise ConfigError(
+                f"{name} does not say how to prepare images and text",
+                fix="put its processor and tokenizer files there",
+            )
         self.name = name
         self.batch_size = batch_size
-        self._model = model
+        self._model = model.to(device).eval().requires_grad_(False)
         self._processor = processor
         self._max_new_tokens = max_new_tokens
-        tokenizer = processor.tokenizer
         tokenizer.padding_side = "left"  # an answer continues from the end of its question
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -40,24 +81,16 @@ class LocalChat:
         """The likeliest answer to one question."""
         return self.ask_batch([prompt], [image])[0]
 
-    def ask_batch(self, prompts: Sequence[str], images: Sequence[Image.Image | None]) -> list[str]:
-        """The likeliest answer to each question, in order, computed ``batch_size`` at a time.
-
-        Args:
-          prompts: the questions.   images: the image of each, or None; as many as prompts.
-        """
-        shown = [None if image is None else image.convert("RGB") for image in images]
-        pairs = list(zip(prompts, shown, strict=True))
-        size = self.batch_size
-        return [answer for i in range(0, len(pairs), size) for answer in self._answers(pairs[i : i + size])]
-
     @torch.inference_mode()
-    def _answers(self, pairs: Sequence[tuple[str, Image.Image | None]]) -> list[str]:
+    def ask_batch(self, prompts: Sequence[str], images: Sequence[Image.Image | None]) -> list[str]:
+        """The likeliest answer to each question about its image, in order, computed together."""
+        shown = [None if image is None else image.convert("RGB") for image in images]
+        pairs = zip(prompts, shown, strict=True)
         with quiet():
             texts = [self._text(prompt, has_image=image is not None) for prompt, image in pairs]
             # one list per question, as some processors (Idefics) want; the others flatten it
-            images = [[image] for _, image in pairs if image is not None]
-            asked = self._processor(text=texts, images=images or None, padding=True, return_tensors="pt")
+            nested = [[image] for image in shown if image is not None]
+            asked = self._processor(text=texts, images=nested or None, padding=True, return_tensors="pt")
             asked = asked.to(self._model.device, self._model.dtype)
             tokens = self._model.generate(**asked, max_new_tokens=self._max_new_tokens, do_sample=False)
             new = tokens[:, asked["input_ids"].shape[1] :]
@@ -71,68 +104,3 @@ class LocalChat:
         content = [{"type": "image"}] * has_image + [{"type": "text", "text": prompt}]
         turns = [{"role": "user", "content": content}]
         return str(self._processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
-
-
-def local_chat(
-    name: str,
-    *,
-    device: torch.device,
-    precision: str = "auto",
-    max_new_tokens: int = 128,
-    batch_size: int = 8,
-) -> LocalChat:
-    """A chat model that takes images, loaded from a folder or the Hugging Face hub.
-
-    Args:
-      name: a folder written by save_pretrained, or a hub id (owner/name) such as llava-hf/llava-1.5-7b-hf.
-      device: where it runs.
-      precision: of the weights: "auto", "bf16" or "fp32"; auto is bf16 where the hardware multiplies it natively.
-      max_new_tokens: of an answer.   batch_size: questions answered together.
-
-    Raises:
-      ConfigError: no such folder or id, a model that takes no images or does not chat, or a number below 1.
-      OfflineError: a hub id that is neither cached nor within reach.
-
-    Example:
-      >>> local_chat("./nowhere", device=torch.device("cpu"))
-      Traceback (most recent call last):
-      labelwright.errors.ConfigError: no such model folder: ./nowhere
-        fix: check the path
-    """
-    if max_new_tokens < 1 or batch_size < 1:
-        raise ConfigError(f"max_new_tokens={max_new_tokens}, batch_size={batch_size}", fix="give at least 1 of each")
-    local_only = is_local_only(name)
-    config = read_config(name, local_only=local_only)
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-
-    from labelwright.train.processes import autocast_dtype
-
-    dtype = autocast_dtype(device, precision) or torch.float32
-    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        raise ConfigError(
-            f"{name} is a {config.model_type} model, which does not talk about images",
-            fix="name a LLaVA-class model, such as llava-hf/llava-1.5-7b-hf",
-        )
-    with quiet(), explained(name):
-        processor = AutoProcessor.from_pretrained(resolve_name(name), local_files_only=local_only)
-        model, info = AutoModelForImageTextToText.from_pretrained(
-            resolve_name(name),
-            config=config,
-            dtype=dtype,
-            output_loading_info=True,
-            local_files_only=local_only,
-            adapter_kwargs={"local_files_only": local_only},  # peft's own look-up, which would ask the hub again
-        )
-    if info["missing_keys"]:
-        lacks = sorted(info["missing_keys"])
-        raise ConfigError(
-            f"the checkpoint {name} lacks {len(lacks)} weights, among them {lacks[0]}",
-            fix="use a checkpoint of this architecture",
-        )
-    if getattr(processor, "tokenizer", None) is None or getattr(processor, "image_processor", None) is None:
-        raise ConfigError(
-            f"{name} does not say how to prepare images and text", fix="put its processor and tokenizer files there"
-        )
-    chatting = model.to(device).eval().requires_grad_(False)
-    return LocalChat(name, chatting, processor, max_new_tokens=max_new_tokens, batch_size=batch_size)

@@ -4,43 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from labelwright.annotators.annotator import load_matching
 from labelwright.annotators.chat import Estimate, estimate
-from labelwright.annotators.chat_endpoint import openai_chat
+from labelwright.annotators.chat_endpoint import OpenAIChat
 from labelwright.annotators.description_prompts import description_prompt
 from labelwright.annotators.descriptions import describe_classes, read_descriptions
 from labelwright.data.checks import OnBad
 from labelwright.data.prepare import Prepared, is_embeddings, prepare
-from labelwright.encoders.embed import Encoder, concepts_of, embed, load_encoder
+from labelwright.encoders.embed import Encoder, concepts_of, embed
 from labelwright.errors import ConfigError, DataError
 from labelwright.labels.concepts import Mismatch, detect_mismatched
 from labelwright.train.processes import accelerator_for
 from labelwright.types import Concepts
 
-N_DESCRIPTIONS = 4  # asked for per class: some will be useless, and are refused when the images do not bear them out
+N_DESCRIPTIONS = 4  # asked for per class: some will be useless, and are rejected where they do not fit the images
 
 
 @dataclass(frozen=True)
 class Found:
-    """What `describe` found.
-
-    Attributes:
-      class_names: C names.
-      mismatch: which of them fit no image, and by what evidence.
-      path: the file of descriptions; None if no chat model was asked.
-      descriptions: class -> texts, as in the file.
-    """
+    """What `describe` found."""
 
     class_names: tuple[str, ...]
-    mismatch: Mismatch
-    path: Path | None
-    descriptions: Mapping[str, Sequence[str]]
+    mismatch: Mismatch  # which of them fit no image, and by what evidence
+    path: Path | None  # the file of descriptions; None if no chat model was asked
+    descriptions: Mapping[str, Sequence[str]]  # class -> texts, as in the file
 
     @property
     def mismatched(self) -> list[str]:
@@ -76,12 +69,9 @@ def describe(
       out: the .json to write; None = none, and nothing is asked.
       chat: the chat model, by the name that the endpoint knows it by.
       chat_url: base URL of an OpenAI-compatible endpoint; None = OpenAI's.
-      every: ask about all classes, not the mismatched alone.
+      every: ask about all classes, not the mismatched alone.   n: descriptions per class.
       context: one line on what the images are, as in "traffic signs".
-      n: descriptions per class.
-      templates: see `fit`.
-      on_bad: stop, or skip unusable images.
-      device: auto, cpu or cuda.   precision: auto, bf16 or fp32.
+      templates, on_bad, device, precision: see `fit`.
       approve: called with what will be asked, before it is; False stops.
 
     Raises: ConfigError, DataError, OfflineError, with nothing asked, for what cannot work.
@@ -91,22 +81,15 @@ def describe(
     if is_embeddings(data):
         raise ConfigError("the data are embeddings, which the model cannot be shown", fix="give the images")
     on = accelerator_for(device).device
-    encoder = load_encoder(model, device=on, precision=precision)
-    if encoder.tower is None:
-        raise ConfigError(f"{model} has no text side", fix="name a vision-language model: CLIP, SigLIP, ...")
-    stats = encoder.tower.stats
+    encoder = load_matching(model, device=on, precision=precision)
+    stats = encoder.stats
+    stats_of_pixels = (stats.mean, stats.std)
     prepared = prepare(
-        data,
-        classes=classes,
-        test_frac=0.0,
-        size_px=stats.size_px,
-        stats=(stats.mean, stats.std),
-        on_bad=on_bad,
+        data, classes=classes, test_frac=0.0, size_px=stats.size_px, stats=stats_of_pixels, on_bad=on_bad
     )
-    prepared = _with_feats(prepared, encoder, on)
     names = prepared.train.table.class_names
     concepts = concepts_of(encoder.tower, names, templates=templates)
-    mismatch = detect_mismatched(_feats(prepared), concepts.feats, logit_scale=concepts.logit_scale)
+    mismatch = _mismatch(prepared, encoder, concepts, on)
     if chat is None or out is None:
         return Found(names, mismatch, None, {})
     which = list(range(len(names))) if every else mismatch.is_mismatched.nonzero().flatten().tolist()
@@ -129,25 +112,21 @@ def ask_for(
 
     Raises: ConfigError if ``approve`` refuses.
     """
-    known = dict(read_descriptions(path, class_names)) if path.exists() else {}
+    known = read_descriptions(path, class_names) if path.exists() else {}
     which = [c for c in which if class_names[c] not in known]
-    if which and approve is not None:
-        prompt = description_prompt(class_names, which[0], n=n, context=context)
-        if not approve(estimate(len(which), prompt_chars=len(prompt), answer_tokens=30 * n)):
-            raise ConfigError("nothing was asked", fix="say yes, or leave --chat (of fit: --describe-with) out")
     if not which:
         return known
+    prompt = description_prompt(class_names, which[0], n=n, context=context)
+    if approve and not approve(estimate(len(which), prompt_chars=len(prompt), answer_tokens=30 * n)):
+        raise ConfigError("nothing was asked", fix="say yes, or leave --chat (of fit: --describe-with) out")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with closing(openai_chat(chat, base_url=chat_url)) as model:
-        describe_classes(model, class_names, path, which=which, n=n, context=context)
-    return dict(read_descriptions(path, class_names)) if path.exists() else {}
+    with closing(OpenAIChat(chat, base_url=chat_url)) as model:
+        return describe_classes(model, class_names, path, which=which, n=n, context=context)
 
 
 def mismatched_classes(prepared: Prepared, encoder: Encoder, concepts: Concepts, *, device: torch.device) -> list[int]:
     """Positions of the classes whose name fits no image of the pool."""
-    feats = _feats(_with_feats(prepared, encoder, device))
-    found = detect_mismatched(feats, concepts.feats, logit_scale=concepts.logit_scale)
-    return [int(c) for c in found.is_mismatched.nonzero().flatten()]
+    return _mismatch(prepared, encoder, concepts, device).is_mismatched.nonzero().flatten().tolist()
 
 
 def wanted_descriptions(
@@ -164,20 +143,18 @@ def wanted_descriptions(
     if descriptions is None:
         return {}
     if isinstance(descriptions, (str, Path)):
-        return dict(read_descriptions(descriptions, class_names))
+        return read_descriptions(descriptions, class_names)
     unknown = sorted(set(descriptions) - set(class_names))
     if unknown:
         raise DataError(f"descriptions of unknown classes: {', '.join(unknown[:5])}", fix="use the class names")
     return {name: (texts,) if isinstance(texts, str) else tuple(texts) for name, texts in descriptions.items()}
 
 
-def _with_feats(prepared: Prepared, encoder: Encoder, device: torch.device) -> Prepared:
-    if prepared.train.stored is not None:
-        return prepared
-    return replace(prepared, train=embed(prepared.train, encoder, prepared.view, n_views=0, device=device))
-
-
-def _feats(prepared: Prepared) -> Tensor:
-    """[N, D] float32 clean features of the training images."""
-    views = prepared.train.views(prepared.view)
-    return views.batch(torch.arange(views.n_rows), "clean", seed=0, device=torch.device("cpu"))
+def _mismatch(prepared: Prepared, encoder: Encoder, concepts: Concepts, device: torch.device) -> Mismatch:
+    """Which names fit no training image, by clean features."""
+    source = prepared.train
+    if source.stored is None:
+        source = embed(source, encoder, prepared.view, n_views=0, device=device)
+    views = source.views(prepared.view)
+    feats = views.batch(torch.arange(views.n_rows), "clean", seed=0, device=torch.device("cpu"))
+    return detect_mismatched(feats, concepts.feats, logit_scale=concepts.logit_scale)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-LONGEST_WORDS = 30  # a longer text is no caption; text towers of CLIP read 77 tokens
+LONGEST_WORDS = 30  # a longer text is not a caption; text towers of CLIP read 77 tokens
 OTHERS_SHOWN = 30  # other classes named in a question, which tell a crane that flies from one that lifts
 
 
@@ -42,19 +41,6 @@ def description_prompt(class_names: Sequence[str], c: int, *, n: int = 4, contex
     return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class Parsed:
-    """What one answer holds.
-
-    Attributes:
-      texts: usable descriptions.
-      dropped: lines that are none: refusals, small talk, too long, repeated.
-    """
-
-    texts: tuple[str, ...]
-    dropped: tuple[str, ...] = ()
-
-
 _THINKING = re.compile(r"<think(ing)?>.*?(</think(ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
 _FENCE = re.compile(r"^\s*```\w*\s*$", re.MULTILINE)
 _BULLET = re.compile(r"^\s*(?:[-*•–—·+>#]+\s+|\(?(?:\d{1,2}|[a-zA-Z])[.):]\s+|\[\d{1,2}\]\s*)+")
@@ -71,20 +57,19 @@ _CHATTER = re.compile(
 )
 
 
-def parse_descriptions(answer: str, *, n: int = 4) -> Parsed:
+def parse_descriptions(answer: str, *, n: int = 4) -> tuple[str, ...]:
     """The descriptions in a model's answer: lines, a numbered or bulleted list, or a JSON list.
 
     Dropped are refusals, small talk, headings, single words, more than 30 words, and what was written before.
 
     Args:
-      answer: as the model gave it.   n: at most so many are kept; the rest is neither kept nor counted as dropped.
+      answer: as the model gave it.   n: at most so many are kept.
 
     Example:
       >>> parse_descriptions("Sure! Here they are:\\n1. **a red octagon**\\n2) A red octagon.\\n- white letters on red")
-      Parsed(texts=('a red octagon', 'white letters on red'), dropped=('Sure! Here they are:', 'A red octagon'))
+      ('a red octagon', 'white letters on red')
     """
     texts: list[str] = []
-    dropped: list[str] = []
     seen: set[str] = set()
     for line in _lines(_FENCE.sub("", _THINKING.sub("", answer)).strip()):
         text = " ".join(_BULLET.sub("", line).replace("**", "").replace("__", "").split())
@@ -96,12 +81,10 @@ def parse_descriptions(answer: str, *, n: int = 4) -> Parsed:
         key = re.sub(r"\W+", " ", text).strip().lower()
         n_words = len(key.split())
         is_talk = _REFUSAL.search(text) or _CHATTER.match(text) or text.endswith((":", "?"))
-        if is_talk or not 2 <= n_words <= LONGEST_WORDS or key in seen:
-            dropped.append(text)
-            continue
-        seen.add(key)
-        texts.append(text)
-    return Parsed(tuple(texts[:n]), tuple(dropped))
+        if not is_talk and 2 <= n_words <= LONGEST_WORDS and key not in seen:
+            seen.add(key)
+            texts.append(text)
+    return tuple(texts[:n])
 
 
 def _lines(answer: str) -> list[str]:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import difflib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from labelwright.annotators.chat import ChatModel, Question, ask_many
-from labelwright.annotators.description_prompts import Parsed, description_prompt, parse_descriptions
+from labelwright.annotators.description_prompts import description_prompt, parse_descriptions
 from labelwright.errors import ConfigError, DataError, Problem
+from labelwright.replacing import replacing
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def read_descriptions(path: str | Path, class_names: Sequence[str]) -> dict[str,
             detail = f"is read as {type(key).__name__}; put the class name in quotes"
         elif key not in known:
             close = difflib.get_close_matches(key, class_names, n=1)
-            detail = "is no class" + (f"; did you mean {close[0]!r}?" if close else "")
+            detail = "is not a class" + (f"; did you mean {close[0]!r}?" if close else "")
         else:
             texts = [value] if isinstance(value, str) else value
             if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
@@ -68,7 +68,7 @@ def read_descriptions(path: str | Path, class_names: Sequence[str]) -> dict[str,
             else:
                 found[key] = tuple(dict.fromkeys(" ".join(text.split()) for text in texts))
         if detail:
-            kind = "unknown_label" if detail.startswith("is no class") else "malformed_row"
+            kind = "unknown_label" if detail.startswith("is not a class") else "malformed_row"
             problems.append(Problem(f"{path}: {key!r}", kind, detail))
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -149,87 +149,11 @@ def write_descriptions(path: str | Path, descriptions: Mapping[str, Sequence[str
     if path.suffix.lower() != ".json":
         raise ConfigError(f"descriptions are written as JSON, not to {path}", fix="give a name ending in .json")
     kept = {name: list(texts) for name, texts in descriptions.items() if texts}
-    part = path.with_name(path.name + ".part")
     try:
-        part.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        part.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}", fix="check the folder") from error
-
-
-def ask_descriptions(
-    chat: ChatModel,
-    class_names: Sequence[str],
-    *,
-    which: Sequence[int],
-    n: int = 4,
-    context: str | None = None,
-    n_workers: int | None = None,
-    on_class: Callable[[str, Parsed | None], None] | None = None,
-) -> dict[str, tuple[str, ...]]:
-    """Ask a chat model how some classes look. What does not parse is dropped, and reported in a logged warning.
-
-    Args:
-      chat: the model.   class_names: the C classes.
-      which: indices of the classes to ask for.
-      n: descriptions per class, at most.   context: one line on what the images are, such as "traffic signs".
-      n_workers: as for `ask_many`.
-      on_class: called with (class name, what its answer holds, or None if the question failed) as answers come.
-
-    Returns: class name -> descriptions; in the order of ``which``, without the classes that got none.
-
-    Raises: ConfigError if n < 1; as `ask_many`: the model cannot be asked at all.
-
-    Example:
-      >>> class Poet:
-      ...     name = "poet"
-      ...     def ask(self, prompt, image=None):
-      ...         return "1. a red octagon\\n2. white letters" if '"stop"' in prompt else "I cannot help with that."
-      >>> ask_descriptions(Poet(), ["stop", "yield"], which=[0])
-      {'stop': ('a red octagon', 'white letters')}
-    """
-    if n < 1:
-        raise ConfigError(f"n={n} descriptions per class", fix="ask for at least 1")
-    parsed: dict[int, Parsed | None] = {}
-
-    def keep(position: int, answer: str | None) -> None:
-        parsed[position] = None if answer is None else parse_descriptions(answer, n=n)
-        if on_class is not None:
-            on_class(class_names[which[position]], parsed[position])
-
-    questions = (Question(description_prompt(class_names, c, n=n, context=context)) for c in which)
-    ask_many(chat, questions, n_workers=n_workers, on_answer=keep)
-    found: dict[str, tuple[str, ...]] = {}
-    without = []
-    for position, c in enumerate(which):
-        answer = parsed[position]
-        if answer is not None and answer.texts:
-            found[class_names[c]] = answer.texts
-        else:
-            without.append(class_names[c])
-    if without:
-        shown = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
-        log.warning("%s: no usable description of %d of %d classes: %s", chat.name, len(without), len(which), shown)
-    return found
-
-
-@dataclass(frozen=True)
-class Described:
-    """What `describe_classes` did.
-
-    Attributes:
-      path: the file written.
-      n_asked: classes asked for; those that the file described already are not.
-      n_described: classes that the file describes now.
-      without: classes asked for that got no usable description.
-      n_dropped: lines of the answers that were no description.
-    """
-
-    path: Path
-    n_asked: int
-    n_described: int
-    without: tuple[str, ...]
-    n_dropped: int
 
 
 def describe_classes(
@@ -237,38 +161,52 @@ def describe_classes(
     class_names: Sequence[str],
     path: str | Path,
     *,
-    which: Sequence[int] | None = None,
+    which: Sequence[int],
     n: int = 4,
     context: str | None = None,
-    n_workers: int | None = None,
-) -> Described:
-    """Ask for the classes that a file does not describe yet, and add them to it as the answers come.
+) -> dict[str, tuple[str, ...]]:
+    """Ask how some classes look that a file does not describe yet, and add them to it as the answers come.
 
-    What is in the file stays as it is, edited by hand or not; so an interrupted call goes on where it stopped.
+    What is in the file stays as it is, edited by hand or not; so an interrupted call goes on where it stopped. What
+    does not parse is dropped; classes that got no description are reported in a logged warning.
 
     Args:
-      chat, class_names, n, context, n_workers: as for `ask_descriptions`.
-      path: JSON file; may exist.   which: indices of the classes wanted; None = all.
+      chat: the model.   class_names: the C classes.
+      path: JSON file; may exist.   which: indices of the classes wanted.
+      n: descriptions per class, at most.   context: one line on what the images are, such as "traffic signs".
 
-    Raises: as `ask_descriptions`, `read_descriptions` and `write_descriptions`; the file is looked at before asking.
+    Returns: what the file holds now: class name -> descriptions, in the order of the classes.
+
+    Raises: ConfigError if n < 1; as `read_descriptions` and `write_descriptions`: the file is looked at before asking;
+      as `ask_many`: the model cannot be asked at all.
+
+    Example:
+      >>> import tempfile
+      >>> class Poet:
+      ...     name = "poet"
+      ...     def ask(self, prompt, image=None):
+      ...         return "1. a red octagon\\n2. white letters" if '"stop"' in prompt else "I cannot help with that."
+      >>> describe_classes(Poet(), ["stop", "yield"], Path(tempfile.mkdtemp(), "looks.json"), which=[0])
+      {'stop': ('a red octagon', 'white letters')}
     """
+    if n < 1:
+        raise ConfigError(f"n={n} descriptions per class", fix="ask for at least 1")
     path = Path(path)
-    have: dict[str, tuple[str, ...]] = dict(read_descriptions(path, class_names)) if path.exists() else {}
+    have = read_descriptions(path, class_names) if path.exists() else {}
     if not path.exists():
         write_descriptions(path, have)  # says now, not after the first answer, that it cannot be written
         path.unlink()
-    wanted = [c for c in (range(len(class_names)) if which is None else which) if class_names[c] not in have]
-    n_dropped = 0
+    wanted = [class_names[c] for c in which if class_names[c] not in have]
 
-    def keep(name: str, answer: Parsed | None) -> None:
-        nonlocal n_dropped
-        if answer is not None:
-            n_dropped += len(answer.dropped)
-            if answer.texts:
-                have[name] = answer.texts
-                write_descriptions(path, {name: have[name] for name in class_names if name in have})
+    def keep(position: int, answer: str | None) -> None:
+        if texts := parse_descriptions(answer or "", n=n):
+            have[wanted[position]] = texts
+            write_descriptions(path, {name: have[name] for name in class_names if name in have})
 
-    if wanted:
-        ask_descriptions(chat, class_names, which=wanted, n=n, context=context, n_workers=n_workers, on_class=keep)
-    without = tuple(class_names[c] for c in wanted if class_names[c] not in have)
-    return Described(path, len(wanted), len(have), without, n_dropped)
+    questions = (description_prompt(class_names, class_names.index(name), n=n, context=context) for name in wanted)
+    ask_many(chat, map(Question, questions), on_answer=keep)
+    without = [name for name in wanted if name not in have]
+    if without:
+        shown = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
+        log.warning("%s: no usable description of %d of %d classes: %s", chat.name, len(without), len(wanted), shown)
+    return {name: have[name] for name in class_names if name in have}

@@ -1,4 +1,4 @@
-"""Candidate labels at the door of a run: those that the data have, or those that an annotator gives before training."""
+"""Candidate labels that a run starts from: those of the data, or those that an annotator gives before training."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -21,14 +23,14 @@ from labelwright.annotators.annotator import (
     Annotator,
     Guesses,
     MatchingEncoder,
-    annotator_named,
     ask_chat,
+    checked,
     load_matching,
     match_names,
     texts_of,
     views_of,
 )
-from labelwright.annotators.candidate_rules import write_candidates
+from labelwright.annotators.candidate_rules import mean_probs, write_candidates
 from labelwright.annotators.chat import Estimate
 from labelwright.annotators.describe import wanted_descriptions
 from labelwright.data.columns import METADATA_KEY
@@ -45,11 +47,6 @@ from labelwright.train.predict import Answers, answer
 from labelwright.types import Candidates
 
 TABLE, JOURNAL = ANNOTATIONS
-
-
-def has_candidates(table: LabelTable) -> bool:
-    """Whether any row of a table has a candidate."""
-    return table.candidates is not None and len(table.candidates.classes) > 0
 
 
 def has_answers(folder: Path) -> bool:
@@ -99,14 +96,12 @@ def wanted_annotator(
     phrasings: int,
     seed: int,
 ) -> Annotator | None:
-    """Who guesses the labels of the training images, None if nobody has to.
+    """Who gives the training images candidate labels, None if no annotator is needed.
 
     Args:
-      name: of the method.
-      table: the training images.
-      learns_from_candidates: whether the method does.
+      name: of the method.   table: the training images.   learns_from_candidates: whether the method does.
       annotator: as the user named it.
-      model: that of the run; it annotates if it is a two-tower model and nobody else is named.
+      model: that of the run; it annotates if it is a two-tower model and no annotator is named.
       pretrained: whether it starts from its weights.
       sees_given_embeddings: the data are the user's own embeddings.
       the others: see `fit`.
@@ -117,7 +112,7 @@ def wanted_annotator(
         if annotator is not None:
             raise ConfigError(f"{name} asks no annotator", fix="leave --annotator out, or choose --method coreg")
         return None
-    if has_candidates(table):
+    if table.candidates is not None and len(table.candidates.classes):
         if annotator is not None:
             raise ConfigError(
                 "the data have candidates, and --annotator would make others",
@@ -125,8 +120,8 @@ def wanted_annotator(
             )
         if descriptions is not None:
             raise ConfigError(
-                "the data have candidates, so that nobody reads descriptions",
-                fix="leave --descriptions out; they serve `labelwright annotate`, where candidates are made",
+                "the data have candidates, and descriptions would not be used",
+                fix="leave --descriptions out; `labelwright annotate` uses them to make candidates",
             )
         return None
     if sees_given_embeddings:
@@ -137,11 +132,11 @@ def wanted_annotator(
     if annotator is None:
         if model == "auto" or model in OWN or not pretrained or not is_two_tower(model):
             raise ConfigError(
-                f"{name} learns from candidates: the data have none, and no model is named that could guess them",
+                f"{name} learns from candidates: the data have none, and no model is named that could give them",
                 fix="name one with --annotator, e.g. openai/clip-vit-base-patch32, or give a table with candidates",
             )
         annotator, chat_url = model, None
-    asked = annotator_named(
+    asked = Annotator(
         annotator,
         rule=rule,
         top_k=top_k,
@@ -150,27 +145,20 @@ def wanted_annotator(
         chat_url=chat_url,
         phrasings=phrasings,
         seed=seed,
-        has_descriptions=descriptions is not None,
     )
+    asked = checked(asked, has_descriptions=descriptions is not None)
     return replace(asked, descriptions=wanted_descriptions(descriptions, table.class_names))
 
 
 @dataclass
 class Guesser:
-    """An annotator at work for a run.
-
-    Attributes:
-      annotator: who, and how.
-      run_encoder: the encoder that the run sees images through, None if it sees pixels.
-      device, precision: where and how to compute.
-      cache_limit_gb: decoded images above this are streamed instead of cached.
-    """
+    """An annotator at work for a run."""
 
     annotator: Annotator
-    run_encoder: Encoder | None
+    run_encoder: Encoder | None  # the encoder that the run sees images through, None if it sees pixels
     device: torch.device
     precision: str
-    cache_limit_gb: float = 16.0
+    cache_limit_gb: float = 16.0  # decoded images above this are streamed instead of cached
 
     def guesses(
         self, folder: Path, source: Source, *, n_processes: int = 1, approve: Callable[[Estimate], bool] | None = None
@@ -196,8 +184,7 @@ class Guesser:
 
     def _made(self, folder: Path, source: Source, approve: Callable[[Estimate], bool] | None) -> Guesses:
         if not self.annotator.is_chat:
-            encoder = self._encoder()
-            return match_names(self.annotator, source.table, self._views(source, encoder), encoder.tower)
+            return match_names(self.annotator, source.table, self._views(source), self._encoder.tower)
         return ask_chat(
             self.annotator,
             source.table,
@@ -209,14 +196,14 @@ class Guesser:
 
     def asker(self, guesses: Guesses, class_names: Sequence[str]) -> Callable[[Source], Answers]:
         """What the two-tower model alone answers on any images: its mean probability over the prompts."""
-        encoder = self._encoder()
+        tower = self._encoder.tower
         texts = texts_of(class_names, guesses.counts)
-        prompts = prompt_text_feats(encoder.tower.text_feats, texts, templates_named(self.annotator.templates))
+        prompts = prompt_text_feats(tower.text_feats, texts, templates_named(self.annotator.templates))
 
         def ask(source: Source) -> Answers:
-            views = self._views(source, encoder)
+            views = self._views(source)
             return answer(
-                lambda z: mean_probs(z, prompts, encoder.tower.logit_scale),
+                lambda z: mean_probs(z, prompts, tower.logit_scale)[0],
                 views,
                 torch.arange(views.n_rows),
                 device=self.device,
@@ -229,51 +216,29 @@ class Guesser:
         """Clusters of the images in the features of a two-tower model, one per class; None of a chat model."""
         if self.annotator.is_chat:
             return None
-        feats = torch.cat([z.half() for z in self._views(source, self._encoder()).feats()])  # as they are stored
+        feats = torch.cat([z.half() for z in self._views(source).feats()])  # as they are stored
         return clusters_of(feats, len(source.table.class_names))
 
+    @cached_property
     def _encoder(self) -> MatchingEncoder:
         shared = self.run_encoder
         if shared is not None and shared.name == self.annotator.model and shared.tower is not None:
             return MatchingEncoder(**vars(shared))
         return load_matching(self.annotator.model, device=self.device, precision=self.precision)
 
-    def _views(self, source: Source, encoder: MatchingEncoder) -> EmbeddingViews:
-        if source.stored is not None and self.run_encoder is not None and self.run_encoder.tower is encoder.tower:
+    def _views(self, source: Source) -> EmbeddingViews:
+        if source.stored is not None and self.run_encoder is not None and self.run_encoder.tower is self._encoder.tower:
             return EmbeddingViews(source.stored, rows=source.rows)
-        size_px = encoder.tower.stats.size_px
+        size_px = self._encoder.stats.size_px
         opened = open_source(source.table, classes=None, size_px=size_px, cache_limit_gb=self.cache_limit_gb)
-        return views_of(opened, encoder, self.device)
-
-
-def mean_probs(z: Tensor, prompt_feats: Tensor, logit_scale: float) -> Tensor:
-    """Probabilities of classes, averaged over prompts.
-
-    Args:
-      z: [B, D] float, unit norm.   prompt_feats: [P, C, D] float, unit norm.   logit_scale: > 0, multiplies cosines.
-
-    Returns: [B, C] float32, rows sum to 1.
-
-    Example:
-      >>> prompts = torch.eye(2)[torch.tensor([[0, 1], [1, 0]])]
-      >>> mean_probs(torch.eye(2)[:1], prompts, 5.0).tolist()
-      [[0.5, 0.5]]
-    """
-    with torch.autocast(z.device.type, enabled=False):
-        z = z.to(prompt_feats)
-        total = torch.zeros(len(z), prompt_feats.shape[1], device=z.device)
-        for text in prompt_feats:
-            total += (logit_scale * (z @ text.T)).float().softmax(1)
-        return total / len(prompt_feats)
+        return views_of(opened, self._encoder, self.device)
 
 
 def read_guesses(path: Path, table: LabelTable, annotator: Annotator) -> Guesses:
     """The candidates of a run folder, without looking at an image.
 
     Args:
-      path: written by annotators.candidate_rules.write_candidates for the images of ``table``.
-      table: N images.
-      annotator: who is to have made them.
+      path: written by `write_candidates` for the images of ``table``.   annotator: who is to have made them.
 
     Raises: ConfigError if another annotator did, or was asked in another way; DataError if the images are others, or
       the file cannot be read.
@@ -297,10 +262,8 @@ def read_guesses(path: Path, table: LabelTable, annotator: Annotator) -> Guesses
             fix="resume with the settings of config.yaml, or start anew in another --out",
         )
     sets = columns["candidates"].combine_chunks()
-    offsets = torch.zeros(len(table) + 1, dtype=torch.int64)
-    torch.cumsum(
-        torch.from_numpy(pc.list_value_length(sets).to_numpy(zero_copy_only=False).copy()).long(), 0, out=offsets[1:]
-    )
+    sizes = pc.list_value_length(sets).to_numpy(zero_copy_only=False).astype(np.int64)
+    offsets = torch.from_numpy(np.pad(sizes.cumsum(), (1, 0)))
     classes = pc.index_in(pc.list_flatten(sets), pa.array(names, pa.string())).to_numpy(zero_copy_only=False)
     weights = pc.list_flatten(columns["weights"].combine_chunks()).to_numpy(zero_copy_only=False)
     candidates = Candidates(offsets, torch.from_numpy(classes.copy()).int(), torch.from_numpy(weights.copy()))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter, ImageOps
 
 from labelwright.annotators.annotator import load_matching, views_of
-from labelwright.annotators.training_candidates import mean_probs
+from labelwright.annotators.candidate_rules import mean_probs
 from labelwright.benchmarking.grid import Given
 from labelwright.data import noise, splits
 from labelwright.data.images import decode_rgb
@@ -157,7 +157,7 @@ def probs_of(pool: LabelTable, model: str, *, templates: str, device: str) -> ND
     source = open_source(pool, classes=None, size_px=encoder.tower.stats.size_px)
     prompts = prompt_text_feats(encoder.tower.text_feats, pool.class_names, templates_named(templates))
     chunks = views_of(source, encoder, on).feats()
-    probs = torch.cat([mean_probs(z, prompts, encoder.tower.logit_scale).cpu() for z in chunks])
+    probs = torch.cat([mean_probs(z, prompts, encoder.tower.logit_scale)[0].cpu() for z in chunks])
     return probs.numpy()
 
 

@@ -26,6 +26,7 @@ SPLIT_NAMES: Mapping[str, int] = {
 """What a split may be called -> its position in SPLITS."""
 
 _ROWS_AT_ONCE = 1 << 18  # candidate rows finished together, so that temporary arrays stay small
+_HASHED_AT_ONCE = 1 << 16  # strings that are Python objects at once
 _EXISTENCE_ROWS_MAX = 100_000  # above this, missing files are found when they are decoded
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
 
@@ -167,13 +168,16 @@ class TableBuilder:
         lookup, is_blank = self._lookup(class_names)
 
         labels = lookup[raw_labels]
-        stranger = np.flatnonzero((labels < 0) & ~is_blank[raw_labels])
+        unknown_rows = np.flatnonzero((labels < 0) & ~is_blank[raw_labels])
         words = self._words.names
         self._report(
             images,
-            stranger,
+            unknown_rows,
             "unknown_label",
-            [f"label {words[code]!r} is not one of the {len(class_names)} classes" for code in raw_labels[stranger]],
+            [
+                f"label {words[code]!r} is not one of the {len(class_names)} classes"
+                for code in raw_labels[unknown_rows]
+            ],
         )
         candidates = self._candidates(images, members, lengths, lookup, is_blank) if len(members) else None
         unfit_rows = np.array([row for row, _ in self._unfit_weights], dtype=np.int64)
@@ -182,7 +186,7 @@ class TableBuilder:
         truth, truth_names = self._truth(raw_truth, lookup, is_blank, class_names)
         self._check_ids(images, ids)
         self._check_files(images)
-        self._check_classes(class_names, labels, candidates, split, stranger)
+        self._check_classes(class_names, labels, candidates, split, unknown_rows)
         return LabelTable(
             images=images,
             ids=ids,
@@ -271,7 +275,7 @@ class TableBuilder:
         lookup: NDArray[np.int32],
         is_blank: NDArray[np.bool_],
     ) -> Candidates:
-        """Sorted sets without repeats; strangers are reported and left out, the other weights then sum to 1."""
+        """Sorted sets without repeats; unknown classes are reported and left out, the other weights then sum to 1."""
         words, n_classes = self._words.names, int(lookup.max(initial=0)) + 1
         kept_classes, kept_lengths, kept_weights, first_member = [], [], [], 0
         weights = np.concatenate(self._weights) if self._has_weights else None
@@ -286,19 +290,14 @@ class TableBuilder:
             self._report(images, first + rows[strange], "unknown_candidate", details)
             known = codes >= 0
             keys = rows[known] * n_classes + codes[known]  # (row, class) as one number
+            keys, place = np.unique(keys, return_inverse=True)
             if weights is not None:
-                keys, place = np.unique(keys, return_inverse=True)
-                sentences = np.bincount(place, weights[first_member - len(raw) : first_member][known]).astype(
-                    np.float64
-                )
-                kept_weights.append(_shares(sentences, keys // n_classes).astype(np.float32))
-            else:
-                keys = np.sort(keys)
-                keys = keys[np.diff(keys, prepend=-1) > 0]
+                given = weights[first_member - len(raw) : first_member][known]
+                summed = np.bincount(place, given).astype(np.float64)  # of a class named twice in a row
+                kept_weights.append(_shares(summed, keys // n_classes).astype(np.float32))
             kept_classes.append((keys % n_classes).astype(np.int32))
             kept_lengths.append(np.bincount(keys // n_classes, minlength=len(sizes)).astype(np.int32))
-        offsets = np.zeros(self.n_rows + 1, dtype=np.int64)
-        np.cumsum(np.concatenate(kept_lengths), out=offsets[1:])
+        offsets = np.pad(np.cumsum(np.concatenate(kept_lengths), dtype=np.int64), (1, 0))
         joined = None if weights is None else torch.from_numpy(np.concatenate(kept_weights))
         return Candidates(torch.from_numpy(offsets), torch.from_numpy(np.concatenate(kept_classes)), joined)
 
@@ -360,7 +359,7 @@ class TableBuilder:
         labels: NDArray[np.int32],
         candidates: Candidates | None,
         split: NDArray[np.int8] | None,
-        stranger: NDArray[np.int64],
+        unknown_rows: NDArray[np.int64],
     ) -> None:
         """A class without images is a problem among full labels, and only worth a word among partial ones."""
         train = np.ones(len(labels), dtype=bool) if split is None or not (split == 0).any() else split == 0
@@ -370,19 +369,14 @@ class TableBuilder:
             seen |= np.bincount(candidates.classes.numpy(), minlength=len(class_names)) > 0
         elif not len(known):
             return
-        is_full = len(known) + int(train[stranger].sum()) == int(train.sum())
+        is_full = len(known) + int(train[unknown_rows].sum()) == int(train.sum())
         kind, detail = ("empty_class", "no image") if is_full else ("unseen_class", "no label or candidate")
         for c in np.flatnonzero(~seen):
             self.problems.append(Problem(class_names[c], kind, f"{detail} of class {class_names[c]!r}"))
 
 
 def _shares(weights: NDArray[np.float64], rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Weights [n] over the sum of their row's, rows [n]; equal shares where that sum is 0.
-
-    Example:
-      >>> _shares(np.array([3.0, 1.0, 0.0, 0.0]), np.array([0, 0, 2, 2])).tolist()
-      [0.75, 0.25, 0.5, 0.5]
-    """
+    """Weights [n] over the sum of their row's, rows [n]; equal shares where that sum is 0."""
     weights = np.where(np.bincount(rows, weights)[rows] > 0, weights, 1.0)
     return np.asarray(weights / np.bincount(rows, weights)[rows])
 
@@ -392,39 +386,11 @@ def _repeated(strings: Any) -> NDArray[np.int64]:
 
     By 64-bit hashes, 8 bytes a row; rows whose hashes meet are then compared in full.
     """
-    hashes = hash_strings(strings)
+    parts = [strings.slice(first, _HASHED_AT_ONCE) for first in range(0, len(strings), _HASHED_AT_ONCE)]
+    hashes = np.concatenate([np.fromiter(map(hash, part.to_pylist()), np.int64, len(part)) for part in parts])
     ordered = np.sort(hashes)
     met = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-    if not len(met):
-        return np.zeros(0, dtype=np.int64)
     rows = np.flatnonzero(np.isin(hashes, met))
     codes = strings.take(pa.array(rows)).dictionary_encode().indices.to_numpy(zero_copy_only=False)
-    first = np.zeros(len(rows), dtype=bool)
-    first[np.unique(codes, return_index=True)[1]] = True
-    return rows[~first]
-
-
-def hash_strings(strings: Any) -> NDArray[np.uint64]:
-    """[n] uint64 polynomial hash of each Arrow large_string; equal strings have equal hashes, null counts as empty.
-
-    Example:
-      >>> a, b, c = hash_strings(pa.array(["cat", "act", "cat"], pa.large_string())).tolist()
-      >>> a == c, a == b
-      (True, False)
-    """
-    hashes = np.zeros(len(strings), dtype=np.uint64)
-    powers = np.ones(1, dtype=np.uint64)
-    multiplier = 0x9E3779B97F4A7C15  # odd, so that no power vanishes modulo 2**64
-    for first in range(0, len(strings), 1 << 16):
-        part = pa.concat_arrays([strings.slice(first, 1 << 16).fill_null("")])
-        _, offset_buffer, data_buffer = part.buffers()
-        offsets = np.frombuffer(offset_buffer, np.int64)[part.offset : part.offset + len(part) + 1]
-        data = np.frombuffer(data_buffer or b"", np.uint8)[offsets[0] : offsets[-1]].astype(np.uint64)
-        starts, lengths = offsets[:-1] - offsets[0], np.diff(offsets)
-        if len(lengths) and lengths.max() >= len(powers):
-            steps = np.full(int(lengths.max()) + 1, multiplier, dtype=np.uint64)
-            powers = np.cumprod(steps)
-        place = np.arange(len(data)) - np.repeat(starts, lengths)
-        sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum((data + np.uint64(1)) * powers[place])])
-        hashes[first : first + len(part)] = sums[starts + lengths] - sums[starts]  # wraps, as meant
-    return hashes
+    first_rows = np.unique(codes, return_index=True)[1]
+    return np.delete(rows, first_rows)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,27 +25,26 @@ from torch import Tensor
 
 from labelwright.data.table import LabelTable
 from labelwright.errors import ConfigError, DataError, Problem
+from labelwright.replacing import replacing
+from labelwright.train.progress import counter
 
 CACHE_FORMAT = 1  # part of every key: raise it whenever the same image would give other pixels or another layout
 RESIZE_RULE = "centre-square-bicubic"  # see `resize_to_square`; part of every key
 
+_MAX_AHEAD = 1024  # decoded images kept waiting by a stream; beyond it the oldest hints are dropped
+
 Pixels = npt.NDArray[np.uint8]
-Progress = Callable[[int], None]
-"""Called with the number of images done so far, from the thread that asked for the cache."""
 
 
 class PixelSource(Protocol):
-    """Decoded images by row, all of one size."""
+    """Decoded images by row, all of one size.
 
-    @property
-    def n_rows(self) -> int:
-        """N images."""
-        ...
+    Attributes:
+      n_rows: N images.   size_px: height and width.
+    """
 
-    @property
-    def size_px(self) -> int:
-        """Height and width."""
-        ...
+    n_rows: int
+    size_px: int
 
     @property
     def problems(self) -> tuple[Problem, ...]:
@@ -66,7 +66,6 @@ class PixelCache:
     Attributes:
       pixels: [N, H, W, 3] uint8.
       problems: images that could not be read; their pixels are zero.
-      path: the file behind it, or None.
 
     Example:
       >>> cache = PixelCache(np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3))
@@ -74,22 +73,12 @@ class PixelCache:
       [[12, 13, 14], [0, 1, 2]]
     """
 
-    def __init__(self, pixels: Pixels, *, problems: Sequence[Problem] = (), path: Path | None = None) -> None:
+    def __init__(self, pixels: Pixels, *, problems: Sequence[Problem] = ()) -> None:
         assert pixels.dtype == np.uint8, pixels.dtype
         assert pixels.shape[1:] == (pixels.shape[1], pixels.shape[1], 3), pixels.shape
         self.pixels = pixels
+        self.n_rows, self.size_px = pixels.shape[:2]
         self.problems = tuple(problems)
-        self.path = path
-
-    @property
-    def n_rows(self) -> int:
-        """N images."""
-        return len(self.pixels)
-
-    @property
-    def size_px(self) -> int:
-        """Height and width."""
-        return int(self.pixels.shape[1])
 
     def read(self, rows: Tensor) -> Tensor:
         """[B, H, W, 3] uint8 on the CPU, for rows [B] int64 within 0..N-1."""
@@ -144,44 +133,29 @@ def _decode(table: LabelTable, row: int, size_px: int) -> tuple[Pixels, Problem 
         return np.zeros((size_px, size_px, 3), dtype=np.uint8), error.problems[0]
 
 
-def _n_workers(asked: int | None) -> int:
-    if asked is not None and asked < 1:
-        raise ConfigError(f"n_workers must be at least 1, not {asked}", fix="leave it out to use every core")
-    return asked or os.cpu_count() or 1
-
-
 # ------------------------------------------------------------------------------------------------------ cached on disk
 
 
-def build_cache(
-    table: LabelTable,
-    *,
-    size_px: int,
-    folder: Path | None = None,
-    n_workers: int | None = None,
-    progress: Progress | None = None,
-) -> PixelCache:
+def build_cache(table: LabelTable, *, size_px: int, folder: Path | None = None) -> PixelCache:
     """Decode every image of the table once into one file, or open that file if it is there already.
 
-    The file is named by what its pixels depend on: the table's fingerprint, the size, the resize rule and the format.
-    Several runs may ask for the same one at once: the first builds, the others wait for it. It appears under its name
-    only when complete, so a build killed half-way is never taken for one; what it left behind is removed by the next.
+    The file is named by what its pixels depend on: the images (not their labels), the size, the resize rule and the
+    format. Several runs may ask for the same one at once: the first builds, the others wait for it. It appears under
+    its name only when complete, so a build killed half-way is never taken for one; what it left behind is removed by
+    the next.
 
     Args:
       table: the images.
       size_px: height and width of the decoded images, see `resize_to_square`.
       folder: where to keep the file, `default_cache_folder()` if None; made if missing.
-      n_workers: decoding threads; None is one per core.
-      progress: called now and then while building; not at all on a hit.
 
     Returns: the cache, with the images that could not be read as `problems` (known on a hit as well).
-    Raises: ConfigError if size_px or n_workers is not positive, or the folder has no room or cannot be written.
+    Raises: ConfigError if size_px is not positive, or the folder has no room or cannot be written.
     """
     _check_size(size_px)
-    n_workers = _n_workers(n_workers)
-    folder = default_cache_folder() if folder is None else Path(folder)
+    folder = default_cache_folder() if folder is None else folder
     key = {
-        "fingerprint": table.fingerprint,
+        "images": table.images_digest,
         "n_rows": len(table),
         "size_px": size_px,
         "resize": RESIZE_RULE,
@@ -189,16 +163,15 @@ def build_cache(
     }
     name = "pixels-" + hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     path, notes = folder / f"{name}.npy", folder / f"{name}.json"
-    with _clear_write_errors(folder):
+    with write_errors_explained("decoded images", folder):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{name}.lock"):
-            for leftover in folder.glob(f"{name}.*.tmp"):  # we hold the lock: whoever wrote it is gone
+            for leftover in folder.glob(f".{name}.*.tmp"):  # we hold the lock: whoever wrote it is gone
                 leftover.unlink()
-            found = _open(path, notes, key)
-            return found if found is not None else _build(table, path, notes, key, n_workers, progress)
+            return _open(path, notes, key) or _build(table, path, notes, key)
 
 
-def _open(path: Path, notes: Path, key: dict[str, object]) -> PixelCache | None:
+def _open(path: Path, notes: Path, key: dict[str, Any]) -> PixelCache | None:
     """The finished cache, or None if there is none, or one that was damaged from outside."""
     try:
         written = json.loads(notes.read_text(encoding="utf-8"))
@@ -209,22 +182,18 @@ def _open(path: Path, notes: Path, key: dict[str, object]) -> PixelCache | None:
     shape = (key["n_rows"], key["size_px"], key["size_px"], 3)
     if written.get("key") != key or pixels.shape != shape or pixels.dtype != np.uint8:
         return None
-    return PixelCache(pixels, problems=problems, path=path)
+    return PixelCache(pixels, problems=problems)
 
 
-def _build(
-    table: LabelTable, path: Path, notes: Path, key: dict[str, object], n_workers: int, progress: Progress | None
-) -> PixelCache:
-    size_px, n_rows = int(str(key["size_px"])), len(table)
-    shape = (n_rows, size_px, size_px, 3)
-    temporary, temporary_notes = (p.with_suffix(f".{os.getpid()}{p.suffix}.tmp") for p in (path, notes))
-    try:
+def _build(table: LabelTable, path: Path, notes: Path, key: dict[str, Any]) -> PixelCache:
+    shape = (len(table), key["size_px"], key["size_px"], 3)
+    with replacing(path) as temporary, replacing(notes) as temporary_notes:
         problems: list[Problem] = []
-        if n_rows:
-            _check_room(temporary.parent, n_bytes=int(np.prod(shape)))
+        if len(table):
+            check_room("decoded images", path.parent, n_bytes=math.prod(shape), instead="lower --cache-limit-gb")
             pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
             _reserve(temporary)
-            problems = _decode_all(table, pixels, n_workers, progress)
+            problems = _decode_all(table, pixels)
             pixels.flush()
             del pixels
         else:
@@ -232,18 +201,13 @@ def _build(
                 np.save(file, np.zeros(shape, dtype=np.uint8))
         text = json.dumps({"key": key, "problems": [asdict(problem) for problem in problems]}, ensure_ascii=False)
         temporary_notes.write_text(text, encoding="utf-8")
-        path.unlink(missing_ok=True)  # a damaged one: between here and the last line there is none
-        temporary_notes.replace(notes)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-        temporary_notes.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)  # a damaged one: the notes are never seen beside it
     built = _open(path, notes, key)
     assert built is not None, "a cache just written opens"
     return built
 
 
-def _decode_all(table: LabelTable, pixels: Pixels, n_workers: int, progress: Progress | None) -> list[Problem]:
+def _decode_all(table: LabelTable, pixels: Pixels) -> list[Problem]:
     """Fill pixels [N, H, W, 3] in place; returns what could not be read, in row order."""
     n_rows, size_px = len(pixels), pixels.shape[1]
     chunk = max(1, min(256, 2**20 // pixels[0].nbytes))  # about a megabyte a turn
@@ -257,23 +221,32 @@ def _decode_all(table: LabelTable, pixels: Pixels, n_workers: int, progress: Pro
         return problems
 
     found: list[Problem] = []
-    pool = ThreadPoolExecutor(n_workers, thread_name_prefix="labelwright-decode")
+    pool = _decoding_threads()
     try:
-        for n_chunks, problems in enumerate(pool.map(fill, range(0, n_rows, chunk)), start=1):
-            found.extend(problems)
-            if progress is not None:
+        with counter("decoding images", n_rows) as progress:
+            for n_chunks, problems in enumerate(pool.map(fill, range(0, n_rows, chunk)), start=1):
+                found.extend(problems)
                 progress(min(n_chunks * chunk, n_rows))
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C ends after the images under way, not after all of them
     return found
 
 
-def _check_room(folder: Path, *, n_bytes: int) -> None:
+def _decoding_threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="labelwright-decode")
+
+
+def check_room(what: str, folder: Path, *, n_bytes: int, instead: str) -> None:
+    """Refuse, with a ConfigError, to begin a file that the disk has no room for.
+
+    Args:
+      what: what is kept in the file.   folder: where.   n_bytes: its size.   instead: another way out than more room.
+    """
     free = shutil.disk_usage(folder).free
     if n_bytes > free:
         raise ConfigError(
-            f"no room for the decoded images in {folder}: {n_bytes / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free",
-            fix="free some space, name another folder in LABELWRIGHT_CACHE, or stream the images (a lower limit_gb)",
+            f"no room for the {what} in {folder}: {n_bytes / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free",
+            fix=f"free some space, name another folder in LABELWRIGHT_CACHE, or {instead}",
         )
 
 
@@ -285,12 +258,13 @@ def _reserve(path: Path) -> None:
 
 
 @contextmanager
-def _clear_write_errors(folder: Path) -> Iterator[None]:
+def write_errors_explained(what: str, folder: Path) -> Iterator[None]:
+    """Turn an error of the disk into a ConfigError that names ``what`` is kept in ``folder``."""
     try:
         yield
     except OSError as error:
         raise ConfigError(
-            f"cannot keep decoded images in {folder}: {error.strerror or error}",
+            f"cannot keep {what} in {folder}: {error.strerror or error}",
             fix="name a folder that can be written, with room, in LABELWRIGHT_CACHE",
         ) from error
 
@@ -311,32 +285,17 @@ class StreamedPixels:
     Args:
       table: the images.
       size_px: height and width of the decoded images, see `resize_to_square`.
-      n_workers: decoding threads; None is one per core.
-      max_ahead: decoded images kept waiting; beyond it the oldest hints are dropped.
 
-    Raises: ConfigError if a number is not positive.
+    Raises: ConfigError if size_px is not positive.
     """
 
-    def __init__(self, table: LabelTable, *, size_px: int, n_workers: int | None = None, max_ahead: int = 1024) -> None:
+    def __init__(self, table: LabelTable, *, size_px: int) -> None:
         _check_size(size_px)
-        if max_ahead < 1:
-            raise ConfigError(f"max_ahead must be at least 1, not {max_ahead}", fix="a few batches are enough")
         self._table = table
-        self._size_px = size_px
-        self._max_ahead = max_ahead
-        self._pool = ThreadPoolExecutor(_n_workers(n_workers), thread_name_prefix="labelwright-decode")
+        self.n_rows, self.size_px = len(table), size_px
+        self._pool = _decoding_threads()
         self._ahead: OrderedDict[int, Future[tuple[Pixels, Problem | None]]] = OrderedDict()
         self._problems: dict[int, Problem] = {}
-
-    @property
-    def n_rows(self) -> int:
-        """N images."""
-        return len(self._table)
-
-    @property
-    def size_px(self) -> int:
-        """Height and width."""
-        return self._size_px
 
     @property
     def problems(self) -> tuple[Problem, ...]:
@@ -347,7 +306,7 @@ class StreamedPixels:
         """[B, H, W, 3] uint8 on the CPU, for rows [B] int64 within 0..N-1."""
         wanted = rows.tolist()
         futures = {row: self._ahead.pop(row) if row in self._ahead else self._start(row) for row in set(wanted)}
-        out = np.empty((len(wanted), self._size_px, self._size_px, 3), dtype=np.uint8)
+        out = np.empty((len(wanted), self.size_px, self.size_px, 3), dtype=np.uint8)
         for place, row in enumerate(wanted):
             out[place], problem = futures[row].result()
             if problem is not None:
@@ -359,7 +318,7 @@ class StreamedPixels:
         for row in rows.tolist():
             if row not in self._ahead:
                 self._ahead[row] = self._start(row)
-        while len(self._ahead) > self._max_ahead:
+        while len(self._ahead) > _MAX_AHEAD:
             _, dropped = self._ahead.popitem(last=False)
             dropped.cancel()
 
@@ -369,29 +328,16 @@ class StreamedPixels:
         self._pool.shutdown(cancel_futures=True)
 
     def _start(self, row: int) -> Future[tuple[Pixels, Problem | None]]:
-        return self._pool.submit(_decode, self._table, row, self._size_px)
+        return self._pool.submit(_decode, self._table, row, self.size_px)
 
 
-def open_pixels(
-    table: LabelTable,
-    *,
-    size_px: int,
-    folder: Path | None = None,
-    limit_gb: float = 50.0,
-    n_workers: int | None = None,
-    progress: Progress | None = None,
-) -> PixelCache | StreamedPixels:
+def open_pixels(table: LabelTable, *, size_px: int, limit_gb: float) -> PixelCache | StreamedPixels:
     """The table's pixels: cached on disk if they take at most limit_gb decoded, else decoded on the fly.
 
     Args:
-      table: the images.
-      size_px: height and width of the decoded images.
-      folder, n_workers, progress: see `build_cache`.
+      table, size_px: see `build_cache`; errors as there.
       limit_gb: in 10^9 bytes; a decoded image takes 3 size_px^2 bytes (0.15 MB at 224 px).
-
-    Raises: ConfigError as `build_cache` does.
     """
-    _check_size(size_px)
     if len(table) * 3 * size_px**2 > limit_gb * 1e9:
-        return StreamedPixels(table, size_px=size_px, n_workers=n_workers)
-    return build_cache(table, size_px=size_px, folder=folder, n_workers=n_workers, progress=progress)
+        return StreamedPixels(table, size_px=size_px)
+    return build_cache(table, size_px=size_px)

@@ -23,48 +23,25 @@ SPELLINGS: Mapping[str, Sequence[str | Sequence[str]]] = json.loads(
 
 @dataclass(frozen=True)
 class DatasetCard:
-    """What is known of one data set.
+    """What is known of one data set."""
 
-    Attributes:
-      key: its name here, and the name of its folder below `LABELWRIGHT_DATA`.
-      title: its name in papers.
-      hub_id: "user/name" on the Hugging Face hub; "" if it is read from a local copy only.
-      hub_config: configuration to ask for there; "" for the only one.
-      hub_splits: our split -> the hub's name for it, for the splits it has; {} = the same names.
-      label_column: column with the labels where it is not called ``label``.
-      splits: split -> images in it, as published (or as customary, where the authors made none).
-      n_classes: C.
-      class_names: C names in class order; empty where they come with the data set's own features.
-      prompt: text for a class name {}, from CLIP's list unless ``notes`` says otherwise.
-      image_px: native side of the (square) images; None = they vary.
-      flip: whether a mirrored image still shows its class.
-      citation: author, year and arXiv id or venue.
-      licence: terms of use as the authors state them.
-      is_gated: the hub asks for an agreement and a login first.
-      lists: split -> file with a line ``path label`` per image (or ``class/image``), relative to the local folder.
-      image_dir: folder that the paths of ``lists`` start from.
-      image_suffix: what the paths of ``lists`` lack.
-      notes: what else a user should know, such as columns and splits that differ.
-    """
-
-    key: str
-    title: str
-    splits: Mapping[str, int]
-    n_classes: int
-    prompt: str
-    citation: str
-    licence: str
-    hub_id: str = ""
-    hub_config: str = ""
-    hub_splits: Mapping[str, str] = field(default_factory=dict)
-    label_column: str = "label"
-    image_px: int | None = None
-    flip: bool = True
-    is_gated: bool = False
-    lists: Mapping[str, str] = field(default_factory=dict)
-    image_dir: str = ""
-    image_suffix: str = ""
-    notes: str = ""
+    key: str  # its name here, and the name of its folder below `LABELWRIGHT_DATA`
+    title: str  # its name in papers
+    splits: Mapping[str, int]  # split -> images in it, as published (or as customary, where the authors made none)
+    n_classes: int  # C
+    prompt: str  # text for a class name {}, from CLIP's list unless ``notes`` says otherwise
+    citation: str  # author, year and arXiv id or venue
+    licence: str  # terms of use as the authors state them
+    hub_id: str = ""  # "user/name" on the Hugging Face hub; "" if it is read from a local copy only
+    hub_config: str = ""  # configuration to ask for there; "" for the only one
+    hub_splits: Mapping[str, str] = field(default_factory=dict)  # our split -> the hub's name for it; {} = the same
+    label_column: str = "label"  # column with the labels
+    flip: bool = True  # whether a mirrored image still shows its class
+    is_gated: bool = False  # the hub asks for an agreement and a login first
+    lists: Mapping[str, str] = field(default_factory=dict)  # split -> file of lines ``path label`` or ``class/image``
+    image_dir: str = ""  # folder that the paths of ``lists`` start from
+    image_suffix: str = ""  # what the paths of ``lists`` lack
+    notes: str = ""  # what else a user should know, such as columns and splits that differ
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -82,7 +59,6 @@ _CARDS = (
         citation="Krizhevsky 2009, technical report",
         licence="none stated",
         hub_id="uoft-cs/cifar10",  # columns img, label
-        image_px=32,
     ),
     DatasetCard(
         "cifar100",
@@ -94,7 +70,6 @@ _CARDS = (
         licence="none stated",
         hub_id="uoft-cs/cifar100",  # columns img, fine_label (100), coarse_label (20)
         label_column="fine_label",
-        image_px=32,
     ),
     DatasetCard(
         "svhn",
@@ -106,7 +81,6 @@ _CARDS = (
         licence="non-commercial use only",
         hub_id="ufldl-stanford/svhn",  # columns image, label; configurations cropped_digits and full_numbers
         hub_config="cropped_digits",
-        image_px=32,
         flip=False,
         notes="The prompt is the one of CLIP's list for MNIST.",
     ),
@@ -119,7 +93,6 @@ _CARDS = (
         citation="Xiao 2017 (arXiv 1708.07747)",
         licence="MIT",
         hub_id="zalando-datasets/fashion_mnist",  # columns image (grey), label
-        image_px=28,
         notes="The prompt is ours: CLIP's list has none. Images are grey.",
     ),
     DatasetCard(
@@ -131,7 +104,6 @@ _CARDS = (
         citation="Helber 2019 (arXiv 1709.00029)",
         licence="MIT",
         hub_id="timm/eurosat-rgb",  # columns image, label, image_id
-        image_px=64,
         notes="27,000 images without official splits; these are the hub copy's.",
     ),
     DatasetCard(
@@ -156,7 +128,6 @@ _CARDS = (
         citation="Cheng 2017 (arXiv 1703.00121)",
         licence="none stated",
         hub_id="timm/resisc45",  # columns image, label, image_id
-        image_px=256,
         notes="31,500 images without official splits; these are the hub copy's.",
     ),
     DatasetCard(

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, get_args
 
 import numpy as np
 
 from labelwright.data.images import decode_rgb, image_problem
-from labelwright.data.table import LabelTable
+from labelwright.data.table import NOTICES, PROBLEM_KINDS, LabelTable
 from labelwright.errors import ConfigError, DataError, Problem
+from labelwright.train.progress import counter
+
+OnBad = Literal["stop", "skip", "report"]
+_ROWS_PER_ROUND = 512  # encoded images held in memory at once by check_images
 
 
-def check_images(
-    table: LabelTable, *, n_workers: int | None = None, progress: Callable[[int], None] | None = None
-) -> tuple[Problem, ...]:
-    """Decode every image in full and say which ones cannot be, in row order.
-
-    Args:
-      table: N images.
-      n_workers: decoding threads; None = one per core.
-      progress: called with the number of images done so far.
-    """
+def check_images(table: LabelTable) -> tuple[Problem, ...]:
+    """Decode every image in full, showing progress, and say which ones cannot be, in row order."""
     problems: list[Problem] = []
 
     def attempt(row: int, source: bytes | str) -> Problem | None:
@@ -35,13 +31,12 @@ def check_images(
             return image_problem(table.images.where(row), row, error)
         return None
 
-    with ThreadPoolExecutor(n_workers or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool, counter("checking images", len(table)) as progress:
         for first in range(0, len(table), _ROWS_PER_ROUND):
             rows = np.arange(first, min(first + _ROWS_PER_ROUND, len(table)))
             found = pool.map(attempt, rows.tolist(), table.images.sources(rows))
             problems.extend(problem for problem in found if problem is not None)
-            if progress is not None:
-                progress(int(rows[-1]) + 1)
+            progress(int(rows[-1]) + 1)
     return tuple(problems)
 
 
@@ -53,19 +48,15 @@ def format_problems(problems: Sequence[Problem], limit: int = 50) -> str:
       1 missing_image: image files that are not there
         a.png  there is no such file
     """
-    from labelwright.data.table import PROBLEM_KINDS
-
-    groups: dict[str, list[Problem]] = defaultdict(list)
-    for problem in problems:
-        groups[problem.kind].append(problem)
     lines = []
-    for kind in sorted(groups, key=lambda kind: list(PROBLEM_KINDS).index(kind)):
-        shown = groups[kind][:limit]
-        width = max(len(problem.where) for problem in shown) if shown else 0
-        lines.append(f"{len(groups[kind])} {kind}: {PROBLEM_KINDS[kind]}")
-        lines.extend(f"  {problem.where:<{width}}  {problem.detail}" for problem in shown)
-        if len(groups[kind]) > len(shown):
-            lines.append(f"  ... and {len(groups[kind]) - len(shown)} more")
+    for kind, heading in PROBLEM_KINDS.items():
+        found = [problem for problem in problems if problem.kind == kind]
+        if found:
+            lines.append(f"{len(found)} {kind}: {heading}")
+        width = max((len(problem.where) for problem in found[:limit]), default=0)
+        lines.extend(f"  {problem.where:<{width}}  {problem.detail}" for problem in found[:limit])
+        if len(found) > limit:
+            lines.append(f"  ... and {len(found) - limit} more")
     return "\n".join(lines)
 
 
@@ -81,8 +72,6 @@ def resolve_problems(table: LabelTable, problems: Sequence[Problem], on_bad: OnB
     Raises: DataError holding all the problems (on "stop", or if "skip" would leave nothing); ConfigError if
       ``on_bad`` is none of the three.
     """
-    from labelwright.data.table import NOTICES
-
     if on_bad not in get_args(OnBad):
         raise ConfigError(f"on_bad={on_bad!r} is not possible", fix=f"one of {', '.join(get_args(OnBad))}")
     problems = tuple(dict.fromkeys(problems))
@@ -98,7 +87,7 @@ def resolve_problems(table: LabelTable, problems: Sequence[Problem], on_bad: OnB
     keep = np.ones(len(table), dtype=bool)
     keep[[problem.row for problem in bad if problem.row is not None]] = False
     if not keep.any():
-        raise DataError(f"every row has a problem: {_kinds(bad)}", problems=problems, fix="put the data right")
+        raise DataError(f"every row has a problem: {_kinds(bad)}", problems=problems, fix="correct the data")
     out = [problem for problem in bad if problem.row is not None or problem.kind == "malformed_row"]
     left = dataclasses.replace(table, problems=tuple(problem for problem in problems if problem not in set(out)))
     left = left if keep.all() else left.subset(np.flatnonzero(keep))
@@ -110,13 +99,4 @@ def resolve_problems(table: LabelTable, problems: Sequence[Problem], on_bad: OnB
 
 
 def _kinds(problems: Sequence[Problem]) -> str:
-    counts: dict[str, int] = defaultdict(int)
-    for problem in problems:
-        counts[problem.kind] += 1
-    return ", ".join(f"{n} {kind}" for kind, n in counts.items())
-
-
-OnBad = Literal["stop", "skip", "report"]
-
-
-_ROWS_PER_ROUND = 512  # encoded images held in memory at once by check_images
+    return ", ".join(f"{n} {kind}" for kind, n in Counter(problem.kind for problem in problems).items())

@@ -39,21 +39,27 @@ _BLOCK_BYTES = 4 << 20
 
 @dataclass
 class Columns:
-    """A table that can be read in batches.
+    """A table that can be read in batches; a column missing from a batch is all null."""
 
-    Attributes:
-      names: the columns present.
-      features: column -> its Hugging Face feature as a dict, where the source says.
-      batches: column names wanted -> batches holding them (a column missing from a batch is all null).
-      malformed: filled while batches are read: rows that could not be.
-      embedded: columns that hold images themselves; only their ``path`` is ever given in a batch.
-    """
+    names: tuple[str, ...]  # the columns present
+    batches: Callable[[Sequence[str]], Iterator[pa.RecordBatch]]  # column names wanted -> batches holding them
+    features: Mapping[str, Any] = field(default_factory=dict)  # column -> its Hugging Face feature as a dict, if known
+    malformed: list[Problem] = field(default_factory=list)  # rows that could not be read, filled as batches are
+    embedded: frozenset[str] = frozenset()  # columns of images themselves; only their ``path`` is given in a batch
 
-    names: tuple[str, ...]
-    batches: Callable[[Sequence[str]], Iterator[pa.RecordBatch]]
-    features: Mapping[str, Any] = field(default_factory=dict)
-    malformed: list[Problem] = field(default_factory=list)
-    embedded: frozenset[str] = frozenset()
+    def class_labels(self, roles: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+        """Of the columns with class indices: role -> what the integers stand for.
+
+        Args:
+          roles: as `find_roles` gives them.
+        """
+        names = {}
+        for role in ("label", "truth", "candidates"):
+            feature = self.features.get(roles.get(role, ""), {})
+            feature = feature.get("feature", feature) if isinstance(feature, dict) else {}  # or a list of ClassLabel
+            if feature.get("_type") == "ClassLabel":
+                names[role] = tuple(feature["names"])
+        return names
 
 
 def find_roles(names: Sequence[str], where: str, *, group: str | None = None) -> dict[str, str]:
@@ -280,7 +286,7 @@ def as_text(column: Any, *, names: Sequence[str] | None = None) -> Any:
 
     Args:
       column: [n] Arrow array of any plain type.
-      names: what the integers of a ClassLabel column stand for; -1 is no label, other strangers stay numbers.
+      names: what the integers of a ClassLabel column stand for; -1 is no label, others stay numbers.
 
     Raises: pa.ArrowInvalid if a value has no text form (a list, say).
 
@@ -315,10 +321,14 @@ def as_lists(column: Any, *, names: Sequence[str] | None = None) -> tuple[Any, A
       >>> lengths.tolist(), members.to_pylist()
       ([2, 0, 1], ['cat', 'dog', 'owl'])
     """
-    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
-        column = pc.split_pattern(as_text(column), "|")
+    column = _split(column)
     lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
     return lengths, as_text(pc.list_flatten(column), names=names)
+
+
+def _split(column: Any) -> Any:
+    is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    return column if is_list else pc.split_pattern(as_text(column), "|")
 
 
 def as_weights(column: Any) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -329,8 +339,7 @@ def as_weights(column: Any) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
       >>> lengths.tolist(), values.tolist()
       ([2, -1, 1], [0.75, 0.25, nan])
     """
-    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
-        column = pc.split_pattern(as_text(column), "|")
+    column = _split(column)
     lengths = pc.list_value_length(column).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     values = pc.list_flatten(column)
     try:

@@ -1,4 +1,4 @@
-"""Embeddings that the user brings, of any modality, at the same door as images: .npy, .npz or Parquet."""
+"""Embeddings that the user brings, of any modality, read into the same table as images: .npy, .npz or Parquet."""
 
 from __future__ import annotations
 
@@ -56,18 +56,14 @@ Floats = npt.NDArray[Any]
 class NoImages(Images):
     """Stands where a table keeps its images when there are embeddings instead; decoding one is a DataError.
 
-    Attributes:
-      vectors: [M, D] floats, of which rows ``rows`` are the table's.
-      rows: [N] int64, or None for all M.
-
     Example:
       >>> none = NoImages(vectors=np.zeros((3, 2), np.float32)).take(np.array([2, 0]))
       >>> len(none), none.rows.tolist(), none.where(1)
       (2, [2, 0], 'row 1')
     """
 
-    vectors: Any = None
-    rows: Any = None
+    vectors: Any = None  # [M, D] floats
+    rows: Any = None  # [N] int64 rows of them that are the table's; None for all
 
     def __len__(self) -> int:
         return len(self.vectors if self.rows is None else self.rows)
@@ -124,16 +120,7 @@ class GivenFeats:
         assert all(extra is None or extra.shape[1:] == feats.shape for extra in (weak, strong)), "views of these rows"
         self._feats = np.asarray(feats)  # a memory map without numpy's slower indexing of its own class
         self._extra = {"weak": weak, "strong": strong}
-
-    @property
-    def n_rows(self) -> int:
-        """N."""
-        return int(self._feats.shape[0])
-
-    @property
-    def n_features(self) -> int:
-        """D."""
-        return int(self._feats.shape[1])
+        self.n_rows, self.n_features = self._feats.shape
 
     def n_views(self, view: str) -> int:
         """How many different vectors a row has under a view: 1, V, or 2^24 where strong views are made up."""
@@ -158,21 +145,13 @@ class GivenFeats:
 
 @dataclass(frozen=True, eq=False)
 class UserEmbeddings:
-    """What `load_embeddings` found, row by row of one table.
+    """What `load_embeddings` found, row by row of one table."""
 
-    Attributes:
-      table: N rows; its ``images`` are a `NoImages`.
-      feats: [N, D] floats as in the file: float32 in memory, or mapped from an .npy of any floating type.
-      class_feats: [C, D] float32 text features in the order of ``table.class_names``, or None.
-      logit_scale: scale of the similarities with class_feats, or None.
-      weak, strong: [V, N, D] float32 views, or None.
-    """
-
-    table: LabelTable
-    feats: Floats
-    class_feats: npt.NDArray[np.float32] | None = None
-    logit_scale: float | None = None
-    weak: Floats | None = None
+    table: LabelTable  # N rows; its ``images`` are a `NoImages`
+    feats: Floats  # [N, D] as in the file: float32 in memory, or mapped from an .npy of any floating type
+    class_feats: npt.NDArray[np.float32] | None = None  # [C, D] text features in the order of ``table.class_names``
+    logit_scale: float | None = None  # of the similarities with class_feats
+    weak: Floats | None = None  # [V, N, D] float32 views
     strong: Floats | None = None
 
     @property
@@ -399,7 +378,7 @@ def _read_parquet(path: Path) -> tuple[Floats, TableBuilder, list[Problem]]:
             parts.append(lists.filter(pa.array(some > 0)).flatten().to_numpy(zero_copy_only=False))
     D = int(np.bincount(lengths[lengths > 0]).argmax()) if lengths.any() else 0
     if not D:
-        raise DataError(f"{path}: there is no embedding in it", fix="give a row per item, with its list of numbers")
+        raise DataError(f"{path}: it holds no embedding", fix="give a row per item, with its list of numbers")
     with np.errstate(over="ignore"):
         flat = np.concatenate(parts).astype(np.float32, copy=False)
     fits = lengths == D
@@ -414,13 +393,8 @@ def _read_parquet(path: Path) -> tuple[Floats, TableBuilder, list[Problem]]:
     roles = find_roles([*others, "image"], str(path))  # an image column is not asked for here, nor used
     del roles["image"]
     builder = TableBuilder(str(path))
-    names = {}
-    for role in ("label", "truth", "candidates"):
-        feature = columns.features.get(roles.get(role, ""), {})
-        feature = feature.get("feature", feature) if isinstance(feature, dict) else {}
-        if feature.get("_type") == "ClassLabel":
-            names[role] = tuple(feature["names"])
-            builder.declared = builder.declared or (names[role] if role != "truth" else ())
+    names = columns.class_labels(roles)
+    builder.declared = names.get("label") or names.get("candidates", ())
     if not roles:
         builder.add({}, n_rows)
     for batch in columns.batches(list(dict.fromkeys(roles.values()))) if roles else ():

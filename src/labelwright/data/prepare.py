@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from labelwright.data import splits
-from labelwright.data.cache import PixelSource, StreamedPixels, default_cache_folder, open_pixels
+from labelwright.data.cache import PixelSource, StreamedPixels, open_pixels
 from labelwright.data.checks import OnBad, check_images, resolve_problems
-from labelwright.data.embeddings import EMBEDDING_COLUMN, load_embeddings
+from labelwright.data.embeddings import EMBEDDING_COLUMN, UserEmbeddings, load_embeddings
 from labelwright.data.read import load, read_names
 from labelwright.data.situation import Situation, detect, novel_range
 from labelwright.data.stored import EmbeddingViews, StoredFeats
@@ -32,19 +33,12 @@ _SIDED = re.compile(r"\b(left|right)\b|speed limit|\bb\s+vs\s+d\b", re.IGNORECAS
 
 @dataclass(frozen=True)
 class Source:
-    """A table and where the pixels or features of its rows are.
+    """A table and where the pixels or features of its rows are."""
 
-    Attributes:
-      table: N images.
-      pixels: decoded images, those of the table among them; None if only embeddings were given.
-      rows: [N] int64 position of each row in ``pixels`` and ``stored``.
-      stored: features, to be seen instead of pixels; None = pixels.
-    """
-
-    table: LabelTable
-    pixels: PixelSource | None
-    rows: torch.Tensor
-    stored: StoredFeats | None = None
+    table: LabelTable  # N images
+    pixels: PixelSource | None  # decoded images, those of the table among them; None if only embeddings were given
+    rows: torch.Tensor  # [N] int64 position of each row in ``pixels`` and ``stored``
+    stored: StoredFeats | None = None  # features, to be seen instead of pixels
 
     def pixel_views(self, view: ViewSettings) -> PixelViews:
         """Views of the pixels of every row of the table."""
@@ -62,27 +56,16 @@ class Source:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that training needs of the data.
+    """Everything that training needs of the data."""
 
-    Attributes:
-      train: images to learn from, labelled or not.
-      test: images to score on, or None.
-      test_is: "given" (--test), "split" (the data says so) or "held out" (we drew it).
-      situation: what `detect` found in the training images.
-      size_px: side of the square images.
-      view: augmentation and normalisation.
-      flip_reason: why horizontal flips are on or off.
-      class_feats: [C, D] float32 unit norm and their logit scale, if embeddings came with text features of the classes.
-    """
-
-    train: Source
-    test: Source | None
-    test_is: str
-    situation: Situation
-    size_px: int
-    view: ViewSettings
-    flip_reason: str
-    class_feats: tuple[torch.Tensor, float] | None = None
+    train: Source  # images to learn from, labelled or not
+    test: Source | None  # images to score on
+    test_is: str  # "given" (--test), "split" (the data says so), "held out" (we drew it) or "none"
+    situation: Situation  # what `detect` found in the training images
+    size_px: int  # side of the square images; 0 for embeddings
+    view: ViewSettings  # augmentation and normalisation
+    flip_reason: str  # why horizontal flips are on or off
+    class_feats: tuple[torch.Tensor, float] | None = None  # text features that came with embeddings, see types.Concepts
 
 
 def prepare(
@@ -103,59 +86,84 @@ def prepare(
     """Read, check, split and decode the user's data.
 
     Args:
-      data, test: anything `data.read.load` takes.
-      classes, novel, group: see `fit`.
+      data, test: anything `data.read.load` takes.   classes, novel, group, flip, seed, cache_limit_gb: see `fit`.
       test_frac: share of the labelled images to hold out when no test images are given, 0 = none.
       size_px: side of the square images; None = 32 when the images are at most 40 px, else 64.
       stats: (mean, std) per channel that a pretrained model wants; None = those of the training images.
-      flip: whether a mirrored image is still of its class; "auto" looks at the class names.
       on_bad: "stop" raises one DataError with every problem; "skip" quarantines the rows.
-      seed: of the held-out split.
-      cache_limit_gb: decoded images above this are streamed instead of cached.
-
-    Returns: tables without bad rows, their pixels, the situation and the view settings.
 
     Raises: DataError with all problems of all sources together; ConfigError for impossible settings.
     """
     if not 0 <= test_frac < 1:
         raise ConfigError(f"test_frac={test_frac} is not possible", fix="give a share in [0, 1)")
     check_numbers(size_px=size_px, seed=seed)
-    if is_embeddings(data):
-        return _prepare_embeddings(
-            data, test=test, classes=classes, novel=novel, test_frac=test_frac, on_bad=on_bad, seed=seed
-        )
-    table = read(data, classes=classes, group=group)
     is_open = novel_range(novel) is not None
-    test_table = None if test is None else _for_scoring(read(test, classes=None if is_open else table.class_names))
-    if test_table is not None and not (test_table.labels >= 0).any():
-        raise DataError(f"no image of {resolved_path(test)} has a label", fix="give a --test with labels, or none")
-    if test_table is not None and is_open:
-        test_table = beyond(test_table, table.class_names)
-    size_px = native_size(table) if size_px is None else size_px
-    tables = [table] if test_table is None else [table, test_table]
-    sources = _resolve([_open(t, size_px, cache_limit_gb) for t in tables], on_bad)
-    train, given_test = sources[0], sources[1] if len(sources) > 1 else None
-    train, test_source, test_is = _split(train, given_test, test_frac=test_frac, seed=seed)
-    _check_classes(train.table, n_novel=novel)
-    flips, reason = may_flip(flip, train.table.class_names)
-    assert train.pixels is not None
-    mean, std = stats or channel_stats(train.pixels, rows=train.rows)
+    class_feats = None
+    if is_embeddings(data):
+        found = load_embeddings(data, classes=class_list(classes), on_bad=on_bad)
+        source, given_test = _embedded(found), None
+        if test is not None:
+            given_test = _test_embeddings(test, found, is_open=is_open, on_bad=on_bad)
+        if found.class_feats is not None:
+            unit = torch.nn.functional.normalize(torch.from_numpy(np.asarray(found.class_feats)).float(), dim=1)
+            class_feats = (unit, found.logit_scale or 100.0)
+    else:
+        table = read(data, classes=classes, group=group)
+        size_px = native_size(table) if size_px is None else size_px
+        tables = [table] if test is None else [table, _test_images(test, table, is_open=is_open)]
+        sources = _resolve([_open(t, size_px, cache_limit_gb) for t in tables], on_bad)
+        source, given_test = sources[0], None if test is None else sources[1]
+    train, test_source, test_is = _split(source, given_test, test_frac=test_frac, seed=seed)
+    n_classes = len(train.table.class_names)
+    if n_classes < (1 if is_open else 2):
+        raise DataError(
+            f"{'only one class' if n_classes else 'no class'} found; a classifier needs two",
+            fix="point at the folder above the class folders, or name the classes with --classes",
+        )
+    if train.pixels is None:
+        view, reason = ViewSettings(flip=False), "embeddings are not flipped"
+    else:
+        flips, reason = may_flip(flip, train.table.class_names)
+        mean, std = stats or channel_stats(train.pixels, rows=train.rows)
+        view = ViewSettings(flip=flips, mean=mean, std=std, crop="pad" if train.pixels.size_px <= 64 else "resized")
     return Prepared(
         train=train,
         test=test_source,
         test_is=test_is,
         situation=detect(train.table, novel=novel),
-        size_px=size_px,
-        view=ViewSettings(flip=flips, mean=mean, std=std, crop="pad" if size_px <= 64 else "resized"),
+        size_px=0 if train.pixels is None else train.pixels.size_px,
+        view=view,
         flip_reason=reason,
+        class_feats=class_feats,
     )
 
 
-def check_numbers(*, size_px: int | None, seed: int) -> None:
-    """Refuse a size of images or a seed that cannot be.
+def _test_images(test: Any, table: LabelTable, *, is_open: bool) -> LabelTable:
+    """The table of the images to score on, its labels among the classes of the training table."""
+    found = _for_scoring(read(test, classes=None if is_open else table.class_names))
+    if not (found.labels >= 0).any():
+        raise DataError(f"no image of {resolved_path(test)} has a label", fix="give a --test with labels, or none")
+    return beyond(found, table.class_names) if is_open else found
 
-    Raises: ConfigError.
-    """
+
+def _test_embeddings(test: Any, train: UserEmbeddings, *, is_open: bool, on_bad: OnBad) -> Source:
+    """The embeddings to score on, its labels among the classes of the training table."""
+    names = train.table.class_names
+    found = open_embeddings(test, classes=None if is_open else names, on_bad=on_bad)
+    if found.stored is None or found.stored.n_features != train.stored.n_features:
+        raise DataError(
+            f"{resolved_path(test)} does not hold embeddings of {train.stored.n_features} features",
+            fix="embed test and training data with the same model",
+        )
+    return replace(found, table=beyond(found.table, names)) if is_open else found
+
+
+def _embedded(found: UserEmbeddings) -> Source:
+    return Source(found.table, None, torch.arange(len(found.table)), found.stored)
+
+
+def check_numbers(*, size_px: int | None, seed: int) -> None:
+    """Refuse a size of images or a seed that cannot be: ConfigError."""
     if seed < 0:
         raise ConfigError(f"seed={seed} is not possible", fix="give a whole number from 0 on")
     if size_px is not None and size_px < 8:
@@ -163,12 +171,7 @@ def check_numbers(*, size_px: int | None, seed: int) -> None:
 
 
 def beyond(table: LabelTable, class_names: Sequence[str]) -> LabelTable:
-    """The table with labels among ``class_names`` only; its other classes become a truth numbered after them.
-
-    Args:
-      table: N images with labels of any classes.
-      class_names: C names, in class order.
-    """
+    """The table with labels among ``class_names`` only; its other classes become a truth numbered after them."""
     others = [name for name in table.class_names if name not in class_names]
     number = {name: i for i, name in enumerate([*class_names, *others])}
     # One more entry for -1, unknown, which is the last.
@@ -177,49 +180,6 @@ def beyond(table: LabelTable, class_names: Sequence[str]) -> LabelTable:
     labels = np.where(truth < len(class_names), truth, -1).astype(np.int32)
     return replace(
         table, labels=labels, class_names=tuple(class_names), truth=truth, truth_names=(*class_names, *others)
-    )
-
-
-def _check_classes(table: LabelTable, *, n_novel: int | str | None = None) -> None:
-    n_classes = len(table.class_names)
-    if n_classes < (2 if novel_range(n_novel) is None else 1):
-        raise DataError(
-            f"{'only one class' if n_classes else 'no class'} found; a classifier needs two",
-            fix="point at the folder above the class folders, or name the classes with --classes",
-        )
-
-
-def _prepare_embeddings(
-    data: Any, *, test: Any, classes: Any, novel: int | str | None, test_frac: float, on_bad: OnBad, seed: int
-) -> Prepared:
-    """`prepare` of embeddings that the user brings: nothing to decode, features as they are."""
-    found = load_embeddings(data, classes=class_list(classes), on_bad=on_bad)
-    given_test, is_open = None, novel_range(novel) is not None
-    if test is not None:
-        given_test = open_embeddings(test, classes=None if is_open else found.table.class_names, on_bad=on_bad)
-        if is_open:
-            given_test = replace(given_test, table=beyond(given_test.table, found.table.class_names))
-        if given_test.stored is None or given_test.stored.n_features != found.stored.n_features:
-            raise DataError(
-                f"{resolved_path(test)} does not hold embeddings of {found.stored.n_features} features",
-                fix="embed test and training data with the same model",
-            )
-    source = Source(found.table, None, torch.arange(len(found.table)), found.stored)
-    train, test_source, test_is = _split(source, given_test, test_frac=test_frac, seed=seed)
-    _check_classes(train.table, n_novel=novel)
-    texts = None
-    if found.class_feats is not None:
-        unit = torch.nn.functional.normalize(torch.from_numpy(np.asarray(found.class_feats)).float(), dim=1)
-        texts = (unit, found.logit_scale or 100.0)
-    return Prepared(
-        train=train,
-        test=test_source,
-        test_is=test_is,
-        situation=detect(train.table, novel=novel),
-        size_px=0,
-        view=ViewSettings(flip=False),
-        flip_reason="embeddings are not flipped",
-        class_feats=texts,
     )
 
 
@@ -249,8 +209,7 @@ def open_embeddings(data: Any, *, classes: Any, on_bad: OnBad = "stop") -> Sourc
             f"{resolved_path(data)} is not a file of embeddings",
             fix="this model was trained on embeddings: give .npy, .npz or Parquet with a column `embedding`",
         )
-    found = load_embeddings(data, classes=class_list(classes), on_bad=on_bad)
-    return Source(found.table, None, torch.arange(len(found.table)), found.stored)
+    return _embedded(load_embeddings(data, classes=class_list(classes), on_bad=on_bad))
 
 
 def class_list(classes: Any) -> list[str] | None:
@@ -286,24 +245,21 @@ def read(data: Any, *, classes: Any = None, group: str | None = None) -> LabelTa
     return table
 
 
-def native_size(table: LabelTable, *, n_looked_at: int = 64) -> int:
+def native_size(table: LabelTable) -> int:
     """Side in px to work at when the user names none: 32 if the images are at most 40 px, else 64.
 
     Args:
-      table: images; unreadable ones are passed over.
-      n_looked_at: images looked at, evenly spread.
+      table: images, of which 64, evenly spread, are looked at; unreadable ones are skipped.
     """
     sides = []
-    for row in np.linspace(0, max(len(table) - 1, 0), min(n_looked_at, len(table)), dtype=np.int64):
-        try:
+    for row in np.linspace(0, max(len(table) - 1, 0), min(64, len(table)), dtype=np.int64):
+        with contextlib.suppress(DataError):
             sides.append(min(table.image(int(row)).size))
-        except (DataError, OSError, ValueError):
-            continue
     return 32 if not sides or np.median(sides) <= 40 else 64
 
 
 def _open(table: LabelTable, size_px: int, limit_gb: float) -> Source:
-    pixels = open_pixels(table, size_px=size_px, folder=default_cache_folder(), limit_gb=limit_gb)
+    pixels = open_pixels(table, size_px=size_px, limit_gb=limit_gb)
     # A streamed source has not looked at its images yet; better now than in the middle of an epoch.
     found = check_images(table) if isinstance(pixels, StreamedPixels) else pixels.problems
     return Source(replace(table, problems=(*table.problems, *found)), pixels, torch.arange(len(table)))
@@ -327,11 +283,12 @@ def _resolve(sources: list[Source], on_bad: OnBad) -> list[Source]:
 
 
 def _split(train: Source, test: Source | None, *, test_frac: float, seed: int) -> tuple[Source, Source | None, str]:
-    table = train.table
+    table, held = train.table, train.table.where("test")
+    rest = np.setdiff1d(np.arange(len(table)), held)
     if test is not None:
-        return train.take(_not_test(table)), test, "given"
-    if table.split is not None and len(table.where("test")):
-        return train.take(_not_test(table)), train.take(table.where("test")), "split"
+        return train.take(rest), test, "given"
+    if len(held):
+        return train.take(rest), train.take(held), "split"
     labelled = table.labels >= 0
     if test_frac == 0 or labelled.sum() < 2:
         return train, None, "none"
@@ -339,18 +296,8 @@ def _split(train: Source, test: Source | None, *, test_frac: float, seed: int) -
     return train.take(keep), train.take(held), "held out"
 
 
-def _not_test(table: LabelTable) -> NDArray[np.int64]:
-    if table.split is None:
-        return np.arange(len(table))
-    return np.setdiff1d(np.arange(len(table)), table.where("test"))
-
-
 def may_flip(flip: Flip, class_names: tuple[str, ...]) -> tuple[bool, str]:
-    """Whether a mirrored image keeps its class, and why.
-
-    Args:
-      flip: as the user set it; "auto" looks at the names.
-      class_names: C names, or none.
+    """Whether a mirrored image keeps its class, and why; "auto" looks at the names of the classes, if there are any.
 
     Example:
       >>> may_flip("auto", ("cat", "dog"))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from labelwright.data.augment import Randomness, check_images, draw_uniform, sample_affine
+from labelwright.data.augment import Randomness, draw_uniform, sample_affine
 
 OPERATIONS = (
     "Identity",
@@ -49,13 +49,6 @@ _FIRST_MOVE = _OP["Rotate"]  # from here on: geometry
 class RandAugment:
     """n operations per image, each image its own, then an optional Cutout.
 
-    Attributes:
-      n: operations drawn per image, with replacement, from OPERATIONS.
-      m: greatest magnitude, 0 (leaves the image as it is, but for AutoContrast and Equalize) to 10.
-      vary_magnitude: each operation draws its magnitude from 1..m, as FixMatch does; False always uses m.
-      cutout_frac: side of the square erased from each image, as a share of its shorter side; 0 erases nothing.
-      fill: value 0..255 that shows where an image was moved away or cut out.
-
     Source: Cubuk et al. 2019 (arXiv 1909.13719); varying magnitudes and Cutout: FixMatch (arXiv 2001.07685).
     Differs: geometric operations come after the others, together, in one interpolation; magnitude 10 of Solarize
     inverts every value and magnitude 0 none, so that more magnitude is always more change.
@@ -67,11 +60,11 @@ class RandAugment:
       ([4, 3, 8, 8], torch.uint8)
     """
 
-    n: int = 2
-    m: int = 10
-    vary_magnitude: bool = True
-    cutout_frac: float = 0.0
-    fill: int = 128
+    n: int = 2  # operations drawn per image, with replacement, from OPERATIONS
+    m: int = 10  # greatest magnitude, 0 (leaves the image as it is, but for AutoContrast and Equalize) to 10
+    vary_magnitude: bool = True  # each operation draws its magnitude from 1..m, as FixMatch does; False always uses m
+    cutout_frac: float = 0.0  # side of the square erased, as a share of the image's shorter side; 0 erases nothing
+    fill: int = 128  # value 0..255 that shows where an image was moved away or cut out
 
     def __post_init__(self) -> None:
         if self.n < 0:
@@ -98,7 +91,8 @@ class RandAugment:
 
     def __call__(self, images: Tensor, *, generator: Randomness) -> Tensor:
         """Augmented images: [B, 3, H, W] of the same dtype, channels-last. Float images pass through 8 bits."""
-        check_images(images)
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images must be [B, 3, H, W], not {list(images.shape)}")
         ops, levels = self.draw(len(images), generator=generator)
         values = (images * 255).round_().clamp_(0, 255).to(torch.uint8) if images.is_floating_point() else images
         values = apply_operations(values, ops=ops, levels=levels, fill=self.fill)
@@ -121,7 +115,6 @@ def apply_operations(images: Tensor, *, ops: Tensor, levels: Tensor, fill: int =
       fill: value 0..255 where an image was moved away.
 
     Returns: [B, 3, H, W] uint8, channels-last; the input is left as it was.
-    Raises: ValueError unless the images are uint8 [B, 3, H, W] and ops and levels [B, n].
 
     Example: solarize at full magnitude inverts.
       >>> image = torch.tensor([0, 100, 255], dtype=torch.uint8).expand(1, 3, 1, 3)
@@ -129,19 +122,16 @@ def apply_operations(images: Tensor, *, ops: Tensor, levels: Tensor, fill: int =
       >>> apply_operations(image, ops=solarize, levels=torch.ones(1, 1))[0, 0].tolist()
       [[255, 155, 0]]
     """
-    check_images(images)
-    if images.dtype != torch.uint8:
-        raise ValueError(f"images must be uint8, not {images.dtype}")
     B, _, H, W = images.shape
-    if ops.ndim != 2 or len(ops) != B or levels.shape != ops.shape:
-        raise ValueError(f"ops and levels must be [{B}, n], not {list(ops.shape)} and {list(levels.shape)}")
     x = images.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)  # [B, H, W, 3]
     moves = torch.eye(3).repeat(B, 1, 1)  # [B, 3, 3] from a place in the result to the place it comes from
     for column, level in zip(ops.unbind(1), levels.unbind(1), strict=True):
         is_point = (column >= _FIRST_POINT) & (column <= _LAST_POINT)
         if is_point.any():
             rows = _places(is_point, x.device)
-            x[rows] = _look_up(x[rows], _point_tables(x[rows], ops=column[is_point], levels=level[is_point]))
+            some = x[rows]
+            tables = _point_tables(some, ops=column[is_point], levels=level[is_point])
+            x[rows] = tables.gather(1, some.flatten(1, 2).long()).view_as(some)  # each value becomes its entry
         for name, enhance in (("Color", _color), ("Sharpness", _sharpness)):
             is_op = column == _OP[name]
             if is_op.any():
@@ -189,11 +179,6 @@ def _point_tables(x: Tensor, *, ops: Tensor, levels: Tensor) -> Tensor:
                 raise AssertionError(f"{name} is no operation on single values")
         tables[rows] = table.to(torch.uint8).expand(-1, 256, 3)
     return tables
-
-
-def _look_up(x: Tensor, tables: Tensor) -> Tensor:
-    """Replace each value by its entry: x [b, H, W, 3] uint8, tables [b, 256, 3] -> [b, H, W, 3]."""
-    return tables.gather(1, x.flatten(1, 2).long()).view_as(x)
 
 
 def _autocontrast_table(group: Tensor) -> Tensor:
@@ -268,17 +253,13 @@ def warp(images: Tensor, maps: Tensor, *, fill: float = 0.0) -> Tensor:
       fill: value where a place lies outside the image.
 
     Returns: [B, 3, H, W] of the same dtype, channels-last.
-    Raises: ValueError for another shape.
 
     Example: every pixel comes from its right neighbour.
       >>> image = torch.tensor([1.0, 2.0, 3.0]).expand(1, 3, 1, 3)
       >>> warp(image, torch.tensor([[[1.0, 0, 1], [0, 1, 0]]]), fill=9)[0, 0].tolist()
       [[2.0, 3.0, 9.0]]
     """
-    check_images(images)
-    B, _, H, W = images.shape
-    if maps.ndim != 3 or maps.shape[0] != B or maps.shape[2] != 3:
-        raise ValueError(f"maps must be [{B}, 2, 3], not {list(maps.shape)}")
+    H, W = images.shape[2:]
     # grid_sample counts in half sides, not in pixels
     theta = maps[:, :2].float() * torch.tensor([[1.0, H / W, 2 / W], [W / H, 1.0, 2 / H]], device=maps.device)
     values = images if images.is_floating_point() else images.float()
@@ -291,13 +272,10 @@ def cutout(images: Tensor, *, frac: float, generator: Randomness, fill: float = 
     """Erase one square per image, centred anywhere in it; what sticks out is lost.
 
     Args:
-      images: [B, 3, H, W] uint8 or float.
-      frac: side of the square as a share of the shorter side, 0 to 1.
-      generator: source of the draws.
-      fill: value of the square, in the images' own range.
+      images: [B, 3, H, W] uint8 or float.   frac: side of the square as a share of the shorter side, 0 to 1.
+      generator: source of the draws.   fill: value of the square, in the images' own range.
 
     Returns: [B, 3, H, W] of the same dtype, channels-last.
-    Raises: ValueError for another shape.
     Source: DeVries & Taylor 2017 (arXiv 1708.04552).
 
     Example:
@@ -305,7 +283,6 @@ def cutout(images: Tensor, *, frac: float, generator: Randomness, fill: float = 
       >>> 16 <= int(erased[0, 0].sum()) <= 64
       True
     """
-    check_images(images)
     B, _, H, W = images.shape
     side_px = round(frac * min(H, W))
     starts = (draw_uniform(generator, B, 2) * torch.tensor([H, W])).long() - side_px // 2  # [B, 2]

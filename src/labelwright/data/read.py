@@ -221,15 +221,8 @@ def _add_columns(
     prefix: str | None = None,
     split: str | None = None,
 ) -> None:
-    names = {}
-    for role in ("label", "truth", "candidates"):
-        feature = columns.features.get(roles.get(role, ""), {})
-        feature = feature if isinstance(feature, dict) else {}
-        feature = feature.get("feature", feature)  # candidates: a list of ClassLabel
-        if feature.get("_type") == "ClassLabel":
-            names[role] = tuple(feature["names"])
-    for role in ("label", "candidates"):
-        builder.declared = builder.declared or names.get(role, ())
+    names = columns.class_labels(roles)
+    builder.declared = builder.declared or names.get("label") or names.get("candidates", ())
     for batch in columns.batches(list(dict.fromkeys(roles.values()))):
         present = {role: batch.column(name) for role, name in roles.items() if name in batch.schema.names}
         if prefix and "image" in present and roles["image"] not in columns.embedded:
@@ -254,12 +247,8 @@ def _image_column(parts: Sequence[Any], columns: Sequence[str]) -> Any:
 
     undecoded = datasets.Image(decode=False)
     with _without_bars():
-        alike = [
-            part.select_columns([column]).rename_column(column, "_").rename_column("_", "image")
-            if column != "image"
-            else part.select_columns([column])
-            for part, column in zip(parts, columns, strict=True)
-        ]
+        pairs = zip(parts, columns, strict=True)
+        alike = [part.select_columns([column]).rename_columns({column: "image"}) for part, column in pairs]
         joined = datasets.concatenate_datasets([part.cast_column("image", undecoded) for part in alike])
         return joined.with_format(None)
 
@@ -320,10 +309,7 @@ def _dataset_columns(part: Any) -> Columns:
             yield pa.record_batch([pa.nulls(part.num_rows)], ["image"])
             return
         for table in part.select_columns(plain).with_format("arrow").iter(BATCH_ROWS):
-            combined = [table.column(name).combine_chunks() for name in plain]
-            yield pa.record_batch(
-                [c.combine_chunks() if isinstance(c, pa.ChunkedArray) else c for c in combined], plain
-            )
+            yield from table.combine_chunks().to_batches()
 
     facts = part.features.to_dict()
     return Columns(tuple(features), batches, facts, embedded=embedded)
@@ -339,7 +325,7 @@ def _from_hub(name: str) -> Any:
     except Exception as error:  # the library raises a dozen unrelated types here; each means: no data
         reason = (str(error).splitlines() or [""])[0]
         raise OfflineError(
-            f"{name} is no file or folder here, nor a data set in the local cache or within reach"
+            f"{name} is neither a file or folder here nor a data set in the local cache or on a hub within reach"
             f" ({type(error).__name__}: {reason})",
             fix="check the name and the network, or give the path of a downloaded copy",
         ) from error

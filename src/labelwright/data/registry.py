@@ -136,7 +136,9 @@ def _offline(card: DatasetCard, reason: str) -> OfflineError:
         get += f"DATA/{card.key}`"
     else:
         get = f"fetch it from its authors ({card.citation}) into DATA/{card.key}"
-    fix = f"{get}, and set {DATA_VARIABLE}=DATA or give root=DATA/{card.key}; expected there: {layout}"
+    fix = (
+        f"{get}, and set {DATA_VARIABLE}=DATA or give --data DATA/{card.key} (root in Python); expected there: {layout}"
+    )
     return OfflineError(f"{card.title} is not on this machine nor within reach: {reason} ({looked})", fix=fix)
 
 
@@ -201,14 +203,7 @@ def _in_official_order(table: LabelTable, card: DatasetCard) -> LabelTable:
 
 
 def _places(names: Sequence[str], card: DatasetCard) -> list[int] | None:
-    """Official class of each name, by spelling or by number (from 0, or from 1 to C); None if one cannot be decided.
-
-    Example:
-      >>> _places(["dog", "Cat"], dataset_card("cifar10")), _places(["00001", "00000"], dataset_card("gtsrb"))
-      ([5, 3], [1, 0])
-      >>> _places(["dog", "unicorn"], dataset_card("cifar10")) is None
-      True
-    """
+    """Official class of each name, by spelling or by number (from 0, or from 1 to C); None if one cannot be decided."""
     known = spelling_index(card)
     places = [known.get(plain_name(name), -1) for name in names]
     if min(places, default=-1) < 0:

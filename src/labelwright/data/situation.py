@@ -36,42 +36,26 @@ METHODS_WITHOUT_TEXT = METHODS | {"few_labels": "beliefs"}
 
 @dataclass(frozen=True)
 class Situation:
-    """What there is to learn from, counted over the training rows.
+    """What there is to learn from, counted over the training rows."""
 
-    Attributes:
-      name: a key of METHODS.
-      reason: the numbers that decided, and what the method leaves unused.
-      facets: (what, words) for everything that is known of the images; several may call for a method.
-      n_images, n_labelled, n_classes: counts; classes are the named ones.
-      n_candidate_rows: rows that have candidates.
-      candidates_per_row: mean size of their sets; 0 if there are none.
-      imbalance_ratio: largest over smallest count among classes with a label; 1 if none has one.
-      gini: inequality of the counts of all named classes, 0 (all equal) to 1.
-      unlabelled_frac: share of rows without a label, 0 to 1.
-      classes_without_labels: their names.
-      n_novel: classes beyond the named ones: a number, "auto" or None.
-    """
-
-    name: str
-    reason: str
-    facets: tuple[tuple[str, str], ...]
+    name: str  # a key of METHODS
+    reason: str  # the numbers that decided, and what the method leaves unused
+    facets: tuple[
+        tuple[str, str], ...
+    ]  # (what, words) for everything known of the images; several may call for a method
     n_images: int
     n_labelled: int
-    n_classes: int
-    n_candidate_rows: int
-    candidates_per_row: float
-    imbalance_ratio: float
-    gini: float
-    unlabelled_frac: float
+    n_classes: int  # named ones
+    n_candidate_rows: int  # rows that have candidates
+    candidates_per_row: float  # mean size of their sets; 0 if there are none
+    imbalance_ratio: float  # largest over smallest count among classes with a label; 1 if none has one
+    gini: float  # inequality of the counts of all named classes, 0 (all equal) to 1
+    unlabelled_frac: float  # share of rows without a label, 0 to 1
     classes_without_labels: tuple[str, ...]
-    n_novel: int | str | None = None
+    n_novel: int | str | None = None  # classes beyond the named ones: a number, "auto" or None
 
     def method(self, *, has_text: bool = True) -> str:
-        """The method that fits.
-
-        Args:
-          has_text: whether a text model reads the class names.
-        """
+        """The method that fits, where a text model reads the class names (``has_text``) or not."""
         return (METHODS if has_text else METHODS_WITHOUT_TEXT)[self.name]
 
 
@@ -94,8 +78,7 @@ def detect(table: LabelTable, *, novel: int | str | None = None) -> Situation:
     """Say which situation the training rows are in.
 
     Args:
-      table: as read; rows of the train split decide if there are splits.
-      novel: how many classes outside the named ones may be present, or "auto"; None or 0 = none.
+      table: as read; rows of the train split decide if there are splits.   novel: as for `novel_range`.
 
     Raises: DataError if there are neither class names nor labels; ConfigError if ``novel`` is neither.
 
@@ -110,7 +93,8 @@ def detect(table: LabelTable, *, novel: int | str | None = None) -> Situation:
       >>> found.reason
       '2 of 4 images are labelled (50.0% are not), 1 to 1 per class, in all 2 classes'
     """
-    n_novel = _novel(novel)
+    found = novel_range(novel)
+    n_novel = None if found is None else found[0] if found[0] == found[1] else str(novel)
     rows = table.where("train") if table.split is not None else np.arange(len(table))
     rows = rows if len(rows) else np.arange(len(table))
     labels = table.labels[rows]
@@ -207,10 +191,3 @@ def novel_range(novel: int | str | None) -> tuple[int, int | None] | None:
     if least > most:
         raise ConfigError(f"novel={novel!r} is an empty range", fix="write the smaller number first")
     return None if most == 0 else (least, most)
-
-
-def _novel(novel: int | str | None) -> int | str | None:
-    found = novel_range(novel)
-    if found is None or novel == "auto":
-        return None if found is None else novel
-    return found[0] if found[0] == found[1] else str(novel)

@@ -1,6 +1,6 @@
-"""Which rows play which part: long-tailed subsets, few-shot, seen and novel classes, group-safe hold-outs and folds.
+"""Which rows play which part: long-tailed subsets, few-shot, seen and novel classes, group-safe hold-outs.
 
-Every function is pure: arrays of labels in, sorted row numbers (or a number per row) out, the same for the same seed.
+Every function is pure: arrays of labels in, sorted row numbers out, the same for the same seed.
 A label of -1 means unknown; such a row is never counted as an image of a class.
 """
 
@@ -26,9 +26,7 @@ def long_tail_counts(
     """Images per class of a long-tailed set, largest class first.
 
     Args:
-      n_max: images of the largest class, >= 1.
-      n_classes: C, >= 1.
-      ratio: largest over smallest count, >= 1.
+      n_max: images of the largest class, >= 1.   n_classes: C, >= 1.   ratio: largest over smallest count, >= 1.
       profile: "exponential": n_k = n_max * ratio^(-k / (C-1)), truncated; "step": the second half of the classes
         (the larger half if C is odd) has n_max / ratio.
 
@@ -67,9 +65,8 @@ def long_tail(
     """Rows of a long-tailed subset, drawn at random inside each class.
 
     Args:
-      labels: [N] int, -1 = unknown (never drawn).
+      labels: [N] int, -1 = unknown (never drawn).   seed: any int >= 0.
       n_classes, ratio, profile: as in `long_tail_counts`.
-      seed: any int >= 0.
       n_max: images of the largest class; None takes as many as the images there are allow.
       class_order: the C classes from largest to smallest; None is 0, 1, 2, ...
 
@@ -82,7 +79,7 @@ def long_tail(
       >>> len(rows), int((rows < 8).sum())
       (10, 8)
     """
-    labels = _labels(labels, n_classes=n_classes)
+    labels = checked_labels(labels, n_classes=n_classes)
     order = np.arange(n_classes) if class_order is None else np.asarray(class_order, dtype=np.int64)
     if not np.array_equal(np.sort(order), np.arange(n_classes)):
         raise ConfigError(
@@ -105,10 +102,8 @@ def few_shot(labels: npt.ArrayLike, *, per_class: int, n_classes: int, seed: int
     """A few labelled rows of each class, and all the other rows.
 
     Args:
-      labels: [N] int, -1 = unknown (always among the rest).
-      per_class: labelled images of each class, >= 1.
-      n_classes: C.
-      seed: any int >= 0.
+      labels: [N] int, -1 = unknown (always among the rest).   n_classes: C.
+      per_class: labelled images of each class, >= 1.   seed: any int >= 0.
 
     Returns: (labelled [C * per_class], rest) int64, ascending; together every row once.
     Raises: ConfigError if a class has fewer than ``per_class`` images (names the class and its count).
@@ -118,7 +113,7 @@ def few_shot(labels: npt.ArrayLike, *, per_class: int, n_classes: int, seed: int
       >>> len(labelled), len(rest), 5 in rest
       (4, 2, True)
     """
-    labels = _labels(labels, n_classes=n_classes)
+    labels = checked_labels(labels, n_classes=n_classes)
     if per_class < 1:
         raise ConfigError(f"per_class is {per_class}", fix="give at least 1")
     wanted = np.full(n_classes, per_class, dtype=np.int64)
@@ -138,10 +133,8 @@ def seen_novel(
     """The open-world split: some images of the seen classes are labelled, everything else is not.
 
     Args:
-      labels: [N] int, -1 = unknown (always unlabelled).
-      seen: how many classes are seen (the first ones), or which.
-      labelled_frac: share of each seen class's images that is labelled, in (0, 1]; at least one image of each.
-      seed: any int >= 0.
+      labels: [N] int, -1 = unknown (always unlabelled).   seen: how many classes are seen (the first ones), or which.
+      labelled_frac: share of each seen class's images that is labelled, in (0, 1]; at least one.   seed: any int >= 0.
 
     Returns: (labelled, unlabelled) rows, int64, ascending; together every row once.
     Raises: ConfigError if a seen class has no image, or labelled_frac is out of range.
@@ -152,7 +145,7 @@ def seen_novel(
       >>> len(labelled), bool((labelled < 4).all()), len(unlabelled)
       (2, True, 4)
     """
-    labels = _labels(labels)
+    labels = checked_labels(labels)
     if not 0 < labelled_frac <= 1:
         raise ConfigError(f"labelled_frac is {labelled_frac}", fix="give a share above 0 and at most 1")
     classes = np.arange(seen) if isinstance(seen, int) else np.unique(np.asarray(seen, dtype=np.int64))
@@ -171,9 +164,8 @@ def seen_unseen(n_classes: int, *, seen_frac: float = 0.62, seed: int) -> tuple[
     """The transductive zero-shot split of the classes: those with labels, and those known by name only.
 
     Args:
-      n_classes: C, >= 2.
+      n_classes: C, >= 2.   seed: any int >= 0.
       seen_frac: share of the classes that is seen, in (0, 1); C * seen_frac is truncated, both sides keep one or more.
-      seed: any int >= 0.
 
     Returns: (seen, unseen) class numbers, int64, ascending; together every class once.
     Raises: ConfigError for fewer than 2 classes or a share out of range.
@@ -204,9 +196,7 @@ def holdout(labels: npt.ArrayLike, *, frac: float, seed: int, groups: npt.ArrayL
     A class with one image (or one group) stays in training, and so do unlabelled rows outside held-out groups.
 
     Args:
-      labels: [N] int, -1 = unknown.
-      frac: share of each class to hold out, in (0, 1).
-      seed: any int >= 0.
+      labels: [N] int, -1 = unknown.   frac: share of each class to hold out, in (0, 1).   seed: any int >= 0.
       groups: [N] int, rows of one number belong together (one physical sign, one patient); None: every row alone.
 
     Returns: (train, test) rows, int64, ascending; together every row once.
@@ -220,7 +210,7 @@ def holdout(labels: npt.ArrayLike, *, frac: float, seed: int, groups: npt.ArrayL
       >>> len(test)
       2
     """
-    labels = _labels(labels)
+    labels = checked_labels(labels)
     if not 0 < frac < 1:
         raise ConfigError(f"frac is {frac}", fix="give a share inside (0, 1)")
     if groups is None:
@@ -234,90 +224,21 @@ def holdout(labels: npt.ArrayLike, *, frac: float, seed: int, groups: npt.ArrayL
     return _others(test, labels.size), test
 
 
-def kfold(labels: npt.ArrayLike, *, n_folds: int, seed: int, groups: npt.ArrayLike | None = None) -> Ints:
-    """The fold of each row: folds alike in size and in classes, no group in two folds.
-
-    With groups the largest go first, each to the fold that holds the smallest share of the group's classes so far.
-    Unlabelled rows are spread in the same way, as if they were a class.
-
-    Args:
-      labels: [N] int, -1 = unknown.
-      n_folds: >= 2, at most the number of rows (groups).
-      seed: any int >= 0.
-      groups: [N] int as in `holdout`, or None.
-
-    Returns: [N] int64 in 0 .. n_folds-1.
-    Raises: ConfigError if n_folds is out of range or groups has another length.
-
-    Example:
-      >>> folds = kfold([0, 0, 0, 0, 1, 1, 1, 1], n_folds=2, seed=0)
-      >>> [int(((folds == f) & (np.arange(8) < 4)).sum()) for f in (0, 1)]
-      [2, 2]
-    """
-    labels = _labels(labels)
-    group_of_row, n_groups = (None, labels.size) if groups is None else _groups(groups, labels.size)
-    if not 2 <= n_folds <= n_groups:
-        raise ConfigError(
-            f"n_folds is {n_folds} for {n_groups} {'rows' if groups is None else 'groups'}",
-            fix="give at least 2, and no more than there are",
-        )
-    rng = np.random.default_rng(seed)
-    folds = np.empty(labels.size, dtype=np.int64)
-    if group_of_row is None:
-        # dealt out class after class: a class never differs by more than one image between folds, nor does the total
-        order = rng.permutation(labels.size)
-        folds[order[np.argsort(labels[order], kind="stable")]] = np.arange(labels.size) % n_folds
-        return rng.permutation(n_folds)[folds]
-
-    pairs = _GroupCounts(labels, group_of_row, n_groups)
-    share = pairs.counts / pairs.totals[pairs.classes]  # of its class, that a group holds
-    order = rng.permutation(n_groups)
-    order = order[np.argsort(-pairs.sizes[order], kind="stable")]
-    held = np.zeros((n_folds, pairs.totals.size))
-    rows_in_fold = np.zeros(n_folds)
-    fold_of_group = np.empty(n_groups, dtype=np.int64)
-    for g in order:
-        here = slice(pairs.offsets[g], pairs.offsets[g + 1])
-        classes = pairs.classes[here]
-        load = held[:, classes] @ pairs.counts[here] + 1e-9 * rows_in_fold  # the total only breaks ties
-        f = int(np.argmin(load))
-        fold_of_group[g] = f
-        held[f, classes] += share[here]
-        rows_in_fold[f] += pairs.sizes[g]
-    return fold_of_group[group_of_row]
-
-
-class _GroupCounts:
-    """Images of each class in each group, sparse, group after group; unlabelled rows count as class C."""
-
-    def __init__(self, labels: Ints, group_of_row: Ints, n_groups: int) -> None:
-        n_columns = int(labels.max(initial=-1)) + 2
-        column = np.where(labels < 0, n_columns - 1, labels)
-        keys, counts = np.unique(group_of_row * n_columns + column, return_counts=True)
-        self.counts: Ints = counts.astype(np.int64)  # [nnz]
-        self.classes: Ints = keys % n_columns  # [nnz]
-        self.groups: Ints = keys // n_columns  # [nnz], ascending
-        self.offsets: Ints = np.searchsorted(self.groups, np.arange(n_groups + 1)).astype(np.int64)
-        self.totals: Ints = np.bincount(column, minlength=n_columns).astype(np.int64)
-        self.sizes: Ints = np.bincount(group_of_row, minlength=n_groups).astype(np.int64)
-
-
 def _held_out_groups(
     labels: Ints, group_of_row: Ints, n_groups: int, *, frac: float, seed: int
 ) -> npt.NDArray[np.bool_]:
     """[G] bool: the groups on the test side. Classes with the fewest groups choose first."""
     rng = np.random.default_rng(seed)
-    pairs = _GroupCounts(labels, group_of_row, n_groups)
-    n_classes = pairs.totals.size - 1  # the last column is the unlabelled rows
-    by_class = np.argsort(pairs.classes, kind="stable")
-    starts = np.searchsorted(pairs.classes[by_class], np.arange(n_classes + 1))
+    n_classes = int(labels.max(initial=-1)) + 1
+    known = labels >= 0
+    # every group with an image of a class, and how many: class after class
+    pairs, counts = np.unique(labels[known] * n_groups + group_of_row[known], return_counts=True)
+    starts = np.searchsorted(pairs, np.arange(n_classes + 1) * n_groups)
     undecided, train, test = 0, 1, 2
     side = np.zeros(n_groups, dtype=np.int8)
-    n_groups_of = np.diff(starts)
-    for c in np.argsort(n_groups_of, kind="stable"):
-        mine = by_class[starts[c] : starts[c + 1]]
-        mine = mine[rng.permutation(mine.size)]
-        groups, sizes = pairs.groups[mine], pairs.counts[mine]
+    for c in np.argsort(np.diff(starts), kind="stable"):
+        mine = starts[c] + rng.permutation(starts[c + 1] - starts[c])
+        groups, sizes = pairs[mine] % n_groups, counts[mine]
         free = side[groups] == undecided
         if groups.size == 1:
             side[groups[free]] = train
@@ -325,7 +246,7 @@ def _held_out_groups(
         already = int(sizes[side[groups] == test].sum())
         taken = _nearest_sum(
             sizes[free],
-            float(_nearest(np.array(pairs.totals[c] * frac))) - already,
+            float(_nearest(sizes.sum() * frac)) - already,
             at_least_one=already == 0,
             not_all=not (side[groups] == train).any(),
         )
@@ -356,7 +277,8 @@ def _nearest_sum(sizes: Ints, target: float, *, at_least_one: bool, not_all: boo
         reach.append(reach[-1] | (reach[-1] << size))
     smallest = 1 if at_least_one and done == 0 else 0
     largest = sum(tail) - (1 if not_all and taken[:n_head].all() else 0)
-    sums = _set_bits(reach[-1])
+    raw = np.frombuffer(reach[-1].to_bytes((reach[-1].bit_length() + 7) // 8, "little"), dtype=np.uint8)
+    sums = np.flatnonzero(np.unpackbits(raw, bitorder="little"))  # positions of the ones
     sums = sums[(sums >= smallest) & (sums <= largest)]
     if sums.size == 0:  # one group, wanted on both sides: training keeps it
         return taken
@@ -367,12 +289,6 @@ def _nearest_sum(sizes: Ints, target: float, *, at_least_one: bool, not_all: boo
             rest -= tail[i - 1]
     assert rest == 0
     return taken
-
-
-def _set_bits(number: int) -> Ints:
-    """Positions of the ones of a non-negative integer, ascending."""
-    raw = np.frombuffer(number.to_bytes((number.bit_length() + 7) // 8, "little"), dtype=np.uint8)
-    return np.flatnonzero(np.unpackbits(raw, bitorder="little"))
 
 
 def _tail_shares(n_classes: int, *, ratio: float, profile: str) -> npt.NDArray[np.float64]:
@@ -404,10 +320,9 @@ def _others(rows: Ints, n_rows: int) -> Ints:
     return np.flatnonzero(rest)
 
 
-def _nearest(values: npt.NDArray[np.floating[Any]]) -> Ints:
+def _nearest(values: Any) -> Ints:
     """Nearest whole numbers, halves up."""
-    nearest: Ints = np.floor(values + 0.5).astype(np.int64)
-    return nearest
+    return np.floor(np.asarray(values) + 0.5).astype(np.int64)
 
 
 def _require(available: Ints, wanted: Ints, *, names: Ints, what: str) -> None:
@@ -421,8 +336,11 @@ def _require(available: Ints, wanted: Ints, *, names: Ints, what: str) -> None:
         )
 
 
-def _labels(labels: Any, *, n_classes: int | None = None) -> Ints:
-    """[N] int64 labels, checked."""
+def checked_labels(labels: Any, *, n_classes: int | None = None) -> Ints:
+    """[N] int64 of one integer per row, from -1 for unknown to C-1.
+
+    Raises: ConfigError for anything else.
+    """
     array = np.asarray(labels)
     if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
         raise ConfigError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -19,15 +18,10 @@ Halves = npt.NDArray[np.float16]
 
 
 class StoredFeats(Protocol):
-    """Features of N images, with V of each kind of augmented view, that `EmbeddingViews` draws from."""
+    """Features [n_rows, n_features] of images, with V of each kind of augmented view, for `EmbeddingViews`."""
 
-    @property
-    def n_rows(self) -> int:
-        """N images."""
-
-    @property
-    def n_features(self) -> int:
-        """D."""
+    n_rows: int
+    n_features: int
 
     def n_views(self, view: str) -> int:
         """How many different features an image has under a view of VIEWS."""
@@ -41,47 +35,20 @@ class EmbeddingStore:
 
     Attributes:
       feats: [1+2V, N, D] float16, in memory or mapped from the disk: clean, then weak, then strong.
-      path: the file behind it, or None.
 
     Example:
       >>> store = EmbeddingStore(np.arange(12, dtype=np.float16).reshape(3, 2, 2))
-      >>> store.read(torch.tensor([1, 0]), "strong", torch.tensor([0, 0])).tolist(), store.weak.shape
-      ([[10.0, 11.0], [8.0, 9.0]], (1, 2, 2))
+      >>> store.read(torch.tensor([1, 0]), "strong", torch.tensor([0, 0])).tolist()
+      [[10.0, 11.0], [8.0, 9.0]]
     """
 
-    def __init__(self, feats: Halves, *, path: Path | None = None) -> None:
+    def __init__(self, feats: Halves) -> None:
         assert feats.dtype == np.float16, feats.dtype
         assert feats.ndim == 3, feats.shape
         assert len(feats) % 2 == 1, "one clean plane, and as many strong as weak ones"
         self.feats = np.asarray(feats)  # a memory map without numpy's slower indexing of its own class
-        self.path = path
+        _, self.n_rows, self.n_features = self.feats.shape
         self._flat: Halves = self.feats.reshape(-1, self.n_features)  # a view, not a copy
-
-    @property
-    def clean(self) -> Halves:
-        """[N, D] float16."""
-        plane: Halves = self.feats[0]
-        return plane
-
-    @property
-    def weak(self) -> Halves:
-        """[V, N, D] float16."""
-        return self.feats[1 : 1 + self.n_views("weak")]
-
-    @property
-    def strong(self) -> Halves:
-        """[V, N, D] float16."""
-        return self.feats[1 + self.n_views("weak") :]
-
-    @property
-    def n_rows(self) -> int:
-        """N images."""
-        return int(self.feats.shape[1])
-
-    @property
-    def n_features(self) -> int:
-        """D."""
-        return int(self.feats.shape[2])
 
     def n_views(self, view: str) -> int:
         """How many stored features an image has under a view: 1 clean, V weak, V strong."""
@@ -100,8 +67,7 @@ class EmbeddingViews:
     different ones, and one listed twice may show two.
 
     Args:
-      stored: the features.
-      rows: [N] int64 rows of ``stored`` that are rows 0..N-1 here; None = all of them.
+      stored: the features.   rows: [N] int64 rows of them that are rows 0..N-1 here; None = all.
 
     Example:
       >>> views = EmbeddingViews(EmbeddingStore(np.arange(12, dtype=np.float16).reshape(3, 2, 2)))
@@ -131,15 +97,8 @@ class EmbeddingViews:
         """Nothing to do: reading is a copy from memory or the page cache."""
 
     def batch(self, rows: Tensor, view: str, *, seed: int, device: torch.device) -> Tensor:
-        """One view of the given rows.
+        """One view [B, D] float32 of rows [B] int64, one of VIEWS; the same seed gives the same view.
 
-        Args:
-          rows: [B] int64, 0..n_rows-1.
-          view: one of data.views.VIEWS.
-          seed: any integer; the same seed gives the same view.
-          device: where the result goes.
-
-        Returns: [B, D] float32.
         Raises: ConfigError for an unknown view, or one that was not stored.
         """
         if view not in VIEWS:

@@ -25,7 +25,7 @@ SPLITS = ("train", "test", "validation")
 PROBLEM_KINDS = {
     "missing_image": "image files that are not there",
     "unreadable_image": "images that cannot be decoded",
-    "bad_embedding": "embeddings with a value that is no finite number, or of another length",
+    "bad_embedding": "embeddings with a value that is not finite, or of another length",
     "unknown_label": "labels that are not classes",
     "unknown_candidate": "candidates that are not classes",
     "unknown_split": "splits other than train, test, validation",
@@ -49,13 +49,7 @@ _IO_ROWS = 1024  # embedded images held in memory at once while hashing
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """How to get each of N images; nothing is opened before it is asked for.
-
-    Attributes:
-      paths: [N] Arrow large_string, paths relative to ``root`` (or absolute); None if the images are embedded.
-      root: folder that relative paths start from.
-      dataset: `datasets.Dataset` of N rows with the one column ``image`` in the Image feature, undecoded
-        (memory-mapped when it comes from disk); None if the images are files.
+    """How to get each of N images, files or embedded ones; nothing is opened before it is asked for.
 
     Example:
       >>> photos = Images(pa.array(["a.png", "/b.png"], pa.large_string()), root="pets")
@@ -63,9 +57,9 @@ class Images:
       (['/b.png', 'pets/a.png'], 2)
     """
 
-    paths: Any = None
+    paths: Any = None  # [N] Arrow large_string, relative to ``root`` or absolute; None if the images are embedded
     root: str = ""
-    dataset: Any = None
+    dataset: Any = None  # `datasets.Dataset` of N rows and the one column ``image``, undecoded; None for files
 
     def __len__(self) -> int:
         return len(self.paths) if self.dataset is None else int(self.dataset.num_rows)
@@ -74,8 +68,7 @@ class Images:
         """What `decode_rgb` takes, for each of rows [n]: the encoded bytes, or the path of the file."""
         if self.dataset is None:
             return [os.path.join(self.root, path) for path in self.paths.take(pa.array(rows)).to_pylist()]  # noqa: PTH118
-        cells = self.dataset[np.asarray(rows, dtype=np.int64).tolist()]["image"]
-        return [_source(cell) for cell in cells]
+        return [_source(cell) for cell in self.dataset[rows.tolist()]["image"]]
 
     def take(self, rows: NDArray[np.int64]) -> Images:
         """The images of rows [n], in that order; embedded images are indexed, not copied."""
@@ -128,33 +121,20 @@ def _digest_strings(digest: Any, strings: Any) -> None:
 
 @dataclass(frozen=True, eq=False)
 class LabelTable:
-    """N images with what is known of each; `labelwright.data.read.load` makes one from any kind of input.
+    """N images with what is known of each; `labelwright.data.read.load` makes one from any kind of input."""
 
-    Attributes:
-      images: how to get each image.
-      ids: [N] Arrow large_string, unique names of the rows.
-      labels: [N] int32 class indices, -1 = unknown.
-      class_names: C names, in class order; empty when there are neither labels nor given names.
-      candidates: candidate sets of the N rows, or None.
-      split: [N] int8 positions in SPLITS, -1 = none of them; or None if the data says nothing of splits.
-      groups: [N] int64, rows with the same number belong together (one track, one patient); or None.
-      truth: [N] int32, for scoring only, -1 = unknown; C and above are classes outside ``class_names``; or None.
-      truth_names: names of the truth's classes: ``class_names``, then the others; empty without a truth.
-      problems: what is wrong with the data and was not resolved; rows as in this table.
-      quarantined: problems whose rows were left out; rows as in the table before.
-    """
-
-    images: Images
-    ids: Any
-    labels: NDArray[np.int32]
-    class_names: tuple[str, ...]
-    candidates: Candidates | None = None
-    split: NDArray[np.int8] | None = None
-    groups: NDArray[np.int64] | None = None
+    images: Images  # how to get each image
+    ids: Any  # [N] Arrow large_string, unique names of the rows
+    labels: NDArray[np.int32]  # [N] class indices, -1 = unknown
+    class_names: tuple[str, ...]  # C names, in class order; empty when there are neither labels nor given names
+    candidates: Candidates | None = None  # candidate sets of the N rows
+    split: NDArray[np.int8] | None = None  # [N] positions in SPLITS, -1 = none of them; None: nothing is said of splits
+    groups: NDArray[np.int64] | None = None  # [N], the same number: belong together (one track, one patient)
+    # [N], for scoring only, -1 = unknown; C and above are classes outside ``class_names``
     truth: NDArray[np.int32] | None = field(default=None, repr=False)
-    truth_names: tuple[str, ...] = ()
-    problems: tuple[Problem, ...] = ()
-    quarantined: tuple[Problem, ...] = ()
+    truth_names: tuple[str, ...] = ()  # of the truth's classes: ``class_names``, then the others; empty without a truth
+    problems: tuple[Problem, ...] = ()  # what is wrong with the data and was not resolved; rows as in this table
+    quarantined: tuple[Problem, ...] = ()  # problems whose rows were left out; rows as in the table before
 
     def __post_init__(self) -> None:
         n = len(self.images)
@@ -206,18 +186,6 @@ class LabelTable:
         groups = None if self.groups is None else torch.from_numpy(self.groups)
         return Task(labels, self.class_names, self.candidates, n_novel=n_novel, groups=groups)
 
-    def with_labels(self, labels: NDArray[np.integer[Any]]) -> LabelTable:
-        """The same images with other labels: [N] integers in -1..C-1.
-
-        Raises: ConfigError if the shape or a label does not fit.
-        """
-        labels = np.asarray(labels)
-        if labels.shape != (len(self),):
-            raise ConfigError(f"labels of shape {labels.shape} for {len(self)} images", fix="give one label per row")
-        if len(labels) and not -1 <= int(labels.min()) <= int(labels.max()) < len(self.class_names):
-            raise ConfigError("a label is outside -1..C-1", fix=f"there are {len(self.class_names)} classes")
-        return dataclasses.replace(self, labels=labels.astype(np.int32))
-
     def image(self, row: int) -> Image.Image:
         """One image, decoded: RGB, upright.
 
@@ -230,8 +198,22 @@ class LabelTable:
             raise DataError(
                 f"{problem.where}: {problem.detail}",
                 problems=[problem],
-                fix="put the image right, or leave such images out with --on-bad skip",
+                fix="replace the image, or skip such images with --on-bad skip",
             ) from error
+
+    @cached_property
+    def images_digest(self) -> str:
+        """32 hex digits that change when an image does (see `Images.update_digest`), and not with labels or ids.
+
+        Example:
+          >>> ids = pa.array(["a", "b"], pa.large_string())
+          >>> table = LabelTable(Images(ids), ids, np.array([0, 1], np.int32), ("cat", "dog"))
+          >>> table.images_digest == dataclasses.replace(table, labels=np.array([1, -1], np.int32)).images_digest
+          True
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        self.images.update_digest(digest)
+        return digest.hexdigest()
 
     @cached_property
     def fingerprint(self) -> str:

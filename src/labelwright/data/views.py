@@ -16,6 +16,8 @@ from labelwright.errors import ConfigError
 VIEWS = ("clean", "weak", "strong")
 """clean: as decoded; weak: cropped and flipped; strong: weak, then RandAugment and Cutout. All normalised."""
 
+MAX_IMAGES = 10_000  # whose mean and deviation are taken for those of all
+
 
 @dataclass(frozen=True)
 class ViewSettings:
@@ -65,8 +67,7 @@ class PixelViews:
     "strong"), give each its own seed.
 
     Args:
-      pixels: decoded images.
-      settings: how the views are made.
+      pixels: decoded images.   settings: how the views are made.
       rows: [N] int64 rows of ``pixels`` that are rows 0..N-1 here; None = all of them.
 
     Raises: ConfigError if pad_px does not fit the size of the images.
@@ -109,13 +110,7 @@ class PixelViews:
         self.pixels.prefetch(self._behind(rows.cpu()))
 
     def batch(self, rows: Tensor, view: str, *, seed: int, device: torch.device) -> Tensor:
-        """One view of the given rows.
-
-        Args:
-          rows: [B] int64, 0..n_rows-1.
-          view: one of VIEWS.
-          seed: any integer; the same seed gives the same view.
-          device: where to augment and to leave the result.
+        """One view of rows [B] int64, one of VIEWS, made on ``device``; the same seed gives the same view.
 
         Returns: [B, 3, H, W] float32, normalised, channels-last.
         Raises: ConfigError for an unknown view.
@@ -145,14 +140,13 @@ class PixelViews:
 
 
 def channel_stats(
-    pixels: PixelSource, *, rows: Tensor | None = None, max_images: int = 10_000
+    pixels: PixelSource, *, rows: Tensor | None = None
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Mean and standard deviation of each colour over the training images, for ViewSettings.
 
     Args:
       pixels: decoded images; those that could not be read do not count.
-      rows: [n] int64 the training rows; None = all.
-      max_images: beyond that, so many evenly spread over the rows.
+      rows: [n] int64 the training rows; None = all. Of more than MAX_IMAGES so many, evenly spread, are looked at.
 
     Returns: (mean, std) of RGB in 0..1; a std below 1/255 is given as 1/255.
     Raises: ConfigError if there is no readable image.
@@ -164,8 +158,8 @@ def channel_stats(
       ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     """
     rows = torch.arange(pixels.n_rows) if rows is None else rows.cpu()
-    if len(rows) > max_images:
-        rows = rows[torch.linspace(0, len(rows) - 1, max_images, dtype=torch.float64).long()]
+    if len(rows) > MAX_IMAGES:
+        rows = rows[torch.linspace(0, len(rows) - 1, MAX_IMAGES, dtype=torch.float64).long()]
     n_images_at_once = max(1, 2**24 // (3 * pixels.size_px**2))
     counts = torch.zeros(3, 256, dtype=torch.int64)
     for some in torch.split(rows, n_images_at_once):

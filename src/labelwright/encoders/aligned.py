@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from labelwright.encoders.backbones import Classifier, Stored, TextHead, UnitBackbone
+from labelwright.encoders.backbones import Classifier, Stored, UnitBackbone
+from labelwright.encoders.heads import TextHead
 from labelwright.encoders.lora import LoraTowers
 from labelwright.encoders.prompts import PromptedTowers
 from labelwright.encoders.residual import ResidualAdapter
@@ -22,9 +23,7 @@ class AlignedNet(nn.Module):
     are buffers: found by alignment (labels.concepts, labels.gaussians), zero at first.
 
     Args:
-      towers: image and class features, see adapters.towers.
-      visual: adapter of image features, or None.
-      textual: adapter of class features, or None.
+      towers: image and class features.   visual, textual: adapters of image and of class features, or None.
 
     Example:
       >>> from labelwright.encoders.towers import EmbeddedTowers

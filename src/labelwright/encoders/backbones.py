@@ -17,11 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from labelwright.encoders.heads import CentredHead as CentredHead
-from labelwright.encoders.heads import CosineHead as CosineHead
-from labelwright.encoders.heads import MlpHead as MlpHead
-from labelwright.encoders.heads import ProjectedHead as ProjectedHead
-from labelwright.encoders.heads import TextHead as TextHead
+from labelwright.encoders.heads import CentredHead, CosineHead, MlpHead, ProjectedHead, TextHead
 from labelwright.encoders.pretrained import (
     from_transformers_config,
     load_config,
@@ -45,12 +41,7 @@ _HEADS: dict[type[nn.Module], Head | Literal["text"]] = {
 
 
 class Stored(nn.Module):
-    """The backbone of embeddings: what comes in is the feature already.
-
-    Example:
-      >>> Stored()(torch.tensor([[1.0, 2.0]])).tolist()
-      [[1.0, 2.0]]
-    """
+    """The backbone of embeddings: what comes in is the feature already."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Feats [B, D], as they are."""
@@ -58,11 +49,7 @@ class Stored(nn.Module):
 
 
 class UnitBackbone(nn.Module):
-    """A vision model whose feats come out with unit norm, as an embedding store holds them.
-
-    Args:
-      inner: `VisionModel` or encoders.prompts.PromptedVision.
-    """
+    """A `VisionModel` or encoders.prompts.PromptedVision whose feats come out with unit norm, as a store holds them."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -77,9 +64,8 @@ class Classifier(nn.Module):
     """Backbone and head. Parameters are named ``backbone.*`` and ``head.*``.
 
     Attributes:
-      name: what the backbone was asked for as.
+      name: what the backbone was asked for as.   n_outputs: C.
       n_features: D, of the features and of what the last layer sees.
-      n_outputs: C.
       freeze: the glob patterns that were frozen; batch norms wholly frozen by them stay in eval mode.
     """
 
@@ -176,10 +162,7 @@ class Classifier(nn.Module):
 
 
 class Ensemble(nn.Module):
-    """Classifiers of one architecture whose logits are summed.
-
-    Attributes:
-      members: the classifiers.
+    """Classifiers of one architecture, the ``members``, whose logits are summed.
 
     Example:
       >>> nets = [build("resnet32", 10, seed=seed) for seed in (0, 1)]
@@ -211,7 +194,7 @@ class Ensemble(nn.Module):
 
     def with_backbone(self, backbone: nn.Module, *, name: str, image_size_px: int) -> Ensemble:
         """These heads on another backbone, see `Classifier.with_backbone`."""
-        members: list[Any] = list(self.members)
+        members: Any = self.members
         return Ensemble([m.with_backbone(backbone, name=name, image_size_px=image_size_px) for m in members])
 
 
@@ -237,8 +220,7 @@ def build(
       head: "linear", "centred" (linear on features centred and of unit scale), "cosine" (unit feats, unit weights, no
         bias: what LDAM needs), "mlp" (a residual layer, then linear: something to learn where the backbone is frozen),
         or "projected" (linear on unit projections).
-      hidden: width of that residual layer, or of the projections, >= 1.
-      image_size_px: height and width of the images it will be given.
+      hidden: width of that residual layer, or of the projections, >= 1.   image_size_px: side of its images.
       freeze: glob patterns over parameter names, as in ``("backbone.*",)`` or ``("*.layer.[0-8].*",)``.
       seed: of the random weights; the global random state is left as it was.
 
@@ -316,11 +298,7 @@ def from_config(config: Mapping[str, Any]) -> Classifier | Ensemble:
 
     Nothing is fetched, and neither hub id nor folder of the original checkpoint has to exist any more.
 
-    Args:
-      config: as made by ``classifier_config``.
-
-    Raises:
-      ConfigError: a key is missing, or transformers here does not know the model type.
+    Raises: ConfigError: a key is missing, or transformers here does not know the model type.
 
     Example:
       >>> net = build("resnet32", 10, seed=1)
@@ -358,19 +336,16 @@ def from_config(config: Mapping[str, Any]) -> Classifier | Ensemble:
         n_features, n_outputs = config["n_features"], config["n_outputs"]
         head = config["head"]
         if head == "text":
-            wanted_adapter = config.get("adapter")
-            visual = ResidualAdapter(n_features, **wanted_adapter) if wanted_adapter else None
+            adapter = config.get("adapter")
+            visual = ResidualAdapter(n_features, **adapter) if adapter else None
             head = TextHead(torch.zeros(n_outputs, n_features), torch.zeros(n_outputs), visual=visual)
-        elif head == "mlp":
-            head = MlpHead(n_features, n_outputs, hidden=config["mlp_hidden"])
-        elif head == "projected":
-            head = ProjectedHead(n_features, n_outputs, n_dims=config["n_dims"])
         return Classifier(
             backbone,
             name=config["name"],
             n_features=n_features,
             n_outputs=n_outputs,
             head=head,
+            hidden=config.get("mlp_hidden") or config.get("n_dims") or 0,
             image_size_px=config["image_size_px"],
             freeze=config["freeze"],
         )
@@ -422,5 +397,5 @@ def _n_features(backbone: nn.Module, image_size_px: int, name: str) -> int:
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
             f"{name} cannot take images of {image_size_px} px: {str(error).splitlines()[0]}",
-            fix="use the size the model was trained at (image_stats says it)",
+            fix="leave --size out, or give a size that the model can take",
         ) from error

@@ -19,15 +19,15 @@ from torch import Tensor, nn
 
 from labelwright.encoders.pretrained import (
     ImageStats,
+    check_complete,
     explained,
     image_stats,
     image_tower,
-    is_local_only,
+    load_config,
     load_model,
+    located,
     quiet,
-    read_config,
 )
-from labelwright.encoders.pretrained import resolve_name as resolve_name
 from labelwright.errors import ConfigError, OfflineError
 from labelwright.train.processes import autocast_dtype
 
@@ -42,13 +42,9 @@ class TwoTower(nn.Module):
     """An image tower and a text tower into one space [D]; always in eval mode, no parameter ever gets a gradient.
 
     Attributes:
-      model: the whole model of transformers; its scale stays in its own parameter too.
-      tokenizer: the tokenizer of its text side.
+      model, config, tokenizer: of transformers; the scale stays in the model's own parameter too.
       vision: the image side; x [B, 3, H, W] normalised pixels -> projected feats [B, D], not of unit norm.
-      name: what it was asked for as.
-      config: transformers' configuration.
-      stats: the pixels it expects.
-      n_features: D.
+      name: what it was asked for as.   stats: the pixels it expects.   n_features: D.
       logit_scale: what cosines are multiplied by to become logits (already exponentiated).
       max_tokens: what a text is cut to, special tokens included.
       precision: "bf16" or "fp32", of image forward passes; texts are always float32.
@@ -56,18 +52,10 @@ class TwoTower(nn.Module):
 
     Raises: ConfigError: its image side takes no plain pixels, its sides do not share a space, unknown precision.
 
-    Example:
-      >>> from tokenizers import Tokenizer, models
-      >>> from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
-      >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
-      >>> text = {**sizes, "vocab_size": 3, "eos_token_id": 2, "bos_token_id": 2, "pad_token_id": 0}
-      >>> vision = {**sizes, "image_size": 8, "patch_size": 4}
-      >>> model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=4))
-      >>> words = Tokenizer(models.WordLevel({"pad": 0, "dog": 1, "cat": 2}, unk_token="pad"))
-      >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="pad")
-      >>> tower = TwoTower(model, tokenizer, name="tiny", stats=ImageStats(8, (0.5,) * 3, (0.5,) * 3))
-      >>> tuple(tower.image_feats(torch.zeros(5, 3, 8, 8)).shape), tuple(tower.text_feats(["dog", "cat"]).shape)
-      ((5, 4), (2, 4))
+    Example: the small model inside the package.
+      >>> tower = load_two_tower("labelwright/digits-clip", device=torch.device("cpu"))
+      >>> tuple(tower.image_feats(torch.zeros(5, 3, 16, 16)).shape), tuple(tower.text_feats(["one", "two"]).shape)
+      ((5, 64), (2, 64))
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str, stats: ImageStats, precision: str = "auto") -> None:
@@ -83,7 +71,7 @@ class TwoTower(nn.Module):
         self.max_tokens = _max_tokens(model, tokenizer)
         self.precision = "fp32" if autocast_dtype(self.device, precision) is None else "bf16"
         # SigLIP pools at the last position, padding or not, and saw every text padded, unmasked and in lower case.
-        self._is_siglip = self.config.model_type.startswith("siglip")
+        self.is_siglip = self.config.model_type.startswith("siglip")
         self._has_warned = False
         tokenizer.padding_side = "right"
         self.requires_grad_(False)
@@ -102,13 +90,7 @@ class TwoTower(nn.Module):
 
     @torch.no_grad()
     def image_feats(self, x: Tensor) -> Tensor:
-        """Embed images.
-
-        Args:
-          x: [B, 3, H, W] float pixels, normalised by ``stats``, on the model's device.
-
-        Returns: [B, D] float32, unit norm.
-        """
+        """Unit features [B, D] float32 of pixels x [B, 3, H, W], normalised by ``stats``, on the model's device."""
         dtype = autocast_dtype(x.device, self.precision)
         with torch.autocast(x.device.type, dtype=dtype, enabled=dtype is not None):
             feats = self.vision(x)
@@ -116,36 +98,38 @@ class TwoTower(nn.Module):
 
     @torch.no_grad()
     def text_feats(self, texts: Sequence[str]) -> Tensor:
-        """Embed texts in float32, in batches; a text longer than the model takes is cut, and the first one logged.
-
-        Args:
-          texts: T texts, none empty.
-
-        Returns: [T, D] float32, unit norm, on the model's device.
+        """Unit features [T, D] float32 of T texts; one longer than the model takes is cut, and the first one logged.
 
         Raises: ConfigError: a text is empty.
         """
-        texts = [text.lower() for text in texts] if self._is_siglip else list(texts)
+        texts = [text.lower() for text in texts] if self.is_siglip else list(texts)
         if not all(text.strip() for text in texts):
             raise ConfigError("one of the texts to embed is empty", fix="give every class a name or a description")
         self._warn_of_cuts(texts)
         out = torch.empty(len(texts), self.n_features, device=self.device)
         for start in range(0, len(texts), TEXT_BATCH):
-            inputs = self.tokenizer(
-                texts[start : start + TEXT_BATCH],
-                padding="max_length" if self._is_siglip else "longest",
-                truncation=True,
-                max_length=self.max_tokens,
-                return_tensors="pt",
-            )
+            inputs = self.tokenize(texts[start : start + TEXT_BATCH])
             out[start : start + TEXT_BATCH] = F.normalize(self._raw_text_feats(inputs), dim=1)
         return out
 
+    def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Of T texts "input_ids", and "attention_mask" where the model is used to one: [T, L] int64, on its device.
+
+        A long text is cut before its end token.
+        """
+        encoded = self.tokenizer(
+            [text.lower() for text in texts] if self.is_siglip else list(texts),
+            padding="max_length" if self.is_siglip else "longest",
+            truncation=True,
+            max_length=self.max_tokens,
+            return_tensors="pt",
+        )
+        wanted = ("input_ids",) if self.is_siglip else ("input_ids", "attention_mask")
+        return {key: encoded[key].to(self.device) for key in wanted if key in encoded}
+
     def _raw_text_feats(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        wanted = {"input_ids"} if self._is_siglip else {"input_ids", "attention_mask"}
-        given = {key: value.to(self.device) for key, value in inputs.items() if key in wanted}
         with torch.autocast(self.device.type, enabled=False):
-            return _pooled(self.model.get_text_features(**given)).float()
+            return pooled(self.model.get_text_features(**inputs)).float()
 
     def _warn_of_cuts(self, texts: list[str]) -> None:
         if self._has_warned or not texts:
@@ -167,8 +151,7 @@ def load_two_tower(name: str, *, device: torch.device, precision: str = "auto") 
     Args:
       name: a folder written by save_pretrained (model, tokenizer and image processor), a hub id (owner/name), or the
         name of a model inside this package (labelwright/...).
-      device: where to put it.
-      precision: "auto", "bf16" or "fp32", of image forward passes (see train.processes.autocast_dtype).
+      device: where to put it.   precision: "auto", "bf16" or "fp32", of image forward passes.
 
     Raises:
       ConfigError: no such model; it has only one side; its weights, tokenizer or image processor are missing or do not
@@ -182,18 +165,13 @@ def load_two_tower(name: str, *, device: torch.device, precision: str = "auto") 
         fix: check the path
     """
     autocast_dtype(device, precision)  # a wrong setting is reported before anything is fetched
-    local_only = is_local_only(name)
-    config = read_config(name, local_only=local_only)
+    config = load_config(name)
     _check_has_two_sides(config, name)
     stats = image_stats(name)
-    tokenizer = _load_tokenizer(name, local_only=local_only)
-    model, absent = load_model(name, config, local_only=local_only)
+    tokenizer = _load_tokenizer(name)
+    model, absent = load_model(name, config)
     absent = {key for key in absent if key != "logit_bias" and not key.endswith(("mask_token", "position_ids"))}
-    if absent:
-        raise ConfigError(
-            f"the checkpoint {name} lacks {len(absent)} weights, among them {min(absent)}",
-            fix="use a checkpoint that holds both the image and the text side",
-        )
+    check_complete(name, absent, fix="use a checkpoint that holds both the image and the text side")
     return TwoTower(model.to(device), tokenizer, name=name, stats=stats, precision=precision)
 
 
@@ -206,7 +184,7 @@ def _check_has_two_sides(config: Any, name: str) -> None:
         try:
             shell = AutoModel.from_config(config)
         except ValueError as error:
-            raise ConfigError(f"{name} ({config.model_type}) is no model that gives features", fix=fix) from error
+            raise ConfigError(f"{name} ({config.model_type}) is not a model that gives features", fix=fix) from error
     if not hasattr(shell, "get_text_features"):
         raise ConfigError(f"{name} ({config.model_type}) has no text side that shares a space with images", fix=fix)
     if not hasattr(shell, "get_image_features"):
@@ -220,7 +198,7 @@ def _check_has_two_sides(config: Any, name: str) -> None:
         )
 
 
-def _load_tokenizer(name: str, *, local_only: bool) -> Any:
+def _load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     def no_words(detail: str) -> ConfigError:
@@ -230,11 +208,12 @@ def _load_tokenizer(name: str, *, local_only: bool) -> Any:
             "one that comes as a sentencepiece file alone needs: pip install sentencepiece",
         )
 
+    where = located(name)
     try:
         with quiet(), explained(name):
-            tokenizer = AutoTokenizer.from_pretrained(resolve_name(name), local_files_only=local_only)
+            tokenizer = AutoTokenizer.from_pretrained(**where)
     except (ConfigError, OfflineError) as error:
-        if local_only:
+        if where["local_files_only"]:
             raise
         raise no_words(error.message.removeprefix(f"cannot load the model {name}: ")) from error
     except ImportError as error:
@@ -251,12 +230,16 @@ def _check_towers(tower: TwoTower) -> int:
     """D, after a look at one image and one text: both sides in one space, ``vision`` what the model itself computes."""
     size = tower.stats.size_px
     pixels = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(tower.device)
-    text = {"input_ids": torch.ones(1, tower.max_tokens, dtype=torch.long)}
-    text["attention_mask"] = torch.ones_like(text["input_ids"])
+    text = {"input_ids": torch.ones(1, tower.max_tokens, dtype=torch.long, device=tower.device)}
+    if not tower.is_siglip:
+        text["attention_mask"] = torch.ones_like(text["input_ids"])
     with torch.no_grad():
         feats = tower.vision(pixels)
         try:
-            own = _pooled(tower.model.get_image_features(pixel_values=pixels, **_interpolation(tower.model)))
+            # the image size that the processor gives need not be the one of the position encodings
+            takes = inspect.signature(tower.model.get_image_features).parameters
+            resized = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
+            own = pooled(tower.model.get_image_features(pixel_values=pixels, **resized))
         except (TypeError, ValueError, AttributeError):
             own = None
         n_text = tower._raw_text_feats(text).shape[1]
@@ -274,13 +257,7 @@ def _check_towers(tower: TwoTower) -> int:
     return n_image
 
 
-def _interpolation(model: Any) -> dict[str, bool]:
-    """The image size that the processor gives need not be the one of the position encodings."""
-    known = "interpolate_pos_encoding" in inspect.signature(model.get_image_features).parameters
-    return {"interpolate_pos_encoding": True} if known else {}
-
-
-def _pooled(out: Any) -> Tensor:
+def pooled(out: Any) -> Tensor:
     """Features out of what get_*_features returns: a tensor, or since transformers 5 an output that holds them."""
     feats: Tensor = out if isinstance(out, Tensor) else out.pooler_output
     return feats

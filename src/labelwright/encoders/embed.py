@@ -1,4 +1,4 @@
-"""A pretrained encoder at the door of a run: its features of the images, and what it makes of the class names."""
+"""A pretrained encoder as a run uses it: its features of the images and of the class names."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from labelwright.data.prepare import Source
 from labelwright.data.views import ViewSettings
 from labelwright.encoders import backbones
 from labelwright.encoders.clip import TwoTower, identity_of, load_two_tower
-from labelwright.encoders.pretrained import image_stats, load_config, load_vision_model
+from labelwright.encoders.pretrained import ImageStats, image_stats, load_config, load_vision_model
 from labelwright.encoders.saved import saved_backbone
-from labelwright.encoders.store import build_store, images_digest
+from labelwright.encoders.store import build_store
 from labelwright.encoders.templates import class_text_feats, templates_named
 from labelwright.train.processes import autocast_dtype
 from labelwright.train.progress import counter
@@ -24,23 +24,15 @@ from labelwright.types import Concepts
 
 @dataclass(frozen=True)
 class Encoder:
-    """A frozen pretrained model.
+    """A frozen pretrained model."""
 
-    Attributes:
-      name: hub id or folder, as asked for.
-      vision: x [B, 3, H, W] -> feats [B, D], any length.
-      identity: hash of weights and configuration.
-      n_features: D.
-      precision: "bf16" or "fp32".
-      tower: the whole two-tower model; None for a vision model, which knows no words.
-    """
-
-    name: str
-    vision: nn.Module
-    identity: str
-    n_features: int
-    precision: str
-    tower: TwoTower | None
+    name: str  # hub id or folder, as asked for
+    vision: nn.Module  # x [B, 3, H, W] -> feats [B, D], any length
+    identity: str  # hash of weights and configuration
+    n_features: int  # D
+    stats: ImageStats  # the pixels it expects
+    precision: str  # "bf16" or "fp32"
+    tower: TwoTower | None  # the whole two-tower model; None for a vision model, which has no text side
 
     def encode(self, x: Tensor) -> Tensor:
         """Unit features [B, D] float32 of normalised pixels [B, 3, H, W]."""
@@ -68,9 +60,6 @@ def is_two_tower(name: str) -> bool:
 def load_encoder(name: str, *, device: torch.device, precision: str) -> Encoder:
     """Load a frozen encoder: a two-tower model with its words, or the image side of any vision model.
 
-    Args:
-      name: hub id, folder, or a run of labelwright.   device: where to compute.   precision: auto, bf16 or fp32.
-
     Raises: ConfigError, OfflineError: see encoders.clip.load_two_tower and encoders.pretrained.load_vision_model.
 
     Example:
@@ -80,26 +69,23 @@ def load_encoder(name: str, *, device: torch.device, precision: str) -> Encoder:
     """
     if is_two_tower(name):
         tower = load_two_tower(name, device=device, precision=precision)
-        return Encoder(name, tower.vision, tower.identity, tower.n_features, tower.precision, tower)
+        return Encoder(name, tower.vision, tower.identity, tower.n_features, tower.stats, tower.precision, tower)
     saved = saved_backbone(name)
     loaded = load_vision_model(name) if saved is None else backbones.load_saved(saved)
     vision = loaded.to(device).eval().requires_grad_(False)
-    size_px = image_stats(name).size_px
+    stats = image_stats(name)
     with torch.no_grad():
-        n_features = int(vision(torch.zeros(1, 3, size_px, size_px, device=device)).shape[1])
+        n_features = int(vision(torch.zeros(1, 3, stats.size_px, stats.size_px, device=device)).shape[1])
     used = "bf16" if autocast_dtype(device, precision) is not None else "fp32"
-    return Encoder(name, vision, identity_of(vision), n_features, used, None)
+    return Encoder(name, vision, identity_of(vision), n_features, stats, used, None)
 
 
 def embed(source: Source, encoder: Encoder, view: ViewSettings, *, n_views: int, device: torch.device) -> Source:
     """The source with stored features: every image once, and in ``n_views`` weak and strong views; kept in the cache.
 
     Args:
-      source: images with pixels.
-      encoder: frozen.
-      view: how pixels are augmented and normalised.
-      n_views: V, 0 or more; 0 = the un-augmented view alone.
-      device: where to compute.
+      source: images with pixels.   encoder: frozen.   view: how pixels are augmented and normalised.
+      n_views: V, 0 or more; 0 = the un-augmented view alone.   device: where to compute.
     """
     views = source.pixel_views(view)
     with counter(f"embedding with {encoder.name}", views.n_rows) as progress:
@@ -107,7 +93,7 @@ def embed(source: Source, encoder: Encoder, view: ViewSettings, *, n_views: int,
             views,
             encoder.encode,
             identity=f"{encoder.identity} {encoder.precision}",
-            images_digest=images_digest(source.table),
+            images_digest=source.table.images_digest,
             n_views=n_views,
             seed=0,
             n_features=encoder.n_features,
@@ -127,8 +113,7 @@ def concepts_of(
     """What the text tower says of class names, and of descriptions of how the classes look.
 
     Args:
-      tower: a loaded model.
-      class_names: C names.
+      tower: a loaded model.   class_names: C names.
       templates: a name, file or template, see encoders.templates.templates_named.
       descriptions: class -> texts, for any of the classes.
 

@@ -38,8 +38,7 @@ class TextHead(nn.Module):
     """Linear head on unit feats, put through a residual adapter first; float32 even under autocast.
 
     Args:
-      weight: [C, D] class features times the logit scale, and whatever is added to them.
-      bias: [C].
+      weight: [C, D] class features times the logit scale, and whatever is added to them.   bias: [C].
       visual: adapter of the feats, or None.
 
     Example:
@@ -65,11 +64,6 @@ class MlpHead(nn.Module):
 
     trunk(f) = f + W2 relu(W1 f + b1) + b2, logits = W trunk(f) + b. W2 and b2 start at 0, so that the trunk hands the
     features on as they are until it has learned something.
-
-    Args:
-      n_features: D.
-      n_outputs: C.
-      hidden: width of the layer between, >= 1.
 
     Source: He et al. 2016 (arXiv 1512.03385), Eq. (1); starting at the identity: Goyal et al. 2017 (arXiv 1706.02677),
       section 5.1, by its last scale.
@@ -105,9 +99,7 @@ class ProjectedHead(nn.Module):
     m and P are buffers, zero and the identity at first. Multiplying features and mean by a number changes nothing.
 
     Args:
-      n_features: D.
-      n_outputs: C.
-      n_dims: width of u; D if that is less.
+      n_features: D.   n_outputs: C.   n_dims: width of u; D if that is less.
 
     Example:
       >>> head = ProjectedHead(3, 2, n_dims=2)

@@ -14,10 +14,6 @@ def freeze_below(net: nn.Module, layers: Literal["head", "last_stage"]) -> set[s
     A stage is the outermost numbered group of a backbone: of a ResNet its last resolution, of a ViT its last block.
     What comes after the last stage learns too; a backbone without stages counts as one.
 
-    Args:
-      net: an encoders.backbones.Classifier.
-      layers: what of it is to learn.
-
     Example:
       >>> from labelwright.encoders.backbones import build
       >>> net = build("resnet18", 10, seed=0)

@@ -12,25 +12,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labelwright.encoders.clip import TwoTower
-from labelwright.encoders.towers import check_class_texts, encode_tokens, tokenize
+from labelwright.encoders.towers import check_class_texts, encode_tokens
 from labelwright.errors import ConfigError
-
-SIDES = ("vision", "text")
 
 
 class LoraTowers(nn.Module):
     """A copy of a two-tower model with low-rank updates; only these are parameters and state.
 
-    A weight W of the layers named becomes W + alpha / rank * B A, with A random and B zero at first: the untrained
-    towers give the features of the model as it was.
+    A weight W of the layers named becomes W + B A, with A random and B zero at first: the untrained towers give the
+    features of the model as it was.
 
     Args:
       tower: a loaded model, on the device where views will be; a copy of it is tuned.
       class_texts: C texts as the text tower shall read them, as in "a photo of a cat".
-      rank: of the updates, >= 1.
-      alpha: > 0; None = ``rank``, so that updates are not scaled.
-      targets: names of the linear layers, within the layers of each tower's encoder.
-      sides: "vision", "text" or both.
+      rank: of the updates, >= 1.   targets: names of linear layers within the layers of each tower's encoder.
       seed: of the random A; the global random state is left as it was.
 
     Raises: ConfigError: a setting out of range, a target that no tower has, no class texts.
@@ -40,9 +35,9 @@ class LoraTowers(nn.Module):
     Example: the small model inside the package; what of it is trained.
       >>> from labelwright.encoders.clip import load_two_tower
       >>> tower = load_two_tower("labelwright/digits-clip", device=torch.device("cpu"))
-      >>> net = LoraTowers(tower, ["one", "two"], rank=2, targets=("q_proj",), sides=("vision",), seed=0)
-      >>> {name.split("/", 5)[-1]: tuple(value.shape) for name, value in net.state_dict().items()}
-      {'q_proj/lora_A': (2, 96), 'q_proj/lora_B': (96, 2)}
+      >>> net = LoraTowers(tower, ["one", "two"], rank=2, targets=("q_proj",), seed=0)
+      >>> sorted({tuple(value.shape) for value in net.state_dict().values()})
+      [(2, 64), (2, 96), (64, 2), (96, 2)]
     """
 
     def __init__(
@@ -51,22 +46,17 @@ class LoraTowers(nn.Module):
         class_texts: Sequence[str],
         *,
         rank: int = 4,
-        alpha: float | None = None,
         targets: Sequence[str] = ("q_proj", "v_proj"),
-        sides: Sequence[str] = SIDES,
         seed: int,
     ) -> None:
         super().__init__()
         if rank < 1:
             raise ConfigError(f"rank is {rank}", fix="give 1 or more")
-        if alpha is not None and not alpha > 0:
-            raise ConfigError(f"alpha is {alpha}", fix="give a number above 0, or None for the rank")
-        if not sides or set(sides) - set(SIDES):
-            raise ConfigError(f"sides is {tuple(sides)}", fix="give vision, text or both")
+        check_class_texts(class_texts)
         tuned = copy.deepcopy(tower)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            _inject(tuned, rank=rank, alpha=float(rank if alpha is None else alpha), targets=targets, sides=sides)
+            _inject(tuned, rank=rank, targets=targets)
         self._held = (tuned,)  # in a tuple, not a submodule: frozen weights are neither parameters nor state
         self.logit_scale = tower.logit_scale
         self.updates = nn.ParameterDict(
@@ -76,10 +66,7 @@ class LoraTowers(nn.Module):
                 if parameter.requires_grad
             }
         )
-        self._tunes_text = "text" in sides
-        self._inputs: dict[str, Tensor] = {}
-        self._plain_text_feats: Tensor | None = None
-        self.set_class_texts(class_texts)
+        self._inputs = tuned.tokenize(class_texts)
 
     @property
     def tower(self) -> TwoTower:
@@ -91,21 +78,8 @@ class LoraTowers(nn.Module):
         return F.normalize(self.tower.vision(x).float(), dim=1)
 
     def text_feats(self) -> Tensor:
-        """Unit features [C, D] float32 of the classes; differentiable where the text side is tuned."""
-        if self._plain_text_feats is not None:
-            return self._plain_text_feats
+        """Unit features [C, D] float32 of the classes; differentiable."""
         return encode_tokens(self.tower, self._inputs)
-
-    def set_class_texts(self, class_texts: Sequence[str]) -> None:
-        """Take the texts of the C classes, in class order.
-
-        Raises: ConfigError if there are none, or an empty one.
-        """
-        check_class_texts(class_texts)
-        if self._tunes_text:
-            self._inputs = tokenize(self.tower, class_texts)
-        else:
-            self._plain_text_feats = self.tower.text_feats(class_texts)
 
     def merged(self) -> TwoTower:
         """A plain, frozen model with the updates added to its weights, for export; this one goes on as it is."""
@@ -125,17 +99,15 @@ class LoraTowers(nn.Module):
         self.tower._apply(fn, recurse)  # type: ignore[no-untyped-call]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._inputs = {key: value.to(self.tower.device) for key, value in self._inputs.items()}
-        if self._plain_text_feats is not None:
-            self._plain_text_feats = self._plain_text_feats.to(self.tower.device)
         return self
 
 
-def _inject(tower: TwoTower, *, rank: int, alpha: float, targets: Sequence[str], sides: Sequence[str]) -> None:
+def _inject(tower: TwoTower, *, rank: int, targets: Sequence[str]) -> None:
     """Put trainable updates beside the target layers of a tower, in place."""
     from peft import LoraConfig, inject_adapter_in_model
 
     def pattern(target: str) -> str:
-        return rf"({'|'.join(sides)})_model\.(.+\.)?encoder\.layers?\.\d+\.(.+\.)?{re.escape(target)}"
+        return rf"(vision|text)_model\.(.+\.)?encoder\.layers?\.\d+\.(.+\.)?{re.escape(target)}"
 
     linear = [name for name, layer in tower.model.named_modules() if isinstance(layer, nn.Linear)]
     for target in targets:
@@ -144,7 +116,5 @@ def _inject(tower: TwoTower, *, rank: int, alpha: float, targets: Sequence[str],
             raise ConfigError(
                 f"the encoder of {tower.name} has no linear layer {target!r}", fix=f"it has {', '.join(known)}"
             )
-    if not targets:
-        raise ConfigError("targets is empty", fix="name linear layers such as q_proj and v_proj")
-    settings: Any = LoraConfig(r=rank, lora_alpha=alpha, target_modules="|".join(map(pattern, targets)))
+    settings: Any = LoraConfig(r=rank, lora_alpha=rank, target_modules="|".join(map(pattern, targets)))
     inject_adapter_in_model(settings, tower.model)

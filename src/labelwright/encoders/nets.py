@@ -11,7 +11,6 @@ from torch import nn
 from labelwright.encoders import backbones
 from labelwright.encoders.embed import Encoder
 from labelwright.encoders.lora import LoraTowers
-from labelwright.encoders.pretrained import image_stats
 from labelwright.encoders.prompts import PromptedTowers
 from labelwright.encoders.resnets import OWN
 from labelwright.encoders.saved import network_of
@@ -24,34 +23,17 @@ from labelwright.types import Concepts, Head
 
 @dataclass
 class EncoderNets:
-    """A `types.BuildNet` for runs with a frozen encoder, or on embeddings that came without one.
+    """A `types.BuildNet` for runs with a frozen encoder, or on embeddings that came without one."""
 
-    Attributes:
-      n_features: D of the features.
-      concepts: what there is of texts, or None.
-      encoder: None for the user's own embeddings.
-      is_stored: views are features already; False = pixels through the encoder in the loop.
-      class_names, template: what tuned towers read.
-      seed: of new weights.
-    """
-
-    n_features: int
-    concepts: Concepts | None
-    encoder: Encoder | None
-    is_stored: bool
-    class_names: tuple[str, ...]
+    n_features: int  # D
+    concepts: Concepts | None  # what there is of texts
+    encoder: Encoder | None  # None for the user's own embeddings
+    is_stored: bool  # views are features already; False = pixels through the encoder in the loop
+    class_names: tuple[str, ...]  # what tuned towers read, put into the template
     template: str
-    seed: int
-
-    @property
-    def is_frozen(self) -> bool:
-        """True: the encoder never learns under a head."""
-        return True
-
-    @property
-    def is_pretrained(self) -> bool:
-        """True: the features come from somewhere."""
-        return True
+    seed: int  # of new weights
+    is_frozen: bool = True  # the encoder never learns under a head
+    is_pretrained: bool = True  # the features come from somewhere
 
     def __call__(self, n_outputs: int, *, head: Head = "linear", hidden: int = 256) -> nn.Module:
         """A head on the features; with pixels, on the frozen encoder."""
@@ -60,7 +42,7 @@ class EncoderNets:
         if not self.is_stored:
             assert self.encoder is not None
             backbone, name = backbones.UnitBackbone(self.encoder.vision), network_of(self.encoder.name)
-            size_px = image_stats(self.encoder.name).size_px
+            size_px = self.encoder.stats.size_px
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.seed += 1  # two networks of one recipe start from different weights
@@ -77,7 +59,6 @@ class EncoderNets:
 
     def towers(self, tune: str = "none") -> Towers:
         """See types.BuildNet.towers."""
-        tower = None if self.encoder is None else self.encoder.tower
         if self.concepts is None:
             raise ConfigError(
                 "there are no text features of the classes",
@@ -89,14 +70,13 @@ class EncoderNets:
                     f"tune={tune} trains the encoder, and stored embeddings leave it out", fix="add --views pixels"
                 )
             return EmbeddedTowers(self.concepts.feats, logit_scale=self.concepts.logit_scale)
-        assert tower is not None
-        texts = [fill(self.template, name) for name in self.class_names]
+        assert self.encoder is not None
+        assert self.encoder.tower is not None
+        tower = self.encoder.tower
         if tune == "none":
-            frozen = FrozenTowers(tower, texts)
-            frozen.class_feats = self.concepts.feats.to(tower.device)
-            return frozen
+            return FrozenTowers(tower, self.concepts.feats)
         if tune == "lora":
-            return LoraTowers(tower, texts, seed=self.seed)
+            return LoraTowers(tower, [fill(self.template, name) for name in self.class_names], seed=self.seed)
         kind: Any = tune
         return PromptedTowers(tower, self.class_names, kind=kind, seed=self.seed)
 
@@ -107,29 +87,20 @@ class EncoderNets:
         return net.with_backbone(
             backbones.UnitBackbone(self.encoder.vision),
             name=network_of(self.encoder.name),
-            image_size_px=image_stats(self.encoder.name).size_px,
+            image_size_px=self.encoder.stats.size_px,
         )
 
 
 @dataclass
 class OwnNets:
-    """A `types.BuildNet` of networks that see pixels.
+    """A `types.BuildNet` of networks that see pixels."""
 
-    Attributes:
-      model: as for encoders.backbones.build.
-      size_px: side of the images.
-      pretrained: start a transformers model from its weights.
-      freeze: parameter-name patterns.
-      seed: of new weights.
-      n_built: networks made so far.
-    """
-
-    model: str
-    size_px: int
-    pretrained: bool
-    freeze: tuple[str, ...]
-    seed: int
-    n_built: int = 0
+    model: str  # as for encoders.backbones.build
+    size_px: int  # side of the images
+    pretrained: bool  # start a transformers model from its weights
+    freeze: tuple[str, ...]  # patterns of parameter names
+    seed: int  # of new weights
+    n_built: int = 0  # networks made so far
 
     @property
     def is_frozen(self) -> bool:
@@ -159,7 +130,7 @@ class OwnNets:
         return net
 
     def towers(self, tune: str = "none") -> Any:
-        """Refused: these networks know no words."""
+        """Refused: these networks have no text side."""
         raise ConfigError(
             f"{self.model} has no text side", fix="name a vision-language model: CLIP, SigLIP, ... with --model"
         )

@@ -9,9 +9,10 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +29,11 @@ HUB_TIMEOUT_S = 3.0  # until the hub counts as out of reach; HF_HUB_ETAG_TIMEOUT
 
 @dataclass(frozen=True)
 class ImageStats:
-    """The pixels a network expects.
+    """The pixels a network expects."""
 
-    Attributes:
-      size_px: height and width.
-      mean: per channel, of pixels in 0 to 1; to be subtracted.
-      std: per channel; to be divided by afterwards.
-    """
-
-    size_px: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    size_px: int  # height and width
+    mean: tuple[float, float, float]  # per channel, of pixels in 0 to 1; to be subtracted
+    std: tuple[float, float, float]  # per channel; to be divided by afterwards
 
 
 class VisionModel(nn.Module):
@@ -76,13 +71,10 @@ class VisionModel(nn.Module):
 
 
 def image_stats(name: str) -> ImageStats:
-    """What pixels a network expects: from the checkpoint's image processor, or ours for our own networks.
+    """What pixels a network, named as for ``backbones.build``, expects: from the checkpoint's image processor.
 
-    Args:
-      name: as for ``backbones.build``.
-
-    Returns: size in px, mean and std per channel. The networks in OWN, trained from scratch, get 32 px and 0.5, 0.25;
-      a run of labelwright says what it was trained on.
+    The networks in OWN, trained from scratch, get 32 px, mean 0.5 and std 0.25; a run of labelwright says what it was
+    trained on.
 
     Raises: ConfigError, OfflineError: as ``backbones.build``, or the checkpoint does not say (no
       preprocessor_config.json).
@@ -98,15 +90,14 @@ def image_stats(name: str) -> ImageStats:
         return ImageStats(saved.size_px, saved.mean, saved.std)
     from transformers import AutoImageProcessor
 
-    local_only = is_local_only(name)
-    read_config(name, local_only=local_only)  # says what is wrong with the model itself
+    load_config(name)  # says what is wrong with the model itself
     with quiet():
         try:
-            processor = AutoImageProcessor.from_pretrained(resolve_name(name), local_files_only=local_only)
+            processor = AutoImageProcessor.from_pretrained(**located(name))
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"{name} does not say what pixels it expects",
-                fix="put its preprocessor_config.json beside config.json, or give image size, mean and std yourself",
+                fix="put its preprocessor_config.json beside config.json, or take random weights: --no-pretrained",
             ) from error
     size = _edge(getattr(processor, "crop_size", None)) if getattr(processor, "do_center_crop", False) else None
     size = size or _edge(getattr(processor, "size", None))
@@ -136,43 +127,43 @@ def load_vision_model(name: str) -> VisionModel:
       >>> tuple(load_vision_model(folder)(torch.zeros(2, 3, 8, 8)).shape)
       (2, 8)
     """
-    local_only = is_local_only(name)
-    config = read_config(name, local_only=local_only)
-    model, absent = load_model(name, config, local_only=local_only)
+    config = load_config(name)
+    model, absent = load_model(name, config)
     vision = image_tower(model, config, name)
     used = {f"vision_model.{n}" for n, _ in vision.model.named_parameters()} if model is not vision.model else set()
     used |= {n for n, _ in vision.model.named_parameters()} | {"visual_projection.weight"}
-    missing = sorted(n for n in absent & used if not n.endswith("mask_token"))
-    if missing:
-        raise ConfigError(
-            f"the checkpoint {name} lacks {len(missing)} weights, among them {missing[0]}",
-            fix="use a checkpoint of this architecture, or pretrained=False to start from random weights",
-        )
+    missing = {n for n in absent & used if not n.endswith("mask_token")}
+    check_complete(name, missing, fix="use a checkpoint of this architecture, or random weights: --no-pretrained")
     return vision
 
 
-def load_model(name: str, config: Any, *, local_only: bool) -> tuple[Any, set[str]]:
-    """Whole model of a checkpoint in float32, and the names of the weights that the checkpoint lacks (left random).
+def load_model(name: str, config: Any, *, kind: Any = None, dtype: torch.dtype = torch.float32) -> tuple[Any, set[str]]:
+    """Whole model of a checkpoint, and the names of the weights that the checkpoint lacks (left random).
 
     Args:
-      name: a folder written by save_pretrained, or a hub id (owner/name).
-      config: its configuration, from `read_config`.
-      local_only: from `is_local_only`.
+      name, config: as for `load_config`, and what it gave.
+      kind: transformers' class that loads it; None = AutoModel.   dtype: of the weights.
 
     Raises: ConfigError, OfflineError: as `load_config`, or there are no weights.
     """
     from transformers import AutoModel
 
+    where = located(name)
     with quiet(), explained(name):
-        model, info = AutoModel.from_pretrained(
-            resolve_name(name),
+        model, info = (kind or AutoModel).from_pretrained(
+            **where,
             config=config,
-            dtype=torch.float32,
+            dtype=dtype,
             output_loading_info=True,
-            local_files_only=local_only,
-            adapter_kwargs={"local_files_only": local_only},  # peft's own look-up, which would ask the hub again
+            adapter_kwargs={"local_files_only": where["local_files_only"]},  # or peft's look-up would ask the hub again
         )
     return model, set(info["missing_keys"])
+
+
+def check_complete(name: str, absent: Collection[str], *, fix: str) -> None:
+    """Refuse a checkpoint that lacks weights; raises ConfigError with their number and the first of them."""
+    if absent:
+        raise ConfigError(f"the checkpoint {name} lacks {len(absent)} weights, among them {min(absent)}", fix=fix)
 
 
 def image_tower(model: Any, config: Any, name: str) -> VisionModel:
@@ -190,10 +181,7 @@ def image_tower(model: Any, config: Any, name: str) -> VisionModel:
 def from_transformers_config(config: Any) -> VisionModel:
     """Vision model with random weights, float32; of a two-tower model only the image side is ever allocated.
 
-    Args:
-      config: transformers' configuration of the whole model.
-
-    Raises: ConfigError: it describes no model with features, or none that takes images.
+    Raises: ConfigError: transformers' ``config`` describes no model with features, or none that takes images.
 
     Example:
       >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
@@ -223,9 +211,6 @@ def from_transformers_config(config: Any) -> VisionModel:
 def load_config(name: str) -> Any:
     """transformers configuration of a folder or hub id, with what is wrong reported in one line.
 
-    Args:
-      name: a folder written by save_pretrained, or a hub id (owner/name).
-
     Raises:
       ConfigError: no such folder, an id that is not on the hub, or a name of neither form.
       OfflineError: a hub id that is neither cached nor within reach.
@@ -236,15 +221,10 @@ def load_config(name: str) -> Any:
       labelwright.errors.ConfigError: no such model folder: ./nowhere
         fix: check the path
     """
-    return read_config(name, local_only=is_local_only(name))
-
-
-def read_config(name: str, *, local_only: bool) -> Any:
-    """`load_config` of a name that `is_local_only` has looked at."""
     from transformers import AutoConfig
 
     with quiet(), explained(name):
-        return AutoConfig.from_pretrained(resolve_name(name), local_files_only=local_only)
+        return AutoConfig.from_pretrained(**located(name))
 
 
 def parse_transformers_config(config: Mapping[str, Any]) -> Any:
@@ -268,20 +248,14 @@ def parse_transformers_config(config: Mapping[str, Any]) -> Any:
             ) from error
 
 
-def is_local_only(name: str) -> bool:
-    """Check the name; then, for a hub id, whether the hub is out of reach and only cached files can serve.
-
-    One question without retries: left to itself each file would be asked for over 26 s.
+def located(name: str) -> dict[str, Any]:
+    """Arguments of `from_pretrained`: where a model is, and whether only files on this machine can be used.
 
     Raises: ConfigError: no such folder, or a name that is neither a folder nor a hub id.
     """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError
-
     folder = Path(resolve_name(name))
     if not folder.is_dir():
-        is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
-        if is_path:
+        if name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise ConfigError(f"no such model folder: {name}", fix="check the path")
         if "/" not in name:
             close = difflib.get_close_matches(name, OWN, n=3, cutoff=0.4) or list(OWN)
@@ -291,11 +265,22 @@ def is_local_only(name: str) -> bool:
             )
     elif not (folder / "config.json").is_file():
         raise ConfigError(f"no config.json in model folder {name}", fix="give a folder written by save_pretrained")
-    if folder.is_dir():
-        return False
+    local_only = not folder.is_dir() and _is_out_of_reach(name)
+    return {"pretrained_model_name_or_path": resolve_name(name), "local_files_only": local_only}
+
+
+@cache
+def _is_out_of_reach(hub_id: str) -> bool:
+    """Whether the hub cannot be asked for a model; found out once in a process.
+
+    One question without retries: left to itself each file would be asked for over 26 s.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
     timeout_s = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or HUB_TIMEOUT_S)
     try:
-        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=timeout_s)
+        get_hf_file_metadata(hf_hub_url(hub_id, "config.json"), timeout=timeout_s)
     except (HfHubHTTPError, ValueError):
         return False  # an answer, if no good one, or a malformed id: loading says which
     except Exception:  # of httpx or httpx2, as the version of huggingface_hub has it
@@ -306,10 +291,9 @@ def is_local_only(name: str) -> bool:
 def resolve_name(name: str) -> str:
     """What transformers is to load: the path of a folder, or the hub id as it is.
 
-    Args:
-      name: a folder, a hub id, or "labelwright/..." for a model inside this package, which no hub is asked about.
+    No hub is asked about "labelwright/...", a model inside this package.
 
-    Raises: ConfigError: no model of that name is inside this package.
+    Raises: ConfigError: no model of that name is there.
 
     Example:
       >>> resolve_name("openai/clip-vit-base-patch32")

@@ -18,13 +18,12 @@ class ProjectedNet(nn.Module):
     It is a `types.Network` itself, and answers as the classifier alone. The projector serves training only: `exported`
     leaves it out. Its weights are drawn from the global generator.
 
+    Args:
+      classifier: a `types.Network` that is a module; trained along.   n_dims: >= 1, width of the projections.
+
     Attributes:
       summed_with: networks whose logits are added to those of this one in what is exported; trained on their own, and
         not part of this module.
-
-    Args:
-      classifier: a `types.Network` that is a module; trained along.
-      n_dims: >= 1, width of the projections.
 
     Raises: ConfigError: n_dims < 1.
 

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from labelwright.encoders.clip import TwoTower
 from labelwright.encoders.pretrained import VisionModel
 from labelwright.encoders.templates import fill
-from labelwright.encoders.towers import Shared, check_class_texts, encode_tokens, tokenize
+from labelwright.encoders.towers import Shared, check_class_texts, encode_tokens
 from labelwright.errors import ConfigError
 
 Kind = Literal["coop", "vpt", "maple"]
+WORDS = ("a", "photo", "of", "a")  # what text tokens start from
 INIT_STD = 0.02  # of tokens that do not start from words: CoOp's and MaPLe's published code
 
 
@@ -33,15 +34,13 @@ class PromptedTowers(nn.Module):
     linear coupling per layer that makes the visual tokens out of them. From the second layer on, a layer's own tokens
     take the places of what the layer before made of its tokens.
 
-    With fewer tokens than words in ``init`` the words left over stay as they are: MaPLe's 2 tokens for "a photo" are
-    followed by "of a" and the class text. With more, random tokens precede the words.
+    Text tokens start from the first words of "a photo of a", and the words left over stay as they are: MaPLe's 2 tokens
+    for "a photo" are followed by "of a" and the class text.
 
     Args:
       tower: a loaded model, on the device where views will be; it is shared, not changed.
-      class_texts: C names or descriptions; ``init`` is put before each (by `encoders.templates.fill`).
-      kind: "coop", "vpt" or "maple".
-      n_context: learnable tokens per layer, >= 1.
-      init: words that text tokens start from; "" = random tokens. Visual tokens of "vpt" start random in any case.
+      class_texts: C names or descriptions; "a photo of a" is put before each (by `encoders.templates.fill`).
+      n_context: learnable tokens per layer, >= 1; of a text at most one for each of the four words.
       depth: layers with tokens of their own, cut to what the towers have: >= 1, for "vpt" also 0; "coop" has one.
       seed: of random tokens and couplings; the global random state is left as it was.
 
@@ -55,8 +54,6 @@ class PromptedTowers(nn.Module):
       >>> from labelwright.encoders.clip import load_two_tower
       >>> tower = load_two_tower("labelwright/digits-clip", device=torch.device("cpu"))
       >>> net = PromptedTowers(tower, ["one", "two"], kind="vpt", n_context=3, seed=0)
-      >>> tuple(net.features(torch.zeros(5, 3, 16, 16)).shape), tuple(net.text_feats().shape)
-      ((5, 64), (2, 64))
       >>> {name: tuple(value.shape) for name, value in net.state_dict().items()}
       {'visual_prompts': (4, 3, 96)}
     """
@@ -71,28 +68,23 @@ class PromptedTowers(nn.Module):
         *,
         kind: Kind,
         n_context: int = 2,
-        init: str = "a photo of a",
         depth: int = 8,
         seed: int,
     ) -> None:
         super().__init__()
         if kind not in ("coop", "vpt", "maple"):
             raise ConfigError(f"unknown kind of prompts: {kind!r}", fix="use coop, vpt or maple")
-        if not 1 <= n_context <= tower.max_tokens - 4:
-            raise ConfigError(f"n_context is {n_context}", fix=f"give 1 to {tower.max_tokens - 4} tokens")
+        if not 1 <= n_context <= len(WORDS):
+            raise ConfigError(f"n_context is {n_context}", fix=f"give 1 to {len(WORDS)} tokens")
         if depth < (kind == "maple"):
             raise ConfigError(f"depth is {depth}", fix="give the number of layers with prompts, 1 or more")
         self._shared = Shared(tower)
         self.logit_scale = tower.logit_scale
-        self.kind, self.n_context, self.init = kind, n_context, " ".join(init.split())
+        self.kind = kind
         sides = {"coop": ("text",), "vpt": ("vision",), "maple": ("text", "vision")}[kind]
         depth = min([1 if kind == "coop" else depth, *(len(_layers(tower, side)) for side in sides)])
         widths = {side: int(getattr(tower.config, f"{side}_config").hidden_size) for side in sides}
-        self._words: list[int] = []  # ids of the words of init that learnable tokens replace
-        if self.init and "text" in sides:
-            is_siglip = tower.config.model_type.startswith("siglip")
-            words = self.init.lower() if is_siglip else self.init
-            self._words = list(tower.tokenizer(words, add_special_tokens=False)["input_ids"])[:n_context]
+        words = tower.tokenizer(" ".join(WORDS), add_special_tokens=False)["input_ids"][:n_context]
         self.register_parameter("text_prompts", None)
         self.register_parameter("visual_prompts", None)
         self.couplings = nn.ModuleList()
@@ -100,7 +92,7 @@ class PromptedTowers(nn.Module):
             torch.manual_seed(seed)
             if "text" in sides:
                 tokens = INIT_STD * torch.randn(depth, n_context, widths["text"])
-                tokens[0, self.n_extra :] = tower.model.text_model.embeddings.token_embedding.weight[self._words].cpu()
+                tokens[0] = tower.model.text_model.embeddings.token_embedding.weight[words].cpu()
                 self.text_prompts = nn.Parameter(tokens)
             if kind == "maple":
                 self.couplings.extend(nn.Linear(widths["text"], widths["vision"]) for _ in range(depth))
@@ -110,18 +102,13 @@ class PromptedTowers(nn.Module):
         self._start = 0
         self._plain_text_feats: Tensor | None = None
         self.to(tower.device)
-        self.set_class_texts(class_texts)
+        self._take_texts(class_texts, words)
 
     @property
     def tower(self) -> TwoTower:
         """The frozen model."""
         tower: TwoTower = self._shared.module
         return tower
-
-    @property
-    def n_extra(self) -> int:
-        """Learnable text tokens that do not stand for a word."""
-        return self.n_context - len(self._words)
 
     def prompts_for_images(self) -> Tensor | None:
         """Visual tokens [depth, n_context, image width], None where there are none."""
@@ -142,39 +129,28 @@ class PromptedTowers(nn.Module):
             return self._plain_text_feats
         return encode_tokens(self.tower, self._inputs, altered=self._with_text_prompts)
 
-    def set_class_texts(self, class_texts: Sequence[str]) -> None:
-        """Take the texts of the C classes, in class order; the prompts stay as they are.
-
-        Raises: ConfigError if there are none, or an empty one.
-        """
+    def _take_texts(self, class_texts: Sequence[str], words: Sequence[int]) -> None:
+        """Tokens of the classes; ``words`` are the ids that learnable tokens replace."""
         check_class_texts(class_texts)
-        filled = [fill(f"{self.init} {{}}".strip(), text) for text in class_texts]
+        filled = [fill(f"{' '.join(WORDS)} {{}}", text) for text in class_texts]
         if self.text_prompts is None:
             self._plain_text_feats = self.tower.text_feats(filled)
             return
-        inputs = tokenize(self.tower, filled, n_spare=self.n_extra)
+        self._inputs = self.tower.tokenize(filled)
         tokenizer = self.tower.tokenizer
-        first = inputs["input_ids"][0, 0].item()
+        first = self._inputs["input_ids"][0, 0].item()
         self._start = int(first in (tokenizer.bos_token_id, tokenizer.cls_token_id))
-        there = inputs["input_ids"][:, self._start : self._start + len(self._words)]
-        kept = (there == there.new_tensor(self._words)).all(dim=1).tolist()
+        there = self._inputs["input_ids"][:, self._start : self._start + len(words)]
+        kept = (there == there.new_tensor(words)).all(dim=1).tolist()
         if not all(kept):  # the name's own first word ("two dogs") has come where a learnable token belongs
             filled = [
-                text if same else f"{self.init} {name}"
+                text if same else f"{' '.join(WORDS)} {name}"
                 for text, same, name in zip(filled, kept, class_texts, strict=True)
             ]
-            inputs = tokenize(self.tower, filled, n_spare=self.n_extra)
-        at = self._start
-        self._inputs = {
-            key: torch.cat([v[:, :at], v[:, at : at + 1].expand(-1, self.n_extra), v[:, at:]], dim=1)
-            for key, v in inputs.items()
-        }
+            self._inputs = self.tower.tokenize(filled)
 
     def export(self) -> VisionModel | PromptedVision:
-        """The image tower as it is now, x -> feats [B, D]: all that deployment needs beside `text_feats`.
-
-        It shares the frozen weights with the model.
-        """
+        """The image tower as it is now, x -> feats [B, D]; it shares the frozen weights with the model."""
         prompts = self.prompts_for_images()
         if prompts is None:
             return self.tower.vision
@@ -203,15 +179,7 @@ class PromptedTowers(nn.Module):
 
 
 class PromptedVision(nn.Module):
-    """An image tower with visual prompts, x -> feats: what a tuned model is saved as.
-
-    Args:
-      vision: of the CLIP or SigLIP build.
-      prompts: [depth, n_tokens, width] float, depth at most the tower's layers.
-
-    Attributes:
-      config: transformers' configuration, as of the `VisionModel`.
-    """
+    """An image tower of CLIP's or SigLIP's build with visual prompts [depth, n_tokens, width], as it is saved."""
 
     def __init__(self, vision: VisionModel, prompts: Tensor) -> None:
         super().__init__()
@@ -234,19 +202,9 @@ def rebuild_prompted_vision(vision: VisionModel, prompt_config: Mapping[str, int
     """The module that ``prompt_config`` describes, with prompts of zeros: give it the saved ones by load_state_dict.
 
     Args:
-      vision: as made by `encoders.pretrained.from_transformers_config`.
-      prompt_config: "depth" and "n_tokens".
+      vision: as made by `encoders.pretrained.from_transformers_config`.   prompt_config: "depth" and "n_tokens".
 
     Raises: ConfigError if a key is missing.
-
-    Example:
-      >>> from labelwright.encoders.pretrained import from_transformers_config, parse_transformers_config
-      >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
-      >>> vision = {**sizes, "image_size": 8, "patch_size": 4}
-      >>> config = parse_transformers_config({"model_type": "clip", "vision_config": vision, "projection_dim": 4})
-      >>> net = rebuild_prompted_vision(from_transformers_config(config), {"depth": 1, "n_tokens": 2})
-      >>> tuple(net(torch.zeros(5, 3, 16, 16)).shape), net.prompt_config
-      ((5, 4), {'depth': 1, 'n_tokens': 2})
     """
     missing = [key for key in ("depth", "n_tokens") if key not in prompt_config]
     if missing:
@@ -257,13 +215,7 @@ def rebuild_prompted_vision(vision: VisionModel, prompt_config: Mapping[str, int
 
 
 def feats_with_prompts(vision: VisionModel, prompts: Tensor, x: Tensor) -> Tensor:
-    """Feats [B, D] of images [B, 3, H, W] with learnable tokens in the first layers.
-
-    Args:
-      vision: of the CLIP or SigLIP build.
-      prompts: [depth, n, width] float; depth 0 = the plain image tower.
-      x: normalised pixels.
-    """
+    """Feats [B, D] of normalised pixels x [B, 3, H, W] with learnable tokens [depth, n, width] in the first layers."""
     if not len(prompts):
         feats: Tensor = vision(x)
         return feats

@@ -10,6 +10,9 @@ He et al. 2015 (arXiv 1502.01852), Eq. (10).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -22,7 +25,7 @@ class ResNet(nn.Module):
 
     Example:
       >>> import torch
-      >>> net = resnet32()
+      >>> net = OWN["resnet32"]()
       >>> net.n_features, tuple(net(torch.zeros(2, 3, 32, 32)).shape)
       (64, (2, 64))
     """
@@ -39,16 +42,8 @@ class ResNet(nn.Module):
         super().__init__()
         self.stem = _conv3x3(3, widths[0])
         self.norm = nn.BatchNorm2d(widths[0])
-        self.stages = nn.ModuleList()
-        n_in = widths[0]
-        for i, width in enumerate(widths):
-            blocks = [
-                _Block(n_in if j == 0 else width, width, 2 if i > 0 and j == 0 else 1, use_projection)
-                for j in range(depth)
-            ]
-            self.stages.append(nn.Sequential(*blocks))
-            n_in = width
-        self.n_features = n_in
+        self.stages = _stages(partial(_Block, use_projection=use_projection), widths, depth)
+        self.n_features = widths[-1]
         _initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,7 +62,7 @@ class PreActResNet(nn.Module):
 
     Example:
       >>> import torch
-      >>> net = preact_resnet18()
+      >>> net = OWN["preact_resnet18"]()
       >>> net.n_features, tuple(net(torch.zeros(2, 3, 16, 16)).shape)
       (512, (2, 512))
     """
@@ -76,16 +71,9 @@ class PreActResNet(nn.Module):
         """Lay out the stages: ``widths`` channels each, ``depth`` blocks each; all but the first halve the size."""
         super().__init__()
         self.stem = _conv3x3(3, widths[0])
-        self.stages = nn.ModuleList()
-        n_in = widths[0]
-        for i, width in enumerate(widths):
-            blocks = [
-                _PreActBlock(n_in if j == 0 else width, width, 2 if i > 0 and j == 0 else 1) for j in range(depth)
-            ]
-            self.stages.append(nn.Sequential(*blocks))
-            n_in = width
-        self.norm = nn.BatchNorm2d(n_in)
-        self.n_features = n_in
+        self.stages = _stages(_PreActBlock, widths, depth)
+        self.norm = nn.BatchNorm2d(widths[-1])
+        self.n_features = widths[-1]
         _initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -96,38 +84,13 @@ class PreActResNet(nn.Module):
         return F.relu_(self.norm(x)).mean((2, 3))
 
 
-def resnet32() -> ResNet:
-    """ResNet-32 of the CIFAR experiments: 3 stages of 5 blocks, 16/32/64 channels, parameter-free shortcuts.
-
-    Example:
-      >>> sum(p.numel() for p in resnet32().parameters())
-      463504
-    """
-    return ResNet(widths=(16, 32, 64), depth=5, use_projection=False)
-
-
-def resnet18() -> ResNet:
-    """ResNet-18 for small images: 4 stages of 2 blocks, 64 to 512 channels, 1x1 shortcuts, 3x3 stem.
-
-    Example:
-      >>> sum(p.numel() for p in resnet18().parameters())
-      11168832
-    """
-    return ResNet(widths=(64, 128, 256, 512), depth=2, use_projection=True)
-
-
-def preact_resnet18() -> PreActResNet:
-    """Pre-activation ResNet-18 for small images, the network of most work on noisy and candidate labels.
-
-    Example:
-      >>> sum(p.numel() for p in preact_resnet18().parameters())
-      11167040
-    """
-    return PreActResNet(widths=(64, 128, 256, 512), depth=2)
-
-
-OWN = {"resnet32": resnet32, "resnet18": resnet18, "preact_resnet18": preact_resnet18}
-"""The networks here by name; they start from random weights."""
+def _stages(block: Callable[[int, int, int], nn.Module], widths: tuple[int, ...], depth: int) -> nn.ModuleList:
+    """``depth`` blocks of each width; the first one of every stage but the first halves height and width."""
+    stages = nn.ModuleList()
+    for i, width in enumerate(widths):
+        first = block(widths[max(i - 1, 0)], width, 2 if i > 0 else 1)
+        stages.append(nn.Sequential(first, *(block(width, width, 1) for _ in range(depth - 1))))
+    return stages
 
 
 class _Block(nn.Module):
@@ -181,3 +144,14 @@ def _initialise(net: nn.Module) -> None:
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)
+
+
+OWN: dict[str, Callable[[], ResNet | PreActResNet]] = {
+    # of the CIFAR experiments: parameter-free shortcuts
+    "resnet32": partial(ResNet, widths=(16, 32, 64), depth=5, use_projection=False),
+    # for small images: 1x1 shortcuts, 3x3 stem
+    "resnet18": partial(ResNet, widths=(64, 128, 256, 512), depth=2, use_projection=True),
+    # the network of most work on noisy and candidate labels
+    "preact_resnet18": partial(PreActResNet, widths=(64, 128, 256, 512), depth=2),
+}
+"""The networks here by name; they start from random weights."""

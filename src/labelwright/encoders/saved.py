@@ -16,17 +16,11 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class SavedBackbone:
-    """The backbone in a model folder, not loaded yet.
+    """The backbone in a model folder, not loaded yet."""
 
-    Attributes:
-      folder: with model.safetensors and config.json.
-      classifier: what encoders.backbones.from_config takes, nothing frozen.
-      size_px, mean, std: the pixels it was trained on, see encoders.pretrained.ImageStats.
-    """
-
-    folder: Path
-    classifier: Mapping[str, Any]
-    size_px: int
+    folder: Path  # with model.safetensors and config.json
+    classifier: Mapping[str, Any]  # what encoders.backbones.from_config takes, nothing frozen
+    size_px: int  # this and the next two: the pixels it was trained on, see encoders.pretrained.ImageStats
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 

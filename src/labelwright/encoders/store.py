@@ -9,13 +9,12 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import os
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,18 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from labelwright.data.cache import CACHE_FORMAT, RESIZE_RULE, PixelSource, Progress, default_cache_folder
+from labelwright.data.cache import (
+    CACHE_FORMAT,
+    RESIZE_RULE,
+    PixelSource,
+    check_room,
+    default_cache_folder,
+    write_errors_explained,
+)
 from labelwright.data.stored import EmbeddingStore, Halves
-from labelwright.data.table import LabelTable
 from labelwright.data.views import PixelViews
 from labelwright.errors import ConfigError, Problem
+from labelwright.replacing import replacing
 from labelwright.train.seeds import derive_seed
 
 STORE_FORMAT = 1  # part of every key: raise it whenever the same views would be drawn or laid out otherwise
@@ -41,25 +47,11 @@ Job = tuple[int, int]  # which chunk of rows, which plane of the store
 Made = tuple[Job, Tensor]
 Encode = Callable[[Tensor], Tensor]
 """Views [B, 3, H, W] float32 -> feats [B, D]."""
+Progress = Callable[[int], None]
+"""Called with the number of images done so far."""
 
 
 # ------------------------------------------------------------------------------------------------------------ building
-
-
-def images_digest(table: LabelTable) -> str:
-    """32 hex digits that change when an image of the table does, and with nothing else: not with labels or ids.
-
-    Example:
-      >>> import pyarrow as pa
-      >>> from labelwright.data.table import Images
-      >>> ids = pa.array(["a", "b"], pa.large_string())
-      >>> table = LabelTable(Images(ids), ids, np.array([0, 1], np.int32), ("cat", "dog"))
-      >>> images_digest(table) == images_digest(table.with_labels(np.array([1, -1])))
-      True
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    table.images.update_digest(digest)
-    return digest.hexdigest()
 
 
 def build_store(
@@ -87,13 +79,10 @@ def build_store(
       views: N images and how they are augmented.
       encode: maps views [B, 3, H, W] float32 on ``device`` to feats [B, D]; called without gradients.
       identity: what tells the encoder from others: hash of weights and configuration, and the precision.
-      images_digest: what tells the images from others, see `images_digest`.
-      n_views: V, 0 or more; 0 stores the clean view alone.
-      seed: of the augmentation.
-      n_features: D.
+      images_digest: what tells the images from others, see data.table.LabelTable.images_digest.
+      n_views: V, 0 or more; 0 stores the clean view alone.   seed: of the augmentation.   n_features: D.
       folder: where stores are kept, one folder each; None = ``embeddings`` in `default_cache_folder()`.
-      device: where views are made and encoded.
-      batch_size: images encoded together.
+      device: where views are made and encoded.   batch_size: images encoded together.
       memory_gb: a store of at most so many 10^9 bytes is read into memory: then no step ever waits for the disk.
       progress: called with the number of images done so far; not at all when the store is there already.
 
@@ -119,7 +108,7 @@ def build_store(
     name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
     files = _Files(folder / name, key)
     if files.n_done() < views.n_rows:  # a finished store is never locked: its folder may be read-only
-        with _clear_write_errors(folder):
+        with write_errors_explained("features", folder):
             folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(folder / f"{name}.lock").acquire()
         with lock:
@@ -155,17 +144,11 @@ class _Files:
         feats: Halves = np.load(self.feats, mmap_mode="r")
         if feats.nbytes <= memory_gb * 1e9:
             feats = np.array(feats)
-        return EmbeddingStore(feats, path=self.feats)
+        return EmbeddingStore(feats)
 
     def create(self) -> None:
         """Make the empty file, sparse; whatever was there goes."""
-        n_bytes = 2 * int(np.prod(self.shape))
-        free = shutil.disk_usage(self.folder).free
-        if n_bytes > free:
-            raise ConfigError(
-                f"no room for the features in {self.folder}: {n_bytes / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free",
-                fix="free some space, name another folder in LABELWRIGHT_CACHE, or store fewer views",
-            )
+        check_room("features", self.folder, n_bytes=2 * math.prod(self.shape), instead="store fewer views (--n-views)")
         self.notes.unlink(missing_ok=True)
         self.feats.unlink(missing_ok=True)  # whoever still reads a damaged one keeps it
         np.lib.format.open_memmap(self.feats, mode="w+", dtype=np.float16, shape=self.shape).flush()
@@ -174,9 +157,8 @@ class _Files:
         """Note that rows 0..n_done-1 are complete, once they have reached the disk."""
         with self.feats.open("r+b") as file:
             os.fsync(file.fileno())
-        temporary = self.notes.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({"key": self.key, "n_done": n_done}), encoding="utf-8")
-        temporary.replace(self.notes)
+        with replacing(self.notes) as temporary:
+            temporary.write_text(json.dumps({"key": self.key, "n_done": n_done}), encoding="utf-8")
         self.saved_s = time.monotonic()
 
     def write(self, first: int, plane: int, z: Tensor) -> None:
@@ -189,7 +171,7 @@ class _Files:
                 fix="run it in full precision (--precision fp32), or check its weights",
             )
         n_planes, n_rows, n_features = self.shape
-        with _clear_write_errors(self.folder):
+        with write_errors_explained("features", self.folder):
             with self.feats.open("r+b") as file:
                 file.seek(-2 * n_features * ((n_planes - plane) * n_rows - first), os.SEEK_END)  # before it: a header
                 file.write(half.numpy().tobytes())
@@ -226,7 +208,7 @@ def _build(
 ) -> None:
     """Encode and write what is not there yet, batch by batch in all views."""
     n_planes, n_rows, n_features = files.shape
-    with _clear_write_errors(files.folder):
+    with write_errors_explained("features", files.folder):
         files.folder.mkdir(parents=True, exist_ok=True)
         for leftover in files.folder.glob("*.tmp"):  # we hold the lock: whoever wrote it is gone
             leftover.unlink()
@@ -277,14 +259,3 @@ def _made_ahead(pool: ThreadPoolExecutor, make: Callable[[Job], Tensor], jobs: I
             yield ready, future.result()
     for ready, future in waiting:
         yield ready, future.result()
-
-
-@contextmanager
-def _clear_write_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(
-            f"cannot keep features in {folder}: {error.strerror or error}",
-            fix="name a folder that can be written, with room, in LABELWRIGHT_CACHE",
-        ) from error

@@ -1,6 +1,6 @@
 """Prompt templates: what to make of a class name before a text tower reads it.
 
-Templates are sentences with one ``{}``. CLIP's two published sets are kept word for word, "a origami {}" included;
+Templates are texts with one ``{}``. CLIP's two published sets are kept word for word, "a origami {}" included;
 only the article right before the name is fitted to the name.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from labelwright.errors import ConfigError
 
-Encode = Callable[[Sequence[str]], Tensor]  # T texts -> [T, D] unit norm, as TwoTower.text_feats
+Encode = Callable[[Sequence[str]], Tensor]  # T texts -> [T, D] float32 of unit norm, as TwoTower.text_feats
 
 TEXTS_AT_ONCE = 4096  # texts handed to the encoder in one call, about
 
@@ -79,7 +79,7 @@ def templates_named(name_or_path: str | Path) -> tuple[str, ...]:
 
     Args:
       name_or_path: a key of `TEMPLATES`; or a text with one ``{}``; or a UTF-8 file with a template on each line (empty
-        lines are passed over).
+        lines are skipped).
 
     Raises: ConfigError: no such name or file, or a template without exactly one ``{}``, by file and line.
 
@@ -174,14 +174,7 @@ def fill(template: str, name: str) -> str:
 
 
 def prompt_text_feats(encode: Encode, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """Text features of every class in every template.
-
-    Args:
-      encode: TwoTower.text_feats, or anything that maps T texts to [T, D] of unit norm.
-      class_names: C names or descriptions.
-      templates: P texts with one ``{}``.
-
-    Returns: [P, C, D] float32, unit norm.
+    """Text features [P, C, D] float32, unit norm, of C class names or descriptions in P templates.
 
     Raises: ConfigError: no class or no template, or a name is empty.
 
@@ -205,11 +198,6 @@ def class_text_feats(encode: Encode, class_names: Sequence[str], templates: Sequ
 
     Never holds more than about TEXTS_AT_ONCE features besides the result, however many classes and templates.
 
-    Args:
-      encode: TwoTower.text_feats, or anything that maps T texts to [T, D] of unit norm.
-      class_names: C names or descriptions.
-      templates: P texts with one ``{}``.
-
     Returns: [C, D] float32, unit norm.
 
     Raises: ConfigError: no class or no template, or a name is empty.
@@ -223,12 +211,8 @@ def class_text_feats(encode: Encode, class_names: Sequence[str], templates: Sequ
     """
     _check_not_empty(class_names, templates)
     per_call = max(1, TEXTS_AT_ONCE // len(templates))
-    parts = []
-    for start in range(0, len(class_names), per_call):
-        some = class_names[start : start + per_call]
-        feats = encode([fill(template, name) for name in some for template in templates])
-        parts.append(feats.reshape(len(some), len(templates), -1).mean(dim=1))  # [c*P, D] -> [c, D]
-    return F.normalize(torch.cat(parts), dim=1)
+    some = [class_names[start : start + per_call] for start in range(0, len(class_names), per_call)]
+    return F.normalize(torch.cat([prompt_text_feats(encode, names, templates).mean(0) for names in some]), dim=1)
 
 
 def _check_not_empty(class_names: Sequence[str], templates: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from labelwright.encoders.clip import TwoTower
+from labelwright.encoders.clip import TwoTower, pooled
 from labelwright.errors import ConfigError
 
 TEXT_CHUNK = 128  # texts encoded at a time: of more than these, activations are computed again for the gradient
@@ -24,10 +24,7 @@ TEXT_CHUNK = 128  # texts encoded at a time: of more than these, activations are
 class Towers(Protocol):
     """Features of views and of classes in one space; logits are ``logit_scale * features @ text_feats.T``."""
 
-    @property
-    def logit_scale(self) -> float:
-        """What cosines are multiplied by, > 0."""
-        ...
+    logit_scale: float  # > 0, multiplies cosines
 
     def features(self, x: Tensor) -> Tensor:
         """Unit features [B, D] float32 of views."""
@@ -45,8 +42,6 @@ class EmbeddedTowers(nn.Module):
       class_feats: [C, D] float, any length > 0; kept with unit norm, and saved with the recipe's networks.
       logit_scale: > 0.
 
-    Raises: ConfigError if ``class_feats`` is not a table or ``logit_scale`` is not positive.
-
     Example:
       >>> towers = EmbeddedTowers(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), logit_scale=10.0)
       >>> z = towers.features(torch.tensor([[3.0, 4.0]]))
@@ -56,10 +51,6 @@ class EmbeddedTowers(nn.Module):
 
     def __init__(self, class_feats: Tensor, *, logit_scale: float) -> None:
         super().__init__()
-        if class_feats.dim() != 2:
-            raise ConfigError(f"class features have shape {list(class_feats.shape)}", fix="give one row per class")
-        if not logit_scale > 0:
-            raise ConfigError(f"logit_scale is {logit_scale}", fix="give the model's own, a number above 0")
         self.logit_scale = float(logit_scale)
         self.class_feats: Tensor
         self.register_buffer("class_feats", F.normalize(class_feats.detach().float(), dim=1))
@@ -74,14 +65,7 @@ class EmbeddedTowers(nn.Module):
 
 
 class Shared:
-    """A frozen module kept out of its owner's parameters and state; a copy of the owner refers to the same one.
-
-    Example:
-      >>> import copy
-      >>> held = Shared(nn.Linear(2, 2))
-      >>> copy.deepcopy(held).module is held.module
-      True
-    """
+    """A frozen module kept out of its owner's parameters and state; a copy of the owner refers to the same one."""
 
     def __init__(self, module: Any) -> None:
         self.module = module
@@ -95,25 +79,22 @@ class FrozenTowers(nn.Module):
 
     Args:
       tower: a loaded model, on the device where views will be.
-      class_texts: C texts, as in "a photo of a cat".
-
-    Raises: ConfigError if there is no text, or an empty one.
+      class_feats: [C, D] unit features of the classes.
 
     Example: the small model inside the package.
       >>> from labelwright.encoders.clip import load_two_tower
       >>> tower = load_two_tower("labelwright/digits-clip", device=torch.device("cpu"))
-      >>> towers = FrozenTowers(tower, ["one", "two"])
+      >>> towers = FrozenTowers(tower, tower.text_feats(["one", "two"]))
       >>> tuple(towers.features(torch.zeros(5, 3, 16, 16)).shape), tuple(towers.text_feats().shape)
       ((5, 64), (2, 64))
     """
 
-    def __init__(self, tower: TwoTower, class_texts: Sequence[str]) -> None:
+    def __init__(self, tower: TwoTower, class_feats: Tensor) -> None:
         super().__init__()
         self._shared = Shared(tower)
         self.logit_scale = tower.logit_scale
         self.class_feats: Tensor
-        self.register_buffer("class_feats", torch.empty(0), persistent=False)
-        self.set_class_texts(class_texts)
+        self.register_buffer("class_feats", class_feats.to(tower.device), persistent=False)
 
     @property
     def tower(self) -> TwoTower:
@@ -129,14 +110,6 @@ class FrozenTowers(nn.Module):
         """Unit features [C, D] float32 of the classes."""
         return self.class_feats
 
-    def set_class_texts(self, class_texts: Sequence[str]) -> None:
-        """Take the texts of the C classes, in class order.
-
-        Raises: ConfigError if there are none.
-        """
-        check_class_texts(class_texts)
-        self.class_feats = self.tower.text_feats(class_texts)
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenTowers:
         self.tower._apply(fn, recurse)  # type: ignore[no-untyped-call]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -144,43 +117,12 @@ class FrozenTowers(nn.Module):
 
 
 def check_class_texts(class_texts: Sequence[str]) -> None:
-    """Check that there is a text for every class.
-
-    Raises: ConfigError naming the first class without one.
-
-    Example:
-      >>> check_class_texts(["cat", " "])
-      Traceback (most recent call last):
-      labelwright.errors.ConfigError: class 1 has an empty text
-        fix: give every class a name or description
-    """
+    """Refuse class texts of which one is empty, or none at all: ConfigError."""
     if not class_texts:
         raise ConfigError("no class texts were given", fix="give one text per class")
     for i, text in enumerate(class_texts):
         if not text.strip():
             raise ConfigError(f"class {i} has an empty text", fix="give every class a name or description")
-
-
-def tokenize(tower: TwoTower, texts: Sequence[str], *, n_spare: int = 0) -> dict[str, Tensor]:
-    """Token ids, and the mask where the model is used to one, as `TwoTower.text_feats` gives them to the model.
-
-    Args:
-      tower: names the tokenizer and the family's way of padding.
-      texts: T texts; a long one is cut before its end token.
-      n_spare: places left free for more tokens, >= 0.
-
-    Returns: "input_ids" and perhaps "attention_mask", each [T, L] int64 on the model's device.
-    """
-    is_siglip = tower.config.model_type.startswith("siglip")  # padded to the full length, no mask, lower case
-    encoded = tower.tokenizer(
-        [text.lower() for text in texts] if is_siglip else list(texts),
-        padding="max_length" if is_siglip else "longest",
-        truncation=True,
-        max_length=tower.max_tokens - n_spare,
-        return_tensors="pt",
-    )
-    wanted = ("input_ids",) if is_siglip else ("input_ids", "attention_mask")
-    return {key: encoded[key].to(tower.device) for key in wanted if key in encoded}
 
 
 def encode_tokens(
@@ -192,8 +134,7 @@ def encode_tokens(
     """Unit features of tokenised texts, with gradients, in chunks of TEXT_CHUNK.
 
     Args:
-      tower: the model; whatever of it requires a gradient gets one.
-      inputs: as made by `tokenize`, [T, L] each.
+      tower: the model; whatever of it requires a gradient gets one.   inputs: as made by its ``tokenize``, [T, L] each.
       altered: opens a context in which the model is changed; entered for every chunk, and again for its gradient.
 
     Returns: [T, D] float32, unit norm.
@@ -201,9 +142,7 @@ def encode_tokens(
 
     def encode(chunk: dict[str, Tensor]) -> Tensor:
         with altered():
-            out = tower.model.get_text_features(**chunk)
-        feats: Tensor = out if isinstance(out, Tensor) else out.pooler_output
-        return feats
+            return pooled(tower.model.get_text_features(**chunk))
 
     n_texts = len(inputs["input_ids"])
     saves_memory = n_texts > TEXT_CHUNK and torch.is_grad_enabled()

@@ -1,5 +1,6 @@
 """The verb annotate, from images to a table of candidates: a random CLIP, a real small one, and a stub that chats."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -107,7 +108,7 @@ def test_annotate__labels_change_nothing_and_features_are_kept(photos, clip, tmp
     first = load(annotate(photos, model=clip, out=tmp_path / "1.parquet", device="cpu").path)
     table = load(photos)
     monkeypatch.setattr(Encoder, "encode", None)  # a second pass over the images would fail
-    relabelled = table.with_labels((table.labels + 2) % 3)
+    relabelled = dataclasses.replace(table, labels=(table.labels + 2) % 3)
     again = load(annotate(relabelled, model=clip, out=tmp_path / "2.parquet", device="cpu").path)
     assert torch.equal(again.candidates.classes, first.candidates.classes)
     assert torch.equal(again.candidates.weights, first.candidates.weights)
@@ -195,7 +196,7 @@ def test_annotate__a_model_folder_that_chats(photos, tmp_path, monkeypatch) -> N
         opened.append((name, device.type, precision))
         return Reds()
 
-    monkeypatch.setattr("labelwright.annotators.annotator.local_chat", open_chat)
+    monkeypatch.setattr("labelwright.annotators.annotator.LocalChat", open_chat)
     model = str(tmp_path / "llava")
     done = annotate(photos, model=model, out=tmp_path / "c.parquet", device="cpu", precision="fp32")
     assert opened == [(model, "cpu", "fp32")]

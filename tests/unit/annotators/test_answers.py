@@ -48,6 +48,12 @@ def test_answer(answer, named) -> None:
     assert [PETS[c] for c in AnswerParser(PETS)(answer)] == sorted(named, key=PETS.index)
 
 
+def test_answer__plurals_of_every_kind() -> None:
+    parse = AnswerParser(["dog", "fox", "pony", "bus", "glass", "horse"])
+    for c, plural in enumerate(("dogs", "foxes", "ponies", "buses", "glasses", "horses")):
+        assert parse(f"I see {plural}.") == (c,)
+
+
 def test_answer__singular_and_plural_that_are_two_classes() -> None:
     parse = AnswerParser(["glass", "glasses", "Dogs"])
     assert (parse("a glass"), parse("glasses"), parse("a dog")) == ((0,), (1,), (2,))

@@ -14,7 +14,12 @@ import torch.nn.functional as F
 from PIL import Image
 
 from labelwright.annotators import candidate_rules as annotate
-from labelwright.annotators.candidate_rules import candidates_from_feats, describe_candidates, write_candidates
+from labelwright.annotators.candidate_rules import (
+    candidates_from_feats,
+    check_rule,
+    describe_candidates,
+    write_candidates,
+)
 from labelwright.data.read import load
 from labelwright.data.table import Images, LabelTable
 from labelwright.errors import ConfigError
@@ -56,7 +61,8 @@ def by_hand(z: list[float], prompts: list[list[list[float]]], rule: str, k: int,
 def test_candidates__against_a_loop(feats, rule, n_at_once) -> None:
     z, prompts = feats
     chunks = torch.split(z, n_at_once)
-    sets, told = candidates_from_feats(chunks, prompts, logit_scale=SCALE, rule=rule, top_k=3, ratio=0.4)
+    sets = candidates_from_feats(chunks, prompts, logit_scale=SCALE, rule=rule, top_k=3, ratio=0.4)
+    told = describe_candidates(sets, n_classes=prompts.shape[1])
     assert (sets.offsets.dtype, sets.classes.dtype, sets.weights.dtype) == (torch.int64, torch.int32, torch.float32)
     sizes = set()
     for row in range(N):
@@ -74,29 +80,30 @@ def test_candidates__limits_of_the_rules(feats) -> None:
     z, prompts = feats
 
     def classes(**settings) -> list[int]:
-        return candidates_from_feats([z], prompts, logit_scale=SCALE, **settings)[0].classes.tolist()
+        return candidates_from_feats([z], prompts, logit_scale=SCALE, **settings).classes.tolist()
 
     assert classes(rule="top_k", top_k=1) == classes(rule="ratio", ratio=1.0) == classes(rule="mean")
     assert classes(rule="ratio", ratio=1e-9) == list(range(C)) * N
     half = classes(rule="top_k", top_k=99)  # a set of all classes would say nothing
     assert half == classes(rule="top_k", top_k=(C + 1) // 2)
     assert len(half) == (C + 1) // 2 * N
-    one = candidates_from_feats([z], prompts[:1], logit_scale=SCALE)[0]
+    one = candidates_from_feats([z], prompts[:1], logit_scale=SCALE)
     assert one.classes.tolist() == (z @ prompts[0].T).argmax(1).tolist()
 
 
 def test_candidates__a_small_block_changes_nothing(feats, monkeypatch) -> None:
     z, prompts = feats
-    whole = candidates_from_feats([z], prompts, logit_scale=SCALE)[0]
+    whole = candidates_from_feats([z], prompts, logit_scale=SCALE)
     monkeypatch.setattr(annotate, "_ENTRIES_AT_ONCE", 3 * C)
-    parts = candidates_from_feats([z], prompts, logit_scale=SCALE)[0]
+    parts = candidates_from_feats([z], prompts, logit_scale=SCALE)
     assert torch.equal(parts.offsets, whole.offsets)
     assert torch.equal(parts.classes, whole.classes)
     assert torch.allclose(parts.weights, whole.weights)
 
 
 def test_candidates__of_no_image(feats) -> None:
-    sets, told = candidates_from_feats([], feats[1], logit_scale=SCALE)
+    sets = candidates_from_feats([], feats[1], logit_scale=SCALE)
+    told = describe_candidates(sets, n_classes=feats[1].shape[1])
     assert (len(sets), sets.offsets.tolist(), sets.classes.tolist(), sets.weights.tolist()) == (0, [0], [], [])
     assert (told["n_images"], told["n_classes_never_named"]) == (0, C)
 
@@ -105,9 +112,9 @@ def test_candidates__of_no_image(feats) -> None:
     ("settings", "said"),
     [({"rule": "most"}, "no such rule: 'most'"), ({"top_k": 0}, "top_k=0"), ({"ratio": 0.0}, "ratio=0.0")],
 )
-def test_candidates__impossible_settings(feats, settings, said) -> None:
+def test_check_rule__impossible_settings(settings, said) -> None:
     with pytest.raises(ConfigError, match=said):
-        candidates_from_feats([feats[0]], feats[1], logit_scale=SCALE, **settings)
+        check_rule(**{"rule": "union", "top_k": 3, "ratio": 0.5, **settings})
 
 
 def test_candidates__features_of_two_models(feats) -> None:

@@ -7,14 +7,9 @@ from pathlib import Path
 import pytest
 
 from chat_stub import ChatStub, Fail
-from labelwright.annotators.chat_endpoint import openai_chat
+from labelwright.annotators.chat_endpoint import OpenAIChat
 from labelwright.annotators.description_prompts import OTHERS_SHOWN, description_prompt, parse_descriptions
-from labelwright.annotators.descriptions import (
-    ask_descriptions,
-    describe_classes,
-    read_descriptions,
-    write_descriptions,
-)
+from labelwright.annotators.descriptions import describe_classes, read_descriptions, write_descriptions
 from labelwright.data.checks import format_problems
 from labelwright.errors import ConfigError, DataError, OfflineError
 
@@ -30,7 +25,7 @@ def only_the_stub(monkeypatch):
 
 
 def chat_of(stub, **settings):
-    return openai_chat("stub", base_url=stub.url, sleep=lambda seconds: None, **settings)
+    return OpenAIChat("stub", base_url=stub.url, sleep=lambda seconds: None, **settings)
 
 
 def written(folder, text, name="looks.json"):
@@ -52,9 +47,9 @@ def test_read_descriptions__every_mistake_is_told(tmp_path):
     with pytest.raises(DataError) as caught:
         read_descriptions(path, SIGNS)
     error = caught.value
-    assert error.message == f"{path}: 'stpo' is no class; did you mean 'stop'? (and 3 more)"
+    assert error.message == f"{path}: 'stpo' is not a class; did you mean 'stop'? (and 3 more)"
     assert [problem.detail for problem in error.problems] == [
-        "is no class; did you mean 'stop'?",
+        "is not a class; did you mean 'stop'?",
         "has an empty description",
         "has a number where a text or a list of texts belongs",
         "has a list with nothing where a text or a list of texts belongs",
@@ -147,7 +142,7 @@ LISTS = {
 
 @pytest.mark.parametrize("answer", LISTS.values(), ids=LISTS)
 def test_parse_descriptions__forms_of_a_list(answer):
-    assert parse_descriptions(answer).texts == ("a red octagon", "white letters on red")
+    assert parse_descriptions(answer) == ("a red octagon", "white letters on red")
 
 
 @pytest.mark.parametrize(
@@ -168,14 +163,12 @@ def test_parse_descriptions__forms_of_a_list(answer):
     ],
 )
 def test_parse_descriptions__nothing_usable(answer):
-    parsed = parse_descriptions(answer)
-    assert parsed.texts == ()
-    assert len(parsed.dropped) == (0 if answer.strip() in ("", "{}") or "<think>" in answer else 1)
+    assert parse_descriptions(answer) == ()
 
 
 def test_parse_descriptions__keeps_what_a_sign_says():
     answer = '1. a round sign with the number 20\n2. 3 red stripes\n3. a disc that reads "STOP"\n4. red-and-white bars'
-    assert parse_descriptions(answer).texts == (
+    assert parse_descriptions(answer) == (
         "a round sign with the number 20",
         "3 red stripes",
         'a disc that reads "STOP"',
@@ -185,13 +178,12 @@ def test_parse_descriptions__keeps_what_a_sign_says():
 
 def test_parse_descriptions__repeated_and_too_many():
     parsed = parse_descriptions("a red disc\nA red disc!\n" + "\n".join(f"a disc with {i} dots" for i in range(9)), n=3)
-    assert parsed.texts == ("a red disc", "a disc with 0 dots", "a disc with 1 dots")
-    assert parsed.dropped == ("A red disc!",)
+    assert parsed == ("a red disc", "a disc with 0 dots", "a disc with 1 dots")
 
 
 def test_parse_descriptions__sentences_of_one_paragraph():
     answer = " ".join(f"A wide red disc number {i} with a white bar across its middle." for i in range(4))
-    assert parse_descriptions(answer).texts[1] == "A wide red disc number 1 with a white bar across its middle"
+    assert parse_descriptions(answer)[1] == "A wide red disc number 1 with a white bar across its middle"
 
 
 def test_description_prompt__names_its_neighbours_only():
@@ -207,64 +199,59 @@ def test_description_prompt__names_its_neighbours_only():
     assert "The images are of" not in alone
 
 
-def test_ask_descriptions__asks_for_those_wanted(caplog):
+ALL = range(len(SIGNS))
+
+
+def test_describe_classes__asks_for_those_wanted(tmp_path, caplog):
     def answer(seen):
         if '"no entry"' in seen.prompt:
             return "I'm sorry, I can't."
         return "1. a red octagon\n2. white letters\n3. a thick border" if '"stop"' in seen.prompt else Fail(400, "no")
 
-    told = {}
+    path = tmp_path / "looks.json"
     with ChatStub(answer) as stub:
-        found = ask_descriptions(
-            chat_of(stub, max_in_flight=1),
-            SIGNS,
-            which=[0, 2, 1],
-            n=2,
-            context="traffic signs",
-            on_class=lambda name, parsed: told.update({name: parsed}),
-        )
-    assert found == {"stop": ("a red octagon", "white letters")}
+        chat = chat_of(stub, max_in_flight=1)
+        found = describe_classes(chat, SIGNS, path, which=[0, 2, 1], n=2, context="traffic signs")
+    assert found == read_descriptions(path, SIGNS) == {"stop": ("a red octagon", "white letters")}
     assert all(seen.prompt.startswith("The images are of: traffic signs.\nWrite 2 ") for seen in stub.seen)
-    assert told["yield"] is None
-    assert told["no entry"].dropped == ("I'm sorry, I can't",)
     assert "no usable description of 2 of 3 classes: no entry, yield" in caplog.text
 
 
-def test_ask_descriptions__nothing_wanted():
+def test_describe_classes__nothing_wanted(tmp_path):
+    path = tmp_path / "looks.json"
     with ChatStub() as stub:
-        assert ask_descriptions(chat_of(stub), SIGNS, which=[]) == {}
+        assert describe_classes(chat_of(stub), SIGNS, path, which=[]) == {}
         with pytest.raises(ConfigError, match="n=0"):
-            ask_descriptions(chat_of(stub), SIGNS, which=[0], n=0)
-    assert stub.seen == []
+            describe_classes(chat_of(stub), SIGNS, path, which=[0], n=0)
+    assert (stub.seen, path.exists()) == ([], False)
 
 
 def test_describe_classes__keeps_what_is_there(tmp_path):
     path = tmp_path / "looks.json"
     write_descriptions(path, {"yield": ["my own words"]})
     with ChatStub("Here you go:\na red octagon\nwhite letters") as stub:
-        done = describe_classes(chat_of(stub), SIGNS, path)
-        again = describe_classes(chat_of(stub), SIGNS, path)
-    assert (done.n_asked, done.n_described, done.without, done.n_dropped) == (2, 3, (), 2)
-    assert again.n_asked == 0
+        for _ in range(2):
+            found = describe_classes(chat_of(stub), SIGNS, path, which=ALL)
     assert len(stub.seen) == 2
-    found = read_descriptions(path, SIGNS)
     assert found["yield"] == ("my own words",)
     assert found["stop"] == ("a red octagon", "white letters")
-    assert list(found) == list(SIGNS)
+    assert list(found) == list(read_descriptions(path, SIGNS)) == list(SIGNS)
 
 
 def test_describe_classes__goes_on_after_a_stop(tmp_path):
     path = tmp_path / "looks.json"
     names = [f"kind {i}" for i in range(6)]
+    more = [*names, *"abcdefgh"]
     with ChatStub(Fail(500), script=["two words"] * 2) as stub, pytest.raises(OfflineError):
-        describe_classes(chat_of(stub, retries=0, max_in_flight=1), [*names, *"abcdefgh"], path)
+        describe_classes(chat_of(stub, retries=0, max_in_flight=1), more, path, which=range(14))
     assert set(read_descriptions(path, names)) == {"kind 0", "kind 1"}
     with ChatStub("I cannot tell", script=["two words"] * 3) as stub:
-        done = describe_classes(chat_of(stub, max_in_flight=1), names, path)
-    assert (done.n_asked, done.n_described, done.without) == (4, 5, ("kind 5",))
+        found = describe_classes(chat_of(stub, max_in_flight=1), names, path, which=range(6))
+    assert len(stub.seen) == 4
+    assert list(found) == names[:5]
 
 
 def test_describe_classes__says_before_asking_that_it_cannot_write(tmp_path):
     with ChatStub("two words") as stub, pytest.raises(ConfigError, match="cannot write"):
-        describe_classes(chat_of(stub), SIGNS, tmp_path / "nowhere" / "looks.json")
+        describe_classes(chat_of(stub), SIGNS, tmp_path / "nowhere" / "looks.json", which=ALL)
     assert stub.seen == []

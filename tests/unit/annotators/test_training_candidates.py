@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import signal
 import subprocess
@@ -25,8 +26,9 @@ import from_candidates
 import labelwright as lw
 import tiny
 from chat_stub import ChatStub, Seen
+from labelwright.annotators import training_candidates
 from labelwright.annotators.annotator import Annotator, match_names
-from labelwright.annotators.training_candidates import mean_probs
+from labelwright.annotators.candidate_rules import mean_probs
 from labelwright.data.read import load
 from labelwright.data.stored import EmbeddingStore, EmbeddingViews
 from labelwright.data.table import LabelTable
@@ -145,10 +147,18 @@ def test_fit__heads_on_the_annotator_see_its_words(
     assert again["label"].equals(done.labels["label"])
 
 
-def test_fit__scores_of_the_annotator_for_a_student_that_sees_pixels(digits: Path, tmp_path: Path) -> None:
+def test_fit__scores_of_the_annotator_for_a_student_that_sees_pixels(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    load_matching = training_candidates.load_matching
+    monkeypatch.setattr(
+        training_candidates, "load_matching", lambda name, **how: loaded.append(name) or load_matching(name, **how)
+    )
     test = write_table(tmp_path / "test.csv", digits, label=truth_in)
     pool = write_table(tmp_path / "pool.csv", digits, truth=truth_in)
     done = lw.fit(pool, out=tmp_path / "run", test=test, **HOW)
+    assert loaded == [CLIP]
     tower = load_two_tower(CLIP, device=tiny.CPU, precision="fp32")
     table = load(test, classes=NAMES)
     text = torch.stack([tower.text_feats([fill(t, name) for name in NAMES]) for t in TEMPLATES["photo27"]]).double()
@@ -174,7 +184,7 @@ def test_mean_probs__is_the_mean_over_prompts_in_any_precision() -> None:
     g = torch.Generator().manual_seed(0)
     z, prompts = (F.normalize(torch.randn(*shape, 6, generator=g), dim=-1) for shape in ((5,), (3, 4)))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = mean_probs(z, prompts, 30.0)
+        found, _ = mean_probs(z, prompts, 30.0)
     for b in range(5):
         per_prompt = []
         for text in prompts.double():
@@ -193,7 +203,7 @@ def test_fit__candidates_of_a_table_are_used_as_they_are(
         raise AssertionError("nobody has to be asked")
 
     monkeypatch.setattr("labelwright.annotators.annotator.embed", ask)
-    monkeypatch.setattr("labelwright.annotators.annotator.openai_chat", ask)
+    monkeypatch.setattr("labelwright.annotators.annotator.OpenAIChat", ask)
     data = write_table(
         tmp_path / "t.csv",
         digits,
@@ -279,7 +289,7 @@ def test_match_names__only_unlabelled_images_judge_a_name() -> None:
     labels[40:] = 2  # the images that would bear the description out are labelled
     texts = {"dog": ["something with spots"]}
     who = Annotator("m", is_chat=False, rule="mean", descriptions=texts)
-    told = match_names(who, table.with_labels(labels), views, words)
+    told = match_names(who, dataclasses.replace(table, labels=labels), views, words)
     assert told.counts["descriptions"] == {}
 
 
@@ -481,9 +491,13 @@ def test_hidden_truth__decides_nothing_but_the_scores(sees: str, digits: Path, t
     [
         ({"annotator": None}, "the data have none, and no model is named", "--annotator, e.g. openai/clip"),
         ({"annotator": None, "model": "resnet18"}, "the data have none, and no model is named", "--annotator"),
-        ({"annotator": None, "model": CLIP, "pretrained": False}, "no model is named that could guess", "--annotator"),
+        (
+            {"annotator": None, "model": CLIP, "pretrained": False},
+            "no model is named that could give them",
+            "--annotator",
+        ),
         ({"annotator": "VIT"}, "images or texts but not both", "two-tower"),
-        ({"annotator": None, "model": "VIT"}, "no model is named that could guess", "--annotator"),
+        ({"annotator": None, "model": "VIT"}, "no model is named that could give them", "--annotator"),
         ({"annotator": "./nowhere"}, "no such model folder: ./nowhere", "check the path"),
         ({"rule": "most"}, "rule='most' is not possible", "union"),
         ({"ratio": 0.0, "rule": "ratio"}, "ratio=0.0 is not possible", "above 0"),
@@ -517,7 +531,7 @@ def test_fit__candidates_and_who_would_make_others(digits: Path, tmp_path: Path)
     data = write_table(tmp_path / "t.csv", digits, candidates=lambda name: f"{truth_in(name)}|one")
     for change, said in (
         ({}, "the data have candidates, and --annotator would make others"),
-        ({"annotator": None, "descriptions": {"one": ["x"]}}, "nobody reads descriptions"),
+        ({"annotator": None, "descriptions": {"one": ["x"]}}, "descriptions would not be used"),
     ):
         with pytest.raises(ConfigError, match=said):
             lw.fit(data, out=tmp_path / "run", **{**HOW, **change})

@@ -3,8 +3,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from labelwright.data import augment
 from labelwright.data.augment import RowGenerator, normalize, random_crop_flip, random_resized_crop
-from labelwright.data.randaugment import RandAugment, cutout, warp
+from labelwright.data.randaugment import RandAugment, warp
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -99,15 +100,10 @@ def test_random_crop_flip__keeps_dtype_input_and_gives_channels_last() -> None:
     assert torch.equal(as_float, out.float())
 
 
-@pytest.mark.parametrize("settings", [{"pad_px": -1}, {"pad_px": 20, "pad_mode": "reflect"}, {"pad_mode": "wrap"}])
-def test_random_crop_flip__refuses(settings: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="pad_"):
-        random_crop_flip(noise_images(1), generator=seeded(), **settings)  # type: ignore[arg-type]
-
-
-def test_random_resized_crop__whole_area_square_is_the_image_or_its_mirror() -> None:
+def test_random_resized_crop__whole_area_square_is_the_image_or_its_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
     images = noise_images(40, 8, 8)
-    out = random_resized_crop(images, size_px=8, generator=seeded(), area_frac=(1.0, 1.0), aspect=(1.0, 1.0))
+    monkeypatch.setattr(augment, "ASPECT", (1.0, 1.0))
+    out = random_resized_crop(images, size_px=8, generator=seeded(), area_frac=(1.0, 1.0))
     same = (out == images).flatten(1).all(1)
     mirrored = (out == images.flip(3)).flatten(1).all(1)
     assert bool((same | mirrored).all())
@@ -143,8 +139,6 @@ def test_normalize__worked_number_and_layout() -> None:
     unit = images.float() / 255
     assert torch.allclose(normalize(unit, mean=mean, std=std), out, atol=1e-5)
     assert torch.equal(unit, images.float() / 255)
-    with pytest.raises(ValueError, match="std"):
-        normalize(images, mean=mean, std=(0.0, 1.0, 1.0))
 
 
 def test_every_function__takes_an_empty_batch() -> None:
@@ -156,17 +150,9 @@ def test_every_function__takes_an_empty_batch() -> None:
     assert normalize(empty, mean=(0.5,) * 3, std=(0.5,) * 3).shape == (0, 3, 8, 8)
 
 
-def test_every_function__refuses_images_without_three_channels() -> None:
-    grey = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
-    for call in (
-        lambda: random_crop_flip(grey, generator=seeded()),
-        lambda: random_resized_crop(grey, size_px=4, generator=seeded()),
-        lambda: RandAugment()(grey, generator=seeded()),
-        lambda: cutout(grey, frac=0.5, generator=seeded()),
-        lambda: normalize(grey, mean=(0.5,) * 3, std=(0.5,) * 3),
-    ):
-        with pytest.raises(ValueError, match=r"\[B, 3, H, W\]"):
-            call()
+def test_rand_augment__refuses_images_without_three_channels() -> None:
+    with pytest.raises(ValueError, match=r"\[B, 3, H, W\]"):
+        RandAugment()(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), generator=seeded())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -4,6 +4,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -81,11 +83,9 @@ def test_resize_to_square__antialiases() -> None:
 
 
 def test_build_cache__holds_every_image_in_row_order(table: LabelTable, tmp_path: Path) -> None:
-    done: list[int] = []
-    built = build_cache(table, size_px=8, folder=tmp_path / "cache", n_workers=2, progress=done.append)
+    built = build_cache(table, size_px=8, folder=tmp_path / "cache")
     expected = np.stack([resize_to_square(table.image(row), size_px=8) for row in range(len(table))])
     assert (built.n_rows, built.size_px, built.problems) == (6, 8, ())
-    assert done[-1] == 6
     assert isinstance(built.pixels, np.memmap)
     rows = torch.tensor([5, 0, 0, 3])
     assert np.array_equal(built.read(rows).numpy(), expected[rows.numpy()])
@@ -113,12 +113,29 @@ def test_build_cache__another_size_table_or_format_is_another_file(
     table: LabelTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "cache"
-    paths = [build_cache(table, size_px=8, folder=folder).path, build_cache(table, size_px=9, folder=folder).path]
-    paths.append(build_cache(table.subset(np.arange(3)), size_px=8, folder=folder).path)
-    monkeypatch.setattr(cache, "CACHE_FORMAT", 2)
-    paths.append(build_cache(table, size_px=8, folder=folder).path)
-    assert len(set(paths)) == 4
+    build_cache(table, size_px=8, folder=folder)
+    build_cache(table, size_px=9, folder=folder)
+    build_cache(table.subset(np.arange(3)), size_px=8, folder=folder)
+    monkeypatch.setattr(cache, "CACHE_FORMAT", cache.CACHE_FORMAT + 1)
+    build_cache(table, size_px=8, folder=folder)
     assert len(list(folder.glob("*.npy"))) == 4
+
+
+def test_build_cache__follows_the_images_and_not_what_is_said_of_them(table: LabelTable, tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    build_cache(table, size_px=8, folder=folder)
+    names = pa.array([f"image {row}" for row in range(len(table))], pa.large_string())
+    labels = np.arange(len(table), dtype=np.int32) % 2
+    build_cache(LabelTable(table.images, names, labels, ("cat", "dog")), size_px=8, folder=folder)
+    assert len(list(folder.glob("*.npy"))) == 1
+    changed = tmp_path / "images" / "0.png"
+    Image.new("RGB", (8, 8), "red").save(changed)
+    again = build_cache(table_of(tmp_path / "images"), size_px=8, folder=folder)
+    assert len(list(folder.glob("*.npy"))) == 2
+    assert again.read(torch.tensor([0]))[0, 0, 0].tolist() == [255, 0, 0]
+    os.utime(changed, ns=(0, 0))  # of the same size and content, but written at another time
+    build_cache(table_of(tmp_path / "images"), size_px=8, folder=folder)
+    assert len(list(folder.glob("*.npy"))) == 3
 
 
 def test_build_cache__no_images(table: LabelTable, tmp_path: Path) -> None:
@@ -131,9 +148,9 @@ def test_build_cache__no_images(table: LabelTable, tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["truncated", "empty", "no notes", "bad notes", "other key"])
 def test_build_cache__rebuilds_a_damaged_file(table: LabelTable, tmp_path: Path, damage: str) -> None:
     built = build_cache(table, size_px=8, folder=tmp_path)
-    expected, path = np.array(built.pixels), built.path
+    expected = np.array(built.pixels)
     del built
-    assert path is not None
+    (path,) = tmp_path.glob("*.npy")
     notes = path.with_suffix(".json")
     match damage:
         case "truncated":
@@ -158,6 +175,7 @@ from pathlib import Path
 from test_cache import table_of
 from labelwright.data import cache
 folder, n_builds, delay_s = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+os.cpu_count = lambda: 1
 resize = cache.resize_to_square
 def slow(image, *, size_px):
     with (folder / "decoded").open("a") as file:
@@ -169,7 +187,7 @@ def slow(image, *, size_px):
 cache.resize_to_square = slow
 table = table_of(folder / "images")
 (folder / f"ready.{os.getpid()}").touch()
-built = cache.build_cache(table, size_px=8, folder=folder / "cache", n_workers=1)
+built = cache.build_cache(table, size_px=8, folder=folder / "cache")
 print(int(built.pixels.astype("int64").sum()))
 """
 
@@ -210,12 +228,25 @@ def test_build_cache__killed_half_way_is_built_again_and_swept_up(table: LabelTa
     assert (built.read(torch.arange(6)).flatten(1).amax(1) > 0).all()
 
 
-def test_build_cache__an_interrupt_leaves_nothing(table: LabelTable, tmp_path: Path) -> None:
-    def interrupt(n_done: int) -> None:
-        raise KeyboardInterrupt
+def test_build_cache__tells_how_far_it_is_and_an_interrupt_leaves_nothing(
+    table: LabelTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[object] = []
 
+    @contextmanager
+    def counter(*what: object) -> Iterator[Callable[[int], None]]:
+        told.extend(what)
+
+        def interrupt(n_done: int) -> None:
+            told.append(n_done)
+            raise KeyboardInterrupt
+
+        yield interrupt
+
+    monkeypatch.setattr(cache, "counter", counter)
     with pytest.raises(KeyboardInterrupt):
-        build_cache(table, size_px=8, folder=tmp_path / "cache", progress=interrupt)
+        build_cache(table, size_px=8, folder=tmp_path / "cache")
+    assert told == ["decoding images", 6, 6]
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
@@ -228,6 +259,7 @@ def test_build_cache__no_room_and_unwritable_folders_say_so(
     with pytest.raises(ConfigError, match=r"no room .* GB needed, .* GB free") as caught:
         build_cache(table, size_px=10_000_000, folder=tmp_path / "cache")
     assert "LABELWRIGHT_CACHE" in caught.value.fix
+    assert "--cache-limit-gb" in caught.value.fix
 
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
@@ -238,10 +270,9 @@ def test_build_cache__no_room_and_unwritable_folders_say_so(
     assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".lock"}
 
 
-@pytest.mark.parametrize("settings", [{"size_px": 0}, {"size_px": 8, "n_workers": 0}])
-def test_build_cache__refuses(table: LabelTable, tmp_path: Path, settings: dict[str, int]) -> None:
+def test_build_cache__refuses(table: LabelTable, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="at least 1, not 0"):
-        build_cache(table, folder=tmp_path, **settings)
+        build_cache(table, folder=tmp_path, size_px=0)
 
 
 def test_default_cache_folder__environment_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -257,7 +288,7 @@ def test_default_cache_folder__environment_first(monkeypatch: pytest.MonkeyPatch
 
 def test_streamed_pixels__equal_the_cache_bit_for_bit(broken: LabelTable, tmp_path: Path) -> None:
     built = build_cache(broken, size_px=8, folder=tmp_path)
-    streamed = StreamedPixels(broken, size_px=8, n_workers=2)
+    streamed = StreamedPixels(broken, size_px=8)
     rows = torch.tensor([3, 1, 1, 0, 5, 2, 4])
     streamed.prefetch(torch.tensor([5, 1, 2]))
     for _ in range(2):
@@ -279,7 +310,8 @@ def test_streamed_pixels__prefetched_rows_are_decoded_once_and_old_hints_dropped
         return decode(table, row, size_px)
 
     monkeypatch.setattr(cache, "_decode", counting)
-    streamed = StreamedPixels(table, size_px=8, n_workers=1, max_ahead=2)
+    monkeypatch.setattr(cache, "_MAX_AHEAD", 2)
+    streamed = StreamedPixels(table, size_px=8)
     streamed.prefetch(torch.tensor([0, 1]))
     streamed.prefetch(torch.tensor([0]))
     streamed.read(torch.tensor([0, 1]))
@@ -289,9 +321,12 @@ def test_streamed_pixels__prefetched_rows_are_decoded_once_and_old_hints_dropped
     streamed.close()
 
 
-def test_open_pixels__caches_up_to_the_limit(table: LabelTable, tmp_path: Path) -> None:
+def test_open_pixels__caches_up_to_the_limit(
+    table: LabelTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LABELWRIGHT_CACHE", str(tmp_path))
     n_gb = 6 * 8 * 8 * 3 / 1e9
-    assert isinstance(open_pixels(table, size_px=8, folder=tmp_path, limit_gb=n_gb), PixelCache)
-    streamed = open_pixels(table, size_px=8, folder=tmp_path, limit_gb=n_gb * 0.99)
+    assert isinstance(open_pixels(table, size_px=8, limit_gb=n_gb), PixelCache)
+    streamed = open_pixels(table, size_px=8, limit_gb=n_gb * 0.99)
     assert isinstance(streamed, StreamedPixels)
     streamed.close()

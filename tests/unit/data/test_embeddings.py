@@ -10,7 +10,6 @@ import torch
 from labelwright.data.checks import check_images, format_problems
 from labelwright.data.embeddings import NPZ_KEYS, GivenFeats, UserEmbeddings, load_embeddings
 from labelwright.data.stored import EmbeddingViews, StoredFeats
-from labelwright.encoders.store import images_digest
 from labelwright.errors import ConfigError, DataError
 from labelwright.types import ViewSource
 
@@ -277,7 +276,7 @@ def test_files_that_are_something_else(tmp_path: Path) -> None:
     pq.write_table(pa.table({"embedding": ["1 2"]}), tmp_path / "strings.parquet")
     refuses("strings.parquet", "its column embedding holds string")
     pq.write_table(pa.table({"embedding": pa.array([None, []], pa.list_(pa.float32()))}), tmp_path / "none.parquet")
-    refuses("none.parquet", "there is no embedding in it")
+    refuses("none.parquet", "it holds no embedding")
 
 
 def test_classes__impossible_ones_are_refused(tmp_path: Path) -> None:
@@ -299,7 +298,7 @@ def test_no_images__decoding_is_a_clear_error(pets: UserEmbeddings) -> None:
             ask()
         assert caught.value.problems[0].kind == "missing_image"
     with pytest.raises(DataError, match="no images"):
-        check_images(pets.table, n_workers=1)
+        check_images(pets.table)
 
 
 def test_no_images__subsets_and_fingerprints_follow_the_vectors(pets: UserEmbeddings, tmp_path: Path) -> None:
@@ -307,13 +306,13 @@ def test_no_images__subsets_and_fingerprints_follow_the_vectors(pets: UserEmbedd
     assert some.images.rows.tolist() == [1]  # type: ignore[attr-defined]
     assert (len(some), some.labels.tolist()) == (1, [1])
     same = load_embeddings(npz(tmp_path, labels=["dog", "dog", "", "dog", "cat"])).table
-    assert images_digest(same) == images_digest(pets.table)
+    assert same.images_digest == pets.table.images_digest
     assert same.fingerprint != pets.table.fingerprint
     changed = VECTORS.copy()
     changed[4, 3] += 1e-6
     other = load_embeddings(npz(tmp_path, embeddings=changed)).table
-    assert images_digest(other) != images_digest(pets.table)
-    assert images_digest(pets.table.subset(np.array([1, 0]))) != images_digest(pets.table.subset(np.array([0, 1])))
+    assert other.images_digest != pets.table.images_digest
+    assert pets.table.subset(np.array([1, 0])).images_digest != pets.table.subset(np.array([0, 1])).images_digest
 
 
 # -------------------------------------------------------------------------------------------------------- views made up

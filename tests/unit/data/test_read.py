@@ -411,7 +411,7 @@ def test_hub__offline_is_one_clear_message() -> None:
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    assert "nobody/nothing-here:main is no file or folder here" in done.stdout
+    assert "nobody/nothing-here:main is neither a file or folder here" in done.stdout
     assert "fix: check the name and the network" in done.stdout
 
 

@@ -64,8 +64,9 @@ def test_open_dataset__offline_says_what_where_and_how(no_network, monkeypatch, 
     # a folder that is given is the only place looked in
     with pytest.raises(OfflineError, match=r"there is no .*nowhere"):
         open_dataset("svhn", root=tmp_path / "nowhere", split="train")
-    with pytest.raises(OfflineError, match="does not hold its test split"):
+    with pytest.raises(OfflineError, match="does not hold its test split") as caught:
         open_dataset("svhn", root=tmp_path, split="test")
+    assert "give --data DATA/svhn" in caught.value.fix
     assert len(no_network) == 1
     monkeypatch.setenv("LABELWRIGHT_DATA", str(tmp_path))
     with pytest.raises(OfflineError, match="LABELWRIGHT_DATA is ") as caught:

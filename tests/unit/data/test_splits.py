@@ -182,30 +182,6 @@ def test_holdout__errors():
         splits.holdout([0, -2], frac=0.5, seed=0)
 
 
-def test_kfold__without_groups_is_even():
-    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, -1], [101, 7, 1, 13]))
-    folds = splits.kfold(labels, n_folds=5, seed=0)
-    for k in (0, 1, 2, -1):
-        counts = np.bincount(folds[labels == k], minlength=5)
-        assert counts.max() - counts.min() <= 1
-    sizes = np.bincount(folds, minlength=5)
-    assert sizes.max() - sizes.min() <= 1
-    assert not np.array_equal(folds, splits.kfold(labels, n_folds=5, seed=1))
-
-
-def test_kfold__groups():
-    rng = np.random.default_rng(3)
-    groups = np.repeat(np.arange(600), rng.integers(5, 30, size=600))
-    labels = groups % 10
-    folds = splits.kfold(labels, n_folds=5, seed=0, groups=groups)
-    assert all(len(set(folds[groups == g])) == 1 for g in range(600))
-    for k in range(10):
-        counts = np.bincount(folds[labels == k], minlength=5)
-        assert counts.max() - counts.min() <= 29  # largest first, to the emptiest: no more apart than one group
-    with pytest.raises(ConfigError, match="n_folds is 3 for 2 groups"):
-        splits.kfold([0, 0, 0], n_folds=3, seed=0, groups=[1, 1, 2])
-
-
 def test_gtsrb__no_sign_on_two_sides():
     folder = Path(os.environ.get("LABELWRIGHT_SHARED", Path(__file__).parents[3] / "../shared"))
     path = folder / "data/gtsrb-train.parquet"

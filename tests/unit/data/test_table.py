@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from labelwright.data.build import _repeated, hash_strings
+from labelwright.data.build import _repeated
 from labelwright.data.table import NOTICES, PROBLEM_KINDS, Images, LabelTable
 from labelwright.errors import ConfigError, DataError, Problem
 from labelwright.types import Candidates
@@ -96,12 +97,16 @@ def test_counts__unknown_labels_do_not_count() -> None:
     assert make_table().counts().tolist() == [1, 0, 2]
 
 
-def test_with_labels__checked() -> None:
-    assert make_table().with_labels(np.array([1, 1, 1, -1])).counts().tolist() == [0, 3, 0]
-    with pytest.raises(ConfigError, match="outside"):
-        make_table().with_labels(np.array([3, 0, 0, 0]))
-    with pytest.raises(ConfigError, match="shape"):
-        make_table().with_labels(np.array([0]))
+def test_images_digest__follows_images_and_not_labels(tmp_path: Path) -> None:
+    ids = strings("a.png", "b.png")
+    for name in ids.to_pylist():
+        (tmp_path / name).write_bytes(b"one")
+    table = LabelTable(Images(ids, str(tmp_path)), ids, np.array([0, 1], np.int32), ("cat", "dog"))
+    renamed = LabelTable(table.images, strings("x", "y"), -np.ones(2, np.int32), ("owl",))
+    assert renamed.images_digest == table.images_digest
+    assert table.subset(np.array([1, 0])).images_digest != table.images_digest
+    (tmp_path / "b.png").write_bytes(b"another")
+    assert dataclasses.replace(table).images_digest != table.images_digest
 
 
 def test_fingerprint__changes_with_labels_names_and_images() -> None:
@@ -172,13 +177,5 @@ def test_repeated__against_a_set() -> None:
 
 
 def test_repeated__equal_hashes_are_compared_in_full(monkeypatch) -> None:
-    monkeypatch.setattr("labelwright.data.build.hash_strings", lambda column: np.zeros(len(column), np.uint64))
+    monkeypatch.setattr("labelwright.data.build.hash", lambda text: 0, raising=False)
     assert _repeated(strings("a", "b", "a", "c")).tolist() == [2]
-
-
-def test_hash_strings__slices_and_arithmetic() -> None:
-    column = strings("xx", "ab", "", "ab")
-    multiplier = 0x9E3779B97F4A7C15
-    by_hand = ((ord("a") + 1) * multiplier + (ord("b") + 1) * multiplier**2) % 2**64
-    assert hash_strings(column).tolist()[1::2] == [by_hand, by_hand]
-    assert hash_strings(column.slice(1)).tolist() == hash_strings(column).tolist()[1:]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from labelwright.data import views as views_module
 from labelwright.data.cache import PixelCache
 from labelwright.data.views import VIEWS, PixelViews, ViewSettings, channel_stats
 from labelwright.errors import ConfigError, Problem
@@ -143,7 +144,7 @@ def test_pixel_views__reflection_must_fit() -> None:
         PixelViews(noise_cache(), ViewSettings(pad_px=16, pad_mode="reflect"))
 
 
-def test_channel_stats__equal_numpy_and_leave_out_unreadable_images() -> None:
+def test_channel_stats__equal_numpy_and_leave_out_unreadable_images(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.array(noise_cache().pixels)
     pixels[5] = 0
     broken = PixelCache(pixels, problems=[Problem("row 5", "unreadable_image", "cut short", 5)])
@@ -154,7 +155,9 @@ def test_channel_stats__equal_numpy_and_leave_out_unreadable_images() -> None:
     some = pixels[[0, 2]].reshape(-1, 3) / 255
     assert channel_stats(broken, rows=torch.tensor([0, 2]))[0] == pytest.approx(some.mean(0), abs=1e-9)
     ends = pixels[[0, 39]].reshape(-1, 3) / 255
-    assert channel_stats(broken, max_images=2)[1] == pytest.approx(ends.std(0), abs=1e-9)
+    with monkeypatch.context() as patch:
+        patch.setattr(views_module, "MAX_IMAGES", 2)
+        assert channel_stats(broken)[1] == pytest.approx(ends.std(0), abs=1e-9)
     with pytest.raises(ConfigError, match="no readable image"):
         channel_stats(broken, rows=torch.tensor([5]))
 

@@ -43,7 +43,7 @@ def embedded(**knobs):
 def tuned(tune):
     tower = two_tower("clip").float()
     if tune == "none":
-        return FrozenTowers(tower, TEXTS)
+        return FrozenTowers(tower, tower.text_feats(TEXTS))
     if tune == "lora":
         towers = LoraTowers(tower, TEXTS, seed=0)
     else:

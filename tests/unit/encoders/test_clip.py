@@ -14,8 +14,8 @@ import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from labelwright.encoders.clip import TwoTower, load_two_tower, resolve_name
-from labelwright.encoders.pretrained import ImageStats, image_stats, load_config, load_vision_model
+from labelwright.encoders.clip import TwoTower, load_two_tower
+from labelwright.encoders.pretrained import ImageStats, image_stats, load_config, load_vision_model, resolve_name
 from labelwright.encoders.templates import TEMPLATES, class_text_feats
 from labelwright.errors import ConfigError, OfflineError
 

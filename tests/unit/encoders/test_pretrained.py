@@ -7,8 +7,9 @@ import sys
 
 import pytest
 import transformers
+from safetensors.torch import load_file, save_file
 
-from labelwright.encoders.pretrained import ImageStats, image_stats, load_vision_model
+from labelwright.encoders.pretrained import ImageStats, image_stats, load_config, load_vision_model
 from labelwright.errors import ConfigError, OfflineError
 
 
@@ -33,6 +34,7 @@ def test_image_stats__checkpoint_that_does_not_say(tmp_path):
     with pytest.raises(ConfigError, match="does not say what pixels") as caught:
         image_stats(str(tmp_path))
     assert "preprocessor_config.json" in caught.value.fix
+    assert "--no-pretrained" in caught.value.fix
 
 
 def test_load_vision_model__told_to_stay_offline(monkeypatch):
@@ -41,6 +43,30 @@ def test_load_vision_model__told_to_stay_offline(monkeypatch):
         load_vision_model("some-owner/some-model")
     assert "hf download some-owner/some-model" in caught.value.fix
     assert len(caught.value.message.splitlines()) == 1
+
+
+def test_load_config__asks_once_whether_the_hub_can_be_reached(monkeypatch):
+    asked = []
+
+    def unreachable(url, timeout):
+        asked.append(url)
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unreachable)
+    for load in (load_config, load_config, load_vision_model):
+        with pytest.raises(OfflineError, match="asked-once/model is not on this machine"):
+            load("asked-once/model")
+    assert len(asked) == 1
+
+
+def test_load_vision_model__weights_missing(tmp_path):
+    save_vit(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    gone = next(name for name in weights if "encoder" in name)
+    save_file({k: v for k, v in weights.items() if k != gone}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match="lacks 1 weights") as caught:
+        load_vision_model(str(tmp_path))
+    assert "--no-pretrained" in caught.value.fix
 
 
 UNREACHABLE = """

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from labelwright.encoders.backbones import Classifier, MlpHead, build
+from labelwright.encoders.backbones import Classifier, build
+from labelwright.encoders.heads import MlpHead
 from labelwright.encoders.projection import ProjectedNet
 from labelwright.errors import ConfigError
 from labelwright.train.optim import param_groups

@@ -96,19 +96,6 @@ def test_text_feats__by_hand(family, kind, n_context, depth):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_text_feats__more_tokens_than_words(family):
-    net = prompted(family, "coop", n_context=3, init="a")
-    disturb(net)
-    start = 1 if family == "clip" else 0
-    by_hand = []
-    for name in NAMES:
-        ids = ids_of(net.tower, f"a {name}")
-        ids = [*ids[:start], 1, 1, *ids[start:]]  # what stands in the two new places is overwritten
-        by_hand.append(text_by_hand(net.tower, ids, net.text_prompts, start))
-    torch.testing.assert_close(net.text_feats(), torch.stack(by_hand).float(), atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", ["vpt", "maple"])
 def test_features__by_hand(family, kind):
     net = prompted(family, kind, n_context=2, depth=2)
@@ -158,35 +145,27 @@ def test_depth__cut_to_the_layers():
         ("two dogs", 4, "a photo of a two dogs"),  # nothing of the name gives way to a learned word
     ],
 )
-def test_set_class_texts__article_fits_the_name_where_it_is_not_learned(name, n_context, expected):
+def test_class_texts__article_fits_the_name_where_it_is_not_learned(name, n_context, expected):
     tower = two_tower("clip")
     net = PromptedTowers(tower, ["cat", name], kind="coop", n_context=n_context, seed=0)
     plain = tower.text_feats(["a photo of a cat", expected])
     torch.testing.assert_close(net.text_feats(), plain, atol=1e-6, rtol=0)
 
 
-def test_set_class_texts__keeps_the_prompts():
-    net = prompted("clip", "coop")
-    disturb(net)
-    before, prompts = net.text_feats(), net.text_prompts.clone()
-    net.set_class_texts(["owl", *NAMES[1:]])
-    after = net.text_feats()
-    assert torch.equal(net.text_prompts, prompts)
-    torch.testing.assert_close(after[1:], before[1:], atol=1e-6, rtol=0)
-    assert (after[0] - before[0]).abs().max() > 0.05
+def test_class_texts__missing_or_empty():
     for texts, complaint in (([], "no class texts"), (["cat", " "], "class 1 has an empty text")):
         with pytest.raises(ConfigError, match=complaint):
-            net.set_class_texts(texts)
+            PromptedTowers(two_tower("clip"), texts, kind="coop", seed=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_set_class_texts__long_ones_are_cut_before_the_end(family):
+def test_class_texts__long_ones_are_cut_before_the_end(family):
     tower = two_tower(family)
-    net = PromptedTowers(tower, ["big " * 30 + "cat"], kind="coop", n_context=6, seed=0)
+    net = PromptedTowers(tower, ["big " * 30 + "cat"], kind="coop", n_context=4, seed=0)
     disturb(net)
     start = 1 if family == "clip" else 0
-    n_big = LENGTH - start - 1 - 6
-    ids = [2] * start + [1] * 6 + [WORDS.index("big")] * n_big + [3]
+    n_big = LENGTH - start - 1 - 4
+    ids = [2] * start + [1] * 4 + [WORDS.index("big")] * n_big + [3]
     by_hand = text_by_hand(tower, ids, net.text_prompts, start)
     torch.testing.assert_close(net.text_feats()[0], by_hand.float(), atol=1e-5, rtol=0)
 
@@ -321,7 +300,7 @@ def test_export__can_be_traced():
     [
         ({"kind": "cocoop"}, "unknown kind of prompts: 'cocoop'"),
         ({"n_context": 0}, "n_context is 0"),
-        ({"n_context": LENGTH}, f"n_context is {LENGTH}"),
+        ({"n_context": 5}, "n_context is 5"),
         ({"kind": "maple", "depth": 0}, "depth is 0"),
         ({"kind": "vpt", "depth": -1}, "depth is -1"),
     ],

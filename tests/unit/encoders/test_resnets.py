@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from labelwright.encoders.resnets import preact_resnet18, resnet18, resnet32
+from labelwright.encoders.resnets import OWN
+
+resnet32, resnet18, preact_resnet18 = (OWN[name] for name in ("resnet32", "resnet18", "preact_resnet18"))
 
 
 def conv(n_in, n_out, k=3):

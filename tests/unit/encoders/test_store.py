@@ -11,17 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
 
 from labelwright.data.cache import PixelCache
 from labelwright.data.stored import EmbeddingStore, EmbeddingViews
-from labelwright.data.table import Images, LabelTable
 from labelwright.data.views import VIEWS, PixelViews, ViewSettings
 from labelwright.encoders import store as store_module
-from labelwright.encoders.store import build_store, images_digest
+from labelwright.encoders.store import build_store
 from labelwright.errors import ConfigError
 from labelwright.types import ViewSource
 
@@ -67,16 +65,16 @@ def test_build_store__clean_plane_is_the_encoder_on_the_normalised_pixels(tmp_pa
     raw = views.pixels.pixels.astype(np.float64) / 255
     normal = (raw - np.array(views.settings.mean)) / np.array(views.settings.std)
     expected = normal.reshape(N, -1)[:, 60 : 60 + D]
-    assert built.clean.shape == (N, D)
-    assert np.abs(built.clean - expected).max() < 2e-3  # float16 holds 11 bits, and the values are below 3
-    assert np.abs(built.clean - expected).max() > 0
+    assert built.feats[0].shape == (N, D)
+    assert np.abs(built.feats[0] - expected).max() < 2e-3  # float16 holds 11 bits, and the values are below 3
+    assert np.abs(built.feats[0] - expected).max() > 0
 
 
 def test_build_store__planes_hold_views_that_differ(tmp_path: Path) -> None:
     built = build(tmp_path)
     assert (built.n_rows, built.n_features, built.n_views("weak"), built.n_views("clean")) == (N, D, V, 1)
-    assert built.weak.shape == built.strong.shape == (V, N, D)
-    planes = [built.clean, *built.weak, *built.strong]
+    assert built.feats.shape == (1 + 2 * V, N, D)
+    planes = built.feats
     for i, one in enumerate(planes):
         for other in planes[:i]:
             assert (one != other).any(axis=1).mean() > 0.5
@@ -113,22 +111,9 @@ def test_build_store__second_call_encodes_nothing_and_takes_no_lock(
     ids=lambda changed: next(iter(changed)),
 )
 def test_build_store__what_changes_the_features_is_another_store(tmp_path: Path, changed: dict[str, Any]) -> None:
-    first, second = build(tmp_path), build(tmp_path, **changed)
-    assert first.path != second.path
+    build(tmp_path)
+    build(tmp_path, **changed)
     assert len(list(tmp_path.glob("*/feats.npy"))) == 2
-
-
-def test_images_digest__follows_images_and_not_labels(tmp_path: Path) -> None:
-    ids = pa.array(["a.png", "b.png"], pa.large_string())
-    for name in ids.to_pylist():
-        (tmp_path / name).write_bytes(b"one")
-    table = LabelTable(Images(ids, str(tmp_path)), ids, np.array([0, 1], np.int32), ("cat", "dog"))
-    renamed = LabelTable(table.images, pa.array(["x", "y"], pa.large_string()), -np.ones(2, np.int32), ("owl",))
-    before = images_digest(table)
-    assert images_digest(renamed) == before
-    assert images_digest(table.subset(np.array([1, 0]))) != before
-    (tmp_path / "b.png").write_bytes(b"another")
-    assert images_digest(table) != before
 
 
 # ------------------------------------------------------------------------------------------------------- interruptions
@@ -252,6 +237,7 @@ def test_build_store__folders_that_cannot_be_used(tmp_path: Path, monkeypatch: p
     with pytest.raises(ConfigError, match=r"no room for the features .* GB needed, .* GB free") as caught:
         build(tmp_path / "full")
     assert "LABELWRIGHT_CACHE" in caught.value.fix
+    assert "--n-views" in caught.value.fix
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=needed))
     assert build(tmp_path / "full").n_rows == N
 
@@ -377,7 +363,9 @@ def test_build_store__without_augmented_views_and_without_images(tmp_path: Path)
     clean = build(tmp_path, n_views=0)
     assert clean.feats.shape == (1, N, D)
     views = EmbeddingViews(clean)
-    assert torch.equal(views.batch(torch.arange(N), "clean", seed=0, device=CPU), torch.from_numpy(clean.clean).float())
+    assert torch.equal(
+        views.batch(torch.arange(N), "clean", seed=0, device=CPU), torch.from_numpy(clean.feats[0]).float()
+    )
     with pytest.raises(ConfigError, match="no weak views were stored"):
         views.batch(torch.tensor([0]), "weak", seed=0, device=CPU)
     empty = build(tmp_path, views=noise_views(0))

@@ -12,6 +12,7 @@ from torch import nn
 
 from labelwright.data.views import ViewSettings
 from labelwright.encoders import backbones
+from labelwright.encoders.heads import MlpHead
 from labelwright.encoders.saved import saved_backbone
 from labelwright.errors import DataError
 from labelwright.pipeline.saved_model import load_model, save_model
@@ -22,7 +23,7 @@ VIEW = ViewSettings(flip=False, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), crop=
 
 def saved(folder: Path, head: Literal["linear", "cosine", "mlp"] = "linear") -> backbones.Classifier:
     net = backbones.build("resnet32", 3, head=head, image_size_px=8, seed=1)
-    if isinstance(net.head, backbones.MlpHead):  # as after training: at first its residual layer does nothing
+    if isinstance(net.head, MlpHead):  # as after training: at first its residual layer does nothing
         nn.init.normal_(net.head.from_hidden.weight, generator=torch.Generator().manual_seed(3))
     net.train()
     net(torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0)))  # running statistics move

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from labelwright.adjust import fixed, named
 from labelwright.encoders.aligned import AlignedNet
-from labelwright.encoders.backbones import Classifier, TextHead
+from labelwright.encoders.backbones import Classifier
+from labelwright.encoders.heads import TextHead
 from labelwright.encoders.towers import Towers
 from labelwright.losses.classification import adjusted_cross_entropy
 from labelwright.methods.adjusting import added
