@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from labelwright.labels.purify import (
-    align,
+    RUNNING_MIN,
     divide,
     division_losses,
     init_history,
+    lifted,
     mean_of,
     min_max,
     push_history,
@@ -65,7 +66,7 @@ def test_alignment(case):
     probs = torch.tensor(part["probabilities"])
     expected = torch.tensor(part["expected"])
     for prior in (torch.tensor(part["prior"]), None):
-        aligned = align(probs, running=mean_of(history), prior=prior)
+        aligned = lifted(probs, (1.0 if prior is None else prior) / mean_of(history).clamp(min=RUNNING_MIN))
         torch.testing.assert_close(aligned, expected, rtol=1e-5, atol=5e-7)
 
 

@@ -46,10 +46,10 @@ def test_text_evidence(case):
 def test_candidate_evidence(case):
     sets = Candidates(*(torch.tensor(case[key]) for key in ("offsets", "classes", "weights")))
     prior = None if case["known_prior"] is None else torch.tensor(case["known_prior"])
+    rows = torch.tensor(case["rows"])
     found = candidate_beliefs(
-        torch.tensor(case["feats"]),
-        Task(torch.tensor(case["labels"]), ("a", "b", "c"), sets),
-        rows=torch.tensor(case["rows"]),
+        torch.tensor(case["feats"])[rows],
+        Task(torch.tensor(case["labels"])[rows], ("a", "b", "c"), sets.take(rows)),
         strength=case["strength"],
         shrinkage=case["shrinkage"],
         n_iter=case["n_iterations"] + 1,  # the first E-step was not counted

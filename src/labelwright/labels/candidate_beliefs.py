@@ -101,7 +101,6 @@ def candidate_beliefs(
     feats: Tensor,
     task: Task,
     *,
-    rows: Tensor | None = None,
     strength: float = 0.4,
     shrinkage: float = 0.5,
     n_iter: int = 26,
@@ -115,7 +114,7 @@ def candidate_beliefs(
     Args:
       feats: [N, D] float, unit norm.
       task: labels and guesses of the N images.
-      rows, strength, shrinkage, n_iter, prior: see `labels.gaussians.gaussian_beliefs`.
+      strength, shrinkage, n_iter, prior: see `labels.gaussians.gaussian_beliefs`.
 
     Returns: see `CandidateBeliefs`.
 
@@ -129,10 +128,9 @@ def candidate_beliefs(
       >>> (z @ found.weight.T + found.bias).argmax(1).tolist()
       [0, 0, 0, 0, 1, 1, 1, 1]
     """
-    rows = torch.arange(len(feats), device=feats.device) if rows is None else rows.to(feats.device)
 
     def fit(task: Task, prior: Tensor | None) -> tuple[Beliefs, Tensor]:
-        return _fit(feats, task, rows, strength=strength, shrinkage=shrinkage, n_iter=n_iter, prior=prior)
+        return _fit(feats, task, strength=strength, shrinkage=shrinkage, n_iter=n_iter, prior=prior)
 
     if prior is not None:
         return CandidateBeliefs(*fit(task, prior), (), False)
@@ -145,10 +143,10 @@ def candidate_beliefs(
 
 
 def _fit(
-    feats: Tensor, task: Task, rows: Tensor, *, strength: float, shrinkage: float, n_iter: int, prior: Tensor | None
+    feats: Tensor, task: Task, *, strength: float, shrinkage: float, n_iter: int, prior: Tensor | None
 ) -> tuple[Beliefs, Tensor]:
     """Beliefs, and the miss rates [C] under them."""
-    miss, stands_for = _of_verified(task, rows)
+    miss, stands_for = _of_verified(task, feats.device)
     counts, named = torch.zeros_like(miss), torch.zeros_like(miss)
 
     def watch(some: Tensor, q: Tensor) -> None:
@@ -164,16 +162,15 @@ def _fit(
         n_iter=n_iter,
         prior=prior,
         label_weight=stands_for,
-        rows=rows,
         watch=watch,
     )
     trusted = (named + 1) / (counts + 2)
     return beliefs, (1 - trusted / trusted.max()).clamp(MISS, MISS_MAX).maximum(miss)
 
 
-def _of_verified(task: Task, rows: Tensor) -> tuple[Tensor, Tensor]:
+def _of_verified(task: Task, device: torch.device) -> tuple[Tensor, Tensor]:
     """From verified images: how often guesses miss each class [C], and how many images one of them stands for [C]."""
-    n_classes, device = task.n_classes, rows.device
+    n_classes = task.n_classes
     miss = torch.full((n_classes,), MISS, device=device)
     labels = task.labels.to(device)
     known = (labels >= 0).nonzero().flatten()
@@ -192,19 +189,7 @@ def _of_verified(task: Task, rows: Tensor) -> tuple[Tensor, Tensor]:
         miss = ((missed + MISS) / (counts + 1)).clamp(MISS, MISS_MAX)
     # Where guesses find a class, a few images say less than they do.
     needed = VERIFIED_FRAC * (miss - MISS) / (1 - MISS)
-    return miss, (needed * len(rows) / n_classes / counts.clamp(min=1)).clamp(min=1.0)
-
-
-def bootstrap(task: Task) -> Tensor:
-    """Rows [N] drawn with replacement, by the global generator; verified images are all among them, once.
-
-    Example:
-      >>> rows = bootstrap(Task(torch.tensor([-1, 1, -1, 0]), ("cat", "dog")))
-      >>> rows[:2].tolist(), len(rows), set(rows[2:].tolist()) <= {0, 2}
-      ([1, 3], 4, True)
-    """
-    verified, guessed = (where.nonzero().flatten() for where in (task.labels >= 0, task.labels < 0))
-    return torch.cat([verified, guessed[torch.randint(max(len(guessed), 1), (len(guessed),), device=guessed.device)]])
+    return miss, (needed * len(labels) / n_classes / counts.clamp(min=1)).clamp(min=1.0)
 
 
 def information(task: Task) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor
 from labelwright.errors import ConfigError
 from labelwright.labels.candidate_beliefs import candidate_evidence
 from labelwright.labels.gaussians import chunks_of
-from labelwright.labels.purify import divide, division_losses, lifted, mean_loss_history, min_max, push_loss_history
+from labelwright.labels.purify import divide, division_losses, lifted, mean_of, min_max, push_history
 from labelwright.types import Passes, Task
 
 
@@ -25,7 +25,6 @@ class CoDivision:
       beliefs: sparse table of its aligned probabilities (`read_beliefs`).
       clean: [N] float32, 0 to 1: how probably the guesses hold the truth; 1 where verified, 0 where there are none.
       ratio: [C] float32, what its probabilities are multiplied by to have the prior as their mean.
-      mean: [C] float32, mean of its probabilities without the guesses.
       history: of its division losses (labels.purify).
       predicted: [N] int64 most probable class without the guesses.
       n_divided: images with guesses that were divided: not verified, and not all classes alike.
@@ -37,7 +36,6 @@ class CoDivision:
     beliefs: dict[str, Tensor]
     clean: Tensor
     ratio: Tensor
-    mean: Tensor
     history: dict[str, Tensor]
     predicted: Tensor
     n_divided: int
@@ -86,13 +84,11 @@ def aligned_division(
     """
     n, n_classes, device = len(task.labels), task.n_classes, task.labels.device
     table = init_beliefs(n, n_classes, keep=keep, device=device)
-    plain = torch.zeros(n_classes, device=device)
     predicted = torch.zeros(n, dtype=torch.int64, device=device)
     n_inside = n_divided = 0
     is_divided = torch.zeros(n, dtype=torch.bool, device=device)
     for rows, logits in passes(net, torch.arange(n)):
         guesses, logits = task.guesses(rows), logits.float()
-        plain += logits.softmax(1).sum(0)
         predicted[rows] = logits.argmax(1)
         is_divided[rows] = (task.labels[rows] < 0) & (guesses == 0).any(1)
         inside = (guesses > 0).gather(1, predicted[rows][:, None])[:, 0]
@@ -104,7 +100,7 @@ def aligned_division(
             weighed = logits + guess_strength * candidate_evidence(guesses, miss)
         write_beliefs(table, rows, _verified(task, rows, weighed.softmax(1)))
     prior = prior.to(device)
-    found = torch.ones_like(plain)
+    found = torch.ones(n_classes, device=device)
     if use_alignment:
         found = _scaled(table, task, found if ratio is None else ratio.to(device), prior, n_rounds)
     losses = torch.zeros(n, device=device)
@@ -114,13 +110,12 @@ def aligned_division(
             aligned = _verified(task, rows, lifted(aligned, found))
             write_beliefs(table, rows, aligned)
         losses[rows] = division_losses(aligned, task.possible(rows))
-    history = push_loss_history(history, min_max(losses, where=is_divided))
-    division = divide(mean_loss_history(history), threshold=threshold, seed=seed, where=is_divided)
+    history = push_history(history, min_max(losses, where=is_divided)[None])
+    division = divide(mean_of(history), threshold=threshold, seed=seed, where=is_divided)
     return CoDivision(
         beliefs=table,
         clean=division.clean_probability.masked_fill(task.labels >= 0, 1.0),
         ratio=found,
-        mean=plain / n,
         history=history,
         predicted=predicted,
         n_divided=n_divided,
@@ -240,28 +235,6 @@ def read_beliefs(beliefs: Beliefs, rows: Tensor, n_classes: int) -> Tensor:
     classes = beliefs["classes"][at].to(rows.device, torch.int64)
     rest = (1 - kept.sum(dim=1, keepdim=True)).clamp(min=0)  # rounding alone makes it negative
     return (rest / (n_classes - kept.shape[1])).repeat(1, n_classes).scatter_(1, classes, kept)
-
-
-def top_of(beliefs: Beliefs) -> tuple[Tensor, Tensor]:
-    """The most probable class of every row and its probability; adds nothing that grows with N x K.
-
-    Args:
-      beliefs: of `init_beliefs`.
-
-    Returns: labels [N] int64 and their probabilities [N] float32; a row never written has a class of no meaning, with
-      probability 1 / C.
-
-    Example:
-      >>> beliefs = init_beliefs(1, 4, keep=2)
-      >>> write_beliefs(beliefs, torch.tensor([0]), torch.tensor([[0.125, 0.5, 0.0, 0.375]]))
-      >>> labels, confidence = top_of(beliefs)
-      >>> labels.tolist(), confidence.tolist()
-      ([1], [0.5])
-    """
-    if "classes" in beliefs:  # most probable first
-        return beliefs["classes"][:, 0].long(), beliefs["probs"][:, 0].clone()
-    confidence, labels = beliefs["probs"].max(dim=1)
-    return labels, confidence
 
 
 def _check_classes(beliefs: Beliefs, n_classes: int) -> None:

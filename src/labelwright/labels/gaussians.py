@@ -57,7 +57,6 @@ def gaussian_beliefs(
     n_iter: int,
     prior: Tensor | None = None,
     label_weight: float | Tensor = 1.0,
-    rows: Tensor | None = None,
     watch: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Beliefs:
     """Fit one Gaussian per class, all of one covariance, by expectation-maximisation that starts from the evidence.
@@ -76,7 +75,6 @@ def gaussian_beliefs(
       n_iter: E-steps, each with its M-step, >= 1.
       prior: [C] float, known shares; None = estimate them.
       label_weight: how many rows a labelled one counts for, > 0; or [C], by its class.
-      rows: [n] int64 rows to fit on, a row may come twice (a bootstrap); None = all.
       watch: gets each chunk's rows [B] and their q [B, C], times the label weights, of the last E-step.
 
     Returns: the linear term of the last M-step.
@@ -95,7 +93,7 @@ def gaussian_beliefs(
       ([0, 0, 0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 1, 1, 1, 1])
     """
     device, n_features = feats.device, feats.shape[1]
-    rows = torch.arange(len(feats), device=device) if rows is None else rows.to(device)
+    rows = torch.arange(len(feats), device=device)
     labels = labels.to(device)
     zeros = torch.zeros(evidence(rows[:1]).shape[1], device=device)
     n_classes, stands_for = len(zeros), zeros + label_weight  # [C]

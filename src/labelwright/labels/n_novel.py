@@ -16,16 +16,7 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from labelwright.errors import ConfigError, DataError
-from labelwright.labels.kmeans import KMeans, assign, checked, chunks, lloyd, means, semi_supervised_kmeans, starts
-
-__all__ = [
-    "Cluster",
-    "Evidence",
-    "KMeans",
-    "describe_clusters",
-    "estimate_n_novel",
-    "semi_supervised_kmeans",
-]
+from labelwright.labels.kmeans import assign, checked, chunks, lloyd, means, starts
 
 SEARCH_ROWS = 8_000  # rows clustered while looking for the number of classes, at least; and SEARCH_ROWS_PER of each
 SEARCH_ROWS_PER = 50

@@ -1,6 +1,6 @@
 """Which candidate sets to trust: two groups of images by how well a network has come to agree with their sets.
 
-Each epoch: `division_losses`, `min_max`, `push_loss_history`; then `divide` on `mean_loss_history`.
+Each epoch: `division_losses`, `min_max`, `push_history`; then `divide` on `mean_of` the history.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def division_losses(probs: Tensor, candidates: Tensor) -> Tensor:
     """How far a network is from any class of the candidate set, -log max_{j in S} p_j, in nats.
 
     Args:
-      probs: [B, C] float, rows sum to 1, aligned (refine.align); half precision is computed in float32.
+      probs: [B, C] float, rows sum to 1, aligned; half precision is computed in float32.
       candidates: [B, C] bool.
 
     Returns: [B] float, 0 to -log 1e-8 = 18.4, which is also the loss of an empty set; better leave those out of
@@ -96,7 +96,7 @@ def divide(losses: Tensor, *, threshold: float = 0.5, seed: int = 0, where: Tens
     """Divide images in those with low and those with high losses, by a mixture of two Gaussians.
 
     Args:
-      losses: [N] float, 0 to 1 (`min_max`, `mean_loss_history`). A loss that is not finite counts as left out.
+      losses: [N] float, 0 to 1 (`min_max`, `mean_of`). A loss that is not finite counts as left out.
       threshold: 0 to below 1; an image is reliable with a larger probability of the lower group.
       seed: of the start of the mixture.
       where: [N] bool, False = left out (no candidates at all, or a verified label): not fitted, and not reliable.
@@ -134,82 +134,6 @@ def divide(losses: Tensor, *, threshold: float = 0.5, seed: int = 0, where: Tens
         clean[kept] = _probability_of_first(values, *mixture).float()
         means = mixture[0][0].item(), mixture[0][1].item()
     return Division(clean, clean > threshold, means)
-
-
-def init_loss_history(n_rows: int, n_epochs: int = 5, device: torch.device | str | None = None) -> dict[str, Tensor]:
-    """An empty history of losses, for `push_loss_history` and `mean_loss_history`.
-
-    Args:
-      n_rows: N images.
-      n_epochs: >= 1, epochs remembered.
-      device: where it lies; None = the default device.
-
-    Returns: "losses" [N, n_epochs] float32, a ring, and "n_pushed", int64 scalar: epochs ever pushed.
-
-    Raises:
-      ConfigError: n_epochs < 1.
-
-    Example:
-      >>> {name: list(value.shape) for name, value in init_loss_history(1000).items()}
-      {'losses': [1000, 5], 'n_pushed': []}
-    """
-    if n_epochs < 1:
-        raise ConfigError(f"n_epochs={n_epochs} is too short", fix="use 1 or more, 5 in Co-Reg")
-    return {
-        "losses": torch.zeros(n_rows, n_epochs, device=device),
-        "n_pushed": torch.zeros((), dtype=torch.int64, device=device),
-    }
-
-
-def push_loss_history(history: Mapping[str, Tensor], losses: Tensor) -> dict[str, Tensor]:
-    """Remember the losses of one epoch; the oldest epoch makes room.
-
-    Args:
-      history: from `init_loss_history` or an earlier push; left as it is.
-      losses: [N] float, 0 to 1 (`min_max`), in the order of the rows.
-
-    Returns: the new history, on the device of ``losses``.
-
-    Raises:
-      DataError: another number of rows.
-
-    Example:
-      >>> history = push_loss_history(init_loss_history(2, n_epochs=2), torch.tensor([0.5, 1.0]))
-      >>> history["losses"].tolist(), history["n_pushed"].item()
-      ([[0.5, 0.0], [1.0, 0.0]], 1)
-    """
-    table, n_pushed = history["losses"].to(losses.device), history["n_pushed"].to(losses.device)
-    if losses.shape != table.shape[:1]:
-        raise DataError(
-            f"losses have shape {list(losses.shape)}, the history has {len(table)} rows",
-            fix="pass one loss for every row of the training table",
-        )
-    place = (n_pushed % table.shape[1]).reshape(1)
-    return {"losses": table.index_copy(1, place, losses.detach().float()[:, None]), "n_pushed": n_pushed + 1}
-
-
-def mean_loss_history(history: Mapping[str, Tensor]) -> Tensor:
-    """Mean loss of each image over the epochs remembered, or over those so far if fewer.
-
-    Args:
-      history: from `push_loss_history`.
-
-    Returns: [N] float32.
-
-    Raises:
-      ValueError: nothing was pushed yet.
-
-    Example:
-      >>> history = init_loss_history(2)
-      >>> for losses in (torch.tensor([0.0, 1.0]), torch.tensor([0.5, 0.0])):
-      ...     history = push_loss_history(history, losses)
-      >>> mean_loss_history(history).tolist()
-      [0.25, 0.5]
-    """
-    table, n_pushed = history["losses"], int(history["n_pushed"])
-    if n_pushed == 0:
-        raise ValueError("the history holds no losses yet: push those of an epoch first")
-    return table.sum(dim=1) / min(n_pushed, table.shape[1])  # places not filled yet hold 0
 
 
 def _kept(losses: Tensor, where: Tensor | None) -> Tensor:
@@ -278,39 +202,6 @@ def sharpen(probs: Tensor, *, temperature: float) -> Tensor:
     return powers / powers.sum(dim=1, keepdim=True)
 
 
-def align(probs: Tensor, *, running: Tensor, prior: Tensor | None = None) -> Tensor:
-    """Take out a network's lean towards some classes: p * prior / running, renormalised.
-
-    Args:
-      probs: [B, C] float >= 0, rows sum to 1.
-      running: [C] float >= 0, the mean of the network's own predictions (`mean_of`). A class below 1e-6 counts as 1e-6,
-        so that one never predicted is not divided by 0.
-      prior: [C] float >= 0, the shares that classes should have, in any unit; None = equal.
-
-    Returns: [B, C] float, rows sum to 1; a row with all its probability on classes of prior 0 comes back as it was.
-
-    Raises:
-      DataError: ``running`` or ``prior`` has not one entry per class.
-
-    Source: Wang et al. 2025 (arXiv 2506.03229); Berthelot et al. 2020 (ReMixMatch, arXiv 1911.09785), Sec. 3.1.
-
-    Example: a network that says the first class three times too often.
-      >>> align(torch.tensor([[0.75, 0.25]]), running=torch.tensor([0.75, 0.25])).tolist()
-      [[0.5, 0.5]]
-    """
-    for name, per_class in (("running", running), ("prior", prior)):
-        if per_class is not None and tuple(per_class.shape) != tuple(probs.shape[1:]):
-            raise DataError(
-                f"{name} has shape {list(per_class.shape)} for probs {list(probs.shape)}",
-                fix=f"pass {name} with one entry per class",
-            )
-    probs = _at_least_float32(probs)
-    factor = 1 / running.to(probs).clamp_min(RUNNING_MIN)
-    if prior is not None:
-        factor = factor * prior.to(probs)
-    return lifted(probs, factor)
-
-
 def lifted(probs: Tensor, lift: Tensor) -> Tensor:
     """Probabilities times a factor per class, renormalised.
 
@@ -329,15 +220,15 @@ def lifted(probs: Tensor, lift: Tensor) -> Tensor:
     return torch.where(total > 0, scaled / torch.where(total > 0, total, 1), probs)
 
 
-def init_history(n_classes: int, length: int, device: torch.device | str | None = None) -> dict[str, Tensor]:
-    """An empty history of a network's mean predictions, for `push_history` and `mean_of`.
+def init_history(width: int, length: int, device: torch.device | str | None = None) -> dict[str, Tensor]:
+    """An empty history, for `push_history` and `mean_of`: of mean predictions by batch, or of losses by epoch.
 
     Args:
-      n_classes: C.
-      length: >= 1, batches remembered.
-      device: where it lies; None = the default device. `push_history` moves it to its predictions.
+      width: C classes, or N images.
+      length: >= 1, pushes remembered.
+      device: where it lies; None = the default device. `push_history` moves it to what is pushed.
 
-    Returns: "means" [length, C] float32, a ring, and "n_pushed", int64 scalar: batches ever pushed.
+    Returns: "means" [length, width] float32, a ring, and "n_pushed", int64 scalar: how often it was ever pushed.
 
     Raises:
       ConfigError: length < 1.
@@ -347,52 +238,50 @@ def init_history(n_classes: int, length: int, device: torch.device | str | None 
       {'means': [50, 10], 'n_pushed': []}
     """
     if length < 1:
-        raise ConfigError(f"length={length} batches is too short", fix="use 1 or more, 50 in Co-Reg")
+        raise ConfigError(f"length={length} is too short", fix="use 1 or more, in Co-Reg 50 batches and 5 epochs")
     return {
-        "means": torch.zeros(length, n_classes, device=device),
+        "means": torch.zeros(length, width, device=device),
         "n_pushed": torch.zeros((), dtype=torch.int64, device=device),
     }
 
 
-def push_history(history: Mapping[str, Tensor], probs: Tensor) -> dict[str, Tensor]:
-    """Remember the mean prediction of one batch; the oldest makes room.
+def push_history(history: Mapping[str, Tensor], values: Tensor) -> dict[str, Tensor]:
+    """Remember the mean of some rows, as the predictions of a batch or the losses of an epoch; the oldest makes room.
 
     Args:
       history: from `init_history` or an earlier push; left as it is.
-      probs: [B, C] float, rows sum to 1; no gradient is kept. An empty batch changes nothing.
+      values: [B, width] float; no gradient is kept. An empty batch changes nothing.
 
-    Returns: the new history, on the device of ``probs``.
+    Returns: the new history, on the device of ``values``.
 
     Raises:
-      DataError: another number of classes.
+      DataError: another width.
 
     Example:
       >>> history = push_history(init_history(2, 50), torch.tensor([[1.0, 0.0], [0.5, 0.5]]))
       >>> history["means"][0].tolist(), history["n_pushed"].item()
       ([0.75, 0.25], 1)
     """
-    means, n_pushed = history["means"].to(probs.device), history["n_pushed"].to(probs.device)
-    if probs.dim() != 2 or probs.shape[1] != means.shape[1]:
+    means, n_pushed = history["means"].to(values.device), history["n_pushed"].to(values.device)
+    if values.dim() != 2 or values.shape[1] != means.shape[1]:
         raise DataError(
-            f"probs have shape {list(probs.shape)}, the history has {means.shape[1]} classes",
-            fix="pass probs [B, C] of the network that the history is of",
+            f"values have shape {list(values.shape)}, the history is {means.shape[1]} wide",
+            fix="pass [B, C] predictions of the network, or [1, N] losses of all images, that the history is of",
         )
-    if len(probs) == 0:
+    if len(values) == 0:
         return {"means": means, "n_pushed": n_pushed}
     place = (n_pushed % len(means)).reshape(1)
-    return {
-        "means": means.index_copy(0, place, probs.detach().float().mean(dim=0, keepdim=True)),
-        "n_pushed": n_pushed + 1,
-    }
+    mean = values.detach().float().mean(dim=0, keepdim=True)
+    return {"means": means.index_copy(0, place, mean), "n_pushed": n_pushed + 1}
 
 
 def mean_of(history: Mapping[str, Tensor]) -> Tensor:
-    """Mean prediction over the batches remembered.
+    """Mean of what is remembered.
 
     Args:
       history: from `push_history`.
 
-    Returns: [C] float32, sums to 1; uniform as long as nothing was pushed, which leaves `align` without effect.
+    Returns: [width] float32; uniform with sum 1 as long as nothing was pushed.
 
     Example:
       >>> mean_of(init_history(4, 50)).tolist()

@@ -30,34 +30,14 @@ class Transduced:
 
     Attributes:
       labels: [N] int64, the most probable class; a known label is kept.
-      confidence: [N] float32 in [0, 1], its probability; 1 for a known label.
-      classes: [N, K] int64 the K = min(C, 16) classes kept of each image, most probable first.
-      probs: [N, K] float32 their probabilities, rows sum to 1.
-      means: [C, D] float32 centre of each class.
-      variances: [D] float32 > 0, shared by all classes.
       weight: [C, D] float32, and
       bias: [C] float32: text and Gaussians together are a linear classifier (of one shared covariance, the square of
-        the features cancels), which is what `logits` applies.
+        the features cancels), the update of z without its neighbours.
     """
 
     labels: Tensor
-    confidence: Tensor
-    classes: Tensor
-    probs: Tensor
-    means: Tensor
-    variances: Tensor
     weight: Tensor
     bias: Tensor
-
-    def logits(self, feats: Tensor) -> Tensor:
-        """Scores of images that were not in the pool: the update of z without its neighbours.
-
-        Args:
-          feats: [B, D] float, unit norm.
-
-        Returns: [B, C] float32, any range.
-        """
-        return feats.float() @ self.weight.T + self.bias
 
 
 @dataclass(frozen=True)
@@ -138,32 +118,23 @@ def transclip(
     text_weight = logit_scale * text_feats.float()
     edges = _edges(feats, n_neighbours)
 
-    scores = _kept_scores(feats, labels, text_weight, torch.zeros_like(text_weight[:, 0]))
-    classes, probs = scores[0], scores[1].softmax(dim=1)
+    classes, scores = _kept_scores(feats, labels, text_weight, torch.zeros_like(text_weight[:, 0]))
+    probs = scores.softmax(dim=1)
     means = _first_means(feats, labels, text_weight)
     variances = torch.full_like(means[0], 1 / feats.shape[1])
-    for _ in range(n_iterations):
+
+    def linear() -> tuple[Tensor, Tensor]:
         precision = 1 / (variances * temperature)
-        weight = lam * text_weight + means * precision
-        bias = -0.5 * (means.square() * precision).sum(dim=1)
-        kept, scores_kept = _kept_scores(feats, labels, weight, bias)
+        return lam * text_weight + means * precision, -0.5 * (means.square() * precision).sum(dim=1)
+
+    for _ in range(n_iterations):
+        kept, scores = _kept_scores(feats, labels, *linear())
         for _ in range(INNER_STEPS):
-            probs = _smooth(kept, scores_kept, classes, probs, edges, n_classes=len(text_feats))
+            probs = _smooth(kept, scores, classes, probs, edges, n_classes=len(text_feats))
             classes = kept
         means, variances = _gaussians(feats, classes, probs, row_weights, means)
-    precision = 1 / (variances * temperature)
-    confidence, order = probs.sort(dim=1, descending=True, stable=True)
-    classes = classes.gather(1, order)
-    return Transduced(
-        labels=classes[:, 0],
-        confidence=confidence[:, 0],
-        classes=classes,
-        probs=confidence,
-        means=means,
-        variances=variances,
-        weight=lam * text_weight + means * precision,
-        bias=-0.5 * (means.square() * precision).sum(dim=1),
-    )
+    best = probs.sort(dim=1, descending=True, stable=True).indices[:, :1]
+    return Transduced(classes.gather(1, best)[:, 0], *linear())
 
 
 def _check(feats: Tensor, text_feats: Tensor, labels: Tensor | None) -> Tensor:

@@ -143,7 +143,8 @@ def principal(feats: Tensor, n_dims: int) -> tuple[Tensor, Tensor]:
       >>> mean.tolist(), directions.abs().tolist()
       ([3.0, 1.0], [[1.0, 0.0]])
     """
-    mean, moment = feats.double().mean(0), feats.new_zeros(feats.shape[1], feats.shape[1], dtype=torch.float64)
+    mean = feats.mean(0, dtype=torch.float64)
+    moment = mean.new_zeros(len(mean), len(mean))
     for some in torch.split(feats, 8192):
         off = some.double() - mean
         moment += off.T @ off

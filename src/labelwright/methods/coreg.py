@@ -73,6 +73,7 @@ from labelwright.types import (
 )
 
 N_DIMS = 128  # of the projections (Sec. 5.1)
+DIVIDED_EPOCHS = 5  # whose losses line 3 averages
 ALIGNED_BATCHES = 50  # that the mean prediction of line 2 runs over
 KEY_DECAY = 0.999  # share of the old weights that a momentum network keeps per step
 
@@ -91,7 +92,7 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
         "entropy_weight": information(task) ** 4 if cfg.entropy_weight is None else cfg.entropy_weight,
         "prototypes": torch.zeros(n_classes, N_DIMS, device=device),
         "recent": {name: purify.init_history(n_classes, ALIGNED_BATCHES, device) for name in names},
-        "divisions": {name: {"history": purify.init_loss_history(n, device=device)} for name in names},
+        "divisions": {name: {"history": purify.init_history(n, DIVIDED_EPOCHS, device)} for name in names},
     }
     if averages:
         memory["queues"] = {name: init_queue(cfg.queue_size, N_DIMS, device) for name in names}
@@ -240,7 +241,7 @@ def _losses(
         cast(ProjectedNet | None, state.nets.get(f"{name}_key")),
         prototypes=memory["prototypes"],
         queue=memory["queues"][name] if "queues" in memory else None,
-        rule=cfg.rule,
+        rule=cfg.contrastive_rule,
         weights=(cfg.prototype_weight, cfg.contrastive_weight),
     )
     if queue is not None:

@@ -39,7 +39,7 @@ class Config(CandidateSettings):
     unlabelled_weight: float = 10.0  # lambda_u at the end of its ramp
     prototype_weight: float = 0.1  # 0 = no prototypes (ablation)
     contrastive_weight: float = 0.1  # 0 = no contrastive loss (ablation)
-    rule: Rule = "cautious"  # who attracts and who is ignored, see losses.contrastive
+    contrastive_rule: Rule = "cautious"  # who attracts and who is ignored, see losses.contrastive
     queue_size: int = 8192  # keys
 
     def __post_init__(self) -> None:

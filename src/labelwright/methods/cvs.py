@@ -85,7 +85,7 @@ class Config(TrainSettings):
     kappa_net_decay: float = 0.99  # slopes are read off the weights averaged with this decay per step; 0 = the weights
     kappa_fit: Literal["least_squares", "huber"] = "least_squares"  # huber: bins off the line count less (App. C.5)
     kappa_shrink: float | None = 1.0  # strength of the shrinkage toward the pooled slope; None = off
-    kappa_clamp: tuple[float, float] = (0.3, 3.0)  # reference: 0.05,0.2
+    kappa_clamp: tuple[float, float] = (0.3, 3.0)  # of 1 / slope: the slope is 1/3 to 3.33 (reference: 0.05,0.2)
     kappa_decay: float = 0.9  # moving average per 1/200 of the training (reference: per epoch of 200)
     samples_per_class: int = 1000  # kappa_from="batches": newest rows kept per true class (reference)
     view: Literal["weak", "strong"] = "weak"  # augmentation of the training images
@@ -131,7 +131,14 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     adjust: dict[str, Any] = {"kappa_multiplicative": ones, "kappa_additive": ones.clone()}
     if cfg.adjust:
         adjust["named"] = named.init(task.counts, fixed.prior(task.counts))
-    memory: dict[str, Any] = {"heldout": _heldout(cfg, task), "tally": torch.zeros(4, device=ones.device), "losses": []}
+    memory: dict[str, Any] = {
+        "heldout": _heldout(cfg, task),
+        "tally": torch.zeros(4, device=ones.device),
+        "losses": [],
+        "prior": fixed.prior(task.counts),
+        "class_weight": fixed.inverse_prior_weights(task.counts, power=cfg.rho),
+        "is_rare": task.counts.argsort(stable=True).argsort(stable=True) < max(1, task.n_classes // 3),
+    }
     if cfg.kappa_from == "batches":
         memory["rows"] = calibration.init_memory(task.counts, samples_per_class=cfg.samples_per_class)
     nets, averages = {"main": build_net(task.n_classes)}, {}
@@ -163,23 +170,24 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
     x, labels = batches["train"].x, batches["train"].labels
     mixed = mixup(x, labels, alpha=cfg.mixup_alpha, generator=generator(clock.seed, "mixup", clock.epoch, clock.step))
     logits = state.nets["main"](mixed.x)
-    prior, adjust = fixed.prior(task.counts), state.adjust
+    prior, adjust = state.memory["prior"], state.adjust
     adjustment, weight = Adjustment(), None
     if clock.epoch >= switch_epoch(cfg):
         adjustment = fixed.additive_adjustment(prior, adjust["kappa_additive"], strength=cfg.tau)  # 8
-        weight = fixed.inverse_prior_weights(task.counts, power=cfg.rho)  # 9
+        weight = state.memory["class_weight"]  # 9
     elif clock.epoch_frac >= cfg.plain_frac * cfg.epochs:
         adjustment = fixed.multiplicative_adjustment(prior, adjust["kappa_multiplicative"], power=cfg.gamma)  # 4
-    more, state = added(cfg.adjust, state, logits.detach().float().softmax(1))
-
-    def loss_of(targets: Tensor) -> Tensor:
-        return adjusted_cross_entropy(logits, targets, adjustment + more, class_weight=weight)
-
-    loss = mixed.lam * loss_of(labels) + (1 - mixed.lam) * loss_of(labels[mixed.permutation])
+    if cfg.adjust:
+        more, state = added(cfg.adjust, state, logits.detach().float().softmax(1))
+        adjustment += more
+    loss = adjusted_cross_entropy(logits, labels, adjustment, class_weight=weight)
+    if mixed.lam < 1:
+        other = adjusted_cross_entropy(logits, labels[mixed.permutation], adjustment, class_weight=weight)
+        loss = mixed.lam * loss + (1 - mixed.lam) * other
     right = (logits.detach().argmax(1) == labels).float()
     if weight is not None:
         loss = loss * mean_share(weight[labels].sum())  # several processes: one weighted mean
-    memory = _remember(cfg, task, state, logits.detach().float(), labels, right, loss.detach())
+    memory = _remember(cfg, state, logits.detach().float(), labels, right, loss.detach())
     new_state = dataclasses.replace(state, memory=memory)
     return StepResult(loss, len(labels), new_state, {"train_accuracy": right.mean()})
 
@@ -250,10 +258,10 @@ def _heldout(cfg: Config, task: Task) -> Tensor:
 
 
 def _remember(
-    cfg: Config, task: Task, state: State, logits: Tensor, labels: Tensor, right: Tensor, loss: Tensor
+    cfg: Config, state: State, logits: Tensor, labels: Tensor, right: Tensor, loss: Tensor
 ) -> Mapping[str, Any]:
     """The memory with this batch in it: rows for the slopes, and the tally that `_watch` reads."""
-    rare = _is_rare(task)[labels]
+    rare = state.memory["is_rare"][labels]
     batch = torch.stack(
         [loss * len(labels), rare.new_tensor(len(labels), dtype=loss.dtype), right[rare].sum(), rare.sum()]
     )
@@ -261,11 +269,6 @@ def _remember(
     if cfg.kappa_from == "batches":
         memory["rows"] = calibration.push(memory["rows"], gather_rows(logits), gather_rows(labels))
     return memory
-
-
-def _is_rare(task: Task) -> Tensor:
-    """[C] bool: the third of the classes with the fewest images."""
-    return task.counts.argsort(stable=True).argsort(stable=True) < max(1, task.n_classes // 3)
 
 
 def _watch(cfg: Config, task: Task, state: State, epoch: int, logs: dict[str, Any]) -> State:

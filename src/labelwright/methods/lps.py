@@ -16,10 +16,9 @@
 
 Symbols: pi=prior, pi_hat=estimate, C=margin_scale, t=share of the epochs that is over, eta=*_weight.
 Departures: (1) D as in the authors' run, `direction` has the printed one; (2) on frozen features, where nothing but a
-last layer learns, or if `start` asks for it, that layer starts from semi-supervised k-means and settles
-(labels/settle.py), and p of line 2 is shifted so that labelled and unlabelled images together have the prior's shares
-(`use_balance`);
-(3) several processes compute lines 4 to 9 over the whole batch.
+last layer learns, or if `start` asks for it, that layer starts from semi-supervised k-means and trains on its own
+answers (labels/self_training.py), and p of line 2 is shifted so that labelled and unlabelled images together have the
+prior's shares (`use_balance`); (3) several processes compute lines 4 to 9 over the whole batch.
 Command: labelwright fit photos/ --classes seen.txt --novel auto --model openai/clip-vit-base-patch32 --out RUN
 Measured: docs/benchmarks.md, `labelwright bench --table lps-cifar10` and `lps-gtsrb`.
 """
@@ -77,7 +76,7 @@ class Config(TrainedSettings):
     """Settings of LPS."""
 
     start: Literal["auto", "clusters", "none"] = "auto"  # last layer from k-means; auto: on frozen features
-    settle_rounds: int = 10  # after the start from clusters: rounds of labels/settle.py
+    self_training_rounds: int = 10  # after the start from clusters: rounds of labels/self_training.py
     seen_confidence: float = 0.95  # line 3, of targets that are seen classes (Sec. 4.1)
     novel_confidence: tuple[float, float] = (0.4, 0.8)  # line 3, of novel ones, at the first epoch and at the end
     margin: Literal["pace", "none", "ldam", "la", "cvs"] = "pace"  # line 5, or what else the counts ask for
@@ -94,7 +93,7 @@ class Config(TrainedSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         named.names_of(self.adjust)
-        require(self.settle_rounds >= 0, "settle_rounds", self.settle_rounds, "0 or more")
+        require(self.self_training_rounds >= 0, "self_training_rounds", self.self_training_rounds, "0 or more")
         ends = self.novel_confidence
         fine = len(ends) == 2 and all(0 <= c <= 1 for c in ends)
         require(fine, "novel_confidence", ends, "two numbers in [0, 1]")
@@ -118,7 +117,7 @@ PRESETS: Mapping[str, Mapping[str, object]] = {
 
 def schedule(cfg: Config, budget: Budget, given: Container[str]) -> Any:
     """That of its family, at `START_LR` where the last layer starts near where it ends."""
-    if "lr" not in given and cfg.settle_rounds > 0 and starts_by_clusters(cfg.start, is_frozen=budget.is_stored):
+    if "lr" not in given and cfg.self_training_rounds > 0 and starts_by_clusters(cfg.start, is_frozen=budget.is_stored):
         cfg = dataclasses.replace(cfg, lr=START_LR)
     return novel.schedule(cfg, budget, given)
 
@@ -139,7 +138,7 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State,
     """Departure (2): the last layer from k-means, the balance of what it says."""
     logs: dict[str, Any] = {}
     if starts_by_clusters(cfg.start, is_frozen=state.memory["is_frozen"]):
-        found = start_of(cfg, task, passes, n_rounds=cfg.settle_rounds)
+        found = start_of(cfg, task, passes, n_rounds=cfg.self_training_rounds)
         put_in(state.nets["main"], found.weight, found.bias)
         state = dataclasses.replace(state, memory={**state.memory, "prior": found.prior})
         logs = {"start_inertia": found.clusters.inertia, "prior": [round(float(p), 5) for p in found.prior]}
@@ -267,10 +266,13 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
     if cfg.margin == "cvs":
         state = dataclasses.replace(state, adjust={**state.adjust, "kappa": _kappa(task, state, passes)})
     state, facts = _looked(cfg, task, state, passes)
-    epochs = {"epoch": epoch, "n_epochs": cfg.epochs}
-    facts["warnings"] = pace_warnings(facts, memory["divergences"], n_named=n_seen(task), **epochs)
     starts_close = starts_by_clusters(cfg.start, is_frozen=state.memory["is_frozen"])
-    return state, facts | {"stop": starts_close and state.memory["n_still"] >= STILL_EPOCHS}
+    facts["stop"] = starts_close and state.memory["n_still"] >= STILL_EPOCHS
+    n_epochs = epoch + 1 if facts["stop"] else cfg.epochs
+    facts["warnings"] = pace_warnings(
+        facts, memory["divergences"], epoch=epoch, n_epochs=n_epochs, n_named=n_seen(task)
+    )
+    return state, facts
 
 
 def predict(cfg: Config, state: State, x: Tensor) -> Prediction:

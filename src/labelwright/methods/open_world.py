@@ -21,7 +21,7 @@ from labelwright.encoders.heads import MlpHead
 from labelwright.encoders.layers import freeze_below
 from labelwright.errors import ConfigError
 from labelwright.labels.kmeans import KMeans, semi_supervised_kmeans
-from labelwright.labels.settle import settle
+from labelwright.labels.self_training import self_train
 from labelwright.train.plans import steps_for
 from labelwright.train.processes import gather_queries
 from labelwright.train.settings import TrainSettings, require
@@ -207,7 +207,7 @@ class Start:
 
 
 def start_of(cfg: OpenWorldSettings, task: Task, passes: Passes, *, n_rounds: int = 0) -> Start:
-    """A last layer to start from: nearest centroids of semi-supervised k-means, and ``n_rounds`` of `settle`.
+    """A last layer to start from: nearest centroids of semi-supervised k-means, and ``n_rounds`` of `self_train`.
 
     Logits of the centroids are START_SCALE * (c . z - |c|^2 / 2), z the unit features. For a layer that sees features
     of another norm, the weights are divided by its mean.
@@ -224,7 +224,7 @@ def start_of(cfg: OpenWorldSettings, task: Task, passes: Passes, *, n_rounds: in
     if n_rounds:
         expected = expected_unlabelled(prior, task.counts, len(task.labels))
         rows = _some_rows(task.labels)
-        weight, bias = settle(
+        weight, bias = self_train(
             feats[rows],
             task.labels[rows],
             weight,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from labelwright.errors import ConfigError
-from labelwright.labels.codivide import init_beliefs, read_beliefs, top_of, write_beliefs
+from labelwright.labels.codivide import init_beliefs, read_beliefs, write_beliefs
 
 ROUNDING = 1e-6  # float32 sums of up to 50 numbers below 1
 
@@ -84,7 +84,6 @@ def test_write_beliefs__the_last_of_many_classes_is_found_again(n_classes, dtype
     assert beliefs["classes"].dtype == dtype
     read = read_beliefs(beliefs, torch.tensor([0]), n_classes)
     torch.testing.assert_close(read, probs, atol=1e-8, rtol=1e-4)  # the sum of 32,767 float32
-    assert top_of(beliefs)[0].tolist() == [n_classes - 1]
 
 
 @pytest.mark.parametrize("keep", [3, 20])
@@ -115,27 +114,6 @@ def test_write_beliefs__half_precision_and_gradients(keep):
     read = read_beliefs(beliefs, torch.arange(5), 12)
     torch.testing.assert_close(read.sum(1), torch.ones(5), atol=ROUNDING, rtol=0)
     assert torch.equal(read.argmax(1), probs.float().argmax(1))
-
-
-@pytest.mark.parametrize("keep", [1, 4, 12])
-def test_top_of__against_a_loop(keep):
-    probs = peaked(60, 12, seed=4)
-    labels, confidence = top_of(filled(probs, keep))
-    assert (labels.dtype, confidence.dtype) == (torch.int64, torch.float32)
-    for i in range(60):
-        best = max(range(12), key=lambda c: float(probs[i, c]))
-        assert labels[i] == best
-        assert confidence[i].item() == pytest.approx(float(probs[i, best]), rel=ROUNDING)
-
-
-@pytest.mark.parametrize("keep", [2, 12])
-def test_top_of__holds_nothing_of_the_table(keep):
-    beliefs = filled(peaked(5, 12), keep)
-    labels, confidence = top_of(beliefs)
-    before = labels.clone(), confidence.clone()
-    write_beliefs(beliefs, torch.arange(5), torch.full((5, 12), 1 / 12))
-    assert torch.equal(labels, before[0])
-    assert torch.equal(confidence, before[1])
 
 
 @pytest.mark.parametrize("keep", [3, 30])

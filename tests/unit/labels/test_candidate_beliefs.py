@@ -143,17 +143,6 @@ def test_candidate_beliefs__chunks_and_half_precision_change_next_to_nothing(mon
     assert torch.equal(answers(half, z), answers(whole, z))
 
 
-def test_candidate_beliefs__a_row_drawn_twice_counts_twice() -> None:
-    z, truth = clumps((12, 9, 6))
-    task = a_task(truth)
-    drawn = torch.cat([torch.arange(len(z)), torch.arange(0, len(z), 2)])
-    assert task.candidates is not None
-    repeated = Task(task.labels[drawn], task.class_names, task.candidates.take(drawn))
-    found, expected = candidate_beliefs(z, task, rows=drawn), candidate_beliefs(z[drawn], repeated)
-    assert torch.allclose(found.beliefs.weight, expected.beliefs.weight, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(found.beliefs.weight, candidate_beliefs(z, task).beliefs.weight, rtol=1e-2)
-
-
 def test_candidate_beliefs__corrects_guesses_that_the_shape_contradicts() -> None:
     z, truth = clumps((60, 60, 60))
     guessed = torch.where(torch.arange(180) % 4 == 0, (truth + 1) % C, truth)

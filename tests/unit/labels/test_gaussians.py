@@ -176,7 +176,7 @@ def test_gaussian_beliefs__a_label_of_weight_three_is_three_rows(prior):
     rows = torch.cat([torch.arange(60), known, known])
     heavy = of_text(z, 6 * text, labels, prior=prior, label_weight=3.0)
     by_class = of_text(z, 6 * text, labels, prior=prior, label_weight=torch.full((3,), 3.0))
-    thrice = of_text(z, 6 * text, labels, prior=prior, rows=rows)
+    thrice = of_text(z[rows], 6 * text, labels[rows], prior=prior)
     once = of_text(z, 6 * text, labels, prior=prior)
     for found in (by_class, thrice):
         torch.testing.assert_close(found.weight, heavy.weight, rtol=1e-3, atol=1e-4)

@@ -11,10 +11,7 @@ from labelwright.labels import purify
 from labelwright.labels.purify import (
     divide,
     division_losses,
-    init_loss_history,
-    mean_loss_history,
     min_max,
-    push_loss_history,
 )
 
 
@@ -257,34 +254,3 @@ def test_divide__does_not_converge_in_silence(recwarn):
     before = len(recwarn)
     divide(losses)
     assert len(recwarn) == before
-
-
-@pytest.mark.parametrize("n_pushed", [1, 2, 5, 6, 13])
-def test_loss_history__mean_of_the_last_epochs(n_pushed):
-    epochs = torch.rand(n_pushed, 7, generator=torch.Generator().manual_seed(n_pushed))
-    history = init_loss_history(7)
-    for losses in epochs:
-        history = push_loss_history(history, losses)
-    expected = [sum(column) / len(column) for column in zip(*epochs[-5:].tolist(), strict=True)]
-    assert mean_loss_history(history).tolist() == pytest.approx(expected, rel=1e-6)
-
-
-def test_loss_history__pushing_leaves_the_old_one_and_survives_a_checkpoint(tmp_path):
-    old = init_loss_history(3, n_epochs=2)
-    new = push_loss_history(old, torch.tensor([0.1, 0.2, 0.3]))
-    assert not old["losses"].any()
-    assert old["n_pushed"] == 0
-    torch.save(new, tmp_path / "state.pt")
-    back = torch.load(tmp_path / "state.pt", weights_only=True)
-    more = torch.tensor([0.5, 0.6, 0.7])
-    mean = mean_loss_history(push_loss_history(back, more))
-    assert mean.tolist() == pytest.approx([0.3, 0.4, 0.5])
-
-
-def test_loss_history__errors():
-    with pytest.raises(ConfigError, match="n_epochs=0"):
-        init_loss_history(3, n_epochs=0)
-    with pytest.raises(DataError, match=r"losses have shape \[2\], the history has 3 rows"):
-        push_loss_history(init_loss_history(3), torch.zeros(2))
-    with pytest.raises(ValueError, match="holds no losses yet"):
-        mean_loss_history(init_loss_history(3))

@@ -3,8 +3,6 @@ import torch
 
 from labelwright.errors import ConfigError, DataError
 from labelwright.labels.purify import (
-    RUNNING_MIN,
-    align,
     init_history,
     lifted,
     mean_of,
@@ -51,43 +49,6 @@ def test_sharpen__half_precision_and_errors():
             sharpen(torch.ones(1, 1), temperature=temperature)
 
 
-@pytest.mark.parametrize("prior", [None, [4.0, 1.0, 1.0, 2.0]])
-def test_align__equals_loops(prior):
-    probs, running = rows(6, 4), rows(1, 4, seed=1)[0]
-    shares = prior or [1.0] * 4
-    scaled = [[p * s / r for p, s, r in zip(row, shares, running.tolist(), strict=True)] for row in probs.tolist()]
-    expected = [[v / sum(row) for v in row] for row in scaled]
-    got = align(probs, running=running, prior=None if prior is None else torch.tensor(prior))
-    torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64))
-
-
-def test_align__a_lean_is_taken_out():
-    probs = rows(4000, 3) * torch.tensor([6.0, 1.0, 1.0], dtype=torch.float64)
-    probs = probs / probs.sum(dim=1, keepdim=True)
-    before, after = probs.mean(dim=0), align(probs, running=probs.mean(dim=0)).mean(dim=0)
-    assert before[0] > 0.6
-    assert after[0] < 0.45
-    torch.testing.assert_close(align(probs, running=before, prior=before), probs)  # wanted as it is: nothing to do
-
-
-def test_align__class_never_predicted_and_prior_of_zero():
-    probs = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-    running = torch.tensor([0.5, 0.0, 0.5])
-    aligned = align(probs, running=running)
-    assert aligned.sum(dim=1).tolist() == pytest.approx([1, 1, 1])
-    assert aligned[0, 1].item() == pytest.approx(1 - 2 * RUNNING_MIN, rel=1e-6)
-    without = align(probs, running=running, prior=torch.tensor([1.0, 1.0, 0.0]))
-    assert without[2].tolist() == [0, 0, 1]  # nothing else to go by
-    torch.testing.assert_close(without[:2], aligned[:2])
-
-
-def test_align__errors():
-    with pytest.raises(DataError, match=r"running has shape \[4\] for probs \[2, 3\]"):
-        align(torch.ones(2, 3), running=torch.ones(4))
-    with pytest.raises(DataError, match=r"prior has shape \[1\] for probs \[2, 3\]"):
-        align(torch.ones(2, 3), running=torch.ones(3), prior=torch.ones(1))
-
-
 @pytest.mark.parametrize("n_batches", [0, 1, 3, 4, 5, 11])
 def test_history__mean_of_the_last_batches(n_batches):
     history, seen = init_history(3, 4), []
@@ -127,13 +88,29 @@ def test_history__comes_back_from_a_checkpoint(tmp_path):
     assert torch.equal(mean_of(push_history(back, more)), mean_of(push_history(history, more)))
 
 
+def test_history__of_losses_by_epoch():
+    epochs = torch.rand(7, 9, generator=torch.Generator().manual_seed(0))
+    history = init_history(9, 5)
+    for losses in epochs:
+        history = push_history(history, losses[None])
+    expected = [sum(column) / 5 for column in zip(*epochs[-5:].tolist(), strict=True)]
+    assert mean_of(history).tolist() == pytest.approx(expected, rel=1e-6)
+
+
 def test_history__errors():
     with pytest.raises(ConfigError, match="length=0"):
         init_history(3, 0)
-    with pytest.raises(DataError, match=r"probs have shape \[2, 4\], the history has 3 classes"):
+    with pytest.raises(DataError, match=r"values have shape \[2, 4\], the history is 3 wide"):
         push_history(init_history(3, 2), torch.ones(2, 4))
-    with pytest.raises(DataError, match=r"probs have shape \[3\]"):
+    with pytest.raises(DataError, match=r"values have shape \[3\]"):
         push_history(init_history(3, 2), torch.ones(3))
+
+
+def test_lifted__equals_loops():
+    probs, factor = rows(6, 4), rows(1, 4, seed=1)[0]
+    scaled = [[p * f for p, f in zip(row, factor.tolist(), strict=True)] for row in probs.tolist()]
+    expected = [[v / sum(row) for v in row] for row in scaled]
+    torch.testing.assert_close(lifted(probs, factor), torch.tensor(expected, dtype=torch.float64))
 
 
 def test_lifted__a_row_on_ruled_out_classes_stays():

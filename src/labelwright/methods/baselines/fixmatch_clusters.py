@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from labelwright.labels.kmeans import semi_supervised_kmeans
-from labelwright.labels.settle import settle
+from labelwright.labels.self_training import self_train
 from labelwright.losses.classification import cross_entropy
 from labelwright.methods import open_world
 from labelwright.methods.recipe import Begun, Recipe
@@ -104,7 +104,7 @@ def _add_clusters(cfg: Config, task: Task, state: State, passes: Passes) -> dict
     answer[rows] = named + found.assigned
     zeros = torch.zeros(task.n_classes, device=z.device)
     weight = torch.zeros(task.n_classes, z.shape[1], device=z.device)
-    weight, bias = settle(z, answer, weight, zeros, balanced=lambda logits: zeros, n_rounds=1)
+    weight, bias = self_train(z, answer, weight, zeros, balanced=lambda logits: zeros, n_rounds=1)
     open_world.put_in(state.nets["main"], weight / norm, bias)
     fitted = (z @ weight.T + bias).argmax(1)
     return {"cluster_inertia": found.inertia, "fitted_frac": round(float((fitted == answer).float().mean()), 5)}
