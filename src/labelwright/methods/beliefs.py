@@ -41,7 +41,7 @@ from labelwright.labels.candidate_beliefs import MISS, candidate_evidence
 from labelwright.labels.gaussians import gaussian_beliefs
 from labelwright.methods.method import Views
 from labelwright.methods.recipe import Begun, Recipe
-from labelwright.train.settings import TrainSettings, require
+from labelwright.train.settings import TrainSettings, require_range
 from labelwright.types import BuildNet, Passes, State, Task
 
 INVERSE_PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)  # of the logistic regression, tried by cross-validation
@@ -65,10 +65,10 @@ class Config(TrainSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.n_dims >= 1, "n_dims", self.n_dims, "at least 1")
-        require(self.strength >= 0, "strength", self.strength, "0 or more")
-        require(0 <= self.shrinkage <= 1, "shrinkage", self.shrinkage, "in [0, 1]")
-        require(self.label_weight > 0, "label_weight", self.label_weight, "above 0")
+        require_range(self, "at least 1", "n_dims")
+        require_range(self, "0 or more", "strength")
+        require_range(self, "in [0, 1]", "shrinkage")
+        require_range(self, "above 0", "label_weight")
 
 
 def default_views(cfg: Config, *, is_two_tower: bool) -> Views:

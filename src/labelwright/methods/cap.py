@@ -52,7 +52,7 @@ from labelwright.methods.class_names import PoolSettings, allowed_classes, check
 from labelwright.methods.method import Views
 from labelwright.metrics.agreement import Watch, warnings_of, worse_than_names
 from labelwright.train.processes import mean_share
-from labelwright.train.settings import require
+from labelwright.train.settings import require, require_range
 from labelwright.types import (
     Batch,
     BuildNet,
@@ -95,12 +95,11 @@ class Config(PoolSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         named.names_of(self.adjust)
-        for key, least in {"start_size": 1, "shape_strength": 0, "patience_epochs": 0}.items():
-            require(getattr(self, key) >= least, key, getattr(self, key), f"at least {least}")
-        require(0 <= self.confidence <= 1, "confidence", self.confidence, "in [0, 1]")
+        require_range(self, "at least 1", "start_size")
+        require_range(self, "0 or more", "shape_strength", "patience_epochs")
+        require_range(self, "in [0, 1]", "confidence")
+        require_range(self, "above 0, or none", "residual_weight")
         require(self.margin_scale == "auto" or self.margin_scale >= 0, "margin_scale", self.margin_scale, "0 or more")
-        weight = self.residual_weight
-        require(weight is None or weight > 0, "residual_weight", weight, "above 0, or none")
 
 
 PRESETS: Mapping[str, Mapping[str, object]] = {

@@ -44,7 +44,7 @@ from labelwright.metrics.agreement import Watch
 from labelwright.metrics.diagnostics import division_warnings
 from labelwright.metrics.student import judge_student
 from labelwright.train.processes import mean_share
-from labelwright.train.settings import require
+from labelwright.train.settings import require_range
 from labelwright.types import Batch, BuildNet, Clock, Passes, State, StepResult, Task
 
 DIVIDED_EPOCHS = 5  # whose losses line 3 averages
@@ -67,7 +67,7 @@ class Config(CandidateSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.guess_strength >= 0, "guess_strength", self.guess_strength, "0 or more")
+        require_range(self, "0 or more", "guess_strength")
 
 
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:

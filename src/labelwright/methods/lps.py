@@ -64,7 +64,7 @@ from labelwright.methods.open_world import (
 )
 from labelwright.metrics.diagnostics import pace_warnings
 from labelwright.train.processes import gather_rows, sum_gradients
-from labelwright.train.settings import require
+from labelwright.train.settings import require, require_range
 from labelwright.types import Batch, BuildNet, Clock, EpochPlan, Passes, Prediction, State, StepResult, Task
 
 START_LR = 0.001  # of a run without `lr` whose last layer starts from clusters
@@ -93,14 +93,13 @@ class Config(TrainedSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         named.names_of(self.adjust)
-        require(self.self_training_rounds >= 0, "self_training_rounds", self.self_training_rounds, "0 or more")
+        keys = ("self_training_rounds", "margin_scale", "clustering_weight", "contrastive_weight", "entropy_weight")
+        require_range(self, "0 or more", *keys)
+        require_range(self, "in [0, 1]", "seen_confidence")
+        require_range(self, "above 0", "temperature")
         ends = self.novel_confidence
         fine = len(ends) == 2 and all(0 <= c <= 1 for c in ends)
         require(fine, "novel_confidence", ends, "two numbers in [0, 1]")
-        require(0 <= self.seen_confidence <= 1, "seen_confidence", self.seen_confidence, "in [0, 1]")
-        for key in ("margin_scale", "clustering_weight", "contrastive_weight", "entropy_weight"):
-            require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
-        require(self.temperature > 0, "temperature", self.temperature, "above 0")
 
 
 PRESETS: Mapping[str, Mapping[str, object]] = {

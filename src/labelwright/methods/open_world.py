@@ -24,7 +24,7 @@ from labelwright.labels.kmeans import KMeans, semi_supervised_kmeans
 from labelwright.labels.self_training import self_train
 from labelwright.train.plans import steps_for
 from labelwright.train.processes import gather_queries
-from labelwright.train.settings import TrainSettings, require
+from labelwright.train.settings import TrainSettings, require, require_range
 from labelwright.types import Batch, BuildNet, EpochPlan, Passes, State, Stream, Task
 
 STILL_FRAC = 0.005  # of the answers on unlabelled images, below which an epoch counts as having moved none
@@ -52,7 +52,7 @@ class OpenWorldSettings(TrainSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.n_init >= 1, "n_init", self.n_init, "at least 1")
+        require_range(self, "at least 1", "n_init")
         shares = self.prior_shares
         fine = shares is None or (len(shares) > 0 and all(p >= 0 for p in shares) and sum(shares) > 0)
         require(fine, "prior_shares", shares, "shares of 0 or more, one per class")

@@ -42,7 +42,7 @@ from labelwright.encoders.projection import ProjectedNet
 from labelwright.losses.contrastive import nt_xent
 from labelwright.train.plans import steps_for
 from labelwright.train.processes import gather_queries, sum_gradients
-from labelwright.train.settings import TrainSettings, require
+from labelwright.train.settings import TrainSettings, require, require_range
 from labelwright.types import (
     Batch,
     BuildNet,
@@ -77,8 +77,8 @@ class Config(TrainSettings):
         require(
             self.batch_size >= 2, "batch_size", self.batch_size, "at least 2: an image is distinguished from others"
         )
-        require(self.temperature > 0, "temperature", self.temperature, "above 0")
-        require(self.n_dims >= 1, "n_dims", self.n_dims, "at least 1")
+        require_range(self, "above 0", "temperature")
+        require_range(self, "at least 1", "n_dims")
 
 
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:

@@ -54,7 +54,7 @@ from labelwright.methods.baselines.candidate_sets import (
 from labelwright.methods.recipe import Begun, Recipe
 from labelwright.train.processes import mean_share
 from labelwright.train.seeds import generator
-from labelwright.train.settings import require
+from labelwright.train.settings import require_range
 from labelwright.types import Batch, BuildNet, Clock, EpochPlan, Passes, State, StepResult, Task
 
 OTHER = {"main": "peer", "peer": "main"}
@@ -74,12 +74,10 @@ class Config(CandidateSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("entropy_weight", "mixup_alpha", "unlabelled_weight", "ramp_epochs"):
-            require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
-        require(0 <= self.plain_frac <= 1, "plain_frac", self.plain_frac, "in [0, 1]")
-        require(0 <= self.threshold < 1, "threshold", self.threshold, "in [0, 1)")
-        temperature = self.sharpen_temperature
-        require(temperature > 0, "sharpen_temperature", temperature, "above 0")
+        require_range(self, "0 or more", "entropy_weight", "mixup_alpha", "unlabelled_weight", "ramp_epochs")
+        require_range(self, "in [0, 1]", "plain_frac")
+        require_range(self, "in [0, 1)", "threshold")
+        require_range(self, "above 0", "sharpen_temperature")
 
 
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:

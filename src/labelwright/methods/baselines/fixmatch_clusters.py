@@ -25,7 +25,7 @@ from labelwright.labels.self_training import self_train
 from labelwright.losses.classification import cross_entropy
 from labelwright.methods import open_world
 from labelwright.methods.recipe import Begun, Recipe
-from labelwright.train.settings import require
+from labelwright.train.settings import require_range
 from labelwright.types import Batch, BuildNet, Clock, EpochPlan, Passes, State, StepResult, Task
 
 NEVER = -100.0  # bias of outputs that have no class yet
@@ -39,7 +39,7 @@ class Config(open_world.TrainedSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 <= self.confidence <= 1, "confidence", self.confidence, "in [0, 1]")
+        require_range(self, "in [0, 1]", "confidence")
 
 
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:

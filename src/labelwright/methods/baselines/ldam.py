@@ -16,6 +16,7 @@ from torch import Tensor
 from labelwright.adjust import fixed
 from labelwright.adjust.adjustment import Adjustment
 from labelwright.methods.baselines.labelled import DeferredSettings, LabelledRecipe
+from labelwright.train.settings import require_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,11 @@ class Config(DeferredSettings):
 
     max_margin: float = 0.5  # margin of the rarest class (Cao 2019)
     scale: float = 30.0  # multiplies the cosines (Cao 2019)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_range(self, "0 or more", "max_margin")
+        require_range(self, "above 0", "scale")
 
 
 def adjustment(cfg: Config, counts: Tensor) -> Adjustment:
