@@ -50,6 +50,7 @@ from labelwright.labels.main_set import competing_rows, grown, main_set_size, pr
 from labelwright.losses.classification import adjusted_cross_entropy
 from labelwright.methods.class_names import PoolSettings, allowed_classes, check_task
 from labelwright.methods.method import Views
+from labelwright.methods.recipe import Begun
 from labelwright.metrics.agreement import Watch, warnings_of, worse_than_names
 from labelwright.train.processes import mean_share
 from labelwright.train.settings import require, require_range
@@ -141,7 +142,7 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     return State({"main": main} if cfg.shared_adapter else {"main": main, "pseudo": adapters[2]}, adjust)
 
 
-def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State, Mapping[str, Any]]:
+def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     """Lines 1 to 5: align the classes with the images, believe, and pick the first main set."""
     main, allowed, open_rows = _main(state), allowed_classes(task, cfg.pool), task.labels < 0
     scale, names = main.towers.logit_scale, main.towers.text_feats().detach()
@@ -223,7 +224,7 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
     return StepResult(loss, max(n_kept, 1), state, {k: torch.as_tensor(v).detach() for k, v in logs.items()})
 
 
-def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int) -> tuple[State, Mapping[str, Any]]:
+def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int) -> Begun:
     """Margin, a look at how things go, and the main set; at the end the best state by cluster agreement comes back."""
     main, allowed, open_rows = _main(state), allowed_classes(task, cfg.pool), task.labels < 0
     memory, adjust = dict(state.memory), dict(state.adjust)
@@ -238,7 +239,7 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
         similarity = confusion.rescaled_similarity(t, prototypes(adapted, memory["main_labels"], task.n_classes))
         own = torch.where(allowed, counts, task.counts)  # a class without unlabelled images has its labelled ones
         paces = confusion.pace(own, expected, labelled_only=~allowed)
-        scale = float(cfg.margin_scale if cfg.margin_scale != "auto" else 12.0) * main.towers.logit_scale / 100
+        scale = cast(float, cfg.margin_scale) * main.towers.logit_scale / 100  # "auto" was replaced before training
         margin = cast(Tensor, confusion.confusion_margin(similarity, paces, scale=scale).pair_margin)  # Eq. (6)
     adjust["margin"] = margin
     if cfg.adjust:

@@ -52,6 +52,7 @@ from labelwright.methods.coreg_losses import Learned, classification_losses, rep
 from labelwright.methods.coreg_settings import PARTNERS, partial_epochs, ramp_epochs, representation_epoch
 from labelwright.methods.coreg_settings import PRESETS as PRESETS
 from labelwright.methods.coreg_settings import Config as Config
+from labelwright.methods.recipe import Begun
 from labelwright.metrics.agreement import Watch
 from labelwright.metrics.diagnostics import division_warnings
 from labelwright.metrics.student import judge_student
@@ -99,7 +100,7 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     return State(nets=nets, averages=averages, memory=memory)
 
 
-def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State, Mapping[str, Any]]:
+def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     """The class prior, from the guesses; clusters to hold the answers against, where there are any."""
     shares = guessed_shares(task)
     prior, rarely_guessed, is_rebalanced = estimate_prior(shares)
@@ -172,7 +173,7 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
     return StepResult(sum(losses, torch.zeros(())), n_kept, dataclasses.replace(state, memory=memory), logs)
 
 
-def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int) -> tuple[State, Mapping[str, Any]]:
+def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int) -> Begun:
     """Divide anew, start the keys from the queries again, and at the end look at what both networks say together."""
     if epoch + 1 < partial_epochs(cfg):
         return state, {}

@@ -62,10 +62,11 @@ from labelwright.methods.open_world import (
     state_of,
     unlabelled_logits,
 )
+from labelwright.methods.recipe import Begun, plain_logits
 from labelwright.metrics.diagnostics import pace_warnings
 from labelwright.train.processes import gather_rows, sum_gradients
 from labelwright.train.settings import require, require_range
-from labelwright.types import Batch, BuildNet, Clock, EpochPlan, Passes, Prediction, State, StepResult, Task
+from labelwright.types import Batch, BuildNet, Clock, EpochPlan, Passes, State, StepResult, Task
 
 START_LR = 0.001  # of a run without `lr` whose last layer starts from clusters
 KAPPA_CLAMP = (0.1, 10.0)  # margin="cvs": slopes far from 1 come from a handful of rows
@@ -133,7 +134,7 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     return dataclasses.replace(state, adjust=adjust)
 
 
-def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State, Mapping[str, Any]]:
+def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     """Departure (2): the last layer from k-means, the balance of what it says."""
     logs: dict[str, Any] = {}
     if starts_by_clusters(cfg.start, is_frozen=state.memory["is_frozen"]):
@@ -256,7 +257,7 @@ def terms(
     return found
 
 
-def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int) -> tuple[State, Mapping[str, Any]]:
+def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int) -> Begun:
     """How far the classes are, the failure signs, the balance of the next epoch, and whether there is to be one."""
     total, n_steps = state.memory["epoch_sums"].tolist()
     memory = {**state.memory, "divergences": [*state.memory["divergences"], total / max(n_steps, 1)]}
@@ -274,9 +275,7 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
     return state, facts
 
 
-def predict(cfg: Config, state: State, x: Tensor) -> Prediction:
-    """Plain logits: margins and balance act in training only."""
-    return Prediction(state.nets["main"](x))
+predict = plain_logits  # margins and balance act in training only
 
 
 def _looked(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State, dict[str, Any]]:

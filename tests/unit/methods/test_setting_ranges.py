@@ -52,3 +52,20 @@ def test_settings__out_of_range(name: str, key: str, value: object) -> None:
 def test_settings__the_ends_of_the_ranges_are_inside() -> None:
     resolve_config(METHODS["ib"], {"ib_from_frac": 0.0, "drw_from_frac": 1.0, "warmup_epochs": 0.0})
     resolve_config(METHODS["ldam"], {"max_margin": 0.0, "effective_beta": 0.0, "sam_radius_late": None})
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("cvs", "kappa_fit"),
+        ("cvs", "kappa_against"),
+        ("cvs", "samples_per_class"),
+        ("cvs", "plain_frac"),
+        ("coreg", "rule"),
+        ("lps", "settle_rounds"),
+    ],
+)
+def test_settings__those_of_before_are_unknown(name: str, key: str) -> None:
+    with pytest.raises(ConfigError, match=f"unknown setting '{key}'") as caught:
+        resolve_config(METHODS[name], {key: "1"})
+    assert "valid settings: " in caught.value.fix
