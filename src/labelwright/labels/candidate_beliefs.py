@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from labelwright.labels.gaussians import Beliefs, chunks_of, gaussian_beliefs
+from labelwright.labels.chunks import chunks_of
+from labelwright.labels.gaussians import Beliefs, gaussian_beliefs
 from labelwright.types import Task
 
 MISS = 0.1  # probability that a guess says nothing of the image, where nothing better is known

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from labelwright.errors import ConfigError
 from labelwright.labels.candidate_beliefs import candidate_evidence
-from labelwright.labels.gaussians import chunks_of
+from labelwright.labels.chunks import chunks_of
 from labelwright.labels.purify import divide, division_losses, lifted, mean_of, min_max, push_history
 from labelwright.types import Passes, Task
 

@@ -12,6 +12,8 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 from torch import Tensor
 
+from labelwright.labels.chunks import evenly_spread
+
 ROWS_MAX = 50_000  # images that descriptions are weighed on and clusters found in; more are thinned out evenly
 TRIAL_ROWS, TRIAL_ITERATIONS = 2_500, 10  # of each start of the clustering of leftovers
 FINALISTS, FINAL_ITERATIONS = 4, 5  # of those that go on with all images, before the tightest is chosen
@@ -68,7 +70,7 @@ def choose_descriptions(
       >>> choose_descriptions(z, names, texts, is_mismatched=torch.tensor([False, True])).chosen.tolist()
       [-1, 1]
     """
-    z = _thinned(feats)
+    z = evenly_spread(feats, ROWS_MAX).float()
     names = name_feats.float().to(z.device)
     texts = [t.float().to(z.device) for t in description_feats]
     current = names.clone()
@@ -157,7 +159,8 @@ def leftover_concepts(
       [0, 0, 1, 1]
     """
     labels = labels.to(feats.device)
-    rows = torch.cat([_thinned((labels < 0).nonzero().flatten()), _thinned((labels >= 0).nonzero().flatten())])
+    kinds = [(labels < 0).nonzero().flatten(), (labels >= 0).nonzero().flatten()]
+    rows = torch.cat([evenly_spread(kind, ROWS_MAX) for kind in kinds])
     rows = rows.sort().values  # few labels among many images are not thinned out
     z, kept_labels = feats[rows].float(), labels[rows]
     t = class_feats.float().to(z.device)
@@ -194,7 +197,7 @@ def _anchored_kmeans(
     """
     generator = torch.Generator().manual_seed(seed)
     free = (~is_anchored).nonzero().flatten().tolist()
-    some = torch.cat([_thinned((labels < 0).nonzero().flatten(), TRIAL_ROWS), (labels >= 0).nonzero().flatten()])
+    some = torch.cat([evenly_spread((labels < 0).nonzero().flatten(), TRIAL_ROWS), (labels >= 0).nonzero().flatten()])
     some_z, some_labels = z[some], labels[some]
     trials: list[tuple[float, Tensor]] = [] if free else [(0.0, starts)]
     for _ in range(n_tries if free else 0):
@@ -250,13 +253,6 @@ def _match_clusters(
     rows, columns = linear_sum_assignment(-names_say.numpy())
     of_class[guessed[torch.from_numpy(columns)]] = left[torch.from_numpy(rows)]
     return of_class.to(probs.device)
-
-
-def _thinned(rows: Tensor, n_max: int = ROWS_MAX) -> Tensor:
-    """At most n_max of the rows, evenly spread; floats in float32."""
-    if len(rows) > n_max:
-        rows = rows[torch.linspace(0, len(rows) - 1, n_max, dtype=torch.float64, device=rows.device).long()]
-    return rows.float() if rows.is_floating_point() else rows
 
 
 CHUNK = 8192  # rows scored at a time

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_NUMBERS = 1 << 22  # of rows x classes, or of rows x features, held at a time
+from labelwright.labels.chunks import chunks_of
+
 LEAST_COUNT = 1e-3  # images of a class that has none: its mean and the log of its share stay finite
 LEAST_SPREAD = 0.01  # of the total variance, if the rows of each class are alike: the covariance is not singular
 LEAST_SHARE = 1e-6  # of a class in a known prior
@@ -136,13 +137,3 @@ def gaussian_beliefs(
             strength,
         )
     return found
-
-
-def chunks_of(rows: Tensor, width: int) -> Iterator[Tensor]:
-    """Rows [n] in runs, so that a dense table of a run, ``width`` numbers a row, stays small.
-
-    Example:
-      >>> [len(some) for some in chunks_of(torch.arange(10), CHUNK_NUMBERS // 4)]
-      [4, 4, 2]
-    """
-    yield from torch.split(rows, max(1, CHUNK_NUMBERS // width))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,11 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from labelwright.errors import ConfigError, DataError
+from labelwright.labels.chunks import slices_of
 
-CELLS = 2**22  # numbers in the largest block that a chunk makes: 16 MiB of float32
-START_ROWS = (
-    16_384  # unlabelled rows among which k-means++ looks for starts, at least; and START_ROWS_PER of each class
-)
+START_ROWS = 16_384  # unlabelled rows in which k-means++ looks for starts, at least; and START_ROWS_PER of each class
 START_ROWS_PER = 64
 SAME = 1e-6  # squared distance of unit vectors below which float32 cannot tell them apart
 SETTLED = 1e-4  # relative fall of the inertia in one step at which k-means stops
@@ -124,7 +121,7 @@ def checked(feats: Tensor, labels: Tensor, *, n_seen: int) -> tuple[Tensor, Tens
 def _unit(feats: Tensor) -> Tensor:
     """The features [N, D] float32 with unit rows, or an error naming a row that cannot be scaled."""
     z = F.normalize(feats.float(), dim=1)
-    good = torch.cat([z[some].square().sum(dim=1) > 0.5 for some in chunks(len(z), z.shape[1])])
+    good = torch.cat([z[some].square().sum(dim=1) > 0.5 for some in slices_of(len(z), z.shape[1])])
     if not bool(good.all()):  # NaN compares false; infinity over infinity is NaN
         row = int((~good).nonzero()[0])
         what = "all zeros" if bool((feats[row] == 0).all()) else "not finite"
@@ -134,13 +131,6 @@ def _unit(feats: Tensor) -> Tensor:
             fix="leave out these images, or embed them again",
         )
     return z
-
-
-def chunks(n_rows: int, width: int) -> Iterator[slice]:
-    """Slices of rows, at most CELLS numbers each when a row is ``width`` wide."""
-    size = max(CELLS // max(width, 1), 1)
-    for start in range(0, n_rows, size):
-        yield slice(start, min(start + size, n_rows))
 
 
 def starts(z: Tensor, labels: Tensor, *, n_classes: int, draw: torch.Generator) -> Tensor:
@@ -212,7 +202,7 @@ def assign(z: Tensor, labels: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor
     """
     assigned, gaps = torch.empty_like(labels), torch.empty_like(z[:, 0])
     half = 0.5 * centroids.square().sum(dim=1)
-    for some in chunks(len(z), len(centroids)):
+    for some in slices_of(len(z), len(centroids)):
         sims = z[some] @ centroids.T - half  # [B, C]
         nearest = torch.where(labels[some] >= 0, labels[some], sims.argmax(dim=1))
         assigned[some] = nearest
@@ -232,7 +222,7 @@ def means(z: Tensor, assigned: Tensor, former: Tensor) -> tuple[Tensor, Tensor]:
             [0.0000, 0.0000]]), tensor([2, 0]))
     """
     sums = torch.zeros_like(former)
-    for some in chunks(len(z), max(former.shape) if z.is_cuda else z.shape[1]):
+    for some in slices_of(len(z), max(former.shape) if z.is_cuda else z.shape[1]):
         is_in = assigned[some] >= 0
         if z.is_cuda:  # index_add_ there adds in another order every time
             sums += F.one_hot(assigned[some][is_in], len(former)).to(z.dtype).T @ z[some][is_in]

@@ -16,7 +16,8 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from labelwright.errors import ConfigError, DataError
-from labelwright.labels.kmeans import assign, checked, chunks, lloyd, means, starts
+from labelwright.labels.chunks import slices_of
+from labelwright.labels.kmeans import assign, checked, lloyd, means, starts
 
 SEARCH_ROWS = 8_000  # rows clustered while looking for the number of classes, at least; and SEARCH_ROWS_PER of each
 SEARCH_ROWS_PER = 50
@@ -339,7 +340,7 @@ def describe_clusters(feats: Tensor, assigned: Tensor, *, n_clusters: int, n_cen
     rows = (assigned >= 0).nonzero().flatten()
     totals = torch.zeros(n_clusters, dtype=torch.float64)
     sims = torch.empty(len(rows), device=z.device)
-    for some in chunks(len(rows), z.shape[1]):
+    for some in slices_of(len(rows), z.shape[1]):
         sims[some] = (z[rows[some]] * centres[assigned[rows[some]]]).sum(dim=1)
     totals.index_add_(0, assigned[rows].cpu(), sims.double().cpu())
     rows = rows[sims.sort(descending=True, stable=True).indices]

@@ -16,6 +16,7 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from labelwright.errors import ConfigError, DataError
+from labelwright.labels.chunks import evenly_spread
 
 PROB_MIN = 1e-8  # below it a probability counts as this: one hopeless image must not squeeze all others together
 ROWS_MAX = 100_000  # images that the mixture is fitted on; more are thinned out evenly
@@ -148,15 +149,13 @@ def _kept(losses: Tensor, where: Tensor | None) -> Tensor:
 
 def _fit(values: Tensor, *, seed: int) -> tuple[Tensor, Tensor, Tensor] | None:
     """Means, variances and weights [2] of the mixture, the lower mean first; None where there are no two groups."""
-    ordered = values.sort().values.cpu().numpy()
-    n_fitted = min(len(ordered), ROWS_MAX)
-    ordered = ordered[np.linspace(0, len(ordered) - 1, n_fitted).round().astype(np.int64)]
+    ordered = evenly_spread(values.sort().values, ROWS_MAX).cpu().numpy()
     mixture = GaussianMixture(n_components=2, max_iter=10, tol=1e-2, reg_covar=VARIANCE_ADDED, random_state=seed)
     with warnings.catch_warnings():
         # No news: ten rounds, the method's choice, may not converge, and equal losses make one group.
         warnings.simplefilter("ignore", ConvergenceWarning)
         mixture.fit(ordered[:, None])
-    if mixture.weights_.min() * n_fitted < 0.5 or np.ptp(mixture.means_) < GAP_MIN:
+    if mixture.weights_.min() * len(ordered) < 0.5 or np.ptp(mixture.means_) < GAP_MIN:
         return None
     order = mixture.means_[:, 0].argsort()
     found = (mixture.means_[:, 0], mixture.covariances_[:, 0, 0], mixture.weights_)

@@ -7,15 +7,15 @@ times a few classes (`transclip`) or not with the images at all (`top_confident`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from labelwright.errors import ConfigError, DataError
+from labelwright.labels.chunks import slices_of
 
-CELLS = 2**22  # numbers in the largest block that a chunk makes: 16 MiB of float32
 KEY_BLOCK = 8192  # images that others are compared with at a time
 KEPT_CLASSES = 16  # classes of one image whose probability is kept; exact when there are no more classes than that
 INNER_STEPS = 5  # updates of the assignments per update of the Gaussians
@@ -157,13 +157,6 @@ def _check(feats: Tensor, text_feats: Tensor, labels: Tensor | None) -> Tensor:
     return labels.to(feats.device, torch.int64)
 
 
-def _chunks(n_rows: int, width: int) -> Iterator[slice]:
-    """Slices of rows, at most CELLS numbers each when a row is ``width`` wide."""
-    size = max(CELLS // max(width, 1), 1)
-    for start in range(0, n_rows, size):
-        yield slice(start, min(start + size, n_rows))
-
-
 def nearest_neighbours(feats: Tensor, *, n_neighbours: int) -> tuple[Tensor, Tensor]:
     """The most similar other rows of each row, in blocks: no [N, N] matrix is made.
 
@@ -181,7 +174,7 @@ def nearest_neighbours(feats: Tensor, *, n_neighbours: int) -> tuple[Tensor, Ten
     n_rows = len(feats)
     n_neighbours = min(n_neighbours, n_rows - 1)
     found_sims, found_rows = [], []
-    for some in _chunks(n_rows, min(n_rows, KEY_BLOCK)):
+    for some in slices_of(n_rows, min(n_rows, KEY_BLOCK)):
         z = feats[some].float()
         own = torch.arange(some.start, some.stop, device=feats.device)
         sims = torch.full((len(z), n_neighbours), -torch.inf, device=feats.device)
@@ -217,7 +210,7 @@ def _first_means(feats: Tensor, labels: Tensor, text_weight: Tensor) -> Tensor:
     top = torch.empty(0, n_classes, device=feats.device)
     top_rows = torch.empty(0, n_classes, dtype=torch.int64, device=feats.device)
     sums, counts = torch.zeros_like(text_weight), torch.zeros_like(text_weight[:, 0])
-    for some in _chunks(len(feats), max(n_classes, n_feats)):
+    for some in slices_of(len(feats), max(n_classes, n_feats)):
         z = feats[some].float()
         best = log_odds(z @ text_weight.T).topk(min(CONFIDENT, len(z)), dim=0)
         both = torch.cat([top, best.values]), torch.cat([top_rows, best.indices + some.start])
@@ -238,7 +231,7 @@ def _kept_scores(feats: Tensor, labels: Tensor, weight: Tensor, bias: Tensor) ->
     n_kept = min(n_classes, KEPT_CLASSES)
     classes = torch.empty(len(feats), n_kept, dtype=torch.int64, device=feats.device)
     scores = torch.empty(len(feats), n_kept, device=feats.device)
-    for some in _chunks(len(feats), max(weight.shape)):
+    for some in slices_of(len(feats), max(weight.shape)):
         block = feats[some].float() @ weight.T + bias  # [B, C]
         known = (labels[some] >= 0).nonzero().squeeze(1)
         block[known] = -FIXED
@@ -252,7 +245,7 @@ def _smooth(kept: Tensor, scores: Tensor, classes: Tensor, probs: Tensor, edges:
     """One update of the assignments z on the kept classes [N, K], given the former z (classes, probs)."""
     renewed = torch.empty_like(scores)
     n_pulls = -(-len(edges.rows) // len(scores)) * classes.shape[1]  # numbers that reach an average image
-    for some in _chunks(len(scores), max(n_classes, n_pulls)):
+    for some in slices_of(len(scores), max(n_classes, n_pulls)):
         at = slice(int(edges.offsets[some.start]), int(edges.offsets[some.stop]))
         to = edges.neighbours[at]
         pull = torch.zeros(some.stop - some.start, n_classes, device=scores.device)
@@ -269,7 +262,7 @@ def _gaussians(
     n_classes, n_feats = means.shape
     sums, sizes = torch.zeros_like(means), torch.zeros_like(means[:, 0])
     squares = torch.zeros_like(means[0])
-    for some in _chunks(len(feats), max(n_classes, n_feats)):
+    for some in slices_of(len(feats), max(n_classes, n_feats)):
         z = feats[some].float()
         assigned = torch.zeros(len(z), n_classes, device=feats.device)
         assigned.scatter_(1, classes[some], probs[some] * row_weights[some, None])

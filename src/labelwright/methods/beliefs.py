@@ -38,6 +38,7 @@ from torch import Tensor
 from labelwright.encoders.heads import ProjectedHead
 from labelwright.errors import ConfigError
 from labelwright.labels.candidate_beliefs import MISS, candidate_evidence
+from labelwright.labels.chunks import evenly_spread
 from labelwright.labels.gaussians import gaussian_beliefs
 from labelwright.methods.method import Views
 from labelwright.methods.recipe import Begun, Recipe
@@ -187,7 +188,7 @@ def regression(u: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor, Tenso
 def _inverse_penalty(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> float:
     """The one of `INVERSE_PENALTIES` under which labels left out are most likely, of classes with two or more."""
     order = np.argsort(y, kind="stable")
-    rows = order[np.linspace(0, len(y) - 1, min(len(y), MAX_TRIED_ROWS)).round().astype(np.int64)]
+    rows = evenly_spread(torch.from_numpy(order), MAX_TRIED_ROWS).numpy()
     counts = np.bincount(y[rows])
     rows = rows[counts[y[rows]] >= 2]
     if len(np.unique(y[rows])) < 2:

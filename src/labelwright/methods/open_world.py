@@ -20,6 +20,7 @@ from labelwright.data.situation import LONG_TAILED_RATIO
 from labelwright.encoders.heads import MlpHead
 from labelwright.encoders.layers import freeze_below
 from labelwright.errors import ConfigError
+from labelwright.labels.chunks import evenly_spread
 from labelwright.labels.kmeans import KMeans, semi_supervised_kmeans
 from labelwright.labels.self_training import self_train
 from labelwright.train.plans import steps_for
@@ -248,12 +249,7 @@ def _some_rows(labels: Tensor) -> Tensor:
     """Rows [n] int64: all, or of more than 2 `SAMPLE_ROWS` an evenly spread share, labelled and unlabelled alike."""
     kinds = [(labels >= 0).nonzero().flatten(), (labels < 0).nonzero().flatten()]
     share = min(1.0, 2 * SAMPLE_ROWS / len(labels))
-    return torch.cat([_spread(rows, max(1, round(share * len(rows)))) for rows in kinds if len(rows)])
-
-
-def _spread(rows: Tensor, n: int) -> Tensor:
-    """``n`` of the rows, evenly spread."""
-    return rows[torch.linspace(0, len(rows) - 1, min(n, len(rows)), device=rows.device).round().long()]
+    return torch.cat([evenly_spread(rows, max(1, round(share * len(rows)))) for rows in kinds if len(rows)])
 
 
 @torch.no_grad()
@@ -269,7 +265,7 @@ def put_in(net: nn.Module, weight: Tensor, bias: Tensor) -> None:
 def unlabelled_logits(task: Task, passes: Passes, net: str = "main") -> Tensor:
     """Logits [n, C] float32 of at most `SAMPLE_ROWS` unlabelled images, evenly spread over the table."""
     rows = (task.labels < 0).nonzero().flatten()
-    return torch.cat([logits.float() for _, logits in passes(net, _spread(rows, SAMPLE_ROWS).cpu())])
+    return torch.cat([logits.float() for _, logits in passes(net, evenly_spread(rows, SAMPLE_ROWS).cpu())])
 
 
 def balance(logits: Tensor, expected: Tensor, offset: Tensor | None = None) -> Tensor:

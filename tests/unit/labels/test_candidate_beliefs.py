@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import tiny
-from labelwright.labels import gaussians
+from labelwright.labels import chunks
 from labelwright.labels.candidate_beliefs import (
     CandidateBeliefs,
     candidate_beliefs,
@@ -135,7 +135,7 @@ def test_candidate_beliefs__chunks_and_half_precision_change_next_to_nothing(mon
     z, truth = clumps((30, 20, 12))
     task = a_task(truth, labelled=True)
     whole, half = candidate_beliefs(z, task), candidate_beliefs(z.half(), task)
-    monkeypatch.setattr(gaussians, "CHUNK_NUMBERS", 7 * z.shape[1])
+    monkeypatch.setattr(chunks, "CHUNK_NUMBERS", 7 * z.shape[1])
     chunked = candidate_beliefs(z, task)
     assert torch.allclose(chunked.beliefs.weight, whole.beliefs.weight, rtol=1e-3, atol=1e-3)
     assert torch.allclose(chunked.beliefs.prior, whole.beliefs.prior, atol=1e-5)

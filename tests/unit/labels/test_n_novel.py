@@ -12,6 +12,7 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from labelwright.errors import ConfigError, DataError
+from labelwright.labels import chunks
 from labelwright.labels import kmeans as semi_kmeans
 from labelwright.labels import n_novel as discover
 from labelwright.labels.kmeans import lloyd, semi_supervised_kmeans, starts
@@ -69,7 +70,7 @@ def test_kmeans__a_worked_example() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_lloyd__as_a_slow_loop(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(semi_kmeans, "CELLS", 64)  # several chunks
+    monkeypatch.setattr(chunks, "CHUNK_NUMBERS", 64)  # several chunks
     monkeypatch.setattr(semi_kmeans, "SETTLED", -1.0)  # as many steps as the loop, unless nothing moves
     feats, truth = blobs([30, 20, 25, 15], noise=0.4, seed=seed)
     labels = hide(truth, 2, frac=0.3)
@@ -267,7 +268,7 @@ def test_estimate__everything_labelled_is_no_novel_class() -> None:
 
 
 def test_describe__as_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(semi_kmeans, "CELLS", 64)
+    monkeypatch.setattr(chunks, "CHUNK_NUMBERS", 64)
     feats, truth = blobs([30, 8, 12])
     truth = torch.where(torch.arange(50) % 10 == 0, -1, truth)
     found = describe_clusters(feats, truth, n_clusters=4, n_central=9)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from labelwright.errors import ConfigError, DataError
-from labelwright.labels import transduce
+from labelwright.labels import chunks, transduce
 from labelwright.labels.transduce import fpl_pseudolabels, log_odds, nearest_neighbours, top_confident, transclip
 
 SCALE = 12.0
@@ -142,7 +142,7 @@ def test_transclip__chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     feats, text, truth = clusters(150, 6, 8, noise=0.3)
     labels = torch.where(torch.arange(150) % 25 == 0, truth, -1)
     whole = transclip(feats, text, logit_scale=SCALE, labels=labels)
-    monkeypatch.setattr(transduce, "CELLS", 300)
+    monkeypatch.setattr(chunks, "CHUNK_NUMBERS", 300)
     parts = transclip(feats, text, logit_scale=SCALE, labels=labels)
     assert torch.equal(parts.labels, whole.labels)
     torch.testing.assert_close(parts.weight, whole.weight, atol=1e-4, rtol=1e-4)
@@ -262,7 +262,7 @@ def test_transclip__refuses_what_does_not_fit() -> None:
 @pytest.mark.parametrize(("n_images", "k"), [(30, 3), (5, 4), (4, 9), (2, 1)])
 def test_nearest_neighbours__equals_whole_matrix(n_images: int, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
     feats, _, _ = clusters(n_images, 3, 5, noise=0.5)
-    monkeypatch.setattr(transduce, "CELLS", 40)
+    monkeypatch.setattr(chunks, "CHUNK_NUMBERS", 40)
     monkeypatch.setattr(transduce, "KEY_BLOCK", 7)
     sims, rows = nearest_neighbours(feats, n_neighbours=k)
     whole = (feats @ feats.T).fill_diagonal_(-2).topk(min(k, n_images - 1), dim=1)
