@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from labelwright.errors import ConfigError
 from labelwright.labels.candidate_beliefs import candidate_evidence
 from labelwright.labels.chunks import chunks_of
 from labelwright.labels.purify import divide, division_losses, lifted, mean_of, min_max, push_history
@@ -159,17 +158,12 @@ def init_beliefs(n_rows: int, n_classes: int, *, keep: int, device: torch.device
 
     Returns: the table: 6 bytes x keep per row (8 from 32,768 classes on), or 4 bytes x C if it is exact.
 
-    Raises:
-      ConfigError: keep < 1.
-
     Example:
       >>> {name: (list(t.shape), t.dtype) for name, t in init_beliefs(10, 100, keep=8).items()}
       {'probs': ([10, 8], torch.float32), 'classes': ([10, 8], torch.int16)}
       >>> list(init_beliefs(10, 5, keep=8))
       ['probs']
     """
-    if keep < 1:
-        raise ConfigError(f"keep={keep} keeps no class of an image", fix="use 1 or more; 32 is usual")
     n_kept = min(keep, n_classes)
     beliefs = {"probs": torch.full((n_rows, n_kept), 1 / n_classes, device=device)}
     if n_kept < n_classes:
@@ -188,18 +182,12 @@ def write_beliefs(beliefs: Beliefs, rows: Tensor, probs: Tensor) -> None:
       rows: [B] int64 rows of the table, none twice.
       probs: [B, C] float, rows sum to 1 (written as float32 after division by their sum); on any device.
 
-    Raises:
-      ValueError: ``probs`` is not [B, C] for the B rows and the C classes of the table.
-
     Example: the two largest of four are kept; the rest is spread over the other two.
       >>> beliefs = init_beliefs(3, 4, keep=2)
       >>> write_beliefs(beliefs, torch.tensor([2]), torch.tensor([[0.125, 0.5, 0.0, 0.375]]))
       >>> read_beliefs(beliefs, torch.tensor([2, 0]), 4).tolist()
       [[0.0625, 0.5, 0.0625, 0.375], [0.25, 0.25, 0.25, 0.25]]
     """
-    if probs.dim() != 2 or rows.shape != probs.shape[:1]:
-        raise ValueError(f"probs {list(probs.shape)} are not [B, C] for rows {list(rows.shape)}")
-    _check_classes(beliefs, probs.shape[1])
     table = beliefs["probs"]
     rows = rows.to(table.device)
     kept = probs.detach().float()
@@ -220,14 +208,10 @@ def read_beliefs(beliefs: Beliefs, rows: Tensor, n_classes: int) -> Tensor:
 
     Returns: [B, C] float32 on the device of ``rows``, rows sum to 1.
 
-    Raises:
-      ValueError: the table is not one of C classes.
-
     Example: see `write_beliefs`.
       >>> read_beliefs(init_beliefs(2, 4, keep=3), torch.tensor([1]), 4).tolist()
       [[0.25, 0.25, 0.25, 0.25]]
     """
-    _check_classes(beliefs, n_classes)
     at = rows.to(beliefs["probs"].device)
     kept = beliefs["probs"][at].to(rows.device)
     if "classes" not in beliefs:
@@ -235,15 +219,6 @@ def read_beliefs(beliefs: Beliefs, rows: Tensor, n_classes: int) -> Tensor:
     classes = beliefs["classes"][at].to(rows.device, torch.int64)
     rest = (1 - kept.sum(dim=1, keepdim=True)).clamp(min=0)  # rounding alone makes it negative
     return (rest / (n_classes - kept.shape[1])).repeat(1, n_classes).scatter_(1, classes, kept)
-
-
-def _check_classes(beliefs: Beliefs, n_classes: int) -> None:
-    """Refuse a number of classes that the table cannot be for."""
-    n_kept = beliefs["probs"].shape[1]
-    if "classes" in beliefs and n_classes <= n_kept:
-        raise ValueError(f"{n_classes} classes for a table that keeps {n_kept} of more")
-    if "classes" not in beliefs and n_classes != n_kept:
-        raise ValueError(f"{n_classes} classes for a table of {n_kept}")
 
 
 def describe_divisions(divisions: Sequence[CoDivision], *, collapse: float) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def semi_supervised_kmeans(
     Raises:
       DataError: shapes that do not go together, a label that is no seen class, a feature that is not finite or a row
         of zeros, with the row.
-      ConfigError: a setting out of its range, or fewer unlabelled rows than clusters to start on them.
+      ConfigError: fewer unlabelled rows than clusters to start on them.
 
     Source: Vaze et al. 2022 (arXiv 2201.02609). Differs: of several candidates per start the one that
     lowers the inertia most is taken, as in scikit-learn; they are looked for among 16,384 rows (or 64 per cluster).
@@ -79,9 +79,6 @@ def semi_supervised_kmeans(
       ([0, 1, 0, 2, 2, 1], [2, 2, 2])
     """
     z, labels = checked(feats, labels, n_seen=n_seen)
-    for name, value, least in (("n_classes", n_classes, max(n_seen, 1)), ("n_iter", n_iter, 1), ("n_init", n_init, 1)):
-        if value < least:
-            raise ConfigError(f"{name} is {value}", fix=f"give at least {least}")
     n_starts = n_classes - int((torch.bincount(labels[labels >= 0], minlength=n_classes) > 0).sum())
     n_free = int((labels < 0).sum())
     if n_free < n_starts:
@@ -105,8 +102,6 @@ def checked(feats: Tensor, labels: Tensor, *, n_seen: int) -> tuple[Tensor, Tens
             f"features {list(feats.shape)} and labels {list(labels.shape)} are not [N, D] and [N]",
             fix="give one row of features and one label per image, -1 where it is unknown",
         )
-    if n_seen < 0:
-        raise ConfigError(f"n_seen is {n_seen}", fix="give the number of classes that have labels, 0 or more")
     labels = labels.to(feats.device, torch.int64)
     wrong = ((labels < -1) | (labels >= n_seen)).nonzero().flatten()
     if len(wrong):

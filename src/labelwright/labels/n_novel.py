@@ -323,7 +323,7 @@ def describe_clusters(feats: Tensor, assigned: Tensor, *, n_clusters: int, n_cen
 
     Returns: `Cluster` of each of the C clusters; of equally central rows the first come first.
 
-    Raises: DataError as `semi_supervised_kmeans`; ConfigError for n_clusters < 1 or n_central < 0.
+    Raises: DataError as `semi_supervised_kmeans`.
 
     Example:
       >>> feats = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.9, 0.3], [0.0, 2.0]])
@@ -331,9 +331,6 @@ def describe_clusters(feats: Tensor, assigned: Tensor, *, n_clusters: int, n_cen
       >>> first.rows, first.size, round(first.tightness, 3), second
       ([2, 0], 3, 0.966, Cluster(rows=[3], size=1, tightness=1.0))
     """
-    for name, value, least in (("n_clusters", n_clusters, 1), ("n_central", n_central, 0)):
-        if value < least:
-            raise ConfigError(f"{name} is {value}", fix=f"give at least {least}")
     z, assigned = checked(feats, assigned, n_seen=n_clusters)
     centres, sizes = means(z, assigned, torch.zeros(n_clusters, z.shape[1], device=z.device))
     centres = F.normalize(centres, dim=1)

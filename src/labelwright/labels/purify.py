@@ -15,7 +15,6 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from labelwright.errors import ConfigError, DataError
 from labelwright.labels.chunks import evenly_spread
 
 PROB_MIN = 1e-8  # below it a probability counts as this: one hopeless image must not squeeze all others together
@@ -49,9 +48,6 @@ def division_losses(probs: Tensor, candidates: Tensor) -> Tensor:
     Returns: [B] float, 0 to -log 1e-8 = 18.4, which is also the loss of an empty set; better leave those out of
       `divide`, as many of them would make a group of their own.
 
-    Raises:
-      DataError: shapes do not fit, or ``candidates`` are not bool.
-
     Source: Wang et al. 2025 (arXiv 2506.03229), Sec. 4.2. Differs: bounded.
 
     Example: the most probable class is no candidate; log 4.
@@ -59,14 +55,7 @@ def division_losses(probs: Tensor, candidates: Tensor) -> Tensor:
       >>> round(loss.item(), 4)
       1.3863
     """
-    if probs.dim() != 2 or candidates.shape != probs.shape or candidates.dtype != torch.bool:
-        raise DataError(
-            f"candidates are {str(candidates.dtype).removeprefix('torch.')} {list(candidates.shape)}, "
-            f"probs {list(probs.shape)}",
-            fix="pass probs [B, C] and candidates [B, C] bool",
-        )
-    probs = probs.to(torch.promote_types(probs.dtype, torch.float32))
-    return -probs.masked_fill(~candidates, 0).amax(dim=1).clamp(PROB_MIN, 1).log()  # [B, C] -> [B]
+    return -_at_least_float32(probs).masked_fill(~candidates, 0).amax(dim=1).clamp(PROB_MIN, 1).log()  # [B, C] -> [B]
 
 
 def min_max(losses: Tensor, *, where: Tensor | None = None) -> Tensor:
@@ -77,9 +66,6 @@ def min_max(losses: Tensor, *, where: Tensor | None = None) -> Tensor:
       where: [N] bool, False = left out; None = every row.
 
     Returns: [N] float, 0 to 1 in kept rows, 0 in excluded ones; all 0 where all losses are equal.
-
-    Raises:
-      DataError: shapes differ.
 
     Example:
       >>> min_max(torch.tensor([1.0, 3.0, 2.0])).tolist()
@@ -105,10 +91,6 @@ def divide(losses: Tensor, *, threshold: float = 0.5, seed: int = 0, where: Tens
     Returns: see `Division`. Fewer than two losses, losses that are all equal, and a mixture with one group empty or
       with means less than 0.022 apart make one group, all of it reliable: nothing sets any image apart.
 
-    Raises:
-      DataError: shapes differ.
-      ConfigError: threshold out of range.
-
     Source: Wang et al. 2025 (arXiv 2506.03229), Sec. 4.2; the mixture's settings are those of Li et al. 2020
     (DivideMix, arXiv 2002.07394). Differs: a loss below the lower mean is at least as probably clean as that mean, one
     above the higher mean at most as probably. Of two Gaussians the wider one wins far out on both sides: without this
@@ -121,8 +103,6 @@ def divide(losses: Tensor, *, threshold: float = 0.5, seed: int = 0, where: Tens
       >>> division.is_reliable.tolist(), [round(mean, 2) for mean in division.means]
       ([True, True, True, False, False], [0.05, 0.95])
     """
-    if not 0 <= threshold < 1:
-        raise ConfigError(f"threshold={threshold} is not a probability below 1", fix="use 0 to 1, 0.5 in Co-Reg")
     kept = _kept(losses, where)
     values = losses.detach()[kept].double()
     clean = torch.zeros(len(losses), device=losses.device)
@@ -138,11 +118,6 @@ def divide(losses: Tensor, *, threshold: float = 0.5, seed: int = 0, where: Tens
 
 
 def _kept(losses: Tensor, where: Tensor | None) -> Tensor:
-    if losses.dim() != 1 or (where is not None and where.shape != losses.shape):
-        raise DataError(
-            f"losses have shape {list(losses.shape)}, where {None if where is None else list(where.shape)}",
-            fix="pass losses [N] and where [N]",
-        )
     finite = losses.detach().isfinite()
     return finite if where is None else finite & where
 
@@ -185,17 +160,12 @@ def sharpen(probs: Tensor, *, temperature: float) -> Tensor:
 
     Returns: [B, C] float, rows sum to 1.
 
-    Raises:
-      ConfigError: temperature <= 0.
-
     Source: Berthelot et al. 2019 (MixMatch, arXiv 1905.02249), Eq. (7).
 
     Example: 0.75^2 : 0.25^2 = 9 : 1.
       >>> [round(v, 4) for v in sharpen(torch.tensor([[0.75, 0.25]]), temperature=0.5)[0].tolist()]
       [0.9, 0.1]
     """
-    if not temperature > 0:
-        raise ConfigError(f"temperature={temperature} is not positive", fix="use a value > 0, 0.5 in Co-Reg")
     probs = _at_least_float32(probs)
     powers = (probs / probs.amax(dim=1, keepdim=True)).pow(1 / temperature)  # the largest stays 1: no underflow
     return powers / powers.sum(dim=1, keepdim=True)
@@ -229,15 +199,10 @@ def init_history(width: int, length: int, device: torch.device | str | None = No
 
     Returns: "means" [length, width] float32, a ring, and "n_pushed", int64 scalar: how often it was ever pushed.
 
-    Raises:
-      ConfigError: length < 1.
-
     Example:
       >>> {name: list(value.shape) for name, value in init_history(10, 50).items()}
       {'means': [50, 10], 'n_pushed': []}
     """
-    if length < 1:
-        raise ConfigError(f"length={length} is too short", fix="use 1 or more, in Co-Reg 50 batches and 5 epochs")
     return {
         "means": torch.zeros(length, width, device=device),
         "n_pushed": torch.zeros((), dtype=torch.int64, device=device),
@@ -253,20 +218,12 @@ def push_history(history: Mapping[str, Tensor], values: Tensor) -> dict[str, Ten
 
     Returns: the new history, on the device of ``values``.
 
-    Raises:
-      DataError: another width.
-
     Example:
       >>> history = push_history(init_history(2, 50), torch.tensor([[1.0, 0.0], [0.5, 0.5]]))
       >>> history["means"][0].tolist(), history["n_pushed"].item()
       ([0.75, 0.25], 1)
     """
     means, n_pushed = history["means"].to(values.device), history["n_pushed"].to(values.device)
-    if values.dim() != 2 or values.shape[1] != means.shape[1]:
-        raise DataError(
-            f"values have shape {list(values.shape)}, the history is {means.shape[1]} wide",
-            fix="pass [B, C] predictions of the network, or [1, N] losses of all images, that the history is of",
-        )
     if len(values) == 0:
         return {"means": means, "n_pushed": n_pushed}
     place = (n_pushed % len(means)).reshape(1)
@@ -300,10 +257,6 @@ def unreliable_targets(probs: Sequence[Tensor], *, temperature: float) -> Tensor
 
     Returns: [B, C] float, rows sum to 1.
 
-    Raises:
-      DataError: no predictions, or of different shapes.
-      ConfigError: temperature <= 0.
-
     Source: Wang et al. 2025 (arXiv 2506.03229), Sec. 4.2.
 
     Example: the mean is [0.75, 0.25].
@@ -311,11 +264,6 @@ def unreliable_targets(probs: Sequence[Tensor], *, temperature: float) -> Tensor
       >>> [round(v, 4) for v in unreliable_targets(views, temperature=0.5)[0].tolist()]
       [0.9, 0.1]
     """
-    if not probs or len({one.shape for one in probs}) > 1:
-        raise DataError(
-            f"predictions have shapes {[list(one.shape) for one in probs]}",
-            fix="pass one or more predictions [B, C] of the same images",
-        )
     mean = torch.stack([_at_least_float32(one) for one in probs]).mean(dim=0)  # [V, B, C] -> [B, C]
     return sharpen(mean, temperature=temperature)
 
@@ -335,10 +283,6 @@ def reliable_targets(
 
     Returns: [B, C] float, rows sum to 1.
 
-    Raises:
-      DataError: shapes do not fit.
-      ConfigError: temperature <= 0.
-
     Source: Wang et al. 2025 (arXiv 2506.03229), Sec. 4.2.
 
     Example: 0.5 * [1, 0] + 0.5 * [0.5, 0.5] = [0.75, 0.25].
@@ -347,12 +291,6 @@ def reliable_targets(
       >>> [round(v, 4) for v in targets[0].tolist()]
       [0.9, 0.1]
     """
-    if own_probs.shape != other_probs.shape or clean_probability.shape != own_probs.shape[:1]:
-        raise DataError(
-            f"own_probs {list(own_probs.shape)}, other_probs {list(other_probs.shape)} and clean_probability "
-            f"{list(clean_probability.shape)} do not fit",
-            fix="pass [B, C], [B, C] and [B] of the same images",
-        )
     own_probs = _at_least_float32(own_probs)
     share = clean_probability.to(own_probs.dtype)[:, None]
     return sharpen(share * other_probs + (1 - share) * own_probs, temperature=temperature)

@@ -40,7 +40,6 @@ from labelwright.errors import ConfigError
 from labelwright.labels.candidate_beliefs import MISS, candidate_evidence
 from labelwright.labels.chunks import evenly_spread
 from labelwright.labels.gaussians import gaussian_beliefs
-from labelwright.methods.method import Views
 from labelwright.methods.recipe import Begun, Recipe
 from labelwright.train.settings import TrainSettings, require_range
 from labelwright.types import BuildNet, Passes, State, Task
@@ -70,11 +69,6 @@ class Config(TrainSettings):
         require_range(self, "0 or more", "strength")
         require_range(self, "in [0, 1]", "shrinkage")
         require_range(self, "above 0", "label_weight")
-
-
-def default_views(cfg: Config, *, is_two_tower: bool) -> Views:
-    """Embeddings: the network stays as it is."""
-    return "embeddings"
 
 
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:

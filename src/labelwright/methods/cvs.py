@@ -125,13 +125,14 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     adjust: dict[str, Any] = {"kappa_multiplicative": ones, "kappa_additive": ones.clone()}
     if cfg.adjust:
         adjust["named"] = named.init(task.counts, fixed.prior(task.counts))
+    counts = task.counts if bool(task.counts.any()) else torch.ones_like(task.counts)  # of none, the plan is refused
     memory: dict[str, Any] = {
         "heldout": _heldout(cfg, task),
         "tally": torch.zeros(4, device=ones.device),
         "losses": [],
-        "prior": fixed.prior(task.counts),
-        "class_weight": fixed.inverse_prior_weights(task.counts, power=cfg.rho),
-        "is_rare": task.counts.argsort(stable=True).argsort(stable=True) < max(1, task.n_classes // 3),
+        "prior": fixed.prior(counts),
+        "class_weight": fixed.inverse_prior_weights(counts, power=cfg.rho),
+        "is_rare": counts.argsort(stable=True).argsort(stable=True) < max(1, task.n_classes // 3),
     }
     if cfg.kappa_from == "batches":
         memory["rows"] = calibration.init_memory(task.counts, samples_per_class=SAMPLES_PER_CLASS)

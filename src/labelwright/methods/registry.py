@@ -39,7 +39,7 @@ from labelwright.methods.families.candidates import of_candidates
 from labelwright.methods.families.labels import of_labels
 from labelwright.methods.families.novel import of_novel
 from labelwright.methods.families.text import of_text
-from labelwright.methods.method import Method, as_configured
+from labelwright.methods.method import Method, as_configured, views_of_features
 from labelwright.train.settings import TrainSettings, apply_overrides
 
 FROM_PIXELS: Mapping[str, Mapping[str, object]] = {"paper": {"views": "pixels"}}
@@ -64,7 +64,7 @@ METHODS: Mapping[str, Method] = {
     ),
     "coreg_frozen": of_candidates("Co-Reg on frozen features", coreg_frozen),
     "lps": of_novel("LPS", lps, presets=lps.PRESETS, run_presets=FROM_PIXELS, schedule=lps.schedule),
-    "beliefs": of_labels("Beliefs", beliefs.RECIPE, default_views=beliefs.default_views, schedule=as_configured),
+    "beliefs": of_labels("Beliefs", beliefs.RECIPE, default_views=views_of_features, schedule=as_configured),
     "ce": of_labels("Cross-entropy", ce.RECIPE),
     "class_balanced": of_labels("Class-balanced", class_balanced.RECIPE),
     "focal": of_labels("Focal", focal.RECIPE),

@@ -5,7 +5,6 @@ import io
 import pytest
 import torch
 
-from labelwright.errors import ConfigError
 from labelwright.labels.codivide import init_beliefs, read_beliefs, write_beliefs
 
 ROUNDING = 1e-6  # float32 sums of up to 50 numbers below 1
@@ -133,28 +132,6 @@ def test_init_beliefs__size_grows_with_what_is_kept_not_with_the_classes():
 
     assert n_bytes(100) == n_bytes(30_000) == 1000 * 8 * (4 + 2)
     assert n_bytes(5) == 1000 * 5 * 4
-
-
-@pytest.mark.parametrize("keep", [0, -1])
-def test_init_beliefs__keep_below_one(keep):
-    with pytest.raises(ConfigError, match=f"keep={keep} keeps no class") as error:
-        init_beliefs(2, 3, keep=keep)
-    assert error.value.fix
-
-
-def test_beliefs__shapes_that_do_not_fit():
-    sparse, exact = init_beliefs(3, 9, keep=4), init_beliefs(3, 4, keep=4)
-    rows = torch.tensor([0, 1])
-    with pytest.raises(ValueError, match=r"probs \[3, 9\] are not \[B, C\] for rows \[2\]"):
-        write_beliefs(sparse, rows, peaked(3, 9))
-    with pytest.raises(ValueError, match=r"probs \[2\] are not \[B, C\]"):
-        write_beliefs(sparse, rows, torch.ones(2))
-    with pytest.raises(ValueError, match="4 classes for a table that keeps 4 of more"):
-        write_beliefs(sparse, rows, peaked(2, 4))
-    with pytest.raises(ValueError, match="5 classes for a table of 4"):
-        write_beliefs(exact, rows, peaked(2, 5))
-    with pytest.raises(ValueError, match="3 classes for a table of 4"):
-        read_beliefs(exact, rows, 3)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -6,7 +6,6 @@ import pytest
 import torch
 from sklearn.mixture import GaussianMixture
 
-from labelwright.errors import ConfigError, DataError
 from labelwright.labels import purify
 from labelwright.labels.purify import (
     divide,
@@ -85,20 +84,12 @@ def test_division_losses__bounds():
     assert division_losses(probs.half(), torch.ones(3, 2, dtype=torch.bool)).dtype == torch.float32
 
 
-def test_division_losses__errors():
-    for candidates in (torch.ones(2, 3), torch.ones(2, 2, dtype=torch.bool), torch.ones(2, dtype=torch.bool)):
-        with pytest.raises(DataError, match=r"candidates are .* probs \[2, 3\]"):
-            division_losses(torch.ones(2, 3), candidates)
-
-
 def test_min_max__range_and_rows_left_out():
     losses = torch.tensor([3.0, math.nan, 1.0, 100.0, 2.0])
     where = torch.tensor([True, True, True, False, True])
     assert min_max(losses, where=where).tolist() == [1, 0, 0, 0, 0.5]
     assert min_max(torch.full((3,), 7.0)).tolist() == [0, 0, 0]
     assert min_max(torch.zeros(0)).tolist() == []
-    with pytest.raises(DataError, match=r"losses have shape \[2, 1\]"):
-        min_max(torch.zeros(2, 1))
 
 
 @pytest.mark.parametrize("seed", [0, 3])
@@ -145,9 +136,6 @@ def test_divide__threshold():
     assert torch.equal(strict.clean_probability, loose.clean_probability)
     assert strict.is_reliable.sum() < loose.is_reliable.sum()
     assert torch.equal(strict.is_reliable, strict.clean_probability > 0.99)
-    for threshold in (-0.1, 1.0, math.nan):
-        with pytest.raises(ConfigError, match="threshold="):
-            divide(losses, threshold=threshold)
 
 
 def test_divide__order_does_not_matter():

@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from labelwright.errors import ConfigError, DataError
 from labelwright.labels.purify import (
     init_history,
     lifted,
@@ -40,13 +39,10 @@ def test_sharpen__probabilities_whose_powers_underflow():
     torch.testing.assert_close(sharpen(many, temperature=0.1), many)
 
 
-def test_sharpen__half_precision_and_errors():
+def test_sharpen__half_precision():
     got = sharpen(torch.tensor([[0.75, 0.25]]).half(), temperature=0.5)
     assert got.dtype == torch.float32
     assert got.tolist()[0] == pytest.approx([0.9, 0.1], rel=1e-6)
-    for temperature in (0.0, -1.0, float("nan")):
-        with pytest.raises(ConfigError, match=r"temperature=.* is not positive"):
-            sharpen(torch.ones(1, 1), temperature=temperature)
 
 
 @pytest.mark.parametrize("n_batches", [0, 1, 3, 4, 5, 11])
@@ -97,15 +93,6 @@ def test_history__of_losses_by_epoch():
     assert mean_of(history).tolist() == pytest.approx(expected, rel=1e-6)
 
 
-def test_history__errors():
-    with pytest.raises(ConfigError, match="length=0"):
-        init_history(3, 0)
-    with pytest.raises(DataError, match=r"values have shape \[2, 4\], the history is 3 wide"):
-        push_history(init_history(3, 2), torch.ones(2, 4))
-    with pytest.raises(DataError, match=r"values have shape \[3\]"):
-        push_history(init_history(3, 2), torch.ones(3))
-
-
 def test_lifted__equals_loops():
     probs, factor = rows(6, 4), rows(1, 4, seed=1)[0]
     scaled = [[p * f for p, f in zip(row, factor.tolist(), strict=True)] for row in probs.tolist()]
@@ -128,13 +115,6 @@ def test_unreliable_targets__equals_loops():
     torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64))
 
 
-def test_unreliable_targets__errors():
-    with pytest.raises(DataError, match=r"predictions have shapes \[\]"):
-        unreliable_targets([], temperature=0.5)
-    with pytest.raises(DataError, match=r"\[\[2, 3\], \[1, 3\]\]"):
-        unreliable_targets([torch.ones(2, 3), torch.ones(1, 3)], temperature=0.5)
-
-
 def test_reliable_targets__trust_moves_from_own_to_other():
     own, other = rows(3, 4), rows(3, 4, seed=1)
     got = reliable_targets(own, other, torch.tensor([0.0, 1.0, 0.25]), temperature=0.5)
@@ -142,9 +122,3 @@ def test_reliable_targets__trust_moves_from_own_to_other():
     torch.testing.assert_close(got[1], sharpen(other, temperature=0.5)[1])
     mixed = [(0.25 * b + 0.75 * a) ** 2 for a, b in zip(own[2].tolist(), other[2].tolist(), strict=True)]
     assert got[2].tolist() == pytest.approx([v / sum(mixed) for v in mixed], rel=1e-6)
-
-
-def test_reliable_targets__errors():
-    for own, other, share in (((2, 3), (2, 4), (2,)), ((2, 3), (2, 3), (3,)), ((2, 3), (2, 3), (2, 1))):
-        with pytest.raises(DataError, match="do not fit"):
-            reliable_targets(torch.ones(own), torch.ones(other), torch.ones(share), temperature=0.5)
