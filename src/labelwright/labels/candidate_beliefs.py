@@ -14,6 +14,7 @@ from labelwright.labels.chunks import chunks_of
 from labelwright.labels.gaussians import Beliefs, gaussian_beliefs
 from labelwright.types import Task
 
+STRENGTH, SHRINKAGE, N_ITER = 0.4, 0.5, 26  # of labels.gaussians.gaussian_beliefs
 MISS = 0.1  # probability that a guess says nothing of the image, where nothing better is known
 MISS_MAX = 0.99
 VERIFIED_FRAC = 0.3  # of an even class, that the verified images count for of a class that is never guessed
@@ -98,24 +99,15 @@ def estimate_prior(shares: Tensor) -> tuple[Tensor, tuple[int, ...], bool]:
     return (torch.full_like(prior, 1 / n) if is_rebalanced else prior), rarely_guessed, is_rebalanced
 
 
-def candidate_beliefs(
-    feats: Tensor,
-    task: Task,
-    *,
-    strength: float = 0.4,
-    shrinkage: float = 0.5,
-    n_iter: int = 26,
-    prior: Tensor | None = None,
-) -> CandidateBeliefs:
+def candidate_beliefs(feats: Tensor, task: Task) -> CandidateBeliefs:
     """Gaussians with the guesses as their evidence; verified labels stay.
 
-    Without ``prior`` the shares are estimated along; if that leaves a few classes with next to nothing
+    The shares of the classes are estimated along; if that leaves a few classes with next to nothing
     (`estimate_prior`), the fit is made again with equal shares.
 
     Args:
       feats: [N, D] float, unit norm.
       task: labels and guesses of the N images.
-      strength, shrinkage, n_iter, prior: see `labels.gaussians.gaussian_beliefs`.
 
     Returns: see `CandidateBeliefs`.
 
@@ -129,24 +121,16 @@ def candidate_beliefs(
       >>> (z @ found.weight.T + found.bias).argmax(1).tolist()
       [0, 0, 0, 0, 1, 1, 1, 1]
     """
-
-    def fit(task: Task, prior: Tensor | None) -> tuple[Beliefs, Tensor]:
-        return _fit(feats, task, strength=strength, shrinkage=shrinkage, n_iter=n_iter, prior=prior)
-
-    if prior is not None:
-        return CandidateBeliefs(*fit(task, prior), (), False)
     # What the guesses lead to shows without the verified images, which would feed a rarely guessed class themselves.
-    found = fit(dataclasses.replace(task, labels=torch.full_like(task.labels, -1)), None)
+    found = fitted(feats, dataclasses.replace(task, labels=torch.full_like(task.labels, -1)))
     wanted, rarely_guessed, is_rebalanced = estimate_prior(found[0].prior)
     if is_rebalanced or bool((task.labels >= 0).any()):
-        found = fit(task, wanted if is_rebalanced else None)
+        found = fitted(feats, task, wanted if is_rebalanced else None)
     return CandidateBeliefs(*found, rarely_guessed, is_rebalanced)
 
 
-def _fit(
-    feats: Tensor, task: Task, *, strength: float, shrinkage: float, n_iter: int, prior: Tensor | None
-) -> tuple[Beliefs, Tensor]:
-    """Beliefs, and the miss rates [C] under them."""
+def fitted(feats: Tensor, task: Task, prior: Tensor | None = None) -> tuple[Beliefs, Tensor]:
+    """Beliefs, and the miss rates [C] under them; ``prior`` [C] are known shares, None = estimate them."""
     miss, stands_for = _of_verified(task, feats.device)
     counts, named = torch.zeros_like(miss), torch.zeros_like(miss)
 
@@ -158,9 +142,9 @@ def _fit(
         feats,
         lambda some: candidate_evidence(task.guesses(some), miss),
         task.labels,
-        strength=strength,
-        shrinkage=shrinkage,
-        n_iter=n_iter,
+        strength=STRENGTH,
+        shrinkage=SHRINKAGE,
+        n_iter=N_ITER,
         prior=prior,
         label_weight=stands_for,
         watch=watch,

@@ -262,10 +262,10 @@ def put_in(net: nn.Module, weight: Tensor, bias: Tensor) -> None:
 
 
 @torch.no_grad()
-def unlabelled_logits(task: Task, passes: Passes, net: str = "main") -> Tensor:
+def unlabelled_logits(task: Task, passes: Passes) -> Tensor:
     """Logits [n, C] float32 of at most `SAMPLE_ROWS` unlabelled images, evenly spread over the table."""
     rows = (task.labels < 0).nonzero().flatten()
-    return torch.cat([logits.float() for _, logits in passes(net, evenly_spread(rows, SAMPLE_ROWS).cpu())])
+    return torch.cat([logits.float() for _, logits in passes("main", evenly_spread(rows, SAMPLE_ROWS).cpu())])
 
 
 def balance(logits: Tensor, expected: Tensor, offset: Tensor | None = None) -> Tensor:
