@@ -14,6 +14,7 @@ from labelwright.labels.chunks import slices_of
 
 START_ROWS = 16_384  # unlabelled rows in which k-means++ looks for starts, at least; and START_ROWS_PER of each class
 START_ROWS_PER = 64
+MAX_STEPS = 100  # updates of the centroids at most
 SAME = 1e-6  # squared distance of unit vectors below which float32 cannot tell them apart
 SETTLED = 1e-4  # relative fall of the inertia in one step at which k-means stops
 
@@ -43,7 +44,6 @@ def semi_supervised_kmeans(
     *,
     n_classes: int,
     n_seen: int,
-    n_iter: int = 100,
     n_init: int = 3,
     seed: int = 0,
 ) -> KMeans:
@@ -57,7 +57,7 @@ def semi_supervised_kmeans(
       feats: [N, D] float, any norm above 0.
       labels: [N] int, 0..n_seen-1, or -1 = unknown.
       n_classes: C >= max(n_seen, 1), clusters in all.   n_seen: >= 0, the first clusters; 0 is plain k-means.
-      n_iter: >= 1, updates of the centroids at most.    n_init: >= 1, starts; the lowest inertia is returned.
+      n_init: >= 1, starts; the lowest inertia is returned.
       seed: any int >= 0; the same seed gives the same result on the same kind of device.
 
     Returns: `KMeans`.
@@ -89,7 +89,7 @@ def semi_supervised_kmeans(
     draw = torch.Generator().manual_seed(seed)
     best: KMeans | None = None
     for _ in range(n_init if n_starts else 1):
-        found = lloyd(z, labels, starts(z, labels, n_classes=n_classes, draw=draw), n_iter=n_iter)
+        found = lloyd(z, labels, starts(z, labels, n_classes=n_classes, draw=draw), n_iter=MAX_STEPS)
         best = found if best is None or found.inertia < best.inertia else best
     assert best is not None
     return best

@@ -17,6 +17,10 @@ from labelwright.labels.chunks import slices_of
 
 KEY_BLOCK = 8192  # images that others are compared with at a time
 KEPT_CLASSES = 16  # classes of one image whose probability is kept; exact when there are no more classes than that
+N_NEIGHBOURS = 3  # per image; 0 leaves neighbours out
+TEMPERATURE = 50.0  # divides the log-densities, which in D dimensions otherwise drown text and neighbours
+LABELLED_MASS = 0.2  # of all labelled images against all unlabelled ones (gamma); of one at least that of another image
+N_ITERATIONS = 10  # updates of the Gaussians
 INNER_STEPS = 5  # updates of the assignments per update of the Gaussians
 CONFIDENT = 8  # most confident images per class, whose mean starts its Gaussian (Sec. 3 of the paper)
 VARIANCE_MIN = 1e-6
@@ -55,16 +59,12 @@ def transclip(
     *,
     logit_scale: float,
     labels: Tensor | None = None,
-    n_neighbours: int = 3,
     lam: float = 1.0,
-    n_iterations: int = 10,
-    temperature: float = 50.0,
-    labelled_mass: float = 0.2,
 ) -> Transduced:
     """Label a pool by the Gaussians of its classes, by each image's neighbours and by the text, all at once.
 
     Minimises, over the assignments z_i (rows of probabilities), the means mu and the shared diagonal covariance,
-    - sum_i z_i . log p_i / temperature - 1/2 sum_ij w_ij z_i . z_j + sum_i z_i . (log z_i - lam log y_i),
+    - sum_i z_i . log p_i / TEMPERATURE - 1/2 sum_ij w_ij z_i . z_j + sum_i z_i . (log z_i - lam log y_i),
     where p_i are the Gaussian densities, y_i the zero-shot probabilities and w_ij the cosine of nearest neighbours (the
     mean of both directions, zero elsewhere).
 
@@ -73,12 +73,7 @@ def transclip(
       text_feats: [C, D] float, unit norm, on the same device.
       logit_scale: > 0, multiplies the cosines to text.
       labels: [N] int, -1 = unknown; known ones stay as they are and pull the Gaussians. None: all unknown.
-      n_neighbours: >= 0, per image; 0 leaves neighbours out.
       lam: >= 0, how strongly the text holds; the paper takes 1 without labels and 0.5 with a few.
-      n_iterations: >= 1, updates of the Gaussians, each after 5 updates of the assignments.
-      temperature: > 0, divides the Gaussian log-densities, which in D dimensions otherwise drown text and neighbours.
-      labelled_mass: >= 0, weight of all labelled images together against all unlabelled ones, the paper's gamma; a
-        labelled image weighs at least as much as an unlabelled one.
 
     Returns: `Transduced`, tensors on the device of ``feats``.
 
@@ -99,21 +94,20 @@ def transclip(
     labels = torch.full((len(feats),), -1) if labels is None else labels
     labels = labels.to(feats.device, torch.int64)
     n_labelled = int((labels >= 0).sum())
-    mass = max(1.0, labelled_mass * (len(labels) - n_labelled) / max(n_labelled, 1))
+    mass = max(1.0, LABELLED_MASS * (len(labels) - n_labelled) / max(n_labelled, 1))
     row_weights = torch.where(labels >= 0, mass, 1.0)
     text_weight = logit_scale * text_feats.float()
-    edges = _edges(feats, n_neighbours)
-
+    edges = _edges(feats, N_NEIGHBOURS)
     classes, scores = _kept_scores(feats, labels, text_weight, torch.zeros_like(text_weight[:, 0]))
     probs = scores.softmax(dim=1)
     means = _first_means(feats, labels, text_weight)
     variances = torch.full_like(means[0], 1 / feats.shape[1])
 
     def linear() -> tuple[Tensor, Tensor]:
-        precision = 1 / (variances * temperature)
+        precision = 1 / (variances * TEMPERATURE)
         return lam * text_weight + means * precision, -0.5 * (means.square() * precision).sum(dim=1)
 
-    for _ in range(n_iterations):
+    for _ in range(N_ITERATIONS):
         kept, scores = _kept_scores(feats, labels, *linear())
         for _ in range(INNER_STEPS):
             probs = _smooth(kept, scores, classes, probs, edges, n_classes=len(text_feats))

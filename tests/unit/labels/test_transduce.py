@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from labelwright.labels import chunks, transduce
-from labelwright.labels.transduce import fpl_pseudolabels, log_odds, nearest_neighbours, top_confident, transclip
+from labelwright.labels.transduce import fpl_pseudolabels, log_odds, nearest_neighbours, top_confident
 
 SCALE = 12.0
 
@@ -98,6 +98,22 @@ def softmax(scores: list[float]) -> list[float]:
 
 def one_hot(label: int, n: int) -> list[float]:
     return [float(c == label) for c in range(n)]
+
+
+def transclip(
+    feats: Tensor,
+    text: Tensor,
+    *,
+    logit_scale: float,
+    labels: Tensor | None = None,
+    lam: float = 1.0,
+    **constants: float,
+) -> transduce.Transduced:
+    """With other constants of the file, by their names in small letters."""
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in constants.items():
+            patched.setattr(transduce, name.upper(), value)
+        return transduce.transclip(feats, text, logit_scale=logit_scale, labels=labels, lam=lam)
 
 
 def linear(means: Tensor, variances: Tensor, text: Tensor, *, lam: float, temperature: float) -> tuple[Tensor, Tensor]:
