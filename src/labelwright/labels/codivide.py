@@ -73,7 +73,7 @@ def aligned_division(
         prior that is known deserves; None = afresh, as is enough for one that these very networks estimated.
       use_alignment: False takes the probabilities as they are.
       n_rounds: of scaling; 0 = by ``ratio`` as it is, as with the running mean of the paper.
-      threshold: of `purify.divide`.
+      threshold: probability above which the guesses of an image are trusted.
       keep: classes of each image that the table holds.
       seed: of the mixture.
 
@@ -110,17 +110,17 @@ def aligned_division(
             write_beliefs(table, rows, aligned)
         losses[rows] = division_losses(aligned, task.possible(rows))
     history = push_history(history, min_max(losses, where=is_divided)[None])
-    division = divide(mean_of(history), threshold=threshold, seed=seed, where=is_divided)
+    clean, means = divide(mean_of(history), seed=seed, where=is_divided)
     return CoDivision(
         beliefs=table,
-        clean=division.clean_probability.masked_fill(task.labels >= 0, 1.0),
+        clean=clean.masked_fill(task.labels >= 0, 1.0),
         ratio=found,
         history=history,
         predicted=predicted,
         n_divided=n_divided,
-        reliable_frac=int(division.is_reliable.sum()) / max(n_divided, 1),
+        reliable_frac=int((clean > threshold).sum()) / max(n_divided, 1),
         in_set_frac=n_inside / max(n_divided, 1),
-        means=division.means,
+        means=means,
     )
 
 

@@ -7,7 +7,7 @@ look at. All of them work on unit-norm features and in chunks.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,36 +40,6 @@ UNLIKE = 0.125
 CIFAR-10 and GTSRB, which chose it: at most 0.10 where there are none, 0.23 to 0.47 where half of the classes are."""
 
 QUANTILE_ROWS = 1 << 23  # torch.quantile takes no more
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What `estimate_n_novel` found.
-
-    Attributes:
-      n_novel: the estimate, in fewest..most.
-      n_seen: seen classes, which come on top.
-      fewest, most: range examined.
-      plausible: least and greatest number examined whose score is within 0.05 of the best, or about equal to it.
-      is_edge: whether the estimate is ``most``, or a ``fewest`` above 0 scores about as well as the best: the truth
-        may lie outside.
-      curve: by n_novel ascending, dicts of n_novel (int), and of agreement, stability and score (float, up to 1). Not
-        every number of a wide range is examined.
-      reason: a few sentences for a human.
-    """
-
-    n_novel: int
-    n_seen: int
-    fewest: int
-    most: int
-    plausible: tuple[int, int]
-    is_edge: bool
-    curve: list[dict[str, Any]]
-    reason: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """All of it, ready for JSON."""
-        return {**asdict(self), "plausible": list(self.plausible)}
 
 
 def unlike_labelled(feats: Tensor, labels: Tensor) -> float:
@@ -108,7 +78,7 @@ def unlike_labelled(feats: Tensor, labels: Tensor) -> float:
 
 def estimate_n_novel(
     feats: Tensor, labels: Tensor, *, n_seen: int, fewest: int = 0, most: int | None = None, seed: int = 0
-) -> Evidence:
+) -> dict[str, Any]:
     """How many classes the unlabelled rows hold beyond the seen ones.
 
     For each number of clusters, plain k-means that sees no label clusters a sample of the rows from several starts, and
@@ -127,7 +97,15 @@ def estimate_n_novel(
       fewest, most: 0 <= fewest <= most <= unlabelled rows; None: 3 n_seen + 20, at most a tenth of the unlabelled rows.
       seed: any int >= 0; the same seed gives the same result on the same kind of device.
 
-    Returns: `Evidence`; its n_novel is 0 when nothing is unlabelled.
+    Returns, ready for JSON:
+      n_novel: the estimate, in fewest..most; 0 when nothing is unlabelled.   n_seen: seen classes, which come on top.
+      fewest, most: range examined.
+      plausible: least and greatest number examined whose score is within 0.05 of the best, or about equal to it.
+      is_edge: whether the estimate is ``most``, or a ``fewest`` above 0 scores about as well as the best: the truth
+        may lie outside.
+      curve: by n_novel ascending, dicts of n_novel (int), and of agreement, stability and score (float, up to 1). Not
+        every number of a wide range is examined.
+      reason: a few sentences for a human.
 
     Raises: DataError as `semi_supervised_kmeans`, and without any label; ConfigError for a range that is none.
 
@@ -142,7 +120,7 @@ def estimate_n_novel(
       >>> feats = torch.eye(3).repeat(20, 1) + 0.1 * torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
       >>> labels = torch.tensor([0, 1, -1] * 10 + [-1] * 30)
       >>> found = estimate_n_novel(feats, labels, n_seen=2)
-      >>> found.n_novel, found.most, [row["n_novel"] for row in found.curve]
+      >>> found["n_novel"], found["most"], [row["n_novel"] for row in found["curve"]]
       (1, 4, [0, 1, 2, 3, 4])
     """
     z, labels = checked(feats, labels, n_seen=n_seen)
@@ -274,13 +252,13 @@ def _rand(one: Tensor, other: Tensor) -> float:
     return float(adjusted_rand_score(one.cpu().numpy(), other.cpu().numpy()))
 
 
-def _evidence(curve: list[dict[str, Any]], *, n_seen: int, fewest: int, most: int) -> Evidence:
+def _evidence(curve: list[dict[str, Any]], *, n_seen: int, fewest: int, most: int) -> dict[str, Any]:
     """The estimate, in words too."""
     best = curve[_best(curve)]
     n_novel = best["n_novel"]
     highest = max(row["score"] for row in curve)
     near = [row["n_novel"] for row in curve if row["score"] >= highest - max(MARGIN, _tie(highest))]
-    plausible = (min(near), max(near))
+    plausible = [min(near), max(near)]
     is_most = most > fewest and n_novel == most
     is_fewest = most > fewest > 0 and curve[0]["score"] >= highest - _tie(highest)
     what = "no novel class" if n_novel == 0 else f"{n_novel} novel class{'es' if n_novel > 1 else ''}"
@@ -295,7 +273,16 @@ def _evidence(curve: list[dict[str, Any]], *, n_seen: int, fewest: int, most: in
         reason += " This is the upper end of the range: there may be more; raise most."
     elif is_fewest:
         reason += " The lower end of the range scores about as well: there may be fewer; lower fewest."
-    return Evidence(n_novel, n_seen, fewest, most, plausible, is_most or is_fewest, curve, reason)
+    return {
+        "n_novel": n_novel,
+        "n_seen": n_seen,
+        "fewest": fewest,
+        "most": most,
+        "plausible": plausible,
+        "is_edge": is_most or is_fewest,
+        "curve": curve,
+        "reason": reason,
+    }
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,21 +20,6 @@ PROB_MIN = 1e-8  # below it a probability counts as this: one hopeless image mus
 ROWS_MAX = 100_000  # images that the mixture is fitted on; more are thinned out evenly
 VARIANCE_ADDED = 5e-4  # to both Gaussians of the mixture, reg_covar
 GAP_MIN = VARIANCE_ADDED**0.5  # groups closer together than this are one: with that variance both look the same
-
-
-@dataclass(frozen=True)
-class Division:
-    """Images divided in two.
-
-    Attributes:
-      clean_probability: [N] float32, 0 to 1: belongs to the group with the lower losses. 0 for images left out.
-      is_reliable: [N] bool, clean_probability > threshold.
-      means: mean loss of the lower group and of the higher one; the same where there is one group only.
-    """
-
-    clean_probability: Tensor
-    is_reliable: Tensor
-    means: tuple[float, float]
 
 
 def division_losses(probs: Tensor, candidates: Tensor) -> Tensor:
@@ -79,17 +63,18 @@ def min_max(losses: Tensor, *, where: Tensor | None = None) -> Tensor:
     return ((losses - low) / spread).masked_fill(~kept, 0)
 
 
-def divide(losses: Tensor, *, threshold: float = 0.5, seed: int = 0, where: Tensor | None = None) -> Division:
+def divide(losses: Tensor, *, seed: int = 0, where: Tensor | None = None) -> tuple[Tensor, tuple[float, float]]:
     """Divide images in those with low and those with high losses, by a mixture of two Gaussians.
 
     Args:
       losses: [N] float, 0 to 1 (`min_max`, `mean_of`). A loss that is not finite counts as left out.
-      threshold: 0 to below 1; an image is reliable with a larger probability of the lower group.
       seed: of the start of the mixture.
-      where: [N] bool, False = left out (no candidates at all, or a verified label): not fitted, and not reliable.
+      where: [N] bool, False = left out (no candidates at all, or a verified label): not fitted.
 
-    Returns: see `Division`. Fewer than two losses, losses that are all equal, and a mixture with one group empty or
-      with means less than 0.022 apart make one group, all of it reliable: nothing sets any image apart.
+    Returns: how probably each image belongs to the group with the lower losses [N] float32, 0 for images left out, and
+      the mean loss of the lower group and of the higher one. Fewer than two losses, losses that are all equal, and a
+      mixture with one group empty or with means less than 0.022 apart make one group, all of it at probability 1:
+      nothing sets any image apart.
 
     Source: Wang et al. 2025 (arXiv 2506.03229), Sec. 4.2; the mixture's settings are those of Li et al. 2020
     (DivideMix, arXiv 2002.07394). Differs: a loss below the lower mean is at least as probably clean as that mean, one
@@ -99,8 +84,8 @@ def divide(losses: Tensor, *, threshold: float = 0.5, seed: int = 0, where: Tens
     Memory: a few float64 numbers per image. The order of the images does not matter.
 
     Example:
-      >>> division = divide(torch.tensor([0.0, 0.05, 0.1, 0.9, 1.0]))
-      >>> division.is_reliable.tolist(), [round(mean, 2) for mean in division.means]
+      >>> clean, means = divide(torch.tensor([0.0, 0.05, 0.1, 0.9, 1.0]))
+      >>> (clean > 0.5).tolist(), [round(mean, 2) for mean in means]
       ([True, True, True, False, False], [0.05, 0.95])
     """
     kept = _kept(losses, where)
@@ -114,7 +99,7 @@ def divide(losses: Tensor, *, threshold: float = 0.5, seed: int = 0, where: Tens
     else:
         clean[kept] = _probability_of_first(values, *mixture).float()
         means = mixture[0][0].item(), mixture[0][1].item()
-    return Division(clean, clean > threshold, means)
+    return clean, means
 
 
 def _kept(losses: Tensor, where: Tensor | None) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,11 @@ from labelwright.labels import chunks
 from labelwright.labels import kmeans as semi_kmeans
 from labelwright.labels import n_novel as discover
 from labelwright.labels.kmeans import lloyd, semi_supervised_kmeans, starts
-from labelwright.labels.n_novel import describe_clusters, estimate_n_novel
+from labelwright.labels.n_novel import describe_clusters
+
+
+def estimate_n_novel(feats: Tensor, labels: Tensor, **how: int) -> SimpleNamespace:
+    return SimpleNamespace(**discover.estimate_n_novel(feats, labels, **how))  # type: ignore[arg-type]
 
 
 def blobs(sizes: list[int], *, noise: float = 0.15, n_feats: int = 16, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -188,7 +193,7 @@ def test_estimate__blobs(n_seen: int, n_novel: int) -> None:
 def test_estimate__same_seed_same_evidence_and_json() -> None:
     feats, truth = blobs([40] * 5, noise=0.3)
     labels = hide(truth, 3)
-    one, two = (estimate_n_novel(feats, labels, n_seen=3, most=6, seed=2).to_dict() for _ in range(2))
+    one, two = (discover.estimate_n_novel(feats, labels, n_seen=3, most=6, seed=2) for _ in range(2))
     assert json.loads(json.dumps(one)) == one == two
     assert [row["n_novel"] for row in one["curve"]] == list(range(7))
     for row in one["curve"]:
@@ -210,8 +215,8 @@ def test_estimate__says_when_the_range_may_be_too_narrow() -> None:
 def test_evidence__estimate_is_plausible_where_scores_are_low() -> None:
     scores = [0.20, 0.13, 0.05]
     curve = [{"n_novel": n, "agreement": s, "stability": s, "score": s} for n, s in enumerate(scores)]
-    found = discover._evidence(curve, n_seen=2, fewest=0, most=9)
-    assert (found.n_novel, found.plausible) == (1, (0, 1))
+    found = SimpleNamespace(**discover._evidence(curve, n_seen=2, fewest=0, most=9))
+    assert (found.n_novel, found.plausible) == (1, [0, 1])
 
 
 def test_estimate__given_range_of_one_is_no_edge() -> None:

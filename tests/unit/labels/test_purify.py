@@ -1,17 +1,23 @@
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from sklearn.mixture import GaussianMixture
+from torch import Tensor
 
 from labelwright.labels import purify
 from labelwright.labels.purify import (
-    divide,
     division_losses,
     min_max,
 )
+
+
+def divide(losses: Tensor, *, threshold: float = 0.5, **how: Any) -> SimpleNamespace:
+    clean, means = purify.divide(losses, **how)
+    return SimpleNamespace(clean_probability=clean, is_reliable=clean > threshold, means=means)
 
 
 def two_groups(n_low=300, n_high=200, seed=0):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -108,12 +109,13 @@ def transclip(
     labels: Tensor | None = None,
     lam: float = 1.0,
     **constants: float,
-) -> transduce.Transduced:
+) -> SimpleNamespace:
     """With other constants of the file, by their names in small letters."""
     with pytest.MonkeyPatch.context() as patched:
         for name, value in constants.items():
             patched.setattr(transduce, name.upper(), value)
-        return transduce.transclip(feats, text, logit_scale=logit_scale, labels=labels, lam=lam)
+        found = transduce.transclip(feats, text, logit_scale=logit_scale, labels=labels, lam=lam)
+    return SimpleNamespace(labels=found[0], weight=found[1], bias=found[2])
 
 
 def linear(means: Tensor, variances: Tensor, text: Tensor, *, lam: float, temperature: float) -> tuple[Tensor, Tensor]:
@@ -122,7 +124,7 @@ def linear(means: Tensor, variances: Tensor, text: Tensor, *, lam: float, temper
     return lam * SCALE * text + means * precision, -0.5 * (means.square() * precision).sum(1)
 
 
-def logits_of(found: transduce.Transduced, feats: Tensor) -> Tensor:
+def logits_of(found: SimpleNamespace, feats: Tensor) -> Tensor:
     return feats.float() @ found.weight.T + found.bias
 
 

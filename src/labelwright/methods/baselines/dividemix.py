@@ -170,8 +170,8 @@ def _clean_probability(cfg: Config, task: Task, name: str, passes: Passes) -> Te
         losses[rows] = cross_entropy(logits, first_guess(guesses, rows), reduce="none")
         is_guess[rows] = has_first_guess(guesses)
     is_guess &= task.labels < 0
-    division = purify.divide(purify.min_max(losses, where=is_guess), threshold=cfg.threshold, where=is_guess)
-    return division.clean_probability.masked_fill(task.labels >= 0, 1.0)
+    clean, _ = purify.divide(purify.min_max(losses, where=is_guess), where=is_guess)
+    return clean.masked_fill(task.labels >= 0, 1.0)
 
 
 RECIPE = Recipe(Config=Config, setup=setup, plan=plan, step=step, end_epoch=end_epoch)
