@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -193,24 +194,32 @@ def information(task: Task) -> float:
     return float(1 - sizes.log().mean() / math.log(task.n_classes)) if len(sizes) else 1.0
 
 
-def rarely_guessed_warning(
-    class_names: Sequence[str], rarely_guessed: Sequence[int], *, is_rebalanced: bool
-) -> list[str]:
-    """What to say of classes that the guesses hardly ever name, if there are any.
+def describe_guesses(
+    task: Task, prior: Tensor, rarely_guessed: Sequence[int], *, is_rebalanced: bool
+) -> dict[str, Any]:
+    """What to log of the guesses before training: shares, class prior, and a warning of classes that they hardly name.
 
     Example:
-      >>> rarely_guessed_warning(["cat", "dog"], [1], is_rebalanced=True)[0][:70]
+      >>> even, task = torch.tensor([0.5, 0.5]), Task(torch.tensor([0, 0]), ("cat", "dog"))
+      >>> describe_guesses(task, even, [1], is_rebalanced=True)["warnings"][0][:70]
       'the guesses hardly ever name dog: they are given the images that fit n'
     """
-    if not rarely_guessed:
-        return []
-    shown = ", ".join(class_names[c] for c in rarely_guessed[:5]) + (", …" if len(rarely_guessed) > 5 else "")
-    what = (
-        "they are given the images that fit no other class; check some of them"
-        if is_rebalanced
-        else "which images are theirs, if there are any, cannot be known"
-    )
-    return [
-        f"the guesses hardly ever name {shown}: {what}. Describe how the class looks (--descriptions), ask another "
-        "annotator, or verify a few images of it"
-    ]
+    names, warnings = [task.class_names[c] for c in rarely_guessed], []
+    if names:
+        shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+        what = (
+            "they are given the images that fit no other class; check some of them"
+            if is_rebalanced
+            else "which images are theirs, if there are any, cannot be known"
+        )
+        warnings.append(
+            f"the guesses hardly ever name {shown}: {what}. Describe how the class looks (--descriptions), ask another "
+            "annotator, or verify a few images of it"
+        )
+    return {
+        "guessed_frac": [round(float(share), 5) for share in guessed_shares(task)],
+        "prior": [round(float(share), 5) for share in prior],
+        "class_names": list(task.class_names),
+        "rarely_guessed": names,
+        "warnings": warnings,
+    }

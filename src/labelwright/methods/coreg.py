@@ -40,7 +40,7 @@ from torch import Tensor
 
 from labelwright.encoders.projection import ProjectedNet
 from labelwright.labels import purify
-from labelwright.labels.candidate_beliefs import estimate_prior, guessed_shares, information, rarely_guessed_warning
+from labelwright.labels.candidate_beliefs import describe_guesses, estimate_prior, guessed_shares, information
 from labelwright.labels.codivide import CoDivision, aligned_division, describe_divisions, read_beliefs
 from labelwright.labels.first_guess import first_guesses
 from labelwright.losses.candidates import informative_rows, negative_entropy, partial_cross_entropy
@@ -102,18 +102,11 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
 
 def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     """The class prior, from the guesses; clusters to hold the answers against, where there are any."""
-    shares = guessed_shares(task)
-    prior, rarely_guessed, is_rebalanced = estimate_prior(shares)
+    prior, rarely_guessed, is_rebalanced = estimate_prior(guessed_shares(task))
     memory = dict(state.memory)
     if cfg.prior == "auto":
         memory["prior"] = prior
-    logs: dict[str, Any] = {
-        "guessed_frac": [round(float(s), 5) for s in shares],
-        "prior": [round(float(p), 5) for p in memory["prior"]],
-        "class_names": list(task.class_names),
-        "rarely_guessed": [task.class_names[c] for c in rarely_guessed],
-        "warnings": rarely_guessed_warning(task.class_names, rarely_guessed, is_rebalanced=is_rebalanced),
-    }
+    logs = describe_guesses(task, memory["prior"], rarely_guessed, is_rebalanced=is_rebalanced)
     if task.clusters is not None:
         watch = Watch.of_clusters(task.clusters, first_guesses(task))
         memory["watch"] = watch.to_dict()

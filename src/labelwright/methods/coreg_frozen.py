@@ -32,7 +32,7 @@ from torch import Tensor
 
 from labelwright.errors import ConfigError
 from labelwright.labels import purify
-from labelwright.labels.candidate_beliefs import candidate_beliefs, guessed_shares, rarely_guessed_warning
+from labelwright.labels.candidate_beliefs import candidate_beliefs, describe_guesses
 from labelwright.labels.codivide import CoDivision, aligned_division, describe_divisions, read_beliefs
 from labelwright.labels.first_guess import first_guesses
 from labelwright.losses.classification import soft_cross_entropy
@@ -94,18 +94,9 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     memory = {**state.memory, "watch": watch.to_dict(), "prior": start.beliefs.prior, "miss": start.miss}
     memory |= {"is_prior_known": start.is_rebalanced}
     state, divided = _divided(cfg, task, dataclasses.replace(state, memory=memory), passes, epoch=-1)
-    logs = {
-        "guessed_frac": [round(float(share), 5) for share in guessed_shares(task)],
-        "annotator_agreement": watch.zero_shot_agreement,
-        "miss": [round(float(miss), 4) for miss in start.miss],
-        "prior": [round(float(share), 5) for share in start.beliefs.prior],
-        "class_names": list(task.class_names),
-        "rarely_guessed": [task.class_names[c] for c in start.rarely_guessed],
-        "reliable_frac": divided["reliable_frac"],
-        "in_set_frac": divided["in_set_frac"],
-        "warnings": rarely_guessed_warning(task.class_names, start.rarely_guessed, is_rebalanced=start.is_rebalanced),
-    }
-    return state, logs
+    logs = describe_guesses(task, start.beliefs.prior, start.rarely_guessed, is_rebalanced=start.is_rebalanced)
+    logs |= {"annotator_agreement": watch.zero_shot_agreement, "miss": [round(float(miss), 4) for miss in start.miss]}
+    return state, logs | {key: divided[key] for key in ("reliable_frac", "in_set_frac")}
 
 
 plan = plan_of_all  # every image once

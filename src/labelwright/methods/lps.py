@@ -49,18 +49,17 @@ from labelwright.methods.open_world import (
     TrainedSettings,
     balance,
     expected_unlabelled,
+    from_clusters,
     gathered,
     moved_answers,
     n_seen,
     new_net,
-    pace_logs,
+    pace,
     plan_of_both,
     put_in,
     rows_of_both,
-    start_of,
     starts_by_clusters,
     state_of,
-    unlabelled_logits,
 )
 from labelwright.methods.recipe import Begun, plain_logits
 from labelwright.metrics.diagnostics import pace_warnings
@@ -138,10 +137,9 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     """Departure (2): the last layer from k-means, the balance of what it says."""
     logs: dict[str, Any] = {}
     if starts_by_clusters(cfg.start, is_frozen=state.memory["is_frozen"]):
-        found = start_of(cfg, task, passes, n_rounds=cfg.self_training_rounds)
-        put_in(state.nets["main"], found.weight, found.bias)
-        state = dataclasses.replace(state, memory={**state.memory, "prior": found.prior})
-        logs = {"start_inertia": found.clusters.inertia, "prior": [round(float(p), 5) for p in found.prior]}
+        layer, _, state, logs = from_clusters(cfg, task, state, passes, n_rounds=cfg.self_training_rounds)
+        put_in(state.nets["main"], *layer)
+        logs["prior"] = [round(float(p), 5) for p in state.memory["prior"]]
     state, facts = _looked(cfg, task, state, passes)
     return state, logs | facts
 
@@ -280,12 +278,11 @@ predict = plain_logits  # margins and balance act in training only
 
 def _looked(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State, dict[str, Any]]:
     """The pace of the classes on unlabelled images, and the balance of the targets if there is one."""
-    expected = expected_unlabelled(state.memory["prior"], task.counts, len(task.labels))
-    logits = unlabelled_logits(task, passes)
-    facts = pace_logs(logits, expected, n_seen(task))
+    logits, facts = pace(task, state, passes)
     memory = {**state.memory, **moved_answers(state.memory, logits)}
     starts_close = starts_by_clusters(cfg.start, is_frozen=memory["is_frozen"])
     if cfg.use_balance == "on" or (cfg.use_balance == "auto" and starts_close):
+        expected = expected_unlabelled(memory["prior"], task.counts, len(task.labels))
         memory["offset"] = balance(logits, expected, memory["offset"])
     return dataclasses.replace(state, memory=memory), facts
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -191,27 +192,15 @@ def starts_by_clusters(start: Literal["auto", "clusters", "none"], *, is_frozen:
     return start == "clusters" or (start == "auto" and is_frozen)
 
 
-@dataclass(frozen=True)
-class Start:
-    """A linear classifier on the features, and the shares of the classes that it goes with.
-
-    Attributes:
-      weight: [C, D], bias: [C].
-      prior: [C], see `prior_of`.
-      clusters: what k-means found.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    prior: Tensor
-    clusters: KMeans
-
-
-def start_of(cfg: OpenWorldSettings, task: Task, passes: Passes, *, n_rounds: int = 0) -> Start:
+def from_clusters(
+    cfg: OpenWorldSettings, task: Task, state: State, passes: Passes, *, n_rounds: int = 0
+) -> tuple[tuple[Tensor, Tensor], KMeans, State, dict[str, Any]]:
     """A last layer to start from: nearest centroids of semi-supervised k-means, and ``n_rounds`` of `self_train`.
 
     Logits of the centroids are START_SCALE * (c . z - |c|^2 / 2), z the unit features. For a layer that sees features
     of another norm, the weights are divided by its mean.
+
+    Returns: weight [C, D] and bias [C], what k-means found, the state with the prior that goes with it, what to log.
     """
     feats = torch.cat([z.float() for _, z in passes("main", torch.arange(len(task.labels)), output="feats")])
     norm, feats = feats.norm(dim=1).mean(), F.normalize(feats, dim=1)
@@ -223,26 +212,11 @@ def start_of(cfg: OpenWorldSettings, task: Task, passes: Passes, *, n_rounds: in
     weight = START_SCALE * found.centroids
     bias = -START_SCALE / 2 * found.centroids.square().sum(1)
     if n_rounds:
-        expected = expected_unlabelled(prior, task.counts, len(task.labels))
-        rows = _some_rows(task.labels)
-        weight, bias = self_train(
-            feats[rows],
-            task.labels[rows],
-            weight,
-            bias,
-            balanced=lambda logits: balance(logits, expected),
-            n_rounds=n_rounds,
-        )
-    return Start(weight / norm, bias, prior, found)
-
-
-def from_clusters(
-    cfg: OpenWorldSettings, task: Task, state: State, passes: Passes
-) -> tuple[Start, State, dict[str, Any]]:
-    """`start_of`, the state with the prior that goes with it, and what to log."""
-    found = start_of(cfg, task, passes)
-    state = dataclasses.replace(state, memory={**state.memory, "prior": found.prior})
-    return found, state, {"start_inertia": found.clusters.inertia, "n_kmeans_steps": found.clusters.n_steps}
+        expected, rows = expected_unlabelled(prior, task.counts, len(task.labels)), _some_rows(task.labels)
+        balanced = partial(balance, expected=expected)
+        weight, bias = self_train(feats[rows], task.labels[rows], weight, bias, balanced=balanced, n_rounds=n_rounds)
+    state = dataclasses.replace(state, memory={**state.memory, "prior": prior})
+    return (weight / norm, bias), found, state, {"start_inertia": found.inertia, "n_kmeans_steps": found.n_steps}
 
 
 def _some_rows(labels: Tensor) -> Tensor:

@@ -44,10 +44,10 @@ def start_cosines(cfg: CosineSettings, task: Task, state: State, passes: Passes)
     """Class weights and prior from k-means, if ``cfg.start`` says so."""
     if not starts_by_clusters(cfg.start, is_frozen=state.memory["is_frozen"]):
         return state, {}
-    found, state, logs = from_clusters(cfg, task, state, passes)
+    _, clusters, state, logs = from_clusters(cfg, task, state, passes)
     net = state.nets["main"]
     inner: Any = net.classifier if isinstance(net, ProjectedNet) else net
-    inner.head.weight.data.copy_(F.normalize(found.clusters.centroids, dim=1))
+    inner.head.weight.data.copy_(F.normalize(clusters.centroids, dim=1))
     return state, logs
 
 

@@ -55,7 +55,7 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     """The prior, on frozen features from clusters."""
     logs: dict[str, Any] = {}
     if state.memory["is_frozen"]:
-        _, state, logs = open_world.from_clusters(cfg, task, state, passes)
+        _, _, state, logs = open_world.from_clusters(cfg, task, state, passes)
     return state, logs | open_world.pace(task, state, passes)[1]
 
 
