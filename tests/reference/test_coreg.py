@@ -16,7 +16,7 @@ from labelwright.labels.purify import (
     min_max,
     push_history,
     reliable_targets,
-    unreliable_targets,
+    sharpen,
 )
 from labelwright.losses.candidates import negative_entropy, partial_cross_entropy
 from labelwright.losses.classification import soft_cross_entropy
@@ -39,7 +39,7 @@ def targets_of(part):
             torch.tensor(reliable["clean_probability"]),
             temperature=part["temperature"],
         ),
-        unreliable_targets(views, temperature=part["temperature"]),
+        sharpen(torch.stack(views).mean(0), temperature=part["temperature"]),
     )
 
 

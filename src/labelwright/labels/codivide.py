@@ -152,9 +152,7 @@ def init_beliefs(n_rows: int, n_classes: int, *, keep: int, device: torch.device
     """A table in which every class is as probable as any other.
 
     Args:
-      n_rows: N.   n_classes: C.
-      keep: >= 1, probabilities kept per row; with C or more the table is exact.
-      device: where the table lives.
+      n_rows: N.   n_classes: C.   keep: >= 1, probabilities kept per row; with C or more the table is exact.
 
     Returns: the table: 6 bytes x keep per row (8 from 32,768 classes on), or 4 bytes x C if it is exact.
 
@@ -173,9 +171,7 @@ def init_beliefs(n_rows: int, n_classes: int, *, keep: int, device: torch.device
 
 
 def write_beliefs(beliefs: Beliefs, rows: Tensor, probs: Tensor) -> None:
-    """Write rows INTO the table given: copying it for each batch would cost N x K per batch.
-
-    A recipe so writes only into a table that no one else holds: one that it has just made with `init_beliefs`.
+    """Write rows INTO the table given, one just made with `init_beliefs`: copying it would cost N x K per batch.
 
     Args:
       beliefs: of `init_beliefs`, changed in place.
@@ -202,15 +198,11 @@ def read_beliefs(beliefs: Beliefs, rows: Tensor, n_classes: int) -> Tensor:
     """Probabilities of some rows; what was not kept of a row is spread evenly over its other classes.
 
     Args:
-      beliefs: of `init_beliefs`.
-      rows: [B] int64 rows of the table.
-      n_classes: C, as the table was made for.
+      beliefs: of `init_beliefs`.   rows: [B] int64 rows of the table.   n_classes: C, as the table was made for.
 
     Returns: [B, C] float32 on the device of ``rows``, rows sum to 1.
 
     Example: see `write_beliefs`.
-      >>> read_beliefs(init_beliefs(2, 4, keep=3), torch.tensor([1]), 4).tolist()
-      [[0.25, 0.25, 0.25, 0.25]]
     """
     at = rows.to(beliefs["probs"].device)
     kept = beliefs["probs"][at].to(rows.device)

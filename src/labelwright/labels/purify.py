@@ -6,7 +6,7 @@ Each epoch: `division_losses`, `min_max`, `push_history`; then `divide` on `mean
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -140,10 +140,8 @@ def sharpen(probs: Tensor, *, temperature: float) -> Tensor:
     """Make the probable classes more probable: p^(1 / temperature), renormalised.
 
     Args:
-      probs: [B, C] float >= 0, rows sum to 1.
+      probs: [B, C] float >= 0, rows sum to 1, as do those that come back.
       temperature: > 0; 1 changes nothing, towards 0 all goes to the most probable class.
-
-    Returns: [B, C] float, rows sum to 1.
 
     Source: Berthelot et al. 2019 (MixMatch, arXiv 1905.02249), Eq. (7).
 
@@ -157,13 +155,7 @@ def sharpen(probs: Tensor, *, temperature: float) -> Tensor:
 
 
 def lifted(probs: Tensor, lift: Tensor) -> Tensor:
-    """Probabilities times a factor per class, renormalised.
-
-    Args:
-      probs: [B, C] float >= 0, rows sum to 1.
-      lift: [C] float >= 0.
-
-    Returns: [B, C] float, rows sum to 1; a row with all its probability on classes of lift 0 comes back as it was.
+    """Probabilities [B, C] times a factor >= 0 per class [C], renormalised; a row with nothing left comes back unchanged.
 
     Example:
       >>> lifted(torch.tensor([[0.75, 0.25]]), torch.tensor([1.0, 3.0])).tolist()
@@ -175,12 +167,7 @@ def lifted(probs: Tensor, lift: Tensor) -> Tensor:
 
 
 def init_history(width: int, length: int, device: torch.device | str | None = None) -> dict[str, Tensor]:
-    """An empty history, for `push_history` and `mean_of`: of mean predictions by batch, or of losses by epoch.
-
-    Args:
-      width: C classes, or N images.
-      length: >= 1, pushes remembered.
-      device: where it lies; None = the default device. `push_history` moves it to what is pushed.
+    """An empty history of mean predictions [C] by batch or of losses [N] by epoch, of which ``length`` are remembered.
 
     Returns: "means" [length, width] float32, a ring, and "n_pushed", int64 scalar: how often it was ever pushed.
 
@@ -195,13 +182,9 @@ def init_history(width: int, length: int, device: torch.device | str | None = No
 
 
 def push_history(history: Mapping[str, Tensor], values: Tensor) -> dict[str, Tensor]:
-    """Remember the mean of some rows, as the predictions of a batch or the losses of an epoch; the oldest makes room.
+    """The history with the mean of values [B, width], without gradients, in place of the oldest; on their device.
 
-    Args:
-      history: from `init_history` or an earlier push; left as it is.
-      values: [B, width] float; no gradient is kept. An empty batch changes nothing.
-
-    Returns: the new history, on the device of ``values``.
+    The one given stays as it is; an empty batch changes nothing.
 
     Example:
       >>> history = push_history(init_history(2, 50), torch.tensor([[1.0, 0.0], [0.5, 0.5]]))
@@ -217,12 +200,7 @@ def push_history(history: Mapping[str, Tensor], values: Tensor) -> dict[str, Ten
 
 
 def mean_of(history: Mapping[str, Tensor]) -> Tensor:
-    """Mean of what is remembered.
-
-    Args:
-      history: from `push_history`.
-
-    Returns: [width] float32; uniform with sum 1 as long as nothing was pushed.
+    """Mean [width] float32 of what is remembered; uniform with sum 1 as long as nothing was pushed.
 
     Example:
       >>> mean_of(init_history(4, 50)).tolist()
@@ -231,26 +209,6 @@ def mean_of(history: Mapping[str, Tensor]) -> Tensor:
     means, n_pushed = history["means"], history["n_pushed"]
     total = means.sum(dim=0) / n_pushed.clamp(min=1, max=len(means))  # places not filled yet hold 0
     return torch.where(n_pushed > 0, total, 1 / means.shape[1])
-
-
-def unreliable_targets(probs: Sequence[Tensor], *, temperature: float) -> Tensor:
-    """Targets of images whose candidates are not trusted: what networks and views say on average, sharpened.
-
-    Args:
-      probs: [B, C] float each, rows sum to 1: of both networks on every weak view.
-      temperature: > 0, see `sharpen`.
-
-    Returns: [B, C] float, rows sum to 1.
-
-    Source: Wang et al. 2025 (arXiv 2506.03229), Sec. 4.2.
-
-    Example: the mean is [0.75, 0.25].
-      >>> views = [torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, 0.5]])]
-      >>> [round(v, 4) for v in unreliable_targets(views, temperature=0.5)[0].tolist()]
-      [0.9, 0.1]
-    """
-    mean = torch.stack([_at_least_float32(one) for one in probs]).mean(dim=0)  # [V, B, C] -> [B, C]
-    return sharpen(mean, temperature=temperature)
 
 
 def reliable_targets(

@@ -150,7 +150,7 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
                 both = own if partner == name or key == "p" else own + _looks(state, partner, batch.views[: len(weak)])
             mean += (reliable_frac if key == "p" else 1 - reliable_frac) * torch.cat(own).mean(0)
             if key == "u":
-                targets.append(purify.unreliable_targets(both, temperature=cfg.temperature))  # 6
+                targets.append(purify.sharpen(torch.stack(both).mean(0), temperature=cfg.temperature))  # 6
                 continue
             beliefs, clean = read_beliefs(word["beliefs"], batch.rows, task.n_classes), word["clean"][batch.rows]
             own_mean = torch.stack(own).mean(0)

@@ -141,11 +141,7 @@ def prior_of(cfg: OpenWorldSettings, task: Task, sizes: Tensor | None = None) ->
 def expected_unlabelled(prior: Tensor, counts: Tensor, n_rows: int) -> Tensor:
     """Shares of the classes among the unlabelled images, if labelled and unlabelled ones together have the prior's.
 
-    Args:
-      prior: [C] float, sums to 1.
-      counts: [C] int, labelled images.
-      n_rows: N, labelled and unlabelled images.
-
+    Args: prior [C], sums to 1; counts [C] of the labelled images; n_rows, labelled and unlabelled images.
     Returns: [C] float32, sums to 1; 0 for a class that has more labelled images than are expected.
 
     Example: 8 images, 4 of each class; two of the first class are labelled.
@@ -280,9 +276,7 @@ def pace(task: Task, state: State, passes: Passes, *, scale: float = 1.0) -> tup
 def moved_answers(memory: Mapping[str, Any], logits: Tensor) -> dict[str, Any]:
     """Memory of the answers on unlabelled images, and of the epochs in which next to none of them moved.
 
-    Args:
-      memory: of the state; "answers" [n] and "n_still" of the last look, if there was one.
-      logits: [n, C] of the same unlabelled images at each look.
+    The memory has "answers" [n] and "n_still" of the last look, if any; logits [n, C] are of the same images.
 
     Example:
       >>> memory = moved_answers({}, torch.eye(2))

@@ -8,7 +8,6 @@ from labelwright.labels.purify import (
     push_history,
     reliable_targets,
     sharpen,
-    unreliable_targets,
 )
 
 
@@ -103,16 +102,6 @@ def test_lifted__equals_loops():
 def test_lifted__a_row_on_ruled_out_classes_stays():
     probs = torch.tensor([[0.25, 0.75, 0.0], [0.0, 0.0, 1.0]])
     assert lifted(probs, torch.tensor([3.0, 1.0, 0.0])).tolist() == [[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]
-
-
-def test_unreliable_targets__equals_loops():
-    views = [rows(5, 4, seed=seed) for seed in range(4)]
-    expected = []
-    for i in range(5):
-        mean = [sum(view[i, c].item() for view in views) / 4 for c in range(4)]
-        expected.append([v**2 / sum(m**2 for m in mean) for v in mean])
-    got = unreliable_targets(views, temperature=0.5)
-    torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64))
 
 
 def test_reliable_targets__trust_moves_from_own_to_other():

@@ -104,7 +104,8 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
         return StepResult(torch.stack(losses).sum(), int(kept.sum()), state)
     with torch.no_grad():
         probs = {name: [net(x).float().softmax(1) for x in batch.views] for name, net in state.nets.items()}
-        guessed = purify.unreliable_targets([*probs["main"], *probs["peer"]], temperature=cfg.sharpen_temperature)  # 7
+        every = torch.stack([*probs["main"], *probs["peer"]])
+        guessed = purify.sharpen(every.mean(0), temperature=cfg.sharpen_temperature)  # 7
     onehot = F.one_hot(labels, task.n_classes).to(guessed.dtype)
     losses, logs = [], {}
     for name, other in OTHER.items():
