@@ -155,7 +155,7 @@ def sharpen(probs: Tensor, *, temperature: float) -> Tensor:
 
 
 def lifted(probs: Tensor, lift: Tensor) -> Tensor:
-    """Probabilities [B, C] times a factor >= 0 per class [C], renormalised; a row with nothing left comes back unchanged.
+    """Probabilities [B, C] times a factor >= 0 per class [C], renormalised; a row with nothing left stays as it was.
 
     Example:
       >>> lifted(torch.tensor([[0.75, 0.25]]), torch.tensor([1.0, 3.0])).tolist()
