@@ -7,7 +7,6 @@ look at. All of them work on unit-norm features and in chunks.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -285,22 +284,9 @@ def _evidence(curve: list[dict[str, Any]], *, n_seen: int, fewest: int, most: in
     }
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """One cluster, by `describe_clusters`.
-
-    Attributes:
-      rows: its most central rows, the most central first; fewer than asked for if it has fewer.
-      size: >= 0 rows in it.
-      tightness: -1 to 1, mean cosine of its rows to its unit centroid; 0 for an empty cluster.
-    """
-
-    rows: list[int]
-    size: int
-    tightness: float
-
-
-def describe_clusters(feats: Tensor, assigned: Tensor, *, n_clusters: int, n_central: int = 9) -> list[Cluster]:
+def describe_clusters(
+    feats: Tensor, assigned: Tensor, *, n_clusters: int, n_central: int = 9
+) -> list[tuple[list[int], int, float]]:
     """What to show of each cluster: its most central rows, its size and how tight it is.
 
     Args:
@@ -308,15 +294,17 @@ def describe_clusters(feats: Tensor, assigned: Tensor, *, n_clusters: int, n_cen
       assigned: [N] int in 0..n_clusters-1, or -1 = in no cluster.
       n_clusters: C >= 1.   n_central: >= 0, rows per cluster.
 
-    Returns: `Cluster` of each of the C clusters; of equally central rows the first come first.
+    Returns, of each of the C clusters: its most central rows, the most central first, fewer if it has fewer, and of
+      equally central ones the first first; its size; and its tightness, the mean cosine of its rows to its unit
+      centroid, 0 for an empty cluster.
 
     Raises: DataError as `semi_supervised_kmeans`.
 
     Example:
       >>> feats = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.9, 0.3], [0.0, 2.0]])
       >>> first, second = describe_clusters(feats, torch.tensor([0, 0, 0, 1]), n_clusters=2, n_central=2)
-      >>> first.rows, first.size, round(first.tightness, 3), second
-      ([2, 0], 3, 0.966, Cluster(rows=[3], size=1, tightness=1.0))
+      >>> first[0], first[1], round(first[2], 3), second
+      ([2, 0], 3, 0.966, ([3], 1, 1.0))
     """
     z, assigned = checked(feats, assigned, n_seen=n_clusters)
     centres, sizes = means(z, assigned, torch.zeros(n_clusters, z.shape[1], device=z.device))
@@ -332,6 +320,6 @@ def describe_clusters(feats: Tensor, assigned: Tensor, *, n_clusters: int, n_cen
     found = []
     at = 0
     for size, total in zip(sizes.tolist(), totals.tolist(), strict=True):
-        found.append(Cluster(rows[at : at + min(size, n_central)].tolist(), size, total / max(size, 1)))
+        found.append((rows[at : at + min(size, n_central)].tolist(), size, total / max(size, 1)))
         at += size
     return found

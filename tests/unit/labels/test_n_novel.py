@@ -17,7 +17,11 @@ from labelwright.labels import chunks
 from labelwright.labels import kmeans as semi_kmeans
 from labelwright.labels import n_novel as discover
 from labelwright.labels.kmeans import lloyd, semi_supervised_kmeans, starts
-from labelwright.labels.n_novel import describe_clusters
+
+
+def describe_clusters(feats: Tensor, assigned: Tensor, **how: int) -> list[SimpleNamespace]:
+    found = discover.describe_clusters(feats, assigned, **how)  # type: ignore[arg-type]
+    return [SimpleNamespace(rows=rows, size=size, tightness=tightness) for rows, size, tightness in found]
 
 
 def estimate_n_novel(feats: Tensor, labels: Tensor, **how: int) -> SimpleNamespace:
