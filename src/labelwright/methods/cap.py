@@ -50,7 +50,7 @@ from labelwright.labels.main_set import competing_rows, grown, main_set_size, pr
 from labelwright.losses.classification import adjusted_cross_entropy
 from labelwright.methods.class_names import PoolSettings, allowed_classes, check_task
 from labelwright.methods.method import Views
-from labelwright.methods.recipe import Begun
+from labelwright.methods.recipe import Begun, plain_logits
 from labelwright.metrics.agreement import Watch, warnings_of, worse_than_names
 from labelwright.train.processes import mean_share
 from labelwright.train.settings import require, require_range
@@ -60,7 +60,6 @@ from labelwright.types import (
     Clock,
     EpochPlan,
     Passes,
-    Prediction,
     State,
     StepResult,
     Stream,
@@ -269,9 +268,7 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
     return dataclasses.replace(state, adjust=adjust, memory=memory), logs
 
 
-def predict(cfg: Config, state: State, x: Tensor) -> Prediction:
-    """Logits of the main path without margins, which act in training only."""
-    return Prediction(_main(state)(x))
+predict = plain_logits  # of the main path; margins act in training only
 
 
 def _main(state: State) -> AlignedNet:
