@@ -3,10 +3,9 @@
     python benchmarks/bookkeeping.py [--images 1000000] [--classes 1000] [--keep 32]
 
 Candidate sets (1 to 5 classes, 3 on average) are drawn, then each network's predictions, which are random logits,
-batch by batch: images x classes are never there at once. Per network: the sets of a batch as a mask, its predictions
-aligned and written into the table of beliefs, the division losses and their history over five epochs, the division;
-then batches are read back as in training. Memory is counted from the start, libraries loaded, to the highest point;
-above --limit-mb the script fails.
+batch by batch: images x classes are never there at once. Per network: the aligned division of all images, as after an
+epoch (labels/codivide.py); then batches are read back as in training. Memory is counted from the start, libraries
+loaded, to the highest point; above --limit-mb the script fails.
 """
 
 from __future__ import annotations
@@ -24,28 +23,17 @@ import sklearn.mixture  # noqa: F401  (loaded before memory is counted)
 import torch
 from torch import Tensor
 
-from labelwright.labels.codivide import init_beliefs, read_beliefs, top_of, write_beliefs
-from labelwright.labels.purify import (
-    align,
-    divide,
-    division_losses,
-    init_history,
-    init_loss_history,
-    mean_loss_history,
-    mean_of,
-    min_max,
-    push_history,
-    push_loss_history,
-)
-from labelwright.types import Candidates
+from labelwright.labels.codivide import CoDivision, aligned_division, read_beliefs
+from labelwright.labels.purify import init_history
+from labelwright.types import Candidates, Passes, Task
 
 BATCH = 512
 HISTORY_EPOCHS = 5
-ALIGNED_BY = 50  # batches whose mean prediction the network is aligned by
 READ_BATCHES = 100
 SIZE_MAX = 5  # sets of 1 to 5 classes
 OWN_SET = 6.0  # added to the logit of a class of the set in half of the images: these are to be found reliable
 
+PREDICTIONS = "make predictions (not bookkeeping)"
 SECONDS: defaultdict[str, float] = defaultdict(float)
 
 
@@ -72,10 +60,17 @@ def drawn_sets(n_images: int, n_classes: int) -> Candidates:
     return Candidates(offsets, classes[torch.arange(SIZE_MAX) < sizes[:, None]])
 
 
-def predictions(mask: Tensor, rows: Tensor) -> Tensor:
-    """Probabilities [B, C] of a network that agrees with the sets of the even rows."""
-    agrees = mask & (rows % 2 == 0)[:, None]
-    return (torch.randn(mask.shape) + OWN_SET * agrees).softmax(1)
+def passes_of(sets: Candidates, n_classes: int) -> Passes:
+    """Logits [B, C] of a network that agrees with the sets of the even rows, batch by batch."""
+
+    def passes(net: str, rows: Tensor, view: str = "clean", output: str = "logits") -> Iterator[tuple[Tensor, Tensor]]:
+        for some in rows.split(BATCH):
+            with timed(PREDICTIONS):
+                mask = sets.mask(some, n_classes)
+                logits = torch.randn(mask.shape) + OWN_SET * (mask & (some % 2 == 0)[:, None])
+            yield some, logits
+
+    return passes
 
 
 def main() -> int:
@@ -94,43 +89,35 @@ def main() -> int:
     before_mb = psutil.Process().memory_info().rss / 2**20
     with timed("draw candidate sets (not bookkeeping)"):
         sets = drawn_sets(n, n_classes)
-    tables, divisions = [], []
-    for net in range(2):
-        history, seen = init_loss_history(n, HISTORY_EPOCHS), init_history(n_classes, ALIGNED_BY)
-        beliefs, losses = init_beliefs(n, n_classes, keep=args.keep), torch.empty(n)
-        for rows in torch.arange(n).split(BATCH):
-            with timed("sets of a batch as a mask"):
-                mask = sets.mask(rows, n_classes)
-            with timed("make predictions (not bookkeeping)"):
-                probs = predictions(mask, rows)
-            with timed("align predictions"):
-                seen = push_history(seen, probs)
-                probs = align(probs, running=mean_of(seen))
-            with timed("write beliefs"):
-                write_beliefs(beliefs, rows, probs)
-            with timed("division losses"):
-                losses[rows] = division_losses(probs, mask)
-        with timed("loss history"):
-            history = push_loss_history(history, min_max(losses))
-            smoothed = mean_loss_history(history)
-        with timed("divide"):
-            divisions.append(divide(smoothed, threshold=0.5, seed=net))
-        with timed("most probable class of each image"):
-            top_of(beliefs)
-        tables.append((beliefs, history))
+    task = Task(torch.full((n,), -1), tuple(map(str, range(n_classes))), sets)
+    divisions: list[CoDivision] = []
+    for seed in range(2):
+        with timed("divide, with predictions"):
+            divisions.append(
+                aligned_division(
+                    "main",
+                    task,
+                    passes_of(sets, n_classes),
+                    init_history(n, HISTORY_EPOCHS),
+                    prior=torch.full((n_classes,), 1 / n_classes),
+                    n_rounds=0,
+                    keep=args.keep,
+                    seed=seed,
+                )
+            )
     with timed(f"read {READ_BATCHES} batches of both networks"):
         for rows in torch.randint(n, (READ_BATCHES, BATCH)):
             sets.mask(rows, n_classes)
-            for beliefs, _ in tables:
-                read_beliefs(beliefs, rows, n_classes)
+            for division in divisions:
+                read_beliefs(division.beliefs, rows, n_classes)
     used_mb = peak_mb() - before_mb
 
     for phase, seconds in SECONDS.items():
         print(f"{phase:40} {seconds:8.2f} s")
-    own = sum(seconds for phase, seconds in SECONDS.items() if "not bookkeeping" not in phase)
-    held = [t for beliefs, history in tables for t in (*beliefs.values(), *history.values()) if isinstance(t, Tensor)]
+    own = sum(s if "not bookkeeping" not in phase else 0.0 for phase, s in SECONDS.items()) - SECONDS[PREDICTIONS]
+    held = [t for division in divisions for t in (*division.beliefs.values(), *division.history.values())]
     held_mb = sum(t.nbytes for t in (*held, sets.offsets, sets.classes)) / 2**20
-    shares = ", ".join(f"{division.is_reliable.float().mean():.3f}" for division in divisions)
+    shares = ", ".join(f"{division.reliable_frac:.3f}" for division in divisions)
     print(f"{'bookkeeping in all':40} {own:8.2f} s")
     print(f"reliable (0.5 agree with their set): {shares}; {sets.classes.numel() / n:.2f} candidates per image")
     print(

@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from n_novel import read
 from torch import Tensor
 
 from labelwright.data.splits import seen_novel
@@ -31,6 +30,7 @@ from labelwright.methods.beliefs import principal
 from labelwright.methods.open_world import START_SCALE, OpenWorldSettings, balance, expected_unlabelled, prior_of
 from labelwright.metrics.open_world import seen_novel_all
 from labelwright.types import Task
+from n_novel import read
 
 N_DIMS = 128  # principal components for the Gaussians
 DOUBT = 0.1  # share of the evidence that is spread over all classes, whatever the cluster
@@ -65,9 +65,7 @@ def starts(z: Tensor, task: Task, found: KMeans) -> Mapping[str, Callable[[], Te
     weight, bias = START_SCALE * found.centroids, -START_SCALE / 2 * found.centroids.square().sum(1)
 
     def by_self_training() -> Tensor:
-        last = self_train(
-            z, task.labels, weight, bias, balanced=lambda logits: balance(logits, expected), n_rounds=10
-        )
+        last = self_train(z, task.labels, weight, bias, balanced=lambda logits: balance(logits, expected), n_rounds=10)
         return F.linear(z, *last)
 
     def by_gaussians(strength: float, shrinkage: float) -> Callable[[], Tensor]:

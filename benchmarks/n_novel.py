@@ -76,15 +76,15 @@ def main() -> None:
                 began = time.perf_counter()
                 found = estimate_n_novel(feats, labels, n_seen=n_seen, seed=seed)
                 seconds = time.perf_counter() - began
-                total = n_seen + found.n_novel
+                total = n_seen + found["n_novel"]
                 accuracies = []
                 for n in (total, n_classes):
                     clusters = semi_supervised_kmeans(feats, labels, n_classes=n, n_seen=n_seen, seed=seed).assigned
                     accuracies.append(f"{accuracy(clusters[free], truth[free]):.3f}")
                 off.append(abs(total / n_classes - 1))
                 cells = [path.stem, f"{frac:.0%}", seed, n_classes, total, f"{total / n_classes - 1:+.0%}", n_novel]
-                cells += [found.n_novel, f"{found.n_novel / n_novel - 1:+.0%}" if n_novel else found.n_novel]
-                cells += ["{}-{}".format(*found.plausible), f"{seconds:.0f}", *accuracies]
+                cells += [found["n_novel"], f"{found['n_novel'] / n_novel - 1:+.0%}" if n_novel else found["n_novel"]]
+                cells += ["{}-{}".format(*found["plausible"]), f"{seconds:.0f}", *accuracies]
                 print(f"| {' | '.join(map(str, cells))} |", flush=True)
             print(f"| {path.stem} | {frac:.0%} | mean | | | {statistics.mean(off):.0%} | | | | | | | |", flush=True)
 

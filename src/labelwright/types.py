@@ -402,8 +402,8 @@ class BuildNet(Protocol):
     def __call__(self, n_outputs: int, *, head: Head = "linear", hidden: int = 256) -> nn.Module:
         """A `Network` of n_outputs classes.
 
-        Head "linear", "centred" (linear on centred features of unit scale), "cosine" (unit-norm), "mlp" (a residual layer
-                of width ``hidden`` first) or "projected" (linear on unit projections to ``hidden`` numbers).
+        Head "linear", "centred" (linear on centred features of unit scale), "cosine" (unit-norm), "mlp" (a residual
+        layer of width ``hidden`` first) or "projected" (linear on unit projections to ``hidden`` numbers).
         """
 
     def towers(self, tune: str = "none") -> Any:

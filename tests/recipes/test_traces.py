@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import tiny
 from labelwright.encoders.heads import CosineHead
+from labelwright.methods import cvs
 from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.train.loop import train
 
@@ -229,7 +230,7 @@ def test_trace__baselines(name: str) -> None:
     assert abs(expected[0] - expected[-1]) > 1e-3 * expected[0]  # the trace went somewhere
 
 
-CVS = {"gamma": 0.3, "tau": 0.8, "rho": 0.5, "plain_frac": 0.2, "switch_frac": 0.6, "kappa_shrink": None}
+CVS = {"gamma": 0.3, "tau": 0.8, "rho": 0.5, "switch_frac": 0.6, "kappa_shrink": None}
 
 
 def cvs_losses(kappas: list[list[float]]) -> list[Callable[[Weights], float]]:
@@ -245,6 +246,12 @@ def cvs_losses(kappas: list[list[float]]) -> list[Callable[[Weights], float]]:
     return [CE[0], mla(kappas[1]), mla(kappas[2]), cla(kappas[3]), cla(kappas[4])]
 
 
+@pytest.fixture
+def plain_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cvs, "PLAIN_FRAC", 0.2)
+
+
+@pytest.mark.usefixtures("plain_epoch")
 def test_trace__cvs_without_slopes() -> None:
     expected, seen = descend(start_of("linear"), cvs_losses([ONE] * 5), LR)
     trace, w, adjust = run("cvs", {**CVS, "kappa_from": "none"})
@@ -253,6 +260,7 @@ def test_trace__cvs_without_slopes() -> None:
     assert adjust["kappa_additive"].tolist() == ONE
 
 
+@pytest.mark.usefixtures("plain_epoch")
 @pytest.mark.parametrize("kappa_is", ["slope", "inverse_slope"])
 def test_trace__cvs_with_slopes_of_the_batches(kappa_is: str) -> None:
     # 0.99 per 1/200 of the training is 0.99 ** 40 per epoch of 5.
@@ -272,6 +280,7 @@ def test_trace__cvs_with_slopes_of_the_batches(kappa_is: str) -> None:
     assert max(abs(k - 1) for k in kappas[3]) > 0.05  # the slopes are not all 1: the losses above depend on them
 
 
+@pytest.mark.usefixtures("plain_epoch")
 def test_trace__cvs_holds_rows_out_of_phase_1_only() -> None:
     trace, _, _ = run(
         "cvs", {**CVS, "kappa_from": "heldout", "heldout_frac": 0.25, "heldout_min_rows": 0, "kappa_clamp": "1,1"}

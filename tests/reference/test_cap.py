@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from labelwright.adjust.confusion import confusion_margin, pace, rescaled_similarity
-from labelwright.labels.main_set import main_set_size
+from labelwright.labels import main_set
 from labelwright.losses.classification import adjusted_cross_entropy
 
 REFERENCE = json.loads(Path(__file__).with_name("cap.json").read_text())
@@ -62,10 +62,13 @@ def test_labelled_only_classes_keep_pace_and_are_compared_with(largest):
 
 
 @pytest.mark.parametrize("case", REFERENCE["main_set_size"])
-def test_main_set_size(case):
+def test_main_set_size(case, monkeypatch):
+    monkeypatch.setattr(main_set, "MAX_RATIO", case["max_ratio"])
     of = torch.tensor([float(case["unlabelled_per_class"])])
-    knobs = {"n_epochs": case["epochs"], "start": case["start"], "max_ratio": case["max_ratio"]}
-    got = {epoch: main_set_size(int(epoch), unlabelled_per_class=of, **knobs).item() for epoch in case["expected"]}
+    knobs = {"n_epochs": case["epochs"], "start": case["start"]}
+    got = {
+        epoch: main_set.main_set_size(int(epoch), unlabelled_per_class=of, **knobs).item() for epoch in case["expected"]
+    }
     assert got == case["expected"]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from labelwright.labels.candidate_beliefs import candidate_beliefs
+from labelwright.labels import candidate_beliefs
 from labelwright.labels.gaussians import gaussian_beliefs
 from labelwright.types import Candidates, Task
 
@@ -43,19 +43,20 @@ def test_text_evidence(case):
 
 
 @pytest.mark.parametrize("case", REFERENCE["candidates"])
-def test_candidate_evidence(case):
+def test_candidate_evidence(case, monkeypatch):
+    for name in ("strength", "shrinkage"):
+        monkeypatch.setattr(candidate_beliefs, name.upper(), case[name])
+    monkeypatch.setattr(candidate_beliefs, "N_ITER", case["n_iterations"] + 1)  # the first E-step was not counted
     sets = Candidates(*(torch.tensor(case[key]) for key in ("offsets", "classes", "weights")))
-    prior = None if case["known_prior"] is None else torch.tensor(case["known_prior"])
-    found = candidate_beliefs(
-        torch.tensor(case["feats"]),
-        Task(torch.tensor(case["labels"]), ("a", "b", "c"), sets),
-        rows=torch.tensor(case["rows"]),
-        strength=case["strength"],
-        shrinkage=case["shrinkage"],
-        n_iter=case["n_iterations"] + 1,  # the first E-step was not counted
-        prior=prior,
-    )
-    close(found.beliefs.weight, case["weight"])
-    close(found.beliefs.bias, case["bias"])
-    close(found.beliefs.prior, case["prior"])
-    close(found.miss, case["miss"])
+    rows = torch.tensor(case["rows"])
+    feats, labels = torch.tensor(case["feats"])[rows], torch.tensor(case["labels"])[rows]
+    task = Task(labels, ("a", "b", "c"), sets.take(rows))
+    if case["known_prior"] is None:
+        found = candidate_beliefs.candidate_beliefs(feats, task)
+        beliefs, miss = found.beliefs, found.miss
+    else:
+        beliefs, miss = candidate_beliefs.fitted(feats, task, torch.tensor(case["known_prior"]))
+    close(beliefs.weight, case["weight"])
+    close(beliefs.bias, case["bias"])
+    close(beliefs.prior, case["prior"])
+    close(miss, case["miss"])

@@ -76,7 +76,7 @@ def _main(name: str) -> BenchTable:
 def _parts(name: str) -> BenchTable:
     given = _given(name)
     cells = {key: _lps(title, given, more) for key, (title, more) in _PARTS.items()}
-    cells["no_settle"] = _lps("starts from k-means as it is", given, {"settle_rounds": 0})
+    cells["no_self_training"] = _lps("starts from k-means as it is", given, {"self_training_rounds": 0})
     cells["no_balance"] = _lps("targets not balanced", given, {"use_balance": "off"})
     for key, (title, more) in _PARTS.items():
         cells[f"plain-{key}"] = _lps(

@@ -6,13 +6,16 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from labelwright.labels.gaussians import Beliefs, chunks_of, gaussian_beliefs
+from labelwright.labels.chunks import chunks_of
+from labelwright.labels.gaussians import Beliefs, gaussian_beliefs
 from labelwright.types import Task
 
+STRENGTH, SHRINKAGE, N_ITER = 0.4, 0.5, 26  # of labels.gaussians.gaussian_beliefs
 MISS = 0.1  # probability that a guess says nothing of the image, where nothing better is known
 MISS_MAX = 0.99
 VERIFIED_FRAC = 0.3  # of an even class, that the verified images count for of a class that is never guessed
@@ -97,25 +100,15 @@ def estimate_prior(shares: Tensor) -> tuple[Tensor, tuple[int, ...], bool]:
     return (torch.full_like(prior, 1 / n) if is_rebalanced else prior), rarely_guessed, is_rebalanced
 
 
-def candidate_beliefs(
-    feats: Tensor,
-    task: Task,
-    *,
-    rows: Tensor | None = None,
-    strength: float = 0.4,
-    shrinkage: float = 0.5,
-    n_iter: int = 26,
-    prior: Tensor | None = None,
-) -> CandidateBeliefs:
+def candidate_beliefs(feats: Tensor, task: Task) -> CandidateBeliefs:
     """Gaussians with the guesses as their evidence; verified labels stay.
 
-    Without ``prior`` the shares are estimated along; if that leaves a few classes with next to nothing
+    The shares of the classes are estimated along; if that leaves a few classes with next to nothing
     (`estimate_prior`), the fit is made again with equal shares.
 
     Args:
       feats: [N, D] float, unit norm.
       task: labels and guesses of the N images.
-      rows, strength, shrinkage, n_iter, prior: see `labels.gaussians.gaussian_beliefs`.
 
     Returns: see `CandidateBeliefs`.
 
@@ -129,26 +122,17 @@ def candidate_beliefs(
       >>> (z @ found.weight.T + found.bias).argmax(1).tolist()
       [0, 0, 0, 0, 1, 1, 1, 1]
     """
-    rows = torch.arange(len(feats), device=feats.device) if rows is None else rows.to(feats.device)
-
-    def fit(task: Task, prior: Tensor | None) -> tuple[Beliefs, Tensor]:
-        return _fit(feats, task, rows, strength=strength, shrinkage=shrinkage, n_iter=n_iter, prior=prior)
-
-    if prior is not None:
-        return CandidateBeliefs(*fit(task, prior), (), False)
     # What the guesses lead to shows without the verified images, which would feed a rarely guessed class themselves.
-    found = fit(dataclasses.replace(task, labels=torch.full_like(task.labels, -1)), None)
+    found = fitted(feats, dataclasses.replace(task, labels=torch.full_like(task.labels, -1)))
     wanted, rarely_guessed, is_rebalanced = estimate_prior(found[0].prior)
     if is_rebalanced or bool((task.labels >= 0).any()):
-        found = fit(task, wanted if is_rebalanced else None)
+        found = fitted(feats, task, wanted if is_rebalanced else None)
     return CandidateBeliefs(*found, rarely_guessed, is_rebalanced)
 
 
-def _fit(
-    feats: Tensor, task: Task, rows: Tensor, *, strength: float, shrinkage: float, n_iter: int, prior: Tensor | None
-) -> tuple[Beliefs, Tensor]:
-    """Beliefs, and the miss rates [C] under them."""
-    miss, stands_for = _of_verified(task, rows)
+def fitted(feats: Tensor, task: Task, prior: Tensor | None = None) -> tuple[Beliefs, Tensor]:
+    """Beliefs, and the miss rates [C] under them; ``prior`` [C] are known shares, None = estimate them."""
+    miss, stands_for = _of_verified(task, feats.device)
     counts, named = torch.zeros_like(miss), torch.zeros_like(miss)
 
     def watch(some: Tensor, q: Tensor) -> None:
@@ -159,21 +143,20 @@ def _fit(
         feats,
         lambda some: candidate_evidence(task.guesses(some), miss),
         task.labels,
-        strength=strength,
-        shrinkage=shrinkage,
-        n_iter=n_iter,
+        strength=STRENGTH,
+        shrinkage=SHRINKAGE,
+        n_iter=N_ITER,
         prior=prior,
         label_weight=stands_for,
-        rows=rows,
         watch=watch,
     )
     trusted = (named + 1) / (counts + 2)
     return beliefs, (1 - trusted / trusted.max()).clamp(MISS, MISS_MAX).maximum(miss)
 
 
-def _of_verified(task: Task, rows: Tensor) -> tuple[Tensor, Tensor]:
+def _of_verified(task: Task, device: torch.device) -> tuple[Tensor, Tensor]:
     """From verified images: how often guesses miss each class [C], and how many images one of them stands for [C]."""
-    n_classes, device = task.n_classes, rows.device
+    n_classes = task.n_classes
     miss = torch.full((n_classes,), MISS, device=device)
     labels = task.labels.to(device)
     known = (labels >= 0).nonzero().flatten()
@@ -192,19 +175,7 @@ def _of_verified(task: Task, rows: Tensor) -> tuple[Tensor, Tensor]:
         miss = ((missed + MISS) / (counts + 1)).clamp(MISS, MISS_MAX)
     # Where guesses find a class, a few images say less than they do.
     needed = VERIFIED_FRAC * (miss - MISS) / (1 - MISS)
-    return miss, (needed * len(rows) / n_classes / counts.clamp(min=1)).clamp(min=1.0)
-
-
-def bootstrap(task: Task) -> Tensor:
-    """Rows [N] drawn with replacement, by the global generator; verified images are all among them, once.
-
-    Example:
-      >>> rows = bootstrap(Task(torch.tensor([-1, 1, -1, 0]), ("cat", "dog")))
-      >>> rows[:2].tolist(), len(rows), set(rows[2:].tolist()) <= {0, 2}
-      ([1, 3], 4, True)
-    """
-    verified, guessed = (where.nonzero().flatten() for where in (task.labels >= 0, task.labels < 0))
-    return torch.cat([verified, guessed[torch.randint(max(len(guessed), 1), (len(guessed),), device=guessed.device)]])
+    return miss, (needed * len(labels) / n_classes / counts.clamp(min=1)).clamp(min=1.0)
 
 
 def information(task: Task) -> float:
@@ -223,24 +194,32 @@ def information(task: Task) -> float:
     return float(1 - sizes.log().mean() / math.log(task.n_classes)) if len(sizes) else 1.0
 
 
-def rarely_guessed_warning(
-    class_names: Sequence[str], rarely_guessed: Sequence[int], *, is_rebalanced: bool
-) -> list[str]:
-    """What to say of classes that the guesses hardly ever name, if there are any.
+def describe_guesses(
+    task: Task, prior: Tensor, rarely_guessed: Sequence[int], *, is_rebalanced: bool
+) -> dict[str, Any]:
+    """What to log of the guesses before training: shares, class prior, and a warning of classes that they hardly name.
 
     Example:
-      >>> rarely_guessed_warning(["cat", "dog"], [1], is_rebalanced=True)[0][:70]
+      >>> even, task = torch.tensor([0.5, 0.5]), Task(torch.tensor([0, 0]), ("cat", "dog"))
+      >>> describe_guesses(task, even, [1], is_rebalanced=True)["warnings"][0][:70]
       'the guesses hardly ever name dog: they are given the images that fit n'
     """
-    if not rarely_guessed:
-        return []
-    shown = ", ".join(class_names[c] for c in rarely_guessed[:5]) + (", …" if len(rarely_guessed) > 5 else "")
-    what = (
-        "they are given the images that fit no other class; check some of them"
-        if is_rebalanced
-        else "which images are theirs, if there are any, cannot be known"
-    )
-    return [
-        f"the guesses hardly ever name {shown}: {what}. Describe how the class looks (--descriptions), ask another "
-        "annotator, or verify a few images of it"
-    ]
+    names, warnings = [task.class_names[c] for c in rarely_guessed], []
+    if names:
+        shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+        what = (
+            "they are given the images that fit no other class; check some of them"
+            if is_rebalanced
+            else "which images are theirs, if there are any, cannot be known"
+        )
+        warnings.append(
+            f"the guesses hardly ever name {shown}: {what}. Describe how the class looks (--descriptions), ask another "
+            "annotator, or verify a few images of it"
+        )
+    return {
+        "guessed_frac": [round(float(share), 5) for share in guessed_shares(task)],
+        "prior": [round(float(share), 5) for share in prior],
+        "class_names": list(task.class_names),
+        "rarely_guessed": names,
+        "warnings": warnings,
+    }

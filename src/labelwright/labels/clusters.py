@@ -37,24 +37,22 @@ def about_clusters(
     facts: list[dict[str, Any]] = []
     found = describe_clusters(feats[rows], of_cluster[rows], n_clusters=n_novel, n_central=N_CENTRAL) if n_novel else []
     proposals = _proposals(feats, of_cluster, n_novel, words) if words else None
-    for i, cluster in enumerate(found):
-        central = rows[torch.tensor(cluster.rows, dtype=torch.int64)].tolist() if cluster.rows else []
+    for i, (nearest, size, tightness) in enumerate(found):
+        central = rows[torch.tensor(nearest, dtype=torch.int64)].tolist()
         others = torch.bincount(answers.runner_up[of_cluster == i], minlength=len(table.class_names))
         often = others.argsort(descending=True)[:3].tolist()
         facts.append(
             {
                 "name": table.class_names[n_seen + i],
-                "n_images": cluster.size,
-                "tightness": round(cluster.tightness, 4) if cluster.size else None,
+                "n_images": size,
+                "tightness": round(tightness, 4) if size else None,
                 "central": [table.ids[row].as_py() for row in central],
                 "central_rows": central,
-                "taken_for": [
-                    [table.class_names[c], round(int(others[c]) / cluster.size, 4)] for c in often if others[c] > 0
-                ],
+                "taken_for": [[table.class_names[c], round(int(others[c]) / size, 4)] for c in often if others[c] > 0],
             }
         )
         if proposals is not None:
-            facts[-1]["proposed"] = proposals[i] if cluster.size else []
+            facts[-1]["proposed"] = proposals[i] if size else []
     return facts
 
 

@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from labelwright.errors import ConfigError
 from labelwright.labels.candidate_beliefs import candidate_evidence
-from labelwright.labels.gaussians import chunks_of
-from labelwright.labels.purify import divide, division_losses, lifted, mean_loss_history, min_max, push_loss_history
+from labelwright.labels.chunks import chunks_of
+from labelwright.labels.purify import divide, division_losses, lifted, mean_of, min_max, push_history
 from labelwright.types import Passes, Task
 
 
@@ -25,7 +24,6 @@ class CoDivision:
       beliefs: sparse table of its aligned probabilities (`read_beliefs`).
       clean: [N] float32, 0 to 1: how probably the guesses hold the truth; 1 where verified, 0 where there are none.
       ratio: [C] float32, what its probabilities are multiplied by to have the prior as their mean.
-      mean: [C] float32, mean of its probabilities without the guesses.
       history: of its division losses (labels.purify).
       predicted: [N] int64 most probable class without the guesses.
       n_divided: images with guesses that were divided: not verified, and not all classes alike.
@@ -37,7 +35,6 @@ class CoDivision:
     beliefs: dict[str, Tensor]
     clean: Tensor
     ratio: Tensor
-    mean: Tensor
     history: dict[str, Tensor]
     predicted: Tensor
     n_divided: int
@@ -76,7 +73,7 @@ def aligned_division(
         prior that is known deserves; None = afresh, as is enough for one that these very networks estimated.
       use_alignment: False takes the probabilities as they are.
       n_rounds: of scaling; 0 = by ``ratio`` as it is, as with the running mean of the paper.
-      threshold: of `purify.divide`.
+      threshold: probability above which the guesses of an image are trusted.
       keep: classes of each image that the table holds.
       seed: of the mixture.
 
@@ -86,13 +83,11 @@ def aligned_division(
     """
     n, n_classes, device = len(task.labels), task.n_classes, task.labels.device
     table = init_beliefs(n, n_classes, keep=keep, device=device)
-    plain = torch.zeros(n_classes, device=device)
     predicted = torch.zeros(n, dtype=torch.int64, device=device)
     n_inside = n_divided = 0
     is_divided = torch.zeros(n, dtype=torch.bool, device=device)
     for rows, logits in passes(net, torch.arange(n)):
         guesses, logits = task.guesses(rows), logits.float()
-        plain += logits.softmax(1).sum(0)
         predicted[rows] = logits.argmax(1)
         is_divided[rows] = (task.labels[rows] < 0) & (guesses == 0).any(1)
         inside = (guesses > 0).gather(1, predicted[rows][:, None])[:, 0]
@@ -104,7 +99,7 @@ def aligned_division(
             weighed = logits + guess_strength * candidate_evidence(guesses, miss)
         write_beliefs(table, rows, _verified(task, rows, weighed.softmax(1)))
     prior = prior.to(device)
-    found = torch.ones_like(plain)
+    found = torch.ones(n_classes, device=device)
     if use_alignment:
         found = _scaled(table, task, found if ratio is None else ratio.to(device), prior, n_rounds)
     losses = torch.zeros(n, device=device)
@@ -114,19 +109,18 @@ def aligned_division(
             aligned = _verified(task, rows, lifted(aligned, found))
             write_beliefs(table, rows, aligned)
         losses[rows] = division_losses(aligned, task.possible(rows))
-    history = push_loss_history(history, min_max(losses, where=is_divided))
-    division = divide(mean_loss_history(history), threshold=threshold, seed=seed, where=is_divided)
+    history = push_history(history, min_max(losses, where=is_divided)[None])
+    clean, means = divide(mean_of(history), seed=seed, where=is_divided)
     return CoDivision(
         beliefs=table,
-        clean=division.clean_probability.masked_fill(task.labels >= 0, 1.0),
+        clean=clean.masked_fill(task.labels >= 0, 1.0),
         ratio=found,
-        mean=plain / n,
         history=history,
         predicted=predicted,
         n_divided=n_divided,
-        reliable_frac=int(division.is_reliable.sum()) / max(n_divided, 1),
+        reliable_frac=int((clean > threshold).sum()) / max(n_divided, 1),
         in_set_frac=n_inside / max(n_divided, 1),
-        means=division.means,
+        means=means,
     )
 
 
@@ -158,14 +152,9 @@ def init_beliefs(n_rows: int, n_classes: int, *, keep: int, device: torch.device
     """A table in which every class is as probable as any other.
 
     Args:
-      n_rows: N.   n_classes: C.
-      keep: >= 1, probabilities kept per row; with C or more the table is exact.
-      device: where the table lives.
+      n_rows: N.   n_classes: C.   keep: >= 1, probabilities kept per row; with C or more the table is exact.
 
     Returns: the table: 6 bytes x keep per row (8 from 32,768 classes on), or 4 bytes x C if it is exact.
-
-    Raises:
-      ConfigError: keep < 1.
 
     Example:
       >>> {name: (list(t.shape), t.dtype) for name, t in init_beliefs(10, 100, keep=8).items()}
@@ -173,8 +162,6 @@ def init_beliefs(n_rows: int, n_classes: int, *, keep: int, device: torch.device
       >>> list(init_beliefs(10, 5, keep=8))
       ['probs']
     """
-    if keep < 1:
-        raise ConfigError(f"keep={keep} keeps no class of an image", fix="use 1 or more; 32 is usual")
     n_kept = min(keep, n_classes)
     beliefs = {"probs": torch.full((n_rows, n_kept), 1 / n_classes, device=device)}
     if n_kept < n_classes:
@@ -184,17 +171,12 @@ def init_beliefs(n_rows: int, n_classes: int, *, keep: int, device: torch.device
 
 
 def write_beliefs(beliefs: Beliefs, rows: Tensor, probs: Tensor) -> None:
-    """Write rows INTO the table given: copying it for each batch would cost N x K per batch.
-
-    A recipe so writes only into a table that no one else holds: one that it has just made with `init_beliefs`.
+    """Write rows INTO the table given, one just made with `init_beliefs`: copying it would cost N x K per batch.
 
     Args:
       beliefs: of `init_beliefs`, changed in place.
       rows: [B] int64 rows of the table, none twice.
       probs: [B, C] float, rows sum to 1 (written as float32 after division by their sum); on any device.
-
-    Raises:
-      ValueError: ``probs`` is not [B, C] for the B rows and the C classes of the table.
 
     Example: the two largest of four are kept; the rest is spread over the other two.
       >>> beliefs = init_beliefs(3, 4, keep=2)
@@ -202,9 +184,6 @@ def write_beliefs(beliefs: Beliefs, rows: Tensor, probs: Tensor) -> None:
       >>> read_beliefs(beliefs, torch.tensor([2, 0]), 4).tolist()
       [[0.0625, 0.5, 0.0625, 0.375], [0.25, 0.25, 0.25, 0.25]]
     """
-    if probs.dim() != 2 or rows.shape != probs.shape[:1]:
-        raise ValueError(f"probs {list(probs.shape)} are not [B, C] for rows {list(rows.shape)}")
-    _check_classes(beliefs, probs.shape[1])
     table = beliefs["probs"]
     rows = rows.to(table.device)
     kept = probs.detach().float()
@@ -219,20 +198,12 @@ def read_beliefs(beliefs: Beliefs, rows: Tensor, n_classes: int) -> Tensor:
     """Probabilities of some rows; what was not kept of a row is spread evenly over its other classes.
 
     Args:
-      beliefs: of `init_beliefs`.
-      rows: [B] int64 rows of the table.
-      n_classes: C, as the table was made for.
+      beliefs: of `init_beliefs`.   rows: [B] int64 rows of the table.   n_classes: C, as the table was made for.
 
     Returns: [B, C] float32 on the device of ``rows``, rows sum to 1.
 
-    Raises:
-      ValueError: the table is not one of C classes.
-
     Example: see `write_beliefs`.
-      >>> read_beliefs(init_beliefs(2, 4, keep=3), torch.tensor([1]), 4).tolist()
-      [[0.25, 0.25, 0.25, 0.25]]
     """
-    _check_classes(beliefs, n_classes)
     at = rows.to(beliefs["probs"].device)
     kept = beliefs["probs"][at].to(rows.device)
     if "classes" not in beliefs:
@@ -240,37 +211,6 @@ def read_beliefs(beliefs: Beliefs, rows: Tensor, n_classes: int) -> Tensor:
     classes = beliefs["classes"][at].to(rows.device, torch.int64)
     rest = (1 - kept.sum(dim=1, keepdim=True)).clamp(min=0)  # rounding alone makes it negative
     return (rest / (n_classes - kept.shape[1])).repeat(1, n_classes).scatter_(1, classes, kept)
-
-
-def top_of(beliefs: Beliefs) -> tuple[Tensor, Tensor]:
-    """The most probable class of every row and its probability; adds nothing that grows with N x K.
-
-    Args:
-      beliefs: of `init_beliefs`.
-
-    Returns: labels [N] int64 and their probabilities [N] float32; a row never written has a class of no meaning, with
-      probability 1 / C.
-
-    Example:
-      >>> beliefs = init_beliefs(1, 4, keep=2)
-      >>> write_beliefs(beliefs, torch.tensor([0]), torch.tensor([[0.125, 0.5, 0.0, 0.375]]))
-      >>> labels, confidence = top_of(beliefs)
-      >>> labels.tolist(), confidence.tolist()
-      ([1], [0.5])
-    """
-    if "classes" in beliefs:  # most probable first
-        return beliefs["classes"][:, 0].long(), beliefs["probs"][:, 0].clone()
-    confidence, labels = beliefs["probs"].max(dim=1)
-    return labels, confidence
-
-
-def _check_classes(beliefs: Beliefs, n_classes: int) -> None:
-    """Refuse a number of classes that the table cannot be for."""
-    n_kept = beliefs["probs"].shape[1]
-    if "classes" in beliefs and n_classes <= n_kept:
-        raise ValueError(f"{n_classes} classes for a table that keeps {n_kept} of more")
-    if "classes" not in beliefs and n_classes != n_kept:
-        raise ValueError(f"{n_classes} classes for a table of {n_kept}")
 
 
 def describe_divisions(divisions: Sequence[CoDivision], *, collapse: float) -> dict[str, Any]:

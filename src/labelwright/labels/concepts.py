@@ -12,8 +12,15 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 from torch import Tensor
 
+from labelwright.labels.chunks import evenly_spread
+
 ROWS_MAX = 50_000  # images that descriptions are weighed on and clusters found in; more are thinned out evenly
+TOP_FRAC = 0.1  # images that show a class at its best, as a share of N / C; at least one
+LEAST_RATIO = 1.5  # what a description has to explain over a name that fits
+LEAST_SHARE = 0.05  # of the median gain of the names that are known: a description that explains less is useless
+CHOICE_ROUNDS = 3  # passes over the classes, as each choice changes what is left to the others
 TRIAL_ROWS, TRIAL_ITERATIONS = 2_500, 10  # of each start of the clustering of leftovers
+N_TRIES, N_ITERATIONS = 30, 15  # such starts; rounds with all images of the best, at most
 FINALISTS, FINAL_ITERATIONS = 4, 5  # of those that go on with all images, before the tightest is chosen
 
 
@@ -38,9 +45,6 @@ def choose_descriptions(
     description_feats: Sequence[Tensor],
     *,
     is_mismatched: Tensor,
-    least_ratio: float = 1.5,
-    least_share: float = 0.05,
-    n_rounds: int = 3,
 ) -> ChosenDescriptions:
     """Put a description in place of a name only where it explains the images better; refuse useless ones.
 
@@ -51,10 +55,7 @@ def choose_descriptions(
       feats: [N, D] float, unit norm, of images.
       name_feats: [C, D] float, unit norm, of the class names.
       description_feats: per class [k, D] float, unit norm; k may be 0.
-      is_mismatched: [C] bool; their descriptions need only be better than the name, others ``least_ratio`` times.
-      least_ratio: >= 1, see above.
-      least_share: of the median gain of the names that are known: a description that explains less is useless.
-      n_rounds: passes over the classes, as each choice changes what is left to the others.
+      is_mismatched: [C] bool; their descriptions need only be better than the name, others `LEAST_RATIO` times.
 
     Returns: the class features to go on with, what was chosen, and the figures behind it.
 
@@ -68,7 +69,7 @@ def choose_descriptions(
       >>> choose_descriptions(z, names, texts, is_mismatched=torch.tensor([False, True])).chosen.tolist()
       [-1, 1]
     """
-    z = _thinned(feats)
+    z = evenly_spread(feats, ROWS_MAX).float()
     names = name_feats.float().to(z.device)
     texts = [t.float().to(z.device) for t in description_feats]
     current = names.clone()
@@ -76,9 +77,9 @@ def choose_descriptions(
     top, owner = _two_best(z, current)
     known = (~is_mismatched).nonzero().flatten().tolist() or range(len(names))
     gains_of_names = torch.stack([_gain(z, names[c], top, owner, c) for c in known])
-    least = least_share * float(gains_of_names.median())
+    least = LEAST_SHARE * float(gains_of_names.median())
     ratios: list[tuple[float, ...]] = [()] * len(names)
-    for _ in range(n_rounds):
+    for _ in range(CHOICE_ROUNDS):
         before = chosen.clone()
         for c, options in enumerate(texts):
             if not len(options):
@@ -87,7 +88,7 @@ def choose_descriptions(
             gains = [float(_gain(z, text, top, owner, c)) for text in options]
             ratios[c] = tuple(gain / max(of_name, 1e-12) for gain in gains)
             best = max(range(len(gains)), key=gains.__getitem__)
-            wanted = of_name * (1.0 if is_mismatched[c] else least_ratio)
+            wanted = of_name * (1.0 if is_mismatched[c] else LEAST_RATIO)
             pick = best if gains[best] > max(wanted, least) else -1
             if pick != int(chosen[c]):
                 chosen[c] = pick
@@ -118,9 +119,6 @@ def leftover_concepts(
     logit_scale: float,
     is_mismatched: Tensor,
     labels: Tensor,
-    top_frac: float = 0.1,
-    n_tries: int = 30,
-    n_iterations: int = 15,
     seed: int = 0,
 ) -> Tensor:
     """Give mismatched classes the images that no other class explains: class features made out of clusters.
@@ -138,9 +136,6 @@ def leftover_concepts(
       logit_scale: what cosines are multiplied by.
       is_mismatched: [C] bool; where all are, the centres come back as they are.
       labels: [N] int64, -1 = unknown; images with a label stay in the cluster of their class.
-      top_frac: share of N / C images that a known class starts from.
-      n_tries: starts, compared on some of the images; the tightest clustering of all images is kept.
-      n_iterations: of k-means on all images, at most.
       seed: of the starts.
 
     Returns: [C, D] float32 unit norm: ``class_feats`` with the mismatched rows replaced.
@@ -157,22 +152,21 @@ def leftover_concepts(
       [0, 0, 1, 1]
     """
     labels = labels.to(feats.device)
-    rows = torch.cat([_thinned((labels < 0).nonzero().flatten()), _thinned((labels >= 0).nonzero().flatten())])
+    kinds = [(labels < 0).nonzero().flatten(), (labels >= 0).nonzero().flatten()]
+    rows = torch.cat([evenly_spread(kind, ROWS_MAX) for kind in kinds])
     rows = rows.sort().values  # few labels among many images are not thinned out
     z, kept_labels = feats[rows].float(), labels[rows]
     t = class_feats.float().to(z.device)
     known = ~is_mismatched.to(z.device)
     probs = (logit_scale * z @ t.T).softmax(1)
-    best = probs.topk(max(1, int(top_frac * len(z) / len(t))), dim=0).indices  # [m, C]
+    best = probs.topk(max(1, int(TOP_FRAC * len(z) / len(t))), dim=0).indices  # [m, C]
     starts = F.normalize(z[best].mean(0), dim=1)
     has_labels = torch.zeros_like(known)
     has_labels[kept_labels[kept_labels >= 0]] = True
     is_seeded = ~known & has_labels
     sums = torch.zeros_like(starts).index_add_(0, kept_labels.clamp(min=0), z * (kept_labels >= 0)[:, None])
     starts[is_seeded] = F.normalize(sums, dim=1)[is_seeded]
-    centres, cluster = _anchored_kmeans(
-        z, starts, known | is_seeded, kept_labels, n_tries=n_tries, n_iterations=n_iterations, seed=seed
-    )
+    centres, cluster = _anchored_kmeans(z, starts, known | is_seeded, kept_labels, seed=seed)
     of_class = _match_clusters(probs, cluster, centres, t, known=known, seeded=is_seeded, logit_scale=logit_scale)
     mu = centres[of_class]
     if not known.any():  # no name to tell the texts' place from: classes of labelled images, where their images are
@@ -186,7 +180,7 @@ def leftover_concepts(
 
 
 def _anchored_kmeans(
-    z: Tensor, starts: Tensor, is_anchored: Tensor, labels: Tensor, *, n_tries: int, n_iterations: int, seed: int
+    z: Tensor, starts: Tensor, is_anchored: Tensor, labels: Tensor, *, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Centres [C, D] and cluster of each image [N] of the tightest of some k-means; free centres start far off.
 
@@ -194,10 +188,10 @@ def _anchored_kmeans(
     """
     generator = torch.Generator().manual_seed(seed)
     free = (~is_anchored).nonzero().flatten().tolist()
-    some = torch.cat([_thinned((labels < 0).nonzero().flatten(), TRIAL_ROWS), (labels >= 0).nonzero().flatten()])
+    some = torch.cat([evenly_spread((labels < 0).nonzero().flatten(), TRIAL_ROWS), (labels >= 0).nonzero().flatten()])
     some_z, some_labels = z[some], labels[some]
     trials: list[tuple[float, Tensor]] = [] if free else [(0.0, starts)]
-    for _ in range(n_tries if free else 0):
+    for _ in range(N_TRIES if free else 0):
         centres = starts.clone()
         known = centres[is_anchored]
         far = 1 - (some_z @ known.T).max(1).values if len(known) else torch.ones(len(some_z), device=z.device)
@@ -210,7 +204,7 @@ def _anchored_kmeans(
         trials.append((tightness, centres))
     best = sorted(trials, key=lambda trial: -trial[0])[:FINALISTS]
     ends = [_lloyd(z, centres, labels, n_iterations=FINAL_ITERATIONS) for _, centres in best]
-    centres, cluster, _ = _lloyd(z, max(ends, key=lambda end: end[2])[0], labels, n_iterations=n_iterations)
+    centres, cluster, _ = _lloyd(z, max(ends, key=lambda end: end[2])[0], labels, n_iterations=N_ITERATIONS)
     return centres, cluster
 
 
@@ -252,13 +246,6 @@ def _match_clusters(
     return of_class.to(probs.device)
 
 
-def _thinned(rows: Tensor, n_max: int = ROWS_MAX) -> Tensor:
-    """At most n_max of the rows, evenly spread; floats in float32."""
-    if len(rows) > n_max:
-        rows = rows[torch.linspace(0, len(rows) - 1, n_max, dtype=torch.float64, device=rows.device).long()]
-    return rows.float() if rows.is_floating_point() else rows
-
-
 CHUNK = 8192  # rows scored at a time
 
 
@@ -277,14 +264,15 @@ class Mismatch:
     threshold: float
 
 
-def evidence(feats: Tensor, class_feats: Tensor, *, logit_scale: float, top_frac: float = 0.1) -> Tensor:
+def evidence(feats: Tensor, class_feats: Tensor, *, logit_scale: float) -> Tensor:
     """How sure the model is of a class at its best: its mean probability over the images that look most like it.
+
+    These are `TOP_FRAC` of N / C.
 
     Args:
       feats: [N, D] float, unit norm, of images.
       class_feats: [C, D] float, unit norm, of class names.
       logit_scale: what cosines are multiplied by.
-      top_frac: images looked at per class, as a share of N / C; at least one.
 
     Returns: [C] float32, 0 to 1.
 
@@ -293,7 +281,7 @@ def evidence(feats: Tensor, class_feats: Tensor, *, logit_scale: float, top_frac
       >>> [round(v, 2) for v in evidence(z, torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), logit_scale=5.0).tolist()]
       [1.0, 0.0]
     """
-    n_best = max(1, int(top_frac * len(feats) / len(class_feats)))
+    n_best = max(1, int(TOP_FRAC * len(feats) / len(class_feats)))
     best = feats.new_zeros(0, len(class_feats)).float()
     for some in torch.split(feats, CHUNK):
         probs = (logit_scale * some.float() @ class_feats.float().T).softmax(1)
@@ -301,9 +289,7 @@ def evidence(feats: Tensor, class_feats: Tensor, *, logit_scale: float, top_frac
     return best.mean(0)
 
 
-def detect_mismatched(
-    feats: Tensor, class_feats: Tensor, *, logit_scale: float, labelled: Tensor | None = None, top_frac: float = 0.1
-) -> Mismatch:
+def detect_mismatched(feats: Tensor, class_feats: Tensor, *, logit_scale: float) -> Mismatch:
     """Find the classes whose name fits none of the images, without clustering: in one pass over the images.
 
     A class that the name names well is sure of at least some images, however rare it is; a mismatched one is sure of
@@ -316,8 +302,6 @@ def detect_mismatched(
       feats: [N, D] float, unit norm, of unlabelled images.
       class_feats: [C, D] float, unit norm, of class names.
       logit_scale: what cosines are multiplied by.
-      labelled: [C] bool, classes known by labelled images: never mismatched; None = none.
-      top_frac: see `evidence`.
 
     Source: replaces Algorithm 1 of arXiv 2505.02056 (`detect_by_clustering`); Otsu 1979 for the threshold.
 
@@ -327,7 +311,7 @@ def detect_mismatched(
       >>> detect_mismatched(z, names, logit_scale=10.0).is_mismatched.tolist()
       [False, True, False]
     """
-    found = evidence(feats, class_feats, logit_scale=logit_scale, top_frac=top_frac)
+    found = evidence(feats, class_feats, logit_scale=logit_scale)
     none = torch.zeros(len(found), dtype=torch.bool, device=found.device)
     ordered = found.sort().values
     low = ordered.cumsum(0)[:-1]
@@ -341,21 +325,17 @@ def detect_mismatched(
     if separation[cut] < 0:
         return Mismatch(none, found, 0.0)
     threshold = float(ordered[cut] + ordered[cut + 1]) / 2
-    is_mismatched = found < threshold
-    return Mismatch(is_mismatched if labelled is None else is_mismatched & ~labelled, found, threshold)
+    return Mismatch(found < threshold, found, threshold)
 
 
-def detect_by_clustering(
-    feats: Tensor, class_feats: Tensor, *, logit_scale: float, n_left: int | None = None, seed: int = 0
-) -> Tensor:
+def detect_by_clustering(feats: Tensor, class_feats: Tensor, *, logit_scale: float, seed: int = 0) -> Tensor:
     """The paper's detection: cluster, assign the surest class with its images, take both away, and again.
 
-    Kept for comparison: one k-means per class, and the number of mismatched classes is fixed beforehand.
+    Kept for comparison: one k-means per class, and the number of mismatched classes is fixed: C / 10, at least 1.
 
     Args:
       feats: [N, D] float, unit norm.   class_feats: [C, D] float, unit norm.
       logit_scale: what cosines are multiplied by.
-      n_left: classes left over; None = C / 10, at least 1.
       seed: of k-means.
 
     Returns: [C] bool, the classes left over.
@@ -368,7 +348,7 @@ def detect_by_clustering(
       [False, True]
     """
     n_rows, n_classes = len(feats), len(class_feats)
-    n_left = max(1, n_classes // 10) if n_left is None else n_left
+    n_left = max(1, n_classes // 10)
     z, t = feats.float().cpu(), class_feats.float().cpu()
     logits = logit_scale * z @ t.T
     rows, classes = torch.arange(n_rows), torch.arange(n_classes)

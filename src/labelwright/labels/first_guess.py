@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from labelwright.labels.gaussians import chunks_of
+from labelwright.labels.chunks import chunks_of
 from labelwright.types import Task
 
 OVERTURNED_FRAC = 0.25  # share of the first guesses that a student may contradict before it is reported

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_NUMBERS = 1 << 22  # of rows x classes, or of rows x features, held at a time
+from labelwright.labels.chunks import chunks_of
+
 LEAST_COUNT = 1e-3  # images of a class that has none: its mean and the log of its share stay finite
 LEAST_SPREAD = 0.01  # of the total variance, if the rows of each class are alike: the covariance is not singular
 LEAST_SHARE = 1e-6  # of a class in a known prior
@@ -57,7 +58,6 @@ def gaussian_beliefs(
     n_iter: int,
     prior: Tensor | None = None,
     label_weight: float | Tensor = 1.0,
-    rows: Tensor | None = None,
     watch: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Beliefs:
     """Fit one Gaussian per class, all of one covariance, by expectation-maximisation that starts from the evidence.
@@ -76,7 +76,6 @@ def gaussian_beliefs(
       n_iter: E-steps, each with its M-step, >= 1.
       prior: [C] float, known shares; None = estimate them.
       label_weight: how many rows a labelled one counts for, > 0; or [C], by its class.
-      rows: [n] int64 rows to fit on, a row may come twice (a bootstrap); None = all.
       watch: gets each chunk's rows [B] and their q [B, C], times the label weights, of the last E-step.
 
     Returns: the linear term of the last M-step.
@@ -95,7 +94,7 @@ def gaussian_beliefs(
       ([0, 0, 0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 1, 1, 1, 1])
     """
     device, n_features = feats.device, feats.shape[1]
-    rows = torch.arange(len(feats), device=device) if rows is None else rows.to(device)
+    rows = torch.arange(len(feats), device=device)
     labels = labels.to(device)
     zeros = torch.zeros(evidence(rows[:1]).shape[1], device=device)
     n_classes, stands_for = len(zeros), zeros + label_weight  # [C]
@@ -138,13 +137,3 @@ def gaussian_beliefs(
             strength,
         )
     return found
-
-
-def chunks_of(rows: Tensor, width: int) -> Iterator[Tensor]:
-    """Rows [n] in runs, so that a dense table of a run, ``width`` numbers a row, stays small.
-
-    Example:
-      >>> [len(some) for some in chunks_of(torch.arange(10), CHUNK_NUMBERS // 4)]
-      [4, 4, 2]
-    """
-    yield from torch.split(rows, max(1, CHUNK_NUMBERS // width))

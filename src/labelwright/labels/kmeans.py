@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,12 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from labelwright.errors import ConfigError, DataError
+from labelwright.labels.chunks import slices_of
 
-CELLS = 2**22  # numbers in the largest block that a chunk makes: 16 MiB of float32
-START_ROWS = (
-    16_384  # unlabelled rows among which k-means++ looks for starts, at least; and START_ROWS_PER of each class
-)
+START_ROWS = 16_384  # unlabelled rows in which k-means++ looks for starts, at least; and START_ROWS_PER of each class
 START_ROWS_PER = 64
+MAX_STEPS = 100  # updates of the centroids at most
 SAME = 1e-6  # squared distance of unit vectors below which float32 cannot tell them apart
 SETTLED = 1e-4  # relative fall of the inertia in one step at which k-means stops
 
@@ -46,7 +44,6 @@ def semi_supervised_kmeans(
     *,
     n_classes: int,
     n_seen: int,
-    n_iter: int = 100,
     n_init: int = 3,
     seed: int = 0,
 ) -> KMeans:
@@ -60,7 +57,7 @@ def semi_supervised_kmeans(
       feats: [N, D] float, any norm above 0.
       labels: [N] int, 0..n_seen-1, or -1 = unknown.
       n_classes: C >= max(n_seen, 1), clusters in all.   n_seen: >= 0, the first clusters; 0 is plain k-means.
-      n_iter: >= 1, updates of the centroids at most.    n_init: >= 1, starts; the lowest inertia is returned.
+      n_init: >= 1, starts; the lowest inertia is returned.
       seed: any int >= 0; the same seed gives the same result on the same kind of device.
 
     Returns: `KMeans`.
@@ -68,7 +65,7 @@ def semi_supervised_kmeans(
     Raises:
       DataError: shapes that do not go together, a label that is no seen class, a feature that is not finite or a row
         of zeros, with the row.
-      ConfigError: a setting out of its range, or fewer unlabelled rows than clusters to start on them.
+      ConfigError: fewer unlabelled rows than clusters to start on them.
 
     Source: Vaze et al. 2022 (arXiv 2201.02609). Differs: of several candidates per start the one that
     lowers the inertia most is taken, as in scikit-learn; they are looked for among 16,384 rows (or 64 per cluster).
@@ -82,9 +79,6 @@ def semi_supervised_kmeans(
       ([0, 1, 0, 2, 2, 1], [2, 2, 2])
     """
     z, labels = checked(feats, labels, n_seen=n_seen)
-    for name, value, least in (("n_classes", n_classes, max(n_seen, 1)), ("n_iter", n_iter, 1), ("n_init", n_init, 1)):
-        if value < least:
-            raise ConfigError(f"{name} is {value}", fix=f"give at least {least}")
     n_starts = n_classes - int((torch.bincount(labels[labels >= 0], minlength=n_classes) > 0).sum())
     n_free = int((labels < 0).sum())
     if n_free < n_starts:
@@ -95,7 +89,7 @@ def semi_supervised_kmeans(
     draw = torch.Generator().manual_seed(seed)
     best: KMeans | None = None
     for _ in range(n_init if n_starts else 1):
-        found = lloyd(z, labels, starts(z, labels, n_classes=n_classes, draw=draw), n_iter=n_iter)
+        found = lloyd(z, labels, starts(z, labels, n_classes=n_classes, draw=draw), n_iter=MAX_STEPS)
         best = found if best is None or found.inertia < best.inertia else best
     assert best is not None
     return best
@@ -108,8 +102,6 @@ def checked(feats: Tensor, labels: Tensor, *, n_seen: int) -> tuple[Tensor, Tens
             f"features {list(feats.shape)} and labels {list(labels.shape)} are not [N, D] and [N]",
             fix="give one row of features and one label per image, -1 where it is unknown",
         )
-    if n_seen < 0:
-        raise ConfigError(f"n_seen is {n_seen}", fix="give the number of classes that have labels, 0 or more")
     labels = labels.to(feats.device, torch.int64)
     wrong = ((labels < -1) | (labels >= n_seen)).nonzero().flatten()
     if len(wrong):
@@ -124,7 +116,7 @@ def checked(feats: Tensor, labels: Tensor, *, n_seen: int) -> tuple[Tensor, Tens
 def _unit(feats: Tensor) -> Tensor:
     """The features [N, D] float32 with unit rows, or an error naming a row that cannot be scaled."""
     z = F.normalize(feats.float(), dim=1)
-    good = torch.cat([z[some].square().sum(dim=1) > 0.5 for some in chunks(len(z), z.shape[1])])
+    good = torch.cat([z[some].square().sum(dim=1) > 0.5 for some in slices_of(len(z), z.shape[1])])
     if not bool(good.all()):  # NaN compares false; infinity over infinity is NaN
         row = int((~good).nonzero()[0])
         what = "all zeros" if bool((feats[row] == 0).all()) else "not finite"
@@ -134,13 +126,6 @@ def _unit(feats: Tensor) -> Tensor:
             fix="leave out these images, or embed them again",
         )
     return z
-
-
-def chunks(n_rows: int, width: int) -> Iterator[slice]:
-    """Slices of rows, at most CELLS numbers each when a row is ``width`` wide."""
-    size = max(CELLS // max(width, 1), 1)
-    for start in range(0, n_rows, size):
-        yield slice(start, min(start + size, n_rows))
 
 
 def starts(z: Tensor, labels: Tensor, *, n_classes: int, draw: torch.Generator) -> Tensor:
@@ -212,7 +197,7 @@ def assign(z: Tensor, labels: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor
     """
     assigned, gaps = torch.empty_like(labels), torch.empty_like(z[:, 0])
     half = 0.5 * centroids.square().sum(dim=1)
-    for some in chunks(len(z), len(centroids)):
+    for some in slices_of(len(z), len(centroids)):
         sims = z[some] @ centroids.T - half  # [B, C]
         nearest = torch.where(labels[some] >= 0, labels[some], sims.argmax(dim=1))
         assigned[some] = nearest
@@ -232,7 +217,7 @@ def means(z: Tensor, assigned: Tensor, former: Tensor) -> tuple[Tensor, Tensor]:
             [0.0000, 0.0000]]), tensor([2, 0]))
     """
     sums = torch.zeros_like(former)
-    for some in chunks(len(z), max(former.shape) if z.is_cuda else z.shape[1]):
+    for some in slices_of(len(z), max(former.shape) if z.is_cuda else z.shape[1]):
         is_in = assigned[some] >= 0
         if z.is_cuda:  # index_add_ there adds in another order every time
             sums += F.one_hot(assigned[some][is_in], len(former)).to(z.dtype).T @ z[some][is_in]

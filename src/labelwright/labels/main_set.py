@@ -12,26 +12,17 @@ from labelwright.labels.alignment import Aligned
 from labelwright.labels.concepts import CHUNK
 from labelwright.labels.transduce import top_confident
 
+MAX_RATIO, MAX_SIZE = 0.8, 1000.0  # at the end: share of a class, and images per class at most
+GROWTH_FRAC = 0.7  # share of the epochs after which the set grows no more
 
-def main_set_size(
-    epoch: int,
-    *,
-    n_epochs: int,
-    unlabelled_per_class: Tensor,
-    start: int = 16,
-    max_ratio: float = 0.8,
-    max_size: int = 1000,
-    growth_frac: float = 0.7,
-) -> Tensor:
-    """Images per class in an epoch: from ``start`` to max_ratio of the class, linearly over growth_frac of the epochs.
+
+def main_set_size(epoch: int, *, n_epochs: int, unlabelled_per_class: Tensor, start: int = 16) -> Tensor:
+    """Images per class in an epoch: from ``start`` to `MAX_RATIO` of the class, linearly over `GROWTH_FRAC` of them.
 
     Args:
       epoch: 0-based.   n_epochs: of the run.
       unlabelled_per_class: [C] float, images that each class is thought to have; N / C for all in the paper.
       start: images per class at first; less for a class that is thought to have fewer.
-      max_ratio: share of a class at the end, 0 to 1.
-      max_size: images per class at most.
-      growth_frac: share of the epochs after which the set grows no more.
 
     Returns: [C] int64.
 
@@ -42,9 +33,9 @@ def main_set_size(
       >>> [main_set_size(e, n_epochs=50, unlabelled_per_class=of).tolist() for e in (0, 5, 45)]
       [[16, 8], [59, 8], [320, 8]]
     """
-    target = (max_ratio * unlabelled_per_class).clamp(max=float(max_size)).double()
+    target = (MAX_RATIO * unlabelled_per_class).clamp(max=MAX_SIZE).double()
     first = torch.minimum(target, torch.tensor(float(start), dtype=torch.float64, device=target.device))
-    grown = min(1.0, epoch / (growth_frac * n_epochs))
+    grown = min(1.0, epoch / (GROWTH_FRAC * n_epochs))
     return (first + (target - first) * grown + 1e-9).floor().long()
 
 

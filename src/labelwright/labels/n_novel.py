@@ -7,7 +7,6 @@ look at. All of them work on unit-norm features and in chunks.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -16,16 +15,8 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from labelwright.errors import ConfigError, DataError
-from labelwright.labels.kmeans import KMeans, assign, checked, chunks, lloyd, means, semi_supervised_kmeans, starts
-
-__all__ = [
-    "Cluster",
-    "Evidence",
-    "KMeans",
-    "describe_clusters",
-    "estimate_n_novel",
-    "semi_supervised_kmeans",
-]
+from labelwright.labels.chunks import slices_of
+from labelwright.labels.kmeans import assign, checked, lloyd, means, starts
 
 SEARCH_ROWS = 8_000  # rows clustered while looking for the number of classes, at least; and SEARCH_ROWS_PER of each
 SEARCH_ROWS_PER = 50
@@ -48,36 +39,6 @@ UNLIKE = 0.125
 CIFAR-10 and GTSRB, which chose it: at most 0.10 where there are none, 0.23 to 0.47 where half of the classes are."""
 
 QUANTILE_ROWS = 1 << 23  # torch.quantile takes no more
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What `estimate_n_novel` found.
-
-    Attributes:
-      n_novel: the estimate, in fewest..most.
-      n_seen: seen classes, which come on top.
-      fewest, most: range examined.
-      plausible: least and greatest number examined whose score is within 0.05 of the best, or about equal to it.
-      is_edge: whether the estimate is ``most``, or a ``fewest`` above 0 scores about as well as the best: the truth
-        may lie outside.
-      curve: by n_novel ascending, dicts of n_novel (int), and of agreement, stability and score (float, up to 1). Not
-        every number of a wide range is examined.
-      reason: a few sentences for a human.
-    """
-
-    n_novel: int
-    n_seen: int
-    fewest: int
-    most: int
-    plausible: tuple[int, int]
-    is_edge: bool
-    curve: list[dict[str, Any]]
-    reason: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """All of it, ready for JSON."""
-        return {**asdict(self), "plausible": list(self.plausible)}
 
 
 def unlike_labelled(feats: Tensor, labels: Tensor) -> float:
@@ -116,7 +77,7 @@ def unlike_labelled(feats: Tensor, labels: Tensor) -> float:
 
 def estimate_n_novel(
     feats: Tensor, labels: Tensor, *, n_seen: int, fewest: int = 0, most: int | None = None, seed: int = 0
-) -> Evidence:
+) -> dict[str, Any]:
     """How many classes the unlabelled rows hold beyond the seen ones.
 
     For each number of clusters, plain k-means that sees no label clusters a sample of the rows from several starts, and
@@ -135,7 +96,15 @@ def estimate_n_novel(
       fewest, most: 0 <= fewest <= most <= unlabelled rows; None: 3 n_seen + 20, at most a tenth of the unlabelled rows.
       seed: any int >= 0; the same seed gives the same result on the same kind of device.
 
-    Returns: `Evidence`; its n_novel is 0 when nothing is unlabelled.
+    Returns, ready for JSON:
+      n_novel: the estimate, in fewest..most; 0 when nothing is unlabelled.   n_seen: seen classes, which come on top.
+      fewest, most: range examined.
+      plausible: least and greatest number examined whose score is within 0.05 of the best, or about equal to it.
+      is_edge: whether the estimate is ``most``, or a ``fewest`` above 0 scores about as well as the best: the truth
+        may lie outside.
+      curve: by n_novel ascending, dicts of n_novel (int), and of agreement, stability and score (float, up to 1). Not
+        every number of a wide range is examined.
+      reason: a few sentences for a human.
 
     Raises: DataError as `semi_supervised_kmeans`, and without any label; ConfigError for a range that is none.
 
@@ -150,7 +119,7 @@ def estimate_n_novel(
       >>> feats = torch.eye(3).repeat(20, 1) + 0.1 * torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
       >>> labels = torch.tensor([0, 1, -1] * 10 + [-1] * 30)
       >>> found = estimate_n_novel(feats, labels, n_seen=2)
-      >>> found.n_novel, found.most, [row["n_novel"] for row in found.curve]
+      >>> found["n_novel"], found["most"], [row["n_novel"] for row in found["curve"]]
       (1, 4, [0, 1, 2, 3, 4])
     """
     z, labels = checked(feats, labels, n_seen=n_seen)
@@ -282,13 +251,13 @@ def _rand(one: Tensor, other: Tensor) -> float:
     return float(adjusted_rand_score(one.cpu().numpy(), other.cpu().numpy()))
 
 
-def _evidence(curve: list[dict[str, Any]], *, n_seen: int, fewest: int, most: int) -> Evidence:
+def _evidence(curve: list[dict[str, Any]], *, n_seen: int, fewest: int, most: int) -> dict[str, Any]:
     """The estimate, in words too."""
     best = curve[_best(curve)]
     n_novel = best["n_novel"]
     highest = max(row["score"] for row in curve)
     near = [row["n_novel"] for row in curve if row["score"] >= highest - max(MARGIN, _tie(highest))]
-    plausible = (min(near), max(near))
+    plausible = [min(near), max(near)]
     is_most = most > fewest and n_novel == most
     is_fewest = most > fewest > 0 and curve[0]["score"] >= highest - _tie(highest)
     what = "no novel class" if n_novel == 0 else f"{n_novel} novel class{'es' if n_novel > 1 else ''}"
@@ -303,25 +272,21 @@ def _evidence(curve: list[dict[str, Any]], *, n_seen: int, fewest: int, most: in
         reason += " This is the upper end of the range: there may be more; raise most."
     elif is_fewest:
         reason += " The lower end of the range scores about as well: there may be fewer; lower fewest."
-    return Evidence(n_novel, n_seen, fewest, most, plausible, is_most or is_fewest, curve, reason)
+    return {
+        "n_novel": n_novel,
+        "n_seen": n_seen,
+        "fewest": fewest,
+        "most": most,
+        "plausible": plausible,
+        "is_edge": is_most or is_fewest,
+        "curve": curve,
+        "reason": reason,
+    }
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """One cluster, by `describe_clusters`.
-
-    Attributes:
-      rows: its most central rows, the most central first; fewer than asked for if it has fewer.
-      size: >= 0 rows in it.
-      tightness: -1 to 1, mean cosine of its rows to its unit centroid; 0 for an empty cluster.
-    """
-
-    rows: list[int]
-    size: int
-    tightness: float
-
-
-def describe_clusters(feats: Tensor, assigned: Tensor, *, n_clusters: int, n_central: int = 9) -> list[Cluster]:
+def describe_clusters(
+    feats: Tensor, assigned: Tensor, *, n_clusters: int, n_central: int = 9
+) -> list[tuple[list[int], int, float]]:
     """What to show of each cluster: its most central rows, its size and how tight it is.
 
     Args:
@@ -329,26 +294,25 @@ def describe_clusters(feats: Tensor, assigned: Tensor, *, n_clusters: int, n_cen
       assigned: [N] int in 0..n_clusters-1, or -1 = in no cluster.
       n_clusters: C >= 1.   n_central: >= 0, rows per cluster.
 
-    Returns: `Cluster` of each of the C clusters; of equally central rows the first come first.
+    Returns, of each of the C clusters: its most central rows, the most central first, fewer if it has fewer, and of
+      equally central ones the first first; its size; and its tightness, the mean cosine of its rows to its unit
+      centroid, 0 for an empty cluster.
 
-    Raises: DataError as `semi_supervised_kmeans`; ConfigError for n_clusters < 1 or n_central < 0.
+    Raises: DataError as `semi_supervised_kmeans`.
 
     Example:
       >>> feats = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.9, 0.3], [0.0, 2.0]])
       >>> first, second = describe_clusters(feats, torch.tensor([0, 0, 0, 1]), n_clusters=2, n_central=2)
-      >>> first.rows, first.size, round(first.tightness, 3), second
-      ([2, 0], 3, 0.966, Cluster(rows=[3], size=1, tightness=1.0))
+      >>> first[0], first[1], round(first[2], 3), second
+      ([2, 0], 3, 0.966, ([3], 1, 1.0))
     """
-    for name, value, least in (("n_clusters", n_clusters, 1), ("n_central", n_central, 0)):
-        if value < least:
-            raise ConfigError(f"{name} is {value}", fix=f"give at least {least}")
     z, assigned = checked(feats, assigned, n_seen=n_clusters)
     centres, sizes = means(z, assigned, torch.zeros(n_clusters, z.shape[1], device=z.device))
     centres = F.normalize(centres, dim=1)
     rows = (assigned >= 0).nonzero().flatten()
     totals = torch.zeros(n_clusters, dtype=torch.float64)
     sims = torch.empty(len(rows), device=z.device)
-    for some in chunks(len(rows), z.shape[1]):
+    for some in slices_of(len(rows), z.shape[1]):
         sims[some] = (z[rows[some]] * centres[assigned[rows[some]]]).sum(dim=1)
     totals.index_add_(0, assigned[rows].cpu(), sims.double().cpu())
     rows = rows[sims.sort(descending=True, stable=True).indices]
@@ -356,6 +320,6 @@ def describe_clusters(feats: Tensor, assigned: Tensor, *, n_clusters: int, n_cen
     found = []
     at = 0
     for size, total in zip(sizes.tolist(), totals.tolist(), strict=True):
-        found.append(Cluster(rows[at : at + min(size, n_central)].tolist(), size, total / max(size, 1)))
+        found.append((rows[at : at + min(size, n_central)].tolist(), size, total / max(size, 1)))
         at += size
     return found

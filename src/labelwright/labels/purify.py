@@ -1,13 +1,12 @@
 """Which candidate sets to trust: two groups of images by how well a network has come to agree with their sets.
 
-Each epoch: `division_losses`, `min_max`, `push_loss_history`; then `divide` on `mean_loss_history`.
+Each epoch: `division_losses`, `min_max`, `push_history`; then `divide` on `mean_of` the history.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from labelwright.errors import ConfigError, DataError
+from labelwright.labels.chunks import evenly_spread
 
 PROB_MIN = 1e-8  # below it a probability counts as this: one hopeless image must not squeeze all others together
 ROWS_MAX = 100_000  # images that the mixture is fitted on; more are thinned out evenly
@@ -23,33 +22,15 @@ VARIANCE_ADDED = 5e-4  # to both Gaussians of the mixture, reg_covar
 GAP_MIN = VARIANCE_ADDED**0.5  # groups closer together than this are one: with that variance both look the same
 
 
-@dataclass(frozen=True)
-class Division:
-    """Images divided in two.
-
-    Attributes:
-      clean_probability: [N] float32, 0 to 1: belongs to the group with the lower losses. 0 for images left out.
-      is_reliable: [N] bool, clean_probability > threshold.
-      means: mean loss of the lower group and of the higher one; the same where there is one group only.
-    """
-
-    clean_probability: Tensor
-    is_reliable: Tensor
-    means: tuple[float, float]
-
-
 def division_losses(probs: Tensor, candidates: Tensor) -> Tensor:
     """How far a network is from any class of the candidate set, -log max_{j in S} p_j, in nats.
 
     Args:
-      probs: [B, C] float, rows sum to 1, aligned (refine.align); half precision is computed in float32.
+      probs: [B, C] float, rows sum to 1, aligned; half precision is computed in float32.
       candidates: [B, C] bool.
 
     Returns: [B] float, 0 to -log 1e-8 = 18.4, which is also the loss of an empty set; better leave those out of
       `divide`, as many of them would make a group of their own.
-
-    Raises:
-      DataError: shapes do not fit, or ``candidates`` are not bool.
 
     Source: Wang et al. 2025 (arXiv 2506.03229), Sec. 4.2. Differs: bounded.
 
@@ -58,14 +39,7 @@ def division_losses(probs: Tensor, candidates: Tensor) -> Tensor:
       >>> round(loss.item(), 4)
       1.3863
     """
-    if probs.dim() != 2 or candidates.shape != probs.shape or candidates.dtype != torch.bool:
-        raise DataError(
-            f"candidates are {str(candidates.dtype).removeprefix('torch.')} {list(candidates.shape)}, "
-            f"probs {list(probs.shape)}",
-            fix="pass probs [B, C] and candidates [B, C] bool",
-        )
-    probs = probs.to(torch.promote_types(probs.dtype, torch.float32))
-    return -probs.masked_fill(~candidates, 0).amax(dim=1).clamp(PROB_MIN, 1).log()  # [B, C] -> [B]
+    return -_at_least_float32(probs).masked_fill(~candidates, 0).amax(dim=1).clamp(PROB_MIN, 1).log()  # [B, C] -> [B]
 
 
 def min_max(losses: Tensor, *, where: Tensor | None = None) -> Tensor:
@@ -76,9 +50,6 @@ def min_max(losses: Tensor, *, where: Tensor | None = None) -> Tensor:
       where: [N] bool, False = left out; None = every row.
 
     Returns: [N] float, 0 to 1 in kept rows, 0 in excluded ones; all 0 where all losses are equal.
-
-    Raises:
-      DataError: shapes differ.
 
     Example:
       >>> min_max(torch.tensor([1.0, 3.0, 2.0])).tolist()
@@ -92,21 +63,18 @@ def min_max(losses: Tensor, *, where: Tensor | None = None) -> Tensor:
     return ((losses - low) / spread).masked_fill(~kept, 0)
 
 
-def divide(losses: Tensor, *, threshold: float = 0.5, seed: int = 0, where: Tensor | None = None) -> Division:
+def divide(losses: Tensor, *, seed: int = 0, where: Tensor | None = None) -> tuple[Tensor, tuple[float, float]]:
     """Divide images in those with low and those with high losses, by a mixture of two Gaussians.
 
     Args:
-      losses: [N] float, 0 to 1 (`min_max`, `mean_loss_history`). A loss that is not finite counts as left out.
-      threshold: 0 to below 1; an image is reliable with a larger probability of the lower group.
+      losses: [N] float, 0 to 1 (`min_max`, `mean_of`). A loss that is not finite counts as left out.
       seed: of the start of the mixture.
-      where: [N] bool, False = left out (no candidates at all, or a verified label): not fitted, and not reliable.
+      where: [N] bool, False = left out (no candidates at all, or a verified label): not fitted.
 
-    Returns: see `Division`. Fewer than two losses, losses that are all equal, and a mixture with one group empty or
-      with means less than 0.022 apart make one group, all of it reliable: nothing sets any image apart.
-
-    Raises:
-      DataError: shapes differ.
-      ConfigError: threshold out of range.
+    Returns: how probably each image belongs to the group with the lower losses [N] float32, 0 for images left out, and
+      the mean loss of the lower group and of the higher one. Fewer than two losses, losses that are all equal, and a
+      mixture with one group empty or with means less than 0.022 apart make one group, all of it at probability 1:
+      nothing sets any image apart.
 
     Source: Wang et al. 2025 (arXiv 2506.03229), Sec. 4.2; the mixture's settings are those of Li et al. 2020
     (DivideMix, arXiv 2002.07394). Differs: a loss below the lower mean is at least as probably clean as that mean, one
@@ -116,12 +84,10 @@ def divide(losses: Tensor, *, threshold: float = 0.5, seed: int = 0, where: Tens
     Memory: a few float64 numbers per image. The order of the images does not matter.
 
     Example:
-      >>> division = divide(torch.tensor([0.0, 0.05, 0.1, 0.9, 1.0]))
-      >>> division.is_reliable.tolist(), [round(mean, 2) for mean in division.means]
+      >>> clean, means = divide(torch.tensor([0.0, 0.05, 0.1, 0.9, 1.0]))
+      >>> (clean > 0.5).tolist(), [round(mean, 2) for mean in means]
       ([True, True, True, False, False], [0.05, 0.95])
     """
-    if not 0 <= threshold < 1:
-        raise ConfigError(f"threshold={threshold} is not a probability below 1", fix="use 0 to 1, 0.5 in Co-Reg")
     kept = _kept(losses, where)
     values = losses.detach()[kept].double()
     clean = torch.zeros(len(losses), device=losses.device)
@@ -133,106 +99,23 @@ def divide(losses: Tensor, *, threshold: float = 0.5, seed: int = 0, where: Tens
     else:
         clean[kept] = _probability_of_first(values, *mixture).float()
         means = mixture[0][0].item(), mixture[0][1].item()
-    return Division(clean, clean > threshold, means)
-
-
-def init_loss_history(n_rows: int, n_epochs: int = 5, device: torch.device | str | None = None) -> dict[str, Tensor]:
-    """An empty history of losses, for `push_loss_history` and `mean_loss_history`.
-
-    Args:
-      n_rows: N images.
-      n_epochs: >= 1, epochs remembered.
-      device: where it lies; None = the default device.
-
-    Returns: "losses" [N, n_epochs] float32, a ring, and "n_pushed", int64 scalar: epochs ever pushed.
-
-    Raises:
-      ConfigError: n_epochs < 1.
-
-    Example:
-      >>> {name: list(value.shape) for name, value in init_loss_history(1000).items()}
-      {'losses': [1000, 5], 'n_pushed': []}
-    """
-    if n_epochs < 1:
-        raise ConfigError(f"n_epochs={n_epochs} is too short", fix="use 1 or more, 5 in Co-Reg")
-    return {
-        "losses": torch.zeros(n_rows, n_epochs, device=device),
-        "n_pushed": torch.zeros((), dtype=torch.int64, device=device),
-    }
-
-
-def push_loss_history(history: Mapping[str, Tensor], losses: Tensor) -> dict[str, Tensor]:
-    """Remember the losses of one epoch; the oldest epoch makes room.
-
-    Args:
-      history: from `init_loss_history` or an earlier push; left as it is.
-      losses: [N] float, 0 to 1 (`min_max`), in the order of the rows.
-
-    Returns: the new history, on the device of ``losses``.
-
-    Raises:
-      DataError: another number of rows.
-
-    Example:
-      >>> history = push_loss_history(init_loss_history(2, n_epochs=2), torch.tensor([0.5, 1.0]))
-      >>> history["losses"].tolist(), history["n_pushed"].item()
-      ([[0.5, 0.0], [1.0, 0.0]], 1)
-    """
-    table, n_pushed = history["losses"].to(losses.device), history["n_pushed"].to(losses.device)
-    if losses.shape != table.shape[:1]:
-        raise DataError(
-            f"losses have shape {list(losses.shape)}, the history has {len(table)} rows",
-            fix="pass one loss for every row of the training table",
-        )
-    place = (n_pushed % table.shape[1]).reshape(1)
-    return {"losses": table.index_copy(1, place, losses.detach().float()[:, None]), "n_pushed": n_pushed + 1}
-
-
-def mean_loss_history(history: Mapping[str, Tensor]) -> Tensor:
-    """Mean loss of each image over the epochs remembered, or over those so far if fewer.
-
-    Args:
-      history: from `push_loss_history`.
-
-    Returns: [N] float32.
-
-    Raises:
-      ValueError: nothing was pushed yet.
-
-    Example:
-      >>> history = init_loss_history(2)
-      >>> for losses in (torch.tensor([0.0, 1.0]), torch.tensor([0.5, 0.0])):
-      ...     history = push_loss_history(history, losses)
-      >>> mean_loss_history(history).tolist()
-      [0.25, 0.5]
-    """
-    table, n_pushed = history["losses"], int(history["n_pushed"])
-    if n_pushed == 0:
-        raise ValueError("the history holds no losses yet: push those of an epoch first")
-    return table.sum(dim=1) / min(n_pushed, table.shape[1])  # places not filled yet hold 0
+    return clean, means
 
 
 def _kept(losses: Tensor, where: Tensor | None) -> Tensor:
-    if losses.dim() != 1 or (where is not None and where.shape != losses.shape):
-        raise DataError(
-            f"losses have shape {list(losses.shape)}, where {None if where is None else list(where.shape)}",
-            fix="pass losses [N] and where [N]",
-        )
     finite = losses.detach().isfinite()
     return finite if where is None else finite & where
 
 
 def _fit(values: Tensor, *, seed: int) -> tuple[Tensor, Tensor, Tensor] | None:
     """Means, variances and weights [2] of the mixture, the lower mean first; None where there are no two groups."""
-    ordered = values.sort().values.cpu().numpy()
-    n_fitted = min(len(ordered), ROWS_MAX)
-    ordered = ordered[np.linspace(0, len(ordered) - 1, n_fitted).round().astype(np.int64)]
+    ordered = evenly_spread(values.sort().values, ROWS_MAX).cpu().numpy()
     mixture = GaussianMixture(n_components=2, max_iter=10, tol=1e-2, reg_covar=VARIANCE_ADDED, random_state=seed)
     with warnings.catch_warnings():
         # No news: ten rounds, the method's choice, may not converge, and equal losses make one group.
         warnings.simplefilter("ignore", ConvergenceWarning)
         mixture.fit(ordered[:, None])
-    if mixture.weights_.min() * n_fitted < 0.5 or np.ptp(mixture.means_) < GAP_MIN:
+    if mixture.weights_.min() * len(ordered) < 0.5 or np.ptp(mixture.means_) < GAP_MIN:
         return None
     order = mixture.means_[:, 0].argsort()
     found = (mixture.means_[:, 0], mixture.covariances_[:, 0, 0], mixture.weights_)
@@ -257,13 +140,8 @@ def sharpen(probs: Tensor, *, temperature: float) -> Tensor:
     """Make the probable classes more probable: p^(1 / temperature), renormalised.
 
     Args:
-      probs: [B, C] float >= 0, rows sum to 1.
+      probs: [B, C] float >= 0, rows sum to 1, as do those that come back.
       temperature: > 0; 1 changes nothing, towards 0 all goes to the most probable class.
-
-    Returns: [B, C] float, rows sum to 1.
-
-    Raises:
-      ConfigError: temperature <= 0.
 
     Source: Berthelot et al. 2019 (MixMatch, arXiv 1905.02249), Eq. (7).
 
@@ -271,54 +149,13 @@ def sharpen(probs: Tensor, *, temperature: float) -> Tensor:
       >>> [round(v, 4) for v in sharpen(torch.tensor([[0.75, 0.25]]), temperature=0.5)[0].tolist()]
       [0.9, 0.1]
     """
-    if not temperature > 0:
-        raise ConfigError(f"temperature={temperature} is not positive", fix="use a value > 0, 0.5 in Co-Reg")
     probs = _at_least_float32(probs)
     powers = (probs / probs.amax(dim=1, keepdim=True)).pow(1 / temperature)  # the largest stays 1: no underflow
     return powers / powers.sum(dim=1, keepdim=True)
 
 
-def align(probs: Tensor, *, running: Tensor, prior: Tensor | None = None) -> Tensor:
-    """Take out a network's lean towards some classes: p * prior / running, renormalised.
-
-    Args:
-      probs: [B, C] float >= 0, rows sum to 1.
-      running: [C] float >= 0, the mean of the network's own predictions (`mean_of`). A class below 1e-6 counts as 1e-6,
-        so that one never predicted is not divided by 0.
-      prior: [C] float >= 0, the shares that classes should have, in any unit; None = equal.
-
-    Returns: [B, C] float, rows sum to 1; a row with all its probability on classes of prior 0 comes back as it was.
-
-    Raises:
-      DataError: ``running`` or ``prior`` has not one entry per class.
-
-    Source: Wang et al. 2025 (arXiv 2506.03229); Berthelot et al. 2020 (ReMixMatch, arXiv 1911.09785), Sec. 3.1.
-
-    Example: a network that says the first class three times too often.
-      >>> align(torch.tensor([[0.75, 0.25]]), running=torch.tensor([0.75, 0.25])).tolist()
-      [[0.5, 0.5]]
-    """
-    for name, per_class in (("running", running), ("prior", prior)):
-        if per_class is not None and tuple(per_class.shape) != tuple(probs.shape[1:]):
-            raise DataError(
-                f"{name} has shape {list(per_class.shape)} for probs {list(probs.shape)}",
-                fix=f"pass {name} with one entry per class",
-            )
-    probs = _at_least_float32(probs)
-    factor = 1 / running.to(probs).clamp_min(RUNNING_MIN)
-    if prior is not None:
-        factor = factor * prior.to(probs)
-    return lifted(probs, factor)
-
-
 def lifted(probs: Tensor, lift: Tensor) -> Tensor:
-    """Probabilities times a factor per class, renormalised.
-
-    Args:
-      probs: [B, C] float >= 0, rows sum to 1.
-      lift: [C] float >= 0.
-
-    Returns: [B, C] float, rows sum to 1; a row with all its probability on classes of lift 0 comes back as it was.
+    """Probabilities [B, C] times a factor >= 0 per class [C], renormalised; a row with nothing left stays as it was.
 
     Example:
       >>> lifted(torch.tensor([[0.75, 0.25]]), torch.tensor([1.0, 3.0])).tolist()
@@ -329,70 +166,41 @@ def lifted(probs: Tensor, lift: Tensor) -> Tensor:
     return torch.where(total > 0, scaled / torch.where(total > 0, total, 1), probs)
 
 
-def init_history(n_classes: int, length: int, device: torch.device | str | None = None) -> dict[str, Tensor]:
-    """An empty history of a network's mean predictions, for `push_history` and `mean_of`.
+def init_history(width: int, length: int, device: torch.device | str | None = None) -> dict[str, Tensor]:
+    """An empty history of mean predictions [C] by batch or of losses [N] by epoch, of which ``length`` are remembered.
 
-    Args:
-      n_classes: C.
-      length: >= 1, batches remembered.
-      device: where it lies; None = the default device. `push_history` moves it to its predictions.
-
-    Returns: "means" [length, C] float32, a ring, and "n_pushed", int64 scalar: batches ever pushed.
-
-    Raises:
-      ConfigError: length < 1.
+    Returns: "means" [length, width] float32, a ring, and "n_pushed", int64 scalar: how often it was ever pushed.
 
     Example:
       >>> {name: list(value.shape) for name, value in init_history(10, 50).items()}
       {'means': [50, 10], 'n_pushed': []}
     """
-    if length < 1:
-        raise ConfigError(f"length={length} batches is too short", fix="use 1 or more, 50 in Co-Reg")
     return {
-        "means": torch.zeros(length, n_classes, device=device),
+        "means": torch.zeros(length, width, device=device),
         "n_pushed": torch.zeros((), dtype=torch.int64, device=device),
     }
 
 
-def push_history(history: Mapping[str, Tensor], probs: Tensor) -> dict[str, Tensor]:
-    """Remember the mean prediction of one batch; the oldest makes room.
+def push_history(history: Mapping[str, Tensor], values: Tensor) -> dict[str, Tensor]:
+    """The history with the mean of values [B, width], without gradients, in place of the oldest; on their device.
 
-    Args:
-      history: from `init_history` or an earlier push; left as it is.
-      probs: [B, C] float, rows sum to 1; no gradient is kept. An empty batch changes nothing.
-
-    Returns: the new history, on the device of ``probs``.
-
-    Raises:
-      DataError: another number of classes.
+    The one given stays as it is; an empty batch changes nothing.
 
     Example:
       >>> history = push_history(init_history(2, 50), torch.tensor([[1.0, 0.0], [0.5, 0.5]]))
       >>> history["means"][0].tolist(), history["n_pushed"].item()
       ([0.75, 0.25], 1)
     """
-    means, n_pushed = history["means"].to(probs.device), history["n_pushed"].to(probs.device)
-    if probs.dim() != 2 or probs.shape[1] != means.shape[1]:
-        raise DataError(
-            f"probs have shape {list(probs.shape)}, the history has {means.shape[1]} classes",
-            fix="pass probs [B, C] of the network that the history is of",
-        )
-    if len(probs) == 0:
+    means, n_pushed = history["means"].to(values.device), history["n_pushed"].to(values.device)
+    if len(values) == 0:
         return {"means": means, "n_pushed": n_pushed}
     place = (n_pushed % len(means)).reshape(1)
-    return {
-        "means": means.index_copy(0, place, probs.detach().float().mean(dim=0, keepdim=True)),
-        "n_pushed": n_pushed + 1,
-    }
+    mean = values.detach().float().mean(dim=0, keepdim=True)
+    return {"means": means.index_copy(0, place, mean), "n_pushed": n_pushed + 1}
 
 
 def mean_of(history: Mapping[str, Tensor]) -> Tensor:
-    """Mean prediction over the batches remembered.
-
-    Args:
-      history: from `push_history`.
-
-    Returns: [C] float32, sums to 1; uniform as long as nothing was pushed, which leaves `align` without effect.
+    """Mean [width] float32 of what is remembered; uniform with sum 1 as long as nothing was pushed.
 
     Example:
       >>> mean_of(init_history(4, 50)).tolist()
@@ -401,35 +209,6 @@ def mean_of(history: Mapping[str, Tensor]) -> Tensor:
     means, n_pushed = history["means"], history["n_pushed"]
     total = means.sum(dim=0) / n_pushed.clamp(min=1, max=len(means))  # places not filled yet hold 0
     return torch.where(n_pushed > 0, total, 1 / means.shape[1])
-
-
-def unreliable_targets(probs: Sequence[Tensor], *, temperature: float) -> Tensor:
-    """Targets of images whose candidates are not trusted: what networks and views say on average, sharpened.
-
-    Args:
-      probs: [B, C] float each, rows sum to 1: of both networks on every weak view.
-      temperature: > 0, see `sharpen`.
-
-    Returns: [B, C] float, rows sum to 1.
-
-    Raises:
-      DataError: no predictions, or of different shapes.
-      ConfigError: temperature <= 0.
-
-    Source: Wang et al. 2025 (arXiv 2506.03229), Sec. 4.2.
-
-    Example: the mean is [0.75, 0.25].
-      >>> views = [torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, 0.5]])]
-      >>> [round(v, 4) for v in unreliable_targets(views, temperature=0.5)[0].tolist()]
-      [0.9, 0.1]
-    """
-    if not probs or len({one.shape for one in probs}) > 1:
-        raise DataError(
-            f"predictions have shapes {[list(one.shape) for one in probs]}",
-            fix="pass one or more predictions [B, C] of the same images",
-        )
-    mean = torch.stack([_at_least_float32(one) for one in probs]).mean(dim=0)  # [V, B, C] -> [B, C]
-    return sharpen(mean, temperature=temperature)
 
 
 def reliable_targets(
@@ -447,10 +226,6 @@ def reliable_targets(
 
     Returns: [B, C] float, rows sum to 1.
 
-    Raises:
-      DataError: shapes do not fit.
-      ConfigError: temperature <= 0.
-
     Source: Wang et al. 2025 (arXiv 2506.03229), Sec. 4.2.
 
     Example: 0.5 * [1, 0] + 0.5 * [0.5, 0.5] = [0.75, 0.25].
@@ -459,12 +234,6 @@ def reliable_targets(
       >>> [round(v, 4) for v in targets[0].tolist()]
       [0.9, 0.1]
     """
-    if own_probs.shape != other_probs.shape or clean_probability.shape != own_probs.shape[:1]:
-        raise DataError(
-            f"own_probs {list(own_probs.shape)}, other_probs {list(other_probs.shape)} and clean_probability "
-            f"{list(clean_probability.shape)} do not fit",
-            fix="pass [B, C], [B, C] and [B] of the same images",
-        )
     own_probs = _at_least_float32(own_probs)
     share = clean_probability.to(own_probs.dtype)[:, None]
     return sharpen(share * other_probs + (1 - share) * own_probs, temperature=temperature)

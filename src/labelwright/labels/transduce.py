@@ -7,57 +7,24 @@ times a few classes (`transclip`) or not with the images at all (`top_confident`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from labelwright.errors import ConfigError, DataError
+from labelwright.labels.chunks import slices_of
 
-CELLS = 2**22  # numbers in the largest block that a chunk makes: 16 MiB of float32
 KEY_BLOCK = 8192  # images that others are compared with at a time
 KEPT_CLASSES = 16  # classes of one image whose probability is kept; exact when there are no more classes than that
+N_NEIGHBOURS = 3  # per image; 0 leaves neighbours out
+TEMPERATURE = 50.0  # divides the log-densities, which in D dimensions otherwise drown text and neighbours
+LABELLED_MASS = 0.2  # of all labelled images against all unlabelled ones (gamma); of one at least that of another image
+N_ITERATIONS = 10  # updates of the Gaussians
 INNER_STEPS = 5  # updates of the assignments per update of the Gaussians
 CONFIDENT = 8  # most confident images per class, whose mean starts its Gaussian (Sec. 3 of the paper)
 VARIANCE_MIN = 1e-6
 FIXED = 1e9  # lead of a known label over other classes, beyond what any number of neighbours can add
-
-
-@dataclass(frozen=True)
-class Transduced:
-    """What `transclip` found.
-
-    Attributes:
-      labels: [N] int64, the most probable class; a known label is kept.
-      confidence: [N] float32 in [0, 1], its probability; 1 for a known label.
-      classes: [N, K] int64 the K = min(C, 16) classes kept of each image, most probable first.
-      probs: [N, K] float32 their probabilities, rows sum to 1.
-      means: [C, D] float32 centre of each class.
-      variances: [D] float32 > 0, shared by all classes.
-      weight: [C, D] float32, and
-      bias: [C] float32: text and Gaussians together are a linear classifier (of one shared covariance, the square of
-        the features cancels), which is what `logits` applies.
-    """
-
-    labels: Tensor
-    confidence: Tensor
-    classes: Tensor
-    probs: Tensor
-    means: Tensor
-    variances: Tensor
-    weight: Tensor
-    bias: Tensor
-
-    def logits(self, feats: Tensor) -> Tensor:
-        """Scores of images that were not in the pool: the update of z without its neighbours.
-
-        Args:
-          feats: [B, D] float, unit norm.
-
-        Returns: [B, C] float32, any range.
-        """
-        return feats.float() @ self.weight.T + self.bias
 
 
 @dataclass(frozen=True)
@@ -76,16 +43,12 @@ def transclip(
     *,
     logit_scale: float,
     labels: Tensor | None = None,
-    n_neighbours: int = 3,
     lam: float = 1.0,
-    n_iterations: int = 10,
-    temperature: float = 50.0,
-    labelled_mass: float = 0.2,
-) -> Transduced:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Label a pool by the Gaussians of its classes, by each image's neighbours and by the text, all at once.
 
     Minimises, over the assignments z_i (rows of probabilities), the means mu and the shared diagonal covariance,
-    - sum_i z_i . log p_i / temperature - 1/2 sum_ij w_ij z_i . z_j + sum_i z_i . (log z_i - lam log y_i),
+    - sum_i z_i . log p_i / TEMPERATURE - 1/2 sum_ij w_ij z_i . z_j + sum_i z_i . (log z_i - lam log y_i),
     where p_i are the Gaussian densities, y_i the zero-shot probabilities and w_ij the cosine of nearest neighbours (the
     mean of both directions, zero elsewhere).
 
@@ -94,18 +57,10 @@ def transclip(
       text_feats: [C, D] float, unit norm, on the same device.
       logit_scale: > 0, multiplies the cosines to text.
       labels: [N] int, -1 = unknown; known ones stay as they are and pull the Gaussians. None: all unknown.
-      n_neighbours: >= 0, per image; 0 leaves neighbours out.
       lam: >= 0, how strongly the text holds; the paper takes 1 without labels and 0.5 with a few.
-      n_iterations: >= 1, updates of the Gaussians, each after 5 updates of the assignments.
-      temperature: > 0, divides the Gaussian log-densities, which in D dimensions otherwise drown text and neighbours.
-      labelled_mass: >= 0, weight of all labelled images together against all unlabelled ones, the paper's gamma; a
-        labelled image weighs at least as much as an unlabelled one.
 
-    Returns: `Transduced`, tensors on the device of ``feats``.
-
-    Raises:
-      DataError: shapes that do not go together, or a label that is no class.
-      ConfigError: a setting out of its range.
+    Returns: labels [N] int64, the most probable class, a known label as it is; and weight [C, D] and bias [C] of a
+      linear classifier: what text and Gaussians of one shared covariance say together, without neighbours.
 
     Source: Zanella et al. 2024 (arXiv 2406.01837), TransCLIP. Differs: the log-densities are divided by 50 (a small
     CLIP on 25,000 images of CIFAR-10 and 19,319 of GTSRB: accuracy 0.655 and 0.520; undivided 0.623 and 0.448); of each
@@ -118,79 +73,33 @@ def transclip(
       >>> feats = torch.stack([angles.cos(), angles.sin()], dim=1)
       >>> (feats @ torch.eye(2)).argmax(dim=1).tolist()
       [0, 0, 0, 0, 1, 1, 1, 1]
-      >>> transclip(feats, torch.eye(2), logit_scale=2.0).labels.tolist()
+      >>> transclip(feats, torch.eye(2), logit_scale=2.0)[0].tolist()
       [0, 0, 0, 0, 0, 1, 1, 1]
     """
-    labels = _check(feats, text_feats, labels)
-    for name, value, is_good in (
-        ("logit_scale", logit_scale, logit_scale > 0),
-        ("n_neighbours", n_neighbours, n_neighbours >= 0),
-        ("lam", lam, lam >= 0),
-        ("n_iterations", n_iterations, n_iterations >= 1),
-        ("temperature", temperature, temperature > 0),
-        ("labelled_mass", labelled_mass, labelled_mass >= 0),
-    ):
-        if not is_good:
-            raise ConfigError(f"{name}={value} is out of range", fix="see the documentation of transclip for its range")
+    labels = torch.full((len(feats),), -1) if labels is None else labels
+    labels = labels.to(feats.device, torch.int64)
     n_labelled = int((labels >= 0).sum())
-    mass = max(1.0, labelled_mass * (len(labels) - n_labelled) / max(n_labelled, 1))
+    mass = max(1.0, LABELLED_MASS * (len(labels) - n_labelled) / max(n_labelled, 1))
     row_weights = torch.where(labels >= 0, mass, 1.0)
     text_weight = logit_scale * text_feats.float()
-    edges = _edges(feats, n_neighbours)
-
-    scores = _kept_scores(feats, labels, text_weight, torch.zeros_like(text_weight[:, 0]))
-    classes, probs = scores[0], scores[1].softmax(dim=1)
+    edges = _edges(feats, N_NEIGHBOURS)
+    classes, scores = _kept_scores(feats, labels, text_weight, torch.zeros_like(text_weight[:, 0]))
+    probs = scores.softmax(dim=1)
     means = _first_means(feats, labels, text_weight)
     variances = torch.full_like(means[0], 1 / feats.shape[1])
-    for _ in range(n_iterations):
-        precision = 1 / (variances * temperature)
-        weight = lam * text_weight + means * precision
-        bias = -0.5 * (means.square() * precision).sum(dim=1)
-        kept, scores_kept = _kept_scores(feats, labels, weight, bias)
+
+    def linear() -> tuple[Tensor, Tensor]:
+        precision = 1 / (variances * TEMPERATURE)
+        return lam * text_weight + means * precision, -0.5 * (means.square() * precision).sum(dim=1)
+
+    for _ in range(N_ITERATIONS):
+        kept, scores = _kept_scores(feats, labels, *linear())
         for _ in range(INNER_STEPS):
-            probs = _smooth(kept, scores_kept, classes, probs, edges, n_classes=len(text_feats))
+            probs = _smooth(kept, scores, classes, probs, edges, n_classes=len(text_feats))
             classes = kept
         means, variances = _gaussians(feats, classes, probs, row_weights, means)
-    precision = 1 / (variances * temperature)
-    confidence, order = probs.sort(dim=1, descending=True, stable=True)
-    classes = classes.gather(1, order)
-    return Transduced(
-        labels=classes[:, 0],
-        confidence=confidence[:, 0],
-        classes=classes,
-        probs=confidence,
-        means=means,
-        variances=variances,
-        weight=lam * text_weight + means * precision,
-        bias=-0.5 * (means.square() * precision).sum(dim=1),
-    )
-
-
-def _check(feats: Tensor, text_feats: Tensor, labels: Tensor | None) -> Tensor:
-    """Labels [N] int64 on the device of the features, or an error naming what does not fit."""
-    if (
-        feats.ndim != 2
-        or text_feats.ndim != 2
-        or feats.shape[1] != text_feats.shape[1]
-        or 0 in (*feats.shape, len(text_feats))
-    ):
-        shapes = f"{list(feats.shape)} and {list(text_feats.shape)}"
-        raise DataError(f"features {shapes} are not [N, D] and [C, D]", fix="embed images and texts with one model")
-    if labels is None:
-        return torch.full((len(feats),), -1, device=feats.device)
-    if labels.shape != feats.shape[:1] or int(labels.max()) >= len(text_feats) or int(labels.min()) < -1:
-        raise DataError(
-            f"labels {list(labels.shape)} are not one of -1..{len(text_feats) - 1} for each of {len(feats)} images",
-            fix="give a class index per image, -1 where it is unknown",
-        )
-    return labels.to(feats.device, torch.int64)
-
-
-def _chunks(n_rows: int, width: int) -> Iterator[slice]:
-    """Slices of rows, at most CELLS numbers each when a row is ``width`` wide."""
-    size = max(CELLS // max(width, 1), 1)
-    for start in range(0, n_rows, size):
-        yield slice(start, min(start + size, n_rows))
+    best = probs.sort(dim=1, descending=True, stable=True).indices[:, :1]
+    return classes.gather(1, best)[:, 0], *linear()
 
 
 def nearest_neighbours(feats: Tensor, *, n_neighbours: int) -> tuple[Tensor, Tensor]:
@@ -210,7 +119,7 @@ def nearest_neighbours(feats: Tensor, *, n_neighbours: int) -> tuple[Tensor, Ten
     n_rows = len(feats)
     n_neighbours = min(n_neighbours, n_rows - 1)
     found_sims, found_rows = [], []
-    for some in _chunks(n_rows, min(n_rows, KEY_BLOCK)):
+    for some in slices_of(n_rows, min(n_rows, KEY_BLOCK)):
         z = feats[some].float()
         own = torch.arange(some.start, some.stop, device=feats.device)
         sims = torch.full((len(z), n_neighbours), -torch.inf, device=feats.device)
@@ -246,7 +155,7 @@ def _first_means(feats: Tensor, labels: Tensor, text_weight: Tensor) -> Tensor:
     top = torch.empty(0, n_classes, device=feats.device)
     top_rows = torch.empty(0, n_classes, dtype=torch.int64, device=feats.device)
     sums, counts = torch.zeros_like(text_weight), torch.zeros_like(text_weight[:, 0])
-    for some in _chunks(len(feats), max(n_classes, n_feats)):
+    for some in slices_of(len(feats), max(n_classes, n_feats)):
         z = feats[some].float()
         best = log_odds(z @ text_weight.T).topk(min(CONFIDENT, len(z)), dim=0)
         both = torch.cat([top, best.values]), torch.cat([top_rows, best.indices + some.start])
@@ -267,7 +176,7 @@ def _kept_scores(feats: Tensor, labels: Tensor, weight: Tensor, bias: Tensor) ->
     n_kept = min(n_classes, KEPT_CLASSES)
     classes = torch.empty(len(feats), n_kept, dtype=torch.int64, device=feats.device)
     scores = torch.empty(len(feats), n_kept, device=feats.device)
-    for some in _chunks(len(feats), max(weight.shape)):
+    for some in slices_of(len(feats), max(weight.shape)):
         block = feats[some].float() @ weight.T + bias  # [B, C]
         known = (labels[some] >= 0).nonzero().squeeze(1)
         block[known] = -FIXED
@@ -281,7 +190,7 @@ def _smooth(kept: Tensor, scores: Tensor, classes: Tensor, probs: Tensor, edges:
     """One update of the assignments z on the kept classes [N, K], given the former z (classes, probs)."""
     renewed = torch.empty_like(scores)
     n_pulls = -(-len(edges.rows) // len(scores)) * classes.shape[1]  # numbers that reach an average image
-    for some in _chunks(len(scores), max(n_classes, n_pulls)):
+    for some in slices_of(len(scores), max(n_classes, n_pulls)):
         at = slice(int(edges.offsets[some.start]), int(edges.offsets[some.stop]))
         to = edges.neighbours[at]
         pull = torch.zeros(some.stop - some.start, n_classes, device=scores.device)
@@ -298,7 +207,7 @@ def _gaussians(
     n_classes, n_feats = means.shape
     sums, sizes = torch.zeros_like(means), torch.zeros_like(means[:, 0])
     squares = torch.zeros_like(means[0])
-    for some in _chunks(len(feats), max(n_classes, n_feats)):
+    for some in slices_of(len(feats), max(n_classes, n_feats)):
         z = feats[some].float()
         assigned = torch.zeros(len(z), n_classes, device=feats.device)
         assigned.scatter_(1, classes[some], probs[some] * row_weights[some, None])
@@ -325,9 +234,6 @@ def fpl_pseudolabels(
 
     Returns: rows [n] int64 and labels [n] int64, by class, most probable first.
 
-    Raises:
-      ConfigError: k < 1 or logit_scale <= 0.
-
     Source: Menghini et al. 2023 (arXiv 2306.01669), FPL; Huang et al. 2022 (arXiv 2204.03649), unsupervised prompts.
 
     Example:
@@ -336,8 +242,6 @@ def fpl_pseudolabels(
       >>> rows.tolist(), labels.tolist()
       ([1, 3], [0, 1])
     """
-    if logit_scale <= 0:
-        raise ConfigError(f"logit_scale={logit_scale} is not above 0", fix="use the model's own")
     weight = logit_scale * text_feats.float()
     return top_confident((log_odds(chunk.float() @ weight.T) for chunk in chunks), k=k)
 
@@ -369,15 +273,11 @@ def top_confident(chunks: Iterable[Tensor], *, k: int) -> tuple[Tensor, Tensor]:
     only when there are fewer than k images per class in all.
 
     Args:
-      chunks: [B, C] float scores of consecutive rows that compare across images and classes, such as `log_odds`; -inf =
-        never.
+      chunks: one or more; [B, C] float scores of consecutive rows that compare across images and classes, such as
+        `log_odds`; -inf = never.
       k: >= 1, images per class.
 
     Returns: rows [n] int64 positions in the stream and labels [n] int64, by class, most confident first.
-
-    Raises:
-      ConfigError: k < 1.
-      DataError: no chunk at all.
 
     Memory: the scores of the images held so far, k C x C, and of one chunk; nothing that grows with the pool.
 
@@ -387,8 +287,6 @@ def top_confident(chunks: Iterable[Tensor], *, k: int) -> tuple[Tensor, Tensor]:
       >>> rows.tolist(), labels.tolist()
       ([0, 2], [0, 1])
     """
-    if k < 1:
-        raise ConfigError(f"k={k} images per class is too few", fix="use 1 or more; 16 is usual")
     held: tuple[Tensor, Tensor, Tensor] | None = None  # scores [n, C], labels [n], rows [n]: images that hold a place
     n_seen = 0
     for chunk in chunks:
@@ -400,8 +298,7 @@ def top_confident(chunks: Iterable[Tensor], *, k: int) -> tuple[Tensor, Tensor]:
             scores, labels, rows = torch.cat([held[0], chunk]), torch.cat([held[1], labels]), torch.cat([held[2], rows])
         places, labels = _match(scores, labels, k=k)
         held = scores[places], labels, rows[places]
-    if held is None:
-        raise DataError("there are no images to choose from", fix="give at least one image")
+    assert held is not None
     return held[2], held[1]
 
 

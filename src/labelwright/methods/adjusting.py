@@ -19,7 +19,6 @@ def added(
     probs: Tensor,
     *,
     labels: Tensor | None = None,
-    prior: Tensor | None = None,
 ) -> tuple[Adjustment, State]:
     """What the named adjustments add in this step, and the state that has seen its rows.
 
@@ -28,7 +27,6 @@ def added(
       state: whose ``adjust["named"]`` is of `adjust.named.init`.
       probs: [n, C] float, predictions of this process's rows that count.
       labels: [n] int64 pseudolabels of these rows; None where the labels of all steps are known.
-      prior: [C] float, shares that the classes should have, where they have changed.
 
     Example: what is predicted of one row goes into the state.
       >>> even = torch.tensor([0.5, 0.5])
@@ -43,5 +41,5 @@ def added(
     counts = None
     if labels is not None:
         counts = gather_rows(torch.bincount(labels, minlength=len(predicted))[None]).sum(0)
-    found = named.update(state.adjust["named"], predicted=predicted, counts=counts, prior=prior)
+    found = named.update(state.adjust["named"], predicted=predicted, counts=counts)
     return named.adjustment(names, found), dataclasses.replace(state, adjust={**state.adjust, "named": found})

@@ -38,9 +38,10 @@ from torch import Tensor
 from labelwright.encoders.heads import ProjectedHead
 from labelwright.errors import ConfigError
 from labelwright.labels.candidate_beliefs import MISS, candidate_evidence
+from labelwright.labels.chunks import evenly_spread
 from labelwright.labels.gaussians import gaussian_beliefs
 from labelwright.methods.recipe import Begun, Recipe, check_is_pretrained
-from labelwright.train.settings import TrainSettings, require
+from labelwright.train.settings import TrainSettings, require_range
 from labelwright.types import BuildNet, Passes, State, Task
 
 INVERSE_PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)  # of the logistic regression, tried by cross-validation
@@ -64,10 +65,10 @@ class Config(TrainSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.n_dims >= 1, "n_dims", self.n_dims, "at least 1")
-        require(self.strength >= 0, "strength", self.strength, "0 or more")
-        require(0 <= self.shrinkage <= 1, "shrinkage", self.shrinkage, "in [0, 1]")
-        require(self.label_weight > 0, "label_weight", self.label_weight, "above 0")
+        require_range(self, "at least 1", "n_dims")
+        require_range(self, "0 or more", "strength")
+        require_range(self, "in [0, 1]", "shrinkage")
+        require_range(self, "above 0", "label_weight")
 
 
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
@@ -133,7 +134,8 @@ def principal(feats: Tensor, n_dims: int) -> tuple[Tensor, Tensor]:
       >>> mean.tolist(), directions.abs().tolist()
       ([3.0, 1.0], [[1.0, 0.0]])
     """
-    mean, moment = feats.double().mean(0), feats.new_zeros(feats.shape[1], feats.shape[1], dtype=torch.float64)
+    mean = feats.mean(0, dtype=torch.float64)
+    moment = mean.new_zeros(len(mean), len(mean))
     for some in torch.split(feats, 8192):
         off = some.double() - mean
         moment += off.T @ off
@@ -176,7 +178,7 @@ def regression(u: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor, Tenso
 def _inverse_penalty(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> float:
     """The one of `INVERSE_PENALTIES` under which labels left out are most likely, of classes with two or more."""
     order = np.argsort(y, kind="stable")
-    rows = order[np.linspace(0, len(y) - 1, min(len(y), MAX_TRIED_ROWS)).round().astype(np.int64)]
+    rows = evenly_spread(torch.from_numpy(order), MAX_TRIED_ROWS).numpy()
     counts = np.bincount(y[rows])
     rows = rows[counts[y[rows]] >= 2]
     if len(np.unique(y[rows])) < 2:

@@ -50,16 +50,16 @@ from labelwright.labels.main_set import competing_rows, grown, main_set_size, pr
 from labelwright.losses.classification import adjusted_cross_entropy
 from labelwright.methods.class_names import PoolSettings, allowed_classes, check_task
 from labelwright.methods.method import Views
+from labelwright.methods.recipe import Begun, plain_logits
 from labelwright.metrics.agreement import Watch, warnings_of, worse_than_names
 from labelwright.train.processes import mean_share
-from labelwright.train.settings import require
+from labelwright.train.settings import require, require_range
 from labelwright.types import (
     Batch,
     BuildNet,
     Clock,
     EpochPlan,
     Passes,
-    Prediction,
     State,
     StepResult,
     Stream,
@@ -95,12 +95,11 @@ class Config(PoolSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         named.names_of(self.adjust)
-        for key, least in {"start_size": 1, "shape_strength": 0, "patience_epochs": 0}.items():
-            require(getattr(self, key) >= least, key, getattr(self, key), f"at least {least}")
-        require(0 <= self.confidence <= 1, "confidence", self.confidence, "in [0, 1]")
+        require_range(self, "at least 1", "start_size")
+        require_range(self, "0 or more", "shape_strength", "patience_epochs")
+        require_range(self, "in [0, 1]", "confidence")
+        require_range(self, "above 0, or none", "residual_weight")
         require(self.margin_scale == "auto" or self.margin_scale >= 0, "margin_scale", self.margin_scale, "0 or more")
-        weight = self.residual_weight
-        require(weight is None or weight > 0, "residual_weight", weight, "above 0, or none")
 
 
 PRESETS: Mapping[str, Mapping[str, object]] = {
@@ -142,7 +141,7 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     return State({"main": main} if cfg.shared_adapter else {"main": main, "pseudo": adapters[2]}, adjust)
 
 
-def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State, Mapping[str, Any]]:
+def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     """Lines 1 to 5: align the classes with the images, believe, and pick the first main set."""
     main, allowed, open_rows = _main(state), allowed_classes(task, cfg.pool), task.labels < 0
     scale, names = main.towers.logit_scale, main.towers.text_feats().detach()
@@ -224,7 +223,7 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
     return StepResult(loss, max(n_kept, 1), state, {k: torch.as_tensor(v).detach() for k, v in logs.items()})
 
 
-def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int) -> tuple[State, Mapping[str, Any]]:
+def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int) -> Begun:
     """Margin, a look at how things go, and the main set; at the end the best state by cluster agreement comes back."""
     main, allowed, open_rows = _main(state), allowed_classes(task, cfg.pool), task.labels < 0
     memory, adjust = dict(state.memory), dict(state.adjust)
@@ -239,7 +238,7 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
         similarity = confusion.rescaled_similarity(t, prototypes(adapted, memory["main_labels"], task.n_classes))
         own = torch.where(allowed, counts, task.counts)  # a class without unlabelled images has its labelled ones
         paces = confusion.pace(own, expected, labelled_only=~allowed)
-        scale = float(cfg.margin_scale if cfg.margin_scale != "auto" else 12.0) * main.towers.logit_scale / 100
+        scale = cast(float, cfg.margin_scale) * main.towers.logit_scale / 100  # "auto" was replaced before training
         margin = cast(Tensor, confusion.confusion_margin(similarity, paces, scale=scale).pair_margin)  # Eq. (6)
     adjust["margin"] = margin
     if cfg.adjust:
@@ -269,9 +268,7 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
     return dataclasses.replace(state, adjust=adjust, memory=memory), logs
 
 
-def predict(cfg: Config, state: State, x: Tensor) -> Prediction:
-    """Logits of the main path without margins, which act in training only."""
-    return Prediction(_main(state)(x))
+predict = plain_logits  # of the main path; margins act in training only
 
 
 def _main(state: State) -> AlignedNet:

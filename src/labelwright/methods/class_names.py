@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from labelwright.errors import ConfigError
-from labelwright.train.settings import TrainSettings, require
+from labelwright.train.settings import TrainSettings, require_range
 from labelwright.types import Task
 
 Pool = Literal["any", "unseen"]
@@ -26,7 +26,7 @@ class PoolSettings(TrainSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.steps_per_epoch >= 1, "steps_per_epoch", self.steps_per_epoch, "at least 1")
+        require_range(self, "at least 1", "steps_per_epoch")
 
 
 def check_task(task: Task, name: str) -> None:

@@ -40,7 +40,7 @@ from torch import Tensor
 
 from labelwright.encoders.projection import ProjectedNet
 from labelwright.labels import purify
-from labelwright.labels.candidate_beliefs import estimate_prior, guessed_shares, information, rarely_guessed_warning
+from labelwright.labels.candidate_beliefs import describe_guesses, estimate_prior, guessed_shares, information
 from labelwright.labels.codivide import CoDivision, aligned_division, describe_divisions, read_beliefs
 from labelwright.labels.first_guess import first_guesses
 from labelwright.losses.candidates import informative_rows, negative_entropy, partial_cross_entropy
@@ -52,6 +52,7 @@ from labelwright.methods.coreg_losses import Learned, classification_losses, rep
 from labelwright.methods.coreg_settings import PARTNERS, partial_epochs, ramp_epochs, representation_epoch
 from labelwright.methods.coreg_settings import PRESETS as PRESETS
 from labelwright.methods.coreg_settings import Config as Config
+from labelwright.methods.recipe import Begun
 from labelwright.metrics.agreement import Watch
 from labelwright.metrics.diagnostics import division_warnings
 from labelwright.metrics.student import judge_student
@@ -73,6 +74,7 @@ from labelwright.types import (
 )
 
 N_DIMS = 128  # of the projections (Sec. 5.1)
+DIVIDED_EPOCHS = 5  # whose losses line 3 averages
 ALIGNED_BATCHES = 50  # that the mean prediction of line 2 runs over
 KEY_DECAY = 0.999  # share of the old weights that a momentum network keeps per step
 
@@ -91,27 +93,20 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
         "entropy_weight": information(task) ** 4 if cfg.entropy_weight is None else cfg.entropy_weight,
         "prototypes": torch.zeros(n_classes, N_DIMS, device=device),
         "recent": {name: purify.init_history(n_classes, ALIGNED_BATCHES, device) for name in names},
-        "divisions": {name: {"history": purify.init_loss_history(n, device=device)} for name in names},
+        "divisions": {name: {"history": purify.init_history(n, DIVIDED_EPOCHS, device)} for name in names},
     }
     if averages:
         memory["queues"] = {name: init_queue(cfg.queue_size, N_DIMS, device) for name in names}
     return State(nets=nets, averages=averages, memory=memory)
 
 
-def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State, Mapping[str, Any]]:
+def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     """The class prior, from the guesses; clusters to hold the answers against, where there are any."""
-    shares = guessed_shares(task)
-    prior, rarely_guessed, is_rebalanced = estimate_prior(shares)
+    prior, rarely_guessed, is_rebalanced = estimate_prior(guessed_shares(task))
     memory = dict(state.memory)
     if cfg.prior == "auto":
         memory["prior"] = prior
-    logs: dict[str, Any] = {
-        "guessed_frac": [round(float(s), 5) for s in shares],
-        "prior": [round(float(p), 5) for p in memory["prior"]],
-        "class_names": list(task.class_names),
-        "rarely_guessed": [task.class_names[c] for c in rarely_guessed],
-        "warnings": rarely_guessed_warning(task.class_names, rarely_guessed, is_rebalanced=is_rebalanced),
-    }
+    logs = describe_guesses(task, memory["prior"], rarely_guessed, is_rebalanced=is_rebalanced)
     if task.clusters is not None:
         watch = Watch.of_clusters(task.clusters, first_guesses(task))
         memory["watch"] = watch.to_dict()
@@ -155,7 +150,7 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
                 both = own if partner == name or key == "p" else own + _looks(state, partner, batch.views[: len(weak)])
             mean += (reliable_frac if key == "p" else 1 - reliable_frac) * torch.cat(own).mean(0)
             if key == "u":
-                targets.append(purify.unreliable_targets(both, temperature=cfg.temperature))  # 6
+                targets.append(purify.sharpen(torch.stack(both).mean(0), temperature=cfg.temperature))  # 6
                 continue
             beliefs, clean = read_beliefs(word["beliefs"], batch.rows, task.n_classes), word["clean"][batch.rows]
             own_mean = torch.stack(own).mean(0)
@@ -171,7 +166,7 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
     return StepResult(sum(losses, torch.zeros(())), n_kept, dataclasses.replace(state, memory=memory), logs)
 
 
-def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int) -> tuple[State, Mapping[str, Any]]:
+def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int) -> Begun:
     """Divide anew, start the keys from the queries again, and at the end look at what both networks say together."""
     if epoch + 1 < partial_epochs(cfg):
         return state, {}
@@ -240,7 +235,7 @@ def _losses(
         cast(ProjectedNet | None, state.nets.get(f"{name}_key")),
         prototypes=memory["prototypes"],
         queue=memory["queues"][name] if "queues" in memory else None,
-        rule=cfg.rule,
+        rule=cfg.contrastive_rule,
         weights=(cfg.prototype_weight, cfg.contrastive_weight),
     )
     if queue is not None:

@@ -30,26 +30,29 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from labelwright.encoders.heads import MlpHead
 from labelwright.errors import ConfigError
 from labelwright.labels import purify
-from labelwright.labels.candidate_beliefs import candidate_beliefs, guessed_shares, rarely_guessed_warning
+from labelwright.labels.candidate_beliefs import candidate_beliefs, describe_guesses
 from labelwright.labels.codivide import CoDivision, aligned_division, describe_divisions, read_beliefs
 from labelwright.labels.first_guess import first_guesses
 from labelwright.losses.classification import soft_cross_entropy
 from labelwright.losses.soft_targets import squared_error_of_probs
 from labelwright.methods.baselines.candidate_sets import CandidateSettings, check_task, new_net, plan_of_all
+from labelwright.methods.open_world import put_in
+from labelwright.methods.recipe import Begun, plain_logits
 from labelwright.metrics.agreement import Watch
 from labelwright.metrics.diagnostics import division_warnings
 from labelwright.metrics.student import judge_student
 from labelwright.train.processes import mean_share
-from labelwright.train.settings import require
-from labelwright.types import Batch, BuildNet, Clock, EpochPlan, Passes, Prediction, State, StepResult, Task
+from labelwright.train.settings import require_range
+from labelwright.types import Batch, BuildNet, Clock, Passes, State, StepResult, Task
 
+DIVIDED_EPOCHS = 5  # whose losses line 3 averages
 START_STRENGTH = 0.15  # logits of the start over the log densities of the Gaussians
 TEMPERATURE = 0.5  # of the sharpening (Sec. 5.1)
 MOVED_FRAC = 0.002  # of the answers, below which an epoch counts as having changed nothing
 STILL_EPOCHS = 2  # such epochs in a row end the training
+REMEDY = "change guess_strength, or verify a few labels"  # where no guess is trusted, or every one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +67,7 @@ class Config(CandidateSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.guess_strength >= 0, "guess_strength", self.guess_strength, "0 or more")
+        require_range(self, "0 or more", "guess_strength")
 
 
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
@@ -75,39 +78,28 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
             "coreg_frozen learns on frozen features, and this backbone is trained",
             fix="use --method coreg, or freeze it: --freeze 'backbone.*'",
         )
-    history = purify.init_loss_history(len(task.labels), device=task.labels.device)
+    history = purify.init_history(len(task.labels), DIVIDED_EPOCHS, task.labels.device)
     memory = {"is_frozen": True, "division": {"history": history}, "n_still": 0}
     return State(nets={"main": new_net(cfg, task, build_net)}, memory=memory)
 
 
-def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State, Mapping[str, Any]]:
+def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     """Line 1, the clusters of line 8, and the first division."""
     everything = torch.arange(len(task.labels))
     # Half precision, as a store keeps them: all features are held at once.
     feats = torch.cat([z.half() for _, z in passes("main", everything, output="feats")])
     start = candidate_beliefs(feats, task)
-    put_in(state, START_STRENGTH * start.beliefs.weight, START_STRENGTH * start.beliefs.bias)
+    put_in(state.nets["main"], START_STRENGTH * start.beliefs.weight, START_STRENGTH * start.beliefs.bias)
     watch = Watch.start(feats, task.n_classes, first_guesses(task))
     memory = {**state.memory, "watch": watch.to_dict(), "prior": start.beliefs.prior, "miss": start.miss}
     memory |= {"is_prior_known": start.is_rebalanced}
     state, divided = _divided(cfg, task, dataclasses.replace(state, memory=memory), passes, epoch=-1)
-    logs = {
-        "guessed_frac": [round(float(share), 5) for share in guessed_shares(task)],
-        "annotator_agreement": watch.zero_shot_agreement,
-        "miss": [round(float(miss), 4) for miss in start.miss],
-        "prior": [round(float(share), 5) for share in start.beliefs.prior],
-        "class_names": list(task.class_names),
-        "rarely_guessed": [task.class_names[c] for c in start.rarely_guessed],
-        "reliable_frac": divided["reliable_frac"],
-        "in_set_frac": divided["in_set_frac"],
-        "warnings": rarely_guessed_warning(task.class_names, start.rarely_guessed, is_rebalanced=start.is_rebalanced),
-    }
-    return state, logs
+    logs = describe_guesses(task, start.beliefs.prior, start.rarely_guessed, is_rebalanced=start.is_rebalanced)
+    logs |= {"annotator_agreement": watch.zero_shot_agreement, "miss": [round(float(miss), 4) for miss in start.miss]}
+    return state, logs | {key: divided[key] for key in ("reliable_frac", "in_set_frac")}
 
 
-def plan(cfg: Config, task: Task, state: State, epoch: int) -> EpochPlan:
-    """Every image once; nothing after line 7."""
-    return EpochPlan({}, 0) if is_still(state) else plan_of_all(cfg, task, state, epoch)
+plan = plan_of_all  # every image once
 
 
 def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], clock: Clock) -> StepResult:
@@ -127,38 +119,16 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
     return StepResult(loss_p + loss_u, len(batch.rows), state, logs)  # 6
 
 
-def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int) -> tuple[State, Mapping[str, Any]]:
+def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int) -> Begun:
     """Divide anew and look whether the answers still move; line 8 once they do not, or at the end."""
-    if is_still(state):
-        return state, {}
     state, logs = _divided(cfg, task, state, passes, epoch=epoch)
-    if epoch + 1 == cfg.epochs or is_still(state):
+    logs["stop"] = state.memory["n_still"] >= STILL_EPOCHS  # 7
+    if logs["stop"] or epoch + 1 == cfg.epochs:
         logs |= _kept(task, state, logs)
     return state, logs
 
 
-def predict(cfg: Config, state: State, x: Tensor) -> Prediction:
-    """Plain logits: the guesses and the class prior act in training only."""
-    return Prediction(state.nets["main"](x))
-
-
-def is_still(state: State) -> bool:
-    """Whether the answers have stopped moving, line 7.
-
-    Example:
-      >>> [is_still(State({}, memory={"n_still": n})) for n in range(STILL_EPOCHS + 1)]
-      [False, False, True]
-    """
-    return bool(state.memory["n_still"] >= STILL_EPOCHS)
-
-
-def put_in(state: State, weight: Tensor, bias: Tensor) -> None:
-    """Make a linear classifier of the features, weight [C, D] and bias [C], of the head; its trunk stays."""
-    head: Any = cast(Any, state.nets["main"]).head
-    linear = head.linear if isinstance(head, MlpHead) else head
-    with torch.no_grad():
-        linear.weight.copy_(weight)
-        linear.bias.copy_(bias)
+predict = plain_logits  # the guesses and the class prior act in training only
 
 
 def _divided(cfg: Config, task: Task, state: State, passes: Passes, *, epoch: int) -> tuple[State, dict[str, Any]]:
@@ -184,7 +154,9 @@ def _divided(cfg: Config, task: Task, state: State, passes: Passes, *, epoch: in
         logs["moved_frac"] = float((found.predicted != before["predicted"]).float().mean())
         memory["n_still"] = memory["n_still"] + 1 if logs["moved_frac"] < MOVED_FRAC else 0
     memory.setdefault("first_divided", {key: logs[key] for key in ("reliable_frac", "in_set_frac")})
-    logs["warnings"] = division_warnings(logs, memory["first_divided"], epoch=epoch, has_guesses=found.n_divided > 0)
+    logs["warnings"] = division_warnings(
+        logs, memory["first_divided"], epoch=epoch, has_guesses=found.n_divided > 0, remedy=REMEDY
+    )
     return dataclasses.replace(state, memory=memory), logs
 
 
@@ -197,7 +169,7 @@ def _kept(task: Task, state: State, logs: Mapping[str, Any]) -> dict[str, Any]:
     if task.concepts is None or task.n_novel > 0:
         kept["warnings"][-1] += "; compare before you use it"
         return kept
-    put_in(state, task.concepts.logit_scale * task.concepts.feats, torch.zeros(task.n_classes))
+    put_in(state.nets["main"], task.concepts.logit_scale * task.concepts.feats, torch.zeros(task.n_classes))
     trunk: Any = cast(Any, state.nets["main"]).head.from_hidden
     torch.nn.init.zeros_(trunk.weight)
     torch.nn.init.zeros_(trunk.bias)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from labelwright.losses.contrastive import Rule
 from labelwright.methods.baselines.candidate_sets import CandidateSettings
-from labelwright.train.settings import require
+from labelwright.train.settings import require_range
 
 RAMP_EPOCHS = 16  # over which lambda_u grows from 0; never more than a quarter of the epochs after line 1
 REPRESENTATION_AFTER_EPOCHS = 10  # after line 1, before lines 10 and 11 begin; never more than a quarter
@@ -39,19 +39,16 @@ class Config(CandidateSettings):
     unlabelled_weight: float = 10.0  # lambda_u at the end of its ramp
     prototype_weight: float = 0.1  # 0 = no prototypes (ablation)
     contrastive_weight: float = 0.1  # 0 = no contrastive loss (ablation)
-    rule: Rule = "cautious"  # who attracts and who is ignored, see losses.contrastive
+    contrastive_rule: Rule = "cautious"  # who attracts and who is ignored, see losses.contrastive
     queue_size: int = 8192  # keys
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("unlabelled_weight", "prototype_weight", "contrastive_weight", "mixup_alpha"):
-            require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
-        for key in ("partial_epochs", "entropy_weight"):
-            value = getattr(self, key)
-            require(value is None or value >= 0, key, value, "0 or more, or none")
-        require(self.temperature > 0, "temperature", self.temperature, "above 0")
-        require(self.queue_size >= 1, "queue_size", self.queue_size, "at least 1")
-        require(0 <= self.threshold < 1, "threshold", self.threshold, "in [0, 1)")
+        require_range(self, "0 or more", "unlabelled_weight", "prototype_weight", "contrastive_weight", "mixup_alpha")
+        require_range(self, "0 or more, or none", "partial_epochs", "entropy_weight")
+        require_range(self, "above 0", "temperature")
+        require_range(self, "at least 1", "queue_size")
+        require_range(self, "in [0, 1)", "threshold")
 
 
 PRESETS: Mapping[str, Mapping[str, object]] = {

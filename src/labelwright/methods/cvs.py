@@ -45,10 +45,11 @@ from labelwright.data import splits
 from labelwright.losses.classification import adjusted_cross_entropy
 from labelwright.losses.mixup import mixup
 from labelwright.methods.adjusting import added
+from labelwright.methods.recipe import Begun, nothing_before, plain_logits
 from labelwright.train.plans import steps_for
 from labelwright.train.processes import gather_rows, mean_share
 from labelwright.train.seeds import generator
-from labelwright.train.settings import TrainSettings, require
+from labelwright.train.settings import TrainSettings, require, require_range
 from labelwright.types import (
     Average,
     Batch,
@@ -56,12 +57,14 @@ from labelwright.types import (
     Clock,
     EpochPlan,
     Passes,
-    Prediction,
     State,
     StepResult,
     Stream,
     Task,
 )
+
+PLAIN_FRAC = 0.05  # share of the epochs with plain cross-entropy at the start (reference: 10 of 200)
+SAMPLES_PER_CLASS = 1000  # kappa_from="batches": newest rows kept per true class (reference)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,20 +77,16 @@ class Config(TrainSettings):
     # T0: share of the epochs after which CLA + re-weighting replace MLA. None = 0.8 from 100 epochs on (reference: 160
     # of 200) and 0.5 below: phase 2 of a short run is over before it has moved anything (docs/results, switch).
     switch_frac: float | None = None
-    plain_frac: float = 0.05  # share of the epochs with plain cross-entropy at the start (reference: 10 of 200)
     kappa_from: Literal["heldout", "batches", "none"] = "heldout"  # rows that the slopes are fitted on
     heldout_frac: float = 0.1  # share of each class held out of phase 1; none of a class that would lose twice that
     heldout_min_rows: int = 10  # per class on average; a smaller slice is not held out, kappa stays 1 (reference: 10)
-    kappa_against: Literal["confidence", "logit"] = "confidence"  # of kappa*; the paper's text says logit
     # kappa is the slope, as the paper's text has it, or 1 / slope, as the reference run takes it. Only the slope makes
     # an overconfident class harder to predict; with its inverse it feeds on itself (docs/results, kappa).
     kappa_is: Literal["slope", "inverse_slope"] = "slope"
     kappa_net_decay: float = 0.99  # slopes are read off the weights averaged with this decay per step; 0 = the weights
-    kappa_fit: Literal["least_squares", "huber"] = "least_squares"  # huber: bins off the line count less (App. C.5)
     kappa_shrink: float | None = 1.0  # strength of the shrinkage toward the pooled slope; None = off
-    kappa_clamp: tuple[float, float] = (0.3, 3.0)  # reference: 0.05,0.2
+    kappa_clamp: tuple[float, float] = (0.3, 3.0)  # of 1 / slope: the slope is 1/3 to 3.33 (reference: 0.05,0.2)
     kappa_decay: float = 0.9  # moving average per 1/200 of the training (reference: per epoch of 200)
-    samples_per_class: int = 1000  # kappa_from="batches": newest rows kept per true class (reference)
     view: Literal["weak", "strong"] = "weak"  # augmentation of the training images
     mixup_alpha: float = 0.0  # Beta(alpha, alpha) mixing of images; 0 = off
     adjust: str | None = None  # adjustments added to those of lines 4 and 8, e.g. pace+la: names of adjust.named
@@ -95,20 +94,15 @@ class Config(TrainSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         named.names_of(self.adjust)
-        for key in ("gamma", "tau", "rho", "mixup_alpha"):
-            require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
-        for key in ("plain_frac", "kappa_decay", "switch_frac"):
-            value = getattr(self, key)
-            require(value is None or 0 <= value <= 1, key, value, "in [0, 1]")
-        require(0 < self.heldout_frac < 1, "heldout_frac", self.heldout_frac, "in (0, 1)")
-        require(0 <= self.kappa_net_decay < 1, "kappa_net_decay", self.kappa_net_decay, "in [0, 1)")
-        require(self.samples_per_class >= 1, "samples_per_class", self.samples_per_class, "at least 1")
+        require_range(self, "0 or more", "gamma", "tau", "rho", "mixup_alpha", "heldout_min_rows")
+        require_range(self, "0 or more, or none", "kappa_shrink")
+        require_range(self, "in [0, 1], or none", "switch_frac")
+        require_range(self, "in [0, 1]", "kappa_decay")
+        require_range(self, "in (0, 1)", "heldout_frac")
+        require_range(self, "in [0, 1)", "kappa_net_decay")
         low_high = self.kappa_clamp
         fine = len(low_high) == 2 and 0 < low_high[0] <= low_high[1]
         require(fine, "kappa_clamp", low_high, "two numbers, 0 < least <= greatest")
-        require(
-            self.kappa_shrink is None or self.kappa_shrink >= 0, "kappa_shrink", self.kappa_shrink, "0 or more, or none"
-        )
 
 
 PRESETS: Mapping[str, Mapping[str, object]] = {
@@ -131,9 +125,17 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     adjust: dict[str, Any] = {"kappa_multiplicative": ones, "kappa_additive": ones.clone()}
     if cfg.adjust:
         adjust["named"] = named.init(task.counts, fixed.prior(task.counts))
-    memory: dict[str, Any] = {"heldout": _heldout(cfg, task), "tally": torch.zeros(4, device=ones.device), "losses": []}
+    counts = task.counts if bool(task.counts.any()) else torch.ones_like(task.counts)  # of none, the plan is refused
+    memory: dict[str, Any] = {
+        "heldout": _heldout(cfg, task),
+        "tally": torch.zeros(4, device=ones.device),
+        "losses": [],
+        "prior": fixed.prior(counts),
+        "class_weight": fixed.inverse_prior_weights(counts, power=cfg.rho),
+        "is_rare": counts.argsort(stable=True).argsort(stable=True) < max(1, task.n_classes // 3),
+    }
     if cfg.kappa_from == "batches":
-        memory["rows"] = calibration.init_memory(task.counts, samples_per_class=cfg.samples_per_class)
+        memory["rows"] = calibration.init_memory(task.counts, samples_per_class=SAMPLES_PER_CLASS)
     nets, averages = {"main": build_net(task.n_classes)}, {}
     if cfg.kappa_from == "heldout" and cfg.kappa_net_decay > 0:
         nets["average"] = copy.deepcopy(nets["main"])
@@ -143,9 +145,7 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     return State(nets=nets, adjust=adjust, memory=memory, averages=averages)
 
 
-def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State, Mapping[str, Any]]:
-    """Nothing: everything is known before the first pass."""
-    return state, {}
+begin = nothing_before
 
 
 def plan(cfg: Config, task: Task, state: State, epoch: int) -> EpochPlan:
@@ -163,28 +163,29 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
     x, labels = batches["train"].x, batches["train"].labels
     mixed = mixup(x, labels, alpha=cfg.mixup_alpha, generator=generator(clock.seed, "mixup", clock.epoch, clock.step))
     logits = state.nets["main"](mixed.x)
-    prior, adjust = fixed.prior(task.counts), state.adjust
+    prior, adjust = state.memory["prior"], state.adjust
     adjustment, weight = Adjustment(), None
     if clock.epoch >= switch_epoch(cfg):
         adjustment = fixed.additive_adjustment(prior, adjust["kappa_additive"], strength=cfg.tau)  # 8
-        weight = fixed.inverse_prior_weights(task.counts, power=cfg.rho)  # 9
-    elif clock.epoch_frac >= cfg.plain_frac * cfg.epochs:
+        weight = state.memory["class_weight"]  # 9
+    elif clock.epoch_frac >= PLAIN_FRAC * cfg.epochs:
         adjustment = fixed.multiplicative_adjustment(prior, adjust["kappa_multiplicative"], power=cfg.gamma)  # 4
-    more, state = added(cfg.adjust, state, logits.detach().float().softmax(1))
-
-    def loss_of(targets: Tensor) -> Tensor:
-        return adjusted_cross_entropy(logits, targets, adjustment + more, class_weight=weight)
-
-    loss = mixed.lam * loss_of(labels) + (1 - mixed.lam) * loss_of(labels[mixed.permutation])
+    if cfg.adjust:
+        more, state = added(cfg.adjust, state, logits.detach().float().softmax(1))
+        adjustment += more
+    loss = adjusted_cross_entropy(logits, labels, adjustment, class_weight=weight)
+    if mixed.lam < 1:
+        other = adjusted_cross_entropy(logits, labels[mixed.permutation], adjustment, class_weight=weight)
+        loss = mixed.lam * loss + (1 - mixed.lam) * other
     right = (logits.detach().argmax(1) == labels).float()
     if weight is not None:
         loss = loss * mean_share(weight[labels].sum())  # several processes: one weighted mean
-    memory = _remember(cfg, task, state, logits.detach().float(), labels, right, loss.detach())
+    memory = _remember(cfg, state, logits.detach().float(), labels, right, loss.detach())
     new_state = dataclasses.replace(state, memory=memory)
     return StepResult(loss, len(labels), new_state, {"train_accuracy": right.mean()})
 
 
-def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int) -> tuple[State, Mapping[str, Any]]:
+def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int) -> Begun:
     """Re-estimate both slopes; in phase 2 those of the held-out slice stay as they were: it is being fitted now."""
     logs: dict[str, Any] = {"phase": 2 if epoch >= switch_epoch(cfg) else 1}
     state = _watch(cfg, task, state, epoch, logs)
@@ -198,26 +199,22 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
     )
     decay = cfg.kappa_decay ** (200 / cfg.epochs)
     adjust = dict(state.adjust)
-    for name, against in (("kappa_additive", "confidence"), ("kappa_multiplicative", cfg.kappa_against)):
-        fit = calibration.slopes_from_rows(
-            scored["predicted"],
-            scored[against],
-            scored["correct"],
-            n_classes=task.n_classes,
-            against="logit" if against == "logit" else "confidence",
-            fit=cfg.kappa_fit,
-            shrink=cfg.kappa_shrink,
-            clamp=cfg.kappa_clamp,
-        )
-        kappa = fit.kappa if cfg.kappa_is == "inverse_slope" else 1 / fit.kappa
+    fit = calibration.slopes_from_rows(
+        scored["predicted"],
+        scored["confidence"],
+        scored["correct"],
+        n_classes=task.n_classes,
+        shrink=cfg.kappa_shrink,
+        clamp=cfg.kappa_clamp,
+    )
+    kappa = fit.kappa if cfg.kappa_is == "inverse_slope" else 1 / fit.kappa
+    for name in ("kappa_additive", "kappa_multiplicative"):
         adjust[name] = calibration.ema(adjust[name], kappa, decay=decay)
         logs[name] = [round(value, 4) for value in adjust[name].tolist()]
     return dataclasses.replace(state, adjust=adjust), logs
 
 
-def predict(cfg: Config, state: State, x: Tensor) -> Prediction:
-    """Plain logits: the prior went into the loss, so nothing is subtracted at test time."""
-    return Prediction(state.nets["main"](x))
+predict = plain_logits  # the prior went into the loss, so nothing is subtracted at test time
 
 
 def switch_epoch(cfg: Config) -> int:
@@ -250,10 +247,10 @@ def _heldout(cfg: Config, task: Task) -> Tensor:
 
 
 def _remember(
-    cfg: Config, task: Task, state: State, logits: Tensor, labels: Tensor, right: Tensor, loss: Tensor
+    cfg: Config, state: State, logits: Tensor, labels: Tensor, right: Tensor, loss: Tensor
 ) -> Mapping[str, Any]:
     """The memory with this batch in it: rows for the slopes, and the tally that `_watch` reads."""
-    rare = _is_rare(task)[labels]
+    rare = state.memory["is_rare"][labels]
     batch = torch.stack(
         [loss * len(labels), rare.new_tensor(len(labels), dtype=loss.dtype), right[rare].sum(), rare.sum()]
     )
@@ -261,11 +258,6 @@ def _remember(
     if cfg.kappa_from == "batches":
         memory["rows"] = calibration.push(memory["rows"], gather_rows(logits), gather_rows(labels))
     return memory
-
-
-def _is_rare(task: Task) -> Tensor:
-    """[C] bool: the third of the classes with the fewest images."""
-    return task.counts.argsort(stable=True).argsort(stable=True) < max(1, task.n_classes // 3)
 
 
 def _watch(cfg: Config, task: Task, state: State, epoch: int, logs: dict[str, Any]) -> State:
@@ -289,10 +281,10 @@ def _watch(cfg: Config, task: Task, state: State, epoch: int, logs: dict[str, An
 
 
 def _score_heldout(task: Task, state: State, passes: Passes) -> dict[str, Tensor]:
-    """What `calibration.rows_of` gives, for the held-out slice: predicted, confidence, logit, correct, each [H]."""
+    """Of the held-out slice: predicted, confidence and correct, each [H]."""
     parts: list[tuple[Tensor, ...]] = []
     for rows, logits in passes("average" if "average" in state.nets else "main", state.memory["heldout"]):
-        predicted, confidence, logit = calibration.score_rows(logits)
-        parts.append((predicted, confidence, logit, predicted == task.labels[rows]))
+        predicted, confidence, _ = calibration.score_rows(logits)
+        parts.append((predicted, confidence, predicted == task.labels[rows]))
     columns = [torch.cat(column) for column in zip(*parts, strict=True)]
-    return dict(zip(("predicted", "confidence", "logit", "correct"), columns, strict=True))
+    return dict(zip(("predicted", "confidence", "correct"), columns, strict=True))

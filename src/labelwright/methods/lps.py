@@ -16,10 +16,9 @@
 
 Symbols: pi=prior, pi_hat=estimate, C=margin_scale, t=share of the epochs that is over, eta=*_weight.
 Departures: (1) D as in the authors' run, `direction` has the printed one; (2) on frozen features, where nothing but a
-last layer learns, or if `start` asks for it, that layer starts from semi-supervised k-means and settles
-(labels/settle.py), and p of line 2 is shifted so that labelled and unlabelled images together have the prior's shares
-(`use_balance`);
-(3) several processes compute lines 4 to 9 over the whole batch.
+last layer learns, or if `start` asks for it, that layer starts from semi-supervised k-means and trains on its own
+answers (labels/self_training.py), and p of line 2 is shifted so that labelled and unlabelled images together have the
+prior's shares (`use_balance`); (3) several processes compute lines 4 to 9 over the whole batch.
 Command: labelwright fit photos/ --classes seen.txt --novel auto --model openai/clip-vit-base-patch32 --out RUN
 Measured: docs/benchmarks.md, `labelwright bench --table lps-cifar10` and `lps-gtsrb`.
 """
@@ -50,23 +49,23 @@ from labelwright.methods.open_world import (
     TrainedSettings,
     balance,
     expected_unlabelled,
+    from_clusters,
     gathered,
     moved_answers,
     n_seen,
     new_net,
-    pace_logs,
+    pace,
     plan_of_both,
     put_in,
     rows_of_both,
-    start_of,
     starts_by_clusters,
     state_of,
-    unlabelled_logits,
 )
+from labelwright.methods.recipe import Begun, plain_logits
 from labelwright.metrics.diagnostics import pace_warnings
 from labelwright.train.processes import gather_rows, sum_gradients
-from labelwright.train.settings import require
-from labelwright.types import Batch, BuildNet, Clock, EpochPlan, Passes, Prediction, State, StepResult, Task
+from labelwright.train.settings import require, require_range
+from labelwright.types import Batch, BuildNet, Clock, EpochPlan, Passes, State, StepResult, Task
 
 START_LR = 0.001  # of a run without `lr` whose last layer starts from clusters
 KAPPA_CLAMP = (0.1, 10.0)  # margin="cvs": slopes far from 1 come from a handful of rows
@@ -77,7 +76,7 @@ class Config(TrainedSettings):
     """Settings of LPS."""
 
     start: Literal["auto", "clusters", "none"] = "auto"  # last layer from k-means; auto: on frozen features
-    settle_rounds: int = 10  # after the start from clusters: rounds of labels/settle.py
+    self_training_rounds: int = 10  # after the start from clusters: rounds of labels/self_training.py
     seen_confidence: float = 0.95  # line 3, of targets that are seen classes (Sec. 4.1)
     novel_confidence: tuple[float, float] = (0.4, 0.8)  # line 3, of novel ones, at the first epoch and at the end
     margin: Literal["pace", "none", "ldam", "la", "cvs"] = "pace"  # line 5, or what else the counts ask for
@@ -94,14 +93,13 @@ class Config(TrainedSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         named.names_of(self.adjust)
-        require(self.settle_rounds >= 0, "settle_rounds", self.settle_rounds, "0 or more")
+        keys = ("self_training_rounds", "margin_scale", "clustering_weight", "contrastive_weight", "entropy_weight")
+        require_range(self, "0 or more", *keys)
+        require_range(self, "in [0, 1]", "seen_confidence")
+        require_range(self, "above 0", "temperature")
         ends = self.novel_confidence
         fine = len(ends) == 2 and all(0 <= c <= 1 for c in ends)
         require(fine, "novel_confidence", ends, "two numbers in [0, 1]")
-        require(0 <= self.seen_confidence <= 1, "seen_confidence", self.seen_confidence, "in [0, 1]")
-        for key in ("margin_scale", "clustering_weight", "contrastive_weight", "entropy_weight"):
-            require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
-        require(self.temperature > 0, "temperature", self.temperature, "above 0")
 
 
 PRESETS: Mapping[str, Mapping[str, object]] = {
@@ -118,7 +116,7 @@ PRESETS: Mapping[str, Mapping[str, object]] = {
 
 def schedule(cfg: Config, budget: Budget, given: Container[str]) -> Any:
     """That of its family, at `START_LR` where the last layer starts near where it ends."""
-    if "lr" not in given and cfg.settle_rounds > 0 and starts_by_clusters(cfg.start, is_frozen=budget.is_stored):
+    if "lr" not in given and cfg.self_training_rounds > 0 and starts_by_clusters(cfg.start, is_frozen=budget.is_stored):
         cfg = dataclasses.replace(cfg, lr=START_LR)
     return novel.schedule(cfg, budget, given)
 
@@ -135,14 +133,13 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     return dataclasses.replace(state, adjust=adjust)
 
 
-def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State, Mapping[str, Any]]:
+def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     """Departure (2): the last layer from k-means, the balance of what it says."""
     logs: dict[str, Any] = {}
     if starts_by_clusters(cfg.start, is_frozen=state.memory["is_frozen"]):
-        found = start_of(cfg, task, passes, n_rounds=cfg.settle_rounds)
-        put_in(state.nets["main"], found.weight, found.bias)
-        state = dataclasses.replace(state, memory={**state.memory, "prior": found.prior})
-        logs = {"start_inertia": found.clusters.inertia, "prior": [round(float(p), 5) for p in found.prior]}
+        layer, _, state, logs = from_clusters(cfg, task, state, passes, n_rounds=cfg.self_training_rounds)
+        put_in(state.nets["main"], *layer)
+        logs["prior"] = [round(float(p), 5) for p in state.memory["prior"]]
     state, facts = _looked(cfg, task, state, passes)
     return state, logs | facts
 
@@ -258,7 +255,7 @@ def terms(
     return found
 
 
-def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int) -> tuple[State, Mapping[str, Any]]:
+def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int) -> Begun:
     """How far the classes are, the failure signs, the balance of the next epoch, and whether there is to be one."""
     total, n_steps = state.memory["epoch_sums"].tolist()
     memory = {**state.memory, "divergences": [*state.memory["divergences"], total / max(n_steps, 1)]}
@@ -267,25 +264,25 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
     if cfg.margin == "cvs":
         state = dataclasses.replace(state, adjust={**state.adjust, "kappa": _kappa(task, state, passes)})
     state, facts = _looked(cfg, task, state, passes)
-    epochs = {"epoch": epoch, "n_epochs": cfg.epochs}
-    facts["warnings"] = pace_warnings(facts, memory["divergences"], n_named=n_seen(task), **epochs)
     starts_close = starts_by_clusters(cfg.start, is_frozen=state.memory["is_frozen"])
-    return state, facts | {"stop": starts_close and state.memory["n_still"] >= STILL_EPOCHS}
+    facts["stop"] = starts_close and state.memory["n_still"] >= STILL_EPOCHS
+    n_epochs = epoch + 1 if facts["stop"] else cfg.epochs
+    facts["warnings"] = pace_warnings(
+        facts, memory["divergences"], epoch=epoch, n_epochs=n_epochs, n_named=n_seen(task)
+    )
+    return state, facts
 
 
-def predict(cfg: Config, state: State, x: Tensor) -> Prediction:
-    """Plain logits: margins and balance act in training only."""
-    return Prediction(state.nets["main"](x))
+predict = plain_logits  # margins and balance act in training only
 
 
 def _looked(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State, dict[str, Any]]:
     """The pace of the classes on unlabelled images, and the balance of the targets if there is one."""
-    expected = expected_unlabelled(state.memory["prior"], task.counts, len(task.labels))
-    logits = unlabelled_logits(task, passes)
-    facts = pace_logs(logits, expected, n_seen(task))
+    logits, facts = pace(task, state, passes)
     memory = {**state.memory, **moved_answers(state.memory, logits)}
     starts_close = starts_by_clusters(cfg.start, is_frozen=memory["is_frozen"])
     if cfg.use_balance == "on" or (cfg.use_balance == "auto" and starts_close):
+        expected = expected_unlabelled(memory["prior"], task.counts, len(task.labels))
         memory["offset"] = balance(logits, expected, memory["offset"])
     return dataclasses.replace(state, memory=memory), facts
 

@@ -84,6 +84,16 @@ def views_of_pixels(cfg: Any, *, is_two_tower: bool) -> Views:
     return "pixels"
 
 
+def views_by_model(cfg: Any, *, is_two_tower: bool) -> Views:
+    """Embeddings of a two-tower model, else pixels."""
+    return "embeddings" if is_two_tower else "pixels"
+
+
+def views_of_features(cfg: Any, *, is_two_tower: bool) -> Views:
+    """Embeddings: the network stays as it is."""
+    return "embeddings"
+
+
 def as_configured(cfg: Any, budget: Budget, given: Container[str]) -> Any:
     """The schedule of the Config."""
     return cfg

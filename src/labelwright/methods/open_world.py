@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -20,11 +21,12 @@ from labelwright.data.situation import LONG_TAILED_RATIO
 from labelwright.encoders.heads import MlpHead
 from labelwright.encoders.layers import freeze_below
 from labelwright.errors import ConfigError
+from labelwright.labels.chunks import evenly_spread
 from labelwright.labels.kmeans import KMeans, semi_supervised_kmeans
-from labelwright.labels.settle import settle
+from labelwright.labels.self_training import self_train
 from labelwright.train.plans import steps_for
 from labelwright.train.processes import gather_queries
-from labelwright.train.settings import TrainSettings, require
+from labelwright.train.settings import TrainSettings, require, require_range
 from labelwright.types import Batch, BuildNet, EpochPlan, Passes, State, Stream, Task
 
 STILL_FRAC = 0.005  # of the answers on unlabelled images, below which an epoch counts as having moved none
@@ -52,7 +54,7 @@ class OpenWorldSettings(TrainSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.n_init >= 1, "n_init", self.n_init, "at least 1")
+        require_range(self, "at least 1", "n_init")
         shares = self.prior_shares
         fine = shares is None or (len(shares) > 0 and all(p >= 0 for p in shares) and sum(shares) > 0)
         require(fine, "prior_shares", shares, "shares of 0 or more, one per class")
@@ -139,11 +141,7 @@ def prior_of(cfg: OpenWorldSettings, task: Task, sizes: Tensor | None = None) ->
 def expected_unlabelled(prior: Tensor, counts: Tensor, n_rows: int) -> Tensor:
     """Shares of the classes among the unlabelled images, if labelled and unlabelled ones together have the prior's.
 
-    Args:
-      prior: [C] float, sums to 1.
-      counts: [C] int, labelled images.
-      n_rows: N, labelled and unlabelled images.
-
+    Args: prior [C], sums to 1; counts [C] of the labelled images; n_rows, labelled and unlabelled images.
     Returns: [C] float32, sums to 1; 0 for a class that has more labelled images than are expected.
 
     Example: 8 images, 4 of each class; two of the first class are labelled.
@@ -190,27 +188,15 @@ def starts_by_clusters(start: Literal["auto", "clusters", "none"], *, is_frozen:
     return start == "clusters" or (start == "auto" and is_frozen)
 
 
-@dataclass(frozen=True)
-class Start:
-    """A linear classifier on the features, and the shares of the classes that it goes with.
-
-    Attributes:
-      weight: [C, D], bias: [C].
-      prior: [C], see `prior_of`.
-      clusters: what k-means found.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    prior: Tensor
-    clusters: KMeans
-
-
-def start_of(cfg: OpenWorldSettings, task: Task, passes: Passes, *, n_rounds: int = 0) -> Start:
-    """A last layer to start from: nearest centroids of semi-supervised k-means, and ``n_rounds`` of `settle`.
+def from_clusters(
+    cfg: OpenWorldSettings, task: Task, state: State, passes: Passes, *, n_rounds: int = 0
+) -> tuple[tuple[Tensor, Tensor], KMeans, State, dict[str, Any]]:
+    """A last layer to start from: nearest centroids of semi-supervised k-means, and ``n_rounds`` of `self_train`.
 
     Logits of the centroids are START_SCALE * (c . z - |c|^2 / 2), z the unit features. For a layer that sees features
     of another norm, the weights are divided by its mean.
+
+    Returns: weight [C, D] and bias [C], what k-means found, the state with the prior that goes with it, what to log.
     """
     feats = torch.cat([z.float() for _, z in passes("main", torch.arange(len(task.labels)), output="feats")])
     norm, feats = feats.norm(dim=1).mean(), F.normalize(feats, dim=1)
@@ -222,38 +208,18 @@ def start_of(cfg: OpenWorldSettings, task: Task, passes: Passes, *, n_rounds: in
     weight = START_SCALE * found.centroids
     bias = -START_SCALE / 2 * found.centroids.square().sum(1)
     if n_rounds:
-        expected = expected_unlabelled(prior, task.counts, len(task.labels))
-        rows = _some_rows(task.labels)
-        weight, bias = settle(
-            feats[rows],
-            task.labels[rows],
-            weight,
-            bias,
-            balanced=lambda logits: balance(logits, expected),
-            n_rounds=n_rounds,
-        )
-    return Start(weight / norm, bias, prior, found)
-
-
-def from_clusters(
-    cfg: OpenWorldSettings, task: Task, state: State, passes: Passes
-) -> tuple[Start, State, dict[str, Any]]:
-    """`start_of`, the state with the prior that goes with it, and what to log."""
-    found = start_of(cfg, task, passes)
-    state = dataclasses.replace(state, memory={**state.memory, "prior": found.prior})
-    return found, state, {"start_inertia": found.clusters.inertia, "n_kmeans_steps": found.clusters.n_steps}
+        expected, rows = expected_unlabelled(prior, task.counts, len(task.labels)), _some_rows(task.labels)
+        balanced = partial(balance, expected=expected)
+        weight, bias = self_train(feats[rows], task.labels[rows], weight, bias, balanced=balanced, n_rounds=n_rounds)
+    state = dataclasses.replace(state, memory={**state.memory, "prior": prior})
+    return (weight / norm, bias), found, state, {"start_inertia": found.inertia, "n_kmeans_steps": found.n_steps}
 
 
 def _some_rows(labels: Tensor) -> Tensor:
     """Rows [n] int64: all, or of more than 2 `SAMPLE_ROWS` an evenly spread share, labelled and unlabelled alike."""
     kinds = [(labels >= 0).nonzero().flatten(), (labels < 0).nonzero().flatten()]
     share = min(1.0, 2 * SAMPLE_ROWS / len(labels))
-    return torch.cat([_spread(rows, max(1, round(share * len(rows)))) for rows in kinds if len(rows)])
-
-
-def _spread(rows: Tensor, n: int) -> Tensor:
-    """``n`` of the rows, evenly spread."""
-    return rows[torch.linspace(0, len(rows) - 1, min(n, len(rows)), device=rows.device).round().long()]
+    return torch.cat([evenly_spread(rows, max(1, round(share * len(rows)))) for rows in kinds if len(rows)])
 
 
 @torch.no_grad()
@@ -266,10 +232,10 @@ def put_in(net: nn.Module, weight: Tensor, bias: Tensor) -> None:
 
 
 @torch.no_grad()
-def unlabelled_logits(task: Task, passes: Passes, net: str = "main") -> Tensor:
+def unlabelled_logits(task: Task, passes: Passes) -> Tensor:
     """Logits [n, C] float32 of at most `SAMPLE_ROWS` unlabelled images, evenly spread over the table."""
     rows = (task.labels < 0).nonzero().flatten()
-    return torch.cat([logits.float() for _, logits in passes(net, _spread(rows, SAMPLE_ROWS).cpu())])
+    return torch.cat([logits.float() for _, logits in passes("main", evenly_spread(rows, SAMPLE_ROWS).cpu())])
 
 
 def balance(logits: Tensor, expected: Tensor, offset: Tensor | None = None) -> Tensor:
@@ -310,9 +276,7 @@ def pace(task: Task, state: State, passes: Passes, *, scale: float = 1.0) -> tup
 def moved_answers(memory: Mapping[str, Any], logits: Tensor) -> dict[str, Any]:
     """Memory of the answers on unlabelled images, and of the epochs in which next to none of them moved.
 
-    Args:
-      memory: of the state; "answers" [n] and "n_still" of the last look, if there was one.
-      logits: [n, C] of the same unlabelled images at each look.
+    The memory has "answers" [n] and "n_still" of the last look, if any; logits [n, C] are of the same images.
 
     Example:
       >>> memory = moved_answers({}, torch.eye(2))

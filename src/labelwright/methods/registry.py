@@ -39,16 +39,11 @@ from labelwright.methods.families.candidates import of_candidates
 from labelwright.methods.families.labels import of_labels
 from labelwright.methods.families.novel import of_novel
 from labelwright.methods.families.text import of_text
-from labelwright.methods.method import Method, Views, as_configured
+from labelwright.methods.method import Method, as_configured, views_of_features
 from labelwright.train.settings import TrainSettings, apply_overrides
 
 FROM_PIXELS: Mapping[str, Mapping[str, object]] = {"paper": {"views": "pixels"}}
 """What a published recipe that trains its network needs."""
-
-
-def embeddings(cfg: Any, *, is_two_tower: bool) -> Views:
-    """The network stays as it is: `Method.default_views` of what classifies frozen features."""
-    return "embeddings"
 
 
 METHODS: Mapping[str, Method] = {
@@ -77,9 +72,12 @@ METHODS: Mapping[str, Method] = {
     ),
     "coreg_frozen": of_candidates("Co-Reg on frozen features", coreg_frozen),
     "lps": of_novel("LPS", lps, presets=lps.PRESETS, run_presets=FROM_PIXELS, schedule=lps.schedule),
-    "beliefs": of_labels("Beliefs", beliefs.RECIPE, default_views=embeddings, schedule=as_configured),
+    "beliefs": of_labels("Beliefs", beliefs.RECIPE, default_views=views_of_features, schedule=as_configured),
     "cross_validated": of_labels(
-        "Long-tail family, cross-validated", cross_validated.RECIPE, default_views=embeddings, schedule=as_configured
+        "Long-tail family, cross-validated",
+        cross_validated.RECIPE,
+        default_views=views_of_features,
+        schedule=as_configured,
     ),
     "ce": of_labels("Cross-entropy", ce.RECIPE, frozen=ce.FROZEN),
     "class_balanced": of_labels("Class-balanced", class_balanced.RECIPE, frozen=class_balanced.FROZEN),

@@ -40,9 +40,10 @@ from torch import Tensor
 
 from labelwright.encoders.projection import ProjectedNet
 from labelwright.losses.contrastive import nt_xent
+from labelwright.methods.recipe import Begun, nothing_before, plain_logits
 from labelwright.train.plans import steps_for
 from labelwright.train.processes import gather_queries, sum_gradients
-from labelwright.train.settings import TrainSettings, require
+from labelwright.train.settings import TrainSettings, require, require_range
 from labelwright.types import (
     Batch,
     BuildNet,
@@ -50,7 +51,6 @@ from labelwright.types import (
     EpochPlan,
     Network,
     Passes,
-    Prediction,
     State,
     StepResult,
     Stream,
@@ -77,8 +77,8 @@ class Config(TrainSettings):
         require(
             self.batch_size >= 2, "batch_size", self.batch_size, "at least 2: an image is distinguished from others"
         )
-        require(self.temperature > 0, "temperature", self.temperature, "above 0")
-        require(self.n_dims >= 1, "n_dims", self.n_dims, "at least 1")
+        require_range(self, "above 0", "temperature")
+        require_range(self, "at least 1", "n_dims")
 
 
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
@@ -88,9 +88,7 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     return State(nets={"main": net}, memory=memory)
 
 
-def begin(cfg: Config, task: Task, state: State, passes: Passes) -> tuple[State, Mapping[str, Any]]:
-    """Nothing: there is nothing to know before the first step."""
-    return state, {}
+begin = nothing_before
 
 
 def plan(cfg: Config, task: Task, state: State, epoch: int) -> EpochPlan:
@@ -115,7 +113,7 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
     return StepResult(sum_gradients(loss), len(batch.rows), state, logs)
 
 
-def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int) -> tuple[State, Mapping[str, Any]]:
+def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int) -> Begun:
     """Say so when all images look alike to the projector, and no less so than an epoch ago."""
     alignment, cosine, n = state.memory["tally"].tolist()
     alignment, cosine, logs = alignment / max(n, 1), cosine / max(n, 1), dict[str, Any]()
@@ -128,9 +126,7 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
     return dataclasses.replace(state, memory=memory), logs
 
 
-def predict(cfg: Config, state: State, x: Tensor) -> Prediction:
-    """Logits [B, 1] of a last layer that has learnt nothing: there are no classes here."""
-    return Prediction(state.nets["main"](x))
+predict = plain_logits  # [B, 1], of a last layer that has learnt nothing: there are no classes here
 
 
 def _cosines(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

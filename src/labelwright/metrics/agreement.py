@@ -12,6 +12,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 
+from labelwright.labels.chunks import evenly_spread
 from labelwright.metrics.classification import imbalance
 
 ROWS_MAX = 50_000  # images that are clustered; more are thinned out evenly
@@ -109,7 +110,7 @@ def clusters_of(feats: Tensor, n_clusters: int) -> Tensor:
       (True, True)
     """
     n = len(feats)
-    rows = torch.linspace(0, n - 1, min(n, ROWS_MAX), dtype=torch.float64).long()
+    rows = evenly_spread(torch.arange(n), ROWS_MAX)
     z = feats[rows.to(feats.device)].float().cpu().numpy()
     n_distinct = min(n_clusters, len(np.unique(z, axis=0)))
     clusters = torch.full((n,), -1, dtype=torch.int64)

@@ -68,6 +68,7 @@ def division_warnings(
     epoch: int,
     has_guesses: bool = True,
     cosine_before: float = 1.0,
+    remedy: str = "change threshold, or warm up longer (partial_epochs)",
 ) -> list[str]:
     """The failure signs in an epoch's logs, in words.
 
@@ -77,6 +78,7 @@ def division_warnings(
       epoch: zero-based.
       cosine_before: mean cosine of the prototypes an epoch ago: they start alike, and have collapsed if they stay so.
       has_guesses: False where every label is verified and there is nothing to divide.
+      remedy: against a label collapse, by settings of the method.
 
     Example:
       >>> fine = {"reliable_frac": 0.7, "in_set_frac": 0.8, "prototype_cosine": 0.1}
@@ -95,7 +97,7 @@ def division_warnings(
         if has_guesses and share < COLLAPSED_FRAC:
             found.append(
                 f"label collapse: {all_or_none} of the guesses are trusted in epoch {epoch + 1} "
-                f"({logs['reliable_frac']:.1%}); change threshold, or warm up longer (partial_epochs)"
+                f"({logs['reliable_frac']:.1%}); {remedy}"
             )
     if logs["in_set_frac"] < first["in_set_frac"] - BIAS_FALL:
         found.append(

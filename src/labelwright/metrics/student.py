@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from labelwright.labels.chunks import chunks_of
 from labelwright.labels.first_guess import overturned, overturned_warning
-from labelwright.labels.gaussians import chunks_of
 from labelwright.metrics.agreement import Watch
 from labelwright.types import Task
 

@@ -52,9 +52,8 @@ def count_novel(
         facts = run.read(EVIDENCE_FILE)
         return int(facts["n_novel"]), facts
     labels = torch.from_numpy(table.labels.astype(np.int64))
-    facts = estimate_n_novel(
-        feats(), labels, n_seen=len(table.class_names), fewest=found[0], most=found[1], seed=seed
-    ).to_dict()
+    seen = len(table.class_names)
+    facts = estimate_n_novel(feats(), labels, n_seen=seen, fewest=found[0], most=found[1], seed=seed)
     if writes:
         run.write_json(EVIDENCE_FILE, facts)
     return int(facts["n_novel"]), facts

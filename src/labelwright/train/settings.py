@@ -10,7 +10,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -41,13 +41,15 @@ class TrainSettings:
     sam_late_from_frac: float = 0.8  # share of the epochs after which sam_radius_late applies
 
     def __post_init__(self) -> None:
-        require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
-        require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
-        require(self.lr > 0, "lr", self.lr, "above 0")
-        require(0 <= self.momentum < 1, "momentum", self.momentum, "in [0, 1)")
-        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
-        require(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "in (0, 1]")
-        require(self.sam_radius >= 0, "sam_radius", self.sam_radius, "0 or more")
+        require_range(self, "at least 1", "epochs", "batch_size")
+        require_range(self, "above 0", "lr")
+        require_range(self, "in [0, 1)", "momentum")
+        require_range(self, "0 or more", "weight_decay", "warmup_epochs", "max_grad_norm", "sam_radius")
+        require_range(self, "0 or more, or none", "sam_radius_late")
+        require_range(self, "in (0, 1]", "layer_decay")
+        require_range(self, "in [0, 1]", "sam_late_from_frac")
+        fine = all(0 <= frac <= 1 for frac in self.step_at_frac)
+        require(fine, "step_at_frac", self.step_at_frac, "shares of the epochs, each in [0, 1]")
         require(not self.nesterov or self.momentum > 0, "nesterov", self.nesterov, "false when momentum is 0")
 
 
@@ -69,6 +71,32 @@ def require(ok: bool, key: str, value: object, wanted: str) -> None:
     """
     if not ok:
         raise ConfigError(f"{key}={value} is not possible", fix=f"{key} must be {wanted}")
+
+
+RANGES: Mapping[str, Callable[[Any], bool]] = {
+    "0 or more": lambda value: value >= 0,
+    "above 0": lambda value: value > 0,
+    "at least 1": lambda value: value >= 1,
+    "in [0, 1]": lambda value: 0 <= value <= 1,
+    "in [0, 1)": lambda value: 0 <= value < 1,
+    "in (0, 1]": lambda value: 0 < value <= 1,
+    "in (0, 1)": lambda value: 0 < value < 1,
+}
+
+
+def require_range(cfg: object, wanted: str, *keys: str) -> None:
+    """Refuse settings outside one of `RANGES`; of "0 or more, or none" and the like None is inside.
+
+    Raises: see `require`.
+
+    Example:
+      >>> require_range(TrainSettings(), "0 or more, or none", "weight_decay", "sam_radius_late")
+    """
+    is_in = RANGES[wanted.removesuffix(", or none")]
+    for key in keys:
+        value = getattr(cfg, key)
+        is_none = value is None and wanted.endswith(", or none")
+        require(is_none or is_in(value), key, value, wanted)
 
 
 def setting_names(config: type[Any]) -> list[str]:

@@ -5,8 +5,7 @@ import io
 import pytest
 import torch
 
-from labelwright.errors import ConfigError
-from labelwright.labels.codivide import init_beliefs, read_beliefs, top_of, write_beliefs
+from labelwright.labels.codivide import init_beliefs, read_beliefs, write_beliefs
 
 ROUNDING = 1e-6  # float32 sums of up to 50 numbers below 1
 
@@ -84,7 +83,6 @@ def test_write_beliefs__the_last_of_many_classes_is_found_again(n_classes, dtype
     assert beliefs["classes"].dtype == dtype
     read = read_beliefs(beliefs, torch.tensor([0]), n_classes)
     torch.testing.assert_close(read, probs, atol=1e-8, rtol=1e-4)  # the sum of 32,767 float32
-    assert top_of(beliefs)[0].tolist() == [n_classes - 1]
 
 
 @pytest.mark.parametrize("keep", [3, 20])
@@ -117,27 +115,6 @@ def test_write_beliefs__half_precision_and_gradients(keep):
     assert torch.equal(read.argmax(1), probs.float().argmax(1))
 
 
-@pytest.mark.parametrize("keep", [1, 4, 12])
-def test_top_of__against_a_loop(keep):
-    probs = peaked(60, 12, seed=4)
-    labels, confidence = top_of(filled(probs, keep))
-    assert (labels.dtype, confidence.dtype) == (torch.int64, torch.float32)
-    for i in range(60):
-        best = max(range(12), key=lambda c: float(probs[i, c]))
-        assert labels[i] == best
-        assert confidence[i].item() == pytest.approx(float(probs[i, best]), rel=ROUNDING)
-
-
-@pytest.mark.parametrize("keep", [2, 12])
-def test_top_of__holds_nothing_of_the_table(keep):
-    beliefs = filled(peaked(5, 12), keep)
-    labels, confidence = top_of(beliefs)
-    before = labels.clone(), confidence.clone()
-    write_beliefs(beliefs, torch.arange(5), torch.full((5, 12), 1 / 12))
-    assert torch.equal(labels, before[0])
-    assert torch.equal(confidence, before[1])
-
-
 @pytest.mark.parametrize("keep", [3, 30])
 def test_beliefs__through_a_checkpoint(keep):
     beliefs = filled(peaked(8, 30), keep)
@@ -155,28 +132,6 @@ def test_init_beliefs__size_grows_with_what_is_kept_not_with_the_classes():
 
     assert n_bytes(100) == n_bytes(30_000) == 1000 * 8 * (4 + 2)
     assert n_bytes(5) == 1000 * 5 * 4
-
-
-@pytest.mark.parametrize("keep", [0, -1])
-def test_init_beliefs__keep_below_one(keep):
-    with pytest.raises(ConfigError, match=f"keep={keep} keeps no class") as error:
-        init_beliefs(2, 3, keep=keep)
-    assert error.value.fix
-
-
-def test_beliefs__shapes_that_do_not_fit():
-    sparse, exact = init_beliefs(3, 9, keep=4), init_beliefs(3, 4, keep=4)
-    rows = torch.tensor([0, 1])
-    with pytest.raises(ValueError, match=r"probs \[3, 9\] are not \[B, C\] for rows \[2\]"):
-        write_beliefs(sparse, rows, peaked(3, 9))
-    with pytest.raises(ValueError, match=r"probs \[2\] are not \[B, C\]"):
-        write_beliefs(sparse, rows, torch.ones(2))
-    with pytest.raises(ValueError, match="4 classes for a table that keeps 4 of more"):
-        write_beliefs(sparse, rows, peaked(2, 4))
-    with pytest.raises(ValueError, match="5 classes for a table of 4"):
-        write_beliefs(exact, rows, peaked(2, 5))
-    with pytest.raises(ValueError, match="3 classes for a table of 4"):
-        read_beliefs(exact, rows, 3)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -82,23 +82,22 @@ def test_choose_descriptions__good_ones_repair_and_useless_ones_are_refused():
 
 
 @pytest.mark.parametrize(("least_ratio", "chosen"), [(1.0, 0), (1.5, -1), (30.0, -1)])
-def test_choose_descriptions__a_name_that_fits_stays_unless_far_better(least_ratio, chosen):
+def test_choose_descriptions__a_name_that_fits_stays_unless_far_better(least_ratio, chosen, monkeypatch):
+    monkeypatch.setattr(module, "LEAST_RATIO", least_ratio)
     z, centres, _ = clumps(20, 4)
     names = centres.clone()
     names[1] = F.normalize(centres[1] + 0.5 * centres[0], dim=0)
     texts = none(4)
     texts[1] = centres[1:2]
-    found = choose_descriptions(
-        z, names, texts, is_mismatched=torch.zeros(4, dtype=torch.bool), least_ratio=least_ratio
-    )
+    found = choose_descriptions(z, names, texts, is_mismatched=torch.zeros(4, dtype=torch.bool))
     assert 1 < found.gains[1][0] < 1.5
     assert found.chosen[1].item() == chosen
     mismatched = torch.tensor([False, True, False, False])
-    again = choose_descriptions(z, names, texts, is_mismatched=mismatched, least_ratio=least_ratio)
+    again = choose_descriptions(z, names, texts, is_mismatched=mismatched)
     assert again.chosen[1] == 0, "of a mismatched class better is enough"
 
 
-def test_choose_descriptions__one_that_explains_next_to_nothing_is_useless():
+def test_choose_descriptions__one_that_explains_next_to_nothing_is_useless(monkeypatch):
     z, centres, _ = clumps(20, 4)
     names = centres.clone()
     names[0] = nonsense(centres, 1)[0]
@@ -109,7 +108,8 @@ def test_choose_descriptions__one_that_explains_next_to_nothing_is_useless():
     found = choose_descriptions(z, names, texts, is_mismatched=mismatched)
     assert found.gains[0][0] > 1, "better than the name"
     assert found.chosen[0] == -1
-    anything = choose_descriptions(z, names, texts, is_mismatched=mismatched, least_share=0.0)
+    monkeypatch.setattr(module, "LEAST_SHARE", 0.0)
+    anything = choose_descriptions(z, names, texts, is_mismatched=mismatched)
     assert anything.chosen[0] == 0
 
 
@@ -125,11 +125,12 @@ def test_choose_descriptions__two_classes_do_not_take_the_same_images():
 
 
 @pytest.mark.parametrize("n_rounds", [1, 2, 3])
-def test_choose_descriptions__one_class(n_rounds):
+def test_choose_descriptions__one_class(n_rounds, monkeypatch):
+    monkeypatch.setattr(module, "CHOICE_ROUNDS", n_rounds)
     z, _, _ = clumps(8, 1)
     near, far = F.normalize(z.mean(0), dim=0), unit(16, seed=6)
     for name, text, chosen in ((far, near, 0), (near, far, -1)):
-        found = choose_descriptions(z, name[None], [text[None]], is_mismatched=torch.tensor([True]), n_rounds=n_rounds)
+        found = choose_descriptions(z, name[None], [text[None]], is_mismatched=torch.tensor([True]))
         assert found.chosen.tolist() == [chosen]
         want = slow_gain(z, name[None], text, 0) / slow_gain(z, name[None], name, 0)
         assert found.gains[0][0] == pytest.approx(want, rel=1e-4)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from labelwright.labels import gaussians as module
+from labelwright.labels import chunks
 from labelwright.labels.concepts import choose_descriptions, detect_mismatched
 from labelwright.labels.gaussians import gaussian_beliefs
 
@@ -97,7 +97,7 @@ def test_gaussian_beliefs__by_loops(strength, shrinkage, n_iter, n_labelled):
 def test_gaussian_beliefs__chunks_do_not_show(monkeypatch):
     z, text, _ = pool()
     whole = of_text(z, 6 * text, UNKNOWN)
-    monkeypatch.setattr(module, "CHUNK_NUMBERS", 7 * 5)  # of the 5 features
+    monkeypatch.setattr(chunks, "CHUNK_NUMBERS", 7 * 5)  # of the 5 features
     parts = of_text(z, 6 * text, UNKNOWN)
     torch.testing.assert_close(parts.weight, whole.weight, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(parts.prior, whole.prior, rtol=1e-4, atol=1e-6)
@@ -176,7 +176,7 @@ def test_gaussian_beliefs__a_label_of_weight_three_is_three_rows(prior):
     rows = torch.cat([torch.arange(60), known, known])
     heavy = of_text(z, 6 * text, labels, prior=prior, label_weight=3.0)
     by_class = of_text(z, 6 * text, labels, prior=prior, label_weight=torch.full((3,), 3.0))
-    thrice = of_text(z, 6 * text, labels, prior=prior, rows=rows)
+    thrice = of_text(z[rows], 6 * text, labels[rows], prior=prior)
     once = of_text(z, 6 * text, labels, prior=prior)
     for found in (by_class, thrice):
         torch.testing.assert_close(found.weight, heavy.weight, rtol=1e-3, atol=1e-4)
@@ -290,5 +290,5 @@ def test_gaussian_beliefs__scale():
     with Largest() as largest:
         found = of_text(z, text, torch.full((50_000,), -1))
     assert time.process_time() - began < 10  # 1.3 s on one core
-    assert largest.numel == module.CHUNK_NUMBERS // 200 * 200  # of 10 million in a table of images x classes
+    assert largest.numel == chunks.CHUNK_NUMBERS // 200 * 200  # of 10 million in a table of images x classes
     assert float(found.prior.sum()) == pytest.approx(1, rel=1e-4)

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from labelwright.labels import main_set as module
 from labelwright.labels.alignment import Aligned
 from labelwright.labels.main_set import competing_rows, grown, main_set_size, prototypes, surest_rows
 
@@ -26,21 +27,19 @@ def test_main_set_size__in_fractions(images, epoch, n_epochs, start, ratio):
         first = min(target, Fraction(start))
         grown = min(Fraction(1), epoch / (growth * n_epochs))
         want.append(int(first + (target - first) * grown))
-    got = main_set_size(
-        epoch,
-        n_epochs=n_epochs,
-        unlabelled_per_class=torch.tensor([float(n) for n in images]),
-        start=start,
-        max_ratio=float(Fraction(ratio)),
-        growth_frac=0.5,
-    )
+    of = torch.tensor([float(n) for n in images])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module, "MAX_RATIO", float(Fraction(ratio)))
+        patched.setattr(module, "GROWTH_FRAC", 0.5)
+        got = main_set_size(epoch, n_epochs=n_epochs, unlabelled_per_class=of, start=start)
     assert got.dtype == torch.int64
     assert got.tolist() == want
 
 
-def test_main_set_size__grows_to_its_end_and_no_further():
+def test_main_set_size__grows_to_its_end_and_no_further(monkeypatch):
+    monkeypatch.setattr(module, "GROWTH_FRAC", 0.75)
     of = torch.tensor([3000.0, 400.0, 30.0, 0.0])
-    sizes = torch.stack([main_set_size(e, n_epochs=40, unlabelled_per_class=of, growth_frac=0.75) for e in range(45)])
+    sizes = torch.stack([main_set_size(e, n_epochs=40, unlabelled_per_class=of) for e in range(45)])
     assert (sizes.diff(dim=0) >= 0).all()
     assert sizes[0].tolist() == [16, 16, 16, 0]
     assert sizes[29, 0] < 1000

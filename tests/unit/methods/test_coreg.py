@@ -89,7 +89,7 @@ def test_preset_of_the_paper() -> None:
     cfg = config(**coreg.PRESETS["paper"])
     assert (cfg.epochs, cfg.batch_size, cfg.lr, cfg.weight_decay, cfg.partial_epochs) == (800, 256, 0.01, 5e-4, 50)
     assert (cfg.mixup_alpha, cfg.strong_view, cfg.prior, cfg.entropy_weight) == (4.0, "strong", "uniform", 1.0)
-    assert (cfg.temperature, cfg.threshold, cfg.queue_size, cfg.rule) == (0.5, 0.5, 8192, "cautious")
+    assert (cfg.temperature, cfg.threshold, cfg.queue_size, cfg.contrastive_rule) == (0.5, 0.5, 8192, "cautious")
 
 
 @STORED
@@ -180,7 +180,7 @@ def test_division__is_aligned_by_the_running_mean_of_batches() -> None:
             probs = trained.state.nets[name](x).softmax(1)
         mean = purify.mean_of(trained.state.memory["recent"][name])
         found = read_beliefs(trained.state.memory["divisions"][name]["beliefs"], rows, 3)
-        aligned = purify.align(probs, running=mean, prior=trained.state.memory["prior"])
+        aligned = purify.lifted(probs, trained.state.memory["prior"] / mean.clamp(min=purify.RUNNING_MIN))
         unknown = task.labels < 0
         assert torch.allclose(found[unknown], aligned[unknown], atol=1e-5)
         assert float((mean - 1 / 3).abs().max()) > 0.01
@@ -260,7 +260,7 @@ def test_memory__is_plain_and_in_its_types(stored: bool) -> None:
     for word in memory["divisions"].values():
         assert set(word) == {"beliefs", "clean", "history"}
         assert word["clean"].dtype == word["beliefs"]["probs"].dtype == torch.float32
-        assert word["history"]["losses"].shape == (N, 5)
+        assert word["history"]["means"].shape == (5, N)
 
 
 # ---- start ----------------------------------------------------------------------------------------------------------
@@ -360,7 +360,7 @@ def test_run__one_class_or_fewer_images_than_classes(counts: tuple[int, ...], st
         {},
         {"networks": "one"},
         {"networks": "apart"},
-        {"rule": "unsupervised"},
+        {"contrastive_rule": "unsupervised"},
         {"epochs": 1},
         {"partial_epochs": 5},
     ],

@@ -114,7 +114,7 @@ def test_end_epoch__says_that_rare_classes_learnt_nothing(rare_right: float, war
         ("kappa_net_decay", 1.0),
         ("kappa_clamp", (2.0, 1.0)),
         ("kappa_shrink", -1.0),
-        ("samples_per_class", 0),
+        ("heldout_min_rows", -1),
     ],
 )
 def test_config__names_the_setting_that_cannot_be(key: str, value: object) -> None:

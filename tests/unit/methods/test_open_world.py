@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import tiny
+from labelwright.methods import lps
 from labelwright.methods.open_world import OpenWorldSettings, prior_of
 from labelwright.run_folder import Run
 from labelwright.types import Task
@@ -55,3 +56,15 @@ def test_lps__ends_once_its_answers_stand_still(changed: dict[str, object], n_ep
     tiny.run_method("lps", [20, 8, 8], settings=settings, run=run, stored=True)
     records = [record for record in run.records if record["kind"] == "epoch"]
     assert [record["stop"] for record in records] == [False] * (n_epochs - 1) + [n_epochs == 2]
+
+
+def test_lps__a_run_that_ends_early_gives_its_signs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[tuple[int, int]] = []
+
+    def watched(*args: object, epoch: int, n_epochs: int, n_named: int) -> list[str]:
+        judged.append((epoch, n_epochs))
+        return []
+
+    monkeypatch.setattr(lps, "pace_warnings", watched)
+    tiny.run_method("lps", [20, 8, 8], settings={"epochs": 6, "batch_size": 16, "lr": 1e-9}, stored=True)
+    assert judged == [(0, 6), (1, 2)]

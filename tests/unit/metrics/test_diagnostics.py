@@ -17,9 +17,7 @@ FINE = {"reliable_frac": 0.7, "in_set_frac": 0.8, "prototype_cosine": 0.1}
 def division(predicted: list[int], **changed: Any) -> CoDivision:
     kept = {"n_divided": 4, "reliable_frac": 0.5, "in_set_frac": 0.75, "means": (0.25, 0.75), **changed}
     nothing = torch.zeros(0)
-    return CoDivision(
-        beliefs={}, clean=nothing, ratio=nothing, mean=nothing, history={}, predicted=torch.tensor(predicted), **kept
-    )
+    return CoDivision(beliefs={}, clean=nothing, ratio=nothing, history={}, predicted=torch.tensor(predicted), **kept)
 
 
 def test_told__means_over_both_networks() -> None:
@@ -76,6 +74,11 @@ def test_signs__no_label_collapse_where_there_is_nothing_to_divide() -> None:
         logs = {**FINE, "reliable_frac": share}
         assert division_warnings(logs, logs, epoch=0, has_guesses=False) == []
         assert len(division_warnings(logs, logs, epoch=0)) == 1
+
+
+def test_signs__the_remedy_is_one_of_the_method() -> None:
+    (said,) = division_warnings({**FINE, "reliable_frac": 0.0}, FINE, epoch=0, remedy="change guess_strength")
+    assert said.endswith("change guess_strength")
 
 
 def test_signs__all_at_once() -> None:

@@ -19,7 +19,7 @@ from labelwright.errors import ConfigError
 from labelwright.losses.candidates import candidate_targets
 from labelwright.train.plans import steps_for
 from labelwright.train.processes import gather_rows, mean_share
-from labelwright.train.settings import TrainSettings, require
+from labelwright.train.settings import TrainSettings, require_range
 from labelwright.types import Batch, BuildNet, EpochPlan, State, StepResult, Stream, Task
 
 
@@ -37,7 +37,7 @@ class CandidateSettings(TrainSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.head_width >= 1, "head_width", self.head_width, "at least 1")
+        require_range(self, "at least 1", "head_width")
 
 
 def check_task(task: Task, name: str) -> None:

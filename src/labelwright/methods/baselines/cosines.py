@@ -16,7 +16,7 @@ from labelwright.encoders.projection import ProjectedNet
 from labelwright.losses.candidates import negative_entropy_of_mean
 from labelwright.methods.open_world import TrainedSettings, from_clusters, new_net, starts_by_clusters
 from labelwright.methods.recipe import Begun
-from labelwright.train.settings import require
+from labelwright.train.settings import require_range
 from labelwright.types import BuildNet, Passes, State, Task
 
 
@@ -29,8 +29,7 @@ class CosineSettings(TrainedSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        weight = self.prior_weight
-        require(weight is None or weight >= 0, "prior_weight", weight, "0 or more, or none")
+        require_range(self, "0 or more, or none", "prior_weight")
 
 
 def cosine_net(cfg: CosineSettings, task: Task, build_net: BuildNet) -> nn.Module:
@@ -45,10 +44,10 @@ def start_cosines(cfg: CosineSettings, task: Task, state: State, passes: Passes)
     """Class weights and prior from k-means, if ``cfg.start`` says so."""
     if not starts_by_clusters(cfg.start, is_frozen=state.memory["is_frozen"]):
         return state, {}
-    found, state, logs = from_clusters(cfg, task, state, passes)
+    _, clusters, state, logs = from_clusters(cfg, task, state, passes)
     net = state.nets["main"]
     inner: Any = net.classifier if isinstance(net, ProjectedNet) else net
-    inner.head.weight.data.copy_(F.normalize(found.clusters.centroids, dim=1))
+    inner.head.weight.data.copy_(F.normalize(clusters.centroids, dim=1))
     return state, logs
 
 

@@ -54,7 +54,7 @@ from labelwright.methods.baselines.candidate_sets import (
 from labelwright.methods.recipe import Begun, Recipe
 from labelwright.train.processes import mean_share
 from labelwright.train.seeds import generator
-from labelwright.train.settings import require
+from labelwright.train.settings import require_range
 from labelwright.types import Batch, BuildNet, Clock, EpochPlan, Passes, State, StepResult, Task
 
 OTHER = {"main": "peer", "peer": "main"}
@@ -74,12 +74,10 @@ class Config(CandidateSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("entropy_weight", "mixup_alpha", "unlabelled_weight", "ramp_epochs"):
-            require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
-        require(0 <= self.plain_frac <= 1, "plain_frac", self.plain_frac, "in [0, 1]")
-        require(0 <= self.threshold < 1, "threshold", self.threshold, "in [0, 1)")
-        temperature = self.sharpen_temperature
-        require(temperature > 0, "sharpen_temperature", temperature, "above 0")
+        require_range(self, "0 or more", "entropy_weight", "mixup_alpha", "unlabelled_weight", "ramp_epochs")
+        require_range(self, "in [0, 1]", "plain_frac")
+        require_range(self, "in [0, 1)", "threshold")
+        require_range(self, "above 0", "sharpen_temperature")
 
 
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
@@ -106,7 +104,8 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
         return StepResult(torch.stack(losses).sum(), int(kept.sum()), state)
     with torch.no_grad():
         probs = {name: [net(x).float().softmax(1) for x in batch.views] for name, net in state.nets.items()}
-        guessed = purify.unreliable_targets([*probs["main"], *probs["peer"]], temperature=cfg.sharpen_temperature)  # 7
+        every = torch.stack([*probs["main"], *probs["peer"]])
+        guessed = purify.sharpen(every.mean(0), temperature=cfg.sharpen_temperature)  # 7
     onehot = F.one_hot(labels, task.n_classes).to(guessed.dtype)
     losses, logs = [], {}
     for name, other in OTHER.items():
@@ -172,8 +171,8 @@ def _clean_probability(cfg: Config, task: Task, name: str, passes: Passes) -> Te
         losses[rows] = cross_entropy(logits, first_guess(guesses, rows), reduce="none")
         is_guess[rows] = has_first_guess(guesses)
     is_guess &= task.labels < 0
-    division = purify.divide(purify.min_max(losses, where=is_guess), threshold=cfg.threshold, where=is_guess)
-    return division.clean_probability.masked_fill(task.labels >= 0, 1.0)
+    clean, _ = purify.divide(purify.min_max(losses, where=is_guess), where=is_guess)
+    return clean.masked_fill(task.labels >= 0, 1.0)
 
 
 RECIPE = Recipe(Config=Config, setup=setup, plan=plan, step=step, end_epoch=end_epoch)

@@ -23,7 +23,7 @@ from labelwright.losses.classification import adjusted_cross_entropy
 from labelwright.methods.adjusting import added
 from labelwright.methods.class_names import PoolSettings, allowed_classes, check_task, unlabelled_rows
 from labelwright.methods.recipe import Begun, Recipe
-from labelwright.train.settings import require
+from labelwright.train.settings import require_range
 from labelwright.types import Batch, BuildNet, Clock, EpochPlan, Passes, State, StepResult, Stream, Task
 
 TAKEN_OVER_FRAC = 0.25  # of the unlabelled images, by which one class may grow in training before we warn
@@ -41,7 +41,7 @@ class Config(PoolSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         named.names_of(self.adjust)
-        require(0 <= self.confidence < 1, "confidence", self.confidence, "in [0, 1)")
+        require_range(self, "in [0, 1)", "confidence")
 
 
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:

@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 
 from labelwright.labels.kmeans import semi_supervised_kmeans
-from labelwright.labels.settle import settle
+from labelwright.labels.self_training import self_train
 from labelwright.losses.classification import cross_entropy
 from labelwright.methods import open_world
 from labelwright.methods.recipe import Begun, Recipe
-from labelwright.train.settings import require
+from labelwright.train.settings import require_range
 from labelwright.types import Batch, BuildNet, Clock, EpochPlan, Passes, State, StepResult, Task
 
 NEVER = -100.0  # bias of outputs that have no class yet
@@ -39,7 +39,7 @@ class Config(open_world.TrainedSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 <= self.confidence <= 1, "confidence", self.confidence, "in [0, 1]")
+        require_range(self, "in [0, 1]", "confidence")
 
 
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
@@ -55,7 +55,7 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     """The prior, on frozen features from clusters."""
     logs: dict[str, Any] = {}
     if state.memory["is_frozen"]:
-        _, state, logs = open_world.from_clusters(cfg, task, state, passes)
+        _, _, state, logs = open_world.from_clusters(cfg, task, state, passes)
     return state, logs | open_world.pace(task, state, passes)[1]
 
 
@@ -104,7 +104,7 @@ def _add_clusters(cfg: Config, task: Task, state: State, passes: Passes) -> dict
     answer[rows] = named + found.assigned
     zeros = torch.zeros(task.n_classes, device=z.device)
     weight = torch.zeros(task.n_classes, z.shape[1], device=z.device)
-    weight, bias = settle(z, answer, weight, zeros, balanced=lambda logits: zeros, n_rounds=1)
+    weight, bias = self_train(z, answer, weight, zeros, balanced=lambda logits: zeros, n_rounds=1)
     open_world.put_in(state.nets["main"], weight / norm, bias)
     fitted = (z @ weight.T + bias).argmax(1)
     return {"cluster_inertia": found.inertia, "fitted_frac": round(float((fitted == answer).float().mean()), 5)}

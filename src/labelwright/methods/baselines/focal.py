@@ -12,6 +12,7 @@ from torch import Tensor
 
 from labelwright.losses import classification
 from labelwright.methods.baselines.labelled import DeferredSettings, LabelledRecipe, Seen
+from labelwright.train.settings import require_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,10 @@ class Config(DeferredSettings):
     """Settings of the focal loss."""
 
     focal_gamma: float = 1.0  # power of (1 - p) (Lin 2017: 2)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_range(self, "0 or more", "focal_gamma")
 
 
 def loss(cfg: Config, seen: Seen) -> Tensor:

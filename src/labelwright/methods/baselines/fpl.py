@@ -14,7 +14,7 @@ from labelwright.labels.transduce import fpl_pseudolabels
 from labelwright.methods.baselines import probe
 from labelwright.methods.class_names import allowed_classes, unlabelled_rows
 from labelwright.methods.recipe import Begun, Recipe
-from labelwright.train.settings import require
+from labelwright.train.settings import require_range
 from labelwright.types import Passes, State, Task
 
 
@@ -26,7 +26,7 @@ class Config(probe.ProbeSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.k >= 1, "k", self.k, "at least 1")
+        require_range(self, "at least 1", "k")
 
 
 def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:

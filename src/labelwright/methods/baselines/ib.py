@@ -14,6 +14,7 @@ from torch import Tensor
 
 from labelwright.losses.classification import influence_balanced
 from labelwright.methods.baselines.labelled import DeferredSettings, LabelledRecipe, Seen, weighted_cross_entropy
+from labelwright.train.settings import require_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,10 @@ class Config(DeferredSettings):
     """Settings of the influence-balanced loss."""
 
     ib_from_frac: float = 0.5  # influence and class weights from this share of the epochs on (Park 2021: half)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_range(self, "in [0, 1]", "ib_from_frac")
 
 
 def loss(cfg: Config, seen: Seen) -> Tensor:

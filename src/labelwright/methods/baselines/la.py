@@ -13,6 +13,7 @@ from torch import Tensor
 from labelwright.adjust import fixed
 from labelwright.adjust.adjustment import Adjustment
 from labelwright.methods.baselines import labelled, labelled_frozen
+from labelwright.train.settings import require_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,10 @@ class Strength:
     """Of logit adjustment."""
 
     tau: float = 1.0  # strength of the log prior
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[misc]
+        require_range(self, "0 or more", "tau")
 
 
 @dataclass(frozen=True, kw_only=True)

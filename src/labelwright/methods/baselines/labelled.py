@@ -19,7 +19,7 @@ from labelwright.losses.classification import cross_entropy
 from labelwright.methods.adjusting import added
 from labelwright.train.plans import steps_for
 from labelwright.train.processes import mean_share
-from labelwright.train.settings import TrainSettings
+from labelwright.train.settings import TrainSettings, require_range
 from labelwright.types import (
     Batch,
     BuildNet,
@@ -46,6 +46,7 @@ class LabelledSettings(TrainSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         named.names_of(self.adjust)
+        require_range(self, "in [0, 1)", "effective_beta")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,10 @@ class DeferredSettings(LabelledSettings):
     """With class weights that come late."""
 
     drw_from_frac: float = 1.0  # re-weight by effective number from this share of the epochs on; 1 = never
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_range(self, "in [0, 1]", "drw_from_frac")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torch import Tensor
 from labelwright.adjust import fixed
 from labelwright.adjust.adjustment import Adjustment
 from labelwright.methods.baselines import labelled, labelled_frozen
+from labelwright.train.settings import require_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +26,20 @@ class Margin:
 
     max_margin: float = 0.5  # margin of the rarest class (Cao 2019)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[misc]
+        require_range(self, "0 or more", "max_margin")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Margin, labelled.DeferredSettings):
     """Settings of LDAM."""
 
     scale: float = 30.0  # multiplies the cosines (Cao 2019)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_range(self, "above 0", "scale")
 
 
 @dataclass(frozen=True, kw_only=True)

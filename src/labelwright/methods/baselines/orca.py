@@ -28,7 +28,7 @@ from labelwright.methods import open_world
 from labelwright.methods.baselines import cosines
 from labelwright.methods.recipe import Begun, Recipe
 from labelwright.train.processes import gather_rows, sum_gradients
-from labelwright.train.settings import require
+from labelwright.train.settings import require_range
 from labelwright.types import Batch, BuildNet, Clock, Network, Passes, Prediction, State, StepResult, Task
 
 SCALE = 10.0  # multiplies the cosines (authors' code)
@@ -44,8 +44,7 @@ class Config(cosines.CosineSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("margin_weight", "pair_weight"):
-            require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
+        require_range(self, "0 or more", "margin_weight", "pair_weight")
 
 
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:

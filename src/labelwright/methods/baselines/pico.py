@@ -54,7 +54,7 @@ from labelwright.methods.baselines.candidate_sets import (
 )
 from labelwright.methods.recipe import Begun, Recipe
 from labelwright.train.processes import gather_queries, gather_rows, mean_share, sum_gradients
-from labelwright.train.settings import require
+from labelwright.train.settings import require_range
 from labelwright.types import Average, Batch, BuildNet, Clock, EpochPlan, Network, Passes, State, StepResult, Task
 
 N_DIMS = 128  # of the projections
@@ -76,12 +76,10 @@ class Config(CandidateSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("plain_epochs", "contrastive_weight"):
-            require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
-        for key in ("key_decay", "prototype_decay", "phi_first", "phi_last"):
-            require(0 <= getattr(self, key) <= 1, key, getattr(self, key), "in [0, 1]")
-        require(self.temperature > 0, "temperature", self.temperature, "above 0")
-        require(self.queue_size >= 1, "queue_size", self.queue_size, "at least 1")
+        require_range(self, "0 or more", "plain_epochs", "contrastive_weight")
+        require_range(self, "in [0, 1]", "key_decay", "prototype_decay", "phi_first", "phi_last")
+        require_range(self, "above 0", "temperature")
+        require_range(self, "at least 1", "queue_size")
 
 
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:

@@ -29,7 +29,7 @@ from labelwright.methods import open_world
 from labelwright.methods.baselines import cosines
 from labelwright.methods.recipe import Begun, Recipe
 from labelwright.train.processes import gather_rows, sum_gradients
-from labelwright.train.settings import require
+from labelwright.train.settings import require_range
 from labelwright.types import Batch, BuildNet, Clock, Network, Passes, Prediction, State, StepResult, Task
 
 STUDENT_TEMPERATURE = 0.1  # divides the cosines (Wen 2023)
@@ -46,7 +46,7 @@ class Config(cosines.CosineSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 <= self.supervised_weight <= 1, "supervised_weight", self.supervised_weight, "in [0, 1]")
+        require_range(self, "in [0, 1]", "supervised_weight")
 
 
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:

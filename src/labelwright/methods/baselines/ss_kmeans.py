@@ -37,8 +37,8 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
 
 def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     """All of it."""
-    found, state, logs = from_clusters(cfg, task, state, passes)
-    put_in(state.nets["main"], found.weight, found.bias)
+    layer, _, state, logs = from_clusters(cfg, task, state, passes)
+    put_in(state.nets["main"], *layer)
     return state, logs | pace(task, state, passes)[1]
 
 

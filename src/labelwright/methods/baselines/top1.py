@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from labelwright.adjust import fixed, named
+from labelwright.labels.chunks import chunks_of
 from labelwright.labels.first_guess import first_guess, has_first_guess
 from labelwright.losses.classification import adjusted_cross_entropy
 from labelwright.methods.adjusting import added
@@ -19,8 +20,6 @@ from labelwright.methods.baselines import candidate_sets
 from labelwright.methods.baselines.candidate_sets import CandidateSettings
 from labelwright.methods.recipe import Recipe
 from labelwright.types import Batch, BuildNet, Clock, State, StepResult, Task
-
-CHUNK = 8192  # rows whose shares are looked at together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +39,7 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     if not cfg.adjust:
         return state
     counts = torch.zeros_like(task.counts)
-    for rows in torch.split(torch.arange(len(task.labels), device=task.labels.device), CHUNK):
+    for rows in chunks_of(torch.arange(len(task.labels), device=task.labels.device), task.n_classes):
         shares = task.guesses(rows)
         sure = first_guess(shares, rows)[has_first_guess(shares)]
         counts += torch.bincount(sure, minlength=task.n_classes)

@@ -26,10 +26,10 @@ def begin(cfg: zero_shot.Config, task: Task, state: State, passes: Passes) -> Be
     feats = torch.cat([z.half() for _, z in passes("main", torch.arange(len(task.labels)), output="feats")])
     text, scale = net.towers.text_feats(), net.towers.logit_scale
     lam = 0.5 if bool((task.labels >= 0).any()) else 1.0  # as published, with and without labels
-    found = transclip(feats, text, logit_scale=scale, labels=task.labels, lam=lam)
-    net.linear_weight.copy_(found.weight - scale * net.class_feats())  # the net adds the text itself
-    net.linear_bias.copy_(found.bias)
-    counts = torch.bincount(found.labels[task.labels < 0], minlength=task.n_classes)
+    labels, weight, bias = transclip(feats, text, logit_scale=scale, labels=task.labels, lam=lam)
+    net.linear_weight.copy_(weight - scale * net.class_feats())  # the net adds the text itself
+    net.linear_bias.copy_(bias)
+    counts = torch.bincount(labels[task.labels < 0], minlength=task.n_classes)
     return state, {"pseudolabel_counts": counts.tolist()}
 
 

@@ -13,7 +13,7 @@ from labelwright.annotators.candidate_rules import describe_candidates
 from labelwright.annotators.training_candidates import summary_of
 from labelwright.methods.families import text
 from labelwright.methods.families.labels import CPU_IMAGES
-from labelwright.methods.method import Budget, Method, Outcome, Requires, Views
+from labelwright.methods.method import Budget, Method, Outcome, Requires, views_by_model
 from labelwright.metrics.scores import guess_counts
 from labelwright.reporting.candidate_training import division_figures
 from labelwright.reporting.candidates import (
@@ -38,13 +38,8 @@ PIXEL_EPOCHS_MIN = 15
 
 def of_candidates(title: str, recipe: Recipe, **own: Any) -> Method:
     """A method of this family."""
-    more = {"default_views": default_views, "schedule": schedule, "summarise": summarise, "sections": sections}
+    more = {"default_views": views_by_model, "schedule": schedule, "summarise": summarise, "sections": sections}
     return Method(title, recipe, Requires(candidates=True), **{**more, "templates": "photo27", **own})
-
-
-def default_views(cfg: Any, *, is_two_tower: bool) -> Views:
-    """Embeddings of a two-tower model, else pixels."""
-    return "embeddings" if is_two_tower else "pixels"
 
 
 def schedule(cfg: Any, budget: Budget, given: Container[str]) -> Any:

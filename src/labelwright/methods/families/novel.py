@@ -10,7 +10,7 @@ import numpy as np
 
 from labelwright.labels.clusters import about_clusters
 from labelwright.methods.families.labels import CPU_IMAGES
-from labelwright.methods.method import Budget, Method, Outcome, Requires, Views
+from labelwright.methods.method import Budget, Method, Outcome, Requires, views_by_model
 from labelwright.metrics.scores import open_scores, truth_beyond
 from labelwright.reporting.open_world import evidence_figures, found_words, open_world_section, pace_figures
 from labelwright.reporting.sections import Sections
@@ -27,13 +27,8 @@ EPOCHS_MIN = 10
 
 def of_novel(title: str, recipe: Recipe, **own: Any) -> Method:
     """A method of this family."""
-    more = {"default_views": default_views, "schedule": schedule, "summarise": summarise, "sections": sections}
+    more = {"default_views": views_by_model, "schedule": schedule, "summarise": summarise, "sections": sections}
     return Method(title, recipe, Requires(labels=True, novel=True), **{**more, **own})
-
-
-def default_views(cfg: Any, *, is_two_tower: bool) -> Views:
-    """Embeddings of a two-tower model, else pixels."""
-    return "embeddings" if is_two_tower else "pixels"
 
 
 def schedule(cfg: Any, budget: Budget, given: Container[str]) -> Any:

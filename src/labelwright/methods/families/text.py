@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from labelwright.methods.method import Method, Outcome, Requires, Views
+from labelwright.methods.method import Method, Outcome, Requires, views_of_features
 from labelwright.metrics.scores import pseudolabel_scores, scores_of
 from labelwright.reporting.before_after import pseudolabel_figures, pseudolabel_rows, pseudolabel_summary
 from labelwright.reporting.sections import Sections
@@ -21,13 +21,8 @@ def of_text(title: str, recipe: Recipe, **own: Any) -> Method:
         title,
         recipe,
         Requires(text=True),
-        **{"default_views": default_views, "summarise": summarise, "sections": sections, **own},
+        **{"default_views": views_of_features, "summarise": summarise, "sections": sections, **own},
     )
-
-
-def default_views(cfg: Any, *, is_two_tower: bool) -> Views:
-    """Embeddings: the encoder stays as it is."""
-    return "embeddings"
 
 
 def summarise(outcome: Outcome) -> dict[str, Any]:

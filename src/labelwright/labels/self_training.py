@@ -15,7 +15,7 @@ WEIGHT_PENALTY = 3e-6  # of the squared weights: keeps the fit finite where clas
 FIT_STEPS = 60  # of L-BFGS per round
 
 
-def settle(
+def self_train(
     feats: Tensor,
     labels: Tensor,
     weight: Tensor,
@@ -40,7 +40,7 @@ def settle(
 
     Example: two clusters, one image of the first is labelled.
       >>> feats = F.normalize(torch.tensor([[1.0, 0.1], [1.0, 0.2], [0.1, 1.0], [0.2, 1.0]]), dim=1)
-      >>> weight, bias = settle(
+      >>> weight, bias = self_train(
       ...     feats,
       ...     torch.tensor([0, -1, -1, -1]),
       ...     4 * torch.eye(2),

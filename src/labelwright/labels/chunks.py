@@ -1,0 +1,44 @@
+"""Rows in runs that keep dense tables small, and evenly spread samples of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+CHUNK_NUMBERS = 1 << 22  # of rows x classes, or of rows x features, held at a time: 16 MiB of float32
+
+
+def chunks_of(rows: Tensor, width: int) -> Iterator[Tensor]:
+    """Rows [n] in runs, so that a dense table of a run, ``width`` numbers a row, stays small.
+
+    Example:
+      >>> [len(some) for some in chunks_of(torch.arange(10), CHUNK_NUMBERS // 4)]
+      [4, 4, 2]
+    """
+    yield from torch.split(rows, max(1, CHUNK_NUMBERS // max(width, 1)))
+
+
+def slices_of(n_rows: int, width: int) -> Iterator[slice]:
+    """The same runs of the rows 0 to n_rows - 1, as slices.
+
+    Example:
+      >>> [(some.start, some.stop) for some in slices_of(10, CHUNK_NUMBERS // 4)]
+      [(0, 4), (4, 8), (8, 10)]
+    """
+    size = max(1, CHUNK_NUMBERS // max(width, 1))
+    for start in range(0, n_rows, size):
+        yield slice(start, min(start + size, n_rows))
+
+
+def evenly_spread(rows: Tensor, n: int) -> Tensor:
+    """At most ``n`` of the rows [N, ...], evenly spread from the first to the last.
+
+    Example:
+      >>> evenly_spread(torch.arange(10), 4).tolist(), evenly_spread(torch.arange(2), 4).tolist()
+      ([0, 3, 6, 9], [0, 1])
+    """
+    if len(rows) <= n:
+        return rows
+    return rows[torch.arange(n, device=rows.device) * (len(rows) - 1) // max(n - 1, 1)]  # exact for any number of rows
