@@ -6,6 +6,8 @@ Only experiments know the true labels these functions start from; recipes get th
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -15,6 +17,7 @@ from labelwright.errors import ConfigError
 from labelwright.types import Candidates
 
 Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 CHUNK = 4_000_000
 """How many numbers are worked on at once."""
@@ -24,8 +27,10 @@ def symmetric(labels: npt.ArrayLike, *, n_classes: int, rate: float, seed: int) 
     """Labels of which each is replaced, with probability ``rate``, by another class drawn evenly.
 
     Args:
-      labels: [N] int in 0 .. C-1; -1 = unknown, stays so.   n_classes: C.   seed: any int >= 0.
+      labels: [N] int in 0 .. C-1; -1 = unknown, stays so.
+      n_classes: C.
       rate: probability of a wrong label, 0 to 1 (the drawn class is never the old one).
+      seed: any int >= 0.
 
     Returns: [N] int64.
     Raises: ConfigError for a rate out of range, a label out of range, or a rate above 0 with one class.
@@ -56,8 +61,11 @@ def candidate_sets(labels: npt.ArrayLike, *, n_classes: int, q: float, eta: floa
     drawn, by the gaps between them, so time and memory go with their number.
 
     Args:
-      labels: [N] int in 0 .. C-1; -1 = unknown, gives an empty set.   n_classes: C.   seed: any int >= 0.
-      q: probability of each wrong label, 0 to 1.   eta: probability that the truth is missing, 0 to 1.
+      labels: [N] int in 0 .. C-1; -1 = unknown, gives an empty set.
+      n_classes: C.
+      q: probability of each wrong label, 0 to 1.
+      eta: probability that the truth is missing, 0 to 1.
+      seed: any int >= 0.
 
     Returns: Candidates without weights; N rows.
     Raises: ConfigError for a share or a label out of range.
@@ -87,7 +95,14 @@ def candidate_sets(labels: npt.ArrayLike, *, n_classes: int, q: float, eta: floa
 
 
 def instance_dependent(
-    probs: npt.ArrayLike, labels: npt.ArrayLike, *, n_classes: int, rate: float, eta: float = 0.0, seed: int
+    probs: npt.ArrayLike | torch.Tensor,
+    labels: npt.ArrayLike,
+    *,
+    n_classes: int,
+    rate: float,
+    eta: float = 0.0,
+    seed: int,
+    classes: npt.ArrayLike | None = None,
 ) -> Candidates:
     """Candidate sets whose wrong members are those that a weak model likes.
 
@@ -95,10 +110,14 @@ def instance_dependent(
     solved so that these probabilities average ``rate`` over all wrong labels of the labelled rows.
 
     Args:
-      probs: [N, C] float >= 0, the weak model's probabilities.
-      labels: [N] int, the truth; -1 = unknown, gives an empty set.   n_classes: C.   seed: any int >= 0.
+      probs: [N, C] float >= 0, the weak model's probabilities; or [N, K], those of ``classes``.
+      labels: [N] int, the truth; -1 = unknown, gives an empty set.
+      n_classes: C.
       rate: mean probability of a wrong label to enter, 0 to 1: rate * (C-1) wrong labels per set on average.
       eta: probability that the truth is swapped for a class outside the set, drawn evenly.
+      seed: any int >= 0.
+      classes: [N, K] int, the classes that the columns of ``probs`` belong to, no class twice in a row; the others
+        count as probability 0. None: the columns are the classes.
 
     Returns: Candidates without weights; N rows.
     Raises: ConfigError for shapes that do not fit, or a rate that the labels with any probability cannot reach.
@@ -114,30 +133,78 @@ def instance_dependent(
     labels = checked_labels(labels, n_classes=n_classes)
     _check_share(rate, "rate")
     _check_share(eta, "eta")
-    table = np.asarray(probs)
-    if table.shape != (labels.size, n_classes):
-        raise ConfigError(
-            f"probs have shape {table.shape} for {labels.size} labels and {n_classes} classes", fix="give [N, C]"
-        )
-    if not (table >= 0).all():
-        raise ConfigError("probs hold negative or missing numbers", fix="give probabilities, not logits")
+    table, columns = _weak_model(probs, classes, labels, n_classes)
     rng = np.random.default_rng(seed)
     n_labelled = int((labels >= 0).sum())
-    liked = np.empty(table.shape, dtype=np.float32)  # p over the largest wrong one; 0 at the truth
-    for start, stop in _chunks(labels.size, width=n_classes):
-        p = table[start:stop].astype(np.float64)
-        here = labels[start:stop, None]
-        p[(np.arange(n_classes) == here) | (here < 0)] = 0
+    liked = np.empty_like(table, dtype=np.float32)  # p over the largest wrong one; 0 at the truth
+    for start, stop in _chunks(labels.size, width=table.shape[1]):
+        p = _wrong_probs(table, columns, labels, start, stop)
         top = p.max(axis=1, keepdims=True, initial=0)
         liked[start:stop] = np.divide(p, top, out=np.zeros_like(p), where=top > 0)
     scale = _scale_to_sum(liked[liked > 0], target=rate * n_labelled * (n_classes - 1))
     parts = []
-    for start, stop in _chunks(labels.size, width=n_classes):
+    for start, stop in _chunks(labels.size, width=table.shape[1]):
         here = labels[start:stop]
-        rows, chosen = np.nonzero(rng.random((stop - start, n_classes)) < scale * liked[start:stop])
+        rows, cols = np.nonzero(rng.random((stop - start, table.shape[1])) < scale * liked[start:stop])
+        chosen = cols if columns is None else columns[start + rows, cols]
         wrong = chosen - (chosen > here[rows])
-        parts.append(_sets(here, rows, wrong, n_classes=n_classes, eta=eta, rng=rng))
+        order = np.lexsort((wrong, rows))
+        parts.append(_sets(here, rows[order], wrong[order], n_classes=n_classes, eta=eta, rng=rng))
     return _join(parts)
+
+
+def instance_dependent_labels(
+    probs: npt.ArrayLike | torch.Tensor,
+    labels: npt.ArrayLike,
+    *,
+    n_classes: int,
+    rate: float,
+    seed: int,
+    classes: npt.ArrayLike | None = None,
+) -> Ints:
+    """Labels of which an exact share is wrong, where and as a weak model would get them wrong.
+
+    The rows to spoil are drawn without replacement with weights the probability that the weak model gives to wrong
+    classes; each gets one of those classes, drawn by the model's probabilities.
+
+    Args:
+      probs, labels, n_classes, classes: as in `instance_dependent`; unknown labels stay unknown.
+      rate: share of the labelled rows that becomes wrong, 0 to 1; rounded to whole rows, halves up.
+      seed: any int >= 0.
+
+    Returns: [N] int64.
+    Raises: ConfigError as `instance_dependent`, or if the model gives wrong classes no probability in too many rows.
+    Source: our own; differs from Xia 2020 (arXiv 2006.07836) by the exact rate and the model in place of random
+      projections.
+
+    Example:
+      >>> probs = [[1.0, 0.0, 0.0], [0.2, 0.0, 0.8], [0.5, 0.5, 0.0]]
+      >>> instance_dependent_labels(probs, [0, 0, 0], n_classes=3, rate=2 / 3, seed=0).tolist()
+      [0, 2, 1]
+    """
+    labels = checked_labels(labels, n_classes=n_classes)
+    _check_share(rate, "rate")
+    table, columns = _weak_model(probs, classes, labels, n_classes)
+    rng = np.random.default_rng(seed)
+    mass = np.zeros(labels.size)
+    drawn = np.zeros(labels.size, dtype=np.int64)
+    for start, stop in _chunks(labels.size, width=table.shape[1]):
+        cumulative = np.cumsum(_wrong_probs(table, columns, labels, start, stop), axis=1)
+        mass[start:stop] = cumulative[:, -1]
+        threshold = rng.random((stop - start, 1)) * cumulative[:, -1:]
+        drawn[start:stop] = (cumulative <= threshold).sum(axis=1)
+    n_wrong = int(np.floor(rate * int((labels >= 0).sum()) + 0.5))
+    can = np.flatnonzero(mass > 0)
+    if n_wrong > can.size:
+        raise ConfigError(
+            f"rate {rate:g} is {n_wrong} wrong labels, the weak model allows {can.size}",
+            fix="lower the rate, or give a softer model",
+        )
+    # the smallest n of exponential times over weight: a weighted draw without replacement
+    spoiled = can[np.argsort(rng.exponential(size=can.size) / mass[can], kind="stable")[:n_wrong]]
+    noisy = labels.copy()
+    noisy[spoiled] = drawn[spoiled] if columns is None else columns[spoiled, drawn[spoiled]]
+    return noisy
 
 
 def _bernoulli(n_cells: int, q: float, rng: np.random.Generator) -> Ints:
@@ -182,8 +249,8 @@ def _sets(
 
 def _join(parts: list[tuple[Ints, npt.NDArray[np.int32]]]) -> Candidates:
     """Candidates of consecutive chunks of rows."""
-    sizes = np.concatenate([np.empty(0, dtype=np.int64)] + [sizes for sizes, _ in parts])
-    offsets = np.pad(np.cumsum(sizes), (1, 0))
+    offsets = np.zeros(1 + sum(sizes.size for sizes, _ in parts), dtype=np.int64)
+    np.cumsum(np.concatenate([np.empty(0, dtype=np.int64)] + [sizes for sizes, _ in parts]), out=offsets[1:])
     members = np.concatenate([np.empty(0, dtype=np.int32)] + [classes for _, classes in parts])
     return Candidates(torch.from_numpy(offsets), torch.from_numpy(members))
 
@@ -204,10 +271,42 @@ def _scale_to_sum(values: npt.NDArray[np.float32], *, target: float) -> float:
     return float(s[fits[0]]) if fits.size else float(1 / descending[-1])
 
 
+def _wrong_probs(
+    table: npt.NDArray[np.floating[Any]], columns: Ints | None, labels: Ints, start: int, stop: int
+) -> Floats:
+    """[n, K] float64 of a chunk: the weak model's probabilities, 0 at the truth and in unlabelled rows."""
+    p = table[start:stop].astype(np.float64)
+    here = labels[start:stop, None]
+    of_column = np.arange(table.shape[1])[None] if columns is None else columns[start:stop]
+    p[(of_column == here) | (here < 0)] = 0
+    return p
+
+
 def _chunks(n_rows: int, *, width: float) -> list[tuple[int, int]]:
     """(start, stop) of runs of rows of about `CHUNK` numbers."""
     step = max(1, int(CHUNK / max(width, 1)))
     return [(start, min(start + step, n_rows)) for start in range(0, n_rows, step)]
+
+
+def _weak_model(
+    probs: Any, classes: Any, labels: Ints, n_classes: int
+) -> tuple[npt.NDArray[np.floating[Any]], Ints | None]:
+    """The table of probabilities as an array, and the classes of its columns, both checked."""
+    table = np.asarray(probs.detach().cpu() if isinstance(probs, torch.Tensor) else probs)
+    if not np.issubdtype(table.dtype, np.floating):
+        table = table.astype(np.float64)
+    columns = None if classes is None else np.asarray(classes).astype(np.int64)
+    wanted = (labels.size, n_classes) if columns is None else columns.shape
+    if table.ndim != 2 or table.shape != wanted or table.shape[0] != labels.size or table.shape[1] < 1:
+        raise ConfigError(
+            f"probs have shape {table.shape} for {labels.size} labels and {n_classes} classes",
+            fix="give [N, C], or [N, K] with classes of the same shape",
+        )
+    if columns is not None and columns.size and not (columns.min() >= 0 and columns.max() < n_classes):
+        raise ConfigError(f"classes go from {columns.min()} to {columns.max()}", fix=f"give 0 to {n_classes - 1}")
+    if not (table >= 0).all():
+        raise ConfigError("probs hold negative or missing numbers", fix="give probabilities, not logits")
+    return table, columns
 
 
 def _check_share(value: float, name: str) -> None:

@@ -151,10 +151,11 @@ def test_instance_dependent__eta_unknown_rows_and_sparse_input(monkeypatch):
     monkeypatch.setattr(noise, "CHUNK", 3001)
     probs = weak_model()
     labels = np.where(np.arange(N) % 5 == 0, -1, LABELS)
-    allowed = np.zeros((N, C), dtype=bool)
-    np.put_along_axis(allowed, np.argsort(-probs, axis=1)[:, :4], True, axis=1)
-    sparse = np.where(allowed, probs, 0)
-    sets = noise.instance_dependent(torch.from_numpy(sparse), labels, n_classes=C, rate=0.2, eta=0.25, seed=9)
+    top = np.argsort(-probs, axis=1)[:, :4]
+    sparse = np.take_along_axis(probs, top, axis=1)
+    sets = noise.instance_dependent(
+        torch.from_numpy(sparse), labels, n_classes=C, rate=0.2, eta=0.25, seed=9, classes=top
+    )
     table = dense(sets, C)
     known = labels >= 0
     assert not table[~known].any()
@@ -162,7 +163,9 @@ def test_instance_dependent__eta_unknown_rows_and_sparse_input(monkeypatch):
     n_entries = known.sum() * (C - 1)
     assert within((table.sum(1)[known] - 1).mean() / (C - 1), 0.2, n_entries)
     # without swaps, nothing outside the model's top four gets in but the truth
-    table = dense(noise.instance_dependent(sparse, labels, n_classes=C, rate=0.2, seed=9), C)
+    table = dense(noise.instance_dependent(sparse, labels, n_classes=C, rate=0.2, seed=9, classes=top), C)
+    allowed = np.zeros((N, C), dtype=bool)
+    np.put_along_axis(allowed, top, True, axis=1)
     allowed[known, labels[known]] = True
     assert not (table & ~allowed).any()
 
@@ -179,6 +182,44 @@ def test_instance_dependent__unreachable_rate_and_bad_input():
         noise.instance_dependent(probs, [0, 0, 0], n_classes=3, rate=0.1, seed=0)
     with pytest.raises(ConfigError, match="negative or missing"):
         noise.instance_dependent(probs - 0.1, [0, 0], n_classes=3, rate=0.1, seed=0)
+    with pytest.raises(ConfigError, match="classes go from 0 to 3"):
+        noise.instance_dependent(probs, [0, 0], n_classes=3, rate=0.1, seed=0, classes=[[0, 1, 3], [0, 1, 2]])
+
+
+def test_instance_dependent_labels__exact_rate_and_direction():
+    probs = weak_model()
+    labels = np.where(np.arange(N) % 4 == 0, -1, LABELS)
+    noisy = noise.instance_dependent_labels(probs, labels, n_classes=C, rate=0.3, seed=10)
+    wrong = noisy != labels
+    assert wrong.sum() == round(0.3 * 15_000)
+    assert (noisy[labels < 0] == -1).all()
+    # the model likes what it was given far better than chance among the wrong ones
+    liked = probs.astype(np.float64)
+    known = labels >= 0
+    liked[known, labels[known]] = 0
+    mass = liked.sum(1)
+    liked /= mass[:, None]
+    given = liked[wrong, noisy[wrong]]
+    expected, variance = (liked[wrong] ** 2).sum(1), (liked[wrong] ** 3).sum(1) - (liked[wrong] ** 2).sum(1) ** 2
+    assert abs(given.sum() - expected.sum()) < 4 * np.sqrt(variance.sum())
+    assert expected.mean() > 1.5 / (C - 1)
+    # and rows where it doubts the truth are spoiled more often
+    doubt = np.argsort(mass[known])
+    n_third = doubt.size // 3
+    assert wrong[known][doubt[-n_third:]].mean() > 1.3 * wrong[known][doubt[:n_third]].mean()
+
+
+def test_instance_dependent_labels__dense_and_sparse_agree_and_errors():
+    probs = weak_model(n=500)
+    labels = LABELS[:500]
+    columns = np.tile(np.arange(C), (500, 1))
+    a = noise.instance_dependent_labels(probs, labels, n_classes=C, rate=0.5, seed=1)
+    b = noise.instance_dependent_labels(probs, labels, n_classes=C, rate=0.5, seed=1, classes=columns)
+    np.testing.assert_array_equal(a, b)
+    everything = noise.instance_dependent_labels(probs, labels, n_classes=C, rate=1.0, seed=1)
+    assert (everything != labels).all()
+    with pytest.raises(ConfigError, match="2 wrong labels, the weak model allows 1"):
+        noise.instance_dependent_labels([[1.0, 0.0], [0.5, 0.5]], [0, 0], n_classes=2, rate=1.0, seed=0)
 
 
 def test_arguments__out_of_range():
