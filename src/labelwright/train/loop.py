@@ -63,7 +63,7 @@ class LoopOptions:
     device: str = "auto"
     precision: str = "auto"
     checkpoint_minutes: float = 5.0  # besides one at each epoch's end
-    n_evaluations: int = 10  # times the test images are scored while training, evenly spread; for the curves only
+    n_evaluations: int = 10  # times the test images are scored, evenly spread, the last after training; for the curves
     show_progress: bool = True
 
 
@@ -292,9 +292,9 @@ class _Loop:
             raise TrainingError(
                 f"the loss became {record['loss']} in epoch {self.epoch}", fix="lower lr with --set lr=…"
             )
-        every = max(1, self.cfg.epochs // max(self.options.n_evaluations, 1))
-        is_looked_at = self.is_over or (self.epoch + 1) % every == 0
-        if self.evaluate is not None and is_looked_at and self.options.n_evaluations > 0:
+        n, before, after = self.options.n_evaluations, self.epoch, self.epoch + 1
+        is_scored = self.is_over or after * n // self.cfg.epochs > before * n // self.cfg.epochs
+        if self.evaluate is not None and is_scored and n > 0:
             record["test"] = dict(self.evaluate(self.state))
         if self.run is not None and self.is_main:
             self.run.log(record, step=self.epoch + 1)
