@@ -9,16 +9,7 @@ from pathlib import Path
 
 from scipy import stats
 
-from labelwright.benchmarking.finished import (
-    METRICS,
-    POOL_METRICS,
-    Run,
-    folder_of,
-    machine_of,
-    metrics_of,
-    read_run,
-    summary_of,
-)
+from labelwright.benchmarking.finished import METRICS, POOL_METRICS, Finished, finished_runs, metrics_of
 from labelwright.benchmarking.grid import BenchTable
 from labelwright.methods.registry import method_named, resolve_config
 
@@ -39,14 +30,13 @@ def format_table(grid: BenchTable, root: Path, cells: Sequence[str], seeds: Sequ
     columns = _POOL_COLUMNS if hides_labels else _COLUMNS
     for name in cells:
         cell = grid.cells[name]
-        folders = [folder for seed in seeds if summary_of(folder := folder_of(root, grid, name, seed))]
-        if not folders:
+        runs = list(finished_runs(root, grid, name, seeds).values())
+        if not runs:
             continue
-        runs = [read_run(folder, grid, cell) for folder in folders]
         published = "" if cell.published is None else f"{cell.published:.2f}"
         shown = {title: make(runs) for title, make in columns.items()}
         rows.append({"": cell.title, **shown, "published": published} | _cost(runs))
-        machines |= {"{}, commit {}".format(*machine_of(folder)) for folder in folders}
+        machines |= {"{}, commit {}".format(*run["machine"]) for run in runs}
     kept = [*(["", *columns, "published", "train s", "seeds"])]
     if hides_labels:  # of the many things there can be, those that some cell has
         kept = [title for title in kept if title == "" or any(row[title] for row in rows)]
@@ -58,19 +48,19 @@ def format_table(grid: BenchTable, root: Path, cells: Sequence[str], seeds: Sequ
     return "\n".join(lines)
 
 
-def _mean(name: str) -> Callable[[Sequence[Run]], str]:
+def _mean(name: str) -> Callable[[Sequence[Finished]], str]:
     return {**METRICS, **POOL_METRICS}[name].spread
 
 
-def _before_after(name: str) -> Callable[[Sequence[Run]], str]:
-    def show(runs: Sequence[Run]) -> str:
+def _before_after(name: str) -> Callable[[Sequence[Finished]], str]:
+    def show(runs: Sequence[Finished]) -> str:
         before, after = _mean(f"{name}_before")(runs), _mean(name)(runs)
         return f"{before} → {after}" if before else after
 
     return show
 
 
-def _interval(runs: Sequence[Run]) -> str:
+def _interval(runs: Sequence[Finished]) -> str:
     """95% confidence interval of the mean accuracy over the seeds, by Student's t."""
     values = [100 * run["test"]["accuracy"] for run in runs]
     if len(values) < INTERVAL_SEEDS:
@@ -80,18 +70,18 @@ def _interval(runs: Sequence[Run]) -> str:
     return f"{mean - half:.2f} to {mean + half:.2f}"
 
 
-def _n_classes(runs: Sequence[Run]) -> str:
+def _n_classes(runs: Sequence[Finished]) -> str:
     """Named and discovered classes, where their number was estimated."""
     return ", ".join(f"{n:g}" for n in POOL_METRICS["n_classes"].values(runs))
 
 
-def _gave_up(runs: Sequence[Run]) -> str:
+def _gave_up(runs: Sequence[Finished]) -> str:
     """In how many runs the annotator's own classifier took the place of what was learned."""
     n = sum(POOL_METRICS["gave_up"].values(runs))
     return f"{n:g} of {len(runs)}" if n else ""
 
 
-def _replaced_found(runs: Sequence[Run]) -> str:
+def _replaced_found(runs: Sequence[Finished]) -> str:
     """How many of the made-up names were detected, and how many of the others."""
     found, others = (POOL_METRICS[name].values(runs) for name in ("made_up_found", "others_found"))
     if not found:
@@ -99,7 +89,7 @@ def _replaced_found(runs: Sequence[Run]) -> str:
     return f"{statistics.mean(found):.1f} of {len(runs[0]['made_up'])}, and {statistics.mean(others):.1f} others"
 
 
-_COLUMNS: Mapping[str, Callable[[Sequence[Run]], str]] = {
+_COLUMNS: Mapping[str, Callable[[Sequence[Finished]], str]] = {
     "balanced acc.": _mean("balanced_accuracy"),
     "many": _mean("many"),
     "medium": _mean("medium"),
@@ -107,7 +97,7 @@ _COLUMNS: Mapping[str, Callable[[Sequence[Run]], str]] = {
     "ECE": _mean("ece"),
     "ECE few": _mean("ece_few"),
 }
-_POOL_COLUMNS: Mapping[str, Callable[[Sequence[Run]], str]] = {
+_POOL_COLUMNS: Mapping[str, Callable[[Sequence[Finished]], str]] = {
     "accuracy": _mean("accuracy"),
     "95% interval": _interval,
     "balanced acc.": _mean("balanced_accuracy"),
@@ -131,7 +121,7 @@ _POOL_COLUMNS: Mapping[str, Callable[[Sequence[Run]], str]] = {
 }
 
 
-def _cost(runs: Sequence[Run]) -> dict[str, str]:
+def _cost(runs: Sequence[Finished]) -> dict[str, str]:
     return {"train s": f"{statistics.mean(run['seconds']['train'] for run in runs):.0f}", "seeds": str(len(runs))}
 
 

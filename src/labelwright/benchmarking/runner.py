@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from labelwright import api
-from labelwright.benchmarking.finished import folder_of, summary_of
+from labelwright.benchmarking.finished import folder_of, is_finished
 from labelwright.benchmarking.grid import FULL, BenchTable, Given, Guessing
 from labelwright.benchmarking.pools import as_given, converted, descriptions_of, probs_of, target_pool
 from labelwright.benchmarking.printing import format_table
@@ -24,10 +25,25 @@ from labelwright.data.cards import dataset_card
 from labelwright.data.registry import open_dataset
 from labelwright.data.table import LabelTable
 from labelwright.encoders.saved import network_of
-from labelwright.errors import ConfigError
+from labelwright.errors import ConfigError, LabelwrightError
 from labelwright.train.processes import accelerator_for
 
 SUBSET_SEED = 0  # the images of a table are the same for every cell and seed
+
+Place = tuple[str, int]  # a cell and a seed
+
+
+class CellError(LabelwrightError):
+    """Cells that ran in processes of their own failed; the exit code is that of the first."""
+
+    def __init__(self, failed: Sequence[tuple[Place, subprocess.CalledProcessError]]) -> None:
+        words = [f"{name}, seed {seed} (exit code {error.returncode})" for (name, seed), error in failed]
+        first = failed[0][1]
+        super().__init__(
+            f"a cell failed: {'; '.join(words)}",
+            fix=f"run it alone to see why: labelwright {shlex.join(first.cmd[3:])}",
+        )
+        self.exit_code = first.returncode if first.returncode > 0 else 128 - first.returncode  # of a signal, as a shell
 
 
 def bench(
@@ -59,13 +75,14 @@ def bench(
         `coreg-pixels` a run of `pretrain` that the network starts from, or None: from random weights.
       descriptions: JSON, {dataset: {class: texts}}, for cells with descriptions; None = descriptions.json beside the
         model's folder. Cells finished with other ones are not run again: give another ``out``.
-      csv: file of results (see benchmarking.results) that the finished cells are added to, a row for each seed and
-        metric; None = none.
+      csv: file of results (see benchmarking.results) that each cell is added to when it has finished, a row for each
+        seed and metric; None = none.
 
     Returns: Markdown: mean and standard deviation over the seeds, published numbers, seconds, hardware, commit.
 
     Raises: ConfigError for a table or cell that does not exist, or a model where none belongs or none is named;
-      DataError for a ``csv`` that is not a file of results; OfflineError if the data cannot be reached.
+      DataError for a ``csv`` that is not a file of results; OfflineError if the data cannot be reached; CellError
+      naming the cells that failed side by side.
     """
     if table is None:
         return "\n".join(f"{name:20} {t.title}; cells: {', '.join(t.cells)}" for name, t in TABLES.items())
@@ -82,21 +99,26 @@ def bench(
     places = [(name, seed) for seed in (seeds or grid.seeds) for name in wanted]
     root = Path(out) / grid.place(full=full, model=model)
     runs = {folder_of(root, grid, name, seed): (name, seed) for name, seed in places}  # cells may show the same run
-    missing = [place for folder, place in runs.items() if not summary_of(folder)]
+    missing = [place for folder, place in runs.items() if not is_finished(folder)]
+    every = list(seeds or grid.seeds)
+
+    def keep(cells: Sequence[str], seeds: Sequence[int]) -> None:
+        if csv is not None:
+            add_rows(Path(csv), list(result_rows(table, grid, root, cells, seeds, full=full, model=model)))
+
     if jobs > 1 and len(missing) > 1:
         words = {"--data": data, "--out": out, "--device": device, "--model": model, "--descriptions": descriptions}
-        _run_side_by_side(table, missing, options=words, full=full, jobs=jobs, device=device)
+        finished = _run_side_by_side(table, missing, options=words, full=full, jobs=jobs, device=device)
     elif missing and grid.is_pool:
         assert model is not None, "tables of a pool need a model"
-        _run_pool_cells(grid, missing, root=root, data=data, model=model, descriptions=descriptions, device=device)
-    elif missing:
-        train, test = table_data(grid, data, full=full)
-        for name, seed in missing:
-            folder = folder_of(root, grid, name, seed)
-            run_cell(grid, name, seed, train, test, folder=folder, full=full, device=device, start=model)
-    every = list(seeds or grid.seeds)
-    if csv is not None:
-        add_rows(Path(csv), list(result_rows(table, grid, root, wanted, every, full=full, model=model)))
+        finished = _run_pool_cells(
+            grid, missing, root=root, data=data, model=model, descriptions=descriptions, device=device
+        )
+    else:
+        finished = _run_cells(grid, missing, root=root, data=data, full=full, device=device, start=model)
+    for name, seed in finished:  # what has finished is kept whatever becomes of the rest
+        keep([cell for cell in wanted if grid.cells[cell].key == grid.cells[name].key], [seed])
+    keep(wanted, every)
     return format_table(grid, root, wanted, every, full=full)
 
 
@@ -207,16 +229,35 @@ def run_pool_cell(
     )
 
 
+def _run_cells(
+    grid: BenchTable,
+    missing: Sequence[Place],
+    *,
+    root: Path,
+    data: str | Path | None,
+    full: bool,
+    device: str,
+    start: str | None,
+) -> Iterator[Place]:
+    """Cells one after another."""
+    if missing:
+        train, test = table_data(grid, data, full=full)
+    for name, seed in missing:
+        folder = folder_of(root, grid, name, seed)
+        run_cell(grid, name, seed, train, test, folder=folder, full=full, device=device, start=start)
+        yield name, seed
+
+
 def _run_pool_cells(
     grid: BenchTable,
-    missing: Sequence[tuple[str, int]],
+    missing: Sequence[Place],
     *,
     root: Path,
     data: str | Path | None,
     model: str,
     descriptions: str | Path | None,
     device: str,
-) -> None:
+) -> Iterator[Place]:
     """Cells one after another; images that are put out of domain, or asked about, are so once for all of them."""
     plain = table_data(grid, data)
     doubt: dict[tuple[str, str], NDArray[np.float32]] = {}
@@ -240,6 +281,7 @@ def _run_pool_cells(
             descriptions=descriptions,
             device=device,
         )
+        yield name, seed
 
 
 def _table_named(name: str) -> BenchTable:
@@ -267,20 +309,20 @@ def _check_fits(table: str, grid: BenchTable, *, model: str | None, full: bool) 
 
 def _run_side_by_side(
     table: str,
-    places: Sequence[tuple[str, int]],
+    places: Sequence[Place],
     *,
     options: Mapping[str, object],
     full: bool,
     jobs: int,
     device: str,
-) -> None:
-    """Each missing cell in a process of its own; the first that fails stops the rest."""
+) -> Iterator[Place]:
+    """Each missing cell in a process of its own, given as soon as it has finished; after a failure none is begun."""
     accelerator_for(device)  # a device that does not exist should be reported once, not by every process
     threads = max(1, (os.cpu_count() or 1) // jobs)
     same = [word for flag, value in options.items() if value is not None for word in (flag, str(value))]
     same += ["--full"] if full else []
 
-    def run(place: tuple[str, int]) -> None:
+    def run(place: Place) -> None:
         name, seed = place
         words = ["bench", "--table", table, "--cells", name, "--seeds", str(seed), *same]
         subprocess.run(
@@ -290,10 +332,22 @@ def _run_side_by_side(
             stdout=subprocess.DEVNULL,
         )
 
+    failed: list[tuple[Place, subprocess.CalledProcessError]] = []
     with ThreadPoolExecutor(jobs) as pool:
-        for done in [pool.submit(run, place) for place in places]:
-            try:
-                done.result()
-            except subprocess.CalledProcessError as error:
-                pool.shutdown(cancel_futures=True)
-                raise ConfigError(f"a cell failed: {' '.join(error.cmd[2:])}", fix="run it alone to see why") from None
+        running = {pool.submit(run, place): place for place in places}
+        try:
+            for done in as_completed(running):
+                if done.cancelled():
+                    continue
+                try:
+                    done.result()
+                except subprocess.CalledProcessError as error:
+                    failed.append((running[done], error))
+                    for other in running:
+                        other.cancel()
+                else:
+                    yield running[done]
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    if failed:
+        raise CellError(failed)
