@@ -15,7 +15,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from labelwright.errors import ConfigError, DataError
-from labelwright.losses._reduce import Reduce, blank_rows, kept_rows, reduce_loss
+from labelwright.losses._reduce import (
+    Reduce,
+    at_least_float32,
+    blank_rows,
+    check_rows,
+    check_temperature,
+    kept_rows,
+    reduce_loss,
+)
 
 Rule = Literal["cautious", "high_confidence", "supervised", "unsupervised"]
 
@@ -70,7 +78,7 @@ def push_queue(queue: Mapping[str, Tensor], keys: Tensor, labels: Tensor, is_rel
       ([7, 6], 1)
     """
     size, n_features = queue["keys"].shape
-    _check_feats(keys, labels=labels, is_reliable=is_reliable)
+    check_rows(keys, "features", labels=labels, is_reliable=is_reliable)
     if keys.shape[1] != n_features:
         raise DataError(f"keys {list(keys.shape)} for a queue of {n_features} features", fix="make the queue that wide")
     n_pushed = len(keys)
@@ -156,7 +164,7 @@ def noisy_contrastive(
             "rule='unsupervised' contrasts with the queue, and there is none", fix="pass a queue, or use nt_xent"
         )
     n_rows = len(query)
-    query, key = blank_rows(where, _at_least_float32(query)), blank_rows(where, _at_least_float32(key))
+    query, key = blank_rows(where, at_least_float32(query)), blank_rows(where, at_least_float32(key))
     is_there = torch.ones_like(is_reliable) if where is None else where
     sims = _sims(query, torch.cat([query, key]), temperature)  # [B, 2B]
     if rule == "unsupervised":
@@ -186,9 +194,6 @@ def noisy_contrastive(
 
 def _pairs(rule: Rule, own: Tensor, own_reliable: Tensor, others: Tensor, reliable: Tensor) -> tuple[Tensor, Tensor]:
     """Which of the others [M] attract an anchor [B] by their label, and which it leaves out by it: [B, M] bool both."""
-    if rule == "unsupervised":
-        nobody = torch.zeros(len(own), len(others), dtype=torch.bool, device=own.device)
-        return nobody, nobody
     # One comparison of small integers each: these masks are as large as the products. -2 and -3 equal nothing.
     own, others = own.masked_fill(own < 0, -2).int(), others.int()
     is_same = own[:, None] == others
@@ -207,9 +212,7 @@ def _attracting(
     attracts, is_drawn = others >= 0, own >= 0
     if rule != "supervised":
         attracts, is_drawn = attracts & reliable, is_drawn & own_reliable
-    n_classes = int(torch.maximum(own.max(), others.max())) + 1
-    if n_classes < 1:
-        return torch.zeros_like(keys[:1]).expand(len(own), -1), torch.zeros_like(own)
+    n_classes = max(int(torch.maximum(own.max(), others.max())) + 1, 1)
     weight, at = attracts.to(keys.dtype), others.clamp(min=0)
     sums = keys.new_zeros(n_classes, keys.shape[1]).index_add_(0, at, keys * weight[:, None])
     counts = torch.zeros(n_classes, dtype=own.dtype, device=own.device).index_add_(0, at, attracts.to(own.dtype))
@@ -291,7 +294,7 @@ def nt_xent(
     """
     _check_pair(a, b, temperature, weights=weights, where=where)
     n_rows = len(a)
-    both = _at_least_float32(torch.cat([a, b]))  # [2B, D]
+    both = at_least_float32(torch.cat([a, b]))  # [2B, D]
     kept = torch.ones_like(both[:n_rows, 0], dtype=torch.bool) if where is None else where
     anchors = kept.repeat(2).nonzero().flatten()  # [A]: only what counts is computed
     sims = _sims(both[anchors], both, temperature)
@@ -339,10 +342,10 @@ def pseudolabel_contrastive(
       >>> round(pseudolabel_contrastive(z, labels, temperature=1.0).item(), 4)
       0.5514
     """
-    _check_feats(feats, labels=labels, weights=weights, where=where)
-    _check_temperature(temperature)
+    check_rows(feats, "features", labels=labels, weights=weights, where=where)
+    check_temperature(temperature)
     kept = kept_rows(labels, where).nonzero().flatten()  # [A]: only what counts is computed
-    rows, own = _at_least_float32(feats[kept]), labels[kept]
+    rows, own = at_least_float32(feats[kept]), labels[kept]
     sims = _sims(rows, rows, temperature)  # [A, A]
     itself = torch.eye(len(rows), dtype=torch.bool, device=feats.device)
     is_negative = (own[:, None] != own) | itself
@@ -362,31 +365,11 @@ def _sims(anchors: Tensor, contrast: Tensor, temperature: float) -> Tensor:
         return (anchors / temperature) @ contrast.T
 
 
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-
-
 def _check_pair(query: Tensor, key: Tensor, temperature: float, **per_row: Tensor | None) -> None:
-    _check_feats(query, **per_row)
+    check_rows(query, "features", **per_row)
     if key.shape != query.shape:
         raise DataError(
             f"the two views have shapes {list(query.shape)} and {list(key.shape)}",
             fix="pass two views of the same rows",
         )
-    _check_temperature(temperature)
-
-
-def _check_temperature(temperature: float) -> None:
-    if not temperature > 0:
-        raise ConfigError(f"temperature={temperature} is not positive", fix="it divides the cosines: use a value > 0")
-
-
-def _check_feats(feats: Tensor, **per_row: Tensor | None) -> None:
-    if feats.dim() != 2:
-        raise DataError(f"features have shape {list(feats.shape)}, not [B, D]", fix="pass one projection per image")
-    for name, tensor in per_row.items():
-        if tensor is not None and tensor.shape != feats.shape[:1]:
-            raise DataError(
-                f"{name} has shape {list(tensor.shape)} for {len(feats)} rows",
-                fix=f"pass {name} with one entry per row",
-            )
+    check_temperature(temperature)

@@ -7,7 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from labelwright.errors import ConfigError, DataError
-from labelwright.losses._reduce import Reduce, blank_rows, kept_rows, reduce_loss
+from labelwright.losses._reduce import (
+    Reduce,
+    at_least_float32,
+    blank_rows,
+    check_rows,
+    check_targets,
+    check_temperature,
+    kept_rows,
+    reduce_loss,
+)
 
 
 def update_prototypes(
@@ -75,11 +84,9 @@ def prototype_logits(feats: Tensor, prototypes: Tensor, *, temperature: float = 
       [[1.5, -1.0]]
     """
     _check(feats, prototypes)
-    if not temperature > 0:
-        raise ConfigError(f"temperature={temperature} is not positive", fix="it divides the cosines: use a value > 0")
+    check_temperature(temperature)
     with torch.autocast(feats.device.type, enabled=False):
-        if feats.dtype in (torch.float16, torch.bfloat16):
-            feats = feats.float()
+        feats = at_least_float32(feats)
         return feats @ prototypes.to(feats.dtype).T / temperature
 
 
@@ -127,16 +134,13 @@ def prototype_loss(
       0.9431
     """
     _check(feats, prototypes, is_reliable=is_reliable, permutation=permutation, weights=weights, where=where)
-    if targets.shape != (len(feats), len(prototypes)):
-        raise DataError(
-            f"targets have shape {list(targets.shape)} for {len(feats)} rows and {len(prototypes)} prototypes",
-            fix="pass targets with one row per image and one column per prototype",
-        )
     if not 0 <= lam <= 1:
         raise ConfigError(f"lam={lam} is not a share", fix="use a value from 0 to 1")
     if permutation is None and lam < 1:
         raise ConfigError(f"lam={lam} without a permutation", fix="pass the permutation that mixed the batch")
-    log_probs = prototype_logits(blank_rows(where, feats), prototypes, temperature=temperature).log_softmax(dim=1)
+    logits = prototype_logits(blank_rows(where, feats), prototypes, temperature=temperature)
+    check_targets(logits, targets)
+    log_probs = logits.log_softmax(dim=1)
     targets = blank_rows(where, targets.detach()).to(log_probs.dtype)
     divergence, error = _row_losses(log_probs, targets)
     if permutation is not None and lam < 1:
@@ -185,9 +189,4 @@ def _check(feats: Tensor, prototypes: Tensor, **per_row: Tensor | None) -> None:
             f"features {list(feats.shape)} and prototypes {list(prototypes.shape)} are not [B, D] and [C, D]",
             fix="take both from the same projector",
         )
-    for name, tensor in per_row.items():
-        if tensor is not None and tensor.shape != feats.shape[:1]:
-            raise DataError(
-                f"{name} has shape {list(tensor.shape)} for {len(feats)} rows",
-                fix=f"pass {name} with one entry per row",
-            )
+    check_rows(feats, "features", **per_row)
