@@ -3,6 +3,8 @@
 A class without images (count 0) has no prior, yet its logit is in every softmax. Priors count it as half an image, so
 that logarithms and powers stay finite and it ranks below a class with one image; weights and margins, which only ever
 act on rows *of* that class, are given a finite value that no row uses. Counts may be fractional (soft counts).
+
+Raises DataError where counts are negative, not [C] or all zero, ConfigError where a knob is out of range.
 """
 
 from __future__ import annotations
@@ -23,9 +25,6 @@ def prior(counts: Tensor) -> Tensor:
       counts: [C] int or float >= 0, images per class, at least one of them > 0.
 
     Returns: [C] float32 (float64 for float64 counts), > 0, sums to 1.
-
-    Raises:
-      DataError: counts are negative, not [C], or all zero.
 
     Example: an empty class beside one of 4.5 images.
       >>> prior(torch.tensor([6, 2])).tolist(), prior(torch.tensor([4.5, 0.0])).tolist()
@@ -59,10 +58,6 @@ def effective_number_weights(counts: Tensor, *, beta: float) -> Tensor:
 
     Returns: [C] float > 0; 1 for an empty class.
 
-    Raises:
-      DataError: counts that `prior` refuses.
-      ConfigError: beta outside [0, 1).
-
     Source: Cui et al. 2019 (arXiv 1901.05555), Sec. 4.
 
     Example: beta = 1/2: 1/2 / (1 - 1/2) = 1 and 1/2 / (1 - 1/4) = 2/3, mean 5/6.
@@ -87,10 +82,6 @@ def inverse_prior_weights(counts: Tensor, *, power: float) -> Tensor:
       power: >= 0; 0 weighs every class the same. (rho in CVS)
 
     Returns: [C] float >= 1.
-
-    Raises:
-      DataError: counts that `prior` refuses.
-      ConfigError: power < 0.
 
     Source: arXiv 2310.04752, Sec. 6.
 
@@ -130,10 +121,6 @@ def vector_scaling(counts: Tensor, *, power: float, strength: float = 1.0) -> Ad
 
     Returns: a multiplier [C] in (0, 1] and the offset of `logit_adjustment`.
 
-    Raises:
-      DataError: counts that `prior` refuses.
-      ConfigError: power < 0.
-
     Source: Kini et al. 2021 (arXiv 2103.01550), Sec. 5.
 
     Example: (4 / 16)^(1/2) = 1/2.
@@ -154,10 +141,6 @@ def ldam(counts: Tensor, *, max_margin: float = 0.5, scale: float = 30.0) -> Adj
       scale: > 0; 30 suits cosines of a unit-norm head.
 
     Returns: a multiplier [C] and a target margin [C] <= 0.
-
-    Raises:
-      DataError: counts that `prior` refuses.
-      ConfigError: max_margin < 0, or scale <= 0.
 
     Source: Cao et al. 2019 (arXiv 1906.07413), Sec. 3.2.
 
@@ -182,9 +165,6 @@ def multiplicative_adjustment(prior: Tensor, kappa: Tensor, *, power: float) -> 
       power: >= 0. (gamma)
 
     Returns: a multiplier [C].
-
-    Raises:
-      ConfigError: power < 0.
 
     Source: arXiv 2310.04752, Sec. 6, early phase.
 
