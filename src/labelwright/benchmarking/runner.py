@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,13 +110,10 @@ def bench(
     if jobs > 1 and len(missing) > 1:
         words = {"--data": data, "--out": out, "--device": device, "--model": model, "--descriptions": descriptions}
         finished = _run_side_by_side(table, missing, options=words, full=full, jobs=jobs, device=device)
-    elif missing and grid.is_pool:
-        assert model is not None, "tables of a pool need a model"
-        finished = _run_pool_cells(
-            grid, missing, root=root, data=data, model=model, descriptions=descriptions, device=device
-        )
     else:
-        finished = _run_cells(grid, missing, root=root, data=data, full=full, device=device, start=model)
+        finished = _run_cells(
+            grid, missing, root=root, data=data, full=full, device=device, model=model, descriptions=descriptions
+        )
     for name, seed in finished:  # what has finished is kept whatever becomes of the rest
         keep([cell for cell in wanted if grid.cells[cell].key == grid.cells[name].key], [seed])
     keep(wanted, every)
@@ -149,83 +147,58 @@ def run_cell(
     test: LabelTable,
     *,
     folder: Path,
-    full: bool,
     device: str,
-    start: str | None = None,
-) -> api.Run:
-    """Train and score one cell with one seed; continues a run that was cut off."""
-    cell = grid.cells[name]
-    schedule: dict[str, object] = {"epochs": grid.epochs, "batch_size": grid.batch_size, **cell.reduced}
-    if grid.network is not None:
-        schedule = {}
-    elif full:
-        schedule = dict(FULL)
-    return api.fit(
-        train if cell.given is None else as_given(train, cell.given, seed=seed),
-        out=folder,
-        test=test,
-        method=cell.method,
-        model=start or grid.network or "auto",
-        size=grid.size_px,
-        seed=seed,
-        device=device,
-        flip="on" if dataset_card(grid.dataset).flip else "off",
-        evaluations=0 if grid.network is None else 8,  # curves of networks that learn from pixels
-        resume=folder.exists(),
-        set={**schedule, **cell.settings},
-    )
-
-
-def run_pool_cell(
-    grid: BenchTable,
-    name: str,
-    seed: int,
-    pool: LabelTable,
-    test: LabelTable,
-    *,
-    folder: Path,
-    model: str,
-    descriptions: str | Path | None,
-    device: str,
+    full: bool = False,
+    model: str | None = None,
+    descriptions: str | Path | None = None,
     probs: NDArray[np.float32] | None = None,
 ) -> api.Run:
-    """Adapt the model to a target pool and score it, one cell with one seed; continues a run that was cut off.
+    """Train and score one cell with one seed; continues a run that was cut off.
 
     Args:
       grid, name, seed: which cell.
-      pool, test: images as the cell is to see them, with all labels and the official class names.
+      train, test: images as the cell is to see them, with all labels and the official class names.
       folder: of the run.
-      model, descriptions, device: see `bench`.
+      device, full, model, descriptions: see `bench`.
       probs: [N, C], what the model thinks of the images, for candidates by its doubt.
     """
     cell = grid.cells[name]
-    assert cell.given is not None, "a cell of a pool says what it is given"
-    official = pool.class_names
-    guessing = cell.given.guessing or Guessing()
-    train = as_given(pool, cell.given, seed=seed, probs=probs)
-    texts = None
-    if cell.given.use_descriptions:
-        texts = descriptions_of(descriptions, model, grid.dataset, official, train.class_names)
-    is_open = cell.given.labels == "open_world"
-    n_others = len(official) - cell.given.n_seen
+    given = cell.given or Given(labels="all")
+    seen = as_given(train, given, seed=seed, probs=probs)
+    how: dict[str, Any]
+    if grid.is_pool:
+        assert model is not None, "tables of a pool need a model"
+        guessing = given.guessing or Guessing()
+        is_open = given.labels == "open_world"
+        n_others = len(train.class_names) - given.n_seen
+        texts = None
+        if given.use_descriptions:
+            texts = descriptions_of(descriptions, model, grid.dataset, train.class_names, seen.class_names)
+        how = {
+            "novel": None if not is_open else n_others if given.novel == "known" else given.novel,
+            "test": as_given(test, Given(labels="all", n_nonsense=given.n_nonsense), seed=seed),
+            "model": model,
+            "views": given.views,
+            "templates": given.templates,
+            "descriptions": texts,
+            "rule": guessing.rule,
+            "top_k": guessing.top_k,
+            "evaluations": 10 if is_open else 0,  # curves of the pace
+            "set": cell.settings,
+        }
+    else:
+        reduced = {"epochs": grid.epochs, "batch_size": grid.batch_size, **cell.reduced}
+        schedule = {} if grid.network is not None else FULL if full else reduced
+        how = {
+            "test": test,
+            "model": model or grid.network or "auto",
+            "size": grid.size_px,
+            "evaluations": 0 if grid.network is None else 8,  # curves of networks that learn from pixels
+            "set": {**schedule, **cell.settings},
+        }
+    flip = "on" if dataset_card(grid.dataset).flip else "off"
     return api.fit(
-        train,
-        out=folder,
-        novel=None if not is_open else n_others if cell.given.novel == "known" else cell.given.novel,
-        test=as_given(test, Given(labels="all", n_nonsense=cell.given.n_nonsense), seed=seed),
-        method=cell.method,
-        model=model,
-        views=cell.given.views,
-        templates=cell.given.templates,
-        descriptions=texts,
-        rule=guessing.rule,
-        top_k=guessing.top_k,
-        seed=seed,
-        device=device,
-        flip="on" if dataset_card(grid.dataset).flip else "off",
-        evaluations=10 if is_open else 0,  # curves of the pace
-        resume=folder.exists(),
-        set=cell.settings,
+        seen, out=folder, method=cell.method, seed=seed, device=device, flip=flip, resume=folder.exists(), **how
     )
 
 
@@ -237,49 +210,34 @@ def _run_cells(
     data: str | Path | None,
     full: bool,
     device: str,
-    start: str | None,
-) -> Iterator[Place]:
-    """Cells one after another."""
-    if missing:
-        train, test = table_data(grid, data, full=full)
-    for name, seed in missing:
-        folder = folder_of(root, grid, name, seed)
-        run_cell(grid, name, seed, train, test, folder=folder, full=full, device=device, start=start)
-        yield name, seed
-
-
-def _run_pool_cells(
-    grid: BenchTable,
-    missing: Sequence[Place],
-    *,
-    root: Path,
-    data: str | Path | None,
-    model: str,
+    model: str | None,
     descriptions: str | Path | None,
-    device: str,
 ) -> Iterator[Place]:
     """Cells one after another; images that are put out of domain, or asked about, are so once for all of them."""
-    plain = table_data(grid, data)
+    if not missing:
+        return
+    plain = table_data(grid, data, full=full)
     doubt: dict[tuple[str, str], NDArray[np.float32]] = {}
     seen: dict[str, tuple[LabelTable, LabelTable]] = {}
     for name, seed in missing:
-        given = grid.cells[name].given
-        assert given is not None
+        given = grid.cells[name].given or Given(labels="all")
         if given.images not in seen:
             seen[given.images] = (converted(plain[0], given.images), converted(plain[1], given.images))
         asked = (given.images, given.templates)
         if given.guessing is not None and given.guessing.by == "doubt" and asked not in doubt:
+            assert model is not None, "tables of a pool need a model"
             doubt[asked] = probs_of(seen[given.images][0], model, templates=given.templates, device=device)
-        run_pool_cell(
+        run_cell(
             grid,
             name,
             seed,
             *seen[given.images],
-            probs=doubt.get(asked),
             folder=folder_of(root, grid, name, seed),
+            device=device,
+            full=full,
             model=model,
             descriptions=descriptions,
-            device=device,
+            probs=doubt.get(asked),
         )
         yield name, seed
 

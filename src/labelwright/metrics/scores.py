@@ -45,10 +45,7 @@ def seen_unseen(scores: Mapping[str, Any], train_counts: NDArray[np.int64]) -> d
 
 def confusions(answers: Answers, truth: NDArray[np.int32], class_names: tuple[str, ...]) -> list[dict[str, Any]]:
     """The ten pairs of classes most often taken for each other, by name: JSON-ready."""
-    pairs = top_confusions(answers.predicted, torch.from_numpy(truth.astype(np.int64)), k=10)
-    return [
-        {**pair, "truth": class_names[pair["truth"]], "predicted": class_names[pair["predicted"]]} for pair in pairs
-    ]
+    return top_confusions(answers.predicted, torch.from_numpy(truth.astype(np.int64)), class_names)
 
 
 def truth_beyond(table: LabelTable, n_seen: int) -> tuple[NDArray[np.int64], tuple[str, ...]]:
@@ -90,11 +87,6 @@ def open_scores(answers: Answers, truth: NDArray[np.int64], names: Sequence[str]
     mapped = torch.where(mapped < 0, n_classes, mapped)  # an output without a class is never right
     scores = score(mapped, answers.probability[known], target, n_classes=n_classes + 1)
     scores |= {key: scores[key][:n_classes] for key in ("per_class", "precision")}
-    labels = [*names, "no class"]
-    pairs = [
-        {**pair, "truth": labels[pair["truth"]], "predicted": labels[pair["predicted"]]}
-        for pair in top_confusions(mapped, target, k=10)
-    ]
     is_novel = target >= n_seen
     sure = answers.probability[known]
     return (
@@ -103,7 +95,7 @@ def open_scores(answers: Answers, truth: NDArray[np.int64], names: Sequence[str]
         | {
             "confidence_seen": float(sure[~is_novel].mean()) if (~is_novel).any() else None,
             "confidence_novel": float(sure[is_novel].mean()) if is_novel.any() else None,
-            "confusions": pairs,
+            "confusions": top_confusions(mapped, target, [*names, "no class"]),
             "class_names": list(names),
             "matched": [names[m] if m >= 0 else None for m in match.tolist()],
         }

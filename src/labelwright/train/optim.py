@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from labelwright.errors import ConfigError
 from labelwright.train.settings import TrainSettings
 
 
@@ -171,29 +170,19 @@ def optimizer_step(
     return loss.detach()
 
 
-def param_groups(
-    net: nn.Module,
-    *,
-    lr: float,
-    weight_decay: float,
-    layer_decay: float | None = None,
-    decay_norms: bool = True,
-) -> list[dict[str, Any]]:
+def param_groups(net: nn.Module, *, lr: float, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
     """Optimizer groups of the parameters that require a gradient.
 
-    With ``layer_decay`` the head, and whatever comes after the last block, gets ``lr``; each block below it
-    ``layer_decay`` times the rate of the one above, down to the patch embedding or stem.
+    The head, and whatever comes after the last block, gets ``lr``; each block below it ``layer_decay`` times the rate
+    of the one above, down to the patch embedding or stem.
 
     Args:
       net: a Classifier; of another network every parameter in no block counts as head unless it precedes the blocks.
       lr: > 0.
       weight_decay: >= 0.
-      layer_decay: 0 to 1, or None: one rate for all.
-      decay_norms: False leaves biases and normalisation (all parameters of one dimension) without weight decay.
+      layer_decay: above 0, at most 1 = one rate for all.
 
     Returns: groups of ``params``, ``lr``, ``weight_decay`` and ``name``, in order of depth.
-
-    Raises: ConfigError: layer_decay outside (0, 1].
 
     Source: Bao et al. 2021 (arXiv 2106.08254), appendix (layer-wise decay of fine-tuning).
 
@@ -204,29 +193,17 @@ def param_groups(
       >>> rates
       [0.125, 0.25, 0.5, 1.0]
     """
-    if layer_decay is not None and not 0 < layer_decay <= 1:
-        raise ConfigError(f"layer_decay is {layer_decay}", fix="give a number above 0 and at most 1")
-    names = [name for name, _ in net.named_parameters()]
-    depth, n_blocks = _depths(names)
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    depth, n_blocks = _depths([name for name, _ in net.named_parameters()])
+    groups: dict[int, dict[str, Any]] = {}
     for name, parameter in net.named_parameters():
         if not parameter.requires_grad:
             continue
-        decays = decay_norms or parameter.dim() > 1
-        layer = depth[name] if layer_decay is not None else n_blocks + 1
-        rate = lr * (1.0 if layer_decay is None else layer_decay ** (n_blocks + 1 - layer))
-        label = "all" if layer_decay is None else "head" if layer > n_blocks else f"block{layer}" if layer else "stem"
-        group = groups.setdefault(
-            (layer, decays),
-            {
-                "params": [],
-                "lr": rate,
-                "weight_decay": weight_decay if decays else 0.0,
-                "name": label if decays else f"{label}, no decay",
-            },
-        )
+        layer = depth[name]
+        rate = lr * layer_decay ** (n_blocks + 1 - layer)
+        label = "head" if layer > n_blocks else f"block{layer}" if layer else "stem"
+        group = groups.setdefault(layer, {"params": [], "lr": rate, "weight_decay": weight_decay, "name": label})
         group["params"].append(parameter)
-    return [groups[key] for key in sorted(groups)]
+    return [groups[layer] for layer in sorted(groups)]
 
 
 def _depths(names: Sequence[str]) -> tuple[dict[str, int], int]:
