@@ -57,17 +57,11 @@ def _read(run: Run, grid: BenchTable, cell: Cell) -> Finished:
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of a finished cell.
+    """One number of a finished cell."""
 
-    Attributes:
-      of: of a run, None where it has no such number.
-      scale: times this, 100 for percent.
-      digits: after the point, where a mean is printed.
-    """
-
-    of: Callable[[Finished], float | None]
-    scale: float = 100
-    digits: int = 1
+    of: Callable[[Finished], float | None]  # None where a run has no such number
+    scale: float = 100  # times this, 100 for percent
+    digits: int = 1  # after the point, where a mean is printed
 
     def values(self, runs: Sequence[Finished]) -> list[float]:
         """The finite ones among the numbers of some runs, scaled."""

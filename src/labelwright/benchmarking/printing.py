@@ -17,14 +17,7 @@ INTERVAL_SEEDS = 5  # from which an interval of the mean is printed
 
 
 def format_table(grid: BenchTable, root: Path, cells: Sequence[str], seeds: Sequence[int], *, full: bool) -> str:
-    """Markdown of the cells that are finished, scores in percent.
-
-    Args:
-      grid: the table.
-      root: folder of its cells.
-      cells, seeds: which to print; those that are not finished are left out.
-      full: whether they ran on the published schedule.
-    """
+    """Markdown of those cells under ``root`` that are finished, scores in percent."""
     rows, machines = [], set()
     hides_labels = metrics_of(grid) is POOL_METRICS
     columns = _POOL_COLUMNS if hides_labels else _COLUMNS
@@ -35,9 +28,10 @@ def format_table(grid: BenchTable, root: Path, cells: Sequence[str], seeds: Sequ
             continue
         published = "" if cell.published is None else f"{cell.published:.2f}"
         shown = {title: make(runs) for title, make in columns.items()}
-        rows.append({"": cell.title, **shown, "published": published} | _cost(runs))
+        seconds = f"{statistics.mean(run['seconds']['train'] for run in runs):.0f}"
+        rows.append({"": cell.title, **shown, "published": published, "train s": seconds, "seeds": str(len(runs))})
         machines |= {"{}, commit {}".format(*run["machine"]) for run in runs}
-    kept = [*(["", *columns, "published", "train s", "seeds"])]
+    kept = ["", *columns, "published", "train s", "seeds"]
     if hides_labels:  # of the many things there can be, those that some cell has
         kept = [title for title in kept if title == "" or any(row[title] for row in rows)]
     lines = [f"### {grid.title}", "", f"| {' | '.join(kept)} |".replace("|  |", "| |", 1), "|" + "---|" * len(kept)]
@@ -119,10 +113,6 @@ _POOL_COLUMNS: Mapping[str, Callable[[Sequence[Finished]], str]] = {
     "made-up names found": _replaced_found,
     "recall of the true names": _before_after("true_names"),
 }
-
-
-def _cost(runs: Sequence[Finished]) -> dict[str, str]:
-    return {"train s": f"{statistics.mean(run['seconds']['train'] for run in runs):.0f}", "seeds": str(len(runs))}
 
 
 def _schedule(grid: BenchTable, *, full: bool) -> str:

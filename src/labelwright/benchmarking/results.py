@@ -43,14 +43,7 @@ def result_rows(
     full: bool,
     model: str | None,
 ) -> Iterator[Row]:
-    """A row for every finished cell, seed and metric.
-
-    Args:
-      table, grid: the table and its name.
-      root: folder of its cells.
-      cells, seeds: which to read; those that are not finished are left out.
-      full: whether they ran on the published schedule.
-      model: that they started from.
+    """A row for every cell under ``root`` that is finished, seed and metric.
 
     Example: where nothing is finished there is no row.
       >>> from labelwright.benchmarking.tables import TABLES

@@ -156,11 +156,9 @@ def run_cell(
     """Train and score one cell with one seed; continues a run that was cut off.
 
     Args:
-      grid, name, seed: which cell.
       train, test: images as the cell is to see them, with all labels and the official class names.
-      folder: of the run.
       device, full, model, descriptions: see `bench`.
-      probs: [N, C], what the model thinks of the images, for candidates by its doubt.
+      probs: [N, C], what the model thinks of the training images, for candidates by its doubt.
     """
     cell = grid.cells[name]
     given = cell.given or Given(labels="all")

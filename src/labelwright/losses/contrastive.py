@@ -170,9 +170,7 @@ def noisy_contrastive(
     if rule == "unsupervised":
         is_positive, is_out = torch.zeros_like(sims, dtype=torch.bool), torch.ones_like(sims, dtype=torch.bool)
     else:
-        is_positive, is_ignored = (
-            pairs.repeat(1, 2) for pairs in _pairs(rule, labels, is_reliable, labels, is_reliable)
-        )
+        is_positive, is_ignored = (pairs.repeat(1, 2) for pairs in _pairs(rule, labels, is_reliable))
         is_positive, is_out = is_positive & is_there.repeat(2), is_ignored | ~is_there.repeat(2)
     for mask, is_set in ((is_out, True), (is_positive, False)):
         mask.diagonal().fill_(is_set)  # the anchor itself
@@ -192,14 +190,14 @@ def noisy_contrastive(
     return reduce_loss(log_total - sum_positive / n_positive, where=where, weights=weights, reduce=reduce)
 
 
-def _pairs(rule: Rule, own: Tensor, own_reliable: Tensor, others: Tensor, reliable: Tensor) -> tuple[Tensor, Tensor]:
-    """Which of the others [M] attract an anchor [B] by their label, and which it leaves out by it: [B, M] bool both."""
+def _pairs(rule: Rule, labels: Tensor, is_reliable: Tensor) -> tuple[Tensor, Tensor]:
+    """Which rows attract an anchor by their label, and which it leaves out by it: [B, B] bool both."""
     # One comparison of small integers each: these masks are as large as the products. -2 and -3 equal nothing.
-    own, others = own.masked_fill(own < 0, -2).int(), others.int()
+    own, others = labels.masked_fill(labels < 0, -2).int(), labels.int()
     is_same = own[:, None] == others
     if rule == "supervised":
         return is_same, torch.zeros_like(is_same)
-    is_positive = own.masked_fill(~own_reliable, -2)[:, None] == others.masked_fill(~reliable, -3)
+    is_positive = own.masked_fill(~is_reliable, -2)[:, None] == others.masked_fill(~is_reliable, -3)
     return is_positive, is_same ^ is_positive if rule == "cautious" else torch.zeros_like(is_same)
 
 

@@ -19,16 +19,11 @@ ROWS_MAX = 50_000  # images that are clustered; more are thinned out evenly
 
 @dataclass(frozen=True)
 class Watch:
-    """Clusters of the images, against which every later answer is held.
+    """Clusters of the images, against which every later answer is held."""
 
-    Attributes:
-      rows: [n] int64 rows clustered.   clusters: [n] int64 their cluster.
-      zero_shot_agreement: of the answers that training began with.
-    """
-
-    rows: Tensor
-    clusters: Tensor
-    zero_shot_agreement: float
+    rows: Tensor  # [n] int64 rows clustered
+    clusters: Tensor  # [n] int64 their cluster
+    zero_shot_agreement: float  # of the answers that training began with
 
     @classmethod
     def start(cls, feats: Tensor, n_clusters: int, zero_shot: Tensor) -> Watch:

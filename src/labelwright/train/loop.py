@@ -18,7 +18,7 @@ from labelwright.errors import DataError, LabelwrightError
 from labelwright.run_folder import Run
 from labelwright.train import checkpoint, progress
 from labelwright.train.optim import build_optimizer, lr_at, optimizer_step, sam_radius_at, set_lr
-from labelwright.train.plans import check_plan, plan_from_dict, plan_to_dict, rows_of_step
+from labelwright.train.plans import check_plan, plan_from_dict, rows_of_step
 from labelwright.train.processes import (
     accelerator_for,
     autocast_dtype,
@@ -69,21 +69,13 @@ class LoopOptions:
 
 @dataclass(frozen=True)
 class Trained:
-    """What training leaves: the state, and what it cost.
-
-    Attributes:
-      state: the recipe's final state.
-      seconds: wall-clock seconds in training, over all resumes.
-      input_frac: share of the training steps' time spent making batches, 0 to 1.
-      images_per_second: images through `step` per second of step and input time.
-      warnings: failure signs seen by the recipe, each once.
-    """
+    """What training leaves: the state, and what it cost."""
 
     state: State
-    seconds: float
-    input_frac: float
-    images_per_second: float
-    warnings: tuple[str, ...]
+    seconds: float  # wall-clock seconds in training, over all resumes
+    input_frac: float  # share of the training steps' time spent making batches, 0 to 1
+    images_per_second: float  # images through `step` per second of step and input time
+    warnings: tuple[str, ...]  # failure signs seen by the recipe, each once
 
 
 def train(
@@ -390,7 +382,7 @@ class _Loop:
             "format": checkpoint.FORMAT,
             "epoch": self.epoch,
             "step": self.step,
-            "plan": None if self.plan is None else plan_to_dict(self.plan),
+            "plan": None if self.plan is None else dataclasses.asdict(self.plan),
             "sums": self.sums,
             "spent": self.spent,
             "warnings": self.warnings,

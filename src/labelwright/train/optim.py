@@ -21,8 +21,6 @@ def lr_at(settings: TrainSettings, epoch_frac: float) -> float:
       settings: epochs, schedule, warm-up.
       epoch_frac: epochs done so far, with the fraction of the one under way; 0 <= epoch_frac <= epochs.
 
-    Returns: learning rate, > 0 except at the very end of a cosine.
-
     Example:
       >>> step = TrainSettings(epochs=10, lr=1.0, schedule="step", warmup_epochs=0.0)
       >>> [round(lr_at(step, e), 3) for e in (0, 7.9, 8, 9)]
@@ -44,19 +42,12 @@ def lr_at(settings: TrainSettings, epoch_frac: float) -> float:
 
 def sam_radius_at(settings: TrainSettings, epoch_frac: float) -> float:
     """Radius of sharpness-aware minimisation at a moment of training (two phases); 0 = plain step."""
-    late = settings.sam_radius_late is not None and epoch_frac >= settings.sam_late_from_frac * settings.epochs
-    return settings.sam_radius_late if late and settings.sam_radius_late is not None else settings.sam_radius
+    is_early = epoch_frac < settings.sam_late_from_frac * settings.epochs
+    return settings.sam_radius if is_early or settings.sam_radius_late is None else settings.sam_radius_late
 
 
 def build_optimizer(nets: Iterable[nn.Module], settings: TrainSettings) -> torch.optim.Optimizer:
-    """One optimizer over the trainable parameters of all networks; each group keeps its share of the rate in `scale`.
-
-    Args:
-      nets: networks that gradients train.
-      settings: optimizer, momentum, weight decay, layer-wise decay.
-
-    Returns: an optimizer whose groups hold ``scale`` (their learning rate over the head's).
-    """
+    """One optimizer over the trainable parameters of all networks; ``scale`` of a group is its rate over the head's."""
     groups = [
         {**group, "scale": group["lr"]}
         for net in nets
@@ -119,9 +110,7 @@ def running_stats_frozen(nets: Iterable[nn.Module]) -> Iterator[None]:
     """
     norms = [m for net in nets for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [m.momentum for m in norms]
-    buffers = [
-        (m.num_batches_tracked, m.num_batches_tracked.clone()) for m in norms if m.num_batches_tracked is not None
-    ]
+    buffers = [(n, n.clone()) for m in norms if (n := m.num_batches_tracked) is not None]
     for m in norms:
         m.momentum = 0.0
     try:
@@ -145,8 +134,7 @@ def optimizer_step(
     """Descend once along the gradient of ``loss_of``, sharpness-aware when ``radius`` > 0.
 
     Args:
-      optimizer: over the parameters of ``nets``.
-      nets: networks that ``loss_of`` runs and gradients train.
+      optimizer: over the parameters of ``nets``, the networks that ``loss_of`` runs.
       loss_of: computes the scalar loss of the current batches; called twice when ``radius`` > 0.
       radius: see `perturbed`; 0 = one plain step.
       max_grad_norm: clip the global norm to this; 0 = never.
