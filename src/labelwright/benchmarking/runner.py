@@ -211,7 +211,7 @@ def _run_cells(
     model: str | None,
     descriptions: str | Path | None,
 ) -> Iterator[Place]:
-    """Cells one after another; images that are put out of domain, or asked about, are so once for all of them."""
+    """Cells one after another; images are transformed, and a model is asked about them, once for all of them."""
     if not missing:
         return
     plain = table_data(grid, data, full=full)

@@ -3,8 +3,8 @@
 Every loss is ``loss(logits, candidates, *, knobs, weights=None, where=None, reduce="mean")``. In common:
 
 - logits: [B, C] float; half precision is computed in float32.
-- candidates: [B, C] bool, True = may be the class. A set of no class or of all classes says nothing: its row is left
-  out, as if ``where`` were False. `informative_rows` tells which rows count.
+- candidates: [B, C] bool, True = may be the class. A set of no class or of all classes is not informative: its
+  row is left out, as if ``where`` were False; see `informative_rows`.
 - weights: [B] float >= 0 or None for 1. where: [B] bool, False = left out, whatever the row holds.
 - reduce: "mean" = sum(w * loss) / sum(w) over kept rows (0 if none is kept), "sum", or "none": [B], not a scalar.
 - Raises DataError where shapes do not fit, ConfigError where a knob is out of range.
@@ -36,8 +36,8 @@ def informative_rows(candidates: Tensor, where: Tensor | None = None) -> Tensor:
       >>> informative_rows(torch.tensor([[True, False], [True, True], [False, False]])).tolist()
       [True, False, False]
     """
-    tells = candidates.any(dim=1) & ~candidates.all(dim=1)
-    return tells if where is None else tells & where
+    informative = candidates.any(dim=1) & ~candidates.all(dim=1)
+    return informative if where is None else informative & where
 
 
 def partial_cross_entropy(
@@ -49,7 +49,7 @@ def partial_cross_entropy(
     where: Tensor | None = None,
     reduce: Reduce = "mean",
 ) -> Tensor:
-    """Cross-entropy against a set, -log(eps + sum_{j in S} p_j): which of its classes it is, the network decides.
+    """Cross-entropy against a set, -log(eps + sum_{j in S} p_j): the network decides which of its classes it is.
 
     Args:
       logits: [B, C] float, finite.

@@ -1,4 +1,4 @@
-"""Training on guessed soft targets: a loss that a wrong guess cannot blow up, and a ramp to bring it in."""
+"""Self-training on soft targets: a bounded loss, and a ramp that brings it in."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def squared_error_of_probs(
 ) -> Tensor:
     """Squared error of the probabilities, averaged over classes: (1/C) sum_k (softmax(logits)_k - t_k)^2.
 
-    Bounded by 2/C, unlike a cross-entropy: the loss of choice where targets are guesses.
+    Bounded by 2/C, unlike a cross-entropy: for targets that may be wrong.
 
     Args:
       logits: [B, C] float, any range; half precision is computed in float32.

@@ -28,7 +28,7 @@ def score(
 ) -> dict[str, Any]:
     """Accuracy, per-class and per-group accuracy, and calibration, ready for JSON.
 
-    Rows whose truth is -1 are not scored. A number that has nothing to stand on (a class without test images, a
+    Rows whose truth is -1 are not scored. A number that cannot be computed (a class without test images, a
     group without classes) is None, never 0.
 
     Args:

@@ -1,4 +1,4 @@
-"""Scores where some classes are clusters that nobody named: seen, novel and all, by the best match of names."""
+"""Scores with novel classes, which have no names: seen, novel and all, by the best match of clusters to classes."""
 
 from __future__ import annotations
 
