@@ -2,7 +2,8 @@
 
 Features come in with unit norm, so that products are cosines. Half precision is computed in float32, under autocast
 too: at a temperature of 0.07 the rounding of bfloat16 would move a logit by 0.06. The largest tensor has one row per
-anchor and one column per contrasted sample.
+anchor and one column per contrasted sample. Raises DataError where shapes do not fit, ConfigError where a knob is out
+of range.
 """
 
 from __future__ import annotations
@@ -39,9 +40,6 @@ def init_queue(size: int, n_features: int, device: torch.device | str | None = N
     Returns: "keys" [Q, D] float32, "labels" [Q] int64 (-1 = empty slot), "is_reliable" [Q] bool and "place" [] int64,
       the slot that is filled next.
 
-    Raises:
-      ConfigError: a size below 1.
-
     Example:
       >>> init_queue(2, 3)["labels"].tolist()
       [-1, -1]
@@ -67,9 +65,6 @@ def push_queue(queue: Mapping[str, Tensor], keys: Tensor, labels: Tensor, is_rel
       is_reliable: [B] bool.
 
     Returns: the new queue.
-
-    Raises:
-      DataError: shapes do not fit.
 
     Example: three keys into two slots.
       >>> keys, labels = torch.eye(3)[:, :2], torch.tensor([5, 6, 7])
@@ -126,17 +121,13 @@ def noisy_contrastive(
       labels: [B] int pseudolabels, -1 = unknown: the same as no other.
       is_reliable: [B] bool, whether the pseudolabel is trusted.
       queue: as from `init_queue`; empty slots take no part. None = no queue.
-      rule: see above.
+      rule: see above; "unsupervised" needs a queue.
       temperature: > 0, divides the cosines.
       weights: [B] float >= 0, of the anchors; see losses/_reduce.py.
       where: [B] bool; a row with False is not there at all, neither as anchor nor as contrast, whatever it holds.
       reduce: see losses/_reduce.py.
 
     Returns: scalar in nats, or [B] if reduce="none".
-
-    Raises:
-      DataError: shapes do not fit.
-      ConfigError: unknown rule, temperature <= 0, or "unsupervised" without a queue.
 
     Source: Wang et al. 2025 (arXiv 2506.03229), Sec. 4.5; supervised: Khosla et al. 2020 (arXiv 2004.11362), Eq. (2);
     unsupervised: He et al. 2020 (arXiv 1911.05722), Eq. (1).
@@ -280,10 +271,6 @@ def nt_xent(
 
     Returns: scalar in nats, or [B] if reduce="none": the mean of a row's two directions.
 
-    Raises:
-      DataError: shapes do not fit.
-      ConfigError: temperature <= 0.
-
     Source: Chen et al. 2020 (arXiv 2002.05709), Eq. (1).
 
     Example: each row has cosine 1 with its other view and 0 with two others: log(e + 2) - 1.
@@ -328,10 +315,6 @@ def pseudolabel_contrastive(
       reduce: see losses/_reduce.py.
 
     Returns: scalar in nats, or [B] if reduce="none". An anchor that is alone with its label does not count.
-
-    Raises:
-      DataError: shapes do not fit.
-      ConfigError: temperature <= 0.
 
     Source: arXiv 2309.11930, Eq. (7).
 

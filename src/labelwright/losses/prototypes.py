@@ -1,4 +1,7 @@
-"""Class prototypes: one direction per class that follows the features, and the loss that aligns images with them."""
+"""Class prototypes: one direction per class that follows the features, and the loss that aligns images with them.
+
+Raises DataError where shapes do not fit, ConfigError where a knob is out of range.
+"""
 
 from __future__ import annotations
 
@@ -35,10 +38,6 @@ def update_prototypes(
 
     Returns: [C, D], the dtype of ``prototypes``, unit norm; a zero prototype without rows stays zero.
 
-    Raises:
-      DataError: shapes do not fit.
-      ConfigError: decay outside 0 to 1.
-
     Source: Wang et al. 2025 (arXiv 2506.03229), Sec. 4.4.
 
     Example: the first class was not seen before; (0.75, 0.25) / |(0.75, 0.25)| = (0.949, 0.316) is the second's.
@@ -72,10 +71,6 @@ def prototype_logits(feats: Tensor, prototypes: Tensor, *, temperature: float = 
       temperature: > 0, divides the cosines.
 
     Returns: [B, C] float.
-
-    Raises:
-      DataError: shapes do not fit.
-      ConfigError: temperature <= 0.
 
     Source: Wang et al. 2025 (arXiv 2506.03229), Sec. 4.4.
 
@@ -116,15 +111,10 @@ def prototype_loss(
       permutation: [B] int64 partner of each row (losses.mixup.Mixed), or None for a batch that is not mixed.
       lam: 0 to 1, share of a row's own target; without ``permutation`` it must be 1.
       temperature: > 0, divides the cosines.
-      weights: [B] float >= 0; see losses/_reduce.py.
-      where: [B] bool; see losses/_reduce.py. A row whose partner is excluded must be excluded as well.
-      reduce: see losses/_reduce.py; "sum" and "none" do not tell the two kinds apart.
+      weights, where, reduce: see losses/_reduce.py. A row whose partner is excluded must be excluded as well; "sum" and
+        "none" do not tell the two kinds apart.
 
     Returns: scalar, or [B] if reduce="none".
-
-    Raises:
-      DataError: shapes do not fit.
-      ConfigError: temperature <= 0, lam outside 0 to 1, or lam below 1 without a permutation.
 
     Source: Wang et al. 2025 (arXiv 2506.03229), Sec. 4.4.
 

@@ -92,10 +92,8 @@ def train(
     """Train a recipe from the start, or from the checkpoint in ``run`` if there is one.
 
     Args:
-      recipe: a module of methods/.
-      cfg: its Config.
-      task: labels and class names of the N training images.
-      views: N images.
+      recipe, cfg: a module of methods/ and its Config.
+      task, views: labels and class names of the N training images, and the images.
       build_net: makes a fresh network of the wanted number of outputs.
       options: device, precision, seed, how often to checkpoint and evaluate.
       run: where to log and checkpoint; None keeps nothing.
@@ -109,8 +107,6 @@ def train(
     Networks in ``state.averages`` are in eval mode at each epoch's start, the others in training mode. The global
     random generator is seeded anew before plan, step and end_epoch, so that nothing but the seed decides.
 
-    Returns: the trained state and its costs.
-
     Raises:
       TrainingError: the loss stopped being finite.
       DataError: the checkpoint in ``run`` is broken, or of other networks.
@@ -119,27 +115,25 @@ def train(
     return _Loop(recipe, cfg, task, views, options, run, evaluate).run_from_setup(build_net)
 
 
+@dataclass
 class _Loop:
     """One training run's moving parts, so that the phases below read as short functions."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        cfg: TrainSettings,
-        task: Task,
-        views: ViewSource,
-        options: LoopOptions,
-        run: Run | None,
-        evaluate: Callable[[State], Mapping[str, Any]] | None,
-    ) -> None:
-        self.recipe, self.cfg, self.views, self.options = recipe, cfg, views, options
-        self.run, self.evaluate = run, evaluate
-        self.accelerator: Accelerator = accelerator_for(options.device)
+    recipe: Recipe
+    cfg: TrainSettings
+    task: Task
+    views: ViewSource
+    options: LoopOptions
+    run: Run | None
+    evaluate: Callable[[State], Mapping[str, Any]] | None
+
+    def __post_init__(self) -> None:
+        self.accelerator: Accelerator = accelerator_for(self.options.device)
         self.device: torch.device = self.accelerator.device
         self.is_main: bool = self.accelerator.is_main_process
-        self.dtype = autocast_dtype(self.device, options.precision)
-        sets = None if task.candidates is None else task.candidates.to(self.device)
-        self.task = dataclasses.replace(task, labels=task.labels.to(self.device), candidates=sets)
+        self.dtype = autocast_dtype(self.device, self.options.precision)
+        sets = None if self.task.candidates is None else self.task.candidates.to(self.device)
+        self.task = dataclasses.replace(self.task, labels=self.task.labels.to(self.device), candidates=sets)
         self.epoch, self.step = 0, 0
         self.has_begun, self.is_over = False, False
         self.plan: EpochPlan | None = None

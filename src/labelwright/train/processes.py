@@ -68,12 +68,8 @@ def _n_processes() -> int:
 def gather_rows(x: Tensor) -> Tensor:
     """Rows of every process, in the order of the unsharded batch, if each process holds equally many.
 
-    Recipes call this on what they fold into their state, so that every process keeps the same state.
-
-    Args:
-      x: [B / processes, ...] this process's share, as `shard` deals it.
-
-    Returns: [B, ...]; x itself when there is one process.
+    Recipes call this on what they fold into their state, so that every process keeps the same state. [B / processes,
+    ...], this process's share as `shard` deals it, becomes [B, ...]; x itself when there is one process.
 
     Example:
       >>> gather_rows(torch.tensor([1, 2])).tolist()
@@ -92,11 +88,6 @@ def gather_queries(x: Tensor) -> Tensor:
     For losses that contrast the rows of a batch with one another: each process has the loss of the whole batch, to be
     put through `sum_gradients`.
 
-    Args:
-      x: [B / processes, D] this process's share, as `shard` deals it.
-
-    Returns: [B, D]; x itself when there is one process.
-
     Example:
       >>> gather_queries(torch.ones(2, 1, requires_grad=True)).sum().backward()
     """
@@ -108,12 +99,9 @@ def gather_queries(x: Tensor) -> Tensor:
 
 
 def sum_gradients(loss: Tensor) -> Tensor:
-    """A loss that every process has of the whole batch, with gradients of its own rows: the loop averages those.
+    """The same scalar with gradients times the number of processes, for a loss of what `gather_queries` gave.
 
-    Args:
-      loss: scalar, of what `gather_queries` gave.
-
-    Returns: scalar of the same value, with gradients times the number of processes.
+    Every process has the loss of the whole batch, with gradients of its own rows alone: the loop averages those.
 
     Example:
       >>> sum_gradients(torch.tensor(2.0)).item()

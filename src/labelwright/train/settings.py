@@ -52,12 +52,7 @@ class TrainSettings:
 
 
 def require(ok: bool, key: str, value: object, wanted: str) -> None:
-    """Refuse a setting.
-
-    Args:
-      ok: False raises.
-      key, value: the setting.
-      wanted: what it must be, for the fix.
+    """Refuse a setting unless ``ok``; ``wanted`` says what it must be, for the fix.
 
     Raises: ConfigError naming the setting, its value and the fix.
 
