@@ -267,17 +267,13 @@ class _Loop:
         for net in self.state.nets.values():
             average_buffers(net, self.accelerator)
         torch.manual_seed(derive_seed(self.options.seed, "end_epoch", self.epoch))
-        state, logs = self.recipe.end_epoch(self.cfg, self.task, self.state, self.passes, self.epoch)
-        self.state = state
+        self.state, logs = self.recipe.end_epoch(self.cfg, self.task, self.state, self.passes, self.epoch)
         self.is_over = bool(logs.get("stop", False))
         record = {"kind": "epoch", "epoch": self.epoch, **self.epoch_means(), **logs}
         record["lr"] = lr_at(self.cfg, self.epoch + 1 - 1e-6)
         record["images_per_second"] = self.spent["images"] / max(self.spent["input_s"] + self.spent["step_s"], 1e-9)
         self.keep_warnings(record)
-        if not math.isfinite(record.get("loss", 0.0)):
-            raise TrainingError(
-                f"the loss became {record['loss']} in epoch {self.epoch}", fix="lower lr with --set lr=…"
-            )
+        self.check_finite(record.get("loss", 0.0), f"epoch {self.epoch}")
         n, before, after = self.options.n_evaluations, self.epoch, self.epoch + 1
         is_scored = self.is_over or after * n // self.cfg.epochs > before * n // self.cfg.epochs
         if self.evaluate is not None and is_scored and n > 0:
@@ -289,16 +285,13 @@ class _Loop:
 
     def batch(self, name: str, stream: Stream) -> Batch:
         rows = self.rows_of(name, stream, self.step)
-        # No process in the seeds: a view depends on its seed and row, whichever process makes it.
-        seeds = [
-            derive_seed(self.options.seed, "view", self.epoch, self.step, name, i) for i in range(len(stream.views))
-        ]
-        views = tuple(
-            self.views.batch(rows, view, seed=seed, device=self.device)
-            for view, seed in zip(stream.views, seeds, strict=True)
-        )
+        views = []
+        for i, view in enumerate(stream.views):
+            # No process in the seed: a view depends on its seed and row, whichever process makes it.
+            seed = derive_seed(self.options.seed, "view", self.epoch, self.step, name, i)
+            views.append(self.views.batch(rows, view, seed=seed, device=self.device))
         rows = rows.to(self.device)
-        return Batch(rows=rows, views=views, labels=self.task.labels[rows])
+        return Batch(rows=rows, views=tuple(views), labels=self.task.labels[rows])
 
     def rows_of(self, name: str, stream: Stream, step: int) -> Tensor:
         n = self.accelerator.num_processes
@@ -359,12 +352,13 @@ class _Loop:
         kept = max(self.sums.get("n_kept", 0.0), 1e-12)
         return {key: value / kept for key, value in self.sums.items() if key != "n_kept"}
 
+    def check_finite(self, loss: float, at: str) -> None:
+        if not math.isfinite(loss):
+            raise TrainingError(f"the loss became {loss} in {at}", fix="lower lr with --set lr=…")
+
     def log_step(self, result: StepResult) -> None:
         loss = float(result.loss.detach())
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss became {loss} in epoch {self.epoch}, step {self.step}", fix="lower lr with --set lr=…"
-            )
+        self.check_finite(loss, f"epoch {self.epoch}, step {self.step}")
         if self.run is not None and self.is_main and self.plan is not None:
             step = self.epoch * self.plan.n_steps + self.step
             self.run.log({"kind": "step", "epoch": self.epoch, "step": self.step, "loss": loss}, step=step)
