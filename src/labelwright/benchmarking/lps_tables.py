@@ -79,11 +79,7 @@ def _parts(name: str) -> BenchTable:
     cells["no_settle"] = _lps("starts from k-means as it is", given, {"settle_rounds": 0})
     cells["no_balance"] = _lps("targets not balanced", given, {"use_balance": "off"})
     for key, (title, more) in _PARTS.items():
-        cells[f"plain-{key}"] = _lps(
-            f"{_PAPER_WORDS}: {title}",
-            given,
-            {**_PAPER_PARTS, **more},
-        )
+        cells[f"plain-{key}"] = _lps(f"{_PAPER_WORDS}: {title}", given, {**_PAPER_PARTS, **more})
     return _table(name, "LPS without its parts and with other margins", cells)
 
 

@@ -135,8 +135,7 @@ def _convert(key: str, value: object, hint: Any) -> object:
                 return _convert(key, value, kind)
         return _convert(key, value, kinds[-1])
     if origin is Literal:
-        if value not in args:
-            raise ConfigError(f"{key}={value} is not possible", fix=f"{key} must be one of {', '.join(map(str, args))}")
+        require(value in args, key, value, f"one of {', '.join(map(str, args))}")
         return value
     if origin is tuple:
         items = value.strip("()[]").split(",") if isinstance(value, str) else value
