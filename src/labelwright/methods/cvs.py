@@ -199,7 +199,7 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
     decay = cfg.kappa_decay ** (200 / cfg.epochs)
     adjust = dict(state.adjust)
     for name, against in (("kappa_additive", "confidence"), ("kappa_multiplicative", cfg.kappa_against)):
-        kappa = calibration.slopes_from_rows(
+        fit = calibration.slopes_from_rows(
             scored["predicted"],
             scored[against],
             scored["correct"],
@@ -209,8 +209,8 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
             shrink=cfg.kappa_shrink,
             clamp=cfg.kappa_clamp,
         )
-        acting = kappa if cfg.kappa_is == "inverse_slope" else 1 / kappa
-        adjust[name] = calibration.ema(adjust[name], acting, decay=decay)
+        kappa = fit if cfg.kappa_is == "inverse_slope" else 1 / fit
+        adjust[name] = calibration.ema(adjust[name], kappa, decay=decay)
         logs[name] = [round(value, 4) for value in adjust[name].tolist()]
     return dataclasses.replace(state, adjust=adjust), logs
 
