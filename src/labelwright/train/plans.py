@@ -17,12 +17,8 @@ from labelwright.types import EpochPlan, Stream
 def rows_of_step(name: str, stream: Stream, seed: int, epoch: int, step: int, *, multiple_of: int = 1) -> Tensor:
     """Rows that a stream gives a step: consecutive places in an endless row of fresh permutations.
 
-    Args:
-      name, stream: as in the plan.
-      seed, epoch, step: of the run and the moment.
-      multiple_of: the number of processes: each must get equally many rows.
-
-    Returns: [min(batch_size, n)] int64 rows, rounded down to a multiple of ``multiple_of``, which is also the least.
+    Returns: [min(batch_size, n)] int64 rows, rounded down to a multiple of ``multiple_of`` (the number of processes:
+      each must get equally many), which is also the least.
 
     Example: five rows in steps of two; the third step takes one row of the next permutation.
       >>> stream = Stream(torch.arange(5), batch_size=2)
