@@ -111,11 +111,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--classes", type=int, default=200)
     parser.add_argument("--features", type=int, default=512)
-    told = parser.parse_args()
-    if told.what == "step":
-        one_step(told.batch, told.network, told.rounds)
+    args = parser.parse_args()
+    if args.what == "step":
+        one_step(args.batch, args.network, args.rounds)
     else:
-        one_epoch(told.images, told.classes, told.features)
+        one_epoch(args.images, args.classes, args.features)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from labelwright.adjust.slopes import init_memory, push, push_rows, slopes
+from labelwright.adjust.slopes import init_memory, push, rows_of, score_rows, slopes_from_rows
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # labels, predicted, confidence, logit: [B] each
 
@@ -121,16 +121,18 @@ def main() -> None:
                 labels, predicted, confidence, logit = batch
                 if source == "logits":
                     with fast_s:
-                        memory = push(memory, logits, labels)
+                        memory = push(memory, labels, *score_rows(logits))
                     with slow_s:
                         loop.push(logits, labels)
                 else:
                     with fast_s:
-                        memory = push_rows(memory, labels, predicted=predicted, confidence=confidence, logit=logit)
+                        memory = push(memory, labels, predicted, confidence, logit)
                     with slow_s:
                         loop.push_rows(labels, predicted, confidence)
             with fast_s:
-                kappa = slopes(memory, n_bins=20, clamp=(0.05, 5.0))
+                rows = rows_of(memory)
+                columns = (rows[name] for name in ("predicted", "confidence", "correct"))
+                kappa = slopes_from_rows(*columns, n_classes=args.classes, n_bins=20, clamp=(0.05, 5.0))
             with slow_s:
                 expected = loop.slopes(n_bins=20, clamp=(0.05, 5.0))
             # A confidence that rounds to the other side of a bin edge moves one row of hundreds: from logits only.

@@ -53,8 +53,18 @@ def test_slopes(index):
     counts = torch.tensor(case["counts"])
     memory = calibration.init_memory(counts, samples_per_class=case["samples_per_class"])
     for start in range(0, len(labels), BATCH):
-        memory = calibration.push(memory, logits[start : start + BATCH], labels[start : start + BATCH])
-    kappa = calibration.slopes(memory, n_bins=case["bins"], clamp=tuple(case["clamp"]))
+        memory = calibration.push(
+            memory, labels[start : start + BATCH], *calibration.score_rows(logits[start : start + BATCH])
+        )
+    rows = calibration.rows_of(memory)
+    kappa = calibration.slopes_from_rows(
+        rows["predicted"],
+        rows["confidence"],
+        rows["correct"],
+        n_classes=len(counts),
+        n_bins=case["bins"],
+        clamp=tuple(case["clamp"]),
+    )
     after = calibration.ema(torch.ones(len(counts)), kappa, decay=case["momentum"])
 
     expected = case["expected"]

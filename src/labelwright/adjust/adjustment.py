@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from labelwright.errors import DataError
@@ -26,7 +28,6 @@ class Adjustment:
     Source: multiplier and offset are those of Kini et al. 2021 (arXiv 2103.01550), Eq. (2).
 
     Example:
-      >>> import torch
       >>> two, three = (Adjustment(multiplier=torch.tensor([m, 1.0])) for m in (2.0, 3.0))
       >>> found = two + three + Adjustment(offset=torch.tensor([0.5, 0.0]))
       >>> found.multiplier.tolist(), found.offset.tolist(), found.target_margin
@@ -40,10 +41,10 @@ class Adjustment:
 
     def __add__(self, other: Adjustment) -> Adjustment:
         return Adjustment(
-            multiplier=_product(self.multiplier, other.multiplier),
-            offset=_sum(self.offset, other.offset),
-            target_margin=_sum(self.target_margin, other.target_margin),
-            pair_margin=_sum(self.pair_margin, other.pair_margin),
+            multiplier=_both(self.multiplier, other.multiplier, torch.mul),
+            offset=_both(self.offset, other.offset, torch.add),
+            target_margin=_both(self.target_margin, other.target_margin, torch.add),
+            pair_margin=_both(self.pair_margin, other.pair_margin, torch.add),
         )
 
 
@@ -61,7 +62,6 @@ def adjusted_logits(logits: Tensor, labels: Tensor, adjustment: Adjustment) -> T
       DataError: a tensor of the adjustment is not one number per class, or per pair of classes.
 
     Example: 2 * [1, 2] + [0.5, 0], then 1 off the label's, then [0, 3] for rows with label 1.
-      >>> import torch
       >>> vectors = [torch.tensor(v) for v in ([2.0, 2.0], [0.5, 0.0], [0.0, -1.0])]
       >>> all_four = Adjustment(*vectors, pair_margin=torch.tensor([[9.0, 9.0], [0.0, 3.0]]))
       >>> adjusted_logits(torch.tensor([[1.0, 2.0]]), torch.tensor([1]), all_four).tolist()
@@ -87,9 +87,5 @@ def adjusted_logits(logits: Tensor, labels: Tensor, adjustment: Adjustment) -> T
     return logits
 
 
-def _product(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return a if b is None else b if a is None else a * b
-
-
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return a if b is None else b if a is None else a + b
+def _both(a: Tensor | None, b: Tensor | None, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
+    return a if b is None else b if a is None else combine(a, b)

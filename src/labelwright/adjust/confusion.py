@@ -44,7 +44,7 @@ def pace(counts: Tensor, expected: Tensor, *, labelled_only: Tensor | None = Non
 
     Source: arXiv 2505.02056, Section 3.3. Differs: against expected counts, so that a rare class may have few.
 
-    Example: the second class is rare and on its way; the third is rarely guessed.
+    Example: the second class is rare and on its way; the third is rarely predicted.
       >>> pace(torch.tensor([80.0, 8.0, 4.0]), torch.tensor([100.0, 10.0, 10.0])).tolist()
       [1.0, 1.0, 0.5]
     """
@@ -66,7 +66,7 @@ def confusion_margin(similarity: Tensor, paces: Tensor, *, scale: float) -> Adju
 
     Source: arXiv 2505.02056, Eq. (6).
 
-    Example: (1 - 0.5) / (1 + 0.5) * (1 - 0.5) * 12 * 0.6 = 1.2 for the class that is rarely guessed.
+    Example: (1 - 0.5) / (1 + 0.5) * (1 - 0.5) * 12 * 0.6 = 1.2 for the class that is rarely predicted.
       >>> sims = torch.tensor([[1.0, 0.6], [0.6, 1.0]])
       >>> margin = confusion_margin(sims, torch.tensor([1.0, 0.5]), scale=12.0).pair_margin
       >>> [[round(v, 4) for v in row] for row in margin.tolist()]

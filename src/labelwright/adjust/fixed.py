@@ -2,7 +2,10 @@
 
 A class without images (count 0) has no prior, yet its logit is in every softmax. Priors count it as half an image, so
 that logarithms and powers stay finite and it ranks below a class with one image; weights and margins, which only ever
-act on rows *of* that class, are given a finite value that no row uses. Counts may be fractional (soft counts).
+act on rows *of* that class, are given a finite value that no row uses. Everywhere counts are [C] int or float >= 0,
+images per class, at least one of them > 0; they may be fractional (soft counts).
+
+Raises DataError where counts are negative, not [C] or all zero, ConfigError where a knob is out of range.
 """
 
 from __future__ import annotations
@@ -19,13 +22,7 @@ EMPTY_COUNT = 0.5  # images that a class without images is taken to have
 def prior(counts: Tensor) -> Tensor:
     """Share of each class, pi_k = n_k / sum n, an empty class counted as half an image.
 
-    Args:
-      counts: [C] int or float >= 0, images per class, at least one of them > 0.
-
     Returns: [C] float32 (float64 for float64 counts), > 0, sums to 1.
-
-    Raises:
-      DataError: counts are negative, not [C], or all zero.
 
     Example: an empty class beside one of 4.5 images.
       >>> prior(torch.tensor([6, 2])).tolist(), prior(torch.tensor([4.5, 0.0])).tolist()
@@ -36,12 +33,7 @@ def prior(counts: Tensor) -> Tensor:
 
 
 def log_prior(counts: Tensor) -> Tensor:
-    """Natural logarithm of `prior`.
-
-    Args:
-      counts: [C], as in `prior`.
-
-    Returns: [C] float <= 0.
+    """Natural logarithm of `prior`, [C] float <= 0.
 
     Example:
       >>> [round(v, 4) for v in log_prior(torch.tensor([3, 1])).tolist()]
@@ -54,14 +46,9 @@ def effective_number_weights(counts: Tensor, *, beta: float) -> Tensor:
     """Class-balanced weights (1 - beta) / (1 - beta^n_k), scaled to a mean of 1 over the classes with images.
 
     Args:
-      counts: [C], as in `prior`.
       beta: in [0, 1): 0 weighs every class the same, towards 1 the weight becomes 1 / n_k; 0.9999 in the paper.
 
     Returns: [C] float > 0; 1 for an empty class.
-
-    Raises:
-      DataError: counts that `prior` refuses.
-      ConfigError: beta outside [0, 1).
 
     Source: Cui et al. 2019 (arXiv 1901.05555), Sec. 4.
 
@@ -83,14 +70,9 @@ def inverse_prior_weights(counts: Tensor, *, power: float) -> Tensor:
     """Weights pi_k^(-power), not normalised: the weighted mean of a loss divides by their sum.
 
     Args:
-      counts: [C], as in `prior`.
       power: >= 0; 0 weighs every class the same. (rho in CVS)
 
     Returns: [C] float >= 1.
-
-    Raises:
-      DataError: counts that `prior` refuses.
-      ConfigError: power < 0.
 
     Source: arXiv 2310.04752, Sec. 6.
 
@@ -106,7 +88,6 @@ def logit_adjustment(counts: Tensor, *, strength: float = 1.0) -> Adjustment:
     """Logit adjustment: + strength * log pi_k; at strength 1 it is balanced softmax.
 
     Args:
-      counts: [C], as in `prior`.
       strength: any; 1 aims at the balanced error. (tau)
 
     Returns: an offset [C].
@@ -124,15 +105,10 @@ def vector_scaling(counts: Tensor, *, power: float, strength: float = 1.0) -> Ad
     """Vector scaling: * (n_k / n_max)^power + strength * log pi_k.
 
     Args:
-      counts: [C], as in `prior`.
       power: >= 0. (gamma)
       strength: any. (tau)
 
     Returns: a multiplier [C] in (0, 1] and the offset of `logit_adjustment`.
-
-    Raises:
-      DataError: counts that `prior` refuses.
-      ConfigError: power < 0.
 
     Source: Kini et al. 2021 (arXiv 2103.01550), Sec. 5.
 
@@ -149,15 +125,10 @@ def ldam(counts: Tensor, *, max_margin: float = 0.5, scale: float = 30.0) -> Adj
     """Label-distribution-aware margins: scale * (f - m_y at the label), m in proportion to n_k^(-1/4).
 
     Args:
-      counts: [C], as in `prior`.
       max_margin: >= 0, of the rarest class with images and of empty ones, in units of the logits before the scale.
       scale: > 0; 30 suits cosines of a unit-norm head.
 
     Returns: a multiplier [C] and a target margin [C] <= 0.
-
-    Raises:
-      DataError: counts that `prior` refuses.
-      ConfigError: max_margin < 0, or scale <= 0.
 
     Source: Cao et al. 2019 (arXiv 1906.07413), Sec. 3.2.
 
@@ -182,9 +153,6 @@ def multiplicative_adjustment(prior: Tensor, kappa: Tensor, *, power: float) -> 
       power: >= 0. (gamma)
 
     Returns: a multiplier [C].
-
-    Raises:
-      ConfigError: power < 0.
 
     Source: arXiv 2310.04752, Sec. 6, early phase.
 

@@ -11,7 +11,7 @@ from labelwright.adjust.adjustment import Adjustment
 from labelwright.errors import ConfigError, DataError
 
 Direction = Literal["prior_to_estimate", "estimate_to_prior"]
-SMALLEST_SHARE = 1e-6  # of a class: a class that nobody predicts would make the divergence infinite
+SMALLEST_SHARE = 1e-6  # of a class: a class that is never predicted would make the divergence infinite
 
 
 def class_distribution(probs: Tensor, *, where: Tensor) -> Tensor:

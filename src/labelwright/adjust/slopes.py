@@ -9,15 +9,16 @@ both slopes; the text has the multiplicative one against the logit.
 Rows come from predictions at hand (`slopes_from_rows`) or from a memory of the newest rows of each *true* class:
 
     memory = init_memory(counts, samples_per_class=1000)
-    memory = push(memory, logits, labels)            # each step
-    kappa = ema(kappa, slopes(memory, clamp=(0.05, 0.2)), decay=0.9)    # each epoch
+    memory = push(memory, labels, *score_rows(logits))            # each step
+    rows = rows_of(memory)                                        # each epoch
+    found = slopes_from_rows(rows["predicted"], rows["confidence"], rows["correct"], n_classes=C, clamp=(0.05, 0.2))
+    kappa = ema(kappa, found, decay=0.9)
 
 The memory holds 12 bytes per row (predicted class, confidence, logit), never N x C logits.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -34,25 +35,6 @@ HUBER_ROUNDS = 30  # reweightings; slopes of 20 bins converge to 1e-6 well befor
 Memory = dict[str, Any]  # tensors, numbers and one nested dict of tensors: torch.load(weights_only=True) reads it back
 
 
-@dataclass(frozen=True)
-class SlopeFit:
-    """Slopes and what they were fitted to, for reports.
-
-    Attributes:
-      kappa: [C] float32.
-      n_rows: [C] int64 rows predicted as each class.
-      score: [C, n_bins] float32 mean confidence (or logit) of the rows in a bin; NaN where there are none.
-      accuracy: [C, n_bins] float32 share of them that is right; NaN where there are none.
-      count: [C, n_bins] int64 rows in a bin.
-    """
-
-    kappa: Tensor
-    n_rows: Tensor
-    score: Tensor
-    accuracy: Tensor
-    count: Tensor
-
-
 def init_memory(counts: Tensor, *, samples_per_class: int) -> Memory:
     """An empty memory with room for the newest min(samples_per_class, n_k) rows of each true class.
 
@@ -60,7 +42,7 @@ def init_memory(counts: Tensor, *, samples_per_class: int) -> Memory:
       counts: [C] int >= 0, images per class; the memory lives on its device. A class with count 0 keeps no row.
       samples_per_class: > 0.
 
-    Returns: the memory; read it with `rows_of` and `slopes` only.
+    Returns: the memory; read it with `rows_of` only.
 
     Raises:
       ConfigError: samples_per_class < 1.
@@ -105,61 +87,29 @@ def score_rows(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return predicted, logits.softmax(dim=1).gather(1, predicted[:, None]).squeeze(1), logit
 
 
-def push(memory: Memory, logits: Tensor, labels: Tensor) -> Memory:
+def push(memory: Memory, labels: Tensor, predicted: Tensor, confidence: Tensor, logit: Tensor) -> Memory:
     """A memory with the rows of a batch added, oldest rows of each true class dropped; the one given is unchanged.
 
-    Under several processes, push the gathered batch on each, so that all keep the same memory.
+    Under several processes, push the gathered batch on each, so that all keep the same memory. Rows wait in a small
+    buffer and are sorted into the rings thousands at a time: a push costs a few copies of that buffer, whatever the
+    number of classes.
 
     Args:
       memory: of `init_memory`.
-      logits: [B, C] float; gradients are not kept.
       labels: [B] int true classes; rows with -1 are not kept.
+      predicted, confidence, logit: [B] each, as from `score_rows`; gradients are not kept.
 
     Returns: the new memory.
 
     Raises:
-      DataError: shapes do not fit.
+      DataError: the tensors differ in length.
 
     Example: room for two rows of class 0; of three, the newest two stay.
       >>> memory = init_memory(torch.tensor([2, 2]), samples_per_class=1000)
       >>> logits = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 0.0]])
-      >>> memory = push(memory, logits, torch.tensor([0, 0, 0]))
+      >>> memory = push(memory, torch.tensor([0, 0, 0]), *score_rows(logits))
       >>> sorted(rows_of(memory)["logit"].tolist())
       [1.0, 2.0]
-    """
-    if logits.dim() != 2 or logits.shape[1] != len(memory["capacity"]):
-        raise DataError(
-            f"logits have shape {list(logits.shape)} for a memory of {len(memory['capacity'])} classes",
-            fix="pass one row of scores per image",
-        )
-    predicted, confidence, logit = score_rows(logits)
-    return push_rows(memory, labels, predicted=predicted, confidence=confidence, logit=logit)
-
-
-def push_rows(memory: Memory, labels: Tensor, *, predicted: Tensor, confidence: Tensor, logit: Tensor) -> Memory:
-    """`push` for a caller who has the predicted classes and their scores already.
-
-    Rows wait in a small buffer and are sorted into the rings thousands at a time: a push costs a few copies of that
-    buffer, whatever the number of classes.
-
-    Args:
-      memory: of `init_memory`.
-      labels: [B] int true classes; rows with -1 are not kept.
-      predicted: [B] int, 0 to C-1.
-      confidence: [B] float in (0, 1], softmax probability of the predicted class.
-      logit: [B] float, logit of the predicted class.
-
-    Returns: the new memory; the one given is unchanged.
-
-    Raises:
-      DataError: the tensors differ in length.
-
-    Example:
-      >>> memory = init_memory(torch.tensor([2, 2]), samples_per_class=1000)
-      >>> one = torch.ones(1)
-      >>> memory = push_rows(memory, torch.tensor([1]), predicted=torch.tensor([0]), confidence=one, logit=one)
-      >>> rows_of(memory)["correct"].tolist()
-      [False]
     """
     batch = {"labels": labels, "predicted": predicted, "confidence": confidence, "logit": logit}
     for name, column in batch.items():
@@ -202,50 +152,6 @@ def rows_of(memory: Memory) -> dict[str, Tensor]:
     return rows
 
 
-def slopes(
-    memory: Memory,
-    *,
-    clamp: tuple[float, float],
-    n_bins: int = 20,
-    against: Literal["confidence", "logit"] = "confidence",
-    fit: Literal["least_squares", "huber"] = "least_squares",
-    shrink: float | None = None,
-) -> Tensor:
-    """Slopes kappa of the rows in a memory; `slopes_from_rows` says how.
-
-    Args:
-      memory: of `init_memory`.
-      clamp: see `slopes_from_rows`, as for the rest.
-      n_bins: > 1.
-      against: "confidence" or "logit".
-      fit: "least_squares" or "huber".
-      shrink: >= 0, or None.
-
-    Returns: kappa [C] float32.
-
-    Raises:
-      ConfigError: see `slopes_from_rows`.
-
-    Example: nothing seen yet: every slope is 1.
-      >>> slopes(init_memory(torch.tensor([2, 2]), samples_per_class=1000), clamp=(0.3, 3.0)).tolist()
-      [1.0, 1.0]
-    """
-    rows = rows_of(memory)
-    score = rows["logit"] if against == "logit" else rows["confidence"]
-    found = slopes_from_rows(
-        rows["predicted"],
-        score,
-        rows["correct"],
-        n_classes=len(memory["capacity"]),
-        clamp=clamp,
-        n_bins=n_bins,
-        against=against,
-        fit=fit,
-        shrink=shrink,
-    )
-    return found.kappa
-
-
 def slopes_from_rows(
     predicted: Tensor,
     score: Tensor,
@@ -257,8 +163,8 @@ def slopes_from_rows(
     against: Literal["confidence", "logit"] = "confidence",
     fit: Literal["least_squares", "huber"] = "least_squares",
     shrink: float | None = None,
-) -> SlopeFit:
-    """Slopes kappa of rows at hand, and the table they were fitted to.
+) -> Tensor:
+    """Slopes kappa of rows at hand.
 
     Bins are (lower, upper], of equal width: over (0, 1] for the confidence; for the logit, from the smallest to the
     largest in ``score``, over all classes, so that the bins of two classes can be compared. A slope below 0, possible
@@ -290,7 +196,7 @@ def slopes_from_rows(
       fit: "least_squares" or "huber".
       shrink: >= 0, or None to leave each class on its own.
 
-    Returns: see `SlopeFit`.
+    Returns: kappa [C] float32.
 
     Raises:
       ConfigError: a setting outside its range.
@@ -303,8 +209,8 @@ def slopes_from_rows(
       >>> score = torch.tensor([0.8] * 20 + [0.4] * 20)
       >>> correct = torch.tensor([True] * 10 + [False] * 10 + [True] * 5 + [False] * 15)
       >>> found = slopes_from_rows(torch.zeros(40, dtype=torch.int64), score, correct, n_classes=2, clamp=(0.3, 3.0))
-      >>> [round(v, 4) for v in found.kappa.tolist()], found.n_rows.tolist()
-      ([1.6, 1.0], [40, 0])
+      >>> [round(v, 4) for v in found.tolist()]
+      [1.6, 1.0]
     """
     _check_settings(clamp, n_bins, against, fit, shrink)
     if not predicted.shape == score.shape == correct.shape or predicted.dim() != 1:
@@ -315,16 +221,13 @@ def slopes_from_rows(
     if len(predicted) and not 0 <= int(predicted.min()) <= int(predicted.max()) < n_classes:
         raise DataError(f"predicted holds classes outside 0 to {n_classes - 1}", fix="pass the argmax of [B, C] logits")
     score, right = score.detach().double(), correct.double()
-    low, high = (0.0, 1.0)
-    if against == "logit" and len(score):
-        low, high = float(score.min()), float(score.max())
+    low, high = (float(score.min()), float(score.max())) if against == "logit" and len(score) else (0.0, 1.0)
     # float32 edges, as scores are: 0.05 must fall on the edge of the first bin, not beyond it.
     edges = torch.linspace(low, high, n_bins + 1, dtype=torch.float32, device=score.device)
     cell = predicted.long() * n_bins + torch.bucketize(score, edges[1:-1].double())  # bins are (lower, upper]
     n = torch.bincount(cell, minlength=n_classes * n_bins).reshape(n_classes, n_bins)  # [R] -> [C, n_bins]
     per_row = n.clamp_min(1)
-    x = torch.zeros(n.numel(), dtype=torch.float64, device=n.device).index_add_(0, cell, score).view_as(n) / per_row
-    y = torch.zeros(n.numel(), dtype=torch.float64, device=n.device).index_add_(0, cell, right).view_as(n) / per_row
+    x, y = (n.new_zeros(n.numel()).double().index_add_(0, cell, v).view_as(n) / per_row for v in (score, right))
 
     weight = _huber_weights(x, y, n) if fit == "huber" else n.double()
     slope, support = _through_origin(x, y, weight)
@@ -333,14 +236,7 @@ def slopes_from_rows(
         slope = _shrunk(slope, support, score, right, strength=shrink)
         has_slope = torch.full_like(has_slope, bool((support > 0).any()))
     kappa = (1 / (slope.clamp_min(0) + 1e-6)).clamp(*clamp)
-    empty = n == 0
-    return SlopeFit(
-        kappa=torch.where(has_slope, kappa, 1.0).float(),
-        n_rows=n.sum(1),
-        score=x.masked_fill(empty, torch.nan).float(),
-        accuracy=y.masked_fill(empty, torch.nan).float(),
-        count=n,
-    )
+    return torch.where(has_slope, kappa, 1.0).float()
 
 
 def ema(old: Tensor, new: Tensor, *, decay: float) -> Tensor:

@@ -13,24 +13,17 @@ BASELINE: Mapping[str, object] = {"epochs": 20, "lr": 0.05}
 COREG: Mapping[str, object] = {"epochs": 20, "queue_size": 2048}
 """Settings of Co-Reg on stored features; the rest are its own defaults."""
 
-_PIXEL_SCHEDULE: Mapping[str, object] = {"epochs": 16, "batch_size": 64, "lr": 0.05}
-PIXELS: Mapping[str, Mapping[str, object]] = {
-    "top1": {**_PIXEL_SCHEDULE},
-    "proden": {**_PIXEL_SCHEDULE},
-    "dividemix": {**_PIXEL_SCHEDULE},
-    "coreg": {**_PIXEL_SCHEDULE, "partial_epochs": 12, "queue_size": 2048},
-}
-"""Settings on pixels, by method, at the reduced schedule; they are part of the name of a cell's folder."""
-PIXELS_40: Mapping[str, Mapping[str, object]] = {
-    **{method: {**settings, "epochs": 40} for method, settings in PIXELS.items()},
-    "coreg": {**PIXELS["coreg"], "epochs": 40, "partial_epochs": 28},
-}
-"""The same for 40 epochs."""
-PIXELS_80: Mapping[str, Mapping[str, object]] = {
-    **{method: {**settings, "epochs": 80} for method, settings in PIXELS_40.items()},
-    "coreg": {**PIXELS_40["coreg"], "epochs": 80, "partial_epochs": 56},
-}
-"""The same for 80 epochs: twice of each phase."""
+
+def _pixel_settings(*, epochs: int, partial_epochs: int) -> Mapping[str, Mapping[str, object]]:
+    """Settings on pixels, by method, at a reduced schedule; they are part of the name of a cell's folder."""
+    schedule = {"epochs": epochs, "batch_size": 64, "lr": 0.05}
+    coreg = {**schedule, "partial_epochs": partial_epochs, "queue_size": 2048}
+    return {"top1": schedule, "proden": schedule, "dividemix": schedule, "coreg": coreg}
+
+
+PIXELS = _pixel_settings(epochs=16, partial_epochs=12)
+PIXELS_40 = _pixel_settings(epochs=40, partial_epochs=28)
+PIXELS_80 = _pixel_settings(epochs=80, partial_epochs=56)
 _PIXELS_FULL: Mapping[str, object] = {"epochs": 800, "batch_size": 256, "lr": 0.01}  # Sec. 5.1, of the other methods
 
 _BY_CHANCE = "candidates by chance (q 0.3, eta 0.2)"

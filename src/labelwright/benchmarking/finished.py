@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -12,10 +11,11 @@ from typing import Any
 
 from labelwright.benchmarking.grid import BenchTable, Cell
 from labelwright.data.cards import dataset_card
+from labelwright.run_folder import Run
 
-Run = Mapping[str, Any]
-"""What is read of a finished cell: its summary, under "begin" what its method logged before the first epoch, and under
-"logged" the last value of each key that it logged per epoch."""
+Finished = Mapping[str, Any]
+"""What is read of a finished cell: its summary; under "machine" (hardware, commit); under "begin" what its method
+logged before the first epoch, and under "logged" the last value of each key that it logged per epoch."""
 
 
 def folder_of(root: Path, grid: BenchTable, name: str, seed: int) -> Path:
@@ -23,56 +23,52 @@ def folder_of(root: Path, grid: BenchTable, name: str, seed: int) -> Path:
     return root / grid.cells[name].key / f"seed-{seed}"
 
 
-def summary_of(folder: Path) -> dict[str, Any] | None:
-    """summary.json of a finished cell, None before that."""
-    path = folder / "summary.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+def is_finished(folder: Path) -> bool:
+    """The run of a cell has written its scores."""
+    return (folder / "summary.json").exists()
 
 
-def read_run(folder: Path, grid: BenchTable, cell: Cell) -> Run:
-    """Everything that is shown of a finished cell."""
-    found = summary_of(folder)
-    assert found is not None
+def finished_runs(root: Path, grid: BenchTable, name: str, seeds: Sequence[int]) -> dict[int, Finished]:
+    """Seed -> everything that is shown of a cell, of those seeds whose run has finished."""
+    folders = {seed: folder_of(root, grid, name, seed) for seed in seeds}
+    return {seed: _read(Run(path), grid, grid.cells[name]) for seed, path in folders.items() if is_finished(path)}
+
+
+def _read(run: Run, grid: BenchTable, cell: Cell) -> Finished:
+    there = run.environment
+    threads = f"{there['n_threads']} thread{'s' if there['n_threads'] > 1 else ''}"
+    hardware = f"{there['device']} ({there['processor']}, {threads}), {there['precision_used']}"
+    found = {**run.summary, "machine": (hardware, str(there["commit"]))}
     if cell.given is None:
         return found
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
-    begun = [record for record in records if record.get("kind") == "begin"]
-    logged = {key: value for record in records if record.get("kind") == "epoch" for key, value in record.items()}
-    names = json.loads((folder / "data.json").read_text(encoding="utf-8"))["class_names"]
-    made_up = set(names) - set(dataset_card(grid.dataset).class_names)
-    is_made_up = [name in made_up for name in names]
-    extra = {"begin": begun[0] if begun else {}, "logged": logged, "made_up": made_up, "is_made_up": is_made_up}
-    return {**found, **extra} if cell.shows == "trained" else {**_annotator_alone(found), **extra, "logged": {}}
-
-
-def machine_of(folder: Path) -> tuple[str, str]:
-    """(hardware, commit) of a finished cell."""
-    there = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    threads = f"{there['n_threads']} thread{'s' if there['n_threads'] > 1 else ''}"
-    return f"{there['device']} ({there['processor']}, {threads}), {there['precision_used']}", str(there["commit"])
+    made_up = set(run.class_names) - set(dataset_card(grid.dataset).class_names)
+    found |= {"begin": run.begun, "made_up": made_up, "is_made_up": [name in made_up for name in run.class_names]}
+    if cell.shows == "trained":
+        return {**found, "logged": {key: value for record in run.epochs for key, value in record.items()}}
+    before = run.summary["pseudolabels"]["zero_shot"]  # as if nothing had been learned from the guesses
+    return {
+        **found,
+        "test": run.zero_shot,
+        "pseudolabels": {**before, "zero_shot": before},
+        "seconds": {"train": run.summary["seconds"]["annotate"]},
+        "logged": {},
+    }
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of a finished cell.
+    """One number of a finished cell."""
 
-    Attributes:
-      of: of a run, None where it has no such number.
-      scale: times this, 100 for percent.
-      digits: after the point, where a mean is printed.
-    """
+    of: Callable[[Finished], float | None]  # None where a run has no such number
+    scale: float = 100  # times this, 100 for percent
+    digits: int = 1  # after the point, where a mean is printed
 
-    of: Callable[[Run], float | None]
-    scale: float = 100
-    digits: int = 1
-
-    def values(self, runs: Sequence[Run]) -> list[float]:
+    def values(self, runs: Sequence[Finished]) -> list[float]:
         """The finite ones among the numbers of some runs, scaled."""
         found = [self.of(run) for run in runs]
         return [self.scale * value for value in found if value is not None and math.isfinite(value)]
 
-    def spread(self, runs: Sequence[Run]) -> str:
+    def spread(self, runs: Sequence[Finished]) -> str:
         """Mean and standard deviation over some runs, "" where none has the number.
 
         Example:
@@ -86,21 +82,10 @@ class Metric:
         return f"{statistics.mean(there):.{self.digits}f}{deviation}"
 
 
-def _annotator_alone(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The summary of a run as if nothing had been learned from the guesses."""
-    before = summary["pseudolabels"]["zero_shot"]
-    return {
-        **summary,
-        "test": summary["zero_shot"],
-        "pseudolabels": {**before, "zero_shot": before},
-        "seconds": {"train": summary["seconds"]["annotate"]},
-    }
-
-
-def _at(*keys: str) -> Callable[[Run], float | None]:
+def _at(*keys: str) -> Callable[[Finished], float | None]:
     """What stands in a run under nested keys, None where one is missing."""
 
-    def find(run: Run) -> float | None:
+    def find(run: Finished) -> float | None:
         found: Any = run
         for key in keys:
             found = (found or {}).get(key)
@@ -109,25 +94,25 @@ def _at(*keys: str) -> Callable[[Run], float | None]:
     return find
 
 
-def _of_open_pool(key: str) -> Callable[[Run], float | None]:
+def _of_open_pool(key: str) -> Callable[[Finished], float | None]:
     """A score of the unlabelled images of an open world."""
     found = _at("pseudolabels", key)
     return lambda run: found(run) if "n_novel" in run else None
 
 
-def _n_classes(run: Run) -> float | None:
+def _n_classes(run: Finished) -> float | None:
     """Named and discovered classes, where their number was estimated."""
     is_estimate = (run.get("novel") or {}).get("evidence")
     return float(run["n_seen"] + run["n_novel"]) if is_estimate else None
 
 
-def _gave_up(run: Run) -> float | None:
+def _gave_up(run: Finished) -> float | None:
     """1 where the annotator's own classifier took the place of what was learned, else 0."""
     deployed = run["logged"].get("deployed")
     return None if deployed is None else float(deployed == "annotator")
 
 
-def _detected(run: Run, *, made_up: bool) -> float | None:
+def _detected(run: Finished, *, made_up: bool) -> float | None:
     """How many names were detected as mismatched, of the made-up ones or of the others."""
     if "mismatched" not in run["begin"] or not run["made_up"]:
         return None
@@ -135,10 +120,10 @@ def _detected(run: Run, *, made_up: bool) -> float | None:
     return len(found & run["made_up"] if made_up else found - run["made_up"])
 
 
-def _true_names(key: str) -> Callable[[Run], float | None]:
+def _true_names(key: str) -> Callable[[Finished], float | None]:
     """Mean recall of the classes that kept their names where others did not."""
 
-    def find(run: Run) -> float | None:
+    def find(run: Finished) -> float | None:
         if not any(run["is_made_up"]) or not run.get("zero_shot"):
             return None
         recalls = zip(run[key]["per_class"], run["is_made_up"], strict=True)

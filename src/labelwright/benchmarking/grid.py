@@ -20,20 +20,15 @@ FULL: Mapping[str, object] = {
 
 @dataclass(frozen=True)
 class Guessing:
-    """Where the candidate labels of a cell come from.
+    """Where the candidate labels of a cell come from."""
 
-    Attributes:
-      by: the model, asked by `fit`; or made up from the truth inside the benchmark: chance (data.noise.candidate_sets)
-        or doubt (data.noise.instance_dependent: the wrong labels that the model likes).
-      rule, top_k: of the model, see annotators.candidate_rules.pick.
-      q, eta: of those made up: share of the wrong labels that are candidates, share of the images without their truth.
-    """
-
+    # The model, asked by `fit`; or made up from the truth: by chance (data.noise.candidate_sets) or by doubt
+    # (data.noise.instance_dependent: the wrong labels that the model likes).
     by: Literal["model", "chance", "doubt"] = "model"
-    rule: Literal["union", "top_k", "ratio", "mean"] = "top_k"
-    top_k: int = 5
-    q: float = 0.0
-    eta: float = 0.0
+    rule: Literal["union", "top_k", "ratio", "mean"] = "top_k"  # of the model, see annotators.candidate_rules.pick
+    top_k: int = 5  # likewise
+    q: float = 0.0  # of those made up: share of the wrong labels that are candidates
+    eta: float = 0.0  # likewise: share of the images without their truth
 
     @property
     def parts(self) -> list[str]:
@@ -50,38 +45,23 @@ class Guessing:
 
 @dataclass(frozen=True)
 class Given:
-    """What a cell is given of a target pool (benchmarking.pools): labels, candidates, texts, and which images.
+    """What a cell is given of a target pool (benchmarking.pools): labels, candidates, texts, and which images."""
 
-    Attributes:
-      labels: of the pool's images: all; none; few (two of every class); few_alone (the same without the other
-        images); some_classes (all of 62% of the classes); open_world (`labelled_frac` of the first `n_seen`
-        classes, the names of the others unknown).
-      templates: what class names are put into, see encoders.templates.templates_named.
-      use_descriptions: texts of how the classes look are there as well.
-      n_nonsense: classes whose name is a made-up word.
-      images: as they are, or put out of the model's domain.
-      guessing: where candidate labels come from; None = there are none.
-      n_verified: images of every class that keep their label, beside those of ``labels="none"``.
-      n_seen, labelled_frac: see labels.
-      novel: what ``fit`` knows of the other classes: "known", their number, or "auto".
-      novel_ratio: open_world: largest over smallest class of the unlabelled images, which are cut to a long tail.
-      share: of the images, drawn by the seed without a look at their classes; the smaller shares lie in the larger.
-      views: what a method of a pool learns from: stored features of the frozen model, or pixels, to tune it.
-    """
-
+    # Labels of all images; of none; of two of every class (few; few_alone: without the other images); of all images of
+    # 62% of the classes; or of `labelled_frac` of the first `n_seen` classes, the names of the others unknown.
     labels: Literal["all", "none", "few", "few_alone", "some_classes", "open_world"] = "none"
-    templates: str = "{}"
-    use_descriptions: bool = False
-    n_nonsense: int = 0
-    images: Literal["plain", "negative", "grey", "blurred"] = "plain"
-    guessing: Guessing | None = None
-    n_verified: int = 0
-    n_seen: int = 0
-    labelled_frac: float = 0.5
-    novel: Literal["known", "auto"] = "known"
-    novel_ratio: float = 1.0
-    share: float = 1.0
-    views: Literal["embeddings", "pixels"] = "embeddings"
+    templates: str = "{}"  # what class names are put into, see encoders.templates.templates_named
+    use_descriptions: bool = False  # texts of how the classes look are there as well
+    n_nonsense: int = 0  # classes whose name is a made-up word
+    images: Literal["plain", "negative", "grey", "blurred"] = "plain"  # as they are, or out of the model's domain
+    guessing: Guessing | None = None  # where candidate labels come from; None = there are none
+    n_verified: int = 0  # images of every class that keep their label, with labels="none"
+    n_seen: int = 0  # see labels
+    labelled_frac: float = 0.5  # likewise
+    novel: Literal["known", "auto"] = "known"  # the number of the other classes is given to `fit`, or estimated
+    novel_ratio: float = 1.0  # open_world: the unlabelled images are cut to a long tail, largest over smallest class
+    share: float = 1.0  # of the images, drawn without a look at their classes; smaller shares lie in larger ones
+    views: Literal["embeddings", "pixels"] = "embeddings"  # stored features of the frozen model, or pixels, to tune it
 
     @property
     def parts(self) -> list[str]:
@@ -108,25 +88,15 @@ class Given:
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of a table: a method with the settings that make it this cell.
+    """One row of a table: a method with the settings that make it this cell."""
 
-    Attributes:
-      title: what the table prints.
-      method: name in methods.registry.METHODS.
-      settings: fields of the method's Config.
-      reduced: further settings at the reduced schedule only.
-      published: accuracy in percent at the full schedule, where there is one.
-      given: what it is given of the images; None where that is every label.
-      shows: the row's scores are those of what was trained, or of its annotator alone in the same run.
-    """
-
-    title: str
-    method: str
-    settings: Mapping[str, object] = field(default_factory=dict)
-    reduced: Mapping[str, object] = field(default_factory=dict)
-    published: float | None = None
-    given: Given | None = None
-    shows: Literal["trained", "annotator"] = "trained"
+    title: str  # what the table prints
+    method: str  # name in methods.registry.METHODS
+    settings: Mapping[str, object] = field(default_factory=dict)  # fields of the method's Config
+    reduced: Mapping[str, object] = field(default_factory=dict)  # further ones at the reduced schedule only
+    published: float | None = None  # accuracy in percent at the full schedule, where there is one
+    given: Given | None = None  # what it is given of the images; None where that is every label
+    shows: Literal["trained", "annotator"] = "trained"  # the scores of what was trained, or of its annotator alone
 
     @property
     def key(self) -> str:
@@ -142,42 +112,27 @@ class Cell:
 
 @dataclass(frozen=True)
 class BenchTable:
-    """A grid of cells x seeds on one data set.
+    """A grid of cells x seeds on one data set."""
 
-    Attributes:
-      title: heading.
-      dataset: name in data.cards.DATASETS.
-      ratio: imbalance ratio to cut the training images to, None = as they are.
-      n_max: images of the largest class after the cut (reduced schedule only), None = all.
-      track_frac: share of the groups to keep (reduced schedule only), None = all.
-      epochs, batch_size: of the reduced schedule; the rest is the methods' own defaults.
-      cells: name -> cell.
-      seeds: of the grid.
-      source: of the published numbers.
-      is_pool: the training images are a target pool, and a vision-language model that the user names is adapted to
-        them; the schedule is the methods' own but for the settings of the cells.
-      network: the cells carry their whole schedule and say what they are given; this network sees the pixels, from
-        random weights or from those of a run of its kind that the user names.
-      size_px: the images are reduced to this side, None = as they are.
-      schedule: what is printed of the schedule; "" = made from the fields above.
-      at_full: the table that is run in place of this one at the published schedule.
-    """
-
-    title: str
-    dataset: str
+    title: str  # heading
+    dataset: str  # name in data.cards.DATASETS
     cells: Mapping[str, Cell]
-    ratio: float | None = None
-    n_max: int | None = None
-    track_frac: float | None = None
-    epochs: int = 6
+    ratio: float | None = None  # imbalance ratio that the training images are cut to, None = as they are
+    n_max: int | None = None  # images of the largest class after the cut (reduced schedule only), None = all
+    track_frac: float | None = None  # share of the groups to keep (reduced schedule only), None = all
+    epochs: int = 6  # of the reduced schedule; what is not here are the methods' own defaults
     batch_size: int = 64  # half the published one: a short run needs the steps more than the images
     seeds: tuple[int, ...] = (0, 1, 2)
-    source: str = ""
+    source: str = ""  # of the published numbers
+    # The training images are a target pool, and a vision-language model that the user names is adapted to them; the
+    # schedule is the methods' own but for the settings of the cells.
     is_pool: bool = False
+    # The cells carry their whole schedule and say what they are given; this network sees the pixels, from random
+    # weights or from those of a run of its kind that the user names.
     network: str | None = None
-    size_px: int | None = None
-    schedule: str = ""
-    at_full: BenchTable | None = None
+    size_px: int | None = None  # the images are reduced to this side, None = as they are
+    schedule: str = ""  # what is printed of the schedule; "" = made from the fields above
+    at_full: BenchTable | None = None  # the table that is run in place of this one at the published schedule
 
     def place(self, *, full: bool, model: str | None = None) -> str:
         """Folder of all cells on these images, this model and schedule: tables that agree on them share their cells.

@@ -1,4 +1,4 @@
-"""The tables of LPS: classes that nobody labelled, on target pools through a model's image tower."""
+"""The tables of LPS: novel classes on target pools through a model's image tower."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _main(name: str) -> BenchTable:
     uneven = _given(name, ratio=10)
     cells["ss_kmeans-uneven"] = Cell("unlabelled images uneven, 10 to 1: k-means", "ss_kmeans", given=uneven)
     cells["lps-uneven"] = _lps("unlabelled images uneven, 10 to 1: LPS", uneven)
-    return _table(name, "Classes that nobody named", cells)
+    return _table(name, "Seen and novel classes", cells)
 
 
 def _parts(name: str) -> BenchTable:
@@ -79,11 +79,7 @@ def _parts(name: str) -> BenchTable:
     cells["no_self_training"] = _lps("starts from k-means as it is", given, {"self_training_rounds": 0})
     cells["no_balance"] = _lps("targets not balanced", given, {"use_balance": "off"})
     for key, (title, more) in _PARTS.items():
-        cells[f"plain-{key}"] = _lps(
-            f"{_PAPER_WORDS}: {title}",
-            given,
-            {**_PAPER_PARTS, **more},
-        )
+        cells[f"plain-{key}"] = _lps(f"{_PAPER_WORDS}: {title}", given, {**_PAPER_PARTS, **more})
     return _table(name, "LPS without its parts and with other margins", cells)
 
 

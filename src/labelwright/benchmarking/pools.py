@@ -46,11 +46,8 @@ _CONVERTED: Mapping[str, Callable[[Image.Image], Image.Image]] = {
 def target_pool(table: LabelTable, dataset: str) -> LabelTable:
     """The training images that the benchmark's model was not trained on.
 
-    CIFAR-10: file numbers from 2500 on inside each class. GTSRB: odd tracks; all frames of a track are on one side.
-
-    Args:
-      table: training images; the ids are paths that end in ``2500.jpg`` (CIFAR-10) or ``TRACK_FRAME.jpg`` (GTSRB).
-      dataset: cifar10 or gtsrb.
+    CIFAR-10: file numbers from 2500 on inside each class (``2500.jpg``). GTSRB: odd tracks (``TRACK_FRAME.jpg``); all
+    frames of a track are on one side.
 
     Raises: DataError naming an image whose id does not hold the number.
     """
@@ -69,16 +66,10 @@ def target_pool(table: LabelTable, dataset: str) -> LabelTable:
 
 
 def as_given(pool: LabelTable, given: Given, *, seed: int, probs: NDArray[np.float32] | None = None) -> LabelTable:
-    """The pool as a cell is given it; where any labels are hidden, the truth is kept for scoring.
+    """The pool of N labelled images as a cell is given it; where any labels are hidden, the truth is kept for scoring.
 
-    Candidates that are made up come from the truth, and are all that training sees of it.
-
-    Args:
-      pool: N images, all with labels.
-      given: which images and labels, where candidates come from, and how many names are made up.
-      seed: of the images (or classes) that are there or keep their labels, of the names that are replaced, and of
-        candidates that are made up.
-      probs: [N, C] of a weak model, for candidates by its doubt.
+    Candidates that are made up come from the truth, and are all that training sees of it; those by a weak model's doubt
+    take its ``probs`` [N, C]. All that is drawn is drawn by ``seed``.
     """
     if given.share < 1:
         rows = share_of(len(pool), given.share, seed=seed)
@@ -144,14 +135,7 @@ def share_of(n: int, share: float, *, seed: int) -> NDArray[np.int64]:
 
 
 def probs_of(pool: LabelTable, model: str, *, templates: str, device: str) -> NDArray[np.float32]:
-    """What a vision-language model thinks of the images: mean probability over the prompts, [N, C] float32.
-
-    Args:
-      pool: N images.
-      model: id or path.
-      templates: prompts, see encoders.templates.templates_named.
-      device: auto, cpu or cuda.
-    """
+    """What a vision-language model thinks of the images: mean probability over the prompts, [N, C] float32."""
     on = accelerator_for(device).device
     encoder = load_matching(model, device=on, precision="auto")
     source = open_source(pool, classes=None, size_px=encoder.tower.stats.size_px)
@@ -180,12 +164,7 @@ def with_nonsense(class_names: Sequence[str], n: int, *, seed: int) -> tuple[str
 
 
 def converted(table: LabelTable, images: str) -> LabelTable:
-    """The table with every image transformed in the same way, none of it random.
-
-    Args:
-      table: N images; all are decoded and held in memory, as PNG.
-      images: "plain" (as they are), "negative", "grey", or "blurred" (Gaussian, radius 2 px).
-    """
+    """The table with every image transformed in the same way (see `Given`), decoded and held in memory, as PNG."""
     if images == "plain":
         return table
     change = _CONVERTED[images]
@@ -203,14 +182,11 @@ def converted(table: LabelTable, images: str) -> LabelTable:
 def descriptions_of(
     path: str | Path | None, model: str, dataset: str, official: Sequence[str], names: Sequence[str]
 ) -> dict[str, list[str]]:
-    """How the classes look, under the names that a cell uses.
+    """How the classes look, under the ``names`` [C] that a cell uses for the ``official`` ones of the file.
 
     Args:
       path: JSON, {dataset: {class: text or texts}}; None = descriptions.json beside the model's folder.
       model: path of the model.
-      dataset: key in the file.
-      official: C class names of the file.
-      names: C class names of the cell; those that are made up take the texts of the class in their place.
 
     Raises: ConfigError if there is no such file; DataError if it does not describe the data set.
     """
@@ -219,10 +195,9 @@ def descriptions_of(
         raise ConfigError(f"no descriptions: there is no {file}", fix="name a JSON file with --descriptions")
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))[dataset]
-        found = {names[official.index(key)]: [v] if isinstance(v, str) else list(v) for key, v in entries.items()}
+        return {names[official.index(key)]: [v] if isinstance(v, str) else list(v) for key, v in entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{file} does not describe the classes of {dataset} ({type(error).__name__}: {error})",
             fix='write {"' + dataset + '": {class name: [texts]}}',
         ) from error
-    return found

@@ -9,16 +9,7 @@ from pathlib import Path
 
 from scipy import stats
 
-from labelwright.benchmarking.finished import (
-    METRICS,
-    POOL_METRICS,
-    Run,
-    folder_of,
-    machine_of,
-    metrics_of,
-    read_run,
-    summary_of,
-)
+from labelwright.benchmarking.finished import METRICS, POOL_METRICS, Finished, finished_runs, metrics_of
 from labelwright.benchmarking.grid import BenchTable
 from labelwright.methods.registry import method_named, resolve_config
 
@@ -26,28 +17,21 @@ INTERVAL_SEEDS = 5  # from which an interval of the mean is printed
 
 
 def format_table(grid: BenchTable, root: Path, cells: Sequence[str], seeds: Sequence[int], *, full: bool) -> str:
-    """Markdown of the cells that are finished, scores in percent.
-
-    Args:
-      grid: the table.
-      root: folder of its cells.
-      cells, seeds: which to print; those that are not finished are left out.
-      full: whether they ran on the published schedule.
-    """
+    """Markdown of those cells under ``root`` that are finished, scores in percent."""
     rows, machines = [], set()
     hides_labels = metrics_of(grid) is POOL_METRICS
     columns = _POOL_COLUMNS if hides_labels else _COLUMNS
     for name in cells:
         cell = grid.cells[name]
-        folders = [folder for seed in seeds if summary_of(folder := folder_of(root, grid, name, seed))]
-        if not folders:
+        runs = list(finished_runs(root, grid, name, seeds).values())
+        if not runs:
             continue
-        runs = [read_run(folder, grid, cell) for folder in folders]
         published = "" if cell.published is None else f"{cell.published:.2f}"
         shown = {title: make(runs) for title, make in columns.items()}
-        rows.append({"": cell.title, **shown, "published": published} | _cost(runs))
-        machines |= {"{}, commit {}".format(*machine_of(folder)) for folder in folders}
-    kept = [*(["", *columns, "published", "train s", "seeds"])]
+        seconds = f"{statistics.mean(run['seconds']['train'] for run in runs):.0f}"
+        rows.append({"": cell.title, **shown, "published": published, "train s": seconds, "seeds": str(len(runs))})
+        machines |= {"{}, commit {}".format(*run["machine"]) for run in runs}
+    kept = ["", *columns, "published", "train s", "seeds"]
     if hides_labels:  # of the many things there can be, those that some cell has
         kept = [title for title in kept if title == "" or any(row[title] for row in rows)]
     lines = [f"### {grid.title}", "", f"| {' | '.join(kept)} |".replace("|  |", "| |", 1), "|" + "---|" * len(kept)]
@@ -58,19 +42,19 @@ def format_table(grid: BenchTable, root: Path, cells: Sequence[str], seeds: Sequ
     return "\n".join(lines)
 
 
-def _mean(name: str) -> Callable[[Sequence[Run]], str]:
+def _mean(name: str) -> Callable[[Sequence[Finished]], str]:
     return {**METRICS, **POOL_METRICS}[name].spread
 
 
-def _before_after(name: str) -> Callable[[Sequence[Run]], str]:
-    def show(runs: Sequence[Run]) -> str:
+def _before_after(name: str) -> Callable[[Sequence[Finished]], str]:
+    def show(runs: Sequence[Finished]) -> str:
         before, after = _mean(f"{name}_before")(runs), _mean(name)(runs)
         return f"{before} → {after}" if before else after
 
     return show
 
 
-def _interval(runs: Sequence[Run]) -> str:
+def _interval(runs: Sequence[Finished]) -> str:
     """95% confidence interval of the mean accuracy over the seeds, by Student's t."""
     values = [100 * run["test"]["accuracy"] for run in runs]
     if len(values) < INTERVAL_SEEDS:
@@ -80,18 +64,18 @@ def _interval(runs: Sequence[Run]) -> str:
     return f"{mean - half:.2f} to {mean + half:.2f}"
 
 
-def _n_classes(runs: Sequence[Run]) -> str:
+def _n_classes(runs: Sequence[Finished]) -> str:
     """Named and discovered classes, where their number was estimated."""
     return ", ".join(f"{n:g}" for n in POOL_METRICS["n_classes"].values(runs))
 
 
-def _gave_up(runs: Sequence[Run]) -> str:
+def _gave_up(runs: Sequence[Finished]) -> str:
     """In how many runs the annotator's own classifier took the place of what was learned."""
     n = sum(POOL_METRICS["gave_up"].values(runs))
     return f"{n:g} of {len(runs)}" if n else ""
 
 
-def _replaced_found(runs: Sequence[Run]) -> str:
+def _replaced_found(runs: Sequence[Finished]) -> str:
     """How many of the made-up names were detected, and how many of the others."""
     found, others = (POOL_METRICS[name].values(runs) for name in ("made_up_found", "others_found"))
     if not found:
@@ -99,7 +83,7 @@ def _replaced_found(runs: Sequence[Run]) -> str:
     return f"{statistics.mean(found):.1f} of {len(runs[0]['made_up'])}, and {statistics.mean(others):.1f} others"
 
 
-_COLUMNS: Mapping[str, Callable[[Sequence[Run]], str]] = {
+_COLUMNS: Mapping[str, Callable[[Sequence[Finished]], str]] = {
     "balanced acc.": _mean("balanced_accuracy"),
     "many": _mean("many"),
     "medium": _mean("medium"),
@@ -107,7 +91,7 @@ _COLUMNS: Mapping[str, Callable[[Sequence[Run]], str]] = {
     "ECE": _mean("ece"),
     "ECE few": _mean("ece_few"),
 }
-_POOL_COLUMNS: Mapping[str, Callable[[Sequence[Run]], str]] = {
+_POOL_COLUMNS: Mapping[str, Callable[[Sequence[Finished]], str]] = {
     "accuracy": _mean("accuracy"),
     "95% interval": _interval,
     "balanced acc.": _mean("balanced_accuracy"),
@@ -129,10 +113,6 @@ _POOL_COLUMNS: Mapping[str, Callable[[Sequence[Run]], str]] = {
     "made-up names found": _replaced_found,
     "recall of the true names": _before_after("true_names"),
 }
-
-
-def _cost(runs: Sequence[Run]) -> dict[str, str]:
-    return {"train s": f"{statistics.mean(run['seconds']['train'] for run in runs):.0f}", "seeds": str(len(runs))}
 
 
 def _schedule(grid: BenchTable, *, full: bool) -> str:

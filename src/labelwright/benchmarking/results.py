@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from labelwright.benchmarking.finished import folder_of, machine_of, metrics_of, read_run, summary_of
+from labelwright.benchmarking.finished import finished_runs, metrics_of
 from labelwright.benchmarking.grid import BenchTable
 from labelwright.errors import DataError
 from labelwright.run_folder import write_text_atomically
@@ -43,14 +43,7 @@ def result_rows(
     full: bool,
     model: str | None,
 ) -> Iterator[Row]:
-    """A row for every finished cell, seed and metric.
-
-    Args:
-      table, grid: the table and its name.
-      root: folder of its cells.
-      cells, seeds: which to read; those that are not finished are left out.
-      full: whether they ran on the published schedule.
-      model: that they started from.
+    """A row for every cell under ``root`` that is finished, seed and metric.
 
     Example: where nothing is finished there is no row.
       >>> from labelwright.benchmarking.tables import TABLES
@@ -58,12 +51,8 @@ def result_rows(
       []
     """
     for name in cells:
-        for seed in seeds:
-            folder = folder_of(root, grid, name, seed)
-            if summary_of(folder) is None:
-                continue
-            run = read_run(folder, grid, grid.cells[name])
-            hardware, commit = machine_of(folder)
+        for seed, run in finished_runs(root, grid, name, seeds).items():
+            hardware, commit = run["machine"]
             for key, metric in metrics_of(grid).items():
                 for value in metric.values([run]):
                     yield {

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from labelwright import api
-from labelwright.benchmarking.finished import folder_of, summary_of
+from labelwright.benchmarking.finished import folder_of, is_finished
 from labelwright.benchmarking.grid import FULL, BenchTable, Given, Guessing
 from labelwright.benchmarking.pools import as_given, converted, descriptions_of, probs_of, target_pool
 from labelwright.benchmarking.printing import format_table
@@ -24,10 +26,25 @@ from labelwright.data.cards import dataset_card
 from labelwright.data.registry import open_dataset
 from labelwright.data.table import LabelTable
 from labelwright.encoders.saved import network_of
-from labelwright.errors import ConfigError
+from labelwright.errors import ConfigError, LabelwrightError
 from labelwright.train.processes import accelerator_for
 
 SUBSET_SEED = 0  # the images of a table are the same for every cell and seed
+
+Place = tuple[str, int]  # a cell and a seed
+
+
+class CellError(LabelwrightError):
+    """Cells that ran in processes of their own failed; the exit code is that of the first."""
+
+    def __init__(self, failed: Sequence[tuple[Place, subprocess.CalledProcessError]]) -> None:
+        words = [f"{name}, seed {seed} (exit code {error.returncode})" for (name, seed), error in failed]
+        first = failed[0][1]
+        super().__init__(
+            f"a cell failed: {'; '.join(words)}",
+            fix=f"run it alone to see why: labelwright {shlex.join(first.cmd[3:])}",
+        )
+        self.exit_code = first.returncode if first.returncode > 0 else 128 - first.returncode  # of a signal, as a shell
 
 
 def bench(
@@ -59,13 +76,14 @@ def bench(
         `coreg-pixels` a run of `pretrain` that the network starts from, or None: from random weights.
       descriptions: JSON, {dataset: {class: texts}}, for cells with descriptions; None = descriptions.json beside the
         model's folder. Cells finished with other ones are not run again: give another ``out``.
-      csv: file of results (see benchmarking.results) that the finished cells are added to, a row for each seed and
-        metric; None = none.
+      csv: file of results (see benchmarking.results) that each cell is added to when it has finished, a row for each
+        seed and metric; None = none.
 
     Returns: Markdown: mean and standard deviation over the seeds, published numbers, seconds, hardware, commit.
 
     Raises: ConfigError for a table or cell that does not exist, or a model where none belongs or none is named;
-      DataError for a ``csv`` that is not a file of results; OfflineError if the data cannot be reached.
+      DataError for a ``csv`` that is not a file of results; OfflineError if the data cannot be reached; CellError
+      naming the cells that failed side by side.
     """
     if table is None:
         return "\n".join(f"{name:20} {t.title}; cells: {', '.join(t.cells)}" for name, t in TABLES.items())
@@ -82,21 +100,23 @@ def bench(
     places = [(name, seed) for seed in (seeds or grid.seeds) for name in wanted]
     root = Path(out) / grid.place(full=full, model=model)
     runs = {folder_of(root, grid, name, seed): (name, seed) for name, seed in places}  # cells may show the same run
-    missing = [place for folder, place in runs.items() if not summary_of(folder)]
+    missing = [place for folder, place in runs.items() if not is_finished(folder)]
+    every = list(seeds or grid.seeds)
+
+    def keep(cells: Sequence[str], seeds: Sequence[int]) -> None:
+        if csv is not None:
+            add_rows(Path(csv), list(result_rows(table, grid, root, cells, seeds, full=full, model=model)))
+
     if jobs > 1 and len(missing) > 1:
         words = {"--data": data, "--out": out, "--device": device, "--model": model, "--descriptions": descriptions}
-        _run_side_by_side(table, missing, options=words, full=full, jobs=jobs, device=device)
-    elif missing and grid.is_pool:
-        assert model is not None, "tables of a pool need a model"
-        _run_pool_cells(grid, missing, root=root, data=data, model=model, descriptions=descriptions, device=device)
-    elif missing:
-        train, test = table_data(grid, data, full=full)
-        for name, seed in missing:
-            folder = folder_of(root, grid, name, seed)
-            run_cell(grid, name, seed, train, test, folder=folder, full=full, device=device, start=model)
-    every = list(seeds or grid.seeds)
-    if csv is not None:
-        add_rows(Path(csv), list(result_rows(table, grid, root, wanted, every, full=full, model=model)))
+        finished = _run_side_by_side(table, missing, options=words, full=full, jobs=jobs, device=device)
+    else:
+        finished = _run_cells(
+            grid, missing, root=root, data=data, full=full, device=device, model=model, descriptions=descriptions
+        )
+    for name, seed in finished:  # what has finished is kept whatever becomes of the rest
+        keep([cell for cell in wanted if grid.cells[cell].key == grid.cells[name].key], [seed])
+    keep(wanted, every)
     return format_table(grid, root, wanted, every, full=full)
 
 
@@ -127,119 +147,97 @@ def run_cell(
     test: LabelTable,
     *,
     folder: Path,
-    full: bool,
     device: str,
-    start: str | None = None,
-) -> api.Run:
-    """Train and score one cell with one seed; continues a run that was cut off."""
-    cell = grid.cells[name]
-    schedule: dict[str, object] = {"epochs": grid.epochs, "batch_size": grid.batch_size, **cell.reduced}
-    if grid.network is not None:
-        schedule = {}
-    elif full:
-        schedule = dict(FULL)
-    return api.fit(
-        train if cell.given is None else as_given(train, cell.given, seed=seed),
-        out=folder,
-        test=test,
-        method=cell.method,
-        model=start or grid.network or "auto",
-        size=grid.size_px,
-        seed=seed,
-        device=device,
-        flip="on" if dataset_card(grid.dataset).flip else "off",
-        evaluations=0 if grid.network is None else 8,  # curves of networks that learn from pixels
-        resume=folder.exists(),
-        set={**schedule, **cell.settings},
-    )
-
-
-def run_pool_cell(
-    grid: BenchTable,
-    name: str,
-    seed: int,
-    pool: LabelTable,
-    test: LabelTable,
-    *,
-    folder: Path,
-    model: str,
-    descriptions: str | Path | None,
-    device: str,
+    full: bool = False,
+    model: str | None = None,
+    descriptions: str | Path | None = None,
     probs: NDArray[np.float32] | None = None,
 ) -> api.Run:
-    """Adapt the model to a target pool and score it, one cell with one seed; continues a run that was cut off.
+    """Train and score one cell with one seed; continues a run that was cut off.
 
     Args:
-      grid, name, seed: which cell.
-      pool, test: images as the cell is to see them, with all labels and the official class names.
-      folder: of the run.
-      model, descriptions, device: see `bench`.
-      probs: [N, C], what the model thinks of the images, for candidates by its doubt.
+      train, test: images as the cell is to see them, with all labels and the official class names.
+      device, full, model, descriptions: see `bench`.
+      probs: [N, C], what the model thinks of the training images, for candidates by its doubt.
     """
     cell = grid.cells[name]
-    assert cell.given is not None, "a cell of a pool says what it is given"
-    official = pool.class_names
-    guessing = cell.given.guessing or Guessing()
-    train = as_given(pool, cell.given, seed=seed, probs=probs)
-    texts = None
-    if cell.given.use_descriptions:
-        texts = descriptions_of(descriptions, model, grid.dataset, official, train.class_names)
-    is_open = cell.given.labels == "open_world"
-    n_others = len(official) - cell.given.n_seen
+    given = cell.given or Given(labels="all")
+    seen = as_given(train, given, seed=seed, probs=probs)
+    how: dict[str, Any]
+    if grid.is_pool:
+        assert model is not None, "tables of a pool need a model"
+        guessing = given.guessing or Guessing()
+        is_open = given.labels == "open_world"
+        n_others = len(train.class_names) - given.n_seen
+        texts = None
+        if given.use_descriptions:
+            texts = descriptions_of(descriptions, model, grid.dataset, train.class_names, seen.class_names)
+        how = {
+            "novel": None if not is_open else n_others if given.novel == "known" else given.novel,
+            "test": as_given(test, Given(labels="all", n_nonsense=given.n_nonsense), seed=seed),
+            "model": model,
+            "views": given.views,
+            "templates": given.templates,
+            "descriptions": texts,
+            "rule": guessing.rule,
+            "top_k": guessing.top_k,
+            "evaluations": 10 if is_open else 0,  # curves of the pace
+            "set": cell.settings,
+        }
+    else:
+        reduced = {"epochs": grid.epochs, "batch_size": grid.batch_size, **cell.reduced}
+        schedule = {} if grid.network is not None else FULL if full else reduced
+        how = {
+            "test": test,
+            "model": model or grid.network or "auto",
+            "size": grid.size_px,
+            "evaluations": 0 if grid.network is None else 8,  # curves of networks that learn from pixels
+            "set": {**schedule, **cell.settings},
+        }
+    flip = "on" if dataset_card(grid.dataset).flip else "off"
     return api.fit(
-        train,
-        out=folder,
-        novel=None if not is_open else n_others if cell.given.novel == "known" else cell.given.novel,
-        test=as_given(test, Given(labels="all", n_nonsense=cell.given.n_nonsense), seed=seed),
-        method=cell.method,
-        model=model,
-        views=cell.given.views,
-        templates=cell.given.templates,
-        descriptions=texts,
-        rule=guessing.rule,
-        top_k=guessing.top_k,
-        seed=seed,
-        device=device,
-        flip="on" if dataset_card(grid.dataset).flip else "off",
-        evaluations=10 if is_open else 0,  # curves of the pace
-        resume=folder.exists(),
-        set=cell.settings,
+        seen, out=folder, method=cell.method, seed=seed, device=device, flip=flip, resume=folder.exists(), **how
     )
 
 
-def _run_pool_cells(
+def _run_cells(
     grid: BenchTable,
-    missing: Sequence[tuple[str, int]],
+    missing: Sequence[Place],
     *,
     root: Path,
     data: str | Path | None,
-    model: str,
-    descriptions: str | Path | None,
+    full: bool,
     device: str,
-) -> None:
-    """Cells one after another; images that are put out of domain, or asked about, are so once for all of them."""
-    plain = table_data(grid, data)
+    model: str | None,
+    descriptions: str | Path | None,
+) -> Iterator[Place]:
+    """Cells one after another; images are transformed, and a model is asked about them, once for all of them."""
+    if not missing:
+        return
+    plain = table_data(grid, data, full=full)
     doubt: dict[tuple[str, str], NDArray[np.float32]] = {}
     seen: dict[str, tuple[LabelTable, LabelTable]] = {}
     for name, seed in missing:
-        given = grid.cells[name].given
-        assert given is not None
+        given = grid.cells[name].given or Given(labels="all")
         if given.images not in seen:
             seen[given.images] = (converted(plain[0], given.images), converted(plain[1], given.images))
         asked = (given.images, given.templates)
         if given.guessing is not None and given.guessing.by == "doubt" and asked not in doubt:
+            assert model is not None, "tables of a pool need a model"
             doubt[asked] = probs_of(seen[given.images][0], model, templates=given.templates, device=device)
-        run_pool_cell(
+        run_cell(
             grid,
             name,
             seed,
             *seen[given.images],
-            probs=doubt.get(asked),
             folder=folder_of(root, grid, name, seed),
+            device=device,
+            full=full,
             model=model,
             descriptions=descriptions,
-            device=device,
+            probs=doubt.get(asked),
         )
+        yield name, seed
 
 
 def _table_named(name: str) -> BenchTable:
@@ -267,20 +265,20 @@ def _check_fits(table: str, grid: BenchTable, *, model: str | None, full: bool) 
 
 def _run_side_by_side(
     table: str,
-    places: Sequence[tuple[str, int]],
+    places: Sequence[Place],
     *,
     options: Mapping[str, object],
     full: bool,
     jobs: int,
     device: str,
-) -> None:
-    """Each missing cell in a process of its own; the first that fails stops the rest."""
+) -> Iterator[Place]:
+    """Each missing cell in a process of its own, given as soon as it has finished; after a failure none is begun."""
     accelerator_for(device)  # a device that does not exist should be reported once, not by every process
     threads = max(1, (os.cpu_count() or 1) // jobs)
     same = [word for flag, value in options.items() if value is not None for word in (flag, str(value))]
     same += ["--full"] if full else []
 
-    def run(place: tuple[str, int]) -> None:
+    def run(place: Place) -> None:
         name, seed = place
         words = ["bench", "--table", table, "--cells", name, "--seeds", str(seed), *same]
         subprocess.run(
@@ -290,10 +288,22 @@ def _run_side_by_side(
             stdout=subprocess.DEVNULL,
         )
 
+    failed: list[tuple[Place, subprocess.CalledProcessError]] = []
     with ThreadPoolExecutor(jobs) as pool:
-        for done in [pool.submit(run, place) for place in places]:
-            try:
-                done.result()
-            except subprocess.CalledProcessError as error:
-                pool.shutdown(cancel_futures=True)
-                raise ConfigError(f"a cell failed: {' '.join(error.cmd[2:])}", fix="run it alone to see why") from None
+        running = {pool.submit(run, place): place for place in places}
+        try:
+            for done in as_completed(running):
+                if done.cancelled():
+                    continue
+                try:
+                    done.result()
+                except subprocess.CalledProcessError as error:
+                    failed.append((running[done], error))
+                    for other in running:
+                        other.cancel()
+                else:
+                    yield running[done]
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    if failed:
+        raise CellError(failed)

@@ -83,24 +83,51 @@ def reduce_loss(
     return weighted.sum() / torch.where(total > 0, total, torch.ones_like(total))
 
 
-def check_rows(logits: Tensor, **per_row: Tensor | None) -> None:
-    """Refuse tensors that do not have one row per row of ``logits``; names what does not fit.
+def check_rows(rows: Tensor, what: Literal["logits", "features"] = "logits", /, **per_row: Tensor | None) -> None:
+    """Refuse tensors that do not have one entry per row; names what does not fit.
 
     Args:
-      logits: [B, C] float.
-      **per_row: name -> tensor whose first dimension must be B, or None.
+      rows: [B, C] logits or [B, D] features.
+      what: what they are called.
+      **per_row: name -> tensor that must be [B], or None.
 
     Raises:
-      DataError: ``logits`` is not [B, C], or a tensor has another number of rows.
+      DataError: ``rows`` has not two dimensions, or a tensor is not [B].
 
     Example:
       >>> check_rows(torch.zeros(2, 3), labels=torch.tensor([0, 1]), weights=None)
     """
-    if logits.dim() != 2:
-        raise DataError(f"logits have shape {list(logits.shape)}, not [B, C]", fix="pass one row of scores per image")
+    if rows.dim() != 2:
+        wanted = "[B, C]" if what == "logits" else "[B, D]"
+        raise DataError(f"{what} have shape {list(rows.shape)}, not {wanted}", fix="pass one row per image")
     for name, tensor in per_row.items():
-        if tensor is not None and (tensor.dim() == 0 or len(tensor) != len(logits)):
+        if tensor is not None and tensor.shape != rows.shape[:1]:
             raise DataError(
-                f"{name} has shape {list(tensor.shape)} for logits {list(logits.shape)}",
-                fix=f"pass {name} with one entry per row of logits",
+                f"{name} has shape {list(tensor.shape)} for {what} {list(rows.shape)}",
+                fix=f"pass {name} with one entry per row",
             )
+
+
+def check_targets(logits: Tensor, targets: Tensor) -> None:
+    """Refuse soft targets of another shape than the logits [B, C]."""
+    if targets.shape != logits.shape:
+        raise DataError(
+            f"targets have shape {list(targets.shape)}, logits {list(logits.shape)}",
+            fix="pass targets [B, C], one probability per class; for integer labels use cross_entropy",
+        )
+
+
+def check_temperature(temperature: float) -> None:
+    """Refuse a temperature that is not above 0."""
+    if not temperature > 0:
+        raise ConfigError(f"temperature={temperature} is not positive", fix="it divides the logits: use a value > 0")
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half precision as float32; other floats as they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    """Log-probabilities [B, C], in float32 at least."""
+    return torch.log_softmax(at_least_float32(logits), dim=1)

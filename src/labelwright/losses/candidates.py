@@ -3,10 +3,10 @@
 Every loss is ``loss(logits, candidates, *, knobs, weights=None, where=None, reduce="mean")``. In common:
 
 - logits: [B, C] float; half precision is computed in float32.
-- candidates: [B, C] bool, True = may be the class. A set of no class or of all classes says nothing: its row is left
-  out, as if ``where`` were False. `informative_rows` tells which rows count.
+- candidates: [B, C] bool, True = may be the class. A set of no class or of all classes is not informative: its
+  row is left out, as if ``where`` were False; see `informative_rows`.
 - weights: [B] float >= 0 or None for 1. where: [B] bool, False = left out, whatever the row holds.
-- reduce: "mean" = sum(w * loss) / sum(w) over kept rows (0 if none is kept), "sum", or "none" -> [B].
+- reduce: "mean" = sum(w * loss) / sum(w) over kept rows (0 if none is kept), "sum", or "none": [B], not a scalar.
 - Raises DataError where shapes do not fit, ConfigError where a knob is out of range.
 
 Values are in nats.
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from labelwright.errors import ConfigError, DataError
-from labelwright.losses._reduce import Reduce, blank_rows, check_rows, reduce_loss
+from labelwright.losses._reduce import Reduce, at_least_float32, blank_rows, check_rows, log_softmax, reduce_loss
 
 
 def informative_rows(candidates: Tensor, where: Tensor | None = None) -> Tensor:
@@ -36,8 +36,8 @@ def informative_rows(candidates: Tensor, where: Tensor | None = None) -> Tensor:
       >>> informative_rows(torch.tensor([[True, False], [True, True], [False, False]])).tolist()
       [True, False, False]
     """
-    tells = candidates.any(dim=1) & ~candidates.all(dim=1)
-    return tells if where is None else tells & where
+    informative = candidates.any(dim=1) & ~candidates.all(dim=1)
+    return informative if where is None else informative & where
 
 
 def partial_cross_entropy(
@@ -49,21 +49,15 @@ def partial_cross_entropy(
     where: Tensor | None = None,
     reduce: Reduce = "mean",
 ) -> Tensor:
-    """Cross-entropy against a set, -log(eps + sum_{j in S} p_j): which of its classes it is, the network decides.
+    """Cross-entropy against a set, -log(eps + sum_{j in S} p_j): the network decides which of its classes it is.
 
     Args:
       logits: [B, C] float, finite.
       candidates: [B, C] bool, see the module.
       eps: >= 0; bounds the loss by -log eps, and with it the pull of a set that is wrong. 0 = none.
-      weights: [B] float >= 0, see the module.
-      where: [B] bool, see the module.
-      reduce: see the module.
+      weights, where, reduce: see the module.
 
-    Returns: scalar, or [B] if reduce="none"; as low as -log(1 + eps).
-
-    Raises:
-      DataError: shapes do not fit, or ``candidates`` are not bool.
-      ConfigError: eps < 0.
+    Returns: as low as -log(1 + eps).
 
     Source: Wang et al. 2025 (arXiv 2506.03229), warm-up.
 
@@ -76,7 +70,7 @@ def partial_cross_entropy(
     _check(logits, candidates, weights=weights, where=where)
     _check_eps(eps)
     kept = informative_rows(candidates, where)
-    log_probs = _log_probs(blank_rows(kept, logits))
+    log_probs = log_softmax(blank_rows(kept, logits))
     inside = candidates | ~kept[:, None]  # an empty set would have the logarithm of 0
     log_mass = log_probs.masked_fill(~inside, -torch.inf).logsumexp(dim=1)  # [B, C] -> [B]
     loss = -torch.logaddexp(log_mass, torch.full_like(log_mass, math.log(eps) if eps > 0 else -math.inf))
@@ -98,15 +92,7 @@ def complementary_loss(
       logits: [B, C] float, finite.
       candidates: [B, C] bool, see the module.
       eps: > 0; bounds the loss where a class outside the set is certain.
-      weights: [B] float >= 0, see the module.
-      where: [B] bool, see the module.
-      reduce: see the module.
-
-    Returns: scalar, or [B] if reduce="none".
-
-    Raises:
-      DataError: shapes do not fit, or ``candidates`` are not bool.
-      ConfigError: eps <= 0.
+      weights, where, reduce: see the module.
 
     Source: Wu et al. 2022 (Revisiting Consistency Regularization for Deep Partial Label Learning), the supervised term
     of CRDPLL and its 1e-7. Differs: rows whose set is all classes are left out of the mean, not counted as 0.
@@ -121,7 +107,7 @@ def complementary_loss(
     if eps == 0:
         raise ConfigError("eps=0 leaves the loss unbounded", fix="use a small value > 0, 1e-7 in CRDPLL")
     kept = informative_rows(candidates, where)
-    rest = -torch.expm1(_log_probs(blank_rows(kept, logits)))  # 1 - p_j, exact near p_j = 1
+    rest = -torch.expm1(log_softmax(blank_rows(kept, logits)))  # 1 - p_j, exact near p_j = 1
     loss = -(rest + eps).log().masked_fill(candidates, 0).sum(dim=1)  # [B, C] -> [B]
     return reduce_loss(loss, where=kept, weights=weights, reduce=reduce)
 
@@ -137,10 +123,7 @@ def negative_entropy(
       where: [B] bool, see the module; every row counts that it does not leave out.
       reduce: see the module.
 
-    Returns: scalar, or [B] if reduce="none"; from -log C (uniform) to 0 (certain).
-
-    Raises:
-      DataError: shapes do not fit.
+    Returns: from -log C (uniform) to 0 (certain).
 
     Source: Wang et al. 2025 (arXiv 2506.03229), warm-up.
 
@@ -149,7 +132,7 @@ def negative_entropy(
       -0.6931
     """
     check_rows(logits, weights=weights, where=where)
-    log_probs = _log_probs(blank_rows(where, logits))
+    log_probs = log_softmax(blank_rows(where, logits))
     probs = log_probs.exp()
     loss = (probs * log_probs.masked_fill(probs == 0, 0)).sum(dim=1)  # [B, C] -> [B]
     return reduce_loss(loss, where=where, weights=weights, reduce=reduce)
@@ -164,9 +147,6 @@ def negative_entropy_of_mean(logits: Tensor, *, where: Tensor | None = None) -> 
 
     Returns: scalar, from -log C (every class predicted as often) to 0 (one class only); 0 if no row is kept.
 
-    Raises:
-      DataError: shapes do not fit.
-
     Source: arXiv 2309.11930, Eq. (9).
 
     Example: two certain and opposite predictions.
@@ -175,7 +155,7 @@ def negative_entropy_of_mean(logits: Tensor, *, where: Tensor | None = None) -> 
     """
     check_rows(logits, where=where)
     kept = torch.ones_like(logits[:, 0], dtype=torch.bool) if where is None else where
-    probs = blank_rows(where, _log_probs(blank_rows(where, logits)).exp())
+    probs = blank_rows(where, log_softmax(blank_rows(where, logits)).exp())
     mean = probs.sum(dim=0) / kept.sum().clamp(min=1)
     return (mean * mean.clamp(min=torch.finfo(mean.dtype).tiny).log()).sum()
 
@@ -189,9 +169,6 @@ def candidate_targets(probs: Tensor, candidates: Tensor) -> Tensor:
 
     Returns: [B, C] float, rows sum to 1; uniform over the set where it holds no probability at all.
 
-    Raises:
-      DataError: shapes do not fit, or ``candidates`` are not bool.
-
     Source: Lv et al. 2020 (PRODEN, arXiv 2002.08053).
 
     Example:
@@ -201,19 +178,11 @@ def candidate_targets(probs: Tensor, candidates: Tensor) -> Tensor:
     """
     _check(probs, candidates)
     inside = candidates | ~candidates.any(dim=1, keepdim=True)
-    probs = _at_least_float32(probs).masked_fill(~inside, 0)
+    probs = at_least_float32(probs).masked_fill(~inside, 0)
     top = probs.amax(dim=1, keepdim=True)
     # Over the largest first: the sum of a few denormal numbers is too coarse to divide by.
     probs = torch.where(top > 0, probs / top.clamp_min(torch.finfo(probs.dtype).tiny), inside.to(probs.dtype))
     return probs / probs.sum(dim=1, keepdim=True)
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-def _log_probs(logits: Tensor) -> Tensor:
-    return torch.log_softmax(_at_least_float32(logits), dim=1)
 
 
 def _check_eps(eps: float) -> None:
@@ -222,7 +191,7 @@ def _check_eps(eps: float) -> None:
 
 
 def _check(logits: Tensor, candidates: Tensor, **per_row: Tensor | None) -> None:
-    check_rows(logits, candidates=candidates, **per_row)
+    check_rows(logits, **per_row)
     if candidates.shape != logits.shape or candidates.dtype != torch.bool:
         raise DataError(
             f"candidates are {str(candidates.dtype).removeprefix('torch.')} {list(candidates.shape)}, "

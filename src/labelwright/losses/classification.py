@@ -5,7 +5,7 @@ Every function is ``loss(logits, labels, *, knobs, weights=None, where=None, red
 - logits: [B, C] float, any range; half precision is computed in float32.
 - labels: [B] int, 0 to C-1; rows with -1 (unknown) are left out.
 - weights: [B] float >= 0 or None for 1. where: [B] bool, False = left out, whatever the row holds.
-- reduce: "mean" = sum(w * loss) / sum(w) over kept rows (0 if none is kept), "sum", or "none" -> [B].
+- reduce: "mean" = sum(w * loss) / sum(w) over kept rows (0 if none is kept), "sum", or "none": [B], not a scalar.
 - class_weight: [C] float >= 0 multiplies the weight of rows of that class, or None.
 - Raises DataError where shapes do not fit, ConfigError where a knob is out of range.
 
@@ -15,11 +15,22 @@ Values are in nats.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from labelwright.adjust.adjustment import Adjustment, adjusted_logits
 from labelwright.errors import ConfigError, DataError
-from labelwright.losses._reduce import Reduce, blank_rows, check_rows, kept_rows, reduce_loss
+from labelwright.losses._reduce import (
+    Reduce,
+    at_least_float32,
+    blank_rows,
+    check_rows,
+    check_targets,
+    check_temperature,
+    kept_rows,
+    log_softmax,
+    reduce_loss,
+)
 
 
 def cross_entropy(
@@ -36,15 +47,7 @@ def cross_entropy(
     Args:
       logits: [B, C] float.
       labels: [B] int, -1 = left out.
-      class_weight: [C] float >= 0, or None.
-      weights: [B] float >= 0, see the module.
-      where: [B] bool, see the module.
-      reduce: see the module.
-
-    Returns: scalar, or [B] if reduce="none".
-
-    Raises:
-      DataError: shapes do not fit.
+      class_weight, weights, where, reduce: see the module.
 
     Example: softmax([log 3, 0]) = [3/4, 1/4]; row 1 is unknown, so the mean is log(4/3).
       >>> logits = torch.tensor([[3.0, 1.0], [5.0, 1.0]]).log()
@@ -75,15 +78,8 @@ def adjusted_cross_entropy(
       logits: [B, C] float.
       labels: [B] int, -1 = left out.
       adjustment: see `adjust.adjustment.Adjustment`.
-      class_weight: [C] float >= 0, weight of the rows of class k; None = 1. (alpha)
-      weights: [B] float >= 0, see the module.
-      where: [B] bool, see the module.
-      reduce: see the module; the mean is divided by the sum of ``weights * class_weight[labels]``.
-
-    Returns: scalar, or [B] if reduce="none".
-
-    Raises:
-      DataError: shapes do not fit.
+      class_weight: see the module. (alpha)
+      weights, where, reduce: see the module; the mean is divided by the sum of ``weights * class_weight[labels]``.
 
     Source: Kini et al. 2021 (arXiv 2103.01550), Eq. (2); arXiv 2310.04752, Sec. 3. Differs: with margins.
 
@@ -96,8 +92,8 @@ def adjusted_cross_entropy(
     check_rows(logits, labels=labels, weights=weights, where=where)
     kept = kept_rows(labels, where)
     labels = blank_rows(kept, labels).long()
-    adjusted = adjusted_logits(blank_rows(kept, _at_least_float32(logits)), labels, adjustment)
-    loss = -_log_probs(adjusted).gather(1, labels[:, None]).squeeze(1)  # [B, C] -> [B]
+    adjusted = adjusted_logits(blank_rows(kept, at_least_float32(logits)), labels, adjustment)
+    loss = F.cross_entropy(adjusted, labels, reduction="none")  # [B, C] -> [B]
     return reduce_loss(loss, where=kept, weights=_row_weights(weights, class_weight, labels, logits), reduce=reduce)
 
 
@@ -116,29 +112,16 @@ def soft_cross_entropy(
       logits: [B, C] float; -inf marks a class ruled out, whose target must be 0.
       targets: [B, C] float >= 0, rows sum to 1; excluded rows may hold anything.
       temperature: > 0, divides the logits.
-      weights: [B] float >= 0, see the module.
-      where: [B] bool, see the module.
-      reduce: see the module.
-
-    Returns: scalar, or [B] if reduce="none".
-
-    Raises:
-      DataError: shapes differ.
-      ConfigError: temperature <= 0.
+      weights, where, reduce: see the module.
 
     Example: equal logits give log 2 whatever the target.
       >>> round(soft_cross_entropy(torch.zeros(1, 2), torch.tensor([[0.3, 0.7]])).item(), 4)
       0.6931
     """
-    check_rows(logits, targets=targets, weights=weights, where=where)
-    if targets.shape != logits.shape:
-        raise DataError(
-            f"targets have shape {list(targets.shape)}, logits {list(logits.shape)}",
-            fix="pass targets [B, C]; for integer labels use cross_entropy",
-        )
-    if not temperature > 0:
-        raise ConfigError(f"temperature={temperature} is not positive", fix="it divides the logits: use a value > 0")
-    log_probs = _log_probs(blank_rows(where, logits) / temperature)
+    check_rows(logits, weights=weights, where=where)
+    check_targets(logits, targets)
+    check_temperature(temperature)
+    log_probs = log_softmax(blank_rows(where, logits) / temperature)
     targets = blank_rows(where, targets)
     loss = -(targets * log_probs.masked_fill(targets == 0, 0)).sum(dim=1)  # [B, C] -> [B]
     return reduce_loss(loss, where=where, weights=weights, reduce=reduce)
@@ -160,16 +143,7 @@ def focal(
       logits: [B, C] float.
       labels: [B] int, -1 = left out.
       power: >= 0; 0 = cross-entropy. (gamma in the paper, 2 there.)
-      class_weight: [C] float >= 0, or None.
-      weights: [B] float >= 0, see the module.
-      where: [B] bool, see the module.
-      reduce: see the module.
-
-    Returns: scalar, or [B] if reduce="none".
-
-    Raises:
-      DataError: shapes do not fit.
-      ConfigError: power < 0.
+      class_weight, weights, where, reduce: see the module.
 
     Source: Lin et al. 2017 (arXiv 1708.02002), Eq. (4).
 
@@ -182,7 +156,7 @@ def focal(
         raise ConfigError(f"power={power} is negative", fix="focal takes a power >= 0; 0 is plain cross-entropy")
     kept = kept_rows(labels, where)
     labels = blank_rows(kept, labels).long()
-    log_prob = _log_probs(blank_rows(kept, logits)).gather(1, labels[:, None]).squeeze(1)  # [B, C] -> [B]
+    log_prob = -F.cross_entropy(blank_rows(kept, at_least_float32(logits)), labels, reduction="none")  # [B, C] -> [B]
     wrong = -torch.expm1(log_prob)  # 1 - p_y, exact near p_y = 1
     # Below 1 the power has an infinite slope at 0, which would turn the gradient of a perfect row into NaN.
     loss = -(wrong.clamp_min(torch.finfo(wrong.dtype).tiny) ** power) * log_prob
@@ -210,16 +184,8 @@ def influence_balanced(
       labels: [B] int, -1 = left out.
       feats: [B, D] float, what the last layer saw; excluded rows may hold anything.
       scale: > 0, multiplies the loss (alpha; the authors run 1000).
-      class_weight: [C] float >= 0, or None (the authors: inverse counts).
-      weights: [B] float >= 0, see the module.
-      where: [B] bool, see the module.
-      reduce: see the module.
-
-    Returns: scalar, or [B] if reduce="none".
-
-    Raises:
-      DataError: shapes do not fit.
-      ConfigError: scale <= 0.
+      class_weight: see the module (the authors: inverse counts).
+      weights, where, reduce: see the module.
 
     Source: Park et al. 2021 (arXiv 2110.02444), Sec. 3.3, and the authors' code.
 
@@ -228,24 +194,17 @@ def influence_balanced(
       >>> round(influence_balanced(torch.zeros(1, 2), torch.tensor([0]), feats=feats).item(), 4)
       0.3464
     """
-    check_rows(logits, labels=labels, feats=feats, weights=weights, where=where)
+    check_rows(logits, labels=labels, weights=weights, where=where)
+    check_rows(feats, "features", labels=labels)
     if not scale > 0:
         raise ConfigError(f"scale={scale} is not positive", fix="it multiplies the loss: use a value > 0")
     kept = kept_rows(labels, where)
     labels = blank_rows(kept, labels).long()
-    log_prob = _log_probs(blank_rows(kept, logits)).gather(1, labels[:, None]).squeeze(1)  # [B, C] -> [B]
+    log_prob = -F.cross_entropy(blank_rows(kept, at_least_float32(logits)), labels, reduction="none")  # [B, C] -> [B]
     gap = -2 * torch.expm1(log_prob)  # the wrong classes hold 1 - p_y in all, and the true one lacks as much
-    size = blank_rows(kept, _at_least_float32(feats)).abs().sum(dim=1)  # [B, D] -> [B]
+    size = blank_rows(kept, at_least_float32(feats)).abs().sum(dim=1)  # [B, D] -> [B]
     loss = -log_prob * scale / (gap * size + 1e-3)
     return reduce_loss(loss, where=kept, weights=_row_weights(weights, class_weight, labels, logits), reduce=reduce)
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-
-
-def _log_probs(logits: Tensor) -> Tensor:
-    return torch.log_softmax(_at_least_float32(logits), dim=1)
 
 
 def _row_weights(weights: Tensor | None, class_weight: Tensor | None, labels: Tensor, logits: Tensor) -> Tensor | None:

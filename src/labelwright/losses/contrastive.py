@@ -2,7 +2,8 @@
 
 Features come in with unit norm, so that products are cosines. Half precision is computed in float32, under autocast
 too: at a temperature of 0.07 the rounding of bfloat16 would move a logit by 0.06. The largest tensor has one row per
-anchor and one column per contrasted sample.
+anchor and one column per contrasted sample. Raises DataError where shapes do not fit, ConfigError where a knob is out
+of range.
 """
 
 from __future__ import annotations
@@ -15,7 +16,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from labelwright.errors import ConfigError, DataError
-from labelwright.losses._reduce import Reduce, blank_rows, kept_rows, reduce_loss
+from labelwright.losses._reduce import (
+    Reduce,
+    at_least_float32,
+    blank_rows,
+    check_rows,
+    check_temperature,
+    kept_rows,
+    reduce_loss,
+)
 
 Rule = Literal["cautious", "high_confidence", "supervised", "unsupervised"]
 
@@ -30,9 +39,6 @@ def init_queue(size: int, n_features: int, device: torch.device | str | None = N
 
     Returns: "keys" [Q, D] float32, "labels" [Q] int64 (-1 = empty slot), "is_reliable" [Q] bool and "place" [] int64,
       the slot that is filled next.
-
-    Raises:
-      ConfigError: a size below 1.
 
     Example:
       >>> init_queue(2, 3)["labels"].tolist()
@@ -60,9 +66,6 @@ def push_queue(queue: Mapping[str, Tensor], keys: Tensor, labels: Tensor, is_rel
 
     Returns: the new queue.
 
-    Raises:
-      DataError: shapes do not fit.
-
     Example: three keys into two slots.
       >>> keys, labels = torch.eye(3)[:, :2], torch.tensor([5, 6, 7])
       >>> queue = push_queue(init_queue(2, 2), keys, labels, labels > 5)
@@ -70,7 +73,7 @@ def push_queue(queue: Mapping[str, Tensor], keys: Tensor, labels: Tensor, is_rel
       ([7, 6], 1)
     """
     size, n_features = queue["keys"].shape
-    _check_feats(keys, labels=labels, is_reliable=is_reliable)
+    check_rows(keys, "features", labels=labels, is_reliable=is_reliable)
     if keys.shape[1] != n_features:
         raise DataError(f"keys {list(keys.shape)} for a queue of {n_features} features", fix="make the queue that wide")
     n_pushed = len(keys)
@@ -118,17 +121,13 @@ def noisy_contrastive(
       labels: [B] int pseudolabels, -1 = unknown: the same as no other.
       is_reliable: [B] bool, whether the pseudolabel is trusted.
       queue: as from `init_queue`; empty slots take no part. None = no queue.
-      rule: see above.
+      rule: see above; "unsupervised" needs a queue.
       temperature: > 0, divides the cosines.
       weights: [B] float >= 0, of the anchors; see losses/_reduce.py.
       where: [B] bool; a row with False is not there at all, neither as anchor nor as contrast, whatever it holds.
       reduce: see losses/_reduce.py.
 
     Returns: scalar in nats, or [B] if reduce="none".
-
-    Raises:
-      DataError: shapes do not fit.
-      ConfigError: unknown rule, temperature <= 0, or "unsupervised" without a queue.
 
     Source: Wang et al. 2025 (arXiv 2506.03229), Sec. 4.5; supervised: Khosla et al. 2020 (arXiv 2004.11362), Eq. (2);
     unsupervised: He et al. 2020 (arXiv 1911.05722), Eq. (1).
@@ -156,15 +155,13 @@ def noisy_contrastive(
             "rule='unsupervised' contrasts with the queue, and there is none", fix="pass a queue, or use nt_xent"
         )
     n_rows = len(query)
-    query, key = blank_rows(where, _at_least_float32(query)), blank_rows(where, _at_least_float32(key))
+    query, key = blank_rows(where, at_least_float32(query)), blank_rows(where, at_least_float32(key))
     is_there = torch.ones_like(is_reliable) if where is None else where
     sims = _sims(query, torch.cat([query, key]), temperature)  # [B, 2B]
     if rule == "unsupervised":
         is_positive, is_out = torch.zeros_like(sims, dtype=torch.bool), torch.ones_like(sims, dtype=torch.bool)
     else:
-        is_positive, is_ignored = (
-            pairs.repeat(1, 2) for pairs in _pairs(rule, labels, is_reliable, labels, is_reliable)
-        )
+        is_positive, is_ignored = (pairs.repeat(1, 2) for pairs in _pairs(rule, labels, is_reliable))
         is_positive, is_out = is_positive & is_there.repeat(2), is_ignored | ~is_there.repeat(2)
     for mask, is_set in ((is_out, True), (is_positive, False)):
         mask.diagonal().fill_(is_set)  # the anchor itself
@@ -184,17 +181,14 @@ def noisy_contrastive(
     return reduce_loss(log_total - sum_positive / n_positive, where=where, weights=weights, reduce=reduce)
 
 
-def _pairs(rule: Rule, own: Tensor, own_reliable: Tensor, others: Tensor, reliable: Tensor) -> tuple[Tensor, Tensor]:
-    """Which of the others [M] attract an anchor [B] by their label, and which it leaves out by it: [B, M] bool both."""
-    if rule == "unsupervised":
-        nobody = torch.zeros(len(own), len(others), dtype=torch.bool, device=own.device)
-        return nobody, nobody
+def _pairs(rule: Rule, labels: Tensor, is_reliable: Tensor) -> tuple[Tensor, Tensor]:
+    """Which rows attract an anchor by their label, and which it leaves out by it: [B, B] bool both."""
     # One comparison of small integers each: these masks are as large as the products. -2 and -3 equal nothing.
-    own, others = own.masked_fill(own < 0, -2).int(), others.int()
+    own, others = labels.masked_fill(labels < 0, -2).int(), labels.int()
     is_same = own[:, None] == others
     if rule == "supervised":
         return is_same, torch.zeros_like(is_same)
-    is_positive = own.masked_fill(~own_reliable, -2)[:, None] == others.masked_fill(~reliable, -3)
+    is_positive = own.masked_fill(~is_reliable, -2)[:, None] == others.masked_fill(~is_reliable, -3)
     return is_positive, is_same ^ is_positive if rule == "cautious" else torch.zeros_like(is_same)
 
 
@@ -207,9 +201,7 @@ def _attracting(
     attracts, is_drawn = others >= 0, own >= 0
     if rule != "supervised":
         attracts, is_drawn = attracts & reliable, is_drawn & own_reliable
-    n_classes = int(torch.maximum(own.max(), others.max())) + 1
-    if n_classes < 1:
-        return torch.zeros_like(keys[:1]).expand(len(own), -1), torch.zeros_like(own)
+    n_classes = max(int(torch.maximum(own.max(), others.max())) + 1, 1)
     weight, at = attracts.to(keys.dtype), others.clamp(min=0)
     sums = keys.new_zeros(n_classes, keys.shape[1]).index_add_(0, at, keys * weight[:, None])
     counts = torch.zeros(n_classes, dtype=own.dtype, device=own.device).index_add_(0, at, attracts.to(own.dtype))
@@ -279,10 +271,6 @@ def nt_xent(
 
     Returns: scalar in nats, or [B] if reduce="none": the mean of a row's two directions.
 
-    Raises:
-      DataError: shapes do not fit.
-      ConfigError: temperature <= 0.
-
     Source: Chen et al. 2020 (arXiv 2002.05709), Eq. (1).
 
     Example: each row has cosine 1 with its other view and 0 with two others: log(e + 2) - 1.
@@ -291,7 +279,7 @@ def nt_xent(
     """
     _check_pair(a, b, temperature, weights=weights, where=where)
     n_rows = len(a)
-    both = _at_least_float32(torch.cat([a, b]))  # [2B, D]
+    both = at_least_float32(torch.cat([a, b]))  # [2B, D]
     kept = torch.ones_like(both[:n_rows, 0], dtype=torch.bool) if where is None else where
     anchors = kept.repeat(2).nonzero().flatten()  # [A]: only what counts is computed
     sims = _sims(both[anchors], both, temperature)
@@ -328,10 +316,6 @@ def pseudolabel_contrastive(
 
     Returns: scalar in nats, or [B] if reduce="none". An anchor that is alone with its label does not count.
 
-    Raises:
-      DataError: shapes do not fit.
-      ConfigError: temperature <= 0.
-
     Source: arXiv 2309.11930, Eq. (7).
 
     Example: each row has cosine 1 with the one positive and 0 with two others: log(e + 2) - 1.
@@ -339,10 +323,10 @@ def pseudolabel_contrastive(
       >>> round(pseudolabel_contrastive(z, labels, temperature=1.0).item(), 4)
       0.5514
     """
-    _check_feats(feats, labels=labels, weights=weights, where=where)
-    _check_temperature(temperature)
+    check_rows(feats, "features", labels=labels, weights=weights, where=where)
+    check_temperature(temperature)
     kept = kept_rows(labels, where).nonzero().flatten()  # [A]: only what counts is computed
-    rows, own = _at_least_float32(feats[kept]), labels[kept]
+    rows, own = at_least_float32(feats[kept]), labels[kept]
     sims = _sims(rows, rows, temperature)  # [A, A]
     itself = torch.eye(len(rows), dtype=torch.bool, device=feats.device)
     is_negative = (own[:, None] != own) | itself
@@ -362,31 +346,11 @@ def _sims(anchors: Tensor, contrast: Tensor, temperature: float) -> Tensor:
         return (anchors / temperature) @ contrast.T
 
 
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-
-
 def _check_pair(query: Tensor, key: Tensor, temperature: float, **per_row: Tensor | None) -> None:
-    _check_feats(query, **per_row)
+    check_rows(query, "features", **per_row)
     if key.shape != query.shape:
         raise DataError(
             f"the two views have shapes {list(query.shape)} and {list(key.shape)}",
             fix="pass two views of the same rows",
         )
-    _check_temperature(temperature)
-
-
-def _check_temperature(temperature: float) -> None:
-    if not temperature > 0:
-        raise ConfigError(f"temperature={temperature} is not positive", fix="it divides the cosines: use a value > 0")
-
-
-def _check_feats(feats: Tensor, **per_row: Tensor | None) -> None:
-    if feats.dim() != 2:
-        raise DataError(f"features have shape {list(feats.shape)}, not [B, D]", fix="pass one projection per image")
-    for name, tensor in per_row.items():
-        if tensor is not None and tensor.shape != feats.shape[:1]:
-            raise DataError(
-                f"{name} has shape {list(tensor.shape)} for {len(feats)} rows",
-                fix=f"pass {name} with one entry per row",
-            )
+    check_temperature(temperature)

@@ -12,19 +12,12 @@ from labelwright.errors import ConfigError, DataError
 
 
 class Mixed(NamedTuple):
-    """A mixed batch.
+    """A mixed batch."""
 
-    Attributes:
-      x: [B, ...] float, lam * x + (1 - lam) * x[permutation].
-      targets: [B, C] mixed the same way; integer labels [B] come back as they were.
-      lam: share of a row's own image, 0 to 1, one for the batch.
-      permutation: [B] int64, the partner of each row.
-    """
-
-    x: Tensor
-    targets: Tensor
-    lam: float
-    permutation: Tensor
+    x: Tensor  # [B, ...] float, lam * x + (1 - lam) * x[permutation]
+    targets: Tensor  # [B, C] mixed the same way; integer labels [B] come back as they were
+    lam: float  # share of a row's own image, 0 to 1, one for the batch
+    permutation: Tensor  # [B] int64, the partner of each row
 
 
 def mixup(

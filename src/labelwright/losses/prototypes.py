@@ -1,4 +1,7 @@
-"""Class prototypes: one direction per class that follows the features, and the loss that aligns images with them."""
+"""Class prototypes: one direction per class that follows the features, and the loss that aligns images with them.
+
+Raises DataError where shapes do not fit, ConfigError where a knob is out of range.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from labelwright.errors import ConfigError, DataError
-from labelwright.losses._reduce import Reduce, blank_rows, kept_rows, reduce_loss
+from labelwright.losses._reduce import (
+    Reduce,
+    at_least_float32,
+    blank_rows,
+    check_rows,
+    check_targets,
+    check_temperature,
+    kept_rows,
+    reduce_loss,
+)
 
 
 def update_prototypes(
@@ -25,10 +37,6 @@ def update_prototypes(
       where: [B] bool, False = left out, whatever the row holds.
 
     Returns: [C, D], the dtype of ``prototypes``, unit norm; a zero prototype without rows stays zero.
-
-    Raises:
-      DataError: shapes do not fit.
-      ConfigError: decay outside 0 to 1.
 
     Source: Wang et al. 2025 (arXiv 2506.03229), Sec. 4.4.
 
@@ -64,10 +72,6 @@ def prototype_logits(feats: Tensor, prototypes: Tensor, *, temperature: float = 
 
     Returns: [B, C] float.
 
-    Raises:
-      DataError: shapes do not fit.
-      ConfigError: temperature <= 0.
-
     Source: Wang et al. 2025 (arXiv 2506.03229), Sec. 4.4.
 
     Example:
@@ -75,11 +79,9 @@ def prototype_logits(feats: Tensor, prototypes: Tensor, *, temperature: float = 
       [[1.5, -1.0]]
     """
     _check(feats, prototypes)
-    if not temperature > 0:
-        raise ConfigError(f"temperature={temperature} is not positive", fix="it divides the cosines: use a value > 0")
+    check_temperature(temperature)
     with torch.autocast(feats.device.type, enabled=False):
-        if feats.dtype in (torch.float16, torch.bfloat16):
-            feats = feats.float()
+        feats = at_least_float32(feats)
         return feats @ prototypes.to(feats.dtype).T / temperature
 
 
@@ -109,15 +111,10 @@ def prototype_loss(
       permutation: [B] int64 partner of each row (losses.mixup.Mixed), or None for a batch that is not mixed.
       lam: 0 to 1, share of a row's own target; without ``permutation`` it must be 1.
       temperature: > 0, divides the cosines.
-      weights: [B] float >= 0; see losses/_reduce.py.
-      where: [B] bool; see losses/_reduce.py. A row whose partner is excluded must be excluded as well.
-      reduce: see losses/_reduce.py; "sum" and "none" do not tell the two kinds apart.
+      weights, where, reduce: see losses/_reduce.py. A row whose partner is excluded must be excluded as well; "sum" and
+        "none" do not tell the two kinds apart.
 
     Returns: scalar, or [B] if reduce="none".
-
-    Raises:
-      DataError: shapes do not fit.
-      ConfigError: temperature <= 0, lam outside 0 to 1, or lam below 1 without a permutation.
 
     Source: Wang et al. 2025 (arXiv 2506.03229), Sec. 4.4.
 
@@ -127,16 +124,13 @@ def prototype_loss(
       0.9431
     """
     _check(feats, prototypes, is_reliable=is_reliable, permutation=permutation, weights=weights, where=where)
-    if targets.shape != (len(feats), len(prototypes)):
-        raise DataError(
-            f"targets have shape {list(targets.shape)} for {len(feats)} rows and {len(prototypes)} prototypes",
-            fix="pass targets with one row per image and one column per prototype",
-        )
     if not 0 <= lam <= 1:
         raise ConfigError(f"lam={lam} is not a share", fix="use a value from 0 to 1")
     if permutation is None and lam < 1:
         raise ConfigError(f"lam={lam} without a permutation", fix="pass the permutation that mixed the batch")
-    log_probs = prototype_logits(blank_rows(where, feats), prototypes, temperature=temperature).log_softmax(dim=1)
+    logits = prototype_logits(blank_rows(where, feats), prototypes, temperature=temperature)
+    check_targets(logits, targets)
+    log_probs = logits.log_softmax(dim=1)
     targets = blank_rows(where, targets.detach()).to(log_probs.dtype)
     divergence, error = _row_losses(log_probs, targets)
     if permutation is not None and lam < 1:
@@ -185,9 +179,4 @@ def _check(feats: Tensor, prototypes: Tensor, **per_row: Tensor | None) -> None:
             f"features {list(feats.shape)} and prototypes {list(prototypes.shape)} are not [B, D] and [C, D]",
             fix="take both from the same projector",
         )
-    for name, tensor in per_row.items():
-        if tensor is not None and tensor.shape != feats.shape[:1]:
-            raise DataError(
-                f"{name} has shape {list(tensor.shape)} for {len(feats)} rows",
-                fix=f"pass {name} with one entry per row",
-            )
+    check_rows(feats, "features", **per_row)

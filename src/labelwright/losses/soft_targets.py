@@ -1,12 +1,12 @@
-"""Training on guessed soft targets: a loss that a wrong guess cannot blow up, and a ramp to bring it in."""
+"""Self-training on soft targets: a bounded loss, and a ramp that brings it in."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from labelwright.errors import ConfigError, DataError
-from labelwright.losses._reduce import Reduce, blank_rows, check_rows, reduce_loss
+from labelwright.errors import ConfigError
+from labelwright.losses._reduce import Reduce, at_least_float32, blank_rows, check_rows, check_targets, reduce_loss
 
 
 def squared_error_of_probs(
@@ -19,20 +19,17 @@ def squared_error_of_probs(
 ) -> Tensor:
     """Squared error of the probabilities, averaged over classes: (1/C) sum_k (softmax(logits)_k - t_k)^2.
 
-    Bounded by 2/C, unlike a cross-entropy: the loss of choice where targets are guesses.
+    Bounded by 2/C, unlike a cross-entropy: for targets that may be wrong.
 
     Args:
       logits: [B, C] float, any range; half precision is computed in float32.
       targets: [B, C] float >= 0, rows sum to 1; excluded rows may hold anything.
-      weights: [B] float >= 0, or None for 1.
-      where: [B] bool, False = left out; None = every row.
-      reduce: "mean" = sum(w * loss) / sum(w) over kept rows (0 if none is kept), "sum", or "none" -> [B].
+      weights, where, reduce: see losses/_reduce.py.
 
     Returns: scalar, or [B] if reduce="none".
 
     Raises:
       DataError: shapes differ.
-      ConfigError: ``reduce`` is none of the three.
 
     Source: Berthelot et al. 2019 (MixMatch, arXiv 1905.02249), Eq. (4).
 
@@ -40,14 +37,9 @@ def squared_error_of_probs(
       >>> squared_error_of_probs(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]])).item()
       0.25
     """
-    check_rows(logits, targets=targets, weights=weights, where=where)
-    if targets.shape != logits.shape:
-        raise DataError(
-            f"targets have shape {list(targets.shape)}, logits {list(logits.shape)}",
-            fix="pass targets [B, C], one probability per class",
-        )
-    logits = blank_rows(where, logits)
-    probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=1)
+    check_rows(logits, weights=weights, where=where)
+    check_targets(logits, targets)
+    probs = torch.softmax(at_least_float32(blank_rows(where, logits)), dim=1)
     loss = (probs - blank_rows(where, targets)).square().mean(dim=1)  # [B, C] -> [B]
     return reduce_loss(loss, where=where, weights=weights, reduce=reduce)
 

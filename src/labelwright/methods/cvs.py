@@ -199,7 +199,7 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
     )
     decay = cfg.kappa_decay ** (200 / cfg.epochs)
     adjust = dict(state.adjust)
-    fit = calibration.slopes_from_rows(
+    clamped = calibration.slopes_from_rows(
         scored["predicted"],
         scored["confidence"],
         scored["correct"],
@@ -207,7 +207,7 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
         shrink=cfg.kappa_shrink,
         clamp=cfg.kappa_clamp,
     )
-    kappa = fit.kappa if cfg.kappa_is == "inverse_slope" else 1 / fit.kappa
+    kappa = clamped if cfg.kappa_is == "inverse_slope" else 1 / clamped
     for name in ("kappa_additive", "kappa_multiplicative"):
         adjust[name] = calibration.ema(adjust[name], kappa, decay=decay)
         logs[name] = [round(value, 4) for value in adjust[name].tolist()]
@@ -256,7 +256,9 @@ def _remember(
     )
     memory = {**state.memory, "tally": state.memory["tally"] + gather_rows(batch[None]).sum(0)}
     if cfg.kappa_from == "batches":
-        memory["rows"] = calibration.push(memory["rows"], gather_rows(logits), gather_rows(labels))
+        memory["rows"] = calibration.push(
+            memory["rows"], gather_rows(labels), *calibration.score_rows(gather_rows(logits))
+        )
     return memory
 
 

@@ -75,7 +75,7 @@ def slopes_of(cfg: Config, data: Labelled) -> Tensor:
         shrink=cfg.kappa_shrink,
         clamp=cfg.kappa_clamp,
     )
-    return 1 / found.kappa  # the slope itself, as the paper's text has it
+    return 1 / found  # the slope itself, as the paper's text has it
 
 
 RECIPE = FrozenRecipe(Config, fit)

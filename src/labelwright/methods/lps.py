@@ -294,4 +294,4 @@ def _kappa(task: Task, state: State, passes: Passes) -> Tensor:
     predicted, confidence, _ = (torch.cat(column) for column in zip(*scored, strict=True))
     return calibration.slopes_from_rows(
         predicted, confidence, predicted == task.labels[rows], n_classes=task.n_classes, clamp=KAPPA_CLAMP
-    ).kappa
+    )

@@ -20,24 +20,15 @@ ROWS_MAX = 50_000  # images that are clustered; more are thinned out evenly
 
 @dataclass(frozen=True)
 class Watch:
-    """Clusters of the images, against which every later answer is held.
+    """Clusters of the images, against which every later answer is held."""
 
-    Attributes:
-      rows: [n] int64 rows clustered.   clusters: [n] int64 their cluster.
-      zero_shot_agreement: of the answers that training began with.
-    """
-
-    rows: Tensor
-    clusters: Tensor
-    zero_shot_agreement: float
+    rows: Tensor  # [n] int64 rows clustered
+    clusters: Tensor  # [n] int64 their cluster
+    zero_shot_agreement: float  # of the answers that training began with
 
     @classmethod
     def start(cls, feats: Tensor, n_clusters: int, zero_shot: Tensor) -> Watch:
-        """Cluster the images once, with k-means.
-
-        Args:
-          feats: [N, D] float, unit norm.   n_clusters: C.
-          zero_shot: [N] int64 answers of the class names alone.
+        """Cluster the images, features [N, D] of unit norm, with k-means; zero_shot: [N] answers of the names alone.
 
         Example:
           >>> watch = Watch.start(torch.eye(2).repeat(3, 1), 2, torch.tensor([0, 1] * 3))
@@ -48,10 +39,7 @@ class Watch:
 
     @classmethod
     def of_clusters(cls, clusters: Tensor, zero_shot: Tensor) -> Watch:
-        """Watch by clusters that are known.
-
-        Args:
-          clusters: [N] int64 cluster of each image, -1 = not looked at.   zero_shot: [N] int64 as in `start`.
+        """Watch by clusters that are known, [N] int64, -1 = not looked at; zero_shot: as in `start`.
 
         Example:
           >>> Watch.of_clusters(torch.tensor([0, 1, -1]), torch.tensor([1, 0, 0])).zero_shot_agreement

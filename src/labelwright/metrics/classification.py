@@ -13,6 +13,8 @@ from torch import Tensor
 
 GROUPS = ("many", "medium", "few")
 """Groups of classes by how many training images they have, in the order shown."""
+MANY_ABOVE = 100  # a class with more training images is one of the many
+FEW_BELOW = 20  # a class with fewer is one of the few; those between are medium
 
 
 def score(
@@ -23,12 +25,10 @@ def score(
     n_classes: int,
     train_counts: Tensor | Sequence[int] | None = None,
     n_bins: int = 15,
-    many_above: int = 100,
-    few_below: int = 20,
 ) -> dict[str, Any]:
     """Accuracy, per-class and per-group accuracy, and calibration, ready for JSON.
 
-    Rows whose truth is -1 are not scored. A number that has nothing to stand on (a class without test images, a
+    Rows whose truth is -1 are not scored. A number that cannot be computed (a class without test images, a
     group without classes) is None, never 0.
 
     Args:
@@ -38,8 +38,6 @@ def score(
       n_classes: C.
       train_counts: [C] training images per class; without it there are no groups.
       n_bins: equal-width confidence bins (lower, upper] of the calibration error; 0 belongs to the first.
-      many_above: a class with more training images than this is one of the many.
-      few_below: a class with fewer is one of the few; those between are medium.
 
     Returns:
       ``n_scored``; ``accuracy``; ``balanced_accuracy`` (mean recall over the classes present in the truth);
@@ -85,8 +83,8 @@ def score(
     }
     if counts is None:
         return out
-    members = (counts > many_above, (counts <= many_above) & (counts >= few_below), counts < few_below)
-    out["group_thresholds"] = {"many_above": many_above, "few_below": few_below}
+    members = (counts > MANY_ABOVE, (counts <= MANY_ABOVE) & (counts >= FEW_BELOW), counts < FEW_BELOW)
+    out["group_thresholds"] = {"many_above": MANY_ABOVE, "few_below": FEW_BELOW}
     out["group_sizes"] = {}
     for group, member in zip(GROUPS, members, strict=True):
         rows = member[truth]
@@ -131,40 +129,39 @@ def imbalance(counts: Tensor | Sequence[int]) -> dict[str, Any]:
     }
 
 
-def top_confusions(predicted: Tensor, truth: Tensor, k: int) -> list[dict[str, Any]]:
+def top_confusions(
+    predicted: Tensor, truth: Tensor, class_names: Sequence[str], *, k: int = 10
+) -> list[dict[str, Any]]:
     """The k most frequent mistakes, most frequent first; ties by class index.
 
     Args:
       predicted: [N] int >= 0.
       truth: [N] int, -1 = unknown (left out).
+      class_names: of both.
       k: how many pairs at most, >= 0.
 
     Returns:
-      Up to k dicts: ``truth``, ``predicted`` (class indices), ``count``, ``frac`` (of the images of that true class).
+      Up to k dicts: ``truth``, ``predicted`` (names), ``count``, ``frac`` (of the images of that true class).
 
     Raises:
       ValueError: shapes differ.
 
     Example:
-      >>> top_confusions(torch.tensor([1, 1, 0, 2]), torch.tensor([0, 0, 0, 1]), 1)
-      [{'truth': 0, 'predicted': 1, 'count': 2, 'frac': 0.6666666666666666}]
+      >>> top_confusions(torch.tensor([1, 1, 0, 2]), torch.tensor([0, 0, 0, 1]), ("cat", "dog", "owl"), k=1)
+      [{'truth': 'cat', 'predicted': 'dog', 'count': 2, 'frac': 0.6666666666666666}]
     """
     if predicted.shape != truth.shape or truth.dim() != 1:
         raise ValueError(f"predicted {tuple(predicted.shape)} and truth {tuple(truth.shape)} must both be [N]")
     scored = truth >= 0
     predicted, truth = predicted[scored].long().cpu(), truth[scored].long().cpu()
     wrong = predicted != truth
-    if not bool(wrong.any()):
-        return []
-    C = int(torch.maximum(predicted, truth).max()) + 1
+    C = len(class_names)
     pairs, count = torch.unique(truth[wrong] * C + predicted[wrong], return_counts=True)  # only pairs that occur
     n_true = torch.bincount(truth, minlength=C)
     order = torch.argsort(count, descending=True, stable=True)[:k]
     return [
-        {"truth": t, "predicted": p, "count": n, "frac": n / int(n_true[t])}
-        for t, p, n in zip(
-            (pairs[order] // C).tolist(), (pairs[order] % C).tolist(), count[order].tolist(), strict=True
-        )
+        {"truth": class_names[i // C], "predicted": class_names[i % C], "count": n, "frac": n / int(n_true[i // C])}
+        for i, n in zip(pairs[order].tolist(), count[order].tolist(), strict=True)
     ]
 
 
@@ -174,12 +171,10 @@ def _check(predicted: Tensor, confidence: Tensor, truth: Tensor, n_classes: int)
         raise ValueError(f"predicted, confidence and truth must all be [N], got {shapes}")
     if truth.numel() == 0:
         return
-    if int(truth.min()) < -1 or int(truth.max()) >= n_classes:
-        raise ValueError(f"truth must lie in -1..{n_classes - 1}, got {int(truth.min())}..{int(truth.max())}")
-    if int(predicted.min()) < 0 or int(predicted.max()) >= n_classes:
-        raise ValueError(
-            f"predicted must lie in 0..{n_classes - 1}, got {int(predicted.min())}..{int(predicted.max())}"
-        )
+    for name, classes, lowest in (("truth", truth, -1), ("predicted", predicted, 0)):
+        if int(classes.min()) < lowest or int(classes.max()) >= n_classes:
+            found = f"{int(classes.min())}..{int(classes.max())}"
+            raise ValueError(f"{name} must lie in {lowest}..{n_classes - 1}, got {found}")
     if not bool(((confidence >= 0) & (confidence <= 1 + 1e-6)).all()):  # False for nan; float32 sums may pass 1
         raise ValueError("confidence must lie in 0..1 and hold no nan")
 

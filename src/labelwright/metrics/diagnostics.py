@@ -10,6 +10,9 @@ TOO_FEW_FRAC = 0.5  # share of their expected images, below which they have been
 SURENESS_GAP = 0.25  # mean confidence of seen over that of novel classes
 STALE_RATIO = 0.9  # divergence at the end over the divergence in the first tenth, above which it did not fall
 NOTICEABLE = 0.05  # nats of divergence that matter
+COLLAPSED_COSINE = 0.95  # mean cosine of the prototypes from which they no longer tell classes apart
+COLLAPSED_FRAC = 0.005  # share of the images below which P or U is as good as empty
+BIAS_FALL = 0.05  # fall of the share of answers inside the candidate sets that no falling loss excuses
 
 
 def pace_warnings(
@@ -106,12 +109,3 @@ def division_warnings(
             "networks confirm each other's mistakes; verify a few labels to tell"
         )
     return found
-
-
-COLLAPSED_COSINE = 0.95  # mean cosine of the prototypes from which they no longer tell classes apart
-
-
-COLLAPSED_FRAC = 0.005  # share of the images below which P or U is as good as empty
-
-
-BIAS_FALL = 0.05  # fall of the share of answers inside the candidate sets that no falling loss excuses

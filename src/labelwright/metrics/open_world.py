@@ -1,4 +1,4 @@
-"""Scores where some classes are clusters that nobody named: seen, novel and all, by the best match of names."""
+"""Scores with novel classes, which have no names: seen, novel and all, by the best match of clusters to classes."""
 
 from __future__ import annotations
 
@@ -37,14 +37,7 @@ def cluster_match(predicted: Tensor, truth: Tensor) -> Tensor:
 
 
 def cluster_accuracy(predicted: Tensor, truth: Tensor) -> float:
-    """Share of images that are right under the best match of predicted to true classes.
-
-    Args:
-      predicted, truth: as for `cluster_match`.
-
-    Returns: in [0, 1].
-
-    Raises: as for `cluster_match`.
+    """Share of images that are right under the best match of predicted to true classes; as `cluster_match`.
 
     Source: Cao et al. 2022 (arXiv 2102.03526), Sec. 4.
 

@@ -45,22 +45,13 @@ def seen_unseen(scores: Mapping[str, Any], train_counts: NDArray[np.int64]) -> d
 
 def confusions(answers: Answers, truth: NDArray[np.int32], class_names: tuple[str, ...]) -> list[dict[str, Any]]:
     """The ten pairs of classes most often taken for each other, by name: JSON-ready."""
-    pairs = top_confusions(answers.predicted, torch.from_numpy(truth.astype(np.int64)), k=10)
-    return [
-        {**pair, "truth": class_names[pair["truth"]], "predicted": class_names[pair["predicted"]]} for pair in pairs
-    ]
+    return top_confusions(answers.predicted, torch.from_numpy(truth.astype(np.int64)), class_names)
 
 
 def truth_beyond(table: LabelTable, n_seen: int) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """The class of every image as far as it is known, -1 else, those outside the named classes numbered after them.
+    """The true class of every image, [N] int64, -1 = unknown, and the names of all classes: for scoring only.
 
-    For scoring only.
-
-    Args:
-      table: N images, ``class_names`` beginning with the seen ones.
-      n_seen: how many.
-
-    Returns: [N] int64, and the names of its classes.
+    The table's ``class_names`` begin with the ``n_seen`` seen ones; the classes of the truth alone come after them.
     """
     labels = np.where(table.labels < n_seen, table.labels, -1).astype(np.int64)
     if table.truth is None:
@@ -70,12 +61,7 @@ def truth_beyond(table: LabelTable, n_seen: int) -> tuple[NDArray[np.int64], tup
 
 
 def open_scores(answers: Answers, truth: NDArray[np.int64], names: Sequence[str], *, n_seen: int) -> dict[str, Any]:
-    """Scores of answers some of which are clusters: JSON-ready.
-
-    Args:
-      answers: of N images.
-      truth: [N], names: of its classes, see `truth_beyond`.
-      n_seen: named classes.
+    """Scores of answers some of which are clusters, with the truth and the names of `truth_beyond`: JSON-ready.
 
     Returns: as metrics.classification.score after discovered classes were given the true class they fit best (so that
       ``accuracy`` is that of all images), plus metrics.open_world.seen_novel_all, ``confidence_seen`` and
@@ -90,11 +76,6 @@ def open_scores(answers: Answers, truth: NDArray[np.int64], names: Sequence[str]
     mapped = torch.where(mapped < 0, n_classes, mapped)  # an output without a class is never right
     scores = score(mapped, answers.probability[known], target, n_classes=n_classes + 1)
     scores |= {key: scores[key][:n_classes] for key in ("per_class", "precision")}
-    labels = [*names, "no class"]
-    pairs = [
-        {**pair, "truth": labels[pair["truth"]], "predicted": labels[pair["predicted"]]}
-        for pair in top_confusions(mapped, target, k=10)
-    ]
     is_novel = target >= n_seen
     sure = answers.probability[known]
     return (
@@ -103,7 +84,7 @@ def open_scores(answers: Answers, truth: NDArray[np.int64], names: Sequence[str]
         | {
             "confidence_seen": float(sure[~is_novel].mean()) if (~is_novel).any() else None,
             "confidence_novel": float(sure[is_novel].mean()) if is_novel.any() else None,
-            "confusions": pairs,
+            "confusions": top_confusions(mapped, target, [*names, "no class"]),
             "class_names": list(names),
             "matched": [names[m] if m >= 0 else None for m in match.tolist()],
         }
@@ -111,13 +92,7 @@ def open_scores(answers: Answers, truth: NDArray[np.int64], names: Sequence[str]
 
 
 def pseudolabel_scores(answers: Answers, table: LabelTable, hidden: torch.Tensor) -> dict[str, Any]:
-    """How the answers on unlabelled images are spread, and how right they are where a truth was given for scoring.
-
-    Args:
-      answers: of N images.
-      table: the images.
-      hidden: [N] bool, those without a label.
-    """
+    """Class sizes of the answers on images without a label (hidden, [N] bool); scores where there is a truth."""
     n_classes = len(table.class_names)
     predicted = answers.predicted[hidden]
     counts = torch.bincount(predicted, minlength=n_classes)

@@ -1,4 +1,4 @@
-"""Whether a student is better than the guesses that it learned from, as far as that can be known without labels."""
+"""Whether a student is better than the pseudolabels it learned from, as far as that shows without labels."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The one training loop and what it stands on: settings, optimizers, checkpoints, the run folder."""
+"""The one training loop and what it needs: settings, optimizers, checkpoints."""

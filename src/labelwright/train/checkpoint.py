@@ -18,12 +18,9 @@ FORMAT = 2
 
 
 def save_atomically(payload: Mapping[str, Any], path: Path) -> None:
-    """Write nested dicts of tensors and numbers so that ``path`` always holds a whole file, old or new.
+    """Write what ``torch.load(weights_only=True)`` reads back so that ``path`` always holds a whole file, old or new.
 
-    Args:
-      payload: what ``torch.load(weights_only=True)`` reads back: dicts, lists, tensors, numbers, text, None.
-      path: file to replace, written by one process at a time: a temporary file beside it is flushed to disk and
-        renamed over it.
+    One process writes at a time: a temporary file beside it is flushed to disk and renamed over it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for stale in path.parent.glob(f".{path.name}.*.tmp"):  # of a process killed while it wrote; there is one writer

@@ -18,7 +18,7 @@ from labelwright.errors import DataError, LabelwrightError
 from labelwright.run_folder import Run
 from labelwright.train import checkpoint, progress
 from labelwright.train.optim import build_optimizer, lr_at, optimizer_step, sam_radius_at, set_lr
-from labelwright.train.plans import check_plan, plan_from_dict, plan_to_dict, rows_of_step
+from labelwright.train.plans import check_plan, plan_from_dict, rows_of_step
 from labelwright.train.processes import (
     accelerator_for,
     autocast_dtype,
@@ -63,27 +63,19 @@ class LoopOptions:
     device: str = "auto"
     precision: str = "auto"
     checkpoint_minutes: float = 5.0  # besides one at each epoch's end
-    n_evaluations: int = 10  # times the test images are scored while training, evenly spread; for the curves only
+    n_evaluations: int = 10  # times the test images are scored, evenly spread, the last after training; for the curves
     show_progress: bool = True
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What training leaves: the state, and what it cost.
-
-    Attributes:
-      state: the recipe's final state.
-      seconds: wall-clock seconds in training, over all resumes.
-      input_frac: share of the training steps' time spent making batches, 0 to 1.
-      images_per_second: images through `step` per second of step and input time.
-      warnings: failure signs seen by the recipe, each once.
-    """
+    """What training leaves: the state, and what it cost."""
 
     state: State
-    seconds: float
-    input_frac: float
-    images_per_second: float
-    warnings: tuple[str, ...]
+    seconds: float  # wall-clock seconds in training, over all resumes
+    input_frac: float  # share of the training steps' time spent making batches, 0 to 1
+    images_per_second: float  # images through `step` per second of step and input time
+    warnings: tuple[str, ...]  # failure signs seen by the recipe, each once
 
 
 def train(
@@ -100,10 +92,8 @@ def train(
     """Train a recipe from the start, or from the checkpoint in ``run`` if there is one.
 
     Args:
-      recipe: a module of methods/.
-      cfg: its Config.
-      task: labels and class names of the N training images.
-      views: N images.
+      recipe, cfg: a module of methods/ and its Config.
+      task, views: labels and class names of the N training images, and the images.
       build_net: makes a fresh network of the wanted number of outputs.
       options: device, precision, seed, how often to checkpoint and evaluate.
       run: where to log and checkpoint; None keeps nothing.
@@ -117,8 +107,6 @@ def train(
     Networks in ``state.averages`` are in eval mode at each epoch's start, the others in training mode. The global
     random generator is seeded anew before plan, step and end_epoch, so that nothing but the seed decides.
 
-    Returns: the trained state and its costs.
-
     Raises:
       TrainingError: the loss stopped being finite.
       DataError: the checkpoint in ``run`` is broken, or of other networks.
@@ -127,27 +115,25 @@ def train(
     return _Loop(recipe, cfg, task, views, options, run, evaluate).run_from_setup(build_net)
 
 
+@dataclass
 class _Loop:
     """One training run's moving parts, so that the phases below read as short functions."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        cfg: TrainSettings,
-        task: Task,
-        views: ViewSource,
-        options: LoopOptions,
-        run: Run | None,
-        evaluate: Callable[[State], Mapping[str, Any]] | None,
-    ) -> None:
-        self.recipe, self.cfg, self.views, self.options = recipe, cfg, views, options
-        self.run, self.evaluate = run, evaluate
-        self.accelerator: Accelerator = accelerator_for(options.device)
+    recipe: Recipe
+    cfg: TrainSettings
+    task: Task
+    views: ViewSource
+    options: LoopOptions
+    run: Run | None
+    evaluate: Callable[[State], Mapping[str, Any]] | None
+
+    def __post_init__(self) -> None:
+        self.accelerator: Accelerator = accelerator_for(self.options.device)
         self.device: torch.device = self.accelerator.device
         self.is_main: bool = self.accelerator.is_main_process
-        self.dtype = autocast_dtype(self.device, options.precision)
-        sets = None if task.candidates is None else task.candidates.to(self.device)
-        self.task = dataclasses.replace(task, labels=task.labels.to(self.device), candidates=sets)
+        self.dtype = autocast_dtype(self.device, self.options.precision)
+        sets = None if self.task.candidates is None else self.task.candidates.to(self.device)
+        self.task = dataclasses.replace(self.task, labels=self.task.labels.to(self.device), candidates=sets)
         self.epoch, self.step = 0, 0
         self.has_begun, self.is_over = False, False
         self.plan: EpochPlan | None = None
@@ -281,20 +267,16 @@ class _Loop:
         for net in self.state.nets.values():
             average_buffers(net, self.accelerator)
         torch.manual_seed(derive_seed(self.options.seed, "end_epoch", self.epoch))
-        state, logs = self.recipe.end_epoch(self.cfg, self.task, self.state, self.passes, self.epoch)
-        self.state = state
+        self.state, logs = self.recipe.end_epoch(self.cfg, self.task, self.state, self.passes, self.epoch)
         self.is_over = bool(logs.get("stop", False))
         record = {"kind": "epoch", "epoch": self.epoch, **self.epoch_means(), **logs}
         record["lr"] = lr_at(self.cfg, self.epoch + 1 - 1e-6)
         record["images_per_second"] = self.spent["images"] / max(self.spent["input_s"] + self.spent["step_s"], 1e-9)
         self.keep_warnings(record)
-        if not math.isfinite(record.get("loss", 0.0)):
-            raise TrainingError(
-                f"the loss became {record['loss']} in epoch {self.epoch}", fix="lower lr with --set lr=…"
-            )
-        every = max(1, self.cfg.epochs // max(self.options.n_evaluations, 1))
-        is_looked_at = self.is_over or (self.epoch + 1) % every == 0
-        if self.evaluate is not None and is_looked_at and self.options.n_evaluations > 0:
+        self.check_finite(record.get("loss", 0.0), f"epoch {self.epoch}")
+        n, before, after = self.options.n_evaluations, self.epoch, self.epoch + 1
+        is_scored = self.is_over or after * n // self.cfg.epochs > before * n // self.cfg.epochs
+        if self.evaluate is not None and is_scored and n > 0:
             record["test"] = dict(self.evaluate(self.state))
         if self.run is not None and self.is_main:
             self.run.log(record, step=self.epoch + 1)
@@ -303,16 +285,13 @@ class _Loop:
 
     def batch(self, name: str, stream: Stream) -> Batch:
         rows = self.rows_of(name, stream, self.step)
-        # No process in the seeds: a view depends on its seed and row, whichever process makes it.
-        seeds = [
-            derive_seed(self.options.seed, "view", self.epoch, self.step, name, i) for i in range(len(stream.views))
-        ]
-        views = tuple(
-            self.views.batch(rows, view, seed=seed, device=self.device)
-            for view, seed in zip(stream.views, seeds, strict=True)
-        )
+        views = []
+        for i, view in enumerate(stream.views):
+            # No process in the seed: a view depends on its seed and row, whichever process makes it.
+            seed = derive_seed(self.options.seed, "view", self.epoch, self.step, name, i)
+            views.append(self.views.batch(rows, view, seed=seed, device=self.device))
         rows = rows.to(self.device)
-        return Batch(rows=rows, views=views, labels=self.task.labels[rows])
+        return Batch(rows=rows, views=tuple(views), labels=self.task.labels[rows])
 
     def rows_of(self, name: str, stream: Stream, step: int) -> Tensor:
         n = self.accelerator.num_processes
@@ -373,12 +352,13 @@ class _Loop:
         kept = max(self.sums.get("n_kept", 0.0), 1e-12)
         return {key: value / kept for key, value in self.sums.items() if key != "n_kept"}
 
+    def check_finite(self, loss: float, at: str) -> None:
+        if not math.isfinite(loss):
+            raise TrainingError(f"the loss became {loss} in {at}", fix="lower lr with --set lr=…")
+
     def log_step(self, result: StepResult) -> None:
         loss = float(result.loss.detach())
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss became {loss} in epoch {self.epoch}, step {self.step}", fix="lower lr with --set lr=…"
-            )
+        self.check_finite(loss, f"epoch {self.epoch}, step {self.step}")
         if self.run is not None and self.is_main and self.plan is not None:
             step = self.epoch * self.plan.n_steps + self.step
             self.run.log({"kind": "step", "epoch": self.epoch, "step": self.step, "loss": loss}, step=step)
@@ -390,7 +370,7 @@ class _Loop:
             "format": checkpoint.FORMAT,
             "epoch": self.epoch,
             "step": self.step,
-            "plan": None if self.plan is None else plan_to_dict(self.plan),
+            "plan": None if self.plan is None else dataclasses.asdict(self.plan),
             "sums": self.sums,
             "spent": self.spent,
             "warnings": self.warnings,

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from labelwright.errors import ConfigError
 from labelwright.train.settings import TrainSettings
 
 
@@ -21,8 +20,6 @@ def lr_at(settings: TrainSettings, epoch_frac: float) -> float:
     Args:
       settings: epochs, schedule, warm-up.
       epoch_frac: epochs done so far, with the fraction of the one under way; 0 <= epoch_frac <= epochs.
-
-    Returns: learning rate, > 0 except at the very end of a cosine.
 
     Example:
       >>> step = TrainSettings(epochs=10, lr=1.0, schedule="step", warmup_epochs=0.0)
@@ -45,19 +42,12 @@ def lr_at(settings: TrainSettings, epoch_frac: float) -> float:
 
 def sam_radius_at(settings: TrainSettings, epoch_frac: float) -> float:
     """Radius of sharpness-aware minimisation at a moment of training (two phases); 0 = plain step."""
-    late = settings.sam_radius_late is not None and epoch_frac >= settings.sam_late_from_frac * settings.epochs
-    return settings.sam_radius_late if late and settings.sam_radius_late is not None else settings.sam_radius
+    is_early = epoch_frac < settings.sam_late_from_frac * settings.epochs
+    return settings.sam_radius if is_early or settings.sam_radius_late is None else settings.sam_radius_late
 
 
 def build_optimizer(nets: Iterable[nn.Module], settings: TrainSettings) -> torch.optim.Optimizer:
-    """One optimizer over the trainable parameters of all networks; each group keeps its share of the rate in `scale`.
-
-    Args:
-      nets: networks that gradients train.
-      settings: optimizer, momentum, weight decay, layer-wise decay.
-
-    Returns: an optimizer whose groups hold ``scale`` (their learning rate over the head's).
-    """
+    """One optimizer over the trainable parameters of all networks; ``scale`` of a group is its rate over the head's."""
     groups = [
         {**group, "scale": group["lr"]}
         for net in nets
@@ -120,9 +110,7 @@ def running_stats_frozen(nets: Iterable[nn.Module]) -> Iterator[None]:
     """
     norms = [m for net in nets for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [m.momentum for m in norms]
-    buffers = [
-        (m.num_batches_tracked, m.num_batches_tracked.clone()) for m in norms if m.num_batches_tracked is not None
-    ]
+    buffers = [(n, n.clone()) for m in norms if (n := m.num_batches_tracked) is not None]
     for m in norms:
         m.momentum = 0.0
     try:
@@ -146,8 +134,7 @@ def optimizer_step(
     """Descend once along the gradient of ``loss_of``, sharpness-aware when ``radius`` > 0.
 
     Args:
-      optimizer: over the parameters of ``nets``.
-      nets: networks that ``loss_of`` runs and gradients train.
+      optimizer: over the parameters of ``nets``, the networks that ``loss_of`` runs.
       loss_of: computes the scalar loss of the current batches; called twice when ``radius`` > 0.
       radius: see `perturbed`; 0 = one plain step.
       max_grad_norm: clip the global norm to this; 0 = never.
@@ -171,29 +158,19 @@ def optimizer_step(
     return loss.detach()
 
 
-def param_groups(
-    net: nn.Module,
-    *,
-    lr: float,
-    weight_decay: float,
-    layer_decay: float | None = None,
-    decay_norms: bool = True,
-) -> list[dict[str, Any]]:
+def param_groups(net: nn.Module, *, lr: float, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
     """Optimizer groups of the parameters that require a gradient.
 
-    With ``layer_decay`` the head, and whatever comes after the last block, gets ``lr``; each block below it
-    ``layer_decay`` times the rate of the one above, down to the patch embedding or stem.
+    The head, and whatever comes after the last block, gets ``lr``; each block below it ``layer_decay`` times the rate
+    of the one above, down to the patch embedding or stem.
 
     Args:
       net: a Classifier; of another network every parameter in no block counts as head unless it precedes the blocks.
       lr: > 0.
       weight_decay: >= 0.
-      layer_decay: 0 to 1, or None: one rate for all.
-      decay_norms: False leaves biases and normalisation (all parameters of one dimension) without weight decay.
+      layer_decay: above 0, at most 1 = one rate for all.
 
     Returns: groups of ``params``, ``lr``, ``weight_decay`` and ``name``, in order of depth.
-
-    Raises: ConfigError: layer_decay outside (0, 1].
 
     Source: Bao et al. 2021 (arXiv 2106.08254), appendix (layer-wise decay of fine-tuning).
 
@@ -204,29 +181,17 @@ def param_groups(
       >>> rates
       [0.125, 0.25, 0.5, 1.0]
     """
-    if layer_decay is not None and not 0 < layer_decay <= 1:
-        raise ConfigError(f"layer_decay is {layer_decay}", fix="give a number above 0 and at most 1")
-    names = [name for name, _ in net.named_parameters()]
-    depth, n_blocks = _depths(names)
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    depth, n_blocks = _depths([name for name, _ in net.named_parameters()])
+    groups: dict[int, dict[str, Any]] = {}
     for name, parameter in net.named_parameters():
         if not parameter.requires_grad:
             continue
-        decays = decay_norms or parameter.dim() > 1
-        layer = depth[name] if layer_decay is not None else n_blocks + 1
-        rate = lr * (1.0 if layer_decay is None else layer_decay ** (n_blocks + 1 - layer))
-        label = "all" if layer_decay is None else "head" if layer > n_blocks else f"block{layer}" if layer else "stem"
-        group = groups.setdefault(
-            (layer, decays),
-            {
-                "params": [],
-                "lr": rate,
-                "weight_decay": weight_decay if decays else 0.0,
-                "name": label if decays else f"{label}, no decay",
-            },
-        )
+        layer = depth[name]
+        rate = lr * layer_decay ** (n_blocks + 1 - layer)
+        label = "head" if layer > n_blocks else f"block{layer}" if layer else "stem"
+        group = groups.setdefault(layer, {"params": [], "lr": rate, "weight_decay": weight_decay, "name": label})
         group["params"].append(parameter)
-    return [groups[key] for key in sorted(groups)]
+    return [groups[layer] for layer in sorted(groups)]
 
 
 def _depths(names: Sequence[str]) -> tuple[dict[str, int], int]:

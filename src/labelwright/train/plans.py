@@ -17,12 +17,8 @@ from labelwright.types import EpochPlan, Stream
 def rows_of_step(name: str, stream: Stream, seed: int, epoch: int, step: int, *, multiple_of: int = 1) -> Tensor:
     """Rows that a stream gives a step: consecutive places in an endless row of fresh permutations.
 
-    Args:
-      name, stream: as in the plan.
-      seed, epoch, step: of the run and the moment.
-      multiple_of: the number of processes: each must get equally many rows.
-
-    Returns: [min(batch_size, n)] int64 rows, rounded down to a multiple of ``multiple_of``, which is also the least.
+    Returns: [min(batch_size, n)] int64 rows, rounded down to a multiple of ``multiple_of`` (the number of processes:
+      each must get equally many), which is also the least.
 
     Example: five rows in steps of two; the third step takes one row of the next permutation.
       >>> stream = Stream(torch.arange(5), batch_size=2)
@@ -56,16 +52,9 @@ def steps_for(n_rows: int, batch_size: int) -> int:
 
 
 def check_plan(plan: EpochPlan, n_rows: int) -> None:
-    """Refuse a plan whose streams are empty; that they stay within the table is the recipe's duty, and asserted.
-
-    Args:
-      plan: of one epoch.
-      n_rows: N images of the table.
-
-    Raises: ConfigError: a stream has no rows.
+    """Refuse a plan whose streams are empty; that they stay within the ``n_rows`` of the table is asserted.
 
     Example:
-      >>> check_plan(EpochPlan({"train": Stream(torch.arange(5), batch_size=2)}, n_steps=2), 5)
       >>> check_plan(EpochPlan({"train": Stream(torch.arange(0), batch_size=2)}, n_steps=2), 5)
       Traceback (most recent call last):
       labelwright.errors.ConfigError: stream 'train' has no images to train on
@@ -80,29 +69,13 @@ def check_plan(plan: EpochPlan, n_rows: int) -> None:
         assert int(stream.rows.max()) < n_rows, f"stream {name!r} leaves the table"
 
 
-def plan_to_dict(plan: EpochPlan) -> dict[str, Any]:
-    """A plan as what a checkpoint may hold: nested dicts and lists of tensors, numbers, strings and booleans.
-
-    Example:
-      >>> plan = EpochPlan({"train": Stream(torch.arange(2), batch_size=2)}, n_steps=1)
-      >>> sorted(plan_to_dict(plan)["streams"]["train"])
-      ['batch_size', 'rows', 'shuffle', 'views']
-    """
-    return {
-        "n_steps": plan.n_steps,
-        "streams": {
-            name: {"rows": s.rows, "batch_size": s.batch_size, "views": list(s.views), "shuffle": s.shuffle}
-            for name, s in plan.streams.items()
-        },
-    }
-
-
 def plan_from_dict(saved: Mapping[str, Any]) -> EpochPlan:
-    """The plan that `plan_to_dict` was given.
+    """The plan that a checkpoint holds as `dataclasses.asdict` gives it.
 
     Example:
+      >>> import dataclasses
       >>> plan = EpochPlan({"train": Stream(torch.arange(2), batch_size=2, views=("weak", "strong"))}, n_steps=1)
-      >>> plan_from_dict(plan_to_dict(plan)).streams["train"].views
+      >>> plan_from_dict(dataclasses.asdict(plan)).streams["train"].views
       ('weak', 'strong')
     """
     streams = {name: Stream(**{**s, "views": tuple(s["views"])}) for name, s in saved["streams"].items()}

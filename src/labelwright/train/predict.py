@@ -17,25 +17,15 @@ BATCH = 512
 
 @dataclass(frozen=True)
 class Answers:
-    """What the classifier says of N images, on the CPU.
+    """What the classifier says of N images, on the CPU: classes [N] int64, probabilities [N] float32."""
 
-    Attributes:
-      predicted: [N] int64, most probable class.
-      probability: [N] float32, its probability.
-      runner_up: [N] int64, second most probable class (the first again when there is one class).
-      runner_up_probability: [N] float32.
-      given: [N] int64, the labels asked about, -1 = none.
-      given_probability: [N] float32, probability of the given label; nan where none was given.
-      best_other_probability: [N] float32, largest probability of a class that is not the given one; nan where none.
-    """
-
-    predicted: Tensor
-    probability: Tensor
-    runner_up: Tensor
+    predicted: Tensor  # most probable class
+    probability: Tensor  # of it
+    runner_up: Tensor  # second most probable class (the first again when there is one class)
     runner_up_probability: Tensor
-    given: Tensor
-    given_probability: Tensor
-    best_other_probability: Tensor
+    given: Tensor  # the labels asked about, -1 = none
+    given_probability: Tensor  # of the given label; nan where none was given
+    best_other_probability: Tensor  # largest probability of a class that is not the given one; nan where none
 
 
 def answer(
@@ -54,8 +44,7 @@ def answer(
       probs_of: maps clean views [B, ...] to probabilities [B, C] float32, rows sum to 1; in evaluation mode.
       views: where the images come from.
       rows: [N] int64 rows of the source.
-      device: where ``probs_of`` computes.
-      precision: "auto", "bf16" or "fp32".
+      device, precision: of ``probs_of``, see train.processes.
       given: [N] int64 labels to ask about, -1 = none; None = none at all.
       description: of the progress bar.
 

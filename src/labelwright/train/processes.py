@@ -60,23 +60,24 @@ def shard(rows: Tensor, accelerator: Accelerator) -> Tensor:
     return rows[accelerator.process_index :: accelerator.num_processes]
 
 
+def _n_processes() -> int:
+    is_one = not torch.distributed.is_available() or not torch.distributed.is_initialized()
+    return 1 if is_one else torch.distributed.get_world_size()
+
+
 def gather_rows(x: Tensor) -> Tensor:
     """Rows of every process, in the order of the unsharded batch, if each process holds equally many.
 
-    Recipes call this on what they fold into their state, so that every process keeps the same state.
-
-    Args:
-      x: [B / processes, ...] this process's share, as `shard` deals it.
-
-    Returns: [B, ...]; x itself when there is one process.
+    Recipes call this on what they fold into their state, so that every process keeps the same state. [B / processes,
+    ...], this process's share as `shard` deals it, becomes [B, ...]; x itself when there is one process.
 
     Example:
       >>> gather_rows(torch.tensor([1, 2])).tolist()
       [1, 2]
     """
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+    if _n_processes() == 1:
         return x
-    parts = [torch.empty_like(x) for _ in range(torch.distributed.get_world_size())]
+    parts = [torch.empty_like(x) for _ in range(_n_processes())]
     torch.distributed.all_gather(parts, x.contiguous())
     return torch.stack(parts, dim=1).flatten(0, 1)  # [B/n, n, ...] -> [B, ...]
 
@@ -87,38 +88,28 @@ def gather_queries(x: Tensor) -> Tensor:
     For losses that contrast the rows of a batch with one another: each process has the loss of the whole batch, to be
     put through `sum_gradients`.
 
-    Args:
-      x: [B / processes, D] this process's share, as `shard` deals it.
-
-    Returns: [B, D]; x itself when there is one process.
-
     Example:
       >>> gather_queries(torch.ones(2, 1, requires_grad=True)).sum().backward()
     """
-    every = gather_rows(x.detach())
-    n_processes = len(every) // max(len(x), 1)
-    if n_processes <= 1:
+    if _n_processes() == 1:
         return x
     rank = torch.distributed.get_rank()
-    dealt = every.view(len(x), n_processes, -1)
+    dealt = gather_rows(x.detach()).view(len(x), _n_processes(), -1)
     return torch.cat([dealt[:, :rank], x[:, None], dealt[:, rank + 1 :]], dim=1).flatten(0, 1)
 
 
 def sum_gradients(loss: Tensor) -> Tensor:
-    """A loss that every process has of the whole batch, with gradients of its own rows: the loop averages those.
+    """The same scalar with gradients times the number of processes, for a loss of what `gather_queries` gave.
 
-    Args:
-      loss: scalar, of what `gather_queries` gave.
-
-    Returns: scalar of the same value, with gradients times the number of processes.
+    Every process has the loss of the whole batch, with gradients of its own rows alone: the loop averages those.
 
     Example:
       >>> sum_gradients(torch.tensor(2.0)).item()
       2.0
     """
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+    if _n_processes() == 1:
         return loss
-    return loss + (torch.distributed.get_world_size() - 1) * (loss - loss.detach())
+    return loss + (_n_processes() - 1) * (loss - loss.detach())
 
 
 def mean_share(total: Tensor) -> Tensor:
@@ -136,11 +127,11 @@ def mean_share(total: Tensor) -> Tensor:
       >>> mean_share(torch.tensor(7.0)).item()
       1.0
     """
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+    if _n_processes() == 1:
         return torch.ones_like(total)
     mean = total.detach().clone()
     torch.distributed.all_reduce(mean)
-    mean /= torch.distributed.get_world_size()
+    mean /= _n_processes()
     return total.detach() / torch.where(mean > 0, mean, 1.0)
 
 

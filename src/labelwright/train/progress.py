@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -17,17 +18,19 @@ LINE_EVERY_S = 60.0
 ItemT = TypeVar("ItemT")
 
 
-class Bar(Protocol):
+Show = Callable[[int, int | None, str, Mapping[str, float]], None]
+"""What to call with how much is done, of how much, words before it and numbers after it."""
+
+
+@dataclass(frozen=True)
+class Bar:
     """Where the loop reports after each step."""
+
+    show: Show
 
     def update(self, epoch: int, n_epochs: int, step: int, n_steps: int, means: Mapping[str, float]) -> None:
         """Show the place in training and the means of the epoch so far."""
-        ...
-
-
-class _Silent:
-    def update(self, epoch: int, n_epochs: int, step: int, n_steps: int, means: Mapping[str, float]) -> None:
-        return
+        self.show(epoch * n_steps + step, n_epochs * n_steps, f"epoch {epoch + 1}/{n_epochs}, step", means)
 
 
 class _Lines:
@@ -35,16 +38,16 @@ class _Lines:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.began_s = self.told_s = time.monotonic()
+        self.began_s = self.printed_s = time.monotonic()
         self.n_before: int | None = None  # a resumed run does not begin at nothing
 
-    def tell(self, n_done: int, n_total: int | None, words: str, means: Mapping[str, float] | None = None) -> None:
+    def show(self, n_done: int, n_total: int | None, words: str, means: Mapping[str, float]) -> None:
         now_s = time.monotonic()
         if self.n_before is None:
             self.began_s, self.n_before = now_s, n_done
-        if now_s - self.told_s < LINE_EVERY_S:
+        if now_s - self.printed_s < LINE_EVERY_S:
             return
-        self.told_s, detail = now_s, _told(means or {})
+        self.printed_s, detail = now_s, _in_words(means)
         n_here = n_done - self.n_before
         if n_total is not None and n_here > 0:
             left_s = (now_s - self.began_s) / n_here * (n_total - n_done)
@@ -52,26 +55,8 @@ class _Lines:
         of = "" if n_total is None else f"/{n_total:,}"
         self.console.print(f"{words} {n_done:,}{of}  {detail}".rstrip(), soft_wrap=True, markup=False, highlight=False)
 
-    def update(self, epoch: int, n_epochs: int, step: int, n_steps: int, means: Mapping[str, float]) -> None:
-        self.tell(epoch * n_steps + step, n_epochs * n_steps, f"epoch {epoch + 1}/{n_epochs}, step", means)
 
-
-class _Live:
-    def __init__(self, shown: Progress) -> None:
-        self.shown = shown
-        self.task = shown.add_task("training", total=None, detail="")
-
-    def update(self, epoch: int, n_epochs: int, step: int, n_steps: int, means: Mapping[str, float]) -> None:
-        self.shown.update(
-            self.task,
-            total=n_epochs * n_steps,
-            completed=epoch * n_steps + step,
-            description=f"epoch {epoch + 1}/{n_epochs}",
-            detail=_told(means),
-        )
-
-
-def _told(means: Mapping[str, float]) -> str:
+def _in_words(means: Mapping[str, float]) -> str:
     return "  ".join(f"{key} {value:.3f}" for key, value in list(means.items())[:4])
 
 
@@ -80,7 +65,7 @@ def bar(show: bool) -> Iterator[Bar]:
     """Progress of training on standard error, none unless ``show``."""
     console = Console(stderr=True)
     if not (show and console.is_terminal):
-        yield _Lines(console) if show else _Silent()
+        yield Bar(_Lines(console).show if show else lambda *_: None)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -90,11 +75,16 @@ def bar(show: bool) -> Iterator[Bar]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as shown:
-        yield _Live(shown)
+        task = shown.add_task("training", total=None, detail="")
+        yield Bar(
+            lambda n_done, n_total, words, means: shown.update(
+                task, completed=n_done, total=n_total, description=words, detail=_in_words(means)
+            )
+        )
 
 
 def track(items: Iterable[ItemT], description: str, total: int | None = None) -> Iterator[ItemT]:
-    """Pass items through, telling on standard error how many there have been.
+    """Pass items through and show on standard error how many there have been.
 
     Example:
       >>> list(track([1, 2], "reading"))
@@ -104,7 +94,7 @@ def track(items: Iterable[ItemT], description: str, total: int | None = None) ->
     if not console.is_terminal:
         lines = _Lines(console)
         for n_before, item in enumerate(items):
-            lines.tell(n_before, total, description)
+            lines.show(n_before, total, description, {})
             yield item
         return
     with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=console) as shown:
@@ -117,7 +107,7 @@ def counter(description: str, total: int) -> Iterator[Callable[[int], None]]:
     console = Console(stderr=True)
     if not console.is_terminal:
         lines = _Lines(console)
-        yield lambda n_done: lines.tell(n_done, total, description)
+        yield lambda n_done: lines.show(n_done, total, description, {})
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     shown = Progress(*columns, console=console)

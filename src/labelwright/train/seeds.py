@@ -39,10 +39,6 @@ def seed_torch(seed: int, device: torch.device) -> None:
     Without an accelerator torch.manual_seed spends more than a step of a small head costs: it notes a stack trace for
     each device that may be started later.
 
-    Args:
-      seed: 0 to 2**63 - 1.
-      device: where the run computes.
-
     Example:
       >>> seed_torch(3, torch.device("cpu"))
       >>> first = torch.rand(2)

@@ -54,12 +54,7 @@ class TrainSettings:
 
 
 def require(ok: bool, key: str, value: object, wanted: str) -> None:
-    """Refuse a setting.
-
-    Args:
-      ok: False raises.
-      key, value: the setting.
-      wanted: what it must be, for the fix.
+    """Refuse a setting unless ``ok``; ``wanted`` says what it must be, for the fix.
 
     Raises: ConfigError naming the setting, its value and the fix.
 
@@ -173,8 +168,7 @@ def _convert(key: str, value: object, hint: Any) -> object:
                 return _convert(key, value, kind)
         return _convert(key, value, kinds[-1])
     if origin is Literal:
-        if value not in args:
-            raise ConfigError(f"{key}={value} is not possible", fix=f"{key} must be one of {', '.join(map(str, args))}")
+        require(value in args, key, value, f"one of {', '.join(map(str, args))}")
         return value
     if origin is tuple:
         items = value.strip("()[]").split(",") if isinstance(value, str) else value

@@ -78,7 +78,7 @@ def test_format_table__of_a_pool_shows_no_column_that_no_cell_has(tmp_path: Path
     grid = BenchTable("made-up", "cifar10", {"all": Cell("Probe", "ce", given=Given(labels="all"))}, is_pool=True)
     summary = {"test": {"accuracy": 0.5, "balanced_accuracy": 0.25}, "pseudolabels": None, "seconds": {"train": 1}}
     files = {"summary.json": summary, "environment.json": MACHINE, "data.json": {"class_names": ["airplane"]}}
-    write(tmp_path / "ce,labels=all" / "seed-0", {**files, "metrics.jsonl": {"kind": "epoch"}})
+    write(tmp_path / "ce,labels=all" / "seed-0", {**files, "metrics.jsonl": {"kind": "epoch", "epoch": 0}})
     lines = format_table(grid, tmp_path, ["all"], [0], full=False).splitlines()
     assert lines[2] == "| | accuracy | balanced acc. | train s | seeds |"
     assert lines[4] == "| Probe | 50.0 | 25.0 | 1 | 1 |"
@@ -106,8 +106,12 @@ def candidate_cell(folder: Path, *, accuracy: float, trusted: list[float], deplo
             "data.json": {"class_names": ["airplane"]},
         },
     )
-    epochs = [{"kind": "epoch", "reliable_frac": value} for value in trusted]
-    records = [{"kind": "begin", "reliable_frac": 0.01}, *epochs, {"kind": "epoch", "deployed": deployed}]
+    epochs = [{"kind": "epoch", "epoch": i, "reliable_frac": value} for i, value in enumerate(trusted)]
+    records = [
+        {"kind": "begin", "reliable_frac": 0.01},
+        *epochs,
+        {"kind": "epoch", "epoch": len(trusted), "deployed": deployed},
+    ]
     (folder / "metrics.jsonl").write_text("\n".join(json.dumps(record) for record in records))
 
 

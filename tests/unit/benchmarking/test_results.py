@@ -21,7 +21,7 @@ def finished(folder: Path, summary: dict[str, Any], **more: Any) -> None:
     folder.mkdir(parents=True)
     for name, content in {"summary": summary, "environment": MACHINE, **more}.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
-    (folder / "metrics.jsonl").write_text(json.dumps({"kind": "epoch"}))
+    (folder / "metrics.jsonl").write_text(json.dumps({"kind": "epoch", "epoch": 0}))
 
 
 def row(**columns: str) -> dict[str, str]:

@@ -6,6 +6,9 @@ import dataclasses
 import io
 import json
 import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -399,3 +402,51 @@ def test_bench__side_by_side_every_cell_gets_the_model(tmp_path: Path, monkeypat
         assert words[words.index("--descriptions") + 1] == "looks.json"
         assert "--data" not in words
         assert "--full" not in words
+
+
+def test_bench__side_by_side_what_finished_is_kept_and_a_failure_gives_its_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first cell in order fails after the second has finished and was written."""
+    file, begun, second_kept = tmp_path / "results.csv", [], threading.Event()
+
+    def add_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+        assert path == file
+        assert [row["cell"] for row in rows] == ["fpl"]
+        second_kept.set()
+
+    def run(words: list[str], **_: Any) -> None:
+        cell = words[words.index("--cells") + 1]
+        begun.append(cell)
+        if cell == "cap":
+            assert second_kept.wait(30), "a finished cell waits for an earlier one"
+            raise subprocess.CalledProcessError(-9, words)
+
+    def result_rows(table: str, grid: BenchTable, root: Path, cells: Sequence[str], *_: Any, **__: Any) -> Any:
+        return [{"cell": name} for name in cells]
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(runner, "add_rows", add_rows)
+    monkeypatch.setattr(runner, "result_rows", result_rows)
+    words = ["bench", "--table", "cap-cifar10", "--cells", "cap", "fpl", "--seeds", "0", "--jobs", "2"]
+    words += ["--model", MODEL, "--device", "cpu", "--out", str(tmp_path / "b"), "--csv", str(file)]
+    assert cli.run(words) == 137
+    error = capsys.readouterr().err
+    assert "a cell failed: cap, seed 0 (exit code -9)" in error
+    assert "labelwright bench --table cap-cifar10 --cells cap --seeds 0" in error
+    assert sorted(begun) == ["cap", "fpl"]
+
+
+def test_bench__side_by_side_nothing_is_begun_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+
+    def run(words: list[str], **_: Any) -> None:
+        begun.append(words[words.index("--seeds") + 1])
+        time.sleep(0.05)
+        raise subprocess.CalledProcessError(2, words)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(runner.CellError, match=r"exit code 2") as caught:
+        runner.bench("cap-cifar10", cells=("cap",), seeds=range(40), out=tmp_path, jobs=2, model=MODEL, device="cpu")
+    assert caught.value.exit_code == 2
+    assert len(begun) < 40

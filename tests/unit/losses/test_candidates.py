@@ -159,7 +159,7 @@ def test_candidates_that_do_not_fit(function):
     for candidates, words in (
         (torch.ones(2, 3), r"candidates are float32 \[2, 3\], logits \[2, 3\]"),
         (torch.ones(2, 4, dtype=torch.bool), r"candidates are bool \[2, 4\], logits \[2, 3\]"),
-        (torch.ones(3, 3, dtype=torch.bool), r"candidates has shape \[3, 3\] for logits \[2, 3\]"),
+        (torch.ones(3, 3, dtype=torch.bool), r"candidates are bool \[3, 3\], logits \[2, 3\]"),
     ):
         with pytest.raises(DataError, match=words):
             function(torch.zeros(2, 3), candidates)

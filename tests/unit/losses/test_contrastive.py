@@ -310,7 +310,7 @@ def test_queue__survives_a_checkpoint(tmp_path):
 @pytest.mark.parametrize("key", ["weights", "where"])
 @EACH
 def test_loss__error_names_what_does_not_fit(name, key):
-    with pytest.raises(DataError, match=rf"{key} has shape \[7\] for 6 rows") as error:
+    with pytest.raises(DataError, match=rf"{key} has shape \[7\] for features \[6, 5\]") as error:
         LOSSES[name](units(B, 0), units(B, 1), **{key: torch.ones(7).bool()})
     assert error.value.fix == f"pass {key} with one entry per row"
 
@@ -337,7 +337,7 @@ def test_noisy_contrastive__errors_of_its_own():
         noisy(query, key, rule="unsupervised", queue=None)
     with pytest.raises(DataError, match=r"query \[6, 5\] for a queue of 3 features"):
         noisy(query, key, rule="cautious", queue=init_queue(4, 3))
-    with pytest.raises(DataError, match=r"labels has shape \[2\] for 6 rows"):
+    with pytest.raises(DataError, match=r"labels has shape \[2\] for features \[6, 5\]"):
         noisy(query, key, rule="cautious", labels=LABELS[:2])
 
 
@@ -346,5 +346,5 @@ def test_queue__errors():
         init_queue(0, 3)
     with pytest.raises(DataError, match=r"keys \[2, 5\] for a queue of 3 features"):
         push_queue(init_queue(4, 3), units(2, 0), torch.tensor([0, 1]), torch.tensor([True, True]))
-    with pytest.raises(DataError, match=r"is_reliable has shape \[1\] for 2 rows"):
+    with pytest.raises(DataError, match=r"is_reliable has shape \[1\] for features \[2, 5\]"):
         push_queue(init_queue(4, D), units(2, 0), torch.tensor([0, 1]), torch.tensor([True]))

@@ -287,12 +287,12 @@ def test_errors_name_what_does_not_fit():
     feats, prototypes = units(B, 0), units(C, 1)
     with pytest.raises(DataError, match=r"features \[7, 5\] and prototypes \[4, 3\] are not \[B, D\] and \[C, D\]"):
         prototype_logits(feats, prototypes[:, :3])
-    with pytest.raises(DataError, match=r"labels has shape \[3\] for 7 rows"):
+    with pytest.raises(DataError, match=r"labels has shape \[3\] for features \[7, 5\]"):
         update_prototypes(prototypes, feats, LABELS[:3])
-    with pytest.raises(DataError, match=r"targets have shape \[7, 3\] for 7 rows and 4 prototypes"):
+    with pytest.raises(DataError, match=r"targets have shape \[7, 3\], logits \[7, 4\]"):
         loss_of(feats, targets=targets_of()[:, :3])
     for name in ("is_reliable", "where", "weights", "permutation"):
-        with pytest.raises(DataError, match=rf"{name} has shape \[8\] for 7 rows"):
+        with pytest.raises(DataError, match=rf"{name} has shape \[8\] for features \[7, 5\]"):
             loss_of(feats, **{name: torch.ones(8, dtype=torch.bool)})
 
 

@@ -32,8 +32,7 @@ def made_up_run(folder):
     predicted = torch.where(hit, truth, torch.randint(10, (2000,), generator=generator))
     confidence = 0.55 + 0.45 * torch.rand(2000, generator=generator)
     test = score(predicted, confidence, truth, n_classes=10, train_counts=COUNTS)
-    pairs = top_confusions(predicted, truth, 10)
-    test["confusions"] = [{**p, "truth": NAMES[p["truth"]], "predicted": NAMES[p["predicted"]]} for p in pairs]
+    test["confusions"] = top_confusions(predicted, truth, NAMES)
     summary = {
         "situation": "long_tailed",
         "method": "cvs",

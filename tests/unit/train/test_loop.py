@@ -17,11 +17,13 @@ import two_nets
 from labelwright.data.table import Images, LabelTable
 from labelwright.errors import ConfigError, DataError
 from labelwright.methods import cvs
+from labelwright.methods.recipe import Recipe as PlainRecipe
 from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.run_folder import Run
 from labelwright.train import checkpoint
 from labelwright.train.loop import Trained, TrainingError, train
 from labelwright.train.plans import rows_of_step
+from labelwright.train.settings import TrainSettings
 from labelwright.types import Recipe, State, StepResult, Stream, Task
 
 COUNTS = (12, 8, 4)
@@ -207,6 +209,22 @@ def test_evaluate__never_influences_training(name: str) -> None:
         states.append(trained.state)
     assert len(calls) == 4 + 2
     assert all(tiny.differing(states[0], state) == [] for state in states[1:])
+
+
+@pytest.mark.parametrize("n_epochs", [1, 2, 3, 5, 7, 10, 15, 50])
+def test_evaluate__as_often_as_asked_and_after_the_last_epoch(n_epochs: int, tmp_path: Path) -> None:
+    recipe = PlainRecipe(Config=TrainSettings, setup=lambda cfg, task, build_net: State({}))
+    for n in (0, 1, 2, 3, 4, 7, 10, 60):
+        run = Run(tmp_path / str(n))
+        options = tiny.options_of(n_evaluations=n)
+        views, task = tiny.TinyViews((0, 1)), tiny.task_of((1, 1))
+        cfg = TrainSettings(epochs=n_epochs)
+        train(recipe, cfg, task, views, tiny.BuildTiny(), options=options, run=run, evaluate=lambda state: {"n": 1})
+        scored = [record["epoch"] for record in run.epochs if "test" in record]
+        assert len(scored) == min(n, n_epochs)
+        assert not scored or scored[-1] == n_epochs - 1
+        gaps = np.diff([-1, *scored])
+        assert not scored or gaps.max() - gaps.min() <= 1
 
 
 @pytest.mark.parametrize("kappa_from", ["heldout", "batches"])
