@@ -214,7 +214,7 @@ def test_traces__cover_every_method() -> None:
     single_steps |= {"kd", "top1", "cc", "proden", "crdpll"}  # tests/unit/methods/test_candidate_labels.py
     single_steps |= {"ss_kmeans", "orca", "simgcd", "fixmatch_clusters"}  # .../test_open_world_baselines.py
     single_steps |= {"pico", "dividemix", "coreg_frozen"}  # tests/unit/methods/test_pico.py, test_dividemix.py
-    stepless = {"beliefs"}  # tests/unit/methods/test_beliefs.py
+    stepless = {"beliefs", "cross_validated"}  # tests/unit/methods/test_beliefs.py, test_frozen_heads.py
     assert CASES.keys() | {"cvs"} | elsewhere | single_steps | stepless == METHODS.keys()
 
 
