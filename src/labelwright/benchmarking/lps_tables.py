@@ -76,7 +76,7 @@ def _main(name: str) -> BenchTable:
 def _parts(name: str) -> BenchTable:
     given = _given(name)
     cells = {key: _lps(title, given, more) for key, (title, more) in _PARTS.items()}
-    cells["no_self_training"] = _lps("starts from k-means as it is", given, {"self_training_rounds": 0})
+    cells["no_beliefs"] = _lps("starts from k-means as it is", given, {"start": "clusters"})
     cells["no_balance"] = _lps("targets not balanced", given, {"use_balance": "off"})
     for key, (title, more) in _PARTS.items():
         cells[f"plain-{key}"] = _lps(f"{_PAPER_WORDS}: {title}", given, {**_PAPER_PARTS, **more})
@@ -109,7 +109,7 @@ def _tuned(name: str) -> BenchTable:
         ("all", "all blocks tuned", (0.001,)),
     ):
         for lr in rates:
-            more = {**_TUNED, "train_layers": layers, "lr": lr}
+            more = {**_TUNED, "start": "beliefs", "train_layers": layers, "lr": lr}
             cells[f"{layers}-{lr:g}"] = _lps(f"{words}, lr {lr:g}: LPS", pixels, more)
     for key in ("simgcd", "orca"):
         cells[f"last_stage-{key}"] = Cell(f"last block tuned, lr 0.001: {_BASELINES[key]}", key, _TUNED, given=pixels)

@@ -137,3 +137,20 @@ def gaussian_beliefs(
             strength,
         )
     return found
+
+
+def principal(feats: Tensor, n_dims: int) -> tuple[Tensor, Tensor]:
+    """Mean [D] and the n_dims directions [n_dims, D] in which features [N, D] vary most, in float32.
+
+    Example:
+      >>> mean, directions = principal(torch.tensor([[1.0, 1.0], [3.0, 1.0], [5.0, 1.0]]), 1)
+      >>> mean.tolist(), directions.abs().tolist()
+      ([3.0, 1.0], [[1.0, 0.0]])
+    """
+    mean = feats.mean(0, dtype=torch.float64)
+    moment = mean.new_zeros(len(mean), len(mean))
+    for some in torch.split(feats, 8192):
+        off = some.double() - mean
+        moment += off.T @ off
+    _, directions = torch.linalg.eigh(moment)  # by ascending eigenvalue
+    return mean.float(), directions.flip(1)[:, :n_dims].T.float()

@@ -1,4 +1,4 @@
-"""From clusters to a linear classifier on frozen features: softmax regression on its own balanced soft answers."""
+"""A linear classifier on frozen features from another's answers: softmax regression on labels and balanced answers."""
 
 from __future__ import annotations
 
@@ -8,35 +8,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SHARPEN = 1.5  # logits of the last fit over those that make the next targets: without it answers fade round by round
 LABELLED_SHARE = 0.35  # of the weight in the fit that labelled rows have together, as in GCD (arXiv 2201.02609)
 LABELLED_WEIGHTS = (2.0, 20.0)  # least and most that a labelled row counts over one that is answered for
 WEIGHT_PENALTY = 3e-6  # of the squared weights: keeps the fit finite where classes are separable
-FIT_STEPS = 60  # of L-BFGS per round
+FIT_STEPS = 60  # of L-BFGS
 
 
 def self_train(
-    feats: Tensor,
-    labels: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    *,
-    balanced: Callable[[Tensor], Tensor],
-    n_rounds: int,
+    feats: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, *, balanced: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Rounds of: answer for the unlabelled rows, balanced; fit a linear classifier to these answers and the labels.
+    """Answer for the unlabelled rows, balanced; fit a linear classifier to these answers and the labels.
 
     In the fit labelled rows have `LABELLED_SHARE` of the weight, within `LABELLED_WEIGHTS`. Its logits follow how often
-    the targets are right, as distances to the centroids of k-means do not.
+    the targets are right, as those of clusters or of Gaussians do not.
 
     Args:
       feats: [N, D] float, unit norm.
       labels: [N] int64, -1 = unknown.
       weight: [C, D], bias: [C], of the classifier that answers first.
       balanced: logits [n, C] of the unlabelled rows -> what to add to them [C].
-      n_rounds: 0 or more.
 
-    Returns: weight and bias of the last fit.
+    Returns: weight and bias of the fit.
 
     Example: two clusters, one image of the first is labelled.
       >>> feats = F.normalize(torch.tensor([[1.0, 0.1], [1.0, 0.2], [0.1, 1.0], [0.2, 1.0]]), dim=1)
@@ -46,7 +38,6 @@ def self_train(
       ...     4 * torch.eye(2),
       ...     torch.zeros(2),
       ...     balanced=lambda logits: torch.zeros(2),
-      ...     n_rounds=3,
       ... )
       >>> (feats @ weight.T + bias).argmax(1).tolist()
       [0, 0, 1, 1]
@@ -54,13 +45,10 @@ def self_train(
     n_classes, hidden = len(weight), labels < 0
     targets = F.one_hot(labels.clamp(min=0), n_classes).float()
     weights = torch.where(hidden, 1.0, labelled_weight(int((~hidden).sum()), int(hidden.sum())))
-    scale = 1.0
-    for _ in range(n_rounds):
-        logits = scale * (feats[hidden] @ weight.T + bias)
-        targets[hidden] = (logits + balanced(logits)).softmax(1)
-        weight, bias = _fitted(feats, targets, weights / weights.sum(), weight, bias)
-        scale = SHARPEN
-    return weight, bias
+    logits = feats[hidden] @ weight.T + bias
+    targets[hidden] = (logits + balanced(logits)).softmax(1)
+    zeros = torch.zeros_like(weight), torch.zeros_like(bias)
+    return _fitted(feats, targets, weights / weights.sum(), *zeros)
 
 
 def labelled_weight(n_labelled: int, n_unlabelled: int) -> float:

@@ -39,7 +39,7 @@ from labelwright.encoders.heads import ProjectedHead
 from labelwright.errors import ConfigError
 from labelwright.labels.candidate_beliefs import MISS, candidate_evidence
 from labelwright.labels.chunks import evenly_spread
-from labelwright.labels.gaussians import gaussian_beliefs
+from labelwright.labels.gaussians import gaussian_beliefs, principal
 from labelwright.methods.recipe import Begun, Recipe, check_is_pretrained
 from labelwright.train.settings import TrainSettings, require_range
 from labelwright.types import BuildNet, Passes, State, Task
@@ -124,23 +124,6 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     head.linear.bias.copy_(bias + added_bias)  # 6
     logs = {"class_shares": [round(float(p), 5) for p in found.prior], "inverse_penalty": inverse_penalty}
     return state, logs
-
-
-def principal(feats: Tensor, n_dims: int) -> tuple[Tensor, Tensor]:
-    """Mean [D] and the n_dims directions [n_dims, D] in which features [N, D] vary most, in float32.
-
-    Example:
-      >>> mean, directions = principal(torch.tensor([[1.0, 1.0], [3.0, 1.0], [5.0, 1.0]]), 1)
-      >>> mean.tolist(), directions.abs().tolist()
-      ([3.0, 1.0], [[1.0, 0.0]])
-    """
-    mean = feats.mean(0, dtype=torch.float64)
-    moment = mean.new_zeros(len(mean), len(mean))
-    for some in torch.split(feats, 8192):
-        off = some.double() - mean
-        moment += off.T @ off
-    _, directions = torch.linalg.eigh(moment)  # by ascending eigenvalue
-    return mean.float(), directions.flip(1)[:, :n_dims].T.float()
 
 
 def regression(u: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor, Tensor, float]:

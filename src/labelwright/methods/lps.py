@@ -16,9 +16,9 @@
 
 Symbols: pi=prior, pi_hat=estimate, C=margin_scale, t=share of the epochs that is over, eta=*_weight.
 Departures: (1) D as in the authors' run, `direction` has the printed one; (2) on frozen features, where nothing but a
-last layer learns, or if `start` asks for it, that layer starts from semi-supervised k-means and trains on its own
-answers (labels/self_training.py), and p of line 2 is shifted so that labelled and unlabelled images together have the
-prior's shares (`use_balance`); (3) several processes compute lines 4 to 9 over the whole batch.
+last layer learns, or if `start` asks for it, that layer starts from beliefs whose evidence are the clusters of
+semi-supervised k-means (open_world.beliefs_from), and p of line 2 is shifted so that labelled and unlabelled images
+together have the prior's shares (`use_balance`); (3) several processes compute lines 4 to 9 over the whole batch.
 Command: labelwright fit photos/ --classes seen.txt --novel auto --model openai/clip-vit-base-patch32 --out RUN
 Measured: docs/benchmarks.md, `labelwright bench --table lps-cifar10` and `lps-gtsrb`.
 """
@@ -75,8 +75,7 @@ KAPPA_CLAMP = (0.1, 10.0)  # margin="cvs": slopes far from 1 come from a handful
 class Config(TrainedSettings):
     """Settings of LPS."""
 
-    start: Literal["auto", "clusters", "none"] = "auto"  # last layer from k-means; auto: on frozen features
-    self_training_rounds: int = 10  # after the start from clusters: rounds of labels/self_training.py
+    start: Literal["auto", "beliefs", "clusters", "none"] = "auto"  # last layer; auto: from beliefs on frozen features
     seen_confidence: float = 0.95  # line 3, of targets that are seen classes (Sec. 4.1)
     novel_confidence: tuple[float, float] = (0.4, 0.8)  # line 3, of novel ones, at the first epoch and at the end
     margin: Literal["pace", "none", "ldam", "la", "cvs"] = "pace"  # line 5, or what else the counts ask for
@@ -93,7 +92,7 @@ class Config(TrainedSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         named.names_of(self.adjust)
-        keys = ("self_training_rounds", "margin_scale", "clustering_weight", "contrastive_weight", "entropy_weight")
+        keys = ("margin_scale", "clustering_weight", "contrastive_weight", "entropy_weight")
         require_range(self, "0 or more", *keys)
         require_range(self, "in [0, 1]", "seen_confidence")
         require_range(self, "above 0", "temperature")
@@ -116,7 +115,8 @@ PRESETS: Mapping[str, Mapping[str, object]] = {
 
 def schedule(cfg: Config, budget: Budget, given: Container[str]) -> Any:
     """That of its family, at `START_LR` where the last layer starts near where it ends."""
-    if "lr" not in given and cfg.self_training_rounds > 0 and starts_by_clusters(cfg.start, is_frozen=budget.is_stored):
+    starts_close = cfg.start != "clusters" and starts_by_clusters(cfg.start, is_frozen=budget.is_stored)
+    if "lr" not in given and starts_close:
         cfg = dataclasses.replace(cfg, lr=START_LR)
     return novel.schedule(cfg, budget, given)
 
@@ -137,7 +137,7 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     """Departure (2): the last layer from k-means, the balance of what it says."""
     logs: dict[str, Any] = {}
     if starts_by_clusters(cfg.start, is_frozen=state.memory["is_frozen"]):
-        layer, _, state, logs = from_clusters(cfg, task, state, passes, n_rounds=cfg.self_training_rounds)
+        layer, _, state, logs = from_clusters(cfg, task, state, passes, with_beliefs=cfg.start != "clusters")
         put_in(state.nets["main"], *layer)
         logs["prior"] = [round(float(p), 5) for p in state.memory["prior"]]
     state, facts = _looked(cfg, task, state, passes)

@@ -22,8 +22,9 @@ from labelwright.encoders.heads import MlpHead
 from labelwright.encoders.layers import freeze_below
 from labelwright.errors import ConfigError
 from labelwright.labels.chunks import evenly_spread
+from labelwright.labels.gaussians import gaussian_beliefs, principal
 from labelwright.labels.kmeans import KMeans, semi_supervised_kmeans
-from labelwright.labels.self_training import self_train
+from labelwright.labels.self_training import labelled_weight, self_train
 from labelwright.train.plans import steps_for
 from labelwright.train.processes import gather_queries
 from labelwright.train.settings import TrainSettings, require, require_range
@@ -36,6 +37,10 @@ EVEN_RATIO = LONG_TAILED_RATIO  # largest over smallest count of labelled images
 EVEN_CLUSTERS = 5.0  # the same of clusters: of even classes they are uneven as well, up to 3.3 to 1 where we looked
 BALANCE_ROUNDS = 50  # of rescaling, at most
 BALANCED = 1e-3  # relative error of the shares at which it ends
+BELIEF_DIMS = 128  # principal components that the Gaussians of a start see
+BELIEF_SHRINKAGE = 0.1  # of their covariance
+BELIEF_ROUNDS = 20  # of EM
+CLUSTER_DOUBT = 0.1  # share of the evidence that is spread over all classes, whatever the cluster
 START_SCALE = 20.0  # logits over the cosines with the centroids
 
 
@@ -183,15 +188,15 @@ def gathered(views: Tensor) -> list[Tensor]:
     return list(gather_queries(views.transpose(0, 1).flatten(1)).view(-1, n_views, width).unbind(1))
 
 
-def starts_by_clusters(start: Literal["auto", "clusters", "none"], *, is_frozen: bool) -> bool:
-    """Whether the last layer starts from k-means."""
-    return start == "clusters" or (start == "auto" and is_frozen)
+def starts_by_clusters(start: str, *, is_frozen: bool) -> bool:
+    """Whether the last layer starts from clusters: as they are, or by way of beliefs."""
+    return start in ("clusters", "beliefs") or (start == "auto" and is_frozen)
 
 
 def from_clusters(
-    cfg: OpenWorldSettings, task: Task, state: State, passes: Passes, *, n_rounds: int = 0
+    cfg: OpenWorldSettings, task: Task, state: State, passes: Passes, *, with_beliefs: bool = False
 ) -> tuple[tuple[Tensor, Tensor], KMeans, State, dict[str, Any]]:
-    """A last layer to start from: nearest centroids of semi-supervised k-means, and ``n_rounds`` of `self_train`.
+    """A last layer to start from: nearest centroids of semi-supervised k-means, or `beliefs_from` these clusters.
 
     Logits of the centroids are START_SCALE * (c . z - |c|^2 / 2), z the unit features. For a layer that sees features
     of another norm, the weights are divided by its mean.
@@ -207,12 +212,45 @@ def from_clusters(
     prior = prior_of(cfg, task, found.sizes)
     weight = START_SCALE * found.centroids
     bias = -START_SCALE / 2 * found.centroids.square().sum(1)
-    if n_rounds:
-        expected, rows = expected_unlabelled(prior, task.counts, len(task.labels)), _some_rows(task.labels)
-        balanced = partial(balance, expected=expected)
-        weight, bias = self_train(feats[rows], task.labels[rows], weight, bias, balanced=balanced, n_rounds=n_rounds)
+    if with_beliefs:
+        weight, bias = beliefs_from(feats, task, found.assigned, prior)
     state = dataclasses.replace(state, memory={**state.memory, "prior": prior})
     return (weight / norm, bias), found, state, {"start_inertia": found.inertia, "n_kmeans_steps": found.n_steps}
+
+
+def beliefs_from(feats: Tensor, task: Task, assigned: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
+    """One Gaussian per class with the clusters as evidence, then a softmax regression on what they say.
+
+    The Gaussians see the principal components. The regression is what makes logits of them that follow how often they
+    are right: in so many dimensions Gaussians alone are sure of everything.
+
+    Args:
+      feats: [N, D] float32, unit norm.
+      assigned: [N] int64, the cluster of each row.
+      prior: [C] float, shares of the classes among all rows.
+
+    Returns: weight [C, D] and bias [C].
+    """
+    labels, n_classes = task.labels, task.n_classes
+    expected = expected_unlabelled(prior, task.counts, len(labels))
+    mean, directions = principal(feats, min(BELIEF_DIMS, feats.shape[1]))
+    n_hidden = int((labels < 0).sum())
+    counted = labelled_weight(len(labels) - n_hidden, n_hidden)
+    wanted = expected * n_hidden + counted * task.counts  # a labelled row counts as often as in the regression
+    found = gaussian_beliefs(
+        (feats - mean) @ directions.T,
+        lambda rows: ((1 - CLUSTER_DOUBT) * F.one_hot(assigned[rows], n_classes) + CLUSTER_DOUBT / n_classes).log(),
+        labels,
+        strength=1.0,
+        shrinkage=BELIEF_SHRINKAGE,
+        n_iter=BELIEF_ROUNDS,
+        prior=wanted / wanted.sum(),
+        label_weight=counted,
+    )
+    weight = found.weight @ directions
+    rows = _some_rows(labels)
+    balanced = partial(balance, expected=expected)
+    return self_train(feats[rows], labels[rows], weight, found.bias - weight @ mean, balanced=balanced)
 
 
 def _some_rows(labels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A classifier trained on its own answers: what labelled rows count, and what it ends on."""
+"""A classifier fitted to answers: what labelled rows count, and what it ends on."""
 
 import pytest
 import torch
@@ -7,8 +7,6 @@ from torch import Tensor
 
 from labelwright.labels import self_training as module
 from labelwright.labels.self_training import self_train
-
-N_ROUNDS = 3
 
 
 def made(seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -22,9 +20,7 @@ def made(seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def trained(feats: Tensor, labels: Tensor, centres: Tensor) -> Tensor:
-    weight, bias = self_train(
-        feats, labels, 4 * centres, torch.zeros(2), balanced=lambda logits: torch.zeros(2), n_rounds=N_ROUNDS
-    )
+    weight, bias = self_train(feats, labels, 4 * centres, torch.zeros(2), balanced=lambda logits: torch.zeros(2))
     return torch.cat([weight, bias[:, None]], dim=1)
 
 
@@ -41,21 +37,12 @@ def test_self_train__a_labelled_row_counts_as_often_as_said(monkeypatch: pytest.
     assert (probs[0] - probs[2]).abs().max() > 0.02
 
 
-def test_self_train__no_round_changes_nothing() -> None:
-    feats, labels, centres = made(1)
-    weight, bias = self_train(feats, labels, centres, torch.ones(2), balanced=lambda logits: torch.zeros(2), n_rounds=0)
-    assert torch.equal(weight, centres)
-    assert torch.equal(bias, torch.ones(2))
-
-
 def test_self_train__learns_the_answers_as_they_were_balanced() -> None:
     feats, labels, centres = made(2)
     shares = []
     for push in (0.0, 5.0):
         offset = torch.tensor([0.0, push])
-        weight, bias = self_train(
-            feats, labels, 4 * centres, torch.zeros(2), balanced=lambda _, o=offset: o, n_rounds=1
-        )
+        weight, bias = self_train(feats, labels, 4 * centres, torch.zeros(2), balanced=lambda _, o=offset: o)
         shares.append((feats[labels < 0] @ weight.T + bias).softmax(1)[:, 1].mean())
     answers = (4 * feats[labels < 0] @ centres.T + torch.tensor([0.0, 5.0])).softmax(1)[:, 1].mean()
     assert shares[0] < 0.7 < shares[1] < answers

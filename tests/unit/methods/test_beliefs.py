@@ -19,6 +19,7 @@ import clip_folders
 import labelwright as lw
 import tiny
 from labelwright.errors import ConfigError, DataError
+from labelwright.labels.gaussians import principal
 from labelwright.methods import beliefs
 from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.pipeline.saved_model import load_model
@@ -211,7 +212,7 @@ def test_config__refuses(key: str, value: float) -> None:
 
 def test_principal__against_singular_values() -> None:
     x = torch.randn(50, 7, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, 8.0) + 3
-    mean, directions = beliefs.principal(x.half(), 3)
+    mean, directions = principal(x.half(), 3)
     expected = torch.linalg.svd((x - x.mean(0)).double(), full_matrices=False).Vh[:3]
     assert torch.allclose(mean, x.mean(0), atol=1e-2)
     cosines = (directions.double() * expected).sum(1).abs()

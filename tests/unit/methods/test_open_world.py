@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import tiny
 from labelwright.methods import lps
+from labelwright.methods import open_world as ow
 from labelwright.methods.open_world import OpenWorldSettings, prior_of
 from labelwright.run_folder import Run
 from labelwright.types import Task
@@ -68,3 +71,24 @@ def test_lps__a_run_that_ends_early_gives_its_signs(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(lps, "pace_warnings", watched)
     tiny.run_method("lps", [20, 8, 8], settings={"epochs": 6, "batch_size": 16, "lr": 1e-9}, stored=True)
     assert judged == [(0, 6), (1, 2)]
+
+
+def test_beliefs_from__clusters_that_split_a_class_unevenly_are_put_right_by_its_shape() -> None:
+    """Two long classes side by side: clusters cut off their ends, Gaussians of one covariance follow their length."""
+    g = torch.Generator().manual_seed(0)
+    truth = torch.arange(400) % 2
+    x = torch.stack([3.0 * torch.randn(400, generator=g), truth + 0.15 * torch.randn(400, generator=g)], dim=1)
+    feats = F.normalize(torch.cat([x, torch.full((400, 1), 10.0)], dim=1), dim=1)
+    assigned = torch.where(x[:, 0] > 2.5, 1 - truth, truth)  # a fifth is wrong
+    labels = torch.where(torch.arange(400) < 20, truth, -1)
+    task = Task(labels, ("one",), n_novel=1)
+    task = dataclasses.replace(task, labels=torch.where(truth == 0, labels, -1))
+    weight, bias = ow.beliefs_from(feats, task, assigned, torch.tensor([0.5, 0.5]))
+    predicted = (feats @ weight.T + bias).argmax(1)
+    hidden = task.labels < 0
+    before = float((assigned == truth)[hidden].float().mean())
+    after = float((predicted == truth)[hidden].float().mean())
+    assert before < 0.85
+    assert after > 0.95
+    sure = (feats @ weight.T + bias).softmax(1).amax(1).mean()
+    assert float(sure) < 0.999

@@ -62,7 +62,7 @@ def test_settings__the_ends_of_the_ranges_are_inside() -> None:
         ("cvs", "samples_per_class"),
         ("cvs", "plain_frac"),
         ("coreg", "rule"),
-        ("lps", "settle_rounds"),
+        ("lps", "self_training_rounds"),
     ],
 )
 def test_settings__those_of_before_are_unknown(name: str, key: str) -> None:

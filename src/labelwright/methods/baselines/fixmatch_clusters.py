@@ -104,7 +104,7 @@ def _add_clusters(cfg: Config, task: Task, state: State, passes: Passes) -> dict
     answer[rows] = named + found.assigned
     zeros = torch.zeros(task.n_classes, device=z.device)
     weight = torch.zeros(task.n_classes, z.shape[1], device=z.device)
-    weight, bias = self_train(z, answer, weight, zeros, balanced=lambda logits: zeros, n_rounds=1)
+    weight, bias = self_train(z, answer, weight, zeros, balanced=lambda logits: zeros)
     open_world.put_in(state.nets["main"], weight / norm, bias)
     fitted = (z @ weight.T + bias).argmax(1)
     return {"cluster_inertia": found.inertia, "fitted_frac": round(float((fitted == answer).float().mean()), 5)}
