@@ -1,6 +1,7 @@
 """The best of the long-tail family on frozen features, by cross-validation: which loss suits is a question to the data.
 
- 1  each of `family` with its penalty, as methods/frozen_heads.py finds it
+ 1  each of `family` with its penalty, as methods/frozen_heads.py finds it; the first one's and its neighbours are what
+    the others try
  2  the one with the highest balanced accuracy on rows that were left out; the earlier one where two are level
  3  that problem, solved on all rows
 
@@ -20,6 +21,7 @@ from labelwright.methods import cvs_frozen
 from labelwright.methods.baselines import ce, class_balanced, la, ldam, vs
 from labelwright.methods.baselines.labelled_frozen import DeferredSettings, WeightedSettings
 from labelwright.methods.frozen_heads import Fit, FrozenRecipe, FrozenSettings, Labelled, balanced_accuracy
+from labelwright.train.convex import PENALTIES
 
 FAMILY: Mapping[str, Callable[[], tuple[FrozenRecipe, Any]]] = {
     "la": lambda: (la.FROZEN, la.FrozenConfig()),
@@ -56,6 +58,9 @@ def fit(cfg: Config, data: Labelled) -> Fit:
         fits[name] = found = recipe.fit(replace(own, penalty=cfg.penalty), data)
         if found.validated is not None:
             scores[name] = round(balanced_accuracy(found.validated, data.labels), 5)
+            if cfg.penalty is None and name == cfg.family[0]:
+                at = PENALTIES.index(found.penalty)
+                data = replace(data, penalties=PENALTIES[max(0, at - 2) : at + 2])
     chosen = max(fits, key=lambda name: scores.get(name, 0.0))  # the first of those that are level
     return replace(fits[chosen], logs={**fits[chosen].logs, "chosen": chosen, "left_out_scores": scores})
 

@@ -69,6 +69,7 @@ class Labelled:
       n_classes: C.
       rows, fold: of `train.convex.folds_of`; empty where nothing can be left out.
       adjust: names of adjustments that are added to every problem, or None.
+      penalties: to be tried, strongest first.
     """
 
     z: Tensor
@@ -77,8 +78,9 @@ class Labelled:
     rows: Tensor
     fold: Tensor
     adjust: str | None
+    penalties: tuple[float, ...] = PENALTIES
 
-    def cross_validate(self, problem_of: ProblemOf, penalties: Sequence[float] = PENALTIES) -> CrossValidated | None:
+    def cross_validate(self, problem_of: ProblemOf, penalties: Sequence[float]) -> CrossValidated | None:
         """`train.convex.cross_validate`; None where nothing can be left out."""
         if not len(self.rows):
             return None
@@ -92,9 +94,9 @@ class Labelled:
             penalties=penalties,
         )
 
-    def solve(self, problem_of: ProblemOf, penalty: float) -> Linear:
+    def solve(self, problem_of: ProblemOf, penalty: float, start: Linear | None = None) -> Linear:
         """`train.convex.solve` on all rows; a few times where an adjustment looks at what the head predicts."""
-        counts, head = torch.bincount(self.labels, minlength=self.n_classes), None
+        counts, head = torch.bincount(self.labels, minlength=self.n_classes), start
         predicted = counts
         for _ in range(PACE_ROUNDS if "pace" in named.names_of(self.adjust) else 1):
             problem = self._adjusted(problem_of(counts), counts, predicted)
@@ -135,7 +137,7 @@ def fit_of(problem_of: Callable[[Any, Tensor], Problem]) -> Callable[[Any, Label
 
 def fitted(problem_of: ProblemOf, penalty: float | None, data: Labelled) -> Fit:
     """Line 2, of one problem; a penalty that is given is the only one tried."""
-    validated = data.cross_validate(problem_of, PENALTIES if penalty is None else (penalty,))
+    validated = data.cross_validate(problem_of, data.penalties if penalty is None else (penalty,))
     chosen = USUAL_PENALTY if validated is None else validated.penalty
     return Fit(problem_of, penalty or chosen, validated)
 
@@ -174,7 +176,8 @@ class FrozenRecipe:
         rows, fold = folds_of(labels, groups, seed=0)
         data = Labelled((feats - mean) / scale, labels, task.n_classes, rows, fold, cfg.adjust)
         found = self.fit(cfg, data)  # 2
-        solved = data.solve(found.problem_of, found.penalty)  # 3
+        start = None if found.validated is None else found.validated.head
+        solved = data.solve(found.problem_of, found.penalty, start)  # 3
         head.linear.weight.copy_(solved.weight)
         head.linear.bias.copy_(solved.bias)
         logs: dict[str, Any] = {"penalty": found.penalty, **found.logs}
@@ -192,7 +195,8 @@ def balanced_accuracy(found: CrossValidated, labels: Tensor) -> float:
 
     Example: both rows of class 0, none of class 1.
       >>> logits = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
-      >>> balanced_accuracy(CrossValidated(1.0, 0.0, torch.arange(3), logits), torch.tensor([0, 0, 1]))
+      >>> found = CrossValidated(1.0, 0.0, torch.arange(3), logits, Linear(torch.zeros(2, 1), torch.zeros(2)))
+      >>> balanced_accuracy(found, torch.tensor([0, 0, 1]))
       0.5
     """
     truth = labels[found.rows]

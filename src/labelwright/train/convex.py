@@ -27,6 +27,7 @@ LEAST_TRIED = 20
 CHUNK_NUMBERS = 1 << 22  # of rows x classes, or of rows x features, held at a time
 MAX_STEPS = 300  # of L-BFGS
 LEAST_GRADIENT = 1e-5  # largest entry of the gradient of the mean loss at which it has converged
+TRIED_GRADIENT = 1e-4  # the same in cross-validation, where heads serve only to be compared
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,14 @@ class CrossValidated:
       loss: that mean -log p, in nats: the mean over the classes of the mean over their rows.
       rows: [n] int64, the rows that took part.
       logits: [n, C] float32 of these rows, each by a head that did not see it, at that penalty.
+      head: mean of these heads, a start for the one on all rows.
     """
 
     penalty: float
     loss: float
     rows: Tensor
     logits: Tensor
+    head: Linear
 
 
 def centre_and_scale(feats: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,7 +99,14 @@ def centre_and_scale(feats: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def solve(
-    z: Tensor, labels: Tensor, problem: Problem, *, n_classes: int, penalty: float, start: Linear | None = None
+    z: Tensor,
+    labels: Tensor,
+    problem: Problem,
+    *,
+    n_classes: int,
+    penalty: float,
+    start: Linear | None = None,
+    least_gradient: float = LEAST_GRADIENT,
 ) -> Linear:
     """The head that minimises the weighted mean of the adjusted cross-entropy + penalty / (2 N) |weight|^2.
 
@@ -107,6 +117,7 @@ def solve(
       n_classes: C.
       penalty: >= 0; 0 does not converge where classes are separable.
       start: where to begin; the end does not depend on it.
+      least_gradient: largest entry of the gradient of the mean loss at which it ends.
 
     Source: limited-memory BFGS, Liu and Nocedal 1989, by torch.
 
@@ -126,7 +137,7 @@ def solve(
         max_iter=MAX_STEPS,
         history_size=10,
         line_search_fn="strong_wolfe",
-        tolerance_grad=LEAST_GRADIENT,
+        tolerance_grad=least_gradient,
         tolerance_change=1e-9,
     )
 
@@ -242,12 +253,16 @@ def cross_validate(
                 n_classes=n_classes,
                 penalty=share * penalty,
                 start=heads[k],
+                least_gradient=TRIED_GRADIENT,
             )
             heads[k], logits[left_out] = head, head(z[left_out])
         loss = balanced_loss(logits[scored], labels[scored])
         n_worse = 0 if best is None or loss < best.loss else n_worse + 1
         if n_worse == 0:
-            best = CrossValidated(penalty, loss, rows, logits)
+            weight, bias = (
+                torch.stack(parts).mean(0) for parts in zip(*((h.weight, h.bias) for h in heads if h), strict=True)
+            )
+            best = CrossValidated(penalty, loss, rows, logits, Linear(weight, bias))
         if n_worse == 2:
             break
     assert best is not None, "there are penalties"
