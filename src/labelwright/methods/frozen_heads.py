@@ -36,7 +36,7 @@ from labelwright.train.convex import (
     folds_of,
     solve,
 )
-from labelwright.train.settings import TrainSettings, require
+from labelwright.train.settings import TrainSettings, require_range
 from labelwright.types import BuildNet, Passes, State, Task
 
 USUAL_PENALTY = 30.0  # where too few images are labelled to leave any out
@@ -56,7 +56,7 @@ class FrozenSettings(TrainSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         named.names_of(self.adjust)
-        require(self.penalty is None or self.penalty > 0, "penalty", self.penalty, "above 0, or none")
+        require_range(self, "above 0, or none", "penalty")
 
 
 @dataclass(frozen=True)
