@@ -25,6 +25,7 @@ from torch import Tensor
 
 from labelwright.adjust import fixed, named
 from labelwright.encoders.heads import CentredHead
+from labelwright.methods.open_world import put_in
 from labelwright.methods.recipe import Begun, check_is_pretrained, no_step, no_steps, nothing_after, plain_logits
 from labelwright.train.convex import (
     PENALTIES,
@@ -175,8 +176,7 @@ class FrozenRecipe:
         data = Labelled((feats - mean) / scale, labels, task.n_classes, rows, fold, cfg.adjust)
         found = self.fit(cfg, data)  # 2
         solved = data.solve(found.problem_of, found.penalty)  # 3
-        head.linear.weight.copy_(solved.weight)
-        head.linear.bias.copy_(solved.bias)
+        put_in(state.nets["main"], solved.weight, solved.bias)
         logs: dict[str, Any] = {"penalty": found.penalty, **found.logs}
         if found.validated is not None:
             logs["left_out_loss"] = round(found.validated.loss, 5)
