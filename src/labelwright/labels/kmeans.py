@@ -16,7 +16,7 @@ START_ROWS = 16_384  # unlabelled rows in which k-means++ looks for starts, at l
 START_ROWS_PER = 64
 MAX_STEPS = 100  # updates of the centroids at most
 SAME = 1e-6  # squared distance of unit vectors below which float32 cannot tell them apart
-SETTLED = 1e-4  # relative fall of the inertia in one step at which k-means stops
+CONVERGED = 1e-4  # relative fall of the inertia in one step at which k-means stops
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def lloyd(z: Tensor, labels: Tensor, centroids: Tensor, *, n_iter: int) -> KMean
         before, former = assigned, inertia
         assigned, gaps = assign(z, labels, centroids)
         inertia = float(gaps.double().sum())
-        if (former - inertia <= SETTLED * former and n_steps > 1) or bool((assigned == before).all()):
+        if (former - inertia <= CONVERGED * former and n_steps > 1) or bool((assigned == before).all()):
             break
     return KMeans(centroids, assigned, inertia, torch.bincount(assigned, minlength=len(centroids)), n_steps)
 

@@ -40,6 +40,7 @@ from labelwright.errors import ConfigError
 from labelwright.labels.candidate_beliefs import MISS, candidate_evidence
 from labelwright.labels.chunks import evenly_spread
 from labelwright.labels.gaussians import gaussian_beliefs, principal
+from labelwright.methods.open_world import put_in
 from labelwright.methods.recipe import Begun, Recipe, check_is_pretrained
 from labelwright.train.settings import TrainSettings, require_range
 from labelwright.types import BuildNet, Passes, State, Task
@@ -120,8 +121,7 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
         label_weight=cfg.label_weight,
     )  # 5
     added_weight, added_bias = found.linear
-    head.linear.weight.copy_(weight + added_weight)
-    head.linear.bias.copy_(bias + added_bias)  # 6
+    put_in(state.nets["main"], weight + added_weight, bias + added_bias)  # 6
     logs = {"class_shares": [round(float(p), 5) for p in found.prior], "inverse_penalty": inverse_penalty}
     return state, logs
 

@@ -68,12 +68,28 @@ SAMPLES_PER_CLASS = 1000  # kappa_from="batches": newest rows kept per true clas
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TrainSettings):
-    """Settings of CVS. "reference" marks the published command for CIFAR-100-LT, ratio 100."""
+class Strengths:
+    """Of CVS, from pixels and on features. "reference" marks the published command for CIFAR-100-LT, ratio 100."""
 
     gamma: float = 0.15  # power of the prior in the multiplier (reference)
     tau: float = 0.9  # strength of the log prior in the offset (reference)
-    rho: float = 0.15  # power of the inverse prior in the deferred weights (reference)
+    rho: float = 0.15  # power of the inverse prior in the weights (reference)
+    kappa_shrink: float | None = 1.0  # strength of the shrinkage toward the pooled slope; None = off
+    kappa_clamp: tuple[float, float] = (0.3, 3.0)  # of 1 / slope: the slope is 1/3 to 3.33 (reference: 0.05,0.2)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[misc]
+        require_range(self, "0 or more", "gamma", "tau", "rho")
+        require_range(self, "0 or more, or none", "kappa_shrink")
+        low_high = self.kappa_clamp
+        fine = len(low_high) == 2 and 0 < low_high[0] <= low_high[1]
+        require(fine, "kappa_clamp", low_high, "two numbers, 0 < least <= greatest")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Strengths, TrainSettings):
+    """Settings of CVS."""
+
     # T0: share of the epochs after which CLA + re-weighting replace MLA. None = 0.8 from 100 epochs on (reference: 160
     # of 200) and 0.5 below: phase 2 of a short run is over before it has moved anything (docs/results, switch).
     switch_frac: float | None = None
@@ -84,8 +100,6 @@ class Config(TrainSettings):
     # an overconfident class harder to predict; with its inverse it feeds on itself (docs/results, kappa).
     kappa_is: Literal["slope", "inverse_slope"] = "slope"
     kappa_net_decay: float = 0.99  # slopes are read off the weights averaged with this decay per step; 0 = the weights
-    kappa_shrink: float | None = 1.0  # strength of the shrinkage toward the pooled slope; None = off
-    kappa_clamp: tuple[float, float] = (0.3, 3.0)  # of 1 / slope: the slope is 1/3 to 3.33 (reference: 0.05,0.2)
     kappa_decay: float = 0.9  # moving average per 1/200 of the training (reference: per epoch of 200)
     view: Literal["weak", "strong"] = "weak"  # augmentation of the training images
     mixup_alpha: float = 0.0  # Beta(alpha, alpha) mixing of images; 0 = off
@@ -94,15 +108,11 @@ class Config(TrainSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         named.names_of(self.adjust)
-        require_range(self, "0 or more", "gamma", "tau", "rho", "mixup_alpha", "heldout_min_rows")
-        require_range(self, "0 or more, or none", "kappa_shrink")
+        require_range(self, "0 or more", "mixup_alpha", "heldout_min_rows")
         require_range(self, "in [0, 1], or none", "switch_frac")
         require_range(self, "in [0, 1]", "kappa_decay")
         require_range(self, "in (0, 1)", "heldout_frac")
         require_range(self, "in [0, 1)", "kappa_net_decay")
-        low_high = self.kappa_clamp
-        fine = len(low_high) == 2 and 0 < low_high[0] <= low_high[1]
-        require(fine, "kappa_clamp", low_high, "two numbers, 0 < least <= greatest")
 
 
 PRESETS: Mapping[str, Mapping[str, object]] = {

@@ -20,26 +20,16 @@ import torch
 from torch import Tensor
 
 from labelwright.adjust import fixed, slopes
+from labelwright.methods.cvs import Strengths
 from labelwright.methods.frozen_heads import Fit, FrozenRecipe, FrozenSettings, Labelled, fitted
 from labelwright.train.convex import Problem
-from labelwright.train.settings import require
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(FrozenSettings):
+class Config(Strengths, FrozenSettings):
     """Settings of CVS on frozen features."""
 
-    gamma: float = 0.15  # power of the prior in the multiplier (reference)
-    tau: float = 0.9  # strength of the log prior (reference)
-    rho: float = 0.15  # power of the inverse prior in the weights (reference)
     kappa_from: Literal["heldout", "none"] = "heldout"  # rows that the slopes are fitted on; none: kappa stays 1
-    kappa_shrink: float | None = 1.0  # strength of the shrinkage toward the pooled slope; None = off
-    kappa_clamp: tuple[float, float] = (0.3, 3.0)  # least and greatest 1 / kappa
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for key in ("gamma", "tau", "rho"):
-            require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
 
 
 def fit(cfg: Config, data: Labelled) -> Fit:

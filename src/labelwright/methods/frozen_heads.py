@@ -25,6 +25,7 @@ from torch import Tensor
 
 from labelwright.adjust import fixed, named
 from labelwright.encoders.heads import CentredHead
+from labelwright.methods.open_world import put_in
 from labelwright.methods.recipe import Begun, check_is_pretrained, no_step, no_steps, nothing_after, plain_logits
 from labelwright.train.convex import (
     PENALTIES,
@@ -36,7 +37,7 @@ from labelwright.train.convex import (
     folds_of,
     solve,
 )
-from labelwright.train.settings import TrainSettings, require
+from labelwright.train.settings import TrainSettings, require_range
 from labelwright.types import BuildNet, Passes, State, Task
 
 USUAL_PENALTY = 30.0  # where too few images are labelled to leave any out
@@ -56,7 +57,7 @@ class FrozenSettings(TrainSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         named.names_of(self.adjust)
-        require(self.penalty is None or self.penalty > 0, "penalty", self.penalty, "above 0, or none")
+        require_range(self, "above 0, or none", "penalty")
 
 
 @dataclass(frozen=True)
@@ -178,8 +179,7 @@ class FrozenRecipe:
         found = self.fit(cfg, data)  # 2
         start = None if found.validated is None else found.validated.head
         solved = data.solve(found.problem_of, found.penalty, start)  # 3
-        head.linear.weight.copy_(solved.weight)
-        head.linear.bias.copy_(solved.bias)
+        put_in(state.nets["main"], solved.weight, solved.bias)
         logs: dict[str, Any] = {"penalty": found.penalty, **found.logs}
         if found.validated is not None:
             logs["left_out_loss"] = round(found.validated.loss, 5)

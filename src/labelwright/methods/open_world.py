@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labelwright.data.situation import LONG_TAILED_RATIO
-from labelwright.encoders.heads import MlpHead
 from labelwright.encoders.layers import freeze_below
 from labelwright.errors import ConfigError
 from labelwright.labels.chunks import evenly_spread
@@ -264,7 +263,7 @@ def _some_rows(labels: Tensor) -> Tensor:
 def put_in(net: nn.Module, weight: Tensor, bias: Tensor) -> None:
     """Put a linear classifier into the last layer of a `types.Network`."""
     head: Any = cast(Any, net).head
-    linear = head.linear if isinstance(head, MlpHead) else head
+    linear = getattr(head, "linear", head)  # behind a projection or a residual layer, or the head itself
     linear.weight.copy_(weight)
     linear.bias.copy_(bias)
 

@@ -80,7 +80,7 @@ def test_kmeans__a_worked_example() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_lloyd__as_a_slow_loop(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunks, "CHUNK_NUMBERS", 64)  # several chunks
-    monkeypatch.setattr(semi_kmeans, "SETTLED", -1.0)  # as many steps as the loop, unless nothing moves
+    monkeypatch.setattr(semi_kmeans, "CONVERGED", -1.0)  # as many steps as the loop, unless nothing moves
     feats, truth = blobs([30, 20, 25, 15], noise=0.4, seed=seed)
     labels = hide(truth, 2, frac=0.3)
     z = F.normalize(feats, dim=1)

@@ -49,6 +49,25 @@ def test_settings__out_of_range(name: str, key: str, value: object) -> None:
     assert f"{key} must be" in caught.value.fix
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("cvs", "gamma", -0.1),
+        ("cvs", "kappa_shrink", -1.0),
+        ("cvs", "kappa_clamp", (3.0, 0.3)),
+        ("cvs", "kappa_clamp", (0.0, 1.0)),
+        ("ce", "penalty", 0.0),
+        ("ce", "drw_from_frac", 1.1),
+        ("class_balanced", "effective_beta", 1.0),
+    ],
+)
+def test_settings__out_of_range_on_features(name: str, key: str, value: object) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve_config(METHODS[name].on_features(), {key: value})
+    assert f"{key}={value} is not possible" in str(caught.value)
+    assert f"{key} must be" in caught.value.fix
+
+
 def test_settings__the_ends_of_the_ranges_are_inside() -> None:
     resolve_config(METHODS["ib"], {"ib_from_frac": 0.0, "drw_from_frac": 1.0, "warmup_epochs": 0.0})
     resolve_config(METHODS["ldam"], {"max_margin": 0.0, "effective_beta": 0.0, "sam_radius_late": None})

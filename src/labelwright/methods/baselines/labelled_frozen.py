@@ -13,7 +13,7 @@ from labelwright.adjust.adjustment import Adjustment
 from labelwright.methods.baselines.labelled import plain
 from labelwright.methods.frozen_heads import FrozenRecipe, FrozenSettings, fit_of
 from labelwright.train.convex import Problem
-from labelwright.train.settings import require
+from labelwright.train.settings import require_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class WeightedSettings(FrozenSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 <= self.effective_beta < 1, "effective_beta", self.effective_beta, "in [0, 1)")
+        require_range(self, "in [0, 1)", "effective_beta")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class DeferredSettings(WeightedSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 <= self.drw_from_frac <= 1, "drw_from_frac", self.drw_from_frac, "in [0, 1]")
+        require_range(self, "in [0, 1]", "drw_from_frac")
 
 
 def frozen(config: type[WeightedSettings], adjustment: Callable[[Any, Tensor], Adjustment] = plain) -> FrozenRecipe:
