@@ -174,6 +174,14 @@ VERBS: dict[str, Callable[..., Any]] = {
             Literal["practical", "paper"],
             setting("practical", "what runs by default, or the published recipe", example="--preset paper"),
         ),
+        views=(
+            Literal["pixels", "embeddings"],
+            setting(
+                "pixels",
+                "what it sees: some methods have other settings on stored features",
+                example="--views embeddings",
+            ),
+        ),
         json=(bool, setting(False, "print it as JSON")),
     ),
     "report": verb("Report", "Write report.html of a finished run anew.", run=RUN),

@@ -73,6 +73,8 @@ def inspect(
     situation = detect(_usable(table, problems), novel=novel)
     runs, needs = situation.method(has_text=has_text), ""
     requires = METHODS[runs].requires
+    if noun == "embeddings":
+        runs = METHODS[runs].on_embeddings or runs
     if requires.candidates:
         needs = "on the candidates there are"
         if noun == "images":

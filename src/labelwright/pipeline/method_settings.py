@@ -26,20 +26,25 @@ class MethodSetting:
     is_of_preset: bool
 
 
-def settings(method: str, *, preset: str = "practical") -> list[MethodSetting]:
+def settings(method: str, *, preset: str = "practical", views: str = "pixels") -> list[MethodSetting]:
     """Every setting of a method: its value under a preset, and what it is.
 
     Args:
       method: a name of methods.registry.METHODS.
       preset: practical (what runs by default) or paper (the published recipe).
+      views: pixels, or embeddings for what is read on stored features.
 
     Raises: ConfigError for an unknown method, or a preset that it does not have.
 
     Example:
       >>> {each.name: each.value for each in settings("ldam_drw")}["drw_from_frac"]
       0.8
+      >>> [each.name for each in settings("la", views="embeddings")]
+      ['epochs', 'penalty', 'adjust', 'effective_beta', 'drw_from_frac', 'tau']
     """
     found = method_named(method)
+    if views == "embeddings":
+        found = found.on_features()
     cfg, own = resolve_config(found, {}, preset=preset), found.recipe.Config()
     texts = described(found.recipe.Config)
     return [
