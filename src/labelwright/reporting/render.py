@@ -176,8 +176,10 @@ def _done(run: Run) -> str:
     if not summary.get("method"):
         return ""
     words = f"Method {summary['method']}"
-    words += f" on {summary['encoder']}" if summary.get("encoder") else ""
-    words += f", {len(run.epochs):,} epochs" if run.epochs else ""
+    if summary.get("encoder"):
+        words += " on stored embeddings" if summary["encoder"] == "none" else f" on {summary['encoder']}"
+    has_steps = any("loss" in epoch for epoch in run.epochs)
+    words += f", {counted(len(run.epochs), 'epoch', 'epochs')}" if has_steps else ""
     seconds = summary.get("seconds")
     if isinstance(seconds, Mapping) and seconds:
         words += f", {duration(sum(v for v in seconds.values() if isinstance(v, int | float)))} in all"

@@ -67,3 +67,10 @@ def test_fit__few_rows_of_two_classes(tmp_path: Path) -> None:
     begun = next(row for row in done.records if row["kind"] == "begin")
     assert begun["penalty"] == 30
     assert "left_out_loss" not in begun
+
+
+def test_report__says_what_was_tried_and_that_there_were_no_epochs(done: Any) -> None:
+    page = (done.path / "report.html").read_text(encoding="utf-8")
+    assert "Labelled images that were left out: la is right on" in page
+    assert "Method cross_validated on stored embeddings, " in page
+    assert "1 epoch" not in page
