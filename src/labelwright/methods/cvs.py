@@ -50,18 +50,7 @@ from labelwright.train.plans import steps_for
 from labelwright.train.processes import gather_rows, mean_share
 from labelwright.train.seeds import generator
 from labelwright.train.settings import TrainSettings, require, require_range
-from labelwright.types import (
-    Average,
-    Batch,
-    BuildNet,
-    Clock,
-    EpochPlan,
-    Passes,
-    State,
-    StepResult,
-    Stream,
-    Task,
-)
+from labelwright.types import Average, Batch, BuildNet, Clock, EpochPlan, Passes, State, StepResult, Stream, Task
 
 PLAIN_FRAC = 0.05  # share of the epochs with plain cross-entropy at the start (reference: 10 of 200)
 SAMPLES_PER_CLASS = 1000  # kappa_from="batches": newest rows kept per true class (reference)
