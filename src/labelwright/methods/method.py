@@ -149,7 +149,8 @@ class Method:
     run_presets: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     def on_features(self) -> Method:
-        """The method as it learns from stored features."""
+        """The method as it learns from stored features; presets that train the network are left out."""
         if self.frozen is None:
             return self
-        return replace(self, recipe=self.frozen, schedule=as_configured, frozen=None)
+        presets = {name: changes for name, changes in self.presets.items() if name not in self.run_presets}
+        return replace(self, recipe=self.frozen, schedule=as_configured, presets=presets, frozen=None)

@@ -52,6 +52,8 @@ def test_settings__on_features_have_no_steps() -> None:
     from_pixels = {each.name for each in lw.settings("la")}
     assert "penalty" in on_features - from_pixels
     assert "lr" in from_pixels - on_features
+    with pytest.raises(ConfigError, match="CVS has no preset 'paper'"):
+        lw.settings("cvs", preset="paper", views="embeddings")
 
 
 def test_fit__a_setting_about_steps_is_refused_before_anything_is_written(tmp_path: Path) -> None:
