@@ -15,6 +15,7 @@ import yaml
 
 import labelwright
 from labelwright.errors import ConfigError, DataError
+from labelwright.replacing import replacing
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -305,19 +306,14 @@ def write_text_atomically(path: Path, text: str) -> None:
       'hello'
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_parquet_atomically(table: pa.Table, path: Path) -> None:
     """Write a Parquet file that is always whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    pq.write_table(table, temporary)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary)
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:

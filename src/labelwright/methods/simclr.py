@@ -126,7 +126,7 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
     return dataclasses.replace(state, memory=memory), logs
 
 
-predict = plain_logits  # [B, 1], of a last layer that has learnt nothing: there are no classes here
+predict = plain_logits  # [B, 1], of a last layer without training: SimCLR sees no labels
 
 
 def _cosines(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ from labelwright.data.table import LabelTable
 from labelwright.errors import ConfigError
 from labelwright.pipeline.report import report
 from labelwright.pipeline.saved_model import answers_for, load_model, rename_classes, renamed
+from labelwright.replacing import replacing
 from labelwright.run_folder import Run, write_parquet_atomically
 from labelwright.train.predict import Answers, trust
 from labelwright.train.processes import accelerator_for
@@ -122,9 +123,8 @@ def _checked_target(target: Path) -> Path:
 def _write_labels(rows: pa.Table, table: LabelTable, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.suffix == ".csv":
-        temporary = target.with_name(f".{target.name}.tmp")
-        pa_csv.write_csv(rows, temporary)
-        temporary.replace(target)
+        with replacing(target) as temporary:
+            pa_csv.write_csv(rows, temporary)
     elif target.suffix == ".parquet":
         write_parquet_atomically(rows, target)
     else:

@@ -20,6 +20,7 @@ from labelwright.data.views import ViewSettings
 from labelwright.encoders import backbones
 from labelwright.encoders.saved import FORMAT
 from labelwright.errors import ConfigError, DataError
+from labelwright.replacing import replacing
 from labelwright.run_folder import write_text_atomically
 from labelwright.train.predict import Answers, answer
 from labelwright.train.processes import accelerator_for
@@ -70,9 +71,8 @@ def save_model(
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in net.state_dict().items()}
-    temporary = folder / ".model.safetensors.tmp"
-    save_file(tensors, str(temporary), metadata={"format": "pt"})
-    temporary.replace(folder / "model.safetensors")
+    with replacing(folder / "model.safetensors") as temporary:
+        save_file(tensors, str(temporary), metadata={"format": "pt"})
     config = {
         "format": FORMAT,
         "classifier": backbones.classifier_config(net),

@@ -270,7 +270,7 @@ MAY_DIFFER = ("checkpoint_minutes", "evaluations", "cache_limit_gb")
 
 
 def check(settings: FitSettings) -> None:
-    """Refuse a setting of the wrong type or outside its range, or of which config.yaml kept a placeholder alone.
+    """Refuse a setting of the wrong type or outside its range, or one that was in memory and is not in config.yaml.
 
     Raises: ConfigError naming it and what it must be.
 
@@ -388,7 +388,7 @@ def _plain(value: Any) -> Any:
 
 
 def is_in_memory(value: Any) -> bool:
-    """Whether what config.yaml keeps of a setting is, in part, a placeholder for an object that no file holds.
+    """Whether config.yaml keeps only the type of a setting, or of a part of it, as the object was in memory.
 
     Example:
       >>> is_in_memory(_plain(object())), is_in_memory([_plain(object())]), is_in_memory("photos")

@@ -35,7 +35,7 @@ def open_world_section(run: Run, thumbnails: Mapping[str, str] | None = None) ->
       thumbnails: id of an image -> its picture; see reporting/thumbnails.py.
 
     Returns: intro (what named and new classes are), columns (headings of the table of scores), scores (what, a value
-      per column), unscored (why there are no scores of new classes; empty if there are), counting (how their number
+      per column), unscored (why new classes have no scores; empty if they have), counting (how their number
       came about), chart_note and pace_note (how to read the charts; empty without), cards (of the discovered classes).
 
     Example:
