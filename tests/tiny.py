@@ -30,7 +30,7 @@ SIZE_PX = 8
 N_FEATURES = 16
 LOGIT_SCALE = 12.0
 SOLVED = {f"{name} on features": each.on_features() for name, each in METHODS.items() if each.frozen is not None}
-FROZEN = ("beliefs", "cross_validated", *SOLVED)  # see features of a frozen network, always
+FROZEN = ("beliefs", "cross_validated", "majority", "nearest_mean", *SOLVED)  # see features of a frozen network, always
 EVERY = {**METHODS, **SOLVED}
 TRAINED = {**EVERY, "simclr": of_labels("SimCLR", cast(Recipe, simclr))}  # what is no method of `fit`, too
 

@@ -17,7 +17,7 @@ the loss of all classes alike, were chosen on CIFAR-10 and GTSRB (features of a 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -42,6 +42,7 @@ from labelwright.types import BuildNet, Passes, State, Task
 
 USUAL_PENALTY = 30.0  # where too few images are labelled to leave any out
 ProblemOf = Callable[[Tensor], Problem]
+LEFT_OUT = "left_out"  # in the memory of a state: rows of the table, and what heads that did not see them say
 PACE_ROUNDS = 5  # of solving anew with what the last head predicts, for an adjustment that looks at it
 
 
@@ -159,6 +160,10 @@ class FrozenRecipe:
     end_epoch = staticmethod(nothing_after)
     predict = staticmethod(plain_logits)
 
+    def labels_of(self, task: Task) -> Tensor:
+        """[N] int64 what to learn from, -1 = nothing."""
+        return task.labels
+
     def setup(self, cfg: FrozenSettings, task: Task, build_net: BuildNet) -> State:
         """A linear head on centred features, still to be found."""
         check_is_pretrained(build_net)
@@ -168,12 +173,13 @@ class FrozenRecipe:
     def begin(self, cfg: FrozenSettings, task: Task, state: State, passes: Passes) -> Begun:
         """Lines 1 to 3."""
         head: CentredHead = cast(Any, state.nets["main"]).head
-        known = (task.labels >= 0).nonzero().flatten()
+        labels = self.labels_of(task)
+        known = (labels >= 0).nonzero().flatten()
         feats = torch.cat([some.float() for _, some in passes("main", known.cpu(), output="feats")])
         mean, scale = centre_and_scale(feats)  # 1
         head.mean.copy_(mean)
         head.scale.copy_(scale)
-        labels, groups = task.labels[known], None if task.groups is None else task.groups[known.to(task.groups.device)]
+        labels, groups = labels[known], None if task.groups is None else task.groups[known.to(task.groups.device)]
         rows, fold = folds_of(labels, groups, seed=0)
         data = Labelled((feats - mean) / scale, labels, task.n_classes, rows, fold, cfg.adjust)
         found = self.fit(cfg, data)  # 2
@@ -182,6 +188,8 @@ class FrozenRecipe:
         put_in(state.nets["main"], solved.weight, solved.bias)
         logs: dict[str, Any] = {"penalty": found.penalty, **found.logs}
         if found.validated is not None:
+            rows, answers = known[found.validated.rows], found.validated.logits.argmax(1)
+            state = replace(state, memory={LEFT_OUT: {"rows": rows.cpu(), "predicted": answers.cpu()}})
             logs["left_out_loss"] = round(found.validated.loss, 5)
             logs["left_out_balanced_accuracy"] = round(balanced_accuracy(found.validated, labels), 5)
         return state, logs

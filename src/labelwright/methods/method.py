@@ -131,6 +131,8 @@ class Method:
       templates: prompts for class names if the user names none.
       frozen: the recipe in place of `recipe` where it learns from stored features; None = the same.
       on_embeddings: the method that takes its place where nobody named one and there are stored features to learn from.
+      has_start: what the recipe begins with is a classifier already.
+      is_baseline: it is there to be compared with, and is a run's answer whatever is better.
       run_presets: preset -> settings of `fit` that go with it where the user gives none, as the network of the paper.
     """
 
@@ -146,6 +148,8 @@ class Method:
     templates: str = "one"
     frozen: Recipe | None = None
     on_embeddings: str | None = None
+    has_start: bool = False
+    is_baseline: bool = False
     run_presets: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     def on_features(self) -> Method:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 from labelwright.errors import ConfigError
@@ -23,6 +24,8 @@ from labelwright.methods.baselines import (
     kd,
     la,
     ldam,
+    majority,
+    nearest_mean,
     orca,
     pico,
     proden,
@@ -45,8 +48,7 @@ from labelwright.train.settings import TrainSettings, apply_overrides
 FROM_PIXELS: Mapping[str, Mapping[str, object]] = {"paper": {"views": "pixels"}}
 """What a published recipe that trains its network needs."""
 
-
-METHODS: Mapping[str, Method] = {
+OWN: Mapping[str, Method] = {
     "cvs": of_labels(
         "CVS",
         cvs,
@@ -61,6 +63,7 @@ METHODS: Mapping[str, Method] = {
         presets=cap.PRESETS,
         run_presets=FROM_PIXELS,
         default_views=cap.default_views,
+        has_start=True,
         pilot=with_chosen_margin,
     ),
     "coreg": of_candidates(
@@ -70,8 +73,8 @@ METHODS: Mapping[str, Method] = {
         run_presets={"paper": {"views": "pixels", "model": "preact_resnet18", "rule": "union"}},
         on_embeddings="coreg_frozen",
     ),
-    "coreg_frozen": of_candidates("Co-Reg on frozen features", coreg_frozen),
-    "lps": of_novel("LPS", lps, presets=lps.PRESETS, run_presets=FROM_PIXELS, schedule=lps.schedule),
+    "coreg_frozen": of_candidates("Co-Reg on frozen features", coreg_frozen, has_start=True),
+    "lps": of_novel("LPS", lps, has_start=True, presets=lps.PRESETS, run_presets=FROM_PIXELS, schedule=lps.schedule),
     "beliefs": of_labels("Beliefs", beliefs.RECIPE, default_views=views_of_features, schedule=as_configured),
     "cross_validated": of_labels(
         "Long-tail family, cross-validated",
@@ -79,6 +82,10 @@ METHODS: Mapping[str, Method] = {
         default_views=views_of_features,
         schedule=as_configured,
     ),
+}
+"""What the package is there for; a run's answer is the best of such a method, its start and the obvious ones."""
+
+BASELINES: Mapping[str, Method] = {
     "ce": of_labels("Cross-entropy", ce.RECIPE, frozen=ce.FROZEN),
     "class_balanced": of_labels("Class-balanced", class_balanced.RECIPE, frozen=class_balanced.FROZEN),
     "focal": of_labels("Focal", focal.RECIPE),
@@ -88,12 +95,21 @@ METHODS: Mapping[str, Method] = {
     "la": of_labels("Logit adjustment", la.RECIPE, frozen=la.FROZEN),
     "vs": of_labels("Vector scaling", vs.RECIPE, frozen=vs.FROZEN),
     "ib": of_labels("Influence-balanced", ib.RECIPE),
+    "nearest_mean": of_labels(
+        "Nearest class mean", nearest_mean.RECIPE, default_views=views_of_features, schedule=as_configured
+    ),
     "zero_shot": of_text("Zero-shot", zero_shot.RECIPE),
     "pseudo_probe": of_text("Probe on zero-shot labels", pseudo_probe.RECIPE),
     "fpl": of_text("Few pseudo-labels", fpl.RECIPE),
     "fixmatch": of_text("FixMatch on features", fixmatch.RECIPE),
     "transclip": of_text("TransCLIP", transclip.RECIPE),
     "kd": of_candidates("Knowledge distillation", kd.RECIPE),
+    "majority": of_candidates(
+        "Logistic regression on the majority vote",
+        majority.RECIPE,
+        default_views=views_of_features,
+        schedule=as_configured,
+    ),
     "top1": of_candidates("Top-1 candidate", top1.RECIPE),
     "cc": of_candidates("CC", cc.RECIPE),
     "proden": of_candidates("PRODEN", proden.RECIPE),
@@ -105,6 +121,13 @@ METHODS: Mapping[str, Method] = {
     "simgcd": of_novel("SimGCD", simgcd.RECIPE),
     "fixmatch_clusters": of_novel("FixMatch + clusters", fixmatch_clusters.RECIPE),
 }
+"""What others have published, and the obvious."""
+
+METHODS: Mapping[str, Method] = {
+    **OWN,
+    **{name: replace(method, is_baseline=True) for name, method in BASELINES.items()},
+}
+"""Every method by name."""
 
 
 def method_named(name: str) -> Method:

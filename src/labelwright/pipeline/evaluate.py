@@ -21,7 +21,8 @@ from labelwright.pipeline.saved_model import answers_for, load_model
 from labelwright.run_folder import Run
 from labelwright.train.predict import Answers, answer
 from labelwright.train.processes import accelerator_for
-from labelwright.types import BuildNet, State, ViewSource
+from labelwright.train.settings import TrainSettings
+from labelwright.types import BuildNet, Recipe, State, ViewSource
 
 
 def evaluate(
@@ -54,19 +55,20 @@ def evaluate(
 
 def answers_of(
     plan: Plan,
-    job: Job,
+    recipe: Recipe,
+    cfg: TrainSettings,
     state: State,
     views: ViewSource,
     *,
     given: torch.Tensor | None = None,
     rows: torch.Tensor | None = None,
 ) -> Answers:
-    """What a run's state says of rows of the views (None: all), in evaluation mode; see predict.answer."""
+    """What a state of a recipe says of rows of the views (None: all), in evaluation mode; see predict.answer."""
     training = {name: net.training for name, net in state.nets.items()}
     for net in state.nets.values():
         net.eval()
     answers = answer(
-        lambda x: plan.method.recipe.predict(job.cfg, state, x).probs,
+        lambda x: recipe.predict(cfg, state, x).probs,
         views,
         torch.arange(views.n_rows) if rows is None else rows,
         device=plan.accelerator.device,
@@ -86,10 +88,10 @@ def evaluator(plan: Plan, job: Job) -> Callable[[State], Mapping[str, Any]] | No
     if prepared.test is None:
         return None
     views, truth = prepared.test.views(prepared.view), prepared.test.table.labels
-    counts = prepared.train.table.counts()
+    counts, recipe = prepared.train.table.counts(), plan.method.recipe
 
     def evaluate_state(state: State) -> Mapping[str, Any]:
-        scores = scores_of(answers_of(plan, job, state, views), truth, counts)
+        scores = scores_of(answers_of(plan, recipe, job.cfg, state, views), truth, counts)
         return {key: scores[key] for key in ("accuracy", "balanced_accuracy", "many", "medium", "few", "ece")}
 
     return evaluate_state
@@ -118,7 +120,7 @@ def _open_evaluator(plan: Plan, job: Job) -> Callable[[State], Mapping[str, Any]
     def evaluate_state(state: State) -> Mapping[str, Any]:
         facts: dict[str, Any] = {}
         for prefix, (views, rows, known, class_names) in looked_at.items():
-            answers = answers_of(plan, job, state, views, rows=rows)
+            answers = answers_of(plan, plan.method.recipe, job.cfg, state, views, rows=rows)
             scores = open_scores(answers, known[rows.numpy()], class_names, n_seen=n_seen)
             facts |= {f"{prefix}{key}": scores[key] for key in PACE_KEYS}
             if not prefix:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from labelwright import __version__
 from labelwright.encoders import backbones
 from labelwright.encoders.nets import EncoderNets
 from labelwright.methods.method import Images, Outcome
+from labelwright.metrics.choice import CRITERION
 from labelwright.metrics.scores import confusions, open_scores, scores_of, seen_unseen, truth_beyond
 from labelwright.pipeline.evaluate import answers_of, asker_of_names
 from labelwright.pipeline.job import Job
 from labelwright.pipeline.label import label_rows
 from labelwright.pipeline.novel import feats_of
+from labelwright.pipeline.references import Contender, Contest
 from labelwright.pipeline.report import report
 from labelwright.pipeline.resolve import Plan
 from labelwright.pipeline.saved_model import model_card, save_model
@@ -27,28 +30,26 @@ from labelwright.train.loop import Trained
 from labelwright.train.predict import Answers
 
 
-def finish(plan: Plan, job: Job, trained: Trained, seconds: dict[str, float]) -> None:
-    """Label, score and save: labels.parquet, model/, summary.json, report.html.
+def finish(plan: Plan, job: Job, trained: Trained, beside: Contest, seconds: dict[str, float]) -> None:
+    """Choose, label, score and save: labels.parquet, model/, summary.json, report.html.
 
     Args:
       plan, job, trained: what was trained, on what, how.
+      beside: what may be the answer in its place.
       seconds: spent so far, by phase; labelling is added.
     """
     run, prepared, task, described = plan.run, job.prepared, job.task, plan.described
     device, precision = plan.accelerator.device, plan.settings.precision
     began = time.monotonic()
     table = prepared.train.table
-    scores, n_seen = None, len(task.class_names)
-    if prepared.test is not None:
-        answers = answers_of(plan, job, trained.state, prepared.test.views(prepared.view))
-        truth = prepared.test.table.labels
-        if task.n_novel:
-            scores = open_scores(answers, *truth_beyond(prepared.test.table, n_seen), n_seen=n_seen)
-        else:
-            scores = scores_of(answers, truth, table.counts())
-            scores["confusions"] = confusions(answers, truth, table.class_names)
+    n_seen = len(task.class_names)
+    choice = beside.choice(torch.from_numpy(table.labels).long())
+    kept = beside.named(choice.name if plan.answer == "best" else plan.name)
+    tests = {each.name: _test_scores(plan, job, each) for each in beside.contenders}
+    scores = tests[kept.name]
     given = torch.from_numpy(table.labels).long()
-    own = answers_of(plan, job, trained.state, prepared.train.views(prepared.view), given=given)
+    views = prepared.train.views(prepared.view)
+    own = answers_of(plan, kept.recipe, kept.cfg, kept.state, views, given=given)
     write_parquet_atomically(label_rows(table, own, table.class_names, keep_given=True), run.path / "labels.parquet")
     summary: dict[str, Any] = {
         "situation": prepared.situation.name,
@@ -59,6 +60,23 @@ def finish(plan: Plan, job: Job, trained: Trained, seconds: dict[str, float]) ->
         "n_classes": described["n_classes"],
         "seed": plan.settings.seed,
         "test": scores,
+        "answer": {
+            "name": kept.name,
+            "title": kept.title,
+            "best": choice.name,
+            "why": choice.why,
+            "criterion": CRITERION if choice.scores else None,
+        },
+        "reference": {
+            each.name: {
+                "title": each.title,
+                "left_out": choice.scores.get(each.name),
+                "test": _few_scores(tests[each.name]),
+                "unlabelled": _unlabelled_score(plan, job, each, own if each is kept else None),
+                "seconds": round(each.seconds, 2),
+            }
+            for each in beside.contenders
+        },
     }
     summary |= plan.method.summarise(
         Outcome(
@@ -68,7 +86,7 @@ def finish(plan: Plan, job: Job, trained: Trained, seconds: dict[str, float]) ->
             own=own,
             ask=_text_model(plan, job),
             guesses=job.guesses,
-            feats=lambda: feats_of(trained.state.nets["main"], prepared, device, precision),
+            feats=lambda: feats_of(kept.state.nets["main"], prepared, device, precision),
             evidence=job.evidence,
             words=plan.words,
         )
@@ -86,10 +104,10 @@ def finish(plan: Plan, job: Job, trained: Trained, seconds: dict[str, float]) ->
         "input_frac": round(trained.input_frac, 4),
         "images_per_second": round(trained.images_per_second, 1),
         "peak_memory_mb": peak_memory_mb(),
-        "warnings": [*job.notices, *trained.warnings],
+        "warnings": [*job.notices, *trained.warnings, *_warnings(plan, summary)],
     }
-    trained_net: Any = trained.state.nets["main"]
-    net: backbones.Classifier | backbones.Ensemble = trained_net.exported()
+    kept_net: Any = kept.state.nets["main"]
+    net: backbones.Classifier | backbones.Ensemble = kept_net.exported()
     if isinstance(job.build, EncoderNets):
         net = job.build.deployable(net)
     save_model(
@@ -100,6 +118,7 @@ def finish(plan: Plan, job: Job, trained: Trained, seconds: dict[str, float]) ->
         view=prepared.view,
         info={
             "method": plan.name,
+            "answer": kept.name,
             "labelwright": __version__,
             "fingerprint": described["fingerprint"],
             **({"n_seen": n_seen} if task.n_novel else {}),
@@ -108,6 +127,61 @@ def finish(plan: Plan, job: Job, trained: Trained, seconds: dict[str, float]) ->
     )
     run.write_json("summary.json", summary)  # a folder that has one is finished but for the report
     report(run.path)
+
+
+FEW_SCORES = ("accuracy", "balanced_accuracy", "seen", "novel", "ece")  # of a contender
+
+
+def _test_scores(plan: Plan, job: Job, contender: Contender) -> dict[str, Any] | None:
+    """How right a contender is on the test images; None without such."""
+    prepared, task = job.prepared, job.task
+    if prepared.test is None:
+        return None
+    views = prepared.test.views(prepared.view)
+    answers = answers_of(plan, contender.recipe, contender.cfg, contender.state, views)
+    n_seen, truth, table = len(task.class_names), prepared.test.table.labels, prepared.train.table
+    if task.n_novel:
+        return open_scores(answers, *truth_beyond(prepared.test.table, n_seen), n_seen=n_seen)
+    return scores_of(answers, truth, table.counts()) | {"confusions": confusions(answers, truth, table.class_names)}
+
+
+def _few_scores(scores: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if scores is None else {key: scores[key] for key in FEW_SCORES if scores.get(key) is not None}
+
+
+def _unlabelled_score(plan: Plan, job: Job, contender: Contender, answers: Answers | None) -> float | None:
+    """Share of the unlabelled training images that are right; None where no truth is known of them."""
+    table, n_seen = job.prepared.train.table, len(job.task.class_names)
+    truth, names = truth_beyond(table, n_seen)
+    truth = np.where(table.labels < 0, truth, -1)
+    if not (truth >= 0).any():
+        return None
+    if answers is None:
+        views = job.prepared.train.views(job.prepared.view)
+        answers = answers_of(plan, contender.recipe, contender.cfg, contender.state, views)
+    if job.task.n_novel:
+        found: float | None = open_scores(answers, truth, names, n_seen=n_seen)["all"]
+        return found
+    known = truth >= 0
+    return float((answers.predicted.numpy()[known] == truth[known]).mean())
+
+
+def _warnings(plan: Plan, summary: Mapping[str, Any]) -> list[str]:
+    """Where something obvious is better than the answer, by what the run knows: a line."""
+    answer, beside = summary["answer"], summary["reference"]
+    if answer["best"] != answer["name"]:
+        return [f"{answer['why']}; --answer best keeps it"]
+    if answer["criterion"] is not None or not summary["test"]:
+        return []
+    n, own = summary["test"]["n_scored"], summary["test"]["balanced_accuracy"]
+    best = max(beside, key=lambda name: beside[name]["test"]["balanced_accuracy"])
+    least = 2 * (own * (1 - own) / max(1, n)) ** 0.5  # two standard errors
+    if beside[best]["test"]["balanced_accuracy"] <= own + least:
+        return []
+    return [
+        f"{beside[best]['title']} is right on {beside[best]['test']['balanced_accuracy']:.1%} of the test images, as a "
+        f"mean over the classes, {plan.method.title} on {own:.1%}: --method {best} makes it the answer"
+    ]
 
 
 def _text_model(plan: Plan, job: Job) -> Callable[[Images], Answers] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from labelwright.errors import LabelwrightError
 from labelwright.pipeline.evaluate import evaluator
 from labelwright.pipeline.finish import finish
 from labelwright.pipeline.job import prepare_job
+from labelwright.pipeline.references import contest
 from labelwright.pipeline.report import report
 from labelwright.pipeline.resolve import resolve
 from labelwright.pipeline.settings import MAY_DIFFER, documented, settings_of
@@ -67,7 +69,10 @@ def fit(
         if error.exit_code == 2 and is_new and accelerator.is_main_process:
             shutil.rmtree(run.path, ignore_errors=True)  # a setting that only the network could refuse
         raise
+    began = time.monotonic()
+    beside = contest(plan, job, trained)
+    seconds |= {"train": trained.seconds, "references": time.monotonic() - began}
     if accelerator.is_main_process:
-        finish(plan, job, trained, seconds | {"train": trained.seconds})
+        finish(plan, job, trained, beside, seconds)
     run.close()
     return Run(run.path)

@@ -84,6 +84,13 @@ class Plan:
             n_evaluations=self.settings.evaluations if is_scored else 0,
         )
 
+    @property
+    def answer(self) -> str:
+        """Whether the answer is "best" or "trained"."""
+        if self.settings.answer != "auto":
+            return self.settings.answer
+        return "trained" if self.method.is_baseline or self.settings.preset == "paper" else "best"
+
     @cached_property
     def config(self) -> dict[str, Any]:
         """What config.yaml holds: the settings as given, and under ``resolved`` what became of them."""
@@ -91,6 +98,7 @@ class Plan:
             "method": self.name,
             "model": self.model,
             "views": self.views,
+            "answer": self.answer,
             "templates": self.templates,
             "size": self.prepared.size_px,
             "flip": self.prepared.view.flip,

@@ -191,6 +191,12 @@ class MethodSettings:
         "name of a method; auto: the one that fits the situation, see `labelwright inspect`",
         example="--method cap",
     )
+    answer: Literal["auto", "best", "trained"] = setting(
+        "auto",
+        "best: of what was trained, its start and the obvious ones, the best on labels that were left out; trained: "
+        "that one whatever is better; auto: best, but for baselines and --preset paper",
+        example="--answer trained",
+    )
     preset: Literal["practical", "paper"] = setting(
         "practical",
         "practical: what works best at this budget; paper: the published recipe, complete, see `labelwright settings`",

@@ -22,6 +22,8 @@ from scipy.stats import binomtest
 
 from labelwright.metrics.classification import GROUPS
 from labelwright.reporting.before_after import compared_class_figures, labelled_figures
+from labelwright.reporting.beside import COLUMNS as BESIDE
+from labelwright.reporting.beside import beside_rows
 from labelwright.reporting.charts import Figure, class_figures, curve_figures, reliability_figures
 from labelwright.reporting.class_rows import class_rows
 from labelwright.reporting.sections import Sections
@@ -109,6 +111,7 @@ def render(
     place = iter(range(len(every)))
     numbered = {name: [(next(place), figure) for figure in some] for name, some in placed.items()}
     content = {**NO_CONTENT, **own.content}
+    beside_keys, beside = beside_rows(run.summary)
     page = environment.get_template("template.html").render(
         run=run,
         figures=numbered,
@@ -118,6 +121,10 @@ def render(
         signs=folded_warnings(run.summary.get("warnings") or []),
         scores=[(title, key, run.test[key]) for key, title in SCORES.items() if run.test.get(key) is not None],
         zero_shot=run.zero_shot,
+        beside=beside,
+        beside_keys=beside_keys,
+        beside_titles={key: title.capitalize() for key, title in BESIDE.items()},
+        why=(run.summary.get("answer") or {}).get("why"),
         quarantined=run.data.get("quarantined") or [],
         kinds=Counter(problem.get("kind", "?") for problem in run.data.get("quarantined") or []).most_common(),
         groups=_group_rows(run),
@@ -183,6 +190,8 @@ def _done(run: Run) -> str:
     seconds = summary.get("seconds")
     if isinstance(seconds, Mapping) and seconds:
         words += f", {duration(sum(v for v in seconds.values() if isinstance(v, int | float)))} in all"
+    answer = summary.get("answer") or {"name": summary["method"]}
+    words += f"; the answer is that of {answer['title']}" if answer["name"] != summary["method"] else ""
     words += f", seed {summary['seed']}" if summary.get("seed") is not None else ""
     device = run.environment.get("device")
     return words + (f", on {device}." if device else ".")

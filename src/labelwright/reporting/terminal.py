@@ -16,6 +16,7 @@ from rich.table import Table
 from labelwright.data.checks import format_problems
 from labelwright.data.table import NOTICES
 from labelwright.errors import DataError, Problem
+from labelwright.reporting.beside import COLUMNS, beside_rows
 from labelwright.reporting.candidate_training import deployed_words
 from labelwright.reporting.candidates import is_below_annotator, knows_annotator
 from labelwright.run_folder import Run
@@ -265,9 +266,26 @@ def _print_fit(run: Run, values: Mapping[str, Any]) -> None:
         out.print(line, markup=False)
     if summary["test"]:
         _print_scores(summary["test"])
+    _print_beside(summary)
     for warning in folded_warnings(summary["warnings"]):
         out.print(f"warning: {warning}", markup=False)
     out.print(f"report: {run.report}", markup=False)
+
+
+def _print_beside(summary: Mapping[str, Any]) -> None:
+    """The answer beside the obvious ones, and why it was chosen."""
+    keys, rows = beside_rows(summary)
+    if not rows:
+        return
+    out = _console()
+    shown = Table(
+        "right, as a mean over the classes", *(f"on {COLUMNS[key]}" for key in keys), box=None, pad_edge=False
+    )
+    for row in rows:
+        values = ("-" if row[key] is None else f"{row[key]:.4f}" for key in keys)
+        shown.add_row(f"{row['title']}{' (the answer)' if row['is_answer'] else ''}", *values)
+    out.print(shown)
+    out.print(f"answer: {summary['answer']['why']}", markup=False)
 
 
 def _print_pretrain(path: Path, values: Mapping[str, Any]) -> None:

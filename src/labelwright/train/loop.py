@@ -63,6 +63,7 @@ class LoopOptions:
     device: str = "auto"
     precision: str = "auto"
     checkpoint_minutes: float = 5.0  # besides one at each epoch's end
+    trains: bool = True  # False ends before the first epoch: what the recipe starts from
     n_evaluations: int = 10  # times the test images are scored, evenly spread, the last after training; for the curves
     show_progress: bool = True
 
@@ -161,7 +162,8 @@ class _Loop:
         with stop_on_signal() as stop, progress.bar(self.options.show_progress and self.is_main) as live:
             if not self.has_begun:
                 self.begin()
-            self.run_epochs(stop, live)
+            if self.options.trains:
+                self.run_epochs(stop, live)
         steps_s = self.spent["input_s"] + self.spent["step_s"]
         return Trained(
             state=self.state,

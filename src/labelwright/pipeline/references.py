@@ -1,0 +1,179 @@
+"""The obvious answers beside a run's own: made on the same views, held against each other, the best one kept.
+
+1  contenders: what was trained, what it started from, and whichever obvious methods apply (`obvious_names`)
+2  where there are labels: balanced accuracy on labelled images, each answered by a fit that did not see its label
+3  what was trained stands unless another is better by more than one standard error of the difference
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from labelwright.methods.frozen_heads import LEFT_OUT
+from labelwright.methods.method import Method
+from labelwright.methods.registry import METHODS, resolve_config
+from labelwright.metrics.choice import Choice, choose
+from labelwright.pipeline.evaluate import answers_of
+from labelwright.pipeline.job import Job
+from labelwright.pipeline.resolve import Plan
+from labelwright.train.convex import folds_of
+from labelwright.train.loop import Trained, train
+from labelwright.train.settings import TrainSettings
+from labelwright.types import Recipe, State, Task
+
+TITLES = {"class_balanced": "Balanced logistic regression", "ss_kmeans": "k-means"}
+"""What the obvious ones are called where a reader need not know the paper."""
+
+MANY_NUMBERS = 1_000_000  # images x classes, from which one fold is answered and not all
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A classifier that may be a run's answer.
+
+    Attributes:
+      name: of its method; "start" for what the run's method began with.
+      title: for readers.
+      recipe, cfg, state: the classifier.
+      seconds: that it took, what is left out included.
+      left_out: [n] int64 answers to the rows of the criterion, of fits that did not see their labels, -1 = none; None
+        where nothing could be left out.
+    """
+
+    name: str
+    title: str
+    recipe: Recipe
+    cfg: TrainSettings
+    state: State
+    seconds: float
+    left_out: Tensor | None
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Contenders, the run's own first, and the rows [n] of the training table that they are judged by."""
+
+    contenders: tuple[Contender, ...]
+    rows: Tensor
+
+    def named(self, name: str) -> Contender:
+        """The contender of this name."""
+        return next(each for each in self.contenders if each.name == name)
+
+    def choice(self, labels: Tensor) -> Choice:
+        """Lines 2 and 3.
+
+        Args:
+          labels: [N] int64 of the training table.
+        """
+        titles = {each.name: each.title for each in self.contenders}
+        answers = {each.name: each.left_out for each in self.contenders if each.left_out is not None}
+        return choose(self.contenders[0].name, titles, answers, labels[self.rows])
+
+
+def obvious_names(task: Task, *, has_feats: bool, is_stored: bool) -> tuple[str, ...]:
+    """What a careful user would try first: names of methods.
+
+    Args:
+      has_feats: whether the views go through a network that has learned something before.
+      is_stored: whether the views are its features.
+
+    Example:
+      >>> obvious_names(Task(torch.tensor([0, 1, -1]), ("cat", "dog")), has_feats=True, is_stored=True)
+      ('class_balanced', 'nearest_mean')
+      >>> obvious_names(Task(torch.tensor([0, -1, -1]), ("cat",), n_novel=2), has_feats=True, is_stored=True)
+      ('ss_kmeans',)
+    """
+    if task.n_novel:
+        return ("ss_kmeans",) if has_feats else ()
+    names = ["zero_shot"] if task.concepts is not None else []
+    is_labelled = bool((task.counts > 0).all())
+    if has_feats and is_labelled:
+        names += ["class_balanced", *(["nearest_mean"] if is_stored else [])]
+    if has_feats and task.candidates is not None and not is_labelled:
+        names += ["majority"]
+    return tuple(names)
+
+
+def contest(plan: Plan, job: Job, trained: Trained) -> Contest:
+    """Fit whatever the trained classifier has to be held against.
+
+    Every process takes part.
+    """
+    rows, fold = _left_out_rows(job.task)
+    own = Contender(plan.name, plan.method.title, plan.method.recipe, job.cfg, trained.state, trained.seconds, None)
+    found = [_judged(own, plan, job, rows, fold)]
+    if plan.method.has_start and plan.views == "embeddings":
+        found.append(_judged(_fitted(plan, job, plan.method, "start", job.cfg), plan, job, rows, fold))
+        # Training goes on from the start; what is left out says as much of the one as of the other.
+        found[0] = dataclasses.replace(found[0], left_out=found[1].left_out)
+    has_feats = job.build.is_frozen or job.build.is_pretrained
+    for name in obvious_names(job.task, has_feats=has_feats, is_stored=plan.views == "embeddings"):
+        method = METHODS[name].on_features()
+        if name != plan.name:
+            cfg = resolve_config(method, {})
+            found.append(_judged(_fitted(plan, job, method, name, cfg), plan, job, rows, fold))
+    return Contest(tuple(found), rows)
+
+
+def _fitted(
+    plan: Plan, job: Job, method: Method, name: str, cfg: TrainSettings, labels: Tensor | None = None
+) -> Contender:
+    """A method as it stands before its first step, on all labels or on those given."""
+    began = time.monotonic()
+    trained = train(
+        method.recipe,
+        cfg,
+        job.task if labels is None else dataclasses.replace(job.task, labels=labels),
+        job.prepared.train.views(job.prepared.view),
+        job.build,
+        options=dataclasses.replace(plan.options, trains=False, show_progress=False),
+    )
+    title = f"{method.title}, as it starts" if name == "start" else TITLES.get(name, method.title)
+    return Contender(name, title, method.recipe, cfg, trained.state, time.monotonic() - began, None)
+
+
+def _left_out_rows(task: Task) -> tuple[Tensor, Tensor]:
+    """Rows of the table that the criterion looks at, and the fold of each; empty where labels cannot be left out."""
+    labels = task.labels.cpu()
+    known = (labels >= 0).nonzero().flatten()
+    if task.n_novel or not bool((task.counts > 0).all()):
+        return known[:0], known[:0]
+    groups = None if task.groups is None else task.groups.cpu()[known]
+    rows, fold = folds_of(labels[known], groups, seed=0)
+    return known[rows], fold
+
+
+def _judged(contender: Contender, plan: Plan, job: Job, rows: Tensor, fold: Tensor) -> Contender:
+    """With its answers to the rows, if it can be fitted anew in seconds."""
+    began, state = time.monotonic(), contender.state
+    if not len(rows):
+        return contender
+    if LEFT_OUT in state.memory:  # convex heads have answered them on the way
+        answers = torch.full((len(job.task.labels),), -1)
+        answers[state.memory[LEFT_OUT]["rows"]] = state.memory[LEFT_OUT]["predicted"]
+        return dataclasses.replace(contender, left_out=answers[rows])
+    takes_steps = contender.cfg.takes_steps and contender.name != "start"
+    if takes_steps:
+        return contender
+    method = plan.method if contender.name in ("start", plan.name) else METHODS[contender.name].on_features()
+    views, answers = job.prepared.train.views(job.prepared.view), torch.full((len(rows),), -1)
+    n_folds = 1 if len(job.task.labels) * job.task.n_classes > MANY_NUMBERS else int(fold.max()) + 1
+    for k in range(n_folds):
+        labels, hidden = job.task.labels.clone(), rows[fold == k]
+        labels[hidden] = -1
+        left = torch.bincount(labels[labels >= 0], minlength=job.task.n_classes)
+        hidden = hidden[left[job.task.labels[hidden]] > 0]  # of a class that would have none left, none is hidden
+        if not len(hidden):
+            continue
+        labels = job.task.labels.clone()
+        labels[hidden] = -1
+        anew = _fitted(plan, job, method, contender.name, contender.cfg, labels)
+        found = answers_of(plan, anew.recipe, anew.cfg, anew.state, views, rows=hidden)
+        answers[torch.isin(rows, hidden)] = found.predicted
+    return dataclasses.replace(contender, left_out=answers, seconds=contender.seconds + time.monotonic() - began)

@@ -1,0 +1,112 @@
+"""The obvious answers beside a run's own, and which one is kept."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import labelwright as lw
+from labelwright.errors import ConfigError
+
+NAMES = np.array(["cat", "dog", "owl"])
+
+
+def blobs(path: Path, per_class: int = 30, *, n_labelled: int | None = None, spread: float = 0.6, seed: int = 0) -> str:
+    """Three round clusters in 8 numbers; labels of the first images of each class, or of all."""
+    draw = np.random.default_rng(seed)
+    truth = np.tile(np.arange(3), per_class)
+    feats = np.eye(8)[truth] + spread * draw.standard_normal((len(truth), 8))
+    names = NAMES[truth]
+    labels = names if n_labelled is None else np.where(np.arange(len(truth)) < 3 * n_labelled, names, "")
+    np.savez(path, embeddings=feats.astype(np.float32), labels=labels, truth=names, class_names=NAMES)
+    return str(path)
+
+
+def summary_of(tmp_path: Path, data: str, **settings: Any) -> dict[str, Any]:
+    run = lw.fit(data, out=tmp_path / "run", device="cpu", **settings)
+    return run.summary
+
+
+def test_fit__few_labels__what_applies_is_computed_and_judged(tmp_path: Path) -> None:
+    data = blobs(tmp_path / "train.npz", n_labelled=5)
+    summary = summary_of(tmp_path, data, test=blobs(tmp_path / "test.npz", seed=1))
+    beside = summary["reference"]
+    assert list(beside) == ["beliefs", "class_balanced", "nearest_mean"]
+    for each in beside.values():
+        assert 0.3 < each["left_out"] <= 1
+        assert each["test"]["balanced_accuracy"] > 0.5
+        assert each["unlabelled"] > 0.5
+    assert summary["answer"]["criterion"] == "balanced accuracy on labelled images that were left out"
+    assert summary["test"]["accuracy"] == beside[summary["answer"]["name"]]["test"]["accuracy"]
+
+
+def test_fit__a_better_reference_becomes_the_answer_everywhere(tmp_path: Path) -> None:
+    """A method that is made to fail: it sees one of eight numbers."""
+    data, test = blobs(tmp_path / "train.npz", 60, n_labelled=20), blobs(tmp_path / "test.npz", 40, seed=1)
+    bad: dict[str, Any] = {"method": "beliefs", "set": {"n_dims": 1}}
+    best = lw.fit(data, test=test, out=tmp_path / "best", device="cpu", **bad)
+    kept = best.summary["answer"]
+    assert kept["name"] in ("class_balanced", "nearest_mean")
+    assert "Beliefs on" in kept["why"]
+    assert best.summary["test"]["accuracy"] == best.summary["reference"][kept["name"]]["test"]["accuracy"]
+    assert lw.evaluate(best.path, test)["accuracy"] == pytest.approx(best.summary["test"]["accuracy"])
+    assert json.loads((best.path / "model" / "config.json").read_text())["answer"] == kept["name"]
+    rows = pq.read_table(best.path / "labels.parquet")
+    right = np.array(rows["label"].to_pylist()) == NAMES[np.tile(np.arange(3), 60)]
+    predicted = np.array(rows["source"].to_pylist()) == "predicted"
+    assert right[predicted].mean() == pytest.approx(best.summary["reference"][kept["name"]]["unlabelled"])
+    page = (best.path / "report.html").read_text()
+    assert "Beside the obvious" in page
+    assert f"the answer is that of {kept['title']}" in page
+
+    trained = lw.fit(data, test=test, out=tmp_path / "trained", device="cpu", answer="trained", **bad)
+    assert trained.summary["answer"]["name"] == "beliefs"
+    assert any("--answer best keeps it" in warning for warning in trained.summary["warnings"])
+    assert trained.summary["test"]["accuracy"] < best.summary["test"]["accuracy"]
+
+
+def test_fit__a_baseline_is_its_own_answer(tmp_path: Path) -> None:
+    summary = summary_of(tmp_path, blobs(tmp_path / "train.npz"), method="nearest_mean", test_frac=0)
+    assert summary["answer"]["name"] == "nearest_mean"
+    assert list(summary["reference"]) == ["nearest_mean", "class_balanced"]
+
+
+def test_fit__open_world__k_means_is_beside(tmp_path: Path) -> None:
+    data = blobs(tmp_path / "train.npz", 40, spread=0.2)
+    with np.load(data) as file:
+        content = dict(file)
+    is_seen = content["truth"] != "owl"
+    labels = np.where(is_seen & (np.arange(len(is_seen)) % 2 == 0), content["truth"], "")
+    np.savez(data, **(content | {"labels": labels, "class_names": NAMES[:2]}))
+    summary = summary_of(tmp_path, data, novel=1, test_frac=0, epochs=2)
+    assert list(summary["reference"]) == ["lps", "start", "ss_kmeans"]
+    assert summary["reference"]["ss_kmeans"]["unlabelled"] > 0.9
+    assert summary["answer"]["name"] == "lps"
+
+
+def test_fit__candidates__regression_on_the_majority_vote(tmp_path: Path) -> None:
+    with np.load(blobs(tmp_path / "train.npz", 40)) as file:
+        feats, truth = file["embeddings"], file["truth"]
+    draw = np.random.default_rng(0)
+    others = NAMES[(np.searchsorted(NAMES, truth) + draw.integers(1, 3, size=len(truth))) % 3]
+    table = pa.table(
+        {
+            "embedding": list(feats),
+            "candidates": [[str(name), str(other)] for name, other in zip(truth, others, strict=True)],
+            "weights": [[0.7, 0.3]] * len(truth),
+            "truth": truth,
+        }
+    )
+    pq.write_table(table, tmp_path / "crowd.parquet")
+    summary = summary_of(tmp_path, str(tmp_path / "crowd.parquet"), epochs=3, test_frac=0)
+    assert "majority" in summary["reference"]
+    assert summary["reference"]["majority"]["unlabelled"] > 0.8
+
+
+def test_fit__an_answer_that_is_not_known_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="answer"):
+        lw.fit(blobs(tmp_path / "train.npz"), out=tmp_path / "run", answer="worst")
