@@ -20,7 +20,7 @@ from labelwright.methods.registry import METHODS
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 (RECIPE,) = re.findall(r"^```python\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
-(LINE,) = re.findall(r"^```\n(\"nearest_mean\": .*)\n```", TEXT, re.MULTILINE)
+(LINE,) = re.findall(r"^```\n(\"nearest_centre\": .*)\n```", TEXT, re.MULTILINE)
 NAMES = ["ant", "bee", "cow"]
 
 
@@ -28,11 +28,11 @@ NAMES = ["ant", "bee", "cow"]
 def registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Steps 1 and 2: the module of the page, registered by the line of the page."""
     monkeypatch.setenv("LABELWRIGHT_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "nearest_mean.py").write_text(RECIPE, encoding="utf-8")
+    (tmp_path / "nearest_centre.py").write_text(RECIPE, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "nearest_mean", raising=False)
-    module = importlib.import_module("nearest_mean")
-    entry = eval(f"{{{LINE}}}", {"of_labels": of_labels, "nearest_mean": module})
+    monkeypatch.delitem(sys.modules, "nearest_centre", raising=False)
+    module = importlib.import_module("nearest_centre")
+    entry = eval(f"{{{LINE}}}", {"of_labels": of_labels, "nearest_centre": module})
     for name, method in entry.items():
         monkeypatch.setitem(METHODS, name, method)  # type: ignore[arg-type]
     return module
@@ -55,7 +55,7 @@ def test_the_example_fits_labels_and_reports(registered: ModuleType, tmp_path: P
     run = lw.fit(
         tmp_path / "train.npz",
         test=tmp_path / "test.npz",
-        method="nearest_mean",
+        method="nearest_centre",
         out=tmp_path / "run",
         device="cpu",
         set={"temperature": 2.0},
@@ -64,15 +64,15 @@ def test_the_example_fits_labels_and_reports(registered: ModuleType, tmp_path: P
     found = lw.label(tmp_path / "run", tmp_path / "new.npz", out=tmp_path / "labels.parquet")
     assert found["label"].to_pylist() == [NAMES[c] for c in classes]
     page = Path(lw.report(tmp_path / "run"))
-    assert "nearest_mean" in page.read_text(encoding="utf-8")
+    assert "nearest_centre" in page.read_text(encoding="utf-8")
 
 
-def test_the_example_is_the_nearest_mean(registered: ModuleType, tmp_path: Path) -> None:
+def test_the_example_is_the_nearest_centre(registered: ModuleType, tmp_path: Path) -> None:
     """Probabilities against distances in float64."""
     classes = write_features(tmp_path / "train.npz", n=30, n_labelled=30, seed=0)
     write_features(tmp_path / "test.npz", n=9, n_labelled=9, seed=1)
     run = lw.fit(
-        tmp_path / "train.npz", test=tmp_path / "test.npz", method="nearest_mean", out=tmp_path / "run", device="cpu"
+        tmp_path / "train.npz", test=tmp_path / "test.npz", method="nearest_centre", out=tmp_path / "run", device="cpu"
     )
     feats = np.load(tmp_path / "train.npz")["embeddings"].astype(np.float64)
     means = np.stack([feats[classes == c].mean(0) for c in range(3)])
@@ -84,16 +84,16 @@ def test_the_example_is_the_nearest_mean(registered: ModuleType, tmp_path: Path)
 
 
 def test_settings_of_the_example(registered: ModuleType, tmp_path: Path) -> None:
-    shown = {each.name: (each.value, each.text) for each in lw.settings("nearest_mean")}
+    shown = {each.name: (each.value, each.text) for each in lw.settings("nearest_centre")}
     assert shown == {"epochs": (1, "nothing is trained"), "temperature": (1.0, "divides the squared distances")}
     write_features(tmp_path / "train.npz", n=30, n_labelled=30, seed=0)
     with pytest.raises(ConfigError, match="temperature=0"):
-        lw.fit(tmp_path / "train.npz", method="nearest_mean", out=tmp_path / "run", set={"temperature": 0})
+        lw.fit(tmp_path / "train.npz", method="nearest_centre", out=tmp_path / "run", set={"temperature": 0})
 
 
 def test_the_example_is_short_and_its_paths_exist() -> None:
     assert len(RECIPE.splitlines()) <= 60
     assert ast.get_docstring(ast.parse(RECIPE))
     for path in re.findall(r"`((?:src|tests|docs|benchmarks|methods)/[\w/.]+)`", TEXT):
-        if "nearest_mean" not in path and "NAME" not in path:
+        if "nearest_centre" not in path and "NAME" not in path:
             assert (ROOT / path).exists() or (ROOT / "src" / "labelwright" / path).exists(), path

@@ -195,9 +195,8 @@ def run_cell(
             "set": {**schedule, **cell.settings},
         }
     flip = "on" if dataset_card(grid.dataset).flip else "off"
-    return api.fit(
-        seen, out=folder, method=cell.method, seed=seed, device=device, flip=flip, resume=folder.exists(), **how
-    )
+    how |= {"method": cell.method, "answer": "trained"}  # a table compares methods, not choices among them
+    return api.fit(seen, out=folder, seed=seed, device=device, flip=flip, resume=folder.exists(), **how)
 
 
 def _run_cells(

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from labelwright import __version__
 from labelwright.encoders import backbones
 from labelwright.encoders.nets import EncoderNets
 from labelwright.methods.method import Images, Outcome
-from labelwright.metrics.choice import CRITERION
+from labelwright.metrics.choice import CRITERION, Choice
 from labelwright.metrics.scores import confusions, open_scores, scores_of, seen_unseen, truth_beyond
 from labelwright.pipeline.evaluate import answers_of, asker_of_names
 from labelwright.pipeline.job import Job
 from labelwright.pipeline.label import label_rows
 from labelwright.pipeline.novel import feats_of
-from labelwright.pipeline.references import Contender, Contest
+from labelwright.pipeline.references import Contender
 from labelwright.pipeline.report import report
 from labelwright.pipeline.resolve import Plan
 from labelwright.pipeline.saved_model import model_card, save_model
@@ -30,12 +32,29 @@ from labelwright.train.loop import Trained
 from labelwright.train.predict import Answers
 
 
-def finish(plan: Plan, job: Job, trained: Trained, beside: Contest, seconds: dict[str, float]) -> None:
+@dataclass(frozen=True)
+class Answer:
+    """What a run answers with.
+
+    Attributes:
+      kept: the classifier that labels and scores are of.
+      choice: why.
+      contenders: all that it was held against, itself among them.
+      saved: the classifier for the model folder: the kept one, or the same fitted on more images.
+    """
+
+    kept: Contender
+    choice: Choice
+    contenders: tuple[Contender, ...]
+    saved: Contender
+
+
+def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict[str, float]) -> None:
     """Choose, label, score and save: labels.parquet, model/, summary.json, report.html.
 
     Args:
       plan, job, trained: what was trained, on what, how.
-      beside: what may be the answer in its place.
+      answer: what was chosen to answer with.
       seconds: spent so far, by phase; labelling is added.
     """
     run, prepared, task, described = plan.run, job.prepared, job.task, plan.described
@@ -43,14 +62,20 @@ def finish(plan: Plan, job: Job, trained: Trained, beside: Contest, seconds: dic
     began = time.monotonic()
     table = prepared.train.table
     n_seen = len(task.class_names)
-    choice = beside.choice(torch.from_numpy(table.labels).long())
-    kept = beside.named(choice.name if plan.answer == "best" else plan.name)
-    tests = {each.name: _test_scores(plan, job, each) for each in beside.contenders}
-    scores = tests[kept.name]
+    kept, choice = answer.kept, answer.choice
+    tests = {each.name: _scored(plan, job, each) for each in answer.contenders}
+    scores = tests[kept.name][1]
     given = torch.from_numpy(table.labels).long()
     views = prepared.train.views(prepared.view)
     own = answers_of(plan, kept.recipe, kept.cfg, kept.state, views, given=given)
-    write_parquet_atomically(label_rows(table, own, table.class_names, keep_given=True), run.path / "labels.parquet")
+    rows = label_rows(table, own, table.class_names, keep_given=True)
+    held_out = tests[kept.name][0]
+    if prepared.test is not None and held_out is not None and prepared.test_is != "given":
+        assert plan.prepared.test is not None
+        more = label_rows(prepared.test.table, held_out, table.class_names, keep_given=True)
+        order = torch.cat([plan.prepared.train.rows, plan.prepared.test.rows]).argsort()
+        rows = pa.concat_tables([rows, more]).take(pa.array(order.numpy()))
+    write_parquet_atomically(rows, run.path / "labels.parquet")
     summary: dict[str, Any] = {
         "situation": prepared.situation.name,
         "method": plan.name,
@@ -60,6 +85,7 @@ def finish(plan: Plan, job: Job, trained: Trained, beside: Contest, seconds: dic
         "n_classes": described["n_classes"],
         "seed": plan.settings.seed,
         "test": scores,
+        "n_fitted": len(table) + (0 if answer.saved is kept or prepared.test is None else len(prepared.test.table)),
         "answer": {
             "name": kept.name,
             "title": kept.title,
@@ -71,11 +97,11 @@ def finish(plan: Plan, job: Job, trained: Trained, beside: Contest, seconds: dic
             each.name: {
                 "title": each.title,
                 "left_out": choice.scores.get(each.name),
-                "test": _few_scores(tests[each.name]),
+                "test": _few_scores(tests[each.name][1]),
                 "unlabelled": _unlabelled_score(plan, job, each, own if each is kept else None),
                 "seconds": round(each.seconds, 2),
             }
-            for each in beside.contenders
+            for each in answer.contenders
         },
     }
     summary |= plan.method.summarise(
@@ -106,8 +132,8 @@ def finish(plan: Plan, job: Job, trained: Trained, beside: Contest, seconds: dic
         "peak_memory_mb": peak_memory_mb(),
         "warnings": [*job.notices, *trained.warnings, *_warnings(plan, summary)],
     }
-    kept_net: Any = kept.state.nets["main"]
-    net: backbones.Classifier | backbones.Ensemble = kept_net.exported()
+    saved_net: Any = answer.saved.state.nets["main"]
+    net: backbones.Classifier | backbones.Ensemble = saved_net.exported()
     if isinstance(job.build, EncoderNets):
         net = job.build.deployable(net)
     save_model(
@@ -119,6 +145,7 @@ def finish(plan: Plan, job: Job, trained: Trained, beside: Contest, seconds: dic
         info={
             "method": plan.name,
             "answer": kept.name,
+            "n_fitted": summary["n_fitted"],
             "labelwright": __version__,
             "fingerprint": described["fingerprint"],
             **({"n_seen": n_seen} if task.n_novel else {}),
@@ -132,17 +159,19 @@ def finish(plan: Plan, job: Job, trained: Trained, beside: Contest, seconds: dic
 FEW_SCORES = ("accuracy", "balanced_accuracy", "seen", "novel", "ece")  # of a contender
 
 
-def _test_scores(plan: Plan, job: Job, contender: Contender) -> dict[str, Any] | None:
-    """How right a contender is on the test images; None without such."""
+def _scored(plan: Plan, job: Job, contender: Contender) -> tuple[Answers | None, dict[str, Any] | None]:
+    """What a contender says of the test images, and how right that is; None without such."""
     prepared, task = job.prepared, job.task
     if prepared.test is None:
-        return None
-    views = prepared.test.views(prepared.view)
-    answers = answers_of(plan, contender.recipe, contender.cfg, contender.state, views)
+        return None, None
+    views, given = prepared.test.views(prepared.view), torch.from_numpy(prepared.test.table.labels).long()
+    given = torch.where(given < task.n_classes, given, -1)  # in an open world there may be others
+    answers = answers_of(plan, contender.recipe, contender.cfg, contender.state, views, given=given)
     n_seen, truth, table = len(task.class_names), prepared.test.table.labels, prepared.train.table
     if task.n_novel:
-        return open_scores(answers, *truth_beyond(prepared.test.table, n_seen), n_seen=n_seen)
-    return scores_of(answers, truth, table.counts()) | {"confusions": confusions(answers, truth, table.class_names)}
+        return answers, open_scores(answers, *truth_beyond(prepared.test.table, n_seen), n_seen=n_seen)
+    scores = scores_of(answers, truth, table.counts())
+    return answers, scores | {"confusions": confusions(answers, truth, table.class_names)}
 
 
 def _few_scores(scores: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -12,9 +12,10 @@ from labelwright.annotators.chat import Estimate
 from labelwright.annotators.training_candidates import has_answers
 from labelwright.errors import LabelwrightError
 from labelwright.pipeline.evaluate import evaluator
-from labelwright.pipeline.finish import finish
+from labelwright.pipeline.finish import Answer, finish
 from labelwright.pipeline.job import prepare_job
 from labelwright.pipeline.references import contest
+from labelwright.pipeline.refit import is_refitted, refitted
 from labelwright.pipeline.report import report
 from labelwright.pipeline.resolve import resolve
 from labelwright.pipeline.settings import MAY_DIFFER, documented, settings_of
@@ -72,7 +73,12 @@ def fit(
     began = time.monotonic()
     beside = contest(plan, job, trained)
     seconds |= {"train": trained.seconds, "references": time.monotonic() - began}
+    choice = beside.choice(job.task.labels)
+    kept = beside.named(choice.name if plan.answer == "best" else plan.name)
+    saved = refitted(plan, job, kept) if is_refitted(plan, job) else kept
+    if saved is not kept:
+        seconds["refit"] = saved.seconds
     if accelerator.is_main_process:
-        finish(plan, job, trained, beside, seconds)
+        finish(plan, job, trained, Answer(kept, choice, beside.contenders, saved), seconds)
     run.close()
     return Run(run.path)

@@ -65,9 +65,10 @@ def prepare_job(plan: Plan, seconds: dict[str, float], approve: Callable[[Estima
     settings, accelerator, prepared, encoder = plan.settings, plan.accelerator, plan.prepared, plan.encoder
     device, precision = accelerator.device, settings.precision
     if encoder is not None and plan.views == "embeddings":
-        with _clock(seconds, "embed"):  # test images in the un-augmented view alone
+        with _clock(seconds, "embed"):  # test images in the un-augmented view alone, but for those to be learned from
             train = embed(prepared.train, encoder, prepared.view, n_views=settings.n_views, device=device)
-            test = prepared.test and embed(prepared.test, encoder, prepared.view, n_views=0, device=device)
+            n_views = settings.n_views if settings.refit and prepared.test_is == "held out" else 0
+            test = prepared.test and embed(prepared.test, encoder, prepared.view, n_views=n_views, device=device)
             prepared = dataclasses.replace(prepared, train=train, test=test)
     guesser, guesses = None, None
     if plan.annotator is not None:

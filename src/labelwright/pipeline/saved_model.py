@@ -180,6 +180,12 @@ def model_card(summary: Mapping[str, Any], class_names: tuple[str, ...], version
         f"images (situation: {summary['situation']}), backbone `{summary['encoder']}`, seed {summary['seed']}.",
         "",
     ]
+    answer = summary.get("answer") or {"name": summary["method"]}
+    if answer["name"] != summary["method"]:
+        lines += [f"It is the answer of {answer['title']}: {answer['why']}.", ""]
+    if summary.get("n_fitted", 0) > summary["n_images"]:
+        n_more = summary["n_fitted"] - summary["n_images"]
+        lines += [f"Once scored, it was fitted anew with the {n_more:,} images that had been held out.", ""]
     if test:
         lines += ["| score on the test images | value |", "|---|---|"]
         for key in ("accuracy", "balanced_accuracy", "many", "medium", "few", "ece"):

@@ -197,6 +197,12 @@ class MethodSettings:
         "that one whatever is better; auto: best, but for baselines and --preset paper",
         example="--answer trained",
     )
+    refit: bool = setting(
+        True,
+        "fit the saved model once more on all images, those held out for its score too; networks that learn from "
+        "pixels and runs with new classes keep the one that was scored",
+        example="--no-refit",
+    )
     preset: Literal["practical", "paper"] = setting(
         "practical",
         "practical: what works best at this budget; paper: the published recipe, complete, see `labelwright settings`",
