@@ -54,7 +54,9 @@ def _novel_lines(summary: Mapping[str, Any]) -> list[str]:
         sizes.append(f"{cluster['name']} ({counted(cluster['n_images'], 'image')}{perhaps})")
     likely = ""
     if evidence and evidence["plausible"][0] < evidence["plausible"][1]:
-        likely = " ({} to {} are about as likely)".format(*evidence["plausible"])
+        low, high = evidence["plausible"]
+        none = evidence.get("could_be_none")
+        likely = f" (could be none; at most {high} likely)" if none else f" ({low} to {high} are likely)"
     what = counted(summary["n_novel"], "class", "classes") if summary["n_novel"] else "no class"
     listed = f": {', '.join(sizes[:LINES_MAX])}" if sizes else ""
     more = f" and {len(sizes) - LINES_MAX:,} more" if len(sizes) > LINES_MAX else ""
