@@ -27,6 +27,7 @@ from labelwright.methods.baselines import (
     orca,
     pico,
     proden,
+    protogcd,
     pseudo_probe,
     simgcd,
     ss_kmeans,
@@ -105,6 +106,7 @@ METHODS: Mapping[str, Method] = {
     "novel_beliefs": of_novel("Beliefs from clusters", novel_beliefs.RECIPE),
     "orca": of_novel("ORCA", orca.RECIPE),
     "simgcd": of_novel("SimGCD", simgcd.RECIPE),
+    "protogcd": of_novel("ProtoGCD", protogcd.RECIPE),
     "fixmatch_clusters": of_novel("FixMatch + clusters", fixmatch_clusters.RECIPE),
 }
 

@@ -132,14 +132,15 @@ def _unscored(run: Run) -> str:
 
 def _counting(run: Run, evidence: Mapping[str, Any]) -> list[str]:
     n = run.summary["n_novel"]
+    edits = [f"Afterwards {words}." for words in (run.summary.get("novel") or {}).get("edits") or ()]
     if not evidence:
-        return [f"You gave the number: {counted(n, 'new class', 'new classes') if n else 'none'}."]
+        return [f"You gave the number: {counted(n, 'new class', 'new classes') if n else 'none'}.", *edits]
     reason = str(evidence.get("reason") or "")
     words = [reason[:1].upper() + reason[1:]] if reason else []
     if evidence.get("is_edge"):
         most = evidence.get("most") or 0
         words.append(f"To look further, run it again with a wider range, as --novel 0-{max(2 * most, 10)}.")
-    return words
+    return [*words, *edits]
 
 
 CHART_NOTE = (
@@ -308,7 +309,7 @@ def _card(
         "size": counted(n, "image"),
         "facts": facts,
         "images": [(str(key), thumbnails[str(key)]) for key in cluster.get("central") or () if str(key) in thumbnails],
-        "rename": f"labelwright label RUN DATA --rename {shlex.quote(name + '=NAME')}",
+        "rename": f"labelwright classes RUN rename {shlex.quote(name)} NAME",
     }
 
 

@@ -1,4 +1,4 @@
-"""ss_kmeans, orca, simgcd and fixmatch_clusters: their losses by hand, and the clusters that nobody named."""
+"""ss_kmeans, novel_beliefs, orca, simgcd, protogcd and fixmatch_clusters: their losses by hand, and the clusters that nobody named."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import tiny
 from labelwright.encoders.backbones import Classifier, UnitBackbone, build, classifier_config, from_config
 from labelwright.encoders.projection import ProjectedNet
 from labelwright.losses.contrastive import nt_xent
-from labelwright.methods.baselines import fixmatch_clusters, orca, simgcd, ss_kmeans
+from labelwright.methods.baselines import fixmatch_clusters, orca, protogcd, simgcd, ss_kmeans
 from labelwright.methods.baselines.cosines import divergence_of_mean
 from labelwright.methods.open_world import START_SCALE
 from labelwright.methods.registry import METHODS, resolve_config
@@ -24,8 +24,8 @@ from labelwright.train.loop import train
 from labelwright.train.seeds import generator
 from labelwright.types import Batch, Clock, State, Task
 
-STEPPING = ["orca", "simgcd", "fixmatch_clusters"]
-ALL = pytest.mark.parametrize("name", ["ss_kmeans", *STEPPING])
+STEPPING = ["orca", "simgcd", "protogcd", "fixmatch_clusters"]
+ALL = pytest.mark.parametrize("name", ["ss_kmeans", "novel_beliefs", *STEPPING])
 COUNTS = (24, 20, 20, 16)  # classes 0 and 1 are seen, and every other image of them is labelled
 TRUTH = torch.tensor(tiny.classes_of(COUNTS))
 FEATS = tiny.TinyFeats(TRUTH.tolist()).x

@@ -210,7 +210,7 @@ def test_open_world_section__cards():
         "True class it fits best": "owl",
         "If it were not novel-1, it would be": f"{EVIL} (40.0% of its images), novel-2 (25.0%)",
     }
-    assert first["rename"] == "labelwright label RUN DATA --rename novel-1=NAME"
+    assert first["rename"] == "labelwright classes RUN rename novel-1 NAME"
     assert dict(second["facts"])["True class it fits best"] == "none: others fit each class better"
     assert second["images"] == []
     assert [what for what, _ in empty["facts"]] == ["Left empty"]
@@ -302,7 +302,7 @@ def test_render__shows_the_section(tmp_path):
     assert section.count("<article") == 3
     assert section.count("<img") == section.count(f'src="{PICTURE}"') == 1
     assert section.count('class="chart"') == 5
-    assert "labelwright label RUN DATA --rename novel-2=NAME" in section
+    assert "labelwright classes RUN rename novel-2 NAME" in section
     assert "<script" not in section
     assert "&lt;script&gt;" in section
     assert "None" not in section

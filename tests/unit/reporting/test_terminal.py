@@ -120,7 +120,7 @@ def test_novel_lines__what_was_found_and_how_right_it_is() -> None:
     assert telling._novel_lines(summary) == [
         "3 classes beyond the named ones (2 to 4 are likely): okapi (1,200 images, perhaps zebra), "
         "novel-2 (1 image, perhaps dik-dik), novel-3 (0 images)",
-        "to name one: labelwright label RUN PHOTOS --rename novel-2=NAME",
+        "to name one: labelwright classes RUN rename novel-2 NAME (or merge, drop)",
         "unlabelled images right: of named classes 90.0%, all in all 75.0%",
     ]
     doubted = summary | {"novel": {"evidence": {"plausible": [0, 4], "could_be_none": True}, "clusters": clusters}}

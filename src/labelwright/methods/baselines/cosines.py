@@ -1,8 +1,8 @@
 """What ORCA and SimGCD share: a last layer of cosines, its start, and the loss that spreads the predictions.
 
-On frozen features the class weights start where LPS does (`start`): at the mean directions of the classes as the beliefs
-of `open_world.beliefs_from` have them. Training ends, as that of LPS, once it moves no answer, and the prior weighs more
-than from pixels. A saved model has the cosines unscaled.
+On frozen features the class weights start where LPS does (`start`): at the mean directions of the classes as the
+beliefs of `open_world.beliefs_from` have them. Training ends, as that of LPS, once it moves no answer, and the prior
+weighs more than from pixels. A saved model has the cosines unscaled.
 """
 
 from __future__ import annotations
