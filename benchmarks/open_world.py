@@ -1,8 +1,9 @@
-"""Open world on stored features: every method with the same split, start and budget, and the number of classes estimated.
+"""Open world on stored features: every method with the same split, start and budget; the number of classes estimated.
 
     python benchmarks/open_world.py TRAIN.npz [MORE.npz …] [--csv docs/results/open_world.csv]
 
-TRAIN.npz holds embeddings and a label for each, as `benchmarks/n_novel.py` reads them; --images of them are drawn. The
+TRAIN.npz holds embeddings and a label for each, as `benchmarks/n_novel.py` reads them; --images of them are drawn, and
+--dims principal components of unit-norm features kept. The
 first half of the classes are seen (--seen: another number). Cells: half or a tenth of the images of seen classes
 labelled, the true number of classes given or (`auto`) estimated; and, with half of them labelled, unlabelled images
 thinned until 70% of them are of the largest hidden class. The seed draws the labelled images and begins the run;
@@ -19,11 +20,13 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from n_novel import read
+import torch.nn.functional as F
+from sklearn.decomposition import PCA
 
 import labelwright as lw
 from labelwright.benchmarking.results import add_rows
 from labelwright.data.splits import seen_novel
+from n_novel import read
 
 TITLES = {
     "ss_kmeans": "k-means",
@@ -67,7 +70,10 @@ def measure(feats: np.ndarray, truth: np.ndarray, cell: tuple, n_seen: int, seed
     _, method, frac, has_most, is_auto = cell
     labelled, free = seen_novel(truth, seen=n_seen, labelled_frac=frac, seed=seed)
     free = thinned(truth, free, n_seen, seed) if has_most else free
-    rows, names = np.sort(np.concatenate([labelled, free])), np.array([f"class {c:03d}" for c in range(truth.max() + 1)])
+    rows, names = (
+        np.sort(np.concatenate([labelled, free])),
+        np.array([f"class {c:03d}" for c in range(truth.max() + 1)]),
+    )
     given = np.where(np.isin(rows, labelled), names[truth[rows]], "")
     novel = "auto" if is_auto else len(names) - n_seen
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
@@ -86,16 +92,22 @@ def main() -> None:
     parser.add_argument("--seen", type=int, help="seen classes, the first ones; half of the classes by default")
     parser.add_argument("--images", type=int, default=4000, help="at most, drawn at random")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--dims", type=int, default=128, help="principal components of the features, at most")
+    parser.add_argument("--cells", nargs="+", help="keys such as lps-50 or lps-auto-most; all of them by default")
     parser.add_argument("--model", default="efficientnet-lite0", help="what made the features, for the file")
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     for path in options.pools:
-        feats, truth = (tensor.numpy() for tensor in read(path))
+        embeddings, labels = read(path)
+        feats, truth = F.normalize(embeddings, dim=1).numpy(), labels.numpy()
         some = np.random.default_rng(0).permutation(len(truth))[: options.images]
         feats, truth = feats[some], truth[some]
         n_seen, name = options.seen or (int(truth.max()) + 2) // 2, path.stem.split("-")[0]
+        feats = PCA(min(options.dims, *feats.shape), random_state=0).fit_transform(feats)
         for cell in cells():
+            if options.cells and cell[0] not in options.cells:
+                continue
             key, method, frac, has_most, is_auto = cell
             words = "one class holds 70%" if has_most else f"{frac:.0%} labelled"
             title = f"{words}: {TITLES[method]}{', number of classes estimated' if is_auto else ''}"
@@ -108,7 +120,13 @@ def main() -> None:
                 add_rows(
                     options.csv,
                     [
-                        shared | {"metric": m, "value": f"{each[m]:g}" if m == "n_classes" else f"{each[m]:.2f}", "seed": seed, "seconds": f"{each['seconds']:.1f}"}
+                        shared
+                        | {
+                            "metric": m,
+                            "value": f"{each[m]:g}" if m == "n_classes" else f"{each[m]:.2f}",
+                            "seed": seed,
+                            "seconds": f"{each['seconds']:.1f}",
+                        }
                         for seed, each in enumerate(found)
                         for m in each
                         if m != "seconds" and (m != "n_classes" or is_auto)
