@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from labelwright.annotators.annotate import Annotated, annotate
 from labelwright.annotators.describe import describe
+from labelwright.pipeline.classes import classes
 from labelwright.pipeline.evaluate import evaluate
 from labelwright.pipeline.fit import fit
 from labelwright.pipeline.inspect import Inspection, inspect
@@ -18,6 +19,7 @@ __all__ = [
     "Inspection",
     "Run",
     "annotate",
+    "classes",
     "describe",
     "evaluate",
     "fit",

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Own = tuple[Any, Any]
 """Type of a flag and its `setting`."""
 
-POSITIONAL = ("data", "run", "method")
+POSITIONAL = ("data", "run", "method", "action", "names")
 
 RUN: Own = (str, setting(REQUIRED, "finished run folder", example="run"))
 YES: Own = (bool, setting(False, "ask a chat model without waiting for a yes; needed when not on a terminal"))
@@ -157,6 +157,21 @@ VERBS: dict[str, Callable[..., Any]] = {
         data=(str, setting(REQUIRED, "images; labels they may have are ignored")),
         out=(str, setting("labels.csv", ".csv, .parquet, or a folder that gets every image under its label")),
         rename=(tuple[str, ...], setting((), "OLD=NEW ...: names of classes, as novel-1=okapi; the model keeps them")),
+    ),
+    "classes": verb(
+        "Classes",
+        "Rename, merge or drop discovered classes of a finished run, in model, labels and report alike.",
+        *("run", "action", "names", "data", "device", "precision"),
+        run=RUN,
+        action=(Literal["rename", "merge", "drop"], setting(REQUIRED, "what to do", example="merge")),
+        names=(
+            tuple[str, ...],
+            setting(REQUIRED, "rename OLD NEW; merge KEPT OTHER ...; drop NAME ...", example="novel-1 novel-3"),
+        ),
+        data=(
+            str | None,
+            setting(None, "its images, if they moved; rename needs none", example="--data photos"),
+        ),
     ),
     "evaluate": verb(
         "Evaluate",

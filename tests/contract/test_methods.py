@@ -25,7 +25,7 @@ TEXT = pytest.mark.parametrize("name", [name for name in METHODS if tiny.family_
 CANDIDATES = pytest.mark.parametrize("name", [name for name in METHODS if tiny.family_of(name) == "candidates"])
 OPEN = [name for name in METHODS if tiny.family_of(name) == "open_world"]
 OPTIONAL = {"cap", "lps"}  # some of their settings matter with others only
-STEPLESS = {"zero_shot", "transclip", "ss_kmeans", *tiny.FROZEN}  # all is said before the first epoch
+STEPLESS = {"zero_shot", "transclip", "ss_kmeans", "novel_beliefs", *tiny.FROZEN}  # all is said before the first epoch
 STOPPING = {"coreg_frozen"}  # once answers stand still, after two epochs at the least
 
 

@@ -212,7 +212,14 @@ def test_traces__cover_every_method() -> None:
     single_steps = {"pseudo_probe", "fpl", "fixmatch"}  # tests/unit/methods/test_vision_language.py
     single_steps |= {"zero_shot", "transclip"}  # have no steps
     single_steps |= {"kd", "top1", "cc", "proden", "crdpll"}  # tests/unit/methods/test_candidate_labels.py
-    single_steps |= {"ss_kmeans", "orca", "simgcd", "fixmatch_clusters"}  # .../test_open_world_baselines.py
+    single_steps |= {
+        "ss_kmeans",
+        "novel_beliefs",
+        "orca",
+        "simgcd",
+        "protogcd",
+        "fixmatch_clusters",
+    }  # .../test_open_world_baselines.py
     single_steps |= {"pico", "dividemix", "coreg_frozen"}  # tests/unit/methods/test_pico.py, test_dividemix.py
     stepless = {"beliefs", "cross_validated"}  # tests/unit/methods/test_beliefs.py, test_frozen_heads.py
     assert CASES.keys() | {"cvs"} | elsewhere | single_steps | stepless == METHODS.keys()

@@ -26,9 +26,11 @@ from labelwright.methods.baselines import (
     ldam,
     majority,
     nearest_mean,
+    novel_beliefs,
     orca,
     pico,
     proden,
+    protogcd,
     pseudo_probe,
     simgcd,
     ss_kmeans,
@@ -117,8 +119,10 @@ BASELINES: Mapping[str, Method] = {
     "pico": of_candidates("PiCO", pico.RECIPE),
     "dividemix": of_candidates("DivideMix", dividemix.RECIPE),
     "ss_kmeans": of_novel("Semi-supervised k-means", ss_kmeans.RECIPE),
+    "novel_beliefs": of_novel("Beliefs from clusters", novel_beliefs.RECIPE),
     "orca": of_novel("ORCA", orca.RECIPE),
     "simgcd": of_novel("SimGCD", simgcd.RECIPE),
+    "protogcd": of_novel("ProtoGCD", protogcd.RECIPE),
     "fixmatch_clusters": of_novel("FixMatch + clusters", fixmatch_clusters.RECIPE),
 }
 """What others have published, and the obvious."""

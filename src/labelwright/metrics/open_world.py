@@ -1,4 +1,4 @@
-"""Scores with novel classes, which have no names: seen, novel and all, by the best match of clusters to classes."""
+"""Scores with novel classes: named classes count by their names, clusters by their best match to the others."""
 
 from __future__ import annotations
 
@@ -50,8 +50,30 @@ def cluster_accuracy(predicted: Tensor, truth: Tensor) -> float:
     return int(table[rows, columns].sum()) / len(predicted)
 
 
+def open_match(predicted: Tensor, truth: Tensor, *, n_seen: int) -> Tensor:
+    """For each predicted class the true one it stands for: itself if it has a name, else as `cluster_match` says.
+
+    Args:
+      predicted, truth: [N] int >= 0; 0..n_seen-1 are the seen classes in both.
+      n_seen: classes with a name, >= 0.
+
+    Returns: [P] int64, P = the larger of n_seen and the largest predicted number + 1; -1 for a cluster without a class.
+
+    Example: cluster 2 holds the novel class 3, whatever seen images it holds besides.
+      >>> open_match(torch.tensor([0, 2, 2, 2]), torch.tensor([1, 1, 1, 3]), n_seen=2).tolist()
+      [0, 1, 3]
+    """
+    match = torch.full((max(n_seen, int(predicted.max()) + 1 if len(predicted) else 0),), -1, dtype=torch.int64)
+    match[:n_seen] = torch.arange(n_seen)
+    both = (predicted >= n_seen) & (truth >= n_seen)
+    if both.any():
+        found = cluster_match(predicted[both] - n_seen, truth[both] - n_seen)
+        match[n_seen : n_seen + len(found)] = torch.where(found >= 0, found + n_seen, -1)
+    return match
+
+
 def seen_novel_all(predicted: Tensor, truth: Tensor, *, n_seen: int) -> dict[str, Any]:
-    """Accuracy on seen classes (as named), on novel ones (best match among their images) and on all (best match).
+    """Accuracy on seen classes, on novel ones and on all; named classes by name, clusters by `open_match`.
 
     Args:
       predicted: [N] int >= 0; 0..n_seen-1 are the seen classes.
@@ -64,7 +86,8 @@ def seen_novel_all(predicted: Tensor, truth: Tensor, *, n_seen: int) -> dict[str
 
     Raises: DataError: lengths differ, or no truth is known.
 
-    Source: Cao et al. 2022 (arXiv 2102.03526), Sec. 4: novel and all are matched apart.
+    Source: Cao et al. 2022 (arXiv 2102.03526), Sec. 4. Differs: there novel and all are matched freely, so that a named
+    class may stand for another or for a novel one; here it never does, and these are at most what they are there.
 
     Example:
       >>> scores = seen_novel_all(torch.tensor([0, 0, 3, 2]), torch.tensor([0, 1, 2, 3]), n_seen=2)
@@ -76,14 +99,14 @@ def seen_novel_all(predicted: Tensor, truth: Tensor, *, n_seen: int) -> dict[str
     known = truth >= 0
     if not known.any():
         raise DataError("no image has a known class", fix="give images with labels, or a truth")
-    predicted, truth = predicted[known].cpu(), truth[known].cpu()
+    predicted, truth = predicted[known].cpu().long(), truth[known].cpu().long()
     is_seen = truth < n_seen
+    right = open_match(predicted, truth, n_seen=n_seen)[predicted] == truth
     novel = predicted[~is_seen]
-    right = predicted[is_seen] == truth[is_seen]
     return {
-        "seen": float(right.float().mean()) if is_seen.any() else None,
-        "novel": cluster_accuracy(novel, truth[~is_seen]) if (~is_seen).any() else None,
-        "all": cluster_accuracy(predicted, truth),
+        "seen": float(right[is_seen].double().mean()) if is_seen.any() else None,
+        "novel": float(right[~is_seen].double().mean()) if (~is_seen).any() else None,
+        "all": float(right.double().mean()),
         "n_seen_images": int(is_seen.sum()),
         "n_novel_images": int((~is_seen).sum()),
         "n_novel_classes": len(torch.unique(truth[~is_seen])),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from labelwright.data.table import LabelTable
 from labelwright.metrics.classification import imbalance, score, top_confusions
-from labelwright.metrics.open_world import cluster_match, seen_novel_all
+from labelwright.metrics.open_world import open_match, seen_novel_all
 from labelwright.train.predict import Answers
 from labelwright.types import Candidates
 
@@ -70,7 +70,7 @@ def open_scores(answers: Answers, truth: NDArray[np.int64], names: Sequence[str]
     """
     known = torch.from_numpy(truth >= 0)
     predicted, target = answers.predicted[known], torch.from_numpy(truth)[known]
-    match = cluster_match(predicted, target)
+    match = open_match(predicted, target, n_seen=n_seen)
     n_classes = len(names)
     mapped = match[predicted]
     mapped = torch.where(mapped < 0, n_classes, mapped)  # an output without a class is never right

@@ -6,7 +6,7 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from labelwright.data.read import IMAGE_SUFFIXES
 from labelwright.data.table import LabelTable
 from labelwright.errors import ConfigError
 from labelwright.pipeline.report import report
-from labelwright.pipeline.saved_model import answers_for, load_model, rename_classes, renamed
+from labelwright.pipeline.saved_model import answers_for, change_classes, load_model, renamed
 from labelwright.replacing import replacing
 from labelwright.run_folder import Run, write_parquet_atomically
 from labelwright.train.predict import Answers, trust
@@ -65,18 +65,28 @@ def label(
     if target is not None:
         _write_labels(rows, table, target)
     if rename:
-        rename_classes(Path(run) / "model", names)
-        _rename_in_report(run, rename)
+        rename_in_run(run, saved.class_names, rename)
     return rows
 
 
-def _rename_in_report(run: str | Path, rename: Mapping[str, str]) -> None:
-    """Give discovered classes their names in summary.json and report.html as well."""
-    folder = Run(run)
+def rename_in_run(run: str | Path, class_names: Sequence[str], rename: Mapping[str, str]) -> None:
+    """Give classes other names in the model of a run and in its labels.parquet, summary.json and report.html.
+
+    Args: class_names of the model; rename {old: new}.
+    Raises: ConfigError as `saved_model.renamed`, with nothing written.
+    """
+    names, folder = renamed(class_names, rename), Run(run)
+    if (rows := folder.labels) is not None:
+        for key in ("label", "runner_up"):
+            column = pa.array([rename.get(name, name) for name in rows[key].to_pylist()], pa.string())
+            rows = rows.set_column(rows.schema.get_field_index(key), key, column)
+        write_parquet_atomically(rows, folder.path / "labels.parquet")
     summary = folder.read("summary.json")
     for cluster in (summary.get("novel") or {}).get("clusters", []):
         cluster["name"] = rename.get(cluster["name"], cluster["name"])
+        cluster["taken_for"] = [[rename.get(name, name), share] for name, share in cluster.get("taken_for") or []]
     folder.write_json("summary.json", summary)
+    change_classes(folder.path / "model", names)
     report(run)
 
 

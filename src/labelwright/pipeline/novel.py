@@ -19,6 +19,7 @@ from labelwright.run_folder import Run
 from labelwright.train.predict import BATCH
 from labelwright.train.processes import autocast_dtype
 from labelwright.train.progress import track
+from labelwright.types import ViewSource
 
 EVIDENCE_FILE = "novel.json"  # of a run folder: the estimate, so that a resumed run does not make it again
 
@@ -93,8 +94,13 @@ def with_novel(prepared: Prepared, n_novel: int) -> Prepared:
 
 def feats_of(net: Any, prepared: Prepared, device: torch.device, precision: str) -> Tensor:
     """Backbone features [N, D] float32 of the training images, un-augmented, on the CPU."""
+    return feats_of_views(net, prepared.train.views(prepared.view), device, precision)
+
+
+def feats_of_views(net: Any, views: ViewSource, device: torch.device, precision: str) -> Tensor:
+    """The same of any views."""
     net = net.to(device).eval()
-    views, dtype, found = prepared.train.views(prepared.view), autocast_dtype(device, precision), []
+    dtype, found = autocast_dtype(device, precision), []
     for rows in track(torch.split(torch.arange(views.n_rows), BATCH), "features"):
         x = views.batch(rows, "clean", seed=0, device=device)
         with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):

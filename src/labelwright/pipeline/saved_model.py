@@ -36,6 +36,7 @@ class SavedModel:
       size_px: side of the square images it takes.
       view: how pixels are normalised (the augmentation fields play no part in prediction).
       info: everything else in config.json.
+      outputs: class of each output of ``net``, -1 = none (dropped); empty: they are the classes.
     """
 
     net: nn.Module
@@ -43,11 +44,17 @@ class SavedModel:
     size_px: int
     view: ViewSettings
     info: Mapping[str, Any]
+    outputs: tuple[int, ...] = ()
 
     def probs(self, x: Tensor) -> Tensor:
         """Probabilities [B, C] of clean views [B, 3, size_px, size_px]."""
-        probs: Tensor = self.net(x).float().softmax(dim=1)
-        return probs
+        logits: Tensor = self.net(x).float()
+        if not self.outputs:
+            return logits.softmax(dim=1)
+        of = torch.tensor(self.outputs, device=logits.device)
+        kept = of >= 0
+        probs = logits[:, kept].softmax(dim=1)
+        return probs.new_zeros(len(x), len(self.class_names)).index_add_(1, of[kept], probs)
 
 
 def save_model(
@@ -85,10 +92,16 @@ def save_model(
     write_text_atomically(folder / "README.md", card)
 
 
-def rename_classes(folder: Path, class_names: Sequence[str]) -> None:
-    """Give the C classes of a saved model, which `load_model` has read, other names."""
+def change_classes(folder: Path, class_names: Sequence[str], outputs: Sequence[int] = ()) -> None:
+    """Give the C classes of a saved model, which `load_model` has read, other names, and its outputs other classes.
+
+    Args:
+      outputs: as in `SavedModel`; empty: they stay as they are.
+    """
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) | {"class_names": list(class_names)}
+    if outputs:
+        config["outputs"] = list(outputs)
     write_text_atomically(path, json.dumps(config, indent=2) + "\n")
 
 
@@ -121,6 +134,7 @@ def load_model(folder: Path, *, device: torch.device) -> SavedModel:
         class_names=tuple(config.pop("class_names")),
         size_px=int(config.pop("size_px")),
         view=ViewSettings(**view),
+        outputs=tuple(config.pop("outputs", ())),
         info=config,
     )
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
-from labelwright.labels.n_novel import AGREEMENT_WEIGHT
 from labelwright.reporting.charts import BEFORE, LINES, Curve, Figure, finite, line_figure, marked, over_epochs
 from labelwright.run_folder import Run
 from labelwright.wording import counted, number, percent
@@ -74,7 +73,8 @@ def found_words(run: Run) -> str:
     if n == 0:
         return "No class beyond the named ones was found." if _evidence(run) else ""
     what = counted(n, "class beyond the named ones was", "classes beyond the named ones were")
-    return f"{what} {'found' if _evidence(run) else 'asked for'}: see below."
+    doubt = " There could be none." if _evidence(run).get("could_be_none") else ""
+    return f"{what} {'found' if _evidence(run) else 'asked for'}: see below.{doubt}"
 
 
 def _evidence(run: Run) -> Mapping[str, Any]:
@@ -132,23 +132,21 @@ def _unscored(run: Run) -> str:
 
 def _counting(run: Run, evidence: Mapping[str, Any]) -> list[str]:
     n = run.summary["n_novel"]
+    edits = [f"Afterwards {words}." for words in (run.summary.get("novel") or {}).get("edits") or ()]
     if not evidence:
-        return [f"You gave the number: {counted(n, 'new class', 'new classes') if n else 'none'}."]
+        return [f"You gave the number: {counted(n, 'new class', 'new classes') if n else 'none'}.", *edits]
     reason = str(evidence.get("reason") or "")
     words = [reason[:1].upper() + reason[1:]] if reason else []
     if evidence.get("is_edge"):
         most = evidence.get("most") or 0
         words.append(f"To look further, run it again with a wider range, as --novel 0-{max(2 * most, 10)}.")
-    return words
+    return [*words, *edits]
 
 
 CHART_NOTE = (
-    "The images were put into ever more groups, several times each, without a look at the labels. "
-    "Agreement: how well the groups match the labels you gave. Stability: how alike the groups come out from "
-    "other starts and from halves of the images. Both are adjusted Rand indices: 0 is chance, 1 is perfect. "
-    f"Score: {percent(AGREEMENT_WEIGHT).replace('.0', '')} agreement, the rest stability, smoothed. "
-    "Dashed: the number used. Shaded: numbers about as well supported. The number used may lie beside the "
-    "highest score: of scores about equal the largest number is taken."
+    "Again and again, one half of the images was put into many small groups, and the other half told which of them are "
+    "one class: groups without a valley between them. The chart shows how often each number of new classes came out. "
+    "Dashed: the number used, their median. Shaded: most of them."
 )
 
 
@@ -156,25 +154,22 @@ def evidence_figures(run: Run) -> list[Figure]:
     """How well each number of new classes is supported; nothing where the user gave the number.
 
     Example:
-      >>> curve = [{"n_novel": n, "score": s, "agreement": s, "stability": s} for n, s in ((0, 0.2), (1, 0.8))]
+      >>> curve = [{"n_novel": n, "score": s} for n, s in ((0, 0.2), (1, 0.8))]
       >>> found = {"n_novel": 1, "plausible": [1, 1], "curve": curve}
       >>> run = Run("run", summary={"n_novel": 1, "novel": {"evidence": found}}, data={})
       >>> [figure.alt for figure in evidence_figures(run)]
-      ['Line chart over the number of new classes: the score is highest at 1 (0.8); 1 is used, 1 to 1 are plausible.']
+      ['Line chart over the number of new classes: the share is highest at 1 (0.8); 1 is used, 1 to 1 are plausible.']
     """
     evidence = _evidence(run)
     curve = [row for row in evidence.get("curve") or () if finite(row.get("score")) is not None]
     if len(curve) < 2:
         return []
     x = [row["n_novel"] for row in curve]
-    keys = {"score": "score", "agreement": "agreement with your labels", "stability": "stability when repeated"}
-    lines = {words: (x, [finite(row.get(key)) for row in curve]) for key, words in keys.items()}
-    title = "How well each number of new classes is supported"
-    figure = line_figure(title, "number of new classes", "0 chance, 1 perfect", lines, y={"rangemode": "tozero"})
-    for trace, colour, width in zip(figure.data, (NAMED, LINES[2], LINES[4]), (3.5, 1.5, 1.5), strict=True):
-        trace["line"] = {"color": colour, "width": width}
-        trace["mode"] = "lines+markers"
-        trace["marker"] = {"size": 7 if width > 2 else 4}
+    title = "How often each number of new classes came out"
+    lines = {"share": (x, [finite(row["score"]) for row in curve])}
+    figure = line_figure(title, "number of new classes", "share of the counts", lines, y={"rangemode": "tozero"})
+    figure.data[0]["line"] = {"color": NAMED, "width": 3.5}
+    figure.data[0]["mode"] = "lines+markers"
     used, (low, high) = evidence["n_novel"], evidence.get("plausible") or (evidence["n_novel"],) * 2
     span = {"type": "rect", "x0": low - 0.4, "x1": high + 0.4, "yref": "paper", "y0": 0, "y1": 1, "line": {"width": 0}}
     span |= {"layer": "below", "fillcolor": NAMED, "opacity": 0.15}
@@ -182,7 +177,7 @@ def evidence_figures(run: Run) -> list[Figure]:
     figure.layout["shapes"].insert(0, span)
     best = max(curve, key=lambda row: row["score"])
     alt = (
-        f"Line chart over the number of new classes: the score is highest at {best['n_novel']} "
+        f"Line chart over the number of new classes: the share is highest at {best['n_novel']} "
         f"({number(float(best['score']))}); {used} is used, {low} to {high} are plausible."
     )
     return [replace(figure, alt=alt, is_wide=True)]
@@ -314,7 +309,7 @@ def _card(
         "size": counted(n, "image"),
         "facts": facts,
         "images": [(str(key), thumbnails[str(key)]) for key in cluster.get("central") or () if str(key) in thumbnails],
-        "rename": f"labelwright label RUN DATA --rename {shlex.quote(name + '=NAME')}",
+        "rename": f"labelwright classes RUN rename {shlex.quote(name)} NAME",
     }
 
 

@@ -55,14 +55,16 @@ def _novel_lines(summary: Mapping[str, Any]) -> list[str]:
         sizes.append(f"{cluster['name']} ({counted(cluster['n_images'], 'image')}{perhaps})")
     likely = ""
     if evidence and evidence["plausible"][0] < evidence["plausible"][1]:
-        likely = " ({} to {} are about as likely)".format(*evidence["plausible"])
+        low, high = evidence["plausible"]
+        none = evidence.get("could_be_none")
+        likely = f" (could be none; at most {high} likely)" if none else f" ({low} to {high} are likely)"
     what = counted(summary["n_novel"], "class", "classes") if summary["n_novel"] else "no class"
     listed = f": {', '.join(sizes[:LINES_MAX])}" if sizes else ""
     more = f" and {len(sizes) - LINES_MAX:,} more" if len(sizes) > LINES_MAX else ""
     lines.append(f"{what} beyond the named ones{likely}{listed}{more}")
     unnamed = [cluster["name"] for cluster in clusters if cluster["name"].startswith("novel-")]
     if unnamed:
-        lines.append(f"to name one: labelwright label RUN PHOTOS --rename {unnamed[0]}=NAME")
+        lines.append(f"to name one: labelwright classes RUN rename {unnamed[0]} NAME (or merge, drop)")
     scores = summary.get("pseudolabels") or {}
     known = [f"{words} {scores[key]:.1%}" for key, words in _OPEN_SCORES.items() if scores.get(key) is not None]
     return [*lines, f"unlabelled images right: {', '.join(known)}"] if known else lines
@@ -382,6 +384,7 @@ PRINTERS: Mapping[str, Callable[[Any, Mapping[str, Any]], None]] = {
     "annotate": _print_annotated,
     "describe": _print_described,
     "label": _print_labels,
+    "classes": lambda result, values: print("\n".join(_novel_lines(result.summary))),
     "evaluate": _print_evaluated,
     "report": lambda result, values: print(result),
     "settings": _print_settings,

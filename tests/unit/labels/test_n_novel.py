@@ -199,10 +199,9 @@ def test_estimate__same_seed_same_evidence_and_json() -> None:
     labels = hide(truth, 3)
     one, two = (discover.estimate_n_novel(feats, labels, n_seen=3, most=6, seed=2) for _ in range(2))
     assert json.loads(json.dumps(one)) == one == two
-    assert [row["n_novel"] for row in one["curve"]] == list(range(7))
-    for row in one["curve"]:
-        unsmoothed = 0.75 * row["agreement"] + 0.25 * row["stability"]
-        assert row["score"] == pytest.approx(unsmoothed, abs=0.01)  # hardly smoothed, with so few clusters
+    numbers = [row["n_novel"] for row in one["curve"]]
+    assert numbers == list(range(numbers[0], numbers[-1] + 1))
+    assert sum(row["score"] for row in one["curve"]) == pytest.approx(1, abs=1e-3)
 
 
 def test_estimate__says_when_the_range_may_be_too_narrow() -> None:
@@ -213,14 +212,49 @@ def test_estimate__says_when_the_range_may_be_too_narrow() -> None:
     assert "upper end of the range: there may be more; raise most" in low.reason
     high = estimate_n_novel(feats, labels, n_seen=2, fewest=6, most=9)
     assert high.is_edge
-    assert "lower end of the range scores about as well: there may be fewer; lower fewest" in high.reason
+    assert "lower end of the range: there may be fewer; lower fewest" in high.reason
 
 
-def test_evidence__estimate_is_plausible_where_scores_are_low() -> None:
-    scores = [0.20, 0.13, 0.05]
-    curve = [{"n_novel": n, "agreement": s, "stability": s, "score": s} for n, s in enumerate(scores)]
-    found = SimpleNamespace(**discover._evidence(curve, n_seen=2, fewest=0, most=9))
-    assert (found.n_novel, found.plausible) == (1, [0, 1])
+@pytest.mark.parametrize("scale", [0.03, 37.0])
+def test_estimate__a_class_of_most_images_is_not_cut_up(scale: float) -> None:
+    feats, truth = blobs([100, 100, 700, 60, 40], n_feats=24, noise=0.2)
+    labels = hide(truth, 2)
+    found = estimate_n_novel(scale * feats, labels, n_seen=2)
+    assert (found.n_novel, found.plausible) == (3, [3, 3])
+
+
+def test_estimate__a_handful_of_odd_images_is_no_class() -> None:
+    feats, truth = blobs([100, 100, 100, discover.HANDFUL - 1], n_feats=24)
+    assert estimate_n_novel(feats, hide(truth, 2), n_seen=2).n_novel == 1
+
+
+def test_estimate__pieces_with_labels_are_seen_classes_however_far_apart() -> None:
+    feats, truth = blobs([60] * 6, n_feats=24)
+    classes = torch.tensor([0, 0, 1, 1, 2, 3])[truth]  # two seen classes of two blobs each
+    assert estimate_n_novel(feats, hide(classes, 2), n_seen=2).n_novel == 2
+
+
+def test_separations__as_by_hand() -> None:
+    z = torch.tensor([[0.0, 1.0], [2.0, 1.0], [9.0, 3.0], [11.0, 5.0], [4.0, 4.0]])
+    groups, centres = torch.tensor([0, 0, 1, 1, 2]), torch.tensor([[1.0, 1.0], [10.0, 4.0], [4.0, 4.0]])
+    own = (z * centres[groups]).sum(1)
+    line = centres[0] - centres[1]
+    one, other = (z[groups == g].double() @ line.double() for g in (0, 1))
+    gap = float((one.mean() - other.mean()).square())
+    expected = gap / (gap + 4 * float(one.var(correction=0) + other.var(correction=0)) / 2)
+    found = discover._separations(z, own, groups, centres, 0)
+    assert float(found[1]) == pytest.approx(expected, rel=1e-5)
+    assert float(found[2]) < 1e-4  # a single row: merged with what is nearest, before all others
+
+
+def test_evidence__could_be_none_and_the_estimate_is_in_its_range() -> None:
+    votes = [[2, 3, 4], [0, 1, 1], [0, 0, 0]]
+    found = SimpleNamespace(**discover._evidence(votes, bar=0.75, n_seen=2, fewest=0, most=9))
+    assert (found.n_novel, found.plausible, found.could_be_none) == (1, [0, 4], True)
+    assert "There could be none." in found.reason
+    assert found.curve[0] == {"n_novel": 0, "score": 0.4444}
+    none = discover._evidence([[0, 0, 1]] * 3, bar=0.75, n_seen=2, fewest=0, most=9)
+    assert (none["n_novel"], none["could_be_none"]) == (0, False)
 
 
 def test_estimate__given_range_of_one_is_no_edge() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from labelwright.errors import DataError
-from labelwright.metrics.open_world import cluster_accuracy, cluster_match, seen_novel_all
+from labelwright.metrics.open_world import cluster_accuracy, cluster_match, open_match, seen_novel_all
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -26,9 +26,27 @@ def test_cluster_match__more_clusters_than_classes_leaves_some_without():
 
 
 def test_seen_novel_all__seen_classes_keep_their_names_where_they_are_scored_alone():
-    # The two seen classes are swapped: seen is 0, but the best match of all makes it right.
-    scores = seen_novel_all(torch.tensor([1, 0, 2]), torch.tensor([0, 1, 2]), n_seen=2)
-    assert (scores["seen"], scores["novel"], scores["all"]) == (0.0, 1.0, 1.0)
+    # The two seen classes are swapped: no match makes that right.
+    scores = seen_novel_all(torch.tensor([1, 0, 2, 0]), torch.tensor([0, 1, 2, 2]), n_seen=2)
+    assert (scores["seen"], scores["novel"], scores["all"]) == (0.0, 0.5, 0.25)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_open_match__is_the_best_of_all_in_which_names_stay(seed):
+    draw = torch.Generator().manual_seed(seed)
+    predicted, truth = (torch.randint(5, (40,), generator=draw) for _ in range(2))
+    orders = ([0, 1, *order] for order in itertools.permutations(range(2, 5)))
+    best = max((torch.tensor(order)[predicted] == truth).double().mean().item() for order in orders)
+    scores = seen_novel_all(predicted, truth, n_seen=2)
+    assert scores["all"] == pytest.approx(best)
+    parts = scores["seen"] * scores["n_seen_images"] + scores["novel"] * scores["n_novel_images"]
+    assert parts / 40 == pytest.approx(best)
+    assert open_match(predicted, truth, n_seen=2)[:2].tolist() == [0, 1]
+
+
+def test_open_match__more_novel_outputs_or_none():
+    assert open_match(torch.tensor([2, 3, 3]), torch.tensor([2, 2, 2]), n_seen=2).tolist() == [0, 1, -1, 2]
+    assert open_match(torch.tensor([0, 0]), torch.tensor([1, 2]), n_seen=2).tolist() == [0, 1]
 
 
 def test_seen_novel_all__images_taken_for_the_other_side_are_counted():

@@ -179,7 +179,7 @@ def test_beyond__other_classes_become_a_truth() -> None:
 def test_open_scores__a_cluster_without_a_class_is_never_right() -> None:
     scores = open_scores(answers_of([0, 2, 3, 3], 4), np.array([0, 2, 2, 2]), NAMES, n_seen=2)
     assert scores["accuracy"] == scores["all"] == 0.75
-    assert scores["matched"] == ["ant", None, None, "cow"]
+    assert scores["matched"] == ["ant", "bee", None, "cow"]
     assert len(scores["per_class"]) == len(scores["precision"]) == len(NAMES)  # the report pairs them
     assert scores["confusions"][0] == {"truth": "cow", "predicted": "no class", "count": 1} | scores["confusions"][0]
 

@@ -11,7 +11,6 @@ from PIL import Image
 
 from labelwright.data.read import load
 from labelwright.errors import DataError
-from labelwright.labels.n_novel import AGREEMENT_WEIGHT
 from labelwright.reporting.open_world import evidence_figures, found_words, open_world_section, pace_figures
 from labelwright.reporting.thumbnails import EDGE_PX, THUMBNAILS_FILE, read_thumbnails, thumbnail, write_thumbnails
 from labelwright.run_folder import Run
@@ -22,10 +21,7 @@ EVIL = '<script>alert("x")</script>'
 PICTURE = thumbnail(Image.new("RGB", (8, 8), "red"))
 SCORES = {"accuracy": 0.6, "seen": 0.9, "novel": 0.5, "all": 0.6, "to_seen": 0.25, "to_novel": 0.125}
 SCORES |= {"n_seen_images": 1200, "n_novel_images": 40, "matched": ["cat", EVIL, "owl", None, "gnu"]}
-CURVE = [
-    {"n_novel": n, "score": s, "agreement": s, "stability": s / 2}
-    for n, s in ((0, 0.2), (1, 0.5), (2, 0.8), (3, 0.79), (4, 0.6))
-]
+CURVE = [{"n_novel": n, "score": s} for n, s in ((0, 0.2), (1, 0.5), (2, 0.8), (3, 0.79), (4, 0.6))]
 EVIDENCE = {"n_novel": 3, "n_seen": 2, "fewest": 0, "most": 4, "plausible": [2, 3], "is_edge": False, "curve": CURVE}
 EVIDENCE |= {"reason": "3 novel classes beside 2 seen: so it is."}
 
@@ -94,7 +90,7 @@ def test_open_world_section__neither_test_images_nor_truth():
 def test_open_world_section__the_reason_is_told():
     said = open_world_section(run_of())
     assert said["counting"] == ["3 novel classes beside 2 seen: so it is."]
-    assert f"{AGREEMENT_WEIGHT * 100:.0f}% agreement" in said["chart_note"]
+    assert "how often each number of new classes came out" in said["chart_note"]
     assert "novel-1 to novel-3" in said["intro"]
     edge = open_world_section(run_of(evidence={**EVIDENCE, "is_edge": True, "most": 20}))
     assert edge["counting"][-1] == "To look further, run it again with a wider range, as --novel 0-40."
@@ -128,19 +124,20 @@ def test_open_world_section__no_new_class_was_found():
     assert "0 is used" in figure.alt
 
 
+def test_found_words__could_be_none():
+    run = run_of(evidence={**EVIDENCE, "plausible": [0, 4], "could_be_none": True})
+    assert found_words(run).endswith("found: see below. There could be none.")
+
+
 def test_evidence_figures__curve_estimate_and_range():
     (figure,) = valid(evidence_figures(run_of())).values()
-    assert [trace["name"] for trace in figure.data] == [
-        "score",
-        "agreement with your labels",
-        "stability when repeated",
-    ]
+    assert [trace["name"] for trace in figure.data] == ["share"]
     assert figure.data[0]["x"] == [0, 1, 2, 3, 4]
-    assert figure.data[2]["y"] == [row["stability"] for row in CURVE]
+    assert figure.data[0]["y"] == [row["score"] for row in CURVE]
     span, mark = figure.layout["shapes"]
     assert span["x0"] < 2 < 3 < span["x1"]
     assert mark["x0"] == mark["x1"] == 3
-    assert figure.alt.endswith("the score is highest at 2 (0.8); 3 is used, 2 to 3 are plausible.")
+    assert figure.alt.endswith("the share is highest at 2 (0.8); 3 is used, 2 to 3 are plausible.")
 
 
 def test_evidence_figures__one_number_alone_is_no_curve():
@@ -213,7 +210,7 @@ def test_open_world_section__cards():
         "True class it fits best": "owl",
         "If it were not novel-1, it would be": f"{EVIL} (40.0% of its images), novel-2 (25.0%)",
     }
-    assert first["rename"] == "labelwright label RUN DATA --rename novel-1=NAME"
+    assert first["rename"] == "labelwright classes RUN rename novel-1 NAME"
     assert dict(second["facts"])["True class it fits best"] == "none: others fit each class better"
     assert second["images"] == []
     assert [what for what, _ in empty["facts"]] == ["Left empty"]
@@ -305,7 +302,7 @@ def test_render__shows_the_section(tmp_path):
     assert section.count("<article") == 3
     assert section.count("<img") == section.count(f'src="{PICTURE}"') == 1
     assert section.count('class="chart"') == 5
-    assert "labelwright label RUN DATA --rename novel-2=NAME" in section
+    assert "labelwright classes RUN rename novel-2 NAME" in section
     assert "<script" not in section
     assert "&lt;script&gt;" in section
     assert "None" not in section

@@ -118,11 +118,15 @@ def test_novel_lines__what_was_found_and_how_right_it_is() -> None:
         "pseudolabels": {"seen": 0.9, "novel": None, "all": 0.75},
     }
     assert telling._novel_lines(summary) == [
-        "3 classes beyond the named ones (2 to 4 are about as likely): okapi (1,200 images, perhaps zebra), "
+        "3 classes beyond the named ones (2 to 4 are likely): okapi (1,200 images, perhaps zebra), "
         "novel-2 (1 image, perhaps dik-dik), novel-3 (0 images)",
-        "to name one: labelwright label RUN PHOTOS --rename novel-2=NAME",
+        "to name one: labelwright classes RUN rename novel-2 NAME (or merge, drop)",
         "unlabelled images right: of named classes 90.0%, all in all 75.0%",
     ]
+    doubted = summary | {"novel": {"evidence": {"plausible": [0, 4], "could_be_none": True}, "clusters": clusters}}
+    assert telling._novel_lines(doubted)[0].startswith(
+        "3 classes beyond the named ones (could be none; at most 4 likely)"
+    )
     many = [{"name": f"novel-{i}", "n_images": 5} for i in range(1, telling.LINES_MAX + 3)]
     line = telling._novel_lines({"n_novel": len(many), "novel": {"evidence": None, "clusters": many}})[0]
     assert line.endswith(f"novel-{telling.LINES_MAX} (5 images) and 2 more")

@@ -1,20 +1,30 @@
 """What ORCA and SimGCD share: a last layer of cosines, its start, and the loss that spreads the predictions.
 
-On frozen features the class weights start at centroids (`start`), and the prior weighs more. A saved model has the
-cosines unscaled.
+On frozen features the class weights start where LPS does (`start`): at the mean directions of the classes as the
+beliefs of `open_world.beliefs_from` have them. Training ends, as that of LPS, once it moves no answer, and the prior
+weighs more than from pixels. A saved model has the cosines unscaled.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labelwright.encoders.projection import ProjectedNet
 from labelwright.losses.candidates import negative_entropy_of_mean
-from labelwright.methods.open_world import TrainedSettings, from_clusters, new_net, starts_by_clusters
+from labelwright.methods.open_world import (
+    STILL_EPOCHS,
+    TrainedSettings,
+    from_clusters,
+    moved_answers,
+    new_net,
+    starts_by_clusters,
+)
 from labelwright.methods.recipe import Begun
 from labelwright.train.settings import require_range
 from labelwright.types import BuildNet, Passes, State, Task
@@ -24,7 +34,7 @@ from labelwright.types import BuildNet, Passes, State, Task
 class CosineSettings(TrainedSettings):
     """Settings of both."""
 
-    start: Literal["auto", "clusters", "none"] = "auto"  # class weights from k-means; auto: on frozen features
+    start: Literal["auto", "beliefs", "clusters", "none"] = "auto"  # class weights; auto: beliefs, on frozen features
     prior_weight: float | None = None  # of `divergence_of_mean`; None = what suits the method, on pixels or features
 
     def __post_init__(self) -> None:
@@ -41,14 +51,30 @@ def cosine_net(cfg: CosineSettings, task: Task, build_net: BuildNet) -> nn.Modul
 
 
 def start_cosines(cfg: CosineSettings, task: Task, state: State, passes: Passes) -> Begun:
-    """Class weights and prior from k-means, if ``cfg.start`` says so."""
+    """Class weights and prior from beliefs or from k-means, if ``cfg.start`` says so."""
     if not starts_by_clusters(cfg.start, is_frozen=state.memory["is_frozen"]):
         return state, {}
-    _, clusters, state, logs = from_clusters(cfg, task, state, passes)
+    with_beliefs = cfg.start != "clusters"
+    (weight, bias), clusters, state, logs = from_clusters(cfg, task, state, passes, with_beliefs=with_beliefs)
+    centres = clusters.centroids
+    if with_beliefs:
+        centres = torch.zeros_like(weight)
+        for rows, feats in passes("main", torch.arange(len(task.labels)), output="feats"):
+            probs = (feats.float() @ weight.T + bias).softmax(1)
+            labels = task.labels[rows.to(task.labels.device)]
+            probs[labels >= 0] = F.one_hot(labels[labels >= 0], task.n_classes).float()
+            centres += probs.T @ F.normalize(feats.float(), dim=1)
     net = state.nets["main"]
     inner: Any = net.classifier if isinstance(net, ProjectedNet) else net
-    inner.head.weight.data.copy_(F.normalize(clusters.centroids, dim=1))
+    inner.head.weight.data.copy_(F.normalize(centres, dim=1))
     return state, logs
+
+
+def still_or_not(cfg: CosineSettings, state: State, logits: torch.Tensor, logs: dict[str, Any]) -> Begun:
+    """As in LPS: training from a start close to its end stops once it has moved next to no answer for some epochs."""
+    state = dataclasses.replace(state, memory={**state.memory, **moved_answers(state.memory, logits)})
+    starts_close = starts_by_clusters(cfg.start, is_frozen=state.memory["is_frozen"])
+    return state, {**logs, "stop": starts_close and state.memory["n_still"] >= STILL_EPOCHS}
 
 
 def prior_weight_of(cfg: CosineSettings, state: State, *, pixels: float, frozen: float) -> float:
@@ -66,7 +92,6 @@ def divergence_of_mean(logits: Tensor, prior: Tensor) -> Tensor:
       prior: [C] float, sums to 1; a share of 0 counts as 1e-6.
 
     Example: one class only, where two are equally probable.
-      >>> import torch
       >>> round(divergence_of_mean(torch.tensor([[50.0, 0.0]]), torch.tensor([0.5, 0.5])).item(), 4)
       0.6931
     """

@@ -53,7 +53,7 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
 
 
 def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
-    """The start from clusters, and the first uncertainty."""
+    """The start, and the first uncertainty."""
     state, logs = cosines.start_cosines(cfg, task, state, passes)
     state, more = end_epoch(cfg, task, state, passes, -1)
     return state, {**logs, **more}
@@ -85,7 +85,8 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
     logits, logs = open_world.pace(task, state, passes, scale=SCALE)
     uncertainty = (1 - logits.softmax(1).amax(1).mean()).clamp(max=MAX_UNCERTAINTY)
     logs["uncertainty"] = round(float(uncertainty), 5)
-    return dataclasses.replace(state, memory={**state.memory, "uncertainty": uncertainty}), logs
+    state = dataclasses.replace(state, memory={**state.memory, "uncertainty": uncertainty})
+    return cosines.still_or_not(cfg, state, logits, logs)
 
 
 def predict(cfg: Config, state: State, x: Tensor) -> Prediction:

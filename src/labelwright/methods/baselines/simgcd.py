@@ -57,9 +57,10 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
 
 
 def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
-    """The start from clusters."""
+    """The start."""
     state, logs = cosines.start_cosines(cfg, task, state, passes)
-    return state, {**logs, **end_epoch(cfg, task, state, passes, -1)[1]}
+    state, more = end_epoch(cfg, task, state, passes, -1)
+    return state, {**logs, **more}
 
 
 plan = open_world.plan_of_both  # two weak views
@@ -90,8 +91,8 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
 
 
 def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int) -> Begun:
-    """The pace of the classes."""
-    return state, open_world.pace(task, state, passes, scale=1 / STUDENT_TEMPERATURE)[1]
+    """The pace of the classes, and whether it goes on."""
+    return cosines.still_or_not(cfg, state, *open_world.pace(task, state, passes, scale=1 / STUDENT_TEMPERATURE))
 
 
 def predict(cfg: Config, state: State, x: Tensor) -> Prediction:

@@ -1,0 +1,140 @@
+"""pipeline/classes.py: discovered classes renamed, merged and dropped in model, labels, summary and report."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import labelwright as lw
+from labelwright import cli
+from labelwright.errors import ConfigError, DataError
+
+NAMES = ("ant", "bee", "cow", "dog")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Embeddings of four blobs, half of the first two labelled, the truth of all known; and test images."""
+    draw, folder = np.random.default_rng(0), tmp_path_factory.mktemp("data")
+    for part, n in (("train", 160), ("test", 40)):
+        truth = np.arange(n) % 4
+        feats = 3 * np.eye(4, 8)[truth] + 0.4 * draw.normal(size=(n, 8))
+        hidden = (truth >= 2) | (np.arange(n) % 8 < 4)
+        words = np.array(NAMES)[truth]
+        labels = np.where(hidden, "", words) if part == "train" else words
+        more = {"truth": words} if part == "train" else {}
+        np.savez(folder / f"{part}.npz", embeddings=feats.astype(np.float32), labels=labels, **more)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("found") / "run"
+    test = str(data / "test.npz")
+    lw.fit(str(data / "train.npz"), out=out, novel=3, test=test, method="ss_kmeans", device="cpu", classes=NAMES[:2])
+    return out
+
+
+@pytest.fixture
+def run(found: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(found, tmp_path / "run"))
+
+
+def labels_of(run: Path, key: str = "label") -> list[str]:
+    rows = lw.Run(run).labels
+    assert rows is not None
+    words: list[str] = rows[key].to_pylist()
+    return words
+
+
+def test_rename__everywhere_and_without_the_images(run: Path, data: Path) -> None:
+    before, kept = labels_of(run), labels_of(run, "source")
+    assert cli.run(["classes", str(run), "rename", "novel-1", "okapi"]) == 0
+    assert labels_of(run) == ["okapi" if name == "novel-1" else name for name in before]
+    assert "novel-1" not in labels_of(run, "runner_up")
+    assert labels_of(run, "source") == kept
+    assert [c["name"] for c in lw.Run(run).summary["novel"]["clusters"]] == ["okapi", "novel-2", "novel-3"]
+    assert "okapi" in set(lw.label(run, data / "test.npz", device="cpu")["label"].to_pylist())
+    assert "okapi" in (run / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("target", ["novel-1", "bee"])
+def test_merge__probabilities_add_up(run: Path, data: Path, target: str) -> None:
+    before = lw.label(run, data / "train.npz", device="cpu").to_pylist()
+    lw.classes(run, "merge", (target, "novel-2"), device="cpu")
+    after = lw.label(run, data / "train.npz", device="cpu").to_pylist()
+    n_both = 0
+    for old, new in zip(before, after, strict=True):
+        assert new["label"] != "novel-2"
+        if {old["label"], old["runner_up"]} == {target, "novel-2"}:
+            second = 1 + old["probability"] - 2 * old["trust"]  # trust is their margin
+            assert new["label"] == target
+            assert new["probability"] == pytest.approx(old["probability"] + second, abs=1e-5)
+            n_both += 1
+        elif old["label"] in (target, "novel-2"):
+            assert new["label"] == target
+    assert n_both > 0
+    assert labels_of(run).count("novel-2") == 0
+    summary = lw.Run(run).summary
+    assert summary["n_novel"] == 2
+    assert summary["novel"]["edits"] == [f"merged into {target}: novel-2"]
+    n_images = {c["name"]: c["n_images"] for c in summary["novel"]["clusters"]}
+    predicted = [w for w, s in zip(labels_of(run), labels_of(run, "source"), strict=True) if s == "predicted"]
+    assert n_images == {name: predicted.count(name) for name in n_images}
+    assert f"merged into {target}" in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_drop__images_go_to_the_next_class_and_given_labels_stay(run: Path, data: Path) -> None:
+    rows = lw.Run(run).labels
+    assert rows is not None
+    before = rows.to_pylist()
+    lw.classes(run, "drop", ("novel-3",), device="cpu")
+    for old, new, source in zip(before, labels_of(run), labels_of(run, "source"), strict=True):
+        assert new == (old["runner_up"] if old["label"] == "novel-3" else old["label"])
+        assert source == old["source"]
+    scores = lw.evaluate(run, data / "test.npz", device="cpu")
+    assert lw.Run(run).summary["test"]["all"] == pytest.approx(scores["all"])
+
+
+def test_merge_then_drop_then_rename__edits_add_up(run: Path, data: Path) -> None:
+    lw.classes(run, "merge", ("novel-1", "novel-2"), device="cpu")
+    lw.classes(run, "drop", ("novel-3",), device="cpu")
+    lw.classes(run, "rename", ("novel-1", "okapi"), device="cpu")
+    assert set(labels_of(run)) == {"ant", "bee", "okapi"}
+    assert set(lw.label(run, data / "test.npz", device="cpu")["label"].to_pylist()) <= {"ant", "bee", "okapi"}
+    assert len(lw.Run(run).summary["novel"]["edits"]) == 2
+
+
+def test_merge__images_that_moved(run: Path, data: Path, tmp_path: Path) -> None:
+    moved = shutil.copy(data / "train.npz", tmp_path / "moved.npz")
+    config = (run / "config.yaml").read_text(encoding="utf-8").replace("train.npz", "gone.npz")
+    (run / "config.yaml").write_text(config, encoding="utf-8")
+    files = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    with pytest.raises(DataError, match=r"cannot be read from .*gone.npz[\s\S]*give them with --data"):
+        lw.classes(run, "merge", ("novel-1", "novel-2"), device="cpu")
+    with pytest.raises(DataError, match=r"120 images of the run are not in .*test.npz"):
+        lw.classes(run, "merge", ("novel-1", "novel-2"), data=str(data / "test.npz"), device="cpu")
+    assert files == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    lw.classes(run, "merge", ("novel-1", "novel-2"), data=str(moved), device="cpu")
+    assert lw.Run(run).summary["n_novel"] == 2
+
+
+@pytest.mark.parametrize(
+    ("action", "names", "text"),
+    [
+        ("rename", ("novel-1",), "rename takes other names than novel-1\n.*rename OLD NEW"),
+        ("rename", ("novel-9", "x"), "the model has no class 'novel-9'\n.*novel-3"),
+        ("rename", ("novel-1", "bee"), "two classes would be named 'bee'"),
+        ("merge", ("novel-1", "bee"), "'bee' is a class that your labels name"),
+        ("merge", ("novel-1", "novel-1"), "merge takes other names"),
+        ("drop", ("ant",), "'ant' is a class that your labels name"),
+        ("drop", (), "drop takes other names than none"),
+        ("split", ("novel-1",), "not 'split'"),
+    ],
+)
+def test_refusals(found: Path, action: str, names: tuple[str, ...], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        lw.classes(found, action, names, device="cpu")  # type: ignore[arg-type]
