@@ -146,7 +146,10 @@ VERBS: dict[str, Callable[..., Any]] = {
         every=(bool, setting(False, "ask about all classes, not the mismatched alone")),
         context=(str | None, setting(None, "what the images are, for the chat model, e.g. 'traffic signs'")),
         n=(int, setting(4, "descriptions per class")),
-        templates=(str, setting("one", "what class names are put into: one, short, long, photo27, a file, or a text")),
+        templates=(
+            str,
+            setting("mixed", "what class names are put into: mixed, one, short, long, photo27, a file, or a text"),
+        ),
         yes=YES,
     ),
     "label": verb(

@@ -25,7 +25,12 @@ TEXT = pytest.mark.parametrize("name", [name for name in METHODS if tiny.family_
 CANDIDATES = pytest.mark.parametrize("name", [name for name in METHODS if tiny.family_of(name) == "candidates"])
 OPEN = [name for name in METHODS if tiny.family_of(name) == "open_world"]
 OPTIONAL = {"cap", "lps"}  # some of their settings matter with others only
-STEPLESS = {"zero_shot", "transclip", "ss_kmeans", "novel_beliefs", *tiny.FROZEN}  # all is said before the first epoch
+SHOTS = {"tip_adapter", "lp_pp", "clap"}  # need labels beside class names
+STEPLESS = {  # all is said before the first epoch
+    *("zero_shot", "transclip", "stata", "zlap", "ss_kmeans", "novel_beliefs"),
+    *SHOTS,
+    *tiny.FROZEN,
+}
 STOPPING = {"coreg_frozen"}  # once answers stand still, after two epochs at the least
 
 
@@ -206,6 +211,11 @@ def test_run__with_class_names_any_labels_will_do(name: str, every: int) -> None
     task, views = tiny.text_task_of(COUNTS, every=every), tiny.TinyFeats(tiny.classes_of(COUNTS))
     assert task.concepts is not None
     build = tiny.BuildTowers(task.concepts)
+    if name in SHOTS and not every:
+        with pytest.raises(ConfigError, match=f"{name} learns from labelled images .*, and no image has a") as caught:
+            METHODS[name].recipe.setup(cfg, task, build)
+        assert "label one image of each class or more, or choose --method" in caught.value.fix
+        return
     trained = train(METHODS[name].recipe, cfg, task, views, build, options=tiny.options_of())
     with torch.no_grad():
         predicted = METHODS[name].recipe.predict(cfg, trained.state, views.x).logits.argmax(1)
@@ -243,6 +253,12 @@ def test_config__unknown_key_lists_the_valid_ones(name: str) -> None:
         ("pseudo_probe", "steps_per_epoch", 0),
         ("fpl", "k", 0),
         ("fixmatch", "confidence", 1.0),
+        ("stata", "anchor", 0.0),
+        ("zlap", "k", 0),
+        ("zlap", "alpha", 1.0),
+        ("tip_adapter", "beta", -1.0),
+        ("lp_pp", "penalty", 0.0),
+        ("clap", "constraint", 0.0),
         ("orca", "pair_weight", -1.0),
         ("orca", "prior_weight", -1.0),
         ("simgcd", "supervised_weight", 2.0),

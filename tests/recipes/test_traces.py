@@ -211,6 +211,13 @@ def test_traces__cover_every_method() -> None:
     elsewhere = {"cap", "coreg", "lps"}  # test_trace_cap.py, test_trace_coreg.py, test_trace_lps.py
     single_steps = {"pseudo_probe", "fpl", "fixmatch"}  # tests/unit/methods/test_vision_language.py
     single_steps |= {"zero_shot", "transclip"}  # have no steps
+    single_steps |= {
+        "stata",
+        "zlap",
+        "tip_adapter",
+        "lp_pp",
+        "clap",
+    }  # neither; tests/unit/methods/test_text_baselines.py
     single_steps |= {"kd", "top1", "cc", "proden", "crdpll"}  # tests/unit/methods/test_candidate_labels.py
     single_steps |= {
         "ss_kmeans",

@@ -52,7 +52,7 @@ def describe(
     every: bool = False,
     context: str | None = None,
     n: int = N_DESCRIPTIONS,
-    templates: str = "one",
+    templates: str = "mixed",
     on_bad: OnBad = "stop",
     device: str = "auto",
     precision: str = "auto",

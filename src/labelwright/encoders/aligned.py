@@ -68,6 +68,12 @@ class AlignedNet(nn.Module):
             weight = self.towers.logit_scale * class_feats.float() + self.linear_weight
             return F.linear(z, weight, self.linear_bias)
 
+    @torch.no_grad()
+    def put_linear(self, weight: Tensor, bias: Tensor) -> None:
+        """Make the logits z . weight + bias, the class features among them: [C, D] and [C] float."""
+        self.linear_weight.copy_(weight - self.towers.logit_scale * self.class_feats())
+        self.linear_bias.copy_(bias)
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, C] float32 of views."""
         return self.logits(self.adapted(self.features(x)), self.class_feats())

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from labelwright.encoders.heads import CentredHead, CosineHead, MlpHead, ProjectedHead, TextHead
+from labelwright.encoders.heads import CacheHead, CentredHead, CosineHead, MlpHead, ProjectedHead, TextHead
 from labelwright.encoders.pretrained import (
     from_transformers_config,
     load_config,
@@ -30,13 +30,14 @@ from labelwright.encoders.saved import SavedBackbone, saved_backbone
 from labelwright.errors import ConfigError
 from labelwright.types import Head
 
-_HEADS: dict[type[nn.Module], Head | Literal["text"]] = {
+_HEADS: dict[type[nn.Module], Head | Literal["text", "cache"]] = {
     nn.Linear: "linear",
     CentredHead: "centred",
     CosineHead: "cosine",
     MlpHead: "mlp",
     ProjectedHead: "projected",
     TextHead: "text",
+    CacheHead: "cache",
 }
 
 
@@ -289,6 +290,7 @@ def classifier_config(net: Classifier | Ensemble) -> dict[str, Any]:
         "visual_prompts": prompts,
         "mlp_hidden": net.head.to_hidden.out_features if isinstance(net.head, MlpHead) else None,
         "n_dims": len(net.head.projection) if isinstance(net.head, ProjectedHead) else None,
+        "n_cached": len(net.head.keys) if isinstance(net.head, CacheHead) else None,
         "adapter": None if visual is None else {"n_hidden": visual.down.out_features, "weight": visual.weight},
     }
 
@@ -339,6 +341,9 @@ def from_config(config: Mapping[str, Any]) -> Classifier | Ensemble:
             adapter = config.get("adapter")
             visual = ResidualAdapter(n_features, **adapter) if adapter else None
             head = TextHead(torch.zeros(n_outputs, n_features), torch.zeros(n_outputs), visual=visual)
+        elif head == "cache":
+            cached = torch.zeros(config["n_cached"], dtype=torch.int64)
+            head = CacheHead(torch.zeros(n_outputs, n_features), cached)
         return Classifier(
             backbone,
             name=config["name"],

@@ -59,6 +59,44 @@ class TextHead(nn.Module):
             return F.linear(z, self.weight, self.bias)
 
 
+class CacheHead(nn.Module):
+    """logits = z . w + alpha * sum over cached images of the class of exp(-beta (1 - z . key)); float32 throughout.
+
+    Args:
+      weight: [C, D] class features times the logit scale.
+      labels: [n] int64, classes of the cached images; their features `keys` [n, D] are a buffer, zero at first, and so
+        are `alpha` and `beta`.
+
+    Source: Zhang et al. 2022 (arXiv 2207.09519), Eq. (6).
+
+    Example: an image as the only cached one adds alpha to its class.
+      >>> head = CacheHead(torch.eye(2), torch.tensor([1]))
+      >>> _ = head.keys.copy_(torch.tensor([[1.0, 0.0]])), head.alpha.fill_(3.0)
+      >>> head(torch.tensor([[1.0, 0.0]])).tolist()
+      [[1.0, 3.0]]
+    """
+
+    def __init__(self, weight: Tensor, labels: Tensor) -> None:
+        super().__init__()
+        self.weight: Tensor
+        self.labels: Tensor
+        self.keys: Tensor
+        self.alpha: Tensor
+        self.beta: Tensor
+        self.register_buffer("weight", weight.detach().clone().float())
+        self.register_buffer("labels", labels.detach().clone())
+        self.register_buffer("keys", weight.new_zeros(len(labels), weight.shape[1], dtype=torch.float32))
+        self.register_buffer("alpha", torch.zeros(()))
+        self.register_buffer("beta", torch.zeros(()))
+
+    def forward(self, feats: Tensor) -> Tensor:
+        """Map unit feats [B, D] to logits [B, C] float32."""
+        with torch.autocast(feats.device.type, enabled=False):
+            z = feats.float()
+            near = torch.exp(-self.beta * (1 - z @ self.keys.T))  # [B, n]
+            return (z @ self.weight.T).index_add(1, self.labels, self.alpha * near)
+
+
 class MlpHead(nn.Module):
     """A residual layer, then a linear one: something to learn on features that are frozen.
 

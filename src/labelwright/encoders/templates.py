@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -64,13 +65,21 @@ a photo of a small {} | a photo of a clean {} | a photo of a dirty {} | a photo 
 a photo of a partly hidden {} | a photo of a {} seen from the side
 """
 
+_NAME = "{}"  # half of "mixed": what a model was trained on decides whether a name is better alone or in a sentence
+
 
 def _split(block: str) -> tuple[str, ...]:
     return tuple(template.strip() for line in block.strip().splitlines() for template in line.split("|"))
 
 
 TEMPLATES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"one": (_ONE,), "short": _split(_SHORT), "long": _split(_LONG), "photo27": _split(_PHOTO27)}
+    {
+        "mixed": (*_split(_PHOTO27), *[_NAME] * len(_split(_PHOTO27))),
+        "one": (_ONE,),
+        "short": _split(_SHORT),
+        "long": _split(_LONG),
+        "photo27": _split(_PHOTO27),
+    }
 )
 
 
@@ -85,7 +94,7 @@ def templates_named(name_or_path: str | Path) -> tuple[str, ...]:
 
     Example:
       >>> {name: len(templates_named(name)) for name in TEMPLATES}
-      {'one': 1, 'short': 7, 'long': 80, 'photo27': 27}
+      {'mixed': 54, 'one': 1, 'short': 7, 'long': 80, 'photo27': 27}
       >>> templates_named("an X-ray of a {}")
       ('an X-ray of a {}',)
     """
@@ -196,6 +205,8 @@ def prompt_text_feats(encode: Encode, class_names: Sequence[str], templates: Seq
 def class_text_feats(encode: Encode, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
     """One text feature per class: the mean of its unit features over the templates, brought to unit norm again.
 
+    A template that comes twice is encoded once and counts twice.
+
     Never holds more than about TEXTS_AT_ONCE features besides the result, however many classes and templates.
 
     Returns: [C, D] float32, unit norm.
@@ -210,9 +221,16 @@ def class_text_feats(encode: Encode, class_names: Sequence[str], templates: Sequ
       [0.7071, 0.7071]
     """
     _check_not_empty(class_names, templates)
-    per_call = max(1, TEXTS_AT_ONCE // len(templates))
+    times = Counter(templates)
+    per_call = max(1, TEXTS_AT_ONCE // len(times))
     some = [class_names[start : start + per_call] for start in range(0, len(class_names), per_call)]
-    return F.normalize(torch.cat([prompt_text_feats(encode, names, templates).mean(0) for names in some]), dim=1)
+
+    def mean_of(names: Sequence[str]) -> Tensor:
+        feats = prompt_text_feats(encode, names, list(times))  # [P, c, D]
+        counts = torch.tensor(list(times.values()), dtype=feats.dtype, device=feats.device)
+        return (counts[:, None, None] * feats).sum(0) / len(templates)
+
+    return F.normalize(torch.cat([mean_of(names) for names in some]), dim=1)
 
 
 def _check_not_empty(class_names: Sequence[str], templates: Sequence[str]) -> None:

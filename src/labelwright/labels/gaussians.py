@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +25,10 @@ class Beliefs:
 
     Attributes:
       weight: [C, D] float32 and
-      bias: [C] float32: log densities of the classes, with their log shares where these were estimated; centred over
-        the classes.
-      offset: [C] float32 that brings the mean probabilities to the known prior; zero where the prior was estimated.
+      bias: [C] float32: log densities of the classes, with their log shares where these were estimated and count with
+        ``strength``; centred over the classes.
+      offset: [C] float32 that brings the mean probabilities to the known prior, or the log shares that count in full
+        (``n_prior``); else zero.
       prior: [C] float32, share of each class, sums to 1; a labelled row counts once.
       strength: of weight and bias, >= 0.
     """
@@ -57,6 +58,7 @@ def gaussian_beliefs(
     shrinkage: float,
     n_iter: int,
     prior: Tensor | None = None,
+    n_prior: int = 0,
     label_weight: float | Tensor = 1.0,
     watch: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Beliefs:
@@ -67,6 +69,10 @@ def gaussian_beliefs(
     rescaled towards it, once per E-step. The log density of Gaussians of one covariance is linear in the features, so
     what comes out is a linear term.
 
+    Evidence from texts spreads over all classes, also those that no image shows, whose Gaussians then take images from
+    others. With ``n_prior`` the shares come first: estimated from the evidence alone, and counted in full, as Bayes'
+    rule has it, where they otherwise count ``strength`` times.
+
     Args:
       feats: [N, D] float, usually of unit norm; half precision will do.
       evidence: of some rows, see `Evidence`; asked for chunk by chunk, so that no [N, C] table is held.
@@ -75,6 +81,7 @@ def gaussian_beliefs(
       shrinkage: of the covariance towards a multiple of the identity, 0 to 1.
       n_iter: E-steps, each with its M-step, >= 1.
       prior: [C] float, known shares; None = estimate them.
+      n_prior: E-steps for the shares alone, of unlabelled rows, before the Gaussians; 0 or more, of an estimated prior.
       label_weight: how many rows a labelled one counts for, > 0; or [C], by its class.
       watch: gets each chunk's rows [B] and their q [B, C], times the label weights, of the last E-step.
 
@@ -100,12 +107,14 @@ def gaussian_beliefs(
     n_classes, stands_for = len(zeros), zeros + label_weight  # [C]
     eye, total = torch.eye(n_features, device=device), torch.zeros(n_features, n_features, device=device)
     found = Beliefs(zeros.new_zeros(n_classes, n_features), zeros, zeros, zeros, strength)
-    for i in range(n_iter):
+    for i in range(-n_prior, n_iter):
         counts, plain, sums = torch.zeros_like(zeros), torch.zeros_like(zeros), torch.zeros_like(found.weight)
+        open_counts = torch.zeros_like(zeros)
         for some in chunks_of(rows, max(n_classes, n_features)):
             z, given = feats[some].float(), labels[some]
             q = found.probs(z, evidence(some))
             is_known = given >= 0
+            open_counts += q[~is_known].sum(0)
             q[is_known] = F.one_hot(given[is_known], n_classes).to(q.dtype)
             plain += q.sum(0)
             counts_for = torch.where(is_known, stands_for[given.clamp(min=0)], 1.0)[:, None]
@@ -116,6 +125,11 @@ def gaussian_beliefs(
                 total += (counts_for * z).T @ z
             if watch is not None and i == n_iter - 1:
                 watch(some, q)
+        if n_prior:
+            log_counts = (open_counts if open_counts.any() else counts).clamp(min=LEAST_COUNT).log()
+            found = replace(found, offset=log_counts - log_counts.mean())
+        if i < 0:
+            continue
         shares, offset = counts / counts.sum(), found.offset
         means = sums / counts.clamp(min=LEAST_COUNT)[:, None]
         variance = total / counts.sum()
@@ -123,9 +137,9 @@ def gaussian_beliefs(
         spread = within.diagonal().mean().clamp(min=LEAST_SPREAD * variance.diagonal().mean())
         weight = torch.linalg.solve((1 - shrinkage) * within + shrinkage * spread * eye, means.T).T
         bias = -0.5 * (weight * means).sum(1)
-        if prior is None:
+        if prior is None and not n_prior:  # else they are in the offset
             bias = bias + counts.clamp(min=LEAST_COUNT).log()
-        else:  # as much as rescaling once does; the next iterations do the rest
+        elif prior is not None:  # as much as rescaling once does; the next iterations do the rest
             wanted = prior.to(device).float().clamp(min=LEAST_SHARE)
             offset = offset + (wanted / shares.clamp(min=LEAST_SHARE)).log()
             offset = offset - offset.mean()

@@ -44,13 +44,16 @@ def transclip(
     logit_scale: float,
     labels: Tensor | None = None,
     lam: float = 1.0,
+    anchor: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Label a pool by the Gaussians of its classes, by each image's neighbours and by the text, all at once.
 
     Minimises, over the assignments z_i (rows of probabilities), the means mu and the shared diagonal covariance,
     - sum_i z_i . log p_i / TEMPERATURE - 1/2 sum_ij w_ij z_i . z_j + sum_i z_i . (log z_i - lam log y_i),
     where p_i are the Gaussian densities, y_i the zero-shot probabilities and w_ij the cosine of nearest neighbours (the
-    mean of both directions, zero elsewhere).
+    mean of both directions, zero elsewhere). With ``anchor`` the sum over the classes of anchor * KL(N(t, S) | N(mu,
+    Sigma)) / TEMPERATURE is added, t the class texts and S how images spread around them by zero-shot probability: a
+    class that no image shows stays with its text.
 
     Args:
       feats: [N, D] float16 to float32, unit norm.
@@ -58,11 +61,13 @@ def transclip(
       logit_scale: > 0, multiplies the cosines to text.
       labels: [N] int, -1 = unknown; known ones stay as they are and pull the Gaussians. None: all unknown.
       lam: >= 0, how strongly the text holds; the paper takes 1 without labels and 0.5 with a few.
+      anchor: >= 0, how many images the text of a class counts for in its Gaussian; 0 is TransCLIP, StatA takes 1.
 
     Returns: labels [N] int64, the most probable class, a known label as it is; and weight [C, D] and bias [C] of a
       linear classifier: what text and Gaussians of one shared covariance say together, without neighbours.
 
-    Source: Zanella et al. 2024 (arXiv 2406.01837), TransCLIP. Differs: the log-densities are divided by 50 (a small
+    Source: Zanella et al. 2024 (arXiv 2406.01837), TransCLIP; the anchor Zanella et al. 2025 (arXiv 2501.03729), StatA.
+    Differs: one covariance for all classes, also with an anchor; the log-densities are divided by 50 (a small
     CLIP on 25,000 images of CIFAR-10 and 19,319 of GTSRB: accuracy 0.655 and 0.520; undivided 0.623 and 0.448); of each
     image only 16 classes are kept, chosen anew at each update of the Gaussians (the same accuracy as with all 43).
 
@@ -85,8 +90,12 @@ def transclip(
     edges = _edges(feats, N_NEIGHBOURS)
     classes, scores = _kept_scores(feats, labels, text_weight, torch.zeros_like(text_weight[:, 0]))
     probs = scores.softmax(dim=1)
-    means = _first_means(feats, labels, text_weight)
-    variances = torch.full_like(means[0], 1 / feats.shape[1])
+    if anchor:
+        means = text_feats.float()
+        of_texts = variances = _spread(_moments(feats, classes, probs, row_weights, len(means)), means)
+    else:
+        means = _first_means(feats, labels, text_weight)
+        variances = torch.full_like(means[0], 1 / feats.shape[1])
 
     def linear() -> tuple[Tensor, Tensor]:
         precision = 1 / (variances * TEMPERATURE)
@@ -97,7 +106,12 @@ def transclip(
         for _ in range(INNER_STEPS):
             probs = _smooth(kept, scores, classes, probs, edges, n_classes=len(text_feats))
             classes = kept
-        means, variances = _gaussians(feats, classes, probs, row_weights, means)
+        sums, sizes, squares = _moments(feats, classes, probs, row_weights, len(means))
+        if anchor:  # as many more images that lie around the texts
+            text = text_feats.float()
+            sums, sizes = sums + anchor * text, sizes + anchor
+            squares = squares + anchor * (len(text) * of_texts + text.square().sum(dim=0))
+        means, variances = _gaussians((sums, sizes, squares), means)
     best = probs.sort(dim=1, descending=True, stable=True).indices[:, :1]
     return classes.gather(1, best)[:, 0], *linear()
 
@@ -200,13 +214,13 @@ def _smooth(kept: Tensor, scores: Tensor, classes: Tensor, probs: Tensor, edges:
     return renewed
 
 
-def _gaussians(
-    feats: Tensor, classes: Tensor, probs: Tensor, row_weights: Tensor, means: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Means [C, D] and shared variances [D] of the assignments; a class that nothing is assigned to stays put."""
-    n_classes, n_feats = means.shape
-    sums, sizes = torch.zeros_like(means), torch.zeros_like(means[:, 0])
-    squares = torch.zeros_like(means[0])
+def _moments(
+    feats: Tensor, classes: Tensor, probs: Tensor, row_weights: Tensor, n_classes: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the images assigned to each class their sum [C, D] and number [C], and of all images the squares [D]."""
+    n_feats, device = feats.shape[1], feats.device
+    sums, sizes = torch.zeros(n_classes, n_feats, device=device), torch.zeros(n_classes, device=device)
+    squares = torch.zeros(n_feats, device=device)
     for some in slices_of(len(feats), max(n_classes, n_feats)):
         z = feats[some].float()
         assigned = torch.zeros(len(z), n_classes, device=feats.device)
@@ -214,11 +228,21 @@ def _gaussians(
         sums += assigned.T @ z
         sizes += assigned.sum(dim=0)
         squares += row_weights[some] @ z.square()
+    return sums, sizes, squares
+
+
+def _gaussians(moments: tuple[Tensor, Tensor, Tensor], means: Tensor) -> tuple[Tensor, Tensor]:
+    """Means [C, D] and shared variances [D] of what `_moments` counted; a class that has nothing stays put."""
+    sums, sizes, _ = moments
     means = torch.where(sizes[:, None] > 0, sums / sizes.clamp(min=1e-30)[:, None], means)
-    spread = squares.double() - (sizes[:, None].double() * means.double().square()).sum(
-        dim=0
-    )  # as sums = sizes * means
-    return means, (spread / sizes.double().sum()).clamp(min=VARIANCE_MIN).float()
+    return means, _spread(moments, means)
+
+
+def _spread(moments: tuple[Tensor, Tensor, Tensor], means: Tensor) -> Tensor:
+    """Variances [D] around means [C, D], shared by the classes, of what `_moments` counted."""
+    sums, sizes, squares = (part.double() for part in moments)
+    around = sizes[:, None] * means.double().square() - 2 * sums * means.double()
+    return ((squares + around.sum(dim=0)) / sizes.sum()).clamp(min=VARIANCE_MIN).float()
 
 
 def fpl_pseudolabels(

@@ -5,12 +5,14 @@ Nothing is trained by gradient steps: the start of CAP and of Co-Reg, with label
  1  u = P (f - m) / |P (f - m)|: the largest `n_dims` principal components of the features f, centred, of unit norm
  2  evidence E of each class: logits of a logistic regression on the labelled images, classes weighted evenly, its
     regularisation chosen by cross-validation where two classes have two labels each
- 3     + logit_scale z . t, the class texts of a vision-language model, if there is one and a class has no label; then u
-       is z, the unit features that the texts belong to
+ 3  or, with the class texts of a vision-language model, of a head that starts at logit_scale t and pays for leaving it,
+    the price by cross-validation: without labels zero-shot; of a regression, as in (2), if left-out labels are likelier
+    under it by more than a standard error; then u is z, the unit features that the texts belong to
  4     + log-likelihood of the candidate sets, for images that have one
  5  one Gaussian per class, all of one covariance, by EM: q = softmax(E + s (log density + log share)), labelled images
-    one-hot and counted `label_weight` times                                                     (labels/gaussians.py)
- 6  predict softmax(W u + b): what of E is linear in u (lines 2 and 3), and s (log density + log share)
+    one-hot and counted `label_weight` times; where texts are all that is known of a class q = softmax(E + s log
+    density + log share), the shares first estimated from E alone: no image may show that class  (labels/gaussians.py)
+ 6  predict softmax(W u + b): what of E is linear in u (lines 2 and 3), and the terms of line 5
 
 Symbols: f feats, P projection, m mean, s strength.
 Source: ours; the parts are those of linear discriminant analysis fitted by EM, see labels/gaussians.py.
@@ -18,7 +20,8 @@ Command: labelwright fit feats.npz --method beliefs --out RUN
 Measured: balanced accuracy on the test images with five labels a class of the training images and the others unlabelled
 (features of an ImageNet network, seeds 0, 1, 2, one thread of an AMD EPYC): docs/benchmarks.md, "Few labels without a
 text model". `strength`, `shrinkage`, `label_weight` and `prior` were chosen on CIFAR-10 and GTSRB (features of a small
-CLIP's image tower, 1 to 20 labels a class); from about twenty labels a class on, logistic regression alone is as good.
+CLIP's image tower, 1 to 20 labels a class), and those for texts on pools of them that show 2 to 43 classes; from about
+twenty labels a class on, logistic regression alone is as good.
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ from labelwright.labels.chunks import evenly_spread
 from labelwright.labels.gaussians import gaussian_beliefs, principal
 from labelwright.methods.open_world import put_in
 from labelwright.methods.recipe import Begun, Recipe, check_is_pretrained
+from labelwright.methods.shots import Shots
 from labelwright.train.settings import TrainSettings, require_range
 from labelwright.types import BuildNet, Passes, State, Task
 
@@ -50,6 +54,9 @@ USUAL_INVERSE_PENALTY = 10.0  # where there are too few labels to try
 MAX_FOLDS = 5
 MAX_TRIED_ROWS = 5000  # labelled images that take part in the cross-validation
 N_ITER = 20  # of EM: from 10 to 50 nothing changed
+USUAL_PRICE = 100.0  # of leaving the texts, where no label can be left out to choose it
+STRENGTH, SHRINKAGE = 0.3, 0.5
+TEXT_STRENGTH, TEXT_SHRINKAGE, TEXT_N_PRIOR = 0.2, 0.1, 15  # where texts are all that is known of a class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,16 +66,18 @@ class Config(TrainSettings):
     takes_steps: ClassVar[bool] = False
     epochs: int = 1  # everything is done before the first
     n_dims: int = 128  # principal components kept
-    strength: float = 0.3  # s, of the Gaussians against the evidence
-    shrinkage: float = 0.5  # of the covariance towards a multiple of the identity, 0 to 1
+    strength: float | None = None  # s, of the Gaussians; None = 0.3, or 0.2 where a class has its text alone
+    shrinkage: float | None = (
+        None  # of the covariance towards a multiple of the identity, 0 to 1; None = 0.5, or 0.1 there
+    )
     label_weight: float = 10.0  # how many images a labelled one counts for in the Gaussians
     prior: Literal["estimated", "even"] = "estimated"  # shares of the classes among all images
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_range(self, "at least 1", "n_dims")
-        require_range(self, "0 or more", "strength")
-        require_range(self, "in [0, 1]", "shrinkage")
+        require_range(self, "0 or more, or none", "strength")
+        require_range(self, "in [0, 1], or none", "shrinkage")
         require_range(self, "above 0", "label_weight")
 
 
@@ -82,8 +91,7 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
         )
     _check_evidence(task)
     n_dims = min(cfg.n_dims, max(1, len(task.labels) - 1))  # centred images span no more
-    if _uses_text(task):
-        assert task.concepts is not None
+    if task.concepts is not None:
         n_dims = task.concepts.feats.shape[1]
     return State(nets={"main": build_net(task.n_classes, head="projected", hidden=n_dims)})
 
@@ -93,16 +101,18 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     """Lines 1 to 6: the network's own logits are the answer."""
     head: ProjectedHead = cast(Any, state.nets["main"]).head
     feats = torch.cat([z for _, z in passes("main", torch.arange(len(task.labels)), output="feats")])
-    if not _uses_text(task):
+    if task.concepts is None:
         mean, directions = principal(feats, len(head.projection))
         head.mean.copy_(mean)
         head.projection.copy_(directions)
     u = head.project(feats)  # 1
     known = task.labels >= 0
-    weight, bias, inverse_penalty = regression(u[known], task.labels[known], task.n_classes)  # 2
-    if _uses_text(task):
-        assert task.concepts is not None
-        weight = weight + task.concepts.logit_scale * task.concepts.feats.to(u.device)  # 3
+    if task.concepts is None:
+        weight, bias, inverse_penalty = regression(u[known], task.labels[known], task.n_classes)  # 2
+        logs = {"inverse_penalty": inverse_penalty}
+    else:
+        weight, price = from_texts(u[known], task)  # 3
+        bias, logs = torch.zeros_like(weight[:, 0]), {"price": price}
     miss = torch.full((task.n_classes,), MISS, device=u.device)
 
     def evidence(rows: Tensor) -> Tensor:
@@ -110,20 +120,47 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
         return logits if task.candidates is None else logits + candidate_evidence(task.guesses(rows), miss)  # 4
 
     even = torch.full((task.n_classes,), 1 / task.n_classes)
+    usual = (STRENGTH, SHRINKAGE, 0) if _has_every_label(task) else (TEXT_STRENGTH, TEXT_SHRINKAGE, TEXT_N_PRIOR)
     found = gaussian_beliefs(
         u,
         evidence,
         task.labels,
-        strength=cfg.strength,
-        shrinkage=cfg.shrinkage,
+        strength=usual[0] if cfg.strength is None else cfg.strength,
+        shrinkage=usual[1] if cfg.shrinkage is None else cfg.shrinkage,
         n_iter=N_ITER,
+        n_prior=usual[2] if cfg.prior == "estimated" else 0,
         prior=even if cfg.prior == "even" else None,
         label_weight=cfg.label_weight,
     )  # 5
     added_weight, added_bias = found.linear
     put_in(state.nets["main"], weight + added_weight, bias + added_bias)  # 6
-    logs = {"class_shares": [round(float(p), 5) for p in found.prior], "inverse_penalty": inverse_penalty}
-    return state, logs
+    return state, {"class_shares": [round(float(p), 5) for p in found.prior], **logs}
+
+
+def from_texts(z: Tensor, task: Task) -> tuple[Tensor, float]:
+    """Line 3: weight [C, D] of the head on unit features, and the price of leaving the texts; 0 where there is none.
+
+    Texts that labelled images contradict do harm: the price may be on the weights themselves, as in a regression.
+
+    Args:
+      z: [n, D] float, unit norm, of the labelled images.
+      task: with texts.
+    """
+    assert task.concepts is not None
+    text = task.concepts.logit_scale * task.concepts.feats.to(z.device)
+    if not len(z):
+        return text, 0.0
+    shots = Shots.of(z, text, task)
+    held, alone = shots.cross_validate(lambda weight: weight - shots.text), shots.cross_validate(lambda weight: weight)
+    if held is None or alone is None:
+        return shots.solve(lambda weight: weight - shots.text, penalty=USUAL_PRICE), USUAL_PRICE
+    labels = shots.labels[shots.rows]
+    gain = F.cross_entropy(held.logits, labels, reduction="none") - F.cross_entropy(
+        alone.logits, labels, reduction="none"
+    )
+    if gain.mean() > gain.std() / len(gain) ** 0.5:  # by more than one standard error
+        return shots.solve(lambda weight: weight, penalty=alone.penalty), 0.0
+    return shots.solve(lambda weight: weight - shots.text, penalty=held.penalty), held.penalty
 
 
 def regression(u: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor, Tensor, float]:
@@ -176,9 +213,9 @@ def _inverse_penalty(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> float:
     return INVERSE_PENALTIES[int(np.argmax(scores))]
 
 
-def _uses_text(task: Task) -> bool:
-    """Labels say more than texts where every class has some: texts stand in where one has none."""
-    return task.concepts is not None and bool((task.counts == 0).any())
+def _has_every_label(task: Task) -> bool:
+    """Whether something other than texts says how each class looks: then the class shares count like the features."""
+    return task.concepts is None or bool((task.counts > 0).all())
 
 
 def _check_evidence(task: Task) -> None:

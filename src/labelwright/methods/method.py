@@ -26,12 +26,14 @@ class Requires:
 
     Attributes:
       labels: some labelled images.
+      or_text: of ``labels``, that text features of the class names will do where no image has one.
       text: text features of the class names.
       candidates: candidate labels, which an annotator can give where the data has none.
       novel: it finds classes that nobody named, and no other method may run where there are such.
     """
 
     labels: bool = False
+    or_text: bool = False
     text: bool = False
     candidates: bool = False
     novel: bool = False
@@ -145,7 +147,7 @@ class Method:
     pilot: Callable[..., Any] = as_it_is
     summarise: Callable[[Outcome], dict[str, Any]] = nothing_more
     sections: Callable[[Run], Sections] = no_sections
-    templates: str = "one"
+    templates: str = "mixed"
     frozen: Recipe | None = None
     on_embeddings: str | None = None
     has_start: bool = False

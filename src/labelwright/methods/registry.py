@@ -13,6 +13,7 @@ from labelwright.methods.baselines import (
     balanced_softmax,
     cc,
     ce,
+    clap,
     class_balanced,
     crdpll,
     dividemix,
@@ -24,6 +25,7 @@ from labelwright.methods.baselines import (
     kd,
     la,
     ldam,
+    lp_pp,
     majority,
     nearest_mean,
     novel_beliefs,
@@ -34,21 +36,27 @@ from labelwright.methods.baselines import (
     pseudo_probe,
     simgcd,
     ss_kmeans,
+    stata,
+    tip_adapter,
     top1,
     transclip,
     vs,
     zero_shot,
+    zlap,
 )
 from labelwright.methods.cap_margin import with_chosen_margin
 from labelwright.methods.families.candidates import of_candidates
 from labelwright.methods.families.labels import of_labels
 from labelwright.methods.families.novel import of_novel
 from labelwright.methods.families.text import of_text
-from labelwright.methods.method import Method, as_configured, views_of_features
+from labelwright.methods.method import Method, Requires, as_configured, views_of_features
 from labelwright.train.settings import TrainSettings, apply_overrides
 
 FROM_PIXELS: Mapping[str, Mapping[str, object]] = {"paper": {"views": "pixels"}}
 """What a published recipe that trains its network needs."""
+
+SHOTS = Requires(labels=True, text=True)
+"""What few-shot methods beside class texts cannot do without."""
 
 OWN: Mapping[str, Method] = {
     "cvs": of_labels(
@@ -77,7 +85,13 @@ OWN: Mapping[str, Method] = {
     ),
     "coreg_frozen": of_candidates("Co-Reg on frozen features", coreg_frozen, has_start=True),
     "lps": of_novel("LPS", lps, has_start=True, presets=lps.PRESETS, run_presets=FROM_PIXELS, schedule=lps.schedule),
-    "beliefs": of_labels("Beliefs", beliefs.RECIPE, default_views=views_of_features, schedule=as_configured),
+    "beliefs": of_labels(
+        "Beliefs",
+        beliefs.RECIPE,
+        requires=Requires(labels=True, or_text=True),
+        default_views=views_of_features,
+        schedule=as_configured,
+    ),
     "cross_validated": of_labels(
         "Long-tail family, cross-validated",
         cross_validated.RECIPE,
@@ -105,6 +119,11 @@ BASELINES: Mapping[str, Method] = {
     "fpl": of_text("Few pseudo-labels", fpl.RECIPE),
     "fixmatch": of_text("FixMatch on features", fixmatch.RECIPE),
     "transclip": of_text("TransCLIP", transclip.RECIPE),
+    "stata": of_text("StatA", stata.RECIPE),
+    "zlap": of_text("ZLaP", zlap.RECIPE),
+    "tip_adapter": of_text("Tip-Adapter", tip_adapter.RECIPE, requires=SHOTS),
+    "lp_pp": of_text("LP++", lp_pp.RECIPE, requires=SHOTS),
+    "clap": of_text("CLAP", clap.RECIPE, requires=SHOTS),
     "kd": of_candidates("Knowledge distillation", kd.RECIPE),
     "majority": of_candidates(
         "Logistic regression on the majority vote",

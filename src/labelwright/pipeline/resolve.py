@@ -272,8 +272,14 @@ def choose_method(method: str, prepared: Prepared, *, has_text: bool) -> tuple[s
             f"{name} learns the named classes only, and --novel says there are others",
             fix=f"leave --novel out, or choose one of {', '.join(others)}",
         )
-    if chosen.requires.labels and not (prepared.train.table.labels >= 0).any():
-        raise DataError(f"method {name} needs labels, and no training image has one", fix="label some images first")
+    needs_labels = chosen.requires.labels and not (chosen.requires.or_text and has_text)
+    if needs_labels and not (prepared.train.table.labels >= 0).any():
+        others = [key for key, each in METHODS.items() if each.requires.text and not each.requires.labels]
+        raise DataError(
+            f"method {name} needs labels, and no training image has one",
+            fix="label some images first"
+            + (f", or choose a method that reads class names alone: {', '.join(others)}" if has_text else ""),
+        )
     return name, chosen
 
 

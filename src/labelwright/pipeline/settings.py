@@ -131,8 +131,8 @@ class TextSettings:
 
     templates: str = setting(
         "auto",
-        "what class names are put into: one, short, long, photo27, a file with one per line, or a text with {}; "
-        "auto: photo27 for methods that learn from candidates, else one",
+        "what class names are put into: mixed, one, short, long, photo27, a file with one per line, or a text with {}; "
+        "auto: photo27 for methods that learn from candidates, else mixed",
         example="--templates photo27",
         also=(Path,),
     )

@@ -37,10 +37,14 @@ class Problem:
     Attributes:
       adjustment: of the logits in the loss; the head's own logits are plain.
       class_weight: [C] float >= 0, or None for 1.
+      deviation: weights [C, D] -> what of them the penalty is on, linear in them but for a constant; None: all of them.
+      has_bias: False keeps the bias at zero.
     """
 
     adjustment: Adjustment = field(default_factory=Adjustment)
     class_weight: Tensor | None = None
+    deviation: Callable[[Tensor], Tensor] | None = None
+    has_bias: bool = True
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,8 @@ def solve(
 ) -> Linear:
     """The head that minimises the weighted mean of the adjusted cross-entropy + penalty / (2 N) |weight|^2.
 
+    In place of the weight the penalty may be on its ``deviation`` from something, see `Problem`.
+
     Args:
       z: [N, D] float32, centred and of unit scale (`centre_and_scale`), N >= 1.
       labels: [N] int64, 0 to C-1, no unknown ones.
@@ -133,7 +139,7 @@ def solve(
     total = float(n) if problem.class_weight is None else float(problem.class_weight[labels].sum())
     chunks = torch.split(torch.arange(n, device=z.device), max(1, CHUNK_NUMBERS // max(n_classes, n_features)))
     solver = torch.optim.LBFGS(
-        [weight, bias],
+        [weight, bias] if problem.has_bias else [weight],
         max_iter=MAX_STEPS,
         history_size=10,
         line_search_fn="strong_wolfe",
@@ -143,7 +149,7 @@ def solve(
 
     def loss_of() -> Tensor:
         solver.zero_grad()
-        loss = penalty / (2 * n) * weight.square().sum()
+        loss = penalty / (2 * n) * (weight if problem.deviation is None else problem.deviation(weight)).square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         loss = loss.detach()
         for some in chunks:

@@ -9,13 +9,14 @@ from labelwright.errors import ConfigError
 
 def test_templates__sets():
     assert {name: len(templates) for name, templates in TEMPLATES.items()} == {
+        "mixed": 54,
         "one": 1,
         "short": 7,
         "long": 80,
         "photo27": 27,
     }
-    for templates in TEMPLATES.values():
-        assert len(set(templates)) == len(templates)
+    for name, templates in TEMPLATES.items():
+        assert len(set(templates)) == (28 if name == "mixed" else len(templates))
         assert all(template.count("{}") == 1 and template == template.strip() for template in templates)
     assert set(TEMPLATES["short"]) < set(TEMPLATES["long"])
     assert all("photo of" in template for template in TEMPLATES["photo27"])
@@ -167,3 +168,15 @@ def test_text_feats__nothing_to_embed(function):
         function(Hashing(), [], TEMPLATES["one"])
     with pytest.raises(ConfigError, match="no templates"):
         function(Hashing(), ["cat"], [])
+
+
+def test_class_text_feats__mixed_is_half_the_name_and_half_the_photographs():
+    asked = []
+
+    def encode(texts):
+        asked.extend(texts)
+        return torch.tensor([[1.0, 0.0] if text == "cat" else [0.0, 1.0] for text in texts])
+
+    found = class_text_feats(encode, ["cat"], TEMPLATES["mixed"])
+    torch.testing.assert_close(found, torch.full((1, 2), 0.5**0.5))
+    assert len(asked) == len(set(asked)) == 28  # the name is encoded once

@@ -32,7 +32,16 @@ class Slow:
     """The equations, one image, class and neighbour at a time, in float64."""
 
     def __init__(
-        self, feats: Tensor, text: Tensor, labels: list[int], *, k: int, lam: float, n: int, temperature: float
+        self,
+        feats: Tensor,
+        text: Tensor,
+        labels: list[int],
+        *,
+        k: int,
+        lam: float,
+        n: int,
+        temperature: float,
+        anchor: float = 0.0,
     ):
         self.f, self.t = feats.double().tolist(), text.double().tolist()
         self.N, self.C, self.D = len(self.f), len(self.t), len(self.f[0])
@@ -45,6 +54,10 @@ class Slow:
         self.z = [one_hot(label, self.C) if label >= 0 else y for label, y in zip(labels, self.y, strict=True)]
         self.mu = [self.first_mean(c, labels) for c in range(self.C)]
         self.var = [1 / self.D] * self.D
+        self.anchor, self.around = anchor, [0.0] * self.D
+        if anchor:
+            self.mu = [list(t) for t in self.t]
+            self.around = self.var = self.spread([[self.mass[i] * z for z in self.z[i]] for i in range(self.N)])
         for _ in range(n):
             for _ in range(5):
                 self.z = [
@@ -78,14 +91,23 @@ class Slow:
     def fit(self) -> None:
         weights = [[self.mass[i] * z for z in self.z[i]] for i in range(self.N)]
         for c in range(self.C):
-            size = sum(row[c] for row in weights)
-            self.mu[c] = [sum(weights[i][c] * self.f[i][d] for i in range(self.N)) / size for d in range(self.D)]
-        total = sum(map(sum, weights))
-        self.var = [
-            sum(weights[i][c] * (self.f[i][d] - self.mu[c][d]) ** 2 for i in range(self.N) for c in range(self.C))
-            / total
-            for d in range(self.D)
-        ]
+            size, a = sum(row[c] for row in weights), self.anchor
+            self.mu[c] = [
+                (sum(weights[i][c] * self.f[i][d] for i in range(self.N)) + a * self.t[c][d]) / (size + a)
+                for d in range(self.D)
+            ]
+        self.var = self.spread(weights)
+
+    def spread(self, weights: list[list[float]]) -> list[float]:
+        """Of the images around the means, and of the Gaussians of the texts, each as so many images."""
+        total = sum(map(sum, weights)) + (self.anchor * self.C if any(self.around) else 0)
+        found = []
+        for d in range(self.D):
+            pairs = [(i, c) for i in range(self.N) for c in range(self.C)]
+            own = sum(weights[i][c] * (self.f[i][d] - self.mu[c][d]) ** 2 for i, c in pairs)
+            gaps = sum(self.around[d] + (self.t[c][d] - self.mu[c][d]) ** 2 for c in range(self.C))
+            found.append((own + (self.anchor * gaps if any(self.around) else 0)) / total)
+        return found
 
 
 def dot(a: list[float], b: list[float]) -> float:
@@ -108,13 +130,14 @@ def transclip(
     logit_scale: float,
     labels: Tensor | None = None,
     lam: float = 1.0,
+    anchor: float = 0.0,
     **constants: float,
 ) -> SimpleNamespace:
     """With other constants of the file, by their names in small letters."""
     with pytest.MonkeyPatch.context() as patched:
         for name, value in constants.items():
             patched.setattr(transduce, name.upper(), value)
-        found = transduce.transclip(feats, text, logit_scale=logit_scale, labels=labels, lam=lam)
+        found = transduce.transclip(feats, text, logit_scale=logit_scale, labels=labels, lam=lam, anchor=anchor)
     return SimpleNamespace(labels=found[0], weight=found[1], bias=found[2])
 
 
@@ -143,6 +166,27 @@ def test_transclip__equals_loops(known: int, k: int, lam: float, n: int, tempera
     torch.testing.assert_close(found.weight, weight, atol=2e-3, rtol=2e-3)  # float32
     torch.testing.assert_close(found.bias, bias, atol=2e-3, rtol=2e-3)
     assert torch.equal(found.labels, torch.tensor(slow.z).argmax(dim=1))
+
+
+@pytest.mark.parametrize(("known", "anchor"), [(0, 1.0), (0, 8.0), (6, 2.0)])
+def test_transclip__anchored_equals_loops(known: int, anchor: float) -> None:
+    feats, text, truth = clusters(30, 4, 5, noise=0.35)
+    labels = torch.where(torch.arange(30) < known, truth, -1)
+    found = transclip(feats, text, logit_scale=SCALE, labels=labels, anchor=anchor, n_iterations=3)
+    slow = Slow(feats, text, labels.tolist(), k=3, lam=1.0, n=3, temperature=50.0, anchor=anchor)
+    weight, bias = linear(torch.tensor(slow.mu), torch.tensor(slow.var), text, lam=1.0, temperature=50.0)
+    torch.testing.assert_close(found.weight, weight, atol=2e-3, rtol=2e-3)  # float32
+    torch.testing.assert_close(found.bias, bias, atol=2e-3, rtol=2e-3)
+    assert torch.equal(found.labels, torch.tensor(slow.z).argmax(dim=1))
+
+
+def test_transclip__a_strong_anchor_keeps_the_means_at_the_texts() -> None:
+    feats, text, _ = clusters(200, 4, 6, noise=0.2)
+    strong = transclip(feats, text, logit_scale=SCALE, anchor=1e6)
+    added = strong.weight - SCALE * text  # means over variances that all classes share
+    torch.testing.assert_close(added * text[0], added[0] * text, atol=1e-2, rtol=1e-2)
+    free = transclip(feats, text, logit_scale=SCALE)
+    assert (free.weight - strong.weight).abs().max() > 0.1
 
 
 def test_transclip__sixteen_classes_stand_for_many(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +246,8 @@ def test_transduced__is_the_fixed_point_without_neighbours(lam: float) -> None:
     found = transclip(feats, text, logit_scale=SCALE, n_neighbours=0, n_iterations=60, lam=lam)
     assert torch.equal(logits_of(found, feats).argmax(dim=1), found.labels)
     shares = logits_of(found, feats).softmax(dim=1)
-    means, variances = transduce._gaussians(feats, torch.arange(5).repeat(120, 1), shares, torch.ones(120), text)
+    counted = transduce._moments(feats, torch.arange(5).repeat(120, 1), shares, torch.ones(120), 5)
+    means, variances = transduce._gaussians(counted, text)
     weight, bias = linear(means, variances, text, lam=lam, temperature=50.0)
     torch.testing.assert_close(found.weight, weight, atol=1e-2, rtol=1e-3)
     torch.testing.assert_close(found.bias, bias, atol=1e-2, rtol=1e-3)
@@ -229,9 +274,8 @@ def test_transclip__one_class_and_equal_images() -> None:
     feats = F.normalize(torch.ones(5, 4), dim=1)
     found = transclip(feats, feats[:1], logit_scale=SCALE)
     assert found.labels.tolist() == [0] * 5
-    _, variances = transduce._gaussians(
-        feats, torch.zeros(5, 1, dtype=torch.int64), torch.ones(5, 1), torch.ones(5), feats[:1]
-    )
+    counted = transduce._moments(feats, torch.zeros(5, 1, dtype=torch.int64), torch.ones(5, 1), torch.ones(5), 1)
+    _, variances = transduce._gaussians(counted, feats[:1])
     assert variances.tolist() == pytest.approx([transduce.VARIANCE_MIN] * 4)  # not zero
     assert logits_of(found, feats).isfinite().all()
 
@@ -246,7 +290,7 @@ def test_transclip__a_class_that_nothing_is_assigned_to_keeps_its_start(monkeypa
     starts = transduce._first_means(feats, torch.full((50,), -1), 100 * text)
     torch.testing.assert_close(starts[3], first)
     assigned = found.labels[:, None]
-    means, _ = transduce._gaussians(feats, assigned, torch.ones(50, 1), torch.ones(50), starts)
+    means, _ = transduce._gaussians(transduce._moments(feats, assigned, torch.ones(50, 1), torch.ones(50), 4), starts)
     assert torch.equal(means[3], starts[3])
 
 

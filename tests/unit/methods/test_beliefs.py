@@ -164,10 +164,15 @@ def test_run__texts_stand_in_for_classes_without_a_label() -> None:
     two = labels_of(3).masked_fill(TRUTH == 2, -1)
     assert pulled(tiny.concepts_of(3), two) > 0.9
     assert pulled(tiny.concepts_of(3), torch.full_like(TRUTH, -1)) > 0.9
-    # Where every class has a label, texts play no part.
-    labels = labels_of(3)
-    alone, beside = (logits_of(run(Task(labels, NAMES, concepts=c))) for c in (None, tiny.concepts_of(3)))
-    assert torch.equal(alone, beside)
+
+
+def test_run__texts_beside_labels_of_every_class_help_and_wrong_ones_are_left() -> None:
+    good = tiny.concepts_of(3)
+    wrong = Concepts(good.feats[[1, 2, 0]], good.logit_scale)
+    alone, beside = (pulled(concepts, labels_of(1)) for concepts in (None, good))
+    assert beside > alone + 0.01
+    assert pulled(wrong, torch.full_like(TRUTH, -1)) < 0.2
+    assert pulled(wrong, labels_of(5)) > 0.9
 
 
 def test_run__candidates_stand_in_for_classes_without_a_label() -> None:

@@ -148,3 +148,24 @@ def test_cross_validate__a_class_of_one_row_is_not_scored():
 def test_balanced_loss__counts_every_class_alike():
     logits = torch.tensor([[0.0, 0.0], [0.0, 0.0], [float(np.log(3.0)), 0.0]])
     assert balanced_loss(logits, torch.tensor([0, 0, 1])) == pytest.approx((np.log(2) + np.log(4)) / 2)
+
+
+def test_solve__deviation_and_no_bias_are_the_minimum_that_scipy_finds():
+    z, labels = an_example()
+    centre = torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
+    price = torch.tensor([[0.5], [1.0], [2.0]])
+    problem = Problem(deviation=lambda w: price * (w - centre), has_bias=False)
+    head = solve(z, labels, problem, n_classes=3, penalty=3.0)
+    x, y = z.double().numpy(), labels.numpy()
+
+    def loss_of(flat):
+        W = flat.reshape(3, 5)
+        g = x @ W.T
+        nll = np.logaddexp.reduce(g, axis=1) - g[np.arange(len(y)), y]
+        return nll.mean() + 3.0 / (2 * len(y)) * ((price.numpy() * (W - centre.numpy())) ** 2).sum()
+
+    best = minimize(loss_of, np.zeros(15), tol=1e-12, options={"maxiter": 10_000})
+    assert head.weight.numpy().ravel() == pytest.approx(best.x, abs=2e-3)
+    assert head.bias.tolist() == [0.0, 0.0, 0.0]
+    held = solve(z, labels, problem, n_classes=3, penalty=1e6)
+    torch.testing.assert_close(held.weight, centre, atol=1e-3, rtol=0)

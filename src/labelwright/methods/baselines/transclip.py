@@ -19,16 +19,15 @@ from labelwright.methods.recipe import Begun, Recipe
 from labelwright.types import Passes, State, Task
 
 
-def begin(cfg: zero_shot.Config, task: Task, state: State, passes: Passes) -> Begun:
+def begin(cfg: zero_shot.Config, task: Task, state: State, passes: Passes, *, anchor: float = 0.0) -> Begun:
     """Label the pool as a whole."""
     net = cast(AlignedNet, state.nets["main"])
     # Half precision, as a store keeps them: all features are held at once.
     feats = torch.cat([z.half() for _, z in passes("main", torch.arange(len(task.labels)), output="feats")])
     text, scale = net.towers.text_feats(), net.towers.logit_scale
     lam = 0.5 if bool((task.labels >= 0).any()) else 1.0  # as published, with and without labels
-    labels, weight, bias = transclip(feats, text, logit_scale=scale, labels=task.labels, lam=lam)
-    net.linear_weight.copy_(weight - scale * net.class_feats())  # the net adds the text itself
-    net.linear_bias.copy_(bias)
+    labels, weight, bias = transclip(feats, text, logit_scale=scale, labels=task.labels, lam=lam, anchor=anchor)
+    net.put_linear(weight, bias)
     counts = torch.bincount(labels[task.labels < 0], minlength=task.n_classes)
     return state, {"pseudolabel_counts": counts.tolist()}
 

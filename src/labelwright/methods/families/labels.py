@@ -27,8 +27,13 @@ def of_labels(title: str, recipe: Recipe, **own: Any) -> Method:
     return Method(
         title,
         recipe,
-        Requires(labels=True),
-        **{"schedule": schedule, "summarise": beside_the_names, "sections": sections, **own},
+        **{
+            "requires": Requires(labels=True),
+            "schedule": schedule,
+            "summarise": beside_the_names,
+            "sections": sections,
+            **own,
+        },
     )
 
 

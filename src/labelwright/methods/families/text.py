@@ -20,8 +20,13 @@ def of_text(title: str, recipe: Recipe, **own: Any) -> Method:
     return Method(
         title,
         recipe,
-        Requires(text=True),
-        **{"default_views": views_of_features, "summarise": summarise, "sections": sections, **own},
+        **{
+            "requires": Requires(text=True),
+            "default_views": views_of_features,
+            "summarise": summarise,
+            "sections": sections,
+            **own,
+        },
     )
 
 
