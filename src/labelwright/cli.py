@@ -119,7 +119,20 @@ VERBS: dict[str, Callable[..., Any]] = {
     "pretrain": verb(
         "Pretrain",
         "Train a backbone on images without looking at labels; writes a run folder for `fit --model`.",
-        *("data", "out", "model", "epochs", "seed", "device", "precision", "size", "flip", "resume", "on_bad"),
+        *(
+            "data",
+            "out",
+            "model",
+            "epochs",
+            "minutes",
+            "seed",
+            "device",
+            "precision",
+            "size",
+            "flip",
+            "resume",
+            "on_bad",
+        ),
         *("checkpoint_minutes", "cache_limit_gb", "set"),
     ),
     "annotate": verb(

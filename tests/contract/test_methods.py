@@ -33,6 +33,7 @@ def settings_of(name: str, **changed: object) -> dict[str, object]:
     """Three steps an epoch: of 26 rows in eights (23 without a held-out slice), or as many as are asked for."""
     steps = {"steps_per_epoch": 3} if tiny.family_of(name) == "text" else {}
     steps |= {"patience_epochs": 3} if name == "cap" else {}  # which else ends earlier
+    steps |= {"unlabelled_ratio": 1} if name in tiny.SEMI_SUPERVISED else {}
     return of_steps(name, {"epochs": 3, "batch_size": 8, "lr": 0.05, **steps, **changed})
 
 
@@ -64,6 +65,7 @@ def test_run__learns(name: str) -> None:
     ways = {"labels": {"lr": 0.2}, "text": {"steps_per_epoch": 5}, "candidates": {"lr": 0.05}}
     own = ways.get(tiny.family_of(name), {})
     short = {"queue_size": 128} if name == "pico" else {}
+    short |= {"unlabelled_ratio": 1, "average_decay": 0.9} if name in tiny.SEMI_SUPERVISED else {}
     settings = of_steps(name, {"epochs": 24, "batch_size": 8, "warmup_epochs": 0.0, **own, **short})
     stored = tiny.family_of(name) in ("candidates", "open_world")
     counts = [4 * n for n in COUNTS] if stored else COUNTS
@@ -242,7 +244,7 @@ def test_config__unknown_key_lists_the_valid_ones(name: str) -> None:
     [
         ("pseudo_probe", "steps_per_epoch", 0),
         ("fpl", "k", 0),
-        ("fixmatch", "confidence", 1.0),
+        ("fixmatch_text", "confidence", 1.0),
         ("orca", "pair_weight", -1.0),
         ("orca", "prior_weight", -1.0),
         ("simgcd", "supervised_weight", 2.0),

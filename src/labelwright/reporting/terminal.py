@@ -240,6 +240,8 @@ def _print_inspection(found: Any, values: Mapping[str, Any]) -> None:
     out.print(facets)
     out.print(f"situation: {found.situation.name}: {found.situation.reason}", markup=False)
     out.print(f"fit would run: {found.runs}{f' ({found.needs})' if found.needs else ''}", markup=False)
+    if found.time:
+        out.print(f"time: {found.time}", markup=False)
     for notice in found.notices:
         out.print(f"notice: {notice}", markup=False)
     bad = [p for p in found.problems if p.kind not in NOTICES]
