@@ -115,13 +115,14 @@ def both(
     labelled, (weak, strong) = batches["labelled"], batches["unlabelled"].views
     with torch.no_grad():
         probs = net(weak).float().softmax(1)
-    known, logits = net(torch.cat([labelled.x, strong])).float().split([len(labelled.x), len(strong)])
+    logits = net(torch.cat([labelled.x, strong])).float()
+    known, taught = logits[: len(labelled.x)], logits[len(labelled.x) :]
     mean = gather_rows(probs).mean(0)
     mean_answer = cfg.align_decay * state.memory["mean_answer"] + (1 - cfg.align_decay) * mean
     state = dataclasses.replace(state, memory={**state.memory, "mean_answer": mean_answer})
     aligned = align(probs, prior=state.memory["prior"], mean_answer=mean_answer) if cfg.align else probs
     loss = cross_entropy(known, labelled.labels)
-    return loss, Seen(probs, aligned, logits), state, {"loss_labelled": loss.detach()}
+    return loss, Seen(probs, aligned, taught), state, {"loss_labelled": loss.detach()}
 
 
 def align(probs: Tensor, *, prior: Tensor, mean_answer: Tensor) -> Tensor:

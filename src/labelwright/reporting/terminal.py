@@ -291,6 +291,13 @@ def _print_pretrain(path: Path, values: Mapping[str, Any]) -> None:
     print(f"start from it: labelwright fit {values['data']} --model {path} --out NEW")
 
 
+def _print_embedded(done: Any, values: Mapping[str, Any]) -> None:
+    """How many features of how many images, and what to do with them."""
+    print(f"{counted(done.n_images, 'image')}, {done.n_features:,} features each: {done.path}")
+    print(f"learn from them: labelwright fit {done.path} --out RUN")
+    _print_left_out(done.left_out)
+
+
 def _print_annotated(done: Any, values: Mapping[str, Any]) -> None:
     """How many candidates there are and, where labels are known, how often they hold them."""
     for line in _annotated_lines(done.counts):
@@ -363,6 +370,7 @@ PRINTERS: Mapping[str, Callable[[Any, Mapping[str, Any]], None]] = {
     "inspect": _print_inspection,
     "fit": _print_fit,
     "pretrain": _print_pretrain,
+    "embed": _print_embedded,
     "annotate": _print_annotated,
     "describe": _print_described,
     "label": _print_labels,
