@@ -31,6 +31,7 @@ N_FEATURES = 16
 LOGIT_SCALE = 12.0
 SOLVED = {f"{name} on features": each.on_features() for name, each in METHODS.items() if each.frozen is not None}
 FROZEN = ("beliefs", "cross_validated", "majority", "nearest_mean", *SOLVED)  # see features of a frozen network, always
+SEMI_SUPERVISED = ("fixmatch", "softmatch")  # learn from unlabelled images, too
 EVERY = {**METHODS, **SOLVED}
 TRAINED = {**EVERY, "simclr": of_labels("SimCLR", cast(Recipe, simclr))}  # what is no method of `fit`, too
 
@@ -196,6 +197,12 @@ class BuildTiny:
         raise AssertionError("this network reads no words")
 
 
+def from_random_weights(build: Any) -> Any:
+    """A function that makes networks, as a `types.BuildNet`."""
+    build.is_frozen = build.is_pretrained = False
+    return build
+
+
 ON_FEATURES = {"coreg_frozen"}  # methods that refuse a backbone that learns
 
 
@@ -311,7 +318,7 @@ def inputs_of(
         assert task.concepts is not None
         return task, TinyFeats(classes_of(counts), n_classes=len(counts)), BuildTowers(task.concepts)
     makes = {"candidates": candidate_task_of, "open_world": half_task_of}
-    task = (half_task_of if name in FROZEN else makes.get(family_of(name), task_of))(counts)
+    task = (half_task_of if name in (*FROZEN, *SEMI_SUPERVISED) else makes.get(family_of(name), task_of))(counts)
     if stored or name in (*FROZEN, *ON_FEATURES):
         return task, TinyFeats(classes_of(counts), n_classes=len(counts)), BuildHead()
     return task, TinyViews(classes_of(counts)), BuildTiny(norm)

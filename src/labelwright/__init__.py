@@ -1,8 +1,8 @@
 """labelwright: trustworthy image classifiers from missing, few, guessed, lopsided or incomplete labels.
 
-The verbs are functions here: ``lw.inspect``, ``lw.fit``, ``lw.pretrain``, ``lw.annotate``, ``lw.describe``,
-``lw.label``, ``lw.classes``, ``lw.evaluate``, ``lw.report``. They are loaded when first used, so that importing one
-piece (a loss, a table) does not import everything.
+The verbs are functions here: ``lw.inspect``, ``lw.fit``, ``lw.pretrain``, ``lw.embed``, ``lw.annotate``,
+``lw.describe``, ``lw.label``, ``lw.classes``, ``lw.evaluate``, ``lw.report``. They are loaded when first used, so that
+importing one piece (a loss, a table) does not import everything.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from labelwright.benchmarking.runner import bench
     from labelwright.data.read import load
     from labelwright.pipeline.classes import classes
+    from labelwright.pipeline.embed import embed
     from labelwright.pipeline.evaluate import evaluate
     from labelwright.pipeline.fit import fit
     from labelwright.pipeline.inspect import Inspection, inspect
@@ -33,6 +34,7 @@ __all__ = [
     "bench",
     "classes",
     "describe",
+    "embed",
     "evaluate",
     "fit",
     "inspect",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from labelwright.annotators.annotate import Annotated, annotate
 from labelwright.annotators.describe import describe
 from labelwright.pipeline.classes import classes
+from labelwright.pipeline.embed import Embedded, embed
 from labelwright.pipeline.evaluate import evaluate
 from labelwright.pipeline.fit import fit
 from labelwright.pipeline.inspect import Inspection, inspect
@@ -16,11 +17,13 @@ from labelwright.run_folder import Run
 
 __all__ = [
     "Annotated",
+    "Embedded",
     "Inspection",
     "Run",
     "annotate",
     "classes",
     "describe",
+    "embed",
     "evaluate",
     "fit",
     "inspect",

@@ -119,8 +119,46 @@ VERBS: dict[str, Callable[..., Any]] = {
     "pretrain": verb(
         "Pretrain",
         "Train a backbone on images without looking at labels; writes a run folder for `fit --model`.",
-        *("data", "out", "model", "epochs", "seed", "device", "precision", "size", "flip", "resume", "on_bad"),
+        *(
+            "data",
+            "out",
+            "model",
+            "epochs",
+            "minutes",
+            "seed",
+            "device",
+            "precision",
+            "size",
+            "flip",
+            "resume",
+            "on_bad",
+        ),
         *("checkpoint_minutes", "cache_limit_gb", "set"),
+    ),
+    "embed": verb(
+        "Embed",
+        "Write features of images by a model of your own, a Python function or an ONNX file, for `fit` to read.",
+        *("data", "classes", "group", "on_bad", "device"),
+        out=(str, setting(REQUIRED, ".npz or .parquet file to write; must not exist", example="--out feats.npz")),
+        function=(
+            str | None,
+            setting(
+                None,
+                "from a list of RGB images to [n, D] numbers: MODULE:NAME or FILE.py:NAME",
+                example="--function my.py:embed",
+            ),
+        ),
+        onnx=(
+            str | None,
+            setting(None, "an exported network from pixels to features, instead", example="--onnx net.onnx"),
+        ),
+        size=(
+            int | None,
+            setting(None, "side in px that the ONNX network sees; none: as it was exported", example="--size 224"),
+        ),
+        mean=(tuple[float, float, float], setting((0.485, 0.456, 0.406), "of its pixels in 0 to 1, per channel")),
+        std=(tuple[float, float, float], setting((0.229, 0.224, 0.225), "what they are divided by, per channel")),
+        batch_size=(int, setting(64, "images at once", example="--batch-size 16")),
     ),
     "annotate": verb(
         "Annotate",

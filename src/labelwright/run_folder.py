@@ -188,6 +188,11 @@ class Run:
         return self.path / "checkpoints" / "last.pt"
 
     @property
+    def has_begun(self) -> bool:
+        """Whether there is a checkpoint or a finished run: its settings hold."""
+        return self.checkpoint.exists() or (self.path / "summary.json").exists()
+
+    @property
     def metrics(self) -> Path:
         """One JSON object per line: what was measured, in order."""
         return self.path / "metrics.jsonl"
@@ -236,7 +241,7 @@ class Run:
 
         Raises: DataError if the images changed; ConfigError naming the setting that did.
         """
-        has_begun = self.checkpoint.exists() or (self.path / "summary.json").exists()
+        has_begun = self.has_begun
         is_annotating = any((self.path / name).exists() for name in ANNOTATIONS)
         if resume and (has_begun or is_annotating) and (self.path / "data.json").exists():
             was = self.read("data.json")

@@ -38,6 +38,7 @@ def settings_of(name: str, **changed: object) -> dict[str, object]:
     """Three steps an epoch: of 26 rows in eights (23 without a held-out slice), or as many as are asked for."""
     steps = {"steps_per_epoch": 3} if tiny.family_of(name) == "text" else {}
     steps |= {"patience_epochs": 3} if name == "cap" else {}  # which else ends earlier
+    steps |= {"unlabelled_ratio": 1} if name in tiny.SEMI_SUPERVISED else {}
     return of_steps(name, {"epochs": 3, "batch_size": 8, "lr": 0.05, **steps, **changed})
 
 
@@ -69,6 +70,7 @@ def test_run__learns(name: str) -> None:
     ways = {"labels": {"lr": 0.2}, "text": {"steps_per_epoch": 5}, "candidates": {"lr": 0.05}}
     own = ways.get(tiny.family_of(name), {})
     short = {"queue_size": 128} if name == "pico" else {}
+    short |= {"unlabelled_ratio": 1, "average_decay": 0.9} if name in tiny.SEMI_SUPERVISED else {}
     settings = of_steps(name, {"epochs": 24, "batch_size": 8, "warmup_epochs": 0.0, **own, **short})
     stored = tiny.family_of(name) in ("candidates", "open_world")
     counts = [4 * n for n in COUNTS] if stored else COUNTS
@@ -252,7 +254,7 @@ def test_config__unknown_key_lists_the_valid_ones(name: str) -> None:
     [
         ("pseudo_probe", "steps_per_epoch", 0),
         ("fpl", "k", 0),
-        ("fixmatch", "confidence", 1.0),
+        ("fixmatch_text", "confidence", 1.0),
         ("stata", "anchor", 0.0),
         ("zlap", "k", 0),
         ("zlap", "alpha", 1.0),

@@ -33,7 +33,7 @@ def run(name: str, **settings: object) -> tuple[Any, list[float]]:
 
 
 def test_who_has_the_setting() -> None:
-    assert {"cvs", "cap", "lps", "pseudo_probe", "fpl", "fixmatch", "top1", *LABELLED} == set(NAMES)
+    assert {"cvs", "cap", "lps", "pseudo_probe", "fpl", "fixmatch_text", "top1", *LABELLED} == set(NAMES)
 
 
 @ADJUSTABLE

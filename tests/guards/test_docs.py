@@ -20,20 +20,32 @@ from labelwright.benchmarking.tables import TABLES
 from labelwright.cli import VERBS, fields_of, is_positional, parse
 from labelwright.data.cards import DATASETS
 from labelwright.data.columns import ROLES
-from labelwright.data.situation import CANDIDATE_SHARE, LONG_TAILED_RATIO, METHODS_WITHOUT_TEXT, NEARLY_ALL
+from labelwright.data.situation import (
+    CANDIDATE_SHARE,
+    LONG_TAILED_RATIO,
+    METHODS_FROM_PIXELS,
+    METHODS_WITHOUT_TEXT,
+    NEARLY_ALL,
+)
 from labelwright.data.situation import METHODS as METHOD_OF_SITUATION
 from labelwright.data.table import PROBLEM_KINDS
 from labelwright.labels.n_novel import UNLIKE
-from labelwright.methods.families.labels import CPU_IMAGES
+from labelwright.methods.families import candidates, labels, novel
 from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.pipeline.label import LABEL_COLUMNS
 from labelwright.pipeline.settings import parse_assignments
+from labelwright.pipeline.time_budget import MINUTES_CPU, MINUTES_GPU
 from labelwright.train.settings import apply_overrides, setting_names
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")])
 METHOD_PAGES = sorted((DOCS / "methods").glob("*.md"))
+FEWEST_EPOCHS = (
+    ("labels", labels.EPOCHS_MIN, "methods that learn from labels"),
+    ("novel", novel.EPOCHS_MIN, "those that look for novel classes"),
+    ("candidates", candidates.PIXEL_EPOCHS_MIN, "those that learn from candidates"),
+)
 MAIN_PAGES = ("beliefs", "cap", "coreg", "cvs", "lps", "pretraining")
 
 
@@ -227,19 +239,22 @@ def test_names_are_explained(page: str, names: Any) -> None:
 def test_situations_name_their_methods() -> None:
     """Method, and the other one without a text model or on frozen features; what decides is the code's own."""
     text = section(read("data.md"), "## Situations")
-    rows = re.findall(r"^\| `(\w+)` \| .* \| `(\w+)` \| (?:`(\w+)` [\w ]+)?\|$", text, re.MULTILINE)
-    assert {name: method for name, method, _ in rows} == METHOD_OF_SITUATION
-    for name, method, other in rows:
+    other = r"(?:`(\w+)` [\w ]+)?"
+    rows = re.findall(rf"^\| `(\w+)` \| .* \| `(\w+)` \| {other}(?:, {other})?\|$", text, re.MULTILINE)
+    assert {name: method for name, method, *_ in rows} == METHOD_OF_SITUATION
+    for name, method, other, from_pixels in rows:
+        assert (from_pixels or method) == METHODS_FROM_PIXELS[name]
         without_text = METHODS_WITHOUT_TEXT[name] if METHODS_WITHOUT_TEXT[name] != method else None
         assert (other or None) == (without_text or METHODS[method].on_embeddings)
     for words in (f"{NEARLY_ALL:.0%}", f"{CANDIDATE_SHARE:.0%}", f"{LONG_TAILED_RATIO:g} times", f"{UNLIKE:.1%}"):
         assert words in text
 
 
-def test_images_of_a_cpu_run() -> None:
-    assert f"{CPU_IMAGES:,} images" in read("quickstart.md")
-    assert "`labelwright.methods.families.labels.CPU_IMAGES`" in read("quickstart.md")
-    assert f"make up {CPU_IMAGES // 2:,} images, at least" in read("quickstart.md")  # two views of each
+def test_time_of_a_run() -> None:
+    text = section(read("quickstart.md"), "## How long it trains")
+    assert f"{MINUTES_CPU:g} minutes on a CPU, {MINUTES_GPU:g} on a GPU" in text
+    fewest = {name: re.search(rf"{number} of {kind}", text) for name, number, kind in FEWEST_EPOCHS}
+    assert all(fewest.values()), fewest
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

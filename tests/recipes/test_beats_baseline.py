@@ -48,6 +48,7 @@ class SmallConv(nn.Module):
         return self.head_logits(self.features(x))
 
 
+@tiny.from_random_weights
 def build_small(n_outputs: int, *, head: Literal["linear", "cosine"] = "linear") -> nn.Module:
     return SmallConv(n_outputs, head)
 

@@ -74,6 +74,7 @@ class Linear(nn.Module):
         return self.head_logits(self.features(x))
 
 
+@tiny.from_random_weights
 def build_linear(n_outputs: int, *, head: Literal["linear", "cosine"] = "linear") -> nn.Module:
     return Linear(head)
 
@@ -209,7 +210,7 @@ CASES: dict[str, tuple[dict[str, Any], list[Callable[[Weights], float]]]] = {
 
 def test_traces__cover_every_method() -> None:
     elsewhere = {"cap", "coreg", "lps"}  # test_trace_cap.py, test_trace_coreg.py, test_trace_lps.py
-    single_steps = {"pseudo_probe", "fpl", "fixmatch"}  # tests/unit/methods/test_vision_language.py
+    single_steps = {"pseudo_probe", "fpl", "fixmatch_text"}  # tests/unit/methods/test_vision_language.py
     single_steps |= {"zero_shot", "transclip"}  # have no steps
     single_steps |= {
         "stata",
@@ -228,6 +229,7 @@ def test_traces__cover_every_method() -> None:
         "fixmatch_clusters",
     }  # .../test_open_world_baselines.py
     single_steps |= {"pico", "dividemix", "coreg_frozen"}  # tests/unit/methods/test_pico.py, test_dividemix.py
+    single_steps |= {"fixmatch", "softmatch"}  # tests/unit/methods/test_semi_supervised.py
     stepless = {"beliefs", "cross_validated"}  # tests/unit/methods/test_beliefs.py, test_frozen_heads.py
     assert CASES.keys() | {"cvs"} | elsewhere | single_steps | stepless == METHODS.keys()
 

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from PIL import Image
 
 import labelwright as lw
 from labelwright.errors import ConfigError, DataError
-from labelwright.methods.families import labels
+from labelwright.pipeline import time_budget
+from labelwright.pipeline.settings import command_of, from_config
 from pictures import write_folders
 
 FAST: dict[str, Any] = {"method": "ce", "size": 8, "device": "cpu", "evaluations": 0}
@@ -84,14 +84,27 @@ def test_fit__an_array_of_images_by_name_and_by_object_is_one_run(run: lw.Run, p
     ).read_bytes()
 
 
-def test_fit__epochs_on_a_cpu_are_what_it_can_afford(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_fit__epochs_are_what_time_allows_and_stay_so(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(labels, "CPU_IMAGES", 160)  # 16 labelled images remain for training: ten epochs
-    done = lw.fit(photos, out=tmp_path / "run", set={"batch_size": 16}, **FAST)
-    assert (
-        yaml.safe_load((done.path / "config.yaml").read_text(encoding="utf-8"))["resolved"]["settings"]["epochs"] == 10
-    )
+    monkeypatch.setattr(time_budget, "images_per_second", lambda *args, **how: 16.0)
+    # 16 labelled images remain for training: ten epochs in ten seconds, none of them for scoring.
+    given = {"set": {"batch_size": 16}, "minutes": 1 / 6, **{**FAST, "evaluations": 0}}
+    done = lw.fit(photos, out=tmp_path / "run", **given)
+    resolved = done.config["resolved"]
+    assert (resolved["settings"]["epochs"], resolved["images_per_second"]) == (10, 16.0)
+    told = capsys.readouterr().err
+    assert "about 10 seconds of training on this machine for 10 epochs, by three steps" in told
+    assert "--epochs 200 would take 3 minutes" in told
+    (done.path / "summary.json").unlink()  # resumed on a machine that is slower, it is the same run
+    monkeypatch.setattr(time_budget, "images_per_second", lambda *args, **how: 1.0)
+    again = lw.fit(photos, out=tmp_path / "run", resume=True, **given)
+    assert again.config["resolved"]["settings"]["epochs"] == 10
+    assert from_config(done.path / "config.yaml")["epochs"] == 10
+    assert "--epochs 10" in command_of(done.config)
+    slow = lw.fit(photos, out=tmp_path / "slow", **given)
+    assert slow.config["resolved"]["settings"]["epochs"] == 5
+    assert "fewer would teach nothing, so --minutes 0.166667 is passed over" in capsys.readouterr().err
 
 
 def test_resume__a_finished_run_is_left_alone(run: lw.Run, photos: Path) -> None:

@@ -25,7 +25,7 @@ def _main(dataset: str) -> BenchTable:
         "ensemble": Cell("Zero-shot, ensemble of 27 prompts", "zero_shot", given=Given(templates="photo27")),
         "pseudo_probe": Cell("Probe on all pseudolabels", "pseudo_probe", given=NAMES),
         "fpl": Cell("FPL", "fpl", given=NAMES),
-        "fixmatch": Cell("FixMatch on features", "fixmatch", given=NAMES),
+        "fixmatch": Cell("FixMatch on features", "fixmatch_text", given=NAMES),
         "transclip": Cell("TransCLIP", "transclip", given=NAMES),
         "cap": Cell("CAP", "cap", given=NAMES),
         "cap_described": Cell("CAP, with descriptions", "cap", given=DESCRIBED),

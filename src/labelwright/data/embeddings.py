@@ -32,6 +32,7 @@ NPZ_KEYS: Mapping[str, str] = {
     "labels": "[N] names or class indices; -1 or empty = unknown",
     "class_names": "[C] names, in class order",
     "ids": "[N] unique names of the rows",
+    "paths": "[N] where the items are; their names where there are no ids",
     "groups": "[N] rows with the same value belong together",
     "split": "[N] train, test or validation",
     "truth": "[N] names or class indices, for scoring only",
@@ -196,7 +197,8 @@ def load_embeddings(
     feats = _vectors(path, "embeddings", arrays["embeddings"])
     builder = TableBuilder(str(path))
     builder.declared = _declared(path, arrays)
-    columns = {role: _column(path, key, arrays[key], len(feats)) for key, role in _ROLES.items() if key in arrays}
+    found_in = {key: arrays[key] for key in ("paths", *_ROLES) if key in arrays}
+    columns = {_ROLES.get(key, "id"): _column(path, key, some, len(feats)) for key, some in found_in.items()}
     names = dict.fromkeys(("label", "truth"), builder.declared) if builder.declared else {}
     builder.add(columns, len(feats), names=names)
     found = UserEmbeddings(

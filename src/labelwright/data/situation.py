@@ -33,6 +33,9 @@ METHODS = {
 METHODS_WITHOUT_TEXT = METHODS | {"few_labels": "beliefs"}
 """The same where no text model reads the class names."""
 
+METHODS_FROM_PIXELS = METHODS | {"few_labels": "fixmatch"}
+"""The same where there is no pretrained model at all, neither of words nor of images."""
+
 
 @dataclass(frozen=True)
 class Situation:
@@ -54,9 +57,9 @@ class Situation:
     classes_without_labels: tuple[str, ...]
     n_novel: int | str | None = None  # classes beyond the named ones: a number, "auto" or None
 
-    def method(self, *, has_text: bool = True) -> str:
-        """The method that fits, where a text model reads the class names (``has_text``) or not."""
-        return (METHODS if has_text else METHODS_WITHOUT_TEXT)[self.name]
+    def method(self, *, has_text: bool = True, has_features: bool = True) -> str:
+        """The method that fits, where a text model reads the class names or not, and there are features or pixels."""
+        return (METHODS if has_text else METHODS_WITHOUT_TEXT if has_features else METHODS_FROM_PIXELS)[self.name]
 
 
 def gini(counts: np.ndarray[tuple[int], np.dtype[np.integer]]) -> float:
@@ -88,8 +91,8 @@ def detect(table: LabelTable, *, novel: int | str | None = None) -> Situation:
       >>> names = pa.array(["a", "b", "c", "d"], pa.large_string())
       >>> table = LabelTable(Images(names), names, np.array([0, 1, -1, -1], np.int32), ("cat", "dog"))
       >>> found = detect(table)
-      >>> found.name, found.method(), found.method(has_text=False)
-      ('few_labels', 'cap', 'beliefs')
+      >>> found.name, found.method(), found.method(has_text=False), found.method(has_text=False, has_features=False)
+      ('few_labels', 'cap', 'beliefs', 'fixmatch')
       >>> found.reason
       '2 of 4 images are labelled (50.0% are not), 1 to 1 per class, in all 2 classes'
     """

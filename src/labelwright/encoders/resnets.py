@@ -146,6 +146,16 @@ def _initialise(net: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight)
 
 
+def own_network(size_px: int) -> str:
+    """The network here that suits images of a size.
+
+    Example:
+      >>> own_network(32), own_network(64)
+      ('resnet32', 'resnet18')
+    """
+    return "resnet32" if size_px <= 40 else "resnet18"
+
+
 OWN: dict[str, Callable[[], ResNet | PreActResNet]] = {
     # of the CIFAR experiments: parameter-free shortcuts
     "resnet32": partial(ResNet, widths=(16, 32, 64), depth=5, use_projection=False),

@@ -45,7 +45,8 @@ from labelwright.data import splits
 from labelwright.losses.classification import adjusted_cross_entropy
 from labelwright.losses.mixup import mixup
 from labelwright.methods.adjusting import added
-from labelwright.methods.recipe import Begun, nothing_before, plain_logits
+from labelwright.methods.balanced_start import balanced_start, starts_balanced
+from labelwright.methods.recipe import Begun, plain_logits
 from labelwright.train.plans import steps_for
 from labelwright.train.processes import gather_rows, mean_share
 from labelwright.train.seeds import generator
@@ -127,6 +128,7 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     counts = task.counts if bool(task.counts.any()) else torch.ones_like(task.counts)  # of none, the plan is refused
     memory: dict[str, Any] = {
         "heldout": _heldout(cfg, task),
+        "starts": starts_balanced(build_net),
         "tally": torch.zeros(4, device=ones.device),
         "losses": [],
         "prior": fixed.prior(counts),
@@ -144,7 +146,10 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     return State(nets=nets, adjust=adjust, memory=memory, averages=averages)
 
 
-begin = nothing_before
+def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
+    """On a pretrained network that goes on learning, a balanced head; see methods/balanced_start.py."""
+    nets = tuple(name for name in ("main", "average") if name in state.nets)
+    return balanced_start(task, state, passes, nets=nets) if state.memory["starts"] else (state, {})
 
 
 def plan(cfg: Config, task: Task, state: State, epoch: int) -> EpochPlan:

@@ -47,12 +47,15 @@ class Budget:
       n_images: training images.   n_labelled: those with a label.
       is_stored: the method sees stored features, not pixels.
       is_cpu: no accelerator.
+      n_passes: images that the time there is passes through the network, forward and back; None where time sets no
+        limit: of stored features, or where the user gave the epochs.
     """
 
     n_images: int
     n_labelled: int
     is_stored: bool
     is_cpu: bool
+    n_passes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,31 @@ def views_of_features(cfg: Any, *, is_two_tower: bool) -> Views:
     return "embeddings"
 
 
+def passes_of_labelled(cfg: Any, budget: Budget) -> float:
+    """Images that an epoch passes through the network: every labelled one once."""
+    return budget.n_labelled
+
+
+def views_per_image(n_views: float) -> Callable[[Any, Budget], float]:
+    """`Method.passes` of a method that passes every image in so many views, over all its networks."""
+    return lambda cfg, budget: n_views * budget.n_images
+
+
+def in_time(cfg: Any, budget: Budget, per_epoch: float, *, least: int) -> Any:
+    """As many epochs of ``per_epoch`` passes as there is time for, at least ``least``, at most those of the Config.
+
+    Example:
+      >>> from labelwright.train.settings import TrainSettings
+      >>> budget = Budget(100, 100, is_stored=False, is_cpu=True, n_passes=1250.0)
+      >>> in_time(TrainSettings(), budget, 100, least=5).epochs, in_time(TrainSettings(), budget, 600, least=5).epochs
+      (12, 5)
+    """
+    if budget.n_passes is None:
+        return cfg
+    n_epochs = int(budget.n_passes / max(1.0, per_epoch * (2 if cfg.sam_radius > 0 else 1)))
+    return replace(cfg, epochs=min(cfg.epochs, max(least, n_epochs)))
+
+
 def as_configured(cfg: Any, budget: Budget, given: Container[str]) -> Any:
     """The schedule of the Config."""
     return cfg
@@ -127,6 +155,8 @@ class Method:
       presets: name -> settings that differ from the recipe's defaults; "practical" is what runs by default.
       default_views: what it sees if the user does not say: (cfg, is_two_tower) -> "pixels" or "embeddings".
       schedule: (cfg, budget, names of the settings that the user gave) -> cfg, with epochs that suit the run.
+      passes: (cfg, budget) -> images that an epoch passes through networks forward and back, forward alone as a third;
+        what a time is made of.
       pilot: settings chosen by short runs without labels; see methods.cap_margin.
       summarise: what summary.json says of it beyond what every run says.
       sections: what the report shows of it beyond what every report shows.
@@ -144,6 +174,7 @@ class Method:
     presets: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     default_views: Callable[..., Views] = views_of_pixels
     schedule: Callable[[Any, Budget, Container[str]], TrainSettings] = as_configured
+    passes: Callable[[Any, Budget], float] = passes_of_labelled
     pilot: Callable[..., Any] = as_it_is
     summarise: Callable[[Outcome], dict[str, Any]] = nothing_more
     sections: Callable[[Run], Sections] = no_sections

@@ -19,6 +19,7 @@ from labelwright.methods.baselines import (
     dividemix,
     fixmatch,
     fixmatch_clusters,
+    fixmatch_text,
     focal,
     fpl,
     ib,
@@ -35,6 +36,7 @@ from labelwright.methods.baselines import (
     protogcd,
     pseudo_probe,
     simgcd,
+    softmatch,
     ss_kmeans,
     stata,
     tip_adapter,
@@ -46,10 +48,16 @@ from labelwright.methods.baselines import (
 )
 from labelwright.methods.cap_margin import with_chosen_margin
 from labelwright.methods.families.candidates import of_candidates
-from labelwright.methods.families.labels import of_labels
+from labelwright.methods.families.labels import of_labels, passes_of_all, schedule_of_all
 from labelwright.methods.families.novel import of_novel
 from labelwright.methods.families.text import of_text
-from labelwright.methods.method import Method, Requires, as_configured, views_of_features
+from labelwright.methods.method import (
+    Method,
+    Requires,
+    as_configured,
+    views_of_features,
+    views_per_image,
+)
 from labelwright.train.settings import TrainSettings, apply_overrides
 
 FROM_PIXELS: Mapping[str, Mapping[str, object]] = {"paper": {"views": "pixels"}}
@@ -102,6 +110,8 @@ OWN: Mapping[str, Method] = {
 """What the package is there for; a run's answer is the best of such a method, its start and the obvious ones."""
 
 BASELINES: Mapping[str, Method] = {
+    "fixmatch": of_labels("FixMatch", fixmatch.RECIPE, schedule=schedule_of_all, passes=passes_of_all),
+    "softmatch": of_labels("SoftMatch", softmatch.RECIPE, schedule=schedule_of_all, passes=passes_of_all),
     "ce": of_labels("Cross-entropy", ce.RECIPE, frozen=ce.FROZEN),
     "class_balanced": of_labels("Class-balanced", class_balanced.RECIPE, frozen=class_balanced.FROZEN),
     "focal": of_labels("Focal", focal.RECIPE),
@@ -117,25 +127,25 @@ BASELINES: Mapping[str, Method] = {
     "zero_shot": of_text("Zero-shot", zero_shot.RECIPE),
     "pseudo_probe": of_text("Probe on zero-shot labels", pseudo_probe.RECIPE),
     "fpl": of_text("Few pseudo-labels", fpl.RECIPE),
-    "fixmatch": of_text("FixMatch on features", fixmatch.RECIPE),
+    "fixmatch_text": of_text("FixMatch on features", fixmatch_text.RECIPE),
     "transclip": of_text("TransCLIP", transclip.RECIPE),
     "stata": of_text("StatA", stata.RECIPE),
     "zlap": of_text("ZLaP", zlap.RECIPE),
     "tip_adapter": of_text("Tip-Adapter", tip_adapter.RECIPE, requires=SHOTS),
     "lp_pp": of_text("LP++", lp_pp.RECIPE, requires=SHOTS),
     "clap": of_text("CLAP", clap.RECIPE, requires=SHOTS),
-    "kd": of_candidates("Knowledge distillation", kd.RECIPE),
+    "kd": of_candidates("Knowledge distillation", kd.RECIPE, passes=views_per_image(1)),
     "majority": of_candidates(
         "Logistic regression on the majority vote",
         majority.RECIPE,
         default_views=views_of_features,
         schedule=as_configured,
     ),
-    "top1": of_candidates("Top-1 candidate", top1.RECIPE),
-    "cc": of_candidates("CC", cc.RECIPE),
-    "proden": of_candidates("PRODEN", proden.RECIPE),
-    "crdpll": of_candidates("CRDPLL", crdpll.RECIPE),
-    "pico": of_candidates("PiCO", pico.RECIPE),
+    "top1": of_candidates("Top-1 candidate", top1.RECIPE, passes=views_per_image(1)),
+    "cc": of_candidates("CC", cc.RECIPE, passes=views_per_image(1)),
+    "proden": of_candidates("PRODEN", proden.RECIPE, passes=views_per_image(1)),
+    "crdpll": of_candidates("CRDPLL", crdpll.RECIPE, passes=views_per_image(3)),
+    "pico": of_candidates("PiCO", pico.RECIPE, passes=views_per_image(2)),
     "dividemix": of_candidates("DivideMix", dividemix.RECIPE),
     "ss_kmeans": of_novel("Semi-supervised k-means", ss_kmeans.RECIPE),
     "novel_beliefs": of_novel("Beliefs from clusters", novel_beliefs.RECIPE),

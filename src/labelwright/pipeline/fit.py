@@ -20,6 +20,7 @@ from labelwright.pipeline.report import report
 from labelwright.pipeline.resolve import resolve
 from labelwright.pipeline.settings import MAY_DIFFER, documented, settings_of
 from labelwright.run_folder import Run
+from labelwright.train import progress
 from labelwright.train.environment import environment
 from labelwright.train.loop import train
 
@@ -52,6 +53,8 @@ def fit(
         if accelerator.is_main_process and not run.report.exists():
             report(run.path)
         return Run(run.path)
+    if plan.told and accelerator.is_main_process:
+        progress.say(plan.told)
     try:
         job = prepare_job(plan, seconds, approve)
         trained = train(

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from labelwright.data import checks
+from labelwright.data.cache import PixelCache, resize_to_square
 from labelwright.data.embeddings import load_embeddings
-from labelwright.data.prepare import class_list, is_embeddings, read
+from labelwright.data.prepare import class_list, is_embeddings, native_size, read
 from labelwright.data.situation import Situation, detect
 from labelwright.data.table import LabelTable
+from labelwright.data.views import PixelViews, ViewSettings
+from labelwright.encoders.nets import OwnNets
+from labelwright.encoders.resnets import own_network
 from labelwright.errors import DataError, Problem
-from labelwright.methods.registry import METHODS
+from labelwright.methods.method import Budget
+from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.pipeline.novel import novel_notice
+from labelwright.pipeline.time_budget import clocked
+from labelwright.train.processes import accelerator_for
+from labelwright.train.speed import CPU_BATCH
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,7 @@ class Inspection:
       needs: what that method would have to be given besides the data; empty if nothing.
       noun: "images" or "embeddings".
       notices: what the features show; of images there are none yet.
+      time: how long that would train here, measured; empty where it is a matter of seconds, or nobody knows.
     """
 
     table: LabelTable
@@ -39,6 +50,7 @@ class Inspection:
     needs: str
     noun: str
     notices: tuple[str, ...] = ()
+    time: str = ""
 
 
 def inspect(
@@ -56,7 +68,7 @@ def inspect(
       classes: class names or a file of them, fixing names and order.
       novel: K or "auto" when classes outside the list may be present.
       group: column whose rows belong together.
-      check_images: decode every image in full.
+      check_images: decode every image in full, and measure how long `fit` would train.
 
     Raises: DataError if there is nothing to read at all.
     """
@@ -72,7 +84,7 @@ def inspect(
         problems = tuple(dict.fromkeys([*table.problems, *(checks.check_images(table) if check_images else ())]))
     situation = detect(_usable(table, problems), novel=novel)
     runs, needs = situation.method(has_text=has_text), ""
-    requires = METHODS[runs].requires
+    requires, time = METHODS[runs].requires, ""
     if noun == "embeddings":
         runs = METHODS[runs].on_embeddings or runs
     if requires.candidates:
@@ -85,7 +97,38 @@ def inspect(
         needs = "name a vision-language model, e.g. --model openai/clip-vit-base-patch32"
         if (other := situation.method(has_text=False)) != runs:
             needs += f"; with a vision model it would be {other}"
-    return Inspection(table, situation, problems, runs, needs, noun, tuple(notices))
+        if (other := situation.method(has_text=False, has_features=False)) != runs:
+            needs += f", and without any {other}"
+    if noun == "images" and check_images:
+        time = _time(_usable(table, problems), situation)
+    return Inspection(table, situation, problems, runs, needs, noun, tuple(notices), time)
+
+
+def _time(table: LabelTable, situation: Situation) -> str:
+    """How long `fit` would train a network of its own on these images; empty where it would train none."""
+    name = situation.method(has_text=False, has_features=False)
+    method, cfg = METHODS[name], resolve_config(METHODS[name], {})
+    size_px, images = native_size(table), []
+    for row in np.unique(np.linspace(0, len(table) - 1, CPU_BATCH, dtype=np.int64)):
+        with contextlib.suppress(DataError):  # a missing image is told elsewhere
+            images.append(resize_to_square(table.image(int(row)), size_px=size_px))
+    if method.requires.text or cfg.epochs < 2 or not images:
+        return ""
+    pixels = PixelCache(np.stack(images))  # in memory: nothing is written
+    model, kept = own_network(size_px), 1.0 if table.split is not None else 0.8
+    nets = OwnNets(model, size_px, pretrained=False, freeze=(), seed=0)
+    clock = clocked(
+        lambda: nets(max(2, situation.n_classes)),
+        PixelViews(pixels, ViewSettings()),
+        batch_size=cfg.batch_size,
+        device=accelerator_for("auto").device,
+        precision="auto",
+        minutes=None,
+    )
+    n_images, n_labelled = situation.n_images, round(kept * situation.n_labelled)
+    budget = Budget(n_images, n_labelled, is_stored=False, is_cpu=True, n_passes=clock.n_passes)
+    planned = method.schedule(cfg, budget, ())
+    return f"{name}, {model}: {clock.words(planned, method.passes(planned, budget), most=cfg.epochs)}"
 
 
 def _usable(table: LabelTable, problems: Sequence[Problem]) -> LabelTable:

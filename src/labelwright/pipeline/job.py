@@ -19,10 +19,10 @@ from labelwright.annotators.training_candidates import Guesser
 from labelwright.data.prepare import Prepared
 from labelwright.data.stored import EmbeddingViews
 from labelwright.encoders.embed import concepts_of, embed
-from labelwright.encoders.nets import EncoderNets, OwnNets
+from labelwright.encoders.nets import EncoderNets
 from labelwright.encoders.templates import templates_named
 from labelwright.pipeline.novel import count_novel, feats_of, novel_notice, with_novel
-from labelwright.pipeline.resolve import Plan
+from labelwright.pipeline.resolve import Plan, own_nets
 from labelwright.train.seeds import derive_seed
 from labelwright.train.settings import TrainSettings
 from labelwright.types import BuildNet, Concepts, Task
@@ -148,7 +148,7 @@ def _nets(plan: Plan, prepared: Prepared, concepts: Concepts | None) -> BuildNet
     settings, encoder, stored = plan.settings, plan.encoder, prepared.train.stored
     frozen = stored if encoder is None else encoder
     if frozen is None:
-        return OwnNets(plan.model, prepared.size_px, settings.pretrained, tuple(settings.freeze), settings.seed)
+        return own_nets(settings, plan.model, prepared.size_px)
     return EncoderNets(
         n_features=frozen.n_features,
         concepts=concepts,

@@ -29,13 +29,16 @@ from labelwright.data.table import SPLITS, LabelTable
 from labelwright.data.views import ViewSettings, channel_stats
 from labelwright.encoders.nets import OwnNets
 from labelwright.encoders.pretrained import image_stats
-from labelwright.encoders.resnets import OWN
+from labelwright.encoders.resnets import OWN, own_network
 from labelwright.errors import ConfigError, DataError, LabelwrightError
 from labelwright.methods import simclr
-from labelwright.methods.families.labels import CPU_IMAGES, EPOCHS_MIN
+from labelwright.methods.families.labels import EPOCHS_MIN
+from labelwright.methods.method import Budget, in_time
 from labelwright.pipeline.saved_model import save_model
 from labelwright.pipeline.settings import parse_assignments
+from labelwright.pipeline.time_budget import clocked
 from labelwright.run_folder import Run
+from labelwright.train import progress
 from labelwright.train.environment import environment, peak_memory_mb
 from labelwright.train.loop import LoopOptions, Trained, train
 from labelwright.train.processes import accelerator_for
@@ -52,6 +55,7 @@ def pretrain(
     out: str | Path,
     model: str = "auto",
     epochs: int | None = None,
+    minutes: float | None = None,
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
@@ -71,8 +75,8 @@ def pretrain(
       out: run folder; must not exist or be empty, unless ``resume``.
       model: resnet32, resnet18, preact_resnet18; or a transformers vision model by id or path, or an earlier run, to go
         on from; "auto" is resnet32 for images up to 40 px and resnet18 above.
-      epochs: passes over the images; None = 200 on a GPU, and on a CPU as many of them as make up
-        `methods.families.labels.CPU_IMAGES` views, two of each image, at least 5.
+      epochs: passes over the images, two views of each; None = as many as ``minutes`` allows, at least 5, at most 200.
+      minutes: time to train, measured on three steps before it starts; None = 20 on a CPU, 120 on a GPU.
       seed, device, precision, size, flip, on_bad, checkpoint_minutes, cache_limit_gb: see `fit`.
       resume: continue the run in ``out`` where it stopped, or begin it if there is none; needs the same images and
         settings. A finished run is left as it is.
@@ -106,10 +110,25 @@ def pretrain(
     # Random parts of any size, RandAugment, nothing cut out; see methods.simclr, departure 1.
     view = ViewSettings(flip=flips, mean=found[0], std=found[1], crop="resized", cutout_frac=0.0)
     accelerator = accelerator_for(device)
-    if "epochs" not in overrides and accelerator.device.type == "cpu":
-        cfg = dataclasses.replace(cfg, epochs=_affordable_epochs(cfg.epochs, n_images))
     if model == "auto":
-        model = "resnet32" if size_px <= 40 else "resnet18"
+        model = own_network(size_px)
+    told, before = "", run.config if run.has_begun else {}
+    if before and "epochs" not in overrides:
+        cfg = dataclasses.replace(cfg, epochs=before["settings"]["epochs"])
+    elif "epochs" not in overrides:
+        nets = OwnNets(model, size_px, pretrained=True, freeze=(), seed=seed)
+        clock = clocked(
+            lambda: nets(1),
+            source.views(view),
+            batch_size=cfg.batch_size,
+            device=accelerator.device,
+            precision=precision,
+            minutes=minutes,
+            n_processes=accelerator.num_processes,
+        )
+        most, budget = cfg.epochs, Budget(n_images, 0, is_stored=False, is_cpu=True, n_passes=clock.n_passes)
+        cfg = in_time(cfg, budget, 2 * n_images, least=EPOCHS_MIN)
+        told = f"simclr, {model}: {clock.words(cfg, 2 * n_images, most=most)}"
     config = {
         "data": resolved_path(data),
         "method": "simclr",
@@ -120,6 +139,7 @@ def pretrain(
         "device": accelerator.device.type,
         "precision": precision,
         "on_bad": on_bad,
+        "minutes": minutes,
         "settings": dataclasses.asdict(cfg),
     }
     config = json.loads(json.dumps(config))  # as read back: tuples become lists
@@ -136,6 +156,8 @@ def pretrain(
         run.write_head(config, described, environment(accelerator.device, precision), resume=resume)
     if resume and (run.path / "summary.json").exists():
         return run.path
+    if told and accelerator.is_main_process:
+        progress.say(told)
     options = LoopOptions(
         seed=seed, device=device, precision=precision, checkpoint_minutes=checkpoint_minutes, n_evaluations=0
     )
@@ -160,11 +182,6 @@ def pretrain(
         _finish(run, cfg, trained, view, config, described, seconds)
     run.close()
     return run.path
-
-
-def _affordable_epochs(most: int, n_images: int) -> int:
-    """Epochs of a run on a CPU for which the user named none; each image is seen twice an epoch."""
-    return min(most, max(EPOCHS_MIN, round(CPU_IMAGES / (2 * n_images))))
 
 
 # ---- phases of pretrain ---------------------------------------------------------------------------------------------

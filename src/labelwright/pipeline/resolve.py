@@ -20,12 +20,14 @@ from labelwright.annotators.training_candidates import candidates_fingerprint, w
 from labelwright.data.prepare import Prepared, describe_data, is_embeddings, prepare
 from labelwright.data.read import read_names
 from labelwright.encoders.embed import Encoder, concepts_of, is_two_tower, load_encoder
+from labelwright.encoders.nets import OwnNets
 from labelwright.encoders.pretrained import image_stats
-from labelwright.encoders.resnets import OWN
+from labelwright.encoders.resnets import OWN, own_network
 from labelwright.errors import ConfigError, DataError
 from labelwright.methods.method import Budget, Method, Views
 from labelwright.methods.registry import METHODS, method_named, resolve_config
 from labelwright.pipeline.settings import FitSettings, to_config
+from labelwright.pipeline.time_budget import Clocked, clocked
 from labelwright.run_folder import Run
 from labelwright.train.loop import LoopOptions
 from labelwright.train.processes import accelerator_for
@@ -48,6 +50,8 @@ class Plan:
       annotator: who guesses candidates before training; None if nobody does.
       texts: descriptions of classes for the method.
       words: names offered to discovered classes, with their text features; None if there are none.
+      budget: what there is to learn from.   clock: the speed of a network that learns from pixels and the time it has;
+        None where time sets no limit.
       seconds: spent on reading.
     """
 
@@ -65,12 +69,23 @@ class Plan:
     annotator: Annotator | None
     texts: Mapping[str, Sequence[str]]
     words: Mapping[str, torch.Tensor] | None
+    budget: Budget
+    clock: Clocked | None
     seconds: float
 
     @property
     def is_finished(self) -> bool:
         """Whether the run in the folder is finished, perhaps but for its report."""
         return self.settings.resume and (self.run.path / "summary.json").exists()
+
+    @property
+    def told(self) -> str:
+        """What to say before it starts: how long it will take; empty where nobody knows."""
+        if self.clock is None:
+            return ""
+        most = resolve_config(self.method, self.settings.overrides, preset=self.settings.preset).epochs
+        words = self.clock.words(self.cfg, self.method.passes(self.cfg, self.budget), most=most)
+        return f"{self.name}, {self.model}: {words}"
 
     @property
     def options(self) -> LoopOptions:
@@ -104,6 +119,7 @@ class Plan:
             "flip": self.prepared.view.flip,
             "device": self.accelerator.device.type,
             "annotator": None if self.annotator is None else self.annotator.facts(),
+            "images_per_second": None if self.clock is None else self.clock.images_per_second,
             "settings": dataclasses.asdict(self.cfg),
         }
         content = to_config(self.settings) | {"resolved": resolved}
@@ -145,7 +161,8 @@ def resolve(settings: FitSettings) -> Plan:
     )
     are_feats = prepared.train.stored is not None  # the user's own embeddings
     has_text = prepared.class_feats is not None if are_feats else is_matching
-    name, method = choose_method(settings.method, prepared, has_text=has_text)
+    has_features = are_feats or (is_checkpoint and settings.views != "pixels")
+    name, method = choose_method(settings.method, prepared, has_text=has_text, has_features=has_features)
     if are_feats or settings.views == "embeddings":
         method = method.on_features()
     cfg = resolve_config(method, overrides, preset=settings.preset)
@@ -157,8 +174,17 @@ def resolve(settings: FitSettings) -> Plan:
     fixed = method.presets[settings.preset] if settings.preset != "practical" else {}
     table = prepared.train.table
     n_labelled, is_cpu = int((table.labels >= 0).sum()), accelerator.device.type == "cpu"
-    budget = Budget(len(table), n_labelled, is_stored=views == "embeddings", is_cpu=is_cpu)
+    network = model
+    if model == "auto":
+        network = "none" if are_feats else own_network(prepared.size_px)
+    uses_encoder = network not in ("none", *OWN) and (views == "embeddings" or method.requires.text)
+    clock, budget = None, Budget(len(table), n_labelled, is_stored=views == "embeddings", is_cpu=is_cpu)
+    if views == "pixels" and not uses_encoder and cfg.takes_steps and "epochs" not in {**fixed, **overrides}:
+        clock = _clock(settings, run, prepared, network, cfg, accelerator)
+        budget = dataclasses.replace(budget, n_passes=clock.n_passes)
     cfg = method.schedule(cfg, budget, {**fixed, **overrides})
+    if clock is not None and (began_with := _resolved_before(run)):
+        cfg = dataclasses.replace(cfg, epochs=began_with["settings"]["epochs"])
     templates = method.templates if settings.templates == "auto" else str(settings.templates)
     annotator = wanted_annotator(
         name,
@@ -177,9 +203,7 @@ def resolve(settings: FitSettings) -> Plan:
         phrasings=settings.phrasings,
         seed=settings.seed,
     )
-    if model == "auto":
-        model = "none" if are_feats else "resnet32" if prepared.size_px <= 40 else "resnet18"
-    uses_encoder = model not in ("none", *OWN) and (views == "embeddings" or method.requires.text)
+    model = network
     encoder = load_encoder(model, device=accelerator.device, precision=settings.precision) if uses_encoder else None
     if method.requires.text and encoder is not None and encoder.tower is None:
         raise ConfigError(
@@ -210,8 +234,39 @@ def resolve(settings: FitSettings) -> Plan:
         annotator=annotator,
         texts=wanted_descriptions(settings.descriptions, table.class_names) if annotator is None else {},
         words=_vocabulary(settings.vocabulary, encoder, method, views, templates),
+        budget=budget,
+        clock=clock,
         seconds=time.monotonic() - began,
     )
+
+
+def own_nets(settings: FitSettings, model: str, size_px: int) -> OwnNets:
+    """Networks that learn from pixels, as a run builds them."""
+    return OwnNets(model, size_px, settings.pretrained, tuple(settings.freeze), settings.seed)
+
+
+def _clock(
+    settings: FitSettings, run: Run, prepared: Prepared, model: str, cfg: TrainSettings, accelerator: Accelerator
+) -> Clocked:
+    """Measure the network that will learn; of a run that is resumed, take what it measured."""
+    n_test = 0 if prepared.test is None else len(prepared.test.table)
+    nets = own_nets(settings, model, prepared.size_px)
+    return clocked(
+        lambda: nets(len(prepared.train.table.class_names)),
+        prepared.train.views(prepared.view),
+        batch_size=cfg.batch_size,
+        device=accelerator.device,
+        precision=settings.precision,
+        minutes=settings.minutes,
+        n_scored=n_test * settings.evaluations,
+        n_processes=accelerator.num_processes,
+        known=_resolved_before(run).get("images_per_second"),
+    )
+
+
+def _resolved_before(run: Run) -> dict[str, Any]:
+    """What became of the settings when the run that is resumed began; empty for a new one."""
+    return dict(run.config.get("resolved", {})) if run.has_begun else {}
 
 
 def _with_preset(settings: FitSettings) -> FitSettings:
@@ -257,14 +312,17 @@ def _vocabulary(
     return dict(zip(words, concepts_of(encoder.tower, words, templates=templates).feats, strict=True))
 
 
-def choose_method(method: str, prepared: Prepared, *, has_text: bool) -> tuple[str, Method]:
+def choose_method(method: str, prepared: Prepared, *, has_text: bool, has_features: bool = True) -> tuple[str, Method]:
     """The method asked for, or the one that fits the situation.
+
+    Args:
+      has_text, has_features: see `data.situation.Situation.method`.
 
     Raises: ConfigError if it knows named classes only and there are others; DataError if it needs labels and there are
       none.
     """
     situation = prepared.situation
-    name = situation.method(has_text=has_text) if method == "auto" else method
+    name = situation.method(has_text=has_text, has_features=has_features) if method == "auto" else method
     chosen = method_named(name)
     if situation.n_novel is not None and not chosen.requires.novel:
         others = [key for key, each in METHODS.items() if each.requires.novel]

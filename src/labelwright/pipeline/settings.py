@@ -214,7 +214,17 @@ class MethodSettings:
         example="--adjust pace+la",
     )
     epochs: int | None = setting(
-        None, "passes over the training images; none: the method's own, on a CPU fewer", example="--epochs 30", low=1
+        None,
+        "passes over the training images; none: as many as --minutes allows, at most the method's own",
+        example="--epochs 30",
+        low=1,
+    )
+    minutes: float | None = setting(
+        None,
+        "time to train a network from pixels where --epochs says nothing, measured on three steps before it starts; "
+        "none: 20 on a CPU, 120 on a GPU",
+        example="--minutes 60",
+        low=0,
     )
     set: tuple[str, ...] = setting(
         (),
@@ -414,6 +424,8 @@ def is_in_memory(value: Any) -> bool:
 def from_config(path: str | Path) -> dict[str, Any]:
     """Settings kept in the config.yaml of a run, as keyword arguments of `FitSettings`.
 
+    Epochs that time decided come back as a number: a run that is repeated is the same on a slower machine.
+
     Raises: DataError if it cannot be read; ConfigError for keys that are not settings.
     """
     import yaml
@@ -424,7 +436,9 @@ def from_config(path: str | Path) -> dict[str, Any]:
         raise DataError(f"{path} cannot be read ({error})", fix="give the config.yaml of a run") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} holds no keys and values", fix="give the config.yaml of a run")
-    content.pop("resolved", None)
+    resolved = content.pop("resolved", None) or {}
+    if resolved.get("images_per_second") and content.get("epochs") is None:  # found by the clock, and now the run's own
+        content["epochs"] = resolved["settings"]["epochs"]
     names = [field.name for field in dataclasses.fields(FitSettings)]
     for key, value in content.items():
         if key not in names:
@@ -483,6 +497,8 @@ def command_of(config: Mapping[str, Any], *, path: Path = Path("run")) -> str:
         if field.name in PER_CALL or field.name not in config:
             continue
         value = config[field.name]
+        if field.name == "epochs" and value is None and config.get("resolved", {}).get("images_per_second"):
+            value = config["resolved"]["settings"]["epochs"]  # as time decided: the same on any machine
         default = list(field.default) if isinstance(field.default, tuple) else field.default
         if value == default:
             continue

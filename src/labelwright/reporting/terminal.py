@@ -243,6 +243,8 @@ def _print_inspection(found: Any, values: Mapping[str, Any]) -> None:
     out.print(facets)
     out.print(f"situation: {found.situation.name}: {found.situation.reason}", markup=False)
     out.print(f"fit would run: {found.runs}{f' ({found.needs})' if found.needs else ''}", markup=False)
+    if found.time:
+        out.print(f"time: {found.time}", markup=False)
     for notice in found.notices:
         out.print(f"notice: {notice}", markup=False)
     bad = [p for p in found.problems if p.kind not in NOTICES]
@@ -307,6 +309,13 @@ def _print_pretrain(path: Path, values: Mapping[str, Any]) -> None:
     for warning in folded_warnings(summary["warnings"]):
         print(f"warning: {warning}")
     print(f"start from it: labelwright fit {values['data']} --model {path} --out NEW")
+
+
+def _print_embedded(done: Any, values: Mapping[str, Any]) -> None:
+    """How many features of how many images, and what to do with them."""
+    print(f"{counted(done.n_images, 'image')}, {done.n_features:,} features each: {done.path}")
+    print(f"learn from them: labelwright fit {done.path} --out RUN")
+    _print_left_out(done.left_out)
 
 
 def _print_annotated(done: Any, values: Mapping[str, Any]) -> None:
@@ -381,6 +390,7 @@ PRINTERS: Mapping[str, Callable[[Any, Mapping[str, Any]], None]] = {
     "inspect": _print_inspection,
     "fit": _print_fit,
     "pretrain": _print_pretrain,
+    "embed": _print_embedded,
     "annotate": _print_annotated,
     "describe": _print_described,
     "label": _print_labels,

@@ -22,6 +22,11 @@ Show = Callable[[int, int | None, str, Mapping[str, float]], None]
 """What to call with how much is done, of how much, words before it and numbers after it."""
 
 
+def say(text: str) -> None:
+    """A line on standard error, before what it tells of begins."""
+    Console(stderr=True).print(text, soft_wrap=True, markup=False, highlight=False)
+
+
 @dataclass(frozen=True)
 class Bar:
     """Where the loop reports after each step."""

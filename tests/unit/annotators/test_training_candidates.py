@@ -35,7 +35,6 @@ from labelwright.data.table import LabelTable
 from labelwright.encoders.clip import load_two_tower
 from labelwright.encoders.templates import TEMPLATES, fill
 from labelwright.errors import ConfigError, LabelwrightError
-from labelwright.methods.families.labels import CPU_IMAGES
 from labelwright.methods.method import Budget
 from labelwright.methods.registry import METHODS
 from labelwright.reporting.terminal import lines_of_run
@@ -559,7 +558,7 @@ def test_fit__embeddings_learn_from_their_candidates_and_cannot_be_annotated(
 @pytest.mark.parametrize(
     ("n_images", "sees", "is_set", "epochs"),
     [
-        (1000, "pixels", False, 2 * CPU_IMAGES // 8000),  # two networks see four views of an image
+        (1000, "pixels", False, 75),  # two networks see four views of an image
         (100_000, "pixels", False, 15),
         (10, "pixels", False, 400),  # never more than the method's own
         (1000, "pixels", True, 400),
@@ -572,6 +571,7 @@ def test_schedule__epochs(n_images: int, sees: str, is_set: bool, epochs: int) -
     method, _ = from_candidates.method()
     given = ("epochs",) if is_set else ()
     for is_cpu in (True, False):
-        budget = Budget(n_images, 0, is_stored=sees == "embeddings", is_cpu=is_cpu)
+        n_passes = 600_000.0 if is_cpu else None
+        budget = Budget(n_images, 0, is_stored=sees == "embeddings", is_cpu=is_cpu, n_passes=n_passes)
         wanted = epochs if is_cpu or sees == "embeddings" else 400
         assert method.schedule(from_candidates.Config(), budget, given).epochs == wanted

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import tiny
 from labelwright.errors import ConfigError
 from labelwright.methods import cvs
 from labelwright.types import State, Task
@@ -21,6 +22,7 @@ def task(groups: Tensor | None = None) -> Task:
     return Task(LABELS, ("a", "b", "c"), groups=groups)
 
 
+@tiny.from_random_weights
 def build(n_outputs: int, *, head: Literal["linear", "cosine"] = "linear") -> nn.Module:
     return nn.Linear(2, n_outputs)
 

@@ -31,7 +31,7 @@ REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
     "pico": {"queue_size": (0,), "phi_last": (1.5,), "temperature": (0.0,)},
     "dividemix": {"ramp_epochs": (-1.0,), "threshold": (1.0,), "sharpen_temperature": (0.0,)},
     "fpl": {"k": (0,)},
-    "fixmatch": {"confidence": (1.0,), "steps_per_epoch": (0,)},
+    "fixmatch_text": {"confidence": (1.0,), "steps_per_epoch": (0,)},
     "fixmatch_clusters": {"confidence": (1.5,), "n_init": (0,)},
     "orca": {"pair_weight": (-1.0,), "prior_weight": (-1.0,)},
     "simgcd": {"supervised_weight": (1.5,)},

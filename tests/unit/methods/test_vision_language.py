@@ -14,7 +14,7 @@ import tiny
 from labelwright.encoders.backbones import classifier_config, from_config
 from labelwright.encoders.towers import EmbeddedTowers
 from labelwright.labels.transduce import transclip
-from labelwright.methods.baselines import fixmatch
+from labelwright.methods.baselines import fixmatch_text
 from labelwright.methods.baselines.probe import Probe
 from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.train.loop import Trained, train
@@ -26,7 +26,7 @@ N = C * PER_CLASS
 TRUTH = torch.arange(C).repeat_interleave(PER_CLASS)
 UNKNOWN = torch.full((N,), -1)
 CLOCK = Clock(epoch=0, n_epochs=1, step=0, steps_per_epoch=1, seed=0)
-STEPPING = ["pseudo_probe", "fpl", "fixmatch"]
+STEPPING = ["pseudo_probe", "fpl", "fixmatch_text"]
 ALL = pytest.mark.parametrize("name", ["zero_shot", "transclip", *STEPPING])
 
 
@@ -226,9 +226,9 @@ def test_transclip__counts_the_unlabelled_images_of_each_class() -> None:
 
 def fixmatch_step(labels: Tensor, **changed: object) -> tuple[State, dict[str, Batch], Any]:
     """One step on two labelled and six unlabelled rows, adapters large enough to tell."""
-    cfg, task = cfg_of("fixmatch", **changed), task_of(labels)
+    cfg, task = cfg_of("fixmatch_text", **changed), task_of(labels)
     torch.manual_seed(0)
-    state = fixmatch.setup(cfg, task, BUILD)
+    state = fixmatch_text.setup(cfg, task, BUILD)
     net: Any = state.nets["main"]
     net.visual.weight = net.textual.weight = 0.5
     rows = torch.tensor([3, 30, 55, 60, 80, 99])
@@ -237,7 +237,7 @@ def fixmatch_step(labels: Tensor, **changed: object) -> tuple[State, dict[str, B
     known = (labels >= 0).nonzero().flatten()[:2]
     if len(known):
         batches["labelled"] = Batch(known, (Z[known],), labels[known])
-    return state, batches, fixmatch.step(cfg, task, state, batches, CLOCK)
+    return state, batches, fixmatch_text.step(cfg, task, state, batches, CLOCK)
 
 
 def slow_fixmatch(state: State, batches: dict[str, Batch], *, confidence: float, allowed: set[int]) -> float:
@@ -306,8 +306,8 @@ def test_fixmatch__plan_has_the_streams_there_are_images_for() -> None:
         (some_labels(1), {"labelled", "unlabelled"}),
         (TRUTH, {"labelled"}),
     ):
-        state, _ = begun("fixmatch", labels)
-        plan = fixmatch.plan(cfg_of("fixmatch"), task_of(labels), state, 0)
+        state, _ = begun("fixmatch_text", labels)
+        plan = fixmatch_text.plan(cfg_of("fixmatch_text"), task_of(labels), state, 0)
         assert set(plan.streams) == streams
         rows = torch.cat([stream.rows for stream in plan.streams.values()])
         assert torch.equal(rows.sort().values, torch.arange(N))
@@ -315,16 +315,16 @@ def test_fixmatch__plan_has_the_streams_there_are_images_for() -> None:
 
 
 def test_fixmatch__says_when_a_class_takes_over() -> None:
-    trained, _ = run("fixmatch", epochs=2, steps_per_epoch=5)
+    trained, _ = run("fixmatch_text", epochs=2, steps_per_epoch=5)
     assert trained.warnings == ()
-    cfg, task = cfg_of("fixmatch", epochs=3), task_of()
-    state, logs = begun("fixmatch")
+    cfg, task = cfg_of("fixmatch_text", epochs=3), task_of()
+    state, logs = begun("fixmatch_text")
     with torch.no_grad():
-        answers = METHODS["fixmatch"].recipe.predict(cfg, state, Z).logits.argmax(1)
+        answers = METHODS["fixmatch_text"].recipe.predict(cfg, state, Z).logits.argmax(1)
     assert logs["pseudolabel_counts"] == torch.bincount(answers, minlength=C).tolist()
     cast(Any, state.nets["main"]).linear_bias[2] = 100.0
-    _, early = fixmatch.end_epoch(cfg, task, state, tiny.passes_of(state, Z), 1)
+    _, early = fixmatch_text.end_epoch(cfg, task, state, tiny.passes_of(state, Z), 1)
     assert early == {}
-    _, last = fixmatch.end_epoch(cfg, task, state, tiny.passes_of(state, Z), 2)
+    _, last = fixmatch_text.end_epoch(cfg, task, state, tiny.passes_of(state, Z), 2)
     assert last["pseudolabel_counts"] == [0, 0, N, 0]
     assert "c has taken over: it is the answer to 100% of the unlabelled images" in last["warnings"][0]

@@ -26,7 +26,8 @@ from labelwright.encoders.pretrained import image_stats
 from labelwright.encoders.saved import network_of, saved_backbone
 from labelwright.errors import ConfigError, DataError, LabelwrightError
 from labelwright.methods import simclr
-from labelwright.pipeline.pretrain import _affordable_epochs
+from labelwright.pipeline import time_budget
+from labelwright.run_folder import Run
 from pictures import spoil, write_folders
 
 QUICK: dict[str, Any] = {"device": "cpu", "precision": "fp32"}
@@ -208,9 +209,17 @@ def test_pretrain__refuses_embeddings_and_a_single_image(tmp_path: Path) -> None
         lw.pretrain(write_folders(tmp_path / "one", {"ant": 1}), out=tmp_path / "run", **SHORT)
 
 
-def test_affordable_epochs__two_views_of_each_image() -> None:
-    assert _affordable_epochs(200, 3_000) == 300_000 // (2 * 3_000)
-    assert _affordable_epochs(3, 10**6) == 3
+def test_pretrain__epochs_are_what_time_allows_and_stay_so(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(time_budget, "images_per_second", lambda *args, **how: 10.0)
+    given = {**SHORT, "epochs": None, "minutes": 0.4}  # 240 views: six times two of each of 20 images
+    run = Run(lw.pretrain(photos, out=tmp_path / "run", **given))
+    assert run.summary["epochs"] == 6
+    assert "simclr, resnet32: about 24 seconds of training on this machine for 6 epochs" in capsys.readouterr().err
+    (run.path / "summary.json").unlink()
+    monkeypatch.setattr(time_budget, "images_per_second", lambda *args, **how: 1.0)
+    assert Run(lw.pretrain(photos, out=tmp_path / "run", resume=True, **given)).summary["epochs"] == 6
 
 
 def test_command__prints_what_to_do_next(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

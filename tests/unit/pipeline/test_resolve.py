@@ -1,5 +1,6 @@
 """What a run makes of its settings: the schedule that suits it, and what a preset brings along."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from labelwright.methods.registry import METHODS, method_named, resolve_config
 from pictures import write_folders
 
 FEATURES = Budget(n_images=51_200, n_labelled=51_200, is_stored=True, is_cpu=True)
-PIXELS = Budget(n_images=51_200, n_labelled=51_200, is_stored=False, is_cpu=True)
-GPU = Budget(n_images=51_200, n_labelled=51_200, is_stored=False, is_cpu=False)
+PIXELS = Budget(n_images=51_200, n_labelled=51_200, is_stored=False, is_cpu=True, n_passes=1_024_000)
+ENDLESS = Budget(n_images=51_200, n_labelled=51_200, is_stored=False, is_cpu=False)
 
 
 def scheduled(name: str, budget: Budget, given: dict[str, object]) -> Any:
@@ -46,11 +47,16 @@ def test_schedule__rate_of_a_head_that_starts_near_its_end(
 
 
 def test_schedule__epochs_by_family() -> None:
-    assert scheduled("ce", PIXELS, {}).epochs == max(labels.EPOCHS_MIN, round(labels.CPU_IMAGES / 51_200))
+    assert scheduled("ce", PIXELS, {}).epochs == 20
+    assert scheduled("ce", PIXELS, {"sam_radius": 0.1}).epochs == 10  # two passes a step
+    assert scheduled("ce", dataclasses.replace(PIXELS, n_passes=1.0), {}).epochs == labels.EPOCHS_MIN
+    assert scheduled("fixmatch", PIXELS, {}).epochs == 12  # 5/3 passes an image
+    assert scheduled("fixmatch", FEATURES, {}).epochs == labels.EPOCHS_MIN
     assert scheduled("ce", FEATURES, {}).epochs == round(labels.CPU_FEATURES / 51_200)
-    assert scheduled("ce", GPU, {}).epochs == 200
+    assert scheduled("ce", ENDLESS, {}).epochs == 200
     assert scheduled("proden", FEATURES, {}).epochs == candidates.HEAD_EPOCHS_MIN
-    assert scheduled("proden", PIXELS, {}).epochs == candidates.PIXEL_EPOCHS_MIN
+    assert scheduled("coreg", PIXELS, {}).epochs == candidates.PIXEL_EPOCHS_MIN
+    assert scheduled("proden", PIXELS, {}).epochs == 20  # one network sees one view
     for name in ("ce", "proden", "lps"):
         assert scheduled(name, PIXELS, {"epochs": 7}).epochs == 7
 

@@ -17,6 +17,7 @@ from labelwright.adjust import fixed, named
 from labelwright.adjust.adjustment import Adjustment, adjusted_logits
 from labelwright.losses.classification import cross_entropy
 from labelwright.methods.adjusting import added
+from labelwright.methods.balanced_start import balanced_start, starts_balanced
 from labelwright.train.plans import steps_for
 from labelwright.train.processes import mean_share
 from labelwright.train.settings import TrainSettings, require_range
@@ -115,11 +116,12 @@ class LabelledRecipe:
     def setup(self, cfg: LabelledSettings, task: Task, build_net: BuildNet) -> State:
         """One network."""
         adjust = {"named": named.init(task.counts, fixed.prior(task.counts))} if cfg.adjust else {}
-        return State(nets={"main": build_net(task.n_classes, head=self.head)}, adjust=adjust)
+        net = build_net(task.n_classes, head=self.head)
+        return State(nets={"main": net}, adjust=adjust, memory={"starts": starts_balanced(build_net)})
 
     def begin(self, cfg: LabelledSettings, task: Task, state: State, passes: Passes) -> tuple[State, Mapping[str, Any]]:
-        """Nothing: everything is known before the first pass."""
-        return state, {}
+        """A balanced head on the features of a pretrained network; else everything is known before the first pass."""
+        return balanced_start(task, state, passes) if state.memory["starts"] else (state, {})
 
     def plan(self, cfg: LabelledSettings, task: Task, state: State, epoch: int) -> EpochPlan:
         """Every labelled image once."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container
+from collections.abc import Callable, Container
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,7 @@ from labelwright.annotators.annotator import truth_of
 from labelwright.annotators.candidate_rules import describe_candidates
 from labelwright.annotators.training_candidates import summary_of
 from labelwright.methods.families import text
-from labelwright.methods.families.labels import CPU_IMAGES
-from labelwright.methods.method import Budget, Method, Outcome, Requires, views_by_model
+from labelwright.methods.method import Budget, Method, Outcome, Requires, in_time, views_by_model, views_per_image
 from labelwright.metrics.scores import guess_counts
 from labelwright.reporting.candidate_training import division_figures
 from labelwright.reporting.candidates import (
@@ -35,24 +34,30 @@ HEAD_STEPS = 1_500
 HEAD_EPOCHS_MIN = 20
 PIXEL_EPOCHS_MIN = 15
 
+N_VIEWS = 8
+"""Two networks see four views of each image."""
+
 
 def of_candidates(title: str, recipe: Recipe, **own: Any) -> Method:
     """A method of this family."""
-    more = {"default_views": views_by_model, "schedule": schedule, "summarise": summarise, "sections": sections}
-    return Method(title, recipe, Requires(candidates=True), **{**more, "templates": "photo27", **own})
+    more = {"default_views": views_by_model, "summarise": summarise, "sections": sections, "templates": "photo27"}
+    passes = own.pop("passes", views_per_image(N_VIEWS))
+    more |= {"schedule": schedule_by(passes), "passes": passes}
+    return Method(title, recipe, Requires(candidates=True), **{**more, **own})
 
 
-def schedule(cfg: Any, budget: Budget, given: Container[str]) -> Any:
-    """`HEAD_STEPS` on stored features; on a CPU as many epochs as make up two times `CPU_IMAGES` views."""
-    if "epochs" in given:
-        return cfg
-    if budget.is_stored:
+def schedule_by(passes: Callable[[Any, Budget], float]) -> Callable[[Any, Budget, Container[str]], Any]:
+    """`HEAD_STEPS` on stored features; of pixels as many epochs as there is time for, at least `PIXEL_EPOCHS_MIN`."""
+
+    def schedule(cfg: Any, budget: Budget, given: Container[str]) -> Any:
+        if "epochs" in given:
+            return cfg
+        if not budget.is_stored:
+            return in_time(cfg, budget, passes(cfg, budget), least=PIXEL_EPOCHS_MIN)
         n_epochs = max(HEAD_EPOCHS_MIN, round(HEAD_STEPS / steps_for(budget.n_images, cfg.batch_size)))
-    elif budget.is_cpu:  # two networks see four views of each image
-        n_epochs = max(PIXEL_EPOCHS_MIN, round(2 * CPU_IMAGES / (2 * 4 * max(1, budget.n_images))))
-    else:
-        return cfg
-    return dataclasses.replace(cfg, epochs=min(cfg.epochs, n_epochs))
+        return dataclasses.replace(cfg, epochs=min(cfg.epochs, n_epochs))
+
+    return schedule
 
 
 def summarise(outcome: Outcome) -> dict[str, Any]:

@@ -7,19 +7,22 @@ from collections.abc import Container
 from typing import Any
 
 from labelwright.methods.families import text
-from labelwright.methods.method import Budget, Method, Outcome, Requires
+from labelwright.methods.method import Budget, Method, Outcome, Requires, in_time
+from labelwright.methods.semi_supervised import passes_per_epoch
 from labelwright.reporting.charts import slope_figures
 from labelwright.reporting.sections import Sections
 from labelwright.run_folder import Run
+from labelwright.train.plans import steps_for
 from labelwright.types import Recipe
 
-CPU_IMAGES = 300_000
-"""Images that a run without ``epochs`` passes through the network on a CPU: 5 minutes for a ResNet-32 on 2 cores."""
-
 CPU_FEATURES = 3_000_000
-"""The same of stored features: a minute for a linear head."""
+"""Stored features that a run without ``epochs`` passes through a head on a CPU: a minute for a linear one."""
+
+HEAD_STEPS = 1_500
+"""Steps of a head on stored features that learns from unlabelled ones, too."""
 
 EPOCHS_MIN = 5
+"""Of a run from pixels, however little time there is."""
 
 
 def of_labels(title: str, recipe: Recipe, **own: Any) -> Method:
@@ -38,11 +41,28 @@ def of_labels(title: str, recipe: Recipe, **own: Any) -> Method:
 
 
 def schedule(cfg: Any, budget: Budget, given: Container[str]) -> Any:
-    """On a CPU as many epochs as make up `CPU_IMAGES` images, or `CPU_FEATURES` features, at least `EPOCHS_MIN`."""
-    if "epochs" in given or not budget.is_cpu:
+    """As many epochs as there is time for; on a CPU `CPU_FEATURES` stored features; at least `EPOCHS_MIN`."""
+    if "epochs" in given:
         return cfg
-    n_epochs = round((CPU_FEATURES if budget.is_stored else CPU_IMAGES) / max(1, budget.n_labelled))
+    if not budget.is_stored:
+        return in_time(cfg, budget, budget.n_labelled, least=EPOCHS_MIN)
+    n_epochs = round(CPU_FEATURES / max(1, budget.n_labelled)) if budget.is_cpu else cfg.epochs
     return dataclasses.replace(cfg, epochs=min(cfg.epochs, max(EPOCHS_MIN, n_epochs)))
+
+
+def schedule_of_all(cfg: Any, budget: Budget, given: Container[str]) -> Any:
+    """Of methods that see unlabelled images, too: as there is time for; `HEAD_STEPS` on stored features."""
+    if "epochs" in given:
+        return cfg
+    if not budget.is_stored:
+        return in_time(cfg, budget, passes_of_all(cfg, budget), least=EPOCHS_MIN)
+    n_epochs = round(HEAD_STEPS / steps_for(budget.n_images, cfg.batch_size * cfg.unlabelled_ratio))
+    return dataclasses.replace(cfg, epochs=min(cfg.epochs, max(EPOCHS_MIN, n_epochs)))
+
+
+def passes_of_all(cfg: Any, budget: Budget) -> float:
+    """Of methods that see unlabelled images, too."""
+    return passes_per_epoch(cfg, budget.n_images)
 
 
 def beside_the_names(outcome: Outcome) -> dict[str, Any]:

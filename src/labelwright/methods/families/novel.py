@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from labelwright.labels.clusters import about_clusters
-from labelwright.methods.families.labels import CPU_IMAGES
-from labelwright.methods.method import Budget, Method, Outcome, Requires, views_by_model
+from labelwright.methods.method import Budget, Method, Outcome, Requires, in_time, views_by_model, views_per_image
 from labelwright.metrics.scores import open_scores, truth_beyond
 from labelwright.reporting.open_world import evidence_figures, found_words, open_world_section, pace_figures
 from labelwright.reporting.sections import Sections
@@ -24,23 +23,24 @@ HEAD_STEPS = 500
 
 EPOCHS_MIN = 10
 
+N_VIEWS = 3
+"""Of each image in an epoch."""
+
 
 def of_novel(title: str, recipe: Recipe, **own: Any) -> Method:
     """A method of this family."""
     more = {"default_views": views_by_model, "schedule": schedule, "summarise": summarise, "sections": sections}
+    more |= {"passes": views_per_image(N_VIEWS)}
     return Method(title, recipe, Requires(labels=True, novel=True), **{**more, **own})
 
 
 def schedule(cfg: Any, budget: Budget, given: Container[str]) -> Any:
-    """`HEAD_STEPS` on stored features; on a CPU as many epochs as make up `CPU_IMAGES` views."""
+    """`HEAD_STEPS` on stored features; of pixels as many epochs as there is time for; at least `EPOCHS_MIN`."""
     if "epochs" in given:
         return cfg
-    if budget.is_stored:
-        n_epochs = round(HEAD_STEPS / steps_for(budget.n_images, cfg.batch_size))
-    elif budget.is_cpu:  # three views of each image
-        n_epochs = round(CPU_IMAGES / (3 * max(1, budget.n_images)))
-    else:
-        return cfg
+    if not budget.is_stored:
+        return in_time(cfg, budget, N_VIEWS * budget.n_images, least=EPOCHS_MIN)
+    n_epochs = round(HEAD_STEPS / steps_for(budget.n_images, cfg.batch_size))
     return dataclasses.replace(cfg, epochs=min(cfg.epochs, max(EPOCHS_MIN, n_epochs)))
 
 

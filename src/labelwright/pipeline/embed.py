@@ -1,0 +1,294 @@
+"""`embed`: features of any model, a Python function or an ONNX file, in a file that `fit` reads."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from PIL import Image
+
+from labelwright.data.cache import resize_to_square
+from labelwright.data.checks import OnBad, check_images, resolve_problems
+from labelwright.data.embeddings import EMBEDDING_COLUMN
+from labelwright.data.prepare import is_embeddings, listed, read, resolved_path
+from labelwright.data.table import SPLITS, LabelTable
+from labelwright.errors import ConfigError, DataError
+from labelwright.replacing import replacing
+from labelwright.run_folder import write_parquet_atomically
+from labelwright.train.processes import accelerator_for
+from labelwright.train.progress import counter
+
+Embedder = Callable[[list[Image.Image]], Any]
+"""RGB images [n], upright -> their features [n, D]: an array, a tensor or lists of numbers."""
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What `embed` made.
+
+    Attributes:
+      path: the file; data for `fit` and `inspect`.
+      n_images, n_features: rows and columns of the features.
+      left_out: rows that could not be used.
+    """
+
+    path: Path
+    n_images: int
+    n_features: int
+    left_out: list[dict[str, Any]]
+
+
+def embed(
+    data: Any,
+    *,
+    out: str | Path,
+    function: str | Embedder | None = None,
+    onnx: str | Path | None = None,
+    size: int | None = None,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+    batch_size: int = 64,
+    classes: Any = None,
+    group: str | None = None,
+    on_bad: OnBad = "stop",
+    device: str = "auto",
+) -> Embedded:
+    """Write the features of images by a model of your own, with ids, paths and all that is known of the images.
+
+    Args:
+      data: images, labelled or not; see data.read.load.
+      out: .npz or .parquet to write; must not exist. It appears when it is whole.
+      function: a Python function from a list of RGB images (PIL) to [n, D] numbers; or where it is, as "module:name" or
+        "file.py:name".
+      onnx: an exported network from float pixels [n, 3, H, W] to [n, D], instead.
+      size: side in px of the centre square that the ONNX network sees; None = the size it was exported for.
+      mean, std: of its pixels, per channel; those of ImageNet if not given.
+      batch_size: images at once.   classes, group, on_bad: see `fit`.   device: of an ONNX network.
+
+    Returns: the file, and what is in it.
+
+    Raises: ConfigError or DataError, with nothing written, for a model that cannot be found or gives no features, or
+      data that cannot be read.
+
+    Example:
+      >>> import tempfile
+      >>> folder = Path(tempfile.mkdtemp())
+      >>> for name in ("cat", "dog"):
+      ...     (folder / name).mkdir()
+      ...     Image.new("RGB", (8, 8), "red" if name == "cat" else "blue").save(folder / name / "1.png")
+      >>> colours = lambda images: [np.asarray(image).mean((0, 1)) for image in images]
+      >>> done = embed(folder, out=folder / "feats.npz", function=colours)
+      >>> with np.load(done.path) as file: file["embeddings"].tolist(), file["labels"].tolist()
+      ([[255.0, 0.0, 0.0], [0.0, 0.0, 255.0]], ['cat', 'dog'])
+    """
+    target = _checked(Path(out).expanduser())
+    if (function is None) == (onnx is None):
+        raise ConfigError("embed needs one model", fix="give --function MODULE:NAME, or --onnx FILE")
+    if batch_size < 1:
+        raise ConfigError(f"batch_size={batch_size} is not possible", fix="give 1 or more")
+    if is_embeddings(data):
+        raise ConfigError(f"{resolved_path(data)} holds embeddings already", fix="give the images")
+    if onnx is not None:
+        model, name = _of_onnx(Path(onnx), size=size, mean=mean, std=std, device=device), str(onnx)
+    else:
+        assert function is not None
+        model = _found(function) if isinstance(function, str) else function
+        name = function if isinstance(function, str) else getattr(function, "__name__", "the function")
+    table = read(data, classes=classes, group=group)
+    table = resolve_problems(table, [*table.problems, *check_images(table)], on_bad)
+    if table.candidates is not None and target.suffix == ".npz":
+        raise ConfigError("these images have candidate labels, which an .npz cannot hold", fix="end --out in .parquet")
+    feats = np.concatenate(list(_features(table, model, name, batch_size)))
+    _write(target, table, feats)
+    return Embedded(target, len(feats), feats.shape[1], listed(table.quarantined))
+
+
+def _checked(target: Path) -> Path:
+    if target.suffix not in (".npz", ".parquet"):
+        raise ConfigError(f"{target} is neither .npz nor .parquet", fix="end --out in one of them")
+    if target.exists():
+        raise ConfigError(f"{target} exists", fix="choose another --out, or remove it first")
+    if not target.absolute().parent.is_dir():
+        raise ConfigError(f"there is no folder {target.parent}", fix="make it first")
+    return target
+
+
+def _features(table: LabelTable, model: Embedder, name: str, batch_size: int) -> Iterator[npt.NDArray[np.float32]]:
+    """[n, D] of one batch after another, checked."""
+    width: int | None = None
+    with counter(f"embedding with {name}", len(table)) as progress:
+        for first in range(0, len(table), batch_size):
+            rows = range(first, min(first + batch_size, len(table)))
+            images = [table.image(row) for row in rows]
+            try:
+                given = model(images)
+            except Exception as error:  # of code that is not ours
+                what = f"{type(error).__name__}: {error}".splitlines()[0]
+                raise ConfigError(
+                    f"{name} failed on {len(rows)} images from {table.images.where(first)} on: {what}",
+                    fix="it gets a list of RGB images and must return their features [n, D]",
+                ) from error
+            feats = _numbers(given, name)
+            if feats.ndim != 2 or len(feats) != len(rows) or 0 in feats.shape or width not in (None, feats.shape[1]):
+                wanted = "D" if width is None else width
+                raise ConfigError(
+                    f"{name} gave {list(feats.shape)} for {len(rows)} images, not [{len(rows)}, {wanted}]",
+                    fix="return one row of features per image; of a network without its last layer (num_classes=0)",
+                )
+            bad = np.flatnonzero(~np.isfinite(feats).all(axis=1))
+            if len(bad):
+                raise DataError(
+                    f"{name} gave a value that is not a finite number for {table.images.where(first + int(bad[0]))}",
+                    fix="look at that image, and at the precision of the network",
+                )
+            width = feats.shape[1]
+            progress(rows.stop)
+            yield feats
+
+
+def _numbers(given: Any, name: str) -> npt.NDArray[np.float32]:
+    """What a model returned, as float32."""
+    if hasattr(given, "detach"):  # a tensor
+        given = given.detach().float().cpu().numpy()
+    try:
+        return np.asarray(given, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{name} returned {type(given).__name__}, not numbers ({error})",
+            fix="return an array, a tensor or lists of numbers [n, D]",
+        ) from error
+
+
+def _found(where: str) -> Embedder:
+    """The function at "module:name" or "file.py:name"; the working folder is looked in, too."""
+    place, colon, name = where.rpartition(":")
+    if not colon or not place or not name:
+        raise ConfigError(f"--function {where} is not MODULE:NAME", fix="write it as embedder:embed or file.py:embed")
+    try:
+        if place.endswith(".py"):
+            path = Path(place).expanduser()
+            spec = importlib.util.spec_from_file_location(path.stem, path)
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            folder = str(Path.cwd())
+            sys.path[:] = sys.path if folder in sys.path else [folder, *sys.path]
+            module = importlib.import_module(place)
+    except Exception as error:  # of code that is not ours
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigError(f"{place} cannot be imported ({what})", fix="give a module or a .py file") from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        have = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise ConfigError(f"{place} has no function {name!r}", fix=f"it has: {', '.join(have) or 'none'}")
+    return found  # type: ignore[no-any-return]
+
+
+def _of_onnx(path: Path, *, size: int | None, mean: Sequence[float], std: Sequence[float], device: str) -> Embedder:
+    """The network in a file, behind the pixels that it wants."""
+    try:
+        import onnxruntime  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    except ImportError as error:
+        raise ConfigError(
+            "ONNX files need onnxruntime, which is not installed", fix="pip install 'labelwright[export]'"
+        ) from error
+    if not path.expanduser().is_file():
+        raise ConfigError(f"no such file: {path}", fix="check --onnx")
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise ConfigError(f"mean={mean}, std={std} are not possible", fix="give three numbers each, std above 0")
+    on_gpu = accelerator_for(device).device.type == "cuda" and "CUDAExecutionProvider" in (
+        onnxruntime.get_available_providers()
+    )
+    providers = [*(["CUDAExecutionProvider"] if on_gpu else []), "CPUExecutionProvider"]
+    try:
+        session = onnxruntime.InferenceSession(str(path.expanduser()), providers=providers)
+    except Exception as error:  # its own exceptions have no common class
+        raise ConfigError(f"{path} is not an ONNX model that runs here ({error})", fix="export it anew") from error
+    source, output = session.get_inputs()[0], session.get_outputs()[0].name
+    shape = list(source.shape)
+    if (
+        len(session.get_inputs()) != 1
+        or len(shape) != 4
+        or (shape[1] not in (3, None) and not isinstance(shape[1], str))
+    ):
+        raise ConfigError(
+            f"{path} takes {[list(each.shape) for each in session.get_inputs()]}, not one input [n, 3, H, W]",
+            fix="export the network for a batch of RGB pixels, channels first",
+        )
+    own = shape[2] if isinstance(shape[2], int) else None
+    if own is None and size is None:
+        raise ConfigError(f"{path} takes images of any size", fix="give the one it was trained at, as --size 224")
+    if own is not None and size is not None and size != own:
+        raise ConfigError(f"{path} takes images of {own} px, not {size}", fix="leave --size out")
+    size_px, fixed = own or size, shape[0] if isinstance(shape[0], int) else None
+    assert size_px is not None
+    kind = np.float16 if "float16" in source.type else np.float32
+    centre, scale = np.array(mean, np.float32) * 255, np.array(std, np.float32) * 255
+
+    def run(images: list[Image.Image]) -> npt.NDArray[Any]:
+        pixels = np.stack([resize_to_square(image, size_px=size_px) for image in images])
+        x = ((pixels - centre) / scale).transpose(0, 3, 1, 2).astype(kind)
+        step, found = fixed or len(x), []
+        for first in range(0, len(x), step):
+            some = x[first : first + step]
+            filled = np.concatenate([some, np.repeat(some[:1], step - len(some), axis=0)])  # of a batch that is fixed
+            found.append(session.run([output], {source.name: np.ascontiguousarray(filled)})[0][: len(some)])
+        return np.concatenate(found)
+
+    return run
+
+
+# ---- the file -------------------------------------------------------------------------------------------------------
+
+
+def _write(target: Path, table: LabelTable, feats: npt.NDArray[np.float32]) -> None:
+    """Features beside everything that the table knows, under the names that data.embeddings reads."""
+    columns: dict[str, Any] = {"ids": table.ids.to_pylist(), "paths": _paths(table)}
+    if len(table.class_names) and (table.labels >= 0).any():
+        columns["labels"] = _names(table.labels, table.class_names)
+    if table.split is not None:
+        columns["split"] = _names(table.split, SPLITS)
+    if table.groups is not None:
+        columns["groups"] = table.groups.tolist()
+    if table.truth is not None:
+        columns["truth"] = _names(table.truth, table.truth_names)
+    if target.suffix == ".npz":
+        arrays = {key: np.array(values) for key, values in columns.items() if values is not None}
+        if table.class_names:
+            arrays["class_names"] = np.array(table.class_names)
+        with replacing(target) as temporary, temporary.open("wb") as file:
+            np.savez(file, embeddings=feats, **arrays)  # type: ignore[arg-type]
+        return
+    one = {"ids": "id", "paths": "path", "labels": "label", "groups": "group"}
+    lists: Mapping[str, Any] = {one.get(key, key): values for key, values in columns.items() if values is not None}
+    found = {EMBEDDING_COLUMN: pa.FixedSizeListArray.from_arrays(pa.array(feats.reshape(-1)), feats.shape[1]), **lists}
+    if table.candidates is not None:
+        sets = [table.candidates.of(row).tolist() for row in range(len(table))]
+        found["candidates"] = [[table.class_names[c] for c in some] for some in sets]
+        if table.candidates.weights is not None:
+            parts = np.split(table.candidates.weights.numpy(), table.candidates.offsets.numpy()[1:-1])
+            found["weights"] = [part.tolist() for part in parts]
+    write_parquet_atomically(pa.table(found), target)
+
+
+def _names(numbers: npt.NDArray[Any], names: Sequence[str]) -> list[str]:
+    return [names[number] if number >= 0 else "" for number in numbers.tolist()]
+
+
+def _paths(table: LabelTable) -> list[str] | None:
+    """Where each image is; None of embedded ones."""
+    if table.images.dataset is not None:
+        return None
+    return [str(source) for source in table.images.sources(np.arange(len(table)))]
