@@ -1,7 +1,8 @@
 """Nearest class mean on frozen features: the mean of each class's labelled images, and nothing to fit.
 
-Logits are -|z - m_c|^2 / (2 v), z the features centred and of unit scale, v the mean squared distance of labelled
-images to the mean of their class: a Gaussian per class, all round and of one size.
+Logits are -k |z - m_c|^2 / v, z the features centred and of unit scale, v the mean squared distance of labelled images
+to the mean of their class. k is the sharpness under which labelled images are most likely, each left out of the mean of
+its class.
 Source: Mensink et al. 2013 (IEEE TPAMI 35:11), with the plain Euclidean distance.
 Command: labelwright fit feats.npz --method nearest_mean --out RUN
 """
@@ -15,13 +16,15 @@ import torch
 from torch import Tensor
 
 from labelwright.encoders.heads import CentredHead
+from labelwright.labels.chunks import evenly_spread
 from labelwright.methods.open_world import put_in
 from labelwright.methods.recipe import Begun, Recipe, check_is_pretrained
-from labelwright.train.convex import centre_and_scale
+from labelwright.train.convex import MAX_TRIED_ROWS, balanced_loss, centre_and_scale
 from labelwright.train.settings import TrainSettings
 from labelwright.types import BuildNet, Passes, State, Task
 
 NOWHERE = -1e4  # bias of a class without a labelled image
+SHARPNESS = tuple(2.0**i for i in range(-1, 10))  # what is tried
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +74,16 @@ def nearest_mean(z: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor, Ten
     means = sums / counts.clamp(min=1)[:, None]
     spread = (z.square().sum() - (counts[:, None] * means.square()).sum()) / len(z)
     spread = torch.where(spread > 1e-6, spread, 1.0)
-    bias = torch.where(counts > 0, -means.square().sum(1) / (2 * spread), NOWHERE)
-    return means / spread, bias
+    bias = torch.where(counts > 0, -means.square().sum(1) / spread, NOWHERE)
+    rows = evenly_spread((counts[labels] > 1).nonzero().flatten(), MAX_TRIED_ROWS)
+    sharpness = 1.0
+    if len(rows):
+        some, own = z[rows], labels[rows][:, None]
+        scores = some @ (2 * means / spread).T + bias - some.square().sum(1, keepdim=True) / spread
+        farther = (counts[own] / (counts[own] - 1)).square()  # an image is part of the mean that it is compared with
+        scores = scores.scatter(1, own, scores.gather(1, own) * farther)
+        sharpness = min(SHARPNESS, key=lambda k: balanced_loss(k * scores, own[:, 0]))
+    return 2 * sharpness * means / spread, sharpness * bias
 
 
 RECIPE = Recipe(Config=Config, setup=setup, begin=begin)
