@@ -1,29 +1,27 @@
 """How many novel classes there are: the estimate of `labelwright.labels.n_novel` against the truth, on embeddings.
 
-    python benchmarks/n_novel.py POOL.npz [MORE.npz …] [--seen 5 21] [--labelled-frac 0.5 0.1] [--seeds 3]
+    python benchmarks/n_novel.py POOL.npz [MORE.npz …] [--seen 4] [--hidden 0 1 3] [--labelled-frac 0.1 0.5]
 
 POOL.npz holds embeddings and a label for each: as labelwright reads them (`embeddings` [N, D], `labels` [N] class
-indices), or `feats` [N, D] or [V, N, D], of which the first view is taken. The first --seen classes are seen (one
-number for all files or one per file; half of the classes by default), the share --labelled-frac of their images is
-labelled, and the truth is used for nothing else. The seed draws which images are labelled and begins the search.
-Accuracy is that of semi-supervised k-means on the unlabelled images, by the best matching of clusters with classes,
-with the estimated and with the true number.
+indices or names), or `feats` [N, D] or [V, N, D], of which the first view is taken. The seed draws --seen classes, of
+whose images the share --labelled-frac is labelled, and --hidden others; the truth is used for nothing else. Hidden
+classes are even; `most`: the largest makes up 70% of the unlabelled images, and images are thinned for it; `tail`:
+they fall off geometrically, 20 to 1. Right is an estimate from half to twice the truth, and none where there is none.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import math
 import statistics
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from labelwright.data.splits import seen_novel
-from labelwright.labels.kmeans import semi_supervised_kmeans
 from labelwright.labels.n_novel import estimate_n_novel
 
 
@@ -35,58 +33,80 @@ def read(path: Path) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(feats[0] if feats.ndim == 3 else feats).float(), torch.from_numpy(labels)
 
 
-def accuracy(clusters: Tensor, truth: Tensor) -> float:
-    """Share of images whose cluster is matched with their class."""
-    n_classes = int(truth.max()) + 1
-    table = torch.bincount(clusters * n_classes + truth, minlength=(int(clusters.max()) + 1) * n_classes)
-    counts = table.view(-1, n_classes).numpy()
-    return float(counts[linear_sum_assignment(counts, maximize=True)].sum() / len(truth))
+def case(
+    truth: Tensor, *, n_seen: int, n_hidden: int, shape: str, frac: float, cap: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Rows [n] of a pool and their labels [n], -1 = unlabelled.
+
+    Args: truth [N]; shape: even, most or tail; frac, of the images of seen classes, labelled; cap, images per class.
+    """
+    draw = torch.Generator().manual_seed(1000 + seed)
+    counts = torch.bincount(truth)
+    classes = torch.randperm(len(counts), generator=draw)[: n_seen + n_hidden].tolist()
+
+    def some(c: int, n: int) -> Tensor:
+        rows = (truth == c).nonzero().flatten()
+        return rows[torch.randperm(len(rows), generator=draw)[:n]]
+
+    rows, labels = [], []
+    for i, c in enumerate(classes[:n_seen]):
+        rows.append(some(c, min(cap, int(counts[c]))))
+        labels.append(torch.full((len(rows[-1]),), -1))
+        labels[-1][: max(2, round(frac * len(rows[-1])))] = i
+    hidden = classes[n_seen:]
+    sizes = [min(cap, int(counts[c])) for c in hidden]
+    if shape == "most":
+        most = max(hidden, key=lambda c: int(counts[c]))
+        hidden = [most, *(c for c in hidden if c != most)]
+        n_most = min(int(counts[most]), 3 * cap)
+        rest = int(n_most * 0.3 / 0.7)
+        sizes = [n_most, *[max(8, rest // 2 // max(n_hidden - 1, 1))] * (n_hidden - 1)]
+        n_kept = max(5, round(max(0, rest - sum(sizes[1:])) / n_seen))  # of the unlabelled ones of each seen class
+        for i in range(n_seen):
+            kept = torch.ones(len(labels[i]), dtype=torch.bool)
+            kept[(labels[i] < 0).nonzero().flatten()[n_kept:]] = False
+            rows[i], labels[i] = rows[i][kept], labels[i][kept]
+    elif shape == "tail":
+        sizes = [max(8, int(n * (1 / 20) ** (j / max(1, n_hidden - 1)))) for j, n in enumerate(sizes)]
+    for c, n in zip(hidden, sizes, strict=True):
+        rows.append(some(c, n))
+        labels.append(torch.full((len(rows[-1]),), -1))
+    order = torch.randperm(sum(map(len, rows)), generator=draw)
+    return torch.cat(rows)[order], torch.cat(labels)[order]
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pools", nargs="+", type=Path, help=".npz of embeddings with labels")
-    parser.add_argument("--seen", nargs="+", type=int, help="seen classes, the first ones")
-    parser.add_argument(
-        "--labelled-frac", nargs="+", type=float, default=[0.5, 0.1], help="of the seen classes' images"
-    )
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seen", type=int, help="seen classes; half of the classes by default")
+    parser.add_argument("--hidden", nargs="+", type=int, default=[0, 1, 3], help="hidden classes")
+    parser.add_argument("--shapes", nargs="+", default=["even", "most"], choices=["even", "most", "tail"])
+    parser.add_argument("--labelled-frac", nargs="+", type=float, default=[0.1, 0.5])
+    parser.add_argument("--cap", type=int, default=10**6, help="images per class, at most")
+    parser.add_argument("--seeds", type=int, default=1)
     options = parser.parse_args()
-    if options.seen and len(options.seen) not in (1, len(options.pools)):
-        parser.error("--seen takes one number, or one per file")
-    head = ["pool", "labelled", "seed", "classes", "estimated", "off", "novel", "estimated", "off", "plausible", "s"]
-    head += ["acc", "acc, true"]
-    print(f"| {' | '.join(head)} |")
-    print("|" + "---|" * len(head))
-    for at, path in enumerate(options.pools):
+    head = ["pool", "seen", "hidden", "shape", "labelled", "seed", "images", "estimate", "plausible", "s"]
+    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
+    right, off = [], []
+    for path in options.pools:
         feats, truth = read(path)
-        n_classes = int(truth.max()) + 1
-        n_seen = options.seen[at % len(options.seen)] if options.seen else n_classes // 2
-        n_novel = n_classes - n_seen
-        for frac in options.labelled_frac:
-            off = []
-            for seed in range(options.seeds):
-                labelled, free = (
-                    torch.from_numpy(rows)
-                    for rows in seen_novel(truth.numpy(), seen=n_seen, labelled_frac=frac, seed=seed)
-                )
-                labels = torch.full_like(truth, -1)
-                labels[labelled] = truth[labelled]
-                began = time.perf_counter()
-                found = estimate_n_novel(feats, labels, n_seen=n_seen, seed=seed)
-                seconds = time.perf_counter() - began
-                total = n_seen + found["n_novel"]
-                accuracies = []
-                for n in (total, n_classes):
-                    clusters = semi_supervised_kmeans(feats, labels, n_classes=n, n_seen=n_seen, seed=seed).assigned
-                    accuracies.append(f"{accuracy(clusters[free], truth[free]):.3f}")
-                off.append(abs(total / n_classes - 1))
-                cells = [path.stem, f"{frac:.0%}", seed, n_classes, total, f"{total / n_classes - 1:+.0%}", n_novel]
-                cells += [found["n_novel"], f"{found['n_novel'] / n_novel - 1:+.0%}" if n_novel else found["n_novel"]]
-                cells += ["{}-{}".format(*found["plausible"]), f"{seconds:.0f}", *accuracies]
-                print(f"| {' | '.join(map(str, cells))} |", flush=True)
-            print(f"| {path.stem} | {frac:.0%} | mean | | | {statistics.mean(off):.0%} | | | | | | | |", flush=True)
+        n_seen = options.seen or (int(truth.max()) + 2) // 2
+        cases = itertools.product(options.hidden, options.shapes, options.labelled_frac, range(options.seeds))
+        for n_hidden, shape, frac, seed in cases:
+            if shape != "even" and n_hidden < (2 if shape == "tail" else 1):
+                continue
+            rows, labels = case(
+                truth, n_seen=n_seen, n_hidden=n_hidden, shape=shape, frac=frac, cap=options.cap, seed=seed
+            )
+            began = time.perf_counter()
+            found = estimate_n_novel(feats[rows], labels, n_seen=n_seen, seed=seed)
+            n, plausible = found["n_novel"], "{}-{}".format(*found["plausible"])
+            right.append(n_hidden / 2 <= n <= 2 * n_hidden)
+            off.append(abs(math.log((n + 1) / (n_hidden + 1))))
+            cells = [path.stem, n_seen, n_hidden, shape, f"{frac:.0%}", seed, len(rows), n, plausible]
+            print(f"| {' | '.join(map(str, cells))} | {time.perf_counter() - began:.1f} |", flush=True)
+    print(f"{sum(right)} of {len(right)} within a factor of two; mean log error {statistics.mean(off):.2f}")
 
 
 if __name__ == "__main__":
