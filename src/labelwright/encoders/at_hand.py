@@ -16,12 +16,13 @@ class AtHand:
 
     Attributes:
       model: what ``--model`` would be given: a folder, or the name of a network whose weights are installed.
-      name: for people.   where: it lies.
+      name: for people.   where: it lies.   reads_names: it has a text side.
     """
 
     model: str
     name: str
     where: str
+    reads_names: bool = False
 
 
 def at_hand() -> AtHand | None:
@@ -31,8 +32,8 @@ def at_hand() -> AtHand | None:
     """
     found = sorted(_cached(), key=lambda each: each[:2])
     if found:
-        *_, folder, name = found[-1]
-        return AtHand(str(folder), name, "in the Hugging Face cache")
+        reads_names, _, folder, name = found[-1]
+        return AtHand(str(folder), name, "in the Hugging Face cache", reads_names)
     if efficientnet.weights_file() is not None:
         return AtHand(efficientnet.NAME, efficientnet.NAME, "with ImageNet weights that are installed")
     return None

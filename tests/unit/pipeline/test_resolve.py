@@ -178,3 +178,16 @@ def test_model__none_at_hand_says_what_would_help(tmp_path: Path, monkeypatch: p
     assert "labelwright[imagenet]" in plan.told
     named = resolve(FitSettings(data=str(photos), out=str(tmp_path / "run"), device="cpu", model="resnet32"))
     assert "random weights" not in named.told
+
+
+@pytest.mark.usefixtures("lite0")
+def test_inspect__names_the_model_at_hand_and_how_long_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = write_folders(tmp_path / "photos")
+    found = lw.inspect(photos)
+    assert found.needs == "on features of efficientnet_lite0, with ImageNet weights that are installed"
+    assert found.time == ""
+    monkeypatch.setattr(at_hand, "at_hand", lambda: None)
+    bare = lw.inspect(photos)
+    assert bare.time.startswith(f"{bare.runs}, resnet32: about ")
+    assert "of training on this machine" in bare.time
+    assert lw.inspect(photos, check_images=False).time == ""
