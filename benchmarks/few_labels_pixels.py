@@ -62,7 +62,7 @@ def main() -> None:
                 run = lw.fit(
                     pool, out=out, test=test, method=name, model="resnet32", epochs=epochs, evaluations=0, seed=seed
                 )
-            accuracy, seconds = run.summary["test"]["accuracy"], run.summary["seconds"]["train"]
+                accuracy, seconds = run.summary["test"]["accuracy"], run.summary["seconds"]["train"]
             print(f"seed {seed}  {TITLES[name]:40} {100 * accuracy:.2f}  {seconds:.0f} s", flush=True)
             if options.csv is not None:
                 row = {

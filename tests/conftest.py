@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from labelwright.encoders import at_hand
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(autouse=True)
+def no_model_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What else is on this machine decides nothing here."""
+    monkeypatch.setattr(at_hand, "at_hand", lambda: None)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -23,8 +23,10 @@ from labelwright.benchmarking.results import add_rows, read_rows, result_rows
 from labelwright.benchmarking.tables import TABLES
 from labelwright.data import splits
 from labelwright.data.cards import dataset_card
+from labelwright.data.prepare import native_size
 from labelwright.data.registry import open_dataset
 from labelwright.data.table import LabelTable
+from labelwright.encoders.resnets import own_network
 from labelwright.encoders.saved import network_of
 from labelwright.errors import ConfigError, LabelwrightError
 from labelwright.train.processes import accelerator_for
@@ -189,7 +191,7 @@ def run_cell(
         schedule = {} if grid.network is not None else FULL if full else reduced
         how = {
             "test": test,
-            "model": model or grid.network or "auto",
+            "model": model or grid.network or own_network(grid.size_px or native_size(train)),
             "size": grid.size_px,
             "evaluations": 0 if grid.network is None else 8,  # curves of networks that learn from pixels
             "set": {**schedule, **cell.settings},

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from labelwright.encoders import efficientnet
 from labelwright.encoders.heads import CacheHead, CentredHead, CosineHead, MlpHead, ProjectedHead, TextHead
 from labelwright.encoders.pretrained import (
     from_transformers_config,
@@ -67,7 +68,8 @@ class Classifier(nn.Module):
     Attributes:
       name: what the backbone was asked for as.   n_outputs: C.
       n_features: D, of the features and of what the last layer sees.
-      freeze: the glob patterns that were frozen; batch norms wholly frozen by them stay in eval mode.
+      freeze: the glob patterns that were frozen; batch norms wholly frozen by them stay in eval mode, and all of a
+        network that ``keeps_statistics``: those of its pretraining, which few images in small batches would spoil.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Classifier(nn.Module):
         image_size_px: int,
         freeze: Sequence[str],
         hidden: int = 256,
+        keeps_statistics: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -109,8 +112,8 @@ class Classifier(nn.Module):
             module_name
             for module_name, module in self.named_modules()
             if isinstance(module, nn.modules.batchnorm._BatchNorm)
-            and {f"{module_name}.{p}" for p, _ in module.named_parameters()} <= frozen
-            and module.affine
+            and (keeps_statistics or {f"{module_name}.{p}" for p, _ in module.named_parameters()} <= frozen)
+            and (keeps_statistics or module.affine)
         ]
         self.train()
 
@@ -213,9 +216,9 @@ def build(
     """Make a classifier.
 
     Args:
-      name: one of OWN, a run of labelwright (the backbone that it left), a folder with a transformers checkpoint, or
-        the id of one on the Hugging Face hub (fetched unless cached): ViT, DINOv2, ConvNeXt, ResNet, Swin, ...; of CLIP
-        and SigLIP the image tower is taken.
+      name: one of OWN, efficientnet_lite0, a run of labelwright (the backbone that it left), a folder with a
+        transformers checkpoint, or the id of one on the Hugging Face hub (fetched unless cached): ViT, DINOv2,
+        ConvNeXt, ResNet, Swin, ...; of CLIP and SigLIP the image tower is taken.
       n_outputs: C, >= 1.
       pretrained: False starts a transformers model from random weights; the networks in OWN always do.
       head: "linear", "centred" (linear on features centred and of unit scale), "cosine" (unit feats, unit weights, no
@@ -247,10 +250,12 @@ def build(
         backbone: nn.Module
         if name in OWN:
             backbone = OWN[name]()
-        elif saved is not None:
-            backbone = load_saved(saved)
+        elif pretrained:
+            backbone = load_pretrained(name)
+        elif name == efficientnet.NAME:
+            backbone = efficientnet.EfficientNetLite()
         else:
-            backbone = load_vision_model(name) if pretrained else from_transformers_config(load_config(name))
+            backbone = from_transformers_config(load_config(name))
         return Classifier(
             backbone,
             name=name if saved is None else saved.network,
@@ -260,6 +265,7 @@ def build(
             hidden=hidden,
             image_size_px=image_size_px,
             freeze=freeze,
+            keeps_statistics=pretrained and name not in OWN and saved is None,
         )
 
 
@@ -322,11 +328,12 @@ def from_config(config: Mapping[str, Any]) -> Classifier | Ensemble:
         if config["name"] == "stored":
             backbone = Stored()
         elif config["transformers"] is None:
-            if config["name"] not in OWN:
+            known = {**OWN, efficientnet.NAME: efficientnet.EfficientNetLite}
+            if config["name"] not in known:
                 raise ConfigError(
-                    f"unknown network in model config: {config['name']!r}", fix=f"one of {', '.join(OWN)}"
+                    f"unknown network in model config: {config['name']!r}", fix=f"one of {', '.join(known)}"
                 )
-            backbone = OWN[config["name"]]()
+            backbone = known[config["name"]]()
         else:
             backbone = from_transformers_config(parse_transformers_config(config["transformers"]))
             if config.get("visual_prompts"):
@@ -354,6 +361,17 @@ def from_config(config: Mapping[str, Any]) -> Classifier | Ensemble:
             image_size_px=config["image_size_px"],
             freeze=config["freeze"],
         )
+
+
+def load_pretrained(name: str) -> nn.Module:
+    """A backbone with weights, by the names that `build` takes, but for those in OWN.
+
+    Raises: ConfigError, OfflineError: see `build`.
+    """
+    if name == efficientnet.NAME:
+        return efficientnet.load_pretrained()
+    saved = saved_backbone(name)
+    return load_vision_model(name) if saved is None else load_saved(saved)
 
 
 def load_saved(saved: SavedBackbone) -> nn.Module:

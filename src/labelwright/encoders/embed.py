@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from labelwright.data.prepare import Source
 from labelwright.data.views import ViewSettings
-from labelwright.encoders import backbones
+from labelwright.encoders import backbones, efficientnet
 from labelwright.encoders.clip import TwoTower, identity_of, load_two_tower
-from labelwright.encoders.pretrained import ImageStats, image_stats, load_config, load_vision_model
+from labelwright.encoders.pretrained import ImageStats, image_stats, load_config
 from labelwright.encoders.saved import saved_backbone
 from labelwright.encoders.store import build_store
 from labelwright.encoders.templates import class_text_feats, templates_named
@@ -51,7 +51,7 @@ def is_two_tower(name: str) -> bool:
       >>> is_two_tower("labelwright/digits-clip")
       True
     """
-    if saved_backbone(name) is not None:  # a run of labelwright keeps the image side alone
+    if name == efficientnet.NAME or saved_backbone(name) is not None:  # a run of labelwright keeps the image side alone
         return False
     config = load_config(name)
     return hasattr(config, "text_config") and hasattr(config, "vision_config")
@@ -70,9 +70,7 @@ def load_encoder(name: str, *, device: torch.device, precision: str) -> Encoder:
     if is_two_tower(name):
         tower = load_two_tower(name, device=device, precision=precision)
         return Encoder(name, tower.vision, tower.identity, tower.n_features, tower.stats, tower.precision, tower)
-    saved = saved_backbone(name)
-    loaded = load_vision_model(name) if saved is None else backbones.load_saved(saved)
-    vision = loaded.to(device).eval().requires_grad_(False)
+    vision = backbones.load_pretrained(name).to(device).eval().requires_grad_(False)
     stats = image_stats(name)
     with torch.no_grad():
         n_features = int(vision(torch.zeros(1, 3, stats.size_px, stats.size_px, device=device)).shape[1])

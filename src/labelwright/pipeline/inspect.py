@@ -17,6 +17,7 @@ from labelwright.data.prepare import class_list, is_embeddings, native_size, rea
 from labelwright.data.situation import Situation, detect
 from labelwright.data.table import LabelTable
 from labelwright.data.views import PixelViews, ViewSettings
+from labelwright.encoders import at_hand
 from labelwright.encoders.nets import OwnNets
 from labelwright.encoders.resnets import own_network
 from labelwright.errors import DataError, Problem
@@ -84,10 +85,16 @@ def inspect(
         problems = tuple(dict.fromkeys([*table.problems, *(checks.check_images(table) if check_images else ())]))
     situation = detect(_usable(table, problems), novel=novel)
     runs, needs = situation.method(has_text=has_text), ""
-    requires, time = METHODS[runs].requires, ""
-    if noun == "embeddings":
+    found = at_hand.at_hand() if noun == "images" else None
+    if found is not None and not found.reads_names and not METHODS[situation.method(has_text=False)].requires.text:
+        runs = situation.method(has_text=False)
+    is_cpu, time = accelerator_for("auto").device.type == "cpu", ""
+    requires = METHODS[runs].requires
+    if noun == "embeddings" or (found is not None and is_cpu):
         runs = METHODS[runs].on_embeddings or runs
-    if requires.candidates:
+    if found is not None and (found.reads_names or not requires.text):
+        needs = f"on {'features of ' if is_cpu else ''}{found.name}, {found.where}"
+    elif requires.candidates:
         needs = "on the candidates there are"
         if noun == "images":
             needs += ", a small network from scratch; --model openai/clip-vit-base-patch32: on it"
@@ -99,7 +106,7 @@ def inspect(
             needs += f"; with a vision model it would be {other}"
         if (other := situation.method(has_text=False, has_features=False)) != runs:
             needs += f", and without any {other}"
-    if noun == "images" and check_images:
+    if noun == "images" and check_images and not (needs and found is not None and is_cpu):
         time = _time(_usable(table, problems), situation)
     return Inspection(table, situation, problems, runs, needs, noun, tuple(notices), time)
 

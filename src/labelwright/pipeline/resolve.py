@@ -19,10 +19,13 @@ from labelwright.annotators.describe import wanted_descriptions
 from labelwright.annotators.training_candidates import candidates_fingerprint, wanted_annotator
 from labelwright.data.prepare import Prepared, describe_data, is_embeddings, prepare
 from labelwright.data.read import read_names
+from labelwright.encoders import at_hand
+from labelwright.encoders.at_hand import AtHand
 from labelwright.encoders.embed import Encoder, concepts_of, is_two_tower, load_encoder
 from labelwright.encoders.nets import OwnNets
 from labelwright.encoders.pretrained import image_stats
 from labelwright.encoders.resnets import OWN, own_network
+from labelwright.encoders.saved import saved_backbone
 from labelwright.errors import ConfigError, DataError
 from labelwright.methods.method import Budget, Method, Views
 from labelwright.methods.registry import METHODS, method_named, resolve_config
@@ -31,7 +34,9 @@ from labelwright.pipeline.time_budget import Clocked, clocked
 from labelwright.run_folder import Run
 from labelwright.train.loop import LoopOptions
 from labelwright.train.processes import accelerator_for
-from labelwright.train.settings import TrainSettings
+from labelwright.train.settings import TrainSettings, fine_tuned
+
+PRETRAINED_HELPS = "photographs gain much from one: name it with --model, or pip install 'labelwright[imagenet]'"
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Plan:
       texts: descriptions of classes for the method.
       words: names offered to discovered classes, with their text features; None if there are none.
       budget: what there is to learn from.   clock: the speed of a network that learns from pixels and the time it has;
-        None where time sets no limit.
+        None where time sets no limit.   found: the pretrained model that was taken as none was named.
       seconds: spent on reading.
     """
 
@@ -71,6 +76,7 @@ class Plan:
     words: Mapping[str, torch.Tensor] | None
     budget: Budget
     clock: Clocked | None
+    found: AtHand | None
     seconds: float
 
     @property
@@ -80,12 +86,18 @@ class Plan:
 
     @property
     def told(self) -> str:
-        """What to say before it starts: how long it will take; empty where nobody knows."""
-        if self.clock is None:
-            return ""
-        most = resolve_config(self.method, self.settings.overrides, preset=self.settings.preset).epochs
-        words = self.clock.words(self.cfg, self.method.passes(self.cfg, self.budget), most=most)
-        return f"{self.name}, {self.model}: {words}"
+        """What to say before it starts, a line each: the model that was found, and how long it will take."""
+        lines = []
+        if self.found is not None:
+            use = "is trained on" if self.views == "pixels" else "gives features; --views pixels trains it"
+            lines.append(f"model: {self.found.name}, {self.found.where}, {use}; --model resnet32 takes random weights")
+        elif self.settings.model == "auto" and self.model in OWN:
+            lines.append(f"model: {self.model}, random weights: no pretrained one is at hand; {PRETRAINED_HELPS}")
+        if self.clock is not None:
+            most = resolve_config(self.method, self.settings.overrides, preset=self.settings.preset).epochs
+            words = self.clock.words(self.cfg, self.method.passes(self.cfg, self.budget), most=most)
+            lines.append(f"{self.name}, {self.model}: {words}")
+        return "\n".join(lines)
 
     @property
     def options(self) -> LoopOptions:
@@ -119,6 +131,7 @@ class Plan:
             "flip": self.prepared.view.flip,
             "device": self.accelerator.device.type,
             "annotator": None if self.annotator is None else self.annotator.facts(),
+            "found": None if self.found is None else dataclasses.asdict(self.found),
             "images_per_second": None if self.clock is None else self.clock.images_per_second,
             "settings": dataclasses.asdict(self.cfg),
         }
@@ -141,6 +154,8 @@ def resolve(settings: FitSettings) -> Plan:
     settings = _with_preset(settings)
     run = Run.create(settings.out, resume=settings.resume)
     overrides, model = settings.overrides, str(settings.model)
+    found = _at_hand(settings, run)
+    model = model if found is None else found.model
     # Our own networks take the size and statistics of the data; a checkpoint wants the pixels it was trained on.
     is_checkpoint = settings.pretrained and model not in ("auto", *OWN)
     stats = image_stats(model) if is_checkpoint else None
@@ -166,20 +181,28 @@ def resolve(settings: FitSettings) -> Plan:
     if are_feats or settings.views == "embeddings":
         method = method.on_features()
     cfg = resolve_config(method, overrides, preset=settings.preset)
-    views = choose_views(settings, method, cfg, are_feats=are_feats, is_two_tower=is_matching)
+    views = choose_views(settings, method, cfg, are_feats=are_feats, is_two_tower=is_matching, model=model)
+    accelerator = accelerator_for(settings.device)
+    is_cpu = accelerator.device.type == "cpu"
+    if found is not None and settings.views == "auto" and is_cpu:
+        views = "embeddings"  # a pass of each image, where to train such a network would take hours
+        method = method.on_features()
+        cfg = resolve_config(method, overrides, preset=settings.preset)
     if settings.method == "auto" and views == "embeddings" and method.on_embeddings is not None:
         name, method = method.on_embeddings, method_named(method.on_embeddings)
         cfg = resolve_config(method, overrides)
-    accelerator = accelerator_for(settings.device)
     fixed = method.presets[settings.preset] if settings.preset != "practical" else {}
     table = prepared.train.table
-    n_labelled, is_cpu = int((table.labels >= 0).sum()), accelerator.device.type == "cpu"
+    n_labelled = int((table.labels >= 0).sum())
     network = model
     if model == "auto":
         network = "none" if are_feats else own_network(prepared.size_px)
     uses_encoder = network not in ("none", *OWN) and (views == "embeddings" or method.requires.text)
+    learns = views == "pixels" and not uses_encoder and cfg.takes_steps
+    if learns and is_checkpoint and "backbone.*" not in settings.freeze and saved_backbone(model) is None:
+        cfg = fine_tuned(cfg, {**fixed, **overrides})
     clock, budget = None, Budget(len(table), n_labelled, is_stored=views == "embeddings", is_cpu=is_cpu)
-    if views == "pixels" and not uses_encoder and cfg.takes_steps and "epochs" not in {**fixed, **overrides}:
+    if learns and "epochs" not in {**fixed, **overrides}:
         clock = _clock(settings, run, prepared, network, cfg, accelerator)
         budget = dataclasses.replace(budget, n_passes=clock.n_passes)
     cfg = method.schedule(cfg, budget, {**fixed, **overrides})
@@ -236,8 +259,18 @@ def resolve(settings: FitSettings) -> Plan:
         words=_vocabulary(settings.vocabulary, encoder, method, views, templates),
         budget=budget,
         clock=clock,
+        found=found,
         seconds=time.monotonic() - began,
     )
+
+
+def _at_hand(settings: FitSettings, run: Run) -> AtHand | None:
+    """The pretrained model to take where the user names none; of a run that is resumed the one it began with."""
+    if settings.model != "auto" or not settings.pretrained or settings.freeze or is_embeddings(settings.data):
+        return None
+    if before := _resolved_before(run):
+        return AtHand(**before["found"]) if before.get("found") else None
+    return at_hand.at_hand()
 
 
 def own_nets(settings: FitSettings, model: str, size_px: int) -> OwnNets:
@@ -342,13 +375,20 @@ def choose_method(method: str, prepared: Prepared, *, has_text: bool, has_featur
 
 
 def choose_views(
-    settings: FitSettings, chosen: Method, cfg: TrainSettings, *, are_feats: bool, is_two_tower: bool
+    settings: FitSettings,
+    chosen: Method,
+    cfg: TrainSettings,
+    *,
+    are_feats: bool,
+    is_two_tower: bool,
+    model: str | None = None,
 ) -> Views:
-    """What the method sees; of the user's own embeddings (``are_feats``) these.
+    """What the method sees; of the user's own embeddings (``are_feats``) these. ``model``: in place of the setting.
 
     Raises: ConfigError for what cannot be.
     """
-    views, model, pretrained = settings.views, str(settings.model), settings.pretrained
+    views, pretrained = settings.views, settings.pretrained
+    model = str(settings.model) if model is None else model
     if are_feats:
         if views == "pixels" or model != "auto":
             what = "--views pixels" if views == "pixels" else f"--model {model}"

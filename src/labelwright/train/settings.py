@@ -10,7 +10,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -51,6 +51,31 @@ class TrainSettings:
         fine = all(0 <= frac <= 1 for frac in self.step_at_frac)
         require(fine, "step_at_frac", self.step_at_frac, "shares of the epochs, each in [0, 1]")
         require(not self.nesterov or self.momentum > 0, "nesterov", self.nesterov, "false when momentum is 0")
+
+
+FINE_TUNING: Mapping[str, object] = {
+    "optimizer": "adamw",
+    "batch_size": 32,
+    "lr": 1e-3,
+    "weight_decay": 0.05,
+    "layer_decay": 0.75,
+    "warmup_epochs": 1.0,
+    "max_grad_norm": 1.0,
+}
+"""Settings of a network that comes with weights and is trained on: a small rate, smaller from block to block downwards
+(Bao et al. 2021, arXiv 2106.08254), AdamW, a warm-up."""
+
+
+def fine_tuned(cfg: ConfigT, given: Container[str]) -> ConfigT:
+    """A Config for a pretrained network: `FINE_TUNING`, but for what the user or a preset sets.
+
+    Example:
+      >>> cfg = fine_tuned(TrainSettings(), {"lr"})
+      >>> cfg.optimizer, cfg.lr, cfg.layer_decay
+      ('adamw', 0.1, 0.75)
+    """
+    changes = {key: value for key, value in FINE_TUNING.items() if key not in given}
+    return dataclasses.replace(cfg, **changes)  # type: ignore[type-var]
 
 
 def require(ok: bool, key: str, value: object, wanted: str) -> None:

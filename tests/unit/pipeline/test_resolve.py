@@ -1,5 +1,6 @@
 """What a run makes of its settings: the schedule that suits it, and what a preset brings along."""
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,15 @@ import pytest
 
 import labelwright as lw
 from labelwright import cli
+from labelwright.encoders import at_hand, efficientnet
 from labelwright.errors import ConfigError
 from labelwright.methods.families import candidates, labels, novel
 from labelwright.methods.lps import START_LR
 from labelwright.methods.method import Budget
 from labelwright.methods.registry import METHODS, method_named, resolve_config
+from labelwright.pipeline import time_budget
+from labelwright.pipeline.resolve import resolve
+from labelwright.pipeline.settings import FitSettings
 from pictures import write_folders
 
 FEATURES = Budget(n_images=51_200, n_labelled=51_200, is_stored=True, is_cpu=True)
@@ -124,3 +129,65 @@ def test_preset__reaches_the_run_and_its_report(tmp_path: Path) -> None:
         "paper",
     )
     assert "--preset paper" in run.report.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def lite0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pretrained network that is at hand."""
+    net = efficientnet.EfficientNetLite()
+    monkeypatch.setattr(efficientnet, "load_pretrained", lambda: copy.deepcopy(net))
+    found = at_hand.AtHand(efficientnet.NAME, efficientnet.NAME, "with ImageNet weights that are installed")
+    monkeypatch.setattr(at_hand, "at_hand", lambda: found)
+    monkeypatch.setattr(time_budget, "images_per_second", lambda *args, **how: 1.0)
+    monkeypatch.setenv("LABELWRIGHT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("lite0")
+def test_model_at_hand__gives_features_on_a_cpu(tmp_path: Path) -> None:
+    photos = write_folders(tmp_path / "photos")
+    plan = resolve(FitSettings(data=str(photos), out=str(tmp_path / "run"), device="cpu", size=32))
+    assert (plan.model, plan.views, plan.clock) == (efficientnet.NAME, "embeddings", None)
+    assert not plan.cfg.takes_steps  # solved, not trained
+    assert "model: efficientnet_lite0, with ImageNet weights that are installed, gives features" in plan.told
+    assert plan.config["resolved"]["found"]["model"] == efficientnet.NAME
+
+
+@pytest.mark.usefixtures("lite0")
+@pytest.mark.parametrize("views", ["pixels", "random", "frozen"])
+def test_model_at_hand__what_the_user_says_comes_first(tmp_path: Path, views: str) -> None:
+    photos = write_folders(tmp_path / "photos")
+    own: dict[str, Any] = {
+        "pixels": {"views": "pixels", "set": ("lr=0.002",)},
+        "random": {"model": "resnet32"},
+        "frozen": {"model": efficientnet.NAME, "freeze": ("backbone.*",), "views": "pixels"},
+    }[views]
+    plan = resolve(FitSettings(data=str(photos), out=str(tmp_path / "run"), device="cpu", size=32, method="ce", **own))
+    assert plan.views == "pixels"
+    tuned = (plan.cfg.optimizer, plan.cfg.layer_decay)
+    assert tuned == (("adamw", 0.75) if views == "pixels" else ("sgd", 1.0))
+    assert plan.cfg.lr == (0.002 if views == "pixels" else 0.1)
+    assert (plan.model == "resnet32") == (views == "random")
+    assert "of training on this machine" in plan.told
+
+
+def test_model__none_at_hand_says_what_would_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time_budget, "images_per_second", lambda *args, **how: 100.0)
+    photos = write_folders(tmp_path / "photos")
+    plan = resolve(FitSettings(data=str(photos), out=str(tmp_path / "run"), device="cpu"))
+    assert plan.told.splitlines()[0].startswith("model: resnet32, random weights: no pretrained one is at hand; ")
+    assert "labelwright[imagenet]" in plan.told
+    named = resolve(FitSettings(data=str(photos), out=str(tmp_path / "run"), device="cpu", model="resnet32"))
+    assert "random weights" not in named.told
+
+
+@pytest.mark.usefixtures("lite0")
+def test_inspect__names_the_model_at_hand_and_how_long_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = write_folders(tmp_path / "photos")
+    found = lw.inspect(photos)
+    assert found.needs == "on features of efficientnet_lite0, with ImageNet weights that are installed"
+    assert found.time == ""
+    monkeypatch.setattr(at_hand, "at_hand", lambda: None)
+    bare = lw.inspect(photos)
+    assert bare.time.startswith(f"{bare.runs}, resnet32: about ")
+    assert "of training on this machine" in bare.time
+    assert lw.inspect(photos, check_images=False).time == ""
