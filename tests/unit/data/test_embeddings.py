@@ -48,6 +48,11 @@ def test_npy__is_unlabelled_and_mapped_in_its_own_type(tmp_path: Path, dtype: st
     assert np.array_equal(x.numpy(), vectors[rows.numpy()].astype(np.float32))
 
 
+def test_npz__paths_name_the_rows_where_there_are_no_ids(tmp_path: Path) -> None:
+    found = load_embeddings(npz(tmp_path, paths=["1.png", "2.png", "3.png", "4.png", "5.png"]))
+    assert found.table.ids.to_pylist() == ["1.png", "2.png", "3.png", "4.png", "5.png"]
+
+
 def test_npz__everything_it_can_hold(tmp_path: Path) -> None:
     weak = np.stack([VECTORS + v for v in (1, 2)])
     class_feats = np.arange(3 * D, dtype=np.float64).reshape(3, D)
@@ -56,6 +61,7 @@ def test_npz__everything_it_can_hold(tmp_path: Path) -> None:
         labels=np.array([2, -1, 0, 1, 2]),
         class_names=["owl", "cat", "dog"],
         ids=["a", "b", "c", "d", "e"],
+        paths=["1.png", "2.png", "3.png", "4.png", "5.png"],
         groups=[1, 1, 2, 2, 3],
         split=["train", "test", "train", "train", "test"],
         truth=["dog", "cat", "owl", "cat", "dog"],
