@@ -188,8 +188,9 @@ class FrozenRecipe:
         put_in(state.nets["main"], solved.weight, solved.bias)
         logs: dict[str, Any] = {"penalty": found.penalty, **found.logs}
         if found.validated is not None:
-            rows, answers = known[found.validated.rows], found.validated.logits.argmax(1)
-            state = replace(state, memory={LEFT_OUT: {"rows": rows.cpu(), "predicted": answers.cpu()}})
+            probability, answers = found.validated.logits.softmax(1).max(1)
+            left_out = {"rows": known[found.validated.rows], "predicted": answers, "probability": probability}
+            state = replace(state, memory={LEFT_OUT: {key: value.cpu() for key, value in left_out.items()}})
             logs["left_out_loss"] = round(found.validated.loss, 5)
             logs["left_out_balanced_accuracy"] = round(balanced_accuracy(found.validated, labels), 5)
         return state, logs

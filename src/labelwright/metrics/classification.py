@@ -194,6 +194,18 @@ def _reliability(confidence: Tensor, right: Tensor, n_bins: int) -> list[dict[st
     ]
 
 
+def calibration_error(confidence: Tensor, right: Tensor, *, n_bins: int = 15) -> float:
+    """Expected calibration error of confidences [N], 0 to 1, in predictions that are right [N] bool or not; N >= 1.
+
+    Example:
+      >>> round(calibration_error(torch.tensor([0.9, 0.9]), torch.tensor([True, False])), 4)
+      0.4
+    """
+    found = _ece(_reliability(confidence.detach().cpu().double(), right.detach().cpu(), n_bins))
+    assert found is not None, "there are rows"
+    return found
+
+
 def _ece(table: list[dict[str, Any]]) -> float | None:
     """Mean over rows of |accuracy - confidence| of their bin; None without rows."""
     total = sum(row["count"] for row in table)

@@ -12,10 +12,12 @@ import pyarrow as pa
 import torch
 
 from labelwright import __version__
+from labelwright.data.prepare import Source
 from labelwright.encoders import backbones
 from labelwright.encoders.nets import EncoderNets
 from labelwright.methods.method import Images, Outcome
 from labelwright.metrics.choice import CRITERION, Choice
+from labelwright.metrics.classification import calibration_error
 from labelwright.metrics.scores import confusions, open_scores, scores_of, seen_unseen, truth_beyond
 from labelwright.pipeline.evaluate import answers_of, asker_of_names
 from labelwright.pipeline.job import Job
@@ -30,6 +32,13 @@ from labelwright.run_folder import write_parquet_atomically
 from labelwright.train.environment import peak_memory_mb
 from labelwright.train.loop import Trained
 from labelwright.train.predict import Answers
+from labelwright.trust.calibration import (
+    Calibration,
+    expected_accuracy,
+    from_left_out,
+    from_text_model,
+    slope_to_mean,
+)
 
 
 @dataclass(frozen=True)
@@ -40,12 +49,14 @@ class Answer:
       kept: the classifier that labels and scores are of.
       choice: why.
       contenders: all that it was held against, itself among them.
+      rows: [n] rows of the training table whose labels were left out.
       saved: the classifier for the model folder: the kept one, or the same fitted on more images.
     """
 
     kept: Contender
     choice: Choice
     contenders: tuple[Contender, ...]
+    rows: torch.Tensor
     saved: Contender
 
 
@@ -68,11 +79,12 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
     given = torch.from_numpy(table.labels).long()
     views = prepared.train.views(prepared.view)
     own = answers_of(plan, kept.recipe, kept.cfg, kept.state, views, given=given)
-    rows = label_rows(table, own, table.class_names, keep_given=True)
+    calibration = _calibration(plan, job, answer, own)
+    rows = label_rows(table, own, table.class_names, calibration, keep_given=True)
     held_out = tests[kept.name][0]
     if prepared.test is not None and held_out is not None and prepared.test_is != "given":
         assert plan.prepared.test is not None
-        more = label_rows(prepared.test.table, held_out, table.class_names, keep_given=True)
+        more = label_rows(prepared.test.table, held_out, table.class_names, calibration, keep_given=True)
         order = torch.cat([plan.prepared.train.rows, plan.prepared.test.rows]).argsort()
         rows = pa.concat_tables([rows, more]).take(pa.array(order.numpy()))
     write_parquet_atomically(rows, run.path / "labels.parquet")
@@ -86,6 +98,7 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
         "seed": plan.settings.seed,
         "test": scores,
         "n_fitted": len(table) + (0 if answer.saved is kept or prepared.test is None else len(prepared.test.table)),
+        "trust": _trust(calibration, own, held_out, prepared.test),
         "answer": {
             "name": kept.name,
             "title": kept.title,
@@ -154,6 +167,42 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
     )
     run.write_json("summary.json", summary)  # a folder that has one is finished but for the report
     report(run.path)
+
+
+def _calibration(plan: Plan, job: Job, answer: Answer, own: Answers) -> Calibration:
+    """What turns the answer's probabilities into chances: left-out labels, else the text model's own confidence."""
+    contenders = {each.name: each for each in answer.contenders}
+
+    def sure(contender: Contender) -> torch.Tensor:
+        views = job.prepared.train.views(job.prepared.view)
+        return answers_of(plan, contender.recipe, contender.cfg, contender.state, views).probability
+
+    kept = answer.kept
+    if kept.left_out is not None:
+        asked = kept.left_out.predicted >= 0
+        truth = job.task.labels.cpu()[answer.rows[asked]]
+        right = kept.left_out.predicted[asked] == truth
+        # What was left out was left out of the start: log-odds of the trained classifier are brought to its spread.
+        is_trained = kept.cfg.takes_steps and kept.name != "start" and "start" in contenders
+        like = slope_to_mean(own.probability, float(sure(contenders["start"]).mean())) if is_trained else 1.0
+        return from_left_out(kept.left_out.probability[asked], right, like=like)
+    if "zero_shot" in contenders:
+        return from_text_model(own.probability, float(sure(contenders["zero_shot"]).mean()))
+    return Calibration()
+
+
+def _trust(calibration: Calibration, own: Answers, tested: Answers | None, test: Source | None) -> dict[str, Any]:
+    """What `trust` rests on, how many labels it says are right, and how far that was off on test images."""
+    found: dict[str, Any] = calibration.to_dict()
+    open_rows = own.given < 0
+    if open_rows.any():
+        mean, low, high = expected_accuracy(calibration(own.probability[open_rows]), calibration)
+        found |= {"estimated": round(mean, 4), "interval": [round(low, 4), round(high, 4)]}
+    if tested is not None and test is not None and tested.given.max() >= 0:
+        known = tested.given >= 0
+        right = tested.predicted[known] == tested.given[known]
+        found["ece"] = calibration_error(calibration(tested.probability[known]), right)
+    return found
 
 
 FEW_SCORES = ("accuracy", "balanced_accuracy", "seen", "novel", "ece")  # of a contender

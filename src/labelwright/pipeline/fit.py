@@ -82,6 +82,6 @@ def fit(
     if saved is not kept:
         seconds["refit"] = saved.seconds
     if accelerator.is_main_process:
-        finish(plan, job, trained, Answer(kept, choice, beside.contenders, saved), seconds)
+        finish(plan, job, trained, Answer(kept, choice, beside.contenders, beside.rows, saved), seconds)
     run.close()
     return Run(run.path)

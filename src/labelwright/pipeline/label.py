@@ -25,10 +25,11 @@ from labelwright.pipeline.report import report
 from labelwright.pipeline.saved_model import answers_for, change_classes, load_model, renamed
 from labelwright.replacing import replacing
 from labelwright.run_folder import Run, write_parquet_atomically
-from labelwright.train.predict import Answers, trust
+from labelwright.train.predict import Answers
 from labelwright.train.processes import accelerator_for
+from labelwright.trust.calibration import Calibration
 
-LABEL_COLUMNS = ("id", "label", "probability", "runner_up", "source", "trust")
+LABEL_COLUMNS = ("id", "label", "probability", "runner_up", "source", "trust", "softmax")
 
 
 def label(
@@ -60,7 +61,7 @@ def label(
     saved = load_model(Path(run) / "model", device=accelerator_for(device).device)
     names = renamed(saved.class_names, rename or {})  # a mistake should not wait for the images
     table, answers = answers_for(saved, data, on_bad=on_bad, device=device, precision=precision, classes=None)
-    rows = label_rows(table, answers, names, keep_given=False)
+    rows = label_rows(table, answers, names, saved.calibration, keep_given=False)
     rows = rows.replace_schema_metadata({"left_out": json.dumps(listed(table.quarantined))})
     if target is not None:
         _write_labels(rows, table, target)
@@ -90,33 +91,40 @@ def rename_in_run(run: str | Path, class_names: Sequence[str], rename: Mapping[s
     report(run)
 
 
-def label_rows(table: LabelTable, answers: Answers, class_names: tuple[str, ...], *, keep_given: bool) -> pa.Table:
-    """One row per image: which label, how probable, what else it could be, where from, how far to trust it.
+def label_rows(
+    table: LabelTable, answers: Answers, class_names: tuple[str, ...], calibration: Calibration, *, keep_given: bool
+) -> pa.Table:
+    """One row per image: which label, how likely it is right, what else it could be, where from, how far to trust it.
 
     Args:
       table: N images.
       answers: of the classifier, with ``given`` = the labels the table holds.
       class_names: C names the answers refer to.
+      calibration: of the classifier.
       keep_given: a given label stays ("given"); False puts the classifier's own answer everywhere ("predicted").
 
-    Returns: Arrow table of LABEL_COLUMNS; ``probability`` is that of ``label``; ``trust`` is the normalised margin of
-      `predict.trust`: 1 sure, 0.5 a tie, under 0.5 the classifier prefers another class (a given label to look at).
+    Returns: Arrow table of LABEL_COLUMNS. ``trust``, and ``probability``, its other name, is the estimated chance that
+      the label is right: of a predicted one the calibrated probability; of a given one the same where the classifier
+      agrees, and what it leaves where it prefers another class (under 0.5: a label to look at). ``softmax`` is what the
+      classifier itself says of the label.
     """
     known = (answers.given >= 0) & keep_given
     label = torch.where(known, answers.given, answers.predicted)
-    probability = torch.where(known, answers.given_probability, answers.probability)
-    other = torch.where(known, answers.best_other_probability, answers.runner_up_probability)
     # The best class that is not the label: the prediction itself where a given label disagrees with it.
     runner_up = torch.where(label == answers.predicted, answers.runner_up, answers.predicted)
+    chance = calibration(answers.probability)
+    agreed = label == answers.predicted
+    trust = pa.array(torch.where(agreed, chance, (1 - chance).clamp(max=0.5)).float().numpy())
     names = pa.array(class_names, pa.string())
     return pa.table(
         {
             "id": table.ids,
             "label": names.take(pa.array(label.numpy())),
-            "probability": pa.array(probability.float().numpy()),
+            "probability": trust,
             "runner_up": names.take(pa.array(runner_up.numpy())),
             "source": pa.array(np.where(known.numpy(), "given", "predicted")),
-            "trust": pa.array(trust(probability, other).float().numpy()),
+            "trust": trust,
+            "softmax": pa.array(torch.where(known, answers.given_probability, answers.probability).float().numpy()),
         }
     )
 

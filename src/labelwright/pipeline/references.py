@@ -41,8 +41,8 @@ class Contender:
       title: for readers.
       recipe, cfg, state: the classifier.
       seconds: that it took, what is left out included.
-      left_out: [n] int64 answers to the rows of the criterion, of fits that did not see their labels, -1 = none; None
-        where nothing could be left out.
+      left_out: answers to the rows of the criterion, of fits that did not see their labels; None where nothing could be
+        left out.
     """
 
     name: str
@@ -51,7 +51,15 @@ class Contender:
     cfg: TrainSettings
     state: State
     seconds: float
-    left_out: Tensor | None
+    left_out: LeftOut | None
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Answers to n rows: predicted classes [n] int64, -1 = not asked, and their probabilities [n]."""
+
+    predicted: Tensor
+    probability: Tensor
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,7 @@ class Contest:
           labels: [N] int64 of the training table.
         """
         titles = {each.name: each.title for each in self.contenders}
-        answers = {each.name: each.left_out for each in self.contenders if each.left_out is not None}
+        answers = {each.name: each.left_out.predicted for each in self.contenders if each.left_out is not None}
         return choose(self.contenders[0].name, titles, answers, labels[self.rows])
 
 
@@ -155,14 +163,16 @@ def _judged(contender: Contender, plan: Plan, job: Job, rows: Tensor, fold: Tens
     if not len(rows):
         return contender
     if LEFT_OUT in state.memory:  # convex heads have answered them on the way
-        answers = torch.full((len(job.task.labels),), -1)
-        answers[state.memory[LEFT_OUT]["rows"]] = state.memory[LEFT_OUT]["predicted"]
-        return dataclasses.replace(contender, left_out=answers[rows])
+        known = state.memory[LEFT_OUT]
+        answers, sure = torch.full((len(job.task.labels),), -1), torch.zeros(len(job.task.labels))
+        answers[known["rows"]], sure[known["rows"]] = known["predicted"], known["probability"]
+        return dataclasses.replace(contender, left_out=LeftOut(answers[rows], sure[rows]))
     takes_steps = contender.cfg.takes_steps and contender.name != "start"
     if takes_steps:
         return contender
     method = plan.method if contender.name in ("start", plan.name) else METHODS[contender.name].on_features()
-    views, answers = job.prepared.train.views(job.prepared.view), torch.full((len(rows),), -1)
+    views = job.prepared.train.views(job.prepared.view)
+    answers, sure = torch.full((len(rows),), -1), torch.zeros(len(rows))
     n_folds = 1 if len(job.task.labels) * job.task.n_classes > MANY_NUMBERS else int(fold.max()) + 1
     for k in range(n_folds):
         labels, hidden = job.task.labels.clone(), rows[fold == k]
@@ -175,5 +185,7 @@ def _judged(contender: Contender, plan: Plan, job: Job, rows: Tensor, fold: Tens
         labels[hidden] = -1
         anew = _fitted(plan, job, method, contender.name, contender.cfg, labels)
         found = answers_of(plan, anew.recipe, anew.cfg, anew.state, views, rows=hidden)
-        answers[torch.isin(rows, hidden)] = found.predicted
-    return dataclasses.replace(contender, left_out=answers, seconds=contender.seconds + time.monotonic() - began)
+        asked = torch.isin(rows, hidden)
+        answers[asked], sure[asked] = found.predicted, found.probability
+    left_out = LeftOut(answers, sure)
+    return dataclasses.replace(contender, left_out=left_out, seconds=contender.seconds + time.monotonic() - began)

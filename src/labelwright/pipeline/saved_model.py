@@ -24,6 +24,7 @@ from labelwright.replacing import replacing
 from labelwright.run_folder import write_text_atomically
 from labelwright.train.predict import Answers, answer
 from labelwright.train.processes import accelerator_for
+from labelwright.trust.calibration import Calibration
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class SavedModel:
     view: ViewSettings
     info: Mapping[str, Any]
     outputs: tuple[int, ...] = ()
+
+    @property
+    def calibration(self) -> Calibration:
+        """What turns its probabilities into the chance of being right; of a model without one, nothing does."""
+        return Calibration(**self.info.get("calibration", {}))
 
     def probs(self, x: Tensor) -> Tensor:
         """Probabilities [B, C] of clean views [B, 3, size_px, size_px]."""

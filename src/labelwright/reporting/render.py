@@ -28,6 +28,7 @@ from labelwright.reporting.charts import Figure, class_figures, curve_figures, r
 from labelwright.reporting.class_rows import class_rows
 from labelwright.reporting.sections import Sections
 from labelwright.reporting.terminal import folded_warnings
+from labelwright.reporting.trusting import trust_words
 from labelwright.run_folder import Run, write_text_atomically
 from labelwright.wording import counted, duration, number, percent, points
 
@@ -236,13 +237,7 @@ def _how_far(run: Run) -> str:
             f"Its probabilities are off by {run.test['ece'] * 100:.1f} points on average; it is {leaning}: "
             f"mean confidence {percent(confidence)}, right {percent(run.test['accuracy'])}."
         )
-    if run.labels is not None and "trust" in run.labels.column_names and run.labels.num_rows:
-        low = pc.sum(pc.less(run.labels["trust"], 0.5)).as_py() or 0
-        words.append(
-            f"Of {run.labels.num_rows:,} labels, {low:,} have a trust under 0.5: look at these first (listed below)."
-            if low
-            else f"None of {run.labels.num_rows:,} labels has a trust under 0.5; the least trusted are listed below."
-        )
+    words += trust_words(run)
     warnings = len(folded_warnings(run.summary.get("warnings") or []))
     if warnings:
         words.append(f"{counted(warnings, 'failure sign was', 'failure signs were')} seen: see below.")
@@ -285,7 +280,7 @@ def _least_trusted(labels: pa.Table | None) -> list[dict[str, Any]]:
     if labels is None or "trust" not in labels.column_names:
         return []
     rows = pc.array_sort_indices(labels["trust"]).slice(0, 25)  # stable: ties stay in the order of the table
-    wanted = ("id", "label", "probability", "runner_up", "source", "trust")
+    wanted = ("id", "label", "softmax", "runner_up", "source", "trust")
     return [dict.fromkeys(wanted) | row for row in labels.take(rows).to_pylist()]
 
 

@@ -81,21 +81,3 @@ def answer(
         given_probability=torch.cat(of_given),
         best_other_probability=torch.cat(of_other),
     )
-
-
-def trust(probability: Tensor, best_other: Tensor) -> Tensor:
-    """How far to trust a label: its probability against the best other class's, as a normalised margin.
-
-    Args:
-      probability: [N] float, probability of the label.
-      best_other: [N] float, largest probability of another class.
-
-    Returns: [N] float, 0 to 1; 0.5 = a tie, below 0.5 = the classifier prefers another class.
-
-    Source: normalised margin of Northcutt 2021 (arXiv 1911.00068), Section 3.3, mapped from [-1, 1] to [0, 1].
-
-    Example:
-      >>> trust(torch.tensor([0.9, 0.2]), torch.tensor([0.1, 0.6])).tolist()
-      [0.8999999761581421, 0.30000001192092896]
-    """
-    return (1.0 + probability - best_other) / 2.0
