@@ -131,7 +131,7 @@ class Scores:
             title = METHODS[method].title if method in METHODS else method
             same = {"table": self.table, "model": Path(model).name, "cell": method, "title": title}
             same |= {"seconds": f"{np.mean(self.seconds[method]):.1f}", "hardware": hardware}
-            same |= {"commit": (source_commit() or "")[:7]}
+            same |= {"seed": "", "commit": (source_commit() or "")[:7]}
             for column, values in found.items():
                 spread = {"sd": f"{np.std(values, ddof=1):.1f}", "n_seeds": str(len(values))} if len(values) > 1 else {}
                 yield same | {"metric": column.replace(" ", "_"), "value": f"{np.mean(values):.1f}"} | spread
@@ -187,7 +187,9 @@ def main() -> None:
     parser.add_argument("model", help="folder or hub id of a vision-language model")
     parser.add_argument("data", help="folder with the data sets' Parquet files")
     parser.add_argument("--datasets", nargs="+", default=["cifar10", "gtsrb"], choices=["cifar10", "gtsrb"])
-    parser.add_argument("--parts", nargs="+", default=["pools", "shots", "templates"])
+    parser.add_argument(
+        "--parts", nargs="+", default=["pools", "shots", "templates"], choices=["pools", "shots", "templates"]
+    )
     parser.add_argument("--draws", type=int, default=10, help="draws of each kind of pool")
     parser.add_argument("--size", type=int, default=1000, help="images of a draw")
     parser.add_argument("--methods", nargs="+", help="default: all that apply")
@@ -201,17 +203,17 @@ def main() -> None:
     for dataset in options.datasets:
         pool = read_pool(dataset, options.data, encoder)
         texts = pool.texts(options.templates)
-        found: list[tuple[Scores, Sequence[str]]] = []
-        if "pools" in options.parts:
-            methods = [m for m in UNLABELLED if m in (options.methods or UNLABELLED)]
-            found.append((measure_pools(dataset, pool, texts, methods, options.draws, options.size), list(POOLS)))
-        if "shots" in options.parts:
-            methods = [m for m in SHOTS_TOO if m in (options.methods or SHOTS_TOO)]
-            found.append((measure_shots(dataset, pool, texts, methods, options.size), ()))
-        if "templates" in options.parts:
-            found.append((measure_templates(dataset, pool), ()))
-        if options.csv is not None:
-            for scores, worst in found:
+        for part in options.parts:
+            worst: Sequence[str] = ()
+            if part == "pools":
+                methods, worst = [m for m in UNLABELLED if m in (options.methods or UNLABELLED)], list(POOLS)
+                scores = measure_pools(dataset, pool, texts, methods, options.draws, options.size)
+            elif part == "shots":
+                methods = [m for m in SHOTS_TOO if m in (options.methods or SHOTS_TOO)]
+                scores = measure_shots(dataset, pool, texts, methods, options.size)
+            else:
+                scores = measure_templates(dataset, pool)
+            if options.csv is not None:
                 add_rows(options.csv, list(scores.rows(options.model, options.hardware, worst)))
 
 

@@ -67,7 +67,7 @@ class Config(TrainSettings):
     epochs: int = 1  # everything is done before the first
     n_dims: int = 128  # principal components kept
     strength: float | None = None  # s, of the Gaussians; None = 0.3, or 0.2 where a class has its text alone
-    shrinkage: float | None = None  # of the covariance towards a round one, 0 to 1; None = 0.5, or 0.1 there
+    shrinkage: float | None = None  # of the covariance towards the identity, 0 to 1; None = 0.5, or 0.1 there
     label_weight: float = 10.0  # how many images a labelled one counts for in the Gaussians
     prior: Literal["estimated", "even"] = "estimated"  # shares of the classes among all images
 

@@ -78,7 +78,7 @@ class Shots:
           >>> shots = Shots.of(feats, torch.tensor([[5.0, 0.0], [4.0, -4.0]]), task)
           >>> (shots.z @ shots.text.T).argmax(1).tolist()
           [0, 0, 0, 0]
-          >>> weight = shots.solve(lambda w: w - shots.text, penalty=1.0)
+          >>> weight = shots.solve(lambda w: w - shots.text, penalty=0.01)
           >>> (feats @ weight.T).argmax(1).tolist()
           [0, 0, 1, 1]
         """
