@@ -196,7 +196,7 @@ class BuildTiny:
         raise AssertionError("this network reads no words")
 
 
-ON_FEATURES = {"coreg_frozen"}  # methods that refuse a backbone that learns
+ON_FEATURES = {"coreg_frozen", "crowd"}  # methods that refuse a backbone that learns
 
 
 @dataclass

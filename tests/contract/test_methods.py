@@ -25,7 +25,7 @@ TEXT = pytest.mark.parametrize("name", [name for name in METHODS if tiny.family_
 CANDIDATES = pytest.mark.parametrize("name", [name for name in METHODS if tiny.family_of(name) == "candidates"])
 OPEN = [name for name in METHODS if tiny.family_of(name) == "open_world"]
 OPTIONAL = {"cap", "lps"}  # some of their settings matter with others only
-STEPLESS = {"zero_shot", "transclip", "ss_kmeans", *tiny.FROZEN}  # all is said before the first epoch
+STEPLESS = {"zero_shot", "transclip", "ss_kmeans", "crowd", *tiny.FROZEN}  # all is said before the first epoch
 STOPPING = {"coreg_frozen"}  # once answers stand still, after two epochs at the least
 
 
@@ -165,7 +165,7 @@ def test_run__what_is_saved_says_what_is_predicted(name: str, stored: bool) -> N
     settings = settings_of(name)
     trained, losses = tiny.run_method(name, COUNTS, settings=settings, stored=stored)
     assert torch.tensor(losses).isfinite().all()
-    assert len(losses) in ({6, 9} if name in STOPPING else {9})
+    assert len(losses) in ({0} if name in STEPLESS else {6, 9} if name in STOPPING else {9})
     net: Any = trained.state.nets["main"].eval()
     x = torch.randn(5, tiny.N_FEATURES) if stored else torch.randn(5, 3, 8, 8)
     with torch.no_grad():
@@ -173,7 +173,7 @@ def test_run__what_is_saved_says_what_is_predicted(name: str, stored: bool) -> N
         saved = net.exported()
         assert torch.equal(saved(x), found)
     assert found.std() > 0
-    if stored:
+    if stored and name not in STEPLESS:
         for member in getattr(saved, "members", [saved]):
             assert member.head_kind == "mlp"
             assert member.head.from_hidden.weight.abs().max() > 0  # the layer between learns
@@ -185,7 +185,7 @@ def test_run__what_is_saved_says_what_is_predicted(name: str, stored: bool) -> N
         pytest.param(name, stored, id=f"{name}-{'features' if stored else 'pixels'}")
         for name in METHODS
         for stored in (False, True)
-        if tiny.family_of(name) == "candidates" and (stored or name not in tiny.ON_FEATURES)
+        if tiny.family_of(name) == "candidates" and (stored or name not in tiny.ON_FEATURES) and name not in STEPLESS
     ],
 )
 def test_plan__first_view(name: str, stored: bool) -> None:

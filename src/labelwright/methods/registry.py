@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from labelwright.errors import ConfigError
-from labelwright.methods import beliefs, cap, coreg, coreg_frozen, cross_validated, cvs, cvs_frozen, lps
+from labelwright.methods import beliefs, cap, coreg, coreg_frozen, cross_validated, crowd, cvs, cvs_frozen, lps
 from labelwright.methods.baselines import (
     balanced_softmax,
     cc,
@@ -35,7 +35,7 @@ from labelwright.methods.baselines import (
     zero_shot,
 )
 from labelwright.methods.cap_margin import with_chosen_margin
-from labelwright.methods.families.candidates import of_candidates
+from labelwright.methods.families.candidates import of_candidates, on_frozen_features
 from labelwright.methods.families.labels import of_labels
 from labelwright.methods.families.novel import of_novel
 from labelwright.methods.families.text import of_text
@@ -53,7 +53,7 @@ METHODS: Mapping[str, Method] = {
         presets=cvs.PRESETS,
         run_presets=FROM_PIXELS,
         frozen=cvs_frozen.RECIPE,
-        on_embeddings="cross_validated",
+        on_embeddings=lambda table: "cross_validated",
     ),
     "cap": of_text(
         "CAP",
@@ -68,9 +68,10 @@ METHODS: Mapping[str, Method] = {
         coreg,
         presets=coreg.PRESETS,
         run_presets={"paper": {"views": "pixels", "model": "preact_resnet18", "rule": "union"}},
-        on_embeddings="coreg_frozen",
+        on_embeddings=on_frozen_features,
     ),
     "coreg_frozen": of_candidates("Co-Reg on frozen features", coreg_frozen),
+    "crowd": of_candidates("Crowd", crowd.RECIPE, default_views=views_of_features, schedule=as_configured),
     "lps": of_novel("LPS", lps, presets=lps.PRESETS, run_presets=FROM_PIXELS, schedule=lps.schedule),
     "beliefs": of_labels("Beliefs", beliefs.RECIPE, default_views=views_of_features, schedule=as_configured),
     "cross_validated": of_labels(

@@ -19,7 +19,7 @@ from labelwright.pipeline.job import Job
 from labelwright.pipeline.resolve import Plan
 from labelwright.pipeline.saved_model import answers_for, load_model
 from labelwright.run_folder import Run
-from labelwright.train.predict import Answers, answer
+from labelwright.train.predict import Adapt, Answers, answer
 from labelwright.train.processes import accelerator_for
 from labelwright.types import BuildNet, State, ViewSource
 
@@ -60,6 +60,7 @@ def answers_of(
     *,
     given: torch.Tensor | None = None,
     rows: torch.Tensor | None = None,
+    adapt: Adapt | None = None,
 ) -> Answers:
     """What a run's state says of rows of the views (None: all), in evaluation mode; see predict.answer."""
     training = {name: net.training for name, net in state.nets.items()}
@@ -72,6 +73,7 @@ def answers_of(
         device=plan.accelerator.device,
         precision=plan.settings.precision,
         given=given,
+        adapt=adapt,
     )
     for name, net in state.nets.items():
         net.train(training[name])

@@ -17,9 +17,11 @@ from labelwright.pipeline.evaluate import answers_of, asker_of_names
 from labelwright.pipeline.job import Job
 from labelwright.pipeline.label import label_rows
 from labelwright.pipeline.novel import feats_of
+from labelwright.pipeline.own_sets import own_answers, with_candidates
 from labelwright.pipeline.report import report
 from labelwright.pipeline.resolve import Plan
 from labelwright.pipeline.saved_model import model_card, save_model
+from labelwright.reporting.candidates import overruled
 from labelwright.reporting.thumbnails import write_thumbnails
 from labelwright.run_folder import write_parquet_atomically
 from labelwright.train.environment import peak_memory_mb
@@ -48,8 +50,10 @@ def finish(plan: Plan, job: Job, trained: Trained, seconds: dict[str, float]) ->
             scores = scores_of(answers, truth, table.counts())
             scores["confusions"] = confusions(answers, truth, table.class_names)
     given = torch.from_numpy(table.labels).long()
-    own = answers_of(plan, job, trained.state, prepared.train.views(prepared.view), given=given)
-    write_parquet_atomically(label_rows(table, own, table.class_names, keep_given=True), run.path / "labels.parquet")
+    own, of_sets = own_answers(plan, job, trained.state, given)
+    rows = label_rows(table, own, table.class_names, keep_given=True)
+    rows = with_candidates(rows, table, own)
+    write_parquet_atomically(rows, run.path / "labels.parquet")
     summary: dict[str, Any] = {
         "situation": prepared.situation.name,
         "method": plan.name,
@@ -59,6 +63,7 @@ def finish(plan: Plan, job: Job, trained: Trained, seconds: dict[str, float]) ->
         "n_classes": described["n_classes"],
         "seed": plan.settings.seed,
         "test": scores,
+        **of_sets,
     }
     summary |= plan.method.summarise(
         Outcome(
@@ -74,6 +79,8 @@ def finish(plan: Plan, job: Job, trained: Trained, seconds: dict[str, float]) ->
         )
     )
     clusters = (summary.get("novel") or {}).get("clusters", [])
+    if (shown := overruled(rows)) and prepared.train.pixels is not None:
+        write_thumbnails(run.path, table, shown)
     if clusters and prepared.train.pixels is not None:
         write_thumbnails(run.path, table, [row for cluster in clusters for row in cluster["central_rows"]])
     if scores is not None and not task.n_novel and 0 < (table.counts() == 0).sum() < len(table.class_names):

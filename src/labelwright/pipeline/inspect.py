@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from labelwright.annotators.reliability import reliability_of
 from labelwright.data import checks
 from labelwright.data.embeddings import load_embeddings
 from labelwright.data.prepare import class_list, is_embeddings, read
@@ -16,6 +17,7 @@ from labelwright.data.table import LabelTable
 from labelwright.errors import DataError, Problem
 from labelwright.methods.registry import METHODS
 from labelwright.pipeline.novel import novel_notice
+from labelwright.pipeline.settings import column_names
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Inspection:
       needs: what that method would have to be given besides the data; empty if nothing.
       noun: "images" or "embeddings".
       notices: what the features show; of images there are none yet.
+      reliability: of the annotators, see `annotators.reliability.reliability_of`; None without their columns.
     """
 
     table: LabelTable
@@ -39,6 +42,7 @@ class Inspection:
     needs: str
     noun: str
     notices: tuple[str, ...] = ()
+    reliability: Mapping[str, Any] | None = None
 
 
 def inspect(
@@ -47,6 +51,7 @@ def inspect(
     classes: Any = None,
     novel: int | str | None = None,
     group: str | None = None,
+    annotator_columns: str | None = None,
     check_images: bool = True,
 ) -> Inspection:
     """Read data, say which situation it is and why, and find everything wrong with it; writes nothing.
@@ -56,25 +61,31 @@ def inspect(
       classes: class names or a file of them, fixing names and order.
       novel: K or "auto" when classes outside the list may be present.
       group: column whose rows belong together.
+      annotator_columns: names of columns, with commas between, that hold one annotator's answers each.
       check_images: decode every image in full.
 
     Raises: DataError if there is nothing to read at all.
     """
     notices: list[str] = []
+    annotators = column_names(annotator_columns)
     if is_embeddings(data):
-        noun, loaded = "embeddings", load_embeddings(data, classes=class_list(classes), on_bad="report")
+        noun, loaded = (
+            "embeddings",
+            load_embeddings(data, classes=class_list(classes), annotators=annotators, on_bad="report"),
+        )
         table, has_text, problems = loaded.table, loaded.class_feats is not None, loaded.table.problems
         if novel is None:
             feats = loaded.stored.read(torch.arange(len(table)), "clean", torch.zeros(len(table), dtype=torch.int64))
             notices = novel_notice(feats, torch.from_numpy(table.labels).long())
     else:
-        noun, table, has_text = "images", read(data, classes=classes, group=group), True
+        noun, table, has_text = "images", read(data, classes=classes, group=group, annotators=annotators), True
         problems = tuple(dict.fromkeys([*table.problems, *(checks.check_images(table) if check_images else ())]))
     situation = detect(_usable(table, problems), novel=novel)
     runs, needs = situation.method(has_text=has_text), ""
     requires = METHODS[runs].requires
     if noun == "embeddings":
-        runs = METHODS[runs].on_embeddings or runs
+        instead = METHODS[runs].on_embeddings
+        runs = runs if instead is None else instead(table)
     if requires.candidates:
         needs = "on the candidates there are"
         if noun == "images":
@@ -85,7 +96,7 @@ def inspect(
         needs = "name a vision-language model, e.g. --model openai/clip-vit-base-patch32"
         if (other := situation.method(has_text=False)) != runs:
             needs += f"; with a vision model it would be {other}"
-    return Inspection(table, situation, problems, runs, needs, noun, tuple(notices))
+    return Inspection(table, situation, problems, runs, needs, noun, tuple(notices), reliability_of(table))
 
 
 def _usable(table: LabelTable, problems: Sequence[Problem]) -> LabelTable:

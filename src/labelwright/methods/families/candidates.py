@@ -10,7 +10,10 @@ import numpy as np
 
 from labelwright.annotators.annotator import truth_of
 from labelwright.annotators.candidate_rules import describe_candidates
+from labelwright.annotators.reliability import reliability_of
 from labelwright.annotators.training_candidates import summary_of
+from labelwright.data.table import LabelTable
+from labelwright.labels.said import Said
 from labelwright.methods.families import text
 from labelwright.methods.families.labels import CPU_IMAGES
 from labelwright.methods.method import Budget, Method, Outcome, Requires, views_by_model
@@ -42,6 +45,13 @@ def of_candidates(title: str, recipe: Recipe, **own: Any) -> Method:
     return Method(title, recipe, Requires(candidates=True), **{**more, "templates": "photo27", **own})
 
 
+def on_frozen_features(table: LabelTable) -> str:
+    """What learns from these candidates on stored features: `crowd` from answers, votes and sets, which tell how far to
+    trust them; `coreg_frozen` from what a model thinks, whose mistakes repeat what the features show.
+    """
+    return "crowd" if Said(table.task()).kind in ("answers", "votes", "sets") else "coreg_frozen"
+
+
 def schedule(cfg: Any, budget: Budget, given: Container[str]) -> Any:
     """`HEAD_STEPS` on stored features; on a CPU as many epochs as make up two times `CPU_IMAGES` views."""
     if "epochs" in given:
@@ -62,6 +72,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
     hidden = None if table.truth is None else np.where(table.labels < 0, table.truth, -1)
     return {
         "candidates": describe_candidates(table.candidates, n_classes=n_classes, truth=truth_of(table)),
+        "crowd": reliability_of(table),
         "annotator": None if outcome.guesses is None else summary_of(outcome.guesses),
         "guesses": guess_counts(table.candidates, n_classes=n_classes, truth=hidden),
         **text.summarise(outcome),
