@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from labelwright.labels.chunks import evenly_spread
 from labelwright.labels.dawid_skene import SMOOTHING, confusion_of, smoothed, vote_evidence
 from labelwright.types import Task
 
@@ -23,6 +24,7 @@ Kind = Literal["answers", "votes", "sets", "shares"]
 MOST_VOTES = 20  # votes per image up to which weights are taken for shares of votes
 NEARLY_ALL = 0.95  # of the sets whose weights must look like shares of votes
 TEMPERATURES = (0.25, 16.0)  # lowest and highest factor of the logits
+TEMPERATURE_ROWS = 4000  # that it is found on, evenly spread
 N_ITER = 30  # of EM, at most
 STILL = 1e-3  # largest change of a probability at which it ends
 
@@ -215,6 +217,7 @@ def hear(said: Said, logits: Tensor, rows: Tensor) -> Heard:
       [1.0, 0.9, 0.5]
     """
     seen, temperature = logits.double(), 1.0
+    some = evenly_spread(torch.arange(len(rows), device=rows.device), TEMPERATURE_ROWS)
     probs = said._with_labels(seen.softmax(1), rows)
     log_prior = seen.new_zeros(seen.shape[1])
     heard = said.fit(rows, probs)
@@ -222,7 +225,7 @@ def hear(said: Said, logits: Tensor, rows: Tensor) -> Heard:
         heard = said.fit(rows, probs)
         evidence = said.evidence(heard, rows)
         log_prior = ((probs.sum(0) + 1) / (len(probs) + probs.shape[1])).log()
-        temperature = _temperature(seen, evidence, log_prior)
+        temperature = _temperature(seen[some], evidence[some], log_prior)
         new = said._with_labels((temperature * seen + log_prior + evidence).softmax(1), rows)
         moved, probs = float((new - probs).abs().max()) if len(new) else 0.0, new
         if moved < STILL:

@@ -49,7 +49,7 @@ from labelwright.train.settings import TrainSettings, require_range
 from labelwright.types import BuildNet, Passes, State, Task
 
 USUAL_PENALTY = 100.0  # where nothing can be left out
-LARGE = 2500  # images from which three folds say as much as five
+LARGE, HUGE = 2500, 10_000  # images from which three folds, and two, say as much as five
 MOVED_FRAC = 0.002  # of the classes, below which a round has changed nothing
 
 
@@ -151,7 +151,7 @@ def _folds(n: int, groups: Tensor | None) -> Tensor:
     """[n] int64 fold of each image; of few images at least two folds, images of a group in one."""
     of = torch.arange(n) if groups is None else torch.unique(groups, return_inverse=True)[1]
     n_units = int(of.max()) + 1 if n else 0
-    n_folds = max(1, min(5 if n < LARGE else 3, n_units))
+    n_folds = max(1, min(5 if n < LARGE else 3 if n < HUGE else 2, n_units))
     return (torch.randperm(n_units, generator=generator(0, "folds")) % n_folds)[of]
 
 
