@@ -203,7 +203,7 @@ def from_random_weights(build: Any) -> Any:
     return build
 
 
-ON_FEATURES = {"coreg_frozen"}  # methods that refuse a backbone that learns
+ON_FEATURES = {"coreg_frozen", "crowd"}  # methods that refuse a backbone that learns
 
 
 @dataclass

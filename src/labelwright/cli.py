@@ -112,7 +112,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "inspect": verb(
         "Inspect",
         "Say what is in the data, what is wrong with it, and what `fit` would run. Writes nothing.",
-        *("data", "classes", "novel", "group"),
+        *("data", "classes", "novel", "group", "annotator_columns"),
         check_images=(bool, setting(True, "decode every image in full; without it broken files are not found")),
     ),
     "fit": fit_verb({}),

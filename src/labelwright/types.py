@@ -144,6 +144,7 @@ class Task:
       concepts: what a text tower says of the classes, or None without a vision-language model.
       clusters: [N] int64 cluster of each image in the features of the model that made the candidates, -1 = not looked
         at; or None. Something to hold answers against where there are no labels.
+      votes: [N, A] int64 class that each of A annotators answered, -1 = none; or None.
     """
 
     labels: Tensor
@@ -153,6 +154,7 @@ class Task:
     groups: Tensor | None = None
     concepts: Concepts | None = None
     clusters: Tensor | None = None
+    votes: Tensor | None = None
 
     @property
     def n_classes(self) -> int:

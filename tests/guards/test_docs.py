@@ -14,7 +14,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
+import torch
 
 from labelwright.benchmarking.tables import TABLES
 from labelwright.cli import VERBS, fields_of, is_positional, parse
@@ -28,7 +31,7 @@ from labelwright.data.situation import (
     NEARLY_ALL,
 )
 from labelwright.data.situation import METHODS as METHOD_OF_SITUATION
-from labelwright.data.table import PROBLEM_KINDS
+from labelwright.data.table import PROBLEM_KINDS, Images, LabelTable
 from labelwright.labels.n_novel import UNLIKE
 from labelwright.methods.families import candidates, labels, novel
 from labelwright.methods.registry import METHODS, resolve_config
@@ -36,6 +39,7 @@ from labelwright.pipeline.label import LABEL_COLUMNS
 from labelwright.pipeline.settings import parse_assignments
 from labelwright.pipeline.time_budget import MINUTES_CPU, MINUTES_GPU
 from labelwright.train.settings import apply_overrides, setting_names
+from labelwright.types import Candidates
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -236,6 +240,15 @@ def test_names_are_explained(page: str, names: Any) -> None:
     assert not [name for name in names if f"`{name}`" not in read(page)]
 
 
+SETS = LabelTable(
+    Images(pa.array(["a"])),
+    pa.array(["a"]),
+    np.array([-1]),
+    ("cat", "dog"),
+    Candidates(torch.tensor([0, 1]), torch.zeros(1)),
+)
+
+
 def test_situations_name_their_methods() -> None:
     """Method, and the other one without a text model or on frozen features; what decides is the code's own."""
     text = section(read("data.md"), "## Situations")
@@ -245,7 +258,8 @@ def test_situations_name_their_methods() -> None:
     for name, method, other, from_pixels in rows:
         assert (from_pixels or method) == METHODS_FROM_PIXELS[name]
         without_text = METHODS_WITHOUT_TEXT[name] if METHODS_WITHOUT_TEXT[name] != method else None
-        assert (other or None) == (without_text or METHODS[method].on_embeddings)
+        on_features = METHODS[method].on_embeddings
+        assert (other or None) == (without_text or (on_features and on_features(SETS)))
     for words in (f"{NEARLY_ALL:.0%}", f"{CANDIDATE_SHARE:.0%}", f"{LONG_TAILED_RATIO:g} times", f"{UNLIKE:.1%}"):
         assert words in text
 

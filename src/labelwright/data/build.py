@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from labelwright.data.columns import as_lists, as_text, as_weights
+from labelwright.data.columns import ANSWER, as_lists, as_text, as_weights
 from labelwright.data.table import SPLITS, Images, LabelTable
 from labelwright.errors import ConfigError, DataError, Problem
 from labelwright.types import Candidates
@@ -81,6 +81,7 @@ class TableBuilder:
         self._has_weights = False
         self._unfit_weights: list[tuple[int, str]] = []  # row, what is wrong
         self._strings: dict[str, list[Any]] = {"image": [], "id": []}
+        self._answers: dict[str, list[NDArray[np.int32]]] = {}  # annotator -> codes of the words answered
 
     def add(
         self,
@@ -118,6 +119,11 @@ class TableBuilder:
             splits = np.broadcast_to(self._splits.encode(pa.array([split])), n_rows)
         self._codes["split"].append(splits)
         self._codes["group"].append(self._groups.encode(as_text(columns["group"])) if "group" in columns else none)
+        for role in [role for role in columns if role.startswith(ANSWER)]:
+            before = self._answers.setdefault(role.removeprefix(ANSWER), [])
+            missing = self.n_rows - n_rows - sum(map(len, before))
+            text = as_text(columns[role], names=names.get(role))
+            before += [np.full(missing, -1, dtype=np.int32), self._words.encode(text)]
         for role, chunks in self._strings.items():
             text = as_text(columns[role]) if role in columns else unknown
             chunks.append(text.cast(pa.large_string()))
@@ -164,7 +170,8 @@ class TableBuilder:
         raw_labels, raw_truth = self._take_codes("label"), self._take_codes("truth")
         members = self._take_codes("members")
         lengths = np.concatenate(self._lengths)
-        class_names = self._class_names(classes, raw_labels, members)
+        answers = self._take_answers()
+        class_names = self._class_names(classes, raw_labels, np.concatenate([members, answers.ravel()]))
         lookup, is_blank = self._lookup(class_names)
 
         labels = lookup[raw_labels]
@@ -180,6 +187,8 @@ class TableBuilder:
             ],
         )
         candidates = self._candidates(images, members, lengths, lookup, is_blank) if len(members) else None
+        votes = self._votes(images, answers, lookup, is_blank) if answers.size else None
+        candidates = candidates if votes is None else _named_by(votes)
         unfit_rows = np.array([row for row, _ in self._unfit_weights], dtype=np.int64)
         self._report(images, unfit_rows, "malformed_row", [detail for _, detail in self._unfit_weights])
         split = self._split(images)
@@ -197,12 +206,33 @@ class TableBuilder:
             groups=self._group_codes(),
             truth=truth,
             truth_names=truth_names,
+            votes=votes,
+            annotators=tuple(self._answers) if votes is not None else (),
             problems=tuple(self.problems),
         )
 
     def _take_codes(self, key: str) -> NDArray[np.int32]:
         chunks, self._codes[key] = self._codes[key], []
         return np.concatenate(chunks) if chunks else np.zeros(0, dtype=np.int32)
+
+    def _take_answers(self) -> NDArray[np.int32]:
+        """[N, A] codes of the words that annotators answered; -1 = none."""
+        columns = []
+        for chunks in self._answers.values():
+            chunks.append(np.full(self.n_rows - sum(map(len, chunks)), -1, dtype=np.int32))
+            columns.append(np.concatenate(chunks))
+        return np.stack(columns, axis=1) if columns else np.zeros((self.n_rows, 0), dtype=np.int32)
+
+    def _votes(
+        self, images: Images, answers: NDArray[np.int32], lookup: NDArray[np.int32], is_blank: NDArray[np.bool_]
+    ) -> NDArray[np.int32]:
+        """[N, A] classes that annotators answered; unknown ones are reported."""
+        words = self._words.names
+        for name, codes in zip(self._answers, answers.T, strict=True):
+            strange = np.flatnonzero((lookup[codes] < 0) & ~is_blank[codes])
+            details = [f"{name} answers {words[code]!r}, which is not a class" for code in codes[strange]]
+            self._report(images, strange, "unknown_candidate", details)
+        return lookup[answers]
 
     def _report(self, images: Images, rows: NDArray[np.int64], kind: str, details: Sequence[str]) -> None:
         if images.dataset is None:
@@ -373,6 +403,18 @@ class TableBuilder:
         kind, detail = ("empty_class", "no image") if is_full else ("unseen_class", "no label or candidate")
         for c in np.flatnonzero(~seen):
             self.problems.append(Problem(class_names[c], kind, f"{detail} of class {class_names[c]!r}"))
+
+
+def _named_by(votes: NDArray[np.int32]) -> Candidates:
+    """The classes that annotators answered [N, A], weighted by the share of the answers that they got."""
+    rows, _ = np.nonzero(votes >= 0)
+    n_classes = int(votes.max(initial=0)) + 1
+    keys, counts = np.unique(rows * n_classes + votes[votes >= 0], return_counts=True)
+    sizes = np.bincount(keys // n_classes, minlength=len(votes))
+    weights = _shares(counts.astype(np.float64), keys // n_classes).astype(np.float32)
+    offsets = np.pad(np.cumsum(sizes, dtype=np.int64), (1, 0))
+    classes = torch.from_numpy((keys % n_classes).astype(np.int32))
+    return Candidates(torch.from_numpy(offsets), classes, torch.from_numpy(weights))
 
 
 def _shares(weights: NDArray[np.float64], rows: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -16,7 +16,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from labelwright.errors import DataError, Problem
+from labelwright.errors import ConfigError, DataError, Problem
 
 ROLES: Mapping[str, tuple[str, ...]] = {
     "image": ("image", "img", "file_name", "filename", "file", "path", "filepath", "image_path", "images"),
@@ -29,6 +29,9 @@ ROLES: Mapping[str, tuple[str, ...]] = {
     "group": ("group", "track"),
 }
 """What a column is -> the names it may have, first found wins; upper and lower case are the same."""
+
+ANSWER = "answer of "
+"""What the role of an annotator's column begins with; its name follows."""
 
 METADATA_KEY = b"labelwright"
 """Schema metadata of Parquet files that we wrote: JSON; its ``class_names`` fix the classes and their order."""
@@ -54,7 +57,7 @@ class Columns:
           roles: as `find_roles` gives them.
         """
         names = {}
-        for role in ("label", "truth", "candidates"):
+        for role in ("label", "truth", "candidates", *(role for role in roles if role.startswith(ANSWER))):
             feature = self.features.get(roles.get(role, ""), {})
             feature = feature.get("feature", feature) if isinstance(feature, dict) else {}  # or a list of ClassLabel
             if feature.get("_type") == "ClassLabel":
@@ -62,10 +65,13 @@ class Columns:
         return names
 
 
-def find_roles(names: Sequence[str], where: str, *, group: str | None = None) -> dict[str, str]:
-    """Which column is what: role -> column name, for the roles present.
+def find_roles(
+    names: Sequence[str], where: str, *, group: str | None = None, annotators: Sequence[str] = ()
+) -> dict[str, str]:
+    """Which column is what: role -> column name, for the roles present; an annotator's is `ANSWER` and the name.
 
-    Raises: DataError (kind missing_column) listing the columns if there is not an image column, or no ``group`` one.
+    Raises: DataError (kind missing_column) listing the columns if there is not an image column, no ``group`` one, or
+      not one of the ``annotators``; ConfigError where a column ``candidates`` says the same in another way.
 
     Example:
       >>> find_roles(["Img", "category", "notes"], "pets.csv")
@@ -79,7 +85,14 @@ def find_roles(names: Sequence[str], where: str, *, group: str | None = None) ->
             roles[role] = found
     if group is not None:
         roles["group"] = group
+    if annotators and "candidates" in roles:
+        raise ConfigError(
+            f"{where}: the column {roles['candidates']!r} holds candidates, and annotators' columns make others",
+            fix="leave --annotator-columns out, or remove that column",
+        )
+    roles |= {ANSWER + name: name for name in annotators}
     missing = [] if "image" in roles else [f"no image column (one of {', '.join(ROLES['image'])})"]
+    missing += [f"no column {name!r} of an annotator" for name in annotators if name not in names]
     if group is not None and group not in names:
         missing.append(f"no column {group!r} to group by")
     if missing:

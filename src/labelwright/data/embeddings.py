@@ -23,7 +23,7 @@ from labelwright.data.build import TableBuilder
 from labelwright.data.checks import OnBad, resolve_problems
 from labelwright.data.columns import find_roles, open_columns
 from labelwright.data.table import Images, LabelTable
-from labelwright.errors import DataError, Problem
+from labelwright.errors import ConfigError, DataError, Problem
 
 SUFFIXES = (".npy", ".npz", ".parquet")
 EMBEDDING_COLUMN = "embedding"
@@ -162,7 +162,11 @@ class UserEmbeddings:
 
 
 def load_embeddings(
-    path: str | Path, *, classes: Sequence[str] | None = None, on_bad: OnBad = "stop"
+    path: str | Path,
+    *,
+    classes: Sequence[str] | None = None,
+    annotators: Sequence[str] = (),
+    on_bad: OnBad = "stop",
 ) -> UserEmbeddings:
     """Read embeddings with whatever is known of their labels, and check every value.
 
@@ -170,6 +174,7 @@ def load_embeddings(
       path: an .npy of shape [N, D], without labels, memory-mapped; an .npz with the keys of NPZ_KEYS; or a .parquet
         with a column ``embedding`` of lists, and label, candidates, split, id, truth and group columns as for images.
       classes: the class names in order; None = as the file has them, else the labels seen are the classes.
+      annotators: columns of a .parquet that hold one annotator's answers each.
       on_bad: as for `data.read.load`; "skip" leaves rows out, and copies the others if they were mapped;
         "report" keeps bad embeddings as they are, those of another length as zeros.
 
@@ -191,8 +196,12 @@ def load_embeddings(
     if not path.is_file():
         raise DataError(f"no such file: {path}", fix="check the path")
     if suffix == ".parquet":
-        feats, builder, problems = _read_parquet(path)
+        feats, builder, problems = _read_parquet(path, annotators)
         return _finish(path, UserEmbeddings(_table(builder, feats, classes), feats), problems, on_bad)
+    if annotators:
+        raise ConfigError(
+            f"{path} has no columns: --annotator-columns needs a table", fix="write the embeddings as .parquet"
+        )
     arrays = _read_arrays(path)
     feats = _vectors(path, "embeddings", arrays["embeddings"])
     builder = TableBuilder(str(path))
@@ -359,7 +368,7 @@ def _views(path: Path, key: str, arrays: Mapping[str, Any], feats: Floats) -> Fl
 # ------------------------------------------------------------------------------------------------------------- Parquet
 
 
-def _read_parquet(path: Path) -> tuple[Floats, TableBuilder, list[Problem]]:
+def _read_parquet(path: Path, annotators: Sequence[str]) -> tuple[Floats, TableBuilder, list[Problem]]:
     """Vectors [N, D] float32, the other columns in a builder, and rows of another length (their vectors are zero)."""
     columns = open_columns(path)
     with pq.ParquetFile(path) as file:
@@ -392,7 +401,7 @@ def _read_parquet(path: Path) -> tuple[Floats, TableBuilder, list[Problem]]:
         for row in np.flatnonzero(~fits).tolist()
     ]
     others = [name for name in columns.names if name != EMBEDDING_COLUMN]
-    roles = find_roles([*others, "image"], str(path))  # an image column is not asked for here, nor used
+    roles = find_roles([*others, "image"], str(path), annotators=annotators)  # needs no image column
     del roles["image"]
     builder = TableBuilder(str(path))
     names = columns.class_labels(roles)

@@ -75,6 +75,7 @@ def prepare(
     classes: Any = None,
     novel: int | str | None = None,
     group: str | None = None,
+    annotators: Sequence[str] = (),
     test_frac: float = 0.2,
     size_px: int | None = None,
     stats: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None,
@@ -87,6 +88,7 @@ def prepare(
 
     Args:
       data, test: anything `data.read.load` takes.   classes, novel, group, flip, seed, cache_limit_gb: see `fit`.
+      annotators: columns of ``data`` that hold one annotator's answers each.
       test_frac: share of the labelled images to hold out when no test images are given, 0 = none.
       size_px: side of the square images; None = 32 when the images are at most 40 px, else 64.
       stats: (mean, std) per channel that a pretrained model wants; None = those of the training images.
@@ -100,7 +102,7 @@ def prepare(
     is_open = novel_range(novel) is not None
     class_feats = None
     if is_embeddings(data):
-        found = load_embeddings(data, classes=class_list(classes), on_bad=on_bad)
+        found = load_embeddings(data, classes=class_list(classes), annotators=annotators, on_bad=on_bad)
         source, given_test = _embedded(found), None
         if test is not None:
             given_test = _test_embeddings(test, found, is_open=is_open, on_bad=on_bad)
@@ -108,7 +110,7 @@ def prepare(
             unit = torch.nn.functional.normalize(torch.from_numpy(np.asarray(found.class_feats)).float(), dim=1)
             class_feats = (unit, found.logit_scale or 100.0)
     else:
-        table = read(data, classes=classes, group=group)
+        table = read(data, classes=classes, group=group, annotators=annotators)
         size_px = native_size(table) if size_px is None else size_px
         tables = [table] if test is None else [table, _test_images(test, table, is_open=is_open)]
         sources = _resolve([_open(t, size_px, cache_limit_gb) for t in tables], on_bad)
@@ -231,12 +233,15 @@ def _for_scoring(table: LabelTable) -> LabelTable:
     return replace(table, problems=tuple(p for p in table.problems if p.kind != "empty_class"))
 
 
-def read(data: Any, *, classes: Any = None, group: str | None = None) -> LabelTable:
+def read(data: Any, *, classes: Any = None, group: str | None = None, annotators: Sequence[str] = ()) -> LabelTable:
     """A table with its problems listed and none of them resolved; a `LabelTable` comes back as it is.
 
     Raises: DataError if there is nothing to read, or nothing to tell the groups by.
     """
-    table = data if isinstance(data, LabelTable) else load(data, classes=classes, group=group, on_bad="report")
+    if isinstance(data, LabelTable):
+        table = data
+    else:
+        table = load(data, classes=classes, group=group, annotators=annotators, on_bad="report")
     if group is not None and table.groups is None:
         raise DataError(
             f"{resolved_path(data)} has no column {group!r} to group by",

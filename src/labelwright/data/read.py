@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,20 @@ IMAGE_SUFFIXES = frozenset(
 TABLE_SUFFIXES = frozenset([".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"])
 UNLABELLED_NAMES = frozenset({"unlabeled", "unlabelled"})
 
+
+@dataclass(frozen=True)
+class Named:
+    """Columns that the user has named.
+
+    Attributes:
+      group: whose equal values belong together; None = as for `find_roles`.
+      annotators: of one annotator's answers each.
+    """
+
+    group: str | None = None
+    annotators: tuple[str, ...] = ()
+
+
 _SILENT_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?")
 
@@ -36,6 +51,7 @@ def load(
     classes: Sequence[str] | str | Path | None = None,
     split: str | None = None,
     group: str | None = None,
+    annotators: Sequence[str] = (),
     on_bad: OnBad = "stop",
 ) -> LabelTable:
     """Read images with whatever is known of their labels, and check everything that can be checked without decoding.
@@ -47,6 +63,7 @@ def load(
       classes: the class names in order, or a text file with one per line; None = the labels seen are the classes.
       split: keep only this split, one of SPLITS.
       group: column whose equal values belong together; None = ``group`` or ``track`` if there is one.
+      annotators: columns of a table that hold one annotator's answers each; empty = did not answer.
       on_bad: what happens when something is wrong: "stop" raises with everything found, "skip" leaves the rows
         concerned out, "report" keeps them and lists the problems in ``table.problems`` (an unknown label is then -1).
 
@@ -66,7 +83,11 @@ def load(
     if split is not None and split not in SPLITS:
         raise ConfigError(f"no such split: {split!r}", fix=f"one of {', '.join(SPLITS)}")
     names = read_names(Path(classes)) if isinstance(classes, (str, Path)) else classes
-    table = _dispatch(source, names, group)
+    table = _dispatch(source, names, Named(group, tuple(annotators)))
+    if annotators and table.votes is None:
+        raise DataError(
+            f"{source} has no columns: --annotator-columns needs a table", fix="give a table, or leave it out"
+        )
     if split is not None:
         rows = table.where(split)
         if not len(rows):
@@ -76,29 +97,29 @@ def load(
     return resolve_problems(table, table.problems, on_bad)
 
 
-def _dispatch(source: Any, classes: Sequence[str] | None, group: str | None) -> LabelTable:
+def _dispatch(source: Any, classes: Sequence[str] | None, named: Named) -> LabelTable:
     if not isinstance(source, (str, Path, list, tuple)):
-        return _from_datasets(source, "the data set", classes, group)
+        return _from_datasets(source, "the data set", classes, named)
     if isinstance(source, (list, tuple)):
-        return _from_files([Path(path) for path in source], classes, group)
+        return _from_files([Path(path) for path in source], classes, named)
     path = Path(source).expanduser()
     if path.is_dir():
         if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
             import datasets
 
-            return _from_datasets(datasets.load_from_disk(str(path)), str(path), classes, group)
+            return _from_datasets(datasets.load_from_disk(str(path)), str(path), classes, named)
         shards = sorted(path.glob("*.parquet"))
-        return _from_files(shards, classes, group) if shards else _from_folder(path, classes)
+        return _from_files(shards, classes, named) if shards else _from_folder(path, classes)
     if path.is_file():
-        return _from_files([path], classes, group)
+        return _from_files([path], classes, named)
     if any(sign in str(source) for sign in "*?["):
         found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207 (absolute too)
         if not found:
             raise DataError(f"no file matches {source}", fix="check the pattern; quote it in the shell")
-        return _from_files(found, classes, group)
+        return _from_files(found, classes, named)
     name = str(source)
     if _HUB_NAME.fullmatch(name) and not path.parent.is_dir() and path.suffix.lower() not in TABLE_SUFFIXES:
-        return _from_datasets(_from_hub(name), name, classes, group)
+        return _from_datasets(_from_hub(name), name, classes, named)
     raise DataError(f"no such file or folder: {source}", fix="check the path")
 
 
@@ -190,7 +211,7 @@ def _is_image(entry: os.DirEntry[str], problems: list[Problem]) -> bool:
 # ---------------------------------------------------------------- tables
 
 
-def _from_files(files: Sequence[Path], classes: Sequence[str] | None, group: str | None) -> LabelTable:
+def _from_files(files: Sequence[Path], classes: Sequence[str] | None, named: Named) -> LabelTable:
     unfit = [path for path in files if path.suffix.lower() not in TABLE_SUFFIXES or not path.is_file()]
     if unfit or not files:
         raise DataError(
@@ -203,7 +224,7 @@ def _from_files(files: Sequence[Path], classes: Sequence[str] | None, group: str
     embedded: list[tuple[Path, str]] = []
     for path in files:
         columns = open_columns(path)
-        roles = find_roles(columns.names, str(path), group=group)
+        roles = find_roles(columns.names, str(path), group=named.group, annotators=named.annotators)
         if roles["image"] in columns.embedded:
             embedded.append((path, roles["image"]))
         _add_columns(builder, columns, roles, prefix=str(path.parent) if len(folders) > 1 else None)
@@ -269,7 +290,7 @@ def _without_bars() -> Iterator[None]:
 # ---------------------------------------------------------------- datasets
 
 
-def _from_datasets(data: Any, where: str, classes: Sequence[str] | None, group: str | None) -> LabelTable:
+def _from_datasets(data: Any, where: str, classes: Sequence[str] | None, named: Named) -> LabelTable:
     import datasets
 
     if isinstance(data, datasets.Dataset):
@@ -285,7 +306,7 @@ def _from_datasets(data: Any, where: str, classes: Sequence[str] | None, group: 
     image_columns: list[str] = []
     for name, part in parts.items():
         columns = _dataset_columns(part)
-        roles = find_roles(columns.names, where, group=group)
+        roles = find_roles(columns.names, where, group=named.group, annotators=named.annotators)
         is_unlabelled = name.lower() in (*UNLABELLED_NAMES, "unsupervised")
         if is_unlabelled:
             roles.pop("label", None)

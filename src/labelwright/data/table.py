@@ -132,13 +132,15 @@ class LabelTable:
     groups: NDArray[np.int64] | None = None  # [N], the same number: belong together (one track, one patient)
     # [N], for scoring only, -1 = unknown; C and above are classes outside ``class_names``
     truth: NDArray[np.int32] | None = field(default=None, repr=False)
+    votes: NDArray[np.int32] | None = None  # [N, A] class that each annotator answered, -1 = none
+    annotators: tuple[str, ...] = ()  # A names, of the columns of ``votes``
     truth_names: tuple[str, ...] = ()  # of the truth's classes: ``class_names``, then the others; empty without a truth
     problems: tuple[Problem, ...] = ()  # what is wrong with the data and was not resolved; rows as in this table
     quarantined: tuple[Problem, ...] = ()  # problems whose rows were left out; rows as in the table before
 
     def __post_init__(self) -> None:
         n = len(self.images)
-        columns = (self.ids, self.labels, self.candidates, self.split, self.groups, self.truth)
+        columns = (self.ids, self.labels, self.candidates, self.split, self.groups, self.truth, self.votes)
         assert all(column is None or len(column) == n for column in columns), "columns differ in length"
 
     def __len__(self) -> int:
@@ -177,6 +179,7 @@ class LabelTable:
             split=None if self.split is None else self.split[rows],
             groups=None if self.groups is None else self.groups[rows],
             truth=None if self.truth is None else self.truth[rows],
+            votes=None if self.votes is None else self.votes[rows],
             problems=tuple(problems),
         )
 
@@ -184,7 +187,8 @@ class LabelTable:
         """What a recipe may know of these images: labels, names and candidates, never the truth."""
         labels = torch.from_numpy(self.labels.astype(np.int64))
         groups = None if self.groups is None else torch.from_numpy(self.groups)
-        return Task(labels, self.class_names, self.candidates, n_novel=n_novel, groups=groups)
+        votes = None if self.votes is None else torch.from_numpy(self.votes.astype(np.int64))
+        return Task(labels, self.class_names, self.candidates, n_novel=n_novel, groups=groups, votes=votes)
 
     def image(self, row: int) -> Image.Image:
         """One image, decoded: RGB, upright.

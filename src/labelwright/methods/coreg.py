@@ -16,7 +16,8 @@ Adaptation" (2025), arXiv 2506.03229.
 10  L_prot = KL on P + squared error on U of softmax(z . mu / 0.3) against the mixed targets
 11  L_ncont: positives = own key; same pseudo-label if both are reliable; same label otherwise is ignored    Sec. 4.5
 12  L = L_cr + 0.1 L_prot + 0.1 L_ncont, the last two from 10 epochs after line 1; keys are copied anew each epoch
-13  predict with the sum of both networks' logits; both are saved
+13  predict with the sum of both networks' logits; both are saved. On frozen features the annotator's own classifier is,
+    where its guesses agree better with clusters of these than what was learned
 
 Symbols: a=beliefs, w=clean, tau=threshold, T=temperature, mu=prototypes, S=Task.possible.
 Departures: a step has half a batch of P and half of U (of both networks at once), and an epoch as many steps as all
@@ -47,13 +48,13 @@ from labelwright.losses.candidates import informative_rows, negative_entropy, pa
 from labelwright.losses.contrastive import init_queue
 from labelwright.losses.prototypes import prototype_collapse
 from labelwright.losses.soft_targets import linear_ramp
-from labelwright.methods.baselines.candidate_sets import check_task, first_view, new_net, plan_of_all
+from labelwright.methods.baselines.candidate_sets import check_task, first_view, new_net, plan_of_all, put_annotator_in
 from labelwright.methods.coreg_losses import Learned, classification_losses, representation_losses
 from labelwright.methods.coreg_settings import PARTNERS, partial_epochs, ramp_epochs, representation_epoch
 from labelwright.methods.coreg_settings import PRESETS as PRESETS
 from labelwright.methods.coreg_settings import Config as Config
 from labelwright.methods.recipe import Begun
-from labelwright.metrics.agreement import Watch
+from labelwright.metrics.agreement import Watch, clusters_of
 from labelwright.metrics.diagnostics import division_warnings
 from labelwright.metrics.student import judge_student
 from labelwright.train.plans import steps_for
@@ -107,8 +108,12 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     if cfg.prior == "auto":
         memory["prior"] = prior
     logs = describe_guesses(task, memory["prior"], rarely_guessed, is_rebalanced=is_rebalanced)
-    if task.clusters is not None:
-        watch = Watch.of_clusters(task.clusters, first_guesses(task))
+    clusters = task.clusters
+    if clusters is None and state.memory["is_frozen"]:
+        feats = [z.half() for _, z in passes("main", torch.arange(len(task.labels)), output="feats")]
+        clusters = clusters_of(torch.cat(feats), task.n_classes)
+    if clusters is not None:
+        watch = Watch.of_clusters(clusters, first_guesses(task))
         memory["watch"] = watch.to_dict()
         logs["annotator_agreement"] = watch.zero_shot_agreement
     state = dataclasses.replace(state, memory=memory)
@@ -277,7 +282,11 @@ def _scored(task: Task, state: State, passes: Passes, logs: Mapping[str, Any]) -
     for each in zip(*(passes(name, torch.arange(len(answers))) for name in names), strict=True):
         answers[each[0][0]] = torch.stack([logits for _, logits in each]).sum(0).argmax(1)
     found, sentences = judge_student(task, answers, state.memory.get("watch"))
-    if found["score_deployed"] < found.get("score_guesses", 0.0):
-        sentences = [f"{sentences[0]}; compare before you use it"]
     deployed = "sum" if len(names) > 1 else "one"
+    if found["score_deployed"] < found.get("score_guesses", 0.0):
+        nets = [cast(ProjectedNet, state.nets[name]).classifier for name in ("main", *(set(names) - {"main"}))]
+        is_kept = state.memory["is_frozen"] and put_annotator_in(cast(Any, nets), task)
+        deployed = "annotator" if is_kept else deployed
+        what = "the annotator's own classifier is kept instead" if is_kept else "compare before you use it"
+        sentences = [f"{sentences[0]}; {what}"]
     return {**found, "deployed": deployed, "warnings": [*logs["warnings"], *sentences]}

@@ -25,7 +25,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +37,13 @@ from labelwright.labels.codivide import CoDivision, aligned_division, describe_d
 from labelwright.labels.first_guess import first_guesses
 from labelwright.losses.classification import soft_cross_entropy
 from labelwright.losses.soft_targets import squared_error_of_probs
-from labelwright.methods.baselines.candidate_sets import CandidateSettings, check_task, new_net, plan_of_all
+from labelwright.methods.baselines.candidate_sets import (
+    CandidateSettings,
+    check_task,
+    new_net,
+    plan_of_all,
+    put_annotator_in,
+)
 from labelwright.methods.open_world import put_in
 from labelwright.methods.recipe import Begun, plain_logits
 from labelwright.metrics.agreement import Watch
@@ -166,12 +172,8 @@ def _kept(task: Task, state: State, logs: Mapping[str, Any]) -> dict[str, Any]:
     kept = {**found, "deployed": "one", "warnings": [*logs["warnings"], *sentences]}
     if found["score_deployed"] >= found["score_guesses"]:
         return kept
-    if task.concepts is None or task.n_novel > 0:
+    if not put_annotator_in([state.nets["main"]], task):
         kept["warnings"][-1] += "; compare before you use it"
         return kept
-    put_in(state.nets["main"], task.concepts.logit_scale * task.concepts.feats, torch.zeros(task.n_classes))
-    trunk: Any = cast(Any, state.nets["main"]).head.from_hidden
-    torch.nn.init.zeros_(trunk.weight)
-    torch.nn.init.zeros_(trunk.bias)
     kept["warnings"][-1] += "; the annotator's own classifier is kept instead"
     return kept | {"deployed": "annotator"}

@@ -162,7 +162,8 @@ class Method:
       sections: what the report shows of it beyond what every report shows.
       templates: prompts for class names if the user names none.
       frozen: the recipe in place of `recipe` where it learns from stored features; None = the same.
-      on_embeddings: the method that takes its place where nobody named one and there are stored features to learn from.
+      on_embeddings: images -> the method that takes its place where nobody named one and there are stored features to
+        learn from.
       has_start: what the recipe begins with is a classifier already.
       is_baseline: it is there to be compared with, and is a run's answer whatever is better.
       run_presets: preset -> settings of `fit` that go with it where the user gives none, as the network of the paper.
@@ -180,7 +181,7 @@ class Method:
     sections: Callable[[Run], Sections] = no_sections
     templates: str = "mixed"
     frozen: Recipe | None = None
-    on_embeddings: str | None = None
+    on_embeddings: Callable[[LabelTable], str] | None = None
     has_start: bool = False
     is_baseline: bool = False
     run_presets: Mapping[str, Mapping[str, object]] = field(default_factory=dict)

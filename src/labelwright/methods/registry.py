@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from labelwright.errors import ConfigError
-from labelwright.methods import beliefs, cap, coreg, coreg_frozen, cross_validated, cvs, cvs_frozen, lps
+from labelwright.methods import beliefs, cap, coreg, coreg_frozen, cross_validated, crowd, cvs, cvs_frozen, lps
 from labelwright.methods.baselines import (
     balanced_softmax,
     cc,
@@ -47,7 +47,7 @@ from labelwright.methods.baselines import (
     zlap,
 )
 from labelwright.methods.cap_margin import with_chosen_margin
-from labelwright.methods.families.candidates import of_candidates
+from labelwright.methods.families.candidates import of_candidates, on_frozen_features
 from labelwright.methods.families.labels import of_labels, passes_of_all, schedule_of_all
 from labelwright.methods.families.novel import of_novel
 from labelwright.methods.families.text import of_text
@@ -73,7 +73,7 @@ OWN: Mapping[str, Method] = {
         presets=cvs.PRESETS,
         run_presets=FROM_PIXELS,
         frozen=cvs_frozen.RECIPE,
-        on_embeddings="cross_validated",
+        on_embeddings=lambda table: "cross_validated",
     ),
     "cap": of_text(
         "CAP",
@@ -89,9 +89,10 @@ OWN: Mapping[str, Method] = {
         coreg,
         presets=coreg.PRESETS,
         run_presets={"paper": {"views": "pixels", "model": "preact_resnet18", "rule": "union"}},
-        on_embeddings="coreg_frozen",
+        on_embeddings=on_frozen_features,
     ),
     "coreg_frozen": of_candidates("Co-Reg on frozen features", coreg_frozen, has_start=True),
+    "crowd": of_candidates("Crowd", crowd.RECIPE, default_views=views_of_features, schedule=as_configured),
     "lps": of_novel("LPS", lps, has_start=True, presets=lps.PRESETS, run_presets=FROM_PIXELS, schedule=lps.schedule),
     "beliefs": of_labels(
         "Beliefs",

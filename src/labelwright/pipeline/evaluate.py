@@ -19,7 +19,7 @@ from labelwright.pipeline.job import Job
 from labelwright.pipeline.resolve import Plan
 from labelwright.pipeline.saved_model import answers_for, load_model
 from labelwright.run_folder import Run
-from labelwright.train.predict import Answers, answer
+from labelwright.train.predict import Adapt, Answers, answer
 from labelwright.train.processes import accelerator_for
 from labelwright.train.settings import TrainSettings
 from labelwright.types import BuildNet, Recipe, State, ViewSource
@@ -62,6 +62,7 @@ def answers_of(
     *,
     given: torch.Tensor | None = None,
     rows: torch.Tensor | None = None,
+    adapt: Adapt | None = None,
 ) -> Answers:
     """What a state of a recipe says of rows of the views (None: all), in evaluation mode; see predict.answer."""
     training = {name: net.training for name, net in state.nets.items()}
@@ -74,6 +75,7 @@ def answers_of(
         device=plan.accelerator.device,
         precision=plan.settings.precision,
         given=given,
+        adapt=adapt,
     )
     for name, net in state.nets.items():
         net.train(training[name])

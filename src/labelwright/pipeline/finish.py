@@ -27,6 +27,7 @@ from labelwright.pipeline.references import Contender
 from labelwright.pipeline.report import report
 from labelwright.pipeline.resolve import Plan
 from labelwright.pipeline.saved_model import model_card, save_model
+from labelwright.reporting.candidates import overruled
 from labelwright.reporting.thumbnails import write_thumbnails
 from labelwright.run_folder import write_parquet_atomically
 from labelwright.train.environment import peak_memory_mb
@@ -77,16 +78,16 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
     tests = {each.name: _scored(plan, job, each) for each in answer.contenders}
     scores = tests[kept.name][1]
     given = torch.from_numpy(table.labels).long()
-    views = prepared.train.views(prepared.view)
-    own = answers_of(plan, kept.recipe, kept.cfg, kept.state, views, given=given)
+    own, of_sets = own_answers(plan, job, kept, given)
     calibration = _calibration(plan, job, answer, own)
     rows = label_rows(table, own, table.class_names, calibration, keep_given=True)
+    rows = with_candidates(rows, table, own)
     held_out = tests[kept.name][0]
     if prepared.test is not None and held_out is not None and prepared.test_is != "given":
         assert plan.prepared.test is not None
         more = label_rows(prepared.test.table, held_out, table.class_names, calibration, keep_given=True)
         order = torch.cat([plan.prepared.train.rows, plan.prepared.test.rows]).argsort()
-        rows = pa.concat_tables([rows, more]).take(pa.array(order.numpy()))
+        rows = pa.concat_tables([rows, more], promote_options="default").take(pa.array(order.numpy()))
     write_parquet_atomically(rows, run.path / "labels.parquet")
     summary: dict[str, Any] = {
         "situation": prepared.situation.name,
@@ -116,6 +117,7 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
             }
             for each in answer.contenders
         },
+        **of_sets,
     }
     summary |= plan.method.summarise(
         Outcome(
@@ -131,6 +133,8 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
         )
     )
     clusters = (summary.get("novel") or {}).get("clusters", [])
+    if (shown := overruled(rows)) and prepared.train.pixels is not None:
+        write_thumbnails(run.path, table, shown)
     if clusters and prepared.train.pixels is not None:
         write_thumbnails(run.path, table, [row for cluster in clusters for row in cluster["central_rows"]])
     if scores is not None and not task.n_novel and 0 < (table.counts() == 0).sum() < len(table.class_names):

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from labelwright.data import checks
-from labelwright.data.cache import PixelCache, resize_to_square
 from labelwright.data.embeddings import load_embeddings
-from labelwright.data.prepare import class_list, is_embeddings, native_size, read
+from labelwright.data.prepare import class_list, is_embeddings, read
 from labelwright.data.situation import Situation, detect
 from labelwright.data.table import LabelTable
-from labelwright.data.views import PixelViews, ViewSettings
 from labelwright.encoders import at_hand
-from labelwright.encoders.nets import OwnNets
-from labelwright.encoders.resnets import own_network
 from labelwright.errors import DataError, Problem
-from labelwright.methods.method import Budget
-from labelwright.methods.registry import METHODS, resolve_config
+from labelwright.methods.registry import METHODS
 from labelwright.pipeline.novel import novel_notice
-from labelwright.pipeline.time_budget import clocked
+from labelwright.pipeline.settings import column_names
 from labelwright.train.processes import accelerator_for
-from labelwright.train.speed import CPU_BATCH
 
 
 @dataclass(frozen=True)
@@ -42,6 +34,7 @@ class Inspection:
       noun: "images" or "embeddings".
       notices: what the features show; of images there are none yet.
       time: how long that would train here, measured; empty where it is a matter of seconds, or nobody knows.
+      reliability: of the annotators, see `annotators.reliability.reliability_of`; None without their columns.
     """
 
     table: LabelTable
@@ -52,6 +45,7 @@ class Inspection:
     noun: str
     notices: tuple[str, ...] = ()
     time: str = ""
+    reliability: Mapping[str, Any] | None = None
 
 
 def inspect(
@@ -60,6 +54,7 @@ def inspect(
     classes: Any = None,
     novel: int | str | None = None,
     group: str | None = None,
+    annotator_columns: str | None = None,
     check_images: bool = True,
 ) -> Inspection:
     """Read data, say which situation it is and why, and find everything wrong with it; writes nothing.
@@ -69,19 +64,22 @@ def inspect(
       classes: class names or a file of them, fixing names and order.
       novel: K or "auto" when classes outside the list may be present.
       group: column whose rows belong together.
+      annotator_columns: names of columns, with commas between, that hold one annotator's answers each.
       check_images: decode every image in full, and measure how long `fit` would train.
 
     Raises: DataError if there is nothing to read at all.
     """
     notices: list[str] = []
+    annotators = column_names(annotator_columns)
     if is_embeddings(data):
-        noun, loaded = "embeddings", load_embeddings(data, classes=class_list(classes), on_bad="report")
+        noun = "embeddings"
+        loaded = load_embeddings(data, classes=class_list(classes), annotators=annotators, on_bad="report")
         table, has_text, problems = loaded.table, loaded.class_feats is not None, loaded.table.problems
         if novel is None:
             feats = loaded.stored.read(torch.arange(len(table)), "clean", torch.zeros(len(table), dtype=torch.int64))
             notices = novel_notice(feats, torch.from_numpy(table.labels).long())
     else:
-        noun, table, has_text = "images", read(data, classes=classes, group=group), True
+        noun, table, has_text = "images", read(data, classes=classes, group=group, annotators=annotators), True
         problems = tuple(dict.fromkeys([*table.problems, *(checks.check_images(table) if check_images else ())]))
     situation = detect(_usable(table, problems), novel=novel)
     runs, needs = situation.method(has_text=has_text), ""
@@ -90,8 +88,9 @@ def inspect(
         runs = situation.method(has_text=False)
     is_cpu, time = accelerator_for("auto").device.type == "cpu", ""
     requires = METHODS[runs].requires
-    if noun == "embeddings" or (found is not None and is_cpu):
-        runs = METHODS[runs].on_embeddings or runs
+    instead = METHODS[runs].on_embeddings
+    if instead is not None and (noun == "embeddings" or (found is not None and is_cpu)):
+        runs = instead(table)
     if found is not None and (found.reads_names or not requires.text):
         needs = f"on {'features of ' if is_cpu else ''}{found.name}, {found.where}"
     elif requires.candidates:
@@ -108,7 +107,7 @@ def inspect(
             needs += f", and without any {other}"
     if noun == "images" and check_images and not (needs and found is not None and is_cpu):
         time = _time(_usable(table, problems), situation)
-    return Inspection(table, situation, problems, runs, needs, noun, tuple(notices), time)
+    return Inspection(table, situation, problems, runs, needs, noun, tuple(notices), time, reliability_of(table))
 
 
 def _time(table: LabelTable, situation: Situation) -> str:

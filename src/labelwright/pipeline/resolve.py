@@ -16,6 +16,7 @@ from accelerate import Accelerator
 
 from labelwright.annotators.annotator import Annotator
 from labelwright.annotators.describe import wanted_descriptions
+from labelwright.annotators.reliability import weighted
 from labelwright.annotators.training_candidates import candidates_fingerprint, wanted_annotator
 from labelwright.data.prepare import Prepared, describe_data, is_embeddings, prepare
 from labelwright.data.read import read_names
@@ -29,7 +30,7 @@ from labelwright.encoders.saved import saved_backbone
 from labelwright.errors import ConfigError, DataError
 from labelwright.methods.method import Budget, Method, Views
 from labelwright.methods.registry import METHODS, method_named, resolve_config
-from labelwright.pipeline.settings import FitSettings, to_config
+from labelwright.pipeline.settings import FitSettings, column_names, to_config
 from labelwright.pipeline.time_budget import Clocked, clocked
 from labelwright.run_folder import Run
 from labelwright.train.loop import LoopOptions
@@ -166,6 +167,7 @@ def resolve(settings: FitSettings) -> Plan:
         classes=settings.classes,
         novel=settings.novel,
         group=settings.group,
+        annotators=column_names(settings.annotator_columns),
         test_frac=settings.test_frac,
         size_px=stats.size_px if stats and settings.size is None else settings.size,
         stats=(stats.mean, stats.std) if stats else None,
@@ -174,6 +176,8 @@ def resolve(settings: FitSettings) -> Plan:
         seed=settings.seed,
         cache_limit_gb=settings.cache_limit_gb,
     )
+    source = dataclasses.replace(prepared.train, table=weighted(prepared.train.table))
+    prepared = dataclasses.replace(prepared, train=source)
     are_feats = prepared.train.stored is not None  # the user's own embeddings
     has_text = prepared.class_feats is not None if are_feats else is_matching
     has_features = are_feats or (is_checkpoint and settings.views != "pixels")
@@ -189,7 +193,8 @@ def resolve(settings: FitSettings) -> Plan:
         method = method.on_features()
         cfg = resolve_config(method, overrides, preset=settings.preset)
     if settings.method == "auto" and views == "embeddings" and method.on_embeddings is not None:
-        name, method = method.on_embeddings, method_named(method.on_embeddings)
+        name = method.on_embeddings(prepared.train.table)
+        method = method_named(name)
         cfg = resolve_config(method, overrides)
     fixed = method.presets[settings.preset] if settings.preset != "practical" else {}
     table = prepared.train.table

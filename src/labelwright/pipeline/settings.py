@@ -85,6 +85,12 @@ class DataSettings:
         "column whose rows belong together, such as the frames of one track; never split between train and test",
         example="--group track",
     )
+    annotator_columns: str | None = setting(
+        None,
+        "columns, with commas between, that hold one annotator's answers each (empty: did not answer); they become "
+        "candidates, weighted by how reliable each annotator turns out to be",
+        example="--annotator-columns ann,bob,cyd",
+    )
     on_bad: Literal["stop", "skip"] = setting(
         "stop", "unusable rows: stop with a report of all of them, or skip and list them", example="--on-bad skip"
     )
@@ -174,6 +180,12 @@ class TextSettings:
         example="--ratio 0.3",
         low=0,
         high=1,
+    )
+    outside_candidates: Literal["auto", "yes", "no"] = setting(
+        "auto",
+        "may a training image get a label outside its candidates? no: the best of them; yes: what the model says of "
+        "the image alone; auto: what both say together, which leaves the candidates where they often miss the class",
+        example="--outside-candidates no",
     )
     phrasings: int = setting(3, "questions per image put to a chat annotator", example="--phrasings 1", low=1)
     chat_url: str | None = setting(
@@ -348,6 +360,26 @@ def fits(value: object, hint: Any) -> bool:
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, hint)
+
+
+def column_names(text: str | None) -> tuple[str, ...]:
+    """The columns that a text names, with commas between.
+
+    Raises: ConfigError for a name given twice, or none at all.
+
+    Example:
+      >>> column_names("ann, bob"), column_names(None)
+      (('ann', 'bob'), ())
+    """
+    if text is None:
+        return ()
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(
+            f"annotator_columns={text!r} is not possible",
+            fix="name each column once, with commas between: --annotator-columns ann,bob",
+        )
+    return names
 
 
 def words_of(hint: Any) -> str:

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pyarrow as pa
+
+from labelwright.annotators.reliability import reliability_lines
 from labelwright.reporting.before_after import named_bars
 from labelwright.reporting.candidate_training import curve_notes, deployed_words
 from labelwright.reporting.charts import AFTER, BEFORE, MAX_NAMED, Figure, axes_layout, plain_text, rows_layout
+from labelwright.reporting.thumbnails import read_thumbnails
 from labelwright.run_folder import Run
 from labelwright.wording import number, percent, points
 
 HARDLY = 0.1  # of an even share of the first guesses: a class with less is hardly ever named, as for Co-Reg's prior
 CHANGED = 0.05  # of a class's images: smaller changes are not called a correction or a loss
 LISTED_MAX = 20
+OVERRULED_MAX = 24  # images shown
 LOST = "#d55e00"
 
 
@@ -23,7 +28,9 @@ def guessed_section(run: Run) -> dict[str, Any] | None:
     Returns: origin (where the guesses come from), facts (what, value), replaced (class, the description that took the
       place of its name), verdict (sentences that compare the model with what it learned from), is_worse (than its
       annotator, on the test images), corrected and lost (rows of `change_rows`, largest change first), scored_on (the
-      images that these were counted on), notes (how to read the curves), deployed (which network was saved, and why).
+      images that these were counted on), own_sets (how candidates decided on labels), overruled (images where they
+      and the model differ: id, label, probability, candidates, picture or None), notes (how to read the curves),
+      deployed (which network was saved, and why).
 
     Example:
       >>> sets = {"n_images": 4, "mean_set_size": 2.0, "largest_set": 2, "n_empty": 0, "n_single": 0}
@@ -46,8 +53,74 @@ def guessed_section(run: Run) -> dict[str, Any] | None:
         "lost": [row for row in reversed(known) if row["change"] <= -CHANGED],
         "scored_on": "test images" if on_test else "training images whose truth is known",
         "notes": curve_notes(run),
+        "own_sets": own_sets_words(run.summary.get("own_sets")),
+        "overruled": _overruled_rows(run),
         "deployed": deployed_words(run.epochs),
     }
+
+
+def own_sets_words(found: Mapping[str, Any] | None) -> list[str]:
+    """How labels of training images were decided between the model and their candidates; no words if there are none.
+
+    Args:
+      found: ``own_sets`` of summary.json.
+
+    Example:
+      >>> own_sets_words({"rule": "no", "outside_frac": 0.16, "label_outside_frac": 0.0})
+      ['labels of training images: the best of their candidates (the model alone would leave them for 16.0%)']
+    """
+    if not found:
+        return []
+    how = {
+        "no": "the best of their candidates",
+        "yes": "what the model says of the image alone, inside its candidates or not",
+        "auto": "what the model and their candidates say together",
+    }[found["rule"]]
+    alone = f"the model alone would leave them for {percent(found['outside_frac'])}"
+    if found["rule"] == "auto":
+        alone = (
+            f"the class is among them for an estimated {percent(found['truth_inside'])} of the images; "
+            f"{percent(found['label_outside_frac'])} of the labels are not, {alone}"
+        )
+    return [f"labels of training images: {how} ({alone})"]
+
+
+def overruled(labels: pa.Table) -> list[int]:
+    """Rows of labels.parquet where the model and the candidates differ, at most `OVERRULED_MAX`.
+
+    First come labels that are none of the candidates, then those whose candidates overruled the model; of each the
+    surest first.
+
+    Example:
+      >>> table = {"label": ["a", "b", "a"], "probability": [0.9, 0.6, 0.8], "source": ["predicted"] * 3}
+      >>> sets = {"candidates": ["a|b", "b|c", "b"], "outside_candidates": [False, True, True]}
+      >>> overruled(pa.table(table | sets))
+      [2, 1]
+    """
+    if "outside_candidates" not in labels.column_names:
+        return []
+    wanted = ("label", "probability", "source", "candidates", "outside_candidates")
+    rank = []
+    for row, (label, probability, source, named, is_outside) in enumerate(
+        zip(*(labels[name].to_pylist() for name in wanted), strict=True)
+    ):
+        is_out = named is not None and label not in named.split("|")
+        if source != "given" and (is_out or is_outside):
+            rank.append((not is_out, -probability, row))
+    return [row for *_, row in sorted(rank)[:OVERRULED_MAX]]
+
+
+def _overruled_rows(run: Run) -> list[dict[str, Any]]:
+    if run.labels is None:
+        return []
+    pictures, wanted = read_thumbnails(run.path), ("id", "label", "probability", "candidates")
+    rows = overruled(run.labels)
+    shown = run.labels.take(rows).select(wanted).to_pylist() if rows else []
+    return [row | {"picture": pictures.get(row["id"])} for row in shown]
+
+
+def _annotator_lines(run: Run) -> list[tuple[str, str, str]]:
+    return [line.removeprefix("annotator ").partition(": ") for line in reliability_lines(run.summary.get("crowd"))]
 
 
 # ---- the guesses ----------------------------------------------------------------------------------------------------
@@ -94,6 +167,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     if counts.get("accuracy") is not None:
         facts.append((f"{_one_guess(run).capitalize()}, right", percent(counts["accuracy"])))
     names = run.class_names
+    facts += [(f"Annotator {who}", rest) for who, _, rest in _annotator_lines(run)]
     named, first = counts.get("named") or [], counts.get("first") or []
     if len(named) != len(names) or len(first) != len(names):
         return facts

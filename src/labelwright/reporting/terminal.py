@@ -13,12 +13,13 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
+from labelwright.annotators.reliability import reliability_lines
 from labelwright.data.checks import format_problems
 from labelwright.data.table import NOTICES
 from labelwright.errors import DataError, Problem
 from labelwright.reporting.beside import COLUMNS, beside_rows
 from labelwright.reporting.candidate_training import deployed_words
-from labelwright.reporting.candidates import is_below_annotator, knows_annotator
+from labelwright.reporting.candidates import is_below_annotator, knows_annotator, own_sets_words
 from labelwright.run_folder import Run
 from labelwright.wording import counted
 
@@ -95,7 +96,8 @@ def _candidate_lines(summary: Mapping[str, Any]) -> list[str]:
     annotator = summary.get("annotator") or {}
     who = f"candidates from {annotator['name']}" if annotator else "candidates of the data"
     first, *others = _annotated_lines({**summary["candidates"], **annotator}, again="a run in another --out asks")
-    return [f"{who}: {first}", *others]
+    lines = [f"{who}: {first}", *others, *reliability_lines(summary.get("crowd"))]
+    return lines + own_sets_words(summary.get("own_sets"))
 
 
 def _pseudolabel_lines(found: Mapping[str, Any], guesses: Mapping[str, Any] | None = None) -> list[str]:
@@ -245,6 +247,8 @@ def _print_inspection(found: Any, values: Mapping[str, Any]) -> None:
     out.print(f"fit would run: {found.runs}{f' ({found.needs})' if found.needs else ''}", markup=False)
     if found.time:
         out.print(f"time: {found.time}", markup=False)
+    for line in reliability_lines(found.reliability):
+        out.print(line, markup=False)
     for notice in found.notices:
         out.print(f"notice: {notice}", markup=False)
     bad = [p for p in found.problems if p.kind not in NOTICES]

@@ -118,7 +118,7 @@ def solve(
 
     Args:
       z: [N, D] float32, centred and of unit scale (`centre_and_scale`), N >= 1.
-      labels: [N] int64, 0 to C-1, no unknown ones.
+      labels: [N] int64, 0 to C-1, no unknown ones; or [N, C] float probabilities of the classes, without adjustment.
       problem: the loss.
       n_classes: C.
       penalty: >= 0; 0 does not converge where classes are separable.
@@ -136,7 +136,15 @@ def solve(
     n, n_features = z.shape
     start = start or Linear(z.new_zeros(n_classes, n_features), z.new_zeros(n_classes))
     weight, bias = (part.clone().requires_grad_() for part in (start.weight, start.bias))
-    total = float(n) if problem.class_weight is None else float(problem.class_weight[labels].sum())
+    targets = labels.float() if labels.is_floating_point() else None
+    assert targets is None or not any(part is not None for part in vars(problem.adjustment).values()), "of labels only"
+    if problem.class_weight is None:
+        total = float(n)
+    elif targets is None:
+        total = float(problem.class_weight[labels].sum())
+    else:
+        targets = targets * problem.class_weight
+        total = float(targets.sum())
     chunks = torch.split(torch.arange(n, device=z.device), max(1, CHUNK_NUMBERS // max(n_classes, n_features)))
     solver = torch.optim.LBFGS(
         [weight, bias] if problem.has_bias else [weight],
@@ -153,9 +161,14 @@ def solve(
         loss.backward()  # type: ignore[no-untyped-call]
         loss = loss.detach()
         for some in chunks:
-            logits, given = z[some] @ weight.T + bias, labels[some]
-            row_weights = None if problem.class_weight is None else problem.class_weight[given]
-            part = adjusted_cross_entropy(logits, given, problem.adjustment, weights=row_weights, reduce="sum") / total
+            logits = z[some] @ weight.T + bias
+            if targets is None:
+                given = labels[some]
+                row_weights = None if problem.class_weight is None else problem.class_weight[given]
+                part = adjusted_cross_entropy(logits, given, problem.adjustment, weights=row_weights, reduce="sum")
+            else:
+                part = -(targets[some] * logits.log_softmax(1)).sum()
+            part = part / total
             part.backward()  # type: ignore[no-untyped-call]
             loss = loss + part.detach()
         return loss

@@ -14,6 +14,9 @@ from labelwright.types import ViewSource
 
 BATCH = 512
 
+Adapt = Callable[[Tensor, Tensor], Tensor]
+"""Rows [B] int64 on the CPU and a classifier's probabilities [B, C] -> the probabilities to answer with."""
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -26,6 +29,7 @@ class Answers:
     given: Tensor  # the labels asked about, -1 = none
     given_probability: Tensor  # of the given label; nan where none was given
     best_other_probability: Tensor  # largest probability of a class that is not the given one; nan where none
+    alone: Tensor | None = None  # most probable class before `Adapt`
 
 
 def answer(
@@ -36,6 +40,7 @@ def answer(
     device: torch.device,
     precision: str,
     given: Tensor | None = None,
+    adapt: Adapt | None = None,
     description: str = "predicting",
 ) -> Answers:
     """Run a classifier over rows of a view source, un-augmented.
@@ -46,19 +51,22 @@ def answer(
       rows: [N] int64 rows of the source.
       device, precision: of ``probs_of``, see train.processes.
       given: [N] int64 labels to ask about, -1 = none; None = none at all.
+      adapt: changes the probabilities of rows; None = as they are.
       description: of the progress bar.
 
     Returns: one answer per row, in the order of ``rows``.
     """
     dtype = autocast_dtype(device, precision)
     given = torch.full((len(rows),), -1, dtype=torch.int64) if given is None else given.cpu()
-    top_probs, top_classes, of_given, of_other = [], [], [], []
+    top_probs, top_classes, of_given, of_other, alone = [], [], [], [], []
     starts = range(0, len(rows), BATCH)
     for start in track(starts, description, total=len(starts)):
         chunk = rows[start : start + BATCH].cpu()
         x = views.batch(chunk, "clean", seed=0, device=device)
         with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             probs = probs_of(x).float()
+        alone.append(probs.argmax(1).cpu())
+        probs = probs if adapt is None else adapt(chunk, probs)
         best, classes = probs.topk(min(2, probs.shape[1]), dim=1)
         labels = given[start : start + BATCH].to(device)
         top_probs.append(best[:, [0, -1]].cpu())
@@ -70,7 +78,7 @@ def answer(
         of_other.append(other.masked_fill(~known, torch.nan).cpu())
     if not top_probs:
         none, no_class = torch.empty(0), torch.empty(0, dtype=torch.int64)
-        return Answers(no_class, none, no_class, none, no_class, none, none)
+        return Answers(no_class, none, no_class, none, no_class, none, none, no_class)
     probs2, classes2 = torch.cat(top_probs), torch.cat(top_classes)
     return Answers(
         predicted=classes2[:, 0],
@@ -80,4 +88,5 @@ def answer(
         given=given,
         given_probability=torch.cat(of_given),
         best_other_probability=torch.cat(of_other),
+        alone=torch.cat(alone),
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import pytest
 import torch
 
@@ -96,3 +99,19 @@ def test_new_net__is_as_wide_as_asked_where_features_are_frozen() -> None:
     assert {p.shape[0] for p in net.head.parameters()} == {4}  # type: ignore[union-attr]
     with pytest.raises(ConfigError, match="head_width=0"):
         cs.CandidateSettings(head_width=0)
+
+
+def test_put_annotator_in__networks_together_say_what_the_names_say() -> None:
+    torch.manual_seed(0)
+    concepts = tiny.concepts_of(3)
+    task = Task(torch.full((4,), -1), ("a", "b", "c"), concepts=concepts)
+    nets: list[Any] = [tiny.BuildHead()(3, head="mlp", hidden=8) for _ in range(2)]
+    for net in nets:
+        torch.nn.init.normal_(net.head.from_hidden.weight)
+    x = torch.nn.functional.normalize(torch.randn(5, tiny.N_FEATURES), dim=1)
+    before = [net(x).detach() for net in nets]
+    assert not cs.put_annotator_in(nets, dataclasses.replace(task, concepts=None))
+    assert all(torch.equal(net(x), old) for net, old in zip(nets, before, strict=True))
+    assert cs.put_annotator_in(nets, task)
+    expected = concepts.logit_scale * x @ concepts.feats.T
+    assert torch.allclose(nets[0](x) + nets[1](x), expected, atol=1e-5)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,27 @@ def new_net(cfg: CandidateSettings, task: Task, build_net: BuildNet) -> nn.Modul
     if not build_net.is_frozen:
         return build_net(task.n_classes)
     return build_net(task.n_classes, head="mlp", hidden=cfg.head_width)
+
+
+def put_annotator_in(nets: Sequence[nn.Module], task: Task) -> bool:
+    """Make networks on frozen features answer, summed, as the annotator that compared these features with the names.
+
+    Args:
+      nets: with heads of `new_net`; the first becomes the annotator, the others say nothing.
+      task: holds the text features.
+
+    Returns: whether there is such an annotator; False leaves the networks as they are.
+    """
+    if task.concepts is None or task.n_novel > 0:
+        return False
+    for i, net in enumerate(nets):
+        head: Any = cast(Any, net).head
+        for layer in (head.from_hidden, head.linear):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        if i == 0:
+            head.linear.weight.data.copy_(task.concepts.logit_scale * task.concepts.feats)
+    return True
 
 
 def setup(cfg: CandidateSettings, task: Task, build_net: BuildNet, *, name: str, has_targets: bool = False) -> State:

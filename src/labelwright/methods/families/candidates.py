@@ -10,7 +10,10 @@ import numpy as np
 
 from labelwright.annotators.annotator import truth_of
 from labelwright.annotators.candidate_rules import describe_candidates
+from labelwright.annotators.reliability import reliability_of
 from labelwright.annotators.training_candidates import summary_of
+from labelwright.data.table import LabelTable
+from labelwright.labels.said import Said
 from labelwright.methods.families import text
 from labelwright.methods.method import Budget, Method, Outcome, Requires, in_time, views_by_model, views_per_image
 from labelwright.metrics.scores import guess_counts
@@ -46,6 +49,13 @@ def of_candidates(title: str, recipe: Recipe, **own: Any) -> Method:
     return Method(title, recipe, Requires(candidates=True), **{**more, **own})
 
 
+def on_frozen_features(table: LabelTable) -> str:
+    """What learns from these candidates on stored features: `crowd` from answers, votes and sets, which tell how far to
+    trust them; `coreg_frozen` from what a model thinks, whose mistakes repeat what the features show.
+    """
+    return "crowd" if Said(table.task()).kind in ("answers", "votes", "sets") else "coreg_frozen"
+
+
 def schedule_by(passes: Callable[[Any, Budget], float]) -> Callable[[Any, Budget, Container[str]], Any]:
     """`HEAD_STEPS` on stored features; of pixels as many epochs as there is time for, at least `PIXEL_EPOCHS_MIN`."""
 
@@ -67,6 +77,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
     hidden = None if table.truth is None else np.where(table.labels < 0, table.truth, -1)
     return {
         "candidates": describe_candidates(table.candidates, n_classes=n_classes, truth=truth_of(table)),
+        "crowd": reliability_of(table),
         "annotator": None if outcome.guesses is None else summary_of(outcome.guesses),
         "guesses": guess_counts(table.candidates, n_classes=n_classes, truth=hidden),
         **text.summarise(outcome),

@@ -1,0 +1,101 @@
+"""Answers of several annotators as candidates, weighted by how reliable each of them turns out to be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from labelwright.data.table import LabelTable
+from labelwright.labels.dawid_skene import DawidSkene, dawid_skene
+
+
+def weighted(table: LabelTable) -> LabelTable:
+    """The table with its candidates weighted by Dawid and Skene's probabilities; as it is without annotators' columns.
+
+    Where there are too few answers to tell the annotators apart, the weights stay shares of the votes.
+
+    Example: see `reliability_of`.
+    """
+    found = _found(table)
+    if found is None or found.is_majority:
+        return table
+    sets = table.candidates
+    assert sets is not None
+    rows = torch.arange(len(table)).repeat_interleave(sets.offsets.diff())
+    named = found.probs[rows, sets.classes.long()]
+    total = torch.zeros(len(table), dtype=named.dtype).index_add_(0, rows, named)
+    return replace(table, candidates=replace(sets, weights=(named / total.clamp(min=1e-12)[rows]).float()))
+
+
+def reliability_of(table: LabelTable) -> dict[str, Any] | None:
+    """How reliable each annotator seems to be; None without annotators' columns.
+
+    Returns: JSON-ready: method (dawid_skene, or majority where there are too few answers), and annotators, each with
+      name, n_answers, reliability (estimated share of right answers), and most_confused (class, answer, how often), the
+      three commonest mistakes; by majority no mistakes, and the reliability is the agreement with the other answers.
+
+    Example: two who agree, and one who always says cat.
+      >>> import pyarrow as pa
+      >>> from labelwright.data.table import Images
+      >>> ids, truth = pa.array([str(i) for i in range(60)], pa.large_string()), np.arange(60, dtype=np.int32) % 2
+      >>> votes = np.stack([truth, truth, 0 * truth], axis=1)
+      >>> table = LabelTable(
+      ...     Images(ids), ids, np.full(60, -1, np.int32), ("cat", "dog"), votes=votes, annotators=("ann", "bob", "cyd")
+      ... )
+      >>> found = reliability_of(table)
+      >>> [(each["name"], each["reliability"]) for each in found["annotators"]]
+      [('ann', 1.0), ('bob', 1.0), ('cyd', 0.5)]
+      >>> found["annotators"][2]["most_confused"][0][:2]
+      ('dog', 'cat')
+    """
+    found = _found(table)
+    if found is None:
+        return None
+    each = [
+        {
+            "name": name,
+            "n_answers": int(found.n_answers[a]),
+            "reliability": round(float(found.reliability[a]), 3),
+            "most_confused": [] if found.is_majority else _confused(found.confusion[a], table.class_names),
+        }
+        for a, name in enumerate(table.annotators)
+    ]
+    return {"method": "majority" if found.is_majority else "dawid_skene", "annotators": each}
+
+
+def reliability_lines(found: Mapping[str, Any] | None) -> list[str]:
+    """What to print of `reliability_of`.
+
+    Example:
+      >>> one = {"name": "ann", "n_answers": 9, "reliability": 0.8, "most_confused": [("dog", "cat", 0.25)]}
+      >>> reliability_lines({"method": "dawid_skene", "annotators": [one]})
+      ['annotator ann: 9 answers, about 80% right, most often cat for dog (25% of dog)']
+    """
+    if found is None:
+        return []
+    lines = []
+    for one in found["annotators"]:
+        right = "right" if found["method"] == "dawid_skene" else "as the majority (too few answers to estimate more)"
+        line = f"annotator {one['name']}: {one['n_answers']:,} answers, about {one['reliability']:.0%} {right}"
+        for truth, said, frac in one["most_confused"][:1]:
+            line += f", most often {said} for {truth} ({frac:.0%} of {truth})"
+        lines.append(line)
+    return lines
+
+
+def _found(table: LabelTable) -> DawidSkene | None:
+    if table.votes is None:
+        return None
+    votes, labels = torch.from_numpy(table.votes.astype(np.int64)), torch.from_numpy(table.labels.astype(np.int64))
+    return dawid_skene(votes, len(table.class_names), labels=labels)
+
+
+def _confused(confusion: torch.Tensor, names: tuple[str, ...]) -> list[tuple[str, str, float]]:
+    off = confusion.clone().fill_diagonal_(0.0).flatten()
+    top = off.topk(min(3, len(off))).indices.tolist()
+    n = len(names)
+    return [(names[i // n], names[i % n], round(float(off[i]), 3)) for i in top if float(off[i]) > 0]

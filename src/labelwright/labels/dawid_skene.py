@@ -1,0 +1,166 @@
+"""How well each annotator answers, and what the answers say together: a confusion matrix per annotator, by EM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SMOOTHING = 20.0  # answers that an annotator's usual behaviour counts for in each row of the confusion matrix
+N_ITER = 100  # of EM, at most
+STILL = 1e-4  # largest change of a probability at which it ends
+LEAST_ANSWERS = 2.0  # answers per class and annotator, on average, below which no confusion can be told: majority vote
+
+
+@dataclass(frozen=True)
+class DawidSkene:
+    """What the answers of A annotators say of N images and C classes.
+
+    Attributes:
+      probs: [N, C] float64, probability of each class; even where nobody answered.
+      confusion: [A, C, C] float64, probability that annotator a answers j where c is true; rows sum to 1.
+      prior: [C] float64, share of each class.
+      reliability: [A] float64, estimated share of the annotator's answers that are right.
+      n_answers: [A] int64.
+      is_majority: whether there were too few answers to tell annotators apart: ``probs`` are then shares of the votes.
+    """
+
+    probs: Tensor
+    confusion: Tensor
+    prior: Tensor
+    reliability: Tensor
+    n_answers: Tensor
+    is_majority: bool
+
+
+def vote_shares(votes: Tensor, n_classes: int) -> Tensor:
+    """Majority vote: the share of the answers that each class gets, even where nobody answered.
+
+    Args:
+      votes: [N, A] int64, -1 = no answer.   n_classes: C.
+
+    Returns: [N, C] float64, rows sum to 1.
+
+    Example:
+      >>> vote_shares(torch.tensor([[0, 0, 1], [-1, -1, -1]]), 2).tolist()
+      [[0.6666666666666666, 0.3333333333333333], [0.5, 0.5]]
+    """
+    counts = torch.zeros(len(votes), n_classes, dtype=torch.float64, device=votes.device)
+    for said in votes.T:
+        answered = (said >= 0).nonzero().flatten()
+        counts[answered, said[answered]] += 1
+    counts[counts.sum(1) == 0] = 1
+    return counts / counts.sum(1, keepdim=True)
+
+
+def confusion_of(probs: Tensor, votes: Tensor, *, smoothing: float = SMOOTHING) -> Tensor:
+    """Confusion matrices under class probabilities, drawn towards each annotator's usual behaviour.
+
+    Usual is to be right as often as over all classes together, and else to answer as its wrong answers are spread over
+    all classes together. So a class with few images does not make an annotator perfect or hopeless on it.
+
+    Args:
+      probs: [N, C] float64, rows sum to 1.
+      votes: [N, A] int64, -1 = no answer.
+      smoothing: how many answers the usual behaviour counts for in each row, > 0.
+
+    Returns: [A, C, C] float64, above 0, rows sum to 1.
+
+    Example: three right answers of four; a row holds its own answers and twenty usual ones.
+      >>> probs, votes = torch.eye(2, dtype=torch.float64)[[0, 0, 1, 1]], torch.tensor([[0], [0], [1], [0]])
+      >>> [[round(p, 3) for p in row] for row in confusion_of(probs, votes)[0].tolist()]
+      [[0.727, 0.273], [0.318, 0.682]]
+    """
+    return torch.stack([smoothed(_counts(probs, said), smoothing) for said in votes.T])
+
+
+def _counts(probs: Tensor, said: Tensor) -> Tensor:
+    """[C, C]: how often an answer j [N] falls to class c."""
+    answered = (said >= 0).nonzero().flatten()
+    counts = probs.new_zeros(probs.shape[1], probs.shape[1])
+    return counts.index_add_(0, said[answered], probs[answered]).T
+
+
+def smoothed(counts: Tensor, smoothing: float = SMOOTHING) -> Tensor:
+    """Rows of counts [C, C] as distributions, with ``smoothing`` more counts each spread as is usual over all rows.
+
+    Example: nothing counted: right half of the time.
+      >>> smoothed(torch.zeros(3, 3, dtype=torch.float64))[0].tolist()
+      [0.5, 0.25, 0.25]
+    """
+    right = (counts.diagonal().sum() + 0.5) / (counts.sum() + 1)
+    usual = (counts.sum(0) - counts.diagonal() + 1).expand_as(counts).clone()  # wrong answers, whatever the class
+    usual.fill_diagonal_(0)
+    usual = (1 - right) * usual / usual.sum(1, keepdim=True).clamp(min=1e-12)
+    usual.diagonal().fill_(right)
+    return (counts + smoothing * usual) / (counts.sum(1, keepdim=True) + smoothing * usual.sum(1, keepdim=True))
+
+
+def vote_evidence(votes: Tensor, confusion: Tensor) -> Tensor:
+    """What the answers say of each class: the log-likelihood, sum over annotators of log confusion[a, c, vote].
+
+    Args:
+      votes: [N, A] int64, -1 = no answer.   confusion: [A, C, C] float, above 0.
+
+    Returns: [N, C], 0 where nobody answered.
+
+    Example:
+      >>> confusion = torch.tensor([[[0.75, 0.25], [0.5, 0.5]]])
+      >>> vote_evidence(torch.tensor([[0], [-1]]), confusion).exp().tolist()
+      [[0.75, 0.5], [1.0, 1.0]]
+    """
+    logs = confusion.log().mT  # [A, said, class]
+    found = logs.new_zeros(len(votes), logs.shape[2])
+    for said, log in zip(votes.T, logs, strict=True):
+        answered = (said >= 0).nonzero().flatten()
+        found[answered] += log[said[answered]]
+    return found
+
+
+def dawid_skene(votes: Tensor, n_classes: int, *, labels: Tensor | None = None) -> DawidSkene:
+    """Estimate true classes and confusion matrices from nothing but answers.
+
+    Starts from the majority vote. E-step: class probabilities from shares and confusions; M-step: both from these.
+    With fewer than `LEAST_ANSWERS` answers per class and annotator it stays with the majority vote.
+
+    Args:
+      votes: [N, A] int64, classes that A annotators answered, -1 = no answer.
+      n_classes: C.
+      labels: [N] int64 verified classes, which stay; -1 or None = unknown.
+
+    Source: Dawid and Skene 1979 (Applied Statistics 28), Eq. (2.3) to (2.5). Differs: rows of a confusion matrix are
+      drawn towards the annotator's usual behaviour (`confusion_of`).
+
+    Example: two good annotators against one who always says 0.
+      >>> truth = torch.arange(60) % 2
+      >>> votes = torch.stack([truth, truth, torch.zeros_like(truth)], dim=1)
+      >>> found = dawid_skene(votes, 2)
+      >>> bool((found.probs.argmax(1) == truth).all()), [round(r, 2) for r in found.reliability.tolist()]
+      (True, [1.0, 1.0, 0.5])
+    """
+    n_answers = (votes >= 0).sum(0)
+    known = torch.zeros(len(votes), dtype=torch.bool) if labels is None else labels >= 0
+    probs = vote_shares(votes, n_classes)
+    if labels is not None:
+        probs[known] = torch.eye(n_classes, dtype=probs.dtype)[labels[known]]
+    is_majority = float(n_answers.sum()) < LEAST_ANSWERS * n_classes * max(1, votes.shape[1])
+    heard = (votes >= 0).any(1) | known
+    prior = (probs[heard].sum(0) + 1) / (heard.sum() + n_classes)
+    for _ in range(0 if is_majority else N_ITER):
+        confusion = confusion_of(probs, votes)
+        new = (vote_evidence(votes, confusion) + prior.log()).softmax(1)
+        if labels is not None:
+            new[known] = probs[known]
+        moved = (new - probs).abs().max() if len(new) else torch.zeros(())
+        probs, prior = new, (new[heard].sum(0) + 1) / (heard.sum() + n_classes)
+        if float(moved) < STILL:
+            break
+    right = torch.stack([_share_right(probs, said) for said in votes.T])
+    return DawidSkene(probs, confusion_of(probs, votes), prior, right, n_answers, is_majority)
+
+
+def _share_right(probs: Tensor, said: Tensor) -> Tensor:
+    """Mean probability of an annotator's answers; 0 without any."""
+    answered = (said >= 0).nonzero().flatten()
+    return probs[answered, said[answered]].mean() if len(answered) else probs.new_zeros(())

@@ -1,0 +1,256 @@
+"""What was said of each image, by annotators or as a candidate set, as evidence beside what a classifier sees.
+
+Nobody has to be right: how often an annotator, or the sets, name a wrong class is estimated from all images together,
+with the classifier's temperature, by the likelihood of what was said. No label is needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from labelwright.labels.chunks import evenly_spread
+from labelwright.labels.dawid_skene import SMOOTHING, confusion_of, smoothed, vote_evidence
+from labelwright.types import Task
+
+Kind = Literal["answers", "votes", "sets", "shares"]
+"""Answers of annotators; weights that are shares of votes; sets without weights; weights of any other kind."""
+
+MOST_VOTES = 20  # votes per image up to which weights are taken for shares of votes
+NEARLY_ALL = 0.95  # of the sets whose weights must look like shares of votes
+TEMPERATURES = (0.25, 16.0)  # lowest and highest factor of the logits
+TEMPERATURE_ROWS = 4000  # that it is found on, evenly spread
+N_ITER = 30  # of EM, at most
+STILL = 1e-3  # largest change of a probability at which it ends
+
+
+@dataclass(frozen=True)
+class Heard:
+    """How to take what was said.
+
+    Attributes:
+      weight: answers: confusion [A, C, C]; else [C, C], what a candidate adds to the log-likelihood of each class.
+      bias: [C] float64, what a set adds whatever it holds.
+      log_prior: [C] float64, log share of each class.
+      temperature: factor of the classifier's logits, > 0.
+      inside: estimated share of the images whose class is among what was said, 0 to 1.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    log_prior: Tensor
+    temperature: float
+    inside: float
+
+
+@dataclass(frozen=True)
+class Said:
+    """Answers or candidate sets of a task, as evidence.
+
+    Example: see `hear`.
+    """
+
+    task: Task
+    smoothing: float = field(default=SMOOTHING)
+
+    @cached_property
+    def kind(self) -> Kind | None:
+        """What was said; None where nothing was."""
+        if self.task.votes is not None:
+            return "answers"
+        sets = self.task.candidates
+        if sets is None or not len(sets.classes):
+            return None
+        if sets.weights is None or bool((self._least == self._largest)[sets.offsets.diff() > 0].all()):
+            return "sets"
+        several = sets.offsets.diff() > 1
+        n = self._counted[several]
+        return "votes" if float((n > 0).double().mean()) >= NEARLY_ALL and several.any() else "shares"
+
+    @cached_property
+    def _row_of(self) -> Tensor:
+        assert self.task.candidates is not None
+        sizes = self.task.candidates.offsets.diff()
+        return torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
+
+    def _extreme(self, how: Literal["amin", "amax"]) -> Tensor:
+        """[N] least or largest weight of each set, of those above 0."""
+        sets = self.task.candidates
+        assert sets is not None
+        assert sets.weights is not None
+        is_some = sets.weights > 0
+        out = torch.ones(len(sets), device=sets.weights.device)
+        return out.scatter_reduce(0, self._row_of[is_some], sets.weights[is_some], how, include_self=False)
+
+    @cached_property
+    def _least(self) -> Tensor:
+        return self._extreme("amin")
+
+    @cached_property
+    def _largest(self) -> Tensor:
+        return self._extreme("amax")
+
+    @cached_property
+    def _counted(self) -> Tensor:
+        """[N] votes that would make a set's weights, 0 where none up to `MOST_VOTES` do."""
+        sets = self.task.candidates
+        assert sets is not None
+        assert sets.weights is not None
+        found = torch.zeros(len(sets), device=sets.weights.device)
+        for n in range(MOST_VOTES, 0, -1):  # the fewest that do
+            off = (n * sets.weights - (n * sets.weights).round()).abs()
+            worst = torch.zeros_like(found).scatter_reduce(0, self._row_of, off, "amax")
+            found = torch.where((worst < 0.02) & (n * self._least > 0.5), float(n), found)
+        return found
+
+    @cached_property
+    def n_votes(self) -> Tensor:
+        """[N] float: how many votes a set's weights are shares of; of a single candidate as many as is usual."""
+        assert self.task.candidates is not None
+        sizes = self.task.candidates.offsets.diff()
+        if self.kind != "votes":
+            return torch.ones(len(sizes), device=sizes.device)
+        n = self._counted
+        return torch.where(sizes > 1, n.clamp(min=1), n[sizes > 1].median())
+
+    def is_heard(self, rows: Tensor) -> Tensor:
+        """[B] bool: something is known of the image."""
+        known = self.task.labels[rows] >= 0
+        if self.task.votes is not None:
+            return known | (self.task.votes[rows] >= 0).any(1)
+        guesses = self.task.guesses(rows)
+        return known | (guesses.amax(1) > guesses.amin(1))
+
+    def members(self, rows: Tensor) -> Tensor:
+        """[B, C] float64: votes for each class; of sets without weights 1 for a candidate."""
+        sets = self.task.candidates
+        if sets is None:
+            return torch.zeros(len(rows), self.task.n_classes, dtype=torch.float64, device=rows.device)
+        if self.kind == "sets":
+            return sets.mask(rows, self.task.n_classes).double()
+        return sets.shares(rows, self.task.n_classes).double() * self.n_votes[rows].double()[:, None]
+
+    def fit(self, rows: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight and bias of `Heard`, for images of which the classes are known by their probabilities.
+
+        Args:
+          rows: [n] int64.   probs: [n, C] float64, rows sum to 1.
+        """
+        zeros = probs.new_zeros(probs.shape[1])
+        if self.task.votes is not None:
+            return confusion_of(probs, self.task.votes[rows], smoothing=self.smoothing), zeros
+        given = self.members(rows)
+        has_set = given.sum(1) > 0
+        given, probs = given[has_set], probs[has_set]
+        counts, n = probs.T @ given, probs.sum(0)  # [C, C] class, candidate
+        if self.kind != "sets":
+            return smoothed(counts, self.smoothing).log().T, zeros
+        # Each class is in a set or not, by itself: the right one equally often whichever it is, a wrong one drawn
+        # towards how often it is in sets of any other class.
+        usual = (counts.sum(0) - counts.diagonal() + 0.5) / (n.sum() - n + 1)
+        rate = (counts + self.smoothing * usual) / (n[:, None] + self.smoothing)
+        rate.diagonal().fill_((counts.trace() + 0.5) / (n.sum() + 1))
+        rate = rate.clamp(1e-6, 1 - 1e-6)
+        return (rate.log() - (1 - rate).log()).T, (1 - rate).log().sum(1)
+
+    def evidence(self, heard: tuple[Tensor, Tensor], rows: Tensor) -> Tensor:
+        """Log-likelihood [B, C] float64 of what was said of some rows; 0 where nothing was."""
+        weight, bias = heard
+        if self.task.votes is not None:
+            return vote_evidence(self.task.votes[rows], weight)
+        given = self.members(rows)
+        return torch.where(given.sum(1, keepdim=True) > 0, given @ weight + bias, 0.0)
+
+    def named(self, rows: Tensor) -> Tensor:
+        """[B, C] bool: classes that somebody named for the image; every class where nobody named any."""
+        if self.task.votes is None:
+            return self.task.possible(rows)
+        found = torch.zeros(len(rows), self.task.n_classes, dtype=torch.bool, device=rows.device)
+        for said in self.task.votes[rows].T:
+            answered = (said >= 0).nonzero().flatten()
+            found[answered, said[answered]] = True
+        labels = self.task.labels[rows]
+        known = (labels >= 0).nonzero().flatten()
+        found[known] = F.one_hot(labels[known], self.task.n_classes).bool()
+        return torch.where(found.any(1, keepdim=True), found, torch.ones_like(found))
+
+    def posterior(self, heard: Heard, logits: Tensor, rows: Tensor) -> Tensor:
+        """Probabilities [B, C] float64 of a classifier's logits [B, C] and what was said of the rows together.
+
+        A verified label has all of the probability.
+        """
+        seen = heard.temperature * logits.double() + heard.log_prior
+        probs = (seen + self.evidence((heard.weight, heard.bias), rows)).softmax(1)
+        return self._with_labels(probs, rows)
+
+    def _with_labels(self, probs: Tensor, rows: Tensor) -> Tensor:
+        labels = self.task.labels[rows].to(probs.device)
+        known = (labels >= 0).nonzero().flatten()
+        probs[known] = F.one_hot(labels[known], probs.shape[1]).to(probs)
+        return probs
+
+
+def hear(said: Said, logits: Tensor, rows: Tensor) -> Heard:
+    """Estimate how to take what was said, given a classifier's logits, by EM.
+
+    E-step: the posterior of each image's class; M-step: confusions, class shares, and the temperature under which
+    what was said is most likely. Logits of heads that did not see the image keep this honest.
+
+    Args:
+      said: of a task.
+      logits: [n, C] float of some rows.
+      rows: [n] int64 of them.
+
+    Source: Raykar et al. 2010 (JMLR 11), section 2, for a classifier that is given.
+
+    Example: of three annotators one is wrong every other time.
+      >>> truth, turn = torch.arange(400) % 2, torch.arange(400) // 2
+      >>> votes = torch.stack([truth, (truth + (turn % 10 == 0)) % 2, (truth + turn % 2) % 2], dim=1)
+      >>> said = Said(Task(torch.full((400,), -1), ("cat", "dog"), votes=votes))
+      >>> heard = hear(said, 2.0 * F.one_hot(truth, 2), torch.arange(400))
+      >>> [round(float(confusion.diagonal().mean()), 1) for confusion in heard.weight]
+      [1.0, 0.9, 0.5]
+    """
+    seen, temperature = logits.double(), 1.0
+    some = evenly_spread(torch.arange(len(rows), device=rows.device), TEMPERATURE_ROWS)
+    probs = said._with_labels(seen.softmax(1), rows)
+    log_prior = seen.new_zeros(seen.shape[1])
+    heard = said.fit(rows, probs)
+    for _ in range(N_ITER):
+        heard = said.fit(rows, probs)
+        evidence = said.evidence(heard, rows)
+        log_prior = ((probs.sum(0) + 1) / (len(probs) + probs.shape[1])).log()
+        temperature = _temperature(seen[some], evidence[some], log_prior)
+        new = said._with_labels((temperature * seen + log_prior + evidence).softmax(1), rows)
+        moved, probs = float((new - probs).abs().max()) if len(new) else 0.0, new
+        if moved < STILL:
+            break
+    told = said.is_heard(rows)
+    inside = float((probs * said.named(rows))[told].sum() / told.sum().clamp(min=1))
+    return Heard(*heard, log_prior, temperature, inside)
+
+
+def _temperature(seen: Tensor, evidence: Tensor, log_prior: Tensor, n_steps: int = 12) -> float:
+    """The factor of the logits under which the evidence is most likely, by golden section on its logarithm."""
+
+    def likelihood(log_factor: float) -> float:
+        alone = (2.0**log_factor * seen + log_prior).log_softmax(1)
+        return float((alone + evidence).logsumexp(1).mean())
+
+    low, high = (float(torch.tensor(t).log2()) for t in TEMPERATURES)
+    share = (5**0.5 - 1) / 2
+    inner = [high - share * (high - low), low + share * (high - low)]
+    values = [likelihood(x) for x in inner]
+    for _ in range(n_steps):
+        if values[0] >= values[1]:
+            high, inner = inner[1], [inner[1] - share * (inner[1] - low), inner[0]]
+            values = [likelihood(inner[0]), values[0]]
+        else:
+            low, inner = inner[0], [inner[1], inner[0] + share * (high - inner[0])]
+            values = [values[1], likelihood(inner[1])]
+    return float(2.0 ** ((low + high) / 2))

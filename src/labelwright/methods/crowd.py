@@ -1,0 +1,167 @@
+"""Crowd: a convex head on frozen features, and how often each annotator is wrong, each estimated from the other.
+
+ 1  z = (f - m) / s: the features centred, one scale for all
+ 2  q = Dawid and Skene's probabilities of the classes, from the answers alone; of sets the shares of the candidates
+ 3  penalty: the one under which the likeliest classes of q are most likely where they were left out
+ 4  head = argmin of the cross-entropy with q, classes weighted evenly, + penalty                    (train/convex.py)
+ 5  v = logits of the images, each by a head that did not see it (folds; images of a group stay together)
+ 6  q = softmax(T v + log prior + log-likelihood of what was said), with confusion matrices, prior and temperature T by
+    EM; a verified label stays                                                                        (labels/said.py)
+ 7  lines 4 to 6 for `n_rounds` rounds; the head of all images, times T of its folds, is the classifier
+
+Of sets without a name for who said what, all answers are taken as one annotator's.
+
+Symbols: f feats, m mean, s scale, T temperature.
+Source: Raykar et al. 2010, "Learning from crowds" (JMLR 11). Differs: more than two classes, a cross-validated
+penalty, a temperature, and line 5, without which a head that has learned its own labels by heart confirms them.
+Command: labelwright fit feats.parquet --annotator-columns ann,bob,cyd --method crowd --out RUN
+Measured: docs/methods/crowd.md, by benchmarks/crowds.py. `n_rounds`, and the smoothing of the confusion matrices, were
+chosen on CIFAR-10 and GTSRB (features of a small CLIP's image tower, three made-up voters).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+
+from labelwright.encoders.heads import CentredHead
+from labelwright.labels.dawid_skene import dawid_skene
+from labelwright.labels.first_guess import first_guess
+from labelwright.labels.said import Heard, Said, hear
+from labelwright.methods.baselines.candidate_sets import check_task
+from labelwright.methods.open_world import put_in
+from labelwright.methods.recipe import Begun, Recipe, check_is_pretrained
+from labelwright.train.convex import (
+    PENALTIES,
+    TRIED_GRADIENT,
+    Linear,
+    Problem,
+    centre_and_scale,
+    cross_validate,
+    folds_of,
+    solve,
+)
+from labelwright.train.seeds import generator
+from labelwright.train.settings import TrainSettings, require_range
+from labelwright.types import BuildNet, Passes, State, Task
+
+USUAL_PENALTY = 100.0  # where nothing can be left out
+LARGE, HUGE = 2500, 10_000  # images from which three folds, and two, say as much as five
+MOVED_FRAC = 0.002  # of the classes, below which a round has changed nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainSettings):
+    """Settings of Crowd."""
+
+    takes_steps: ClassVar[bool] = False
+    epochs: int = 1  # everything is done before the first
+    n_rounds: int = 3  # of head and confusions in turn, at most
+    penalty: float | None = None  # L2 of the weights, summed over centred images; None = by cross-validation
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_range(self, "at least 1", "n_rounds")
+        require_range(self, "above 0, or none", "penalty")
+
+
+def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
+    """A linear head on centred features, still to be found."""
+    check_task(task, "crowd")
+    check_is_pretrained(build_net)
+    return State(nets={"main": build_net(task.n_classes, head="centred")})
+
+
+@torch.no_grad()
+def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
+    """Lines 1 to 7."""
+    head: CentredHead = cast(Any, state.nets["main"]).head
+    said = Said(task)
+    heard_of = torch.cat([said.is_heard(some) for some in torch.split(torch.arange(len(task.labels)), 8192)])
+    rows = heard_of.nonzero().flatten()
+    feats = torch.cat([some.float() for _, some in passes("main", rows, output="feats")])
+    mean, scale = centre_and_scale(feats)  # 1
+    head.mean.copy_(mean)
+    head.scale.copy_(scale)
+    z = (feats - mean) / scale
+    q = _start(task, rows).to(z.device)  # 2
+    groups = None if task.groups is None else task.groups.cpu()[rows]
+    penalty = _penalty(z, first_guess(q.float(), rows.to(q.device)), groups, task.n_classes) or USUAL_PENALTY
+    penalty = cfg.penalty or penalty  # 3
+    fold = _folds(len(rows), groups)
+    heads: list[Linear | None] = [None] * (int(fold.max()) + 1)
+    heard, moved, n_done = None, 1.0, 0
+    logs: dict[str, Any] = {"penalty": penalty, "moved_frac": []}
+    while n_done < cfg.n_rounds and moved >= MOVED_FRAC:
+        logits = torch.zeros(len(rows), task.n_classes, device=z.device)
+        for k in range(len(heads)):
+            left_out = (fold == k).to(z.device)
+            share = 1 - float(left_out.float().mean())
+            each = _solved(z[~left_out], q[~left_out], share * penalty, heads[k])  # 4
+            heads[k], logits[left_out] = each, each(z[left_out])  # 5
+        heard = hear(said, logits, rows)
+        new = said.posterior(heard, logits, rows)  # 6
+        moved = float((new.argmax(1) != q.argmax(1)).double().mean())
+        q, n_done = new, n_done + 1
+        logs["moved_frac"].append(round(moved, 5))
+    assert heard is not None, "there is a round"
+    found = _solved(z, q, penalty, heads[0])
+    put_in(state.nets["main"], heard.temperature * found.weight, heard.temperature * found.bias)
+    return state, logs | describe(heard)
+
+
+def _start(task: Task, rows: Tensor) -> Tensor:
+    """Line 2: [n, C] float64."""
+    if task.votes is None:
+        return task.guesses(rows).double()
+    return dawid_skene(task.votes[rows], task.n_classes, labels=task.labels[rows]).probs
+
+
+def _penalty(z: Tensor, labels: Tensor, groups: Tensor | None, n_classes: int) -> float | None:
+    """Line 3; None where nothing can be left out."""
+    tried, fold = folds_of(labels, groups, seed=0)
+    if not len(tried):
+        return None
+
+    def problem_of(counts: Tensor) -> Problem:
+        return Problem(class_weight=_even(counts))
+
+    return cross_validate(
+        z, labels, problem_of, n_classes=n_classes, rows=tried, fold=fold, penalties=PENALTIES[:5]
+    ).penalty
+
+
+def _even(counts: Tensor) -> Tensor:
+    """Weights [C] float32 under which all classes count alike, 0 for a class without images."""
+    weights = torch.where(counts > 0, counts.sum() / counts.double().clamp(min=1e-3), 0.0)
+    return (weights / (counts > 0).sum().clamp(min=1)).float()
+
+
+def _solved(z: Tensor, q: Tensor, penalty: float, start: Linear | None) -> Linear:
+    problem = Problem(class_weight=_even(q.sum(0)))
+    return solve(
+        z, q.float(), problem, n_classes=q.shape[1], penalty=penalty, start=start, least_gradient=TRIED_GRADIENT
+    )
+
+
+def _folds(n: int, groups: Tensor | None) -> Tensor:
+    """[n] int64 fold of each image; of few images at least two folds, images of a group in one."""
+    of = torch.arange(n) if groups is None else torch.unique(groups, return_inverse=True)[1]
+    n_units = int(of.max()) + 1 if n else 0
+    n_folds = max(1, min(5 if n < LARGE else 3 if n < HUGE else 2, n_units))
+    return (torch.randperm(n_units, generator=generator(0, "folds")) % n_folds)[of]
+
+
+def describe(heard: Heard) -> dict[str, Any]:
+    """What to log of how the answers were taken."""
+    return {
+        "temperature": round(heard.temperature, 3),
+        "truth_inside": round(heard.inside, 4),
+        "class_shares": [round(float(p), 5) for p in heard.log_prior.exp()],
+    }
+
+
+RECIPE = Recipe(Config=Config, setup=setup, begin=begin)

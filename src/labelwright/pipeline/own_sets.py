@@ -1,0 +1,116 @@
+"""Labels of training images that have candidates: what the model sees and what was said of the image, together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from labelwright.data.table import LabelTable
+from labelwright.labels.chunks import evenly_spread
+from labelwright.labels.said import Heard, Said, hear
+from labelwright.pipeline.evaluate import answers_of
+from labelwright.pipeline.job import Job
+from labelwright.pipeline.references import Contender
+from labelwright.pipeline.resolve import Plan
+from labelwright.train.predict import Answers
+
+HEARD_ROWS = 20_000  # training images from which it is estimated how far to trust what was said
+LEAST = 1e-12  # of a probability, so that its logarithm is finite
+
+
+def own_answers(plan: Plan, job: Job, kept: Contender, given: Tensor) -> tuple[Answers, dict[str, Any]]:
+    """Answers on the training images, and what summary.json says of how their candidates were used.
+
+    Args:
+      plan, job: of a run.
+      kept: the classifier that it answers with.
+      given: [N] int64 verified labels, -1 = none; their images are judged by the model alone.
+
+    Returns: answers, ``alone`` being the model's own; and, where there are candidates, under ``own_sets``: rule (yes,
+      no, auto, see `FitSettings.outside_candidates`), truth_inside (estimated share of images whose class is among
+      their candidates; auto only), outside_frac (of the model's own answers) and label_outside_frac (of the labels),
+      over images with candidates and no verified label.
+    """
+    source, task = job.prepared.train, job.task
+    views, said = source.views(job.prepared.view), Said(job.task)
+    if said.kind is None or task.n_novel:
+        return answers_of(plan, kept.recipe, kept.cfg, kept.state, views, given=given), {}
+    rule = plan.settings.outside_candidates
+    heard = _heard(plan, job, kept, said) if rule == "auto" else None
+
+    def adapt(rows: Tensor, probs: Tensor) -> Tensor:
+        open_rows = (said.is_heard(rows) & (task.labels[rows] < 0)).to(probs.device)
+        if rule == "yes":
+            return probs
+        new = within(probs.cpu(), said.named(rows)) if heard is None else _together(said, heard, probs.cpu(), rows)
+        return torch.where(open_rows[:, None], new.to(probs), probs)
+
+    answers = answers_of(plan, kept.recipe, kept.cfg, kept.state, views, given=given, adapt=adapt)
+    rows = torch.arange(views.n_rows)
+    counts = torch.cat([said.is_heard(some) & (task.labels[some] < 0) for some in torch.split(rows, 8192)])
+    n = max(1, int(counts.sum()))
+    facts: dict[str, Any] = {"rule": rule}
+    for key, classes in (("outside_frac", answers.alone), ("label_outside_frac", answers.predicted)):
+        assert classes is not None
+        facts[key] = round(float((is_outside(said, classes) & counts).sum()) / n, 4)
+    if heard is not None:
+        facts["truth_inside"] = round(heard.inside, 4)
+    return answers, {"own_sets": facts}
+
+
+def _heard(plan: Plan, job: Job, kept: Contender, said: Said) -> Heard:
+    rows = torch.arange(len(job.task.labels))
+    rows = rows[torch.cat([said.is_heard(some) for some in torch.split(rows, 8192)])]
+    rows, seen = evenly_spread(rows, HEARD_ROWS), list[Tensor]()
+
+    def collect(_: Tensor, probs: Tensor) -> Tensor:
+        seen.append(probs.clamp(min=LEAST).log().cpu())
+        return probs
+
+    views = job.prepared.train.views(job.prepared.view)
+    answers_of(plan, kept.recipe, kept.cfg, kept.state, views, rows=rows, adapt=collect)
+    return hear(said, torch.cat(seen), rows)
+
+
+def _together(said: Said, heard: Heard, probs: Tensor, rows: Tensor) -> Tensor:
+    return said.posterior(heard, probs.clamp(min=LEAST).log(), rows)
+
+
+def within(probs: Tensor, possible: Tensor) -> Tensor:
+    """Probabilities [B, C] of the classes that an image may have, [B, C] bool, alone.
+
+    Example:
+      >>> within(torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([[False, True, True]])).tolist()
+      [[0.0, 0.5, 0.5]]
+    """
+    kept = probs.clamp(min=LEAST) * possible
+    return kept / kept.sum(1, keepdim=True)
+
+
+def is_outside(said: Said, classes: Tensor) -> Tensor:
+    """[N] bool: the class [N] of an image is none of those named for it."""
+    rows = torch.arange(len(classes))
+    inside = [said.named(some).gather(1, classes[some][:, None])[:, 0] for some in torch.split(rows, 8192)]
+    return ~torch.cat(inside) if inside else torch.zeros(0, dtype=torch.bool)
+
+
+def with_candidates(rows: pa.Table, table: LabelTable, answers: Answers) -> pa.Table:
+    """Labels with the columns ``candidates`` (names with | between, as tables have them) and ``outside_candidates``.
+
+    The second says of the model's own answer, from the image alone, that it is none of the candidates; null where the
+    image has none. Without candidates the table is as it was.
+    """
+    if table.candidates is None or answers.alone is None:
+        return rows
+    said = Said(table.task())
+    sizes = table.candidates.offsets.diff()
+    names = pa.array(table.class_names, pa.string()).take(pa.array(table.candidates.classes.numpy()))
+    lists = pa.ListArray.from_arrays(pa.array(table.candidates.offsets.int().numpy()), names)
+    text = pc.binary_join(lists, "|")
+    text = pc.if_else(pa.array((sizes > 0).numpy()), text, pa.scalar(None, pa.string()))
+    outside = pa.array(is_outside(said, answers.alone).numpy(), mask=(sizes == 0).numpy())
+    return rows.append_column("candidates", text).append_column("outside_candidates", outside)

@@ -1,0 +1,100 @@
+"""A column per annotator, in every kind of table: classes, candidates, what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from labelwright.data.embeddings import load_embeddings
+from labelwright.data.read import load
+from labelwright.errors import ConfigError, DataError
+
+ANN, BOB = ["cat", "dog", None, None], ["cat", "owl", "dog", None]
+VOTES = [[0, 0], [1, 2], [-1, 1], [-1, -1]]
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    for i in range(4):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{i}.png")
+    return tmp_path
+
+
+def write(folder: Path, kind: str, **more: list) -> Path:
+    columns = {"image": [f"{i}.png" for i in range(4)], "ann": ANN, "bob": BOB, **more}
+    path = folder / f"t.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.table(columns), path)
+        return path
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    if kind == "jsonl":  # keys left out, as people write it
+        path.write_text("".join(json.dumps({k: v for k, v in row.items() if v is not None}) + "\n" for row in rows))
+    else:
+        lines = [",".join(columns), *(",".join("" if v is None else str(v) for v in row.values()) for row in rows)]
+        path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_columns__become_votes_and_candidates(photos: Path, kind: str) -> None:
+    table = load(write(photos, kind), annotators=("ann", "bob"))
+    assert table.class_names == ("cat", "dog", "owl")
+    assert table.annotators == ("ann", "bob")
+    assert table.votes.tolist() == VOTES
+    sets = table.candidates
+    assert [sets.of(i).tolist() for i in range(4)] == [[0], [1, 2], [1], []]
+    assert sets.weights.tolist() == [1.0, 0.5, 0.5, 1.0]
+    assert (table.labels == -1).all()
+    task = table.subset(np.array([2, 0])).task()
+    assert task.votes.tolist() == [[-1, 1], [0, 0]]
+
+
+def test_columns__a_label_beside_them_and_class_indices(photos: Path) -> None:
+    (photos / "t.csv").write_text("image,label,a,b\n0.png,owl,0,2\n1.png,,1,\n2.png,,-1,0\n")
+    table = load(photos / "t.csv", classes=["cat", "dog", "owl"], annotators=("a", "b"))
+    assert table.labels.tolist() == [2, -1, -1]
+    assert table.votes.tolist() == [[0, 2], [1, -1], [-1, 0]]
+
+
+def test_columns__of_several_files_where_one_lacks_an_annotator(photos: Path) -> None:
+    (photos / "a.csv").write_text("image,ann,bob\n0.png,cat,dog\n")
+    (photos / "b.csv").write_text("image,ann\n1.png,dog\n")
+    with pytest.raises(DataError, match="no column 'bob' of an annotator") as caught:
+        load([photos / "a.csv", photos / "b.csv"], annotators=("ann", "bob"))
+    assert [problem.kind for problem in caught.value.problems] == ["missing_column"]
+
+
+def test_columns__an_answer_that_is_no_class_is_named(photos: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        load(write(photos, "csv"), classes=["cat", "dog"], annotators=("ann", "bob"))
+    problem = caught.value.problems[0]
+    assert (problem.kind, problem.row) == ("unknown_candidate", 1)
+    assert problem.detail == "bob answers 'owl', which is not a class"
+
+
+def test_columns__beside_candidates_are_refused(photos: Path) -> None:
+    path = write(photos, "csv", candidates=["cat", "dog", "owl", "cat"])
+    with pytest.raises(ConfigError, match="'candidates' holds candidates"):
+        load(path, annotators=("ann",))
+
+
+def test_columns__of_a_folder_are_refused(photos: Path) -> None:
+    (photos / "cat").mkdir()
+    Image.new("RGB", (4, 4)).save(photos / "cat" / "x.png")
+    with pytest.raises(DataError, match="has no columns"):
+        load(photos, annotators=("ann",))
+
+
+def test_columns__of_embeddings(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"embedding": list(np.eye(4, dtype=np.float32)), "ann": ANN, "bob": BOB}), path)
+    table = load_embeddings(path, annotators=("ann", "bob")).table
+    assert table.votes.tolist() == VOTES
+    assert load_embeddings(path, classes=["cat", "dog"]).table.votes is None
+    np.savez(tmp_path / "t.npz", embeddings=np.eye(4))
+    with pytest.raises(ConfigError, match="has no columns"):
+        load_embeddings(tmp_path / "t.npz", annotators=("ann",))

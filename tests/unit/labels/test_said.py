@@ -1,0 +1,144 @@
+"""What was said of images, as evidence: its kind, its likelihood, and how far to trust it."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import tiny
+from labelwright.labels.said import Said, hear
+from labelwright.types import Candidates, Task
+
+N, C = 600, 3
+ROWS = torch.arange(N)
+NAMES = ("a", "b", "c")
+
+
+def truth_of(seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, C, N))
+
+
+def seen(truth, strength, seed=1, right=0.7):
+    """Calibrated logits that find the class of a share of the images."""
+    draw = np.random.default_rng(seed)
+    shown = torch.where(torch.from_numpy(draw.random(N) < right), truth, (truth + 1) % C)
+    return strength * np.log(right * (C - 1) / (1 - right)) * F.one_hot(shown, C)
+
+
+def votes_of(truth, reliability, seed=2):
+    draw = np.random.default_rng(seed)
+    each = [torch.where(torch.from_numpy(draw.random(N) < r), truth, (truth + 1) % C) for r in reliability]
+    return torch.stack(each, dim=1)
+
+
+def task_of(**known):
+    return Task(torch.full((N,), -1), NAMES, **known)
+
+
+@pytest.mark.parametrize(
+    ("weights", "kind"),
+    [
+        (None, "sets"),
+        ([0.5, 0.5, 1.0, 0.5, 0.5], "sets"),  # all alike in their row
+        ([2 / 3, 1 / 3, 1.0, 0.25, 0.75], "votes"),
+        ([0.91, 0.09001, 1.0, 0.53123, 0.46877], "shares"),
+    ],
+)
+def test_kind__by_the_weights(weights, kind):
+    sets = Candidates(
+        torch.tensor([0, 2, 3, 5]),
+        torch.tensor([0, 1, 2, 0, 2], dtype=torch.int32),
+        None if weights is None else torch.tensor(weights),
+    )
+    assert Said(Task(torch.full((3,), -1), NAMES, sets)).kind == kind
+
+
+def test_kind__answers_come_first_and_nothing_is_none():
+    sets = Candidates(torch.zeros(N + 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int32))
+    assert Said(task_of()).kind is None
+    assert Said(task_of(candidates=sets)).kind is None
+    assert Said(task_of(votes=votes_of(truth_of(), (0.9,)))).kind == "answers"
+
+
+def test_n_votes__of_a_set_of_one_what_is_usual():
+    sets = Candidates(
+        torch.tensor([0, 2, 3, 5]),
+        torch.tensor([0, 1, 2, 0, 2], dtype=torch.int32),
+        torch.tensor([2 / 3, 1 / 3, 1.0, 1 / 3, 2 / 3]),
+    )
+    said = Said(Task(torch.full((3,), -1), NAMES, sets))
+    assert said.n_votes.tolist() == [3, 3, 3]
+    assert torch.allclose(said.members(torch.arange(3))[0], torch.tensor([2.0, 1.0, 0.0], dtype=torch.float64))
+
+
+def test_hear__finds_how_often_annotators_are_right_and_the_temperature():
+    truth = truth_of()
+    said = Said(task_of(votes=votes_of(truth, (0.9, 0.6, 0.5))), smoothing=1.0)
+    for strength in (1.0, 0.5, 3.0):
+        logits = seen(truth, strength)
+        heard = hear(said, logits, ROWS)
+        rates = [float(confusion.diagonal().mean()) for confusion in heard.weight]
+        assert np.allclose(rates, (0.9, 0.6, 0.5), atol=0.06)
+        assert 0.8 < heard.temperature * strength < 1.3  # what makes the logits calibrated again
+        together = said.posterior(heard, logits, ROWS)
+        right = (together.argmax(1) == truth).double().mean()
+        assert right > 0.94
+        assert abs(float(together.max(1).values.mean()) - float(right)) < 0.03  # a probability is one
+
+
+def test_hear__sets_that_always_hold_the_class_are_not_left():
+    truth, draw = truth_of(3), torch.Generator().manual_seed(4)
+    mask = torch.rand(N, C, generator=draw) < 0.4
+    mask[ROWS, truth] = True
+    said, logits = Said(task_of(candidates=tiny.sets_of(mask))), seen(truth, 1.0)
+    heard = hear(said, logits, ROWS)
+    labels = said.posterior(heard, logits, ROWS).argmax(1)
+    assert heard.inside > 0.98
+    assert bool(mask[ROWS, labels].all())
+    assert not bool(mask[ROWS, logits.argmax(1)].all())
+
+
+def test_hear__sets_that_often_miss_the_class_are_left():
+    truth, draw = truth_of(5), np.random.default_rng(6)
+    named = torch.where(torch.from_numpy(draw.random(N) < 0.4), truth, (truth + 1) % C)
+    said, logits = Said(task_of(candidates=tiny.sets_of(F.one_hot(named, C).bool()))), seen(truth, 1.0, right=0.9)
+    heard = hear(said, logits, ROWS)
+    labels = said.posterior(heard, logits, ROWS).argmax(1)
+    assert abs(heard.inside - 0.4) < 0.1
+    assert float((labels == truth).double().mean()) > 0.85
+
+
+def test_posterior__a_verified_label_stays_and_silence_changes_nothing():
+    truth = truth_of()
+    votes = votes_of(truth, (0.9, 0.9))
+    votes[5] = -1
+    labels = torch.full((N,), -1)
+    labels[0] = (truth[0] + 1) % C
+    said, logits = Said(Task(labels, NAMES, votes=votes)), seen(truth, 1.0)
+    heard = hear(said, logits, ROWS)
+    together = said.posterior(heard, logits, ROWS)
+    assert together[0].argmax() == labels[0]
+    assert together[0].max() == 1
+    alone = (heard.temperature * logits[5].double() + heard.log_prior).softmax(0)
+    assert torch.allclose(together[5], alone)
+    assert said.is_heard(torch.tensor([0, 5, 6])).tolist() == [True, False, True]
+    assert said.named(torch.tensor([5])).all()
+
+
+def test_sets__likelihood_against_a_loop():
+    mask = torch.tensor([[1, 0, 1], [0, 1, 0], [0, 0, 0]]).bool()
+    said = Said(Task(torch.full((3,), -1), NAMES, tiny.sets_of(mask)))
+    probs = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4]], dtype=torch.float64)
+    found = said.evidence(said.fit(torch.arange(3), probs), torch.arange(3))
+    n = [sum(float(probs[i, c]) for i in (0, 1)) for c in range(C)]  # the empty set says nothing
+    hold = [[sum(float(probs[i, c]) * bool(mask[i, j]) for i in (0, 1)) for j in range(C)] for c in range(C)]
+    for c in range(C):
+        expected = 0.0
+        for j in range(C):
+            others = (sum(hold[k][j] for k in range(C) if k != j) + 0.5) / (sum(n) - n[j] + 1)
+            rate = (hold[c][j] + 20.0 * others) / (n[c] + 20.0)
+            if j == c:
+                rate = (sum(hold[k][k] for k in range(C)) + 0.5) / (sum(n) + 1)
+            expected += np.log(rate if mask[0, j] else 1 - rate)
+        assert float(found[0, c]) == pytest.approx(expected)
+    assert found[2].tolist() == [0, 0, 0]

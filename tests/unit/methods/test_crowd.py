@@ -1,0 +1,99 @@
+"""Crowd: better than a regression on the majority vote, its probabilities, its parts."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+import tiny
+from labelwright.labels.dawid_skene import vote_shares
+from labelwright.methods.crowd import _folds
+from labelwright.methods.registry import METHODS, resolve_config
+from labelwright.train.loop import train
+from labelwright.types import Task
+
+N, C, D = 500, 4, tiny.N_FEATURES
+
+
+def crowd_of(seed, reliability=(0.75, 0.5, 0.35)):
+    draw = np.random.default_rng(seed)
+    truth = draw.permutation(np.arange(N) % C)
+    x = (1.6 * np.eye(D)[truth] + draw.standard_normal((N, D))).astype(np.float32)
+    votes = [np.where(draw.random(N) < r, truth, (truth + draw.integers(1, 3, N)) % C) for r in reliability]
+    votes = torch.from_numpy(np.stack(votes, axis=1))
+    votes[torch.from_numpy(draw.random(votes.shape) < 0.1)] = -1
+    return torch.from_numpy(x), torch.from_numpy(truth), votes
+
+
+class Views:
+    """Features, as they are."""
+
+    def __init__(self, x):
+        self.x, self.n_rows = x, len(x)
+
+    def batch(self, rows, view, *, seed, device):
+        return self.x[rows].to(device)
+
+    def prefetch(self, rows):
+        pass
+
+
+def trained_on(task, x, **settings):
+    cfg = resolve_config(METHODS["crowd"], settings)
+    return train(METHODS["crowd"].recipe, cfg, task, Views(x), tiny.BuildHead(), options=tiny.options_of())
+
+
+def test_crowd__beats_regression_on_the_majority_vote_and_is_calibrated():
+    gains, gaps = [], []
+    for seed in range(3):
+        x, _, votes = crowd_of(seed)
+        test_x, test_truth, _ = crowd_of(seed + 10)
+        found = trained_on(Task(torch.full((N,), -1), ("a", "b", "c", "d"), votes=votes, candidates=sets_of(votes)), x)
+        with torch.no_grad():
+            probs = found.state.nets["main"].eval()(test_x).softmax(1)
+        majority = vote_shares(votes, C).argmax(1).numpy()
+        plain = LogisticRegression(class_weight="balanced", max_iter=500).fit(x, majority)
+        right = (probs.argmax(1) == test_truth).float()
+        gains.append(float(right.mean()) - float((plain.predict(test_x) == test_truth.numpy()).mean()))
+        gaps.append(float(probs.amax(1).mean() - right.mean()))
+    assert min(gains) > 0.02
+    assert abs(np.mean(gaps)) < 0.08  # of 500 images; larger sets are nearer
+
+
+def sets_of(votes):
+    mask = torch.zeros(len(votes), C, dtype=torch.bool)
+    for said in votes.T:
+        rows = (said >= 0).nonzero().flatten()
+        mask[rows, said[rows]] = True
+    return tiny.sets_of(mask)
+
+
+def test_crowd__neither_shift_nor_scale_of_the_features_matters():
+    x, _, votes = crowd_of(3)
+    task = Task(torch.full((N,), -1), ("a", "b", "c", "d"), votes=votes, candidates=sets_of(votes))
+    logits = []
+    for moved in (x, 0.03 * x, 37 * x + 5):
+        with torch.no_grad():
+            logits.append(trained_on(task, moved).state.nets["main"].eval()(moved).softmax(1))
+    assert torch.allclose(logits[0], logits[1], atol=2e-3)
+    assert torch.allclose(logits[0], logits[2], atol=2e-3)
+
+
+def test_folds__groups_stay_together():
+    groups = torch.arange(60) // 4
+    fold = _folds(60, groups)
+    assert all(len(fold[groups == g].unique()) == 1 for g in groups.unique())
+    assert 2 <= len(fold.unique()) <= 5
+    assert len(_folds(2, None).unique()) == 2
+
+
+@pytest.mark.parametrize("n_rounds", [1, 3])
+def test_crowd__rounds_end_where_nothing_moves(n_rounds):
+    x, _, votes = crowd_of(4)
+    task = Task(torch.full((N,), -1), ("a", "b", "c", "d"), votes=votes, candidates=sets_of(votes))
+    build, cfg = tiny.BuildHead(), resolve_config(METHODS["crowd"], {"n_rounds": n_rounds})
+    recipe = METHODS["crowd"].recipe
+    state = recipe.setup(cfg, task, build)
+    _, logs = recipe.begin(cfg, task, state, lambda net, rows, output: [(rows, x[rows])])
+    assert 1 <= len(logs["moved_frac"]) <= n_rounds
+    assert 0.6 < logs["truth_inside"] < 1
