@@ -23,6 +23,7 @@ from labelwright.pipeline.evaluate import answers_of, asker_of_names
 from labelwright.pipeline.job import Job
 from labelwright.pipeline.label import label_rows
 from labelwright.pipeline.novel import feats_of
+from labelwright.pipeline.own_sets import own_answers, with_candidates
 from labelwright.pipeline.references import Contender
 from labelwright.pipeline.report import report
 from labelwright.pipeline.resolve import Plan

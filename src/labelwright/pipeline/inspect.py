@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
+from labelwright.annotators.reliability import reliability_of
 from labelwright.data import checks
+from labelwright.data.cache import PixelCache, resize_to_square
 from labelwright.data.embeddings import load_embeddings
-from labelwright.data.prepare import class_list, is_embeddings, read
+from labelwright.data.prepare import class_list, is_embeddings, native_size, read
 from labelwright.data.situation import Situation, detect
 from labelwright.data.table import LabelTable
+from labelwright.data.views import PixelViews, ViewSettings
 from labelwright.encoders import at_hand
+from labelwright.encoders.nets import OwnNets
+from labelwright.encoders.resnets import own_network
 from labelwright.errors import DataError, Problem
-from labelwright.methods.registry import METHODS
+from labelwright.methods.method import Budget
+from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.pipeline.novel import novel_notice
 from labelwright.pipeline.settings import column_names
+from labelwright.pipeline.time_budget import clocked
 from labelwright.train.processes import accelerator_for
+from labelwright.train.speed import CPU_BATCH
 
 
 @dataclass(frozen=True)
