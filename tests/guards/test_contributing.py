@@ -80,7 +80,7 @@ def test_the_example_is_the_nearest_centre(registered: ModuleType, tmp_path: Pat
     probs = np.exp(logits - logits.max(1, keepdims=True))
     probs /= probs.sum(1, keepdims=True)
     given = probs[np.arange(30), classes]
-    np.testing.assert_allclose(run.labels["probability"].to_numpy(), given, atol=1e-4)
+    np.testing.assert_allclose(run.labels["softmax"].to_numpy(), given, atol=1e-4)
 
 
 def test_settings_of_the_example(registered: ModuleType, tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_fit__forty_photos_and_three_names(
     # The saved model, which takes pixels and has no text tower, says what the recipe said on stored features.
     again = lw.label(done.path, photos, device="cpu", precision="fp32")
     assert again["label"].equals(done.labels["label"])
-    assert np.allclose(again["probability"], done.labels["probability"], atol=2e-3)  # features are stored in float16
+    assert np.allclose(again["softmax"], done.labels["softmax"], atol=2e-3)  # features are stored in float16
     assert len(set(again["label"].to_pylist())) > 1  # or there would be nothing to agree on
     fresh = lw.label(done.path, others, out=tmp_path / "labels.csv", device="cpu")
     assert fresh["label"].equals(done.predict(others, device="cpu")["label"])
@@ -138,26 +138,27 @@ def test_fit__tuned_encoders_are_saved_as_they_predict(
     assert tuned.summary["method"] == "cap"
     again = lw.label(tuned.path, photos, device="cpu", precision="fp32")
     assert again["label"].equals(tuned.labels["label"])
-    assert np.allclose(again["probability"], tuned.labels["probability"], atol=1e-4)
+    assert np.allclose(again["softmax"], tuned.labels["softmax"], atol=1e-4)
     # Two steps at this rate did move the encoder, ten tolerances or more: without tuning the run says something else.
     plain = lw.fit(photos, out=tmp_path / "plain", set={**settings, "tune": "adapters"}, **few)
-    gap = np.abs(np.asarray(plain.labels["probability"]) - np.asarray(tuned.labels["probability"])).max()
+    gap = np.abs(np.asarray(plain.labels["softmax"]) - np.asarray(tuned.labels["softmax"])).max()
     assert gap > 1e-3
     again = lw.label(plain.path, photos, device="cpu", precision="fp32")
-    assert np.allclose(again["probability"], plain.labels["probability"], atol=1e-4)
+    assert np.allclose(again["softmax"], plain.labels["softmax"], atol=1e-4)
 
 
 @pytest.mark.parametrize("encoder", ["small-clip", "vit"])
 def test_fit__ce_on_embeddings_of_an_encoder(encoder: str, models: dict[str, str], tmp_path: Path) -> None:
     data = write_folders(tmp_path / "data", {"cat": 10, "dog": 10}, size_px=20)
     write_folders(data, {"unlabeled": 6}, size_px=20, seed=3)
-    done = lw.fit(data, out=tmp_path / "run", method="ce", model=models[encoder], views="embeddings", epochs=5, **QUICK)
+    how = {"method": "ce", "model": models[encoder], "views": "embeddings", "epochs": 5, "refit": False, **QUICK}
+    done = lw.fit(data, out=tmp_path / "run", **how)
     assert (done.summary.get("zero_shot") is not None) == (encoder == "small-clip")
     again = lw.label(done.path, data / "unlabeled", device="cpu", precision="fp32")
     rows = [row for row in done.labels.to_pylist() if row["source"] == "predicted"]
     assert len(rows) == len(again) == 6
     assert [row["label"] for row in rows] == again["label"].to_pylist()
-    assert np.allclose([row["probability"] for row in rows], again["probability"], atol=2e-3)
+    assert np.allclose([row["softmax"] for row in rows], again["softmax"], atol=2e-3)
 
 
 # ---- the user's own embeddings ---------------------------------------------------------------------------------------
@@ -191,7 +192,7 @@ def test_embeddings__cap_label_evaluate_and_inspect(tmp_path: Path) -> None:
     bare = write_npz(tmp_path / "bare.npz", class_embeddings=None, class_names=None, logit_scale=None)
     rows = lw.label(done.path, bare, device="cpu", precision="fp32")
     assert rows["label"].equals(done.labels["label"])
-    assert np.allclose(rows["probability"], done.labels["probability"], atol=1e-5)
+    assert np.allclose(rows["softmax"], done.labels["softmax"], atol=1e-5)
     labelled = write_npz(tmp_path / "labelled.npz", labels=TRUTH)
     scores = lw.evaluate(done.path, labelled, device="cpu")
     assert scores["accuracy"] == pytest.approx(done.summary["pseudolabels"]["accuracy"])
@@ -476,7 +477,7 @@ def test_describe_with__nothing_is_asked_without_it(
 def test_labels_parquet_is_whole(tmp_path: Path) -> None:
     done = lw.fit(write_npz(tmp_path / "pool.npz"), out=tmp_path / "run", set=STEPS, **QUICK)
     table = pq.read_table(done.path / "labels.parquet")
-    probabilities = np.asarray(table["probability"])
+    probabilities = np.asarray(table["softmax"])
     x = F.normalize(tiny.TinyFeats(TRUTH.tolist()).x, dim=1)
     with torch.no_grad():
         expected = load_model(done.path / "model", device=tiny.CPU).probs(x).max(1).values.numpy()

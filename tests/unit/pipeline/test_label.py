@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from labelwright.metrics.scores import confusions
 from labelwright.pipeline.label import _checked_target, _write_class_folders, label_rows
 from labelwright.pipeline.saved_model import model_card
 from labelwright.train.predict import Answers
+from labelwright.trust.calibration import Calibration
 from pictures import write_folders
 
 NAMES = ("ant", "bee", "cow")
@@ -38,20 +40,23 @@ def table_of(n: int) -> LabelTable:
 
 
 def test_label_rows__given_labels_stay_and_the_doubtful_one_shows() -> None:
-    rows = label_rows(table_of(3), ANSWERS, NAMES, keep_given=True)
+    rows = label_rows(table_of(3), ANSWERS, NAMES, Calibration(), keep_given=True)
     assert rows["label"].to_pylist() == ["ant", "cow", "bee"]
     assert rows["source"].to_pylist() == ["given", "given", "predicted"]
     assert rows["runner_up"].to_pylist() == ["bee", "ant", "cow"]  # the best class that is not the label
-    assert rows["probability"].to_pylist() == pytest.approx([0.7, 0.1, 0.6])
-    # (1 + 0.7 - 0.2) / 2, (1 + 0.1 - 0.7) / 2, (1 + 0.6 - 0.3) / 2
-    assert rows["trust"].to_pylist() == pytest.approx([0.75, 0.2, 0.65])
+    assert rows["softmax"].to_pylist() == pytest.approx([0.7, 0.1, 0.6])
+    # the second label is contradicted with a chance of 0.7 of being right
+    assert rows["trust"].to_pylist() == pytest.approx([0.7, 0.3, 0.6])
+    assert rows["probability"].equals(rows["trust"])
 
 
-def test_label_rows__predictions_only() -> None:
-    rows = label_rows(table_of(3), ANSWERS, NAMES, keep_given=False)
+def test_label_rows__predictions_only_and_calibrated() -> None:
+    rows = label_rows(table_of(3), ANSWERS, NAMES, Calibration(0.5, -0.2), keep_given=False)
     assert rows["label"].to_pylist() == ["ant", "ant", "bee"]
     assert set(rows["source"].to_pylist()) == {"predicted"}
-    assert rows["trust"].to_pylist() == pytest.approx([0.75, 0.75, 0.65])
+    odds = [0.5 * math.log(p / (1 - p)) - 0.2 for p in (0.7, 0.7, 0.6)]
+    assert rows["trust"].to_pylist() == pytest.approx([1 / (1 + math.exp(-x)) for x in odds])
+    assert rows["softmax"].to_pylist() == pytest.approx([0.7, 0.7, 0.6])
 
 
 def test_confusions__by_name() -> None:
@@ -92,6 +97,7 @@ def test_write_class_folders__appears_whole_or_not_at_all(tmp_path: Path) -> Non
 
 def test_model_card__scores_only_where_there_are_some() -> None:
     summary = {"method": "cvs", "n_labelled": 1234, "situation": "long_tailed", "encoder": "resnet32", "seed": 3}
+    summary |= {"n_images": 1234}
     card = model_card({**summary, "test": {"accuracy": 0.5, "few": None}}, NAMES, "9.9")
     assert "1,234 labelled images" in card
     assert "| accuracy | 0.5000 |" in card

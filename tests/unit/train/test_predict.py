@@ -7,7 +7,7 @@ from torch import Tensor
 
 import tiny
 from labelwright.train import predict
-from labelwright.train.predict import answer, trust
+from labelwright.train.predict import answer
 
 N = 25
 
@@ -80,11 +80,3 @@ def test_answer__precision_reaches_the_classifier() -> None:
     for precision in ("fp32", "bf16"):
         answer(probs_of, RowViews(), torch.arange(2), device=tiny.CPU, precision=precision)
     assert seen == [torch.float32, torch.bfloat16]
-
-
-def test_trust__is_one_half_at_a_tie_and_spans_0_to_1() -> None:
-    own, other = torch.tensor([0.4, 1.0, 0.0, 0.7, torch.nan]), torch.tensor([0.4, 0.0, 1.0, 0.2, 0.3])
-    found = trust(own, other)
-    assert found[:3].tolist() == [0.5, 1.0, 0.0]
-    assert found[3].item() == pytest.approx(0.75)
-    assert found[4].isnan()
