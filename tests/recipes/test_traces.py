@@ -230,7 +230,13 @@ def test_traces__cover_every_method() -> None:
     }  # .../test_open_world_baselines.py
     single_steps |= {"pico", "dividemix", "coreg_frozen"}  # tests/unit/methods/test_pico.py, test_dividemix.py
     single_steps |= {"fixmatch", "softmatch"}  # tests/unit/methods/test_semi_supervised.py
-    stepless = {"beliefs", "cross_validated"}  # tests/unit/methods/test_beliefs.py, test_frozen_heads.py
+    stepless = {
+        "beliefs",
+        "cross_validated",
+        "nearest_mean",
+        "majority",
+        "crowd",
+    }  # tests/unit/methods/test_beliefs.py, test_frozen_heads.py
     assert CASES.keys() | {"cvs"} | elsewhere | single_steps | stepless == METHODS.keys()
 
 

@@ -583,7 +583,7 @@ def test_fit__asks_a_chat_model_only_when_told_to(
     assert told == {"zero": ["a round ring with nothing inside", "the end of all things"]}
     assert len(stub.seen) == 1
     shown = capsys.readouterr().out.split("cap on 80 images")
-    assert "'zero': given the images that no other class explains, a guess" in shown[1]
+    assert "'zero': not repaired" in shown[1]
     assert "'zero': described as 'a round ring with nothing inside'" in shown[2]
     assert not (tmp_path / "quiet" / "descriptions.json").exists()
 

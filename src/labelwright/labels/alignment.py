@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,18 +11,25 @@ from torch import Tensor
 
 from labelwright.labels.concepts import (
     CHUNK,
+    KNOWN_FROM,
+    LEAST_FOUND,
     choose_descriptions,
     detect_by_clustering,
     detect_mismatched,
-    leftover_concepts,
+    found_by_name,
+    knowledge,
+    log_presence,
 )
 from labelwright.labels.gaussians import gaussian_beliefs
+from labelwright.labels.leftovers import last_class, leftover_concepts
+from labelwright.train.convex import Linear, text_and_labels
 from labelwright.types import Task
 
 Alignment = Literal["evidence", "clustering", "none"]
 """How names are aligned with images: by evidence (ours), by Algorithm 1 (published), or not at all."""
 
 SHRINKAGE, N_ITER = 0.1, 20  # of the Gaussians
+USUAL_STRENGTH, LABEL_WEIGHT = 0.2, 10.0  # theirs where every class has a labelled image, which counts for so many
 CONFIRMED, CONTRADICTED = 0.5, 0.005
 """Mean probability of a class on its own labelled images, above which its text fits and below which it does not."""
 
@@ -61,11 +68,14 @@ def align(
     logit_scale: float,
     alignment: Alignment = "evidence",
     use_leftovers: bool = True,
-    shape_strength: float = 0.2,
+    shape_strength: float | None = None,
     allowed: Tensor | None = None,
     seed: int = 0,
 ) -> tuple[Aligned, dict[str, Any]]:
     """Detect mismatched classes, repair them by description, labelled images or leftovers, and form beliefs.
+
+    With "evidence", labels are weighed against texts where every class has some, and without labels classes that hardly
+    any image shows become less probable.
 
     Args:
       feats: [N, D] float, unit norm, of all images.
@@ -75,7 +85,8 @@ def align(
       alignment: "evidence", the repairs above; "clustering", detection by the paper's Algorithm 1 and the first
         description of each class that it finds, see `Aligned.described`; "none" leaves the names as they are.
       use_leftovers: of "evidence", see labels.concepts.leftover_concepts.
-      shape_strength: strength of labels.gaussians.gaussian_beliefs; 0 leaves the texts alone.
+      shape_strength: strength of labels.gaussians.gaussian_beliefs; 0 leaves the texts alone; None is 0.2 where every
+        class has a labelled image, else 0: from texts alone the shapes repeat their mistakes.
       allowed: [C] bool, classes that unlabelled images may have; None = all.
       seed: of the clustering that leftovers come from.
 
@@ -105,13 +116,28 @@ def align(
         described = _described(pool, t, task, logs, allowed, logit_scale=logit_scale, seed=seed)
     if alignment == "evidence":
         t = _repaired(z, pool, t, task, labels, logs, logit_scale=logit_scale, use_leftovers=use_leftovers, seed=seed)
-    strength = 0.0 if logs.get("is_hopeless") else shape_strength
-    text = logit_scale * t
-    weight, bias = torch.zeros_like(text), text.new_zeros(len(text))
-    if strength > 0:
-        weight, bias = gaussian_beliefs(
-            z, lambda rows: z[rows] @ text.T, labels, strength=strength, shrinkage=SHRINKAGE, n_iter=N_ITER
+    text, bias = logit_scale * t, t.new_zeros(len(t))
+    has_labels = torch.bincount(labels[labels >= 0], minlength=len(t)) > 0
+    is_labelled = bool(has_labels.all())
+    if alignment == "evidence" and is_labelled:
+        head, logs["text_penalty"] = text_and_labels(z, labels, Linear(text, bias))
+        text, bias = head.weight, head.bias
+    elif alignment == "evidence":
+        bias = log_presence(pool, t, logit_scale=logit_scale, where=allowed & ~has_labels)
+    strength = (USUAL_STRENGTH if is_labelled else 0.0) if shape_strength is None else shape_strength
+    weight = text - logit_scale * t
+    if strength > 0 and not logs.get("is_hopeless"):
+        added_weight, added_bias = gaussian_beliefs(
+            z,
+            lambda rows: z[rows] @ text.T + bias,
+            labels,
+            strength=strength,
+            shrinkage=SHRINKAGE,
+            n_iter=N_ITER,
+            label_weight=LABEL_WEIGHT if is_labelled else 1.0,
         ).linear
+        weight, bias = weight + added_weight, bias + added_bias
+    text = logit_scale * t
     predicted, confidence = _answers(z, text + weight, bias, labels, allowed)
     prior = _prior(z, text + weight, bias, labels, allowed)
     logs["aligned_counts"] = _counts(predicted, labels, len(t))
@@ -151,61 +177,81 @@ def _repaired(
 ) -> Tensor:
     """Class features after repair; what was found goes into the logs."""
     names, concepts = task.class_names, task.concepts
+    has_labels = torch.bincount(labels[labels >= 0], minlength=len(t)) > 0
     by_name = detect_mismatched(pool, t, logit_scale=logit_scale)
-    logs["mismatched"] = [names[c] for c in by_name.is_mismatched.nonzero().flatten().tolist()]
+
+    def mismatched(t: Tensor) -> Tensor:
+        """Without labels, a name that finds no image; with them, one that the model is sure of nowhere."""
+        unsure = detect_mismatched(pool, t, logit_scale=logit_scale).is_mismatched
+        return torch.where(has_labels, unsure, found_by_name(pool, t) <= LEAST_FOUND)
+
+    still = mismatched(t)
+    before = still
+    logs["mismatched"] = [names[c] for c in still.nonzero().flatten().tolist()]
     logs["evidence"] = [round(float(e), 4) for e in by_name.evidence]
-    logs["evidence_threshold"] = round(by_name.threshold, 4)
-    logs["descriptions"], logs["rejected"], still = {}, {}, by_name.is_mismatched
+    logs["descriptions"], logs["rejected"] = {}, {}
     has_text = refused = torch.zeros_like(still)
     if concepts is not None and any(concepts.descriptions):
-        chosen = choose_descriptions(pool, t, concepts.description_feats, is_mismatched=by_name.is_mismatched)
+        chosen = choose_descriptions(pool, t, concepts.description_feats, is_mismatched=by_name.is_mismatched | before)
         t = chosen.class_feats.to(t.device)
         for c, texts in enumerate(concepts.descriptions):
             pick = int(chosen.chosen[c])
             if pick >= 0:
                 logs["descriptions"][names[c]] = texts[pick]
             useless = [text for text, gain in zip(texts, chosen.gains[c], strict=True) if gain <= 1]
-            if useless and (pick >= 0 or by_name.is_mismatched[c]):
+            if useless and (pick >= 0 or before[c]):
                 logs["rejected"][names[c]] = useless
         has_text = (chosen.chosen >= 0).to(t.device)
         # A class whose descriptions were all refused keeps its name: it may be rare or absent, and what is left over
         # is then another's.
         is_described = torch.tensor([bool(texts) for texts in concepts.descriptions], device=t.device)
-        still = detect_mismatched(pool, t, logit_scale=logit_scale).is_mismatched & ~is_described
-        refused = by_name.is_mismatched & is_described & ~has_text
+        still = mismatched(t) & ~is_described
+        refused = before & is_described & ~has_text
     own = _own_probability(z, t, labels, logit_scale=logit_scale)
     is_contradicted = (own < CONTRADICTED) & ~has_text
     still = (still & ~(own > CONFIRMED)) | is_contradicted
     logs["contradicted"] = [names[c] for c in is_contradicted.nonzero().flatten().tolist()]
-    logs["unrepaired"] = [names[c] for c in (still | refused).nonzero().flatten().tolist()]
-    if refused.sum() > 1:  # one class alone is in the summary and needs no warning, here and below
-        kept = [names[c] for c in refused.nonzero().flatten().tolist()]
-        more = ", …" if len(kept) > 5 else ""
+    by_labels = still & has_labels & use_leftovers
+    logs["guessed"], logs["placed"] = [], [names[c] for c in by_labels.nonzero().flatten().tolist()]
+    if refused.sum() > 1:  # one class alone is in the summary and needs no warning
         logs["warnings"].append(
-            f"neither names nor descriptions of {', '.join(kept[:5])}{more} fit the images; the names are kept: "
+            f"neither names nor descriptions of {_listed(names, refused)} fit the images; the names are kept: "
             "describe how these classes look in other words, or label an image of each"
         )
-    has_labels = torch.bincount(labels[labels >= 0], minlength=len(t)) > 0
-    guessed = [names[c] for c in (still & ~has_labels).nonzero().flatten().tolist()]
-    shown = f"{', '.join(guessed[:5])}{', …' if len(guessed) > 5 else ''}"
-    logs["is_hopeless"] = len(guessed) >= max(2, len(names) / 2)  # one alone is no guess
-    if logs["is_hopeless"]:
+    lost = still & ~has_labels
+    logs["knowledge"] = ratio = round(min(knowledge(pool, t, seed=seed), 99.0), 3)
+    is_unknown = not has_labels.any() and ratio < KNOWN_FROM
+    logs["is_hopeless"] = is_unknown or int(lost.sum()) >= max(2, len(names) / 2)
+    if by_labels.any():
+        t = leftover_concepts(z, t, logit_scale=logit_scale, is_mismatched=by_labels, labels=labels, seed=seed)
+    elif use_leftovers and lost.sum() == 1 and not logs["is_hopeless"]:
+        which = int(lost.nonzero())
+        others = log_presence(pool, t, logit_scale=logit_scale, where=~lost & ~has_labels)
+        is_last = bool((others == 0).all())
+        text = last_class(pool, t, logit_scale=logit_scale, which=which, seed=seed) if is_last else None
+        if text is not None:
+            t = t.clone()
+            t[which] = text
+            logs["guessed"] = [names[which]]
+    logs["unrepaired"] = [names[c] for c in (still | refused).nonzero().flatten().tolist()]
+    if is_unknown:
         logs["warnings"].append(
-            f"{len(guessed)} of {len(names)} class names fit no image ({shown}): too many to guess which images are "
-            "whose, so the answers stay those of the names; describe how the classes look (--descriptions), or label "
-            "an image of each"
+            f"the model does not seem to know these classes: the best name of an image stands out "
+            f"{ratio:.2f} times as much as texts without meaning would (under {KNOWN_FROM} is near chance); take "
+            "another model, describe how the classes look (--descriptions), or label an image of each"
         )
-        return t
-    if still.any() and use_leftovers:
-        t = leftover_concepts(z, t, logit_scale=logit_scale, is_mismatched=still, labels=labels, seed=seed)
-        logs["guessed"] = guessed
-        if len(guessed) > 1:
-            logs["warnings"].append(
-                f"{len(guessed)} class names fit no image ({shown}); they were given the clusters left over, which of "
-                "them gets which is a guess, and a class that is absent gets another's images: describe how they look "
-                "(--descriptions), label an image of each, drop absent classes, or --set use_leftovers=false"
-            )
+    elif lost.sum() > 1:
+        logs["warnings"].append(
+            f"{int(lost.sum())} of {len(names)} class names find no image ({_listed(names, lost)}): absent, or unknown "
+            "to the model; no images are given them: describe how they look (--descriptions), or label an image of each"
+        )
     return t
+
+
+def _listed(names: Sequence[str], which: Tensor) -> str:
+    """The first five names of classes [C] bool."""
+    some = [names[c] for c in which.nonzero().flatten().tolist()]
+    return f"{', '.join(some[:5])}{', …' if len(some) > 5 else ''}"
 
 
 def _own_probability(z: Tensor, t: Tensor, labels: Tensor, *, logit_scale: float) -> Tensor:

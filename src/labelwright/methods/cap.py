@@ -83,7 +83,7 @@ class Config(PoolSettings):
     residual_weight: float | None = None  # share of the adapters' correction; None = 1 / logit_scale (paper: 0.01)
     alignment: Alignment = "evidence"  # lines 1 to 3; clustering = Algorithm 1 (paper), none = the names as they are
     use_leftovers: bool = True  # line 3; False leaves classes without a good text as they are
-    shape_strength: float = 0.2  # line 4, share of the Gaussian log density; 0 = off (paper)
+    shape_strength: float | None = None  # line 4, of the log density; None = 0.2 if every class has labels, else 0
     start_size: int = 16  # k, images per class in the first main set (Sec. 4.1; 6 on Flowers102)
     share_from: Literal["beliefs", "uniform"] = "beliefs"  # expected shares of the classes; uniform = paper
     margin_scale: float | Literal["auto"] = 12.0  # m at logit_scale 100 (Sec. 4.1); "auto" chooses without labels
@@ -96,7 +96,8 @@ class Config(PoolSettings):
         super().__post_init__()
         named.names_of(self.adjust)
         require_range(self, "at least 1", "start_size")
-        require_range(self, "0 or more", "shape_strength", "patience_epochs")
+        require_range(self, "0 or more", "patience_epochs")
+        require_range(self, "0 or more, or none", "shape_strength")
         require_range(self, "in [0, 1]", "confidence")
         require_range(self, "above 0, or none", "residual_weight")
         require(self.margin_scale == "auto" or self.margin_scale >= 0, "margin_scale", self.margin_scale, "0 or more")

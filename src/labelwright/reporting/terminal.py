@@ -143,9 +143,11 @@ def _name_lines(begin: Mapping[str, Any]) -> list[str]:
 def _repair(name: str, begin: Mapping[str, Any]) -> str:
     """What took the place of a name that fits no image."""
     if name in begin.get("guessed", []):
-        return "given the images that no other class explains, a guess"
+        return "given the images left over, which are a class of their own"
+    if name in begin.get("placed", []):
+        return "placed by its labelled images"
     if name in begin.get("unrepaired", []):
-        return "placed by its labelled images" if "guessed" in begin else "not repaired"
+        return "not repaired"
     if name in begin.get("descriptions", {}):
         return f"described as {begin['descriptions'][name]!r}"
     return "its labelled images bear the name out"

@@ -45,13 +45,11 @@ class NameFit:
         the keys name, evidence (0 to 1, None if not known), used (what stands in for the name), is_guess,
         is_contradicted (by the class's labelled images) and refused (descriptions not taken).
       kept: rows (name, evidence) of the others.
-      threshold: evidence below it is a mismatch; 0 = there is none.
       n_mismatched: classes whose name fits no image.
     """
 
     changed: list[dict[str, Any]]
     kept: list[dict[str, Any]]
-    threshold: float
     n_mismatched: int
 
 
@@ -62,7 +60,7 @@ def name_fit(run: Run) -> NameFit | None:
       >>> begin = {"mismatched": ["owl"], "evidence": [0.9, 0.1], "unrepaired": ["owl"], "guessed": ["owl"]}
       >>> run = Run("run", summary={}, data={"class_names": ["cat", "owl"]}, begun=begin)
       >>> [(row["name"], row["used"]) for row in name_fit(run).changed]
-      [('owl', 'Cluster left over (a guess)')]
+      [('owl', 'The images left over, which are a class of their own')]
     """
     begin = run.begun
     if "mismatched" not in begin:
@@ -86,14 +84,14 @@ def name_fit(run: Run) -> NameFit | None:
         if name in concerned
     ]
     kept = [{"name": name, "evidence": value} for name, value in rows if name not in concerned]
-    return NameFit(changed, kept, float(begin.get("evidence_threshold") or 0.0), len(begin["mismatched"]))
+    return NameFit(changed, kept, len(begin["mismatched"]))
 
 
 def _stand_in(begin: Mapping[str, Any], name: str) -> str:
     """What represents a class in place of its name, in words."""
     if name in (begin.get("guessed") or ()):
-        return "Cluster left over (a guess)"
-    if name in (begin.get("unrepaired") or ()) and "guessed" in begin:  # leftovers were used, and it has labels
+        return "The images left over, which are a class of their own"
+    if name in (begin.get("placed") or ()):
         return "Its labelled images"
     if name in (begin.get("descriptions") or {}):
         return f"“{begin['descriptions'][name]}”"

@@ -470,7 +470,7 @@ def test_hidden_truth__decides_nothing_but_the_scores(sees: str, digits: Path, t
     columns = ["id", "label", "candidates", "weights"]
     kept = [pq.read_table(path / "candidates.parquet", columns=columns) for path in (first, second)]
     assert kept[0].equals(kept[1])
-    scored = ("candidates", "pseudolabels", "seconds", "images_per_second", "input_frac", "peak_memory_mb")
+    scored = ("candidates", "pseudolabels", "reference", "seconds", "images_per_second", "input_frac", "peak_memory_mb")
     rest = [{key: value for key, value in run.summary.items() if key not in (*scored, "guesses")} for run in runs]
     assert rest[0] == rest[1]
     counts = [{key: run.summary["guesses"][key] for key in ("named", "first", "is_ranked", "sizes")} for run in runs]

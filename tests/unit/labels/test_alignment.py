@@ -73,14 +73,13 @@ def test_align__refused_descriptions_leave_the_name():
     assert (logs["rejected"].keys() - {"bee"}) == {"ant"}
     assert "a poem" in logs["rejected"]["ant"]
     assert logs["unrepaired"] == ["bee"]
-    assert "guessed" not in logs
+    assert logs["guessed"] == []
     assert logs["warnings"] == []
     assert torch.equal(found.class_feats[1], names[1])
     assert float((found.zero_shot == truth).double().mean()) <= 0.55
     others = truth != 1
     assert bool((found.predicted == truth)[others].all())
     assert len(logs["evidence"]) == C
-    assert 0 < logs["evidence_threshold"] < 1
 
 
 def test_align__classes_whose_descriptions_are_refused_too_are_reported():
@@ -94,16 +93,54 @@ def test_align__classes_whose_descriptions_are_refused_too_are_reported():
     assert said.startswith("neither names nor descriptions of ant, bee fit the images")
 
 
-def test_align__many_guesses_are_said_in_one_line():
-    z, centres, _ = clumps()
+def test_align__of_several_names_without_images_none_is_guessed():
+    z, centres, truth = clumps()
     names = centres.clone()
     names[:2] = nonsense(centres, 2)
-    _, logs = align(z, Task(unknown(z), NAMES), names, logit_scale=SCALE)
-    assert logs["guessed"] == ["ant", "bee"]
+    found, logs = align(z, Task(unknown(z), NAMES), names, logit_scale=SCALE)
+    assert (logs["mismatched"], logs["guessed"], logs["is_hopeless"]) == (["ant", "bee"], [], False)
+    assert torch.equal(found.class_feats, names)
+    assert right(found, truth) >= float((found.zero_shot == truth).double().mean())
     (said,) = logs["warnings"]
-    assert said.startswith("2 class names fit no image (ant, bee)")
-    assert "is a guess" in said
+    assert said.startswith("2 of 6 class names find no image (ant, bee)")
     assert "\n" not in said
+
+
+@pytest.mark.parametrize("is_present", [True, False])
+def test_align__the_last_class_gets_what_is_left_over_if_it_is_a_class(is_present):
+    z, centres, truth = clumps((60,) * C)
+    names = centres.clone()
+    names[0] = nonsense(centres, 1)[0]
+    kept = (truth > 0) | is_present
+    z, truth = z[kept], truth[kept]
+    found, logs = align(z, Task(unknown(z), NAMES), names, logit_scale=SCALE)
+    assert logs["mismatched"] == logs["unrepaired"] == ["ant"]
+    assert logs["guessed"] == (["ant"] if is_present else [])
+    assert right(found, truth) > 0.98
+    assert torch.equal(found.class_feats[1:], names[1:])
+    assert torch.equal(found.class_feats[0], names[0]) is not is_present
+
+
+def test_align__a_name_that_finds_some_images_keeps_them():
+    z, centres, truth = clumps((60,) * C)
+    names = centres.clone()
+    names[0] = F.normalize(centres[0] + 1.25 * centres[1] - 0.6 * centres.sum(0), dim=0)  # weak, and near to another's
+    found, logs = align(z, Task(unknown(z), NAMES), names, logit_scale=SCALE)
+    of_name = found.zero_shot == 0
+    assert 0.1 < float(of_name[truth == 0].double().mean()) < 1
+    assert logs["mismatched"] == logs["guessed"] == []
+    assert torch.equal(found.class_feats, names)
+    assert bool((found.predicted == 0)[of_name].all())
+
+
+def test_align__absent_classes_lose_the_images_that_are_anothers():
+    z, centres, truth = clumps((60, 60, 0, 0, 0, 0), noise=0.35)
+    found, _ = align(z, Task(unknown(z), NAMES), centres, logit_scale=SCALE)
+    before = float((found.zero_shot == truth).double().mean())
+    assert before < 0.95
+    assert right(found, truth) > before + 0.02
+    assert bool((found.bias[:2] == 0).all())
+    assert bool((found.bias[2:] < 0).all())
 
 
 def test_align__nothing_is_guessed_where_half_of_the_names_mean_nothing():
@@ -111,12 +148,37 @@ def test_align__nothing_is_guessed_where_half_of_the_names_mean_nothing():
     names = centres.clone()
     names[:3] = nonsense(centres, 3)
     found, logs = align(z, Task(unknown(z), NAMES), names, logit_scale=SCALE)
-    assert logs["is_hopeless"] is True
-    assert "guessed" not in logs
+    assert (logs["is_hopeless"], logs["guessed"]) == (True, [])
     assert torch.equal(found.class_feats, names)
     assert torch.equal(found.predicted, found.zero_shot)
     (said,) = logs["warnings"]
-    assert said.startswith("3 of 6 class names fit no image (ant, bee, cow): too many to guess")
+    assert said.startswith("3 of 6 class names find no image (ant, bee, cow)")
+
+
+def test_align__names_that_mean_nothing_to_the_model_are_reported():
+    z, centres, truth = clumps()
+    words = F.normalize(centres + centres.roll(1, 0), dim=1)  # each halfway between two classes
+    _, logs = align(z, Task(unknown(z), NAMES), words, logit_scale=SCALE)
+    assert logs["knowledge"] < module.KNOWN_FROM
+    assert logs["is_hopeless"]
+    assert any(said.startswith("the model does not seem to know these classes") for said in logs["warnings"])
+    labels = unknown(z)
+    labels[:: len(z) // 12] = truth[:: len(z) // 12]
+    _, logs = align(z, Task(labels, NAMES), words, logit_scale=SCALE)
+    assert not any("does not seem to know" in said for said in logs["warnings"]), "labels say it"
+
+
+def test_align__labels_outweigh_texts_that_are_wrong_and_leave_good_ones():
+    z, centres, truth = clumps(noise=0.3)
+    labels = unknown(z)
+    for c in range(C):
+        labels[(truth == c).nonzero().flatten()[:5]] = c
+    good, _ = align(z, Task(labels, NAMES), centres, logit_scale=SCALE)
+    assert right(good, truth) >= float((good.zero_shot == truth).double().mean())
+    middling = F.normalize(centres + 0.9 * centres.roll(1, 0), dim=1)
+    found, logs = align(z, Task(labels, NAMES), middling, logit_scale=SCALE)
+    assert logs["text_penalty"] is not None
+    assert right(found, truth) > float((found.zero_shot == truth).double().mean()) + 0.02
 
 
 @pytest.mark.parametrize("knobs", [{"alignment": "none"}, {"use_leftovers": False}])
@@ -214,25 +276,22 @@ def test_align__chunks_do_not_show(monkeypatch):
 
 
 def test_align__of_a_real_model(signs):
-    """With descriptions, with leftovers alone, and with neither: 0.865, 0.556 and 0.507 here."""
+    """With descriptions and without: 0.85 and 0.51 here, what zero-shot gets with the same texts."""
     task = Task(torch.full((3000,), -1), signs.class_names, concepts=signs.concepts)
     bare = dataclasses.replace(signs.concepts, descriptions=(), description_feats=())
     scale, names = signs.concepts.logit_scale, signs.concepts.feats
 
     repaired, logs = align(signs.z, task, names, logit_scale=scale)
-    assert 0.845 < right(repaired, signs.truth) < 0.885
+    assert 0.835 < right(repaired, signs.truth) < 0.875
     assert 0.49 < float((repaired.zero_shot == signs.truth).double().mean()) < 0.52
-    assert 14 <= len(logs["mismatched"]) <= 16
     assert logs["rejected"].keys() >= {"General caution", "No vehicles"}
-    share = torch.bincount(signs.truth, minlength=43) / 3000
-    assert float((repaired.prior - share).abs().sum()) < 0.15
-    before = torch.tensor(logs["zero_shot_counts"]) / 3000
-    assert float((before - share).abs().sum()) > 0.5
+    assert logs["knowledge"] > module.KNOWN_FROM
 
-    guessed, logs = align(signs.z, dataclasses.replace(task, concepts=bare), names, logit_scale=scale)
-    assert 0.53 < right(guessed, signs.truth) < 0.60
-    assert len(logs["guessed"]) == len(logs["mismatched"])
-    assert len(logs["warnings"]) == 1
+    named, logs = align(signs.z, dataclasses.replace(task, concepts=bare), names, logit_scale=scale)
+    assert right(named, signs.truth) > float((named.zero_shot == signs.truth).double().mean()) - 0.003
+    assert logs["guessed"] == []
+    assert 1 <= len(logs["mismatched"]) < 10
+    assert len(logs["warnings"]) <= 1
 
 
 # ---- as published ----------------------------------------------------------------------------------------------------

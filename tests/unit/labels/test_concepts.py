@@ -1,11 +1,11 @@
-"""Descriptions weighed by a double loop, useless ones refused, and clusters given to classes without a good text."""
+"""Descriptions weighed by a double loop, useless ones refused; names that find images, and names that do not."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from labelwright.labels import concepts as module
-from labelwright.labels.concepts import choose_descriptions, detect_mismatched, leftover_concepts
+from labelwright.labels.concepts import choose_descriptions, detect_mismatched
 
 SCALE = 20.0
 
@@ -179,100 +179,3 @@ def test_choose_descriptions__of_a_real_model_nonsense_in_every_class(signs):
     found = choose_descriptions(signs.z, names, borrowed, is_mismatched=bad)
     assert (found.chosen[known] >= 0).sum() <= 1
     assert accuracy(signs.z, found.class_feats, signs.truth) > accuracy(signs.z, names, signs.truth) - 0.01
-
-
-def test_leftover_concepts__one_class_is_certain():
-    z, centres, truth = clumps(20, 6)
-    gap = F.normalize(torch.ones(16), dim=0)  # texts lie apart from images
-    names = F.normalize(centres + 0.6 * gap, dim=1)
-    names[4] = nonsense(centres, 1)[0]
-    mismatched = torch.arange(6) == 4
-    labels = torch.full((120,), -1)
-    found = leftover_concepts(z, names, logit_scale=SCALE, is_mismatched=mismatched, labels=labels)
-    assert accuracy(z, names, truth) < 0.9
-    assert accuracy(z, found, truth) > 0.98
-    assert torch.equal(found[~mismatched], names[~mismatched])
-    assert float(found[4].norm()) == pytest.approx(1, rel=1e-5)
-    ideal = F.normalize(centres[4] + 0.6 * gap, dim=0)
-    assert float(found[4] @ ideal) > 0.95, "carried into the space of texts"
-
-
-def test_leftover_concepts__labels_say_which_cluster_is_whose():
-    z, centres, truth = clumps(20, 8)
-    names = centres.clone()
-    names[:4] = nonsense(centres, 4)
-    mismatched = torch.arange(8) < 4
-    labels = torch.full((160,), -1)
-    for c in range(4):
-        labels[(truth == c).nonzero().flatten()[:2]] = c
-    found = leftover_concepts(z, names, logit_scale=SCALE, is_mismatched=mismatched, labels=labels)
-    assert accuracy(z, found, truth) > 0.98
-    swapped = torch.where(labels >= 0, (labels + 1) % 4, labels)
-    wrong = leftover_concepts(z, names, logit_scale=SCALE, is_mismatched=mismatched, labels=swapped)
-    assert accuracy(z, wrong, truth) < 0.6, "the labels decide"
-
-
-def test_leftover_concepts__clusters_are_found_even_where_owners_are_guessed():
-    z, centres, truth = clumps(20, 8)
-    names = centres.clone()
-    names[:3] = nonsense(centres, 3)
-    mismatched = torch.arange(8) < 3
-    labels = torch.full((160,), -1)
-    found = leftover_concepts(z, names, logit_scale=SCALE, is_mismatched=mismatched, labels=labels)
-    answers = (z @ found.T).argmax(1)
-    assert accuracy(z[truth >= 3], found, truth[truth >= 3]) == 1
-    for c in range(3):  # each clump of a mismatched class is one class, and no two are the same
-        assert (answers[truth == c] == answers[truth == c].mode().values).double().mean() > 0.95
-    assert answers[truth < 3].unique().tolist() == [0, 1, 2]
-
-
-def test_leftover_concepts__seed_and_inputs():
-    z, centres, _ = clumps(10, 6, noise=0.4)
-    names = centres.clone()
-    names[:3] = nonsense(centres, 3)
-    given = z.clone(), names.clone()
-    knobs = {"logit_scale": SCALE, "is_mismatched": torch.arange(6) < 3, "labels": torch.full((60,), -1)}
-    state = torch.get_rng_state()
-    assert torch.equal(leftover_concepts(z, names, **knobs, seed=3), leftover_concepts(z, names, **knobs, seed=3))
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(z, given[0])
-    assert torch.equal(names, given[1])
-
-
-@pytest.mark.parametrize("n", [1, 2, 4])
-def test_leftover_concepts__fewer_images_than_classes(n):
-    mismatched = torch.tensor([False, True, True, False, True, True])
-    names = unit(6, 16, seed=1)
-    labels = torch.full((n,), -1)
-    found = leftover_concepts(unit(n, 16), names, logit_scale=SCALE, is_mismatched=mismatched, labels=labels)
-    assert torch.isfinite(found).all()
-    assert torch.equal(found[~mismatched], names[~mismatched])
-
-
-def test_leftover_concepts__no_class_and_copies_of_one_image():
-    z, centres, _ = clumps(10, 4)
-    labels = torch.full((40,), -1)
-    none_bad = torch.zeros(4, dtype=torch.bool)
-    assert torch.equal(leftover_concepts(z, centres, logit_scale=SCALE, is_mismatched=none_bad, labels=labels), centres)
-    found = leftover_concepts(
-        z[:1].repeat(40, 1), centres, logit_scale=SCALE, is_mismatched=torch.arange(4) > 0, labels=labels
-    )
-    assert torch.isfinite(found).all()
-
-
-def test_leftover_concepts__few_labels_survive_the_thinning_of_many_images(monkeypatch):
-    monkeypatch.setattr(module, "ROWS_MAX", 80)
-    z, centres, truth = clumps(20, 8)
-    names = centres.clone()
-    names[:4] = nonsense(centres, 4)
-    order = torch.randperm(160, generator=torch.Generator().manual_seed(0))
-    z, truth = z[order], truth[order]
-    rows = torch.linspace(0, 159, 80, dtype=torch.float64).long()
-    dropped = torch.ones(160, dtype=torch.bool)
-    dropped[rows] = False
-    labels = torch.full((160,), -1)
-    for c in range(4):
-        labels[(dropped & (truth == c)).nonzero().flatten()[:2]] = c
-    assert (labels >= 0).sum() == 8
-    found = leftover_concepts(z, names, logit_scale=SCALE, is_mismatched=torch.arange(8) < 4, labels=labels)
-    assert accuracy(z, found, truth) > 0.98

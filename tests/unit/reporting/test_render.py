@@ -291,7 +291,7 @@ def made_up_names_run(folder, *, labels=(0, 0, 0, 0)):
     summary = {"situation": "no_labels", "method": "cap", "n_images": 200, "n_labelled": sum(labels), "n_classes": 4}
     summary |= {"test": scores[0], "zero_shot": scores[1], "pseudolabels": pseudo, "warnings": []}
     begin = {"kind": "begin", "class_names": SIGNS, "mismatched": [*SIGNS[:2], EVIL], "evidence": [0.1, 0.2, 0.3, 0.9]}
-    begin |= {"evidence_threshold": 0.6, "unrepaired": SIGNS[:1], "guessed": SIGNS[:1], "contradicted": [EVIL]}
+    begin |= {"unrepaired": SIGNS[:1], "guessed": SIGNS[:1], "contradicted": [EVIL]}
     begin |= {"descriptions": {SIGNS[1]: "a red ring, two cars", EVIL: f"a sign {EVIL}"}}
     begin |= {"rejected": {SIGNS[1]: ["an ode to lorries"]}, "aligned_counts": [54, 46, 50, 50]}
     begin |= {"cluster_agreement": 0.7, "main_set": 64}
@@ -336,14 +336,14 @@ def test_render__names_that_fit_no_image(names_page):
     section = names_page.words.split("What was found")[1]
     assert "3 of 4 class names fit no image: see below." in section
     section = names_page.words.split("Evidence: the probability")[1].split("Pseudolabels before and after")[0]
-    rows = [f"{SIGNS[0]} 10.0% Cluster left over (a guess)"]
+    rows = [f"{SIGNS[0]} 10.0% The images left over, which are a class of their own"]
     rows += [f"{SIGNS[1]} 20.0% “a red ring, two cars” an ode to lorries"]
     rows += [f"{EVIL} 30.0% “a sign {EVIL}” its labelled images contradict the text"]
     rows += ["Names left as they are: 1 Class Evidence of the name Stop 90.0%"]
     places = [section.find(row) for row in rows]
     assert -1 not in places, (rows, section)
     assert places == sorted(places)
-    assert "Under 60.0% (dashed" in section
+    assert "A name fits no image if it finds none" in section
 
 
 def test_render__sections_and_charts_of_a_run_with_names(names_page):
@@ -374,10 +374,10 @@ def test_render__names_run_is_inert_and_has_no_empty_group(names_page):
 
 def test_render__names_that_all_fit(tmp_path):
     made_up_names_run(tmp_path)
-    begin = {"kind": "begin", "mismatched": [], "evidence": [0.9] * 4, "evidence_threshold": 0.0}
+    begin = {"kind": "begin", "mismatched": [], "evidence": [0.9] * 4}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(begin) + "\n")
     page = Page(render(tmp_path).read_text())
-    assert "None: every class name fits some of the images." in page.words
+    assert "None: every class name finds some of the images." in page.words
     section = page.words.split("Class names that fit no image")[1].split("Pseudolabels before and after")[0]
     assert section.count("90.0%") == 4
     assert "dashed" not in section  # there is no threshold

@@ -43,11 +43,11 @@ def test_name_lines__each_name_with_what_took_its_place() -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"guessed": ["dog"]}, "'dog': given the images that no other class explains, a guess"),
-        ({"guessed": []}, "'dog': placed by its labelled images"),
+        ({"guessed": ["dog"]}, "'dog': given the images left over, which are a class of their own"),
+        ({"placed": ["dog"]}, "'dog': placed by its labelled images"),
         ({"unrepaired": []}, "'dog': its labelled images bear the name out"),
         ({"descriptions": {"dog": "it barks"}, "unrepaired": []}, "'dog': described as 'it barks'"),
-        ({"mismatched": [], "contradicted": ["dog"], "guessed": []}, "'dog': placed by its labelled images"),
+        ({"mismatched": [], "contradicted": ["dog"], "placed": ["dog"]}, "'dog': placed by its labelled images"),
     ],
 )
 def test_name_lines__repairs(more: dict[str, Any], said: str) -> None:

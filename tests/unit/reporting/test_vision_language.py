@@ -21,26 +21,26 @@ def run_of(*, begin=None, epochs=(), names=NAMES):
 @pytest.mark.parametrize(
     ("record", "used"),
     [
-        ({"unrepaired": ["owl"], "guessed": ["owl"]}, "Cluster left over (a guess)"),
-        ({"unrepaired": ["owl"], "guessed": []}, "Its labelled images"),
+        ({"unrepaired": ["owl"], "guessed": ["owl"]}, "The images left over, which are a class of their own"),
+        ({"unrepaired": ["owl"], "placed": ["owl"]}, "Its labelled images"),
         ({"unrepaired": [], "descriptions": {"owl": "a bird, round eyes"}}, "“a bird, round eyes”"),
         # A description that the labelled images contradict gave way to them.
         (
-            {"unrepaired": ["owl"], "guessed": [], "contradicted": ["owl"], "descriptions": {"owl": "a poem"}},
+            {"unrepaired": ["owl"], "placed": ["owl"], "contradicted": ["owl"], "descriptions": {"owl": "a poem"}},
             "Its labelled images",
         ),
-        ({"unrepaired": ["owl"]}, "Nothing: the name stays, though it fits no image"),
+        ({"unrepaired": ["owl"], "placed": [], "guessed": []}, "Nothing: the name stays, though it fits no image"),
         ({"unrepaired": []}, "Nothing: the name stays; after the other repairs it was no mismatch"),
     ],
 )
 def test_name_fit__says_what_took_the_place_of_a_name(record, used):
-    begin = {"mismatched": ["owl"], "evidence": [0.9, 0.8, 0.1, 0.7], "evidence_threshold": 0.5, **record}
+    begin = {"mismatched": ["owl"], "evidence": [0.9, 0.8, 0.1, 0.7], **record}
     fit = name_fit(run_of(begin=begin))
     (row,) = fit.changed
     assert (row["name"], row["evidence"], row["used"]) == ("owl", 0.1, used)
     assert row["is_guess"] == (record.get("guessed") == ["owl"])
     assert row["is_contradicted"] == ("contradicted" in record)
-    assert (fit.n_mismatched, fit.threshold) == (1, 0.5)
+    assert fit.n_mismatched == 1
     assert [(r["name"], r["evidence"]) for r in fit.kept] == [("gnu", 0.7), ("dog", 0.8), ("cat", 0.9)]
 
 
@@ -57,7 +57,7 @@ def test_name_fit__a_name_that_fits_may_still_give_way_to_a_description_or_refus
 
 def test_name_fit__only_of_a_run_that_looked():
     assert name_fit(run_of(begin={"zero_shot_counts": [1, 2, 3, 4]})) is None  # use_alignment off, another method
-    fit = name_fit(run_of(begin={"mismatched": [], "evidence": [0.9] * 4, "evidence_threshold": 0.0}))
+    fit = name_fit(run_of(begin={"mismatched": [], "evidence": [0.9] * 4}))
     assert (fit.changed, len(fit.kept), fit.n_mismatched) == ([], 4, 0)
 
 
