@@ -164,6 +164,7 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
             "method": plan.name,
             "answer": kept.name,
             "n_fitted": summary["n_fitted"],
+            "calibration": calibration.to_dict(),
             "labelwright": __version__,
             "fingerprint": described["fingerprint"],
             **({"n_seen": n_seen} if task.n_novel else {}),
@@ -182,18 +183,19 @@ def _calibration(plan: Plan, job: Job, answer: Answer, own: Answers) -> Calibrat
         views = job.prepared.train.views(job.prepared.view)
         return answers_of(plan, contender.recipe, contender.cfg, contender.state, views).probability
 
-    kept = answer.kept
+    kept, n_classes = answer.kept, job.task.n_classes
     if kept.left_out is not None:
         asked = kept.left_out.predicted >= 0
         truth = job.task.labels.cpu()[answer.rows[asked]]
         right = kept.left_out.predicted[asked] == truth
         # What was left out was left out of the start: log-odds of the trained classifier are brought to its spread.
         is_trained = kept.cfg.takes_steps and kept.name != "start" and "start" in contenders
-        like = slope_to_mean(own.probability, float(sure(contenders["start"]).mean())) if is_trained else 1.0
-        return from_left_out(kept.left_out.probability[asked], right, like=like)
+        mean = float(sure(contenders["start"]).mean()) if is_trained else 1.0
+        like = slope_to_mean(own.probability, mean, n_classes=n_classes)
+        return from_left_out(kept.left_out.probability[asked], right, n_classes=n_classes, like=like)
     if "zero_shot" in contenders:
-        return from_text_model(own.probability, float(sure(contenders["zero_shot"]).mean()))
-    return Calibration()
+        return from_text_model(own.probability, float(sure(contenders["zero_shot"]).mean()), n_classes=n_classes)
+    return Calibration(n_classes=n_classes)
 
 
 def _trust(calibration: Calibration, own: Answers, tested: Answers | None, test: Source | None) -> dict[str, Any]:

@@ -1,14 +1,16 @@
 """The chance that a label is right, from what a classifier says of it: a probability that can be used as a threshold.
 
-    trust = sigmoid(slope log(p / (1 - p)) + offset), p the softmax of the predicted class
+    trust = sigmoid(slope (log(p / (1 - p)) + k) + offset - k), p the softmax of the predicted class, k = log(C - 1)
 
-Slope and offset come from labelled images whose labels the classifier did not see, by maximum a posteriori: few of them
-move little from what is usual. Without such labels the slope is the one at which the mean trust is the mean confidence
-of a text model before anything was learned from its answers: what adapts to its own answers becomes too sure of itself.
+k makes of a slope what a temperature is: towards 0 it leads to chance, 1 / C, and not to one half. Slope and offset come
+from labelled images whose labels the classifier did not see, by maximum a posteriori: few of them move little from what
+is usual. Without such labels the slope is the one at which the mean trust is the mean confidence of a text model before
+anything was learned from its answers: what adapts to its own answers becomes too sure of itself.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -36,12 +38,14 @@ class Calibration:
       offset: in nats.
       source: what it rests on.
       n: left-out labels that it rests on.
+      n_classes: C, at least 2.
     """
 
     slope: float = 1.0
     offset: float = 0.0
     source: Source = "none"
     n: int = 0
+    n_classes: int = 2
 
     def __call__(self, probability: Tensor) -> Tensor:
         """The chance [N] that a prediction is right, of its probability [N].
@@ -50,11 +54,12 @@ class Calibration:
           >>> Calibration(0.5, 0.0)(torch.tensor([0.5, 0.9])).tolist()
           [0.5, 0.75]
         """
-        return torch.sigmoid(self.slope * log_odds(probability) + self.offset).float()
+        chance = math.log(max(self.n_classes, 2) - 1)
+        return torch.sigmoid(self.slope * (log_odds(probability) + chance) + self.offset - chance).float()
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {"slope": self.slope, "offset": self.offset, "source": self.source, "n": self.n}
+        return dataclasses.asdict(self)
 
 
 def log_odds(probability: Tensor) -> Tensor:
@@ -68,12 +73,13 @@ def log_odds(probability: Tensor) -> Tensor:
     return (p.log() - (1 - p).log()).clamp(-MOST_ODDS, MOST_ODDS)
 
 
-def from_left_out(probability: Tensor, right: Tensor, *, like: float = 1.0) -> Calibration:
+def from_left_out(probability: Tensor, right: Tensor, *, n_classes: int = 2, like: float = 1.0) -> Calibration:
     """The calibration that left-out labels ask for.
 
     Args:
       probability: [n] of the predicted classes, of a classifier that did not see these labels.
       right: [n] bool.
+      n_classes: C.
       like: what log-odds of the classifier to be calibrated are multiplied by to be spread as these, > 0.
 
     Returns: the map with the largest posterior; of fewer than `LEAST_ROWS` rows the usual one.
@@ -85,26 +91,28 @@ def from_left_out(probability: Tensor, right: Tensor, *, like: float = 1.0) -> C
       >>> abs(found(torch.tensor([0.9])).item() - 0.5) < 0.02
       True
     """
-    odds, sign = log_odds(probability).numpy(), 2.0 * right.double().numpy() - 1
+    chance = math.log(max(n_classes, 2) - 1)
+    odds, sign = log_odds(probability).numpy() + chance, 2.0 * right.double().numpy() - 1
 
     def loss(at: Any) -> float:
-        misfit = np.logaddexp(0, -sign * (math.exp(at[0]) * odds + at[1])).sum()
+        misfit = np.logaddexp(0, -sign * (math.exp(at[0]) * odds + at[1] - chance)).sum()
         prior = ((at[0] - math.log(USUAL_SLOPE)) / SLOPE_SPREAD) ** 2 + ((at[1] - USUAL_OFFSET) / OFFSET_SPREAD) ** 2
         return float(misfit + prior / 2)
 
     start = np.array([math.log(USUAL_SLOPE), USUAL_OFFSET])
     if len(odds) < LEAST_ROWS:
-        return Calibration(USUAL_SLOPE * like, USUAL_OFFSET, "none", 0)
+        return Calibration(USUAL_SLOPE * like, USUAL_OFFSET, "none", 0, n_classes)
     slope, offset = minimize(loss, start, method="BFGS").x
-    return Calibration(math.exp(slope) * like, float(offset), "left-out labels", len(odds))
+    return Calibration(math.exp(slope) * like, float(offset), "left-out labels", len(odds), n_classes)
 
 
-def slope_to_mean(probability: Tensor, mean: float) -> float:
+def slope_to_mean(probability: Tensor, mean: float, *, n_classes: int = 2) -> float:
     """The slope, 0.01 to 1, at which the mean of the calibrated probabilities is ``mean``, or as near as can be.
 
     Args:
       probability: [N] of predicted classes.
       mean: 0 to 1.
+      n_classes: C.
 
     Example:
       >>> p = torch.tensor([0.99, 0.9, 0.8])
@@ -114,25 +122,27 @@ def slope_to_mean(probability: Tensor, mean: float) -> float:
     """
 
     def gap(slope: float) -> float:
-        return float(Calibration(slope)(probability).double().mean()) - mean
+        return float(Calibration(slope, n_classes=n_classes)(probability).double().mean()) - mean
 
     if gap(1.0) <= 0:
         return 1.0
     return 0.01 if gap(0.01) >= 0 else float(brentq(gap, 0.01, 1.0, xtol=1e-6))
 
 
-def from_text_model(probability: Tensor, confidence: float) -> Calibration:
+def from_text_model(probability: Tensor, confidence: float, *, n_classes: int = 2) -> Calibration:
     """The calibration of answers learned from those of a text model, by the text model's own mean confidence.
 
     Args:
       probability: [N] of the predicted classes.
       confidence: mean probability of the text model's own answers, 0 to 1.
+      n_classes: C.
 
     Example:
       >>> from_text_model(torch.tensor([0.99, 0.95]), 0.7).source
       'text model'
     """
-    return Calibration(slope_to_mean(probability, confidence), 0.0, "text model", 0)
+    slope = slope_to_mean(probability, confidence, n_classes=n_classes)
+    return Calibration(slope, 0.0, "text model", 0, n_classes)
 
 
 def expected_accuracy(trust: Tensor, calibration: Calibration) -> tuple[float, float, float]:
