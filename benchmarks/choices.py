@@ -13,7 +13,6 @@ accuracy on the unlabelled images.
 from __future__ import annotations
 
 import argparse
-import csv
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 
 import labelwright as lw
 from beliefs import with_few
+from labelwright.benchmarking.results import Row, add_rows
 from labelwright.data.splits import seen_novel
 from long_tailed_features import long_tail
 
@@ -107,7 +107,29 @@ def rows_of(pools: dict[str, tuple[Path, Path]], situations: list[str], seeds: i
                     "reference_score": round(obvious[best], 2),
                     "lost": round(max(scores.values()) - scores[answer], 2),
                     "seconds": round(sum(summary["seconds"].values()), 1),
+                    "environment": run.environment,
                 }
+
+
+def results_of(script: str, row: dict[str, Any], model: str, shown: dict[str, tuple[str, str, float]]) -> list[Row]:
+    """Rows for docs/results of a run: cell -> (title, metric, value)."""
+    there = row["environment"]
+    machine = f"{there['device']} ({there['processor']}, {there['n_threads']} threads), {there['precision_used']}"
+    return [
+        {
+            "table": f"{script} {row['pool']}",
+            "model": model,
+            "cell": f"{row['situation']}-{cell}",
+            "title": f"{row['situation']}: {title}",
+            "metric": metric,
+            "value": f"{value:.2f}",
+            "seed": str(row["seed"]),
+            "seconds": f"{row['seconds']:.0f}",
+            "commit": str(there["commit"]),
+            "hardware": machine,
+        }
+        for cell, (title, metric, value) in shown.items()
+    ]
 
 
 def main() -> None:
@@ -116,23 +138,25 @@ def main() -> None:
     parser.add_argument("pools", nargs="+", help="NAME=TRAIN.npz,TEST.npz")
     parser.add_argument("--situations", nargs="+", default=list(SITUATIONS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--csv", type=Path, help="file to write as well")
+    parser.add_argument("--model", default="", help="what the features are of, for the file of results")
+    parser.add_argument("--csv", type=Path, help="file of results to add rows to")
     options = parser.parse_args()
     pools = {}
     for each in options.pools:
         name, _, paths = each.partition("=")
         first, _, second = paths.partition(",")
         pools[name] = (Path(first), Path(second))
-    found = []
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     for row in rows_of(pools, options.situations, options.seeds):
-        found.append(row)
         print(f"| {' | '.join(str(row[column]) for column in COLUMNS)} |", flush=True)
         if options.csv:
-            with options.csv.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, COLUMNS)
-                writer.writeheader()
-                writer.writerows(found)
+            metric = "pool_all" if row["situation"].startswith("open") else "balanced_accuracy"
+            shown = {
+                "answer": ("the answer", metric, row["score"]),
+                "trained": ("what was trained", metric, row["own"]),
+                "reference": ("the best of the obvious ones", metric, row["reference_score"]),
+            }
+            add_rows(options.csv, results_of("choices.py", row, options.model, shown))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ above wrong (AUROC).
 from __future__ import annotations
 
 import argparse
-import csv
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 import labelwright as lw
-from choices import arranged, read
+from choices import arranged, read, results_of
+from labelwright.benchmarking.results import add_rows
 from labelwright.metrics.classification import calibration_error
 
 COLUMNS = (
@@ -38,7 +38,7 @@ def row_of(pool: str, situation: str, seed: int, train: dict[str, Any], test: di
         np.savez(f"{folder}/test.npz", **{key: value for key, value in test.items() if key != "groups"})
         run = lw.fit(f"{folder}/train.npz", out=f"{folder}/run", seed=seed, test_frac=0, **settings)
         found, basis = lw.label(run.path, f"{folder}/test.npz"), run.summary["trust"]
-    trust, softmax = (torch.from_numpy(np.asarray(found[key])) for key in ("trust", "softmax"))
+    trust, softmax = (torch.tensor(np.asarray(found[key])) for key in ("trust", "softmax"))
     right = torch.from_numpy(np.array(found["label"].to_pylist()) == test["labels"])
     sure = trust >= 0.95
     return {
@@ -53,7 +53,22 @@ def row_of(pool: str, situation: str, seed: int, train: dict[str, Any], test: di
         "n_sure": int(sure.sum()),
         "sure_right": round(100 * float(right[sure].float().mean()), 2) if sure.any() else "",
         "auroc": round(float(roc_auc_score(right, trust)), 4),
+        "seconds": round(sum(run.summary["seconds"].values()), 1),
+        "environment": run.environment,
     }
+
+
+def shown_of(row: dict[str, Any]) -> dict[str, tuple[str, str, float]]:
+    """What docs/results keeps of a run: cell -> (title, metric, value in percent)."""
+    shown = {
+        "trust": ("calibration error of trust", "ece_trust", 100 * row["ece_trust"]),
+        "softmax": ("calibration error of the softmax", "ece_softmax", 100 * row["ece_softmax"]),
+        "accuracy": ("accuracy", "accuracy", row["accuracy"]),
+        "auroc": ("right ranked above wrong", "auroc", 100 * row["auroc"]),
+    }
+    if row["n_sure"] >= 50:
+        shown["sure"] = ("right of those with trust of 0.95 or more", "sure_right", row["sure_right"])
+    return shown
 
 
 def main() -> None:
@@ -62,22 +77,19 @@ def main() -> None:
     parser.add_argument("pools", nargs="+", help="NAME=TRAIN.npz,TEST.npz")
     parser.add_argument("--situations", nargs="+", default=["few-5", "few-20", "long", "all"])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--csv", type=Path, help="file to write as well")
+    parser.add_argument("--model", default="", help="what the features are of, for the file of results")
+    parser.add_argument("--csv", type=Path, help="file of results to add rows to")
     options = parser.parse_args()
-    found = []
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     for each in options.pools:
         pool, _, paths = each.partition("=")
         train, test = (read(Path(path)) for path in paths.split(","))
         for situation in options.situations:
             for seed in range(options.seeds):
-                found.append(row_of(pool, situation, seed, train, test))
-                print(f"| {' | '.join(str(found[-1][column]) for column in COLUMNS)} |", flush=True)
+                found = row_of(pool, situation, seed, train, test)
+                print(f"| {' | '.join(str(found[column]) for column in COLUMNS)} |", flush=True)
                 if options.csv:
-                    with options.csv.open("w", newline="", encoding="utf-8") as file:
-                        writer = csv.DictWriter(file, COLUMNS)
-                        writer.writeheader()
-                        writer.writerows(found)
+                    add_rows(options.csv, results_of("trust.py", found, options.model, shown_of(found)))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
     trust = sigmoid(slope (log(p / (1 - p)) + k) + offset - k), p the softmax of the predicted class, k = log(C - 1)
 
-k makes of a slope what a temperature is: towards 0 it leads to chance, 1 / C, and not to one half. Slope and offset come
-from labelled images whose labels the classifier did not see, by maximum a posteriori: few of them move little from what
-is usual. Without such labels the slope is the one at which the mean trust is the mean confidence of a text model before
-anything was learned from its answers: what adapts to its own answers becomes too sure of itself.
+k makes of a slope what a temperature is: towards 0 it leads to chance, 1 / C, and not to one half. Slope and offset
+come from labelled images whose labels the classifier did not see, by maximum a posteriori: few of them move little from
+what is usual. Without such labels the slope is the one at which the mean trust is the mean confidence of a text model
+before anything was learned from its answers: what adapts to its own answers becomes too sure of itself.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Source = Literal["left-out labels", "text model", "none"]
 USUAL_SLOPE, SLOPE_SPREAD = 0.6, 0.8  # log-normal: mean of the slope, and deviation of its logarithm
 USUAL_OFFSET, OFFSET_SPREAD = -0.3, 1.0  # normal
 LEAST_ROWS = 10  # left-out labels from which they say more than nothing
-BELOW_TEXT, ABOVE_TEXT = 0.25, 0.15  # how far from a text model's mean confidence the truth may be
+BELOW_TEXT, ABOVE_TEXT = 0.35, 0.15  # how far from a text model's mean confidence the truth may be
 MOST_ODDS = 16.0  # float32 probabilities know no larger log-odds
 
 
