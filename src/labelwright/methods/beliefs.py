@@ -33,7 +33,6 @@ from typing import Any, ClassVar, Literal, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from torch import Tensor
@@ -183,7 +182,7 @@ def regression(u: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor, Tenso
         return weight, bias, USUAL_INVERSE_PENALTY
     inverse_penalty = _inverse_penalty(x, y)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # what is there after so many steps will do
+        warnings.simplefilter("ignore", UserWarning)  # few images of many classes; what is there after so many steps
         found = LogisticRegression(C=inverse_penalty, class_weight="balanced", max_iter=1000).fit(x, y)
     rows, bias_rows = found.coef_, found.intercept_
     if len(found.classes_) == 2:  # of two classes scikit-learn keeps the difference
@@ -204,7 +203,7 @@ def _inverse_penalty(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> float:
     folds = StratifiedKFold(int(min(MAX_FOLDS, counts[counts >= 2].min())))
     scores = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.simplefilter("ignore", UserWarning)
         for value in INVERSE_PENALTIES:
             model = LogisticRegression(C=value, class_weight="balanced", max_iter=300, tol=1e-3)
             scores.append(cross_val_score(model, x[rows], y[rows], cv=folds, scoring="neg_log_loss").mean())
