@@ -93,7 +93,9 @@ def distinctness(feats: Tensor, class_feats: Tensor, *, logit_scale: float) -> t
     """
     t = logit_scale * class_feats
     total, sums = torch.zeros(len(t), device=feats.device), torch.zeros(len(t), device=feats.device)
-    for fitted, left_out in ((feats[::2], feats[1::2]), (feats[1::2], feats[::2])):
+    order = torch.randperm(len(feats), generator=torch.Generator().manual_seed(0)).to(feats.device)
+    halves = feats[order[::2]], feats[order[1::2]]
+    for fitted, left_out in (halves, halves[::-1]):
         unknown = torch.full((len(fitted),), -1, device=feats.device)
         found = gaussian_beliefs(
             fitted, lambda rows, z=fitted: z[rows] @ t.T, unknown, strength=1.0, shrinkage=SHRINKAGE, n_iter=N_ITER
