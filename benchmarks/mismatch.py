@@ -32,15 +32,19 @@ ACCURACY_MAX = 0.05  # of zero-shot on a class that the model does not know by n
 ROWS_AT_ONCE = 8192
 
 
-def pool_feats(dataset: str, data: str, encoder: Encoder) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    """Unit features [N, D] of the target pool, its labels [N], and the class names."""
+def pool_feats(
+    dataset: str, data: str, encoder: Encoder, *, is_test: bool = False
+) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """Unit features [N, D] of the target pool, or of the test images, their labels [N], and the class names."""
     stats = image_stats(encoder.name)
-    pool, _ = table_data(TABLES[f"cap-{dataset}"], data)
-    prepared = prepare(pool, test_frac=0, size_px=stats.size_px, stats=(stats.mean, stats.std))
-    source = embed(prepared.train, encoder, prepared.view, n_views=0, device=torch.device("cpu"))
+    pool, test = table_data(TABLES[f"cap-{dataset}"], data)
+    prepared = prepare(pool, test=test, test_frac=0, size_px=stats.size_px, stats=(stats.mean, stats.std))
+    source = embed(
+        prepared.test if is_test else prepared.train, encoder, prepared.view, n_views=0, device=torch.device("cpu")
+    )
     views = source.views(prepared.view)
     feats = views.batch(torch.arange(views.n_rows), "clean", seed=0, device=torch.device("cpu"))
-    return feats, torch.from_numpy(pool.labels).long(), pool.class_names
+    return feats, torch.from_numpy((test if is_test else pool).labels).long(), pool.class_names
 
 
 def accuracy_per_class(feats: Tensor, class_feats: Tensor, labels: Tensor) -> Tensor:

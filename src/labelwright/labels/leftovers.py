@@ -51,18 +51,23 @@ def last_class(feats: Tensor, class_feats: Tensor, *, logit_scale: float, which:
         return None
     unknown = torch.full((len(z),), -1, device=z.device)
 
-    def placed(t: Tensor, c: int) -> tuple[Tensor, bool]:
+    def placed(t: Tensor, c: int, before: Tensor) -> tuple[Tensor, Tensor, bool]:
+        """Class features with class c at the images left over, all shares, and whether it and its loser stand apart."""
         is_left = torch.arange(len(t), device=z.device) == c
         found = leftover_concepts(z, t, logit_scale=logit_scale, is_mismatched=is_left, labels=unknown, seed=seed)
         own, shares = distinctness(z, found, logit_scale=logit_scale)
-        shares[which] = shares[c] = 0.0
-        return found, bool(own[c] >= DISTINCT * (own * shares).sum() / shares.sum().clamp(min=1e-9))
+        usual = shares.clone()
+        usual[which] = usual[c] = 0.0
+        least = DISTINCT * (own * usual).sum() / usual.sum().clamp(min=1e-9)
+        lost = (before - shares[: len(before)]).argmax()  # a class that is swallowed whole is not one more class
+        return found, shares, bool(own[c] >= least) and (c == which or bool(own[lost] >= least))
 
-    found, is_class = placed(class_feats.float().to(z.device), which)
+    t = class_feats.float().to(z.device)
+    found, shares, is_class = placed(t, which, torch.zeros(n_classes, device=z.device))
     if not is_class:
         return None
-    _, is_class = placed(torch.cat([found, F.normalize(found.mean(0, keepdim=True), dim=1)]), n_classes)
-    return None if is_class else found[which]
+    one_more = torch.cat([found, F.normalize(found.mean(0, keepdim=True), dim=1)])
+    return None if placed(one_more, n_classes, shares)[2] else found[which]
 
 
 def distinctness(feats: Tensor, class_feats: Tensor, *, logit_scale: float) -> tuple[Tensor, Tensor]:
@@ -88,7 +93,9 @@ def distinctness(feats: Tensor, class_feats: Tensor, *, logit_scale: float) -> t
     """
     t = logit_scale * class_feats
     total, sums = torch.zeros(len(t), device=feats.device), torch.zeros(len(t), device=feats.device)
-    for fitted, left_out in ((feats[::2], feats[1::2]), (feats[1::2], feats[::2])):
+    order = torch.randperm(len(feats), generator=torch.Generator().manual_seed(0)).to(feats.device)
+    halves = feats[order[::2]], feats[order[1::2]]
+    for fitted, left_out in (halves, halves[::-1]):
         unknown = torch.full((len(fitted),), -1, device=feats.device)
         found = gaussian_beliefs(
             fitted, lambda rows, z=fitted: z[rows] @ t.T, unknown, strength=1.0, shrinkage=SHRINKAGE, n_iter=N_ITER

@@ -5,7 +5,14 @@ import torch
 import torch.nn.functional as F
 
 from labelwright.labels import concepts as module
-from labelwright.labels.concepts import choose_descriptions, detect_mismatched
+from labelwright.labels.concepts import (
+    KNOWN_FROM,
+    choose_descriptions,
+    detect_mismatched,
+    found_by_name,
+    knowledge,
+    log_presence,
+)
 
 SCALE = 20.0
 
@@ -179,3 +186,53 @@ def test_choose_descriptions__of_a_real_model_nonsense_in_every_class(signs):
     found = choose_descriptions(signs.z, names, borrowed, is_mismatched=bad)
     assert (found.chosen[known] >= 0).sum() <= 1
     assert accuracy(signs.z, found.class_feats, signs.truth) > accuracy(signs.z, names, signs.truth) - 0.01
+
+
+# ---- names that find images, and names that do not -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_found_by_name__by_hand(seed):
+    z, names = unit(50, 8, seed=seed), unit(5, 8, seed=seed + 9)
+    answers = [max(range(5), key=lambda c, image=image: float(image @ names[c])) for image in z]
+    assert found_by_name(z, names).tolist() == pytest.approx([answers.count(c) / 10 for c in range(5)])
+    assert float(found_by_name(z, names).mean()) == pytest.approx(1)
+
+
+def test_log_presence__only_classes_that_are_nearly_absent_lose():
+    z, centres, truth = clumps(40, 6, noise=0.3)
+    every = torch.ones(6, dtype=torch.bool)
+    assert log_presence(z, centres, logit_scale=8.0, where=every).tolist() == [0.0] * 6
+    there = z[truth < 2]
+    added = log_presence(there, centres, logit_scale=8.0, where=every)
+    assert added[:2].tolist() == [0, 0]
+    assert bool((added[2:] < -0.5).all())
+    before, after = ((8.0 * there @ centres.T + b).argmax(1) for b in (0.0, added))
+    assert (after < 2).sum() > (before < 2).sum()
+    assert torch.equal(before[before < 2], after[before < 2]), "no image of a class that is there is taken away"
+
+
+def test_log_presence__classes_that_cannot_be_absent_are_left_alone():
+    z, centres, truth = clumps(40, 4, noise=0.3)
+    added = log_presence(z[truth < 1], centres, logit_scale=8.0, where=torch.tensor([True, True, False, True]))
+    assert float(added[2]) == 0
+    assert bool((added[[1, 3]] < 0).all())
+    nobody = torch.zeros(4, dtype=torch.bool)
+    assert log_presence(z, centres, logit_scale=8.0, where=nobody).tolist() == [0.0] * 4
+
+
+def test_knowledge__names_on_the_clusters_against_turned_ones():
+    z, centres, _ = clumps(20, 8)
+    gap = F.normalize(torch.ones(16), dim=0)  # a shift of all texts, and their scale, say nothing
+    assert knowledge(z, centres) > KNOWN_FROM
+    assert knowledge(z, F.normalize(centres + 0.8 * gap, dim=1)) > KNOWN_FROM
+    assert knowledge(z, F.normalize(centres + centres.roll(1, 0) + centres.roll(2, 0), dim=1)) < KNOWN_FROM
+    assert knowledge(z, centres) == knowledge(z, centres)
+    assert knowledge(z, centres[:3]) == float("inf")
+
+
+def test_knowledge__of_a_real_model(signs):
+    names = signs.concepts.feats
+    turn = torch.linalg.qr(torch.randn(43, 43, generator=torch.Generator().manual_seed(5))).Q
+    mixed = F.normalize(names.mean(0) + turn @ (names - names.mean(0)), dim=1)
+    assert knowledge(signs.z, names) > KNOWN_FROM > knowledge(signs.z, mixed)

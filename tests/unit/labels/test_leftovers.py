@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from labelwright.labels import leftovers as module
-from labelwright.labels.leftovers import leftover_concepts
+from labelwright.labels.leftovers import distinctness, last_class, leftover_concepts
 
 SCALE = 20.0
 
@@ -130,3 +130,46 @@ def test_leftover_concepts__few_labels_survive_the_thinning_of_many_images(monke
     assert (labels >= 0).sum() == 8
     found = leftover_concepts(z, names, logit_scale=SCALE, is_mismatched=torch.arange(8) < 4, labels=labels)
     assert accuracy(z, found, truth) > 0.98
+
+
+def test_distinctness__a_class_cut_in_half_is_less_distinct_than_two():
+    z, centres, _ = clumps(60, 4)
+    own, shares = distinctness(z, centres, logit_scale=SCALE)
+    assert shares.tolist() == pytest.approx([0.25] * 4, abs=0.01)
+    aside = 0.2 * torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(3))).Q[0]
+    halved = F.normalize(torch.cat([centres[:3], centres[3:] + aside, centres[3:] - aside]), dim=1)
+    parts, shares = distinctness(z, halved, logit_scale=SCALE)
+    assert float(parts[3:].max()) < 0.6 * float(own.min())
+    assert float(shares[3:].sum()) == pytest.approx(0.25, abs=0.01)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("is_present", [True, False])
+def test_last_class__what_is_left_over_is_given_only_if_it_is_a_class(is_present, seed):
+    z, centres, truth = clumps(60, 5, seed=seed)
+    names = centres.clone()
+    names[2] = nonsense(centres, 1)[0]
+    kept = (truth != 2) | is_present
+    found = last_class(z[kept], names, logit_scale=SCALE, which=2, seed=seed)
+    if is_present:
+        names[2] = found
+        assert accuracy(z, names, truth) > 0.98
+    else:
+        assert found is None
+
+
+def test_last_class__refused_where_every_class_falls_into_parts_as_clear_as_classes():
+    """Tight clumps, three to a class, as of frames of one track: nothing tells a class from a part of one."""
+    draw = torch.Generator().manual_seed(0)
+    clump = torch.linalg.qr(torch.randn(16, 16, generator=draw)).Q[:9]
+    of_clump = torch.arange(9).repeat(30)
+    z = F.normalize(clump[of_clump] + 0.05 * torch.randn(270, 16, generator=draw), dim=1)
+    names = F.normalize(clump.reshape(3, 3, 16).sum(1), dim=1)
+    names[2] = nonsense(clump, 1)[0]
+    assert last_class(z, names, logit_scale=SCALE, which=2) is None
+
+
+def test_last_class__too_few_images_to_tell():
+    z, centres, _ = clumps(1, 4)
+    assert last_class(z, centres, logit_scale=SCALE, which=1) is None
+    assert last_class(z[:, :8], centres[:1, :8], logit_scale=SCALE, which=0) is None
