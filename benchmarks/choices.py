@@ -88,7 +88,7 @@ def rows_of(pools: dict[str, tuple[Path, Path]], situations: list[str], seeds: i
                     if not situation.startswith("open"):
                         settings |= {"test": f"{folder}/test.npz"}
                     run = lw.fit(f"{folder}/train.npz", out=f"{folder}/run", seed=seed, evaluations=0, **settings)
-                    summary = run.summary
+                    summary, environment = run.summary, run.environment  # read while they are there
                 beside, own = summary["reference"], summary["method"]
                 scores = {
                     name: 100 * (each["test"]["balanced_accuracy"] if each["test"] else each["unlabelled"])
@@ -107,7 +107,7 @@ def rows_of(pools: dict[str, tuple[Path, Path]], situations: list[str], seeds: i
                     "reference_score": round(obvious[best], 2),
                     "lost": round(max(scores.values()) - scores[answer], 2),
                     "seconds": round(sum(summary["seconds"].values()), 1),
-                    "environment": run.environment,
+                    "environment": environment,
                 }
 
 

@@ -37,7 +37,9 @@ def row_of(pool: str, situation: str, seed: int, train: dict[str, Any], test: di
         np.savez(f"{folder}/train.npz", **file)
         np.savez(f"{folder}/test.npz", **{key: value for key, value in test.items() if key != "groups"})
         run = lw.fit(f"{folder}/train.npz", out=f"{folder}/run", seed=seed, test_frac=0, **settings)
-        found, basis = lw.label(run.path, f"{folder}/test.npz"), run.summary["trust"]
+        found = lw.label(run.path, f"{folder}/test.npz")
+        summary, environment = run.summary, run.environment  # read while they are there
+    basis = summary["trust"]
     trust, softmax = (torch.tensor(np.asarray(found[key])) for key in ("trust", "softmax"))
     right = torch.from_numpy(np.array(found["label"].to_pylist()) == test["labels"])
     sure = trust >= 0.95
@@ -53,8 +55,8 @@ def row_of(pool: str, situation: str, seed: int, train: dict[str, Any], test: di
         "n_sure": int(sure.sum()),
         "sure_right": round(100 * float(right[sure].float().mean()), 2) if sure.any() else "",
         "auroc": round(float(roc_auc_score(right, trust)), 4),
-        "seconds": round(sum(run.summary["seconds"].values()), 1),
-        "environment": run.environment,
+        "seconds": round(sum(summary["seconds"].values()), 1),
+        "environment": environment,
     }
 
 
