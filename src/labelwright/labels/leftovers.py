@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
@@ -98,12 +100,16 @@ def distinctness(feats: Tensor, class_feats: Tensor, *, logit_scale: float) -> t
     for fitted, left_out in (halves, halves[::-1]):
         unknown = torch.full((len(fitted),), -1, device=feats.device)
         found = gaussian_beliefs(
-            fitted, lambda rows, z=fitted: z[rows] @ t.T, unknown, strength=1.0, shrinkage=SHRINKAGE, n_iter=N_ITER
+            fitted, partial(_logits, fitted, t), unknown, strength=1.0, shrinkage=SHRINKAGE, n_iter=N_ITER
         )
         q = found.probs(left_out, left_out @ t.T)
         total += q.sum(0)
         sums -= torch.log1p(-q.clamp(max=1 - 1e-6)).sum(0)  # -log(1 - q) q over q, as both are near 0 or both are not
     return sums / total.clamp(min=1e-6), total / total.sum()
+
+
+def _logits(z: Tensor, t: Tensor, rows: Tensor) -> Tensor:
+    return z[rows] @ t.T
 
 
 def leftover_concepts(
