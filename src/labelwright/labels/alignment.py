@@ -29,7 +29,10 @@ Alignment = Literal["evidence", "clustering", "none"]
 """How names are aligned with images: by evidence (ours), by Algorithm 1 (published), or not at all."""
 
 SHRINKAGE, N_ITER = 0.1, 20  # of the Gaussians
-USUAL_STRENGTH, LABEL_WEIGHT = 0.2, 10.0  # theirs where every class has a labelled image, which counts for so many
+USUAL_STRENGTH, LABEL_WEIGHT = (
+    0.2,
+    10.0,
+)  # theirs where half of the classes have labelled images; what one counts for if all have
 CONFIRMED, CONTRADICTED = 0.5, 0.005
 """Mean probability of a class on its own labelled images, above which its text fits and below which it does not."""
 
@@ -85,8 +88,8 @@ def align(
       alignment: "evidence", the repairs above; "clustering", detection by the paper's Algorithm 1 and the first
         description of each class that it finds, see `Aligned.described`; "none" leaves the names as they are.
       use_leftovers: of "evidence", see labels.concepts.leftover_concepts.
-      shape_strength: strength of labels.gaussians.gaussian_beliefs; 0 leaves the texts alone; None is 0.2 where every
-        class has a labelled image, else 0: from texts alone the shapes repeat their mistakes.
+      shape_strength: strength of labels.gaussians.gaussian_beliefs; 0 leaves the texts alone; None is 0.2 where half
+        of the classes have labelled images, else 0: from texts alone the shapes repeat their mistakes.
       allowed: [C] bool, classes that unlabelled images may have; None = all.
       seed: of the clustering that leftovers come from.
 
@@ -124,7 +127,7 @@ def align(
         text, bias = head.weight, head.bias
     elif alignment == "evidence":
         bias = log_presence(pool, t, logit_scale=logit_scale, where=allowed & ~has_labels)
-    strength = (USUAL_STRENGTH if is_labelled else 0.0) if shape_strength is None else shape_strength
+    strength = (USUAL_STRENGTH if 2 * has_labels.sum() >= len(t) else 0.0) if shape_strength is None else shape_strength
     weight = text - logit_scale * t
     if strength > 0 and not logs.get("is_hopeless"):
         added_weight, added_bias = gaussian_beliefs(

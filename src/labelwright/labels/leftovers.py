@@ -99,15 +99,16 @@ def distinctness(feats: Tensor, class_feats: Tensor, *, logit_scale: float) -> t
     halves = feats[order[::2]], feats[order[1::2]]
     for fitted, left_out in (halves, halves[::-1]):
         unknown = torch.full((len(fitted),), -1, device=feats.device)
-        evidence = partial(_text_evidence, fitted, t)
-        found = gaussian_beliefs(fitted, evidence, unknown, strength=1.0, shrinkage=SHRINKAGE, n_iter=N_ITER)
+        found = gaussian_beliefs(
+            fitted, partial(_logits, fitted, t), unknown, strength=1.0, shrinkage=SHRINKAGE, n_iter=N_ITER
+        )
         q = found.probs(left_out, left_out @ t.T)
         total += q.sum(0)
         sums -= torch.log1p(-q.clamp(max=1 - 1e-6)).sum(0)  # -log(1 - q) q over q, as both are near 0 or both are not
     return sums / total.clamp(min=1e-6), total / total.sum()
 
 
-def _text_evidence(z: Tensor, t: Tensor, rows: Tensor) -> Tensor:
+def _logits(z: Tensor, t: Tensor, rows: Tensor) -> Tensor:
     return z[rows] @ t.T
 
 

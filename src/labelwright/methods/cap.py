@@ -8,8 +8,8 @@ Margin" (2025), arXiv 2505.02056.
  3  mismatched classes with labelled images get the cluster around these; one that is the last without images gets
     what is left over, if that is as distinct as the other classes and no further cluster is              -
  4  beliefs q = softmax(z.w + b); prior pi = mean of q. w = s t, and b < 0 for classes that hardly any image shows;
-    where every class has labels w, b are drawn from there to these as far as labels left out say so, and a shape
-    term, one Gaussian per class of one covariance, is added                                             -
+    where every class has labels w, b are drawn from there to these as far as labels left out say so; where half have,
+    a shape term, one Gaussian per class of one covariance, is added                                     -
  5  main set: the k surest images of each class by q; with uniform shares an image competes for its next  Sec. 3.2
  6  each epoch: loss = CE(f + M[y, :], y) on labelled images
  7                   + CE(f + M[y, :], y) on the main set                                                Eq. (8)
@@ -86,7 +86,9 @@ class Config(PoolSettings):
     residual_weight: float | None = None  # share of the adapters' correction; None = 1 / logit_scale (paper: 0.01)
     alignment: Alignment = "evidence"  # lines 1 to 3; clustering = Algorithm 1 (paper), none = the names as they are
     use_leftovers: bool = True  # line 3; False leaves classes without a good text as they are
-    shape_strength: float | None = None  # line 4, of the log density; None = 0.2 if every class has labels, else 0
+    shape_strength: float | None = (
+        None  # line 4, of the log density; None = 0.2 if half of the classes have labels, else 0
+    )
     start_size: int = 16  # k, images per class in the first main set (Sec. 4.1; 6 on Flowers102)
     share_from: Literal["beliefs", "uniform"] = "beliefs"  # expected shares of the classes; uniform = paper
     margin_scale: float | Literal["auto"] = 12.0  # m at logit_scale 100 (Sec. 4.1); "auto" chooses without labels

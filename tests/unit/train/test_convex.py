@@ -17,6 +17,7 @@ from labelwright.train.convex import (
     cross_validate,
     folds_of,
     solve,
+    text_and_labels,
 )
 
 
@@ -169,3 +170,49 @@ def test_solve__deviation_and_no_bias_are_the_minimum_that_scipy_finds():
     assert head.bias.tolist() == [0.0, 0.0, 0.0]
     held = solve(z, labels, problem, n_classes=3, penalty=1e6)
     torch.testing.assert_close(held.weight, centre, atol=1e-3, rtol=0)
+
+
+def test_solve__drawn_to_a_head():
+    z, labels = an_example()
+    towards = Linear(torch.randn(3, 5, generator=torch.Generator().manual_seed(1)), torch.tensor([0.5, 0.0, -0.5]))
+    near = solve(z, labels, Problem(), n_classes=3, penalty=1e6, towards=towards)
+    torch.testing.assert_close(near.weight, towards.weight, atol=1e-3, rtol=0)
+    torch.testing.assert_close(near.bias, towards.bias, atol=1e-3, rtol=0)
+    head = solve(z, labels, Problem(), n_classes=3, penalty=4.0, towards=towards, least_gradient=1e-7)
+    errors = (head(z).softmax(1) - F.one_hot(labels, 3)) / len(z)  # the gradient of the loss is that of the penalty
+    pull = 4.0 / len(z)
+    torch.testing.assert_close(errors.T @ z, -pull * (head.weight - towards.weight), atol=1e-4, rtol=0)
+    torch.testing.assert_close(errors.sum(0), -pull * (head.bias - towards.bias), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("per_class", [1, 2, 8])
+def test_text_and_labels__good_texts_stay_and_wrong_ones_give_way(per_class):
+    z, truth = an_example(counts=(60, 60, 60), n_features=6)
+    mean = torch.stack([z[truth == c].mean(0) for c in range(3)])
+    good = Linear(mean, -0.5 * mean.square().sum(1))
+    wrong = Linear(-mean, torch.zeros(3))
+    labels = torch.full((180,), -1)
+    for c in range(3):
+        labels[(truth == c).nonzero().flatten()[:per_class]] = c
+    rest = labels < 0
+
+    def right(head):
+        return float((head(z[rest]).argmax(1) == truth[rest]).double().mean())
+
+    head, penalty = text_and_labels(z, labels, good)
+    assert right(head) > right(good) - 0.02
+    head, penalty = text_and_labels(z, labels, wrong)
+    if per_class == 1:  # nothing can be left out
+        assert (head, penalty) == (wrong, None)
+    else:
+        assert right(head) > right(wrong) + (0.3 if per_class == 8 else 0.1)
+        assert penalty in convex.PENALTIES
+
+
+def test_text_and_labels__no_labels_and_order():
+    z, truth = an_example()
+    text = Linear(torch.zeros(3, 5), torch.zeros(3))
+    assert text_and_labels(z, torch.full((46,), -1), text) == (text, None)
+    head, _ = text_and_labels(z + 100, truth, text)
+    again, _ = text_and_labels(z, truth, text)
+    torch.testing.assert_close(head(z + 100).softmax(1), again(z).softmax(1), atol=1e-3, rtol=0)
