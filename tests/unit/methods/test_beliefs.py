@@ -318,7 +318,8 @@ def test_photographs__through_a_pretrained_network(views: str, tmp_path: Path, m
     model = str(clip_folders.save_vision(tmp_path / "vit", size_px=16))
     data = write_folders(tmp_path / "data", {"cat": 10, "dog": 10}, size_px=20)
     write_folders(data, {"unlabeled": 6}, size_px=20, seed=3)
-    done = lw.fit(data, out=tmp_path / "run", method="beliefs", model=model, views=cast(Any, views), **QUICK)
+    how: Any = {"method": "beliefs", "model": model, "views": views, "refit": False, **QUICK}
+    done = lw.fit(data, out=tmp_path / "run", **how)
     again = lw.label(done.path, data / "unlabeled", device="cpu", precision="fp32")
     rows = [row for row in done.labels.to_pylist() if row["source"] == "predicted"]
     assert [row["label"] for row in rows] == again["label"].to_pylist()
