@@ -87,8 +87,8 @@ def nearest(z: Tensor, *, k: int) -> Neighbours:
     looked = torch.cat([(z[s] @ centres.T - half).topk(wanted, 1).indices for s in slices_of(n, len(centres))])
     looked[:, -1] = torch.where((looked == own[:, None]).any(1), looked[:, -1], own)
     order, places = looked.flatten().sort()
-    cells, lengths = order.unique_consecutive(return_counts=True)
-    for cell, at in zip(cells.tolist(), places.split(lengths.tolist()), strict=True):
+    cells, lengths = torch.unique_consecutive(order, return_counts=True)
+    for cell, at in zip(cells.tolist(), torch.split(places, lengths.tolist()), strict=True):
         members = (own == cell).nonzero().flatten()
         if len(members):
             _compare(found, z, at // wanted, members)
@@ -310,7 +310,7 @@ def near_pairs(thumbs: npt.NDArray[np.uint8], candidates: list[Neighbours]) -> t
         first = torch.arange(n)[:, None].expand_as(found.rows)[found.rows >= 0]
         second = found.rows[found.rows >= 0]
         keys.append(torch.minimum(first, second) * n + torch.maximum(first, second))
-    unique = torch.cat(keys).unique()
+    unique = torch.unique(torch.cat(keys))
     is_same = torch.zeros(len(unique), dtype=torch.bool)
     pictures = torch.from_numpy(thumbs)
     for some in torch.split(torch.arange(len(unique)), 8192):
@@ -394,7 +394,7 @@ def joined(n: int, first: Tensor, second: Tensor) -> npt.NDArray[np.int64]:
     _, group = connected_components(pairs, directed=False)
     sizes = np.bincount(group)
     number = np.where(sizes > 1, np.cumsum(sizes > 1) - 1, -1)
-    return number[group].astype(np.int64)
+    return np.asarray(number[group], dtype=np.int64)
 
 
 def far_out(values: npt.NDArray[np.floating], *, low: bool = False) -> npt.NDArray[np.bool_]:

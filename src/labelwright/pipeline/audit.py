@@ -285,7 +285,7 @@ def _clean(source: Source) -> torch.Tensor:
 
 def _rows_of(feats: torch.Tensor | None) -> npt.NDArray[np.float32]:
     assert feats is not None, "data without looks are embeddings"
-    return feats.numpy() + 0.0  # no negative zero
+    return np.asarray(feats.numpy() + 0.0, dtype=np.float32)  # no negative zero
 
 
 def _groups(parts: Sequence[_Part]) -> npt.NDArray[np.int64] | None:
