@@ -1,8 +1,8 @@
 """labelwright: trustworthy image classifiers from missing, few, guessed, lopsided or incomplete labels.
 
-The verbs are functions here: ``lw.inspect``, ``lw.fit``, ``lw.pretrain``, ``lw.embed``, ``lw.annotate``,
-``lw.describe``, ``lw.label``, ``lw.classes``, ``lw.evaluate``, ``lw.report``. They are loaded when first used, so that
-importing one piece (a loss, a table) does not import everything.
+The verbs are functions here: ``lw.inspect``, ``lw.audit``, ``lw.fit``, ``lw.pretrain``, ``lw.embed``,
+``lw.annotate``, ``lw.describe``, ``lw.label``, ``lw.classes``, ``lw.evaluate``, ``lw.report``. They are loaded when
+first used, so that importing one piece (a loss, a table) does not import everything.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from labelwright.api import Run
     from labelwright.benchmarking.runner import bench
     from labelwright.data.read import load
+    from labelwright.pipeline.audit import Audit, audit
     from labelwright.pipeline.classes import classes
     from labelwright.pipeline.embed import embed
     from labelwright.pipeline.evaluate import evaluate
@@ -28,9 +29,11 @@ if TYPE_CHECKING:
     from labelwright.pipeline.report import report
 
 __all__ = [
+    "Audit",
     "Inspection",
     "Run",
     "annotate",
+    "audit",
     "bench",
     "classes",
     "describe",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from labelwright.annotators.annotate import Annotated, annotate
 from labelwright.annotators.describe import describe
+from labelwright.pipeline.audit import Audit, audit
 from labelwright.pipeline.classes import classes
 from labelwright.pipeline.embed import Embedded, embed
 from labelwright.pipeline.evaluate import evaluate
@@ -17,10 +18,12 @@ from labelwright.run_folder import Run
 
 __all__ = [
     "Annotated",
+    "Audit",
     "Embedded",
     "Inspection",
     "Run",
     "annotate",
+    "audit",
     "classes",
     "describe",
     "embed",

@@ -115,6 +115,38 @@ VERBS: dict[str, Callable[..., Any]] = {
         *("data", "classes", "novel", "group", "annotator_columns"),
         check_images=(bool, setting(True, "decode every image in full; without it broken files are not found")),
     ),
+    "audit": verb(
+        "Audit",
+        "Find labels that are probably wrong, copies, classes that look like one, outliers and odd images.",
+        *("data", "test", "classes", "group", "on_bad", "seed", "device", "precision"),
+        test=(
+            str | None,
+            setting(None, "images to score on, looked through for copies of the others", example="--test test.csv"),
+        ),
+        model=(
+            str,
+            setting(
+                "auto",
+                "whose features are compared: auto (one that is on this machine), none, or a pretrained model by id or "
+                "path",
+                example="--model openai/clip-vit-base-patch32",
+            ),
+        ),
+        out=(
+            str | None,
+            setting(None, ".csv or .parquet file to write, a row per image; must not exist", example="--out audit.csv"),
+        ),
+        fail_on=(
+            tuple[str, ...],
+            setting(
+                (),
+                "exit with 1 if one of these is found: wrong, duplicates, two_labels, copies_in_test, outliers, odd, "
+                "alike",
+                example="--fail-on wrong copies_in_test",
+            ),
+        ),
+        json=(bool, setting(False, "print the summary as JSON")),
+    ),
     "fit": fit_verb({}),
     "pretrain": verb(
         "Pretrain",
@@ -295,7 +327,10 @@ def run(argv: Sequence[str]) -> int:
         verb_name, values = parse(argv)
         from labelwright.reporting import terminal
 
-        terminal.PRINTERS[verb_name](_call(verb_name, dict(values)), values)
+        result = _call(verb_name, dict(values))
+        terminal.PRINTERS[verb_name](result, values)
+        if verb_name == "audit" and result.failed:
+            return 1
     except LabelwrightError as error:
         if isinstance(error, DataError) and error.problems:
             from labelwright.data.checks import format_problems

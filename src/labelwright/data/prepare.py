@@ -142,7 +142,7 @@ def prepare(
 
 def _test_images(test: Any, table: LabelTable, *, is_open: bool) -> LabelTable:
     """The table of the images to score on, its labels among the classes of the training table."""
-    found = _for_scoring(read(test, classes=None if is_open else table.class_names))
+    found = for_scoring(read(test, classes=None if is_open else table.class_names))
     if not (found.labels >= 0).any():
         raise DataError(f"no image of {resolved_path(test)} has a label", fix="give a --test with labels, or none")
     return beyond(found, table.class_names) if is_open else found
@@ -225,10 +225,10 @@ def open_source(
     data: Any, *, classes: Any, size_px: int, on_bad: OnBad = "stop", cache_limit_gb: float = 16.0
 ) -> Source:
     """Read, check and decode images for prediction; parameters and errors as for `prepare`."""
-    return _resolve([_open(_for_scoring(read(data, classes=classes)), size_px, cache_limit_gb)], on_bad)[0]
+    return _resolve([_open(for_scoring(read(data, classes=classes)), size_px, cache_limit_gb)], on_bad)[0]
 
 
-def _for_scoring(table: LabelTable) -> LabelTable:
+def for_scoring(table: LabelTable) -> LabelTable:
     """The table without the problem that a class has no image: a test set need not hold every class."""
     return replace(table, problems=tuple(p for p in table.problems if p.kind != "empty_class"))
 

@@ -21,7 +21,7 @@ from labelwright.reporting.beside import COLUMNS, beside_rows
 from labelwright.reporting.candidate_training import deployed_words
 from labelwright.reporting.candidates import is_below_annotator, knows_annotator, own_sets_words
 from labelwright.run_folder import Run
-from labelwright.wording import counted
+from labelwright.wording import counted, percent
 
 LINES_MAX = 20  # class names listed one by one; the report has them all
 _OPEN_SCORES = {"seen": "of named classes", "novel": "of the others", "all": "all in all"}
@@ -317,6 +317,59 @@ def _print_pretrain(path: Path, values: Mapping[str, Any]) -> None:
     print(f"start from it: labelwright fit {values['data']} --model {path} --out NEW")
 
 
+FLAG_WORDS = {
+    "wrong_label": "labels that are probably wrong",
+    "exact_copy": "images with an exact copy",
+    "near_copy": "images with a copy that was re-saved, resized or slightly cropped",
+    "two_labels": "images with a copy under another label",
+    "copy_in_test": "training images with a copy among the test images",
+    "outlier": "images unlike all others",
+    "dark": "images that are nearly black",
+    "blank": "images of one colour",
+    "blurred": "images that are far more blurred than the others",
+    "tiny": "images of under a quarter of the usual side",
+    "odd_aspect": "images that are far wider or higher than the others",
+}
+"""Flag of a row of `audit` -> what it says of images."""
+
+
+def _print_audit(done: Any, values: Mapping[str, Any]) -> None:
+    """Counts of what was found, the worst labels, and where the rows are; or all as JSON."""
+    found = done.summary
+    if values["json"]:
+        print(json.dumps(found))
+        return
+    print(
+        f"{counted(found['n_images'], 'image')}, {found['n_labelled']:,} labelled, "
+        f"{counted(found['n_classes'], 'class', 'classes')}; features: {found['features']}"
+    )
+    shown = Table(box=None, show_header=False, pad_edge=False)
+    for flag, n in found["counts"].items():
+        if n or flag in ("wrong_label", "exact_copy", "near_copy"):
+            shown.add_row(f"{n:,}", FLAG_WORDS[flag])
+    if found["n_duplicate_groups"]:
+        shown.add_row(f"{found['n_duplicate_groups']:,}", "groups of copies")
+    _console().print(shown)
+    if found["estimated_wrong"] is not None:
+        print(f"about {percent(found['estimated_wrong'])} of the labels are estimated to be wrong")
+    if found["worst"]:
+        worst = Table(
+            "the worst labels: id", "label", "rather", "chance that the label is right", box=None, pad_edge=False
+        )
+        for row in found["worst"]:
+            worst.add_row(row["id"], row["label"], row["suspected_label"], f"{row['label_score']:.3f}")
+        Console(highlight=False, markup=False).print(worst)
+    for pair in found["alike"]:
+        print(f"classes that look like one: {' and '.join(pair['classes'])} ({pair['alike']:.2f} of 1)")
+    for notice in found["notices"]:
+        print(f"notice: {notice}")
+    if values["out"] is not None:
+        print(f"a row per image: {values['out']}")
+    _print_left_out(found["left_out"])
+    if done.failed:
+        print(f"found, as --fail-on asks: {', '.join(done.failed)}", file=sys.stderr)
+
+
 def _print_embedded(done: Any, values: Mapping[str, Any]) -> None:
     """How many features of how many images, and what to do with them."""
     print(f"{counted(done.n_images, 'image')}, {done.n_features:,} features each: {done.path}")
@@ -394,6 +447,7 @@ def _print_settings(found: Sequence[Any], values: Mapping[str, Any]) -> None:
 PRINTERS: Mapping[str, Callable[[Any, Mapping[str, Any]], None]] = {
     "demo": lambda result, values: None,
     "inspect": _print_inspection,
+    "audit": _print_audit,
     "fit": _print_fit,
     "pretrain": _print_pretrain,
     "embed": _print_embedded,

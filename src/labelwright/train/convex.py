@@ -186,16 +186,17 @@ def solve(
     return Linear(weight.detach(), bias.detach())
 
 
-def folds_of(labels: Tensor, groups: Tensor | None, *, seed: int) -> tuple[Tensor, Tensor]:
+def folds_of(labels: Tensor, groups: Tensor | None, *, seed: int, limit: int | None = None) -> tuple[Tensor, Tensor]:
     """Rows that take part in a cross-validation and the fold of each.
 
     Args:
       labels: [N] int64, 0 to C-1.
       groups: [N] int, rows of one group fall into one fold; or None.
       seed: any int >= 0.
+      limit: how many rows take part, about; None = `MAX_TRIED_ROWS`.
 
-    Returns: rows [n] int64, ascending, and their folds [n] int64: all rows, or of more than `MAX_TRIED_ROWS` a share of
-      each class; empty where fewer than two classes have two rows.
+    Returns: rows [n] int64, ascending, and their folds [n] int64: all rows, or of more than the limit a share of each
+      class; empty where fewer than two classes have two rows.
 
     Example:
       >>> rows, fold = folds_of(torch.tensor([0, 0, 0, 1, 1, 1]), None, seed=0)
@@ -207,7 +208,7 @@ def folds_of(labels: Tensor, groups: Tensor | None, *, seed: int) -> tuple[Tenso
     if (counts >= 2).sum() < 2:
         return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
     draw = np.random.default_rng(seed)
-    share = min(1.0, MAX_TRIED_ROWS / len(y))
+    share = min(1.0, (limit or MAX_TRIED_ROWS) / len(y))
     kept = [
         draw.permutation(np.flatnonzero(y == c))[: max(LEAST_TRIED, round(share * n))] for c, n in enumerate(counts)
     ]

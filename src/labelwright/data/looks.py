@@ -1,0 +1,105 @@
+"""What each image looks like in a few numbers: a hash of its pixels, its size, a small grey picture of the whole."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from labelwright.data.checks import OnBad, resolve_problems
+from labelwright.data.images import decode_rgb, image_problem
+from labelwright.data.table import LabelTable
+from labelwright.errors import Problem
+from labelwright.train.progress import counter
+
+THUMB_PX = 32
+_ROWS_PER_ROUND = 512  # encoded images held in memory at once
+
+
+@dataclass(frozen=True, eq=False)
+class Looks:
+    """Of N images.
+
+    Attributes:
+      digests: N; two are the same where all pixels of two images are equal.
+      sides_px: [N, 2] int32, width and height.
+      thumbs: [N, 32, 32] uint8, the whole image in grey, its sides scaled to 32 px each.
+    """
+
+    digests: list[bytes]
+    sides_px: npt.NDArray[np.int32]
+    thumbs: npt.NDArray[np.uint8]
+
+
+def numbered(items: Iterable[bytes]) -> npt.NDArray[np.int64]:
+    """The same number for equal items, counted from 0 in the order in which they first appear: [N] int64.
+
+    Example:
+      >>> numbered([b"cat", b"dog", b"cat"]).tolist()
+      [0, 1, 0]
+    """
+    seen: dict[bytes, int] = {}
+    hashes = (hashlib.blake2b(item, digest_size=16).digest() for item in items)
+    return np.fromiter((seen.setdefault(each, len(seen)) for each in hashes), dtype=np.int64)
+
+
+def thumb(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """An image as [32, 32] uint8 grey, squeezed where it is no square.
+
+    Example:
+      >>> thumb(Image.new("RGB", (40, 20), (50, 50, 50)))[0, :2].tolist()
+      [50, 50]
+    """
+    return np.asarray(image.convert("L").resize((THUMB_PX, THUMB_PX), Image.Resampling.BICUBIC))
+
+
+def look_at(table: LabelTable, *, on_bad: OnBad = "stop") -> tuple[LabelTable, Looks]:
+    """Decode every image once.
+
+    Args:
+      table: images.   on_bad: "stop", or "skip" those that cannot be decoded or whose row has another problem.
+
+    Returns: the table without the rows that were left out, and the looks of its rows.
+
+    Raises: DataError with every problem (on "stop").
+
+    Example:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> from labelwright.data.read import load
+      >>> folder = Path(tempfile.mkdtemp())
+      >>> for name, grey in (("a.png", 0), ("b.bmp", 0), ("c.png", 9)):
+      ...     Image.new("L", (8, 6), grey).save(folder / name)
+      >>> numbered(look_at(load(folder))[1].digests).tolist()
+      [0, 0, 1]
+    """
+    problems: list[Problem] = []
+    thumbs = np.zeros((len(table), THUMB_PX, THUMB_PX), dtype=np.uint8)
+    sides = np.zeros((len(table), 2), dtype=np.int32)
+    digests = [b""] * len(table)
+
+    def attempt(row: int, source: bytes | str) -> Problem | None:
+        try:
+            image = decode_rgb(source)
+        except OSError as error:
+            return image_problem(table.images.where(row), row, error)
+        thumbs[row], sides[row] = thumb(image), image.size
+        digests[row] = hashlib.blake2b(repr(image.size).encode() + image.tobytes(), digest_size=16).digest()
+        return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool, counter("looking at images", len(table)) as progress:
+        for first in range(0, len(table), _ROWS_PER_ROUND):
+            rows = np.arange(first, min(first + _ROWS_PER_ROUND, len(table)))
+            found = pool.map(attempt, rows.tolist(), table.images.sources(rows))
+            problems.extend(problem for problem in found if problem is not None)
+            progress(int(rows[-1]) + 1)
+    kept = resolve_problems(table, [*table.problems, *problems], on_bad)
+    bad = [problem.row for problem in kept.quarantined if problem.row is not None]
+    rows = np.setdiff1d(np.arange(len(table)), np.array(bad, dtype=np.int64))
+    return kept, Looks([digests[row] for row in rows], sides[rows], thumbs[rows])

@@ -1,0 +1,413 @@
+"""`audit`: which labels and images deserve a look before anything is learned from them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import torch
+import torch.nn.functional as F
+
+from labelwright.data.cache import open_pixels
+from labelwright.data.checks import OnBad
+from labelwright.data.looks import Looks, look_at, numbered
+from labelwright.data.prepare import Source, for_scoring, is_embeddings, listed, open_embeddings, read, resolved_path
+from labelwright.data.stored import EmbeddingViews
+from labelwright.data.table import SPLITS, LabelTable
+from labelwright.data.views import ViewSettings
+from labelwright.encoders import at_hand
+from labelwright.encoders.embed import embed, load_encoder
+from labelwright.encoders.resnets import OWN
+from labelwright.errors import ConfigError, DataError
+from labelwright.labels import audit as pieces
+from labelwright.replacing import replacing
+from labelwright.run_folder import write_parquet_atomically
+from labelwright.train.convex import centre_and_scale
+from labelwright.train.processes import accelerator_for
+
+KINDS = {
+    "wrong": ("wrong_label",),
+    "duplicates": ("exact_copy", "near_copy"),
+    "two_labels": ("two_labels",),
+    "copies_in_test": ("copy_in_test",),
+    "outliers": ("outlier",),
+    "odd": ("dark", "blank", "blurred", "tiny", "odd_aspect"),
+    "alike": (),
+}
+"""What ``--fail-on`` can name -> the flags of rows that it means; ``alike``: classes that look like one."""
+
+EQUAL_FEATS = 0.9999  # cosine from which on embeddings are taken for those of one image, but for rounding
+CANDIDATES = 5  # nearest images that are compared with each
+WORST_SHOWN = 20
+DARK_GREY = 40  # of 255: nearly all of a dark image is below
+BLANK_SPREAD = 2.0  # of 255: standard deviation of an image that shows nothing
+TINY_FRAC = 0.25  # of the median shorter side
+ODD_ASPECT = 2.5  # times wider or higher than the median image
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What `audit` found.
+
+    Attributes:
+      rows: one row per image, see `audit`.
+      summary: counts, the worst labels, classes that look like one, notices; JSON-ready.
+      failed: those of ``fail_on`` that were found.
+    """
+
+    rows: pa.Table
+    summary: dict[str, Any]
+    failed: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The images of one source; features and looks where there are any."""
+
+    table: LabelTable
+    feats: torch.Tensor | None
+    looks: Looks | None
+
+
+def audit(
+    data: Any,
+    *,
+    test: Any = None,
+    model: str = "auto",
+    classes: Any = None,
+    group: str | None = None,
+    out: str | Path | None = None,
+    fail_on: Sequence[str] | str = (),
+    on_bad: OnBad = "stop",
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
+) -> Audit:
+    """Find labels that are probably wrong, copies, classes that look like one, outliers and odd images.
+
+    Args:
+      data: images or embeddings with labels for all, some or none of them; see data.read.load.
+      test: images to score on, looked through for copies of the others; None = those that the data calls test.
+      model: pretrained model whose features are compared; "auto" = one that is on this machine, "none" = none.
+        Embeddings are compared as they are.
+      classes, group, on_bad, seed, device, precision: see `fit`.
+      out: .csv or .parquet file for the rows; must not exist. None writes nothing.
+      fail_on: kinds of KINDS, in a list or with commas; ``failed`` says which were found.
+
+    Returns: rows with ``id``, ``path`` of files, ``split``, ``label``; ``label_score``, the estimated chance that the
+      label is right, with ``suspected_label``, the most probable other class, and its ``suspected_probability``;
+      ``duplicate_group``, the same number for copies of one picture; ``is_copy_in_test``; ``outlier_score``, the
+      distance to the nearest images over its median; ``flags``.
+
+    Raises: DataError or ConfigError, with nothing written.
+
+    Example: an image and its copy under another label.
+      >>> import tempfile
+      >>> from PIL import Image
+      >>> folder = Path(tempfile.mkdtemp())
+      >>> for name, grey in (("cat", 90), ("dog", 90), ("dog", 200)):
+      ...     (folder / name).mkdir(exist_ok=True)
+      ...     _ = Image.new("L", (8, 8), grey).save(folder / name / f"{grey}.png")
+      >>> found = audit(folder, model="none", fail_on="two_labels,odd")
+      >>> found.rows["duplicate_group"].to_pylist(), found.failed
+      ([0, None, 0], ('two_labels', 'odd'))
+    """
+    began = time.monotonic()
+    wanted = _kinds(fail_on)
+    target = None if out is None else _checked(Path(out).expanduser())
+    notices: list[str] = []
+    if is_embeddings(data):
+        parts, name = _embedded(data, test, model, classes, on_bad), "embeddings as given"
+    else:
+        parts, name = _seen(data, test, model, classes, group, on_bad, device, precision, notices)
+    first = parts[0].table
+    labels = np.concatenate([part.table.labels for part in parts]).astype(np.int64)
+    groups = _groups(parts)
+    is_test = np.concatenate([_is_test(part.table, i) for i, part in enumerate(parts)])
+    n = len(labels)
+    feats = None if parts[0].feats is None else torch.cat([part.feats for part in parts if part.feats is not None])
+    near = None
+    if feats is not None:
+        mean, scale = centre_and_scale(feats)
+        near = pieces.nearest(F.normalize((feats.float() - mean) / scale, dim=1), k=pieces.N_NEIGHBOURS)
+    looks = _joined_looks(parts)
+    content = numbered(row.tobytes() for row in _rows_of(feats)) if looks is None else numbered(looks.digests)
+    exact = np.bincount(content)[content] > 1
+    pairs = _near_pairs(looks, near)
+    leaders = np.unique(content, return_index=True)[1]
+    of_one = torch.from_numpy(leaders[content])
+    copies = pieces.joined(n, torch.cat([pairs[0], torch.arange(n)]), torch.cat([pairs[1], of_one]))
+    judged = None
+    if feats is not None and near is not None and (labels >= 0).any():
+        judged = pieces.judge_labels(
+            feats,
+            torch.from_numpy(labels),
+            near,
+            n_classes=len(first.class_names),
+            groups=None if groups is None else torch.from_numpy(groups),
+            seed=seed,
+        )
+    if judged is None and feats is not None:
+        notices.append("labels were not judged: that takes two labelled images of each of two classes")
+    two_labels = _has_two_labels(copies, labels)
+    in_test = np.isin(copies, copies[is_test & (copies >= 0)]) & (copies >= 0) & ~is_test
+    flags = {
+        **({} if judged is None else {"wrong_label": judged.is_suspected.numpy()}),
+        "exact_copy": exact,
+        "near_copy": (copies >= 0) & ~exact,
+        "two_labels": two_labels,
+        "copy_in_test": in_test,
+        **_odd(looks, near),
+    }
+    alike = [] if judged is None else pieces.like_one(judged.alike)
+    rows = _table(parts, labels, is_test, judged, copies, in_test, near, flags)
+    counts = {flag: int(marked.sum()) for flag, marked in flags.items()}
+    if judged is None and any(kind in ("wrong", "alike") for kind in wanted):
+        raise ConfigError(f"--fail-on wrong or alike cannot be looked for: {notices[-1]}", fix="leave that kind out")
+    failed = tuple(k for k in wanted if any(counts.get(flag) for flag in KINDS[k]) or (k == "alike" and alike))
+    summary = {
+        "n_images": n,
+        "n_labelled": int((labels >= 0).sum()),
+        "n_classes": len(first.class_names),
+        "n_test": int(is_test.sum()),
+        "features": name,
+        "counts": counts,
+        "estimated_wrong": None if judged is None else round(judged.wrong_frac, 4),
+        "n_duplicate_groups": int(copies.max(initial=-1)) + 1,
+        "worst": _worst(rows),
+        "alike": [{"classes": [first.class_names[i], first.class_names[j]], "alike": a} for i, j, a in alike],
+        "notices": notices,
+        "left_out": listed([p for part in parts for p in part.table.quarantined]),
+        "failed": list(failed),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    if target is not None:
+        if target.suffix == ".csv":
+            with replacing(target) as temporary:
+                pa_csv.write_csv(rows, temporary)
+        else:
+            write_parquet_atomically(rows, target)
+    return Audit(rows, summary, failed)
+
+
+def _kinds(fail_on: Sequence[str] | str) -> list[str]:
+    given = [fail_on] if isinstance(fail_on, str) else fail_on
+    kinds = [kind for words in given for kind in words.replace("-", "_").split(",") if kind]
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise ConfigError(f"--fail-on {unknown[0]} is not possible", fix=f"some of {', '.join(KINDS)}")
+    return kinds
+
+
+def _checked(target: Path) -> Path:
+    if target.suffix not in (".csv", ".parquet"):
+        raise ConfigError(f"{target} is neither .csv nor .parquet", fix="end --out in one of them")
+    if target.exists():
+        raise ConfigError(f"{target} exists", fix="choose another --out, or remove it first")
+    if not target.absolute().parent.is_dir():
+        raise ConfigError(f"there is no folder {target.parent}", fix="make it first")
+    return target
+
+
+# ---- what there is --------------------------------------------------------------------------------------------------
+
+
+def _embedded(data: Any, test: Any, model: str, classes: Any, on_bad: OnBad) -> list[_Part]:
+    if model not in ("auto", "none"):
+        raise ConfigError(f"the data are embeddings: --model {model} has nothing to work on", fix="leave --model out")
+    sources = [open_embeddings(data, classes=classes, on_bad=on_bad)]
+    if test is not None:
+        sources.append(open_embeddings(test, classes=sources[0].table.class_names or None, on_bad=on_bad))
+    parts = [_Part(source.table, _clean(source), None) for source in sources]
+    widths = [part.feats.shape[1] for part in parts if part.feats is not None]
+    if len(set(widths)) > 1:
+        raise DataError(
+            f"{resolved_path(test)} holds {widths[1]} features, {resolved_path(data)} {widths[0]}",
+            fix="embed test and training data with the same model",
+        )
+    return parts
+
+
+def _seen(
+    data: Any,
+    test: Any,
+    model: str,
+    classes: Any,
+    group: str | None,
+    on_bad: OnBad,
+    device: str,
+    precision: str,
+    notices: list[str],
+) -> tuple[list[_Part], str]:
+    if model in OWN:
+        raise ConfigError(f"{model} has random weights, whose features say nothing", fix="name a pretrained --model")
+    found = at_hand.at_hand() if model == "auto" else None
+    where = accelerator_for(device).device
+    name = found.model if found is not None else model
+    # A model that is not there should not wait for the images.
+    encoder = None if name in ("auto", "none") else load_encoder(name, device=where, precision=precision)
+    tables = [read(data, classes=classes, group=group)]
+    if test is not None:
+        if is_embeddings(test):
+            raise DataError(f"{resolved_path(test)} holds embeddings, the data images", fix="give both in one form")
+        tables.append(for_scoring(read(test, classes=tables[0].class_names or None)))
+    parts = []
+    for table in tables:
+        kept, looks = look_at(table, on_bad=on_bad)
+        feats = None
+        if encoder is not None:
+            pixels = open_pixels(kept, size_px=encoder.stats.size_px, limit_gb=16.0)
+            view = ViewSettings(mean=encoder.stats.mean, std=encoder.stats.std)
+            feats = _clean(embed(Source(kept, pixels, torch.arange(len(kept))), encoder, view, n_views=0, device=where))
+        parts.append(_Part(kept, feats, looks))
+    if encoder is None:
+        why = "no pretrained model is at hand" if model == "auto" else "--model none"
+        notices.append(
+            f"{why}: copies are looked for in small grey pictures; wrong labels, classes that look like one and "
+            "outliers need features, of --model openai/clip-vit-base-patch32 or of another model"
+        )
+    return parts, "none" if encoder is None else (found.name if found is not None else model)
+
+
+def _clean(source: Source) -> torch.Tensor:
+    """[N, D] float32 features of every row."""
+    assert source.stored is not None
+    chunks = list(EmbeddingViews(source.stored, rows=source.rows).feats())
+    return torch.cat(chunks) if chunks else torch.zeros(0, source.stored.n_features)
+
+
+def _rows_of(feats: torch.Tensor | None) -> npt.NDArray[np.float32]:
+    assert feats is not None, "data without looks are embeddings"
+    return np.asarray(feats.numpy() + 0.0, dtype=np.float32)  # no negative zero
+
+
+def _groups(parts: Sequence[_Part]) -> npt.NDArray[np.int64] | None:
+    """Groups of all parts, those of each its own; a part without groups has a group per row."""
+    if all(part.table.groups is None for part in parts):
+        return None
+    found, n = [], 0
+    for part in parts:
+        groups = part.table.groups
+        dense = np.arange(len(part.table)) if groups is None else np.unique(groups, return_inverse=True)[1]
+        found.append(dense + n)
+        n += int(dense.max(initial=-1)) + 1
+    return np.concatenate(found).astype(np.int64)
+
+
+def _is_test(table: LabelTable, part: int) -> npt.NDArray[np.bool_]:
+    if part:
+        return np.ones(len(table), dtype=bool)
+    return _none(len(table)) if table.split is None else np.asarray(table.split == SPLITS.index("test"))
+
+
+def _none(n: int) -> npt.NDArray[np.bool_]:
+    return np.zeros(n, dtype=bool)
+
+
+def _joined_looks(parts: Sequence[_Part]) -> Looks | None:
+    looks = [part.looks for part in parts if part.looks is not None]
+    if not looks:
+        return None
+    return Looks(
+        [digest for each in looks for digest in each.digests],
+        np.concatenate([each.sides_px for each in looks]),
+        np.concatenate([each.thumbs for each in looks]),
+    )
+
+
+# ---- what is found --------------------------------------------------------------------------------------------------
+
+
+def _near_pairs(looks: Looks | None, near: pieces.Neighbours | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows that are copies of one another but for saving, size and a slight crop; of embeddings but for rounding."""
+    if looks is None:
+        assert near is not None, "data without looks are embeddings"
+        first, column = (near.sims >= EQUAL_FEATS).nonzero(as_tuple=True)
+        return first, near.rows[first, column]
+    candidates = [pieces.nearest(pieces.grey_feats(looks.thumbs), k=CANDIDATES)]
+    if near is not None:
+        candidates.append(pieces.Neighbours(near.rows[:, :CANDIDATES], near.sims[:, :CANDIDATES]))
+    return pieces.near_pairs(looks.thumbs, candidates)
+
+
+def _has_two_labels(copies: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """[N] bool: a copy of the image has another label."""
+    known = (copies >= 0) & (labels >= 0)
+    pairs = np.unique(np.stack([copies[known], labels[known]]), axis=1)
+    groups, n_labels = np.unique(pairs[0], return_counts=True)
+    return np.isin(copies, groups[n_labels > 1])
+
+
+def _odd(looks: Looks | None, near: pieces.Neighbours | None) -> dict[str, npt.NDArray[np.bool_]]:
+    """Flags of images that are unlike all others, or show little."""
+    flags = {}
+    if near is not None:
+        flags["outlier"] = pieces.far_out(_distance(near))
+    if looks is not None:
+        flat = looks.thumbs.reshape(len(looks.thumbs), -1)
+        spread = flat.std(axis=1)
+        short, aspect = looks.sides_px.min(axis=1), np.log(looks.sides_px[:, 0] / looks.sides_px[:, 1].clip(min=1))
+        flags["dark"] = np.quantile(flat, 0.95, axis=1) < DARK_GREY
+        flags["blank"] = spread < BLANK_SPREAD
+        flags["blurred"] = pieces.far_out(np.log(pieces.sharpness(looks.thumbs)), low=True) & ~flags["blank"]
+        flags["tiny"] = short < TINY_FRAC * np.median(short)
+        flags["odd_aspect"] = np.abs(aspect - np.median(aspect)) > np.log(ODD_ASPECT)
+    return flags
+
+
+def _distance(near: pieces.Neighbours) -> npt.NDArray[np.float64]:
+    """[N] mean distance to the nearest images, over its median."""
+    there = near.rows >= 0
+    gaps = torch.where(there, (2 - 2 * near.sims).clamp(min=0).sqrt(), 0.0)
+    found = (gaps.sum(1) / there.sum(1).clamp(min=1)).double().numpy()
+    return np.asarray(found / max(float(np.median(found)), 1e-9))
+
+
+def _table(
+    parts: Sequence[_Part],
+    labels: npt.NDArray[np.int64],
+    is_test: npt.NDArray[np.bool_],
+    judged: pieces.Judged | None,
+    copies: npt.NDArray[np.int64],
+    in_test: npt.NDArray[np.bool_],
+    near: pieces.Neighbours | None,
+    flags: dict[str, npt.NDArray[np.bool_]],
+) -> pa.Table:
+    n, names = len(labels), pa.array(parts[0].table.class_names, pa.string())
+    columns: dict[str, Any] = {"id": pa.concat_arrays([part.table.ids for part in parts])}
+    if parts[0].looks is not None and all(part.table.images.dataset is None for part in parts):
+        columns["path"] = [path for p in parts for path in p.table.images.sources(np.arange(len(p.table)))]
+    columns["split"] = np.where(is_test, "test", "train")
+    columns["label"] = names.take(pa.array(labels, mask=labels < 0))
+    if judged is not None:
+        suggested = judged.suggested.numpy()
+        columns["label_score"] = pa.array(judged.score.numpy(), from_pandas=True)
+        columns["suspected_label"] = names.take(pa.array(suggested, mask=suggested < 0))
+        columns["suspected_probability"] = pa.array(judged.probability.numpy(), from_pandas=True)
+    columns["duplicate_group"] = pa.array(copies, mask=copies < 0)
+    columns["is_copy_in_test"] = in_test
+    if near is not None:
+        columns["outlier_score"] = _distance(near).astype(np.float32)
+    marked = [np.flatnonzero(flags[flag]) for flag in flags]
+    words: list[list[str]] = [[] for _ in range(n)]
+    for flag, rows in zip(flags, marked, strict=True):
+        for row in rows.tolist():
+            words[row].append(flag)
+    columns["flags"] = pa.array([",".join(each) for each in words], pa.string())
+    return pa.table(columns)
+
+
+def _worst(rows: pa.Table) -> list[dict[str, Any]]:
+    """The labels that are most probably wrong."""
+    if "label_score" not in rows.column_names:
+        return []
+    suspected = rows.filter(pc.match_substring(rows["flags"], "wrong_label")).sort_by("label_score")
+    keys = ["id", "label", "suspected_label", "label_score", "suspected_probability"]
+    return list(suspected.select(keys).slice(0, WORST_SHOWN).to_pylist())
