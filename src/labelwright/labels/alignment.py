@@ -13,6 +13,7 @@ from labelwright.labels.concepts import (
     CHUNK,
     KNOWN_FROM,
     LEAST_FOUND,
+    RARE,
     choose_descriptions,
     detect_by_clustering,
     detect_mismatched,
@@ -229,7 +230,7 @@ def _repaired(
         t = leftover_concepts(z, t, logit_scale=logit_scale, is_mismatched=by_labels, labels=labels, seed=seed)
     elif use_leftovers and lost.sum() == 1 and not logs["is_hopeless"]:
         which = int(lost.nonzero())
-        others = log_presence(pool, t, logit_scale=logit_scale, where=~lost & ~has_labels)
+        others = log_presence(pool, t, logit_scale=logit_scale, where=~lost & ~has_labels, least=RARE)
         is_last = bool((others == 0).all())
         text = last_class(pool, t, logit_scale=logit_scale, which=which, seed=seed) if is_last else None
         if text is not None:
@@ -239,9 +240,9 @@ def _repaired(
     logs["unrepaired"] = [names[c] for c in (still | refused).nonzero().flatten().tolist()]
     if is_unknown:
         logs["warnings"].append(
-            f"the model does not seem to know these classes: the best name of an image stands out "
-            f"{ratio:.2f} times as much as texts without meaning would (under {KNOWN_FROM} is near chance); take "
-            "another model, describe how the classes look (--descriptions), or label an image of each"
+            f"the model does not seem to know these classes: the best name of an image stands out {ratio:.2f} times as "
+            f"much as texts without meaning would (under {KNOWN_FROM} is near chance), or most of the classes are "
+            "absent; take another model, describe how the classes look (--descriptions), or label an image of each"
         )
     elif lost.sum() > 1:
         logs["warnings"].append(

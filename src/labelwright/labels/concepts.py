@@ -18,7 +18,7 @@ TOP_FRAC = 0.1  # images that show a class at its best, as a share of N / C; at 
 LEAST_RATIO = 1.5  # what a description has to explain over a name that fits
 LEAST_SHARE = 0.05  # of the median gain of the names that are known: a description that explains less is useless
 LEAST_FOUND = 0.02  # of its even share of the images: a name that finds fewer finds none
-RARE, PRESENCE_ROUNDS = 0.25, 30  # of the usual share: classes below it may be absent; rounds of EM
+RARE, ABSENT, PRESENCE_ROUNDS = 0.25, 0.1, 30  # of the usual share: below it a class may be absent, is; rounds of EM
 KNOWN_FROM, FEWEST_KNOWN, N_MIXTURES, TRIED_ROWS = 1.12, 4, 16, 2_000  # see `knowledge`
 CHUNK = 8192  # rows scored at a time
 CHOICE_ROUNDS = 3  # passes over the classes, as each choice changes what is left to the others
@@ -208,10 +208,12 @@ def found_by_name(feats: Tensor, class_feats: Tensor) -> Tensor:
     return torch.bincount(answers, minlength=n_classes) * n_classes / len(feats)
 
 
-def log_presence(feats: Tensor, class_feats: Tensor, *, logit_scale: float, where: Tensor) -> Tensor:
+def log_presence(
+    feats: Tensor, class_feats: Tensor, *, logit_scale: float, where: Tensor, least: float = ABSENT
+) -> Tensor:
     """What to add to the logits of classes that the images hardly show: most of what they get is then another's.
 
-    The share of every class is estimated by EM from its probabilities. One that is below `RARE` of the usual share,
+    The share of every class is estimated by EM from its probabilities. One that is below ``least`` of the usual share,
     which is the share of the class of a random image, is made less probable by what it lacks; others are left alone.
     Estimating all shares instead, as Saerens et al. do, costs what it gains where all classes are there.
 
@@ -220,6 +222,7 @@ def log_presence(feats: Tensor, class_feats: Tensor, *, logit_scale: float, wher
       class_feats: [C, D] float, unit norm.
       logit_scale: what cosines are multiplied by.
       where: [C] bool, classes that may be absent; the others, and their images, are left alone.
+      least: 0 to 1. With 0.25 in place of 0.1 pools of few classes gain more, and one of all classes may lose.
 
     Returns: [C] float32 <= 0.
 
@@ -238,7 +241,7 @@ def log_presence(feats: Tensor, class_feats: Tensor, *, logit_scale: float, wher
     logits = torch.cat([logit_scale * some.float() @ class_feats.float().T for some in torch.split(z, CHUNK)])
     for _ in range(PRESENCE_ROUNDS):
         shares = (logits + added).softmax(1).mean(0)
-        lack = (shares / (RARE * shares.square().sum())).clamp(min=1e-6, max=1).log()
+        lack = (shares / (least * shares.square().sum())).clamp(min=1e-6, max=1).log()
         added = torch.where(where, lack, 0.0)
     return added
 
