@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 
 from labelwright.data import splits
-from labelwright.data.cache import PixelSource, StreamedPixels, open_pixels
+from labelwright.data.cache import PixelCache, PixelSource, StreamedPixels, open_pixels
 from labelwright.data.checks import OnBad, check_images, resolve_problems
 from labelwright.data.embeddings import EMBEDDING_COLUMN, UserEmbeddings, load_embeddings
+from labelwright.data.looks import numbered
 from labelwright.data.read import load, read_names
 from labelwright.data.situation import Situation, detect, novel_range
 from labelwright.data.stored import EmbeddingViews, StoredFeats
@@ -65,6 +66,7 @@ class Prepared:
     size_px: int  # side of the square images; 0 for embeddings
     view: ViewSettings  # augmentation and normalisation
     flip_reason: str  # why horizontal flips are on or off
+    n_copies_in_test: int = 0  # training images of which an exact copy is among the images to score on
     class_feats: tuple[torch.Tensor, float] | None = None  # text features that came with embeddings, see types.Concepts
 
 
@@ -116,6 +118,10 @@ def prepare(
         sources = _resolve([_open(t, size_px, cache_limit_gb) for t in tables], on_bad)
         source, given_test = sources[0], None if test is None else sources[1]
     train, test_source, test_is = _split(source, given_test, test_frac=test_frac, seed=seed)
+    n_copies = 0
+    if test_source is not None and test_is != "held out":  # those that we drew have none
+        seen = contents([train, test_source])
+        n_copies = int(np.isin(seen[: len(train.table)], seen[len(train.table) :]).sum())
     n_classes = len(train.table.class_names)
     if n_classes < (1 if is_open else 2):
         raise DataError(
@@ -136,6 +142,7 @@ def prepare(
         size_px=0 if train.pixels is None else train.pixels.size_px,
         view=view,
         flip_reason=reason,
+        n_copies_in_test=n_copies,
         class_feats=class_feats,
     )
 
@@ -297,8 +304,33 @@ def _split(train: Source, test: Source | None, *, test_frac: float, seed: int) -
     labelled = table.labels >= 0
     if test_frac == 0 or labelled.sum() < 2:
         return train, None, "none"
-    keep, held = splits.holdout(table.labels, frac=test_frac, seed=seed, groups=table.groups)
+    groups = splits.with_copies(table.groups, contents([train]))
+    keep, held = splits.holdout(table.labels, frac=test_frac, seed=seed, groups=groups)
     return train.take(keep), train.take(held), "held out"
+
+
+def contents(sources: Sequence[Source]) -> NDArray[np.int64]:
+    """A number per row of all sources, one after the other: the same for equal pixels, embeddings or files.
+
+    Files and embedded images count by their bytes where they are too many to be kept decoded.
+    """
+
+    def items() -> Iterator[bytes]:
+        for source in sources:
+            for rows in np.array_split(np.arange(len(source.table)), max(1, len(source.table) // 1024)):
+                if source.stored is not None or isinstance(source.pixels, PixelCache):
+                    behind = source.rows[torch.from_numpy(rows)]
+                    if source.stored is not None:
+                        values = source.stored.read(behind, "clean", torch.zeros_like(behind)).float() + 0.0
+                    else:
+                        assert source.pixels is not None
+                        values = source.pixels.read(behind)
+                    yield from (row.tobytes() for row in values.numpy())
+                else:
+                    found = source.table.images.sources(rows)
+                    yield from (each if isinstance(each, bytes) else Path(each).read_bytes() for each in found)
+
+    return numbered(items())
 
 
 def may_flip(flip: Flip, class_names: tuple[str, ...]) -> tuple[bool, str]:

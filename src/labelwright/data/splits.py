@@ -224,6 +224,33 @@ def holdout(labels: npt.ArrayLike, *, frac: float, seed: int, groups: npt.ArrayL
     return _others(test, labels.size), test
 
 
+def with_copies(groups: npt.ArrayLike | None, contents: npt.ArrayLike) -> Ints | None:
+    """Groups [N] in which rows of the same content belong together too; as they were where no two rows are the same.
+
+    Args:
+      groups: [N] int, or None: every row alone.   contents: [N] int from 0 on, the same for equal images.
+
+    Example: the copy in row 2 joins two groups.
+      >>> with_copies([7, 7, 8, 8, 9], [0, 1, 0, 2, 3]).tolist()
+      [0, 0, 0, 0, 1]
+      >>> with_copies(None, [0, 1, 2]) is None
+      True
+    """
+    seen = np.asarray(contents, dtype=np.int64)
+    known = None if groups is None else np.asarray(groups, dtype=np.int64)
+    if len(np.unique(seen)) == len(seen):
+        return known
+    if known is None:
+        return seen
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    dense, n_groups = _groups(known, seen.size)
+    n = n_groups + int(seen.max()) + 1  # groups and contents are joined where a row has both
+    _, of = connected_components(coo_matrix((np.ones(len(seen)), (dense, n_groups + seen)), shape=(n, n)))
+    return np.asarray(of[dense], dtype=np.int64)
+
+
 def _held_out_groups(
     labels: Ints, group_of_row: Ints, n_groups: int, *, frac: float, seed: int
 ) -> npt.NDArray[np.bool_]:

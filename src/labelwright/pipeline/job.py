@@ -99,14 +99,17 @@ def prepare_job(plan: Plan, seconds: dict[str, float], approve: Callable[[Estima
 
 
 def _notices(prepared: Prepared) -> tuple[str, ...]:
-    """Of stored features, which are at hand; where classes beyond the named ones are looked for there is no need."""
+    """Copies among the test images; of stored features, images unlike the labelled ones where none are looked for."""
+    n = prepared.n_copies_in_test
+    copies = (f"{n:,} of the training images are among the test images too: the scores are too good",) if n else ()
     if prepared.train.stored is None or prepared.situation.n_novel is not None:
-        return ()
+        return copies
     labels = torch.from_numpy(prepared.train.table.labels).long()
     if bool((labels < 0).all()) or bool((labels >= 0).all()):
-        return ()
-    return tuple(
-        novel_notice(torch.cat(list(EmbeddingViews(prepared.train.stored, rows=prepared.train.rows).feats())), labels)
+        return copies
+    return (
+        *copies,
+        *novel_notice(torch.cat(list(EmbeddingViews(prepared.train.stored, rows=prepared.train.rows).feats())), labels),
     )
 
 

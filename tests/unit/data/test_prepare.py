@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from labelwright.data.prepare import describe_data, native_size, open_source, prepare
+from labelwright.data.prepare import contents, describe_data, native_size, open_source, prepare
 from labelwright.data.read import load
 from labelwright.errors import ConfigError, DataError
 from pictures import COUNTS, spoil, write_folders
@@ -74,6 +76,43 @@ def test_prepare__no_group_on_both_sides(tmp_path: Path) -> None:
     place = {name: i for i, name in enumerate(load(table).ids.to_pylist())}
     assert not {place[name] // 2 for name in train} & {place[name] // 2 for name in test}
     assert len(train) + len(test) == 20
+
+
+def test_prepare__exact_copies_stay_on_one_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_folders(tmp_path / "photos", {"ant": 20, "bee": 10, "cow": 10})
+    for i in range(12):  # in another file format
+        with Image.open(root / "ant" / f"{i}.png") as image:
+            image.save(root / "ant" / f"copy-{i}.bmp")
+    for seed in range(4):
+        prepared = prepare(root, size_px=8, seed=seed)
+        assert prepared.test is not None
+        held = set(prepared.test.table.ids.to_pylist())
+        assert all((f"ant/{i}.png" in held) == (f"ant/copy-{i}.bmp" in held) for i in range(12))
+        assert 4 <= prepared.test.table.counts()[0] <= 8
+        assert prepared.n_copies_in_test == 0
+
+
+def test_prepare__copies_of_embeddings_and_groups(tmp_path: Path) -> None:
+    feats = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+    feats[30:40] = feats[:10]
+    np.savez(tmp_path / "e.npz", embeddings=feats, labels=np.arange(60) % 2, groups=np.arange(60) // 2)
+    prepared = prepare(tmp_path / "e.npz")
+    assert prepared.test is not None
+    seen = contents([prepared.train, prepared.test])
+    n = len(prepared.train.table)
+    assert not set(seen[:n]) & set(seen[n:])
+    assert not set(prepared.train.table.groups) & set(prepared.test.table.groups)
+
+
+def test_prepare__test_images_that_are_training_images_are_counted(tmp_path: Path) -> None:
+    root = write_folders(tmp_path / "photos")
+    other = write_folders(tmp_path / "test", {"ant": 2, "bee": 2, "cow": 2})
+    for i in range(2):
+        shutil.copy(root / "bee" / f"{i}.png", other / "bee" / f"{i}.png")
+    kept = prepare(root, test=other, size_px=8)
+    streamed = prepare(root, test=other, size_px=8, cache_limit_gb=0)
+    assert kept.n_copies_in_test == streamed.n_copies_in_test >= 2
+    assert prepare(root, test=root, size_px=8).n_copies_in_test == len(kept.train.table)
 
 
 def test_prepare__no_test_images_if_none_are_wanted(tmp_path: Path) -> None:

@@ -171,6 +171,15 @@ def test_holdout__groups_that_mix_classes():
     assert test.tolist() == [0, 1]
 
 
+def test_with_copies__joins_groups_and_changes_nothing_without_copies():
+    groups = np.array([5, 5, 9, 9, 2, 7])
+    assert splits.with_copies(groups, np.arange(6)).tolist() == groups.tolist()
+    joined = splits.with_copies(groups, [0, 1, 1, 2, 3, 4])
+    assert len(set(joined[:4])) == 1
+    assert len(set(joined)) == 3
+    assert splits.with_copies(None, [0, 1, 0]).tolist() == [0, 1, 0]
+
+
 def test_holdout__errors():
     with pytest.raises(ConfigError, match="frac is 1"):
         splits.holdout([0, 0], frac=1, seed=0)

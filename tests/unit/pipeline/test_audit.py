@@ -161,3 +161,15 @@ def test_audit__command(feats: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert json.loads(capsys.readouterr().out)["failed"] == ["outliers"]
     assert cli.run(["audit", str(feats), "--fail-on", "alike"]) == 0
     assert cli.run(["audit", str(feats), "--fail-on", "nothing"]) == 2
+
+
+def test_fit__training_images_among_the_test_images_are_a_warning(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    values, labels = draw.normal(size=(40, 4)) + 3 * np.eye(4)[np.arange(40) % 2], np.arange(40) % 2
+    np.savez(tmp_path / "train.npz", embeddings=values, labels=labels, class_names=["ant", "bee"])
+    np.savez(tmp_path / "test.npz", embeddings=values[30:], labels=labels[30:], class_names=["ant", "bee"])
+    how = {"method": "nearest_mean", "device": "cpu"}
+    run = lw.fit(tmp_path / "train.npz", test=str(tmp_path / "test.npz"), out=tmp_path / "run", **how)
+    assert [text for text in run.summary["warnings"] if text.startswith("10 of the training images")]
+    run = lw.fit(tmp_path / "train.npz", out=tmp_path / "other", **how)
+    assert not [text for text in run.summary["warnings"] if "training images are" in text]
