@@ -1,11 +1,12 @@
 """CAP against zero-shot on pools of any size, of all classes and of some, with names in several prompts, and its shots.
 
-    python benchmarks/names.py MODEL DATA [--datasets cifar10 gtsrb] [--seeds 3] [--csv FILE]
+    python benchmarks/names.py MODEL DATA [--parts pools shots described] [--seeds 3] [--csv FILE]
 
 MODEL is a vision-language model by folder or id, DATA the folder of `labelwright bench`. Pools are drawn from the
 target pools of the tables of CAP: so many images of all classes, or all images of some; the seed draws which. Scored is
 what CAP believes before it trains (`labels.alignment.align`), on the pool, beside zero-shot with the same texts; names
 of `made-up words` mean nothing. With labels, so many a class, the whole commands run and are scored on the test images.
+With descriptions (descriptions.json beside MODEL's folder) zero-shot gets them too, their mean in place of the name.
 The truth of unlabelled images is used for scoring only.
 """
 
@@ -21,17 +22,18 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegressionCV
 from torch import Tensor
 
 import labelwright as lw
-from labelwright.benchmarking.pools import with_nonsense
+from labelwright.benchmarking.pools import descriptions_of, with_nonsense
 from labelwright.benchmarking.results import COLUMNS
 from labelwright.data.splits import few_shot
 from labelwright.encoders.embed import concepts_of, load_encoder
 from labelwright.labels.alignment import KNOWN_FROM, align
-from labelwright.types import Task
+from labelwright.types import Concepts, Task
 from mismatch import pool_feats
 
 PROMPTS = {"one": "one prompt", "photo27": "27 prompts", "{}": "the bare name"}
@@ -65,6 +67,7 @@ def main() -> None:
     parser.add_argument("data", help="folder with the data sets' Parquet files")
     parser.add_argument("--datasets", nargs="+", default=["cifar10", "gtsrb"], choices=["cifar10", "gtsrb"])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--parts", nargs="+", default=["pools", "shots", "described"])
     parser.add_argument("--csv", type=Path, help="file of results, written anew")
     parser.add_argument("--commit", default="")
     options = parser.parse_args()
@@ -82,7 +85,7 @@ def main() -> None:
         for seed in range(options.seeds):
             words = {t: (names, t, title) for t, title in PROMPTS.items()}
             words["made-up"] = (with_nonsense(names, len(names), seed=seed), "{}", "made-up words")
-            for key, (given, template, title) in words.items():
+            for key, (given, template, title) in words.items() if "pools" in options.parts else ():
                 concepts = concepts_of(encoder.tower, given, templates=template)
                 for what, rows in pools(labels, SOME[dataset], seed):
                     if key == "made-up" and what != "2,000 images":
@@ -98,12 +101,27 @@ def main() -> None:
             concepts = concepts_of(encoder.tower, names, templates="{}")
             arrays = {"class_names": np.array(names), "logit_scale": concepts.logit_scale}
             arrays["class_embeddings"] = concepts.feats.float().numpy()
-            for per_class in SHOTS:
+            for per_class in SHOTS if "shots" in options.parts else ():
                 kept, _ = few_shot(labels.numpy(), per_class=per_class, n_classes=len(names), seed=seed)
                 for method, value in shots(feats, labels, kept, test, test_labels, arrays, seed=seed).items():
                     title = f"{per_class} a class: {method}"
                     note("shots-", title.replace(" ", "_").replace(":", ""), title, "accuracy", value)
             print(f"{dataset}, seed {seed}", flush=True)
+        if "described" in options.parts:
+            looks = descriptions_of(None, options.model, dataset, names, names)
+            concepts = concepts_of(encoder.tower, names, templates="{}", descriptions=looks)
+            texts = [F.normalize(t.mean(0), dim=0) if len(t) else n for t, n in described_classes(concepts)]
+            task = Task(torch.full((len(labels),), -1), tuple(names), concepts=concepts)
+            found, _ = align(feats, task, concepts.feats, logit_scale=concepts.logit_scale)
+            linear = concepts.logit_scale * found.class_feats + found.weight
+            z = test.float()
+            for title, logits in {
+                "zero-shot, names": z @ concepts.feats.float().T,
+                "zero-shot, descriptions in place of names": z @ torch.stack(texts).T,
+                "CAP, names and descriptions": z @ linear.T + found.bias,
+            }.items():
+                cell = title.replace(" ", "_").replace(",", "")
+                note("described-", cell, title, "accuracy", right(logits.argmax(1), test_labels))
     rows = []
     for (table, cell, title, metric), found in scores.items():
         spread = f"{statistics.stdev(found):.1f}" if len(found) > 1 else "0.0"
@@ -116,6 +134,11 @@ def main() -> None:
             writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
+
+
+def described_classes(concepts: Concepts) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of each class: its descriptions [k, D] and its name [D]."""
+    return zip((t.float() for t in concepts.description_feats), concepts.feats.float(), strict=True)
 
 
 def shots(

@@ -260,7 +260,8 @@ def knowledge(feats: Tensor, class_feats: Tensor, *, seed: int = 0) -> float:
     Returns: the ratio, about 1 if the names mean nothing to the model, see `KNOWN_FROM`; infinite for fewer than
       `FEWEST_KNOWN` classes, whose mixtures say too little.
 
-    Source: ours; the threshold was chosen on CIFAR-10 and GTSRB: docs/results/README.md, "Names that find no image".
+    Source: ours; the threshold was chosen on CIFAR-10 and GTSRB: docs/results/README.md, "Class names, pools of
+      any kind, and few labels".
 
     Example: names on the clusters, and the same names each halfway between two of them.
       >>> z = torch.eye(6).repeat(10, 1)

@@ -37,7 +37,8 @@ def last_class(feats: Tensor, class_feats: Tensor, *, logit_scale: float, which:
 
     Returns: [D] float32 unit norm, or None.
 
-    Source: ours. The threshold was chosen on CIFAR-10 and GTSRB: docs/results/README.md, "Names that find no image".
+    Source: ours. The threshold was chosen on CIFAR-10 and GTSRB: docs/results/README.md, "Class names, pools of
+      any kind, and few labels".
 
     Example: a cluster of its own is given; with no such images there is nothing to give.
       >>> draw = torch.Generator().manual_seed(0)

@@ -86,7 +86,7 @@ class Config(PoolSettings):
     residual_weight: float | None = None  # share of the adapters' correction; None = 1 / logit_scale (paper: 0.01)
     alignment: Alignment = "evidence"  # lines 1 to 3; clustering = Algorithm 1 (paper), none = the names as they are
     use_leftovers: bool = True  # line 3; False leaves classes without a good text as they are
-    shape_strength: float | None = None  # line 4; None = 0.2 if half of the classes have labels, else 0
+    shape_strength: float | None = None  # line 4, of the log density; None = 0.2 if half the classes have labels, or 0
     start_size: int = 16  # k, images per class in the first main set (Sec. 4.1; 6 on Flowers102)
     share_from: Literal["beliefs", "uniform"] = "beliefs"  # expected shares of the classes; uniform = paper
     margin_scale: float | Literal["auto"] = 12.0  # m at logit_scale 100 (Sec. 4.1); "auto" chooses without labels
