@@ -285,7 +285,7 @@ def like_one(alike: Tensor) -> list[tuple[int, int, float]]:
 
 
 def near_pairs(thumbs: npt.NDArray[np.uint8], candidates: list[Neighbours]) -> tuple[Tensor, Tensor]:
-    """Which candidate pairs show one picture: re-saved, resized, or cropped by up to a tenth of its sides.
+    """Which candidate pairs show one picture: re-saved, resized, or cropped by a twentieth of its sides.
 
     Two pictures agree by Lin's concordance of their grey values at 16 px, which asks for the same brightness and
     contrast besides correlation; a cut of either may take its place.
