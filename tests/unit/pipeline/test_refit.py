@@ -44,7 +44,7 @@ def test_fit__the_saved_model_has_learned_from_the_held_out_images(tmp_path: Pat
     scored = lw.fit(data, out=tmp_path / "scored", refit=False, **settings)
     whole = lw.fit(data, out=tmp_path / "whole", test_frac=0, **settings)
     assert (refitted.summary["n_fitted"], scored.summary["n_fitted"], whole.summary["n_fitted"]) == (90, 72, 90)
-    said = {run.path.name: np.array(lw.label(run.path, data)["probability"]) for run in (refitted, scored, whole)}
+    said = {run.path.name: np.array(lw.label(run.path, data)["softmax"]) for run in (refitted, scored, whole)}
     assert np.allclose(said["refitted"], said["whole"], atol=2e-3)
     assert not np.allclose(said["scored"], said["whole"], atol=2e-2)
     assert "fitted anew with the 18 images" in (refitted.path / "model" / "README.md").read_text()
