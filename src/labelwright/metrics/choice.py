@@ -42,7 +42,8 @@ def choose(own: str, titles: Mapping[str, str], answers: Mapping[str, Tensor], t
       ('b', 'B is right on 100.0% of labelled images that were left out, A on 50.0%, as a mean over the classes')
     """
     if own not in answers or len(answers) < 2:
-        return Choice(own, "nothing else could be held against it without a test", {})
+        why = f"{titles.get(own, own)} stands: no labels could be left out to hold the others against it"
+        return Choice(own, why, {})
     asked = torch.stack([found >= 0 for found in answers.values()]).all(0) & (truth >= 0)
     y = truth[asked]
     counts = torch.bincount(y)

@@ -193,8 +193,9 @@ def _calibration(plan: Plan, job: Job, answer: Answer, own: Answers) -> Calibrat
         mean = float(sure(contenders["start"]).mean()) if is_trained else 1.0
         like = slope_to_mean(own.probability, mean, n_classes=n_classes)
         return from_left_out(kept.left_out.probability[asked], right, n_classes=n_classes, like=like)
-    if "zero_shot" in contenders:
-        return from_text_model(own.probability, float(sure(contenders["zero_shot"]).mean()), n_classes=n_classes)
+    if "zero_shot" in contenders:  # a start without labels is what texts say, repaired ones in place of the names
+        before = contenders.get("start", contenders["zero_shot"])
+        return from_text_model(own.probability, float(sure(before).mean()), n_classes=n_classes)
     return Calibration(n_classes=n_classes)
 
 
