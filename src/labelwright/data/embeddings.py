@@ -32,7 +32,7 @@ NPZ_KEYS: Mapping[str, str] = {
     "labels": "[N] names or class indices; -1 or empty = unknown",
     "class_names": "[C] names, in class order",
     "ids": "[N] unique names of the rows",
-    "paths": "[N] where the items are; their names where there are no ids",
+    "paths": "[N] file paths; used as ids where there are none",
     "groups": "[N] rows with the same value belong together",
     "split": "[N] train, test or validation",
     "truth": "[N] names or class indices, for scoring only",

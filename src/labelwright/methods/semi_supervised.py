@@ -133,7 +133,7 @@ def align(probs: Tensor, *, prior: Tensor, mean_answer: Tensor) -> Tensor:
 
     Source: Berthelot et al. 2020 (ReMixMatch, arXiv 1911.09785), Sec. 3.1.
 
-    Example: the first class is answered three times as often as it is due.
+    Example: the first class is predicted three times as often as its prior says.
       >>> probs = torch.tensor([[0.75, 0.25]])
       >>> align(probs, prior=torch.tensor([0.5, 0.5]), mean_answer=torch.tensor([0.75, 0.25])).tolist()
       [[0.5, 0.5]]

@@ -83,6 +83,7 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
     calibration = _calibration(plan, job, answer, own)
     rows = label_rows(table, own, table.class_names, calibration, keep_given=True)
     rows = with_candidates(rows, table, own)
+    shown = overruled(rows)  # by place in the training table; held-out images have labels, which nothing overrules
     held_out = tests[kept.name][0]
     if prepared.test is not None and held_out is not None and prepared.test_is != "given":
         assert plan.prepared.test is not None
@@ -134,7 +135,7 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
         )
     )
     clusters = (summary.get("novel") or {}).get("clusters", [])
-    if (shown := overruled(rows)) and prepared.train.pixels is not None:
+    if shown and prepared.train.pixels is not None:
         write_thumbnails(run.path, table, shown)
     if clusters and prepared.train.pixels is not None:
         write_thumbnails(run.path, table, [row for cluster in clusters for row in cluster["central_rows"]])
@@ -236,7 +237,10 @@ def _few_scores(scores: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _unlabelled_score(plan: Plan, job: Job, contender: Contender, answers: Answers | None) -> float | None:
-    """Share of the unlabelled training images that are right; None where no truth is known of them."""
+    """Share of the unlabelled training images that are right; None where no truth is known of them.
+
+    Of the classifier alone, for every contender alike: what was said of an image itself is left out.
+    """
     table, n_seen = job.prepared.train.table, len(job.task.class_names)
     truth, names = truth_beyond(table, n_seen)
     truth = np.where(table.labels < 0, truth, -1)
@@ -248,8 +252,8 @@ def _unlabelled_score(plan: Plan, job: Job, contender: Contender, answers: Answe
     if job.task.n_novel:
         found: float | None = open_scores(answers, truth, names, n_seen=n_seen)["all"]
         return found
-    known = truth >= 0
-    return float((answers.predicted.numpy()[known] == truth[known]).mean())
+    known, alone = truth >= 0, answers.predicted if answers.alone is None else answers.alone
+    return float((alone.numpy()[known] == truth[known]).mean())
 
 
 def _warnings(plan: Plan, summary: Mapping[str, Any]) -> list[str]:
@@ -260,7 +264,7 @@ def _warnings(plan: Plan, summary: Mapping[str, Any]) -> list[str]:
     if answer["criterion"] is not None or not summary["test"]:
         return []
     n, own = summary["test"]["n_scored"], summary["test"]["balanced_accuracy"]
-    best = max(beside, key=lambda name: beside[name]["test"]["balanced_accuracy"])
+    best = max((name for name in beside if name != "start"), key=lambda name: beside[name]["test"]["balanced_accuracy"])
     least = 2 * (own * (1 - own) / max(1, n)) ** 0.5  # two standard errors
     if beside[best]["test"]["balanced_accuracy"] <= own + least:
         return []

@@ -107,7 +107,7 @@ def obvious_names(task: Task, *, has_feats: bool, is_stored: bool) -> tuple[str,
     is_labelled = bool((task.counts > 0).all())
     if has_feats and is_labelled:
         names += ["class_balanced", *(["nearest_mean"] if is_stored else [])]
-    if has_feats and task.candidates is not None and not is_labelled:
+    if has_feats and task.candidates is not None and bool((task.labels < 0).any()):
         names += ["majority"]
     return tuple(names)
 

@@ -70,7 +70,12 @@ def joined_task(first: Task, second: Task) -> Task:
         groups = torch.cat([groups, others.to(groups)])
     if clusters is not None:
         clusters = torch.cat([clusters, torch.full_like(clusters[:1], -1).expand(n)])
-    return dataclasses.replace(first, labels=labels, candidates=candidates, groups=groups, clusters=clusters)
+    votes = first.votes
+    if votes is not None:
+        votes = torch.cat([votes, votes.new_full((n, votes.shape[1]), -1) if second.votes is None else second.votes])
+    return dataclasses.replace(
+        first, labels=labels, candidates=candidates, groups=groups, clusters=clusters, votes=votes
+    )
 
 
 def is_refitted(plan: Plan, job: Job) -> bool:

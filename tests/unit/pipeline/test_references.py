@@ -107,6 +107,24 @@ def test_fit__candidates__regression_on_the_majority_vote(tmp_path: Path) -> Non
     assert summary["reference"]["majority"]["unlabelled"] > 0.8
 
 
+def test_fit__annotators_and_some_labels__votes_are_beside_and_held_out_images_join(tmp_path: Path) -> None:
+    with np.load(blobs(tmp_path / "train.npz", 60)) as file:
+        feats, truth = file["embeddings"], file["truth"]
+    draw = np.random.default_rng(0)
+    answers = {
+        f"a{k}": np.where(draw.random(len(truth)) < 0.7, truth, NAMES[draw.integers(3, size=len(truth))])
+        for k in range(3)
+    }
+    labels = [str(name) if row < 45 else None for row, name in enumerate(truth)]
+    pq.write_table(
+        pa.table({"embedding": list(feats), "label": labels, "truth": truth, **answers}), tmp_path / "crowd.parquet"
+    )
+    summary = summary_of(tmp_path, str(tmp_path / "crowd.parquet"), annotator_columns="a0,a1,a2")
+    assert list(summary["reference"]) == ["crowd", "class_balanced", "nearest_mean", "majority"]
+    assert summary["n_fitted"] == len(truth)
+    assert all(each["left_out"] > 0.5 for each in summary["reference"].values())
+
+
 def test_fit__an_answer_that_is_not_known_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="answer"):
         lw.fit(blobs(tmp_path / "train.npz"), out=tmp_path / "run", answer="worst")

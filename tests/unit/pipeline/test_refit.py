@@ -86,3 +86,10 @@ def test_joined_task__sets_without_weights_share_evenly() -> None:
     assert both.groups.tolist() == [4, 5, 6]
     assert both.clusters is not None
     assert both.clusters.tolist() == [7, -1, -1]
+
+
+def test_joined_task__images_without_answers_have_none() -> None:
+    first = Task(torch.tensor([-1]), ("a", "b"), votes=torch.tensor([[0, 1]]))
+    both = joined_task(first, Task(torch.tensor([1]), ("a", "b")))
+    assert both.votes is not None
+    assert both.votes.tolist() == [[0, 1], [-1, -1]]
