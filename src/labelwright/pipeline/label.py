@@ -29,7 +29,7 @@ from labelwright.train.predict import Answers
 from labelwright.train.processes import accelerator_for
 from labelwright.trust.calibration import Calibration
 
-LABEL_COLUMNS = ("id", "label", "probability", "runner_up", "source", "trust", "softmax")
+LABEL_COLUMNS = ("id", "label", "probability", "runner_up", "source", "trust", "softmax", "decision")
 
 
 def label(
@@ -92,7 +92,14 @@ def rename_in_run(run: str | Path, class_names: Sequence[str], rename: Mapping[s
 
 
 def label_rows(
-    table: LabelTable, answers: Answers, class_names: tuple[str, ...], calibration: Calibration, *, keep_given: bool
+    table: LabelTable,
+    answers: Answers,
+    class_names: tuple[str, ...],
+    calibration: Calibration,
+    *,
+    keep_given: bool,
+    accepted: torch.Tensor | None = None,
+    unknown: torch.Tensor | None = None,
 ) -> pa.Table:
     """One row per image: which label, how likely it is right, what else it could be, where from, how far to trust it.
 
@@ -102,11 +109,13 @@ def label_rows(
       class_names: C names the answers refer to.
       calibration: of the classifier.
       keep_given: a given label stays ("given"); False puts the classifier's own answer everywhere ("predicted").
+      accepted: [N] bool, labels that may be used as they are; None: none.
+      unknown: [N] bool, images of no class; None: none.
 
     Returns: Arrow table of LABEL_COLUMNS. ``trust``, and ``probability``, its other name, is the estimated chance that
       the label is right: of a predicted one the calibrated probability; of a given one the same where the classifier
       agrees, and what it leaves where it prefers another class (under 0.5: a label to look at). ``softmax`` is what the
-      classifier itself says of the label.
+      classifier itself says of the label; ``decision`` is "unknown", "accept" or "review".
     """
     known = (answers.given >= 0) & keep_given
     label = torch.where(known, answers.given, answers.predicted)
@@ -115,6 +124,8 @@ def label_rows(
     chance = calibration(answers.probability)
     agreed = label == answers.predicted
     trust = pa.array(torch.where(agreed, chance, (1 - chance).clamp(max=0.5)).float().numpy())
+    none = torch.zeros(len(table), dtype=torch.bool)
+    kind = torch.where(none if unknown is None else unknown, 2, (none if accepted is None else accepted).long())
     names = pa.array(class_names, pa.string())
     return pa.table(
         {
@@ -125,6 +136,7 @@ def label_rows(
             "source": pa.array(np.where(known.numpy(), "given", "predicted")),
             "trust": trust,
             "softmax": pa.array(torch.where(known, answers.given_probability, answers.probability).float().numpy()),
+            "decision": pa.array(("review", "accept", "unknown"), pa.string()).take(pa.array(kind.numpy())),
         }
     )
 

@@ -59,6 +59,14 @@ def test_label_rows__predictions_only_and_calibrated() -> None:
     assert rows["softmax"].to_pylist() == pytest.approx([0.7, 0.7, 0.6])
 
 
+def test_label_rows__decision() -> None:
+    unsure = label_rows(table_of(3), ANSWERS, NAMES, Calibration(), keep_given=True)
+    assert unsure["decision"].to_pylist() == ["review"] * 3
+    accepted, unknown = torch.tensor([True, False, True]), torch.tensor([False, False, True])
+    rows = label_rows(table_of(3), ANSWERS, NAMES, Calibration(), keep_given=True, accepted=accepted, unknown=unknown)
+    assert rows["decision"].to_pylist() == ["accept", "review", "unknown"]
+
+
 def test_confusions__by_name() -> None:
     found = confusions(ANSWERS, np.array([0, 2, 2], np.int32), NAMES)
     assert {(pair["truth"], pair["predicted"]) for pair in found} == {("cow", "ant"), ("cow", "bee")}
