@@ -1,8 +1,8 @@
 """labelwright: trustworthy image classifiers from missing, few, guessed, lopsided or incomplete labels.
 
 The verbs are functions here: ``lw.inspect``, ``lw.audit``, ``lw.fit``, ``lw.pretrain``, ``lw.embed``,
-``lw.annotate``, ``lw.describe``, ``lw.label``, ``lw.classes``, ``lw.evaluate``, ``lw.report``. They are loaded when
-first used, so that importing one piece (a loss, a table) does not import everything.
+``lw.annotate``, ``lw.describe``, ``lw.label``, ``lw.classes``, ``lw.evaluate``, ``lw.export``, ``lw.report``. They are
+loaded when first used, so that importing one piece (a loss, a table) does not import everything.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from labelwright.pipeline.classes import classes
     from labelwright.pipeline.embed import embed
     from labelwright.pipeline.evaluate import evaluate
+    from labelwright.pipeline.export import export
     from labelwright.pipeline.fit import fit
     from labelwright.pipeline.inspect import Inspection, inspect
     from labelwright.pipeline.label import label
@@ -39,6 +40,7 @@ __all__ = [
     "describe",
     "embed",
     "evaluate",
+    "export",
     "fit",
     "inspect",
     "label",

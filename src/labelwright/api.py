@@ -8,6 +8,7 @@ from labelwright.pipeline.audit import Audit, audit
 from labelwright.pipeline.classes import classes
 from labelwright.pipeline.embed import Embedded, embed
 from labelwright.pipeline.evaluate import evaluate
+from labelwright.pipeline.export import export
 from labelwright.pipeline.fit import fit
 from labelwright.pipeline.inspect import Inspection, inspect
 from labelwright.pipeline.label import label
@@ -28,6 +29,7 @@ __all__ = [
     "describe",
     "embed",
     "evaluate",
+    "export",
     "fit",
     "inspect",
     "label",

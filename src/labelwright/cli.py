@@ -272,6 +272,35 @@ VERBS: dict[str, Callable[..., Any]] = {
         ),
         json=(bool, setting(False, "print it as JSON")),
     ),
+    "export": verb(
+        "Export",
+        "Write the model of a run for others to serve, or its labels as annotation tools and trainers read them.",
+        *("run", "format", "out", "data"),
+        run=RUN,
+        format=(
+            Literal[
+                "onnx",
+                "torchscript",
+                "safetensors",
+                "hub",
+                "label-studio",
+                "fiftyone",
+                "coco",
+                "yolo-folder",
+                "imagefolder",
+                "datasets",
+            ],
+            setting(
+                "onnx",
+                "of the model: onnx (decoded images of any size in, calibrated probabilities out), torchscript, "
+                "safetensors (one file that `label` reads), hub (a folder with a model card); or of the labels",
+                example="--format label-studio",
+            ),
+        ),
+        out=(str, setting(REQUIRED, "file with the suffix of the format, or a folder; must not exist")),
+        data=(str | None, setting(None, "images of the run, if they moved; for labels", example="--data photos")),
+        accepted=(bool, setting(False, "of the labels, those whose decision is accept")),
+    ),
     "report": verb("Report", "Write report.html of a finished run anew.", run=RUN),
     "bench": verb(
         "Bench",

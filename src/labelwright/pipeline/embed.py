@@ -199,7 +199,7 @@ def _found(where: str) -> Embedder:
 def _of_onnx(path: Path, *, size: int | None, mean: Sequence[float], std: Sequence[float], device: str) -> Embedder:
     """The network in a file, behind the pixels that it wants."""
     try:
-        import onnxruntime  # type: ignore[import-not-found, import-untyped, unused-ignore]
+        import onnxruntime
     except ImportError as error:
         raise ConfigError(
             "ONNX files need onnxruntime, which is not installed", fix="pip install 'labelwright[export]'"

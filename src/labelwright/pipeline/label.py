@@ -45,7 +45,7 @@ def label(
     """Label any images with the model of a run, each with its probability, its runner-up and how far to trust it.
 
     Args:
-      run: a finished run folder.
+      run: a finished run folder; or what `export` wrote of one, a folder for the hub or a .safetensors file.
       data: images; labels they may have are ignored.
       out: .csv, .parquet, or a folder: a copy of every image under its label, and ``labels.parquet``;
         None writes nothing.
@@ -58,7 +58,7 @@ def label(
     Raises: DataError or ConfigError, with nothing written.
     """
     target = None if out is None else _checked_target(Path(out))
-    saved = load_model(Path(run) / "model", device=accelerator_for(device).device)
+    saved = load_model(Path(run), device=accelerator_for(device).device)
     names = renamed(saved.class_names, rename or {})  # a mistake should not wait for the images
     table, answers = answers_for(saved, data, on_bad=on_bad, device=device, precision=precision, classes=None)
     rows = label_rows(table, answers, names, saved.calibration, keep_given=False)
@@ -162,15 +162,27 @@ def _write_labels(rows: pa.Table, table: LabelTable, target: Path) -> None:
 
 
 def _write_class_folders(rows: pa.Table, table: LabelTable, folder: Path) -> None:
-    """Copy every image into ``folder/LABEL/``, with labels.parquet beside; the folder appears whole, or not at all."""
+    """`write_class_folders`, into a folder that appears whole, or not at all."""
     building = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
+    write_class_folders(rows, table, building)
+    building.replace(folder)
+
+
+def write_class_folders(rows: pa.Table, table: LabelTable, folder: Path) -> None:
+    """Copy every image into ``folder/LABEL/``, with labels.parquet beside.
+
+    Args:
+      rows: N labels, with the columns id and label.
+      table: their N images.
+      folder: exists.
+    """
     labels, ids = rows["label"].to_pylist(), rows["id"].to_pylist()
     for start in range(0, len(table), 1024):
         chunk = np.arange(start, min(start + 1024, len(table)))
         for row, source in zip(chunk.tolist(), table.images.sources(chunk), strict=True):
-            target = building / _file_name(labels[row]) / _file_name(ids[row])
+            target = folder / _file_name(labels[row]) / _file_name(ids[row])
             target.parent.mkdir(exist_ok=True)
             if target.suffix.lower() not in IMAGE_SUFFIXES:
                 suffix = _suffix_of(source) if isinstance(source, bytes) else Path(source).suffix
@@ -181,8 +193,7 @@ def _write_class_folders(rows: pa.Table, table: LabelTable, folder: Path) -> Non
                 target.write_bytes(source)
             else:
                 shutil.copyfile(source, target)
-    write_parquet_atomically(rows, building / "labels.parquet")
-    building.replace(folder)
+    write_parquet_atomically(rows, folder / "labels.parquet")
 
 
 def _file_name(text: str) -> str:

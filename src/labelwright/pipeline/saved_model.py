@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -25,6 +25,8 @@ from labelwright.run_folder import write_text_atomically
 from labelwright.train.predict import Answers, answer
 from labelwright.train.processes import accelerator_for
 from labelwright.trust.calibration import Calibration
+
+CONFIG_KEY = "labelwright"  # of the header of a .safetensors file that is a whole model
 
 
 @dataclass(frozen=True)
@@ -111,15 +113,48 @@ def change_classes(folder: Path, class_names: Sequence[str], outputs: Sequence[i
     write_text_atomically(path, json.dumps(config, indent=2) + "\n")
 
 
+def write_single_file(folder: Path, path: Path) -> None:
+    """The model of a folder that `save_model` wrote as one .safetensors file, its config.json in the header."""
+    config = (folder / "config.json").read_text(encoding="utf-8")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        save_file(
+            load_file(str(folder / "model.safetensors")),
+            str(temporary),
+            metadata={"format": "pt", CONFIG_KEY: json.dumps(without_paths(json.loads(config)))},
+        )
+
+
+def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's config.json with the name of the folder, and not its path, where its network came from a folder."""
+    name = str(config["classifier"]["name"])
+    public = Path(name).name if Path(name).expanduser().exists() else name
+    return {**config, "classifier": {**config["classifier"], "name": public}}
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """config.json and the weights."""
+    if folder.is_file():
+        with safe_open(str(folder), framework="pt") as file:
+            config = json.loads((file.metadata() or {})[CONFIG_KEY])
+        return config, load_file(str(folder))
+    if (folder / "model").is_dir():
+        folder = folder / "model"
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return config, load_file(str(folder / "model.safetensors"))
+
+
 def load_model(folder: Path, *, device: torch.device) -> SavedModel:
     """Read a classifier written by `save_model`; needs no network and none of the training data.
+
+    Args:
+      folder: that was written; a finished run, whose folder ``model`` it is; or a file by `write_single_file`.
 
     Raises: DataError if a file is missing or of another format, or if the model tells no classes apart.
     """
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        tensors = load_file(str(folder / "model.safetensors"))
-    except (OSError, ValueError, SafetensorError) as error:
+        config, tensors = _read(folder)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise DataError(f"no model in {folder} ({error})", fix="give the run folder of a finished fit") from error
     if config.get("format") != FORMAT:
         raise DataError(f"{folder}/config.json has format {config.get('format')}", fix="use the version that wrote it")
@@ -188,16 +223,20 @@ def answers_for(
 
 def model_card(summary: Mapping[str, Any], class_names: tuple[str, ...], version: str) -> str:
     """README.md of a saved model, in the hub's model-card format."""
-    test = summary.get("test") or {}
+    test, base = summary.get("test") or {}, str(summary["encoder"])
+    is_of_hub = "/" in base and not Path(base).expanduser().exists()
     lines = [
         "---",
         "library_name: labelwright",
         "pipeline_tag: image-classification",
+        "license: other  # choose one that the pretrained backbone and your images allow",
+        *([f"base_model: {base}"] if is_of_hub else []),
         "---",
         f"# Image classifier, {len(class_names)} classes",
         "",
-        f"Trained by labelwright {version} with method `{summary['method']}` on {summary['n_labelled']:,} labelled "
-        f"images (situation: {summary['situation']}), backbone `{summary['encoder']}`, seed {summary['seed']}.",
+        f"Trained by labelwright {version} with method `{summary['method']}` on {summary['n_images']:,} images, "
+        f"{summary['n_labelled']:,} of them labelled (situation: {summary['situation']}), backbone `{base}`, seed "
+        f"{summary['seed']}.",
         "",
     ]
     answer = summary.get("answer") or {"name": summary["method"]}
@@ -213,14 +252,30 @@ def model_card(summary: Mapping[str, Any], class_names: tuple[str, ...], version
                 lines.append(f"| {key.replace('_', ' ')} | {test[key]:.4f} |")
         lines.append("")
     lines += [
-        "Use it:",
+        "Use it, on this folder or the run that it came from:",
         "",
         "```python",
         "import labelwright as lw",
-        'labels = lw.label("RUN", "photos/")  # RUN: the folder above this one',
+        'labels = lw.label("THIS_FOLDER", "photos/")  # label, trust, runner-up of every image',
         "```",
+        "",
+        "**Intended use.** Sorting images like those that it was trained on into the classes below. `trust` is the "
+        "estimated chance that a label is right: let people look where it is low.",
+        "",
+        f"**Limits.** {_basis(summary.get('trust') or {})} Images from another source (camera, place, season) may be "
+        "labelled worse than these scores say: check a sample of them first.",
         "",
         "Classes: " + ", ".join(class_names),
         "",
     ]
     return "\n".join(lines)
+
+
+def _basis(trust: Mapping[str, Any]) -> str:
+    """What `trust` rests on: a sentence."""
+    if trust.get("source") == "left-out labels":
+        off = f", and was off by {trust['ece']:.1%} on the test images" if trust.get("ece") is not None else ""
+        return f"Trust was calibrated on {trust['n']:,} labels that were left out{off}."
+    if trust.get("source") == "text model":
+        return "No label was left out to check trust: it rests on how sure the text model was, and may be off."
+    return "Trust was not checked on any label: read it as a ranking."

@@ -456,6 +456,7 @@ PRINTERS: Mapping[str, Callable[[Any, Mapping[str, Any]], None]] = {
     "label": _print_labels,
     "classes": lambda result, values: print("\n".join(_novel_lines(result.summary))),
     "evaluate": _print_evaluated,
+    "export": lambda result, values: print(f"written: {result}"),
     "report": lambda result, values: print(result),
     "settings": _print_settings,
     "bench": lambda result, values: print(result),

@@ -107,7 +107,7 @@ def test_model_card__scores_only_where_there_are_some() -> None:
     summary = {"method": "cvs", "n_labelled": 1234, "situation": "long_tailed", "encoder": "resnet32", "seed": 3}
     summary |= {"n_images": 1234}
     card = model_card({**summary, "test": {"accuracy": 0.5, "few": None}}, NAMES, "9.9")
-    assert "1,234 labelled images" in card
+    assert "1,234 images, 1,234 of them labelled" in card
     assert "| accuracy | 0.5000 |" in card
     assert "few" not in card
     assert "| value |" not in model_card({**summary, "test": None}, NAMES, "9.9")

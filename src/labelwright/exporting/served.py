@@ -1,0 +1,70 @@
+"""A classifier as others serve it: from raw pixels, or embeddings, to probabilities that are calibrated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+OUTPUTS = ("probabilities", "label", "trust")
+"""[B, C] softmax; [B] int64 position of the class; [B] chance that this class is right."""
+
+
+class Served(nn.Module):
+    """Normalisation, network, classes of its outputs and calibration in one module, to run without labelwright.
+
+    Takes images [B, 3, H, W] in grey levels 0 to 255 (uint8 or float), or with ``mean=None`` embeddings [B, D].
+    Returns the tensors of OUTPUTS.
+
+    Args:
+      net: maps normalised images, or embeddings, to logits [B, K], in evaluation mode.
+      n_classes: C.
+      outputs: class of each of the K outputs, -1 = none; empty: output k is class k.
+      calibration: maps the probability [B] of the predicted class to the chance that it is right.
+      mean, std: three numbers each, of RGB in 0 to 1; None for embeddings.
+
+    Example:
+      >>> served = Served(nn.Identity(), 2, outputs=(1, 1, 0), calibration=lambda p: p / 2)
+      >>> probabilities, label, trust = served(torch.zeros(1, 3))
+      >>> probabilities.tolist(), label.tolist(), trust.tolist()
+      ([[0.3333333432674408, 0.6666666865348816]], [1], [0.3333333432674408])
+    """
+
+    into: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        net: nn.Module,
+        n_classes: int,
+        *,
+        outputs: Sequence[int] = (),
+        calibration: Callable[[Tensor], Tensor],
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.calibration = calibration
+        self.takes_pixels = mean is not None and std is not None
+        self.kept = [place for place, of in enumerate(outputs) if of >= 0]
+        into = torch.zeros(len(self.kept), n_classes)  # [kept outputs, C]: which class each is
+        for row, place in enumerate(self.kept):
+            into[row, outputs[place]] = 1
+        self.register_buffer("into", into)
+        if mean is not None and std is not None:
+            self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+            self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tensors of OUTPUTS for images or embeddings."""
+        x = (x.float() / 255 - self.mean) / self.std if self.takes_pixels else x.float()
+        logits: Tensor = self.net(x).float()
+        if self.kept:
+            probs = logits[:, self.kept].softmax(dim=1) @ self.into
+        else:
+            probs = logits.softmax(dim=1)
+        best, label = probs.max(dim=1)
+        return probs, label, self.calibration(best)

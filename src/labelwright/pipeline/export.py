@@ -1,0 +1,281 @@
+"""`export`: the model, or the labels, of a run in the formats of other tools."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path, PurePath
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+import labelwright
+from labelwright.data.prepare import read, resolved_path
+from labelwright.data.table import LabelTable
+from labelwright.errors import ConfigError, DataError
+from labelwright.exporting import label_files
+from labelwright.exporting.onnx_file import write_onnx
+from labelwright.exporting.served import Served
+from labelwright.pipeline.label import write_class_folders
+from labelwright.pipeline.saved_model import SavedModel, load_model, without_paths, write_single_file
+from labelwright.replacing import replacing
+from labelwright.run_folder import Run, write_text_atomically
+
+Format = Literal[
+    "onnx",
+    "torchscript",
+    "safetensors",
+    "hub",
+    "label-studio",
+    "fiftyone",
+    "coco",
+    "yolo-folder",
+    "imagefolder",
+    "datasets",
+]
+SUFFIX = {"onnx": ".onnx", "torchscript": ".pt", "safetensors": ".safetensors"}  # of the others: none, a folder
+EACH_NTH_IN_VAL = 10  # of each class, in a yolo-folder
+
+
+def export(
+    run: str | Path, *, out: str | Path, format: Format = "onnx", data: Any = None, accepted: bool = False
+) -> Path:
+    """Write the model of a run as others serve it, or its labels as annotation tools and trainers read them.
+
+    Args:
+      run: a finished run folder.
+      out: a file with the suffix of the format, or a folder; must not exist.
+      format: of the model: onnx, a file that takes decoded images of any size, with the normalisation and the
+        calibration inside, and is run beside the model before it is kept; torchscript, the same for images of the
+        network's own size, [B, 3, H, W] in 0 to 255; safetensors, one file that `label` reads; hub, a folder with a
+        model card. Of the labels: label-studio (tasks.json), fiftyone (data/ and labels.json), coco (labels.json),
+        yolo-folder (train/CLASS/ and, every tenth image of a class, val/CLASS/), imagefolder (CLASS/), datasets
+        (Parquet that `load_dataset` and the hub's viewer read).
+      data: the images of the run, if they are no longer where config.yaml has them; for labels.
+      accepted: labels whose ``decision`` is "accept" only.
+
+    Returns: ``out``. Images that lie in files are copied into fiftyone, yolo-folder, imagefolder and datasets; the
+      other formats name them by their path, and embedded ones are written into ``images/`` there.
+
+    Raises: ConfigError or DataError, with nothing written; LabelwrightError if an ONNX file gives other probabilities
+      than the model.
+    """
+    if format not in get_args(Format):
+        raise ConfigError(f"there is no format {format!r}", fix=f"one of {', '.join(get_args(Format))}")
+    target = _new(Path(out), SUFFIX.get(format, ""))
+    saved = load_model(Path(run), device=torch.device("cpu"))
+    if format in LABEL_WRITERS:
+        _write_labels(Run(run), saved, target, format, data=data, accepted=accepted)
+    elif format == "hub":
+        with _whole(target) as building:
+            _write_hub(Path(run) / "model", building)
+    elif format == "safetensors":
+        write_single_file(Path(run) / "model", target)
+    else:
+        served, n_features = _served(saved), int(_first(saved.net).n_features)
+        if format == "onnx":
+            write_onnx(served, target, size_px=saved.size_px, n_features=n_features, metadata=_about(saved))
+        else:
+            _write_torchscript(served, target, saved.size_px, n_features)
+    return target
+
+
+def _new(target: Path, suffix: str) -> Path:
+    """The path to write to, if it is new and has the suffix."""
+    if target.exists():
+        raise ConfigError(f"{target} exists", fix="choose another --out, or remove it first")
+    if target.suffix != suffix:
+        raise ConfigError(
+            f"{target} is not a {suffix} file" if suffix else f"{target} looks like a file, and this is a folder",
+            fix=f"end --out in {suffix}" if suffix else "give --out without a suffix",
+        )
+    return target
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which appears under its name at the end of the block, or not at all."""
+    building = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    try:
+        yield building
+        building.replace(folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+# ---- models ---------------------------------------------------------------------------------------------------------
+
+
+def _first(net: Any) -> Any:
+    """A classifier, or the first member of an ensemble."""
+    return getattr(net, "first", net)
+
+
+def _served(saved: SavedModel) -> Served:
+    pixels = {"mean": saved.view.mean, "std": saved.view.std} if saved.size_px else {}
+    net = saved.net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    served = Served(net, len(saved.class_names), outputs=saved.outputs, calibration=saved.calibration, **pixels)
+    return served.eval().requires_grad_(False)
+
+
+def _about(saved: SavedModel) -> dict[str, str]:
+    """What travels in an ONNX file."""
+    return {
+        "class_names": json.dumps(list(saved.class_names), ensure_ascii=False),
+        "input": f"RGB, upright, uint8; seen at {saved.size_px} px" if saved.size_px else "embeddings, float32",
+        "calibration": json.dumps(saved.calibration.to_dict()),
+        "labelwright": labelwright.__version__,
+    }
+
+
+def _write_torchscript(served: Served, path: Path, size_px: int, n_features: int) -> None:
+    import warnings
+
+    shape = (3, size_px, size_px) if size_px else (n_features,)
+    example = torch.zeros(2, *shape)
+    with torch.inference_mode(), warnings.catch_warnings(), replacing(path) as temporary:
+        warnings.simplefilter("ignore")  # of the tracer
+        traced: Any = torch.jit.trace(served, example, check_inputs=[torch.rand(5, *shape)])  # type: ignore[no-untyped-call]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        traced.save(str(temporary))
+
+
+def _write_hub(folder: Path, building: Path) -> None:
+    """The three files of a saved model, without the paths of this machine."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    public = without_paths(config)
+    shutil.copyfile(folder / "model.safetensors", building / "model.safetensors")
+    write_text_atomically(building / "config.json", json.dumps(public, indent=2) + "\n")
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    card = card.replace(config["classifier"]["name"], public["classifier"]["name"])
+    write_text_atomically(building / "README.md", card)
+    load_model(building, device=torch.device("cpu"))  # what cannot be read back is not kept
+
+
+# ---- labels ---------------------------------------------------------------------------------------------------------
+
+
+def _write_labels(run: Run, saved: SavedModel, target: Path, format: str, *, data: Any, accepted: bool) -> None:
+    found = run.labels
+    if found is None:
+        raise DataError(f"{run.path} has no labels.parquet", fix="give the run folder of a finished fit")
+    found = found.filter(pc.is_in(found["label"], pa.array(saved.class_names)))
+    if accepted:
+        decided = found["decision"] if "decision" in found.column_names else pa.nulls(len(found), pa.string())
+        found = found.filter(pc.equal(decided, "accept"))
+        if not len(found):
+            raise ConfigError(
+                f"no label of {run.path} is accepted", fix="say what share may be wrong, as in fit --error 0.05"
+            )
+    table = _images_of(run, found["id"].to_pylist(), data)
+    with _whole(target) as building:
+        LABEL_WRITERS[format](found, table, saved.class_names, building)
+
+
+def _images_of(run: Run, ids: Sequence[str], data: Any) -> LabelTable:
+    """The images of a run by their ids, in that order."""
+    data = run.config.get("data") if data is None else data
+    try:
+        table = read(data)
+    except DataError as error:
+        raise DataError(
+            f"the images of the run cannot be read from {resolved_path(data)} ({error.message})",
+            fix="give them with --data",
+        ) from error
+    place = {key: row for row, key in enumerate(table.ids.to_pylist())}
+    if missing := [key for key in ids if key not in place]:
+        raise DataError(
+            f"{len(missing)} images of the run are not in {resolved_path(data)}, first {missing[0]!r}",
+            fix="give its images with --data",
+        )
+    return replace(table, problems=()).subset(np.array([place[key] for key in ids], dtype=np.int64))
+
+
+def _files(table: LabelTable, folder: Path, *, copied: bool) -> list[Path]:
+    """Where each image lies: its own file, or one written into a folder, under its row and its name."""
+    found = []
+    for start in range(0, len(table), 1024):
+        rows = np.arange(start, min(start + 1024, len(table)))
+        for row, source in zip(rows.tolist(), table.images.sources(rows), strict=True):
+            if isinstance(source, str) and not copied:
+                found.append(Path(source).resolve())
+                continue
+            folder.mkdir(exist_ok=True)
+            name = f"{row:07d}-{_tail(table.ids[row].as_py())}"
+            target = folder / name
+            if isinstance(source, bytes):
+                target = target if target.suffix else target.with_suffix(".img")
+                target.write_bytes(source)
+            else:
+                target = target if target.suffix else target.with_name(target.name + Path(source).suffix)
+                shutil.copyfile(source, target)
+            found.append(target)
+    return found
+
+
+def _tail(id: str) -> str:
+    """The end of an id as a part of a file name."""
+    kept = "".join(c if c.isalnum() or c in "._-" else "-" for c in PurePath(id).name)
+    return kept[-80:] or "image"
+
+
+def _label_studio(rows: pa.Table, table: LabelTable, names: Sequence[str], folder: Path) -> None:
+    files = _files(table, folder / "images", copied=False)
+    label_files.write_json(label_files.label_studio(rows.to_pylist(), _final(files, folder)), folder / "tasks.json")
+
+
+def _fiftyone(rows: pa.Table, table: LabelTable, names: Sequence[str], folder: Path) -> None:
+    files = _files(table, folder / "data", copied=True)
+    label_files.write_json(label_files.fiftyone(rows.to_pylist(), files, names), folder / "labels.json")
+
+
+def _coco(rows: pa.Table, table: LabelTable, names: Sequence[str], folder: Path) -> None:
+    files = _files(table, folder / "images", copied=False)
+    content = label_files.coco(rows.to_pylist(), files, names)
+    for image, file in zip(content["images"], _final(files, folder), strict=True):
+        image["file_name"] = file.as_posix()
+    label_files.write_json(content, folder / "labels.json")
+
+
+def _final(files: Sequence[Path], building: Path) -> list[Path]:
+    """Paths in the folder as they will be called once it is whole."""
+    folder = building.with_name(building.name.removeprefix(".").removesuffix(".tmp")).resolve()
+    return [folder / file.relative_to(building) if file.is_relative_to(building) else file for file in files]
+
+
+def _imagefolder(rows: pa.Table, table: LabelTable, names: Sequence[str], folder: Path) -> None:
+    write_class_folders(rows, table, folder)
+
+
+def _yolo_folder(rows: pa.Table, table: LabelTable, names: Sequence[str], folder: Path) -> None:
+    labels = np.array(rows["label"].to_pylist())
+    in_val = np.zeros(len(labels), dtype=bool)
+    for name in names:
+        in_val[np.flatnonzero(labels == name)[EACH_NTH_IN_VAL - 1 :: EACH_NTH_IN_VAL]] = True
+    for part, chosen in (("train", ~in_val), ("val", in_val)):
+        (folder / part).mkdir()
+        write_class_folders(rows.filter(pa.array(chosen)), table.subset(np.flatnonzero(chosen)), folder / part)
+
+
+def _datasets(rows: pa.Table, table: LabelTable, names: Sequence[str], folder: Path) -> None:
+    files = _files(table, folder / "images", copied=False)
+    label_files.write_datasets(rows.to_pylist(), files, names, folder)
+    shutil.rmtree(folder / "images", ignore_errors=True)  # they are in the Parquet file
+
+
+LABEL_WRITERS: dict[str, Callable[[pa.Table, LabelTable, Sequence[str], Path], None]] = {
+    "label-studio": _label_studio,
+    "fiftyone": _fiftyone,
+    "coco": _coco,
+    "yolo-folder": _yolo_folder,
+    "imagefolder": _imagefolder,
+    "datasets": _datasets,
+}

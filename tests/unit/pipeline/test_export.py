@@ -1,0 +1,228 @@
+"""pipeline/export.py: files that others serve give the model's own probabilities; labels reach the tools' formats."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import onnxruntime
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import labelwright as lw
+from clip_folders import save_two_tower
+from labelwright import cli
+from labelwright.data.cache import resize_to_square
+from labelwright.data.views import ViewSettings
+from labelwright.encoders import backbones
+from labelwright.errors import ConfigError, DataError, LabelwrightError
+from labelwright.exporting import onnx_file
+from labelwright.exporting.onnx_file import write_onnx
+from labelwright.exporting.served import Served
+from labelwright.pipeline.export import EACH_NTH_IN_VAL, LABEL_WRITERS
+from labelwright.pipeline.saved_model import load_model, without_paths
+from pictures import write_folders
+
+CPU = torch.device("cpu")
+COUNTS = {"ant": 12, "bee": 6, "cow": 4}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folders(tmp_path_factory.mktemp("data") / "photos", COUNTS, size_px=12)
+
+
+@pytest.fixture(scope="module")
+def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    lw.fit(str(photos), out=out, model="resnet32", method="ce", epochs=1, size=8, test_frac=0.2, device="cpu")
+    return out
+
+
+def ask(path: Path, inputs: np.ndarray) -> list[Any]:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return list(session.run(None, {session.get_inputs()[0].name: inputs}))
+
+
+def test_onnx__answers_as_label_does_for_images_of_another_size(run: Path, photos: Path, tmp_path: Path) -> None:
+    out = lw.export(run, out=tmp_path / "made" / "m.onnx")
+    rows = lw.label(run, photos, device="cpu", precision="fp32")
+    labelled = {row["id"]: row for row in rows.to_pylist()}
+    chosen = sorted(labelled)[:3]
+    images = np.stack([np.asarray(Image.open(photos / key)) for key in chosen])  # 12 px; the network sees 8
+    assert images.shape == (3, 12, 12, 3)
+    saved = load_model(run, device=CPU)
+    probs, label, trust = ask(out, images)
+    assert probs.shape == (3, 3)
+    assert np.allclose(probs.sum(1), 1, atol=1e-5)
+    # Resized in the file to within one grey level of the pixels that the network was trained on
+    assert [saved.class_names[c] for c in label] == [labelled[key]["label"] for key in chosen]
+    assert trust == pytest.approx([labelled[key]["trust"] for key in chosen], abs=0.03)
+    small = np.stack([resize_to_square(Image.open(photos / key), size_px=8) for key in chosen])
+    exact = ask(out, small)
+    assert exact[2] == pytest.approx([labelled[key]["trust"] for key in chosen], abs=1e-4)
+    metadata = onnxruntime.InferenceSession(str(out)).get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["class_names"]) == ["ant", "bee", "cow"]
+    assert [p.name for p in out.parent.iterdir()] == ["m.onnx"]
+
+
+def test_onnx__the_documented_lines_need_onnxruntime_alone(
+    run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "deployment.md").read_text(encoding="utf-8")
+    lines = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(lines) == 1
+    assert "labelwright" not in lines[0]
+    assert "torch" not in lines[0]
+    monkeypatch.chdir(tmp_path)
+    lw.export(run, out="model.onnx")
+    Image.open(photos / "ant" / "0.png").resize((30, 20)).save("photo.jpg")
+    exec(compile(lines[0], "deployment.md", "exec"), {})
+    name, trust = capsys.readouterr().out.split()
+    assert name in COUNTS
+    assert 0 < float(trust) < 1
+
+
+def test_onnx__every_kind_of_classifier(tmp_path: Path) -> None:
+    tower = backbones.build(str(save_two_tower(tmp_path / "clip", "clip", size_px=16, patch_px=8)), 3, seed=0)
+    stored = backbones.Classifier(
+        backbones.Stored(), name="stored", n_features=5, n_outputs=4, head="centred", image_size_px=0, freeze=()
+    )
+    nn.init.normal_(stored.head.linear.weight)
+    pair = backbones.Ensemble([backbones.build("resnet32", 3, head="mlp", seed=s, image_size_px=16) for s in (0, 1)])
+    view = ViewSettings()
+    for net, size, outputs in ((tower, 16, ()), (stored, 0, (1, -1, 0, 1)), (pair, 16, (2, 0, 1))):
+        served = Served(
+            net.eval(),
+            max(outputs, default=2) + 1,
+            outputs=outputs,
+            calibration=lambda p: p / 2,
+            **({"mean": view.mean, "std": view.std} if size else {}),
+        ).eval()
+        worst = write_onnx(served, tmp_path / "m.onnx", size_px=size, n_features=5, metadata={})
+        assert worst <= 1e-4
+
+
+def test_onnx__a_file_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = [Served(nn.Linear(3, 3), 3, calibration=lambda p: p).eval() for _ in range(2)]
+    other = onnx_file._converted(served[1], torch.zeros(2, 3))
+    monkeypatch.setattr(onnx_file, "_converted", lambda served, example: other)
+    with pytest.raises(LabelwrightError, match="other probabilities"):
+        write_onnx(served[0], tmp_path / "m.onnx", size_px=0, n_features=3, metadata={})
+    assert list(tmp_path.iterdir()) == []
+    assert write_onnx(served[1], tmp_path / "m.onnx", size_px=0, n_features=3, metadata={}) <= 1e-6
+
+
+def test_torchscript__takes_the_networks_own_size(run: Path, tmp_path: Path) -> None:
+    out = lw.export(run, format="torchscript", out=tmp_path / "m.pt")
+    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    saved = load_model(run, device=CPU)
+    served = Served(saved.net, 3, calibration=saved.calibration, mean=saved.view.mean, std=saved.view.std)
+    with pytest.warns(DeprecationWarning, match=r"torch\.jit\.load"):
+        made = torch.jit.load(str(out))
+    with torch.inference_mode():
+        for one, own in zip(made(images.float()), served(images), strict=True):
+            assert torch.allclose(one.float(), own.float(), atol=1e-5)
+
+
+def test_hub_and_single_file__label_as_the_run_does(run: Path, photos: Path, tmp_path: Path) -> None:
+    own = lw.label(run, photos, device="cpu")
+    hub = lw.export(run, format="hub", out=tmp_path / "hub")
+    one = lw.export(run, format="safetensors", out=tmp_path / "m.safetensors")
+    for made in (hub, one):
+        assert lw.label(made, photos, device="cpu").equals(own)
+    card = (hub / "README.md").read_text(encoding="utf-8")
+    for said in ("license:", "Intended use", "Limits", "accuracy |", "ant, bee, cow"):
+        assert said in card
+    assert sorted(p.name for p in hub.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+
+
+def test_without_paths__a_folder_of_this_machine_is_only_named(tmp_path: Path) -> None:
+    (tmp_path / "my-clip").mkdir()
+    config = {"classifier": {"name": str(tmp_path / "my-clip"), "n_outputs": 3}, "format": 1}
+    assert without_paths(config) == {"classifier": {"name": "my-clip", "n_outputs": 3}, "format": 1}
+    assert without_paths({"classifier": {"name": "openai/clip"}})["classifier"]["name"] == "openai/clip"
+
+
+@pytest.fixture(scope="module")
+def rows(run: Path) -> list[dict[str, Any]]:
+    return list(pq.read_table(run / "labels.parquet").to_pylist())
+
+
+@pytest.fixture(scope="module")
+def made(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("made")
+    return {name: lw.export(run, format=name, out=folder / name) for name in LABEL_WRITERS}  # type: ignore[arg-type]
+
+
+def test_label_studio__given_labels_are_annotations(made: dict[str, Path], rows: list[dict[str, Any]]) -> None:
+    tasks = json.loads((made["label-studio"] / "tasks.json").read_text(encoding="utf-8"))
+    assert [task["data"]["id"] for task in tasks] == [row["id"] for row in rows]
+    for task, row in zip(tasks, rows, strict=True):
+        assert Path("/", task["data"]["image"].split("?d=")[1]).is_file()
+        said = task["annotations" if row["source"] == "given" else "predictions"][0]
+        assert said["result"][0]["value"]["choices"] == [row["label"]]
+
+
+def test_fiftyone_and_coco__every_image_and_its_class(made: dict[str, Path], rows: list[dict[str, Any]]) -> None:
+    found = json.loads((made["fiftyone"] / "labels.json").read_text(encoding="utf-8"))
+    assert {p.stem for p in (made["fiftyone"] / "data").iterdir()} == set(found["labels"])
+    assert [found["classes"][each["label"]] for each in found["labels"].values()] == [row["label"] for row in rows]
+    coco = json.loads((made["coco"] / "labels.json").read_text(encoding="utf-8"))
+    names = {each["id"]: each["name"] for each in coco["categories"]}
+    assert [names[each["category_id"]] for each in coco["annotations"]] == [row["label"] for row in rows]
+    assert all((image["width"], image["height"]) == (12, 12) for image in coco["images"])
+    assert all(Path(image["file_name"]).is_file() for image in coco["images"])
+
+
+def test_folders__can_be_read_back(made: dict[str, Path], rows: list[dict[str, Any]]) -> None:
+    train = sorted((made["yolo-folder"] / "train").glob("*/*.png"))
+    val = sorted((made["yolo-folder"] / "val").glob("*/*.png"))
+    assert len(train) + len(val) == len(rows) == sum(COUNTS.values())
+    assert len(val) == sum(sum(row["label"] == name for row in rows) // EACH_NTH_IN_VAL for name in COUNTS)
+    found = datasets.Dataset.from_parquet(
+        str(made["datasets"] / "data" / "train-00000-of-00001.parquet"), cache_dir=str(made["datasets"] / "cache")
+    )
+    assert found.features["label"].names == ["ant", "bee", "cow"]
+    assert found["id"][:] == [row["id"] for row in rows]
+    assert found[0]["image"].size == (12, 12)
+    assert len(sorted(made["imagefolder"].glob("*/*.png"))) == len(rows)
+
+
+def test_export__embedded_images_are_written(run: Path, photos: Path, made: dict[str, Path], tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    table = pq.read_table(made["datasets"] / "data" / "train-00000-of-00001.parquet")
+    pq.write_table(table, data / "train.parquet")
+    out = lw.export(run, format="coco", out=tmp_path / "coco", data=data)
+    files = [Path(image["file_name"]) for image in json.loads((out / "labels.json").read_text())["images"]]
+    assert len(files) == sum(COUNTS.values())
+    assert all(file.is_file() and file.parent == out / "images" for file in files)
+
+
+def test_export__refused_with_nothing_written(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for flags, said in (
+        (["--out", "m.pt"], "end --out in .onnx"),
+        (["--format", "coco", "--out", "labels.json"], "give --out without a suffix"),
+        (["--format", "coco", "--out", "c", "--accepted"], "no label of"),
+        (["--format", "coco", "--out", "c", "--data", "nowhere"], "give them with --data"),
+    ):
+        words = [str(tmp_path / word) if flags[i - 1] in ("--out", "--data") else word for i, word in enumerate(flags)]
+        assert cli.run(["export", str(run), *words]) == 2
+        assert said in capsys.readouterr().err
+    other = write_folders(tmp_path / "others", {"ant": 2}, size_px=12)
+    with pytest.raises(DataError, match="images of the run are not in"):
+        lw.export(run, format="coco", out=tmp_path / "c", data=other)
+    with pytest.raises(ConfigError, match="there is no format"):
+        lw.export(run, format="tflite", out=tmp_path / "c")  # type: ignore[arg-type]
+    assert [p.name for p in tmp_path.iterdir()] == ["others"]
+    assert cli.run(["export", str(run), "--format", "coco", "--out", str(tmp_path / "others")]) == 2
