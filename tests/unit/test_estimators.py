@@ -1,0 +1,106 @@
+"""estimators.py: what scikit-learn asks of a classifier, unlabelled rows in all forms, and the recipes' answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
+
+import labelwright as lw
+from labelwright.estimators import BeliefClassifier, LogitAdjustedClassifier, NovelClassifier, PartialLabelClassifier
+
+# With a penalty nothing is cross-validated: the checks fit hundreds of times.
+ESTIMATORS = [LogitAdjustedClassifier(penalty=10.0), BeliefClassifier(), PartialLabelClassifier(), NovelClassifier()]
+
+
+def blobs(n: int = 60, n_classes: int = 3, *, seed: int = 0) -> tuple[Any, Any]:
+    draws = np.random.default_rng(seed)
+    truth = np.arange(n) % n_classes
+    return 3 * np.eye(n_classes, 8)[truth] + 0.6 * draws.normal(size=(n, 8)), truth
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # those of the checks themselves
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: type(e).__name__)
+def test_check_estimator(estimator: Any) -> None:
+    results = check_estimator(estimator, on_skip=None, on_fail=None)
+    assert len(results) > 40
+    assert [r["check_name"] for r in results if r["status"] not in ("passed", "skipped")] == []
+
+
+def test_unlabelled_rows__three_ways_to_say_so() -> None:
+    X, truth = blobs()
+    labels = np.full(60, -1)
+    labels[:6] = truth[:6]
+    marked = BeliefClassifier().fit(X, labels).predict_proba(X)
+    apart = BeliefClassifier().fit(X[:6], truth[:6], X_unlabelled=X[6:]).predict_proba(X)
+    names = np.array(["ant", "bee", "cow"], dtype=object)
+    words = np.where(labels >= 0, names[labels], None)
+    named = BeliefClassifier().fit(X, words)
+    assert np.array_equal(marked, apart)
+    assert np.array_equal(marked, named.predict_proba(X))
+    assert named.classes_.tolist() == ["ant", "bee", "cow"]
+    assert (named.predict(X) == names[truth]).mean() > 0.9
+    # and the unlabelled rows are used
+    assert not np.allclose(marked, BeliefClassifier().fit(X[:6], truth[:6]).predict_proba(X), atol=1e-3)
+    # -1 and one other are two classes, as scikit-learn has them
+    two = np.where(truth == 0, -1, 1)
+    assert BeliefClassifier().fit(X, two).classes_.tolist() == [-1, 1]
+    with pytest.raises(ValueError, match="no row has a label"):
+        BeliefClassifier().fit(X, np.full(60, ""))
+
+
+@pytest.mark.parametrize(("name", "model"), [("beliefs", BeliefClassifier()), ("la", LogitAdjustedClassifier())])
+def test_answers__are_those_of_fit(name: str, model: Any, tmp_path: Path) -> None:
+    X, truth = blobs(90)
+    X = X.astype(np.float32)
+    labels = truth.copy()
+    labels[30:60] = -1 if name == "beliefs" else labels[30:60]
+    words = np.where(labels >= 0, np.array(["ant", "bee", "cow"])[labels], "")
+    np.savez(tmp_path / "train.npz", embeddings=X[:60], labels=words[:60])
+    np.savez(tmp_path / "new.npz", embeddings=X[60:])
+    lw.fit(tmp_path / "train.npz", out=tmp_path / "run", method=name, test_frac=0, device="cpu", answer="trained")
+    rows = lw.label(tmp_path / "run", tmp_path / "new.npz", device="cpu", precision="fp32")
+    probs = model.fit(X[:60], words[:60].astype(object)).predict_proba(X[60:])
+    assert model.classes_[probs.argmax(1)].tolist() == rows["label"].to_pylist()
+    assert probs.max(1) == pytest.approx(rows["softmax"].to_pylist(), abs=1e-3)
+
+
+def test_logit_adjusted__losses_and_pipelines() -> None:
+    X, truth = blobs(80)
+    kept = np.flatnonzero((truth > 0) | (np.arange(80) < 9))  # few of class 0
+    adjusted = LogitAdjustedClassifier(penalty=30.0).fit(X[kept], truth[kept]).predict_proba(X)[:, 0].mean()
+    plain = LogitAdjustedClassifier(loss="ce", penalty=30.0).fit(X[kept], truth[kept]).predict_proba(X)[:, 0].mean()
+    assert adjusted > plain + 0.02  # the rare class gets more
+    model = make_pipeline(StandardScaler(), LogitAdjustedClassifier(tau=0.5))
+    assert cross_val_score(model, X, truth, cv=3).mean() > 0.9
+
+
+def test_partial_labels__weights_and_wrong_ones() -> None:
+    X, truth = blobs(90)
+    draws = np.random.default_rng(1)
+    weights = np.eye(3)[truth] + 0.5 * np.eye(3)[draws.integers(0, 3, 90)]
+    weights[:5] = 0  # nothing known
+    model = PartialLabelClassifier().fit(X, weights)
+    assert (model.predict(X) == truth).mean() > 0.95
+    with pytest.raises(ValueError, match="0 or more"):
+        PartialLabelClassifier().fit(X, -weights)
+
+
+def test_novel__numbers_and_names_of_what_was_found() -> None:
+    X, truth = blobs(160, 4)
+    labels = np.where((truth < 2) & (np.arange(160) < 80), truth, -1)
+    numbered = NovelClassifier(n_novel=2).fit(X, labels)
+    assert numbered.classes_.tolist() == [0, 1, 2, 3]
+    assert (numbered.predict(X)[truth < 2] == truth[truth < 2]).mean() > 0.9
+    words = np.where(labels >= 0, np.array(["ant", "bee"], dtype=object)[labels], None)
+    assert NovelClassifier(n_novel=2).fit(X, words).classes_.tolist() == ["ant", "bee", "novel-1", "novel-2"]
+    estimated = NovelClassifier().fit(X, labels)
+    assert 1 <= estimated.n_novel_ <= 4
+    assert NovelClassifier().fit(X, truth).n_novel_ == 0
