@@ -1,10 +1,10 @@
 # make demo: set-up, then the offline first run.    make test: set-up, then every test.
 PYTHON ?= python3
 VENV := .venv
-BIN := $(VENV)/bin
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check docs clean
+.PHONY: setup demo test check package docs clean
 
 setup: $(STAMP)
 
@@ -23,6 +23,9 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+package: setup
+	$(BIN)/python scripts/try_package.py
 
 docs: setup
 	$(BIN)/python scripts/generate_docs.py
