@@ -1,4 +1,4 @@
-"""Print the oldest versions of our dependencies that pyproject.toml allows, as constraints for pip; or nothing, for the newest.
+"""Print the oldest versions of our dependencies that pyproject.toml allows, as constraints for pip; nothing for newest.
 
 python scripts/dependencies.py oldest|newest > wanted.txt
 """
