@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check package docs clean
+.PHONY: setup demo test check package docs site clean
 
 setup: $(STAMP)
 
@@ -30,5 +30,9 @@ package: setup
 docs: setup
 	$(BIN)/python scripts/generate_docs.py
 
+site: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python scripts/build_site.py
+
 clean:
-	rm -rf $(VENV) demo-run build dist src/*.egg-info
+	rm -rf $(VENV) demo-run build dist site src/*.egg-info

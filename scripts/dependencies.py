@@ -20,7 +20,11 @@ def oldest(root: Path = ROOT) -> list[str]:
         *project["dependencies"],
         *(each for extra in project["optional-dependencies"].values() for each in extra),
     ]
-    return [f"{found[1]}=={found[2]}" for each in wanted if (found := re.fullmatch(r"([\w.-]+)>=([\d.]+)", each))]
+    return [
+        f"{found[1]}=={found[2]}"
+        for each in wanted
+        if (found := re.fullmatch(r"([\w.-]+)(?:\[\w+\])?>=([\d.]+)", each))
+    ]
 
 
 def main() -> None:

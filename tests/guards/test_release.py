@@ -1,11 +1,14 @@
-"""What a release rests on: one version everywhere, a lower bound for every dependency."""
+"""What a release rests on: one version everywhere, a lower bound for every dependency, a site with every page."""
 
 from __future__ import annotations
 
 import importlib.util
+import re
 import tomllib
 from pathlib import Path
 from types import ModuleType
+
+import yaml
 
 import labelwright
 
@@ -30,4 +33,15 @@ def test_every_dependency_has_a_lower_bound_that_the_oldest_run_uses() -> None:
     wanted = {*project["dependencies"], *(each for e in project["optional-dependencies"].values() for each in e)}
     ours = {each for each in wanted if each.startswith("labelwright[")}
     bound = {line.split("==")[0] for line in script("dependencies").oldest()}
-    assert {each.split(">=")[0] for each in wanted - ours} - {"types-PyYAML"} == bound
+    assert {re.split(r">=|\[", each)[0] for each in wanted - ours} - {"types-PyYAML"} == bound
+
+
+def test_site__every_page_is_in_the_navigation_and_every_module_of_the_reference_exists(tmp_path: Path) -> None:
+    build = script("build_site")
+    config = yaml.safe_load(build.lay_out(tmp_path).read_text(encoding="utf-8"))
+    listed = set(re.findall(r"[\w/-]+\.md", yaml.safe_dump(config["nav"])))
+    pages = {page.relative_to(tmp_path / "docs").as_posix() for page in (tmp_path / "docs").rglob("*.md")}
+    assert listed == pages
+    for wanted in build.REFERENCE.values():
+        for name in build.modules(wanted):
+            assert (ROOT / "src" / Path(*name.split("."))).with_suffix(".py").is_file()
