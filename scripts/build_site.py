@@ -2,7 +2,8 @@
 
     python scripts/build_site.py [--out site]
 
-README.md is the start page, CONTRIBUTING.md and CHANGELOG.md are pages, and the reference is made of docstrings. Needs the extra `docs` and no network. Exits with 1 for a link that leads nowhere.
+README.md is the start page, CONTRIBUTING.md and CHANGELOG.md are pages, and the reference is made of docstrings. Needs
+the extra `docs` and no network. Exits with 1 for a link that leads nowhere.
 """
 
 from __future__ import annotations
