@@ -293,3 +293,12 @@ def test_library_example_runs(text: str, tmp_path: Path, monkeypatch: pytest.Mon
     expected = re.findall(r"^print\(.*\)  # (.*)$", text, re.MULTILINE)
     assert printed.getvalue().splitlines() == expected
     assert expected, "an example that prints nothing shows nothing"
+
+
+def test_troubleshooting_quotes_real_messages() -> None:
+    source = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "src").rglob("*.py")))
+    source = re.sub(r'"\s*\n\s*f?"', "", source)  # texts that go on in the next line
+    quoted = re.findall(r"^\| `([^`]+)` \|", read("troubleshooting.md"), re.MULTILINE)
+    assert len(quoted) >= 14
+    parts = [part.strip() for message in quoted for part in message.split("…")]
+    assert [part for part in parts if part not in source] == []
