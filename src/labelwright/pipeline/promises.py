@@ -438,7 +438,7 @@ def facts(
         least = {c: float(trust[accepted & (labels == c)].min()) for c in np.unique(labels[accepted])}
         block["threshold"] = min(least.values())
         block["thresholds"] = {class_names[c]: value for c, value in least.items()}
-        left = sorted(set(class_names) - set(block["thresholds"]))
+        left = [class_names[c] for c in np.setdiff1d(labels[is_predicted(rows)], list(least))]
         but = f" Left to review: all labels of {', '.join(left[:5])}{' …' * (len(left) > 5)}." if left else ""
         says = (
             f"{n_accepted:,} of {counted(n, 'predicted label')} ({percent(n_accepted / n)}) may be accepted: with a "

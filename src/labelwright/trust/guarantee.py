@@ -39,7 +39,7 @@ MOST_SETS = 200  # tested sets, at most
 REGION_STRATA, REST_STRATA = 8, 3  # of a sample
 REST_FRAC = 0.35  # of a sample, from labels that will hardly be accepted: to calibrate by
 REGIONS = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # shares of the labels that most of a sample is of
-N_IMAGINED, DOUBT = 400, 0.5  # imagined samples; deviation of the logarithm of (true / expected) number of wrong labels
+N_IMAGINED, DOUBT = 400, 0.8  # imagined samples; deviation of the logarithm of (true / expected) number of wrong labels
 LARGER = (1.5, 2.0, 3.0, 5.0, 10.0, 20.0)  # samples, as multiples, that `enough` looks at
 
 
