@@ -27,6 +27,7 @@ from labelwright.pipeline.own_sets import own_answers, with_candidates
 from labelwright.pipeline.promises import (
     assumes,
     by_held_out,
+    by_place,
     decided,
     facts,
     promised_by,
@@ -188,7 +189,7 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
             "answer": kept.name,
             "n_fitted": summary["n_fitted"],
             "calibration": calibration.to_dict(),
-            **({} if promised is None else {"promise": promised}),
+            **({} if promised is None else {"promise": by_place(promised, table.class_names)}),
             "labelwright": __version__,
             "fingerprint": described["fingerprint"],
             **({"n_seen": n_seen} if task.n_novel else {}),

@@ -90,7 +90,7 @@ def label(
         of = Run(run).labels if seen.drawn else None
         rows, promised = promised_by(seen, rows, shown, truth, names, shares, of=of)
     elif shares is not None:
-        rows, promised = by_thresholds(rows, saved.info["promise"], saved.class_names, names)
+        rows, promised = by_thresholds(rows, saved.info["promise"], names)
     kept = {"left_out": listed(table.quarantined)} | ({} if promised is None else {"promise": promised})
     rows = rows.replace_schema_metadata({key: json.dumps(value) for key, value in kept.items()})
     if target is not None:

@@ -309,13 +309,18 @@ def promised_by(
     return decided(shown, accepted, truth, class_names), block
 
 
+def by_place(block: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, Any]:
+    """The block as a saved model keeps it: thresholds [C] in class order, None where no label is accepted."""
+    return {**block, "thresholds": [block["thresholds"].get(name) for name in class_names]}
+
+
 def check_promised(model: SavedModel, run: Path, error: float, confidence: float) -> None:
     """Refuse a promise that a run does not make.
 
     Raises: ConfigError.
     """
     made = model.info.get("promise")
-    if made is None or not made["thresholds"] or made["error"] > error or made["confidence"] < confidence:
+    if made is None or not made["n_accepted"] or made["error"] > error or made["confidence"] < confidence:
         raise ConfigError(
             f"{run} does not promise an error of {error:g} at a confidence of {confidence:g}",
             fix=f"verify some of these labels: labelwright verify-sample {run}; then add --verified to-verify.csv",
@@ -323,19 +328,25 @@ def check_promised(model: SavedModel, run: Path, error: float, confidence: float
 
 
 def by_thresholds(
-    rows: pa.Table, made: Mapping[str, Any], own_names: Sequence[str], class_names: Sequence[str]
+    rows: pa.Table, made: Mapping[str, Any], class_names: Sequence[str]
 ) -> tuple[pa.Table, dict[str, Any]]:
     """Labels decided by the thresholds of a run's promise, and what that is worth.
 
     Args:
-      made: the block of the run.
-      own_names, class_names: [C] as the model has them, and as ``rows`` do.
+      made: the promise that a model keeps, see `by_place`.
     """
-    least = np.array([made["thresholds"].get(name, np.inf) for name in own_names])
+    least = np.array([np.inf if value is None else value for value in made["thresholds"]])
     accepted = _trust(rows) >= least[_index(rows, class_names)]
     accepted &= np.array(rows["decision"].to_pylist()) != "unknown"
     n = int(accepted.sum())
-    block = {**made, "n_predicted": len(rows), "n_accepted": n, "share_accepted": round(n / max(1, len(rows)), 4)}
+    named = {name: value for name, value in zip(class_names, made["thresholds"], strict=True) if value is not None}
+    block = {
+        **made,
+        "thresholds": named,
+        "n_predicted": len(rows),
+        "n_accepted": n,
+        "share_accepted": round(n / max(1, len(rows)), 4),
+    }
     says = (
         f"{n:,} of {counted(len(rows), 'label')} may be accepted, if these images are like those of the run: its "
         f"thresholds promise at most {percent(made['error'])} wrong there, at a confidence of "
