@@ -116,6 +116,8 @@ def rename_in_run(run: str | Path, class_names: Sequence[str], rename: Mapping[s
     for cluster in (summary.get("novel") or {}).get("clusters", []):
         cluster["name"] = rename.get(cluster["name"], cluster["name"])
         cluster["taken_for"] = [[rename.get(name, name), share] for name, share in cluster.get("taken_for") or []]
+    if promised := summary.get("promise"):
+        promised["thresholds"] = {rename.get(name, name): value for name, value in promised["thresholds"].items()}
     folder.write_json("summary.json", summary)
     change_classes(folder.path / "model", names)
     report(run)

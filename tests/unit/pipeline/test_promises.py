@@ -174,6 +174,7 @@ def test_fit__repeated_with_verified_labels(run: tuple[Run, Path, dict[str, str]
     found = json.loads(rows.schema.metadata[b"promise"])
     assert found["assumes"] == "these images are like those of the run"
     assert rows["decision"].to_pylist().count("accept") == found["n_accepted"] > 200
+    assert "emmet" in Run(again.path).summary["promise"]["thresholds"]
     with pytest.raises(ConfigError, match=r"does not promise an error of 0\.05"):
         lw.label(again.path, data, error=0.05)
 
