@@ -1,8 +1,8 @@
 """labelwright: trustworthy image classifiers from missing, few, guessed, lopsided or incomplete labels.
 
 The verbs are functions here: ``lw.inspect``, ``lw.audit``, ``lw.fit``, ``lw.pretrain``, ``lw.embed``,
-``lw.annotate``, ``lw.describe``, ``lw.label``, ``lw.classes``, ``lw.evaluate``, ``lw.export``, ``lw.report``. They are
-loaded when first used, so that importing one piece (a loss, a table) does not import everything.
+``lw.annotate``, ``lw.describe``, ``lw.label``, ``lw.verify_sample``, ``lw.classes``, ``lw.evaluate``, ``lw.export``,
+``lw.report``. They are loaded when first used, so that importing one piece (a loss, a table) does not import everything.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from labelwright.pipeline.label import label
     from labelwright.pipeline.method_settings import settings
     from labelwright.pipeline.pretrain import pretrain
+    from labelwright.pipeline.promises import verify_sample
     from labelwright.pipeline.report import report
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "pretrain",
     "report",
     "settings",
+    "verify_sample",
 ]
 
 

@@ -14,6 +14,7 @@ from labelwright.pipeline.inspect import Inspection, inspect
 from labelwright.pipeline.label import label
 from labelwright.pipeline.method_settings import settings
 from labelwright.pipeline.pretrain import pretrain
+from labelwright.pipeline.promises import ToVerify, verify_sample
 from labelwright.pipeline.report import report
 from labelwright.run_folder import Run
 
@@ -23,6 +24,7 @@ __all__ = [
     "Embedded",
     "Inspection",
     "Run",
+    "ToVerify",
     "annotate",
     "audit",
     "classes",
@@ -36,4 +38,5 @@ __all__ = [
     "pretrain",
     "report",
     "settings",
+    "verify_sample",
 ]

@@ -225,11 +225,39 @@ VERBS: dict[str, Callable[..., Any]] = {
     "label": verb(
         "Label",
         "Label any images with the model of a run: label, probability, runner-up, trust.",
-        *("run", "data", "out", "rename", "on_bad", "device", "precision"),
+        *("run", "data", "out", "error", "confidence", "verified", "rename", "on_bad", "device", "precision"),
         run=RUN,
         data=(str, setting(REQUIRED, "images; labels they may have are ignored")),
         out=(str, setting("labels.csv", ".csv, .parquet, or a folder that gets every image under its label")),
         rename=(tuple[str, ...], setting((), "OLD=NEW ...: names of classes, as novel-1=okapi; the model keeps them")),
+        error=(
+            float | None,
+            setting(
+                None,
+                "largest share of wrong labels among those to accept; without it every label is for review",
+                example="--error 0.05",
+            ),
+        ),
+        verified=(
+            str | None,
+            setting(
+                None,
+                "file with ids and the true classes of some of these images, as of verify-sample; none: what the run "
+                "promised",
+                example="--verified to-verify.csv",
+            ),
+        ),
+        json=(bool, setting(False, "print what was labelled and promised as JSON")),
+    ),
+    "verify-sample": verb(
+        "Verify_Sample",
+        "Draw images of a run to look at; the file, filled in, says which labels may be accepted.",
+        *("run", "n", "out", "error", "confidence", "seed", "json"),
+        run=RUN,
+        n=(int, setting(200, "how many images", example="--n 100")),
+        out=(str, setting("to-verify.csv", ".csv or .parquet file to write; must not exist")),
+        error=(float, setting(0.05, "largest share of wrong labels that you want promised", example="--error 0.02")),
+        json=(bool, setting(False, "print what was written as JSON")),
     ),
     "classes": verb(
         "Classes",
@@ -397,7 +425,7 @@ def parse(argv: Sequence[str]) -> tuple[str, dict[str, Any]]:
         "`labelwright VERB --help` explains a verb, `labelwright --version` prints the version.",
         args=_gathered(argv),
     )
-    name = type(command).__name__.lower()
+    name = type(command).__name__.lower().replace("_", "-")
     values = {f.name: getattr(command, f.name) for f in dataclasses.fields(command)}
     if name == "fit":
         groups = [values.pop(title) for title in GROUPS]
@@ -452,7 +480,7 @@ def _call(name: str, values: dict[str, Any]) -> Any:
         values.pop("config")  # its settings are the defaults of the flags
     elif name == "label":
         values["rename"] = parse_renames(values["rename"])
-    return getattr(labelwright, name)(**values)
+    return getattr(labelwright, name.replace("-", "_"))(**values)
 
 
 def approval(yes: bool) -> Callable[[Estimate], bool]:

@@ -114,7 +114,7 @@ def test_commands_are_found() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_in_the_text_exist(page: Path) -> None:
-    for verb, rest in re.findall(r"`labelwright ([a-z]+)([^`]*)`", prose(page)):
+    for verb, rest in re.findall(r"`labelwright ([a-z-]+)([^`]*)`", prose(page)):
         assert verb in VERBS, f"{page.name}: no verb {verb}"
         unknown = set(re.findall(r"--[a-z-]+", rest)) - flags(verb)
         assert not unknown, f"{page.name}: labelwright {verb} has no {unknown}"

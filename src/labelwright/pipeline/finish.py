@@ -24,6 +24,17 @@ from labelwright.pipeline.job import Job
 from labelwright.pipeline.label import label_rows
 from labelwright.pipeline.novel import feats_of
 from labelwright.pipeline.own_sets import own_answers, with_candidates
+from labelwright.pipeline.promises import (
+    assumes,
+    by_held_out,
+    by_place,
+    decided,
+    facts,
+    promised_by,
+    read_verified,
+    recalibrated,
+    truths,
+)
 from labelwright.pipeline.references import Contender
 from labelwright.pipeline.report import report
 from labelwright.pipeline.resolve import Plan
@@ -41,6 +52,7 @@ from labelwright.trust.calibration import (
     from_text_model,
     slope_to_mean,
 )
+from labelwright.trust.guarantee import Promise
 
 
 @dataclass(frozen=True)
@@ -81,15 +93,25 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
     given = torch.from_numpy(table.labels).long()
     own, of_sets = own_answers(plan, job, kept, given)
     calibration = _calibration(plan, job, answer, own)
-    rows = label_rows(table, own, table.class_names, calibration, keep_given=True)
-    rows = with_candidates(rows, table, own)
-    shown = overruled(rows)  # by place in the training table; held-out images have labels, which nothing overrules
     held_out = tests[kept.name][0]
-    if prepared.test is not None and held_out is not None and prepared.test_is != "given":
+
+    def of_training(calibration: Calibration) -> pa.Table:
+        rows = label_rows(table, own, table.class_names, calibration, keep_given=True)
+        return with_candidates(rows, table, own)
+
+    def labelled(calibration: Calibration) -> pa.Table:
+        rows = of_training(calibration)
+        if prepared.test is None or held_out is None or prepared.test_is == "given":
+            return rows
         assert plan.prepared.test is not None
         more = label_rows(prepared.test.table, held_out, table.class_names, calibration, keep_given=True)
         order = torch.cat([plan.prepared.train.rows, plan.prepared.test.rows]).argsort()
-        rows = pa.concat_tables([rows, more], promote_options="default").take(pa.array(order.numpy()))
+        return pa.concat_tables([rows, more], promote_options="default").take(pa.array(order.numpy()))
+
+    rows = labelled(calibration)
+    # by place in the training table; held-out images have labels, which nothing overrules
+    shown = overruled(of_training(calibration))
+    rows, calibration, promised = _promised(plan, job, rows, labelled, calibration, held_out)
     write_parquet_atomically(rows, run.path / "labels.parquet")
     summary: dict[str, Any] = {
         "situation": prepared.situation.name,
@@ -119,6 +141,7 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
             }
             for each in answer.contenders
         },
+        **({} if promised is None else {"promise": promised}),
         **of_sets,
     }
     summary |= plan.method.summarise(
@@ -166,6 +189,7 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
             "answer": kept.name,
             "n_fitted": summary["n_fitted"],
             "calibration": calibration.to_dict(),
+            **({} if promised is None else {"promise": by_place(promised, table.class_names)}),
             "labelwright": __version__,
             "fingerprint": described["fingerprint"],
             **({"n_seen": n_seen} if task.n_novel else {}),
@@ -174,6 +198,39 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
     )
     run.write_json("summary.json", summary)  # a folder that has one is finished but for the report
     report(run.path)
+
+
+def _promised(
+    plan: Plan,
+    job: Job,
+    rows: pa.Table,
+    labelled: Callable[[Calibration], pa.Table],
+    calibration: Calibration,
+    held_out: Answers | None,
+) -> tuple[pa.Table, Calibration, dict[str, Any] | None]:
+    """Labels with their decisions, the calibration, by verified labels if there are more of them, and the promise."""
+    settings, names, test = plan.settings, job.prepared.train.table.class_names, job.prepared.test
+    shares = None if settings.error is None else {"error": settings.error, "confidence": settings.confidence}
+    if settings.verified is not None:
+        verified = read_verified(settings.verified, names)
+        truth = truths(rows, verified)
+        calibration = recalibrated(calibration, rows, truth, names)
+        rows, promised = promised_by(verified, rows, labelled(calibration), truth, names, shares)
+        return rows, calibration, promised
+    if shares is None:
+        return decided(rows, np.zeros(len(rows), bool), None, names), calibration, None
+    found: Promise | str = f"no label was verified; labelwright verify-sample {plan.run.path} draws images to look at"
+    n_wrong, is_alone = 0, job.task.candidates is None and job.task.votes is None and job.task.groups is None
+    if held_out is not None and test is not None and is_alone and (held_out.given >= 0).any():
+        known = (held_out.given >= 0).numpy()
+        held = label_rows(test.table, held_out, names, calibration, keep_given=False).filter(pa.array(known))
+        truth = held_out.given.numpy()[known]
+        n_wrong = int((held_out.predicted.numpy()[known] != truth).sum())
+        found = by_held_out(rows, held, truth, names, **shares)
+    block = facts(found, rows, names, basis="held-out labels", n_wrong=n_wrong, **shares)
+    block = block if isinstance(found, str) else assumes(block, None, 0)
+    accepted = np.zeros(len(rows), bool) if isinstance(found, str) else found.accepted
+    return decided(rows, accepted, None, names), calibration, block
 
 
 def _calibration(plan: Plan, job: Job, answer: Answer, own: Answers) -> Calibration:

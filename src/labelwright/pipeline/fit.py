@@ -10,19 +10,41 @@ from typing import Any
 
 from labelwright.annotators.chat import Estimate
 from labelwright.annotators.training_candidates import has_answers
-from labelwright.errors import LabelwrightError
+from labelwright.errors import ConfigError, LabelwrightError
 from labelwright.pipeline.evaluate import evaluator
 from labelwright.pipeline.finish import Answer, finish
 from labelwright.pipeline.job import prepare_job
+from labelwright.pipeline.promises import check_ids, check_shares, read_verified
 from labelwright.pipeline.references import contest
 from labelwright.pipeline.refit import is_refitted, refitted
 from labelwright.pipeline.report import report
-from labelwright.pipeline.resolve import resolve
+from labelwright.pipeline.resolve import Plan, resolve
 from labelwright.pipeline.settings import MAY_DIFFER, documented, settings_of
 from labelwright.run_folder import Run
 from labelwright.train import progress
 from labelwright.train.environment import environment
 from labelwright.train.loop import train
+
+
+def check_promise(plan: Plan) -> None:
+    """Refuse a promise that could not be made, and verified labels that cannot be used, before anything is learned.
+
+    Raises: ConfigError or DataError.
+    """
+    settings, train = plan.settings, plan.prepared.train.table
+    check_shares(settings.error, settings.confidence)
+    if settings.verified is None and settings.error is None:
+        return
+    if plan.method.requires.novel:
+        raise ConfigError(
+            "classes without a name cannot be verified while they are looked for",
+            fix="leave --error and --verified to labelwright label, once labelwright classes has named them",
+        )
+    if settings.verified is not None:
+        verified = read_verified(settings.verified, train.class_names)
+        test = plan.prepared.test
+        ids = {*train.ids.to_pylist(), *([] if test is None else test.table.ids.to_pylist())}
+        check_ids(verified, ids)
 
 
 @documented
@@ -45,6 +67,7 @@ def fit(
     Raises: LabelwrightError subclasses, with nothing written, for data or settings that cannot work.
     """
     plan = resolve(settings_of(config, settings if data is None else {"data": data, **settings}))
+    check_promise(plan)
     run, accelerator, seconds = plan.run, plan.accelerator, {"read": plan.seconds}
     if accelerator.is_main_process:
         machine = environment(accelerator.device, plan.settings.precision)

@@ -21,6 +21,15 @@ from labelwright.data.prepare import listed
 from labelwright.data.read import IMAGE_SUFFIXES
 from labelwright.data.table import LabelTable
 from labelwright.errors import ConfigError
+from labelwright.pipeline.promises import (
+    by_thresholds,
+    check_promised,
+    check_shares,
+    promised_by,
+    read_verified,
+    recalibrated,
+    truths,
+)
 from labelwright.pipeline.report import report
 from labelwright.pipeline.saved_model import answers_for, change_classes, load_model, renamed
 from labelwright.replacing import replacing
@@ -37,6 +46,9 @@ def label(
     data: Any,
     *,
     out: str | Path | None = None,
+    error: float | None = None,
+    confidence: float = 0.95,
+    verified: str | Path | None = None,
     rename: Mapping[str, str] | None = None,
     on_bad: OnBad = "stop",
     device: str = "auto",
@@ -49,20 +61,38 @@ def label(
       data: images; labels they may have are ignored.
       out: .csv, .parquet, or a folder: a copy of every image under its label, and ``labels.parquet``;
         None writes nothing.
+      error: largest share of wrong labels among those whose ``decision`` is to be "accept"; None: all are for review.
+      confidence: of that promise.
+      verified: file of ids and true classes of some of these images, see `verify_sample`; None: the thresholds that
+        the run promised as much with, which hold for images like its own.
       rename: {old: new} names of classes, as of discovered ones; the model keeps them.
       on_bad: stop, or skip unusable images.
 
-    Returns: Arrow table with the columns of LABEL_COLUMNS; its schema metadata holds under ``left_out`` the
-      images that ``on_bad="skip"`` left out, as JSON.
+    Returns: Arrow table with the columns of LABEL_COLUMNS; its schema metadata holds as JSON, under ``left_out``, the
+      images that ``on_bad="skip"`` left out and, under ``promise``, what is promised, with ``error``.
 
     Raises: DataError or ConfigError, with nothing written.
     """
     target = None if out is None else _checked_target(Path(out))
+    check_shares(error, confidence)
     saved = load_model(Path(run), device=accelerator_for(device).device)
     names = renamed(saved.class_names, rename or {})  # a mistake should not wait for the images
+    seen = None if verified is None else read_verified(verified, names)
+    if error is not None and seen is None:
+        check_promised(saved, Path(run), error, confidence)
     table, answers = answers_for(saved, data, on_bad=on_bad, device=device, precision=precision, classes=None)
-    rows = label_rows(table, answers, names, saved.calibration, keep_given=False)
-    rows = rows.replace_schema_metadata({"left_out": json.dumps(listed(table.quarantined))})
+    rows, promised = label_rows(table, answers, names, saved.calibration, keep_given=False), None
+    shares = None if error is None else {"error": error, "confidence": confidence}
+    if seen is not None:
+        truth = truths(rows, seen)
+        calibration = recalibrated(saved.calibration, rows, truth, names)
+        shown = label_rows(table, answers, names, calibration, keep_given=False)
+        of = Run(run).labels if seen.drawn else None
+        rows, promised = promised_by(seen, rows, shown, truth, names, shares, of=of)
+    elif shares is not None:
+        rows, promised = by_thresholds(rows, saved.info["promise"], names)
+    kept = {"left_out": listed(table.quarantined)} | ({} if promised is None else {"promise": promised})
+    rows = rows.replace_schema_metadata({key: json.dumps(value) for key, value in kept.items()})
     if target is not None:
         _write_labels(rows, table, target)
     if rename:
@@ -86,6 +116,8 @@ def rename_in_run(run: str | Path, class_names: Sequence[str], rename: Mapping[s
     for cluster in (summary.get("novel") or {}).get("clusters", []):
         cluster["name"] = rename.get(cluster["name"], cluster["name"])
         cluster["taken_for"] = [[rename.get(name, name), share] for name, share in cluster.get("taken_for") or []]
+    if promised := summary.get("promise"):
+        promised["thresholds"] = {rename.get(name, name): value for name, value in promised["thresholds"].items()}
     folder.write_json("summary.json", summary)
     change_classes(folder.path / "model", names)
     report(run)

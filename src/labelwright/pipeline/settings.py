@@ -248,6 +248,27 @@ class MethodSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PromiseSettings:
+    """Which labels may be accepted as they are."""
+
+    error: float | None = setting(
+        None,
+        "largest share of wrong labels among those to accept; without it every predicted label is for review",
+        example="--error 0.05",
+        low=0,
+        high=1,
+    )
+    confidence: float = setting(0.95, "of that promise", example="--confidence 0.99", low=0, high=1)
+    verified: str | None = setting(
+        None,
+        "file with ids and the true classes of images that somebody looked at, as of verify-sample; they make trust "
+        "and the promise, and nothing learns from them; none: labelled images that were held back",
+        example="--verified to-verify.csv",
+        also=(Path,),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """Where and how to run."""
 
@@ -267,7 +288,7 @@ class RunSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitSettings(RunSettings, MethodSettings, TextSettings, ModelSettings, DataSettings):
+class FitSettings(RunSettings, PromiseSettings, MethodSettings, TextSettings, ModelSettings, DataSettings):
     """Every setting of `fit`."""
 
     def __post_init__(self) -> None:
@@ -290,6 +311,7 @@ GROUPS: Mapping[str, type[Any]] = {
     "model": ModelSettings,
     "text": TextSettings,
     "method": MethodSettings,
+    "promise": PromiseSettings,
     "run": RunSettings,
 }
 """Groups of the settings of `fit`, in the order of its help."""
@@ -297,7 +319,7 @@ GROUPS: Mapping[str, type[Any]] = {
 PER_CALL = ("out", "resume")
 """Settings of one call, not of what a run is: config.yaml leaves them out."""
 
-MAY_DIFFER = ("checkpoint_minutes", "evaluations", "cache_limit_gb")
+MAY_DIFFER = ("checkpoint_minutes", "evaluations", "cache_limit_gb", "error", "confidence", "verified")
 """Settings that change nothing of what is learned: they may differ when a run is resumed."""
 
 

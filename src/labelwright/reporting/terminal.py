@@ -277,6 +277,8 @@ def _print_fit(run: Run, values: Mapping[str, Any]) -> None:
     if summary["test"]:
         _print_scores(summary["test"])
     _print_beside(summary)
+    for line in _promise_lines(summary.get("promise")):
+        out.print(line, markup=False)
     for warning in folded_warnings(summary["warnings"]):
         out.print(f"warning: {warning}", markup=False)
     out.print(f"report: {run.report}", markup=False)
@@ -416,9 +418,32 @@ def _print_described(found: Any, values: Mapping[str, Any]) -> None:
 
 
 def _print_labels(rows: pa.Table, values: Mapping[str, Any]) -> None:
-    """How many images were labelled, where the labels are, and what was left out."""
+    """How many images were labelled, where the labels are, what is promised of them, and what was left out."""
+    kept = {key.decode(): json.loads(value) for key, value in rows.schema.metadata.items()}
+    if values["json"]:
+        print(json.dumps({"n_images": len(rows), "out": values["out"], **kept}))
+        return
     print(f"{counted(len(rows), 'image')} labelled: {values['out']}")
-    _print_left_out(json.loads(rows.schema.metadata[b"left_out"]))
+    for line in _promise_lines(kept.get("promise")):
+        print(line)
+    _print_left_out(kept["left_out"])
+
+
+def _promise_lines(promise: Mapping[str, Any] | None) -> list[str]:
+    """What is promised, and what it takes for granted."""
+    if promise is None:
+        return []
+    return [f"promise: {promise['says']}", *([f"  if {promise['assumes']}"] if promise.get("assumes") else [])]
+
+
+def _print_to_verify(found: Any, values: Mapping[str, Any]) -> None:
+    """How many images to look at, and what to do then."""
+    if values["json"]:
+        print(json.dumps({"path": str(found.path), "n": found.n, "n_predicted": found.n_predicted}))
+        return
+    print(f"{counted(found.n, 'image')} of {found.n_predicted:,} to look at: {found.path}")
+    print("fill in the column verified with the true class, or none where it is of no class; then")
+    print(f"  labelwright label {values['run']} DATA --error {values['error']:g} --verified {found.path}")
 
 
 def _print_evaluated(scores: Mapping[str, Any], values: Mapping[str, Any]) -> None:
@@ -454,6 +479,7 @@ PRINTERS: Mapping[str, Callable[[Any, Mapping[str, Any]], None]] = {
     "annotate": _print_annotated,
     "describe": _print_described,
     "label": _print_labels,
+    "verify-sample": _print_to_verify,
     "classes": lambda result, values: print("\n".join(_novel_lines(result.summary))),
     "evaluate": _print_evaluated,
     "export": lambda result, values: print(f"written: {result}"),

@@ -1,0 +1,512 @@
+"""`verify-sample`, and `--error`: which labels of a table may be accepted, by labels that somebody verified.
+
+Given labels are no part of a promise: they are accepted where their trust is at least one half, else for review.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import torch
+from numpy.typing import NDArray
+from scipy.stats import ks_2samp
+
+from labelwright.data.columns import ROLES, as_text, open_columns
+from labelwright.data.prepare import is_embeddings, read
+from labelwright.errors import ConfigError, DataError, LabelwrightError
+from labelwright.pipeline.saved_model import SavedModel
+from labelwright.replacing import replacing
+from labelwright.run_folder import Run, write_parquet_atomically
+from labelwright.trust.calibration import Calibration, from_left_out
+from labelwright.trust.guarantee import Promise, draw, enough, promise
+from labelwright.wording import counted, percent
+
+NO_CLASS = ("none", "unknown")
+"""What a verified image is that belongs to no class; names of classes go before."""
+
+HELD_OUT_ALIKE = 0.01  # least p-value at which held-out images pass for ones like the others
+DRAWN = ("n", "error", "confidence", "seed")  # what a file of `verify_sample` says of how it was drawn
+
+
+@dataclass(frozen=True)
+class ToVerify:
+    """What `verify_sample` wrote.
+
+    Attributes:
+      path: of the file.
+      n: images in it.
+      n_predicted: labels that they were drawn from.
+    """
+
+    path: Path
+    n: int
+    n_predicted: int
+
+
+@dataclass(frozen=True)
+class Verified:
+    """Labels that somebody verified.
+
+    Attributes:
+      labels: id -> index of the class, -1 = of no class.
+      n_blank: rows without one.
+      drawn: how `verify_sample` drew these rows; empty where it did not, and any image was as likely as any other.
+      path: of the file.
+    """
+
+    labels: Mapping[str, int]
+    n_blank: int
+    drawn: Mapping[str, float]
+    path: Path
+
+
+def verify_sample(
+    run: str | Path,
+    *,
+    n: int = 200,
+    out: str | Path = "to-verify.csv",
+    error: float = 0.05,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> ToVerify:
+    """Draw images of a run whose labels somebody should look at; the file filled in is what ``verified`` reads.
+
+    Args:
+      run: a finished run folder.
+      n: how many images; all of them if there are fewer.
+      out: .csv or .parquet file, which must not exist. Columns: id, path (where known), label, trust, verified (to be
+        filled in with the true class, or with ``none`` where it is of no class), drawn (how the rows were drawn; to be
+        left as it is). Rows are in random order: the first half alone is a random sample, too.
+      error, confidence: of the promise that you want to make.
+      seed: of the draw.
+
+    Raises: DataError or ConfigError, with nothing written.
+    """
+    target, folder = Path(out), Run(run)
+    check_shares(error, confidence)
+    if n < 1:
+        raise ConfigError(f"n={n} is not possible", fix="n must be at least 1")
+    if target.suffix not in (".csv", ".parquet"):
+        raise ConfigError(f"{target} is neither .csv nor .parquet", fix="end --out in .csv or .parquet")
+    if target.exists():
+        raise ConfigError(f"{target} exists", fix="choose another --out, or remove it first")
+    rows = _labels_of(folder)
+    rows = rows.filter(pa.array(is_predicted(rows)))
+    if not len(rows):
+        raise DataError(
+            f"every label of {folder.path} was given: there is none to verify",
+            fix="labelwright audit finds given labels that are probably wrong",
+        )
+    sample = draw(_trust(rows), n, error=error, confidence=confidence, seed=seed)
+    chosen = rows.take(pa.array(sample.rows))
+    ids = chosen["id"].cast(pa.string())
+    drawn = f"n={n} error={error!r} confidence={confidence!r} seed={seed}"
+    paths = _paths(folder)
+    table = pa.table(
+        {
+            "id": ids,
+            "path": pa.array([paths.get(name, "") for name in ids.to_pylist()], pa.string()),
+            "label": chosen["label"],
+            "trust": pa.array([round(value, 4) for value in chosen["trust"].to_pylist()]),
+            "verified": pa.array([""] * len(chosen), pa.string()),
+            "drawn": pa.array([drawn] * len(chosen), pa.string()),
+        }
+    )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.suffix == ".csv":
+        with replacing(target) as temporary:
+            pa_csv.write_csv(table, temporary)
+    else:
+        write_parquet_atomically(table, target)
+    return ToVerify(target, len(table), len(rows))
+
+
+def check_shares(error: float | None, confidence: float) -> None:
+    """Refuse an error or a confidence that is not between 0 and 1.
+
+    Raises: ConfigError.
+    """
+    for name, value in (("error", error), ("confidence", confidence)):
+        if value is not None and not 0 < value < 1:
+            raise ConfigError(f"{name}={value} is not possible", fix=f"{name} is a share: above 0 and below 1")
+
+
+def read_verified(path: str | Path, class_names: Sequence[str]) -> Verified:
+    """Verified labels of a .csv, .jsonl or .parquet file: a column of ids, and one called verified, label or truth.
+
+    Args:
+      class_names: C names that may occur, besides `NO_CLASS`.
+
+    Raises: DataError naming the row: no such file or column, an unknown class, one image under two classes.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise DataError(f"there is no file {path}", fix="give the file of labelwright verify-sample, filled in")
+    columns = open_columns(path)
+    folded = {name.strip().lower(): name for name in reversed(columns.names)}
+    wanted = {"id": ROLES["id"], "class": ("verified", *ROLES["truth"], *ROLES["label"])}
+    found = {role: next((folded[name] for name in names if name in folded), None) for role, names in wanted.items()}
+    if found["id"] is None or found["class"] is None:
+        missing = "id" if found["id"] is None else "verified"
+        raise DataError(
+            f"{path} has no column {missing!r}; columns found: {', '.join(columns.names)}",
+            fix="give a column id and a column verified, with the true class of each image",
+        )
+    used = {"id": found["id"], "class": found["class"]} | ({"drawn": "drawn"} if "drawn" in columns.names else {})
+    texts: dict[str, list[str | None]] = {role: [] for role in used}
+    for batch in columns.batches(list(used.values())):
+        for role, name in used.items():
+            index = batch.schema.get_field_index(name)
+            texts[role] += as_text(batch.column(index)).to_pylist() if index >= 0 else [None] * len(batch)
+    of_name = {name: c for c, name in reversed(list(enumerate(class_names)))}
+    of_name = dict.fromkeys(NO_CLASS, -1) | of_name
+    labels, n_blank = dict[str, int](), 0
+    for i, (one, text) in enumerate(zip(texts["id"], texts["class"], strict=True), 1):
+        if text is None:
+            n_blank += 1
+            continue
+        if one is None:
+            raise DataError(f"{path} row {i}: no id", fix="give every verified row the id of its image")
+        if text not in of_name:
+            close = difflib.get_close_matches(text, of_name, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"classes: {', '.join(class_names[:12])}"
+            raise DataError(f"{path} row {i}: {text!r} is not a class", fix=f"{hint} An image of no class: none")
+        if labels.setdefault(one, of_name[text]) != of_name[text]:
+            raise DataError(
+                f"{path} row {i}: {one!r} was verified before, as another class", fix="keep one row of every image"
+            )
+    tokens = {text for text in texts.get("drawn", []) if text is not None}
+    if len(tokens) > 1:
+        raise DataError(
+            f"{path}: its rows were drawn in {len(tokens)} different ways", fix="use the rows of one verify-sample"
+        )
+    return Verified(labels, n_blank, _drawn(tokens.pop(), path) if tokens else {}, path)
+
+
+def _drawn(text: str, path: Path) -> dict[str, float]:
+    try:
+        pairs = dict(part.split("=", 1) for part in text.split())
+        return {key: float(pairs[key]) for key in DRAWN}
+    except (ValueError, KeyError) as error:
+        raise DataError(
+            f"{path}: the column drawn cannot be read: {text!r}", fix="leave it as verify-sample wrote it"
+        ) from error
+
+
+def strata(rows: pa.Table, verified: Verified, *, of: pa.Table | None = None) -> NDArray[np.int64]:
+    """The stratum [N] that each label was drawn from, -1 where it could not have been drawn.
+
+    Args:
+      rows: labels that a promise is wanted of.
+      verified: labels.
+      of: the labels of the run that a sample was drawn from; None: ``rows``.
+
+    Raises: DataError where the sample is not one of these labels.
+    """
+    is_open = is_predicted(rows) & (np.array(rows["decision"].to_pylist()) != "unknown")
+    if not verified.drawn:
+        return np.where(is_open, 0, -1)
+    of = rows if of is None else of
+    of = of.filter(pa.array(is_predicted(of)))
+    n, error, confidence, seed = (verified.drawn[key] for key in DRAWN)
+    sample = draw(_trust(of), int(n), error=error, confidence=confidence, seed=int(seed))
+    ids = of["id"].cast(pa.string()).to_pylist()
+    if not set(verified.labels) <= {ids[row] for row in sample.rows.tolist()}:
+        raise DataError(
+            f"{verified.path} was not drawn from these labels",
+            fix="give the run that verify-sample drew it from: labelwright label RUN DATA --verified FILE",
+        )
+    of_id = dict(zip(ids, sample.stratum.tolist(), strict=True))
+    found = [of_id.get(name, -1) for name in rows["id"].cast(pa.string()).to_pylist()]
+    return np.where(is_open, np.array(found, np.int64), -1)
+
+
+def is_predicted(rows: pa.Table) -> NDArray[np.bool_]:
+    """[N] whether a label of a table is a prediction."""
+    found: NDArray[np.bool_] = np.array(rows["source"].to_pylist(), object) == "predicted"
+    return found
+
+
+def check_ids(verified: Verified, ids: Set[str]) -> None:
+    """Refuse verified labels none of which is of these images.
+
+    Raises: DataError.
+    """
+    if verified.labels and not verified.labels.keys() & ids:
+        example = next(iter(verified.labels))
+        raise DataError(
+            f"{verified.path}: no id is of one of the {counted(len(ids), 'image')}, {example!r} for example",
+            fix="ids must be those of labels.parquet, and the images those that were verified",
+        )
+
+
+def truths(rows: pa.Table, verified: Verified) -> NDArray[np.int64]:
+    """What each predicted label should be: a class, -1 = no class, -2 = nobody looked.
+
+    Raises: DataError where none of the images was verified.
+    """
+    ids = rows["id"].cast(pa.string()).to_pylist()
+    check_ids(verified, set(ids))
+    found = np.array([verified.labels.get(name, -2) for name in ids], np.int64)
+    return np.where(is_predicted(rows), found, -2)
+
+
+def recalibrated(
+    calibration: Calibration, rows: pa.Table, truth: NDArray[np.int64], class_names: Sequence[str]
+) -> Calibration:
+    """A calibration by verified labels, where it rests on fewer labels now.
+
+    Args:
+      rows: labels that ``calibration`` was applied to.
+      truth: [N], see `truths`.
+    """
+    seen = truth > -2
+    if seen.sum() <= calibration.n:
+        return calibration
+    right = _index(rows, class_names)[seen] == truth[seen]
+    probability = torch.from_numpy(np.asarray(rows["softmax"])[seen].copy())
+    found = from_left_out(probability, torch.from_numpy(right), n_classes=len(class_names))
+    return found if found.n else calibration
+
+
+def promised_by(
+    verified: Verified,
+    rows: pa.Table,
+    shown: pa.Table,
+    truth: NDArray[np.int64],
+    class_names: Sequence[str],
+    shares: Mapping[str, float] | None,
+    *,
+    of: pa.Table | None = None,
+) -> tuple[pa.Table, dict[str, Any] | None]:
+    """Labels with the decisions that verified ones allow, and the block ``promise`` of summary.json.
+
+    Args:
+      rows: labels with the trust that they had before any was verified: it orders them.
+      shown: the same with the trust that is to be shown.
+      truth: [N], see `truths`.
+      shares: error and confidence; None: nothing is to be promised.
+      of: see `strata`.
+    """
+    accepted, block = np.zeros(len(rows), bool), None
+    if shares is not None:
+        labels, seen = _index(rows, class_names), truth > -2
+        wrong = seen & (labels != truth)
+        stratum = strata(rows, verified, of=of)
+        error, confidence = shares["error"], shares["confidence"]
+        found = promise(_trust(rows), labels, stratum, seen, wrong, error=error, confidence=confidence)
+        accepted = found.accepted
+        block = facts(found, shown, class_names, basis="verified labels", n_wrong=int(wrong.sum()), **shares)
+        block = assumes(block, verified, int(seen.sum()))
+    return decided(shown, accepted, truth, class_names), block
+
+
+def by_place(block: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, Any]:
+    """The block as a saved model keeps it: thresholds [C] in class order, None where no label is accepted."""
+    return {**block, "thresholds": [block["thresholds"].get(name) for name in class_names]}
+
+
+def check_promised(model: SavedModel, run: Path, error: float, confidence: float) -> None:
+    """Refuse a promise that a run does not make.
+
+    Raises: ConfigError.
+    """
+    made = model.info.get("promise")
+    if made is None or not made["n_accepted"] or made["error"] > error or made["confidence"] < confidence:
+        raise ConfigError(
+            f"{run} does not promise an error of {error:g} at a confidence of {confidence:g}",
+            fix=f"verify some of these labels: labelwright verify-sample {run}; then add --verified to-verify.csv",
+        )
+
+
+def by_thresholds(
+    rows: pa.Table, made: Mapping[str, Any], class_names: Sequence[str]
+) -> tuple[pa.Table, dict[str, Any]]:
+    """Labels decided by the thresholds of a run's promise, and what that is worth.
+
+    Args:
+      made: the promise that a model keeps, see `by_place`.
+    """
+    least = np.array([np.inf if value is None else value for value in made["thresholds"]])
+    accepted = _trust(rows) >= least[_index(rows, class_names)]
+    accepted &= np.array(rows["decision"].to_pylist()) != "unknown"
+    n = int(accepted.sum())
+    named = {name: value for name, value in zip(class_names, made["thresholds"], strict=True) if value is not None}
+    block = {
+        **made,
+        "thresholds": named,
+        "n_predicted": len(rows),
+        "n_accepted": n,
+        "share_accepted": round(n / max(1, len(rows)), 4),
+    }
+    says = (
+        f"{n:,} of {counted(len(rows), 'label')} may be accepted, if these images are like those of the run: its "
+        f"thresholds promise at most {percent(made['error'])} wrong there, at a confidence of "
+        f"{percent(made['confidence'])}."
+    )
+    block |= {"says": says, "assumes": "these images are like those of the run"}
+    return decided(rows, accepted, None, class_names), block
+
+
+def by_held_out(
+    rows: pa.Table, held: pa.Table, truth: NDArray[np.int64], class_names: Sequence[str], **shares: float
+) -> Promise | str:
+    """What labelled images that were held back promise of the predicted labels; a text: why nothing.
+
+    Args:
+      rows: the predicted labels, and others, of which nothing is promised.
+      held: predictions of the images held back [n].
+      truth: [n] their labels.
+    """
+    apart = np.flatnonzero(is_predicted(rows))
+    if not len(apart):
+        return "there are no predicted labels"
+    trust, trust_held = _trust(rows)[apart], _trust(held)
+    if ks_2samp(trust, trust_held).pvalue < HELD_OUT_ALIKE:
+        return f"the {counted(len(held), 'labelled image')} held back are not like the others: their trust is another"
+    both = np.concatenate([_index(rows, class_names)[apart], _index(held, class_names)])
+    seen = np.arange(len(both)) >= len(apart)
+    wrong = np.concatenate([np.zeros(len(apart), bool), both[len(apart) :] != truth])
+    every, stratum = np.concatenate([trust, trust_held]), np.zeros(len(both), np.int64)
+    found = promise(every, both, stratum, seen, wrong, n_apart=len(held), **shares)
+    accepted = np.zeros(len(rows), bool)
+    accepted[apart] = found.accepted[: len(apart)]
+    return dataclasses.replace(found, accepted=accepted)
+
+
+def decided(
+    rows: pa.Table, accepted: NDArray[np.bool_], truth: NDArray[np.int64] | None, class_names: Sequence[str]
+) -> pa.Table:
+    """Labels with their decision, and with the class that somebody saw in place of the predicted one.
+
+    Args:
+      rows: with the trust that is to be shown.
+      accepted: [N] of predicted labels.
+      truth: [N], see `truths`; None: nobody looked.
+
+    Returns: ``source`` is "verified" where somebody looked, ``trust`` 1 there; of an image of no class the label stays,
+      with trust 0, and the decision is "unknown".
+    """
+    seen = np.zeros(len(rows), bool) if truth is None else truth > -2
+    found = {key: np.array(rows[key].to_pylist(), object) for key in ("label", "runner_up", "source", "decision")}
+    trust = _trust(rows)
+    given = found["source"] == "given"
+    is_accepted = np.where(given, trust >= 0.5, accepted) | seen
+    found["decision"] = np.where(found["decision"] == "unknown", "unknown", np.where(is_accepted, "accept", "review"))
+    if truth is not None:
+        known, none = truth >= 0, truth == -1
+        before = found["label"].copy()
+        found["label"][known] = np.array(class_names, object)[truth[known]]
+        found["runner_up"] = np.where(known & (found["runner_up"] == found["label"]), before, found["runner_up"])
+        found["source"] = np.where(seen, "verified", found["source"])
+        found["decision"][known], found["decision"][none] = "accept", "unknown"
+        trust = np.where(known, 1.0, np.where(none, 0.0, trust))
+    for key, values in found.items():
+        rows = rows.set_column(rows.schema.get_field_index(key), key, pa.array(values.tolist(), pa.string()))
+    for key in ("trust", "probability"):
+        rows = rows.set_column(rows.schema.get_field_index(key), key, pa.array(trust.astype(np.float32)))
+    return rows
+
+
+def facts(
+    found: Promise | str, rows: pa.Table, class_names: Sequence[str], *, basis: str, n_wrong: int, **shares: float
+) -> dict[str, Any]:
+    """The block ``promise`` of summary.json.
+
+    Args:
+      found: the promise, or why there is none.
+      rows: labels with the trust that is shown, before any was put right.
+      basis: "verified labels" or "held-out labels".
+      n_wrong: of the labels that it rests on.
+      shares: error and confidence.
+    """
+    n = int(is_predicted(rows).sum())
+    block: dict[str, Any] = {**shares, "basis": basis, "n_verified": 0, "n_wrong": n_wrong, "n_predicted": n}
+    block |= {"threshold": None, "thresholds": {}, "n_accepted": 0, "share_accepted": 0.0, "more": None}
+    error, sure = percent(shares["error"]), percent(shares["confidence"])
+    if isinstance(found, str):
+        return block | {"says": f"Nothing is promised: {found}."}
+    trust, labels, accepted = _trust(rows), _index(rows, class_names), found.accepted
+    n_accepted = int(accepted.sum())
+    block |= {
+        "n_verified": found.n_verified,
+        "n_accepted": n_accepted,
+        "share_accepted": round(n_accepted / max(1, n), 4),
+    }
+    by = f"{counted(found.n_verified, basis.removesuffix('s'))}, {n_wrong:,} of them wrong"
+    more = enough(trust[is_predicted(rows)], max(1, found.n_verified), **shares)
+    if more is not None and more[1] > n_accepted / max(1, n):
+        block["more"] = {"n": more[0], "share": round(more[1], 4)}
+    if n_accepted:
+        least = {c: float(trust[accepted & (labels == c)].min()) for c in np.unique(labels[accepted])}
+        block["threshold"] = min(least.values())
+        block["thresholds"] = {class_names[c]: value for c, value in least.items()}
+        left = [class_names[c] for c in np.setdiff1d(labels[is_predicted(rows)], list(least))]
+        but = f" Left to review: all labels of {', '.join(left[:5])}{' …' * (len(left) > 5)}." if left else ""
+        says = (
+            f"{n_accepted:,} of {counted(n, 'predicted label')} ({percent(n_accepted / n)}) may be accepted: with a "
+            f"confidence of {sure} at most {error} of them are wrong, by {by}.{but}"
+        )
+    else:
+        says = f"No label may be accepted: {by}, do not show that at most {error} are wrong, at a confidence of {sure}."
+        says += (
+            " No number of verified labels would, if trust is right."
+            if more is None
+            else f" About {more[0]:,} could, for {percent(more[1])} of the labels, if trust is right."
+        )
+    return block | {"says": says}
+
+
+def assumes(block: dict[str, Any], verified: Verified | None, n_known: int) -> dict[str, Any]:
+    """The block with what the promise takes for granted, and what of the file was not used.
+
+    Args:
+      verified: None: labels held out.
+      n_known: verified labels that are of these images.
+    """
+    if verified is None:
+        return block | {
+            "assumes": "labelled images were drawn at random from all images: not evenly per class, not the easy ones"
+        }
+    drawn = "as verify-sample drew them" if verified.drawn else "as any others: a random sample of the predicted labels"
+    words = [f"the verified images are {drawn}"]
+    if verified.n_blank:
+        words.append(f"the {counted(verified.n_blank, 'row')} left blank were not left for being hard")
+    counts = {"n_blank": verified.n_blank, "n_elsewhere": len(verified.labels) - n_known}
+    return block | {"assumes": "; ".join(words), **counts}
+
+
+def _labels_of(run: Run) -> pa.Table:
+    run.summary  # noqa: B018 - says so of a run that has not finished
+    if run.labels is None:
+        raise DataError(f"no labels.parquet in {run.path}", fix="give the folder of a finished fit")
+    return run.labels
+
+
+def _paths(run: Run) -> dict[str, str]:
+    """id -> where the image is, if the data of a run is still there."""
+    data = run.config.get("data")
+    if not isinstance(data, str) or not Path(data).exists() or is_embeddings(data):
+        return {}
+    try:
+        table = read(data)
+    except LabelwrightError:
+        return {}
+    return {name: table.images.where(row) for row, name in enumerate(table.ids.to_pylist())}
+
+
+def _trust(rows: pa.Table) -> NDArray[np.float64]:
+    return np.asarray(rows["trust"]).astype(np.float64)
+
+
+def _index(rows: pa.Table, class_names: Sequence[str]) -> NDArray[np.int64]:
+    of_name = {name: c for c, name in enumerate(class_names)}
+    return np.array([of_name[name] for name in rows["label"].to_pylist()], np.int64)

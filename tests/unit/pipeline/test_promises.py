@@ -1,0 +1,218 @@
+"""From verified labels in a file to decisions in labels.parquet."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+import pytest
+
+import labelwright as lw
+from labelwright import cli
+from labelwright.errors import ConfigError, DataError
+from labelwright.pipeline.promises import by_held_out, decided, facts, read_verified, strata, truths, verify_sample
+from labelwright.run_folder import Run
+
+NAMES = ("ant", "bee", "cow")
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def labels_of(trust: list[float], source: list[str] | None = None, label: str = "ant") -> pa.Table:
+    """Rows as labels.parquet has them."""
+    n = len(trust)
+    columns = {"id": [str(i) for i in range(n)], "label": [label] * n, "probability": trust, "runner_up": ["bee"] * n}
+    columns |= {"source": source or ["predicted"] * n, "trust": trust, "softmax": trust, "decision": ["review"] * n}
+    return pa.table(columns)
+
+
+@pytest.mark.parametrize("column", ["verified", "label", "truth"])
+def test_read_verified__blanks_and_no_class(tmp_path: Path, column: str) -> None:
+    found = read_verified(written(tmp_path / "v.csv", f"id,{column}\n007,bee\n8,\n9,none\n8,ant\n007,bee\n"), NAMES)
+    assert dict(found.labels) == {"007": 1, "9": -1, "8": 0}
+    assert (found.n_blank, dict(found.drawn)) == (1, {})
+
+
+def test_read_verified__jsonl_and_parquet(tmp_path: Path) -> None:
+    lines = written(tmp_path / "v.jsonl", '{"id": "a", "label": "ant"}\n{"id": "b", "label": null}\n')
+    pq.write_table(pa.table({"id": [3, 4], "verified": ["cow", "bee"]}), tmp_path / "v.parquet")
+    assert dict(read_verified(lines, NAMES).labels) == {"a": 0}
+    assert dict(read_verified(tmp_path / "v.parquet", NAMES).labels) == {"3": 2, "4": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("id,verified\n1,bea\n", r"row 1: 'bea' is not a class\n  fix: did you mean bee\?"),
+        ("id,verified\n1,bee\n1,ant\n", "row 2: '1' was verified before, as another class"),
+        ("id,verified\n1,bee\n,ant\n", "row 2: no id"),
+        ("name,verified\n1,bee\n", "no column 'id'"),
+        ("id,class_\n1,bee\n", "no column 'verified'"),
+        ("id,verified,drawn\n1,bee,n=3\n", "the column drawn cannot be read"),
+        (
+            "id,verified,drawn\n1,bee,n=3 error=0.1 confidence=0.9 seed=0\n2,bee,n=3 error=0.1 confidence=0.9 seed=1\n",
+            "drawn in 2 different ways",
+        ),
+    ],
+)
+def test_read_verified__says_what_is_wrong(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_verified(written(tmp_path / "v.csv", text), NAMES)
+
+
+def test_read_verified__no_such_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no file"):
+        read_verified(tmp_path / "v.csv", NAMES)
+
+
+def test_truths__of_predicted_labels_alone(tmp_path: Path) -> None:
+    verified = read_verified(written(tmp_path / "v.csv", "id,verified\n0,bee\n1,none\n2,ant\n9,ant\n"), NAMES)
+    rows = labels_of([0.9] * 4, ["predicted", "predicted", "given", "predicted"])
+    assert truths(rows, verified).tolist() == [1, -1, -2, -2]
+    strange = read_verified(written(tmp_path / "w.csv", "id,verified\nx,bee\n"), NAMES)
+    with pytest.raises(DataError, match="no id is of one of the 4 images, 'x' for example"):
+        truths(rows, strange)
+
+
+def test_decided__given_verified_and_unknown() -> None:
+    rows = labels_of([0.9, 0.3, 0.8, 0.7, 0.6], ["given", "given", "predicted", "predicted", "predicted"])
+    found = decided(rows, np.array([False, False, True, False, False]), None, NAMES)
+    assert found["decision"].to_pylist() == ["accept", "review", "accept", "review", "review"]
+    found = decided(rows, np.array([False, False, True, False, False]), np.array([-2, -2, -2, 1, -1]), NAMES)
+    assert found["decision"].to_pylist() == ["accept", "review", "accept", "accept", "unknown"]
+    assert found["label"].to_pylist() == ["ant", "ant", "ant", "bee", "ant"]
+    assert found["runner_up"].to_pylist() == ["bee", "bee", "bee", "ant", "bee"]
+    assert found["source"].to_pylist() == ["given", "given", "predicted", "verified", "verified"]
+    assert found["trust"].to_pylist() == pytest.approx([0.9, 0.3, 0.8, 1.0, 0.0])
+    unknown = rows.set_column(7, "decision", pa.array(["unknown"] * 5))
+    assert set(decided(unknown, np.ones(5, bool), None, NAMES)["decision"].to_pylist()) == {"unknown"}
+
+
+def test_by_held_out__only_if_they_are_like_the_others() -> None:
+    trust = np.linspace(0.6, 1, 1000).tolist()
+    shares = {"error": 0.05, "confidence": 0.95}
+    truth = np.zeros(200, np.int64)
+    found = by_held_out(labels_of(trust), labels_of(trust[::5]), truth, NAMES, **shares)
+    assert not isinstance(found, str)
+    assert found.accepted.sum() > 300
+    block = facts(found, labels_of(trust), NAMES, basis="held-out labels", n_wrong=0, **shares)
+    assert block["n_accepted"] == found.accepted.sum()
+    assert block["says"].startswith(f"{found.accepted.sum()} of 1,000 predicted labels")
+    assert "Left to review" not in block["says"]  # of other classes there are none
+    unlike = by_held_out(labels_of(trust), labels_of(trust[-200:]), truth, NAMES, **shares)
+    assert unlike == "the 200 labelled images held back are not like the others: their trust is another"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path, dict[str, str]]:
+    """A run on points in three heaps, a few of them labelled; its data; id -> true class."""
+    folder = tmp_path_factory.mktemp("promises")
+    generator = np.random.default_rng(0)
+    truth = np.tile(np.arange(3), 200)
+    feats = np.eye(3)[truth] * 3 + generator.normal(0, 0.8, (600, 3))
+    names = np.array(NAMES)[truth]
+    labels = np.where(np.arange(600) < 60, names, "")
+    np.savez(folder / "feats.npz", embeddings=feats.astype(np.float32), labels=labels, class_names=np.array(NAMES))
+    done = lw.fit(
+        folder / "feats.npz", out=folder / "run", test_frac=0, evaluations=0, method="nearest_mean", error=0.1
+    )
+    return done, folder / "feats.npz", {str(i): name for i, name in enumerate(names)}
+
+
+def filled(path: Path, truth: dict[str, str], n: int | None = None) -> Path:
+    """The first n rows of a file of `verify_sample`, filled in."""
+    table = pa_csv.read_csv(path, convert_options=pa_csv.ConvertOptions(column_types={"id": pa.string()}))
+    answers = [truth[name] if n is None or i < n else None for i, name in enumerate(table["id"].to_pylist())]
+    pa_csv.write_csv(table.set_column(4, "verified", pa.array(answers, pa.string())), path)
+    return path
+
+
+def test_fit__without_verified_labels_it_promises_nothing_and_says_so(run: tuple[Run, Path, dict[str, str]]) -> None:
+    block = run[0].summary["promise"]
+    assert block["n_accepted"] == 0
+    assert "labelwright verify-sample" in block["says"]
+    rows = run[0].labels
+    assert rows is not None
+    decisions = zip(rows["source"].to_pylist(), rows["decision"].to_pylist(), strict=True)
+    assert {decision for source, decision in decisions if source == "predicted"} == {"review"}
+
+
+def test_verify_sample_then_label(run: tuple[Run, Path, dict[str, str]], tmp_path: Path) -> None:
+    done, data, truth = run
+    made = verify_sample(done.path, n=150, out=tmp_path / "v.csv", error=0.1)
+    assert (made.n, made.n_predicted) == (150, 540)
+    header = (tmp_path / "v.csv").read_text(encoding="utf-8").splitlines()[0]
+    assert header == '"id","path","label","trust","verified","drawn"'
+    filled(tmp_path / "v.csv", truth, 120)
+    rows = lw.label(done.path, data, error=0.1, verified=tmp_path / "v.csv")
+    block = json.loads(rows.schema.metadata[b"promise"])
+    assert (block["n_verified"], block["n_blank"], block["basis"]) == (120, 30, "verified labels")
+    assert block["share_accepted"] > 0.5
+    assert "30 rows left blank" in block["assumes"]
+    accepted = np.array(rows["decision"].to_pylist()) == "accept"
+    label = np.array(rows["label"].to_pylist())
+    wrong = label != np.array([truth[name] for name in rows["id"].to_pylist()])
+    assert wrong[accepted].mean() <= 0.1
+    assert rows["source"].to_pylist().count("verified") == 120
+    assert not wrong[np.array(rows["source"].to_pylist()) == "verified"].any()
+
+
+def test_fit__repeated_with_verified_labels(run: tuple[Run, Path, dict[str, str]], tmp_path: Path) -> None:
+    done, data, truth = run
+    verify_sample(done.path, n=150, out=tmp_path / "v.csv", error=0.1)
+    again = lw.fit(config=done.path / "config.yaml", out=tmp_path / "again", verified=filled(tmp_path / "v.csv", truth))
+    assert again.summary["promise"]["share_accepted"] > 0.5
+    assert again.summary["trust"]["n"] == 150  # more than were left out
+    rows = lw.label(again.path, data, error=0.1, rename={"ant": "emmet"})  # by its thresholds
+    found = json.loads(rows.schema.metadata[b"promise"])
+    assert found["assumes"] == "these images are like those of the run"
+    assert rows["decision"].to_pylist().count("accept") == found["n_accepted"] > 200
+    assert "emmet" in Run(again.path).summary["promise"]["thresholds"]
+    with pytest.raises(ConfigError, match=r"does not promise an error of 0\.05"):
+        lw.label(again.path, data, error=0.05)
+
+
+def test_label__a_sample_of_other_labels_is_refused(run: tuple[Run, Path, dict[str, str]], tmp_path: Path) -> None:
+    done, data, truth = run
+    verify_sample(done.path, n=50, out=tmp_path / "v.csv")
+    path = filled(tmp_path / "v.csv", truth)
+    path.write_text(path.read_text(encoding="utf-8").replace("seed=0", "seed=1"), encoding="utf-8")
+    with pytest.raises(DataError, match="was not drawn from these labels"):
+        lw.label(done.path, data, error=0.1, verified=path)
+
+
+def test_strata__labels_given_or_of_no_class_could_not_be_drawn(tmp_path: Path) -> None:
+    verified = read_verified(written(tmp_path / "v.csv", "id,verified\n0,ant\n"), NAMES)
+    rows = labels_of([0.9, 0.8, 0.7], ["predicted", "given", "predicted"])
+    rows = rows.set_column(7, "decision", pa.array(["review", "review", "unknown"]))
+    assert strata(rows, verified).tolist() == [0, -1, -1]
+
+
+def test_verify_sample__on_the_command_line(
+    run: tuple[Run, Path, dict[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "v.csv"
+    assert cli.run(["verify-sample", str(run[0].path), "--n", "9", "--out", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"path": str(out), "n": 9, "n_predicted": 540}
+    assert cli.run(["verify-sample", str(run[0].path), "--n", "9", "--out", str(out)]) == 2
+    assert "exists" in capsys.readouterr().err
+    for flags in (["--n", "0"], ["--error", "1"], ["--out", str(tmp_path / "v.txt")], ["--confidence", "0"]):
+        assert cli.run(["verify-sample", str(run[0].path), "--out", str(tmp_path / "w.csv"), *flags]) == 2
+        assert "fix:" in capsys.readouterr().err
+    assert not (tmp_path / "w.csv").exists()
+
+
+def test_fit__a_class_that_is_none_is_refused_before_anything_is_written(
+    run: tuple[Run, Path, dict[str, str]], tmp_path: Path
+) -> None:
+    bad = written(tmp_path / "v.csv", "id,verified\n100,ants\n")
+    with pytest.raises(DataError, match="did you mean ant"):
+        lw.fit(run[1], out=tmp_path / "run", error=0.1, verified=bad)
+    assert not (tmp_path / "run").exists()
