@@ -1,8 +1,8 @@
 """labelwright: trustworthy image classifiers from missing, few, guessed, lopsided or incomplete labels.
 
-The verbs are functions here: ``lw.inspect``, ``lw.audit``, ``lw.fit``, ``lw.pretrain``, ``lw.embed``,
-``lw.annotate``, ``lw.describe``, ``lw.label``, ``lw.verify_sample``, ``lw.classes``, ``lw.evaluate``, ``lw.export``,
-``lw.report``. They are loaded when first used, so that importing one piece (a loss, a table) does not import everything.
+The verbs are functions here: ``lw.inspect``, ``lw.audit``, ``lw.fit``, ``lw.pretrain``, ``lw.embed``, ``lw.annotate``,
+``lw.describe``, ``lw.label``, ``lw.verify_sample``, ``lw.classes``, ``lw.evaluate``, ``lw.export``, ``lw.report``. They
+are loaded when first used, so that importing one piece (a loss, a table) does not import everything.
 """
 
 from __future__ import annotations

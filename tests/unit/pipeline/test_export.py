@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import onnxruntime
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -196,6 +198,19 @@ def test_folders__can_be_read_back(made: dict[str, Path], rows: list[dict[str, A
     assert len(sorted(made["imagefolder"].glob("*/*.png"))) == len(rows)
 
 
+def test_export__accepted_labels_alone(run: Path, rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    kept = [row["id"] for row in rows if row["decision"] == "accept"]
+    assert 0 < len(kept) < len(rows)
+    lw.export(run, format="label-studio", out=tmp_path / "some", accepted=True)
+    tasks = json.loads((tmp_path / "some" / "tasks.json").read_text(encoding="utf-8"))
+    assert [task["data"]["id"] for task in tasks] == kept
+    open_rows = pq.read_table(run / "labels.parquet").to_pylist()
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    pq.write_table(pa.Table.from_pylist([{**row, "decision": "review"} for row in open_rows]), copy / "labels.parquet")
+    with pytest.raises(ConfigError, match=r"no label of .* is accepted"):
+        lw.export(copy, format="coco", out=tmp_path / "none", accepted=True)
+
+
 def test_export__embedded_images_are_written(run: Path, photos: Path, made: dict[str, Path], tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
@@ -213,7 +228,6 @@ def test_export__refused_with_nothing_written(
     for flags, said in (
         (["--out", "m.pt"], "end --out in .onnx"),
         (["--format", "coco", "--out", "labels.json"], "give --out without a suffix"),
-        (["--format", "coco", "--out", "c", "--accepted"], "no label of"),
         (["--format", "coco", "--out", "c", "--data", "nowhere"], "give them with --data"),
     ):
         words = [str(tmp_path / word) if flags[i - 1] in ("--out", "--data") else word for i, word in enumerate(flags)]
