@@ -12,6 +12,7 @@ from labelwright.pipeline.fit import fit
 from labelwright.pipeline.inspect import Inspection, inspect
 from labelwright.pipeline.label import label
 from labelwright.pipeline.method_settings import settings
+from labelwright.pipeline.predict import load_model
 from labelwright.pipeline.pretrain import pretrain
 from labelwright.pipeline.report import report
 from labelwright.run_folder import Run
@@ -31,6 +32,7 @@ __all__ = [
     "fit",
     "inspect",
     "label",
+    "load_model",
     "pretrain",
     "report",
     "settings",
