@@ -267,12 +267,14 @@ def open_source(
     cache_limit_gb: float = 16.0,
     columns: Mapping[str, str] | None = None,
     only_images: bool = False,
+    first_number: int | None = None,
 ) -> Source:
     """Read, check and decode images for prediction; parameters and errors as for `prepare`.
 
     ``only_images``: labels, splits and repeats are not looked at.
     """
-    table = for_scoring(read(data, classes=classes, columns=columns, only_images=only_images))
+    how: dict[str, Any] = {"columns": columns, "only_images": only_images, "first_number": first_number}
+    table = for_scoring(read(data, classes=classes, **how))
     return _resolve([_open(table, size_px, cache_limit_gb)], on_bad)[0]
 
 
@@ -290,6 +292,7 @@ def read(
     columns: Mapping[str, str] | None = None,
     only_images: bool = False,
     like: LabelTable | None = None,
+    first_number: int | None = None,
 ) -> LabelTable:
     """A table with its problems listed and none of them resolved; a `LabelTable` comes back as it is.
 
@@ -297,6 +300,7 @@ def read(
       columns: role -> column, where it is called otherwise.
       only_images: nothing but images and ids is looked at, and an image may come twice.
       like: the table that this one is scored beside: its columns may be missing here, and its numbers mean the same.
+      first_number: of the classes, where a run says so.
 
     Raises: DataError if there is nothing to read, or nothing to tell the groups by.
     """
@@ -307,7 +311,7 @@ def read(
             columns=dict(columns or {}) | ({} if group is None else {"group": group}),
             annotators=tuple(annotators),
             only_images=only_images,
-            first_number=like.first_number if like is not None and like.class_names and classes is not None else None,
+            first_number=first_number if like is None or classes is None else like.first_number,
             optional=like is not None,
         )
         table = read_as(data, named, classes=classes, on_bad="report")
@@ -430,6 +434,7 @@ def describe_data(prepared: Prepared) -> dict[str, Any]:
         "n_labelled": int((table.labels >= 0).sum()),
         "n_classes": len(table.class_names),
         "class_names": list(table.class_names),
+        "first_number": table.first_number,
         "train_counts": table.counts().tolist(),
         "splits": {"train": len(table), "test": len(prepared.test.table) if prepared.test else 0},
         "test_is": prepared.test_is,

@@ -214,7 +214,8 @@ def _split(column: Any, known: Collection[str] | None) -> tuple[Any, Flags, str]
         return column.cast(pa.large_list(column.type.value_type)), np.zeros(len(column), dtype=bool), ""
     text, odd = _as_strings(column)
     cells = pc.utf8_trim_whitespace(text).to_pylist()
-    cells = [None if not cell or cell in MISSING else cell for cell in cells]
+    none = MISSING - set(known or ())
+    cells = [None if not cell or cell in none else cell for cell in cells]
     lists = [None if cell is None else _bracketed(cell, is_number=known is None) for cell in cells]
     plain = [cell for cell, found in zip(cells, lists, strict=True) if cell is not None and found is None]
     sign = "," if known is None else _separator(plain, known)

@@ -52,9 +52,15 @@ def evaluate(
     saved = load_model(Path(run) / "model", device=accelerator_for(device).device)
     n_seen = saved.info.get("n_seen")
     known = saved.class_names if n_seen is None else None  # discovered classes: any labels will do
-    columns = named_columns(image=image_column, label=label_column)
     table, answers = answers_for(
-        saved, data, on_bad=on_bad, device=device, precision=precision, classes=known, columns=columns
+        saved,
+        data,
+        on_bad=on_bad,
+        device=device,
+        precision=precision,
+        classes=known,
+        columns=named_columns(image=image_column, label=label_column),
+        first_number=Run(run).data.get("first_number") or None,  # of 0 nobody knows: the run may have had names
     )
     if not (table.labels >= 0).any():
         raise DataError(f"no image of {resolved_path(data)} has a label", fix="evaluate needs labelled images")

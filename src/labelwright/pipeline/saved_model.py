@@ -177,13 +177,16 @@ def answers_for(
     columns: Mapping[str, str] | None = None,
     only_images: bool = False,
     cache_limit_gb: float = 16.0,
+    first_number: int | None = None,
 ) -> tuple[LabelTable, Answers]:
     """What a saved model says of any images, or of embeddings if it was trained on such; and their table."""
     how: dict[str, Any] = {"classes": classes, "on_bad": on_bad, "columns": columns, "only_images": only_images}
     if saved.size_px == 0:
         source = open_embeddings(data, **how)
     else:
-        source = open_source(data, size_px=saved.size_px, cache_limit_gb=cache_limit_gb, **how)
+        source = open_source(
+            data, size_px=saved.size_px, cache_limit_gb=cache_limit_gb, first_number=first_number, **how
+        )
     views = source.views(saved.view)
     answers = answer(
         saved.probs,

@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from labelwright.data.checks import check_images, each_once
 from labelwright.data.columns import METADATA_KEY, write_csv
 from labelwright.data.embeddings import load_embeddings
-from labelwright.data.prepare import open_source, prepare, read
+from labelwright.data.prepare import describe_data, open_source, prepare, read
 from labelwright.data.read import load
 from labelwright.data.table import NOTICES, LabelTable
 from labelwright.data.values import as_lists, as_text, listed
@@ -80,6 +81,9 @@ def test_missing__beside_names(photos: Path, kind: str) -> None:
 def test_missing__a_name_on_the_list_of_classes_is_a_class(photos: Path) -> None:
     path = written(photos, "csv", label=["None", "cat", "NA"])
     assert labels_of(load(path, classes=["None", "cat"])) == ["None", "cat", None]
+    sets = load(written(photos, "csv", candidates=["None", "cat|None", "NA"]), classes=["None", "cat"])
+    assert [sets.candidates.of(i).tolist() for i in range(3)] == [[0], [0, 1], []]
+    path = written(photos, "csv", label=["None", "cat", "NA"])
     assert labels_of(load(path)) == [None, "cat", None]
     assert load(written(photos, "csv", label=["none", "cat"])).class_names == ("cat", "none")
 
@@ -135,6 +139,8 @@ def test_numbers__from_one_hold_for_the_test_images_too(photos: Path, tmp_path: 
     test.write_text("image,label\n4.png,1\n5.png,1\n")
     found = prepare(path, test=test, classes=["cat", "dog"])
     assert labels_of(found.test.table) == ["cat", "cat"]
+    assert describe_data(found)["first_number"] == 1  # for evaluate
+    assert labels_of(read(test, classes=["cat", "dog"], first_number=1)) == ["cat", "cat"]
 
 
 def test_numbers__from_one_in_npz(tmp_path: Path) -> None:
@@ -389,10 +395,9 @@ def test_positions__are_lines_of_the_file_everywhere(photos: Path, monkeypatch: 
 
 
 def test_problems__of_one_row_are_told_once(photos: Path) -> None:
-    from labelwright.pipeline.inspect import inspect
-
     (photos / "once.csv").write_text("image,label\n0.png,cat\ngone.png,dog\n,dog\n2.png,dog\n")
-    bad = [p for p in inspect(photos / "once.csv").problems if p.kind not in NOTICES]
+    table = read(photos / "once.csv")
+    bad = [p for p in each_once([*table.problems, *check_images(table)]) if p.kind not in NOTICES]
     assert sorted((p.row, p.kind) for p in bad) == [(1, "missing_image"), (2, "missing_image")]
 
 
