@@ -162,7 +162,7 @@ def open_columns(path: Path) -> Columns:
         if path.stat().st_size == 0:
             raise pa.ArrowInvalid("empty file")
         return openers.get(path.suffix.lower(), _open_parquet)(path)
-    except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
+    except (pa.ArrowException, csv.Error, OSError, ValueError, RecursionError) as error:
         raise _unreadable(path, error) from error
 
 

@@ -433,6 +433,7 @@ def _read_parquet(
     roles = find_roles([*others, "image"], str(path), annotators=annotators)  # needs no image column
     roles = find_roles(others, str(path), named=named, annotators=annotators, needs_image=False)
     roles = {role: name for role, name in roles.items() if role == "id" or not only_rows}
+    columns.embedded = frozenset()  # bytes are text here
     builder = TableBuilder(str(path))
     builder.n_given = n_rows
     names = columns.class_labels(roles)

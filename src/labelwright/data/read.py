@@ -521,8 +521,18 @@ def _embedded_images(files: Sequence[tuple[Path, str]]) -> Any:
     """One `datasets.Dataset` with the images of Parquet files, memory-mapped from the library's cache."""
     import datasets
 
-    with _without_bars():
-        parts = [datasets.Dataset.from_parquet(str(path), columns=[column]) for path, column in files]
+    parts, undecoded = [], datasets.Image(decode=False)
+    for path, column in files:  # with the feature given, the library does not trip over metadata of the file
+        features = datasets.Features({column: undecoded})
+        try:
+            with _without_bars():
+                parts.append(datasets.Dataset.from_parquet(str(path), columns=[column], features=features))
+        except Exception as error:  # it raises whatever its own readers do
+            reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
+            problem = Problem(str(path), "malformed_row", f"its column {column!r} holds no images: {reason}")
+            raise DataError(
+                f"{path}: {problem.detail}", problems=[problem], fix="give bytes, {bytes, path}, or paths of images"
+            ) from error
     return _image_column(parts, [column for _, column in files])
 
 

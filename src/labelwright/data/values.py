@@ -153,9 +153,11 @@ def has_line_break(text: Any) -> Flags:
 
 def _unquoted(text: str) -> str:
     try:
-        return str(json.loads(text) if text[0] == '"' else ast.literal_eval(text))
+        found = str(json.loads(text) if text[0] == '"' else ast.literal_eval(text))
+        found.encode()  # half a character cannot be kept
     except (ValueError, SyntaxError):
         return text[1:-1]
+    return found
 
 
 def _plain(column: Any) -> tuple[Any, Flags]:

@@ -16,7 +16,6 @@ import torch
 from labelwright import __version__
 from labelwright.data.prepare import (
     Flip,
-    check_numbers,
     check_outside,
     is_embeddings,
     listed,
@@ -98,7 +97,6 @@ def pretrain(
     run = Run.create(out, resume=resume)
     overrides = parse_assignments(set) | ({} if epochs is None else {"epochs": epochs})
     cfg = apply_overrides(simclr.Config(), overrides)
-    check_numbers(size_px=size, seed=seed)
     stats = None if model == "auto" or model in OWN else image_stats(model)
     if is_embeddings(data):
         raise ConfigError("the data are embeddings: there are no images to learn from", fix="give the images")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 from collections.abc import Callable
@@ -298,6 +299,24 @@ def test_quotes__a_text_of_several_lines_is_one_row(photos: Path) -> None:
     assert gone.detail == "there is no such file (q.csv line 7)"  # of the file, not of the rows
 
 
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"image,lab\rel\n0.png,cat\n",
+        b"image,label\n0.png,c\rat\n1.png,dog\n",
+        b"image,candidates\n0.png,\"['cat', '\\ud800']\"\n1.png,cat|dog\n",
+        b'"image,label\n0.png,cat\n',
+        b"\xff\xfe\x00",
+        b"image,label\n\xef\xbb\xbf0.png,cat\n",
+    ],
+)
+def test_csv__found_by_fuzzing(photos: Path, raw: bytes) -> None:
+    (photos / "f.csv").write_bytes(raw)
+    with contextlib.suppress(DataError):  # and nothing else
+        given, kept, reported = load(photos / "f.csv", on_bad="report").accounted
+        assert given == kept + reported
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_line_breaks__in_a_label_or_path_are_told(photos: Path, kind: str) -> None:
     path = written(photos, kind, label=["cat\n1.png,dog", "dog", "cat"])
@@ -494,6 +513,21 @@ def test_parquet__metadata_that_say_nothing(photos: Path, key: bytes, value: byt
     table = pa.table({"image": ["0.png", "1.png"], "label": ["cat", "dog"]})
     pq.write_table(table.replace_schema_metadata({key: value}), photos / "m.parquet")
     assert labels_of(load(photos / "m.parquet")) == ["cat", "dog"]
+
+
+def test_parquet__images_inside_and_metadata_that_say_nothing(photos: Path) -> None:
+    raw = (photos / "2.png").read_bytes()
+    for facts in (b"{", b'{"info": {"features": {"label": {"_type": "ClassLabel", "names": ["a", "a"]}}}}'):
+        table = pa.table({"image": [raw, raw], "label": ["cat", "dog"]}).replace_schema_metadata({"huggingface": facts})
+        pq.write_table(table, photos / "m.parquet")
+        assert load(photos / "m.parquet", on_bad="report").image(1).getpixel((0, 0)) == (80, 0, 0)
+    pq.write_table(pa.table({"embedding": [[1.0], [2.0]], "label": [b"cat", b"dog"]}), photos / "m.parquet")
+    assert labels_of(load_embeddings(photos / "m.parquet").table) == ["cat", "dog"]
+    facts = json.dumps({"info": {"features": {"image": {"_type": "Image"}}}})
+    table = pa.table({"image": [1, 2]}).replace_schema_metadata({"huggingface": facts})
+    pq.write_table(table, photos / "m.parquet")
+    with pytest.raises(DataError, match="its column 'image' holds no images"):
+        load(photos / "m.parquet")
 
 
 def test_parquet__metadata_with_numbers_or_repeats(photos: Path) -> None:
