@@ -137,6 +137,7 @@ def audit(
     else:
         parts, name = _seen(data, test, model, classes, group, columns, on_bad, device, precision, notices)
     first = parts[0].table
+    notices += [p.detail for part in parts for p in part.table.problems if p.kind in ("read_as", "ignored_column")]
     labels = np.concatenate([part.table.labels for part in parts]).astype(np.int64)
     groups = _groups(parts)
     is_test = np.concatenate([_is_test(part.table, i) for i, part in enumerate(parts)])
