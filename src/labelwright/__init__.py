@@ -1,8 +1,9 @@
 """labelwright: trustworthy image classifiers from missing, few, guessed, lopsided or incomplete labels.
 
 The verbs are functions here: ``lw.inspect``, ``lw.audit``, ``lw.fit``, ``lw.pretrain``, ``lw.embed``, ``lw.annotate``,
-``lw.describe``, ``lw.label``, ``lw.verify_sample``, ``lw.classes``, ``lw.evaluate``, ``lw.export``, ``lw.report``. They
-are loaded when first used, so that importing one piece (a loss, a table) does not import everything.
+``lw.describe``, ``lw.label``, ``lw.verify_sample``, ``lw.classes``, ``lw.evaluate``, ``lw.export``, ``lw.report``;
+``lw.load_model`` gives a classifier to ask from Python. They are loaded when first used, so that importing one piece (a
+loss, a table) does not import everything.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from labelwright.pipeline.inspect import Inspection, inspect
     from labelwright.pipeline.label import label
     from labelwright.pipeline.method_settings import settings
+    from labelwright.pipeline.predict import load_model
     from labelwright.pipeline.pretrain import pretrain
     from labelwright.pipeline.promises import verify_sample
     from labelwright.pipeline.report import report
@@ -46,6 +48,7 @@ __all__ = [
     "inspect",
     "label",
     "load",
+    "load_model",
     "pretrain",
     "report",
     "settings",

@@ -13,6 +13,7 @@ from labelwright.pipeline.fit import fit
 from labelwright.pipeline.inspect import Inspection, inspect
 from labelwright.pipeline.label import label
 from labelwright.pipeline.method_settings import settings
+from labelwright.pipeline.predict import load_model
 from labelwright.pipeline.pretrain import pretrain
 from labelwright.pipeline.promises import ToVerify, verify_sample
 from labelwright.pipeline.report import report
@@ -35,6 +36,7 @@ __all__ = [
     "fit",
     "inspect",
     "label",
+    "load_model",
     "pretrain",
     "report",
     "settings",

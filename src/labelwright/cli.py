@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -112,13 +113,15 @@ VERBS: dict[str, Callable[..., Any]] = {
     "inspect": verb(
         "Inspect",
         "Say what is in the data, what is wrong with it, and what `fit` would run. Writes nothing.",
-        *("data", "classes", "novel", "group", "annotator_columns"),
+        *("data", "classes", "novel", "group", "image_column", "label_column", "split_column", "candidates_column"),
+        *("annotator_columns",),
         check_images=(bool, setting(True, "decode every image in full; without it broken files are not found")),
     ),
     "audit": verb(
         "Audit",
         "Find labels that are probably wrong, copies, classes that look like one, outliers and odd images.",
-        *("data", "test", "classes", "group", "on_bad", "seed", "device", "precision"),
+        *("data", "test", "classes", "group", "image_column", "label_column", "split_column", "on_bad", "seed"),
+        *("device", "precision"),
         test=(
             str | None,
             setting(None, "images to score on, looked through for copies of the others", example="--test test.csv"),
@@ -170,7 +173,8 @@ VERBS: dict[str, Callable[..., Any]] = {
     "embed": verb(
         "Embed",
         "Write features of images by a model of your own, a Python function or an ONNX file, for `fit` to read.",
-        *("data", "classes", "group", "on_bad", "device"),
+        *("data", "classes", "group", "image_column", "label_column", "split_column", "candidates_column"),
+        *("on_bad", "device"),
         out=(str, setting(REQUIRED, ".npz or .parquet file to write; must not exist", example="--out feats.npz")),
         function=(
             str | None,
@@ -195,7 +199,8 @@ VERBS: dict[str, Callable[..., Any]] = {
     "annotate": verb(
         "Annotate",
         "Give every image candidate labels, with a vision-language model or one that chats; writes a table for `fit`.",
-        *("data", "classes", "rule", "top_k", "ratio", "descriptions", "chat_url", "phrasings", "seed", "on_bad"),
+        *("data", "classes", "image_column", "label_column", "rule", "top_k", "ratio", "descriptions", "chat_url"),
+        *("phrasings", "seed", "on_bad"),
         *("device", "precision", "cache_limit_gb"),
         model=(str, setting(REQUIRED, "CLIP, SigLIP or LLaVA by id or path; with --chat-url its name at the endpoint")),
         out=(str, setting(REQUIRED, ".parquet file to write; must not exist")),
@@ -225,9 +230,13 @@ VERBS: dict[str, Callable[..., Any]] = {
     "label": verb(
         "Label",
         "Label any images with the model of a run: label, probability, runner-up, trust.",
-        *("run", "data", "out", "error", "confidence", "verified", "rename", "on_bad", "device", "precision"),
+        *("run", "data", "out", "error", "confidence", "verified", "rename", "image_column", "on_bad", "device"),
+        "precision",
         run=RUN,
-        data=(str, setting(REQUIRED, "images; labels they may have are ignored")),
+        data=(
+            tuple[str, ...],
+            setting(REQUIRED, "images: a folder, a table, or one or more files; labels they may have are ignored"),
+        ),
         out=(str, setting("labels.csv", ".csv, .parquet, or a folder that gets every image under its label")),
         rename=(tuple[str, ...], setting((), "OLD=NEW ...: names of classes, as novel-1=okapi; the model keeps them")),
         error=(
@@ -277,7 +286,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "evaluate": verb(
         "Evaluate",
         "Score the model of a run on labelled images.",
-        *("run", "data", "json", "on_bad", "device", "precision"),
+        *("run", "data", "json", "image_column", "label_column", "on_bad", "device", "precision"),
         run=RUN,
         data=(str, setting(REQUIRED, "images with labels")),
         json=(bool, setting(False, "print everything as JSON")),
@@ -379,8 +388,11 @@ def run(argv: Sequence[str]) -> int:
     if list(argv) == ["--version"]:
         print(f"labelwright {labelwright.__version__}")
         return 0
+    if os.environ.get("NO_COLOR"):  # rich and tyro leave out colours for it, and keep bold type
+        os.environ["TERM"] = "dumb"
     verb_name = ""
     try:
+        _check_verb(argv)
         verb_name, values = parse(argv)
         from labelwright.reporting import terminal
 
@@ -435,6 +447,19 @@ def parse(argv: Sequence[str]) -> tuple[str, dict[str, Any]]:
     return name, values
 
 
+def _check_verb(argv: Sequence[str]) -> None:
+    """Refuse a verb that there is not, before a ``--help`` that follows would be answered for another.
+
+    Raises: ConfigError naming the closest one.
+    """
+    word = argv[0] if argv else "-"
+    if not word.startswith("-") and word not in VERBS:
+        close = difflib.get_close_matches(word, VERBS, n=1)
+        raise ConfigError(
+            f"there is no verb {word!r}", fix=f"did you mean {close[0]}?" if close else f"one of {', '.join(VERBS)}"
+        )
+
+
 def _config_of(argv: Sequence[str]) -> str | None:
     """What follows ``--config``."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -480,6 +505,9 @@ def _call(name: str, values: dict[str, Any]) -> Any:
         values.pop("config")  # its settings are the defaults of the flags
     elif name == "label":
         values["rename"] = parse_renames(values["rename"])
+        if not values["data"]:
+            raise ConfigError("nothing to label", fix="name images: labelwright label RUN photos/ --out labels.csv")
+        values["data"] = list(values["data"]) if len(values["data"]) > 1 else values["data"][0]
     return getattr(labelwright, name.replace("-", "_"))(**values)
 
 

@@ -17,13 +17,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
 
 import from_candidates
+import labelwright as lw
 from chat_stub import ChatStub, Fail, Seen
 from labelwright import api, cli
+from labelwright.data.table import NOTICES
+from labelwright.errors import DataError
 from labelwright.methods.registry import METHODS
 from labelwright.pipeline.label import LABEL_COLUMNS
 from pictures import COUNTS, spoil, write_folders
@@ -266,7 +270,7 @@ def test_fit__impossible_setting(
 @pytest.mark.parametrize(
     "words",
     [
-        *("fit photos", "fit photos --out run --bogus 1", "", "train photos", "--epochs 3"),
+        *("fit photos", "fit photos --out run --bogus 1", "", "--epochs 3"),
         *("annotate photos --model m", "annotate photos --out c.parquet", "describe photos", "fit p --out r --views x"),
     ],
 )
@@ -274,6 +278,50 @@ def test_run__words_that_do_not_parse(words: str) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.run(shlex.split(words))
     assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize("words", ["train photos", "inspct --help", "tra --version"])
+def test_run__a_verb_that_there_is_not(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(shlex.split(words)) == 2
+    assert "there is no verb" in capsys.readouterr().err
+
+
+def test_inspect__names_with_brackets_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    names = ("gull [juvenile]", "[/b]", "[bold red]x", ":smile:")
+    lines = [f"0.png,{name},{i}\n" for i, name in enumerate(names)]
+    (tmp_path / "t.csv").write_text("image,label,id\n" + "".join(lines))
+    assert cli.run(["inspect", str(tmp_path / "t.csv"), "--no-check-images"]) == 0
+    told = capsys.readouterr().out
+    assert all(name in told for name in names)
+
+
+def test_inspect__refuses_what_fit_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    (tmp_path / "t.csv").write_text("image,label\n0.png,cat\n")
+    said = []
+    for words in (["inspect", "--no-check-images"], ["fit", "--out", str(tmp_path / "run")]):
+        assert cli.run([words[0], str(tmp_path / "t.csv"), *words[1:]]) == 2
+        said.append(capsys.readouterr().err)
+    assert said[0] == said[1]
+    assert "only one class found" in said[0]
+
+
+@pytest.mark.parametrize("verb", ["fit", "pretrain"])
+def test_out__inside_the_data_is_refused(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_folders(tmp_path / "photos", {"ant": 2, "bee": 2})
+    for out in (root / "run", root / "ant" / "run"):
+        assert cli.run([verb, str(root), "--out", str(out)]) == 2
+        assert "lies inside the data" in capsys.readouterr().err
+        assert not out.exists()
+
+
+def test_help__no_escapes_where_colour_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    with pytest.raises(SystemExit):
+        cli.run(["--help"])
+    assert os.environ["TERM"] == "dumb"
 
 
 def test_fit__no_labels_one_class_or_nothing(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -641,7 +689,7 @@ def test_label__csv_parquet_and_folder_agree(finished: Path, photos: Path, tmp_p
     for name in ("a.csv", "a.parquet", "sorted"):
         assert cli.run(["label", str(finished), str(photos), "--out", str(tmp_path / name)]) == 0
     rows = pq.read_table(tmp_path / "a.parquet")
-    assert tuple(rows.schema.names) == LABEL_COLUMNS
+    assert tuple(rows.schema.names) == (*LABEL_COLUMNS, "image")  # where the images are, to be read again
     with (tmp_path / "a.csv").open(encoding="utf-8") as file:
         told = list(csv.DictReader(file))
     assert [row["id"] for row in told] == rows["id"].to_pylist()
@@ -652,6 +700,62 @@ def test_label__csv_parquet_and_folder_agree(finished: Path, photos: Path, tmp_p
     for row in rows.to_pylist():
         copy = copies[Path(row["label"]) / row["id"].replace("/", "-")]
         assert copy == (photos / row["id"]).read_bytes()
+
+
+def test_label__what_it_writes_is_data_again(
+    finished: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.csv", "b.parquet", "sorted"):
+        assert cli.run(["label", str(finished), str(photos), "--out", name]) == 0
+    labels = pq.read_table("b.parquet")["label"].to_pylist()
+    for name in ("a.csv", "b.parquet", "sorted", str(finished / "labels.parquet")):
+        table = lw.load(name, on_bad="report")
+        assert not [p for p in table.problems if p.kind not in NOTICES]
+        assert table.image(3).size == (10, 10)
+        if name in ("a.csv", "b.parquet"):
+            assert [table.class_names[c] for c in table.labels] == labels
+    assert sorted(lw.load("sorted").class_names) == sorted(set(labels))
+    assert cli.run(["label", str(finished), str(photos), "--out", str(photos / "in")]) == 2
+    assert "lies inside the data" in capsys.readouterr().err
+
+
+def test_label__one_file_or_several(finished: Path, photos: Path, tmp_path: Path) -> None:
+    files = sorted(str(path) for path in photos.rglob("*.png"))[:3]
+    whole = {row["id"]: row for row in lw.label(finished, photos, device="cpu").to_pylist()}
+    for n in (1, 3):
+        out = tmp_path / f"{n}.csv"
+        assert cli.run(["label", str(finished), *files[:n], "--out", str(out)]) == 0
+        with out.open(encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        assert [row["id"] for row in rows] == files[:n]
+        for row in rows:
+            assert row["label"] == whole[str(Path(row["id"]).relative_to(photos))]["label"]
+    assert cli.run(["label", str(finished), "--out", str(tmp_path / "none.csv")]) == 2
+
+
+def test_load_model__images_in_any_form(finished: Path, photos: Path) -> None:
+    files = sorted(photos.rglob("*.png"))[:3]
+    model = lw.load_model(finished, device="cpu")
+    wanted = [row["softmax"] for row in lw.label(finished, files, device="cpu").to_pylist()]
+    pictures = [Image.open(path).convert("RGB") for path in files]
+    arrays = [np.asarray(picture) for picture in pictures]
+    tensors = [torch.from_numpy(array.copy()).permute(2, 0, 1) for array in arrays]
+    for given in (
+        files,
+        [str(path) for path in files],
+        pictures,
+        arrays,
+        np.stack(arrays),
+        tensors,
+        [files[0], *arrays[1:]],
+    ):
+        rows = model.predict(given)
+        assert rows["softmax"].to_pylist() == pytest.approx(wanted, abs=1e-6)
+        assert set(rows["label"].to_pylist()) <= set(model.class_names)
+    assert model.predict(pictures[0]).num_rows == model.predict(files[0]).num_rows == 1
+    with pytest.raises(DataError, match="no model in"):
+        lw.load_model(photos)
 
 
 def test_label__what_cannot_be_written_is_said_first(

@@ -12,6 +12,7 @@ from labelwright.annotators.candidate_rules import write_candidates
 from labelwright.annotators.chat import Estimate
 from labelwright.annotators.describe import wanted_descriptions
 from labelwright.data.checks import OnBad, check_images, resolve_problems
+from labelwright.data.columns import named_columns
 from labelwright.data.prepare import listed, open_source, read, resolved_path
 from labelwright.errors import ConfigError, DataError
 from labelwright.train.processes import accelerator_for
@@ -31,6 +32,8 @@ def annotate(
     model: str,
     out: str | Path,
     classes: Any = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
     rule: str = "top_k",
     templates: str = "photo27",
     top_k: int = 5,
@@ -56,6 +59,7 @@ def annotate(
       model: a two-tower model (CLIP, SigLIP, ...) or one that chats about images (LLaVA, ...), by hub id or folder;
         with ``chat_url``, the name that the endpoint knows it by.
       out: the .parquet file to write; must not exist.
+      image_column, label_column: columns of a table that are called otherwise.
       classes: class names or a file of them; None = those of the data.
       rule, top_k, ratio: which classes become candidates, see annotators.candidate_rules.pick. Two-tower models only.
       templates, descriptions: see `fit`. Two-tower models only.
@@ -82,7 +86,7 @@ def annotate(
         seed=seed,
     )
     asked = checked(asked, has_descriptions=descriptions is not None)
-    table = read(data, classes=classes)
+    table = read(data, classes=classes, columns=named_columns(image=image_column, label=label_column))
     if len(table.class_names) < 2:
         raise DataError(
             f"{resolved_path(data)} names {len(table.class_names)} classes; candidates need two or more",
@@ -102,7 +106,7 @@ def annotate(
         source = open_source(table, classes=None, size_px=size_px, on_bad=on_bad, cache_limit_gb=cache_limit_gb)
         usable = source.table
         guesses = match_names(asked, usable, views_of(source, encoder, on), encoder.tower)
-    counts = guesses.counts | {"left_out": listed(usable.quarantined)}
+    counts = guesses.counts | {"left_out": listed(usable.quarantined), "n_labelled": int((usable.labels >= 0).sum())}
     info = guesses.info | {"counts": counts}
     write_candidates(target, usable, guesses.candidates, usable.class_names, info)
     return Annotated(target, counts)

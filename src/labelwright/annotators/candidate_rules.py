@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from labelwright.data.columns import METADATA_KEY
+from labelwright.data.layouts import path_from
 from labelwright.data.table import SPLITS, LabelTable
 from labelwright.errors import ConfigError
 from labelwright.replacing import replacing
@@ -227,7 +228,7 @@ def _columns(
     yield "id", table.ids.slice(first, len(rows)).cast(pa.string())
     if table.images.dataset is None:
         sources = table.images.sources(np.arange(first, last))
-        yield "image", pa.array([_path_from(folder, str(source)) for source in sources], pa.string())
+        yield "image", pa.array([path_from(folder, str(source)) for source in sources], pa.string())
     else:
         cells = table.images.dataset[list(rows)]["image"] if rows else []
         yield "image", pa.array(cells, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
@@ -253,9 +254,3 @@ def _columns(
 
 def _named(names: Any, codes: NDArray[Any]) -> Any:
     return names.take(pa.array(codes.astype(np.int64), mask=codes < 0))
-
-
-def _path_from(folder: Path, source: str) -> str:
-    """A path as the table in ``folder`` should name it: relative where it lies below."""
-    absolute = Path(source).resolve() if ".." in source else Path(source).absolute()
-    return str(absolute.relative_to(folder)) if absolute.is_relative_to(folder) else str(absolute)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
+import dataclasses
+import difflib
 import os
-import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,22 +16,17 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from labelwright.data.columns import ANSWER, as_lists, as_text, as_weights
-from labelwright.data.table import SPLITS, Images, LabelTable
+from labelwright.data.columns import ANSWER
+from labelwright.data.layouts import SPLIT_NAMES, SPLITS, found_elsewhere
+from labelwright.data.table import Images, LabelTable
+from labelwright.data.values import INTEGER, as_lists, as_text, as_weights, canonical, has_line_break, listed
 from labelwright.errors import ConfigError, DataError, Problem
 from labelwright.types import Candidates
 
-SPLIT_NAMES: Mapping[str, int] = {
-    **{name: SPLITS.index("train") for name in ("train", "training")},
-    **{name: SPLITS.index("test") for name in ("test", "testing")},
-    **{name: SPLITS.index("validation") for name in ("validation", "valid", "val", "dev")},
-}
-"""What a split may be called -> its position in SPLITS."""
-
 _ROWS_AT_ONCE = 1 << 18  # candidate rows finished together, so that temporary arrays stay small
 _HASHED_AT_ONCE = 1 << 16  # strings that are Python objects at once
-_EXISTENCE_ROWS_MAX = 100_000  # above this, missing files are found when they are decoded
-_INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
+_EXISTENCE_ROWS_MAX = 100_000  # above this, missing files are found when they are decoded, if some are there
+_NAMED = 5  # classes, columns or files that one message lists
 
 
 class Vocabulary:
@@ -56,6 +54,25 @@ class Vocabulary:
         indices: NDArray[np.int32] = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
         return codes[indices]
 
+    def settle(self, kept: frozenset[str], *, are_values: bool) -> tuple[NDArray[np.int32], list[str]]:
+        """Bring the strings into the form that they are compared in, and forget those that mean that there is none.
+
+        Args:
+          kept: stay as they are.
+          are_values: False for names of folders, where 1.0 and NA are names.
+
+        Returns: old code -> new code or -1, the last entry serving -1; and the strings that were forgotten.
+        """
+        old = self.names
+        composed = [unicodedata.normalize("NFC", name) for name in old]
+        free = [name for name in composed if name not in kept] if are_values else []
+        new = dict(zip(free, canonical(free), strict=True))
+        self._codes, codes = {}, []
+        for name in composed:
+            found = new.get(name, name)
+            codes.append(-1 if found is None else self._codes.setdefault(found, len(self._codes)))
+        return np.array([*codes, -1], dtype=np.int32), [name for name in old if new.get(name, "") is None]
+
 
 class TableBuilder:
     """Collects batches of rows and makes the table of them.
@@ -69,8 +86,11 @@ class TableBuilder:
         self.problems: list[Problem] = []
         self.declared: tuple[str, ...] = ()  # class names that the source itself fixes, in order
         self.extra_names: tuple[str, ...] = ()  # names that count as seen: empty class folders
-        self.numbers_are_indices = True  # False: a class called "3" is a name (folders)
+        self.are_values = True  # False: names of folders, so that a class called "3" is a name
+        self.known: frozenset[str] = frozenset()  # class names that the user gave
+        self.first_number: int | None = None  # that a class is counted from, where another table says so
         self.n_rows = 0
+        self.n_given = 0  # rows of the source; those that are not among ``n_rows`` are problems
         self._words = Vocabulary()  # labels, candidates and truth share one
         self._splits, self._groups = Vocabulary(), Vocabulary()
         self._codes: dict[str, list[NDArray[np.int32]]] = {
@@ -79,7 +99,10 @@ class TableBuilder:
         self._lengths: list[NDArray[np.int32]] = []
         self._weights: list[NDArray[np.float32]] = []  # of the members
         self._has_weights = False
-        self._unfit_weights: list[tuple[int, str]] = []  # row, what is wrong
+        self._unfit: list[tuple[int, str]] = []  # row, what is wrong with a value of it
+        self._places: list[tuple[int, str, Any]] = []  # first row of a batch, its file, and the lines or first number
+        self._signs: set[str] = set()  # between candidates
+        self._are_named = False  # labels came as numbers with names
         self._strings: dict[str, list[Any]] = {"image": [], "id": []}
         self._answers: dict[str, list[NDArray[np.int32]]] = {}  # annotator -> codes of the words answered
 
@@ -90,6 +113,8 @@ class TableBuilder:
         *,
         names: Mapping[str, Sequence[str]] | None = None,
         split: str | None = None,
+        file: str = "",
+        lines: Any = None,
     ) -> None:
         """Append a batch.
 
@@ -98,35 +123,74 @@ class TableBuilder:
           n_rows: rows of the batch.
           names: role -> what the integers of a ClassLabel column stand for.
           split: the split that all these rows belong to, where the source says so.
+          file: the table that they come from.
+          lines: [n_rows] Arrow integers, the line of the file that each begins on; None: rows are counted.
         """
         names = names or {}
         unknown = pa.nulls(n_rows, pa.string())
         none = np.broadcast_to(np.int32(-1), n_rows)  # takes no memory
+        at = self._rows_of(file) + 1 if lines is None else np.asarray(lines)
+        self._places.append((self.n_rows, file, at))
         self.n_rows += n_rows
+        self._are_named |= "label" in names
         for role in ("label", "truth"):
-            text = as_text(columns[role], names=names.get(role)) if role in columns else None
-            self._codes[role].append(none if text is None else self._words.encode(text))
+            found = self._text(role, columns[role], n_rows, names.get(role)) if role in columns else None
+            self._codes[role].append(none if found is None else self._words.encode(found))
         if "candidates" in columns:
-            lengths, members = as_lists(columns["candidates"], names=names.get("candidates"))
+            known = frozenset(self._words.names) | self.known
+            lengths, members, odd, sign = as_lists(columns["candidates"], names=names.get("candidates"), known=known)
+            self._note(odd, n_rows, "the candidates are no list of names")
+            self._signs |= {sign} - {""}
             self._codes["members"].append(self._words.encode(members))
             self._weights.append(self._take_weights(columns.get("weights"), lengths, self.n_rows - n_rows))
             self._lengths.append(lengths.astype(np.int32))
         else:
             self._lengths.append(np.zeros(n_rows, dtype=np.int32))
         if "split" in columns or split is None:
-            splits = self._splits.encode(as_text(columns["split"])) if "split" in columns else none
+            found = self._text("split", columns["split"], n_rows) if "split" in columns else None
+            splits = none if found is None else self._splits.encode(found)
         else:
             splits = np.broadcast_to(self._splits.encode(pa.array([split])), n_rows)
         self._codes["split"].append(splits)
-        self._codes["group"].append(self._groups.encode(as_text(columns["group"])) if "group" in columns else none)
+        found = self._text("group", columns["group"], n_rows) if "group" in columns else None
+        self._codes["group"].append(none if found is None else self._groups.encode(found))
         for role in [role for role in columns if role.startswith(ANSWER)]:
-            before = self._answers.setdefault(role.removeprefix(ANSWER), [])
-            missing = self.n_rows - n_rows - sum(map(len, before))
-            text = as_text(columns[role], names=names.get(role))
-            before += [np.full(missing, -1, dtype=np.int32), self._words.encode(text)]
+            answers = self._answers.setdefault(role.removeprefix(ANSWER), [])
+            missing = self.n_rows - n_rows - sum(map(len, answers))
+            text = self._text(role, columns[role], n_rows, names.get(role))
+            answers += [np.full(missing, -1, dtype=np.int32), self._words.encode(text)]
         for role, chunks in self._strings.items():
-            text = as_text(columns[role]) if role in columns else unknown
+            text = self._text(role, columns[role], n_rows) if role in columns else unknown
             chunks.append(text.cast(pa.large_string()))
+
+    def _text(self, role: str, column: Any, n_rows: int, names: Sequence[str] | None = None) -> Any:
+        """A column of the batch just counted as strings; rows whose value is none are noted."""
+        text, odd = as_text(column, names=names, is_path=role in self._strings)
+        self._note(odd, n_rows, f"the {role.removeprefix(ANSWER)} is not one text")
+        if self.are_values:
+            broken = has_line_break(text)
+            self._note(
+                broken, n_rows, f"a line break in the {role.removeprefix(ANSWER)} (is a quote not closed?), or a NUL"
+            )
+            text = pc.if_else(pa.array(broken), None, text) if broken.any() else text
+        return text
+
+    def _note(self, odd: NDArray[np.bool_], n_rows: int, detail: str) -> None:
+        first = self.n_rows - n_rows
+        self._unfit += [(first + row, detail) for row in np.flatnonzero(odd).tolist()]
+
+    def _rows_of(self, file: str) -> int:
+        """Rows of a file that the batches before held."""
+        ends = [*(first for first, _, _ in self._places[1:]), self.n_rows][: len(self._places)]
+        return sum(end - first for (first, name, _), end in zip(self._places, ends, strict=True) if name == file)
+
+    def place(self, row: int, *, short: bool = False) -> str:
+        """Where the user finds a row: its line or row in the file, from 1; ``short``: without the folder."""
+        first, file, at = self._places[bisect.bisect_right(self._places, row, key=lambda each: each[0]) - 1]
+        file = os.path.basename(file) if short else file  # noqa: PTH119
+        if isinstance(at, int):
+            return f"{file} row {at + row - first}".strip()
+        return f"{file} {'row' if file.endswith('.json') else 'line'} {at[row - first]}"
 
     def _take_weights(self, column: Any, lengths: NDArray[np.int64], first_row: int) -> NDArray[np.float32]:
         """Weights of the candidates of a batch, 1 where none are given; rows where they do not fit are noted."""
@@ -143,9 +207,9 @@ class TableBuilder:
         odd = (np.bincount(rows, ~is_number, minlength=len(lengths)) > 0) | ((total <= 0) & (lengths > 0))
         weights[odd[rows]] = 1
         for row in np.flatnonzero(odd).tolist():
-            self._unfit_weights.append((first_row + row, "weights must be numbers >= 0, one above 0"))
+            self._unfit.append((first_row + row, "weights must be numbers >= 0, one above 0"))
         for row in np.flatnonzero(~fits & (sizes >= 0)).tolist():
-            self._unfit_weights.append((first_row + row, f"{sizes[row]} weights for {lengths[row]} candidates"))
+            self._unfit.append((first_row + row, f"{sizes[row]} weights for {lengths[row]} candidates"))
         return weights.astype(np.float32)
 
     def finish(self, *, classes: Sequence[str] | None, root: str = "", dataset: Any = None) -> LabelTable:
@@ -165,37 +229,45 @@ class TableBuilder:
                 problems=[*self.problems, problem],
                 fix="give a folder of images, or a table with a row per image",
             )
+        assert self.n_given in (0, self.n_rows + self.n_lost), "rows read and rows reported are the rows given"
         images, ids = self._images_and_ids(root, dataset)
         pa.default_memory_pool().release_unused()  # what the batches left behind
-        raw_labels, raw_truth = self._take_codes("label"), self._take_codes("truth")
-        members = self._take_codes("members")
+        given = None if classes is None else checked_names(classes)
+        self.known |= frozenset(given or ())
+        kept = frozenset(self.declared if given is None else given)
+        remap, forgotten = self._words.settle(kept, are_values=self.are_values)
+        raw_labels, raw_truth = remap[self._take_codes("label")], remap[self._take_codes("truth")]
+        members = remap[self._take_codes("members")]
         lengths = np.concatenate(self._lengths)
-        answers = self._take_answers()
-        class_names = self._class_names(classes, raw_labels, np.concatenate([members, answers.ravel()]))
-        lookup, is_blank = self._lookup(class_names)
+        answers = remap[self._take_answers()]
+        class_names = self._class_names(given, raw_labels, np.concatenate([members, answers.ravel()]))
+        lookup, is_blank, first_number = self._lookup(class_names, raw_labels, members, answers)
+        if forgotten:
+            shown = ", ".join(map(repr, sorted(forgotten)[:_NAMED]))
+            self._say("read_as", f"{shown} is read as no label; where it is a class, list it with --classes")
+        if self._signs:
+            shown = " and ".join("[...]" if sign == "[" else repr(sign) for sign in sorted(self._signs))
+            self._say("read_as", f"candidates are separated by {shown}")
 
         labels = lookup[raw_labels]
         unknown_rows = np.flatnonzero((labels < 0) & ~is_blank[raw_labels])
+        unknown_codes, each = np.unique(raw_labels[unknown_rows], return_inverse=True)
         words = self._words.names
-        self._report(
-            images,
-            unknown_rows,
-            "unknown_label",
-            [
-                f"label {words[code]!r} is not one of the {len(class_names)} classes"
-                for code in raw_labels[unknown_rows]
-            ],
-        )
+        unknown = [_unknown_words(words[code], class_names) for code in unknown_codes.tolist()]
+        self._report(images, unknown_rows, "unknown_label", [unknown[i] for i in each.tolist()])
         candidates = self._candidates(images, members, lengths, lookup, is_blank) if len(members) else None
         votes = self._votes(images, answers, lookup, is_blank) if answers.size else None
         candidates = candidates if votes is None else _named_by(votes)
-        unfit_rows = np.array([row for row, _ in self._unfit_weights], dtype=np.int64)
-        self._report(images, unfit_rows, "malformed_row", [detail for _, detail in self._unfit_weights])
+        unfit = sorted(dict.fromkeys(self._unfit))
+        self._report(
+            images, np.array([row for row, _ in unfit], np.int64), "malformed_row", [text for _, text in unfit]
+        )
         split = self._split(images)
         truth, truth_names = self._truth(raw_truth, lookup, is_blank, class_names)
         self._check_ids(images, ids)
-        self._check_files(images)
+        images = self._check_files(images)
         self._check_classes(class_names, labels, candidates, split, unknown_rows)
+        self._check_names(class_names, labels)
         return LabelTable(
             images=images,
             ids=ids,
@@ -209,7 +281,17 @@ class TableBuilder:
             votes=votes,
             annotators=tuple(self._answers) if votes is not None else (),
             problems=tuple(self.problems),
+            n_given=self.n_rows + self.n_lost,
+            first_number=first_number,
         )
+
+    @property
+    def n_lost(self) -> int:
+        """Rows of the source that could not be read; each is a problem without a row."""
+        return sum(problem.kind == "malformed_row" and problem.row is None for problem in self.problems)
+
+    def _say(self, kind: str, detail: str) -> None:
+        self.problems.append(Problem(self.where, kind, detail))
 
     def _take_codes(self, key: str) -> NDArray[np.int32]:
         chunks, self._codes[key] = self._codes[key], []
@@ -235,11 +317,9 @@ class TableBuilder:
         return lookup[answers]
 
     def _report(self, images: Images, rows: NDArray[np.int64], kind: str, details: Sequence[str]) -> None:
-        if images.dataset is None:
-            places = [str(source) for source in images.sources(rows)]
-        else:
-            places = [f"row {row}" for row in rows]
-        for where, row, detail in zip(places, rows.tolist(), details, strict=True):
+        """Add problems of rows: where they stand in their table, or the path of an image where there is no table."""
+        for row, detail in zip(rows.tolist(), details, strict=False):
+            where = self.place(row) if self.are_values else str(images.sources(np.array([row]))[0])
             self.problems.append(Problem(where, kind, detail, row))
 
     def _images_and_ids(self, root: str, dataset: Any) -> tuple[Images, Any]:
@@ -249,8 +329,13 @@ class TableBuilder:
         if dataset is None:
             blank = np.flatnonzero(paths.is_null().to_numpy(zero_copy_only=False))
             images = Images(paths.fill_null("") if len(blank) else paths, root)
-            for row in blank.tolist():
-                self.problems.append(Problem(f"row {row}", "missing_image", "the row names no image", row))
+            told = {row for row, _ in self._unfit}
+            self._report(
+                images,
+                np.array([row for row in blank.tolist() if row not in told], np.int64),
+                "missing_image",
+                ["the row names no image"] * len(blank),
+            )
         else:
             images = Images(root=root, dataset=dataset)
         is_named = paths.null_count == 0 and (dataset is None or len(_repeated(paths)) == 0)
@@ -262,40 +347,54 @@ class TableBuilder:
         return images, ids if given == len(ids) else pc.if_else(ids.is_null(), fallback, ids)
 
     def _class_names(
-        self, classes: Sequence[str] | None, labels: NDArray[np.int32], members: NDArray[np.int32]
+        self, given: tuple[str, ...] | None, labels: NDArray[np.int32], members: NDArray[np.int32]
     ) -> tuple[str, ...]:
-        if classes is not None:
-            names = tuple(name.strip() for name in classes)
-            if not names or "" in names or len(set(names)) < len(names):
-                twice = sorted({name for name in names if names.count(name) > 1})
-                detail = f"named twice: {', '.join(twice)}" if twice else "an empty name" if names else "none given"
-                raise ConfigError(f"classes: {detail}", fix="give every class one name, each once")
-            return names
-        if self.declared:
-            return self.declared
+        """Those given or declared, else those seen: numbers are positions if they run from 0 without a gap."""
+        if given is not None or self.declared:
+            return self.declared if given is None else given
         words = self._words.names
         is_seen = np.zeros(len(words) + 1, dtype=bool)  # the last one serves code -1
         is_seen[labels] = is_seen[members] = True
-        seen = {words[code] for code in np.flatnonzero(is_seen[:-1])} | set(self.extra_names)
-        if self.numbers_are_indices:
+        seen = {words[code] for code in np.flatnonzero(is_seen[:-1])}
+        seen |= {unicodedata.normalize("NFC", name.strip()) for name in self.extra_names}
+        if self.are_values:
             seen.discard("-1")
-        if not seen or not all(_INTEGER.fullmatch(name) for name in seen):
+        if not seen or not all(INTEGER.fullmatch(name) for name in seen):
             return tuple(sorted(seen))
-        numbers = sorted(int(name) for name in seen)
-        n_classes = numbers[-1] + 1
-        if not self.numbers_are_indices or not 0 < n_classes <= max(1000, 10 * len(numbers)):
-            return tuple(str(number) for number in numbers)  # names that happen to be numbers
-        return tuple(str(number) for number in range(n_classes))
+        return tuple(sorted(seen, key=int))
 
-    def _lookup(self, class_names: tuple[str, ...]) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """Word code -> class index or -1, and -> whether it stands for no label; both answer code -1 too."""
+    def _lookup(
+        self, class_names: tuple[str, ...], *used: NDArray[np.int32]
+    ) -> tuple[NDArray[np.int32], NDArray[np.bool_], int]:
+        """Word code -> class index or -1, and -> whether it stands for no label; the number of the first class.
+
+        Numbers are positions in names that are no numbers: from 1 where they are 1 to C, from 0 otherwise.
+        """
         index = {name: i for i, name in enumerate(class_names)}
-        if not any(_INTEGER.fullmatch(name) for name in class_names):  # else "3" would be ambiguous
-            index.update({str(i): i for i in range(len(class_names))})
-        words = self._words.names
+        words, first = self._words.names, 0
+        if class_names and not any(INTEGER.fullmatch(name) for name in class_names):  # else "3" would be ambiguous
+            is_used = np.zeros(len(words) + 1, dtype=bool)
+            for codes in used:
+                is_used[codes] = True
+            numbers = {int(words[code]) for code in np.flatnonzero(is_used[:-1]) if INTEGER.fullmatch(words[code])}
+            numbers -= {-1}
+            if numbers and not self._are_named and self.are_values:
+                n, shown = len(class_names), f"1 is {class_names[0]!r}"
+                if self.first_number is not None:
+                    first = self.first_number
+                elif min(numbers) == 1 and max(numbers) == n:
+                    first = 1
+                    self._say("read_as", f"the numbers of the classes count from 1: {shown}, {n} {class_names[-1]!r}")
+                elif min(numbers) > 0 and max(numbers) < n and len(numbers) > 1:
+                    self._say(
+                        "read_as",
+                        f"the numbers of the classes count from 0 (there is no {n}): {min(numbers)} is "
+                        f"{class_names[min(numbers)]!r}; if they count from 1, write names in their place",
+                    )
+            index.update({str(i + first): i for i in range(len(class_names)) if str(i + first) not in index})
         lookup = np.array([*(index.get(word, -1) for word in words), -1], dtype=np.int32)
         is_blank = np.array([*(word == "-1" and word not in index for word in words), True])
-        return lookup, is_blank
+        return lookup, is_blank, first
 
     def _candidates(
         self,
@@ -335,7 +434,8 @@ class TableBuilder:
         names = self._splits.names
         if not names:
             return None
-        raw = self._take_codes("split")
+        remap, _ = self._splits.settle(frozenset(), are_values=True)
+        names, raw = self._splits.names, remap[self._take_codes("split")]
         lookup = np.array([*(SPLIT_NAMES.get(name.lower(), -1) for name in names), 0], dtype=np.int8)  # blank: train
         split = lookup[raw]
         strange = np.flatnonzero(split < 0)
@@ -363,9 +463,10 @@ class TableBuilder:
         return lookup[raw], (*class_names, *(name for name, _ in outside))
 
     def _group_codes(self) -> NDArray[np.int64] | None:
+        remap, _ = self._groups.settle(frozenset(), are_values=True)
         if not self._groups.names:
             return None
-        codes = self._take_codes("group").astype(np.int64)
+        codes = remap[self._take_codes("group")].astype(np.int64)
         alone = codes < 0  # an image without a group is one of its own
         codes[alone] = len(self._groups.names) + np.arange(int(alone.sum()))
         return codes
@@ -375,13 +476,53 @@ class TableBuilder:
         names = ids.take(pa.array(rows)).to_pylist()
         self._report(images, rows, "duplicate_id", [f"id {name!r} was used before" for name in names])
 
-    def _check_files(self, images: Images) -> None:
-        if images.dataset is not None or len(images) > _EXISTENCE_ROWS_MAX:
-            return
-        sources = images.sources(np.arange(len(images)))
-        named = pc.not_equal(images.paths, "").to_numpy(zero_copy_only=False)  # the others are reported already
-        missing = np.array([row for row in np.flatnonzero(named) if not os.path.exists(sources[row])], np.int64)  # noqa: PTH110 (Path is slow)
-        self._report(images, missing, "missing_image", ["there is no such file"] * len(missing))
+    def _check_files(self, images: Images) -> Images:
+        """The images, those found elsewhere where they are; the others that are not there are reported."""
+        if images.dataset is not None:
+            return images
+        rows = np.flatnonzero(pc.not_equal(images.paths, "").to_numpy(zero_copy_only=False))  # others are told already
+        if len(rows) > _EXISTENCE_ROWS_MAX:
+            some = rows[:: len(rows) // 1000]
+            gone = [i for i, path in enumerate(images.sources(some)) if not os.path.exists(path)]  # noqa: PTH110
+            if not any(found_elsewhere(given, images.root) for _, given in _at(images.paths, some, gone[:5])):
+                return images
+        paths = images.sources(rows)
+        missing = [i for i, path in enumerate(paths) if not os.path.exists(path)]  # noqa: PTH110
+        found = {i: found_elsewhere(given, images.root) for i, given in _at(images.paths, rows, missing)}
+        moved = {int(rows[i]): place for i, place in found.items() if place is not None}
+        lost = np.array([int(rows[i]) for i, place in found.items() if place is None], np.int64)
+        for row in lost.tolist():
+            detail = "there is no such file" + (f" ({self.place(row, short=True)})" if self.are_values else "")
+            where = str(images.sources(np.array([row]))[0]).replace("\0", "\\0")
+            self.problems.append(Problem(where, "missing_image", detail, row))
+        if not moved:
+            return images
+        row, place = next(iter(moved.items()))
+        given = images.paths[row].as_py()
+        self._say("read_as", f"{len(moved)} paths are not there as written: {given!r} is read as {place}")
+        new = images.paths.to_pylist()
+        for row, place in moved.items():
+            new[row] = place
+        return dataclasses.replace(images, paths=pa.array(new, pa.large_string()))
+
+    def _check_names(self, class_names: tuple[str, ...], labels: NDArray[np.int32]) -> None:
+        """Say which names look like mistakes: lists, twins in upper and lower case, classes of a single image."""
+        is_said = bool(self.declared or self.known)  # then they are as they should be
+        lists = [] if is_said else [c for c in class_names if listed(c) or any(sign in c for sign in ",;|")]
+        folded: dict[str, list[str]] = {}
+        for name in class_names:
+            folded.setdefault(" ".join(name.casefold().split()), []).append(name)
+        twins = [" and ".join(map(repr, names)) for names in folded.values() if len(names) > 1]
+        counts = np.bincount(labels[labels >= 0], minlength=len(class_names))
+        single = [class_names[c] for c in np.flatnonzero(counts == 1)] if counts.sum() > 2 * len(class_names) else []
+        for found, detail in (
+            (list(map(repr, lists)), "look like several names in one"),
+            (twins, "differ in upper and lower case or blanks alone"),
+            (list(map(repr, single)), "have a single labelled image"),
+        ):
+            if found:
+                more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+                self._say("odd_class", f"{', '.join(found[:_NAMED])}{more} {detail}")
 
     def _check_classes(
         self,
@@ -392,7 +533,8 @@ class TableBuilder:
         unknown_rows: NDArray[np.int64],
     ) -> None:
         """A class without images is a problem among full labels, and only worth a word among partial ones."""
-        train = np.ones(len(labels), dtype=bool) if split is None or not (split == 0).any() else split == 0
+        is_test = np.zeros(len(labels), dtype=bool) if split is None else split == SPLITS.index("test")
+        train = ~is_test if not is_test.all() else is_test
         known = labels[train & (labels >= 0)]
         seen = np.bincount(known, minlength=len(class_names)) > 0
         if candidates is not None:
@@ -403,6 +545,58 @@ class TableBuilder:
         kind, detail = ("empty_class", "no image") if is_full else ("unseen_class", "no label or candidate")
         for c in np.flatnonzero(~seen):
             self.problems.append(Problem(class_names[c], kind, f"{detail} of class {class_names[c]!r}"))
+
+
+def checked_names(classes: Any) -> tuple[str, ...]:
+    """Class names as given: numbers as text, blanks at the ends gone, accents composed.
+
+    Raises: ConfigError if they are no names, or one is empty or there twice.
+
+    Example:
+      >>> checked_names(["cat ", 7])
+      ('cat', '7')
+    """
+    try:
+        given = list(classes)
+    except TypeError:
+        given = [[classes]]
+    odd = [name for name in given if isinstance(name, bool) or not isinstance(name, (str, int, np.integer, np.str_))]
+    odd += [name for name in given if isinstance(name, str) and not name.isascii() and not _is_unicode(name)]
+    if odd:
+        raise ConfigError(f"classes: {odd[0]!r} is not a name", fix="give a list of texts, one per class")
+    names = tuple(unicodedata.normalize("NFC", str(name)).strip() for name in given)
+    if not names or "" in names or len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        detail = f"named twice: {', '.join(twice)}" if twice else "an empty name" if names else "none given"
+        raise ConfigError(f"classes: {detail}", fix="give every class one name, each once")
+    return names
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a character
+        return False
+    return True
+
+
+def _unknown_words(word: str, class_names: Sequence[str]) -> str:
+    """What is said of a label that is no class; numbers are never told to be skipped: that would shift the others."""
+    said = f"label {word!r} is not one of the {len(class_names)} classes"
+    folded = {name.casefold(): name for name in class_names}
+    close = difflib.get_close_matches(word.casefold(), folded, n=1)
+    if close and not INTEGER.fullmatch(word):
+        return f"{said}; did you mean {folded[close[0]]!r}?"
+    if INTEGER.fullmatch(word):
+        return f"{said}, which are numbered 0 to {len(class_names) - 1}: name the classes in the order of the numbers"
+    return said
+
+
+def _at(paths: Any, rows: NDArray[np.int64], chosen: Sequence[int]) -> list[tuple[int, str]]:
+    """(i, path) of some of the rows."""
+    return list(
+        zip(chosen, paths.take(pa.array(rows[list(chosen)] if chosen else [], pa.int64())).to_pylist(), strict=True)
+    )
 
 
 def _named_by(votes: NDArray[np.int32]) -> Candidates:

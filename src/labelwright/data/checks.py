@@ -74,7 +74,7 @@ def resolve_problems(table: LabelTable, problems: Sequence[Problem], on_bad: OnB
     """
     if on_bad not in get_args(OnBad):
         raise ConfigError(f"on_bad={on_bad!r} is not possible", fix=f"one of {', '.join(get_args(OnBad))}")
-    problems = tuple(dict.fromkeys(problems))
+    problems = each_once(problems)
     bad = [problem for problem in problems if problem.kind not in NOTICES]
     if on_bad == "report" or not bad:
         return dataclasses.replace(table, problems=problems)
@@ -82,7 +82,9 @@ def resolve_problems(table: LabelTable, problems: Sequence[Problem], on_bad: OnB
         raise DataError(
             f"{len(bad)} {'problem' if len(bad) == 1 else 'problems'} in the data: {_kinds(bad)}",
             problems=problems,
-            fix="correct them, or leave the rows concerned out with --on-bad skip",
+            fix="correct them"
+            if any(map(_is_shift, bad))
+            else "correct them, or leave the rows concerned out with --on-bad skip",
         )
     keep = np.ones(len(table), dtype=bool)
     keep[[problem.row for problem in bad if problem.row is not None]] = False
@@ -96,6 +98,26 @@ def resolve_problems(table: LabelTable, problems: Sequence[Problem], on_bad: OnB
         Problem(table.class_names[c], "empty_class", "every labelled image of it had to be left out") for c in lost
     ]
     return dataclasses.replace(left, problems=(*left.problems, *emptied), quarantined=(*table.quarantined, *out))
+
+
+def each_once(problems: Sequence[Problem]) -> tuple[Problem, ...]:
+    """Problems without repeats; of an image that is missing or damaged the first alone.
+
+    Example:
+      >>> gone = Problem("a.png", "missing_image", "there is no such file (line 3)", 1)
+      >>> len(each_once([gone, Problem("a.png", "missing_image", "there is no such file", 1)]))
+      1
+    """
+    found: dict[object, Problem] = {}
+    for problem in problems:
+        is_image = problem.row is not None and problem.kind in ("missing_image", "unreadable_image")
+        found.setdefault(("image", problem.row) if is_image else problem, problem)
+    return tuple(found.values())
+
+
+def _is_shift(problem: Problem) -> bool:
+    """Whether it is a number beyond the class names: to skip its rows would leave the others one class off."""
+    return problem.kind == "unknown_label" and "which are numbered" in problem.detail
 
 
 def _kinds(problems: Sequence[Problem]) -> str:

@@ -1,26 +1,28 @@
-"""Tables on the disk as a stream of batches: which column is what, every value as text, bad rows named."""
+"""Tables on the disk as a stream of batches: which column is what, and where each row stands in its file."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
+from labelwright.data import exports
+from labelwright.data.values import listed
 from labelwright.errors import ConfigError, DataError, Problem
 
 ROLES: Mapping[str, tuple[str, ...]] = {
     "image": ("image", "img", "file_name", "filename", "file", "path", "filepath", "image_path", "images"),
-    "label": ("label", "labels", "class", "category", "target"),
+    "label": ("label", "labels", "class", "category", "target", "choice"),
     "candidates": ("candidates", "candidate_labels", "partial_labels"),
     "weights": ("weights", "candidate_weights"),
     "split": ("split", "subset"),
@@ -33,22 +35,29 @@ ROLES: Mapping[str, tuple[str, ...]] = {
 ANSWER = "answer of "
 """What the role of an annotator's column begins with; its name follows."""
 
+LINE = "line of the file"
+"""Column of a batch that a text file gives: the line that each row begins on, from 1."""
+
 METADATA_KEY = b"labelwright"
 """Schema metadata of Parquet files that we wrote: JSON; its ``class_names`` fix the classes and their order."""
 
 BATCH_ROWS = 65_536
 _BLOCK_BYTES = 4 << 20
+_RECORD_LINES = 500  # a record of more lines is one with a quote that was never closed
+_FORMULA = "=+-@"  # a spreadsheet runs cells that begin with one of these
 
 
 @dataclass
 class Columns:
     """A table that can be read in batches; a column missing from a batch is all null."""
 
+    path: Path | None  # None: in memory
     names: tuple[str, ...]  # the columns present
     batches: Callable[[Sequence[str]], Iterator[pa.RecordBatch]]  # column names wanted -> batches holding them
     features: Mapping[str, Any] = field(default_factory=dict)  # column -> its Hugging Face feature as a dict, if known
-    malformed: list[Problem] = field(default_factory=list)  # rows that could not be read, filled as batches are
+    problems: list[Problem] = field(default_factory=list)  # rows that could not be read, filled as batches are; notices
     embedded: frozenset[str] = frozenset()  # columns of images themselves; only their ``path`` is given in a batch
+    n_given: int = 0  # rows that the file holds, readable or not; of text files filled as batches are
 
     def class_labels(self, roles: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
         """Of the columns with class indices: role -> what the integers stand for.
@@ -60,68 +69,109 @@ class Columns:
         for role in ("label", "truth", "candidates", *(role for role in roles if role.startswith(ANSWER))):
             feature = self.features.get(roles.get(role, ""), {})
             feature = feature.get("feature", feature) if isinstance(feature, dict) else {}  # or a list of ClassLabel
-            if feature.get("_type") == "ClassLabel":
-                names[role] = tuple(feature["names"])
-        return names
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
+                given = feature.get("names")
+                names[role] = tuple(map(str, given)) if isinstance(given, list) else ()
+        return {role: found for role, found in names.items() if found}
+
+    def lose(self, where: str, detail: str) -> None:
+        """Note a row that is left out."""
+        self.problems.append(Problem(where, "malformed_row", detail))
+
+
+def named_columns(**columns: str | None) -> dict[str, str]:
+    """Role -> column, of those that the user names.
+
+    Example:
+      >>> named_columns(image="photo", label=None)
+      {'image': 'photo'}
+    """
+    return {role: name for role, name in columns.items() if name is not None}
 
 
 def find_roles(
-    names: Sequence[str], where: str, *, group: str | None = None, annotators: Sequence[str] = ()
+    names: Sequence[str],
+    where: str,
+    *,
+    named: Mapping[str, str] | None = None,
+    annotators: Sequence[str] = (),
+    needs_image: bool = True,
 ) -> dict[str, str]:
     """Which column is what: role -> column name, for the roles present; an annotator's is `ANSWER` and the name.
 
-    Raises: DataError (kind missing_column) listing the columns if there is not an image column, no ``group`` one, or
-      not one of the ``annotators``; ConfigError where a column ``candidates`` says the same in another way.
+    Args:
+      names: of the columns.   where: the table, for messages.
+      named: role -> column, where the user says so.
+      annotators: columns of one annotator's answers each.
+      needs_image: False where the rows are something else, as embeddings.
+
+    Raises: DataError (kind missing_column) listing the columns if there is not an image column, or not one that the
+      user names, or two of one name; ConfigError where a column ``candidates`` says what annotators say, too.
 
     Example:
-      >>> find_roles(["Img", "category", "notes"], "pets.csv")
-      {'image': 'Img', 'label': 'category'}
+      >>> find_roles(["Img", "category", "notes"], "pets.csv"), find_roles(["a", "b"], "t.csv", named={"image": "b"})
+      ({'image': 'Img', 'label': 'category'}, {'image': 'b'})
     """
-    folded = {name.strip().lower(): name for name in reversed(names)}
+    named = named or {}
+    folded = {name.strip().lower(): name for name in reversed(names) if name not in annotators}
     roles = {}
     for role, synonyms in ROLES.items():
-        found = next((folded[name] for name in synonyms if name in folded), None)
-        if found is not None:
+        free = (folded[name] for name in synonyms if name in folded and folded[name] not in named.values())
+        found = named.get(role, next(free, None))
+        if found is not None and (role != "image" or needs_image):
             roles[role] = found
-    if group is not None:
-        roles["group"] = group
     if annotators and "candidates" in roles:
         raise ConfigError(
             f"{where}: the column {roles['candidates']!r} holds candidates, and annotators' columns make others",
             fix="leave --annotator-columns out, or remove that column",
         )
     roles |= {ANSWER + name: name for name in annotators}
-    missing = [] if "image" in roles else [f"no image column (one of {', '.join(ROLES['image'])})"]
+    missing = []
+    if needs_image and "image" not in roles:
+        missing.append(f"no image column (one of {', '.join(ROLES['image'])}, or the one that --image-column names)")
     missing += [f"no column {name!r} of an annotator" for name in annotators if name not in names]
-    if group is not None and group not in names:
-        missing.append(f"no column {group!r} to group by")
+    missing += [
+        f"no column {name!r}{' to group by' if role == 'group' else f', named by --{role}-column'}"
+        for role, name in named.items()
+        if name not in names and (role != "image" or needs_image)
+    ]
+    missing += [f"{names.count(n)} columns called {n!r}" for n in dict.fromkeys(roles.values()) if names.count(n) > 1]
     if missing:
         problems = [Problem(where, "missing_column", detail) for detail in missing]
         raise DataError(
             f"{where}: {'; '.join(missing)}; columns found: {', '.join(map(str, names)) or 'none'}",
             problems=problems,
-            fix="name the columns image, label, candidates, weights, split, id, truth, group",
+            fix="name the columns image, label, candidates, weights, split, id, truth, group, each once",
         )
     return roles
 
 
 def open_columns(path: Path) -> Columns:
-    """The columns of a .csv, .tsv, .jsonl or .parquet file.
+    """The columns of a .csv, .tsv, .jsonl, .json or .parquet file.
 
     Raises: DataError if the file is not of that format at all, or empty.
     """
-    openers = {".csv": _open_csv, ".tsv": _open_csv, ".jsonl": _open_jsonl, ".ndjson": _open_jsonl}
+    openers = {
+        ".csv": _open_csv,
+        ".tsv": _open_csv,
+        ".jsonl": _open_jsonl,
+        ".ndjson": _open_jsonl,
+        ".json": _open_json,
+    }
     try:
+        if path.stat().st_size == 0:
+            raise pa.ArrowInvalid("empty file")
         return openers.get(path.suffix.lower(), _open_parquet)(path)
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+    except (pa.ArrowException, csv.Error, OSError, ValueError, RecursionError) as error:
         raise _unreadable(path, error) from error
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
-    if path.stat().st_size == 0:
+    if path.is_file() and path.stat().st_size == 0:
         problem = Problem(str(path), "empty_table", "the file is empty (0 bytes)")
         return DataError(f"{path} is empty", problems=[problem], fix="give a table with a row per image")
-    detail = f"not a readable {path.suffix[1:]} file: {str(error).splitlines()[0]}"
+    reason = "it is nested too deeply" if isinstance(error, RecursionError) else (str(error).splitlines() or ["?"])[0]
+    detail = f"not a readable {path.suffix[1:]} file: {reason}"
     problem = Problem(str(path), "malformed_row", detail)
     return DataError(f"{path}: {detail}", problems=[problem], fix="write the file anew, in UTF-8")
 
@@ -129,131 +179,244 @@ def _unreadable(path: Path, error: Exception) -> DataError:
 # ---------------------------------------------------------------- CSV
 
 
+def write_csv(rows: pa.Table, path: Path) -> None:
+    """Write a table as CSV; texts that a spreadsheet would run as formulas get an apostrophe first.
+
+    Reading the file back takes it off.
+    """
+    for at, name in enumerate(rows.column_names):
+        if pa.types.is_string(rows[name].type) or pa.types.is_large_string(rows[name].type):
+            risky = pc.match_substring_regex(rows[name], "^'*[-=+@]")
+            safe = pc.if_else(risky, pc.binary_join_element_wise("'", rows[name].cast(pa.string()), ""), rows[name])
+            rows = rows.set_column(at, name, safe.cast(pa.string()))
+    pyarrow.csv.write_csv(rows, path)
+
+
 def _open_csv(path: Path) -> Columns:
-    parse = pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-    read = pyarrow.csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES)  # threads would lose row numbers
-    parse.invalid_row_handler = lambda row: "skip"
-    names = tuple(pyarrow.csv.open_csv(path, read_options=read, parse_options=parse).schema.names)
-    malformed: list[Problem] = []
+    lines = _text_lines(path)
+    number, first = next(lines, (1, ""))
+    sign = "\t" if path.suffix.lower() == ".tsv" else None
+    if first is not None and first.lower().startswith("sep=") and len(first.strip()) == 5:  # a line of Excel's
+        sign, (number, first) = first[4], next(lines, (2, ""))
+    if first is None or not first.strip():
+        raise ValueError("its first line holds no column names" if first is not None else "the text is not UTF-8")
+    sign = sign or max(",;\t|", key=lambda s: len(_cells([first], s)))
+    names = tuple(name.strip() for name in _cells([first], sign))
+    columns = Columns(path, names, lambda wanted: iter(()))
+    if sign not in (",", "\t"):
+        columns.problems.append(Problem(str(path), "read_as", f"its columns are separated by {sign!r}"))
 
-    def batches(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        skipped: list[int] = []
+    def batches(wanted: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        places = [names.index(name) for name in wanted]
+        found: list[list[str]] = []
+        at: list[int] = []
+        for line, cells in _records(path, number, sign, columns, places):
+            found.append(cells)
+            at.append(line)
+            if len(at) == BATCH_ROWS:
+                yield _cells_batch(found, at, wanted, places)
+                found, at = [], []
+        if at:
+            yield _cells_batch(found, at, wanted, places)
 
-        def skip(row: Any) -> str:
-            detail = f"{row.actual_columns} values for {row.expected_columns} columns"
-            malformed.append(Problem(f"{path} line {row.number}", "malformed_row", detail))
-            skipped.append(row.number)
-            return "skip"
-
-        convert = pyarrow.csv.ConvertOptions(
-            column_types={name: pa.binary() for name in names},  # bytes first: each row's text is checked below
-            include_columns=list(columns),
-            null_values=[""],
-            strings_can_be_null=True,
-        )
-        parse.invalid_row_handler = skip
-        n_rows = 0
-        try:
-            with pyarrow.csv.open_csv(path, read_options=read, parse_options=parse, convert_options=convert) as reader:
-                for batch in reader:
-                    good = _utf8_rows(batch)
-                    for row in np.flatnonzero(~good):
-                        where = f"{path} line {_line_number(n_rows + int(row), skipped)}"
-                        malformed.append(Problem(where, "malformed_row", "the text is not UTF-8"))
-                    n_rows += batch.num_rows
-                    batch = batch if good.all() else batch.filter(pa.array(good))
-                    yield pa.record_batch([column.cast(pa.string()) for column in batch.columns], batch.schema.names)
-        except pa.ArrowInvalid as error:
-            raise _unreadable(path, error) from error
-
-    return Columns(names, batches, malformed=malformed)
+    columns.batches = batches
+    return columns
 
 
-def _utf8_rows(batch: pa.RecordBatch) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """[rows] bool: every value of the row is UTF-8 text."""
-    good = np.ones(batch.num_rows, dtype=bool)
-    for column in batch.columns:
-        try:
-            column.cast(pa.string())
-        except pa.ArrowInvalid:
-            for row, value in enumerate(column.to_pylist()):  # only ever this one batch
+def _cells_batch(found: list[list[str]], at: list[int], wanted: Sequence[str], places: list[int]) -> pa.RecordBatch:
+    arrays = []
+    for place in places:
+        cells = (row[place] for row in found)
+        arrays.append(pa.array([_unescaped(cell) if cell[:1] == "'" else cell or None for cell in cells], pa.string()))
+    return pa.record_batch([*arrays, pa.array(at, pa.int64())], [*wanted, LINE])
+
+
+def _unescaped(cell: str) -> str:
+    """A cell that `write_csv` may have put an apostrophe before."""
+    return cell[1:] if cell.lstrip("'")[:1] in tuple(_FORMULA) else cell
+
+
+def _cells(lines: Sequence[str], sign: str) -> list[str]:
+    return next(csv.reader(lines, delimiter=sign), [])
+
+
+def _records(
+    path: Path, header: int, sign: str, columns: Columns, places: Sequence[int]
+) -> Iterator[tuple[int, list[str]]]:
+    """(line, cells) of the records after the header; the others are noted.
+
+    A record of several lines whose names or paths hold the line break has a quote that was never closed: its first
+    line is lost, and the next one is read as a record of its own.
+    """
+    csv.field_size_limit(1 << 30)
+    lines, ahead = _text_lines(path), deque[tuple[int, str | None]]()
+    columns.n_given = 0
+    while True:
+        while len(ahead) < _RECORD_LINES and (more := next(lines, None)) is not None:
+            ahead.append(more)
+        if not ahead:
+            return
+        line, text = ahead.popleft()
+        if line <= header or (text is not None and not text.strip()):
+            continue
+        columns.n_given += 1
+        if text is None:
+            columns.lose(f"{path} line {line}", "the text is not UTF-8")
+            continue
+        cells, n_more = _record(text, ahead, sign, columns.names, places)
+        if cells is None:
+            columns.lose(f"{path} line {line}", "a quote that is not closed on this line, or a stray line break")
+            continue
+        for _ in range(n_more):
+            ahead.popleft()
+        if len(cells) != len(columns.names):
+            columns.lose(f"{path} line {line}", f"{len(cells)} values for {len(columns.names)} columns")
+        else:
+            yield line, cells
+
+
+def _record(
+    text: str, ahead: Iterable[tuple[int, str | None]], sign: str, names: Sequence[str], places: Sequence[int]
+) -> tuple[list[str] | None, int]:
+    """The cells of a record and how many lines it has besides its first; None if its quotes are broken."""
+    try:
+        if text.count('"') % 2 == 0:
+            return _cells([text], sign), 0
+        after = [other or "" for _, other in ahead]
+        reader = csv.reader([text, *after], delimiter=sign, strict=True)
+        cells = next(reader)
+        n_more = reader.line_num - 1
+        inner = after[: n_more - 1]
+        are_records = len(names) > 2 and 2 * sum(len(_cells([each], sign)) == len(names) for each in inner) > len(inner)
+        if n_more and (are_records or len(cells) != len(names) or any("\n" in cells[place] for place in places)):
+            return None, 0
+        return cells, n_more
+    except csv.Error:
+        return None, 0
+
+
+def _text_lines(path: Path) -> Iterator[tuple[int, str | None]]:
+    """(number from 1, text with its line break) of the lines; None where it is not UTF-8."""
+    with path.open("rb") as raw:
+        start = raw.read(4)
+        if start[:2] in (b"\xff\xfe", b"\xfe\xff"):  # Excel's "Unicode text"
+            yield from enumerate(io.StringIO(path.read_text(encoding="utf-16"), newline=None), 1)
+            return
+        raw.seek(3 if start[:3] == b"\xef\xbb\xbf" else 0)
+        number = 0
+        while block := raw.readlines(_BLOCK_BYTES):
+            if len(block) == 1 and b"\r" in block[0].rstrip(b"\r\n"):  # line breaks of an old Mac
+                block = block[0].replace(b"\r\n", b"\n").replace(b"\r", b"\n").splitlines(keepends=True)
+            for line in block:
+                number += 1
                 try:
-                    (value or b"").decode()
+                    yield number, line.decode()
                 except UnicodeDecodeError:
-                    good[row] = False
-    return good
+                    yield number, None
 
 
-def _line_number(row: int, skipped: Sequence[int]) -> int:
-    """Line of the file of the ``row``-th row read, given the lines that were skipped (the header is line 1)."""
-    line = row + 2
-    for number in sorted(skipped):
-        line += number <= line
-    return line
-
-
-# ---------------------------------------------------------------- JSON lines
+# ---------------------------------------------------------------- JSON
 
 
 def _open_jsonl(path: Path) -> Columns:
-    malformed: list[Problem] = []
-    with path.open("rb") as file:
-        first = _json_block(file.readlines(_BLOCK_BYTES), path, 1, [])
-    if path.stat().st_size == 0:
-        raise pa.ArrowInvalid("empty file")
-
-    def batches(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        n_lines = 0
-        with path.open("rb") as file:
-            while lines := file.readlines(_BLOCK_BYTES):
-                table = _json_block(lines, path, n_lines + 1, malformed)
-                n_lines += len(lines)
-                yield from table.select([name for name in columns if name in table.column_names]).to_batches()
-
-    return Columns(tuple(first.column_names), batches, malformed=malformed)
+    return _of_rows(path, lambda: _json_rows(path), "line")
 
 
-def _json_block(lines: list[bytes], path: Path, first_line: int, malformed: list[Problem]) -> pa.Table:
-    """A block of lines as a table: at Arrow's speed if they are all in order, else line by line."""
-    block = b"".join(lines)
-    read = pyarrow.json.ReadOptions(use_threads=False, block_size=len(block) + 1)
-    try:
-        block.decode()
-        table = pyarrow.json.read_json(pa.BufferReader(block), read_options=read)
-        temporal = [f.name for f in table.schema if pa.types.is_temporal(f.type)]
-        if temporal:  # Arrow takes text like 2024-01-01 for a date; here it is a name
-            wanted = pyarrow.json.ParseOptions(explicit_schema=pa.schema([(name, pa.string()) for name in temporal]))
-            table = pyarrow.json.read_json(pa.BufferReader(block), read_options=read, parse_options=wanted)
-        if table.num_rows == sum(not line.isspace() for line in lines):
-            return table
-    except (pa.ArrowInvalid, UnicodeDecodeError):
-        pass
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, start=first_line):
-        if line.isspace():
+def _open_json(path: Path) -> Columns:
+    rows, features = exports.rows_of(path)
+    columns = _of_rows(path, lambda: ((number, row, "") for number, row in enumerate(rows, 1)), "row")
+    columns.features = features
+    return columns
+
+
+def _of_rows(path: Path, rows: Callable[[], Iterator[tuple[int, Any, str]]], noun: str) -> Columns:
+    """A table of objects: (number, object, what is wrong with it) each; its columns are the keys of all of them."""
+    names = dict[str, None]()
+    for _, row, _ in rows():
+        names |= dict.fromkeys(row)
+    columns = Columns(path, tuple(names), lambda wanted: iter(()))
+
+    def batches(wanted: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        columns.n_given = 0
+        found: list[list[Any]] = []
+        at: list[int] = []
+        for number, row, wrong in rows():
+            columns.n_given += 1
+            try:
+                values = [] if wrong else [_json_value(row.get(name)) for name in wanted]
+            except ValueError as error:
+                wrong = str(error)
+            if wrong:
+                columns.lose(f"{path} {noun} {number}", wrong)
+                continue
+            found.append(values)
+            at.append(number)
+            if len(at) == BATCH_ROWS:
+                yield _json_batch(found, at, wanted)
+                found, at = [], []
+        if at:
+            yield _json_batch(found, at, wanted)
+
+    columns.batches = batches
+    return columns
+
+
+def _json_batch(found: list[list[Any]], at: list[int], wanted: Sequence[str]) -> pa.RecordBatch:
+    arrays = []
+    for place in range(len(wanted)):
+        values = [row[place] for row in found]
+        if any(isinstance(value, list) for value in values):  # beside texts like a|b
+            values = [(listed(v) or v.split("|")) if isinstance(v, str) else v for v in values]
+            arrays.append(pa.array(values, pa.large_list(pa.string())))
+        else:
+            arrays.append(pa.array(values, pa.string()))
+    return pa.record_batch([*arrays, pa.array(at, pa.int64())], [*wanted, LINE])
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any], str]]:
+    """(line, object, "") of the lines; where it is none, an empty one and why."""
+    for number, line in _text_lines(path):
+        if line is not None and not line.strip():
             continue
+        row = None
         try:
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError("not an object {...}")
-            rows.append({name: _json_text(value) for name, value in row.items()})
+            row = json.loads(line) if line is not None else None
+            wrong = "the text is not UTF-8" if line is None else "" if isinstance(row, dict) else "not an object {...}"
+            for text in row if isinstance(row, dict) else ():
+                text.encode()
+        except RecursionError:
+            wrong = "it is nested too deeply"
         except ValueError as error:
-            malformed.append(Problem(f"{path} line {number}", "malformed_row", f"not a JSON object: {error}"))
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return pa.table({name: pa.array(_same_kind([row.get(name) for row in rows])) for name in names})
+            wrong = _why(error)
+        yield number, row if isinstance(row, dict) and not wrong else {}, wrong and f"not a JSON object: {wrong}"
 
 
-def _json_text(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
+    """A text, a list of texts, or None.
+
+    Raises: ValueError for what is neither.
+    """
+    if isinstance(value, dict) and isinstance(value.get("path"), str):  # an image as `datasets` writes it
+        value = value["path"]
     if isinstance(value, list):
-        return [str(item) for item in value if item is not None]
-    return value if value is None or isinstance(value, str) else json.dumps(value)
+        return [_json_text(item) for item in value if item is not None]
+    return None if value is None else _json_text(value)
 
 
-def _same_kind(values: list[Any]) -> list[Any]:
-    """Lists and "a|b" texts mixed in one column all become lists."""
-    if not any(isinstance(value, list) for value in values):
-        return values
-    return [value.split("|") if isinstance(value, str) else value for value in values]
+def _json_text(value: Any) -> str:
+    if isinstance(value, (dict, list)):
+        kind = "an object" if isinstance(value, dict) else "lists in a list"
+        raise ValueError(f"{kind} where a name is wanted")
+    try:
+        text = value if isinstance(value, str) else json.dumps(value)
+        text.encode()
+    except ValueError as error:
+        raise ValueError(_why(error)) from error
+    return text
+
+
+def _why(error: ValueError) -> str:
+    return "half a character (a lone surrogate)" if isinstance(error, UnicodeError) else str(error)
 
 
 # ---------------------------------------------------------------- Parquet
@@ -261,109 +424,57 @@ def _same_kind(values: list[Any]) -> list[Any]:
 
 def _open_parquet(path: Path) -> Columns:
     with pq.ParquetFile(path) as file:
-        schema = file.schema_arrow
-    facts = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = facts.get("info", {}).get("features", {})
-    ours = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
-    if ours.get("class_names"):
-        features = {**features, "label": {"_type": "ClassLabel", "names": ours["class_names"]}}
-    embedded = frozenset(
-        f.name
-        for f in schema
-        if (features.get(f.name, {}).get("_type") == "Image" and not pa.types.is_string(f.type))
-        or pa.types.is_binary(f.type)
-        or pa.types.is_large_binary(f.type)
-        or (pa.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0)
-    )
+        schema, n_rows = file.schema_arrow, file.metadata.num_rows
+    columns = Columns(path, tuple(schema.names), lambda wanted: iter(()), n_given=n_rows)
+    features = _facts(columns, schema, b"huggingface", "info", "features")
+    ours = _facts(columns, schema, METADATA_KEY).get("class_names")
+    if isinstance(ours, list) and ours:
+        features = {**features, "label": {"_type": "ClassLabel", "names": ours}}
+    columns.features = features
+    columns.embedded = frozenset(f.name for f in schema if _holds_images(f, features.get(f.name)))
 
-    def batches(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        plain = [name for name in columns if name not in embedded]
-        structs = [n for n in columns if n in embedded and pa.types.is_struct(schema.field(n).type)]
-        with pq.ParquetFile(path) as file:
-            if not plain and not structs:  # no column to read, yet the rows count
-                yield pa.record_batch([pa.nulls(file.metadata.num_rows)], ["image"])
-                return
-            wanted = plain + [f"{name}.path" for name in structs]  # never the bytes
-            for batch in file.iter_batches(BATCH_ROWS, columns=wanted):
-                arrays = [batch.column(name) for name in plain] + [batch.column(n).field("path") for n in structs]
-                yield pa.record_batch(arrays, [*plain, *structs])
+    def batches(wanted: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        plain = [name for name in wanted if name not in columns.embedded]
+        structs = [
+            name
+            for name in wanted
+            if name in columns.embedded
+            and pa.types.is_struct(schema.field(name).type)
+            and schema.field(name).type.get_field_index("path") >= 0
+        ]
+        try:
+            with pq.ParquetFile(path) as file:
+                if not plain and not structs:  # no column to read, yet the rows count
+                    yield pa.record_batch([pa.nulls(n_rows)], ["image"])
+                    return
+                chosen = plain + [f"{name}.path" for name in structs]  # never the bytes
+                for batch in file.iter_batches(BATCH_ROWS, columns=chosen):
+                    arrays = [batch.column(name) for name in plain]
+                    arrays += [pc.struct_field(batch.column(name), "path") for name in structs]
+                    yield pa.record_batch(arrays, [*plain, *structs])
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(path, error) from error
 
-    return Columns(tuple(schema.names), batches, features, embedded=embedded)
-
-
-# ---------------------------------------------------------------- values as text
-
-
-def as_text(column: Any, *, names: Sequence[str] | None = None) -> Any:
-    """A column of names or numbers as Arrow strings; null, NaN and empty text are null.
-
-    Args:
-      column: [n] Arrow array of any plain type.
-      names: what the integers of a ClassLabel column stand for; -1 is no label, others stay numbers.
-
-    Raises: pa.ArrowInvalid if a value has no text form (a list, say).
-
-    Example:
-      >>> as_text(pa.array([0, 1, -1, 7]), names=("cat", "dog")).to_pylist()
-      ['cat', 'dog', None, '7']
-      >>> as_text(pa.array([2.0, None])).to_pylist(), as_text(pa.array([" a", ""])).to_pylist()
-      (['2', None], ['a', None])
-    """
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if pa.types.is_floating(column.type):
-        column = pc.if_else(pc.is_nan(column), None, column)
-        whole = pc.all(pc.equal(pc.floor(column), column)).as_py()
-        column = column.cast(pa.int64()) if whole is not False else column
-    if names is not None and pa.types.is_integer(column.type):
-        known = pc.and_(pc.greater_equal(column, 0), pc.less(column, len(names)))
-        named = pa.array(names, pa.string()).take(pc.if_else(known, column, None))
-        number = pc.if_else(pc.equal(column, -1), None, column).cast(pa.string())
-        return pc.if_else(known, named, number)
-    text = column.cast(pa.string())
-    text.validate(full=True)  # Parquet and JSON do not promise UTF-8
-    text = pc.utf8_trim_whitespace(text)
-    return pc.if_else(pc.equal(text, ""), None, text)
+    columns.batches = batches
+    return columns
 
 
-def as_lists(column: Any, *, names: Sequence[str] | None = None) -> tuple[Any, Any]:
-    """A column of sets, as lists or as text like ``cat|dog``: (lengths [n] int64 NumPy, members Arrow strings).
-
-    Example:
-      >>> lengths, members = as_lists(pa.array(["cat|dog", None, "owl"]))
-      >>> lengths.tolist(), members.to_pylist()
-      ([2, 0, 1], ['cat', 'dog', 'owl'])
-    """
-    column = _split(column)
-    lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
-    return lengths, as_text(pc.list_flatten(column), names=names)
+def _holds_images(column: pa.Field, feature: Any) -> bool:
+    kind = column.type
+    is_image = isinstance(feature, dict) and feature.get("_type") == "Image" and not pa.types.is_string(kind)
+    is_struct = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+    return is_image or is_struct or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
-def _split(column: Any) -> Any:
-    is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
-    return column if is_list else pc.split_pattern(as_text(column), "|")
-
-
-def as_weights(column: Any) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """A column of weights, as lists or as text like ``0.7|0.3``: (lengths [n], values); NaN where it is not a number.
-
-    Example:
-      >>> lengths, values = as_weights(pa.array(["0.75|0.25", None, "much"]))
-      >>> lengths.tolist(), values.tolist()
-      ([2, -1, 1], [0.75, 0.25, nan])
-    """
-    column = _split(column)
-    lengths = pc.list_value_length(column).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-    values = pc.list_flatten(column)
+def _facts(columns: Columns, schema: pa.Schema, *keys: bytes | str) -> dict[str, Any]:
+    """What the metadata of a schema hold under a key, and under keys in that; empty where they hold no such thing."""
+    key, *inner = keys
+    raw = (schema.metadata or {}).get(key)
     try:
-        numbers = values.cast(pa.float64())
-    except pa.ArrowInvalid:
-        numbers = pa.array([_number(value) for value in as_text(values).to_pylist()], pa.float64())
-    return lengths, numbers.to_numpy(zero_copy_only=False).astype(np.float64)
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return float(text or "")
-    except ValueError:
-        return None
+        found = {} if raw is None else json.loads(raw)
+    except (ValueError, RecursionError):
+        columns.problems.append(Problem(str(columns.path), "read_as", f"its metadata {key!r} is no JSON: not read"))
+        return {}
+    for each in inner:
+        found = found.get(each, {}) if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) else {}

@@ -60,7 +60,7 @@ class NoImages(Images):
     Example:
       >>> none = NoImages(vectors=np.zeros((3, 2), np.float32)).take(np.array([2, 0]))
       >>> len(none), none.rows.tolist(), none.where(1)
-      (2, [2, 0], 'row 1')
+      (2, [2, 0], 'row 2')
     """
 
     vectors: Any = None  # [M, D] floats
@@ -86,7 +86,7 @@ class NoImages(Images):
 
     def where(self, row: int) -> str:
         """Where the user finds an item."""
-        return f"row {row}"
+        return f"row {row + 1}"
 
     def update_digest(self, digest: Any) -> None:
         """Feed the vectors to a hash; above 4 GiB, of every few rows only."""
@@ -166,6 +166,8 @@ def load_embeddings(
     *,
     classes: Sequence[str] | None = None,
     annotators: Sequence[str] = (),
+    columns: Mapping[str, str] | None = None,
+    only_rows: bool = False,
     on_bad: OnBad = "stop",
 ) -> UserEmbeddings:
     """Read embeddings with whatever is known of their labels, and check every value.
@@ -175,6 +177,8 @@ def load_embeddings(
         with a column ``embedding`` of lists, and label, candidates, split, id, truth and group columns as for images.
       classes: the class names in order; None = as the file has them, else the labels seen are the classes.
       annotators: columns of a .parquet that hold one annotator's answers each.
+      columns: role (label, split, ...) -> column of a .parquet, where it is called otherwise.
+      only_rows: labels and all else are not looked at, and ids may repeat.
       on_bad: as for `data.read.load`; "skip" leaves rows out, and copies the others if they were mapped;
         "report" keeps bad embeddings as they are, those of another length as zeros.
 
@@ -196,8 +200,11 @@ def load_embeddings(
     if not path.is_file():
         raise DataError(f"no such file: {path}", fix="check the path")
     if suffix == ".parquet":
-        feats, builder, problems = _read_parquet(path, annotators)
-        return _finish(path, UserEmbeddings(_table(builder, feats, classes), feats), problems, on_bad)
+        feats, builder, problems = _read_parquet(path, annotators, columns or {}, only_rows=only_rows)
+        return _finish(path, UserEmbeddings(_table(builder, feats, classes, only_rows), feats), problems, on_bad)
+    if columns:
+        role, name = next(iter(columns.items()))
+        raise ConfigError(f"{path} has no column {name!r} for --{role}-column", fix="write the embeddings as .parquet")
     if annotators:
         raise ConfigError(
             f"{path} has no columns: --annotator-columns needs a table", fix="write the embeddings as .parquet"
@@ -207,11 +214,20 @@ def load_embeddings(
     builder = TableBuilder(str(path))
     builder.declared = _declared(path, arrays)
     found_in = {key: arrays[key] for key in ("paths", *_ROLES) if key in arrays}
+    if only_rows:
+        found_in = {key: some for key, some in found_in.items() if key in ("paths", "ids")}
     columns = {_ROLES.get(key, "id"): _column(path, key, some, len(feats)) for key, some in found_in.items()}
     names = dict.fromkeys(("label", "truth"), builder.declared) if builder.declared else {}
-    builder.add(columns, len(feats), names=names)
+    if _counts_from_one(arrays, len(builder.declared)):
+        for role in {"label", "truth"} & set(columns):
+            column = columns[role]
+            columns[role] = pc.if_else(pc.greater(column, 0), pc.subtract(column, 1), column)
+        first, last = builder.declared[0], builder.declared[-1]
+        detail = f"the numbers of the classes count from 1: 1 is {first!r}, {len(builder.declared)} {last!r}"
+        builder.problems.append(Problem(str(path), "read_as", detail))
+    builder.add(columns, len(feats), names=names, file=str(path))
     found = UserEmbeddings(
-        table=_table(builder, feats, classes),
+        table=_table(builder, feats, classes, only_rows),
         feats=feats,
         logit_scale=_logit_scale(path, arrays),
         weak=_views(path, "weak", arrays, feats),
@@ -223,9 +239,11 @@ def load_embeddings(
     return _finish(path, found, [], on_bad)
 
 
-def _table(builder: TableBuilder, feats: Floats, classes: Sequence[str] | None) -> LabelTable:
+def _table(builder: TableBuilder, feats: Floats, classes: Sequence[str] | None, only_rows: bool) -> LabelTable:
     rows = pa.table({"image": pa.nulls(len(feats))})  # has the length, which is all that is looked at
-    return dataclasses.replace(builder.finish(classes=classes, dataset=rows), images=NoImages(vectors=feats))
+    table = builder.finish(classes=classes, dataset=rows)
+    problems = tuple(p for p in table.problems if not (only_rows and p.kind == "duplicate_id"))
+    return dataclasses.replace(table, images=NoImages(vectors=feats), problems=problems)
 
 
 def _finish(path: Path, found: UserEmbeddings, problems: Sequence[Problem], on_bad: OnBad) -> UserEmbeddings:
@@ -238,7 +256,7 @@ def _finish(path: Path, found: UserEmbeddings, problems: Sequence[Problem], on_b
                     some = plane[first : first + _ROWS_AT_ONCE].astype(np.float32, copy=False)
                 bad[first : first + _ROWS_AT_ONCE] |= ~np.isfinite(some).all(axis=1)
     detail = "the embedding holds a value that is not a finite number"
-    infinite = [Problem(f"{path} row {row}", "bad_embedding", detail, row) for row in np.flatnonzero(bad).tolist()]
+    infinite = [Problem(f"{path} row {row + 1}", "bad_embedding", detail, row) for row in np.flatnonzero(bad).tolist()]
     table = resolve_problems(found.table, [*found.table.problems, *problems, *infinite], on_bad)
     assert isinstance(table.images, NoImages)
     kept = table.images.rows
@@ -299,6 +317,15 @@ def _column(path: Path, key: str, found: Any, n_rows: int) -> Any:
             f"{path}: {key} has shape {list(found.shape)} for {n_rows} embeddings", fix=f"one value per row in {key}"
         )
     return pa.array(found.astype(str) if found.dtype.kind == "S" else found)
+
+
+def _counts_from_one(arrays: Mapping[str, Any], n_classes: int) -> bool:
+    """Whether labels and truth are numbers from 1 to C, none of them 0."""
+    given = [np.ravel(arrays[key]) for key in ("labels", "truth") if key in arrays]
+    if not n_classes or not given or any(each.dtype.kind not in "iuf" for each in given):
+        return False
+    numbers = np.concatenate([each[each >= 0] for each in given])
+    return bool(len(numbers)) and int(numbers.min()) == 1 and int(numbers.max()) == n_classes
 
 
 def _declared(path: Path, arrays: Mapping[str, Any]) -> tuple[str, ...]:
@@ -368,7 +395,9 @@ def _views(path: Path, key: str, arrays: Mapping[str, Any], feats: Floats) -> Fl
 # ------------------------------------------------------------------------------------------------------------- Parquet
 
 
-def _read_parquet(path: Path, annotators: Sequence[str]) -> tuple[Floats, TableBuilder, list[Problem]]:
+def _read_parquet(
+    path: Path, annotators: Sequence[str], named: Mapping[str, str], *, only_rows: bool
+) -> tuple[Floats, TableBuilder, list[Problem]]:
     """Vectors [N, D] float32, the other columns in a builder, and rows of another length (their vectors are zero)."""
     columns = open_columns(path)
     with pq.ParquetFile(path) as file:
@@ -397,19 +426,24 @@ def _read_parquet(path: Path, annotators: Sequence[str]) -> tuple[Floats, TableB
     if not fits.all():
         feats[fits] = flat[np.repeat(fits, lengths)].reshape(-1, D)
     problems = [
-        Problem(f"{path} row {row}", "bad_embedding", f"{lengths[row]} numbers where most rows have {D}", row)
+        Problem(f"{path} row {row + 1}", "bad_embedding", f"{lengths[row]} numbers where most rows have {D}", row)
         for row in np.flatnonzero(~fits).tolist()
     ]
     others = [name for name in columns.names if name != EMBEDDING_COLUMN]
     roles = find_roles([*others, "image"], str(path), annotators=annotators)  # needs no image column
-    del roles["image"]
+    roles = find_roles(others, str(path), named=named, annotators=annotators, needs_image=False)
+    roles = {role: name for role, name in roles.items() if role == "id" or not only_rows}
+    columns.embedded = frozenset()  # bytes are text here
     builder = TableBuilder(str(path))
+    builder.n_given = n_rows
     names = columns.class_labels(roles)
-    builder.declared = names.get("label") or names.get("candidates", ())
+    builder.declared = tuple(dict.fromkeys(names.get("label") or names.get("candidates", ())))
     if not roles:
-        builder.add({}, n_rows)
+        builder.add({}, n_rows, file=str(path))
     for batch in columns.batches(list(dict.fromkeys(roles.values()))) if roles else ():
-        builder.add({role: batch.column(name) for role, name in roles.items()}, batch.num_rows, names=names)
+        found = {role: batch.column(name) for role, name in roles.items()}
+        builder.add(found, batch.num_rows, names=names, file=str(path))
+    builder.problems += columns.problems
     return feats, builder, problems
 
 

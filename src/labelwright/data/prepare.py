@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from labelwright.data.cache import PixelCache, PixelSource, StreamedPixels, open
 from labelwright.data.checks import OnBad, check_images, resolve_problems
 from labelwright.data.embeddings import EMBEDDING_COLUMN, UserEmbeddings, load_embeddings
 from labelwright.data.looks import numbered
-from labelwright.data.read import load, read_names
+from labelwright.data.read import Named, read_as, read_names
 from labelwright.data.situation import Situation, detect, novel_range
 from labelwright.data.stored import EmbeddingViews, StoredFeats
 from labelwright.data.table import LabelTable
@@ -78,6 +78,7 @@ def prepare(
     novel: int | str | None = None,
     group: str | None = None,
     annotators: Sequence[str] = (),
+    columns: Mapping[str, str] | None = None,
     test_frac: float = 0.2,
     size_px: int | None = None,
     stats: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None,
@@ -91,6 +92,7 @@ def prepare(
     Args:
       data, test: anything `data.read.load` takes.   classes, novel, group, flip, seed, cache_limit_gb: see `fit`.
       annotators: columns of ``data`` that hold one annotator's answers each.
+      columns: role -> column, where it is called otherwise; ``test`` may lack it.
       test_frac: share of the labelled images to hold out when no test images are given, 0 = none.
       size_px: side of the square images; None = 32 when the images are at most 40 px, else 64.
       stats: (mean, std) per channel that a pretrained model wants; None = those of the training images.
@@ -104,7 +106,9 @@ def prepare(
     is_open = novel_range(novel) is not None
     class_feats = None
     if is_embeddings(data):
-        found = load_embeddings(data, classes=class_list(classes), annotators=annotators, on_bad=on_bad)
+        found = load_embeddings(
+            data, classes=class_list(classes), annotators=annotators, columns=columns, on_bad=on_bad
+        )
         source, given_test = _embedded(found), None
         if test is not None:
             given_test = _test_embeddings(test, found, is_open=is_open, on_bad=on_bad)
@@ -112,9 +116,9 @@ def prepare(
             unit = torch.nn.functional.normalize(torch.from_numpy(np.asarray(found.class_feats)).float(), dim=1)
             class_feats = (unit, found.logit_scale or 100.0)
     else:
-        table = read(data, classes=classes, group=group, annotators=annotators)
+        table = read(data, classes=classes, group=group, annotators=annotators, columns=columns)
         size_px = native_size(table) if size_px is None else size_px
-        tables = [table] if test is None else [table, _test_images(test, table, is_open=is_open)]
+        tables = [table] if test is None else [table, _test_images(test, table, is_open=is_open, columns=columns)]
         sources = _resolve([_open(t, size_px, cache_limit_gb) for t in tables], on_bad)
         source, given_test = sources[0], None if test is None else sources[1]
     train, test_source, test_is = _split(source, given_test, test_frac=test_frac, seed=seed)
@@ -122,12 +126,7 @@ def prepare(
     if test_source is not None and test_is != "held out":  # those that we drew have none
         seen = contents([train, test_source])
         n_copies = int(np.isin(seen[: len(train.table)], seen[len(train.table) :]).sum())
-    n_classes = len(train.table.class_names)
-    if n_classes < (1 if is_open else 2):
-        raise DataError(
-            f"{'only one class' if n_classes else 'no class'} found; a classifier needs two",
-            fix="point at the folder above the class folders, or name the classes with --classes",
-        )
+    check_n_classes(len(train.table.class_names), is_open=is_open)
     if train.pixels is None:
         view, reason = ViewSettings(flip=False), "embeddings are not flipped"
     else:
@@ -147,9 +146,9 @@ def prepare(
     )
 
 
-def _test_images(test: Any, table: LabelTable, *, is_open: bool) -> LabelTable:
+def _test_images(test: Any, table: LabelTable, *, is_open: bool, columns: Mapping[str, str] | None) -> LabelTable:
     """The table of the images to score on, its labels among the classes of the training table."""
-    found = for_scoring(read(test, classes=None if is_open else table.class_names))
+    found = for_scoring(read(test, classes=None if is_open else table.class_names, columns=columns, like=table))
     if not (found.labels >= 0).any():
         raise DataError(f"no image of {resolved_path(test)} has a label", fix="give a --test with labels, or none")
     return beyond(found, table.class_names) if is_open else found
@@ -169,6 +168,29 @@ def _test_embeddings(test: Any, train: UserEmbeddings, *, is_open: bool, on_bad:
 
 def _embedded(found: UserEmbeddings) -> Source:
     return Source(found.table, None, torch.arange(len(found.table)), found.stored)
+
+
+def check_n_classes(n_classes: int, *, is_open: bool) -> None:
+    """Refuse data of too few classes: DataError."""
+    if n_classes < (1 if is_open else 2):
+        raise DataError(
+            f"{'only one class' if n_classes else 'no class'} found; a classifier needs two",
+            fix="point at the folder above the class folders, or name the classes with --classes",
+        )
+
+
+def check_outside(out: str | Path, *sources: Any) -> None:
+    """Refuse a folder to write in a folder of data: who reads that would take it for a class. Hidden ones are not read.
+
+    Raises: ConfigError.
+    """
+    for source in sources:
+        root = Path(source).expanduser().resolve() if isinstance(source, (str, Path)) else None
+        target = Path(out).expanduser().resolve()
+        if root is None or not root.is_dir() or not target.is_relative_to(root):
+            continue
+        if not any(part.startswith(".") for part in target.relative_to(root).parts):
+            raise ConfigError(f"{out} lies inside the data, {source}", fix="choose an --out beside the data")
 
 
 def check_numbers(*, size_px: int | None, seed: int) -> None:
@@ -211,14 +233,22 @@ def is_embeddings(data: Any) -> bool:
     return EMBEDDING_COLUMN in names and "image" not in names
 
 
-def open_embeddings(data: Any, *, classes: Any, on_bad: OnBad = "stop") -> Source:
+def open_embeddings(
+    data: Any,
+    *,
+    classes: Any,
+    on_bad: OnBad = "stop",
+    columns: Mapping[str, str] | None = None,
+    only_images: bool = False,
+) -> Source:
     """Embeddings for prediction or scoring; errors as for data.embeddings.load_embeddings."""
     if not is_embeddings(data):
         raise DataError(
             f"{resolved_path(data)} is not a file of embeddings",
             fix="this model was trained on embeddings: give .npy, .npz or Parquet with a column `embedding`",
         )
-    return _embedded(load_embeddings(data, classes=class_list(classes), on_bad=on_bad))
+    names = class_list(classes)
+    return _embedded(load_embeddings(data, classes=names, columns=columns, only_rows=only_images, on_bad=on_bad))
 
 
 def class_list(classes: Any) -> list[str] | None:
@@ -229,10 +259,23 @@ def class_list(classes: Any) -> list[str] | None:
 
 
 def open_source(
-    data: Any, *, classes: Any, size_px: int, on_bad: OnBad = "stop", cache_limit_gb: float = 16.0
+    data: Any,
+    *,
+    classes: Any,
+    size_px: int,
+    on_bad: OnBad = "stop",
+    cache_limit_gb: float = 16.0,
+    columns: Mapping[str, str] | None = None,
+    only_images: bool = False,
+    first_number: int | None = None,
 ) -> Source:
-    """Read, check and decode images for prediction; parameters and errors as for `prepare`."""
-    return _resolve([_open(for_scoring(read(data, classes=classes)), size_px, cache_limit_gb)], on_bad)[0]
+    """Read, check and decode images for prediction; parameters and errors as for `prepare`.
+
+    ``only_images``: labels, splits and repeats are not looked at.
+    """
+    how: dict[str, Any] = {"columns": columns, "only_images": only_images, "first_number": first_number}
+    table = for_scoring(read(data, classes=classes, **how))
+    return _resolve([_open(table, size_px, cache_limit_gb)], on_bad)[0]
 
 
 def for_scoring(table: LabelTable) -> LabelTable:
@@ -240,15 +283,40 @@ def for_scoring(table: LabelTable) -> LabelTable:
     return replace(table, problems=tuple(p for p in table.problems if p.kind != "empty_class"))
 
 
-def read(data: Any, *, classes: Any = None, group: str | None = None, annotators: Sequence[str] = ()) -> LabelTable:
+def read(
+    data: Any,
+    *,
+    classes: Any = None,
+    group: str | None = None,
+    annotators: Sequence[str] = (),
+    columns: Mapping[str, str] | None = None,
+    only_images: bool = False,
+    like: LabelTable | None = None,
+    first_number: int | None = None,
+) -> LabelTable:
     """A table with its problems listed and none of them resolved; a `LabelTable` comes back as it is.
+
+    Args:
+      columns: role -> column, where it is called otherwise.
+      only_images: nothing but images and ids is looked at, and an image may come twice.
+      like: the table that this one is scored beside: its columns may be missing here, and its numbers mean the same.
+      first_number: of the classes, where a run says so.
 
     Raises: DataError if there is nothing to read, or nothing to tell the groups by.
     """
     if isinstance(data, LabelTable):
         table = data
     else:
-        table = load(data, classes=classes, group=group, annotators=annotators, on_bad="report")
+        named = Named(
+            columns=dict(columns or {}) | ({} if group is None else {"group": group}),
+            annotators=tuple(annotators),
+            only_images=only_images,
+            first_number=first_number if like is None or classes is None else like.first_number,
+            optional=like is not None,
+        )
+        table = read_as(data, named, classes=classes, on_bad="report")
+    if only_images:
+        table = replace(table, problems=tuple(p for p in table.problems if p.kind != "duplicate_id"))
     if group is not None and table.groups is None:
         raise DataError(
             f"{resolved_path(data)} has no column {group!r} to group by",
@@ -306,6 +374,8 @@ def _split(train: Source, test: Source | None, *, test_frac: float, seed: int) -
         return train, None, "none"
     groups = splits.with_copies(table.groups, contents([train]))
     keep, held = splits.holdout(table.labels, frac=test_frac, seed=seed, groups=groups)
+    if not len(held):  # every class is one group, or one picture
+        return train, None, "none"
     return train.take(keep), train.take(held), "held out"
 
 
@@ -364,6 +434,7 @@ def describe_data(prepared: Prepared) -> dict[str, Any]:
         "n_labelled": int((table.labels >= 0).sum()),
         "n_classes": len(table.class_names),
         "class_names": list(table.class_names),
+        "first_number": table.first_number,
         "train_counts": table.counts().tolist(),
         "splits": {"train": len(table), "test": len(prepared.test.table) if prepared.test else 0},
         "test_is": prepared.test_is,

@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from labelwright.data.images import decode_rgb, image_problem
+from labelwright.data.layouts import SPLITS as SPLITS
 from labelwright.errors import ConfigError, DataError, Problem
 from labelwright.types import Candidates, Task
-
-SPLITS = ("train", "test", "validation")
-"""Names of the splits; `LabelTable.split` holds their positions here."""
 
 PROBLEM_KINDS = {
     "missing_image": "image files that are not there",
@@ -36,10 +34,13 @@ PROBLEM_KINDS = {
     "empty_table": "no images at all",
     "unsupported_file": "files left out because they are not images",
     "unseen_class": "classes that no label or candidate names",
+    "ignored_column": "columns that are not read",
+    "read_as": "values that are read in another way than they are written",
+    "odd_class": "names of classes that look like mistakes",
 }
 """Problem.kind -> what a heading over such problems says."""
 
-NOTICES = frozenset({"unsupported_file", "unseen_class"})
+NOTICES = frozenset({"unsupported_file", "unseen_class", "ignored_column", "read_as", "odd_class"})
 """Kinds that are reported but never stop a run."""
 
 _HASHED_BYTES_MAX = 4 << 30  # embedded images above this are fingerprinted by their sizes and a sample
@@ -58,7 +59,7 @@ class Images:
     """
 
     paths: Any = None  # [N] Arrow large_string, relative to ``root`` or absolute; None if the images are embedded
-    root: str = ""
+    root: str = ""  # folder that relative paths start from, those inside embedded images too
     dataset: Any = None  # `datasets.Dataset` of N rows and the one column ``image``, undecoded; None for files
 
     def __len__(self) -> int:
@@ -68,7 +69,7 @@ class Images:
         """What `decode_rgb` takes, for each of rows [n]: the encoded bytes, or the path of the file."""
         if self.dataset is None:
             return [os.path.join(self.root, path) for path in self.paths.take(pa.array(rows)).to_pylist()]  # noqa: PTH118
-        return [_source(cell) for cell in self.dataset[rows.tolist()]["image"]]
+        return [_source(cell, self.root) for cell in self.dataset[rows.tolist()]["image"]]
 
     def take(self, rows: NDArray[np.int64]) -> Images:
         """The images of rows [n], in that order; embedded images are indexed, not copied."""
@@ -77,8 +78,8 @@ class Images:
         return dataclasses.replace(self, dataset=self.dataset.select(rows))
 
     def where(self, row: int) -> str:
-        """Where the user finds an image: its path, or ``row 17`` when it is embedded."""
-        return f"row {row}" if self.dataset is not None else str(self.sources(np.array([row]))[0])
+        """Where the user finds an image: its path, or ``row 17``, from 1, when it is embedded."""
+        return f"row {row + 1}" if self.dataset is not None else str(self.sources(np.array([row]))[0])
 
     def update_digest(self, digest: Any) -> None:
         """Feed the identity of the images to a hash: embedded bytes, or path with size and time of change.
@@ -106,10 +107,12 @@ class Images:
                 digest.update(data)
 
 
-def _source(cell: Any) -> bytes | str:
+def _source(cell: Any, root: str) -> bytes | str:
     if cell is None:
         return b""
-    return cell["bytes"] if cell["bytes"] is not None else (cell["path"] or b"")
+    if cell.get("bytes") is not None:
+        return bytes(cell["bytes"])
+    return os.path.join(root, cell["path"]) if cell.get("path") else b""  # noqa: PTH118
 
 
 def _digest_strings(digest: Any, strings: Any) -> None:
@@ -137,6 +140,8 @@ class LabelTable:
     truth_names: tuple[str, ...] = ()  # of the truth's classes: ``class_names``, then the others; empty without a truth
     problems: tuple[Problem, ...] = ()  # what is wrong with the data and was not resolved; rows as in this table
     quarantined: tuple[Problem, ...] = ()  # problems whose rows were left out; rows as in the table before
+    n_given: int = -1  # rows that the source holds, those that could not be read too; -1: N
+    first_number: int = 0  # number of the first class, where labels are numbers and classes have names
 
     def __post_init__(self) -> None:
         n = len(self.images)
@@ -145,6 +150,13 @@ class LabelTable:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def accounted(self) -> tuple[int, int, int]:
+        """Rows given, kept, and reported as left out: the first is the sum of the others until a subset is taken."""
+        lost = sum(p.kind == "malformed_row" and p.row is None for p in (*self.problems, *self.quarantined))
+        left_out = len({p.row for p in self.quarantined if p.row is not None})
+        return len(self) if self.n_given < 0 else self.n_given, len(self), lost + left_out
 
     def counts(self) -> NDArray[np.int64]:
         """[C] int64 labelled images per class."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +23,8 @@ def judge_student(task: Task, answers: Tensor, watch: Mapping[str, Any] | None) 
       answers: [N] int64.
       watch: of `metrics.agreement.Watch`, with the agreement of the guesses; None = there are no clusters.
 
-    Returns: score_deployed, the agreement with the clusters or else the share of answers inside the sets;
+    Returns: score_deployed, the agreement with the clusters or else the share of answers inside the sets (NaN if all
+      sets are full);
       score_guesses, where there are clusters; overturned_frac, see labels.first_guess. And sentences: that it agrees
       less with the clusters than the guesses, or else that it contradicts many of them.
 
@@ -43,7 +45,7 @@ def judge_student(task: Task, answers: Tensor, watch: Mapping[str, Any] | None) 
             counts = ~possible.all(1)
             n_inside += int(possible.gather(1, answers[rows][:, None])[counts].sum())
             n_counted += int(counts.sum())
-        found["score_deployed"] = n_inside / max(n_counted, 1)
+        found["score_deployed"] = n_inside / n_counted if n_counted else math.nan
         return found, overturned_warning(task.class_names, contradicted)
     clusters = Watch.from_dict(watch)
     score, of_guesses = clusters.agreement(answers), clusters.zero_shot_agreement

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
 import torch
 import torch.nn.functional as F
 
 from labelwright.data.cache import open_pixels
 from labelwright.data.checks import OnBad
+from labelwright.data.columns import named_columns, write_csv
 from labelwright.data.looks import Looks, look_at, numbered
 from labelwright.data.prepare import Source, for_scoring, is_embeddings, listed, open_embeddings, read, resolved_path
 from labelwright.data.stored import EmbeddingViews
@@ -28,6 +28,7 @@ from labelwright.encoders.embed import embed, load_encoder
 from labelwright.encoders.resnets import OWN
 from labelwright.errors import ConfigError, DataError
 from labelwright.labels import audit as pieces
+from labelwright.pipeline.settings import check_values
 from labelwright.replacing import replacing
 from labelwright.run_folder import write_parquet_atomically
 from labelwright.train.convex import centre_and_scale
@@ -84,6 +85,9 @@ def audit(
     model: str = "auto",
     classes: Any = None,
     group: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    split_column: str | None = None,
     out: str | Path | None = None,
     fail_on: Sequence[str] | str = (),
     on_bad: OnBad = "stop",
@@ -98,6 +102,7 @@ def audit(
       test: images to score on, looked through for copies of the others; None = those that the data calls test.
       model: pretrained model whose features are compared; "auto" = one that is on this machine, "none" = none.
         Embeddings are compared as they are.
+      image_column, label_column, split_column: columns of a table that are called otherwise.
       classes, group, on_bad, seed, device, precision: see `fit`.
       out: .csv or .parquet file for the rows; must not exist. None writes nothing.
       fail_on: kinds of KINDS, in a list or with commas; ``failed`` says which were found.
@@ -121,14 +126,18 @@ def audit(
       ([0, None, 0], ('two_labels', 'odd'))
     """
     began = time.monotonic()
+    check_values(group=group, image_column=image_column, label_column=label_column, split_column=split_column)
+    check_values(seed=seed, device=device, precision=precision)
     wanted = _kinds(fail_on)
     target = None if out is None else _checked(Path(out).expanduser())
     notices: list[str] = []
+    columns = named_columns(image=image_column, label=label_column, split=split_column)
     if is_embeddings(data):
-        parts, name = _embedded(data, test, model, classes, on_bad), "embeddings as given"
+        parts, name = _embedded(data, test, model, classes, columns, on_bad), "embeddings as given"
     else:
-        parts, name = _seen(data, test, model, classes, group, on_bad, device, precision, notices)
+        parts, name = _seen(data, test, model, classes, group, columns, on_bad, device, precision, notices)
     first = parts[0].table
+    notices += [p.detail for part in parts for p in part.table.problems if p.kind in ("read_as", "ignored_column")]
     labels = np.concatenate([part.table.labels for part in parts]).astype(np.int64)
     groups = _groups(parts)
     is_test = np.concatenate([_is_test(part.table, i) for i, part in enumerate(parts)])
@@ -192,7 +201,7 @@ def audit(
     if target is not None:
         if target.suffix == ".csv":
             with replacing(target) as temporary:
-                pa_csv.write_csv(rows, temporary)
+                write_csv(rows, temporary)
         else:
             write_parquet_atomically(rows, target)
     return Audit(rows, summary, failed)
@@ -219,10 +228,10 @@ def _checked(target: Path) -> Path:
 # ---- what there is --------------------------------------------------------------------------------------------------
 
 
-def _embedded(data: Any, test: Any, model: str, classes: Any, on_bad: OnBad) -> list[_Part]:
+def _embedded(data: Any, test: Any, model: str, classes: Any, columns: Mapping[str, str], on_bad: OnBad) -> list[_Part]:
     if model not in ("auto", "none"):
         raise ConfigError(f"the data are embeddings: --model {model} has nothing to work on", fix="leave --model out")
-    sources = [open_embeddings(data, classes=classes, on_bad=on_bad)]
+    sources = [open_embeddings(data, classes=classes, columns=columns, on_bad=on_bad)]
     if test is not None:
         sources.append(open_embeddings(test, classes=sources[0].table.class_names or None, on_bad=on_bad))
     parts = [_Part(source.table, _clean(source), None) for source in sources]
@@ -241,6 +250,7 @@ def _seen(
     model: str,
     classes: Any,
     group: str | None,
+    columns: Mapping[str, str],
     on_bad: OnBad,
     device: str,
     precision: str,
@@ -253,11 +263,11 @@ def _seen(
     name = found.model if found is not None else model
     # A model that is not there should not wait for the images.
     encoder = None if name in ("auto", "none") else load_encoder(name, device=where, precision=precision)
-    tables = [read(data, classes=classes, group=group)]
+    tables = [read(data, classes=classes, group=group, columns=columns)]
     if test is not None:
         if is_embeddings(test):
             raise DataError(f"{resolved_path(test)} holds embeddings, the data images", fix="give both in one form")
-        tables.append(for_scoring(read(test, classes=tables[0].class_names or None)))
+        tables.append(for_scoring(read(test, classes=tables[0].class_names or None, columns=columns, like=tables[0])))
     parts = []
     for table in tables:
         kept, looks = look_at(table, on_bad=on_bad)

@@ -17,10 +17,12 @@ from PIL import Image
 
 from labelwright.data.cache import resize_to_square
 from labelwright.data.checks import OnBad, check_images, resolve_problems
+from labelwright.data.columns import named_columns
 from labelwright.data.embeddings import EMBEDDING_COLUMN
 from labelwright.data.prepare import is_embeddings, listed, read, resolved_path
 from labelwright.data.table import SPLITS, LabelTable
 from labelwright.errors import ConfigError, DataError
+from labelwright.pipeline.settings import check_values
 from labelwright.replacing import replacing
 from labelwright.run_folder import write_parquet_atomically
 from labelwright.train.processes import accelerator_for
@@ -60,6 +62,10 @@ def embed(
     batch_size: int = 64,
     classes: Any = None,
     group: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    split_column: str | None = None,
+    candidates_column: str | None = None,
     on_bad: OnBad = "stop",
     device: str = "auto",
 ) -> Embedded:
@@ -73,6 +79,7 @@ def embed(
       onnx: an exported network from float pixels [n, 3, H, W] to [n, D], instead.
       size: side in px of the centre square that the ONNX network sees; None = the size it was exported for.
       mean, std: of its pixels, per channel; those of ImageNet if not given.
+      image_column, label_column, split_column, candidates_column: columns of a table that are called otherwise.
       batch_size: images at once.   classes, group, on_bad: see `fit`.   device: of an ONNX network.
 
     Returns: the file, and what is in it.
@@ -91,6 +98,8 @@ def embed(
       >>> with np.load(done.path) as file: file["embeddings"].tolist(), file["labels"].tolist()
       ([[255.0, 0.0, 0.0], [0.0, 0.0, 255.0]], ['cat', 'dog'])
     """
+    check_values(group=group, size=size, device=device, image_column=image_column, label_column=label_column)
+    check_values(split_column=split_column, candidates_column=candidates_column)
     target = _checked(Path(out).expanduser())
     if (function is None) == (onnx is None):
         raise ConfigError("embed needs one model", fix="give --function MODULE:NAME, or --onnx FILE")
@@ -104,7 +113,8 @@ def embed(
         assert function is not None
         model = _found(function) if isinstance(function, str) else function
         name = function if isinstance(function, str) else getattr(function, "__name__", "the function")
-    table = read(data, classes=classes, group=group)
+    columns = named_columns(image=image_column, label=label_column, split=split_column, candidates=candidates_column)
+    table = read(data, classes=classes, group=group, columns=columns)
     table = resolve_problems(table, [*table.problems, *check_images(table)], on_bad)
     if table.candidates is not None and target.suffix == ".npz":
         raise ConfigError("these images have candidate labels, which an .npz cannot hold", fix="end --out in .parquet")

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from labelwright.data.checks import OnBad
+from labelwright.data.columns import named_columns
 from labelwright.data.prepare import Prepared, Source, beyond, listed, resolved_path
 from labelwright.encoders.aligned import AlignedNet
 from labelwright.errors import DataError
@@ -18,6 +19,7 @@ from labelwright.metrics.scores import confusions, open_scores, scores_of, truth
 from labelwright.pipeline.job import Job
 from labelwright.pipeline.resolve import Plan
 from labelwright.pipeline.saved_model import answers_for, load_model
+from labelwright.pipeline.settings import check_values
 from labelwright.run_folder import Run
 from labelwright.train.predict import Adapt, Answers, answer
 from labelwright.train.processes import accelerator_for
@@ -26,22 +28,40 @@ from labelwright.types import BuildNet, Recipe, State, ViewSource
 
 
 def evaluate(
-    run: str | Path, data: Any, *, on_bad: OnBad = "stop", device: str = "auto", precision: str = "auto"
+    run: str | Path,
+    data: Any,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    on_bad: OnBad = "stop",
+    device: str = "auto",
+    precision: str = "auto",
 ) -> dict[str, Any]:
     """Score the model of a run on labelled images: accuracy, balanced accuracy, groups, calibration.
 
     Args:
       run: a finished run folder.
       data: images with labels of the run's classes; unlabelled rows are not scored.
+      image_column, label_column: columns of a table that are called otherwise.
 
     Returns: see metrics.classification.score, plus ``confusions``, and ``left_out``: what ``on_bad="skip"`` left out.
 
     Raises: DataError if no image has a label.
     """
+    check_values(image_column=image_column, label_column=label_column, device=device, precision=precision)
     saved = load_model(Path(run) / "model", device=accelerator_for(device).device)
     n_seen = saved.info.get("n_seen")
     known = saved.class_names if n_seen is None else None  # discovered classes: any labels will do
-    table, answers = answers_for(saved, data, on_bad=on_bad, device=device, precision=precision, classes=known)
+    table, answers = answers_for(
+        saved,
+        data,
+        on_bad=on_bad,
+        device=device,
+        precision=precision,
+        classes=known,
+        columns=named_columns(image=image_column, label=label_column),
+        first_number=Run(run).data.get("first_number") or None,  # of 0 nobody knows: the run may have had names
+    )
     if not (table.labels >= 0).any():
         raise DataError(f"no image of {resolved_path(data)} has a label", fix="evaluate needs labelled images")
     if n_seen is not None:

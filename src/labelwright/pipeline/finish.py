@@ -264,7 +264,7 @@ def _trust(calibration: Calibration, own: Answers, tested: Answers | None, test:
     if open_rows.any():
         mean, low, high = expected_accuracy(calibration(own.probability[open_rows]), calibration)
         found |= {"estimated": round(mean, 4), "interval": [round(low, 4), round(high, 4)]}
-    if tested is not None and test is not None and tested.given.max() >= 0:
+    if tested is not None and test is not None and bool((tested.given >= 0).any()):
         known = tested.given >= 0
         right = tested.predicted[known] == tested.given[known]
         found["ece"] = calibration_error(calibration(tested.probability[known]), right)

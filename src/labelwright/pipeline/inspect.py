@@ -13,8 +13,9 @@ import torch
 from labelwright.annotators.reliability import reliability_of
 from labelwright.data import checks
 from labelwright.data.cache import PixelCache, resize_to_square
+from labelwright.data.columns import named_columns
 from labelwright.data.embeddings import load_embeddings
-from labelwright.data.prepare import class_list, is_embeddings, native_size, read
+from labelwright.data.prepare import check_n_classes, class_list, is_embeddings, native_size, read
 from labelwright.data.situation import Situation, detect
 from labelwright.data.table import LabelTable
 from labelwright.data.views import PixelViews, ViewSettings
@@ -25,7 +26,7 @@ from labelwright.errors import DataError, Problem
 from labelwright.methods.method import Budget
 from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.pipeline.novel import novel_notice
-from labelwright.pipeline.settings import column_names
+from labelwright.pipeline.settings import check_values, column_names
 from labelwright.pipeline.time_budget import clocked
 from labelwright.train.processes import accelerator_for
 from labelwright.train.speed import CPU_BATCH
@@ -44,6 +45,7 @@ class Inspection:
       noun: "images" or "embeddings".
       notices: what the features show; of images there are none yet.
       time: how long that would train here, measured; empty where it is a matter of seconds, or nobody knows.
+      refused: what `fit` would stop with, besides the problems.
       reliability: of the annotators, see `annotators.reliability.reliability_of`; None without their columns.
     """
 
@@ -55,6 +57,7 @@ class Inspection:
     noun: str
     notices: tuple[str, ...] = ()
     time: str = ""
+    refused: DataError | None = None
     reliability: Mapping[str, Any] | None = None
 
 
@@ -64,6 +67,10 @@ def inspect(
     classes: Any = None,
     novel: int | str | None = None,
     group: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    split_column: str | None = None,
+    candidates_column: str | None = None,
     annotator_columns: str | None = None,
     check_images: bool = True,
 ) -> Inspection:
@@ -74,23 +81,30 @@ def inspect(
       classes: class names or a file of them, fixing names and order.
       novel: K or "auto" when classes outside the list may be present.
       group: column whose rows belong together.
+      image_column, label_column, split_column, candidates_column: columns of a table that are called otherwise.
       annotator_columns: names of columns, with commas between, that hold one annotator's answers each.
       check_images: decode every image in full, and measure how long `fit` would train.
 
     Raises: DataError if there is nothing to read at all.
     """
+    check_values(novel=novel, group=group, image_column=image_column, label_column=label_column)
+    check_values(split_column=split_column, candidates_column=candidates_column, annotator_columns=annotator_columns)
     notices: list[str] = []
     annotators = column_names(annotator_columns)
+    columns = named_columns(image=image_column, label=label_column, split=split_column, candidates=candidates_column)
     if is_embeddings(data):
         noun = "embeddings"
-        loaded = load_embeddings(data, classes=class_list(classes), annotators=annotators, on_bad="report")
+        loaded = load_embeddings(
+            data, classes=class_list(classes), annotators=annotators, columns=columns, on_bad="report"
+        )
         table, has_text, problems = loaded.table, loaded.class_feats is not None, loaded.table.problems
         if novel is None:
             feats = loaded.stored.read(torch.arange(len(table)), "clean", torch.zeros(len(table), dtype=torch.int64))
             notices = novel_notice(feats, torch.from_numpy(table.labels).long())
     else:
-        noun, table, has_text = "images", read(data, classes=classes, group=group, annotators=annotators), True
-        problems = tuple(dict.fromkeys([*table.problems, *(checks.check_images(table) if check_images else ())]))
+        noun, has_text = "images", True
+        table = read(data, classes=classes, group=group, annotators=annotators, columns=columns)
+        problems = checks.each_once([*table.problems, *(checks.check_images(table) if check_images else ())])
     situation = detect(_usable(table, problems), novel=novel)
     runs, needs = situation.method(has_text=has_text), ""
     found = at_hand.at_hand() if noun == "images" else None
@@ -117,7 +131,13 @@ def inspect(
             needs += f", and without any {other}"
     if noun == "images" and check_images and not (needs and found is not None and is_cpu):
         time = _time(_usable(table, problems), situation)
-    return Inspection(table, situation, problems, runs, needs, noun, tuple(notices), time, reliability_of(table))
+    refused = None
+    try:
+        check_n_classes(len(table.class_names), is_open=situation.n_novel is not None)
+    except DataError as error:
+        refused = error
+    told, crowd = tuple(notices), reliability_of(table)
+    return Inspection(table, situation, problems, runs, needs, noun, told, time, refused, crowd)
 
 
 def _time(table: LabelTable, situation: Situation) -> str:

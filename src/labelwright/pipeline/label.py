@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pa_csv
 import torch
 from PIL import Image
 
 from labelwright.data.checks import OnBad
-from labelwright.data.prepare import listed
-from labelwright.data.read import IMAGE_SUFFIXES
+from labelwright.data.columns import named_columns, write_csv
+from labelwright.data.layouts import IMAGE_SUFFIXES, LABELS_FILE, file_names, path_from, plain_name
+from labelwright.data.prepare import check_outside, listed
 from labelwright.data.table import LabelTable
 from labelwright.errors import ConfigError
 from labelwright.pipeline.promises import (
@@ -32,6 +31,7 @@ from labelwright.pipeline.promises import (
 )
 from labelwright.pipeline.report import report
 from labelwright.pipeline.saved_model import answers_for, change_classes, load_model, renamed
+from labelwright.pipeline.settings import check_values
 from labelwright.replacing import replacing
 from labelwright.run_folder import Run, write_parquet_atomically
 from labelwright.train.predict import Answers
@@ -50,6 +50,7 @@ def label(
     confidence: float = 0.95,
     verified: str | Path | None = None,
     rename: Mapping[str, str] | None = None,
+    image_column: str | None = None,
     on_bad: OnBad = "stop",
     device: str = "auto",
     precision: str = "auto",
@@ -58,7 +59,8 @@ def label(
 
     Args:
       run: a finished run folder; or what `export` wrote of one, a folder for the hub or a .safetensors file.
-      data: images; labels they may have are ignored.
+      data: images: a folder, a table, a file, an image in memory, or a list of files or images; what else is known of
+        them is not looked at.
       out: .csv, .parquet, or a folder: a copy of every image under its label, and ``labels.parquet``;
         None writes nothing.
       error: largest share of wrong labels among those whose ``decision`` is to be "accept"; None: all are for review.
@@ -66,6 +68,7 @@ def label(
       verified: file of ids and true classes of some of these images, see `verify_sample`; None: the thresholds that
         the run promised as much with, which hold for images like its own.
       rename: {old: new} names of classes, as of discovered ones; the model keeps them.
+      image_column: column of a table with the paths, if it is called otherwise.
       on_bad: stop, or skip unusable images.
 
     Returns: Arrow table with the columns of LABEL_COLUMNS; its schema metadata holds as JSON, under ``left_out``, the
@@ -73,14 +76,26 @@ def label(
 
     Raises: DataError or ConfigError, with nothing written.
     """
+    check_values(image_column=image_column, device=device, precision=precision)
     target = None if out is None else _checked_target(Path(out))
     check_shares(error, confidence)
+    if target is not None and not target.suffix:
+        check_outside(target, data)
     saved = load_model(Path(run), device=accelerator_for(device).device)
     names = renamed(saved.class_names, rename or {})  # a mistake should not wait for the images
     seen = None if verified is None else read_verified(verified, names)
     if error is not None and seen is None:
         check_promised(saved, Path(run), error, confidence)
-    table, answers = answers_for(saved, data, on_bad=on_bad, device=device, precision=precision, classes=None)
+    table, answers = answers_for(
+        saved,
+        data,
+        on_bad=on_bad,
+        device=device,
+        precision=precision,
+        classes=None,
+        columns=named_columns(image=image_column),
+        only_images=True,
+    )
     rows, promised = label_rows(table, answers, names, saved.calibration, keep_given=False), None
     shares = None if error is None else {"error": error, "confidence": confidence}
     if seen is not None:
@@ -183,10 +198,15 @@ def _checked_target(target: Path) -> Path:
 
 
 def _write_labels(rows: pa.Table, table: LabelTable, target: Path) -> None:
+    """Write labels; tables of files say where their images are, so that they are data again."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    if target.suffix and table.images.paths is not None:
+        folder, chosen = target.parent.resolve(), np.arange(len(table))
+        paths = [path_from(folder, str(source)) for source in table.images.sources(chosen)]
+        rows = rows.append_column("image", pa.array(paths, pa.string()))
     if target.suffix == ".csv":
         with replacing(target) as temporary:
-            pa_csv.write_csv(rows, temporary)
+            write_csv(rows, temporary)
     elif target.suffix == ".parquet":
         write_parquet_atomically(rows, target)
     else:
@@ -198,8 +218,11 @@ def _write_class_folders(rows: pa.Table, table: LabelTable, folder: Path) -> Non
     building = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
-    write_class_folders(rows, table, building)
-    building.replace(folder)
+    try:
+        write_class_folders(rows, table, building)
+        building.replace(folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
 
 
 def write_class_folders(rows: pa.Table, table: LabelTable, folder: Path) -> None:
@@ -211,10 +234,11 @@ def write_class_folders(rows: pa.Table, table: LabelTable, folder: Path) -> None
       folder: exists.
     """
     labels, ids = rows["label"].to_pylist(), rows["id"].to_pylist()
+    folders, files = file_names(sorted(set(labels))), {each: plain_name(each) for each in ids}
     for start in range(0, len(table), 1024):
         chunk = np.arange(start, min(start + 1024, len(table)))
         for row, source in zip(chunk.tolist(), table.images.sources(chunk), strict=True):
-            target = folder / _file_name(labels[row]) / _file_name(ids[row])
+            target = folder / folders[labels[row]] / files[ids[row]]
             target.parent.mkdir(exist_ok=True)
             if target.suffix.lower() not in IMAGE_SUFFIXES:
                 suffix = _suffix_of(source) if isinstance(source, bytes) else Path(source).suffix
@@ -225,12 +249,7 @@ def write_class_folders(rows: pa.Table, table: LabelTable, folder: Path) -> None
                 target.write_bytes(source)
             else:
                 shutil.copyfile(source, target)
-    write_parquet_atomically(rows, folder / "labels.parquet")
-
-
-def _file_name(text: str) -> str:
-    """Text as one name in a folder: separators become ``-``."""
-    return re.sub(r"[/\\\0]", "-", text) if text.strip(". ") else "-"
+    write_parquet_atomically(rows, folder / LABELS_FILE)
 
 
 def _suffix_of(encoded: bytes) -> str:

@@ -41,6 +41,8 @@ def own_answers(plan: Plan, job: Job, kept: Contender, given: Tensor) -> tuple[A
         return answers_of(plan, kept.recipe, kept.cfg, kept.state, views, given=given), {}
     rule = plan.settings.outside_candidates
     heard = _heard(plan, job, kept, said) if rule == "auto" else None
+    if rule == "auto" and heard is None:
+        return answers_of(plan, kept.recipe, kept.cfg, kept.state, views, given=given), {}
 
     def adapt(rows: Tensor, probs: Tensor) -> Tensor:
         open_rows = (said.is_heard(rows) & (task.labels[rows] < 0)).to(probs.device)
@@ -62,9 +64,12 @@ def own_answers(plan: Plan, job: Job, kept: Contender, given: Tensor) -> tuple[A
     return answers, {"own_sets": facts}
 
 
-def _heard(plan: Plan, job: Job, kept: Contender, said: Said) -> Heard:
+def _heard(plan: Plan, job: Job, kept: Contender, said: Said) -> Heard | None:
+    """What the sets are worth; None where none of them says anything, as all hold every class."""
     rows = torch.arange(len(job.task.labels))
     rows = rows[torch.cat([said.is_heard(some) for some in torch.split(rows, 8192)])]
+    if not len(rows):
+        return None
     rows, seen = evenly_spread(rows, HEARD_ROWS), list[Tensor]()
 
     def collect(_: Tensor, probs: Tensor) -> Tensor:

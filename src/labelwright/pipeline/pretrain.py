@@ -16,7 +16,7 @@ import torch
 from labelwright import __version__
 from labelwright.data.prepare import (
     Flip,
-    check_numbers,
+    check_outside,
     is_embeddings,
     listed,
     may_flip,
@@ -35,7 +35,7 @@ from labelwright.methods import simclr
 from labelwright.methods.families.labels import EPOCHS_MIN
 from labelwright.methods.method import Budget, in_time
 from labelwright.pipeline.saved_model import save_model
-from labelwright.pipeline.settings import parse_assignments
+from labelwright.pipeline.settings import check_values, parse_assignments
 from labelwright.pipeline.time_budget import clocked
 from labelwright.run_folder import Run
 from labelwright.train import progress
@@ -88,10 +88,15 @@ def pretrain(
       after Ctrl-C, with a folder that can be resumed.
     """
     began = time.monotonic()
+    check_values(
+        **{"out": out, "model": model, "epochs": epochs, "minutes": minutes, "seed": seed, "device": device},
+        **{"precision": precision, "size": size, "flip": flip, "resume": resume, "set": set},
+        **{"checkpoint_minutes": checkpoint_minutes, "cache_limit_gb": cache_limit_gb},
+    )
+    check_outside(out, data)
     run = Run.create(out, resume=resume)
     overrides = parse_assignments(set) | ({} if epochs is None else {"epochs": epochs})
     cfg = apply_overrides(simclr.Config(), overrides)
-    check_numbers(size_px=size, seed=seed)
     stats = None if model == "auto" or model in OWN else image_stats(model)
     if is_embeddings(data):
         raise ConfigError("the data are embeddings: there are no images to learn from", fix="give the images")

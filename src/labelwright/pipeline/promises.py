@@ -19,8 +19,9 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import ks_2samp
 
-from labelwright.data.columns import ROLES, as_text, open_columns
+from labelwright.data.columns import ROLES, open_columns
 from labelwright.data.prepare import is_embeddings, read
+from labelwright.data.values import as_text
 from labelwright.errors import ConfigError, DataError, LabelwrightError
 from labelwright.pipeline.saved_model import SavedModel
 from labelwright.replacing import replacing
@@ -165,7 +166,7 @@ def read_verified(path: str | Path, class_names: Sequence[str]) -> Verified:
     for batch in columns.batches(list(used.values())):
         for role, name in used.items():
             index = batch.schema.get_field_index(name)
-            texts[role] += as_text(batch.column(index)).to_pylist() if index >= 0 else [None] * len(batch)
+            texts[role] += as_text(batch.column(index))[0].to_pylist() if index >= 0 else [None] * len(batch)
     of_name = {name: c for c, name in reversed(list(enumerate(class_names)))}
     of_name = dict.fromkeys(NO_CLASS, -1) | of_name
     labels, n_blank = dict[str, int](), 0

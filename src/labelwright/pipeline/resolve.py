@@ -18,7 +18,7 @@ from labelwright.annotators.annotator import Annotator
 from labelwright.annotators.describe import wanted_descriptions
 from labelwright.annotators.reliability import weighted
 from labelwright.annotators.training_candidates import candidates_fingerprint, wanted_annotator
-from labelwright.data.prepare import Prepared, describe_data, is_embeddings, prepare
+from labelwright.data.prepare import Prepared, check_outside, describe_data, is_embeddings, prepare
 from labelwright.data.read import read_names
 from labelwright.encoders import at_hand
 from labelwright.encoders.at_hand import AtHand
@@ -30,7 +30,7 @@ from labelwright.encoders.saved import saved_backbone
 from labelwright.errors import ConfigError, DataError
 from labelwright.methods.method import Budget, Method, Views
 from labelwright.methods.registry import METHODS, method_named, resolve_config
-from labelwright.pipeline.settings import FitSettings, column_names, to_config
+from labelwright.pipeline.settings import FitSettings, column_names, columns_of, to_config
 from labelwright.pipeline.time_budget import Clocked, clocked
 from labelwright.run_folder import Run
 from labelwright.train.loop import LoopOptions
@@ -153,6 +153,7 @@ def resolve(settings: FitSettings) -> Plan:
     """
     began = time.monotonic()
     settings = _with_preset(settings)
+    check_outside(settings.out, settings.data, settings.test)
     run = Run.create(settings.out, resume=settings.resume)
     overrides, model = settings.overrides, str(settings.model)
     found = _at_hand(settings, run)
@@ -168,6 +169,7 @@ def resolve(settings: FitSettings) -> Plan:
         novel=settings.novel,
         group=settings.group,
         annotators=column_names(settings.annotator_columns),
+        columns=columns_of(settings),
         test_frac=settings.test_frac,
         size_px=stats.size_px if stats and settings.size is None else settings.size,
         stats=(stats.mean, stats.std) if stats else None,

@@ -202,13 +202,26 @@ def renamed(class_names: Sequence[str], renames: Mapping[str, str]) -> tuple[str
 
 
 def answers_for(
-    saved: SavedModel, data: Any, *, on_bad: OnBad, device: str, precision: str, classes: Sequence[str] | None
+    saved: SavedModel,
+    data: Any,
+    *,
+    on_bad: OnBad,
+    device: str,
+    precision: str,
+    classes: Sequence[str] | None,
+    columns: Mapping[str, str] | None = None,
+    only_images: bool = False,
+    cache_limit_gb: float = 16.0,
+    first_number: int | None = None,
 ) -> tuple[LabelTable, Answers]:
     """What a saved model says of any images, or of embeddings if it was trained on such; and their table."""
+    how: dict[str, Any] = {"classes": classes, "on_bad": on_bad, "columns": columns, "only_images": only_images}
     if saved.size_px == 0:
-        source = open_embeddings(data, classes=classes, on_bad=on_bad)
+        source = open_embeddings(data, **how)
     else:
-        source = open_source(data, classes=classes, size_px=saved.size_px, on_bad=on_bad)
+        source = open_source(
+            data, size_px=saved.size_px, cache_limit_gb=cache_limit_gb, first_number=first_number, **how
+        )
     views = source.views(saved.view)
     answers = answer(
         saved.probs,

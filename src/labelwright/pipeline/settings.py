@@ -85,6 +85,16 @@ class DataSettings:
         "column whose rows belong together, such as the frames of one track; never split between train and test",
         example="--group track",
     )
+    image_column: str | None = setting(
+        None, "column of a table with the paths or images", example="--image-column photo"
+    )
+    label_column: str | None = setting(None, "column of a table with the labels", example="--label-column species")
+    split_column: str | None = setting(
+        None, "column of a table that says train, test or validation", example="--split-column fold"
+    )
+    candidates_column: str | None = setting(
+        None, "column of a table with candidate labels, as cat|dog or lists", example="--candidates-column guesses"
+    )
     annotator_columns: str | None = setting(
         None,
         "columns, with commas between, that hold one annotator's answers each (empty: did not answer); they become "
@@ -302,8 +312,11 @@ class FitSettings(RunSettings, PromiseSettings, MethodSettings, TextSettings, Mo
           >>> FitSettings(data="photos", out="run", set=("lr=0.1",), epochs=3).overrides
           {'lr': '0.1', 'epochs': 3}
         """
-        flags = {"epochs": self.epochs, "adjust": self.adjust}
-        return parse_assignments(self.set) | {key: value for key, value in flags.items() if value is not None}
+        given = {"epochs": self.epochs, "adjust": self.adjust}
+        flags = {key: value for key, value in given.items() if value is not None}
+        assignments = parse_assignments(self.set)
+        _check_said_once(flags, assignments)
+        return assignments | flags
 
 
 GROUPS: Mapping[str, type[Any]] = {
@@ -337,16 +350,33 @@ def check(settings: FitSettings) -> None:
       labelwright.errors.ConfigError: test_frac=2.0 is not possible
         fix: test_frac must be at most 1
     """
+    check_values(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)})
+
+
+def check_values(**values: object) -> None:
+    """`check` of some settings of `fit` that another verb takes, too.
+
+    Raises: ConfigError naming the first that cannot be, and what it must be.
+
+    Example:
+      >>> check_values(size="16")
+      Traceback (most recent call last):
+      labelwright.errors.ConfigError: size='16' is not possible
+        fix: size must be a whole number or none
+    """
     hints = hints_of_fit()
-    for field in dataclasses.fields(settings):
-        value, note = getattr(settings, field.name), field.metadata
+    for field in dataclasses.fields(FitSettings):
+        if field.name not in values:
+            continue
+        value, note = values[field.name], field.metadata
         if is_in_memory(value):
             raise ConfigError(
                 f"{field.name} was in memory when that run was made, and config.yaml keeps no copy: {value}",
                 fix=f"pass it again from Python, as in fit({field.name}=..., config='run/config.yaml', out='again'); "
                 "or give a path in its place",
             )
-        if not (fits(value, hints[field.name]) or isinstance(value, note["also"])):
+        is_also = isinstance(value, note["also"]) and (not isinstance(value, bool) or object in note["also"])
+        if not (fits(value, hints[field.name]) or is_also):
             raise ConfigError(
                 f"{field.name}={value!r} is not possible", fix=f"{field.name} must be {words_of(hints[field.name])}"
             )
@@ -356,6 +386,14 @@ def check(settings: FitSettings) -> None:
                 raise ConfigError(f"{field.name}={value} is not possible", fix=f"{field.name} must be at least {low:g}")
             if high is not None and not value <= high:
                 raise ConfigError(f"{field.name}={value} is not possible", fix=f"{field.name} must be at most {high:g}")
+
+
+def _check_said_once(flags: Mapping[str, object], assignments: Mapping[str, object]) -> None:
+    for key in flags.keys() & assignments.keys():
+        if str(flags[key]) != str(assignments[key]):
+            raise ConfigError(
+                f"{key} is {flags[key]} by its flag and {assignments[key]} by --set", fix=f"say it once: --{key}"
+            )
 
 
 def hints_of_fit() -> dict[str, Any]:
@@ -402,6 +440,17 @@ def column_names(text: str | None) -> tuple[str, ...]:
             fix="name each column once, with commas between: --annotator-columns ann,bob",
         )
     return names
+
+
+def columns_of(settings: FitSettings) -> dict[str, str]:
+    """Role -> column, of those that the settings name.
+
+    Example:
+      >>> columns_of(FitSettings(data="t.csv", out="run", label_column="species"))
+      {'label': 'species'}
+    """
+    found = {role: getattr(settings, f"{role}_column") for role in ("image", "label", "split", "candidates")}
+    return {role: name for role, name in found.items() if name is not None}
 
 
 def words_of(hint: Any) -> str:

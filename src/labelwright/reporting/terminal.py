@@ -24,6 +24,7 @@ from labelwright.run_folder import Run
 from labelwright.wording import counted, percent
 
 LINES_MAX = 20  # class names listed one by one; the report has them all
+NOTICES_SHOWN = 6  # of a run: how values were read, and which columns were not
 _OPEN_SCORES = {"seen": "of named classes", "novel": "of the others", "all": "all in all"}
 
 
@@ -256,10 +257,16 @@ def _print_inspection(found: Any, values: Mapping[str, Any]) -> None:
     bad = [p for p in found.problems if p.kind not in NOTICES]
     if found.problems:
         out.print(format_problems(found.problems), markup=False)
+    given, kept, lost = table.accounted
+    if lost:
+        out.print(f"{counted(given, 'row')} given: {kept:,} read, {lost:,} not, as listed above")
+    if found.refused is not None:
+        raise found.refused
     if bad:
+        is_shift = any("which are numbered" in problem.detail for problem in bad)
         raise DataError(
             f"{counted(len(bad), 'problem')} in the data, listed above",
-            fix="correct them, or leave the rows concerned out with fit --on-bad skip",
+            fix="correct them" if is_shift else "correct them, or leave the rows concerned out with fit --on-bad skip",
         )
 
 
@@ -360,7 +367,7 @@ def _print_audit(done: Any, values: Mapping[str, Any]) -> None:
         )
         for row in found["worst"]:
             worst.add_row(row["id"], row["label"], row["suspected_label"], f"{row['label_score']:.3f}")
-        Console(highlight=False, markup=False).print(worst)
+        _console().print(worst)
     for pair in found["alike"]:
         print(f"classes that look like one: {' and '.join(pair['classes'])} ({pair['alike']:.2f} of 1)")
     for notice in found["notices"]:
@@ -383,6 +390,11 @@ def _print_annotated(done: Any, values: Mapping[str, Any]) -> None:
     """How many candidates there are and, where labels are known, how often they hold them."""
     for line in _annotated_lines(done.counts):
         print(line)
+    if n := done.counts.get("n_labelled"):
+        print(
+            f"notice: {n:,} of these images have a label, which `fit` on this table takes as verified; --method coreg "
+            "learns from the candidates of the others"
+        )
     print(f"candidates: {done.path}")
     _print_left_out(done.counts["left_out"])
 
@@ -401,7 +413,7 @@ def _print_described(found: Any, values: Mapping[str, Any]) -> None:
     shown = Table("class", "evidence (0 to 1)", box=None, pad_edge=False)
     for c in weakest:
         shown.add_row(names[c], f"{evidence[c]:.2f}")
-    Console(highlight=False, markup=False).print(shown)
+    _console().print(shown)
     if found.path is None:
         print("--chat MODEL --out FILE.json asks how they look; a file you write yourself is as good")
         return
@@ -464,7 +476,7 @@ def _print_settings(found: Sequence[Any], values: Mapping[str, Any]) -> None:
     for each in found:
         value = ",".join(map(str, each.value)) if isinstance(each.value, tuple) else str(each.value)
         shown.add_row(each.name, value, "*" if each.is_of_preset else "", each.text)
-    Console(highlight=False, markup=False).print(shown)
+    _console().print(shown)
     if any(each.is_of_preset for each in found):
         print(f"* set by the preset {values['preset']}")
 
@@ -490,7 +502,7 @@ PRINTERS: Mapping[str, Callable[[Any, Mapping[str, Any]], None]] = {
 
 
 def _console() -> Console:
-    return Console(highlight=False, soft_wrap=True)
+    return Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def _skipped_lines(run: Run) -> list[str]:
@@ -500,6 +512,8 @@ def _skipped_lines(run: Run) -> list[str]:
         lines.append(f"left out: {counted(len(run.data['quarantined']), 'row')}, {where}")
     if run.data["notices"]:
         lines.append(f"notices: {len(run.data['notices'])}, {where}")
+        told = [each for each in run.data["notices"] if each["kind"] in ("read_as", "ignored_column", "odd_class")]
+        lines += [f"  {Path(each['where']).name}: {each['detail']}" for each in told[:NOTICES_SHOWN]]
     return lines
 
 
@@ -516,4 +530,4 @@ def _print_scores(scores: Mapping[str, Any]) -> None:
     for key in ("accuracy", "balanced_accuracy", *groups, "seen", "unseen", "harmonic", "novel", "ece"):
         if scores.get(key) is not None:
             shown.add_row(key.replace("_", " "), f"{scores[key]:.4f}")
-    Console(highlight=False).print(shown)
+    _console().print(shown)

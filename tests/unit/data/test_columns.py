@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from labelwright.data.columns import METADATA_KEY, as_weights
+from labelwright.data.columns import METADATA_KEY
 from labelwright.data.read import load
+from labelwright.data.values import as_weights
 from labelwright.errors import DataError
 
 
@@ -75,7 +76,7 @@ def test_weights__that_do_not_fit_name_the_row(photos, weights, detail) -> None:
         read_weights(photos, sets=sets, weights=[[1.0], weights, [2.0]])
     (problem,) = caught.value.problems
     assert (problem.row, problem.kind, problem.detail) == (1, "malformed_row", detail)
-    assert problem.where.endswith("1.png")
+    assert problem.where == f"{photos / 't.parquet'} row 2"
     kept = load(photos / "t.parquet", on_bad="skip")
     assert kept.ids.to_pylist() == ["0.png", "2.png"]
     assert kept.candidates.weights.tolist() == [1.0, 1.0]

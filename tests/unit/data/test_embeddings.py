@@ -191,7 +191,7 @@ def test_bad_rows__stop_names_them_and_skip_leaves_them_out(tmp_path: Path, kind
     with pytest.raises(DataError, match="2 problems in the data: 2 bad_embedding") as caught:
         load_embeddings(path)
     assert [problem.row for problem in caught.value.problems] == [1, 3]
-    assert caught.value.problems[0].where == f"{path} row 1"
+    assert caught.value.problems[0].where == f"{path} row 2"  # from 1
     assert "2 bad_embedding: embeddings with a value" in format_problems(caught.value.problems)
     found = load_embeddings(path, on_bad="skip")
     kept = [0, 2, 4]
@@ -300,7 +300,7 @@ def pets(tmp_path: Path) -> UserEmbeddings:
 
 def test_no_images__decoding_is_a_clear_error(pets: UserEmbeddings) -> None:
     for ask in (lambda: pets.table.image(3), lambda: pets.table.subset(np.array([0, 0, 0, 1])).image(3)):
-        with pytest.raises(DataError, match="row 3: the data holds embeddings and no images") as caught:
+        with pytest.raises(DataError, match="row 4: the data holds embeddings and no images") as caught:
             ask()
         assert caught.value.problems[0].kind == "missing_image"
     with pytest.raises(DataError, match="no images"):

@@ -208,7 +208,7 @@ def test_columns__synonyms_and_missing(photos) -> None:
         load(write_csv(photos, "a,b\n1,2\n"), on_bad="report")
     assert kinds(caught.value) == ["missing_column"]
     with pytest.raises(DataError, match="no column 'patient'"):
-        find_roles(["image", "label"], "x", group="patient")
+        find_roles(["image", "label"], "x", named={"group": "patient"})
 
 
 def test_labels__integers_and_names(photos) -> None:
@@ -224,10 +224,11 @@ def test_labels__integers_and_names(photos) -> None:
     assert load(names).class_names == ("3", "dog")
 
 
-def test_labels__a_gap_in_the_numbers_is_a_class_without_images(photos) -> None:
-    with pytest.raises(DataError) as caught:
-        load(write_csv(photos, "image,label\n0.png,2\n1.png,0\n"))
-    assert [(p.kind, p.where) for p in caught.value.problems] == [("empty_class", "1")]
+def test_labels__numbers_from_one_or_with_gaps_are_names(photos) -> None:
+    table = load(write_csv(photos, "image,label\n0.png,17\n1.png,3\n2.png,-1\n"))
+    assert (table.class_names, table.labels.tolist()) == (("3", "17"), [1, 0, -1])
+    table = load(write_csv(photos, "image,label\n0.png,2\n1.png,1\n"))
+    assert (table.class_names, table.labels.tolist()) == (("1", "2"), [1, 0])
 
 
 def test_labels__floats_of_a_column_with_gaps(photos) -> None:

@@ -161,7 +161,7 @@ def test_image__missing_file_is_named() -> None:
 def test_image__embedded_row() -> None:
     table = LabelTable(embedded("red", "blue"), strings("0", "1"), np.array([-1, -1], np.int32), ())
     assert table.subset(np.array([1])).image(0).getpixel((0, 0)) == (0, 0, 255)
-    assert table.images.where(1) == "row 1"
+    assert table.images.where(1) == "row 2"  # from 1
 
 
 def test_problem_kinds__notices_are_among_them() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ import torch.nn.functional as F
 import tiny
 from labelwright.metrics.agreement import Watch
 from labelwright.metrics.student import judge_student
-from labelwright.types import Task
+from labelwright.types import Candidates, Task
 
 TRUTH = torch.tensor(tiny.classes_of((20, 20, 20)))
 N = len(TRUTH)
@@ -48,3 +50,9 @@ def test_judge_student__one_that_agrees_less_is_reported_and_nothing_else() -> N
     assert found["overturned_frac"] == pytest.approx(1 / 3)
     _, (reported,) = judge_student(a_task(), MERGED, {**watch, "zero_shot_agreement": 0.0})
     assert "contradicts the first guess of 33% of the images" in reported
+
+
+def test_judge_student__sets_of_every_class_say_nothing() -> None:
+    sets = Candidates(torch.tensor([0, 2, 4]), torch.tensor([0, 1, 0, 1], dtype=torch.int32))
+    task = Task(torch.full((2,), -1), ("cat", "dog"), sets)
+    assert math.isnan(judge_student(task, torch.tensor([0, 1]), None)[0]["score_deployed"])

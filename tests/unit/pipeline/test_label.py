@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from labelwright.data.read import load
 from labelwright.data.table import Images, LabelTable
 from labelwright.errors import ConfigError
 from labelwright.metrics.scores import confusions
@@ -100,7 +101,24 @@ def test_write_class_folders__appears_whole_or_not_at_all(tmp_path: Path) -> Non
     table = LabelTable(Images(paths, str(tmp_path)), paths, np.full(1, -1, np.int32), NAMES)
     with pytest.raises(FileNotFoundError):
         _write_class_folders(pa.table({"id": paths, "label": ["ant"]}), table, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.iterdir())  # nor what was being built
+
+
+def test_write_class_folders__any_name_and_any_path_come_back(tmp_path: Path) -> None:
+    names = ["a/b", "a-b", "A-B", ".hidden", "labels.parquet", "x" * 300, "x" * 299 + "y", "caf\u00e9", "dots. "]
+    deep = "/".join(["d" * 120] * 4)
+    root = write_folders(tmp_path / "photos", {"x": len(names)})
+    (root / deep).mkdir(parents=True)
+    (root / "x" / "0.png").rename(root / deep / "0.png")
+    ids = [f"{deep}/0.png", *(f"x/{i}.png" for i in range(1, len(names)))]
+    paths = pa.array(ids, pa.large_string())
+    table = LabelTable(Images(paths, str(root)), paths, np.full(len(names), -1, np.int32), NAMES)
+    rows = pa.table({"id": paths, "label": [name.strip() for name in names]})
+    _write_class_folders(rows, table, tmp_path / "out")
+    found = load(tmp_path / "out")
+    assert sorted(found.class_names) == sorted(name.strip() for name in names)
+    assert found.counts().tolist() == [1] * len(names)
+    assert found.image(0).size == (10, 10)
 
 
 def test_model_card__scores_only_where_there_are_some() -> None:

@@ -187,7 +187,7 @@ def test_pretrain__train_split_alone(tmp_path: Path) -> None:
         ({"set": {"temprature": 1}}, "did you mean temperature"),
         ({"set": {"temperature": -1}}, "temperature=-1.0 is not possible"),
         ({"epochs": 0}, "epochs=0 is not possible"),
-        ({"size": 4}, "images of 4 px are too small"),
+        ({"size": 4}, "size must be at least 8"),
         ({"seed": -1}, "seed=-1 is not possible"),
         ({"model": "resnet23"}, "unknown model: 'resnet23'"),
         ({"device": "tpu"}, "device 'tpu' is not known"),

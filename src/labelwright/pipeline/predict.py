@@ -1,0 +1,86 @@
+"""`load_model`: the classifier of a run in Python, for images one by one, in lists or in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from labelwright.data.checks import OnBad
+from labelwright.pipeline.label import label_rows
+from labelwright.pipeline.saved_model import SavedModel, answers_for
+from labelwright.pipeline.saved_model import load_model as read_model
+from labelwright.train.processes import accelerator_for
+
+
+@dataclass(frozen=True)
+class Model:
+    """A classifier that is loaded once and asked often."""
+
+    saved: SavedModel
+    device: str = "auto"
+    precision: str = "auto"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """C names, in class order."""
+        return self.saved.class_names
+
+    def predict(self, data: Any, *, on_bad: OnBad = "stop") -> pa.Table:
+        """Labels of images, with the chance that each is right; nothing is written, and no decoded image is kept.
+
+        Args:
+          data: a path, a PIL image, an array [H, W, 3], or a list of these; an array [n, H, W, 3]; a folder or table.
+            Of a model of embeddings: [n, D] numbers, or a file of such.
+          on_bad: "stop", or "skip" images that cannot be read.
+
+        Returns: Arrow table of `pipeline.label.LABEL_COLUMNS`, a row per image in the order given; ``to_pylist()``
+          makes dicts of it.
+
+        Raises: DataError or ConfigError naming the image or its place in the list, from 1.
+        """
+        if self.saved.size_px == 0 and (isinstance(data, (list, np.ndarray)) or hasattr(data, "__array__")):
+            return self._of_numbers(data)
+        table, answers = answers_for(
+            self.saved,
+            data,
+            on_bad=on_bad,
+            device=self.device,
+            precision=self.precision,
+            classes=None,
+            only_images=True,
+            cache_limit_gb=0,
+        )
+        return label_rows(table, answers, self.class_names, self.saved.calibration, keep_given=False)
+
+    def _of_numbers(self, data: Any) -> pa.Table:
+        import tempfile
+
+        array = np.asarray(data.detach().cpu() if hasattr(data, "detach") else data)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "embeddings.npz"
+            np.savez(path, embeddings=array[None] if array.ndim == 1 else array)
+            return self.predict(path)
+
+
+def load_model(path: str | Path, *, device: str = "auto", precision: str = "auto") -> Model:
+    """The classifier of a finished run, to label images with; needs neither the network nor the training data.
+
+    Args:
+      path: a run folder, or the folder ``model`` of one.
+      device, precision: see `fit`.
+
+    Raises: DataError if there is no model.
+
+    Example:
+      >>> load_model("no-run")
+      Traceback (most recent call last):
+      labelwright.errors.DataError: no model in no-run ([Errno 2] No such file or directory: 'no-run/config.json')
+        fix: give the run folder of a finished fit
+    """
+    folder = Path(path).expanduser()
+    folder = folder / "model" if (folder / "model").is_dir() else folder
+    return Model(read_model(folder, device=accelerator_for(device).device), device, precision)
