@@ -225,11 +225,13 @@ VERBS: dict[str, Callable[..., Any]] = {
     "label": verb(
         "Label",
         "Label any images with the model of a run: label, probability, runner-up, trust.",
-        *("run", "data", "out", "rename", "on_bad", "device", "precision"),
+        *("run", "data", "out", "rename", "novel", "on_bad", "device", "precision"),
         run=RUN,
         data=(str, setting(REQUIRED, "images; labels they may have are ignored")),
         out=(str, setting("labels.csv", ".csv, .parquet, or a folder that gets every image under its label")),
         rename=(tuple[str, ...], setting((), "OLD=NEW ...: names of classes, as novel-1=okapi; the model keeps them")),
+        novel=(bool, setting(False, "put images of no class into new ones: new 1, new 2, ...")),
+        json=(bool, setting(False, "print what was found as JSON")),
     ),
     "classes": verb(
         "Classes",

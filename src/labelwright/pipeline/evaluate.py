@@ -41,7 +41,7 @@ def evaluate(
     saved = load_model(Path(run) / "model", device=accelerator_for(device).device)
     n_seen = saved.info.get("n_seen")
     known = saved.class_names if n_seen is None else None  # discovered classes: any labels will do
-    table, answers = answers_for(saved, data, on_bad=on_bad, device=device, precision=precision, classes=known)
+    table, answers, _ = answers_for(saved, data, on_bad=on_bad, device=device, precision=precision, classes=known)
     if not (table.labels >= 0).any():
         raise DataError(f"no image of {resolved_path(data)} has a label", fix="evaluate needs labelled images")
     if n_seen is not None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import torch
 from PIL import Image
@@ -23,13 +24,15 @@ from labelwright.data.table import LabelTable
 from labelwright.errors import ConfigError
 from labelwright.pipeline.report import report
 from labelwright.pipeline.saved_model import answers_for, change_classes, load_model, renamed
+from labelwright.pipeline.strange import facts_of, with_new
 from labelwright.replacing import replacing
 from labelwright.run_folder import Run, write_parquet_atomically
 from labelwright.train.predict import Answers
 from labelwright.train.processes import accelerator_for
 from labelwright.trust.calibration import Calibration
 
-LABEL_COLUMNS = ("id", "label", "probability", "runner_up", "source", "trust", "softmax", "decision")
+LABEL_COLUMNS = ("id", "label", "probability", "runner_up", "source", "trust", "softmax", "strangeness", "decision")
+UNKNOWN = "unknown"  # folder of images of no class
 
 
 def label(
@@ -38,6 +41,7 @@ def label(
     *,
     out: str | Path | None = None,
     rename: Mapping[str, str] | None = None,
+    novel: bool = False,
     on_bad: OnBad = "stop",
     device: str = "auto",
     precision: str = "auto",
@@ -47,22 +51,35 @@ def label(
     Args:
       run: a finished run folder.
       data: images; labels they may have are ignored.
-      out: .csv, .parquet, or a folder: a copy of every image under its label, and ``labels.parquet``;
-        None writes nothing.
+      out: .csv, .parquet, or a folder: a copy of every image under its label, those of no class under ``unknown``, and
+        ``labels.parquet``; None writes nothing.
       rename: {old: new} names of classes, as of discovered ones; the model keeps them.
+      novel: put images of no class into new ones, "new 1", "new 2", ..., see `strange.with_new`.
       on_bad: stop, or skip unusable images.
 
-    Returns: Arrow table with the columns of LABEL_COLUMNS; its schema metadata holds under ``left_out`` the
-      images that ``on_bad="skip"`` left out, as JSON.
+    Returns: Arrow table with the columns of LABEL_COLUMNS; its schema metadata holds, as JSON, under ``left_out`` the
+      images that ``on_bad="skip"`` left out, and under ``strangers`` what there is to say of images of no class, see
+      `strange.facts_of`.
 
     Raises: DataError or ConfigError, with nothing written.
     """
     target = None if out is None else _checked_target(Path(out))
     saved = load_model(Path(run) / "model", device=accelerator_for(device).device)
     names = renamed(saved.class_names, rename or {})  # a mistake should not wait for the images
-    table, answers = answers_for(saved, data, on_bad=on_bad, device=device, precision=precision, classes=None)
-    rows = label_rows(table, answers, names, saved.calibration, keep_given=False)
-    rows = rows.replace_schema_metadata({"left_out": json.dumps(listed(table.quarantined))})
+    if novel and saved.strangers is None:
+        raise ConfigError(
+            f"the model of {run} does not detect images of no class",
+            fix="leave --novel out, or fit the run again (with 20 images or more)",
+        )
+    table, answers, strange = answers_for(saved, data, on_bad=on_bad, device=device, precision=precision, classes=None)
+    told = None if strange is None else strange.strangers.strangeness(strange.scores)
+    threshold = None if strange is None else strange.strangers.threshold
+    rows = label_rows(table, answers, names, saved.calibration, keep_given=False, strangeness=told, threshold=threshold)
+    facts = facts_of(rows, threshold)
+    if novel and strange is not None:
+        rows = with_new(rows, strange, names)
+    notes = {"left_out": listed(table.quarantined), "strangers": facts}
+    rows = rows.replace_schema_metadata({key: json.dumps(value) for key, value in notes.items()})
     if target is not None:
         _write_labels(rows, table, target)
     if rename:
@@ -99,7 +116,8 @@ def label_rows(
     *,
     keep_given: bool,
     accepted: torch.Tensor | None = None,
-    unknown: torch.Tensor | None = None,
+    strangeness: torch.Tensor | None = None,
+    threshold: float | None = None,
 ) -> pa.Table:
     """One row per image: which label, how likely it is right, what else it could be, where from, how far to trust it.
 
@@ -110,12 +128,14 @@ def label_rows(
       calibration: of the classifier.
       keep_given: a given label stays ("given"); False puts the classifier's own answer everywhere ("predicted").
       accepted: [N] bool, labels that may be used as they are; None: none.
-      unknown: [N] bool, images of no class; None: none.
+      strangeness: [N] float, 0 to 1, see `trust.strangers`; None: nothing is known of it.
+      threshold: of the strangeness, 0 to 1; above it an image is of no class, unless its label was given.
 
     Returns: Arrow table of LABEL_COLUMNS. ``trust``, and ``probability``, its other name, is the estimated chance that
       the label is right: of a predicted one the calibrated probability; of a given one the same where the classifier
-      agrees, and what it leaves where it prefers another class (under 0.5: a label to look at). ``softmax`` is what the
-      classifier itself says of the label; ``decision`` is "unknown", "accept" or "review".
+      agrees, and what it leaves where it prefers another class (under 0.5: a label to look at). Of an image of no class
+      it is that times (1 - strangeness) / (1 - threshold). ``softmax`` is what the classifier itself says of the label;
+      ``strangeness`` may be null; ``decision`` is "unknown", "accept" or "review".
     """
     known = (answers.given >= 0) & keep_given
     label = torch.where(known, answers.given, answers.predicted)
@@ -123,9 +143,13 @@ def label_rows(
     runner_up = torch.where(label == answers.predicted, answers.runner_up, answers.predicted)
     chance = calibration(answers.probability)
     agreed = label == answers.predicted
-    trust = pa.array(torch.where(agreed, chance, (1 - chance).clamp(max=0.5)).float().numpy())
-    none = torch.zeros(len(table), dtype=torch.bool)
-    kind = torch.where(none if unknown is None else unknown, 2, (none if accepted is None else accepted).long())
+    chance = torch.where(agreed, chance, (1 - chance).clamp(max=0.5))
+    kind = torch.zeros(len(table), dtype=torch.int64) if accepted is None else accepted.long()
+    if strangeness is not None and threshold is not None:
+        unknown = (strangeness > threshold) & ~known
+        kind[unknown] = 2
+        chance = torch.where(unknown, chance * (1 - strangeness) / (1 - threshold), chance)
+    trust = pa.array(chance.float().numpy())
     names = pa.array(class_names, pa.string())
     return pa.table(
         {
@@ -136,6 +160,7 @@ def label_rows(
             "source": pa.array(np.where(known.numpy(), "given", "predicted")),
             "trust": trust,
             "softmax": pa.array(torch.where(known, answers.given_probability, answers.probability).float().numpy()),
+            "strangeness": pa.nulls(len(table), pa.float32()) if strangeness is None else pa.array(strangeness.numpy()),
             "decision": pa.array(("review", "accept", "unknown"), pa.string()).take(pa.array(kind.numpy())),
         }
     )
@@ -162,11 +187,15 @@ def _write_labels(rows: pa.Table, table: LabelTable, target: Path) -> None:
 
 
 def _write_class_folders(rows: pa.Table, table: LabelTable, folder: Path) -> None:
-    """Copy every image into ``folder/LABEL/``, with labels.parquet beside; the folder appears whole, or not at all."""
+    """Copy every image into ``folder/LABEL/``, with labels.parquet beside; the folder appears whole, or not at all.
+
+    Images of no class go into ``folder/unknown/``.
+    """
     building = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
-    labels, ids = rows["label"].to_pylist(), rows["id"].to_pylist()
+    is_unknown = pc.and_(pc.equal(rows["decision"], "unknown"), pc.not_equal(rows["source"], "cluster"))
+    labels, ids = pc.if_else(is_unknown, UNKNOWN, rows["label"]).to_pylist(), rows["id"].to_pylist()
     for start in range(0, len(table), 1024):
         chunk = np.arange(start, min(start + 1024, len(table)))
         for row, source in zip(chunk.tolist(), table.images.sources(chunk), strict=True):

@@ -25,6 +25,9 @@ from labelwright.run_folder import write_text_atomically
 from labelwright.train.predict import Answers, answer
 from labelwright.train.processes import accelerator_for
 from labelwright.trust.calibration import Calibration
+from labelwright.trust.strangers import Strangers, from_tensors, small_pixels
+
+STRANGERS_FILE = "strangers.safetensors"  # of a model folder; older ones have none
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class SavedModel:
       view: how pixels are normalised (the augmentation fields play no part in prediction).
       info: everything else in config.json.
       outputs: class of each output of ``net``, -1 = none (dropped); empty: they are the classes.
+      strangers: what tells images of no class; None if nothing does.
     """
 
     net: nn.Module
@@ -46,6 +50,7 @@ class SavedModel:
     view: ViewSettings
     info: Mapping[str, Any]
     outputs: tuple[int, ...] = ()
+    strangers: Strangers | None = None
 
     @property
     def calibration(self) -> Calibration:
@@ -63,6 +68,21 @@ class SavedModel:
         return probs.new_zeros(len(x), len(self.class_names)).index_add_(1, of[kept], probs)
 
 
+@dataclass(frozen=True)
+class Strange:
+    """How unlike the training images N images are.
+
+    Attributes:
+      strangers: what told them.
+      scores: [N] float32, see `trust.strangers`; above 1: of no class.
+      feats: [M, D] float32 features of the M images of no class, in order.
+    """
+
+    strangers: Strangers
+    scores: Tensor
+    feats: Tensor
+
+
 def save_model(
     folder: Path,
     net: backbones.Classifier | backbones.Ensemble,
@@ -72,6 +92,7 @@ def save_model(
     view: ViewSettings,
     info: Mapping[str, Any],
     card: str,
+    strangers: Strangers | None = None,
 ) -> None:
     """Write a classifier as ``model.safetensors``, ``config.json`` and ``README.md`` (the model card).
 
@@ -81,11 +102,15 @@ def save_model(
       class_names, size_px, view: see `SavedModel`.
       info: what else a reader should know: method, data fingerprint, scores; JSON-ready.
       card: text of the model card.
+      strangers: goes into a file of its own beside the model.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in net.state_dict().items()}
     with replacing(folder / "model.safetensors") as temporary:
         save_file(tensors, str(temporary), metadata={"format": "pt"})
+    if strangers is not None:
+        with replacing(folder / STRANGERS_FILE) as temporary:
+            save_file(strangers.tensors(), str(temporary), metadata={"format": "pt"})
     config = {
         "format": FORMAT,
         "classifier": backbones.classifier_config(net),
@@ -119,7 +144,9 @@ def load_model(folder: Path, *, device: torch.device) -> SavedModel:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         tensors = load_file(str(folder / "model.safetensors"))
-    except (OSError, ValueError, SafetensorError) as error:
+        path = folder / STRANGERS_FILE
+        strangers = from_tensors(load_file(str(path))) if path.exists() else None
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise DataError(f"no model in {folder} ({error})", fix="give the run folder of a finished fit") from error
     if config.get("format") != FORMAT:
         raise DataError(f"{folder}/config.json has format {config.get('format')}", fix="use the version that wrote it")
@@ -141,6 +168,7 @@ def load_model(folder: Path, *, device: torch.device) -> SavedModel:
         size_px=int(config.pop("size_px")),
         view=ViewSettings(**view),
         outputs=tuple(config.pop("outputs", ())),
+        strangers=strangers,
         info=config,
     )
 
@@ -168,22 +196,43 @@ def renamed(class_names: Sequence[str], renames: Mapping[str, str]) -> tuple[str
 
 def answers_for(
     saved: SavedModel, data: Any, *, on_bad: OnBad, device: str, precision: str, classes: Sequence[str] | None
-) -> tuple[LabelTable, Answers]:
-    """What a saved model says of any images, or of embeddings if it was trained on such; and their table."""
+) -> tuple[LabelTable, Answers, Strange | None]:
+    """What a saved model says of any images, or of embeddings if it was trained on such; with their table.
+
+    Returns: table, answers, and how strange the images are; None of a model that cannot tell.
+    """
     if saved.size_px == 0:
         source = open_embeddings(data, classes=classes, on_bad=on_bad)
     else:
         source = open_source(data, classes=classes, size_px=saved.size_px, on_bad=on_bad)
-    views = source.views(saved.view)
+    views, strangers = source.views(saved.view), saved.strangers
+    seen, scores, strange = list[Tensor](), list[Tensor](), list[Tensor]()
+
+    def probs(x: Tensor) -> Tensor:
+        seen.clear()
+        found = saved.probs(x)
+        if strangers is not None:
+            looks = (seen[0].float(), small_pixels(x)) if x.ndim == 4 else (x,)
+            scores.append(strangers.score(looks))
+            strange.append(looks[0].cpu()[scores[-1] > 1])
+        return found
+
+    net: Any = saved.net
+    hook = net.backbone.register_forward_hook(lambda module, x, feats: seen.append(feats))
     answers = answer(
-        saved.probs,
+        probs,
         views,
         torch.arange(views.n_rows),
         device=accelerator_for(device).device,
         precision=precision,
         description="labelling",
     )
-    return source.table, answers
+    hook.remove()
+    return (
+        source.table,
+        answers,
+        None if strangers is None else Strange(strangers, torch.cat(scores), torch.cat(strange)),
+    )
 
 
 def model_card(summary: Mapping[str, Any], class_names: tuple[str, ...], version: str) -> str:

@@ -277,6 +277,8 @@ def _print_fit(run: Run, values: Mapping[str, Any]) -> None:
     if summary["test"]:
         _print_scores(summary["test"])
     _print_beside(summary)
+    if (summary.get("strangers") or {}).get("n"):
+        out.print(f"strangers: {summary['strangers']['says']}", markup=False)
     for warning in folded_warnings(summary["warnings"]):
         out.print(f"warning: {warning}", markup=False)
     out.print(f"report: {run.report}", markup=False)
@@ -416,9 +418,22 @@ def _print_described(found: Any, values: Mapping[str, Any]) -> None:
 
 
 def _print_labels(rows: pa.Table, values: Mapping[str, Any]) -> None:
-    """How many images were labelled, where the labels are, and what was left out."""
+    """How many images were labelled, where the labels are, which are of no class, and what was left out; or JSON."""
+    left_out, strangers = (json.loads(rows.schema.metadata[key]) for key in (b"left_out", b"strangers"))
+    new = dict[str, int]()
+    for name, source in zip(rows["label"].to_pylist(), rows["source"].to_pylist(), strict=True):
+        if source == "cluster":
+            new[name] = new.get(name, 0) + 1
+    if values["json"]:
+        found = {"n_images": len(rows), "out": values["out"], "strangers": strangers, "left_out": left_out}
+        print(json.dumps({**found, "new": new}))
+        return
     print(f"{counted(len(rows), 'image')} labelled: {values['out']}")
-    _print_left_out(json.loads(rows.schema.metadata[b"left_out"]))
+    print(strangers["says"])
+    if values["novel"]:
+        sizes = ", ".join(f"{name} ({counted(n, 'image')})" for name, n in new.items())
+        print(f"put together in: {sizes}" if new else "too few of them to be new classes")
+    _print_left_out(left_out)
 
 
 def _print_evaluated(scores: Mapping[str, Any], values: Mapping[str, Any]) -> None:
