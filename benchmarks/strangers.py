@@ -2,14 +2,15 @@
 
     python benchmarks/strangers.py NAME=TRAIN.npz,TEST.npz [MORE …] [--photos IMAGES] [--csv FILE]
 
-Files hold `embeddings` [N, D] and `labels` [N], as labelwright reads them, and perhaps `groups` [N]. The training images of
-each set are the known ones; strange are the test images of every other set with the same D (far), and, of a model that
-knows half of the classes only, those of the other half (near). With `--photos`, images of any kind that `labelwright label`
-takes, 300 of them are given to a model of the digits of `labelwright demo` (seed 0 to 2), by features and pixels.
+Files hold `embeddings` [N, D] and `labels` [N], as labelwright reads them, and perhaps `groups` [N]. The training images
+of each set are the known ones; strange are the test images of every other set with the same D (far), and, of a model
+that knows half of the classes only, those of the other half (near). With `--photos`, 300 images of any kind that
+`labelwright label` takes are given to the model of the digits of `labelwright demo`, and to a ResNet-32 that has learned
+the digits from pixels in 6 epochs (one seed).
 
-Every score has its threshold from training images alone, such that 1% of them are above it, each scored as if it had not
-been trained on: neighbours leave it (and its group) out, Mahalanobis distances and logistic regressions, on at most 5,000
-images, are fitted on the other half. Printed in percent: AUROC, strangers accepted, true images refused.
+Every score has its threshold from training images alone, such that 1% of them are above it, each scored as if it had
+not been trained on: neighbours leave it (and its group) out, Mahalanobis distances and logistic regressions, on at most
+5,000 images, are fitted on the other half. Printed in percent: AUROC, strangers accepted, true images refused.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def compared(
     alone = torch.arange(len(labels)) if groups is None else groups
     scored: dict[str, Scored] = {"labelwright": ours}
     scored["neighbours"] = neighbours(train[0], true[0], strange[0], alone)
-    scored |= others(train[0], predicted, true[0], strange[0], alone, seed)
+    scored |= others(train[0], predicted, true[0], strange[0], alone, seed=seed)
     for name, (own, of_true, of_strange) in scored.items():
         bar = 1.0 if name == "labelwright" else float(np.quantile(own.numpy(), LEVEL))
         is_strange = np.repeat([0, 1], [len(of_true), len(of_strange)])
@@ -171,12 +172,12 @@ def digits(photos: Path, seeds: int) -> Iterator[tuple[str, int, Any]]:
     pool, test = demo.digits()
     labelled = dataclasses.replace(pool, labels=pool.truth)
     for what, table, settings in (
-        ("digits by their names", pool, {"method": "cap"}),
-        ("digits with labels", labelled, {"method": "class_balanced"}),
+        ("digits by their names", pool, {"method": "cap", "model": demo.MODEL}),
+        ("digits from pixels", labelled, {"method": "ce", "model": "resnet32", "epochs": 6}),
     ):
-        for seed in range(seeds):
+        for seed in range(seeds if table is pool else 1):
             with tempfile.TemporaryDirectory() as folder:
-                run = lw.fit(table, test=test, out=folder, model=demo.MODEL, seed=seed, evaluations=0, **settings)
+                run = lw.fit(table, test=test, out=folder, seed=seed, evaluations=0, **settings)
                 saved = load_model(run.path / "model", device=torch.device("cpu"))
                 predicted = torch.tensor([saved.class_names.index(name) for name in run.labels["label"].to_pylist()])
             looks = []
