@@ -2,11 +2,11 @@
 
     python benchmarks/strangers.py NAME=TRAIN.npz,TEST.npz [MORE …] [--photos IMAGES] [--csv FILE]
 
-Files hold `embeddings` [N, D] and `labels` [N], as labelwright reads them, and perhaps `groups` [N]. The training images
-of each set are the known ones; strange are the test images of every other set with the same D (far), and, of a model
-that knows half of the classes only, those of the other half (near). With `--photos`, 300 images of any kind that
-`labelwright label` takes are given to the model of the digits of `labelwright demo`, and to a ResNet-32 that has learned
-the digits from pixels in 6 epochs (one seed).
+Files hold `embeddings` [N, D] and `labels` [N], as labelwright reads them, and perhaps `groups` [N]. The training
+images of each set are the known ones; strange are the test images of every other set with the same D (far), and, of a
+model that knows half of the classes only, those of the other half (near). With `--photos`, 300 images of any kind that
+`labelwright label` takes are given to the model of the digits of `labelwright demo`, and to a ResNet-32 that has
+learned the digits from pixels in 6 epochs (one seed).
 
 Every score has its threshold from training images alone, such that 1% of them are above it, each scored as if it had
 not been trained on: neighbours leave it (and its group) out, Mahalanobis distances and logistic regressions, on at most
@@ -168,7 +168,7 @@ def pairs(sets: dict[str, Any], seeds: int) -> Iterator[tuple[str, int, Any]]:
 
 
 def digits(photos: Path, seeds: int) -> Iterator[tuple[str, int, Any]]:
-    """A model of the demo's digits, without labels and with all of them, and photographs."""
+    """Models of the demo's digits, and photographs."""
     pool, test = demo.digits()
     labelled = dataclasses.replace(pool, labels=pool.truth)
     for what, table, settings in (
@@ -216,7 +216,7 @@ def main() -> None:
         rows: list[Row] = []
         for name, metric, value, seconds in values:
             row = {"table": f"strangers.py {what}", "cell": name, "title": TITLES[name], "metric": metric}
-            row |= {"value": f"{value:.2f}", "seed": str(seed), "commit": commit}
+            row |= {"model": "", "value": f"{value:.2f}", "seed": str(seed), "commit": commit}
             rows.append(row | {"hardware": "cpu (1 thread), other work on the machine"})
             print(
                 what, seed, name, metric, f"{value:.2f}", f"{seconds:.1f} s" if seconds else "", sep=" | ", flush=True
