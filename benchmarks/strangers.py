@@ -10,7 +10,7 @@ learned the digits from pixels in 6 epochs (one seed).
 
 Every score has its threshold from training images alone, such that 1% of them are above it, each scored as if it had
 not been trained on: neighbours leave it (and its group) out, Mahalanobis distances and logistic regressions, on at most
-5,000 images, are fitted on the other half. Printed in percent: AUROC, strangers accepted, true images refused.
+5,000 images, are fitted on the other half. At most 5,000 new images of either kind are scored. Printed in percent: AUROC, strangers accepted, true images refused.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from choices import read
 from labelwright import demo
 from labelwright.benchmarking.results import Row, add_rows
 from labelwright.data.prepare import open_source
+from labelwright.labels.chunks import evenly_spread
 from labelwright.pipeline.saved_model import load_model
 from labelwright.pipeline.strange import looks_of
 from labelwright.trust.strangers import distances, fit_strangers
@@ -59,7 +60,7 @@ Scored = tuple[Tensor, Tensor, Tensor]
 def neighbours(train: Tensor, true: Tensor, strange: Tensor, groups: Tensor) -> Scored:
     """By the nearest of all training images."""
     z, left_out = F.normalize(train, dim=1), []
-    for rows in torch.split(torch.arange(len(z)), 1_024):
+    for rows in torch.split(evenly_spread(torch.arange(len(z)), FITTED_ROWS), 1_024):
         left_out.append(distances(z[rows], z, exclude=groups[rows][:, None] == groups[None]))
     others = (torch.cat([distances(some, z) for some in torch.split(new, 1_024)]) for new in (true, strange))
     return (torch.cat(left_out), *others)  # type: ignore[return-value]
@@ -115,6 +116,7 @@ def compared(
     seed: int,
 ) -> Iterator[tuple[str, str, float, float]]:
     """(score, metric, percent, seconds) of every score; looks at images are features [N, D] and perhaps pixels."""
+    true, strange = (tuple(_some(look) for look in looks) for looks in (true, strange))
     began = time.monotonic()
     found = fit_strangers(
         lambda rows: tuple(look[rows] for look in train),
@@ -140,6 +142,10 @@ def compared(
             ("true_refused", (of_true > bar).double().mean()),
         ):
             yield name, metric, 100 * float(share), seconds.get(name, 0.0)
+
+
+def _some(look: Tensor) -> Tensor:
+    return evenly_spread(look, FITTED_ROWS)
 
 
 def set_of(path: str) -> tuple[Tensor, Tensor, Tensor | None]:
