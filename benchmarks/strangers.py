@@ -10,7 +10,8 @@ learned the digits from pixels in 6 epochs (one seed).
 
 Every score has its threshold from training images alone, such that 1% of them are above it, each scored as if it had
 not been trained on: neighbours leave it (and its group) out, Mahalanobis distances and logistic regressions, on at most
-5,000 images, are fitted on the other half. At most 5,000 new images of either kind are scored. Printed in percent: AUROC, strangers accepted, true images refused.
+5,000 images, are fitted on the other half. At most 5,000 new images of either kind are scored. Printed in percent:
+AUROC, strangers accepted, true images refused.
 """
 
 from __future__ import annotations
