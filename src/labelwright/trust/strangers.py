@@ -130,7 +130,8 @@ def distances(z: Tensor, references: Tensor, *, exclude: Tensor | None = None, k
       >>> distances(torch.tensor([[3.0, 0.0], [0.0, -1.0]]), torch.tensor([[1.0, 0.0]])).tolist()
       [0.0, 1.0]
     """
-    sims = F.normalize(z.float(), dim=1) @ references.to(z.device).float().T
+    with torch.autocast(z.device.type, enabled=False):  # half precision would blur small distances
+        sims = F.normalize(z.float(), dim=1) @ references.to(z.device).float().T
     if exclude is not None:
         sims = sims.masked_fill(exclude.to(z.device), -torch.inf)
     near = sims.topk(min(k, sims.shape[1]), dim=1).values
