@@ -230,8 +230,8 @@ VERBS: dict[str, Callable[..., Any]] = {
     "label": verb(
         "Label",
         "Label any images with the model of a run: label, probability, runner-up, trust.",
-        *("run", "data", "out", "error", "confidence", "verified", "rename", "image_column", "on_bad", "device"),
-        "precision",
+        *("run", "data", "out", "error", "confidence", "verified", "novel", "rename", "image_column", "on_bad"),
+        *("device", "precision"),
         run=RUN,
         data=(
             tuple[str, ...],
@@ -256,7 +256,8 @@ VERBS: dict[str, Callable[..., Any]] = {
                 example="--verified to-verify.csv",
             ),
         ),
-        json=(bool, setting(False, "print what was labelled and promised as JSON")),
+        novel=(bool, setting(False, "put images of no class into new ones: new 1, new 2, ...")),
+        json=(bool, setting(False, "print what was found and promised as JSON")),
     ),
     "verify-sample": verb(
         "Verify_Sample",

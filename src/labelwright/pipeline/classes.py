@@ -159,7 +159,13 @@ def _label_again(
     if summary.get("pseudolabels") is not None and (truth >= 0).any():
         summary["pseudolabels"] = open_scores(answers, truth, truth_names, n_seen=n_seen)
     write_parquet_atomically(
-        label_rows(table, answers, saved.class_names, saved.calibration, keep_given=True), run.path / "labels.parquet"
+        label_rows(
+            *(table, answers, saved.class_names, saved.calibration),
+            keep_given=True,
+            strangeness=None if saved.strangers is None else torch.tensor(old["strangeness"].to_numpy()),
+            threshold=None if saved.strangers is None else saved.strangers.threshold,
+        ),
+        run.path / "labels.parquet",
     )
     if clusters and source.pixels is not None:
         write_thumbnails(run.path, table, [row for cluster in clusters for row in cluster["central_rows"]])

@@ -52,7 +52,7 @@ def evaluate(
     saved = load_model(Path(run) / "model", device=accelerator_for(device).device)
     n_seen = saved.info.get("n_seen")
     known = saved.class_names if n_seen is None else None  # discovered classes: any labels will do
-    table, answers = answers_for(
+    table, answers, _ = answers_for(
         saved,
         data,
         on_bad=on_bad,

@@ -23,7 +23,7 @@ from labelwright.exporting import label_files
 from labelwright.exporting.onnx_file import write_onnx
 from labelwright.exporting.served import Served
 from labelwright.pipeline.label import write_class_folders
-from labelwright.pipeline.saved_model import SavedModel, load_model, without_paths, write_single_file
+from labelwright.pipeline.saved_model import STRANGERS_FILE, SavedModel, load_model, without_paths, write_single_file
 from labelwright.replacing import replacing
 from labelwright.run_folder import Run, write_text_atomically
 
@@ -149,10 +149,12 @@ def _write_torchscript(served: Served, path: Path, size_px: int, n_features: int
 
 
 def _write_hub(folder: Path, building: Path) -> None:
-    """The three files of a saved model, without the paths of this machine."""
+    """The files of a saved model, without the paths of this machine."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     public = without_paths(config)
-    shutil.copyfile(folder / "model.safetensors", building / "model.safetensors")
+    for name in ("model.safetensors", STRANGERS_FILE):
+        if (folder / name).exists():
+            shutil.copyfile(folder / name, building / name)
     write_text_atomically(building / "config.json", json.dumps(public, indent=2) + "\n")
     card = (folder / "README.md").read_text(encoding="utf-8")
     card = card.replace(config["classifier"]["name"], public["classifier"]["name"])

@@ -39,6 +39,7 @@ from labelwright.pipeline.references import Contender
 from labelwright.pipeline.report import report
 from labelwright.pipeline.resolve import Plan
 from labelwright.pipeline.saved_model import model_card, save_model
+from labelwright.pipeline.strange import facts_of, strangers_of
 from labelwright.reporting.candidates import overruled
 from labelwright.reporting.thumbnails import write_thumbnails
 from labelwright.run_folder import write_parquet_atomically
@@ -93,10 +94,22 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
     given = torch.from_numpy(table.labels).long()
     own, of_sets = own_answers(plan, job, kept, given)
     calibration = _calibration(plan, job, answer, own)
+    saved_net: Any = answer.saved.state.nets["main"]
+    net: backbones.Classifier | backbones.Ensemble = saved_net.exported()
+    if isinstance(job.build, EncoderNets):
+        net = job.build.deployable(net)
+    found = strangers_of(plan, job, net, own)
+    strangers, *scores_of_images = (None, None, None) if found is None else found
+    threshold = None if strangers is None else strangers.threshold
+    in_train, in_test = (
+        None if strangers is None or each is None else strangers.strangeness(each) for each in scores_of_images
+    )
     held_out = tests[kept.name][0]
 
     def of_training(calibration: Calibration) -> pa.Table:
-        rows = label_rows(table, own, table.class_names, calibration, keep_given=True)
+        rows = label_rows(
+            table, own, table.class_names, calibration, keep_given=True, strangeness=in_train, threshold=threshold
+        )
         return with_candidates(rows, table, own)
 
     def labelled(calibration: Calibration) -> pa.Table:
@@ -104,7 +117,12 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
         if prepared.test is None or held_out is None or prepared.test_is == "given":
             return rows
         assert plan.prepared.test is not None
-        more = label_rows(prepared.test.table, held_out, table.class_names, calibration, keep_given=True)
+        more = label_rows(
+            *(prepared.test.table, held_out, table.class_names, calibration),
+            keep_given=True,
+            strangeness=in_test,
+            threshold=threshold,
+        )
         order = torch.cat([plan.prepared.train.rows, plan.prepared.test.rows]).argsort()
         return pa.concat_tables([rows, more], promote_options="default").take(pa.array(order.numpy()))
 
@@ -124,6 +142,7 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
         "test": scores,
         "n_fitted": len(table) + (0 if answer.saved is kept or prepared.test is None else len(prepared.test.table)),
         "trust": _trust(calibration, own, held_out, prepared.test),
+        "strangers": facts_of(rows, threshold),
         "answer": {
             "name": kept.name,
             "title": kept.title,
@@ -174,10 +193,6 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
         "peak_memory_mb": peak_memory_mb(),
         "warnings": [*job.notices, *trained.warnings, *_warnings(plan, summary)],
     }
-    saved_net: Any = answer.saved.state.nets["main"]
-    net: backbones.Classifier | backbones.Ensemble = saved_net.exported()
-    if isinstance(job.build, EncoderNets):
-        net = job.build.deployable(net)
     save_model(
         run.path / "model",
         net,
@@ -195,6 +210,7 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
             **({"n_seen": n_seen} if task.n_novel else {}),
         },
         card=model_card(summary, table.class_names, __version__),
+        strangers=strangers,
     )
     run.write_json("summary.json", summary)  # a folder that has one is finished but for the report
     report(run.path)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from PIL import Image
 
@@ -30,15 +31,17 @@ from labelwright.pipeline.promises import (
     truths,
 )
 from labelwright.pipeline.report import report
-from labelwright.pipeline.saved_model import answers_for, change_classes, load_model, renamed
+from labelwright.pipeline.saved_model import Strange, answers_for, change_classes, load_model, renamed
 from labelwright.pipeline.settings import check_values
+from labelwright.pipeline.strange import facts_of, with_new
 from labelwright.replacing import replacing
 from labelwright.run_folder import Run, write_parquet_atomically
 from labelwright.train.predict import Answers
 from labelwright.train.processes import accelerator_for
 from labelwright.trust.calibration import Calibration
 
-LABEL_COLUMNS = ("id", "label", "probability", "runner_up", "source", "trust", "softmax", "decision")
+LABEL_COLUMNS = ("id", "label", "probability", "runner_up", "source", "trust", "softmax", "strangeness", "decision")
+UNKNOWN = "unknown"  # folder of images of no class
 
 
 def label(
@@ -51,6 +54,7 @@ def label(
     verified: str | Path | None = None,
     rename: Mapping[str, str] | None = None,
     image_column: str | None = None,
+    novel: bool = False,
     on_bad: OnBad = "stop",
     device: str = "auto",
     precision: str = "auto",
@@ -61,18 +65,20 @@ def label(
       run: a finished run folder; or what `export` wrote of one, a folder for the hub or a .safetensors file.
       data: images: a folder, a table, a file, an image in memory, or a list of files or images; what else is known of
         them is not looked at.
-      out: .csv, .parquet, or a folder: a copy of every image under its label, and ``labels.parquet``;
-        None writes nothing.
+      out: .csv, .parquet, or a folder: a copy of every image under its label, those of no class under ``unknown``, and
+        ``labels.parquet``; None writes nothing.
       error: largest share of wrong labels among those whose ``decision`` is to be "accept"; None: all are for review.
       confidence: of that promise.
       verified: file of ids and true classes of some of these images, see `verify_sample`; None: the thresholds that
         the run promised as much with, which hold for images like its own.
       rename: {old: new} names of classes, as of discovered ones; the model keeps them.
       image_column: column of a table with the paths, if it is called otherwise.
+      novel: put images of no class into new ones, "new 1", "new 2", ..., see `strange.with_new`.
       on_bad: stop, or skip unusable images.
 
     Returns: Arrow table with the columns of LABEL_COLUMNS; its schema metadata holds as JSON, under ``left_out``, the
-      images that ``on_bad="skip"`` left out and, under ``promise``, what is promised, with ``error``.
+      images that ``on_bad="skip"`` left out, under ``strangers`` what there is to say of images of no class (see
+      `strange.facts_of`) and, under ``promise``, what is promised, with ``error``.
 
     Raises: DataError or ConfigError, with nothing written.
     """
@@ -83,10 +89,15 @@ def label(
         check_outside(target, data)
     saved = load_model(Path(run), device=accelerator_for(device).device)
     names = renamed(saved.class_names, rename or {})  # a mistake should not wait for the images
+    if novel and saved.strangers is None:
+        raise ConfigError(
+            f"the model of {run} does not detect images of no class",
+            fix="leave --novel out, or fit the run again (with 20 images or more)",
+        )
     seen = None if verified is None else read_verified(verified, names)
     if error is not None and seen is None:
         check_promised(saved, Path(run), error, confidence)
-    table, answers = answers_for(
+    table, answers, strange = answers_for(
         saved,
         data,
         on_bad=on_bad,
@@ -96,23 +107,40 @@ def label(
         columns=named_columns(image=image_column),
         only_images=True,
     )
-    rows, promised = label_rows(table, answers, names, saved.calibration, keep_given=False), None
+
+    def labelled(calibration: Calibration) -> pa.Table:
+        return label_rows(table, answers, names, calibration, keep_given=False, **told_of(strange))
+
+    rows, promised = labelled(saved.calibration), None
     shares = None if error is None else {"error": error, "confidence": confidence}
     if seen is not None:
         truth = truths(rows, seen)
-        calibration = recalibrated(saved.calibration, rows, truth, names)
-        shown = label_rows(table, answers, names, calibration, keep_given=False)
+        shown = labelled(recalibrated(saved.calibration, rows, truth, names))
         of = Run(run).labels if seen.drawn else None
         rows, promised = promised_by(seen, rows, shown, truth, names, shares, of=of)
     elif shares is not None:
         rows, promised = by_thresholds(rows, saved.info["promise"], names)
-    kept = {"left_out": listed(table.quarantined)} | ({} if promised is None else {"promise": promised})
+    facts = facts_of(rows, None if strange is None else strange.strangers.threshold)
+    if novel and strange is not None:
+        rows = with_new(rows, strange, names)
+    kept = {"left_out": listed(table.quarantined), "strangers": facts}
+    kept |= {} if promised is None else {"promise": promised}
     rows = rows.replace_schema_metadata({key: json.dumps(value) for key, value in kept.items()})
     if target is not None:
         _write_labels(rows, table, target)
     if rename:
         rename_in_run(run, saved.class_names, rename)
     return rows
+
+
+def told_of(strange: Strange | None) -> dict[str, Any]:
+    """What `label_rows` wants to know of images of no class."""
+    if strange is None:
+        return {}
+    return {
+        "strangeness": strange.strangers.strangeness(strange.scores),
+        "threshold": strange.strangers.threshold,
+    }
 
 
 def rename_in_run(run: str | Path, class_names: Sequence[str], rename: Mapping[str, str]) -> None:
@@ -146,7 +174,8 @@ def label_rows(
     *,
     keep_given: bool,
     accepted: torch.Tensor | None = None,
-    unknown: torch.Tensor | None = None,
+    strangeness: torch.Tensor | None = None,
+    threshold: float | None = None,
 ) -> pa.Table:
     """One row per image: which label, how likely it is right, what else it could be, where from, how far to trust it.
 
@@ -157,12 +186,14 @@ def label_rows(
       calibration: of the classifier.
       keep_given: a given label stays ("given"); False puts the classifier's own answer everywhere ("predicted").
       accepted: [N] bool, labels that may be used as they are; None: none.
-      unknown: [N] bool, images of no class; None: none.
+      strangeness: [N] float, 0 to 1, see `trust.strangers`; None: nothing is known of it.
+      threshold: of the strangeness, 0 to 1; above it an image is of no class, unless its label was given.
 
     Returns: Arrow table of LABEL_COLUMNS. ``trust``, and ``probability``, its other name, is the estimated chance that
       the label is right: of a predicted one the calibrated probability; of a given one the same where the classifier
-      agrees, and what it leaves where it prefers another class (under 0.5: a label to look at). ``softmax`` is what the
-      classifier itself says of the label; ``decision`` is "unknown", "accept" or "review".
+      agrees, and what it leaves where it prefers another class (under 0.5: a label to look at). Of an image of no class
+      it is that times (1 - strangeness) / (1 - threshold). ``softmax`` is what the classifier itself says of the label;
+      ``strangeness`` may be null; ``decision`` is "unknown", "accept" or "review".
     """
     known = (answers.given >= 0) & keep_given
     label = torch.where(known, answers.given, answers.predicted)
@@ -170,9 +201,13 @@ def label_rows(
     runner_up = torch.where(label == answers.predicted, answers.runner_up, answers.predicted)
     chance = calibration(answers.probability)
     agreed = label == answers.predicted
-    trust = pa.array(torch.where(agreed, chance, (1 - chance).clamp(max=0.5)).float().numpy())
-    none = torch.zeros(len(table), dtype=torch.bool)
-    kind = torch.where(none if unknown is None else unknown, 2, (none if accepted is None else accepted).long())
+    chance = torch.where(agreed, chance, (1 - chance).clamp(max=0.5))
+    kind = torch.zeros(len(table), dtype=torch.int64) if accepted is None else accepted.long()
+    if strangeness is not None and threshold is not None:
+        unknown = (strangeness > threshold) & ~known
+        kind[unknown] = 2
+        chance = torch.where(unknown, chance * (1 - strangeness) / (1 - threshold), chance)
+    trust = pa.array(chance.float().numpy())
     names = pa.array(class_names, pa.string())
     return pa.table(
         {
@@ -183,6 +218,7 @@ def label_rows(
             "source": pa.array(np.where(known.numpy(), "given", "predicted")),
             "trust": trust,
             "softmax": pa.array(torch.where(known, answers.given_probability, answers.probability).float().numpy()),
+            "strangeness": pa.nulls(len(table), pa.float32()) if strangeness is None else pa.array(strangeness.numpy()),
             "decision": pa.array(("review", "accept", "unknown"), pa.string()).take(pa.array(kind.numpy())),
         }
     )
@@ -226,14 +262,15 @@ def _write_class_folders(rows: pa.Table, table: LabelTable, folder: Path) -> Non
 
 
 def write_class_folders(rows: pa.Table, table: LabelTable, folder: Path) -> None:
-    """Copy every image into ``folder/LABEL/``, with labels.parquet beside.
+    """Copy every image into ``folder/LABEL/``, those of no class into ``folder/unknown/``, with labels.parquet beside.
 
     Args:
-      rows: N labels, with the columns id and label.
+      rows: N labels, with the columns id, label, source and decision.
       table: their N images.
       folder: exists.
     """
-    labels, ids = rows["label"].to_pylist(), rows["id"].to_pylist()
+    is_unknown = pc.and_(pc.equal(rows["decision"], "unknown"), pc.not_equal(rows["source"], "cluster"))
+    labels, ids = pc.if_else(is_unknown, UNKNOWN, rows["label"]).to_pylist(), rows["id"].to_pylist()
     folders, files = file_names(sorted(set(labels))), {each: plain_name(each) for each in ids}
     for start in range(0, len(table), 1024):
         chunk = np.arange(start, min(start + 1024, len(table)))

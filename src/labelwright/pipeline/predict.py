@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from labelwright.data.checks import OnBad
-from labelwright.pipeline.label import label_rows
+from labelwright.pipeline.label import label_rows, told_of
 from labelwright.pipeline.saved_model import SavedModel, answers_for
 from labelwright.pipeline.saved_model import load_model as read_model
 from labelwright.train.processes import accelerator_for
@@ -44,7 +44,7 @@ class Model:
         """
         if self.saved.size_px == 0 and (isinstance(data, (list, np.ndarray)) or hasattr(data, "__array__")):
             return self._of_numbers(data)
-        table, answers = answers_for(
+        table, answers, strange = answers_for(
             self.saved,
             data,
             on_bad=on_bad,
@@ -54,7 +54,9 @@ class Model:
             only_images=True,
             cache_limit_gb=0,
         )
-        return label_rows(table, answers, self.class_names, self.saved.calibration, keep_given=False)
+        return label_rows(
+            table, answers, self.class_names, self.saved.calibration, keep_given=False, **told_of(strange)
+        )
 
     def _of_numbers(self, data: Any) -> pa.Table:
         import tempfile
@@ -70,7 +72,7 @@ def load_model(path: str | Path, *, device: str = "auto", precision: str = "auto
     """The classifier of a finished run, to label images with; needs neither the network nor the training data.
 
     Args:
-      path: a run folder, or the folder ``model`` of one.
+      path: a run folder, or what `export` wrote of one: a folder for the hub, or a .safetensors file.
       device, precision: see `fit`.
 
     Raises: DataError if there is no model.
@@ -81,6 +83,4 @@ def load_model(path: str | Path, *, device: str = "auto", precision: str = "auto
       labelwright.errors.DataError: no model in no-run ([Errno 2] No such file or directory: 'no-run/config.json')
         fix: give the run folder of a finished fit
     """
-    folder = Path(path).expanduser()
-    folder = folder / "model" if (folder / "model").is_dir() else folder
-    return Model(read_model(folder, device=accelerator_for(device).device), device, precision)
+    return Model(read_model(Path(path).expanduser(), device=accelerator_for(device).device), device, precision)

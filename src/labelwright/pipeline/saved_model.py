@@ -25,8 +25,12 @@ from labelwright.run_folder import write_text_atomically
 from labelwright.train.predict import Answers, answer
 from labelwright.train.processes import accelerator_for
 from labelwright.trust.calibration import Calibration
+from labelwright.trust.strangers import Strangers, from_tensors, small_pixels
+
+STRANGERS_FILE = "strangers.safetensors"  # of a model folder; older ones have none
 
 CONFIG_KEY = "labelwright"  # of the header of a .safetensors file that is a whole model
+STRANGERS_PREFIX = "strangers."  # of names in such a file
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class SavedModel:
       view: how pixels are normalised (the augmentation fields play no part in prediction).
       info: everything else in config.json.
       outputs: class of each output of ``net``, -1 = none (dropped); empty: they are the classes.
+      strangers: what tells images of no class; None if nothing does.
     """
 
     net: nn.Module
@@ -48,6 +53,7 @@ class SavedModel:
     view: ViewSettings
     info: Mapping[str, Any]
     outputs: tuple[int, ...] = ()
+    strangers: Strangers | None = None
 
     @property
     def calibration(self) -> Calibration:
@@ -65,6 +71,21 @@ class SavedModel:
         return probs.new_zeros(len(x), len(self.class_names)).index_add_(1, of[kept], probs)
 
 
+@dataclass(frozen=True)
+class Strange:
+    """How unlike the training images N images are.
+
+    Attributes:
+      strangers: what told them.
+      scores: [N] float32, see `trust.strangers`; above 1: of no class.
+      feats: [M, D] float32 features of the M images of no class, in order.
+    """
+
+    strangers: Strangers
+    scores: Tensor
+    feats: Tensor
+
+
 def save_model(
     folder: Path,
     net: backbones.Classifier | backbones.Ensemble,
@@ -74,6 +95,7 @@ def save_model(
     view: ViewSettings,
     info: Mapping[str, Any],
     card: str,
+    strangers: Strangers | None = None,
 ) -> None:
     """Write a classifier as ``model.safetensors``, ``config.json`` and ``README.md`` (the model card).
 
@@ -83,11 +105,15 @@ def save_model(
       class_names, size_px, view: see `SavedModel`.
       info: what else a reader should know: method, data fingerprint, scores; JSON-ready.
       card: text of the model card.
+      strangers: goes into a file of its own beside the model.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in net.state_dict().items()}
     with replacing(folder / "model.safetensors") as temporary:
         save_file(tensors, str(temporary), metadata={"format": "pt"})
+    if strangers is not None:
+        with replacing(folder / STRANGERS_FILE) as temporary:
+            save_file(strangers.tensors(), str(temporary), metadata={"format": "pt"})
     config = {
         "format": FORMAT,
         "classifier": backbones.classifier_config(net),
@@ -115,14 +141,13 @@ def change_classes(folder: Path, class_names: Sequence[str], outputs: Sequence[i
 
 def write_single_file(folder: Path, path: Path) -> None:
     """The model of a folder that `save_model` wrote as one .safetensors file, its config.json in the header."""
-    config = (folder / "config.json").read_text(encoding="utf-8")
+    config, tensors, strangers = _read(folder)
+    if strangers is not None:
+        tensors |= {STRANGERS_PREFIX + name: value for name, value in strangers.tensors().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
+    header = {"format": "pt", CONFIG_KEY: json.dumps(without_paths(config))}
     with replacing(path) as temporary:
-        save_file(
-            load_file(str(folder / "model.safetensors")),
-            str(temporary),
-            metadata={"format": "pt", CONFIG_KEY: json.dumps(without_paths(json.loads(config)))},
-        )
+        save_file(tensors, str(temporary), metadata=header)
 
 
 def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,16 +157,22 @@ def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "classifier": {**config["classifier"], "name": public}}
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """config.json and the weights."""
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], Strangers | None]:
+    """config.json, the weights, and what tells images of no class."""
+    strange: dict[str, Tensor] = {}
     if folder.is_file():
         with safe_open(str(folder), framework="pt") as file:
             config = json.loads((file.metadata() or {})[CONFIG_KEY])
-        return config, load_file(str(folder))
-    if (folder / "model").is_dir():
-        folder = folder / "model"
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return config, load_file(str(folder / "model.safetensors"))
+        tensors = load_file(str(folder))
+        for name in [name for name in tensors if name.startswith(STRANGERS_PREFIX)]:
+            strange[name.removeprefix(STRANGERS_PREFIX)] = tensors.pop(name)
+    else:
+        folder = folder / "model" if (folder / "model").is_dir() else folder
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        tensors = load_file(str(folder / "model.safetensors"))
+        if (folder / STRANGERS_FILE).exists():
+            strange = load_file(str(folder / STRANGERS_FILE))
+    return config, tensors, from_tensors(strange) if strange else None
 
 
 def load_model(folder: Path, *, device: torch.device) -> SavedModel:
@@ -153,7 +184,7 @@ def load_model(folder: Path, *, device: torch.device) -> SavedModel:
     Raises: DataError if a file is missing or of another format, or if the model tells no classes apart.
     """
     try:
-        config, tensors = _read(folder)
+        config, tensors, strangers = _read(folder)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise DataError(f"no model in {folder} ({error})", fix="give the run folder of a finished fit") from error
     if config.get("format") != FORMAT:
@@ -176,6 +207,7 @@ def load_model(folder: Path, *, device: torch.device) -> SavedModel:
         size_px=int(config.pop("size_px")),
         view=ViewSettings(**view),
         outputs=tuple(config.pop("outputs", ())),
+        strangers=strangers,
         info=config,
     )
 
@@ -213,8 +245,11 @@ def answers_for(
     only_images: bool = False,
     cache_limit_gb: float = 16.0,
     first_number: int | None = None,
-) -> tuple[LabelTable, Answers]:
-    """What a saved model says of any images, or of embeddings if it was trained on such; and their table."""
+) -> tuple[LabelTable, Answers, Strange | None]:
+    """What a saved model says of any images, or of embeddings if it was trained on such; with their table.
+
+    Returns: table, answers, and how strange the images are; None of a model that cannot tell.
+    """
     how: dict[str, Any] = {"classes": classes, "on_bad": on_bad, "columns": columns, "only_images": only_images}
     if saved.size_px == 0:
         source = open_embeddings(data, **how)
@@ -222,16 +257,34 @@ def answers_for(
         source = open_source(
             data, size_px=saved.size_px, cache_limit_gb=cache_limit_gb, first_number=first_number, **how
         )
-    views = source.views(saved.view)
+    views, strangers = source.views(saved.view), saved.strangers
+    seen, scores, strange = list[Tensor](), list[Tensor](), list[Tensor]()
+
+    def probs(x: Tensor) -> Tensor:
+        seen.clear()
+        found = saved.probs(x)
+        if strangers is not None:
+            looks = (seen[0].float(), small_pixels(x)) if x.ndim == 4 else (x,)
+            scores.append(strangers.score(looks))
+            strange.append(looks[0].cpu()[scores[-1] > 1])
+        return found
+
+    net: Any = saved.net
+    hook = net.backbone.register_forward_hook(lambda module, x, feats: seen.append(feats))
     answers = answer(
-        saved.probs,
+        probs,
         views,
         torch.arange(views.n_rows),
         device=accelerator_for(device).device,
         precision=precision,
         description="labelling",
     )
-    return source.table, answers
+    hook.remove()
+    return (
+        source.table,
+        answers,
+        None if strangers is None else Strange(strangers, torch.cat(scores), torch.cat(strange)),
+    )
 
 
 def model_card(summary: Mapping[str, Any], class_names: tuple[str, ...], version: str) -> str:

