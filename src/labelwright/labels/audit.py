@@ -37,6 +37,10 @@ N_ROUNDS, N_NOISE_STEPS = 5, 10  # of weights and noise in turn; of the noise in
 FIRST_NOISE = 0.1  # share of wrong labels that the estimate starts from
 SAME_PICTURE = 0.95  # agreement of whole pictures from which on they are taken for one
 SAME_CROP = 0.97  # the same where one of many cuts of a picture fits
+USUAL_DISTANCE = (
+    0.25  # of 1 - cosine from a small grey picture to the fifth nearest: where it is less, as of digits, all
+)
+# pictures are alike, and copies have to agree better by as much
 WORTH_CUTTING = 0.3  # agreement of whole pictures below which no cut is tried
 CUTS = (0.95, 0.9)  # sides of these cuts, as shares of the picture's
 LIKE_ONE = 0.75  # share of a class's own probability that rows of another get, both ways
@@ -284,14 +288,17 @@ def like_one(alike: Tensor) -> list[tuple[int, int, float]]:
 # ---- images ---------------------------------------------------------------------------------------------------------
 
 
-def near_pairs(thumbs: npt.NDArray[np.uint8], candidates: list[Neighbours]) -> tuple[Tensor, Tensor]:
+def near_pairs(
+    thumbs: npt.NDArray[np.uint8], candidates: list[Neighbours], *, cuts: bool = True
+) -> tuple[Tensor, Tensor]:
     """Which candidate pairs show one picture: re-saved, resized, or cropped by a twentieth of its sides.
 
     Two pictures agree by Lin's concordance of their grey values at 16 px, which asks for the same brightness and
     contrast besides correlation; a cut of either may take its place.
 
     Args:
-      thumbs: [N, 32, 32] uint8, see data.looks.   candidates: neighbours of each row, in any features.
+      thumbs: [N, 32, 32] uint8, see data.looks.   candidates: neighbours of each row, first those in `grey_feats`.
+      cuts: whether crops are looked for, which takes most of the time.
 
     Returns: rows [P] and rows [P] int64, the first smaller than the second.
 
@@ -313,16 +320,22 @@ def near_pairs(thumbs: npt.NDArray[np.uint8], candidates: list[Neighbours]) -> t
     unique = torch.unique(torch.cat(keys))
     is_same = torch.zeros(len(unique), dtype=torch.bool)
     pictures = torch.from_numpy(thumbs)
+    strictness = 1.0
+    if n > 2 * candidates[0].rows.shape[1]:
+        strictness = min(1.0, float((1 - candidates[0].sims[:, -1]).median()) / USUAL_DISTANCE)
+    same_picture, same_crop = 1 - (1 - SAME_PICTURE) * strictness, 1 - (1 - SAME_CROP) * strictness
     for some in torch.split(torch.arange(len(unique)), 8192):
         a, b = pictures[unique[some] // n], pictures[unique[some] % n]
         whole = _agreement(_seen(a), _seen(b))
-        is_same[some] = whole >= SAME_PICTURE
-        close = ((whole < SAME_PICTURE) & (whole > WORTH_CUTTING)).nonzero().flatten()
+        is_same[some] = whole >= same_picture
+        if not cuts:
+            continue
+        close = ((whole < same_picture) & (whole > WORTH_CUTTING)).nonzero().flatten()
         a, b = a[close], b[close]
         best = torch.zeros(len(close))
         for cut, x, y in [(cut, *sides) for cut in _cuts() for sides in ((a, b), (b, a))]:
             best = torch.maximum(best, _agreement(_seen(x, *cut), _seen(y)))
-        is_same[some[close]] = best >= SAME_CROP
+        is_same[some[close]] = best >= same_crop
     return unique[is_same] // n, unique[is_same] % n
 
 

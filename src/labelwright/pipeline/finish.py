@@ -15,6 +15,7 @@ from labelwright import __version__
 from labelwright.data.prepare import Source
 from labelwright.encoders import backbones
 from labelwright.encoders.nets import EncoderNets
+from labelwright.labels.said import Said
 from labelwright.methods.method import Images, Outcome
 from labelwright.metrics.choice import CRITERION, Choice
 from labelwright.metrics.classification import calibration_error
@@ -27,18 +28,19 @@ from labelwright.pipeline.own_sets import own_answers, with_candidates
 from labelwright.pipeline.references import Contender
 from labelwright.pipeline.report import report
 from labelwright.pipeline.resolve import Plan
+from labelwright.pipeline.run_audit import audit_of_run
 from labelwright.pipeline.saved_model import model_card, save_model
 from labelwright.reporting.candidates import overruled
 from labelwright.reporting.thumbnails import write_thumbnails
 from labelwright.run_folder import write_parquet_atomically
 from labelwright.train.environment import peak_memory_mb
 from labelwright.train.loop import Trained
-from labelwright.train.predict import Answers
+from labelwright.train.predict import TEMPERATURES, Answers
 from labelwright.trust.calibration import (
     Calibration,
     expected_accuracy,
+    from_confidence,
     from_left_out,
-    from_text_model,
     slope_to_mean,
 )
 
@@ -80,14 +82,24 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
     scores = tests[kept.name][1]
     given = torch.from_numpy(table.labels).long()
     own, of_sets = own_answers(plan, job, kept, given)
-    calibration = _calibration(plan, job, answer, own)
-    rows = label_rows(table, own, table.class_names, calibration, keep_given=True)
+    calibration, of_model = _calibrations(plan, job, answer, own)
+    held_out = tests[kept.name][0]
+    audit_began = time.monotonic()
+    audited = audit_of_run(job, held_out, seed=plan.settings.seed)
+    seconds["audit"] = time.monotonic() - audit_began
+    rows = label_rows(table, own, table.class_names, calibration, keep_given=True, given_chance=audited.chances[0])
     rows = with_candidates(rows, table, own)
     shown = overruled(rows)  # by place in the training table; held-out images have labels, which nothing overrules
-    held_out = tests[kept.name][0]
     if prepared.test is not None and held_out is not None and prepared.test_is != "given":
         assert plan.prepared.test is not None
-        more = label_rows(prepared.test.table, held_out, table.class_names, calibration, keep_given=True)
+        more = label_rows(
+            prepared.test.table,
+            held_out,
+            table.class_names,
+            of_model,
+            keep_given=True,
+            given_chance=audited.chances[1],
+        )
         order = torch.cat([plan.prepared.train.rows, plan.prepared.test.rows]).argsort()
         rows = pa.concat_tables([rows, more], promote_options="default").take(pa.array(order.numpy()))
     write_parquet_atomically(rows, run.path / "labels.parquet")
@@ -101,7 +113,8 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
         "seed": plan.settings.seed,
         "test": scores,
         "n_fitted": len(table) + (0 if answer.saved is kept or prepared.test is None else len(prepared.test.table)),
-        "trust": _trust(calibration, own, held_out, prepared.test),
+        "trust": _trust(calibration, of_model, own, held_out, prepared.test),
+        "audit": audited.facts,
         "answer": {
             "name": kept.name,
             "title": kept.title,
@@ -143,7 +156,7 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
         for each in (scores, summary.get("zero_shot")):
             if each is not None:
                 each |= seen_unseen(each, table.counts())
-    seconds["label"] = time.monotonic() - began
+    seconds["label"] = time.monotonic() - began - seconds["audit"]
     summary |= {
         "seconds": {phase: round(value, 2) for phase, value in seconds.items()},
         "input_frac": round(trained.input_frac, 4),
@@ -165,7 +178,7 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
             "method": plan.name,
             "answer": kept.name,
             "n_fitted": summary["n_fitted"],
-            "calibration": calibration.to_dict(),
+            "calibration": of_model.to_dict(),
             "labelwright": __version__,
             "fingerprint": described["fingerprint"],
             **({"n_seen": n_seen} if task.n_novel else {}),
@@ -176,13 +189,17 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
     report(run.path)
 
 
-def _calibration(plan: Plan, job: Job, answer: Answer, own: Answers) -> Calibration:
-    """What turns the answer's probabilities into chances: left-out labels, else the text model's own confidence."""
+def _calibrations(plan: Plan, job: Job, answer: Answer, own: Answers) -> tuple[Calibration, Calibration]:
+    """What turns log-odds into chances: of the labels of training images, and of the model on others.
+
+    From left-out labels, else from how sure those were that it learned from. The two differ where a label is what the
+    model sees and what was said of the image, together.
+    """
     contenders = {each.name: each for each in answer.contenders}
 
-    def sure(contender: Contender) -> torch.Tensor:
+    def sure(contender: Contender) -> Answers:
         views = job.prepared.train.views(job.prepared.view)
-        return answers_of(plan, contender.recipe, contender.cfg, contender.state, views).probability
+        return answers_of(plan, contender.recipe, contender.cfg, contender.state, views)
 
     kept, n_classes = answer.kept, job.task.n_classes
     if kept.left_out is not None:
@@ -190,27 +207,49 @@ def _calibration(plan: Plan, job: Job, answer: Answer, own: Answers) -> Calibrat
         truth = job.task.labels.cpu()[answer.rows[asked]]
         right = kept.left_out.predicted[asked] == truth
         # What was left out was left out of the start: log-odds of the trained classifier are brought to its spread.
-        is_trained = kept.cfg.takes_steps and kept.name != "start" and "start" in contenders
-        mean = float(sure(contenders["start"]).mean()) if is_trained else 1.0
-        like = slope_to_mean(own.probability, mean, n_classes=n_classes)
-        return from_left_out(kept.left_out.probability[asked], right, n_classes=n_classes, like=like)
+        like = [1.0] * len(TEMPERATURES)
+        if kept.cfg.takes_steps and kept.name != "start":
+            start = sure(contenders["start"]).odds if "start" in contenders else kept.left_out.odds[asked]
+            like = [
+                slope_to_mean(odds, float(mean), n_classes=n_classes)
+                for odds, mean in zip(own.odds.T, start.sigmoid().mean(0), strict=True)
+            ]
+        return (from_left_out(kept.left_out.odds[asked], right, n_classes=n_classes, like=like),) * 2
     if "zero_shot" in contenders:  # a start without labels is what texts say, repaired ones in place of the names
         before = contenders.get("start", contenders["zero_shot"])
-        return from_text_model(own.probability, float(sure(before).mean()), n_classes=n_classes)
-    return Calibration(n_classes=n_classes)
+        return (
+            from_confidence(own.odds, float(sure(before).probability.mean()), "text model", n_classes=n_classes),
+        ) * 2
+    said = Said(job.task)
+    if said.kind is None or job.task.n_novel:
+        return (Calibration(n_classes=n_classes),) * 2
+    alone = sure(kept)
+    if said.kind == "shares":  # how sure an annotator was
+        told = [said.confidence] * 2
+    else:  # votes and sets are weighed by their likelihood: how probable the label is by that, and the model's own
+        agreed = torch.where(alone.predicted == own.runner_up, own.runner_up_probability, 0.0)
+        agreed = torch.where(alone.predicted == own.predicted, own.probability, agreed)
+        told = [float(own.probability.mean()), float(agreed.mean())]
+    own_map, model_map = (
+        from_confidence(each.odds, mean, "candidates", n_classes=n_classes)
+        for each, mean in zip((own, alone), told, strict=True)
+    )
+    return own_map, model_map
 
 
-def _trust(calibration: Calibration, own: Answers, tested: Answers | None, test: Source | None) -> dict[str, Any]:
+def _trust(
+    calibration: Calibration, of_model: Calibration, own: Answers, tested: Answers | None, test: Source | None
+) -> dict[str, Any]:
     """What `trust` rests on, how many labels it says are right, and how far that was off on test images."""
     found: dict[str, Any] = calibration.to_dict()
     open_rows = own.given < 0
     if open_rows.any():
-        mean, low, high = expected_accuracy(calibration(own.probability[open_rows]), calibration)
+        mean, low, high = expected_accuracy(calibration.chance(own.odds[open_rows]), calibration)
         found |= {"estimated": round(mean, 4), "interval": [round(low, 4), round(high, 4)]}
     if tested is not None and test is not None and tested.given.max() >= 0:
         known = tested.given >= 0
         right = tested.predicted[known] == tested.given[known]
-        found["ece"] = calibration_error(calibration(tested.probability[known]), right)
+        found["ece"] = calibration_error(of_model.chance(tested.odds[known]), right)
     return found
 
 

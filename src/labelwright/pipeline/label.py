@@ -98,6 +98,7 @@ def label_rows(
     calibration: Calibration,
     *,
     keep_given: bool,
+    given_chance: torch.Tensor | None = None,
     accepted: torch.Tensor | None = None,
     unknown: torch.Tensor | None = None,
 ) -> pa.Table:
@@ -109,21 +110,26 @@ def label_rows(
       class_names: C names the answers refer to.
       calibration: of the classifier.
       keep_given: a given label stays ("given"); False puts the classifier's own answer everywhere ("predicted").
+      given_chance: [N] float, the chance that the given label is right by classifiers that did not see it; NaN or None
+        where there is none.
       accepted: [N] bool, labels that may be used as they are; None: none.
       unknown: [N] bool, images of no class; None: none.
 
     Returns: Arrow table of LABEL_COLUMNS. ``trust``, and ``probability``, its other name, is the estimated chance that
-      the label is right: of a predicted one the calibrated probability; of a given one the same where the classifier
-      agrees, and what it leaves where it prefers another class (under 0.5: a label to look at). ``softmax`` is what the
-      classifier itself says of the label; ``decision`` is "unknown", "accept" or "review".
+      the label is right: of a predicted one the calibrated probability; of a given one ``given_chance``, or else the
+      same where the classifier agrees, and what it leaves where it prefers another class (under 0.5: a label to look
+      at). ``softmax`` is what the classifier itself says of the label; ``decision`` is "unknown", "accept" or "review".
     """
     known = (answers.given >= 0) & keep_given
     label = torch.where(known, answers.given, answers.predicted)
     # The best class that is not the label: the prediction itself where a given label disagrees with it.
     runner_up = torch.where(label == answers.predicted, answers.runner_up, answers.predicted)
-    chance = calibration(answers.probability)
+    chance = calibration.chance(answers.odds)
     agreed = label == answers.predicted
-    trust = pa.array(torch.where(agreed, chance, (1 - chance).clamp(max=0.5)).float().numpy())
+    chance = torch.where(agreed, chance, (1 - chance).clamp(max=0.5))
+    if given_chance is not None:
+        chance = torch.where(known & ~given_chance.isnan(), given_chance, chance)
+    trust = pa.array(chance.float().numpy())
     none = torch.zeros(len(table), dtype=torch.bool)
     kind = torch.where(none if unknown is None else unknown, 2, (none if accepted is None else accepted).long())
     names = pa.array(class_names, pa.string())
