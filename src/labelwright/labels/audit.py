@@ -5,6 +5,7 @@ Pure functions of features, labels and small grey pictures. No images x images t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 from labelwright.labels.chunks import evenly_spread, slices_of
 from labelwright.labels.kmeans import assign, lloyd
 from labelwright.train.convex import (
+    PENALTIES,
     TRIED_GRADIENT,
     Problem,
     centre_and_scale,
@@ -149,6 +151,7 @@ def judge_labels(
     n_classes: int,
     groups: Tensor | None = None,
     seed: int = 0,
+    penalties: Sequence[float] = PENALTIES,
 ) -> Judged | None:
     """How probable each label is, by a linear head that did not see it, the labels of its neighbours, and the noise.
 
@@ -161,6 +164,7 @@ def judge_labels(
     Args:
       feats: [N, D] float.   labels: [N] int64, -1 = unknown.   neighbours: of the same rows.   n_classes: C.
       groups: [N] int, rows of one group fall into one fold; or None.   seed: of the folds.
+      penalties: to be tried for the head, strongest first.
 
     Returns: None where fewer than two classes have two labelled rows, or all rows are one group.
 
@@ -181,7 +185,7 @@ def judge_labels(
         return None
     mean, scale = centre_and_scale(feats[known])
     z = (feats[known].float() - mean) / scale
-    log_head, is_scored = _left_out(z, y, of, fold, n_classes=n_classes, seed=seed)
+    log_head, is_scored = _left_out(z, y, of, fold, n_classes=n_classes, seed=seed, penalties=penalties)
     prior = torch.bincount(y, minlength=n_classes).float() / len(y)
     beside = torch.where(neighbours.rows[known] >= 0, labels[neighbours.rows[known]], -1)  # [n, K]
     votes = torch.zeros(len(y), n_classes)
@@ -210,14 +214,27 @@ def judge_labels(
 
 
 def _left_out(
-    z: Tensor, y: Tensor, groups: Tensor | None, fold: Tensor, *, n_classes: int, seed: int
+    z: Tensor,
+    y: Tensor,
+    groups: Tensor | None,
+    fold: Tensor,
+    *,
+    n_classes: int,
+    seed: int,
+    penalties: Sequence[float],
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities [n, C] by heads that did not see a row's fold; for which rows [n] one could be learned."""
     tried, tried_fold = folds_of(y, groups, seed=seed)
-    found = cross_validate(z, y, lambda counts: Problem(), n_classes=n_classes, rows=tried, fold=tried_fold)
+    found = cross_validate(
+        z, y, lambda counts: Problem(), n_classes=n_classes, rows=tried, fold=tried_fold, penalties=penalties
+    )
     log_probs, is_scored = torch.empty(len(y), n_classes), torch.zeros(len(y), dtype=torch.bool)
     for k in range(int(fold.max()) + 1):
         seen, out = (fold != k).nonzero().flatten(), (fold == k).nonzero().flatten()
+        is_scored[out] = torch.bincount(y[seen], minlength=n_classes)[y[out]] > 0
+        if len(tried) == len(y):  # the same folds, of which the heads have answered already
+            log_probs[out] = found.logits[out].log_softmax(1)
+            continue
         head = solve(
             z[seen],
             y[seen],
@@ -228,7 +245,6 @@ def _left_out(
             least_gradient=TRIED_GRADIENT,
         )
         log_probs[out] = head(z[out]).log_softmax(1)
-        is_scored[out] = torch.bincount(y[seen], minlength=n_classes)[y[out]] > 0
     return log_probs, is_scored
 
 

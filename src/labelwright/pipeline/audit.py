@@ -29,7 +29,7 @@ from labelwright.encoders.resnets import OWN
 from labelwright.errors import ConfigError, DataError
 from labelwright.labels import audit as pieces
 from labelwright.replacing import replacing
-from labelwright.run_folder import write_parquet_atomically
+from labelwright.run_folder import Run, write_parquet_atomically
 from labelwright.train.convex import centre_and_scale
 from labelwright.train.processes import accelerator_for
 
@@ -88,6 +88,7 @@ class _Part:
 def audit(
     data: Any,
     *,
+    run: str | Path | None = None,
     test: Any = None,
     model: str = "auto",
     classes: Any = None,
@@ -103,6 +104,8 @@ def audit(
 
     Args:
       data: images or embeddings with labels for all, some or none of them; see data.read.load.
+      run: a finished run whose pretrained model is taken; what its classifier says is not: it may have learned these
+        labels. Labels are judged by classifiers on the model's features that did not see them.
       test: images to score on, looked through for copies of the others; None = those that the data calls test.
       model: pretrained model whose features are compared; "auto" = one that is on this machine, "none" = none.
         Embeddings are compared as they are.
@@ -131,6 +134,7 @@ def audit(
     began = time.monotonic()
     wanted = _kinds(fail_on)
     target = None if out is None else _checked(Path(out).expanduser())
+    model = model if run is None else _model_of(Run(run), model, is_stored=is_embeddings(data))
     notices: list[str] = []
     if is_embeddings(data):
         parts, name = _embedded(data, test, model, classes, on_bad), "embeddings as given"
@@ -211,6 +215,22 @@ def _kinds(fail_on: Sequence[str] | str) -> list[str]:
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise ConfigError(f"--fail-on {unknown[0]} is not possible", fix=f"some of {', '.join(KINDS)}")
     return kinds
+
+
+def _model_of(run: Run, model: str, *, is_stored: bool) -> str:
+    """The pretrained model of a run, to compare images by."""
+    if model != "auto":
+        raise ConfigError("--run and --model both name a model", fix="leave one of them out")
+    own = run.summary["encoder"]
+    if is_stored:
+        return model
+    if own in ("none", *OWN):
+        what = f"{own} learned the labels from pixels" if own in OWN else "it was given embeddings"
+        raise ConfigError(
+            f"the run in {run.path} has no pretrained model to compare images by: {what}",
+            fix="leave --run out, or name a pretrained --model",
+        )
+    return str(own)
 
 
 def _checked(target: Path) -> Path:
