@@ -24,6 +24,7 @@ import torch
 from scipy.optimize import brentq, minimize
 from torch import Tensor
 
+from labelwright.labels.chunks import evenly_spread
 from labelwright.train.predict import TEMPERATURES
 
 Source = Literal["left-out labels", "text model", "candidates", "none"]
@@ -32,6 +33,7 @@ USUAL = ((0.35, 0.5), (0.6, 0.3), (1.1, -0.3))
 """Slope and offset at each temperature where few labels say nothing else; chosen on CIFAR-10 and GTSRB, 2 to 20 labels
 a class."""
 SLOPE_SPREAD, OFFSET_SPREAD = 0.4, 0.7  # deviation of the slope's logarithm, and of the offset
+MATCHED_ROWS = 20_000  # by which a map without labels is found
 MIDDLE = 1  # the temperature taken without labels
 LEAST_ROWS = 10  # left-out labels from which they say more than nothing
 BELOW_TOLD, ABOVE_TOLD = 0.35, 0.15  # how far from what was told without labels the truth may be
@@ -102,25 +104,34 @@ def from_left_out(odds: Tensor, right: Tensor, *, n_classes: int = 2, like: Sequ
     if len(odds) < LEAST_ROWS:
         slope, offset = USUAL[MIDDLE]
         return Calibration(slope * like[MIDDLE], offset, "none", 0, n_classes, TEMPERATURES[MIDDLE])
-    k, sign = math.log(max(n_classes, 2) - 1), 2.0 * right.double().numpy() - 1
 
     def best(t: int) -> tuple[float, Calibration]:
-        usual, shifted = USUAL[t], odds[:, t].double().numpy() + k
-
-        def loss(at: Any) -> float:
-            misfit = np.logaddexp(0, -sign * (math.exp(at[0]) * shifted + at[1] - k)).sum()
-            prior = ((at[0] - math.log(usual[0])) / SLOPE_SPREAD) ** 2 + ((at[1] - usual[1]) / OFFSET_SPREAD) ** 2
-            return float(misfit + prior / 2)
-
-        found = minimize(loss, np.array([math.log(usual[0]), usual[1]]), method="BFGS")
-        slope, offset = math.exp(found.x[0]) * like[t], float(found.x[1])
-        return float(found.fun), Calibration(slope, offset, "left-out labels", len(odds), n_classes, TEMPERATURES[t])
+        loss, slope, offset = _likeliest(odds[:, t], right.double(), n_classes=n_classes, usual=USUAL[t])
+        map_of = Calibration(slope * like[t], offset, "left-out labels", len(odds), n_classes, TEMPERATURES[t])
+        return loss, map_of
 
     return min((best(t) for t in range(len(TEMPERATURES))), key=lambda each: each[0])[1]
 
 
-def slope_to_mean(odds: Tensor, mean: float, *, n_classes: int = 2, most: float = 1.0) -> float:
-    """The slope, 0.01 to ``most``, at which the mean of the chances is ``mean``, or as near as can be.
+def _likeliest(
+    odds: Tensor, target: Tensor, *, n_classes: int, usual: tuple[float, float], weighs: bool = True
+) -> tuple[float, float, float]:
+    """Loss, slope and offset under which chances [n], given or 0 and 1, are likeliest; whether the usual ones weigh."""
+    k = math.log(max(n_classes, 2) - 1)
+    shifted, wanted = odds.double().numpy() + k, target.numpy()
+
+    def loss(at: Any) -> float:
+        logit = math.exp(at[0]) * shifted + at[1] - k
+        misfit = float((np.logaddexp(0, logit) - wanted * logit).sum())
+        prior = ((at[0] - math.log(usual[0])) / SLOPE_SPREAD) ** 2 + ((at[1] - usual[1]) / OFFSET_SPREAD) ** 2
+        return misfit + weighs * prior / 2
+
+    found = minimize(loss, np.array([math.log(usual[0]), usual[1]]), method="BFGS")
+    return float(found.fun), math.exp(found.x[0]), float(found.x[1])
+
+
+def slope_to_mean(odds: Tensor, mean: float, *, n_classes: int = 2) -> float:
+    """The slope, 0.01 to 1, at which the mean of the chances is ``mean``, or as near as can be.
 
     Args:
       odds: [N] of predicted classes, at one temperature.
@@ -138,13 +149,16 @@ def slope_to_mean(odds: Tensor, mean: float, *, n_classes: int = 2, most: float 
     def gap(slope: float) -> float:
         return float(Calibration(slope, n_classes=n_classes).at(odds).double().mean()) - mean
 
-    if gap(most) <= 0:
-        return most
-    return 0.01 if gap(0.01) >= 0 else float(brentq(gap, 0.01, most, xtol=1e-6))
+    if gap(1.0) <= 0:
+        return 1.0
+    return 0.01 if gap(0.01) >= 0 else float(brentq(gap, 0.01, 1.0, xtol=1e-6))
 
 
 def from_confidence(odds: Tensor, confidence: float, source: Source, *, n_classes: int = 2) -> Calibration:
-    """The calibration of answers learned from those of others, by how sure these were: never surer than the softmax.
+    """The calibration of answers learned from those of others, by how sure these were: no surer than the softmax.
+
+    A slope that leads to their mean says how probable it is that labels of a softmax are right; the middle temperature
+    says of which: the map at that temperature which is nearest to these chances is taken.
 
     Args:
       odds: [N, T] of the predicted classes.
@@ -155,13 +169,15 @@ def from_confidence(odds: Tensor, confidence: float, source: Source, *, n_classe
     Example:
       >>> from labelwright.train.predict import odds_of
       >>> odds = odds_of(torch.tensor([[0.99, 0.01], [0.05, 0.95]]))
-      >>> round(from_confidence(odds, 0.7, "text model").chance(odds).mean().item(), 4)
+      >>> round(from_confidence(odds, 0.7, "text model").chance(odds).mean().item(), 3)
       0.7
     """
-    t = TEMPERATURES[MIDDLE]
-    plain = float(Calibration(n_classes=n_classes).at(odds[:, 0]).double().mean())
-    slope = slope_to_mean(odds[:, MIDDLE], min(confidence, plain), n_classes=n_classes, most=2 * t)
-    return Calibration(slope, 0.0, source, 0, n_classes, t)
+    some = evenly_spread(odds, MATCHED_ROWS)
+    plain = Calibration(slope_to_mean(odds[:, 0], confidence, n_classes=n_classes), n_classes=n_classes)
+    chances = plain.at(some[:, 0]).double()
+    start = (plain.slope * TEMPERATURES[MIDDLE], 0.0)
+    _, slope, offset = _likeliest(some[:, MIDDLE], chances, n_classes=n_classes, usual=start, weighs=False)
+    return Calibration(slope, offset, source, 0, n_classes, TEMPERATURES[MIDDLE])
 
 
 def expected_accuracy(trust: Tensor, calibration: Calibration) -> tuple[float, float, float]:
