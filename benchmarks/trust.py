@@ -172,7 +172,7 @@ def of_features(
 def held(trust: dict[str, Any], share_right: float) -> list[tuple[str, str, float]]:
     """Whether the interval holds the truth, and how far the estimate is off."""
     low, high = trust["interval"]
-    off = 100 * (trust["estimated"] - share_right)
+    off = 100 * abs(trust["estimated"] - share_right)
     return [("trust", "interval_holds", 100.0 * (low <= share_right <= high)), ("trust", "estimate_off", off)]
 
 
