@@ -42,6 +42,7 @@ from labelwright.trust.calibration import (
     from_confidence,
     from_left_out,
     slope_to_mean,
+    steadied,
 )
 
 
@@ -214,7 +215,8 @@ def _calibrations(plan: Plan, job: Job, answer: Answer, own: Answers) -> tuple[C
                 slope_to_mean(odds, float(mean), n_classes=n_classes)
                 for odds, mean in zip(own.odds.T, start.sigmoid().mean(0), strict=True)
             ]
-        return (from_left_out(kept.left_out.odds[asked], right, n_classes=n_classes, like=like),) * 2
+        found = from_left_out(kept.left_out.odds[asked], right, n_classes=n_classes, like=like)
+        return (steadied(found, own.odds, kept.left_out.moved),) * 2
     if "zero_shot" in contenders:  # a start without labels is what texts say, repaired ones in place of the names
         before = contenders.get("start", contenders["zero_shot"])
         return (

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from labelwright.labels.chunks import evenly_spread
 from labelwright.methods.frozen_heads import LEFT_OUT
 from labelwright.methods.method import Method
 from labelwright.methods.registry import METHODS, resolve_config
@@ -34,6 +35,7 @@ TITLES = {"class_balanced": "Balanced logistic regression", "ss_kmeans": "k-mean
 FEWER: Mapping[str, Mapping[str, object]] = {"ss_kmeans": {"n_init": 5}}
 """Settings under which an obvious one is as good as ever and done sooner: starts of k-means."""
 
+COMPARED_ROWS = 2000  # unlabelled images on which fits are compared
 MANY_NUMBERS = 1_000_000  # images x classes, from which one fold is answered and not all
 
 
@@ -61,10 +63,16 @@ class Contender:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Answers to n rows: predicted classes [n] int64, -1 = not asked, and their log-odds [n, T], see `Answers`."""
+    """Answers to n rows of fits that did not see their labels.
+
+    Attributes:
+      predicted: [n] int64 classes, -1 = not asked.   odds: [n, T] log-odds, see `Answers`.
+      moved: share of the unlabelled images that these fits answer unlike the fit on all labels, 0 to 1.
+    """
 
     predicted: Tensor
     odds: Tensor
+    moved: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -189,6 +197,8 @@ def _judged(contender: Contender, plan: Plan, job: Job, rows: Tensor, fold: Tens
     answers, odds = _nothing(len(rows))
     is_large = job.task.n_novel or len(job.task.labels) * job.task.n_classes > MANY_NUMBERS
     n_folds = 1 if is_large else int(fold.max()) + 1
+    unlabelled, moved = evenly_spread((job.task.labels.cpu() < 0).nonzero().flatten(), COMPARED_ROWS), list[float]()
+    whole = answers_of(plan, contender.recipe, contender.cfg, state, views, rows=unlabelled).predicted
     for k in range(n_folds):
         labels, hidden = job.task.labels.clone(), rows[fold == k]
         labels[hidden] = -1
@@ -202,7 +212,10 @@ def _judged(contender: Contender, plan: Plan, job: Job, rows: Tensor, fold: Tens
         found = answers_of(plan, anew.recipe, anew.cfg, anew.state, views, rows=hidden)
         asked = torch.isin(rows, hidden)
         answers[asked], odds[asked] = found.predicted, found.odds
-    left_out = LeftOut(answers, odds)
+        if len(unlabelled):
+            others = answers_of(plan, anew.recipe, anew.cfg, anew.state, views, rows=unlabelled).predicted
+            moved.append(float((others != whole).double().mean()))
+    left_out = LeftOut(answers, odds, sum(moved) / max(1, len(moved)))
     return dataclasses.replace(contender, left_out=left_out, seconds=contender.seconds + time.monotonic() - began)
 
 

@@ -50,6 +50,7 @@ class Calibration:
       n: left-out labels that it rests on.
       n_classes: C, at least 2.
       temperature: one of `TEMPERATURES`, of the log-odds.
+      moved: share of the images that fits without the left-out labels answer in another way, 0 to 1.
     """
 
     slope: float = 1.0
@@ -58,6 +59,7 @@ class Calibration:
     n: int = 0
     n_classes: int = 2
     temperature: float = 1.0
+    moved: float = 0.0
 
     def chance(self, odds: Tensor) -> Tensor:
         """The chance [N] float32 that a prediction is right, of `odds_of` it [N, T].
@@ -111,6 +113,31 @@ def from_left_out(odds: Tensor, right: Tensor, *, n_classes: int = 2, like: Sequ
         return loss, map_of
 
     return min((best(t) for t in range(len(TEMPERATURES))), key=lambda each: each[0])[1]
+
+
+def steadied(calibration: Calibration, odds: Tensor, moved: float) -> Calibration:
+    """A map from left-out labels for a classifier that fits without them answer unlike by the share ``moved``.
+
+    Where they do, they are worse than it is by up to that share: the mean is raised by half of it.
+
+    Args:
+      odds: [N, T] of the classifier's answers.
+
+    Example:
+      >>> from labelwright.train.predict import odds_of
+      >>> odds = odds_of(torch.tensor([[0.6, 0.4]]))
+      >>> round(steadied(Calibration(), odds, 0.2).chance(odds).item(), 3)
+      0.7
+    """
+    some = evenly_spread(odds, MATCHED_ROWS)
+    mean = float(calibration.chance(some).double().mean())
+
+    def gap(more: float) -> float:
+        map_of = dataclasses.replace(calibration, offset=calibration.offset + more)
+        return float(map_of.chance(some).double().mean()) - min(mean + moved / 2, (1 + mean) / 2)
+
+    more = float(brentq(gap, 0.0, 20.0, xtol=1e-6)) if moved > 0 else 0.0
+    return dataclasses.replace(calibration, offset=calibration.offset + more, moved=moved)
 
 
 def _likeliest(
@@ -183,8 +210,8 @@ def from_confidence(odds: Tensor, confidence: float, source: Source, *, n_classe
 def expected_accuracy(trust: Tensor, calibration: Calibration) -> tuple[float, float, float]:
     """The estimated share of labels that are right, and an interval for it.
 
-    With left-out labels the interval is a 95% one for as many of them; from a text model or candidates it is what such
-    estimates were off by where we looked; without any it says nothing.
+    With left-out labels the interval is a 95% one for as many of them, wider where fits without them differ; from a text
+    model or candidates it is what such estimates were off by where we looked; without any it says nothing.
 
     Args:
       trust: [N] calibrated chances of predicted labels, N >= 1.
@@ -201,5 +228,5 @@ def expected_accuracy(trust: Tensor, calibration: Calibration) -> tuple[float, f
         return mean, 0.0, 1.0
     if calibration.source in ("text model", "candidates"):
         return mean, max(0.0, mean - BELOW_TOLD), min(1.0, mean + ABOVE_TOLD)
-    width = 1.96 * math.sqrt(max(mean * (1 - mean), 1 / calibration.n) / calibration.n)
+    width = 1.96 * math.sqrt(max(mean * (1 - mean), 1 / calibration.n) / calibration.n) + calibration.moved / 2
     return mean, max(0.0, mean - width), min(1.0, mean + width)

@@ -13,6 +13,7 @@ from labelwright.trust.calibration import (
     from_confidence,
     from_left_out,
     slope_to_mean,
+    steadied,
 )
 
 
@@ -92,3 +93,13 @@ def test_expected_accuracy__says_nothing_without_a_source() -> None:
     for source in ("text model", "candidates"):
         mean, low, high = expected_accuracy(torch.full((9,), 0.7), Calibration(source=source))
         assert (mean, low, high) == (pytest.approx(0.7), pytest.approx(0.35), pytest.approx(0.85))
+
+
+def test_steadied__the_mean_rises_by_half_of_what_moved_and_the_interval_is_wider() -> None:
+    odds, right = drawn(300, 0.3, -0.5)
+    found = from_left_out(odds, right)
+    assert steadied(found, odds, 0.0) == found
+    raised = steadied(found, odds, 0.2)
+    before, after = (expected_accuracy(each.chance(odds), each) for each in (found, raised))
+    assert after[0] - before[0] == pytest.approx(0.1, abs=1e-4)
+    assert after[1] < before[0] < before[0] + 0.2 < after[2]
