@@ -84,7 +84,7 @@ def audit_of_run(job: Job, tested: Answers | None, *, seed: int) -> RunAudit:
     chances = [torch.full((len(each.table),), torch.nan) for each in sources]
     if judged is not None:
         facts |= _suspected(judged, ids, labels, names)
-        for chance, some, score in zip(chances, rows, judged.score.split([len(r) for r in rows]), strict=True):
+        for chance, some, score in zip(chances, rows, torch.split(judged.score, [len(r) for r in rows]), strict=True):
             chance[torch.from_numpy(some)] = score
         if tested is not None and is_test.any():
             predicted = tested.predicted[torch.from_numpy(rows[1])].numpy()

@@ -149,9 +149,9 @@ def _likeliest(
 
     def loss(at: Any) -> float:
         logit = math.exp(at[0]) * shifted + at[1] - k
-        misfit = float((np.logaddexp(0, logit) - wanted * logit).sum())
+        misfit = (np.logaddexp(0, logit) - wanted * logit).sum()
         prior = ((at[0] - math.log(usual[0])) / SLOPE_SPREAD) ** 2 + ((at[1] - usual[1]) / OFFSET_SPREAD) ** 2
-        return misfit + weighs * prior / 2
+        return float(misfit + weighs * prior / 2)
 
     found = minimize(loss, np.array([math.log(usual[0]), usual[1]]), method="BFGS")
     return float(found.fun), math.exp(found.x[0]), float(found.x[1])
@@ -210,8 +210,8 @@ def from_confidence(odds: Tensor, confidence: float, source: Source, *, n_classe
 def expected_accuracy(trust: Tensor, calibration: Calibration) -> tuple[float, float, float]:
     """The estimated share of labels that are right, and an interval for it.
 
-    With left-out labels the interval is a 95% one for as many of them, wider where fits without them differ; from a text
-    model or candidates it is what such estimates were off by where we looked; without any it says nothing.
+    With left-out labels the interval is a 95% one for as many of them, wider where fits without them differ; from a
+    text model or candidates it is what such estimates were off by where we looked; without any it says nothing.
 
     Args:
       trust: [N] calibrated chances of predicted labels, N >= 1.
