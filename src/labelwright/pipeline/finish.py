@@ -114,7 +114,7 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
         "seed": plan.settings.seed,
         "test": scores,
         "n_fitted": len(table) + (0 if answer.saved is kept or prepared.test is None else len(prepared.test.table)),
-        "trust": _trust(calibration, of_model, own, held_out, prepared.test),
+        "trust": _trust(calibration, of_model, own, held_out, prepared.test, _near_labels(job)),
         "audit": audited.facts,
         "answer": {
             "name": kept.name,
@@ -240,19 +240,37 @@ def _calibrations(plan: Plan, job: Job, answer: Answer, own: Answers) -> tuple[C
 
 
 def _trust(
-    calibration: Calibration, of_model: Calibration, own: Answers, tested: Answers | None, test: Source | None
+    calibration: Calibration,
+    of_model: Calibration,
+    own: Answers,
+    tested: Answers | None,
+    test: Source | None,
+    near: float,
 ) -> dict[str, Any]:
-    """What `trust` rests on, how many labels it says are right, and how far that was off on test images."""
+    """What `trust` rests on, how many labels it says are right, and how far that was off on test images.
+
+    The share ``near`` of the unlabelled images may all be right: they are in a group with labels, and those were left
+    out in whole groups.
+    """
     found: dict[str, Any] = calibration.to_dict()
     open_rows = own.given < 0
     if open_rows.any():
         mean, low, high = expected_accuracy(calibration.chance(own.odds[open_rows]), calibration)
+        high = high if calibration.source != "left-out labels" else high + near * (1 - high)
         found |= {"estimated": round(mean, 4), "interval": [round(low, 4), round(high, 4)]}
     if tested is not None and test is not None and tested.given.max() >= 0:
         known = tested.given >= 0
         right = tested.predicted[known] == tested.given[known]
         found["ece"] = calibration_error(of_model.chance(tested.odds[known]), right)
     return found
+
+
+def _near_labels(job: Job) -> float:
+    """Share of the unlabelled images that are of a group with labelled ones."""
+    groups, known = job.task.groups, job.task.labels.cpu() >= 0
+    if groups is None or bool(known.all()):
+        return 0.0
+    return float(torch.isin(groups.cpu()[~known], groups.cpu()[known]).double().mean())
 
 
 FEW_SCORES = ("accuracy", "balanced_accuracy", "seen", "novel", "ece")  # of a contender
