@@ -39,10 +39,8 @@ N_ROUNDS, N_NOISE_STEPS = 5, 10  # of weights and noise in turn; of the noise in
 FIRST_NOISE = 0.1  # share of wrong labels that the estimate starts from
 SAME_PICTURE = 0.95  # agreement of whole pictures from which on they are taken for one
 SAME_CROP = 0.97  # the same where one of many cuts of a picture fits
-USUAL_DISTANCE = (
-    0.25  # of 1 - cosine from a small grey picture to the fifth nearest: where it is less, as of digits, all
-)
-# pictures are alike, and copies have to agree better by as much
+USUAL_DISTANCE = 0.25  # 1 - cosine from a small grey picture to the fifth nearest; the nearer, as of digits, the better
+# copies have to agree
 WORTH_CUTTING = 0.3  # agreement of whole pictures below which no cut is tried
 CUTS = (0.95, 0.9)  # sides of these cuts, as shares of the picture's
 LIKE_ONE = 0.75  # share of a class's own probability that rows of another get, both ways

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ def audit_of_run(job: Job, tested: Answers | None, *, seed: int) -> RunAudit:
     sources = [prepared.train, *([] if prepared.test is None else [prepared.test])]
     starts = np.cumsum([0, *(len(each.table) for each in sources)])
     places = evenly_spread(torch.arange(int(starts[-1])), AUDITED_ROWS).numpy()
-    rows = [places[(places >= a) & (places < b)] - a for a, b in zip(starts, starts[1:], strict=False)]
+    rows = [places[(places >= a) & (places < b)] - a for a, b in pairwise(starts)]
     parts = [source.take(some) for source, some in zip(sources, rows, strict=True)]
     labels = np.concatenate([each.table.labels for each in parts]).astype(np.int64)
     labels[labels >= n_classes] = -1  # of an open world
