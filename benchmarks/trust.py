@@ -1,97 +1,246 @@
-"""How far trust is from the chance that a label is right, beside the softmax and other scores of one classifier.
+"""How far trust is from the chance that a label is right, beside other scores of the same classifier.
 
-    python benchmarks/trust.py NAME=TRAIN.npz,TEST.npz [MORE …] [--situations few-5 few-20 long all] [--csv FILE]
+    python benchmarks/trust.py NAME=TRAIN.npz,TEST.npz [MORE …] digits [--situations few-5 few-20 long all] [--csv FILE]
 
-Files and situations are those of choices.py. Of each run the images of TEST are labelled with `labelwright label`.
-Printed: accuracy, what the run expected of its predicted labels, the expected calibration error of trust and of the
-softmax, how many labels have a trust of 0.95 or more and how many of these are right, and how well trust ranks right
-above wrong (AUROC).
+Files and situations are those of choices.py. Of TRAIN at most --images are drawn, whole groups where there are any.
+`digits` is the demo. Every run is `labelwright fit`; its saved model labels the
+images of TEST. Rows, all of that one model: our trust; our trust with 100 images of TEST verified (mean of five draws,
+scored on the others); the largest probability; margin; negative entropy; temperature scaling, fitted on the same 100;
+agreement with ten neighbours among the training images, as labelled by the run; and, with labels, five logistic
+regressions on bootstrap samples. Calibration error and AUROC in percent; `sure_right`: of labels with 0.95 or more,
+where there are 50; `interval_holds`: whether the interval for the predicted training labels holds the share that is
+right. With --keep FILE trust and truth are kept for the pictures of docs/trust.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+import torch.nn.functional as F
+from scipy.optimize import minimize_scalar
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 import labelwright as lw
 from choices import arranged, read, results_of
+from labelwright import demo
 from labelwright.benchmarking.results import add_rows
+from labelwright.data.prepare import open_source
 from labelwright.metrics.classification import calibration_error
+from labelwright.pipeline.saved_model import SavedModel, load_model
+from labelwright.run_folder import Run
+from labelwright.train.predict import odds_of
+from labelwright.trust.calibration import from_left_out
 
-COLUMNS = (
-    *("pool", "situation", "seed", "source", "n_left_out", "accuracy", "ece_trust", "ece_softmax"),
-    *("n_sure", "sure_right", "auroc"),
-)
+Array = npt.NDArray[Any]
+N_VERIFIED, N_DRAWS, N_NEIGHBOURS, N_BOOTSTRAP = 100, 5, 10, 5
+SURE, LEAST_SURE = 0.95, 50
+TITLES = {
+    "trust": "trust",
+    "verified": "trust, 100 verified",
+    "softmax": "largest probability",
+    "margin": "margin",
+    "entropy": "negative entropy",
+    "temperature": "temperature scaling, 100 verified",
+    "neighbours": "agreement with ten neighbours",
+    "ensemble": "five bootstrap logistic regressions",
+}
 
 
-def row_of(pool: str, situation: str, seed: int, train: dict[str, Any], test: dict[str, Any]) -> dict[str, Any]:
-    """One run, scored."""
-    file, settings = arranged(train, situation, seed)
+def drawn(train: dict[str, Any], n: int, seed: int) -> dict[str, Any]:
+    """At most about n rows, whole groups where there are any."""
+    total, rng = len(train["labels"]), np.random.default_rng(seed)
+    if total <= n:
+        return train
+    groups = train.get("groups", np.arange(total))
+    order = rng.permutation(np.unique(groups))
+    kept = np.isin(groups, order[: round(len(order) * n / total)])
+    return {key: value[kept] for key, value in train.items()}
+
+
+def score_rows(values: dict[str, Array], right: Array) -> Iterator[tuple[str, str, float]]:
+    """(cell, metric, value in percent) of scores of the same labels; those of NaN are left out."""
+    for cell, value in values.items():
+        known = ~np.isnan(value)
+        v, r = torch.from_numpy(value[known]), torch.from_numpy(right[known])
+        yield cell, "auroc", 100 * float(roc_auc_score(r, v))
+        if cell not in ("margin", "entropy"):
+            yield cell, "ece", 100 * calibration_error(v.clamp(0, 1), r)
+            sure = v >= SURE
+            if int(sure.sum()) >= LEAST_SURE:
+                yield cell, "sure_right", 100 * float(r[sure].double().mean())
+
+
+def beside(probs: torch.Tensor, saved: SavedModel, right: Array, seed: int) -> Iterator[tuple[str, str, float]]:
+    """Trust and the scores that need nothing but probabilities [N, C] of the images to score on."""
+    odds, top = odds_of(probs), probs.double().topk(2, 1).values
+    yield from score_rows(
+        {
+            "trust": saved.calibration.chance(odds).numpy(),
+            "softmax": top[:, 0].numpy(),
+            "margin": (top[:, 0] - top[:, 1]).numpy(),
+            "entropy": (probs.double() * probs.double().clamp(min=1e-38).log()).sum(1).numpy(),
+        },
+        right,
+    )
+    found: dict[tuple[str, str], list[float]] = {}
+    logs, rng = probs.double().clamp(min=1e-38).log(), np.random.default_rng(seed)
+    for _ in range(N_DRAWS):
+        some = rng.permutation(len(right))[:N_VERIFIED]
+        rest = np.setdiff1d(np.arange(len(right)), some)
+        verified, sign = torch.from_numpy(right[some]), 2.0 * right[some] - 1
+        map_of = from_left_out(odds[some], verified, n_classes=probs.shape[1])
+
+        def misfit(log_t: float, some: Array = some, sign: Array = sign) -> float:
+            best = (logs[some] / np.exp(log_t)).softmax(1).amax(1).clamp(1e-9, 1 - 1e-9).logit().numpy()
+            return float(np.logaddexp(0, -sign * best).mean())
+
+        t = float(np.exp(minimize_scalar(misfit, bounds=(-2, 4), method="bounded").x))
+        scaled = (logs[rest] / t).softmax(1).amax(1)
+        values = {"verified": map_of.chance(odds[rest]).numpy(), "temperature": scaled.numpy()}
+        for cell, metric, value in score_rows(values, right[rest]):
+            found.setdefault((cell, metric), []).append(value)
+    for (cell, metric), each in found.items():
+        yield cell, metric, float(np.mean(each))
+
+
+def neighbours(train: Array, labels: Array, test: Array, predicted: Array) -> Array:
+    """Share of the nearest training images, by cosine of centred features, that the run gave the same label."""
+    mean = train.mean(0)
+    z = F.normalize(torch.from_numpy(train - mean).float(), dim=1)
+    asked = F.normalize(torch.from_numpy(test - mean).float(), dim=1)
+    near = torch.cat([(some @ z.T).topk(N_NEIGHBOURS, 1).indices for some in asked.split(1000)])
+    return np.asarray((labels[near.numpy()] == predicted[:, None]).mean(1))
+
+
+def ensemble(train: Array, labels: Array, test: Array, predicted: Array, seed: int) -> Array:
+    """Mean probability of the predicted class; NaN of a class that a sample lacks."""
+    rng, total = np.random.default_rng(seed), np.zeros(len(test))
+    known = np.flatnonzero(labels != "")[:2000]
+    for _ in range(N_BOOTSTRAP):
+        some = rng.choice(known, len(known))
+        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200)).fit(train[some], labels[some])
+        column = {name: i for i, name in enumerate(model.classes_)}
+        probs = np.column_stack([model.predict_proba(test), np.full(len(test), np.nan)])
+        total += probs[np.arange(len(test)), [column.get(name, -1) for name in predicted]]
+    return np.asarray(total / N_BOOTSTRAP)
+
+
+def of_features(
+    file: dict[str, Any], settings: dict[str, Any], test: dict[str, Any], seed: int, kept: dict[str, Any]
+) -> tuple[Run, list[tuple[str, str, float]]]:
+    """A run on stored features, scored."""
     with tempfile.TemporaryDirectory() as folder:
         np.savez(f"{folder}/train.npz", **file)
-        np.savez(f"{folder}/test.npz", **{key: value for key, value in test.items() if key != "groups"})
-        run = lw.fit(f"{folder}/train.npz", out=f"{folder}/run", seed=seed, test_frac=0, **settings)
-        found = lw.label(run.path, f"{folder}/test.npz")
-        summary, environment = run.summary, run.environment  # read while they are there
-    basis = summary["trust"]
-    trust, softmax = (torch.tensor(np.asarray(found[key])) for key in ("trust", "softmax"))
-    right = torch.from_numpy(np.array(found["label"].to_pylist()) == test["labels"])
-    sure = trust >= 0.95
-    return {
-        "pool": pool,
-        "situation": situation,
-        "seed": seed,
-        "source": basis["source"],
-        "n_left_out": basis["n"],
-        "accuracy": round(100 * float(right.float().mean()), 2),
-        "ece_trust": round(calibration_error(trust, right), 4),
-        "ece_softmax": round(calibration_error(softmax, right), 4),
-        "n_sure": int(sure.sum()),
-        "sure_right": round(100 * float(right[sure].float().mean()), 2) if sure.any() else "",
-        "auroc": round(float(roc_auc_score(right, trust)), 4),
-        "seconds": round(sum(summary["seconds"].values()), 1),
-        "environment": environment,
+        settings = settings | {"test_frac": 0, "seed": seed, "evaluations": 0, "device": "cpu"}
+        run = lw.fit(f"{folder}/train.npz", out=f"{folder}/run", **settings)
+        saved = load_model(run.path / "model", device=torch.device("cpu"))
+        rows = (run.summary, run.environment, run.labels)  # read while they are there
+        assert rows[2] is not None
+    feats = test["embeddings"].astype(np.float32)
+    with torch.no_grad():
+        probs = torch.cat([saved.probs(some) for some in torch.from_numpy(feats).split(1000)])
+    names = np.array(saved.class_names)
+    predicted = names[probs.argmax(1)]
+    right = predicted == test["labels"]
+    found = list(beside(probs, saved, right, seed))
+    train, own = file["embeddings"].astype(np.float32), np.array(rows[2]["label"].to_pylist())
+    others = {"neighbours": neighbours(train, own, feats, predicted)}
+    if (file["labels"] != "").any():
+        others["ensemble"] = ensemble(train, file["labels"], feats, predicted, seed)
+    found += score_rows(others, right)
+    is_open = np.array(rows[2]["source"].to_pylist()) == "predicted"
+    if is_open.any():
+        found += held(rows[0]["trust"], float((own == file["truth"])[is_open].mean()))
+    kept |= {
+        "trust": saved.calibration.chance(odds_of(probs)).numpy(),
+        "softmax": probs.amax(1).numpy(),
+        "right": right,
     }
+    return run, found
 
 
-def shown_of(row: dict[str, Any]) -> dict[str, tuple[str, str, float]]:
-    """What docs/results keeps of a run: cell -> (title, metric, value in percent)."""
-    shown = {
-        "trust": ("calibration error of trust", "ece_trust", 100 * row["ece_trust"]),
-        "softmax": ("calibration error of the softmax", "ece_softmax", 100 * row["ece_softmax"]),
-        "accuracy": ("accuracy", "accuracy", row["accuracy"]),
-        "auroc": ("right ranked above wrong", "auroc", 100 * row["auroc"]),
+def held(trust: dict[str, Any], share_right: float) -> list[tuple[str, str, float]]:
+    """Whether the interval holds the truth, and how far the estimate is off."""
+    low, high = trust["interval"]
+    off = 100 * abs(trust["estimated"] - share_right)
+    return [("trust", "interval_holds", 100.0 * (low <= share_right <= high)), ("trust", "estimate_off", off)]
+
+
+def of_digits(seed: int, kept: dict[str, Any]) -> tuple[Run, list[tuple[str, str, float]]]:
+    """The demo, scored: on its held-out digits and, for the interval, on those without labels."""
+    pool, test = demo.digits()
+    with tempfile.TemporaryDirectory() as folder:
+        how = {"method": "cap", "model": demo.MODEL, "descriptions": demo.DIGITS_DESCRIPTIONS, "device": "cpu"}
+        run = lw.fit(pool, test=test, out=f"{folder}/run", seed=seed, **how)
+        saved = load_model(run.path / "model", device=torch.device("cpu"))
+        summary, labels, _ = run.summary, run.labels, run.environment
+        assert labels is not None
+    views = [open_source(t, classes=None, size_px=saved.size_px).views(saved.view) for t in (pool, test)]
+    seen = [v.batch(torch.arange(v.n_rows), "clean", seed=0, device=torch.device("cpu")) for v in views]
+    with torch.no_grad():
+        probs, net = saved.probs(seen[1]), saved.net
+        feats = [net.features(x).float().numpy() for x in seen]  # type: ignore[operator]
+    predicted = np.array(saved.class_names)[probs.argmax(1)]
+    right = predicted == np.array(test.class_names)[test.labels]
+    own = np.array(labels["label"].to_pylist())
+    found = list(beside(probs, saved, right, seed))
+    found += score_rows({"neighbours": neighbours(feats[0], own, feats[1], predicted)}, right)
+    assert pool.truth is not None
+    found += held(summary["trust"], float((own == np.array(demo.NAMES)[pool.truth]).mean()))
+    kept |= {
+        "trust": saved.calibration.chance(odds_of(probs)).numpy(),
+        "softmax": probs.amax(1).numpy(),
+        "right": right,
     }
-    if row["n_sure"] >= 50:
-        shown["sure"] = ("right of those with trust of 0.95 or more", "sure_right", row["sure_right"])
-    return shown
+    return run, found
 
 
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pools", nargs="+", help="NAME=TRAIN.npz,TEST.npz")
-    parser.add_argument("--situations", nargs="+", default=["few-5", "few-20", "long", "all"])
+    parser.add_argument("pools", nargs="+", help="NAME=TRAIN.npz,TEST.npz, or digits")
+    parser.add_argument("--situations", nargs="+", default=["few-5", "all"])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=6000, help="of TRAIN, at most")
     parser.add_argument("--model", default="", help="what the features are of, for the file of results")
     parser.add_argument("--csv", type=Path, help="file of results to add rows to")
+    parser.add_argument("--keep", type=Path, help=".npz for trust and truth of the first seed")
     options = parser.parse_args()
-    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     for each in options.pools:
         pool, _, paths = each.partition("=")
-        train, test = (read(Path(path)) for path in paths.split(","))
-        for situation in options.situations:
+        train, test = (read(Path(path)) for path in paths.split(",")) if paths else ({}, {})
+        for situation in options.situations if paths else ["names"]:
             for seed in range(options.seeds):
-                found = row_of(pool, situation, seed, train, test)
-                print(f"| {' | '.join(str(found[column]) for column in COLUMNS)} |", flush=True)
+                kept: dict[str, Any] = {}
+                if not paths:
+                    run, found = of_digits(seed, kept)
+                else:
+                    file, settings = arranged(drawn(train, options.images, seed), situation, seed)
+                    run, found = of_features(file, settings, test, seed, kept)
+                for cell, metric, value in found:
+                    print(pool, situation, seed, TITLES[cell], metric, f"{value:.2f}", sep=" | ", flush=True)
                 if options.csv:
-                    add_rows(options.csv, results_of("trust.py", found, options.model, shown_of(found)))
+                    shown = {f"{cell}-{metric}": (TITLES[cell], metric, value) for cell, metric, value in found}
+                    row = {"pool": pool, "situation": situation, "seed": seed, "environment": run.environment}
+                    row["seconds"] = sum(run.summary["seconds"].values())
+                    rows = results_of("trust.py", row, options.model, shown)
+                    for each_row, (cell, _, _) in zip(rows, found, strict=True):
+                        each_row["cell"] = f"{situation}-{cell}"
+                    add_rows(options.csv, rows)
+                if options.keep and not seed:
+                    there = dict(np.load(options.keep)) if options.keep.exists() else {}
+                    there |= {f"{pool}-{situation}-{key}": value for key, value in kept.items()}
+                    np.savez_compressed(options.keep, **there)
 
 
 if __name__ == "__main__":

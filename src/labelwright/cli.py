@@ -120,8 +120,12 @@ VERBS: dict[str, Callable[..., Any]] = {
     "audit": verb(
         "Audit",
         "Find labels that are probably wrong, copies, classes that look like one, outliers and odd images.",
-        *("data", "test", "classes", "group", "image_column", "label_column", "split_column", "on_bad", "seed"),
+        *("data", "run", "test", "classes", "group", "image_column", "label_column", "split_column", "on_bad", "seed"),
         *("device", "precision"),
+        run=(
+            str | None,
+            setting(None, "finished run whose pretrained model gives the features", example="--run run"),
+        ),
         test=(
             str | None,
             setting(None, "images to score on, looked through for copies of the others", example="--test test.csv"),

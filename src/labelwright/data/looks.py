@@ -10,7 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
+import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor
 
 from labelwright.data.checks import OnBad, resolve_problems
 from labelwright.data.images import decode_rgb, image_problem
@@ -57,6 +60,21 @@ def thumb(image: Image.Image) -> npt.NDArray[np.uint8]:
       [50, 50]
     """
     return np.asarray(image.convert("L").resize((THUMB_PX, THUMB_PX), Image.Resampling.BICUBIC))
+
+
+def grey_thumbs(pixels: Tensor) -> npt.NDArray[np.uint8]:
+    """Decoded images [N, H, W, 3] uint8 as [N, 32, 32] uint8 grey.
+
+    Example:
+      >>> grey_thumbs(torch.full((1, 64, 64, 3), 50, dtype=torch.uint8))[0, 0, :2].tolist()
+      [50, 50]
+    """
+    out = np.zeros((len(pixels), THUMB_PX, THUMB_PX), dtype=np.uint8)
+    for first in range(0, len(pixels), _ROWS_PER_ROUND):
+        grey = pixels[first : first + _ROWS_PER_ROUND].float() @ torch.tensor([0.299, 0.587, 0.114])
+        small = F.interpolate(grey[:, None], size=(THUMB_PX, THUMB_PX), mode="bicubic", antialias=True)[:, 0]
+        out[first : first + _ROWS_PER_ROUND] = small.round().clamp(0, 255).numpy()
+    return out
 
 
 def look_at(table: LabelTable, *, on_bad: OnBad = "stop") -> tuple[LabelTable, Looks]:

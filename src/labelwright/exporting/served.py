@@ -21,11 +21,11 @@ class Served(nn.Module):
       net: maps normalised images, or embeddings, to logits [B, K], in evaluation mode.
       n_classes: C.
       outputs: class of each of the K outputs, -1 = none; empty: output k is class k.
-      calibration: maps the probability [B] of the predicted class to the chance that it is right.
+      trust_of: maps probabilities [B, C] to the chance [B] that the most probable class is right.
       mean, std: three numbers each, of RGB in 0 to 1; None for embeddings.
 
     Example:
-      >>> served = Served(nn.Identity(), 2, outputs=(1, 1, 0), calibration=lambda p: p / 2)
+      >>> served = Served(nn.Identity(), 2, outputs=(1, 1, 0), trust_of=lambda p: p.amax(1) / 2)
       >>> probabilities, label, trust = served(torch.zeros(1, 3))
       >>> probabilities.tolist(), label.tolist(), trust.tolist()
       ([[0.3333333432674408, 0.6666666865348816]], [1], [0.3333333432674408])
@@ -41,13 +41,13 @@ class Served(nn.Module):
         n_classes: int,
         *,
         outputs: Sequence[int] = (),
-        calibration: Callable[[Tensor], Tensor],
+        trust_of: Callable[[Tensor], Tensor],
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.net = net
-        self.calibration = calibration
+        self.trust_of = trust_of
         self.takes_pixels = mean is not None and std is not None
         self.kept = [place for place, of in enumerate(outputs) if of >= 0]
         into = torch.zeros(len(self.kept), n_classes)  # [kept outputs, C]: which class each is
@@ -66,5 +66,4 @@ class Served(nn.Module):
             probs = logits[:, self.kept].softmax(dim=1) @ self.into
         else:
             probs = logits.softmax(dim=1)
-        best, label = probs.max(dim=1)
-        return probs, label, self.calibration(best)
+        return probs, probs.argmax(dim=1), self.trust_of(probs)

@@ -5,6 +5,7 @@ Pure functions of features, labels and small grey pictures. No images x images t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 from labelwright.labels.chunks import evenly_spread, slices_of
 from labelwright.labels.kmeans import assign, lloyd
 from labelwright.train.convex import (
+    PENALTIES,
     TRIED_GRADIENT,
     Problem,
     centre_and_scale,
@@ -37,6 +39,8 @@ N_ROUNDS, N_NOISE_STEPS = 5, 10  # of weights and noise in turn; of the noise in
 FIRST_NOISE = 0.1  # share of wrong labels that the estimate starts from
 SAME_PICTURE = 0.95  # agreement of whole pictures from which on they are taken for one
 SAME_CROP = 0.97  # the same where one of many cuts of a picture fits
+USUAL_DISTANCE = 0.25  # 1 - cosine from a small grey picture to the fifth nearest; the nearer, as of digits, the better
+# copies have to agree
 WORTH_CUTTING = 0.3  # agreement of whole pictures below which no cut is tried
 CUTS = (0.95, 0.9)  # sides of these cuts, as shares of the picture's
 LIKE_ONE = 0.75  # share of a class's own probability that rows of another get, both ways
@@ -145,6 +149,7 @@ def judge_labels(
     n_classes: int,
     groups: Tensor | None = None,
     seed: int = 0,
+    penalties: Sequence[float] = PENALTIES,
 ) -> Judged | None:
     """How probable each label is, by a linear head that did not see it, the labels of its neighbours, and the noise.
 
@@ -157,6 +162,7 @@ def judge_labels(
     Args:
       feats: [N, D] float.   labels: [N] int64, -1 = unknown.   neighbours: of the same rows.   n_classes: C.
       groups: [N] int, rows of one group fall into one fold; or None.   seed: of the folds.
+      penalties: to be tried for the head, strongest first.
 
     Returns: None where fewer than two classes have two labelled rows, or all rows are one group.
 
@@ -177,7 +183,7 @@ def judge_labels(
         return None
     mean, scale = centre_and_scale(feats[known])
     z = (feats[known].float() - mean) / scale
-    log_head, is_scored = _left_out(z, y, of, fold, n_classes=n_classes, seed=seed)
+    log_head, is_scored = _left_out(z, y, of, fold, n_classes=n_classes, seed=seed, penalties=penalties)
     prior = torch.bincount(y, minlength=n_classes).float() / len(y)
     beside = torch.where(neighbours.rows[known] >= 0, labels[neighbours.rows[known]], -1)  # [n, K]
     votes = torch.zeros(len(y), n_classes)
@@ -206,14 +212,27 @@ def judge_labels(
 
 
 def _left_out(
-    z: Tensor, y: Tensor, groups: Tensor | None, fold: Tensor, *, n_classes: int, seed: int
+    z: Tensor,
+    y: Tensor,
+    groups: Tensor | None,
+    fold: Tensor,
+    *,
+    n_classes: int,
+    seed: int,
+    penalties: Sequence[float],
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities [n, C] by heads that did not see a row's fold; for which rows [n] one could be learned."""
     tried, tried_fold = folds_of(y, groups, seed=seed)
-    found = cross_validate(z, y, lambda counts: Problem(), n_classes=n_classes, rows=tried, fold=tried_fold)
+    found = cross_validate(
+        z, y, lambda counts: Problem(), n_classes=n_classes, rows=tried, fold=tried_fold, penalties=penalties
+    )
     log_probs, is_scored = torch.empty(len(y), n_classes), torch.zeros(len(y), dtype=torch.bool)
     for k in range(int(fold.max()) + 1):
         seen, out = (fold != k).nonzero().flatten(), (fold == k).nonzero().flatten()
+        is_scored[out] = torch.bincount(y[seen], minlength=n_classes)[y[out]] > 0
+        if len(tried) == len(y):  # the same folds, of which the heads have answered already
+            log_probs[out] = found.logits[out].log_softmax(1)
+            continue
         head = solve(
             z[seen],
             y[seen],
@@ -224,7 +243,6 @@ def _left_out(
             least_gradient=TRIED_GRADIENT,
         )
         log_probs[out] = head(z[out]).log_softmax(1)
-        is_scored[out] = torch.bincount(y[seen], minlength=n_classes)[y[out]] > 0
     return log_probs, is_scored
 
 
@@ -284,14 +302,17 @@ def like_one(alike: Tensor) -> list[tuple[int, int, float]]:
 # ---- images ---------------------------------------------------------------------------------------------------------
 
 
-def near_pairs(thumbs: npt.NDArray[np.uint8], candidates: list[Neighbours]) -> tuple[Tensor, Tensor]:
+def near_pairs(
+    thumbs: npt.NDArray[np.uint8], candidates: list[Neighbours], *, cuts: bool = True
+) -> tuple[Tensor, Tensor]:
     """Which candidate pairs show one picture: re-saved, resized, or cropped by a twentieth of its sides.
 
     Two pictures agree by Lin's concordance of their grey values at 16 px, which asks for the same brightness and
     contrast besides correlation; a cut of either may take its place.
 
     Args:
-      thumbs: [N, 32, 32] uint8, see data.looks.   candidates: neighbours of each row, in any features.
+      thumbs: [N, 32, 32] uint8, see data.looks.   candidates: neighbours of each row, first those in `grey_feats`.
+      cuts: whether crops are looked for, which takes most of the time.
 
     Returns: rows [P] and rows [P] int64, the first smaller than the second.
 
@@ -313,16 +334,22 @@ def near_pairs(thumbs: npt.NDArray[np.uint8], candidates: list[Neighbours]) -> t
     unique = torch.unique(torch.cat(keys))
     is_same = torch.zeros(len(unique), dtype=torch.bool)
     pictures = torch.from_numpy(thumbs)
+    strictness = 1.0
+    if n > 2 * candidates[0].rows.shape[1]:
+        strictness = min(1.0, float((1 - candidates[0].sims[:, -1]).median()) / USUAL_DISTANCE)
+    same_picture, same_crop = 1 - (1 - SAME_PICTURE) * strictness, 1 - (1 - SAME_CROP) * strictness
     for some in torch.split(torch.arange(len(unique)), 8192):
         a, b = pictures[unique[some] // n], pictures[unique[some] % n]
         whole = _agreement(_seen(a), _seen(b))
-        is_same[some] = whole >= SAME_PICTURE
-        close = ((whole < SAME_PICTURE) & (whole > WORTH_CUTTING)).nonzero().flatten()
+        is_same[some] = whole >= same_picture
+        if not cuts:
+            continue
+        close = ((whole < same_picture) & (whole > WORTH_CUTTING)).nonzero().flatten()
         a, b = a[close], b[close]
         best = torch.zeros(len(close))
         for cut, x, y in [(cut, *sides) for cut in _cuts() for sides in ((a, b), (b, a))]:
             best = torch.maximum(best, _agreement(_seen(x, *cut), _seen(y)))
-        is_same[some[close]] = best >= SAME_CROP
+        is_same[some[close]] = best >= same_crop
     return unique[is_same] // n, unique[is_same] % n
 
 

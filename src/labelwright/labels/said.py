@@ -95,6 +95,12 @@ class Said:
     def _largest(self) -> Tensor:
         return self._extreme("amax")
 
+    @property
+    def confidence(self) -> float:
+        """Mean over the sets with weights of the largest one: how sure whoever named them was, 0 to 1."""
+        assert self.task.candidates is not None
+        return float(self._largest[self.task.candidates.offsets.diff() > 0].mean())
+
     @cached_property
     def _counted(self) -> Tensor:
         """[N] votes that would make a set's weights, 0 where none up to `MOST_VOTES` do."""

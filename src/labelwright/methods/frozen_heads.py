@@ -37,6 +37,7 @@ from labelwright.train.convex import (
     folds_of,
     solve,
 )
+from labelwright.train.predict import odds_of
 from labelwright.train.settings import TrainSettings, require_range
 from labelwright.types import BuildNet, Passes, State, Task
 
@@ -188,8 +189,8 @@ class FrozenRecipe:
         put_in(state.nets["main"], solved.weight, solved.bias)
         logs: dict[str, Any] = {"penalty": found.penalty, **found.logs}
         if found.validated is not None:
-            probability, answers = found.validated.logits.softmax(1).max(1)
-            left_out = {"rows": known[found.validated.rows], "predicted": answers, "probability": probability}
+            probs = found.validated.logits.softmax(1)
+            left_out = {"rows": known[found.validated.rows], "predicted": probs.argmax(1), "odds": odds_of(probs)}
             state = replace(state, memory={LEFT_OUT: {key: value.cpu() for key, value in left_out.items()}})
             logs["left_out_loss"] = round(found.validated.loss, 5)
             logs["left_out_balanced_accuracy"] = round(balanced_accuracy(found.validated, labels), 5)

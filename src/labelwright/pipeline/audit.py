@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,7 @@ from labelwright.errors import ConfigError, DataError
 from labelwright.labels import audit as pieces
 from labelwright.pipeline.settings import check_values
 from labelwright.replacing import replacing
-from labelwright.run_folder import write_parquet_atomically
+from labelwright.run_folder import Run, write_parquet_atomically
 from labelwright.train.convex import centre_and_scale
 from labelwright.train.processes import accelerator_for
 
@@ -69,6 +69,14 @@ class Audit:
     failed: tuple[str, ...]
 
 
+class HasTable(Protocol):
+    """A part of the data."""
+
+    @property
+    def table(self) -> LabelTable:
+        """Of its images."""
+
+
 @dataclass(frozen=True)
 class _Part:
     """The images of one source; features and looks where there are any."""
@@ -81,6 +89,7 @@ class _Part:
 def audit(
     data: Any,
     *,
+    run: str | Path | None = None,
     test: Any = None,
     model: str = "auto",
     classes: Any = None,
@@ -99,6 +108,8 @@ def audit(
 
     Args:
       data: images or embeddings with labels for all, some or none of them; see data.read.load.
+      run: a finished run whose pretrained model is taken; what its classifier says is not: it may have learned these
+        labels. Labels are judged by classifiers on the model's features that did not see them.
       test: images to score on, looked through for copies of the others; None = those that the data calls test.
       model: pretrained model whose features are compared; "auto" = one that is on this machine, "none" = none.
         Embeddings are compared as they are.
@@ -130,6 +141,7 @@ def audit(
     check_values(seed=seed, device=device, precision=precision)
     wanted = _kinds(fail_on)
     target = None if out is None else _checked(Path(out).expanduser())
+    model = model if run is None else _model_of(Run(run), model, is_stored=is_embeddings(data))
     notices: list[str] = []
     columns = named_columns(image=image_column, label=label_column, split=split_column)
     if is_embeddings(data):
@@ -139,18 +151,17 @@ def audit(
     first = parts[0].table
     notices += [p.detail for part in parts for p in part.table.problems if p.kind in ("read_as", "ignored_column")]
     labels = np.concatenate([part.table.labels for part in parts]).astype(np.int64)
-    groups = _groups(parts)
+    groups = groups_of(parts)
     is_test = np.concatenate([_is_test(part.table, i) for i, part in enumerate(parts)])
     n = len(labels)
     feats = None if parts[0].feats is None else torch.cat([part.feats for part in parts if part.feats is not None])
     near = None
     if feats is not None:
-        mean, scale = centre_and_scale(feats)
-        near = pieces.nearest(F.normalize((feats.float() - mean) / scale, dim=1), k=pieces.N_NEIGHBOURS)
+        near = neighbours_of(feats)
     looks = _joined_looks(parts)
     content = numbered(row.tobytes() for row in _rows_of(feats)) if looks is None else numbered(looks.digests)
     exact = np.bincount(content)[content] > 1
-    pairs = _near_pairs(looks, near)
+    pairs = near_pairs(None if looks is None else looks.thumbs, near)
     leaders = np.unique(content, return_index=True)[1]
     of_one = torch.from_numpy(leaders[content])
     copies = pieces.joined(n, torch.cat([pairs[0], torch.arange(n)]), torch.cat([pairs[1], of_one]))
@@ -166,7 +177,7 @@ def audit(
         )
     if judged is None and feats is not None:
         notices.append("labels were not judged: that takes two labelled images of each of two classes")
-    two_labels = _has_two_labels(copies, labels)
+    two_labels = has_two_labels(copies, labels)
     in_test = np.isin(copies, copies[is_test & (copies >= 0)]) & (copies >= 0) & ~is_test
     flags = {
         **({} if judged is None else {"wrong_label": judged.is_suspected.numpy()}),
@@ -215,6 +226,22 @@ def _kinds(fail_on: Sequence[str] | str) -> list[str]:
     return kinds
 
 
+def _model_of(run: Run, model: str, *, is_stored: bool) -> str:
+    """The pretrained model of a run, to compare images by."""
+    if model != "auto":
+        raise ConfigError("--run and --model both name a model", fix="leave one of them out")
+    own = run.summary["encoder"]
+    if is_stored:
+        return model
+    if own in ("none", *OWN):
+        what = f"{own} learned the labels from pixels" if own in OWN else "it was given embeddings"
+        raise ConfigError(
+            f"the run in {run.path} has no pretrained model to compare images by: {what}",
+            fix="leave --run out, or name a pretrained --model",
+        )
+    return str(own)
+
+
 def _checked(target: Path) -> Path:
     if target.suffix not in (".csv", ".parquet"):
         raise ConfigError(f"{target} is neither .csv nor .parquet", fix="end --out in one of them")
@@ -234,7 +261,7 @@ def _embedded(data: Any, test: Any, model: str, classes: Any, columns: Mapping[s
     sources = [open_embeddings(data, classes=classes, columns=columns, on_bad=on_bad)]
     if test is not None:
         sources.append(open_embeddings(test, classes=sources[0].table.class_names or None, on_bad=on_bad))
-    parts = [_Part(source.table, _clean(source), None) for source in sources]
+    parts = [_Part(source.table, clean_feats(source), None) for source in sources]
     widths = [part.feats.shape[1] for part in parts if part.feats is not None]
     if len(set(widths)) > 1:
         raise DataError(
@@ -275,7 +302,9 @@ def _seen(
         if encoder is not None:
             pixels = open_pixels(kept, size_px=encoder.stats.size_px, limit_gb=16.0)
             view = ViewSettings(mean=encoder.stats.mean, std=encoder.stats.std)
-            feats = _clean(embed(Source(kept, pixels, torch.arange(len(kept))), encoder, view, n_views=0, device=where))
+            feats = clean_feats(
+                embed(Source(kept, pixels, torch.arange(len(kept))), encoder, view, n_views=0, device=where)
+            )
         parts.append(_Part(kept, feats, looks))
     if encoder is None:
         why = "no pretrained model is at hand" if model == "auto" else "--model none"
@@ -286,7 +315,7 @@ def _seen(
     return parts, "none" if encoder is None else (found.name if found is not None else model)
 
 
-def _clean(source: Source) -> torch.Tensor:
+def clean_feats(source: Source) -> torch.Tensor:
     """[N, D] float32 features of every row."""
     assert source.stored is not None
     chunks = list(EmbeddingViews(source.stored, rows=source.rows).feats())
@@ -298,7 +327,7 @@ def _rows_of(feats: torch.Tensor | None) -> npt.NDArray[np.float32]:
     return np.asarray(feats.numpy() + 0.0, dtype=np.float32)  # no negative zero
 
 
-def _groups(parts: Sequence[_Part]) -> npt.NDArray[np.int64] | None:
+def groups_of(parts: Sequence[HasTable]) -> npt.NDArray[np.int64] | None:
     """Groups of all parts, those of each its own; a part without groups has a group per row."""
     if all(part.table.groups is None for part in parts):
         return None
@@ -335,19 +364,27 @@ def _joined_looks(parts: Sequence[_Part]) -> Looks | None:
 # ---- what is found --------------------------------------------------------------------------------------------------
 
 
-def _near_pairs(looks: Looks | None, near: pieces.Neighbours | None) -> tuple[torch.Tensor, torch.Tensor]:
+def near_pairs(
+    thumbs: npt.NDArray[np.uint8] | None, near: pieces.Neighbours | None, *, cuts: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows that are copies of one another but for saving, size and a slight crop; of embeddings but for rounding."""
-    if looks is None:
+    if thumbs is None:
         assert near is not None, "data without looks are embeddings"
         first, column = (near.sims >= EQUAL_FEATS).nonzero(as_tuple=True)
         return first, near.rows[first, column]
-    candidates = [pieces.nearest(pieces.grey_feats(looks.thumbs), k=CANDIDATES)]
+    candidates = [pieces.nearest(pieces.grey_feats(thumbs), k=CANDIDATES)]
     if near is not None:
         candidates.append(pieces.Neighbours(near.rows[:, :CANDIDATES], near.sims[:, :CANDIDATES]))
-    return pieces.near_pairs(looks.thumbs, candidates)
+    return pieces.near_pairs(thumbs, candidates, cuts=cuts)
 
 
-def _has_two_labels(copies: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+def neighbours_of(feats: torch.Tensor) -> pieces.Neighbours:
+    """The nearest rows of each of the features [N, D], in their directions from the mean."""
+    mean, scale = centre_and_scale(feats)
+    return pieces.nearest(F.normalize((feats.float() - mean) / scale, dim=1), k=pieces.N_NEIGHBOURS)
+
+
+def has_two_labels(copies: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     """[N] bool: a copy of the image has another label."""
     known = (copies >= 0) & (labels >= 0)
     pairs = np.unique(np.stack([copies[known], labels[known]]), axis=1)

@@ -122,7 +122,7 @@ def _first(net: Any) -> Any:
 def _served(saved: SavedModel) -> Served:
     pixels = {"mean": saved.view.mean, "std": saved.view.std} if saved.size_px else {}
     net = saved.net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    served = Served(net, len(saved.class_names), outputs=saved.outputs, calibration=saved.calibration, **pixels)
+    served = Served(net, len(saved.class_names), outputs=saved.outputs, trust_of=saved.trust_of, **pixels)
     return served.eval().requires_grad_(False)
 
 

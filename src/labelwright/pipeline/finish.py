@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,7 @@ from labelwright import __version__
 from labelwright.data.prepare import Source
 from labelwright.encoders import backbones
 from labelwright.encoders.nets import EncoderNets
+from labelwright.labels.said import Said
 from labelwright.methods.method import Images, Outcome
 from labelwright.metrics.choice import CRITERION, Choice
 from labelwright.metrics.classification import calibration_error
@@ -38,6 +39,7 @@ from labelwright.pipeline.promises import (
 from labelwright.pipeline.references import Contender
 from labelwright.pipeline.report import report
 from labelwright.pipeline.resolve import Plan
+from labelwright.pipeline.run_audit import audit_of_run
 from labelwright.pipeline.saved_model import model_card, save_model
 from labelwright.pipeline.strange import facts_of, strangers_of
 from labelwright.reporting.candidates import overruled
@@ -45,13 +47,14 @@ from labelwright.reporting.thumbnails import write_thumbnails
 from labelwright.run_folder import write_parquet_atomically
 from labelwright.train.environment import peak_memory_mb
 from labelwright.train.loop import Trained
-from labelwright.train.predict import Answers
+from labelwright.train.predict import TEMPERATURES, Answers
 from labelwright.trust.calibration import (
     Calibration,
     expected_accuracy,
+    from_confidence,
     from_left_out,
-    from_text_model,
     slope_to_mean,
+    steadied,
 )
 from labelwright.trust.guarantee import Promise
 
@@ -93,7 +96,7 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
     scores = tests[kept.name][1]
     given = torch.from_numpy(table.labels).long()
     own, of_sets = own_answers(plan, job, kept, given)
-    calibration = _calibration(plan, job, answer, own)
+    calibrations = _calibrations(plan, job, answer, own)
     saved_net: Any = answer.saved.state.nets["main"]
     net: backbones.Classifier | backbones.Ensemble = saved_net.exported()
     if isinstance(job.build, EncoderNets):
@@ -105,31 +108,44 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
         None if strangers is None or each is None else strangers.strangeness(each) for each in scores_of_images
     )
     held_out = tests[kept.name][0]
+    audit_began = time.monotonic()
+    audited = audit_of_run(job, held_out, seed=plan.settings.seed)
+    seconds["audit"] = time.monotonic() - audit_began
+    order = None  # of the images, those held out among them, as the user gave them
+    if prepared.test is not None and held_out is not None and prepared.test_is != "given":
+        assert plan.prepared.test is not None
+        order = torch.cat([plan.prepared.train.rows, plan.prepared.test.rows]).argsort()
 
     def of_training(calibration: Calibration) -> pa.Table:
         rows = label_rows(
-            table, own, table.class_names, calibration, keep_given=True, strangeness=in_train, threshold=threshold
+            *(table, own, table.class_names, calibration),
+            keep_given=True,
+            given_chance=audited.chances[0],
+            strangeness=in_train,
+            threshold=threshold,
         )
         return with_candidates(rows, table, own)
 
-    def labelled(calibration: Calibration) -> pa.Table:
-        rows = of_training(calibration)
-        if prepared.test is None or held_out is None or prepared.test_is == "given":
+    def labelled(calibrations: Calibrations) -> pa.Table:
+        rows = of_training(calibrations.training)
+        if order is None:
             return rows
-        assert plan.prepared.test is not None
+        assert prepared.test is not None
+        assert held_out is not None
         more = label_rows(
-            *(prepared.test.table, held_out, table.class_names, calibration),
+            *(prepared.test.table, held_out, table.class_names, calibrations.model),
             keep_given=True,
+            given_chance=audited.chances[1],
             strangeness=in_test,
             threshold=threshold,
         )
-        order = torch.cat([plan.prepared.train.rows, plan.prepared.test.rows]).argsort()
         return pa.concat_tables([rows, more], promote_options="default").take(pa.array(order.numpy()))
 
-    rows = labelled(calibration)
+    rows = labelled(calibrations)
+    odds = own.odds if order is None or held_out is None else torch.cat([own.odds, held_out.odds])[order]
     # by place in the training table; held-out images have labels, which nothing overrules
-    shown = overruled(of_training(calibration))
-    rows, calibration, promised = _promised(plan, job, rows, labelled, calibration, held_out)
+    shown = overruled(of_training(calibrations.training))
+    rows, calibrations, promised = _promised(plan, job, rows, odds, labelled, calibrations, held_out)
     write_parquet_atomically(rows, run.path / "labels.parquet")
     summary: dict[str, Any] = {
         "situation": prepared.situation.name,
@@ -141,7 +157,8 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
         "seed": plan.settings.seed,
         "test": scores,
         "n_fitted": len(table) + (0 if answer.saved is kept or prepared.test is None else len(prepared.test.table)),
-        "trust": _trust(calibration, own, held_out, prepared.test),
+        "trust": _trust(calibrations, own, held_out, prepared.test, _near_labels(job)),
+        "audit": audited.facts,
         "strangers": facts_of(rows, threshold),
         "answer": {
             "name": kept.name,
@@ -185,7 +202,7 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
         for each in (scores, summary.get("zero_shot")):
             if each is not None:
                 each |= seen_unseen(each, table.counts())
-    seconds["label"] = time.monotonic() - began
+    seconds["label"] = time.monotonic() - began - seconds["audit"]
     summary |= {
         "seconds": {phase: round(value, 2) for phase, value in seconds.items()},
         "input_frac": round(trained.input_frac, 4),
@@ -203,7 +220,7 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
             "method": plan.name,
             "answer": kept.name,
             "n_fitted": summary["n_fitted"],
-            "calibration": calibration.to_dict(),
+            "calibration": calibrations.model.to_dict(),
             **({} if promised is None else {"promise": by_place(promised, table.class_names)}),
             "labelwright": __version__,
             "fingerprint": described["fingerprint"],
@@ -220,42 +237,63 @@ def _promised(
     plan: Plan,
     job: Job,
     rows: pa.Table,
-    labelled: Callable[[Calibration], pa.Table],
-    calibration: Calibration,
+    odds: torch.Tensor,
+    labelled: Callable[[Calibrations], pa.Table],
+    calibrations: Calibrations,
     held_out: Answers | None,
-) -> tuple[pa.Table, Calibration, dict[str, Any] | None]:
-    """Labels with their decisions, the calibration, by verified labels if there are more of them, and the promise."""
+) -> tuple[pa.Table, Calibrations, dict[str, Any] | None]:
+    """Labels with their decisions, the calibrations, by verified labels if there are more of them, and the promise."""
     settings, names, test = plan.settings, job.prepared.train.table.class_names, job.prepared.test
     shares = None if settings.error is None else {"error": settings.error, "confidence": settings.confidence}
     if settings.verified is not None:
         verified = read_verified(settings.verified, names)
         truth = truths(rows, verified)
-        calibration = recalibrated(calibration, rows, truth, names)
-        rows, promised = promised_by(verified, rows, labelled(calibration), truth, names, shares)
-        return rows, calibration, promised
+        is_one, of_labels = (
+            calibrations.training is calibrations.model,
+            recalibrated(calibrations.training, odds, rows, truth, names),
+        )
+        calibrations = Calibrations(of_labels, of_labels if is_one else calibrations.model)
+        rows, promised = promised_by(verified, rows, labelled(calibrations), truth, names, shares)
+        return rows, calibrations, promised
     if shares is None:
-        return decided(rows, np.zeros(len(rows), bool), None, names), calibration, None
+        return decided(rows, np.zeros(len(rows), bool), None, names), calibrations, None
     found: Promise | str = f"no label was verified; labelwright verify-sample {plan.run.path} draws images to look at"
     n_wrong, is_alone = 0, job.task.candidates is None and job.task.votes is None and job.task.groups is None
     if held_out is not None and test is not None and is_alone and (held_out.given >= 0).any():
         known = (held_out.given >= 0).numpy()
-        held = label_rows(test.table, held_out, names, calibration, keep_given=False).filter(pa.array(known))
+        held = label_rows(test.table, held_out, names, calibrations.model, keep_given=False).filter(pa.array(known))
         truth = held_out.given.numpy()[known]
         n_wrong = int((held_out.predicted.numpy()[known] != truth).sum())
         found = by_held_out(rows, held, truth, names, **shares)
     block = facts(found, rows, names, basis="held-out labels", n_wrong=n_wrong, **shares)
     block = block if isinstance(found, str) else assumes(block, None, 0)
     accepted = np.zeros(len(rows), bool) if isinstance(found, str) else found.accepted
-    return decided(rows, accepted, None, names), calibration, block
+    return decided(rows, accepted, None, names), calibrations, block
 
 
-def _calibration(plan: Plan, job: Job, answer: Answer, own: Answers) -> Calibration:
-    """What turns the answer's probabilities into chances: left-out labels, else the text model's own confidence."""
+class Calibrations(NamedTuple):
+    """What turns log-odds into chances: of the labels of training images, and of the model on others."""
+
+    training: Calibration
+    model: Calibration
+
+
+def both(calibration: Calibration) -> Calibrations:
+    """The same for all."""
+    return Calibrations(calibration, calibration)
+
+
+def _calibrations(plan: Plan, job: Job, answer: Answer, own: Answers) -> Calibrations:
+    """The calibrations of a run.
+
+    From left-out labels, else from how sure those were that it learned from. The two differ where a label is what the
+    model sees and what was said of the image, together.
+    """
     contenders = {each.name: each for each in answer.contenders}
 
-    def sure(contender: Contender) -> torch.Tensor:
+    def sure(contender: Contender) -> Answers:
         views = job.prepared.train.views(job.prepared.view)
-        return answers_of(plan, contender.recipe, contender.cfg, contender.state, views).probability
+        return answers_of(plan, contender.recipe, contender.cfg, contender.state, views)
 
     kept, n_classes = answer.kept, job.task.n_classes
     if kept.left_out is not None:
@@ -263,28 +301,63 @@ def _calibration(plan: Plan, job: Job, answer: Answer, own: Answers) -> Calibrat
         truth = job.task.labels.cpu()[answer.rows[asked]]
         right = kept.left_out.predicted[asked] == truth
         # What was left out was left out of the start: log-odds of the trained classifier are brought to its spread.
-        is_trained = kept.cfg.takes_steps and kept.name != "start" and "start" in contenders
-        mean = float(sure(contenders["start"]).mean()) if is_trained else 1.0
-        like = slope_to_mean(own.probability, mean, n_classes=n_classes)
-        return from_left_out(kept.left_out.probability[asked], right, n_classes=n_classes, like=like)
+        like = [1.0] * len(TEMPERATURES)
+        if kept.cfg.takes_steps and kept.name != "start":
+            start = sure(contenders["start"]).odds if "start" in contenders else kept.left_out.odds[asked]
+            like = [
+                slope_to_mean(odds, float(mean), n_classes=n_classes)
+                for odds, mean in zip(own.odds.T, start.sigmoid().mean(0), strict=True)
+            ]
+        found = from_left_out(kept.left_out.odds[asked], right, n_classes=n_classes, like=like)
+        return both(steadied(found, own.odds, kept.left_out.moved))
     if "zero_shot" in contenders:  # a start without labels is what texts say, repaired ones in place of the names
         before = contenders.get("start", contenders["zero_shot"])
-        return from_text_model(own.probability, float(sure(before).mean()), n_classes=n_classes)
-    return Calibration(n_classes=n_classes)
+        mean = float(sure(before).probability.mean())
+        return both(from_confidence(own.odds, mean, "text model", n_classes=n_classes))
+    said = Said(job.task)
+    if said.kind is None or job.task.n_novel:
+        return both(Calibration(n_classes=n_classes))
+    alone = sure(kept)
+    if said.kind == "shares":  # how sure an annotator was
+        told = [said.confidence] * 2
+    else:  # votes and sets are weighed by their likelihood: how probable the label is by that, and the model's own
+        agreed = torch.where(alone.predicted == own.runner_up, own.runner_up_probability, 0.0)
+        agreed = torch.where(alone.predicted == own.predicted, own.probability, agreed)
+        told = [float(own.probability.mean()), float(agreed.mean())]
+    own_map, model_map = (
+        from_confidence(each.odds, mean, "candidates", n_classes=n_classes)
+        for each, mean in zip((own, alone), told, strict=True)
+    )
+    return Calibrations(own_map, model_map)
 
 
-def _trust(calibration: Calibration, own: Answers, tested: Answers | None, test: Source | None) -> dict[str, Any]:
-    """What `trust` rests on, how many labels it says are right, and how far that was off on test images."""
-    found: dict[str, Any] = calibration.to_dict()
+def _trust(
+    calibrations: Calibrations, own: Answers, tested: Answers | None, test: Source | None, near: float
+) -> dict[str, Any]:
+    """What `trust` rests on, how many labels it says are right, and how far that was off on test images.
+
+    The share ``near`` of the unlabelled images may all be right: they are in a group with labels, and those were left
+    out in whole groups.
+    """
+    found: dict[str, Any] = calibrations.training.to_dict()
     open_rows = own.given < 0
     if open_rows.any():
-        mean, low, high = expected_accuracy(calibration(own.probability[open_rows]), calibration)
+        mean, low, high = expected_accuracy(calibrations.training.chance(own.odds[open_rows]), calibrations.training)
+        high = high if calibrations.training.source != "left-out labels" else high + near * (1 - high)
         found |= {"estimated": round(mean, 4), "interval": [round(low, 4), round(high, 4)]}
     if tested is not None and test is not None and bool((tested.given >= 0).any()):
         known = tested.given >= 0
         right = tested.predicted[known] == tested.given[known]
-        found["ece"] = calibration_error(calibration(tested.probability[known]), right)
+        found["ece"] = calibration_error(calibrations.model.chance(tested.odds[known]), right)
     return found
+
+
+def _near_labels(job: Job) -> float:
+    """Share of the unlabelled images that are of a group with labelled ones."""
+    groups, known = job.task.groups, job.task.labels.cpu() >= 0
+    if groups is None or bool(known.all()):
+        return 0.0
+    return float(torch.isin(groups.cpu()[~known], groups.cpu()[known]).double().mean())
 
 
 FEW_SCORES = ("accuracy", "balanced_accuracy", "seen", "novel", "ece")  # of a contender

@@ -115,7 +115,7 @@ def label(
     shares = None if error is None else {"error": error, "confidence": confidence}
     if seen is not None:
         truth = truths(rows, seen)
-        shown = labelled(recalibrated(saved.calibration, rows, truth, names))
+        shown = labelled(recalibrated(saved.calibration, answers.odds, rows, truth, names))
         of = Run(run).labels if seen.drawn else None
         rows, promised = promised_by(seen, rows, shown, truth, names, shares, of=of)
     elif shares is not None:
@@ -173,6 +173,7 @@ def label_rows(
     calibration: Calibration,
     *,
     keep_given: bool,
+    given_chance: torch.Tensor | None = None,
     accepted: torch.Tensor | None = None,
     strangeness: torch.Tensor | None = None,
     threshold: float | None = None,
@@ -185,23 +186,27 @@ def label_rows(
       class_names: C names the answers refer to.
       calibration: of the classifier.
       keep_given: a given label stays ("given"); False puts the classifier's own answer everywhere ("predicted").
+      given_chance: [N] float, the chance that the given label is right by classifiers that did not see it; NaN or None
+        where there is none.
       accepted: [N] bool, labels that may be used as they are; None: none.
       strangeness: [N] float, 0 to 1, see `trust.strangers`; None: nothing is known of it.
       threshold: of the strangeness, 0 to 1; above it an image is of no class, unless its label was given.
 
     Returns: Arrow table of LABEL_COLUMNS. ``trust``, and ``probability``, its other name, is the estimated chance that
-      the label is right: of a predicted one the calibrated probability; of a given one the same where the classifier
-      agrees, and what it leaves where it prefers another class (under 0.5: a label to look at). Of an image of no class
-      it is that times (1 - strangeness) / (1 - threshold). ``softmax`` is what the classifier itself says of the label;
-      ``strangeness`` may be null; ``decision`` is "unknown", "accept" or "review".
+      the label is right: of a predicted one the calibrated probability; of a given one ``given_chance``, or else the
+      same where the classifier agrees, and what it leaves where it prefers another class (under 0.5: a label to look
+      at). Of an image of no class it is that times (1 - strangeness) / (1 - threshold). ``softmax`` is what the
+      classifier itself says of the label; ``strangeness`` may be null; ``decision`` is "unknown", "accept" or "review".
     """
     known = (answers.given >= 0) & keep_given
     label = torch.where(known, answers.given, answers.predicted)
     # The best class that is not the label: the prediction itself where a given label disagrees with it.
     runner_up = torch.where(label == answers.predicted, answers.runner_up, answers.predicted)
-    chance = calibration(answers.probability)
+    chance = calibration.chance(answers.odds)
     agreed = label == answers.predicted
     chance = torch.where(agreed, chance, (1 - chance).clamp(max=0.5))
+    if given_chance is not None:
+        chance = torch.where(known & ~given_chance.isnan(), given_chance, chance)
     kind = torch.zeros(len(table), dtype=torch.int64) if accepted is None else accepted.long()
     if strangeness is not None and threshold is not None:
         unknown = (strangeness > threshold) & ~known

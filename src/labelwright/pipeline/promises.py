@@ -261,20 +261,20 @@ def truths(rows: pa.Table, verified: Verified) -> NDArray[np.int64]:
 
 
 def recalibrated(
-    calibration: Calibration, rows: pa.Table, truth: NDArray[np.int64], class_names: Sequence[str]
+    calibration: Calibration, odds: torch.Tensor, rows: pa.Table, truth: NDArray[np.int64], class_names: Sequence[str]
 ) -> Calibration:
     """A calibration by verified labels, where it rests on fewer labels now.
 
     Args:
-      rows: labels that ``calibration`` was applied to.
+      odds: [N, T] that ``calibration`` was applied to.
+      rows: what came of it.
       truth: [N], see `truths`.
     """
     seen = truth > -2
     if seen.sum() <= calibration.n:
         return calibration
     right = _index(rows, class_names)[seen] == truth[seen]
-    probability = torch.from_numpy(np.asarray(rows["softmax"])[seen].copy())
-    found = from_left_out(probability, torch.from_numpy(right), n_classes=len(class_names))
+    found = from_left_out(odds[torch.from_numpy(seen)], torch.from_numpy(right), n_classes=len(class_names))
     return found if found.n else calibration
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from labelwright.labels.chunks import evenly_spread
 from labelwright.methods.frozen_heads import LEFT_OUT
 from labelwright.methods.method import Method
 from labelwright.methods.registry import METHODS, resolve_config
@@ -24,6 +25,7 @@ from labelwright.pipeline.job import Job
 from labelwright.pipeline.resolve import Plan
 from labelwright.train.convex import folds_of
 from labelwright.train.loop import Trained, train
+from labelwright.train.predict import TEMPERATURES
 from labelwright.train.settings import TrainSettings
 from labelwright.types import Recipe, State, Task
 
@@ -33,6 +35,7 @@ TITLES = {"class_balanced": "Balanced logistic regression", "ss_kmeans": "k-mean
 FEWER: Mapping[str, Mapping[str, object]] = {"ss_kmeans": {"n_init": 5}}
 """Settings under which an obvious one is as good as ever and done sooner: starts of k-means."""
 
+COMPARED_ROWS = 2000  # unlabelled images on which fits are compared
 MANY_NUMBERS = 1_000_000  # images x classes, from which one fold is answered and not all
 
 
@@ -60,18 +63,28 @@ class Contender:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Answers to n rows: predicted classes [n] int64, -1 = not asked, and their probabilities [n]."""
+    """Answers to n rows of fits that did not see their labels.
+
+    Attributes:
+      predicted: [n] int64 classes, -1 = not asked.   odds: [n, T] log-odds, see `Answers`.
+      moved: share of the unlabelled images that these fits answer unlike the fit on all labels, 0 to 1.
+    """
 
     predicted: Tensor
-    probability: Tensor
+    odds: Tensor
+    moved: float = 0.0
 
 
 @dataclass(frozen=True)
 class Contest:
-    """Contenders, the run's own first, and the rows [n] of the training table that they are judged by."""
+    """Contenders, the run's own first, and the rows [n] of the training table whose labels were left out.
+
+    They are chosen by these rows only where every class has some.
+    """
 
     contenders: tuple[Contender, ...]
     rows: Tensor
+    is_judge: bool
 
     def named(self, name: str) -> Contender:
         """The contender of this name."""
@@ -85,6 +98,7 @@ class Contest:
         """
         titles = {each.name: each.title for each in self.contenders}
         answers = {each.name: each.left_out.predicted for each in self.contenders if each.left_out is not None}
+        answers = answers if self.is_judge else {}
         return choose(self.contenders[0].name, titles, answers, labels[self.rows])
 
 
@@ -120,8 +134,12 @@ def contest(plan: Plan, job: Job, trained: Trained) -> Contest:
     rows, fold = _left_out_rows(job.task)
     own = Contender(plan.name, plan.method.title, plan.method.recipe, job.cfg, trained.state, trained.seconds, None)
     found = [_judged(own, plan, job, rows, fold)]
-    # With new classes nothing judges a start (novel_beliefs is it), which would cost all that training did.
-    if plan.method.has_start and plan.views == "embeddings" and not job.task.n_novel:
+    # With new classes nothing judges a start (novel_beliefs is it), which would cost all that training did; one fold
+    # of it says how often labels of named classes are found again.
+    if plan.method.has_start and plan.views == "embeddings" and job.task.n_novel:
+        tried = _judged(dataclasses.replace(own, name="start"), plan, job, rows, fold)
+        found[0] = dataclasses.replace(found[0], left_out=tried.left_out)
+    elif plan.method.has_start and plan.views == "embeddings":
         found.append(_judged(_fitted(plan, job, plan.method, "start", job.cfg), plan, job, rows, fold))
         # Training goes on from the start; what is left out says as much of the one as of the other.
         found[0] = dataclasses.replace(found[0], left_out=found[1].left_out)
@@ -130,8 +148,9 @@ def contest(plan: Plan, job: Job, trained: Trained) -> Contest:
         method = METHODS[name].on_features()
         if name != plan.name:
             cfg = resolve_config(method, FEWER.get(name, {}))
-            found.append(_judged(_fitted(plan, job, method, name, cfg), plan, job, rows, fold))
-    return Contest(tuple(found), rows)
+            each = _fitted(plan, job, method, name, cfg)
+            found.append(each if job.task.n_novel else _judged(each, plan, job, rows, fold))
+    return Contest(tuple(found), rows, not job.task.n_novel and bool((job.task.counts > 0).all()))
 
 
 def _fitted(
@@ -152,11 +171,9 @@ def _fitted(
 
 
 def _left_out_rows(task: Task) -> tuple[Tensor, Tensor]:
-    """Rows of the table that the criterion looks at, and the fold of each; empty where labels cannot be left out."""
+    """Rows of the table whose labels are left out, and the fold of each; none where classes have no two labels."""
     labels = task.labels.cpu()
     known = (labels >= 0).nonzero().flatten()
-    if task.n_novel or not bool((task.counts > 0).all()):
-        return known[:0], known[:0]
     groups = None if task.groups is None else task.groups.cpu()[known]
     rows, fold = folds_of(labels[known], groups, seed=0)
     return known[rows], fold
@@ -169,16 +186,19 @@ def _judged(contender: Contender, plan: Plan, job: Job, rows: Tensor, fold: Tens
         return contender
     if LEFT_OUT in state.memory:  # convex heads have answered them on the way
         known = state.memory[LEFT_OUT]
-        answers, sure = torch.full((len(job.task.labels),), -1), torch.zeros(len(job.task.labels))
-        answers[known["rows"]], sure[known["rows"]] = known["predicted"], known["probability"]
-        return dataclasses.replace(contender, left_out=LeftOut(answers[rows], sure[rows]))
+        answers, odds = _nothing(len(job.task.labels))
+        answers[known["rows"]], odds[known["rows"]] = known["predicted"], known["odds"]
+        return dataclasses.replace(contender, left_out=LeftOut(answers[rows], odds[rows]))
     takes_steps = contender.cfg.takes_steps and contender.name != "start"
     if takes_steps:
         return contender
     method = plan.method if contender.name in ("start", plan.name) else METHODS[contender.name].on_features()
     views = job.prepared.train.views(job.prepared.view)
-    answers, sure = torch.full((len(rows),), -1), torch.zeros(len(rows))
-    n_folds = 1 if len(job.task.labels) * job.task.n_classes > MANY_NUMBERS else int(fold.max()) + 1
+    answers, odds = _nothing(len(rows))
+    is_large = job.task.n_novel or len(job.task.labels) * job.task.n_classes > MANY_NUMBERS
+    n_folds = 1 if is_large else int(fold.max()) + 1
+    unlabelled, moved = evenly_spread((job.task.labels.cpu() < 0).nonzero().flatten(), COMPARED_ROWS), list[float]()
+    whole = answers_of(plan, contender.recipe, contender.cfg, state, views, rows=unlabelled).predicted
     for k in range(n_folds):
         labels, hidden = job.task.labels.clone(), rows[fold == k]
         labels[hidden] = -1
@@ -191,6 +211,14 @@ def _judged(contender: Contender, plan: Plan, job: Job, rows: Tensor, fold: Tens
         anew = _fitted(plan, job, method, contender.name, contender.cfg, labels)
         found = answers_of(plan, anew.recipe, anew.cfg, anew.state, views, rows=hidden)
         asked = torch.isin(rows, hidden)
-        answers[asked], sure[asked] = found.predicted, found.probability
-    left_out = LeftOut(answers, sure)
+        answers[asked], odds[asked] = found.predicted, found.odds
+        if len(unlabelled):
+            others = answers_of(plan, anew.recipe, anew.cfg, anew.state, views, rows=unlabelled).predicted
+            moved.append(float((others != whole).double().mean()))
+    left_out = LeftOut(answers, odds, sum(moved) / max(1, len(moved)))
     return dataclasses.replace(contender, left_out=left_out, seconds=contender.seconds + time.monotonic() - began)
+
+
+def _nothing(n: int) -> tuple[Tensor, Tensor]:
+    """Predicted classes and log-odds of n rows that were not asked."""
+    return torch.full((n,), -1), torch.zeros(n, len(TEMPERATURES), dtype=torch.float64)

@@ -22,7 +22,7 @@ from labelwright.encoders.saved import FORMAT
 from labelwright.errors import ConfigError, DataError
 from labelwright.replacing import replacing
 from labelwright.run_folder import write_text_atomically
-from labelwright.train.predict import Answers, answer
+from labelwright.train.predict import Answers, answer, odds_of
 from labelwright.train.processes import accelerator_for
 from labelwright.trust.calibration import Calibration
 from labelwright.trust.strangers import Strangers, from_tensors, small_pixels
@@ -59,6 +59,10 @@ class SavedModel:
     def calibration(self) -> Calibration:
         """What turns its probabilities into the chance of being right; of a model without one, nothing does."""
         return Calibration(**self.info.get("calibration", {}))
+
+    def trust_of(self, probs: Tensor) -> Tensor:
+        """The chance [B] that the most probable class is right, of probabilities [B, C]."""
+        return self.calibration.chance(odds_of(probs))
 
     def probs(self, x: Tensor) -> Tensor:
         """Probabilities [B, C] of clean views [B, 3, size_px, size_px]."""

@@ -10,6 +10,7 @@ from labelwright.wording import counted, percent
 BASIS = {
     "left-out labels": "calibrated on {n} that the classifier had not seen",
     "text model": "from how sure the text model was before anything was learned; no label confirms it",
+    "candidates": "from how sure those were who named the candidates; no label confirms it",
     "none": "the classifier's own probabilities: no label was left out to hold them against",
 }
 SURE = 0.95

@@ -13,6 +13,8 @@ from labelwright.train.progress import track
 from labelwright.types import ViewSource
 
 BATCH = 512
+TEMPERATURES = (1.0, 2.0, 4.0)
+LEAST_PROB, MOST_ODDS = 1e-38, 88.0  # of a class, so that its logarithm is finite; of one that is alone
 
 Adapt = Callable[[Tensor, Tensor], Tensor]
 """Rows [B] int64 on the CPU and a classifier's probabilities [B, C] -> the probabilities to answer with."""
@@ -29,7 +31,23 @@ class Answers:
     given: Tensor  # the labels asked about, -1 = none
     given_probability: Tensor  # of the given label; nan where none was given
     best_other_probability: Tensor  # largest probability of a class that is not the given one; nan where none
+    odds: Tensor  # [N, T] float64 log-odds of the predicted class at each of TEMPERATURES, see `odds_of`
     alone: Tensor | None = None  # most probable class before `Adapt`
+
+
+def odds_of(probs: Tensor) -> Tensor:
+    """Log-odds of the most probable class at each of `TEMPERATURES`, [B, T] float64, of probabilities [B, C].
+
+    They are those of what is left to the other classes, so that 1 - 1e-20 and 1 - 1e-9 differ.
+
+    Example:
+      >>> odds_of(torch.tensor([[0.9, 0.1], [1.0, 1e-20]])).round().tolist()
+      [[2.0, 1.0, 1.0], [46.0, 23.0, 12.0]]
+    """
+    logs = probs.double().clamp(min=LEAST_PROB).log()
+    best, at = logs.max(1, keepdim=True)
+    others = (logs - best).scatter(1, at, -torch.inf)
+    return torch.stack([-(others / t).logsumexp(1) for t in TEMPERATURES], 1).clamp(max=MOST_ODDS)
 
 
 def answer(
@@ -58,7 +76,7 @@ def answer(
     """
     dtype = autocast_dtype(device, precision)
     given = torch.full((len(rows),), -1, dtype=torch.int64) if given is None else given.cpu()
-    top_probs, top_classes, of_given, of_other, alone = [], [], [], [], []
+    top_probs, top_classes, of_given, of_other, odds, alone = [], [], [], [], [], []
     starts = range(0, len(rows), BATCH)
     for start in track(starts, description, total=len(starts)):
         chunk = rows[start : start + BATCH].cpu()
@@ -67,6 +85,7 @@ def answer(
             probs = probs_of(x).float()
         alone.append(probs.argmax(1).cpu())
         probs = probs if adapt is None else adapt(chunk, probs)
+        odds.append(odds_of(probs).cpu())
         best, classes = probs.topk(min(2, probs.shape[1]), dim=1)
         labels = given[start : start + BATCH].to(device)
         top_probs.append(best[:, [0, -1]].cpu())
@@ -78,7 +97,17 @@ def answer(
         of_other.append(other.masked_fill(~known, torch.nan).cpu())
     if not top_probs:
         none, no_class = torch.empty(0), torch.empty(0, dtype=torch.int64)
-        return Answers(no_class, none, no_class, none, no_class, none, none, no_class)
+        return Answers(
+            no_class,
+            none,
+            no_class,
+            none,
+            no_class,
+            none,
+            none,
+            torch.empty(0, len(TEMPERATURES), dtype=torch.float64),
+            no_class,
+        )
     probs2, classes2 = torch.cat(top_probs), torch.cat(top_classes)
     return Answers(
         predicted=classes2[:, 0],
@@ -88,5 +117,6 @@ def answer(
         given=given,
         given_probability=torch.cat(of_given),
         best_other_probability=torch.cat(of_other),
+        odds=torch.cat(odds),
         alone=torch.cat(alone),
     )

@@ -1,17 +1,21 @@
 """The chance that a label is right, from what a classifier says of it: a probability that can be used as a threshold.
 
-    trust = sigmoid(slope (log(p / (1 - p)) + k) + offset - k), p the softmax of the predicted class, k = log(C - 1)
+    o_T = log-odds of the predicted class in softmax(logits / T)
+    trust = sigmoid(slope (o_T + k) + offset - k), k = log(C - 1)
 
-k makes of a slope what a temperature is: towards 0 it leads to chance, 1 / C, and not to one half. Slope and offset
-come from labelled images whose labels the classifier did not see, by maximum a posteriori: few of them move little from
-what is usual. Without such labels the slope is the one at which the mean trust is the mean confidence of a text model
-before anything was learned from its answers: what adapts to its own answers becomes too sure of itself.
+A temperature above 1 lets the classes behind the second have their say, which tells right from wrong better where a
+classifier is far too sure. k makes of a slope what a temperature is: towards 0 it leads to chance, 1 / C, and not to
+one half. All three come from labelled images whose labels the classifier did not see, by maximum a posteriori: few of
+them move little from what is usual. Without such labels the slope is the one at which the mean trust is how sure those
+were from whom the classifier learned, a text model or an annotator, before anything was learned from their answers:
+what adapts to its own answers becomes too sure of itself.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,18 +24,25 @@ import torch
 from scipy.optimize import brentq, minimize
 from torch import Tensor
 
-Source = Literal["left-out labels", "text model", "none"]
+from labelwright.labels.chunks import evenly_spread
+from labelwright.train.predict import TEMPERATURES
 
-USUAL_SLOPE, SLOPE_SPREAD = 0.35, 0.4  # log-normal: median of the slope, and deviation of its logarithm
-USUAL_OFFSET, OFFSET_SPREAD = 0.5, 0.7  # normal; chosen on CIFAR-10 and GTSRB, beliefs from 2 to 20 labels a class
+Source = Literal["left-out labels", "text model", "candidates", "none"]
+
+USUAL = ((0.35, 0.5), (0.6, 0.3), (1.1, -0.3))
+"""Slope and offset at each temperature where few labels say nothing else; chosen on CIFAR-10 and GTSRB, 2 to 20 labels
+a class."""
+SLOPE_SPREAD, OFFSET_SPREAD = 0.4, 0.7  # deviation of the slope's logarithm, and of the offset
+Z95 = 1.96  # normal deviate that 95% are within
+MATCHED_ROWS = 20_000  # by which a map without labels is found
+MIDDLE = 1  # the temperature taken without labels
 LEAST_ROWS = 10  # left-out labels from which they say more than nothing
-BELOW_TEXT, ABOVE_TEXT = 0.35, 0.15  # how far from a text model's mean confidence the truth may be
-MOST_ODDS = 16.0  # float32 probabilities know no larger log-odds
+BELOW_TOLD, ABOVE_TOLD = 0.35, 0.15  # how far from what was told without labels the truth may be
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A map from probabilities of predicted classes to the chance that they are right.
+    """A map from a classifier's log-odds to the chance that the predicted class is right.
 
     Attributes:
       slope: > 0, of the log-odds.
@@ -39,6 +50,8 @@ class Calibration:
       source: what it rests on.
       n: left-out labels that it rests on.
       n_classes: C, at least 2.
+      temperature: one of `TEMPERATURES`, of the log-odds.
+      moved: share of the images that fits without the left-out labels answer in another way, 0 to 1.
     """
 
     slope: float = 1.0
@@ -46,125 +59,179 @@ class Calibration:
     source: Source = "none"
     n: int = 0
     n_classes: int = 2
+    temperature: float = 1.0
+    moved: float = 0.0
 
-    def __call__(self, probability: Tensor) -> Tensor:
-        """The chance [N] that a prediction is right, of its probability [N].
+    def chance(self, odds: Tensor) -> Tensor:
+        """The chance [N] float32 that a prediction is right, of `odds_of` it [N, T].
 
         Example:
-          >>> Calibration(0.5, 0.0)(torch.tensor([0.5, 0.9])).tolist()
+          >>> from labelwright.train.predict import odds_of
+          >>> Calibration(0.5, 0.0).chance(odds_of(torch.tensor([[0.5, 0.5], [0.1, 0.9]]))).tolist()
           [0.5, 0.75]
         """
-        chance = math.log(max(self.n_classes, 2) - 1)
-        return torch.sigmoid(self.slope * (log_odds(probability) + chance) + self.offset - chance).float()
+        return self.at(odds[:, TEMPERATURES.index(self.temperature)])
+
+    def at(self, odds: Tensor) -> Tensor:
+        """The same of log-odds [N] at the map's own temperature."""
+        k = math.log(max(self.n_classes, 2) - 1)
+        return torch.sigmoid(self.slope * (odds.double() + k) + self.offset - k).float()
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return dataclasses.asdict(self)
 
 
-def log_odds(probability: Tensor) -> Tensor:
-    """log(p / (1 - p)) [N] float64, kept within `MOST_ODDS`.
-
-    Example:
-      >>> log_odds(torch.tensor([0.5, 1.0])).tolist()
-      [0.0, 16.0]
-    """
-    p = probability.double()
-    return (p.log() - (1 - p).log()).clamp(-MOST_ODDS, MOST_ODDS)
-
-
-def from_left_out(probability: Tensor, right: Tensor, *, n_classes: int = 2, like: float = 1.0) -> Calibration:
-    """The calibration that left-out labels ask for.
+def from_left_out(odds: Tensor, right: Tensor, *, n_classes: int = 2, like: Sequence[float] = (1, 1, 1)) -> Calibration:
+    """The calibration that labels ask for which the classifier did not see.
 
     Args:
-      probability: [n] of the predicted classes, of a classifier that did not see these labels.
+      odds: [n, T] of the predicted classes, see `odds_of`.
       right: [n] bool.
       n_classes: C.
-      like: what log-odds of the classifier to be calibrated are multiplied by to be spread as these, > 0.
+      like: at each temperature, what log-odds of the classifier to be calibrated are multiplied by to be spread as
+        these, > 0.
 
     Returns: the map with the largest posterior; of fewer than `LEAST_ROWS` rows the usual one.
 
-    Source: Platt 1999, with a prior in place of his smoothed targets.
+    Source: Platt 1999, with a prior in place of his smoothed targets; temperatures as in Guo et al. 2017 (arXiv
+      1706.04599).
 
     Example: half of what is said at 0.9 is right.
-      >>> found = from_left_out(torch.full((1000,), 0.9), torch.arange(1000) % 2 == 0)
-      >>> abs(found(torch.tensor([0.9])).item() - 0.5) < 0.02
+      >>> from labelwright.train.predict import odds_of
+      >>> odds = odds_of(torch.tensor([[0.9, 0.1]]).expand(1000, 2))
+      >>> found = from_left_out(odds, torch.arange(1000) % 2 == 0)
+      >>> abs(found.chance(odds[:1]).item() - 0.5) < 0.02
       True
     """
-    chance = math.log(max(n_classes, 2) - 1)
-    odds, sign = log_odds(probability).numpy() + chance, 2.0 * right.double().numpy() - 1
-
-    def loss(at: Any) -> float:
-        misfit = np.logaddexp(0, -sign * (math.exp(at[0]) * odds + at[1] - chance)).sum()
-        prior = ((at[0] - math.log(USUAL_SLOPE)) / SLOPE_SPREAD) ** 2 + ((at[1] - USUAL_OFFSET) / OFFSET_SPREAD) ** 2
-        return float(misfit + prior / 2)
-
-    start = np.array([math.log(USUAL_SLOPE), USUAL_OFFSET])
     if len(odds) < LEAST_ROWS:
-        return Calibration(USUAL_SLOPE * like, USUAL_OFFSET, "none", 0, n_classes)
-    slope, offset = minimize(loss, start, method="BFGS").x
-    return Calibration(math.exp(slope) * like, float(offset), "left-out labels", len(odds), n_classes)
+        slope, offset = USUAL[MIDDLE]
+        return Calibration(slope * like[MIDDLE], offset, "none", 0, n_classes, TEMPERATURES[MIDDLE])
+
+    def best(t: int) -> tuple[float, Calibration]:
+        loss, slope, offset = _likeliest(odds[:, t], right.double(), n_classes=n_classes, usual=USUAL[t])
+        map_of = Calibration(slope * like[t], offset, "left-out labels", len(odds), n_classes, TEMPERATURES[t])
+        return loss, map_of
+
+    return min((best(t) for t in range(len(TEMPERATURES))), key=lambda each: each[0])[1]
 
 
-def slope_to_mean(probability: Tensor, mean: float, *, n_classes: int = 2) -> float:
-    """The slope, 0.01 to 1, at which the mean of the calibrated probabilities is ``mean``, or as near as can be.
+def steadied(calibration: Calibration, odds: Tensor, moved: float) -> Calibration:
+    """A map from left-out labels for a classifier that fits without them answer unlike by the share ``moved``.
+
+    Where they do, they are worse than it is by up to that share: the mean is raised by half of it.
 
     Args:
-      probability: [N] of predicted classes.
+      odds: [N, T] of the classifier's answers.
+
+    Example:
+      >>> from labelwright.train.predict import odds_of
+      >>> odds = odds_of(torch.tensor([[0.6, 0.4]]))
+      >>> round(steadied(Calibration(), odds, 0.2).chance(odds).item(), 3)
+      0.7
+    """
+    some = evenly_spread(odds, MATCHED_ROWS)
+    mean = float(calibration.chance(some).double().mean())
+
+    def gap(more: float) -> float:
+        map_of = dataclasses.replace(calibration, offset=calibration.offset + more)
+        return float(map_of.chance(some).double().mean()) - min(mean + moved / 2, (1 + mean) / 2)
+
+    more = float(brentq(gap, 0.0, 20.0, xtol=1e-6)) if moved > 0 else 0.0
+    return dataclasses.replace(calibration, offset=calibration.offset + more, moved=moved)
+
+
+def _likeliest(
+    odds: Tensor, target: Tensor, *, n_classes: int, usual: tuple[float, float], weighs: bool = True
+) -> tuple[float, float, float]:
+    """Loss, slope and offset under which chances [n], given or 0 and 1, are likeliest; whether the usual ones weigh."""
+    k = math.log(max(n_classes, 2) - 1)
+    shifted, wanted = odds.double().numpy() + k, target.numpy()
+
+    def loss(at: Any) -> float:
+        logit = math.exp(at[0]) * shifted + at[1] - k
+        misfit = (np.logaddexp(0, logit) - wanted * logit).sum()
+        prior = ((at[0] - math.log(usual[0])) / SLOPE_SPREAD) ** 2 + ((at[1] - usual[1]) / OFFSET_SPREAD) ** 2
+        return float(misfit + weighs * prior / 2)
+
+    found = minimize(loss, np.array([math.log(usual[0]), usual[1]]), method="BFGS")
+    return float(found.fun), math.exp(found.x[0]), float(found.x[1])
+
+
+def slope_to_mean(odds: Tensor, mean: float, *, n_classes: int = 2) -> float:
+    """The slope, 0.01 to 1, at which the mean of the chances is ``mean``, or as near as can be.
+
+    Args:
+      odds: [N] of predicted classes, at one temperature.
       mean: 0 to 1.
       n_classes: C.
 
     Example:
-      >>> p = torch.tensor([0.99, 0.9, 0.8])
-      >>> slope = slope_to_mean(p, 0.8)
-      >>> round(Calibration(slope)(p).mean().item(), 4), slope_to_mean(p, 0.95)
+      >>> from labelwright.train.predict import odds_of
+      >>> odds = odds_of(torch.tensor([[0.99, 0.01], [0.9, 0.1], [0.8, 0.2]]))[:, 0]
+      >>> slope = slope_to_mean(odds, 0.8)
+      >>> round(Calibration(slope).at(odds).mean().item(), 4), slope_to_mean(odds, 0.95)
       (0.8, 1.0)
     """
 
     def gap(slope: float) -> float:
-        return float(Calibration(slope, n_classes=n_classes)(probability).double().mean()) - mean
+        return float(Calibration(slope, n_classes=n_classes).at(odds).double().mean()) - mean
 
     if gap(1.0) <= 0:
         return 1.0
     return 0.01 if gap(0.01) >= 0 else float(brentq(gap, 0.01, 1.0, xtol=1e-6))
 
 
-def from_text_model(probability: Tensor, confidence: float, *, n_classes: int = 2) -> Calibration:
-    """The calibration of answers learned from those of a text model, by the text model's own mean confidence.
+def from_confidence(odds: Tensor, confidence: float, source: Source, *, n_classes: int = 2) -> Calibration:
+    """The calibration of answers learned from those of others, by how sure these were: no surer than the softmax.
+
+    A slope that leads to their mean says how probable it is that labels of a softmax are right; the middle temperature
+    says of which: the map at that temperature which is nearest to these chances is taken.
 
     Args:
-      probability: [N] of the predicted classes.
-      confidence: mean probability of the text model's own answers, 0 to 1.
+      odds: [N, T] of the predicted classes.
+      confidence: mean probability of the others' own answers, 0 to 1.
+      source: "text model" or "candidates".
       n_classes: C.
 
     Example:
-      >>> from_text_model(torch.tensor([0.99, 0.95]), 0.7).source
-      'text model'
+      >>> from labelwright.train.predict import odds_of
+      >>> odds = odds_of(torch.tensor([[0.99, 0.01], [0.05, 0.95]]))
+      >>> round(from_confidence(odds, 0.7, "text model").chance(odds).mean().item(), 3)
+      0.7
     """
-    slope = slope_to_mean(probability, confidence, n_classes=n_classes)
-    return Calibration(slope, 0.0, "text model", 0, n_classes)
+    some = evenly_spread(odds, MATCHED_ROWS)
+    plain = Calibration(slope_to_mean(odds[:, 0], confidence, n_classes=n_classes), n_classes=n_classes)
+    chances = plain.at(some[:, 0]).double()
+    start = (plain.slope * TEMPERATURES[MIDDLE], 0.0)
+    _, slope, offset = _likeliest(some[:, MIDDLE], chances, n_classes=n_classes, usual=start, weighs=False)
+    return Calibration(slope, offset, source, 0, n_classes, TEMPERATURES[MIDDLE])
 
 
 def expected_accuracy(trust: Tensor, calibration: Calibration) -> tuple[float, float, float]:
     """The estimated share of labels that are right, and an interval for it.
 
-    With left-out labels the interval is a 95% one for as many of them; from a text model it is what such estimates were
-    off by where we looked; without either it says nothing.
+    With left-out labels the interval is a 95% one for as many of them, wider where fits without them differ; from a
+    text model or candidates it is what such estimates were off by where we looked; without any it says nothing.
 
     Args:
       trust: [N] calibrated chances of predicted labels, N >= 1.
 
     Returns: estimate, low, high.
 
+    Source: of left-out labels Wilson 1927 (JASA 22).
+
     Example:
       >>> known = Calibration(1.0, 0.0, "left-out labels", 100)
       >>> [round(v, 3) for v in expected_accuracy(torch.full((50,), 0.9), known)]
-      [0.9, 0.841, 0.959]
+      [0.9, 0.826, 0.945]
     """
     mean = float(trust.double().mean())
     if calibration.source == "none":
         return mean, 0.0, 1.0
-    if calibration.source == "text model":
-        return mean, max(0.0, mean - BELOW_TEXT), min(1.0, mean + ABOVE_TEXT)
-    width = 1.96 * math.sqrt(max(mean * (1 - mean), 1 / calibration.n) / calibration.n)
-    return mean, max(0.0, mean - width), min(1.0, mean + width)
+    if calibration.source in ("text model", "candidates"):
+        return mean, max(0.0, mean - BELOW_TOLD), min(1.0, mean + ABOVE_TOLD)
+    n, moved = calibration.n, calibration.moved / 2
+    middle = (mean + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
+    width = Z95 * math.sqrt(mean * (1 - mean) / n + (Z95 / (2 * n)) ** 2) / (1 + Z95**2 / n) + moved
+    return mean, max(0.0, middle - width), min(1.0, middle + width)

@@ -105,7 +105,7 @@ def test_onnx__every_kind_of_classifier(tmp_path: Path) -> None:
             net.eval(),
             max(outputs, default=2) + 1,
             outputs=outputs,
-            calibration=lambda p: p / 2,
+            trust_of=lambda p: p.amax(1) / 2,
             **({"mean": view.mean, "std": view.std} if size else {}),
         ).eval()
         worst = write_onnx(served, tmp_path / "m.onnx", size_px=size, n_features=5, metadata={})
@@ -113,7 +113,7 @@ def test_onnx__every_kind_of_classifier(tmp_path: Path) -> None:
 
 
 def test_onnx__a_file_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    served = [Served(nn.Linear(3, 3), 3, calibration=lambda p: p).eval() for _ in range(2)]
+    served = [Served(nn.Linear(3, 3), 3, trust_of=lambda p: p.amax(1)).eval() for _ in range(2)]
     other = onnx_file._converted(served[1], torch.zeros(2, 3))
     monkeypatch.setattr(onnx_file, "_converted", lambda served, example: other)
     with pytest.raises(LabelwrightError, match="other probabilities"):
@@ -126,7 +126,7 @@ def test_torchscript__takes_the_networks_own_size(run: Path, tmp_path: Path) -> 
     out = lw.export(run, format="torchscript", out=tmp_path / "m.pt")
     images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
     saved = load_model(run, device=CPU)
-    served = Served(saved.net, 3, calibration=saved.calibration, mean=saved.view.mean, std=saved.view.std)
+    served = Served(saved.net, 3, trust_of=saved.trust_of, mean=saved.view.mean, std=saved.view.std)
     with pytest.warns(DeprecationWarning, match=r"torch\.jit\.load"):
         made = torch.jit.load(str(out))
     with torch.inference_mode():

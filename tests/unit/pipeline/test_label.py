@@ -18,7 +18,7 @@ from labelwright.errors import ConfigError
 from labelwright.metrics.scores import confusions
 from labelwright.pipeline.label import _checked_target, _write_class_folders, label_rows
 from labelwright.pipeline.saved_model import model_card
-from labelwright.train.predict import Answers
+from labelwright.train.predict import Answers, odds_of
 from labelwright.trust.calibration import Calibration
 from pictures import write_folders
 
@@ -33,6 +33,7 @@ ANSWERS = Answers(
     given=torch.tensor([0, 2, -1]),
     given_probability=torch.tensor([0.7, 0.1, torch.nan]),
     best_other_probability=torch.tensor([0.2, 0.7, torch.nan]),
+    odds=odds_of(torch.tensor([[0.7, 0.2, 0.1], [0.7, 0.2, 0.1], [0.1, 0.6, 0.3]])),
 )
 
 
@@ -50,6 +51,12 @@ def test_label_rows__given_labels_stay_and_the_doubtful_one_shows() -> None:
     # the second label is contradicted with a chance of 0.7 of being right
     assert rows["trust"].to_pylist() == pytest.approx([0.7, 0.3, 0.6])
     assert rows["probability"].equals(rows["trust"])
+
+
+def test_label_rows__given_labels_are_judged_by_those_who_did_not_see_them() -> None:
+    chance = torch.tensor([0.95, torch.nan, 0.1])
+    rows = label_rows(table_of(3), ANSWERS, NAMES, Calibration(), keep_given=True, given_chance=chance)
+    assert rows["trust"].to_pylist() == pytest.approx([0.95, 0.3, 0.6])  # nothing of the second; the third is predicted
 
 
 def test_label_rows__predictions_only_and_calibrated() -> None:

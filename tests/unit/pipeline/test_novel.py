@@ -20,7 +20,7 @@ from labelwright.pipeline.novel import EVIDENCE_FILE, count_novel
 from labelwright.pipeline.saved_model import renamed
 from labelwright.reporting.terminal import lines_of_run
 from labelwright.run_folder import Run
-from labelwright.train.predict import Answers
+from labelwright.train.predict import TEMPERATURES, Answers
 
 NAMES = ("ant", "bee", "cow", "dog", "elk")
 FAST: dict[str, Any] = {"device": "cpu", "precision": "fp32", "evaluations": 2}
@@ -30,7 +30,8 @@ def answers_of(predicted: list[int], n_classes: int) -> Answers:
     n = len(predicted)
     at = torch.tensor(predicted)
     sure = torch.linspace(0.9, 0.6, n)
-    return Answers(at, sure, (at + 1) % n_classes, 1 - sure, torch.full((n,), -1), sure * torch.nan, sure * torch.nan)
+    none, odds = sure * torch.nan, sure[:, None].expand(n, len(TEMPERATURES)).logit()
+    return Answers(at, sure, (at + 1) % n_classes, 1 - sure, torch.full((n,), -1), none, none, odds)
 
 
 def table_of(labels: list[int], truth: list[int] | None = None) -> LabelTable:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 import tiny
 from labelwright.train import predict
-from labelwright.train.predict import answer
+from labelwright.train.predict import MOST_ODDS, TEMPERATURES, answer, odds_of
 
 N = 25
 
@@ -63,10 +63,11 @@ def test_answer__without_labels_and_without_rows() -> None:
 
 
 def test_answer__keeps_no_graph_and_no_table_of_classes() -> None:
-    net = tiny.TinyNet(3, head="linear", norm=False)
+    net = tiny.TinyNet(7, head="linear", norm=False)
     views = tiny.TinyViews(tiny.classes_of((5, 5)))
     found = answer(lambda x: net(x).softmax(1), views, torch.arange(10), device=tiny.CPU, precision="fp32")
-    assert all(column.shape == (10,) for column in vars(found).values())
+    assert found.odds.shape == (10, len(TEMPERATURES))
+    assert all(column.shape == (10,) for name, column in vars(found).items() if name != "odds")
     assert not any(column.requires_grad for column in vars(found).values())
 
 
@@ -80,3 +81,17 @@ def test_answer__precision_reaches_the_classifier() -> None:
     for precision in ("fp32", "bf16"):
         answer(probs_of, RowViews(), torch.arange(2), device=tiny.CPU, precision=precision)
     assert seen == [torch.float32, torch.bfloat16]
+
+
+def test_odds_of__against_softmax_at_each_temperature() -> None:
+    logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = odds_of(logits.softmax(1))
+    for column, temperature in zip(found.T, TEMPERATURES, strict=True):
+        best = (logits / temperature).softmax(1).amax(1)
+        assert torch.allclose(column, best.logit())
+
+
+def test_odds_of__near_certainty_still_differs_and_one_class_is_finite() -> None:
+    found = odds_of(torch.tensor([[1.0, 1e-12], [1.0, 1e-25]]))
+    assert (found[1] > 1.5 * found[0]).all()
+    assert (odds_of(torch.ones(2, 1)) == MOST_ODDS).all()

@@ -1,0 +1,219 @@
+"""What a run notices of the labels that it was given: those that look wrong, copies, and what they do to the score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from labelwright.data.cache import PixelCache
+from labelwright.data.looks import grey_thumbs, numbered
+from labelwright.data.prepare import Source
+from labelwright.labels import audit as pieces
+from labelwright.labels.chunks import evenly_spread
+from labelwright.pipeline.audit import clean_feats, groups_of, has_two_labels, near_pairs, neighbours_of
+from labelwright.pipeline.job import Job
+from labelwright.train.predict import Answers
+from labelwright.wording import counted, percent
+
+AUDITED_ROWS = 10_000  # of more, so many that are evenly spread: seconds, whatever the data
+PENALTY = 100.0  # of heads that judge labels; chosen on CIFAR-10 and GTSRB, where `labelwright audit` tries several
+LISTED = 200  # of what was found, in summary.json
+
+
+@dataclass(frozen=True)
+class RunAudit:
+    """What was found.
+
+    Attributes:
+      facts: block ``audit`` of summary.json: ``n_audited`` images; ``n_suspected`` given labels, ``estimated_wrong``
+        (share of the given labels) and ``suspected``, the worst first, None each where labels could not be judged;
+        ``n_duplicates``, ``n_across_test``, ``n_two_labels`` and ``duplicates``, pairs of ids with "exact" or "near";
+        ``test_noise``, see `noise_in_test`; ``says``.
+      chances: of the training and of the test images, [N] float32: the chance that the given label is right, by
+        classifiers that did not see it; NaN where it was not judged.
+    """
+
+    facts: dict[str, Any]
+    chances: tuple[Tensor, ...]
+
+
+def audit_of_run(job: Job, tested: Answers | None, *, seed: int) -> RunAudit:
+    """Judge the given labels and look for copies, among training and test images together.
+
+    Labels are judged by features that were stored, in folds: a network that learned from pixels has seen the labels
+    that it would have to judge, and judges none.
+
+    Args:
+      job: of a run.
+      tested: its answers to the test images.
+      seed: of the folds.
+    """
+    prepared, n_classes = job.prepared, len(job.task.class_names)
+    sources = [prepared.train, *([] if prepared.test is None else [prepared.test])]
+    starts = np.cumsum([0, *(len(each.table) for each in sources)])
+    places = evenly_spread(torch.arange(int(starts[-1])), AUDITED_ROWS).numpy()
+    rows = [places[(places >= a) & (places < b)] - a for a, b in pairwise(starts)]
+    parts = [source.take(some) for source, some in zip(sources, rows, strict=True)]
+    labels = np.concatenate([each.table.labels for each in parts]).astype(np.int64)
+    labels[labels >= n_classes] = -1  # of an open world
+    ids = [name for each in parts for name in each.table.ids.to_pylist()]
+    is_test = np.repeat([False, True][: len(parts)], [len(some) for some in rows])
+    feats = None if prepared.train.stored is None else torch.cat([clean_feats(each) for each in parts])
+    near = None if feats is None else neighbours_of(feats)
+    judged = None
+    if feats is not None and near is not None and (labels >= 0).any():
+        groups = groups_of(parts)
+        judged = pieces.judge_labels(
+            feats,
+            torch.from_numpy(labels),
+            near,
+            n_classes=n_classes,
+            groups=None if groups is None else torch.from_numpy(groups),
+            seed=seed,
+            penalties=(PENALTY,),
+        )
+    names = job.task.class_names
+    facts: dict[str, Any] = {"n_audited": len(places), **_copies(parts, feats, near, ids, labels, is_test)}
+    facts |= {"n_suspected": None, "estimated_wrong": None, "suspected": None, "test_noise": None}
+    chances = [torch.full((len(each.table),), torch.nan) for each in sources]
+    if judged is not None:
+        facts |= _suspected(judged, ids, labels, names)
+        for chance, some, score in zip(chances, rows, torch.split(judged.score, [len(r) for r in rows]), strict=True):
+            chance[torch.from_numpy(some)] = score
+        if tested is not None and is_test.any():
+            predicted = tested.predicted[torch.from_numpy(rows[1])].numpy()
+            facts["test_noise"] = noise_in_test(judged, labels, is_test, predicted, ids)
+    facts["says"] = _says(facts, has_labels=bool((labels >= 0).any()), has_feats=feats is not None)
+    return RunAudit(facts, tuple(chances))
+
+
+def _suspected(
+    judged: pieces.Judged, ids: Sequence[str], labels: npt.NDArray[np.int64], names: Sequence[str]
+) -> dict[str, Any]:
+    marked = judged.is_suspected.nonzero().flatten()
+    worst = marked[judged.score[marked].argsort()][:LISTED].tolist()
+    return {
+        "n_suspected": len(marked),
+        "estimated_wrong": round(judged.wrong_frac, 4),
+        "suspected": [
+            {
+                "id": ids[row],
+                "given": names[labels[row]],
+                "suggested": names[int(judged.suggested[row])],
+                "score": round(float(judged.score[row]), 4),
+            }
+            for row in worst
+        ],
+    }
+
+
+def _copies(
+    parts: Sequence[Source],
+    feats: Tensor | None,
+    near: pieces.Neighbours | None,
+    ids: Sequence[str],
+    labels: npt.NDArray[np.int64],
+    is_test: npt.NDArray[np.bool_],
+) -> dict[str, Any]:
+    """Pairs of copies; each image but the first of those that are equal stands beside the first."""
+    pixels = [each.pixels for each in parts]
+    thumbs = None
+    if all(isinstance(each, PixelCache) for each in pixels):
+        seen = [each.pixels.read(each.rows) for each in parts if each.pixels is not None]
+        thumbs = np.concatenate([grey_thumbs(some) for some in seen])
+        content = numbered(row.tobytes() for some in seen for row in some.numpy())
+    elif feats is not None:
+        content = numbered(row.tobytes() for row in (feats.float() + 0.0).numpy())
+    else:
+        return {"n_duplicates": None, "n_across_test": None, "n_two_labels": None, "duplicates": None}
+    leaders = np.unique(content, return_index=True)[1][content]
+    pairs = {(int(a), int(b)): "exact" for a, b in enumerate(leaders) if a != b}
+    for a, b in zip(*(rows.tolist() for rows in near_pairs(thumbs, near, cuts=False)), strict=True):
+        if content[a] != content[b]:
+            pairs.setdefault((max(a, b), min(a, b)), "near")
+    first, second = (torch.tensor([pair[i] for pair in pairs], dtype=torch.int64) for i in (0, 1))
+    groups = pieces.joined(len(ids), first, second)
+    return {
+        "n_duplicates": len(pairs),
+        "n_across_test": sum(bool(is_test[a] != is_test[b]) for a, b in pairs),
+        "n_two_labels": int(has_two_labels(groups, labels).sum()),
+        "duplicates": [[ids[b], ids[a], kind] for (a, b), kind in list(pairs.items())[:LISTED]],
+    }
+
+
+def noise_in_test(
+    judged: pieces.Judged,
+    labels: npt.NDArray[np.int64],
+    is_test: npt.NDArray[np.bool_],
+    predicted: npt.NDArray[np.int64],
+    ids: Sequence[str],
+) -> dict[str, Any] | None:
+    """Test labels that look wrong, and what the accuracy would be if they were set right.
+
+    Args:
+      judged: N images, test images among them.   labels: [N] given, -1 = none.   is_test: [N].
+      predicted: answers to the test images, in their order.   ids: of the N images.
+
+    Returns: ``n`` suspected test labels and their ``ids``, the worst first; ``accuracy`` by the labels as they are, and
+      ``corrected`` with each suspected one replaced by the class suggested. Suggestions come from the features that the
+      answer comes from, and repeat its mistakes: the truth lies between the two, where other labels are right. None
+      where no test label was judged.
+
+    Example: the answer agrees with the suggestion.
+      >>> score, other = torch.tensor([0.9, 0.1]), torch.tensor([1, 1])
+      >>> judged = pieces.Judged(score, other, 1 - score, 0.5, torch.eye(2))
+      >>> noise_in_test(judged, np.array([0, 0]), np.array([True, True]), np.array([0, 1]), ["a", "b"])
+      {'n': 1, 'ids': ['b'], 'accuracy': 0.5, 'corrected': 1.0}
+    """
+    given, score = labels[is_test], judged.score.numpy()[is_test]
+    known = (given >= 0) & ~np.isnan(score)
+    if not known.any():
+        return None
+    marked = judged.is_suspected.numpy()[is_test]
+    better = np.where(marked, judged.suggested.numpy()[is_test], given)
+    worst = np.flatnonzero(marked)[np.argsort(score[marked], kind="stable")]
+    names = [ids[place] for place in np.flatnonzero(is_test)[worst[:LISTED]]]
+    return {
+        "n": int(marked.sum()),
+        "ids": names,
+        "accuracy": round(float((predicted == given)[known].mean()), 4),
+        "corrected": round(float((predicted == better)[known].mean()), 4),
+    }
+
+
+def _says(facts: Mapping[str, Any], *, has_labels: bool, has_feats: bool) -> str:
+    """One sentence for people, or a few."""
+    words = []
+    if facts["n_suspected"] is not None:
+        n = facts["n_suspected"]
+        looks = f"{counted(n, 'given label')} look{'s' if n == 1 else ''} wrong" if n else "No given label looks wrong"
+        words.append(f"{looks} (by estimate about {percent(facts['estimated_wrong'])} of them are)")
+    elif not has_labels:
+        words.append("There are no given labels to judge")
+    elif has_feats:
+        words.append("Too few labels were given to judge them by one another")
+    else:
+        words.append(
+            "Given labels were not judged: this network has learned them; labelwright audit DATA --model M judges them "
+            "by a pretrained model"
+        )
+    if facts["n_duplicates"]:
+        words.append(
+            f"{counted(facts['n_duplicates'], 'pair')} of images are copies, {facts['n_across_test']:,} of them across "
+            f"training and test; {counted(facts['n_two_labels'], 'image')} with copies under two labels"
+        )
+    noise = facts["test_noise"]
+    if noise is not None and noise["n"]:
+        words.append(
+            f"With {counted(noise['n'], 'suspected test label')} set as suggested the accuracy would be "
+            f"{percent(noise['corrected'])} in place of {percent(noise['accuracy'])}; that is the most, as the "
+            "suggestions come from the same features as the answer"
+        )
+    return ". ".join(words) + "."

@@ -1,0 +1,103 @@
+"""What a run notices of the labels that it was given."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import labelwright as lw
+from labelwright.errors import ConfigError
+from labelwright.pipeline import run_audit
+from pictures import write_folders
+
+NAMES = np.array(["ant", "bee", "cow"])
+N_WRONG = 12
+
+
+def embedded(path: Path, seed: int, *, labelled: bool = True) -> dict[str, Any]:
+    """150 rows around three centres, the first twelve under another label; rows 140 and 141 are copies."""
+    draw = np.random.default_rng(seed)
+    truth = np.arange(150) % 3
+    feats = np.eye(3, 16)[truth] * 4 + draw.normal(size=(150, 16))
+    feats[141] = feats[140] = feats[60]
+    truth[140:142] = truth[60]
+    labels = np.where(np.arange(150) < N_WRONG, (truth + 1) % 3, truth)
+    named = NAMES[labels] if labelled else np.full(150, "")
+    ids = np.array([f"{path.stem}-{i}" for i in range(150)])
+    np.savez(path, embeddings=feats.astype(np.float32), labels=named, ids=ids, class_names=NAMES)
+    return {f"{path.stem}-{i}": str(NAMES[truth[i]]) for i in range(N_WRONG)}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run on labels of which some are wrong, in the training images and in those to score on."""
+    folder = tmp_path_factory.mktemp("noisy")
+    wrong = embedded(folder / "train.npz", 0) | embedded(folder / "test.npz", 1)
+    settings = {"test": folder / "test.npz", "method": "nearest_mean", "device": "cpu"}
+    return lw.fit(folder / "train.npz", out=folder / "run", **settings), wrong
+
+
+def test_fit__wrong_labels_are_suspected_with_the_class_suggested(run: Any) -> None:
+    done, wrong = run
+    found = done.summary["audit"]
+    named = {each["id"]: each for each in found["suspected"]}
+    assert found["n_suspected"] == len(named)
+    assert len(set(named) & set(wrong)) >= 0.9 * len(wrong)
+    assert len(set(named) - set(wrong)) <= 3
+    assert np.mean([named[i]["suggested"] == truth for i, truth in wrong.items() if i in named]) > 0.9
+    scores = [each["score"] for each in found["suspected"]]
+    assert scores == sorted(scores)
+    assert found["estimated_wrong"] == pytest.approx(2 * N_WRONG / 300, abs=0.03)
+    assert f"{found['n_suspected']} given labels look wrong" in found["says"]
+
+
+def test_fit__wrong_given_labels_have_little_trust_and_right_ones_much(run: Any) -> None:
+    done, wrong = run
+    trust = dict(zip(done.labels["id"].to_pylist(), done.labels["trust"].to_pylist(), strict=True))
+    assert set(done.labels["source"].to_pylist()) == {"given"}
+    assert np.mean([trust[i] < 0.5 for i in wrong if i in trust]) > 0.9
+    assert np.median([value for i, value in trust.items() if i not in wrong]) > 0.95
+
+
+def test_fit__test_labels_that_look_wrong_are_flagged_and_what_they_do_to_the_score(run: Any) -> None:
+    done, wrong = run
+    noise = done.summary["audit"]["test_noise"]
+    assert noise["n"] == len(noise["ids"])
+    assert set(noise["ids"]) <= {f"test-{i}" for i in range(150)}
+    assert len(set(noise["ids"]) & set(wrong)) >= N_WRONG - 2
+    assert noise["accuracy"] == pytest.approx(done.summary["test"]["accuracy"], abs=1e-4)
+    assert noise["accuracy"] + 0.05 < noise["corrected"] <= 1
+    assert "that is the most" in done.summary["audit"]["says"]
+
+
+def test_fit__copies(run: Any) -> None:
+    found = run[0].summary["audit"]
+    assert {tuple(each) for each in found["duplicates"]} == {
+        (f"{part}-60", f"{part}-{i}", "exact") for part in ("train", "test") for i in (140, 141)
+    }
+    assert (found["n_duplicates"], found["n_across_test"], found["n_two_labels"]) == (4, 0, 0)
+
+
+def test_audit_of_run__large_data_are_looked_at_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_audit, "AUDITED_ROWS", 90)
+    embedded(tmp_path / "train.npz", 0)
+    done = lw.fit(tmp_path / "train.npz", out=tmp_path / "run", method="nearest_mean", test_frac=0, device="cpu")
+    assert done.summary["audit"]["n_audited"] == 90
+    assert done.summary["audit"]["test_noise"] is None
+    assert not done.labels["trust"].null_count
+
+
+def test_audit__with_the_model_of_a_run(tmp_path: Path) -> None:
+    photos = write_folders(tmp_path / "photos", {"ant": 6, "bee": 6})
+    model = "labelwright/digits-clip"
+    done = lw.fit(photos, out=tmp_path / "run", model=model, method="nearest_mean", test_frac=0, device="cpu")
+    assert lw.audit(photos, run=done.path, device="cpu").summary["features"] == model
+    assert done.summary["audit"]["n_duplicates"] == 0
+    with pytest.raises(ConfigError, match="both name a model"):
+        lw.audit(photos, run=done.path, model=model)
+
+
+def test_audit__a_run_without_a_pretrained_model(run: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no pretrained model"):
+        lw.audit(write_folders(tmp_path / "photos", {"ant": 2, "bee": 2}), run=run[0].path)
