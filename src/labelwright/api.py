@@ -14,17 +14,20 @@ from labelwright.pipeline.label import label
 from labelwright.pipeline.method_settings import settings
 from labelwright.pipeline.pretrain import pretrain
 from labelwright.pipeline.report import report
+from labelwright.reporting.compare import Comparison, compare
 from labelwright.run_folder import Run
 
 __all__ = [
     "Annotated",
     "Audit",
+    "Comparison",
     "Embedded",
     "Inspection",
     "Run",
     "annotate",
     "audit",
     "classes",
+    "compare",
     "describe",
     "embed",
     "evaluate",
