@@ -452,7 +452,7 @@ def size_panels(run: Run) -> list[Panel]:
         "Recognised, by number of labelled images",
         finding,
         found,
-        x_title="labelled training images (each step is ten times)",
+        x_title="labelled training images (log scale)",
         y_title="share recognised",
         is_log=True,
     )
