@@ -36,7 +36,7 @@ BEHIND = 0.01  # so much less than the obvious is behind it
 WORTH_ACCEPTING = (0.95, 0.9, 0.8)  # shares of right labels that the surest ones are looked through for
 LEAST_SEEN = 3  # test images of a class, of which none was recognised, before it is said so
 ENOUGH = 100  # test images from which scores on them are compared rather than those on labels that were left out
-MAX_ROWS = 200  # of a table
+MAX_ROWS = 100  # of a table
 MAX_PAIRS = 8
 
 LEVELS = {
@@ -223,11 +223,13 @@ def _obvious(run: Run) -> tuple[str, bool] | None:
     best = max(others, key=lambda row: row[key])
     mean = "" if key == "unlabelled" else " (mean over the classes)"
     gap = own[key] - best[key]
-    more = "better" if gap > 0.002 else "no better" if gap > -0.002 else "worse"
+    of = {"test": n, "left_out": (run.summary.get("trust") or {}).get("n"), "unlabelled": _n_predicted(run)}[key] or 0
+    chance = max(0.002, (own[key] * (1 - own[key]) / of) ** 0.5 if of else 0.0)  # a standard error
+    more = "better" if gap > chance else "about the same" if gap > -chance else "worse"
     return (
         f"The obvious alternative, {best['title']}, gets {percent(best[key])} of the {COLUMNS[key]} right{mean}; "
         f"this answer {percent(own[key])}: {more}."
-    ), gap < -max(BEHIND, (own[key] * (1 - own[key]) / max(1, n)) ** 0.5 if key == "test" else 0.0)
+    ), gap < -max(BEHIND, chance)
 
 
 def _added_nothing(run: Run) -> list[str]:
@@ -381,6 +383,7 @@ def _classes(run: Run, gallery: Mapping[str, Any]) -> dict[str, Any]:
     test, names = run.test, run.class_names
     scored = [str(name) for name in test.get("class_names") or names]
     recall = dict(zip(scored, test.get("per_class") or [], strict=False))
+    n_test = dict(zip(scored, test.get("n_per_class") or [], strict=False))
     precision = dict(zip(scored, test.get("precision") or [], strict=False))
     before = dict(zip(names, run.zero_shot.get("per_class") or [], strict=False))
     labelled = dict(zip(names, run.counts, strict=False))
@@ -408,6 +411,7 @@ def _classes(run: Run, gallery: Mapping[str, Any]) -> dict[str, Any]:
                 "given": given[name] if given else None,
                 "before": before.get(name),
                 "recall": recall.get(name),
+                "n_test": n_test.get(name),
                 "precision": precision.get(name),
                 "confused": confused.get(name) or (often[0][0] if often and not gallery["matrix"] else None),
                 "evidence": evidence.get(name, (None, ""))[0],
@@ -442,6 +446,8 @@ def _confusions(run: Run, gallery: Mapping[str, Any], check: Mapping[str, Any]) 
     pairs = []
     for pair in (run.test.get("confusions") or [])[:MAX_PAIRS]:
         truth, said = str(pair["truth"]), str(pair["predicted"])
+        if pair["count"] < 2:  # once is no habit
+            continue
         shown = [
             (item["id"], item["picture"])
             for item in check["items"]

@@ -70,6 +70,14 @@ def test_verdict__behind_the_obvious_is_never_good() -> None:
     assert (verdict["level"], verdict["is_behind"]) == ("good", False)
 
 
+def test_verdict__a_difference_within_chance_is_called_about_the_same() -> None:
+    summary: dict[str, Any] = {"test": {"accuracy": 0.9, "n_scored": 400}, "method": "cvs"}
+    summary |= {"reference": beside(0.9, 0.91), "answer": {"name": "cvs", "title": "CVS", "best": "cvs"}}
+    verdict = collect(run_of(summary))["verdict"]
+    assert dict(verdict["facts"])["obvious"].endswith("this answer 90.0%: about the same.")
+    assert verdict["is_behind"] is False
+
+
 def test_verdict__training_added_nothing_where_another_answer_was_kept() -> None:
     summary = {"method": "cvs", "answer": {"name": "start", "title": "Start of CVS", "best": "start"}}
     facts = dict(collect(run_of(summary))["verdict"]["facts"])
