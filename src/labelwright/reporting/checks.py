@@ -68,8 +68,8 @@ def to_check(
 
 
 def is_given(labels: pa.Table) -> NDArray[np.bool_]:
-    """[N] bool: labels that came with the data."""
-    return np.array(pc.equal(labels["source"], "given"), dtype=bool)
+    """[N] bool: labels that came with the data, or that somebody looked at."""
+    return np.array(pc.not_equal(labels["source"], "predicted"), dtype=bool)
 
 
 def rows_of(labels: pa.Table, ids: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -36,6 +36,7 @@ BEHIND = 0.01  # so much less than the obvious is behind it
 WORTH_ACCEPTING = (0.95, 0.9, 0.8)  # shares of right labels that the surest ones are looked through for
 LEAST_SEEN = 3  # test images of a class, of which none was recognised, before it is said so
 ENOUGH = 100  # test images from which scores on them are compared rather than those on labels that were left out
+STRANGE = 0.05  # share of images that look like no class, from which there may be more classes
 MAX_ROWS = 100  # of a table
 MAX_PAIRS = 8
 
@@ -133,6 +134,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
 BASIS = {
     "left-out labels": "judged by {n} that the classifier had not seen",
     "text model": "no label confirms this: it rests on how sure the text model was before anything was learned",
+    "candidates": "no label confirms this: it rests on how sure those were who named the candidates",
     "none": "no label confirms this",
 }
 
@@ -186,7 +188,7 @@ def _share_right(run: Run) -> tuple[float | None, str]:
     if share is not None and narrow is False:
         return share, f"{_about(share, None)}, of the unlabelled images whose truth is known."
     if estimated is not None and source != "none":
-        basis = BASIS[source].format(n=counted(trust.get("n") or 0, "label"))
+        basis = BASIS.get(source, source).format(n=counted(trust.get("n") or 0, "label"))
         return estimated, f"{_about(estimated, trust['interval'])}; {basis}."
     return None, "How many labels are right is not known: there were no labelled images to measure it on."
 
@@ -287,6 +289,16 @@ def _next(run: Run, verdict: Mapping[str, Any], check: Mapping[str, Any], comman
         )
         again = _with_corrections(run, command)
         cards.append(("Check images and learn again", why, again))
+    trust, test = run.summary.get("trust") or {}, run.test.get("accuracy")
+    if test is None and not trust.get("n") and not run.summary.get("promise"):
+        why = (
+            "Nobody has looked at these labels yet. 200 of them, looked at, say how many are right and which to accept."
+        )
+        cards.append(("Measure it", why, f"labelwright verify-sample {folder} --n 200 --out to-verify.csv"))
+    strange = (run.summary.get("strangers") or {}).get("share") or 0.0
+    if strange > STRANGE and is_there and run.summary.get("n_novel") is None:
+        why = f"{percent(strange)} of the images look like none of the classes."
+        cards.append(("Look for new classes", why, f"{command} --novel auto"))
     wanted = verdict["never"] if run.summary.get("zero_shot") is not None else []
     model = run.summary.get("encoder")
     if wanted and model and is_there:

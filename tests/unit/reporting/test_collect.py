@@ -126,6 +126,17 @@ def test_next__at_most_three_with_commands(tmp_path: Path) -> None:
     assert shlex.split(cards[0]["command"])[:3] == ["labelwright", "fit", data]
 
 
+def test_next__nothing_measured_and_strangers() -> None:
+    config, trust = {"data": "photos"}, {"source": "candidates", "n": 0, "estimated": 0.7, "interval": [0.5, 0.8]}
+    content = collect(run_of({"trust": trust, "strangers": {"share": 0.2}}, config=config), command="labelwright fit a")
+    assert "how sure those were who named the candidates" in content["verdict"]["sentence"]
+    commands = {card["title"]: card["command"] for card in content["next"]}
+    assert commands["Measure it"] == "labelwright verify-sample run --n 200 --out to-verify.csv"
+    assert commands["Look for new classes"] == "labelwright fit a --novel auto"
+    measured = collect(run_of({"trust": trust, "test": {"accuracy": 0.9, "n_scored": 90}}, config=config))
+    assert "Measure it" not in [card["title"] for card in measured["next"]]
+
+
 def test_next__corrections_of_before_stay() -> None:
     config = {"data": "photos", "corrections": ["/a b/corrections.csv"]}
     command = command_of(config, path=Path("run"))
