@@ -17,11 +17,13 @@ from labelwright.pipeline.predict import load_model
 from labelwright.pipeline.pretrain import pretrain
 from labelwright.pipeline.promises import ToVerify, verify_sample
 from labelwright.pipeline.report import report
+from labelwright.reporting.compare import Comparison, compare
 from labelwright.run_folder import Run
 
 __all__ = [
     "Annotated",
     "Audit",
+    "Comparison",
     "Embedded",
     "Inspection",
     "Run",
@@ -29,6 +31,7 @@ __all__ = [
     "annotate",
     "audit",
     "classes",
+    "compare",
     "describe",
     "embed",
     "evaluate",

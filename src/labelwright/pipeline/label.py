@@ -35,6 +35,7 @@ from labelwright.pipeline.saved_model import Strange, answers_for, change_classe
 from labelwright.pipeline.settings import check_values
 from labelwright.pipeline.strange import facts_of, with_new
 from labelwright.replacing import replacing
+from labelwright.reporting.gallery import rename_in_gallery
 from labelwright.run_folder import Run, write_parquet_atomically
 from labelwright.train.predict import Answers
 from labelwright.train.processes import accelerator_for
@@ -162,6 +163,7 @@ def rename_in_run(run: str | Path, class_names: Sequence[str], rename: Mapping[s
     if promised := summary.get("promise"):
         promised["thresholds"] = {rename.get(name, name): value for name, value in promised["thresholds"].items()}
     folder.write_json("summary.json", summary)
+    rename_in_gallery(folder.path, rename)
     change_classes(folder.path / "model", names)
     report(run)
 
