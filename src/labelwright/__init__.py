@@ -1,7 +1,8 @@
 """labelwright: trustworthy image classifiers from missing, few, guessed, lopsided or incomplete labels.
 
 The verbs are functions here: ``lw.inspect``, ``lw.audit``, ``lw.fit``, ``lw.pretrain``, ``lw.embed``,
-``lw.annotate``, ``lw.describe``, ``lw.label``, ``lw.classes``, ``lw.evaluate``, ``lw.report``. They are loaded when
+``lw.annotate``, ``lw.describe``, ``lw.label``, ``lw.classes``, ``lw.evaluate``, ``lw.report``,
+``lw.review``. They are loaded when
 first used, so that importing one piece (a loss, a table) does not import everything.
 """
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from labelwright.pipeline.method_settings import settings
     from labelwright.pipeline.pretrain import pretrain
     from labelwright.pipeline.report import report
+    from labelwright.pipeline.review import review
 
 __all__ = [
     "Audit",
@@ -45,6 +47,7 @@ __all__ = [
     "load",
     "pretrain",
     "report",
+    "review",
     "settings",
 ]
 
@@ -54,5 +57,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'labelwright' has no attribute {name!r}")
     from importlib import import_module
 
-    module = {"load": "labelwright.data.read", "bench": "labelwright.benchmarking.runner"}.get(name, "labelwright.api")
+    module = {
+        "load": "labelwright.data.read",
+        "bench": "labelwright.benchmarking.runner",
+        "review": "labelwright.pipeline.review",  # its page opens before anything heavy is loaded
+    }.get(name, "labelwright.api")
     return getattr(import_module(module), name)

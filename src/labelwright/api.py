@@ -14,6 +14,7 @@ from labelwright.pipeline.label import label
 from labelwright.pipeline.method_settings import settings
 from labelwright.pipeline.pretrain import pretrain
 from labelwright.pipeline.report import report
+from labelwright.pipeline.review import Reviewed, review
 from labelwright.run_folder import Run
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Audit",
     "Embedded",
     "Inspection",
+    "Reviewed",
     "Run",
     "annotate",
     "audit",
@@ -33,5 +35,6 @@ __all__ = [
     "label",
     "pretrain",
     "report",
+    "review",
     "settings",
 ]
