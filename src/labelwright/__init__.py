@@ -1,9 +1,9 @@
 """labelwright: trustworthy image classifiers from missing, few, guessed, lopsided or incomplete labels.
 
 The verbs are functions here: ``lw.inspect``, ``lw.audit``, ``lw.fit``, ``lw.pretrain``, ``lw.embed``,
-``lw.annotate``, ``lw.describe``, ``lw.label``, ``lw.classes``, ``lw.evaluate``, ``lw.report``,
-``lw.review``. They are loaded when
-first used, so that importing one piece (a loss, a table) does not import everything.
+``lw.annotate``, ``lw.describe``, ``lw.label``, ``lw.classes``, ``lw.evaluate``, ``lw.report``, ``lw.compare``,
+``lw.review``. They are loaded when first used, so that importing one piece (a loss, a table) does not import
+everything.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from labelwright.pipeline.pretrain import pretrain
     from labelwright.pipeline.report import report
     from labelwright.pipeline.review import review
+    from labelwright.reporting.compare import compare
 
 __all__ = [
     "Audit",
@@ -38,6 +39,7 @@ __all__ = [
     "audit",
     "bench",
     "classes",
+    "compare",
     "describe",
     "embed",
     "evaluate",

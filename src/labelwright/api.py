@@ -15,11 +15,13 @@ from labelwright.pipeline.method_settings import settings
 from labelwright.pipeline.pretrain import pretrain
 from labelwright.pipeline.report import report
 from labelwright.pipeline.review import Reviewed, review
+from labelwright.reporting.compare import Comparison, compare
 from labelwright.run_folder import Run
 
 __all__ = [
     "Annotated",
     "Audit",
+    "Comparison",
     "Embedded",
     "Inspection",
     "Reviewed",
@@ -27,6 +29,7 @@ __all__ = [
     "annotate",
     "audit",
     "classes",
+    "compare",
     "describe",
     "embed",
     "evaluate",

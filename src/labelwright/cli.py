@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Own = tuple[Any, Any]
 """Type of a flag and its `setting`."""
 
-POSITIONAL = ("data", "run", "method", "action", "names")
+POSITIONAL = ("data", "run", "first", "second", "method", "action", "names")
 
 RUN: Own = (str, setting(REQUIRED, "finished run folder", example="run"))
 YES: Own = (bool, setting(False, "ask a chat model without waiting for a yes; needed when not on a terminal"))
@@ -302,7 +302,20 @@ VERBS: dict[str, Callable[..., Any]] = {
         ),
         json=(bool, setting(False, "print it as JSON")),
     ),
-    "report": verb("Report", "Write report.html of a finished run anew.", run=RUN),
+    "report": verb(
+        "Report",
+        "Write report.html of a finished run anew.",
+        run=RUN,
+        title=(str | None, setting(None, "of the page; kept with the run", example="--title 'Birds of May'")),
+        open=(bool, setting(False, "show it in the browser")),
+    ),
+    "compare": verb(
+        "Compare",
+        "Two runs side by side: what differs in settings, scores and labels.",
+        first=(str, setting(REQUIRED, "finished run folder", example="run")),
+        second=(str, setting(REQUIRED, "another", example="run-again")),
+        json=(bool, setting(False, "print it as JSON, every changed label among it")),
+    ),
     "bench": verb(
         "Bench",
         "Run cells of a benchmark table and print it beside the published numbers.",
@@ -359,6 +372,10 @@ def run(argv: Sequence[str]) -> int:
         from labelwright.reporting import terminal  # heavy: the page of `review` is open before it is needed
 
         terminal.PRINTERS[verb_name](result, values)
+        if verb_name == "fit":
+            from labelwright.pipeline.report import content_of
+
+            terminal.print_verdict(content_of(result))
         if verb_name == "audit" and result.failed:
             return 1
     except LabelwrightError as error:

@@ -55,6 +55,7 @@ def run(out: str) -> None:
         done = api.fit(
             pool, test=test, out=folder, method="cap", model=MODEL, descriptions=DIGITS_DESCRIPTIONS, set=SETTINGS
         )
+    api.report(done.path, title="Handwritten digits")
     console.print(_table(done.summary["zero_shot"], done.summary["test"]))
     for line in terminal.lines_of_run(done):
         console.print(line, markup=False)

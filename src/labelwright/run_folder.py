@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -200,6 +201,13 @@ class Run:
     def predict(self, data: Any, *, on_bad: Literal["stop", "skip"] = "stop", device: str = "auto") -> pa.Table:
         """Labels for any images, with trust; see `labelwright.label`."""
         return labelwright.label(self.path, data, on_bad=on_bad, device=device)
+
+    def _repr_html_(self) -> str:
+        """Verdict, what to do next and the images to check, where a notebook shows the run."""
+        found: str = import_module("labelwright.pipeline.report").notebook_html(
+            self
+        )  # by name: the pipeline imports us
+        return found
 
     def read(self, name: str) -> dict[str, Any]:
         """Read a JSON or YAML file of the run.

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from labelwright.data import splits
 from labelwright.data.cache import PixelCache, PixelSource, StreamedPixels, open_pixels
 from labelwright.data.checks import OnBad, check_images, resolve_problems
+from labelwright.data.corrections import corrected
 from labelwright.data.embeddings import EMBEDDING_COLUMN, UserEmbeddings, load_embeddings
 from labelwright.data.looks import numbered
 from labelwright.data.read import load, read_names
@@ -85,6 +86,7 @@ def prepare(
     on_bad: OnBad = "stop",
     seed: int = 0,
     cache_limit_gb: float = 16.0,
+    corrections: Any = None,
 ) -> Prepared:
     """Read, check, split and decode the user's data.
 
@@ -95,6 +97,7 @@ def prepare(
       size_px: side of the square images; None = 32 when the images are at most 40 px, else 64.
       stats: (mean, std) per channel that a pretrained model wants; None = those of the training images.
       on_bad: "stop" raises one DataError with every problem; "skip" quarantines the rows.
+      corrections: labels that replace those of ``data``, see `data.corrections.corrected`.
 
     Raises: DataError with all problems of all sources together; ConfigError for impossible settings.
     """
@@ -106,6 +109,8 @@ def prepare(
     if is_embeddings(data):
         found = load_embeddings(data, classes=class_list(classes), annotators=annotators, on_bad=on_bad)
         source, given_test = _embedded(found), None
+        if corrections is not None:
+            source = replace(source, table=corrected(source.table, corrections))
         if test is not None:
             given_test = _test_embeddings(test, found, is_open=is_open, on_bad=on_bad)
         if found.class_feats is not None:
@@ -113,6 +118,7 @@ def prepare(
             class_feats = (unit, found.logit_scale or 100.0)
     else:
         table = read(data, classes=classes, group=group, annotators=annotators)
+        table = table if corrections is None else corrected(table, corrections)
         size_px = native_size(table) if size_px is None else size_px
         tables = [table] if test is None else [table, _test_images(test, table, is_open=is_open)]
         sources = _resolve([_open(t, size_px, cache_limit_gb) for t in tables], on_bad)

@@ -41,7 +41,8 @@ def score(
 
     Returns:
       ``n_scored``; ``accuracy``; ``balanced_accuracy`` (mean recall over the classes present in the truth);
-      ``per_class`` (C recalls) and ``precision`` (C); ``ece`` (expected calibration error, 0 to 1);
+      ``per_class`` (C recalls), ``precision`` (C) and ``n_per_class`` (C scored images of the truth); ``ece``
+      (expected calibration error, 0 to 1);
       ``reliability``: {"all": table}, a table being a list of {lower, upper, count, confidence, accuracy} per bin.
       With ``train_counts`` also, for each group of GROUPS: ``many`` (mean recall over its classes), ``ece_many``, a
       table in ``reliability``, its number of classes in ``group_sizes``; and ``group_thresholds``.
@@ -78,6 +79,7 @@ def score(
         "balanced_accuracy": _mean(recall[n_true > 0]),
         "per_class": _nullable(recall),
         "precision": _nullable(n_right.double() / n_predicted),
+        "n_per_class": n_true.tolist(),
         "ece": _ece(table),
         "reliability": {"all": table},
     }

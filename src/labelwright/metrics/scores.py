@@ -75,7 +75,7 @@ def open_scores(answers: Answers, truth: NDArray[np.int64], names: Sequence[str]
     mapped = match[predicted]
     mapped = torch.where(mapped < 0, n_classes, mapped)  # an output without a class is never right
     scores = score(mapped, answers.probability[known], target, n_classes=n_classes + 1)
-    scores |= {key: scores[key][:n_classes] for key in ("per_class", "precision")}
+    scores |= {key: scores[key][:n_classes] for key in ("per_class", "precision", "n_per_class")}
     is_novel = target >= n_seen
     sure = answers.probability[known]
     return (

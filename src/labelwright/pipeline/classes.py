@@ -19,7 +19,7 @@ from labelwright.pipeline.label import label_rows, rename_in_run
 from labelwright.pipeline.novel import feats_of_views
 from labelwright.pipeline.report import report
 from labelwright.pipeline.saved_model import SavedModel, change_classes, load_model
-from labelwright.reporting.thumbnails import write_thumbnails
+from labelwright.reporting.gallery import SMALL_CHARS, SMALL_PX, pictures, write_gallery
 from labelwright.run_folder import Run, write_parquet_atomically
 from labelwright.train.predict import answer
 from labelwright.train.processes import accelerator_for
@@ -162,7 +162,8 @@ def _label_again(
         label_rows(table, answers, saved.class_names, saved.calibration, keep_given=True), run.path / "labels.parquet"
     )
     if clusters and source.pixels is not None:
-        write_thumbnails(run.path, table, [row for cluster in clusters for row in cluster["central_rows"]])
+        central = [row for cluster in clusters for row in cluster["central_rows"]]
+        write_gallery(run.path, {"small": pictures(table, central, edge_px=SMALL_PX, chars_max=SMALL_CHARS)})
     run.write_json("summary.json", summary)
 
 

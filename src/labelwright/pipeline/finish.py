@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from labelwright.metrics.choice import CRITERION, Choice
 from labelwright.metrics.classification import calibration_error
 from labelwright.metrics.scores import confusions, open_scores, scores_of, seen_unseen, truth_beyond
 from labelwright.pipeline.evaluate import answers_of, asker_of_names
+from labelwright.pipeline.gallery import first_guesses, gallery_of
 from labelwright.pipeline.job import Job
 from labelwright.pipeline.label import label_rows
 from labelwright.pipeline.novel import feats_of
@@ -28,8 +30,7 @@ from labelwright.pipeline.references import Contender
 from labelwright.pipeline.report import report
 from labelwright.pipeline.resolve import Plan
 from labelwright.pipeline.saved_model import model_card, save_model
-from labelwright.reporting.candidates import overruled
-from labelwright.reporting.thumbnails import write_thumbnails
+from labelwright.reporting.gallery import write_gallery
 from labelwright.run_folder import write_parquet_atomically
 from labelwright.train.environment import peak_memory_mb
 from labelwright.train.loop import Trained
@@ -83,7 +84,6 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
     calibration = _calibration(plan, job, answer, own)
     rows = label_rows(table, own, table.class_names, calibration, keep_given=True)
     rows = with_candidates(rows, table, own)
-    shown = overruled(rows)  # by place in the training table; held-out images have labels, which nothing overrules
     held_out = tests[kept.name][0]
     if prepared.test is not None and held_out is not None and prepared.test_is != "given":
         assert plan.prepared.test is not None
@@ -121,24 +121,33 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
         },
         **of_sets,
     }
+    ask = _text_model(plan, job)
     summary |= plan.method.summarise(
         Outcome(
             task=task,
             train=table,
             test=None if prepared.test is None else prepared.test.table,
             own=own,
-            ask=_text_model(plan, job),
+            ask=ask,
             guesses=job.guesses,
             feats=lambda: feats_of(kept.state.nets["main"], prepared, device, precision),
             evidence=job.evidence,
             words=plan.words,
         )
     )
-    clusters = (summary.get("novel") or {}).get("clusters", [])
-    if shown and prepared.train.pixels is not None:
-        write_thumbnails(run.path, table, shown)
-    if clusters and prepared.train.pixels is not None:
-        write_thumbnails(run.path, table, [row for cluster in clusters for row in cluster["central_rows"]])
+    shown = gallery_of(
+        plan,
+        job,
+        [kept, *(each for each in answer.contenders if each is not kept)],
+        rows=rows,
+        summary=summary,
+        own=own,
+        first=first_guesses(job, None if ask is None else ask("train")),
+        tested=held_out,
+        chance=calibration,
+        rows_left_out=answer.rows,
+    )
+    write_gallery(run.path, shown)
     if scores is not None and not task.n_novel and 0 < (table.counts() == 0).sum() < len(table.class_names):
         for each in (scores, summary.get("zero_shot")):
             if each is not None:
@@ -289,4 +298,4 @@ def _text_model(plan: Plan, job: Job) -> Callable[[Images], Answers] | None:
         assert source is not None
         return ask(source)
 
-    return answers
+    return functools.cache(answers)

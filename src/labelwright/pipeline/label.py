@@ -24,6 +24,7 @@ from labelwright.errors import ConfigError
 from labelwright.pipeline.report import report
 from labelwright.pipeline.saved_model import answers_for, change_classes, load_model, renamed
 from labelwright.replacing import replacing
+from labelwright.reporting.gallery import rename_in_gallery
 from labelwright.run_folder import Run, write_parquet_atomically
 from labelwright.train.predict import Answers
 from labelwright.train.processes import accelerator_for
@@ -87,6 +88,7 @@ def rename_in_run(run: str | Path, class_names: Sequence[str], rename: Mapping[s
         cluster["name"] = rename.get(cluster["name"], cluster["name"])
         cluster["taken_for"] = [[rename.get(name, name), share] for name, share in cluster.get("taken_for") or []]
     folder.write_json("summary.json", summary)
+    rename_in_gallery(folder.path, rename)
     change_classes(folder.path / "model", names)
     report(run)
 

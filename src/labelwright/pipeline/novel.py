@@ -97,12 +97,14 @@ def feats_of(net: Any, prepared: Prepared, device: torch.device, precision: str)
     return feats_of_views(net, prepared.train.views(prepared.view), device, precision)
 
 
-def feats_of_views(net: Any, views: ViewSource, device: torch.device, precision: str) -> Tensor:
-    """The same of any views."""
+def feats_of_views(
+    net: Any, views: ViewSource, device: torch.device, precision: str, *, rows: Tensor | None = None
+) -> Tensor:
+    """The same of rows of any views; None: all."""
     net = net.to(device).eval()
     dtype, found = autocast_dtype(device, precision), []
-    for rows in track(torch.split(torch.arange(views.n_rows), BATCH), "features"):
-        x = views.batch(rows, "clean", seed=0, device=device)
+    for some in track(torch.split(torch.arange(views.n_rows) if rows is None else rows, BATCH), "features"):
+        x = views.batch(some, "clean", seed=0, device=device)
         with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             found.append(net.features(x).float().cpu())
     return torch.cat(found)

@@ -1,23 +1,56 @@
-"""`report`: the page of a finished run, written anew."""
+"""`report`: the page of a finished run, written anew; and what it says, for a terminal or a notebook."""
 
 from __future__ import annotations
 
+import webbrowser
 from pathlib import Path
+from typing import Any
 
 from labelwright.errors import DataError
 from labelwright.methods.registry import method_named
 from labelwright.pipeline.settings import command_of
-from labelwright.reporting.render import render
-from labelwright.run_folder import Run
+from labelwright.reporting.collect import collect
+from labelwright.reporting.render import fragment_of, page_of
+from labelwright.run_folder import Run, write_text_atomically
 
 
-def report(run: str | Path) -> Path:
-    """Write report.html of a finished run anew; returns its path.
+def report(run: str | Path, *, title: str | None = None, open: bool = False) -> Path:
+    """Write report.html of a finished run anew.
+
+    Args:
+      run: a finished run folder.
+      title: of the page, kept with the run; None: the one given before, else the name of the data.
+      open: show it in the browser.
+
+    Returns: path of the page.
 
     Raises: DataError if the run has not finished, or has nothing to report: one of `pretrain`.
     """
     found = Run(run)
-    if "n_classes" not in found.summary:
-        raise DataError(f"{run} holds a pretrained backbone, of which there is no report", fix="give the run of a fit")
-    sections = method_named(found.summary["method"]).sections
-    return render(found.path, sections=sections, command=command_of(found.config, path=found.path))
+    _check(found)
+    if title is not None:
+        found.summary["title"] = title
+        found.write_json("summary.json", found.summary)
+    write_text_atomically(found.report, page_of(content_of(found)))
+    if open:
+        webbrowser.open(found.report.resolve().as_uri())
+    return found.report
+
+
+def content_of(run: Run) -> dict[str, Any]:
+    """What the report of a run says, as a dict; see reporting.collect."""
+    sections = method_named(run.summary["method"]).sections(run)
+    return collect(run, sections, command=command_of(run.config, path=run.path))
+
+
+def notebook_html(run: Run) -> str:
+    """Verdict, what to do next and the images to check, as a notebook shows them."""
+    _check(run)
+    return fragment_of(content_of(run))
+
+
+def _check(run: Run) -> None:
+    if "n_classes" not in run.summary:
+        raise DataError(
+            f"{run.path} holds a pretrained backbone, of which there is no report", fix="give the run of a fit"
+        )

@@ -175,6 +175,7 @@ def resolve(settings: FitSettings) -> Plan:
         on_bad=settings.on_bad,
         seed=settings.seed,
         cache_limit_gb=settings.cache_limit_gb,
+        corrections=settings.corrections,
     )
     source = dataclasses.replace(prepared.train, table=weighted(prepared.train.table))
     prepared = dataclasses.replace(prepared, train=source)

@@ -292,14 +292,14 @@ def corrections_of(folder: Path) -> dict[str, str]:
 
     Raises: ConfigError if nothing was answered; DataError for a file that cannot be read.
     """
+    from labelwright.data.corrections import read_corrections
+
     answered = AnswerLog(folder / ANSWERS_FILE).labels
     if not answered:
         raise ConfigError(f"nothing was answered about {folder}", fix=f"labelwright review {folder}")
-    if not (before := Run(folder).config.get("corrections")):
-        return answered
-    from labelwright.data.corrections import read_corrections
-
-    return {key: label for _, key, label in read_corrections(before)} | answered
+    before = Run(folder).config.get("corrections") or ()
+    files = before if isinstance(before, list) else [before] if before else []
+    return {key: label for file in files for _, key, label in read_corrections(file)} | answered
 
 
 def _exported(folder: Path, target: Path) -> Path:

@@ -68,6 +68,13 @@ class DataSettings:
         low=0,
         high=1,
     )
+    corrections: str | None = setting(
+        None,
+        "CSV file with the columns id and label, as the report writes it: these labels are given labels, whatever the "
+        "data says; in Python also a mapping",
+        example="--corrections corrections.csv",
+        also=(Path, Mapping),
+    )
     classes: str | None = setting(
         None,
         "file with one class name per line, fixing names and order; in Python also a list of names",

@@ -17,9 +17,14 @@ from labelwright.annotators.reliability import reliability_lines
 from labelwright.data.checks import format_problems
 from labelwright.data.table import NOTICES
 from labelwright.errors import DataError, Problem
-from labelwright.reporting.beside import COLUMNS, beside_rows
-from labelwright.reporting.candidate_training import deployed_words
-from labelwright.reporting.candidates import is_below_annotator, knows_annotator, own_sets_words
+from labelwright.reporting.words import (
+    COLUMNS,
+    beside_rows,
+    deployed_words,
+    is_below_annotator,
+    knows_annotator,
+    own_sets_words,
+)
 from labelwright.reviewing.answers import ANSWERS_FILE
 from labelwright.run_folder import Run
 from labelwright.wording import counted, percent
@@ -299,6 +304,43 @@ def _print_beside(summary: Mapping[str, Any]) -> None:
     out.print(f"answer: {summary['answer']['why']}", markup=False)
 
 
+def print_verdict(content: Mapping[str, Any]) -> None:
+    """How good the labels of a run are and what to do next, as its report says it.
+
+    Args:
+      content: see reporting.collect.
+    """
+    out, verdict = _console(), content["verdict"]
+    out.print(f"\n{verdict['sign']} {verdict['words']}: {verdict['sentence']}", markup=False)
+    for _, words in verdict["facts"]:
+        out.print(f"  {words}", markup=False)
+    for card in content["next"]:
+        out.print(f"next: {card['title'].lower()}: {card['command']}", markup=False)
+
+
+def _print_compared(found: Any, values: Mapping[str, Any]) -> None:
+    """Settings and scores that differ, and the labels that changed; or all as JSON."""
+    if values["json"]:
+        print(json.dumps(found.to_dict()))
+        return
+    out = _console()
+    for what, rows in (("setting", found.settings), ("score", found.scores)):
+        if rows:
+            shown = Table(what, *found.names, box=None, pad_edge=False)
+            for key, pair in rows.items():
+                shown.add_row(
+                    key, *(f"{v:.4f}" if isinstance(v, float) else "-" if v is None else str(v) for v in pair)
+                )
+            out.print(shown)
+    if not found.settings:
+        print("the settings are the same")
+    print(f"labels that differ: {found.n_changed:,} of {counted(found.n_common, 'image')} that both labelled")
+    for was, now, n in found.pairs[:10]:
+        out.print(f"  {was} -> {now}: {counted(n, 'image')}", markup=False)
+    for note in found.notes:
+        print(f"note: {note}")
+
+
 def _print_pretrain(path: Path, values: Mapping[str, Any]) -> None:
     """On what, how long, warnings, and what to do with it."""
     run = Run(path)
@@ -470,6 +512,7 @@ PRINTERS: Mapping[str, Callable[[Any, Mapping[str, Any]], None]] = {
     "evaluate": _print_evaluated,
     "report": lambda result, values: print(result),
     "review": _print_reviewed,
+    "compare": _print_compared,
     "settings": _print_settings,
     "bench": lambda result, values: print(result),
 }

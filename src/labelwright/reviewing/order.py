@@ -147,7 +147,8 @@ def by_margin(probs: Tensor, is_known: Tensor, *, n: int) -> Tensor:
     Source: Scheffer et al. 2001 (IDA), active hidden Markov models.
 
     Example:
-      >>> by_margin(torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.5, 0.5]]), torch.tensor([False, False, True]), n=2).tolist()
+      >>> probs = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.5, 0.5]])
+      >>> by_margin(probs, torch.tensor([False, False, True]), n=2).tolist()
       [1, 0]
     """
     best = probs.topk(2, dim=1).values

@@ -70,7 +70,7 @@ def test_crowd__by_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert right(Run(run), truth) > 0.9
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "Annotator ann" in page
-    assert "Where the model and the candidates differ" in page
+    assert "Outside their candidates" in page
     rows = Run(run).labels
     assert rows is not None
     for row, votes in zip(rows.to_pylist(), named, strict=True):

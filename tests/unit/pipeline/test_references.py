@@ -60,8 +60,8 @@ def test_fit__a_better_reference_becomes_the_answer_everywhere(tmp_path: Path) -
     predicted = np.array(rows["source"].to_pylist()) == "predicted"
     assert right[predicted].mean() == pytest.approx(best.summary["reference"][kept["name"]]["unlabelled"])
     page = (best.path / "report.html").read_text()
-    assert "Beside the obvious" in page
-    assert f"the answer is that of {kept['title']}" in page
+    assert "The answer beside the obvious ones" in page
+    assert f"Training added nothing: the answer is that of {kept['title']}" in page
 
     trained = lw.fit(data, test=test, out=tmp_path / "trained", device="cpu", answer="trained", **bad)
     assert trained.summary["answer"]["name"] == "beliefs"

@@ -22,7 +22,7 @@ import pytest
 import labelwright as lw
 from labelwright import cli
 from labelwright.errors import ConfigError, DataError
-from labelwright.pipeline.review import _started, desk_of, suggest
+from labelwright.pipeline.review import _started, corrections_of, desk_of, suggest
 from labelwright.reviewing.answers import ANSWERS_FILE, AnswerLog
 from labelwright.reviewing.server import Work
 from reviewed import CLASSES, HOSTILE, write_run
@@ -111,6 +111,41 @@ def test_export(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         lw.review(run, export=target)
     with pytest.raises(DataError, match=r"no summary.json"):
         lw.review(tmp_path, export=tmp_path / "other.csv")
+
+
+def test_apply__answers_are_given_labels_of_a_new_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw, truth = np.random.default_rng(0), np.arange(120) % 3
+    feats = 2 * np.eye(3, 8)[truth] + 0.6 * draw.normal(size=(120, 8))
+    labels = np.where(np.arange(120) < 18, np.array(NAMES)[truth], "")
+    labels[0], labels[1] = "bee", "ant"  # two wrong ones
+    np.savez(tmp_path / "train.npz", embeddings=feats.astype(np.float32), labels=labels)
+    run = tmp_path / "run"
+    lw.fit(tmp_path / "train.npz", out=run, method="beliefs", device="cpu", test_frac=0.0)
+    with pytest.raises(ConfigError, match="nothing was answered"):
+        lw.review(run, apply=True)
+    board = desk_of(run).board
+    board.answer("assign", [0, 60], 0, "1")
+    board.answer("stranger", [1], None, "2")
+    assert cli.run(["review", str(run), "--apply"]) == 0
+    assert re.search(r"3 answers learned from, \d+ labels? changed: .*run-2", capsys.readouterr().out)
+    after = lw.Run(tmp_path / "run-2").labels
+    assert after is not None
+    facts = {row["id"]: (row["label"], row["source"]) for row in after.to_pylist()}
+    assert facts["0"] == facts["60"] == ("ant", "given")
+    assert facts["1"][1] == "predicted"
+    assert facts["2"] == ("cow", "given")
+    again = tmp_path / "run-2"  # what was answered about the first run is learned from as well
+    desk_of(again).board.answer("assign", [4, 60], 2, "3")
+    assert corrections_of(again) == {"0": "ant", "1": "", "4": "cow", "60": "cow"}
+
+
+def test_apply__a_run_on_pixels_is_left_to_a_command(tmp_path: Path) -> None:
+    run = write_run(tmp_path, n=4)
+    desk_of(run).board.answer("confirm", [0], None, "1")
+    with pytest.raises(
+        ConfigError, match=r"learned from pixels[\s\S]*--corrections .*corrections-\w+.csv --out .*run-2"
+    ):
+        lw.review(run, apply=True)
 
 
 def test_address__kept_for_the_next_start_and_for_nobody_else(tmp_path: Path) -> None:

@@ -236,7 +236,8 @@ def test_command_of_the_report__data_that_were_a_list(tmp_path: Path, monkeypatc
         for name, some in (("first", images[::2]), ("second", images[1::2]))
     ]
     first = lw.fit(tables, out="run", size=8, epochs=1, device="cpu", evaluations=0, set=("batch_size=8",))
-    (command,) = re.findall(r"<pre><code>(labelwright fit .*?)</code></pre>", first.report.read_text(encoding="utf-8"))
+    page = first.report.read_text(encoding="utf-8")
+    (command,) = re.findall(r"Make it again</summary>\s*<div class=\"cmd\"><code>(labelwright fit .*?)</code>", page)
     assert cli.run(shlex.split(html.unescape(command))[1:]) == 0
     again = lw.Run("run-again")
     assert first.labels is not None
@@ -254,7 +255,7 @@ def test_command_of_the_report_makes_the_run_again(
     typed = ["fit", *words_of(situation, digits, tmp_path), *SHORT, "--out", "run"]
     assert cli.run(typed) == 0
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    (command,) = re.findall(r"<pre><code>(labelwright fit .*?)</code></pre>", page)
+    (command,) = re.findall(r"Make it again</summary>\s*<div class=\"cmd\"><code>(labelwright fit .*?)</code>", page)
     program, *words = shlex.split(html.unescape(command))
     assert (program, words[-2:]) == ("labelwright", ["--out", "run-again"])
     assert cli.run(words) == 0

@@ -17,15 +17,7 @@ from labelwright.labels.said import Said
 from labelwright.methods.families import text
 from labelwright.methods.method import Budget, Method, Outcome, Requires, in_time, views_by_model, views_per_image
 from labelwright.metrics.scores import guess_counts
-from labelwright.reporting.candidate_training import division_figures
-from labelwright.reporting.candidates import (
-    change_figures,
-    change_rows,
-    guess_figures,
-    guessed_section,
-    is_below_annotator,
-    knows_annotator,
-)
+from labelwright.reporting.panels import candidate_sections, names_sections
 from labelwright.reporting.sections import Sections
 from labelwright.run_folder import Run
 from labelwright.train.plans import steps_for
@@ -85,18 +77,6 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
 
 
 def sections(run: Run) -> Sections:
-    """The guesses, what became of them class by class, and the division of the images."""
-    own, changes = text.sections(run), change_figures(run)
-    figures = {**own.figures, "guesses": guess_figures(run), "changes": changes, "division": division_figures(run)}
-    if changes:  # the second chart of pseudo-labels would show the same again
-        figures["pseudolabels"] = figures["pseudolabels"][:1]
-    if len(change_rows(run, "test")):  # among the changes
-        figures["classes"] = []
-    is_known = knows_annotator(run.summary)
-    return Sections(
-        figures=figures,
-        content={**own.content, "guessed": guessed_section(run), "knows_annotator": is_known},
-        found=own.found,
-        before="its annotator alone is right for" if is_known else own.before,
-        after=", more than this model" if is_below_annotator(run.summary) else "",
-    )
+    """The guesses and what became of them; names, where a text model reads them."""
+    own, names = candidate_sections(run), names_sections(run)
+    return Sections([*own.panels, *names.panels], [*own.training, *names.training])

@@ -9,9 +9,7 @@ from typing import Any
 from labelwright.methods.families import text
 from labelwright.methods.method import Budget, Method, Outcome, Requires, in_time
 from labelwright.methods.semi_supervised import passes_per_epoch
-from labelwright.reporting.charts import slope_figures
-from labelwright.reporting.sections import Sections
-from labelwright.run_folder import Run
+from labelwright.reporting.panels import names_sections
 from labelwright.train.plans import steps_for
 from labelwright.types import Recipe
 
@@ -34,7 +32,7 @@ def of_labels(title: str, recipe: Recipe, **own: Any) -> Method:
             "requires": Requires(labels=True),
             "schedule": schedule,
             "summarise": beside_the_names,
-            "sections": sections,
+            "sections": names_sections,
             **own,
         },
     )
@@ -68,36 +66,3 @@ def passes_of_all(cfg: Any, budget: Budget) -> float:
 def beside_the_names(outcome: Outcome) -> dict[str, Any]:
     """What the class names alone answer, where a text model reads them."""
     return {} if outcome.ask is None else text.summarise(outcome)
-
-
-def sections(run: Run) -> Sections:
-    """Slopes, of a method that has any; pseudo-labels before and after, where a text model reads the names.
-
-    Of a head that was solved on features, how labelled images were answered that were left out.
-    """
-    own = text.sections(run)
-    return dataclasses.replace(
-        own, figures={**own.figures, "slopes": slope_figures(run)}, found=(*own.found, *left_out_words(run))
-    )
-
-
-def left_out_words(run: Run) -> tuple[str, ...]:
-    """One sentence on labelled images that were left out of a fit, where the first record of the run says how they did.
-
-    Example:
-      >>> from types import SimpleNamespace
-      >>> begun = {"kind": "begin", "left_out_balanced_accuracy": 0.85, "left_out_scores": {"la": 0.85, "vs": 0.8}}
-      >>> left_out_words(SimpleNamespace(records=[begun | {"chosen": "la"}]))[0]
-      'Labelled images that were left out: la is right on 85.0%, vs 80.0%, as a mean over the classes; la was taken.'
-    """
-    begun = next((record for record in run.records if record["kind"] == "begin"), {})
-    if "left_out_balanced_accuracy" not in begun:
-        return ()
-    scores = begun.get("left_out_scores", {"the classifier": begun["left_out_balanced_accuracy"]})
-    (first, score), *others = scores.items()
-    words = "".join(f", {name} {100 * value:.1f}%" for name, value in others)
-    taken = f"; {begun['chosen']} was taken" if "chosen" in begun else ""
-    return (
-        f"Labelled images that were left out: {first} is right on {100 * score:.1f}%{words}, as a mean over the "
-        f"classes{taken}.",
-    )

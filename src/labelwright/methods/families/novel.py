@@ -11,10 +11,7 @@ import numpy as np
 from labelwright.labels.clusters import about_clusters
 from labelwright.methods.method import Budget, Method, Outcome, Requires, in_time, views_by_model, views_per_image
 from labelwright.metrics.scores import open_scores, truth_beyond
-from labelwright.reporting.open_world import evidence_figures, found_words, open_world_section, pace_figures
-from labelwright.reporting.sections import Sections
-from labelwright.reporting.thumbnails import read_thumbnails
-from labelwright.run_folder import Run
+from labelwright.reporting.panels import novel_sections
 from labelwright.train.plans import steps_for
 from labelwright.types import Recipe
 
@@ -29,7 +26,7 @@ N_VIEWS = 3
 
 def of_novel(title: str, recipe: Recipe, **own: Any) -> Method:
     """A method of this family."""
-    more = {"default_views": views_by_model, "schedule": schedule, "summarise": summarise, "sections": sections}
+    more = {"default_views": views_by_model, "schedule": schedule, "summarise": summarise, "sections": novel_sections}
     more |= {"passes": views_per_image(N_VIEWS)}
     return Method(title, recipe, Requires(labels=True, novel=True), **{**more, **own})
 
@@ -59,13 +56,3 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
     if (truth >= 0).any():
         found["pseudolabels"] = open_scores(outcome.own, truth, names, n_seen=n_seen)
     return found
-
-
-def sections(run: Run) -> Sections:
-    """The discovered classes, the evidence for their number, and the pace of seen and novel ones."""
-    words = found_words(run)
-    return Sections(
-        figures={"evidence": evidence_figures(run), "pace": pace_figures(run)},
-        content={"open_world": open_world_section(run, read_thumbnails(run.path))},
-        found=(words,) if words else (),
-    )

@@ -8,10 +8,7 @@ import torch
 
 from labelwright.methods.method import Method, Outcome, Requires, views_of_features
 from labelwright.metrics.scores import pseudolabel_scores, scores_of
-from labelwright.reporting.before_after import pseudolabel_figures, pseudolabel_rows, pseudolabel_summary
-from labelwright.reporting.sections import Sections
-from labelwright.reporting.vision_language import kept_epoch, margin_figures, margin_rows, name_fit, watch_figures
-from labelwright.run_folder import Run
+from labelwright.reporting.panels import names_sections
 from labelwright.types import Recipe
 
 
@@ -24,7 +21,7 @@ def of_text(title: str, recipe: Recipe, **own: Any) -> Method:
             "requires": Requires(text=True),
             "default_views": views_of_features,
             "summarise": summarise,
-            "sections": sections,
+            "sections": names_sections,
             **own,
         },
     )
@@ -45,27 +42,3 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         before = {} if ask is None else {"zero_shot": pseudolabel_scores(ask("train"), train, hidden)}
         found["pseudolabels"] = pseudolabel_scores(outcome.own, train, hidden) | before
     return found
-
-
-def sections(run: Run) -> Sections:
-    """Which names fit, pseudo-labels before and after, the diagnostics of training, margins."""
-    fit = name_fit(run)
-    found: tuple[str, ...] = ()
-    if fit is not None and fit.n_mismatched:
-        n_all, is_one = len(fit.changed) + len(fit.kept), fit.n_mismatched == 1
-        found = (f"{fit.n_mismatched:,} of {n_all:,} class names {'fits' if is_one else 'fit'} no image: see below.",)
-    return Sections(
-        figures={
-            "watch": watch_figures(run),
-            "margins": margin_figures(run),
-            "pseudolabels": pseudolabel_figures(run),
-        },
-        content={
-            "names": fit,
-            "margins": margin_rows(run),
-            "kept_epoch": kept_epoch(run),
-            "pseudolabels": pseudolabel_summary(run),
-            "pseudolabel_rows": pseudolabel_rows(run),
-        },
-        found=found,
-    )

@@ -1,0 +1,75 @@
+"""Corrections: labels that a person gave to some images, put in place of what the data says of them."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from labelwright.data.table import LabelTable
+from labelwright.errors import DataError
+
+
+def read_corrections(source: str | Path | Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """(where, id, label) of every row of a CSV file with the columns id and label; of a mapping id -> label as well.
+
+    An empty label takes the label away: the image belongs to none of the classes, or nobody knows to which.
+
+    Raises: DataError naming file and row: unreadable, a column missing, no id, an id with two labels.
+
+    Example:
+      >>> read_corrections({"img/1.png": "owl"})
+      [("corrections['img/1.png']", 'img/1.png', 'owl')]
+    """
+    if isinstance(source, Mapping):
+        return [(f"corrections[{key!r}]", str(key), str(label)) for key, label in source.items()]
+    path, fix = Path(source).expanduser(), "give a CSV file with the columns id and label, as the report writes it"
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file)
+            missing = [name for name in ("id", "label") if name not in (rows.fieldnames or ())]
+            if missing:
+                raise DataError(f"{path} has no column {missing[0]!r}", fix=fix)
+            found = [(f"{path} line {rows.line_num}", row["id"] or "", (row["label"] or "").strip()) for row in rows]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read ({error})", fix=fix) from error
+    seen: dict[str, str] = {}
+    for where, key, label in found:
+        if not key:
+            raise DataError(f"{where} has no id", fix="fill it in, or remove the line")
+        if seen.setdefault(key, label) != label:
+            raise DataError(f"{where}: {key!r} is {label!r} here and {seen[key]!r} above", fix="keep one of the lines")
+    return found
+
+
+def corrected(table: LabelTable, source: Any) -> LabelTable:
+    """The table with the labels of a file of corrections, or a mapping, as given labels.
+
+    Args:
+      table: N images.
+      source: see `read_corrections`.
+
+    Raises: DataError naming the row whose id is no image of the table, or whose label is no class of it.
+
+    Example:
+      >>> import numpy as np, pyarrow as pa; from labelwright.data.table import Images
+      >>> ids = pa.array(["1", "2"], pa.large_string())
+      >>> table = LabelTable(Images(ids), ids, np.array([0, -1], np.int32), ("cat", "dog"))
+      >>> corrected(table, {"2": "dog"}).labels.tolist()
+      [0, 1]
+    """
+    place = {key: row for row, key in enumerate(table.ids.to_pylist())}
+    classes = {name: c for c, name in enumerate(table.class_names)}
+    labels = table.labels.copy()
+    for where, key, label in read_corrections(source):
+        if key not in place:
+            raise DataError(f"{where}: no image has the id {key!r}", fix="give the corrections of these images")
+        if label and label not in classes:
+            close = difflib.get_close_matches(label, table.class_names, n=1)
+            hint = f"did you mean {close[0]!r}? If not, " if close else ""
+            raise DataError(f"{where}: {label!r} is not a class", fix=f"{hint}name all classes with --classes")
+        labels[place[key]] = classes[label] if label else -1
+    return dataclasses.replace(table, labels=labels)

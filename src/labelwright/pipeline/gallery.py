@@ -1,0 +1,290 @@
+"""What a report shows of single images: pictures, five best classes, labelled neighbours, what each stage answered."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from labelwright.data.prepare import Source
+from labelwright.metrics.scores import truth_beyond
+from labelwright.pipeline.evaluate import answers_of
+from labelwright.pipeline.job import Job
+from labelwright.pipeline.novel import feats_of_views
+from labelwright.pipeline.references import Contender
+from labelwright.pipeline.resolve import Plan
+from labelwright.reporting.checks import PER_TAB, to_check
+from labelwright.reporting.gallery import LARGE_CHARS, LARGE_PX, SMALL_CHARS, SMALL_PX, pictures
+from labelwright.train.predict import Answers
+
+N_NEIGHBOURS = 4
+N_SAMPLES = 3  # pictures of a class; one each of more than `MANY` classes
+MANY = 40
+MATRIX_MAX = 50  # classes
+AMONG, AMONG_PIXELS = 4_000, 1_000  # labelled images that neighbours are looked for among
+
+
+def gallery_of(
+    plan: Plan,
+    job: Job,
+    contenders: Sequence[Contender],
+    *,
+    rows: pa.Table,
+    summary: Mapping[str, Any],
+    own: Answers,
+    first: Tensor | None,
+    tested: Answers | None,
+    chance: Callable[[Tensor], Tensor],
+    rows_left_out: Tensor,
+) -> dict[str, Any]:
+    """The content of gallery.json; see `reporting.gallery.write_gallery`.
+
+    Args:
+      plan, job: of the run.
+      contenders: what the images are shown to, the answer of the run first.
+      rows: labels.parquet.
+      summary: summary.json.
+      own: answers on the training images.
+      first: [N] int64, the first guess of each training image, -1 = none; None where there was none.
+      tested: answers on the test images; None without such.
+      chance: from probabilities to trust.
+      rows_left_out: training rows whose labels were left out.
+    """
+    prepared, names = job.prepared, job.prepared.train.table.class_names
+    train, test = prepared.train, prepared.test
+    ids = train.table.ids.to_pylist()
+    place: dict[str, tuple[Source, int]] = {key: (train, row) for row, key in enumerate(ids)}
+    changed = {}
+    if first is not None:
+        moved = (first >= 0) & (first != own.predicted) & torch.from_numpy(train.table.labels < 0)
+        changed = {ids[row]: names[int(first[row])] for row in moved.nonzero().flatten().tolist()}
+    mistakes: dict[str, dict[str, Any]] = {}
+    matrix, surest = None, _left_out_trust(job, contenders[0], rows_left_out, chance)
+    if test is not None and tested is not None:
+        mark = "test/" if prepared.test_is == "given" else ""  # ids of two tables may be the same
+        place |= {f"{mark}{key}": (test, row) for row, key in enumerate(test.table.ids.to_pylist())}
+        found = _test_answers(job, tested, summary)
+        mistakes = _mistakes(found, [f"{mark}{key}" for key in test.table.ids.to_pylist()], tested)
+        matrix = None if job.task.n_novel else _matrix(found, names)
+        known = torch.tensor([truth is not None for truth in found[0]])
+        right = torch.tensor([truth == said for truth, said in zip(*found, strict=True)])
+        surest = trust_against(chance(tested.probability[known]), right[known], "test images")
+    tabs = to_check(rows, summary, changed=changed, mistakes=list(mistakes))
+    chosen = [key for key in dict.fromkeys(key for tab in tabs.values() for key in tab) if key in place]
+    items: dict[str, dict[str, Any]] = {key: dict(mistakes.get(key, {})) for key in chosen}
+    neighbours: list[str] = []
+    for source in (train, test):
+        mine = [key for key in chosen if place[key][0] is source]
+        if source is None or not mine:
+            continue
+        at = torch.tensor([place[key][1] for key in mine])
+        told = _told(plan, job, contenders, source, at, names)
+        beside = _neighbours(plan, job, contenders[0], rows, source, at)
+        for key, facts, near in zip(mine, told, beside, strict=True):
+            items[key] |= facts | {"neighbours": near}
+            neighbours += [other for other, *_ in near]
+    for key, name in changed.items():
+        if key in items:
+            items[key]["history"].insert(0, ["first guess", name])
+    samples = _samples(rows, set(place))
+    clusters = (summary.get("novel") or {}).get("clusters") or []
+    central = [key for cluster in clusters for key in cluster["central"]]
+    small = [*central, *(key for some in samples.values() for key in some), *neighbours]
+    return {
+        "items": items,
+        "samples": samples,
+        "matrix": matrix,
+        "trust": surest,
+        "large": _pictures(place, chosen, LARGE_PX, LARGE_CHARS) if train.pixels is not None else {},
+        "small": _pictures(place, small, SMALL_PX, SMALL_CHARS) if train.pixels is not None else {},
+    }
+
+
+def first_guesses(job: Job, asked: Answers | None) -> Tensor | None:
+    """What was said of each training image before learning, [N] int64: by the text model, or the likeliest candidate.
+
+    Args:
+      asked: what the text model answers; None without one.
+    """
+    if job.task.n_novel:
+        return None  # names of some classes alone say nothing of the others
+    if asked is not None:
+        return asked.predicted
+    sets = job.prepared.train.table.candidates
+    if sets is None or sets.weights is None:
+        return None
+    chunks = []
+    for rows in torch.split(torch.arange(len(sets)), 8192):
+        best, classes = sets.shares(rows, len(job.task.class_names)).topk(2, dim=1)
+        chunks.append(torch.where(best[:, 0] > best[:, 1], classes[:, 0], -1))  # of equals none comes first
+    return torch.cat(chunks)
+
+
+def trust_against(trust: Tensor, right: Tensor, basis: str) -> dict[str, Any] | None:
+    """Trust held against what was right: by tenths of trust, and of the surest tenth, fifth and so on of the images.
+
+    Args: trust [n] 0 to 1; right [n] bool; basis: what the images are.
+
+    Example:
+      >>> found = trust_against(torch.tensor([0.95, 0.9, 0.3, 0.2]), torch.tensor([1, 1, 0, 1]) > 0, "test images")
+      >>> found["bins"][0], found["surest"][4]
+      ({'n': 1, 'trust': 0.2, 'right': 1}, {'share': 0.5, 'n': 2, 'right': 2})
+    """
+    if not len(trust):
+        return None
+    bins = []
+    tenth = (trust * 10).long().clamp(0, 9)
+    for i in range(10):
+        mine = tenth == i
+        if mine.any():
+            bins.append(
+                {"n": int(mine.sum()), "trust": round(float(trust[mine].mean()), 4), "right": int(right[mine].sum())}
+            )
+    order = trust.argsort(descending=True, stable=True)
+    surest = []
+    for i in range(1, 11):
+        n = max(1, round(len(trust) * i / 10))
+        surest.append({"share": i / 10, "n": n, "right": int(right[order[:n]].sum())})
+    return {"basis": basis, "bins": bins, "surest": surest}
+
+
+def _left_out_trust(
+    job: Job, kept: Contender, rows: Tensor, chance: Callable[[Tensor], Tensor]
+) -> dict[str, Any] | None:
+    if kept.left_out is None:
+        return None
+    asked = kept.left_out.predicted >= 0
+    right = kept.left_out.predicted[asked] == job.task.labels.cpu()[rows[asked]]
+    return trust_against(chance(kept.left_out.probability[asked]), right, "labels that were left out")
+
+
+def _pictures(
+    place: Mapping[str, tuple[Source, int]], keys: Sequence[str], edge_px: int, chars_max: int
+) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for key in dict.fromkeys(keys):
+        if key in place:
+            source, row = place[key]
+            for url in pictures(source.table, [row], edge_px=edge_px, chars_max=chars_max).values():
+                found[key] = url
+            if sum(map(len, found.values())) > chars_max:
+                break
+    return found
+
+
+def _test_answers(job: Job, tested: Answers, summary: Mapping[str, Any]) -> tuple[list[str | None], list[str | None]]:
+    """Names of the truth and of the answers on the test images; of a discovered class, the true one it fits best."""
+    prepared, n_seen = job.prepared, len(job.task.class_names)
+    assert prepared.test is not None
+    truth, names = truth_beyond(prepared.test.table, n_seen)
+    if job.task.n_novel:
+        matched = (summary.get("test") or {}).get("matched") or []
+        said = [matched[c] if c < len(matched) else None for c in tested.predicted.tolist()]
+    else:
+        truth, names = prepared.test.table.labels.astype(np.int64), prepared.train.table.class_names
+        said = [names[c] for c in tested.predicted.tolist()]
+    return [names[c] if c >= 0 else None for c in truth.tolist()], said
+
+
+def _mistakes(
+    found: tuple[list[str | None], list[str | None]], keys: Sequence[str], tested: Answers
+) -> dict[str, dict[str, Any]]:
+    """Key -> label, rather, probability of test images that were got wrong.
+
+    Three of each of the eight most frequent mistakes, then the surest of the others.
+    """
+    wrong = [i for i, (truth, said) in enumerate(zip(*found, strict=True)) if truth is not None and said != truth]
+    sure = sorted(wrong, key=lambda i: -float(tested.probability[i]))
+    kinds = Counter((found[0][i], found[1][i]) for i in sure)
+    often = [i for kind, _ in kinds.most_common(8) for i in [j for j in sure if (found[0][j], found[1][j]) == kind][:3]]
+    order = list(dict.fromkeys([*often, *sure]))[:PER_TAB]
+    return {
+        keys[i]: {
+            "label": found[0][i],
+            "rather": found[1][i] or "no class",
+            "probability": round(float(tested.probability[i]), 4),
+        }
+        for i in order
+    }
+
+
+def _matrix(found: tuple[list[str | None], list[str | None]], names: Sequence[str]) -> list[list[int]] | None:
+    if len(names) > MATRIX_MAX:
+        return None
+    at = {name: i for i, name in enumerate(names)}
+    counts = np.zeros((len(names), len(names)), np.int64)
+    for truth, said in zip(*found, strict=True):
+        if truth in at and said in at:
+            counts[at[truth], at[said]] += 1
+    return [[int(n) for n in row] for row in counts]
+
+
+def _told(
+    plan: Plan, job: Job, contenders: Sequence[Contender], source: Source, rows: Tensor, names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """For each row: the five best classes of the answer, and what every contender answers."""
+    views, kept = source.views(job.prepared.view), contenders[0]
+    net = kept.state.nets["main"].eval()
+    device = next((p.device for p in net.parameters()), plan.accelerator.device)
+    probs = []
+    with torch.inference_mode():
+        for some in torch.split(rows, 128):
+            x = views.batch(some, "clean", seed=0, device=device)
+            probs.append(kept.recipe.predict(kept.cfg, kept.state, x).probs.float().cpu())
+    best, classes = torch.cat(probs).topk(min(5, len(names)), dim=1)
+    answers = [
+        (each.title, answers_of(plan, each.recipe, each.cfg, each.state, views, rows=rows).predicted)
+        for each in reversed(contenders)  # the answer of the run last
+    ]
+    return [
+        {
+            "top": [[names[c], round(p, 4)] for c, p in zip(classes[i].tolist(), best[i].tolist(), strict=True)],
+            "history": [[title, names[int(said[i])]] for title, said in answers if int(said[i]) < len(names)],
+        }
+        for i in range(len(rows))
+    ]
+
+
+def _neighbours(
+    plan: Plan, job: Job, kept: Contender, labels: pa.Table, source: Source, rows: Tensor
+) -> list[list[list[Any]]]:
+    """For each row the nearest labelled training images, (id, label, given or predicted); where hardly any is labelled,
+    the nearest of all.
+    """
+    train = job.prepared.train
+    table, views = train.table, train.views(job.prepared.view)
+    among = np.flatnonzero(table.labels >= 0)
+    among = among if len(among) > N_NEIGHBOURS else np.arange(len(table))
+    most = AMONG if train.stored is not None else AMONG_PIXELS
+    among = among[np.linspace(0, len(among) - 1, min(len(among), most)).round().astype(np.int64)]
+    net, precision, device = kept.state.nets["main"], plan.settings.precision, plan.accelerator.device
+    others = feats_of_views(net, views, device, precision, rows=torch.from_numpy(among))
+    own = feats_of_views(net, source.views(job.prepared.view), device, precision, rows=rows)
+    middle = others.mean(0)
+    sims = F.normalize(own - middle, dim=1) @ F.normalize(others - middle, dim=1).T  # [n, A]
+    if source is train:
+        sims[rows[:, None] == torch.from_numpy(among)[None]] = -2.0  # not itself
+    near = sims.topk(min(N_NEIGHBOURS, sims.shape[1]), dim=1).indices
+    at = {key: i for i, key in enumerate(labels["id"].to_pylist())}
+    label, how = labels["label"].to_pylist(), labels["source"].to_pylist()
+    ids = [table.ids[int(row)].as_py() for row in among]
+    return [[[ids[j], label[at[ids[j]]], how[at[ids[j]]]] for j in row if ids[j] in at] for row in near.tolist()]
+
+
+def _samples(labels: pa.Table, known: set[str]) -> dict[str, list[str]]:
+    """Class -> ids of the images whose label is the surest."""
+    names, trust = labels["label"].to_pylist(), np.asarray(labels["trust"].to_numpy(zero_copy_only=False))
+    ids = labels["id"].to_pylist()
+    found: dict[str, list[str]] = {}
+    n_each = N_SAMPLES if len(set(names)) <= MANY else 1
+    for row in np.argsort(-trust, kind="stable").tolist():
+        some = found.setdefault(names[row], [])
+        if len(some) < n_each and ids[row] in known:
+            some.append(ids[row])
+    return found

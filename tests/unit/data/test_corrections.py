@@ -1,0 +1,69 @@
+"""Corrections: labels of a person in place of those of the data, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from labelwright import cli
+from labelwright.data.prepare import prepare
+from labelwright.errors import DataError
+from pictures import write_folders
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return write_folders(tmp_path / "photos", {"ant": 6, "bee": 6})
+
+
+def write(tmp_path: Path, *lines: str) -> Path:
+    path = tmp_path / "corrections.csv"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def test_prepare__corrected_labels_are_given_labels(photos: Path, tmp_path: Path) -> None:
+    (photos / "unlabeled").mkdir()
+    (photos / "ant" / "5.png").rename(photos / "unlabeled" / "5.png")
+    path = write(tmp_path, "label,id", "bee,ant/0.png", "ant,unlabeled/5.png", '"ant","bee/1.png"')
+    found = prepare(photos, test_frac=0.0, corrections=path).train.table
+    plain = prepare(photos, test_frac=0.0).train.table
+    moved = {
+        key: found.class_names[label]
+        for key, label, was in zip(found.ids.to_pylist(), found.labels, plain.labels, strict=True)
+        if label != was
+    }
+    assert moved == {"ant/0.png": "bee", "unlabeled/5.png": "ant", "bee/1.png": "ant"}
+    assert found.fingerprint != plain.fingerprint
+    assert prepare(photos, test_frac=0.0, corrections={"ant/0.png": "ant"}).train.table.fingerprint == plain.fingerprint
+
+
+def test_prepare__an_empty_label_takes_the_label_away(photos: Path, tmp_path: Path) -> None:
+    found = prepare(photos, test_frac=0.0, corrections=write(tmp_path, "id,label", "ant/0.png,", "bee/0.png,")).train
+    gone = [key for key, label in zip(found.table.ids.to_pylist(), found.table.labels, strict=True) if label < 0]
+    assert gone == ["ant/0.png", "bee/0.png"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (("id,label", "ant/99.png,bee"), r"line 2: no image has the id 'ant/99.png'"),
+        (("id,label", "ant/0.png,bees"), r"line 2: 'bees' is not a class\n  fix: did you mean 'bee'\?"),
+        (("id,label", ",bee"), r"line 2 has no id"),
+        (("id,label", "ant/0.png,bee", "ant/0.png,ant"), r"line 3: 'ant/0.png' is 'ant' here and 'bee' above"),
+        (("image,label", "ant/0.png,bee"), r"has no column 'id'"),
+    ],
+)
+def test_prepare__what_cannot_be(photos: Path, tmp_path: Path, lines: tuple[str, ...], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        prepare(photos, corrections=write(tmp_path, *lines))
+
+
+def test_fit__refuses_them_before_anything_is_written(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["fit", str(photos), "--out", str(tmp_path / "run"), "--model", "resnet32"]
+    assert cli.run([*words, "--corrections", str(tmp_path / "none.csv")]) == 2
+    assert "none.csv cannot be read" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,167 @@
+"""What a report says, read as a dict: verdict, what to do next, images to check, classes, panels."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from labelwright.pipeline.report import content_of
+from labelwright.reporting.checks import PER_TAB
+from labelwright.reporting.collect import collect, never_recognised
+from labelwright.reporting.sections import curve
+from labelwright.run_folder import Run
+from made_runs import EVIL, NAMES, made_up_run
+
+
+def run_of(summary: dict[str, Any], **contents: Any) -> Run:
+    empty: dict[str, Any] = {"data": {}, "config": {}, "environment": {}, "records": [], "labels": None}
+    return Run("run", summary=summary, **(empty | contents))
+
+
+@pytest.mark.parametrize(("accuracy", "level"), [(0.95, "good"), (0.8, "fair"), (0.5, "poor"), (None, "unknown")])
+def test_verdict__level_follows_the_share_that_is_right(accuracy: float | None, level: str) -> None:
+    test = None if accuracy is None else {"accuracy": accuracy, "n_scored": 400}
+    verdict = collect(run_of({"test": test}))["verdict"]
+    assert verdict["level"] == level
+    assert verdict["sign"]
+
+
+def test_verdict__without_test_images_rests_on_trust_and_says_on_what() -> None:
+    trust = {"source": "text model", "n": 0, "estimated": 0.72, "interval": [0.45, 0.85]}
+    sentence = collect(run_of({"trust": trust}))["verdict"]["sentence"]
+    assert sentence.startswith("About 72 of 100 labels are right (45 to 85); no label confirms this")
+    trust = {"source": "left-out labels", "n": 120, "estimated": 0.9, "interval": [0.85, 0.94]}
+    assert (
+        "judged by 120 labels that the classifier had not seen"
+        in collect(run_of({"trust": trust}))["verdict"]["sentence"]
+    )
+
+
+def beside(own: float, other: float) -> dict[str, Any]:
+    rest = {"left_out": None, "unlabelled": None, "seconds": 1.0}
+    return {
+        "cvs": {"title": "CVS", "test": {"balanced_accuracy": own}, **rest},
+        "class_balanced": {"title": "Balanced logistic regression", "test": {"balanced_accuracy": other}, **rest},
+    }
+
+
+def test_verdict__behind_the_obvious_is_never_good() -> None:
+    summary: dict[str, Any] = {"test": {"accuracy": 0.95, "n_scored": 400}, "method": "cvs"}
+    summary |= {"reference": beside(0.9, 0.94), "answer": {"name": "cvs", "title": "CVS", "best": "cvs"}}
+    verdict = collect(run_of(summary))["verdict"]
+    assert (verdict["level"], verdict["is_behind"]) == ("fair", True)
+    words = dict(verdict["facts"])["behind"]
+    assert "Balanced logistic regression, gets 94.0% of the test images right" in words
+    assert words.endswith("this answer 90.0%: worse.")
+    summary["reference"] = beside(0.94, 0.9)
+    verdict = collect(run_of(summary))["verdict"]
+    assert (verdict["level"], verdict["is_behind"]) == ("good", False)
+
+
+def test_verdict__training_added_nothing_where_another_answer_was_kept() -> None:
+    summary = {"method": "cvs", "answer": {"name": "start", "title": "Start of CVS", "best": "start"}}
+    facts = dict(collect(run_of(summary))["verdict"]["facts"])
+    assert facts["training"].startswith("Training added nothing: the answer is that of Start of CVS")
+    assert "training" not in dict(collect(run_of({"method": "cvs"}))["verdict"]["facts"])
+
+
+def test_never_recognised__needs_a_few_test_images_or_no_label_at_all() -> None:
+    test = {"per_class": [0.0, 0.0, 1.0], "n_per_class": [2, 9, 9]}
+    data = {"class_names": ["ant", "bee", "cow"]}
+    assert never_recognised(run_of({"test": test}, data=data)) == ["bee"]
+    labels = pa.table({"id": ["1"], "label": ["cow"], "source": ["predicted"]})
+    assert never_recognised(run_of({"test": test}, data=data, labels=labels)) == ["bee", "ant"]
+
+
+def test_verdict__blocks_of_others_are_said_where_they_are(tmp_path: Path) -> None:
+    more = {
+        "promise": {"says": "Of the accepted labels at most 5 in 100 are wrong."},
+        "strangers": {"says": "12 images are of no class.", "rows": ["img/7", "img/8"], "n": 2, "share": 0.1},
+        "audit": {
+            "says": "Two labels look wrong.",
+            "suspected": [{"id": "img/5", "given": "deer", "suggested": "bird", "score": 0.1}],
+            "duplicates": [["img/9", "img/10", "exact"]],
+        },
+    }
+    run = Run(made_up_run(tmp_path / "run", "balanced", **more))
+    content = content_of(run)
+    said = [words for _, words in content["verdict"]["facts"]]
+    assert [block["says"] for block in more.values()] == [words for words in said if words in str(more)]
+    tabs = {key: n for key, _, n in content["check"]["tabs"]}
+    assert (tabs["stranger"], tabs["suspect"], tabs["copy"]) == (2, 1, 2)
+    items = {item["id"]: item for item in content["check"]["items"]}
+    assert (items["img/5"]["label"], items["img/5"]["rather"]) == ("deer", "bird")
+    assert "copy of img/10" in items["img/9"]["why"]
+
+
+def test_next__at_most_three_with_commands(tmp_path: Path) -> None:
+    for situation in ("no_labels", "long_tailed", "open_world", "bare"):
+        cards = content_of(Run(made_up_run(tmp_path / situation, situation)))["next"]
+        assert 1 <= len(cards) <= 3
+        assert all(card["command"].startswith("labelwright ") for card in cards)
+    cards = content_of(Run(tmp_path / "no_labels"))["next"]
+    assert "--corrections corrections.csv --out" in cards[0]["command"]
+    assert "rename novel-1 NAME" in content_of(Run(tmp_path / "open_world"))["next"][0]["command"]
+    data = Run(tmp_path / "no_labels").config["data"]
+    assert shlex.split(cards[0]["command"])[:3] == ["labelwright", "fit", data]
+
+
+def test_check__an_image_is_listed_once_with_every_reason(tmp_path: Path) -> None:
+    check = content_of(Run(made_up_run(tmp_path / "run", "candidates")))["check"]
+    keys = [(item["id"], item["may_correct"]) for item in check["items"]]
+    assert len(keys) == len(set(keys))
+    assert {tab for item in check["items"] for tab in item["tabs"]} == {"doubt", "changed", "outside", "mistake"}
+    assert sum("doubt" in item["tabs"] for item in check["items"]) == PER_TAB
+    mistake = next(item for item in check["items"] if "mistake" in item["tabs"])
+    assert (mistake["label"], mistake["rather"], mistake["may_correct"]) == ("bird", EVIL, False)
+    outside = next(item for item in check["items"] if "outside" in item["tabs"])
+    assert outside["label"] not in outside["candidates"]
+    assert check["items"][0]["neighbours"][0]["picture"]
+
+
+def test_classes__before_and_after_weakest_first(tmp_path: Path) -> None:
+    classes = content_of(Run(made_up_run(tmp_path / "run", "no_labels")))["classes"]
+    keys = [key for key, *_ in classes["head"]]
+    assert keys == ["labelled", "was", "given", "before", "recall", "precision", "confused", "evidence"]
+    recalls = [row["recall"] for row in classes["rows"]]
+    assert recalls == sorted(recalls)
+    row = next(row for row in classes["rows"] if row["name"] == EVIL)
+    assert (row["labelled"], row["was"], row["before"], row["evidence"]) == (40, 200, 0.5, 0.1)
+    assert row["confused"] == "deer (2 of 42)"
+    assert len(row["pictures"]) == 2
+
+
+def test_panels__of_each_situation(tmp_path: Path) -> None:
+    titles = {}
+    for situation in ("no_labels", "candidates", "open_world", "long_tailed"):
+        titles[situation] = [p.title for p in content_of(Run(made_up_run(tmp_path / situation, situation)))["panels"]]
+    assert titles["no_labels"][:2] == ["Class names and descriptions", "Before and after"]
+    assert titles["candidates"][0] == "Candidate labels"
+    assert titles["open_world"][0] == "Classes beyond the named ones"
+    assert titles["long_tailed"] == ["Accuracy against class size", "Given labels against the model"]
+    novel = content_of(Run(tmp_path / "open_world"))["panels"][0]
+    assert novel.words[0] == "2 new classes found; 2 to 3 are plausible."
+    assert [card.title for card in novel.cards] == ["novel-1", "novel-2"]
+    assert f"True class it fits best: {EVIL}." in novel.cards[0].words
+    names = content_of(Run(tmp_path / "no_labels"))["panels"][0].tables[0]
+    assert names.rows[0][0] == EVIL
+    guesses = content_of(Run(tmp_path / "candidates"))["panels"][0]
+    assert any(words.startswith("tiny-clip compared each image") for words in guesses.words)
+    assert ("Never guessed", NAMES[1]) in guesses.tables[0].rows
+
+
+def test_curve__flat_or_short_is_not_drawn(tmp_path: Path) -> None:
+    run = Run(made_up_run(tmp_path / "run", "balanced"))
+    assert curve(run, "Flat", {"flat": "flat"}) == []
+    assert curve(run, "Missing", {"missing": "not.there"}) == []
+    assert len(curve(run, "Loss", {"loss": "loss"})) == 1
+
+
+def test_reliability__how_many_of_the_surest(tmp_path: Path) -> None:
+    found = content_of(Run(made_up_run(tmp_path / "run", "balanced")))["reliability"]
+    assert found["words"][0] == "Accept the surest 20%: 96.7% of them are right. All of them: 72.0%."
+    assert found["rows"][-1][:3] == ("100%", "300", "72.0%")
