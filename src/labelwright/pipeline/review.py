@@ -6,7 +6,6 @@ features and a refit come when they are asked for.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import re
@@ -24,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from labelwright.errors import ConfigError, LabelwrightError
-from labelwright.pipeline.settings import FitSettings, command_of, from_config
+from labelwright.pipeline.settings import command_of, from_config, is_in_memory, settings_of
 from labelwright.replacing import replacing
 from labelwright.reviewing.answers import ANSWERS_FILE, AnswerLog, write_corrections
 from labelwright.reviewing.board import Board
@@ -94,6 +93,7 @@ def review(
 def _serve(folder: Path, data: Any, port: int, open: bool) -> Reviewed:
     desk = desk_of(folder, data)
     server = _started(desk, folder, port)
+    desk.board.is_reading = True
     threading.Thread(target=_look_ahead, args=(desk, data), daemon=True).start()
     print(f"{counted(desk.board.n_rows, 'image')} to look at: {server.address}")
     print("answers are saved as they are given; Ctrl-C ends this", flush=True)
@@ -172,8 +172,10 @@ def _look_ahead(desk: Desk, data: Any) -> None:
     desk.pictures.open()
     try:
         suggest(desk.board, data)
-    except (LabelwrightError, OSError):  # without features the doubtful ones come first
-        return
+    except (LabelwrightError, OSError) as error:  # without features the doubtful ones come first
+        print(f"no order of what teaches most: {error}", file=sys.stderr)
+    finally:
+        desk.board.is_reading = False
 
 
 def suggest(board: Board, data: Any = None) -> None:
@@ -208,14 +210,14 @@ def _features(run: Run, data: Any) -> tuple[Any, Any] | None:
         return None
     import torch
 
+    from labelwright.data.prepare import is_embeddings
     from labelwright.data.stored import EmbeddingViews
     from labelwright.pipeline.job import embedded
     from labelwright.pipeline.resolve import resolve
 
-    settings = FitSettings(**from_config(run.path / "config.yaml"), out=str(run.path / "review" / "none"))
-    if data is not None and settings.annotator is None:
-        settings = dataclasses.replace(settings, data=data)
-    plan = resolve(settings)
+    kept = {key: value for key, value in from_config(run.path / "config.yaml").items() if not is_in_memory(value)}
+    given = {} if data is None or is_embeddings(kept.get("data")) else {"data": data}
+    plan = resolve(settings_of(None, kept | given | {"out": str(run.path / "review" / "none")}))
     prepared = embedded(plan)
     sources = [prepared.train, *([prepared.test] if prepared.test is not None and prepared.test_is != "given" else [])]
     ids = pa.chunked_array([source.table.ids.cast(pa.string()) for source in sources]).combine_chunks()

@@ -19,7 +19,7 @@ from labelwright.reviewing.answers import ANSWERS_FILE, NO_CLASS, AnswerLog, Kin
 from labelwright.run_folder import Run
 
 VIEWS: Mapping[str, tuple[str, str]] = {
-    "next": ("Suggested", "doubtful, typical of many others and spread over the classes: what teaches most, first"),
+    "next": ("Suggested", "what teaches most first: doubtful, typical of many others, spread over the classes"),
     "class": ("By class", "class by class, the least certain label first"),
     "group": ("Look-alikes", "groups of images that look alike, the largest first"),
     "doubt": ("Doubtful", "predicted labels, the least certain first"),
@@ -51,6 +51,7 @@ class Board:
         self._orders: OrderedDict[int, Rows] = OrderedDict()
         self._numbers = itertools.count(1)
         self.suggested: Rows | None = None  # every row, what teaches most first; None until it is known
+        self.is_reading = False  # whether that is under way
         self.groups: Rows | None = None  # [N] number of the group of look-alikes of each row
         self.load()
 
@@ -172,7 +173,7 @@ class Board:
     def _missing(self, view: str) -> str:
         """Why there is no such order; empty if there is."""
         if view == "group" and self.groups is None:
-            return "the features of the images are not read yet, or not stored"
+            return "the features are not read yet" if self.is_reading else "this run has no stored features"
         if view == "suspect" and not len(self._suspected()):
             return "no given label is suspected"
         if view == "stranger" and not len(self._strangers()):
@@ -223,8 +224,8 @@ class Board:
             self._orders[number] = rows
             while len(self._orders) > MAX_ORDERS:
                 self._orders.popitem(last=False)
-            is_final = view != "next" or self.suggested is not None
-            return {"order": number, "n": len(rows), "final": is_final}
+            is_coming = view == "next" and self.is_reading and self.suggested is None
+            return {"order": number, "n": len(rows), "coming": is_coming}
 
     def _ordered(self, view: str) -> Rows:
         if view == "next" and self.suggested is not None:

@@ -15,7 +15,7 @@ from labelwright.labels.audit import nearest
 from labelwright.labels.chunks import slices_of
 from labelwright.labels.kmeans import semi_supervised_kmeans
 
-BATCHES = (50, 150, 600)  # answers after which the spread is made anew around all that was asked about before
+BATCHES = (200, 800)  # answers after which the spread is made anew around all that was asked about before
 N_STEPS = 10  # of k-means in a batch
 TRIES = 4  # starts of k-means++ that the best one is taken of
 MAX_ROWS = 25_000  # the most doubtful rows among which a batch is looked for
@@ -26,7 +26,7 @@ GROUP_SIZE, MAX_GROUPS = 30, 500  # of look-alikes, as a mean; and how many grou
 def suggested(z: Tensor, doubt: Tensor, labels: Tensor, *, batches: tuple[int, ...] = BATCHES, seed: int = 0) -> Tensor:
     """The tool's order: representatives of doubtful regions, one each, the heaviest first; then the doubtful by doubt.
 
-    1  weight of a row: w = sqrt(d / n), d its doubt, n the number of rows with its label: doubt x class balance
+    1  weight of a row: w = d / n, d its doubt, n the number of rows with its label: doubt x class balance
     2  weighted k-means with as many centres as answers in the batch; rows known or asked about are centres that stay
     3  of each centre the nearest row; centres in the order of the weight around them: density x doubt x class balance
     4  again with the next batch
@@ -49,7 +49,7 @@ def suggested(z: Tensor, doubt: Tensor, labels: Tensor, *, batches: tuple[int, .
     """
     draw = torch.Generator().manual_seed(seed)
     sizes = torch.bincount(labels + 1, minlength=2).clamp(min=1)
-    weight = (doubt.clamp(min=0).float() / sizes[labels + 1]).sqrt()
+    weight = doubt.clamp(min=0).float() / sizes[labels + 1]
     taken: list[Tensor] = []
     is_open, known = doubt > 0, (doubt <= 0).nonzero().flatten()
     if len(known) > MAX_ROWS // 10:

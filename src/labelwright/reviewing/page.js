@@ -85,7 +85,11 @@ function answer(kind, label) {
   const places = chosen();
   if (!places.length) return;
   const missing = places.filter((place) => !items.has(place));
-  if (missing.length) { fetchPages(missing).then(() => answer(kind, label)); return; }
+  if (missing.length) { // read what they are called first; pages that are on their way already come in a moment
+    const of = order;
+    fetchPages(missing).then((isRead) => { if (isRead && of === order) setTimeout(() => answer(kind, label), 50); });
+    return;
+  }
   const rows = places.map((place) => items.get(place).row);
   for (const place of places) {
     const item = items.get(place);
@@ -160,37 +164,46 @@ async function begin() {
   state.views.forEach((each, i) => $("views").children[i].setAttribute("aria-pressed", String(each.key === view)));
   const about = state.views.find((each) => each.key === view);
   $("says").textContent = `${order.n.toLocaleString("en")} images: ${about.says}` +
-    (order.final ? "" : " (the features are still being read: the doubtful ones come first until then)");
+    (order.coming ? " (features are being read; until then by doubt alone)" : "");
   grid.scrollTop = 0;
   here = anchor = 0;
   layout();
-  if (!order.final) setTimeout(better, 1500);
+  if (order.coming) setTimeout(better, 1500);
 }
 
 async function better() { // the suggested order is ready: take it, unless somebody has begun on the one before
-  if (view !== "next" || !order || order.final) return;
+  if (view !== "next" || !order || !order.coming) return;
   const query = new URLSearchParams({ view, label: $("only").value, open: $("open").checked ? "1" : "0" });
   const found = await call(`api/order?${query}`).catch(() => null);
   if (!found) return;
-  if (!found.final) { setTimeout(better, 2000); return; }
-  state = await call("api/state");
+  if (found.coming) { setTimeout(better, 2000); return; }
+  if (state.n_answered || selected.size || here) { // somebody has begun: from the next time on
+    $("says").textContent = "The order of what teaches most is ready: Suggested again shows it.";
+    await load();
+    return;
+  }
   order = null;
   await load();
 }
 
-function fetchPages(places) {
-  const pages = new Set(places.map((place) => Math.floor(place / PER_PAGE)).filter((page) => !asked.has(page)));
+async function fetchPages(places) {
   const of = order;
-  return Promise.all([...pages].map(async (page) => {
-    asked.add(page);
+  const pages = [...new Set(places.map((place) => Math.floor(place / PER_PAGE)))].filter((page) => !asked.has(page));
+  for (const page of pages) asked.add(page);
+  for (const page of pages) { // one after the other: answers share the way
     try {
       const found = await call(`api/page?order=${of.order}&first=${page * PER_PAGE}&n=${PER_PAGE}`);
-      if (of === order) found.items.forEach((item, i) => items.set(page * PER_PAGE + i, item));
+      if (of !== order) return false;
+      found.items.forEach((item, i) => items.set(page * PER_PAGE + i, item));
+      if (pages.length < 9) show();
     } catch (error) {
       asked.delete(page);
       notice(error.message);
+      return false;
     }
-  })).then(show);
+  }
+  show();
+  return true;
 }
 
 // ---- the grid --------------------------------------------------------------------------------------------------------

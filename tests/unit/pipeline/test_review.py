@@ -82,12 +82,13 @@ def test_classes__renamed_merged_and_undone(run: Path) -> None:
 
 def test_suggest__from_the_features_of_the_run(run: Path) -> None:
     board = desk_of(run).board
-    assert board.order("next")["final"] is False
+    board.is_reading = True
+    assert board.order("next")["coming"] is True
     suggest(board)
     assert board.suggested is not None
     assert sorted(board.suggested.tolist()) == list(range(160))
     found = board.order("next")
-    assert found["final"] is True
+    assert found["coming"] is False
     first = board.page(found["order"], 0, 20)
     assert not any(item["given"] for item in first)
     assert {item["label"] for item in first} == {0, 1, 2, 3}, "spread over the classes"
