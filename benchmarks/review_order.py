@@ -4,10 +4,10 @@
 
 Both files hold `embeddings` and `labels`. The seed draws two labelled images of each class of TRAIN; a classifier (the
 method `beliefs`, by its parts) is fitted to these and the unlabelled others, a person answers 200 images in an order
-that knows features and probabilities alone, and the classifier is fitted anew. Scored are its accuracy on TEST, the mean
-of that over the classes, and the labels of the images of TRAIN (`right labels`), answered ones among them. Printed are
-the gains in points over the start, and how many times the gain of chance they are; chance is the mean of three draws.
-The tool's order is also scored in `rounds`: 50 answers, a fit, the next 50.
+that knows features and probabilities alone, and the classifier is fitted anew. Scored are its accuracy on TEST, the
+mean of that over the classes, and the labels of the images of TRAIN, answered ones among them (`right labels`). Printed
+are the values by seed, the gain over the start, and how many times the gain of chance that is; chance is the mean of
+three draws. The tool's order is also scored in rounds: 50 answers, a fit, the next 50.
 """
 
 from __future__ import annotations
@@ -46,21 +46,17 @@ Order = Callable[["Fitted", Tensor, int, int], Tensor]
 
 @dataclass(frozen=True)
 class Fitted:
-    """Features z [N, D] as the classifier sees them, its probabilities [N, C], and the classifier on other features."""
+    """Features z [N, D] as the classifier sees them, its probabilities [N, C], and its weight and bias."""
 
     z: Tensor
     probs: Tensor
-    answer: Callable[[Tensor], Tensor]
+    weight: Tensor
+    bias: Tensor
 
 
-def fitted(feats: Tensor, labels: Tensor, n_classes: int) -> Fitted:
-    """The method `beliefs` on features [N, D] and labels [N], -1 = unknown."""
-    mean, directions = principal(feats, min(Config().n_dims, feats.shape[1]))
-
-    def project(x: Tensor) -> Tensor:
-        return F.normalize((x - mean) @ directions.T, dim=1)
-
-    z, known = project(feats), labels >= 0
+def fitted(z: Tensor, labels: Tensor, n_classes: int) -> Fitted:
+    """The method `beliefs` on projected features [N, D] and labels [N], -1 = unknown."""
+    known = labels >= 0
     weight, bias, _ = regression(z[known], labels[known], n_classes)
     found = gaussian_beliefs(
         z,
@@ -71,9 +67,8 @@ def fitted(feats: Tensor, labels: Tensor, n_classes: int) -> Fitted:
         n_iter=N_ITER,
         label_weight=Config().label_weight,
     )
-    more_weight, more_bias = found.linear
-    probs = F.linear(z, weight + more_weight, bias + more_bias).softmax(1)
-    return Fitted(z, probs, lambda x: F.linear(project(x), weight + more_weight, bias + more_bias).argmax(1))
+    weight, bias = weight + found.linear[0], bias + found.linear[1]
+    return Fitted(z, F.linear(z, weight, bias).softmax(1), weight, bias)
 
 
 def tool(now: Fitted, is_known: Tensor, n: int, seed: int) -> Tensor:
@@ -102,9 +97,11 @@ def rows_of(name: str, train: Path, test: Path, seeds: int) -> Iterator[dict[str
     """Rows of results for one pair of files."""
     (feats, truth), (test_feats, test_truth) = read(train), read(test)
     n_classes = int(truth.max()) + 1
+    mean, directions = principal(feats, min(Config().n_dims, feats.shape[1]))
+    z, test_z = (F.normalize((x - mean) @ directions.T, dim=1) for x in (feats, test_feats))
 
     def scores(now: Fitted, labels: Tensor) -> Scores:
-        right = (now.answer(test_feats) == test_truth).double()
+        right = (F.linear(test_z, now.weight, now.bias).argmax(1) == test_truth).double()
         each = torch.stack([right[test_truth == c].mean() for c in test_truth.unique()])
         own = torch.where(labels >= 0, labels, now.probs.argmax(1)) == truth
         found = {"accuracy": right.mean(), "balanced_accuracy": each.mean(), "right_labels": own.double().mean()}
@@ -115,14 +112,14 @@ def rows_of(name: str, train: Path, test: Path, seeds: int) -> Iterator[dict[str
         for c in range(n_classes):
             some = torch.from_numpy(draw.permutation(np.flatnonzero(truth.numpy() == c))[:PER_CLASS])
             start[some] = truth[some]
-        first = fitted(feats, start, n_classes)
+        first = fitted(z, start, n_classes)
 
         def asked(asks: Order, n_rounds: int, draw_seed: int, *, of: Tensor = start, begun: Fitted = first) -> Scores:
             labels, now = of.clone(), begun
             for i in range(n_rounds):
                 some = asks(now, labels >= 0, N_ANSWERS // n_rounds, draw_seed + i)
                 labels[some] = truth[some]
-                now = fitted(feats, labels, n_classes)
+                now = fitted(z, labels, n_classes)
             return scores(now, labels)
 
         found: dict[str, Scores] = {"start": scores(first, start)}
