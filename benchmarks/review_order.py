@@ -145,15 +145,15 @@ def main() -> None:
     for text in options.sets:
         name, _, files = text.partition("=")
         train, test = map(Path, files.split(","))
-        gains = defaultdict(list)
+        levels = defaultdict(list)
         for row in rows_of(name, train, test, options.seeds):
             rows.append({**row, "commit": commit, "hardware": "cpu (1 thread), other work on the machine"})
-            gains[row["title"], row["metric"]].append(float(row["value"]))
-        for (title, metric), values in gains.items():
-            by_chance = np.mean(gains["Chance, once", metric])
-            print(
-                f"{name} | {title} | {metric} | {np.mean(values):.2f} | x {np.mean(values) / by_chance:.2f}", flush=True
-            )
+            levels[row["cell"], row["metric"]].append(float(row["value"]))
+        for (cell, metric), values in levels.items():
+            before, chance = (float(np.mean(levels[other, metric])) for other in ("start", "chance"))
+            gain, by_seed = float(np.mean(values)) - before, " ".join(f"{value:.2f}" for value in values)
+            times = "" if chance == before else f"x {gain / (chance - before):.2f}"
+            print(f"{name} | {cell} | {metric} | {by_seed} | {gain:+.2f} | {times}", flush=True)
     if options.csv is not None:
         tables, kept = {row["table"] for row in rows}, list[dict[str, str]]()
         if options.csv.exists():

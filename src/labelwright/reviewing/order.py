@@ -15,12 +15,12 @@ from labelwright.labels.audit import nearest
 from labelwright.labels.chunks import slices_of
 from labelwright.labels.kmeans import semi_supervised_kmeans
 
-BATCHES = (200, 800)  # answers after which the spread is made anew around all that was asked about before
+BATCHES = (200, 200)  # answers after which the spread is made anew around all that was asked about before
 N_STEPS = 10  # of k-means in a batch
 TRIES = 4  # starts of k-means++ that the best one is taken of
 MAX_ROWS = 25_000  # the most doubtful rows among which a batch is looked for
 TYPICAL_OF, LEAST_CLUSTER = 20, 5  # neighbours that make a row typical; rows of a cluster that is asked about
-GROUP_SIZE, MAX_GROUPS = 30, 500  # of look-alikes, as a mean; and how many groups there are at most
+GROUP_SIZE, MAX_GROUPS = 30, 300  # of look-alikes, as a mean; and how many groups there are at most
 
 
 def suggested(z: Tensor, doubt: Tensor, labels: Tensor, *, batches: tuple[int, ...] = BATCHES, seed: int = 0) -> Tensor:
