@@ -7,7 +7,7 @@ method `beliefs`, by its parts) is fitted to these and the unlabelled others, a 
 that knows features and probabilities alone, and the classifier is fitted anew. Scored are its accuracy on TEST, the
 mean of that over the classes, and the labels of the images of TRAIN, answered ones among them (`right labels`). Printed
 are the values by seed, the gain over the start, and how many times the gain of chance that is; chance is the mean of
-three draws. The tool's order is also scored in rounds: 50 answers, a fit, the next 50.
+three draws.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from labelwright.labels.gaussians import gaussian_beliefs, principal
 from labelwright.methods.beliefs import N_ITER, SHRINKAGE, STRENGTH, Config, regression
 from labelwright.reviewing import order
 
-N_ANSWERS, N_ROUNDS, N_DRAWS, PER_CLASS = 200, 4, 3, 2
+N_ANSWERS, N_DRAWS, PER_CLASS = 200, 3, 2
 TITLES = {
     "start": "Before",
     "chance": "Chance",
@@ -38,7 +38,6 @@ TITLES = {
     "badge": "BADGE",
     "typiclust": "TypiClust",
     "tool": "The tool's order",
-    "tool_rounds": "The tool's order, in four rounds",
 }
 Scores = dict[str, float]
 Order = Callable[["Fitted", Tensor, int, int], Tensor]
@@ -74,7 +73,7 @@ def fitted(z: Tensor, labels: Tensor, n_classes: int) -> Fitted:
 def tool(now: Fitted, is_known: Tensor, n: int, seed: int) -> Tensor:
     """As `labelwright review` does it, from labels and their trust."""
     doubt, labels = 1 - now.probs.amax(1), now.probs.argmax(1)
-    return order.suggested(now.z, torch.where(is_known, 0.0, doubt), labels, seed=seed)[:n]
+    return order.suggested(now.z, torch.where(is_known, 0.0, doubt), labels, batches=(n,), seed=seed)[:n]
 
 
 ORDERS: dict[str, Order] = {
@@ -114,19 +113,14 @@ def rows_of(name: str, train: Path, test: Path, seeds: int) -> Iterator[dict[str
             start[some] = truth[some]
         first = fitted(z, start, n_classes)
 
-        def asked(asks: Order, n_rounds: int, draw_seed: int, *, of: Tensor = start, begun: Fitted = first) -> Scores:
-            labels, now = of.clone(), begun
-            for i in range(n_rounds):
-                some = asks(now, labels >= 0, N_ANSWERS // n_rounds, draw_seed + i)
-                labels[some] = truth[some]
-                now = fitted(z, labels, n_classes)
-            return scores(now, labels)
-
         found: dict[str, Scores] = {"start": scores(first, start)}
-        draws = [asked(ORDERS["chance"], 1, 100 * seed + 10 * k) for k in range(N_DRAWS)]
-        found["chance"] = {metric: float(np.mean([each[metric] for each in draws])) for metric in draws[0]}
-        found |= {key: asked(asks, 1, 100 * seed) for key, asks in ORDERS.items() if key != "chance"}
-        found["tool_rounds"] = asked(tool, N_ROUNDS, 100 * seed)
+        for key, asks in ORDERS.items():
+            draws = []
+            for k in range(N_DRAWS if key == "chance" else 1):
+                labels, some = start.clone(), asks(first, start >= 0, N_ANSWERS, 10 * seed + k)
+                labels[some] = truth[some]
+                draws.append(scores(fitted(z, labels, n_classes), labels))
+            found[key] = {metric: float(np.mean([each[metric] for each in draws])) for metric in draws[0]}
         for key, values in found.items():
             for metric, value in values.items():
                 row = {"cell": key, "title": TITLES[key], "metric": metric, "value": f"{value:.2f}", "seed": str(seed)}
