@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,31 @@ def test_a_full_disk_is_told(server: ReviewServer, monkeypatch: pytest.MonkeyPat
     status, body, _ = ask(server, "api/answer", {"kind": "confirm", "rows": [0]})
     assert status == 500
     assert "No space left" in json.loads(body)["error"]
+
+
+def test_long_work_is_one_at_a_time_and_told(server: ReviewServer) -> None:
+    held, desk = threading.Event(), server.desk
+    desk.apply = lambda: str(held.wait(10))
+    assert told(server, "api/apply", {}) == {}
+    assert told(server, "api/state")["work"] == {"state": "running", "says": "", "name": "apply"}
+    assert ask(server, "api/classes", {"action": "rename", "names": ["cat", "lynx"]})[0] == 409
+    held.set()
+    assert finished(server) == {"state": "done", "says": "True", "name": "apply"}
+    told(server, "api/classes", {"action": "rename", "names": ["cat", "lynx"]})
+    failed = finished(server)  # this run discovered no classes
+    assert failed["state"] == "failed"
+    assert failed["says"]
+
+
+def finished(server: ReviewServer) -> dict[str, str]:
+    """What came of the work, once it is over."""
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        work: dict[str, str] = told(server, "api/state")["work"]
+        if work["state"] != "running":
+            return work
+        time.sleep(0.01)
+    raise AssertionError("it never ended")
 
 
 def test_class_names_of_the_fixture_are_hostile() -> None:
