@@ -88,7 +88,7 @@ def test_every_field_has_a_comment(config: type[Any]) -> None:
 
 def imported_by(statement: str) -> set[str]:
     """Which of the heavy packages a fresh Python holds after a statement."""
-    heavy = ("torch", "torchvision", "transformers", "datasets", "accelerate", "plotly", "sklearn", "scipy")
+    heavy = ("torch", "torchvision", "transformers", "datasets", "accelerate", "sklearn", "scipy")
     code = f"import sys\n{statement}\nprint(*[name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     return set(done.stdout.split())

@@ -19,6 +19,8 @@ import labelwright as lw
 from labelwright.errors import ConfigError, DataError
 from labelwright.pipeline import time_budget
 from labelwright.pipeline.settings import command_of, from_config
+from labelwright.reporting.checks import PER_TAB
+from labelwright.reporting.gallery import read_gallery
 from pictures import write_folders
 
 FAST: dict[str, Any] = {"method": "ce", "size": 8, "device": "cpu", "evaluations": 0}
@@ -105,6 +107,28 @@ def test_fit__epochs_are_what_time_allows_and_stay_so(
     slow = lw.fit(photos, out=tmp_path / "slow", **given)
     assert slow.config["resolved"]["settings"]["epochs"] == 5
     assert "fewer would teach nothing, so --minutes 0.166667 is passed over" in capsys.readouterr().err
+
+
+def test_fit__the_report_has_a_picture_and_facts_of_every_image_to_check(run: lw.Run) -> None:
+    gallery = read_gallery(run.path)
+    assert {"bee/0.png", "unlabeled/0.png"} & set(gallery["items"])
+    assert set(gallery["large"]) == set(gallery["items"])
+    labels = {row["id"]: row["label"] for row in run.labels.to_pylist()}
+    for key, item in gallery["items"].items():
+        names, probs = zip(*item["top"], strict=True)
+        assert len(set(names)) == 3
+        assert sum(probs) == pytest.approx(1, abs=1e-3)
+        assert len(item["neighbours"]) == 4
+        for other, label, how in item["neighbours"]:
+            assert how == "given"
+            assert other.split("/")[0] == label
+            assert other != key
+        if key in labels and "rather" not in item and key.startswith("unlabeled"):
+            assert item["history"][-1][1] == labels[key]  # the answer of the run comes last
+    assert sum(map(sum, gallery["matrix"])) == 20
+    wrong = 20 - sum(row[i] for i, row in enumerate(gallery["matrix"]))
+    assert sum(key.startswith("test/") for key in gallery["items"]) == min(wrong, PER_TAB)
+    assert sum(each["right"] for each in gallery["trust"]["bins"]) == 20 - wrong
 
 
 def test_resume__a_finished_run_is_left_alone(run: lw.Run, photos: Path) -> None:

@@ -633,7 +633,7 @@ def test_fit__prints_scores_and_writes_the_run_folder(finished: Path) -> None:
     written = {path.name for path in finished.iterdir()}
     assert written == {
         *("config.yaml", "environment.json", "data.json", "metrics.jsonl", "summary.json", "labels.parquet"),
-        *("report.html", "checkpoints", "model", "tensorboard"),
+        *("report.html", "gallery.json", "checkpoints", "model", "tensorboard"),
     }
 
 

@@ -46,11 +46,11 @@ def read_corrections(source: str | Path | Mapping[str, str]) -> list[tuple[str, 
 
 
 def corrected(table: LabelTable, source: Any) -> LabelTable:
-    """The table with the labels of a file of corrections, or a mapping, as given labels.
+    """The table with the labels of corrections as given labels.
 
     Args:
       table: N images.
-      source: see `read_corrections`.
+      source: see `read_corrections`; or several such, of which the last counts; none leaves the table as it is.
 
     Raises: DataError naming the row whose id is no image of the table, or whose label is no class of it.
 
@@ -61,10 +61,13 @@ def corrected(table: LabelTable, source: Any) -> LabelTable:
       >>> corrected(table, {"2": "dog"}).labels.tolist()
       [0, 1]
     """
+    sources = [source] if isinstance(source, (str, Path, Mapping)) else list(source)
+    if not sources:
+        return table
     place = {key: row for row, key in enumerate(table.ids.to_pylist())}
     classes = {name: c for c, name in enumerate(table.class_names)}
     labels = table.labels.copy()
-    for where, key, label in read_corrections(source):
+    for where, key, label in [row for each in sources for row in read_corrections(each)]:
         if key not in place:
             raise DataError(f"{where}: no image has the id {key!r}", fix="give the corrections of these images")
         if label and label not in classes:

@@ -86,7 +86,7 @@ def prepare(
     on_bad: OnBad = "stop",
     seed: int = 0,
     cache_limit_gb: float = 16.0,
-    corrections: Any = None,
+    corrections: Any = (),
 ) -> Prepared:
     """Read, check, split and decode the user's data.
 
@@ -109,8 +109,7 @@ def prepare(
     if is_embeddings(data):
         found = load_embeddings(data, classes=class_list(classes), annotators=annotators, on_bad=on_bad)
         source, given_test = _embedded(found), None
-        if corrections is not None:
-            source = replace(source, table=corrected(source.table, corrections))
+        source = replace(source, table=corrected(source.table, corrections))
         if test is not None:
             given_test = _test_embeddings(test, found, is_open=is_open, on_bad=on_bad)
         if found.class_feats is not None:
@@ -118,7 +117,7 @@ def prepare(
             class_feats = (unit, found.logit_scale or 100.0)
     else:
         table = read(data, classes=classes, group=group, annotators=annotators)
-        table = table if corrections is None else corrected(table, corrections)
+        table = corrected(table, corrections)
         size_px = native_size(table) if size_px is None else size_px
         tables = [table] if test is None else [table, _test_images(test, table, is_open=is_open)]
         sources = _resolve([_open(t, size_px, cache_limit_gb) for t in tables], on_bad)

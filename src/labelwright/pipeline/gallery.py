@@ -19,7 +19,7 @@ from labelwright.pipeline.job import Job
 from labelwright.pipeline.novel import feats_of_views
 from labelwright.pipeline.references import Contender
 from labelwright.pipeline.resolve import Plan
-from labelwright.reporting.checks import PER_TAB, to_check
+from labelwright.reporting.checks import PER_TAB, rows_of, to_check
 from labelwright.reporting.gallery import LARGE_CHARS, LARGE_PX, SMALL_CHARS, SMALL_PX, pictures
 from labelwright.train.predict import Answers
 
@@ -271,10 +271,12 @@ def _neighbours(
     if source is train:
         sims[rows[:, None] == torch.from_numpy(among)[None]] = -2.0  # not itself
     near = sims.topk(min(N_NEIGHBOURS, sims.shape[1]), dim=1).indices
-    at = {key: i for i, key in enumerate(labels["id"].to_pylist())}
-    label, how = labels["label"].to_pylist(), labels["source"].to_pylist()
     ids = [table.ids[int(row)].as_py() for row in among]
-    return [[[ids[j], label[at[ids[j]]], how[at[ids[j]]]] for j in row if ids[j] in at] for row in near.tolist()]
+    known = rows_of(labels, ids)
+    return [
+        [[ids[j], known[ids[j]]["label"], known[ids[j]]["source"]] for j in row if ids[j] in known]
+        for row in near.tolist()
+    ]
 
 
 def _samples(labels: pa.Table, known: set[str]) -> dict[str, list[str]]:

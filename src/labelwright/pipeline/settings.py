@@ -68,12 +68,12 @@ class DataSettings:
         low=0,
         high=1,
     )
-    corrections: str | None = setting(
-        None,
-        "CSV file with the columns id and label, as the report writes it: these labels are given labels, whatever the "
-        "data says; in Python also a mapping",
+    corrections: tuple[str, ...] = setting(
+        (),
+        "CSV files with the columns id and label, as the report writes them: these labels are given labels, whatever "
+        "the data says; of several files the last counts; in Python also a mapping",
         example="--corrections corrections.csv",
-        also=(Path, Mapping),
+        also=(str, Path, Mapping, list),
     )
     classes: str | None = setting(
         None,
@@ -547,7 +547,7 @@ def command_of(config: Mapping[str, Any], *, path: Path = Path("run")) -> str:
             value = assignments_of(value)
             if not value:
                 continue
-        if isinstance(value, list) and field.name in ("set", "freeze"):
+        if isinstance(value, list) and field.name in ("set", "freeze", "corrections"):
             words += [flag, *map(str, value)]
         elif not isinstance(value, (str, int, float)):
             return shlex.join(["labelwright", "fit", "--config", str(path / "config.yaml"), "--out", again])

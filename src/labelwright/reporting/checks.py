@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 TABS: Mapping[str, tuple[str, str]] = {
     "doubt": ("Most doubtful", "one of the least certain labels"),
@@ -26,7 +29,7 @@ def to_check(
     labels: pa.Table | None,
     summary: Mapping[str, Any],
     *,
-    changed: Mapping[str, str] | None = None,
+    changed: Container[str] = (),
     mistakes: Sequence[str] = (),
     per_tab: int = PER_TAB,
 ) -> dict[str, list[str]]:
@@ -35,63 +38,69 @@ def to_check(
     Args:
       labels: labels.parquet.
       summary: summary.json, of which ``audit`` and ``strangers`` are used where there are any.
-      changed: id -> the first guess, of images whose label is another one now.
+      changed: ids of images whose label is another class than first guessed.
       mistakes: ids of test images that were got wrong, the worst first.
 
     Example:
       >>> rows = {"id": ["1", "2", "3"], "label": ["a", "b", "a"], "trust": [0.4, 0.9, 0.2], "runner_up": ["b"] * 3}
-      >>> to_check(pa.table(rows | {"source": ["predicted", "predicted", "given"]}), {}, changed={"2": "a"})
+      >>> to_check(pa.table(rows | {"source": ["predicted", "predicted", "given"]}), {}, changed={"2"})
       {'doubt': ['1', '2'], 'suspect': ['3'], 'changed': ['2']}
     """
-    rows = [] if labels is None else row_dicts(labels)
-    by_trust = sorted(rows, key=lambda row: 1.0 if row["trust"] is None else row["trust"])
     audit, strangers = summary.get("audit") or {}, summary.get("strangers") or {}
-    suspected = [str(row["id"]) for row in audit.get("suspected") or []]
-    given = [row["id"] for row in by_trust if row["source"] == "given" and (row["trust"] or 0) < 0.5]
-    known = {row["id"] for row in rows}
-    found = {
-        "doubt": [row["id"] for row in by_trust if row["source"] != "given" and row["decision"] != "unknown"],
-        "suspect": suspected or given,
-        "changed": [row["id"] for row in by_trust if row["id"] in (changed or {})],
-        "outside": outside(rows),
-        "stranger": [str(key) for key in strangers.get("rows") or [] if str(key) in known],
+    found: dict[str, list[str]] = {
+        "suspect": [str(row["id"]) for row in audit.get("suspected") or []],
+        "stranger": [str(key) for key in strangers.get("rows") or []],
         "copy": list(dict.fromkeys(str(key) for pair in audit.get("duplicates") or [] for key in pair[:2])),
         "mistake": list(mistakes),
     }
-    return {tab: ids[:per_tab] for tab, ids in found.items() if ids}
+    if labels is not None and {"trust", "source"} <= set(labels.column_names):
+        ids = labels["id"].to_pylist()
+        trust = np.nan_to_num(labels["trust"].to_numpy().astype(float), nan=1.0)
+        order = np.argsort(trust, kind="stable")
+        given = is_given(labels)
+        decided = labels["decision"] if "decision" in labels.column_names else None
+        open_rows = ~given if decided is None else ~given & np.array(pc.not_equal(decided, "unknown"))
+        found["doubt"] = [ids[row] for row in order[open_rows[order]][:per_tab]]
+        found["suspect"] = found["suspect"] or [ids[row] for row in order[(given & (trust < 0.5))[order]][:per_tab]]
+        found["changed"] = [ids[row] for row in order.tolist() if ids[row] in changed]
+        found["outside"] = [ids[row] for row in outside(labels, trust, given)]
+    return {tab: found[tab][:per_tab] for tab in TABS if found.get(tab)}
 
 
-def row_dicts(labels: pa.Table) -> list[dict[str, Any]]:
-    """Rows of labels.parquet with the columns `WANTED`, None where the table has no such column.
+def is_given(labels: pa.Table) -> NDArray[np.bool_]:
+    """[N] bool: labels that came with the data, or that somebody looked at."""
+    return np.array(pc.not_equal(labels["source"], "predicted"), dtype=bool)
+
+
+def rows_of(labels: pa.Table, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Id -> the row of labels.parquet, of some images; the columns `WANTED`, None where the table has no such column.
 
     Example:
-      >>> row_dicts(pa.table({"id": ["1"], "label": ["a"]}))[0]["trust"] is None
-      True
+      >>> rows_of(pa.table({"id": ["1", "2"], "label": ["a", "b"]}), ["2"])["2"]["label"]
+      'b'
     """
-    columns = {name: labels[name].to_pylist() for name in WANTED if name in labels.column_names}
-    none = [None] * labels.num_rows
-    return [
-        dict(zip(WANTED, values, strict=True))
-        for values in zip(*(columns.get(name, none) for name in WANTED), strict=True)
-    ]
+    some = labels.filter(pc.is_in(labels["id"], pa.array(ids, labels["id"].type)))
+    return {row["id"]: {**dict.fromkeys(WANTED), **row} for row in some.to_pylist()}
 
 
-def outside(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Ids of predicted labels that are none of their candidates, then of those whose candidates overruled the model.
+def outside(labels: pa.Table, trust: NDArray[np.float64], given: NDArray[np.bool_]) -> list[int]:
+    """Rows of predicted labels that are none of their candidates, then those whose candidates overruled the model.
 
-    Of each the surest first.
+    Args: labels.parquet, and of its N rows trust and whether the label was given.
+
+    Returns: of each the surest first.
 
     Example:
-      >>> keys = ("id", "label", "trust", "source", "candidates", "outside_candidates")
-      >>> rows = [("1", "a", 0.9, "predicted", "a|b", False), ("2", "b", 0.6, "predicted", "b|c", True)]
-      >>> rows += [("3", "a", 0.8, "predicted", "b", True)]
-      >>> outside([dict(zip(keys, row)) for row in rows])
-      ['3', '2']
+      >>> table = {"label": ["a", "b", "a"], "candidates": ["a|b", "b|c", "b"], "outside_candidates": [0, 1, 1]}
+      >>> outside(pa.table(table), np.array([0.9, 0.6, 0.8]), np.zeros(3, bool))
+      [2, 1]
     """
+    if "candidates" not in labels.column_names:
+        return []
+    columns = (labels[name].to_pylist() for name in ("label", "candidates", "outside_candidates"))
     rank = []
-    for row in rows:
-        named = row.get("candidates")
-        is_out = named is not None and row["label"] not in named.split("|")
-        if row["source"] != "given" and (is_out or row.get("outside_candidates")):
-            rank.append((not is_out, -(row["trust"] or 0), row["id"]))
-    return [key for *_, key in sorted(rank)]
+    for row, (label, named, is_outside) in enumerate(zip(*columns, strict=True)):
+        is_out = named is not None and label not in named.split("|")
+        if not given[row] and (is_out or is_outside):
+            rank.append((not is_out, -trust[row], row))
+    return [row for *_, row in sorted(rank)]

@@ -19,9 +19,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import yaml
 
-from labelwright.reporting.checks import TABS, row_dicts, to_check
+from labelwright.reporting.checks import TABS, is_given, rows_of, to_check
 from labelwright.reporting.gallery import read_gallery
 from labelwright.reporting.panels import evidence_of, given_panels, interval, kept_epoch, size_panels
 from labelwright.reporting.sections import Sections, curve
@@ -34,7 +35,9 @@ GOOD, FAIR = 0.9, 0.7  # share of right labels from which they are called good, 
 BEHIND = 0.01  # so much less than the obvious is behind it
 WORTH_ACCEPTING = (0.95, 0.9, 0.8)  # shares of right labels that the surest ones are looked through for
 LEAST_SEEN = 3  # test images of a class, of which none was recognised, before it is said so
-MAX_ROWS = 200  # of a table
+ENOUGH = 100  # test images from which scores on them are compared rather than those on labels that were left out
+STRANGE = 0.05  # share of images that look like no class, from which there may be more classes
+MAX_ROWS = 100  # of a table
 MAX_PAIRS = 8
 
 LEVELS = {
@@ -131,6 +134,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
 BASIS = {
     "left-out labels": "judged by {n} that the classifier had not seen",
     "text model": "no label confirms this: it rests on how sure the text model was before anything was learned",
+    "candidates": "no label confirms this: it rests on how sure those were who named the candidates",
     "none": "no label confirms this",
 }
 
@@ -166,41 +170,46 @@ def _verdict(run: Run) -> dict[str, Any]:
 
 
 def _share_right(run: Run) -> tuple[float | None, str]:
-    """The share of labels that is right, and the sentence that says so with its interval and basis."""
+    """The share of labels that is right, and the sentence that says so with its interval and basis.
+
+    Test images, or labels that were left out where these tell more; then what is known for scoring alone; then what
+    trust rests on without any label.
+    """
     accuracy, n, trust = run.test.get("accuracy"), run.test.get("n_scored") or 0, run.summary.get("trust") or {}
-    if accuracy is not None:
-        low, high = interval(accuracy, n)
+    estimated, source = trust.get("estimated"), trust.get("source", "none")
+    low, high = interval(accuracy or 0.0, n)
+    narrow = source == "left-out labels" and estimated is not None and trust["interval"][1] - trust["interval"][0]
+    if accuracy is not None and not (n and narrow and narrow < high - low):
         how = " that were held out" if run.data.get("test_is") == "held out" else ""
-        span = f" ({low * 100:.0f} to {high * 100:.0f})" if n else ""
-        many = f"{n:,} " if n else ""
-        return (
-            accuracy,
-            f"About {accuracy * 100:.0f} of 100 labels are right{span}, measured on {many}test images{how}.",
-        )
+        basis = f"measured on {f'{n:,} ' if n else ''}test images{how}"
+        return accuracy, f"{_about(accuracy, (low, high) if n else None)}, {basis}."
     known = run.summary.get("pseudolabels") or {}
     share = known.get("all", known.get("accuracy"))
-    if share is not None:
-        return share, f"About {share * 100:.0f} of 100 labels are right, of the unlabelled images whose truth is known."
-    if trust.get("estimated") is not None and trust.get("source") != "none":
-        low, high = trust["interval"]
-        basis = BASIS[trust["source"]].format(n=counted(trust.get("n") or 0, "label"))
-        return trust["estimated"], (
-            f"About {trust['estimated'] * 100:.0f} of 100 labels are right ({low * 100:.0f} to {high * 100:.0f}); "
-            f"{basis}."
-        )
+    if share is not None and narrow is False:
+        return share, f"{_about(share, None)}, of the unlabelled images whose truth is known."
+    if estimated is not None and source != "none":
+        basis = BASIS.get(source, source).format(n=counted(trust.get("n") or 0, "label"))
+        return estimated, f"{_about(estimated, trust['interval'])}; {basis}."
     return None, "How many labels are right is not known: there were no labelled images to measure it on."
+
+
+def _about(share: float, span: Sequence[float] | None) -> str:
+    words = "" if span is None else f" ({span[0] * 100:.0f} to {span[1] * 100:.0f})"
+    return f"About {share * 100:.0f} of 100 labels are right{words}"
 
 
 def _n_predicted(run: Run) -> int:
     if run.labels is None or "source" not in run.labels.column_names:
         return 0
-    return sum(source != "given" for source in run.labels["source"].to_pylist())
+    return int((~is_given(run.labels)).sum())
 
 
 def _obvious(run: Run) -> tuple[str, bool] | None:
     """What the best obvious alternative gets, and whether the answer is behind it."""
     keys, rows = beside_rows(run.summary)
-    key = next((key for key in ("test", "left_out", "unlabelled") if key in keys), None)
+    n = run.test.get("n_scored") or 0
+    order = ("test", "left_out", "unlabelled") if n >= ENOUGH else ("left_out", "test", "unlabelled")
+    key = next((key for key in order if key in keys), None)
     reference = run.summary.get("reference") or {}
     if key is None:
         before, after = run.zero_shot.get("accuracy"), run.test.get("accuracy")
@@ -216,11 +225,13 @@ def _obvious(run: Run) -> tuple[str, bool] | None:
     best = max(others, key=lambda row: row[key])
     mean = "" if key == "unlabelled" else " (mean over the classes)"
     gap = own[key] - best[key]
-    more = "better" if gap > 0.002 else "no better" if gap > -0.002 else "worse"
+    of = {"test": n, "left_out": (run.summary.get("trust") or {}).get("n"), "unlabelled": _n_predicted(run)}[key] or 0
+    chance = max(0.002, (own[key] * (1 - own[key]) / of) ** 0.5 if of else 0.0)  # a standard error
+    more = "better" if gap > chance else "about the same" if gap > -chance else "worse"
     return (
         f"The obvious alternative, {best['title']}, gets {percent(best[key])} of the {COLUMNS[key]} right{mean}; "
         f"this answer {percent(own[key])}: {more}."
-    ), gap < -BEHIND
+    ), gap < -max(BEHIND, chance)
 
 
 def _added_nothing(run: Run) -> list[str]:
@@ -246,7 +257,7 @@ def never_recognised(run: Run) -> list[str]:
     sizes = run.test.get("n_per_class") or [LEAST_SEEN] * len(recall)
     found = [n for n, right, size in zip(names, recall, sizes, strict=False) if right == 0 and size >= LEAST_SEEN]
     if run.labels is not None and _n_predicted(run):
-        used = set(run.labels["label"].to_pylist())
+        used = set(run.labels["label"].unique().to_pylist())
         found += [name for name in run.class_names if name not in used and name not in found]
     return found
 
@@ -278,6 +289,16 @@ def _next(run: Run, verdict: Mapping[str, Any], check: Mapping[str, Any], comman
         )
         again = _with_corrections(run, command)
         cards.append(("Check images and learn again", why, again))
+    trust, test = run.summary.get("trust") or {}, run.test.get("accuracy")
+    if test is None and not trust.get("n") and not run.summary.get("promise"):
+        why = (
+            "Nobody has looked at these labels yet. 200 of them, looked at, say how many are right and which to accept."
+        )
+        cards.append(("Measure it", why, f"labelwright verify-sample {folder} --n 200 --out to-verify.csv"))
+    strange = (run.summary.get("strangers") or {}).get("share") or 0.0
+    if strange > STRANGE and is_there and run.summary.get("n_novel") is None:
+        why = f"{percent(strange)} of the images look like none of the classes."
+        cards.append(("Look for new classes", why, f"{command} --novel auto"))
     wanted = verdict["never"] if run.summary.get("zero_shot") is not None else []
     model = run.summary.get("encoder")
     if wanted and model and is_there:
@@ -300,8 +321,10 @@ def _with_corrections(run: Run, command: str) -> str:
     if not command:
         config = str(run.path / "config.yaml")
         return f'labelwright.fit(data, config="{config}", corrections="corrections.csv", out="again")'
-    head, out, tail = command.rpartition(" --out ")
-    return f"{head} --corrections corrections.csv{out}{tail}"
+    before = " --corrections " + shlex.join(map(str, run.config.get("corrections") or ()))
+    head, out, tail = command.replace(before, "").rpartition(" --out ")
+    before = before if run.config.get("corrections") else " --corrections"
+    return f"{head}{before} corrections.csv{out}{tail}"
 
 
 # ---- images to check ------------------------------------------------------------------------------------------------
@@ -310,17 +333,18 @@ def _with_corrections(run: Run, command: str) -> str:
 def _check(run: Run, gallery: Mapping[str, Any]) -> dict[str, Any]:
     """tabs [(key, title, number)], items, and the names of all classes."""
     known = gallery["items"]
-    rows = {} if run.labels is None else {row["id"]: row for row in row_dicts(run.labels)}
     guesses = {k: dict(map(tuple, i.get("history") or [])).get("first guess") for k, i in known.items()}
     changed = {key: name for key, name in guesses.items() if name is not None}
     wrong = [key for key, item in known.items() if "rather" in item]
     tabs = to_check(run.labels, run.summary, changed=changed, mistakes=wrong)
+    listed_ids = list(dict.fromkeys(key for ids in tabs.values() for key in ids))
+    rows = {} if run.labels is None else rows_of(run.labels, listed_ids)
     suspected = {str(row["id"]): row for row in (run.summary.get("audit") or {}).get("suspected") or []}
     copies: dict[str, str] = {}
     for a, b, *_ in (run.summary.get("audit") or {}).get("duplicates") or []:
         copies |= {str(a): str(b), str(b): str(a)}
     items = []
-    for key in dict.fromkeys(key for ids in tabs.values() for key in ids):
+    for key in listed_ids:
         facts, row = known.get(key) or {}, rows.get(key) or {}
         mine = [tab for tab, ids in tabs.items() if key in ids]
         label = suspected.get(key, {}).get("given") or row.get("label") or facts.get("label") or "–"
@@ -371,15 +395,17 @@ def _classes(run: Run, gallery: Mapping[str, Any]) -> dict[str, Any]:
     test, names = run.test, run.class_names
     scored = [str(name) for name in test.get("class_names") or names]
     recall = dict(zip(scored, test.get("per_class") or [], strict=False))
+    n_test = dict(zip(scored, test.get("n_per_class") or [], strict=False))
     precision = dict(zip(scored, test.get("precision") or [], strict=False))
     before = dict(zip(names, run.zero_shot.get("per_class") or [], strict=False))
     labelled = dict(zip(names, run.counts, strict=False))
     given = Counter[str]()
     others: dict[str, Counter[str]] = {}
-    for row in [] if run.labels is None else row_dicts(run.labels):
-        if row["source"] != "given":
-            given[str(row["label"])] += 1
-            others.setdefault(str(row["label"]), Counter())[str(row["runner_up"])] += 1
+    if run.labels is not None and {"source", "runner_up"} <= set(run.labels.column_names):
+        own = run.labels.filter(pa.array(~is_given(run.labels)))
+        for row in own.group_by(["label", "runner_up"]).aggregate([("id", "count")]).to_pylist():
+            given[str(row["label"])] += row["id_count"]
+            others.setdefault(str(row["label"]), Counter())[str(row["runner_up"])] += row["id_count"]
     was = ((run.summary.get("pseudolabels") or {}).get("zero_shot") or {}).get("counts") or []
     was_counts = dict(zip(names, was, strict=False))
     evidence, confused = evidence_of(run), _confused_with(names, gallery["matrix"])
@@ -397,6 +423,7 @@ def _classes(run: Run, gallery: Mapping[str, Any]) -> dict[str, Any]:
                 "given": given[name] if given else None,
                 "before": before.get(name),
                 "recall": recall.get(name),
+                "n_test": n_test.get(name),
                 "precision": precision.get(name),
                 "confused": confused.get(name) or (often[0][0] if often and not gallery["matrix"] else None),
                 "evidence": evidence.get(name, (None, ""))[0],
@@ -431,6 +458,8 @@ def _confusions(run: Run, gallery: Mapping[str, Any], check: Mapping[str, Any]) 
     pairs = []
     for pair in (run.test.get("confusions") or [])[:MAX_PAIRS]:
         truth, said = str(pair["truth"]), str(pair["predicted"])
+        if pair["count"] < 2:  # once is no habit
+            continue
         shown = [
             (item["id"], item["picture"])
             for item in check["items"]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from labelwright.errors import DataError
-from labelwright.reporting.checks import row_dicts
 from labelwright.run_folder import Run
 
 SCORES = ("accuracy", "balanced_accuracy", "seen", "novel", "unseen", "harmonic", "ece")
@@ -71,10 +70,10 @@ def compare(first: str | Path, second: str | Path) -> Comparison:
         notes.append("the test images differ, so scores on them are not of the same images")
     if runs[0].data.get("fingerprint") != runs[1].data.get("fingerprint"):
         notes.append("the training images or their labels differ")
-    tables = [{} if run.labels is None else {row["id"]: row for row in row_dicts(run.labels)} for run in runs]
-    common = [key for key in tables[0] if key in tables[1]]
-    moved = [key for key in common if tables[0][key]["label"] != tables[1][key]["label"]]
-    rows = [(key, *(str(t[key]["label"]) for t in tables), *(t[key]["trust"] for t in tables)) for key in moved]
+    was, now = _labels_of(runs[0]), _labels_of(runs[1])
+    common = [key for key in was if key in now]
+    moved = [key for key in common if was[key][0] != now[key][0]]
+    rows = [(key, was[key][0], now[key][0], was[key][1], now[key][1]) for key in moved]
     rows.sort(key=lambda row: -min(row[3] or 0.0, row[4] or 0.0))
     pairs = Counter((row[1], row[2]) for row in rows).most_common()
     return Comparison(
@@ -87,6 +86,14 @@ def compare(first: str | Path, second: str | Path) -> Comparison:
         pairs=tuple((a, b, n) for (a, b), n in pairs),
         notes=tuple(notes),
     )
+
+
+def _labels_of(run: Run) -> dict[str, tuple[str, float | None]]:
+    """Id -> label and trust."""
+    if run.labels is None:
+        return {}
+    columns = (run.labels[name].to_pylist() for name in ("id", "label", "trust"))
+    return {key: (str(label), trust) for key, label, trust in zip(*columns, strict=True)}
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,11 +9,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from scipy.stats import binomtest
 
 from labelwright.annotators.reliability import reliability_lines
 from labelwright.metrics.classification import GROUPS, imbalance
-from labelwright.reporting.checks import row_dicts
+from labelwright.reporting.checks import is_given
 from labelwright.reporting.sections import Card, Panel, Sections, Table, curve
 from labelwright.reporting.svg import Chart, bars, dots, lines
 from labelwright.reporting.words import (
@@ -450,7 +452,7 @@ def size_panels(run: Run) -> list[Panel]:
         "Recognised, by number of labelled images",
         finding,
         found,
-        x_title="labelled training images (each step is ten times)",
+        x_title="labelled training images (log scale)",
         y_title="share recognised",
         is_log=True,
     )
@@ -494,14 +496,14 @@ def given_panels(run: Run) -> list[Panel]:
       >>> given_panels(run)[0].words[0]
       'The model would label 1 of 2 given labels otherwise (50.0%).'
     """
-    if run.labels is None:
+    if run.labels is None or not {"source", "trust", "runner_up"} <= set(run.labels.column_names):
         return []
-    given = [row for row in row_dicts(run.labels) if row["source"] == "given"]
-    off = [row for row in given if row["trust"] is not None and row["trust"] < 0.5]
-    if not off:
+    given = run.labels.filter(pa.array(is_given(run.labels)))
+    off = given.filter(pc.less(given["trust"], 0.5))
+    if not len(off):
         return []
-    pairs = Counter((str(row["label"]), str(row["runner_up"])) for row in off)
-    rows = [(a, b, f"{n:,}") for (a, b), n in pairs.most_common(10)]
+    pairs = Counter(zip(off["label"].to_pylist(), off["runner_up"].to_pylist(), strict=True))
+    rows = [(str(a), str(b), f"{n:,}") for (a, b), n in pairs.most_common(10)]
     share = percent(len(off) / len(given))
     words = f"The model would label {len(off):,} of {len(given):,} given labels otherwise ({share})."
     table = Table("Given against predicted", ("Given", "The model says", "Images"), rows)

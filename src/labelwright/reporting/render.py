@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
+from labelwright.reporting.words import plain
 from labelwright.wording import number, percent
 
 HERE = Path(__file__).parent
@@ -81,8 +82,11 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=lambda value: plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     )
-    environment.filters.update(pct=percent, number=number, capfirst=lambda text: text[:1].upper() + text[1:])
+    environment.filters.update(
+        pct=percent, number=number, exact=escape, capfirst=lambda text: text[:1].upper() + text[1:]
+    )
     environment.globals.update(bar=_bar)
     return environment.get_template("template.html")
 

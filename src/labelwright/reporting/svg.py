@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
+from labelwright.reporting.words import plain
 from labelwright.wording import number, percent
 
 WIDTH = 360  # px of a chart as drawn; it is shown at up to one and a half times that
@@ -241,7 +242,7 @@ def _chart(
 
 
 def _text(text: Any) -> str:
-    return html.escape(str(text), quote=True)
+    return html.escape(plain(str(text)), quote=True)
 
 
 def _short(name: str) -> str:

@@ -26,6 +26,10 @@ SITUATIONS = {
 }
 
 
+TURNING = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])
+"""Characters that turn the direction of the text after them."""
+
+
 def beside_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[dict[str, Any]]]:
     """What there are scores of, keys of `COLUMNS`, and a row for each answer; no rows if there is nothing to compare.
 
@@ -144,6 +148,16 @@ def finite(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
     return float(value)
+
+
+def plain(text: str) -> str:
+    """Text without the marks that turn the direction of what follows: one in a class name would turn its sentence.
+
+    Example:
+      >>> plain("\\u202ewo") == "wo"
+      True
+    """
+    return text.translate(TURNING)
 
 
 def listed(names: Sequence[str], most: int = 12) -> str:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from labelwright.pipeline.report import content_of
+from labelwright.pipeline.settings import command_of
 from labelwright.reporting.checks import PER_TAB
 from labelwright.reporting.collect import collect, never_recognised
 from labelwright.reporting.sections import curve
@@ -41,6 +42,13 @@ def test_verdict__without_test_images_rests_on_trust_and_says_on_what() -> None:
     )
 
 
+def test_verdict__a_handful_of_test_images_gives_way_to_more_labels_that_were_left_out() -> None:
+    trust = {"source": "left-out labels", "n": 300, "estimated": 0.8, "interval": [0.75, 0.84]}
+    few, many = {"accuracy": 0.5, "n_scored": 10}, {"accuracy": 0.5, "n_scored": 4000}
+    assert "judged by 300 labels" in collect(run_of({"trust": trust, "test": few}))["verdict"]["sentence"]
+    assert "measured on 4,000 test images" in collect(run_of({"trust": trust, "test": many}))["verdict"]["sentence"]
+
+
 def beside(own: float, other: float) -> dict[str, Any]:
     rest = {"left_out": None, "unlabelled": None, "seconds": 1.0}
     return {
@@ -60,6 +68,14 @@ def test_verdict__behind_the_obvious_is_never_good() -> None:
     summary["reference"] = beside(0.94, 0.9)
     verdict = collect(run_of(summary))["verdict"]
     assert (verdict["level"], verdict["is_behind"]) == ("good", False)
+
+
+def test_verdict__a_difference_within_chance_is_called_about_the_same() -> None:
+    summary: dict[str, Any] = {"test": {"accuracy": 0.9, "n_scored": 400}, "method": "cvs"}
+    summary |= {"reference": beside(0.9, 0.91), "answer": {"name": "cvs", "title": "CVS", "best": "cvs"}}
+    verdict = collect(run_of(summary))["verdict"]
+    assert dict(verdict["facts"])["obvious"].endswith("this answer 90.0%: about the same.")
+    assert verdict["is_behind"] is False
 
 
 def test_verdict__training_added_nothing_where_another_answer_was_kept() -> None:
@@ -108,6 +124,29 @@ def test_next__at_most_three_with_commands(tmp_path: Path) -> None:
     assert "rename novel-1 NAME" in content_of(Run(tmp_path / "open_world"))["next"][0]["command"]
     data = Run(tmp_path / "no_labels").config["data"]
     assert shlex.split(cards[0]["command"])[:3] == ["labelwright", "fit", data]
+
+
+def test_next__nothing_measured_and_strangers() -> None:
+    config, trust = {"data": "photos"}, {"source": "candidates", "n": 0, "estimated": 0.7, "interval": [0.5, 0.8]}
+    content = collect(run_of({"trust": trust, "strangers": {"share": 0.2}}, config=config), command="labelwright fit a")
+    assert "how sure those were who named the candidates" in content["verdict"]["sentence"]
+    commands = {card["title"]: card["command"] for card in content["next"]}
+    assert commands["Measure it"] == "labelwright verify-sample run --n 200 --out to-verify.csv"
+    assert commands["Look for new classes"] == "labelwright fit a --novel auto"
+    measured = collect(run_of({"trust": trust, "test": {"accuracy": 0.9, "n_scored": 90}}, config=config))
+    assert "Measure it" not in [card["title"] for card in measured["next"]]
+
+
+def test_next__corrections_of_before_stay() -> None:
+    config = {"data": "photos", "corrections": ["/a b/corrections.csv"]}
+    command = command_of(config, path=Path("run"))
+    assert command == "labelwright fit photos --corrections '/a b/corrections.csv' --out run-again"
+    items = pa.table({"id": ["1"], "label": ["cow"], "source": ["predicted"], "trust": [0.5]})
+    [card] = [
+        c for c in collect(run_of({}, config=config, labels=items), command=command)["next"] if "learn" in c["title"]
+    ]
+    wanted = "labelwright fit photos --corrections '/a b/corrections.csv' corrections.csv --out run-again"
+    assert card["command"] == wanted
 
 
 def test_check__an_image_is_listed_once_with_every_reason(tmp_path: Path) -> None:

@@ -205,3 +205,20 @@ def test_annotated_lines__two_towers_say_nothing_of_questions() -> None:
         "classes that no image has among its candidates: 3",
         "truth inside the candidates: 1.0000 of 2 images whose label is known; on top of them: 0.5000",
     ]
+
+
+def test_print_verdict__as_the_report_says_it(capsys: pytest.CaptureFixture[str]) -> None:
+    content = {
+        "verdict": {
+            **{"sign": "!", "words": "Usable after a look", "sentence": "About 80 of 100 labels are right."},
+            "facts": [("never", "Never recognised: [b]owl.")],
+        },
+        "next": [{"title": "Use it", "why": "", "command": "labelwright label run new/"}],
+    }
+    telling.print_verdict(content)
+    assert capsys.readouterr().out.splitlines() == [
+        "",
+        "! Usable after a look: About 80 of 100 labels are right.",
+        "  Never recognised: [b]owl.",
+        "next: use it: labelwright label run new/",
+    ]
