@@ -341,26 +341,28 @@ def relabelled(folder: Path, out: str | Path | None) -> tuple[Path, str]:
         )
     target = next_name(folder) if out is None else Path(out)
     began = run.labels
-    again: dict[str, Any] = {"classes": _named(run, labels)}
-    again = {key: value for key, value in again.items() if value is not None}
-    fitted = fit(config=folder / "config.yaml", corrections=str(path.resolve()), out=target, **again)
+    fitted = fit(config=folder / "config.yaml", corrections=str(path.resolve()), out=target, **_with_named(run, labels))
     assert began is not None
     assert fitted.labels is not None
     before = dict(zip(began["id"].to_pylist(), began["label"].to_pylist(), strict=True))
     after = zip(fitted.labels["id"].to_pylist(), fitted.labels["label"].to_pylist(), strict=True)
     n_changed = sum(before.get(key, label) != label for key, label in after)
     says = f"{counted(len(labels), 'answer')} learned from, {counted(n_changed, 'label')} changed: {target}"
-    return target, says
+    return target, f"{says} (labelwright review {target} goes on from there)"
 
 
-def _named(run: Run, labels: dict[str, str]) -> list[str] | None:
-    """The class names of the refit, where discovered classes were given names and images; None: as before."""
+def _with_named(run: Run, labels: dict[str, str]) -> dict[str, Any]:
+    """What a refit has otherwise: discovered classes that were given names and images are classes like the others."""
     model = run.read("model/config.json")
     seen = model["class_names"][: model.get("n_seen", len(model["class_names"]))]
     new = [name for name in model["class_names"] if name not in seen and name in set(labels.values())]
     if unnamed := [name for name in new if re.fullmatch(r"novel-\d+", name)]:
         raise ConfigError(f"{unnamed[0]} has images and no name yet", fix="give it a name, or merge it, on the page")
-    return [*seen, *new] if new else None
+    if not new:
+        return {}
+    novel = str(run.config.get("novel"))
+    fewer = {"novel": str(max(1, int(novel) - len(new)))} if novel.isdigit() else {}
+    return {"classes": [*seen, *new], **fewer}
 
 
 def next_name(folder: Path) -> Path:

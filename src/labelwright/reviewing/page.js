@@ -297,18 +297,24 @@ function fetchPictures() {
   while (nUnderWay < PICTURES && waiting.length) {
     const [picture, item] = waiting.shift();
     if (!picture.isConnected) continue; // scrolled out of sight
+    if (state.no_pictures) { nameInstead(picture, item); continue; }
     nUnderWay++;
     picture.addEventListener("load", () => { nUnderWay--; fetchPictures(); });
-    picture.addEventListener("error", () => {
-      const none = document.createElement("span");
-      none.className = "none";
-      none.textContent = item.id;
-      picture.replaceWith(none);
+    picture.addEventListener("error", async () => {
+      nameInstead(picture, item);
+      if (!queue.length) state.no_pictures = (await call("api/state").catch(() => state)).no_pictures;
       nUnderWay--;
       fetchPictures();
     });
     picture.src = `small/${item.row}`;
   }
+}
+
+function nameInstead(picture, item) {
+  const none = document.createElement("span");
+  none.className = "none";
+  none.textContent = item.id;
+  picture.replaceWith(none);
 }
 
 function about() {
@@ -437,6 +443,7 @@ function reclass(action, names) {
 
 function working() {
   const work = state.work;
+  $("notice").classList.toggle("good", work.state === "done");
   if (work.state === "running") notice(work.name === "apply" ? "Learning from your answers …" : "Changing the classes …");
   else if (work.state === "failed") notice(`That did not work: ${work.says}`);
   else notice(work.state === "done" ? work.says : state.no_pictures ? `No pictures: ${state.no_pictures}` : "");

@@ -140,6 +140,21 @@ def test_apply__answers_are_given_labels_of_a_new_run(tmp_path: Path, capsys: py
     assert corrections_of(again) == {"0": "ant", "1": "", "4": "cow", "60": "cow"}
 
 
+def test_apply__a_discovered_class_with_a_name_and_images_is_a_class(run: Path) -> None:
+    desk = desk_of(run)
+    rows = np.flatnonzero(desk.board.label == desk.board.class_names.index("novel-1"))[:6].tolist()
+    desk.board.answer("confirm", rows, None, "1")
+    with pytest.raises(ConfigError, match="novel-1 has images and no name yet"):
+        desk.apply()
+    desk.edit("rename", ("novel-1", "okapi"), "2")
+    assert "6 answers learned from" in desk.apply()
+    again = lw.Run(run.with_name("run-2"))
+    assert again.class_names == ["ant", "bee", "okapi"]
+    assert again.labels is not None
+    assert [again.labels["label"][row].as_py() for row in rows] == ["okapi"] * 6
+    assert "novel-1" in again.labels["label"].to_pylist()
+
+
 def test_apply__a_run_on_pixels_is_left_to_a_command(tmp_path: Path) -> None:
     run = write_run(tmp_path, n=4)
     desk_of(run).board.answer("confirm", [0], None, "1")
