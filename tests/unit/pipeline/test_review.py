@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import labelwright as lw
 from labelwright import cli
@@ -93,6 +95,27 @@ def test_suggest__from_the_features_of_the_run(run: Path) -> None:
     assert not any(item["given"] for item in first)
     assert {item["label"] for item in first} == {0, 1, 2, 3}, "spread over the classes"
     assert board.order("group")["n"] == 160
+
+
+def test_pictures__of_embeddings_that_know_their_files(run: Path, tmp_path: Path) -> None:
+    assert desk_of(run).pictures.small(0) is None
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(3):
+        Image.new("RGB", (300, 200), (80 * i, 0, 0)).save(photos / f"{i}.png")
+    feats = np.eye(3, dtype=np.float32)
+    np.savez(tmp_path / "more.npz", embeddings=feats, ids=["2", "1", "9"], paths=[f"photos/{i}.png" for i in (2, 1, 0)])
+    for data in (photos, tmp_path / "more.npz"):
+        shown = desk_of(run, data).pictures
+        if data == photos:  # whose ids are the names of the files
+            assert shown.small(2) is None
+            continue
+        picture = shown.small(2)
+        assert picture is not None
+        with Image.open(io.BytesIO(picture)) as opened:
+            assert opened.size == (192, 128)
+            assert abs(opened.convert("RGB").getpixel((9, 9))[0] - 160) < 12
+        assert shown.small(0) is None
 
 
 def test_export(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
