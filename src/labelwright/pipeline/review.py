@@ -123,10 +123,14 @@ def _started(desk: Desk, folder: Path, port: int) -> ReviewServer:
         raise ConfigError(
             f"port {port} cannot be used ({error})", fix="leave --port out: any free one is taken"
         ) from error
-    path.parent.mkdir(exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.touch(mode=0o600)  # whoever reads it can answer
-        temporary.write_text(json.dumps({"port": server.server_port, "token": server.token}), encoding="utf-8")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.touch(mode=0o600)  # whoever reads it can answer
+            temporary.write_text(json.dumps({"port": server.server_port, "token": server.token}), encoding="utf-8")
+    except OSError as error:
+        server.server_close()
+        raise ConfigError(f"{folder} cannot be written ({error})", fix="make room there, or review a copy") from error
     return server
 
 

@@ -10,6 +10,7 @@ import hmac
 import json
 import re
 import secrets
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -104,6 +105,11 @@ class ReviewServer(ThreadingHTTPServer):
     def __init__(self, desk: Desk, *, port: int = 0, token: str | None = None) -> None:
         super().__init__((HOST, port), _Handler)
         self.desk, self.token = desk, token or secrets.token_urlsafe(24)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say what went wrong, but for a page that was closed while it waited."""
+        if not isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError)):
+            super().handle_error(request, client_address)
 
     @property
     def origin(self) -> str:

@@ -205,6 +205,10 @@ def test_address__kept_for_the_next_start_and_for_nobody_else(tmp_path: Path) ->
     assert again.address == first.address
     path.write_text("broken", encoding="utf-8")
     _started(desk, run, 0).server_close()
+    shutil.rmtree(run / "review")
+    (run / "review").write_text("in the way", encoding="utf-8")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        _started(desk, run, 0)
 
 
 # ---- in a browser ---------------------------------------------------------------------------------------------------
