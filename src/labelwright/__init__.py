@@ -1,9 +1,9 @@
 """labelwright: trustworthy image classifiers from missing, few, guessed, lopsided or incomplete labels.
 
 The verbs are functions here: ``lw.inspect``, ``lw.audit``, ``lw.fit``, ``lw.pretrain``, ``lw.embed``, ``lw.annotate``,
-``lw.describe``, ``lw.label``, ``lw.verify_sample``, ``lw.classes``, ``lw.evaluate``, ``lw.export``, ``lw.report``,
-``lw.compare``; ``lw.load_model`` gives a classifier to ask from Python. They are loaded when first used, so that
-importing one piece (a loss, a table) does not import everything.
+``lw.describe``, ``lw.label``, ``lw.verify_sample``, ``lw.review``, ``lw.classes``, ``lw.evaluate``, ``lw.export``,
+``lw.report``, ``lw.compare``; ``lw.load_model`` gives a classifier to ask from Python. They are loaded when first used,
+so that importing one piece (a loss, a table) does not import everything.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from labelwright.pipeline.pretrain import pretrain
     from labelwright.pipeline.promises import verify_sample
     from labelwright.pipeline.report import report
+    from labelwright.pipeline.review import review
     from labelwright.reporting.compare import compare
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "load_model",
     "pretrain",
     "report",
+    "review",
     "settings",
     "verify_sample",
 ]
@@ -63,5 +65,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'labelwright' has no attribute {name!r}")
     from importlib import import_module
 
-    module = {"load": "labelwright.data.read", "bench": "labelwright.benchmarking.runner"}.get(name, "labelwright.api")
+    module = {
+        "load": "labelwright.data.read",
+        "bench": "labelwright.benchmarking.runner",
+        "review": "labelwright.pipeline.review",  # its page opens before anything heavy is loaded
+    }.get(name, "labelwright.api")
     return getattr(import_module(module), name)

@@ -17,6 +17,7 @@ from labelwright.pipeline.predict import load_model
 from labelwright.pipeline.pretrain import pretrain
 from labelwright.pipeline.promises import ToVerify, verify_sample
 from labelwright.pipeline.report import report
+from labelwright.pipeline.review import Reviewed, review
 from labelwright.reporting.compare import Comparison, compare
 from labelwright.run_folder import Run
 
@@ -26,6 +27,7 @@ __all__ = [
     "Comparison",
     "Embedded",
     "Inspection",
+    "Reviewed",
     "Run",
     "ToVerify",
     "annotate",
@@ -42,6 +44,7 @@ __all__ = [
     "load_model",
     "pretrain",
     "report",
+    "review",
     "settings",
     "verify_sample",
 ]

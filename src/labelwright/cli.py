@@ -288,6 +288,36 @@ VERBS: dict[str, Callable[..., Any]] = {
             setting(None, "its images, if they moved; rename needs none", example="--data photos"),
         ),
     ),
+    "review": verb(
+        "Review",
+        "Look at the labels of a finished run on a local page, and correct them: every answer is saved at once.",
+        run=RUN,
+        data=(
+            str | None,
+            setting(
+                None,
+                "its images, if they moved, or those that its embeddings are of",
+                example="--data photos",
+            ),
+        ),
+        export=(
+            str | None,
+            setting(
+                None,
+                ".csv file to write the answers to, with the columns id and label; must not exist",
+                example="--export corrections.csv",
+            ),
+        ),
+        apply=(bool, setting(False, "fit anew with the answers as given labels", example="--apply")),
+        out=(
+            str | None,
+            setting(
+                None, "run folder of --apply; none: the name of the run with the next number", example="--out run-2"
+            ),
+        ),
+        port=(int, setting(0, "of the page; 0: any that is free", example="--port 8765")),
+        open=(bool, setting(True, "show the page in the browser", example="--no-open")),
+    ),
     "evaluate": verb(
         "Evaluate",
         "Score the model of a run on labelled images.",
@@ -412,9 +442,9 @@ def run(argv: Sequence[str]) -> int:
     try:
         _check_verb(argv)
         verb_name, values = parse(argv)
-        from labelwright.reporting import terminal
-
         result = _call(verb_name, dict(values))
+        from labelwright.reporting import terminal  # heavy: the page of `review` is open before it is needed
+
         terminal.PRINTERS[verb_name](result, values)
         if verb_name == "fit":
             from labelwright.pipeline.report import content_of

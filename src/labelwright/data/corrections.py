@@ -16,7 +16,9 @@ from labelwright.errors import DataError
 def read_corrections(source: str | Path | Mapping[str, str]) -> list[tuple[str, str, str]]:
     """(where, id, label) of every row of a CSV file with the columns id and label; of a mapping id -> label as well.
 
-    Raises: DataError naming file and row: unreadable, a column missing, a cell empty, an id with two labels.
+    An empty label takes the label away: the image belongs to none of the classes, or nobody knows to which.
+
+    Raises: DataError naming file and row: unreadable, a column missing, no id, an id with two labels.
 
     Example:
       >>> read_corrections({"img/1.png": "owl"})
@@ -36,8 +38,8 @@ def read_corrections(source: str | Path | Mapping[str, str]) -> list[tuple[str, 
         raise DataError(f"{path} cannot be read ({error})", fix=fix) from error
     seen: dict[str, str] = {}
     for where, key, label in found:
-        if not key or not label:
-            raise DataError(f"{where} has no {'label' if key else 'id'}", fix="fill it in, or remove the line")
+        if not key:
+            raise DataError(f"{where} has no id", fix="fill it in, or remove the line")
         if seen.setdefault(key, label) != label:
             raise DataError(f"{where}: {key!r} is {label!r} here and {seen[key]!r} above", fix="keep one of the lines")
     return found
@@ -68,9 +70,9 @@ def corrected(table: LabelTable, source: Any) -> LabelTable:
     for where, key, label in [row for each in sources for row in read_corrections(each)]:
         if key not in place:
             raise DataError(f"{where}: no image has the id {key!r}", fix="give the corrections of these images")
-        if label not in classes:
+        if label and label not in classes:
             close = difflib.get_close_matches(label, table.class_names, n=1)
             hint = f"did you mean {close[0]!r}? If not, " if close else ""
             raise DataError(f"{where}: {label!r} is not a class", fix=f"{hint}name all classes with --classes")
-        labels[place[key]] = classes[label]
+        labels[place[key]] = classes[label] if label else -1
     return dataclasses.replace(table, labels=labels)

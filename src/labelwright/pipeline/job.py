@@ -65,11 +65,8 @@ def prepare_job(plan: Plan, seconds: dict[str, float], approve: Callable[[Estima
     settings, accelerator, prepared, encoder = plan.settings, plan.accelerator, plan.prepared, plan.encoder
     device, precision = accelerator.device, settings.precision
     if encoder is not None and plan.views == "embeddings":
-        with _clock(seconds, "embed"):  # test images in the un-augmented view alone, but for those to be learned from
-            train = embed(prepared.train, encoder, prepared.view, n_views=settings.n_views, device=device)
-            n_views = settings.n_views if settings.refit and prepared.test_is == "held out" else 0
-            test = prepared.test and embed(prepared.test, encoder, prepared.view, n_views=n_views, device=device)
-            prepared = dataclasses.replace(prepared, train=train, test=test)
+        with _clock(seconds, "embed"):
+            prepared = embedded(plan)
     guesser, guesses = None, None
     if plan.annotator is not None:
         guesser = Guesser(plan.annotator, encoder, device, precision, settings.cache_limit_gb)
@@ -96,6 +93,18 @@ def prepare_job(plan: Plan, seconds: dict[str, float], approve: Callable[[Estima
     views = prepared.train.views(prepared.view)
     cfg = plan.method.pilot(plan.cfg, task, views, build, options=plan.options, folder=plan.run.path)
     return Job(prepared, task, build, cfg, guesser, guesses, evidence, _notices(prepared))
+
+
+def embedded(plan: Plan) -> Prepared:
+    """The images with their features, from the cache where they are stored; as they are without a frozen encoder."""
+    settings, prepared, encoder, device = plan.settings, plan.prepared, plan.encoder, plan.accelerator.device
+    if encoder is None or plan.views != "embeddings":
+        return prepared
+    train = embed(prepared.train, encoder, prepared.view, n_views=settings.n_views, device=device)
+    # Test images in the un-augmented view alone, but for those to be learned from.
+    n_views = settings.n_views if settings.refit and prepared.test_is == "held out" else 0
+    test = prepared.test and embed(prepared.test, encoder, prepared.view, n_views=n_views, device=device)
+    return dataclasses.replace(prepared, train=train, test=test)
 
 
 def _notices(prepared: Prepared) -> tuple[str, ...]:

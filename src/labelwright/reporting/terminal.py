@@ -25,6 +25,7 @@ from labelwright.reporting.words import (
     knows_annotator,
     own_sets_words,
 )
+from labelwright.reviewing.answers import ANSWERS_FILE
 from labelwright.run_folder import Run
 from labelwright.wording import counted, percent
 
@@ -519,6 +520,17 @@ def _print_evaluated(scores: Mapping[str, Any], values: Mapping[str, Any]) -> No
         _print_left_out(scores["left_out"])
 
 
+def _print_reviewed(done: Any, values: Mapping[str, Any]) -> None:
+    """How much was answered, what was written, and what to do with it."""
+    print(f"{counted(done.n_answered, 'image')} answered, in {done.run / ANSWERS_FILE}")
+    if done.corrections is not None:
+        print(f"corrections: {done.corrections}")
+    if done.applied is not None:
+        print(done.says)
+    elif done.n_answered and done.corrections is None:
+        print(f"to learn from it: labelwright review {done.run} --apply")
+
+
 def _print_settings(found: Sequence[Any], values: Mapping[str, Any]) -> None:
     """Settings of a method as a table, those that the preset changes marked, or as JSON."""
     if values["json"]:
@@ -548,6 +560,7 @@ PRINTERS: Mapping[str, Callable[[Any, Mapping[str, Any]], None]] = {
     "evaluate": _print_evaluated,
     "export": lambda result, values: print(f"written: {result}"),
     "report": lambda result, values: print(result),
+    "review": _print_reviewed,
     "compare": _print_compared,
     "settings": _print_settings,
     "bench": lambda result, values: print(result),

@@ -42,12 +42,18 @@ def test_prepare__corrected_labels_are_given_labels(photos: Path, tmp_path: Path
     assert prepare(photos, test_frac=0.0, corrections={"ant/0.png": "ant"}).train.table.fingerprint == plain.fingerprint
 
 
+def test_prepare__an_empty_label_takes_the_label_away(photos: Path, tmp_path: Path) -> None:
+    found = prepare(photos, test_frac=0.0, corrections=write(tmp_path, "id,label", "ant/0.png,", "bee/0.png,")).train
+    gone = [key for key, label in zip(found.table.ids.to_pylist(), found.table.labels, strict=True) if label < 0]
+    assert gone == ["ant/0.png", "bee/0.png"]
+
+
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
         (("id,label", "ant/99.png,bee"), r"line 2: no image has the id 'ant/99.png'"),
         (("id,label", "ant/0.png,bees"), r"line 2: 'bees' is not a class\n  fix: did you mean 'bee'\?"),
-        (("id,label", "ant/0.png,"), r"line 2 has no label"),
+        (("id,label", ",bee"), r"line 2 has no id"),
         (("id,label", "ant/0.png,bee", "ant/0.png,ant"), r"line 3: 'ant/0.png' is 'ant' here and 'bee' above"),
         (("image,label", "ant/0.png,bee"), r"has no column 'id'"),
     ],

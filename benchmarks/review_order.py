@@ -1,0 +1,164 @@
+"""What 200 answers teach, by the order in which images are asked about: the tool's own, known ones and chance.
+
+    python benchmarks/review_order.py NAME=TRAIN.npz,TEST.npz [...] [--seeds 3] [--csv docs/results/review_order.csv]
+
+Both files hold `embeddings` and `labels`. The seed draws two labelled images of each class of TRAIN; a classifier (the
+method `beliefs`, by its parts) is fitted to these and the unlabelled others, a person answers 200 images in an order
+that knows features and probabilities alone, and the classifier is fitted anew. Scored are its accuracy on TEST, the
+mean of that over the classes, and the labels of the images of TRAIN, answered ones among them (`right labels`). Printed
+are the values by seed, the gain over the start, and how many times the gain of chance that is; chance is the mean of
+three draws.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import subprocess
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from labelwright.benchmarking.results import COLUMNS
+from labelwright.labels.gaussians import gaussian_beliefs, principal
+from labelwright.methods.beliefs import N_ITER, SHRINKAGE, STRENGTH, Config, regression
+from labelwright.reviewing import order
+
+N_ANSWERS, N_DRAWS, PER_CLASS = 200, 3, 2
+TITLES = {
+    "start": "Before",
+    "chance": "Chance",
+    "margin": "Smallest margin",
+    "badge": "BADGE",
+    "typiclust": "TypiClust",
+    "tool": "The tool's order",
+}
+Scores = dict[str, float]
+Order = Callable[["Fitted", Tensor, int, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Features z [N, D] as the classifier sees them, its probabilities [N, C], and its weight and bias."""
+
+    z: Tensor
+    probs: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+def fitted(z: Tensor, labels: Tensor, n_classes: int) -> Fitted:
+    """The method `beliefs` on projected features [N, D] and labels [N], -1 = unknown."""
+    known = labels >= 0
+    weight, bias, _ = regression(z[known], labels[known], n_classes)
+    found = gaussian_beliefs(
+        z,
+        lambda rows: F.linear(z[rows], weight, bias),
+        labels,
+        strength=STRENGTH,
+        shrinkage=SHRINKAGE,
+        n_iter=N_ITER,
+        label_weight=Config().label_weight,
+    )
+    weight, bias = weight + found.linear[0], bias + found.linear[1]
+    return Fitted(z, F.linear(z, weight, bias).softmax(1), weight, bias)
+
+
+def tool(now: Fitted, is_known: Tensor, n: int, seed: int) -> Tensor:
+    """As `labelwright review` does it, from labels and their trust."""
+    doubt, labels = 1 - now.probs.amax(1), now.probs.argmax(1)
+    return order.suggested(now.z, torch.where(is_known, 0.0, doubt), labels, batches=(n,), seed=seed)[:n]
+
+
+ORDERS: dict[str, Order] = {
+    "chance": lambda now, is_known, n, seed: order.by_chance(is_known, n=n, seed=seed),
+    "margin": lambda now, is_known, n, seed: order.by_margin(now.probs, is_known, n=n),
+    "badge": lambda now, is_known, n, seed: order.badge(now.z, now.probs, is_known, n=n, seed=seed),
+    "typiclust": lambda now, is_known, n, seed: order.typiclust(now.z, is_known, n=n, seed=seed),
+    "tool": tool,
+}
+
+
+def read(path: Path) -> tuple[Tensor, Tensor]:
+    """Features and classes."""
+    with np.load(path) as file:
+        numbers = np.unique(file["labels"], return_inverse=True)[1]
+        return torch.from_numpy(file["embeddings"].astype(np.float32)), torch.from_numpy(numbers)
+
+
+def rows_of(name: str, train: Path, test: Path, seeds: int) -> Iterator[dict[str, str]]:
+    """Rows of results for one pair of files."""
+    (feats, truth), (test_feats, test_truth) = read(train), read(test)
+    n_classes = int(truth.max()) + 1
+    mean, directions = principal(feats, min(Config().n_dims, feats.shape[1]))
+    z, test_z = (F.normalize((x - mean) @ directions.T, dim=1) for x in (feats, test_feats))
+
+    def scores(now: Fitted, labels: Tensor) -> Scores:
+        right = (F.linear(test_z, now.weight, now.bias).argmax(1) == test_truth).double()
+        each = torch.stack([right[test_truth == c].mean() for c in test_truth.unique()])
+        own = torch.where(labels >= 0, labels, now.probs.argmax(1)) == truth
+        found = {"accuracy": right.mean(), "balanced_accuracy": each.mean(), "right_labels": own.double().mean()}
+        return {key: 100 * float(value) for key, value in found.items()}
+
+    for seed in range(seeds):
+        draw, start = np.random.default_rng(seed), torch.full((len(truth),), -1)
+        for c in range(n_classes):
+            some = torch.from_numpy(draw.permutation(np.flatnonzero(truth.numpy() == c))[:PER_CLASS])
+            start[some] = truth[some]
+        first = fitted(z, start, n_classes)
+
+        found: dict[str, Scores] = {"start": scores(first, start)}
+        for key, asks in ORDERS.items():
+            draws = []
+            for k in range(N_DRAWS if key == "chance" else 1):
+                labels, some = start.clone(), asks(first, start >= 0, N_ANSWERS, 10 * seed + k)
+                labels[some] = truth[some]
+                draws.append(scores(fitted(z, labels, n_classes), labels))
+            found[key] = {metric: float(np.mean([each[metric] for each in draws])) for metric in draws[0]}
+        for key, values in found.items():
+            for metric, value in values.items():
+                row = {"cell": key, "title": TITLES[key], "metric": metric, "value": f"{value:.2f}", "seed": str(seed)}
+                chose = "its weights were chosen on this set" if (key, name) == ("tool", "gtsrb") else ""
+                yield {"table": f"review_order.py {name}", **row, "note": chose}
+
+
+def main() -> None:
+    """Measure, print, and add to a file of results in place of earlier rows of the same tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sets", nargs="+", metavar="NAME=TRAIN.npz,TEST.npz")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--csv", type=Path)
+    options = parser.parse_args()
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    rows: list[dict[str, str]] = []
+    for text in options.sets:
+        name, _, files = text.partition("=")
+        train, test = map(Path, files.split(","))
+        levels = defaultdict(list)
+        for row in rows_of(name, train, test, options.seeds):
+            rows.append({**row, "commit": commit, "hardware": "cpu (1 thread), other work on the machine"})
+            levels[row["cell"], row["metric"]].append(float(row["value"]))
+        for (cell, metric), values in levels.items():
+            before, chance = (float(np.mean(levels[other, metric])) for other in ("start", "chance"))
+            gain, by_seed = float(np.mean(values)) - before, " ".join(f"{value:.2f}" for value in values)
+            times = "" if chance == before else f"x {gain / (chance - before):.2f}"
+            print(f"{name} | {cell} | {metric} | {by_seed} | {gain:+.2f} | {times}", flush=True)
+    if options.csv is not None:
+        tables, kept = {row["table"] for row in rows}, list[dict[str, str]]()
+        if options.csv.exists():
+            with options.csv.open(encoding="utf-8", newline="") as file:
+                kept = [row for row in csv.DictReader(file) if row["table"] not in tables]
+        with options.csv.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows([*kept, *rows])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,384 @@
+"""`review`: a local page on which a person looks at the labels of a run and corrects them.
+
+Nothing heavy is imported before the page is open: 100,000 images are listed in a second, and their pictures, their
+features and a refit come when they are asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import sys
+import threading
+import webbrowser
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from labelwright.errors import ConfigError, LabelwrightError
+from labelwright.pipeline.settings import command_of, from_config, is_in_memory, settings_of
+from labelwright.replacing import replacing
+from labelwright.reviewing.answers import ANSWERS_FILE, AnswerLog, write_corrections
+from labelwright.reviewing.board import Board
+from labelwright.reviewing.pictures import Pictures
+from labelwright.reviewing.server import Desk, ReviewServer
+from labelwright.run_folder import Run
+from labelwright.wording import counted
+
+EDITED = ("labels.parquet", "summary.json", "report.html", "model/config.json")
+"""What a change of classes writes: copies are kept, so that it can be undone."""
+
+
+@dataclass(frozen=True)
+class Reviewed:
+    """What `review` leaves.
+
+    Attributes:
+      run: the folder under review.   n_answered: images with an answer.
+      corrections: file that was written for ``export``, else None.   applied: the new run of ``apply``, else None.
+      says: what came of ``apply``.
+    """
+
+    run: Path
+    n_answered: int
+    corrections: Path | None = None
+    applied: Path | None = None
+    says: str = ""
+
+
+def review(
+    run: str | Path,
+    *,
+    data: Any = None,
+    export: str | Path | None = None,
+    apply: bool = False,
+    out: str | Path | None = None,
+    port: int = 0,
+    open: bool = True,
+) -> Reviewed:
+    """Look at the labels of a finished run on a local page, and correct them; every answer is saved at once.
+
+    With neither ``export`` nor ``apply`` the page is served until Ctrl-C.
+
+    Args:
+      run: a finished run folder. Answers are added to its ``answers.jsonl``.
+      data: its images, if they are no longer where config.yaml has them, or those that its embeddings are of.
+      export: .csv file to write the answers to, as `fit(corrections=...)` reads them; must not exist.
+      apply: fit anew with the answers as given labels.
+      out: run folder of ``apply``; None = the name of the run with the next number.
+      port: of the page; 0 = any that is free.
+      open: show the page in the browser.
+
+    Returns: what was answered and written.
+
+    Raises: DataError for a run that is not finished; ConfigError if there is nothing to export or apply, or a file or
+      folder is there already.
+    """
+    folder = Path(run)
+    if export is None and not apply:
+        return _serve(folder, data, port, open)
+    Board(folder)  # a run that is not finished is refused
+    corrections = None if export is None else _exported(folder, Path(export))
+    applied, says = relabelled(folder, out) if apply else (None, "")
+    return Reviewed(folder, len(AnswerLog(folder / ANSWERS_FILE).labels), corrections, applied, says)
+
+
+def _serve(folder: Path, data: Any, port: int, open: bool) -> Reviewed:
+    desk = desk_of(folder, data)
+    server = _started(desk, folder, port)
+    desk.board.is_reading = True
+    threading.Thread(target=_look_ahead, args=(desk, data), daemon=True).start()
+    print(f"{counted(desk.board.n_rows, 'image')} to look at: {server.address}")
+    print("answers are saved as they are given; Ctrl-C ends this", flush=True)
+    if open:
+        webbrowser.open(server.address)
+    try:
+        server.serve_forever(poll_interval=0.2)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+    finally:
+        server.server_close()
+    return Reviewed(folder, len(desk.board.log.labels))
+
+
+def _started(desk: Desk, folder: Path, port: int) -> ReviewServer:
+    """The server, at the address of the last time if that is free: pages that are still open go on then."""
+    path = folder / "review" / "address.json"
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if port in (0, before["port"]):
+            return ReviewServer(desk, port=before["port"], token=before["token"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        pass
+    try:
+        server = ReviewServer(desk, port=port)
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"port {port} cannot be used ({error})", fix="leave --port out: any free one is taken"
+        ) from error
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.touch(mode=0o600)  # whoever reads it can answer
+            temporary.write_text(json.dumps({"port": server.server_port, "token": server.token}), encoding="utf-8")
+    except OSError as error:
+        server.server_close()
+        raise ConfigError(f"{folder} cannot be written ({error})", fix="make room there, or review a copy") from error
+    return server
+
+
+def desk_of(folder: Path, data: Any = None) -> Desk:
+    """What the page of a run works with.
+
+    Raises: DataError for a run that is not finished.
+    """
+    board = Board(folder)
+    return Desk(
+        board,
+        Pictures(folder, board.ids, lambda: _images(folder, data)),
+        edit=lambda action, names, key: _edit(board, action, names, key, data),
+        undo_edit=lambda number, key: _undo_edit(board, number, key),
+        apply=lambda: relabelled(folder, None)[1],
+    )
+
+
+# ---- images and features, read while the page is open already -------------------------------------------------------
+
+
+def _images(folder: Path, data: Any) -> tuple[Any, Any]:
+    """Ids and images of the run's data, or of ``data``."""
+    from labelwright.data.prepare import is_embeddings, read
+    from labelwright.data.table import Images
+
+    data = Run(folder).config.get("data") if data is None else data
+    if not is_embeddings(data):
+        table = read(data)
+        return table.ids, table.images
+    path = Path(data).expanduser()
+    if path.suffix == ".npz":
+        with np.load(path) as file:
+            if "paths" in file.files:
+                paths = file["paths"].astype(str)
+                ids = file["ids"].astype(str) if "ids" in file.files else paths
+                return pa.array(ids), Images(pa.array(paths, pa.large_string()), root=str(path.resolve().parent))
+    raise ConfigError(f"{path} holds embeddings and no paths of images", fix="name the images: --data photos/")
+
+
+def _look_ahead(desk: Desk, data: Any) -> None:
+    """Find images and features, and from these the order of what teaches most."""
+    desk.pictures.open()
+    try:
+        suggest(desk.board, data)
+    except (LabelwrightError, OSError) as error:  # without features the doubtful ones come first
+        print(f"no order of what teaches most: {error}", file=sys.stderr)
+    finally:
+        desk.board.is_reading = False
+
+
+def suggest(board: Board, data: Any = None) -> None:
+    """Put the images of a board in the order of what teaches most, and look-alikes into groups, if there are features.
+
+    Raises: LabelwrightError where the data cannot be read any more.
+    """
+    found = _features(Run(board.path), data)
+    if found is None:
+        return
+    import torch
+
+    from labelwright.reviewing.order import groups_of, suggested
+
+    ids, feats = found
+    at = pc.index_in(board.ids.cast(pa.string()), value_set=ids.cast(pa.string()))
+    at = np.asarray(at.fill_null(-1))
+    rows = np.flatnonzero(at >= 0)
+    z, place = feats[torch.from_numpy(at[rows])], torch.from_numpy(rows)
+    is_known = board.is_given & (board.trust >= 0.5)  # and nothing speaks against the given label
+    doubt = torch.from_numpy(np.where(is_known, 0.0, 1 - board.trust)[rows])
+    order = place[suggested(z, doubt, torch.from_numpy(board.label[rows]).long())].numpy()
+    rest = np.setdiff1d(np.arange(board.n_rows), order)
+    groups = np.zeros(board.n_rows, np.int64)
+    groups[rows] = groups_of(z).numpy()
+    board.groups, board.suggested = groups, np.concatenate([order, rest[np.argsort(board.trust[rest], kind="stable")]])
+
+
+def _features(run: Run, data: Any) -> tuple[Any, Any] | None:
+    """Ids and features [M, D] of the images of a run; None where it learned from pixels."""
+    if (run.config.get("resolved") or {}).get("views") != "embeddings":
+        return None
+    import torch
+
+    from labelwright.data.prepare import is_embeddings
+    from labelwright.data.stored import EmbeddingViews
+    from labelwright.pipeline.job import embedded
+    from labelwright.pipeline.resolve import resolve
+
+    kept = {key: value for key, value in from_config(run.path / "config.yaml").items() if not is_in_memory(value)}
+    given = {} if data is None or is_embeddings(kept.get("data")) else {"data": data}
+    plan = resolve(settings_of(None, kept | given | {"out": str(run.path / "review" / "none")}))
+    prepared = embedded(plan)
+    sources = [prepared.train, *([prepared.test] if prepared.test is not None and prepared.test_is != "given" else [])]
+    ids = pa.chunked_array([source.table.ids.cast(pa.string()) for source in sources]).combine_chunks()
+    feats = [
+        chunk
+        for source in sources
+        if source.stored is not None
+        for chunk in EmbeddingViews(source.stored, rows=source.rows).feats()
+    ]
+    return ids, torch.cat(feats)
+
+
+# ---- classes --------------------------------------------------------------------------------------------------------
+
+
+def _edit(board: Board, action: str, names: Sequence[str], key: str, data: Any) -> str:
+    """Rename or merge classes of the run, and write the answer down; what it changes is kept beside, to be undone."""
+    from labelwright.pipeline.classes import classes
+
+    board.log.catch_up()
+    kept = board.path / "review" / f"before-{len(board.log.answers)}"
+    shutil.rmtree(kept, ignore_errors=True)
+    for name in EDITED:
+        if (board.path / name).is_file():
+            (kept / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(board.path / name, kept / name)
+    try:
+        classes(board.path, action, tuple(names), data=data)  # type: ignore[arg-type]
+    except BaseException:
+        shutil.rmtree(kept, ignore_errors=True)
+        raise
+    written = board.log.append(action, names=names, key=key)  # type: ignore[arg-type]
+    wanted = kept.with_name(f"before-{written.number}")
+    if wanted != kept:  # somebody answered meanwhile
+        kept.replace(wanted)
+    (wanted / "after").write_text(_digest(board.path), encoding="utf-8")
+    board.load()
+    return f"{names[0]} is called {names[1]} now" if action == "rename" else f"merged into {names[0]}"
+
+
+def _undo_edit(board: Board, number: int, key: str) -> str:
+    """Put back what a change of classes had changed.
+
+    Raises: ConfigError if the run has changed since.
+    """
+    board.log.catch_up()
+    kept, names = board.path / "review" / f"before-{number}", board.log.answers[number].names
+    if number not in board.log.undoable:
+        raise ConfigError(f"there is no answer {number} to take back", fix="load the page again")
+    if not (kept / "after").is_file() or (kept / "after").read_text(encoding="utf-8") != _digest(board.path):
+        raise ConfigError(
+            f"the classes of the run changed again since {' and '.join(names)}", fix="undo the later change first"
+        )
+    for name in EDITED:
+        if (kept / name).is_file():
+            shutil.copyfile(kept / name, board.path / name)
+    board.log.append("undo", undoes=number, key=key)
+    board.load()
+    return f"undone: {' and '.join(names)}"
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name in ("labels.parquet", "model/config.json"):
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()
+
+
+# ---- corrections ----------------------------------------------------------------------------------------------------
+
+
+def corrections_of(folder: Path) -> dict[str, str]:
+    """id -> label: what the run was fitted with already, and over it what was answered since.
+
+    Raises: ConfigError if nothing was answered; DataError for a file that cannot be read.
+    """
+    from labelwright.data.corrections import read_corrections
+
+    answered = AnswerLog(folder / ANSWERS_FILE).labels
+    if not answered:
+        raise ConfigError(f"nothing was answered about {folder}", fix=f"labelwright review {folder}")
+    before = Run(folder).config.get("corrections") or ()
+    files = before if isinstance(before, list) else [before] if before else []
+    return {key: label for file in files for _, key, label in read_corrections(file)} | answered
+
+
+def _exported(folder: Path, target: Path) -> Path:
+    if target.suffix != ".csv":
+        raise ConfigError(f"{target} does not end in .csv", fix="--export corrections.csv")
+    if target.exists():
+        raise ConfigError(f"{target} exists", fix="choose another --export, or remove it first")
+    write_corrections(corrections_of(folder), target)
+    return target
+
+
+def relabelled(folder: Path, out: str | Path | None) -> tuple[Path, str]:
+    """Fit a run anew with what was answered as given labels; its stored features make that a matter of seconds.
+
+    Args:
+      folder: the run.   out: the new one; None = the name of the run with the next number.
+
+    Returns: the folder of the new run, and what came of it.
+
+    Raises: ConfigError if nothing was answered, or the run learned from pixels, which takes its time and is left to a
+      command.
+    """
+    from labelwright.pipeline.fit import fit
+
+    run = Run(folder)
+    labels = corrections_of(folder)
+    table = "".join(f"{key}\0{label}\0" for key, label in sorted(labels.items()))
+    digest = hashlib.blake2b(table.encode(), digest_size=4).hexdigest()
+    path = folder / "review" / f"corrections-{digest}.csv"  # never changed: the new run's config.yaml names it
+    path.parent.mkdir(exist_ok=True)
+    write_corrections(labels, path)
+    if (run.config.get("resolved") or {}).get("views") != "embeddings":
+        head = command_of(run.config, path=folder).partition(" --out ")[0]
+        raise ConfigError(
+            "this run learned from pixels, which takes its time",
+            fix=f"{head or 'fit'} --corrections {path} --out {next_name(folder)}",
+        )
+    target = next_name(folder) if out is None else Path(out)
+    began = run.labels
+    fitted = fit(config=folder / "config.yaml", corrections=str(path.resolve()), out=target, **_with_named(run, labels))
+    assert began is not None
+    assert fitted.labels is not None
+    before = dict(zip(began["id"].to_pylist(), began["label"].to_pylist(), strict=True))
+    after = zip(fitted.labels["id"].to_pylist(), fitted.labels["label"].to_pylist(), strict=True)
+    n_changed = sum(before.get(key, label) != label for key, label in after)
+    says = f"{counted(len(labels), 'answer')} learned from, {counted(n_changed, 'label')} changed: {target}"
+    return target, f"{says} (labelwright review {target} goes on from there)"
+
+
+def _with_named(run: Run, labels: dict[str, str]) -> dict[str, Any]:
+    """What a refit has otherwise: discovered classes that were given names and images are classes like the others."""
+    model = run.read("model/config.json")
+    seen = model["class_names"][: model.get("n_seen", len(model["class_names"]))]
+    new = [name for name in model["class_names"] if name not in seen and name in set(labels.values())]
+    if unnamed := [name for name in new if re.fullmatch(r"novel-\d+", name)]:
+        raise ConfigError(f"{unnamed[0]} has images and no name yet", fix="give it a name, or merge it, on the page")
+    if not new:
+        return {}
+    novel = str(run.config.get("novel"))
+    fewer = {"novel": str(max(1, int(novel) - len(new)))} if novel.isdigit() else {}
+    return {"classes": [*seen, *new], **fewer}
+
+
+def next_name(folder: Path) -> Path:
+    """The name of a run with the next number that is free.
+
+    Example:
+      >>> next_name(Path("no-such-folder/run")).name, next_name(Path("no-such-folder/run-2")).name
+      ('run-2', 'run-3')
+    """
+    whole = folder.resolve()
+    found = re.fullmatch(r"(.*)-(\d+)", whole.name)
+    stem, number = (found[1], int(found[2])) if found else (whole.name, 1)
+    while (target := folder.parent / f"{stem}-{(number := number + 1)}").exists():
+        pass
+    return target

@@ -1,0 +1,87 @@
+"""reviewing/order.py: who is asked about first."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from labelwright.reviewing import order
+
+
+def clumps(sizes: tuple[int, ...], *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Unit features around far-apart centres, and the clump of each row."""
+    of = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    noise = 0.1 * torch.randn(len(of), 8, generator=torch.Generator().manual_seed(seed))
+    return F.normalize(torch.eye(8)[of] + noise, dim=1), of
+
+
+def test_suggested__one_of_each_clump_the_heaviest_first_and_then_the_doubtful() -> None:
+    z, of = clumps((40, 20, 10, 5))
+    doubt = torch.where(of == 2, 0.5, 0.2)
+    found = order.suggested(z, doubt, torch.zeros(75, dtype=torch.int64), batches=(4,))
+    assert found.sort().values.tolist() == list(range(75))  # every row once
+    assert of[found[:4]].tolist() == [0, 2, 1, 3]  # doubt x rows: 8, 5, 4, 1
+    rest = doubt[found[4:]]
+    assert bool((rest.diff() <= 0).all())
+
+
+def test_suggested__known_rows_are_not_asked_about_and_cover_their_clump() -> None:
+    z, of = clumps((40, 20))
+    doubt = torch.full((60,), 0.5)
+    known = (of == 0).nonzero().flatten()[:5]
+    doubt[known] = 0
+    found = order.suggested(z, doubt, of, batches=(1,))
+    assert not set(found.tolist()) & set(known.tolist())
+    assert int(of[found[0]]) == 1
+
+
+def test_suggested__a_small_class_counts_as_much_as_a_large_one() -> None:
+    z, of = clumps((60, 20))
+    found = order.suggested(z, torch.full((80,), 0.5), of, batches=(40,))[:40]
+    assert 10 <= int((of[found] == 1).sum()) <= 20  # by their sizes alone it would be 10; all rows of it at most
+
+
+def test_suggested__same_seed_same_order_and_nothing_known_is_no_error() -> None:
+    z, of = clumps((30, 30))
+    doubt = torch.rand(60, generator=torch.Generator().manual_seed(1)) + 0.01
+    first, second = (order.suggested(z, doubt, of, seed=3) for _ in range(2))
+    assert first.tolist() == second.tolist()
+    assert order.suggested(z, torch.zeros(60), of).tolist() == []
+    assert len(order.suggested(z[:1], doubt[:1], of[:1])) == 1
+
+
+def test_badge__gradients_written_out() -> None:
+    """The first is the longest gradient, the second is not the row whose gradient is the same."""
+    z = F.normalize(torch.tensor([[1.0, 0.2], [1.0, 0.2], [0.1, 1.0], [0.5, 0.5]]), dim=1)
+    probs = torch.tensor([[0.5, 0.5], [0.5, 0.5], [0.9, 0.1], [0.8, 0.2]])
+    gap = probs - F.one_hot(probs.argmax(1), 2)
+    grads = (gap[:, :, None] * z[:, None, :]).flatten(1)
+    found = order.badge(z, probs, torch.zeros(4, dtype=torch.bool), n=2, seed=1).tolist()
+    assert found[0] == int(grads.norm(dim=1).argmax())
+    assert found[1] in (2, 3)
+
+
+def test_typiclust__clusters_without_a_known_row_first_and_their_densest_row() -> None:
+    z, of = clumps((30, 20, 10))
+    known = torch.zeros(60, dtype=torch.bool)
+    known[0] = True  # of the largest
+    found = order.typiclust(z, known, n=2, seed=0)
+    assert of[found].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("n", [3, 100])
+def test_by_chance_and_margin__never_known_rows(n: int) -> None:
+    known = torch.arange(10) < 4
+    probs = torch.rand(10, 3, generator=torch.Generator().manual_seed(0)).softmax(1)
+    for found in (order.by_chance(known, n=n, seed=0), order.by_margin(probs, known, n=n)):
+        assert len(found) == min(n, 6)
+        assert bool((found >= 4).all())
+
+
+def test_groups__look_alikes_are_together() -> None:
+    z, of = clumps((60, 30))
+    found = order.groups_of(z)
+    assert len(found.unique()) == 3
+    assert all(len(of[found == group].unique()) == 1 for group in found.unique())
