@@ -1,8 +1,8 @@
 """labelwright: trustworthy image classifiers from missing, few, guessed, lopsided or incomplete labels.
 
 The verbs are functions here: ``lw.inspect``, ``lw.audit``, ``lw.fit``, ``lw.pretrain``, ``lw.embed``,
-``lw.annotate``, ``lw.describe``, ``lw.label``, ``lw.classes``, ``lw.evaluate``, ``lw.report``. They are loaded when
-first used, so that importing one piece (a loss, a table) does not import everything.
+``lw.annotate``, ``lw.describe``, ``lw.label``, ``lw.classes``, ``lw.evaluate``, ``lw.report``, ``lw.verify``. They are
+loaded when first used, so that importing one piece (a loss, a table) does not import everything.
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from labelwright.pipeline.method_settings import settings
     from labelwright.pipeline.pretrain import pretrain
     from labelwright.pipeline.report import report
+    from labelwright.pipeline.verify import Verified, verify
 
 __all__ = [
     "Audit",
     "Inspection",
     "Run",
+    "Verified",
     "annotate",
     "audit",
     "bench",
@@ -46,6 +48,7 @@ __all__ = [
     "pretrain",
     "report",
     "settings",
+    "verify",
 ]
 
 

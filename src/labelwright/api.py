@@ -14,6 +14,7 @@ from labelwright.pipeline.label import label
 from labelwright.pipeline.method_settings import settings
 from labelwright.pipeline.pretrain import pretrain
 from labelwright.pipeline.report import report
+from labelwright.pipeline.verify import Verified, verify
 from labelwright.run_folder import Run
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Embedded",
     "Inspection",
     "Run",
+    "Verified",
     "annotate",
     "audit",
     "classes",
@@ -34,4 +36,5 @@ __all__ = [
     "pretrain",
     "report",
     "settings",
+    "verify",
 ]

@@ -16,7 +16,7 @@ from typing import Any
 from labelwright.annotators.chat import ChatModel, Question, ask_many
 from labelwright.annotators.description_prompts import description_prompt, parse_descriptions
 from labelwright.errors import ConfigError, DataError, Problem
-from labelwright.replacing import replacing
+from labelwright.replacing import check_output, replacing
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ def write_descriptions(path: str | Path, descriptions: Mapping[str, Sequence[str
     Args:
       path: of the file, .json.   descriptions: class -> texts; classes without any are left out.
 
-    Raises: ConfigError: another ending, or the file cannot be written.
+    Raises: ConfigError: another ending; DiskError: the file cannot be written.
 
     Example:
       >>> import tempfile
@@ -149,11 +149,8 @@ def write_descriptions(path: str | Path, descriptions: Mapping[str, Sequence[str
     if path.suffix.lower() != ".json":
         raise ConfigError(f"descriptions are written as JSON, not to {path}", fix="give a name ending in .json")
     kept = {name: list(texts) for name, texts in descriptions.items() if texts}
-    try:
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}", fix="check the folder") from error
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def describe_classes(
@@ -194,8 +191,7 @@ def describe_classes(
     path = Path(path)
     have = read_descriptions(path, class_names) if path.exists() else {}
     if not path.exists():
-        write_descriptions(path, have)  # says now, not after the first answer, that it cannot be written
-        path.unlink()
+        check_output(path)  # says now, not after the first answer, that it cannot be written
     wanted = [class_names[c] for c in which if class_names[c] not in have]
 
     def keep(position: int, answer: str | None) -> None:

@@ -49,15 +49,6 @@ from labelwright.types import Candidates
 TABLE, JOURNAL = ANNOTATIONS
 
 
-def has_answers(folder: Path) -> bool:
-    """Whether a run folder holds answers of a chat model: they took time and perhaps money."""
-    journal = folder / JOURNAL
-    if not journal.exists():
-        return False
-    with journal.open("rb") as file:
-        return len(file.readlines(1 << 16)) > 1  # the first line says what was asked
-
-
 def candidates_fingerprint(table: LabelTable) -> str | None:
     """32 hex digits that change when a candidate or its weight does; None without candidates.
 

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from labelwright.errors import ConfigError, DataError, Problem
+from labelwright.spreadsheet import unescaped
 
 ROLES: Mapping[str, tuple[str, ...]] = {
     "image": ("image", "img", "file_name", "filename", "file", "path", "filepath", "image_path", "images"),
@@ -162,7 +163,9 @@ def _open_csv(path: Path) -> Columns:
                         malformed.append(Problem(where, "malformed_row", "the text is not UTF-8"))
                     n_rows += batch.num_rows
                     batch = batch if good.all() else batch.filter(pa.array(good))
-                    yield pa.record_batch([column.cast(pa.string()) for column in batch.columns], batch.schema.names)
+                    yield pa.record_batch(
+                        [unescaped(column.cast(pa.string())) for column in batch.columns], batch.schema.names
+                    )
         except pa.ArrowInvalid as error:
             raise _unreadable(path, error) from error
 

@@ -141,7 +141,7 @@ def read_names(path: Path) -> list[str]:
 def _from_folder(root: Path, classes: Sequence[str] | None) -> LabelTable:
     builder = TableBuilder(str(root))
     builder.numbers_are_indices = False
-    folders = [entry for entry in _entries(root) if entry.is_dir()]
+    folders = [entry for entry in _entries(root, builder.problems) if entry.is_dir()]
     is_split = bool(folders) and all(
         entry.name.lower() in SPLIT_NAMES or entry.name.lower() in UNLABELLED_NAMES for entry in folders
     )
@@ -193,10 +193,17 @@ def _images_below(folder: Path, root: Path, problems: list[Problem]) -> Iterator
             yield os.path.relpath(entry.path, root)
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def _entries(folder: Path, problems: list[Problem] | None = None) -> list[os.DirEntry[str]]:
+    """What is in a folder, by name, without hidden files and without runs of ours, which are named in ``problems``."""
     with os.scandir(folder) as entries:
         kept = [e for e in entries if not e.name.startswith(".") and e.name.lower() not in _SILENT_NAMES]
-    return sorted(kept, key=lambda entry: entry.name)
+    runs = [e for e in kept if e.is_dir() and all(Path(e.path, name).is_file() for name in _OF_A_RUN)]
+    if problems is not None:
+        problems += [Problem(e.path, "unsupported_file", "the folder of a run, not of images") for e in runs]
+    return sorted((e for e in kept if e not in runs), key=lambda entry: entry.name)
+
+
+_OF_A_RUN = ("config.yaml", "environment.json")
 
 
 def _is_image(entry: os.DirEntry[str], problems: list[Problem]) -> bool:

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
 import torch
 import torch.nn.functional as F
 
@@ -28,8 +27,9 @@ from labelwright.encoders.embed import embed, load_encoder
 from labelwright.encoders.resnets import OWN
 from labelwright.errors import ConfigError, DataError
 from labelwright.labels import audit as pieces
-from labelwright.replacing import replacing
+from labelwright.replacing import disk_errors, new_output
 from labelwright.run_folder import write_parquet_atomically
+from labelwright.spreadsheet import write_csv
 from labelwright.train.convex import centre_and_scale
 from labelwright.train.processes import accelerator_for
 
@@ -122,7 +122,7 @@ def audit(
     """
     began = time.monotonic()
     wanted = _kinds(fail_on)
-    target = None if out is None else _checked(Path(out).expanduser())
+    target = None if out is None else new_output(out, ".csv", ".parquet")
     notices: list[str] = []
     if is_embeddings(data):
         parts, name = _embedded(data, test, model, classes, on_bad), "embeddings as given"
@@ -190,9 +190,10 @@ def audit(
         "seconds": round(time.monotonic() - began, 1),
     }
     if target is not None:
+        with disk_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
         if target.suffix == ".csv":
-            with replacing(target) as temporary:
-                pa_csv.write_csv(rows, temporary)
+            write_csv(rows, target)
         else:
             write_parquet_atomically(rows, target)
     return Audit(rows, summary, failed)
@@ -204,16 +205,6 @@ def _kinds(fail_on: Sequence[str] | str) -> list[str]:
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise ConfigError(f"--fail-on {unknown[0]} is not possible", fix=f"some of {', '.join(KINDS)}")
     return kinds
-
-
-def _checked(target: Path) -> Path:
-    if target.suffix not in (".csv", ".parquet"):
-        raise ConfigError(f"{target} is neither .csv nor .parquet", fix="end --out in one of them")
-    if target.exists():
-        raise ConfigError(f"{target} exists", fix="choose another --out, or remove it first")
-    if not target.absolute().parent.is_dir():
-        raise ConfigError(f"there is no folder {target.parent}", fix="make it first")
-    return target
 
 
 # ---- what there is --------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from labelwright.pipeline.resolve import Plan
 from labelwright.pipeline.saved_model import model_card, save_model
 from labelwright.reporting.candidates import overruled
 from labelwright.reporting.thumbnails import write_thumbnails
-from labelwright.run_folder import write_parquet_atomically
+from labelwright.run_folder import write_parquet_atomically, write_text_atomically
 from labelwright.train.environment import peak_memory_mb
 from labelwright.train.loop import Trained
 from labelwright.train.predict import Answers
@@ -74,13 +74,15 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
     device, precision = plan.accelerator.device, plan.settings.precision
     began = time.monotonic()
     table = prepared.train.table
-    n_seen = len(task.class_names)
     kept, choice = answer.kept, answer.choice
     tests = {each.name: _scored(plan, job, each) for each in answer.contenders}
     scores = tests[kept.name][1]
     given = torch.from_numpy(table.labels).long()
     own, of_sets = own_answers(plan, job, kept, given)
     calibration = _calibration(plan, job, answer, own)
+    n_fitted = len(table) + (0 if answer.saved is kept or prepared.test is None else len(prepared.test.table))
+    run.check_there()
+    _save(plan, job, answer, calibration, n_fitted)  # before anything that describes it, which may go wrong
     rows = label_rows(table, own, table.class_names, calibration, keep_given=True)
     rows = with_candidates(rows, table, own)
     shown = overruled(rows)  # by place in the training table; held-out images have labels, which nothing overrules
@@ -100,7 +102,7 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
         "n_classes": described["n_classes"],
         "seed": plan.settings.seed,
         "test": scores,
-        "n_fitted": len(table) + (0 if answer.saved is kept or prepared.test is None else len(prepared.test.table)),
+        "n_fitted": n_fitted,
         "trust": _trust(calibration, own, held_out, prepared.test),
         "answer": {
             "name": kept.name,
@@ -151,29 +153,35 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
         "peak_memory_mb": peak_memory_mb(),
         "warnings": [*job.notices, *trained.warnings, *_warnings(plan, summary)],
     }
+    card = model_card(summary, table.class_names, __version__)
+    write_text_atomically(run.path / "model" / "README.md", card)
+    run.write_json("summary.json", summary)  # a folder that has one is finished but for the report
+    report(run.path)
+    run.seal()
+
+
+def _save(plan: Plan, job: Job, answer: Answer, calibration: Calibration, n_fitted: int) -> None:
+    """The model folder, but for its card."""
     saved_net: Any = answer.saved.state.nets["main"]
     net: backbones.Classifier | backbones.Ensemble = saved_net.exported()
     if isinstance(job.build, EncoderNets):
         net = job.build.deployable(net)
     save_model(
-        run.path / "model",
+        plan.run.path / "model",
         net,
-        class_names=table.class_names,
-        size_px=prepared.size_px,
-        view=prepared.view,
+        class_names=job.prepared.train.table.class_names,
+        size_px=job.prepared.size_px,
+        view=job.prepared.view,
         info={
             "method": plan.name,
-            "answer": kept.name,
-            "n_fitted": summary["n_fitted"],
+            "answer": answer.kept.name,
+            "n_fitted": n_fitted,
             "calibration": calibration.to_dict(),
             "labelwright": __version__,
-            "fingerprint": described["fingerprint"],
-            **({"n_seen": n_seen} if task.n_novel else {}),
+            "fingerprint": plan.described["fingerprint"],
+            **({"n_seen": len(job.task.class_names)} if job.task.n_novel else {}),
         },
-        card=model_card(summary, table.class_names, __version__),
     )
-    run.write_json("summary.json", summary)  # a folder that has one is finished but for the report
-    report(run.path)
 
 
 def _calibration(plan: Plan, job: Job, answer: Answer, own: Answers) -> Calibration:
@@ -207,7 +215,7 @@ def _trust(calibration: Calibration, own: Answers, tested: Answers | None, test:
     if open_rows.any():
         mean, low, high = expected_accuracy(calibration(own.probability[open_rows]), calibration)
         found |= {"estimated": round(mean, 4), "interval": [round(low, 4), round(high, 4)]}
-    if tested is not None and test is not None and tested.given.max() >= 0:
+    if tested is not None and test is not None and bool((tested.given >= 0).any()):
         known = tested.given >= 0
         right = tested.predicted[known] == tested.given[known]
         found["ece"] = calibration_error(calibration(tested.probability[known]), right)
@@ -259,6 +267,10 @@ def _unlabelled_score(plan: Plan, job: Job, contender: Contender, answers: Answe
 def _warnings(plan: Plan, summary: Mapping[str, Any]) -> list[str]:
     """Where something obvious is better than the answer, by what the run knows: a line."""
     answer, beside = summary["answer"], summary["reference"]
+    if summary.get("n_novel") and not any(each["n_images"] for each in summary["novel"]["clusters"]):
+        return [
+            "every image went to a named class and the new ones are empty: leave --novel out, or try another number"
+        ]
     if answer["best"] != answer["name"]:
         return [f"{answer['why']}; --answer best keeps it"]
     if answer["criterion"] is not None or not summary["test"]:

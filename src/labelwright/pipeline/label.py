@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import io
 import json
 import re
 import shutil
+import tempfile
+import unicodedata
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pa_csv
 import torch
+from filelock import FileLock, Timeout
 from PIL import Image
 
 from labelwright.data.checks import OnBad
 from labelwright.data.prepare import listed
 from labelwright.data.read import IMAGE_SUFFIXES
 from labelwright.data.table import LabelTable
-from labelwright.errors import ConfigError
 from labelwright.pipeline.report import report
 from labelwright.pipeline.saved_model import answers_for, change_classes, load_model, renamed
-from labelwright.replacing import replacing
-from labelwright.run_folder import Run, write_parquet_atomically
+from labelwright.replacing import LONGEST_NAME, disk_errors, new_output, short_name
+from labelwright.run_folder import LOCK, Run, write_parquet_atomically
+from labelwright.spreadsheet import write_csv
 from labelwright.train.predict import Answers
 from labelwright.train.processes import accelerator_for
 from labelwright.trust.calibration import Calibration
@@ -57,7 +62,7 @@ def label(
 
     Raises: DataError or ConfigError, with nothing written.
     """
-    target = None if out is None else _checked_target(Path(out))
+    target = None if out is None else new_output(out, ".csv", ".parquet", "", data=data)
     saved = load_model(Path(run) / "model", device=accelerator_for(device).device)
     names = renamed(saved.class_names, rename or {})  # a mistake should not wait for the images
     table, answers = answers_for(saved, data, on_bad=on_bad, device=device, precision=precision, classes=None)
@@ -66,7 +71,8 @@ def label(
     if target is not None:
         _write_labels(rows, table, target)
     if rename:
-        rename_in_run(run, saved.class_names, rename)
+        with Run(run).held():
+            rename_in_run(run, saved.class_names, rename)
     return rows
 
 
@@ -141,20 +147,11 @@ def label_rows(
     )
 
 
-def _checked_target(target: Path) -> Path:
-    """The path to write labels to, if it is new and ends in .csv, .parquet or, a folder, in no suffix."""
-    if target.exists():
-        raise ConfigError(f"{target} exists", fix="choose another --out, or remove it first")
-    if target.suffix not in ("", ".csv", ".parquet"):
-        raise ConfigError(f"{target} is neither .csv, .parquet nor a folder", fix="end --out in .csv or .parquet")
-    return target
-
-
 def _write_labels(rows: pa.Table, table: LabelTable, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
     if target.suffix == ".csv":
-        with replacing(target) as temporary:
-            pa_csv.write_csv(rows, temporary)
+        write_csv(rows, target)
     elif target.suffix == ".parquet":
         write_parquet_atomically(rows, target)
     else:
@@ -163,31 +160,72 @@ def _write_labels(rows: pa.Table, table: LabelTable, target: Path) -> None:
 
 def _write_class_folders(rows: pa.Table, table: LabelTable, folder: Path) -> None:
     """Copy every image into ``folder/LABEL/``, with labels.parquet beside; the folder appears whole, or not at all."""
-    building = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
     labels, ids = rows["label"].to_pylist(), rows["id"].to_pylist()
+    places = folder_names(labels, taken=("labels.parquet",))
+    mine = f".{folder.name[:40]}."
+    with disk_errors(folder):
+        for stale in folder.parent.glob(f"{glob.escape(mine)}*.tmp"):
+            with suppress(Timeout), FileLock(stale / LOCK, timeout=0):  # of a process killed while it wrote
+                shutil.rmtree(stale)
+        with (
+            tempfile.TemporaryDirectory(prefix=mine, suffix=".tmp", dir=folder.parent) as temporary,
+            FileLock(Path(temporary, LOCK)),
+        ):
+            building = Path(temporary, "sorted")
+            building.mkdir()
+            _sort_into(building, table, labels, ids, places)
+            write_parquet_atomically(rows, building / "labels.parquet")
+            building.replace(folder)
+
+
+def _sort_into(
+    building: Path, table: LabelTable, labels: Sequence[str], ids: Sequence[str], places: Mapping[str, str]
+) -> None:
+    """A copy of every image under its label."""
     for start in range(0, len(table), 1024):
         chunk = np.arange(start, min(start + 1024, len(table)))
         for row, source in zip(chunk.tolist(), table.images.sources(chunk), strict=True):
-            target = building / _file_name(labels[row]) / _file_name(ids[row])
-            target.parent.mkdir(exist_ok=True)
-            if target.suffix.lower() not in IMAGE_SUFFIXES:
-                suffix = _suffix_of(source) if isinstance(source, bytes) else Path(source).suffix
-                target = target.with_name(target.name + suffix)
+            name, target = _file_name(ids[row]), building / places[labels[row]]
+            target.mkdir(exist_ok=True)
+            if Path(name).suffix.lower() not in IMAGE_SUFFIXES:
+                name += _suffix_of(source) if isinstance(source, bytes) else Path(source).suffix
+            target /= short_name(name, most=LONGEST_NAME - 20)
             if target.exists():  # ids a/b and a-b are one name here
                 target = target.with_name(f"{target.stem}-row-{row}{target.suffix}")
             if isinstance(source, bytes):
                 target.write_bytes(source)
             else:
                 shutil.copyfile(source, target)
-    write_parquet_atomically(rows, building / "labels.parquet")
-    building.replace(folder)
+
+
+def folder_names(class_names: Sequence[str], *, taken: Sequence[str] = ()) -> dict[str, str]:
+    """A folder for each class, no two of them alike on a disk that tells no capitals apart.
+
+    Separators become ``-``. A name that begins with a dot, is longer than a file's name may be, is ``taken`` or would
+    be that of another class gets a hash of the class name in front.
+
+    Example:
+      >>> folder_names(["cat", "Cat", "a/b", ".hidden"])
+      {'cat': 'cat', 'Cat': '9b3ee55f-Cat', 'a/b': 'a-b', '.hidden': '40f24634-.hidden'}
+    """
+    found: dict[str, str] = {}
+    used = {_folded(name) for name in taken}
+    for class_name in dict.fromkeys(class_names):
+        name = short_name(_file_name(class_name), most=LONGEST_NAME - 20)
+        if _folded(name) in used or name.startswith("."):
+            name = f"{hashlib.blake2b(class_name.encode(), digest_size=4).hexdigest()}-{name}"
+        used.add(_folded(name))
+        found[class_name] = name
+    return found
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _file_name(text: str) -> str:
-    """Text as one name in a folder: separators become ``-``."""
-    return re.sub(r"[/\\\0]", "-", text) if text.strip(". ") else "-"
+    """Text as one name in a folder: separators and what cannot be printed become ``-``."""
+    return re.sub(r"[/\\:\x00-\x1f\x7f]", "-", text) if text.strip(". ") else "-"
 
 
 def _suffix_of(encoded: bytes) -> str:

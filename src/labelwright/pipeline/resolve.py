@@ -146,14 +146,25 @@ class Plan:
         return describe_data(self.prepared) | {"candidates_fingerprint": candidates_fingerprint(table)}
 
 
-def resolve(settings: FitSettings) -> Plan:
+def new_run(settings: FitSettings) -> Run:
+    """The folder that the settings name, looked at but not made.
+
+    Raises: ConfigError if it cannot be.
+    """
+    return Run.create(settings.out, resume=settings.resume, data=(settings.data, settings.test))
+
+
+def resolve(settings: FitSettings, run: Run | None = None) -> Plan:
     """Read and check everything that a run needs; nothing is written.
+
+    Args:
+      settings: of the run.   run: its folder, if it is held already.
 
     Raises: LabelwrightError subclasses for data or settings that cannot work.
     """
     began = time.monotonic()
     settings = _with_preset(settings)
-    run = Run.create(settings.out, resume=settings.resume)
+    run = new_run(settings) if run is None else run
     overrides, model = settings.overrides, str(settings.model)
     found = _at_hand(settings, run)
     model = model if found is None else found.model

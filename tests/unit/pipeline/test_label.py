@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from labelwright.data.table import Images, LabelTable
-from labelwright.errors import ConfigError
+from labelwright.errors import DiskError
 from labelwright.metrics.scores import confusions
-from labelwright.pipeline.label import _checked_target, _write_class_folders, label_rows
+from labelwright.pipeline.label import _write_class_folders, folder_names, label_rows
 from labelwright.pipeline.saved_model import model_card
 from labelwright.train.predict import Answers
 from labelwright.trust.calibration import Calibration
@@ -72,16 +72,6 @@ def test_confusions__by_name() -> None:
     assert {(pair["truth"], pair["predicted"]) for pair in found} == {("cow", "ant"), ("cow", "bee")}
 
 
-def test_checked_target(tmp_path: Path) -> None:
-    for name in ("a.csv", "a.parquet", "folder"):
-        assert _checked_target(tmp_path / name) == tmp_path / name
-    (tmp_path / "a.csv").touch()
-    with pytest.raises(ConfigError, match="exists"):
-        _checked_target(tmp_path / "a.csv")
-    with pytest.raises(ConfigError, match="neither"):
-        _checked_target(tmp_path / "a.txt")
-
-
 def test_write_class_folders__awkward_names(tmp_path: Path) -> None:
     root = write_folders(tmp_path / "photos", {"x": 4})
     paths = pa.array([f"x/{i}.png" for i in range(4)], pa.large_string())
@@ -98,9 +88,29 @@ def test_write_class_folders__awkward_names(tmp_path: Path) -> None:
 def test_write_class_folders__appears_whole_or_not_at_all(tmp_path: Path) -> None:
     paths = pa.array(["gone.png"], pa.large_string())
     table = LabelTable(Images(paths, str(tmp_path)), paths, np.full(1, -1, np.int32), NAMES)
-    with pytest.raises(FileNotFoundError):
+    stale = tmp_path / ".out.killed.tmp"
+    stale.mkdir()
+    with pytest.raises(DiskError, match=r"out cannot be written: No such file .*gone\.png"):
         _write_class_folders(pa.table({"id": paths, "label": ["ant"]}), table, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_write_class_folders__names_that_no_file_may_have(tmp_path: Path) -> None:
+    root = write_folders(tmp_path / "photos", {"x": 5})
+    paths = pa.array([f"x/{i}.png" for i in range(5)], pa.large_string())
+    ids = pa.array(["/".join(["d" * 120] * 3) + f"/{i}.png" for i in range(5)], pa.large_string())
+    labels = ["labels.parquet", "Cat", "cat", ".cat", "ö" * 300]
+    table = LabelTable(Images(paths, str(root)), ids, np.full(5, -1, np.int32), NAMES)
+    _write_class_folders(pa.table({"id": ids, "label": labels}), table, tmp_path / "out")
+    names = folder_names(labels, taken=("labels.parquet",))
+    assert len({name.casefold() for name in names.values()}) == 5
+    assert not any(name.startswith(".") for name in names.values())
+    assert names["Cat"] == "Cat"
+    for i, label in enumerate(labels):
+        (image,) = (tmp_path / "out" / names[label]).iterdir()
+        assert image.read_bytes() == (root / "x" / f"{i}.png").read_bytes()
+        assert (image.name.endswith(f"-{i}.png"), len(image.name.encode()) <= 255) == (True, True)
+    assert pq.read_table(tmp_path / "out" / "labels.parquet")["label"].to_pylist() == labels
 
 
 def test_model_card__scores_only_where_there_are_some() -> None:
