@@ -28,7 +28,6 @@ ANNOTATIONS = ("candidates.parquet", "candidates.answers.jsonl")
 
 LOCK = ".lock"
 CHECKPOINTS = ("last.pt", "previous.pt")
-GROWING = ("checkpoints", "tensorboard")  # folders that hold their own checksums
 BEGINNINGS = (  # what a run writes before it learns
     *("config.yaml", "environment.json", "data.json", "metrics.jsonl", *ANNOTATIONS, "novel.json"),
     *("margin_scale.json", ".candidates.parquet.lock", "candidates.answers.jsonl.lock"),
@@ -176,11 +175,15 @@ class Run:
         )
 
     def seal(self) -> None:
-        """Keep the checksums of everything in the folder of a finished run, for `checksums.check` and `verify`."""
+        """Keep the checksums of everything in the folder of a finished run, for `checksums.check` and `verify`.
+
+        What TensorBoard reads is left out. The checkpoint before the last one is no longer needed, and goes.
+        """
+        self.checkpoint.with_name(CHECKPOINTS[1]).unlink(missing_ok=True)
         files = (path.relative_to(self.path) for path in self.path.rglob("*") if path.is_file())
-        names = [str(path.as_posix()) for path in files if path.parts[0] not in (*GROWING, LOCK, checksums.NAME)]
+        names = [str(path.as_posix()) for path in files if path.parts[0] not in ("tensorboard", checksums.NAME)]
         with disk_errors(self.path / checksums.NAME):
-            checksums.keep(self.path, [name for name in names if not name.endswith((".tmp", ".lock"))])
+            checksums.keep(self.path, [name for name in names if not name.endswith((".tmp", LOCK))])
 
     # ---- reading ----------------------------------------------------------------------------------------------------
 
@@ -336,7 +339,8 @@ class Run:
             raise DataError(f"{path} cannot be read ({error})", fix="is this the folder of a run?") from error
         if not isinstance(content, dict):
             raise DataError(f"{path} holds no keys and values", fix="restore it from the run, or remove it")
-        checksums.check(path)
+        if name != "config.yaml":  # in which a path may be corrected by hand
+            checksums.check(path)
         for key, kind in WANTED.get(name, {}).items():
             if not isinstance(content.get(key), kind):
                 raise DataError(

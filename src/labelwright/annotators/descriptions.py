@@ -16,7 +16,8 @@ from typing import Any
 from labelwright.annotators.chat import ChatModel, Question, ask_many
 from labelwright.annotators.description_prompts import description_prompt, parse_descriptions
 from labelwright.errors import ConfigError, DataError, Problem
-from labelwright.replacing import check_output, replacing
+from labelwright.replacing import check_output
+from labelwright.run_folder import write_text_atomically
 
 log = logging.getLogger(__name__)
 
@@ -149,8 +150,7 @@ def write_descriptions(path: str | Path, descriptions: Mapping[str, Sequence[str
     if path.suffix.lower() != ".json":
         raise ConfigError(f"descriptions are written as JSON, not to {path}", fix="give a name ending in .json")
     kept = {name: list(texts) for name, texts in descriptions.items() if texts}
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text_atomically(path, json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
 
 
 def describe_classes(

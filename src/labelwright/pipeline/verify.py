@@ -31,7 +31,7 @@ def verify(run: str | Path) -> Verified:
     """Compare every byte of a run's files with the checksums that were taken when it finished; changes nothing.
 
     Args:
-      run: a run folder, finished or not. Checkpoints hold checksums of their own and are looked at in any case.
+      run: a run folder. Of a run that has not finished the checkpoints are looked at, which hold sums of their own.
 
     Raises: DataError if it is no folder of a run.
     """
@@ -47,7 +47,7 @@ def verify(run: str | Path) -> Verified:
     files = [found.path / name for name in sums]
     for name in CHECKPOINTS:
         path = found.checkpoint.with_name(name)
-        if path.exists():
+        if path.exists() and f"checkpoints/{name}" not in sums:  # while a run goes on
             files.append(path)
             try:
                 checkpoint.load(path)

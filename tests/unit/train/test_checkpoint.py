@@ -30,7 +30,7 @@ def test_save__torn_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path, mo
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", torn)
-    with pytest.raises(DiskError, match="last.pt cannot be written: disk full"):
+    with pytest.raises(DiskError, match=r"last\.pt cannot be written: disk full"):
         checkpoint.save_atomically({**PAYLOAD, "n": 4}, path)
     assert path.read_bytes() == old
     assert checkpoint.load(path)["n"] == 3
