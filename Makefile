@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check docs clean
+.PHONY: setup demo test faults check docs clean
 
 setup: $(STAMP)
 
@@ -19,6 +19,9 @@ demo: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
 
+faults: setup
+	$(BIN)/python benchmarks/faults.py --out faults-work
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -28,4 +31,4 @@ docs: setup
 	$(BIN)/python scripts/generate_docs.py
 
 clean:
-	rm -rf $(VENV) demo-run build dist src/*.egg-info
+	rm -rf $(VENV) demo-run faults-work build dist src/*.egg-info
