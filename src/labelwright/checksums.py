@@ -42,6 +42,11 @@ def fault(path: Path, sums: Any, *, sampled: bool = True) -> str | None:
 
     Args:
       path: of the file.   sums: of `sums_of`, as read back.   sampled: look at `SAMPLED` blocks at most.
+
+    Example:
+      >>> import tempfile; path = Path(tempfile.mkdtemp(), "a"); _ = path.write_bytes(b"abc"); sums = sums_of(path)
+      >>> fault(path, sums), path.write_bytes(b"abd") and fault(path, sums), path.unlink() or fault(path, sums)
+      (None, 'has other content', 'is missing')
     """
     try:
         size, blocks = int(sums["size"]), list(sums["blocks"])
@@ -87,7 +92,13 @@ def read(folder: Path) -> dict[str, Sums]:
 
 
 def keep(folder: Path, names: Sequence[str]) -> None:
-    """Take the checksums of files of a folder and write them into it."""
+    """Take the checksums of files of a folder and write them into it.
+
+    Example:
+      >>> import tempfile; folder = Path(tempfile.mkdtemp()); _ = (folder / "a").write_bytes(b"abc")
+      >>> keep(folder, ["a"]); check(folder / "a"); read(folder)["a"]["size"]
+      3
+    """
     _write(folder, {name: sums_of(folder / name) for name in sorted(names)})
 
 

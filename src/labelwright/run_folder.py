@@ -33,12 +33,12 @@ BEGINNINGS = (  # what a run writes before it learns
     *("margin_scale.json", ".candidates.parquet.lock", "candidates.answers.jsonl.lock"),
 )
 
-WANTED: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
+KINDS: Mapping[str, Mapping[str, type]] = {
     "summary.json": {"method": str, "warnings": list, "seconds": dict},
-    "data.json": {"fingerprint": str},
-    "config.yaml": {"method": str},
+    "data.json": {"fingerprint": str, "class_names": list, "train_counts": list},
+    "config.yaml": {"method": str, "resolved": dict, "settings": dict},
 }
-"""Keys that files of a run always have, and their types."""
+"""Types of what files of a run hold."""
 
 CONTENTS = {"summary", "data", "config", "environment", "records", "epochs", "steps", "begun", "labels"}
 
@@ -117,6 +117,8 @@ class Run:
             ) from error
         self._folder, is_new = (found.st_dev, found.st_ino), not self._has_content()
         try:
+            for stale in self.path.rglob(".*.tmp"):  # of a process killed while it wrote
+                stale.unlink()
             yield self
         except LabelwrightError as error:
             if error.exit_code == 2 and is_new and not (self.has_begun or self.has_answers):
@@ -184,6 +186,10 @@ class Run:
         names = [str(path.as_posix()) for path in files if path.parts[0] not in ("tensorboard", checksums.NAME)]
         with disk_errors(self.path / checksums.NAME):
             checksums.keep(self.path, [name for name in names if not name.endswith((".tmp", LOCK))])
+
+    def unseal(self) -> None:
+        """Forget the checksums of a run that goes on."""
+        (self.path / checksums.NAME).unlink(missing_ok=True)
 
     # ---- reading ----------------------------------------------------------------------------------------------------
 
@@ -325,11 +331,11 @@ class Run:
         """Labels for any images, with trust; see `labelwright.label`."""
         return labelwright.label(self.path, data, on_bad=on_bad, device=device)
 
-    def read(self, name: str) -> dict[str, Any]:
+    def read(self, name: str, *needed: str) -> dict[str, Any]:
         """Read a JSON or YAML file of the run.
 
-        Raises: DataError if it is missing or broken, lacks what such a file always has, or was altered once the run had
-          finished.
+        Raises: DataError if it is missing or broken, lacks a key that is ``needed``, holds what a run never writes, or was
+          altered once the run had finished.
         """
         path = self.path / name
         try:
@@ -341,10 +347,10 @@ class Run:
             raise DataError(f"{path} holds no keys and values", fix="restore it from the run, or remove it")
         if name != "config.yaml":  # in which a path may be corrected by hand
             checksums.check(path)
-        for key, kind in WANTED.get(name, {}).items():
-            if not isinstance(content.get(key), kind):
+        for key, kind in KINDS.get(name, {}).items():
+            if (key in content or key in needed) and not isinstance(content.get(key), kind):
                 raise DataError(
-                    f"{path}: {key} is {content.get(key)!r:.60}, which a run never writes",
+                    f"{path}: {key} is {str(content.get(key))[:60]}, which a run never writes",
                     fix="restore the file from a copy of the run",
                 )
         return content
@@ -378,7 +384,7 @@ class Run:
         has_begun = self.has_begun
         is_annotating = any((self.path / name).exists() for name in ANNOTATIONS)
         if resume and (has_begun or (is_annotating and (self.path / "data.json").exists())):
-            was = self.read("data.json")
+            was = self.read("data.json", "fingerprint")
             kinds = {"": "training images", "test_": "test images", "candidates_": "candidates"}
             for kind, what in kinds.items():
                 if was.get(f"{kind}fingerprint") != described.get(f"{kind}fingerprint"):
@@ -386,7 +392,7 @@ class Run:
                         f"the {what} changed since this run began", fix="resume with the same data, or start anew"
                     )
         if resume and has_begun:
-            old, new = _flat(self.read("config.yaml")), _flat(config)
+            old, new = _flat(self.read("config.yaml", "method")), _flat(config)
             changed = [key for key in new if old.get(key) != new[key] and key not in may_differ]
             if changed:
                 key = changed[0]

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from filelock import FileLock
 import labelwright as lw
 import tiny
 from labelwright import checksums, cli
+from labelwright.data.read import load
 from labelwright.encoders.store import build_store
 from labelwright.errors import ConfigError, DataError, DiskError, LabelwrightError, TrainingError
 from labelwright.pipeline import fit as fit_module
@@ -57,6 +59,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
 def run(finished: Path, tmp_path: Path) -> Path:
     """A finished run of one's own."""
     return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def names_in(folder: Path) -> set[str]:
@@ -226,6 +236,32 @@ def test_command__disk_errors_are_sentences(
     assert "/cache/x cannot be written: No space left" in capsys.readouterr().err
 
 
+def test_fit__not_into_the_data_and_past_runs_that_lie_there(finished: Path, tmp_path: Path) -> None:
+    photos = write_folders(tmp_path / "photos", {"cat": 4, "dog": 4})
+    for out in (photos / "run", photos / "cat" / "run"):
+        with pytest.raises(ConfigError, match="lies in the data"):
+            lw.fit(photos, out=out, device="cpu")
+        with pytest.raises(ConfigError, match="lies in the data"):
+            lw.pretrain(photos, out=out, device="cpu")
+    assert names_in(photos) == {"cat", "dog"}
+    shutil.copytree(finished, photos / "run")
+    shutil.copytree(finished, photos / "cat" / "run")
+    table = load(photos)
+    assert (table.class_names, len(table)) == (("cat", "dog"), 8)
+    told = {Path(problem.where).relative_to(photos).as_posix(): problem.detail for problem in table.problems}
+    assert told == dict.fromkeys(["run", "cat/run"], "the folder of a run, not of images")
+
+
+def test_command__a_reader_that_has_seen_enough(monkeypatch: pytest.MonkeyPatch, handlers: None) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as pipe, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", pipe)
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(["fit", "--help"])
+    assert stopped.value.code == 0
+
+
 # ---- altered and edited ---------------------------------------------------------------------------------------------
 
 
@@ -296,7 +332,7 @@ def test_edited_files__named_and_refused(run: Path, data: Path, edit: str, is_se
 
     def read() -> None:
         lw.label(run, str(data))
-        Run(run).summary  # noqa: B018 (read when asked for)
+        lw.report(run)
         lw.fit(str(data), out=run, resume=True, **QUICK)
 
     with pytest.raises(DataError, match=Path(name).name) as caught:
@@ -389,14 +425,6 @@ PHASES = {
 }
 
 
-@pytest.fixture
-def handlers() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 @pytest.mark.parametrize(
     ("number", "phase"),
     [*((signal.SIGTERM, phase) for phase in PHASES), (signal.SIGINT, "set-up"), (signal.SIGINT, "the end")],
@@ -437,8 +465,6 @@ def test_signals__in_every_phase(
 
 def test_csv__what_a_spreadsheet_would_compute_comes_back_as_it_was(tmp_path: Path) -> None:
     import pyarrow as pa
-
-    from labelwright.data.read import load
 
     ids = ["=cmd|' /C calc'!A0", "+1", "-2", "@x", "'=quoted", "'tis", "plain", "a=b"]
     labels = ["=SUM(A1)", "-1 degrees", "cat", "@home", "'+", "cat", "cat", "cat"]

@@ -632,7 +632,16 @@ def test_fit__embeddings(embeddings: Path, capsys: pytest.CaptureFixture[str]) -
 def test_fit__prints_scores_and_writes_the_run_folder(finished: Path) -> None:
     written = {path.name for path in finished.iterdir()}
     assert written == {
-        *("config.yaml", "environment.json", "data.json", "metrics.jsonl", "summary.json", "labels.parquet"),
+        *(
+            "checksums.json",
+            ".lock",
+            "config.yaml",
+            "environment.json",
+            "data.json",
+            "metrics.jsonl",
+            "summary.json",
+            "labels.parquet",
+        ),
         *("report.html", "checkpoints", "model", "tensorboard"),
     }
 

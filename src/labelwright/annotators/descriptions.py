@@ -146,11 +146,15 @@ def write_descriptions(path: str | Path, descriptions: Mapping[str, Sequence[str
       >>> read_descriptions(path, ["stop", "yield"])
       {'stop': ('a red octagon',)}
     """
-    path = Path(path)
-    if path.suffix.lower() != ".json":
-        raise ConfigError(f"descriptions are written as JSON, not to {path}", fix="give a name ending in .json")
+    path = _json_path(path)
     kept = {name: list(texts) for name, texts in descriptions.items() if texts}
     write_text_atomically(path, json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
+
+
+def _json_path(path: str | Path) -> Path:
+    if Path(path).suffix.lower() != ".json":
+        raise ConfigError(f"descriptions are written as JSON, not to {path}", fix="give a name ending in .json")
+    return Path(path)
 
 
 def describe_classes(
@@ -191,7 +195,7 @@ def describe_classes(
     path = Path(path)
     have = read_descriptions(path, class_names) if path.exists() else {}
     if not path.exists():
-        check_output(path)  # says now, not after the first answer, that it cannot be written
+        check_output(_json_path(path))  # says now, not after the first answer, that it cannot be written
     wanted = [class_names[c] for c in which if class_names[c] not in have]
 
     def keep(position: int, answer: str | None) -> None:

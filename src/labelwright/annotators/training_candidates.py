@@ -168,8 +168,6 @@ class Guesser:
         with FileLock(folder / f".{TABLE}.lock") if n_processes > 1 else contextlib.nullcontext():
             if not path.exists():
                 made = self._made(folder, source, approve)
-                for stale in folder.glob(f".{TABLE}.*.tmp"):  # of a process killed while it wrote
-                    stale.unlink(missing_ok=True)
                 write_candidates(path, table, made.candidates, table.class_names, made.info | {"counts": made.counts})
         return read_guesses(path, table, self.annotator)  # what a resumed run sees, an uninterrupted one sees too
 

@@ -169,7 +169,7 @@ def _add_folder(
     paths: list[str] = []
     labels: list[str | None] = []
     classes: list[str] = []
-    for entry in _entries(folder):
+    for entry in _entries(folder, builder.problems):
         if entry.is_dir():
             is_class = is_labelled and entry.name.lower() not in UNLABELLED_NAMES
             found = list(_images_below(Path(entry.path), root, builder.problems))
@@ -186,7 +186,7 @@ def _add_folder(
 
 
 def _images_below(folder: Path, root: Path, problems: list[Problem]) -> Iterator[str]:
-    for entry in _entries(folder):
+    for entry in _entries(folder, problems):
         if entry.is_dir():
             yield from _images_below(Path(entry.path), root, problems)
         elif _is_image(entry, problems):

@@ -56,6 +56,8 @@ def _fit(plan: Plan, approve: Callable[[Estimate], bool] | None) -> Run:
             report(run.path)
             run.seal()
         return Run(run.path)
+    if accelerator.is_main_process:
+        run.unseal()
     if plan.told and accelerator.is_main_process:
         progress.say(plan.told)
     job = prepare_job(plan, seconds, approve)

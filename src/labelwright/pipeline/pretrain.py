@@ -156,8 +156,10 @@ def pretrain(
             run.write_head(config, described, environment(accelerator.device, precision), resume=resume)
         if resume and (run.path / "summary.json").exists():
             return run.path
-        if told and accelerator.is_main_process:
-            progress.say(told)
+        if accelerator.is_main_process:
+            run.unseal()
+            if told:
+                progress.say(told)
         options = LoopOptions(
             seed=seed, device=device, precision=precision, checkpoint_minutes=checkpoint_minutes, n_evaluations=0
         )

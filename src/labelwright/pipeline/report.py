@@ -19,6 +19,6 @@ def report(run: str | Path) -> Path:
     found = Run(run)
     if "n_classes" not in found.summary:
         raise DataError(f"{run} holds a pretrained backbone, of which there is no report", fix="give the run of a fit")
-    sections = method_named(found.summary["method"]).sections
+    sections = method_named(found.read("summary.json", "method")["method"]).sections
     with found.held():
         return render(found.path, sections=sections, command=command_of(found.config, path=found.path))

@@ -253,6 +253,6 @@ def test_describe_classes__goes_on_after_a_stop(tmp_path):
 
 def test_describe_classes__says_before_asking_that_it_cannot_write(tmp_path):
     (tmp_path / "file").touch()
-    with ChatStub("two words") as stub, pytest.raises(ConfigError, match="cannot be written: .*file is a file"):
+    with ChatStub("two words") as stub, pytest.raises(ConfigError, match=r"cannot be written: .*file is a file"):
         describe_classes(chat_of(stub), SIGNS, tmp_path / "file" / "looks.json", which=ALL)
     assert stub.seen == []
