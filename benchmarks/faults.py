@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 LOADED = [
+    *("torch.utils.tensorboard", "sympy", "tyro"),
     "labelwright.api",
     "labelwright.cli",
     "labelwright.reporting.terminal",

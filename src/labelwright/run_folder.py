@@ -334,8 +334,8 @@ class Run:
     def read(self, name: str, *needed: str) -> dict[str, Any]:
         """Read a JSON or YAML file of the run.
 
-        Raises: DataError if it is missing or broken, lacks a key that is ``needed``, holds what a run never writes, or was
-          altered once the run had finished.
+        Raises: DataError if it is missing or broken, lacks a key that is ``needed``, holds what a run never writes, or
+          was altered once the run had finished.
         """
         path = self.path / name
         try:
