@@ -123,7 +123,10 @@ def check_output(path: Path, *data: Any) -> None:
             probe.write(_PROBE)
         for source in data:
             root = Path(source).expanduser() if isinstance(source, (str, Path)) else None
-            if root is not None and root.is_dir() and root.resolve() in whole.resolve().parents:
+            if root is None or not root.is_dir() or root.resolve() not in whole.resolve().parents:
+                continue
+            below = whole.resolve().relative_to(root.resolve())
+            if not any(part.startswith(".") for part in below.parts):  # hidden folders are not read
                 raise ConfigError(
                     f"{path} lies in the data ({source}), and would be read as part of them next time",
                     fix="give --out a place outside the data",

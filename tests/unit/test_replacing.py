@@ -54,6 +54,7 @@ def test_check_output__not_in_the_data(tmp_path: Path) -> None:
     for inside in ("photos/run", "link/cat/run", "photos/../photos/run"):
         with pytest.raises(ConfigError, match="lies in the data"):
             check_output(tmp_path / inside, None, str(tmp_path / "photos"))
+    check_output(tmp_path / "photos" / ".hidden" / "run", tmp_path / "photos")
     check_output(tmp_path / "photos-run", tmp_path / "photos", tmp_path / "photos.csv")
 
 
