@@ -296,7 +296,9 @@ class Undisturbed:
             words = [*words, *(again for again in case.again if again not in words)]
         code, _ = finish(words, out)
         said = (out / "log.txt").read_text()
-        if code == 2 and not case.again and "exists" in said:  # it was done before the kill came
+        if (
+            code == 2 and not case.again and ("exists" in said or "has no class 'novel-1'" in said)
+        ):  # it was done before the kill came
             code = 0
         if code:
             return f"exit code {code}: {said[-300:]}"
