@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check package docs site clean
+.PHONY: setup demo test faults check package docs site clean
 
 setup: $(STAMP)
 
@@ -18,6 +18,9 @@ demo: setup
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
+
+faults: setup
+	$(BIN)/python benchmarks/faults.py --out faults-work
 
 check: setup
 	$(BIN)/ruff check .
@@ -35,4 +38,4 @@ site: setup
 	$(BIN)/python scripts/build_site.py
 
 clean:
-	rm -rf $(VENV) demo-run build dist site src/*.egg-info
+	rm -rf $(VENV) demo-run faults-work build dist site src/*.egg-info

@@ -2,8 +2,8 @@
 
 The verbs are functions here: ``lw.inspect``, ``lw.audit``, ``lw.fit``, ``lw.pretrain``, ``lw.embed``, ``lw.annotate``,
 ``lw.describe``, ``lw.label``, ``lw.verify_sample``, ``lw.review``, ``lw.classes``, ``lw.evaluate``, ``lw.export``,
-``lw.report``, ``lw.compare``; ``lw.load_model`` gives a classifier to ask from Python. They are loaded when first used,
-so that importing one piece (a loss, a table) does not import everything.
+``lw.report``, ``lw.compare``, ``lw.verify``; ``lw.load_model`` gives a classifier to ask from Python. They are loaded
+when first used, so that importing one piece (a loss, a table) does not import everything.
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ if TYPE_CHECKING:
     from labelwright.pipeline.promises import verify_sample
     from labelwright.pipeline.report import report
     from labelwright.pipeline.review import review
+    from labelwright.pipeline.verify import Verified, verify
     from labelwright.reporting.compare import compare
 
 __all__ = [
     "Audit",
     "Inspection",
     "Run",
+    "Verified",
     "annotate",
     "audit",
     "bench",
@@ -56,6 +58,7 @@ __all__ = [
     "report",
     "review",
     "settings",
+    "verify",
     "verify_sample",
 ]
 

@@ -18,6 +18,7 @@ from labelwright.pipeline.pretrain import pretrain
 from labelwright.pipeline.promises import ToVerify, verify_sample
 from labelwright.pipeline.report import report
 from labelwright.pipeline.review import Reviewed, review
+from labelwright.pipeline.verify import Verified, verify
 from labelwright.reporting.compare import Comparison, compare
 from labelwright.run_folder import Run
 
@@ -30,6 +31,7 @@ __all__ = [
     "Reviewed",
     "Run",
     "ToVerify",
+    "Verified",
     "annotate",
     "audit",
     "classes",
@@ -46,5 +48,6 @@ __all__ = [
     "report",
     "review",
     "settings",
+    "verify",
     "verify_sample",
 ]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import errno
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 
 Own = tuple[Any, Any]
 """Type of a flag and its `setting`."""
+
+OF_THE_DISK = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EIO}
+"""Errors that are nobody's mistake, wherever they happen."""
 
 POSITIONAL = ("data", "run", "first", "second", "method", "action", "names")
 
@@ -387,6 +392,12 @@ VERBS: dict[str, Callable[..., Any]] = {
         second=(str, setting(REQUIRED, "another", example="run-again")),
         json=(bool, setting(False, "print it as JSON, every changed label among it")),
     ),
+    "verify": verb(
+        "Verify",
+        "Compare the files of a run with the checksums taken when it was written; exits with 1 if one was altered.",
+        run=RUN,
+        json=(bool, setting(False, "print it as JSON")),
+    ),
     "bench": verb(
         "Bench",
         "Run cells of a benchmark table and print it beside the published numbers.",
@@ -427,7 +438,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the command ``labelwright``: exits 0 done, 1 failed, 2 bad input, 130 interrupted."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries are summed up in one OfflineError
-    sys.exit(run(sys.argv[1:] if argv is None else argv))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, in every phase
+    try:
+        try:
+            code: Any = run(sys.argv[1:] if argv is None else argv)
+        except SystemExit as stopped:  # of help, and of what is wrong with the flags
+            code = stopped.code
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output, as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -450,7 +471,7 @@ def run(argv: Sequence[str]) -> int:
             from labelwright.pipeline.report import content_of
 
             terminal.print_verdict(content_of(result))
-        if verb_name == "audit" and result.failed:
+        if (verb_name == "audit" and result.failed) or (verb_name == "verify" and result.faults):
             return 1
     except LabelwrightError as error:
         if isinstance(error, DataError) and error.problems:
@@ -459,6 +480,11 @@ def run(argv: Sequence[str]) -> int:
             errors.print(format_problems(error.problems), markup=False)
         errors.print(f"error: {error}", markup=False)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in OF_THE_DISK:
+            raise
+        errors.print(f"error: {error.filename or 'a file'} cannot be written: {error.strerror}", markup=False)
+        return 1
     except KeyboardInterrupt:
         with_resume = "; continue with the same command and --resume"
         again = {"fit": with_resume, "pretrain": with_resume, "annotate": "; the same command continues from here"}

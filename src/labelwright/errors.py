@@ -56,3 +56,23 @@ class DataError(LabelwrightError):
 
 class OfflineError(LabelwrightError):
     """A model or data set asked for by name is neither on this machine nor within reach."""
+
+
+class TrainingError(LabelwrightError):
+    """Training or answering cannot go on: a loss, a weight or an answer is no longer a number."""
+
+    exit_code = 1
+
+
+class DiskError(LabelwrightError):
+    """A file could not be written: the disk is full or read-only, or the folder is gone.
+
+    Attributes:
+      reason: in the words of the operating system.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, reason: str, fix: str) -> None:
+        super().__init__(message, fix=fix)
+        self.reason = reason

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -13,16 +14,32 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+from filelock import FileLock, Timeout
 
 import labelwright
-from labelwright.errors import ConfigError, DataError
-from labelwright.replacing import replacing
+from labelwright import checksums
+from labelwright.errors import ConfigError, DataError, DiskError, LabelwrightError
+from labelwright.replacing import check_output, disk_errors, replacing
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 ANNOTATIONS = ("candidates.parquet", "candidates.answers.jsonl")
 """What a run folder keeps of an annotator: the candidates, and the answers of a chat model as they come."""
+
+LOCK = ".lock"
+CHECKPOINTS = ("last.pt", "previous.pt")
+BEGINNINGS = (  # what a run writes before it learns
+    *("config.yaml", "environment.json", "data.json", "metrics.jsonl", *ANNOTATIONS, "novel.json"),
+    *("margin_scale.json", ".candidates.parquet.lock", "candidates.answers.jsonl.lock"),
+)
+
+KINDS: Mapping[str, Mapping[str, type]] = {
+    "summary.json": {"method": str, "warnings": list, "seconds": dict},
+    "data.json": {"fingerprint": str, "class_names": list, "train_counts": list},
+    "config.yaml": {"method": str, "resolved": dict, "settings": dict},
+}
+"""Types of what files of a run hold."""
 
 CONTENTS = {"summary", "data", "config", "environment", "records", "epochs", "steps", "begun", "labels"}
 
@@ -47,21 +64,24 @@ class Run:
         assert set(contents) <= CONTENTS, contents.keys()
         self.__dict__.update(contents)  # where cached_property keeps what it has read
         self._writer: SummaryWriter | None = None
+        self._folder: tuple[int, int] | None = None  # device and inode, while it is held
 
     @classmethod
-    def create(cls, path: Path | str, *, resume: bool = False) -> Run:
+    def create(cls, path: Path | str, *, resume: bool = False, data: Sequence[Any] = ()) -> Run:
         """A folder to write a run into.
 
         Args:
           path: the folder; must be empty or absent, unless ``resume``.
           resume: continue what is there.
+          data: what it will read; folders of it may not hold the run.
 
-        Raises: ConfigError if it is a file, or not empty and ``resume`` is False or no run is there.
+        Raises: ConfigError if it cannot be written, is a file, or not empty and ``resume`` is False or no run is there.
         """
         run = cls(path)
-        if run.path.exists() and not run.path.is_dir():
+        if run.path.is_file():
             raise ConfigError(f"{run.path} is a file", fix="give --out a folder that does not exist yet")
-        has_content = run.path.exists() and any(run.path.iterdir())
+        check_output(run.path, *data)
+        has_content = run._has_content()
         if has_content and not resume:
             raise ConfigError(
                 f"{run.path} is not empty", fix="choose another --out, or --resume to continue the run that is there"
@@ -69,6 +89,108 @@ class Run:
         if has_content and not (run.path / "config.yaml").exists():
             raise ConfigError(f"{run.path} is not the folder of a run", fix="choose another --out")
         return run
+
+    @contextmanager
+    def held(self) -> Iterator[Run]:
+        """Hold the folder, made if absent: no other process writes into it until the block ends, however it ends.
+
+        Of several processes of one run the first holds it. A block inside another changes nothing. If bad input ends
+        the block, what it wrote into a new folder is removed, answers of chat models and what others put there are not.
+
+        Raises: ConfigError if another process holds it, or it cannot be made.
+        """
+        lock = FileLock(self.path / LOCK, timeout=0, is_singleton=True)
+        if int(os.environ.get("RANK") or 0) or lock.is_locked:
+            yield self
+            return
+        made = [each for each in (self.path, *self.path.parents) if not each.exists()]
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+            found = self.path.stat()
+        except Timeout as error:
+            raise ConfigError(
+                f"{self.path} is in use by another process", fix="wait until that has ended, or choose another --out"
+            ) from error
+        except OSError as error:
+            raise ConfigError(
+                f"{self.path} cannot be written: {error.strerror}", fix="give --out a place that can be written"
+            ) from error
+        self._folder, is_new = (found.st_dev, found.st_ino), not self._has_content()
+        try:
+            for stale in self.path.rglob(".*.tmp"):  # of a process killed while it wrote
+                stale.unlink()
+            yield self
+        except LabelwrightError as error:
+            if error.exit_code == 2 and is_new and not (self.has_begun or self.has_answers):
+                self.close()
+                self._remove_beginnings()
+            raise
+        finally:
+            self._folder = None
+            with suppress(OSError, DiskError):
+                self.close()
+            if not self._has_content():
+                (self.path / LOCK).unlink(missing_ok=True)
+            lock.release()
+            with suppress(OSError):
+                for each in made:
+                    each.rmdir()  # stops at the first that is not empty
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether there are answers of a chat model, which took time and perhaps money."""
+        if (self.path / "descriptions.json").exists():
+            return True
+        journal = self.path / ANNOTATIONS[1]
+        if not journal.exists():
+            return False
+        with journal.open("rb") as file:
+            return len(file.readlines(1 << 16)) > 1  # the first line says what was asked
+
+    def _has_content(self) -> bool:
+        return self.path.is_dir() and any(each.name != LOCK for each in self.path.iterdir())
+
+    def _remove_beginnings(self) -> None:
+        for name in BEGINNINGS:
+            (self.path / name).unlink(missing_ok=True)
+        events = self.path / "tensorboard"
+        for each in events.glob("events.out.tfevents.*"):
+            each.unlink()
+        with suppress(OSError):
+            events.rmdir()
+
+    def check_there(self) -> None:
+        """Refuse to go on if the folder that is held was deleted, moved or replaced.
+
+        Raises: DiskError.
+        """
+        if self._folder is None:
+            return
+        with suppress(OSError):
+            found = self.path.stat()
+            if (found.st_dev, found.st_ino) == self._folder:
+                return
+        raise DiskError(
+            f"{self.path} was deleted or moved while this run wrote into it",
+            reason="the folder is gone",
+            fix="start it again; a run that was moved goes on with --resume and its new place as --out",
+        )
+
+    def seal(self) -> None:
+        """Keep the checksums of everything in the folder of a finished run, for `checksums.check` and `verify`.
+
+        What TensorBoard reads is left out. The checkpoint before the last one is no longer needed, and goes.
+        """
+        self.checkpoint.with_name(CHECKPOINTS[1]).unlink(missing_ok=True)
+        files = (path.relative_to(self.path) for path in self.path.rglob("*") if path.is_file())
+        names = [str(path.as_posix()) for path in files if path.parts[0] not in ("tensorboard", checksums.NAME)]
+        with disk_errors(self.path / checksums.NAME):
+            checksums.keep(self.path, [name for name in names if not name.endswith((".tmp", LOCK))])
+
+    def unseal(self) -> None:
+        """Forget the checksums of a run that goes on."""
+        (self.path / checksums.NAME).unlink(missing_ok=True)
 
     # ---- reading ----------------------------------------------------------------------------------------------------
 
@@ -102,12 +224,16 @@ class Run:
         """metrics.jsonl, in the order it was written; a last line cut short by a kill is left out."""
         if not self.metrics.is_file():
             return []
+        checksums.check(self.metrics)
         found = []
-        lines = self.metrics.read_text(encoding="utf-8").splitlines()
+        lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
         for i, line in enumerate(lines, 1):
             try:
-                found.append(json.loads(line))
-            except ValueError as error:
+                record = json.loads(line)
+                if not (isinstance(record, dict) and isinstance(record.get("epoch", 0), int)):
+                    raise ValueError("no record of a run")
+                found.append(record)
+            except (ValueError, RecursionError) as error:
                 if i < len(lines):
                     raise DataError(f"{self.metrics} line {i} is not JSON ({error})", fix="remove that line") from error
         return found
@@ -135,8 +261,11 @@ class Run:
         Raises: DataError if it cannot be read.
         """
         path = self.path / "labels.parquet"
+        if not path.is_file():
+            return None
+        checksums.check(path)
         try:
-            return pq.read_table(path) if path.is_file() else None
+            return pq.read_table(path)
         except (OSError, pa.ArrowException) as error:
             raise DataError(
                 f"{path} cannot be read ({error})", fix="run labelwright fit anew, or remove the file"
@@ -185,13 +314,14 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        """The newest checkpoint."""
-        return self.path / "checkpoints" / "last.pt"
+        """The newest checkpoint; the one before it stays beside it, for `train.checkpoint.newest`."""
+        return self.path / "checkpoints" / CHECKPOINTS[0]
 
     @property
     def has_begun(self) -> bool:
         """Whether there is a checkpoint or a finished run: its settings hold."""
-        return self.checkpoint.exists() or (self.path / "summary.json").exists()
+        kept = (self.checkpoint.with_name(name) for name in CHECKPOINTS)
+        return any(each.exists() for each in (*kept, self.path / "summary.json"))
 
     @property
     def metrics(self) -> Path:
@@ -209,19 +339,28 @@ class Run:
         )  # by name: the pipeline imports us
         return found
 
-    def read(self, name: str) -> dict[str, Any]:
+    def read(self, name: str, *needed: str) -> dict[str, Any]:
         """Read a JSON or YAML file of the run.
 
-        Raises: DataError if it is missing or broken.
+        Raises: DataError if it is missing or broken, lacks a key that is ``needed``, holds what a run never writes, or
+          was altered once the run had finished.
         """
         path = self.path / name
         try:
             text = path.read_text(encoding="utf-8")
             content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             raise DataError(f"{path} cannot be read ({error})", fix="is this the folder of a run?") from error
         if not isinstance(content, dict):
             raise DataError(f"{path} holds no keys and values", fix="restore it from the run, or remove it")
+        if name != "config.yaml":  # in which a path may be corrected by hand
+            checksums.check(path)
+        for key, kind in KINDS.get(name, {}).items():
+            if (key in content or key in needed) and not isinstance(content.get(key), kind):
+                raise DataError(
+                    f"{path}: {key} is {str(content.get(key))[:60]}, which a run never writes",
+                    fix="restore the file from a copy of the run",
+                )
         return content
 
     def _read_if_there(self, name: str) -> dict[str, Any]:
@@ -249,18 +388,19 @@ class Run:
 
         Raises: DataError if the images changed; ConfigError naming the setting that did.
         """
+        self.check_there()
         has_begun = self.has_begun
         is_annotating = any((self.path / name).exists() for name in ANNOTATIONS)
-        if resume and (has_begun or is_annotating) and (self.path / "data.json").exists():
-            was = self.read("data.json")
+        if resume and (has_begun or (is_annotating and (self.path / "data.json").exists())):
+            was = self.read("data.json", "fingerprint")
             kinds = {"": "training images", "test_": "test images", "candidates_": "candidates"}
             for kind, what in kinds.items():
                 if was.get(f"{kind}fingerprint") != described.get(f"{kind}fingerprint"):
                     raise DataError(
                         f"the {what} changed since this run began", fix="resume with the same data, or start anew"
                     )
-        if resume and has_begun and (self.path / "data.json").exists():
-            old, new = _flat(self.read("config.yaml")), _flat(config)
+        if resume and has_begun:
+            old, new = _flat(self.read("config.yaml", "method")), _flat(config)
             changed = [key for key in new if old.get(key) != new[key] and key not in may_differ]
             if changed:
                 key = changed[0]
@@ -275,24 +415,28 @@ class Run:
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file so that it is always whole."""
+        self.check_there()
         write_text_atomically(self.path / name, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     def write_yaml(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a YAML file so that it is always whole."""
+        self.check_there()
         write_text_atomically(self.path / name, yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
 
     def log(self, record: Mapping[str, Any], *, step: int) -> None:
         """Append one record to metrics.jsonl and its scalars to TensorBoard."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=True) + "\n")
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
+        self.check_there()
+        with disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record, allow_nan=True) + "\n")
+            if self._writer is None:
+                from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=step)
-        for key, value in record.items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and key not in ("epoch", "step"):
-                self._writer.add_scalar(f"{record.get('kind', 'run')}/{key}", value, step)
+                self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=step)
+            for key, value in record.items():
+                if isinstance(value, (int, float)) and not isinstance(value, bool) and key not in ("epoch", "step"):
+                    self._writer.add_scalar(f"{record.get('kind', 'run')}/{key}", value, step)
 
     def metrics_size(self) -> int:
         """Bytes in metrics.jsonl: saved with a checkpoint, so that a resume can cut what came after it."""
@@ -305,9 +449,10 @@ class Run:
 
     def close(self) -> None:
         """Flush TensorBoard."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with disk_errors(self.path / "tensorboard"):
+                writer.close()
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -318,7 +463,8 @@ def write_text_atomically(path: Path, text: str) -> None:
       >>> write_text_atomically(folder / "a.txt", "hello"); (folder / "a.txt").read_text()
       'hello'
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -331,6 +477,6 @@ def write_parquet_atomically(table: pa.Table, path: Path) -> None:
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that count: as resolved, those of the method among them."""
-    resolved = {**config, **config.get("resolved", {})}
-    flat = {**resolved, **resolved["settings"]}
+    resolved = {**config, **(config.get("resolved") or {})}
+    flat = {**resolved, **(resolved.get("settings") or {})}
     return {key: value for key, value in flat.items() if key not in ("resolved", "settings", "set")}

@@ -1,7 +1,8 @@
-"""Numbers as a reader of a report wants them."""
+"""Numbers as a reader of a report wants them, and texts without secrets."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 
@@ -58,3 +59,15 @@ def counted(n: int, noun: str, plural: str | None = None) -> str:
       ('1 image', '1,200 images', '2 classes')
     """
     return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
+
+
+def redacted(text: str) -> str:
+    """A text without the passwords of its URLs and without what follows Bearer, Basic or ``key=``.
+
+    Example:
+      >>> redacted("http://ann:s3cret@host/v1?api_key=abc said: Authorization: Bearer sk-12345678")
+      'http://***@host/v1?api_key=*** said: Authorization: Bearer ***'
+    """
+    text = re.sub(r"(?<=://)[^/\s@]*@", "***@", text)
+    text = re.sub(r"(?i)\b(bearer|basic)\s+[^\s\"',;]+", r"\1 ***", text)
+    return re.sub(r"(?i)([\w-]*(?:key|token|secret|password)=)[^&\s\"']+", r"\1***", text)

@@ -312,7 +312,7 @@ def test_out__inside_the_data_is_refused(verb: str, tmp_path: Path, capsys: pyte
     root = write_folders(tmp_path / "photos", {"ant": 2, "bee": 2})
     for out in (root / "run", root / "ant" / "run"):
         assert cli.run([verb, str(root), "--out", str(out)]) == 2
-        assert "lies inside the data" in capsys.readouterr().err
+        assert "lies in the data" in capsys.readouterr().err
         assert not out.exists()
 
 
@@ -680,8 +680,8 @@ def test_fit__embeddings(embeddings: Path, capsys: pytest.CaptureFixture[str]) -
 def test_fit__prints_scores_and_writes_the_run_folder(finished: Path) -> None:
     written = {path.name for path in finished.iterdir()}
     assert written == {
-        *("config.yaml", "environment.json", "data.json", "metrics.jsonl", "summary.json", "labels.parquet"),
-        *("report.html", "gallery.json", "checkpoints", "model", "tensorboard"),
+        *("checksums.json", ".lock", "config.yaml", "environment.json", "data.json", "metrics.jsonl", "summary.json"),
+        *("labels.parquet", "report.html", "gallery.json", "checkpoints", "model", "tensorboard"),
     }
 
 
@@ -718,7 +718,7 @@ def test_label__what_it_writes_is_data_again(
             assert [table.class_names[c] for c in table.labels] == labels
     assert sorted(lw.load("sorted").class_names) == sorted(set(labels))
     assert cli.run(["label", str(finished), str(photos), "--out", str(photos / "in")]) == 2
-    assert "lies inside the data" in capsys.readouterr().err
+    assert "lies in the data" in capsys.readouterr().err
 
 
 def test_label__one_file_or_several(finished: Path, photos: Path, tmp_path: Path) -> None:

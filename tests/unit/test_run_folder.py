@@ -5,7 +5,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from labelwright.errors import ConfigError, DataError
+from labelwright.errors import ConfigError, DataError, DiskError
 from labelwright.run_folder import Run, write_text_atomically
 from labelwright.train.environment import environment
 
@@ -76,7 +76,7 @@ def test_write_text__torn_leaves_the_old_text(tmp_path: Path, monkeypatch: pytes
         raise OSError("disk full")
 
     monkeypatch.setattr(Path, "write_text", torn)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(DiskError, match="disk full"):
         write_text_atomically(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]

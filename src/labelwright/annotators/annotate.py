@@ -14,7 +14,8 @@ from labelwright.annotators.describe import wanted_descriptions
 from labelwright.data.checks import OnBad, check_images, resolve_problems
 from labelwright.data.columns import named_columns
 from labelwright.data.prepare import listed, open_source, read, resolved_path
-from labelwright.errors import ConfigError, DataError
+from labelwright.errors import DataError
+from labelwright.replacing import new_output
 from labelwright.train.processes import accelerator_for
 
 
@@ -74,7 +75,7 @@ def annotate(
     Raises: ConfigError or DataError, with nothing written, for data or settings that cannot work; OfflineError if the
       model is neither on this machine nor within reach.
     """
-    target = _checked(Path(out))
+    target = new_output(out, ".parquet")
     asked = Annotator(
         model,
         rule=rule,
@@ -110,11 +111,3 @@ def annotate(
     info = guesses.info | {"counts": counts}
     write_candidates(target, usable, guesses.candidates, usable.class_names, info)
     return Annotated(target, counts)
-
-
-def _checked(target: Path) -> Path:
-    if target.suffix != ".parquet":
-        raise ConfigError(f"{target} is not a .parquet file", fix="end --out in .parquet")
-    if target.exists():
-        raise ConfigError(f"{target} exists", fix="choose another --out, or remove it first")
-    return target

@@ -23,6 +23,7 @@ from labelwright.annotators.answers import AnswerParser
 from labelwright.annotators.chat import ChatModel, Estimate, Question, ask_many, estimate
 from labelwright.data.table import LabelTable
 from labelwright.errors import ConfigError, DataError
+from labelwright.replacing import disk_errors
 from labelwright.train.progress import track
 from labelwright.train.seeds import derive_seed
 from labelwright.types import Candidates
@@ -101,7 +102,8 @@ def annotate_with_chat(
     parse = AnswerParser(class_names)
     head = {"model": chat.name, "seed": seed, "class_names": list(class_names)}
     ids = table.ids.to_pylist()
-    journal.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(journal):
+        journal.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(f"{journal}.lock", timeout=0):
             known = _open_journal(journal, head)
@@ -193,8 +195,9 @@ def _ask_all(
                 return
             row, k = wanted[place]
             known[ids[row], k] = answer
-            file.write(json.dumps({"id": ids[row], "phrasing": k, "answer": answer}, ensure_ascii=False) + "\n")
-            file.flush()
+            with disk_errors(journal):
+                file.write(json.dumps({"id": ids[row], "phrasing": k, "answer": answer}, ensure_ascii=False) + "\n")
+                file.flush()
 
         ask_many(chat, questions(), n_workers=n_workers, on_answer=keep)
 

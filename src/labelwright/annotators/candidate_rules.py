@@ -22,7 +22,7 @@ from labelwright.data.columns import METADATA_KEY
 from labelwright.data.layouts import path_from
 from labelwright.data.table import SPLITS, LabelTable
 from labelwright.errors import ConfigError
-from labelwright.replacing import replacing
+from labelwright.replacing import disk_errors, replacing
 from labelwright.types import Candidates
 
 Rule = Literal["union", "top_k", "ratio", "mean"]
@@ -206,7 +206,8 @@ def write_candidates(
     """
     if path.exists():
         raise ConfigError(f"{path} exists", fix="choose another --out, or remove it first")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     described = json.dumps({"class_names": list(class_names), "annotator": dict(info)}, ensure_ascii=False)
     n_rows_at_once = _FILE_ROWS if table.images.dataset is None else _EMBEDDED_ROWS
     folder = path.parent.resolve()

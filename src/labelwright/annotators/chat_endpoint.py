@@ -8,6 +8,7 @@ import itertools
 import logging
 import os
 import random
+import re
 import threading
 import time
 import weakref
@@ -18,13 +19,16 @@ from typing import Any
 
 from PIL import Image
 
-from labelwright.errors import ConfigError, DataError, OfflineError
+from labelwright.errors import ConfigError, DataError, LabelwrightError, OfflineError
+from labelwright.wording import redacted
 
 IMAGE_EDGE_PX = 512  # longer edges are scaled down to it before an image is sent
 LOSSLESS_EDGE_PX = 128  # images no larger are sent as PNG: JPEG would blur what little they show
 FIRST_WAIT_S = 0.5  # before the first repetition; doubled each time
 LONGEST_WAIT_S = 30.0
 ANSWER_TOKENS_MAX = 300
+ANSWER_BYTES_MAX = 1 << 20  # of an answer with all that the endpoint wraps it in
+REDIRECTS_MAX = 3
 LONGEST_ASKED_WAIT_S = 300.0  # an endpoint that asks (Retry-After) for more has failed
 
 log = logging.getLogger(__name__)
@@ -66,7 +70,10 @@ class OpenAIChat:
       sleep: what waits; for tests.
 
     Attributes:
-      endpoint: the base URL asked.
+      endpoint: the base URL asked, without a password.
+
+    Redirects to another host are refused, and answers of more than ANSWER_BYTES_MAX; keys and passwords are in no
+    message.
 
     Raises: ConfigError: the openai package is missing, an invalid URL, or no key (OPENAI_API_KEY) for OpenAI's own
       endpoint; others may need none.
@@ -95,16 +102,27 @@ class OpenAIChat:
             ) from error
         url = base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
         if not url.startswith(("http://", "https://")):
-            raise ConfigError(f"the base URL {url!r} is not a URL", fix="begin it with http:// or https://")
+            raise ConfigError(f"the base URL {redacted(url)!r} is not a URL", fix="begin it with http:// or https://")
+        if "//***@" in url:
+            raise ConfigError(
+                f"{url} was read from a config.yaml, which keeps no password", fix="give --chat-url with it again"
+            )
         key = os.environ.get("OPENAI_API_KEY")
         if not key and "//api.openai.com" in url:
             raise ConfigError(
                 f"no key for {url}", fix="set OPENAI_API_KEY, or give the base URL of an endpoint that needs none"
             )
         self.name = name
-        self.endpoint = url.rstrip("/")
+        self.endpoint = redacted(url.rstrip("/"))
+        self._secrets = [word for word in (key, *re.findall(r"//([^/@]*)@", url)) if word]
         self.max_in_flight = max_in_flight
-        self._client = openai.OpenAI(api_key=key or "none", base_url=url, timeout=timeout_s, max_retries=0)
+        self._client = openai.OpenAI(
+            api_key=key or "none",
+            base_url=url,
+            timeout=timeout_s,
+            max_retries=0,
+            http_client=_guarded(openai, timeout_s),
+        )
         self._settings: dict[str, float] = {"max_tokens": ANSWER_TOKENS_MAX, "temperature": 0.0}  # the likeliest answer
         self._timeout_s = timeout_s
         self._retries = retries
@@ -157,7 +175,9 @@ class OpenAIChat:
         except openai.APITimeoutError as error:
             raise _PassingError(f"no answer within {self._timeout_s:g} s") from error
         except openai.APIConnectionError as error:
-            raise _PassingError(f"no connection ({error.__cause__ or error})") from error
+            if isinstance(error.__cause__, (LabelwrightError, _PassingError)):  # of `_guarded`
+                raise error.__cause__ from error
+            raise _PassingError(self._said(f"no connection ({error.__cause__ or error})")) from error
         except openai.APIStatusError as error:
             if error.code in ("unsupported_parameter", "unsupported_value") and error.param in settings:
                 kept = {key: value for key, value in settings.items() if key != error.param}
@@ -182,9 +202,15 @@ class OpenAIChat:
             )
         return str(text)
 
+    def _said(self, text: str) -> str:
+        """What an endpoint or a library says, without keys and passwords."""
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return redacted(text)
+
     def _verdict(self, error: Any) -> Exception:
         """What an HTTP status other than success means."""
-        status, detail = error.status_code, _detail(error)
+        status, detail = error.status_code, self._said(_detail(error))
         if error.code == "insufficient_quota":
             return ConfigError(f"{self.endpoint}: the quota of this key is used up: {detail}", fix="see to its billing")
         if status in (408, 409, 429) or status >= 500:
@@ -203,6 +229,51 @@ class OpenAIChat:
             f"{self.endpoint} refuses the question (HTTP {status}): {detail}",
             fix="check that this model takes images, and questions of this length",
         )
+
+
+def _guarded(openai: Any, timeout_s: float) -> Any:
+    """The library's client for HTTP, which follows no redirect to another host and reads no answer without end."""
+
+    class Guarded(openai.DefaultHttpxClient):  # type: ignore[misc]
+        def send(self, request: Any, **how: Any) -> Any:
+            began, asked = time.monotonic(), request.url
+            for _ in range(REDIRECTS_MAX + 1):
+                response = super().send(request, **{**how, "stream": True, "follow_redirects": False})
+                try:
+                    if response.next_request is None:
+                        return _read(response, began)
+                    request = response.next_request
+                    if (request.url.scheme, request.url.host, request.url.port) != (
+                        asked.scheme,
+                        asked.host,
+                        asked.port,
+                    ):
+                        raise ConfigError(
+                            f"{asked.host} sends the question on to {request.url.host}, which nobody named",
+                            fix="if that is right, give its address as the base URL",
+                        )
+                finally:
+                    response.close()
+            raise ConfigError(f"{asked.host} sends the question in a circle", fix="check the base URL")
+
+    def _read(response: Any, began: float) -> Any:
+        body = bytearray()
+        for chunk in response.iter_bytes():
+            body += chunk
+            if len(body) > ANSWER_BYTES_MAX:
+                raise DataError(
+                    f"{response.request.url.host} answers with more than {ANSWER_BYTES_MAX:,} bytes",
+                    fix="check that the base URL is that of a chat endpoint (most end in /v1)",
+                )
+            if time.monotonic() - began > timeout_s:
+                raise _PassingError(f"no whole answer within {timeout_s:g} s")
+        headers = [(k, v) for k, v in response.headers.multi_items() if k.lower() not in _OF_TRANSPORT]
+        return type(response)(response.status_code, headers=headers, content=bytes(body), request=response.request)
+
+    return Guarded(timeout=timeout_s)
+
+
+_OF_TRANSPORT = ("content-encoding", "content-length", "transfer-encoding")
 
 
 def _detail(error: Any) -> str:

@@ -20,6 +20,7 @@ from labelwright.data.prepare import Prepared, is_embeddings, prepare
 from labelwright.encoders.embed import Encoder, concepts_of, embed
 from labelwright.errors import ConfigError, DataError
 from labelwright.labels.concepts import Mismatch, detect_mismatched
+from labelwright.replacing import check_output
 from labelwright.train.processes import accelerator_for
 from labelwright.types import Concepts
 
@@ -78,6 +79,8 @@ def describe(
     """
     if (chat is None) != (out is None):
         raise ConfigError("a chat model and a file for its answers go together", fix="give both --chat and --out")
+    if out is not None:
+        check_output(Path(out))
     if is_embeddings(data):
         raise ConfigError("the data are embeddings, which the model cannot be shown", fix="give the images")
     on = accelerator_for(device).device
@@ -119,7 +122,6 @@ def ask_for(
     prompt = description_prompt(class_names, which[0], n=n, context=context)
     if approve and not approve(estimate(len(which), prompt_chars=len(prompt), answer_tokens=30 * n)):
         raise ConfigError("nothing was asked", fix="say yes, or leave --chat (of fit: --describe-with) out")
-    path.parent.mkdir(parents=True, exist_ok=True)
     with closing(OpenAIChat(chat, base_url=chat_url)) as model:
         return describe_classes(model, class_names, path, which=which, n=n, context=context)
 

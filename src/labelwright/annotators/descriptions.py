@@ -16,7 +16,8 @@ from typing import Any
 from labelwright.annotators.chat import ChatModel, Question, ask_many
 from labelwright.annotators.description_prompts import description_prompt, parse_descriptions
 from labelwright.errors import ConfigError, DataError, Problem
-from labelwright.replacing import replacing
+from labelwright.replacing import check_output
+from labelwright.run_folder import write_text_atomically
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +137,7 @@ def write_descriptions(path: str | Path, descriptions: Mapping[str, Sequence[str
     Args:
       path: of the file, .json.   descriptions: class -> texts; classes without any are left out.
 
-    Raises: ConfigError: another ending, or the file cannot be written.
+    Raises: ConfigError: another ending; DiskError: the file cannot be written.
 
     Example:
       >>> import tempfile
@@ -145,15 +146,15 @@ def write_descriptions(path: str | Path, descriptions: Mapping[str, Sequence[str
       >>> read_descriptions(path, ["stop", "yield"])
       {'stop': ('a red octagon',)}
     """
-    path = Path(path)
-    if path.suffix.lower() != ".json":
-        raise ConfigError(f"descriptions are written as JSON, not to {path}", fix="give a name ending in .json")
+    path = _json_path(path)
     kept = {name: list(texts) for name, texts in descriptions.items() if texts}
-    try:
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}", fix="check the folder") from error
+    write_text_atomically(path, json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
+
+
+def _json_path(path: str | Path) -> Path:
+    if Path(path).suffix.lower() != ".json":
+        raise ConfigError(f"descriptions are written as JSON, not to {path}", fix="give a name ending in .json")
+    return Path(path)
 
 
 def describe_classes(
@@ -194,8 +195,7 @@ def describe_classes(
     path = Path(path)
     have = read_descriptions(path, class_names) if path.exists() else {}
     if not path.exists():
-        write_descriptions(path, have)  # says now, not after the first answer, that it cannot be written
-        path.unlink()
+        check_output(_json_path(path))  # says now, not after the first answer, that it cannot be written
     wanted = [class_names[c] for c in which if class_names[c] not in have]
 
     def keep(position: int, answer: str | None) -> None:

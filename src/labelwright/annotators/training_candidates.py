@@ -49,15 +49,6 @@ from labelwright.types import Candidates
 TABLE, JOURNAL = ANNOTATIONS
 
 
-def has_answers(folder: Path) -> bool:
-    """Whether a run folder holds answers of a chat model: they took time and perhaps money."""
-    journal = folder / JOURNAL
-    if not journal.exists():
-        return False
-    with journal.open("rb") as file:
-        return len(file.readlines(1 << 16)) > 1  # the first line says what was asked
-
-
 def candidates_fingerprint(table: LabelTable) -> str | None:
     """32 hex digits that change when a candidate or its weight does; None without candidates.
 
@@ -177,8 +168,6 @@ class Guesser:
         with FileLock(folder / f".{TABLE}.lock") if n_processes > 1 else contextlib.nullcontext():
             if not path.exists():
                 made = self._made(folder, source, approve)
-                for stale in folder.glob(f".{TABLE}.*.tmp"):  # of a process killed while it wrote
-                    stale.unlink(missing_ok=True)
                 write_candidates(path, table, made.candidates, table.class_names, made.info | {"counts": made.counts})
         return read_guesses(path, table, self.annotator)  # what a resumed run sees, an uninterrupted one sees too
 

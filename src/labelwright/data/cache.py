@@ -23,10 +23,11 @@ from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
+from labelwright import checksums
 from labelwright.data.table import LabelTable
-from labelwright.errors import ConfigError, DataError, Problem
+from labelwright.errors import ConfigError, DataError, DiskError, Problem
 from labelwright.replacing import replacing
-from labelwright.train.progress import counter
+from labelwright.train.progress import counter, say
 
 CACHE_FORMAT = 1  # part of every key: raise it whenever the same image would give other pixels or another layout
 RESIZE_RULE = "centre-square-bicubic"  # see `resize_to_square`; part of every key
@@ -172,7 +173,7 @@ def build_cache(table: LabelTable, *, size_px: int, folder: Path | None = None) 
 
 
 def _open(path: Path, notes: Path, key: dict[str, Any]) -> PixelCache | None:
-    """The finished cache, or None if there is none, or one that was damaged from outside."""
+    """The finished cache, or None if there is none, or one that was altered from outside."""
     try:
         written = json.loads(notes.read_text(encoding="utf-8"))
         pixels = np.load(path, mmap_mode="r" if key["n_rows"] else None)
@@ -181,6 +182,9 @@ def _open(path: Path, notes: Path, key: dict[str, Any]) -> PixelCache | None:
         return None
     shape = (key["n_rows"], key["size_px"], key["size_px"], 3)
     if written.get("key") != key or pixels.shape != shape or pixels.dtype != np.uint8:
+        return None
+    if "sums" in written and (what := checksums.fault(path, written["sums"])):
+        say(f"decoded images {path}: the file {what}; they are made anew")
         return None
     return PixelCache(pixels, problems=problems)
 
@@ -199,7 +203,12 @@ def _build(table: LabelTable, path: Path, notes: Path, key: dict[str, Any]) -> P
         else:
             with temporary.open("wb") as file:
                 np.save(file, np.zeros(shape, dtype=np.uint8))
-        text = json.dumps({"key": key, "problems": [asdict(problem) for problem in problems]}, ensure_ascii=False)
+        notes_of = {
+            "key": key,
+            "problems": [asdict(problem) for problem in problems],
+            "sums": checksums.sums_of(temporary),
+        }
+        text = json.dumps(notes_of, ensure_ascii=False)
         temporary_notes.write_text(text, encoding="utf-8")
         path.unlink(missing_ok=True)  # a damaged one: the notes are never seen beside it
     built = _open(path, notes, key)
@@ -262,9 +271,10 @@ def write_errors_explained(what: str, folder: Path) -> Iterator[None]:
     """Turn an error of the disk into a ConfigError that names ``what`` is kept in ``folder``."""
     try:
         yield
-    except OSError as error:
+    except (OSError, DiskError) as error:
+        reason = error.reason if isinstance(error, DiskError) else error.strerror or error
         raise ConfigError(
-            f"cannot keep {what} in {folder}: {error.strerror or error}",
+            f"cannot keep {what} in {folder}: {reason}",
             fix="name a folder that can be written, with room, in LABELWRIGHT_CACHE",
         ) from error
 

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from labelwright.data import exports
 from labelwright.data.values import listed
 from labelwright.errors import ConfigError, DataError, Problem
+from labelwright.spreadsheet import unescaped
 
 ROLES: Mapping[str, tuple[str, ...]] = {
     "image": ("image", "img", "file_name", "filename", "file", "path", "filepath", "image_path", "images"),
@@ -44,7 +45,6 @@ METADATA_KEY = b"labelwright"
 BATCH_ROWS = 65_536
 _BLOCK_BYTES = 4 << 20
 _RECORD_LINES = 500  # a record of more lines is one with a quote that was never closed
-_FORMULA = "=+-@"  # a spreadsheet runs cells that begin with one of these
 
 
 @dataclass
@@ -179,19 +179,6 @@ def _unreadable(path: Path, error: Exception) -> DataError:
 # ---------------------------------------------------------------- CSV
 
 
-def write_csv(rows: pa.Table, path: Path) -> None:
-    """Write a table as CSV; texts that a spreadsheet would run as formulas get an apostrophe first.
-
-    Reading the file back takes it off.
-    """
-    for at, name in enumerate(rows.column_names):
-        if pa.types.is_string(rows[name].type) or pa.types.is_large_string(rows[name].type):
-            risky = pc.match_substring_regex(rows[name], "^'*[-=+@]")
-            safe = pc.if_else(risky, pc.binary_join_element_wise("'", rows[name].cast(pa.string()), ""), rows[name])
-            rows = rows.set_column(at, name, safe.cast(pa.string()))
-    pyarrow.csv.write_csv(rows, path)
-
-
 def _open_csv(path: Path) -> Columns:
     lines = _text_lines(path)
     number, first = next(lines, (1, ""))
@@ -226,14 +213,9 @@ def _open_csv(path: Path) -> Columns:
 def _cells_batch(found: list[list[str]], at: list[int], wanted: Sequence[str], places: list[int]) -> pa.RecordBatch:
     arrays = []
     for place in places:
-        cells = (row[place] for row in found)
-        arrays.append(pa.array([_unescaped(cell) if cell[:1] == "'" else cell or None for cell in cells], pa.string()))
+        cells = (row[place] or None for row in found)
+        arrays.append(unescaped(pa.array(cells, pa.string())))
     return pa.record_batch([*arrays, pa.array(at, pa.int64())], [*wanted, LINE])
-
-
-def _unescaped(cell: str) -> str:
-    """A cell that `write_csv` may have put an apostrophe before."""
-    return cell[1:] if cell.lstrip("'")[:1] in tuple(_FORMULA) else cell
 
 
 def _cells(lines: Sequence[str], sign: str) -> list[str]:

@@ -184,20 +184,6 @@ def check_n_classes(n_classes: int, *, is_open: bool) -> None:
         )
 
 
-def check_outside(out: str | Path, *sources: Any) -> None:
-    """Refuse a folder to write in a folder of data: who reads that would take it for a class. Hidden ones are not read.
-
-    Raises: ConfigError.
-    """
-    for source in sources:
-        root = Path(source).expanduser().resolve() if isinstance(source, (str, Path)) else None
-        target = Path(out).expanduser().resolve()
-        if root is None or not root.is_dir() or not target.is_relative_to(root):
-            continue
-        if not any(part.startswith(".") for part in target.relative_to(root).parts):
-            raise ConfigError(f"{out} lies inside the data, {source}", fix="choose an --out beside the data")
-
-
 def check_numbers(*, size_px: int | None, seed: int) -> None:
     """Refuse a size of images or a seed that cannot be: ConfigError."""
     if seed < 0:

@@ -277,6 +277,10 @@ def _names_in(entry: os.DirEntry[str]) -> list[str]:
     return [inner.name for inner in _entries(Path(entry.path), []) if inner.is_dir()]
 
 
+STRANGERS_FOLDER = "unknown"
+"""Of images of no class, where we sorted images into folders."""
+
+
 def _names_written(root: Path) -> dict[str, str]:
     """Folder -> class, where we sorted images into folders: not every name can be that of a folder."""
     path = root / LABELS_FILE
@@ -312,6 +316,8 @@ def _add_folder(
             if entry.name in (left_out or {}):
                 continue
             is_class = is_labelled and entry.name.lower() not in UNLABELLED_NAMES
+            if names and entry.name == STRANGERS_FOLDER and entry.name not in names:
+                is_class = False  # where we sorted images, those of no class
             found = list(_images_below(Path(entry.path), root, builder.problems))
             classes += [entry.name] if is_class else []
             paths += found

@@ -23,6 +23,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from labelwright import checksums
 from labelwright.data.cache import (
     CACHE_FORMAT,
     RESIZE_RULE,
@@ -35,6 +36,7 @@ from labelwright.data.stored import EmbeddingStore, Halves
 from labelwright.data.views import PixelViews
 from labelwright.errors import ConfigError, Problem
 from labelwright.replacing import replacing
+from labelwright.train import progress as progress_shown
 from labelwright.train.seeds import derive_seed
 
 STORE_FORMAT = 1  # part of every key: raise it whenever the same views would be drawn or laid out otherwise
@@ -130,12 +132,17 @@ class _Files:
         self.saved_s = time.monotonic()
 
     def n_done(self) -> int:
-        """Rows complete in all views; 0 if there is no store, or one damaged from outside."""
+        """Rows complete in all views; 0 if there is no store, or one altered from outside."""
         try:
             written = json.loads(self.notes.read_text(encoding="utf-8"))
             feats = np.load(self.feats, mmap_mode="r")
             fits = written["key"] == self.key and feats.shape == self.shape and feats.dtype == np.float16
-            return min(int(written["n_done"]), self.shape[1]) if fits else 0
+            if not fits:
+                return 0
+            if "sums" in written and (what := checksums.fault(self.feats, written["sums"])):
+                progress_shown.say(f"stored features {self.feats}: the file {what}; they are made anew")
+                return 0
+            return min(int(written["n_done"]), self.shape[1])
         except (OSError, ValueError, KeyError, TypeError, EOFError):
             return 0
 
@@ -157,8 +164,11 @@ class _Files:
         """Note that rows 0..n_done-1 are complete, once they have reached the disk."""
         with self.feats.open("r+b") as file:
             os.fsync(file.fileno())
+        notes: dict[str, Any] = {"key": self.key, "n_done": n_done}
+        if n_done == self.shape[1]:
+            notes["sums"] = checksums.sums_of(self.feats)
         with replacing(self.notes) as temporary:
-            temporary.write_text(json.dumps({"key": self.key, "n_done": n_done}), encoding="utf-8")
+            temporary.write_text(json.dumps(notes), encoding="utf-8")
         self.saved_s = time.monotonic()
 
     def write(self, first: int, plane: int, z: Tensor) -> None:

@@ -35,7 +35,9 @@ def about_clusters(
     of_cluster = torch.where(hidden & (answers.predicted >= n_seen), answers.predicted - n_seen, -1)
     rows = (of_cluster >= 0).nonzero().flatten()
     facts: list[dict[str, Any]] = []
-    found = describe_clusters(feats[rows], of_cluster[rows], n_clusters=n_novel, n_central=N_CENTRAL) if n_novel else []
+    found: list[tuple[list[int], int, float]] = [([], 0, 0.0)] * n_novel  # every image may have gone to a named class
+    if n_novel and len(rows):
+        found = describe_clusters(feats[rows], of_cluster[rows], n_clusters=n_novel, n_central=N_CENTRAL)
     proposals = _proposals(feats, of_cluster, n_novel, words) if words else None
     for i, (nearest, size, tightness) in enumerate(found):
         central = rows[torch.tensor(nearest, dtype=torch.int64)].tolist()

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from labelwright.data.cache import open_pixels
 from labelwright.data.checks import OnBad
-from labelwright.data.columns import named_columns, write_csv
+from labelwright.data.columns import named_columns
 from labelwright.data.looks import Looks, look_at, numbered
 from labelwright.data.prepare import Source, for_scoring, is_embeddings, listed, open_embeddings, read, resolved_path
 from labelwright.data.stored import EmbeddingViews
@@ -29,8 +29,9 @@ from labelwright.encoders.resnets import OWN
 from labelwright.errors import ConfigError, DataError
 from labelwright.labels import audit as pieces
 from labelwright.pipeline.settings import check_values
-from labelwright.replacing import replacing
+from labelwright.replacing import disk_errors, new_output
 from labelwright.run_folder import Run, write_parquet_atomically
+from labelwright.spreadsheet import write_csv
 from labelwright.train.convex import centre_and_scale
 from labelwright.train.processes import accelerator_for
 
@@ -140,7 +141,7 @@ def audit(
     check_values(group=group, image_column=image_column, label_column=label_column, split_column=split_column)
     check_values(seed=seed, device=device, precision=precision)
     wanted = _kinds(fail_on)
-    target = None if out is None else _checked(Path(out).expanduser())
+    target = None if out is None else new_output(out, ".csv", ".parquet")
     model = model if run is None else _model_of(Run(run), model, is_stored=is_embeddings(data))
     notices: list[str] = []
     columns = named_columns(image=image_column, label=label_column, split=split_column)
@@ -210,9 +211,10 @@ def audit(
         "seconds": round(time.monotonic() - began, 1),
     }
     if target is not None:
+        with disk_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
         if target.suffix == ".csv":
-            with replacing(target) as temporary:
-                write_csv(rows, temporary)
+            write_csv(rows, target)
         else:
             write_parquet_atomically(rows, target)
     return Audit(rows, summary, failed)
@@ -240,16 +242,6 @@ def _model_of(run: Run, model: str, *, is_stored: bool) -> str:
             fix="leave --run out, or name a pretrained --model",
         )
     return str(own)
-
-
-def _checked(target: Path) -> Path:
-    if target.suffix not in (".csv", ".parquet"):
-        raise ConfigError(f"{target} is neither .csv nor .parquet", fix="end --out in one of them")
-    if target.exists():
-        raise ConfigError(f"{target} exists", fix="choose another --out, or remove it first")
-    if not target.absolute().parent.is_dir():
-        raise ConfigError(f"there is no folder {target.parent}", fix="make it first")
-    return target
 
 
 # ---- what there is --------------------------------------------------------------------------------------------------

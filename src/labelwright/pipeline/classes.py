@@ -54,7 +54,13 @@ def classes(
     Raises: ConfigError naming the class that is not there, or is no discovered one; DataError without the images.
       Nothing is written then.
     """
-    folder = Run(run)
+    with Run(run).held() as folder:
+        return _changed(folder, action, names, data=data, device=device, precision=precision)
+
+
+def _changed(folder: Run, action: Action, names: Sequence[str], *, data: Any, device: str, precision: str) -> Run:
+    """`classes` of a run that is held."""
+    run = folder.path
     saved = load_model(folder.path / "model", device=accelerator_for(device).device)
     n_seen = saved.info.get("n_seen")
     if n_seen is None:

@@ -23,7 +23,7 @@ from labelwright.data.prepare import is_embeddings, listed, read, resolved_path
 from labelwright.data.table import SPLITS, LabelTable
 from labelwright.errors import ConfigError, DataError
 from labelwright.pipeline.settings import check_values
-from labelwright.replacing import replacing
+from labelwright.replacing import disk_errors, new_output, replacing
 from labelwright.run_folder import write_parquet_atomically
 from labelwright.train.processes import accelerator_for
 from labelwright.train.progress import counter
@@ -100,7 +100,7 @@ def embed(
     """
     check_values(group=group, size=size, device=device, image_column=image_column, label_column=label_column)
     check_values(split_column=split_column, candidates_column=candidates_column)
-    target = _checked(Path(out).expanduser())
+    target = new_output(out, ".npz", ".parquet")
     if (function is None) == (onnx is None):
         raise ConfigError("embed needs one model", fix="give --function MODULE:NAME, or --onnx FILE")
     if batch_size < 1:
@@ -121,16 +121,6 @@ def embed(
     feats = np.concatenate(list(_features(table, model, name, batch_size)))
     _write(target, table, feats)
     return Embedded(target, len(feats), feats.shape[1], listed(table.quarantined))
-
-
-def _checked(target: Path) -> Path:
-    if target.suffix not in (".npz", ".parquet"):
-        raise ConfigError(f"{target} is neither .npz nor .parquet", fix="end --out in one of them")
-    if target.exists():
-        raise ConfigError(f"{target} exists", fix="choose another --out, or remove it first")
-    if not target.absolute().parent.is_dir():
-        raise ConfigError(f"there is no folder {target.parent}", fix="make it first")
-    return target
 
 
 def _features(table: LabelTable, model: Embedder, name: str, batch_size: int) -> Iterator[npt.NDArray[np.float32]]:
@@ -274,6 +264,8 @@ def _write(target: Path, table: LabelTable, feats: npt.NDArray[np.float32]) -> N
         columns["groups"] = table.groups.tolist()
     if table.truth is not None:
         columns["truth"] = _names(table.truth, table.truth_names)
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
     if target.suffix == ".npz":
         arrays = {key: np.array(values) for key, values in columns.items() if values is not None}
         if table.class_names:

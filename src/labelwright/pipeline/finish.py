@@ -42,7 +42,7 @@ from labelwright.pipeline.references import Contender
 from labelwright.pipeline.report import report
 from labelwright.pipeline.resolve import Plan
 from labelwright.pipeline.run_audit import audit_of_run
-from labelwright.pipeline.saved_model import model_card, save_model
+from labelwright.pipeline.saved_model import add_to_model, model_card, save_model
 from labelwright.pipeline.strange import facts_of, strangers_of
 from labelwright.reporting.gallery import write_gallery
 from labelwright.run_folder import write_parquet_atomically
@@ -91,17 +91,15 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
     device, precision = plan.accelerator.device, plan.settings.precision
     began = time.monotonic()
     table = prepared.train.table
-    n_seen = len(task.class_names)
     kept, choice = answer.kept, answer.choice
     tests = {each.name: _scored(plan, job, each) for each in answer.contenders}
     scores = tests[kept.name][1]
     given = torch.from_numpy(table.labels).long()
     own, of_sets = own_answers(plan, job, kept, given)
     calibrations = _calibrations(plan, job, answer, own)
-    saved_net: Any = answer.saved.state.nets["main"]
-    net: backbones.Classifier | backbones.Ensemble = saved_net.exported()
-    if isinstance(job.build, EncoderNets):
-        net = job.build.deployable(net)
+    n_fitted = len(table) + (0 if answer.saved is kept or prepared.test is None else len(prepared.test.table))
+    run.check_there()
+    net = _save(plan, job, answer, calibrations.model, n_fitted)  # before what describes it, which may go wrong
     found = strangers_of(plan, job, net, own)
     strangers, *scores_of_images = (None, None, None) if found is None else found
     threshold = None if strangers is None else strangers.threshold
@@ -155,7 +153,7 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
         "n_classes": described["n_classes"],
         "seed": plan.settings.seed,
         "test": scores,
-        "n_fitted": len(table) + (0 if answer.saved is kept or prepared.test is None else len(prepared.test.table)),
+        "n_fitted": n_fitted,
         "trust": _trust(calibrations, own, held_out, prepared.test, _near_labels(job)),
         "audit": audited.facts,
         "strangers": facts_of(rows, threshold),
@@ -218,27 +216,43 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
         "peak_memory_mb": peak_memory_mb(),
         "warnings": [*job.notices, *trained.warnings, *_warnings(plan, summary)],
     }
-    save_model(
+    add_to_model(
         run.path / "model",
-        net,
-        class_names=table.class_names,
-        size_px=prepared.size_px,
-        view=prepared.view,
-        info={
-            "method": plan.name,
-            "answer": kept.name,
-            "n_fitted": summary["n_fitted"],
-            "calibration": calibrations.model.to_dict(),
-            **({} if promised is None else {"promise": by_place(promised, table.class_names)}),
-            "labelwright": __version__,
-            "fingerprint": described["fingerprint"],
-            **({"n_seen": n_seen} if task.n_novel else {}),
-        },
         card=model_card(summary, table.class_names, __version__),
         strangers=strangers,
+        calibration=calibrations.model.to_dict(),
+        **({} if promised is None else {"promise": by_place(promised, table.class_names)}),
     )
     run.write_json("summary.json", summary)  # a folder that has one is finished but for the report
     report(run.path)
+    run.seal()
+
+
+def _save(
+    plan: Plan, job: Job, answer: Answer, calibration: Calibration, n_fitted: int
+) -> backbones.Classifier | backbones.Ensemble:
+    """Write the model folder, but for its card and what tells images of no class; the network in it."""
+    saved_net: Any = answer.saved.state.nets["main"]
+    net: backbones.Classifier | backbones.Ensemble = saved_net.exported()
+    if isinstance(job.build, EncoderNets):
+        net = job.build.deployable(net)
+    save_model(
+        plan.run.path / "model",
+        net,
+        class_names=job.prepared.train.table.class_names,
+        size_px=job.prepared.size_px,
+        view=job.prepared.view,
+        info={
+            "method": plan.name,
+            "answer": answer.kept.name,
+            "n_fitted": n_fitted,
+            "calibration": calibration.to_dict(),
+            "labelwright": __version__,
+            "fingerprint": plan.described["fingerprint"],
+            **({"n_seen": len(job.task.class_names)} if job.task.n_novel else {}),
+        },
+    )
+    return net
 
 
 def _promised(
@@ -413,6 +427,10 @@ def _unlabelled_score(plan: Plan, job: Job, contender: Contender, answers: Answe
 def _warnings(plan: Plan, summary: Mapping[str, Any]) -> list[str]:
     """Where something obvious is better than the answer, by what the run knows: a line."""
     answer, beside = summary["answer"], summary["reference"]
+    if summary.get("n_novel") and not any(each["n_images"] for each in summary["novel"]["clusters"]):
+        return [
+            "every image went to a named class and the new ones are empty: leave --novel out, or try another number"
+        ]
     if answer["best"] != answer["name"]:
         return [f"{answer['why']}; --answer best keeps it"]
     if answer["criterion"] is not None or not summary["test"]:

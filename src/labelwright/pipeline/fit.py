@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from labelwright.annotators.chat import Estimate
-from labelwright.annotators.training_candidates import has_answers
-from labelwright.errors import ConfigError, LabelwrightError
+from labelwright.errors import ConfigError
 from labelwright.pipeline.evaluate import evaluator
 from labelwright.pipeline.finish import Answer, finish
 from labelwright.pipeline.job import prepare_job
@@ -18,7 +16,7 @@ from labelwright.pipeline.promises import check_ids, check_shares, read_verified
 from labelwright.pipeline.references import contest
 from labelwright.pipeline.refit import is_refitted, refitted
 from labelwright.pipeline.report import report
-from labelwright.pipeline.resolve import Plan, resolve
+from labelwright.pipeline.resolve import Plan, new_run, resolve
 from labelwright.pipeline.settings import MAY_DIFFER, documented, settings_of
 from labelwright.run_folder import Run
 from labelwright.train import progress
@@ -66,8 +64,14 @@ def fit(
 
     Raises: LabelwrightError subclasses, with nothing written, for data or settings that cannot work.
     """
-    plan = resolve(settings_of(config, settings if data is None else {"data": data, **settings}))
-    check_promise(plan)
+    wanted = settings_of(config, settings if data is None else {"data": data, **settings})
+    with new_run(wanted).held() as run:
+        plan = resolve(wanted, run)
+        check_promise(plan)
+        return _fit(plan, approve)
+
+
+def _fit(plan: Plan, approve: Callable[[Estimate], bool] | None) -> Run:
     run, accelerator, seconds = plan.run, plan.accelerator, {"read": plan.seconds}
     if accelerator.is_main_process:
         machine = environment(accelerator.device, plan.settings.precision)
@@ -75,27 +79,23 @@ def fit(
     if plan.is_finished:
         if accelerator.is_main_process and not run.report.exists():
             report(run.path)
+            run.seal()
         return Run(run.path)
+    if accelerator.is_main_process:
+        run.unseal()
     if plan.told and accelerator.is_main_process:
         progress.say(plan.told)
-    try:
-        job = prepare_job(plan, seconds, approve)
-        trained = train(
-            plan.method.recipe,
-            job.cfg,
-            job.task,
-            job.prepared.train.views(job.prepared.view),
-            job.build,
-            options=plan.options,
-            run=run,
-            evaluate=evaluator(plan, job),
-        )
-    except LabelwrightError as error:
-        run.close()
-        is_new = not plan.settings.resume and not run.checkpoint.exists() and not has_answers(run.path)
-        if error.exit_code == 2 and is_new and accelerator.is_main_process:
-            shutil.rmtree(run.path, ignore_errors=True)  # a setting that only the network could refuse
-        raise
+    job = prepare_job(plan, seconds, approve)
+    trained = train(
+        plan.method.recipe,
+        job.cfg,
+        job.task,
+        job.prepared.train.views(job.prepared.view),
+        job.build,
+        options=plan.options,
+        run=run,
+        evaluate=evaluator(plan, job),
+    )
     began = time.monotonic()
     beside = contest(plan, job, trained)
     seconds |= {"train": trained.seconds, "references": time.monotonic() - began}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import io
 import json
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +16,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from filelock import FileLock, Timeout
 from PIL import Image
 
 from labelwright.data.checks import OnBad
-from labelwright.data.columns import named_columns, write_csv
+from labelwright.data.columns import named_columns
 from labelwright.data.layouts import IMAGE_SUFFIXES, LABELS_FILE, file_names, path_from, plain_name
-from labelwright.data.prepare import check_outside, listed
+from labelwright.data.prepare import listed
+from labelwright.data.read import STRANGERS_FOLDER
 from labelwright.data.table import LabelTable
 from labelwright.errors import ConfigError
 from labelwright.pipeline.promises import (
@@ -34,15 +39,15 @@ from labelwright.pipeline.report import report
 from labelwright.pipeline.saved_model import Strange, answers_for, change_classes, load_model, renamed
 from labelwright.pipeline.settings import check_values
 from labelwright.pipeline.strange import facts_of, with_new
-from labelwright.replacing import replacing
+from labelwright.replacing import disk_errors, new_output
 from labelwright.reporting.gallery import rename_in_gallery
-from labelwright.run_folder import Run, write_parquet_atomically
+from labelwright.run_folder import LOCK, Run, write_parquet_atomically
+from labelwright.spreadsheet import write_csv
 from labelwright.train.predict import Answers
 from labelwright.train.processes import accelerator_for
 from labelwright.trust.calibration import Calibration
 
 LABEL_COLUMNS = ("id", "label", "probability", "runner_up", "source", "trust", "softmax", "strangeness", "decision")
-UNKNOWN = "unknown"  # folder of images of no class
 
 
 def label(
@@ -84,10 +89,8 @@ def label(
     Raises: DataError or ConfigError, with nothing written.
     """
     check_values(image_column=image_column, device=device, precision=precision)
-    target = None if out is None else _checked_target(Path(out))
+    target = None if out is None else new_output(out, ".csv", ".parquet", "", data=data)
     check_shares(error, confidence)
-    if target is not None and not target.suffix:
-        check_outside(target, data)
     saved = load_model(Path(run), device=accelerator_for(device).device)
     names = renamed(saved.class_names, rename or {})  # a mistake should not wait for the images
     if novel and saved.strangers is None:
@@ -130,7 +133,8 @@ def label(
     if target is not None:
         _write_labels(rows, table, target)
     if rename:
-        rename_in_run(run, saved.class_names, rename)
+        with Run(run).held():
+            rename_in_run(run, saved.class_names, rename)
     return rows
 
 
@@ -231,25 +235,16 @@ def label_rows(
     )
 
 
-def _checked_target(target: Path) -> Path:
-    """The path to write labels to, if it is new and ends in .csv, .parquet or, a folder, in no suffix."""
-    if target.exists():
-        raise ConfigError(f"{target} exists", fix="choose another --out, or remove it first")
-    if target.suffix not in ("", ".csv", ".parquet"):
-        raise ConfigError(f"{target} is neither .csv, .parquet nor a folder", fix="end --out in .csv or .parquet")
-    return target
-
-
 def _write_labels(rows: pa.Table, table: LabelTable, target: Path) -> None:
     """Write labels; tables of files say where their images are, so that they are data again."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
     if target.suffix and table.images.paths is not None:
         folder, chosen = target.parent.resolve(), np.arange(len(table))
         paths = [path_from(folder, str(source)) for source in table.images.sources(chosen)]
         rows = rows.append_column("image", pa.array(paths, pa.string()))
     if target.suffix == ".csv":
-        with replacing(target) as temporary:
-            write_csv(rows, temporary)
+        write_csv(rows, target)
     elif target.suffix == ".parquet":
         write_parquet_atomically(rows, target)
     else:
@@ -258,14 +253,19 @@ def _write_labels(rows: pa.Table, table: LabelTable, target: Path) -> None:
 
 def _write_class_folders(rows: pa.Table, table: LabelTable, folder: Path) -> None:
     """`write_class_folders`, into a folder that appears whole, or not at all."""
-    building = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    try:
-        write_class_folders(rows, table, building)
-        building.replace(folder)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    mine = f".{folder.name[:40]}."
+    with disk_errors(folder):
+        for stale in folder.parent.glob(f"{glob.escape(mine)}*.tmp"):
+            with suppress(Timeout), FileLock(stale / LOCK, timeout=0):  # of a process killed while it wrote
+                shutil.rmtree(stale)
+        with (
+            tempfile.TemporaryDirectory(prefix=mine, suffix=".tmp", dir=folder.parent) as temporary,
+            FileLock(Path(temporary, LOCK)),
+        ):
+            building = Path(temporary, "sorted")
+            building.mkdir()
+            write_class_folders(rows, table, building)
+            building.replace(folder)
 
 
 def write_class_folders(rows: pa.Table, table: LabelTable, folder: Path) -> None:
@@ -277,7 +277,7 @@ def write_class_folders(rows: pa.Table, table: LabelTable, folder: Path) -> None
       folder: exists.
     """
     is_unknown = pc.and_(pc.equal(rows["decision"], "unknown"), pc.not_equal(rows["source"], "cluster"))
-    labels, ids = pc.if_else(is_unknown, UNKNOWN, rows["label"]).to_pylist(), rows["id"].to_pylist()
+    labels, ids = pc.if_else(is_unknown, STRANGERS_FOLDER, rows["label"]).to_pylist(), rows["id"].to_pylist()
     folders, files = file_names(sorted(set(labels))), {each: plain_name(each) for each in ids}
     for start in range(0, len(table), 1024):
         chunk = np.arange(start, min(start + 1024, len(table)))

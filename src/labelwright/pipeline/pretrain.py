@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,6 @@ import torch
 from labelwright import __version__
 from labelwright.data.prepare import (
     Flip,
-    check_outside,
     is_embeddings,
     listed,
     may_flip,
@@ -30,7 +28,7 @@ from labelwright.data.views import ViewSettings, channel_stats
 from labelwright.encoders.nets import OwnNets
 from labelwright.encoders.pretrained import image_stats
 from labelwright.encoders.resnets import OWN, own_network
-from labelwright.errors import ConfigError, DataError, LabelwrightError
+from labelwright.errors import ConfigError, DataError
 from labelwright.methods import simclr
 from labelwright.methods.families.labels import EPOCHS_MIN
 from labelwright.methods.method import Budget, in_time
@@ -87,87 +85,88 @@ def pretrain(
     Raises: LabelwrightError subclasses, with nothing written, for data or settings that cannot work; KeyboardInterrupt
       after Ctrl-C, with a folder that can be resumed.
     """
-    began = time.monotonic()
     check_values(
         **{"out": out, "model": model, "epochs": epochs, "minutes": minutes, "seed": seed, "device": device},
         **{"precision": precision, "size": size, "flip": flip, "resume": resume, "set": set},
         **{"checkpoint_minutes": checkpoint_minutes, "cache_limit_gb": cache_limit_gb},
     )
-    check_outside(out, data)
-    run = Run.create(out, resume=resume)
-    overrides = parse_assignments(set) | ({} if epochs is None else {"epochs": epochs})
-    cfg = apply_overrides(simclr.Config(), overrides)
-    stats = None if model == "auto" or model in OWN else image_stats(model)
-    if is_embeddings(data):
-        raise ConfigError("the data are embeddings: there are no images to learn from", fix="give the images")
-    table = read(data)
-    flips, reason = may_flip(flip, table.class_names)
-    images = _images_alone(table)
-    size_px = size or (native_size(images) if stats is None else stats.size_px)
-    source = open_source(images, classes=None, size_px=size_px, on_bad=on_bad, cache_limit_gb=cache_limit_gb)
-    n_images = len(source.table)
-    if n_images < 2:
-        raise DataError(
-            f"there is one image in {resolved_path(data)}; it has no others to be compared with", fix="give more images"
+    with Run.create(out, resume=resume, data=(data,)).held() as run:
+        began = time.monotonic()
+        overrides = parse_assignments(set) | ({} if epochs is None else {"epochs": epochs})
+        cfg = apply_overrides(simclr.Config(), overrides)
+        stats = None if model == "auto" or model in OWN else image_stats(model)
+        if is_embeddings(data):
+            raise ConfigError("the data are embeddings: there are no images to learn from", fix="give the images")
+        table = read(data)
+        flips, reason = may_flip(flip, table.class_names)
+        images = _images_alone(table)
+        size_px = size or (native_size(images) if stats is None else stats.size_px)
+        source = open_source(images, classes=None, size_px=size_px, on_bad=on_bad, cache_limit_gb=cache_limit_gb)
+        n_images = len(source.table)
+        if n_images < 2:
+            raise DataError(
+                f"there is one image in {resolved_path(data)}; it has no others to be compared with",
+                fix="give more images",
+            )
+        assert source.pixels is not None
+        found = channel_stats(source.pixels, rows=source.rows) if stats is None else (stats.mean, stats.std)
+        # Random parts of any size, RandAugment, nothing cut out; see methods.simclr, departure 1.
+        view = ViewSettings(flip=flips, mean=found[0], std=found[1], crop="resized", cutout_frac=0.0)
+        accelerator = accelerator_for(device)
+        if model == "auto":
+            model = own_network(size_px)
+        told, before = "", run.config if run.has_begun else {}
+        if before and "epochs" not in overrides:
+            cfg = dataclasses.replace(cfg, epochs=before["settings"]["epochs"])
+        elif "epochs" not in overrides:
+            nets = OwnNets(model, size_px, pretrained=True, freeze=(), seed=seed)
+            clock = clocked(
+                lambda: nets(1),
+                source.views(view),
+                batch_size=cfg.batch_size,
+                device=accelerator.device,
+                precision=precision,
+                minutes=minutes,
+                n_processes=accelerator.num_processes,
+            )
+            most, budget = cfg.epochs, Budget(n_images, 0, is_stored=False, is_cpu=True, n_passes=clock.n_passes)
+            cfg = in_time(cfg, budget, 2 * n_images, least=EPOCHS_MIN)
+            told = f"simclr, {model}: {clock.words(cfg, 2 * n_images, most=most)}"
+        config = {
+            "data": resolved_path(data),
+            "method": "simclr",
+            "model": model,
+            "size": size_px,
+            "flip": flips,
+            "seed": seed,
+            "device": accelerator.device.type,
+            "precision": precision,
+            "on_bad": on_bad,
+            "minutes": minutes,
+            "settings": dataclasses.asdict(cfg),
+        }
+        config = json.loads(json.dumps(config))  # as read back: tuples become lists
+        described = {
+            "fingerprint": source.table.fingerprint,
+            "n_images": n_images,
+            "size_px": size_px,
+            "flip": flips,
+            "flip_reason": reason,
+            "quarantined": listed(source.table.quarantined),
+            "notices": listed(source.table.problems),
+        }
+        if accelerator.is_main_process:
+            run.write_head(config, described, environment(accelerator.device, precision), resume=resume)
+        if resume and (run.path / "summary.json").exists():
+            return run.path
+        if accelerator.is_main_process:
+            run.unseal()
+            if told:
+                progress.say(told)
+        options = LoopOptions(
+            seed=seed, device=device, precision=precision, checkpoint_minutes=checkpoint_minutes, n_evaluations=0
         )
-    assert source.pixels is not None
-    found = channel_stats(source.pixels, rows=source.rows) if stats is None else (stats.mean, stats.std)
-    # Random parts of any size, RandAugment, nothing cut out; see methods.simclr, departure 1.
-    view = ViewSettings(flip=flips, mean=found[0], std=found[1], crop="resized", cutout_frac=0.0)
-    accelerator = accelerator_for(device)
-    if model == "auto":
-        model = own_network(size_px)
-    told, before = "", run.config if run.has_begun else {}
-    if before and "epochs" not in overrides:
-        cfg = dataclasses.replace(cfg, epochs=before["settings"]["epochs"])
-    elif "epochs" not in overrides:
-        nets = OwnNets(model, size_px, pretrained=True, freeze=(), seed=seed)
-        clock = clocked(
-            lambda: nets(1),
-            source.views(view),
-            batch_size=cfg.batch_size,
-            device=accelerator.device,
-            precision=precision,
-            minutes=minutes,
-            n_processes=accelerator.num_processes,
-        )
-        most, budget = cfg.epochs, Budget(n_images, 0, is_stored=False, is_cpu=True, n_passes=clock.n_passes)
-        cfg = in_time(cfg, budget, 2 * n_images, least=EPOCHS_MIN)
-        told = f"simclr, {model}: {clock.words(cfg, 2 * n_images, most=most)}"
-    config = {
-        "data": resolved_path(data),
-        "method": "simclr",
-        "model": model,
-        "size": size_px,
-        "flip": flips,
-        "seed": seed,
-        "device": accelerator.device.type,
-        "precision": precision,
-        "on_bad": on_bad,
-        "minutes": minutes,
-        "settings": dataclasses.asdict(cfg),
-    }
-    config = json.loads(json.dumps(config))  # as read back: tuples become lists
-    described = {
-        "fingerprint": source.table.fingerprint,
-        "n_images": n_images,
-        "size_px": size_px,
-        "flip": flips,
-        "flip_reason": reason,
-        "quarantined": listed(source.table.quarantined),
-        "notices": listed(source.table.problems),
-    }
-    if accelerator.is_main_process:
-        run.write_head(config, described, environment(accelerator.device, precision), resume=resume)
-    if resume and (run.path / "summary.json").exists():
-        return run.path
-    if told and accelerator.is_main_process:
-        progress.say(told)
-    options = LoopOptions(
-        seed=seed, device=device, precision=precision, checkpoint_minutes=checkpoint_minutes, n_evaluations=0
-    )
-    seconds = {"read": time.monotonic() - began}
-    try:
+        seconds = {"read": time.monotonic() - began}
         trained = train(
             cast(Recipe, simclr),
             cfg,
@@ -177,16 +176,10 @@ def pretrain(
             options=options,
             run=run,
         )
-    except LabelwrightError as error:
-        run.close()
-        if error.exit_code == 2 and not resume and not run.checkpoint.exists() and accelerator.is_main_process:
-            shutil.rmtree(run.path, ignore_errors=True)  # a setting that only the network could refuse
-        raise
-    if accelerator.is_main_process:
-        seconds["train"] = trained.seconds
-        _finish(run, cfg, trained, view, config, described, seconds)
-    run.close()
-    return run.path
+        if accelerator.is_main_process:
+            seconds["train"] = trained.seconds
+            _finish(run, cfg, trained, view, config, described, seconds)
+        return run.path
 
 
 # ---- phases of pretrain ---------------------------------------------------------------------------------------------
@@ -248,6 +241,7 @@ def _finish(
         card=_card(summary),
     )
     run.write_json("summary.json", summary)  # a folder that has one is finished
+    run.seal()
 
 
 def _card(summary: Mapping[str, Any]) -> str:

@@ -28,10 +28,11 @@ def report(run: str | Path, *, title: str | None = None, open: bool = False) -> 
     """
     found = Run(run)
     _check(found)
-    if title is not None:
-        found.summary["title"] = title
-        found.write_json("summary.json", found.summary)
-    write_text_atomically(found.report, page_of(content_of(found)))
+    with found.held():
+        if title is not None:
+            found.summary["title"] = title
+            found.write_json("summary.json", found.summary)
+        write_text_atomically(found.report, page_of(content_of(found)))
     if open:
         webbrowser.open(found.report.resolve().as_uri())
     return found.report
@@ -39,7 +40,7 @@ def report(run: str | Path, *, title: str | None = None, open: bool = False) -> 
 
 def content_of(run: Run) -> dict[str, Any]:
     """What the report of a run says, as a dict; see reporting.collect."""
-    sections = method_named(run.summary["method"]).sections(run)
+    sections = method_named(run.read("summary.json", "method")["method"]).sections(run)
     return collect(run, sections, command=command_of(run.config, path=run.path))
 
 

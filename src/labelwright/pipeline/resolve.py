@@ -18,7 +18,7 @@ from labelwright.annotators.annotator import Annotator
 from labelwright.annotators.describe import wanted_descriptions
 from labelwright.annotators.reliability import weighted
 from labelwright.annotators.training_candidates import candidates_fingerprint, wanted_annotator
-from labelwright.data.prepare import Prepared, check_outside, describe_data, is_embeddings, prepare
+from labelwright.data.prepare import Prepared, describe_data, is_embeddings, prepare
 from labelwright.data.read import read_names
 from labelwright.encoders import at_hand
 from labelwright.encoders.at_hand import AtHand
@@ -146,15 +146,25 @@ class Plan:
         return describe_data(self.prepared) | {"candidates_fingerprint": candidates_fingerprint(table)}
 
 
-def resolve(settings: FitSettings) -> Plan:
+def new_run(settings: FitSettings) -> Run:
+    """The folder that the settings name, looked at but not made.
+
+    Raises: ConfigError if it cannot be.
+    """
+    return Run.create(settings.out, resume=settings.resume, data=(settings.data, settings.test))
+
+
+def resolve(settings: FitSettings, run: Run | None = None) -> Plan:
     """Read and check everything that a run needs; nothing is written.
+
+    Args:
+      settings: of the run.   run: its folder, if it is held already.
 
     Raises: LabelwrightError subclasses for data or settings that cannot work.
     """
     began = time.monotonic()
     settings = _with_preset(settings)
-    check_outside(settings.out, settings.data, settings.test)
-    run = Run.create(settings.out, resume=settings.resume)
+    run = new_run(settings) if run is None else run
     overrides, model = settings.overrides, str(settings.model)
     found = _at_hand(settings, run)
     model = model if found is None else found.model

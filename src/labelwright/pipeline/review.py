@@ -32,7 +32,7 @@ from labelwright.reviewing.server import Desk, ReviewServer
 from labelwright.run_folder import Run
 from labelwright.wording import counted
 
-EDITED = ("labels.parquet", "summary.json", "report.html", "model/config.json")
+EDITED = ("labels.parquet", "summary.json", "gallery.json", "report.html", "model/config.json")
 """What a change of classes writes: copies are kept, so that it can be undone."""
 
 
@@ -125,8 +125,7 @@ def _started(desk: Desk, folder: Path, port: int) -> ReviewServer:
         ) from error
     try:
         path.parent.mkdir(exist_ok=True)
-        with replacing(path) as temporary:
-            temporary.touch(mode=0o600)  # whoever reads it can answer
+        with replacing(path, is_private=True) as temporary:  # whoever reads it can answer
             temporary.write_text(json.dumps({"port": server.server_port, "token": server.token}), encoding="utf-8")
     except OSError as error:
         server.server_close()
@@ -277,7 +276,8 @@ def _undo_edit(board: Board, number: int, key: str) -> str:
         )
     for name in EDITED:
         if (kept / name).is_file():
-            shutil.copyfile(kept / name, board.path / name)
+            with replacing(board.path / name) as temporary:
+                shutil.copyfile(kept / name, temporary)
     board.log.append("undo", undoes=number, key=key)
     board.load()
     return f"undone: {' and '.join(names)}"

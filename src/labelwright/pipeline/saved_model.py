@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from labelwright import checksums
 from labelwright.data.checks import OnBad
 from labelwright.data.prepare import open_embeddings, open_source
 from labelwright.data.table import LabelTable
@@ -98,26 +99,23 @@ def save_model(
     size_px: int,
     view: ViewSettings,
     info: Mapping[str, Any],
-    card: str,
-    strangers: Strangers | None = None,
+    card: str = "",
 ) -> None:
-    """Write a classifier as ``model.safetensors``, ``config.json`` and ``README.md`` (the model card).
+    """Write a classifier as ``model.safetensors``, ``config.json`` and, given a ``card``, ``README.md``.
 
     Args:
       folder: made if absent.
       net: a Classifier of encoders.backbones, or an Ensemble of some.
       class_names, size_px, view: see `SavedModel`.
       info: what else a reader should know: method, data fingerprint, scores; JSON-ready.
-      card: text of the model card.
-      strangers: goes into a file of its own beside the model.
+      card: text of the model card; empty: it comes later.
+
+    Raises: DiskError if it cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in net.state_dict().items()}
-    with replacing(folder / "model.safetensors") as temporary:
+    with replacing(folder / "model.safetensors", durable=True) as temporary:
         save_file(tensors, str(temporary), metadata={"format": "pt"})
-    if strangers is not None:
-        with replacing(folder / STRANGERS_FILE) as temporary:
-            save_file(strangers.tensors(), str(temporary), metadata={"format": "pt"})
     config = {
         "format": FORMAT,
         "classifier": backbones.classifier_config(net),
@@ -126,6 +124,23 @@ def save_model(
         "view": asdict(view),
         **info,
     }
+    write_text_atomically(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    if card:
+        write_text_atomically(folder / "README.md", card)
+
+
+def add_to_model(folder: Path, *, card: str, strangers: Strangers | None, **info: Any) -> None:
+    """Write what is known of a saved model only once it has answered.
+
+    Args:
+      folder: by `save_model`.   card: text of the model card.
+      strangers: goes into a file of its own beside the model.
+      info: keys of config.json, new or in place of what is there; JSON-ready.
+    """
+    if strangers is not None:
+        with replacing(folder / STRANGERS_FILE) as temporary:
+            save_file(strangers.tensors(), str(temporary), metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | info
     write_text_atomically(folder / "config.json", json.dumps(config, indent=2) + "\n")
     write_text_atomically(folder / "README.md", card)
 
@@ -171,7 +186,6 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], Strangers | 
         for name in [name for name in tensors if name.startswith(STRANGERS_PREFIX)]:
             strange[name.removeprefix(STRANGERS_PREFIX)] = tensors.pop(name)
     else:
-        folder = folder / "model" if (folder / "model").is_dir() else folder
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         tensors = load_file(str(folder / "model.safetensors"))
         if (folder / STRANGERS_FILE).exists():
@@ -185,35 +199,52 @@ def load_model(folder: Path, *, device: torch.device) -> SavedModel:
     Args:
       folder: that was written; a finished run, whose folder ``model`` it is; or a file by `write_single_file`.
 
-    Raises: DataError if a file is missing or of another format, or if the model tells no classes apart.
+    Raises: DataError if a file is missing, of another format or altered, or if the model tells no classes apart.
     """
+    folder = folder / "model" if (folder / "model").is_dir() else folder
     try:
         config, tensors, strangers = _read(folder)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RecursionError, SafetensorError) as error:
         raise DataError(f"no model in {folder} ({error})", fix="give the run folder of a finished fit") from error
-    if config.get("format") != FORMAT:
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        config = config if isinstance(config, dict) else {}
         raise DataError(f"{folder}/config.json has format {config.get('format')}", fix="use the version that wrote it")
     if not config["class_names"]:
         raise DataError(
             f"the model in {folder} is a pretrained backbone and knows no classes",
             fix=f"train it to know some: labelwright fit DATA --model {folder.parent} --out RUN",
         )
-    net = backbones.from_config(config.pop("classifier"))
-    net.load_state_dict(tensors)
+    for name in () if folder.is_file() else ("config.json", "model.safetensors", STRANGERS_FILE):
+        checksums.check(folder / name)
+    try:
+        net = backbones.from_config(config.pop("classifier"))
+        net.load_state_dict(tensors)
+        view: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in config.pop("view").items()
+        }
+        saved = SavedModel(
+            net=net,
+            class_names=tuple(map(str, config.pop("class_names"))),
+            size_px=int(config.pop("size_px")),
+            view=ViewSettings(**view),
+            outputs=tuple(map(int, config.pop("outputs", ()))),
+            strangers=strangers,
+            info=config,
+        )
+        n_outputs = net.first.n_outputs if isinstance(net, backbones.Ensemble) else net.n_outputs
+        fits = len(saved.outputs) == n_outputs if saved.outputs else len(saved.class_names) == n_outputs
+        if not fits or max(saved.outputs, default=0) >= len(saved.class_names):
+            raise ValueError(f"{len(saved.class_names)} class names for {n_outputs} outputs")
+        Calibration(**saved.info.get("calibration", {}))
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ConfigError) as error:
+        words = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"{folder / 'config.json'} does not describe the model beside it: {type(error).__name__}, {words}",
+            fix="restore it from a copy of the run, or fit anew",
+        ) from error
     net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     net.eval()
-    view: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in config.pop("view").items()
-    }
-    return SavedModel(
-        net=net,
-        class_names=tuple(config.pop("class_names")),
-        size_px=int(config.pop("size_px")),
-        view=ViewSettings(**view),
-        outputs=tuple(config.pop("outputs", ())),
-        strangers=strangers,
-        info=config,
-    )
+    return saved
 
 
 def renamed(class_names: Sequence[str], renames: Mapping[str, str]) -> tuple[str, ...]:

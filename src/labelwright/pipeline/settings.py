@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from labelwright.errors import ConfigError, DataError
+from labelwright.wording import redacted
 
 REQUIRED = dataclasses.MISSING
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -501,8 +502,10 @@ def parse_assignments(assignments: Sequence[str] | Mapping[str, object]) -> dict
 
 
 def to_config(settings: FitSettings) -> dict[str, Any]:
-    """What config.yaml keeps of the settings, for `from_config`: paths absolute, everything as YAML has it."""
+    """What config.yaml keeps of the settings, for `from_config`: paths absolute, all as YAML has it, no password."""
     kept = {f.name: _plain(getattr(settings, f.name)) for f in dataclasses.fields(settings) if f.name not in PER_CALL}
+    if settings.chat_url is not None:
+        kept["chat_url"] = redacted(settings.chat_url)
     return kept | {"set": _plain(parse_assignments(settings.set))}
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import html
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 from labelwright.reporting.words import plain
@@ -20,8 +20,6 @@ WIDTH = 360  # px of a chart as drawn; it is shown at up to one and a half times
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 10, 34  # px around the plot
 ROW = 20  # px of a bar
 LABEL_CHARS = 20  # of a name beside a bar
-
-_ids = count()
 
 
 @dataclass(frozen=True)
@@ -231,7 +229,7 @@ def matrix(title: str, finding: str, names: Sequence[str], counts: Sequence[Sequ
 def _chart(
     title: str, finding: str, inner: str, height: float, *, words: str, width: int = WIDTH, is_wide: bool = False
 ) -> Chart:
-    key = f"c{next(_ids)}"
+    key = f"c{zlib.crc32(repr((title, finding, inner)).encode()):08x}"  # the same page for the same run
     kind = ' class="wide"' if is_wide else ""
     svg = (
         f'<svg viewBox="0 0 {width} {height:.0f}" width="{width}" height="{height:.0f}" role="img" '

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import sys
@@ -545,6 +546,18 @@ def _print_settings(found: Sequence[Any], values: Mapping[str, Any]) -> None:
         print(f"* set by the preset {values['preset']}")
 
 
+def _print_verified(verified: Any, values: Mapping[str, Any]) -> None:
+    if values["json"]:
+        print(json.dumps(dataclasses.asdict(verified)))
+        return
+    for name, what in verified.faults.items():
+        print(f"{name} {what}")
+    for note in verified.notes:
+        print(note)
+    state = "as they were written" if not verified.faults else f"{len(verified.faults)} of them altered"
+    print(f"{counted(verified.n_files, 'file')}, {verified.n_bytes / 1e6:,.1f} MB: {state}")
+
+
 PRINTERS: Mapping[str, Callable[[Any, Mapping[str, Any]], None]] = {
     "demo": lambda result, values: None,
     "inspect": _print_inspection,
@@ -562,6 +575,7 @@ PRINTERS: Mapping[str, Callable[[Any, Mapping[str, Any]], None]] = {
     "report": lambda result, values: print(result),
     "review": _print_reviewed,
     "compare": _print_compared,
+    "verify": _print_verified,
     "settings": _print_settings,
     "bench": lambda result, values: print(result),
 }

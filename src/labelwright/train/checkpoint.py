@@ -1,9 +1,9 @@
-"""Checkpoints: one file, written atomically, loadable with weights_only."""
+"""Checkpoints: one file, written atomically, loadable with weights_only; the one before it is kept."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 from labelwright.errors import DataError
+from labelwright.replacing import disk_errors, replacing
+from labelwright.run_folder import CHECKPOINTS
+from labelwright.train import progress
 from labelwright.types import State
 
 FORMAT = 2
@@ -20,28 +23,30 @@ FORMAT = 2
 def save_atomically(payload: Mapping[str, Any], path: Path) -> None:
     """Write what ``torch.load(weights_only=True)`` reads back so that ``path`` always holds a whole file, old or new.
 
-    One process writes at a time: a temporary file beside it is flushed to disk and renamed over it.
+    One process writes at a time. The file that was there stays as ``previous.pt``.
+
+    Raises: DiskError if it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(f".{path.name}.*.tmp"):  # of a process killed while it wrote; there is one writer
-        stale.unlink(missing_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for stale in path.parent.glob(f".{path.name}.*.tmp"):  # of a process killed while it wrote; there is one writer
+            stale.unlink(missing_ok=True)
+    with replacing(path, durable=True) as temporary:
+        with temporary.open("wb") as file:  # of which a full disk is an OSError; of a path it is an odd position
             torch.save(dict(payload), file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        if path.exists():
+            path.replace(path.with_name(CHECKPOINTS[1]))
 
 
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
 
-    Raises: DataError if the file is not a checkpoint of this format.
+    Raises: DataError if the file is not a checkpoint of this format, or was altered: a sum in it does not fit.
     """
     try:
+        with zipfile.ZipFile(path) as archive:  # torch writes the sums and does not look at them
+            if (bad := archive.testzip()) is not None:
+                raise ValueError(f"its part {bad} was altered")
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise DataError(
@@ -50,6 +55,27 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise DataError(f"{path} is not a checkpoint of format {FORMAT}", fix="resume with the version that wrote it")
     return payload
+
+
+def newest(path: Path) -> dict[str, Any] | None:
+    """The checkpoint at ``path``, or if that is missing or broken the one before it; None if there is neither.
+
+    Raises: DataError as `load`, if both cannot be read.
+    """
+    faults = []
+    for each in (path, path.with_name(CHECKPOINTS[1])):
+        if each.exists():
+            try:
+                found = load(each)
+            except DataError as error:
+                faults.append(error)
+                continue
+            if faults:
+                progress.say(f"{faults[0].message}; going on from {each.name}, the one before it")
+            return found
+    if faults:
+        raise faults[0]
+    return None
 
 
 def state_dict(state: State) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from labelwright.errors import DataError, LabelwrightError
+from labelwright.errors import DataError, TrainingError
 from labelwright.run_folder import Run
 from labelwright.train import checkpoint, progress
 from labelwright.train.optim import build_optimizer, lr_at, optimizer_step, sam_radius_at, set_lr
@@ -47,12 +47,7 @@ from labelwright.types import (
 
 LOG_EVERY_STEPS = 50
 PASS_BATCH = 512
-
-
-class TrainingError(LabelwrightError):
-    """Training cannot go on: the loss is no longer a number."""
-
-    exit_code = 1
+LOWER = "lower lr with --set lr=… in another --out; if it is low, look for features or pixels that are far too large"
 
 
 @dataclass(frozen=True)
@@ -109,7 +104,7 @@ def train(
     random generator is seeded anew before plan, step and end_epoch, so that nothing but the seed decides.
 
     Raises:
-      TrainingError: the loss stopped being finite.
+      TrainingError: the loss or a weight stopped being finite.
       DataError: the checkpoint in ``run`` is broken, or of other networks.
       KeyboardInterrupt: after Ctrl-C or a termination request, with a checkpoint written.
     """
@@ -155,8 +150,9 @@ class _Loop:
             state.nets[name].requires_grad_(False)
         self.state = state
         self.optimizer = build_optimizer(self.trained_nets.values(), self.cfg)
-        if self.run is not None and self.run.checkpoint.exists():
-            self.restore(checkpoint.load(self.run.checkpoint))
+        saved = None if self.run is None else checkpoint.newest(self.run.checkpoint)
+        if saved is not None:
+            self.restore(saved)
         elif self.run is not None and self.is_main:
             self.run.cut_metrics(0)
         with stop_on_signal() as stop, progress.bar(self.options.show_progress and self.is_main) as live:
@@ -216,6 +212,7 @@ class _Loop:
         torch.manual_seed(derive_seed(self.options.seed, "begin"))
         self.state, logs = self.recipe.begin(self.cfg, self.task, self.state, self.passes)
         self.has_begun = True
+        self.check_weights("what the method starts from")
         record = {"kind": "begin", **logs}
         self.keep_warnings(record)
         self.spent["seconds"] += time.monotonic() - started
@@ -276,6 +273,7 @@ class _Loop:
         record["images_per_second"] = self.spent["images"] / max(self.spent["input_s"] + self.spent["step_s"], 1e-9)
         self.keep_warnings(record)
         self.check_finite(record.get("loss", 0.0), f"epoch {self.epoch}")
+        self.check_weights(f"epoch {self.epoch}")
         n, before, after = self.options.n_evaluations, self.epoch, self.epoch + 1
         is_scored = self.is_over or after * n // self.cfg.epochs > before * n // self.cfg.epochs
         if self.evaluate is not None and is_scored and n > 0:
@@ -356,7 +354,14 @@ class _Loop:
 
     def check_finite(self, loss: float, at: str) -> None:
         if not math.isfinite(loss):
-            raise TrainingError(f"the loss became {loss} in {at}", fix="lower lr with --set lr=…")
+            raise TrainingError(f"the loss became {loss} in {at}", fix=LOWER)
+
+    def check_weights(self, at: str) -> None:
+        """The last steps of an epoch change weights that no loss is computed from any more."""
+        for net in self.state.nets.values():
+            for name, value in net.state_dict().items():
+                if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                    raise TrainingError(f"the weights {name} are no longer numbers in {at}", fix=LOWER)
 
     def log_step(self, result: StepResult) -> None:
         loss = float(result.loss.detach())
@@ -368,6 +373,7 @@ class _Loop:
     def save(self) -> None:
         if self.run is None or not self.is_main:
             return
+        self.run.check_there()
         payload = {
             "format": checkpoint.FORMAT,
             "epoch": self.epoch,

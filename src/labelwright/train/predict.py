@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from labelwright.errors import TrainingError
 from labelwright.train.processes import autocast_dtype
 from labelwright.train.progress import track
 from labelwright.types import ViewSource
@@ -73,6 +74,8 @@ def answer(
       description: of the progress bar.
 
     Returns: one answer per row, in the order of ``rows``.
+
+    Raises: TrainingError if a probability is no number.
     """
     dtype = autocast_dtype(device, precision)
     given = torch.full((len(rows),), -1, dtype=torch.int64) if given is None else given.cpu()
@@ -87,6 +90,12 @@ def answer(
         probs = probs if adapt is None else adapt(chunk, probs)
         odds.append(odds_of(probs).cpu())
         best, classes = probs.topk(min(2, probs.shape[1]), dim=1)
+        if not bool(torch.isfinite(best).all()):
+            raise TrainingError(
+                f"the classifier's answer to image {int(chunk[(~torch.isfinite(best)).any(1).nonzero()[0].cpu()])} is "
+                "no number",
+                fix="train it anew with a lower rate (--set lr=...), or look for features that are far too large",
+            )
         labels = given[start : start + BATCH].to(device)
         top_probs.append(best[:, [0, -1]].cpu())
         top_classes.append(classes[:, [0, -1]].cpu())

@@ -18,6 +18,8 @@ from labelwright.errors import ConfigError
 
 ConfigT = TypeVar("ConfigT")
 
+LARGEST = 3.4e38  # of a setting: training computes in float32
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
@@ -41,6 +43,11 @@ class TrainSettings:
     sam_late_from_frac: float = 0.8  # share of the epochs after which sam_radius_late applies
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if isinstance(value := getattr(self, field.name), float):
+                require(
+                    abs(value) <= LARGEST, field.name, value, f"a number up to {LARGEST:g}, which is what float32 holds"
+                )
         require_range(self, "at least 1", "epochs", "batch_size")
         require_range(self, "above 0", "lr")
         require_range(self, "in [0, 1)", "momentum")

@@ -422,3 +422,44 @@ def test_local_chat__no_such_chat_model(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(OfflineError, match=r"^some-owner/some-llava is not on this machine"):
         LocalChat("some-owner/some-llava", device=CPU)
+
+
+def test_ask__no_secret_in_any_message(monkeypatch, caplog):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-ann-0815")
+    echo = "I got Authorization: Bearer sk-of-ann-0815, Basic YW5uOnMzY3JldA== and api_key=k9 of ann:s3cret"
+    for status, kind in ((400, DataError), (401, ConfigError), (404, ConfigError), (503, OfflineError)):
+        with ChatStub(Fail(status, echo)) as stub:
+            chat = OpenAIChat("stub", base_url=stub.url.replace("//", "//ann:s3cret@"), sleep=Waits(), retries=1)
+            with pytest.raises(kind) as caught:
+                chat.ask("abc")
+        for text in (str(caught.value), chat.endpoint, caplog.text):
+            assert not [secret for secret in ("sk-of-ann-0815", "s3cret", "YW5uOnMzY3JldA", "k9") if secret in text]
+        assert "***@127.0.0.1" in str(caught.value)
+    with pytest.raises(ConfigError, match="keeps no password"):
+        OpenAIChat("stub", base_url=chat.endpoint)
+    with pytest.raises(ConfigError, match="not a URL") as caught:
+        OpenAIChat("stub", base_url="ftp://ann:s3cret@host/v1")
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_ask__is_not_sent_on_to_another_host(status):
+    with ChatStub("cat") as elsewhere, ChatStub(Fail(status, headers={"Location": elsewhere.url + "/x"})) as stub:
+        with pytest.raises(ConfigError, match=r"sends the question on to 127\.0\.0\.1, which nobody named"):
+            chat_of(stub).ask("which?", RED)
+        assert elsewhere.seen == []
+
+
+def test_ask__on_the_same_host_it_is_sent_on():
+    moved = Fail(307, headers={"Location": "/v1/chat/completions"})
+    with ChatStub("cat", script=[moved]) as stub:
+        assert chat_of(stub).ask("which?", RED) == "cat"
+        assert [seen.image is None for seen in stub.seen] == [False, False]
+    with ChatStub(moved) as stub, pytest.raises(ConfigError, match="in a circle"):
+        chat_of(stub).ask("which?")
+
+
+@pytest.mark.parametrize("behaviour", [Raw("x" * 2_000_000), Fail(500, "x" * 2_000_000)])
+def test_ask__answers_have_an_end(behaviour):
+    with ChatStub(behaviour) as stub, pytest.raises(DataError, match="more than 1,048,576 bytes"):
+        chat_of(stub).ask("abc")

@@ -11,7 +11,7 @@ from labelwright.annotators.chat_endpoint import OpenAIChat
 from labelwright.annotators.description_prompts import OTHERS_SHOWN, description_prompt, parse_descriptions
 from labelwright.annotators.descriptions import describe_classes, read_descriptions, write_descriptions
 from labelwright.data.checks import format_problems
-from labelwright.errors import ConfigError, DataError, OfflineError
+from labelwright.errors import ConfigError, DataError, DiskError, OfflineError
 
 SHARED = Path(os.environ.get("LABELWRIGHT_SHARED") or Path(__file__).parents[3].parent / "shared")
 SIGNS = ("stop", "yield", "no entry")
@@ -121,8 +121,8 @@ def test_write_descriptions__comes_back(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["looks.json"]
     with pytest.raises(ConfigError, match="written as JSON"):
         write_descriptions(tmp_path / "looks.yaml", {})
-    with pytest.raises(ConfigError, match="cannot write"):
-        write_descriptions(tmp_path / "nowhere" / "looks.json", {})
+    with pytest.raises(DiskError, match=r"looks\.json cannot be written"):
+        write_descriptions(path / "looks.json", {})
 
 
 LISTS = {
@@ -252,6 +252,7 @@ def test_describe_classes__goes_on_after_a_stop(tmp_path):
 
 
 def test_describe_classes__says_before_asking_that_it_cannot_write(tmp_path):
-    with ChatStub("two words") as stub, pytest.raises(ConfigError, match="cannot write"):
-        describe_classes(chat_of(stub), SIGNS, tmp_path / "nowhere" / "looks.json", which=ALL)
+    (tmp_path / "file").touch()
+    with ChatStub("two words") as stub, pytest.raises(ConfigError, match=r"cannot be written: .*file is a file"):
+        describe_classes(chat_of(stub), SIGNS, tmp_path / "file" / "looks.json", which=ALL)
     assert stub.seen == []

@@ -145,7 +145,7 @@ def test_build_cache__no_images(table: LabelTable, tmp_path: Path) -> None:
         assert built.read(torch.empty(0, dtype=torch.int64)).shape == (0, 8, 8, 3)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "no notes", "bad notes", "other key"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "no notes", "bad notes", "other key", "one bit"])
 def test_build_cache__rebuilds_a_damaged_file(table: LabelTable, tmp_path: Path, damage: str) -> None:
     built = build_cache(table, size_px=8, folder=tmp_path)
     expected = np.array(built.pixels)
@@ -157,6 +157,10 @@ def test_build_cache__rebuilds_a_damaged_file(table: LabelTable, tmp_path: Path,
             os.truncate(path, path.stat().st_size - 100)
         case "empty":
             os.truncate(path, 0)
+        case "one bit":
+            content = bytearray(path.read_bytes())
+            content[-5] ^= 1
+            path.write_bytes(content)
         case "no notes":
             notes.unlink()
         case "bad notes":

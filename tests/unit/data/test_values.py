@@ -16,13 +16,14 @@ import pytest
 from PIL import Image
 
 from labelwright.data.checks import check_images, each_once
-from labelwright.data.columns import METADATA_KEY, write_csv
+from labelwright.data.columns import METADATA_KEY
 from labelwright.data.embeddings import load_embeddings
 from labelwright.data.prepare import describe_data, open_source, prepare, read
 from labelwright.data.read import load
 from labelwright.data.table import NOTICES, LabelTable
 from labelwright.data.values import as_lists, as_text, listed
 from labelwright.errors import ConfigError, DataError
+from labelwright.spreadsheet import write_csv
 
 CELLS = {"csv": str, "jsonl": lambda value: value, "parquet": lambda value: value}
 

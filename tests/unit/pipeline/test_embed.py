@@ -139,7 +139,7 @@ def test_embed__settings_that_cannot_be(photos: Path, tmp_path: Path) -> None:
     for how, message in (
         ({"out": tmp_path / "feats.csv", "function": means}, "neither .npz nor .parquet"),
         ({"out": there, "function": means}, "there.npz exists"),
-        ({"out": tmp_path / "no" / "feats.npz", "function": means}, "there is no folder"),
+        ({"out": there / "feats.npz", "function": means}, "there.npz is a file"),
         ({"out": tmp_path / "feats.npz"}, "embed needs one model"),
         ({"out": tmp_path / "feats.npz", "function": means, "onnx": "net.onnx"}, "embed needs one model"),
         ({"out": tmp_path / "feats.npz", "function": "means"}, "is not MODULE:NAME"),

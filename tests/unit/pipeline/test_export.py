@@ -207,6 +207,7 @@ def test_export__accepted_labels_alone(run: Path, rows: list[dict[str, Any]], tm
     open_rows = pq.read_table(run / "labels.parquet").to_pylist()
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     pq.write_table(pa.Table.from_pylist([{**row, "decision": "review"} for row in open_rows]), copy / "labels.parquet")
+    (copy / "checksums.json").unlink()
     with pytest.raises(ConfigError, match=r"no label of .* is accepted"):
         lw.export(copy, format="coco", out=tmp_path / "none", accepted=True)
 

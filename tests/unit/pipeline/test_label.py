@@ -14,9 +14,9 @@ import torch
 
 from labelwright.data.read import load
 from labelwright.data.table import Images, LabelTable
-from labelwright.errors import ConfigError
+from labelwright.errors import DiskError
 from labelwright.metrics.scores import confusions
-from labelwright.pipeline.label import _checked_target, _write_class_folders, label_rows
+from labelwright.pipeline.label import _write_class_folders, label_rows
 from labelwright.pipeline.saved_model import model_card
 from labelwright.train.predict import Answers, odds_of
 from labelwright.trust.calibration import Calibration
@@ -85,16 +85,6 @@ def test_confusions__by_name() -> None:
     assert {(pair["truth"], pair["predicted"]) for pair in found} == {("cow", "ant"), ("cow", "bee")}
 
 
-def test_checked_target(tmp_path: Path) -> None:
-    for name in ("a.csv", "a.parquet", "folder"):
-        assert _checked_target(tmp_path / name) == tmp_path / name
-    (tmp_path / "a.csv").touch()
-    with pytest.raises(ConfigError, match="exists"):
-        _checked_target(tmp_path / "a.csv")
-    with pytest.raises(ConfigError, match="neither"):
-        _checked_target(tmp_path / "a.txt")
-
-
 def test_write_class_folders__awkward_names(tmp_path: Path) -> None:
     root = write_folders(tmp_path / "photos", {"x": 4})
     paths = pa.array([f"x/{i}.png" for i in range(4)], pa.large_string())
@@ -113,7 +103,9 @@ def test_write_class_folders__appears_whole_or_not_at_all(tmp_path: Path) -> Non
     paths = pa.array(["gone.png"], pa.large_string())
     table = LabelTable(Images(paths, str(tmp_path)), paths, np.full(1, -1, np.int32), NAMES)
     words = {"label": ["ant"], "decision": ["review"], "source": ["predicted"]}
-    with pytest.raises(FileNotFoundError):
+    stale = tmp_path / ".out.killed.tmp"
+    stale.mkdir()
+    with pytest.raises(DiskError, match=r"out cannot be written: No such file .*gone\.png"):
         _write_class_folders(pa.table({"id": paths, **words}), table, tmp_path / "out")
     assert not list(tmp_path.iterdir())  # nor what was being built
 

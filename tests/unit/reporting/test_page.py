@@ -126,7 +126,7 @@ def test_page__every_chart_has_a_title_a_description_and_a_finding(pages: dict[s
         charts = re.findall(r"<figure.*?</figure>", text, re.S)
         for chart in charts:
             assert re.search(r"<figcaption>[^<]{12,}</figcaption>", chart)
-            svg = re.search(r'<svg [^>]*role="img" aria-labelledby="(c\d+t) (c\d+d)"', chart)
+            svg = re.search(r'<svg [^>]*role="img" aria-labelledby="(c\w+t) (c\w+d)"', chart)
             assert svg
             assert f'<title id="{svg[1]}">' in chart
             assert f'<desc id="{svg[2]}">' in chart

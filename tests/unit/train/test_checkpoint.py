@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from labelwright.errors import DataError
+from labelwright.errors import DataError, DiskError
 from labelwright.train import checkpoint
 from labelwright.types import State
 
@@ -30,7 +30,7 @@ def test_save__torn_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path, mo
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", torn)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(DiskError, match=r"last\.pt cannot be written: disk full"):
         checkpoint.save_atomically({**PAYLOAD, "n": 4}, path)
     assert path.read_bytes() == old
     assert checkpoint.load(path)["n"] == 3
@@ -75,6 +75,28 @@ def test_load__cut_short(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(DataError, match="cannot be read as a checkpoint"):
         checkpoint.load(path)
+
+
+def test_newest__an_altered_one_gives_way_to_the_one_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "last.pt"
+    assert checkpoint.newest(path) is None
+    for n in (1, 2, 3):
+        checkpoint.save_atomically({"format": checkpoint.FORMAT, "n": n, "x": torch.full((99,), float(n))}, path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last.pt", "previous.pt"]
+    content = bytearray(path.read_bytes())
+    at = content.index(torch.full((99,), 3.0).numpy().tobytes())
+    content[at + 5] ^= 1  # a bit of a number: torch.load says nothing
+    path.write_bytes(content)
+    assert torch.load(path, weights_only=True)["n"] == 3
+    found = checkpoint.newest(path)
+    assert found is not None
+    assert (found["n"], found["x"][0].item()) == (2, 2.0)
+    assert "was altered); going on from previous.pt" in capsys.readouterr().err.replace("\n", " ")
+    path.unlink()  # a kill between two renames
+    assert (checkpoint.newest(path) or {})["n"] == 2
+    path.with_name("previous.pt").write_bytes(b"")
+    with pytest.raises(DataError, match=r"previous\.pt cannot be read"):
+        checkpoint.newest(path)
 
 
 def test_state__goes_out_and_comes_back(tmp_path: Path) -> None:
