@@ -112,13 +112,13 @@ VERBS: dict[str, Callable[..., Any]] = {
     "inspect": verb(
         "Inspect",
         "Say what is in the data, what is wrong with it, and what `fit` would run. Writes nothing.",
-        *("data", "classes", "novel", "group", "annotator_columns"),
+        *("data", "classes", "novel", "group", "annotator_columns", "largest_image"),
         check_images=(bool, setting(True, "decode every image in full; without it broken files are not found")),
     ),
     "audit": verb(
         "Audit",
         "Find labels that are probably wrong, copies, classes that look like one, outliers and odd images.",
-        *("data", "test", "classes", "group", "on_bad", "seed", "device", "precision"),
+        *("data", "test", "classes", "group", "on_bad", "seed", "device", "precision", "largest_image"),
         test=(
             str | None,
             setting(None, "images to score on, looked through for copies of the others", example="--test test.csv"),
@@ -165,12 +165,12 @@ VERBS: dict[str, Callable[..., Any]] = {
             "resume",
             "on_bad",
         ),
-        *("checkpoint_minutes", "cache_limit_gb", "set"),
+        *("checkpoint_minutes", "cache_limit_gb", "largest_image", "exact_decoding", "set"),
     ),
     "embed": verb(
         "Embed",
         "Write features of images by a model of your own, a Python function or an ONNX file, for `fit` to read.",
-        *("data", "classes", "group", "on_bad", "device"),
+        *("data", "classes", "group", "on_bad", "device", "largest_image"),
         out=(str, setting(REQUIRED, ".npz or .parquet file to write; must not exist", example="--out feats.npz")),
         function=(
             str | None,
@@ -196,7 +196,7 @@ VERBS: dict[str, Callable[..., Any]] = {
         "Annotate",
         "Give every image candidate labels, with a vision-language model or one that chats; writes a table for `fit`.",
         *("data", "classes", "rule", "top_k", "ratio", "descriptions", "chat_url", "phrasings", "seed", "on_bad"),
-        *("device", "precision", "cache_limit_gb"),
+        *("device", "precision", "cache_limit_gb", "largest_image", "exact_decoding"),
         model=(str, setting(REQUIRED, "CLIP, SigLIP or LLaVA by id or path; with --chat-url its name at the endpoint")),
         out=(str, setting(REQUIRED, ".parquet file to write; must not exist")),
         templates=(

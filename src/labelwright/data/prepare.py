@@ -18,6 +18,7 @@ from labelwright.data import splits
 from labelwright.data.cache import PixelCache, PixelSource, StreamedPixels, open_pixels
 from labelwright.data.checks import OnBad, check_images, resolve_problems
 from labelwright.data.embeddings import EMBEDDING_COLUMN, UserEmbeddings, load_embeddings
+from labelwright.data.images import Decoding
 from labelwright.data.looks import numbered
 from labelwright.data.read import load, read_names
 from labelwright.data.situation import Situation, detect, novel_range
@@ -28,6 +29,9 @@ from labelwright.errors import ConfigError, DataError, Problem
 from labelwright.types import ViewSource
 
 Flip = Literal["auto", "on", "off"]
+
+SIZE_PX_MAX = 4096
+"""Largest side of images that a network is given."""
 
 _SIDED = re.compile(r"\b(left|right)\b|speed limit|\bb\s+vs\s+d\b", re.IGNORECASE)
 
@@ -85,6 +89,7 @@ def prepare(
     on_bad: OnBad = "stop",
     seed: int = 0,
     cache_limit_gb: float = 16.0,
+    decoding: Decoding | None = None,
 ) -> Prepared:
     """Read, check, split and decode the user's data.
 
@@ -95,6 +100,7 @@ def prepare(
       size_px: side of the square images; None = 32 when the images are at most 40 px, else 64.
       stats: (mean, std) per channel that a pretrained model wants; None = those of the training images.
       on_bad: "stop" raises one DataError with every problem; "skip" quarantines the rows.
+      decoding: how the images are decoded, see data.images.
 
     Raises: DataError with all problems of all sources together; ConfigError for impossible settings.
     """
@@ -112,7 +118,7 @@ def prepare(
             unit = torch.nn.functional.normalize(torch.from_numpy(np.asarray(found.class_feats)).float(), dim=1)
             class_feats = (unit, found.logit_scale or 100.0)
     else:
-        table = read(data, classes=classes, group=group, annotators=annotators)
+        table = read(data, classes=classes, group=group, annotators=annotators, decoding=decoding)
         size_px = native_size(table) if size_px is None else size_px
         tables = [table] if test is None else [table, _test_images(test, table, is_open=is_open)]
         sources = _resolve([_open(t, size_px, cache_limit_gb) for t in tables], on_bad)
@@ -149,7 +155,8 @@ def prepare(
 
 def _test_images(test: Any, table: LabelTable, *, is_open: bool) -> LabelTable:
     """The table of the images to score on, its labels among the classes of the training table."""
-    found = for_scoring(read(test, classes=None if is_open else table.class_names))
+    decoding = table.images.decoding  # the scale of the images that are learned from
+    found = for_scoring(read(test, classes=None if is_open else table.class_names, decoding=decoding))
     if not (found.labels >= 0).any():
         raise DataError(f"no image of {resolved_path(test)} has a label", fix="give a --test with labels, or none")
     return beyond(found, table.class_names) if is_open else found
@@ -175,8 +182,11 @@ def check_numbers(*, size_px: int | None, seed: int) -> None:
     """Refuse a size of images or a seed that cannot be: ConfigError."""
     if seed < 0:
         raise ConfigError(f"seed={seed} is not possible", fix="give a whole number from 0 on")
-    if size_px is not None and size_px < 8:
-        raise ConfigError(f"images of {size_px} px are too small", fix="give a --size of 8 or more")
+    if size_px is not None and not 8 <= size_px <= SIZE_PX_MAX:
+        raise ConfigError(
+            f"images of {size_px:,} px are too {'small' if size_px < 8 else 'large'}",
+            fix=f"give a --size of 8 to {SIZE_PX_MAX:,}",
+        )
 
 
 def beyond(table: LabelTable, class_names: Sequence[str]) -> LabelTable:
@@ -229,10 +239,17 @@ def class_list(classes: Any) -> list[str] | None:
 
 
 def open_source(
-    data: Any, *, classes: Any, size_px: int, on_bad: OnBad = "stop", cache_limit_gb: float = 16.0
+    data: Any,
+    *,
+    classes: Any,
+    size_px: int,
+    on_bad: OnBad = "stop",
+    cache_limit_gb: float = 16.0,
+    decoding: Decoding | None = None,
 ) -> Source:
     """Read, check and decode images for prediction; parameters and errors as for `prepare`."""
-    return _resolve([_open(for_scoring(read(data, classes=classes)), size_px, cache_limit_gb)], on_bad)[0]
+    table = for_scoring(read(data, classes=classes, decoding=decoding))
+    return _resolve([_open(table, size_px, cache_limit_gb)], on_bad)[0]
 
 
 def for_scoring(table: LabelTable) -> LabelTable:
@@ -240,7 +257,14 @@ def for_scoring(table: LabelTable) -> LabelTable:
     return replace(table, problems=tuple(p for p in table.problems if p.kind != "empty_class"))
 
 
-def read(data: Any, *, classes: Any = None, group: str | None = None, annotators: Sequence[str] = ()) -> LabelTable:
+def read(
+    data: Any,
+    *,
+    classes: Any = None,
+    group: str | None = None,
+    annotators: Sequence[str] = (),
+    decoding: Decoding | None = None,
+) -> LabelTable:
     """A table with its problems listed and none of them resolved; a `LabelTable` comes back as it is.
 
     Raises: DataError if there is nothing to read, or nothing to tell the groups by.
@@ -248,7 +272,7 @@ def read(data: Any, *, classes: Any = None, group: str | None = None, annotators
     if isinstance(data, LabelTable):
         table = data
     else:
-        table = load(data, classes=classes, group=group, annotators=annotators, on_bad="report")
+        table = load(data, classes=classes, group=group, annotators=annotators, on_bad="report", decoding=decoding)
     if group is not None and table.groups is None:
         raise DataError(
             f"{resolved_path(data)} has no column {group!r} to group by",
@@ -370,6 +394,7 @@ def describe_data(prepared: Prepared) -> dict[str, Any]:
         "test_fingerprint": prepared.test.table.fingerprint if prepared.test else None,
         "situation": {"name": prepared.situation.name, "reason": prepared.situation.reason},
         "size_px": prepared.size_px,
+        "decoding": None if table.images.decoding is None else table.images.decoding.as_dict(),
         "flip": prepared.view.flip,
         "flip_reason": prepared.flip_reason,
         "quarantined": listed([p for t in tables for p in t.quarantined]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import os
 import re
@@ -17,13 +18,11 @@ import pyarrow.compute as pc
 from labelwright.data.build import SPLIT_NAMES, TableBuilder
 from labelwright.data.checks import OnBad, resolve_problems
 from labelwright.data.columns import BATCH_ROWS, Columns, find_roles, open_columns
+from labelwright.data.images import Decoding
+from labelwright.data.scan import entries, is_image, shown
 from labelwright.data.table import SPLITS, LabelTable
 from labelwright.errors import ConfigError, DataError, OfflineError, Problem
 
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff"}
-    | {".ppm", ".pgm", ".pbm", ".pnm"}
-)
 TABLE_SUFFIXES = frozenset([".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"])
 UNLABELLED_NAMES = frozenset({"unlabeled", "unlabelled"})
 
@@ -41,7 +40,6 @@ class Named:
     annotators: tuple[str, ...] = ()
 
 
-_SILENT_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?")
 
 
@@ -53,6 +51,7 @@ def load(
     group: str | None = None,
     annotators: Sequence[str] = (),
     on_bad: OnBad = "stop",
+    decoding: Decoding | None = None,
 ) -> LabelTable:
     """Read images with whatever is known of their labels, and check everything that can be checked without decoding.
 
@@ -66,6 +65,8 @@ def load(
       annotators: columns of a table that hold one annotator's answers each; empty = did not answer.
       on_bad: what happens when something is wrong: "stop" raises with everything found, "skip" leaves the rows
         concerned out, "report" keeps them and lists the problems in ``table.problems`` (an unknown label is then -1).
+      decoding: how the images will be decoded; the scale of images of more than 8 bits is taken from a sample of these
+        unless it is given.
 
     Returns: the table. An empty label, null or -1 is no label. Integer labels are positions in the class names.
 
@@ -94,7 +95,13 @@ def load(
             problem = Problem(str(source)[:200], "empty_table", f"there is not an image in the split {split!r}")
             raise DataError(problem.detail, problems=[*table.problems, problem], fix="choose another split")
         table = table.subset(rows)
-    return resolve_problems(table, table.problems, on_bad)
+    images, n_deep = table.images.with_range(decoding)
+    problems = table.problems
+    if n_deep and images.decoding is not None:
+        black, white = images.decoding.black, images.decoding.white
+        detail = f"images of more than 8 bits: {black:g} to {white:g} become black to white, in all of them alike"
+        problems = (*problems, Problem(str(source)[:200], "deep_images", detail))
+    return resolve_problems(dataclasses.replace(table, images=images), problems, on_bad)
 
 
 def _dispatch(source: Any, classes: Sequence[str] | None, named: Named) -> LabelTable:
@@ -103,6 +110,8 @@ def _dispatch(source: Any, classes: Sequence[str] | None, named: Named) -> Label
     if isinstance(source, (list, tuple)):
         return _from_files([Path(path) for path in source], classes, named)
     path = Path(source).expanduser()
+    if shown(path) != str(path):
+        raise DataError(f"{shown(path)}: the name of the path is not UTF-8 text", fix="rename it, as convmv does")
     if path.is_dir():
         if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
             import datasets
@@ -141,7 +150,7 @@ def read_names(path: Path) -> list[str]:
 def _from_folder(root: Path, classes: Sequence[str] | None) -> LabelTable:
     builder = TableBuilder(str(root))
     builder.numbers_are_indices = False
-    folders = [entry for entry in _entries(root) if entry.is_dir()]
+    folders = [entry for entry in entries(root, []) if entry.is_dir()]
     is_split = bool(folders) and all(
         entry.name.lower() in SPLIT_NAMES or entry.name.lower() in UNLABELLED_NAMES for entry in folders
     )
@@ -151,7 +160,7 @@ def _from_folder(root: Path, classes: Sequence[str] | None) -> LabelTable:
             code = SPLIT_NAMES.get(entry.name.lower(), SPLITS.index("train"))
             is_labelled = entry.name.lower() not in UNLABELLED_NAMES
             class_folders += _add_folder(builder, root, Path(entry.path), SPLITS[code], is_labelled=is_labelled)
-        for entry in _entries(root):
+        for entry in entries(root, builder.problems):
             if entry.is_file():
                 builder.problems.append(Problem(entry.path, "unsupported_file", "it lies outside the split folders"))
     else:
@@ -169,14 +178,14 @@ def _add_folder(
     paths: list[str] = []
     labels: list[str | None] = []
     classes: list[str] = []
-    for entry in _entries(folder):
+    for entry in entries(folder, builder.problems):
         if entry.is_dir():
             is_class = is_labelled and entry.name.lower() not in UNLABELLED_NAMES
             found = list(_images_below(Path(entry.path), root, builder.problems))
             classes += [entry.name] if is_class else []
             paths += found
             labels += [entry.name if is_class else None] * len(found)
-        elif _is_image(entry, builder.problems):
+        elif is_image(entry, builder.problems):
             paths.append(os.path.relpath(entry.path, root))
             labels.append(None)
     columns = {"image": pa.array(paths, pa.large_string()), "label": pa.array(labels, pa.string())}
@@ -186,26 +195,11 @@ def _add_folder(
 
 
 def _images_below(folder: Path, root: Path, problems: list[Problem]) -> Iterator[str]:
-    for entry in _entries(folder):
+    for entry in entries(folder, problems):
         if entry.is_dir():
             yield from _images_below(Path(entry.path), root, problems)
-        elif _is_image(entry, problems):
+        elif is_image(entry, problems):
             yield os.path.relpath(entry.path, root)
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        kept = [e for e in entries if not e.name.startswith(".") and e.name.lower() not in _SILENT_NAMES]
-    return sorted(kept, key=lambda entry: entry.name)
-
-
-def _is_image(entry: os.DirEntry[str], problems: list[Problem]) -> bool:
-    suffix = Path(entry.name).suffix.lower()
-    if suffix in IMAGE_SUFFIXES:
-        return True
-    detail = f"{suffix} files are not read" if suffix else "a file without a suffix"
-    problems.append(Problem(entry.path, "unsupported_file", detail))
-    return False
 
 
 # ---------------------------------------------------------------- tables

@@ -18,6 +18,7 @@ from PIL import Image
 from labelwright.data.cache import resize_to_square
 from labelwright.data.checks import OnBad, check_images, resolve_problems
 from labelwright.data.embeddings import EMBEDDING_COLUMN
+from labelwright.data.images import Decoding
 from labelwright.data.prepare import is_embeddings, listed, read, resolved_path
 from labelwright.data.table import SPLITS, LabelTable
 from labelwright.errors import ConfigError, DataError
@@ -62,6 +63,7 @@ def embed(
     group: str | None = None,
     on_bad: OnBad = "stop",
     device: str = "auto",
+    largest_image: float = 179.0,
 ) -> Embedded:
     """Write the features of images by a model of your own, with ids, paths and all that is known of the images.
 
@@ -73,7 +75,7 @@ def embed(
       onnx: an exported network from float pixels [n, 3, H, W] to [n, D], instead.
       size: side in px of the centre square that the ONNX network sees; None = the size it was exported for.
       mean, std: of its pixels, per channel; those of ImageNet if not given.
-      batch_size: images at once.   classes, group, on_bad: see `fit`.   device: of an ONNX network.
+      batch_size: images at once.   classes, group, on_bad, largest_image: see `fit`.   device: of an ONNX network.
 
     Returns: the file, and what is in it.
 
@@ -104,7 +106,7 @@ def embed(
         assert function is not None
         model = _found(function) if isinstance(function, str) else function
         name = function if isinstance(function, str) else getattr(function, "__name__", "the function")
-    table = read(data, classes=classes, group=group)
+    table = read(data, classes=classes, group=group, decoding=Decoding.chosen(largest_image=largest_image))
     table = resolve_problems(table, [*table.problems, *check_images(table)], on_bad)
     if table.candidates is not None and target.suffix == ".npz":
         raise ConfigError("these images have candidate labels, which an .npz cannot hold", fix="end --out in .parquet")

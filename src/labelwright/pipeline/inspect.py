@@ -14,6 +14,7 @@ from labelwright.annotators.reliability import reliability_of
 from labelwright.data import checks
 from labelwright.data.cache import PixelCache, resize_to_square
 from labelwright.data.embeddings import load_embeddings
+from labelwright.data.images import Decoding
 from labelwright.data.prepare import class_list, is_embeddings, native_size, read
 from labelwright.data.situation import Situation, detect
 from labelwright.data.table import LabelTable
@@ -66,6 +67,7 @@ def inspect(
     group: str | None = None,
     annotator_columns: str | None = None,
     check_images: bool = True,
+    largest_image: float = 179.0,
 ) -> Inspection:
     """Read data, say which situation it is and why, and find everything wrong with it; writes nothing.
 
@@ -76,6 +78,7 @@ def inspect(
       group: column whose rows belong together.
       annotator_columns: names of columns, with commas between, that hold one annotator's answers each.
       check_images: decode every image in full, and measure how long `fit` would train.
+      largest_image: see `fit`.
 
     Raises: DataError if there is nothing to read at all.
     """
@@ -89,7 +92,8 @@ def inspect(
             feats = loaded.stored.read(torch.arange(len(table)), "clean", torch.zeros(len(table), dtype=torch.int64))
             notices = novel_notice(feats, torch.from_numpy(table.labels).long())
     else:
-        noun, table, has_text = "images", read(data, classes=classes, group=group, annotators=annotators), True
+        noun, has_text, decoding = "images", True, Decoding.chosen(largest_image=largest_image)
+        table = read(data, classes=classes, group=group, annotators=annotators, decoding=decoding)
         problems = tuple(dict.fromkeys([*table.problems, *(checks.check_images(table) if check_images else ())]))
     situation = detect(_usable(table, problems), novel=novel)
     runs, needs = situation.method(has_text=has_text), ""
@@ -127,7 +131,7 @@ def _time(table: LabelTable, situation: Situation) -> str:
     size_px, images = native_size(table), []
     for row in np.unique(np.linspace(0, len(table) - 1, CPU_BATCH, dtype=np.int64)):
         with contextlib.suppress(DataError):  # a missing image is told elsewhere
-            images.append(resize_to_square(table.image(int(row)), size_px=size_px))
+            images.append(resize_to_square(table.image(int(row), side_px=size_px), size_px=size_px))
     if method.requires.text or cfg.epochs < 2 or not images:
         return ""
     pixels = PixelCache(np.stack(images))  # in memory: nothing is written

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from labelwright.data.checks import OnBad
+from labelwright.data.images import IMAGE_SUFFIXES
 from labelwright.data.prepare import listed
-from labelwright.data.read import IMAGE_SUFFIXES
 from labelwright.data.table import LabelTable
 from labelwright.errors import ConfigError
 from labelwright.pipeline.report import report

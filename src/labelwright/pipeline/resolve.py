@@ -18,6 +18,7 @@ from labelwright.annotators.annotator import Annotator
 from labelwright.annotators.describe import wanted_descriptions
 from labelwright.annotators.reliability import weighted
 from labelwright.annotators.training_candidates import candidates_fingerprint, wanted_annotator
+from labelwright.data.images import Decoding
 from labelwright.data.prepare import Prepared, describe_data, is_embeddings, prepare
 from labelwright.data.read import read_names
 from labelwright.encoders import at_hand
@@ -175,6 +176,7 @@ def resolve(settings: FitSettings) -> Plan:
         on_bad=settings.on_bad,
         seed=settings.seed,
         cache_limit_gb=settings.cache_limit_gb,
+        decoding=Decoding.chosen(largest_image=settings.largest_image, exact_decoding=settings.exact_decoding),
     )
     source = dataclasses.replace(prepared.train, table=weighted(prepared.train.table))
     prepared = dataclasses.replace(prepared, train=source)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from labelwright.data.checks import OnBad
+from labelwright.data.images import Decoding
 from labelwright.data.prepare import open_embeddings, open_source
 from labelwright.data.table import LabelTable
 from labelwright.data.views import ViewSettings
@@ -173,7 +174,8 @@ def answers_for(
     if saved.size_px == 0:
         source = open_embeddings(data, classes=classes, on_bad=on_bad)
     else:
-        source = open_source(data, classes=classes, size_px=saved.size_px, on_bad=on_bad)
+        decoding = Decoding(**saved.info.get("decoding", {}))
+        source = open_source(data, classes=classes, size_px=saved.size_px, on_bad=on_bad, decoding=decoding)
     views = source.views(saved.view)
     answers = answer(
         saved.probs,
