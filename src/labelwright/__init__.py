@@ -49,10 +49,22 @@ __all__ = [
 ]
 
 
+_PLACES = {
+    "Audit": "pipeline.audit",
+    "Inspection": "pipeline.inspect",
+    "Run": "run_folder",
+    "annotate": "annotators.annotate",
+    "bench": "benchmarking.runner",
+    "describe": "annotators.describe",
+    "load": "data.read",
+    "settings": "pipeline.method_settings",
+}
+"""What does not lie in the module of pipeline that has its name -> module; one verb loads none of the others."""
+
+
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'labelwright' has no attribute {name!r}")
     from importlib import import_module
 
-    module = {"load": "labelwright.data.read", "bench": "labelwright.benchmarking.runner"}.get(name, "labelwright.api")
-    return getattr(import_module(module), name)
+    return getattr(import_module(f"labelwright.{_PLACES.get(name, f'pipeline.{name}')}"), name)

@@ -28,7 +28,7 @@ from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.pipeline.novel import novel_notice
 from labelwright.pipeline.settings import column_names
 from labelwright.pipeline.time_budget import clocked
-from labelwright.train.processes import accelerator_for
+from labelwright.train.processes import device_for
 from labelwright.train.speed import CPU_BATCH
 
 
@@ -100,7 +100,7 @@ def inspect(
     found = at_hand.at_hand() if noun == "images" else None
     if found is not None and not found.reads_names and not METHODS[situation.method(has_text=False)].requires.text:
         runs = situation.method(has_text=False)
-    is_cpu, time = accelerator_for("auto").device.type == "cpu", ""
+    is_cpu, time = device_for("auto").type == "cpu", ""
     requires = METHODS[runs].requires
     instead = METHODS[runs].on_embeddings
     if instead is not None and (noun == "embeddings" or (found is not None and is_cpu)):
@@ -141,7 +141,7 @@ def _time(table: LabelTable, situation: Situation) -> str:
         lambda: nets(max(2, situation.n_classes)),
         PixelViews(pixels, ViewSettings()),
         batch_size=cfg.batch_size,
-        device=accelerator_for("auto").device,
+        device=device_for("auto"),
         precision="auto",
         minutes=None,
     )

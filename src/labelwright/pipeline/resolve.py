@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 
 from labelwright.annotators.annotator import Annotator
 from labelwright.annotators.describe import wanted_descriptions
@@ -37,6 +36,9 @@ from labelwright.run_folder import Run
 from labelwright.train.loop import LoopOptions
 from labelwright.train.processes import accelerator_for
 from labelwright.train.settings import TrainSettings, fine_tuned
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 PRETRAINED_HELPS = "photographs gain much from one: name it with --model, or pip install 'labelwright[imagenet]'"
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from labelwright.data.checks import OnBad
 from labelwright.data.images import Decoding
-from labelwright.data.prepare import open_embeddings, open_source
+from labelwright.data.prepare import is_embeddings, open_embeddings, open_source, resolved_path
 from labelwright.data.table import LabelTable
 from labelwright.data.views import ViewSettings
 from labelwright.encoders import backbones
@@ -173,6 +173,18 @@ def answers_for(
     """What a saved model says of any images, or of embeddings if it was trained on such; and their table."""
     if saved.size_px == 0:
         source = open_embeddings(data, classes=classes, on_bad=on_bad)
+        net: Any = saved.net
+        n_features = getattr(net, "first", net).n_features
+        if source.stored is not None and source.stored.n_features != n_features:
+            raise DataError(
+                f"{resolved_path(data)} holds embeddings of {source.stored.n_features} features; the model was trained "
+                f"on {n_features}",
+                fix="embed these images with the model that embedded the training images",
+            )
+    elif is_embeddings(data):
+        raise DataError(
+            f"{resolved_path(data)} holds embeddings, and the model was trained on images", fix="give the images"
+        )
     else:
         decoding = Decoding(**saved.info.get("decoding", {}))
         source = open_source(data, classes=classes, size_px=saved.size_px, on_bad=on_bad, decoding=decoding)
