@@ -271,7 +271,7 @@ def _read_arrays(path: Path) -> dict[str, Any]:
             if unknown or "embeddings" not in file.files:
                 what = f"unknown keys {', '.join(unknown)}" if unknown else "no key embeddings"
                 raise DataError(f"{path}: {what}", fix=f"keys are {', '.join(NPZ_KEYS)}; only embeddings must be there")
-            for packed in file.zip.infolist():
+            for packed in file.zip.infolist() if file.zip is not None else ():
                 _check_packed(path, packed)
             return {key: file[key] for key in file.files}
     except DataError:

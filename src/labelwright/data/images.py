@@ -181,7 +181,9 @@ def _decoded(source: Source, decoding: Decoding, side_px: int | None) -> Decoded
         with suppress(Exception):  # what cannot be read around the pixels: they are whole
             turn = _TURNS.get(opened.getexif().get(_ORIENTATION, 1))
         with suppress(Exception):
-            is_several = opened.format != "MPO" and opened.is_animated  # the others of an MPO are previews
+            is_several = opened.format != "MPO" and getattr(
+                opened, "is_animated", False
+            )  # the others of an MPO are previews
         is_reduced = opened.size != (width, height)
         image = _to_rgb(opened if turn is None else opened.transpose(turn), decoding)
         image = image.copy() if image is opened else image  # the opened file closes behind us

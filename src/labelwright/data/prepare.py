@@ -295,6 +295,7 @@ def native_size(table: LabelTable) -> int:
 
 
 def _open(table: LabelTable, size_px: int, limit_gb: float) -> Source:
+    table = replace(table, images=table.images.with_hashes())
     pixels = open_pixels(table, size_px=size_px, limit_gb=limit_gb)
     # A streamed source has not looked at its images yet; better now than in the middle of an epoch.
     found = check_images(table) if isinstance(pixels, StreamedPixels) else pixels.problems
@@ -350,6 +351,8 @@ def contents(sources: Sequence[Source]) -> NDArray[np.int64]:
                         assert source.pixels is not None
                         values = source.pixels.read(behind)
                     yield from (row.tobytes() for row in values.numpy())
+                elif source.table.images.hashes is not None:
+                    yield from (row.tobytes() for row in source.table.images.hashes[rows])
                 else:
                     found = source.table.images.sources(rows)
                     yield from (each if isinstance(each, bytes) else Path(each).read_bytes() for each in found)

@@ -70,6 +70,7 @@ class Images:
     paths: Any = None  # [N] Arrow large_string, relative to ``root`` or absolute; None if the images are embedded
     root: str = ""
     dataset: Any = None  # `datasets.Dataset` of N rows and the one column ``image``, undecoded; None for files
+    hashes: Any = None  # [N, 16] uint8, of each embedded image, once `with_hashes` has read them
     decoding: Decoding | None = None  # one for the data set, see `with_range`; None: each image by itself
 
     def __len__(self) -> int:
@@ -113,7 +114,19 @@ class Images:
         """The images of rows [n], in that order; embedded images are indexed, not copied."""
         if self.dataset is None:
             return dataclasses.replace(self, paths=self.paths.take(pa.array(rows)))
-        return dataclasses.replace(self, dataset=self.dataset.select(rows))
+        hashes = None if self.hashes is None else self.hashes[rows]
+        return dataclasses.replace(self, dataset=self.dataset.select(rows), hashes=hashes)
+
+    def with_hashes(self) -> Images:
+        """The images, and of embedded ones (up to 4 GiB) the hash of each: they and all taken of them are read once."""
+        if self.dataset is None or self.hashes is not None or int(self.dataset.data.nbytes) > _HASHED_BYTES_MAX:
+            return self
+        hashes = np.zeros((len(self), 16), dtype=np.uint8)
+        for first in range(0, len(self), _IO_ROWS):
+            for row, source in enumerate(self.sources(np.arange(first, min(first + _IO_ROWS, len(self)))), first):
+                data = source if isinstance(source, bytes) else source.encode()
+                hashes[row] = np.frombuffer(hashlib.blake2b(data, digest_size=16).digest(), dtype=np.uint8)
+        return dataclasses.replace(self, hashes=hashes)
 
     def where(self, row: int) -> str:
         """Where the user finds an image: its path, or ``row 17`` when it is embedded."""
@@ -136,9 +149,12 @@ class Images:
                 except (OSError, ValueError):
                     digest.update(b"missing\n")
             return
-        n_bytes = int(self.dataset.data.nbytes)
-        chosen = rows if n_bytes <= _HASHED_BYTES_MAX else rows[:: max(1, len(rows) // _IO_ROWS)]
-        digest.update(f"{len(rows)} {n_bytes if len(chosen) < len(rows) else 0}\n".encode())
+        hashes = self.with_hashes().hashes
+        if hashes is not None:
+            digest.update(hashes)
+            return
+        chosen = rows[:: max(1, len(rows) // _IO_ROWS)]
+        digest.update(f"{len(rows)} {int(self.dataset.data.nbytes)}\n".encode())
         for first in range(0, len(chosen), _IO_ROWS):
             for source in self.sources(chosen[first : first + _IO_ROWS]):
                 data = source if isinstance(source, bytes) else source.encode()
