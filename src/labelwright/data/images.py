@@ -35,6 +35,7 @@ FULL_SIZE = "labelwright_full_size"
 BLANK_LEVELS = 4  # an image whose brightest and darkest values differ by less is blank
 _DRAFT_PIXELS_MIN = 3_000_000  # JPEGs from here on are decoded at reduced scale
 _NEVER = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})  # run other programs, or cannot be decoded at all
+_HEIF_EXTRA = "HEIC images need an extra: pip install 'labelwright[heic]'"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -180,10 +181,8 @@ def _decoded(source: Source, decoding: Decoding, side_px: int | None) -> Decoded
         turn, is_several = None, False
         with suppress(Exception):  # what cannot be read around the pixels: they are whole
             turn = _TURNS.get(opened.getexif().get(_ORIENTATION, 1))
-        with suppress(Exception):
-            is_several = opened.format != "MPO" and getattr(
-                opened, "is_animated", False
-            )  # the others of an MPO are previews
+        with suppress(Exception):  # the other frames of an MPO are previews
+            is_several = opened.format != "MPO" and getattr(opened, "is_animated", False)
         is_reduced = opened.size != (width, height)
         image = _to_rgb(opened if turn is None else opened.transpose(turn), decoding)
         image = image.copy() if image is opened else image  # the opened file closes behind us
@@ -250,7 +249,7 @@ def _read_heif() -> None:
     try:
         from pillow_heif import register_heif_opener  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
-        raise OSError("HEIC images need an extra: pip install 'labelwright[heic]'") from error
+        raise OSError(_HEIF_EXTRA) from error
     register_heif_opener()
 
 
