@@ -232,6 +232,7 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
             **({} if promised is None else {"promise": by_place(promised, table.class_names)}),
             "labelwright": __version__,
             "fingerprint": described["fingerprint"],
+            **({"decoding": described["decoding"]} if described.get("decoding") else {}),
             **({"n_seen": n_seen} if task.n_novel else {}),
         },
         card=model_card(summary, table.class_names, __version__),

@@ -17,7 +17,8 @@ from PIL import Image
 
 from labelwright.data.checks import OnBad
 from labelwright.data.columns import named_columns, write_csv
-from labelwright.data.layouts import IMAGE_SUFFIXES, LABELS_FILE, file_names, path_from, plain_name
+from labelwright.data.images import IMAGE_SUFFIXES
+from labelwright.data.layouts import LABELS_FILE, file_names, path_from, plain_name
 from labelwright.data.prepare import check_outside, listed
 from labelwright.data.table import LabelTable
 from labelwright.errors import ConfigError
