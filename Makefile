@@ -1,10 +1,11 @@
 # make demo: set-up, then the offline first run.    make test: set-up, then every test.
+# make fuzz EXAMPLES=2000: damaged and made-up inputs, so many of each kind; the suite tries fewer.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test faults check package docs site clean
+.PHONY: setup demo test faults fuzz check package docs site clean
 
 setup: $(STAMP)
 
@@ -21,6 +22,9 @@ test: setup
 
 faults: setup
 	$(BIN)/python benchmarks/faults.py --out faults-work
+
+fuzz: setup
+	OMP_NUM_THREADS=1 LABELWRIGHT_FUZZ=$(or $(EXAMPLES),2000) $(BIN)/pytest tests/fuzz --numprocesses 2
 
 check: setup
 	$(BIN)/ruff check .

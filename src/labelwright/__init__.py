@@ -63,14 +63,25 @@ __all__ = [
 ]
 
 
+_PLACES = {
+    "Audit": "pipeline.audit",
+    "Inspection": "pipeline.inspect",
+    "Run": "run_folder",
+    "annotate": "annotators.annotate",
+    "bench": "benchmarking.runner",
+    "compare": "reporting.compare",
+    "describe": "annotators.describe",
+    "load": "data.read",
+    "load_model": "pipeline.predict",
+    "settings": "pipeline.method_settings",
+    "verify_sample": "pipeline.promises",
+}
+"""What does not lie in the module of pipeline that has its name -> module; one verb loads none of the others."""
+
+
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'labelwright' has no attribute {name!r}")
     from importlib import import_module
 
-    module = {
-        "load": "labelwright.data.read",
-        "bench": "labelwright.benchmarking.runner",
-        "review": "labelwright.pipeline.review",  # its page opens before anything heavy is loaded
-    }.get(name, "labelwright.api")
-    return getattr(import_module(module), name)
+    return getattr(import_module(f"labelwright.{_PLACES.get(name, f'pipeline.{name}')}"), name)

@@ -119,14 +119,14 @@ VERBS: dict[str, Callable[..., Any]] = {
         "Inspect",
         "Say what is in the data, what is wrong with it, and what `fit` would run. Writes nothing.",
         *("data", "classes", "novel", "group", "image_column", "label_column", "split_column", "candidates_column"),
-        *("annotator_columns",),
+        *("annotator_columns", "largest_image"),
         check_images=(bool, setting(True, "decode every image in full; without it broken files are not found")),
     ),
     "audit": verb(
         "Audit",
         "Find labels that are probably wrong, copies, classes that look like one, outliers and odd images.",
         *("data", "run", "test", "classes", "group", "image_column", "label_column", "split_column", "on_bad", "seed"),
-        *("device", "precision"),
+        *("device", "precision", "largest_image"),
         run=(
             str | None,
             setting(None, "finished run whose pretrained model gives the features", example="--run run"),
@@ -177,13 +177,13 @@ VERBS: dict[str, Callable[..., Any]] = {
             "resume",
             "on_bad",
         ),
-        *("checkpoint_minutes", "cache_limit_gb", "set"),
+        *("checkpoint_minutes", "cache_limit_gb", "largest_image", "exact_decoding", "set"),
     ),
     "embed": verb(
         "Embed",
         "Write features of images by a model of your own, a Python function or an ONNX file, for `fit` to read.",
         *("data", "classes", "group", "image_column", "label_column", "split_column", "candidates_column"),
-        *("on_bad", "device"),
+        *("on_bad", "device", "largest_image"),
         out=(str, setting(REQUIRED, ".npz or .parquet file to write; must not exist", example="--out feats.npz")),
         function=(
             str | None,
@@ -210,7 +210,7 @@ VERBS: dict[str, Callable[..., Any]] = {
         "Give every image candidate labels, with a vision-language model or one that chats; writes a table for `fit`.",
         *("data", "classes", "image_column", "label_column", "rule", "top_k", "ratio", "descriptions", "chat_url"),
         *("phrasings", "seed", "on_bad"),
-        *("device", "precision", "cache_limit_gb"),
+        *("device", "precision", "cache_limit_gb", "largest_image", "exact_decoding"),
         model=(str, setting(REQUIRED, "CLIP, SigLIP or LLaVA by id or path; with --chat-url its name at the endpoint")),
         out=(str, setting(REQUIRED, ".parquet file to write; must not exist")),
         templates=(

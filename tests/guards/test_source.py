@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from labelwright.data.views import ViewSettings
 from labelwright.methods import simclr
@@ -89,6 +90,7 @@ def test_every_field_has_a_comment(config: type[Any]) -> None:
 def imported_by(statement: str) -> set[str]:
     """Which of the heavy packages a fresh Python holds after a statement."""
     heavy = ("torch", "torchvision", "transformers", "datasets", "accelerate", "sklearn", "scipy")
+    heavy += ("torch._dynamo", "tensorboard", "peft")
     code = f"import sys\n{statement}\nprint(*[name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     return set(done.stdout.split())
@@ -104,6 +106,16 @@ def test_import_of_the_pieces_needs_torch_alone() -> None:
         "data.noise data.augment data.views train.optim train.settings encoders.backbones types"
     )
     assert imported_by("\n".join(f"import labelwright.{piece}" for piece in pieces.split())) == {"torch"}
+
+
+def test_inspect_loads_what_it_uses_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "none"))
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            Image.linear_gradient("L").rotate(10 * i).save(tmp_path / name / f"{i}.png")
+    statement = f"import labelwright as lw; assert lw.inspect({str(tmp_path)!r}).time"
+    assert imported_by(statement) == {"torch"}  # not the time of scikit-learn, accelerate, an optimizer of torch
 
 
 def test_import_of_everything_needs_no_torchvision() -> None:

@@ -825,7 +825,7 @@ def test_run__interrupted(photos: Path, monkeypatch: pytest.MonkeyPatch, capsys:
         raise KeyboardInterrupt
 
     for verb in ("fit", "inspect"):
-        monkeypatch.setattr(api, verb, interrupt)
+        monkeypatch.setattr(lw, verb, interrupt)
     assert cli.run(["fit", str(photos), "--out", "run"]) == 130
     assert "--resume" in capsys.readouterr().err
     assert cli.run(["inspect", str(photos)]) == 130

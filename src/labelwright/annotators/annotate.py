@@ -13,6 +13,7 @@ from labelwright.annotators.chat import Estimate
 from labelwright.annotators.describe import wanted_descriptions
 from labelwright.data.checks import OnBad, check_images, resolve_problems
 from labelwright.data.columns import named_columns
+from labelwright.data.images import Decoding
 from labelwright.data.prepare import listed, open_source, read, resolved_path
 from labelwright.errors import DataError
 from labelwright.replacing import new_output
@@ -48,6 +49,8 @@ def annotate(
     precision: str = "auto",
     seed: int = 0,
     cache_limit_gb: float = 16.0,
+    largest_image: float = 179.0,
+    exact_decoding: bool = False,
     approve: Callable[[Estimate], bool] | None = None,
 ) -> Annotated:
     """Write a table that gives every image its candidate labels, with weights.
@@ -66,7 +69,7 @@ def annotate(
       templates, descriptions: see `fit`. Two-tower models only.
       chat_url: base URL of an OpenAI-compatible endpoint.   phrasings: questions per image. Chat models only.
       n_workers: questions under way at once.   seed: of the orders in which the classes are shown. Chat models only.
-      on_bad, device, precision, cache_limit_gb: see `fit`.
+      on_bad, device, precision, cache_limit_gb, largest_image, exact_decoding: see `fit`.
       approve: called with what a chat model will be asked, before it is; False stops.
 
     Returns: where the table is, and counts; against the labels or the truth of the data, where it has any, also how
@@ -87,7 +90,9 @@ def annotate(
         seed=seed,
     )
     asked = checked(asked, has_descriptions=descriptions is not None)
-    table = read(data, classes=classes, columns=named_columns(image=image_column, label=label_column))
+    decoding = Decoding.chosen(largest_image=largest_image, exact_decoding=exact_decoding)
+    columns = named_columns(image=image_column, label=label_column)
+    table = read(data, classes=classes, columns=columns, decoding=decoding)
     if len(table.class_names) < 2:
         raise DataError(
             f"{resolved_path(data)} names {len(table.class_names)} classes; candidates need two or more",

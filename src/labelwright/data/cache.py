@@ -10,7 +10,7 @@ import shutil
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -24,12 +24,14 @@ from PIL import Image
 from torch import Tensor
 
 from labelwright import checksums
+from labelwright.data.checks import decoding_threads, each_image
+from labelwright.data.images import FULL_SIZE
 from labelwright.data.table import LabelTable
 from labelwright.errors import ConfigError, DataError, DiskError, Problem
 from labelwright.replacing import replacing
-from labelwright.train.progress import counter, say
+from labelwright.train.progress import say
 
-CACHE_FORMAT = 1  # part of every key: raise it whenever the same image would give other pixels or another layout
+CACHE_FORMAT = 2  # part of every key: raise it whenever the same image would give other pixels or another layout
 RESIZE_RULE = "centre-square-bicubic"  # see `resize_to_square`; part of every key
 
 _MAX_AHEAD = 1024  # decoded images kept waiting by a stream; beyond it the oldest hints are dropped
@@ -109,7 +111,8 @@ def default_cache_folder() -> Path:
 def resize_to_square(image: Image.Image, *, size_px: int) -> Pixels:
     """The centre square of an RGB image at size_px x size_px: shorter side to size_px, antialiased, then cropped.
 
-    An image of exactly that size comes back bit for bit.
+    An image of exactly that size comes back bit for bit. One that was decoded at reduced scale is cropped where its
+    file would be.
 
     Returns: [size_px, size_px, 3] uint8.
 
@@ -117,11 +120,12 @@ def resize_to_square(image: Image.Image, *, size_px: int) -> Pixels:
       >>> resize_to_square(Image.new("RGB", (40, 20), (1, 2, 3)), size_px=10)[9, 9].tolist()
       [1, 2, 3]
     """
-    width, height = image.size
-    if (width, height) != (size_px, size_px):
+    if image.size != (size_px, size_px):
+        width, height = image.info.get(FULL_SIZE, image.size)
         side = min(width, height)
         left, top = (width - side) // 2, (height - side) // 2
-        box = (left, top, left + side, top + side)
+        x, y = image.width / width, image.height / height  # 1 unless it was decoded at reduced scale
+        box = (left * x, top * y, (left + side) * x, (top + side) * y)
         image = image.resize((size_px, size_px), Image.Resampling.BICUBIC, box=box)
     return np.array(image, dtype=np.uint8)
 
@@ -129,7 +133,7 @@ def resize_to_square(image: Image.Image, *, size_px: int) -> Pixels:
 def _decode(table: LabelTable, row: int, size_px: int) -> tuple[Pixels, Problem | None]:
     """One image's pixels, or zeros and what is wrong with it."""
     try:
-        return resize_to_square(table.image(row), size_px=size_px), None
+        return resize_to_square(table.image(row, side_px=size_px), size_px=size_px), None
     except DataError as error:
         return np.zeros((size_px, size_px, 3), dtype=np.uint8), error.problems[0]
 
@@ -217,32 +221,14 @@ def _build(table: LabelTable, path: Path, notes: Path, key: dict[str, Any]) -> P
 
 
 def _decode_all(table: LabelTable, pixels: Pixels) -> list[Problem]:
-    """Fill pixels [N, H, W, 3] in place; returns what could not be read, in row order."""
-    n_rows, size_px = len(pixels), pixels.shape[1]
+    """Fill pixels [N, H, W, 3] in place; returns what could not be read, in row order, and notices."""
+    size_px = pixels.shape[1]
+
+    def fill(row: int, image: Image.Image) -> None:
+        pixels[row] = resize_to_square(image, size_px=size_px)
+
     chunk = max(1, min(256, 2**20 // pixels[0].nbytes))  # about a megabyte a turn
-
-    def fill(start: int) -> list[Problem]:
-        problems = []
-        for row in range(start, min(start + chunk, n_rows)):
-            pixels[row], problem = _decode(table, row, size_px)
-            if problem is not None:
-                problems.append(problem)
-        return problems
-
-    found: list[Problem] = []
-    pool = _decoding_threads()
-    try:
-        with counter("decoding images", n_rows) as progress:
-            for n_chunks, problems in enumerate(pool.map(fill, range(0, n_rows, chunk)), start=1):
-                found.extend(problems)
-                progress(min(n_chunks * chunk, n_rows))
-    finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C ends after the images under way, not after all of them
-    return found
-
-
-def _decoding_threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="labelwright-decode")
+    return list(each_image(table, "decoding images", fill, side_px=size_px, n_rows_at_once=chunk))
 
 
 def check_room(what: str, folder: Path, *, n_bytes: int, instead: str) -> None:
@@ -303,7 +289,7 @@ class StreamedPixels:
         _check_size(size_px)
         self._table = table
         self.n_rows, self.size_px = len(table), size_px
-        self._pool = _decoding_threads()
+        self._pool = decoding_threads()
         self._ahead: OrderedDict[int, Future[tuple[Pixels, Problem | None]]] = OrderedDict()
         self._problems: dict[int, Problem] = {}
 

@@ -5,39 +5,86 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, get_args
 
 import numpy as np
+from PIL import Image
 
-from labelwright.data.images import decode_rgb, image_problem
+from labelwright.data.images import image_problem
 from labelwright.data.table import NOTICES, PROBLEM_KINDS, LabelTable
 from labelwright.errors import ConfigError, DataError, Problem
 from labelwright.train.progress import counter
 
 OnBad = Literal["stop", "skip", "report"]
-_ROWS_PER_ROUND = 512  # encoded images held in memory at once by check_images
+_WITHOUT_ROW = ("malformed_row", "unreadable_name", "unreadable_folder")  # what they hold never became a row
 
 
 def check_images(table: LabelTable) -> tuple[Problem, ...]:
-    """Decode every image in full, showing progress, and say which ones cannot be, in row order."""
+    """Decode every image, showing progress, and say which ones cannot be, in row order; then what else was noticed.
+
+    Large JPEGs are decoded at reduced scale, for which every byte of them is read as well.
+    """
+    return each_image(table, "checking images", lambda row, image: None, side_px=1)
+
+
+def each_image(
+    table: LabelTable,
+    doing: str,
+    use: Callable[[int, Image.Image], None],
+    *,
+    side_px: int | None = None,
+    n_rows_at_once: int = 16,
+) -> tuple[Problem, ...]:
+    """Decode every image once, in threads, and hand it on; shows progress.
+
+    Args:
+      table: images.   doing: what is shown beside the bar.
+      use: called with row and image, in any order, several at a time.
+      side_px: see `images.decode`.   n_rows_at_once: of each thread.
+
+    Returns: the images that could not be decoded, in row order; then notices about all of them.
+    """
+    noticed: dict[str, list[int]] = {"first_frame": [], "blank_images": []}
+
+    def attempt(first: int) -> list[Problem]:
+        problems = []
+        for row in range(first, min(first + n_rows_at_once, len(table))):
+            try:
+                found = table.images.decode(row, side_px=side_px)
+            except OSError as error:
+                problems.append(image_problem(table.images.where(row), row, error))
+                continue
+            if found.is_first_of_several:
+                noticed["first_frame"].append(row)
+            if found.is_blank:
+                noticed["blank_images"].append(row)
+            use(row, found.image)
+        return problems
+
     problems: list[Problem] = []
-
-    def attempt(row: int, source: bytes | str) -> Problem | None:
-        try:
-            decode_rgb(source)
-        except OSError as error:
-            return image_problem(table.images.where(row), row, error)
-        return None
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool, counter("checking images", len(table)) as progress:
-        for first in range(0, len(table), _ROWS_PER_ROUND):
-            rows = np.arange(first, min(first + _ROWS_PER_ROUND, len(table)))
-            found = pool.map(attempt, rows.tolist(), table.images.sources(rows))
-            problems.extend(problem for problem in found if problem is not None)
-            progress(int(rows[-1]) + 1)
+    pool = decoding_threads()
+    try:
+        with counter(doing, len(table)) as progress:
+            for n_done, found in enumerate(pool.map(attempt, range(0, len(table), n_rows_at_once)), start=1):
+                problems.extend(found)
+                progress(min(n_done * n_rows_at_once, len(table)))
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C ends after the images under way, not after all of them
+    details = {"first_frame": "has several frames or pages: the first is used", "blank_images": "has one colour"}
+    for kind, rows in noticed.items():
+        if rows:
+            others = (
+                f"; so {'does 1 more' if len(rows) == 2 else f'do {len(rows) - 1:,} more'}" if len(rows) > 1 else ""
+            )
+            problems.append(Problem(table.images.where(min(rows)), kind, details[kind] + others))
     return tuple(problems)
+
+
+def decoding_threads() -> ThreadPoolExecutor:
+    """A thread per core; Pillow decodes outside Python's lock."""
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="labelwright-decode")
 
 
 def format_problems(problems: Sequence[Problem], limit: int = 50) -> str:
@@ -90,7 +137,7 @@ def resolve_problems(table: LabelTable, problems: Sequence[Problem], on_bad: OnB
     keep[[problem.row for problem in bad if problem.row is not None]] = False
     if not keep.any():
         raise DataError(f"every row has a problem: {_kinds(bad)}", problems=problems, fix="correct the data")
-    out = [problem for problem in bad if problem.row is not None or problem.kind == "malformed_row"]
+    out = [problem for problem in bad if problem.row is not None or problem.kind in _WITHOUT_ROW]
     left = dataclasses.replace(table, problems=tuple(problem for problem in problems if problem not in set(out)))
     left = left if keep.all() else left.subset(np.flatnonzero(keep))
     lost = np.flatnonzero((table.counts() > 0) & (left.counts() == 0))

@@ -45,6 +45,10 @@ NPZ_KEYS: Mapping[str, str] = {
 
 _ROLES = {"labels": "label", "ids": "id", "groups": "group", "split": "split", "truth": "truth"}
 _ROWS_AT_ONCE = 65_536
+_VALUE_MAX = 1e37  # sums of a few larger ones are beyond float32
+_ANEW = "write it anew with numpy.save or savez"
+_UNPACKED_BYTES_MAX = 256 << 20  # an array above this that was packed ...
+_UNPACKED_TIMES_MAX = 100  # ... into a hundredth of its size or less is no embeddings
 _HASHED_BYTES_MAX = 4 << 30  # vectors above this are fingerprinted by a sample, as embedded images are
 _DROPPED_FRAC = 0.1  # of the features, in a strong view made up
 _NOISE_FRAC = 0.1  # of the row's norm, in a strong view made up
@@ -254,8 +258,8 @@ def _finish(path: Path, found: UserEmbeddings, problems: Sequence[Problem], on_b
             for first in range(0, len(bad), _ROWS_AT_ONCE):
                 with np.errstate(over="ignore"):  # a double beyond float32 counts as infinite
                     some = plane[first : first + _ROWS_AT_ONCE].astype(np.float32, copy=False)
-                bad[first : first + _ROWS_AT_ONCE] |= ~np.isfinite(some).all(axis=1)
-    detail = "the embedding holds a value that is not a finite number"
+                bad[first : first + _ROWS_AT_ONCE] |= ~(np.abs(some) <= _VALUE_MAX).all(axis=1)
+    detail = f"the embedding holds a value that is not a finite number, or is beyond {_VALUE_MAX:g}"
     infinite = [Problem(f"{path} row {row + 1}", "bad_embedding", detail, row) for row in np.flatnonzero(bad).tolist()]
     table = resolve_problems(found.table, [*found.table.problems, *problems, *infinite], on_bad)
     assert isinstance(table.images, NoImages)
@@ -285,14 +289,30 @@ def _read_arrays(path: Path) -> dict[str, Any]:
             if unknown or "embeddings" not in file.files:
                 what = f"unknown keys {', '.join(unknown)}" if unknown else "no key embeddings"
                 raise DataError(f"{path}: {what}", fix=f"keys are {', '.join(NPZ_KEYS)}; only embeddings must be there")
+            for packed in file.zip.infolist() if file.zip is not None else ():
+                _check_packed(path, packed)
             return {key: file[key] for key in file.files}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except DataError:
+        raise
+    except MemoryError as error:
+        raise DataError(f"{path}: there is not enough memory for what it says it holds", fix=_ANEW) from error
+    except Exception as error:  # a damaged header or archive: whatever the readers trip over
         if any(word in str(error).lower() for word in ("pickle", "object")):
             detail = "it holds Python objects, which are never unpickled"
             fix = "save plain numbers and strings with numpy.save or savez"
         else:
-            detail, fix = f"not a readable {path.suffix} file ({error})", "write it anew with numpy.save or savez"
+            what = (str(error) or type(error).__name__).splitlines()[0][:200]
+            detail, fix = f"not a readable {path.suffix} file ({what})", _ANEW
         raise DataError(f"{path}: {detail}", fix=fix) from error
+
+
+def _check_packed(path: Path, packed: zipfile.ZipInfo) -> None:
+    """Refuse an array that is far larger than the file it comes in, before it is unpacked."""
+    if packed.file_size > _UNPACKED_BYTES_MAX and packed.file_size > _UNPACKED_TIMES_MAX * packed.compress_size:
+        raise DataError(
+            f"{path}: {packed.filename} would unpack from {packed.compress_size:,} to {packed.file_size:,} bytes",
+            fix="embeddings never shrink that much: write the file anew, with numpy.savez if it is meant so",
+        )
 
 
 def _vectors(path: Path, key: str, found: Any) -> Floats:

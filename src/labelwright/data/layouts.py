@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from labelwright.data.images import IMAGE_SUFFIXES
 from labelwright.errors import DataError
 
 SPLITS = ("train", "test", "validation")
@@ -23,17 +24,16 @@ SPLIT_NAMES: Mapping[str, int] = {
 }
 """What a split may be called -> its position in SPLITS."""
 
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff"}
-    | {".ppm", ".pgm", ".pbm", ".pnm"}
-)
 TABLE_SUFFIXES = frozenset([".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet"])
 
-LEFT_BEHIND = frozenset(
-    {"@eadir", "#recycle", "$recycle.bin", "lost+found", "system volume information", "recycler", "recycled"}
-    | {"__macosx", "__pycache__", "thumbs.db", "desktop.ini"}
-)
-"""Folders and files that operating systems, network storage and notebooks leave, in lower case."""
+LEFT_BEHIND = {
+    **dict.fromkeys(("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"), "network storage"),
+    **dict.fromkeys(("$recycle.bin", "system volume information", "recycler", "recycled"), "Windows"),
+    **dict.fromkeys(("__macosx",), "macOS"),
+    **dict.fromkeys(("lost+found",), "the file system"),
+    **dict.fromkeys(("__pycache__",), "Python"),
+}
+"""Folders that are no data, in lower case -> who leaves them behind."""
 
 LABELS_FILE = "labels.parquet"
 """What we write beside images that are sorted into folders."""
@@ -104,7 +104,12 @@ UNLABELLED_NAMES = frozenset({"unlabeled", "unlabelled"})
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run, which is no data."""
-    return (folder / "config.yaml").is_file() and any((folder / name).exists() for name in ("data.json", "model"))
+    return _is_file(folder / "config.yaml") and any((folder / name).exists() for name in ("data.json", "model"))
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; False as well where the folder may not be looked into."""
+    return os.path.isfile(path)  # noqa: PTH113 (Path raises there)
 
 
 def tables_in(root: Path) -> tuple[list[Path], list[str | None]] | None:
@@ -121,7 +126,7 @@ def tables_in(root: Path) -> tuple[list[Path], list[str | None]] | None:
         if (root / name).is_file() and (root / "data").is_dir():
             return [root / name], [None]
     folders = [root, *(path for path in _sorted(root) if path.is_dir() and not is_run(path))]
-    metadata = [folder / name for folder in folders for name in METADATA if (folder / name).is_file()]
+    metadata = [folder / name for folder in folders for name in METADATA if _is_file(folder / name)]
     if metadata:
         return metadata, splits_of(metadata)
     has_shards = any(_SHARD.search(path.name) for place in ("", "data") for path in (root / place).glob("*.parquet"))
@@ -138,9 +143,9 @@ def tables_in(root: Path) -> tuple[list[Path], list[str | None]] | None:
 def files_below(folder: Path, depth: int) -> Iterator[Path]:
     """Files of a tree, sorted, ``depth`` folders deep; links to folders and what is no data are not followed."""
     for path in _sorted(folder):
-        if path.is_file():
+        if _is_file(path):
             yield path
-        elif depth and path.is_dir() and not path.is_symlink() and not is_run(path):
+        elif depth and os.path.isdir(path) and not path.is_symlink() and not is_run(path):  # noqa: PTH112 (as above)
             yield from files_below(path, depth - 1)
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,14 +13,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from labelwright.data.checks import OnBad, resolve_problems
-from labelwright.data.images import decode_rgb, image_problem
+from labelwright.data.checks import OnBad, each_image, resolve_problems
 from labelwright.data.table import LabelTable
-from labelwright.errors import Problem
-from labelwright.train.progress import counter
 
 THUMB_PX = 32
-_ROWS_PER_ROUND = 512  # encoded images held in memory at once
+_ROWS_PER_ROUND = 512  # images scaled at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,26 +92,15 @@ def look_at(table: LabelTable, *, on_bad: OnBad = "stop") -> tuple[LabelTable, L
       >>> numbered(look_at(load(folder))[1].digests).tolist()
       [0, 0, 1]
     """
-    problems: list[Problem] = []
     thumbs = np.zeros((len(table), THUMB_PX, THUMB_PX), dtype=np.uint8)
     sides = np.zeros((len(table), 2), dtype=np.int32)
     digests = [b""] * len(table)
 
-    def attempt(row: int, source: bytes | str) -> Problem | None:
-        try:
-            image = decode_rgb(source)
-        except OSError as error:
-            return image_problem(table.images.where(row), row, error)
+    def look(row: int, image: Image.Image) -> None:
         thumbs[row], sides[row] = thumb(image), image.size
         digests[row] = hashlib.blake2b(repr(image.size).encode() + image.tobytes(), digest_size=16).digest()
-        return None
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool, counter("looking at images", len(table)) as progress:
-        for first in range(0, len(table), _ROWS_PER_ROUND):
-            rows = np.arange(first, min(first + _ROWS_PER_ROUND, len(table)))
-            found = pool.map(attempt, rows.tolist(), table.images.sources(rows))
-            problems.extend(problem for problem in found if problem is not None)
-            progress(int(rows[-1]) + 1)
+    problems = each_image(table, "looking at images", look)
     kept = resolve_problems(table, [*table.problems, *problems], on_bad)
     bad = [problem.row for problem in kept.quarantined if problem.row is not None]
     rows = np.setdiff1d(np.arange(len(table)), np.array(bad, dtype=np.int64))

@@ -19,6 +19,7 @@ from labelwright.data.cache import PixelCache, PixelSource, StreamedPixels, open
 from labelwright.data.checks import OnBad, check_images, resolve_problems
 from labelwright.data.corrections import corrected
 from labelwright.data.embeddings import EMBEDDING_COLUMN, UserEmbeddings, load_embeddings
+from labelwright.data.images import Decoding
 from labelwright.data.looks import numbered
 from labelwright.data.read import Named, read_as, read_names
 from labelwright.data.situation import Situation, detect, novel_range
@@ -29,6 +30,9 @@ from labelwright.errors import ConfigError, DataError, Problem
 from labelwright.types import ViewSource
 
 Flip = Literal["auto", "on", "off"]
+
+SIZE_PX_MAX = 4096
+"""Largest side of images that a network is given."""
 
 _SIDED = re.compile(r"\b(left|right)\b|speed limit|\bb\s+vs\s+d\b", re.IGNORECASE)
 
@@ -88,6 +92,7 @@ def prepare(
     seed: int = 0,
     cache_limit_gb: float = 16.0,
     corrections: Any = (),
+    decoding: Decoding | None = None,
 ) -> Prepared:
     """Read, check, split and decode the user's data.
 
@@ -100,6 +105,7 @@ def prepare(
       stats: (mean, std) per channel that a pretrained model wants; None = those of the training images.
       on_bad: "stop" raises one DataError with every problem; "skip" quarantines the rows.
       corrections: labels that replace those of ``data``, see `data.corrections.corrected`.
+      decoding: how the images are decoded, see data.images.
 
     Raises: DataError with all problems of all sources together; ConfigError for impossible settings.
     """
@@ -120,7 +126,7 @@ def prepare(
             unit = torch.nn.functional.normalize(torch.from_numpy(np.asarray(found.class_feats)).float(), dim=1)
             class_feats = (unit, found.logit_scale or 100.0)
     else:
-        table = read(data, classes=classes, group=group, annotators=annotators, columns=columns)
+        table = read(data, classes=classes, group=group, annotators=annotators, columns=columns, decoding=decoding)
         table = corrected(table, corrections)
         size_px = native_size(table) if size_px is None else size_px
         tables = [table] if test is None else [table, _test_images(test, table, is_open=is_open, columns=columns)]
@@ -153,7 +159,9 @@ def prepare(
 
 def _test_images(test: Any, table: LabelTable, *, is_open: bool, columns: Mapping[str, str] | None) -> LabelTable:
     """The table of the images to score on, its labels among the classes of the training table."""
-    found = for_scoring(read(test, classes=None if is_open else table.class_names, columns=columns, like=table))
+    names = None if is_open else table.class_names
+    decoding = table.images.decoding  # the scale of the images that are learned from
+    found = for_scoring(read(test, classes=names, columns=columns, like=table, decoding=decoding))
     if not (found.labels >= 0).any():
         raise DataError(f"no image of {resolved_path(test)} has a label", fix="give a --test with labels, or none")
     return beyond(found, table.class_names) if is_open else found
@@ -188,8 +196,11 @@ def check_numbers(*, size_px: int | None, seed: int) -> None:
     """Refuse a size of images or a seed that cannot be: ConfigError."""
     if seed < 0:
         raise ConfigError(f"seed={seed} is not possible", fix="give a whole number from 0 on")
-    if size_px is not None and size_px < 8:
-        raise ConfigError(f"images of {size_px} px are too small", fix="give a --size of 8 or more")
+    if size_px is not None and not 8 <= size_px <= SIZE_PX_MAX:
+        raise ConfigError(
+            f"images of {size_px:,} px are too {'small' if size_px < 8 else 'large'}",
+            fix=f"give a --size of 8 to {SIZE_PX_MAX:,}",
+        )
 
 
 def beyond(table: LabelTable, class_names: Sequence[str]) -> LabelTable:
@@ -259,13 +270,14 @@ def open_source(
     columns: Mapping[str, str] | None = None,
     only_images: bool = False,
     first_number: int | None = None,
+    decoding: Decoding | None = None,
 ) -> Source:
     """Read, check and decode images for prediction; parameters and errors as for `prepare`.
 
     ``only_images``: labels, splits and repeats are not looked at.
     """
     how: dict[str, Any] = {"columns": columns, "only_images": only_images, "first_number": first_number}
-    table = for_scoring(read(data, classes=classes, **how))
+    table = for_scoring(read(data, classes=classes, decoding=decoding, **how))
     return _resolve([_open(table, size_px, cache_limit_gb)], on_bad)[0]
 
 
@@ -284,6 +296,7 @@ def read(
     only_images: bool = False,
     like: LabelTable | None = None,
     first_number: int | None = None,
+    decoding: Decoding | None = None,
 ) -> LabelTable:
     """A table with its problems listed and none of them resolved; a `LabelTable` comes back as it is.
 
@@ -305,7 +318,7 @@ def read(
             first_number=first_number if like is None or classes is None else like.first_number,
             optional=like is not None,
         )
-        table = read_as(data, named, classes=classes, on_bad="report")
+        table = read_as(data, named, classes=classes, on_bad="report", decoding=decoding)
     if only_images:
         table = replace(table, problems=tuple(p for p in table.problems if p.kind != "duplicate_id"))
     if group is not None and table.groups is None:
@@ -330,6 +343,7 @@ def native_size(table: LabelTable) -> int:
 
 
 def _open(table: LabelTable, size_px: int, limit_gb: float) -> Source:
+    table = replace(table, images=table.images.with_hashes())
     pixels = open_pixels(table, size_px=size_px, limit_gb=limit_gb)
     # A streamed source has not looked at its images yet; better now than in the middle of an epoch.
     found = check_images(table) if isinstance(pixels, StreamedPixels) else pixels.problems
@@ -387,6 +401,8 @@ def contents(sources: Sequence[Source]) -> NDArray[np.int64]:
                         assert source.pixels is not None
                         values = source.pixels.read(behind)
                     yield from (row.tobytes() for row in values.numpy())
+                elif source.table.images.hashes is not None:
+                    yield from (row.tobytes() for row in source.table.images.hashes[rows])
                 else:
                     found = source.table.images.sources(rows)
                     yield from (each if isinstance(each, bytes) else Path(each).read_bytes() for each in found)
@@ -432,6 +448,7 @@ def describe_data(prepared: Prepared) -> dict[str, Any]:
         "test_fingerprint": prepared.test.table.fingerprint if prepared.test else None,
         "situation": {"name": prepared.situation.name, "reason": prepared.situation.reason},
         "size_px": prepared.size_px,
+        "decoding": None if table.images.decoding is None else table.images.decoding.as_dict(),
         "flip": prepared.view.flip,
         "flip_reason": prepared.flip_reason,
         "quarantined": listed([p for t in tables for p in t.quarantined]),

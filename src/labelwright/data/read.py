@@ -19,11 +19,10 @@ import pyarrow.compute as pc
 from labelwright.data.build import TableBuilder, checked_names
 from labelwright.data.checks import OnBad, resolve_problems
 from labelwright.data.columns import BATCH_ROWS, LINE, ROLES, Columns, find_roles, open_columns
+from labelwright.data.images import IMAGE_SUFFIXES, Decoding
 from labelwright.data.in_memory import encoded, is_image
 from labelwright.data.layouts import (
-    IMAGE_SUFFIXES,
     LABELS_FILE,
-    LEFT_BEHIND,
     METADATA,
     SPLIT_NAMES,
     SPLITS,
@@ -36,6 +35,7 @@ from labelwright.data.layouts import (
     splits_of,
     tables_in,
 )
+from labelwright.data.scan import entries, is_image_file, shown
 from labelwright.data.table import LabelTable
 from labelwright.data.values import as_text
 from labelwright.errors import ConfigError, DataError, OfflineError, Problem
@@ -85,6 +85,7 @@ def load(
     annotators: Sequence[str] = (),
     columns: Mapping[str, str] | None = None,
     on_bad: OnBad = "stop",
+    decoding: Decoding | None = None,
 ) -> LabelTable:
     """Read images with whatever is known of their labels, and check everything that can be checked without decoding.
 
@@ -100,6 +101,8 @@ def load(
       columns: role (image, label, split, candidates, ...) -> column, where it is called otherwise.
       on_bad: what happens when something is wrong: "stop" raises with everything found, "skip" leaves the rows
         concerned out, "report" keeps them and lists the problems in ``table.problems`` (an unknown label is then -1).
+      decoding: how the images will be decoded; the scale of images of more than 8 bits is taken from a sample of these
+        unless it is given.
 
     Returns: the table. Empty, null, NaN and -1 are no label. Integer labels are positions in the class names if these
       are given, or else names.
@@ -118,7 +121,8 @@ def load(
     named = dict(columns or {}) | ({} if group is None else {"group": group})
     if unknown := sorted(set(named) - set(ROLES)):
         raise ConfigError(f"columns: no role {unknown[0]!r}", fix=f"one of {', '.join(ROLES)}")
-    return read_as(source, Named(named, tuple(annotators)), classes=classes, split=split, on_bad=on_bad)
+    asked = Named(named, tuple(annotators))
+    return read_as(source, asked, classes=classes, split=split, on_bad=on_bad, decoding=decoding)
 
 
 def read_as(
@@ -128,6 +132,7 @@ def read_as(
     classes: Sequence[str] | str | Path | None = None,
     split: str | None = None,
     on_bad: OnBad = "stop",
+    decoding: Decoding | None = None,
 ) -> LabelTable:
     """`load`, with everything that can be said of the columns."""
     if split is not None and split not in SPLITS:
@@ -145,7 +150,13 @@ def read_as(
             problem = Problem(str(source)[:200], "empty_table", f"there is not an image in the split {split!r}")
             raise DataError(problem.detail, problems=[*table.problems, problem], fix="choose another split")
         table = table.subset(rows)
-    return resolve_problems(table, table.problems, on_bad)
+    images, n_deep = table.images.with_range(decoding)
+    problems = table.problems
+    if n_deep and images.decoding is not None:
+        black, white = images.decoding.black, images.decoding.white
+        detail = f"images of more than 8 bits: {black:g} to {white:g} become black to white, in all of them alike"
+        problems = (*problems, Problem(str(source)[:200], "deep_images", detail))
+    return resolve_problems(dataclasses.replace(table, images=images), problems, on_bad)
 
 
 def _dispatch(source: Any, classes: Sequence[str] | None, named: Named) -> LabelTable:
@@ -156,6 +167,8 @@ def _dispatch(source: Any, classes: Sequence[str] | None, named: Named) -> Label
     if isinstance(source, (list, tuple)):
         return _from_list(source, classes, named)
     path = Path(source).expanduser()
+    if shown(path) != str(path):
+        raise DataError(f"{shown(path)}: the name of the path is not UTF-8 text", fix="rename it, as convmv does")
     if path.is_dir():
         if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
             import datasets
@@ -322,7 +335,7 @@ def _add_folder(
             classes += [entry.name] if is_class else []
             paths += found
             labels += [(names or {}).get(entry.name, entry.name) if is_class else None] * len(found)
-        elif _is_image(entry, builder.problems):
+        elif is_image_file(entry, builder.problems):
             paths.append(os.path.relpath(entry.path, root))
             labels.append(None)
     columns = {"image": pa.array(paths, pa.large_string()), "label": pa.array(labels, pa.string())}
@@ -345,37 +358,19 @@ def _images_below(folder: Path, root: Path, problems: list[Problem]) -> Iterator
     for entry in _entries(folder, problems):
         if entry.is_dir():
             yield from _images_below(Path(entry.path), root, problems)
-        elif _is_image(entry, problems):
+        elif is_image_file(entry, problems):
             yield os.path.relpath(entry.path, root)
 
 
 def _entries(folder: Path, problems: list[Problem]) -> list[os.DirEntry[str]]:
-    """What a folder holds, sorted, without what is hidden; folders that are no data are noted."""
-    with os.scandir(folder) as entries:
-        kept = []
-        for entry in entries:
-            is_left = entry.name.lower() in LEFT_BEHIND
-            if entry.name.startswith(".") or (is_left and not entry.is_dir()):
-                continue
-            if is_left or (entry.is_dir() and is_run(Path(entry.path))):
-                what = "left behind by a program" if is_left else "the folder of a run"
-                problems.append(Problem(entry.path, "unsupported_file", f"{what}: not read"))
-                continue
+    """What a folder holds, see `scan.entries`, without the folders of runs; these are noted."""
+    kept = []
+    for entry in entries(folder, problems):
+        if entry.is_dir() and is_run(Path(entry.path)):
+            problems.append(Problem(entry.path, "unsupported_file", "the folder of a run: not read"))
+        else:
             kept.append(entry)
-    return sorted(kept, key=lambda entry: entry.name)
-
-
-def _is_image(entry: os.DirEntry[str], problems: list[Problem]) -> bool:
-    suffix = Path(entry.name).suffix.lower()
-    if suffix in IMAGE_SUFFIXES:
-        return True
-    detail = f"{suffix} files are not read" if suffix else "a file without a suffix"
-    if entry.name == LABELS_FILE:
-        detail = "the folders say what the labels are; give its path to read it"
-    elif suffix in TABLE_SUFFIXES:
-        detail = "a table beside images is not read; give its path to read it"
-    problems.append(Problem(entry.path, "unsupported_file", detail))
-    return False
+    return kept
 
 
 # ---------------------------------------------------------------- tables

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from labelwright.data.images import decode_rgb, image_problem
+from labelwright.data.images import Decoded, Decoding, decode, deep_values, image_problem, range_of
 from labelwright.data.layouts import SPLITS as SPLITS
 from labelwright.errors import ConfigError, DataError, Problem
 from labelwright.types import Candidates, Task
@@ -32,7 +32,13 @@ PROBLEM_KINDS = {
     "malformed_row": "rows of the table that cannot be read",
     "missing_column": "columns that are not there",
     "empty_table": "no images at all",
+    "unreadable_name": "names of files and folders that are not UTF-8 text",
+    "unreadable_folder": "folders that cannot be listed",
     "unsupported_file": "files left out because they are not images",
+    "skipped_folder": "folders and files passed over",
+    "deep_images": "images of more than 8 bits",
+    "first_frame": "files of several frames or pages, whose first one is used",
+    "blank_images": "images of one colour, or nearly",
     "unseen_class": "classes that no label or candidate names",
     "ignored_column": "columns that are not read",
     "read_as": "values that are read in another way than they are written",
@@ -40,12 +46,17 @@ PROBLEM_KINDS = {
 }
 """Problem.kind -> what a heading over such problems says."""
 
-NOTICES = frozenset({"unsupported_file", "unseen_class", "ignored_column", "read_as", "odd_class"})
+NOTICES = frozenset(
+    {"unsupported_file", "skipped_folder", "deep_images", "first_frame", "blank_images", "unseen_class"}
+    | {"ignored_column", "read_as", "odd_class"}
+)
 """Kinds that are reported but never stop a run."""
 
 _HASHED_BYTES_MAX = 4 << 30  # embedded images above this are fingerprinted by their sizes and a sample
 _STATTED_FILES_MAX = 100_000  # image files whose size and time go into a fingerprint
 _IO_ROWS = 1024  # embedded images held in memory at once while hashing
+_SAMPLED_ROWS = 1024  # images whose header is looked at for more than 8 bits
+_DEEP_SAMPLED = 64  # images of more than 8 bits whose values fix the scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,21 +72,63 @@ class Images:
     paths: Any = None  # [N] Arrow large_string, relative to ``root`` or absolute; None if the images are embedded
     root: str = ""  # folder that relative paths start from, those inside embedded images too
     dataset: Any = None  # `datasets.Dataset` of N rows and the one column ``image``, undecoded; None for files
+    hashes: Any = None  # [N, 16] uint8, of each embedded image, once `with_hashes` has read them
+    decoding: Decoding | None = None  # one for the data set, see `with_range`; None: each image by itself
 
     def __len__(self) -> int:
         return len(self.paths) if self.dataset is None else int(self.dataset.num_rows)
 
     def sources(self, rows: NDArray[np.int64]) -> list[bytes | str]:
-        """What `decode_rgb` takes, for each of rows [n]: the encoded bytes, or the path of the file."""
+        """What `decode` takes, for each of rows [n]: the encoded bytes, or the path of the file."""
         if self.dataset is None:
             return [os.path.join(self.root, path) for path in self.paths.take(pa.array(rows)).to_pylist()]  # noqa: PTH118
         return [_source(cell, self.root) for cell in self.dataset[rows.tolist()]["image"]]
+
+    def with_range(self, decoding: Decoding | None = None) -> tuple[Images, int]:
+        """The images with one scale for those of more than 8 bits, taken from a sample spread over all of them.
+
+        Args:
+          decoding: what else is chosen; a scale that it has stays.
+
+        Returns: the images, and how many of those sampled have more than 8 bits.
+        """
+        decoding = decoding or Decoding()
+        if decoding.white is not None:
+            return dataclasses.replace(self, decoding=decoding), 0
+        found: list[NDArray[np.float64]] = []
+        rows = np.unique(np.linspace(0, len(self) - 1, min(len(self), _SAMPLED_ROWS), dtype=np.int64))
+        for row in np.concatenate([rows[first::16] for first in range(16)]):  # any beginning is spread over all
+            values = deep_values(self.sources(np.array([row]))[0], decoding.pixels_max)
+            if values is not None:
+                found.append(values)
+            if len(found) == _DEEP_SAMPLED:
+                break
+        if found:
+            black, white = range_of(found)
+            decoding = dataclasses.replace(decoding, black=black, white=white)
+        return dataclasses.replace(self, decoding=decoding), len(found)
+
+    def decode(self, row: int, *, side_px: int | None = None) -> Decoded:
+        """One image; see `images.decode`, whose errors are raised."""
+        return decode(self.sources(np.array([row]))[0], self.decoding, side_px=side_px)
 
     def take(self, rows: NDArray[np.int64]) -> Images:
         """The images of rows [n], in that order; embedded images are indexed, not copied."""
         if self.dataset is None:
             return dataclasses.replace(self, paths=self.paths.take(pa.array(rows)))
-        return dataclasses.replace(self, dataset=self.dataset.select(rows))
+        hashes = None if self.hashes is None else self.hashes[rows]
+        return dataclasses.replace(self, dataset=self.dataset.select(rows), hashes=hashes)
+
+    def with_hashes(self) -> Images:
+        """The images, and of embedded ones (up to 4 GiB) the hash of each: they and all taken of them are read once."""
+        if self.dataset is None or self.hashes is not None or int(self.dataset.data.nbytes) > _HASHED_BYTES_MAX:
+            return self
+        hashes = np.zeros((len(self), 16), dtype=np.uint8)
+        for first in range(0, len(self), _IO_ROWS):
+            for row, source in enumerate(self.sources(np.arange(first, min(first + _IO_ROWS, len(self)))), first):
+                data = source if isinstance(source, bytes) else source.encode()
+                hashes[row] = np.frombuffer(hashlib.blake2b(data, digest_size=16).digest(), dtype=np.uint8)
+        return dataclasses.replace(self, hashes=hashes)
 
     def where(self, row: int) -> str:
         """Where the user finds an image: its path, or ``row 17``, from 1, when it is embedded."""
@@ -88,18 +141,22 @@ class Images:
         that many (evenly spread) are looked at on the disk and the others count by path.
         """
         rows = np.arange(len(self))
+        digest.update(str(self.decoding or "").encode())
         if self.dataset is None:
             _digest_strings(digest, self.paths)
             for source in self.sources(rows[:: max(1, -(-len(rows) // _STATTED_FILES_MAX))]):
                 try:
                     found = os.stat(source)  # noqa: PTH116
                     digest.update(f"{found.st_size} {found.st_mtime_ns}\n".encode())
-                except OSError:
+                except (OSError, ValueError):
                     digest.update(b"missing\n")
             return
-        n_bytes = int(self.dataset.data.nbytes)
-        chosen = rows if n_bytes <= _HASHED_BYTES_MAX else rows[:: max(1, len(rows) // _IO_ROWS)]
-        digest.update(f"{len(rows)} {n_bytes if len(chosen) < len(rows) else 0}\n".encode())
+        hashes = self.with_hashes().hashes
+        if hashes is not None:
+            digest.update(hashes)
+            return
+        chosen = rows[:: max(1, len(rows) // _IO_ROWS)]
+        digest.update(f"{len(rows)} {int(self.dataset.data.nbytes)}\n".encode())
         for first in range(0, len(chosen), _IO_ROWS):
             for source in self.sources(chosen[first : first + _IO_ROWS]):
                 data = source if isinstance(source, bytes) else source.encode()
@@ -202,13 +259,13 @@ class LabelTable:
         votes = None if self.votes is None else torch.from_numpy(self.votes.astype(np.int64))
         return Task(labels, self.class_names, self.candidates, n_novel=n_novel, groups=groups, votes=votes)
 
-    def image(self, row: int) -> Image.Image:
-        """One image, decoded: RGB, upright.
+    def image(self, row: int, *, side_px: int | None = None) -> Image.Image:
+        """One image, decoded: RGB, upright; large JPEGs smaller where it will be scaled to a side of ``side_px``.
 
         Raises: DataError naming the image if it is missing or cannot be decoded.
         """
         try:
-            return decode_rgb(self.images.sources(np.array([row]))[0])
+            return self.images.decode(row, side_px=side_px).image
         except OSError as error:
             problem = image_problem(self.images.where(row), row, error)
             raise DataError(
@@ -238,5 +295,5 @@ class LabelTable:
         _digest_strings(digest, self.ids)
         digest.update(self.labels.tobytes())
         digest.update("\0".join(self.class_names).encode())
-        self.images.update_digest(digest)
+        digest.update(self.images_digest.encode())  # not the images once more
         return digest.hexdigest()

@@ -41,6 +41,10 @@ def at_hand() -> AtHand | None:
 
 def _cached() -> list[tuple[bool, float, Path, str]]:
     """Of each vision model in the cache that is whole: whether it reads names, when it was used, folder and hub id."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    if not any(Path(HF_HUB_CACHE).glob("models--*")):  # scanning takes a while to load
+        return []
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -91,17 +93,8 @@ def image_stats(name: str) -> ImageStats:
     saved = saved_backbone(name)
     if saved is not None:
         return ImageStats(saved.size_px, saved.mean, saved.std)
-    from transformers import AutoImageProcessor
-
     load_config(name)  # says what is wrong with the model itself
-    with quiet():
-        try:
-            processor = AutoImageProcessor.from_pretrained(**located(name))
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"{name} does not say what pixels it expects",
-                fix="put its preprocessor_config.json beside config.json, or take random weights: --no-pretrained",
-            ) from error
+    processor = _written(Path(resolve_name(name))) or _processor(name)
     size = _edge(getattr(processor, "crop_size", None)) if getattr(processor, "do_center_crop", False) else None
     size = size or _edge(getattr(processor, "size", None))
     mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
@@ -112,6 +105,33 @@ def image_stats(name: str) -> ImageStats:
         )
     (r, g, b), (dr, dg, db) = map(float, mean), map(float, std)
     return ImageStats(size, (r, g, b), (dr, dg, db))
+
+
+def _written(folder: Path) -> SimpleNamespace | None:
+    """What the JSON file of an image processor says, if it says everything: no processor has to be built for it."""
+    try:
+        said = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    wanted = {"do_center_crop", "size", "image_mean", "image_std"}
+    return SimpleNamespace(**said) if isinstance(said, dict) and wanted <= said.keys() else None
+
+
+def _processor(name: str) -> Any:
+    """The image processor itself, which knows what is not written.
+
+    Raises: ConfigError if there is none.
+    """
+    from transformers import AutoImageProcessor
+
+    with quiet():
+        try:
+            return AutoImageProcessor.from_pretrained(**located(name))
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{name} does not say what pixels it expects",
+                fix="put its preprocessor_config.json beside config.json, or take random weights: --no-pretrained",
+            ) from error
 
 
 def load_vision_model(name: str) -> VisionModel:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.cluster import KMeans
 from torch import Tensor
 
 from labelwright.labels.chunks import evenly_spread
@@ -304,6 +303,8 @@ def detect_by_clustering(feats: Tensor, class_feats: Tensor, *, logit_scale: flo
       >>> detect_by_clustering(z, torch.tensor([[1.0, 0.0], [-0.6, -0.8]]), logit_scale=10.0).tolist()
       [False, True]
     """
+    from sklearn.cluster import KMeans
+
     n_rows, n_classes = len(feats), len(class_feats)
     n_left = max(1, n_classes // 10)
     z, t = feats.float().cpu(), class_feats.float().cpu()

@@ -6,7 +6,6 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from labelwright.labels.chunks import evenly_spread
@@ -229,6 +228,8 @@ def _match_clusters(
     probs: Tensor, cluster: Tensor, centres: Tensor, t: Tensor, *, known: Tensor, seeded: Tensor, logit_scale: float
 ) -> Tensor:
     """Which cluster is whose: [C] int64. Known classes by overlap (Dice), then the mismatched by their names."""
+    from scipy.optimize import linear_sum_assignment
+
     n_classes = len(t)
     mass = torch.zeros(n_classes, n_classes, device=probs.device).index_add_(0, cluster, probs)  # [K, C]
     sizes = torch.bincount(cluster, minlength=n_classes)

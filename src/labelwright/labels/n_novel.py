@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from labelwright.errors import ConfigError, DataError
@@ -172,6 +171,8 @@ class _Pieces:
     """Small clusters of one half of the rows, and in which order the other half would merge them."""
 
     def __init__(self, z: Tensor, labels: Tensor, *, n_seen: int, n_pieces: int, draw: torch.Generator):
+        from sklearn.metrics import adjusted_rand_score
+
         is_first = torch.zeros(len(z), dtype=torch.bool)
         is_first[torch.randperm(len(z), generator=draw)[: max(len(z) // 2, n_pieces)]] = True
         one, none = z[is_first], torch.full_like(labels, -1)

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from labelwright.labels.chunks import evenly_spread
@@ -109,6 +107,9 @@ def _kept(losses: Tensor, where: Tensor | None) -> Tensor:
 
 def _fit(values: Tensor, *, seed: int) -> tuple[Tensor, Tensor, Tensor] | None:
     """Means, variances and weights [2] of the mixture, the lower mean first; None where there are no two groups."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
     ordered = evenly_spread(values.sort().values, ROWS_MAX).cpu().numpy()
     mixture = GaussianMixture(n_components=2, max_iter=10, tol=1e-2, reg_covar=VARIANCE_ADDED, random_state=seed)
     with warnings.catch_warnings():

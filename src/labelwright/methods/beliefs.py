@@ -33,8 +33,6 @@ from typing import Any, ClassVar, Literal, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, cross_val_score
 from torch import Tensor
 
 from labelwright.encoders.heads import ProjectedHead
@@ -176,6 +174,8 @@ def regression(u: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor, Tenso
       >>> (u @ weight.T + bias).argmax(1).tolist(), weight[2].tolist()
       ([0, 0, 1, 1], [0.0, 0.0])
     """
+    from sklearn.linear_model import LogisticRegression
+
     weight, bias = u.new_zeros(n_classes, u.shape[1]), u.new_zeros(n_classes)
     x, y = u.double().cpu().numpy(), labels.cpu().numpy()
     if len(np.unique(y)) < 2:
@@ -194,6 +194,9 @@ def regression(u: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor, Tenso
 
 def _inverse_penalty(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> float:
     """The one of `INVERSE_PENALTIES` under which labels left out are most likely, of classes with two or more."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
+
     order = np.argsort(y, kind="stable")
     rows = evenly_spread(torch.from_numpy(order), MAX_TRIED_ROWS).numpy()
     counts = np.bincount(y[rows])

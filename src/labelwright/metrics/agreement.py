@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
-from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 
 from labelwright.labels.chunks import evenly_spread
@@ -51,6 +49,8 @@ class Watch:
 
     def agreement(self, predicted: Tensor) -> float:
         """Normalised mutual information of answers [N] with the clusters, 0 to 1."""
+        from sklearn.metrics import normalized_mutual_info_score
+
         answers = predicted.cpu()[self.rows].numpy()
         return float(normalized_mutual_info_score(self.clusters.numpy(), answers))
 
@@ -97,6 +97,8 @@ def clusters_of(feats: Tensor, n_clusters: int) -> Tensor:
       >>> bool((found[::2] == found[0]).all()), bool((found[1::2] == 1 - found[0]).all())
       (True, True)
     """
+    from sklearn.cluster import KMeans
+
     n = len(feats)
     rows = evenly_spread(torch.arange(n), ROWS_MAX)
     z = feats[rows.to(feats.device)].float().cpu().numpy()

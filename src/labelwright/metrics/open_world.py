@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from labelwright.errors import DataError
@@ -28,6 +27,8 @@ def cluster_match(predicted: Tensor, truth: Tensor) -> Tensor:
       >>> cluster_match(torch.tensor([0, 1, 1, 1]), torch.tensor([2, 0, 0, 1])).tolist()
       [2, 0]
     """
+    from scipy.optimize import linear_sum_assignment
+
     table = _table(predicted, truth)
     rows, columns = linear_sum_assignment(table.numpy(), maximize=True)
     match = torch.full((len(table),), -1, dtype=torch.int64)
@@ -45,6 +46,8 @@ def cluster_accuracy(predicted: Tensor, truth: Tensor) -> float:
       >>> cluster_accuracy(torch.tensor([0, 1, 1, 1]), torch.tensor([2, 0, 0, 1]))
       0.75
     """
+    from scipy.optimize import linear_sum_assignment
+
     table = _table(predicted, truth)
     rows, columns = linear_sum_assignment(table.numpy(), maximize=True)
     return int(table[rows, columns].sum()) / len(predicted)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from labelwright.data.cache import open_pixels
 from labelwright.data.checks import OnBad
 from labelwright.data.columns import named_columns
+from labelwright.data.images import Decoding
 from labelwright.data.looks import Looks, look_at, numbered
 from labelwright.data.prepare import Source, for_scoring, is_embeddings, listed, open_embeddings, read, resolved_path
 from labelwright.data.stored import EmbeddingViews
@@ -104,6 +105,7 @@ def audit(
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
+    largest_image: float = 179.0,
 ) -> Audit:
     """Find labels that are probably wrong, copies, classes that look like one, outliers and odd images.
 
@@ -115,7 +117,7 @@ def audit(
       model: pretrained model whose features are compared; "auto" = one that is on this machine, "none" = none.
         Embeddings are compared as they are.
       image_column, label_column, split_column: columns of a table that are called otherwise.
-      classes, group, on_bad, seed, device, precision: see `fit`.
+      classes, group, on_bad, seed, device, precision, largest_image: see `fit`.
       out: .csv or .parquet file for the rows; must not exist. None writes nothing.
       fail_on: kinds of KINDS, in a list or with commas; ``failed`` says which were found.
 
@@ -148,7 +150,8 @@ def audit(
     if is_embeddings(data):
         parts, name = _embedded(data, test, model, classes, columns, on_bad), "embeddings as given"
     else:
-        parts, name = _seen(data, test, model, classes, group, columns, on_bad, device, precision, notices)
+        decoding = Decoding.chosen(largest_image=largest_image)
+        parts, name = _seen(data, test, model, classes, group, columns, on_bad, device, precision, notices, decoding)
     first = parts[0].table
     notices += [p.detail for part in parts for p in part.table.problems if p.kind in ("read_as", "ignored_column")]
     labels = np.concatenate([part.table.labels for part in parts]).astype(np.int64)
@@ -274,6 +277,7 @@ def _seen(
     device: str,
     precision: str,
     notices: list[str],
+    decoding: Decoding,
 ) -> tuple[list[_Part], str]:
     if model in OWN:
         raise ConfigError(f"{model} has random weights, whose features say nothing", fix="name a pretrained --model")
@@ -282,11 +286,12 @@ def _seen(
     name = found.model if found is not None else model
     # A model that is not there should not wait for the images.
     encoder = None if name in ("auto", "none") else load_encoder(name, device=where, precision=precision)
-    tables = [read(data, classes=classes, group=group, columns=columns)]
+    tables = [read(data, classes=classes, group=group, columns=columns, decoding=decoding)]
     if test is not None:
         if is_embeddings(test):
             raise DataError(f"{resolved_path(test)} holds embeddings, the data images", fix="give both in one form")
-        tables.append(for_scoring(read(test, classes=tables[0].class_names or None, columns=columns, like=tables[0])))
+        names, decoding = tables[0].class_names or None, tables[0].images.decoding or decoding
+        tables.append(for_scoring(read(test, classes=names, columns=columns, like=tables[0], decoding=decoding)))
     parts = []
     for table in tables:
         kept, looks = look_at(table, on_bad=on_bad)

@@ -111,7 +111,7 @@ def _source(run: Run, saved: SavedModel, data: Any) -> Source:
     try:
         if saved.size_px == 0:
             return open_embeddings(data, classes=None, on_bad="skip")
-        return open_source(data, classes=None, size_px=saved.size_px, on_bad="skip")
+        return open_source(data, classes=None, size_px=saved.size_px, on_bad="skip", decoding=saved.decoding)
     except DataError as error:
         raise DataError(
             f"the images of the run cannot be read from {resolved_path(data)} ({error})",

@@ -19,6 +19,7 @@ from labelwright.data.cache import resize_to_square
 from labelwright.data.checks import OnBad, check_images, resolve_problems
 from labelwright.data.columns import named_columns
 from labelwright.data.embeddings import EMBEDDING_COLUMN
+from labelwright.data.images import Decoding
 from labelwright.data.prepare import is_embeddings, listed, read, resolved_path
 from labelwright.data.table import SPLITS, LabelTable
 from labelwright.errors import ConfigError, DataError
@@ -68,6 +69,7 @@ def embed(
     candidates_column: str | None = None,
     on_bad: OnBad = "stop",
     device: str = "auto",
+    largest_image: float = 179.0,
 ) -> Embedded:
     """Write the features of images by a model of your own, with ids, paths and all that is known of the images.
 
@@ -80,7 +82,7 @@ def embed(
       size: side in px of the centre square that the ONNX network sees; None = the size it was exported for.
       mean, std: of its pixels, per channel; those of ImageNet if not given.
       image_column, label_column, split_column, candidates_column: columns of a table that are called otherwise.
-      batch_size: images at once.   classes, group, on_bad: see `fit`.   device: of an ONNX network.
+      batch_size: images at once.   classes, group, on_bad, largest_image: see `fit`.   device: of an ONNX network.
 
     Returns: the file, and what is in it.
 
@@ -114,7 +116,8 @@ def embed(
         model = _found(function) if isinstance(function, str) else function
         name = function if isinstance(function, str) else getattr(function, "__name__", "the function")
     columns = named_columns(image=image_column, label=label_column, split=split_column, candidates=candidates_column)
-    table = read(data, classes=classes, group=group, columns=columns)
+    decoding = Decoding.chosen(largest_image=largest_image)
+    table = read(data, classes=classes, group=group, columns=columns, decoding=decoding)
     table = resolve_problems(table, [*table.problems, *check_images(table)], on_bad)
     if table.candidates is not None and target.suffix == ".npz":
         raise ConfigError("these images have candidate labels, which an .npz cannot hold", fix="end --out in .parquet")

@@ -249,6 +249,7 @@ def _save(
             "calibration": calibration.to_dict(),
             "labelwright": __version__,
             "fingerprint": plan.described["fingerprint"],
+            **({"decoding": plan.described["decoding"]} if plan.described.get("decoding") else {}),
             **({"n_seen": len(job.task.class_names)} if job.task.n_novel else {}),
         },
     )

@@ -15,6 +15,7 @@ from labelwright.data import checks
 from labelwright.data.cache import PixelCache, resize_to_square
 from labelwright.data.columns import named_columns
 from labelwright.data.embeddings import load_embeddings
+from labelwright.data.images import Decoding
 from labelwright.data.prepare import check_n_classes, class_list, is_embeddings, native_size, read
 from labelwright.data.situation import Situation, detect
 from labelwright.data.table import LabelTable
@@ -28,7 +29,7 @@ from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.pipeline.novel import novel_notice
 from labelwright.pipeline.settings import check_values, column_names
 from labelwright.pipeline.time_budget import clocked
-from labelwright.train.processes import accelerator_for
+from labelwright.train.processes import device_for
 from labelwright.train.speed import CPU_BATCH
 
 
@@ -73,6 +74,7 @@ def inspect(
     candidates_column: str | None = None,
     annotator_columns: str | None = None,
     check_images: bool = True,
+    largest_image: float = 179.0,
 ) -> Inspection:
     """Read data, say which situation it is and why, and find everything wrong with it; writes nothing.
 
@@ -84,6 +86,7 @@ def inspect(
       image_column, label_column, split_column, candidates_column: columns of a table that are called otherwise.
       annotator_columns: names of columns, with commas between, that hold one annotator's answers each.
       check_images: decode every image in full, and measure how long `fit` would train.
+      largest_image: see `fit`.
 
     Raises: DataError if there is nothing to read at all.
     """
@@ -102,15 +105,15 @@ def inspect(
             feats = loaded.stored.read(torch.arange(len(table)), "clean", torch.zeros(len(table), dtype=torch.int64))
             notices = novel_notice(feats, torch.from_numpy(table.labels).long())
     else:
-        noun, has_text = "images", True
-        table = read(data, classes=classes, group=group, annotators=annotators, columns=columns)
+        noun, has_text, decoding = "images", True, Decoding.chosen(largest_image=largest_image)
+        table = read(data, classes=classes, group=group, annotators=annotators, columns=columns, decoding=decoding)
         problems = checks.each_once([*table.problems, *(checks.check_images(table) if check_images else ())])
     situation = detect(_usable(table, problems), novel=novel)
     runs, needs = situation.method(has_text=has_text), ""
     found = at_hand.at_hand() if noun == "images" else None
     if found is not None and not found.reads_names and not METHODS[situation.method(has_text=False)].requires.text:
         runs = situation.method(has_text=False)
-    is_cpu, time = accelerator_for("auto").device.type == "cpu", ""
+    is_cpu, time = device_for("auto").type == "cpu", ""
     requires = METHODS[runs].requires
     instead = METHODS[runs].on_embeddings
     if instead is not None and (noun == "embeddings" or (found is not None and is_cpu)):
@@ -147,7 +150,7 @@ def _time(table: LabelTable, situation: Situation) -> str:
     size_px, images = native_size(table), []
     for row in np.unique(np.linspace(0, len(table) - 1, CPU_BATCH, dtype=np.int64)):
         with contextlib.suppress(DataError):  # a missing image is told elsewhere
-            images.append(resize_to_square(table.image(int(row)), size_px=size_px))
+            images.append(resize_to_square(table.image(int(row), side_px=size_px), size_px=size_px))
     if method.requires.text or cfg.epochs < 2 or not images:
         return ""
     pixels = PixelCache(np.stack(images))  # in memory: nothing is written
@@ -157,7 +160,7 @@ def _time(table: LabelTable, situation: Situation) -> str:
         lambda: nets(max(2, situation.n_classes)),
         PixelViews(pixels, ViewSettings()),
         batch_size=cfg.batch_size,
-        device=accelerator_for("auto").device,
+        device=device_for("auto"),
         precision="auto",
         minutes=None,
     )

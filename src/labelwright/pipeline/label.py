@@ -21,7 +21,8 @@ from PIL import Image
 
 from labelwright.data.checks import OnBad
 from labelwright.data.columns import named_columns
-from labelwright.data.layouts import IMAGE_SUFFIXES, LABELS_FILE, file_names, path_from, plain_name
+from labelwright.data.images import IMAGE_SUFFIXES
+from labelwright.data.layouts import LABELS_FILE, file_names, path_from, plain_name
 from labelwright.data.prepare import listed
 from labelwright.data.read import STRANGERS_FOLDER
 from labelwright.data.table import LabelTable

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from labelwright import __version__
+from labelwright.data.images import Decoding
 from labelwright.data.prepare import (
     Flip,
     is_embeddings,
@@ -63,6 +64,8 @@ def pretrain(
     on_bad: Literal["stop", "skip"] = "stop",
     checkpoint_minutes: float = 5.0,
     cache_limit_gb: float = 16.0,
+    largest_image: float = 179.0,
+    exact_decoding: bool = False,
     set: Mapping[str, object] | Sequence[str] = (),
 ) -> Path:
     """Train a backbone on images without looking at labels (SimCLR), for ``fit(..., model=RUN)`` to start from.
@@ -76,6 +79,7 @@ def pretrain(
       epochs: passes over the images, two views of each; None = as many as ``minutes`` allows, at least 5, at most 200.
       minutes: time to train, measured on three steps before it starts; None = 20 on a CPU, 120 on a GPU.
       seed, device, precision, size, flip, on_bad, checkpoint_minutes, cache_limit_gb: see `fit`.
+      largest_image, exact_decoding: see `fit`.
       resume: continue the run in ``out`` where it stopped, or begin it if there is none; needs the same images and
         settings. A finished run is left as it is.
       set: settings of methods.simclr.Config: a mapping, or KEY=VALUE texts.
@@ -97,7 +101,8 @@ def pretrain(
         stats = None if model == "auto" or model in OWN else image_stats(model)
         if is_embeddings(data):
             raise ConfigError("the data are embeddings: there are no images to learn from", fix="give the images")
-        table = read(data)
+        decoding = Decoding.chosen(largest_image=largest_image, exact_decoding=exact_decoding)
+        table = read(data, decoding=decoding)
         flips, reason = may_flip(flip, table.class_names)
         images = _images_alone(table)
         size_px = size or (native_size(images) if stats is None else stats.size_px)

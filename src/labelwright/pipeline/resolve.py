@@ -9,15 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 
 from labelwright.annotators.annotator import Annotator
 from labelwright.annotators.describe import wanted_descriptions
 from labelwright.annotators.reliability import weighted
 from labelwright.annotators.training_candidates import candidates_fingerprint, wanted_annotator
+from labelwright.data.images import Decoding
 from labelwright.data.prepare import Prepared, describe_data, is_embeddings, prepare
 from labelwright.data.read import read_names
 from labelwright.encoders import at_hand
@@ -36,6 +36,9 @@ from labelwright.run_folder import Run
 from labelwright.train.loop import LoopOptions
 from labelwright.train.processes import accelerator_for
 from labelwright.train.settings import TrainSettings, fine_tuned
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 PRETRAINED_HELPS = "photographs gain much from one: name it with --model, or pip install 'labelwright[imagenet]'"
 
@@ -188,6 +191,7 @@ def resolve(settings: FitSettings, run: Run | None = None) -> Plan:
         seed=settings.seed,
         cache_limit_gb=settings.cache_limit_gb,
         corrections=settings.corrections,
+        decoding=Decoding.chosen(largest_image=settings.largest_image, exact_decoding=settings.exact_decoding),
     )
     source = dataclasses.replace(prepared.train, table=weighted(prepared.train.table))
     prepared = dataclasses.replace(prepared, train=source)

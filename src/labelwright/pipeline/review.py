@@ -153,12 +153,14 @@ def desk_of(folder: Path, data: Any = None) -> Desk:
 
 def _images(folder: Path, data: Any) -> tuple[Any, Any]:
     """Ids and images of the run's data, or of ``data``."""
+    from labelwright.data.images import Decoding
     from labelwright.data.prepare import is_embeddings, read
     from labelwright.data.table import Images
 
-    data = Run(folder).config.get("data") if data is None else data
+    run = Run(folder)
+    data = run.config.get("data") if data is None else data
     if not is_embeddings(data):
-        table = read(data)
+        table = read(data, decoding=Decoding(**run.read("model/config.json").get("decoding", {})))
         return table.ids, table.images
     path = Path(data).expanduser()
     if path.suffix == ".npz":

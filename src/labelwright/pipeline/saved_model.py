@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from labelwright import checksums
 from labelwright.data.checks import OnBad
-from labelwright.data.prepare import open_embeddings, open_source
+from labelwright.data.images import Decoding
+from labelwright.data.prepare import is_embeddings, open_embeddings, open_source, resolved_path
 from labelwright.data.table import LabelTable
 from labelwright.data.views import ViewSettings
 from labelwright.encoders import backbones
@@ -60,6 +61,11 @@ class SavedModel:
     def calibration(self) -> Calibration:
         """What turns its probabilities into the chance of being right; of a model without one, nothing does."""
         return Calibration(**self.info.get("calibration", {}))
+
+    @property
+    def decoding(self) -> Decoding:
+        """How the images that it learned from were decoded; others are decoded alike."""
+        return Decoding(**self.info.get("decoding", {}))
 
     def trust_of(self, probs: Tensor) -> Tensor:
         """The chance [B] that the most probable class is right, of probabilities [B, C]."""
@@ -286,11 +292,28 @@ def answers_for(
     Returns: table, answers, and how strange the images are; None of a model that cannot tell.
     """
     how: dict[str, Any] = {"classes": classes, "on_bad": on_bad, "columns": columns, "only_images": only_images}
+    net: Any = saved.net
     if saved.size_px == 0:
         source = open_embeddings(data, **how)
+        n_features = getattr(net, "first", net).n_features
+        if source.stored is not None and source.stored.n_features != n_features:
+            raise DataError(
+                f"{resolved_path(data)} holds embeddings of {source.stored.n_features} features; the model was trained "
+                f"on {n_features}",
+                fix="embed these images with the model that embedded the training images",
+            )
+    elif is_embeddings(data):
+        raise DataError(
+            f"{resolved_path(data)} holds embeddings, and the model was trained on images", fix="give the images"
+        )
     else:
         source = open_source(
-            data, size_px=saved.size_px, cache_limit_gb=cache_limit_gb, first_number=first_number, **how
+            data,
+            size_px=saved.size_px,
+            cache_limit_gb=cache_limit_gb,
+            first_number=first_number,
+            decoding=saved.decoding,
+            **how,
         )
     views, strangers = source.views(saved.view), saved.strangers
     seen, scores, strange = list[Tensor](), list[Tensor](), list[Tensor]()
@@ -304,7 +327,6 @@ def answers_for(
             strange.append(looks[0].cpu()[scores[-1] > 1])
         return found
 
-    net: Any = saved.net
     hook = net.backbone.register_forward_hook(lambda module, x, feats: seen.append(feats))
     answers = answer(
         probs,

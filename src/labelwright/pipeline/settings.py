@@ -117,12 +117,23 @@ class DataSettings:
         "side in px of the square images that the network sees; none: from the images, or the model's own",
         example="--size 64",
         low=8,
+        high=4096,
     )
     flip: Literal["auto", "on", "off"] = setting(
         "auto", "do mirrored images keep their class? auto looks at the class names", example="--flip off"
     )
     cache_limit_gb: float = setting(
         16.0, "decoded images above this are streamed instead of cached", example="--cache-limit-gb 4", low=0
+    )
+
+    largest_image: float = setting(
+        179.0, "megapixels of the largest image that is read", example="--largest-image 500", low=0
+    )
+    exact_decoding: bool = setting(
+        False,
+        "decode large JPEGs in full; else those of 3 megapixels and more are decoded at a half, a quarter or an eighth "
+        "of their size, still twice as large as needed or more",
+        example="--exact-decoding",
     )
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from labelwright.train.settings import TrainSettings
@@ -83,7 +82,11 @@ def clocked(
         measured = [
             n_processes * images_per_second(net(), views, batch_size=batch_size, device=device, precision=precision)
         ]
-        known = float(f"{broadcast_object_list(measured)[0]:.3g}")  # all must plan the same epochs
+        if n_processes > 1:  # all must plan the same epochs
+            from accelerate.utils import broadcast_object_list
+
+            measured = broadcast_object_list(measured)
+        known = float(f"{measured[0]:.3g}")
     if minutes is None:
         minutes = MINUTES_CPU if device.type == "cpu" else MINUTES_GPU
     return Clocked(known, minutes, n_scored)

@@ -11,7 +11,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.stats import binomtest
 
 from labelwright.annotators.reliability import reliability_lines
 from labelwright.metrics.classification import GROUPS, imbalance
@@ -468,6 +467,8 @@ def interval(share: float, n: int) -> tuple[float, float]:
     """
     if n < 1:
         return share, share
+    from scipy.stats import binomtest  # takes a second to load
+
     found = binomtest(round(share * n), n).proportion_ci(method="wilson")
     return float(found.low), float(found.high)
 

@@ -71,12 +71,10 @@ class Pictures:
         return self._made(row, LARGE_PX)
 
     def _made(self, row: int, edge_px: int) -> bytes | None:
-        from labelwright.data.images import decode_rgb
-
         if not self.open() or self._at[row] < 0:
             return None
         try:
-            image = decode_rgb(self._images.sources(self._at[row : row + 1])[0])
+            image = self._images.decode(int(self._at[row]), side_px=edge_px).image
         except (LabelwrightError, OSError):
             return None
         image.thumbnail((edge_px, edge_px))

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from torch import Tensor
 
 from labelwright.adjust.adjustment import Adjustment
@@ -203,6 +202,8 @@ def folds_of(labels: Tensor, groups: Tensor | None, *, seed: int, limit: int | N
       >>> rows.tolist(), torch.bincount(fold).tolist()
       ([0, 1, 2, 3, 4, 5], [2, 2, 2])
     """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
     y = labels.cpu().numpy()
     counts = np.bincount(y)
     if (counts >= 2).sum() < 2:

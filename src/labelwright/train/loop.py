@@ -8,10 +8,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from labelwright.errors import DataError, TrainingError
@@ -44,6 +43,9 @@ from labelwright.types import (
     Task,
     ViewSource,
 )
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 LOG_EVERY_STEPS = 50
 PASS_BATCH = 512

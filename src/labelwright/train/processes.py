@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from labelwright.errors import ConfigError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def device_for(device: str) -> torch.device:
+    """The device that `accelerator_for` computes on, without the second that accelerate takes to load.
+
+    Raises: ConfigError as there.
+
+    Example:
+      >>> device_for("cpu")
+      device(type='cpu')
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device {device!r} is not known", fix="use auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda was asked for, but torch sees no CUDA device", fix="use --device auto or cpu")
+    return torch.device("cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda")
 
 
 def accelerator_for(device: str) -> Accelerator:
@@ -19,11 +38,10 @@ def accelerator_for(device: str) -> Accelerator:
       >>> accelerator_for("cpu").device.type
       'cpu'
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"device {device!r} is not known", fix="use auto, cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device cuda was asked for, but torch sees no CUDA device", fix="use --device auto or cpu")
-    wants_cpu = device == "cpu" or not torch.cuda.is_available()
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    wants_cpu = device_for(device).type == "cpu"
     # accelerate keeps one state per process and refuses another device in it: begin a new one when the device changes.
     if AcceleratorState._shared_state and (AcceleratorState().device.type == "cpu") != wants_cpu:
         AcceleratorState._reset_state(True)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from labelwright.data import cache
+from labelwright.data import cache, checks
 from labelwright.data.cache import (
     PixelCache,
     StreamedPixels,
@@ -177,7 +177,7 @@ BUILD_SLOWLY = """
 import os, sys, time
 from pathlib import Path
 from test_cache import table_of
-from labelwright.data import cache
+from labelwright.data import cache, checks
 folder, n_builds, delay_s = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 os.cpu_count = lambda: 1
 resize = cache.resize_to_square
@@ -247,7 +247,7 @@ def test_build_cache__tells_how_far_it_is_and_an_interrupt_leaves_nothing(
 
         yield interrupt
 
-    monkeypatch.setattr(cache, "counter", counter)
+    monkeypatch.setattr(checks, "counter", counter)
     with pytest.raises(KeyboardInterrupt):
         build_cache(table, size_px=8, folder=tmp_path / "cache")
     assert told == ["decoding images", 6, 6]

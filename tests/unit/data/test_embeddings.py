@@ -1,3 +1,4 @@
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from labelwright.data import embeddings
 from labelwright.data.checks import check_images, format_problems
 from labelwright.data.embeddings import NPZ_KEYS, GivenFeats, UserEmbeddings, load_embeddings
 from labelwright.data.stored import EmbeddingViews, StoredFeats
@@ -371,3 +373,61 @@ def test_user_embeddings__weak_views_of_their_own_and_strong_ones_made_up(tmp_pa
     noisy = stored.read(torch.tensor([2]), "strong", torch.tensor([0]))
     assert (noisy.numpy() != VECTORS[[2]]).all()
     assert np.linalg.norm(noisy.numpy() - VECTORS[[2]]) < np.linalg.norm(noisy.numpy() - weak[0, [2]])
+
+
+# -------------------------------------------------------------------------------------------------------- damaged files
+
+
+def npy_with_header(header: bytes, data: bytes = b"") -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), }",  # no data behind it
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 4), }",
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999, 4), }",
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000, 100000), }",
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': 7, }",
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (3, 'x'), }",
+        b"{'descr': 3, 'fortran_order': 'no', 'shape': (3, 4), }",
+        b"{'descr': '<f4', 'shape': (3, 4), }",
+        b"[1, 2, 3]",
+        b"{'descr': '<f4', ",
+        b"(" * 5000,
+        b"\xff\xfe\x00",
+        b"",
+    ],
+)
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_damaged_headers__are_one_sentence(tmp_path: Path, header: bytes, suffix: str) -> None:
+    path = tmp_path / f"pets{suffix}"
+    if suffix == ".npy":
+        path.write_bytes(npy_with_header(header))
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("embeddings.npy", npy_with_header(header))
+    with pytest.raises(DataError, match=rf"pets{suffix}: ") as refused:
+        load_embeddings(path)
+    assert refused.value.message.count("\n") == 0
+
+
+def test_npz__that_unpacks_to_far_more_than_it_is_refused_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "pets.npz"
+    np.savez_compressed(path, embeddings=np.zeros((1000, 100), np.float32))
+    assert len(load_embeddings(path).table) == 1000
+    monkeypatch.setattr(embeddings, "_UNPACKED_BYTES_MAX", 1000)
+    with pytest.raises(DataError, match=r"pets.npz: embeddings.npy would unpack from .* to 400,128 bytes"):
+        load_embeddings(path)
+
+
+def test_bad_rows__values_whose_squares_no_number_holds(tmp_path: Path) -> None:
+    huge = VECTORS.copy()
+    huge[0, 0], huge[2, 1] = 1e36, -3e38
+    with pytest.raises(DataError, match="1 bad_embedding") as caught:
+        load_embeddings(npz(tmp_path, embeddings=huge))
+    assert [problem.row for problem in caught.value.problems] == [2]
+    assert "beyond 1e+37" in caught.value.problems[0].detail

@@ -1,18 +1,26 @@
 """Decoding, and what happens to images and rows that are bad."""
 
 import io
+import os
 import struct
+import sys
+import types
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from labelwright.data.cache import resize_to_square
 from labelwright.data.checks import check_images, format_problems, resolve_problems
-from labelwright.data.images import decode_rgb
+from labelwright.data.images import Decoding, decode, decode_rgb, open_image, range_of
 from labelwright.data.read import load
 from labelwright.data.table import Images, LabelTable
 from labelwright.errors import ConfigError, DataError, Problem
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # labelwright leaves those of Pillow aside
 
 
 def encode(image: Image.Image, kind: str = "png", **options: object) -> bytes:
@@ -50,16 +58,144 @@ def test_decode_rgb__palette_with_and_without_transparency() -> None:
     assert [clear.getpixel((x, 0)) for x in range(2)] == [(10, 20, 30), (255, 255, 255)]
 
 
-@pytest.mark.parametrize(("value", "expected"), [(0, 0), (255, 0), (0x7FFF, 127), (0xFFFF, 255)])
-def test_decode_rgb__16_bit_grey(value: int, expected: int) -> None:
-    image = Image.fromarray(np.array([[value]], dtype=np.uint16))
-    assert decode_rgb(encode(image)).getpixel((0, 0)) == (expected,) * 3
+RAMP = np.linspace(0, 1, 1024).reshape(32, 32)
 
 
-@pytest.mark.parametrize(("value", "other", "expected"), [(0.5, 1.0, 128), (0.5, 200.0, 0), (200.0, 300.0, 200)])
-def test_decode_rgb__float_grey(value: float, other: float, expected: int) -> None:
-    image = Image.fromarray(np.array([[value, other]], dtype=np.float32))
-    assert decode_rgb(encode(image, "tiff")).getpixel((0, 0)) == (expected,) * 3
+@pytest.mark.parametrize(
+    ("values", "brightest", "n_levels"),
+    [
+        ((RAMP * 65535).astype(np.uint16), 255, 256),
+        ((RAMP * 4095).astype(np.uint16), 255, 256),
+        ((RAMP * 1023).astype(np.uint16), 255, 256),
+        ((RAMP * 255).astype(np.int32), 255, 256),
+        ((RAMP * 300).astype(np.int32), 150, 151),  # of 9 bits
+        ((RAMP * 30000 - 1000).astype(np.int32), 255, 256),
+        (RAMP.astype(np.float32), 255, 256),
+        ((RAMP * 1.05).astype(np.float32), 255, 256),
+        ((RAMP * 255).astype(np.float32), 255, 256),
+        ((RAMP * 4000).astype(np.float32), 249, 250),
+        ((RAMP * 2 - 1).astype(np.float32), 255, 256),
+        (np.full((32, 32), np.nan, np.float32), 0, 1),
+    ],
+)
+def test_decode_rgb__more_than_8_bits_keep_their_levels(values: np.ndarray, brightest: int, n_levels: int) -> None:
+    seen = np.asarray(decode_rgb(encode(Image.fromarray(values), "tiff")))
+    assert (seen.max(), len(np.unique(seen))) == (brightest, n_levels)
+
+
+def test_range_of__a_dead_pixel_is_no_white() -> None:
+    values = RAMP * 4000
+    values[3, 3] = 65535
+    assert range_of([values]) == (0.0, 4095.0)
+    assert range_of([]) == range_of([np.zeros((2, 2))]) == (0.0, 1.0)
+
+
+def deep_folder(folder: Path, *, dtype: type = np.uint16, suffix: str = "png", top: float = 4095) -> Path:
+    for name, share in (("dark", 0.1), ("light", 1.0)):
+        (folder / name).mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray((RAMP * share * top).astype(dtype)).save(folder / name / f"{i}.{suffix}")
+    return folder
+
+
+@pytest.mark.parametrize(("dtype", "suffix", "top"), [(np.uint16, "png", 4095), (np.float32, "tif", 1.0)])
+def test_load__one_scale_for_all_images_of_a_set_and_it_is_told(
+    tmp_path: Path, dtype: type, suffix: str, top: float
+) -> None:
+    table = load(deep_folder(tmp_path, dtype=dtype, suffix=suffix, top=top))
+    assert [int(np.asarray(table.image(row)).max()) for row in (0, 3)] == [pytest.approx(25.5, abs=0.6), 255]
+    assert [(p.kind, p.where) for p in table.problems] == [("deep_images", str(tmp_path))]
+    assert f"0 to {top:g} become black to white" in table.problems[0].detail
+    dark = table.subset(np.array([0]))
+    assert dark.images.decoding == table.images.decoding
+    alone = load(tmp_path / "dark")
+    assert alone.images_digest != load(tmp_path / "dark", decoding=table.images.decoding).images_digest
+
+
+def test_check_images__blank_and_several_frames_are_told_once(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8), (name == "cat" and "red") or "blue").save(tmp_path / name / "0.png")
+        frames = [noise(8), noise(8).rotate(90), noise(8).rotate(180)]
+        frames[0].save(tmp_path / name / "1.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "dog" / "2.mpo", save_all=True, append_images=frames[1:])  # the others are previews
+    table = load(tmp_path)
+    assert len(table) == 5
+    cat = str(tmp_path / "cat")
+    assert [(p.where, p.kind, p.row) for p in check_images(table)] == [
+        (f"{cat}/1.gif", "first_frame", None),
+        (f"{cat}/0.png", "blank_images", None),
+    ]
+    assert resolve_problems(table, check_images(table), "stop").problems == check_images(table)
+
+
+def exif_of(*tags: bytes) -> bytes:
+    block = b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(tags) + b"\0" * 20
+    return b"Exif\0\0" + block
+
+
+TURN, MAKE = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0), struct.pack("<HHIf", 0x010F, 11, 1, 1.0)  # a text as a float
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp"])
+def test_decode_rgb__of_exif_the_orientation_alone_counts(kind: str) -> None:
+    turned = decode_rgb(encode(Image.new("RGB", (24, 32), "red"), kind, exif=exif_of(MAKE, TURN)))
+    assert turned.size == (32, 24)
+    nonsense = exif_of(struct.pack("<HHII", 0x0112, 2, 4000, 4_000_000_000))
+    assert decode_rgb(encode(Image.new("RGB", (24, 32), "red"), kind, exif=nonsense)).size == (24, 32)
+
+
+def test_decode_rgb__png_with_a_large_profile_or_text() -> None:
+    texts = PngInfo()
+    texts.add_text("comment", "x" * 2_000_000, zip=True)
+    for options in ({"icc_profile": b"\0" * 2_000_000}, {"pnginfo": texts}):
+        assert decode_rgb(encode(Image.new("RGB", (3, 2), "red"), **options)).getpixel((2, 1)) == (255, 0, 0)
+
+
+def test_decode__jpegs_of_3_megapixels_come_smaller_and_nearly_the_same() -> None:
+    waves = np.sin(np.linspace(0, 40, 2400)[None] + np.linspace(0, 25, 1400)[:, None])
+    photo = encode(Image.fromarray((127 + 120 * waves).astype(np.uint8)).convert("RGB"), "jpeg")
+    small, large = decode(photo, side_px=64).image, decode(photo, Decoding(exact=True), side_px=64).image
+    assert (small.size, large.size) == ((300, 175), (2400, 1400))
+    assert decode(photo).image.size == decode(photo, side_px=900).image.size == (2400, 1400)
+    got, exact = (resize_to_square(image, size_px=64).astype(float) for image in (small, large))
+    assert np.abs(got - exact).mean() < 1.5
+    with pytest.raises(OSError, match="truncated"):
+        decode(photo[: len(photo) // 2], side_px=64)
+
+
+def test_decode__images_larger_than_allowed_and_the_setting_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # put back afterwards
+    header = b"P6\n20000 10000\n255\n" + b"\0" * 99
+    with pytest.raises(OSError, match=r"more than 179 million pixels.*--largest-image"):
+        decode(header)
+    with pytest.raises(OSError, match=r"more than 0 million pixels"):
+        decode(encode(Image.new("L", (8, 8))), Decoding(pixels_max=63))
+    with open_image(header, pixels_max=200_000_000) as opened:
+        assert opened.size == (20_000, 10_000)
+
+
+def test_decode__a_program_is_never_run_and_a_pipe_never_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(encode(Image.new("RGB", (8, 8)), "eps"))  # Pillow would start Ghostscript
+    os.mkfifo(tmp_path / "pipe.png")
+    for name, words in (("x.png", "not an image"), ("pipe.png", "a pipe, not a file"), (".", "a folder, not a file")):
+        with pytest.raises(OSError, match=words):
+            decode_rgb(tmp_path / name)
+    with pytest.raises(OSError, match="null byte"):
+        decode_rgb("a\0b.png")
+
+
+def test_decode__heic_names_the_extra_or_is_read_by_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "x.heic").write_bytes(encode(noise()))
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setattr(Image, "OPEN", {kind: opener for kind, opener in Image.OPEN.items() if kind != "HEIF"})
+    for source in (tmp_path / "x.heic", b"\0\0\0\x18ftypheic" + b"\0" * 20):
+        with pytest.raises(OSError, match=r"pip install 'labelwright\[heic\]'"):
+            decode_rgb(source)
+    heif = types.ModuleType("pillow_heif")
+    heif.register_heif_opener = lambda: None  # what it opens is a PNG here
+    monkeypatch.setitem(sys.modules, "pillow_heif", heif)
+    assert decode_rgb(tmp_path / "x.heic").size == (32, 32)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "CMYK"])

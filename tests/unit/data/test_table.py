@@ -179,3 +179,19 @@ def test_repeated__against_a_set() -> None:
 def test_repeated__equal_hashes_are_compared_in_full(monkeypatch) -> None:
     monkeypatch.setattr("labelwright.data.build.hash", lambda text: 0, raising=False)
     assert _repeated(strings("a", "b", "a", "c")).tolist() == [2]
+
+
+def test_with_hashes__embedded_images_are_read_once_for_all_that_is_taken_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cells = [{"bytes": bytes([i]) * 9, "path": None} for i in range(6)]
+    data = datasets.Dataset.from_dict({"image": cells})
+    ids = pa.array([str(i) for i in range(6)], pa.large_string())
+    plain = LabelTable(Images(dataset=data), ids, np.zeros(6, np.int32), ("cat",))
+    hashed = dataclasses.replace(plain, images=plain.images.with_hashes())
+    before = [plain.subset(np.array(rows)).images_digest for rows in ([0, 1, 2], [3, 4, 5], [2, 1, 0])]
+    assert len({*before, plain.images_digest}) == 4
+    monkeypatch.setattr(Images, "sources", lambda *_: pytest.fail("read again"))
+    again = [hashed.subset(np.array(rows)).images_digest for rows in ([0, 1, 2], [3, 4, 5], [2, 1, 0])]
+    assert (again, hashed.images_digest) == (before, plain.__dict__["images_digest"])
+    assert hashed.fingerprint != hashed.subset(np.arange(5)).fingerprint

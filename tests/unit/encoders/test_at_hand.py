@@ -30,6 +30,8 @@ def cached(tmp_path: Path, name: str, kind: str, used: float, *, lacks: str = ""
 
 def test_at_hand__order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     repos: list[Any] = []
+    (tmp_path / "hub" / "models--some--vit").mkdir(parents=True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub, "scan_cache_dir", lambda: SimpleNamespace(repos=repos))
     monkeypatch.setattr(efficientnet, "weights_file", lambda: None)
     assert real() is None
@@ -53,5 +55,8 @@ def test_at_hand__no_cache_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         raise huggingface_hub.errors.CacheNotFound("none", tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "scan_cache_dir", absent)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(efficientnet, "weights_file", lambda: None)
+    assert real() is None
+    (tmp_path / "hub" / "models--some--vit").mkdir(parents=True)
     assert real() is None

@@ -18,7 +18,7 @@ def save_vit(folder):
     transformers.ViTModel(transformers.ViTConfig(**sizes, image_size=8, patch_size=4)).save_pretrained(folder)
 
 
-def test_image_stats__resize_then_crop(tmp_path):
+def test_image_stats__resize_then_crop(tmp_path, monkeypatch):
     save_vit(tmp_path)
     transformers.CLIPImageProcessorPil(
         size={"shortest_edge": 40},
@@ -27,6 +27,8 @@ def test_image_stats__resize_then_crop(tmp_path):
         image_std=[1.0] * 3,
     ).save_pretrained(tmp_path)
     assert image_stats(str(tmp_path)) == ImageStats(32, (0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
+    monkeypatch.setattr(transformers, "AutoImageProcessor", None)  # the file says it all
+    assert image_stats(str(tmp_path)).size_px == 32
 
 
 def test_image_stats__checkpoint_that_does_not_say(tmp_path):

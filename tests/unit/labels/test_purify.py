@@ -187,7 +187,7 @@ def test_divide__a_mixture_with_an_empty_group_is_one_group(monkeypatch):
         covariances_=np.full((2, 1, 1), 5e-4),
         fit=lambda _: None,
     )
-    monkeypatch.setattr(purify, "GaussianMixture", lambda **_: fitted)
+    monkeypatch.setattr("sklearn.mixture.GaussianMixture", lambda **_: fitted)
     division = divide(two_groups())
     assert division.is_reliable.all()
     fitted.weights_ = np.array([0.5, 0.5])
@@ -230,7 +230,7 @@ def test_divide__more_rows_than_are_fitted(monkeypatch):
             sizes.append((len(x), x.min(), x.max()))
             return super().fit(x)
 
-    monkeypatch.setattr(purify, "GaussianMixture", Counted)
+    monkeypatch.setattr("sklearn.mixture.GaussianMixture", Counted)
     monkeypatch.setattr(purify, "ROWS_MAX", 1000)
     thinned = divide(losses)
     assert sizes == [(1000, losses.min().item(), 1.0)]

@@ -6,16 +6,20 @@ import json
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
+from labelwright.data.images import Decoding
+from labelwright.data.prepare import open_source
 from labelwright.data.views import ViewSettings
 from labelwright.encoders import backbones
 from labelwright.encoders.heads import MlpHead
 from labelwright.encoders.saved import saved_backbone
 from labelwright.errors import DataError
-from labelwright.pipeline.saved_model import load_model, save_model
+from labelwright.pipeline.saved_model import answers_for, load_model, save_model
 
 CPU = torch.device("cpu")
 VIEW = ViewSettings(flip=False, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), crop="pad")
@@ -90,3 +94,44 @@ def test_load_model__refuses_what_is_not_whole(name: str, change: object, said: 
     change(tmp_path / "model" / name)
     with pytest.raises(DataError, match=said):
         load_model(tmp_path / "model", device=CPU)
+
+
+def asked(folder: Path, data: Path) -> list[int]:
+    there = load_model(folder, device=CPU)
+    found = answers_for(there, data, on_bad="stop", device="cpu", precision="fp32", classes=None)[1]
+    return found.predicted.tolist()
+
+
+def test_answers_for__embeddings_of_another_width_and_the_other_kind_of_data(tmp_path: Path) -> None:
+    net = backbones.Classifier(
+        backbones.Stored(), name="stored", n_features=4, n_outputs=3, head="linear", image_size_px=0, freeze=()
+    )
+    save_model(tmp_path / "model", net, class_names=("a", "b", "c"), size_px=0, view=VIEW, info={}, card="")
+    for width in (3, 4):
+        np.save(tmp_path / f"{width}.npy", np.eye(5, width, dtype=np.float32))
+    assert len(asked(tmp_path / "model", tmp_path / "4.npy")) == 5
+    with pytest.raises(DataError, match=r"3.npy holds embeddings of 3 features; the model was trained on 4"):
+        asked(tmp_path / "model", tmp_path / "3.npy")
+    saved(tmp_path / "pixels")
+    with pytest.raises(DataError, match=r"4.npy holds embeddings, and the model was trained on images"):
+        asked(tmp_path / "pixels", tmp_path / "4.npy")
+
+
+def test_answers_for__images_of_12_bits_are_scaled_as_those_of_the_run(tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    dark = (np.arange(64).reshape(8, 8) * 4).astype(np.uint16)  # the darkest part of what a run has seen
+    Image.fromarray(dark).save(tmp_path / "new" / "0.png")
+    saved(tmp_path / "own")
+    seen = Decoding(black=0.0, white=4095.0)
+    net = load_model(tmp_path / "own", device=CPU).net
+    info = {"decoding": seen.as_dict()}
+    save_model(tmp_path / "run", net, class_names=("a", "b", "c"), size_px=8, view=VIEW, info=info, card="")  # type: ignore[arg-type]
+    pixels = []
+    for name in ("own", "run"):
+        there = load_model(tmp_path / name, device=CPU)
+        decoding = Decoding(**there.info.get("decoding", {}))
+        source = open_source(tmp_path / "new", classes=None, size_px=8, decoding=decoding)
+        assert source.pixels is not None
+        pixels.append(int(source.pixels.read(torch.tensor([0])).max()))
+        assert len(asked(tmp_path / name, tmp_path / "new")) == 1
+    assert pixels == [252, 16]

@@ -18,9 +18,7 @@ from functools import partial
 from typing import cast
 
 import numpy as np
-import scipy.sparse as sparse
 import torch
-from scipy.sparse.linalg import cg
 from torch import Tensor
 
 from labelwright.encoders.aligned import AlignedNet
@@ -65,6 +63,9 @@ def propagated(feats: Tensor, text: Tensor, labels: Tensor, *, k: int, gamma: fl
       >>> found.argmax(1).tolist()
       [0, 0, 0, 1, 1]
     """
+    from scipy import sparse
+    from scipy.sparse.linalg import cg
+
     n, n_classes = len(feats), len(text)
     sims, near = nearest_neighbours(feats, n_neighbours=k)
     to_text = torch.cat([z.float() @ text.float().T for z in torch.split(feats, 8192)]).topk(min(k, n_classes), dim=1)
