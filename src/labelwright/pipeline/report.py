@@ -39,9 +39,19 @@ def report(run: str | Path, *, title: str | None = None, open: bool = False) -> 
 
 
 def content_of(run: Run) -> dict[str, Any]:
-    """What the report of a run says, as a dict; see reporting.collect."""
-    sections = method_named(run.read("summary.json", "method")["method"]).sections(run)
-    return collect(run, sections, command=command_of(run.config, path=run.path))
+    """What the report of a run says, as a dict; see reporting.collect.
+
+    Raises: DataError if its files are not as a run writes them.
+    """
+    method = method_named(run.read("summary.json", "method")["method"])
+    try:
+        return collect(run, method.sections(run), command=command_of(run.config, path=run.path))
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise DataError(
+            f"summary.json, data.json or gallery.json in {run.path} is not as a run writes it ({type(error).__name__}: "
+            f"{error})",
+            fix=f"`labelwright verify {run.path}` says which; restore it from a copy, or fit anew",
+        ) from error
 
 
 def notebook_html(run: Run) -> str:

@@ -431,7 +431,7 @@ def fits(value: object, hint: Any) -> bool:
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, arg) for arg in args)
     if origin is Literal:
-        return value in args
+        return any(isinstance(value, type(arg)) and value == arg for arg in args)
     if origin is tuple:
         return isinstance(value, tuple) and all(fits(item, args[0]) for item in value)
     if hint is float:
