@@ -427,8 +427,8 @@ def fields_of(name: str) -> list[dataclasses.Field[Any]]:
     """The settings that the flags of a verb are, with their metadata (see pipeline.settings.setting).
 
     Example:
-      >>> [field.name for field in fields_of("report")]
-      ['run']
+      >>> [field.name for field in fields_of("verify")]
+      ['run', 'json']
     """
     own: Any = VERBS[name]
     return list(fields()) if name == "fit" else list(dataclasses.fields(own))
@@ -499,8 +499,8 @@ def parse(argv: Sequence[str]) -> tuple[str, dict[str, Any]]:
     Raises: ConfigError or DataError for a ``--config`` that cannot be used.
 
     Example:
-      >>> parse(["report", "run"])
-      ('report', {'run': 'run'})
+      >>> parse(["verify", "run"])
+      ('verify', {'run': 'run', 'json': False})
     """
     verbs, kept = dict(VERBS), dict[str, Any]()
     if argv[:1] == ["fit"] and (config := _config_of(argv)) is not None:

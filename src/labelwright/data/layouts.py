@@ -208,7 +208,7 @@ def file_names(texts: Sequence[str]) -> dict[str, str]:
       >>> file_names(["cat", "a/b", ".hidden", ".."])
       {'cat': 'cat', 'a/b': 'a-b', '.hidden': '-hidden', '..': '-'}
       >>> list(file_names(["a/b", "a-b"]).values())
-      ['a-b-eea8bd84', 'a-b']
+      ['a-b-c14cddc0', 'a-b']
     """
     found: dict[str, str] = {}
     plain = {text: plain_name(text) for text in texts}

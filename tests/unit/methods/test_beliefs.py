@@ -323,7 +323,8 @@ def test_photographs__through_a_pretrained_network(views: str, tmp_path: Path, m
     again = lw.label(done.path, data / "unlabeled", device="cpu", precision="fp32")
     rows = [row for row in done.labels.to_pylist() if row["source"] == "predicted"]
     assert [row["label"] for row in rows] == again["label"].to_pylist()
-    assert np.allclose([row["probability"] for row in rows], again["probability"], atol=5e-3)
+    # Trust may differ: in the run an image is compared with others alone, as a new one it is its own neighbour.
+    assert np.allclose([row["softmax"] for row in rows], again["softmax"], atol=5e-3)
     with pytest.raises(ConfigError, match="random weights"):
         lw.fit(data, out=tmp_path / "other", method="beliefs", **QUICK)
 
