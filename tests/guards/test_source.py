@@ -113,7 +113,7 @@ def test_inspect_loads_what_it_uses_and_nothing_else(tmp_path: Path, monkeypatch
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
         for i in range(3):
-            Image.linear_gradient("L").rotate(10 * i).save(tmp_path / name / f"{i}.png")
+            Image.linear_gradient("L").rotate(10 * i).resize((12, 12)).save(tmp_path / name / f"{i}.png")
     statement = f"import labelwright as lw; assert lw.inspect({str(tmp_path)!r}).time"
     assert imported_by(statement) == {"torch"}  # not the time of scikit-learn, accelerate, an optimizer of torch
 

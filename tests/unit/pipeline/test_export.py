@@ -48,13 +48,18 @@ def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def as_onnx(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return lw.export(run, out=tmp_path_factory.mktemp("onnx") / "made" / "m.onnx")
+
+
 def ask(path: Path, inputs: np.ndarray) -> list[Any]:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return list(session.run(None, {session.get_inputs()[0].name: inputs}))
 
 
-def test_onnx__answers_as_label_does_for_images_of_another_size(run: Path, photos: Path, tmp_path: Path) -> None:
-    out = lw.export(run, out=tmp_path / "made" / "m.onnx")
+def test_onnx__answers_as_label_does_for_images_of_another_size(run: Path, photos: Path, as_onnx: Path) -> None:
+    out = as_onnx
     rows = lw.label(run, photos, device="cpu", precision="fp32")
     labelled = {row["id"]: row for row in rows.to_pylist()}
     chosen = sorted(labelled)[:3]
@@ -76,7 +81,7 @@ def test_onnx__answers_as_label_does_for_images_of_another_size(run: Path, photo
 
 
 def test_onnx__the_documented_lines_need_onnxruntime_alone(
-    run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    as_onnx: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = (Path(__file__).parents[3] / "docs" / "deployment.md").read_text(encoding="utf-8")
     lines = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
@@ -84,7 +89,7 @@ def test_onnx__the_documented_lines_need_onnxruntime_alone(
     assert "labelwright" not in lines[0]
     assert "torch" not in lines[0]
     monkeypatch.chdir(tmp_path)
-    lw.export(run, out="model.onnx")
+    shutil.copyfile(as_onnx, "model.onnx")
     Image.open(photos / "ant" / "0.png").resize((30, 20)).save("photo.jpg")
     exec(compile(lines[0], "deployment.md", "exec"), {})
     name, trust = capsys.readouterr().out.split()
@@ -98,9 +103,16 @@ def test_onnx__every_kind_of_classifier(tmp_path: Path) -> None:
         backbones.Stored(), name="stored", n_features=5, n_outputs=4, head="centred", image_size_px=0, freeze=()
     )
     nn.init.normal_(stored.head.linear.weight)
-    pair = backbones.Ensemble([backbones.build("resnet32", 3, head="mlp", seed=s, image_size_px=16) for s in (0, 1)])
+    pair = backbones.Ensemble(
+        [
+            backbones.Classifier(
+                backbones.Stored(), name="stored", n_features=5, n_outputs=3, head="mlp", image_size_px=0, freeze=()
+            )
+            for _ in range(2)
+        ]
+    )
     view = ViewSettings()
-    for net, size, outputs in ((tower, 16, ()), (stored, 0, (1, -1, 0, 1)), (pair, 16, (2, 0, 1))):
+    for net, size, outputs in ((tower, 16, ()), (stored, 0, (1, -1, 0, 1)), (pair, 0, (2, 0, 1))):
         served = Served(
             net.eval(),
             max(outputs, default=2) + 1,
