@@ -443,7 +443,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             code: Any = run(sys.argv[1:] if argv is None else argv)
         except SystemExit as stopped:  # of help, and of what is wrong with the flags
-            code = stopped.code
+            code = 0 if isinstance(stopped.__context__, BrokenPipeError) else stopped.code  # as rich ends then
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read the output, as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -481,6 +481,11 @@ def run(argv: Sequence[str]) -> int:
         errors.print(f"error: {error}", markup=False)
         return error.exit_code
     except OSError as error:
+        if error.filename and error.errno in (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM):
+            name = str(error.filename)
+            name = name if len(name) < 200 else f"{name[:100]}...{name[-50:]}"
+            errors.print(f"error: {name} cannot be opened: {error.strerror}\n  fix: check the path", markup=False)
+            return 2
         if error.errno not in OF_THE_DISK:
             raise
         errors.print(f"error: {error.filename or 'a file'} cannot be written: {error.strerror}", markup=False)

@@ -78,7 +78,7 @@ class Run:
         Raises: ConfigError if it cannot be written, is a file, or not empty and ``resume`` is False or no run is there.
         """
         run = cls(path)
-        if run.path.is_file():
+        if os.path.isfile(run.path):  # noqa: PTH113 (False, not an error, where the name is too long)
             raise ConfigError(f"{run.path} is a file", fix="give --out a folder that does not exist yet")
         check_output(run.path, *data)
         has_content = run._has_content()

@@ -295,6 +295,8 @@ def test_verify__finds_every_altered_file(run: Path, capsys: pytest.CaptureFixtu
     assert set(lw.verify(run).faults) == {"labels.parquet", "summary.json"}
     assert cli.run(["verify", str(run), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["faults"]["labels.parquet"] == "is missing"
+    (run / "config.yaml").unlink()
+    assert lw.verify(run).faults["config.yaml"] == "is missing"
     (run / checksums.NAME).write_text("[]")
     with pytest.raises(DataError, match=r"checksums\.json cannot be read"):
         lw.verify(run)

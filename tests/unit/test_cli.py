@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -341,6 +343,29 @@ def test_fit__no_labels_one_class_or_nothing(photos: Path, tmp_path: Path, capsy
         assert cli.run(["fit", *words, *out]) == 2
         assert said in capsys.readouterr().err
         assert not (tmp_path / "run").exists()
+
+
+def test_paths__too_long_for_a_file_or_not_to_be_opened(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "x" * 300
+    for words in (["inspect", name], ["label", name, str(photos)], ["report", name], ["verify", name]):
+        assert cli.run(words) == 2
+        assert "File name too long\n  fix:" in capsys.readouterr().err
+    denied = PermissionError(errno.EACCES, "Permission denied", "/root/photos")
+    monkeypatch.setattr(lw, "inspect", Mock(side_effect=denied))
+    assert cli.run(["inspect", "/root/photos"]) == 2
+    assert "error: /root/photos cannot be opened: Permission denied" in capsys.readouterr().err
+
+
+def test_output__that_nobody_reads_to_its_end_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as pipe:  # noqa: PTH123
+        monkeypatch.setattr(sys, "stdout", pipe)
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["settings", "ce"])
+    assert ended.value.code == 0
 
 
 def test_fit__refuses_a_folder_in_use(finished: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,8 @@ def test_run_folder__refuses_what_is_not_empty(tmp_path: Path) -> None:
     for resume in (False, True):
         with pytest.raises(ConfigError, match="is a file"):
             Run.create(tmp_path / "notes.txt", resume=resume)
+    with pytest.raises(ConfigError, match="too long"):
+        Run.create(tmp_path / ("x" * 300))
 
 
 def test_log__cut_and_resumed(tmp_path: Path) -> None:

@@ -13,9 +13,11 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 from PIL import Image
 
@@ -55,6 +57,14 @@ class _PassingError(Exception):
     def __init__(self, reason: str, wait_s: float | None = None) -> None:
         super().__init__(reason)
         self.wait_s = wait_s
+
+
+def _is_url(text: str) -> bool:
+    """Whether it says over http or https where an endpoint is."""
+    with suppress(ValueError):  # a port that is none, a bracket that is not closed
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    return False
 
 
 class OpenAIChat:
@@ -101,8 +111,12 @@ class OpenAIChat:
                 "asking a chat endpoint needs the openai package", fix="pip install 'labelwright[llm]'"
             ) from error
         url = base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
-        if not url.startswith(("http://", "https://")):
-            raise ConfigError(f"the base URL {redacted(url)!r} is not a URL", fix="begin it with http:// or https://")
+        if not _is_url(url):
+            shown = redacted(f"***@{url.rpartition('@')[2]}" if "@" in url else url)
+            raise ConfigError(
+                f"the base URL {shown!r} is not a URL",
+                fix="give it as http://host:8000/v1 or https://...; in a password / is %2F, : is %3A and @ is %40",
+            )
         if "//***@" in url:
             raise ConfigError(
                 f"{url} was read from a config.yaml, which keeps no password", fix="give --chat-url with it again"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, get_args
 
@@ -21,12 +22,67 @@ OnBad = Literal["stop", "skip", "report"]
 _WITHOUT_ROW = ("malformed_row", "unreadable_name", "unreadable_folder")  # what they hold never became a row
 
 
-def check_images(table: LabelTable) -> tuple[Problem, ...]:
+def check_images(table: LabelTable, *, with_copies: bool = False) -> tuple[Problem, ...]:
     """Decode every image, showing progress, and say which ones cannot be, in row order; then what else was noticed.
 
     Large JPEGs are decoded at reduced scale, for which every byte of them is read as well.
+
+    Args:
+      table: the images.   with_copies: notice those with equal pixels too.
     """
-    return each_image(table, "checking images", lambda row, image: None, side_px=1)
+    digests: dict[int, bytes] = {}
+
+    def remember(row: int, image: Image.Image) -> None:
+        if with_copies:
+            digests[row] = digest(image)
+
+    problems = each_image(table, "checking images", remember, side_px=1)
+    return (*problems, *_copies(table, digests))
+
+
+def digest(image: Image.Image) -> bytes:
+    """The same for two images if all their pixels are equal: 16 bytes.
+
+    Example:
+      >>> digest(Image.new("RGB", (2, 3))) == digest(Image.new("RGB", (3, 2)))
+      False
+    """
+    return hashlib.blake2b(f"{image.mode} {image.size} ".encode() + image.tobytes(), digest_size=16).digest()
+
+
+def _copies(table: LabelTable, digests: Mapping[int, bytes]) -> list[Problem]:
+    """A notice about images whose pixels are equal, and one about those of them that have different labels."""
+    first, labelled = dict[bytes, int](), dict[bytes, int]()
+    pairs, contrary = list[tuple[int, int]](), list[tuple[int, int]]()
+    for row in sorted(digests):
+        if (seen := first.setdefault(digests[row], row)) != row:
+            pairs.append((row, seen))
+        if table.labels[row] < 0:
+            continue
+        seen = labelled.setdefault(digests[row], row)
+        if table.labels[seen] != table.labels[row]:
+            contrary.append((row, seen))
+    found = []
+    for rows, what in (
+        (pairs, "shows the same as {place}"),
+        (contrary, "is labelled {label!r}, and its copy {place} {other!r}"),
+    ):
+        if rows:
+            row, seen = rows[0]
+            label, other = (table.class_names[table.labels[at]] if table.labels[at] >= 0 else "" for at in (row, seen))
+            detail = what.format(place=table.images.where(seen), label=label, other=other)
+            found.append(Problem(table.images.where(row), "copies", detail + _others(len(rows))))
+    return found
+
+
+def _others(n: int) -> str:
+    """Behind what was said of the first of ``n`` images.
+
+    Example:
+      >>> _others(1), _others(2), _others(1001)
+      ('', '; so does 1 more', '; so do 1,000 more')
+    """
+    return "" if n == 1 else "; so does 1 more" if n == 2 else f"; so do {n - 1:,} more"
 
 
 def each_image(
@@ -75,10 +131,7 @@ def each_image(
     details = {"first_frame": "has several frames or pages: the first is used", "blank_images": "has one colour"}
     for kind, rows in noticed.items():
         if rows:
-            others = (
-                f"; so {'does 1 more' if len(rows) == 2 else f'do {len(rows) - 1:,} more'}" if len(rows) > 1 else ""
-            )
-            problems.append(Problem(table.images.where(min(rows)), kind, details[kind] + others))
+            problems.append(Problem(table.images.where(min(rows)), kind, details[kind] + _others(len(rows))))
     return tuple(problems)
 
 
@@ -148,7 +201,7 @@ def resolve_problems(table: LabelTable, problems: Sequence[Problem], on_bad: OnB
 
 
 def each_once(problems: Sequence[Problem]) -> tuple[Problem, ...]:
-    """Problems without repeats; of an image that is missing or damaged the first alone.
+    """Problems without repeats; of an image that is missing or damaged, or whose row cannot be read, the first alone.
 
     Example:
       >>> gone = Problem("a.png", "missing_image", "there is no such file (line 3)", 1)
@@ -157,8 +210,8 @@ def each_once(problems: Sequence[Problem]) -> tuple[Problem, ...]:
     """
     found: dict[object, Problem] = {}
     for problem in problems:
-        is_image = problem.row is not None and problem.kind in ("missing_image", "unreadable_image")
-        found.setdefault(("image", problem.row) if is_image else problem, problem)
+        is_whole = problem.row is not None and problem.kind in ("missing_image", "unreadable_image", "malformed_row")
+        found.setdefault(("row", problem.row) if is_whole else problem, problem)
     return tuple(found.values())
 
 

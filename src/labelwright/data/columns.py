@@ -72,6 +72,9 @@ class Columns:
             if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
                 given = feature.get("names")
                 names[role] = tuple(map(str, given)) if isinstance(given, list) else ()
+                for twice in sorted({name for name in names[role] if names[role].count(name) > 1}):
+                    detail = f"its metadata name several classes {twice!r}: their numbers are read as one class"
+                    self.problems.append(Problem(str(self.path or ""), "read_as", detail))
         return {role: found for role, found in names.items() if found}
 
     def lose(self, where: str, detail: str) -> None:

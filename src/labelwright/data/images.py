@@ -271,7 +271,7 @@ def _sentence(source: Source, error: Exception, decoding: Decoding) -> str:
     """What is wrong with an image, for people."""
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return (
-            f"it has more than {decoding.pixels_max / 1e6:,.0f} million pixels; if it is meant to be that large: "
+            f"it has more than {decoding.pixels_max / 1e6:,g} million pixels; if it is meant to be that large: "
             "--largest-image MEGAPIXELS"
         )
     if isinstance(error, UnidentifiedImageError):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from labelwright.data.checks import OnBad, each_image, resolve_problems
+from labelwright.data.checks import OnBad, digest, each_image, resolve_problems
 from labelwright.data.table import LabelTable
 
 THUMB_PX = 32
@@ -98,7 +98,7 @@ def look_at(table: LabelTable, *, on_bad: OnBad = "stop") -> tuple[LabelTable, L
 
     def look(row: int, image: Image.Image) -> None:
         thumbs[row], sides[row] = thumb(image), image.size
-        digests[row] = hashlib.blake2b(repr(image.size).encode() + image.tobytes(), digest_size=16).digest()
+        digests[row] = digest(image)
 
     problems = each_image(table, "looking at images", look)
     kept = resolve_problems(table, [*table.problems, *problems], on_bad)

@@ -39,6 +39,7 @@ PROBLEM_KINDS = {
     "deep_images": "images of more than 8 bits",
     "first_frame": "files of several frames or pages, whose first one is used",
     "blank_images": "images of one colour, or nearly",
+    "copies": "images that are there more than once",
     "unseen_class": "classes that no label or candidate names",
     "ignored_column": "columns that are not read",
     "read_as": "values that are read in another way than they are written",
@@ -48,7 +49,7 @@ PROBLEM_KINDS = {
 
 NOTICES = frozenset(
     {"unsupported_file", "skipped_folder", "deep_images", "first_frame", "blank_images", "unseen_class"}
-    | {"ignored_column", "read_as", "odd_class"}
+    | {"copies", "ignored_column", "read_as", "odd_class"}
 )
 """Kinds that are reported but never stop a run."""
 

@@ -24,7 +24,7 @@ from labelwright.exporting.onnx_file import write_onnx
 from labelwright.exporting.served import Served
 from labelwright.pipeline.label import write_class_folders
 from labelwright.pipeline.saved_model import STRANGERS_FILE, SavedModel, load_model, without_paths, write_single_file
-from labelwright.replacing import replacing
+from labelwright.replacing import check_output, replacing
 from labelwright.run_folder import Run, write_text_atomically
 
 Format = Literal[
@@ -95,6 +95,7 @@ def _new(target: Path, suffix: str) -> Path:
             f"{target} is not a {suffix} file" if suffix else f"{target} looks like a file, and this is a folder",
             fix=f"end --out in {suffix}" if suffix else "give --out without a suffix",
         )
+    check_output(target)
     return target
 
 

@@ -107,7 +107,9 @@ def inspect(
     else:
         noun, has_text, decoding = "images", True, Decoding.chosen(largest_image=largest_image)
         table = read(data, classes=classes, group=group, annotators=annotators, columns=columns, decoding=decoding)
-        problems = checks.each_once([*table.problems, *(checks.check_images(table) if check_images else ())])
+        problems = checks.each_once(
+            [*table.problems, *(checks.check_images(table, with_copies=True) if check_images else ())]
+        )
     situation = detect(_usable(table, problems), novel=novel)
     runs, needs = situation.method(has_text=has_text), ""
     found = at_hand.at_hand() if noun == "images" else None

@@ -24,7 +24,7 @@ from labelwright.data.prepare import is_embeddings, read
 from labelwright.data.values import as_text
 from labelwright.errors import ConfigError, DataError, LabelwrightError
 from labelwright.pipeline.saved_model import SavedModel
-from labelwright.replacing import replacing
+from labelwright.replacing import new_output, replacing
 from labelwright.run_folder import Run, write_parquet_atomically
 from labelwright.trust.calibration import Calibration, from_left_out
 from labelwright.trust.guarantee import Promise, draw, enough, promise
@@ -91,14 +91,11 @@ def verify_sample(
 
     Raises: DataError or ConfigError, with nothing written.
     """
-    target, folder = Path(out), Run(run)
+    folder = Run(run)
     check_shares(error, confidence)
     if n < 1:
         raise ConfigError(f"n={n} is not possible", fix="n must be at least 1")
-    if target.suffix not in (".csv", ".parquet"):
-        raise ConfigError(f"{target} is neither .csv nor .parquet", fix="end --out in .csv or .parquet")
-    if target.exists():
-        raise ConfigError(f"{target} exists", fix="choose another --out, or remove it first")
+    target = new_output(out, ".csv", ".parquet")
     rows = _labels_of(folder)
     rows = rows.filter(pa.array(is_predicted(rows)))
     if not len(rows):

@@ -36,7 +36,7 @@ def verify(run: str | Path) -> Verified:
     Raises: DataError if it is no folder of a run.
     """
     found = Run(run)
-    if not (found.path / "config.yaml").is_file():
+    if not any((found.path / name).is_file() for name in ("config.yaml", checksums.NAME)):
         raise DataError(f"{run} is not the folder of a run", fix="give the --out of a fit or pretrain")
     sums, faults, notes = checksums.read(found.path), dict[str, str](), list[str]()
     if not sums:

@@ -198,8 +198,16 @@ def test_openai_chat__key_and_url(monkeypatch):
     with pytest.raises(ConfigError, match=r"no key for https://api.openai.com/v1") as caught:
         OpenAIChat("m")
     assert "OPENAI_API_KEY" in caught.value.fix
-    with pytest.raises(ConfigError, match="is not a URL"):
-        OpenAIChat("m", base_url="localhost:8000/v1")
+    for url in (
+        "localhost:8000/v1",
+        "ann:s3cret@host",
+        "http://ann:s3/cret@host/v1",
+        "http://ann:s3cret@[::1/v1",
+        "http://",
+    ):
+        with pytest.raises(ConfigError, match="is not a URL") as caught:
+            OpenAIChat("m", base_url=url)
+        assert "s3" not in str(caught.value)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
     assert OpenAIChat("m").endpoint == "https://api.openai.com/v1"
     with ChatStub() as stub:
