@@ -351,7 +351,11 @@ def test_paths__too_long_for_a_file_or_not_to_be_opened(
     name = "x" * 300
     for words in (["inspect", name], ["label", name, str(photos)], ["report", name], ["verify", name]):
         assert cli.run(words) == 2
-        assert "File name too long\n  fix:" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "File name too long" in said
+        assert "\n  fix: " in said
+    with pytest.raises(DataError, match="File name too long"):
+        lw.load(name)
     denied = PermissionError(errno.EACCES, "Permission denied", "/root/photos")
     monkeypatch.setattr(lw, "inspect", Mock(side_effect=denied))
     assert cli.run(["inspect", "/root/photos"]) == 2

@@ -169,7 +169,11 @@ def _dispatch(source: Any, classes: Sequence[str] | None, named: Named) -> Label
     path = Path(source).expanduser()
     if shown(path) != str(path):
         raise DataError(f"{shown(path)}: the name of the path is not UTF-8 text", fix="rename it, as convmv does")
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:
+        raise DataError(f"{path} cannot be opened: {error.strerror}", fix="check the path") from error
+    if is_folder:
         if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
             import datasets
 

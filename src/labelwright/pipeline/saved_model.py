@@ -207,8 +207,8 @@ def load_model(folder: Path, *, device: torch.device) -> SavedModel:
 
     Raises: DataError if a file is missing, of another format or altered, or if the model tells no classes apart.
     """
-    folder = folder / "model" if (folder / "model").is_dir() else folder
     try:
+        folder = folder / "model" if (folder / "model").is_dir() else folder
         config, tensors, strangers = _read(folder)
     except (OSError, ValueError, KeyError, RecursionError, SafetensorError) as error:
         raise DataError(f"no model in {folder} ({error})", fix="give the run folder of a finished fit") from error
