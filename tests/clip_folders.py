@@ -42,7 +42,9 @@ def save_two_tower(folder: Path, family: str, *, size_px: int, patch_px: int) ->
 def save_vision(folder: Path, *, size_px: int) -> Path:
     """A ViT, which knows no words."""
     config = transformers.ViTConfig(**TOWER, image_size=size_px, patch_size=size_px // 2)
-    transformers.ViTModel(config).save_pretrained(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        transformers.ViTModel(config).save_pretrained(folder)
     _save_preprocessing(folder, size_px)
     return folder
 

@@ -1,5 +1,6 @@
 """Shared by all tests: the module `tiny` can be imported, torch keeps to one thread, and nobody goes online."""
 
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible() -> Iterator[None]:
+    """Ctrl-C is heard, also where a shell started the tests in the background and had it ignored."""
+    before = signal.getsignal(signal.SIGINT)
+    if before == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True, scope="session")
