@@ -24,7 +24,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cap", "coreg_frozen", "report"])
+@pytest.mark.parametrize("name", ["coreg_frozen", "report"])
 def test_kill__what_goes_on_ends_as_if_nothing_had_been(whole: Any, name: str) -> None:
     moments = [random.Random(name).uniform(0.1, 0.9)]  # `make faults` kills more, and everything
     assert whole.after_kills(name, moments, f"killed {name}") == ""
