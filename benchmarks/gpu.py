@@ -10,7 +10,7 @@ before and there is time for it:
             plain loop with the two lines that any PyTorch user would add (bf16, channels-last), its images made before
  profile    what the host does in a step of CVS, Co-Reg and LPS: kernels launched, synchronisations, numbers read back
  cells      `labelwright bench`: CVS and the other losses of CIFAR-10-LT-100 at 200 epochs, Co-Reg from pixels; a cell
-            that the time cuts off goes on from its checkpoint when the script runs again
+            that is interrupted at the time limit resumes from its checkpoint when the script runs again
 
 Results are added to the CSV as they come, in the columns of docs/results. With --toy everything is as short as it can
 be: to see on a CPU that the script works before a GPU is at hand.
@@ -270,7 +270,7 @@ def cells(session: Session) -> Iterator[str]:
         began = time.monotonic()
         done = in_time([sys.executable, "-m", "labelwright.cli", "bench", *words], session.left_s - 10)
         if done is None:
-            print(f"{table} {cell}: cut off by the time; goes on from its checkpoint", flush=True)
+            print(f"{table} {cell}: interrupted at the time limit; the next run resumes it", flush=True)
             return
         if done:
             print(f"{table} {cell}: failed", flush=True)

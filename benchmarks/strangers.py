@@ -1,4 +1,4 @@
-"""How well images of no class are told: labelwright's score beside the obvious ones, on the same features.
+"""Detection of images of no class: labelwright's score beside the obvious ones, on the same features.
 
     python benchmarks/strangers.py NAME=TRAIN.npz,TEST.npz [MORE …] [--photos IMAGES] [--csv FILE]
 

@@ -17,6 +17,7 @@ from rich.console import Console
 
 import labelwright
 from labelwright.errors import ConfigError, DataError, LabelwrightError
+from labelwright.exporting import Format
 from labelwright.pipeline.settings import (
     GROUPS,
     REQUIRED,
@@ -355,18 +356,7 @@ VERBS: dict[str, Callable[..., Any]] = {
         *("run", "format", "out", "data"),
         run=RUN,
         format=(
-            Literal[
-                "onnx",
-                "torchscript",
-                "safetensors",
-                "hub",
-                "label-studio",
-                "fiftyone",
-                "coco",
-                "yolo-folder",
-                "imagefolder",
-                "datasets",
-            ],
+            Format,
             setting(
                 "onnx",
                 "of the model: onnx (decoded images of any size in, calibrated probabilities out), torchscript, "

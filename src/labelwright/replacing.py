@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from labelwright import checksums
 from labelwright.errors import ConfigError, DiskError, LabelwrightError
@@ -54,6 +58,37 @@ def replacing(path: Path, *, durable: bool = False, is_private: bool = False) ->
                 temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which is there under its name at the end of the block, or not at all.
+
+    What a killed process left of an earlier try is removed.
+
+    Raises: DiskError if it cannot be written.
+
+    Example:
+      >>> path = Path(tempfile.mkdtemp(), "sorted")
+      >>> with whole_folder(path) as building:
+      ...     _ = (building / "a.txt").write_text("hello")
+      >>> [p.name for p in path.iterdir()], [p.name for p in path.parent.iterdir()]
+      (['a.txt'], ['sorted'])
+    """
+    mine = f".{path.name[:40]}."
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for stale in path.parent.glob(f"{glob.escape(mine)}*.tmp"):
+            with suppress(Timeout), FileLock(stale / ".lock", timeout=0):  # nobody is writing it
+                shutil.rmtree(stale)
+        with (
+            tempfile.TemporaryDirectory(prefix=mine, suffix=".tmp", dir=path.parent) as temporary,
+            FileLock(Path(temporary, ".lock")),
+        ):
+            building = Path(temporary, "whole")
+            building.mkdir()
+            yield building
+            building.replace(path)
 
 
 @contextmanager
@@ -154,8 +189,10 @@ def new_output(path: str | Path, *suffixes: str, data: Any = None) -> Path:
     path = Path(path).expanduser()
     if path.suffix not in suffixes:
         kinds = [suffix or "a folder" for suffix in suffixes]
-        words = f"neither {', '.join(kinds[:-1])} nor {kinds[-1]}" if len(kinds) > 1 else f"not a {kinds[0]} file"
-        raise ConfigError(f"{path} is {words}", fix=f"end --out in {' or '.join(filter(None, suffixes))}")
+        one = f"not a {kinds[0]} file" if any(suffixes) else "named like a file, and this is a folder"
+        words = f"neither {', '.join(kinds[:-1])} nor {kinds[-1]}" if len(kinds) > 1 else one
+        fix = f"end --out in {' or '.join(filter(None, suffixes))}" if any(suffixes) else "give --out without a suffix"
+        raise ConfigError(f"{path} is {words}", fix=fix)
     if os.path.lexists(path):
         raise ConfigError(f"{path} exists", fix="choose another --out, or remove it first")
     check_output(path, *([] if path.suffix else [data]))

@@ -9,8 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from labelwright.data.table import LabelTable
 from labelwright.errors import DataError
+from labelwright.spreadsheet import unescaped
 
 
 def read_corrections(source: str | Path | Mapping[str, str]) -> list[tuple[str, str, str]]:
@@ -33,9 +36,11 @@ def read_corrections(source: str | Path | Mapping[str, str]) -> list[tuple[str, 
             missing = [name for name in ("id", "label") if name not in (rows.fieldnames or ())]
             if missing:
                 raise DataError(f"{path} has no column {missing[0]!r}", fix=fix)
-            found = [(f"{path} line {rows.line_num}", row["id"] or "", (row["label"] or "").strip()) for row in rows]
+            cells = [(f"{path} line {rows.line_num}", row["id"] or "", (row["label"] or "").strip()) for row in rows]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read ({error})", fix=fix) from error
+    ids, labels = (unescaped(pa.array([row[i] for row in cells], pa.string())).to_pylist() for i in (1, 2))
+    found = [(where, key, label) for (where, *_), key, label in zip(cells, ids, labels, strict=True)]
     seen: dict[str, str] = {}
     for where, key, label in found:
         if not key:

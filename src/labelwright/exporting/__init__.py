@@ -1,1 +1,17 @@
-"""What leaves the house: models and labels in the formats of other tools."""
+"""Models and labels in the formats of other tools."""
+
+from typing import Literal
+
+Format = Literal[
+    "onnx",
+    "torchscript",
+    "safetensors",
+    "hub",
+    "label-studio",
+    "fiftyone",
+    "coco",
+    "yolo-folder",
+    "imagefolder",
+    "datasets",
+]
+"""What `export` writes: the model in the first four, the labels in the others."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -19,26 +18,14 @@ import labelwright
 from labelwright.data.prepare import read, resolved_path
 from labelwright.data.table import LabelTable
 from labelwright.errors import ConfigError, DataError
-from labelwright.exporting import label_files
+from labelwright.exporting import Format, label_files
 from labelwright.exporting.onnx_file import write_onnx
 from labelwright.exporting.served import Served
 from labelwright.pipeline.label import write_class_folders
 from labelwright.pipeline.saved_model import STRANGERS_FILE, SavedModel, load_model, without_paths, write_single_file
-from labelwright.replacing import check_output, replacing
+from labelwright.replacing import new_output, replacing, whole_folder
 from labelwright.run_folder import Run, write_text_atomically
 
-Format = Literal[
-    "onnx",
-    "torchscript",
-    "safetensors",
-    "hub",
-    "label-studio",
-    "fiftyone",
-    "coco",
-    "yolo-folder",
-    "imagefolder",
-    "datasets",
-]
 SUFFIX = {"onnx": ".onnx", "torchscript": ".pt", "safetensors": ".safetensors"}  # of the others: none, a folder
 EACH_NTH_IN_VAL = 10  # of each class, in a yolo-folder
 
@@ -68,12 +55,12 @@ def export(
     """
     if format not in get_args(Format):
         raise ConfigError(f"there is no format {format!r}", fix=f"one of {', '.join(get_args(Format))}")
-    target = _new(Path(out), SUFFIX.get(format, ""))
+    target = new_output(out, SUFFIX.get(format, ""))
     saved = load_model(Path(run), device=torch.device("cpu"))
     if format in LABEL_WRITERS:
         _write_labels(Run(run), saved, target, format, data=data, accepted=accepted)
     elif format == "hub":
-        with _whole(target) as building:
+        with whole_folder(target) as building:
             _write_hub(Path(run) / "model", building)
     elif format == "safetensors":
         write_single_file(Path(run) / "model", target)
@@ -84,32 +71,6 @@ def export(
         else:
             _write_torchscript(served, target, saved.size_px, n_features)
     return target
-
-
-def _new(target: Path, suffix: str) -> Path:
-    """The path to write to, if it is new and has the suffix."""
-    if target.exists():
-        raise ConfigError(f"{target} exists", fix="choose another --out, or remove it first")
-    if target.suffix != suffix:
-        raise ConfigError(
-            f"{target} is not a {suffix} file" if suffix else f"{target} looks like a file, and this is a folder",
-            fix=f"end --out in {suffix}" if suffix else "give --out without a suffix",
-        )
-    check_output(target)
-    return target
-
-
-@contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which appears under its name at the end of the block, or not at all."""
-    building = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    try:
-        yield building
-        building.replace(folder)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
 # ---- models ---------------------------------------------------------------------------------------------------------
@@ -179,8 +140,8 @@ def _write_labels(run: Run, saved: SavedModel, target: Path, format: str, *, dat
                 f"no label of {run.path} is accepted", fix="say what share may be wrong, as in fit --error 0.05"
             )
     table = _images_of(run, found["id"].to_pylist(), data)
-    with _whole(target) as building:
-        LABEL_WRITERS[format](found, table, saved.class_names, building)
+    with whole_folder(target) as building:
+        LABEL_WRITERS[format](found, table, saved.class_names, building, target)
 
 
 def _images_of(run: Run, ids: Sequence[str], data: Any) -> LabelTable:
@@ -230,35 +191,37 @@ def _tail(id: str) -> str:
     return kept[-80:] or "image"
 
 
-def _label_studio(rows: pa.Table, table: LabelTable, names: Sequence[str], folder: Path) -> None:
+def _label_studio(rows: pa.Table, table: LabelTable, names: Sequence[str], folder: Path, target: Path) -> None:
     files = _files(table, folder / "images", copied=False)
-    label_files.write_json(label_files.label_studio(rows.to_pylist(), _final(files, folder)), folder / "tasks.json")
+    label_files.write_json(
+        label_files.label_studio(rows.to_pylist(), _final(files, folder, target)), folder / "tasks.json"
+    )
 
 
-def _fiftyone(rows: pa.Table, table: LabelTable, names: Sequence[str], folder: Path) -> None:
+def _fiftyone(rows: pa.Table, table: LabelTable, names: Sequence[str], folder: Path, target: Path) -> None:
     files = _files(table, folder / "data", copied=True)
     label_files.write_json(label_files.fiftyone(rows.to_pylist(), files, names), folder / "labels.json")
 
 
-def _coco(rows: pa.Table, table: LabelTable, names: Sequence[str], folder: Path) -> None:
+def _coco(rows: pa.Table, table: LabelTable, names: Sequence[str], folder: Path, target: Path) -> None:
     files = _files(table, folder / "images", copied=False)
     content = label_files.coco(rows.to_pylist(), files, names)
-    for image, file in zip(content["images"], _final(files, folder), strict=True):
+    for image, file in zip(content["images"], _final(files, folder, target), strict=True):
         image["file_name"] = file.as_posix()
     label_files.write_json(content, folder / "labels.json")
 
 
-def _final(files: Sequence[Path], building: Path) -> list[Path]:
+def _final(files: Sequence[Path], building: Path, target: Path) -> list[Path]:
     """Paths in the folder as they will be called once it is whole."""
-    folder = building.with_name(building.name.removeprefix(".").removesuffix(".tmp")).resolve()
+    folder = target.resolve()
     return [folder / file.relative_to(building) if file.is_relative_to(building) else file for file in files]
 
 
-def _imagefolder(rows: pa.Table, table: LabelTable, names: Sequence[str], folder: Path) -> None:
+def _imagefolder(rows: pa.Table, table: LabelTable, names: Sequence[str], folder: Path, target: Path) -> None:
     write_class_folders(rows, table, folder)
 
 
-def _yolo_folder(rows: pa.Table, table: LabelTable, names: Sequence[str], folder: Path) -> None:
+def _yolo_folder(rows: pa.Table, table: LabelTable, names: Sequence[str], folder: Path, target: Path) -> None:
     labels = np.array(rows["label"].to_pylist())
     in_val = np.zeros(len(labels), dtype=bool)
     for name in names:
@@ -268,13 +231,13 @@ def _yolo_folder(rows: pa.Table, table: LabelTable, names: Sequence[str], folder
         write_class_folders(rows.filter(pa.array(chosen)), table.subset(np.flatnonzero(chosen)), folder / part)
 
 
-def _datasets(rows: pa.Table, table: LabelTable, names: Sequence[str], folder: Path) -> None:
+def _datasets(rows: pa.Table, table: LabelTable, names: Sequence[str], folder: Path, target: Path) -> None:
     files = _files(table, folder / "images", copied=False)
     label_files.write_datasets(rows.to_pylist(), files, names, folder)
     shutil.rmtree(folder / "images", ignore_errors=True)  # they are in the Parquet file
 
 
-LABEL_WRITERS: dict[str, Callable[[pa.Table, LabelTable, Sequence[str], Path], None]] = {
+LABEL_WRITERS: dict[str, Callable[[pa.Table, LabelTable, Sequence[str], Path, Path], None]] = {
     "label-studio": _label_studio,
     "fiftyone": _fiftyone,
     "coco": _coco,
@@ -282,3 +245,4 @@ LABEL_WRITERS: dict[str, Callable[[pa.Table, LabelTable, Sequence[str], Path], N
     "imagefolder": _imagefolder,
     "datasets": _datasets,
 }
+"""Format -> writer of (rows, their images, class names, folder to fill, folder that it will be)."""

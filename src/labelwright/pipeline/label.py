@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import glob
 import io
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from filelock import FileLock, Timeout
 from PIL import Image
 
 from labelwright.data.checks import OnBad
@@ -40,9 +36,9 @@ from labelwright.pipeline.report import report
 from labelwright.pipeline.saved_model import Strange, answers_for, change_classes, load_model, renamed
 from labelwright.pipeline.settings import check_values
 from labelwright.pipeline.strange import facts_of, with_new
-from labelwright.replacing import disk_errors, new_output
+from labelwright.replacing import disk_errors, new_output, whole_folder
 from labelwright.reporting.gallery import rename_in_gallery
-from labelwright.run_folder import LOCK, Run, write_parquet_atomically
+from labelwright.run_folder import Run, write_parquet_atomically
 from labelwright.spreadsheet import write_csv
 from labelwright.train.predict import Answers
 from labelwright.train.processes import accelerator_for
@@ -249,24 +245,8 @@ def _write_labels(rows: pa.Table, table: LabelTable, target: Path) -> None:
     elif target.suffix == ".parquet":
         write_parquet_atomically(rows, target)
     else:
-        _write_class_folders(rows, table, target)
-
-
-def _write_class_folders(rows: pa.Table, table: LabelTable, folder: Path) -> None:
-    """`write_class_folders`, into a folder that appears whole, or not at all."""
-    mine = f".{folder.name[:40]}."
-    with disk_errors(folder):
-        for stale in folder.parent.glob(f"{glob.escape(mine)}*.tmp"):
-            with suppress(Timeout), FileLock(stale / LOCK, timeout=0):  # of a process killed while it wrote
-                shutil.rmtree(stale)
-        with (
-            tempfile.TemporaryDirectory(prefix=mine, suffix=".tmp", dir=folder.parent) as temporary,
-            FileLock(Path(temporary, LOCK)),
-        ):
-            building = Path(temporary, "sorted")
-            building.mkdir()
+        with whole_folder(target) as building:
             write_class_folders(rows, table, building)
-            building.replace(folder)
 
 
 def write_class_folders(rows: pa.Table, table: LabelTable, folder: Path) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pa_csv
 import torch
 from numpy.typing import NDArray
 from scipy.stats import ks_2samp
@@ -24,8 +23,9 @@ from labelwright.data.prepare import is_embeddings, read
 from labelwright.data.values import as_text
 from labelwright.errors import ConfigError, DataError, LabelwrightError
 from labelwright.pipeline.saved_model import SavedModel
-from labelwright.replacing import new_output, replacing
+from labelwright.replacing import new_output
 from labelwright.run_folder import Run, write_parquet_atomically
+from labelwright.spreadsheet import write_csv
 from labelwright.trust.calibration import Calibration, from_left_out
 from labelwright.trust.guarantee import Promise, draw, enough, promise
 from labelwright.wording import counted, percent
@@ -120,8 +120,7 @@ def verify_sample(
     )
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.suffix == ".csv":
-        with replacing(target) as temporary:
-            pa_csv.write_csv(table, temporary)
+        write_csv(table, target)
     else:
         write_parquet_atomically(table, target)
     return ToVerify(target, len(table), len(rows))

@@ -90,7 +90,7 @@ def title_of(run: Run) -> str:
     """The title that was given, else the name of the data, else that of the folder.
 
     Example:
-      >>> title_of(Run("run", summary={}, config={"data": "/home/me/photos/birds.csv"}))
+      >>> title_of(Run("run", summary={}, config={"data": "photos/birds.csv"}))
       'birds'
     """
     if run.summary.get("title"):

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import pyarrow as pa
-import pyarrow.csv as pa_csv
 from filelock import FileLock
 
 from labelwright.errors import ConfigError, DataError
-from labelwright.replacing import replacing
+from labelwright.spreadsheet import write_csv
 
 ANSWERS_FILE = "answers.jsonl"  # of a run folder
 NO_CLASS = ""  # label of an image that belongs to no class
@@ -192,5 +191,4 @@ def write_corrections(labels: Mapping[str, str], path: Path) -> None:
       ['"id","label"', '"a.png","cat"', '"b.png",""']
     """
     table = pa.table({"id": pa.array(labels.keys(), pa.string()), "label": pa.array(labels.values(), pa.string())})
-    with replacing(path) as temporary:
-        pa_csv.write_csv(table, temporary)
+    write_csv(table, path)
