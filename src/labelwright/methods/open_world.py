@@ -43,6 +43,9 @@ CLUSTER_DOUBT = 0.1  # share of the evidence that is spread over all classes, wh
 START_SCALE = 20.0  # logits over the cosines with the centroids
 
 
+CENTROIDS = "centroids"  # in the memory of a state: the last layer that k-means alone gives
+
+
 @dataclass(frozen=True, kw_only=True)
 class OpenWorldSettings(TrainSettings):
     """What all methods for classes that nobody named share."""
@@ -201,6 +204,7 @@ def from_clusters(
     of another norm, the weights are divided by its mean.
 
     Returns: weight [C, D] and bias [C], what k-means found, the state with the prior that goes with it, what to log.
+      Where beliefs take the place of the centroids, the layer of these is in its memory, under CENTROIDS.
     """
     feats = torch.cat([z.float() for _, z in passes("main", torch.arange(len(task.labels)), output="feats")])
     norm, feats = feats.norm(dim=1).mean(), F.normalize(feats, dim=1)
@@ -211,9 +215,11 @@ def from_clusters(
     prior = prior_of(cfg, task, found.sizes)
     weight = START_SCALE * found.centroids
     bias = -START_SCALE / 2 * found.centroids.square().sum(1)
+    memory = {**state.memory, "prior": prior}
     if with_beliefs:
+        memory[CENTROIDS] = {"weight": weight / norm, "bias": bias}
         weight, bias = beliefs_from(feats, task, found.assigned, prior)
-    state = dataclasses.replace(state, memory={**state.memory, "prior": prior})
+    state = dataclasses.replace(state, memory=memory)
     return (weight / norm, bias), found, state, {"start_inertia": found.inertia, "n_kmeans_steps": found.n_steps}
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 from labelwright.labels.chunks import evenly_spread
 from labelwright.methods.frozen_heads import LEFT_OUT
 from labelwright.methods.method import Method
+from labelwright.methods.open_world import CENTROIDS, put_in
 from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.metrics.choice import Choice, choose
 from labelwright.pipeline.evaluate import answers_of
@@ -32,9 +33,7 @@ from labelwright.types import Recipe, State, Task
 TITLES = {"class_balanced": "Balanced logistic regression", "ss_kmeans": "k-means"}
 """What the obvious ones are called where a reader need not know the paper."""
 
-FEWER: Mapping[str, Mapping[str, object]] = {"ss_kmeans": {"n_init": 5}}
-"""Settings under which an obvious one is as good as ever and done sooner: starts of k-means."""
-
+FOLD_ROWS = 5000  # images that one fold of an open world's start is fitted to
 COMPARED_ROWS = 2000  # unlabelled images on which fits are compared
 MANY_NUMBERS = 1_000_000  # images x classes, from which one fold is answered and not all
 
@@ -147,27 +146,50 @@ def contest(plan: Plan, job: Job, trained: Trained) -> Contest:
     for name in obvious_names(job.task, has_feats=has_feats, is_stored=plan.views == "embeddings"):
         method = METHODS[name].on_features()
         if name != plan.name:
-            cfg = resolve_config(method, FEWER.get(name, {}))
-            each = _fitted(plan, job, method, name, cfg)
+            cfg, given = cast(Any, resolve_config(method, {})), cast(Any, job.cfg)
+            if name == "ss_kmeans" and CENTROIDS in trained.state.memory and given.n_init >= cfg.n_init:
+                each = _centroids(plan, job, method, cfg, trained.state)
+            else:
+                each = _fitted(plan, job, method, name, cfg)
             found.append(each if job.task.n_novel else _judged(each, plan, job, rows, fold))
     return Contest(tuple(found), rows, not job.task.n_novel and bool((job.task.counts > 0).all()))
 
 
 def _fitted(
-    plan: Plan, job: Job, method: Method, name: str, cfg: TrainSettings, labels: Tensor | None = None
+    plan: Plan,
+    job: Job,
+    method: Method,
+    name: str,
+    cfg: TrainSettings,
+    labels: Tensor | None = None,
+    rows: Tensor | None = None,
 ) -> Contender:
-    """A method as it stands before its first step, on all labels or on those given."""
+    """A method as it stands before its first step, on all labels or on those given; in an open world on some rows."""
     began = time.monotonic()
+    task = job.task if labels is None else dataclasses.replace(job.task, labels=labels)
+    views = job.prepared.train.views(job.prepared.view)
+    if rows is not None:
+        groups = None if task.groups is None else task.groups[rows.to(task.groups.device)]
+        task = dataclasses.replace(task, labels=task.labels[rows.to(task.labels.device)], groups=groups)
+        views = job.prepared.train.take(rows.numpy()).views(job.prepared.view)
     trained = train(
         method.recipe,
         cfg,
-        job.task if labels is None else dataclasses.replace(job.task, labels=labels),
-        job.prepared.train.views(job.prepared.view),
+        task,
+        views,
         job.build,
         options=dataclasses.replace(plan.options, trains=False, show_progress=False),
     )
     title = f"{method.title}, as it starts" if name == "start" else TITLES.get(name, method.title)
     return Contender(name, title, method.recipe, cfg, trained.state, time.monotonic() - began, None)
+
+
+def _centroids(plan: Plan, job: Job, method: Method, cfg: TrainSettings, state: State) -> Contender:
+    """The k-means that training began with, of as many starts: it is not searched for twice."""
+    alone = method.recipe.setup(cfg, job.task, job.build)
+    net, layer = alone.nets["main"].to(plan.accelerator.device), state.memory[CENTROIDS]
+    put_in(net, layer["weight"], layer["bias"])
+    return Contender("ss_kmeans", TITLES["ss_kmeans"], method.recipe, cfg, alone, 0.0, None)
 
 
 def _left_out_rows(task: Task) -> tuple[Tensor, Tensor]:
@@ -208,7 +230,8 @@ def _judged(contender: Contender, plan: Plan, job: Job, rows: Tensor, fold: Tens
             continue
         labels = job.task.labels.clone()
         labels[hidden] = -1
-        anew = _fitted(plan, job, method, contender.name, contender.cfg, labels)
+        some = _some_rows(labels.cpu()) if job.task.n_novel else None
+        anew = _fitted(plan, job, method, contender.name, contender.cfg, labels, some)
         found = answers_of(plan, anew.recipe, anew.cfg, anew.state, views, rows=hidden)
         asked = torch.isin(rows, hidden)
         answers[asked], odds[asked] = found.predicted, found.odds
@@ -217,6 +240,32 @@ def _judged(contender: Contender, plan: Plan, job: Job, rows: Tensor, fold: Tens
             moved.append(float((others != whole).double().mean()))
     left_out = LeftOut(answers, odds, sum(moved) / max(1, len(moved)))
     return dataclasses.replace(contender, left_out=left_out, seconds=contender.seconds + time.monotonic() - began)
+
+
+def _some_rows(labels: Tensor) -> Tensor | None:
+    """Rows that say nearly as much as all, some of every labelled class among them; None: all, where they are few.
+
+    Args: labels [N] int64, -1 = unknown.
+
+    Example:
+      >>> labels = torch.full((30_000,), -1)
+      >>> labels[[5, 7]] = torch.tensor([1, 0])
+      >>> rows = _some_rows(labels)
+      >>> len(rows), labels[rows].unique().tolist(), _some_rows(labels[:100])
+      (5002, [-1, 0, 1], None)
+    """
+    if len(labels) <= FOLD_ROWS:
+        return None
+    known = (labels >= 0).nonzero().flatten()
+    by_class = known[labels[known].argsort(stable=True)]
+    of_class = labels[by_class]
+    first = by_class[torch.cat([torch.tensor([True]), of_class.diff() > 0])[: len(by_class)]]
+    share = FOLD_ROWS / len(labels)
+    some = [evenly_spread(by_class, max(1, round(share * len(by_class))))]
+    some += [evenly_spread((labels < 0).nonzero().flatten(), round(share * (len(labels) - len(known))))]
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    chosen[torch.cat([first, *some])] = True
+    return chosen.nonzero().flatten()
 
 
 def _nothing(n: int) -> tuple[Tensor, Tensor]:

@@ -128,3 +128,18 @@ def test_fit__annotators_and_some_labels__votes_are_beside_and_held_out_images_j
 def test_fit__an_answer_that_is_not_known_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="answer"):
         lw.fit(blobs(tmp_path / "train.npz"), out=tmp_path / "run", answer="worst")
+
+
+def test_fit__k_means_beside_an_open_world_is_what_it_is_alone(tmp_path: Path) -> None:
+    """It has as many starts as the method that began with it, and is not searched for again."""
+    draw, truth = np.random.default_rng(4), np.arange(120) % 6
+    feats = (np.eye(6)[truth] + 0.45 * draw.standard_normal((120, 6))).astype(np.float32)
+    names = np.array([f"c{c}" for c in range(6)])[truth]
+    labels = np.where((truth < 3) & (np.arange(120) < 60), names, "")
+    np.savez(tmp_path / "t.npz", embeddings=feats, labels=labels, truth=names, class_names=["c0", "c1", "c2"])
+    how: dict[str, Any] = {"novel": 3, "test_frac": 0, "device": "cpu", "evaluations": 0}
+    beside = lw.fit(tmp_path / "t.npz", out=tmp_path / "a", epochs=1, **how).summary["reference"]["ss_kmeans"]
+    alone = lw.fit(tmp_path / "t.npz", out=tmp_path / "b", method="ss_kmeans", **how).summary["reference"]["ss_kmeans"]
+    assert 0.3 < alone["unlabelled"] < 1
+    assert beside["unlabelled"] == alone["unlabelled"]
+    assert beside["seconds"] == 0
