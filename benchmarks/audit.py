@@ -14,7 +14,6 @@ another one of the set, so copies that the set holds already count as false.
 from __future__ import annotations
 
 import argparse
-import csv
 import io
 import subprocess
 import time
@@ -33,7 +32,7 @@ from sklearn.model_selection import GroupKFold, StratifiedKFold, cross_val_predi
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from labelwright.benchmarking.results import COLUMNS
+from labelwright.benchmarking.results import add_rows
 from labelwright.data.looks import numbered, thumb
 from labelwright.data.noise import symmetric
 from labelwright.data.read import load
@@ -235,14 +234,7 @@ def main() -> None:
             rows.append({**row, "commit": commit, "hardware": "cpu (1 thread), other work on the machine"})
             print(row["table"], row["title"], row["seed"], row["metric"], row["value"], sep=" | ", flush=True)
     if options.csv is not None:
-        tables, kept = {row["table"] for row in rows}, list[dict[str, str]]()
-        if options.csv.exists():
-            with options.csv.open(encoding="utf-8", newline="") as file:
-                kept = [row for row in csv.DictReader(file) if row["table"] not in tables]
-        with options.csv.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows([*kept, *rows])
+        add_rows(options.csv, rows)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ With --csv FILE the figures are written as rows of a file of docs/results.
 from __future__ import annotations
 
 import argparse
-import csv
 import io
 import os
 import subprocess
@@ -25,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from labelwright.benchmarking.results import COLUMNS
+from labelwright.benchmarking.results import add_rows
 
 CODE = """
 import resource, sys, time
@@ -132,21 +131,21 @@ def main() -> None:
     for cell, figures in found.items():
         print(cell, *(f"{key} {value:.4g}" for key, value in figures.items()), sep="  ")
     if options.csv:
-        is_new = not options.csv.exists()
-        with options.csv.open("a", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
-            if is_new:
-                writer.writeheader()
-            for cell, figures in found.items():
-                for metric, value in figures.items():
-                    row = {
-                        "table": name,
-                        "cell": cell,
-                        "title": TITLES.get(cell, cell),
-                        "metric": metric,
-                        "value": f"{value:.4g}",
-                    }
-                    writer.writerow(row | {"n_seeds": 1})
+        add_rows(
+            options.csv,
+            [
+                {
+                    "table": name,
+                    "cell": cell,
+                    "title": TITLES.get(cell, cell),
+                    "metric": metric,
+                    "value": f"{value:.4g}",
+                    "n_seeds": "1",
+                }
+                for cell, figures in found.items()
+                for metric, value in figures.items()
+            ],
+        )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ balanced accuracy on TEST, in percent; seconds are of one fit, of labelwright of
 from __future__ import annotations
 
 import argparse
-import csv
 import subprocess
 import tempfile
 import time
@@ -32,7 +31,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import labelwright as lw
-from labelwright.benchmarking.results import COLUMNS
+from labelwright.benchmarking.results import add_rows
 from labelwright.labels.candidate_beliefs import candidate_beliefs, candidate_evidence
 from labelwright.labels.dawid_skene import dawid_skene, vote_shares
 from labelwright.types import Candidates, Task
@@ -187,12 +186,7 @@ def main() -> None:
                 shown.append(f"{np.mean(values):.1f}{spread}" if values else "")
             print(f"| {title} | {' | '.join(shown)} | {np.mean([found[cell][3] for found in every]):.1f} |", flush=True)
     if options.csv is not None:
-        is_new = not options.csv.exists()
-        with options.csv.open("a", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
-            if is_new:
-                writer.writeheader()
-            writer.writerows(lines)
+        add_rows(options.csv, lines)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ The truth of unlabelled images is used for scoring only.
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import tempfile
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ from torch import Tensor
 
 import labelwright as lw
 from labelwright.benchmarking.pools import descriptions_of, with_nonsense
-from labelwright.benchmarking.results import COLUMNS
+from labelwright.benchmarking.results import add_rows
 from labelwright.data.splits import few_shot
 from labelwright.encoders.embed import concepts_of, load_encoder
 from labelwright.labels.alignment import KNOWN_FROM, align
@@ -125,15 +124,12 @@ def main() -> None:
     rows = []
     for (table, cell, title, metric), found in scores.items():
         spread = f"{statistics.stdev(found):.1f}" if len(found) > 1 else "0.0"
-        values = {"value": f"{statistics.mean(found):.1f}", "sd": spread, "n_seeds": len(found)}
+        values = {"value": f"{statistics.mean(found):.1f}", "sd": spread, "n_seeds": str(len(found))}
         fixed = {"model": Path(options.model).name, "commit": options.commit, "hardware": "cpu (1 thread), bfloat16"}
         rows.append({"table": table, "cell": cell, "title": title, "metric": metric, **values, **fixed})
         print(f"{table} | {title} | {metric} | {values['value']} ± {spread}")
     if options.csv:
-        with options.csv.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        add_rows(Path(options.csv), rows)
 
 
 def described_classes(concepts: Concepts) -> Iterator[tuple[Tensor, Tensor]]:

@@ -13,7 +13,6 @@ three draws.
 from __future__ import annotations
 
 import argparse
-import csv
 import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from labelwright.benchmarking.results import COLUMNS
+from labelwright.benchmarking.results import add_rows
 from labelwright.labels.gaussians import gaussian_beliefs, principal
 from labelwright.methods.beliefs import N_ITER, SHRINKAGE, STRENGTH, Config, regression
 from labelwright.reviewing import order
@@ -150,14 +149,7 @@ def main() -> None:
             times = "" if chance == before else f"x {gain / (chance - before):.2f}"
             print(f"{name} | {cell} | {metric} | {by_seed} | {gain:+.2f} | {times}", flush=True)
     if options.csv is not None:
-        tables, kept = {row["table"] for row in rows}, list[dict[str, str]]()
-        if options.csv.exists():
-            with options.csv.open(encoding="utf-8", newline="") as file:
-                kept = [row for row in csv.DictReader(file) if row["table"] not in tables]
-        with options.csv.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows([*kept, *rows])
+        add_rows(options.csv, rows)
 
 
 if __name__ == "__main__":

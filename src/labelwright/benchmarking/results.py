@@ -91,7 +91,9 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def add_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Add rows of single seeds to a file of results, in place of what is there of the same seed and of means.
+    """Add rows to a file of results, in place of what is there of the same seed and of means.
+
+    Columns that a row lacks are empty.
 
     Raises: DataError if the file is not one of results.
 
@@ -102,7 +104,7 @@ def add_rows(path: Path, rows: Sequence[Row]) -> None:
       >>> [(row["seed"], row["value"]) for row in read_rows(path)]
       [('0', '58.02'), ('1', '57.51')]
     """
-    new = {(*_number_of(row), seed) for row in rows for seed in (row["seed"], "")}
+    new = {(*_number_of(row), seed) for row in rows for seed in (row.get("seed", ""), "")}
     kept = [row for row in (read_rows(path) if path.exists() else []) if (*_number_of(row), row["seed"]) not in new]
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
@@ -113,4 +115,4 @@ def add_rows(path: Path, rows: Sequence[Row]) -> None:
 
 def _number_of(row: Row) -> tuple[str, ...]:
     """What a row is a measurement of."""
-    return tuple(row[column] for column in ("table", "model", "cell", "metric"))
+    return tuple(row.get(column, "") for column in ("table", "model", "cell", "metric"))
