@@ -118,7 +118,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def _disk_reason(error: BaseException | None) -> str | None:
-    """What the operating system said, behind whatever a library made of it; None if it said nothing."""
+    """The operating system's own error, behind whatever a library made of it; None without one."""
     while error is not None:
         if isinstance(error, OSError) and error.errno is not None:
             what = f" ({error.filename})" if error.filename and not str(error.filename).endswith(".tmp") else ""

@@ -65,8 +65,8 @@ def redacted(text: str) -> str:
     """A text without the passwords of its URLs and without what follows Bearer, Basic or ``key=``.
 
     Example:
-      >>> redacted("http://ann:s3cret@host/v1?api_key=abc said: Authorization: Bearer sk-12345678")
-      'http://***@host/v1?api_key=*** said: Authorization: Bearer ***'
+      >>> redacted("http://ann:s3cret@host/v1?api_key=abc answered: Authorization: Bearer sk-12345678")
+      'http://***@host/v1?api_key=*** answered: Authorization: Bearer ***'
     """
     text = re.sub(r"(?<=://)[^/\s@]*@", "***@", text)
     text = re.sub(r"(?i)\b(bearer|basic)\s+[^\s\"',;]+", r"\1 ***", text)

@@ -15,6 +15,9 @@ from labelwright import cli
 ROOT = Path(__file__).parents[2]
 FORMER_NAME = "even" + "keel"
 OTHERS = {"sentencepiece"}  # packages of others that a message may ask for, as themselves
+JARGON = re.compile(  # for all of these the field has words: reported, estimated, annotations, continues
+    r"\b(told|said|hangs on|is due|goes on from|put right|settled?|starved|revived|heaviest)\b", re.IGNORECASE
+)
 INSTALL = re.compile(r"pip install (?P<rest>[^`\n]*)")
 
 
@@ -72,3 +75,16 @@ def test_the_former_name_is_gone() -> None:
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["--version"]) == 0
     assert capsys.readouterr().out == f"labelwright {labelwright.__version__}\n"
+
+
+def test_words_are_those_of_the_field() -> None:
+    paths = [p for p in tracked() if p.is_relative_to(ROOT / "src") or p.is_relative_to(ROOT / "docs")]
+    paths = [p for p in [*paths, ROOT / "README.md"] if not p.is_relative_to(ROOT / "docs" / "results")]
+    assert len(paths) > 200
+    found = [
+        f"{path.relative_to(ROOT)}:{n}: {match[0]}"
+        for path in paths
+        for n, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if (match := JARGON.search(line))
+    ]
+    assert found == []

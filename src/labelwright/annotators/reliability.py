@@ -81,8 +81,8 @@ def reliability_lines(found: Mapping[str, Any] | None) -> list[str]:
     for one in found["annotators"]:
         right = "right" if found["method"] == "dawid_skene" else "as the majority (too few answers to estimate more)"
         line = f"annotator {one['name']}: {one['n_answers']:,} answers, about {one['reliability']:.0%} {right}"
-        for truth, said, frac in one["most_confused"][:1]:
-            line += f", most often {said} for {truth} ({frac:.0%} of {truth})"
+        for truth, answer, frac in one["most_confused"][:1]:
+            line += f", most often {answer} for {truth} ({frac:.0%} of {truth})"
         lines.append(line)
     return lines
 

@@ -54,7 +54,7 @@ class Vocabulary:
         indices: NDArray[np.int32] = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
         return codes[indices]
 
-    def settle(self, kept: frozenset[str], *, are_values: bool) -> tuple[NDArray[np.int32], list[str]]:
+    def finished(self, kept: frozenset[str], *, are_values: bool) -> tuple[NDArray[np.int32], list[str]]:
         """Bring the strings into the form that they are compared in, and forget those that mean that there is none.
 
         Args:
@@ -235,7 +235,7 @@ class TableBuilder:
         given = None if classes is None else checked_names(classes)
         self.known |= frozenset(given or ())
         kept = frozenset(self.declared if given is None else given)
-        remap, forgotten = self._words.settle(kept, are_values=self.are_values)
+        remap, forgotten = self._words.finished(kept, are_values=self.are_values)
         raw_labels, raw_truth = remap[self._take_codes("label")], remap[self._take_codes("truth")]
         members = remap[self._take_codes("members")]
         lengths = np.concatenate(self._lengths)
@@ -329,10 +329,10 @@ class TableBuilder:
         if dataset is None:
             blank = np.flatnonzero(paths.is_null().to_numpy(zero_copy_only=False))
             images = Images(paths.fill_null("") if len(blank) else paths, root)
-            told = {row for row, _ in self._unfit}
+            reported = {row for row, _ in self._unfit}
             self._report(
                 images,
-                np.array([row for row in blank.tolist() if row not in told], np.int64),
+                np.array([row for row in blank.tolist() if row not in reported], np.int64),
                 "missing_image",
                 ["the row names no image"] * len(blank),
             )
@@ -434,7 +434,7 @@ class TableBuilder:
         names = self._splits.names
         if not names:
             return None
-        remap, _ = self._splits.settle(frozenset(), are_values=True)
+        remap, _ = self._splits.finished(frozenset(), are_values=True)
         names, raw = self._splits.names, remap[self._take_codes("split")]
         lookup = np.array([*(SPLIT_NAMES.get(name.lower(), -1) for name in names), 0], dtype=np.int8)  # blank: train
         split = lookup[raw]
@@ -463,7 +463,7 @@ class TableBuilder:
         return lookup[raw], (*class_names, *(name for name, _ in outside))
 
     def _group_codes(self) -> NDArray[np.int64] | None:
-        remap, _ = self._groups.settle(frozenset(), are_values=True)
+        remap, _ = self._groups.finished(frozenset(), are_values=True)
         if not self._groups.names:
             return None
         codes = remap[self._take_codes("group")].astype(np.int64)
@@ -480,7 +480,7 @@ class TableBuilder:
         """The images, those found elsewhere where they are; the others that are not there are reported."""
         if images.dataset is not None:
             return images
-        rows = np.flatnonzero(pc.not_equal(images.paths, "").to_numpy(zero_copy_only=False))  # others are told already
+        rows = np.flatnonzero(pc.not_equal(images.paths, "").to_numpy(zero_copy_only=False))  # the rest is reported
         if len(rows) > _EXISTENCE_ROWS_MAX:
             some = rows[:: len(rows) // 1000]
             gone = [i for i, path in enumerate(images.sources(some)) if not os.path.exists(path)]  # noqa: PTH110
@@ -581,15 +581,17 @@ def _is_unicode(text: str) -> bool:
 
 
 def _unknown_words(word: str, class_names: Sequence[str]) -> str:
-    """What is said of a label that is no class; numbers are never told to be skipped: that would shift the others."""
-    said = f"label {word!r} is not one of the {len(class_names)} classes"
+    """The message about a label that is no class; it never advises to skip numbers: that shifts the others."""
+    message = f"label {word!r} is not one of the {len(class_names)} classes"
     folded = {name.casefold(): name for name in class_names}
     close = difflib.get_close_matches(word.casefold(), folded, n=1)
     if close and not INTEGER.fullmatch(word):
-        return f"{said}; did you mean {folded[close[0]]!r}?"
+        return f"{message}; did you mean {folded[close[0]]!r}?"
     if INTEGER.fullmatch(word):
-        return f"{said}, which are numbered 0 to {len(class_names) - 1}: name the classes in the order of the numbers"
-    return said
+        return (
+            f"{message}, which are numbered 0 to {len(class_names) - 1}: name the classes in the order of the numbers"
+        )
+    return message
 
 
 def _at(paths: Any, rows: NDArray[np.int64], chosen: Sequence[int]) -> list[tuple[int, str]]:

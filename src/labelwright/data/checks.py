@@ -76,7 +76,7 @@ def _copies(table: LabelTable, digests: Mapping[int, bytes]) -> list[Problem]:
 
 
 def _others(n: int) -> str:
-    """Behind what was said of the first of ``n`` images.
+    """Behind the message about the first of ``n`` images.
 
     Example:
       >>> _others(1), _others(2), _others(1001)

@@ -22,8 +22,8 @@ def rows_of(path: Path) -> tuple[list[Row], dict[str, Any]]:
     Example:
       >>> import tempfile
       >>> path = Path(tempfile.mkdtemp()) / "export.json"
-      >>> said = {"result": [{"type": "choices", "value": {"choices": ["cat"]}}]}
-      >>> _ = path.write_text(json.dumps([{"id": 7, "data": {"image": "a.png"}, "annotations": [said]}]))
+      >>> choice = {"result": [{"type": "choices", "value": {"choices": ["cat"]}}]}
+      >>> _ = path.write_text(json.dumps([{"id": 7, "data": {"image": "a.png"}, "annotations": [choice]}]))
       >>> rows_of(path)[0]
       [{'image': 'a.png', 'label': 'cat'}]
     """
@@ -98,12 +98,12 @@ def _classified(folder: Path, content: Mapping[str, Any]) -> tuple[list[Row], di
     classes = classes if isinstance(classes, list) else []
     rows: list[Row] = []
     for stem in dict.fromkeys([*labels, *files]):
-        said = labels.get(stem)
-        said = said.get("label") if isinstance(said, dict) else said
-        if isinstance(said, int) and 0 <= said < len(classes):
-            said = classes[said]
+        choice = labels.get(stem)
+        choice = choice.get("label") if isinstance(choice, dict) else choice
+        if isinstance(choice, int) and 0 <= choice < len(classes):
+            choice = classes[choice]
         name = files[stem].relative_to(folder).as_posix() if stem in files else stem
-        rows.append({"image": f"data/{name}", "label": said})
+        rows.append({"image": f"data/{name}", "label": choice})
     return rows, {"label": {"_type": "ClassLabel", "names": classes}} if classes else {}
 
 

@@ -342,7 +342,7 @@ def deep_values(source: Source, pixels_max: int = PIXELS_MAX) -> npt.NDArray[np.
     try:
         with open_image(source, pixels_max) as opened:
             return _values(opened) if _is_deep(opened) else None
-    except Exception:  # told when it is decoded
+    except Exception:  # reported when it is decoded
         return None
 
 

@@ -134,7 +134,7 @@ def read_as(
     on_bad: OnBad = "stop",
     decoding: Decoding | None = None,
 ) -> LabelTable:
-    """`load`, with everything that can be said of the columns."""
+    """`load`, with all notices about the columns."""
     if split is not None and split not in SPLITS:
         raise ConfigError(f"no such split: {split!r}", fix=f"one of {', '.join(SPLITS)}")
     given = read_names(Path(classes)) if isinstance(classes, (str, Path)) else classes

@@ -189,7 +189,7 @@ class LabelTable:
     labels: NDArray[np.int32]  # [N] class indices, -1 = unknown
     class_names: tuple[str, ...]  # C names, in class order; empty when there are neither labels nor given names
     candidates: Candidates | None = None  # candidate sets of the N rows
-    split: NDArray[np.int8] | None = None  # [N] positions in SPLITS, -1 = none of them; None: nothing is said of splits
+    split: NDArray[np.int8] | None = None  # [N] positions in SPLITS, -1 = none of them; None: no splits are given
     groups: NDArray[np.int64] | None = None  # [N], the same number: belong together (one track, one patient)
     # [N], for scoring only, -1 = unknown; C and above are classes outside ``class_names``
     truth: NDArray[np.int32] | None = field(default=None, repr=False)

@@ -110,11 +110,11 @@ def image_stats(name: str) -> ImageStats:
 def _written(folder: Path) -> SimpleNamespace | None:
     """What the JSON file of an image processor says, if it says everything: no processor has to be built for it."""
     try:
-        said = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+        found = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     wanted = {"do_center_crop", "size", "image_mean", "image_std"}
-    return SimpleNamespace(**said) if isinstance(said, dict) and wanted <= said.keys() else None
+    return SimpleNamespace(**found) if isinstance(found, dict) and wanted <= found.keys() else None
 
 
 def _processor(name: str) -> Any:

@@ -34,7 +34,7 @@ def label_studio(rows: Rows, files: Sequence[Path]) -> list[dict[str, Any]]:
     """
     tasks = []
     for row, file in zip(rows, files, strict=True):
-        said = {
+        choice = {
             "result": [
                 {
                     "from_name": "choice",
@@ -48,9 +48,9 @@ def label_studio(rows: Rows, files: Sequence[Path]) -> list[dict[str, Any]]:
             "data": {"image": f"/data/local-files/?d={file.as_posix().lstrip('/')}", "id": row["id"]}
         }
         if row["source"] == "given":
-            task["annotations"] = [said]
+            task["annotations"] = [choice]
         else:
-            task["predictions"] = [said | {"model_version": "labelwright", "score": round(row["trust"], 4)}]
+            task["predictions"] = [choice | {"model_version": "labelwright", "score": round(row["trust"], 4)}]
         tasks.append(task)
     return tasks
 

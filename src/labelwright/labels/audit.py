@@ -288,7 +288,7 @@ def like_one(alike: Tensor) -> list[tuple[int, int, float]]:
     """Pairs of classes that the images do not tell apart: (i, j, how much alike both ways), the most alike first.
 
     Args:
-      alike: [C, C] of `Judged`; 1 both ways = not to be told apart at all.
+      alike: [C, C] of `Judged`; 1 both ways = not distinguishable at all.
 
     Example:
       >>> like_one(torch.tensor([[1.0, 0.9, 0.1], [0.8, 1.0, 0.0], [0.6, 0.0, 1.0]]))

@@ -10,7 +10,7 @@ from torch import Tensor
 SMOOTHING = 20.0  # answers that an annotator's usual behaviour counts for in each row of the confusion matrix
 N_ITER = 100  # of EM, at most
 STILL = 1e-4  # largest change of a probability at which it ends
-LEAST_ANSWERS = 2.0  # answers per class and annotator, on average, below which no confusion can be told: majority vote
+LEAST_ANSWERS = 2.0  # answers per class and annotator, on average; below, the confusions are no better than a majority
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ def vote_shares(votes: Tensor, n_classes: int) -> Tensor:
       [[0.6666666666666666, 0.3333333333333333], [0.5, 0.5]]
     """
     counts = torch.zeros(len(votes), n_classes, dtype=torch.float64, device=votes.device)
-    for said in votes.T:
-        answered = (said >= 0).nonzero().flatten()
-        counts[answered, said[answered]] += 1
+    for answers in votes.T:
+        answered = (answers >= 0).nonzero().flatten()
+        counts[answered, answers[answered]] += 1
     counts[counts.sum(1) == 0] = 1
     return counts / counts.sum(1, keepdim=True)
 
@@ -72,14 +72,14 @@ def confusion_of(probs: Tensor, votes: Tensor, *, smoothing: float = SMOOTHING) 
       >>> [[round(p, 3) for p in row] for row in confusion_of(probs, votes)[0].tolist()]
       [[0.727, 0.273], [0.318, 0.682]]
     """
-    return torch.stack([smoothed(_counts(probs, said), smoothing) for said in votes.T])
+    return torch.stack([smoothed(_counts(probs, answers), smoothing) for answers in votes.T])
 
 
-def _counts(probs: Tensor, said: Tensor) -> Tensor:
+def _counts(probs: Tensor, answers: Tensor) -> Tensor:
     """[C, C]: how often an answer j [N] falls to class c."""
-    answered = (said >= 0).nonzero().flatten()
+    answered = (answers >= 0).nonzero().flatten()
     counts = probs.new_zeros(probs.shape[1], probs.shape[1])
-    return counts.index_add_(0, said[answered], probs[answered]).T
+    return counts.index_add_(0, answers[answered], probs[answered]).T
 
 
 def smoothed(counts: Tensor, smoothing: float = SMOOTHING) -> Tensor:
@@ -110,11 +110,11 @@ def vote_evidence(votes: Tensor, confusion: Tensor) -> Tensor:
       >>> vote_evidence(torch.tensor([[0], [-1]]), confusion).exp().tolist()
       [[0.75, 0.5], [1.0, 1.0]]
     """
-    logs = confusion.log().mT  # [A, said, class]
+    logs = confusion.log().mT  # [A, answers, class]
     found = logs.new_zeros(len(votes), logs.shape[2])
-    for said, log in zip(votes.T, logs, strict=True):
-        answered = (said >= 0).nonzero().flatten()
-        found[answered] += log[said[answered]]
+    for answers, log in zip(votes.T, logs, strict=True):
+        answered = (answers >= 0).nonzero().flatten()
+        found[answered] += log[answers[answered]]
     return found
 
 
@@ -156,11 +156,11 @@ def dawid_skene(votes: Tensor, n_classes: int, *, labels: Tensor | None = None) 
         probs, prior = new, (new[heard].sum(0) + 1) / (heard.sum() + n_classes)
         if float(moved) < STILL:
             break
-    right = torch.stack([_share_right(probs, said) for said in votes.T])
+    right = torch.stack([_share_right(probs, answers) for answers in votes.T])
     return DawidSkene(probs, confusion_of(probs, votes), prior, right, n_answers, is_majority)
 
 
-def _share_right(probs: Tensor, said: Tensor) -> Tensor:
+def _share_right(probs: Tensor, answers: Tensor) -> Tensor:
     """Mean probability of an annotator's answers; 0 without any."""
-    answered = (said >= 0).nonzero().flatten()
-    return probs[answered, said[answered]].mean() if len(answered) else probs.new_zeros(())
+    answered = (answers >= 0).nonzero().flatten()
+    return probs[answered, answers[answered]].mean() if len(answered) else probs.new_zeros(())

@@ -5,11 +5,11 @@
  3  penalty: the one under which the likeliest classes of q are most likely where they were left out
  4  head = argmin of the cross-entropy with q, classes weighted evenly, + penalty                    (train/convex.py)
  5  v = logits of the images, each by a head that did not see it (folds; images of a group stay together)
- 6  q = softmax(T v + log prior + log-likelihood of what was said), with confusion matrices, prior and temperature T by
-    EM; a verified label stays                                                                        (labels/said.py)
+ 6  q = softmax(T v + log prior + log-likelihood of the annotations), with confusion matrices, prior and
+    temperature T by EM; a verified label stays                                                 (labels/annotations.py)
  7  lines 4 to 6 for `n_rounds` rounds; the head of all images, times T of its folds, is the classifier
 
-Of sets without a name for who said what, all answers are taken as one annotator's.
+Of sets without a name for who named what, all answers are taken as one annotator's.
 
 Symbols: f feats, m mean, s scale, T temperature.
 Source: Raykar et al. 2010, "Learning from crowds" (JMLR 11). Differs: more than two classes, a cross-validated
@@ -28,9 +28,9 @@ import torch
 from torch import Tensor
 
 from labelwright.encoders.heads import CentredHead
+from labelwright.labels.annotations import AnnotationModel, Annotations, fit_annotations
 from labelwright.labels.dawid_skene import dawid_skene
 from labelwright.labels.first_guess import first_guess
-from labelwright.labels.said import Heard, Said, hear
 from labelwright.methods.baselines.candidate_sets import check_task
 from labelwright.methods.open_world import put_in
 from labelwright.methods.recipe import Begun, Recipe, check_is_pretrained
@@ -79,9 +79,11 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
 def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     """Lines 1 to 7."""
     head: CentredHead = cast(Any, state.nets["main"]).head
-    said = Said(task)
-    heard_of = torch.cat([said.is_heard(some) for some in torch.split(torch.arange(len(task.labels)), 8192)])
-    rows = heard_of.nonzero().flatten()
+    annotations = Annotations(task)
+    is_annotated = torch.cat(
+        [annotations.is_annotated(some) for some in torch.split(torch.arange(len(task.labels)), 8192)]
+    )
+    rows = is_annotated.nonzero().flatten()
     feats = torch.cat([some.float() for _, some in passes("main", rows, output="feats")])
     mean, scale = centre_and_scale(feats)  # 1
     head.mean.copy_(mean)
@@ -93,7 +95,7 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     penalty = cfg.penalty or penalty  # 3
     fold = _folds(len(rows), groups)
     heads: list[Linear | None] = [None] * (int(fold.max()) + 1)
-    heard, moved, n_done = None, 1.0, 0
+    fitted, moved, n_done = None, 1.0, 0
     logs: dict[str, Any] = {"penalty": penalty, "moved_frac": []}
     while n_done < cfg.n_rounds and moved >= MOVED_FRAC:
         logits = torch.zeros(len(rows), task.n_classes, device=z.device)
@@ -102,15 +104,15 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
             share = 1 - float(left_out.float().mean())
             each = _solved(z[~left_out], q[~left_out], share * penalty, heads[k])  # 4
             heads[k], logits[left_out] = each, each(z[left_out])  # 5
-        heard = hear(said, logits, rows)
-        new = said.posterior(heard, logits, rows)  # 6
+        fitted = fit_annotations(annotations, logits, rows)
+        new = annotations.posterior(fitted, logits, rows)  # 6
         moved = float((new.argmax(1) != q.argmax(1)).double().mean())
         q, n_done = new, n_done + 1
         logs["moved_frac"].append(round(moved, 5))
-    assert heard is not None, "there is a round"
+    assert fitted is not None, "there is a round"
     found = _solved(z, q, penalty, heads[0])
-    put_in(state.nets["main"], heard.temperature * found.weight, heard.temperature * found.bias)
-    return state, logs | describe(heard)
+    put_in(state.nets["main"], fitted.temperature * found.weight, fitted.temperature * found.bias)
+    return state, logs | describe(fitted)
 
 
 def _start(task: Task, rows: Tensor) -> Tensor:
@@ -155,12 +157,12 @@ def _folds(n: int, groups: Tensor | None) -> Tensor:
     return (torch.randperm(n_units, generator=generator(0, "folds")) % n_folds)[of]
 
 
-def describe(heard: Heard) -> dict[str, Any]:
+def describe(fitted: AnnotationModel) -> dict[str, Any]:
     """What to log of how the answers were taken."""
     return {
-        "temperature": round(heard.temperature, 3),
-        "truth_inside": round(heard.inside, 4),
-        "class_shares": [round(float(p), 5) for p in heard.log_prior.exp()],
+        "temperature": round(fitted.temperature, 3),
+        "truth_inside": round(fitted.inside, 4),
+        "class_shares": [round(float(p), 5) for p in fitted.log_prior.exp()],
     }
 
 

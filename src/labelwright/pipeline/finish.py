@@ -16,7 +16,7 @@ from labelwright import __version__
 from labelwright.data.prepare import Source
 from labelwright.encoders import backbones
 from labelwright.encoders.nets import EncoderNets
-from labelwright.labels.said import Said
+from labelwright.labels.annotations import Annotations
 from labelwright.methods.method import Images, Outcome
 from labelwright.metrics.choice import CRITERION, Choice
 from labelwright.metrics.classification import calibration_error
@@ -310,7 +310,7 @@ def _calibrations(plan: Plan, job: Job, answer: Answer, own: Answers) -> Calibra
     """The calibrations of a run.
 
     From left-out labels, else from how sure those were that it learned from. The two differ where a label is what the
-    model sees and what was said of the image, together.
+    model sees and what its annotations say, together.
     """
     contenders = {each.name: each for each in answer.contenders}
 
@@ -337,19 +337,19 @@ def _calibrations(plan: Plan, job: Job, answer: Answer, own: Answers) -> Calibra
         before = contenders.get("start", contenders["zero_shot"])
         mean = float(sure(before).probability.mean())
         return both(from_confidence(own.odds, mean, "text model", n_classes=n_classes))
-    said = Said(job.task)
-    if said.kind is None or job.task.n_novel:
+    annotations = Annotations(job.task)
+    if annotations.kind is None or job.task.n_novel:
         return both(Calibration(n_classes=n_classes))
     alone = sure(kept)
-    if said.kind == "shares":  # how sure an annotator was
-        told = [said.confidence] * 2
+    if annotations.kind == "shares":  # how sure an annotator was
+        means = [annotations.confidence] * 2
     else:  # votes and sets are weighed by their likelihood: how probable the label is by that, and the model's own
         agreed = torch.where(alone.predicted == own.runner_up, own.runner_up_probability, 0.0)
         agreed = torch.where(alone.predicted == own.predicted, own.probability, agreed)
-        told = [float(own.probability.mean()), float(agreed.mean())]
+        means = [float(own.probability.mean()), float(agreed.mean())]
     own_map, model_map = (
         from_confidence(each.odds, mean, "candidates", n_classes=n_classes)
-        for each, mean in zip((own, alone), told, strict=True)
+        for each, mean in zip((own, alone), means, strict=True)
     )
     return Calibrations(own_map, model_map)
 
@@ -408,7 +408,7 @@ def _few_scores(scores: Mapping[str, Any] | None) -> dict[str, Any] | None:
 def _unlabelled_score(plan: Plan, job: Job, contender: Contender, answers: Answers | None) -> float | None:
     """Share of the unlabelled training images that are right; None where no truth is known of them.
 
-    Of the classifier alone, for every contender alike: what was said of an image itself is left out.
+    Of the classifier alone, for every contender alike: the annotations of an image itself are left out.
     """
     table, n_seen = job.prepared.train.table, len(job.task.class_names)
     truth, names = truth_beyond(table, n_seen)

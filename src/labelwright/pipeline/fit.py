@@ -83,8 +83,8 @@ def _fit(plan: Plan, approve: Callable[[Estimate], bool] | None) -> Run:
         return Run(run.path)
     if accelerator.is_main_process:
         run.unseal()
-    if plan.told and accelerator.is_main_process:
-        progress.say(plan.told)
+    if plan.announcement and accelerator.is_main_process:
+        progress.say(plan.announcement)
     job = prepare_job(plan, seconds, approve)
     trained = train(
         plan.method.recipe,

@@ -73,7 +73,7 @@ def gallery_of(
         mistakes = _mistakes(found, [f"{mark}{key}" for key in test.table.ids.to_pylist()], tested)
         matrix = None if job.task.n_novel else _matrix(found, names)
         known = torch.tensor([truth is not None for truth in found[0]])
-        right = torch.tensor([truth == said for truth, said in zip(*found, strict=True)])
+        right = torch.tensor([truth == answer for truth, answer in zip(*found, strict=True)])
         surest = trust_against(chance(tested.odds[known]), right[known], "test images")
     tabs = to_check(rows, summary, changed=changed, mistakes=list(mistakes))
     chosen = [key for key in dict.fromkeys(key for tab in tabs.values() for key in tab) if key in place]
@@ -84,9 +84,9 @@ def gallery_of(
         if source is None or not mine:
             continue
         at = torch.tensor([place[key][1] for key in mine])
-        told = _told(plan, job, contenders, source, at, names)
+        described = _described(plan, job, contenders, source, at, names)
         beside = _neighbours(plan, job, contenders[0], rows, source, at)
-        for key, facts, near in zip(mine, told, beside, strict=True):
+        for key, facts, near in zip(mine, described, beside, strict=True):
             items[key] |= facts | {"neighbours": near}
             neighbours += [other for other, *_ in near]
     for key, name in changed.items():
@@ -107,7 +107,7 @@ def gallery_of(
 
 
 def first_guesses(job: Job, asked: Answers | None) -> Tensor | None:
-    """What was said of each training image before learning, [N] int64: by the text model, or the likeliest candidate.
+    """Class of each training image before learning, [N] int64: by the text model, or the likeliest candidate.
 
     Args:
       asked: what the text model answers; None without one.
@@ -185,11 +185,11 @@ def _test_answers(job: Job, tested: Answers, summary: Mapping[str, Any]) -> tupl
     truth, names = truth_beyond(prepared.test.table, n_seen)
     if job.task.n_novel:
         matched = (summary.get("test") or {}).get("matched") or []
-        said = [matched[c] if c < len(matched) else None for c in tested.predicted.tolist()]
+        answer = [matched[c] if c < len(matched) else None for c in tested.predicted.tolist()]
     else:
         truth, names = prepared.test.table.labels.astype(np.int64), prepared.train.table.class_names
-        said = [names[c] for c in tested.predicted.tolist()]
-    return [names[c] if c >= 0 else None for c in truth.tolist()], said
+        answer = [names[c] for c in tested.predicted.tolist()]
+    return [names[c] if c >= 0 else None for c in truth.tolist()], answer
 
 
 def _mistakes(
@@ -199,7 +199,7 @@ def _mistakes(
 
     Three of each of the eight most frequent mistakes, then the surest of the others.
     """
-    wrong = [i for i, (truth, said) in enumerate(zip(*found, strict=True)) if truth is not None and said != truth]
+    wrong = [i for i, (truth, answer) in enumerate(zip(*found, strict=True)) if truth is not None and answer != truth]
     sure = sorted(wrong, key=lambda i: -float(tested.probability[i]))
     kinds = Counter((found[0][i], found[1][i]) for i in sure)
     often = [i for kind, _ in kinds.most_common(8) for i in [j for j in sure if (found[0][j], found[1][j]) == kind][:3]]
@@ -219,13 +219,13 @@ def _matrix(found: tuple[list[str | None], list[str | None]], names: Sequence[st
         return None
     at = {name: i for i, name in enumerate(names)}
     counts = np.zeros((len(names), len(names)), np.int64)
-    for truth, said in zip(*found, strict=True):
-        if truth in at and said in at:
-            counts[at[truth], at[said]] += 1
+    for truth, answer in zip(*found, strict=True):
+        if truth in at and answer in at:
+            counts[at[truth], at[answer]] += 1
     return [[int(n) for n in row] for row in counts]
 
 
-def _told(
+def _described(
     plan: Plan, job: Job, contenders: Sequence[Contender], source: Source, rows: Tensor, names: Sequence[str]
 ) -> list[dict[str, Any]]:
     """For each row: the five best classes of the answer, and what every contender answers."""
@@ -245,7 +245,7 @@ def _told(
     return [
         {
             "top": [[names[c], round(p, 4)] for c, p in zip(classes[i].tolist(), best[i].tolist(), strict=True)],
-            "history": [[title, names[int(said[i])]] for title, said in answers if int(said[i]) < len(names)],
+            "history": [[title, names[int(answer[i])]] for title, answer in answers if int(answer[i]) < len(names)],
         }
         for i in range(len(rows))
     ]

@@ -141,8 +141,8 @@ def inspect(
         check_n_classes(len(table.class_names), is_open=situation.n_novel is not None)
     except DataError as error:
         refused = error
-    told, crowd = tuple(notices), reliability_of(table)
-    return Inspection(table, situation, problems, runs, needs, noun, told, time, refused, crowd)
+    listed, crowd = tuple(notices), reliability_of(table)
+    return Inspection(table, situation, problems, runs, needs, noun, listed, time, refused, crowd)
 
 
 def _time(table: LabelTable, situation: Situation) -> str:
@@ -151,7 +151,7 @@ def _time(table: LabelTable, situation: Situation) -> str:
     method, cfg = METHODS[name], resolve_config(METHODS[name], {})
     size_px, images = native_size(table), []
     for row in np.unique(np.linspace(0, len(table) - 1, CPU_BATCH, dtype=np.int64)):
-        with contextlib.suppress(DataError):  # a missing image is told elsewhere
+        with contextlib.suppress(DataError):  # a missing image is reported elsewhere
             images.append(resize_to_square(table.image(int(row), side_px=size_px), size_px=size_px))
     if method.requires.text or cfg.epochs < 2 or not images:
         return ""

@@ -1,4 +1,4 @@
-"""Labels of training images that have candidates: what the model sees and what was said of the image, together."""
+"""Labels of training images that have candidates: what the model sees and what its annotations say, together."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from labelwright.data.table import LabelTable
+from labelwright.labels.annotations import AnnotationModel, Annotations, fit_annotations
 from labelwright.labels.chunks import evenly_spread
-from labelwright.labels.said import Heard, Said, hear
 from labelwright.pipeline.evaluate import answers_of
 from labelwright.pipeline.job import Job
 from labelwright.pipeline.references import Contender
 from labelwright.pipeline.resolve import Plan
 from labelwright.train.predict import Answers
 
-HEARD_ROWS = 20_000  # training images from which it is estimated how far to trust what was said
+FITTED_ROWS = 20_000  # training images from which it is estimated what annotations are worth
 LEAST = 1e-12  # of a probability, so that its logarithm is finite
 
 
@@ -36,41 +36,45 @@ def own_answers(plan: Plan, job: Job, kept: Contender, given: Tensor) -> tuple[A
       over images with candidates and no verified label.
     """
     source, task = job.prepared.train, job.task
-    views, said = source.views(job.prepared.view), Said(job.task)
-    if said.kind is None or task.n_novel:
+    views, annotations = source.views(job.prepared.view), Annotations(job.task)
+    if annotations.kind is None or task.n_novel:
         return answers_of(plan, kept.recipe, kept.cfg, kept.state, views, given=given), {}
     rule = plan.settings.outside_candidates
-    heard = _heard(plan, job, kept, said) if rule == "auto" else None
-    if rule == "auto" and heard is None:
+    fitted = _annotation_model(plan, job, kept, annotations) if rule == "auto" else None
+    if rule == "auto" and fitted is None:
         return answers_of(plan, kept.recipe, kept.cfg, kept.state, views, given=given), {}
 
     def adapt(rows: Tensor, probs: Tensor) -> Tensor:
-        open_rows = (said.is_heard(rows) & (task.labels[rows] < 0)).to(probs.device)
+        open_rows = (annotations.is_annotated(rows) & (task.labels[rows] < 0)).to(probs.device)
         if rule == "yes":
             return probs
-        new = within(probs.cpu(), said.named(rows)) if heard is None else _together(said, heard, probs.cpu(), rows)
+        new = (
+            within(probs.cpu(), annotations.named(rows))
+            if fitted is None
+            else _together(annotations, fitted, probs.cpu(), rows)
+        )
         return torch.where(open_rows[:, None], new.to(probs), probs)
 
     answers = answers_of(plan, kept.recipe, kept.cfg, kept.state, views, given=given, adapt=adapt)
     rows = torch.arange(views.n_rows)
-    counts = torch.cat([said.is_heard(some) & (task.labels[some] < 0) for some in torch.split(rows, 8192)])
+    counts = torch.cat([annotations.is_annotated(some) & (task.labels[some] < 0) for some in torch.split(rows, 8192)])
     n = max(1, int(counts.sum()))
     facts: dict[str, Any] = {"rule": rule}
     for key, classes in (("outside_frac", answers.alone), ("label_outside_frac", answers.predicted)):
         assert classes is not None
-        facts[key] = round(float((is_outside(said, classes) & counts).sum()) / n, 4)
-    if heard is not None:
-        facts["truth_inside"] = round(heard.inside, 4)
+        facts[key] = round(float((is_outside(annotations, classes) & counts).sum()) / n, 4)
+    if fitted is not None:
+        facts["truth_inside"] = round(fitted.inside, 4)
     return answers, {"own_sets": facts}
 
 
-def _heard(plan: Plan, job: Job, kept: Contender, said: Said) -> Heard | None:
+def _annotation_model(plan: Plan, job: Job, kept: Contender, annotations: Annotations) -> AnnotationModel | None:
     """What the sets are worth; None where none of them says anything, as all hold every class."""
     rows = torch.arange(len(job.task.labels))
-    rows = rows[torch.cat([said.is_heard(some) for some in torch.split(rows, 8192)])]
+    rows = rows[torch.cat([annotations.is_annotated(some) for some in torch.split(rows, 8192)])]
     if not len(rows):
         return None
-    rows, seen = evenly_spread(rows, HEARD_ROWS), list[Tensor]()
+    rows, seen = evenly_spread(rows, FITTED_ROWS), list[Tensor]()
 
     def collect(_: Tensor, probs: Tensor) -> Tensor:
         seen.append(probs.clamp(min=LEAST).log().cpu())
@@ -78,11 +82,11 @@ def _heard(plan: Plan, job: Job, kept: Contender, said: Said) -> Heard | None:
 
     views = job.prepared.train.views(job.prepared.view)
     answers_of(plan, kept.recipe, kept.cfg, kept.state, views, rows=rows, adapt=collect)
-    return hear(said, torch.cat(seen), rows)
+    return fit_annotations(annotations, torch.cat(seen), rows)
 
 
-def _together(said: Said, heard: Heard, probs: Tensor, rows: Tensor) -> Tensor:
-    return said.posterior(heard, probs.clamp(min=LEAST).log(), rows)
+def _together(annotations: Annotations, fitted: AnnotationModel, probs: Tensor, rows: Tensor) -> Tensor:
+    return annotations.posterior(fitted, probs.clamp(min=LEAST).log(), rows)
 
 
 def within(probs: Tensor, possible: Tensor) -> Tensor:
@@ -96,10 +100,10 @@ def within(probs: Tensor, possible: Tensor) -> Tensor:
     return kept / kept.sum(1, keepdim=True)
 
 
-def is_outside(said: Said, classes: Tensor) -> Tensor:
+def is_outside(annotations: Annotations, classes: Tensor) -> Tensor:
     """[N] bool: the class [N] of an image is none of those named for it."""
     rows = torch.arange(len(classes))
-    inside = [said.named(some).gather(1, classes[some][:, None])[:, 0] for some in torch.split(rows, 8192)]
+    inside = [annotations.named(some).gather(1, classes[some][:, None])[:, 0] for some in torch.split(rows, 8192)]
     return ~torch.cat(inside) if inside else torch.zeros(0, dtype=torch.bool)
 
 
@@ -111,11 +115,11 @@ def with_candidates(rows: pa.Table, table: LabelTable, answers: Answers) -> pa.T
     """
     if table.candidates is None or answers.alone is None:
         return rows
-    said = Said(table.task())
+    annotations = Annotations(table.task())
     sizes = table.candidates.offsets.diff()
     names = pa.array(table.class_names, pa.string()).take(pa.array(table.candidates.classes.numpy()))
     lists = pa.ListArray.from_arrays(pa.array(table.candidates.offsets.int().numpy()), names)
     text = pc.binary_join(lists, "|")
     text = pc.if_else(pa.array((sizes > 0).numpy()), text, pa.scalar(None, pa.string()))
-    outside = pa.array(is_outside(said, answers.alone).numpy(), mask=(sizes == 0).numpy())
+    outside = pa.array(is_outside(annotations, answers.alone).numpy(), mask=(sizes == 0).numpy())
     return rows.append_column("candidates", text).append_column("outside_candidates", outside)

@@ -120,7 +120,7 @@ def pretrain(
         accelerator = accelerator_for(device)
         if model == "auto":
             model = own_network(size_px)
-        told, before = "", run.config if run.has_begun else {}
+        announcement, before = "", run.config if run.has_begun else {}
         if before and "epochs" not in overrides:
             cfg = dataclasses.replace(cfg, epochs=before["settings"]["epochs"])
         elif "epochs" not in overrides:
@@ -136,7 +136,7 @@ def pretrain(
             )
             most, budget = cfg.epochs, Budget(n_images, 0, is_stored=False, is_cpu=True, n_passes=clock.n_passes)
             cfg = in_time(cfg, budget, 2 * n_images, least=EPOCHS_MIN)
-            told = f"simclr, {model}: {clock.words(cfg, 2 * n_images, most=most)}"
+            announcement = f"simclr, {model}: {clock.words(cfg, 2 * n_images, most=most)}"
         config = {
             "data": resolved_path(data),
             "method": "simclr",
@@ -166,8 +166,8 @@ def pretrain(
             return run.path
         if accelerator.is_main_process:
             run.unseal()
-            if told:
-                progress.say(told)
+            if announcement:
+                progress.say(announcement)
         options = LoopOptions(
             seed=seed, device=device, precision=precision, checkpoint_minutes=checkpoint_minutes, n_evaluations=0
         )

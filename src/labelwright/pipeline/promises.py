@@ -420,7 +420,7 @@ def facts(
 
     Args:
       found: the promise, or why there is none.
-      rows: labels with the trust that is shown, before any was put right.
+      rows: labels with the trust that is shown, before any was corrected.
       basis: "verified labels" or "held-out labels".
       n_wrong: of the labels that it rests on.
       shares: error and confidence.

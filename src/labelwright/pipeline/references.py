@@ -140,7 +140,7 @@ def contest(plan: Plan, job: Job, trained: Trained) -> Contest:
         found[0] = dataclasses.replace(found[0], left_out=tried.left_out)
     elif plan.method.has_start and plan.views == "embeddings":
         found.append(_judged(_fitted(plan, job, plan.method, "start", job.cfg), plan, job, rows, fold))
-        # Training goes on from the start; what is left out says as much of the one as of the other.
+        # Training continues the start; what is left out says as much of the one as of the other.
         found[0] = dataclasses.replace(found[0], left_out=found[1].left_out)
     has_feats = job.build.is_frozen or job.build.is_pretrained
     for name in obvious_names(job.task, has_feats=has_feats, is_stored=plan.views == "embeddings"):

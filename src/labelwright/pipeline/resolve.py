@@ -89,7 +89,7 @@ class Plan:
         return self.settings.resume and (self.run.path / "summary.json").exists()
 
     @property
-    def told(self) -> str:
+    def announcement(self) -> str:
         """What to say before it starts, a line each: the model that was found, and how long it will take."""
         lines = []
         if self.found is not None:

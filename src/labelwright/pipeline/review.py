@@ -354,7 +354,7 @@ def relabelled(folder: Path, out: str | Path | None) -> tuple[Path, str]:
     after = zip(fitted.labels["id"].to_pylist(), fitted.labels["label"].to_pylist(), strict=True)
     n_changed = sum(before.get(key, label) != label for key, label in after)
     says = f"{counted(len(labels), 'answer')} learned from, {counted(n_changed, 'label')} changed: {target}"
-    return target, f"{says} (labelwright review {target} goes on from there)"
+    return target, f"{says} (labelwright review {target} continues there)"
 
 
 def _with_named(run: Run, labels: dict[str, str]) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class Strange:
     """How unlike the training images N images are.
 
     Attributes:
-      strangers: what told them.
+      strangers: what marks them.
       scores: [N] float32, see `trust.strangers`; above 1: of no class.
       feats: [M, D] float32 features of the M images of no class, in order.
     """

@@ -107,7 +107,7 @@ def facts_of(rows: pa.Table, threshold: float | None) -> dict[str, Any]:
     asked = rows.filter(pc.not_equal(rows["source"], "given"))
     unknown = asked.filter(pc.equal(asked["decision"], "unknown")).sort_by([("strangeness", "descending")])
     n, share = len(unknown), len(unknown) / max(1, len(asked))
-    says = "Every image has a label of yours; new ones that look like no class will be told."
+    says = "Every image has a label of yours; new ones that look like no class will be marked."
     if len(asked):
         look = "looks" if n == 1 and len(asked) == 1 else "look"
         says = (

@@ -34,7 +34,7 @@ from labelwright.wording import counted, duration, number, percent
 GOOD, FAIR = 0.9, 0.7  # share of right labels from which they are called good, or usable after a look
 BEHIND = 0.01  # so much less than the obvious is behind it
 WORTH_ACCEPTING = (0.95, 0.9, 0.8)  # shares of right labels that the surest ones are looked through for
-LEAST_SEEN = 3  # test images of a class, of which none was recognised, before it is said so
+LEAST_SEEN = 3  # test images of a class, of which none was recognised, before the page names it
 ENOUGH = 100  # test images from which scores on them are compared rather than those on labels that were left out
 STRANGE = 0.05  # share of images that look like no class, from which there may be more classes
 MAX_ROWS = 100  # of a table
@@ -376,7 +376,7 @@ def _check(run: Run, gallery: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _who_says(history: Sequence[Sequence[str]]) -> list[tuple[str, str]]:
-    """(who says so, class), those who say the same together, in the order of what they first said."""
+    """(who says so, class), those who say the same together, in the order of their first answers."""
     found: dict[str, list[str]] = {}
     for who, name in history:
         found.setdefault(name, []).append(who)
@@ -457,22 +457,24 @@ def _confusions(run: Run, gallery: Mapping[str, Any], check: Mapping[str, Any]) 
     """pairs (truth, taken for, words, pictures of both) and, of few classes, the matrix."""
     pairs = []
     for pair in (run.test.get("confusions") or [])[:MAX_PAIRS]:
-        truth, said = str(pair["truth"]), str(pair["predicted"])
+        truth, predicted = str(pair["truth"]), str(pair["predicted"])
         if pair["count"] < 2:  # once is no habit
             continue
         shown = [
             (item["id"], item["picture"])
             for item in check["items"]
-            if "mistake" in item["tabs"] and (item["label"], item["rather"]) == (truth, said) and item["picture"]
+            if "mistake" in item["tabs"] and (item["label"], item["rather"]) == (truth, predicted) and item["picture"]
         ]
-        like = [(key, gallery["small"][key]) for key in gallery["samples"].get(said, []) if key in gallery["small"]]
+        like = [
+            (key, gallery["small"][key]) for key in gallery["samples"].get(predicted, []) if key in gallery["small"]
+        ]
         frac = f", {percent(pair['frac'])} of its images" if pair.get("frac") is not None else ""
         words = f"{counted(pair['count'], 'test image')}{frac}"
-        pairs.append({"truth": truth, "said": said, "words": words, "shown": shown[:3], "like": like[:2]})
+        pairs.append({"truth": truth, "predicted": predicted, "words": words, "shown": shown[:3], "like": like[:2]})
     if not pairs:
         return None
     top = pairs[0]
-    finding = f"Most often {top['truth']} is taken for {top['said']}: {top['words']}."
+    finding = f"Most often {top['truth']} is taken for {top['predicted']}: {top['words']}."
     counts = gallery["matrix"]
     chart = matrix("All confusions", finding, run.class_names, counts) if counts and len(counts) > 2 else None
     return {"pairs": pairs, "finding": finding, "matrix": chart}

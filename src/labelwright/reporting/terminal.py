@@ -592,8 +592,8 @@ def _skipped_lines(run: Run) -> list[str]:
         lines.append(f"left out: {counted(len(run.data['quarantined']), 'row')}, {where}")
     if run.data["notices"]:
         lines.append(f"notices: {len(run.data['notices'])}, {where}")
-        told = [each for each in run.data["notices"] if each["kind"] in ("read_as", "ignored_column", "odd_class")]
-        lines += [f"  {Path(each['where']).name}: {each['detail']}" for each in told[:NOTICES_SHOWN]]
+        listed = [each for each in run.data["notices"] if each["kind"] in ("read_as", "ignored_column", "odd_class")]
+        lines += [f"  {Path(each['where']).name}: {each['detail']}" for each in listed[:NOTICES_SHOWN]]
     return lines
 
 

@@ -30,7 +30,7 @@ VIEWS: Mapping[str, tuple[str, str]] = {
 """Key of an order -> (its name, what comes first)."""
 
 MAX_ORDERS = 32  # orders kept for pages of them that are still to come
-MAX_ITEMS = 1000  # images told of at once
+MAX_ITEMS = 1000  # images described at once
 
 Rows = npt.NDArray[np.int64]
 
@@ -142,9 +142,9 @@ class Board:
     def _current(self, rows: Sequence[int]) -> list[int]:
         """Class of rows: as answered, else as the run has it; -1 for none."""
         keys = self.ids.take(pa.array(rows, pa.int64())).to_pylist()
-        said = self.log.labels
+        answers = self.log.labels
         return [
-            self._place.get(said[key], -1) if key in said else int(self.label[row])
+            self._place.get(answers[key], -1) if key in answers else int(self.label[row])
             for key, row in zip(keys, rows, strict=True)
         ]
 
@@ -211,9 +211,9 @@ class Board:
                 raise ConfigError(f"there is no order {view!r} of class {label}", fix=f"one of {', '.join(VIEWS)}")
             self.log.catch_up()
             rows, code = self._ordered(view), self.label.copy()
-            said = {row: name for key, name in self.log.labels.items() if (row := self.row_of(key)) is not None}
-            answered = np.fromiter(said, np.int64, len(said))
-            code[answered] = [self._place.get(name, -1) for name in said.values()]
+            answers = {row: name for key, name in self.log.labels.items() if (row := self.row_of(key)) is not None}
+            answered = np.fromiter(answers, np.int64, len(answers))
+            code[answered] = [self._place.get(name, -1) for name in answers.values()]
             if view == "answered":
                 rows = answered[::-1].copy()
             if label is not None:
@@ -257,7 +257,7 @@ class Board:
         """What is known of some images."""
         with self._lock:
             keys = self.ids.take(pa.array(rows)).to_pylist()
-            said = self.log.labels
+            answers = self.log.labels
             return [
                 {
                     "row": row,
@@ -266,7 +266,7 @@ class Board:
                     "trust": round(float(self.trust[row]), 4),
                     "rather": int(self.runner_up[row]),
                     "given": bool(self.is_given[row]),
-                    "answer": None if key not in said else self._place.get(said[key], -1),
+                    "answer": None if key not in answers else self._place.get(answers[key], -1),
                 }
                 for row, key in zip(rows.tolist(), keys, strict=True)
             ]

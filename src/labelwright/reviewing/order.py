@@ -24,7 +24,7 @@ GROUP_SIZE, MAX_GROUPS = 30, 300  # of look-alikes, as a mean; and how many grou
 
 
 def suggested(z: Tensor, doubt: Tensor, labels: Tensor, *, batches: tuple[int, ...] = BATCHES, seed: int = 0) -> Tensor:
-    """The tool's order: representatives of doubtful regions, one each, the heaviest first; then the doubtful by doubt.
+    """The tool's order: representatives of doubtful regions, one each, the largest first; then the doubtful by doubt.
 
     1  weight of a row: w = d / n, d its doubt, n the number of rows with its label: doubt x class balance
     2  weighted k-means with as many centres as answers in the batch; rows known or asked about are centres that stay

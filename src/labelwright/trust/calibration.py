@@ -37,7 +37,7 @@ Z95 = 1.96  # normal deviate that 95% are within
 MATCHED_ROWS = 20_000  # by which a map without labels is found
 MIDDLE = 1  # the temperature taken without labels
 LEAST_ROWS = 10  # left-out labels from which they say more than nothing
-BELOW_TOLD, ABOVE_TOLD = 0.35, 0.15  # how far from what was told without labels the truth may be
+BELOW, ABOVE = 0.35, 0.15  # how far from an estimate without labels the truth may be
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def from_left_out(odds: Tensor, right: Tensor, *, n_classes: int = 2, like: Sequ
     Source: Platt 1999, with a prior in place of his smoothed targets; temperatures as in Guo et al. 2017 (arXiv
       1706.04599).
 
-    Example: half of what is said at 0.9 is right.
+    Example: half of the labels at 0.9 are right.
       >>> from labelwright.train.predict import odds_of
       >>> odds = odds_of(torch.tensor([[0.9, 0.1]]).expand(1000, 2))
       >>> found = from_left_out(odds, torch.arange(1000) % 2 == 0)
@@ -230,7 +230,7 @@ def expected_accuracy(trust: Tensor, calibration: Calibration) -> tuple[float, f
     if calibration.source == "none":
         return mean, 0.0, 1.0
     if calibration.source in ("text model", "candidates"):
-        return mean, max(0.0, mean - BELOW_TOLD), min(1.0, mean + ABOVE_TOLD)
+        return mean, max(0.0, mean - BELOW), min(1.0, mean + ABOVE)
     n, moved = calibration.n, calibration.moved / 2
     middle = (mean + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
     width = Z95 * math.sqrt(mean * (1 - mean) / n + (Z95 / (2 * n)) ** 2) / (1 + Z95**2 / n) + moved

@@ -130,7 +130,7 @@ def promise(
         were verified.
 
     Returns: the promise; nothing is accepted where nothing can be promised. The share is of labels as they were before
-      the wrong ones among the verified were put right.
+      the wrong ones among the verified were corrected.
 
     Example: of 1,000 labels the 300 of least trust are wrong.
       >>> trust, is_wrong = np.repeat([0.97, 0.5], [700, 300]), np.arange(1000) >= 700

@@ -148,7 +148,7 @@ def test_model_at_hand__gives_features_on_a_cpu(tmp_path: Path) -> None:
     plan = resolve(FitSettings(data=str(photos), out=str(tmp_path / "run"), device="cpu", size=32))
     assert (plan.model, plan.views, plan.clock) == (efficientnet.NAME, "embeddings", None)
     assert not plan.cfg.takes_steps  # solved, not trained
-    assert "model: efficientnet_lite0, with ImageNet weights that are installed, gives features" in plan.told
+    assert "model: efficientnet_lite0, with ImageNet weights that are installed, gives features" in plan.announcement
     assert plan.config["resolved"]["found"]["model"] == efficientnet.NAME
 
 
@@ -167,17 +167,19 @@ def test_model_at_hand__what_the_user_says_comes_first(tmp_path: Path, views: st
     assert tuned == (("adamw", 0.75) if views == "pixels" else ("sgd", 1.0))
     assert plan.cfg.lr == (0.002 if views == "pixels" else 0.1)
     assert (plan.model == "resnet32") == (views == "random")
-    assert "of training on this machine" in plan.told
+    assert "of training on this machine" in plan.announcement
 
 
 def test_model__none_at_hand_says_what_would_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time_budget, "images_per_second", lambda *args, **how: 100.0)
     photos = write_folders(tmp_path / "photos")
     plan = resolve(FitSettings(data=str(photos), out=str(tmp_path / "run"), device="cpu"))
-    assert plan.told.splitlines()[0].startswith("model: resnet32, random weights: no pretrained one is at hand; ")
-    assert "labelwright[imagenet]" in plan.told
+    assert plan.announcement.splitlines()[0].startswith(
+        "model: resnet32, random weights: no pretrained one is at hand; "
+    )
+    assert "labelwright[imagenet]" in plan.announcement
     named = resolve(FitSettings(data=str(photos), out=str(tmp_path / "run"), device="cpu", model="resnet32"))
-    assert "random weights" not in named.told
+    assert "random weights" not in named.announcement
 
 
 @pytest.mark.usefixtures("lite0")

@@ -13,7 +13,7 @@ from labelwright.annotators.candidate_rules import describe_candidates
 from labelwright.annotators.reliability import reliability_of
 from labelwright.annotators.training_candidates import summary_of
 from labelwright.data.table import LabelTable
-from labelwright.labels.said import Said
+from labelwright.labels.annotations import Annotations
 from labelwright.methods.families import text
 from labelwright.methods.method import Budget, Method, Outcome, Requires, in_time, views_by_model, views_per_image
 from labelwright.metrics.scores import guess_counts
@@ -45,7 +45,7 @@ def on_frozen_features(table: LabelTable) -> str:
     """What learns from these candidates on stored features: `crowd` from answers, votes and sets, which tell how far to
     trust them; `coreg_frozen` from what a model thinks, whose mistakes repeat what the features show.
     """
-    return "crowd" if Said(table.task()).kind in ("answers", "votes", "sets") else "coreg_frozen"
+    return "crowd" if Annotations(table.task()).kind in ("answers", "votes", "sets") else "coreg_frozen"
 
 
 def schedule_by(passes: Callable[[Any, Budget], float]) -> Callable[[Any, Budget, Container[str]], Any]:

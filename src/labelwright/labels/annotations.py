@@ -1,7 +1,7 @@
-"""What was said of each image, by annotators or as a candidate set, as evidence beside what a classifier sees.
+"""Annotations of each image, answers of annotators or a candidate set, as evidence beside what a classifier sees.
 
 Nobody has to be right: how often an annotator, or the sets, name a wrong class is estimated from all images together,
-with the classifier's temperature, by the likelihood of what was said. No label is needed.
+with the classifier's temperature, by the likelihood of the annotations. No label is needed.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ STILL = 1e-3  # largest change of a probability at which it ends
 
 
 @dataclass(frozen=True)
-class Heard:
-    """How to take what was said.
+class AnnotationModel:
+    """What annotations are worth: fitted by `fit_annotations`.
 
     Attributes:
       weight: answers: confusion [A, C, C]; else [C, C], what a candidate adds to the log-likelihood of each class.
       bias: [C] float64, what a set adds whatever it holds.
       log_prior: [C] float64, log share of each class.
       temperature: factor of the classifier's logits, > 0.
-      inside: estimated share of the images whose class is among what was said, 0 to 1.
+      inside: estimated share of the images whose class is among those named, 0 to 1.
     """
 
     weight: Tensor
@@ -49,10 +49,10 @@ class Heard:
 
 
 @dataclass(frozen=True)
-class Said:
+class Annotations:
     """Answers or candidate sets of a task, as evidence.
 
-    Example: see `hear`.
+    Example: see `fit_annotations`.
     """
 
     task: Task
@@ -60,7 +60,7 @@ class Said:
 
     @cached_property
     def kind(self) -> Kind | None:
-        """What was said; None where nothing was."""
+        """What kind of annotations there are; None without any."""
         if self.task.votes is not None:
             return "answers"
         sets = self.task.candidates
@@ -124,7 +124,7 @@ class Said:
         n = self._counted
         return torch.where(sizes > 1, n.clamp(min=1), n[sizes > 1].median())
 
-    def is_heard(self, rows: Tensor) -> Tensor:
+    def is_annotated(self, rows: Tensor) -> Tensor:
         """[B] bool: something is known of the image."""
         known = self.task.labels[rows] >= 0
         if self.task.votes is not None:
@@ -142,7 +142,7 @@ class Said:
         return sets.shares(rows, self.task.n_classes).double() * self.n_votes[rows].double()[:, None]
 
     def fit(self, rows: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight and bias of `Heard`, for images of which the classes are known by their probabilities.
+        """Weight and bias of `AnnotationModel`, for images of which the classes are known by their probabilities.
 
         Args:
           rows: [n] int64.   probs: [n, C] float64, rows sum to 1.
@@ -164,9 +164,9 @@ class Said:
         rate = rate.clamp(1e-6, 1 - 1e-6)
         return (rate.log() - (1 - rate).log()).T, (1 - rate).log().sum(1)
 
-    def evidence(self, heard: tuple[Tensor, Tensor], rows: Tensor) -> Tensor:
-        """Log-likelihood [B, C] float64 of what was said of some rows; 0 where nothing was."""
-        weight, bias = heard
+    def evidence(self, fitted: tuple[Tensor, Tensor], rows: Tensor) -> Tensor:
+        """Log-likelihood [B, C] float64 of the annotations of some rows; 0 where there are none."""
+        weight, bias = fitted
         if self.task.votes is not None:
             return vote_evidence(self.task.votes[rows], weight)
         given = self.members(rows)
@@ -177,21 +177,21 @@ class Said:
         if self.task.votes is None:
             return self.task.possible(rows)
         found = torch.zeros(len(rows), self.task.n_classes, dtype=torch.bool, device=rows.device)
-        for said in self.task.votes[rows].T:
-            answered = (said >= 0).nonzero().flatten()
-            found[answered, said[answered]] = True
+        for votes in self.task.votes[rows].T:
+            answered = (votes >= 0).nonzero().flatten()
+            found[answered, votes[answered]] = True
         labels = self.task.labels[rows]
         known = (labels >= 0).nonzero().flatten()
         found[known] = F.one_hot(labels[known], self.task.n_classes).bool()
         return torch.where(found.any(1, keepdim=True), found, torch.ones_like(found))
 
-    def posterior(self, heard: Heard, logits: Tensor, rows: Tensor) -> Tensor:
-        """Probabilities [B, C] float64 of a classifier's logits [B, C] and what was said of the rows together.
+    def posterior(self, fitted: AnnotationModel, logits: Tensor, rows: Tensor) -> Tensor:
+        """Probabilities [B, C] float64 of a classifier's logits [B, C] and the annotations of the rows together.
 
         A verified label has all of the probability.
         """
-        seen = heard.temperature * logits.double() + heard.log_prior
-        probs = (seen + self.evidence((heard.weight, heard.bias), rows)).softmax(1)
+        seen = fitted.temperature * logits.double() + fitted.log_prior
+        probs = (seen + self.evidence((fitted.weight, fitted.bias), rows)).softmax(1)
         return self._with_labels(probs, rows)
 
     def _with_labels(self, probs: Tensor, rows: Tensor) -> Tensor:
@@ -201,14 +201,14 @@ class Said:
         return probs
 
 
-def hear(said: Said, logits: Tensor, rows: Tensor) -> Heard:
-    """Estimate how to take what was said, given a classifier's logits, by EM.
+def fit_annotations(annotations: Annotations, logits: Tensor, rows: Tensor) -> AnnotationModel:
+    """Estimate what annotations are worth, given a classifier's logits, by EM.
 
     E-step: the posterior of each image's class; M-step: confusions, class shares, and the temperature under which
-    what was said is most likely. Logits of heads that did not see the image keep this honest.
+    the annotations are most likely. Logits of heads that did not see the image keep this honest.
 
     Args:
-      said: of a task.
+      annotations: of a task.
       logits: [n, C] float of some rows.
       rows: [n] int64 of them.
 
@@ -217,28 +217,28 @@ def hear(said: Said, logits: Tensor, rows: Tensor) -> Heard:
     Example: of three annotators one is wrong every other time.
       >>> truth, turn = torch.arange(400) % 2, torch.arange(400) // 2
       >>> votes = torch.stack([truth, (truth + (turn % 10 == 0)) % 2, (truth + turn % 2) % 2], dim=1)
-      >>> said = Said(Task(torch.full((400,), -1), ("cat", "dog"), votes=votes))
-      >>> heard = hear(said, 2.0 * F.one_hot(truth, 2), torch.arange(400))
-      >>> [round(float(confusion.diagonal().mean()), 1) for confusion in heard.weight]
+      >>> annotations = Annotations(Task(torch.full((400,), -1), ("cat", "dog"), votes=votes))
+      >>> fitted = fit_annotations(annotations, 2.0 * F.one_hot(truth, 2), torch.arange(400))
+      >>> [round(float(confusion.diagonal().mean()), 1) for confusion in fitted.weight]
       [1.0, 0.9, 0.5]
     """
     seen, temperature = logits.double(), 1.0
     some = evenly_spread(torch.arange(len(rows), device=rows.device), TEMPERATURE_ROWS)
-    probs = said._with_labels(seen.softmax(1), rows)
+    probs = annotations._with_labels(seen.softmax(1), rows)
     log_prior = seen.new_zeros(seen.shape[1])
-    heard = said.fit(rows, probs)
+    fitted = annotations.fit(rows, probs)
     for _ in range(N_ITER):
-        heard = said.fit(rows, probs)
-        evidence = said.evidence(heard, rows)
+        fitted = annotations.fit(rows, probs)
+        evidence = annotations.evidence(fitted, rows)
         log_prior = ((probs.sum(0) + 1) / (len(probs) + probs.shape[1])).log()
         temperature = _temperature(seen[some], evidence[some], log_prior)
-        new = said._with_labels((temperature * seen + log_prior + evidence).softmax(1), rows)
+        new = annotations._with_labels((temperature * seen + log_prior + evidence).softmax(1), rows)
         moved, probs = float((new - probs).abs().max()) if len(new) else 0.0, new
         if moved < STILL:
             break
-    told = said.is_heard(rows)
-    inside = float((probs * said.named(rows))[told].sum() / told.sum().clamp(min=1))
-    return Heard(*heard, log_prior, temperature, inside)
+    annotated = annotations.is_annotated(rows)
+    inside = float((probs * annotations.named(rows))[annotated].sum() / annotated.sum().clamp(min=1))
+    return AnnotationModel(*fitted, log_prior, temperature, inside)
 
 
 def _temperature(seen: Tensor, evidence: Tensor, log_prior: Tensor, n_steps: int = 12) -> float:

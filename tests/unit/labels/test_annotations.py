@@ -1,4 +1,4 @@
-"""What was said of images, as evidence: its kind, its likelihood, and how far to trust it."""
+"""Annotations of images, as evidence: its kind, its likelihood, and how far to trust it."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import tiny
-from labelwright.labels.said import Said, hear
+from labelwright.labels.annotations import Annotations, fit_annotations
 from labelwright.types import Candidates, Task
 
 N, C = 600, 3
@@ -50,14 +50,14 @@ def test_kind__by_the_weights(weights, kind):
         torch.tensor([0, 1, 2, 0, 2], dtype=torch.int32),
         None if weights is None else torch.tensor(weights),
     )
-    assert Said(Task(torch.full((3,), -1), NAMES, sets)).kind == kind
+    assert Annotations(Task(torch.full((3,), -1), NAMES, sets)).kind == kind
 
 
 def test_kind__answers_come_first_and_nothing_is_none():
     sets = Candidates(torch.zeros(N + 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int32))
-    assert Said(task_of()).kind is None
-    assert Said(task_of(candidates=sets)).kind is None
-    assert Said(task_of(votes=votes_of(truth_of(), (0.9,)))).kind == "answers"
+    assert Annotations(task_of()).kind is None
+    assert Annotations(task_of(candidates=sets)).kind is None
+    assert Annotations(task_of(votes=votes_of(truth_of(), (0.9,)))).kind == "answers"
 
 
 def test_n_votes__of_a_set_of_one_what_is_usual():
@@ -66,21 +66,21 @@ def test_n_votes__of_a_set_of_one_what_is_usual():
         torch.tensor([0, 1, 2, 0, 2], dtype=torch.int32),
         torch.tensor([2 / 3, 1 / 3, 1.0, 1 / 3, 2 / 3]),
     )
-    said = Said(Task(torch.full((3,), -1), NAMES, sets))
-    assert said.n_votes.tolist() == [3, 3, 3]
-    assert torch.allclose(said.members(torch.arange(3))[0], torch.tensor([2.0, 1.0, 0.0], dtype=torch.float64))
+    annotations = Annotations(Task(torch.full((3,), -1), NAMES, sets))
+    assert annotations.n_votes.tolist() == [3, 3, 3]
+    assert torch.allclose(annotations.members(torch.arange(3))[0], torch.tensor([2.0, 1.0, 0.0], dtype=torch.float64))
 
 
 def test_hear__finds_how_often_annotators_are_right_and_the_temperature():
     truth = truth_of()
-    said = Said(task_of(votes=votes_of(truth, (0.9, 0.6, 0.5))), smoothing=1.0)
+    annotations = Annotations(task_of(votes=votes_of(truth, (0.9, 0.6, 0.5))), smoothing=1.0)
     for strength in (1.0, 0.5, 3.0):
         logits = seen(truth, strength)
-        heard = hear(said, logits, ROWS)
-        rates = [float(confusion.diagonal().mean()) for confusion in heard.weight]
+        fitted = fit_annotations(annotations, logits, ROWS)
+        rates = [float(confusion.diagonal().mean()) for confusion in fitted.weight]
         assert np.allclose(rates, (0.9, 0.6, 0.5), atol=0.06)
-        assert 0.8 < heard.temperature * strength < 1.3  # what makes the logits calibrated again
-        together = said.posterior(heard, logits, ROWS)
+        assert 0.8 < fitted.temperature * strength < 1.3  # what makes the logits calibrated again
+        together = annotations.posterior(fitted, logits, ROWS)
         right = (together.argmax(1) == truth).double().mean()
         assert right > 0.94
         assert abs(float(together.max(1).values.mean()) - float(right)) < 0.03  # a probability is one
@@ -90,10 +90,10 @@ def test_hear__sets_that_always_hold_the_class_are_not_left():
     truth, draw = truth_of(3), torch.Generator().manual_seed(4)
     mask = torch.rand(N, C, generator=draw) < 0.4
     mask[ROWS, truth] = True
-    said, logits = Said(task_of(candidates=tiny.sets_of(mask))), seen(truth, 1.0)
-    heard = hear(said, logits, ROWS)
-    labels = said.posterior(heard, logits, ROWS).argmax(1)
-    assert heard.inside > 0.98
+    annotations, logits = Annotations(task_of(candidates=tiny.sets_of(mask))), seen(truth, 1.0)
+    fitted = fit_annotations(annotations, logits, ROWS)
+    labels = annotations.posterior(fitted, logits, ROWS).argmax(1)
+    assert fitted.inside > 0.98
     assert bool(mask[ROWS, labels].all())
     assert not bool(mask[ROWS, logits.argmax(1)].all())
 
@@ -101,10 +101,13 @@ def test_hear__sets_that_always_hold_the_class_are_not_left():
 def test_hear__sets_that_often_miss_the_class_are_left():
     truth, draw = truth_of(5), np.random.default_rng(6)
     named = torch.where(torch.from_numpy(draw.random(N) < 0.4), truth, (truth + 1) % C)
-    said, logits = Said(task_of(candidates=tiny.sets_of(F.one_hot(named, C).bool()))), seen(truth, 1.0, right=0.9)
-    heard = hear(said, logits, ROWS)
-    labels = said.posterior(heard, logits, ROWS).argmax(1)
-    assert abs(heard.inside - 0.4) < 0.1
+    annotations, logits = (
+        Annotations(task_of(candidates=tiny.sets_of(F.one_hot(named, C).bool()))),
+        seen(truth, 1.0, right=0.9),
+    )
+    fitted = fit_annotations(annotations, logits, ROWS)
+    labels = annotations.posterior(fitted, logits, ROWS).argmax(1)
+    assert abs(fitted.inside - 0.4) < 0.1
     assert float((labels == truth).double().mean()) > 0.85
 
 
@@ -114,22 +117,22 @@ def test_posterior__a_verified_label_stays_and_silence_changes_nothing():
     votes[5] = -1
     labels = torch.full((N,), -1)
     labels[0] = (truth[0] + 1) % C
-    said, logits = Said(Task(labels, NAMES, votes=votes)), seen(truth, 1.0)
-    heard = hear(said, logits, ROWS)
-    together = said.posterior(heard, logits, ROWS)
+    annotations, logits = Annotations(Task(labels, NAMES, votes=votes)), seen(truth, 1.0)
+    fitted = fit_annotations(annotations, logits, ROWS)
+    together = annotations.posterior(fitted, logits, ROWS)
     assert together[0].argmax() == labels[0]
     assert together[0].max() == 1
-    alone = (heard.temperature * logits[5].double() + heard.log_prior).softmax(0)
+    alone = (fitted.temperature * logits[5].double() + fitted.log_prior).softmax(0)
     assert torch.allclose(together[5], alone)
-    assert said.is_heard(torch.tensor([0, 5, 6])).tolist() == [True, False, True]
-    assert said.named(torch.tensor([5])).all()
+    assert annotations.is_annotated(torch.tensor([0, 5, 6])).tolist() == [True, False, True]
+    assert annotations.named(torch.tensor([5])).all()
 
 
 def test_sets__likelihood_against_a_loop():
     mask = torch.tensor([[1, 0, 1], [0, 1, 0], [0, 0, 0]]).bool()
-    said = Said(Task(torch.full((3,), -1), NAMES, tiny.sets_of(mask)))
+    annotations = Annotations(Task(torch.full((3,), -1), NAMES, tiny.sets_of(mask)))
     probs = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4]], dtype=torch.float64)
-    found = said.evidence(said.fit(torch.arange(3), probs), torch.arange(3))
+    found = annotations.evidence(annotations.fit(torch.arange(3), probs), torch.arange(3))
     n = [sum(float(probs[i, c]) for i in (0, 1)) for c in range(C)]  # the empty set says nothing
     hold = [[sum(float(probs[i, c]) * bool(mask[i, j]) for i in (0, 1)) for j in range(C)] for c in range(C)]
     for c in range(C):
