@@ -30,6 +30,7 @@ Alignment = Literal["evidence", "clustering", "none"]
 """How names are aligned with images: by evidence (ours), by Algorithm 1 (published), or not at all."""
 
 SHRINKAGE, N_ITER = 0.1, 20  # of the Gaussians
+NEVER = -1e4  # logit of a class that an image cannot have
 USUAL_STRENGTH, LABEL_WEIGHT = (
     0.2,
     10.0,
@@ -131,13 +132,14 @@ def align(
     strength = (USUAL_STRENGTH if 2 * has_labels.sum() >= len(t) else 0.0) if shape_strength is None else shape_strength
     weight = text - logit_scale * t
     if strength > 0 and not logs.get("is_hopeless"):
+        # Where no class of the unlabelled images has labels, iterating would only repeat the texts' mistakes.
         added_weight, added_bias = gaussian_beliefs(
             z,
-            lambda rows: z[rows] @ text.T + bias,
+            lambda rows: (z[rows] @ text.T + bias).masked_fill(~allowed & (labels[rows] < 0)[:, None], NEVER),
             labels,
             strength=strength,
             shrinkage=SHRINKAGE,
-            n_iter=N_ITER,
+            n_iter=N_ITER if (allowed & has_labels).any() else 1,
             label_weight=LABEL_WEIGHT if is_labelled else 1.0,
         ).linear
         weight, bias = weight + added_weight, bias + added_bias

@@ -233,6 +233,24 @@ def test_align__classes_that_unlabelled_images_may_not_have():
     assert float(found.prior.sum()) == pytest.approx(1)
 
 
+def test_align__gaussians_take_images_for_no_class_that_they_may_not_have(monkeypatch):
+    z, centres, truth = clumps(noise=0.35)
+    labels, allowed = torch.where(truth < 3, truth, -1), torch.arange(C) >= 3
+    fitted, asked = [], module.gaussian_beliefs
+
+    def watched(feats, evidence, labels, *, n_iter, **settings):
+        fitted.append((evidence(torch.arange(len(feats))).softmax(1), n_iter))
+        return asked(feats, evidence, labels, n_iter=n_iter, **settings)
+
+    monkeypatch.setattr(module, "gaussian_beliefs", watched)
+    for where in (allowed, None):
+        align(z, Task(labels, NAMES), centres, logit_scale=SCALE, allowed=where)
+    (within, once), (among_all, often) = fitted
+    assert within[truth >= 3][:, :3].max() == 0
+    assert among_all[truth >= 3][:, :3].max() > 0.05
+    assert once == 1 < often, "without an anchor among the classes of the pool, mistakes are not repeated"
+
+
 def test_align__prior_of_a_lopsided_pool():
     sizes = (60, 30, 15, 8, 4, 3)
     z, centres, _ = clumps(sizes)
