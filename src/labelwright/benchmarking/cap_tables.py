@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from labelwright.benchmarking.grid import BenchTable, Cell, Given
+from labelwright.data.cards import dataset_card
+from labelwright.methods.cap import PRESETS
 
 NAMES = Given()
 DESCRIBED = Given(use_descriptions=True)
@@ -93,6 +96,29 @@ def _out_of_domain() -> BenchTable:
     return BenchTable("CIFAR-10 out of the model's domain, by a fixed transformation", "cifar10", cells, is_pool=True)
 
 
+def _text_set(dataset: str) -> BenchTable:
+    """A data set of the paper's own, all training images, its class names in its prompt; --model is one of the hub."""
+    card = dataset_card(dataset)
+    prompt = card.prompt.rstrip(".")
+    published = {key: value for key, value in PRESETS["paper"].items() if key != "pool"}
+    cells: dict[str, Cell] = {}
+    situations: Mapping[str, tuple[str, Given, Mapping[str, object]]] = {
+        "": ("Class names", Given(templates=prompt), {}),
+        "_few": ("2 labels per class", Given(labels="few", templates=prompt), {}),
+        "_some": ("Labels for 62% of the classes", Given(labels="some_classes", templates=prompt), _UNSEEN),
+    }
+    for tag, (title, given, settings) in situations.items():
+        if tag != "_few":
+            cells[f"zero_shot{tag}"] = Cell(f"{title}: zero-shot", "zero_shot", given=given)
+        cells[f"cap{tag}"] = Cell(f"{title}: CAP", "cap", settings, given=given)
+        tuned = replace(given, views="pixels")
+        cells[f"cap_paper{tag}"] = Cell(f"{title}: CAP as published", "cap", {**published, **settings}, given=tuned)
+    return BenchTable(f"CAP on {card.title}", dataset, cells, is_pool=True)
+
+
+TEXT_SETS = ("eurosat", "dtd", "resisc45", "flowers102", "cub200", "fgvc_aircraft")
+"""Data sets of the paper (Sec. 4.1), by key of `data.cards.DATASETS`; they come from the hub or a local copy."""
+
 CAP_TABLES: Mapping[str, BenchTable] = {
     "cap-cifar10": _main("cifar10"),
     "cap-gtsrb": _main("gtsrb"),
@@ -103,5 +129,6 @@ CAP_TABLES: Mapping[str, BenchTable] = {
     "cap-nonsense-cifar10": _nonsense("cifar10", 6),
     "cap-nonsense-gtsrb": _nonsense("gtsrb", 26),
     "cap-out-of-domain": _out_of_domain(),
+    **{f"text-{dataset}": _text_set(dataset) for dataset in TEXT_SETS},
 }
 """Name -> table; each needs ``--model``, a vision-language model."""

@@ -41,7 +41,8 @@ def _read(run: Run, grid: BenchTable, cell: Cell) -> Finished:
     found = {**run.summary, "machine": (hardware, str(there["commit"]))}
     if cell.given is None:
         return found
-    made_up = set(run.class_names) - set(dataset_card(grid.dataset).class_names)
+    official = dataset_card(grid.dataset).class_names or run.class_names  # the set's own, where the card has none
+    made_up = set(run.class_names) - set(official)
     found |= {"begin": run.begun, "made_up": made_up, "is_made_up": [name in made_up for name in run.class_names]}
     if cell.shows == "trained":
         return {**found, "logged": {key: value for record in run.epochs for key, value in record.items()}}

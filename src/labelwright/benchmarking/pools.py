@@ -44,13 +44,15 @@ _CONVERTED: Mapping[str, Callable[[Image.Image], Image.Image]] = {
 
 
 def target_pool(table: LabelTable, dataset: str) -> LabelTable:
-    """The training images that the benchmark's model was not trained on.
+    """The training images that the benchmark's model was not trained on; of a set that it has no share in, all of them.
 
     CIFAR-10: file numbers from 2500 on inside each class (``2500.jpg``). GTSRB: odd tracks (``TRACK_FRAME.jpg``); all
     frames of a track are on one side.
 
     Raises: DataError naming an image whose id does not hold the number.
     """
+    if dataset not in _NUMBER:
+        return table
     pattern, is_target = _NUMBER[dataset]
     rows = []
     for row, name in enumerate(table.ids.to_pylist()):

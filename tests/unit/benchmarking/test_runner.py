@@ -20,12 +20,14 @@ from PIL import Image
 
 from labelwright import api, cli
 from labelwright.benchmarking import runner
+from labelwright.benchmarking.finished import finished_runs
 from labelwright.benchmarking.grid import BenchTable, Cell, Given
 from labelwright.benchmarking.results import read_rows
 from labelwright.benchmarking.tables import TABLES
 from labelwright.data.registry import open_dataset
 from labelwright.data.table import LabelTable
-from labelwright.errors import ConfigError, DataError
+from labelwright.errors import ConfigError, DataError, OfflineError
+from labelwright.run_folder import Run
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -149,6 +151,28 @@ def test_bench__some_classes_are_labelled_the_others_unlabelled(pool_folder: Pat
     row = next(line for line in text.splitlines() if "62%" in line)
     assert row.split(" | ")[3:6] == [f"{100 * seen:.1f}", f"{100 * unseen:.1f}", f"{100 * harmonic:.1f}"]
     assert row.split(" | ")[1] == f"{100 * recalls.mean():.1f}"  # every class has as many test images
+
+
+def test_bench__a_set_of_the_hub_from_a_local_copy_with_its_own_class_names(tmp_path: Path) -> None:
+    random = np.random.default_rng(2)
+    for split, n_images in (("train", 3), ("test", 2)):
+        for name in ("001.Zero_Bird", "002.One_Bird", "003.Two_Bird"):
+            (tmp_path / "cub" / split / name).mkdir(parents=True)
+            for number in range(n_images):
+                pixels = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "cub" / split / name / f"{number}.png")
+    options = {"cells": ("zero_shot",), "out": tmp_path / "bench", "seeds": (0,), "model": MODEL, "device": "cpu"}
+    text = runner.bench("text-cub200", data=tmp_path / "cub", csv=tmp_path / "rows.csv", **options)
+    root, grid = tmp_path / "bench" / "cub200-pool-digits-clip", TABLES["text-cub200"]
+    run = root / grid.cells["zero_shot"].key / "seed-0"
+    assert tuple(Run(run).class_names) == ("Zero Bird", "One Bird", "Two Bird")
+    assert "a photo of a {}, a type of bird" in (run / "config.yaml").read_text()
+    assert "| Class names: zero-shot | " in text
+    rows = read_rows(tmp_path / "rows.csv")
+    assert {row["cell"] for row in rows} == {"zero_shot"}
+    assert finished_runs(root, grid, "zero_shot", [0])[0]["made_up"] == set(), "its names are its own"
+    with pytest.raises(OfflineError, match=r"CUB.*is not on this machine.*\n.*hf download --repo-type dataset"):
+        runner.bench("text-cub200", data=tmp_path / "elsewhere", **{**options, "seeds": (1,)})
 
 
 def test_bench__made_up_names_and_their_descriptions(

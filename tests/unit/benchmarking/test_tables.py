@@ -7,9 +7,11 @@ from collections.abc import Mapping
 import pytest
 
 import tiny
+from labelwright.benchmarking.cap_tables import TEXT_SETS
 from labelwright.benchmarking.coreg_tables import PIXELS, PIXELS_40, PIXELS_80
 from labelwright.benchmarking.grid import Given, Guessing
 from labelwright.benchmarking.tables import TABLES
+from labelwright.data.cards import dataset_card
 from labelwright.methods.coreg import PRESETS
 from labelwright.methods.coreg import Config as CoregConfig
 from labelwright.methods.registry import METHODS, resolve_config
@@ -26,7 +28,7 @@ def test_every_cell__is_a_method_with_settings_that_exist() -> None:
 
 
 def test_every_cell__says_what_it_is_given_where_labels_are_hidden_and_no_other() -> None:
-    assert (len(POOLS), len(COREG)) == (29, 18)
+    assert (len(POOLS), len(COREG)) == (35, 18)
     for table in EVERY:
         for cell in table.cells.values():
             assert (cell.given is not None) == (table.is_pool or table.network is not None)
@@ -63,6 +65,16 @@ def test_transductive_cells__keep_unlabelled_images_to_unseen_classes() -> None:
         for cell in table.cells.values():
             if cell.method == "cap" and cell.given is not None:
                 assert (cell.settings.get("pool") == "unseen") == (cell.given.labels == "some_classes")
+
+
+def test_text_sets__ask_in_the_words_of_their_card_and_fit_a_file_name() -> None:
+    for dataset in TEXT_SETS:
+        for cell in TABLES[f"text-{dataset}"].cells.values():
+            assert cell.given is not None
+            assert cell.given.templates == dataset_card(dataset).prompt.rstrip(".")
+            assert cell.given.templates.count("{}") == 1
+            assert (cell.given.views == "pixels") == (cell.settings.get("tune") == "maple")
+            assert len(cell.key) < 255, "a folder"
 
 
 def test_place__is_of_one_model_and_one_pool() -> None:
