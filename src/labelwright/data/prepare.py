@@ -43,13 +43,19 @@ class Source:
 
     table: LabelTable  # N images
     pixels: PixelSource | None  # decoded images, those of the table among them; None if only embeddings were given
-    rows: torch.Tensor  # [N] int64 position of each row in ``pixels`` and ``stored``
+    rows: torch.Tensor  # [N] int64 position of each row in ``stored``, if there is that, else in ``pixels``
     stored: StoredFeats | None = None  # features, to be seen instead of pixels
+    pixel_rows: torch.Tensor | None = None  # [N] int64 position of each row in ``pixels``; None: that of ``rows``
+
+    @property
+    def in_pixels(self) -> torch.Tensor:
+        """Position [N] int64 of each row in ``pixels``."""
+        return self.rows if self.pixel_rows is None else self.pixel_rows
 
     def pixel_views(self, view: ViewSettings) -> PixelViews:
         """Views of the pixels of every row of the table."""
         assert self.pixels is not None, "embeddings have no pixels"
-        return PixelViews(self.pixels, view, rows=self.rows)
+        return PixelViews(self.pixels, view, rows=self.in_pixels)
 
     def views(self, view: ViewSettings) -> ViewSource:
         """Views of every row of the table: stored features if there are any, else pixels."""
@@ -57,7 +63,9 @@ class Source:
 
     def take(self, rows: NDArray[np.int64]) -> Source:
         """The source of some rows, in that order."""
-        return replace(self, table=self.table.subset(rows), rows=self.rows[torch.from_numpy(rows)])
+        some = torch.from_numpy(rows)
+        behind = None if self.pixel_rows is None else self.pixel_rows[some]
+        return replace(self, table=self.table.subset(rows), rows=self.rows[some], pixel_rows=behind)
 
 
 @dataclass(frozen=True)

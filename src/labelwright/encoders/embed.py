@@ -98,7 +98,7 @@ def embed(source: Source, encoder: Encoder, view: ViewSettings, *, n_views: int,
             device=device,
             progress=progress,
         )
-    return replace(source, stored=store, rows=torch.arange(len(source.table)))
+    return replace(source, stored=store, rows=torch.arange(len(source.table)), pixel_rows=source.in_pixels)
 
 
 def concepts_of(

@@ -126,7 +126,7 @@ def _copies(
     pixels = [each.pixels for each in parts]
     thumbs = None
     if all(isinstance(each, PixelCache) for each in pixels):
-        seen = [each.pixels.read(each.rows) for each in parts if each.pixels is not None]
+        seen = [each.pixels.read(each.in_pixels) for each in parts if each.pixels is not None]
         thumbs = np.concatenate([grey_thumbs(some) for some in seen])
         content = numbered(row.tobytes() for some in seen for row in some.numpy())
     elif feats is not None:

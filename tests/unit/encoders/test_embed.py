@@ -95,6 +95,19 @@ def test_embed__features_of_every_row_in_order_and_views_that_differ(clip: str, 
     )
 
 
+def test_embed__a_part_of_the_images_keeps_its_pixels(vit: str, tmp_path: Path) -> None:
+    encoder = encoder_of(vit)
+    root = write_folders(tmp_path / "photos", {"cat": 5, "dog": 4}, size_px=16)
+    prepared = prepare(root, size_px=16, stats=(encoder.stats.mean, encoder.stats.std), test_frac=0.3)
+    assert prepared.test is not None
+    rows = torch.arange(len(prepared.test.table))
+    expected = prepared.test.pixel_views(prepared.view).batch(rows, "clean", seed=0, device=CPU)
+    source = embed(prepared.test, encoder, prepared.view, n_views=0, device=CPU)
+    assert torch.equal(source.pixel_views(prepared.view).batch(rows, "clean", seed=0, device=CPU), expected)
+    last = source.take(np.array([len(rows) - 1])).pixel_views(prepared.view)
+    assert torch.equal(last.batch(torch.arange(1), "clean", seed=0, device=CPU), expected[-1:])
+
+
 def test_concepts_of__names_and_descriptions(clip: str) -> None:
     tower = encoder_of(clip).tower
     assert tower is not None
