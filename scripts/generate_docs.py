@@ -16,11 +16,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from labelwright.cli import fields_of, is_positional
 from labelwright.methods import simclr
 from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.pipeline.settings import GROUPS, default_words
 from labelwright.train.settings import TrainSettings, described
+from labelwright.verbs import fields_of, is_positional
 
 DOCS = Path(__file__).parents[1] / "docs"
 BAR = "\\|"

@@ -4,424 +4,26 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import errno
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import tyro
-from rich.console import Console
 
 import labelwright
 from labelwright.errors import ConfigError, DataError, LabelwrightError
-from labelwright.exporting import Format
-from labelwright.pipeline.settings import (
-    GROUPS,
-    REQUIRED,
-    assignments_of,
-    fields,
-    fits,
-    from_config,
-    hints_of_fit,
-    setting,
-)
+from labelwright.pipeline.settings import GROUPS, assignments_of, fits, from_config, hints_of_fit
+from labelwright.screen import screen
+from labelwright.verbs import VERBS, command_of, examples_of, fit_verb, overview
 
 if TYPE_CHECKING:
     from labelwright.annotators.chat import Estimate
 
-Own = tuple[Any, Any]
-"""Type of a flag and its `setting`."""
-
 OF_THE_DISK = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EIO}
 """Errors that are nobody's mistake, wherever they happen."""
-
-POSITIONAL = ("data", "run", "first", "second", "method", "action", "names")
-
-RUN: Own = (str, setting(REQUIRED, "finished run folder", example="run"))
-YES: Own = (bool, setting(False, "ask a chat model without waiting for a yes; needed when not on a terminal"))
-
-
-def verb(name: str, text: str, *order: str, **own: Own) -> type[Any]:
-    """A verb's dataclass.
-
-    Args:
-      name: of the class.
-      text: what the verb does.
-      order: names of its flags: those that it shares with `fit`, and own ones that come before or between them.
-      own: its own flags.
-    """
-    hints = hints_of_fit()
-    flags = {field.name: (hints[field.name], field) for field in fields()} | own
-    members = []
-    for key in dict.fromkeys([*order, *own]):
-        hint, field = flags[key]
-        default = dataclasses.field(default=field.default, metadata=field.metadata)
-        members.append((key, _annotated(key, hint, field), default))
-    return _dataclass(name, text, members)
-
-
-def _dataclass(name: str, text: str, members: Sequence[tuple[str, Any, Any]]) -> type[Any]:
-    """A dataclass as tyro takes it; its text is the help."""
-    return dataclasses.make_dataclass(name, members, frozen=True, kw_only=True, namespace={"__doc__": text})
-
-
-def is_positional(field: dataclasses.Field[Any]) -> bool:
-    """Whether a setting is given by its place and not by a flag.
-
-    Example:
-      >>> [is_positional(field) for field in fields_of("label")][:3]
-      [True, True, False]
-    """
-    return field.name in POSITIONAL and field.default is REQUIRED
-
-
-def _annotated(key: str, hint: Any, field: dataclasses.Field[Any]) -> Any:
-    example = field.metadata["example"]
-    words = field.metadata["text"] + (f", as {example}" if example.startswith("-") else "")
-    if key in POSITIONAL and field.default is REQUIRED:
-        return Annotated[hint, tyro.conf.Positional, tyro.conf.arg(metavar=key.upper(), help=words)]
-    return Annotated[hint, tyro.conf.arg(help=words)]
-
-
-def fit_verb(defaults: Mapping[str, Any]) -> type[Any]:
-    """`fit`: every setting, in its group.
-
-    Args:
-      defaults: of a config.yaml, in place of the settings' own.
-    """
-    hints, groups = hints_of_fit(), list[tuple[str, Any, Any]]()
-    for title, group in GROUPS.items():
-        own: list[tuple[str, Any, Any]] = []
-        for field in dataclasses.fields(group):
-            default, hint = defaults.get(field.name, field.default), hints[field.name]
-            hint = hint | None if default is None else hint  # data that no word says, as a list, may be left out
-            own.append((field.name, _annotated(field.name, hint, field), dataclasses.field(default=default)))
-        made = _dataclass(f"Fit{title.title()}", group.__doc__ or "", own)
-        is_required = any(default.default is REQUIRED for _, _, default in own)
-        groups.append((title, made, dataclasses.field() if is_required else dataclasses.field(default_factory=made)))
-    config = Annotated[
-        str | None, tyro.conf.arg(help="config.yaml of a run to repeat; other flags change its settings")
-    ]
-    groups.append(("config", config, dataclasses.field(default=None)))
-    made = _dataclass("Fit", "Train a classifier; writes a run folder with model, labels, scores and report.", groups)
-    return tyro.conf.configure(tyro.conf.OmitArgPrefixes)(made)
-
-
-VERBS: dict[str, Callable[..., Any]] = {
-    "demo": verb(
-        "Demo",
-        "The offline first run: real handwritten digits without labels, sorted by their class names alone.",
-        out=(str, setting("demo-run", "folder; each demo gets a numbered folder of its own in it")),
-    ),
-    "inspect": verb(
-        "Inspect",
-        "Say what is in the data, what is wrong with it, and what `fit` would run. Writes nothing.",
-        *("data", "classes", "novel", "group", "image_column", "label_column", "split_column", "candidates_column"),
-        *("annotator_columns", "largest_image"),
-        check_images=(bool, setting(True, "decode every image in full; without it broken files are not found")),
-    ),
-    "audit": verb(
-        "Audit",
-        "Find labels that are probably wrong, copies, classes that look like one, outliers and odd images.",
-        *("data", "run", "test", "classes", "group", "image_column", "label_column", "split_column", "on_bad", "seed"),
-        *("device", "precision", "largest_image"),
-        run=(
-            str | None,
-            setting(None, "finished run whose pretrained model gives the features", example="--run run"),
-        ),
-        test=(
-            str | None,
-            setting(None, "images to score on, looked through for copies of the others", example="--test test.csv"),
-        ),
-        model=(
-            str,
-            setting(
-                "auto",
-                "whose features are compared: auto (one that is on this machine), none, or a pretrained model by id or "
-                "path",
-                example="--model openai/clip-vit-base-patch32",
-            ),
-        ),
-        out=(
-            str | None,
-            setting(None, ".csv or .parquet file to write, a row per image; must not exist", example="--out audit.csv"),
-        ),
-        fail_on=(
-            tuple[str, ...],
-            setting(
-                (),
-                "exit with 1 if one of these is found: wrong, duplicates, two_labels, copies_in_test, outliers, odd, "
-                "alike",
-                example="--fail-on wrong copies_in_test",
-            ),
-        ),
-        json=(bool, setting(False, "print the summary as JSON")),
-    ),
-    "fit": fit_verb({}),
-    "pretrain": verb(
-        "Pretrain",
-        "Train a backbone on images without looking at labels; writes a run folder for `fit --model`.",
-        *(
-            "data",
-            "out",
-            "model",
-            "epochs",
-            "minutes",
-            "seed",
-            "device",
-            "precision",
-            "size",
-            "flip",
-            "resume",
-            "on_bad",
-        ),
-        *("checkpoint_minutes", "cache_limit_gb", "largest_image", "exact_decoding", "set"),
-    ),
-    "embed": verb(
-        "Embed",
-        "Write features of images by a model of your own, a Python function or an ONNX file, for `fit` to read.",
-        *("data", "classes", "group", "image_column", "label_column", "split_column", "candidates_column"),
-        *("on_bad", "device", "largest_image"),
-        out=(str, setting(REQUIRED, ".npz or .parquet file to write; must not exist", example="--out feats.npz")),
-        function=(
-            str | None,
-            setting(
-                None,
-                "from a list of RGB images to [n, D] numbers: MODULE:NAME or FILE.py:NAME",
-                example="--function my.py:embed",
-            ),
-        ),
-        onnx=(
-            str | None,
-            setting(None, "an exported network from pixels to features, instead", example="--onnx net.onnx"),
-        ),
-        size=(
-            int | None,
-            setting(None, "side in px that the ONNX network sees; none: as it was exported", example="--size 224"),
-        ),
-        mean=(tuple[float, float, float], setting((0.485, 0.456, 0.406), "of its pixels in 0 to 1, per channel")),
-        std=(tuple[float, float, float], setting((0.229, 0.224, 0.225), "what they are divided by, per channel")),
-        batch_size=(int, setting(64, "images at once", example="--batch-size 16")),
-    ),
-    "annotate": verb(
-        "Annotate",
-        "Give every image candidate labels, with a vision-language model or one that chats; writes a table for `fit`.",
-        *("data", "classes", "image_column", "label_column", "rule", "top_k", "ratio", "descriptions", "chat_url"),
-        *("phrasings", "seed", "on_bad"),
-        *("device", "precision", "cache_limit_gb", "largest_image", "exact_decoding"),
-        model=(str, setting(REQUIRED, "CLIP, SigLIP or LLaVA by id or path; with --chat-url its name at the endpoint")),
-        out=(str, setting(REQUIRED, ".parquet file to write; must not exist")),
-        templates=(
-            str,
-            setting("photo27", "what class names are put into: one, short, long, photo27, a file, or a text"),
-        ),
-        n_workers=(int | None, setting(None, "questions in flight at once; none: as many as the endpoint takes")),
-        yes=YES,
-    ),
-    "describe": verb(
-        "Describe",
-        "Find the class names that fit no image; with --chat and --out, ask how these classes look.",
-        *("data", "classes", "chat_url", "on_bad", "device", "precision"),
-        model=(str, setting(REQUIRED, "CLIP, SigLIP or another vision-language model by id or path")),
-        out=(str | None, setting(None, ".json file of descriptions; what it holds already is kept")),
-        chat=(str | None, setting(None, "chat model to ask, by the name that the endpoint knows it by")),
-        every=(bool, setting(False, "ask about all classes, not the mismatched alone")),
-        context=(str | None, setting(None, "what the images are, for the chat model, e.g. 'traffic signs'")),
-        n=(int, setting(4, "descriptions per class")),
-        templates=(
-            str,
-            setting("mixed", "what class names are put into: mixed, one, short, long, photo27, a file, or a text"),
-        ),
-        yes=YES,
-    ),
-    "label": verb(
-        "Label",
-        "Label any images with the model of a run: label, probability, runner-up, trust.",
-        *("run", "data", "out", "error", "confidence", "verified", "novel", "rename", "image_column", "on_bad"),
-        *("device", "precision"),
-        run=RUN,
-        data=(
-            tuple[str, ...],
-            setting(REQUIRED, "images: a folder, a table, or one or more files; labels they may have are ignored"),
-        ),
-        out=(str, setting("labels.csv", ".csv, .parquet, or a folder that gets every image under its label")),
-        rename=(tuple[str, ...], setting((), "OLD=NEW ...: names of classes, as novel-1=okapi; the model keeps them")),
-        error=(
-            float | None,
-            setting(
-                None,
-                "largest share of wrong labels among those to accept; without it every label is for review",
-                example="--error 0.05",
-            ),
-        ),
-        verified=(
-            str | None,
-            setting(
-                None,
-                "file with ids and the true classes of some of these images, as of verify-sample; none: what the run "
-                "promised",
-                example="--verified to-verify.csv",
-            ),
-        ),
-        novel=(bool, setting(False, "put images of no class into new ones: new 1, new 2, ...")),
-        json=(bool, setting(False, "print what was found and promised as JSON")),
-    ),
-    "verify-sample": verb(
-        "Verify_Sample",
-        "Draw images of a run to look at; the file, filled in, says which labels may be accepted.",
-        *("run", "n", "out", "error", "confidence", "seed", "json"),
-        run=RUN,
-        n=(int, setting(200, "how many images", example="--n 100")),
-        out=(str, setting("to-verify.csv", ".csv or .parquet file to write; must not exist")),
-        error=(float, setting(0.05, "largest share of wrong labels that you want promised", example="--error 0.02")),
-        json=(bool, setting(False, "print what was written as JSON")),
-    ),
-    "classes": verb(
-        "Classes",
-        "Rename, merge or drop discovered classes of a finished run, in model, labels and report alike.",
-        *("run", "action", "names", "data", "device", "precision"),
-        run=RUN,
-        action=(Literal["rename", "merge", "drop"], setting(REQUIRED, "what to do", example="merge")),
-        names=(
-            tuple[str, ...],
-            setting(REQUIRED, "rename OLD NEW; merge KEPT OTHER ...; drop NAME ...", example="novel-1 novel-3"),
-        ),
-        data=(
-            str | None,
-            setting(None, "its images, if they moved; rename needs none", example="--data photos"),
-        ),
-    ),
-    "review": verb(
-        "Review",
-        "Look at the labels of a finished run on a local page, and correct them: every answer is saved at once.",
-        run=RUN,
-        data=(
-            str | None,
-            setting(
-                None,
-                "its images, if they moved, or those that its embeddings are of",
-                example="--data photos",
-            ),
-        ),
-        export=(
-            str | None,
-            setting(
-                None,
-                ".csv file to write the answers to, with the columns id and label; must not exist",
-                example="--export corrections.csv",
-            ),
-        ),
-        apply=(bool, setting(False, "fit anew with the answers as given labels", example="--apply")),
-        out=(
-            str | None,
-            setting(
-                None, "run folder of --apply; none: the name of the run with the next number", example="--out run-2"
-            ),
-        ),
-        port=(int, setting(0, "of the page; 0: any that is free", example="--port 8765")),
-        open=(bool, setting(True, "show the page in the browser", example="--no-open")),
-    ),
-    "evaluate": verb(
-        "Evaluate",
-        "Score the model of a run on labelled images.",
-        *("run", "data", "json", "image_column", "label_column", "on_bad", "device", "precision"),
-        run=RUN,
-        data=(str, setting(REQUIRED, "images with labels")),
-        json=(bool, setting(False, "print everything as JSON")),
-    ),
-    "settings": verb(
-        "Settings",
-        "Print every setting of a method: its value under a preset, and what it is.",
-        method=(str, setting(REQUIRED, "name of a method", example="cap")),
-        preset=(
-            Literal["practical", "paper"],
-            setting("practical", "what runs by default, or the published recipe", example="--preset paper"),
-        ),
-        views=(
-            Literal["pixels", "embeddings"],
-            setting(
-                "pixels",
-                "what it sees: some methods have other settings on stored features",
-                example="--views embeddings",
-            ),
-        ),
-        json=(bool, setting(False, "print it as JSON")),
-    ),
-    "export": verb(
-        "Export",
-        "Write the model of a run for others to serve, or its labels as annotation tools and trainers read them.",
-        *("run", "format", "out", "data"),
-        run=RUN,
-        format=(
-            Format,
-            setting(
-                "onnx",
-                "of the model: onnx (decoded images of any size in, calibrated probabilities out), torchscript, "
-                "safetensors (one file that `label` reads), hub (a folder with a model card); or of the labels",
-                example="--format label-studio",
-            ),
-        ),
-        out=(str, setting(REQUIRED, "file with the suffix of the format, or a folder; must not exist")),
-        data=(str | None, setting(None, "images of the run, if they moved; for labels", example="--data photos")),
-        accepted=(bool, setting(False, "of the labels, those whose decision is accept")),
-    ),
-    "report": verb(
-        "Report",
-        "Write report.html of a finished run anew.",
-        run=RUN,
-        title=(str | None, setting(None, "of the page; kept with the run", example="--title 'Birds of May'")),
-        open=(bool, setting(False, "show it in the browser")),
-    ),
-    "compare": verb(
-        "Compare",
-        "Two runs side by side: what differs in settings, scores and labels.",
-        first=(str, setting(REQUIRED, "finished run folder", example="run")),
-        second=(str, setting(REQUIRED, "another", example="run-again")),
-        json=(bool, setting(False, "print it as JSON, every changed label among it")),
-    ),
-    "verify": verb(
-        "Verify",
-        "Compare the files of a run with the checksums taken when it was written; exits with 1 if one was altered.",
-        run=RUN,
-        json=(bool, setting(False, "print it as JSON")),
-    ),
-    "bench": verb(
-        "Bench",
-        "Run cells of a benchmark table and print it beside the published numbers.",
-        table=(str | None, setting(None, "name of the table; without it the tables are listed")),
-        cells=(tuple[str, ...], setting((), "methods to run, e.g. ce cvs; all of the table's if absent")),
-        data=(str | None, setting(None, "folder that holds the data sets' files; none: the hub, by name")),
-        out=(str, setting("bench", "folder of the finished cells; those already there are not run again")),
-        seeds=(tuple[int, ...], setting((), "seeds to run; the table's own if absent")),
-        csv=(
-            str | None,
-            setting(None, "file of results that every finished cell is added to", example="--csv results.csv"),
-        ),
-        full=(bool, setting(False, "the published schedule instead of the reduced one")),
-        jobs=(int, setting(1, "cells run side by side, each on its share of the cores")),
-        model=(
-            str | None,
-            setting(None, "of tables on a target pool, or of coreg-pixels a run of pretrain; id or path"),
-        ),
-        descriptions=(str | None, setting(None, "JSON {dataset: {class: texts}} of the cells with descriptions")),
-        device=(str, setting("auto", "auto, cpu or cuda")),
-    ),
-}
-"""Verb -> the dataclass of its flags, which are the parameters of the function of that name."""
-
-
-def fields_of(name: str) -> list[dataclasses.Field[Any]]:
-    """The settings that the flags of a verb are, with their metadata (see pipeline.settings.setting).
-
-    Example:
-      >>> [field.name for field in fields_of("verify")]
-      ['run', 'json']
-    """
-    own: Any = VERBS[name]
-    return list(fields()) if name == "fit" else list(dataclasses.fields(own))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -443,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(argv: Sequence[str]) -> int:
     """Run one command; returns the exit code and prints errors to standard error."""
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    errors = screen(is_error=True)
     if list(argv) == ["--version"]:
         print(f"labelwright {labelwright.__version__}")
         return 0
@@ -451,7 +53,6 @@ def run(argv: Sequence[str]) -> int:
         os.environ["TERM"] = "dumb"
     verb_name = ""
     try:
-        _check_verb(argv)
         verb_name, values = parse(argv)
         result = _call(verb_name, dict(values))
         from labelwright.reporting import terminal  # heavy: the page of `review` is open before it is needed
@@ -467,23 +68,23 @@ def run(argv: Sequence[str]) -> int:
         if isinstance(error, DataError) and error.problems:
             from labelwright.data.checks import format_problems
 
-            errors.print(format_problems(error.problems), markup=False)
-        errors.print(f"error: {error}", markup=False)
+            errors.print(format_problems(error.problems))
+        errors.print(f"error: {error}")
         return error.exit_code
     except OSError as error:
         if error.filename and error.errno in (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM):
             name = str(error.filename)
             name = name if len(name) < 200 else f"{name[:100]}...{name[-50:]}"
-            errors.print(f"error: {name} cannot be opened: {error.strerror}\n  fix: check the path", markup=False)
+            errors.print(f"error: {name} cannot be opened: {error.strerror}\n  fix: check the path")
             return 2
         if error.errno not in OF_THE_DISK:
             raise
-        errors.print(f"error: {error.filename or 'a file'} cannot be written: {error.strerror}", markup=False)
+        errors.print(f"error: {error.filename or 'a file'} cannot be written: {error.strerror}")
         return 1
     except KeyboardInterrupt:
         with_resume = "; continue with the same command and --resume"
         again = {"fit": with_resume, "pretrain": with_resume, "annotate": "; the same command continues from here"}
-        errors.print(f"interrupted{again.get(verb_name, '')}", markup=False)
+        errors.print(f"interrupted{again.get(verb_name, '')}")
         return 130
     return 0
 
@@ -497,20 +98,22 @@ def parse(argv: Sequence[str]) -> tuple[str, dict[str, Any]]:
       >>> parse(["verify", "run"])
       ('verify', {'run': 'run', 'json': False})
     """
-    verbs, kept = dict(VERBS), dict[str, Any]()
-    if argv[:1] == ["fit"] and (config := _config_of(argv)) is not None:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(overview(min(screen().width, 120)))
+        sys.exit(0 if argv else 2)
+    name = command_of(argv[0])
+    flags, kept = VERBS[name], dict[str, Any]()
+    if name == "fit" and (config := _config_of(argv)) is not None:
         kept = from_config(config)
         kept["set"] = tuple(assignments_of(kept.get("set", {})))
         hints = hints_of_fit()
-        verbs["fit"] = fit_verb({key: value if fits(value, hints[key]) else None for key, value in kept.items()})
-    command = tyro.extras.subcommand_cli_from_dict(
-        verbs,
-        prog="labelwright",
-        description="Trustworthy image classifiers from missing, few, guessed, lopsided or incomplete labels. "
-        "`labelwright VERB --help` explains a verb, `labelwright --version` prints the version.",
-        args=_gathered(argv),
-    )
-    name = type(command).__name__.lower().replace("_", "-")
+        flags = fit_verb({key: value if fits(value, hints[key]) else None for key, value in kept.items()})
+    try:
+        command = tyro.cli(flags, prog=f"labelwright {name}", args=_gathered(argv[1:]))
+    except SystemExit as stopped:
+        if not stopped.code:  # of --help
+            screen().print(examples_of(name), soft_wrap=True)
+        raise
     values = {f.name: getattr(command, f.name) for f in dataclasses.fields(command)}
     if name == "fit":
         groups = [values.pop(title) for title in GROUPS]
@@ -518,19 +121,6 @@ def parse(argv: Sequence[str]) -> tuple[str, dict[str, Any]]:
         # What no flag can say, as a list of class names, stays unless a flag replaces it.
         values |= {key: value for key, value in kept.items() if values[key] is None}
     return name, values
-
-
-def _check_verb(argv: Sequence[str]) -> None:
-    """Refuse a verb that there is not, before a ``--help`` that follows would be answered for another.
-
-    Raises: ConfigError naming the closest one.
-    """
-    word = argv[0] if argv else "-"
-    if not word.startswith("-") and word not in VERBS:
-        close = difflib.get_close_matches(word, VERBS, n=1)
-        raise ConfigError(
-            f"there is no verb {word!r}", fix=f"did you mean {close[0]}?" if close else f"one of {', '.join(VERBS)}"
-        )
 
 
 def _config_of(argv: Sequence[str]) -> str | None:

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from labelwright.benchmarking.tables import TABLES
-from labelwright.cli import VERBS, fields_of, is_positional, parse
+from labelwright.cli import parse
 from labelwright.data.cards import DATASETS
 from labelwright.data.columns import ROLES
 from labelwright.data.situation import (
@@ -40,6 +40,7 @@ from labelwright.pipeline.settings import parse_assignments
 from labelwright.pipeline.time_budget import MINUTES_CPU, MINUTES_GPU
 from labelwright.train.settings import apply_overrides, setting_names
 from labelwright.types import Candidates
+from labelwright.verbs import SHOWN, VERBS, fields_of, is_positional
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -84,6 +85,8 @@ def commands() -> list[Any]:
                 if match:
                     words = shlex.split(row[match.end() :], comments=True)
                     found.append(pytest.param(words, id=f"{page.name}:{number}"))
+    for name, lines in ((name, lines) for verbs in SHOWN.values() for name, lines in verbs.items()):
+        found += [pytest.param(shlex.split(line)[1:], id=f"help of {name}:{i}") for i, line in enumerate(lines)]
     return found
 
 

@@ -32,6 +32,7 @@ from labelwright.data.table import NOTICES
 from labelwright.errors import DataError
 from labelwright.methods.registry import METHODS
 from labelwright.pipeline.label import LABEL_COLUMNS
+from labelwright.verbs import VERBS
 from pictures import COUNTS, spoil, write_folders
 
 CAP = "--method cap --model labelwright/digits-clip"
@@ -324,6 +325,30 @@ def test_help__no_escapes_where_colour_is_not_wanted(monkeypatch: pytest.MonkeyP
     with pytest.raises(SystemExit):
         cli.run(["--help"])
     assert os.environ["TERM"] == "dumb"
+
+
+def test_help__the_verbs_by_what_people_do_and_examples_of_each(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, code in (([], 2), (["--help"], 0)):
+        with pytest.raises(SystemExit) as stopped:
+            cli.run(words)
+        assert stopped.value.code == code
+        shown = capsys.readouterr().out
+        assert max(map(len, shown.splitlines())) <= 80
+        assert all(f"\n  {name} " in shown for name in VERBS)
+    with pytest.raises(SystemExit):
+        cli.run(["label", "--help"])
+    assert "\n  labelwright label run new-photos/ --out labels.csv\n" in capsys.readouterr().out
+
+
+def test_flags__a_wrong_one_is_held_against_those_of_its_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(["label", "run", "photos", "--ot", "x.csv"])
+    said = capsys.readouterr()
+    assert (stopped.value.code, "--annotator" in said.out + said.err, "--out" in said.out + said.err) == (
+        2,
+        False,
+        True,
+    )
 
 
 def test_fit__no_labels_one_class_or_nothing(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
