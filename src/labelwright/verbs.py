@@ -488,7 +488,7 @@ def overview(width: int) -> str:
         for name in verbs:
             text = (VERBS[name].__doc__ or "").replace("`", "")
             lines += textwrap.wrap(text, width, initial_indent=f"  {name:<14}", subsequent_indent=" " * 16)
-    lines += ["", "labelwright VERB --help explains a verb, labelwright --version prints the version."]
+    lines += ["", "labelwright VERB --help explains a verb; labelwright --version is the version."]
     lines += ["To start:", "  labelwright inspect photos/              what is there, and what would run"]
     lines += ["  labelwright fit photos/ --out run        then open run/report.html"]
     return "\n".join(lines)
