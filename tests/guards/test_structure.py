@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[2] / "src" / "labelwright"
-CALLERS_OF_PIPELINE = {"api", "cli"}
+CALLERS_OF_PIPELINE = {"api", "cli", "verbs"}
 
 
 def name_of(path: Path) -> str:

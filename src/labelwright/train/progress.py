@@ -8,12 +8,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
 
+from labelwright.screen import screen
 from labelwright.wording import duration
 
-LINE_EVERY_S = 60.0
+LINE_EVERY_S = 60.0  # of work that is not shown on a terminal
+KEPT_S = 5.0  # on a terminal a line stays of work that took longer
+WORDS_WIDTH = 62  # characters beside the bar
 
 ItemT = TypeVar("ItemT")
 
@@ -24,7 +27,7 @@ Show = Callable[[int, int | None, str, Mapping[str, float]], None]
 
 def say(text: str) -> None:
     """A line on standard error, before what it tells of begins."""
-    Console(stderr=True).print(text, soft_wrap=True, markup=False, highlight=False)
+    screen(is_error=True).print(text)
 
 
 @dataclass(frozen=True)
@@ -38,54 +41,61 @@ class Bar:
         self.show(epoch * n_steps + step, n_epochs * n_steps, f"epoch {epoch + 1}/{n_epochs}, step", means)
 
 
-class _Lines:
-    """A line now and then; work that is done sooner prints none."""
+class _Shown:
+    """How far work is, and how long it takes: live on a terminal, else a line now and then, none for short work."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, description: str) -> None:
+        self.console = screen(is_error=True)
         self.began_s = self.printed_s = time.monotonic()
-        self.n_before: int | None = None  # a resumed run does not begin at nothing
+        self.first: tuple[float, int] | None = None  # when and where it began: a resumed run does not begin at nothing
+        self.last = ""
+        self.live: Progress | None = None
+        if self.console.is_terminal:
+            self.bar_width = min(30, max(6, self.console.width - WORDS_WIDTH))
+            columns = (BarColumn(self.bar_width), TextColumn("{task.description}", table_column=Column(no_wrap=True)))
+            self.live = Progress(*columns, console=self.console, transient=True)
+            self.task = self.live.add_task(description, total=None)
+
+    def __enter__(self) -> Show:
+        if self.live is not None:
+            self.live.start()
+        return self.show
+
+    def __exit__(self, *_: object) -> None:
+        if self.live is None:
+            return
+        self.live.stop()
+        taken_s = time.monotonic() - self.began_s
+        if taken_s > KEPT_S and self.last:
+            self.console.print(f"{self.last}  {duration(taken_s)}")
 
     def show(self, n_done: int, n_total: int | None, words: str, means: Mapping[str, float]) -> None:
         now_s = time.monotonic()
-        if self.n_before is None:
-            self.began_s, self.n_before = now_s, n_done
-        if now_s - self.printed_s < LINE_EVERY_S:
+        if self.first is None:
+            self.first = now_s, n_done
+        self.last = f"{words} {n_done:,}" + ("" if n_total is None else f"/{n_total:,}")
+        if self.live is None and (now_s - self.printed_s < LINE_EVERY_S or n_done == n_total):
             return
-        self.printed_s, detail = now_s, _in_words(means)
-        n_here = n_done - self.n_before
-        if n_total is not None and n_here > 0:
-            left_s = (now_s - self.began_s) / n_here * (n_total - n_done)
-            detail = f"about {duration(left_s)} left  {detail}"
-        of = "" if n_total is None else f"/{n_total:,}"
-        self.console.print(f"{words} {n_done:,}{of}  {detail}".rstrip(), soft_wrap=True, markup=False, highlight=False)
-
-
-def _in_words(means: Mapping[str, float]) -> str:
-    return "  ".join(f"{key} {value:.3f}" for key, value in list(means.items())[:4])
+        text, n_here = self.last, n_done - self.first[1]
+        if n_total is not None and n_here > 0 and n_done < n_total:
+            text += f"  about {duration((now_s - self.first[0]) / n_here * (n_total - n_done))} left"
+        loss = f"  loss {means['loss']:.3f}" if "loss" in means else ""
+        text += loss if self.live is None or len(text + loss) < self.console.width - self.bar_width else ""
+        if self.live is not None:
+            self.live.update(self.task, completed=n_done, total=n_total, description=text)
+        else:
+            self.printed_s = now_s
+            self.console.print(text)
 
 
 @contextmanager
 def bar(show: bool) -> Iterator[Bar]:
     """Progress of training on standard error, none unless ``show``."""
-    console = Console(stderr=True)
-    if not (show and console.is_terminal):
-        yield Bar(_Lines(console).show if show else lambda *_: None)
+    if not show:
+        yield Bar(lambda *_: None)
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[detail]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as shown:
-        task = shown.add_task("training", total=None, detail="")
-        yield Bar(
-            lambda n_done, n_total, words, means: shown.update(
-                task, completed=n_done, total=n_total, description=words, detail=_in_words(means)
-            )
-        )
+    with _Shown("training") as shown:
+        yield Bar(shown)
 
 
 def track(items: Iterable[ItemT], description: str, total: int | None = None) -> Iterator[ItemT]:
@@ -95,36 +105,14 @@ def track(items: Iterable[ItemT], description: str, total: int | None = None) ->
       >>> list(track([1, 2], "reading"))
       [1, 2]
     """
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        lines = _Lines(console)
-        for n_before, item in enumerate(items):
-            lines.show(n_before, total, description, {})
+    with _Shown(description) as shown:
+        for n_done, item in enumerate(items, start=1):
             yield item
-        return
-    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=console) as shown:
-        yield from shown.track(items, description=description, total=total)
+            shown(n_done, total, description, {})
 
 
 @contextmanager
 def counter(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    """What to call with the number of things done so far; a bar appears with the first call."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        lines = _Lines(console)
-        yield lambda n_done: lines.show(n_done, total, description, {})
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    shown = Progress(*columns, console=console)
-    task = shown.add_task(description, total=total)
-
-    def update(n_done: int) -> None:
-        if not shown.live.is_started:
-            shown.start()
-        shown.update(task, completed=n_done)
-
-    try:
-        yield update
-    finally:
-        if shown.live.is_started:
-            shown.stop()
+    """What to call with the number of things done so far."""
+    with _Shown(description) as shown:
+        yield lambda n_done: shown(n_done, total, description, {})

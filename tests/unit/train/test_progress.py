@@ -1,6 +1,9 @@
+import io
+import re
 from collections.abc import Iterator
 
 import pytest
+from rich.console import Console
 
 from labelwright.train import progress
 
@@ -48,6 +51,7 @@ def test_track__without_a_terminal(clock: _Clock, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err.splitlines() == [
         "reading [a] 2/4  about 1 min 40 s left",
         "reading [a] 2",
+        "reading [a] 4",
     ]
 
 
@@ -57,3 +61,30 @@ def test_counter__without_a_terminal(clock: _Clock, capsys: pytest.CaptureFixtur
             told(n_done)
             clock.now_s += 45
     assert capsys.readouterr().err.splitlines() == ["embedding with clip 3,000/20,000  about 12 min 45 s left"]
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_bar__on_a_terminal_a_line_that_fits_and_one_that_stays_of_long_work(
+    width: int, clock: _Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=width, legacy_windows=False, _environ={})
+    monkeypatch.setattr(progress, "screen", lambda is_error: console)
+    with progress.bar(True) as live:
+        for step in range(1, 11):
+            live.update(11, 104, step, 10, {"loss": 1.25, "co_labels": 3.0})
+            clock.now_s += 20
+    *frames, kept = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", out.getvalue()).strip().splitlines()
+    assert kept == "epoch 12/104, step 120/1,040  3 min 20 s"
+    last = [frame for frame in frames if frame][-1]
+    assert re.match("[━╸]+ epoch 12/104, step 120/1,040  about 5 h 6 min left", last)
+    assert last.endswith("loss 1.250" if width == 80 else "left")
+    assert max(map(len, frames)) <= width
+
+
+def test_track__short_work_leaves_no_line_on_a_terminal(clock: _Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=80, legacy_windows=False, _environ={})
+    monkeypatch.setattr(progress, "screen", lambda is_error: console)
+    assert list(progress.track("ab", "predicting", 2)) == ["a", "b"]
+    assert out.getvalue().endswith("\x1b[1A\x1b[2K")  # what was there is wiped
