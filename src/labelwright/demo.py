@@ -14,7 +14,6 @@ import datasets
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
 from sklearn.datasets import load_digits
 
@@ -24,7 +23,8 @@ from labelwright.data import splits
 from labelwright.data.read import load
 from labelwright.data.table import LabelTable
 from labelwright.errors import ConfigError
-from labelwright.reporting import terminal
+from labelwright.reporting import lines
+from labelwright.screen import screen
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 MODEL = "labelwright/digits-clip"
@@ -41,7 +41,7 @@ def run(out: str) -> None:
     Raises: ConfigError if ``out`` is a file.
     """
     began = time.monotonic()
-    console = Console(highlight=False, soft_wrap=True)
+    console = screen()
     folder = _fresh_folder(Path(out))
     pool, test = digits()
     console.print(
@@ -49,7 +49,6 @@ def run(out: str) -> None:
         f"of them,\n"
         f"some of no use; {len(test):,} other digits have labels, and are only scored on.\n"
         f"Model: {MODEL}, a CLIP of 0.5 million parameters inside this package. Method: CAP ...",
-        markup=False,
     )
     with _one_thread():
         done = api.fit(
@@ -57,11 +56,11 @@ def run(out: str) -> None:
         )
     api.report(done.path, title="Handwritten digits")
     console.print(_table(done.summary["zero_shot"], done.summary["test"]))
-    for line in terminal.lines_of_run(done):
-        console.print(line, markup=False)
-    for warning in terminal.folded_warnings(done.summary["warnings"]):
-        console.print(f"warning: {warning}", markup=False)
-    console.print(f"{time.monotonic() - began:.0f} s in all; report: {done.report}", markup=False)
+    for line in lines.lines_of_run(done):
+        console.print(line)
+    for warning in lines.folded_warnings(done.summary["warnings"]):
+        console.print(f"warning: {warning}")
+    console.print(f"{time.monotonic() - began:.0f} s in all; report: {done.report}")
 
 
 def digits() -> tuple[LabelTable, LabelTable]:

@@ -26,6 +26,7 @@ from labelwright.types import Candidates
 _ROWS_AT_ONCE = 1 << 18  # candidate rows finished together, so that temporary arrays stay small
 _HASHED_AT_ONCE = 1 << 16  # strings that are Python objects at once
 _EXISTENCE_ROWS_MAX = 100_000  # above this, missing files are found when they are decoded, if some are there
+NO_CLASSES = frozenset({"misc", "temp", "tmp", "to sort", "unassigned", "uncategorized", "unclassified", "unsorted"})
 _NAMED = 5  # classes, columns or files that one message lists
 
 
@@ -514,11 +515,13 @@ class TableBuilder:
             folded.setdefault(" ".join(name.casefold().split()), []).append(name)
         twins = [" and ".join(map(repr, names)) for names in folded.values() if len(names) > 1]
         counts = np.bincount(labels[labels >= 0], minlength=len(class_names))
+        unsorted = [] if is_said else [name for name in class_names if name.casefold() in NO_CLASSES]
         single = [class_names[c] for c in np.flatnonzero(counts == 1)] if counts.sum() > 2 * len(class_names) else []
         for found, detail in (
             (list(map(repr, lists)), "look like several names in one"),
             (twins, "differ in upper and lower case or blanks alone"),
             (list(map(repr, single)), "have a single labelled image"),
+            (list(map(repr, unsorted)), "read as a class; images without one go into a folder called unlabelled"),
         ):
             if found:
                 more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""

@@ -19,6 +19,7 @@ from labelwright.errors import ConfigError, DataError, Problem
 from labelwright.train.progress import counter
 
 OnBad = Literal["stop", "skip", "report"]
+NOTICES_ALIKE = 3  # notices in the same words that are listed
 _WITHOUT_ROW = ("malformed_row", "unreadable_name", "unreadable_folder")  # what they hold never became a row
 
 
@@ -141,7 +142,9 @@ def decoding_threads() -> ThreadPoolExecutor:
 
 
 def format_problems(problems: Sequence[Problem], limit: int = 50) -> str:
-    """A plain table of problems, grouped by kind with counts; at most ``limit`` of each kind are listed.
+    """A plain table of problems, grouped by kind with counts.
+
+    At most ``limit`` of each kind are listed; of notices in the same words `NOTICES_ALIKE`.
 
     Example:
       >>> print(format_problems([Problem("a.png", "missing_image", "there is no such file", 0)]))
@@ -151,12 +154,18 @@ def format_problems(problems: Sequence[Problem], limit: int = 50) -> str:
     lines = []
     for kind, heading in PROBLEM_KINDS.items():
         found = [problem for problem in problems if problem.kind == kind]
-        if found:
-            lines.append(f"{len(found)} {kind}: {heading}")
-        width = max((len(problem.where) for problem in found[:limit]), default=0)
-        lines.extend(f"  {problem.where:<{width}}  {problem.detail}" for problem in found[:limit])
-        if len(found) > limit:
-            lines.append(f"  ... and {len(found) - limit} more")
+        if not found:
+            continue
+        lines.append(f"{len(found)} {kind}: {heading}")
+        groups: dict[str, list[Problem]] = {}
+        for problem in found:
+            groups.setdefault(problem.detail if kind in NOTICES else "", []).append(problem)
+        shown = {key: some[: NOTICES_ALIKE if key else limit] for key, some in groups.items()}
+        width = max(len(problem.where) for some in shown.values() for problem in some)
+        for key, some in groups.items():
+            lines.extend(f"  {problem.where:<{width}}  {problem.detail}" for problem in shown[key])
+            if len(some) > len(shown[key]):
+                lines.append(f"  ... and {len(some) - len(shown[key]):,} more" + (f": {key}" if key else ""))
     return "\n".join(lines)
 
 

@@ -4,229 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 
 from labelwright.annotators.reliability import reliability_lines
 from labelwright.data.checks import format_problems
 from labelwright.data.table import NOTICES
 from labelwright.errors import DataError, Problem
-from labelwright.reporting.words import (
-    COLUMNS,
-    beside_rows,
-    deployed_words,
-    is_below_annotator,
-    knows_annotator,
-    own_sets_words,
-)
+from labelwright.reporting.lines import annotated_lines, folded_warnings, lines_of_run, novel_lines, skipped_lines
+from labelwright.reporting.words import COLUMNS, beside_rows
 from labelwright.reviewing.answers import ANSWERS_FILE
 from labelwright.run_folder import Run
+from labelwright.screen import screen
 from labelwright.wording import counted, percent
 
-LINES_MAX = 20  # class names listed one by one; the report has them all
-NOTICES_SHOWN = 6  # of a run: how values were read, and which columns were not
-_OPEN_SCORES = {"seen": "of named classes", "novel": "of the others", "all": "all in all"}
 
-
-def lines_of_run(run: Run) -> list[str]:
-    """Candidates, accuracy, pseudolabels, names or found classes of a finished run; no lines if there are none."""
-    summary = run.summary
-    if summary.get("n_novel") is not None:
-        return _novel_lines(summary)
-    if "zero_shot" not in summary or summary["method"] == "zero_shot":
-        return []
-    begin, lines = run.begun, _candidate_lines(summary)
-    if lines:
-        lines += deployed_words(run.epochs)
-    if summary["test"] and summary["zero_shot"]:
-        is_known, before = knows_annotator(summary), summary["zero_shot"]
-        lines.append(_student_line(summary) if is_known else _accuracy_line(before, summary["test"]))
-    if summary["pseudolabels"]:
-        lines += _pseudolabel_lines(summary["pseudolabels"], summary.get("guesses"))
-    return lines + _name_lines(begin)
-
-
-def _novel_lines(summary: Mapping[str, Any]) -> list[str]:
-    """How many classes were found beyond the named ones, how large they are, and how right that is if it is known."""
-    novel, lines = summary.get("novel") or {}, []
-    evidence, clusters = novel.get("evidence"), novel.get("clusters") or []
-    sizes = []
-    for cluster in clusters:
-        words = [str(word) for word, lift in cluster.get("proposed") or [] if lift > 0]
-        perhaps = f", perhaps {words[0]}" if words else ""
-        sizes.append(f"{cluster['name']} ({counted(cluster['n_images'], 'image')}{perhaps})")
-    likely = ""
-    if evidence and evidence["plausible"][0] < evidence["plausible"][1]:
-        low, high = evidence["plausible"]
-        none = evidence.get("could_be_none")
-        likely = f" (could be none; at most {high} likely)" if none else f" ({low} to {high} are likely)"
-    what = counted(summary["n_novel"], "class", "classes") if summary["n_novel"] else "no class"
-    listed = f": {', '.join(sizes[:LINES_MAX])}" if sizes else ""
-    more = f" and {len(sizes) - LINES_MAX:,} more" if len(sizes) > LINES_MAX else ""
-    lines.append(f"{what} beyond the named ones{likely}{listed}{more}")
-    unnamed = [cluster["name"] for cluster in clusters if cluster["name"].startswith("novel-")]
-    if unnamed:
-        lines.append(f"to name one: labelwright classes RUN rename {unnamed[0]} NAME (or merge, drop)")
-    scores = summary.get("pseudolabels") or {}
-    known = [f"{words} {scores[key]:.1%}" for key, words in _OPEN_SCORES.items() if scores.get(key) is not None]
-    return [*lines, f"unlabelled images right: {', '.join(known)}"] if known else lines
-
-
-def _accuracy_line(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """What the class names alone score, and the adapted model; says so if it is no better."""
-    helped = "" if after["accuracy"] > before["accuracy"] else "; this time it did not help"
-    return (
-        f"zero-shot -> adapted accuracy: {before['accuracy']:.4f} -> {after['accuracy']:.4f} "
-        f"on {after['n_scored']:,} test images{helped}"
-    )
-
-
-def _student_line(summary: Mapping[str, Any]) -> str:
-    """What the annotator scores on the test images, and the model that learned from it; says so if it is no better."""
-    before, after = summary["zero_shot"]["accuracy"], summary["test"]["accuracy"]
-    line = f"annotator -> student accuracy: {before:.4f} -> {after:.4f} on {summary['test']['n_scored']:,} test images"
-    if is_below_annotator(summary):
-        return f"{line}: the student is WORSE than its annotator"
-    return line if after > before else f"{line}: the student is no better than its annotator"
-
-
-def _candidate_lines(summary: Mapping[str, Any]) -> list[str]:
-    """Who guessed the candidate labels of a run, and what they were like; no lines if it had none."""
-    if not summary.get("candidates"):
-        return []
-    annotator = summary.get("annotator") or {}
-    who = f"candidates from {annotator['name']}" if annotator else "candidates of the data"
-    first, *others = _annotated_lines({**summary["candidates"], **annotator}, again="a run in another --out asks")
-    lines = [f"{who}: {first}", *others, *reliability_lines(summary.get("crowd"))]
-    return lines + own_sets_words(summary.get("own_sets"))
-
-
-def _pseudolabel_lines(found: Mapping[str, Any], guesses: Mapping[str, Any] | None = None) -> list[str]:
-    """How uneven the answers on unlabelled images are before and after, and how right where the truth is known."""
-    before = found.get("zero_shot")
-    if before is None:
-        lines = [f"pseudolabels, largest class over smallest: {_uneven(found)}"]
-        if "accuracy" not in found:
-            return lines
-        first = (guesses or {}).get("accuracy")
-        which = "first guesses" if (guesses or {}).get("is_ranked", True) else "guesses drawn by chance"
-        lines += [] if first is None else [f"{which} that are right: {first:.4f}"]
-        return [*lines, f"pseudolabels that are right: {found['accuracy']:.4f}"]
-    gini = " -> ".join("none" if each["gini"] is None else f"{each['gini']:.2f}" for each in (before, found))
-    lines = [f"pseudolabels, largest class over smallest: {_uneven(before)} -> {_uneven(found)} (Gini {gini})"]
-    if "accuracy" in found and "accuracy" in before:
-        lines.append(f"pseudolabels that are right: {before['accuracy']:.4f} -> {found['accuracy']:.4f}")
-    return lines
-
-
-def _uneven(found: Mapping[str, Any]) -> str:
-    if found["imbalance_ratio"] is not None:
-        return f"{found['imbalance_ratio']:.1f}"
-    return counted(sum(n == 0 for n in found["counts"]), "class", "classes") + " empty"
-
-
-def _name_lines(begin: Mapping[str, Any]) -> list[str]:
-    """Which class names fit no image and what repaired them, what is described better than named, what was refused."""
-    if "mismatched" not in begin:
-        return []
-    names = begin["class_names"]
-    facts = begin.get("descriptions", {})
-    contradicted = begin.get("contradicted", [])
-    wrong = {*begin["mismatched"], *contradicted, *begin.get("guessed", [])}
-    lines = [f"class names that fit no image: {f'{len(wrong)} of {len(names)}' if wrong else 'none found'}"]
-    lines += _listed([f"{name!r}: {_repair(name, begin)}" for name in names if name in wrong])
-    better = [f"{name!r}: {facts[name]!r}" for name in names if name in facts and name not in wrong]
-    if better:
-        lines += [f"described better than named: {len(better)} of {len(names)}", *_listed(better)]
-    return lines + _refused_lines(begin)
-
-
-def _repair(name: str, begin: Mapping[str, Any]) -> str:
-    """What took the place of a name that fits no image."""
-    if name in begin.get("guessed", []):
-        return "given the images left over, which are a class of their own"
-    if name in begin.get("placed", []):
-        return "placed by its labelled images"
-    if name in begin.get("unrepaired", []):
-        return "not repaired"
-    if name in begin.get("descriptions", {}):
-        return f"described as {begin['descriptions'][name]!r}"
-    return "its labelled images bear the name out"
-
-
-def folded_warnings(warnings: Sequence[str]) -> list[str]:
-    """Warnings that differ in their numbers alone, as those of one epoch after another, once: the last of them.
-
-    Example:
-      >>> folded_warnings(["loss 3.1 in epoch 1", "no class", "loss 2.9 in epoch 2"])
-      ['no class', 'loss 2.9 in epoch 2 (2 such warnings)']
-    """
-    alike: dict[str, list[str]] = {}
-    for warning in warnings:
-        key = re.sub(r"\d+", "0", warning)
-        alike[key] = [*alike.pop(key, []), warning]  # the last comes last
-    return [some[-1] + (f" ({len(some)} such warnings)" if len(some) > 1 else "") for some in alike.values()]
-
-
-def _refused_lines(facts: Mapping[str, Any]) -> list[str]:
-    refused = [f"{name!r}: {', '.join(map(repr, texts))}" for name, texts in facts.get("rejected", {}).items()]
-    heading = "descriptions refused, as they explain the images worse than the names:"
-    return [heading, *_listed(refused)] if refused else []
-
-
-def _listed(lines: Sequence[str]) -> list[str]:
-    more = [f"  and {len(lines) - LINES_MAX} more, see the report"] if len(lines) > LINES_MAX else []
-    return [*(f"  {line}" for line in lines[:LINES_MAX]), *more]
-
-
-def _annotated_lines(
-    counts: Mapping[str, Any], *, again: str = "take the table away and repeat the command to ask"
-) -> list[str]:
-    """What `annotate` counted; ``again`` says how failed questions are asked again, up to the word before "them"."""
-    empty = f"; {counts['n_empty']:,} without any" if counts["n_empty"] else ""
-    lines = [
-        f"{counted(counts['n_images'], 'image')}, {counts['mean_set_size']:.2f} candidates each on average, "
-        f"at most {counts['largest_set']}{empty}"
-    ]
-    if counts["n_classes_never_named"]:
-        lines.append(f"classes that no image has among its candidates: {counts['n_classes_never_named']}")
-    if "n_scored" in counts:
-        lines.append(
-            f"truth inside the candidates: {counts['truth_inside']:.4f} of {counts['n_scored']:,} images whose label "
-            f"is known; on top of them: {counts['top1_accuracy']:.4f}"
-        )
-    if "n_calls" in counts:
-        kept = f", {counts['n_from_journal']:,} kept from before" if counts["n_from_journal"] else ""
-        asked = f"{counted(counts['n_calls'], 'question')} asked{kept}, {counted(counts['n_answers'], 'answer')}"
-        unread = counts["n_unparseable"]
-        if unread:
-            where, _, answer = counts["unparseable"][0]
-            shown = answer if len(answer) <= 60 else answer[:59] + "…"
-            asked += f"; {counted(unread, 'answer')} {'names' if unread == 1 else 'name'} no class, such as "
-            asked += f"{shown!r} to {where}"
-        lines.append(asked)
-        if failed := counts["n_failed"]:
-            lines.append(f"{counted(failed, 'question')} failed: {again} {'it' if failed == 1 else 'them'} again")
-    return lines + _description_lines(counts)
-
-
-def _description_lines(counts: Mapping[str, Any]) -> list[str]:
-    """Which names were replaced before the images were annotated, and which descriptions were of no use."""
-    used, lines = counts.get("descriptions", {}), list[str]()
-    if used:
-        lines.append(f"described in the prompts instead of named: {counted(len(used), 'class', 'classes')}")
-        lines += _listed([f"{name!r}: {text!r}" for name, text in used.items()])
-    lines += _refused_lines(counts)
-    if left := [name for name in counts.get("mismatched", []) if name not in used]:
-        lines.append("class names that fit no image and stay as they are: " + ", ".join(left[:LINES_MAX]))
-    return lines
+def _say(text: object) -> None:
+    """Print a text for people."""
+    screen().print(text)
 
 
 # ---- printers: (what the verb returned, the values of its flags) -----------------------------------------------------
@@ -237,7 +37,7 @@ def _print_inspection(found: Any, values: Mapping[str, Any]) -> None:
 
     Raises: DataError if something is wrong with the data.
     """
-    table, counts, out = found.table, found.table.counts(), _console()
+    table, counts, out = found.table, found.table.counts(), screen()
     out.print(
         f"{len(table):,} {found.noun}, {int((table.labels >= 0).sum()):,} labelled, {len(table.class_names)} classes"
     )
@@ -253,17 +53,17 @@ def _print_inspection(found: Any, values: Mapping[str, Any]) -> None:
     for what, words in found.situation.facets:
         facets.add_row(what, words)
     out.print(facets)
-    out.print(f"situation: {found.situation.name}: {found.situation.reason}", markup=False)
-    out.print(f"fit would run: {found.runs}{f' ({found.needs})' if found.needs else ''}", markup=False)
+    out.print(f"situation: {found.situation.name}: {found.situation.reason}")
+    out.print(f"fit would run: {found.runs}{f' ({found.needs})' if found.needs else ''}")
     if found.time:
-        out.print(f"time: {found.time}", markup=False)
+        out.print(f"time: {found.time}")
     for line in reliability_lines(found.reliability):
-        out.print(line, markup=False)
+        out.print(line)
     for notice in found.notices:
-        out.print(f"notice: {notice}", markup=False)
+        out.print(f"notice: {notice}")
     bad = [p for p in found.problems if p.kind not in NOTICES]
     if found.problems:
-        out.print(format_problems(found.problems), markup=False)
+        out.print(format_problems(found.problems))
     given, kept, lost = table.accounted
     if lost:
         out.print(f"{counted(given, 'row')} given: {kept:,} read, {lost:,} not, as listed above")
@@ -279,25 +79,25 @@ def _print_inspection(found: Any, values: Mapping[str, Any]) -> None:
 
 def _print_fit(run: Run, values: Mapping[str, Any]) -> None:
     """Scores, what names and pseudolabels were like, warnings, and where the report is."""
-    summary, out = run.summary, _console()
+    summary, out = run.summary, screen()
     n_images, n_labelled = summary["n_images"], summary["n_labelled"]
     images = f"{n_images:,} images, {n_labelled:,} labelled," if n_labelled < n_images else f"{n_images:,} images"
     out.print(
         f"{summary['method']} on {images} of {summary['n_classes']} classes "
         f"({summary['situation']}), {summary['seconds']['train']:.0f} s of training"
     )
-    for line in [*_skipped_lines(run), *lines_of_run(run)]:
-        out.print(line, markup=False)
+    for line in [*skipped_lines(run), *lines_of_run(run)]:
+        out.print(line)
     if summary["test"]:
         _print_scores(summary["test"])
     _print_beside(summary)
     for line in _promise_lines(summary.get("promise")):
-        out.print(line, markup=False)
+        out.print(line)
     if (summary.get("strangers") or {}).get("n"):
-        out.print(f"strangers: {summary['strangers']['says']}", markup=False)
+        out.print(f"strangers: {summary['strangers']['says']}")
     for warning in folded_warnings(summary["warnings"]):
-        out.print(f"warning: {warning}", markup=False)
-    out.print(f"report: {run.report}", markup=False)
+        out.print(f"warning: {warning}")
+    out.print(f"report: {run.report}")
 
 
 def _print_beside(summary: Mapping[str, Any]) -> None:
@@ -305,7 +105,7 @@ def _print_beside(summary: Mapping[str, Any]) -> None:
     keys, rows = beside_rows(summary)
     if not rows:
         return
-    out = _console()
+    out = screen()
     shown = Table(
         "right, as a mean over the classes", *(f"on {COLUMNS[key]}" for key in keys), box=None, pad_edge=False
     )
@@ -313,7 +113,7 @@ def _print_beside(summary: Mapping[str, Any]) -> None:
         values = ("-" if row[key] is None else f"{row[key]:.4f}" for key in keys)
         shown.add_row(f"{row['title']}{' (the answer)' if row['is_answer'] else ''}", *values)
     out.print(shown)
-    out.print(f"answer: {summary['answer']['why']}", markup=False)
+    out.print(f"answer: {summary['answer']['why']}")
 
 
 def print_verdict(content: Mapping[str, Any]) -> None:
@@ -322,12 +122,13 @@ def print_verdict(content: Mapping[str, Any]) -> None:
     Args:
       content: see reporting.collect.
     """
-    out, verdict = _console(), content["verdict"]
-    out.print(f"\n{verdict['sign']} {verdict['words']}: {verdict['sentence']}", markup=False)
+    out, verdict = screen(), content["verdict"]
+    out.print(f"\n{verdict['sign']} {verdict['words']}: {verdict['sentence']}")
     for _, words in verdict["facts"]:
-        out.print(f"  {words}", markup=False)
+        out.print(Padding(words, (0, 0, 0, 2)) if out.is_terminal else f"  {words}")
     for card in content["next"]:
-        out.print(f"next: {card['title'].lower()}: {card['command']}", markup=False)
+        out.print(f"next: {card['title'].lower()}:")
+        out.print(f"  {card['command']}", soft_wrap=True)  # to be copied whole
 
 
 def _print_compared(found: Any, values: Mapping[str, Any]) -> None:
@@ -335,7 +136,7 @@ def _print_compared(found: Any, values: Mapping[str, Any]) -> None:
     if values["json"]:
         print(json.dumps(found.to_dict()))
         return
-    out = _console()
+    out = screen()
     for what, rows in (("setting", found.settings), ("score", found.scores)):
         if rows:
             shown = Table(what, *found.names, box=None, pad_edge=False)
@@ -345,31 +146,31 @@ def _print_compared(found: Any, values: Mapping[str, Any]) -> None:
                 )
             out.print(shown)
     if not found.settings:
-        print("the settings are the same")
-    print(f"labels that differ: {found.n_changed:,} of {counted(found.n_common, 'image')} that both labelled")
+        _say("the settings are the same")
+    _say(f"labels that differ: {found.n_changed:,} of {counted(found.n_common, 'image')} that both labelled")
     for was, now, n in found.pairs[:10]:
-        out.print(f"  {was} -> {now}: {counted(n, 'image')}", markup=False)
+        out.print(f"  {was} -> {now}: {counted(n, 'image')}")
     for note in found.notes:
-        print(f"note: {note}")
+        _say(f"note: {note}")
 
 
 def _print_pretrain(path: Path, values: Mapping[str, Any]) -> None:
     """On what, how long, warnings, and what to do with it."""
     run = Run(path)
     summary = run.summary
-    print(
+    _say(
         f"simclr on {summary['n_images']:,} images of {summary['size_px']} px, labels unseen: {summary['encoder']}, "
         f"{summary['epochs']} epochs, {summary['seconds']['train']:.0f} s of training"
     )
-    for line in _skipped_lines(run):
-        print(line)
-    print(
+    for line in skipped_lines(run):
+        _say(line)
+    _say(
         f"mean cosine of views of one image {summary['alignment']:.2f}, of different images "
         f"{summary['cosine_of_others']:.2f}"
     )
     for warning in folded_warnings(summary["warnings"]):
-        print(f"warning: {warning}")
-    print(f"start from it: labelwright fit {values['data']} --model {path} --out NEW")
+        _say(f"warning: {warning}")
+    _say(f"start from it: labelwright fit {values['data']} --model {path} --out NEW")
 
 
 FLAG_WORDS = {
@@ -394,7 +195,7 @@ def _print_audit(done: Any, values: Mapping[str, Any]) -> None:
     if values["json"]:
         print(json.dumps(found))
         return
-    print(
+    _say(
         f"{counted(found['n_images'], 'image')}, {found['n_labelled']:,} labelled, "
         f"{counted(found['n_classes'], 'class', 'classes')}; features: {found['features']}"
     )
@@ -404,44 +205,44 @@ def _print_audit(done: Any, values: Mapping[str, Any]) -> None:
             shown.add_row(f"{n:,}", FLAG_WORDS[flag])
     if found["n_duplicate_groups"]:
         shown.add_row(f"{found['n_duplicate_groups']:,}", "groups of copies")
-    _console().print(shown)
+    screen().print(shown)
     if found["estimated_wrong"] is not None:
-        print(f"about {percent(found['estimated_wrong'])} of the labels are estimated to be wrong")
+        _say(f"about {percent(found['estimated_wrong'])} of the labels are estimated to be wrong")
     if found["worst"]:
         worst = Table(
             "the worst labels: id", "label", "rather", "chance that the label is right", box=None, pad_edge=False
         )
         for row in found["worst"]:
             worst.add_row(row["id"], row["label"], row["suspected_label"], f"{row['label_score']:.3f}")
-        _console().print(worst)
+        screen().print(worst)
     for pair in found["alike"]:
-        print(f"classes that look like one: {' and '.join(pair['classes'])} ({pair['alike']:.2f} of 1)")
+        _say(f"classes that look like one: {' and '.join(pair['classes'])} ({pair['alike']:.2f} of 1)")
     for notice in found["notices"]:
-        print(f"notice: {notice}")
+        _say(f"notice: {notice}")
     if values["out"] is not None:
-        print(f"a row per image: {values['out']}")
+        _say(f"a row per image: {values['out']}")
     _print_left_out(found["left_out"])
     if done.failed:
-        print(f"found, as --fail-on asks: {', '.join(done.failed)}", file=sys.stderr)
+        screen(is_error=True).print(f"found, as --fail-on asks: {', '.join(done.failed)}")
 
 
 def _print_embedded(done: Any, values: Mapping[str, Any]) -> None:
     """How many features of how many images, and what to do with them."""
-    print(f"{counted(done.n_images, 'image')}, {done.n_features:,} features each: {done.path}")
-    print(f"learn from them: labelwright fit {done.path} --out RUN")
+    _say(f"{counted(done.n_images, 'image')}, {done.n_features:,} features each: {done.path}")
+    _say(f"learn from them: labelwright fit {done.path} --out RUN")
     _print_left_out(done.left_out)
 
 
 def _print_annotated(done: Any, values: Mapping[str, Any]) -> None:
     """How many candidates there are and, where labels are known, how often they hold them."""
-    for line in _annotated_lines(done.counts):
-        print(line)
+    for line in annotated_lines(done.counts):
+        _say(line)
     if n := done.counts.get("n_labelled"):
-        print(
+        _say(
             f"notice: {n:,} of these images have a label, which `fit` on this table takes as verified; --method coreg "
             "learns from the candidates of the others"
         )
-    print(f"candidates: {done.path}")
+    _say(f"candidates: {done.path}")
     _print_left_out(done.counts["left_out"])
 
 
@@ -451,28 +252,28 @@ def _print_described(found: Any, values: Mapping[str, Any]) -> None:
     weakest = sorted(range(len(names)), key=evidence.__getitem__)
     if found.mismatched:
         fit = "fits" if len(found.mismatched) == 1 else "fit"
-        print(f"{len(found.mismatched)} of {len(names)} class names {fit} no image")
+        _say(f"{len(found.mismatched)} of {len(names)} class names {fit} no image")
         weakest = [c for c in weakest if found.mismatch.is_mismatched[c]]
     else:
-        print(f"none of {len(names)} class names stands out as fitting no image; the weakest:")
+        _say(f"none of {len(names)} class names stands out as fitting no image; the weakest:")
         weakest = weakest[:5]
     shown = Table("class", "evidence (0 to 1)", box=None, pad_edge=False)
     for c in weakest:
         shown.add_row(names[c], f"{evidence[c]:.2f}")
-    _console().print(shown)
+    screen().print(shown)
     if found.path is None:
-        print("--chat MODEL --out FILE.json asks how they look; a file you write yourself is as good")
+        _say("--chat MODEL --out FILE.json asks how they look; a file you write yourself is as good")
         return
     asked = range(len(names)) if values["every"] else [c for c in weakest if found.mismatch.is_mismatched[c]]
     if not asked:
-        print("nothing was asked; --every asks about all classes")
+        _say("nothing was asked; --every asks about all classes")
         return
     for name, texts in found.descriptions.items():
-        print(f"{name}: {'; '.join(texts)}")
+        _say(f"{name}: {'; '.join(texts)}")
     if silent := [names[c] for c in asked if names[c] not in found.descriptions]:
-        print(f"no usable answer about: {', '.join(silent)}; the same command asks again")
+        _say(f"no usable answer about: {', '.join(silent)}; the same command asks again")
     if found.descriptions:
-        print(f"descriptions: {found.path}; look them over, then: labelwright fit ... --descriptions {found.path}")
+        _say(f"descriptions: {found.path}; look them over, then: labelwright fit ... --descriptions {found.path}")
 
 
 def _print_labels(rows: pa.Table, values: Mapping[str, Any]) -> None:
@@ -485,13 +286,13 @@ def _print_labels(rows: pa.Table, values: Mapping[str, Any]) -> None:
     if values["json"]:
         print(json.dumps({"n_images": len(rows), "out": values["out"], **kept, "new": new}))
         return
-    print(f"{counted(len(rows), 'image')} labelled: {values['out']}")
-    print(kept["strangers"]["says"])
+    _say(f"{counted(len(rows), 'image')} labelled: {values['out']}")
+    _say(kept["strangers"]["says"])
     if values["novel"]:
         sizes = ", ".join(f"{name} ({counted(n, 'image')})" for name, n in new.items())
-        print(f"put together in: {sizes}" if new else "too few of them to be new classes")
+        _say(f"put together in: {sizes}" if new else "too few of them to be new classes")
     for line in _promise_lines(kept.get("promise")):
-        print(line)
+        _say(line)
     _print_left_out(kept["left_out"])
 
 
@@ -507,9 +308,9 @@ def _print_to_verify(found: Any, values: Mapping[str, Any]) -> None:
     if values["json"]:
         print(json.dumps({"path": str(found.path), "n": found.n, "n_predicted": found.n_predicted}))
         return
-    print(f"{counted(found.n, 'image')} of {found.n_predicted:,} to look at: {found.path}")
-    print("fill in the column verified with the true class, or none where it is of no class; then")
-    print(f"  labelwright label {values['run']} DATA --error {values['error']:g} --verified {found.path}")
+    _say(f"{counted(found.n, 'image')} of {found.n_predicted:,} to look at: {found.path}")
+    _say("fill in the column verified with the true class, or none where it is of no class; then")
+    _say(f"  labelwright label {values['run']} DATA --error {values['error']:g} --verified {found.path}")
 
 
 def _print_evaluated(scores: Mapping[str, Any], values: Mapping[str, Any]) -> None:
@@ -523,13 +324,13 @@ def _print_evaluated(scores: Mapping[str, Any], values: Mapping[str, Any]) -> No
 
 def _print_reviewed(done: Any, values: Mapping[str, Any]) -> None:
     """How much was answered, what was written, and what to do with it."""
-    print(f"{counted(done.n_answered, 'image')} answered, in {done.run / ANSWERS_FILE}")
+    _say(f"{counted(done.n_answered, 'image')} answered, in {done.run / ANSWERS_FILE}")
     if done.corrections is not None:
-        print(f"corrections: {done.corrections}")
+        _say(f"corrections: {done.corrections}")
     if done.applied is not None:
-        print(done.says)
+        _say(done.says)
     elif done.n_answered and done.corrections is None:
-        print(f"to learn from it: labelwright review {done.run} --apply")
+        _say(f"to learn from it: labelwright review {done.run} --apply")
 
 
 def _print_settings(found: Sequence[Any], values: Mapping[str, Any]) -> None:
@@ -541,9 +342,9 @@ def _print_settings(found: Sequence[Any], values: Mapping[str, Any]) -> None:
     for each in found:
         value = ",".join(map(str, each.value)) if isinstance(each.value, tuple) else str(each.value)
         shown.add_row(each.name, value, "*" if each.is_of_preset else "", each.text)
-    _console().print(shown)
+    screen().print(shown)
     if any(each.is_of_preset for each in found):
-        print(f"* set by the preset {values['preset']}")
+        _say(f"* set by the preset {values['preset']}")
 
 
 def _print_verified(verified: Any, values: Mapping[str, Any]) -> None:
@@ -551,11 +352,11 @@ def _print_verified(verified: Any, values: Mapping[str, Any]) -> None:
         print(json.dumps(dataclasses.asdict(verified)))
         return
     for name, what in verified.faults.items():
-        print(f"{name} {what}")
+        _say(f"{name} {what}")
     for note in verified.notes:
-        print(note)
+        _say(note)
     state = "as they were written" if not verified.faults else f"{len(verified.faults)} of them altered"
-    print(f"{counted(verified.n_files, 'file')}, {verified.n_bytes / 1e6:,.1f} MB: {state}")
+    _say(f"{counted(verified.n_files, 'file')}, {verified.n_bytes / 1e6:,.1f} MB: {state}")
 
 
 PRINTERS: Mapping[str, Callable[[Any, Mapping[str, Any]], None]] = {
@@ -569,45 +370,47 @@ PRINTERS: Mapping[str, Callable[[Any, Mapping[str, Any]], None]] = {
     "describe": _print_described,
     "label": _print_labels,
     "verify-sample": _print_to_verify,
-    "classes": lambda result, values: print("\n".join(_novel_lines(result.summary))),
+    "classes": lambda result, values: _say("\n".join(novel_lines(result.summary))),
     "evaluate": _print_evaluated,
-    "export": lambda result, values: print(f"written: {result}"),
-    "report": lambda result, values: print(result),
+    "export": lambda result, values: _say(f"written: {result}"),
+    "report": lambda result, values: _say(result),
     "review": _print_reviewed,
     "compare": _print_compared,
     "verify": _print_verified,
     "settings": _print_settings,
-    "bench": lambda result, values: print(result),
+    "bench": lambda result, values: _say(result),
 }
-
-
-def _console() -> Console:
-    return Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
-
-
-def _skipped_lines(run: Run) -> list[str]:
-    """Rows that a run left out, and notices about its data."""
-    lines, where = [], f"listed in {run.path / 'data.json'}"
-    if run.data["quarantined"]:
-        lines.append(f"left out: {counted(len(run.data['quarantined']), 'row')}, {where}")
-    if run.data["notices"]:
-        lines.append(f"notices: {len(run.data['notices'])}, {where}")
-        listed = [each for each in run.data["notices"] if each["kind"] in ("read_as", "ignored_column", "odd_class")]
-        lines += [f"  {Path(each['where']).name}: {each['detail']}" for each in listed[:NOTICES_SHOWN]]
-    return lines
 
 
 def _print_left_out(problems: Sequence[Mapping[str, str]]) -> None:
     if problems:
-        print(f"{counted(len(problems), 'image')} left out:", file=sys.stderr)
-        print(format_problems([Problem(p["where"], p["kind"], p["detail"]) for p in problems]), file=sys.stderr)
+        screen(is_error=True).print(f"{counted(len(problems), 'image')} left out:")
+        screen(is_error=True).print(format_problems([Problem(p["where"], p["kind"], p["detail"]) for p in problems]))
+
+
+SCORES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "accuracy, mean over the classes",
+    "many": "  classes with many labels",
+    "medium": "  classes with a medium number of labels",
+    "few": "  classes with few labels",
+    "seen": "  classes with labels",
+    "unseen": "  classes without labels",
+    "harmonic": "  harmonic mean of these two",
+    "novel": "  discovered classes",
+    "ece": "trust, mean distance from the share that is right",
+}
+"""Score -> what it is, in the order of printing."""
+
+PARTS = (("many", "medium", "few"), ("seen", "unseen", "novel"))
+"""Scores that part the accuracy over the classes."""
 
 
 def _print_scores(scores: Mapping[str, Any]) -> None:
     shown = Table("score", f"on {counted(scores['n_scored'], 'image')}", box=None, pad_edge=False)
-    groups = [key for key in ("many", "medium", "few") if scores.get(key) is not None]
-    groups = groups if len(groups) > 1 else []  # one alone is the balanced accuracy over again
-    for key in ("accuracy", "balanced_accuracy", *groups, "seen", "unseen", "harmonic", "novel", "ece"):
-        if scores.get(key) is not None:
-            shown.add_row(key.replace("_", " "), f"{scores[key]:.4f}")
-    _console().print(shown)
+    parts = [[key for key in keys if scores.get(key) is not None] for keys in PARTS]
+    alone = {part[0] for part in parts if len(part) == 1}  # the accuracy over the classes over again
+    for key, words in SCORES.items():
+        if scores.get(key) is not None and key not in alone:
+            shown.add_row(words, f"{scores[key]:.4f}")
+    screen().print(shown)

@@ -16,7 +16,7 @@ from labelwright.wording import duration
 
 LINE_EVERY_S = 60.0  # of work that is not shown on a terminal
 KEPT_S = 5.0  # on a terminal a line stays of work that took longer
-WORDS_WIDTH = 62  # characters beside the bar
+WORDS_WIDTH = 66  # characters beside the bar
 
 ItemT = TypeVar("ItemT")
 

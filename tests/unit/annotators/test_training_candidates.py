@@ -37,7 +37,7 @@ from labelwright.encoders.templates import TEMPLATES, fill
 from labelwright.errors import ConfigError, LabelwrightError
 from labelwright.methods.method import Budget
 from labelwright.methods.registry import METHODS
-from labelwright.reporting.terminal import lines_of_run
+from labelwright.reporting.lines import lines_of_run
 from labelwright.types import Candidates
 
 NAMES = ["zero", "one", "two", "three"]

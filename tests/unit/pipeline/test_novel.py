@@ -18,7 +18,7 @@ from labelwright.labels.clusters import about_clusters
 from labelwright.metrics.scores import open_scores, truth_beyond
 from labelwright.pipeline.novel import EVIDENCE_FILE, count_novel
 from labelwright.pipeline.saved_model import renamed
-from labelwright.reporting.terminal import lines_of_run
+from labelwright.reporting.lines import lines_of_run
 from labelwright.run_folder import Run
 from labelwright.train.predict import TEMPERATURES, Answers
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from labelwright.reporting import terminal as telling
+from labelwright.reporting import lines as telling
+from labelwright.reporting import terminal
 from labelwright.run_folder import Run
 
 BEGIN: dict[str, Any] = {
@@ -117,20 +118,20 @@ def test_novel_lines__what_was_found_and_how_right_it_is() -> None:
         "novel": {"evidence": {"plausible": [2, 4]}, "clusters": clusters},
         "pseudolabels": {"seen": 0.9, "novel": None, "all": 0.75},
     }
-    assert telling._novel_lines(summary) == [
+    assert telling.novel_lines(summary) == [
         "3 classes beyond the named ones (2 to 4 are likely): okapi (1,200 images, perhaps zebra), "
         "novel-2 (1 image, perhaps dik-dik), novel-3 (0 images)",
         "to name one: labelwright classes RUN rename novel-2 NAME (or merge, drop)",
         "unlabelled images right: of named classes 90.0%, all in all 75.0%",
     ]
     doubted = summary | {"novel": {"evidence": {"plausible": [0, 4], "could_be_none": True}, "clusters": clusters}}
-    assert telling._novel_lines(doubted)[0].startswith(
+    assert telling.novel_lines(doubted)[0].startswith(
         "3 classes beyond the named ones (could be none; at most 4 likely)"
     )
     many = [{"name": f"novel-{i}", "n_images": 5} for i in range(1, telling.LINES_MAX + 3)]
-    line = telling._novel_lines({"n_novel": len(many), "novel": {"evidence": None, "clusters": many}})[0]
+    line = telling.novel_lines({"n_novel": len(many), "novel": {"evidence": None, "clusters": many}})[0]
     assert line.endswith(f"novel-{telling.LINES_MAX} (5 images) and 2 more")
-    assert telling._novel_lines({"n_novel": 0, "novel": None}) == ["no class beyond the named ones"]
+    assert telling.novel_lines({"n_novel": 0, "novel": None}) == ["no class beyond the named ones"]
 
 
 TOWERS = {"name": "a/clip", "kind": "two towers"}
@@ -199,7 +200,7 @@ def test_folded_warnings__other_words_stay_apart() -> None:
 
 def test_annotated_lines__two_towers_say_nothing_of_questions() -> None:
     counts = {"n_images": 2, "mean_set_size": 2.0, "largest_set": 2, "n_empty": 0, "n_classes_never_named": 3}
-    lines = telling._annotated_lines({**counts, "n_scored": 2, "truth_inside": 1.0, "top1_accuracy": 0.5})
+    lines = telling.annotated_lines({**counts, "n_scored": 2, "truth_inside": 1.0, "top1_accuracy": 0.5})
     assert lines == [
         "2 images, 2.00 candidates each on average, at most 2",
         "classes that no image has among its candidates: 3",
@@ -215,10 +216,11 @@ def test_print_verdict__as_the_report_says_it(capsys: pytest.CaptureFixture[str]
         },
         "next": [{"title": "Use it", "why": "", "command": "labelwright label run new/"}],
     }
-    telling.print_verdict(content)
+    terminal.print_verdict(content)
     assert capsys.readouterr().out.splitlines() == [
         "",
         "! Usable after a look: About 80 of 100 labels are right.",
         "  Never recognised: [b]owl.",
-        "next: use it: labelwright label run new/",
+        "next: use it:",
+        "  labelwright label run new/",
     ]

@@ -77,7 +77,7 @@ def test_bar__on_a_terminal_a_line_that_fits_and_one_that_stays_of_long_work(
     *frames, kept = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", out.getvalue()).strip().splitlines()
     assert kept == "epoch 12/104, step 120/1,040  3 min 20 s"
     last = [frame for frame in frames if frame][-1]
-    assert re.match("[━╸]+ epoch 12/104, step 120/1,040  about 5 h 6 min left", last)
+    assert re.match("[━╸╺]+ epoch 12/104, step 120/1,040  about 5 h 6 min left", last)
     assert last.endswith("loss 1.250" if width == 80 else "left")
     assert max(map(len, frames)) <= width
 
