@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from scipy.optimize import minimize
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
@@ -22,9 +23,9 @@ from labelwright.train.convex import (
     PENALTIES,
     TRIED_GRADIENT,
     Problem,
-    centre_and_scale,
     cross_validate,
     folds_of,
+    scaled,
     solve,
 )
 
@@ -181,8 +182,7 @@ def judge_labels(
     rows, fold = folds_of(y, of, seed=seed, limit=len(y))
     if not len(rows):
         return None
-    mean, scale = centre_and_scale(feats[known])
-    z = (feats[known].float() - mean) / scale
+    z = scaled(feats[known]).z
     log_head, is_scored = _left_out(z, y, of, fold, n_classes=n_classes, seed=seed, penalties=penalties)
     prior = torch.bincount(y, minlength=n_classes).float() / len(y)
     beside = torch.where(neighbours.rows[known] >= 0, labels[neighbours.rows[known]], -1)  # [n, K]
@@ -269,19 +269,16 @@ def _even(rate: float, n_classes: int) -> Tensor:
 
 def _likeliest(weights: Tensor, parts: Tensor, log_given: Tensor) -> Tensor:
     """Likeliest weights [P], from ``weights`` on; log_given [n, C]: log p(given label | true class)."""
-    weights = weights.clone().requires_grad_()
-    solver = torch.optim.LBFGS([weights], max_iter=20, line_search_fn="strong_wolfe")
 
-    def loss_of() -> Tensor:
-        solver.zero_grad()
-        log_probs = torch.einsum("p,pnc->nc", weights, parts).log_softmax(1)
-        loss = -(log_probs + log_given).logsumexp(1).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
+    def loss_of(at: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        log_probs = torch.einsum("p,pnc->nc", torch.from_numpy(at).float(), parts).log_softmax(1)
+        both = log_probs + log_given
+        surer = both.softmax(1) - log_probs.exp()  # of the true class, once the given label is known
+        gradient = -torch.einsum("pnc,nc->p", parts, surer) / len(log_given)
+        return -float(both.logsumexp(1).mean()), gradient.double().numpy()
 
-    with torch.enable_grad():
-        solver.step(loss_of)  # type: ignore[no-untyped-call]
-    return weights.detach()
+    found = minimize(loss_of, weights.double().numpy(), jac=True, method="BFGS", options={"maxiter": 20})
+    return torch.from_numpy(found.x).float()
 
 
 def like_one(alike: Tensor) -> list[tuple[int, int, float]]:

@@ -21,7 +21,7 @@ from labelwright.adjust import fixed
 from labelwright.methods.frozen_heads import Labelled, balanced_accuracy, fitted
 from labelwright.methods.open_world import put_in
 from labelwright.methods.recipe import Begun
-from labelwright.train.convex import Problem, centre_and_scale, folds_of
+from labelwright.train.convex import Problem, folds_of, scaled
 from labelwright.types import BuildNet, Passes, State, Task
 
 
@@ -41,13 +41,14 @@ def balanced_start(task: Task, state: State, passes: Passes, *, nets: Sequence[s
     if not is_linear or int((task.counts > 0).sum()) < 2:
         return state, {}
     feats = torch.cat([some.float() for _, some in passes(nets[0], known.cpu(), output="feats")])  # 1
-    mean, scale = centre_and_scale(feats)
+    given = scaled(feats)
     labels, groups = task.labels[known], None if task.groups is None else task.groups[known.to(task.groups.device)]
-    data = Labelled((feats - mean) / scale, labels, task.n_classes, *folds_of(labels, groups, seed=0), adjust=None)
+    data = Labelled(given.z, labels, task.n_classes, *folds_of(labels, groups, seed=0), adjust=None)
     found = fitted(lambda counts: Problem(fixed.logit_adjustment(counts, strength=1.0)), None, data)  # 2
-    head = data.solve(found.problem_of, found.penalty, None if found.validated is None else found.validated.head)
-    weight = head.weight / scale
+    start = None if found.validated is None else found.validated.head
+    head = given.plain(data.solve(found.problem_of, found.penalty, start))
+    weight = head.weight / given.scale
     for name in nets:
-        put_in(state.nets[name], weight, head.bias - weight @ mean)  # 3
+        put_in(state.nets[name], weight, head.bias - weight @ given.mean)  # 3
     score = None if found.validated is None else round(balanced_accuracy(found.validated, labels), 5)
     return state, {"start_penalty": found.penalty, "start_left_out_balanced_accuracy": score}

@@ -62,7 +62,8 @@ def fit(cfg: Config, data: Labelled) -> Fit:
                 at = PENALTIES.index(found.penalty)
                 data = replace(data, penalties=PENALTIES[max(0, at - 2) : at + 2])
     chosen = max(fits, key=lambda name: scores.get(name, 0.0))  # the first of those that are level
-    return replace(fits[chosen], logs={**fits[chosen].logs, "chosen": chosen, "left_out_scores": scores})
+    logs = {**fits[chosen].logs, "chosen": chosen, "left_out_scores": scores}
+    return replace(fits[chosen], logs=logs, chosen={"family": cfg.family.index(chosen)})
 
 
 RECIPE = FrozenRecipe(Config, fit)

@@ -21,7 +21,7 @@ chosen on CIFAR-10 and GTSRB (features of a small CLIP's image tower, three made
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -33,15 +33,15 @@ from labelwright.labels.dawid_skene import dawid_skene
 from labelwright.labels.first_guess import first_guess
 from labelwright.methods.baselines.candidate_sets import check_task
 from labelwright.methods.open_world import put_in
-from labelwright.methods.recipe import Begun, Recipe, check_is_pretrained
+from labelwright.methods.recipe import CHOSEN, Begun, Recipe, check_is_pretrained
 from labelwright.train.convex import (
     PENALTIES,
     TRIED_GRADIENT,
     Linear,
     Problem,
-    centre_and_scale,
     cross_validate,
     folds_of,
+    scaled,
     solve,
 )
 from labelwright.train.seeds import generator
@@ -85,14 +85,15 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     )
     rows = is_annotated.nonzero().flatten()
     feats = torch.cat([some.float() for _, some in passes("main", rows, output="feats")])
-    mean, scale = centre_and_scale(feats)  # 1
-    head.mean.copy_(mean)
-    head.scale.copy_(scale)
-    z = (feats - mean) / scale
+    given = scaled(feats)  # 1
+    head.mean.copy_(given.mean)
+    head.scale.copy_(given.scale)
+    z = given.z
     q = _start(task, rows).to(z.device)  # 2
     groups = None if task.groups is None else task.groups.cpu()[rows]
-    penalty = _penalty(z, first_guess(q.float(), rows.to(q.device)), groups, task.n_classes) or USUAL_PENALTY
-    penalty = cfg.penalty or penalty  # 3
+    penalty = cfg.penalty  # 3
+    if penalty is None:
+        penalty = _penalty(z, first_guess(q.float(), rows.to(q.device)), groups, task.n_classes) or USUAL_PENALTY
     fold = _folds(len(rows), groups)
     heads: list[Linear | None] = [None] * (int(fold.max()) + 1)
     fitted, moved, n_done = None, 1.0, 0
@@ -110,9 +111,9 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
         q, n_done = new, n_done + 1
         logs["moved_frac"].append(round(moved, 5))
     assert fitted is not None, "there is a round"
-    found = _solved(z, q, penalty, heads[0])
+    found = given.plain(_solved(z, q, penalty, heads[0]))
     put_in(state.nets["main"], fitted.temperature * found.weight, fitted.temperature * found.bias)
-    return state, logs | describe(fitted)
+    return replace(state, memory={CHOSEN: {"penalty": penalty}}), logs | describe(fitted)
 
 
 def _start(task: Task, rows: Tensor) -> Tensor:

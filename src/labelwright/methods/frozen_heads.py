@@ -26,15 +26,23 @@ from torch import Tensor
 from labelwright.adjust import fixed, named
 from labelwright.encoders.heads import CentredHead
 from labelwright.methods.open_world import put_in
-from labelwright.methods.recipe import Begun, check_is_pretrained, no_step, no_steps, nothing_after, plain_logits
+from labelwright.methods.recipe import (
+    CHOSEN,
+    Begun,
+    check_is_pretrained,
+    no_step,
+    no_steps,
+    nothing_after,
+    plain_logits,
+)
 from labelwright.train.convex import (
     PENALTIES,
     CrossValidated,
     Linear,
     Problem,
-    centre_and_scale,
     cross_validate,
     folds_of,
+    scaled,
     solve,
 )
 from labelwright.train.predict import odds_of
@@ -67,7 +75,7 @@ class Labelled:
     """Labelled images as every method sees them.
 
     Attributes:
-      z: [N, D] float32, centred and of unit scale.
+      z: [N, R] float32, of `train.convex.scaled`.
       labels: [N] int64.
       n_classes: C.
       rows, fold: of `train.convex.folds_of`; empty where nothing can be left out.
@@ -125,12 +133,14 @@ class Fit:
       penalty: of it.
       validated: how it did on rows that were left out; None where none could be.
       logs: what else to say of it, JSON-ready.
+      chosen: settings that were chosen beside the penalty, see `methods.recipe.as_chosen`.
     """
 
     problem_of: ProblemOf
     penalty: float
     validated: CrossValidated | None
     logs: Mapping[str, Any] = field(default_factory=dict)
+    chosen: Mapping[str, int] = field(default_factory=dict)
 
 
 def fit_of(problem_of: Callable[[Any, Tensor], Problem]) -> Callable[[Any, Labelled], Fit]:
@@ -177,21 +187,23 @@ class FrozenRecipe:
         labels = self.labels_of(task)
         known = (labels >= 0).nonzero().flatten()
         feats = torch.cat([some.float() for _, some in passes("main", known.cpu(), output="feats")])
-        mean, scale = centre_and_scale(feats)  # 1
-        head.mean.copy_(mean)
-        head.scale.copy_(scale)
+        given = scaled(feats)  # 1
+        head.mean.copy_(given.mean)
+        head.scale.copy_(given.scale)
         labels, groups = labels[known], None if task.groups is None else task.groups[known.to(task.groups.device)]
         rows, fold = folds_of(labels, groups, seed=0)
-        data = Labelled((feats - mean) / scale, labels, task.n_classes, rows, fold, cfg.adjust)
+        data = Labelled(given.z, labels, task.n_classes, rows, fold, cfg.adjust)
         found = self.fit(cfg, data)  # 2
         start = None if found.validated is None else found.validated.head
-        solved = data.solve(found.problem_of, found.penalty, start)  # 3
+        solved = given.plain(data.solve(found.problem_of, found.penalty, start))  # 3
         put_in(state.nets["main"], solved.weight, solved.bias)
+        state = replace(state, memory={CHOSEN: {"penalty": found.penalty, **found.chosen}})
         logs: dict[str, Any] = {"penalty": found.penalty, **found.logs}
         if found.validated is not None:
             probs = found.validated.logits.softmax(1)
             left_out = {"rows": known[found.validated.rows], "predicted": probs.argmax(1), "odds": odds_of(probs)}
-            state = replace(state, memory={LEFT_OUT: {key: value.cpu() for key, value in left_out.items()}})
+            kept = {LEFT_OUT: {key: value.cpu() for key, value in left_out.items()}}
+            state = replace(state, memory={**state.memory, **kept})
             logs["left_out_loss"] = round(found.validated.loss, 5)
             logs["left_out_balanced_accuracy"] = round(balanced_accuracy(found.validated, labels), 5)
         return state, logs

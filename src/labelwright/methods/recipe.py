@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -37,6 +37,29 @@ def nothing_after(cfg: Any, task: Task, state: State, passes: Passes, epoch: int
 def plain_logits(cfg: Any, state: State, x: Tensor) -> Prediction:
     """The network's own logits: no adjustment applies at test time."""
     return Prediction(state.nets["main"](x))
+
+
+CHOSEN = "chosen"  # in the memory of a state: what the method chose of its settings, as `as_chosen` reads it
+
+
+def as_chosen(cfg: Any, state: State) -> Any:
+    """The settings with what the method has chosen by cross-validation, so that fitting anew need not search again.
+
+    Args:
+      cfg: of the method.
+      state: whose memory may hold, by setting, the number that was chosen, or the place in a tuple of names.
+
+    Example:
+      >>> from labelwright.methods.cross_validated import Config
+      >>> cfg = as_chosen(Config(), State({}, memory={CHOSEN: {"penalty": 30.0, "family": 1}}))
+      >>> cfg.penalty, cfg.family
+      (30.0, ('vs',))
+    """
+    chosen = {
+        name: (getattr(cfg, name)[value],) if isinstance(getattr(cfg, name), tuple) else value
+        for name, value in state.memory.get(CHOSEN, {}).items()
+    }
+    return replace(cfg, **chosen)
 
 
 def check_is_pretrained(build_net: BuildNet) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from labelwright.encoders.aligned import AlignedNet
 from labelwright.errors import ConfigError
 from labelwright.methods.class_names import check_task
-from labelwright.train.convex import CrossValidated, Linear, Problem, cross_validate, folds_of, solve
+from labelwright.train.convex import CrossValidated, Linear, Problem, cross_validate, folds_of, principal_axes, solve
 from labelwright.types import BuildNet, Passes, State, Task
 
 Deviation = Callable[[Tensor], Tensor]
@@ -28,10 +28,12 @@ class Shots:
     """Labelled images and class texts, such that z . text are the logits of zero-shot.
 
     Attributes:
-      z: [n, D] float32 unit features times the root of D: of unit scale, as `train.convex.PENALTIES` expect it.
+      z: [n, D] float32 unit features times the root of D: of unit scale, as `train.convex.PENALTIES` expect it; turned
+        along their axes, as the text is.
       labels: [n] int64.
       text: [C, D] float32, class texts times the logit scale over the root of D.
       rows, fold: of `train.convex.folds_of`; empty where nothing can be left out.
+      axes: [D, D] orthonormal, that z and text are multiplied by; None: by none.
     """
 
     z: Tensor
@@ -39,6 +41,7 @@ class Shots:
     text: Tensor
     rows: Tensor
     fold: Tensor
+    axes: Tensor | None = None
 
     @staticmethod
     def of(feats: Tensor, text: Tensor, task: Task) -> Shots:
@@ -54,7 +57,9 @@ class Shots:
         groups = None if task.groups is None else task.groups[known.to(task.groups.device)]
         rows, fold = folds_of(labels, groups, seed=0) if len(labels) else (labels, labels)
         root = feats.shape[1] ** 0.5
-        return Shots(root * feats.float(), labels, text.float().to(feats.device) / root, rows, fold)
+        z, text = root * feats.float(), text.float().to(feats.device) / root
+        axes = principal_axes(z, complete=True)
+        return Shots(*((z, labels, text) if axes is None else (z @ axes, labels, text @ axes)), rows, fold, axes)
 
     def cross_validate(self, deviation: Deviation) -> CrossValidated | None:
         """How a head of `solve` does on images that were left out, at its best penalty; None where none could be."""
@@ -85,7 +90,8 @@ class Shots:
         problem, n_classes = Problem(deviation=deviation, has_bias=False), len(self.text)
         start = Linear(self.text, torch.zeros_like(self.text[:, 0]))
         head = solve(self.z, self.labels, problem, n_classes=n_classes, penalty=penalty, start=start)
-        return math.sqrt(self.z.shape[1]) * head.weight
+        weight = head.weight if self.axes is None else head.weight @ self.axes.T
+        return math.sqrt(self.z.shape[1]) * weight
 
 
 def check_shots(task: Task, name: str) -> None:

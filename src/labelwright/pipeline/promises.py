@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from scipy.stats import ks_2samp
 
 from labelwright.data.columns import ROLES, open_columns
 from labelwright.data.prepare import is_embeddings, read
@@ -367,6 +366,8 @@ def by_held_out(
     if not len(apart):
         return "there are no predicted labels"
     trust, trust_held = _trust(rows)[apart], _trust(held)
+    from scipy.stats import ks_2samp  # takes a second to load
+
     if ks_2samp(trust, trust_held).pvalue < HELD_OUT_ALIKE:
         return f"the {counted(len(held), 'labelled image')} held back are not like the others: their trust is another"
     both = np.concatenate([_index(rows, class_names)[apart], _index(held, class_names)])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from labelwright.methods.recipe import as_chosen
 from labelwright.pipeline.job import Job
 from labelwright.pipeline.references import Contender
 from labelwright.pipeline.resolve import Plan
@@ -97,7 +98,7 @@ def refitted(plan: Plan, job: Job, kept: Contender) -> Contender:
     assert prepared.test is not None
     trained = train(
         kept.recipe,
-        kept.cfg,
+        as_chosen(kept.cfg, kept.state),  # what was scored, not chosen again
         joined_task(job.task, prepared.test.table.task()),
         JoinedViews(prepared.train.views(prepared.view), prepared.test.views(prepared.view)),
         job.build,

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from labelwright.adjust.adjustment import Adjustment
-from labelwright.losses.classification import adjusted_cross_entropy
+from labelwright.adjust.adjustment import Adjustment, adjusted_logits
+from labelwright.train.newton import Local, minimise
 
 PENALTIES = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0)
 """What is tried; from the strongest on, each starts where the last one ended."""
@@ -24,7 +24,8 @@ MAX_FOLDS = 5
 MAX_TRIED_ROWS = 5000  # images that take part in the cross-validation; of a rare class at least `LEAST_TRIED`
 LEAST_TRIED = 20
 CHUNK_NUMBERS = 1 << 22  # of rows x classes, or of rows x features, held at a time
-MAX_STEPS = 300  # of L-BFGS
+KEPT_NUMBERS = 1 << 25  # of rows x classes, up to which probabilities are kept between products with the Hessian
+MAX_AXES = 2048
 LEAST_GRADIENT = 1e-5  # largest entry of the gradient of the mean loss at which it has converged
 TRIED_GRADIENT = 1e-4  # the same in cross-validation, where heads serve only to be compared
 
@@ -117,7 +118,7 @@ def solve(
     In place of the weight the penalty may be on its ``deviation`` from something, see `Problem`.
 
     Args:
-      z: [N, D] float32, centred and of unit scale (`centre_and_scale`), N >= 1.
+      z: [N, D] float32, centred and of unit scale (`scaled`), N >= 1.
       labels: [N] int64, 0 to C-1, no unknown ones; or [N, C] float probabilities of the classes, without adjustment.
       problem: the loss.
       n_classes: C.
@@ -126,7 +127,7 @@ def solve(
       towards: a head that the penalty draws weight and bias to, in place of a weight of 0 and a free bias.
       least_gradient: largest entry of the gradient of the mean loss at which it ends.
 
-    Source: limited-memory BFGS, Liu and Nocedal 1989, by torch.
+    Source: Newton's method with preconditioned conjugate gradients (train/newton.py).
 
     Example: two classes on a line; the border lies halfway.
       >>> z = torch.tensor([[-1.5], [-0.5], [0.5], [1.5]])
@@ -136,53 +137,179 @@ def solve(
     """
     n, n_features = z.shape
     start = start or towards or Linear(z.new_zeros(n_classes, n_features), z.new_zeros(n_classes))
-    weight, bias = (
-        part.clone(memory_format=torch.contiguous_format).requires_grad_() for part in (start.weight, start.bias)
-    )
-    targets = labels.float() if labels.is_floating_point() else None
-    assert targets is None or not any(part is not None for part in vars(problem.adjustment).values()), "of labels only"
-    if problem.class_weight is None:
-        total = float(n)
-    elif targets is None:
-        total = float(problem.class_weight[labels].sum())
-    else:
-        targets = targets * problem.class_weight
-        total = float(targets.sum())
-    chunks = torch.split(torch.arange(n, device=z.device), max(1, CHUNK_NUMBERS // max(n_classes, n_features)))
-    solver = torch.optim.LBFGS(
-        [weight, bias] if problem.has_bias else [weight],
-        max_iter=MAX_STEPS,
-        history_size=10,
-        line_search_fn="strong_wolfe",
-        tolerance_grad=least_gradient,
-        tolerance_change=1e-9,
-    )
+    losses = _Losses(z, labels, problem, n_classes)
+    point = torch.cat([start.weight, start.bias[:, None]], 1) if problem.has_bias else start.weight
+    pull = _pull(problem, towards, penalty / n, point)
+    point = minimise(lambda x: losses.at(x) + pull(x), point.float(), least_gradient=least_gradient)
+    bias = point[:, n_features] if problem.has_bias else start.bias
+    return Linear(point[:, :n_features].contiguous(), bias.clone())
 
-    def loss_of() -> Tensor:
-        solver.zero_grad()
-        if towards is not None:
-            off = (weight - towards.weight).square().sum() + (bias - towards.bias).square().sum()
-        else:
-            off = (weight if problem.deviation is None else problem.deviation(weight)).square().sum()
-        loss = penalty / (2 * n) * off
-        loss.backward()  # type: ignore[no-untyped-call]
-        loss = loss.detach()
-        for some in chunks:
-            logits = z[some] @ weight.T + bias
-            if targets is None:
-                given = labels[some]
-                row_weights = None if problem.class_weight is None else problem.class_weight[given]
-                part = adjusted_cross_entropy(logits, given, problem.adjustment, weights=row_weights, reduce="sum")
+
+class _Losses:
+    """The weighted mean of the adjusted cross-entropy, at a point [C, D + 1]: weight and bias; [C, D] without bias."""
+
+    def __init__(self, z: Tensor, labels: Tensor, problem: Problem, n_classes: int) -> None:
+        self.z, self.labels, self.problem = z, labels, problem
+        weights, self.targets = z.new_ones(len(z)), None
+        if labels.is_floating_point():
+            assert not any(part is not None for part in vars(problem.adjustment).values()), "of labels only"
+            self.targets = labels.float() if problem.class_weight is None else labels * problem.class_weight
+            weights = self.targets.sum(1)
+        elif problem.class_weight is not None:
+            weights = problem.class_weight[labels].to(z.dtype)
+        total = float(weights.sum())
+        self.weights = weights / total  # of the rows, 1 in all
+        self.targets = None if self.targets is None else self.targets / total
+        size = max(1, CHUNK_NUMBERS // max(n_classes, z.shape[1]))
+        self.chunks = [slice(k, k + size) for k in range(0, len(z), size)]
+        self.keeps = len(z) * n_classes <= KEPT_NUMBERS
+        square = z.new_zeros(z.shape[1])
+        for some in self.chunks:
+            square += self.weights[some] @ z[some].square()
+        self.square = torch.cat([square, square.new_ones(1)]) if problem.has_bias else square  # [D + 1], of the inputs
+
+    def out(self, point: Tensor, some: slice) -> Tensor:
+        """Logits [b, C] of some rows, not yet adjusted but for the multiplier: linear in the point."""
+        z, multiplier = self.z[some], self.problem.adjustment.multiplier
+        logits = torch.addmm(point[:, -1], z, point[:, :-1].T) if self.problem.has_bias else z @ point.T
+        return logits if multiplier is None else logits * multiplier
+
+    def back(self, errors: Tensor, some: slice) -> Tensor:
+        """The transpose of `out`."""
+        multiplier = self.problem.adjustment.multiplier
+        errors = errors if multiplier is None else errors * multiplier
+        weight = errors.T @ self.z[some]
+        return torch.cat([weight, errors.sum(0)[:, None]], 1) if self.problem.has_bias else weight
+
+    def log_probs(self, point: Tensor, some: slice) -> Tensor:
+        """[b, C], of the adjusted logits."""
+        logits = self.out(point, some)
+        if self.targets is None:
+            rest = replace(self.problem.adjustment, multiplier=None)
+            logits = adjusted_logits(logits, self.labels[some], rest)
+        return logits.log_softmax(1)
+
+    def at(self, point: Tensor) -> Local:
+        """Value, gradient and Hessian, whose diagonal is a product: the mean class's times the inputs' squares."""
+        value, gradient, spread = 0.0, torch.zeros_like(point), point.new_zeros(len(point))
+        kept: list[Tensor] = []
+        for some in self.chunks:
+            log_probs, weights = self.log_probs(point, some), self.weights[some][:, None]
+            probs = log_probs.exp()
+            errors = weights * probs
+            spread += errors.sum(0) - (errors * probs).sum(0)
+            if self.targets is None:
+                own = self.labels[some][:, None]
+                value -= float((log_probs.gather(1, own) * weights).sum())
+                errors.scatter_add_(1, own, -weights)
             else:
-                part = -(targets[some] * logits.log_softmax(1)).sum()
-            part = part / total
-            part.backward()  # type: ignore[no-untyped-call]
-            loss = loss + part.detach()
-        return loss
+                value -= float((self.targets[some] * log_probs).sum())
+                errors -= self.targets[some]
+            gradient += self.back(errors, some)
+            if self.keeps:
+                kept.append(probs)
 
-    with torch.enable_grad():
-        solver.step(loss_of)  # type: ignore[no-untyped-call]
-    return Linear(weight.detach(), bias.detach())
+        def product(v: Tensor) -> Tensor:
+            found = torch.zeros_like(v)
+            for i, some in enumerate(self.chunks):
+                probs = kept[i] if kept else self.log_probs(point, some).exp()
+                moved = probs * self.out(v, some)
+                moved.addcmul_(probs, moved.sum(1, keepdim=True), value=-1)
+                found += self.back(moved.mul_(self.weights[some][:, None]), some)
+            return found
+
+        multiplier = self.problem.adjustment.multiplier
+        spread = spread if multiplier is None else spread * multiplier.square()
+        return Local(value, gradient, product, (spread.mean() * self.square).expand_as(point))
+
+
+def _pull(problem: Problem, towards: Linear | None, ridge: float, start: Tensor) -> Callable[[Tensor], Local]:
+    """ridge / 2 |x|^2 of what the penalty is on, at points such as ``start``, as `_Losses` takes them."""
+    centre = None if towards is None else torch.cat([towards.weight, towards.bias[:, None]], 1)
+    n_weights = start.shape[1] - problem.has_bias
+
+    def found_at(point: Tensor) -> tuple[float, Tensor]:
+        if centre is not None:
+            off = point - centre
+            return 0.5 * ridge * float(off.square().sum()), ridge * off
+        weight, gradient = point[:, :n_weights], torch.zeros_like(point)
+        if problem.deviation is None:
+            gradient[:, :n_weights] = ridge * weight
+            return 0.5 * ridge * float(weight.square().sum()), gradient
+        with torch.enable_grad():
+            weight = weight.detach().requires_grad_()
+            value = 0.5 * ridge * problem.deviation(weight).square().sum()
+            gradient[:, :n_weights] = torch.autograd.grad(value, weight)[0]
+        return float(value.detach()), gradient
+
+    constant = found_at(torch.zeros_like(start))[1]
+    diagonal = (found_at(torch.ones_like(start))[1] - constant).abs()
+    if problem.deviation is not None:  # which may mix the features: what it does to all of a class, shared out
+        diagonal[:, :n_weights] = diagonal[:, :n_weights].mean(1, keepdim=True)
+
+    def at(point: Tensor) -> Local:
+        value, gradient = found_at(point)
+        return Local(value, gradient, lambda v: found_at(v)[1] - constant, diagonal)
+
+    return at
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Features as `solve` takes them: centred, of unit scale, and along the directions in which they spread.
+
+    Attributes:
+      z: [N, R] float32, R the smaller of N and D, or D.
+      mean, scale: of `centre_and_scale`.
+      axes: [D, R] orthonormal, so that z = (feats - mean) / scale @ axes; None: z has no such factor.
+    """
+
+    z: Tensor
+    mean: Tensor
+    scale: Tensor
+    axes: Tensor | None
+
+    def plain(self, head: Linear) -> Linear:
+        """The head on (feats - mean) / scale that a head on z is: weight [C, R] -> [C, D]."""
+        return head if self.axes is None else Linear(head.weight @ self.axes.T, head.bias)
+
+
+def scaled(feats: Tensor) -> Scaled:
+    """What heads are fitted on: features of any shift and scale.
+
+    Args:
+      feats: [N, D] float.
+
+    Example: rows on a line need one number each, but for rounding.
+      >>> found = scaled(torch.tensor([[1.0, 5.0], [3.0, 7.0], [2.0, 6.0]]))
+      >>> found.z.square().sum(0).round(decimals=4).tolist()
+      [0.0, 6.0]
+    """
+    mean, scale = centre_and_scale(feats)
+    z = (feats.float() - mean) / scale
+    axes = principal_axes(z)
+    return Scaled(z if axes is None else z @ axes, mean, scale, axes)
+
+
+def principal_axes(z: Tensor, *, complete: bool = False) -> Tensor | None:
+    """Directions [D, R] in which rows [N, D] spread independently of one another: `solve` is quickest on z @ axes.
+
+    R is the smaller of N and D, or D if ``complete``: z @ axes keeps all that z says of the rows. None where finding
+    the axes would take longer than they save.
+
+    Example: rows on a diagonal.
+      >>> axes = principal_axes(torch.tensor([[1.0, 1.0], [-1.0, -1.0], [2.0, 2.0]]))
+      >>> axes.abs()[:, -1].round(decimals=4).tolist() if axes is not None else None
+      [0.7071, 0.7071]
+    """
+    n, n_features = z.shape
+    is_square = complete or n >= n_features
+    if (n_features if is_square else n) > MAX_AXES:
+        return None
+    if is_square:
+        return Tensor(torch.linalg.eigh(z.T @ z).eigenvectors)
+    basis, rest = torch.linalg.qr(z.T)  # [D, N], [N, N]
+    return Tensor(basis @ torch.linalg.eigh(rest @ rest.T).eigenvectors)
 
 
 def folds_of(labels: Tensor, groups: Tensor | None, *, seed: int, limit: int | None = None) -> tuple[Tensor, Tensor]:
@@ -324,11 +451,14 @@ def text_and_labels(feats: Tensor, labels: Tensor, text: Linear) -> tuple[Linear
     """
     mean, scale = centre_and_scale(feats)
     z, y, n_classes = (feats[labels >= 0].float() - mean) / scale, labels[labels >= 0], len(text.bias)
+    axes = principal_axes(z, complete=True)
     rows, fold = folds_of(y, None, seed=0)
     if not len(rows):
         return text, None
     rows, fold = rows.to(z.device), fold.to(z.device)
     here = Linear(scale * text.weight, text.bias + text.weight @ mean)
+    if axes is not None:
+        z, here = z @ axes, Linear(here.weight @ axes, here.bias)
 
     def solved(some: Tensor, penalty: float, least_gradient: float) -> Linear:
         share = len(some) / len(rows)
@@ -362,7 +492,7 @@ def text_and_labels(feats: Tensor, labels: Tensor, text: Linear) -> tuple[Linear
     if gain.mean() <= gain.std() / len(gain) ** 0.5:
         return text, None
     head = solved(torch.arange(len(y), device=z.device), best[1], LEAST_GRADIENT)
-    weight = head.weight / scale
+    weight = (head.weight if axes is None else head.weight @ axes.T) / scale
     return Linear(weight, head.bias - weight @ mean), best[1]
 
 

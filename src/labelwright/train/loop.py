@@ -139,7 +139,7 @@ class _Loop:
         self.spent = {"seconds": 0.0, "input_s": 0.0, "step_s": 0.0, "images": 0.0}
         self.warnings: list[str] = []
         self.state: State
-        self.optimizer: torch.optim.Optimizer
+        self.optimizer: torch.optim.Optimizer | None = None  # where steps are taken: torch takes a second to load it
 
     # ---- start ------------------------------------------------------------------------------------------------------
 
@@ -151,7 +151,8 @@ class _Loop:
         for name in state.averages:
             state.nets[name].requires_grad_(False)
         self.state = state
-        self.optimizer = build_optimizer(self.trained_nets.values(), self.cfg)
+        if self.cfg.takes_steps and self.options.trains:
+            self.optimizer = build_optimizer(self.trained_nets.values(), self.cfg)
         saved = None if self.run is None else checkpoint.newest(self.run.checkpoint)
         if saved is not None:
             self.restore(saved)
@@ -236,6 +237,7 @@ class _Loop:
         batches = {name: self.batch(name, stream) for name, stream in plan.streams.items()}
         self.hint_next_batches(plan)
         made = time.monotonic()
+        assert self.optimizer is not None, "only methods that take steps plan them"
         set_lr(self.optimizer, lr_at(self.cfg, clock.epoch_frac))
         results: list[StepResult] = []
 
@@ -387,7 +389,7 @@ class _Loop:
             "has_begun": self.has_begun,
             "is_over": self.is_over,
             "metrics_size": self.run.metrics_size(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": {} if self.optimizer is None else self.optimizer.state_dict(),
             **checkpoint.state_dict(self.state),
         }
         checkpoint.save_atomically(payload, self.run.checkpoint)
@@ -395,7 +397,8 @@ class _Loop:
     def restore(self, saved: Mapping[str, Any]) -> None:
         try:
             self.state = checkpoint.load_state(self.state, saved, self.device)
-            self.optimizer.load_state_dict(saved["optimizer"])
+            if self.optimizer is not None:
+                self.optimizer.load_state_dict(saved["optimizer"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise DataError(
                 f"the checkpoint is not of this method and model ({str(error).splitlines()[0]})",

@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from scipy.stats import binom
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -267,6 +266,8 @@ def _steps(
     n_wrong = np.floor(error * _fewest(ends, n_apart) + 1e-9).astype(np.int64) + 1  # breaks the promise
     taken = np.clip(n_wrong[:, None] - (counts.cumsum(1) - counts), 0, counts)  # where they are drawn least often
     mean = taken @ inclusion[by_chance]
+    from scipy.stats import binom  # takes a second to load
+
     most = binom.ppf(delta, n_wrong, np.minimum(mean / n_wrong, 1)) - 1  # the largest k with a chance under delta
     most = np.minimum(most, np.floor(mean - 1 + 1e-9)).astype(np.int64)
     steps, before = list[tuple[int, int]](), -1

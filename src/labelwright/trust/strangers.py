@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.stats import norm
+from scipy.special import ndtri
 from torch import Tensor
 
 from labelwright.labels.chunks import evenly_spread
@@ -246,5 +246,5 @@ def _bar(d: Tensor, level: float) -> float:
     """The quantile of distances [N], or what the 90% below it foretell if that is less; above 0."""
     logs = d.double().clamp(min=1e-6).log()
     at = np.quantile(logs.numpy(), (0.5, 0.9, level))
-    z = float(norm.ppf(level))
+    z = float(ndtri(level))
     return float(np.exp(min(at[2], at[0] + SLACK * (at[1] - at[0]) * z / NORMAL_Q90)))

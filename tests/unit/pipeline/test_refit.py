@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import labelwright as lw
+from labelwright.methods import frozen_heads
 from labelwright.pipeline.refit import JoinedViews, joined_task
+from labelwright.train.convex import cross_validate
 from labelwright.types import Candidates, Task
 from tiny import CPU, TinyFeats
 
@@ -25,8 +27,17 @@ def pool(path: Path, n: int = 90) -> str:
     return str(path)
 
 
-def test_fit__every_image_has_a_row_in_the_order_of_the_data(tmp_path: Path) -> None:
+def test_fit__every_image_has_a_row_in_the_order_of_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: dict[int, set[float]] = {}  # number of rows -> penalties
+
+    def watched(*args: Any, **settings: Any) -> Any:
+        tried.setdefault(len(settings["rows"]), set()).update(settings["penalties"])
+        return cross_validate(*args, **settings)
+
+    monkeypatch.setattr(frozen_heads, "cross_validate", watched)
     run = lw.fit(pool(tmp_path / "pool.npz"), out=tmp_path / "run", device="cpu")
+    assert len(tried[72]) > 2  # searched where it is scored,
+    assert len(tried[90]) == 1  # and kept where all images are learned from
     rows = pq.read_table(run.path / "labels.parquet")
     assert rows["id"].to_pylist() == [f"image-{i:03d}" for i in range(90)]
     assert set(rows["source"].to_pylist()) == {"given"}

@@ -8,6 +8,8 @@ from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 
 from labelwright.adjust import fixed
+from labelwright.adjust.adjustment import Adjustment
+from labelwright.losses.classification import adjusted_cross_entropy
 from labelwright.train import convex
 from labelwright.train.convex import (
     Linear,
@@ -16,6 +18,7 @@ from labelwright.train.convex import (
     centre_and_scale,
     cross_validate,
     folds_of,
+    scaled,
     solve,
     text_and_labels,
 )
@@ -216,3 +219,50 @@ def test_text_and_labels__no_labels_and_order():
     head, _ = text_and_labels(z + 100, truth, text)
     again, _ = text_and_labels(z, truth, text)
     torch.testing.assert_close(head(z + 100).softmax(1), again(z).softmax(1), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("n_features", [5, 80], ids=["more rows", "more features"])
+def test_scaled__the_same_head_on_fewer_numbers(n_features):
+    feats, labels = an_example(n_features=n_features)
+    given = scaled(3 * feats + 7)
+    plain = (3 * feats + 7 - given.mean) / given.scale
+    assert given.z.shape == (46, min(46, n_features))
+    one, two = (solve(z, labels, Problem(), n_classes=3, penalty=2.0, least_gradient=1e-6) for z in (plain, given.z))
+    torch.testing.assert_close(given.plain(two).weight, one.weight, atol=1e-3, rtol=0)
+    torch.testing.assert_close(given.plain(two)(plain), two(given.z), atol=1e-4, rtol=0)
+
+
+def test_scaled__very_many_numbers_stay_as_they_are(monkeypatch):
+    monkeypatch.setattr(convex, "MAX_AXES", 4)
+    feats, _ = an_example()
+    given = scaled(feats)
+    head = Linear(torch.ones(3, 5), torch.zeros(3))
+    assert given.axes is None
+    assert given.plain(head) is head
+    torch.testing.assert_close(given.z, (feats - given.mean) / given.scale)
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_losses__gradient_and_hessian_are_those_of_autograd(monkeypatch, has_bias):
+    z, labels = an_example()
+    z, counts = z.double(), torch.bincount(labels)
+    pairs = torch.randn(3, 3, generator=torch.Generator().manual_seed(2)).double()
+    adjustment = fixed.vector_scaling(counts, power=0.3) + Adjustment(pair_margin=pairs)
+    problem = Problem(adjustment, fixed.inverse_prior_weights(counts, power=0.5).double(), has_bias=has_bias)
+    point = torch.randn(3, 5 + has_bias, generator=torch.Generator().manual_seed(1)).double()
+
+    def loss_of(x):
+        logits = z @ x[:, :5].T + (x[:, 5] if has_bias else 0.0)
+        weights = problem.class_weight[labels]
+        return adjusted_cross_entropy(logits, labels, adjustment, weights=weights)
+
+    v = torch.randn(point.shape, generator=torch.Generator().manual_seed(3)).double()
+    value, image = torch.autograd.functional.hvp(loss_of, point, v)
+    gradient = torch.autograd.functional.jacobian(loss_of, point)
+    for kept in (1 << 20, 0):  # probabilities kept, and made anew; seven rows at a time
+        monkeypatch.setattr(convex, "KEPT_NUMBERS", kept)
+        monkeypatch.setattr(convex, "CHUNK_NUMBERS", 35)
+        found = convex._Losses(z, labels, problem, 3).at(point)
+        assert found.value == pytest.approx(float(value), rel=1e-6)
+        torch.testing.assert_close(found.gradient, gradient, atol=1e-6, rtol=0)
+        torch.testing.assert_close(found.product(v), image, atol=1e-6, rtol=0)

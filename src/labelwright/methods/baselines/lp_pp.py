@@ -13,7 +13,7 @@ Command: labelwright fit photos/ --model openai/clip-vit-base-patch32 --method l
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from labelwright.methods import shots
 from labelwright.methods.baselines import zero_shot
-from labelwright.methods.recipe import Begun, Recipe
+from labelwright.methods.recipe import CHOSEN, Begun, Recipe
 from labelwright.train.settings import require_range
 from labelwright.types import Passes, State, Task
 
@@ -57,7 +57,7 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     penalty = cfg.penalty or (USUAL_PENALTY if validated is None else validated.penalty)
     weight = found.solve(deviation, penalty=penalty)
     shots.put(state, weight)
-    return state, {"penalty": penalty}
+    return replace(state, memory={CHOSEN: {"penalty": penalty}}), {"penalty": penalty}
 
 
 RECIPE = Recipe(Config=Config, setup=partial(shots.setup, name="lp_pp"), begin=begin)

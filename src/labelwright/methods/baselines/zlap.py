@@ -25,7 +25,7 @@ from labelwright.encoders.aligned import AlignedNet
 from labelwright.labels.transduce import nearest_neighbours
 from labelwright.methods.baselines import zero_shot
 from labelwright.methods.recipe import Begun, Recipe
-from labelwright.train.convex import Linear, Problem, solve
+from labelwright.train.convex import Linear, Problem, principal_axes, solve
 from labelwright.train.settings import require_range
 from labelwright.types import Passes, State, Task
 
@@ -94,13 +94,15 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     found = propagated(feats, text, given, k=cfg.k, gamma=cfg.gamma, alpha=cfg.alpha).argmax(1)
     answers = torch.where(given >= 0, given, found)
     root = feats.shape[1] ** 0.5  # features of unit scale, as penalties expect them
-    start = Linear(net.towers.logit_scale * text / root, torch.zeros_like(text[:, 0]))
-    head = solve(root * feats.float(), answers, Problem(), n_classes=task.n_classes, penalty=PENALTY, start=start)
-    net.put_linear(root * head.weight, head.bias)
+    z, weight = root * feats.float(), net.towers.logit_scale * text / root
+    axes = principal_axes(z)
+    if axes is not None:
+        z, weight = z @ axes, weight @ axes
+    start = Linear(weight, torch.zeros_like(text[:, 0]))
+    head = solve(z, answers, Problem(), n_classes=task.n_classes, penalty=PENALTY, start=start)
+    net.put_linear(root * (head.weight if axes is None else head.weight @ axes.T), head.bias)
     counts = torch.bincount(answers[given < 0], minlength=task.n_classes)
-    fit = float(
-        (torch.nn.functional.linear(root * feats.float(), head.weight, head.bias).argmax(1) == answers).float().mean()
-    )
+    fit = float((head(z).argmax(1) == answers).float().mean())
     return state, {"pseudolabel_counts": counts.tolist(), "head_agreement": round(fit, 5)}
 
 

@@ -1,0 +1,104 @@
+"""Newton's method for smooth convex functions whose Hessian is only ever multiplied with: no matrix of it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MAX_STEPS = 100
+MAX_PRODUCTS = 100  # with the Hessian, a step
+SOLVED_SHARE = 0.05  # of the residual, in the norm of the preconditioner, at which a step's system counts as solved
+LEAST_SHARE = 1e-3  # of a step; one that must be shorter is lost in rounding
+LEAST_CURVATURE = 1e-9  # of a direction
+ROUNDING = 1e-6  # of the value, which float32 cannot tell apart
+
+
+@dataclass(frozen=True)
+class Local:
+    """A convex function at one point.
+
+    Attributes:
+      value: of it.
+      gradient: of the shape of the point.
+      product: v -> Hessian v, of that shape.
+      diagonal: about the Hessian's, >= 0, of that shape or broadcast to it.
+    """
+
+    value: float
+    gradient: Tensor
+    product: Callable[[Tensor], Tensor]
+    diagonal: Tensor
+
+    def __add__(self, other: Local) -> Local:
+        """Of the sum of two functions."""
+        return Local(
+            self.value + other.value,
+            self.gradient + other.gradient,
+            lambda v: self.product(v) + other.product(v),
+            self.diagonal + other.diagonal,
+        )
+
+
+def minimise(at: Callable[[Tensor], Local], start: Tensor, *, least_gradient: float) -> Tensor:
+    """Where a smooth convex function is least, by steps that conjugate gradients find.
+
+    Args:
+      at: point -> the function there.
+      start: where to begin.
+      least_gradient: largest entry of the gradient at which it ends, > 0; it also ends after `MAX_STEPS`, and where
+        float32 sees no further descent.
+
+    Source: Nocedal and Wright 2006, Algorithm 7.1, with a preconditioner.
+
+    Example: x^2 + 10 (y - 1)^2 in one step.
+      >>> scale, middle = torch.tensor([2.0, 20.0]), torch.tensor([0.0, 1.0])
+      >>> def at(x):
+      ...     off = x - middle
+      ...     return Local(float((scale * off**2).sum() / 2), scale * off, lambda v: scale * v, scale)
+      >>> minimise(at, torch.tensor([3.0, 3.0]), least_gradient=1e-6).tolist()
+      [0.0, 1.0]
+    """
+    point, here = start, at(start)
+    for _ in range(MAX_STEPS):
+        if float(here.gradient.abs().max()) <= least_gradient:
+            break
+        step = _newton_step(here)
+        slope, share = _dot(here.gradient, step), 1.0
+        there = at(point + step)
+        while there.value > here.value + 1e-4 * share * slope + ROUNDING * max(1.0, abs(here.value)):
+            share /= 2
+            if share < LEAST_SHARE:
+                return point
+            there = at(point + share * step)
+        point, here = point + share * step, there
+    return point
+
+
+def _newton_step(here: Local) -> Tensor:
+    """About -Hessian^-1 gradient, by preconditioned conjugate gradients."""
+    step, residual = torch.zeros_like(here.gradient), -here.gradient
+    inverse = 1 / here.diagonal.clamp(min=LEAST_CURVATURE)
+    scaled = inverse * residual
+    direction, size = scaled.clone(), _dot(residual, scaled)
+    enough = SOLVED_SHARE * size
+    for _ in range(MAX_PRODUCTS):
+        image = here.product(direction)
+        curvature = _dot(direction, image)
+        if not curvature > 0:  # nothing but rounding is left
+            break
+        length = size / curvature
+        step.add_(direction, alpha=length)
+        residual.sub_(image, alpha=length)
+        scaled = inverse * residual
+        last, size = size, _dot(residual, scaled)
+        if size <= enough:
+            break
+        direction = torch.add(scaled, direction, alpha=size / last)
+    return step
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    return float(torch.dot(a.flatten(), b.flatten()))
