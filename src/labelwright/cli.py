@@ -57,7 +57,8 @@ def run(argv: Sequence[str]) -> int:
         result = _call(verb_name, dict(values))
         from labelwright.reporting import terminal  # heavy: the page of `review` is open before it is needed
 
-        terminal.PRINTERS[verb_name](result, values)
+        is_over_shards = "engine" in values and hasattr(result, "n_shards")
+        (terminal.print_sharded if is_over_shards else terminal.PRINTERS[verb_name])(result, values)
         if verb_name == "fit":
             from labelwright.pipeline.report import content_of
 

@@ -25,6 +25,25 @@ RUN: Own = (str, setting(REQUIRED, "finished run folder", example="run"))
 YES: Own = (bool, setting(False, "ask a chat model without waiting for a yes; needed when not on a terminal"))
 
 
+ENGINE: Own = (
+    Literal["local", "ray"],
+    setting(
+        "local",
+        "where shards are worked on: this machine, or the Ray cluster that RAY_ADDRESS names",
+        example="--engine ray",
+    ),
+)
+SHARD_ROWS: Own = (
+    int | None,
+    setting(
+        None,
+        "write a folder of Parquet files, one for so many rows, which a repeated command completes; for data beyond "
+        "memory",
+        example="--shard-rows 65536",
+    ),
+)
+
+
 def verb(name: str, text: str, *order: str, **own: Own) -> type[Any]:
     """A verb's dataclass.
 
@@ -187,7 +206,7 @@ VERBS: dict[str, Callable[..., Any]] = {
         "Embed",
         "Write features of images by a model of your own, a Python function or an ONNX file, for `fit` to read.",
         *("data", "classes", "group", "image_column", "label_column", "split_column", "candidates_column"),
-        *("on_bad", "device", "largest_image"),
+        *("on_bad", "device", "precision", "largest_image"),
         out=(str, setting(REQUIRED, ".npz or .parquet file to write; must not exist", example="--out feats.npz")),
         function=(
             str | None,
@@ -201,6 +220,14 @@ VERBS: dict[str, Callable[..., Any]] = {
             str | None,
             setting(None, "an exported network from pixels to features, instead", example="--onnx net.onnx"),
         ),
+        model=(
+            str | None,
+            setting(
+                None,
+                "a pretrained model by id or path (CLIP, SigLIP, any vision model), instead",
+                example="--model openai/clip-vit-base-patch32",
+            ),
+        ),
         size=(
             int | None,
             setting(None, "side in px that the ONNX network sees; none: as it was exported", example="--size 224"),
@@ -208,6 +235,8 @@ VERBS: dict[str, Callable[..., Any]] = {
         mean=(tuple[float, float, float], setting((0.485, 0.456, 0.406), "of its pixels in 0 to 1, per channel")),
         std=(tuple[float, float, float], setting((0.229, 0.224, 0.225), "what they are divided by, per channel")),
         batch_size=(int, setting(64, "images at once", example="--batch-size 16")),
+        engine=ENGINE,
+        shard_rows=SHARD_ROWS,
     ),
     "annotate": verb(
         "Annotate",
@@ -223,6 +252,8 @@ VERBS: dict[str, Callable[..., Any]] = {
         ),
         n_workers=(int | None, setting(None, "questions in flight at once; none: as many as the endpoint takes")),
         yes=YES,
+        engine=ENGINE,
+        shard_rows=SHARD_ROWS,
     ),
     "describe": verb(
         "Describe",
@@ -270,6 +301,8 @@ VERBS: dict[str, Callable[..., Any]] = {
             ),
         ),
         novel=(bool, setting(False, "put images of no class into new ones: new 1, new 2, ...")),
+        engine=ENGINE,
+        shard_rows=SHARD_ROWS,
         json=(bool, setting(False, "print what was found and promised as JSON")),
     ),
     "verify-sample": verb(

@@ -35,7 +35,7 @@ from labelwright.data.table import PROBLEM_KINDS, Images, LabelTable
 from labelwright.labels.n_novel import UNLIKE
 from labelwright.methods.families import candidates, labels, novel
 from labelwright.methods.registry import METHODS, resolve_config
-from labelwright.pipeline.label import LABEL_COLUMNS
+from labelwright.pipeline.label_rows import LABEL_COLUMNS
 from labelwright.pipeline.settings import parse_assignments
 from labelwright.pipeline.time_budget import MINUTES_CPU, MINUTES_GPU
 from labelwright.train.settings import apply_overrides, setting_names

@@ -31,7 +31,7 @@ from labelwright import api, cli
 from labelwright.data.table import NOTICES
 from labelwright.errors import DataError
 from labelwright.methods.registry import METHODS
-from labelwright.pipeline.label import LABEL_COLUMNS
+from labelwright.pipeline.label_rows import LABEL_COLUMNS
 from labelwright.verbs import VERBS
 from pictures import COUNTS, spoil, write_folders
 

@@ -2,21 +2,46 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from labelwright.annotators.annotator import Annotator, ask_chat, checked, load_matching, match_names, views_of
-from labelwright.annotators.candidate_rules import write_candidates
+import pyarrow as pa
+import torch
+
+from labelwright.annotators.annotator import (
+    Annotator,
+    MatchingEncoder,
+    ask_chat,
+    checked,
+    load_matching,
+    match_names,
+    truth_of,
+    views_of,
+)
+from labelwright.annotators.candidate_rules import (
+    candidate_rows,
+    candidates_from_feats,
+    describe_candidates,
+    write_candidates,
+)
 from labelwright.annotators.chat import Estimate
 from labelwright.annotators.describe import wanted_descriptions
 from labelwright.data.checks import OnBad, check_images, resolve_problems
-from labelwright.data.columns import named_columns
+from labelwright.data.columns import METADATA_KEY, named_columns
 from labelwright.data.images import Decoding
-from labelwright.data.prepare import listed, open_source, read, resolved_path
-from labelwright.errors import DataError
+from labelwright.data.prepare import class_list, listed, open_source, read, resolved_path
+from labelwright.data.views import ViewSettings
+from labelwright.encoders.templates import prompt_text_feats, templates_named
+from labelwright.errors import ConfigError, DataError
 from labelwright.replacing import new_output
+from labelwright.scale.places import is_url
+from labelwright.scale.shards import Shard
+from labelwright.scale.tables import Reading, batches
+from labelwright.scale.work import Sharded, is_sharded, noted, over_shards
 from labelwright.train.processes import accelerator_for
 
 
@@ -51,8 +76,10 @@ def annotate(
     cache_limit_gb: float = 16.0,
     largest_image: float = 179.0,
     exact_decoding: bool = False,
+    engine: str = "local",
+    shard_rows: int | None = None,
     approve: Callable[[Estimate], bool] | None = None,
-) -> Annotated:
+) -> Annotated | Sharded:
     """Write a table that gives every image its candidate labels, with weights.
 
     A stopped call goes on where it was when it is repeated: features are kept in the cache, answers in
@@ -70,15 +97,17 @@ def annotate(
       chat_url: base URL of an OpenAI-compatible endpoint.   phrasings: questions per image. Chat models only.
       n_workers: questions under way at once.   seed: of the orders in which the classes are shown. Chat models only.
       on_bad, device, precision, cache_limit_gb, largest_image, exact_decoding: see `fit`.
+      engine, shard_rows: see `label`. Two-tower models with ``classes`` and without ``descriptions`` only.
       approve: called with what a chat model will be asked, before it is; False stops.
 
-    Returns: where the table is, and counts; against the labels or the truth of the data, where it has any, also how
-      often the candidates hold it.
+    Returns: an `Annotated`: where the table is, and counts; against the labels or the truth of the data, where it has
+      any, also how often the candidates hold it. Of shards a `scale.work.Sharded`.
 
     Raises: ConfigError or DataError, with nothing written, for data or settings that cannot work; OfflineError if the
       model is neither on this machine nor within reach.
     """
-    target = new_output(out, ".parquet")
+    is_over_shards = is_sharded(data, engine=engine, shard_rows=shard_rows)
+    target = Path() if is_over_shards else new_output(out, ".parquet")
     asked = Annotator(
         model,
         rule=rule,
@@ -92,6 +121,24 @@ def annotate(
     asked = checked(asked, has_descriptions=descriptions is not None)
     decoding = Decoding.chosen(largest_image=largest_image, exact_decoding=exact_decoding)
     columns = named_columns(image=image_column, label=label_column)
+    if is_over_shards:
+        names = class_list(classes)
+        if asked.is_chat or descriptions is not None or names is None or len(names) < 2:
+            raise ConfigError(
+                "shards are annotated one by one, by a vision-language model and the names of all classes",
+                fix="give --classes and a two-tower --model, without --descriptions",
+            )
+        how = Reading(tuple(columns.items()), False, tuple(names), on_bad, decoding)
+        what = {"verb": "annotate", **asked.facts(), "classes": names, "columns": columns, "on_bad": on_bad}
+        return over_shards(
+            data,
+            out,
+            AnnotateShard(asked, how, device, precision, str(out)),
+            what=what | {"precision": precision},
+            engine=engine,
+            shard_rows=shard_rows,
+            doing="annotating shards",
+        )
     table = read(data, classes=classes, columns=columns, decoding=decoding)
     if len(table.class_names) < 2:
         raise DataError(
@@ -116,3 +163,57 @@ def annotate(
     info = guesses.info | {"counts": counts}
     write_candidates(target, usable, guesses.candidates, usable.class_names, info)
     return Annotated(target, counts)
+
+
+@dataclass(frozen=True)
+class AnnotateShard:
+    """Candidates of a shard's images, as `write_candidates` writes them.
+
+    Attributes:
+      annotator: a two-tower model and its rule.
+      how: how shards are read; its classes are all there are.
+      device, precision: see `annotate`.
+      out: folder that the paths of images start from.
+    """
+
+    annotator: Annotator
+    how: Reading
+    device: str
+    precision: str
+    out: str
+
+    def __call__(self, shard: Shard) -> pa.Table:
+        """A row per usable image, in the order of the shard."""
+        names = self.how.classes or ()
+        encoder, prompts = _matching(self.annotator.model, self.annotator.templates, names, self.device, self.precision)
+        view = ViewSettings(mean=encoder.stats.mean, std=encoder.stats.std)
+        where = accelerator_for(self.device).device
+        parts, left_out, n_scored, n_inside = list[pa.Table](), list[Any](), 0, 0
+        for batch in batches(shard, self.how, size_px=encoder.stats.size_px):
+            left_out += batch.left_out
+            if (source := batch.source) is None:
+                continue
+            x = source.pixel_views(view).batch(torch.arange(len(source.table)), "clean", seed=0, device=where)
+            with torch.inference_mode():
+                feats = encoder.encode(x).half().float()  # as they are stored
+            rule = {"rule": self.annotator.rule, "top_k": self.annotator.top_k, "ratio": self.annotator.ratio}
+            candidates = candidates_from_feats(
+                [feats], prompts, logit_scale=encoder.tower.logit_scale, **cast(Any, rule)
+            )
+            folder = None if is_url(self.out) else Path(self.out).expanduser().resolve()
+            parts.append(candidate_rows(source.table, candidates, names, folder, groups=batch.groups))
+            counts = describe_candidates(candidates, n_classes=len(names), truth=truth_of(source.table))
+            n_scored += counts.get("n_scored", 0)
+            n_inside += round(counts.get("truth_inside", 0.0) * counts.get("n_scored", 0))
+        table = noted(parts, pa.schema([("id", pa.string())]), left_out, n_scored=n_scored, n_inside=n_inside)
+        notes = {"class_names": list(names), "annotator": self.annotator.facts()}
+        return table.replace_schema_metadata({**table.schema.metadata, METADATA_KEY: json.dumps(notes)})
+
+
+@functools.lru_cache(maxsize=1)
+def _matching(
+    model: str, templates: str, names: tuple[str, ...], device: str, precision: str
+) -> tuple[MatchingEncoder, torch.Tensor]:
+    """The model and its prompts' features, once in a process."""
+    encoder = load_matching(model, device=accelerator_for(device).device, precision=precision)
+    return encoder, prompt_text_feats(encoder.tower.text_feats, names, templates_named(templates))

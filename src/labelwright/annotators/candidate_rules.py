@@ -220,8 +220,20 @@ def write_candidates(
             writer.write_table(pa.table(columns, schema=schema))
 
 
+def candidate_rows(
+    table: LabelTable, candidates: Candidates, class_names: Sequence[str], folder: Path | None, *, groups: Any = None
+) -> pa.Table:
+    """The table that `write_candidates` writes, of images that fit into memory.
+
+    Args:
+      folder: that it will lie in; None: paths are absolute.   groups: [N] Arrow strings in place of the table's own.
+    """
+    columns = dict(_columns(table, candidates, class_names, range(len(table)), folder))
+    return pa.table(columns | ({} if groups is None else {"group": groups.cast(pa.string())}))
+
+
 def _columns(
-    table: LabelTable, candidates: Candidates, class_names: Sequence[str], rows: range, folder: Path
+    table: LabelTable, candidates: Candidates, class_names: Sequence[str], rows: range, folder: Path | None
 ) -> Iterator[tuple[str, Any]]:
     """The columns of consecutive rows, or of none."""
     first, last = rows.start, rows.stop
@@ -229,7 +241,8 @@ def _columns(
     yield "id", table.ids.slice(first, len(rows)).cast(pa.string())
     if table.images.dataset is None:
         sources = table.images.sources(np.arange(first, last))
-        yield "image", pa.array([path_from(folder, str(source)) for source in sources], pa.string())
+        paths = [str(source) if folder is None else path_from(folder, str(source)) for source in sources]
+        yield "image", pa.array(paths, pa.string())
     else:
         cells = table.images.dataset[list(rows)]["image"] if rows else []
         yield "image", pa.array(cells, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))

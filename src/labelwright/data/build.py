@@ -191,7 +191,8 @@ class TableBuilder:
         file = os.path.basename(file) if short else file  # noqa: PTH119
         if isinstance(at, int):
             return f"{file} row {at + row - first}".strip()
-        return f"{file} {'row' if file.endswith('.json') else 'line'} {at[row - first]}"
+        is_text = file.endswith((".csv", ".tsv", ".jsonl", ".ndjson"))
+        return f"{file} {'line' if is_text else 'row'} {at[row - first]}"
 
     def _take_weights(self, column: Any, lengths: NDArray[np.int64], first_row: int) -> NDArray[np.float32]:
         """Weights of the candidates of a batch, 1 where none are given; rows where they do not fit are noted."""

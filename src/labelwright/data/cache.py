@@ -176,6 +176,13 @@ def build_cache(table: LabelTable, *, size_px: int, folder: Path | None = None) 
             return _open(path, notes, key) or _build(table, path, notes, key)
 
 
+def decoded(table: LabelTable, *, size_px: int) -> PixelCache:
+    """Every image of a small table decoded once, into memory; parameters and errors as for `build_cache`."""
+    _check_size(size_px)
+    pixels = np.zeros((len(table), size_px, size_px, 3), dtype=np.uint8)
+    return PixelCache(pixels, problems=_decode_all(table, pixels) if len(table) else ())
+
+
 def _open(path: Path, notes: Path, key: dict[str, Any]) -> PixelCache | None:
     """The finished cache, or None if there is none, or one that was altered from outside."""
     try:

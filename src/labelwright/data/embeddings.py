@@ -250,7 +250,31 @@ def _table(builder: TableBuilder, feats: Floats, classes: Sequence[str] | None, 
     return dataclasses.replace(table, images=NoImages(vectors=feats), problems=problems)
 
 
-def _finish(path: Path, found: UserEmbeddings, problems: Sequence[Problem], on_bad: OnBad) -> UserEmbeddings:
+def of_rows(
+    builder: TableBuilder,
+    feats: Floats,
+    *,
+    classes: Sequence[str] | None,
+    only_rows: bool,
+    on_bad: OnBad,
+    first_row: int,
+    leave: Sequence[str] = (),
+) -> UserEmbeddings:
+    """Embeddings that were read in blocks: every value checked, as by `load_embeddings`.
+
+    Args:
+      builder: holds the other columns of these rows.   feats: [n, D] floats.   first_row: number of the first of them.
+      leave: kinds of problems that a block may have and the whole need not.
+    """
+    table = _table(builder, feats, classes, only_rows)
+    table = dataclasses.replace(table, problems=tuple(p for p in table.problems if p.kind not in leave))
+    found = UserEmbeddings(table, feats)
+    return _finish(Path(builder.where), found, [], on_bad, first_row)
+
+
+def _finish(
+    path: Path, found: UserEmbeddings, problems: Sequence[Problem], on_bad: OnBad, first_row: int = 0
+) -> UserEmbeddings:
     """Find the rows that are not finite, and decide on all problems; the vectors follow the rows kept."""
     bad = np.zeros(len(found.feats), dtype=bool)
     for vectors in (found.feats[None], found.weak, found.strong):
@@ -260,7 +284,10 @@ def _finish(path: Path, found: UserEmbeddings, problems: Sequence[Problem], on_b
                     some = plane[first : first + _ROWS_AT_ONCE].astype(np.float32, copy=False)
                 bad[first : first + _ROWS_AT_ONCE] |= ~(np.abs(some) <= _VALUE_MAX).all(axis=1)
     detail = f"the embedding holds a value that is not a finite number, or is beyond {_VALUE_MAX:g}"
-    infinite = [Problem(f"{path} row {row + 1}", "bad_embedding", detail, row) for row in np.flatnonzero(bad).tolist()]
+    infinite = [
+        Problem(f"{path} row {first_row + row + 1}", "bad_embedding", detail, row)
+        for row in np.flatnonzero(bad).tolist()
+    ]
     table = resolve_problems(found.table, [*found.table.problems, *problems, *infinite], on_bad)
     assert isinstance(table.images, NoImages)
     kept = table.images.rows

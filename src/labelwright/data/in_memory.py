@@ -22,6 +22,7 @@ class EncodedImages:
     """N encoded images, with what `data.table.Images` asks of a `datasets.Dataset`."""
 
     cells: tuple[dict[str, Any], ...]  # bytes or path of each
+    places: tuple[str, ...] = ()  # where the user finds each; empty: by its row
 
     @property
     def num_rows(self) -> int:
@@ -40,7 +41,8 @@ class EncodedImages:
 
     def select(self, rows: Sequence[int]) -> EncodedImages:
         """The images of some rows, in that order."""
-        return EncodedImages(tuple(self.cells[int(row)] for row in rows))
+        places = tuple(self.places[int(row)] for row in rows) if self.places else ()
+        return EncodedImages(tuple(self.cells[int(row)] for row in rows), places)
 
     def __getitem__(self, rows: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
         return {"image": [self.cells[row] for row in rows]}

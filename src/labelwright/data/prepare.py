@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from labelwright.data import splits
-from labelwright.data.cache import PixelCache, PixelSource, StreamedPixels, open_pixels
+from labelwright.data.cache import PixelCache, PixelSource, StreamedPixels, decoded, open_pixels
 from labelwright.data.checks import OnBad, check_images, resolve_problems
 from labelwright.data.corrections import corrected
 from labelwright.data.embeddings import EMBEDDING_COLUMN, UserEmbeddings, load_embeddings
@@ -126,7 +126,7 @@ def prepare(
         found = load_embeddings(
             data, classes=class_list(classes), annotators=annotators, columns=columns, on_bad=on_bad
         )
-        source, given_test = _embedded(found), None
+        source, given_test = embedded(found), None
         source = replace(source, table=corrected(source.table, corrections))
         if test is not None:
             given_test = _test_embeddings(test, found, is_open=is_open, on_bad=on_bad)
@@ -187,7 +187,8 @@ def _test_embeddings(test: Any, train: UserEmbeddings, *, is_open: bool, on_bad:
     return replace(found, table=beyond(found.table, names)) if is_open else found
 
 
-def _embedded(found: UserEmbeddings) -> Source:
+def embedded(found: UserEmbeddings) -> Source:
+    """Embeddings of the user's as a source."""
     return Source(found.table, None, torch.arange(len(found.table)), found.stored)
 
 
@@ -258,7 +259,7 @@ def open_embeddings(
             fix="this model was trained on embeddings: give .npy, .npz or Parquet with a column `embedding`",
         )
     names = class_list(classes)
-    return _embedded(load_embeddings(data, classes=names, columns=columns, only_rows=only_images, on_bad=on_bad))
+    return embedded(load_embeddings(data, classes=names, columns=columns, only_rows=only_images, on_bad=on_bad))
 
 
 def class_list(classes: Any) -> list[str] | None:
@@ -356,6 +357,13 @@ def _open(table: LabelTable, size_px: int, limit_gb: float) -> Source:
     # A streamed source has not looked at its images yet; better now than in the middle of an epoch.
     found = check_images(table) if isinstance(pixels, StreamedPixels) else pixels.problems
     return Source(replace(table, problems=(*table.problems, *found)), pixels, torch.arange(len(table)))
+
+
+def in_memory(table: LabelTable, *, size_px: int, on_bad: OnBad) -> Source:
+    """The images of a small table, decoded once and into memory; errors as for `prepare`."""
+    pixels = decoded(table, size_px=size_px)
+    whole = replace(table, problems=(*table.problems, *pixels.problems))
+    return _resolve([Source(whole, pixels, torch.arange(len(table)))], on_bad)[0]
 
 
 def _resolve(sources: list[Source], on_bad: OnBad) -> list[Source]:

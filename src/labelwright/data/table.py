@@ -133,7 +133,10 @@ class Images:
 
     def where(self, row: int) -> str:
         """Where the user finds an image: its path, or ``row 17``, from 1, when it is embedded."""
-        return f"row {row + 1}" if self.dataset is not None else str(self.sources(np.array([row]))[0])
+        if self.dataset is None:
+            return str(self.sources(np.array([row]))[0])
+        places = getattr(self.dataset, "places", ())
+        return str(places[row]) if places else f"row {row + 1}"
 
     def update_digest(self, digest: Any) -> None:
         """Feed the identity of the images to a hash: embedded bytes, or path with size and time of change.

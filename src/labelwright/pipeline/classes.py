@@ -15,7 +15,8 @@ from labelwright.errors import ConfigError, DataError
 from labelwright.labels.clusters import about_clusters
 from labelwright.metrics.scores import open_scores, truth_beyond
 from labelwright.pipeline.evaluate import evaluate
-from labelwright.pipeline.label import label_rows, rename_in_run
+from labelwright.pipeline.label import rename_in_run
+from labelwright.pipeline.label_rows import label_rows
 from labelwright.pipeline.novel import feats_of_views
 from labelwright.pipeline.report import report
 from labelwright.pipeline.saved_model import SavedModel, change_classes, load_model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
 from PIL import Image
 
 from labelwright.data.cache import resize_to_square
@@ -20,12 +22,16 @@ from labelwright.data.checks import OnBad, check_images, resolve_problems
 from labelwright.data.columns import named_columns
 from labelwright.data.embeddings import EMBEDDING_COLUMN
 from labelwright.data.images import Decoding
-from labelwright.data.prepare import is_embeddings, listed, read, resolved_path
+from labelwright.data.prepare import class_list, is_embeddings, listed, read, resolved_path
 from labelwright.data.table import SPLITS, LabelTable
+from labelwright.encoders.embed import load_encoder
 from labelwright.errors import ConfigError, DataError
 from labelwright.pipeline.settings import check_values
 from labelwright.replacing import disk_errors, new_output, replacing
 from labelwright.run_folder import write_parquet_atomically
+from labelwright.scale.shards import Shard
+from labelwright.scale.tables import Reading, batches, known_of
+from labelwright.scale.work import Sharded, is_sharded, noted, over_shards
 from labelwright.train.processes import accelerator_for
 from labelwright.train.progress import counter
 
@@ -60,6 +66,7 @@ def embed(
     size: int | None = None,
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
+    model: str | None = None,
     batch_size: int = 64,
     classes: Any = None,
     group: str | None = None,
@@ -69,8 +76,11 @@ def embed(
     candidates_column: str | None = None,
     on_bad: OnBad = "stop",
     device: str = "auto",
+    precision: str = "auto",
     largest_image: float = 179.0,
-) -> Embedded:
+    engine: str = "local",
+    shard_rows: int | None = None,
+) -> Embedded | Sharded:
     """Write the features of images by a model of your own, with ids, paths and all that is known of the images.
 
     Args:
@@ -80,11 +90,13 @@ def embed(
         "file.py:name".
       onnx: an exported network from float pixels [n, 3, H, W] to [n, D], instead.
       size: side in px of the centre square that the ONNX network sees; None = the size it was exported for.
+      model: a pretrained model by hub id or path, instead: CLIP, SigLIP, any vision model, a run of `pretrain`.
       mean, std: of its pixels, per channel; those of ImageNet if not given.
       image_column, label_column, split_column, candidates_column: columns of a table that are called otherwise.
-      batch_size: images at once.   classes, group, on_bad, largest_image: see `fit`.   device: of an ONNX network.
+      batch_size: images at once.   classes, group, on_bad, largest_image: see `fit`.
+      device, precision: of an ONNX network and of ``model``.   engine, shard_rows: see `label`.
 
-    Returns: the file, and what is in it.
+    Returns: an `Embedded`: the file, and what is in it; of shards a `scale.work.Sharded`.
 
     Raises: ConfigError or DataError, with nothing written, for a model that cannot be found or gives no features, or
       data that cannot be read.
@@ -102,28 +114,113 @@ def embed(
     """
     check_values(group=group, size=size, device=device, image_column=image_column, label_column=label_column)
     check_values(split_column=split_column, candidates_column=candidates_column)
-    target = new_output(out, ".npz", ".parquet")
-    if (function is None) == (onnx is None):
-        raise ConfigError("embed needs one model", fix="give --function MODULE:NAME, or --onnx FILE")
+    is_over_shards = is_sharded(data, engine=engine, shard_rows=shard_rows)
+    target = Path() if is_over_shards else new_output(out, ".npz", ".parquet")
+    if sum(each is not None for each in (function, onnx, model)) != 1:
+        raise ConfigError("embed needs one model", fix="give --function MODULE:NAME, --onnx FILE or --model ID")
     if batch_size < 1:
         raise ConfigError(f"batch_size={batch_size} is not possible", fix="give 1 or more")
     if is_embeddings(data):
         raise ConfigError(f"{resolved_path(data)} holds embeddings already", fix="give the images")
-    if onnx is not None:
-        model, name = _of_onnx(Path(onnx), size=size, mean=mean, std=std, device=device), str(onnx)
-    else:
-        assert function is not None
-        model = _found(function) if isinstance(function, str) else function
-        name = function if isinstance(function, str) else getattr(function, "__name__", "the function")
+    asked = Asked(function, None if onnx is None else str(onnx), model, size, mean, std, device, precision)
+    embedder = _loaded(asked)
     columns = named_columns(image=image_column, label=label_column, split=split_column, candidates=candidates_column)
     decoding = Decoding.chosen(largest_image=largest_image)
+    if is_over_shards:
+        if candidates_column is not None or group is not None:
+            raise ConfigError(
+                "shards are embedded without candidates, and group by a column `group`", fix="leave it out"
+            )
+        names = class_list(classes)
+        how = Reading(tuple(columns.items()), False, None if names is None else tuple(names), on_bad, decoding)
+        what = {"verb": "embed", **asked.facts(), "classes": names, "columns": columns, "on_bad": on_bad}
+        return over_shards(
+            data,
+            out,
+            EmbedShard(asked, how, batch_size),
+            what=what,
+            engine=engine,
+            shard_rows=shard_rows,
+            doing="embedding shards",
+        )
     table = read(data, classes=classes, group=group, columns=columns, decoding=decoding)
     table = resolve_problems(table, [*table.problems, *check_images(table)], on_bad)
     if table.candidates is not None and target.suffix == ".npz":
         raise ConfigError("these images have candidate labels, which an .npz cannot hold", fix="end --out in .parquet")
-    feats = np.concatenate(list(_features(table, model, name, batch_size)))
+    feats = np.concatenate(list(_features(table, embedder, asked.name, batch_size)))
     _write(target, table, feats)
     return Embedded(target, len(feats), feats.shape[1], listed(table.quarantined))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The model of `embed`: one of ``function``, ``onnx`` and ``model``; the others and their settings as there."""
+
+    function: str | Embedder | None
+    onnx: str | None
+    model: str | None
+    size: int | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    device: str
+    precision: str
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        if callable(self.function):
+            return str(getattr(self.function, "__name__", "the function"))
+        return self.function or self.onnx or str(self.model)
+
+    def facts(self) -> dict[str, Any]:
+        """What the features depend on: JSON-ready."""
+        own = {"model": self.name, "precision": self.precision}
+        return own | ({"size": self.size, "mean": list(self.mean), "std": list(self.std)} if self.onnx else {})
+
+
+@dataclass(frozen=True)
+class EmbedShard:
+    """Features of a shard's images, with what is known of them."""
+
+    asked: Asked
+    how: Reading
+    batch_size: int
+
+    def __call__(self, shard: Shard) -> pa.Table:
+        """A row per usable image, in the order of the shard."""
+        model, parts, left_out = _loaded(self.asked), list[pa.Table](), list[Any]()
+        for batch in batches(shard, self.how):
+            left_out += batch.left_out
+            if batch.source is not None:
+                feats = np.concatenate(list(_features(batch.source.table, model, self.asked.name, self.batch_size)))
+                parts.append(pa.table({EMBEDDING_COLUMN: _lists(feats), **known_of(batch)}))
+        return noted(parts, pa.schema([("id", pa.large_string())]), left_out)
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(asked: Asked) -> Embedder:
+    """Once in a process, whatever number of shards it works on."""
+    if asked.onnx is not None:
+        return _of_onnx(Path(asked.onnx), size=asked.size, mean=asked.mean, std=asked.std, device=asked.device)
+    if asked.model is not None:
+        return _pretrained(asked.model, asked.device, asked.precision)
+    assert asked.function is not None
+    return _found(asked.function) if isinstance(asked.function, str) else asked.function
+
+
+def _pretrained(name: str, device: str, precision: str) -> Embedder:
+    """A pretrained model behind the pixels that it wants; features of unit norm."""
+    where = accelerator_for(device).device
+    encoder = load_encoder(name, device=where, precision=precision)
+    mean, std = (torch.tensor(each, device=where)[:, None, None] for each in (encoder.stats.mean, encoder.stats.std))
+
+    def run(images: list[Image.Image]) -> torch.Tensor:
+        pixels = np.stack([resize_to_square(image, size_px=encoder.stats.size_px) for image in images])
+        x = torch.from_numpy(pixels).to(where).permute(0, 3, 1, 2).float() / 255
+        with torch.inference_mode():
+            return encoder.encode((x - mean) / std)
+
+    return run
 
 
 def _features(table: LabelTable, model: Embedder, name: str, batch_size: int) -> Iterator[npt.NDArray[np.float32]]:
@@ -278,7 +375,7 @@ def _write(target: Path, table: LabelTable, feats: npt.NDArray[np.float32]) -> N
         return
     one = {"ids": "id", "paths": "path", "labels": "label", "groups": "group"}
     lists: Mapping[str, Any] = {one.get(key, key): values for key, values in columns.items() if values is not None}
-    found = {EMBEDDING_COLUMN: pa.FixedSizeListArray.from_arrays(pa.array(feats.reshape(-1)), feats.shape[1]), **lists}
+    found = {EMBEDDING_COLUMN: _lists(feats), **lists}
     if table.candidates is not None:
         sets = [table.candidates.of(row).tolist() for row in range(len(table))]
         found["candidates"] = [[table.class_names[c] for c in some] for some in sets]
@@ -286,6 +383,10 @@ def _write(target: Path, table: LabelTable, feats: npt.NDArray[np.float32]) -> N
             parts = np.split(table.candidates.weights.numpy(), table.candidates.offsets.numpy()[1:-1])
             found["weights"] = [part.tolist() for part in parts]
     write_parquet_atomically(pa.table(found), target)
+
+
+def _lists(feats: npt.NDArray[np.float32]) -> Any:
+    return pa.FixedSizeListArray.from_arrays(pa.array(feats.reshape(-1)), feats.shape[1])
 
 
 def _names(numbers: npt.NDArray[Any], names: Sequence[str]) -> list[str]:

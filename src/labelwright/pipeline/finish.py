@@ -24,7 +24,7 @@ from labelwright.metrics.scores import confusions, open_scores, scores_of, seen_
 from labelwright.pipeline.evaluate import answers_of, asker_of_names
 from labelwright.pipeline.gallery import first_guesses, gallery_of
 from labelwright.pipeline.job import Job
-from labelwright.pipeline.label import label_rows
+from labelwright.pipeline.label_rows import label_rows
 from labelwright.pipeline.novel import feats_of
 from labelwright.pipeline.own_sets import own_answers, with_candidates
 from labelwright.pipeline.promises import (

@@ -7,12 +7,11 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from PIL import Image
 
 from labelwright.data.checks import OnBad
@@ -23,6 +22,8 @@ from labelwright.data.prepare import listed
 from labelwright.data.read import STRANGERS_FOLDER
 from labelwright.data.table import LabelTable
 from labelwright.errors import ConfigError
+from labelwright.pipeline.label_rows import label_rows, strange_facts
+from labelwright.pipeline.label_shards import label_shards
 from labelwright.pipeline.promises import (
     by_thresholds,
     check_promised,
@@ -33,18 +34,16 @@ from labelwright.pipeline.promises import (
     truths,
 )
 from labelwright.pipeline.report import report
-from labelwright.pipeline.saved_model import Strange, answers_for, change_classes, load_model, renamed
+from labelwright.pipeline.saved_model import answers_for, change_classes, load_model, renamed
 from labelwright.pipeline.settings import check_values
 from labelwright.pipeline.strange import facts_of, with_new
 from labelwright.replacing import disk_errors, new_output, whole_folder
 from labelwright.reporting.gallery import rename_in_gallery
 from labelwright.run_folder import Run, write_parquet_atomically
+from labelwright.scale.work import is_sharded
 from labelwright.spreadsheet import write_csv
-from labelwright.train.predict import Answers
 from labelwright.train.processes import accelerator_for
 from labelwright.trust.calibration import Calibration
-
-LABEL_COLUMNS = ("id", "label", "probability", "runner_up", "source", "trust", "softmax", "strangeness", "decision")
 
 
 def label(
@@ -61,7 +60,9 @@ def label(
     on_bad: OnBad = "stop",
     device: str = "auto",
     precision: str = "auto",
-) -> pa.Table:
+    engine: str = "local",
+    shard_rows: int | None = None,
+) -> Any:
     """Label any images with the model of a run, each with its probability, its runner-up and how far to trust it.
 
     Args:
@@ -78,14 +79,41 @@ def label(
       image_column: column of a table with the paths, if it is called otherwise.
       novel: put images of no class into new ones, "new 1", "new 2", ..., see `strange.with_new`.
       on_bad: stop, or skip unusable images.
+      engine: "local", or "ray": shards on a Ray cluster.
+      shard_rows: images of a shard; ``out`` is then a folder or URL of Parquet files, one a shard, see scale.work.
+        None: one table, or shards of 4,096 images or 65,536 embeddings with ``engine="ray"``, of URLs and of tars.
 
     Returns: Arrow table with the columns of LABEL_COLUMNS; its schema metadata holds as JSON, under ``left_out``, the
       images that ``on_bad="skip"`` left out, under ``strangers`` what there is to say of images of no class (see
-      `strange.facts_of`) and, under ``promise``, what is promised, with ``error``.
+      `strange.facts_of`) and, under ``promise``, what is promised, with ``error``. Of shards a `scale.work.Sharded`.
 
     Raises: DataError or ConfigError, with nothing written.
     """
     check_values(image_column=image_column, device=device, precision=precision)
+    is_over_shards = is_sharded(data, engine=engine, shard_rows=shard_rows)
+    if is_over_shards and (out is None or verified is not None or novel or rename):
+        raise ConfigError(
+            "shards are labelled one by one: --verified, --novel and --rename need all images, and --out a folder",
+            fix="rename classes by `labelwright classes`; give --out a folder and leave the others out",
+        )
+    if is_over_shards:
+        check_shares(error, confidence)
+        saved = load_model(Path(run), device=accelerator_for(device).device)
+        if error is not None:
+            check_promised(saved, Path(run), error, confidence)
+        return label_shards(
+            saved,
+            Path(run),
+            data,
+            out=cast(str, out),
+            is_promised=error is not None,
+            image_column=image_column,
+            on_bad=on_bad,
+            device=device,
+            precision=precision,
+            engine=engine,
+            shard_rows=shard_rows,
+        )
     target = None if out is None else new_output(out, ".csv", ".parquet", "", data=data)
     check_shares(error, confidence)
     saved = load_model(Path(run), device=accelerator_for(device).device)
@@ -110,7 +138,7 @@ def label(
     )
 
     def labelled(calibration: Calibration) -> pa.Table:
-        return label_rows(table, answers, names, calibration, keep_given=False, **told_of(strange))
+        return label_rows(table, answers, names, calibration, keep_given=False, **strange_facts(strange))
 
     rows, promised = labelled(saved.calibration), None
     shares = None if error is None else {"error": error, "confidence": confidence}
@@ -135,16 +163,6 @@ def label(
     return rows
 
 
-def told_of(strange: Strange | None) -> dict[str, Any]:
-    """What `label_rows` wants to know of images of no class."""
-    if strange is None:
-        return {}
-    return {
-        "strangeness": strange.strangers.strangeness(strange.scores),
-        "threshold": strange.strangers.threshold,
-    }
-
-
 def rename_in_run(run: str | Path, class_names: Sequence[str], rename: Mapping[str, str]) -> None:
     """Give classes other names in the model of a run and in its labels.parquet, summary.json and report.html.
 
@@ -167,69 +185,6 @@ def rename_in_run(run: str | Path, class_names: Sequence[str], rename: Mapping[s
     rename_in_gallery(folder.path, rename)
     change_classes(folder.path / "model", names)
     report(run)
-
-
-def label_rows(
-    table: LabelTable,
-    answers: Answers,
-    class_names: tuple[str, ...],
-    calibration: Calibration,
-    *,
-    keep_given: bool,
-    given_chance: torch.Tensor | None = None,
-    accepted: torch.Tensor | None = None,
-    strangeness: torch.Tensor | None = None,
-    threshold: float | None = None,
-) -> pa.Table:
-    """One row per image: which label, how likely it is right, what else it could be, where from, how far to trust it.
-
-    Args:
-      table: N images.
-      answers: of the classifier, with ``given`` = the labels the table holds.
-      class_names: C names the answers refer to.
-      calibration: of the classifier.
-      keep_given: a given label stays ("given"); False puts the classifier's own answer everywhere ("predicted").
-      given_chance: [N] float, the chance that the given label is right by classifiers that did not see it; NaN or None
-        where there is none.
-      accepted: [N] bool, labels that may be used as they are; None: none.
-      strangeness: [N] float, 0 to 1, see `trust.strangers`; None: nothing is known of it.
-      threshold: of the strangeness, 0 to 1; above it an image is of no class, unless its label was given.
-
-    Returns: Arrow table of LABEL_COLUMNS. ``trust``, and ``probability``, its other name, is the estimated chance that
-      the label is right: of a predicted one the calibrated probability; of a given one ``given_chance``, or else the
-      same where the classifier agrees, and what it leaves where it prefers another class (under 0.5: a label to look
-      at). Of an image of no class it is that times (1 - strangeness) / (1 - threshold). ``softmax`` is what the
-      classifier itself says of the label; ``strangeness`` may be null; ``decision`` is "unknown", "accept" or "review".
-    """
-    known = (answers.given >= 0) & keep_given
-    label = torch.where(known, answers.given, answers.predicted)
-    # The best class that is not the label: the prediction itself where a given label disagrees with it.
-    runner_up = torch.where(label == answers.predicted, answers.runner_up, answers.predicted)
-    chance = calibration.chance(answers.odds)
-    agreed = label == answers.predicted
-    chance = torch.where(agreed, chance, (1 - chance).clamp(max=0.5))
-    if given_chance is not None:
-        chance = torch.where(known & ~given_chance.isnan(), given_chance, chance)
-    kind = torch.zeros(len(table), dtype=torch.int64) if accepted is None else accepted.long()
-    if strangeness is not None and threshold is not None:
-        unknown = (strangeness > threshold) & ~known
-        kind[unknown] = 2
-        chance = torch.where(unknown, chance * (1 - strangeness) / (1 - threshold), chance)
-    trust = pa.array(chance.float().numpy())
-    names = pa.array(class_names, pa.string())
-    return pa.table(
-        {
-            "id": table.ids,
-            "label": names.take(pa.array(label.numpy())),
-            "probability": trust,
-            "runner_up": names.take(pa.array(runner_up.numpy())),
-            "source": pa.array(np.where(known.numpy(), "given", "predicted")),
-            "trust": trust,
-            "softmax": pa.array(torch.where(known, answers.given_probability, answers.probability).float().numpy()),
-            "strangeness": pa.nulls(len(table), pa.float32()) if strangeness is None else pa.array(strangeness.numpy()),
-            "decision": pa.array(("review", "accept", "unknown"), pa.string()).take(pa.array(kind.numpy())),
-        }
-    )
 
 
 def _write_labels(rows: pa.Table, table: LabelTable, target: Path) -> None:

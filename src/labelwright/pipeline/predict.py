@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from labelwright.data.checks import OnBad
-from labelwright.pipeline.label import label_rows, told_of
+from labelwright.pipeline.label_rows import label_rows, strange_facts
 from labelwright.pipeline.saved_model import SavedModel, answers_for
 from labelwright.pipeline.saved_model import load_model as read_model
 from labelwright.train.processes import accelerator_for
@@ -37,7 +37,7 @@ class Model:
             Of a model of embeddings: [n, D] numbers, or a file of such.
           on_bad: "stop", or "skip" images that cannot be read.
 
-        Returns: Arrow table of `pipeline.label.LABEL_COLUMNS`, a row per image in the order given; ``to_pylist()``
+        Returns: Arrow table of `pipeline.label_rows.LABEL_COLUMNS`, a row per image in the order given; ``to_pylist()``
           makes dicts of it.
 
         Raises: DataError or ConfigError naming the image or its place in the list, from 1.
@@ -55,7 +55,7 @@ class Model:
             cache_limit_gb=0,
         )
         return label_rows(
-            table, answers, self.class_names, self.saved.calibration, keep_given=False, **told_of(strange)
+            table, answers, self.class_names, self.saved.calibration, keep_given=False, **strange_facts(strange)
         )
 
     def _of_numbers(self, data: Any) -> pa.Table:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from labelwright import checksums
 from labelwright.data.checks import OnBad
 from labelwright.data.images import Decoding
-from labelwright.data.prepare import is_embeddings, open_embeddings, open_source, resolved_path
+from labelwright.data.prepare import Source, is_embeddings, open_embeddings, open_source, resolved_path
 from labelwright.data.table import LabelTable
 from labelwright.data.views import ViewSettings
 from labelwright.encoders import backbones
@@ -291,30 +291,73 @@ def answers_for(
 
     Returns: table, answers, and how strange the images are; None of a model that cannot tell.
     """
+    source = _source_for(
+        saved,
+        data,
+        on_bad=on_bad,
+        classes=classes,
+        columns=columns,
+        only_images=only_images,
+        cache_limit_gb=cache_limit_gb,
+        first_number=first_number,
+    )
+    answers, strange = answers_of_source(saved, source, device=device, precision=precision)
+    return source.table, answers, strange
+
+
+def _source_for(
+    saved: SavedModel,
+    data: Any,
+    *,
+    on_bad: OnBad,
+    classes: Sequence[str] | None,
+    columns: Mapping[str, str] | None,
+    only_images: bool,
+    cache_limit_gb: float,
+    first_number: int | None,
+) -> Source:
+    """The images as the model takes them, or embeddings."""
     how: dict[str, Any] = {"classes": classes, "on_bad": on_bad, "columns": columns, "only_images": only_images}
-    net: Any = saved.net
     if saved.size_px == 0:
         source = open_embeddings(data, **how)
-        n_features = getattr(net, "first", net).n_features
-        if source.stored is not None and source.stored.n_features != n_features:
-            raise DataError(
-                f"{resolved_path(data)} holds embeddings of {source.stored.n_features} features; the model was trained "
-                f"on {n_features}",
-                fix="embed these images with the model that embedded the training images",
-            )
-    elif is_embeddings(data):
+        check_fits(saved, source, resolved_path(data))
+        return source
+    if is_embeddings(data):
         raise DataError(
             f"{resolved_path(data)} holds embeddings, and the model was trained on images", fix="give the images"
         )
-    else:
-        source = open_source(
-            data,
-            size_px=saved.size_px,
-            cache_limit_gb=cache_limit_gb,
-            first_number=first_number,
-            decoding=saved.decoding,
-            **how,
+    return open_source(
+        data,
+        size_px=saved.size_px,
+        cache_limit_gb=cache_limit_gb,
+        first_number=first_number,
+        decoding=saved.decoding,
+        **how,
+    )
+
+
+def check_fits(saved: SavedModel, source: Source, where: str) -> None:
+    """Refuse images for a model of embeddings, embeddings for one of images, and embeddings of another length.
+
+    Raises: DataError naming ``where``.
+    """
+    net: Any = saved.net
+    if (saved.size_px == 0) != (source.stored is not None):
+        holds, wants = ("images", "embeddings") if saved.size_px == 0 else ("embeddings", "images")
+        raise DataError(f"{where} holds {holds}, and the model was trained on {wants}", fix=f"give the {wants}")
+    n_features = getattr(net, "first", net).n_features
+    if source.stored is not None and source.stored.n_features != n_features:
+        raise DataError(
+            f"{where} holds embeddings of {source.stored.n_features} features; the model was trained on {n_features}",
+            fix="embed these images with the model that embedded the training images",
         )
+
+
+def answers_of_source(
+    saved: SavedModel, source: Source, *, device: str, precision: str
+) -> tuple[Answers, Strange | None]:
+    """What a saved model says of images that are decoded, or of embeddings, see `check_fits`; how strange they are."""
+    net: Any = saved.net
     views, strangers = source.views(saved.view), saved.strangers
     seen, scores, strange = list[Tensor](), list[Tensor](), list[Tensor]()
 
@@ -337,11 +380,7 @@ def answers_for(
         description="labelling",
     )
     hook.remove()
-    return (
-        source.table,
-        answers,
-        None if strangers is None else Strange(strangers, torch.cat(scores), torch.cat(strange)),
-    )
+    return answers, None if strangers is None else Strange(strangers, torch.cat(scores), torch.cat(strange))
 
 
 def model_card(summary: Mapping[str, Any], class_names: tuple[str, ...], version: str) -> str:

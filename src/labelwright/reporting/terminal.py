@@ -359,6 +359,24 @@ def _print_verified(verified: Any, values: Mapping[str, Any]) -> None:
     _say(f"{counted(verified.n_files, 'file')}, {verified.n_bytes / 1e6:,.1f} MB: {state}")
 
 
+def print_sharded(done: Any, values: Mapping[str, Any]) -> None:
+    """What work over shards wrote, as a few lines or as JSON."""
+    facts = {**vars(done), "left_out": len(done.left_out)}
+    if values.get("json"):
+        print(json.dumps(facts))
+        return
+    before = f", {done.n_before:,} of them there before" if done.n_before else ""
+    print(f"{counted(done.n_images, 'image')} in {counted(done.n_shards, 'shard')}{before}: {done.path}")
+    for key, words in (("n_accept", "labels may be accepted"), ("n_unknown", "look like no class")):
+        if key in done.counts:
+            print(f"{done.counts[key]:,} {words}")
+    if done.counts.get("n_scored"):
+        print(
+            f"of {done.counts['n_scored']:,} with a label, {done.counts['n_inside']:,} have it among their candidates"
+        )
+    _print_left_out(done.left_out)
+
+
 PRINTERS: Mapping[str, Callable[[Any, Mapping[str, Any]], None]] = {
     "demo": lambda result, values: None,
     "inspect": _print_inspection,

@@ -45,10 +45,13 @@ def odds_of(probs: Tensor) -> Tensor:
       >>> odds_of(torch.tensor([[0.9, 0.1], [1.0, 1e-20]])).round().tolist()
       [[2.0, 1.0, 1.0], [46.0, 23.0, 12.0]]
     """
-    logs = probs.double().clamp(min=LEAST_PROB).log()
-    best, at = logs.max(1, keepdim=True)
-    others = (logs - best).scatter(1, at, -torch.inf)
-    return torch.stack([-(others / t).logsumexp(1) for t in TEMPERATURES], 1).clamp(max=MOST_ODDS)
+    probs = probs.double().clamp(min=LEAST_PROB)
+    best, at = probs.max(1, keepdim=True)
+    others, found = (probs / best).scatter(1, at, 0.0), list[Tensor]()
+    for t, colder in zip(TEMPERATURES, (1.0, *TEMPERATURES), strict=False):
+        others = others if t == colder else others.sqrt_()  # to the power of 1/t: each t is twice the one before
+        found.append(-others.sum(1).log())
+    return torch.stack(found, 1).clamp(max=MOST_ODDS)
 
 
 def answer(

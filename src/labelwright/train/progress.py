@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -20,9 +21,21 @@ WORDS_WIDTH = 66  # characters beside the bar
 
 ItemT = TypeVar("ItemT")
 
+_IS_QUIET = ContextVar("is_quiet", default=False)
+
 
 Show = Callable[[int, int | None, str, Mapping[str, float]], None]
 """What to call with how much is done, of how much, words before it and numbers after it."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No `counter` and no `track` shows anything in the block: what is around it does."""
+    token = _IS_QUIET.set(True)
+    try:
+        yield
+    finally:
+        _IS_QUIET.reset(token)
 
 
 def say(text: str) -> None:
@@ -105,6 +118,9 @@ def track(items: Iterable[ItemT], description: str, total: int | None = None) ->
       >>> list(track([1, 2], "reading"))
       [1, 2]
     """
+    if _IS_QUIET.get():
+        yield from items
+        return
     with _Shown(description) as shown:
         for n_done, item in enumerate(items, start=1):
             yield item
@@ -114,5 +130,8 @@ def track(items: Iterable[ItemT], description: str, total: int | None = None) ->
 @contextmanager
 def counter(description: str, total: int) -> Iterator[Callable[[int], None]]:
     """What to call with the number of things done so far."""
+    if _IS_QUIET.get():
+        yield lambda n_done: None
+        return
     with _Shown(description) as shown:
         yield lambda n_done: shown(n_done, total, description, {})

@@ -16,7 +16,8 @@ from labelwright.data.read import load
 from labelwright.data.table import Images, LabelTable
 from labelwright.errors import DiskError
 from labelwright.metrics.scores import confusions
-from labelwright.pipeline.label import _write_labels, label_rows
+from labelwright.pipeline.label import _write_labels
+from labelwright.pipeline.label_rows import label_rows
 from labelwright.pipeline.saved_model import model_card
 from labelwright.train.predict import Answers, odds_of
 from labelwright.trust.calibration import Calibration

@@ -12,7 +12,7 @@ import pytest
 import labelwright as lw
 from labelwright import cli
 from labelwright.errors import ConfigError, DataError
-from labelwright.pipeline.label import LABEL_COLUMNS
+from labelwright.pipeline.label_rows import LABEL_COLUMNS
 from labelwright.pipeline.saved_model import STRANGERS_FILE
 from labelwright.run_folder import Run
 

@@ -1,0 +1,89 @@
+"""Rows of labels: which label, how likely it is right, what else it could be, where it comes from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from labelwright.data.table import LabelTable
+from labelwright.pipeline.saved_model import Strange
+from labelwright.train.predict import Answers
+from labelwright.trust.calibration import Calibration
+
+LABEL_COLUMNS = ("id", "label", "probability", "runner_up", "source", "trust", "softmax", "strangeness", "decision")
+
+
+def strange_facts(strange: Strange | None) -> dict[str, Any]:
+    """What `label_rows` wants to know of images of no class."""
+    if strange is None:
+        return {}
+    return {
+        "strangeness": strange.strangers.strangeness(strange.scores),
+        "threshold": strange.strangers.threshold,
+    }
+
+
+def label_rows(
+    table: LabelTable,
+    answers: Answers,
+    class_names: tuple[str, ...],
+    calibration: Calibration,
+    *,
+    keep_given: bool,
+    given_chance: torch.Tensor | None = None,
+    accepted: torch.Tensor | None = None,
+    strangeness: torch.Tensor | None = None,
+    threshold: float | None = None,
+) -> pa.Table:
+    """One row per image: which label, how likely it is right, what else it could be, where from, how far to trust it.
+
+    Args:
+      table: N images.
+      answers: of the classifier, with ``given`` = the labels the table holds.
+      class_names: C names the answers refer to.
+      calibration: of the classifier.
+      keep_given: a given label stays ("given"); False puts the classifier's own answer everywhere ("predicted").
+      given_chance: [N] float, the chance that the given label is right by classifiers that did not see it; NaN or None
+        where there is none.
+      accepted: [N] bool, labels that may be used as they are; None: none.
+      strangeness: [N] float, 0 to 1, see `trust.strangers`; None: nothing is known of it.
+      threshold: of the strangeness, 0 to 1; above it an image is of no class, unless its label was given.
+
+    Returns: Arrow table of LABEL_COLUMNS. ``trust``, and ``probability``, its other name, is the estimated chance that
+      the label is right: of a predicted one the calibrated probability; of a given one ``given_chance``, or else the
+      same where the classifier agrees, and what it leaves where it prefers another class (under 0.5: a label to look
+      at). Of an image of no class it is that times (1 - strangeness) / (1 - threshold). ``softmax`` is what the
+      classifier itself says of the label; ``strangeness`` may be null; ``decision`` is "unknown", "accept" or "review".
+    """
+    known = (answers.given >= 0) & keep_given
+    label = torch.where(known, answers.given, answers.predicted)
+    # The best class that is not the label: the prediction itself where a given label disagrees with it.
+    runner_up = torch.where(label == answers.predicted, answers.runner_up, answers.predicted)
+    chance = calibration.chance(answers.odds)
+    agreed = label == answers.predicted
+    chance = torch.where(agreed, chance, (1 - chance).clamp(max=0.5))
+    if given_chance is not None:
+        chance = torch.where(known & ~given_chance.isnan(), given_chance, chance)
+    kind = torch.zeros(len(table), dtype=torch.int64) if accepted is None else accepted.long()
+    if strangeness is not None and threshold is not None:
+        unknown = (strangeness > threshold) & ~known
+        kind[unknown] = 2
+        chance = torch.where(unknown, chance * (1 - strangeness) / (1 - threshold), chance)
+    trust = pa.array(chance.float().numpy())
+    names = pa.array(class_names, pa.string())
+    return pa.table(
+        {
+            "id": table.ids,
+            "label": names.take(pa.array(label.numpy())),
+            "probability": trust,
+            "runner_up": names.take(pa.array(runner_up.numpy())),
+            "source": pa.array(np.where(known.numpy(), "given", "predicted")),
+            "trust": trust,
+            "softmax": pa.array(torch.where(known, answers.given_probability, answers.probability).float().numpy()),
+            "strangeness": pa.nulls(len(table), pa.float32()) if strangeness is None else pa.array(strangeness.numpy()),
+            "decision": pa.array(("review", "accept", "unknown"), pa.string()).take(pa.array(kind.numpy())),
+        }
+    )

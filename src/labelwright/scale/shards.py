@@ -1,0 +1,207 @@
+"""The input as shards: a block of a Parquet, .npy or .npz file, a tar of WebDataset, some images of a folder.
+
+A shard is a few strings and numbers, cheap to send to another machine.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+import pyarrow.parquet as pq
+
+from labelwright.data.images import IMAGE_SUFFIXES
+from labelwright.errors import ConfigError, DataError
+from labelwright.scale.arrays import array, errors_of
+from labelwright.scale.places import file_system, is_url, reading, whole
+
+ROWS_OF_IMAGES, ROWS_OF_VECTORS = 4096, 65_536  # of a shard, unless it says so itself
+
+Kind = Literal["parquet", "tar", "files", "npy", "npz"]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of the input that is worked on alone.
+
+    Attributes:
+      kind: how it is read.
+      place: file, or folder of ``files``.
+      first, stop: rows of an .npy or .npz; row groups of a Parquet file.
+      files: of a folder, by their paths below it.
+      first_row: of a Parquet file, the number of the first row of its row group ``first``.
+      prefix: what the ids begin with, so that they differ between files.
+    """
+
+    kind: Kind
+    place: str
+    first: int = 0
+    stop: int = 0
+    files: tuple[str, ...] = ()
+    first_row: int = 0
+    prefix: str = ""
+
+    def __str__(self) -> str:
+        """Where the user finds it."""
+        if self.kind == "files":
+            return f"{self.place}/{self.files[0]} to {self.files[-1]}"
+        return self.place if self.kind == "tar" else f"{self.place}, block {self.first} to {self.stop}"
+
+
+# ---- finding them ---------------------------------------------------------------------------------------------------
+
+
+def find_shards(data: Any, *, n_rows: int | None = None) -> list[Shard]:
+    """The shards of some input, in an order that depends on the names alone.
+
+    Args:
+      data: a file, a folder, a pattern or a URL of such, or several: Parquet files of images, of paths or of
+        embeddings, WebDataset tars, .npy or .npz files of embeddings, or images in folders.
+      n_rows: of a shard, about; None: 4,096 images or 65,536 embeddings. A tar, and a row group, is never cut.
+
+    Raises: DataError if there is none, or they are of several kinds; ConfigError for n_rows < 1.
+
+    Example:
+      >>> import numpy as np
+      >>> from labelwright.scale.places import writing
+      >>> with writing("memory://feats/a.npy") as file:
+      ...     np.save(file, np.zeros((5, 2), np.float32))
+      >>> [(shard.first, shard.stop) for shard in find_shards("memory://feats", n_rows=2)]
+      [(0, 2), (2, 4), (4, 5)]
+    """
+    if n_rows is not None and n_rows < 1:
+        raise ConfigError(f"shard_rows={n_rows} is not possible", fix="give 1 or more")
+    given = [data] if isinstance(data, (str, os.PathLike)) else list(data)
+    if not given or not all(isinstance(each, (str, os.PathLike)) for each in given):
+        raise DataError("shards are made of files", fix="give a file, a folder, a pattern or a URL of such")
+    places: list[str] = []
+    loose: list[str] = []
+    folders: list[tuple[str, list[str]]] = []
+    for each in given:
+        for place in _matching(os.fspath(each)):
+            files = _files_in(place)
+            if files is None:
+                (loose if suffix_of(place) in IMAGE_SUFFIXES else places).append(place)
+            elif tables := [name for name in files if suffix_of(name) in _KINDS]:
+                places += [f"{place}/{name}" for name in tables]
+            else:
+                folders.append((place, [name for name in files if suffix_of(name) in IMAGE_SUFFIXES]))
+    kinds = {suffix_of(place) for place in places} | ({"images"} if loose or folders else set())
+    if len(kinds) > 1 or (places and kinds - set(_KINDS)):
+        raise DataError(
+            f"{given[0]}: shards of {', '.join(sorted(kinds)) or 'no kind'}",
+            fix=f"give files of one kind: {', '.join(_KINDS)}, or images",
+        )
+    found: list[Shard] = []
+    several = len(places) > 1
+    for place in places:
+        found += _KINDS[suffix_of(place)](place, n_rows, name_of(place) if several else "")
+    for place, names in folders:
+        found += _of_files(place, names, n_rows or ROWS_OF_IMAGES, name_of(place) if len(folders) > 1 else "")
+    if loose:
+        found += _of_files("", sorted(loose), n_rows or ROWS_OF_IMAGES, "")
+    if not found:
+        raise DataError(f"{given[0]}: no images, embeddings or shards found", fix="check the path")
+    return found
+
+
+def digest_of(shards: Sequence[Shard]) -> str:
+    """32 hex digits that change with the shards, and with size or time of change of a file of theirs."""
+    digest, places = hashlib.blake2b(digest_size=16), dict.fromkeys(s.place for s in shards if s.kind != "files")
+    for shard in shards:
+        digest.update(json.dumps(list(vars(shard).values())).encode())
+    for place in places:
+        system, path = file_system(place)
+        info = system.info(path)
+        digest.update(json.dumps([info.get("size"), str(info.get("mtime", info.get("ETag", "")))]).encode())
+    return digest.hexdigest()
+
+
+def _matching(place: str) -> list[str]:
+    """The places that a pattern matches, by name; any other place alone."""
+    system, path = file_system(place)
+    if glob.has_magic(path):
+        found = [whole(place, each) for each in sorted(system.glob(path))]
+        if not found:
+            raise DataError(f"no file matches {place}", fix="check the pattern; quote it in the shell")
+        return found
+    if not system.exists(path):
+        raise DataError(f"no such file or folder: {place}", fix="check the path")
+    return [place.rstrip("/") if is_url(place) else path]
+
+
+def _files_in(place: str) -> list[str] | None:
+    """Paths of all files below a folder, by name and without hidden ones; None of a file."""
+    system, path = file_system(place)
+    if not system.isdir(path):
+        return None
+    root = path.rstrip("/") + "/"
+    below = (each.removeprefix(root) for each in system.find(path))
+    return sorted(name for name in below if not any(part[0] in "._" for part in name.split("/")))
+
+
+def suffix_of(place: str) -> str:
+    """What the name of a file ends with, in lower case."""
+    return PurePosixPath(place).suffix.lower()
+
+
+def name_of(place: str) -> str:
+    """The name of a file or folder."""
+    return PurePosixPath(place).name
+
+
+def blocks(n: int, size: int) -> Iterator[tuple[int, int]]:
+    """(first, stop) of blocks of so many of n rows.
+
+    Example:
+      >>> list(blocks(5, 2))
+      [(0, 2), (2, 4), (4, 5)]
+    """
+    yield from ((first, min(first + size, n)) for first in range(0, n, size))
+
+
+def _of_files(place: str, names: Sequence[str], size: int, prefix: str) -> list[Shard]:
+    return [
+        Shard("files", place, files=tuple(names[first:stop]), prefix=prefix) for first, stop in blocks(len(names), size)
+    ]
+
+
+def _of_parquet(place: str, n_rows: int | None, prefix: str) -> list[Shard]:
+    """Row groups, as many as make a shard."""
+    with reading(place) as file, errors_of(place), pq.ParquetFile(file) as table:
+        meta, names = table.metadata, table.schema_arrow.names
+        sizes = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
+    size = n_rows or (ROWS_OF_VECTORS if "embedding" in names and "image" not in names else ROWS_OF_IMAGES)
+    found, first, rows, start = list[Shard](), 0, 0, 0
+    for i, n in enumerate(sizes):
+        rows += n
+        if rows >= size or i == len(sizes) - 1:
+            found.append(Shard("parquet", place, first, i + 1, first_row=start, prefix=prefix))
+            first, start, rows = i + 1, start + rows, 0
+    return found
+
+
+def _of_tar(place: str, n_rows: int | None, prefix: str) -> list[Shard]:
+    return [Shard("tar", place, prefix=prefix)]
+
+
+def _of_npy(place: str, n_rows: int | None, prefix: str) -> list[Shard]:
+    with array(place) as (shape, _, _, _):
+        return [
+            Shard("npy", place, first, stop, prefix=prefix)
+            for first, stop in blocks(shape[0], n_rows or ROWS_OF_VECTORS)
+        ]
+
+
+_KINDS: dict[str, Callable[[str, int | None, str], list[Shard]]] = {
+    ".parquet": _of_parquet,
+    ".tar": _of_tar,
+    ".npy": _of_npy,
+    ".npz": _of_npy,
+}

@@ -1,0 +1,266 @@
+"""One pure function over many shards: one whole output file each, here one after the other or as tasks of Ray.
+
+What is there already is not done again, so that a run that was killed, driver or worker, goes on where it was and ends
+with the same bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from labelwright.errors import ConfigError, DataError, LabelwrightError
+from labelwright.replacing import check_output
+from labelwright.scale.places import file_system, is_url, reading, writing
+from labelwright.scale.shards import Shard, digest_of, find_shards
+from labelwright.train.progress import counter, quiet
+
+Engine = Literal["local", "ray"]
+Make = Callable[[Shard], pa.Table]
+"""What is made of a shard; the same table whenever and wherever it is asked. Pickled by Ray: a frozen dataclass with
+`__call__`, or a function of a module."""
+
+PLAN = "_plan.json"  # what is done to what; a folder that has another one is not touched
+RETRIES = 5  # of a shard whose worker died
+LEFT_OUT, COUNTS = b"left_out", b"counts"  # schema metadata of an output file: rows that could not be used; numbers
+
+
+@dataclass(frozen=True)
+class Done:
+    """An output file that is there.
+
+    Attributes:
+      n_rows: in it.
+      left_out: rows of its shard that could not be used.
+      counts: of its rows.
+    """
+
+    n_rows: int
+    left_out: tuple[Mapping[str, str], ...]
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Sharded:
+    """Output of work over shards.
+
+    Attributes:
+      path: folder or URL; its files ``part-00000.parquet`` and so on belong to the shards in their order.
+      n_images, n_shards: in all of it.
+      n_before: shards that were there already.
+      left_out: rows that could not be used.
+      counts: of all rows.
+    """
+
+    path: str
+    n_images: int
+    n_shards: int
+    n_before: int
+    left_out: list[Mapping[str, str]]
+    counts: Mapping[str, int]
+
+
+def is_sharded(data: Any, *, engine: str, shard_rows: int | None) -> bool:
+    """Whether work is done shard by shard: as asked, or since the data can be read in no other way.
+
+    Raises: ConfigError for an engine that there is not.
+
+    Example:
+      >>> is_sharded("photos", engine="local", shard_rows=None), is_sharded("s3://a/b", engine="local", shard_rows=None)
+      (False, True)
+    """
+    if engine not in ("local", "ray"):
+        raise ConfigError(f"engine={engine} is not possible", fix="local or ray")
+    many = data if isinstance(data, (list, tuple)) else [data]
+    are_far = any(is_url(each) or (isinstance(each, (str, Path)) and str(each).endswith(".tar")) for each in many)
+    return engine == "ray" or shard_rows is not None or are_far
+
+
+def over_shards(
+    data: Any,
+    out: str | Path,
+    make: Make,
+    *,
+    what: Mapping[str, Any],
+    engine: str,
+    shard_rows: int | None,
+    doing: str,
+    part: str = "part",
+) -> Sharded:
+    """Make a Parquet file of every shard of the data.
+
+    Args:
+      data, shard_rows: see `shards.find_shards`.   out: folder or URL.   make: see `Make`.
+      what: everything that the output depends on besides the data, JSON-ready.
+      engine: "local", in this process; "ray", on the cluster that RAY_ADDRESS names, or one of this machine's cores.
+      doing: words beside the progress.   part: what the names of the files begin with.
+
+    Raises: ConfigError if the folder belongs to other work, or the engine is not installed; DataError of a shard.
+    """
+    out = str(out) if is_url(str(out)) else str(Path(out).expanduser())
+    if not is_url(out):
+        if Path(out).suffix:
+            raise ConfigError(
+                f"{out} is one file, and shards are written to a folder", fix="give --out without a suffix"
+            )
+        check_output(Path(out), data)
+    run = _ENGINES[engine]()
+    shards = find_shards(data, n_rows=shard_rows)
+    n_before = _begin(out, {"format": 1, **what, "shards": digest_of(shards), "n_shards": len(shards)}, part)
+    paths = [f"{out}/{part}-{i:05d}.parquet" for i in range(len(shards))]
+    there = _names_in(out)
+    todo = [i for i, path in enumerate(paths) if path.rpartition("/")[2] not in there]
+    with counter(doing, len(shards)) as progress:
+        n_done = len(shards) - len(todo)
+        for _ in run(functools.partial(_make_one, make), [(shards[i], paths[i]) for i in todo]):
+            n_done += 1
+            progress(n_done)
+    found = [_done(path) for path in paths]
+    left_out = [row for each in found for row in each.left_out]
+    counts = dict[str, int]()
+    for each in found:
+        for key, n in each.counts.items():
+            counts[key] = counts.get(key, 0) + n
+    return Sharded(out, sum(each.n_rows for each in found), len(shards), n_before, left_out, counts)
+
+
+def noted(parts: Sequence[pa.Table], schema: pa.Schema, left_out: Sequence[Any], **counts: int) -> pa.Table:
+    """The table of a shard, of its batches, with what was left out and counts in its metadata.
+
+    Example:
+      >>> noted([pa.table({"id": ["a"]})], pa.schema([("id", pa.string())]), [], n_known=1).schema.metadata
+      {b'left_out': b'[]', b'counts': b'{"n_known": 1}'}
+    """
+    table = pa.concat_tables(parts).combine_chunks() if parts else schema.empty_table()
+    notes = {LEFT_OUT: json.dumps(list(left_out)), COUNTS: json.dumps(counts)}
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), **notes})
+
+
+def _begin(out: str, plan: dict[str, Any], part: str) -> int:
+    """Write what is to be done, or see that it is what was begun; how many files are there already."""
+    there, place = _names_in(out), f"{out}/{PLAN}"
+    if PLAN in there:
+        with reading(place) as file:
+            before = json.loads(file.read() or b"{}")
+        if differing := [key for key in plan if before.get(key) != plan[key]]:
+            raise ConfigError(
+                f"{out} was begun with other settings or data ({', '.join(differing)})",
+                fix="choose another --out, or remove that folder first",
+            )
+    elif there:
+        raise ConfigError(f"{out} exists", fix="choose another --out, or remove it first")
+    else:
+        with writing(place) as file:
+            file.write((json.dumps(plan, indent=1) + "\n").encode())
+    system, path = file_system(out)
+    for name in there:
+        if name.startswith(f".{part}-") and name.endswith(".tmp"):  # of a worker that was killed
+            system.rm_file(f"{path}/{name}")
+    return sum(name.startswith(f"{part}-") for name in there)
+
+
+def _names_in(out: str) -> set[str]:
+    system, path = file_system(out)
+    if not system.isdir(path):
+        return set()
+    system.invalidate_cache(path)
+    return {str(each).rstrip("/").rpartition("/")[2] for each in system.ls(path, detail=False)}
+
+
+def _make_one(make: Make, shard: Shard, path: str) -> None:
+    table = make(shard)
+    with writing(path) as file:
+        pq.write_table(table, file)
+
+
+def _done(path: str) -> Done:
+    with reading(path) as file, pq.ParquetFile(file) as table:
+        notes = table.schema_arrow.metadata or {}
+        left_out, counts = json.loads(notes.get(LEFT_OUT, b"[]")), json.loads(notes.get(COUNTS, b"{}"))
+        return Done(table.metadata.num_rows, tuple(left_out), counts)
+
+
+# ---- engines --------------------------------------------------------------------------------------------------------
+
+
+Job = tuple[Shard, str]
+Run = Callable[[Callable[[Shard, str], None], Sequence[Job]], Iterator[None]]
+
+
+def _local() -> Run:
+    def run(one: Callable[[Shard, str], None], jobs: Sequence[Job]) -> Iterator[None]:
+        for shard, path in jobs:
+            with quiet():
+                one(shard, path)
+            yield
+
+    return run
+
+
+def _ray() -> Run:
+    """Tasks of Ray, twice as many as its cores at a time: what a task makes it writes itself, and nothing waits."""
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError(
+            "--engine ray needs Ray, which is not installed", fix="pip install 'labelwright[scale]'"
+        ) from error
+
+    def run(one: Callable[[Shard, str], None], jobs: Sequence[Job]) -> Iterator[None]:
+        if not jobs:
+            return
+        is_ours = not ray.is_initialized()
+        if is_ours:
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        try:
+            resources = ray.cluster_resources()
+            n_gpus = resources.get("GPU", 0.0)
+            n_workers = int(n_gpus or resources.get("CPU", 1))
+            task = ray.remote(num_cpus=1, num_gpus=1 if n_gpus else 0, max_retries=RETRIES, max_calls=0)(_caught)
+            waiting, going = iter(jobs), dict[Any, Job]()
+            while True:
+                for job in waiting:
+                    going[task.remote(one, *job)] = job
+                    if len(going) >= 2 * n_workers:
+                        break
+                if not going:
+                    return
+                for ready in ray.wait(list(going), num_returns=1)[0]:
+                    _result(ray, ready, going.pop(ready)[0])
+                    yield
+        finally:
+            if is_ours:
+                ray.shutdown()
+
+    return run
+
+
+def _caught(one: Callable[[Shard, str], None], shard: Shard, path: str) -> tuple[str, str, str] | None:
+    """In a worker: the kind, words and fix of what the user has to change; None if there is nothing."""
+    try:
+        one(shard, path)
+    except LabelwrightError as error:
+        return type(error).__name__, error.message, error.fix
+    return None
+
+
+def _result(ray: Any, ready: Any, shard: Shard) -> None:
+    try:
+        error = ray.get(ready)
+    except ray.exceptions.WorkerCrashedError as crashed:
+        raise DataError(
+            f"{shard}: {RETRIES + 1} workers died of it", fix="look at its files, or make shards smaller (--shard-rows)"
+        ) from crashed
+    if error is not None:
+        kind, message, fix = error
+        raise (ConfigError if kind == "ConfigError" else DataError)(message, fix=fix)
+
+
+_ENGINES: Mapping[str, Callable[[], Run]] = {"local": _local, "ray": _ray}

@@ -1,0 +1,141 @@
+"""Every form of input is cut into shards that hold each row exactly once, and bad ones are named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from labelwright.errors import ConfigError, DataError
+from labelwright.scale.shards import digest_of, find_shards
+from labelwright.scale.tables import Reading, batches, known_of
+from pictures import write_folders
+from sharded import as_parquet, as_tars, feats
+
+LABELS = ["ant"] * 12 + ["bee"] * 6 + ["cow"] * 2
+
+
+def read(
+    data: object, n_rows: int | None = None, how: Reading | None = None
+) -> tuple[int, list[str], list[str | None]]:
+    """Number of shards, ids and labels of all rows."""
+    ids, labels, shards = list[str](), list[str | None](), find_shards(data, n_rows=n_rows)
+    for shard in shards:
+        for batch in batches(shard, Reading()):
+            known = known_of(batch)
+            ids += known["id"].to_pylist()
+            labels += known["label"].to_pylist()
+    return len(shards), ids, labels
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return write_folders(tmp_path / "photos", size_px=8)
+
+
+FORMS: dict[str, tuple[Callable[[Path, Path], object], int]] = {
+    "folders": (lambda photos, out: photos, 3),
+    "parquet of bytes": (lambda photos, out: as_parquet(photos, out / "a.parquet", row_group=4), 3),
+    "parquet of paths": (lambda photos, out: as_parquet(photos, out / "a.parquet", row_group=8, as_paths=True), 3),
+    "tars": (lambda photos, out: as_tars(photos, out / "tars", 2), 2),
+    "a pattern": (lambda photos, out: f"{as_tars(photos, out / 'tars', 4)}/*.tar", 4),
+    "a file URL": (lambda photos, out: f"file://{photos}", 3),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_row_once(form: str, photos: Path, tmp_path: Path) -> None:
+    made, n_shards = FORMS[form]
+    found, ids, labels = read(made(photos, tmp_path), n_rows=8)
+    assert (found, len(set(ids)), len(ids)) == (n_shards, 20, 20)
+    assert sorted(map(str, labels)) == LABELS
+
+
+def test_images_behind_a_url(photos: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    for file in photos.rglob("*.png"):
+        memory.pipe_file(f"/far/{file.relative_to(photos)}", file.read_bytes())
+    found, ids, labels = read("memory://far", n_rows=8)
+    assert (found, sorted(map(str, labels))) == (3, LABELS)
+    assert ids == sorted(str(file.relative_to(photos)) for file in photos.rglob("*.png"))
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".parquet"])
+def test_embeddings_in_blocks(suffix: str, tmp_path: Path) -> None:
+    path, x = tmp_path / f"feats{suffix}", feats()
+    names = np.array(["ant", "bee"])[np.arange(50) % 2]
+    if suffix == ".npy":
+        np.save(path, x)
+    elif suffix == ".npz":
+        np.savez(path, embeddings=x, labels=names)
+    else:
+        pq.write_table(pa.table({"embedding": list(x), "label": names}), path, row_group_size=10)
+    seen = []
+    for shard in find_shards(path, n_rows=20):
+        for batch in batches(shard, Reading()):
+            assert batch.source is not None
+            assert batch.source.stored is not None
+            rows = batch.source.rows
+            seen.append(batch.source.stored.read(rows, "clean", rows * 0).numpy())
+    assert np.array_equal(np.concatenate(seen), x)
+    found, ids, labels = read(path, n_rows=20)
+    assert (found, ids) == (3, [str(row) for row in range(50)])
+    assert labels == ([None] * 50 if suffix == ".npy" else names.tolist())
+
+
+def test_bad_rows__stop_or_are_left_out(photos: Path) -> None:
+    (photos / "ant" / "3.png").write_bytes(b"no picture")
+    with pytest.raises(DataError) as caught:
+        read(photos)
+    assert [p.where for p in caught.value.problems] == [str(photos / "ant" / "3.png")]
+    shard = find_shards(photos)[0]
+    (batch,) = batches(shard, Reading(on_bad="skip"))
+    assert [each["where"] for each in batch.left_out] == [str(photos / "ant" / "3.png")]
+    assert len(known_of(batch)["id"]) == 19
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda folder: folder / "none", "no such file or folder"),
+        (lambda folder: "memory://nothing/*.tar", "no file matches"),
+        (lambda folder: "gibberish://x", "is no URL that can be read"),
+        (lambda folder: [3], "shards are made of files"),
+    ],
+)
+def test_input_that_is_not_there(made: Callable[[Path], object], said: str, tmp_path: Path) -> None:
+    with pytest.raises((DataError, ConfigError), match=said):
+        find_shards(made(tmp_path))
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 is not all of it")
+    with pytest.raises(DataError, match=r"a.parquet cannot be read"):
+        find_shards(tmp_path / "a.parquet")
+    np.savez_compressed(tmp_path / "b.npz", embeddings=feats())
+    with pytest.raises(DataError, match=r"b.npz is compressed"):
+        find_shards(tmp_path / "b.npz")
+    (tmp_path / "c.tar").write_bytes(b"x" * 2000)
+    with pytest.raises(DataError, match=r"c.tar cannot be read"):
+        read(tmp_path / "c.tar")
+    pq.write_table(pa.table({"embedding": [[1.0, 2.0], [1.0]]}), tmp_path / "d.parquet")
+    with pytest.raises(DataError, match=r"d.parquet row 2: 1 numbers where others have 2"):
+        read(tmp_path / "d.parquet")
+    np.save(tmp_path / "e.npy", np.array([[1.0], [2.0], [np.nan]]))
+    with pytest.raises(DataError) as caught:
+        read(tmp_path / "e.npy", n_rows=2)
+    assert caught.value.problems[0].where == f"{tmp_path / 'e.npy'} row 3"
+
+
+def test_digest__changes_with_a_file(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", feats())
+    first = digest_of(find_shards(tmp_path / "a.npy"))
+    assert digest_of(find_shards(tmp_path / "a.npy")) == first
+    assert digest_of(find_shards(tmp_path / "a.npy", n_rows=7)) != first
+    np.save(tmp_path / "a.npy", feats(51))
+    assert digest_of(find_shards(tmp_path / "a.npy")) != first
