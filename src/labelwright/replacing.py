@@ -17,9 +17,9 @@ from filelock import FileLock, Timeout
 
 from labelwright import checksums
 from labelwright.errors import ConfigError, DiskError, LabelwrightError
+from labelwright.paths import LONGEST_NAME, check_path
 
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # what safetensors says instead of raising an OSError
-LONGEST_NAME = 255  # bytes that a file's name may have
 _PROBE = bytes(4096)
 
 
@@ -148,10 +148,8 @@ def check_output(path: Path, *data: Any) -> None:
     """
     fix = "give --out a place that can be written"
     try:
+        check_path("out", path)
         whole = path.expanduser().absolute()
-        for part in whole.parts:
-            if "\0" in part or len(os.fsencode(part)) > LONGEST_NAME:
-                raise ConfigError(f"{str(path)[:120]!r} is no path: {part[:20]!r}... is too long or odd", fix=fix)
         there = next(each for each in (whole, *whole.parents) if each.exists())
         folder = there.parent if there == whole and not there.is_dir() else there
         if not folder.is_dir():

@@ -108,6 +108,9 @@ def test_npz__with_damaged_bytes_is_read_or_refused_by_name(folder: Path, data: 
 
 @fuzzed(60)
 @given(keys=st.dictionaries(st.sampled_from([*NPZ_KEYS, "other", ""]), values, max_size=3), whole=st.booleans())
+@example(keys={"labels": np.zeros(6, np.complex64)}, whole=True)
+@example(keys={"labels": np.zeros(6, np.longdouble), "ids": np.full(6, b"\xff")}, whole=True)
+@example(keys={"truth": np.zeros(6, [("a", "i4")]), "group": np.zeros(6, "m8[s]")}, whole=True)
 def test_npz__with_any_arrays_under_any_key_is_read_or_refused_by_name(
     folder: Path, keys: dict[str, Any], whole: bool
 ) -> None:

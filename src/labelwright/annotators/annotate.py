@@ -37,6 +37,7 @@ from labelwright.data.prepare import class_list, listed, open_source, read, reso
 from labelwright.data.views import ViewSettings
 from labelwright.encoders.templates import prompt_text_feats, templates_named
 from labelwright.errors import ConfigError, DataError
+from labelwright.paths import check_paths
 from labelwright.replacing import new_output
 from labelwright.scale.places import is_url
 from labelwright.scale.shards import Shard
@@ -53,6 +54,7 @@ class Annotated:
     counts: dict[str, Any]  # those of `Guesses`, and ``left_out``: rows that could not be used; JSON-ready
 
 
+@check_paths
 def annotate(
     data: Any,
     *,

@@ -20,6 +20,7 @@ from labelwright.data.prepare import Prepared, is_embeddings, prepare
 from labelwright.encoders.embed import Encoder, concepts_of, embed
 from labelwright.errors import ConfigError, DataError
 from labelwright.labels.concepts import Mismatch, detect_mismatched
+from labelwright.paths import check_paths
 from labelwright.replacing import check_output
 from labelwright.train.processes import accelerator_for
 from labelwright.types import Concepts
@@ -42,6 +43,7 @@ class Found:
         return [self.class_names[c] for c in self.mismatch.is_mismatched.nonzero().flatten().tolist()]
 
 
+@check_paths
 def describe(
     data: Any,
     *,

@@ -29,6 +29,7 @@ from labelwright.data.table import LabelTable
 from labelwright.encoders.resnets import own_network
 from labelwright.encoders.saved import network_of
 from labelwright.errors import ConfigError, LabelwrightError
+from labelwright.paths import check_paths
 from labelwright.train.processes import accelerator_for
 
 SUBSET_SEED = 0  # the images of a table are the same for every cell and seed
@@ -49,6 +50,7 @@ class CellError(LabelwrightError):
         self.exit_code = first.returncode if first.returncode > 0 else 128 - first.returncode  # of a signal, as a shell
 
 
+@check_paths
 def bench(
     table: str | None = None,
     *,
@@ -242,7 +244,7 @@ def _run_cells(
 
 
 def _table_named(name: str) -> BenchTable:
-    if name not in TABLES:
+    if not isinstance(name, str) or name not in TABLES:
         raise ConfigError(f"no table is called {name!r}", fix=f"the tables: {', '.join(TABLES)}")
     return TABLES[name]
 

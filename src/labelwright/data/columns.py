@@ -149,14 +149,18 @@ def find_roles(
     return roles
 
 
-def open_columns(path: Path) -> Columns:
+def open_columns(path: Path, *, may_break: bool = False) -> Columns:
     """The columns of a .csv, .tsv, .jsonl, .json or .parquet file.
+
+    Args:
+      path: of the file.
+      may_break: a cell of a .csv may run over several lines, as names of files do that hold a line break.
 
     Raises: DataError if the file is not of that format at all, or empty.
     """
-    openers = {
-        ".csv": _open_csv,
-        ".tsv": _open_csv,
+    openers: dict[str, Callable[[Path], Columns]] = {
+        ".csv": lambda path: _open_csv(path, may_break),
+        ".tsv": lambda path: _open_csv(path, may_break),
         ".jsonl": _open_jsonl,
         ".ndjson": _open_jsonl,
         ".json": _open_json,
@@ -182,7 +186,7 @@ def _unreadable(path: Path, error: Exception) -> DataError:
 # ---------------------------------------------------------------- CSV
 
 
-def _open_csv(path: Path) -> Columns:
+def _open_csv(path: Path, may_break: bool) -> Columns:
     lines = _text_lines(path)
     number, first = next(lines, (1, ""))
     sign = "\t" if path.suffix.lower() == ".tsv" else None
@@ -200,7 +204,7 @@ def _open_csv(path: Path) -> Columns:
         places = [names.index(name) for name in wanted]
         found: list[list[str]] = []
         at: list[int] = []
-        for line, cells in _records(path, number, sign, columns, places):
+        for line, cells in _records(path, number, sign, columns, [] if may_break else places):
             found.append(cells)
             at.append(line)
             if len(at) == BATCH_ROWS:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
+from labelwright.data.sheets import read_sheet
 from labelwright.data.table import LabelTable
 from labelwright.errors import DataError
-from labelwright.spreadsheet import unescaped
 
 
 def read_corrections(source: str | Path | Mapping[str, str]) -> list[tuple[str, str, str]]:
-    """(where, id, label) of every row of a CSV file with the columns id and label; of a mapping id -> label as well.
+    """(where, id, label) of every row of a table with the columns id and label; of a mapping id -> label as well.
 
     An empty label takes the label away: the image belongs to none of the classes, or nobody knows to which.
 
@@ -29,18 +26,9 @@ def read_corrections(source: str | Path | Mapping[str, str]) -> list[tuple[str, 
     """
     if isinstance(source, Mapping):
         return [(f"corrections[{key!r}]", str(key), str(label)) for key, label in source.items()]
-    path, fix = Path(source).expanduser(), "give a CSV file with the columns id and label, as the report writes it"
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file)
-            missing = [name for name in ("id", "label") if name not in (rows.fieldnames or ())]
-            if missing:
-                raise DataError(f"{path} has no column {missing[0]!r}", fix=fix)
-            cells = [(f"{path} line {rows.line_num}", row["id"] or "", (row["label"] or "").strip()) for row in rows]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read ({error})", fix=fix) from error
-    ids, labels = (unescaped(pa.array([row[i] for row in cells], pa.string())).to_pylist() for i in (1, 2))
-    found = [(where, key, label) for (where, *_), key, label in zip(cells, ids, labels, strict=True)]
+    fix = "give a table with the columns id and label, as the report writes it"
+    rows = read_sheet(Path(source).expanduser(), {"id": ["id"], "label": ["label"]}, fix=fix)
+    found = [(where, texts["id"] or "", texts["label"] or "") for where, texts in rows]
     seen: dict[str, str] = {}
     for where, key, label in found:
         if not key:

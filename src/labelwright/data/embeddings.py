@@ -363,7 +363,13 @@ def _column(path: Path, key: str, found: Any, n_rows: int) -> Any:
         raise DataError(
             f"{path}: {key} has shape {list(found.shape)} for {n_rows} embeddings", fix=f"one value per row in {key}"
         )
-    return pa.array(found.astype(str) if found.dtype.kind == "S" else found)
+    if found.dtype.kind not in "biufSUM":
+        raise DataError(f"{path}: {key} holds {found.dtype}, not names or numbers", fix=f"save {key} as texts")
+    wanted = {"S": str, "f": np.float64}.get(found.dtype.kind, found.dtype)
+    try:
+        return pa.array(found.astype(wanted))
+    except (ValueError, pa.ArrowException) as error:  # bytes that are no text, half a character
+        raise DataError(f"{path}: {key} cannot be read ({error})", fix=f"save {key} as texts") from error
 
 
 def _counts_from_one(arrays: Mapping[str, Any], n_classes: int) -> bool:

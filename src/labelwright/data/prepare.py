@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from labelwright.data import splits
+from labelwright.data.build import checked_names
 from labelwright.data.cache import PixelCache, PixelSource, StreamedPixels, decoded, open_pixels
 from labelwright.data.checks import OnBad, check_images, resolve_problems
 from labelwright.data.corrections import corrected
@@ -266,7 +267,7 @@ def class_list(classes: Any) -> list[str] | None:
     """Class names from a list or a file of them."""
     if classes is None:
         return None
-    return read_names(Path(classes)) if isinstance(classes, (str, Path)) else list(classes)
+    return read_names(Path(classes)) if isinstance(classes, (str, Path)) else list(checked_names(classes))
 
 
 def open_source(

@@ -39,6 +39,7 @@ from labelwright.data.scan import entries, is_image_file, shown
 from labelwright.data.table import LabelTable
 from labelwright.data.values import as_text
 from labelwright.errors import ConfigError, DataError, OfflineError, Problem
+from labelwright.paths import check_paths
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ _WRITTEN = frozenset(
 _LOOKED_AT = 2000  # values of a column that is not read
 
 
+@check_paths
 def load(
     source: Any,
     *,

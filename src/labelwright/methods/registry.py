@@ -173,9 +173,9 @@ def method_named(name: str) -> Method:
       >>> method_named("la").title
       'Logit adjustment'
     """
-    if name in METHODS:
+    if isinstance(name, str) and name in METHODS:
         return METHODS[name]
-    close = difflib.get_close_matches(name, METHODS, n=1)
+    close = difflib.get_close_matches(str(name), METHODS, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     raise ConfigError(f"method {name!r} is not known", fix=f"{hint}valid methods: auto, {', '.join(METHODS)}")
 

@@ -29,6 +29,7 @@ from labelwright.encoders.embed import embed, load_encoder
 from labelwright.encoders.resnets import OWN
 from labelwright.errors import ConfigError, DataError
 from labelwright.labels import audit as pieces
+from labelwright.paths import check_paths
 from labelwright.pipeline.settings import check_values
 from labelwright.replacing import disk_errors, new_output
 from labelwright.run_folder import Run, write_parquet_atomically
@@ -88,6 +89,7 @@ class _Part:
     looks: Looks | None
 
 
+@check_paths
 def audit(
     data: Any,
     *,

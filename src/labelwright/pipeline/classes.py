@@ -14,6 +14,7 @@ from labelwright.data.prepare import Source, beyond, open_embeddings, open_sourc
 from labelwright.errors import ConfigError, DataError
 from labelwright.labels.clusters import about_clusters
 from labelwright.metrics.scores import open_scores, truth_beyond
+from labelwright.paths import check_paths
 from labelwright.pipeline.evaluate import evaluate
 from labelwright.pipeline.label import rename_in_run
 from labelwright.pipeline.label_rows import label_rows
@@ -28,6 +29,7 @@ from labelwright.train.processes import accelerator_for
 Action = Literal["rename", "merge", "drop"]
 
 
+@check_paths
 def classes(
     run: str | Path,
     action: Action,

@@ -26,6 +26,7 @@ from labelwright.data.prepare import class_list, is_embeddings, listed, read, re
 from labelwright.data.table import SPLITS, LabelTable
 from labelwright.encoders.embed import load_encoder
 from labelwright.errors import ConfigError, DataError
+from labelwright.paths import check_paths
 from labelwright.pipeline.settings import check_values
 from labelwright.replacing import disk_errors, new_output, replacing
 from labelwright.run_folder import write_parquet_atomically
@@ -57,6 +58,7 @@ class Embedded:
     left_out: list[dict[str, Any]]
 
 
+@check_paths
 def embed(
     data: Any,
     *,

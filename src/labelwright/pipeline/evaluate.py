@@ -16,6 +16,7 @@ from labelwright.data.prepare import Prepared, Source, beyond, listed, resolved_
 from labelwright.encoders.aligned import AlignedNet
 from labelwright.errors import DataError
 from labelwright.metrics.scores import confusions, open_scores, scores_of, truth_beyond
+from labelwright.paths import check_paths
 from labelwright.pipeline.job import Job
 from labelwright.pipeline.resolve import Plan
 from labelwright.pipeline.saved_model import answers_for, load_model
@@ -27,6 +28,7 @@ from labelwright.train.settings import TrainSettings
 from labelwright.types import BuildNet, Recipe, State, ViewSource
 
 
+@check_paths
 def evaluate(
     run: str | Path,
     data: Any,

@@ -9,6 +9,7 @@ from typing import Any
 
 from labelwright.annotators.chat import Estimate
 from labelwright.errors import ConfigError
+from labelwright.paths import check_paths
 from labelwright.pipeline.evaluate import evaluator
 from labelwright.pipeline.finish import Answer, finish
 from labelwright.pipeline.job import prepare_job
@@ -46,6 +47,7 @@ def check_promise(plan: Plan) -> None:
 
 
 @documented
+@check_paths
 def fit(
     data: Any = None,
     *,

@@ -22,6 +22,7 @@ from labelwright.data.prepare import listed
 from labelwright.data.read import STRANGERS_FOLDER
 from labelwright.data.table import LabelTable
 from labelwright.errors import ConfigError
+from labelwright.paths import check_paths
 from labelwright.pipeline.label_rows import label_rows, strange_facts
 from labelwright.pipeline.label_shards import label_shards
 from labelwright.pipeline.promises import (
@@ -46,6 +47,7 @@ from labelwright.train.processes import accelerator_for
 from labelwright.trust.calibration import Calibration
 
 
+@check_paths
 def label(
     run: str | Path,
     data: Any,

@@ -33,6 +33,7 @@ from labelwright.errors import ConfigError, DataError
 from labelwright.methods import simclr
 from labelwright.methods.families.labels import EPOCHS_MIN
 from labelwright.methods.method import Budget, in_time
+from labelwright.paths import check_paths
 from labelwright.pipeline.saved_model import save_model
 from labelwright.pipeline.settings import check_values, parse_assignments
 from labelwright.pipeline.time_budget import clocked
@@ -48,6 +49,7 @@ OF_LABELS = frozenset({"unknown_label", "unknown_candidate", "empty_class", "uns
 """Problems that images alone do not have."""
 
 
+@check_paths
 def pretrain(
     data: Any,
     *,

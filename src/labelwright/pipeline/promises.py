@@ -17,10 +17,11 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from labelwright.data.columns import ROLES, open_columns
+from labelwright.data.columns import ROLES
 from labelwright.data.prepare import is_embeddings, read
-from labelwright.data.values import as_text
+from labelwright.data.sheets import read_sheet
 from labelwright.errors import ConfigError, DataError, LabelwrightError
+from labelwright.paths import check_paths
 from labelwright.pipeline.saved_model import SavedModel
 from labelwright.replacing import new_output
 from labelwright.run_folder import Run, write_parquet_atomically
@@ -68,6 +69,7 @@ class Verified:
     path: Path
 
 
+@check_paths
 def verify_sample(
     run: str | Path,
     *,
@@ -144,42 +146,28 @@ def read_verified(path: str | Path, class_names: Sequence[str]) -> Verified:
     Raises: DataError naming the row: no such file or column, an unknown class, one image under two classes.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
-        raise DataError(f"there is no file {path}", fix="give the file of labelwright verify-sample, filled in")
-    columns = open_columns(path)
-    folded = {name.strip().lower(): name for name in reversed(columns.names)}
-    wanted = {"id": ROLES["id"], "class": ("verified", *ROLES["truth"], *ROLES["label"])}
-    found = {role: next((folded[name] for name in names if name in folded), None) for role, names in wanted.items()}
-    if found["id"] is None or found["class"] is None:
-        missing = "id" if found["id"] is None else "verified"
-        raise DataError(
-            f"{path} has no column {missing!r}; columns found: {', '.join(columns.names)}",
-            fix="give a column id and a column verified, with the true class of each image",
-        )
-    used = {"id": found["id"], "class": found["class"]} | ({"drawn": "drawn"} if "drawn" in columns.names else {})
-    texts: dict[str, list[str | None]] = {role: [] for role in used}
-    for batch in columns.batches(list(used.values())):
-        for role, name in used.items():
-            index = batch.schema.get_field_index(name)
-            texts[role] += as_text(batch.column(index))[0].to_pylist() if index >= 0 else [None] * len(batch)
+    fix = "give a column id and a column verified, with the true class of each image, as verify-sample writes them"
+    wanted = {"id": ROLES["id"], "class": ("verified", *ROLES["truth"], *ROLES["label"]), "drawn": ("drawn",)}
+    rows = read_sheet(path, wanted, fix=fix, optional=("drawn",))
     of_name = {name: c for c, name in reversed(list(enumerate(class_names)))}
     of_name = dict.fromkeys(NO_CLASS, -1) | of_name
     labels, n_blank = dict[str, int](), 0
-    for i, (one, text) in enumerate(zip(texts["id"], texts["class"], strict=True), 1):
+    for where, texts in rows:
+        one, text = texts["id"], texts["class"]
         if text is None:
             n_blank += 1
             continue
         if one is None:
-            raise DataError(f"{path} row {i}: no id", fix="give every verified row the id of its image")
+            raise DataError(f"{where}: no id", fix="give every verified row the id of its image")
         if text not in of_name:
             close = difflib.get_close_matches(text, of_name, n=1)
             hint = f"did you mean {close[0]}?" if close else f"classes: {', '.join(class_names[:12])}"
-            raise DataError(f"{path} row {i}: {text!r} is not a class", fix=f"{hint} An image of no class: none")
+            raise DataError(f"{where}: {text!r} is not a class", fix=f"{hint} An image of no class: none")
         if labels.setdefault(one, of_name[text]) != of_name[text]:
             raise DataError(
-                f"{path} row {i}: {one!r} was verified before, as another class", fix="keep one row of every image"
+                f"{where}: {one!r} was verified before, as another class", fix="keep one row of every image"
             )
-    tokens = {text for text in texts.get("drawn", []) if text is not None}
+    tokens = {text for _, texts in rows if (text := texts.get("drawn")) is not None}
     if len(tokens) > 1:
         raise DataError(
             f"{path}: its rows were drawn in {len(tokens)} different ways", fix="use the rows of one verify-sample"

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from labelwright.errors import ConfigError, LabelwrightError
+from labelwright.paths import check_paths
 from labelwright.pipeline.settings import command_of, from_config, is_in_memory, settings_of
 from labelwright.replacing import replacing
 from labelwright.reviewing.answers import ANSWERS_FILE, AnswerLog, write_corrections
@@ -53,6 +54,7 @@ class Reviewed:
     says: str = ""
 
 
+@check_paths
 def review(
     run: str | Path,
     *,

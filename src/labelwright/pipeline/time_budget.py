@@ -27,11 +27,13 @@ class Clocked:
       images_per_second: forward and back, over all processes.
       minutes: to train for.
       n_scored: test images that pass forward while training, over all evaluations.
+      measured_on: what says so.
     """
 
     images_per_second: float
     minutes: float
     n_scored: int = 0
+    measured_on: str = "three steps"
 
     @property
     def n_passes(self) -> float:
@@ -51,7 +53,9 @@ class Clocked:
         """
         per_epoch *= 2 if cfg.sam_radius > 0 else 1
         took = self.seconds(cfg.epochs, per_epoch)
-        text = f"about {about(took)} of training on this machine for {counted(cfg.epochs, 'epoch')}, by three steps"
+        text = (
+            f"about {about(took)} of training on this machine for {counted(cfg.epochs, 'epoch')}, by {self.measured_on}"
+        )
         if took > 66 * self.minutes:  # over by more than a tenth
             text += f"; fewer would teach nothing, so --minutes {self.minutes:g} is passed over"
         if cfg.epochs < most:
@@ -87,9 +91,12 @@ def clocked(
 
             measured = broadcast_object_list(measured)
         known = float(f"{measured[0]:.3g}")
-    if minutes is None:
-        minutes = MINUTES_CPU if device.type == "cpu" else MINUTES_GPU
-    return Clocked(known, minutes, n_scored)
+    return Clocked(known, minutes_on(device) if minutes is None else minutes, n_scored)
+
+
+def minutes_on(device: torch.device) -> float:
+    """Of training, where nobody says how long."""
+    return MINUTES_CPU if device.type == "cpu" else MINUTES_GPU
 
 
 def about(seconds: float) -> str:

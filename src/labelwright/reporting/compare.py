@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from labelwright.errors import DataError
+from labelwright.paths import check_paths
 from labelwright.run_folder import Run
 
 SCORES = ("accuracy", "balanced_accuracy", "seen", "novel", "unseen", "harmonic", "ece")
@@ -43,6 +44,7 @@ class Comparison:
         return asdict(self)
 
 
+@check_paths
 def compare(first: str | Path, second: str | Path) -> Comparison:
     """What differs between two finished runs.
 

@@ -18,16 +18,23 @@ CPU_BATCH = 32  # images of a step measured on a CPU, which is no faster on more
 
 
 def images_per_second(
-    net: nn.Module, views: ViewSource, *, batch_size: int, device: torch.device, precision: str, n_steps: int = N_STEPS
+    net: nn.Module,
+    views: ViewSource,
+    *,
+    batch_size: int,
+    device: torch.device,
+    precision: str,
+    n_steps: int = N_STEPS,
+    n_warm_up: int = 1,
 ) -> float:
     """Images that pass through a network forward and back in a second, their views made, on this machine.
 
-    The median of a few steps after one that warms up. The network and the random state are left as they were.
+    The median of a few steps after those that warm up. The network and the random state are left as they were.
 
     Args:
       net: a classifier, at least one parameter free to learn.   views: of the images that it would learn from.
       batch_size: images per step; on a CPU no more than `CPU_BATCH` are taken.   device, precision: of the run.
-      n_steps: measured, >= 1.
+      n_steps: measured, >= 1.   n_warm_up: steps before them, which take longer, >= 0.
 
     Returns: > 0.
 
@@ -47,7 +54,7 @@ def images_per_second(
     params = [p for p in net.parameters() if p.requires_grad]
     seconds = []
     with torch.random.fork_rng(devices=[]):
-        for step in range(n_steps + 1):
+        for step in range(n_warm_up + n_steps):
             began = time.perf_counter()
             x = views.batch(rows, "weak", seed=step, device=device)
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
@@ -59,4 +66,4 @@ def images_per_second(
                         param.sub_(grad, alpha=1e-6)
             float(loss.detach())  # waits for an accelerator
             seconds.append(time.perf_counter() - began)
-    return size / max(statistics.median(seconds[1:]), 1e-6)
+    return size / max(statistics.median(seconds[n_warm_up:]), 1e-6)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from labelwright import cli
+from labelwright.data.corrections import read_corrections
 from labelwright.data.prepare import prepare
 from labelwright.errors import DataError
 from pictures import write_folders
@@ -18,7 +19,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def write(tmp_path: Path, *lines: str) -> Path:
-    path = tmp_path / "corrections.csv"
+    path = tmp_path / ("corrections.jsonl" if lines[0].startswith("{") else "corrections.csv")
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
@@ -56,6 +57,11 @@ def test_prepare__an_empty_label_takes_the_label_away(photos: Path, tmp_path: Pa
         (("id,label", ",bee"), r"line 2 has no id"),
         (("id,label", "ant/0.png,bee", "ant/0.png,ant"), r"line 3: 'ant/0.png' is 'ant' here and 'bee' above"),
         (("image,label", "ant/0.png,bee"), r"has no column 'id'"),
+        (("id,label", "ant/0.png,bee", "ant/1.png"), r"line 3: 1 values for 2 columns"),
+        (("id,label,label", "ant/0.png,bee,ant"), r"has 2 columns called 'label'"),
+        (("id,label", "ant/0.png,\"['ant', 'bee']\""), r"line 2: the label is not one text"),
+        (("id,label", 'ant/0.png,"bee'), r"line 2: a quote that is not closed"),
+        (('{"id": "ant/0.png", "label": "bee"}', '{"id": 1'), r"line 2: not a JSON object"),
     ],
 )
 def test_prepare__what_cannot_be(photos: Path, tmp_path: Path, lines: tuple[str, ...], words: str) -> None:
@@ -63,10 +69,18 @@ def test_prepare__what_cannot_be(photos: Path, tmp_path: Path, lines: tuple[str,
         prepare(photos, corrections=write(tmp_path, *lines))
 
 
+def test_read_corrections__ids_with_line_breaks_and_of_other_tables(tmp_path: Path) -> None:
+    named = write(tmp_path, "id,label,page", '"a\nb.png",bee,1', "'=c.png,ant,2")
+    assert [row[1:] for row in read_corrections(named)] == [("a\nb.png", "bee"), ("=c.png", "ant")]
+    lines = tmp_path / "corrections.jsonl"
+    lines.write_text('{"id": "a\\nb.png", "label": "bee"}\n{"id": " c", "label": null}\n', encoding="utf-8")
+    assert [row[1:] for row in read_corrections(lines)] == [("a\nb.png", "bee"), (" c", "")]
+
+
 def test_fit__refuses_them_before_anything_is_written(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["fit", str(photos), "--out", str(tmp_path / "run"), "--model", "resnet32"]
     assert cli.run([*words, "--corrections", str(tmp_path / "none.csv")]) == 2
-    assert "none.csv cannot be read" in capsys.readouterr().err
+    assert "there is no file" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -50,9 +50,9 @@ def test_read_verified__jsonl_and_parquet(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("id,verified\n1,bea\n", r"row 1: 'bea' is not a class\n  fix: did you mean bee\?"),
-        ("id,verified\n1,bee\n1,ant\n", "row 2: '1' was verified before, as another class"),
-        ("id,verified\n1,bee\n,ant\n", "row 2: no id"),
+        ("id,verified\n1,bea\n", r"line 2: 'bea' is not a class\n  fix: did you mean bee\?"),
+        ("id,verified\n1,bee\n1,ant\n", "line 3: '1' was verified before, as another class"),
+        ("id,verified\n1,bee\n,ant\n", "line 3: no id"),
         ("name,verified\n1,bee\n", "no column 'id'"),
         ("id,class_\n1,bee\n", "no column 'verified'"),
         ("id,verified,drawn\n1,bee,n=3\n", "the column drawn cannot be read"),

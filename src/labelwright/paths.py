@@ -1,0 +1,91 @@
+"""Paths that the operating system can take, checked where a verb begins."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from labelwright.errors import ConfigError
+
+PathsT = ParamSpec("PathsT")
+ResultT = TypeVar("ResultT")
+
+LONGEST_NAME = 255  # bytes that a file's name may have
+
+PATHS = frozenset({"run", "first", "second", "path", "out", "export", "verified", "config"})
+"""Arguments of verbs that are a path."""
+
+POSITIONAL = frozenset({"run", "first", "second", "path", "data", "source"})
+"""Arguments that have no flag of their name."""
+
+MAYBE_PATHS = frozenset({"data", "source", "test", "classes", "corrections", "descriptions", "model", "csv"})
+"""Arguments that may be a path, a list of which may be paths, or another thing altogether."""
+
+
+def check_path(name: str, value: Any, *, is_path: bool = True) -> None:
+    """Refuse what cannot be a path: bytes, numbers, a NUL, half a character, a name of more than 255 bytes.
+
+    Args:
+      name: of the argument.   value: of it.   is_path: False where it may be something else than a path.
+
+    Raises: ConfigError.
+
+    Example:
+      >>> check_path("run", b"run")
+      Traceback (most recent call last):
+      labelwright.errors.ConfigError: run=b'run' is not a path
+        fix: give a text or a pathlib.Path
+    """
+    if not isinstance(value, (str, Path)):
+        if is_path:
+            raise ConfigError(f"{name}={repr(value)[:80]} is not a path", fix="give a text or a pathlib.Path")
+        return
+    text = str(value)
+    shown = repr(text if len(text) < 100 else f"{text[:60]}...{text[-20:]}")
+    try:
+        longest = 0 if "://" in text else max(map(len, text.encode().split(b"/")))  # addresses may be longer
+        text.encode()
+        Path(text).expanduser()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{name}={shown}: the name of the path is not UTF-8 text", fix="rename it, as convmv does"
+        ) from error
+    except RuntimeError as error:  # ~nobody
+        raise ConfigError(f"{name}={shown}: there is no such user", fix="write the path without ~") from error
+    if "\0" in text or longest > LONGEST_NAME:
+        reason = "a NUL is in it" if "\0" in text else f"a name in it has {longest} bytes"
+        fix = "check the path" if name in POSITIONAL else f"give --{name} another path"
+        raise ConfigError(f"{name}={shown} is no path: {reason}", fix=fix)
+
+
+def check_paths(verb: Callable[PathsT, ResultT]) -> Callable[PathsT, ResultT]:
+    """A verb that refuses impossible paths among its arguments before it does anything (see `check_path`).
+
+    Example:
+      >>> check_paths(lambda data, out: out)(["a.png"], out="a\\0b")
+      Traceback (most recent call last):
+      labelwright.errors.ConfigError: out='a\\x00b' is no path: a NUL is in it
+        fix: give --out another path
+    """
+    signature = inspect.signature(verb)
+
+    @functools.wraps(verb)
+    def checked(*args: PathsT.args, **kwargs: PathsT.kwargs) -> ResultT:
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError:  # Python says what is wrong with the call
+            return verb(*args, **kwargs)
+        for key, value in (given | kwargs).items():
+            default = signature.parameters[key].default if key in signature.parameters else None
+            if key in PATHS and not (value is None and default is None):
+                check_path(key, value)
+            elif key in MAYBE_PATHS:
+                are_names = key == "classes" or not isinstance(value, (list, tuple))
+                for each in [value] if are_names else value:
+                    check_path(key, each, is_path=False)
+        return verb(*args, **kwargs)
+
+    return checked
