@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from sklearn.metrics import roc_auc_score
 
+import labelwright as lw
 from labelwright import cli, demo
 from labelwright.assets import DIGITS_DESCRIPTIONS
 
@@ -61,6 +64,16 @@ def test_run__twice_in_one_folder(
         assert "labelwright.fit(data, config=" in page  # no command gives what was in memory
         assert "<code>labelwright fit" not in page
     assert torch.get_num_threads() == threads
+
+    # Pixels know of wrong digits what the network does not, in the run and in its saved model.
+    pool, test = demo.digits()
+    again = lw.label(folder.parent / "1", test, device="cpu")
+    rows = pq.read_table(folder.parent / "1" / "labels.parquet")
+    assert pool.truth is not None
+    for found, truth in ((rows, pool.truth), (again, test.labels)):
+        right = np.array(found["label"].to_pylist()) == np.array(demo.NAMES)[truth]
+        assert roc_auc_score(right, found["trust"].to_numpy()) > 0.93
+        assert roc_auc_score(right, found["softmax"].to_numpy()) < 0.9
 
 
 def test_run__into_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

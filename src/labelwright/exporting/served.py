@@ -21,11 +21,12 @@ class Served(nn.Module):
       net: maps normalised images, or embeddings, to logits [B, K], in evaluation mode.
       n_classes: C.
       outputs: class of each of the K outputs, -1 = none; empty: output k is class k.
-      trust_of: maps probabilities [B, C] to the chance [B] that the most probable class is right.
+      trust_of: maps probabilities [B, C], and the normalised images or embeddings that they are of, to the chance [B]
+        that the most probable class is right.
       mean, std: three numbers each, of RGB in 0 to 1; None for embeddings.
 
     Example:
-      >>> served = Served(nn.Identity(), 2, outputs=(1, 1, 0), trust_of=lambda p: p.amax(1) / 2)
+      >>> served = Served(nn.Identity(), 2, outputs=(1, 1, 0), trust_of=lambda p, x: p.amax(1) / 2)
       >>> probabilities, label, trust = served(torch.zeros(1, 3))
       >>> probabilities.tolist(), label.tolist(), trust.tolist()
       ([[0.3333333432674408, 0.6666666865348816]], [1], [0.3333333432674408])
@@ -41,7 +42,7 @@ class Served(nn.Module):
         n_classes: int,
         *,
         outputs: Sequence[int] = (),
-        trust_of: Callable[[Tensor], Tensor],
+        trust_of: Callable[[Tensor, Tensor], Tensor],
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
@@ -66,4 +67,4 @@ class Served(nn.Module):
             probs = logits[:, self.kept].softmax(dim=1) @ self.into
         else:
             probs = logits.softmax(dim=1)
-        return probs, probs.argmax(dim=1), self.trust_of(probs)
+        return probs, probs.argmax(dim=1), self.trust_of(probs, x)

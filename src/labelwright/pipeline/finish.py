@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping
@@ -44,6 +45,7 @@ from labelwright.pipeline.resolve import Plan
 from labelwright.pipeline.run_audit import audit_of_run
 from labelwright.pipeline.saved_model import add_to_model, model_card, save_model
 from labelwright.pipeline.strange import facts_of, strangers_of
+from labelwright.pipeline.votes import votes_of, with_votes, with_votes_on
 from labelwright.reporting.gallery import write_gallery
 from labelwright.run_folder import write_parquet_atomically
 from labelwright.train.environment import peak_memory_mb
@@ -54,10 +56,12 @@ from labelwright.trust.calibration import (
     expected_accuracy,
     from_confidence,
     from_left_out,
+    levelled,
     slope_to_mean,
     steadied,
 )
 from labelwright.trust.guarantee import Promise
+from labelwright.trust.pixel_votes import PixelVotes
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,11 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
     given = torch.from_numpy(table.labels).long()
     own, of_sets = own_answers(plan, job, kept, given)
     calibrations = _calibrations(plan, job, answer, own)
+    votes = votes_of(job, own)
+    own, calibrations, answer = _voted(job, votes, own, calibrations, answer)
+    held_out = tests[kept.name][0]
+    if held_out is not None and prepared.test is not None:
+        held_out = with_votes(votes, prepared.test, prepared.view, held_out)
     n_fitted = len(table) + (0 if answer.saved is kept or prepared.test is None else len(prepared.test.table))
     run.check_there()
     net = _save(plan, job, answer, calibrations.model, n_fitted)  # before what describes it, which may go wrong
@@ -106,7 +115,6 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
     in_train, in_test = (
         None if strangers is None or each is None else strangers.strangeness(each) for each in scores_of_images
     )
-    held_out = tests[kept.name][0]
     audit_began = time.monotonic()
     audited = audit_of_run(job, held_out, seed=plan.settings.seed)
     seconds["audit"] = time.monotonic() - audit_began
@@ -194,7 +202,7 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
     shown = gallery_of(
         plan,
         job,
-        [kept, *(each for each in answer.contenders if each is not kept)],
+        [answer.kept, *(each for each in answer.contenders if each is not kept)],
         rows=rows,
         summary=summary,
         own=own,
@@ -220,6 +228,7 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
         run.path / "model",
         card=model_card(summary, table.class_names, __version__),
         strangers=strangers,
+        votes=votes,
         calibration=calibrations.model.to_dict(),
         **({} if promised is None else {"promise": by_place(promised, table.class_names)}),
     )
@@ -292,6 +301,26 @@ def _promised(
     block = block if isinstance(found, str) else assumes(block, None, 0)
     accepted = np.zeros(len(rows), bool) if isinstance(found, str) else found.accepted
     return decided(rows, accepted, None, names), calibrations, block
+
+
+def _voted(
+    job: Job, votes: PixelVotes | None, own: Answers, calibrations: Calibrations, answer: Answer
+) -> tuple[Answers, Calibrations, Answer]:
+    """Answers, calibrations and left-out labels with what pixels say; as they are where nothing votes."""
+    if votes is None:
+        return own, calibrations, answer
+    source, view, kept = job.prepared.train, job.prepared.view, answer.kept
+    own = with_votes(votes, source, view, own)
+    unknown = own.given < 0
+    odds = own.odds[unknown] if unknown.any() else own.odds
+    found = both(levelled(calibrations.training, odds))
+    if calibrations.model is not calibrations.training:
+        found = Calibrations(found.training, levelled(calibrations.model, odds))
+    if kept.left_out is not None:
+        predicted = kept.left_out.predicted
+        odds = with_votes_on(votes, source, view, answer.rows, predicted.clamp(min=0), kept.left_out.odds)
+        kept = dataclasses.replace(kept, left_out=dataclasses.replace(kept.left_out, odds=odds))
+    return own, found, dataclasses.replace(answer, kept=kept)
 
 
 class Calibrations(NamedTuple):

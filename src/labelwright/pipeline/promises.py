@@ -26,7 +26,7 @@ from labelwright.pipeline.saved_model import SavedModel
 from labelwright.replacing import new_output
 from labelwright.run_folder import Run, write_parquet_atomically
 from labelwright.spreadsheet import write_csv
-from labelwright.trust.calibration import Calibration, from_left_out
+from labelwright.trust.calibration import Calibration, from_left_out, levelled
 from labelwright.trust.guarantee import Promise, draw, enough, promise
 from labelwright.wording import counted, percent
 
@@ -249,7 +249,7 @@ def recalibrated(
     """A calibration by verified labels, where it rests on fewer labels now.
 
     Args:
-      odds: [N, T] that ``calibration`` was applied to.
+      odds: [N, T] that ``calibration`` was applied to, or [N, T + 1] with evidence.
       rows: what came of it.
       truth: [N], see `truths`.
     """
@@ -258,7 +258,7 @@ def recalibrated(
         return calibration
     right = _index(rows, class_names)[seen] == truth[seen]
     found = from_left_out(odds[torch.from_numpy(seen)], torch.from_numpy(right), n_classes=len(class_names))
-    return found if found.n else calibration
+    return levelled(found, odds) if found.n else calibration
 
 
 def promised_by(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ from labelwright.replacing import replacing
 from labelwright.run_folder import write_text_atomically
 from labelwright.train.predict import Answers, answer, odds_of
 from labelwright.train.processes import accelerator_for
-from labelwright.trust.calibration import Calibration
+from labelwright.trust.calibration import Calibration, with_evidence
+from labelwright.trust.pixel_votes import PixelVotes
+from labelwright.trust.pixel_votes import from_tensors as votes_of_tensors
 from labelwright.trust.strangers import Strangers, from_tensors, small_pixels
 
 STRANGERS_FILE = "strangers.safetensors"  # of a model folder; older ones have none
@@ -47,6 +49,7 @@ class SavedModel:
       info: everything else in config.json.
       outputs: class of each output of ``net``, -1 = none (dropped); empty: they are the classes.
       strangers: what tells images of no class; None if nothing does.
+      votes: what pixels say of labels; None if nothing does.
     """
 
     net: nn.Module
@@ -56,6 +59,7 @@ class SavedModel:
     info: Mapping[str, Any]
     outputs: tuple[int, ...] = ()
     strangers: Strangers | None = None
+    votes: PixelVotes | None = None
 
     @property
     def calibration(self) -> Calibration:
@@ -67,9 +71,12 @@ class SavedModel:
         """How the images that it learned from were decoded; others are decoded alike."""
         return Decoding(**self.info.get("decoding", {}))
 
-    def trust_of(self, probs: Tensor) -> Tensor:
-        """The chance [B] that the most probable class is right, of probabilities [B, C]."""
-        return self.calibration.chance(odds_of(probs))
+    def trust_of(self, probs: Tensor, x: Tensor) -> Tensor:
+        """The chance [B] that the most probable class is right, of probabilities [B, C] of clean views or features."""
+        odds = odds_of(probs)
+        if self.votes is not None:
+            odds = with_evidence(odds, self.votes.evidence(small_pixels(x), probs.argmax(1)))
+        return self.calibration.chance(odds)
 
     def probs(self, x: Tensor) -> Tensor:
         """Probabilities [B, C] of clean views [B, 3, size_px, size_px]."""
@@ -135,20 +142,27 @@ def save_model(
         write_text_atomically(folder / "README.md", card)
 
 
-def add_to_model(folder: Path, *, card: str, strangers: Strangers | None, **info: Any) -> None:
+def add_to_model(
+    folder: Path, *, card: str, strangers: Strangers | None, votes: PixelVotes | None = None, **info: Any
+) -> None:
     """Write what is known of a saved model only once it has answered.
 
     Args:
       folder: by `save_model`.   card: text of the model card.
-      strangers: goes into a file of its own beside the model.
+      strangers, votes: go into a file of their own beside the model.
       info: keys of config.json, new or in place of what is there; JSON-ready.
     """
-    if strangers is not None:
+    if tensors := _beside(strangers, votes):
         with replacing(folder / STRANGERS_FILE) as temporary:
-            save_file(strangers.tensors(), str(temporary), metadata={"format": "pt"})
+            save_file(tensors, str(temporary), metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | info
     write_text_atomically(folder / "config.json", json.dumps(config, indent=2) + "\n")
     write_text_atomically(folder / "README.md", card)
+
+
+def _beside(strangers: Strangers | None, votes: PixelVotes | None) -> dict[str, Tensor]:
+    """What is kept beside the weights."""
+    return {} if strangers is None else strangers.tensors() | ({} if votes is None else votes.tensors())
 
 
 def change_classes(folder: Path, class_names: Sequence[str], outputs: Sequence[int] = ()) -> None:
@@ -166,9 +180,8 @@ def change_classes(folder: Path, class_names: Sequence[str], outputs: Sequence[i
 
 def write_single_file(folder: Path, path: Path) -> None:
     """The model of a folder that `save_model` wrote as one .safetensors file, its config.json in the header."""
-    config, tensors, strangers = _read(folder)
-    if strangers is not None:
-        tensors |= {STRANGERS_PREFIX + name: value for name, value in strangers.tensors().items()}
+    config, tensors, strangers, votes = _read(folder)
+    tensors |= {STRANGERS_PREFIX + name: value for name, value in _beside(strangers, votes).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     header = {"format": "pt", CONFIG_KEY: json.dumps(without_paths(config))}
     with replacing(path) as temporary:
@@ -182,8 +195,8 @@ def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "classifier": {**config["classifier"], "name": public}}
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], Strangers | None]:
-    """config.json, the weights, and what tells images of no class."""
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], Strangers | None, PixelVotes | None]:
+    """config.json, the weights, what tells images of no class, and what votes on labels."""
     strange: dict[str, Tensor] = {}
     if folder.is_file():
         with safe_open(str(folder), framework="pt") as file:
@@ -196,7 +209,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], Strangers | 
         tensors = load_file(str(folder / "model.safetensors"))
         if (folder / STRANGERS_FILE).exists():
             strange = load_file(str(folder / STRANGERS_FILE))
-    return config, tensors, from_tensors(strange) if strange else None
+    return config, tensors, from_tensors(strange) if strange else None, votes_of_tensors(strange)
 
 
 def load_model(folder: Path, *, device: torch.device) -> SavedModel:
@@ -209,7 +222,7 @@ def load_model(folder: Path, *, device: torch.device) -> SavedModel:
     """
     try:
         folder = folder / "model" if (folder / "model").is_dir() else folder
-        config, tensors, strangers = _read(folder)
+        config, tensors, strangers, votes = _read(folder)
     except (OSError, ValueError, KeyError, RecursionError, SafetensorError) as error:
         raise DataError(f"no model in {folder} ({error})", fix="give the run folder of a finished fit") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
@@ -235,6 +248,7 @@ def load_model(folder: Path, *, device: torch.device) -> SavedModel:
             view=ViewSettings(**view),
             outputs=tuple(map(int, config.pop("outputs", ()))),
             strangers=strangers,
+            votes=votes,
             info=config,
         )
         n_outputs = net.first.n_outputs if isinstance(net, backbones.Ensemble) else net.n_outputs
@@ -359,11 +373,14 @@ def answers_of_source(
     """What a saved model says of images that are decoded, or of embeddings, see `check_fits`; how strange they are."""
     net: Any = saved.net
     views, strangers = source.views(saved.view), saved.strangers
-    seen, scores, strange = list[Tensor](), list[Tensor](), list[Tensor]()
+    seen, scores, strange, evidence = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
 
     def probs(x: Tensor) -> Tensor:
         seen.clear()
         found = saved.probs(x)
+        if saved.votes is not None:
+            with torch.autocast(x.device.type, enabled=False):
+                evidence.append(saved.votes.evidence(small_pixels(x), found.argmax(1)).cpu())
         if strangers is not None:
             looks = (seen[0].float(), small_pixels(x)) if x.ndim == 4 else (x,)
             scores.append(strangers.score(looks))
@@ -380,6 +397,8 @@ def answers_of_source(
         description="labelling",
     )
     hook.remove()
+    if evidence:
+        answers = replace(answers, odds=with_evidence(answers.odds, torch.cat(evidence)))
     return answers, None if strangers is None else Strange(strangers, torch.cat(scores), torch.cat(strange))
 
 

@@ -9,6 +9,9 @@ one half. All three come from labelled images whose labels the classifier did no
 them move little from what is usual. Without such labels the slope is the one at which the mean trust is how sure those
 were from whom the classifier learned, a text model or an annotator, before anything was learned from their answers:
 what adapts to its own answers becomes too sure of itself.
+
+Where something else speaks for or against a label (`trust.pixel_votes`), its log-odds are added, and the offset is
+moved so that the mean of trust stays.
 """
 
 from __future__ import annotations
@@ -65,17 +68,24 @@ class Calibration:
     def chance(self, odds: Tensor) -> Tensor:
         """The chance [N] float32 that a prediction is right, of `odds_of` it [N, T].
 
+        A column behind these is evidence from elsewhere, which is added to the log-odds of the chance.
+
         Example:
           >>> from labelwright.train.predict import odds_of
-          >>> Calibration(0.5, 0.0).chance(odds_of(torch.tensor([[0.5, 0.5], [0.1, 0.9]]))).tolist()
+          >>> odds = odds_of(torch.tensor([[0.5, 0.5], [0.1, 0.9]]))
+          >>> Calibration(0.5, 0.0).chance(odds).tolist()
           [0.5, 0.75]
+          >>> Calibration(0.5, 0.0).chance(with_evidence(odds, torch.tensor([1.0, -1.0]))).mul(100).round().tolist()
+          [73.0, 52.0]
         """
-        return self.at(odds[:, TEMPERATURES.index(self.temperature)])
+        at = odds[:, TEMPERATURES.index(self.temperature)]
+        return self.at(at, odds[:, len(TEMPERATURES)] if odds.shape[1] > len(TEMPERATURES) else None)
 
-    def at(self, odds: Tensor) -> Tensor:
+    def at(self, odds: Tensor, evidence: Tensor | None = None) -> Tensor:
         """The same of log-odds [N] at the map's own temperature."""
         k = math.log(max(self.n_classes, 2) - 1)
-        return torch.sigmoid(self.slope * (odds.double() + k) + self.offset - k).float()
+        logit = self.slope * (odds.double() + k) + self.offset - k
+        return torch.sigmoid(logit if evidence is None else logit + evidence.double()).float()
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -139,6 +149,36 @@ def steadied(calibration: Calibration, odds: Tensor, moved: float) -> Calibratio
 
     more = float(brentq(gap, 0.0, 20.0, xtol=1e-6)) if moved > 0 else 0.0
     return dataclasses.replace(calibration, offset=calibration.offset + more, moved=moved)
+
+
+def with_evidence(odds: Tensor, evidence: Tensor) -> Tensor:
+    """Log-odds [N, T] with a column of evidence [N], as `Calibration.chance` takes them."""
+    return torch.cat([odds, evidence[:, None].to(odds)], 1)
+
+
+def levelled(calibration: Calibration, odds: Tensor) -> Calibration:
+    """A map found without evidence, for log-odds with it: the mean of the chances stays, evidence moves them about it.
+
+    Args:
+      odds: [N, T + 1] of predicted classes, see `with_evidence`; [N, T]: the map stays as it is.
+
+    Example:
+      >>> from labelwright.train.predict import odds_of
+      >>> odds = with_evidence(odds_of(torch.tensor([[0.8, 0.2]] * 2)), torch.tensor([1.0, -5.0]))
+      >>> [round(v, 3) for v in levelled(Calibration(), odds).chance(odds).tolist()]
+      [0.998, 0.602]
+    """
+    if odds.shape[1] == len(TEMPERATURES) or not len(odds):
+        return calibration
+    some = evenly_spread(odds, MATCHED_ROWS)
+    mean = float(calibration.chance(some[:, : len(TEMPERATURES)]).double().mean())
+
+    def gap(more: float) -> float:
+        shifted = dataclasses.replace(calibration, offset=calibration.offset + more)
+        return float(shifted.chance(some).double().mean()) - mean
+
+    more = float(brentq(gap, -100.0, 100.0, xtol=1e-6)) if gap(-100.0) < 0 < gap(100.0) else 0.0
+    return dataclasses.replace(calibration, offset=calibration.offset + more)
 
 
 def _likeliest(

@@ -36,6 +36,7 @@ SLACK = 1.5  # of the distance from the median to a bar, if it is foretold by th
 NORMAL_Q90 = 1.2816  # quantile of a standard normal
 TABLE = 1_000  # quantiles of the scores of training images that are kept
 SIDE_PX = 8
+SAME = 1 - 1e-3  # cosine from which on two images may be one and the same, seen in half precision
 CHUNK = 4_096
 
 Looks = Callable[[Tensor], tuple[Tensor, ...]]
@@ -116,7 +117,18 @@ def small_pixels(x: Tensor) -> Tensor:
       >>> small_pixels(torch.ones(2, 3, 16, 16)).shape
       torch.Size([2, 192])
     """
-    return F.adaptive_avg_pool2d(x.float(), SIDE_PX).flatten(1)
+    if torch.is_autocast_enabled(x.device.type):
+        with torch.autocast(x.device.type, enabled=False):
+            return small_pixels(x)
+    rows, columns = (_fields(n).to(x.device) for n in x.shape[-2:])
+    return (rows @ x.float() @ columns.T).flatten(1)
+
+
+def _fields(n: int) -> Tensor:
+    """[8, n]: what averages n pixels in 8 fields, which overlap where n is no multiple of 8."""
+    i, at = torch.arange(SIDE_PX)[:, None], torch.arange(n)
+    inside = (at >= i * n // SIDE_PX) & (at < -(-(i + 1) * n // SIDE_PX))
+    return inside / inside.sum(1, keepdim=True)
 
 
 def distances(z: Tensor, references: Tensor, *, exclude: Tensor | None = None, k: int = K) -> Tensor:
@@ -124,15 +136,20 @@ def distances(z: Tensor, references: Tensor, *, exclude: Tensor | None = None, k
 
     Args:
       z: [B, D] float, any norm.   references: [R, D] unit norm.   k: >= 1.
-      exclude: [B, R] bool, pairs that are left out.
+      exclude: [B, R] bool, pairs that are left out; None: a reference that is the image itself (cosine above `SAME`),
+        but for other copies of it.
 
     Example:
-      >>> distances(torch.tensor([[3.0, 0.0], [0.0, -1.0]]), torch.tensor([[1.0, 0.0]])).tolist()
-      [0.0, 1.0]
+      >>> references = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+      >>> distances(torch.tensor([[3.0, 0.0], [0.0, -1.0]]), references, k=1).tolist()
+      [1.0, 1.0]
     """
     with torch.autocast(z.device.type, enabled=False):  # half precision would blur small distances
         sims = F.normalize(z.float(), dim=1) @ references.to(z.device).float().T
-    if exclude is not None:
+    if exclude is None:
+        nearest, at = sims.max(1, keepdim=True)
+        sims = sims.scatter(1, at, nearest.masked_fill(nearest > SAME, -torch.inf))
+    else:
         sims = sims.masked_fill(exclude.to(z.device), -torch.inf)
     near = sims.topk(min(k, sims.shape[1]), dim=1).values
     is_there = near.isfinite()

@@ -117,7 +117,7 @@ def test_onnx__every_kind_of_classifier(tmp_path: Path) -> None:
             net.eval(),
             max(outputs, default=2) + 1,
             outputs=outputs,
-            trust_of=lambda p: p.amax(1) / 2,
+            trust_of=lambda p, x: p.amax(1) / 2,
             **({"mean": view.mean, "std": view.std} if size else {}),
         ).eval()
         worst = write_onnx(served, tmp_path / "m.onnx", size_px=size, n_features=5, metadata={})
@@ -125,7 +125,7 @@ def test_onnx__every_kind_of_classifier(tmp_path: Path) -> None:
 
 
 def test_onnx__a_file_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    served = [Served(nn.Linear(3, 3), 3, trust_of=lambda p: p.amax(1)).eval() for _ in range(2)]
+    served = [Served(nn.Linear(3, 3), 3, trust_of=lambda p, x: p.amax(1)).eval() for _ in range(2)]
     other = onnx_file._converted(served[1], torch.zeros(2, 3))
     monkeypatch.setattr(onnx_file, "_converted", lambda served, example: other)
     with pytest.raises(LabelwrightError, match="other probabilities"):

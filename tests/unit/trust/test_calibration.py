@@ -12,8 +12,10 @@ from labelwright.trust.calibration import (
     expected_accuracy,
     from_confidence,
     from_left_out,
+    levelled,
     slope_to_mean,
     steadied,
+    with_evidence,
 )
 
 
@@ -103,3 +105,16 @@ def test_steadied__the_mean_rises_by_half_of_what_moved_and_the_interval_is_wide
     before, after = (expected_accuracy(each.chance(odds), each) for each in (found, raised))
     assert after[0] - before[0] == pytest.approx(0.1, abs=1e-4)
     assert after[1] < before[0] < before[0] + 0.2 < after[2]
+
+
+def test_levelled__evidence_moves_chances_and_not_their_mean() -> None:
+    odds = drawn(2_000, 0.5, 0.0)[0]
+    evidence = torch.from_numpy(np.random.default_rng(1).normal(3.0, 2.0, 2_000))
+    plain = Calibration(0.6, -0.2, "left-out labels", 50, 2, 2.0)
+    both = with_evidence(odds, evidence)
+    found = levelled(plain, both)
+    before, after = plain.chance(odds).double(), found.chance(both).double()
+    assert float(after.mean()) == pytest.approx(float(before.mean()), abs=1e-5)
+    moved = after.logit() - before.logit() - evidence
+    assert (moved - moved.mean()).abs().max() < 1e-2  # float32 near 1
+    assert levelled(plain, odds) == plain

@@ -65,6 +65,15 @@ def test_distances__mean_of_the_nearest_against_a_slow_loop() -> None:
         assert found == pytest.approx(1 - sum(cosines) / len(cosines) if cosines else 0.0, abs=1e-6)
 
 
+def test_score__of_a_training_image_again_is_what_it_was_in_training() -> None:
+    feats, classes = drawn(400, 0)
+    feats = torch.cat([feats, feats[:1]])  # the first is there twice: its copy is a neighbour both times
+    classes = torch.cat([classes, classes[:1]])
+    found, own = fitted(feats, classes, classes)
+    assert torch.allclose(found.score((feats,)), own, atol=2e-3)
+    assert own[0] < own[1:-1].median()
+
+
 @pytest.mark.parametrize("has_labels", [True, False])
 def test_fit_strangers__a_hundredth_of_true_images_and_all_strangers(has_labels: bool) -> None:
     feats, classes = drawn(3_000, 0)

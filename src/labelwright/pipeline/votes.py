@@ -1,0 +1,72 @@
+"""What pixels say of the labels of a run, beside what its classifier says; see `trust.pixel_votes`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from labelwright.data.cache import StreamedPixels
+from labelwright.data.prepare import Source
+from labelwright.data.views import ViewSettings
+from labelwright.labels.chunks import evenly_spread
+from labelwright.pipeline.job import Job
+from labelwright.train.predict import Answers
+from labelwright.trust.calibration import with_evidence
+from labelwright.trust.pixel_votes import REFERENCES, PixelVotes, fit_votes
+from labelwright.trust.strangers import small_pixels
+
+CHUNK = 2_048
+
+
+def votes_of(job: Job, own: Answers) -> PixelVotes | None:
+    """What votes on the labels of a run; None where pixels say too little, or there are none, or classes are new.
+
+    Args:
+      own: answers on the training images.
+    """
+    source, view = job.prepared.train, job.prepared.view
+    is_decoded = source.pixels is not None and not isinstance(source.pixels, StreamedPixels)  # not decoded once more
+    if not is_decoded or not job.prepared.size_px or job.task.n_novel:
+        return None
+    rows = evenly_spread(torch.arange(len(source.table)), REFERENCES)
+    groups = source.table.groups
+    return fit_votes(
+        _pixels(source, view, rows),
+        _labels(own)[rows],
+        n_classes=job.task.n_classes,
+        groups=None if groups is None else torch.from_numpy(groups)[rows],
+    )
+
+
+def with_votes(votes: PixelVotes | None, source: Source, view: ViewSettings, answers: Answers) -> Answers:
+    """Answers with what pixels add to the log-odds of the predicted classes.
+
+    Args:
+      votes: None: the answers as they are.
+      source, view: the N images, and how they are seen.
+    """
+    if votes is None:
+        return answers
+    rows = torch.arange(len(answers.predicted))
+    return dataclasses.replace(answers, odds=with_votes_on(votes, source, view, rows, answers.predicted, answers.odds))
+
+
+def with_votes_on(
+    votes: PixelVotes, source: Source, view: ViewSettings, rows: Tensor, predicted: Tensor, odds: Tensor
+) -> Tensor:
+    """Log-odds [n, T + 1] of the classes [n] that are predicted for rows [n] of a source, from those without votes."""
+    parts = zip(torch.split(rows, CHUNK), torch.split(predicted, CHUNK), strict=True)
+    found = [votes.evidence(_pixels(source, view, some), labels) for some, labels in parts]
+    return with_evidence(odds, torch.cat([*found, torch.zeros(0)]))
+
+
+def _pixels(source: Source, view: ViewSettings, rows: Tensor) -> Tensor:
+    views, cpu = source.pixel_views(view), torch.device("cpu")
+    parts = torch.split(rows, CHUNK // 8)  # of large images a view takes megabytes
+    return torch.cat([small_pixels(views.batch(some, "clean", seed=0, device=cpu)) for some in parts])
+
+
+def _labels(own: Answers) -> Tensor:
+    return torch.where(own.given >= 0, own.given, own.predicted)
