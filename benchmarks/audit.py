@@ -2,6 +2,7 @@
 
     python benchmarks/audit.py labels TRAIN.npz [MORE.npz ...] [--csv docs/results/audit.csv]
     python benchmarks/audit.py copies TRAIN.parquet [MORE.parquet ...] [--csv docs/results/audit.csv]
+    python benchmarks/audit.py speed 100000x128 [MORE ...] [--csv docs/results/audit.csv]
 
 `labels`: embeddings with labels, of which 8,000 rows are drawn (whole groups where there are any) and 10% made wrong:
 `even`, another class drawn evenly; `one way`, the next class. Beside the audit stands confident learning on the same
@@ -9,6 +10,8 @@ features, as one does it with scikit-learn: five-fold logistic regression, rows 
 (`self_confidence`), by the margin, and by that probability less its class's mean (`adjusted`); and ten neighbours.
 `copies`: 500 images of up to 3,000 (one of each group, where there are any) are saved again. False are images joined to
 another one of the set, so copies that the set holds already count as false.
+`speed`: `labelwright.audit` of a file of so many made-up features (100 classes about centres of their own, a tenth of
+the labels wrong, a thousandth of the rows copied), by wall clock, and the most memory that the process has held.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 import argparse
 import io
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,12 +36,14 @@ from sklearn.model_selection import GroupKFold, StratifiedKFold, cross_val_predi
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+import labelwright as lw
 from labelwright.benchmarking.results import add_rows
 from labelwright.data.looks import numbered, thumb
 from labelwright.data.noise import symmetric
 from labelwright.data.read import load
 from labelwright.labels.audit import grey_feats, judge_labels, near_pairs, nearest
 from labelwright.train.convex import centre_and_scale
+from labelwright.train.environment import peak_memory_mb
 
 N_ROWS, NOISE, SHOWN = 8000, 0.1, 0.08
 Array = npt.NDArray[Any]
@@ -208,6 +214,27 @@ def copy_rows(path: Path, seeds: int) -> Iterator[dict[str, str]]:
             yield _found(path, way, way, float(right), seed)
 
 
+def speed_rows(size: str) -> Iterator[dict[str, str]]:
+    """Seconds and memory of one size, written ROWSxFEATURES."""
+    n, width = (int(part) for part in size.split("x"))
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 100, n)
+    feats = rng.normal(size=(100, width)).astype(np.float32)[truth] + rng.normal(0, 2, (n, width)).astype(np.float32)
+    copied = rng.choice(n, 2 * (n // 1000), replace=False).reshape(2, -1)
+    feats[copied[0]] = feats[copied[1]]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "feats.npz"
+        np.savez(path, embeddings=feats.astype(np.float16), labels=make_wrong(truth, 100, "even", 0))
+        del feats
+        began = time.monotonic()
+        found = lw.audit(path, device="cpu")
+        seconds = time.monotonic() - began
+    print({key: value for key, value in found.summary.items() if isinstance(value, int | float)}, flush=True)
+    there = {"table": "audit.py speed", "cell": size, "title": f"{n:,} rows of {width} features", "seed": "0"}
+    for metric, value in (("audit_seconds", seconds), ("peak_memory_mb", float(peak_memory_mb()))):
+        yield {**there, "metric": metric, "value": f"{value:.0f}", "seconds": f"{seconds:.0f}"}
+
+
 def _found(path: Path, cell: str, title: str, share: float, seed: int) -> dict[str, str]:
     return {
         "table": f"audit.py copies {path.stem}",
@@ -222,16 +249,21 @@ def _found(path: Path, cell: str, title: str, share: float, seed: int) -> dict[s
 def main() -> None:
     """Measure, print, and add to a file of results in place of earlier rows of the same tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["labels", "copies"])
-    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("what", choices=["labels", "copies", "speed"])
+    parser.add_argument("files", nargs="+", help="files; of speed, sizes")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     rows: list[dict[str, str]] = []
-    for path in options.files:
-        for row in (label_rows if options.what == "labels" else copy_rows)(path, options.seeds):
-            rows.append({**row, "commit": commit, "hardware": "cpu (1 thread), other work on the machine"})
+    hardware = f"cpu ({torch.get_num_threads()} threads), other work on the machine"
+    for each in options.files:
+        if options.what == "speed":
+            found = speed_rows(each)
+        else:
+            found = (label_rows if options.what == "labels" else copy_rows)(Path(each), options.seeds)
+        for row in found:
+            rows.append({**row, "commit": commit, "hardware": hardware})
             print(row["table"], row["title"], row["seed"], row["metric"], row["value"], sep=" | ", flush=True)
     if options.csv is not None:
         add_rows(options.csv, rows)
