@@ -6,9 +6,9 @@
 
 References are training images under the labels that a run gives them. Sharpness and doubt are the likeliest for these
 labels, each image voted on by the others. The weight comes from how often votes and labels agree: with kappa the mean
-vote for the label beyond what chance would give, it is max(0, 2 kappa - 1). Handwriting is told by its pixels nearly
-as well as by a network, which makes other mistakes; photographs are not: there images that look alike have the same
-background, and mistakes in common with the network, and the weight is 0.
+vote for the label beyond what chance would give, it is max(0, 2 kappa - 1). Pixels tell handwriting
+apart nearly as well as a network does, which makes other mistakes. They do not tell photographs apart: those that look
+alike have the same background and share mistakes with the network, and the weight is 0.
 
 benchmarks/trust.py compares the trust that comes of it with other scores.
 """
