@@ -180,6 +180,8 @@ VERBS: dict[str, Callable[..., Any]] = {
                 example="--fail-on wrong copies_in_test",
             ),
         ),
+        engine=ENGINE,
+        shard_rows=SHARD_ROWS,
         json=(bool, setting(False, "print the summary as JSON")),
     ),
     "fit": fit_verb({}),

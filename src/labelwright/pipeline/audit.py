@@ -20,7 +20,16 @@ from labelwright.data.checks import OnBad
 from labelwright.data.columns import named_columns
 from labelwright.data.images import Decoding
 from labelwright.data.looks import Looks, look_at, numbered
-from labelwright.data.prepare import Source, for_scoring, is_embeddings, listed, open_embeddings, read, resolved_path
+from labelwright.data.prepare import (
+    Source,
+    class_list,
+    for_scoring,
+    is_embeddings,
+    listed,
+    open_embeddings,
+    read,
+    resolved_path,
+)
 from labelwright.data.stored import EmbeddingViews
 from labelwright.data.table import SPLITS, LabelTable
 from labelwright.data.views import ViewSettings
@@ -30,9 +39,14 @@ from labelwright.encoders.resnets import OWN
 from labelwright.errors import ConfigError, DataError
 from labelwright.labels import audit as pieces
 from labelwright.paths import check_paths
+from labelwright.pipeline.audit_shards import audit_shards
 from labelwright.pipeline.settings import check_values
 from labelwright.replacing import disk_errors, new_output
 from labelwright.run_folder import Run, write_parquet_atomically
+from labelwright.scale.places import is_url
+from labelwright.scale.shards import find_shards
+from labelwright.scale.tables import Reading
+from labelwright.scale.work import is_sharded
 from labelwright.spreadsheet import write_csv
 from labelwright.train.convex import centre_and_scale
 from labelwright.train.processes import accelerator_for
@@ -51,8 +65,6 @@ KINDS = {
 EQUAL_FEATS = 0.9999  # cosine from which on embeddings are taken for those of one image, but for rounding
 CANDIDATES = 5  # nearest images that are compared with each
 WORST_SHOWN = 20
-DARK_GREY = 40  # of 255: nearly all of a dark image is below
-BLANK_SPREAD = 2.0  # of 255: standard deviation of an image that shows nothing
 TINY_FRAC = 0.25  # of the median shorter side
 ODD_ASPECT = 2.5  # times wider or higher than the median image
 
@@ -108,6 +120,8 @@ def audit(
     device: str = "auto",
     precision: str = "auto",
     largest_image: float = 179.0,
+    engine: str = "local",
+    shard_rows: int | None = None,
 ) -> Audit:
     """Find labels that are probably wrong, copies, classes that look like one, outliers and odd images.
 
@@ -121,6 +135,9 @@ def audit(
       image_column, label_column, split_column: columns of a table that are called otherwise.
       classes, group, on_bad, seed, device, precision, largest_image: see `fit`.
       out: .csv or .parquet file for the rows; must not exist. None writes nothing.
+      engine, shard_rows: see `label`; ``out`` is then a folder. Labels are judged by heads on a sample, without
+        neighbours, and copies are those of equal content; near copies, blurred, tiny and odd-shaped images are not
+        looked for. ``rows`` are the worst labels alone.
       fail_on: kinds of KINDS, in a list or with commas; ``failed`` says which were found.
 
     Returns: rows with ``id``, ``path`` of files, ``split``, ``label``; ``label_score``, the estimated chance that the
@@ -145,6 +162,18 @@ def audit(
     check_values(group=group, image_column=image_column, label_column=label_column, split_column=split_column)
     check_values(seed=seed, device=device, precision=precision)
     wanted = _kinds(fail_on)
+    if is_sharded(data, engine=engine, shard_rows=shard_rows):
+        if out is None or test is not None:
+            raise ConfigError(
+                "an audit over shards writes a folder, and reads test images from the column split",
+                fix="give --out a folder, and leave --test out",
+            )
+        model = model if run is None else _model_of(Run(run), model, is_stored=False)
+        columns = named_columns(image=image_column, label=label_column, split=split_column, group=group)
+        names = class_list(classes)
+        decoding = Decoding.chosen(largest_image=largest_image)
+        how = Reading(tuple(columns.items()), False, None if names is None else tuple(names), on_bad, decoding)
+        return _over_shards(data, str(out), how, wanted, model, device, precision, engine, shard_rows)
     target = None if out is None else new_output(out, ".csv", ".parquet")
     model = model if run is None else _model_of(Run(run), model, is_stored=is_embeddings(data))
     notices: list[str] = []
@@ -223,6 +252,58 @@ def audit(
         else:
             write_parquet_atomically(rows, target)
     return Audit(rows, summary, failed)
+
+
+def _over_shards(
+    data: Any,
+    out: str,
+    how: Reading,
+    wanted: Sequence[str],
+    model: str,
+    device: str,
+    precision: str,
+    engine: str,
+    shard_rows: int | None,
+) -> Audit:
+    """`audit` of more rows than memory holds."""
+    began = time.monotonic()
+    found = at_hand.at_hand() if model == "auto" else None
+    name = found.model if found is not None else "none" if model == "auto" else model
+    shards = find_shards(data, n_rows=shard_rows)
+    name = "none" if shards[0].kind in ("npy", "npz") or is_embeddings(shards[0].place) else name
+    done, all_of_them, worst = audit_shards(
+        data,
+        out if is_url(out) else str(Path(out).expanduser().resolve()),
+        how,
+        model=name,
+        device=device,
+        precision=precision,
+        engine=engine,
+        shard_rows=shard_rows,
+    )
+    counts = {flag: int(done.counts[flag]) for flags in KINDS.values() for flag in flags if flag in done.counts}
+    names = all_of_them.class_names
+    n_judged = done.counts.get("n_judged", 0)
+    alike = pieces.like_one(torch.from_numpy(all_of_them.alike)) if n_judged else []
+    failed = tuple(k for k in wanted if any(counts.get(flag) for flag in KINDS[k]) or (k == "alike" and alike))
+    summary = {
+        "n_images": done.n_images,
+        "n_labelled": int(done.counts.get("n_labelled", 0)),
+        "n_classes": len(names),
+        "n_test": int(done.counts.get("n_test", 0)),
+        "features": "embeddings as given" if all_of_them.judge is not None and name == "none" else name,
+        "counts": counts,
+        "estimated_wrong": round(done.counts["sum_wrong"] / n_judged, 4) if n_judged else None,
+        "n_duplicate_groups": int(all_of_them.group.max(initial=-1)) + 1,
+        "worst": worst.to_pylist(),
+        "alike": [{"classes": [names[i], names[j]], "alike": a} for i, j, a in alike],
+        "notices": [] if n_judged else ["labels were not judged: that takes features, and labels of two classes"],
+        "left_out": list(done.left_out),
+        "failed": list(failed),
+        "n_shards": done.n_shards,
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    return Audit(worst, summary, failed)
 
 
 def _kinds(fail_on: Sequence[str] | str) -> list[str]:
@@ -400,8 +481,8 @@ def _odd(looks: Looks | None, near: pieces.Neighbours | None) -> dict[str, npt.N
         flat = looks.thumbs.reshape(len(looks.thumbs), -1)
         spread = flat.std(axis=1)
         short, aspect = looks.sides_px.min(axis=1), np.log(looks.sides_px[:, 0] / looks.sides_px[:, 1].clip(min=1))
-        flags["dark"] = np.quantile(flat, 0.95, axis=1) < DARK_GREY
-        flags["blank"] = spread < BLANK_SPREAD
+        flags["dark"] = np.quantile(flat, 0.95, axis=1) < pieces.DARK_GREY
+        flags["blank"] = spread < pieces.BLANK_SPREAD
         flags["blurred"] = pieces.far_out(np.log(pieces.sharpness(looks.thumbs)), low=True) & ~flags["blank"]
         flags["tiny"] = short < TINY_FRAC * np.median(short)
         flags["odd_aspect"] = np.abs(aspect - np.median(aspect)) > np.log(ODD_ASPECT)

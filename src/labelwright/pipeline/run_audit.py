@@ -23,7 +23,6 @@ from labelwright.train.predict import Answers
 from labelwright.wording import counted, percent
 
 AUDITED_ROWS = 10_000  # of more, so many that are evenly spread: seconds, whatever the data
-PENALTY = 100.0  # of heads that judge labels; chosen on CIFAR-10 and GTSRB, where `labelwright audit` tries several
 LISTED = 200  # of what was found, in summary.json
 
 
@@ -77,7 +76,7 @@ def audit_of_run(job: Job, tested: Answers | None, *, seed: int) -> RunAudit:
             n_classes=n_classes,
             groups=None if groups is None else torch.from_numpy(groups),
             seed=seed,
-            penalties=(PENALTY,),
+            penalties=(pieces.PENALTY,),
         )
     names = job.task.class_names
     facts: dict[str, Any] = {"n_audited": len(places), **_copies(parts, feats, near, ids, labels, is_test)}

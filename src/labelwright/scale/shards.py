@@ -5,6 +5,7 @@ A shard is a few strings and numbers, cheap to send to another machine.
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import hashlib
 import json
@@ -37,6 +38,7 @@ class Shard:
       files: of a folder, by their paths below it.
       first_row: of a Parquet file, the number of the first row of its row group ``first``.
       prefix: what the ids begin with, so that they differ between files.
+      index: of the shard among all.
     """
 
     kind: Kind
@@ -46,6 +48,7 @@ class Shard:
     files: tuple[str, ...] = ()
     first_row: int = 0
     prefix: str = ""
+    index: int = 0
 
     def __str__(self) -> str:
         """Where the user finds it."""
@@ -108,7 +111,7 @@ def find_shards(data: Any, *, n_rows: int | None = None) -> list[Shard]:
         found += _of_files("", sorted(loose), n_rows or ROWS_OF_IMAGES, "")
     if not found:
         raise DataError(f"{given[0]}: no images, embeddings or shards found", fix="check the path")
-    return found
+    return [dataclasses.replace(shard, index=i) for i, shard in enumerate(found)]
 
 
 def digest_of(shards: Sequence[Shard]) -> str:

@@ -44,7 +44,7 @@ class Done:
 
     n_rows: int
     left_out: tuple[Mapping[str, str], ...]
-    counts: Mapping[str, int]
+    counts: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Sharded:
     n_shards: int
     n_before: int
     left_out: list[Mapping[str, str]]
-    counts: Mapping[str, int]
+    counts: Mapping[str, float]
 
 
 def is_sharded(data: Any, *, engine: str, shard_rows: int | None) -> bool:
@@ -124,14 +124,14 @@ def over_shards(
             progress(n_done)
     found = [_done(path) for path in paths]
     left_out = [row for each in found for row in each.left_out]
-    counts = dict[str, int]()
+    counts = dict[str, float]()
     for each in found:
         for key, n in each.counts.items():
             counts[key] = counts.get(key, 0) + n
     return Sharded(out, sum(each.n_rows for each in found), len(shards), n_before, left_out, counts)
 
 
-def noted(parts: Sequence[pa.Table], schema: pa.Schema, left_out: Sequence[Any], **counts: int) -> pa.Table:
+def noted(parts: Sequence[pa.Table], schema: pa.Schema, left_out: Sequence[Any], **counts: float) -> pa.Table:
     """The table of a shard, of its batches, with what was left out and counts in its metadata.
 
     Example:
@@ -154,7 +154,7 @@ def _begin(out: str, plan: dict[str, Any], part: str) -> int:
                 f"{out} was begun with other settings or data ({', '.join(differing)})",
                 fix="choose another --out, or remove that folder first",
             )
-    elif there:
+    elif any(not name.startswith("_") for name in there):
         raise ConfigError(f"{out} exists", fix="choose another --out, or remove it first")
     else:
         with writing(place) as file:

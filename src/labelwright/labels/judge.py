@@ -1,0 +1,182 @@
+"""Labels judged and outliers found row by row, by what was learned from a sample: for more rows than memory holds.
+
+ 1  a sample of labelled rows, and a smaller one of all rows; the fold of a row is a hash of its id, or of its group
+ 2  heads on the sample, each without one fold; the noise of the labels by rows that their head did not see
+ 3  a row is judged by the head that did not see its fold and by the noise, as in labels/audit.py without its neighbours
+ 4  its distance is that to the nearest rows of the smaller sample
+
+Time grows as N, memory not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from labelwright.labels.audit import FAR_OUT, N_ROUNDS, PENALTY, WEIGHED_ROWS, believed
+from labelwright.labels.chunks import evenly_spread
+from labelwright.train.convex import TRIED_GRADIENT, Linear, Problem, scaled, solve
+
+N_FOLDS = 3
+N_NEAREST = 3  # rows of the smaller sample that a row is compared with
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What a sample says of any row.
+
+    Attributes:
+      mean: [D] float32, and
+      scale: [], of the features.
+      weight: [K, C, D] and
+      bias: [K, C] float32: heads, each of which did not see its fold; K = 0: there was nothing to learn from.
+      strength: of their log-probabilities.
+      noise: [C, C] float32, p(given | true), rows sum to 1.
+      is_seen: [K, C] bool, classes of which a head has seen a row.
+      reference: [R, D] float32, unit norm: the smaller sample.
+      median: of the distances of its rows to one another, and
+      bar: the distance above which a row is an outlier, over that median.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    weight: Tensor
+    bias: Tensor
+    strength: Tensor
+    noise: Tensor
+    is_seen: Tensor
+    reference: Tensor
+    median: Tensor
+    bar: Tensor
+
+    def arrays(self) -> dict[str, Any]:
+        """For a file; `of_arrays` is the same again."""
+        return {name: value.numpy() for name, value in vars(self).items()}
+
+    def log_probs(self, feats: Tensor, fold: Tensor) -> Tensor:
+        """[B, C] of rows with features [B, D], by the head that did not see their fold [B]."""
+        z = (feats.float() - self.mean) / self.scale
+        found = torch.empty(len(z), self.weight.shape[1])
+        for k in range(len(self.weight)):
+            own = fold == k
+            found[own] = F.linear(z[own], self.weight[k], self.bias[k]).log_softmax(1)
+        return found
+
+    def scores(self, feats: Tensor, labels: Tensor, fold: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The chance that each given label is right, the most probable other class and its chance, as in `Judged`.
+
+        Args:
+          feats: [B, D] float.   labels: [B] int64, -1 = none.   fold: [B] int64, 0 to K-1.
+
+        Returns: [B] float32, NaN where there is no score; [B] int64, -1 there; [B] float32, NaN there.
+        """
+        none = torch.full((len(labels),), torch.nan)
+        suggested, other_chance = torch.full((len(labels),), -1), none.clone()
+        known = (labels >= 0) & (len(self.weight) > 0)
+        if len(self.weight):
+            known &= self.is_seen[fold, labels.clamp(min=0)]
+        if not known.any():
+            return none, suggested, other_chance
+        y = labels[known]
+        q = (self.strength * self.log_probs(feats[known], fold[known])).softmax(1) * self.noise.T[y]
+        q = q / q.sum(1, keepdim=True)
+        score = none.clone()
+        score[known] = q.gather(1, y[:, None])[:, 0]
+        other_chance[known], suggested[known] = q.scatter(1, y[:, None], -1.0).max(1)
+        return score, suggested, other_chance
+
+    def distances(self, feats: Tensor) -> Tensor:
+        """[B] float32 distance of rows [B, D] to the nearest of the smaller sample but themselves, over the median."""
+        z = F.normalize((feats.float() - self.mean) / self.scale, dim=1)
+        return _distances(z, self.reference) / self.median
+
+
+def of_arrays(arrays: Mapping[str, Any]) -> Judge:
+    """A `Judge` out of its `arrays`."""
+    return Judge(**{name: torch.from_numpy(np.asarray(arrays[name])) for name in Judge.__dataclass_fields__})
+
+
+def learn(feats: Tensor, labels: Tensor, fold: Tensor, reference: Tensor, *, n_classes: int) -> tuple[Judge, Tensor]:
+    """Learn to judge.
+
+    Args:
+      feats: [n, D] float of the sample of labelled rows.   labels: [n] int64, 0 to C-1.
+      fold: [n] int64, 0 to `N_FOLDS` - 1.
+      reference: [R, D] float, of the smaller sample of all rows.
+      n_classes: C.
+
+    Returns: the judge, and [C, C] float32, how alike classes are, as in `Judged`.
+
+    Example: two kinds, and one row of the first with the label of the second.
+      >>> z = torch.eye(2)[torch.arange(60) % 2] + torch.linspace(0, 0.1, 60)[:, None]
+      >>> labels = torch.arange(60) % 2
+      >>> labels[0] = 1
+      >>> judge, _ = learn(z, labels, torch.arange(60) // 2 % 3, z, n_classes=2)
+      >>> score, suggested, _ = judge.scores(z, labels, torch.arange(60) // 2 % 3)
+      >>> int(score.argmin()), int(suggested[0])
+      (0, 0)
+    """
+    found = scaled(feats if len(feats) else reference)
+    mean, scale = found.mean, found.scale
+    z = F.normalize((reference.float() - mean) / scale, dim=1)
+    apart = _distances(z, z)
+    median = apart.median().clamp(min=1e-9) if len(apart) else torch.ones(())
+    quarter, three = torch.quantile(apart / median, torch.tensor([0.25, 0.75])) if len(apart) else torch.zeros(2)
+    bar = three + FAR_OUT * (three - quarter).clamp(min=1e-9)
+    D, heads, seen = feats.shape[1], list[Linear](), list[Tensor]()
+    counts = torch.bincount(labels, minlength=n_classes)
+    if int((counts >= 2).sum()) >= 2 and int(torch.bincount(fold, minlength=N_FOLDS).min()) > 0:
+        for k in range(N_FOLDS):
+            rows = (fold != k).nonzero().flatten()
+            share = len(rows) / len(feats)
+            start = heads[-1] if heads else None
+            head = solve(
+                found.z[rows],
+                labels[rows],
+                Problem(),
+                n_classes=n_classes,
+                penalty=share * PENALTY,
+                start=start,
+                least_gradient=TRIED_GRADIENT,
+            )
+            heads.append(head)
+            seen.append(torch.bincount(labels[rows], minlength=n_classes) > 0)
+    judge = Judge(
+        mean=mean,
+        scale=scale,
+        weight=torch.stack([found.plain(head).weight for head in heads]) if heads else torch.zeros(0, n_classes, D),
+        bias=torch.stack([head.bias for head in heads]) if heads else torch.zeros(0, n_classes),
+        strength=torch.ones(()),
+        noise=torch.eye(n_classes),
+        is_seen=torch.stack(seen) if seen else torch.zeros(0, n_classes, dtype=torch.bool),
+        reference=z,
+        median=median,
+        bar=bar,
+    )
+    if not heads:
+        return judge, torch.eye(n_classes)
+    some = evenly_spread(judge.is_seen[fold, labels].nonzero().flatten(), WEIGHED_ROWS)
+    log_probs = judge.log_probs(feats[some], fold[some])
+    weights, noise = believed(log_probs[None], labels[some], n_rounds=N_ROUNDS)
+    probs = (weights[0] * log_probs).softmax(1)
+    alike = torch.zeros(n_classes, n_classes).index_add_(0, labels[some], probs)
+    alike = alike / torch.bincount(labels[some], minlength=n_classes).clamp(min=1)[:, None]
+    alike = alike / alike.diagonal().clamp(min=1e-9)
+    return Judge(**{**vars(judge), "strength": weights[0], "noise": noise}), alike
+
+
+def _distances(z: Tensor, reference: Tensor) -> Tensor:
+    """[B] mean distance of unit rows [B, D] to the nearest of the reference but one that is the row itself."""
+    found = []
+    for some in torch.split(z, max(1, (1 << 23) // max(1, len(reference)))):
+        sims = some @ reference.T
+        sims = torch.where(sims > 1 - 1e-6, -1.0, sims)  # itself, or its copy
+        near = sims.topk(min(N_NEAREST, sims.shape[1]), 1).values if sims.shape[1] else sims.new_zeros(len(some), 1)
+        found.append((2 - 2 * near).clamp(min=0).sqrt().mean(1))
+    return torch.cat(found) if found else z.new_zeros(0)
