@@ -7,18 +7,19 @@
 `labels`: embeddings with labels, of which 8,000 rows are drawn (whole groups where there are any) and 10% made wrong:
 `even`, another class drawn evenly; `one way`, the next class. Beside the audit stands confident learning on the same
 features, as one does it with scikit-learn: five-fold logistic regression, rows ranked by the probability of their label
-(`self_confidence`), by the margin, and by that probability less its class's mean (`adjusted`); and ten neighbours.
+(`self_confidence`), by the margin, and by that probability less its class's mean (`adjusted`), with what cleanlab's
+`find_label_issues` flags of the same probabilities; and ten neighbours.
 `copies`: 500 images of up to 3,000 (one of each group, where there are any) are saved again. False are images joined to
 another one of the set, so copies that the set holds already count as false.
 `speed`: `labelwright.audit` of a file of so many made-up features (100 classes about centres of their own, a tenth of
-the labels wrong, a thousandth of the rows copied), by wall clock, and the most memory that the process has held.
+the labels wrong, a thousandth of the rows copied), by wall clock and by the seconds that cores worked, which other work
+on the machine changes less, and the most memory that the process has held.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from cleanlab.filter import find_label_issues
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
@@ -43,7 +45,7 @@ from labelwright.data.noise import symmetric
 from labelwright.data.read import load
 from labelwright.labels.audit import grey_feats, judge_labels, near_pairs, nearest
 from labelwright.train.convex import centre_and_scale
-from labelwright.train.environment import peak_memory_mb
+from labelwright.train.environment import peak_memory_mb, source_commit
 
 N_ROWS, NOISE, SHOWN = 8000, 0.1, 0.08
 Array = npt.NDArray[Any]
@@ -79,11 +81,18 @@ def obvious(feats: Array, labels: Array, groups: Array | None, n_classes: int, s
     others[rows, labels] = -1
     thresholds = np.array([own[labels == c].mean() if (labels == c).any() else 1.0 for c in range(n_classes)])
     return {
+        "probs": probs,
         "self_confidence": own,
         "margin": own - others.max(1),
         "adjusted": own - thresholds[labels],
         "suggested": others.argmax(1),
     }
+
+
+def flagged_by_cleanlab(labels: Array, probs: Array) -> Array:
+    """[n] bool, of labels of the classes that there are."""
+    seen, index = np.unique(labels, return_inverse=True)
+    return np.asarray(find_label_issues(index, probs[:, seen] / probs[:, seen].sum(1, keepdims=True), n_jobs=1))
 
 
 def label_rows(path: Path, seeds: int) -> Iterator[dict[str, str]]:
@@ -123,12 +132,14 @@ def label_rows(path: Path, seeds: int) -> Iterator[dict[str, str]]:
                     "precision_of_worst_8": is_wrong[worst].mean(),
                     "suggested_right": (suggested == truth)[is_wrong].mean(),
                 }
-                if cell == "audit":
-                    marked = judged.is_suspected.numpy()
+                if cell in ("audit", "self_confidence"):
+                    is_ours = cell == "audit"
+                    marked = judged.is_suspected.numpy() if is_ours else flagged_by_cleanlab(labels, beside["probs"])
                     found |= {
                         "flagged": marked.mean(),
-                        "estimated_wrong": judged.wrong_frac,
+                        **({"estimated_wrong": judged.wrong_frac} if is_ours else {}),
                         **({"precision_of_flagged": is_wrong[marked].mean()} if marked.any() else {}),
+                        "wrong_flagged": marked[is_wrong].mean(),
                     }
                 for metric, value in found.items():
                     yield {
@@ -144,7 +155,7 @@ def label_rows(path: Path, seeds: int) -> Iterator[dict[str, str]]:
 
 TITLES = {
     "audit": "audit",
-    "self_confidence": "self-confidence",
+    "self_confidence": "self-confidence, flagged by cleanlab",
     "margin": "margin",
     "adjusted": "self-confidence less its class's mean",
     "neighbours": "ten neighbours",
@@ -226,12 +237,13 @@ def speed_rows(size: str) -> Iterator[dict[str, str]]:
         path = Path(folder) / "feats.npz"
         np.savez(path, embeddings=feats.astype(np.float16), labels=make_wrong(truth, 100, "even", 0))
         del feats
-        began = time.monotonic()
+        began, worked = time.monotonic(), time.process_time()
         found = lw.audit(path, device="cpu")
-        seconds = time.monotonic() - began
+        seconds, cpu_seconds = time.monotonic() - began, time.process_time() - worked
     print({key: value for key, value in found.summary.items() if isinstance(value, int | float)}, flush=True)
     there = {"table": "audit.py speed", "cell": size, "title": f"{n:,} rows of {width} features", "seed": "0"}
-    for metric, value in (("audit_seconds", seconds), ("peak_memory_mb", float(peak_memory_mb()))):
+    values = {"audit_s": seconds, "cpu_s": cpu_seconds, "peak_memory_mb": float(peak_memory_mb())}
+    for metric, value in values.items():
         yield {**there, "metric": metric, "value": f"{value:.0f}", "seconds": f"{seconds:.0f}"}
 
 
@@ -254,7 +266,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    commit = source_commit() or ""
     rows: list[dict[str, str]] = []
     hardware = f"cpu ({torch.get_num_threads()} threads), other work on the machine"
     for each in options.files:

@@ -2,9 +2,9 @@
 
     python benchmarks/promises.py demo NAME=TRAIN.npz [MORE …] [--situation few-20] [--n 200] [--redraws 200] [--csv F]
 
-Files and situations are those of choices.py; `demo` is `labelwright demo`. Of one run a pool (seed 0) the unlabelled
-images are labelled, and 200 times, by seed, --n of these labels are looked at. Rules, each for an error of 5% and of 2%
-at a confidence of 95%:
+Files and situations are those of choices.py; `demo` is `labelwright demo`. Of a run, --seeds times a pool, the
+unlabelled images are labelled, and 200 times, by seed, --n of these labels are looked at. Rules, each for an error of
+5% and of 2% at a confidence of 95%:
 
 promise: `labelwright verify-sample` and `labelwright label --error`.
 cp-softmax, cp-trust: as many as Clopper and Pearson's bound allows, of labels by softmax or trust, from a sample at
@@ -13,14 +13,14 @@ crc-trust: conformal risk control on the share of all labels that are accepted a
     arXiv 2208.02814, Eq. (4)): in the mean over redraws, and not the share of the accepted labels.
 
 Printed: the share of the labels that is accepted, and of the redraws in which a larger share of these than the error is
-wrong; and the calibration error of trust before and after 100 verified labels (mean of 50 redraws), which change
-nothing where trust rests on as many left-out labels.
+wrong; and the calibration error of trust before and after 100 verified labels (mean of 50 redraws, over the others).
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +37,8 @@ from labelwright import demo
 from labelwright.assets import DIGITS_DESCRIPTIONS
 from labelwright.benchmarking.results import add_rows
 from labelwright.metrics.classification import calibration_error
-from labelwright.trust.calibration import from_left_out
+from labelwright.pipeline.saved_model import answers_for, load_model
+from labelwright.trust.calibration import Calibration, from_verified, levelled
 from labelwright.trust.guarantee import draw, promise
 
 CONFIDENCE, ERRORS, N_THRESHOLDS = 0.95, (0.05, 0.02), 200
@@ -57,32 +58,40 @@ class Pool:
     softmax: NDArray[np.float64]
     labels: NDArray[np.int64]
     wrong: NDArray[np.bool_]
+    odds: torch.Tensor
+    calibration: Calibration
     summary: dict[str, Any]
     environment: dict[str, Any]
 
 
-def pool_of(name: str, path: str, situation: str) -> Pool:
-    """One run, seed 0."""
+def pool_of(name: str, path: str, situation: str, seed: int) -> Pool:
+    """One run."""
     with tempfile.TemporaryDirectory() as folder:
         if name == "demo":
             images, test = demo.digits()
             truth = np.array(demo.NAMES)[images.truth]
             settings: dict[str, Any] = {"method": "cap", "model": demo.MODEL, "descriptions": DIGITS_DESCRIPTIONS}
-            run = lw.fit(images, test=test, out=f"{folder}/run", **settings)
+            run = lw.fit(images, test=test, out=f"{folder}/run", seed=seed, **settings)
+            data: Any = images
         else:
             train = read(Path(path))
-            file, settings = arranged(train, situation, 0)
+            file, settings = arranged(train, situation, seed)
             file.pop("groups", None)
             truth = train["labels"]
             np.savez(f"{folder}/train.npz", **file)
-            run = lw.fit(f"{folder}/train.npz", out=f"{folder}/run", test_frac=0, evaluations=0, **settings)
+            data = f"{folder}/train.npz"
+            run = lw.fit(data, out=f"{folder}/run", test_frac=0, evaluations=0, seed=seed, **settings)
         rows, summary, environment = run.labels, run.summary, run.environment  # read while they are there
+        saved = load_model(run.path / "model", device=torch.device("cpu"))
+        how: dict[str, Any] = {"on_bad": "stop", "device": "cpu", "precision": "auto", "classes": None}
+        odds = answers_for(saved, data, **how, only_images=True)[1].odds
     assert rows is not None
     label, source = (np.array(rows[key].to_pylist()) for key in ("label", "source"))
     is_open = source == "predicted"
     trust, softmax = (np.asarray(rows[key]).astype(np.float64)[is_open] for key in ("trust", "softmax"))
     index = np.unique(label, return_inverse=True)[1]
-    return Pool(trust, softmax, index[is_open], (label != truth)[is_open], summary, environment)
+    wrong, odds = (label != truth)[is_open], odds[torch.from_numpy(is_open)]
+    return Pool(trust, softmax, index[is_open], wrong, odds, saved.calibration, summary, environment)
 
 
 def promised(pool: Pool, error: float, n: int, seed: int) -> NDArray[np.bool_]:
@@ -123,13 +132,15 @@ def rules(pool: Pool, error: float, n: int) -> dict[str, Callable[[int], NDArray
 
 
 def ece_after(pool: Pool, n: int, redraws: int) -> float:
-    """Calibration error of trust by n verified labels."""
-    softmax, right = torch.from_numpy(pool.softmax), torch.from_numpy(~pool.wrong)
+    """Calibration error of trust by n verified labels, over the others."""
+    right = torch.from_numpy(~pool.wrong)
     found = []
     for seed in range(redraws):
         rows = torch.from_numpy(draw(pool.trust, n, seed=seed).rows)
-        calibration = from_left_out(softmax[rows], right[rows], n_classes=int(pool.labels.max()) + 1)
-        found.append(calibration_error(calibration(softmax), right))
+        rest = torch.ones(len(right), dtype=torch.bool)
+        rest[rows] = False
+        calibration = levelled(from_verified(pool.calibration, pool.odds, rows, right[rows]), pool.odds)
+        found.append(calibration_error(calibration.chance(pool.odds[rest]), right[rest]))
     return float(np.mean(found))
 
 
@@ -139,16 +150,17 @@ def main() -> None:
     parser.add_argument("pools", nargs="+", help="demo, or NAME=TRAIN.npz")
     parser.add_argument("--situation", default="few-20")
     parser.add_argument("--n", type=int, default=200)
+    parser.add_argument("--seeds", type=int, default=3, help="runs a pool")
     parser.add_argument("--redraws", type=int, default=200)
     parser.add_argument("--model", default="", help="what the features are of, for the file of results")
     parser.add_argument("--csv", type=Path, help="file of results to add rows to")
     options = parser.parse_args()
     print("| pool | right | error | rule | accepted | broken |\n|---|---|---|---|---|---|")
-    for each in options.pools:
+    for each, run_seed in itertools.product(options.pools, range(options.seeds)):
         name, _, path = each.partition("=")
         situation = "names" if name == "demo" else options.situation
-        pool = pool_of(name, path, situation)
-        row = {"pool": name, "situation": situation, "seed": 0, "environment": pool.environment}
+        pool = pool_of(name, path, situation, run_seed)
+        row = {"pool": name, "situation": situation, "seed": run_seed, "environment": pool.environment}
         row["seconds"] = sum(pool.summary["seconds"].values())
         right = 100 * float(1 - pool.wrong.mean())
         shown: dict[str, dict[str, tuple[str, str, float]]] = {"accepted": {}, "broken": {}}
@@ -161,7 +173,7 @@ def main() -> None:
                 for metric, value in (("accepted", accepted), ("broken", broken)):
                     shown[metric][f"{error:.0%}-{rule}"] = (f"error {error:.0%}, {TITLES[rule]}", metric, value)
         before = 100 * calibration_error(torch.from_numpy(pool.trust), torch.from_numpy(~pool.wrong))
-        ece = before if pool.summary["trust"]["n"] >= 100 else 100 * ece_after(pool, 100, 50)
+        ece = 100 * ece_after(pool, 100, 50)
         print(f"{name}: ece of trust {before:.1f}, after 100 verified labels {ece:.1f}", flush=True)
         other = {
             "right": ("labels that are right", "accuracy", right),

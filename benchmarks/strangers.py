@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -42,6 +41,7 @@ from labelwright.data.prepare import open_source
 from labelwright.labels.chunks import evenly_spread
 from labelwright.pipeline.saved_model import load_model
 from labelwright.pipeline.strange import looks_of
+from labelwright.train.environment import source_commit
 from labelwright.trust.strangers import distances, fit_strangers
 
 LEVEL = 0.99
@@ -211,7 +211,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--csv", type=Path, help="file of results to add rows to")
     options = parser.parse_args()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    commit = source_commit() or ""
     sets = {}
     for each in options.sets:
         name, _, paths = each.partition("=")

@@ -4,12 +4,13 @@
 
 Files and situations are those of choices.py. Of TRAIN at most --images are drawn, whole groups where there are any.
 `digits` is the demo. Every run is `labelwright fit`; its saved model labels the
-images of TEST. Rows, all of that one model: our trust; our trust with 100 images of TEST verified (mean of five draws,
-scored on the others); the largest probability; margin; negative entropy; temperature scaling, fitted on the same 100;
-agreement with ten neighbours among the training images, as labelled by the run; and, with labels, five logistic
-regressions on bootstrap samples. Calibration error and AUROC in percent; `sure_right`: of labels with 0.95 or more,
-where there are 50; `interval_holds`: whether the interval for the predicted training labels holds the share that is
-right. With --keep FILE trust and truth are kept for the pictures of docs/trust.md.
+images of TEST. Rows, all of that one model: our trust; our trust with 100 images of TEST verified (mean of five draws
+by `verify-sample`, scored on the others); the largest probability; margin; negative entropy; temperature scaling,
+fitted on the same 100; agreement with ten neighbours among the training images, as labelled by the run, in features
+and, of the demo, in small pixels; and, with labels, five logistic regressions on bootstrap samples. Calibration error
+and AUROC in percent; `sure_right`: of labels with 0.95 or more, where there are 50; `interval_holds`: whether the
+interval for the predicted training labels holds the share that is right. With --keep FILE trust and truth are kept for
+the pictures of docs/trust.md.
 """
 
 from __future__ import annotations
@@ -36,10 +37,12 @@ from labelwright import demo
 from labelwright.benchmarking.results import add_rows
 from labelwright.data.prepare import open_source
 from labelwright.metrics.classification import calibration_error
-from labelwright.pipeline.saved_model import SavedModel, load_model
+from labelwright.pipeline.saved_model import SavedModel, answers_for, load_model
 from labelwright.run_folder import Run
 from labelwright.train.predict import odds_of
-from labelwright.trust.calibration import from_left_out
+from labelwright.trust.calibration import from_verified, levelled
+from labelwright.trust.guarantee import draw
+from labelwright.trust.strangers import small_pixels
 
 Array = npt.NDArray[Any]
 N_VERIFIED, N_DRAWS, N_NEIGHBOURS, N_BOOTSTRAP = 100, 5, 10, 5
@@ -52,6 +55,7 @@ TITLES = {
     "entropy": "negative entropy",
     "temperature": "temperature scaling, 100 verified",
     "neighbours": "agreement with ten neighbours",
+    "pixels": "agreement with ten neighbours in 8 x 8 pixels",
     "ensemble": "five bootstrap logistic regressions",
 }
 
@@ -80,12 +84,14 @@ def score_rows(values: dict[str, Array], right: Array) -> Iterator[tuple[str, st
                 yield cell, "sure_right", 100 * float(r[sure].double().mean())
 
 
-def beside(probs: torch.Tensor, saved: SavedModel, right: Array, seed: int) -> Iterator[tuple[str, str, float]]:
-    """Trust and the scores that need nothing but probabilities [N, C] of the images to score on."""
-    odds, top = odds_of(probs), probs.double().topk(2, 1).values
+def beside(
+    probs: torch.Tensor, odds: torch.Tensor, saved: SavedModel, right: Array, seed: int
+) -> Iterator[tuple[str, str, float]]:
+    """Trust and the scores that need nothing but probabilities [N, C] and log-odds of the images to score on."""
+    top, trust = probs.double().topk(2, 1).values, saved.calibration.chance(odds)
     yield from score_rows(
         {
-            "trust": saved.calibration.chance(odds).numpy(),
+            "trust": trust.numpy(),
             "softmax": top[:, 0].numpy(),
             "margin": (top[:, 0] - top[:, 1]).numpy(),
             "entropy": (probs.double() * probs.double().clamp(min=1e-38).log()).sum(1).numpy(),
@@ -93,12 +99,12 @@ def beside(probs: torch.Tensor, saved: SavedModel, right: Array, seed: int) -> I
         right,
     )
     found: dict[tuple[str, str], list[float]] = {}
-    logs, rng = probs.double().clamp(min=1e-38).log(), np.random.default_rng(seed)
-    for _ in range(N_DRAWS):
-        some = rng.permutation(len(right))[:N_VERIFIED]
+    logs = probs.double().clamp(min=1e-38).log()
+    for i in range(N_DRAWS):
+        some = draw(trust.double().numpy(), N_VERIFIED, seed=N_DRAWS * seed + i).rows
         rest = np.setdiff1d(np.arange(len(right)), some)
         verified, sign = torch.from_numpy(right[some]), 2.0 * right[some] - 1
-        map_of = from_left_out(odds[some], verified, n_classes=probs.shape[1])
+        map_of = levelled(from_verified(saved.calibration, odds, torch.from_numpy(some), verified), odds)
 
         def misfit(log_t: float, some: Array = some, sign: Array = sign) -> float:
             best = (logs[some] / np.exp(log_t)).softmax(1).amax(1).clamp(1e-9, 1 - 1e-9).logit().numpy()
@@ -152,7 +158,7 @@ def of_features(
     names = np.array(saved.class_names)
     predicted = names[probs.argmax(1)]
     right = predicted == test["labels"]
-    found = list(beside(probs, saved, right, seed))
+    found = list(beside(probs, odds_of(probs), saved, right, seed))
     train, own = file["embeddings"].astype(np.float32), np.array(rows[2]["label"].to_pylist())
     others = {"neighbours": neighbours(train, own, feats, predicted)}
     if (file["labels"] != "").any():
@@ -185,20 +191,30 @@ def of_digits(seed: int, kept: dict[str, Any]) -> tuple[Run, list[tuple[str, str
         saved = load_model(run.path / "model", device=torch.device("cpu"))
         summary, labels, _ = run.summary, run.labels, run.environment
         assert labels is not None
+        asked: dict[str, Any] = {
+            "on_bad": "stop",
+            "device": "cpu",
+            "precision": "fp32",
+            "classes": None,
+            "only_images": True,
+        }
+        odds = answers_for(saved, test, **asked)[1].odds
     views = [open_source(t, classes=None, size_px=saved.size_px).views(saved.view) for t in (pool, test)]
     seen = [v.batch(torch.arange(v.n_rows), "clean", seed=0, device=torch.device("cpu")) for v in views]
     with torch.no_grad():
         probs, net = saved.probs(seen[1]), saved.net
         feats = [net.features(x).float().numpy() for x in seen]  # type: ignore[operator]
+        pixels = [small_pixels(x).numpy() for x in seen]
     predicted = np.array(saved.class_names)[probs.argmax(1)]
     right = predicted == np.array(test.class_names)[test.labels]
     own = np.array(labels["label"].to_pylist())
-    found = list(beside(probs, saved, right, seed))
-    found += score_rows({"neighbours": neighbours(feats[0], own, feats[1], predicted)}, right)
+    found = list(beside(probs, odds, saved, right, seed))
+    agree = {"neighbours": feats, "pixels": pixels}
+    found += score_rows({key: neighbours(a, own, b, predicted) for key, (a, b) in agree.items()}, right)
     assert pool.truth is not None
     found += held(summary["trust"], float((own == np.array(demo.NAMES)[pool.truth]).mean()))
     kept |= {
-        "trust": saved.calibration.chance(odds_of(probs)).numpy(),
+        "trust": saved.calibration.chance(odds).numpy(),
         "softmax": probs.amax(1).numpy(),
         "right": right,
     }

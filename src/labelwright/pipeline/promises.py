@@ -26,7 +26,7 @@ from labelwright.pipeline.saved_model import SavedModel
 from labelwright.replacing import new_output
 from labelwright.run_folder import Run, write_parquet_atomically
 from labelwright.spreadsheet import write_csv
-from labelwright.trust.calibration import Calibration, from_left_out, levelled
+from labelwright.trust.calibration import Calibration, from_verified, levelled
 from labelwright.trust.guarantee import Promise, draw, enough, promise
 from labelwright.wording import counted, percent
 
@@ -246,19 +246,17 @@ def truths(rows: pa.Table, verified: Verified) -> NDArray[np.int64]:
 def recalibrated(
     calibration: Calibration, odds: torch.Tensor, rows: pa.Table, truth: NDArray[np.int64], class_names: Sequence[str]
 ) -> Calibration:
-    """A calibration by verified labels, where it rests on fewer labels now.
+    """A calibration by verified labels, and by those that it rested on before.
 
     Args:
       odds: [N, T] that ``calibration`` was applied to, or [N, T + 1] with evidence.
       rows: what came of it.
       truth: [N], see `truths`.
     """
-    seen = truth > -2
-    if seen.sum() <= calibration.n:
-        return calibration
+    seen = np.flatnonzero(truth > -2)
     right = _index(rows, class_names)[seen] == truth[seen]
-    found = from_left_out(odds[torch.from_numpy(seen)], torch.from_numpy(right), n_classes=len(class_names))
-    return levelled(found, odds) if found.n else calibration
+    found = from_verified(calibration, odds, torch.from_numpy(seen), torch.from_numpy(right))
+    return calibration if found is calibration else levelled(found, odds)
 
 
 def promised_by(

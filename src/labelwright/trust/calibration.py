@@ -39,6 +39,7 @@ SLOPE_SPREAD, OFFSET_SPREAD = 0.4, 0.7  # deviation of the slope's logarithm, an
 Z95 = 1.96  # normal deviate that 95% are within
 MATCHED_ROWS = 20_000  # by which a map without labels is found
 MIDDLE = 1  # the temperature taken without labels
+KNOWN_ROWS = 1_000  # images on which what was known stands beside verified labels
 LEAST_ROWS = 10  # left-out labels from which they say more than nothing
 BELOW, ABOVE = 0.35, 0.15  # how far from an estimate without labels the truth may be
 
@@ -118,12 +119,66 @@ def from_left_out(odds: Tensor, right: Tensor, *, n_classes: int = 2, like: Sequ
         slope, offset = USUAL[MIDDLE]
         return Calibration(slope * like[MIDDLE], offset, "none", 0, n_classes, TEMPERATURES[MIDDLE])
 
-    def best(t: int) -> tuple[float, Calibration]:
-        loss, slope, offset = _likeliest(odds[:, t], right.double(), n_classes=n_classes, usual=USUAL[t])
-        map_of = Calibration(slope * like[t], offset, "left-out labels", len(odds), n_classes, TEMPERATURES[t])
-        return loss, map_of
+    found, slope, offset = _best(odds, right.double(), torch.ones(len(odds)), n_classes=n_classes)
+    slope *= like[TEMPERATURES.index(found)]
+    return Calibration(slope, offset, "left-out labels", len(odds), n_classes, found)
 
-    return min((best(t) for t in range(len(TEMPERATURES))), key=lambda each: each[0])[1]
+
+def from_verified(calibration: Calibration, odds: Tensor, rows: Tensor, right: Tensor) -> Calibration:
+    """A calibration by labels that somebody verified, and by the left-out ones that it rested on before.
+
+    These count as so many labels that are right as often as the map says, of all images alike; as fewer, w, the
+    farther they are from the verified ones: left out were other images, or whole groups.
+
+        w = n / (1 + n b / v),  b = max(0, d^2 - v (1 / m + 1 / n)),  v = mean of trust (1 - trust)
+
+    with d the difference between trust and the share that is right on m verified labels.
+
+    Args:
+      calibration: of a classifier; one without left-out labels has no part in what is found.
+      odds: [N, T] of its predicted classes, see `odds_of`, or [N, T + 1] with evidence, which it already counts.
+      rows: [m] int64, the verified ones.
+      right: [m] bool.
+
+    Returns: the map with the largest posterior; ``calibration`` itself for fewer than `LEAST_ROWS` verified labels.
+
+    Example: of 40 verified labels 80% are right; the less the map agreed, the fewer labels it counts as.
+      >>> from labelwright.train.predict import odds_of
+      >>> odds, rows = odds_of(torch.tensor([[0.9, 0.1]]).expand(1000, 2)), torch.arange(40)
+      >>> for slope in (0.8, 2.0):
+      ...     known = Calibration(slope, 0.0, "left-out labels", 40)
+      ...     found = from_verified(known, odds, rows, rows % 5 > 0)
+      ...     print(round(known.chance(odds[:1]).item(), 2), round(found.chance(odds[:1]).item(), 2), found.n)
+      0.85 0.82 80
+      0.99 0.8 41
+    """
+    m, n = len(rows), calibration.n
+    if m < LEAST_ROWS:
+        return calibration
+    seen, target, weights = odds[rows], right.double(), torch.ones(m, dtype=torch.float64)
+    counted = 0.0
+    if n:
+        trust = calibration.chance(seen).double()
+        v = max(float((trust * (1 - trust)).mean()), 1e-4)
+        b = max(0.0, float(trust.mean() - target.mean()) ** 2 - v * (1 / m + 1 / n))
+        counted = n / (1 + n * b / v)
+        others = evenly_spread(odds, KNOWN_ROWS)
+        target = torch.cat([target, calibration.chance(others).double()])
+        weights = torch.cat([weights, torch.full((len(others),), counted / len(others), dtype=torch.float64)])
+        seen = torch.cat([seen, others])
+    found, slope, offset = _best(seen, target, weights, n_classes=calibration.n_classes)
+    moved = calibration.moved * counted / (m + counted)
+    return Calibration(slope, offset, "left-out labels", m + round(counted), calibration.n_classes, found, moved)
+
+
+def _best(odds: Tensor, target: Tensor, weights: Tensor, *, n_classes: int) -> tuple[float, float, float]:
+    """The temperature, with its slope and offset, whose posterior is largest."""
+    found = [
+        _likeliest(odds[:, t], target, n_classes=n_classes, usual=USUAL[t], weights=weights)
+        for t in range(len(TEMPERATURES))
+    ]
+    t = min(range(len(found)), key=lambda each: found[each][0])
+    return TEMPERATURES[t], *found[t][1:]
 
 
 def steadied(calibration: Calibration, odds: Tensor, moved: float) -> Calibration:
@@ -182,17 +237,21 @@ def levelled(calibration: Calibration, odds: Tensor) -> Calibration:
 
 
 def _likeliest(
-    odds: Tensor, target: Tensor, *, n_classes: int, usual: tuple[float, float], weighs: bool = True
+    odds: Tensor, target: Tensor, *, n_classes: int, usual: tuple[float, float], weights: Tensor | None = None
 ) -> tuple[float, float, float]:
-    """Loss, slope and offset under which chances [n], given or 0 and 1, are likeliest; whether the usual ones weigh."""
+    """Loss, slope and offset under which chances [n], given or 0 and 1, are likeliest.
+
+    Args: weights [n] of these, beside the usual slope and offset; None: the usual ones do not count.
+    """
     k = math.log(max(n_classes, 2) - 1)
     shifted, wanted = odds.double().numpy() + k, target.numpy()
+    counts = np.ones(len(wanted)) if weights is None else weights.numpy()
 
     def loss(at: Any) -> float:
         logit = math.exp(at[0]) * shifted + at[1] - k
-        misfit = (np.logaddexp(0, logit) - wanted * logit).sum()
+        misfit = (counts * (np.logaddexp(0, logit) - wanted * logit)).sum()
         prior = ((at[0] - math.log(usual[0])) / SLOPE_SPREAD) ** 2 + ((at[1] - usual[1]) / OFFSET_SPREAD) ** 2
-        return float(misfit + weighs * prior / 2)
+        return float(misfit + (weights is not None) * prior / 2)
 
     found = minimize(loss, np.array([math.log(usual[0]), usual[1]]), method="BFGS")
     return float(found.fun), math.exp(found.x[0]), float(found.x[1])
@@ -244,7 +303,7 @@ def from_confidence(odds: Tensor, confidence: float, source: Source, *, n_classe
     plain = Calibration(slope_to_mean(odds[:, 0], confidence, n_classes=n_classes), n_classes=n_classes)
     chances = plain.at(some[:, 0]).double()
     start = (plain.slope * TEMPERATURES[MIDDLE], 0.0)
-    _, slope, offset = _likeliest(some[:, MIDDLE], chances, n_classes=n_classes, usual=start, weighs=False)
+    _, slope, offset = _likeliest(some[:, MIDDLE], chances, n_classes=n_classes, usual=start)
     return Calibration(slope, offset, source, 0, n_classes, TEMPERATURES[MIDDLE])
 
 

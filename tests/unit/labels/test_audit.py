@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from scipy.ndimage import gaussian_filter
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
+from sklearn.model_selection import cross_val_predict
 
 from labelwright.data.looks import thumb
 from labelwright.labels import audit
@@ -87,6 +90,26 @@ def test_judge_labels__finds_flipped_ones(kind: str) -> None:
     assert flipped[judged.is_suspected].float().mean() > 0.9
     assert judged.is_suspected.sum() > 0.7 * flipped.sum()
     assert judged.wrong_frac == pytest.approx(flipped.float().mean().item(), abs=0.02)
+
+
+def test_judge_labels__finds_what_cleanlab_finds() -> None:
+    """The oracle has probabilities of the same kind: a linear model that did not see the label."""
+    from cleanlab.filter import find_label_issues
+    from cleanlab.rank import get_label_quality_scores
+
+    feats, truth = clumps(900, 4, spread=1.2)
+    draw = np.random.default_rng(1)
+    flipped = draw.random(900) < 0.1
+    labels = np.where(flipped, (truth.numpy() + draw.integers(1, 4, 900)) % 4, truth.numpy())
+    probs = cross_val_predict(LogisticRegression(), feats.numpy(), labels, cv=5, method="predict_proba")
+    judged = judge_labels(feats, torch.from_numpy(labels), nearest(F.normalize(feats), k=10), n_classes=4)
+    assert judged is not None
+    issues = find_label_issues(labels, probs, n_jobs=1)
+    ours = judged.is_suspected.numpy()
+    assert (ours & issues).sum() > 0.8 * (ours | issues).sum()
+    scores = get_label_quality_scores(labels, probs, method="self_confidence")
+    theirs = average_precision_score(flipped, -scores)
+    assert average_precision_score(flipped, -judged.score.numpy()) > theirs - 0.02
 
 
 def test_judge_labels__clean_labels_are_left_alone_and_unlabelled_rows_have_no_score() -> None:

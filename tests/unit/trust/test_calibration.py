@@ -12,6 +12,7 @@ from labelwright.trust.calibration import (
     expected_accuracy,
     from_confidence,
     from_left_out,
+    from_verified,
     levelled,
     slope_to_mean,
     steadied,
@@ -118,3 +119,24 @@ def test_levelled__evidence_moves_chances_and_not_their_mean() -> None:
     moved = after.logit() - before.logit() - evidence
     assert (moved - moved.mean()).abs().max() < 1e-2  # float32 near 1
     assert levelled(plain, odds) == plain
+
+
+def test_from_verified__left_out_labels_help_where_they_agree_and_are_left_behind_where_they_do_not() -> None:
+    odds, right = drawn(4_000, 0.4, -0.2, seed=2)
+    error: dict[str, list[float]] = {"both": [], "verified alone": [], "misled": []}
+    misled = Calibration(1.0, 4.0, "left-out labels", 300, 2, 1.0)  # of images of another kind
+    for seed in range(12):
+        draw = np.random.default_rng(seed)
+        left_out, rows = (torch.from_numpy(draw.choice(4_000, 60, replace=False)) for _ in range(2))
+        before = from_left_out(odds[left_out], right[left_out])
+        alone = from_left_out(odds[rows], right[rows])
+        found = {"both": before, "verified alone": Calibration(n_classes=2), "misled": misled}
+        for key, known in found.items():
+            mean = from_verified(known, odds, rows, right[rows]).chance(odds).mean() - right.double().mean()
+            error[key].append(float(mean.abs()))
+        same = from_verified(Calibration(n_classes=2), odds, rows, right[rows])
+        assert same.chance(odds).tolist() == pytest.approx(alone.chance(odds).tolist(), abs=1e-4)
+    means = {key: float(np.mean(values)) for key, values in error.items()}
+    assert means["both"] < 0.9 * means["verified alone"]  # as of 120 labels: 0.71
+    assert means["misled"] < 1.5 * means["verified alone"]
+    assert from_verified(misled, odds, rows[:9], right[rows[:9]]) is misled
