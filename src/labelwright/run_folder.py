@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from importlib import import_module
@@ -64,6 +64,7 @@ class Run:
         assert set(contents) <= CONTENTS, contents.keys()
         self.__dict__.update(contents)  # where cached_property keeps what it has read
         self._writer: SummaryWriter | None = None
+        self.also_log: Callable[[Mapping[str, Any], int], None] | None = None  # gets every record and its step
         self._folder: tuple[int, int] | None = None  # device and inode, while it is held
 
     @classmethod
@@ -437,6 +438,8 @@ class Run:
             for key, value in record.items():
                 if isinstance(value, (int, float)) and not isinstance(value, bool) and key not in ("epoch", "step"):
                     self._writer.add_scalar(f"{record.get('kind', 'run')}/{key}", value, step)
+        if self.also_log is not None:
+            self.also_log(record, step)
 
     def metrics_size(self) -> int:
         """Bytes in metrics.jsonl: saved with a checkpoint, so that a resume can cut what came after it."""

@@ -20,7 +20,7 @@ from labelwright.benchmarking.grid import FULL, BenchTable, Given, Guessing
 from labelwright.benchmarking.pools import as_given, converted, descriptions_of, probs_of, target_pool
 from labelwright.benchmarking.printing import format_table
 from labelwright.benchmarking.results import add_rows, read_rows, result_rows
-from labelwright.benchmarking.tables import TABLES
+from labelwright.benchmarking.tables import GROUPS, TABLES
 from labelwright.data import splits
 from labelwright.data.cards import dataset_card
 from labelwright.data.prepare import native_size
@@ -48,6 +48,19 @@ class CellError(LabelwrightError):
             fix=f"run it alone to see why: labelwright {shlex.join(first.cmd[3:])}",
         )
         self.exit_code = first.returncode if first.returncode > 0 else 128 - first.returncode  # of a signal, as a shell
+
+
+def listing() -> str:
+    """The tables by what they are about.
+
+    Example:
+      >>> print(listing().splitlines()[0])
+      Long-tailed labels: cvs
+    """
+    lines = list[str]()
+    for title, tables in GROUPS.items():
+        lines += [title, *(f"  {name:<27} {table.title}" for name, table in tables.items()), ""]
+    return "\n".join([*lines, "labelwright bench --table NAME runs one; with --cells ? it names the cells and ends"])
 
 
 @check_paths
@@ -90,7 +103,7 @@ def bench(
       naming the cells that failed side by side.
     """
     if table is None:
-        return "\n".join(f"{name:20} {t.title}; cells: {', '.join(t.cells)}" for name, t in TABLES.items())
+        return listing()
     grid = _table_named(table)
     if full and grid.at_full is not None:
         grid = grid.at_full

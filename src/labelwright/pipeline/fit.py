@@ -23,6 +23,7 @@ from labelwright.run_folder import Run
 from labelwright.train import progress
 from labelwright.train.environment import environment
 from labelwright.train.loop import train
+from labelwright.train.tracking import Tracking, check_tracker
 
 
 def check_promise(plan: Plan) -> None:
@@ -67,6 +68,7 @@ def fit(
     Raises: LabelwrightError subclasses, with nothing written, for data or settings that cannot work.
     """
     wanted = settings_of(config, settings if data is None else {"data": data, **settings})
+    check_tracker(wanted.track)
     with new_run(wanted).held() as run:
         plan = resolve(wanted, run)
         check_promise(plan)
@@ -87,6 +89,22 @@ def _fit(plan: Plan, approve: Callable[[Estimate], bool] | None) -> Run:
         run.unseal()
     if plan.announcement and accelerator.is_main_process:
         progress.say(plan.announcement)
+    given, resolved = plan.config, plan.config.get("resolved", {})
+    of_tracker = {**given, **resolved, **resolved.get("settings", {})}
+    tracking = Tracking(plan.settings.track if accelerator.is_main_process else None, run.path.name, of_tracker)
+    run.also_log = tracking.log
+    try:
+        _learn(plan, seconds, approve)
+        tracking.finish(Run(run.path).summary if accelerator.is_main_process else None)
+    finally:
+        tracking.finish(None)
+    run.close()
+    return Run(run.path)
+
+
+def _learn(plan: Plan, seconds: dict[str, float], approve: Callable[[Estimate], bool] | None) -> None:
+    """Train, choose the answer, fit it once more, and write what comes of it."""
+    run, accelerator = plan.run, plan.accelerator
     job = prepare_job(plan, seconds, approve)
     trained = train(
         plan.method.recipe,
@@ -108,5 +126,3 @@ def _fit(plan: Plan, approve: Callable[[Estimate], bool] | None) -> Run:
         seconds["refit"] = saved.seconds
     if accelerator.is_main_process:
         finish(plan, job, trained, Answer(kept, choice, beside.contenders, beside.rows, saved), seconds)
-    run.close()
-    return Run(run.path)

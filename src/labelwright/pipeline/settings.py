@@ -314,6 +314,12 @@ class RunSettings:
     evaluations: int = setting(
         10, "times the test images are scored while training; for the curves only", example="--evaluations 0", low=0
     )
+    track: str | None = setting(
+        None,
+        "also show the run in wandb (offline unless WANDB_MODE says otherwise), mlflow or trackio, where installed; "
+        "tensorboard is written anyway",
+        example="--track wandb",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,7 +357,7 @@ GROUPS: Mapping[str, type[Any]] = {
 PER_CALL = ("out", "resume")
 """Settings of one call, not of what a run is: config.yaml leaves them out."""
 
-MAY_DIFFER = ("checkpoint_minutes", "evaluations", "cache_limit_gb", "error", "confidence", "verified")
+MAY_DIFFER = ("checkpoint_minutes", "evaluations", "track", "cache_limit_gb", "error", "confidence", "verified")
 """Settings that change nothing of what is learned: they may differ when a run is resumed."""
 
 
