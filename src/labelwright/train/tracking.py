@@ -57,7 +57,8 @@ class Tracking:
     """
 
     def __init__(self, name: str | None, run_name: str, config: Mapping[str, Any]) -> None:
-        self.name, self.tracker, self.last_step = name, None, 0
+        self.name, self.last_step = name, 0
+        self.tracker: Any = None
         if name is None or name == "tensorboard":
             return
         self._attempt(lambda: self._start(name, run_name, config))
