@@ -90,7 +90,7 @@ def test_fit__a_tracker_that_is_not_installed_or_not_known(feats: Path, tmp_path
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="--track wandb needs a package that is not installed") as stopped:
         lw.fit(feats, out=tmp_path / "run", track="wandb")
-    assert stopped.value.fix == "pip install wandb"
+    assert stopped.value.fix.endswith(" install wandb")
     with pytest.raises(ConfigError, match="no tracker 'comet'"):
         lw.fit(feats, out=tmp_path / "run", track="comet")
     assert not (tmp_path / "run").exists()
