@@ -134,7 +134,7 @@ def write_data(root: Path) -> None:
     (root / "own.py").write_text(
         "import numpy as np\ndef embed(images):\n    return [np.asarray(i).mean((0, 1)) for i in images]\n"
     )
-    (root / "digits.txt").write_text("one\ntwo\n")
+    (root / "names.txt").write_text("cat\ndog\nowl\n")
 
 
 # ---- what is killed -------------------------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ def cases() -> list[Case]:
                 "DATA/new",
                 *clip,
                 "--classes",
-                "DATA/digits.txt",
+                "DATA/names.txt",
                 "--on-bad",
                 "skip",
                 "--out",
@@ -357,6 +357,7 @@ def main() -> None:
     """Print a table of the kills, and one of the altered files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--first", type=int, default=0, help="number of the first kill, after a run that was cut off")
     parser.add_argument("--altered", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="folder to work in; must not exist")
@@ -367,6 +368,8 @@ def main() -> None:
         names = list(whole.cases)
         for k in range(args.kills):
             name, share = names[k % len(names)], draws.uniform(0.02, 1.0)
+            if k < args.first:
+                continue
             try:
                 what = whole.after_kills(name, [share], f"kill {k}")
             except RuntimeError as error:  # the command fails with nobody disturbing it
@@ -377,7 +380,8 @@ def main() -> None:
                 flush=True,
             )
             shutil.rmtree(args.out / f"kill {k}", ignore_errors=True)
-        print(f"{args.kills} kills: {args.kills - failed} identical results")
+        n = args.kills - args.first
+        print(f"{n} kills: {n - failed} identical results")
         for name, what in altered(whole, args.altered, draws):
             failed += "NOT" in what
             print(f"{name:32s} {what}", flush=True)

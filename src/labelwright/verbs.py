@@ -141,8 +141,12 @@ VERBS: dict[str, Callable[..., Any]] = {
     "inspect": verb(
         "Inspect",
         "Say what is in the data, what is wrong with it, and what `fit` would run. Writes nothing.",
-        *("data", "classes", "novel", "group", "image_column", "label_column", "split_column", "candidates_column"),
-        *("annotator_columns", "largest_image"),
+        *("data", "test", "classes", "novel", "group", "image_column", "label_column", "split_column"),
+        *("candidates_column", "annotator_columns", "largest_image"),
+        test=(
+            str | None,
+            setting(None, "images to score on, looked through with the others as fit would", example="--test test.csv"),
+        ),
         check_images=(bool, setting(True, "decode every image in full; without it broken files are not found")),
     ),
     "audit": verb(

@@ -178,6 +178,37 @@ def test_inspect__a_method_for_the_situation(photos: Path) -> None:
     assert (found.situation.name, found.situation.method(), found.runs) == ("open_world", "lps", "lps")
 
 
+def test_inspect__what_is_scored_on_too(tmp_path: Path) -> None:
+    photos = write_folders(tmp_path / "photos", {"ant": 3, "bee": 3})
+    write_folders(tmp_path / "test", {"ant": 2, "cow": 1}, seed=1)
+    (tmp_path / "test" / "ant" / "0.png").write_bytes((photos / "bee" / "1.png").read_bytes())
+    (tmp_path / "test" / "ant" / "1.png").write_bytes(b"no image")
+    found = lw.inspect(photos, test=tmp_path / "test")
+    assert found.test is not None
+    assert len(found.test) == 3
+    assert "3 test images, 2 labelled" in found.notices
+    assert "1 of the training images are among the test images too: scores would be too good" in found.notices
+    told = {problem.kind: problem for problem in found.problems}
+    assert "label 'cow' is not one of the 2 classes" in told["unknown_label"].detail
+    assert told["unreadable_image"].where == str(tmp_path / "test" / "ant" / "1.png")
+    both = lw.inspect(tmp_path / "test", test=photos, novel=1, check_images=False)
+    assert both.notices == ("6 test images, 3 labelled",)  # bees are beyond the names
+    with pytest.raises(DataError, match="no such file or folder"):
+        lw.inspect(photos, test=tmp_path / "gone")
+
+
+def test_embeddings__scored_on_some_of_the_classes(tmp_path: Path) -> None:
+    feats = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    np.savez(tmp_path / "train.npz", embeddings=feats, labels=["ant", "bee"] * 10)
+    np.savez(tmp_path / "test.npz", embeddings=feats[:3], labels=["ant", "", "ant"])
+    found = lw.inspect(tmp_path / "train.npz", test=tmp_path / "test.npz")
+    assert [problem for problem in found.problems if problem.kind == "empty_class"] == []
+    assert "3 of the training embeddings are among the test embeddings too: scores would be too good" in found.notices
+    run = lw.fit(tmp_path / "train.npz", test=tmp_path / "test.npz", out=tmp_path / "run", method="nearest_mean")
+    assert run.summary["test"]["n_scored"] == 2
+    assert lw.evaluate(run.path, tmp_path / "test.npz")["n_scored"] == 2
+
+
 def test_fit__groups_of_a_table_need_to_be_there(photos: Path, tmp_path: Path) -> None:
     table = lw.load(photos)
     with pytest.raises(DataError, match="has no column 'track' to group by"):

@@ -22,6 +22,7 @@ from labelwright.data.table import Images, LabelTable
 from labelwright.data.values import INTEGER, as_lists, as_text, as_weights, canonical, has_line_break, listed
 from labelwright.errors import ConfigError, DataError, Problem
 from labelwright.types import Candidates
+from labelwright.wording import counted
 
 _ROWS_AT_ONCE = 1 << 18  # candidate rows finished together, so that temporary arrays stay small
 _HASHED_AT_ONCE = 1 << 16  # strings that are Python objects at once
@@ -409,6 +410,7 @@ class TableBuilder:
         """Sorted sets without repeats; unknown classes are reported and left out, the other weights then sum to 1."""
         words, n_classes = self._words.names, int(lookup.max(initial=0)) + 1
         kept_classes, kept_lengths, kept_weights, first_member = [], [], [], 0
+        with_blank: list[int] = []
         weights = np.concatenate(self._weights) if self._has_weights else None
         for first in range(0, self.n_rows, _ROWS_AT_ONCE):
             sizes = lengths[first : first + _ROWS_AT_ONCE]
@@ -420,14 +422,18 @@ class TableBuilder:
             details = [f"candidate {words[code]!r} is not a class" for code in raw[strange]]
             self._report(images, first + rows[strange], "unknown_candidate", details)
             known = codes >= 0
+            with_blank += (first + np.unique(rows[~known & is_blank[raw]])).tolist()
             keys = rows[known] * n_classes + codes[known]  # (row, class) as one number
-            keys, place = np.unique(keys, return_inverse=True)
+            keys, at = np.unique(keys, return_inverse=True)
             if weights is not None:
                 given = weights[first_member - len(raw) : first_member][known]
-                summed = np.bincount(place, given).astype(np.float64)  # of a class named twice in a row
+                summed = np.bincount(at, given).astype(np.float64)  # of a class named twice in a row
                 kept_weights.append(_shares(summed, keys // n_classes).astype(np.float32))
             kept_classes.append((keys % n_classes).astype(np.int32))
             kept_lengths.append(np.bincount(keys // n_classes, minlength=len(sizes)).astype(np.int32))
+        if with_blank:
+            n_rows, place = counted(len(with_blank), "row"), self.place(with_blank[0])
+            self._say("read_as", f"empty values among the candidates are left out, in {n_rows} ({place} first)")
         offsets = np.pad(np.cumsum(np.concatenate(kept_lengths), dtype=np.int64), (1, 0))
         joined = None if weights is None else torch.from_numpy(np.concatenate(kept_weights))
         return Candidates(torch.from_numpy(offsets), torch.from_numpy(np.concatenate(kept_classes)), joined)

@@ -23,22 +23,22 @@ NOTICES_ALIKE = 3  # notices in the same words that are listed
 _WITHOUT_ROW = ("malformed_row", "unreadable_name", "unreadable_folder")  # what they hold never became a row
 
 
-def check_images(table: LabelTable, *, with_copies: bool = False) -> tuple[Problem, ...]:
+def check_images(table: LabelTable, *, digests: dict[int, bytes] | None = None) -> tuple[Problem, ...]:
     """Decode every image, showing progress, and say which ones cannot be, in row order; then what else was noticed.
 
     Large JPEGs are decoded at reduced scale, for which every byte of them is read as well.
 
     Args:
-      table: the images.   with_copies: notice those with equal pixels too.
+      table: the images.
+      digests: empty, gets row -> `digest`, and images with equal pixels are noticed too.
     """
-    digests: dict[int, bytes] = {}
 
     def remember(row: int, image: Image.Image) -> None:
-        if with_copies:
+        if digests is not None:
             digests[row] = digest(image)
 
     problems = each_image(table, "checking images", remember, side_px=1)
-    return (*problems, *_copies(table, digests))
+    return (*problems, *_copies(table, digests or {}))
 
 
 def digest(image: Image.Image) -> bytes:

@@ -72,6 +72,12 @@ class Columns:
             if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
                 given = feature.get("names")
                 names[role] = tuple(map(str, given)) if isinstance(given, list) else ()
+                for i, name in enumerate(given if isinstance(given, list) else ()):
+                    if isinstance(name, (dict, list)) or name is None or not str(name).strip():
+                        raise DataError(
+                            f"{self.path or 'the data set'}: its metadata call class {i} {name!r}, which is not a name",
+                            fix=f"name every class of the column {roles[role]!r} there",
+                        )
                 for twice in sorted({name for name in names[role] if names[role].count(name) > 1}):
                     detail = f"its metadata name several classes {twice!r}: their numbers are read as one class"
                     self.problems.append(Problem(str(self.path or ""), "read_as", detail))
@@ -369,7 +375,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any], str]]:
             continue
         row = None
         try:
-            row = json.loads(line) if line is not None else None
+            row = exports.loads(line) if line is not None else None
             wrong = "the text is not UTF-8" if line is None else "" if isinstance(row, dict) else "not an object {...}"
             for text in row if isinstance(row, dict) else ():
                 text.encode()
@@ -388,7 +394,7 @@ def _json_value(value: Any) -> Any:
     if isinstance(value, dict) and isinstance(value.get("path"), str):  # an image as `datasets` writes it
         value = value["path"]
     if isinstance(value, list):
-        return [_json_text(item) for item in value if item is not None]
+        return [None if item is None else _json_text(item) for item in value]
     return None if value is None else _json_text(value)
 
 

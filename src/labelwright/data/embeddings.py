@@ -387,6 +387,8 @@ def _declared(path: Path, arrays: Mapping[str, Any]) -> tuple[str, ...]:
         names = arrays["class_names"]
         if names.ndim != 1 or names.dtype.kind not in "US" or len(set(names.tolist())) < len(names):
             raise DataError(f"{path}: class_names must be [C] different strings", fix="give every class one name")
+        if not all(name.strip() for name in names.tolist()):
+            raise DataError(f"{path}: class_names holds an empty name", fix="give every class one name")
         return tuple(names.astype(str).tolist())
     if "class_embeddings" not in arrays:
         return ()

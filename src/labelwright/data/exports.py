@@ -14,6 +14,28 @@ Row = dict[str, Any]
 CLASSIFICATIONS = ("Classification", "Classifications")
 
 
+def loads(text: str) -> Any:
+    """JSON as Python has it, but for an object that has a key twice: which value is meant, nobody can say.
+
+    Raises: ValueError.
+
+    Example:
+      >>> loads('{"image": "a.png", "label": "cat", "label": "dog"}')
+      Traceback (most recent call last):
+      ValueError: the key 'label' is there twice in one object
+    """
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} is there twice in one object")
+    return found
+
+
 def rows_of(path: Path) -> tuple[list[Row], dict[str, Any]]:
     """The rows of a JSON file, an image each, and the features of their columns as `datasets` writes them.
 
@@ -27,7 +49,7 @@ def rows_of(path: Path) -> tuple[list[Row], dict[str, Any]]:
       >>> rows_of(path)[0]
       [{'image': 'a.png', 'label': 'cat'}]
     """
-    content = json.loads(path.read_bytes().decode("utf-8-sig"))
+    content = loads(path.read_bytes().decode("utf-8-sig"))
     if isinstance(content, list) and all(isinstance(row, dict) for row in content):
         if any(isinstance(row.get("data"), dict) for row in content):
             return [_task(row) for row in content], {}

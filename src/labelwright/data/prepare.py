@@ -130,7 +130,7 @@ def prepare(
         source, given_test = embedded(found), None
         source = replace(source, table=corrected(source.table, corrections))
         if test is not None:
-            given_test = _test_embeddings(test, found, is_open=is_open, on_bad=on_bad)
+            given_test = embeddings_to_score(test, found, is_open=is_open, on_bad=on_bad)
         if found.class_feats is not None:
             unit = torch.nn.functional.normalize(torch.from_numpy(np.asarray(found.class_feats)).float(), dim=1)
             class_feats = (unit, found.logit_scale or 100.0)
@@ -138,7 +138,7 @@ def prepare(
         table = read(data, classes=classes, group=group, annotators=annotators, columns=columns, decoding=decoding)
         table = corrected(table, corrections)
         size_px = native_size(table) if size_px is None else size_px
-        tables = [table] if test is None else [table, _test_images(test, table, is_open=is_open, columns=columns)]
+        tables = [table] if test is None else [table, images_to_score(test, table, is_open=is_open, columns=columns)]
         sources = _resolve([_open(t, size_px, cache_limit_gb) for t in tables], on_bad)
         source, given_test = sources[0], None if test is None else sources[1]
     train, test_source, test_is = _split(source, given_test, test_frac=test_frac, seed=seed)
@@ -166,8 +166,11 @@ def prepare(
     )
 
 
-def _test_images(test: Any, table: LabelTable, *, is_open: bool, columns: Mapping[str, str] | None) -> LabelTable:
-    """The table of the images to score on, its labels among the classes of the training table."""
+def images_to_score(test: Any, table: LabelTable, *, is_open: bool, columns: Mapping[str, str] | None) -> LabelTable:
+    """The table of the images to score on, its labels among the classes of the training table.
+
+    Raises: DataError if not one has a label.
+    """
     names = None if is_open else table.class_names
     decoding = table.images.decoding  # the scale of the images that are learned from
     found = for_scoring(read(test, classes=names, columns=columns, like=table, decoding=decoding))
@@ -176,8 +179,11 @@ def _test_images(test: Any, table: LabelTable, *, is_open: bool, columns: Mappin
     return beyond(found, table.class_names) if is_open else found
 
 
-def _test_embeddings(test: Any, train: UserEmbeddings, *, is_open: bool, on_bad: OnBad) -> Source:
-    """The embeddings to score on, its labels among the classes of the training table."""
+def embeddings_to_score(test: Any, train: UserEmbeddings, *, is_open: bool, on_bad: OnBad) -> Source:
+    """The embeddings to score on, its labels among the classes of the training table.
+
+    Raises: DataError if they have another number of features.
+    """
     names = train.table.class_names
     found = open_embeddings(test, classes=None if is_open else names, on_bad=on_bad)
     if found.stored is None or found.stored.n_features != train.stored.n_features:
@@ -260,7 +266,8 @@ def open_embeddings(
             fix="this model was trained on embeddings: give .npy, .npz or Parquet with a column `embedding`",
         )
     names = class_list(classes)
-    return embedded(load_embeddings(data, classes=names, columns=columns, only_rows=only_images, on_bad=on_bad))
+    found = load_embeddings(data, classes=names, columns=columns, only_rows=only_images, on_bad="report")
+    return _resolve([embedded(replace(found, table=for_scoring(found.table)))], on_bad)[0]
 
 
 def class_list(classes: Any) -> list[str] | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from labelwright.annotators.reliability import reliability_of
 from labelwright.data import checks
@@ -16,8 +17,18 @@ from labelwright.data.cache import PixelCache, resize_to_square
 from labelwright.data.columns import named_columns
 from labelwright.data.embeddings import load_embeddings
 from labelwright.data.images import Decoding
-from labelwright.data.prepare import check_n_classes, class_list, is_embeddings, native_size, read
-from labelwright.data.situation import Situation, detect
+from labelwright.data.prepare import (
+    check_n_classes,
+    class_list,
+    contents,
+    embedded,
+    embeddings_to_score,
+    images_to_score,
+    is_embeddings,
+    native_size,
+    read,
+)
+from labelwright.data.situation import Situation, detect, novel_range
 from labelwright.data.table import LabelTable
 from labelwright.data.views import PixelViews, ViewSettings
 from labelwright.encoders import at_hand
@@ -51,6 +62,7 @@ class Inspection:
       notices: what the features show; of images there are none yet.
       time: how long that would train here, measured; empty where it is a matter of seconds, or nobody knows.
       refused: what `fit` would stop with, besides the problems.
+      test: the images to score on, where they are given.
       reliability: of the annotators, see `annotators.reliability.reliability_of`; None without their columns.
     """
 
@@ -64,12 +76,14 @@ class Inspection:
     time: str = ""
     refused: DataError | None = None
     reliability: Mapping[str, Any] | None = None
+    test: LabelTable | None = None
 
 
 @check_paths
 def inspect(
     data: Any,
     *,
+    test: Any = None,
     classes: Any = None,
     novel: int | str | None = None,
     group: str | None = None,
@@ -85,6 +99,7 @@ def inspect(
 
     Args:
       data: a folder, table, Parquet file, hub data set: see data.read.load.
+      test: images to score on, as `fit` would take them: their problems, and copies of training images, are found too.
       classes: class names or a file of them, fixing names and order.
       novel: K or "auto" when classes outside the list may be present.
       group: column whose rows belong together.
@@ -100,6 +115,7 @@ def inspect(
     notices: list[str] = []
     annotators = column_names(annotator_columns)
     columns = named_columns(image=image_column, label=label_column, split=split_column, candidates=candidates_column)
+    is_open, scored, same = novel_range(novel) is not None, None, np.zeros(0, dtype=np.int64)
     if is_embeddings(data):
         noun = "embeddings"
         loaded = load_embeddings(
@@ -108,13 +124,25 @@ def inspect(
         table, has_text, problems = loaded.table, loaded.class_feats is not None, loaded.table.problems
         if novel is None:
             feats = loaded.stored.read(torch.arange(len(table)), "clean", torch.zeros(len(table), dtype=torch.int64))
-            notices = novel_notice(feats, torch.from_numpy(table.labels).long())
+            notices = list(novel_notice(feats, torch.from_numpy(table.labels).long()))
+        sources = [embedded(loaded)]
+        if test is not None:
+            sources.append(embeddings_to_score(test, loaded, is_open=is_open, on_bad="report"))
+            scored = sources[1].table
+        if scored is not None or table.split is not None:
+            same = contents(sources)
     else:
         noun, has_text, decoding = "images", True, Decoding.chosen(largest_image=largest_image)
         table = read(data, classes=classes, group=group, annotators=annotators, columns=columns, decoding=decoding)
-        problems = checks.each_once(
-            [*table.problems, *(checks.check_images(table, with_copies=True) if check_images else ())]
-        )
+        scored = None if test is None else images_to_score(test, table, is_open=is_open, columns=columns)
+        problems, digests = table.problems, [dict[int, bytes](), dict[int, bytes]()]
+        if check_images:
+            problems = checks.each_once([*problems, *checks.check_images(table, digests=digests[0])])
+            if scored is not None:
+                damaged = checks.check_images(scored, digests=digests[1])
+                scored = replace(scored, problems=checks.each_once([*scored.problems, *damaged]))
+            same = _numbers(digests, [len(table), 0 if scored is None else len(scored)])
+    notices += _of_test(table, scored, same, noun)
     situation = detect(_usable(table, problems), novel=novel)
     runs, needs = situation.method(has_text=has_text), ""
     found = at_hand.at_hand() if noun == "images" else None
@@ -147,7 +175,41 @@ def inspect(
     except DataError as error:
         refused = error
     listed, crowd = tuple(notices), reliability_of(table)
-    return Inspection(table, situation, problems, runs, needs, noun, listed, time, refused, crowd)
+    if scored is not None:
+        problems = (*problems, *(replace(problem, row=None) for problem in scored.problems))
+    return Inspection(table, situation, problems, runs, needs, noun, listed, time, refused, crowd, scored)
+
+
+def _numbers(digests: Sequence[Mapping[int, bytes]], sizes: Sequence[int]) -> NDArray[np.int64]:
+    """A number per image of all tables, the same for equal pixels; one of its own where an image cannot be decoded."""
+    number: dict[object, int] = {}
+    keys = [found.get(row, (i, row)) for i, found in enumerate(digests) for row in range(sizes[i])]
+    return np.array([number.setdefault(key, len(number)) for key in keys], dtype=np.int64)
+
+
+def _of_test(table: LabelTable, scored: LabelTable | None, same: NDArray[np.int64], noun: str) -> list[str]:
+    """Notices of what is scored on: how many there are, copies of them to learn from, classes that nobody can learn.
+
+    Args:
+      scored: of ``--test``; None: those that the table calls test.
+      same: a number per row of both, see `_numbers`; empty if nobody has looked.
+    """
+    if scored is None and (table.split is None or not len(table.where("test"))):
+        return []
+    train = table.where("train") if scored is None else np.arange(len(table))
+    rows = table.where("test") if scored is None else len(table) + np.arange(len(scored))
+    labels = table.labels[rows] if scored is None else scored.labels
+    found = [f"{len(rows):,} test {noun}, {int((labels >= 0).sum()):,} labelled"]
+    n_copies = int(np.isin(same[train], same[rows]).sum()) if len(same) else 0
+    if n_copies:
+        found.append(f"{n_copies:,} of the training {noun} are among the test {noun} too: scores would be too good")
+    learned = np.bincount(table.labels[train][table.labels[train] >= 0], minlength=len(table.class_names))
+    asked = np.bincount(labels[labels >= 0], minlength=len(table.class_names))
+    lacking = [table.class_names[c] for c in np.flatnonzero((asked > 0) & (learned == 0))] if learned.any() else []
+    if lacking:
+        more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+        found.append(f"no training label is of {', '.join(lacking[:5])}{more}, as test {noun} are")
+    return found
 
 
 def _time(table: LabelTable, situation: Situation) -> str:

@@ -594,6 +594,49 @@ def test_write_csv__no_cell_is_a_formula_and_all_come_back(photos: Path, tmp_pat
     assert labels_of(load(tmp_path / "l.csv")) == labels
 
 
+# ---------------------------------------------------------------- what says nothing, or two things
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_json__a_key_that_is_there_twice(photos: Path, suffix: str) -> None:
+    rows = ['{"image": "0.png", "label": "cat"}', '{"image": "1.png", "label": "cat", "label": "dog"}']
+    path = photos / f"l{suffix}"
+    path.write_text("\n".join(rows) if suffix == ".jsonl" else f"[{', '.join(rows)}]")
+    with pytest.raises(DataError) as caught:
+        load(path)
+    where = "l.jsonl line 2" if suffix == ".jsonl" else "l.json"
+    said = f"{caught.value} {[(p.where, p.detail) for p in caught.value.problems]}"
+    assert where in said
+    assert "the key 'label' is there twice" in said
+
+
+def test_candidates__empty_values_among_them_are_reported(photos: Path) -> None:
+    sets = [["cat", None], ["cat", "dog"], ["dog", ""], None, [None]]
+    pq.write_table(pa.table({"image": [f"{i}.png" for i in range(5)], "candidates": sets}), photos / "c.parquet")
+    lines = [json.dumps({"image": f"{i}.png", "candidates": each}) for i, each in enumerate(sets)]
+    (photos / "c.jsonl").write_text("\n".join(lines))
+    for name, noun in (("c.parquet", "row"), ("c.jsonl", "line")):
+        table = load(photos / name)
+        where = f"{photos / name} {noun} 1"
+        assert f"empty values among the candidates are left out, in 3 rows ({where} first)" in told(table, "read_as")
+        assert table.candidates is not None
+        assert table.candidates.offsets.diff().tolist() == [1, 2, 1, 0, 0]
+
+
+@pytest.mark.parametrize("odd", [None, "", "  ", {"a": 1}])
+def test_parquet__metadata_that_name_a_class_nothing(photos: Path, odd: Any) -> None:
+    table = pa.table({"image": ["0.png", "1.png"], "label": [0, 1]})
+    label = {"_type": "ClassLabel", "names": ["cat", odd]}
+    for about in (
+        {"huggingface": json.dumps({"info": {"features": {"label": label}}})},
+        {"labelwright": json.dumps({"class_names": ["cat", odd]})},
+    ):
+        pq.write_table(table.replace_schema_metadata(about), photos / "m.parquet")
+        with pytest.raises(DataError, match=r"m.parquet: its metadata call class 1 .* which is not a name") as caught:
+            load(photos / "m.parquet")
+        assert "name every class of the column 'label'" in caught.value.fix
+
+
 # ---------------------------------------------------------------- tables to label
 
 
