@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from labelwright.errors import ConfigError
+from labelwright.errors import ConfigError, DataError
 
 PathsT = ParamSpec("PathsT")
 ResultT = TypeVar("ResultT")
@@ -17,6 +17,8 @@ LONGEST_NAME = 255  # bytes that a file's name may have
 
 PATHS = frozenset({"run", "first", "second", "path", "out", "export", "verified", "config"})
 """Arguments of verbs that are a path."""
+
+OUTPUTS = frozenset({"out", "export", "csv"})
 
 POSITIONAL = frozenset({"run", "first", "second", "path", "data", "source"})
 """Arguments that have no flag of their name."""
@@ -31,17 +33,18 @@ def check_path(name: str, value: Any, *, is_path: bool = True) -> None:
     Args:
       name: of the argument.   value: of it.   is_path: False where it may be something else than a path.
 
-    Raises: ConfigError.
+    Raises: ConfigError where something is written, DataError otherwise.
 
     Example:
       >>> check_path("run", b"run")
       Traceback (most recent call last):
-      labelwright.errors.ConfigError: run=b'run' is not a path
+      labelwright.errors.DataError: run=b'run' is not a path
         fix: give a text or a pathlib.Path
     """
+    kind = ConfigError if name in OUTPUTS else DataError
     if not isinstance(value, (str, Path)):
         if is_path:
-            raise ConfigError(f"{name}={repr(value)[:80]} is not a path", fix="give a text or a pathlib.Path")
+            raise kind(f"{name}={repr(value)[:80]} is not a path", fix="give a text or a pathlib.Path")
         return
     text = str(value)
     shown = repr(text if len(text) < 100 else f"{text[:60]}...{text[-20:]}")
@@ -50,15 +53,15 @@ def check_path(name: str, value: Any, *, is_path: bool = True) -> None:
         text.encode()
         Path(text).expanduser()
     except UnicodeEncodeError as error:
-        raise ConfigError(
+        raise kind(
             f"{name}={shown}: the name of the path is not UTF-8 text", fix="rename it, as convmv does"
         ) from error
     except RuntimeError as error:  # ~nobody
-        raise ConfigError(f"{name}={shown}: there is no such user", fix="write the path without ~") from error
+        raise kind(f"{name}={shown}: there is no such user", fix="write the path without ~") from error
     if "\0" in text or longest > LONGEST_NAME:
         reason = "a NUL is in it" if "\0" in text else f"a name in it has {longest} bytes"
         fix = "check the path" if name in POSITIONAL else f"give --{name} another path"
-        raise ConfigError(f"{name}={shown} is no path: {reason}", fix=fix)
+        raise kind(f"{name}={shown} is no path: {reason}", fix=fix)
 
 
 def check_paths(verb: Callable[PathsT, ResultT]) -> Callable[PathsT, ResultT]:
