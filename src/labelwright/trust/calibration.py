@@ -150,7 +150,7 @@ def from_verified(calibration: Calibration, odds: Tensor, rows: Tensor, right: T
       ...     found = from_verified(known, odds, rows, rows % 5 > 0)
       ...     print(round(known.chance(odds[:1]).item(), 2), round(found.chance(odds[:1]).item(), 2), found.n)
       0.85 0.82 80
-      0.99 0.8 41
+      0.99 0.8 40
     """
     m, n = len(rows), calibration.n
     if m < LEAST_ROWS:

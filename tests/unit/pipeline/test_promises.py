@@ -170,7 +170,7 @@ def test_fit__repeated_with_verified_labels(run: tuple[Run, Path, dict[str, str]
     verify_sample(done.path, n=150, out=tmp_path / "v.csv", error=0.1)
     again = lw.fit(config=done.path / "config.yaml", out=tmp_path / "again", verified=filled(tmp_path / "v.csv", truth))
     assert again.summary["promise"]["share_accepted"] > 0.5
-    assert again.summary["trust"]["n"] == 150  # more than were left out
+    assert 150 <= again.summary["trust"]["n"] <= 150 + done.summary["trust"]["n"]  # with what was left out
     rows = lw.label(again.path, data, error=0.1, rename={"ant": "emmet"})  # by its thresholds
     found = json.loads(rows.schema.metadata[b"promise"])
     assert found["assumes"] == "these images are like those of the run"
