@@ -11,6 +11,8 @@ cp-softmax, cp-trust: as many as Clopper and Pearson's bound allows, of labels b
     random; the best of 200 thresholds is taken, without a correction for that.
 crc-trust: conformal risk control on the share of all labels that are accepted and wrong (Angelopoulos et al. 2022,
     arXiv 2208.02814, Eq. (4)): in the mean over redraws, and not the share of the accepted labels.
+crepes-trust: the labels whose conformal p-value of being wrong, among the wrong ones of a sample at random, is at most
+    the error, by the library crepes: of the wrong labels, and not of the accepted ones, so many are accepted.
 
 Printed: the share of the labels that is accepted, and of the redraws in which a larger share of these than the error is
 wrong; and the calibration error of trust before and after 100 verified labels (mean of 50 redraws, over the others).
@@ -28,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from crepes import ConformalClassifier
 from numpy.typing import NDArray
 from scipy.stats import beta
 
@@ -47,6 +50,7 @@ TITLES = {
     "cp-trust": "Clopper-Pearson on trust",
     "cp-softmax": "Clopper-Pearson on softmax",
     "crc-trust": "conformal risk control on trust",
+    "crepes-trust": "crepes, p-values of trust",
 }
 
 
@@ -114,6 +118,18 @@ def by_threshold(
     return score >= thresholds[np.argmax(good)] if good.any() else np.zeros(len(score), bool)
 
 
+def by_crepes(pool: Pool, error: float, n: int, seed: int) -> NDArray[np.bool_]:
+    """[N] accepted: labels with more trust than all but a share of the wrong verified ones."""
+    rows = np.random.default_rng(seed).choice(len(pool.trust), n, replace=False)
+    wrong = rows[pool.wrong[rows]]
+    if not len(wrong):
+        return np.zeros(len(pool.trust), bool)
+    conformal = ConformalClassifier()
+    conformal.fit(pool.trust[wrong])
+    accepted: NDArray[np.bool_] = conformal.predict_p(pool.trust[:, None], smoothing=False)[:, 0] <= error
+    return accepted
+
+
 def rules(pool: Pool, error: float, n: int) -> dict[str, Callable[[int], NDArray[np.bool_]]]:
     """Rule -> what it accepts, by seed."""
 
@@ -128,6 +144,7 @@ def rules(pool: Pool, error: float, n: int) -> dict[str, Callable[[int], NDArray
         "cp-trust": lambda seed: by_threshold(pool, pool.trust, n, seed, clopper_pearson),
         "cp-softmax": lambda seed: by_threshold(pool, pool.softmax, n, seed, clopper_pearson),
         "crc-trust": lambda seed: by_threshold(pool, pool.trust, n, seed, risk_control),
+        "crepes-trust": lambda seed: by_crepes(pool, error, n, seed),
     }
 
 
