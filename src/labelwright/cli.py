@@ -85,6 +85,7 @@ def run(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         with_resume = "; continue with the same command and --resume"
         again = {"fit": with_resume, "pretrain": with_resume, "annotate": "; the same command continues from here"}
+        again["bench"] = "; the same command runs what is missing"
         errors.print(f"interrupted{again.get(verb_name, '')}")
         return 130
     return 0

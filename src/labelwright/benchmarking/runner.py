@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -294,20 +295,27 @@ def _run_side_by_side(
     same = [word for flag, value in options.items() if value is not None for word in (flag, str(value))]
     same += ["--full"] if full else []
 
+    is_over = threading.Event()
+    begun: list[subprocess.Popen[bytes]] = []
+
     def run(place: Place) -> None:
         name, seed = place
         words = ["bench", "--table", table, "--cells", name, "--seeds", str(seed), *same]
-        subprocess.run(
+        process = subprocess.Popen(
             [sys.executable, "-m", "labelwright.cli", *words],
-            check=True,
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
             stdout=subprocess.DEVNULL,
         )
+        begun.append(process)
+        if is_over.is_set():  # meanwhile
+            process.terminate()
+        if code := process.wait():
+            raise subprocess.CalledProcessError(code, process.args)
 
     failed: list[tuple[Place, subprocess.CalledProcessError]] = []
     with ThreadPoolExecutor(jobs) as pool:
-        running = {pool.submit(run, place): place for place in places}
         try:
+            running = {pool.submit(run, place): place for place in places}
             for done in as_completed(running):
                 if done.cancelled():
                     continue
@@ -321,5 +329,8 @@ def _run_side_by_side(
                     yield running[done]
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+            is_over.set()
+            for process in begun:  # those that are left when this one is interrupted
+                process.terminate()
     if failed:
         raise CellError(failed)
