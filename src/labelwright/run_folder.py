@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 ANNOTATIONS = ("candidates.parquet", "candidates.answers.jsonl")
 """What a run folder keeps of an annotator: the candidates, and the answers of a chat model as they come."""
 
+OF_LABELS = ("id", "label", "source")  # columns that every labels.parquet has
 LOCK = ".lock"
 CHECKPOINTS = ("last.pt", "previous.pt")
 BEGINNINGS = (  # what a run writes before it learns
@@ -266,7 +267,13 @@ class Run:
             return None
         checksums.check(path)
         try:
-            return pq.read_table(path)
+            found = pq.read_table(path)
+            missing = [name for name in OF_LABELS if name not in found.column_names]
+            if missing:
+                raise DataError(
+                    f"{path} has no column {missing[0]!r}", fix="run labelwright fit anew, or remove the file"
+                )
+            return found
         except (OSError, pa.ArrowException) as error:
             raise DataError(
                 f"{path} cannot be read ({error})", fix="run labelwright fit anew, or remove the file"

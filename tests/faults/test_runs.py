@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from filelock import FileLock
@@ -343,6 +345,21 @@ def test_edited_files__named_and_refused(run: Path, data: Path, edit: str, is_se
     assert caught.value.fix
 
 
+def test_labels__without_their_columns(run: Path) -> None:
+    pq.write_table(pa.table({"id": [1, 2], "x": ["a", "b"]}), run / "labels.parquet")
+    (run / checksums.NAME).unlink()
+    for call in (
+        lambda: lw.compare(run, run),
+        lambda: lw.verify_sample(run, out=run.parent / "v.csv"),
+        lambda: lw.export(run, format="label-studio", out=run.parent / "e"),
+        lambda: lw.review(run, export=run.parent / "c.csv"),
+        lambda: lw.report(run),
+    ):
+        with pytest.raises(DataError, match=r"labels.parquet has no column 'label'"):
+            call()
+    assert names_in(run.parent) == {"run"}
+
+
 def test_metrics__lines_that_no_run_writes(run: Path) -> None:
     (run / checksums.NAME).unlink()
     for line in ("5", '{"epoch": "one"}', "null", "{"):
@@ -467,8 +484,6 @@ def test_signals__in_every_phase(
 
 
 def test_csv__what_a_spreadsheet_would_compute_comes_back_as_it_was(tmp_path: Path) -> None:
-    import pyarrow as pa
-
     ids = ["=cmd|' /C calc'!A0", "+1", "-2", "@x", "'=quoted", "'tis", "plain", "a=b"]
     labels = ["=SUM(A1)", "-1 degrees", "cat", "@home", "'+", "cat", "cat", "cat"]
     for name in ids:

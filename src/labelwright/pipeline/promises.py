@@ -178,8 +178,12 @@ def read_verified(path: str | Path, class_names: Sequence[str]) -> Verified:
 def _drawn(text: str, path: Path) -> dict[str, float]:
     try:
         pairs = dict(part.split("=", 1) for part in text.split())
-        return {key: float(pairs[key]) for key in DRAWN}
-    except (ValueError, KeyError) as error:
+        found = {key: float(pairs[key]) for key in DRAWN}
+        if int(pairs["n"]) < 1 or int(pairs["seed"]) < 0:
+            raise ValueError("a number below 0")
+        check_shares(found["error"], found["confidence"])
+        return found
+    except (ValueError, KeyError, ConfigError) as error:
         raise DataError(
             f"{path}: the column drawn cannot be read: {text!r}", fix="leave it as verify-sample wrote it"
         ) from error

@@ -56,6 +56,8 @@ def test_read_verified__jsonl_and_parquet(tmp_path: Path) -> None:
         ("name,verified\n1,bee\n", "no column 'id'"),
         ("id,class_\n1,bee\n", "no column 'verified'"),
         ("id,verified,drawn\n1,bee,n=3\n", "the column drawn cannot be read"),
+        ("id,verified,drawn\n1,bee,n=inf error=0.1 confidence=0.9 seed=0\n", "the column drawn cannot be read"),
+        ("id,verified,drawn\n1,bee,n=3 error=nan confidence=0.9 seed=0\n", "the column drawn cannot be read"),
         (
             "id,verified,drawn\n1,bee,n=3 error=0.1 confidence=0.9 seed=0\n2,bee,n=3 error=0.1 confidence=0.9 seed=1\n",
             "drawn in 2 different ways",
