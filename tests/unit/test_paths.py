@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +57,12 @@ def test_verbs__a_folder_where_a_file_is_wanted(tmp_path: Path) -> None:
         for call in (lw.inspect, lw.load):
             with pytest.raises(LabelwrightError):
                 call(tmp_path / f"folder{suffix}")
+
+
+def test_classes__a_pipe_or_a_folder_is_not_read(tmp_path: Path) -> None:
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("needs pipes")
+    os.mkfifo(tmp_path / "pipe.txt")
+    for odd in (tmp_path / "pipe.txt", tmp_path):
+        with pytest.raises(LabelwrightError, match="cannot read the class names"):
+            lw.inspect(tmp_path, classes=odd)

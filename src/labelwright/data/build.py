@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-import difflib
 import os
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -16,64 +15,19 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
+from labelwright.data.class_names import Vocabulary, checked_names, odd_names, unknown_words, without_images
 from labelwright.data.columns import ANSWER
 from labelwright.data.layouts import SPLIT_NAMES, SPLITS, found_elsewhere
 from labelwright.data.table import Images, LabelTable
-from labelwright.data.values import INTEGER, as_lists, as_text, as_weights, canonical, has_line_break, listed
-from labelwright.errors import ConfigError, DataError, Problem
+from labelwright.data.values import INTEGER, as_lists, as_text, as_weights, has_line_break
+from labelwright.errors import DataError, Problem
 from labelwright.types import Candidates
 from labelwright.wording import counted
 
 _ROWS_AT_ONCE = 1 << 18  # candidate rows finished together, so that temporary arrays stay small
 _HASHED_AT_ONCE = 1 << 16  # strings that are Python objects at once
 _EXISTENCE_ROWS_MAX = 100_000  # above this, missing files are found when they are decoded, if some are there
-NO_CLASSES = frozenset({"misc", "temp", "tmp", "to sort", "unassigned", "uncategorized", "unclassified", "unsorted"})
 _NAMED = 5  # classes, columns or files that one message lists
-
-
-class Vocabulary:
-    """Strings numbered in the order first seen.
-
-    Example:
-      >>> words = Vocabulary()
-      >>> words.encode(pa.array(["b", None, "a", "b"])).tolist(), words.names
-      ([0, -1, 1, 0], ['b', 'a'])
-    """
-
-    def __init__(self) -> None:
-        self._codes: dict[str, int] = {}
-
-    @property
-    def names(self) -> list[str]:
-        """The strings, in the order of their codes."""
-        return list(self._codes)
-
-    def encode(self, strings: Any) -> NDArray[np.int32]:
-        """[n] int32 codes of Arrow strings [n], -1 where null."""
-        encoded = strings.dictionary_encode()
-        known = [self._codes.setdefault(name, len(self._codes)) for name in encoded.dictionary.to_pylist()]
-        codes = np.array([*known, -1], dtype=np.int32)  # the last one serves index -1
-        indices: NDArray[np.int32] = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-        return codes[indices]
-
-    def finished(self, kept: frozenset[str], *, are_values: bool) -> tuple[NDArray[np.int32], list[str]]:
-        """Bring the strings into the form that they are compared in, and forget those that mean that there is none.
-
-        Args:
-          kept: stay as they are.
-          are_values: False for names of folders, where 1.0 and NA are names.
-
-        Returns: old code -> new code or -1, the last entry serving -1; and the strings that were forgotten.
-        """
-        old = self.names
-        composed = [unicodedata.normalize("NFC", name) for name in old]
-        free = [name for name in composed if name not in kept] if are_values else []
-        new = dict(zip(free, canonical(free), strict=True))
-        self._codes, codes = {}, []
-        for name in composed:
-            found = new.get(name, name)
-            codes.append(-1 if found is None else self._codes.setdefault(found, len(self._codes)))
-        return np.array([*codes, -1], dtype=np.int32), [name for name in old if new.get(name, "") is None]
 
 
 class TableBuilder:
@@ -256,7 +210,7 @@ class TableBuilder:
         unknown_rows = np.flatnonzero((labels < 0) & ~is_blank[raw_labels])
         unknown_codes, each = np.unique(raw_labels[unknown_rows], return_inverse=True)
         words = self._words.names
-        unknown = [_unknown_words(words[code], class_names) for code in unknown_codes.tolist()]
+        unknown = [unknown_words(words[code], class_names) for code in unknown_codes.tolist()]
         self._report(images, unknown_rows, "unknown_label", [unknown[i] for i in each.tolist()])
         candidates = self._candidates(images, members, lengths, lookup, is_blank) if len(members) else None
         votes = self._votes(images, answers, lookup, is_blank) if answers.size else None
@@ -269,8 +223,9 @@ class TableBuilder:
         truth, truth_names = self._truth(raw_truth, lookup, is_blank, class_names)
         self._check_ids(images, ids)
         images = self._check_files(images)
-        self._check_classes(class_names, labels, candidates, split, unknown_rows)
-        self._check_names(class_names, labels)
+        self.problems += without_images(class_names, labels, candidates, split, unknown_rows)
+        for detail in odd_names(class_names, labels, is_said=bool(self.declared or self.known)):
+            self._say("odd_class", detail)
         return LabelTable(
             images=images,
             ids=ids,
@@ -512,96 +467,6 @@ class TableBuilder:
         for row, place in moved.items():
             new[row] = place
         return dataclasses.replace(images, paths=pa.array(new, pa.large_string()))
-
-    def _check_names(self, class_names: tuple[str, ...], labels: NDArray[np.int32]) -> None:
-        """Say which names look like mistakes: lists, twins in upper and lower case, classes of a single image."""
-        is_said = bool(self.declared or self.known)  # then they are as they should be
-        lists = [] if is_said else [c for c in class_names if listed(c) or any(sign in c for sign in ",;|")]
-        folded: dict[str, list[str]] = {}
-        for name in class_names:
-            folded.setdefault(" ".join(name.casefold().split()), []).append(name)
-        twins = [" and ".join(map(repr, names)) for names in folded.values() if len(names) > 1]
-        counts = np.bincount(labels[labels >= 0], minlength=len(class_names))
-        unsorted = [] if is_said else [name for name in class_names if name.casefold() in NO_CLASSES]
-        single = [class_names[c] for c in np.flatnonzero(counts == 1)] if counts.sum() > 2 * len(class_names) else []
-        for found, detail in (
-            (list(map(repr, lists)), "look like several names in one"),
-            (twins, "differ in upper and lower case or blanks alone"),
-            (list(map(repr, single)), "have a single labelled image"),
-            (list(map(repr, unsorted)), "read as a class; images without one go into a folder called unlabelled"),
-        ):
-            if found:
-                more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-                self._say("odd_class", f"{', '.join(found[:_NAMED])}{more} {detail}")
-
-    def _check_classes(
-        self,
-        class_names: tuple[str, ...],
-        labels: NDArray[np.int32],
-        candidates: Candidates | None,
-        split: NDArray[np.int8] | None,
-        unknown_rows: NDArray[np.int64],
-    ) -> None:
-        """A class without images is a problem among full labels, and only worth a word among partial ones."""
-        is_test = np.zeros(len(labels), dtype=bool) if split is None else split == SPLITS.index("test")
-        train = ~is_test if not is_test.all() else is_test
-        known = labels[train & (labels >= 0)]
-        seen = np.bincount(known, minlength=len(class_names)) > 0
-        if candidates is not None:
-            seen |= np.bincount(candidates.classes.numpy(), minlength=len(class_names)) > 0
-        elif not len(known):
-            return
-        is_full = len(known) + int(train[unknown_rows].sum()) == int(train.sum())
-        kind, detail = ("empty_class", "no image") if is_full else ("unseen_class", "no label or candidate")
-        for c in np.flatnonzero(~seen):
-            self.problems.append(Problem(class_names[c], kind, f"{detail} of class {class_names[c]!r}"))
-
-
-def checked_names(classes: Any) -> tuple[str, ...]:
-    """Class names as given: numbers as text, blanks at the ends gone, accents composed.
-
-    Raises: ConfigError if they are no names, or one is empty or there twice.
-
-    Example:
-      >>> checked_names(["cat ", 7])
-      ('cat', '7')
-    """
-    try:
-        given = list(classes)
-    except TypeError:
-        given = [[classes]]
-    odd = [name for name in given if isinstance(name, bool) or not isinstance(name, (str, int, np.integer, np.str_))]
-    odd += [name for name in given if isinstance(name, str) and not name.isascii() and not _is_unicode(name)]
-    if odd:
-        raise ConfigError(f"classes: {odd[0]!r} is not a name", fix="give a list of texts, one per class")
-    names = tuple(unicodedata.normalize("NFC", str(name)).strip() for name in given)
-    if not names or "" in names or len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
-        detail = f"named twice: {', '.join(twice)}" if twice else "an empty name" if names else "none given"
-        raise ConfigError(f"classes: {detail}", fix="give every class one name, each once")
-    return names
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half a character
-        return False
-    return True
-
-
-def _unknown_words(word: str, class_names: Sequence[str]) -> str:
-    """The message about a label that is no class; it never advises to skip numbers: that shifts the others."""
-    message = f"label {word!r} is not one of the {len(class_names)} classes"
-    folded = {name.casefold(): name for name in class_names}
-    close = difflib.get_close_matches(word.casefold(), folded, n=1)
-    if close and not INTEGER.fullmatch(word):
-        return f"{message}; did you mean {folded[close[0]]!r}?"
-    if INTEGER.fullmatch(word):
-        return (
-            f"{message}, which are numbered 0 to {len(class_names) - 1}: name the classes in the order of the numbers"
-        )
-    return message
 
 
 def _at(paths: Any, rows: NDArray[np.int64], chosen: Sequence[int]) -> list[tuple[int, str]]:

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from labelwright.data import splits
-from labelwright.data.build import checked_names
 from labelwright.data.cache import PixelCache, PixelSource, StreamedPixels, decoded, open_pixels
 from labelwright.data.checks import OnBad, check_images, resolve_problems
+from labelwright.data.class_names import checked_names
 from labelwright.data.corrections import corrected
 from labelwright.data.embeddings import EMBEDDING_COLUMN, UserEmbeddings, load_embeddings
 from labelwright.data.images import Decoding

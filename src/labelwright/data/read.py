@@ -16,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from labelwright.data.build import TableBuilder, checked_names
+from labelwright.data.build import TableBuilder
 from labelwright.data.checks import OnBad, resolve_problems
+from labelwright.data.class_names import checked_names
 from labelwright.data.columns import BATCH_ROWS, LINE, ROLES, Columns, find_roles, open_columns
 from labelwright.data.images import IMAGE_SUFFIXES, Decoding
 from labelwright.data.in_memory import encoded, is_image
@@ -240,6 +241,8 @@ def read_names(path: Path) -> list[str]:
     Raises: DataError if it cannot be read.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is a folder" if path.is_dir() else "it is not a file")  # a pipe may never end
         lines = path.expanduser().read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read the class names in {path}: {error}", fix="one name per line, UTF-8") from error

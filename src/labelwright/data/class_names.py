@@ -1,0 +1,169 @@
+"""Class names: numbered as they are first seen, compared in one form, and what is odd about them."""
+
+from __future__ import annotations
+
+import difflib
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labelwright.data.layouts import SPLITS
+from labelwright.data.values import INTEGER, canonical, listed
+from labelwright.errors import ConfigError, Problem
+from labelwright.types import Candidates
+
+NO_CLASSES = frozenset({"misc", "temp", "tmp", "to sort", "unassigned", "uncategorized", "unclassified", "unsorted"})
+_NAMED = 5  # classes that one message lists
+
+
+class Vocabulary:
+    """Strings numbered in the order first seen.
+
+    Example:
+      >>> import pyarrow as pa; words = Vocabulary()
+      >>> words.encode(pa.array(["b", None, "a", "b"])).tolist(), words.names
+      ([0, -1, 1, 0], ['b', 'a'])
+    """
+
+    def __init__(self) -> None:
+        self._codes: dict[str, int] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """The strings, in the order of their codes."""
+        return list(self._codes)
+
+    def encode(self, strings: Any) -> NDArray[np.int32]:
+        """[n] int32 codes of Arrow strings [n], -1 where null."""
+        encoded = strings.dictionary_encode()
+        known = [self._codes.setdefault(name, len(self._codes)) for name in encoded.dictionary.to_pylist()]
+        codes = np.array([*known, -1], dtype=np.int32)  # the last one serves index -1
+        indices: NDArray[np.int32] = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        return codes[indices]
+
+    def finished(self, kept: frozenset[str], *, are_values: bool) -> tuple[NDArray[np.int32], list[str]]:
+        """Bring the strings into the form that they are compared in, and forget those that mean that there is none.
+
+        Args:
+          kept: stay as they are.
+          are_values: False for names of folders, where 1.0 and NA are names.
+
+        Returns: old code -> new code or -1, the last entry serving -1; and the strings that were forgotten.
+        """
+        old = self.names
+        composed = [unicodedata.normalize("NFC", name) for name in old]
+        free = [name for name in composed if name not in kept] if are_values else []
+        new = dict(zip(free, canonical(free), strict=True))
+        self._codes, codes = {}, []
+        for name in composed:
+            found = new.get(name, name)
+            codes.append(-1 if found is None else self._codes.setdefault(found, len(self._codes)))
+        return np.array([*codes, -1], dtype=np.int32), [name for name in old if new.get(name, "") is None]
+
+
+def checked_names(classes: Any) -> tuple[str, ...]:
+    """Class names as given: numbers as text, blanks at the ends gone, accents composed.
+
+    Raises: ConfigError if they are no names, or one is empty or there twice.
+
+    Example:
+      >>> checked_names(["cat ", 7])
+      ('cat', '7')
+    """
+    try:
+        given = list(classes)
+    except TypeError:
+        given = [[classes]]
+    odd = [name for name in given if isinstance(name, bool) or not isinstance(name, (str, int, np.integer, np.str_))]
+    odd += [name for name in given if isinstance(name, str) and not name.isascii() and not _is_unicode(name)]
+    if odd:
+        raise ConfigError(f"classes: {odd[0]!r} is not a name", fix="give a list of texts, one per class")
+    names = tuple(unicodedata.normalize("NFC", str(name)).strip() for name in given)
+    if not names or "" in names or len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        detail = f"named twice: {', '.join(twice)}" if twice else "an empty name" if names else "none given"
+        raise ConfigError(f"classes: {detail}", fix="give every class one name, each once")
+    return names
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a character
+        return False
+    return True
+
+
+def unknown_words(word: str, class_names: Sequence[str]) -> str:
+    """The message about a label that is no class; it never advises to skip numbers: that shifts the others."""
+    message = f"label {word!r} is not one of the {len(class_names)} classes"
+    folded = {name.casefold(): name for name in class_names}
+    close = difflib.get_close_matches(word.casefold(), folded, n=1)
+    if close and not INTEGER.fullmatch(word):
+        return f"{message}; did you mean {folded[close[0]]!r}?"
+    if INTEGER.fullmatch(word):
+        return (
+            f"{message}, which are numbered 0 to {len(class_names) - 1}: name the classes in the order of the numbers"
+        )
+    return message
+
+
+def odd_names(class_names: tuple[str, ...], labels: NDArray[np.int32], *, is_said: bool) -> list[str]:
+    """Which names look like mistakes, a sentence each: lists, twins in upper and lower case, classes of a single image.
+
+    Args:
+      class_names: C names.   labels: [N] int32 class indices, -1 = unknown.
+      is_said: the user or the source has named the classes: then they are as they should be.
+
+    Example:
+      >>> odd_names(("cat", "CAT"), np.array([0, 1], np.int32), is_said=False)
+      ["'cat' and 'CAT' differ in upper and lower case or blanks alone"]
+    """
+    odd: list[str] = []
+    lists = [] if is_said else [c for c in class_names if listed(c) or any(sign in c for sign in ",;|")]
+    folded: dict[str, list[str]] = {}
+    for name in class_names:
+        folded.setdefault(" ".join(name.casefold().split()), []).append(name)
+    twins = [" and ".join(map(repr, names)) for names in folded.values() if len(names) > 1]
+    counts = np.bincount(labels[labels >= 0], minlength=len(class_names))
+    unsorted = [] if is_said else [name for name in class_names if name.casefold() in NO_CLASSES]
+    single = [class_names[c] for c in np.flatnonzero(counts == 1)] if counts.sum() > 2 * len(class_names) else []
+    for found, detail in (
+        (list(map(repr, lists)), "look like several names in one"),
+        (twins, "differ in upper and lower case or blanks alone"),
+        (list(map(repr, single)), "have a single labelled image"),
+        (list(map(repr, unsorted)), "read as a class; images without one go into a folder called unlabelled"),
+    ):
+        if found:
+            more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+            odd.append(f"{', '.join(found[:_NAMED])}{more} {detail}")
+    return odd
+
+
+def without_images(
+    class_names: tuple[str, ...],
+    labels: NDArray[np.int32],
+    candidates: Candidates | None,
+    split: NDArray[np.int8] | None,
+    unknown_rows: NDArray[np.int64],
+) -> list[Problem]:
+    """Classes without images: a problem among full labels, and only worth a word among partial ones.
+
+    Args:
+      class_names: C names.   labels: [N] int32 class indices, -1 = unknown.   candidates, split: of the N rows.
+      unknown_rows: rows whose label is not a class.
+    """
+    is_test = np.zeros(len(labels), dtype=bool) if split is None else split == SPLITS.index("test")
+    train = ~is_test if not is_test.all() else is_test
+    known = labels[train & (labels >= 0)]
+    seen = np.bincount(known, minlength=len(class_names)) > 0
+    if candidates is not None:
+        seen |= np.bincount(candidates.classes.numpy(), minlength=len(class_names)) > 0
+    elif not len(known):
+        return []
+    is_full = len(known) + int(train[unknown_rows].sum()) == int(train.sum())
+    kind, detail = ("empty_class", "no image") if is_full else ("unseen_class", "no label or candidate")
+    return [Problem(class_names[c], kind, f"{detail} of class {class_names[c]!r}") for c in np.flatnonzero(~seen)]
