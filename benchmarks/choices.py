@@ -2,7 +2,8 @@
 
     python benchmarks/choices.py NAME=TRAIN.npz,TEST.npz [MORE …] [--seeds 3] [--situations few-5 long] [--csv F]
 
-Files hold `embeddings` [N, D] and `labels` [N], as labelwright reads them. From each, by seed: `few-K`, K labels a
+Files hold `embeddings` [N, D] and `labels` [N], as labelwright reads them; `pool_features.py` writes those of the
+target pools, `labelwright embed` those of any images and network. From each, by seed: `few-K`, K labels a
 class and the other images unlabelled; `long`, a long tail of the labels (see long_tailed_features.py); `all`, every
 label; `open-P`, half of the classes named, the share P of their images labelled. Every run is `labelwright fit` without
 a method (`open`: told the true number of classes). Printed, a row per run: the answer, its score, what was trained, the

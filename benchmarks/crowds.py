@@ -2,7 +2,8 @@
 
     python benchmarks/crowds.py NAME TRAIN.npz TEST.npz [--images 1500] [--seeds 3] [--csv docs/results/crowds.csv]
 
-Both files hold `embeddings` [N, D], `labels` [N] and `class_names` [C], as labelwright reads them. The seed draws which
+Both files hold `embeddings` [N, D], `labels` [N] and `class_names` [C], as labelwright reads them; `pool_features.py`
+writes those of the target pools, `labelwright embed` those of any images and network. The seed draws which
 --images of TRAIN are used (0: all) and what the voters say. A voter of reliability r is right on a class with a
 probability drawn from Beta(4 r, 4 (1 - r)), its mistakes on a class are spread over the others by a Dirichlet draw of
 concentration 0.3, and it answers nine images of ten. Two crowds: three voters of 0.75, 0.55 and 0.35, and of 0.5, 0.4

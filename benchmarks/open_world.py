@@ -2,8 +2,8 @@
 
     python benchmarks/open_world.py TRAIN.npz [MORE.npz …] [--csv docs/results/open_world.csv]
 
-TRAIN.npz holds embeddings and a label for each, as `benchmarks/n_novel.py` reads them; --images of them are drawn, and
---dims principal components of unit-norm features kept. The
+TRAIN.npz holds embeddings and a label for each, as `benchmarks/n_novel.py` reads them (`pool_features.py` writes those
+of the target pools); --images of them are drawn, and --dims principal components of unit-norm features kept. The
 first half of the classes are seen (--seen: another number). Cells: half or a tenth of the images of seen classes
 labelled, the true number of classes given or (`auto`) estimated; and, with half of them labelled, unlabelled images
 thinned until 70% of them are of the largest hidden class. The seed draws the labelled images and begins the run;
@@ -30,6 +30,7 @@ from n_novel import read
 
 TITLES = {
     "ss_kmeans": "k-means",
+    "fixmatch_clusters": "FixMatch, then k-means",
     "novel_beliefs": "start alone",
     "lps": "LPS",
     "orca": "ORCA",
