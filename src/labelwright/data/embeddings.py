@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ _ROLES = {"labels": "label", "ids": "id", "groups": "group", "split": "split", "
 _ROWS_AT_ONCE = 65_536
 _VALUE_MAX = 1e37  # sums of a few larger ones are beyond float32
 _ANEW = "write it anew with numpy.save or savez"
+_MAPPED_BYTES_MIN = 256 << 20  # of an .npz; smaller ones may be written anew while they are used
 _UNPACKED_BYTES_MAX = 256 << 20  # an array above this that was packed ...
 _UNPACKED_TIMES_MAX = 100  # ... into a hundredth of its size or less is no embeddings
 _HASHED_BYTES_MAX = 4 << 30  # vectors above this are fingerprinted by a sample, as embedded images are
@@ -316,9 +317,12 @@ def _read_arrays(path: Path) -> dict[str, Any]:
             if unknown or "embeddings" not in file.files:
                 what = f"unknown keys {', '.join(unknown)}" if unknown else "no key embeddings"
                 raise DataError(f"{path}: {what}", fix=f"keys are {', '.join(NPZ_KEYS)}; only embeddings must be there")
-            for packed in file.zip.infolist() if file.zip is not None else ():
+            members = {each.filename: each for each in (file.zip.infolist() if file.zip is not None else ())}
+            for packed in members.values():
                 _check_packed(path, packed)
-            return {key: file[key] for key in file.files}
+            mapped = _mapped(path, members["embeddings.npy"])
+            others = {key: file[key] for key in file.files if mapped is None or key != "embeddings"}
+            return others | ({} if mapped is None else {"embeddings": mapped})
     except DataError:
         raise
     except MemoryError as error:
@@ -331,6 +335,34 @@ def _read_arrays(path: Path) -> dict[str, Any]:
             what = (str(error) or type(error).__name__).splitlines()[0][:200]
             detail, fix = f"not a readable {path.suffix} file ({what})", _ANEW
         raise DataError(f"{path}: {detail}", fix=fix) from error
+
+
+def _mapped(path: Path, member: zipfile.ZipInfo) -> Any:
+    """A large array of an .npz, memory-mapped; None where it is small or compressed."""
+    if member.file_size < _MAPPED_BYTES_MIN or member.compress_type != zipfile.ZIP_STORED:
+        return None
+    with path.open("rb") as file:
+        file.seek(start_of(file, member))
+        shape, is_fortran, dtype = header_of(file)
+        if dtype.hasobject:
+            return None
+        return np.memmap(path, dtype, "r", file.tell(), shape, "F" if is_fortran else "C")
+
+
+def start_of(file: Any, member: zipfile.ZipInfo) -> int:
+    """Where the content of a member that is not compressed begins in its archive."""
+    file.seek(member.header_offset)
+    head = file.read(30)  # of the local header; the lengths of name and extra field are its last numbers
+    behind = int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
+    return int(member.header_offset + len(head) + behind)
+
+
+def header_of(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether by columns, and type of the .npy that begins here; its numbers come next."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, is_fortran, dtype = read(file)
+    return shape, is_fortran, dtype
 
 
 def _check_packed(path: Path, packed: zipfile.ZipInfo) -> None:
@@ -464,22 +496,20 @@ def _read_parquet(
                 f"{path}: {detail}; columns found: {', '.join(columns.names)}",
                 fix=f"name the column {EMBEDDING_COLUMN}, lists of float",
             )
-        lengths = np.zeros(0, dtype=np.int64)
-        parts = []
-        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[EMBEDDING_COLUMN]):
-            lists = batch.column(0)
-            some = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
-            lengths = np.concatenate([lengths, some])
-            parts.append(lists.filter(pa.array(some > 0)).flatten().to_numpy(zero_copy_only=False))
-    D = int(np.bincount(lengths[lengths > 0]).argmax()) if lengths.any() else 0
-    if not D:
-        raise DataError(f"{path}: it holds no embedding", fix="give a row per item, with its list of numbers")
-    with np.errstate(over="ignore"):
-        flat = np.concatenate(parts).astype(np.float32, copy=False)
-    fits = lengths == D
-    feats = flat.reshape(-1, D) if fits.all() else np.zeros((n_rows, D), dtype=np.float32)
-    if not fits.all():
-        feats[fits] = flat[np.repeat(fits, lengths)].reshape(-1, D)
+        lengths = np.concatenate([np.zeros(0, np.int64), *map(_lengths, _lists_of(file))])
+        D = int(np.bincount(lengths[lengths > 0]).argmax()) if lengths.any() else 0
+        if not D:
+            raise DataError(f"{path}: it holds no embedding", fix="give a row per item, with its list of numbers")
+        # One array, filled block by block: nothing is there twice.
+        assert kind is not None, "it holds vectors"
+        feats = np.zeros((n_rows, D), np.float16 if pa.types.is_float16(kind.value_type) else np.float32)
+        first, fits = 0, lengths == D
+        for lists in _lists_of(file):
+            own = fits[first : first + len(lists)]
+            flat = lists.filter(pa.array(own)).flatten().to_numpy(zero_copy_only=False)
+            with np.errstate(over="ignore"):
+                feats[first : first + len(lists)][own] = flat.reshape(-1, D).astype(feats.dtype, copy=False)
+            first += len(lists)
     problems = [
         Problem(f"{path} row {row + 1}", "bad_embedding", f"{lengths[row]} numbers where most rows have {D}", row)
         for row in np.flatnonzero(~fits).tolist()
@@ -500,6 +530,15 @@ def _read_parquet(
         builder.add(found, batch.num_rows, names=names, file=str(path))
     builder.problems += columns.problems
     return feats, builder, problems
+
+
+def _lists_of(file: pq.ParquetFile) -> Iterator[Any]:
+    """The column of embeddings, block by block."""
+    return (batch.column(0) for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[EMBEDDING_COLUMN]))
+
+
+def _lengths(lists: Any) -> npt.NDArray[np.int64]:
+    return np.asarray(pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False), np.int64)
 
 
 def _holds_vectors(kind: Any) -> bool:

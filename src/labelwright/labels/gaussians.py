@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -161,9 +161,17 @@ def principal(feats: Tensor, n_dims: int) -> tuple[Tensor, Tensor]:
       >>> mean.tolist(), directions.abs().tolist()
       ([3.0, 1.0], [[1.0, 0.0]])
     """
-    mean = feats.mean(0, dtype=torch.float64)
+    return principal_of(lambda: torch.split(feats, 8192), n_dims)
+
+
+def principal_of(blocks: Callable[[], Iterable[Tensor]], n_dims: int) -> tuple[Tensor, Tensor]:
+    """`principal` of features that come in blocks [b, D], twice, and are never held together."""
+    total, n = torch.zeros(()), 0
+    for some in blocks():
+        total, n = total.to(some.device) + some.sum(0, dtype=torch.float64), n + len(some)
+    mean = total / n
     moment = mean.new_zeros(len(mean), len(mean))
-    for some in torch.split(feats, 8192):
+    for some in blocks():
         off = some.double() - mean
         moment += off.T @ off
     _, directions = torch.linalg.eigh(moment)  # by ascending eigenvalue

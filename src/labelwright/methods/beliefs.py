@@ -27,6 +27,7 @@ twenty labels a class on, logistic regression alone is as good.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
@@ -39,7 +40,7 @@ from labelwright.encoders.heads import ProjectedHead
 from labelwright.errors import ConfigError
 from labelwright.labels.candidate_beliefs import MISS, candidate_evidence
 from labelwright.labels.chunks import evenly_spread
-from labelwright.labels.gaussians import gaussian_beliefs, principal
+from labelwright.labels.gaussians import gaussian_beliefs, principal_of
 from labelwright.methods.open_world import put_in
 from labelwright.methods.recipe import Begun, Recipe, check_is_pretrained
 from labelwright.methods.shots import Shots
@@ -52,6 +53,7 @@ MAX_FOLDS = 5
 MAX_TRIED_ROWS = 5000  # labelled images that take part in the cross-validation
 N_ITER = 20  # of EM: from 10 to 50 nothing changed
 USUAL_PRICE = 100.0  # of leaving the texts, where no label can be left out to choose it
+MOST_NUMBERS = 1 << 28  # of projected features in float32
 STRENGTH, SHRINKAGE = 0.3, 0.5
 TEXT_STRENGTH, TEXT_SHRINKAGE, TEXT_N_PRIOR = 0.2, 0.1, 15  # where texts are all that is known of a class
 
@@ -95,23 +97,26 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
 def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     """Lines 1 to 6: the network's own logits are the answer."""
     head: ProjectedHead = cast(Any, state.nets["main"]).head
-    feats = torch.cat([z for _, z in passes("main", torch.arange(len(task.labels)), output="feats")])
+
+    def blocks() -> Iterator[Tensor]:
+        return (z for _, z in passes("main", torch.arange(len(task.labels)), output="feats"))
+
     if task.concepts is None:
-        mean, directions = principal(feats, len(head.projection))
+        mean, directions = principal_of(blocks, len(head.projection))
         head.mean.copy_(mean)
         head.projection.copy_(directions)
-    u = head.project(feats)  # 1
+    u = _projected(head, blocks(), len(task.labels))  # 1
     known = task.labels >= 0
     if task.concepts is None:
-        weight, bias, inverse_penalty = regression(u[known], task.labels[known], task.n_classes)  # 2
+        weight, bias, inverse_penalty = regression(u[known].float(), task.labels[known], task.n_classes)  # 2
         logs = {"inverse_penalty": inverse_penalty}
     else:
-        weight, price = from_texts(u[known], task)  # 3
+        weight, price = from_texts(u[known].float(), task)  # 3
         bias, logs = torch.zeros_like(weight[:, 0]), {"price": price}
     miss = torch.full((task.n_classes,), MISS, device=u.device)
 
     def evidence(rows: Tensor) -> Tensor:
-        logits = F.linear(u[rows], weight, bias)
+        logits = F.linear(u[rows].float(), weight, bias)
         return logits if task.candidates is None else logits + candidate_evidence(task.guesses(rows), miss)  # 4
 
     even = torch.full((task.n_classes,), 1 / task.n_classes)
@@ -130,6 +135,17 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     added_weight, added_bias = found.linear
     put_in(state.nets["main"], weight + added_weight, bias + added_bias)  # 6
     return state, {"class_shares": [round(float(p), 5) for p in found.prior], **logs}
+
+
+def _projected(head: ProjectedHead, blocks: Iterable[Tensor], n: int) -> Tensor:
+    """Line 1: u [n, n_dims], block by block; in half precision where it would take more than a gigabyte."""
+    n_dims = len(head.projection)
+    dtype = torch.float16 if n * n_dims > MOST_NUMBERS else torch.float32
+    u, first = torch.empty(n, n_dims, dtype=dtype, device=head.projection.device), 0
+    for z in blocks:
+        u[first : first + len(z)] = head.project(z)
+        first += len(z)
+    return u
 
 
 def from_texts(z: Tensor, task: Task) -> tuple[Tensor, float]:

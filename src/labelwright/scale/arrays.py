@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from labelwright.data.embeddings import header_of, start_of
 from labelwright.errors import DataError
 from labelwright.scale.places import reading
 
@@ -41,9 +42,7 @@ class array:  # noqa: N801 (a context manager)
         with errors_of(self.place):
             if self.place.lower().endswith(".npz"):
                 file.seek(self._start(file))
-            version = np.lib.format.read_magic(file)
-            header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, is_fortran, dtype = header(file)
+            shape, is_fortran, dtype = header_of(file)
         if is_fortran or dtype.hasobject:
             raise DataError(
                 f"{self.place}: {self.key} is not stored row by row", fix="save a C-ordered array of numbers"
@@ -59,11 +58,7 @@ class array:  # noqa: N801 (a context manager)
             info = archive.getinfo(f"{self.key}.npy")
         if info.compress_type != zipfile.ZIP_STORED:
             raise DataError(f"{self.place} is compressed, and cannot be read in blocks", fix="write it by numpy.savez")
-        file.seek(info.header_offset)
-        head = file.read(30)  # of the local header; the lengths of name and extra field are its last numbers
-        return int(
-            info.header_offset + 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
-        )
+        return start_of(file, info)
 
 
 def read_rows(place: str, key: str, first: int, stop: int) -> npt.NDArray[Any]:
