@@ -37,7 +37,7 @@ from labelwright.scale.tables import Reading, batches, known_of
 from labelwright.scale.work import Sharded, noted, over_shards
 from labelwright.train.processes import accelerator_for
 
-SAMPLED_ROWS, SAMPLED_NUMBERS = 100_000, 1 << 26  # labelled rows that heads learn from; of numbers, 256 MiB of float32
+SAMPLED_ROWS, SAMPLED_NUMBERS = 100_000, 1 << 24  # labelled rows that heads learn from; rows x classes or features
 LEAST_SAMPLED = 20  # of a class
 REFERENCE_ROWS = 4096  # rows that distances are measured to
 ROWS_AT_ONCE = 50_000_000  # whose hashes are compared at once: 0.8 GB
@@ -257,7 +257,7 @@ def _drawn(
     known = np.flatnonzero(labels >= 0)
     known = known[np.lexsort((order[known], labels[known]))]
     counts = np.bincount(labels[known], minlength=max(n_classes, 1))
-    most = max(LEAST_SAMPLED, min(SAMPLED_ROWS, SAMPLED_NUMBERS // width) // max(1, n_classes))
+    most = max(LEAST_SAMPLED, min(SAMPLED_ROWS, SAMPLED_NUMBERS // max(width, n_classes)) // max(1, n_classes))
     rank = np.arange(len(known)) - np.repeat(np.cumsum(counts) - counts, counts)
     n = min(REFERENCE_ROWS, len(order))
     some = np.argpartition(order, n - 1)[:n] if n else np.zeros(0, np.int64)

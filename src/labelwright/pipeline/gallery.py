@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -281,12 +282,16 @@ def _neighbours(
 
 def _samples(labels: pa.Table, known: set[str]) -> dict[str, list[str]]:
     """Class -> ids of the images whose label is the surest."""
-    names, trust = labels["label"].to_pylist(), np.asarray(labels["trust"].to_numpy(zero_copy_only=False))
-    ids = labels["id"].to_pylist()
-    found: dict[str, list[str]] = {}
-    n_each = N_SAMPLES if len(set(names)) <= MANY else 1
-    for row in np.argsort(-trust, kind="stable").tolist():
-        some = found.setdefault(names[row], [])
-        if len(some) < n_each and ids[row] in known:
-            some.append(ids[row])
+    encoded = labels["label"].combine_chunks().dictionary_encode()
+    names, codes = encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False)
+    order = np.argsort(-np.asarray(labels["trust"].to_numpy(zero_copy_only=False)), kind="stable")
+    n_each = N_SAMPLES if len(names) <= MANY else 1
+    seen, first = np.unique(codes[order], return_index=True)
+    found: dict[str, list[str]] = {names[code]: [] for code in seen[np.argsort(first)].tolist()}
+    is_known = np.array(pc.is_in(labels["id"], pa.array(sorted(known), labels["id"].type)))
+    rows = order[is_known[order]]
+    ids = labels["id"].take(pa.array(rows)).to_pylist()
+    for code, name in zip(codes[rows].tolist(), ids, strict=True):
+        if len(found[names[code]]) < n_each:
+            found[names[code]].append(name)
     return found

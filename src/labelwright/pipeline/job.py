@@ -21,11 +21,14 @@ from labelwright.data.stored import EmbeddingViews
 from labelwright.encoders.embed import concepts_of, embed
 from labelwright.encoders.nets import EncoderNets
 from labelwright.encoders.templates import templates_named
+from labelwright.labels.chunks import evenly_spread
 from labelwright.pipeline.novel import count_novel, feats_of, novel_notice, with_novel
 from labelwright.pipeline.resolve import Plan, own_nets
 from labelwright.train.seeds import derive_seed
 from labelwright.train.settings import TrainSettings
 from labelwright.types import BuildNet, Concepts, Task
+
+NOTICED_ROWS = 50_000  # unlabelled images by which it is judged whether many are of no class
 
 
 @dataclass(frozen=True)
@@ -116,10 +119,9 @@ def _notices(prepared: Prepared) -> tuple[str, ...]:
     labels = torch.from_numpy(prepared.train.table.labels).long()
     if bool((labels < 0).all()) or bool((labels >= 0).all()):
         return copies
-    return (
-        *copies,
-        *novel_notice(torch.cat(list(EmbeddingViews(prepared.train.stored, rows=prepared.train.rows).feats())), labels),
-    )
+    rows = torch.cat([(labels >= 0).nonzero().flatten(), evenly_spread((labels < 0).nonzero().flatten(), NOTICED_ROWS)])
+    feats = torch.cat(list(EmbeddingViews(prepared.train.stored, rows=prepared.train.rows).feats(rows)))
+    return (*copies, *novel_notice(feats, labels[rows]))
 
 
 @contextmanager

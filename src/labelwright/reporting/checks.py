@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ def to_check(
     labels: pa.Table | None,
     summary: Mapping[str, Any],
     *,
-    changed: Container[str] = (),
+    changed: Collection[str] = (),
     mistakes: Sequence[str] = (),
     per_tab: int = PER_TAB,
 ) -> dict[str, list[str]]:
@@ -54,16 +54,21 @@ def to_check(
         "mistake": list(mistakes),
     }
     if labels is not None and {"trust", "source"} <= set(labels.column_names):
-        ids = labels["id"].to_pylist()
         trust = np.nan_to_num(labels["trust"].to_numpy().astype(float), nan=1.0)
         order = np.argsort(trust, kind="stable")
         given = is_given(labels)
         decided = labels["decision"] if "decision" in labels.column_names else None
         open_rows = ~given if decided is None else ~given & np.array(pc.not_equal(decided, "unknown"))
-        found["doubt"] = [ids[row] for row in order[open_rows[order]][:per_tab]]
-        found["suspect"] = found["suspect"] or [ids[row] for row in order[(given & (trust < 0.5))[order]][:per_tab]]
-        found["changed"] = [ids[row] for row in order.tolist() if ids[row] in changed]
-        found["outside"] = [ids[row] for row in outside(labels, trust, given)]
+        is_changed = np.array(pc.is_in(labels["id"], pa.array(sorted(changed), labels["id"].type)))
+        doubtful = given & (trust < 0.5)
+
+        def ids(rows: NDArray[np.int64]) -> list[str]:
+            return [str(each) for each in labels["id"].take(pa.array(rows[:per_tab])).to_pylist()]
+
+        found["doubt"] = ids(order[open_rows[order]])
+        found["suspect"] = found["suspect"] or ids(order[doubtful[order]])
+        found["changed"] = ids(order[is_changed[order]])
+        found["outside"] = ids(np.asarray(outside(labels, trust, given), np.int64))
     return {tab: found[tab][:per_tab] for tab in TABS if found.get(tab)}
 
 
