@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from labelwright.labels.gaussians import gaussian_beliefs, principal
 from labelwright.methods.beliefs import N_ITER, SHRINKAGE, STRENGTH, Config, regression
 from labelwright.reviewing import order
 
-N_ANSWERS, N_DRAWS, PER_CLASS = 200, 3, 2
+N_ANSWERS, N_DRAWS, N_ROUNDS, PER_CLASS = 200, 3, 4, 2
 TITLES = {
     "start": "Before",
     "chance": "Chance",
@@ -37,6 +37,8 @@ TITLES = {
     "badge": "BADGE",
     "typiclust": "TypiClust",
     "tool": "The tool's order",
+    "rounds": "The tool's order, four rounds of 50",
+    "all": "Every label",
 }
 Scores = dict[str, float]
 Order = Callable[["Fitted", Tensor, int, int], Tensor]
@@ -91,7 +93,7 @@ def read(path: Path) -> tuple[Tensor, Tensor]:
         return torch.from_numpy(file["embeddings"].astype(np.float32)), torch.from_numpy(numbers)
 
 
-def rows_of(name: str, train: Path, test: Path, seeds: int) -> Iterator[dict[str, str]]:
+def rows_of(name: str, train: Path, test: Path, seeds: int, cells: Sequence[str]) -> Iterator[dict[str, str]]:
     """Rows of results for one pair of files."""
     (feats, truth), (test_feats, test_truth) = read(train), read(test)
     n_classes = int(truth.max()) + 1
@@ -105,6 +107,7 @@ def rows_of(name: str, train: Path, test: Path, seeds: int) -> Iterator[dict[str
         found = {"accuracy": right.mean(), "balanced_accuracy": each.mean(), "right_labels": own.double().mean()}
         return {key: 100 * float(value) for key, value in found.items()}
 
+    ceiling: Scores = {}
     for seed in range(seeds):
         draw, start = np.random.default_rng(seed), torch.full((len(truth),), -1)
         for c in range(n_classes):
@@ -113,13 +116,23 @@ def rows_of(name: str, train: Path, test: Path, seeds: int) -> Iterator[dict[str
         first = fitted(z, start, n_classes)
 
         found: dict[str, Scores] = {"start": scores(first, start)}
-        for key, asks in ORDERS.items():
+        for key, asks in ((key, asks) for key, asks in ORDERS.items() if key in cells):
             draws = []
             for k in range(N_DRAWS if key == "chance" else 1):
                 labels, some = start.clone(), asks(first, start >= 0, N_ANSWERS, 10 * seed + k)
                 labels[some] = truth[some]
                 draws.append(scores(fitted(z, labels, n_classes), labels))
             found[key] = {metric: float(np.mean([each[metric] for each in draws])) for metric in draws[0]}
+        if "rounds" in cells:
+            labels, now = start.clone(), first
+            for k in range(N_ROUNDS):
+                some = tool(now, labels >= 0, N_ANSWERS // N_ROUNDS, 10 * seed + k)
+                labels[some] = truth[some]
+                now = fitted(z, labels, n_classes)
+            found["rounds"] = scores(now, labels)
+        if "all" in cells:
+            ceiling = ceiling or scores(fitted(z, truth, n_classes), truth)
+            found["all"] = ceiling
         for key, values in found.items():
             for metric, value in values.items():
                 row = {"cell": key, "title": TITLES[key], "metric": metric, "value": f"{value:.2f}", "seed": str(seed)}
@@ -132,6 +145,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sets", nargs="+", metavar="NAME=TRAIN.npz,TEST.npz")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--cells", nargs="+", choices=list(TITLES), default=list(TITLES), help="what to run, beside start"
+    )
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
@@ -140,13 +156,13 @@ def main() -> None:
         name, _, files = text.partition("=")
         train, test = map(Path, files.split(","))
         levels = defaultdict(list)
-        for row in rows_of(name, train, test, options.seeds):
+        for row in rows_of(name, train, test, options.seeds, options.cells):
             rows.append({**row, "commit": commit, "hardware": "cpu (1 thread), other work on the machine"})
             levels[row["cell"], row["metric"]].append(float(row["value"]))
         for (cell, metric), values in levels.items():
-            before, chance = (float(np.mean(levels[other, metric])) for other in ("start", "chance"))
+            before, chance = (float(np.mean(levels.get((other, metric), 0.0))) for other in ("start", "chance"))
             gain, by_seed = float(np.mean(values)) - before, " ".join(f"{value:.2f}" for value in values)
-            times = "" if chance == before else f"x {gain / (chance - before):.2f}"
+            times = "" if "chance" not in options.cells or chance == before else f"x {gain / (chance - before):.2f}"
             print(f"{name} | {cell} | {metric} | {by_seed} | {gain:+.2f} | {times}", flush=True)
     if options.csv is not None:
         add_rows(options.csv, rows)

@@ -85,3 +85,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(f"labelwright.{_PLACES.get(name, f'pipeline.{name}')}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, "__version__"})

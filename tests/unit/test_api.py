@@ -234,3 +234,8 @@ def test_import__is_light() -> None:
     assert told == ["False", lw.__version__]
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         lw.nothing  # noqa: B018
+
+
+def test_package__dir_is_what_there_is() -> None:
+    assert set(dir(lw)) == {*lw.__all__, "__version__"}
+    assert {"fit", "inspect", "label", "load_model", "review"} <= set(dir(lw))

@@ -291,7 +291,8 @@ def _y_axis(low: float, high: float, height: float, is_share: bool) -> str:
 
 def _x_axis(ticks: Sequence[tuple[float, float, str]], height: float, title: str) -> str:
     marks = "".join(
-        f'<text x="{x:.1f}" y="{height - BOTTOM + 14}" class="t mid">{words}</text>' for _, x, words in ticks
+        f'<text x="{min(x, WIDTH - 4 * len(words)):.1f}" y="{height - BOTTOM + 14}" class="t mid">{words}</text>'
+        for _, x, words in ticks
     )
     middle = (LEFT + WIDTH - RIGHT) / 2
     return f'{marks}<text x="{middle:.0f}" y="{height - 5}" class="t mid">{_text(title)}</text>'
