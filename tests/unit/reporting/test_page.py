@@ -36,13 +36,20 @@ class Page(html.parser.HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
+        self.end_option(tag == "option")
         if tag not in VOID:
             self.open.append(tag)
+
+    def end_option(self, is_over: bool) -> None:
+        """The end tag of an option may be left out."""
+        if is_over and self.open[-1] == "option":
+            self.open.pop()
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag: str) -> None:
+        self.end_option(tag != "option")
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
