@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 import tiny
+from labelwright import cli
 from labelwright.run_folder import Run
 
 
@@ -25,7 +26,12 @@ def main(out: Path, wanted: dict[str, object]) -> None:
         return
     found = {}
     for name, order in wanted.items():
-        trained, losses = tiny.run_method(**order)  # type: ignore[arg-type]
+        assert isinstance(order, dict)
+        if "verb" in order:
+            assert cli.run(order["verb"]) == 0
+            continue
+        resumed = {"run": Run(out / order.pop("resumes"))} if "resumes" in order else {}
+        trained, losses = tiny.run_method(**order, **resumed)
         found[name] = {"tensors": tiny.tensors_of(trained.state), "losses": losses}
     torch.save(found, out / f"state{os.environ['RANK']}.pt")
     torch.distributed.destroy_process_group()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 import labelwright
+from labelwright import launch
 from labelwright.errors import ConfigError, DataError, LabelwrightError
 from labelwright.pipeline.settings import GROUPS, assignments_of, fits, from_config, hints_of_fit
 from labelwright.screen import screen
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 OF_THE_DISK = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EIO}
 """Errors that are nobody's mistake, wherever they happen."""
+
+SHARED = ("fit", "pretrain", "embed", "annotate", "label", "audit")
+"""Verbs that the processes of `accelerate launch` do together; any other is done by the first one."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -54,7 +58,13 @@ def run(argv: Sequence[str]) -> int:
     verb_name = ""
     try:
         verb_name, values = parse(argv)
+        if verb_name not in SHARED:
+            if launch.rank():
+                return 0
+            launch.leave()
         result = _call(verb_name, dict(values))
+        if launch.rank():
+            return 0
         from labelwright.reporting import terminal  # heavy: the page of `review` is open before it is needed
 
         is_over_shards = "engine" in values and hasattr(result, "n_shards")
@@ -71,6 +81,8 @@ def run(argv: Sequence[str]) -> int:
 
             errors.print(format_problems(error.problems))
         errors.print(f"error: {error}")
+        if launch.rank() and error.exit_code != 2:  # bad input is the main process's to report
+            print(f"process {launch.rank()}: error: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
         if error.filename and error.errno in (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM):

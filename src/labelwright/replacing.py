@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from labelwright import checksums
 from labelwright.errors import ConfigError, DiskError, LabelwrightError
+from labelwright.launch import rank
 from labelwright.paths import LONGEST_NAME, check_path
 
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # what safetensors says instead of raising an OSError
@@ -191,7 +192,7 @@ def new_output(path: str | Path, *suffixes: str, data: Any = None) -> Path:
         words = f"neither {', '.join(kinds[:-1])} nor {kinds[-1]}" if len(kinds) > 1 else one
         fix = f"end --out in {' or '.join(filter(None, suffixes))}" if any(suffixes) else "give --out without a suffix"
         raise ConfigError(f"{path} is {words}", fix=fix)
-    if os.path.lexists(path):
+    if os.path.lexists(path) and not rank():  # which alone writes it, perhaps already
         raise ConfigError(f"{path} exists", fix="choose another --out, or remove it first")
     check_output(path, *([] if path.suffix else [data]))
     return path

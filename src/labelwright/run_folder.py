@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 import labelwright
 from labelwright import checksums
 from labelwright.errors import ConfigError, DataError, DiskError, LabelwrightError
+from labelwright.launch import rank
 from labelwright.replacing import check_output, disk_errors, replacing
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class Run:
         Raises: ConfigError if another process holds it, or it cannot be made.
         """
         lock = FileLock(self.path / LOCK, timeout=0, is_singleton=True)
-        if int(os.environ.get("RANK") or 0) or lock.is_locked:
+        if rank() or lock.is_locked:
             yield self
             return
         made = [each for each in (self.path, *self.path.parents) if not each.exists()]

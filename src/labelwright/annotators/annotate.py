@@ -37,6 +37,7 @@ from labelwright.data.prepare import class_list, listed, open_source, read, reso
 from labelwright.data.views import ViewSettings
 from labelwright.encoders.templates import prompt_text_feats, templates_named
 from labelwright.errors import ConfigError, DataError
+from labelwright.launch import rank
 from labelwright.paths import check_paths
 from labelwright.replacing import new_output
 from labelwright.scale.places import is_url
@@ -152,6 +153,8 @@ def annotate(
     if asked.is_chat:
         usable = resolve_problems(table, [*table.problems, *check_images(table)], on_bad)
         journal = target.with_name(f"{target.stem}.answers.jsonl")
+        if rank():  # one asks
+            return Annotated(target, {})
         guesses = ask_chat(
             asked, usable, journal=journal, device=on, precision=precision, n_workers=n_workers, approve=approve
         )
@@ -160,10 +163,11 @@ def annotate(
         size_px = encoder.tower.stats.size_px
         source = open_source(table, classes=None, size_px=size_px, on_bad=on_bad, cache_limit_gb=cache_limit_gb)
         usable = source.table
-        guesses = match_names(asked, usable, views_of(source, encoder, on), encoder.tower)
+        guesses = match_names(asked, usable, views_of(source, encoder, on, shared=True), encoder.tower)
     counts = guesses.counts | {"left_out": listed(usable.quarantined), "n_labelled": int((usable.labels >= 0).sum())}
     info = guesses.info | {"counts": counts}
-    write_candidates(target, usable, guesses.candidates, usable.class_names, info)
+    if not rank():
+        write_candidates(target, usable, guesses.candidates, usable.class_names, info)
     return Annotated(target, counts)
 
 

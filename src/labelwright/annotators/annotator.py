@@ -166,10 +166,10 @@ def load_matching(model: str, *, device: torch.device, precision: str) -> Matchi
     return MatchingEncoder(**vars(encoder))
 
 
-def views_of(source: Source, encoder: MatchingEncoder, device: torch.device) -> EmbeddingViews:
+def views_of(source: Source, encoder: MatchingEncoder, device: torch.device, *, shared: bool = False) -> EmbeddingViews:
     """Features of images decoded at the size that the model was trained on, from the cache or into it."""
     view = ViewSettings(mean=encoder.stats.mean, std=encoder.stats.std)
-    stored = embed(source, encoder, view, n_views=0, device=device)
+    stored = embed(source, encoder, view, n_views=0, device=device, shared=shared)
     assert stored.stored is not None
     return EmbeddingViews(stored.stored)
 

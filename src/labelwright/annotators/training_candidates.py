@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from labelwright.annotators.annotator import (
@@ -41,9 +39,11 @@ from labelwright.encoders.embed import Encoder, is_two_tower
 from labelwright.encoders.resnets import OWN
 from labelwright.encoders.templates import prompt_text_feats, templates_named
 from labelwright.errors import ConfigError, DataError
+from labelwright.launch import rank
 from labelwright.metrics.agreement import clusters_of
 from labelwright.run_folder import ANNOTATIONS
 from labelwright.train.predict import Answers, answer
+from labelwright.train.processes import gather_objects, wait_for_all
 from labelwright.types import Candidates
 
 TABLE, JOURNAL = ANNOTATIONS
@@ -151,29 +151,27 @@ class Guesser:
     precision: str
     cache_limit_gb: float = 16.0  # decoded images above this are streamed instead of cached
 
-    def guesses(
-        self, folder: Path, source: Source, *, n_processes: int = 1, approve: Callable[[Estimate], bool] | None = None
-    ) -> Guesses:
+    def guesses(self, folder: Path, source: Source, *, approve: Callable[[Estimate], bool] | None = None) -> Guesses:
         """Candidates of every training image: read from the run folder, or made and written there first.
 
         Args:
           folder: of the run; gets TABLE, and JOURNAL with the answers of a chat model as they come.
           source: the training images.
-          n_processes: of the run; one of them annotates, the others wait for it.
           approve: see `annotate`.
 
         Raises: ConfigError if TABLE was made in another way; DataError if it is not of these images.
         """
         table, path = source.table, folder / TABLE
-        with FileLock(folder / f".{TABLE}.lock") if n_processes > 1 else contextlib.nullcontext():
-            if not path.exists():
-                made = self._made(folder, source, approve)
+        if not gather_objects(path.exists())[0]:  # every process sees images; the first one asks chat models and writes
+            made = self._made(folder, source, approve) if rank() == 0 or not self.annotator.is_chat else None
+            if made is not None and rank() == 0:
                 write_candidates(path, table, made.candidates, table.class_names, made.info | {"counts": made.counts})
+            wait_for_all()
         return read_guesses(path, table, self.annotator)  # what a resumed run sees, an uninterrupted one sees too
 
     def _made(self, folder: Path, source: Source, approve: Callable[[Estimate], bool] | None) -> Guesses:
         if not self.annotator.is_chat:
-            return match_names(self.annotator, source.table, self._views(source), self._encoder.tower)
+            return match_names(self.annotator, source.table, self._views(source, shared=True), self._encoder.tower)
         return ask_chat(
             self.annotator,
             source.table,
@@ -215,12 +213,12 @@ class Guesser:
             return MatchingEncoder(**vars(shared))
         return load_matching(self.annotator.model, device=self.device, precision=self.precision)
 
-    def _views(self, source: Source) -> EmbeddingViews:
+    def _views(self, source: Source, *, shared: bool = False) -> EmbeddingViews:
         if source.stored is not None and self.run_encoder is not None and self.run_encoder.tower is self._encoder.tower:
             return EmbeddingViews(source.stored, rows=source.rows)
         size_px = self._encoder.stats.size_px
         opened = open_source(source.table, classes=None, size_px=size_px, cache_limit_gb=self.cache_limit_gb)
-        return views_of(opened, self._encoder, self.device)
+        return views_of(opened, self._encoder, self.device, shared=shared)
 
 
 def read_guesses(path: Path, table: LabelTable, annotator: Annotator) -> Guesses:

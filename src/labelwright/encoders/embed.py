@@ -78,12 +78,15 @@ def load_encoder(name: str, *, device: torch.device, precision: str) -> Encoder:
     return Encoder(name, vision, identity_of(vision), n_features, stats, used, None)
 
 
-def embed(source: Source, encoder: Encoder, view: ViewSettings, *, n_views: int, device: torch.device) -> Source:
+def embed(
+    source: Source, encoder: Encoder, view: ViewSettings, *, n_views: int, device: torch.device, shared: bool = False
+) -> Source:
     """The source with stored features: every image once, and in ``n_views`` weak and strong views; kept in the cache.
 
     Args:
       source: images with pixels.   encoder: frozen.   view: how pixels are augmented and normalised.
       n_views: V, 0 or more; 0 = the un-augmented view alone.   device: where to compute.
+      shared: whether every process is here, to encode its share.
     """
     views = source.pixel_views(view)
     with counter(f"embedding with {encoder.name}", views.n_rows) as progress:
@@ -97,6 +100,7 @@ def embed(source: Source, encoder: Encoder, view: ViewSettings, *, n_views: int,
             n_features=encoder.n_features,
             device=device,
             progress=progress,
+            shared=shared,
         )
     return replace(source, stored=store, rows=torch.arange(len(source.table)), pixel_rows=source.in_pixels)
 

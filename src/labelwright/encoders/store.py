@@ -6,6 +6,7 @@ class list, another method or another seed of training reads the same store. Tra
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -15,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +37,10 @@ from labelwright.data.cache import (
 from labelwright.data.stored import EmbeddingStore, Halves
 from labelwright.data.views import PixelViews
 from labelwright.errors import ConfigError, Problem
+from labelwright.launch import rank
 from labelwright.replacing import replacing
 from labelwright.train import progress as progress_shown
+from labelwright.train.processes import gather_objects, gather_rows, n_processes
 from labelwright.train.seeds import derive_seed
 
 STORE_FORMAT = 1  # part of every key: raise it whenever the same views would be drawn or laid out otherwise
@@ -45,7 +49,7 @@ _SAVE_EVERY_S = 2.0  # a killed build loses at most this much work
 _BATCHES_AHEAD = 2  # views made while the encoder runs; two, as strong views take longer than clean ones
 _WRITES_BEHIND = 4  # batches of features that may wait for the disk
 
-Job = tuple[int, int]  # which chunk of rows, which plane of the store
+Job = tuple[int, int]  # which of this process's chunks of rows, which plane of the store
 Made = tuple[Job, Tensor]
 Encode = Callable[[Tensor], Tensor]
 """Views [B, 3, H, W] float32 -> feats [B, D]."""
@@ -70,12 +74,14 @@ def build_store(
     batch_size: int = 256,
     memory_gb: float = 1.0,
     progress: Progress | None = None,
+    shared: bool = False,
 ) -> EmbeddingStore:
     """Encode every image clean, in V weak and in V strong views, or open the store that holds just this already.
 
     View v of a row depends on (seed, v, the image's row in the pixels behind ``views``). The next batches are augmented
     and the last ones written while the encoder runs. A build killed at any moment goes on where it was, to the same
-    content. Several processes may ask for the same store at once: the first builds, the others wait for it.
+    content. Several processes may ask for the same store at once: the first builds, the others wait for it; processes
+    of one run build it together, each the n-th batches, where all of them ask (``shared``).
 
     Args:
       views: N images and how they are augmented.
@@ -87,6 +93,7 @@ def build_store(
       device: where views are made and encoded.   batch_size: images encoded together.
       memory_gb: a store of at most so many 10^9 bytes is read into memory: then no step ever waits for the disk.
       progress: called with the number of images done so far; not at all when the store is there already.
+      shared: whether every process of the run is here.
 
     Raises: ConfigError if a number is out of range, the folder has no room or cannot be written, or the encoder gives
       values that float16 cannot hold.
@@ -109,14 +116,51 @@ def build_store(
     }
     name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
     files = _Files(folder / name, key)
-    if files.n_done() < views.n_rows:  # a finished store is never locked: its folder may be read-only
-        with write_errors_explained("features", folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / f"{name}.lock").acquire()
+    sharing = Sharing(rank(), n_processes()) if shared else Sharing()
+    if sharing.agreed(files.n_done()) < views.n_rows:  # a finished store is never locked: its folder may be read-only
+        lock: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        if sharing.is_main:
+            with write_errors_explained("features", folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                lock = FileLock(folder / f"{name}.lock").acquire()
         with lock:
-            if files.n_done() < views.n_rows:
-                _build(files, views, encode, progress, device=device, batch_size=batch_size)
+            n_done = sharing.agreed(files.n_done())
+            if n_done < views.n_rows:
+                _build(files, views, encode, progress, n_done, sharing, device=device, batch_size=batch_size)
     return files.open(memory_gb)
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """Which of ``n`` processes this is, of those that build a store together; the first one writes it."""
+
+    index: int = 0
+    n: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this one writes."""
+        return self.index == 0
+
+    def agreed(self, n_done: int) -> int:
+        """What the writing process found."""
+        return n_done if self.n == 1 else gather_objects(n_done)[0]
+
+    def own(self, n_chunks: int) -> list[int]:
+        """Its chunks: every n-th; the last one once more where the others have one more, so that all have as many.
+
+        Example:
+          >>> Sharing(0, 2).own(3), Sharing(1, 2).own(3)
+          ([0, 2], [1, 2])
+        """
+        return [min(first + self.index, n_chunks - 1) for first in range(0, n_chunks, self.n)]
+
+    def exchanged(self, z: Tensor, batch_size: int) -> list[Tensor]:
+        """The features [b, D] of each process, padded to [batch_size, D] where there are several."""
+        if self.n == 1:
+            return [z]
+        padded = torch.nn.functional.pad(z, (0, 0, 0, batch_size - len(z)))
+        return list(gather_rows(padded).view(batch_size, self.n, -1).unbind(1))
 
 
 class _Files:
@@ -212,48 +256,56 @@ def _build(
     views: PixelViews,
     encode: Encode,
     progress: Progress | None,
+    n_done: int,
+    sharing: Sharing,
     *,
     device: torch.device,
     batch_size: int,
 ) -> None:
-    """Encode and write what is not there yet, batch by batch in all views."""
+    """Encode and write what is not there yet, batch by batch in all views; the main process writes for all."""
     n_planes, n_rows, n_features = files.shape
-    with write_errors_explained("features", files.folder):
-        files.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in files.folder.glob("*.tmp"):  # we hold the lock: whoever wrote it is gone
-            leftover.unlink()
-        n_done = files.n_done()
-        if not n_done:
-            files.create()
+    with write_errors_explained("features", files.folder) if sharing.is_main else contextlib.nullcontext():
+        if sharing.is_main:
+            files.folder.mkdir(parents=True, exist_ok=True)
+            for leftover in files.folder.glob("*.tmp"):  # we hold the lock: whoever wrote it is gone
+                leftover.unlink()
+            if not n_done:
+                files.create()
     planes = ["clean", *["weak"] * (n_planes // 2), *["strong"] * (n_planes // 2)]
     views = copy.copy(views)
     views.pixels = _ReadOnce(views.pixels)
     chunks = list(torch.split(torch.arange(n_done, n_rows), batch_size))
+    own = sharing.own(len(chunks))
 
     def make(job: Job) -> Tensor:
-        chunk, plane = job
-        if plane == 0 and chunk + 1 < len(chunks):
-            views.prefetch(chunks[chunk + 1])
+        turn, plane = job
+        if plane == 0 and turn + 1 < len(own):
+            views.prefetch(chunks[own[turn + 1]])
         return views.batch(
-            chunks[chunk], planes[plane], seed=derive_seed(files.key["seed"], "store", plane), device=device
+            chunks[own[turn]], planes[plane], seed=derive_seed(files.key["seed"], "store", plane), device=device
         )
 
-    jobs = ((chunk, plane) for chunk in range(len(chunks)) for plane in range(n_planes))
+    jobs = ((turn, plane) for turn in range(len(own)) for plane in range(n_planes))
     writing: deque[Future[None]] = deque()
     makers = ThreadPoolExecutor(1, thread_name_prefix="labelwright-views")
     writers = ThreadPoolExecutor(1, thread_name_prefix="labelwright-store")
     try:
-        for (chunk, plane), x in _made_ahead(makers, make, jobs):
+        for (turn, plane), x in _made_ahead(makers, make, jobs):
             with torch.inference_mode():
                 z = encode(x)
-            assert z.shape == (len(chunks[chunk]), n_features), z.shape
-            writing.append(writers.submit(files.write, int(chunks[chunk][0]), plane, z))
+                assert z.shape == (len(x), n_features), z.shape
+                parts = sharing.exchanged(z, batch_size)
+            turns = chunks[turn * sharing.n : (turn + 1) * sharing.n]
+            if sharing.is_main:
+                for rows, part in zip(turns, parts, strict=False):
+                    writing.append(writers.submit(files.write, int(rows[0]), plane, part[: len(rows)]))
             while len(writing) > _WRITES_BEHIND:
                 writing.popleft().result()
             if plane == n_planes - 1 and progress is not None:
-                progress(int(chunks[chunk][-1]) + 1)
+                progress(int(turns[-1][-1]) + 1)
         for future in writing:
             future.result()
+        sharing.agreed(n_rows)  # the others read it once it is written
     finally:
         makers.shutdown(cancel_futures=True)
         writers.shutdown(cancel_futures=True)

@@ -38,6 +38,7 @@ from labelwright.encoders.embed import embed, load_encoder
 from labelwright.encoders.resnets import OWN
 from labelwright.errors import ConfigError, DataError
 from labelwright.labels import audit as pieces
+from labelwright.launch import rank
 from labelwright.paths import check_paths
 from labelwright.pipeline.audit_shards import audit_shards
 from labelwright.pipeline.settings import check_values
@@ -244,7 +245,7 @@ def audit(
         "failed": list(failed),
         "seconds": round(time.monotonic() - began, 1),
     }
-    if target is not None:
+    if target is not None and not rank():
         with disk_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
         if target.suffix == ".csv":
@@ -383,7 +384,9 @@ def _seen(
             pixels = open_pixels(kept, size_px=encoder.stats.size_px, limit_gb=16.0)
             view = ViewSettings(mean=encoder.stats.mean, std=encoder.stats.std)
             feats = clean_feats(
-                embed(Source(kept, pixels, torch.arange(len(kept))), encoder, view, n_views=0, device=where)
+                embed(
+                    Source(kept, pixels, torch.arange(len(kept))), encoder, view, n_views=0, device=where, shared=True
+                )
             )
         parts.append(_Part(kept, feats, looks))
     if encoder is None:

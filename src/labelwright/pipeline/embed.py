@@ -8,6 +8,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
+from labelwright import launch
 from labelwright.data.cache import resize_to_square
 from labelwright.data.checks import OnBad, check_images, resolve_problems
 from labelwright.data.columns import named_columns
@@ -33,7 +35,7 @@ from labelwright.run_folder import write_parquet_atomically
 from labelwright.scale.shards import Shard
 from labelwright.scale.tables import Reading, batches, known_of
 from labelwright.scale.work import Sharded, is_sharded, noted, over_shards
-from labelwright.train.processes import accelerator_for
+from labelwright.train.processes import accelerator_for, gather_objects, n_processes
 from labelwright.train.progress import counter
 
 Embedder = Callable[[list[Image.Image]], Any]
@@ -149,8 +151,13 @@ def embed(
     table = resolve_problems(table, [*table.problems, *check_images(table)], on_bad)
     if table.candidates is not None and target.suffix == ".npz":
         raise ConfigError("these images have candidate labels, which an .npz cannot hold", fix="end --out in .parquet")
-    feats = np.concatenate(list(_features(table, embedder, asked.name, batch_size)))
-    _write(target, table, feats)
+    if launch.is_shared():
+        accelerator_for(device)
+    own = range(launch.rank() * batch_size, len(table), n_processes() * batch_size)  # where its batches begin
+    parts = gather_objects(list(_features(table, embedder, asked.name, batch_size, own)))
+    feats = np.concatenate([part for turn in zip_longest(*parts) for part in turn if part is not None])
+    if not launch.rank():
+        _write(target, table, feats)
     return Embedded(target, len(feats), feats.shape[1], listed(table.quarantined))
 
 
@@ -225,11 +232,13 @@ def _pretrained(name: str, device: str, precision: str) -> Embedder:
     return run
 
 
-def _features(table: LabelTable, model: Embedder, name: str, batch_size: int) -> Iterator[npt.NDArray[np.float32]]:
-    """[n, D] of one batch after another, checked."""
+def _features(
+    table: LabelTable, model: Embedder, name: str, batch_size: int, firsts: range | None = None
+) -> Iterator[npt.NDArray[np.float32]]:
+    """[n, D] of one batch after another, of those that begin at rows ``firsts``, checked; None: all."""
     width: int | None = None
     with counter(f"embedding with {name}", len(table)) as progress:
-        for first in range(0, len(table), batch_size):
+        for first in range(0, len(table), batch_size) if firsts is None else firsts:
             rows = range(first, min(first + batch_size, len(table)))
             images = [table.image(row) for row in rows]
             try:

@@ -74,10 +74,7 @@ def prepare_job(plan: Plan, seconds: dict[str, float], approve: Callable[[Estima
     if plan.annotator is not None:
         guesser = Guesser(plan.annotator, encoder, device, precision, settings.cache_limit_gb)
         with _clock(seconds, "annotate"):
-            accelerator.wait_for_everyone()  # for the folder to be there
-            guesses = guesser.guesses(
-                plan.run.path, prepared.train, n_processes=accelerator.num_processes, approve=approve
-            )
+            guesses = guesser.guesses(plan.run.path, prepared.train, approve=approve)
             table = dataclasses.replace(prepared.train.table, candidates=guesses.candidates)
             prepared = dataclasses.replace(prepared, train=dataclasses.replace(prepared.train, table=table))
     concepts = _concepts(plan, prepared, guesses, approve)
@@ -103,10 +100,10 @@ def embedded(plan: Plan) -> Prepared:
     settings, prepared, encoder, device = plan.settings, plan.prepared, plan.encoder, plan.accelerator.device
     if encoder is None or plan.views != "embeddings":
         return prepared
-    train = embed(prepared.train, encoder, prepared.view, n_views=settings.n_views, device=device)
+    train = embed(prepared.train, encoder, prepared.view, n_views=settings.n_views, device=device, shared=True)
     # Test images in the un-augmented view alone, but for those to be learned from.
     n_views = settings.n_views if settings.refit and prepared.test_is == "held out" else 0
-    test = prepared.test and embed(prepared.test, encoder, prepared.view, n_views=n_views, device=device)
+    test = prepared.test and embed(prepared.test, encoder, prepared.view, n_views=n_views, device=device, shared=True)
     return dataclasses.replace(prepared, train=train, test=test)
 
 

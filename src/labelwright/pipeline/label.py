@@ -22,6 +22,7 @@ from labelwright.data.prepare import listed
 from labelwright.data.read import STRANGERS_FOLDER
 from labelwright.data.table import LabelTable
 from labelwright.errors import ConfigError
+from labelwright.launch import rank
 from labelwright.paths import check_paths
 from labelwright.pipeline.label_rows import label_rows, strange_facts
 from labelwright.pipeline.label_shards import label_shards
@@ -137,6 +138,7 @@ def label(
         classes=None,
         columns=named_columns(image=image_column),
         only_images=True,
+        shared=True,
     )
 
     def labelled(calibration: Calibration) -> pa.Table:
@@ -157,9 +159,9 @@ def label(
     kept = {"left_out": listed(table.quarantined), "strangers": facts}
     kept |= {} if promised is None else {"promise": promised}
     rows = rows.replace_schema_metadata({key: json.dumps(value) for key, value in kept.items()})
-    if target is not None:
+    if target is not None and not rank():
         _write_labels(rows, table, target)
-    if rename:
+    if rename and not rank():
         with Run(run).held():
             rename_in_run(run, saved.class_names, rename)
     return rows

@@ -24,8 +24,8 @@ from labelwright.encoders.saved import FORMAT
 from labelwright.errors import ConfigError, DataError
 from labelwright.replacing import replacing
 from labelwright.run_folder import write_text_atomically
-from labelwright.train.predict import Answers, answer, odds_of
-from labelwright.train.processes import accelerator_for
+from labelwright.train.predict import Answers, answer, joined, odds_of, share_of
+from labelwright.train.processes import accelerator_for, gather_objects
 from labelwright.trust.calibration import Calibration, with_evidence
 from labelwright.trust.pixel_votes import PixelVotes
 from labelwright.trust.pixel_votes import from_tensors as votes_of_tensors
@@ -300,8 +300,11 @@ def answers_for(
     only_images: bool = False,
     cache_limit_gb: float = 16.0,
     first_number: int | None = None,
+    shared: bool = False,
 ) -> tuple[LabelTable, Answers, Strange | None]:
     """What a saved model says of any images, or of embeddings if it was trained on such; with their table.
+
+    Args: shared: see `answers_of_source`.
 
     Returns: table, answers, and how strange the images are; None of a model that cannot tell.
     """
@@ -315,7 +318,7 @@ def answers_for(
         cache_limit_gb=cache_limit_gb,
         first_number=first_number,
     )
-    answers, strange = answers_of_source(saved, source, device=device, precision=precision)
+    answers, strange = answers_of_source(saved, source, device=device, precision=precision, shared=shared)
     return source.table, answers, strange
 
 
@@ -368,9 +371,12 @@ def check_fits(saved: SavedModel, source: Source, where: str) -> None:
 
 
 def answers_of_source(
-    saved: SavedModel, source: Source, *, device: str, precision: str
+    saved: SavedModel, source: Source, *, device: str, precision: str, shared: bool = False
 ) -> tuple[Answers, Strange | None]:
-    """What a saved model says of images that are decoded, or of embeddings, see `check_fits`; how strange they are."""
+    """What a saved model says of images that are decoded, or of embeddings, see `check_fits`; how strange they are.
+
+    Args: shared: whether every process of a launcher is here, to answer for its share.
+    """
     net: Any = saved.net
     views, strangers = source.views(saved.view), saved.strangers
     seen, scores, strange, evidence = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
@@ -388,15 +394,15 @@ def answers_of_source(
         return found
 
     hook = net.backbone.register_forward_hook(lambda module, x, feats: seen.append(feats))
-    answers = answer(
-        probs,
-        views,
-        torch.arange(views.n_rows),
-        device=accelerator_for(device).device,
-        precision=precision,
-        description="labelling",
-    )
+    on, every = accelerator_for(device).device, torch.arange(views.n_rows)
+    rows = share_of(every) if shared else every
+    answers = answer(probs, views, rows, device=on, precision=precision, description="labelling")
     hook.remove()
+    if shared:
+        answers = joined(gather_objects(answers))
+        scores, strange, evidence = (
+            [each.cpu() for part in gather_objects(some) for each in part] for some in (scores, strange, evidence)
+        )
     if evidence:
         answers = replace(answers, odds=with_evidence(answers.odds, torch.cat(evidence)))
     return answers, None if strangers is None else Strange(strangers, torch.cat(scores), torch.cat(strange))

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from labelwright import launch
 from labelwright.errors import ConfigError, DataError, LabelwrightError
 from labelwright.replacing import check_output
 from labelwright.scale.places import file_system, is_url, reading, writing
@@ -104,6 +105,10 @@ def over_shards(
 
     Raises: ConfigError if the folder belongs to other work, or the engine is not installed; DataError of a shard.
     """
+    if launch.is_shared():
+        raise ConfigError(
+            "shards are not shared out by a launcher", fix="start one process, with --engine ray for many"
+        )
     out = str(out) if is_url(str(out)) else str(Path(out).expanduser())
     if not is_url(out):
         if Path(out).suffix:

@@ -24,6 +24,7 @@ from labelwright.train.processes import (
     average_buffers,
     average_grads,
     gather_rows,
+    is_any,
     shard,
 )
 from labelwright.train.seeds import derive_seed, seed_torch
@@ -195,7 +196,7 @@ class _Loop:
                 self.spent["seconds"] = before + time.monotonic() - started
                 if self.step % LOG_EVERY_STEPS == 0:
                     self.log_step(result)
-                if stop.is_set():
+                if is_any(stop.is_set(), self.device):  # all of them, at the same step
                     self.save()
                     raise KeyboardInterrupt
                 if time.monotonic() - last_saved > 60 * self.options.checkpoint_minutes:
@@ -206,7 +207,7 @@ class _Loop:
             self.epoch, self.step, self.plan, self.sums = self.epoch + 1, 0, None, {}
             self.save()
             last_saved = time.monotonic()
-            if stop.is_set():
+            if is_any(stop.is_set(), self.device):
                 raise KeyboardInterrupt
 
     def begin(self) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from labelwright.errors import TrainingError
-from labelwright.train.processes import autocast_dtype
+from labelwright.launch import rank
+from labelwright.train.processes import autocast_dtype, n_processes
 from labelwright.train.progress import track
 from labelwright.types import ViewSource
 
@@ -34,6 +35,23 @@ class Answers:
     best_other_probability: Tensor  # largest probability of a class that is not the given one; nan where none
     odds: Tensor  # [N, T] float64 log-odds of the predicted class at each of TEMPERATURES, see `odds_of`
     alone: Tensor | None = None  # most probable class before `Adapt`
+
+
+def share_of(rows: Tensor) -> Tensor:
+    """Rows that this process of a launcher answers for: whole batches, so that answers are those of one process.
+
+    Example:
+      >>> share_of(torch.arange(3)).tolist()
+      [0, 1, 2]
+    """
+    batches = list(torch.split(rows, BATCH))
+    first, last = (len(batches) * k // n_processes() for k in (rank(), rank() + 1))
+    return torch.cat([rows[:0], *batches[first:last]])
+
+
+def joined(parts: Sequence[Answers]) -> Answers:
+    """The answers of several processes as one."""
+    return Answers(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Answers)))
 
 
 def odds_of(probs: Tensor) -> Tensor:

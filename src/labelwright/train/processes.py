@@ -1,16 +1,22 @@
-"""The same loop on one process or many: sharding, gathering, averaging. Identity when there is only one."""
+"""The same work on one process or many: sharding, gathering, averaging. Identity when there is only one."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from labelwright.errors import ConfigError
+from labelwright.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+ItemT = TypeVar("ItemT")
+WAITING = timedelta(hours=12)  # of one process for another
 
 
 def device_for(device: str) -> torch.device:
@@ -40,12 +46,14 @@ def accelerator_for(device: str) -> Accelerator:
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
+    from accelerate.utils import InitProcessGroupKwargs
 
     wants_cpu = device_for(device).type == "cpu"
     # accelerate keeps one state per process and refuses another device in it: begin a new one when the device changes.
     if AcceleratorState._shared_state and (AcceleratorState().device.type == "cpu") != wants_cpu:
         AcceleratorState._reset_state(True)
-    return Accelerator(cpu=wants_cpu)
+    # Processes wait for the first one while it asks a chat model; launchers end them all when one has ended.
+    return Accelerator(cpu=wants_cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=WAITING)])
 
 
 def autocast_dtype(device: torch.device, precision: str) -> torch.dtype | None:
@@ -78,9 +86,67 @@ def shard(rows: Tensor, accelerator: Accelerator) -> Tensor:
     return rows[accelerator.process_index :: accelerator.num_processes]
 
 
-def _n_processes() -> int:
+def n_processes() -> int:
+    """Of this run, once `accelerator_for` has been called; 1 without a launcher.
+
+    Example:
+      >>> n_processes()
+      1
+    """
     is_one = not torch.distributed.is_available() or not torch.distributed.is_initialized()
     return 1 if is_one else torch.distributed.get_world_size()
+
+
+@contextmanager
+def _exchange() -> Iterator[None]:
+    """Around what needs every process: if one has ended, the others end as well, with a sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise TrainingError(
+            f"another process of this run has ended ({str(error).splitlines()[0][:100]})",
+            fix="see what it wrote; the same command continues, a fit with --resume, on any number of processes",
+        ) from error
+
+
+def wait_for_all() -> None:
+    """Go on when every process has come here.
+
+    Raises: TrainingError if one has ended.
+    """
+    if n_processes() > 1:
+        with _exchange():
+            torch.distributed.barrier()
+
+
+def is_any(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is set in any process.
+
+    Example:
+      >>> is_any(True, torch.device("cpu"))
+      True
+    """
+    if n_processes() == 1:
+        return flag
+    found = torch.tensor(float(flag), device=device)
+    with _exchange():
+        torch.distributed.all_reduce(found)
+    return bool(found > 0)
+
+
+def gather_objects(value: ItemT) -> list[ItemT]:
+    """What each process has, in the order of the processes; anything that can be pickled.
+
+    Example:
+      >>> gather_objects("a")
+      ['a']
+    """
+    if n_processes() == 1:
+        return [value]
+    found: list[Any] = [None] * n_processes()
+    with _exchange():
+        torch.distributed.all_gather_object(found, value)
+    return found
 
 
 def gather_rows(x: Tensor) -> Tensor:
@@ -93,10 +159,11 @@ def gather_rows(x: Tensor) -> Tensor:
       >>> gather_rows(torch.tensor([1, 2])).tolist()
       [1, 2]
     """
-    if _n_processes() == 1:
+    if n_processes() == 1:
         return x
-    parts = [torch.empty_like(x) for _ in range(_n_processes())]
-    torch.distributed.all_gather(parts, x.contiguous())
+    parts = [torch.empty_like(x) for _ in range(n_processes())]
+    with _exchange():
+        torch.distributed.all_gather(parts, x.contiguous())
     return torch.stack(parts, dim=1).flatten(0, 1)  # [B/n, n, ...] -> [B, ...]
 
 
@@ -109,10 +176,10 @@ def gather_queries(x: Tensor) -> Tensor:
     Example:
       >>> gather_queries(torch.ones(2, 1, requires_grad=True)).sum().backward()
     """
-    if _n_processes() == 1:
+    if n_processes() == 1:
         return x
     rank = torch.distributed.get_rank()
-    dealt = gather_rows(x.detach()).view(len(x), _n_processes(), -1)
+    dealt = gather_rows(x.detach()).view(len(x), n_processes(), -1)
     return torch.cat([dealt[:, :rank], x[:, None], dealt[:, rank + 1 :]], dim=1).flatten(0, 1)
 
 
@@ -125,9 +192,9 @@ def sum_gradients(loss: Tensor) -> Tensor:
       >>> sum_gradients(torch.tensor(2.0)).item()
       2.0
     """
-    if _n_processes() == 1:
+    if n_processes() == 1:
         return loss
-    return loss + (_n_processes() - 1) * (loss - loss.detach())
+    return loss + (n_processes() - 1) * (loss - loss.detach())
 
 
 def mean_share(total: Tensor) -> Tensor:
@@ -145,11 +212,12 @@ def mean_share(total: Tensor) -> Tensor:
       >>> mean_share(torch.tensor(7.0)).item()
       1.0
     """
-    if _n_processes() == 1:
+    if n_processes() == 1:
         return torch.ones_like(total)
     mean = total.detach().clone()
-    torch.distributed.all_reduce(mean)
-    mean /= _n_processes()
+    with _exchange():
+        torch.distributed.all_reduce(mean)
+    mean /= n_processes()
     return total.detach() / torch.where(mean > 0, mean, 1.0)
 
 
@@ -159,7 +227,8 @@ def average_grads(params: list[Tensor], accelerator: Accelerator) -> None:
         return
     grads = [p.grad for p in params if p.grad is not None]
     flat = torch.cat([grad.flatten() for grad in grads])
-    torch.distributed.all_reduce(flat)
+    with _exchange():
+        torch.distributed.all_reduce(flat)
     flat /= accelerator.num_processes
     for grad, part in zip(grads, torch.split(flat, [grad.numel() for grad in grads]), strict=True):
         grad.copy_(part.view_as(grad))
@@ -171,5 +240,6 @@ def average_buffers(net: nn.Module, accelerator: Accelerator) -> None:
         return
     for buffer in net.buffers():
         if buffer.is_floating_point():
-            torch.distributed.all_reduce(buffer)
+            with _exchange():
+                torch.distributed.all_reduce(buffer)
             buffer /= accelerator.num_processes

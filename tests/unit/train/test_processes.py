@@ -5,13 +5,19 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 import tiny
-from labelwright.errors import ConfigError
+from labelwright import cli
+from labelwright.encoders.store import Sharing
+from labelwright.errors import ConfigError, TrainingError
+from labelwright.run_folder import Run
+from labelwright.train import predict, processes
 from labelwright.train.processes import accelerator_for, autocast_dtype, gather_rows, mean_share, shard
 
 SCRIPT = Path(__file__).parents[2] / "tiny_run.py"
@@ -81,25 +87,32 @@ TRAINS = {
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What two processes make of each of RUNS, as the first saved it."""
     out = tmp_path_factory.mktemp("two")
+    begin_with_one(out / "begun")
+    write_photos(out)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     shared |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     orders = {name: {**wanted, "counts": [20, 8, 8], "norm": False} for name, wanted in RUNS.items()}
+    orders["resumed"] = {**orders["batches"], "resumes": "begun"}
+    for name, words in VERBS.items():
+        orders[name] = {"verb": [word.replace("OUT", str(out)) for word in [*words, f"OUT/{name}-of-two.parquet"]]}
     children = [
         subprocess.Popen(
             [sys.executable, str(SCRIPT), str(out), json.dumps(orders)],
             env=os.environ | shared | {"RANK": str(i), "LOCAL_RANK": str(i)},
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
         for i in range(2)
     ]
     try:
-        for child in children:
-            errors = child.communicate(timeout=120)[1]
+        for i, child in enumerate(children):
+            printed, errors = child.communicate(timeout=300)
             assert child.returncode == 0, errors
+            assert bool(printed) == (i == 0), "the main process alone prints"
     finally:
         for child in children:
             child.kill()
@@ -107,7 +120,101 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[st
     for name in RUNS:
         both = [found[i][name]["tensors"] for i in range(2)]
         assert [path for path in both[0] if not torch.equal(both[0][path], both[1][path])] == [], "processes disagree"
-    return cast(dict[str, dict[str, Any]], found[0])
+    return {**found[0], "out": out}
+
+
+def begin_with_one(folder: Path) -> None:
+    """A run that ends as if interrupted, on one process: a checkpoint in its second epoch."""
+    run, settings = Run(folder), RUNS["batches"]["settings"]
+    steps = 0
+
+    def check_there() -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 7:  # of saves, one a step
+            raise KeyboardInterrupt
+
+    run.check_there = check_there  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        tiny.run_method("cvs", [20, 8, 8], settings=settings, norm=False, run=run, checkpoint_minutes=0.0)
+    run.close()
+
+
+def write_photos(root: Path) -> None:
+    """Six small images of two classes, a function that embeds them."""
+    for i in range(6):
+        (root / "photos" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (40 * i, 10, 90)).save(root / "photos" / "ab"[i % 2] / f"{i}.png")
+    function = "import numpy as np\ndef embed(images):\n    return [np.asarray(i).mean((0, 1)) for i in images]\n"
+    (root / "own.py").write_text(function)
+
+
+CLIP = ["--model", "labelwright/digits-clip", "--device", "cpu"]
+VERBS = {
+    "embed": ["embed", "OUT/photos", "--function", "OUT/own.py:embed", "--batch-size", "2", "--device", "cpu", "--out"],
+    "audit": ["audit", "OUT/photos", *CLIP, "--out"],
+    "annotate": ["annotate", "OUT/photos", *CLIP, "--out"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", VERBS)
+def test_two_processes__write_what_one_writes(two_processes: dict[str, Any], verb: str) -> None:
+    out = two_processes["out"]
+    words = [word.replace("OUT", str(out)) for word in [*VERBS[verb], f"OUT/{verb}.parquet"]]
+    assert cli.run(words) == 0
+    assert pq.read_table(out / f"{verb}-of-two.parquet").equals(pq.read_table(out / f"{verb}.parquet"))
+
+
+@pytest.mark.slow
+def test_two_processes__go_on_with_the_run_of_one(two_processes: dict[str, Any]) -> None:
+    whole, resumed = two_processes["batches"], two_processes["resumed"]
+    assert 0 < len(resumed["losses"]) < len(whole["losses"])
+    for path, tensor in whole["tensors"].items():
+        torch.testing.assert_close(resumed["tensors"][path], tensor, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("n_chunks", [1, 2, 5])
+def test_share_of_a_store__each_chunk_once_and_equally_many(n_chunks: int) -> None:
+    shares = [Sharing(i, 3).own(n_chunks) for i in range(3)]
+    assert len({len(share) for share in shares}) == 1
+    assert sorted({chunk for share in shares for chunk in share}) == list(range(n_chunks))
+    written = [[*range(n_chunks)][turn * 3 : (turn + 1) * 3] for turn in range(len(shares[0]))]
+    assert all(shares[k][turn] == chunk for turn, some in enumerate(written) for k, chunk in enumerate(some))
+
+
+def test_share_of_answers__whole_batches_of_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = torch.arange(1300)
+    monkeypatch.setattr(predict, "n_processes", lambda: 2)
+    shares = []
+    for i in range(2):
+        monkeypatch.setenv("RANK", str(i))
+        shares.append(predict.share_of(rows))
+    assert torch.equal(torch.cat(shares), rows)
+    assert [len(share) % predict.BATCH for share in shares[:1]] == [0]
+
+
+def test_exchange__with_a_process_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*args: Any) -> None:
+        raise RuntimeError("Connection closed by peer [127.0.0.1]:1")
+
+    monkeypatch.setattr(processes, "n_processes", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "barrier", lost)
+    with pytest.raises(TrainingError, match=r"another process of this run has ended.*Connection closed") as raised:
+        processes.wait_for_all()
+    assert "--resume" in raised.value.fix
+
+
+def test_cli__other_verbs_are_done_by_the_first_process_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert cli.run(["verify", str(tmp_path / "none")]) == 0
+    assert cli.run(["embed", str(tmp_path / "none"), "--onnx", "no.onnx", "--out", str(tmp_path / "x.npz")]) == 2
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setenv("RANK", "0")
+    assert cli.run(["verify", str(tmp_path / "none")]) == 2
+    assert "RANK" not in os.environ
 
 
 @pytest.mark.slow
