@@ -103,7 +103,7 @@ def test_every_metric_is_explained() -> None:
     assert {name.replace("_", " ") for name in (*METRICS, *POOL_METRICS)} <= explained
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/benchmarks.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/benchmarks.md", "docs/open-questions.md"])
 def test_figures_in_tables_are_in_the_files(name: str) -> None:
     lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
     cells = [part.strip(" *") for line in lines if line.startswith("|") for part in line.split("|")]
