@@ -2,8 +2,9 @@
 
     python scripts/build_site.py [--out site]
 
-README.md is the start page, CONTRIBUTING.md and CHANGELOG.md are pages, and the reference is made of docstrings. Needs
-the extra `docs` and no network. Exits with 1 for a link that leads nowhere.
+README.md is the start page, CONTRIBUTING.md and CHANGELOG.md are pages, notebooks are run and become pages with what
+they print, and the reference is made of docstrings. Needs the extra `docs` and no network. Exits with 1 for a link that
+leads nowhere.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import notebooks
 import yaml
 
 ROOT = Path(__file__).parents[1]
@@ -49,10 +51,13 @@ def main() -> None:
     out = parser.parse_args().out.resolve()
     with tempfile.TemporaryDirectory() as scratch:
         config = lay_out(Path(scratch))
-        done = subprocess.run(
-            [sys.executable, "-m", "mkdocs", "build", "--quiet", "--config-file", str(config), "--site-dir", str(out)],
+        done = subprocess.run(  # not --quiet: it would hide warnings from the strictness of mkdocs.yml, too
+            [sys.executable, "-m", "mkdocs", "build", "--config-file", str(config), "--site-dir", str(out)],
             env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
         )
+        print(*(line for line in done.stderr.splitlines() if not line.startswith("INFO")), sep="\n", end="")
     if done.returncode:
         sys.exit(done.returncode)
     print(f"{out}: {len(list(out.rglob('*.html')))} pages")
@@ -69,6 +74,9 @@ def lay_out(folder: Path) -> Path:
     ):
         text = (ROOT / source).read_text(encoding="utf-8")
         (pages / name).write_text(relinked(text, here="", root=""), encoding="utf-8")
+    for path in sorted((pages / "notebooks").glob("*.ipynb")):
+        path.with_suffix(".md").write_text(notebooks.page_of(path), encoding="utf-8")
+        path.unlink()
     for page in pages.rglob("*.md"):
         if page.parent != pages or page.name not in AT_ROOT.values():
             here = page.relative_to(pages).parent.as_posix().removeprefix(".")
@@ -85,10 +93,37 @@ def lay_out(folder: Path) -> Path:
     config["nav"] += [{"Reference": nav}, {"Contributing": "contributing.md"}, {"Changelog": "changelog.md"}]
     config["docs_dir"] = str(pages)
     handlers = config["plugins"][1]["mkdocstrings"]["handlers"]
-    handlers["python"]["paths"] = [str(ROOT / "src")]
+    handlers["python"]["paths"] = [str(folder / "src")]
+    for source in PACKAGE.rglob("*.py"):
+        copied = folder / "src" / source.relative_to(PACKAGE.parent)
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        copied.write_text(with_fences(source.read_text(encoding="utf-8")), encoding="utf-8")
     path = folder / "mkdocs.yml"
     path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     return path
+
+
+def with_fences(source: str) -> str:
+    """Python whose examples in docstrings are fenced as code: as they are, Markdown takes >>> for quotations.
+
+    Example:
+      >>> print(with_fences("  >>> [1]\\n  [1]\\n"))
+        ```pycon
+        >>> [1]
+        [1]
+        ```
+    """
+    lines, indent = [], None
+    for line in source.split("\n"):
+        own = line[: len(line) - len(line.lstrip())]
+        if indent is not None and (not line.strip() or '"""' in line or len(own) < len(indent)):
+            lines.append(f"{indent}```")
+            indent = None
+        if indent is None and line.strip().startswith(">>> "):
+            indent = own
+            lines.append(f"{indent}```pycon")
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def relinked(text: str, *, here: str, root: str) -> str:
@@ -114,7 +149,9 @@ def relinked(text: str, *, here: str, root: str) -> str:
             return f"[{words}]({root}{name.lower()}{mark}{anchor})"
         if path.startswith("docs/"):
             return f"[{words}]({target.removeprefix('docs/')})"
-        if name.endswith((".md", ".png", ".svg", ".csv", ".yaml")):
+        if name.endswith(".ipynb"):
+            return f"[{words}]({path.removesuffix('.ipynb')}.md{mark}{anchor})"
+        if name.endswith((".md", ".png", ".svg", ".webp", ".csv", ".yaml")):
             return match[0]
         return words  # a file of the repository that the site does not have
 

@@ -62,7 +62,7 @@ def read(name: str) -> str:
 def fenced(page: Path) -> Iterator[tuple[int, str, str]]:
     """(line, language, text) of each block of code."""
     text = page.read_text(encoding="utf-8")
-    for found in re.finditer(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+    for found in re.finditer(r"^```(\w*)[^\n]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
         yield text.count("\n", 0, found.start()) + 2, found[1], found[2]
 
 
