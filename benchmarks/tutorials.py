@@ -125,7 +125,7 @@ LAYOUTS: Mapping[str, tuple[Callable[[Photos], Truth], str, int, str]] = {
     "several-answers": (answers, "flowers12", 25, "situation"),
     "long-tail": (long_tail, "rsscn7", 45, "situation"),
     "new-classes": (open_world, "rsscn7", 40, "situation"),
-    "correct-and-repeat": (wrong_labels, "flowers12", 20, "confused"),
+    "correct-and-repeat": (wrong_labels, "flowers12", 20, "situation"),
 }
 """Page -> what lies in the folder, of which set, how many images of a class, and the section of the report to show."""
 
@@ -270,9 +270,9 @@ def main() -> None:
             printed = run_page(page, lay_out(photos_of(data / f"{source}-train.parquet", n)), models)
             print(*printed.values(), sep="\n", file=sys.stderr)
             instead = {f"{folder.resolve()}/": "", **{used: written for written, used in models.items()}}
-            last = max(Path().glob("*/report.html"), key=lambda path: path.stat().st_mtime)
+            report = Path("run", "report.html").read_text(encoding="utf-8")
             shown = folder / "shown.html"
-            shown.write_text(as_written(last.read_text(encoding="utf-8"), instead), encoding="utf-8")
+            shown.write_text(as_written(report, instead), encoding="utf-8")
             pictures(shown, PAGES / f"{name}.webp", section, of_parts=name == "few-labels")
             printed = {verb: as_written(text, instead) for verb, text in printed.items()}
             page.write_text(with_printed(page.read_text(encoding="utf-8"), printed), encoding="utf-8")

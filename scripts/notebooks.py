@@ -83,7 +83,8 @@ def page_of(path: Path) -> str:
         if found and found.printed.strip() and not isinstance(found.value, Html):
             parts.append(f"```text\n{found.printed.strip()}\n```")
         if found and isinstance(found.value, Html):
-            parts.append(re.sub(r"\n\s*", " ", found.value))  # one block of HTML
+            framed = re.sub(r'srcdoc="[^"]*"', lambda each: each[0].replace("\n", "&#10;"), found.value)  # as it is
+            parts.append(re.sub(r"\n\s*", " ", framed))  # one block of HTML
         elif found and found.value is not None:
             parts.append(f"<pre>{html.escape(repr(found.value))}</pre>")
     return "\n\n".join(parts) + "\n"

@@ -100,6 +100,7 @@ def test_tutorial_is_short_and_shows_its_report(page: Path) -> None:
     own = re.sub(r'^```text title="printed.*?^```', "", text, flags=re.DOTALL | re.MULTILINE)
     assert len(own.splitlines()) <= LONGEST_PAGE
     shown = re.findall(r"\]\(([\w-]+\.webp)\)", text)
+    assert f"{page.stem}.webp" in shown
     assert all((page.parent / name).stat().st_size < LARGEST_PICTURE for name in shown)
     assert all(text.strip() for _, title, text in tutorials.blocks(page) if title), "python benchmarks/tutorials.py"
 
