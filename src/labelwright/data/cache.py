@@ -31,7 +31,7 @@ from labelwright.errors import ConfigError, DataError, DiskError, Problem
 from labelwright.replacing import replacing
 from labelwright.train.progress import say
 
-CACHE_FORMAT = 2  # part of every key: raise it whenever the same image would give other pixels or another layout
+CACHE_FORMAT = 3  # part of every key: raise it whenever the same image would give other pixels or another layout
 RESIZE_RULE = "centre-square-bicubic"  # see `resize_to_square`; part of every key
 
 _MAX_AHEAD = 1024  # decoded images kept waiting by a stream; beyond it the oldest hints are dropped
@@ -109,10 +109,10 @@ def default_cache_folder() -> Path:
 
 
 def resize_to_square(image: Image.Image, *, size_px: int) -> Pixels:
-    """The centre square of an RGB image at size_px x size_px: shorter side to size_px, antialiased, then cropped.
+    """The centre square of an RGB image at size_px x size_px: cropped, then resized, antialiased.
 
     An image of exactly that size comes back bit for bit. One that was decoded at reduced scale is cropped where its
-    file would be.
+    file would be. Nothing outside the square is read, so that exported models can do the same (exporting.onnx_file).
 
     Returns: [size_px, size_px, 3] uint8.
 
@@ -125,8 +125,8 @@ def resize_to_square(image: Image.Image, *, size_px: int) -> Pixels:
         side = min(width, height)
         left, top = (width - side) // 2, (height - side) // 2
         x, y = image.width / width, image.height / height  # 1 unless it was decoded at reduced scale
-        box = (left * x, top * y, (left + side) * x, (top + side) * y)
-        image = image.resize((size_px, size_px), Image.Resampling.BICUBIC, box=box)
+        box = (round(left * x), round(top * y), round((left + side) * x), round((top + side) * y))
+        image = image.crop(box).resize((size_px, size_px), Image.Resampling.BICUBIC)
     return np.array(image, dtype=np.uint8)
 
 

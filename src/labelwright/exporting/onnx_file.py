@@ -23,11 +23,14 @@ from labelwright.replacing import replacing
 LARGEST_DIFFERENCE = 1e-4  # of probabilities, between the file and the network
 OPSET = 18  # the first whose Resize can smooth as Pillow does
 
-# What a decoded image goes through before the network: data.cache.resize_to_square, to within one grey level.
+# What a decoded image goes through before the network, data.cache.resize_to_square: Pillow resizes rows, rounds, then
+# resizes columns. The same to within two grey levels.
+_RESIZE = """Resize <antialias=1, axes=[{axis}], coordinate_transformation_mode="half_pixel", cubic_coeff_a=-0.5,
+    exclude_outside=1, mode="cubic">"""
 _SQUARE = """
 <ir_version: 9, opset_import: ["" : {opset}]>
 square (uint8[batch, height, width, 3] images) => (float[batch, 3, {size}, {size}] pixels)
-<int64[2] prep_size = {{{size}, {size}}}, float prep_low = {{0}}, float prep_high = {{255}}>
+<int64[1] prep_size = {{{size}}}, float prep_low = {{0}}, float prep_high = {{255}}>
 {{
   prep_shape = Shape <start=1, end=3> (images)
   prep_side = ReduceMin <keepdims=1> (prep_shape)
@@ -35,10 +38,12 @@ square (uint8[batch, height, width, 3] images) => (float[batch, 3, {size}, {size
   prep_square = CenterCropPad <axes=[1, 2]> (images, prep_sides)
   prep_planes = Transpose <perm=[0, 3, 1, 2]> (prep_square)
   prep_levels = Cast <to=1> (prep_planes)
-  prep_resized = Resize <antialias=1, axes=[2, 3], coordinate_transformation_mode="half_pixel", cubic_coeff_a=-0.5,
-    mode="cubic"> (prep_levels, , , prep_size)
-  prep_rounded = Round (prep_resized)
-  pixels = Clip (prep_rounded, prep_low, prep_high)
+  prep_rows = {rows} (prep_levels, , , prep_size)
+  prep_rows_rounded = Round (prep_rows)
+  prep_rows_levels = Clip (prep_rows_rounded, prep_low, prep_high)
+  prep_columns = {columns} (prep_rows_levels, , , prep_size)
+  prep_columns_rounded = Round (prep_columns)
+  pixels = Clip (prep_columns_rounded, prep_low, prep_high)
 }}
 """
 
@@ -116,7 +121,8 @@ def _put_before(made: Any, size_px: int) -> None:
     """Let a model whose input is ``pixels`` take ``images`` of any size."""
     from onnx import parser
 
-    square = parser.parse_model(_SQUARE.format(opset=OPSET, size=size_px)).graph
+    rows, columns = (_RESIZE.format(axis=axis) for axis in (3, 2))
+    square = parser.parse_model(_SQUARE.format(opset=OPSET, size=size_px, rows=rows, columns=columns)).graph
     graph = made.graph
     nodes = [*square.node, *graph.node]
     del graph.node[:], graph.input[:]
