@@ -125,8 +125,11 @@ def resize_to_square(image: Image.Image, *, size_px: int) -> Pixels:
         side = min(width, height)
         left, top = (width - side) // 2, (height - side) // 2
         x, y = image.width / width, image.height / height  # 1 unless it was decoded at reduced scale
-        box = (round(left * x), round(top * y), round((left + side) * x), round((top + side) * y))
-        image = image.crop(box).resize((size_px, size_px), Image.Resampling.BICUBIC)
+        x0, y0, x1, y1 = left * x, top * y, (left + side) * x, (top + side) * y
+        column, row = math.floor(x0), math.floor(y0)
+        square = image.crop((column, row, math.ceil(x1), math.ceil(y1)))
+        box = (x0 - column, y0 - row, x1 - column, y1 - row)  # all of the square, unless it ends between two pixels
+        image = square.resize((size_px, size_px), Image.Resampling.BICUBIC, box=box)
     return np.array(image, dtype=np.uint8)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from labelwright.errors import ConfigError, LabelwrightError
-from labelwright.exporting.served import OUTPUTS, Served
+from labelwright.exporting.served import Served
 from labelwright.replacing import replacing
 
 LARGEST_DIFFERENCE = 1e-4  # of probabilities, between the file and the network
@@ -62,7 +62,7 @@ def write_onnx(served: Served, path: Path, *, size_px: int, n_features: int, met
       five random inputs.
 
     The input is ``images`` [batch, height, width, 3] uint8 RGB, upright, of any one size, or ``embeddings`` [batch, D]
-    float32; the outputs are `served.OUTPUTS`.
+    float32; the outputs are `Served.outputs`.
 
     Raises: ConfigError without the extra; LabelwrightError if the difference exceeds LARGEST_DIFFERENCE.
     """
@@ -105,7 +105,7 @@ def _converted(served: Served, example: Tensor) -> Any:
                 served,
                 (example,),
                 input_names=[name],
-                output_names=list(OUTPUTS),
+                output_names=list(served.outputs),
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
                 opset_version=OPSET,
                 dynamo=True,
@@ -139,11 +139,14 @@ def _example(n: int, size_px: int, n_features: int) -> Tensor:
 
 
 def _difference(content: bytes, served: Served, example: Tensor) -> float:
-    """The largest difference of a probability or a trust."""
+    """The largest difference of a probability, a trust or a strangeness."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    probs, _, trust = session.run(list(OUTPUTS), {session.get_inputs()[0].name: example.numpy()})
+    names = [name for name in served.outputs if name != "label"]
+    found = session.run(names, {session.get_inputs()[0].name: example.numpy()})
     with torch.inference_mode():
-        own, _, own_trust = served(example.permute(0, 3, 1, 2) if example.ndim == 4 else example)
-    return float(max(np.abs(probs - own.numpy()).max(), np.abs(trust - own_trust.numpy()).max()))
+        own = dict(
+            zip(served.outputs, served(example.permute(0, 3, 1, 2) if example.ndim == 4 else example), strict=True)
+        )
+    return max(float(np.abs(each - own[name].numpy()).max()) for name, each in zip(names, found, strict=True))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-OUTPUTS = ("probabilities", "label", "trust")
-"""[B, C] softmax; [B] int64 position of the class; [B] chance that this class is right."""
+from labelwright.trust.strangers import Strangers, small_pixels
+
+OUTPUTS = ("probabilities", "label", "trust", "strangeness")
+"""[B, C] softmax; [B] int64 position of the class; [B] chance that this class is right; [B] 0 to 1, how unlike the
+training images (`trust.strangers`), which models that cannot tell leave out."""
 
 
 class Served(nn.Module):
@@ -23,6 +27,7 @@ class Served(nn.Module):
       outputs: class of each of the K outputs, -1 = none; empty: output k is class k.
       trust_of: maps probabilities [B, C], and the normalised images or embeddings that they are of, to the chance [B]
         that the most probable class is right.
+      strangers: what tells images of no class, whose trust falls with their strangeness; None: there is nothing.
       mean, std: three numbers each, of RGB in 0 to 1; None for embeddings.
 
     Example:
@@ -43,13 +48,19 @@ class Served(nn.Module):
         *,
         outputs: Sequence[int] = (),
         trust_of: Callable[[Tensor, Tensor], Tensor],
+        strangers: Strangers | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.net = net
         self.trust_of = trust_of
+        self.strangers, self.feats = strangers, list[Tensor]()
+        self.strange_from = 1.0 if strangers is None else strangers.threshold
         self.takes_pixels = mean is not None and std is not None
+        if strangers is not None and self.takes_pixels:
+            backbone: Any = net.backbone
+            backbone.register_forward_hook(lambda _, x, feats: self.feats.append(feats))
         self.kept = [place for place, of in enumerate(outputs) if of >= 0]
         into = torch.zeros(len(self.kept), n_classes)  # [kept outputs, C]: which class each is
         for row, place in enumerate(self.kept):
@@ -59,12 +70,25 @@ class Served(nn.Module):
             self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
             self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Tensors of OUTPUTS for images or embeddings."""
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Which of OUTPUTS there are."""
+        return OUTPUTS if self.strangers is not None else OUTPUTS[:-1]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Tensors of `outputs` for images or embeddings."""
+        self.feats.clear()
         x = (x.float() / 255 - self.mean) / self.std if self.takes_pixels else x.float()
         logits: Tensor = self.net(x).float()
         if self.kept:
             probs = logits[:, self.kept].softmax(dim=1) @ self.into
         else:
             probs = logits.softmax(dim=1)
-        return probs, probs.argmax(dim=1), self.trust_of(probs, x)
+        trust = self.trust_of(probs, x)
+        if self.strangers is None:
+            return probs, probs.argmax(dim=1), trust
+        looks = (self.feats[0].float(), small_pixels(x)) if self.takes_pixels else (x,)
+        strangeness = self.strangers.placed(self.strangers.score(looks))
+        strange = trust * (1 - strangeness) / (1 - self.strange_from)
+        trust = torch.where(strangeness > self.strange_from, strange, trust)
+        return probs, probs.argmax(dim=1), trust, strangeness

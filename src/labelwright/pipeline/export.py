@@ -86,7 +86,14 @@ def _first(net: Any) -> Any:
 def _served(saved: SavedModel) -> Served:
     pixels = {"mean": saved.view.mean, "std": saved.view.std} if saved.size_px else {}
     net = saved.net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    served = Served(net, len(saved.class_names), outputs=saved.outputs, trust_of=saved.trust_of, **pixels)
+    served = Served(
+        net,
+        len(saved.class_names),
+        outputs=saved.outputs,
+        trust_of=saved.trust_of,
+        strangers=saved.strangers,
+        **pixels,
+    )
     return served.eval().requires_grad_(False)
 
 
@@ -96,6 +103,7 @@ def _about(saved: SavedModel) -> dict[str, str]:
         "class_names": json.dumps(list(saved.class_names), ensure_ascii=False),
         "input": f"RGB, upright, uint8; seen at {saved.size_px} px" if saved.size_px else "embeddings, float32",
         "calibration": json.dumps(saved.calibration.to_dict()),
+        **({} if saved.strangers is None else {"strange_from": str(saved.strangers.threshold)}),
         "labelwright": labelwright.__version__,
     }
 

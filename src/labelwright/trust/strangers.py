@@ -71,10 +71,8 @@ class Strangers:
           >>> [round(value, 3) for value in found.score((torch.tensor([[1.0, 1.0], [-1.0, -1.0]]),)).tolist()]
           [0.366, 2.134]
         """
-        found = torch.zeros(len(looks[0]))
-        for look, references, bar in zip(looks, self.references, self.bars.tolist(), strict=False):
-            found = torch.maximum(found, distances(look, references, exclude=exclude) / bar)
-        return found
+        seen = zip(looks, self.references, self.bars.tolist(), strict=False)
+        return torch.stack([distances(look, each, exclude=exclude) / bar for look, each, bar in seen]).amax(0)
 
     def strangeness(self, scores: Tensor) -> Tensor:
         """Share [B] float32 of the training images with a lower score; beyond the largest, the nearer to 1 the larger.
@@ -84,11 +82,17 @@ class Strangers:
           >>> found.strangeness(torch.tensor([0.0, 0.375, 1.0, 2.0])).tolist()
           [0.0, 0.375, 0.75, 0.875]
         """
-        known, s = self.scores.double().numpy(), scores.double().numpy()
-        shares = np.arange(len(known) + 1) / (len(known) + 1)
-        found = np.interp(s, np.concatenate([[0.0], known]), shares)
-        beyond = 1 - (1 - shares[-1]) * known[-1] / np.maximum(s, known[-1])
-        return torch.from_numpy(np.where(s > known[-1], beyond, found)).float()
+        parts = [self.placed(some) for some in torch.split(scores, CHUNK)]
+        return torch.cat(parts) if parts else scores.float()
+
+    def placed(self, scores: Tensor) -> Tensor:
+        """`strangeness` of a batch, [B] float32, in operations that can be exported."""
+        s, known = scores.double(), self.scores.double().to(scores.device)
+        n, largest = len(known), known[-1]
+        at = (s[:, None] >= known).sum(1).clamp(max=n - 1)
+        below, above = torch.cat([known.new_zeros(1), known])[at], known[at]
+        within = (at + ((s - below) / (above - below).clamp(min=1e-12)).clamp(0, 1)) / (n + 1)
+        return torch.where(s > largest, 1 - largest / s.clamp(min=1e-12) / (n + 1), within).float()
 
     @property
     def threshold(self) -> float:
@@ -144,8 +148,10 @@ def distances(z: Tensor, references: Tensor, *, exclude: Tensor | None = None, k
       >>> distances(torch.tensor([[3.0, 0.0], [0.0, -1.0]]), references, k=1).tolist()
       [1.0, 1.0]
     """
-    with torch.autocast(z.device.type, enabled=False):  # half precision would blur small distances
-        sims = F.normalize(z.float(), dim=1) @ references.to(z.device).float().T
+    if torch.is_autocast_enabled(z.device.type):  # half precision would blur small distances
+        with torch.autocast(z.device.type, enabled=False):
+            return distances(z, references, exclude=exclude, k=k)
+    sims = F.normalize(z.float(), dim=1) @ references.to(z.device).float().T
     if exclude is None:
         nearest, at = sims.max(1, keepdim=True)
         sims = sims.scatter(1, at, nearest.masked_fill(nearest > SAME, -torch.inf))

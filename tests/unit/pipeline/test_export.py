@@ -10,11 +10,13 @@ from typing import Any
 
 import datasets
 import numpy as np
+import onnx
 import onnxruntime
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
@@ -30,6 +32,7 @@ from labelwright.exporting.onnx_file import write_onnx
 from labelwright.exporting.served import Served
 from labelwright.pipeline.export import EACH_NTH_IN_VAL, LABEL_WRITERS
 from labelwright.pipeline.saved_model import load_model, without_paths
+from labelwright.trust.strangers import Strangers
 from pictures import write_folders
 
 CPU = torch.device("cpu")
@@ -69,7 +72,7 @@ def test_onnx__answers_as_label_does_for_images_of_another_size(run: Path, photo
     probs, label, trust = ask(out, images)
     assert probs.shape == (3, 3)
     assert np.allclose(probs.sum(1), 1, atol=1e-5)
-    # Resized in the file to within one grey level of the pixels that the network was trained on
+    # Resized in the file to within two grey levels of the pixels that the network was trained on
     assert [saved.class_names[c] for c in label] == [labelled[key]["label"] for key in chosen]
     assert trust == pytest.approx([labelled[key]["trust"] for key in chosen], abs=0.03)
     small = np.stack([resize_to_square(Image.open(photos / key), size_px=8) for key in chosen])
@@ -112,16 +115,47 @@ def test_onnx__every_kind_of_classifier(tmp_path: Path) -> None:
         ]
     )
     view = ViewSettings()
-    for net, size, outputs in ((tower, 16, ()), (stored, 0, (1, -1, 0, 1)), (pair, 0, (2, 0, 1))):
+    looks = [F.normalize(torch.randn(30, n), dim=1).half() for n in (tower.n_features, 192, 5)]
+    classes, scores = torch.arange(30) % 3, torch.tensor([0.0, 0.5, 0.5, 1.0])
+    of_images = Strangers((looks[0], looks[1]), classes, torch.tensor([0.5, 0.9]), scores)
+    of_features = Strangers((looks[2],), classes, torch.tensor([0.5]), scores)
+    for net, size, outputs, strangers in (
+        (tower, 16, (), of_images),
+        (stored, 0, (1, -1, 0, 1), of_features),
+        (pair, 0, (2, 0, 1), None),
+    ):
         served = Served(
             net.eval(),
             max(outputs, default=2) + 1,
             outputs=outputs,
             trust_of=lambda p, x: p.amax(1) / 2,
+            strangers=strangers,
             **({"mean": view.mean, "std": view.std} if size else {}),
         ).eval()
         worst = write_onnx(served, tmp_path / "m.onnx", size_px=size, n_features=5, metadata={})
         assert worst <= 1e-4
+        assert len(served.outputs) == (3 if strangers is None else 4)
+    x = torch.randn(40, 5)
+    served = Served(stored, 4, trust_of=lambda p, x: p.amax(1), strangers=of_features).eval()
+    probs, _, trust, strangeness = served(x)
+    assert torch.equal(strangeness, of_features.strangeness(of_features.score((x,))))
+    is_strange = strangeness > of_features.threshold
+    assert 0 < is_strange.sum() < 40
+    assert torch.equal(trust[~is_strange], probs.amax(1)[~is_strange])
+    assert torch.allclose(trust, probs.amax(1) * ((1 - strangeness) / (1 - of_features.threshold)).clamp(max=1))
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (20, 20), (31, 47), (300, 200)])
+def test_onnx__images_are_resized_as_at_training(shape: tuple[int, int]) -> None:
+    served = Served(nn.Flatten(), 768, trust_of=lambda p, x: p.amax(1), mean=(0.0,) * 3, std=(1.0,) * 3).eval()
+    made = onnx_file._converted(served, torch.zeros(2, 3, 16, 16))
+    onnx_file._put_before(made, 16)
+    made.graph.output.append(onnx.helper.make_tensor_value_info("pixels", onnx.TensorProto.FLOAT, None))
+    session = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)  # noise: the worst there is
+    pixels = session.run(["pixels"], {"images": image[None]})[0][0]
+    expected = resize_to_square(Image.fromarray(image), size_px=16).transpose(2, 0, 1)
+    assert np.abs(pixels - expected).max() <= 2
 
 
 def test_onnx__a_file_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
