@@ -94,13 +94,27 @@ def run(argv: Sequence[str]) -> int:
             raise
         errors.print(f"error: {error.filename or 'a file'} cannot be written: {error.strerror}")
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Exception) as error:
+        if not _was_interrupted(error):
+            raise
         with_resume = "; continue with the same command and --resume"
         again = {"fit": with_resume, "pretrain": with_resume, "annotate": "; the same command continues from here"}
         again["bench"] = "; the same command runs what is missing"
         errors.print(f"interrupted{again.get(verb_name, '')}")
         return 130
     return 0
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether an interruption is behind an error: torch.onnx makes one of its own of whatever stops it.
+
+    Example:
+      >>> _was_interrupted(KeyboardInterrupt()), _was_interrupted(ValueError())
+      (True, False)
+    """
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def parse(argv: Sequence[str]) -> tuple[str, dict[str, Any]]:

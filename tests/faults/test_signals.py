@@ -172,3 +172,17 @@ def test_signals__end_the_cells_that_run_side_by_side(
     words += ["--seeds", "0", "--device", "cpu"]
     assert interrupted(words, capsys).startswith("interrupted")
     assert {process.wait(10) for process in begun} == {-signal.SIGTERM}
+
+
+def test_signals__that_a_library_makes_an_error_of_its_own_of(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException as error:
+            raise RuntimeError("failed to export") from error
+
+    monkeypatch.setattr("torch.onnx.export", stop)
+    assert interrupted(["export", str(work / "run"), "--out", str(work / "net.onnx")], capsys) == "interrupted"
+    assert not (work / "net.onnx").exists()
