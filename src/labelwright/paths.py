@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -53,8 +54,9 @@ def check_path(name: str, value: Any, *, is_path: bool = True) -> None:
         text.encode()
         Path(text).expanduser()
     except UnicodeEncodeError as error:
+        shown = re.sub("[\udc80-\udcff]", lambda found: f"\\x{ord(found[0]) & 255:02x}", text)  # its bytes
         raise kind(
-            f"{name}={shown}: the name of the path is not UTF-8 text", fix="rename it, as convmv does"
+            f"{name}='{shown}': the name of the path is not UTF-8 text", fix="rename it, as convmv does"
         ) from error
     except RuntimeError as error:  # ~nobody
         raise kind(f"{name}={shown}: there is no such user", fix="write the path without ~") from error

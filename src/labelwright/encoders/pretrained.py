@@ -247,7 +247,11 @@ def load_config(name: str) -> Any:
     from transformers import AutoConfig
 
     with quiet(), explained(name):
-        return AutoConfig.from_pretrained(**located(name))
+        config = AutoConfig.from_pretrained(**located(name))
+    for part in (config, *(getattr(config, each, None) for each in config.sub_configs)):
+        if part is not None:
+            part.dtype = torch.float32  # else loading changes the default type of all threads for a while
+    return config
 
 
 def parse_transformers_config(config: Mapping[str, Any]) -> Any:

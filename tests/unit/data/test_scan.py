@@ -78,7 +78,7 @@ def test_load__a_name_that_is_not_utf8_stops_or_is_left_out(pets: Path) -> None:
     left = load(pets, on_bad="skip")
     assert left.ids.to_pylist() == ["cat/1.png", "cat/2.png"]
     assert left.quarantined == stopped.value.problems
-    with pytest.raises(DataError, match=r"ch\\xef\\xe9n: the name of the path is not UTF-8"):
+    with pytest.raises(DataError, match=r"ch\\xef\\xe9n': the name of the path is not UTF-8"):
         load(os.fsdecode(os.fsencode(pets) + b"/ch\xef\xe9n"))
 
 
