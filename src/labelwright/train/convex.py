@@ -299,7 +299,7 @@ def principal_axes(z: Tensor, *, complete: bool = False) -> Tensor | None:
 
     Example: rows on a diagonal.
       >>> axes = principal_axes(torch.tensor([[1.0, 1.0], [-1.0, -1.0], [2.0, 2.0]]))
-      >>> axes.abs()[:, -1].round(decimals=4).tolist() if axes is not None else None
+      >>> [round(value, 4) for value in axes.abs()[:, -1].tolist()] if axes is not None else None
       [0.7071, 0.7071]
     """
     n, n_features = z.shape

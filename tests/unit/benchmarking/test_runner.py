@@ -8,7 +8,7 @@ import json
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -392,11 +392,31 @@ def test_run_cell__of_a_network_has_the_settings_of_its_cell_alone(
         assert each["test"].counts().tolist() == [2] * 10
 
 
+def children(monkeypatch: pytest.MonkeyPatch, run: Callable[[list[str]], Any]) -> None:
+    """Processes of bench that call `run` with their words instead."""
+
+    class Child:
+        def __init__(self, args: list[str], **_: Any) -> None:
+            self.args = args
+
+        def wait(self) -> int:
+            try:
+                run(self.args)
+            except subprocess.CalledProcessError as error:
+                return error.returncode
+            return 0
+
+        def terminate(self) -> None:
+            pass
+
+    monkeypatch.setattr(subprocess, "Popen", Child)
+
+
 def test_bench__side_by_side_a_run_that_two_cells_show_is_run_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commands: list[list[str]] = []
-    monkeypatch.setattr(subprocess, "run", lambda words, **_: commands.append(words))
+    children(monkeypatch, commands.append)
     options: dict[str, Any] = {"seeds": (0,), "out": tmp_path, "jobs": 2, "model": MODEL, "device": "cpu"}
     runner.bench("coreg-gtsrb", cells=("zero_shot", "kd", "coreg"), **options)
     assert sorted(words[words.index("--cells") + 1] for words in commands) == ["coreg", "kd"]
@@ -404,7 +424,7 @@ def test_bench__side_by_side_a_run_that_two_cells_show_is_run_once(
 
 def test_bench__side_by_side_every_cell_gets_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands: list[list[str]] = []
-    monkeypatch.setattr(subprocess, "run", lambda words, **_: commands.append(words))
+    children(monkeypatch, commands.append)
     runner.bench(
         "cap-cifar10",
         cells=("cap", "fpl"),
@@ -439,7 +459,7 @@ def test_bench__side_by_side_what_finished_is_kept_and_a_failure_gives_its_exit_
         assert [row["cell"] for row in rows] == ["fpl"]
         second_kept.set()
 
-    def run(words: list[str], **_: Any) -> None:
+    def run(words: list[str]) -> None:
         cell = words[words.index("--cells") + 1]
         begun.append(cell)
         if cell == "cap":
@@ -449,7 +469,7 @@ def test_bench__side_by_side_what_finished_is_kept_and_a_failure_gives_its_exit_
     def result_rows(table: str, grid: BenchTable, root: Path, cells: Sequence[str], *_: Any, **__: Any) -> Any:
         return [{"cell": name} for name in cells]
 
-    monkeypatch.setattr(subprocess, "run", run)
+    children(monkeypatch, run)
     monkeypatch.setattr(runner, "add_rows", add_rows)
     monkeypatch.setattr(runner, "result_rows", result_rows)
     words = ["bench", "--table", "cap-cifar10", "--cells", "cap", "fpl", "--seeds", "0", "--jobs", "2"]
@@ -464,12 +484,12 @@ def test_bench__side_by_side_what_finished_is_kept_and_a_failure_gives_its_exit_
 def test_bench__side_by_side_nothing_is_begun_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = []
 
-    def run(words: list[str], **_: Any) -> None:
+    def run(words: list[str]) -> None:
         begun.append(words[words.index("--seeds") + 1])
         time.sleep(0.05)
         raise subprocess.CalledProcessError(2, words)
 
-    monkeypatch.setattr(subprocess, "run", run)
+    children(monkeypatch, run)
     with pytest.raises(runner.CellError, match=r"exit code 2") as caught:
         runner.bench("cap-cifar10", cells=("cap",), seeds=range(40), out=tmp_path, jobs=2, model=MODEL, device="cpu")
     assert caught.value.exit_code == 2
