@@ -1,6 +1,6 @@
 """Training throughput: labelwright's loop against a PyTorch loop by hand, same images, same network, same run.
 
-    python benchmarks/throughput.py CIFAR10_TRAIN.parquet [--images 5120]
+    python benchmarks/throughput.py CIFAR10_TRAIN.parquet [--images 5120] [--csv FILE]
 
 The plain loop is what one writes first: a Dataset of decoded images, per-image random crop and flip, a DataLoader in
 the main process, float32, torch's default memory layout, SGD. The fair one has two lines more: channels-last networks
@@ -14,18 +14,21 @@ import argparse
 import random
 import statistics
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from labelwright.benchmarking.results import add_rows
 from labelwright.data.cache import PixelCache
 from labelwright.data.read import load
 from labelwright.data.views import PixelViews, ViewSettings
 from labelwright.encoders import backbones
 from labelwright.encoders.nets import OwnNets
 from labelwright.methods.baselines import ce
+from labelwright.train.environment import source_commit
 from labelwright.train.loop import LoopOptions, train
 from labelwright.train.processes import autocast_dtype
 from labelwright.types import Task
@@ -90,6 +93,7 @@ def main() -> None:
     parser.add_argument("data", help="CIFAR-10 training images, Parquet with embedded images")
     parser.add_argument("--images", type=int, default=5120)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--csv", type=Path, help="file of results to add to")
     options = parser.parse_args()
     table = load(options.data)
     images = np.stack([np.asarray(table.image(row)) for row in range(options.images)])
@@ -111,6 +115,17 @@ def main() -> None:
     print(f"fair loop      {fair:7.0f} images/s")
     print(f"labelwright    {ours:7.0f} images/s   input {input_frac:.1%} of the step")
     print(f"labelwright over the plain loop {ours / plain:.2f}, over the fair one {ours / fair:.2f}")
+    if options.csv is not None:
+        values = {"images_per_s": ours, "plain_images_per_s": plain, "fair_images_per_s": fair}
+        values |= {"ratio_to_plain": ours / plain, "ratio_to_fair": ours / fair, "input_pct": 100 * input_frac}
+        row = {
+            "table": "throughput.py",
+            "cell": "train",
+            "title": "training ResNet-32, batch 128, bfloat16",
+            "commit": source_commit() or "",
+            "hardware": f"cpu ({torch.get_num_threads()} threads)",
+        }
+        add_rows(options.csv, [{**row, "metric": name, "value": f"{value:.3g}"} for name, value in values.items()])
 
 
 if __name__ == "__main__":
