@@ -5,7 +5,7 @@
 Answers are what a run of labelwright gives without a word about the method, or the method that the tables recommend;
 references what one would try first, on the same features, texts and labels. A line for every table, situation and
 metric in which the mean answer is lower than the best mean of the references; `more` marks those that lag by more than
-the larger of the two deviations over seeds or draws. Where there are no deviations, half a point counts as none.
+the larger of the two deviations over seeds or draws. Without deviations, half a point counts as no lag.
 """
 
 from __future__ import annotations

@@ -21,6 +21,14 @@ def no_model_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(at_hand, "at_hand", lambda: None)
 
 
+@pytest.fixture(scope="module")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of the module's own, for modules that ask for it by ``pytestmark``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LABELWRIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
     """From the start: sums of runs that a module shares would differ in their last bits from those of its tests."""

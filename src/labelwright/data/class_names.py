@@ -67,7 +67,7 @@ class Vocabulary:
 def checked_names(classes: Any) -> tuple[str, ...]:
     """Class names as given: numbers as text, blanks at the ends gone, accents composed.
 
-    Raises: ConfigError if they are no names, or one is empty or there twice.
+    Raises: ConfigError if they are not names, or one is empty or repeated.
 
     Example:
       >>> checked_names(["cat ", 7])

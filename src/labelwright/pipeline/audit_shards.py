@@ -132,7 +132,7 @@ class Found:
     """Step 2.
 
     Attributes:
-      judge: of labels and distances; None where there are no features.
+      judge: of labels and distances; None without features.
       class_names: C names.
       first: [S + 1] int64, number of the first row of each shard, over all.
       copies: [n] int64 numbers of rows whose content is there twice, ascending, and

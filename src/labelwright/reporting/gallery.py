@@ -68,17 +68,6 @@ def write_gallery(folder: Path, content: Mapping[str, Any]) -> None:
     write_text_atomically(folder / GALLERY_FILE, json.dumps({**EMPTY, **content}, allow_nan=False) + "\n")
 
 
-def add_pictures(folder: Path, table: LabelTable, rows: Iterable[int]) -> None:
-    """Add large pictures of more images to gallery.json, as of those that an audit found; at most `LARGE_CHARS` in all.
-
-    Args: folder of a run; a table and rows of it.
-    """
-    found = read_gallery(folder)
-    room = LARGE_CHARS - sum(map(len, found["large"].values()))
-    new = pictures(table, rows, edge_px=LARGE_PX, chars_max=room)
-    write_gallery(folder, {**found, "large": {**new, **found["large"]}})
-
-
 def read_gallery(folder: Path) -> dict[str, Any]:
     """What gallery.json holds, `EMPTY` for a run that has none; only data URLs of images are taken for pictures.
 

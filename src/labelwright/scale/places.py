@@ -50,8 +50,8 @@ def whole(place: str, path: str) -> str:
     """A path of the file system of ``place``, as a place of its own.
 
     Example:
-      >>> whole("memory://photos", "/photos/a.png"), whole("photos", "/home/photos/a.png")
-      ('memory:///photos/a.png', '/home/photos/a.png')
+      >>> whole("memory://photos", "/photos/a.png"), whole("photos", "photos/a.png")
+      ('memory:///photos/a.png', 'photos/a.png')
     """
     return file_system(place)[0].unstrip_protocol(path) if is_url(place) else path
 

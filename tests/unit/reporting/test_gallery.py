@@ -17,7 +17,6 @@ from labelwright.reporting.gallery import (
     GALLERY_FILE,
     LARGE_PX,
     SMALL_PX,
-    add_pictures,
     picture,
     pictures,
     read_gallery,
@@ -47,8 +46,7 @@ def test_pictures__an_image_that_is_gone_has_none_and_there_is_a_limit(tmp_path:
     limit = len(found["bee/1.png"])
     assert list(pictures(table, [3, 0], edge_px=SMALL_PX, chars_max=limit)) == ["bee/1.png"]
     write_gallery(tmp_path, {"large": {"x": found["ant/0.png"]}, "samples": {"ant": ["x"]}})
-    add_pictures(tmp_path, table, [3])
-    assert set(read_gallery(tmp_path)["large"]) == {"x", "bee/1.png"}
+    assert set(read_gallery(tmp_path)["large"]) == {"x"}
     assert read_gallery(tmp_path)["samples"] == {"ant": ["x"]}
 
 

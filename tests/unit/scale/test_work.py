@@ -147,7 +147,7 @@ def test_embed_and_annotate__shards_are_data_again(photos: Path, tmp_path: Path)
     tars = as_tars(photos, tmp_path / "tars", 2)
     done = lw.annotate(f"{tars}/*.tar", model=digits, out=tmp_path / "sets", classes=names, on_bad="skip", shard_rows=8)
     assert done.n_shards == 2
-    assert done.n_images == 0  # labels that are no class of the list
+    assert done.n_images == 0  # labels that are not in the list of classes
     lw.annotate(
         photos, model=digits, out=tmp_path / "own", classes=["ant", "bee", "cow"], shard_rows=8, templates="one"
     )
