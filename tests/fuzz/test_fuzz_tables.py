@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from outcomes import fuzzed, read_or_refused
 from PIL import Image
 
-from labelwright.data.read import load, read_names
+from labelwright.data.class_names import read_names
+from labelwright.data.read import load
 
 CELLS = [
     *("cat", "dog", " cat ", "CAT", "", "nan", "NA", "None", "null", "-1", "-1.0", "1.0", "1", "0", "7", "1e400"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from labelwright.data.layouts import SPLITS
 from labelwright.data.values import INTEGER, canonical, listed
-from labelwright.errors import ConfigError, Problem
+from labelwright.errors import ConfigError, DataError, Problem
 from labelwright.types import Candidates
 
 NO_CLASSES = frozenset({"misc", "temp", "tmp", "to sort", "unassigned", "uncategorized", "unclassified", "unsorted"})
@@ -87,6 +88,20 @@ def checked_names(classes: Any) -> tuple[str, ...]:
         detail = f"named twice: {', '.join(twice)}" if twice else "an empty name" if names else "none given"
         raise ConfigError(f"classes: {detail}", fix="give every class one name, each once")
     return names
+
+
+def read_names(path: Path) -> list[str]:
+    """Class names of a text file, one per line.
+
+    Raises: DataError if it cannot be read.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is a folder" if path.is_dir() else "it is not a file")  # a pipe may never end
+        lines = path.expanduser().read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read the class names in {path}: {error}", fix="one name per line, UTF-8") from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _is_unicode(text: str) -> bool:

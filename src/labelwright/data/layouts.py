@@ -38,6 +38,9 @@ LEFT_BEHIND = {
 LABELS_FILE = "labels.parquet"
 """What we write beside images that are sorted into folders."""
 
+STRANGERS_FOLDER = "unknown"
+"""Of images of no class, where we sorted images into folders."""
+
 NAME_BYTES_MAX = 200  # of the name of a file or folder; file systems take 255
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")

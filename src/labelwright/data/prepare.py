@@ -17,15 +17,16 @@ from numpy.typing import NDArray
 from labelwright.data import splits
 from labelwright.data.cache import PixelCache, PixelSource, StreamedPixels, decoded, open_pixels
 from labelwright.data.checks import OnBad, check_images, resolve_problems
-from labelwright.data.class_names import checked_names
+from labelwright.data.class_names import checked_names, read_names
 from labelwright.data.corrections import corrected
 from labelwright.data.embeddings import EMBEDDING_COLUMN, UserEmbeddings, load_embeddings
 from labelwright.data.images import Decoding
 from labelwright.data.looks import numbered
-from labelwright.data.read import Named, read_as, read_names
+from labelwright.data.read import read_as
 from labelwright.data.situation import Situation, detect, novel_range
 from labelwright.data.stored import EmbeddingViews, StoredFeats
 from labelwright.data.table import LabelTable
+from labelwright.data.tabular import Named
 from labelwright.data.views import PixelViews, ViewSettings, channel_stats
 from labelwright.errors import ConfigError, DataError, Problem
 from labelwright.types import ViewSource

@@ -17,9 +17,8 @@ from PIL import Image
 from labelwright.data.checks import OnBad
 from labelwright.data.columns import named_columns
 from labelwright.data.images import IMAGE_SUFFIXES
-from labelwright.data.layouts import LABELS_FILE, file_names, path_from, plain_name
+from labelwright.data.layouts import LABELS_FILE, STRANGERS_FOLDER, file_names, path_from, plain_name
 from labelwright.data.prepare import listed
-from labelwright.data.read import STRANGERS_FOLDER
 from labelwright.data.table import LabelTable
 from labelwright.errors import ConfigError
 from labelwright.launch import rank

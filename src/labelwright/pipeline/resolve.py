@@ -17,9 +17,9 @@ from labelwright.annotators.annotator import Annotator
 from labelwright.annotators.describe import wanted_descriptions
 from labelwright.annotators.reliability import weighted
 from labelwright.annotators.training_candidates import candidates_fingerprint, wanted_annotator
+from labelwright.data.class_names import read_names
 from labelwright.data.images import Decoding
 from labelwright.data.prepare import Prepared, describe_data, is_embeddings, prepare
-from labelwright.data.read import read_names
 from labelwright.encoders import at_hand
 from labelwright.encoders.at_hand import AtHand
 from labelwright.encoders.embed import Encoder, concepts_of, is_two_tower, load_encoder

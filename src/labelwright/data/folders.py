@@ -1,0 +1,158 @@
+"""Folders of images: folders of classes, splits and unlabelled images, and images of none."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from labelwright.data.build import TableBuilder
+from labelwright.data.columns import open_columns
+from labelwright.data.layouts import (
+    LABELS_FILE,
+    SPLIT_NAMES,
+    STRANGERS_FOLDER,
+    UNLABELLED_NAMES,
+    file_names,
+    is_run,
+    split_folders,
+)
+from labelwright.data.scan import entries, is_image_file
+from labelwright.data.table import LabelTable
+from labelwright.data.values import as_text
+from labelwright.errors import DataError, Problem
+
+
+def read_folder(root: Path, classes: Sequence[str] | None) -> LabelTable:
+    """The images of a folder; folders of classes and of splits say what they are.
+
+    Args:
+      root: the folder.   classes: their names in order; None: the folders of classes seen.
+
+    Raises: DataError if there is no image in it.
+    """
+    builder = TableBuilder(str(root))
+    builder.are_values = False
+    names = _names_written(root)
+    folders = [entry for entry in _entries(root, builder.problems) if entry.is_dir()]
+    splits = split_folders({entry.name: _names_in(entry) for entry in folders})
+    class_folders: list[str] = []
+    if splits and all(name in splits or name.lower() in UNLABELLED_NAMES for name in _beside(folders, splits)):
+        for entry in folders:
+            if entry.name in splits or entry.name.lower() in UNLABELLED_NAMES:
+                is_labelled = entry.name.lower() not in UNLABELLED_NAMES
+                split = splits.get(entry.name, "train")
+                class_folders += _add_folder(builder, root, Path(entry.path), split, is_labelled=is_labelled)
+            else:
+                _outside(builder, entry)
+        for entry in _entries(root, []):
+            if entry.is_file():
+                builder.problems.append(Problem(entry.path, "unsupported_file", "it lies outside the split folders"))
+    else:
+        for entry in folders:
+            if entry.name in splits:
+                class_folders += _add_folder(builder, root, Path(entry.path), splits[entry.name])
+        class_folders += _add_folder(builder, root, root, "train" if splits else None, left_out=splits, names=names)
+    builder.extra_names = tuple(names.get(name, name) for name in dict.fromkeys(class_folders))
+    if not builder.n_rows and builder.problems:
+        builder.where = f"{root} (files of {len(builder.problems)} other kinds were left out)"
+    return builder.finish(classes=classes, root=str(root))
+
+
+def _beside(folders: Sequence[os.DirEntry[str]], splits: Mapping[str, str]) -> list[str]:
+    """Folders beside splits that say whether these are all there is: none where there are two splits or more."""
+    return [] if len(set(splits.values())) > 1 else [entry.name for entry in folders]
+
+
+def _outside(builder: TableBuilder, entry: os.DirEntry[str]) -> None:
+    n = sum(1 for _ in _images_below(Path(entry.path), Path(entry.path), []))
+    detail = f"it lies outside the split folders: {n:,} images in it are not read"
+    builder.problems.append(Problem(entry.path, "unsupported_file", detail))
+
+
+def _names_in(entry: os.DirEntry[str]) -> list[str]:
+    """Names of the folders in a folder that may be a split."""
+    if entry.name.lower() not in SPLIT_NAMES:
+        return []
+    return [inner.name for inner in _entries(Path(entry.path), []) if inner.is_dir()]
+
+
+def _names_written(root: Path) -> dict[str, str]:
+    """Folder -> class, where we sorted images into folders: not every name can be that of a folder."""
+    path = root / LABELS_FILE
+    if not path.is_file():
+        return {}
+    try:
+        columns = open_columns(path)
+        if not {"id", "label"} <= set(columns.names):
+            return {}
+        found = [as_text(batch.column("label"))[0].to_pylist() for batch in columns.batches(["label"])]
+    except DataError:
+        return {}
+    labels = sorted({label for labels in found for label in labels if label is not None})
+    return {name: label for label, name in file_names(labels).items()}
+
+
+def _add_folder(
+    builder: TableBuilder,
+    root: Path,
+    folder: Path,
+    split: str | None,
+    *,
+    is_labelled: bool = True,
+    left_out: Mapping[str, str] | None = None,
+    names: Mapping[str, str] | None = None,
+) -> list[str]:
+    """Add one tree: its folders are classes if it is labelled, its loose images unlabelled; gives the classes."""
+    paths: list[str] = []
+    labels: list[str | None] = []
+    classes: list[str] = []
+    for entry in _entries(folder, builder.problems if folder != root else []):
+        if entry.is_dir():
+            if entry.name in (left_out or {}):
+                continue
+            is_class = is_labelled and entry.name.lower() not in UNLABELLED_NAMES
+            if names and entry.name == STRANGERS_FOLDER and entry.name not in names:
+                is_class = False  # where we sorted images, those of no class
+            found = list(_images_below(Path(entry.path), root, builder.problems))
+            classes += [entry.name] if is_class else []
+            paths += found
+            labels += [(names or {}).get(entry.name, entry.name) if is_class else None] * len(found)
+        elif is_image_file(entry, builder.problems):
+            paths.append(os.path.relpath(entry.path, root))
+            labels.append(None)
+    columns = {"image": pa.array(paths, pa.large_string()), "label": pa.array(labels, pa.string())}
+    if split is None and (inner := _splits_inside(paths)):
+        columns["split"] = pa.array(inner, pa.string())
+    if paths:
+        builder.add(columns, len(paths), split=split)
+    return classes
+
+
+def _splits_inside(paths: Sequence[str]) -> list[str | None]:
+    """The splits of images that lie in folders of splits inside every class folder; empty if they do not."""
+    parts = [Path(path).parts for path in paths]
+    inner = [each[1].lower() if len(each) > 2 else None for each in parts]
+    codes = {SPLIT_NAMES.get(name or "", -1) for each, name in zip(parts, inner, strict=True) if len(each) > 1}
+    return inner if -1 not in codes and len(codes) > 1 else []
+
+
+def _images_below(folder: Path, root: Path, problems: list[Problem]) -> Iterator[str]:
+    for entry in _entries(folder, problems):
+        if entry.is_dir():
+            yield from _images_below(Path(entry.path), root, problems)
+        elif is_image_file(entry, problems):
+            yield os.path.relpath(entry.path, root)
+
+
+def _entries(folder: Path, problems: list[Problem]) -> list[os.DirEntry[str]]:
+    """What a folder holds, see `scan.entries`, without the folders of runs; these are noted."""
+    kept = []
+    for entry in entries(folder, problems):
+        if entry.is_dir() and is_run(Path(entry.path)):
+            problems.append(Problem(entry.path, "unsupported_file", "the folder of a run: not read"))
+        else:
+            kept.append(entry)
+    return kept

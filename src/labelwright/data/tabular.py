@@ -1,0 +1,306 @@
+"""Tables and `datasets` objects: their columns become the rows of a `LabelTable`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from labelwright.data.build import TableBuilder
+from labelwright.data.columns import BATCH_ROWS, LINE, ROLES, Columns, find_roles, open_columns
+from labelwright.data.images import IMAGE_SUFFIXES
+from labelwright.data.layouts import METADATA, TABLE_SUFFIXES, UNLABELLED_NAMES, files_below
+from labelwright.data.table import LabelTable
+from labelwright.data.values import as_text
+from labelwright.errors import DataError, Problem
+
+
+@dataclass(frozen=True)
+class Named:
+    """Columns that the user has named, and how they are read.
+
+    Attributes:
+      columns: role -> column.
+      annotators: columns of one annotator's answers each.
+      only_images: labels and all else are not looked at.
+      first_number: of the classes, where another table says what numbers they have.
+      optional: roles whose column a table may lack, as test images do.
+    """
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    annotators: tuple[str, ...] = ()
+    only_images: bool = False
+    first_number: int | None = None
+    optional: bool = False
+
+    def roles(self, columns: Columns, where: str) -> dict[str, str]:
+        """Which column is what; those that are not read are noted."""
+        named = {role: name for role, name in self.columns.items() if not (self.optional and name not in columns.names)}
+        roles = find_roles(columns.names, where, named=named, annotators=self.annotators)
+        if self.only_images:
+            return {role: name for role, name in roles.items() if role in ("image", "id")}
+        return roles
+
+
+_WRITTEN = frozenset(
+    {"probability", "runner_up", "source", "trust", "softmax", "decision", "outside_candidates", "strangeness"}
+)
+"""Columns of the labels that we write, which say nothing to a reader."""
+_LOOKED_AT = 2000  # values of a column that is not read
+
+
+def says_nothing(files: Sequence[Path], named: Named) -> bool:
+    """Whether tables are ``metadata`` beside images that say nothing of classes: then the folders do."""
+    if named.columns or named.annotators or any(path.name.lower() not in METADATA for path in files):
+        return False
+    try:
+        roles = [find_roles(open_columns(path).names, str(path)) for path in files]
+    except DataError:
+        return True
+    return not any({"label", "candidates", "split", "truth"} & set(found) for found in roles)
+
+
+def with_unlisted(table: LabelTable, root: Path) -> LabelTable:
+    """The table of ``metadata`` files, with a notice of the images beside that it does not list."""
+    sources = table.images.sources(np.arange(len(table)))
+    given = {os.path.abspath(source) for source in sources if isinstance(source, str)}  # noqa: PTH100
+    images = (path for path in files_below(root, 8) if path.suffix.lower() in IMAGE_SUFFIXES)
+    others = [path for path in images if os.path.abspath(path) not in given]  # noqa: PTH100
+    if not others or table.images.dataset is not None:
+        return table
+    detail = f"{len(others)} images are not in it, such as {others[0].relative_to(root)}"
+    unlisted = Problem(str(root / "metadata"), "unsupported_file", detail)
+    return dataclasses.replace(table, problems=(*table.problems, unlisted))
+
+
+def read_files(
+    files: Sequence[Path],
+    classes: Sequence[str] | None,
+    named: Named,
+    *,
+    splits: Sequence[str | None] | None = None,
+) -> LabelTable:
+    """The rows of tables, one file after the other.
+
+    Args:
+      files: .csv, .tsv, .jsonl, .json or .parquet.   classes: names in order; None: as the source says.
+      named: columns that the user has named.   splits: of each file, where its name says one.
+
+    Raises: DataError if one of them cannot be read.
+    """
+    unfit = [path for path in files if path.suffix.lower() not in TABLE_SUFFIXES or not path.is_file()]
+    if unfit or not files:
+        absent = not unfit or unfit[0].is_file()
+        raise DataError(
+            f"{'not a table that can be read' if absent else 'no such file'}: "
+            f"{', '.join(map(str, unfit[:5])) or 'an empty list'}",
+            problems=[Problem(str(path), "unsupported_file", "not a table") for path in unfit],
+            fix=f"one of {' '.join(sorted(TABLE_SUFFIXES))}, or a folder",
+        )
+    builder = TableBuilder(str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more")
+    builder.first_number = named.first_number
+    builder.known = frozenset(classes or ())
+    folders = {str(path.parent) for path in files}
+    splits = splits or [None] * len(files)
+    if any(splits):
+        counted = ", ".join(f"{path.name} is {split}" for path, split in list(zip(files, splits, strict=True))[:5])
+        builder.problems.append(Problem(builder.where, "read_as", f"splits are read from names: {counted}"))
+    embedded: list[tuple[Path, str]] = []
+    for path, split in zip(files, splits, strict=True):
+        columns = _with_ids_as_images(open_columns(path), named)
+        roles = named.roles(columns, str(path))
+        if roles["image"] in columns.embedded:
+            embedded.append((path, roles["image"]))
+        _note_others(builder, columns, roles, classes, named)
+        prefix = str(path.parent) if len(folders) > 1 else None
+        _add_columns(builder, columns, roles, prefix=prefix, split=split)
+    if embedded and len(embedded) < len(files):
+        raise DataError("some of the files hold images and some hold paths", fix="read them one by one")
+    dataset = _embedded_images(embedded) if embedded and builder.n_rows else None
+    return builder.finish(classes=classes, root=folders.pop() if len(folders) == 1 else "", dataset=dataset)
+
+
+def _with_ids_as_images(columns: Columns, named: Named) -> Columns:
+    """Labels that we wrote beside a run name their images by id: paths from the folder of the run's data."""
+    assert columns.path is not None
+    if "image" in named.columns or not {"id", "label", "probability", "decision"} <= set(columns.names):
+        return columns
+    if any(name.lower() in ROLES["image"] for name in columns.names):
+        return columns
+    root, config = columns.path.parent, columns.path.parent / "config.yaml"
+    if config.is_file():
+        import yaml
+
+        try:
+            data = Path(str(yaml.safe_load(config.read_text(encoding="utf-8")).get("data")))
+            root = data if data.is_dir() else data.parent
+        except (OSError, ValueError, AttributeError, yaml.YAMLError):
+            pass
+    read = columns.batches
+
+    def batches(wanted: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        for batch in read([name for name in dict.fromkeys(["id", *wanted]) if name != "image"]):
+            ids = as_text(batch.column("id"), is_path=True)[0]
+            paths = pc.binary_join_element_wise(str(root.absolute()), ids, "/")
+            yield batch.append_column("image", paths)
+
+    columns.batches, columns.names = batches, ("image", *columns.names)
+    return columns
+
+
+def _note_others(
+    builder: TableBuilder, columns: Columns, roles: Mapping[str, str], classes: Sequence[str] | None, named: Named
+) -> None:
+    """Name the columns that are not read, and those of them that hold labels by the look of it."""
+    if named.only_images:
+        return
+    others = [name for name in columns.names if name not in roles.values() and name not in _WRITTEN]
+    others = [name for name in others if name not in columns.embedded]
+    if not others:
+        return
+    detail = f"not read: {', '.join(others[:20])}{f' and {len(others) - 20} more' if len(others) > 20 else ''}"
+    known = set(classes or ())
+    for name in [] if "label" in roles else others:
+        if columns.names.count(name) > 1:
+            continue
+        try:
+            batch = next(iter(columns.batches([name])), None)
+        except DataError:
+            continue
+        values = [] if batch is None else as_text(batch.column(name).slice(0, _LOOKED_AT))[0].drop_null().to_pylist()
+        if values and known and sum(value in known for value in values) * 2 >= len(values):
+            detail += f"; the values of {name!r} are class names: --label-column {name!r} reads them as labels"
+        elif values and not known and "candidates" not in roles and 1 < len(set(values)) <= max(2, len(values) // 2):
+            detail += f"; {name!r} has {len(set(values))} different values: are they labels? --label-column {name!r}"
+    columns.problems[:] = [problem for problem in columns.problems if problem.kind != "malformed_row"]
+    builder.problems.append(Problem(str(columns.path or builder.where), "ignored_column", detail))
+
+
+def _add_columns(
+    builder: TableBuilder,
+    columns: Columns,
+    roles: dict[str, str],
+    *,
+    prefix: str | None = None,
+    split: str | None = None,
+) -> None:
+    names = columns.class_labels(roles)
+    columns.embedded &= {roles.get("image", "")}  # bytes in another column are text
+    builder.declared = builder.declared or tuple(dict.fromkeys(names.get("label") or names.get("candidates", ())))
+    for batch in columns.batches(list(dict.fromkeys(roles.values()))):
+        present = {role: batch.column(name) for role, name in roles.items() if name in batch.schema.names}
+        if prefix and "image" in present and roles["image"] not in columns.embedded:
+            paths = as_text(present["image"], is_path=True)[0]
+            relative = pc.invert(pc.starts_with(paths, pattern="/"))
+            present["image"] = pc.if_else(relative, pc.binary_join_element_wise(prefix, paths, "/"), paths)
+        lines = batch.column(LINE) if LINE in batch.schema.names else None
+        builder.add(present, batch.num_rows, names=names, split=split, file=str(columns.path or ""), lines=lines)
+    builder.problems += columns.problems
+    builder.n_given += columns.n_given
+
+
+def _embedded_images(files: Sequence[tuple[Path, str]]) -> Any:
+    """One `datasets.Dataset` with the images of Parquet files, memory-mapped from the library's cache."""
+    import datasets
+
+    parts, undecoded = [], datasets.Image(decode=False)
+    for path, column in files:  # with the feature given, the library does not trip over metadata of the file
+        features = datasets.Features({column: undecoded})
+        try:
+            with without_bars():
+                parts.append(datasets.Dataset.from_parquet(str(path), columns=[column], features=features))
+        except Exception as error:  # it raises whatever its own readers do
+            reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
+            problem = Problem(str(path), "malformed_row", f"its column {column!r} holds no images: {reason}")
+            raise DataError(
+                f"{path}: {problem.detail}", problems=[problem], fix="give bytes, {bytes, path}, or paths of images"
+            ) from error
+    return _image_column(parts, [column for _, column in files])
+
+
+def _image_column(parts: Sequence[Any], columns: Sequence[str]) -> Any:
+    import datasets
+
+    undecoded = datasets.Image(decode=False)
+    with without_bars():
+        pairs = zip(parts, columns, strict=True)
+        alike = [part.select_columns([column]).rename_columns({column: "image"}) for part, column in pairs]
+        joined = datasets.concatenate_datasets([part.cast_column("image", undecoded) for part in alike])
+        return joined.with_format(None)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """No progress bars of `datasets` within."""
+    import datasets
+
+    was_shown = datasets.are_progress_bars_disabled() is False
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if was_shown:
+            datasets.enable_progress_bars()
+
+
+def read_datasets(data: Any, where: str, classes: Sequence[str] | None, named: Named) -> LabelTable:
+    """The rows of a `datasets.Dataset`, or of the splits of a `DatasetDict`.
+
+    Args:
+      data: the object.   where: what it is called in messages.   classes, named: see `read_files`.
+
+    Raises: DataError if it is neither.
+    """
+    import datasets
+
+    if isinstance(data, datasets.Dataset):
+        parts = {"": data}
+    elif isinstance(data, datasets.DatasetDict):
+        parts = dict(data)
+    else:
+        raise DataError(
+            f"cannot read a {type(data).__name__}", fix="give a path, a datasets.Dataset or the name of a data set"
+        )
+    builder = TableBuilder(where)
+    builder.first_number = named.first_number
+    images: list[Any] = []
+    image_columns: list[str] = []
+    for name, part in parts.items():
+        columns = _dataset_columns(part)
+        roles = named.roles(columns, where)
+        _note_others(builder, columns, roles, classes, named)
+        is_unlabelled = name.lower() in (*UNLABELLED_NAMES, "unsupervised")
+        if is_unlabelled:
+            roles.pop("label", None)
+        _add_columns(builder, columns, roles, split="train" if is_unlabelled else name or None)
+        if roles["image"] in columns.embedded:
+            images.append(part)
+            image_columns.append(roles["image"])
+    dataset = _image_column(images, image_columns) if images and builder.n_rows else None
+    return builder.finish(classes=classes, dataset=dataset)
+
+
+def _dataset_columns(part: Any) -> Columns:
+    import datasets
+
+    features = dict(part.features.items())
+    embedded = frozenset(name for name, feature in features.items() if isinstance(feature, datasets.Image))
+
+    def batches(wanted: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        plain = [name for name in wanted if name not in embedded]
+        if not plain:
+            yield pa.record_batch([pa.nulls(part.num_rows)], ["image"])
+            return
+        for table in part.select_columns(plain).with_format("arrow").iter(BATCH_ROWS):
+            yield from table.combine_chunks().to_batches()
+
+    facts = part.features.to_dict()
+    return Columns(None, tuple(features), batches, facts, embedded=embedded, n_given=part.num_rows)
