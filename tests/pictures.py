@@ -31,9 +31,10 @@ def spoil(root: Path) -> dict[str, str]:
     (root / "ant" / "zero.png").write_bytes(b"")
     (root / "bee" / "letter.png").write_text("dear reader", encoding="utf-8")
     (root / "hollow").mkdir()
+    (root / "hollow" / "draft.psd").write_bytes(b"8BPS")
     return {
         str(root / "ant" / "cut.jpg"): "truncated",
         str(root / "ant" / "zero.png"): "the file is empty (0 bytes)",
         str(root / "bee" / "letter.png"): "not an image",
-        "hollow": "no image of class 'hollow'",
+        str(root / "hollow"): "no image of class 'hollow' in its folder: .psd files are not read",
     }

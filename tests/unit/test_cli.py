@@ -185,11 +185,12 @@ def test_bad_folder__skip_goes_on_and_lists_them(tmp_path: Path, capsys: pytest.
         "letter.png",
         "zero.png",
     ]
-    assert sorted(problem["kind"] for problem in told["notices"]) == ["empty_class", "unsupported_file"]
+    assert sorted(problem["kind"] for problem in told["notices"]) == ["empty_class", *["unsupported_file"] * 2]
     assert told["splits"] == {"train": 16, "test": 4}  # of 12, 6 and 2 good images 2, 1 and 1
     shown = capsys.readouterr().out
     assert "left out: 3 rows" in shown
-    assert "notices: 2" in shown
+    assert "notices: 3" in shown
+    assert "  hollow: no image of class 'hollow' in its folder: .psd files are not read" in shown
 
 
 @pytest.fixture

@@ -165,6 +165,7 @@ def annotate(
         usable = source.table
         guesses = match_names(asked, usable, views_of(source, encoder, on, shared=True), encoder.tower)
     counts = guesses.counts | {"left_out": listed(usable.quarantined), "n_labelled": int((usable.labels >= 0).sum())}
+    counts["notices"] = usable.how_read
     info = guesses.info | {"counts": counts}
     if not rank():
         write_candidates(target, usable, guesses.candidates, usable.class_names, info)

@@ -41,7 +41,7 @@ class TableBuilder:
         self.where = where
         self.problems: list[Problem] = []
         self.declared: tuple[str, ...] = ()  # class names that the source itself fixes, in order
-        self.extra_names: tuple[str, ...] = ()  # names that count as seen: empty class folders
+        self.hollow: dict[str, tuple[str, tuple[Problem, ...]]] = {}  # class -> its folder without an image, why
         self.are_values = True  # False: names of folders, so that a class called "3" is a name
         self.known: frozenset[str] = frozenset()  # class names that the user gave
         self.first_number: int | None = None  # that a class is counted from, where another table says so
@@ -224,6 +224,7 @@ class TableBuilder:
         self._check_ids(images, ids)
         images = self._check_files(images)
         self.problems += without_images(class_names, labels, candidates, split, unknown_rows)
+        self.problems += self._without_classes(class_names)
         for detail in odd_names(class_names, labels, is_said=bool(self.declared or self.known)):
             self._say("odd_class", detail)
         return LabelTable(
@@ -314,12 +315,25 @@ class TableBuilder:
         is_seen = np.zeros(len(words) + 1, dtype=bool)  # the last one serves code -1
         is_seen[labels] = is_seen[members] = True
         seen = {words[code] for code in np.flatnonzero(is_seen[:-1])}
-        seen |= {unicodedata.normalize("NFC", name.strip()) for name in self.extra_names}
+        if (labels < 0).any():  # an image without a label may be of a class without images
+            seen |= {_composed(name) for name in self.hollow}
         if self.are_values:
             seen.discard("-1")
         if not seen or not all(INTEGER.fullmatch(name) for name in seen):
             return tuple(sorted(seen))
         return tuple(sorted(seen, key=int))
+
+    def _without_classes(self, class_names: tuple[str, ...]) -> list[Problem]:
+        """Folders without an image where all images have labels: of no class; a problem if they hold other files."""
+        found = []
+        for name, (path, inside) in self.hollow.items():
+            if _composed(name) in class_names:
+                continue
+            kind, detail = "absent_class", f"an empty folder: {name!r} is no class here, unless --classes names it"
+            if inside:
+                kind, detail = "empty_class", f"no image of class {name!r} in its folder: {inside[0].detail}"
+            found.append(Problem(path, kind, detail))
+        return found
 
     def _lookup(
         self, class_names: tuple[str, ...], *used: NDArray[np.int32]
@@ -467,6 +481,11 @@ class TableBuilder:
         for row, place in moved.items():
             new[row] = place
         return dataclasses.replace(images, paths=pa.array(new, pa.large_string()))
+
+
+def _composed(name: str) -> str:
+    """The name of a folder as that of a class."""
+    return unicodedata.normalize("NFC", name.strip())
 
 
 def _at(paths: Any, rows: NDArray[np.int64], chosen: Sequence[int]) -> list[tuple[int, str]]:

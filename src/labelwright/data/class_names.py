@@ -165,7 +165,7 @@ def without_images(
     split: NDArray[np.int8] | None,
     unknown_rows: NDArray[np.int64],
 ) -> list[Problem]:
-    """Classes without images: a problem among full labels, and only worth a word among partial ones.
+    """Classes without images: worth a word, and a problem where nothing but one class is left or test images show them.
 
     Args:
       class_names: C names.   labels: [N] int32 class indices, -1 = unknown.   candidates, split: of the N rows.
@@ -180,5 +180,13 @@ def without_images(
     elif not len(known):
         return []
     is_full = len(known) + int(train[unknown_rows].sum()) == int(train.sum())
-    kind, detail = ("empty_class", "no image") if is_full else ("unseen_class", "no label or candidate")
-    return [Problem(class_names[c], kind, f"{detail} of class {class_names[c]!r}") for c in np.flatnonzero(~seen)]
+    is_tested = np.bincount(labels[is_test & (labels >= 0)], minlength=len(class_names)) > 0
+    found = []
+    for c in np.flatnonzero(~seen):
+        kind, detail = "unseen_class", f"no label or candidate of class {class_names[c]!r}"
+        if is_full:
+            kind = "empty_class" if seen.sum() < 2 or is_tested[c] else "absent_class"
+            detail = f"no image of class {class_names[c]!r}"
+            detail += " to learn from, and test images are of it" if is_tested[c] else ""
+        found.append(Problem(class_names[c], kind, detail))
+    return found

@@ -38,13 +38,12 @@ def read_folder(root: Path, classes: Sequence[str] | None) -> LabelTable:
     names = _names_written(root)
     folders = [entry for entry in _entries(root, builder.problems) if entry.is_dir()]
     splits = split_folders({entry.name: _names_in(entry) for entry in folders})
-    class_folders: list[str] = []
     if splits and all(name in splits or name.lower() in UNLABELLED_NAMES for name in _beside(folders, splits)):
         for entry in folders:
             if entry.name in splits or entry.name.lower() in UNLABELLED_NAMES:
                 is_labelled = entry.name.lower() not in UNLABELLED_NAMES
                 split = splits.get(entry.name, "train")
-                class_folders += _add_folder(builder, root, Path(entry.path), split, is_labelled=is_labelled)
+                _add_folder(builder, root, Path(entry.path), split, is_labelled=is_labelled)
             else:
                 _outside(builder, entry)
         for entry in _entries(root, []):
@@ -53,9 +52,8 @@ def read_folder(root: Path, classes: Sequence[str] | None) -> LabelTable:
     else:
         for entry in folders:
             if entry.name in splits:
-                class_folders += _add_folder(builder, root, Path(entry.path), splits[entry.name])
-        class_folders += _add_folder(builder, root, root, "train" if splits else None, left_out=splits, names=names)
-    builder.extra_names = tuple(names.get(name, name) for name in dict.fromkeys(class_folders))
+                _add_folder(builder, root, Path(entry.path), splits[entry.name])
+        _add_folder(builder, root, root, "train" if splits else None, left_out=splits, names=names)
     if not builder.n_rows and builder.problems:
         builder.where = f"{root} (files of {len(builder.problems)} other kinds were left out)"
     return builder.finish(classes=classes, root=str(root))
@@ -104,11 +102,10 @@ def _add_folder(
     is_labelled: bool = True,
     left_out: Mapping[str, str] | None = None,
     names: Mapping[str, str] | None = None,
-) -> list[str]:
-    """Add one tree: its folders are classes if it is labelled, its loose images unlabelled; gives the classes."""
+) -> None:
+    """Add one tree: its folders are classes if it is labelled, its loose images unlabelled."""
     paths: list[str] = []
     labels: list[str | None] = []
-    classes: list[str] = []
     for entry in _entries(folder, builder.problems if folder != root else []):
         if entry.is_dir():
             if entry.name in (left_out or {}):
@@ -116,10 +113,12 @@ def _add_folder(
             is_class = is_labelled and entry.name.lower() not in UNLABELLED_NAMES
             if names and entry.name == STRANGERS_FOLDER and entry.name not in names:
                 is_class = False  # where we sorted images, those of no class
+            name, n_noted = (names or {}).get(entry.name, entry.name), len(builder.problems)
             found = list(_images_below(Path(entry.path), root, builder.problems))
-            classes += [entry.name] if is_class else []
+            if is_class and not found:
+                builder.hollow[name] = entry.path, tuple(builder.problems[n_noted:])
             paths += found
-            labels += [(names or {}).get(entry.name, entry.name) if is_class else None] * len(found)
+            labels += [name if is_class else None] * len(found)
         elif is_image_file(entry, builder.problems):
             paths.append(os.path.relpath(entry.path, root))
             labels.append(None)
@@ -128,7 +127,6 @@ def _add_folder(
         columns["split"] = pa.array(inner, pa.string())
     if paths:
         builder.add(columns, len(paths), split=split)
-    return classes
 
 
 def _splits_inside(paths: Sequence[str]) -> list[str | None]:

@@ -301,7 +301,7 @@ def open_source(
 
 def for_scoring(table: LabelTable) -> LabelTable:
     """The table without the problem that a class has no image: a test set need not hold every class."""
-    return replace(table, problems=tuple(p for p in table.problems if p.kind != "empty_class"))
+    return replace(table, problems=tuple(p for p in table.problems if p.kind not in ("empty_class", "absent_class")))
 
 
 def read(

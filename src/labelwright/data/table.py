@@ -41,6 +41,7 @@ PROBLEM_KINDS = {
     "blank_images": "images of one colour, or nearly",
     "copies": "images that are there more than once",
     "unseen_class": "classes that no label or candidate names",
+    "absent_class": "classes without an image, where every image is labelled",
     "ignored_column": "columns that are not read",
     "read_as": "values that are read in another way than they are written",
     "odd_class": "names of classes that look like mistakes",
@@ -48,10 +49,13 @@ PROBLEM_KINDS = {
 """Problem.kind -> what a heading over such problems says."""
 
 NOTICES = frozenset(
-    {"unsupported_file", "skipped_folder", "deep_images", "first_frame", "blank_images", "unseen_class"}
+    {"unsupported_file", "skipped_folder", "deep_images", "first_frame", "blank_images", "unseen_class", "absent_class"}
     | {"copies", "ignored_column", "read_as", "odd_class"}
 )
 """Kinds that are reported but never stop a run."""
+
+HOW_READ = ("empty_class", "absent_class", "read_as", "ignored_column", "odd_class")
+"""Kinds that every verb shows, since they change what its numbers mean."""
 
 _HASHED_BYTES_MAX = 4 << 30  # embedded images above this are fingerprinted by their sizes and a sample
 _STATTED_FILES_MAX = 100_000  # image files whose size and time go into a fingerprint
@@ -262,6 +266,11 @@ class LabelTable:
         groups = None if self.groups is None else torch.from_numpy(self.groups)
         votes = None if self.votes is None else torch.from_numpy(self.votes.astype(np.int64))
         return Task(labels, self.class_names, self.candidates, n_novel=n_novel, groups=groups, votes=votes)
+
+    @property
+    def how_read(self) -> list[str]:
+        """How values, columns and empty folders were read, a sentence each; see `HOW_READ`."""
+        return list(dict.fromkeys(p.detail for p in self.problems if p.kind in HOW_READ))
 
     def image(self, row: int, *, side_px: int | None = None) -> Image.Image:
         """One image, decoded: RGB, upright; large JPEGs smaller where it will be scaled to a side of ``side_px``.

@@ -185,7 +185,7 @@ def audit(
         decoding = Decoding.chosen(largest_image=largest_image)
         parts, name = _seen(data, test, model, classes, group, columns, on_bad, device, precision, notices, decoding)
     first = parts[0].table
-    notices += [p.detail for part in parts for p in part.table.problems if p.kind in ("read_as", "ignored_column")]
+    notices += [sentence for part in parts for sentence in part.table.how_read]
     labels = np.concatenate([part.table.labels for part in parts]).astype(np.int64)
     groups = groups_of(parts)
     is_test = np.concatenate([_is_test(part.table, i) for i, part in enumerate(parts)])

@@ -52,12 +52,14 @@ class Embedded:
       path: the file; data for `fit` and `inspect`.
       n_images, n_features: rows and columns of the features.
       left_out: rows that could not be used.
+      notices: how the table or folder was read.
     """
 
     path: Path
     n_images: int
     n_features: int
     left_out: list[dict[str, Any]]
+    notices: tuple[str, ...] = ()
 
 
 @check_paths
@@ -158,7 +160,7 @@ def embed(
     feats = np.concatenate([part for turn in zip_longest(*parts) for part in turn if part is not None])
     if not launch.rank():
         _write(target, table, feats)
-    return Embedded(target, len(feats), feats.shape[1], listed(table.quarantined))
+    return Embedded(target, len(feats), feats.shape[1], listed(table.quarantined), tuple(table.how_read))
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,8 @@ def evaluate(
       data: images with labels of the run's classes; unlabelled rows are not scored.
       image_column, label_column: columns of a table that are called otherwise.
 
-    Returns: see metrics.classification.score, plus ``confusions``, and ``left_out``: what ``on_bad="skip"`` left out.
+    Returns: see metrics.classification.score, plus ``confusions``, ``left_out``: what ``on_bad="skip"`` left out, and
+      ``notices``: how the data were read.
 
     Raises: DataError if no image has a label.
     """
@@ -66,13 +67,14 @@ def evaluate(
     )
     if not (table.labels >= 0).any():
         raise DataError(f"no image of {resolved_path(data)} has a label", fix="evaluate needs labelled images")
+    about = {"left_out": listed(table.quarantined), "notices": table.how_read}
     if n_seen is not None:
         truth, names = truth_beyond(beyond(table, saved.class_names[:n_seen]), n_seen)
-        return {**open_scores(answers, truth, names, n_seen=n_seen), "left_out": listed(table.quarantined)}
+        return {**open_scores(answers, truth, names, n_seen=n_seen), **about}
     counts = torch.tensor(Run(run).read("data.json")["train_counts"]).numpy()
     scores = scores_of(answers, table.labels, counts)
     pairs = confusions(answers, table.labels, saved.class_names)
-    return {**scores, "confusions": pairs, "left_out": listed(table.quarantined)}
+    return {**scores, "confusions": pairs, **about}
 
 
 def answers_of(

@@ -45,7 +45,7 @@ from labelwright.train.processes import accelerator_for
 from labelwright.train.settings import apply_overrides
 from labelwright.types import Recipe, Task
 
-OF_LABELS = frozenset({"unknown_label", "unknown_candidate", "empty_class", "unseen_class"})
+OF_LABELS = frozenset({"unknown_label", "unknown_candidate", "empty_class", "absent_class", "unseen_class"})
 """Problems that images alone do not have."""
 
 

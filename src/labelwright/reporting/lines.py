@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from labelwright.annotators.reliability import reliability_lines
+from labelwright.data.table import HOW_READ
 from labelwright.reporting.words import deployed_words, is_below_annotator, knows_annotator, own_sets_words
 from labelwright.run_folder import Run
 from labelwright.wording import counted
@@ -218,6 +219,6 @@ def skipped_lines(run: Run) -> list[str]:
         lines.append(f"left out: {counted(len(run.data['quarantined']), 'row')}, {where}")
     if run.data["notices"]:
         lines.append(f"notices: {len(run.data['notices'])}, {where}")
-        listed = [each for each in run.data["notices"] if each["kind"] in ("read_as", "ignored_column", "odd_class")]
+        listed = [each for each in run.data["notices"] if each["kind"] in HOW_READ]
         lines += [f"  {Path(each['where']).name}: {each['detail']}" for each in listed[:NOTICES_SHOWN]]
     return lines

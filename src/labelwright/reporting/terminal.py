@@ -217,8 +217,7 @@ def _print_audit(done: Any, values: Mapping[str, Any]) -> None:
         screen().print(worst)
     for pair in found["alike"]:
         _say(f"classes that look like one: {' and '.join(pair['classes'])} ({pair['alike']:.2f} of 1)")
-    for notice in found["notices"]:
-        _say(f"notice: {notice}")
+    _print_notices(found["notices"])
     if values["out"] is not None:
         _say(f"a row per image: {values['out']}")
     _print_left_out(found["left_out"])
@@ -230,6 +229,7 @@ def _print_embedded(done: Any, values: Mapping[str, Any]) -> None:
     """How many features of how many images, and what to do with them."""
     _say(f"{counted(done.n_images, 'image')}, {done.n_features:,} features each: {done.path}")
     _say(f"learn from them: labelwright fit {done.path} --out RUN")
+    _print_notices(done.notices)
     _print_left_out(done.left_out)
 
 
@@ -243,6 +243,7 @@ def _print_annotated(done: Any, values: Mapping[str, Any]) -> None:
             "learns from the candidates of the others"
         )
     _say(f"candidates: {done.path}")
+    _print_notices(done.counts["notices"])
     _print_left_out(done.counts["left_out"])
 
 
@@ -319,6 +320,7 @@ def _print_evaluated(scores: Mapping[str, Any], values: Mapping[str, Any]) -> No
         print(json.dumps(scores))
     else:
         _print_scores(scores)
+        _print_notices(scores["notices"])
         _print_left_out(scores["left_out"])
 
 
@@ -398,6 +400,11 @@ PRINTERS: Mapping[str, Callable[[Any, Mapping[str, Any]], None]] = {
     "settings": _print_settings,
     "bench": lambda result, values: _say(result),
 }
+
+
+def _print_notices(notices: Sequence[str]) -> None:
+    for notice in notices:
+        _say(f"notice: {notice}")
 
 
 def _print_left_out(problems: Sequence[Mapping[str, str]]) -> None:

@@ -24,7 +24,7 @@ from labelwright.scale.rows import Rows, rows_of
 from labelwright.scale.shards import Shard
 from labelwright.train import progress
 
-_NOT_OF_A_PART = ("empty_class", "unseen_class", "odd_class", "read_as", "ignored_column")
+_NOT_OF_A_PART = ("empty_class", "absent_class", "unseen_class", "odd_class", "read_as", "ignored_column")
 """Problems that a part of the rows has and the whole need not have."""
 
 

@@ -106,6 +106,43 @@ def test_folder__flat_with_a_file_of_names(photos) -> None:
     assert load(str(photos), classes=["a", "b", "c"]).class_names == ("a", "b", "c")
 
 
+def test_folder__a_class_folder_without_images(tmp_path) -> None:
+    for path in ("cat/1.png", "dog/1.png", "emu/1.png"):
+        draw(tmp_path / path)
+    for name in ("owl", "yak"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "owl" / ".gitkeep").touch()
+    table = load(tmp_path)
+    assert table.class_names == ("cat", "dog", "emu")
+    found = {p.where: (p.kind, p.detail) for p in table.problems}
+    detail = "an empty folder: {!r} is no class here, unless --classes names it"
+    assert found == {str(tmp_path / name): ("absent_class", detail.format(name)) for name in ("owl", "yak")}
+    assert table.how_read == [detail.format("owl"), detail.format("yak")]
+    named = load(tmp_path, classes=["cat", "dog", "emu", "owl"])
+    assert named.counts().tolist() == [1, 1, 1, 0]
+    assert [(p.where, p.kind) for p in named.problems] == [
+        ("owl", "absent_class"),
+        (str(tmp_path / "yak"), "absent_class"),
+    ]
+    (tmp_path / "yak" / "deep").mkdir()
+    (tmp_path / "yak" / "deep" / "1.psd").write_bytes(b"8BPS")  # images that nobody reads: no empty folder
+    with pytest.raises(DataError, match="1 empty_class"):
+        load(tmp_path)
+    skipped = load(tmp_path, on_bad="skip")
+    assert (skipped.class_names, len(skipped)) == (("cat", "dog", "emu"), 3)
+    assert "no image of class 'yak' in its folder: .psd files are not read" in skipped.how_read
+
+
+def test_folder__classes_that_only_test_images_show(tmp_path) -> None:
+    for path in ("train/cat/1.png", "train/dog/1.png", "test/cat/1.png", "test/owl/1.png"):
+        draw(tmp_path / path)
+    with pytest.raises(DataError) as caught:
+        load(tmp_path)
+    assert [(p.kind, p.detail) for p in caught.value.problems] == [
+        ("empty_class", "no image of class 'owl' to learn from, and test images are of it")
+    ]
+
+
 def test_folder__numbered_class_folders_are_names_in_number_order(tmp_path) -> None:
     for name in ("2", "10", "1"):
         draw(tmp_path / name / "x.png")

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 import clip_folders
 import labelwright as lw
 from labelwright.cli import run as run_command
+from labelwright.data.table import NOTICES
 from labelwright.encoders import backbones
 from labelwright.encoders.embed import is_two_tower
 from labelwright.encoders.pretrained import image_stats
@@ -160,13 +161,16 @@ def test_pretrain__folder_without_classes_and_bad_files(tmp_path: Path) -> None:
 def test_pretrain__problems_with_labels_are_none(tmp_path: Path) -> None:
     data = write_folders(tmp_path / "photos", COUNTS)
     (data / "hollow").mkdir()
+    (data / "hollow" / "draft.psd").write_bytes(b"8BPS")
     with pytest.raises(DataError, match="empty_class"):
         lw.fit(data, out=tmp_path / "fit", **FIT)
-    assert told(lw.pretrain(data, out=tmp_path / "run", **SHORT), "data.json")["notices"] == []
+    notices = told(lw.pretrain(data, out=tmp_path / "run", **SHORT), "data.json")["notices"]
+    assert [notice["kind"] for notice in notices] == ["unsupported_file"]
     spoilt = spoil(write_folders(tmp_path / "spoilt", COUNTS))
     with pytest.raises(DataError) as stopped:
         lw.pretrain(tmp_path / "spoilt", out=tmp_path / "none", **SHORT)
-    assert {problem.where for problem in stopped.value.problems} == set(spoilt) - {"hollow"}
+    bad = {problem.where for problem in stopped.value.problems if problem.kind not in NOTICES}
+    assert bad == set(spoilt) - {str(tmp_path / "spoilt" / "hollow")}
 
 
 def test_pretrain__train_split_alone(tmp_path: Path) -> None:
