@@ -1,15 +1,18 @@
 """How far trust is from the chance that a label is right, beside other scores of the same classifier.
 
-    python benchmarks/trust.py NAME=TRAIN.npz,TEST.npz [MORE …] digits [--situations few-5 few-20 long all] [--csv FILE]
+    python benchmarks/trust.py NAME=TRAIN.npz,TEST.npz [MORE …] digits [--situations few-5 long open-0.5 sets] [--csv F]
 
-Files and situations are those of choices.py. Of TRAIN at most --images are drawn, whole groups where there are any.
-`digits` is the demo. Every run is `labelwright fit`; its saved model labels the
-images of TEST. Rows, all of that one model: our trust; our trust with 100 images of TEST verified (mean of five draws
-by `verify-sample`, scored on the others); the largest probability; margin; negative entropy; temperature scaling,
-fitted on the same 100; agreement with ten neighbours among the training images, as labelled by the run, in features
-and, of the demo, in small pixels; and, with labels, five logistic regressions on bootstrap samples. Calibration error
-and AUROC in percent; `sure_right`: of labels with 0.95 or more, where there are 50; `interval_holds`: whether the
-interval for the predicted training labels holds the share that is right. With --keep FILE trust and truth are kept for
+Files and situations are those of choices.py, and three with candidates alone: `crowd`, the first three voters of
+crowds.py; `crowd-weak`, the others; `sets`, the true class in nine sets of ten and any other with a chance that makes
+two of them on average. Of TRAIN at most --images are drawn, whole groups where there are any. `digits` is the demo.
+Every run is `labelwright fit`; its saved model labels the images of TEST. Rows, all of that one model: our trust; our
+trust with 100 images of TEST verified (mean of five draws by `verify-sample`, scored on the others); the largest
+probability; margin; negative entropy; temperature scaling, fitted on the same 100; agreement with ten neighbours among
+the training images, as labelled by the run, in features and, of the demo, in small pixels; and, with labels, five
+logistic regressions on bootstrap samples. Calibration error and AUROC in percent; `sure_right`: of labels with 0.95 or
+more, where there are 50; `interval_holds`: whether the interval for the predicted training labels holds the share that
+is right. Of these labels also trust and softmax alone; clusters of an open world are the classes that they match best.
+With --keep FILE trust and truth are kept for
 the pictures of docs/trust.md.
 """
 
@@ -18,11 +21,14 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
@@ -33,10 +39,12 @@ from sklearn.preprocessing import StandardScaler
 
 import labelwright as lw
 from choices import arranged, read, results_of
+from crowds import CROWDS, voters
 from labelwright import demo
 from labelwright.benchmarking.results import add_rows
 from labelwright.data.prepare import open_source
 from labelwright.metrics.classification import calibration_error
+from labelwright.metrics.open_world import open_match
 from labelwright.pipeline.saved_model import SavedModel, answers_for, load_model
 from labelwright.run_folder import Run
 from labelwright.train.predict import odds_of
@@ -48,6 +56,8 @@ Array = npt.NDArray[Any]
 N_VERIFIED, N_DRAWS, N_NEIGHBOURS, N_BOOTSTRAP = 100, 5, 10, 5
 SURE, LEAST_SURE = 0.95, 50
 TITLES = {
+    "own": "trust of the run's own labels",
+    "own-softmax": "softmax of the run's own labels",
     "trust": "trust",
     "verified": "trust, 100 verified",
     "softmax": "largest probability",
@@ -69,6 +79,51 @@ def drawn(train: dict[str, Any], n: int, seed: int) -> dict[str, Any]:
     order = rng.permutation(np.unique(groups))
     kept = np.isin(groups, order[: round(len(order) * n / total)])
     return {key: value[kept] for key, value in train.items()}
+
+
+@dataclass(frozen=True)
+class Arranged:
+    """A run to be made.
+
+    Attributes:
+      columns: of the file to learn from; `embeddings` [N, D] and what is known of them.
+      settings: of `fit`.
+      truth: [N] class names, or None where all of them are known.
+    """
+
+    columns: dict[str, Any]
+    settings: dict[str, Any]
+    truth: Array | None
+
+    def write(self, folder: str) -> str:
+        """The path of the file, .parquet where there are columns that .npz files do not have."""
+        if "embeddings" in self.columns:
+            np.savez(f"{folder}/train.npz", **self.columns)
+            return f"{folder}/train.npz"
+        pq.write_table(pa.table(self.columns), f"{folder}/train.parquet")
+        return f"{folder}/train.parquet"
+
+
+def situated(train: dict[str, Any], situation: str, seed: int) -> Arranged:
+    """What is known of images in a situation."""
+    if situation not in ("crowd", "crowd-weak", "sets"):
+        file, settings = arranged(train, situation, seed)
+        return Arranged(file, settings, file.get("truth"))
+    names, truth = np.unique(train["labels"], return_inverse=True)
+    columns = {"id": [str(i) for i in range(len(truth))], "embedding": list(train["embeddings"].astype(np.float32))}
+    columns |= {"group": [str(g) for g in train["groups"]]} if "groups" in train else {}
+    settings: dict[str, Any] = {"classes": list(names)}
+    if situation == "sets":
+        draw, n_classes = np.random.default_rng(seed + 200), len(names)
+        named = draw.random((len(truth), n_classes)) < 2 / (n_classes - 1)
+        named[np.arange(len(truth)), truth] = draw.random(len(truth)) < 0.9
+        columns["candidates"] = [list(names[some]) for some in named]
+    else:
+        reliability = list(CROWDS.values())[situation == "crowd-weak"]
+        votes = voters(truth, len(names), reliability, seed)
+        said = {f"voter{a}": [None if c < 0 else names[c] for c in column] for a, column in enumerate(votes.T)}
+        columns, settings = columns | said, settings | {"annotator_columns": ",".join(said)}
+    return Arranged(columns, settings, train["labels"])
 
 
 def score_rows(values: dict[str, Array], right: Array) -> Iterator[tuple[str, str, float]]:
@@ -142,37 +197,64 @@ def ensemble(train: Array, labels: Array, test: Array, predicted: Array, seed: i
 
 
 def of_features(
-    file: dict[str, Any], settings: dict[str, Any], test: dict[str, Any], seed: int, kept: dict[str, Any]
+    train: dict[str, Any], situation: str, test: dict[str, Any], seed: int, kept: dict[str, Any]
 ) -> tuple[Run, list[tuple[str, str, float]]]:
     """A run on stored features, scored."""
+    asked = situated(train, situation, seed)
     with tempfile.TemporaryDirectory() as folder:
-        np.savez(f"{folder}/train.npz", **file)
-        settings = settings | {"test_frac": 0, "seed": seed, "evaluations": 0, "device": "cpu"}
-        run = lw.fit(f"{folder}/train.npz", out=f"{folder}/run", **settings)
+        settings = asked.settings | {"test_frac": 0, "seed": seed, "evaluations": 0, "device": "cpu"}
+        if "classes" in settings:
+            settings["classes"] = f"{folder}/classes.txt"
+            Path(settings["classes"]).write_text("\n".join(asked.settings["classes"]), encoding="utf-8")
+        run = lw.fit(asked.write(folder), out=f"{folder}/run", **settings)
         saved = load_model(run.path / "model", device=torch.device("cpu"))
-        rows = (run.summary, run.environment, run.labels)  # read while they are there
-        assert rows[2] is not None
+        summary, labels, _ = run.summary, run.labels, run.environment  # read while they are there
+        assert labels is not None
     feats = test["embeddings"].astype(np.float32)
     with torch.no_grad():
         probs = torch.cat([saved.probs(some) for some in torch.from_numpy(feats).split(1000)])
-    names = np.array(saved.class_names)
+    own = np.array(labels["label"].to_pylist())
+    named = matched(np.array(saved.class_names), own, asked)
+    names = np.array([named[name] for name in saved.class_names])
     predicted = names[probs.argmax(1)]
     right = predicted == test["labels"]
     found = list(beside(probs, odds_of(probs), saved, right, seed))
-    train, own = file["embeddings"].astype(np.float32), np.array(rows[2]["label"].to_pylist())
-    others = {"neighbours": neighbours(train, own, feats, predicted)}
-    if (file["labels"] != "").any():
-        others["ensemble"] = ensemble(train, file["labels"], feats, predicted, seed)
+    own = np.array([named[name] for name in own])
+    learned = asked.columns.get("embeddings", train["embeddings"]).astype(np.float32)
+    others = {"neighbours": neighbours(learned, own, feats, predicted)}
+    given = asked.columns.get("labels", np.array(""))
+    if (given != "").any():
+        others["ensemble"] = ensemble(learned, given, feats, predicted, seed)
     found += score_rows(others, right)
-    is_open = np.array(rows[2]["source"].to_pylist()) == "predicted"
-    if is_open.any():
-        found += held(rows[0]["trust"], float((own == file["truth"])[is_open].mean()))
+    if asked.truth is not None:
+        open_rows = np.array(labels["source"].to_pylist()) == "predicted"
+        is_right = (own == asked.truth)[open_rows]
+        found += held(summary["trust"], float(is_right.mean()))
+        values = {
+            cell: np.asarray(labels[key])[open_rows] for cell, key in (("own", "trust"), ("own-softmax", "softmax"))
+        }
+        found += score_rows(values, is_right)
     kept |= {
         "trust": saved.calibration.chance(odds_of(probs)).numpy(),
         "softmax": probs.amax(1).numpy(),
         "right": right,
     }
     return run, found
+
+
+def matched(names: Array, own: Array, asked: Arranged) -> dict[str, str]:
+    """What each class of a model stands for: itself, and a cluster the class that it matches best."""
+    if "novel" not in asked.settings:
+        return {name: name for name in names}
+    assert asked.truth is not None
+    known = list(asked.columns["class_names"])
+    all_true = np.array([*known, *sorted(set(asked.truth) - set(known))])
+    number = {name: i for i, name in enumerate(names)}
+    places = {name: i for i, name in enumerate(all_true)}
+    predicted, truth = torch.tensor([number[n] for n in own]), torch.tensor([places[n] for n in asked.truth])
+    match = open_match(predicted, truth, n_seen=len(known)).tolist()
+    match += [-1] * (len(names) - len(match))
+    return {name: all_true[c] if c >= 0 else "" for name, c in zip(names, match, strict=True)}
 
 
 def held(trust: dict[str, Any], share_right: float) -> list[tuple[str, str, float]]:
@@ -241,8 +323,7 @@ def main() -> None:
                 if not paths:
                     run, found = of_digits(seed, kept)
                 else:
-                    file, settings = arranged(drawn(train, options.images, seed), situation, seed)
-                    run, found = of_features(file, settings, test, seed, kept)
+                    run, found = of_features(drawn(train, options.images, seed), situation, test, seed, kept)
                 for cell, metric, value in found:
                     print(pool, situation, seed, TITLES[cell], metric, f"{value:.2f}", sep=" | ", flush=True)
                 if options.csv:

@@ -241,6 +241,23 @@ def fit_annotations(annotations: Annotations, logits: Tensor, rows: Tensor) -> A
     return AnnotationModel(*fitted, log_prior, temperature, inside)
 
 
+def temperature_of(annotations: Annotations, fitted: AnnotationModel, logits: Tensor, rows: Tensor) -> float:
+    """The factor of other logits [n, C] of the rows [n] under which annotations are likeliest, worth what they are.
+
+    Example: logits that are wrong for a quarter of the rows weigh less, four times as large ones less again.
+      >>> rows, truth = torch.arange(400), torch.arange(400) % 2
+      >>> annotations = Annotations(Task(rows - rows - 1, ("cat", "dog"), votes=truth[:, None].expand(-1, 3)))
+      >>> logits = 2.0 * F.one_hot(truth, 2)
+      >>> fitted = fit_annotations(annotations, logits, rows)
+      >>> worse = torch.where(rows[:, None] % 4 == 0, 2 - logits, logits)
+      >>> [round(temperature_of(annotations, fitted, factor * worse, rows), 1) for factor in (1, 4)]
+      [0.5, 0.3]
+    """
+    some = evenly_spread(torch.arange(len(rows), device=rows.device), TEMPERATURE_ROWS)
+    evidence = annotations.evidence((fitted.weight, fitted.bias), rows[some])
+    return _temperature(logits[some].double(), evidence, fitted.log_prior)
+
+
 def _temperature(seen: Tensor, evidence: Tensor, log_prior: Tensor, n_steps: int = 12) -> float:
     """The factor of the logits under which the evidence is most likely, by golden section on its logarithm."""
 

@@ -4,10 +4,11 @@
  2  q = Dawid and Skene's probabilities of the classes, from the answers alone; of sets the shares of the candidates
  3  penalty: the one under which the likeliest classes of q are most likely where they were left out
  4  head = argmin of the cross-entropy with q, classes weighted evenly, + penalty                    (train/convex.py)
- 5  v = logits of the images, each by a head that did not see it (folds; images of a group stay together)
+ 5  v = logits of the images, each by a head that did not see it (folds; images of a group are told apart by the others)
  6  q = softmax(T v + log prior + log-likelihood of the annotations), with confusion matrices, prior and
     temperature T by EM; a verified label stays                                                 (labels/annotations.py)
- 7  lines 4 to 6 for `n_rounds` rounds; the head of all images, times T of its folds, is the classifier
+ 7  lines 4 to 6 for `n_rounds` rounds; the head of all images, times T, is the classifier; with groups T is that of
+    heads that did not see an image's group, as it will be used
 
 Of sets without a name for who named what, all answers are taken as one annotator's.
 
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor
 
 from labelwright.encoders.heads import CentredHead
-from labelwright.labels.annotations import AnnotationModel, Annotations, fit_annotations
+from labelwright.labels.annotations import AnnotationModel, Annotations, fit_annotations, temperature_of
 from labelwright.labels.dawid_skene import dawid_skene
 from labelwright.labels.first_guess import first_guess
 from labelwright.methods.baselines.candidate_sets import check_task
@@ -94,26 +95,35 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     penalty = cfg.penalty  # 3
     if penalty is None:
         penalty = _penalty(z, first_guess(q.float(), rows.to(q.device)), groups, task.n_classes) or USUAL_PENALTY
-    fold = _folds(len(rows), groups)
+    fold = _folds(len(rows))
     heads: list[Linear | None] = [None] * (int(fold.max()) + 1)
     fitted, moved, n_done = None, 1.0, 0
-    logs: dict[str, Any] = {"penalty": penalty, "moved_frac": []}
-    while n_done < cfg.n_rounds and moved >= MOVED_FRAC:
+
+    def left_out_logits(fold: Tensor) -> Tensor:
+        """[n, C] of heads that did not see the fold [n] of a row; 4 and 5."""
         logits = torch.zeros(len(rows), task.n_classes, device=z.device)
-        for k in range(len(heads)):
+        for k in range(int(fold.max()) + 1):
             left_out = (fold == k).to(z.device)
             share = 1 - float(left_out.float().mean())
-            each = _solved(z[~left_out], q[~left_out], share * penalty, heads[k])  # 4
-            heads[k], logits[left_out] = each, each(z[left_out])  # 5
+            each = _solved(z[~left_out], q[~left_out], share * penalty, heads[k])
+            heads[k], logits[left_out] = each, each(z[left_out])
+        return logits
+
+    logs: dict[str, Any] = {"penalty": penalty, "moved_frac": []}
+    while n_done < cfg.n_rounds and moved >= MOVED_FRAC:
+        logits = left_out_logits(fold)
         fitted = fit_annotations(annotations, logits, rows)
         new = annotations.posterior(fitted, logits, rows)  # 6
         moved = float((new.argmax(1) != q.argmax(1)).double().mean())
         q, n_done = new, n_done + 1
         logs["moved_frac"].append(round(moved, 5))
     assert fitted is not None, "there is a round"
-    found = given.plain(_solved(z, q, penalty, heads[0]))
-    put_in(state.nets["main"], fitted.temperature * found.weight, fitted.temperature * found.bias)
-    return replace(state, memory={CHOSEN: {"penalty": penalty}}), logs | describe(fitted)
+    found, temperature = given.plain(_solved(z, q, penalty, heads[0])), fitted.temperature
+    if groups is not None and int(groups.max()) > int(groups.min()):
+        temperature = temperature_of(annotations, fitted, left_out_logits(_folds(len(rows), groups)), rows)
+    put_in(state.nets["main"], temperature * found.weight, temperature * found.bias)
+    logs |= describe(fitted) | {"temperature": round(temperature, 3)}
+    return replace(state, memory={CHOSEN: {"penalty": penalty}}), logs
 
 
 def _start(task: Task, rows: Tensor) -> Tensor:
@@ -150,7 +160,7 @@ def _solved(z: Tensor, q: Tensor, penalty: float, start: Linear | None) -> Linea
     )
 
 
-def _folds(n: int, groups: Tensor | None) -> Tensor:
+def _folds(n: int, groups: Tensor | None = None) -> Tensor:
     """[n] int64 fold of each image; of few images at least two folds, images of a group in one."""
     of = torch.arange(n) if groups is None else torch.unique(groups, return_inverse=True)[1]
     n_units = int(of.max()) + 1 if n else 0

@@ -87,6 +87,26 @@ def test_folds__groups_stay_together():
     assert len(_folds(2, None).unique()) == 2
 
 
+def test_crowd__a_class_of_one_group_is_not_denied_and_new_groups_are_less_sure():
+    x, truth, votes = crowd_of(5)
+    frames, generator = torch.arange(N) // 20, torch.Generator().manual_seed(0)
+    groups = truth * N + frames * (truth != 3)  # of the last class all images are of one group
+    x = x + torch.eye(D)[truth] + 1.5 * torch.randn(4 * N, D, generator=generator)[groups]  # as images of a group are
+    logs, sure = [], []
+    for known in (groups, None):
+        task = Task(torch.full((N,), -1), ("a", "b", "c", "d"), votes=votes, candidates=sets_of(votes), groups=known)
+        recipe, cfg = METHODS["crowd"].recipe, resolve_config(METHODS["crowd"], {})
+        state = recipe.setup(cfg, task, tiny.BuildHead())
+        state, found = recipe.begin(cfg, task, state, lambda net, rows, output: [(rows, x[rows])])
+        logs.append(found)
+        probs = state.nets["main"].eval()(x).detach().softmax(1)
+        sure.append(float(probs.amax(1).mean()))
+        right = probs.argmax(1) == truth
+        assert float(right[truth == 3].float().mean()) > 0.95
+    assert logs[0]["truth_inside"] == pytest.approx(logs[1]["truth_inside"], abs=0.01)
+    assert sure[0] < sure[1] - 0.01
+
+
 @pytest.mark.parametrize("n_rounds", [1, 3])
 def test_crowd__rounds_end_where_nothing_moves(n_rounds):
     x, _, votes = crowd_of(4)
