@@ -4,7 +4,7 @@
  2  q = Dawid and Skene's probabilities of the classes, from the answers alone; of sets the shares of the candidates
  3  penalty: the one under which the likeliest classes of q are most likely where they were left out
  4  head = argmin of the cross-entropy with q, classes weighted evenly, + penalty                    (train/convex.py)
- 5  v = logits of the images, each by a head that did not see it (folds; images of a group are told apart by the others)
+ 5  v = logits of the images, each by a head that did not see it (folds; images of its group were seen)
  6  q = softmax(T v + log prior + log-likelihood of the annotations), with confusion matrices, prior and
     temperature T by EM; a verified label stays                                                 (labels/annotations.py)
  7  lines 4 to 6 for `n_rounds` rounds; the head of all images, times T, is the classifier; with groups T is that of
