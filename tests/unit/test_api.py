@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -234,3 +238,39 @@ def test_import__is_light() -> None:
 def test_package__dir_is_what_there_is() -> None:
     assert set(dir(lw)) == {*lw.__all__, "__version__"}
     assert {"fit", "inspect", "label", "load_model", "review"} <= set(dir(lw))
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_images__bytes_and_pixels_are_hashed_once_by_a_verb(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = write_folders(tmp_path / "photos", {"ant": 6, "bee": 6}, size_px=16)
+    paths = sorted(photos.rglob("*.png"))
+    encoded = {path.read_bytes(): path for path in paths}
+    pixels = {np.asarray(Image.open(path)).tobytes(): path for path in paths}
+    if kind == "parquet":
+        rows = [{"image": {"bytes": path.read_bytes(), "path": None}, "label": path.parent.name} for path in paths]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "photos.parquet")
+    data = photos if kind == "folder" else tmp_path / "photos.parquet"
+    blake2b, counts = hashlib.blake2b, Counter[tuple[str, Path]]()
+
+    def counted(content: Any = b"", **how: Any) -> Any:
+        seen = bytes(content)
+        counts.update([("bytes", encoded[seen])] if seen in encoded else [])
+        counts.update([("pixels", path) for raw, path in pixels.items() if seen.endswith(raw) and len(seen) < 800])
+        return blake2b(content, **how)
+
+    def most(verb: Callable[[], Any]) -> dict[str, int]:
+        counts.clear()
+        verb()
+        return {kind: max((n for (what, _), n in counts.items() if what == kind), default=0) for kind in KINDS}
+
+    KINDS = ("bytes", "pixels")
+    monkeypatch.setattr(hashlib, "blake2b", counted)
+    out, clip = tmp_path / "run", {"model": "labelwright/digits-clip", "device": "cpu"}
+    n_encoded = 0 if kind == "folder" else 1  # a file is known by its size and time
+    assert most(lambda: lw.fit(data, out=out, method="nearest_mean", **clip)) == {"bytes": n_encoded, "pixels": 1}
+    assert most(lambda: lw.label(out, data, device="cpu")) == {"bytes": n_encoded, "pixels": 0}
+    assert most(lambda: lw.audit(data, out=tmp_path / "a.csv", **clip)) == {"bytes": n_encoded, "pixels": 1}
+    streamed: dict[str, Any] = {"cache_limit_gb": 0, "epochs": 1, "size": 16, "method": "ce", "device": "cpu"}
+    assert most(lambda: lw.fit(data, out=tmp_path / "streamed", **streamed)) == {"bytes": 1, "pixels": 0}

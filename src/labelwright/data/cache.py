@@ -186,7 +186,7 @@ def decoded(table: LabelTable, *, size_px: int) -> PixelCache:
     return PixelCache(pixels, problems=_decode_all(table, pixels) if len(table) else ())
 
 
-def _open(path: Path, notes: Path, key: dict[str, Any]) -> PixelCache | None:
+def _open(path: Path, notes: Path, key: dict[str, Any], *, is_new: bool = False) -> PixelCache | None:
     """The finished cache, or None if there is none, or one that was altered from outside."""
     try:
         written = json.loads(notes.read_text(encoding="utf-8"))
@@ -197,7 +197,7 @@ def _open(path: Path, notes: Path, key: dict[str, Any]) -> PixelCache | None:
     shape = (key["n_rows"], key["size_px"], key["size_px"], 3)
     if written.get("key") != key or pixels.shape != shape or pixels.dtype != np.uint8:
         return None
-    if "sums" in written and (what := checksums.fault(path, written["sums"])):
+    if not is_new and "sums" in written and (what := checksums.fault(path, written["sums"])):
         say(f"decoded images {path}: the file {what}; they are made anew")
         return None
     return PixelCache(pixels, problems=problems)
@@ -225,7 +225,7 @@ def _build(table: LabelTable, path: Path, notes: Path, key: dict[str, Any]) -> P
         text = json.dumps(notes_of, ensure_ascii=False)
         temporary_notes.write_text(text, encoding="utf-8")
         path.unlink(missing_ok=True)  # a damaged one: the notes are never seen beside it
-    built = _open(path, notes, key)
+    built = _open(path, notes, key, is_new=True)
     assert built is not None, "a cache just written opens"
     return built
 

@@ -83,6 +83,7 @@ class Prepared:
     flip_reason: str  # why horizontal flips are on or off
     n_copies_in_test: int = 0  # training images of which an exact copy is among the images to score on
     class_feats: tuple[torch.Tensor, float] | None = None  # text features that came with embeddings, see types.Concepts
+    content: NDArray[np.int64] | None = None  # see `contents`, of training and then test rows; None if nobody asked
 
 
 def prepare(
@@ -142,7 +143,7 @@ def prepare(
         tables = [table] if test is None else [table, images_to_score(test, table, is_open=is_open, columns=columns)]
         sources = _resolve([_open(t, size_px, cache_limit_gb) for t in tables], on_bad)
         source, given_test = sources[0], None if test is None else sources[1]
-    train, test_source, test_is = _split(source, given_test, test_frac=test_frac, seed=seed)
+    train, test_source, test_is, seen = _split(source, given_test, test_frac=test_frac, seed=seed)
     n_copies = 0
     if test_source is not None and test_is != "held out":  # those that we drew have none
         seen = contents([train, test_source])
@@ -164,6 +165,7 @@ def prepare(
         flip_reason=reason,
         n_copies_in_test=n_copies,
         class_feats=class_feats,
+        content=seen,
     )
 
 
@@ -392,21 +394,25 @@ def _resolve(sources: list[Source], on_bad: OnBad) -> list[Source]:
     return kept
 
 
-def _split(train: Source, test: Source | None, *, test_frac: float, seed: int) -> tuple[Source, Source | None, str]:
+def _split(
+    train: Source, test: Source | None, *, test_frac: float, seed: int
+) -> tuple[Source, Source | None, str, NDArray[np.int64] | None]:
+    """Training and test images, what the latter are, and the `contents` of both where that took them."""
     table, held = train.table, train.table.where("test")
     rest = np.setdiff1d(np.arange(len(table)), held)
     if test is not None:
-        return train.take(rest), test, "given"
+        return train.take(rest), test, "given", None
     if len(held):
-        return train.take(rest), train.take(held), "split"
+        return train.take(rest), train.take(held), "split", None
     labelled = table.labels >= 0
     if test_frac == 0 or labelled.sum() < 2:
-        return train, None, "none"
-    groups = splits.with_copies(table.groups, contents([train]))
+        return train, None, "none", None
+    content = contents([train])
+    groups = splits.with_copies(table.groups, content)
     keep, held = splits.holdout(table.labels, frac=test_frac, seed=seed, groups=groups)
     if not len(held):  # every class is one group, or one picture
-        return train, None, "none"
-    return train.take(keep), train.take(held), "held out"
+        return train, None, "none", content
+    return train.take(keep), train.take(held), "held out", content[np.concatenate([keep, held])]
 
 
 def contents(sources: Sequence[Source]) -> NDArray[np.int64]:

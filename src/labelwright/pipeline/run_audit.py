@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from labelwright.data.cache import PixelCache
-from labelwright.data.looks import grey_thumbs, numbered
-from labelwright.data.prepare import Source
+from labelwright.data.looks import grey_thumbs
+from labelwright.data.prepare import Source, contents
 from labelwright.labels import audit as pieces
 from labelwright.labels.chunks import evenly_spread
 from labelwright.pipeline.audit import clean_feats, groups_of, has_two_labels, near_pairs, neighbours_of
@@ -79,7 +79,8 @@ def audit_of_run(job: Job, tested: Answers | None, *, seed: int) -> RunAudit:
             penalties=(pieces.PENALTY,),
         )
     names = job.task.class_names
-    facts: dict[str, Any] = {"n_audited": len(places), **_copies(parts, feats, near, ids, labels, is_test)}
+    content = None if prepared.content is None else prepared.content[places]
+    facts: dict[str, Any] = {"n_audited": len(places), **_copies(parts, content, feats, near, ids, labels, is_test)}
     facts |= {"n_suspected": None, "estimated_wrong": None, "suspected": None, "test_noise": None}
     chances = [torch.full((len(each.table),), torch.nan) for each in sources]
     if judged is not None:
@@ -115,6 +116,7 @@ def _suspected(
 
 def _copies(
     parts: Sequence[Source],
+    content: npt.NDArray[np.int64] | None,
     feats: Tensor | None,
     near: pieces.Neighbours | None,
     ids: Sequence[str],
@@ -127,11 +129,9 @@ def _copies(
     if all(isinstance(each, PixelCache) for each in pixels):
         seen = [each.pixels.read(each.in_pixels) for each in parts if each.pixels is not None]
         thumbs = np.concatenate([grey_thumbs(some) for some in seen])
-        content = numbered(row.tobytes() for some in seen for row in some.numpy())
-    elif feats is not None:
-        content = numbered(row.tobytes() for row in (feats.float() + 0.0).numpy())
-    else:
+    elif feats is None:
         return {"n_duplicates": None, "n_across_test": None, "n_two_labels": None, "duplicates": None}
+    content = contents(parts) if content is None else content
     leaders = np.unique(content, return_index=True)[1][content]
     pairs = {(int(a), int(b)): "exact" for a, b in enumerate(leaders) if a != b}
     for a, b in zip(*(rows.tolist() for rows in near_pairs(thumbs, near, cuts=False)), strict=True):
