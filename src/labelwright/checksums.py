@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from labelwright.errors import DataError
+from labelwright.parsing import json_of
 
 NAME = "checksums.json"
 BLOCK = 1 << 22  # bytes that a checksum is of
@@ -80,7 +81,7 @@ def read(folder: Path) -> dict[str, Sums]:
     """
     path = folder / NAME
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json_of(path.read_text(encoding="utf-8"))
         return {str(name): dict(sums) for name, sums in content.items()}
     except FileNotFoundError:
         return {}

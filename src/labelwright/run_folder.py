@@ -20,6 +20,7 @@ import labelwright
 from labelwright import checksums
 from labelwright.errors import ConfigError, DataError, DiskError, LabelwrightError
 from labelwright.launch import rank
+from labelwright.parsing import json_of, yaml_of
 from labelwright.replacing import check_output, disk_errors, replacing
 
 if TYPE_CHECKING:
@@ -232,11 +233,11 @@ class Run:
         lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
         for i, line in enumerate(lines, 1):
             try:
-                record = json.loads(line)
+                record = json_of(line)
                 if not (isinstance(record, dict) and isinstance(record.get("epoch", 0), int)):
                     raise ValueError("no record of a run")
                 found.append(record)
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 if i < len(lines):
                     raise DataError(f"{self.metrics} line {i} is not JSON ({error})", fix="remove that line") from error
         return found
@@ -357,8 +358,8 @@ class Run:
         path = self.path / name
         try:
             text = path.read_text(encoding="utf-8")
-            content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+            content = json_of(text) if path.suffix == ".json" else yaml_of(text)
+        except (OSError, ValueError) as error:
             raise DataError(f"{path} cannot be read ({error})", fix="is this the folder of a run?") from error
         if not isinstance(content, dict):
             raise DataError(f"{path} holds no keys and values", fix="restore it from the run, or remove it")

@@ -114,7 +114,7 @@ def damages(draw: st.DrawFn) -> tuple[str, Callable[[bytes], bytes | None]]:
     name = draw(st.sampled_from(FILES))
     kind = draw(st.sampled_from(["cut", "changed", "gone", "empty", "other", "key gone", "value"]))
     at, byte = draw(st.floats(0, 1)), draw(st.binary(min_size=1, max_size=3))
-    other = draw(st.sampled_from([b"[]", b"3", b"null", b'"x"', b"{}", b"\xff", b"{" * 4000]))
+    other = draw(st.sampled_from([b"[]", b"3", b"null", b'"x"', b"{}", b"\xff", b"{" * 4000, b"[" * 100_000]))
     odd = draw(st.sampled_from([None, 3, -1, "x", [], {}, [None], 1e300]))
 
     def changed(content: bytes) -> bytes | None:

@@ -272,5 +272,7 @@ def test_images__bytes_and_pixels_are_hashed_once_by_a_verb(
     assert most(lambda: lw.fit(data, out=out, method="nearest_mean", **clip)) == {"bytes": n_encoded, "pixels": 1}
     assert most(lambda: lw.label(out, data, device="cpu")) == {"bytes": n_encoded, "pixels": 0}
     assert most(lambda: lw.audit(data, out=tmp_path / "a.csv", **clip)) == {"bytes": n_encoded, "pixels": 1}
+    if kind == "parquet":
+        return
     streamed: dict[str, Any] = {"cache_limit_gb": 0, "epochs": 1, "size": 16, "method": "ce", "device": "cpu"}
     assert most(lambda: lw.fit(data, out=tmp_path / "streamed", **streamed)) == {"bytes": 1, "pixels": 0}

@@ -23,6 +23,7 @@ from labelwright.annotators.answers import AnswerParser
 from labelwright.annotators.chat import ChatModel, Estimate, Question, ask_many, estimate
 from labelwright.data.table import LabelTable
 from labelwright.errors import ConfigError, DataError
+from labelwright.parsing import json_of
 from labelwright.replacing import disk_errors
 from labelwright.train.progress import track
 from labelwright.train.seeds import derive_seed
@@ -215,7 +216,7 @@ def _open_journal(journal: Path, head: dict[str, Any]) -> dict[tuple[str, int], 
     with journal.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             try:
-                record = json.loads(line)
+                record = json_of(line)
                 if number == 1:
                     _check_head(journal, record, head)
                 else:

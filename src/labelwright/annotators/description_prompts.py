@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
+
+from labelwright.parsing import json_of
 
 LONGEST_WORDS = 30  # a longer text is not a caption; text towers of CLIP read 77 tokens
 OTHERS_SHOWN = 30  # other classes named in a question, which tell a crane that flies from one that lifts
@@ -91,7 +92,7 @@ def _lines(answer: str) -> list[str]:
     """An answer's items: of a JSON list (maybe inside an object), else its lines, else its sentences."""
     if answer.startswith(("[", "{")):
         try:
-            value = json.loads(answer)
+            value = json_of(answer)
         except ValueError:
             value = None
         if isinstance(value, dict):

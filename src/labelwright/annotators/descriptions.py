@@ -16,6 +16,7 @@ from typing import Any
 from labelwright.annotators.chat import ChatModel, Question, ask_many
 from labelwright.annotators.description_prompts import description_prompt, parse_descriptions
 from labelwright.errors import ConfigError, DataError, Problem
+from labelwright.parsing import json_of, text_of, yaml_of
 from labelwright.replacing import check_output
 from labelwright.run_folder import write_text_atomically
 
@@ -91,20 +92,22 @@ def _parsed(path: Path) -> Mapping[Any, Any]:
     if form is None:
         raise ConfigError(f"descriptions in {path}: a kind of file that is not read", fix="give .json or .yaml")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = text_of(path)
     except OSError as error:
         raise ConfigError(f"descriptions in {path}: {error.strerror}", fix="check the path") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text", fix="save it as UTF-8") from error
+    except ValueError as error:
+        raise ConfigError(f"descriptions in {path}: {error}", fix="check the path") from error
     try:
         if form == "JSON":
-            entries = json.loads(text, object_pairs_hook=_without_repeats)
+            entries = json_of(text, object_pairs_hook=_without_repeats)
         else:
+            entries = yaml_of(text)
             node = yaml.compose(text, Loader=yaml.SafeLoader)
             if isinstance(node, yaml.MappingNode):
                 _without_repeats([(key.value, None) for key, _ in node.value])
-            entries = yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
+    except ValueError as error:
         raise DataError(
             f"{path} is not valid {form}: {' '.join(str(error).split())}", fix="correct it there"
         ) from error

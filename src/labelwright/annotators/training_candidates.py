@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -41,6 +40,7 @@ from labelwright.encoders.templates import prompt_text_feats, templates_named
 from labelwright.errors import ConfigError, DataError
 from labelwright.launch import rank
 from labelwright.metrics.agreement import clusters_of
+from labelwright.parsing import json_of
 from labelwright.run_folder import ANNOTATIONS
 from labelwright.train.predict import Answers, answer
 from labelwright.train.processes import gather_objects, wait_for_all
@@ -231,7 +231,7 @@ def read_guesses(path: Path, table: LabelTable, annotator: Annotator) -> Guesses
       the file cannot be read.
     """
     try:
-        described = json.loads(pq.read_schema(path).metadata[METADATA_KEY])
+        described = json_of(pq.read_schema(path).metadata[METADATA_KEY])
         info, names = dict(described["annotator"]), described["class_names"]
         columns = pq.read_table(path, columns=["id", "candidates", "weights"])
     except (OSError, ValueError, KeyError, TypeError) as error:

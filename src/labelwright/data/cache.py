@@ -28,6 +28,7 @@ from labelwright.data.checks import decoding_threads, each_image
 from labelwright.data.images import FULL_SIZE
 from labelwright.data.table import LabelTable
 from labelwright.errors import ConfigError, DataError, DiskError, Problem
+from labelwright.parsing import json_of
 from labelwright.replacing import replacing
 from labelwright.train.progress import say
 
@@ -189,7 +190,7 @@ def decoded(table: LabelTable, *, size_px: int) -> PixelCache:
 def _open(path: Path, notes: Path, key: dict[str, Any], *, is_new: bool = False) -> PixelCache | None:
     """The finished cache, or None if there is none, or one that was altered from outside."""
     try:
-        written = json.loads(notes.read_text(encoding="utf-8"))
+        written = json_of(notes.read_text(encoding="utf-8"))
         pixels = np.load(path, mmap_mode="r" if key["n_rows"] else None)
         problems = [Problem(**problem) for problem in written["problems"]]
     except (FileNotFoundError, ValueError, KeyError, TypeError, EOFError):

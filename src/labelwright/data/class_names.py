@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from labelwright.data.layouts import SPLITS
 from labelwright.data.values import INTEGER, canonical, listed
 from labelwright.errors import ConfigError, DataError, Problem
+from labelwright.parsing import text_of
 from labelwright.types import Candidates
 
 NO_CLASSES = frozenset({"misc", "temp", "tmp", "to sort", "unassigned", "uncategorized", "unclassified", "unsorted"})
@@ -96,9 +97,7 @@ def read_names(path: Path) -> list[str]:
     Raises: DataError if it cannot be read.
     """
     try:
-        if path.exists() and not path.is_file():
-            raise ValueError("it is a folder" if path.is_dir() else "it is not a file")  # a pipe may never end
-        lines = path.expanduser().read_text(encoding="utf-8-sig").splitlines()
+        lines = text_of(path.expanduser()).splitlines()
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read the class names in {path}: {error}", fix="one name per line, UTF-8") from error
     return [line.strip() for line in lines if line.strip()]

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from labelwright.data import exports
 from labelwright.data.values import listed
 from labelwright.errors import ConfigError, DataError, Problem
+from labelwright.parsing import json_of
 from labelwright.spreadsheet import unescaped
 
 ROLES: Mapping[str, tuple[str, ...]] = {
@@ -175,7 +176,7 @@ def open_columns(path: Path, *, may_break: bool = False) -> Columns:
         if path.stat().st_size == 0:
             raise pa.ArrowInvalid("empty file")
         return openers.get(path.suffix.lower(), _open_parquet)(path)
-    except (pa.ArrowException, csv.Error, OSError, ValueError, RecursionError) as error:
+    except (pa.ArrowException, csv.Error, OSError, ValueError) as error:
         raise _unreadable(path, error) from error
 
 
@@ -183,7 +184,7 @@ def _unreadable(path: Path, error: Exception) -> DataError:
     if path.is_file() and path.stat().st_size == 0:
         problem = Problem(str(path), "empty_table", "the file is empty (0 bytes)")
         return DataError(f"{path} is empty", problems=[problem], fix="give a table with a row per image")
-    reason = "it is nested too deeply" if isinstance(error, RecursionError) else (str(error).splitlines() or ["?"])[0]
+    reason = (str(error).splitlines() or ["?"])[0]
     detail = f"not a readable {path.suffix[1:]} file: {reason}"
     problem = Problem(str(path), "malformed_row", detail)
     return DataError(f"{path}: {detail}", problems=[problem], fix="write the file anew, in UTF-8")
@@ -379,8 +380,6 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any], str]]:
             wrong = "the text is not UTF-8" if line is None else "" if isinstance(row, dict) else "not an object {...}"
             for text in row if isinstance(row, dict) else ():
                 text.encode()
-        except RecursionError:
-            wrong = "it is nested too deeply"
         except ValueError as error:
             wrong = _why(error)
         yield number, row if isinstance(row, dict) and not wrong else {}, wrong and f"not a JSON object: {wrong}"
@@ -466,8 +465,8 @@ def _facts(columns: Columns, schema: pa.Schema, *keys: bytes | str) -> dict[str,
     key, *inner = keys
     raw = (schema.metadata or {}).get(key)
     try:
-        found = {} if raw is None else json.loads(raw)
-    except (ValueError, RecursionError):
+        found = {} if raw is None else json_of(raw)
+    except ValueError:
         columns.problems.append(Problem(str(columns.path), "read_as", f"its metadata {key!r} is no JSON: not read"))
         return {}
     for each in inner:

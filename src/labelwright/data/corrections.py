@@ -10,7 +10,8 @@ from typing import Any
 
 from labelwright.data.sheets import read_sheet
 from labelwright.data.table import LabelTable
-from labelwright.errors import DataError
+from labelwright.errors import DataError, Problem
+from labelwright.wording import counted
 
 
 def read_corrections(source: str | Path | Mapping[str, str]) -> list[tuple[str, str, str]]:
@@ -59,8 +60,8 @@ def corrected(table: LabelTable, source: Any) -> LabelTable:
         return table
     place = {key: row for row, key in enumerate(table.ids.to_pylist())}
     classes = {name: c for c, name in enumerate(table.class_names)}
-    labels = table.labels.copy()
-    for where, key, label in [row for each in sources for row in read_corrections(each)]:
+    labels, rows = table.labels.copy(), [row for each in sources for row in read_corrections(each)]
+    for where, key, label in rows:
         if key not in place:
             raise DataError(f"{where}: no image has the id {key!r}", fix="give the corrections of these images")
         if label and label not in classes:
@@ -68,4 +69,7 @@ def corrected(table: LabelTable, source: Any) -> LabelTable:
             hint = f"did you mean {close[0]!r}? If not, " if close else ""
             raise DataError(f"{where}: {label!r} is not a class", fix=f"{hint}name all classes with --classes")
         labels[place[key]] = classes[label] if label else -1
-    return dataclasses.replace(table, labels=labels)
+    n_changed = int((labels != table.labels).sum())
+    detail = f"{counted(len(rows), 'correction')}, {n_changed:,} of which change what the data say"
+    noticed = Problem("corrections", "read_as", detail)
+    return dataclasses.replace(table, labels=labels, problems=(*table.problems, noticed))

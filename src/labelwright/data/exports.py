@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from labelwright.data.layouts import SPLIT_NAMES
+from labelwright.parsing import json_of
 
 Row = dict[str, Any]
 
@@ -24,7 +24,7 @@ def loads(text: str) -> Any:
       Traceback (most recent call last):
       ValueError: the key 'label' is there twice in one object
     """
-    return json.loads(text, object_pairs_hook=_object)
+    return json_of(text, object_pairs_hook=_object)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

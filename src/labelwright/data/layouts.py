@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from labelwright.data.images import IMAGE_SUFFIXES
 from labelwright.errors import DataError
+from labelwright.parsing import yaml_of
 
 SPLITS = ("train", "test", "validation")
 """Names of the splits; `data.table.LabelTable.split` holds their positions here."""
@@ -192,12 +193,10 @@ def _configured(root: Path) -> tuple[list[Path], list[str | None]] | None:
 
 def _head(readme: Path) -> dict[str, Any]:
     """The YAML between the dashes that a README begins with."""
-    import yaml
-
     try:
         text = readme.read_text(encoding="utf-8-sig")
-        found = yaml.safe_load(text.split("---", 2)[1]) if text.startswith("---") else {}
-    except (OSError, ValueError, IndexError, RecursionError, yaml.YAMLError):
+        found = yaml_of(text.split("---", 2)[1]) if text.startswith("---") else {}
+    except (OSError, ValueError, IndexError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -21,6 +21,7 @@ from labelwright.data.layouts import METADATA, TABLE_SUFFIXES, UNLABELLED_NAMES,
 from labelwright.data.table import LabelTable
 from labelwright.data.values import as_text
 from labelwright.errors import DataError, Problem
+from labelwright.parsing import yaml_of
 
 
 @dataclass(frozen=True)
@@ -137,12 +138,10 @@ def _with_ids_as_images(columns: Columns, named: Named) -> Columns:
         return columns
     root, config = columns.path.parent, columns.path.parent / "config.yaml"
     if config.is_file():
-        import yaml
-
         try:
-            data = Path(str(yaml.safe_load(config.read_text(encoding="utf-8")).get("data")))
+            data = Path(str(yaml_of(config.read_text(encoding="utf-8")).get("data")))
             root = data if data.is_dir() else data.parent
-        except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        except (OSError, ValueError, AttributeError):
             pass
     read = columns.batches
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from labelwright.encoders import efficientnet
+from labelwright.parsing import json_of
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def _kind(folder: Path) -> str | None:
     from transformers.models.auto import modeling_auto as auto
 
     try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config: dict[str, Any] = json_of((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     has_weights = any(folder.glob("*.safetensors")) or (folder / "pytorch_model.bin").exists()

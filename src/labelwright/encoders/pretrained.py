@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import json
 import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from labelwright.encoders import efficientnet
 from labelwright.encoders.resnets import OWN
 from labelwright.encoders.saved import saved_backbone
 from labelwright.errors import ConfigError, OfflineError
+from labelwright.parsing import json_of
 
 EMBEDDED = Path(__file__).parents[1] / "assets"  # a folder per model: "labelwright/NAME" is assets/NAME
 HUB_TIMEOUT_S = 3.0  # until the hub counts as out of reach; HF_HUB_ETAG_TIMEOUT overrides it, for slow networks
@@ -110,7 +110,7 @@ def image_stats(name: str) -> ImageStats:
 def _written(folder: Path) -> SimpleNamespace | None:
     """What the JSON file of an image processor says, if it says everything: no processor has to be built for it."""
     try:
-        found = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+        found = json_of((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     wanted = {"do_center_crop", "size", "image_mean", "image_std"}

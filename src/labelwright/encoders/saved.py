@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from labelwright.errors import ConfigError
+from labelwright.parsing import json_of
 
 FORMAT = 1
 """Of config.json beside the weights; see pipeline.saved_model.save_model."""
@@ -55,7 +55,7 @@ def saved_backbone(name: str) -> SavedBackbone | None:
         )
     folder = folder / "model" if is_run else folder
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json_of((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         if not is_run:  # whoever else might take it says better what is wrong with it
             return None

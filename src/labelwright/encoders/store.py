@@ -38,6 +38,7 @@ from labelwright.data.stored import EmbeddingStore, Halves
 from labelwright.data.views import PixelViews
 from labelwright.errors import ConfigError, Problem
 from labelwright.launch import rank
+from labelwright.parsing import json_of
 from labelwright.replacing import replacing
 from labelwright.train import progress as progress_shown
 from labelwright.train.processes import gather_objects, gather_rows, n_processes
@@ -178,7 +179,7 @@ class _Files:
     def n_done(self) -> int:
         """Rows complete in all views; 0 if there is no store, or one altered from outside."""
         try:
-            written = json.loads(self.notes.read_text(encoding="utf-8"))
+            written = json_of(self.notes.read_text(encoding="utf-8"))
             feats = np.load(self.feats, mmap_mode="r")
             fits = written["key"] == self.key and feats.shape == self.shape and feats.dtype == np.float16
             if not fits:

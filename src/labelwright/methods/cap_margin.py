@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from labelwright.methods import cap
+from labelwright.parsing import json_of
 from labelwright.run_folder import write_text_atomically
 from labelwright.train.loop import LoopOptions, train
 from labelwright.types import BuildNet, Recipe, Task, ViewSource
@@ -43,7 +44,7 @@ def with_chosen_margin(
         return cfg
     kept = None if folder is None else folder / "margin_scale.json"
     if kept is not None and kept.exists():
-        return dataclasses.replace(cfg, margin_scale=json.loads(kept.read_text(encoding="utf-8"))["chosen"])
+        return dataclasses.replace(cfg, margin_scale=json_of(kept.read_text(encoding="utf-8"))["chosen"])
     scores: dict[float, float] = {}
     quiet = dataclasses.replace(options, n_evaluations=0, show_progress=False)
     for scale in SCALES:

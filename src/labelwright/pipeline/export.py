@@ -57,7 +57,8 @@ def export(
     """
     if format not in get_args(Format):
         raise ConfigError(f"there is no format {format!r}", fix=f"one of {', '.join(get_args(Format))}")
-    target = new_output(out, SUFFIX.get(format, ""))
+    of_run = Run(run).config.get("data") if (Path(run) / "config.yaml").is_file() else None
+    target = new_output(out, SUFFIX.get(format, ""), data=of_run if data is None else data)
     saved = load_model(Path(run), device=torch.device("cpu"))
     if format in LABEL_WRITERS:
         _write_labels(Run(run), saved, target, format, data=data, accepted=accepted)

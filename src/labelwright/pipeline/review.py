@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from labelwright.errors import ConfigError, LabelwrightError
+from labelwright.parsing import json_of
 from labelwright.paths import check_paths
 from labelwright.pipeline.settings import command_of, from_config, is_in_memory, settings_of
 from labelwright.replacing import replacing
@@ -114,7 +115,7 @@ def _started(desk: Desk, folder: Path, port: int) -> ReviewServer:
     """The server, at the address of the last time if that is free: pages that are still open go on then."""
     path = folder / "review" / "address.json"
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = json_of(path.read_text(encoding="utf-8"))
         if port in (0, before["port"]):
             return ReviewServer(desk, port=before["port"], token=before["token"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError):

@@ -22,6 +22,7 @@ from labelwright.data.views import ViewSettings
 from labelwright.encoders import backbones
 from labelwright.encoders.saved import FORMAT
 from labelwright.errors import ConfigError, DataError
+from labelwright.parsing import json_of
 from labelwright.replacing import replacing
 from labelwright.run_folder import write_text_atomically
 from labelwright.train.predict import Answers, answer, joined, odds_of, share_of
@@ -155,7 +156,7 @@ def add_to_model(
     if tensors := _beside(strangers, votes):
         with replacing(folder / STRANGERS_FILE) as temporary:
             save_file(tensors, str(temporary), metadata={"format": "pt"})
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | info
+    config = json_of((folder / "config.json").read_text(encoding="utf-8")) | info
     write_text_atomically(folder / "config.json", json.dumps(config, indent=2) + "\n")
     write_text_atomically(folder / "README.md", card)
 
@@ -172,7 +173,7 @@ def change_classes(folder: Path, class_names: Sequence[str], outputs: Sequence[i
       outputs: as in `SavedModel`; empty: they stay as they are.
     """
     path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) | {"class_names": list(class_names)}
+    config = json_of(path.read_text(encoding="utf-8")) | {"class_names": list(class_names)}
     if outputs:
         config["outputs"] = list(outputs)
     write_text_atomically(path, json.dumps(config, indent=2) + "\n")
@@ -200,12 +201,12 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], Strangers | 
     strange: dict[str, Tensor] = {}
     if folder.is_file():
         with safe_open(str(folder), framework="pt") as file:
-            config = json.loads((file.metadata() or {})[CONFIG_KEY])
+            config = json_of((file.metadata() or {})[CONFIG_KEY])
         tensors = load_file(str(folder))
         for name in [name for name in tensors if name.startswith(STRANGERS_PREFIX)]:
             strange[name.removeprefix(STRANGERS_PREFIX)] = tensors.pop(name)
     else:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json_of((folder / "config.json").read_text(encoding="utf-8"))
         tensors = load_file(str(folder / "model.safetensors"))
         if (folder / STRANGERS_FILE).exists():
             strange = load_file(str(folder / STRANGERS_FILE))
@@ -223,7 +224,7 @@ def load_model(folder: Path, *, device: torch.device) -> SavedModel:
     try:
         folder = folder / "model" if (folder / "model").is_dir() else folder
         config, tensors, strangers, votes = _read(folder)
-    except (OSError, ValueError, KeyError, RecursionError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise DataError(f"no model in {folder} ({error})", fix="give the run folder of a finished fit") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         config = config if isinstance(config, dict) else {}

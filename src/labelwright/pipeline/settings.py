@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from labelwright.errors import ConfigError, DataError
+from labelwright.parsing import text_of, yaml_of
 from labelwright.wording import redacted
 
 REQUIRED = dataclasses.MISSING
@@ -559,17 +560,18 @@ def from_config(path: str | Path) -> dict[str, Any]:
 
     Raises: DataError if it cannot be read; ConfigError for keys that are not settings.
     """
-    import yaml
-
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        content = yaml_of(text_of(Path(path).expanduser()))
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error})", fix="give the config.yaml of a run") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} holds no keys and values", fix="give the config.yaml of a run")
-    resolved = content.pop("resolved", None) or {}
-    if resolved.get("images_per_second") and content.get("epochs") is None:  # found by the clock, and now the run's own
-        content["epochs"] = resolved["settings"]["epochs"]
+    resolved = content.pop("resolved", None)
+    if isinstance(resolved, dict) and resolved.get("images_per_second") and content.get("epochs") is None:
+        chosen = resolved.get("settings")  # epochs found by the clock, and now the run's own
+        content["epochs"] = chosen.get("epochs") if isinstance(chosen, dict) else None
+    if not isinstance(content.get("set", {}), dict):
+        raise ConfigError(f"{path}: set={content['set']!r} is not possible", fix="write set: {lr: 0.1}")
     names = [field.name for field in dataclasses.fields(FitSettings)]
     for key, value in content.items():
         if key not in names:

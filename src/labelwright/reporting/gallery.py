@@ -13,6 +13,7 @@ from PIL import Image
 
 from labelwright.data.table import LabelTable
 from labelwright.errors import DataError
+from labelwright.parsing import json_of
 from labelwright.run_folder import write_text_atomically
 
 GALLERY_FILE = "gallery.json"
@@ -77,7 +78,7 @@ def read_gallery(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return dict(EMPTY)
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        content: Any = json_of(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error})", fix="restore it from the run, or remove it") from error
     if not isinstance(content, dict):

@@ -18,6 +18,7 @@ import pyarrow as pa
 from filelock import FileLock
 
 from labelwright.errors import ConfigError, DataError
+from labelwright.parsing import json_of
 from labelwright.spreadsheet import write_csv
 
 ANSWERS_FILE = "answers.jsonl"  # of a run folder
@@ -150,7 +151,7 @@ def _append(path: Path, line: bytes, size: int) -> None:
 
 def _parsed(line: bytes, number: int, path: Path) -> Answer:
     try:
-        found = json.loads(line)
+        found = json_of(line)
         answer = Answer(number, **{**found, "names": tuple(found.get("names", ()))})
         assert answer.kind in get_args(Kind)
         assert all(isinstance(text, str) for pair in answer.labels.items() for text in pair)

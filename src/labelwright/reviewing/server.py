@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from labelwright.errors import LabelwrightError
+from labelwright.parsing import json_of
 from labelwright.reviewing.board import Board
 from labelwright.reviewing.pictures import Pictures
 
@@ -246,7 +247,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not length.isdigit() or int(length) > MAX_BODY:
             raise _RefusedError(413, f"at most {MAX_BODY} bytes")
         try:
-            content = json.loads(self.rfile.read(int(length)))
+            content = json_of(self.rfile.read(int(length)))
         except ValueError as error:
             raise _RefusedError(400, "this is no JSON") from error
         if not isinstance(content, dict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 from labelwright.data.columns import METADATA_KEY
 from labelwright.data.images import IMAGE_SUFFIXES
 from labelwright.errors import DataError
+from labelwright.parsing import json_of
 from labelwright.scale.arrays import array, errors_of, read_rows
 from labelwright.scale.places import file_system, is_url, reading
 from labelwright.scale.shards import Shard, blocks, name_of, suffix_of
@@ -132,7 +132,7 @@ def _label_beside(members: dict[str, bytes]) -> str | None:
             text = members[suffix].decode("utf-8", errors="replace").strip()
             if suffix != ".json":
                 return text or None
-            notes = json.loads(text or "{}")
+            notes = json_of(text or "{}")
             label = notes.get("label") if isinstance(notes, dict) else None
             return None if label is None else str(label)
     return None
@@ -151,7 +151,7 @@ def _rows_of_parquet(shard: Shard, roles_of: Callable[[Sequence[str], str], dict
         others = [name for name in schema.names if not (has_vectors and name == "embedding")]
         roles = roles_of([*others, *(["image"] if has_vectors else [])], shard.place)
         roles = {role: name for role, name in roles.items() if not (has_vectors and role == "image")}
-        notes = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
+        notes = json_of((schema.metadata or {}).get(METADATA_KEY, b"{}"))
         wanted = list(dict.fromkeys([*roles.values(), *(["embedding"] if has_vectors else [])]))
         row = shard.first_row
         size = BATCH_VECTORS if has_vectors else BATCH_IMAGES

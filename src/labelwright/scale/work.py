@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from labelwright import launch
 from labelwright.errors import ConfigError, DataError, LabelwrightError
+from labelwright.parsing import json_of
 from labelwright.replacing import check_output
 from labelwright.scale.places import file_system, is_url, reading, writing
 from labelwright.scale.shards import Shard, digest_of, find_shards
@@ -153,7 +154,7 @@ def _begin(out: str, plan: dict[str, Any], part: str) -> int:
     there, place = _names_in(out), f"{out}/{PLAN}"
     if PLAN in there:
         with reading(place) as file:
-            before = json.loads(file.read() or b"{}")
+            before = json_of(file.read() or b"{}")
         if differing := [key for key in plan if before.get(key) != plan[key]]:
             raise ConfigError(
                 f"{out} was begun with other settings or data ({', '.join(differing)})",
@@ -188,7 +189,7 @@ def _make_one(make: Make, shard: Shard, path: str) -> None:
 def _done(path: str) -> Done:
     with reading(path) as file, pq.ParquetFile(file) as table:
         notes = table.schema_arrow.metadata or {}
-        left_out, counts = json.loads(notes.get(LEFT_OUT, b"[]")), json.loads(notes.get(COUNTS, b"{}"))
+        left_out, counts = json_of(notes.get(LEFT_OUT, b"[]")), json_of(notes.get(COUNTS, b"{}"))
         return Done(table.metadata.num_rows, tuple(left_out), counts)
 
 

@@ -111,6 +111,12 @@ def test_read_descriptions__no_such_file(tmp_path):
     (tmp_path / "latin.json").write_bytes('{"stop": "é"}'.encode("latin-1"))
     with pytest.raises(DataError, match="not UTF-8"):
         read_descriptions(tmp_path / "latin.json", SIGNS)
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(ConfigError, match="it is not a file"):
+        read_descriptions(tmp_path / "pipe.json", SIGNS)
+    for name in ("deep.json", "deep.yaml"):
+        with pytest.raises(DataError, match="nested too deeply"):
+            read_descriptions(written(tmp_path, "[" * 20_000, name), SIGNS)
 
 
 def test_write_descriptions__comes_back(tmp_path):
@@ -159,6 +165,7 @@ def test_parse_descriptions__forms_of_a_list(answer):
         "octagon",
         "word " * 31,
         "{}",
+        "[" * 20_000,
         "<think>a red octagon\nwhite letters",
     ],
 )

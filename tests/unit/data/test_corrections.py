@@ -37,6 +37,7 @@ def test_prepare__corrected_labels_are_given_labels(photos: Path, tmp_path: Path
     }
     assert moved == {"ant/0.png": "bee", "unlabeled/5.png": "ant", "bee/1.png": "ant"}
     assert found.fingerprint != plain.fingerprint
+    assert found.how_read == ["3 corrections, 3 of which change what the data say"]
     again = prepare(photos, test_frac=0.0, corrections=[path, {"ant/0.png": "ant"}]).train.table  # the last counts
     assert again.labels[again.ids.to_pylist().index("ant/0.png")] == 0
     assert again.labels[again.ids.to_pylist().index("bee/1.png")] == 0

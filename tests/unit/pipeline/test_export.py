@@ -286,4 +286,7 @@ def test_export__refused_with_nothing_written(
     with pytest.raises(ConfigError, match="there is no format"):
         lw.export(run, format="tflite", out=tmp_path / "c")  # type: ignore[arg-type]
     assert [p.name for p in tmp_path.iterdir()] == ["others"]
+    for given in (None, photos):  # the run's own data, wherever they are named
+        with pytest.raises(ConfigError, match="lies in the data"):
+            lw.export(run, format="imagefolder", out=photos / "sorted", data=given)
     assert cli.run(["export", str(run), "--format", "coco", "--out", str(tmp_path / "others")]) == 2

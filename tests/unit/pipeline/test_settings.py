@@ -6,6 +6,7 @@ import dataclasses
 import html
 import inspect
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -137,6 +138,11 @@ def test_config__round_trip(tmp_path: Path) -> None:
         ("sedd: 1", ConfigError, "unknown setting 'sedd'"),
         ("[1]", DataError, "no keys and values"),
         ("a: [", DataError, "cannot be read"),
+        ("[" * 3000, DataError, "nested too deeply"),
+        ("data: a\nset: 3", ConfigError, "set=3 is not possible"),
+        ("data: a\nset: null", ConfigError, "set=None is not possible"),
+        ("data: a\nresolved: 3\nepochs: x", ConfigError, "epochs='x' is not possible"),
+        ("data: a\nresolved: {images_per_second: 3}\nsedd: 1", ConfigError, "unknown setting 'sedd'"),
         ("data: <Dataset in memory>", ConfigError, "data was in memory when that run was made"),
         ("data: [<Dataset in memory>]", ConfigError, "data was in memory when that run was made"),
         ("data: a\ntest: <Dataset in memory>", ConfigError, "test was in memory when that run was made"),
@@ -148,6 +154,12 @@ def test_config__refused(text: str, error: type[Exception], words: str, tmp_path
         settings_of(tmp_path / "config.yaml", {"out": "again"})
     assert cli.run(["fit", "--config", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "run")]) == 2
     assert not (tmp_path / "run").exists()
+
+
+def test_config__a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.yaml")
+    with pytest.raises(DataError, match="it is not a file"):
+        settings_of(tmp_path / "config.yaml", {"out": "again"})
 
 
 def test_command__flags_win_over_the_config(tmp_path: Path) -> None:
