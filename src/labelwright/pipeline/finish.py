@@ -59,6 +59,7 @@ from labelwright.trust.calibration import (
     levelled,
     slope_to_mean,
     steadied,
+    worth_of,
 )
 from labelwright.trust.guarantee import Promise
 from labelwright.trust.pixel_votes import PixelVotes
@@ -361,6 +362,8 @@ def _calibrations(plan: Plan, job: Job, answer: Answer, own: Answers) -> Calibra
                 for odds, mean in zip(own.odds.T, start.sigmoid().mean(0), strict=True)
             ]
         found = from_left_out(kept.left_out.odds[asked], right, n_classes=n_classes, like=like)
+        if job.task.n_novel and found.n:  # classes without labels are others than these
+            found = dataclasses.replace(found, n=worth_of(right, truth))
         return both(steadied(found, own.odds, kept.left_out.moved))
     if "zero_shot" in contenders:  # a start without labels is what texts say, repaired ones in place of the names
         before = contenders.get("start", contenders["zero_shot"])

@@ -21,6 +21,7 @@ from labelwright.methods.method import Method
 from labelwright.methods.open_world import CENTROIDS, put_in
 from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.metrics.choice import Choice, choose
+from labelwright.metrics.open_world import open_match
 from labelwright.pipeline.evaluate import answers_of
 from labelwright.pipeline.job import Job
 from labelwright.pipeline.resolve import Plan
@@ -134,10 +135,12 @@ def contest(plan: Plan, job: Job, trained: Trained) -> Contest:
     own = Contender(plan.name, plan.method.title, plan.method.recipe, job.cfg, trained.state, trained.seconds, None)
     found = [_judged(own, plan, job, rows, fold)]
     # With new classes nothing judges a start (novel_beliefs is it), which would cost all that training did; one fold
-    # of it says how often labels of named classes are found again.
+    # of it says how often labels of named classes are found again, and a fit without some names how often classes are.
     if plan.method.has_start and plan.views == "embeddings" and job.task.n_novel:
         tried = _judged(dataclasses.replace(own, name="start"), plan, job, rows, fold)
-        found[0] = dataclasses.replace(found[0], left_out=tried.left_out)
+        if tried.left_out is not None:
+            left_out = _with_hidden_classes(tried.left_out, own, plan, job, rows, fold)
+            found[0] = dataclasses.replace(found[0], left_out=left_out)
     elif plan.method.has_start and plan.views == "embeddings":
         found.append(_judged(_fitted(plan, job, plan.method, "start", job.cfg), plan, job, rows, fold))
         # Training continues the start; what is left out says as much of the one as of the other.
@@ -163,10 +166,14 @@ def _fitted(
     cfg: TrainSettings,
     labels: Tensor | None = None,
     rows: Tensor | None = None,
+    task: Task | None = None,
 ) -> Contender:
-    """A method as it stands before its first step, on all labels or on those given; in an open world on some rows."""
+    """A method as it stands before its first step, on all labels or on those given; in an open world on some rows.
+
+    Args: task, in place of the run's with these labels.
+    """
     began = time.monotonic()
-    task = job.task if labels is None else dataclasses.replace(job.task, labels=labels)
+    task = task or (job.task if labels is None else dataclasses.replace(job.task, labels=labels))
     views = job.prepared.train.views(job.prepared.view)
     if rows is not None:
         groups = None if task.groups is None else task.groups[rows.to(task.groups.device)]
@@ -237,9 +244,48 @@ def _judged(contender: Contender, plan: Plan, job: Job, rows: Tensor, fold: Tens
         answers[asked], odds[asked] = found.predicted, found.odds
         if len(unlabelled):
             others = answers_of(plan, anew.recipe, anew.cfg, anew.state, views, rows=unlabelled).predicted
+            if job.task.n_novel:  # clusters are numbered anew by every fit
+                others = open_match(others, whole, n_seen=len(job.task.class_names))[others]
             moved.append(float((others != whole).double().mean()))
     left_out = LeftOut(answers, odds, sum(moved) / max(1, len(moved)))
     return dataclasses.replace(contender, left_out=left_out, seconds=contender.seconds + time.monotonic() - began)
+
+
+def _with_hidden_classes(
+    left_out: LeftOut, own: Contender, plan: Plan, job: Job, rows: Tensor, fold: Tensor
+) -> LeftOut:
+    """With answers on images of named classes that a fit knew nothing of: what a cluster is worth is seen on them.
+
+    Every other class is hidden, and to be found as one more new one. So many of its images are asked that they are as
+    many beside those of named classes as clusters have among the unlabelled images.
+    """
+    task, views = job.task, job.prepared.train.views(job.prepared.view)
+    labels, n_seen = task.labels.cpu(), len(task.class_names)
+    number = torch.full((n_seen,), -1)
+    number[::2] = torch.arange(len(number[::2]))
+    hidden = (number < 0).nonzero().flatten()
+    asked = ((fold > 0) & torch.isin(labels[rows], hidden)).nonzero().flatten()
+    if not len(asked) or not len(hidden):
+        return left_out
+    new = torch.where(labels >= 0, number[labels.clamp(min=0)], -1)
+    order = torch.cat([(number >= 0).nonzero().flatten(), hidden])  # [n_seen] classes as the new fit counts them
+    names = tuple(task.class_names[c] for c in order[: n_seen - len(hidden)].tolist())
+    less = dataclasses.replace(
+        task, labels=new.to(task.labels.device), class_names=names, n_novel=task.n_novel + len(hidden)
+    )
+    anew = _fitted(plan, job, plan.method, "start", own.cfg, rows=_some_rows(new), task=less)
+    found = answers_of(plan, anew.recipe, anew.cfg, anew.state, views, rows=rows[asked])
+    truth = order.argsort()[labels[rows[asked]]]
+    match = open_match(found.predicted, truth, n_seen=len(names))[found.predicted]
+    predicted = torch.where(match >= 0, order[match.clamp(min=0)], task.n_classes)  # of no class: wrong, whatever it is
+    open_rows = evenly_spread((labels < 0).nonzero().flatten(), COMPARED_ROWS)
+    guessed = answers_of(plan, own.recipe, own.cfg, own.state, views, rows=open_rows).predicted
+    share = float((guessed >= n_seen).double().mean()) if len(open_rows) else 0.0
+    n_named = int((left_out.predicted >= 0).sum())
+    kept = evenly_spread(torch.arange(len(asked)), round(n_named * share / max(1 - share, 1e-3)))
+    answers, odds = left_out.predicted.clone(), left_out.odds.clone()
+    answers[asked[kept]], odds[asked[kept]] = predicted[kept], found.odds[kept]
+    return dataclasses.replace(left_out, predicted=answers, odds=odds)
 
 
 def _some_rows(labels: Tensor) -> Tensor | None:

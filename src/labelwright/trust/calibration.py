@@ -124,6 +124,26 @@ def from_left_out(odds: Tensor, right: Tensor, *, n_classes: int = 2, like: Sequ
     return Calibration(slope, offset, "left-out labels", len(odds), n_classes, found)
 
 
+def worth_of(right: Tensor, classes: Tensor) -> int:
+    """How many rows by themselves say as much of other classes as rows of these: fewer where classes differ.
+
+    Args:
+      right: [n] bool, n >= 1.
+      classes: [n] int64 class of each row.
+
+    Source: the design effect of sampling whole clusters (Kish 1965, Survey Sampling, section 5.4).
+
+    Example: ten rows each of four classes; all of one are wrong.
+      >>> classes = torch.arange(40) // 10
+      >>> worth_of(classes > 0, classes), worth_of(torch.arange(40) % 4 > 0, classes)
+      (4, 40)
+    """
+    n, mean = len(right), float(right.double().mean())
+    off = torch.zeros(int(classes.max()) + 1, dtype=torch.float64).index_add_(0, classes, right.double() - mean)
+    spread = float(off.square().sum())
+    return n if spread <= n * mean * (1 - mean) else max(1, round(n * n * mean * (1 - mean) / spread))
+
+
 def from_verified(calibration: Calibration, odds: Tensor, rows: Tensor, right: Tensor) -> Calibration:
     """A calibration by labels that somebody verified, and by the left-out ones that it rested on before.
 
