@@ -209,6 +209,15 @@ def test_transclip__chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(parts.weight, whole.weight, atol=1e-4, rtol=1e-4)
 
 
+def test_transclip__a_dense_table_and_sparse_sums_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    feats, text, _ = clusters(150, 20, 8, noise=0.3)  # more classes than are kept
+    dense = transclip(feats, text, logit_scale=SCALE)
+    monkeypatch.setattr(transduce, "DENSE_NUMBERS", 0)
+    sparse = transclip(feats, text, logit_scale=SCALE)
+    assert torch.equal(dense.labels, sparse.labels)
+    torch.testing.assert_close(dense.weight, sparse.weight, atol=1e-4, rtol=1e-4)
+
+
 def test_transclip__corrects_texts_that_point_elsewhere() -> None:
     feats, text, truth = clusters(600, 8, 16, noise=0.12, seed=3)
     text = F.normalize(text + 0.3 * torch.randn(text.shape, generator=torch.Generator().manual_seed(1)), dim=1)
@@ -312,6 +321,31 @@ def test_nearest_neighbours__equals_whole_matrix(n_images: int, k: int, monkeypa
     whole = (feats @ feats.T).fill_diagonal_(-2).topk(min(k, n_images - 1), dim=1)
     torch.testing.assert_close(sims, whole.values)
     assert torch.equal(rows, whole.indices)
+
+
+def test_nearest_neighbours__by_clusters_finds_nearly_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    feats, _, _ = clusters(900, 30, 16, noise=0.12)
+    whole = nearest_neighbours(feats, n_neighbours=3)
+    monkeypatch.setattr(transduce, "EXACT_ROWS", 100)
+    monkeypatch.setattr(transduce, "SEARCHED", 5)  # 150 of 900 rows
+    sims, rows = nearest_neighbours(feats, n_neighbours=3)
+    torch.testing.assert_close(sims, (feats[:, None] * feats[rows]).sum(dim=2))
+    assert (rows != torch.arange(900)[:, None]).all()
+    assert (sims >= whole[0] - 1e-6).float().mean() > 0.9
+    assert (sims > whole[0] + 1e-6).sum() == 0
+    again = nearest_neighbours(feats, n_neighbours=3)
+    assert torch.equal(again[1], rows)
+
+
+def test_nearest_neighbours__by_clusters_of_equal_rows_and_of_many_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transduce, "EXACT_ROWS", 10)
+    monkeypatch.setattr(transduce, "SEARCHED", 1)
+    sims, rows = nearest_neighbours(F.normalize(torch.ones(40, 4), dim=1), n_neighbours=2)
+    assert torch.allclose(sims, torch.ones(40, 2))
+    assert (rows != torch.arange(40)[:, None]).all()
+    sims, rows = nearest_neighbours(clusters(30, 3, 5, noise=0.5)[0], n_neighbours=29)
+    assert sims.isfinite().all()
+    assert all(len(set(row)) == 29 for row in rows.tolist())
 
 
 def exact_odds(logits: Tensor) -> list[list[float]]:
