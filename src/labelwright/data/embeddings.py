@@ -21,8 +21,9 @@ from torch import Tensor
 from labelwright.data.augment import RowGenerator
 from labelwright.data.build import TableBuilder
 from labelwright.data.checks import OnBad, resolve_problems
-from labelwright.data.columns import find_roles, open_columns
+from labelwright.data.columns import ROLES, find_roles, open_columns
 from labelwright.data.table import Images, LabelTable
+from labelwright.data.tabular import note_others
 from labelwright.errors import ConfigError, DataError, Problem
 
 SUFFIXES = (".npy", ".npz", ".parquet")
@@ -205,7 +206,7 @@ def load_embeddings(
     if not path.is_file():
         raise DataError(f"no such file: {path}", fix="check the path")
     if suffix == ".parquet":
-        feats, builder, problems = _read_parquet(path, annotators, columns or {}, only_rows=only_rows)
+        feats, builder, problems = _read_parquet(path, annotators, columns or {}, classes=classes, only_rows=only_rows)
         return _finish(path, UserEmbeddings(_table(builder, feats, classes, only_rows), feats), problems, on_bad)
     if columns:
         role, name = next(iter(columns.items()))
@@ -483,7 +484,12 @@ def _views(path: Path, key: str, arrays: Mapping[str, Any], feats: Floats) -> Fl
 
 
 def _read_parquet(
-    path: Path, annotators: Sequence[str], named: Mapping[str, str], *, only_rows: bool
+    path: Path,
+    annotators: Sequence[str],
+    named: Mapping[str, str],
+    *,
+    classes: Sequence[str] | None,
+    only_rows: bool,
 ) -> tuple[Floats, TableBuilder, list[Problem]]:
     """Vectors [N, D] float32, the other columns in a builder, and rows of another length (their vectors are zero)."""
     columns = open_columns(path)
@@ -521,6 +527,9 @@ def _read_parquet(
     columns.embedded = frozenset()  # bytes are text here
     builder = TableBuilder(str(path))
     builder.n_given = n_rows
+    if not only_rows:
+        paths = {name: name for name in others if name.lower() in ROLES["image"]}
+        note_others(builder, columns, {**roles, **paths, "": EMBEDDING_COLUMN}, classes)
     names = columns.class_labels(roles)
     builder.declared = tuple(dict.fromkeys(names.get("label") or names.get("candidates", ())))
     if not roles:

@@ -45,7 +45,7 @@ STRANGERS_FOLDER = "unknown"
 NAME_BYTES_MAX = 200  # of the name of a file or folder; file systems take 255
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-_EXPORTS = ("samples.json", "labels.json")  # of FiftyOne
+_EXPORTS = ("samples.json", "labels.json", "tasks.json")  # of FiftyOne, COCO and Label Studio
 _SPLIT_WORD = re.compile(rf"(?:^|[^a-z])({'|'.join(SPLIT_NAMES)})(?=$|[^a-z])")
 _UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # what Label Studio puts before the names of files
 _SHARD = re.compile(r"-[0-9]{5}-of-[0-9]{5}")  # in the names of files of the hub
@@ -119,15 +119,16 @@ def _is_file(path: Path) -> bool:
 def tables_in(root: Path) -> tuple[list[Path], list[str | None]] | None:
     """The tables that a folder without loose images is made of, and the split of each; None if it is one of images.
 
-    Those that a README.md of a hub repository names come first, then exports of FiftyOne, then ``metadata.csv``,
-    ``.jsonl`` or ``.parquet``, then Parquet files or else other tables.
+    Those that a README.md of a hub repository names come first, then exports of annotation tools, then
+    ``metadata.csv``, ``.jsonl`` or ``.parquet``, then Parquet files or else other tables.
 
     Raises: DataError where a repository holds several configurations.
     """
     if (named := _configured(root)) is not None:
         return named
+    beside = {path.name for path in _sorted(root)}
     for name in _EXPORTS:
-        if (root / name).is_file() and (root / "data").is_dir():
+        if name in beside and ("data" in beside or beside <= {name, "images"}) and (root / name).is_file():
             return [root / name], [None]
     folders = [root, *(path for path in _sorted(root) if path.is_dir() and not is_run(path))]
     metadata = [folder / name for folder in folders for name in METADATA if _is_file(folder / name)]

@@ -25,7 +25,7 @@ from labelwright.data.looks import numbered
 from labelwright.data.read import read_as
 from labelwright.data.situation import Situation, detect, novel_range
 from labelwright.data.stored import EmbeddingViews, StoredFeats
-from labelwright.data.table import LabelTable
+from labelwright.data.table import HOW_READ, LabelTable
 from labelwright.data.tabular import Named
 from labelwright.data.views import PixelViews, ViewSettings, channel_stats
 from labelwright.errors import ConfigError, DataError, Problem
@@ -148,7 +148,7 @@ def prepare(
     if test_source is not None and test_is != "held out":  # those that we drew have none
         seen = contents([train, test_source])
         n_copies = int(np.isin(seen[: len(train.table)], seen[len(train.table) :]).sum())
-    check_n_classes(len(train.table.class_names), is_open=is_open)
+    check_n_classes(train.table, is_open=is_open)
     if train.pixels is None:
         view, reason = ViewSettings(flip=False), "embeddings are not flipped"
     else:
@@ -202,11 +202,13 @@ def embedded(found: UserEmbeddings) -> Source:
     return Source(found.table, None, torch.arange(len(found.table)), found.stored)
 
 
-def check_n_classes(n_classes: int, *, is_open: bool) -> None:
-    """Refuse data of too few classes: DataError."""
+def check_n_classes(table: LabelTable, *, is_open: bool) -> None:
+    """Refuse data of too few classes: DataError, with what was not read of them."""
+    n_classes = len(table.class_names)
     if n_classes < (1 if is_open else 2):
         raise DataError(
             f"{'only one class' if n_classes else 'no class'} found; a classifier needs two",
+            problems=[problem for problem in table.problems if problem.kind in HOW_READ],
             fix="point at the folder above the class folders, or name the classes with --classes",
         )
 

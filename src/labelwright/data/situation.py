@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from labelwright.data.table import LabelTable
+from labelwright.data.table import HOW_READ, LabelTable
 from labelwright.errors import ConfigError, DataError
 
 LONG_TAILED_RATIO = 3.0
@@ -105,6 +105,7 @@ def detect(table: LabelTable, *, novel: int | str | None = None) -> Situation:
     if not n_classes:
         raise DataError(
             "there are neither labels nor class names: nothing says what the classes are",
+            problems=[problem for problem in table.problems if problem.kind in HOW_READ],
             fix="give the names, one per line, with --classes names.txt",
         )
     counts = np.bincount(labels[labels >= 0], minlength=n_classes)

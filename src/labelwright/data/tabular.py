@@ -120,7 +120,8 @@ def read_files(
         roles = named.roles(columns, str(path))
         if roles["image"] in columns.embedded:
             embedded.append((path, roles["image"]))
-        _note_others(builder, columns, roles, classes, named)
+        if not named.only_images:
+            note_others(builder, columns, roles, classes)
         prefix = str(path.parent) if len(folders) > 1 else None
         _add_columns(builder, columns, roles, prefix=prefix, split=split)
     if embedded and len(embedded) < len(files):
@@ -155,12 +156,15 @@ def _with_ids_as_images(columns: Columns, named: Named) -> Columns:
     return columns
 
 
-def _note_others(
-    builder: TableBuilder, columns: Columns, roles: Mapping[str, str], classes: Sequence[str] | None, named: Named
+def note_others(
+    builder: TableBuilder, columns: Columns, roles: Mapping[str, str], classes: Sequence[str] | None
 ) -> None:
-    """Name the columns that are not read, and those of them that hold labels by the look of it."""
-    if named.only_images:
-        return
+    """Name the columns that are not read, and those of them that hold labels by the look of it.
+
+    Args:
+      builder: where that is noted.   columns: of a table.   roles: role -> column that is read.
+      classes: names that the user gave.
+    """
     others = [name for name in columns.names if name not in roles.values() and name not in _WRITTEN]
     others = [name for name in others if name not in columns.embedded]
     if not others:
@@ -275,7 +279,8 @@ def read_datasets(data: Any, where: str, classes: Sequence[str] | None, named: N
     for name, part in parts.items():
         columns = _dataset_columns(part)
         roles = named.roles(columns, where)
-        _note_others(builder, columns, roles, classes, named)
+        if not named.only_images:
+            note_others(builder, columns, roles, classes)
         is_unlabelled = name.lower() in (*UNLABELLED_NAMES, "unsupervised")
         if is_unlabelled:
             roles.pop("label", None)

@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from labelwright.data.tabular import without_bars
 from labelwright.errors import ConfigError
 
 Rows = Sequence[Mapping[str, Any]]
@@ -128,7 +129,8 @@ def write_datasets(rows: Rows, files: Sequence[Path], class_names: Sequence[str]
         raise ConfigError(f"an image cannot be read ({error})", fix="give the images with --data") from error
     (folder / "data").mkdir(parents=True)
     made = datasets.Dataset.from_dict(content, features=features)
-    made.to_parquet(str(folder / "data" / "train-00000-of-00001.parquet"))
+    with without_bars():
+        made.to_parquet(str(folder / "data" / "train-00000-of-00001.parquet"))
 
 
 def write_json(content: Any, path: Path) -> None:

@@ -171,9 +171,9 @@ def inspect(
         time = _time(_usable(table, problems), situation)
     refused = None
     try:
-        check_n_classes(len(table.class_names), is_open=situation.n_novel is not None)
+        check_n_classes(table, is_open=situation.n_novel is not None)
     except DataError as error:
-        refused = error
+        refused = DataError(error.message, fix=error.fix)  # its problems are listed
     listed, crowd = tuple(notices), reliability_of(table)
     if scored is not None:
         problems = (*problems, *(replace(problem, row=None) for problem in scored.problems))

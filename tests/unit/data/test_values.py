@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+import labelwright as lw
 from labelwright.data.checks import check_images, each_once
 from labelwright.data.columns import METADATA_KEY
 from labelwright.data.embeddings import load_embeddings
@@ -489,6 +490,18 @@ def test_columns__that_are_not_read_are_named(photos: Path) -> None:
     assert "'species' has 2 different values: are they labels?" in told(load(alike), "ignored_column")
     plain = written(photos, "parquet", label=["cat", "dog"], note=["a", "b"])
     assert told(load(plain), "ignored_column") == "not read: note"
+
+
+def test_columns__that_are_not_read_are_named_of_embeddings_and_where_nothing_else_is_said(tmp_path: Path) -> None:
+    columns = {"embedding": [[0.0, 1.0]] * 4, "species": ["cat", "dog"] * 2, "path": ["a.png"] * 4}
+    pq.write_table(pa.table(columns), tmp_path / "e.parquet")
+    detail = "not read: species; 'species' has 2 different values: are they labels? --label-column 'species'"
+    assert told(load_embeddings(tmp_path / "e.parquet").table, "ignored_column") == detail
+    assert load_embeddings(tmp_path / "e.parquet", only_rows=True).table.problems == ()
+    for verb, where in ((lw.inspect, {}), (lw.fit, {"out": tmp_path / "run"})):
+        with pytest.raises(DataError, match=r"classes are|no class found") as refused:
+            verb(tmp_path / "e.parquet", **where)
+        assert [problem.detail for problem in refused.value.problems] == [detail]
 
 
 def test_columns__two_of_one_name(photos: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import labelwright as lw
 from clip_folders import save_two_tower
 from labelwright import cli
 from labelwright.data.cache import resize_to_square
+from labelwright.data.read import load
 from labelwright.data.views import ViewSettings
 from labelwright.encoders import backbones
 from labelwright.errors import ConfigError, DataError, LabelwrightError
@@ -242,6 +244,15 @@ def test_folders__can_be_read_back(made: dict[str, Path], rows: list[dict[str, A
     assert found["id"][:] == [row["id"] for row in rows]
     assert found[0]["image"].size == (12, 12)
     assert len(sorted(made["imagefolder"].glob("*/*.png"))) == len(rows)
+    given = {row["id"]: row["label"] for row in rows if row["source"] == "given"}
+    labels = {row["id"]: row["label"] for row in rows}
+    for name, folder in made.items():
+        table = load(folder)
+        known = {"label-studio": given}.get(name, labels)
+        assert (len(table), Counter(table.class_names[c] for c in table.labels if c >= 0)) == (
+            len(rows),
+            Counter(known.values()),
+        ), name
 
 
 def test_export__accepted_labels_alone(run: Path, rows: list[dict[str, Any]], tmp_path: Path) -> None:
