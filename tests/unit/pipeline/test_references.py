@@ -89,19 +89,22 @@ def test_fit__open_world__k_means_is_beside(tmp_path: Path) -> None:
 
 
 def test_fit__open_world__clusters_are_trusted_as_classes_that_were_hidden_are_found(tmp_path: Path) -> None:
-    """Named and new classes come in pairs that nothing tells apart, half of the labels of named ones are known."""
-    draw, truth = np.random.default_rng(1), np.arange(240) % 12
-    feats = np.eye(8)[truth // 2] + 0.15 * draw.standard_normal((240, 8))  # 0 and 1, 2 and 3, … look alike
-    names = np.array([f"c{c:02d}" for c in range(12)])[truth]
-    labels = np.where((truth % 4 < 2) & (np.arange(240) < 120), names, "")
-    known = [name for c, name in enumerate(np.unique(names)) if c % 4 < 2]
+    """Classes come in pairs that nothing tells apart, named ones and new ones; half of the named images have labels."""
+    draw, truth = np.random.default_rng(1), np.arange(240) % 8
+    feats = np.eye(8)[truth % 2 + truth // 4 * 2] + 0.15 * draw.standard_normal(
+        (240, 8)
+    )  # 0 and 2, 1 and 3, 4 and 6, …
+    names = np.array([f"c{c}" for c in range(8)])[truth]
+    labels = np.where((truth < 4) & (np.arange(240) < 120), names, "")
     data = tmp_path / "t.npz"
-    np.savez(data, embeddings=feats.astype(np.float32), labels=labels, truth=names, class_names=known)
-    summary = summary_of(tmp_path, str(data), novel=6, test_frac=0, epochs=1, evaluations=0)
+    np.savez(
+        data, embeddings=feats.astype(np.float32), labels=labels, truth=names, class_names=["c0", "c1", "c2", "c3"]
+    )
+    summary = summary_of(tmp_path, str(data), novel=4, test_frac=0, epochs=1, evaluations=0)
     trust, right = summary["trust"], summary["pseudolabels"]["all"]
     assert 0.4 < right < 0.8
     assert trust["moved"] < 0.35  # clusters of another fit are matched, not taken by their numbers
-    assert abs(trust["estimated"] - right) < 0.15
+    assert abs(trust["estimated"] - right) < 0.2
     assert trust["interval"][0] < right < trust["interval"][1]
 
 
