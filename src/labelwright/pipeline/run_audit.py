@@ -190,29 +190,27 @@ def noise_in_test(
 def _says(facts: Mapping[str, Any], *, has_labels: bool, has_feats: bool) -> str:
     """One sentence for people, or a few."""
     words = []
-    if facts["n_suspected"] is not None:
-        n = facts["n_suspected"]
-        looks = f"{counted(n, 'given label')} look{'s' if n == 1 else ''} wrong" if n else "No given label looks wrong"
+    if n := facts["n_suspected"]:
+        looks = f"{counted(n, 'given label')} look{'s' if n == 1 else ''} wrong"
         words.append(f"{looks} (by estimate about {percent(facts['estimated_wrong'])} of them are)")
-    elif not has_labels:
-        words.append("There are no given labels to judge")
-    elif has_feats:
+    elif n == 0:
+        words.append("No given label looks wrong")
+    elif has_labels and has_feats:
         words.append("Too few labels were given to judge them by one another")
-    else:
+    elif has_labels:
         words.append(
             "Given labels were not judged: this network has learned them; labelwright audit DATA --model M judges them "
             "by a pretrained model"
         )
     if facts["n_duplicates"]:
-        words.append(
-            f"{counted(facts['n_duplicates'], 'pair')} of images are copies, {facts['n_across_test']:,} of them across "
-            f"training and test; {counted(facts['n_two_labels'], 'image')} with copies under two labels"
-        )
+        across, two = facts["n_across_test"], facts["n_two_labels"]
+        copies = f"{counted(facts['n_duplicates'], 'pair')} of images are copies"
+        copies += f", {across:,} of them across training and test" if across else ""
+        words.append(copies + (f"; {counted(two, 'image')} with copies under two labels" if two else ""))
     noise = facts["test_noise"]
-    if noise is not None and noise["n"]:
+    if noise is not None and percent(noise["corrected"]) != percent(noise["accuracy"]):
         words.append(
-            f"With {counted(noise['n'], 'suspected test label')} set as suggested the accuracy would be "
-            f"{percent(noise['corrected'])} in place of {percent(noise['accuracy'])}; that is the most, as the "
-            "suggestions come from the same features as the answer"
+            f"With {counted(noise['n'], 'suspected test label')} set as suggested the accuracy would be at most "
+            f"{percent(noise['corrected'])} in place of {percent(noise['accuracy'])}"
         )
-    return ". ".join(words) + "."
+    return ". ".join(words) + "." if words else ""

@@ -22,6 +22,7 @@ TABS: Mapping[str, tuple[str, str]] = {
 """Key of a reason to look -> (heading of its tab, what it says of an image)."""
 
 PER_TAB = 20
+DOUBT = 0.995  # trust from which a label, shown as 100%, is not doubtful
 WANTED = ("id", "label", "trust", "runner_up", "source", "decision", "candidates", "outside_candidates")
 
 
@@ -65,7 +66,7 @@ def to_check(
         def ids(rows: NDArray[np.int64]) -> list[str]:
             return [str(each) for each in labels["id"].take(pa.array(rows[:per_tab])).to_pylist()]
 
-        found["doubt"] = ids(order[open_rows[order]])
+        found["doubt"] = ids(order[(open_rows & (trust < DOUBT))[order]])
         found["suspect"] = found["suspect"] or ids(order[doubtful[order]])
         found["changed"] = ids(order[is_changed[order]])
         found["outside"] = ids(np.asarray(outside(labels, trust, given), np.int64))

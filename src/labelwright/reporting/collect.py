@@ -24,29 +24,21 @@ import yaml
 
 from labelwright.reporting.checks import TABS, is_given, rows_of, to_check
 from labelwright.reporting.gallery import read_gallery
-from labelwright.reporting.panels import evidence_of, given_panels, interval, kept_epoch, size_panels
+from labelwright.reporting.given import PER_DOT, given_panels, interval, size_panels
+from labelwright.reporting.panels import evidence_of
 from labelwright.reporting.sections import Sections, curve
 from labelwright.reporting.svg import Chart, dots, lines, matrix
+from labelwright.reporting.verdict import is_half_known, verdict_of
 from labelwright.reporting.words import COLUMNS, SITUATIONS, beside_rows, listed
 from labelwright.run_folder import Run
 from labelwright.wording import counted, duration, number, percent
 
-GOOD, FAIR = 0.9, 0.7  # share of right labels from which they are called good, or usable after a look
-BEHIND = 0.01  # so much less than the obvious is behind it
 WORTH_ACCEPTING = (0.95, 0.9, 0.8)  # shares of right labels that the surest ones are looked through for
-LEAST_SEEN = 3  # test images of a class, of which none was recognised, before the page names it
-ENOUGH = 100  # test images from which scores on them are compared rather than those on labels that were left out
 STRANGE = 0.05  # share of images that look like no class, from which there may be more classes
+PER_CLASS = 5  # test images of a class, as a mean, from which classes are ordered by them
 MAX_ROWS = 100  # of a table
-MAX_PAIRS = 8
-
-LEVELS = {
-    "good": ("✓", "Good"),
-    "fair": ("!", "Usable after a look"),
-    "poor": ("✗", "Not good enough yet"),
-    "unknown": ("?", "Not measured"),
-}
-"""Level of a verdict -> (sign, words)."""
+MAX_CLASSES, MAX_PAIRS = 60, 8
+FEW = 30  # images from which trust is held against what was right
 
 
 def collect(run: Run, sections: Sections | None = None, *, command: str = "") -> dict[str, Any]:
@@ -65,7 +57,7 @@ def collect(run: Run, sections: Sections | None = None, *, command: str = "") ->
     """
     sections, gallery = sections or Sections(), read_gallery(run.path)
     check = _check(run, gallery)
-    verdict = _verdict(run)
+    verdict = verdict_of(run)
     written = run.path / "summary.json"
     when = datetime.fromtimestamp(written.stat().st_mtime, UTC) if written.exists() else datetime.now(UTC)
     return {
@@ -80,7 +72,7 @@ def collect(run: Run, sections: Sections | None = None, *, command: str = "") ->
         "confusions": _confusions(run, gallery, check),
         "panels": [*sections.panels, *size_panels(run), *given_panels(run)],
         "small": gallery["small"],
-        "reliability": _reliability(gallery["trust"]),
+        "reliability": _reliability(gallery["trust"], " of named classes" if is_half_known(run) else ""),
         "training": {"words": _trained_words(run), "charts": [*_training(run), *sections.training]},
         "again": _again(run, command),
     }
@@ -118,8 +110,9 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     name = (run.data.get("situation") or {}).get("name") or summary.get("situation")
     facts += [("What was known", SITUATIONS.get(str(name), str(name)))] if name else []
     if summary.get("method"):
-        answer = (summary.get("answer") or {}).get("title")
-        facts.append(("Method", f"{summary['method']}{f', answer of {answer}' if answer else ''}"))
+        answer, method = summary.get("answer") or {}, str(summary["method"])
+        own = answer.get("name", method) == method
+        facts.append(("Method", answer.get("title") or method if own else f"{method}, answer of {answer['title']}"))
     if summary.get("encoder"):
         facts.append(("Model", "stored embeddings" if summary["encoder"] == "none" else Path(summary["encoder"]).name))
     seconds = summary.get("seconds")
@@ -128,138 +121,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     return facts
 
 
-# ---- verdict --------------------------------------------------------------------------------------------------------
-
-
-BASIS = {
-    "left-out labels": "judged by {n} that the classifier had not seen",
-    "text model": "no label confirms this: it rests on how sure the text model was before anything was learned",
-    "candidates": "no label confirms this: it rests on how sure those were who named the candidates",
-    "none": "no label confirms this",
-}
-
-
-def _verdict(run: Run) -> dict[str, Any]:
-    """level, sign, words, sentence, facts [(kind, words)], warnings, never (classes that are not recognised)."""
-    share, sentence = _share_right(run)
-    level = "unknown" if share is None else "good" if share >= GOOD else "fair" if share >= FAIR else "poor"
-    facts: list[tuple[str, str]] = []
-    predicted = _n_predicted(run)
-    if share is not None and predicted:
-        wrong = round(predicted * (1 - share))
-        facts.append(("wrong", f"About {wrong:,} of the {predicted:,} labels that it gave are likely wrong."))
-    for block in ("promise", "strangers", "audit"):
-        if words := (run.summary.get(block) or {}).get("says"):
-            facts.append((block, str(words)))
-    is_behind = False
-    if found := _obvious(run):
-        words, is_behind = found
-        facts.append(("behind" if is_behind else "obvious", words))
-    facts += [("training", words) for words in _added_nothing(run)]
-    never = never_recognised(run)
-    if never:
-        facts.append(("never", f"Never recognised: {listed(never)}."))
-    if level == "good" and (never or is_behind):
-        level = "fair"
-    sign, words = LEVELS[level]
-    warnings = run.summary.get("warnings") or []
-    return {
-        **{"level": level, "sign": sign, "words": words, "sentence": sentence},
-        **{"facts": facts, "never": never, "is_behind": is_behind, "warnings": [str(each) for each in warnings]},
-    }
-
-
-def _share_right(run: Run) -> tuple[float | None, str]:
-    """The share of labels that is right, and the sentence that says so with its interval and basis.
-
-    Test images, or labels that were left out where these tell more; then what is known for scoring alone; then what
-    trust rests on without any label.
-    """
-    accuracy, n, trust = run.test.get("accuracy"), run.test.get("n_scored") or 0, run.summary.get("trust") or {}
-    estimated, source = trust.get("estimated"), trust.get("source", "none")
-    low, high = interval(accuracy or 0.0, n)
-    narrow = source == "left-out labels" and estimated is not None and trust["interval"][1] - trust["interval"][0]
-    if accuracy is not None and not (n and narrow and narrow < high - low):
-        how = " that were held out" if run.data.get("test_is") == "held out" else ""
-        basis = f"measured on {f'{n:,} ' if n else ''}test images{how}"
-        return accuracy, f"{_about(accuracy, (low, high) if n else None)}, {basis}."
-    known = run.summary.get("pseudolabels") or {}
-    share = known.get("all", known.get("accuracy"))
-    if share is not None and narrow is False:
-        return share, f"{_about(share, None)}, of the unlabelled images whose truth is known."
-    if estimated is not None and source != "none":
-        basis = BASIS.get(source, source).format(n=counted(trust.get("n") or 0, "label"))
-        return estimated, f"{_about(estimated, trust['interval'])}; {basis}."
-    return None, "How many labels are right is not known: there were no labelled images to measure it on."
-
-
-def _about(share: float, span: Sequence[float] | None) -> str:
-    words = "" if span is None else f" ({span[0] * 100:.0f} to {span[1] * 100:.0f})"
-    return f"About {share * 100:.0f} of 100 labels are right{words}"
-
-
-def _n_predicted(run: Run) -> int:
-    if run.labels is None or "source" not in run.labels.column_names:
-        return 0
-    return int((~is_given(run.labels)).sum())
-
-
-def _obvious(run: Run) -> tuple[str, bool] | None:
-    """What the best obvious alternative gets, and whether the answer is behind it."""
-    keys, rows = beside_rows(run.summary)
-    n = run.test.get("n_scored") or 0
-    order = ("test", "left_out", "unlabelled") if n >= ENOUGH else ("left_out", "test", "unlabelled")
-    key = next((key for key in order if key in keys), None)
-    reference = run.summary.get("reference") or {}
-    if key is None:
-        before, after = run.zero_shot.get("accuracy"), run.test.get("accuracy")
-        if before is None or after is None:
-            return None
-        words = f"The class names alone get {percent(before)} of the test images right, this answer {percent(after)}."
-        return words, before > after + BEHIND
-    starts = {reference["start"]["title"]} if "start" in reference else set()
-    own = next((row for row in rows if row["is_answer"]), None)
-    others = [row for row in rows if not row["is_answer"] and row[key] is not None and row["title"] not in starts]
-    if own is None or own[key] is None or not others:
-        return None
-    best = max(others, key=lambda row: row[key])
-    mean = "" if key == "unlabelled" else " (mean over the classes)"
-    gap = own[key] - best[key]
-    of = {"test": n, "left_out": (run.summary.get("trust") or {}).get("n"), "unlabelled": _n_predicted(run)}[key] or 0
-    chance = max(0.002, (own[key] * (1 - own[key]) / of) ** 0.5 if of else 0.0)  # a standard error
-    more = "better" if gap > chance else "about the same" if gap > -chance else "worse"
-    return (
-        f"The obvious alternative, {best['title']}, gets {percent(best[key])} of the {COLUMNS[key]} right{mean}; "
-        f"this answer {percent(own[key])}: {more}."
-    ), gap < -max(BEHIND, chance)
-
-
-def _added_nothing(run: Run) -> list[str]:
-    """That training did not help, where it did not."""
-    answer, method = run.summary.get("answer") or {}, run.summary.get("method")
-    if answer.get("name") and answer["name"] != method:
-        return [f"Training added nothing: the answer is that of {answer['title']}, which was at least as good."]
-    if kept_epoch(run) == 0:
-        return ["Training added nothing: its start was kept."]
-    return []
-
-
-def never_recognised(run: Run) -> list[str]:
-    """Classes of which no test image was recognised, or that no image has as its label.
-
-    Example:
-      >>> test = {"per_class": [0.5, 0.0, None]}
-      >>> never_recognised(Run("run", summary={"test": test}, data={"class_names": ["a", "b", "c"]}, labels=None))
-      ['b']
-    """
-    names = [str(name) for name in run.test.get("class_names") or run.class_names]
-    recall = run.test.get("per_class") or []
-    sizes = run.test.get("n_per_class") or [LEAST_SEEN] * len(recall)
-    found = [n for n, right, size in zip(names, recall, sizes, strict=False) if right == 0 and size >= LEAST_SEEN]
-    if run.labels is not None and _n_predicted(run):
-        used = set(run.labels["label"].unique().to_pylist())
-        found += [name for name in run.class_names if name not in used and name not in found]
-    return found
+# ---- what to do next -------------------------------------------------------------------------------------------------
 
 
 def _next(run: Run, verdict: Mapping[str, Any], check: Mapping[str, Any], command: str) -> list[dict[str, str]]:
@@ -268,6 +130,9 @@ def _next(run: Run, verdict: Mapping[str, Any], check: Mapping[str, Any], comman
     is_there = bool(command)
     data = data if is_there else "DATA"
     cards = []
+    if verdict["level"] in ("unconfirmed", "unknown") and not run.summary.get("promise"):
+        why = "Look at 200 of these labels: they say how many are right and which to accept."
+        cards.append(("Measure it", why, f"labelwright verify-sample {folder} --n 200 --out to-verify.csv"))
     better = (run.summary.get("answer") or {}).get("best")
     if better and better != run.summary["answer"]["name"]:
         cards.append(
@@ -289,12 +154,6 @@ def _next(run: Run, verdict: Mapping[str, Any], check: Mapping[str, Any], comman
         )
         again = _with_corrections(run, command)
         cards.append(("Check images and learn again", why, again))
-    trust, test = run.summary.get("trust") or {}, run.test.get("accuracy")
-    if test is None and not trust.get("n") and not run.summary.get("promise"):
-        why = (
-            "Nobody has looked at these labels yet. 200 of them, looked at, say how many are right and which to accept."
-        )
-        cards.append(("Measure it", why, f"labelwright verify-sample {folder} --n 200 --out to-verify.csv"))
     strange = (run.summary.get("strangers") or {}).get("share") or 0.0
     if strange > STRANGE and is_there and run.summary.get("n_novel") is None:
         why = f"{percent(strange)} of the images look like none of the classes."
@@ -356,6 +215,7 @@ def _check(run: Run, gallery: Mapping[str, Any]) -> dict[str, Any]:
             {
                 **{"id": key.removeprefix("test/"), "tabs": mine, "label": str(label), "rather": str(rather)},
                 **{"source": source, "trust": row.get("trust"), "decision": row.get("decision"), "why": why},
+                "says": [words for words in why if words != TABS["doubt"][1]],
                 "may_correct": key in rows,
                 "candidates": (row.get("candidates") or "").split("|") if row.get("candidates") else [],
                 "picture": gallery["large"].get(key) or gallery["small"].get(key),
@@ -401,11 +261,15 @@ def _classes(run: Run, gallery: Mapping[str, Any]) -> dict[str, Any]:
     labelled = dict(zip(names, run.counts, strict=False))
     given = Counter[str]()
     others: dict[str, Counter[str]] = {}
+    expected: dict[str, float] = {}
     if run.labels is not None and {"source", "runner_up"} <= set(run.labels.column_names):
         own = run.labels.filter(pa.array(~is_given(run.labels)))
         for row in own.group_by(["label", "runner_up"]).aggregate([("id", "count")]).to_pylist():
             given[str(row["label"])] += row["id_count"]
             others.setdefault(str(row["label"]), Counter())[str(row["runner_up"])] += row["id_count"]
+        if "trust" in own.column_names:
+            means = own.group_by("label").aggregate([("trust", "mean")]).to_pylist()
+            expected = {str(row["label"]): row["trust_mean"] for row in means}
     was = ((run.summary.get("pseudolabels") or {}).get("zero_shot") or {}).get("counts") or []
     was_counts = dict(zip(names, was, strict=False))
     evidence, confused = evidence_of(run), _confused_with(names, gallery["matrix"])
@@ -421,6 +285,7 @@ def _classes(run: Run, gallery: Mapping[str, Any]) -> dict[str, Any]:
                 "labelled": labelled.get(name) if any(run.counts) else None,
                 "was": was_counts.get(name),
                 "given": given[name] if given else None,
+                "expected": expected.get(name),
                 "before": before.get(name),
                 "recall": recall.get(name),
                 "n_test": n_test.get(name),
@@ -433,6 +298,7 @@ def _classes(run: Run, gallery: Mapping[str, Any]) -> dict[str, Any]:
         ("labelled", "Labelled", "count"),
         ("was", "Labels by name alone", "count"),
         ("given", "Labels given", "count"),
+        ("expected", "Expected right", "share"),
         ("before", "Found by name alone", "share"),
         ("recall", "Found", "share"),
         ("precision", "Right when named", "share"),
@@ -440,8 +306,15 @@ def _classes(run: Run, gallery: Mapping[str, Any]) -> dict[str, Any]:
         ("evidence", "Name fits", "number"),
     ]
     kept = [column for column in head if any(row[column[0]] is not None for row in rows)]
-    order = sorted(rows, key=lambda row: (2.0 if row["recall"] is None else row["recall"], -(row["given"] or 0)))
-    return {"head": kept, "rows": order[:MAX_ROWS], "n_more": max(0, len(order) - MAX_ROWS)}
+    is_tested = sum(n or 0 for n in n_test.values()) >= PER_CLASS * len(rows)
+    by = "recall" if is_tested or not expected else "expected"
+    order = sorted(rows, key=lambda row: (2.0 if row[by] is None else row[by], -(row["given"] or 0)))
+    keys = [key for key, *_ in kept]
+    words = ["Weakest first" if by in keys else "Largest first"]
+    words += ["expected right: mean trust of its labels"] if "expected" in keys else []
+    words += ["found: share of its test images that were recognised"] if "recall" in keys else []
+    caption = "; ".join(words)
+    return {"caption": caption, "head": kept, "rows": order[:MAX_CLASSES], "n_more": max(0, len(order) - MAX_CLASSES)}
 
 
 def _confused_with(names: Sequence[str], counts: Sequence[Sequence[int]] | None) -> dict[str, str]:
@@ -483,38 +356,42 @@ def _confusions(run: Run, gallery: Mapping[str, Any], check: Mapping[str, Any]) 
 # ---- reliability, training, again -----------------------------------------------------------------------------------
 
 
-def _reliability(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """words, charts and rows of trust held against what was right."""
+def _reliability(found: Mapping[str, Any] | None, of: str) -> dict[str, Any] | None:
+    """words, charts and rows of trust held against what was right; one sentence where there is too little to hold.
+
+    Args: of: what is left to say of the images, as " (all of named classes)".
+    """
     if not found:
         return None
-    bins, surest, basis = found["bins"], found["surest"], found["basis"]
+    basis = found["basis"] + of
+    bins, n = _joined(found["bins"]), sum(each["n"] for each in found["bins"])
+    if n < FEW:
+        words = [f"Only {n:,} {basis} are there to hold it against: too few to tell."]
+        return {"words": words, "charts": [], "rows": [], "basis": basis}
+    surest = [each for each in found["surest"] if each["n"] >= PER_DOT]
     points = []
     for each in bins:
         low, high = interval(each["right"] / each["n"], each["n"])
         name = f"trust about {percent(each['trust'])}, {counted(each['n'], 'image')}"
         points.append((each["trust"], each["right"] / each["n"], low, high, name))
-    n = sum(each["n"] for each in bins)
-    gap = sum(each["n"] * each["trust"] - each["right"] for each in bins) / n
-    off = sum(abs(each["n"] * each["trust"] - each["right"]) for each in bins) / n
-    leaning = "too sure" if gap > 0.02 else "too modest" if gap < -0.02 else "neither too sure nor too modest"
-    finding = f"Trust is off by {off * 100:.1f} points on average and {leaning}, on {n:,} {basis}."
-    charts = [
-        dots("Is a trust of 80% right 80 times in 100?", finding, points, x_title="trust", y_title="share right",
-             has_diagonal=True, x_is_share=True)
-    ]  # fmt: skip
+    n_right = sum(each["right"] for each in bins)
+    mean, (low, high) = sum(each["n"] * each["trust"] for each in bins) / n, interval(n_right / n, n)
+    leaning = "too sure" if mean > high else "too modest" if mean < low else "within chance of it"
+    finding = (
+        f"Of {n:,} {basis} {percent(n_right / n)} are right ({low * 100:.0f} to {high * 100:.0f}); trust expects "
+        f"{percent(mean)}: {leaning}."
+    )
+    chart = dots("Is a trust of 80% right 80 times in 100?", finding, points, x_title="trust", y_title="share right",
+                 has_diagonal=True, x_is_share=True)  # fmt: skip
+    charts = [chart] if len(bins) > 1 else []
+    if of:  # images of other classes are not among them
+        return {"words": [finding], "charts": charts, "rows": [], "basis": basis}
     accept = accepting(surest)
     shares = [each["right"] / each["n"] for each in surest]
-    if max(shares) - min(shares) >= 0.02:
+    if "surest" in accept and max(shares) - min(shares) >= 0.02:
         curve_of = {"right": ([each["share"] * 100 for each in surest], shares)}
-        charts.append(
-            lines(
-                "Accept only the surest",
-                accept,
-                curve_of,
-                x_title="percent of the images accepted, surest first",
-                is_share=True,
-            )
-        )
+        x_title = "percent of the images accepted, surest first"
+        charts.append(lines("Accept only the surest", accept, curve_of, x_title=x_title, is_share=True))
     rows = [
         (f"{each['share'] * 100:.0f}%", f"{each['n']:,}", percent(each["right"] / each["n"]),
          "{:.0f} to {:.0f}%".format(*(100 * end for end in interval(each["right"] / each["n"], each["n"]))))
@@ -523,28 +400,55 @@ def _reliability(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {"words": [accept, finding], "charts": charts, "rows": rows, "basis": basis}
 
 
-def accepting(surest: Sequence[Mapping[str, Any]]) -> str:
-    """How many of the surest labels can be accepted so that so many are right.
+def _joined(bins: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Bins of trust, neighbours joined until each holds `PER_DOT` images: a dot of fewer says nothing.
 
     Example:
-      >>> accepting([{"share": 0.5, "n": 50, "right": 49}, {"share": 1.0, "n": 100, "right": 80}])
-      'Accept the surest 50%: 98.0% of them are right. All of them: 80.0%.'
+      >>> _joined([{"n": 1, "trust": 0.1, "right": 0}, {"n": 9, "trust": 0.3, "right": 4}])
+      [{'n': 10, 'trust': 0.28, 'right': 4}]
     """
-    last = surest[-1]
-    everything = percent(last["right"] / last["n"])
+    found: list[dict[str, Any]] = []
+    for each in reversed(bins):  # the surest, which are many, stay as they are
+        if found and found[-1]["n"] < PER_DOT:
+            found[-1] = _sum_of(found[-1], each)
+        else:
+            found.append(dict(each))
+    if len(found) > 1 and found[-1]["n"] < PER_DOT:
+        found[-2:] = [_sum_of(found[-2], found[-1])]
+    return found[::-1]
+
+
+def _sum_of(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
+    n = a["n"] + b["n"]
+    return {
+        "n": n,
+        "trust": round((a["n"] * a["trust"] + b["n"] * b["trust"]) / n, 4),
+        "right": a["right"] + b["right"],
+    }
+
+
+def accepting(surest: Sequence[Mapping[str, Any]]) -> str:
+    """How many of the surest labels can be accepted so that so many are right, by the lower end of the interval.
+
+    Example:
+      >>> accepting([{"share": 0.5, "n": 500, "right": 490}, {"share": 1.0, "n": 1000, "right": 800}])
+      'Accept the surest 50%: 98.0% of them are right (96 to 99). All of them: 80.0% (77 to 82).'
+    """
+    spans = [interval(each["right"] / each["n"], each["n"]) for each in surest]
+    words = [
+        f"{percent(each['right'] / each['n'])}{{}} ({low * 100:.0f} to {high * 100:.0f})"
+        for each, (low, high) in zip(surest, spans, strict=True)
+    ]
+    everything = words[-1].format("")
     for wanted in WORTH_ACCEPTING:
-        enough = [each for each in surest if each["right"] / each["n"] >= wanted]
-        if enough and enough[-1] is last:
-            return f"Accept all of them: {everything} are right."
+        enough = [i for i, (low, _) in enumerate(spans) if low >= wanted]
+        if enough and enough[-1] == len(surest) - 1:
+            return f"Accept all of them: {words[-1].format(' are right')}."
         if enough:
-            best = enough[-1]
-            share = percent(best["right"] / best["n"])
-            return (
-                f"Accept the surest {best['share'] * 100:.0f}%: {share} of them are right. All of them: {everything}."
-            )
-    best = max(surest, key=lambda each: each["right"] / each["n"])
-    share = percent(best["right"] / best["n"])
-    return f"Even of the surest {best['share'] * 100:.0f}% only {share} are right."
+            i = enough[-1]
+            right = words[i].format(" of them are right")
+            return f"Accept the surest {surest[i]['share'] * 100:.0f}%: {right}. All of them: {everything}."
+    return f"Look at all of them: none are sure enough to accept unseen. All of them: {everything} are right."
 
 
 def _trained_words(run: Run) -> list[str]:

@@ -51,7 +51,7 @@
   const grid = one("#grid");
   if (!grid) return;
   const cards = all(".card", grid), dialog = one("#dialog"), names = one("#d-names");
-  const known = new Set([...names.options].slice(1).map(each => each.value));
+  const known = new Set(JSON.parse(names.dataset.names));
   const store = "labelwright " + grid.dataset.key;
   let marks = {}, tab = one(".tabs [aria-pressed=true]").dataset.tab, at = cards[0];
   try { marks = JSON.parse(localStorage.getItem(store)) || {}; } catch { marks = {}; }
@@ -112,8 +112,9 @@
     one("#d-pic").replaceChildren(...[...look(card).childNodes].map(each => each.cloneNode(true)));
     one("#d-more").replaceChildren(one(".why", card).cloneNode(true), one("details dl", card).cloneNode(true));
     const label = marks[d.id];
-    names.value = label !== undefined && label !== d.label ? label : "";
     one("#d-state").textContent = one(".done", card).textContent;
+    if (names.length === 1) names.append(...[...known].map(name => new Option(name, name)));  // not before they are wanted
+    names.value = label !== undefined && label !== d.label ? label : "";
     if (!dialog.open) dialog.showModal();
   }
   function step(by) {

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from labelwright.annotators.reliability import reliability_lines
-from labelwright.metrics.classification import GROUPS, imbalance
-from labelwright.reporting.checks import is_given
+from labelwright.metrics.classification import imbalance
 from labelwright.reporting.sections import Card, Panel, Sections, Table, curve
-from labelwright.reporting.svg import Chart, bars, dots, lines
+from labelwright.reporting.svg import Chart, bars, lines
 from labelwright.reporting.words import (
     deployed_words,
     finite,
@@ -159,7 +153,8 @@ def candidate_sections(run: Run) -> Sections:
     words = [_origin(run), *_compared_words(run), *deployed_words(run.epochs)]
     words += [f"{words[:1].upper()}{words[1:]}." for words in own_sets_words(run.summary.get("own_sets"))]
     replaced = list(((run.summary.get("annotator") or {}).get("descriptions") or {}).items())
-    tables = [Table("The guesses", ("", ""), _guess_facts(run))]
+    what = "Guesses" if run.summary.get("annotator") else "Candidates"
+    tables = [Table(f"The {what.lower()}", ("", ""), _guess_facts(run, what))]
     if replaced:
         tables.append(Table("Described in place of named", ("Class", "Description"), replaced))
     rows = change_rows(run)
@@ -211,16 +206,16 @@ def _origin(run: Run) -> str:
     return f"{name} compared each image with the class names{how}; its guesses are {rule}."
 
 
-def _guess_facts(run: Run) -> list[tuple[str, str]]:
+def _guess_facts(run: Run, what: str) -> list[tuple[str, str]]:
     found, counts, names = run.summary["candidates"], run.summary.get("guesses") or {}, run.class_names
     facts = [("Images", number(found.get("n_images")))]
     if found.get("mean_set_size") is not None:
-        facts.append(("Guesses per image", f"{found['mean_set_size']:.2f} on average, at most {found['largest_set']}"))
-    facts += [("Images with a single guess", number(found["n_single"]))] if found.get("n_single") else []
+        facts.append((f"{what} per image", f"{found['mean_set_size']:.2f} on average, at most {found['largest_set']}"))
+    facts += [("Images with a single one", number(found["n_single"]))] if found.get("n_single") else []
     facts += [("Images without any", number(found["n_empty"]))] if found.get("n_empty") else []
     if found.get("truth_inside") is not None:
         of = f" of {found['n_scored']:,} images" if found.get("n_scored") else ""
-        facts.append(("Truth among the guesses, where it is known", percent(found["truth_inside"]) + of))
+        facts.append((f"Right class among the {what.lower()}, where it is known", percent(found["truth_inside"]) + of))
     first_words = "first guess" if _is_ranked(run) else "guess drawn by chance"
     if counts.get("accuracy") is not None:
         facts.append((f"{first_words.capitalize()}, right", percent(counts["accuracy"])))
@@ -405,112 +400,7 @@ def _cluster_card(run: Run, cluster: Mapping[str, Any], i: int, tight: Sequence[
     words += [f"Perhaps {', '.join(names)}."] if names else []
     taken = [str(other) for other, _ in cluster.get("taken_for") or ()][:2]
     words += [f"Nearest other class: {' and '.join(taken)}."] if taken else []
-    command = f"labelwright classes {shlex.quote(str(run.path))} rename {shlex.quote(name)} NAME"
-    return Card(name, words, [str(key) for key in cluster.get("central") or ()], command)
-
-
-# ---- class sizes, given labels --------------------------------------------------------------------------------------
-
-
-def size_panels(run: Run) -> list[Panel]:
-    """Accuracy of each class against its number of labelled images; nothing where the sizes hardly differ.
-
-    Example:
-      >>> test = {"per_class": [1.0, 0.5, 0.2], "n_per_class": [20, 20, 20]}
-      >>> run = Run("run", summary={"test": test}, data={"class_names": ["a", "b", "c"], "train_counts": [90, 30, 3]})
-      >>> size_panels(run)[0].charts[0].finding
-      'Small classes are recognised less often: 20.0% of the smallest third, 100.0% of the largest.'
-    """
-    names, counts, recall = run.class_names, run.counts, run.test.get("per_class") or []
-    if not names or len(counts) != len(names) or len(recall) != len(names) or max(counts) < 3 * max(1, min(counts)):
-        return []
-    sizes = run.test.get("n_per_class") or [0] * len(names)
-    found = []
-    for name, n, right, n_test in zip(names, counts, recall, sizes, strict=True):
-        if right is None or n < 1:
-            continue
-        low, high = interval(right, n_test)
-        found.append((float(n), right, low, high, f"{name}, {n:,} labelled"))
-    if len(found) < 3:
-        return []
-    found.sort()
-    third = max(1, len(found) // 3)
-    small = sum(y for _, y, *_ in found[:third]) / third
-    large = sum(y for _, y, *_ in found[-third:]) / third
-    if abs(small - large) > 0.02:
-        less = "less" if small < large else "more"
-        finding = (
-            f"Small classes are recognised {less} often: {percent(small)} of the smallest third, {percent(large)} of "
-            "the largest."
-        )
-    else:
-        finding = (
-            f"Class size makes no difference: {percent(small)} of the smallest third, {percent(large)} of the largest."
-        )
-    chart = dots(
-        "Recognised, by number of labelled images",
-        finding,
-        found,
-        x_title="labelled training images (log scale)",
-        y_title="share recognised",
-        is_log=True,
-    )
-    return [Panel("Accuracy against class size", [], _group_table(run), [chart])]
-
-
-def interval(share: float, n: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a share of n; the share itself where n is not known.
-
-    Example:
-      >>> [round(end, 3) for end in interval(0.5, 100)]
-      [0.404, 0.596]
-    """
-    if n < 1:
-        return share, share
-    from scipy.stats import binomtest  # takes a second to load
-
-    found = binomtest(round(share * n), n).proportion_ci(method="wilson")
-    return float(found.low), float(found.high)
-
-
-def _group_table(run: Run) -> list[Table]:
-    sizes = run.test.get("group_sizes") or {}
-    groups = [group for group in GROUPS if run.test.get(group) is not None and sizes.get(group)]
-    if not run.has_groups or len(groups) < 2:
-        return []
-    bounds = run.test.get("group_thresholds") or {}
-    many, few = bounds.get("many_above"), bounds.get("few_below")
-    words = {"many": f" (over {many})", "medium": f" ({few} to {many})", "few": f" (under {few})"} if bounds else {}
-    rows = [
-        (group.capitalize() + words.get(group, ""), number(sizes[group]), percent(run.test[group])) for group in groups
-    ]
-    return [Table("By number of labelled images", ("Classes with", "Classes", "Recognised, mean"), rows)]
-
-
-def given_panels(run: Run) -> list[Panel]:
-    """Given labels that the model would not have given, by pair of classes; nothing where nearly all agree.
-
-    Example:
-      >>> import pyarrow as pa
-      >>> rows = {"id": ["1", "2"], "label": ["a", "a"], "trust": [0.1, 0.9], "runner_up": ["b", "b"]}
-      >>> run = Run("run", summary={}, labels=pa.table(rows | {"source": ["given", "given"]}))
-      >>> given_panels(run)[0].words[0]
-      'The model would label 1 of 2 given labels otherwise (50.0%).'
-    """
-    if run.labels is None or not {"source", "trust", "runner_up"} <= set(run.labels.column_names):
-        return []
-    given = run.labels.filter(pa.array(is_given(run.labels)))
-    off = given.filter(pc.less(given["trust"], 0.5))
-    if not len(off):
-        return []
-    pairs = Counter(zip(off["label"].to_pylist(), off["runner_up"].to_pylist(), strict=True))
-    rows = [(str(a), str(b), f"{n:,}") for (a, b), n in pairs.most_common(10)]
-    share = percent(len(off) / len(given))
-    words = f"The model would label {len(off):,} of {len(given):,} given labels otherwise ({share})."
-    table = Table("Given against predicted", ("Given", "The model says", "Images"), rows)
-    return [
-        Panel("Given labels against the model", [words, "These are its mistakes, or those of the labels."], [table])
-    ]
+    return Card(name, words, [str(key) for key in cluster.get("central") or ()])
 
 
 def _two(value: float | None) -> str:

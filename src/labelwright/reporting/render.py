@@ -87,16 +87,7 @@ def _template() -> jinja2.Template:
     environment.filters.update(
         pct=percent, number=number, exact=escape, capfirst=lambda text: text[:1].upper() + text[1:]
     )
-    environment.globals.update(bar=_bar)
     return environment.get_template("template.html")
-
-
-def _bar(share: float) -> Markup:
-    """A share as a short bar under its number; the number says it, so a reader's voice leaves it out."""
-    return Markup(
-        '<svg width="60" height="5" aria-hidden="true"><rect class="track" width="60" height="5" rx="2"/>'
-        f'<rect class="s0" width="{60 * share:.1f}" height="5" rx="2"/></svg>'
-    )
 
 
 def _hash(text: str) -> str:

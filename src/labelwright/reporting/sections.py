@@ -25,12 +25,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Card:
-    """A group of images: name, sentences, ids of pictures, and a command to copy."""
+    """A group of images: name, sentences, ids of pictures."""
 
     title: str
     words: Sequence[str]
     pictures: Sequence[str] = ()
-    command: str = ""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from labelwright.reporting.words import plain
 from labelwright.wording import number, percent
 
 WIDTH = 360  # px of a chart as drawn; it is shown at up to one and a half times that
-LEFT, RIGHT, TOP, BOTTOM = 44, 12, 10, 34  # px around the plot
+LEFT, RIGHT, TOP, BOTTOM = 44, 18, 12, 34  # px around the plot
 ROW = 20  # px of a bar
 LABEL_CHARS = 20  # of a name beside a bar
 
@@ -86,6 +86,7 @@ def lines(
     """
     known = [y for _, ys in curves.values() for y in ys if y is not None]
     low, high = _span(known, from_zero=is_share or min(known, default=0) >= 0)
+    high += 0.1 * (high - low) if mark else 0  # for its words
     xs = [x for x_of, _ in curves.values() for x in x_of]
     first, last = min(xs, default=0), max(xs, default=1)
     height = 190
@@ -195,7 +196,7 @@ def matrix(title: str, finding: str, names: Sequence[str], counts: Sequence[Sequ
     n = len(names)
     cell = 26 if n <= 12 else 18 if n <= 30 else 13
     left = 10 + 6.2 * max(min(len(name), LABEL_CHARS) for name in names)
-    top = 10 + 5.0 * max(min(len(name), LABEL_CHARS) for name in names)
+    top = 14 + 5.8 * max(min(len(name), LABEL_CHARS) for name in names)
     parts = []
     for i, name in enumerate(names):
         y, total = top + i * cell, sum(counts[i]) or 1

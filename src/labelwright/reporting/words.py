@@ -88,22 +88,22 @@ def own_sets_words(found: Mapping[str, Any] | None) -> list[str]:
 
     Example:
       >>> own_sets_words({"rule": "no", "outside_frac": 0.16, "label_outside_frac": 0.0})
-      ['labels of training images: the best of their candidates (the model alone would leave them for 16.0%)']
+      ['labels of training images: the best of their candidates; the model alone would leave them for 16.0%']
     """
     if not found:
         return []
     how = {
         "no": "the best of their candidates",
         "yes": "what the model says of the image alone, inside its candidates or not",
-        "auto": "what the model and their candidates say together",
+        "auto": "what the model and the candidates say together",
     }[found["rule"]]
     alone = f"the model alone would leave them for {percent(found['outside_frac'])}"
     if found["rule"] == "auto":
         alone = (
-            f"the class is among them for an estimated {percent(found['truth_inside'])} of the images; "
-            f"{percent(found['label_outside_frac'])} of the labels are not, {alone}"
+            f"the candidates are estimated to hold the right class for {percent(found['truth_inside'])} of the images; "
+            f"{percent(found['label_outside_frac'])} of the labels are another class"
         )
-    return [f"labels of training images: {how} ({alone})"]
+    return [f"labels of training images: {how}; {alone}"]
 
 
 def deployed_words(epochs: Sequence[Mapping[str, Any]]) -> list[str]:

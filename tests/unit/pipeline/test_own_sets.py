@@ -57,7 +57,7 @@ def test_crowd__by_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert cli.run(["fit", str(table), *flags, "--out", str(run)]) == 0
     told = capsys.readouterr().out
     assert "crowd on 240 images" in told
-    assert "labels of training images: what the model and their candidates say together" in told
+    assert "labels of training images: what the model and the candidates say together" in told
     summary = Run(run).summary
     each = summary["crowd"]["annotators"]
     assert [one["name"] for one in each] == ["ann", "bob", "cyd"]

@@ -68,7 +68,7 @@ def test_fit__test_labels_that_look_wrong_are_flagged_and_what_they_do_to_the_sc
     assert len(set(noise["ids"]) & set(wrong)) >= N_WRONG - 2
     assert noise["accuracy"] == pytest.approx(done.summary["test"]["accuracy"], abs=1e-4)
     assert noise["accuracy"] + 0.05 < noise["corrected"] <= 1
-    assert "that is the most" in done.summary["audit"]["says"]
+    assert "the accuracy would be at most" in done.summary["audit"]["says"]
 
 
 def test_fit__copies(run: Any) -> None:

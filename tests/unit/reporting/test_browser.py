@@ -108,10 +108,10 @@ def test_browser__every_situation_at_three_sizes_light_and_dark(opened: Opened) 
 
 
 def test_browser__complete_without_javascript_and_in_print(opened: Opened) -> None:
-    for situation in ("candidates", "open_world"):
+    for situation, n in (("candidates", 4), ("open_world", 3)):
         page = opened.page(situation, java_script_enabled=False)
         charts = page.locator("main > section:not(#training) .plot > svg")
-        assert charts.count() >= 4
+        assert charts.count() >= n
         assert all(chart.bounding_box()["height"] > 50 for chart in charts.all())
         assert page.locator(".js-only:visible").count() == 0
         assert page.locator(".card:visible").count() == page.locator(".card").count()

@@ -12,8 +12,10 @@ import pytest
 from labelwright.pipeline.report import content_of
 from labelwright.pipeline.settings import command_of
 from labelwright.reporting.checks import PER_TAB
-from labelwright.reporting.collect import collect, never_recognised
+from labelwright.reporting.collect import collect
+from labelwright.reporting.gallery import read_gallery, write_gallery
 from labelwright.reporting.sections import curve
+from labelwright.reporting.verdict import never_recognised
 from labelwright.run_folder import Run
 from made_runs import EVIL, NAMES, made_up_run
 
@@ -40,6 +42,40 @@ def test_verdict__without_test_images_rests_on_trust_and_says_on_what() -> None:
         "judged by 120 labels that the classifier had not seen"
         in collect(run_of({"trust": trust}))["verdict"]["sentence"]
     )
+
+
+@pytest.mark.parametrize(
+    ("trust", "level"),
+    [
+        ({"source": "candidates", "n": 0, "estimated": 0.99, "interval": [0.9, 1.0]}, "unconfirmed"),
+        ({"source": "text model", "n": 0, "estimated": 0.6, "interval": [0.4, 0.9]}, "poor"),
+        ({"source": "left-out labels", "n": 9, "estimated": 0.97, "interval": [0.55, 1.0]}, "fair"),
+        ({"source": "left-out labels", "n": 90, "estimated": 0.97, "interval": [0.9, 1.0]}, "good"),
+    ],
+)
+def test_verdict__is_good_only_where_labels_confirm_it(trust: dict[str, Any], level: str) -> None:
+    content = collect(run_of({"trust": trust}))
+    assert content["verdict"]["level"] == level
+    assert (content["next"][0]["title"] == "Measure it") is (level == "unconfirmed")
+
+
+def test_verdict__test_images_of_named_classes_alone_do_not_confirm_new_ones() -> None:
+    test = {"accuracy": 1.0, "n_scored": 42, "seen": 1.0, "novel": None}
+    trust = {"source": "left-out labels", "n": 34, "estimated": 0.91, "interval": [0.5, 1.0]}
+    verdict = collect(run_of({"test": test, "trust": trust, "n_novel": 5}))["verdict"]
+    assert verdict["level"] == "unconfirmed"
+    assert verdict["sentence"].startswith("About 91 of 100 labels are right (50 to 100); labels confirm the named")
+    named = "About 100 of 100 test images of the named classes are labelled right (92 to 100)."
+    assert dict(verdict["facts"])["named"] == named
+    assert collect(run_of({"test": test, "n_novel": 5}))["verdict"]["level"] == "unknown"
+    assert (
+        collect(run_of({"test": test | {"novel": 0.9, "accuracy": 0.95}, "n_novel": 5}))["verdict"]["level"] == "good"
+    )
+
+
+def test_verdict__speaks_of_new_images_where_every_label_was_given() -> None:
+    summary = {"test": {"accuracy": 0.95, "n_scored": 400}, "n_images": 90, "n_labelled": 90}
+    assert collect(run_of(summary))["verdict"]["sentence"].startswith("About 95 of 100 new images are labelled right")
 
 
 def test_verdict__a_handful_of_test_images_gives_way_to_more_labels_that_were_left_out() -> None:
@@ -165,7 +201,7 @@ def test_check__an_image_is_listed_once_with_every_reason(tmp_path: Path) -> Non
 def test_classes__before_and_after_weakest_first(tmp_path: Path) -> None:
     classes = content_of(Run(made_up_run(tmp_path / "run", "no_labels")))["classes"]
     keys = [key for key, *_ in classes["head"]]
-    assert keys == ["labelled", "was", "given", "before", "recall", "precision", "confused", "evidence"]
+    assert keys == ["labelled", "was", "given", "expected", "before", "recall", "precision", "confused", "evidence"]
     recalls = [row["recall"] for row in classes["rows"]]
     assert recalls == sorted(recalls)
     row = next(row for row in classes["rows"] if row["name"] == EVIL)
@@ -202,5 +238,17 @@ def test_curve__flat_or_short_is_not_drawn(tmp_path: Path) -> None:
 
 def test_reliability__how_many_of_the_surest(tmp_path: Path) -> None:
     found = content_of(Run(made_up_run(tmp_path / "run", "balanced")))["reliability"]
-    assert found["words"][0] == "Accept the surest 20%: 96.7% of them are right. All of them: 72.0%."
+    assert (
+        found["words"][0] == "Accept the surest 50%: 86.7% of them are right (80 to 91). All of them: 72.0% (67 to 77)."
+    )
     assert found["rows"][-1][:3] == ("100%", "300", "72.0%")
+
+
+def test_reliability__a_handful_of_images_is_not_drawn(tmp_path: Path) -> None:
+    run = Run(made_up_run(tmp_path / "run", "balanced"))
+    gallery = read_gallery(run.path)
+    bins, surest = [{"n": 12, "trust": 0.8, "right": 9}], [{"share": 1.0, "n": 12, "right": 9}]
+    write_gallery(run.path, gallery | {"trust": {"basis": "test images", "bins": bins, "surest": surest}})
+    found = content_of(run)["reliability"]
+    assert found["words"] == ["Only 12 test images are there to hold it against: too few to tell."]
+    assert (found["charts"], found["rows"]) == ([], [])

@@ -1,0 +1,217 @@
+"""The verdict of a report: how many labels are right, with an interval and what confirms it, in a sentence and facts.
+
+A share that no label confirms is never called good, however sure the model is: neither an estimate without labels, nor
+one of images of new classes, of which no image is known. Nor is a share whose interval reaches far down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from labelwright.reporting.checks import is_given
+from labelwright.reporting.given import interval
+from labelwright.reporting.panels import kept_epoch
+from labelwright.reporting.words import COLUMNS, beside_rows, listed
+from labelwright.run_folder import Run
+from labelwright.wording import counted, percent
+
+GOOD, FAIR = 0.9, 0.7  # share of right labels from which they are called good, or usable after a look
+SURE = 0.8  # lower end of the interval from which a share is called good
+BEHIND = 0.01  # so much less than the obvious is behind it
+LEAST_SEEN = 3  # test images of a class, of which none was recognised, before the page names it
+ENOUGH = 100  # test images from which scores on them are compared rather than those on labels that were left out
+
+LEVELS = {
+    "good": ("✓", "Good"),
+    "fair": ("!", "Usable after a look"),
+    "poor": ("✗", "Not good enough yet"),
+    "unconfirmed": ("?", "Not confirmed yet"),
+    "unknown": ("?", "Not measured"),
+}
+"""Level of a verdict -> (sign, words)."""
+
+BASIS = {
+    "left-out labels": "judged by {n} that the classifier had not seen",
+    "text model": "no label confirms this: it rests on how sure the text model was before anything was learned",
+    "candidates": "no label confirms this: it rests on how sure those were who named the candidates",
+    "none": "no label confirms this",
+}
+
+
+LABELS, NEW = "labels are right", "new images are labelled right"
+
+
+@dataclass(frozen=True)
+class Share:
+    """The share of labels that is right, None = not known, its interval, the sentence that says so, and whether labels
+    confirm it."""
+
+    right: float | None
+    span: tuple[float, float] | None
+    sentence: str
+    is_confirmed: bool = True
+
+
+def verdict_of(run: Run) -> dict[str, Any]:
+    """level, sign, words, sentence, facts [(kind, words)], warnings, never (classes that are not recognised).
+
+    Example: sure of itself, but nobody has looked.
+      >>> trust = {"source": "candidates", "n": 0, "estimated": 0.99, "interval": [0.6, 1.0]}
+      >>> found = verdict_of(Run("run", summary={"trust": trust}, data={}, records=[], labels=None))
+      >>> found["words"], found["sentence"][:45]
+      ('Not confirmed yet', 'About 99 of 100 labels are right (60 to 100);')
+    """
+    share = share_right(run)
+    facts: list[tuple[str, str]] = []
+    predicted = n_predicted(run)
+    if share.right is not None and predicted:
+        low, high = (round(predicted * (1 - end)) for end in reversed(share.span or (share.right,) * 2))
+        span = f" ({low:,} to {high:,})" if low < high else ""
+        wrong = round(predicted * (1 - share.right))
+        facts.append(("wrong", f"Of the {predicted:,} labels that it gave about {wrong:,} are likely wrong{span}."))
+    if is_half_known(run):
+        right, n = float(run.test["accuracy"]), run.test.get("n_scored") or 0
+        words = _about(right, interval(right, n) if n else None, "test images of the named classes are labelled right")
+        facts.append(("named", f"{words}."))
+    for block in ("promise", "strangers", "audit"):
+        of_block = run.summary.get(block) or {}
+        is_quiet = block == "strangers" and of_block.get("n") == 0 and of_block.get("share") is not None
+        if of_block.get("says") and not is_quiet:
+            facts.append((block, str(of_block["says"])))
+    is_behind = False
+    if found := _obvious(run):
+        words, is_behind = found
+        facts.append(("behind" if is_behind else "obvious", words))
+    facts += [("training", words) for words in _added_nothing(run)]
+    never = never_recognised(run)
+    if never:
+        facts.append(("never", f"Never recognised: {listed(never)}."))
+    level = _level(share)
+    if level == "good" and (never or is_behind):
+        level = "fair"
+    sign, words = LEVELS[level]
+    warnings = run.summary.get("warnings") or []
+    return {
+        **{"level": level, "sign": sign, "words": words, "sentence": share.sentence},
+        **{"facts": facts, "never": never, "is_behind": is_behind, "warnings": [str(each) for each in warnings]},
+    }
+
+
+def _level(share: Share) -> str:
+    if share.right is None:
+        return "unknown"
+    if share.right < FAIR:
+        return "poor"
+    if not share.is_confirmed:
+        return "unconfirmed"
+    return "good" if share.right >= GOOD and (share.span is None or share.span[0] >= SURE) else "fair"
+
+
+def share_right(run: Run) -> Share:
+    """The share of labels that is right, and what is known of it.
+
+    Test images, or labels that were left out where these tell more; then what is known for scoring alone; then what
+    trust rests on without any label.
+    """
+    accuracy, n, trust = run.test.get("accuracy"), run.test.get("n_scored") or 0, run.summary.get("trust") or {}
+    estimated, source = trust.get("estimated"), trust.get("source", "none")
+    half_known = is_half_known(run)
+    span = interval(accuracy or 0.0, n) if n else None
+    narrow = source == "left-out labels" and estimated is not None and trust["interval"][1] - trust["interval"][0]
+    if accuracy is not None and not half_known and not (span and narrow and narrow < span[1] - span[0]):
+        how = " that were held out" if run.data.get("test_is") == "held out" else ""
+        basis = f"measured on {f'{n:,} ' if n else ''}test images{how}"
+        labelled = run.summary.get("n_labelled")
+        are_new = labelled is not None and labelled == run.summary.get("n_images")  # every other label was given
+        return Share(accuracy, span, f"{_about(accuracy, span, NEW if are_new else LABELS)}, {basis}.")
+    known = run.summary.get("pseudolabels") or {}
+    share = known.get("all", known.get("accuracy"))
+    if share is not None and narrow is False:
+        return Share(share, None, f"{_about(share, None)}, of the unlabelled images whose truth is known.")
+    if estimated is not None and source != "none":
+        low, high = trust["interval"]
+        basis = BASIS.get(source, source).format(n=counted(trust.get("n") or 0, "label"))
+        if run.summary.get("n_novel"):
+            basis = "labels confirm the named classes alone, and nothing the new ones"
+        is_confirmed = source == "left-out labels" and not run.summary.get("n_novel")
+        return Share(estimated, (low, high), f"{_about(estimated, (low, high))}; {basis}.", is_confirmed)
+    if half_known:
+        return Share(None, None, "How many labels are right is not known: no image is known to be of a new class.")
+    return Share(None, None, "How many labels are right is not known: there were no labelled images to measure it on.")
+
+
+def is_half_known(run: Run) -> bool:
+    """Whether test images are of named classes alone, while there are others."""
+    return bool(run.summary.get("n_novel")) and "accuracy" in run.test and run.test.get("novel") is None
+
+
+def _about(share: float, span: Sequence[float] | None, what: str = LABELS) -> str:
+    words = "" if span is None else f" ({span[0] * 100:.0f} to {span[1] * 100:.0f})"
+    return f"About {share * 100:.0f} of 100 {what}{words}"
+
+
+def n_predicted(run: Run) -> int:
+    """How many labels of a run are its own."""
+    if run.labels is None or "source" not in run.labels.column_names:
+        return 0
+    return int((~is_given(run.labels)).sum())
+
+
+def _obvious(run: Run) -> tuple[str, bool] | None:
+    """What the best obvious alternative gets, and whether the answer is behind it."""
+    keys, rows = beside_rows(run.summary)
+    n = run.test.get("n_scored") or 0
+    order = ("test", "left_out", "unlabelled") if n >= ENOUGH else ("left_out", "test", "unlabelled")
+    key = next((key for key in order if key in keys), None)
+    reference = run.summary.get("reference") or {}
+    if key is None:
+        before, after = run.zero_shot.get("accuracy"), run.test.get("accuracy")
+        if before is None or after is None:
+            return None
+        words = f"The class names alone get {percent(before)} of the test images right, this answer {percent(after)}."
+        return words, before > after + BEHIND
+    starts = {reference["start"]["title"]} if "start" in reference else set()
+    own = next((row for row in rows if row["is_answer"]), None)
+    others = [row for row in rows if not row["is_answer"] and row[key] is not None and row["title"] not in starts]
+    if own is None or own[key] is None or not others:
+        return None
+    best = max(others, key=lambda row: row[key])
+    mean = "" if key == "unlabelled" else " (mean over the classes)"
+    gap = own[key] - best[key]
+    of = {"test": n, "left_out": (run.summary.get("trust") or {}).get("n"), "unlabelled": n_predicted(run)}[key] or 0
+    chance = max(0.002, (own[key] * (1 - own[key]) / of) ** 0.5 if of else 0.0)  # a standard error
+    more = "better" if gap > chance else "about the same" if gap > -chance else "worse"
+    return (
+        f"The obvious alternative, {best['title']}, gets {percent(best[key])} of the {COLUMNS[key]} right{mean}; "
+        f"this answer {percent(own[key])}: {more}."
+    ), gap < -max(BEHIND, chance)
+
+
+def _added_nothing(run: Run) -> list[str]:
+    """That training did not help, where it did not."""
+    answer, method = run.summary.get("answer") or {}, run.summary.get("method")
+    if answer.get("name") and answer["name"] != method:
+        return [f"Training added nothing: the answer is that of {answer['title']}, which was at least as good."]
+    if kept_epoch(run) == 0:
+        return ["Training added nothing: its start was kept."]
+    return []
+
+
+def never_recognised(run: Run) -> list[str]:
+    """Classes of which no test image was recognised, or that no image has as its label.
+
+    Example:
+      >>> test = {"per_class": [0.5, 0.0, None]}
+      >>> never_recognised(Run("run", summary={"test": test}, data={"class_names": ["a", "b", "c"]}, labels=None))
+      ['b']
+    """
+    names = [str(name) for name in run.test.get("class_names") or run.class_names]
+    recall = run.test.get("per_class") or []
+    sizes = run.test.get("n_per_class") or [LEAST_SEEN] * len(recall)
+    found = [n for n, right, size in zip(names, recall, sizes, strict=False) if right == 0 and size >= LEAST_SEEN]
+    if run.labels is not None and n_predicted(run):
+        used = set(run.labels["label"].unique().to_pylist())
+        found += [name for name in run.class_names if name not in used and name not in found]
+    return found
