@@ -15,8 +15,9 @@ import tyro
 
 import labelwright
 from labelwright import launch
+from labelwright.arguments import fits
 from labelwright.errors import ConfigError, DataError, LabelwrightError
-from labelwright.pipeline.settings import GROUPS, assignments_of, fits, from_config, hints_of_fit
+from labelwright.pipeline.settings import GROUPS, assignments_of, from_config, hints_of_fit
 from labelwright.screen import screen
 from labelwright.verbs import VERBS, command_of, examples_of, fit_verb, overview
 

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from labelwright.errors import ConfigError, DataError
-
-PathsT = ParamSpec("PathsT")
-ResultT = TypeVar("ResultT")
 
 LONGEST_NAME = 255  # bytes that a file's name may have
 
@@ -64,33 +58,3 @@ def check_path(name: str, value: Any, *, is_path: bool = True) -> None:
         reason = "a NUL is in it" if "\0" in text else f"a name in it has {longest} bytes"
         fix = "check the path" if name in POSITIONAL else f"give --{name} another path"
         raise kind(f"{name}={shown} is no path: {reason}", fix=fix)
-
-
-def check_paths(verb: Callable[PathsT, ResultT]) -> Callable[PathsT, ResultT]:
-    """A verb that refuses impossible paths among its arguments before it does anything (see `check_path`).
-
-    Example:
-      >>> check_paths(lambda data, out: out)(["a.png"], out="a\\0b")
-      Traceback (most recent call last):
-      labelwright.errors.ConfigError: out='a\\x00b' is no path: a NUL is in it
-        fix: give --out another path
-    """
-    signature = inspect.signature(verb)
-
-    @functools.wraps(verb)
-    def checked(*args: PathsT.args, **kwargs: PathsT.kwargs) -> ResultT:
-        try:
-            given = signature.bind(*args, **kwargs).arguments
-        except TypeError:  # Python says what is wrong with the call
-            return verb(*args, **kwargs)
-        for key, value in (given | kwargs).items():
-            default = signature.parameters[key].default if key in signature.parameters else None
-            if key in PATHS and not (value is None and default is None):
-                check_path(key, value)
-            elif key in MAYBE_PATHS:
-                are_names = key == "classes" or not isinstance(value, (list, tuple))
-                for each in [value] if are_names else value:
-                    check_path(key, each, is_path=False)
-        return verb(*args, **kwargs)
-
-    return checked

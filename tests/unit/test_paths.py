@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import labelwright as lw
-from labelwright.errors import LabelwrightError
+from labelwright.annotators.describe import wanted_descriptions
+from labelwright.arguments import _PLAIN, check_arguments
+from labelwright.errors import ConfigError, LabelwrightError
 from labelwright.paths import PATHS
+from labelwright.pipeline.saved_model import renamed
 
 VERBS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "inspect": ({"data": "photos"}, ("data", "classes")),
@@ -66,3 +71,47 @@ def test_classes__a_pipe_or_a_folder_is_not_read(tmp_path: Path) -> None:
     for odd in (tmp_path / "pipe.txt", tmp_path):
         with pytest.raises(LabelwrightError, match="cannot read the class names"):
             lw.inspect(tmp_path, classes=odd)
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "fit"])
+def test_verbs__no_odd_types(verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    call, given = getattr(lw, verb), {"run": "run", "path": "run"} | VERBS[verb][0]
+    given = {key: value for key, value in given.items() if key in inspect.signature(call).parameters}
+    plain = {
+        key: parameter.annotation
+        for key, parameter in inspect.signature(call).parameters.items()
+        if _PLAIN.fullmatch(str(parameter.annotation))
+    }
+    assert plain or verb in ("load_model", "report", "compare", "verify")
+    for key, hint in plain.items():
+        for odd in (b"x", {}, object(), *(["x"] if "str" not in hint else [] if "int" in hint else [3])):
+            with pytest.raises(LabelwrightError, match=rf"^{key}="):
+                call(**{**given, key: odd})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_arguments__numbers_of_numpy_and_lists_are_what_they_hold() -> None:
+    @check_arguments
+    def verb(
+        n: int, share: float | None = None, mean: tuple[float, ...] = (), name: str = "", is_on: bool = False
+    ) -> int:
+        return n
+
+    assert verb(np.int64(3), share=np.float32(0.5), mean=[0.5, np.float64(1)], name=Path("a"), is_on=np.True_) == 3
+    for odd in ({"n": 1.5}, {"n": True}, {"n": np.float64(1)}, {"n": 1, "mean": ["a"]}, {"n": 1, "is_on": 1}):
+        with pytest.raises(ConfigError, match="is not possible"):
+            verb(**odd)
+
+
+@pytest.mark.parametrize("odd", [{"rename": 3}, {"rename": {"ant": 3}}])
+def test_label__names_that_are_none(odd: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="3 is no name"):
+        renamed(("ant", "bee"), odd["rename"])
+
+
+def test_descriptions_and_kinds__of_another_type() -> None:
+    with pytest.raises(ConfigError, match="descriptions=3 are none"):
+        wanted_descriptions(3, ("ant",))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="--fail-on 3 is not possible"):
+        lw.audit(["a.png"], fail_on=3)  # type: ignore[arg-type]

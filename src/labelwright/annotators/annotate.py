@@ -30,6 +30,7 @@ from labelwright.annotators.candidate_rules import (
 )
 from labelwright.annotators.chat import Estimate
 from labelwright.annotators.describe import wanted_descriptions
+from labelwright.arguments import check_arguments
 from labelwright.data.checks import OnBad, check_images, resolve_problems
 from labelwright.data.columns import METADATA_KEY, named_columns
 from labelwright.data.images import Decoding
@@ -38,7 +39,6 @@ from labelwright.data.views import ViewSettings
 from labelwright.encoders.templates import prompt_text_feats, templates_named
 from labelwright.errors import ConfigError, DataError
 from labelwright.launch import rank
-from labelwright.paths import check_paths
 from labelwright.replacing import new_output
 from labelwright.scale.places import is_url
 from labelwright.scale.shards import Shard
@@ -55,7 +55,7 @@ class Annotated:
     counts: dict[str, Any]  # those of `Guesses`, and ``left_out``: rows that could not be used; JSON-ready
 
 
-@check_paths
+@check_arguments
 def annotate(
     data: Any,
     *,

@@ -15,12 +15,12 @@ from labelwright.annotators.chat import Estimate, estimate
 from labelwright.annotators.chat_endpoint import OpenAIChat
 from labelwright.annotators.description_prompts import description_prompt
 from labelwright.annotators.descriptions import describe_classes, read_descriptions
+from labelwright.arguments import check_arguments
 from labelwright.data.checks import OnBad
 from labelwright.data.prepare import Prepared, is_embeddings, prepare
 from labelwright.encoders.embed import Encoder, concepts_of, embed
 from labelwright.errors import ConfigError, DataError
 from labelwright.labels.concepts import Mismatch, detect_mismatched
-from labelwright.paths import check_paths
 from labelwright.replacing import check_output
 from labelwright.train.processes import accelerator_for
 from labelwright.types import Concepts
@@ -43,7 +43,7 @@ class Found:
         return [self.class_names[c] for c in self.mismatch.is_mismatched.nonzero().flatten().tolist()]
 
 
-@check_paths
+@check_arguments
 def describe(
     data: Any,
     *,
@@ -148,6 +148,8 @@ def wanted_descriptions(
         return {}
     if isinstance(descriptions, (str, Path)):
         return read_descriptions(descriptions, class_names)
+    if not isinstance(descriptions, Mapping):
+        raise ConfigError(f"descriptions={descriptions!r} are none", fix="give a file, or {class: list of texts}")
     unknown = sorted(set(descriptions) - set(class_names))
     if unknown:
         raise DataError(f"descriptions of unknown classes: {', '.join(unknown[:5])}", fix="use the class names")

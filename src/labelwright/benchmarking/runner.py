@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labelwright import api
+from labelwright.arguments import check_arguments
 from labelwright.benchmarking.finished import folder_of, is_finished
 from labelwright.benchmarking.grid import FULL, BenchTable, Given, Guessing
 from labelwright.benchmarking.pools import as_given, converted, descriptions_of, probs_of, target_pool
@@ -30,7 +31,6 @@ from labelwright.data.table import LabelTable
 from labelwright.encoders.resnets import own_network
 from labelwright.encoders.saved import network_of
 from labelwright.errors import ConfigError, LabelwrightError
-from labelwright.paths import check_paths
 from labelwright.train.processes import accelerator_for
 
 SUBSET_SEED = 0  # the images of a table are the same for every cell and seed
@@ -64,7 +64,7 @@ def listing() -> str:
     return "\n".join([*lines, "labelwright bench --table NAME runs one; with --cells ? it names the cells and ends"])
 
 
-@check_paths
+@check_arguments
 def bench(
     table: str | None = None,
     *,

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from labelwright.arguments import check_arguments
 from labelwright.data.build import TableBuilder
 from labelwright.data.checks import OnBad, resolve_problems
 from labelwright.data.class_names import checked_names, read_names
@@ -23,12 +24,11 @@ from labelwright.data.scan import shown
 from labelwright.data.table import LabelTable
 from labelwright.data.tabular import Named, read_datasets, read_files, says_nothing, with_unlisted, without_bars
 from labelwright.errors import ConfigError, DataError, OfflineError, Problem
-from labelwright.paths import check_paths
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?")
 
 
-@check_paths
+@check_arguments
 def load(
     source: Any,
     *,

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
 
+from labelwright.arguments import check_arguments
 from labelwright.data.cache import open_pixels
 from labelwright.data.checks import OnBad
 from labelwright.data.columns import named_columns
@@ -39,7 +40,6 @@ from labelwright.encoders.resnets import OWN
 from labelwright.errors import ConfigError, DataError
 from labelwright.labels import audit as pieces
 from labelwright.launch import rank
-from labelwright.paths import check_paths
 from labelwright.pipeline.audit_shards import audit_shards
 from labelwright.pipeline.settings import check_values
 from labelwright.replacing import disk_errors, new_output
@@ -102,7 +102,7 @@ class _Part:
     looks: Looks | None
 
 
-@check_paths
+@check_arguments
 def audit(
     data: Any,
     *,
@@ -308,7 +308,9 @@ def _over_shards(
 
 
 def _kinds(fail_on: Sequence[str] | str) -> list[str]:
-    given = [fail_on] if isinstance(fail_on, str) else fail_on
+    given: list[Any] = list(fail_on) if isinstance(fail_on, (list, tuple)) else [fail_on]
+    if odd := [words for words in given if not isinstance(words, str)]:
+        raise ConfigError(f"--fail-on {odd[0]!r} is not possible", fix=f"some of {', '.join(KINDS)}")
     kinds = [kind for words in given for kind in words.replace("-", "_").split(",") if kind]
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise ConfigError(f"--fail-on {unknown[0]} is not possible", fix=f"some of {', '.join(KINDS)}")

@@ -10,11 +10,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from labelwright.arguments import check_arguments
 from labelwright.data.prepare import Source, beyond, open_embeddings, open_source, resolved_path
 from labelwright.errors import ConfigError, DataError
 from labelwright.labels.clusters import about_clusters
 from labelwright.metrics.scores import open_scores, truth_beyond
-from labelwright.paths import check_paths
 from labelwright.pipeline.evaluate import evaluate
 from labelwright.pipeline.label import rename_in_run
 from labelwright.pipeline.label_rows import label_rows
@@ -29,7 +29,7 @@ from labelwright.train.processes import accelerator_for
 Action = Literal["rename", "merge", "drop"]
 
 
-@check_paths
+@check_arguments
 def classes(
     run: str | Path,
     action: Action,

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from labelwright import launch
+from labelwright.arguments import check_arguments
 from labelwright.data.cache import resize_to_square
 from labelwright.data.checks import OnBad, check_images, resolve_problems
 from labelwright.data.columns import named_columns
@@ -28,7 +29,6 @@ from labelwright.data.prepare import class_list, is_embeddings, listed, read, re
 from labelwright.data.table import SPLITS, LabelTable
 from labelwright.encoders.embed import load_encoder
 from labelwright.errors import ConfigError, DataError
-from labelwright.paths import check_paths
 from labelwright.pipeline.settings import check_values
 from labelwright.replacing import disk_errors, new_output, replacing
 from labelwright.run_folder import write_parquet_atomically
@@ -62,7 +62,7 @@ class Embedded:
     notices: tuple[str, ...] = ()
 
 
-@check_paths
+@check_arguments
 def embed(
     data: Any,
     *,

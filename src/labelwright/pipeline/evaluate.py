@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from labelwright.arguments import check_arguments
 from labelwright.data.checks import OnBad
 from labelwright.data.columns import named_columns
 from labelwright.data.prepare import Prepared, Source, beyond, listed, resolved_path
 from labelwright.encoders.aligned import AlignedNet
 from labelwright.errors import DataError
 from labelwright.metrics.scores import confusions, open_scores, scores_of, truth_beyond
-from labelwright.paths import check_paths
 from labelwright.pipeline.job import Job
 from labelwright.pipeline.resolve import Plan
 from labelwright.pipeline.saved_model import answers_for, load_model
@@ -28,7 +28,7 @@ from labelwright.train.settings import TrainSettings
 from labelwright.types import BuildNet, Recipe, State, ViewSource
 
 
-@check_paths
+@check_arguments
 def evaluate(
     run: str | Path,
     data: Any,

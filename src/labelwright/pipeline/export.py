@@ -15,13 +15,13 @@ import pyarrow.compute as pc
 import torch
 
 import labelwright
+from labelwright.arguments import check_arguments
 from labelwright.data.prepare import read, resolved_path
 from labelwright.data.table import LabelTable
 from labelwright.errors import ConfigError, DataError
 from labelwright.exporting import Format, label_files
 from labelwright.exporting.onnx_file import write_onnx
 from labelwright.exporting.served import Served
-from labelwright.paths import check_paths
 from labelwright.pipeline.label import write_class_folders
 from labelwright.pipeline.saved_model import STRANGERS_FILE, SavedModel, load_model, without_paths, write_single_file
 from labelwright.replacing import new_output, replacing, whole_folder
@@ -31,7 +31,7 @@ SUFFIX = {"onnx": ".onnx", "torchscript": ".pt", "safetensors": ".safetensors"} 
 EACH_NTH_IN_VAL = 10  # of each class, in a yolo-folder
 
 
-@check_paths
+@check_arguments
 def export(
     run: str | Path, *, out: str | Path, format: Format = "onnx", data: Any = None, accepted: bool = False
 ) -> Path:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from labelwright.annotators.chat import Estimate
+from labelwright.arguments import check_arguments
 from labelwright.errors import ConfigError
-from labelwright.paths import check_paths
 from labelwright.pipeline.evaluate import evaluator
 from labelwright.pipeline.finish import Answer, finish
 from labelwright.pipeline.job import prepare_job
@@ -48,7 +48,7 @@ def check_promise(plan: Plan) -> None:
 
 
 @documented
-@check_paths
+@check_arguments
 def fit(
     data: Any = None,
     *,

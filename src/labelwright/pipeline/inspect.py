@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from labelwright.annotators.reliability import reliability_of
+from labelwright.arguments import check_arguments
 from labelwright.data import checks
 from labelwright.data.cache import PixelCache, resize_to_square
 from labelwright.data.columns import named_columns
@@ -37,7 +38,6 @@ from labelwright.encoders.resnets import own_network
 from labelwright.errors import DataError, Problem
 from labelwright.methods.method import Budget
 from labelwright.methods.registry import METHODS, resolve_config
-from labelwright.paths import check_paths
 from labelwright.pipeline.novel import novel_notice
 from labelwright.pipeline.settings import check_values, column_names
 from labelwright.pipeline.time_budget import Clocked, minutes_on
@@ -79,7 +79,7 @@ class Inspection:
     test: LabelTable | None = None
 
 
-@check_paths
+@check_arguments
 def inspect(
     data: Any,
     *,

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
+from labelwright.arguments import check_arguments
 from labelwright.data.checks import OnBad
 from labelwright.data.columns import named_columns
 from labelwright.data.images import IMAGE_SUFFIXES
@@ -22,7 +23,6 @@ from labelwright.data.prepare import listed
 from labelwright.data.table import LabelTable
 from labelwright.errors import ConfigError
 from labelwright.launch import rank
-from labelwright.paths import check_paths
 from labelwright.pipeline.label_rows import label_rows, strange_facts
 from labelwright.pipeline.label_shards import label_shards
 from labelwright.pipeline.promises import (
@@ -47,7 +47,7 @@ from labelwright.train.processes import accelerator_for
 from labelwright.trust.calibration import Calibration
 
 
-@check_paths
+@check_arguments
 def label(
     run: str | Path,
     data: Any,

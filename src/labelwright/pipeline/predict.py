@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from labelwright.arguments import check_arguments
 from labelwright.data.checks import OnBad
-from labelwright.paths import check_paths
 from labelwright.pipeline.label_rows import label_rows, strange_facts
 from labelwright.pipeline.saved_model import SavedModel, answers_for
 from labelwright.pipeline.saved_model import load_model as read_model
@@ -69,7 +69,7 @@ class Model:
             return self.predict(path)
 
 
-@check_paths
+@check_arguments
 def load_model(path: str | Path, *, device: str = "auto", precision: str = "auto") -> Model:
     """The classifier of a finished run, to label images with; needs neither the network nor the training data.
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from labelwright import __version__
+from labelwright.arguments import check_arguments
 from labelwright.data.images import Decoding
 from labelwright.data.prepare import (
     Flip,
@@ -33,7 +34,6 @@ from labelwright.errors import ConfigError, DataError
 from labelwright.methods import simclr
 from labelwright.methods.families.labels import EPOCHS_MIN
 from labelwright.methods.method import Budget, in_time
-from labelwright.paths import check_paths
 from labelwright.pipeline.saved_model import save_model
 from labelwright.pipeline.settings import check_values, parse_assignments
 from labelwright.pipeline.time_budget import clocked
@@ -49,7 +49,7 @@ OF_LABELS = frozenset({"unknown_label", "unknown_candidate", "empty_class", "abs
 """Problems that images alone do not have."""
 
 
-@check_paths
+@check_arguments
 def pretrain(
     data: Any,
     *,

@@ -17,11 +17,11 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from labelwright.arguments import check_arguments
 from labelwright.data.columns import ROLES
 from labelwright.data.prepare import is_embeddings, read
 from labelwright.data.sheets import read_sheet
 from labelwright.errors import ConfigError, DataError, LabelwrightError
-from labelwright.paths import check_paths
 from labelwright.pipeline.saved_model import SavedModel
 from labelwright.replacing import new_output
 from labelwright.run_folder import Run, write_parquet_atomically
@@ -69,7 +69,7 @@ class Verified:
     path: Path
 
 
-@check_paths
+@check_arguments
 def verify_sample(
     run: str | Path,
     *,

@@ -6,16 +6,16 @@ import webbrowser
 from pathlib import Path
 from typing import Any
 
+from labelwright.arguments import check_arguments
 from labelwright.errors import DataError
 from labelwright.methods.registry import method_named
-from labelwright.paths import check_paths
 from labelwright.pipeline.settings import command_of
 from labelwright.reporting.collect import collect
 from labelwright.reporting.render import fragment_of, page_of
 from labelwright.run_folder import Run, write_text_atomically
 
 
-@check_paths
+@check_arguments
 def report(run: str | Path, *, title: str | None = None, open: bool = False) -> Path:
     """Write report.html of a finished run anew.
 

@@ -22,9 +22,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from labelwright.arguments import check_arguments
 from labelwright.errors import ConfigError, LabelwrightError
 from labelwright.parsing import json_of
-from labelwright.paths import check_paths
 from labelwright.pipeline.settings import command_of, from_config, is_in_memory, settings_of
 from labelwright.replacing import replacing
 from labelwright.reviewing.answers import ANSWERS_FILE, AnswerLog, write_corrections
@@ -55,7 +55,7 @@ class Reviewed:
     says: str = ""
 
 
-@check_paths
+@check_arguments
 def review(
     run: str | Path,
     *,

@@ -277,6 +277,9 @@ def renamed(class_names: Sequence[str], renames: Mapping[str, str]) -> tuple[str
       >>> renamed(["cat", "novel-1"], {"novel-1": "okapi"})
       ('cat', 'okapi')
     """
+    texts = [*renames, *renames.values()] if isinstance(renames, Mapping) else [renames]
+    if odd := [text for text in texts if not isinstance(text, str)]:
+        raise ConfigError(f"rename: {odd[0]!r} is no name", fix="give {old name: new name}")
     for old in renames:
         if old not in class_names:
             raise ConfigError(

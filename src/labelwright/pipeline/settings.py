@@ -10,13 +10,13 @@ import dataclasses
 import difflib
 import inspect
 import shlex
-import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from labelwright.arguments import fits, words_of
 from labelwright.errors import ConfigError, DataError
 from labelwright.parsing import text_of, yaml_of
 from labelwright.wording import redacted
@@ -427,27 +427,6 @@ def hints_of_fit() -> dict[str, Any]:
     return typing.get_type_hints(FitSettings)
 
 
-def fits(value: object, hint: Any) -> bool:
-    """Whether a value is of a type that a setting may have.
-
-    Example:
-      >>> fits(1, float), fits(True, int), fits("a", Literal["a", "b"]), fits(None, int | None)
-      (True, False, True, True)
-    """
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(fits(value, arg) for arg in args)
-    if origin is Literal:
-        return any(isinstance(value, type(arg)) and value == arg for arg in args)
-    if origin is tuple:
-        return isinstance(value, tuple) and all(fits(item, args[0]) for item in value)
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
-
-
 def column_names(text: str | None) -> tuple[str, ...]:
     """The columns that a text names, with commas between.
 
@@ -477,23 +456,6 @@ def columns_of(settings: FitSettings) -> dict[str, str]:
     """
     found = {role: getattr(settings, f"{role}_column") for role in ("image", "label", "split", "candidates")}
     return {role: name for role, name in found.items() if name is not None}
-
-
-def words_of(hint: Any) -> str:
-    """A type as a message names it.
-
-    Example:
-      >>> words_of(int | None), words_of(Literal["stop", "skip"]), words_of(tuple[str, ...])
-      ('a whole number or none', 'stop or skip', 'a list of texts')
-    """
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(words_of(arg) for arg in args)
-    if origin is Literal:
-        return " or ".join(map(str, args))
-    if origin is tuple:
-        return "a list of texts"
-    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "none"}[hint]
 
 
 def parse_assignments(assignments: Sequence[str] | Mapping[str, object]) -> dict[str, object]:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labelwright import checksums
+from labelwright.arguments import check_arguments
 from labelwright.errors import DataError
-from labelwright.paths import check_paths
 from labelwright.run_folder import CHECKPOINTS, Run
 from labelwright.train import checkpoint
 
@@ -28,7 +28,7 @@ class Verified:
     notes: tuple[str, ...]
 
 
-@check_paths
+@check_arguments
 def verify(run: str | Path) -> Verified:
     """Compare every byte of a run's files with the checksums that were taken when it finished; changes nothing.
 

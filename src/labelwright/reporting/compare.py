@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from labelwright.arguments import check_arguments
 from labelwright.errors import DataError
-from labelwright.paths import check_paths
 from labelwright.run_folder import Run
 
 SCORES = ("accuracy", "balanced_accuracy", "seen", "novel", "unseen", "harmonic", "ece")
@@ -44,7 +44,7 @@ class Comparison:
         return asdict(self)
 
 
-@check_paths
+@check_arguments
 def compare(first: str | Path, second: str | Path) -> Comparison:
     """What differs between two finished runs.
 
