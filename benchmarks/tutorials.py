@@ -128,6 +128,7 @@ LAYOUTS: Mapping[str, tuple[Callable[[Photos], Truth], str, int, str]] = {
     "correct-and-repeat": (wrong_labels, "flowers12", 20, "situation"),
 }
 """Page -> what lies in the folder, of which set, how many images of a class, and the section of the report to show."""
+PARTS = {"few-labels": ("check", "dialog"), "long-tail": ("trust",)}
 
 
 def blocks(page: Path) -> Iterator[tuple[str, str, str]]:
@@ -221,8 +222,8 @@ def with_printed(page: str, printed: Mapping[str, str]) -> str:
     return re.sub(r'(^```text title="printed by ([\w-]+)"\n).*?^```', changed, page, flags=re.DOTALL | re.MULTILINE)
 
 
-def pictures(report: Path, out: Path, section: str, *, of_parts: bool) -> None:
-    """The beginning of a report and of a section as small files; with ``of_parts`` those of docs/report.md, too."""
+def pictures(report: Path, out: Path, section: str, parts: Sequence[str] = ()) -> None:
+    """The beginning of a report and of a section as small files, and ``parts`` for docs/report.md."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -238,9 +239,9 @@ def pictures(report: Path, out: Path, section: str, *, of_parts: bool) -> None:
             return page.screenshot(clip=clip, full_page=True)  # type: ignore[arg-type]
 
         shots = {out: page.screenshot(), out.with_name(f"{out.stem}-panel.webp"): beginning(section)}
-        if of_parts:
-            docs = out.parents[1]
-            shots |= {docs / f"report-{of}.webp": beginning(of) for of in ("check", "trust")}
+        docs = out.parents[1]
+        shots |= {docs / f"report-{of}.webp": beginning(of) for of in parts if of != "dialog"}
+        if "dialog" in parts:
             page.locator(".card .look").first.click()
             page.wait_for_timeout(300)
             shots[docs / "report-dialog.webp"] = page.locator("#dialog").screenshot()
@@ -273,7 +274,7 @@ def main() -> None:
             report = Path("run", "report.html").read_text(encoding="utf-8")
             shown = folder / "shown.html"
             shown.write_text(as_written(report, instead), encoding="utf-8")
-            pictures(shown, PAGES / f"{name}.webp", section, of_parts=name == "few-labels")
+            pictures(shown, PAGES / f"{name}.webp", section, PARTS.get(name, ()))
             printed = {verb: as_written(text, instead) for verb, text in printed.items()}
             page.write_text(with_printed(page.read_text(encoding="utf-8"), printed), encoding="utf-8")
 

@@ -61,6 +61,7 @@ class Plan:
       words: names offered to discovered classes, with their text features; None if there are none.
       budget: what there is to learn from.   clock: the speed of a network that learns from pixels and the time it has;
         None where time sets no limit.   found: the pretrained model that was taken as none was named.
+      is_spared: a pretrained network gives features, and would be trained where there is a GPU.
       seconds: spent on reading.
     """
 
@@ -81,6 +82,7 @@ class Plan:
     budget: Budget
     clock: Clocked | None
     found: AtHand | None
+    is_spared: bool
     seconds: float
 
     @property
@@ -95,6 +97,8 @@ class Plan:
         if self.found is not None:
             use = "is trained on" if self.views == "pixels" else "gives features; --views pixels trains it"
             lines.append(f"model: {self.found.name}, {self.found.where}, {use}; --model resnet32 takes random weights")
+        elif self.is_spared:
+            lines.append(f"model: {self.model} gives features, as training it on a CPU takes long; --views pixels does")
         elif self.settings.model == "auto" and self.model in OWN:
             lines.append(f"model: {self.model}, random weights: no pretrained one is at hand; {PRETRAINED_HELPS}")
         if self.clock is not None:
@@ -205,7 +209,14 @@ def resolve(settings: FitSettings, run: Run | None = None) -> Plan:
     views = choose_views(settings, method, cfg, are_feats=are_feats, is_two_tower=is_matching, model=model)
     accelerator = accelerator_for(settings.device)
     is_cpu = accelerator.device.type == "cpu"
-    if found is not None and settings.views == "auto" and is_cpu:
+    is_tuned = found is not None or (
+        views == "pixels"
+        and is_checkpoint
+        and not (is_matching or settings.freeze or settings.minutes or "epochs" in overrides)
+        and saved_backbone(model) is None
+    )
+    is_spared = is_tuned and settings.views == "auto" and is_cpu
+    if is_spared:
         views = "embeddings"  # a pass of each image, where to train such a network would take hours
         method = method.on_features()
         cfg = resolve_config(method, overrides, preset=settings.preset)
@@ -282,6 +293,7 @@ def resolve(settings: FitSettings, run: Run | None = None) -> Plan:
         budget=budget,
         clock=clock,
         found=found,
+        is_spared=is_spared,
         seconds=time.monotonic() - began,
     )
 

@@ -156,7 +156,8 @@ class ModelSettings:
     )
     views: Literal["auto", "pixels", "embeddings"] = setting(
         "auto",
-        "pixels, or embeddings of a frozen model, made once and kept in the cache; auto: what suits the method",
+        "pixels, or embeddings of a frozen model, made once and kept in the cache; auto: what suits the method, "
+        "and of a pretrained model on a CPU embeddings",
         example="--views embeddings",
     )
     n_views: int = setting(2, "weak and strong views embedded of every image", example="--n-views 4", low=1)

@@ -130,7 +130,7 @@ def _next(run: Run, verdict: Mapping[str, Any], check: Mapping[str, Any], comman
     is_there = bool(command)
     data = data if is_there else "DATA"
     cards = []
-    if verdict["level"] in ("unconfirmed", "unknown") and not run.summary.get("promise"):
+    if not verdict["is_confirmed"] and not run.summary.get("promise"):
         why = "Look at 200 of these labels: they say how many are right and which to accept."
         cards.append(("Measure it", why, f"labelwright verify-sample {folder} --n 200 --out to-verify.csv"))
     better = (run.summary.get("answer") or {}).get("best")

@@ -55,7 +55,8 @@ class Share:
 
 
 def verdict_of(run: Run) -> dict[str, Any]:
-    """level, sign, words, sentence, facts [(kind, words)], warnings, never (classes that are not recognised).
+    """level, sign, words, sentence, facts [(kind, words)], warnings, never (classes that are not recognised),
+    is_behind (the obvious), is_confirmed (by labels).
 
     Example: sure of itself, but nobody has looked.
       >>> trust = {"source": "candidates", "n": 0, "estimated": 0.99, "interval": [0.6, 1.0]}
@@ -95,7 +96,13 @@ def verdict_of(run: Run) -> dict[str, Any]:
     warnings = run.summary.get("warnings") or []
     return {
         **{"level": level, "sign": sign, "words": words, "sentence": share.sentence},
-        **{"facts": facts, "never": never, "is_behind": is_behind, "warnings": [str(each) for each in warnings]},
+        **{
+            "facts": facts,
+            "never": never,
+            "is_behind": is_behind,
+            "is_confirmed": share.is_confirmed and share.right is not None,
+        },
+        **{"warnings": [str(each) for each in warnings]},
     }
 
 

@@ -153,6 +153,17 @@ def test_model_at_hand__gives_features_on_a_cpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("lite0")
+def test_model_named__gives_features_on_a_cpu_unless_training_is_asked_for(tmp_path: Path) -> None:
+    photos = write_folders(tmp_path / "photos")
+    given: dict[str, Any] = {"data": str(photos), "model": efficientnet.NAME, "device": "cpu", "size": 32}
+    plan = resolve(FitSettings(**given, out=str(tmp_path / "run")))
+    assert (plan.views, plan.clock) == ("embeddings", None)
+    assert "model: efficientnet_lite0 gives features" in plan.announcement
+    for more in ({"views": "pixels"}, {"minutes": 3.0}, {"set": ("epochs=2",)}):
+        assert resolve(FitSettings(**given, **more, out=str(tmp_path / "run"))).views == "pixels"
+
+
+@pytest.mark.usefixtures("lite0")
 @pytest.mark.parametrize("views", ["pixels", "random", "frozen"])
 def test_model_at_hand__what_the_user_says_comes_first(tmp_path: Path, views: str) -> None:
     photos = write_folders(tmp_path / "photos")

@@ -56,7 +56,7 @@ def test_verdict__without_test_images_rests_on_trust_and_says_on_what() -> None:
 def test_verdict__is_good_only_where_labels_confirm_it(trust: dict[str, Any], level: str) -> None:
     content = collect(run_of({"trust": trust}))
     assert content["verdict"]["level"] == level
-    assert (content["next"][0]["title"] == "Measure it") is (level == "unconfirmed")
+    assert (content["next"][0]["title"] == "Measure it") is (trust["n"] == 0)
 
 
 def test_verdict__test_images_of_named_classes_alone_do_not_confirm_new_ones() -> None:
