@@ -215,6 +215,18 @@ def test_fit__full_disk_is_a_sentence_and_a_resume_ends_as_ever(
     assert len(modes) == 1
 
 
+@pytest.mark.parametrize("fails", ["strangers_of", "report"])
+def test_fit__the_model_is_there_before_what_describes_it(
+    data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(f"labelwright.pipeline.finish.{fails}", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            lw.fit(str(data), out=tmp_path / "run", **QUICK)
+    answers = lw.label(tmp_path / "run", str(data))["label"].to_pylist()
+    assert answers == lw.label(finished, str(data))["label"].to_pylist()
+
+
 def test_command__disk_errors_are_sentences(
     run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

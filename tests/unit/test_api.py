@@ -227,9 +227,13 @@ def test_label__embedded_images_are_copied_whole(run: lw.Run, tmp_path: Path) ->
     assert pq.read_table(tmp_path / "sorted" / "labels.parquet").equals(rows)
 
 
-def test_import__is_light() -> None:
-    code = "import sys, labelwright as lw; print('torch' in sys.modules, lw.__version__); lw.fit"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+def test_import__is_light_and_so_is_inspect(photos: Path) -> None:
+    code = (
+        "import sys, labelwright as lw; print('torch' in sys.modules, lw.__version__); lw.inspect(sys.argv[1])\n"
+        "print(*{'sklearn', 'scipy', 'transformers', 'datasets', 'torch.utils.tensorboard'} & set(sys.modules))"
+    )
+    command = [sys.executable, "-c", code, str(photos)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     assert told == ["False", lw.__version__]
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         lw.nothing  # noqa: B018
