@@ -14,6 +14,7 @@ from labelwright.arguments import check_arguments
 from labelwright.data.checks import OnBad
 from labelwright.data.columns import named_columns
 from labelwright.data.prepare import Prepared, Source, beyond, listed, resolved_path
+from labelwright.data.table import HOW_READ
 from labelwright.encoders.aligned import AlignedNet
 from labelwright.errors import DataError
 from labelwright.metrics.scores import confusions, open_scores, scores_of, truth_beyond
@@ -66,7 +67,11 @@ def evaluate(
         first_number=Run(run).data.get("first_number") or None,  # of 0 nobody knows: the run may have had names
     )
     if not (table.labels >= 0).any():
-        raise DataError(f"no image of {resolved_path(data)} has a label", fix="evaluate needs labelled images")
+        raise DataError(
+            f"no image of {resolved_path(data)} has a label",
+            problems=[problem for problem in table.problems if problem.kind in HOW_READ],
+            fix="evaluate needs labelled images",
+        )
     about = {"left_out": listed(table.quarantined), "notices": table.how_read}
     if n_seen is not None:
         truth, names = truth_beyond(beyond(table, saved.class_names[:n_seen]), n_seen)
