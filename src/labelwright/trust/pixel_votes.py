@@ -5,16 +5,18 @@
     evidence = weight (log-odds of chance - log-odds of prior(y) - its mean)
 
 References are training images under the labels that a run gives them. Sharpness and doubt are the likeliest for these
-labels, each image voted on by the others. The weight comes from how often votes and labels agree: with kappa the mean
-vote for the label beyond what chance would give, it is max(0, 2 kappa - 1). Pixels tell handwriting
-apart nearly as well as a network does, which makes other mistakes. They do not tell photographs apart: those that look
-alike have the same background and share mistakes with the network, and the weight is 0.
+labels, each image voted on by the others. The weight is that of a voter in the best weighted vote, the log-odds of
+kappa, and 0 from one half down; kappa is the mean vote for the label beyond what chance would give: how often votes and
+labels agree. Pixels tell handwriting apart nearly as well as a network does, which makes other mistakes. They do not
+tell photographs apart: those that look alike have the same background and share mistakes with the network, and the
+weight is 0.
 
 benchmarks/trust.py compares the trust that comes of it with other scores.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -26,6 +28,7 @@ from torch import Tensor
 REFERENCES = 2_000  # training images that vote
 LEAST_ROWS = 100  # of fewer training images none votes
 SHARPNESS = (16.0, 32.0, 64.0, 128.0)  # that are tried
+MOST_KAPPA = 0.95  # that is believed
 SAME = 1 - 1e-4  # cosine from which on two images are one and the same, which has no vote on itself
 PREFIX = "votes."  # of names in a file
 
@@ -91,7 +94,8 @@ def fit_votes(pixels: Tensor, labels: Tensor, *, n_classes: int, groups: Tensor 
 
     Returns: None where pixels say too little to be heard.
 
-    Source: kappa of Cohen 1960, of probabilities in place of labels.
+    Source: kappa of Cohen 1960, of probabilities in place of labels; weights of Nitzan and Paroush 1982 (International
+      Economic Review 23), for voters who are right as often as kappa says.
 
     Example: two kinds of pictures under two labels; labels that have nothing to do with the pictures.
       >>> kind = torch.arange(200) % 2
@@ -121,9 +125,10 @@ def fit_votes(pixels: Tensor, labels: Tensor, *, n_classes: int, groups: Tensor 
     sharpness = min(misfits, key=lambda each: misfits[each][0])
     _, doubt, vote = misfits[sharpness]
     by_chance = float(prior.square().sum())
-    weight = 2 * (float(vote.mean()) - by_chance) / (1 - by_chance) - 1
-    if weight <= 0:
+    kappa = min((float(vote.mean()) - by_chance) / (1 - by_chance), MOST_KAPPA)
+    if kappa <= 0.5:
         return None
+    weight = math.log(kappa / (1 - kappa))
     plain = PixelVotes(references, labels, prior, torch.tensor([sharpness, doubt, 1.0, 0.0], dtype=torch.float64))
     mean = float(plain.evidence(pixels, labels, exclude=exclude).mean())
     return PixelVotes(references, labels, prior, torch.tensor([sharpness, doubt, weight, mean], dtype=torch.float64))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -49,6 +51,9 @@ def test_fit_votes__wrong_labels_are_told_and_labels_alone_say_so() -> None:
     evidence = votes.evidence(pixels, labels)  # no image has a vote on itself
     assert evidence[labels != truth].max() < 0 < evidence[labels == truth].median()
     assert abs(float(evidence.mean())) < 0.05  # it moves chances about their mean
+    perfect = fit_votes(pixels, truth, n_classes=N_CLASSES)
+    assert perfect is not None
+    assert 0.5 < float(votes.numbers[2]) < float(perfect.numbers[2]) <= math.log(0.95 / 0.05) + 1e-9
 
 
 def test_fit_votes__labels_that_pixels_do_not_tell_are_left_alone() -> None:
