@@ -26,6 +26,7 @@ NEARLY_ALL = 0.95  # of the sets whose weights must look like shares of votes
 TEMPERATURES = (0.25, 16.0)  # lowest and highest factor of the logits
 TEMPERATURE_ROWS = 4000  # that it is found on, evenly spread
 N_ITER = 30  # of EM, at most
+N_TRUNCATED = 20  # repetitions towards the rates of sets that might be empty
 STILL = 1e-3  # largest change of a probability at which it ends
 
 
@@ -141,11 +142,14 @@ class Annotations:
             return sets.mask(rows, self.task.n_classes).double()
         return sets.shares(rows, self.task.n_classes).double() * self.n_votes[rows].double()[:, None]
 
-    def fit(self, rows: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
+    def fit(self, rows: Tensor, probs: Tensor, *, by_class: bool = True, holds: bool = False) -> tuple[Tensor, Tensor]:
         """Weight and bias of `AnnotationModel`, for images of which the classes are known by their probabilities.
 
         Args:
           rows: [n] int64.   probs: [n, C] float64, rows sum to 1.
+          by_class: of sets: how often a wrong class is in a set depends on the true one; False: it does not, and sets
+            that came out empty are not there.
+          holds: of the latter: they always hold the true class.
         """
         zeros = probs.new_zeros(probs.shape[1])
         if self.task.votes is not None:
@@ -160,7 +164,10 @@ class Annotations:
         # towards how often it is in sets of any other class.
         usual = (counts.sum(0) - counts.diagonal() + 0.5) / (n.sum() - n + 1)
         rate = (counts + self.smoothing * usual) / (n[:, None] + self.smoothing)
-        rate.diagonal().fill_((counts.trace() + 0.5) / (n.sum() + 1))
+        right = (counts.trace() + 0.5) / (n.sum() + 1)
+        if not by_class:
+            return _of_sets_not_empty(usual, torch.ones_like(right) if holds else right)
+        rate.diagonal().fill_(right)
         rate = rate.clamp(1e-6, 1 - 1e-6)
         return (rate.log() - (1 - rate).log()).T, (1 - rate).log().sum(1)
 
@@ -207,6 +214,10 @@ def fit_annotations(annotations: Annotations, logits: Tensor, rows: Tensor) -> A
     E-step: the posterior of each image's class; M-step: confusions, class shares, and the temperature under which
     the annotations are most likely. Logits of heads that did not see the image keep this honest.
 
+    Sets without weights: whether they always hold the class is asked first, of rates that depend on no pair of classes.
+    If these are likelier by more than a standard error where sets may miss it, they are taken; otherwise rates depend
+    on the pair.
+
     Args:
       annotations: of a task.
       logits: [n, C] float of some rows.
@@ -222,13 +233,29 @@ def fit_annotations(annotations: Annotations, logits: Tensor, rows: Tensor) -> A
       >>> [round(float(confusion.diagonal().mean()), 1) for confusion in fitted.weight]
       [1.0, 0.9, 0.5]
     """
-    seen, temperature = logits.double(), 1.0
+    seen = logits.double()
+    probs = seen.softmax(1)
+    if annotations.kind == "sets" and len(rows) > 1:
+        inside = probs * annotations.named(rows)
+        inside = inside / inside.sum(1, keepdim=True).clamp(min=1e-12)
+        free, found = _by_em(annotations, seen, rows, probs, by_class=False)
+        gain = free - _by_em(annotations, seen, rows, inside, by_class=False, holds=True)[0]
+        if float(gain.mean()) > float(gain.std()) / len(gain) ** 0.5:
+            return found
+    return _by_em(annotations, seen, rows, probs, by_class=True)[1]
+
+
+def _by_em(
+    annotations: Annotations, seen: Tensor, rows: Tensor, probs: Tensor, *, by_class: bool, holds: bool = False
+) -> tuple[Tensor, AnnotationModel]:
+    """Log-likelihood [n] of the annotations, and what EM finds from probabilities [n, C] of the classes on."""
+    temperature = 1.0
     some = evenly_spread(torch.arange(len(rows), device=rows.device), TEMPERATURE_ROWS)
-    probs = annotations._with_labels(seen.softmax(1), rows)
-    log_prior = seen.new_zeros(seen.shape[1])
-    fitted = annotations.fit(rows, probs)
+    probs = annotations._with_labels(probs, rows)
+    log_prior, evidence = seen.new_zeros(seen.shape[1]), torch.zeros_like(seen)
+    fitted = annotations.fit(rows, probs, by_class=by_class, holds=holds)
     for _ in range(N_ITER):
-        fitted = annotations.fit(rows, probs)
+        fitted = annotations.fit(rows, probs, by_class=by_class, holds=holds)
         evidence = annotations.evidence(fitted, rows)
         log_prior = ((probs.sum(0) + 1) / (len(probs) + probs.shape[1])).log()
         temperature = _temperature(seen[some], evidence[some], log_prior)
@@ -238,7 +265,24 @@ def fit_annotations(annotations: Annotations, logits: Tensor, rows: Tensor) -> A
             break
     annotated = annotations.is_annotated(rows)
     inside = float((probs * annotations.named(rows))[annotated].sum() / annotated.sum().clamp(min=1))
-    return AnnotationModel(*fitted, log_prior, temperature, inside)
+    likelihood = ((temperature * seen + log_prior).log_softmax(1) + evidence).logsumexp(1)
+    return likelihood, AnnotationModel(*fitted, log_prior, temperature, inside)
+
+
+def _of_sets_not_empty(wrong: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight [C, C] and bias [C] of sets that hold a class with one probability if it is wrong, another if it is right.
+
+    Args: wrong [C], right []: shares of the sets that are there. Empty ones would be beside them: with e the chance of
+      one, a share s is that of a probability s (1 - e), which is found by repetition.
+    """
+    share = wrong.expand(len(wrong), -1).clone()
+    share.fill_diagonal_(float(right))
+    rate, empty = share.clamp(1e-6, 1 - 1e-6), torch.zeros_like(wrong)
+    for _ in range(N_TRUNCATED):
+        empty = (1 - rate).log().sum(1)  # the logarithm of e
+        rate = (share * -torch.expm1(empty)[:, None]).clamp(1e-6, 1 - 1e-6)
+    empty = (1 - rate).log().sum(1)
+    return (rate.log() - (1 - rate).log()).T, empty - torch.log(-torch.expm1(empty))
 
 
 def temperature_of(annotations: Annotations, fitted: AnnotationModel, logits: Tensor, rows: Tensor) -> float:

@@ -111,6 +111,25 @@ def test_hear__sets_that_often_miss_the_class_are_left():
     assert float((labels == truth).double().mean()) > 0.85
 
 
+@pytest.mark.parametrize("holds", [0.6, 1.0])
+def test_hear__small_sets_that_miss_the_class_are_noticed(holds):
+    """Of eight classes one or two are named; sets that came out empty are not there."""
+    n_classes, draw = 8, np.random.default_rng(7)
+    truth = draw.integers(0, n_classes, 1000)
+    mask = draw.random((1000, n_classes)) < 0.1
+    mask[np.arange(1000), truth] = draw.random(1000) < holds
+    truth, mask = torch.from_numpy(truth[mask.any(1)]), torch.from_numpy(mask[mask.any(1)])
+    rows = torch.arange(len(truth))
+    logits = 3.2 * (1.6 * F.one_hot(truth, n_classes) + 0.7 * torch.from_numpy(draw.standard_normal(mask.shape)))
+    annotations = Annotations(Task(torch.full((len(truth),), -1), tuple("abcdefgh"), tiny.sets_of(mask)))
+    fitted = fit_annotations(annotations, logits, rows)
+    assert abs(fitted.inside - float(mask[rows, truth].double().mean())) < 0.03
+    together = annotations.posterior(fitted, logits, rows)
+    right = float((together.argmax(1) == truth).double().mean())
+    assert right > 0.85
+    assert abs(float(together.amax(1).mean()) - right) < 0.03
+
+
 def test_posterior__a_verified_label_stays_and_silence_changes_nothing():
     truth = truth_of()
     votes = votes_of(truth, (0.9, 0.9))
