@@ -202,7 +202,7 @@ def _added_nothing(run: Run) -> list[str]:
     if answer.get("name") and answer["name"] != method:
         return [f"Training added nothing: the answer is that of {answer['title']}, which was at least as good."]
     if kept_epoch(run) == 0:
-        return ["Training added nothing: its start was kept."]
+        return ["Training added nothing to its start, which is the answer."]
     return []
 
 
