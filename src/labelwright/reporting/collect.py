@@ -37,7 +37,7 @@ WORTH_ACCEPTING = (0.95, 0.9, 0.8)  # shares of right labels that the surest one
 STRANGE = 0.05  # share of images that look like no class, from which there may be more classes
 PER_CLASS = 5  # test images of a class, as a mean, from which classes are ordered by them
 MAX_ROWS = 100  # of a table
-MAX_CLASSES, MAX_PAIRS = 60, 8
+MAX_CLASSES, MAX_PAIRS = 50, 8
 FEW = 30  # images from which trust is held against what was right
 
 
