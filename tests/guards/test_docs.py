@@ -32,7 +32,7 @@ from labelwright.data.situation import (
 )
 from labelwright.data.situation import METHODS as METHOD_OF_SITUATION
 from labelwright.data.table import PROBLEM_KINDS, Images, LabelTable
-from labelwright.labels.n_novel import UNLIKE
+from labelwright.labels.unlike import FAR
 from labelwright.methods.families import candidates, labels, novel
 from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.pipeline.label_rows import LABEL_COLUMNS
@@ -263,7 +263,7 @@ def test_situations_name_their_methods() -> None:
         without_text = METHODS_WITHOUT_TEXT[name] if METHODS_WITHOUT_TEXT[name] != method else None
         on_features = METHODS[method].on_embeddings
         assert (other or None) == (without_text or (on_features and on_features(SETS)))
-    for words in (f"{NEARLY_ALL:.0%}", f"{CANDIDATE_SHARE:.0%}", f"{LONG_TAILED_RATIO:g} times", f"{UNLIKE:.1%}"):
+    for words in (f"{NEARLY_ALL:.0%}", f"{CANDIDATE_SHARE:.0%}", f"{LONG_TAILED_RATIO:g} times", f"{FAR:.1%}"):
         assert words in text
 
 

@@ -40,49 +40,6 @@ HANDFUL = 5
 
 OUT = 9.0  # separation of what may not be merged; true ones are at most 1
 
-EXPECTED_UNLIKE = 0.05
-"""Share of labelled images under the bar of `unlike_labelled`."""
-
-UNLIKE = 0.125
-"""Share of unlabelled images under it from which classes nobody named are likely. Three seeds of 4,000 images each of
-CIFAR-10 and GTSRB, which chose it: at most 0.10 where there are none, 0.23 to 0.47 where half of the classes are."""
-
-QUANTILE_ROWS = 1 << 23  # torch.quantile takes no more
-
-
-def unlike_labelled(feats: Tensor, labels: Tensor) -> float:
-    """Share of the unlabelled images that look unlike every labelled class: 0.05 is expected where all are of these.
-
-    An image is unlike a class by its cosine to the mean of the class's labelled images; the bar is the one that 5% of
-    the labelled images miss, each left out of its own mean.
-
-    Args:
-      feats: [N, D] float, any norm.
-      labels: [N] int64, -1 = unknown.
-
-    Returns: 0 to 1; 0 where too little is labelled to tell (fewer than two images in every class), or nothing is
-      unlabelled.
-
-    Example: two of four unlabelled images point elsewhere.
-      >>> labelled = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.1, 0.0], [1.0, 0.0, 0.1], [1.0, 0.1, 0.1]])
-      >>> others = torch.tensor([[1.0, 0.05, 0.05], [1.0, 0.0, 0.05], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
-      >>> unlike_labelled(torch.cat([labelled, others]), torch.tensor([0] * 4 + [-1] * 4))
-      0.5
-    """
-    z, known = F.normalize(feats.float(), dim=1), labels >= 0
-    classes, own, sizes = torch.unique(labels[known], return_inverse=True, return_counts=True)
-    if not bool((sizes > 1).any()) or bool(known.all()):
-        return 0.0
-    sums = torch.zeros(len(classes), z.shape[1], device=z.device).index_add_(0, own, z[known])
-    means = F.normalize(sums, dim=1)
-    several = sizes[own] > 1  # left out of a mean of its own, a single image has none
-    rows, its = z[known][several], own[several]
-    left_out = (rows * F.normalize(sums[its] - rows, dim=1)).sum(1)
-    others = (rows @ means.T).scatter(1, its[:, None], -2.0).amax(1)
-    bar = torch.quantile(torch.maximum(left_out, others)[:QUANTILE_ROWS], EXPECTED_UNLIKE)
-    near = torch.cat([(some @ means.T).amax(1) for some in torch.split(z[~known], 16_384)])
-    return round(float((near < bar).float().mean()), 4)
-
 
 def estimate_n_novel(
     feats: Tensor, labels: Tensor, *, n_seen: int, fewest: int = 0, most: int | None = None, seed: int = 0

@@ -163,7 +163,7 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
         "seed": plan.settings.seed,
         "test": scores,
         "n_fitted": n_fitted,
-        "trust": _trust(calibrations, own, held_out, prepared.test, _near_labels(job)),
+        "trust": _trust(calibrations, own, held_out, prepared.test, _near_labels(job), job.unlike.share),
         "audit": audited.facts,
         "strangers": facts_of(rows, threshold),
         "answer": {
@@ -292,7 +292,9 @@ def _promised(
         return decided(rows, np.zeros(len(rows), bool), None, names), calibrations, None
     found: Promise | str = f"no label was verified; labelwright verify-sample {plan.run.path} draws images to look at"
     n_wrong, is_alone = 0, job.task.candidates is None and job.task.votes is None and job.task.groups is None
-    if held_out is not None and test is not None and is_alone and (held_out.given >= 0).any():
+    if job.unlike.share:
+        found = "labelled images do not speak for those that look unlike all of them: verify some of these"
+    elif held_out is not None and test is not None and is_alone and (held_out.given >= 0).any():
         known = (held_out.given >= 0).numpy()
         held = label_rows(test.table, held_out, names, calibrations.model, keep_given=False).filter(pa.array(known))
         truth = held_out.given.numpy()[known]
@@ -387,19 +389,25 @@ def _calibrations(plan: Plan, job: Job, answer: Answer, own: Answers) -> Calibra
 
 
 def _trust(
-    calibrations: Calibrations, own: Answers, tested: Answers | None, test: Source | None, near: float
+    calibrations: Calibrations,
+    own: Answers,
+    tested: Answers | None,
+    test: Source | None,
+    near: float,
+    unlike: float,
 ) -> dict[str, Any]:
     """What `trust` rests on, how many labels it says are right, and how far that was off on test images.
 
     The share ``near`` of the unlabelled images may all be right: they are in a group with labels, and those were left
-    out in whole groups.
+    out in whole groups. The share ``unlike`` of them may all be wrong: they look unlike every labelled image.
     """
     found: dict[str, Any] = calibrations.training.to_dict()
     open_rows = own.given < 0
     if open_rows.any():
         mean, low, high = expected_accuracy(calibrations.training.chance(own.odds[open_rows]), calibrations.training)
         high = high if calibrations.training.source != "left-out labels" else high + near * (1 - high)
-        found |= {"estimated": round(mean, 4), "interval": [round(low, 4), round(high, 4)]}
+        found |= {"estimated": round(mean, 4), "interval": [round(low * (1 - unlike), 4), round(high, 4)]}
+        found |= {"unlike": unlike} if unlike else {}
     if tested is not None and test is not None and bool((tested.given >= 0).any()):
         known = tested.given >= 0
         right = tested.predicted[known] == tested.given[known]

@@ -36,6 +36,7 @@ from labelwright.encoders import at_hand
 from labelwright.encoders.nets import OwnNets
 from labelwright.encoders.resnets import own_network
 from labelwright.errors import DataError, Problem
+from labelwright.labels.unlike import unlike_labelled
 from labelwright.methods.method import Budget
 from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.pipeline.novel import novel_notice
@@ -124,7 +125,8 @@ def inspect(
         table, has_text, problems = loaded.table, loaded.class_feats is not None, loaded.table.problems
         if novel is None:
             feats = loaded.stored.read(torch.arange(len(table)), "clean", torch.zeros(len(table), dtype=torch.int64))
-            notices = list(novel_notice(feats, torch.from_numpy(table.labels).long()))
+            groups = None if table.groups is None else torch.from_numpy(table.groups)
+            notices = novel_notice(unlike_labelled(feats, torch.from_numpy(table.labels).long(), groups=groups))
         sources = [embedded(loaded)]
         if test is not None:
             sources.append(embeddings_to_score(test, loaded, is_open=is_open, on_bad="report"))

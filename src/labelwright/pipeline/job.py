@@ -22,6 +22,7 @@ from labelwright.encoders.embed import concepts_of, embed
 from labelwright.encoders.nets import EncoderNets
 from labelwright.encoders.templates import templates_named
 from labelwright.labels.chunks import evenly_spread
+from labelwright.labels.unlike import Unlike, unlike_labelled
 from labelwright.pipeline.novel import count_novel, feats_of, novel_notice, with_novel
 from labelwright.pipeline.resolve import Plan, own_nets
 from labelwright.train.seeds import derive_seed
@@ -42,6 +43,7 @@ class Job:
       cfg: the recipe's Config, complete.
       guesser, guesses: who guessed the candidates of the training images, and what; None if they came with the data.
       evidence: how the number of novel classes was estimated; None if it was not.
+      unlike: unlabelled images that look unlike every labelled one, where no new classes are looked for.
       notices: what was noticed of the images before training, for the warnings of the run.
     """
 
@@ -52,7 +54,8 @@ class Job:
     guesser: Guesser | None
     guesses: Guesses | None
     evidence: Mapping[str, Any] | None
-    notices: tuple[str, ...] = ()
+    unlike: Unlike
+    notices: tuple[str, ...]
 
 
 def prepare_job(plan: Plan, seconds: dict[str, float], approve: Callable[[Estimate], bool] | None) -> Job:
@@ -92,7 +95,9 @@ def prepare_job(plan: Plan, seconds: dict[str, float], approve: Callable[[Estima
     prepared = with_novel(prepared, n_novel) if n_novel else prepared
     views = prepared.train.views(prepared.view)
     cfg = plan.method.pilot(plan.cfg, task, views, build, options=plan.options, folder=plan.run.path)
-    return Job(prepared, task, build, cfg, guesser, guesses, evidence, _notices(prepared))
+    unlike = _unlike(prepared)
+    notices = (*_copies(prepared), *novel_notice(unlike))
+    return Job(prepared, task, build, cfg, guesser, guesses, evidence, unlike, notices)
 
 
 def embedded(plan: Plan) -> Prepared:
@@ -107,18 +112,24 @@ def embedded(plan: Plan) -> Prepared:
     return dataclasses.replace(prepared, train=train, test=test)
 
 
-def _notices(prepared: Prepared) -> tuple[str, ...]:
-    """Copies among the test images; of stored features, images unlike the labelled ones where none are looked for."""
+def _copies(prepared: Prepared) -> tuple[str, ...]:
+    """Copies among the test images."""
     n = prepared.n_copies_in_test
-    copies = (f"{n:,} of the training images are among the test images too: the scores are too good",) if n else ()
+    return (f"{n:,} of the training images are among the test images too: the scores are too good",) if n else ()
+
+
+def _unlike(prepared: Prepared) -> Unlike:
+    """Of stored features, images unlike the labelled ones, where none are looked for."""
     if prepared.train.stored is None or prepared.situation.n_novel is not None:
-        return copies
-    labels = torch.from_numpy(prepared.train.table.labels).long()
+        return Unlike()
+    table = prepared.train.table
+    labels = torch.from_numpy(table.labels).long()
     if bool((labels < 0).all()) or bool((labels >= 0).all()):
-        return copies
+        return Unlike()
     rows = torch.cat([(labels >= 0).nonzero().flatten(), evenly_spread((labels < 0).nonzero().flatten(), NOTICED_ROWS)])
     feats = torch.cat(list(EmbeddingViews(prepared.train.stored, rows=prepared.train.rows).feats(rows)))
-    return (*copies, *novel_notice(feats, labels[rows]))
+    groups = None if table.groups is None else torch.from_numpy(table.groups)[rows]
+    return unlike_labelled(feats, labels[rows], groups=groups)
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from labelwright.data.prepare import Prepared
 from labelwright.data.situation import novel_range
 from labelwright.data.table import LabelTable
 from labelwright.errors import ConfigError
-from labelwright.labels.n_novel import UNLIKE, estimate_n_novel, unlike_labelled
+from labelwright.labels.n_novel import estimate_n_novel
+from labelwright.labels.unlike import Unlike
 from labelwright.run_folder import Run
 from labelwright.train.predict import BATCH
 from labelwright.train.processes import autocast_dtype
@@ -60,24 +61,19 @@ def count_novel(
     return int(facts["n_novel"]), facts
 
 
-def novel_notice(feats: Tensor, labels: Tensor) -> list[str]:
-    """What to say where many unlabelled images look unlike every labelled class; empty where few do.
-
-    Args:
-      feats: [N, D] float.
-      labels: [N] int64, -1 = unknown.
+def novel_notice(unlike: Unlike) -> list[str]:
+    """What to say where unlabelled images look unlike every labelled class; empty where they do not.
 
     Example:
-      >>> novel_notice(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]), torch.tensor([0, 0, -1]))[0][:64]
-      '100% of the unlabelled images look unlike every labelled class ('
+      >>> novel_notice(Unlike(0.4, 0.25))[0][:58]
+      '25% to 40% of the unlabelled images look unlike every labe'
+      >>> novel_notice(Unlike())
+      []
     """
-    share = unlike_labelled(feats, labels)
-    if share < UNLIKE:
+    if not unlike.share:
         return []
-    return [
-        f"{share:.0%} of the unlabelled images look unlike every labelled class (5% is usual): "
-        "--novel auto looks for new classes"
-    ]
+    share = f"{unlike.least:.0%} to {unlike.share:.0%}" if unlike.least else f"about {unlike.share:.0%}"
+    return [f"{share} of the unlabelled images look unlike every labelled class: --novel auto looks for new classes"]
 
 
 def with_novel(prepared: Prepared, n_novel: int) -> Prepared:

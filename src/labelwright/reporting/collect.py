@@ -28,7 +28,7 @@ from labelwright.reporting.given import PER_DOT, given_panels, interval, size_pa
 from labelwright.reporting.panels import evidence_of
 from labelwright.reporting.sections import Sections, curve
 from labelwright.reporting.svg import Chart, dots, lines, matrix
-from labelwright.reporting.verdict import is_half_known, verdict_of
+from labelwright.reporting.verdict import is_half_known, unlike_labelled, verdict_of
 from labelwright.reporting.words import COLUMNS, SITUATIONS, beside_rows, listed
 from labelwright.run_folder import Run
 from labelwright.wording import counted, duration, number, percent
@@ -154,9 +154,9 @@ def _next(run: Run, verdict: Mapping[str, Any], check: Mapping[str, Any], comman
         )
         again = _with_corrections(run, command)
         cards.append(("Check images and learn again", why, again))
-    strange = (run.summary.get("strangers") or {}).get("share") or 0.0
+    strange = max((run.summary.get("strangers") or {}).get("share") or 0.0, unlike_labelled(run))
     if strange > STRANGE and is_there and run.summary.get("n_novel") is None:
-        why = f"{percent(strange)} of the images look like none of the classes."
+        why = f"{percent(strange)} of the images, by estimate, look like none of the classes."
         cards.append(("Look for new classes", why, f"{command} --novel auto"))
     wanted = verdict["never"] if run.summary.get("zero_shot") is not None else []
     model = run.summary.get("encoder")

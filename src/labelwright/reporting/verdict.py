@@ -41,6 +41,7 @@ BASIS = {
 
 
 LABELS, NEW = "labels are right", "new images are labelled right"
+UNLIKE = "and many unlabelled images look unlike all labelled ones"
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,11 @@ def _level(share: Share) -> str:
     return "good" if share.right >= GOOD and (share.span is None or share.span[0] >= SURE) else "fair"
 
 
+def unlike_labelled(run: Run) -> float:
+    """Up to what share of the unlabelled images look unlike every labelled one; labels do not speak for these."""
+    return float((run.summary.get("trust") or {}).get("unlike") or 0.0)
+
+
 def share_right(run: Run) -> Share:
     """The share of labels that is right, and what is known of it.
 
@@ -128,8 +134,12 @@ def share_right(run: Run) -> Share:
     span = interval(accuracy or 0.0, n) if n else None
     narrow = source == "left-out labels" and estimated is not None and trust["interval"][1] - trust["interval"][0]
     if accuracy is not None and not half_known and not (span and narrow and narrow < span[1] - span[0]):
-        how = " that were held out" if run.data.get("test_is") == "held out" else ""
-        basis = f"measured on {f'{n:,} ' if n else ''}test images{how}"
+        held_out = run.data.get("test_is") == "held out"
+        basis = f"measured on {f'{n:,} ' if n else ''}test images{' that were held out' if held_out else ''}"
+        if held_out and unlike_labelled(run):
+            low, high = span or (accuracy, accuracy)
+            span = low * (1 - unlike_labelled(run)), high
+            return Share(accuracy, span, f"{_about(accuracy, span)}, {basis}, {UNLIKE}.", is_confirmed=False)
         labelled = run.summary.get("n_labelled")
         are_new = labelled is not None and labelled == run.summary.get("n_images")  # every other label was given
         return Share(accuracy, span, f"{_about(accuracy, span, NEW if are_new else LABELS)}, {basis}.")
@@ -142,7 +152,9 @@ def share_right(run: Run) -> Share:
         basis = BASIS.get(source, source).format(n=counted(trust.get("n") or 0, "label"))
         if run.summary.get("n_novel"):
             basis = "labels confirm the named classes alone, and nothing the new ones"
-        is_confirmed = source == "left-out labels" and not run.summary.get("n_novel")
+        elif unlike_labelled(run):
+            basis += f", {UNLIKE}"
+        is_confirmed = source == "left-out labels" and not run.summary.get("n_novel") and not unlike_labelled(run)
         return Share(estimated, (low, high), f"{_about(estimated, (low, high))}; {basis}.", is_confirmed)
     if half_known:
         return Share(None, None, "How many labels are right is not known: no image is known to be of a new class.")

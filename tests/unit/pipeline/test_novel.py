@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from labelwright.labels.clusters import about_clusters
 from labelwright.metrics.scores import open_scores, truth_beyond
 from labelwright.pipeline.novel import EVIDENCE_FILE, count_novel
 from labelwright.pipeline.saved_model import renamed
+from labelwright.reporting.collect import collect
 from labelwright.reporting.lines import lines_of_run
 from labelwright.run_folder import Run
 from labelwright.train.predict import TEMPERATURES, Answers
@@ -215,3 +217,28 @@ def _tests(run: lw.Run) -> list[dict[str, Any]]:
 
     lines = (run.path / "metrics.jsonl").read_text().splitlines()
     return [record["test"] for record in map(json.loads, lines) if "test" in record]
+
+
+def test_fit__without_novel_says_that_labels_do_not_speak_for_hidden_classes(
+    blobs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run = lw.fit(
+        blobs[0], out=tmp_path / "run", error=0.1, **FAST
+    )  # 180 of 240 unlabelled images are of hidden classes
+    trust, verdict = run.summary["trust"], collect(run)["verdict"]
+    right = float(np.mean([label == truth for label, truth in zip(*labels_and_truth(run, blobs[0]), strict=True)]))
+    assert trust["unlike"] > 0.5
+    assert trust["interval"][0] <= right <= trust["interval"][1] < 1.01
+    assert any("look unlike every labelled class: --novel auto" in words for words in run.summary["warnings"])
+    assert run.summary["promise"]["says"].startswith("Nothing is promised: labelled images do not speak for")
+    assert "accept" not in run.labels.filter(pc.equal(run.labels["source"], "predicted"))["decision"].to_pylist()
+    assert verdict["level"] in ("unconfirmed", "poor")
+    assert "look unlike all labelled ones" in verdict["sentence"]
+    assert any("--novel auto" in card["command"] for card in collect(run, command="labelwright fit x --out y")["next"])
+
+
+def labels_and_truth(run: lw.Run, path: Path) -> tuple[list[str], list[str]]:
+    """Of the images without labels."""
+    truth = pa.parquet.read_table(path)["truth"].to_pylist()
+    rows = [row for row, source in enumerate(run.labels["source"].to_pylist()) if source == "predicted"]
+    return [run.labels["label"][row].as_py() for row in rows], [truth[row] for row in rows]
