@@ -5,7 +5,7 @@
 Files, seen classes and labelled images are those of `n_novel.py`; the true number of classes is given. Each row is a
 last layer without any training: nearest centroids of semi-supervised k-means; `labels.gaussians` with the clusters as
 evidence, on 128 principal components, at several strengths and shrinkages; and these with a softmax regression on their
-answers, `methods.open_world.beliefs_from`, which is what LPS does. The last row is a whole run of LPS, told the true
+answers, `methods.cluster_start.beliefs_from`, which is what LPS does. The last row is a whole run of LPS, told the true
 number of classes. Printed is the accuracy on the unlabelled images,
 mean and sample deviation over the seeds, and the seconds that a start takes after k-means.
 """
@@ -29,14 +29,8 @@ from labelwright.data.splits import seen_novel
 from labelwright.labels.gaussians import gaussian_beliefs, principal
 from labelwright.labels.kmeans import KMeans, semi_supervised_kmeans
 from labelwright.labels.self_training import labelled_weight
-from labelwright.methods.open_world import (
-    START_SCALE,
-    OpenWorldSettings,
-    balance,
-    beliefs_from,
-    expected_unlabelled,
-    prior_of,
-)
+from labelwright.methods.cluster_start import START_SCALE, beliefs_from
+from labelwright.methods.open_world import OpenWorldSettings, balance, expected_unlabelled, prior_of
 from labelwright.metrics.open_world import seen_novel_all
 from labelwright.types import Task
 from n_novel import read

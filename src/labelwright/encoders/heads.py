@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -194,3 +196,12 @@ class CentredHead(nn.Module):
         with torch.autocast(feats.device.type, enabled=False):
             logits: Tensor = self.linear((feats.float() - self.mean) / self.scale)
         return logits
+
+
+@torch.no_grad()
+def put_in(net: nn.Module, weight: Tensor, bias: Tensor) -> None:
+    """Put a linear classifier into the last layer of a `types.Network`."""
+    head: Any = cast(Any, net).head
+    linear = getattr(head, "linear", head)  # behind a projection or a residual layer, or the head itself
+    linear.weight.copy_(weight)
+    linear.bias.copy_(bias)

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from labelwright.adjust import fixed
+from labelwright.encoders.heads import put_in
 from labelwright.methods.frozen_heads import Labelled, balanced_accuracy, fitted
-from labelwright.methods.open_world import put_in
 from labelwright.methods.recipe import Begun
 from labelwright.train.convex import Problem, folds_of, scaled
 from labelwright.types import BuildNet, Passes, State, Task

@@ -36,12 +36,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from labelwright.encoders.heads import ProjectedHead
+from labelwright.encoders.heads import ProjectedHead, put_in
 from labelwright.errors import ConfigError
 from labelwright.labels.candidate_beliefs import MISS, candidate_evidence
 from labelwright.labels.chunks import evenly_spread
 from labelwright.labels.gaussians import gaussian_beliefs, principal_of
-from labelwright.methods.open_world import put_in
 from labelwright.methods.recipe import Begun, Recipe, check_is_pretrained
 from labelwright.methods.shots import Shots
 from labelwright.train.settings import TrainSettings, require_range

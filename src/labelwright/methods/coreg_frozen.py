@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from labelwright.encoders.heads import put_in
 from labelwright.errors import ConfigError
 from labelwright.labels import purify
 from labelwright.labels.candidate_beliefs import candidate_beliefs, describe_guesses
@@ -44,7 +45,6 @@ from labelwright.methods.baselines.candidate_sets import (
     plan_of_all,
     put_annotator_in,
 )
-from labelwright.methods.open_world import put_in
 from labelwright.methods.recipe import Begun, plain_logits
 from labelwright.metrics.agreement import Watch
 from labelwright.metrics.diagnostics import division_warnings

@@ -28,12 +28,11 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
-from labelwright.encoders.heads import CentredHead
+from labelwright.encoders.heads import CentredHead, put_in
 from labelwright.labels.annotations import AnnotationModel, Annotations, fit_annotations, temperature_of
 from labelwright.labels.dawid_skene import dawid_skene
 from labelwright.labels.first_guess import first_guess
 from labelwright.methods.baselines.candidate_sets import check_task
-from labelwright.methods.open_world import put_in
 from labelwright.methods.recipe import CHOSEN, Begun, Recipe, check_is_pretrained
 from labelwright.train.convex import (
     PENALTIES,

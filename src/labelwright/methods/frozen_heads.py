@@ -24,8 +24,7 @@ import torch
 from torch import Tensor
 
 from labelwright.adjust import fixed, named
-from labelwright.encoders.heads import CentredHead
-from labelwright.methods.open_world import put_in
+from labelwright.encoders.heads import CentredHead, put_in
 from labelwright.methods.recipe import (
     CHOSEN,
     Begun,

@@ -17,7 +17,7 @@
 Symbols: pi=prior, pi_hat=estimate, C=margin_scale, t=share of the epochs that is over, eta=*_weight.
 Departures: (1) D as in the authors' run, `direction` has the printed one; (2) on frozen features, where nothing but a
 last layer learns, or if `start` asks for it, that layer starts from beliefs whose evidence are the clusters of
-semi-supervised k-means (open_world.beliefs_from), and p of line 2 is shifted so that labelled and unlabelled images
+semi-supervised k-means (cluster_start.beliefs_from), and p of line 2 is shifted so that labelled and unlabelled images
 together have the prior's shares (`use_balance`); (3) several processes compute lines 4 to 9 over the whole batch.
 Command: labelwright fit photos/ --classes seen.txt --novel auto --model openai/clip-vit-base-patch32 --out RUN
 Measured: docs/benchmarks.md, `labelwright bench --table lps-cifar10` and `lps-gtsrb`.
@@ -38,10 +38,12 @@ from labelwright.adjust import fixed, named
 from labelwright.adjust import slopes as calibration
 from labelwright.adjust.adjustment import Adjustment
 from labelwright.adjust.pace import Direction, class_distribution, divergence, pace_margin
+from labelwright.encoders.heads import put_in
 from labelwright.labels.purify import confident
 from labelwright.losses.candidates import negative_entropy_of_mean
 from labelwright.losses.classification import adjusted_cross_entropy
 from labelwright.losses.contrastive import nt_xent, pseudolabel_contrastive
+from labelwright.methods.cluster_start import from_clusters, starts_by_clusters
 from labelwright.methods.families import novel
 from labelwright.methods.method import Budget
 from labelwright.methods.open_world import (
@@ -49,16 +51,13 @@ from labelwright.methods.open_world import (
     TrainedSettings,
     balance,
     expected_unlabelled,
-    from_clusters,
     gathered,
     moved_answers,
     n_seen,
     new_net,
     pace,
     plan_of_both,
-    put_in,
     rows_of_both,
-    starts_by_clusters,
     state_of,
 )
 from labelwright.methods.recipe import Begun, plain_logits

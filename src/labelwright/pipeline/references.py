@@ -15,10 +15,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from labelwright.encoders.heads import put_in
 from labelwright.labels.chunks import evenly_spread
+from labelwright.methods.cluster_start import CENTROIDS
 from labelwright.methods.frozen_heads import LEFT_OUT
 from labelwright.methods.method import Method
-from labelwright.methods.open_world import CENTROIDS, put_in
 from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.metrics.choice import Choice, choose
 from labelwright.metrics.open_world import open_match

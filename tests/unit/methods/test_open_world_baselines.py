@@ -17,7 +17,7 @@ from labelwright.encoders.projection import ProjectedNet
 from labelwright.losses.contrastive import nt_xent
 from labelwright.methods.baselines import fixmatch_clusters, orca, protogcd, simgcd, ss_kmeans
 from labelwright.methods.baselines.cosines import divergence_of_mean
-from labelwright.methods.open_world import START_SCALE
+from labelwright.methods.cluster_start import START_SCALE
 from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.metrics.open_world import seen_novel_all
 from labelwright.train.loop import train

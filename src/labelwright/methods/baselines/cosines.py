@@ -1,7 +1,7 @@
 """What ORCA and SimGCD share: a last layer of cosines, its start, and the loss that spreads the predictions.
 
 On frozen features the class weights start where LPS does (`start`): at the mean directions of the classes as the
-beliefs of `open_world.beliefs_from` have them. Training ends, as that of LPS, once it moves no answer, and the prior
+beliefs of `cluster_start.beliefs_from` have them. Training ends, as that of LPS, once it moves no answer, and the prior
 weighs more than from pixels. A saved model has the cosines unscaled.
 """
 
@@ -17,14 +17,8 @@ from torch import Tensor, nn
 
 from labelwright.encoders.projection import ProjectedNet
 from labelwright.losses.candidates import negative_entropy_of_mean
-from labelwright.methods.open_world import (
-    STILL_EPOCHS,
-    TrainedSettings,
-    from_clusters,
-    moved_answers,
-    new_net,
-    starts_by_clusters,
-)
+from labelwright.methods.cluster_start import from_clusters, starts_by_clusters
+from labelwright.methods.open_world import STILL_EPOCHS, TrainedSettings, moved_answers, new_net
 from labelwright.methods.recipe import Begun
 from labelwright.train.settings import require_range
 from labelwright.types import BuildNet, Passes, State, Task

@@ -20,10 +20,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from labelwright.encoders.heads import put_in
 from labelwright.labels.kmeans import semi_supervised_kmeans
 from labelwright.labels.self_training import self_train
 from labelwright.losses.classification import cross_entropy
-from labelwright.methods import open_world
+from labelwright.methods import cluster_start, open_world
 from labelwright.methods.recipe import Begun, Recipe
 from labelwright.train.settings import require_range
 from labelwright.types import Batch, BuildNet, Clock, EpochPlan, Passes, State, StepResult, Task
@@ -47,7 +48,7 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     net: Any = open_world.new_net(cfg, task, build_net)
     weight, bias = net.head.weight.detach().clone(), net.head.bias.detach().clone()
     weight[open_world.n_seen(task) :], bias[open_world.n_seen(task) :] = 0.0, NEVER
-    open_world.put_in(net, weight, bias)
+    put_in(net, weight, bias)
     return open_world.state_of(cfg, task, build_net, net, "fixmatch_clusters")
 
 
@@ -55,7 +56,7 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     """The prior, on frozen features from clusters."""
     logs: dict[str, Any] = {}
     if state.memory["is_frozen"]:
-        _, _, state, logs = open_world.from_clusters(cfg, task, state, passes)
+        _, _, state, logs = cluster_start.from_clusters(cfg, task, state, passes)
     return state, logs | open_world.pace(task, state, passes)[1]
 
 
@@ -105,7 +106,7 @@ def _add_clusters(cfg: Config, task: Task, state: State, passes: Passes) -> dict
     zeros = torch.zeros(task.n_classes, device=z.device)
     weight = torch.zeros(task.n_classes, z.shape[1], device=z.device)
     weight, bias = self_train(z, answer, weight, zeros, balanced=lambda logits: zeros)
-    open_world.put_in(state.nets["main"], weight / norm, bias)
+    put_in(state.nets["main"], weight / norm, bias)
     fitted = (z @ weight.T + bias).argmax(1)
     return {"cluster_inertia": found.inertia, "fitted_frac": round(float((fitted == answer).float().mean()), 5)}
 

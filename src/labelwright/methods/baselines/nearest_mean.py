@@ -15,9 +15,8 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
-from labelwright.encoders.heads import CentredHead
+from labelwright.encoders.heads import CentredHead, put_in
 from labelwright.labels.chunks import evenly_spread
-from labelwright.methods.open_world import put_in
 from labelwright.methods.recipe import Begun, Recipe, check_is_pretrained
 from labelwright.train.convex import MAX_TRIED_ROWS, balanced_loss, centre_and_scale
 from labelwright.train.settings import TrainSettings

@@ -1,7 +1,7 @@
 """The start of LPS alone: beliefs on frozen features whose evidence are the clusters of semi-supervised k-means.
 
  1  clusters: semi-supervised k-means, labelled images in the cluster of their class (`ss_kmeans`)
- 2  one Gaussian per class, its evidence the clusters; a softmax regression on what they say (`open_world.beliefs_from`)
+ 2  one Gaussian per class, its evidence the clusters; a softmax regression on what they say (`beliefs_from`)
  3  predict with that linear layer; nothing is trained
 
 Source: own; what LPS, ORCA and SimGCD begin with on frozen features, and what they have to improve on.
@@ -10,8 +10,10 @@ Command: labelwright fit features.npz --novel auto --method novel_beliefs --out 
 
 from __future__ import annotations
 
+from labelwright.encoders.heads import put_in
 from labelwright.methods.baselines import ss_kmeans
-from labelwright.methods.open_world import from_clusters, pace, put_in
+from labelwright.methods.cluster_start import from_clusters
+from labelwright.methods.open_world import pace
 from labelwright.methods.recipe import Begun, Recipe
 from labelwright.types import Passes, State, Task
 

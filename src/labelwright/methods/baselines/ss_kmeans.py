@@ -14,7 +14,9 @@ from typing import ClassVar
 from torch import nn
 
 from labelwright.encoders.backbones import Classifier, Stored, UnitBackbone
-from labelwright.methods.open_world import OpenWorldSettings, from_clusters, pace, put_in, state_of
+from labelwright.encoders.heads import put_in
+from labelwright.methods.cluster_start import from_clusters
+from labelwright.methods.open_world import OpenWorldSettings, pace, state_of
 from labelwright.methods.recipe import Begun, Recipe
 from labelwright.types import BuildNet, Passes, State, Task
 
