@@ -4,7 +4,7 @@ Two looks, as each sees what the other does not:
 
 1. an image is far from every class: its cosine to the nearest mean of a class is under the bar that 5% of the labelled
    images miss (`far_from_labelled`); shows odd images where labels are few.
-2. labelled and unlabelled images can be told apart: by one linear score, in folds, after the labelled ones were weighed
+2. one linear score separates labelled from unlabelled images, in folds, after the labelled ones were weighed
    to be of the classes that the unlabelled ones seem to be of. If labelled images were drawn at random, class by class,
    the most labelled-like part of the scores holds at least the share of unlabelled images that are like them, so that
    the least ratio of the two bounds the rest from below (`unlike_labelled`).
@@ -28,7 +28,7 @@ FAR = 0.125
 """Share of unlabelled images under it from which classes nobody named are likely. Three seeds of 4,000 images each of
 CIFAR-10 and GTSRB, which chose it: at most 0.10 where there are none, 0.23 to 0.47 where half of the classes are."""
 
-ROWS = 20_000  # labelled and unlabelled images, each, by which they are told apart
+ROWS = 20_000  # labelled and unlabelled images, each, by which they are compared
 LEAST_ABOVE = 0.1  # of the labelled images above a score from which a ratio is an estimate
 LEAST = 0.05  # share below which a bound shows nothing: classes of few images are not weighed exactly
 RIDGE = 0.1  # of the mean variance, on the covariance
@@ -75,13 +75,13 @@ def unlike_labelled(feats: Tensor, labels: Tensor, *, groups: Tensor | None = No
     if bool(known.all()) or not bool((torch.bincount(labels[known]) > 1).any()):
         return Unlike()
     far = far_from_labelled(feats, labels)
-    share, least = _told_apart(feats, labels, groups)
+    share, least = _separated(feats, labels, groups)
     if least > LEAST:
         return Unlike(round(share, 2), round(least, 2))
     return Unlike(far if far >= FAR else 0.0)
 
 
-def _told_apart(feats: Tensor, labels: Tensor, groups: Tensor | None) -> tuple[float, float]:
+def _separated(feats: Tensor, labels: Tensor, groups: Tensor | None) -> tuple[float, float]:
     """The second look: estimated and least share."""
     rows, others = (evenly_spread(some.nonzero().flatten(), ROWS) for some in (labels >= 0, labels < 0))
     at = torch.cat([rows, others])
