@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labelwright.encoders.backbones import Classifier, Stored
 from labelwright.encoders.heads import CosineHead, MlpHead
+from labelwright.encoders.parts import in_parts
 from labelwright.encoders.towers import EmbeddedTowers
 from labelwright.errors import ConfigError
 from labelwright.methods import simclr
@@ -154,12 +157,15 @@ class TinyNet(nn.Module):
     def __init__(self, n_outputs: int, *, head: Literal["linear", "cosine", "mlp"], norm: bool, width: int = 8) -> None:
         super().__init__()
         self.n_features = width
+        self.n_parts = 1
         self.backbone = nn.Conv2d(3, width, 3, stride=2)
         self.norm = nn.BatchNorm2d(width) if norm else nn.Identity()
         self.head = {"linear": nn.Linear, "cosine": CosineHead, "mlp": MlpHead}[head](width, n_outputs)
 
     def features(self, x: Tensor) -> Tensor:
-        return torch.relu(self.norm(self.backbone(x))).mean((2, 3))
+        return in_parts(
+            self, lambda part: torch.relu(self.norm(self.backbone(part))).mean((2, 3)), x, n_parts=self.n_parts
+        )
 
     def head_logits(self, feats: Tensor) -> Tensor:
         logits: Tensor = self.head(feats)
@@ -206,6 +212,19 @@ def from_random_weights(build: Any) -> Any:
 ON_FEATURES = {"coreg_frozen", "crowd"}  # methods that refuse a backbone that learns
 
 
+@contextmanager
+def nothing_read() -> Iterator[None]:
+    """Nothing in the block may read a number off a tensor: on an accelerator the host would wait for it."""
+
+    def refused(tensor: Tensor, *_: Any) -> Any:
+        raise AssertionError(f"a number is read off a tensor of shape {list(tensor.shape)}")
+
+    with pytest.MonkeyPatch.context() as patched:
+        for name in ("item", "tolist", "__float__", "__int__", "__bool__"):
+            patched.setattr(Tensor, name, refused)
+        yield
+
+
 @dataclass
 class Recorded:
     """A recipe that does what another does, notes each loss, and may rest in each step to be caught in it."""
@@ -221,7 +240,8 @@ class Recorded:
     def step(self, *args: Any) -> Any:
         if self.began is not None:
             self.began.touch()
-        result = self.recipe.step(*args)
+        with nothing_read():
+            result = self.recipe.step(*args)
         self.losses.append(float(result.loss.detach()))
         time.sleep(self.rest_s)
         return result
@@ -295,6 +315,7 @@ def run_method(
     began: str | None = None,
     checkpoint_minutes: float = 5.0,
     stored: bool = False,
+    accumulate: int = 1,
 ) -> tuple[Trained, list[float]]:
     """Train a registered method on tiny images of these class counts; its result and the loss of each forward.
 
@@ -303,7 +324,7 @@ def run_method(
     """
     recorded = Recorded(TRAINED[name].recipe, rest_s, None if began is None else Path(began))
     cfg = resolve_config(TRAINED[name], settings)
-    options = options_of(seed, checkpoint_minutes=checkpoint_minutes)
+    options = options_of(seed, checkpoint_minutes=checkpoint_minutes, accumulate=accumulate)
     task, views, build = inputs_of(name, counts, norm=norm, stored=stored)
     trained = train(recorded, cfg, task, views, build, options=options, run=run)
     return trained, recorded.losses

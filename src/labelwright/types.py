@@ -314,13 +314,13 @@ class StepResult:
 
     Attributes:
       loss: scalar.
-      n_kept: rows that the loss counted, so that averages weigh rows and not batches.
+      n_kept: rows that the loss counted, so that averages weigh rows and not batches; a tensor if counted there.
       logs: name -> number, averaged over the epoch weighted by `n_kept`.
       state: the new state.
     """
 
     loss: Tensor
-    n_kept: int
+    n_kept: Tensor | int
     state: State
     logs: Mapping[str, Tensor | float] = field(default_factory=dict)
 

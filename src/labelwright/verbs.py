@@ -206,7 +206,7 @@ VERBS: dict[str, Callable[..., Any]] = {
             "resume",
             "on_bad",
         ),
-        *("checkpoint_minutes", "cache_limit_gb", "largest_image", "exact_decoding", "set"),
+        *("accumulate", "checkpoint_minutes", "cache_limit_gb", "largest_image", "exact_decoding", "set"),
     ),
     "embed": verb(
         "Embed",

@@ -329,6 +329,22 @@ def test_checkpoint__is_plain_data_and_resumes_bit_for_bit(
     assert trace[7:] == rest
 
 
+@pytest.mark.parametrize("name", ["cvs", "fixmatch", "dividemix", "pico", "coreg", "lps", "simclr"])
+def test_accumulate__parts_of_a_batch_teach_what_the_whole_does(name: str) -> None:
+    own = {"queue_size": 16} if name in ("pico", "coreg") else {"sam_radius": 0.05} if name == "cvs" else {}
+    settings = {"epochs": 2, "batch_size": 8, "lr": 0.05, **own}
+    settings |= {"unlabelled_ratio": 1} if name in tiny.SEMI_SUPERVISED else {}
+    (whole, trace), (parts, same) = (
+        tiny.run_method(name, COUNTS, settings=settings, norm=False, accumulate=n) for n in (1, 3)
+    )
+    assert same == pytest.approx(trace, abs=1e-5)
+    first, second = tiny.tensors_of(whole.state), tiny.tensors_of(parts.state)
+    for path, tensor in first.items():
+        torch.testing.assert_close(
+            second[path], tensor, rtol=0, atol=1e-5, msg=lambda text, path=path: f"{path}: {text}"
+        )
+
+
 def test_method_named__unknown() -> None:
     with pytest.raises(ConfigError, match="method 'cvss' is not known") as caught:
         method_named("cvss")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from labelwright.encoders.backbones import Classifier, Stored, UnitBackbone
 from labelwright.encoders.heads import TextHead
 from labelwright.encoders.lora import LoraTowers
+from labelwright.encoders.parts import in_parts
 from labelwright.encoders.prompts import PromptedTowers
 from labelwright.encoders.residual import ResidualAdapter
 from labelwright.encoders.towers import FrozenTowers, Towers
@@ -39,6 +40,7 @@ class AlignedNet(nn.Module):
         self.towers = towers
         self.visual = visual
         self.textual = textual
+        self.n_parts = 1  # in how many the towers see a batch, see encoders.parts
         shape = tuple(towers.text_feats().shape)
         self.offset: Tensor
         self.linear_weight: Tensor
@@ -49,7 +51,7 @@ class AlignedNet(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Unit features [B, D] float32 of views, before any adapter."""
-        return self.towers.features(x)
+        return in_parts(self, self.towers.features, x, n_parts=self.n_parts)
 
     def adapted(self, z: Tensor) -> Tensor:
         """Unit features [B, D] after the visual adapter."""

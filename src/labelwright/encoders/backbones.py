@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from labelwright.encoders import efficientnet
 from labelwright.encoders.heads import CacheHead, CentredHead, CosineHead, MlpHead, ProjectedHead, TextHead
+from labelwright.encoders.parts import in_parts
 from labelwright.encoders.pretrained import (
     from_transformers_config,
     load_config,
@@ -68,6 +69,7 @@ class Classifier(nn.Module):
     Attributes:
       name: what the backbone was asked for as.   n_outputs: C.
       n_features: D, of the features and of what the last layer sees.
+      n_parts: in how many the backbone sees a batch that a gradient is kept of, see encoders.parts.
       freeze: the glob patterns that were frozen; batch norms wholly frozen by them stay in eval mode, and all of a
         network that ``keeps_statistics``: those of its pretraining, which few images in small batches would spoil.
     """
@@ -106,6 +108,7 @@ class Classifier(nn.Module):
         self.n_outputs = n_outputs
         self.head_kind = _HEADS[type(self.head)]
         self.image_size_px = image_size_px
+        self.n_parts = 1
         self.freeze = tuple(freeze)
         frozen = _freeze(self, self.freeze)
         self._frozen_norms = [
@@ -119,8 +122,7 @@ class Classifier(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Map images [B, 3, H, W] to feats [B, D]."""
-        feats: Tensor = self.backbone(x)
-        return feats
+        return in_parts(self, self.backbone, x, n_parts=self.n_parts)
 
     def head_logits(self, feats: Tensor) -> Tensor:
         """Map feats [B, D] to logits [B, C]."""

@@ -95,6 +95,7 @@ def noisy_contrastive(
     labels: Tensor,
     is_reliable: Tensor,
     queue: Mapping[str, Tensor] | None = None,
+    n_classes: int | None = None,
     rule: Rule = "cautious",
     temperature: float = 0.07,
     weights: Tensor | None = None,
@@ -121,6 +122,7 @@ def noisy_contrastive(
       labels: [B] int pseudolabels, -1 = unknown: the same as no other.
       is_reliable: [B] bool, whether the pseudolabel is trusted.
       queue: as from `init_queue`; empty slots take no part. None = no queue.
+      n_classes: above every label, here and in the queue; None reads it off them, for which the host waits.
       rule: see above; "unsupervised" needs a queue.
       temperature: > 0, divides the cosines.
       weights: [B] float >= 0, of the anchors; see losses/_reduce.py.
@@ -171,7 +173,10 @@ def noisy_contrastive(
 
     if queue is not None:
         keys, codes, has_key = queue["keys"].to(query.dtype), queue["labels"].int(), queue["labels"] >= 0
-        sum_keys, n_keys = _attracting(rule, labels, is_reliable, keys, queue["labels"], queue["is_reliable"])
+        n_classes = n_classes or max(int(torch.maximum(labels.max(), queue["labels"].max())) + 1, 1)
+        sum_keys, n_keys = _attracting(
+            rule, labels, is_reliable, keys, queue["labels"], queue["is_reliable"], n_classes=n_classes
+        )
         log_queue = _AgainstQueue.apply(  # type: ignore[no-untyped-call]
             query / temperature, keys, has_key, _ignored(rule, labels, is_reliable, codes, queue["is_reliable"])
         )
@@ -193,7 +198,14 @@ def _pairs(rule: Rule, labels: Tensor, is_reliable: Tensor) -> tuple[Tensor, Ten
 
 
 def _attracting(
-    rule: Rule, own: Tensor, own_reliable: Tensor, keys: Tensor, others: Tensor, reliable: Tensor
+    rule: Rule,
+    own: Tensor,
+    own_reliable: Tensor,
+    keys: Tensor,
+    others: Tensor,
+    reliable: Tensor,
+    *,
+    n_classes: int,
 ) -> tuple[Tensor, Tensor]:
     """Sum of the keys [Q, D] that attract each anchor, [B, D], and their number [B]: by class, not by pair."""
     if rule == "unsupervised":
@@ -201,7 +213,6 @@ def _attracting(
     attracts, is_drawn = others >= 0, own >= 0
     if rule != "supervised":
         attracts, is_drawn = attracts & reliable, is_drawn & own_reliable
-    n_classes = max(int(torch.maximum(own.max(), others.max())) + 1, 1)
     weight, at = attracts.to(keys.dtype), others.clamp(min=0)
     sums = keys.new_zeros(n_classes, keys.shape[1]).index_add_(0, at, keys * weight[:, None])
     counts = torch.zeros(n_classes, dtype=own.dtype, device=own.device).index_add_(0, at, attracts.to(own.dtype))

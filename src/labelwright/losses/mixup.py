@@ -57,7 +57,7 @@ def mixup(
         )
     permutation = torch.randperm(len(x), generator=generator)
     # torch's Beta takes no generator: numpy's draws instead, seeded from the one given.
-    seed = int(torch.randint(2**62, (), generator=generator))
+    seed = int(torch.randint(2**62, (), generator=generator).numpy())  # on the CPU, whatever x is on
     lam = float(np.random.default_rng(seed).beta(alpha, alpha)) if alpha > 0 else 1.0
     if at_least_half:
         lam = max(lam, 1 - lam)

@@ -203,7 +203,7 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
         adjustment += named.adjustment(cfg.adjust, state.adjust["named"])
     t = main.class_feats()
     logs: dict[str, Tensor | float] = {}
-    loss, n_kept = t.sum() * 0.0, 0
+    loss, n_kept = t.sum() * 0.0, torch.zeros((), dtype=torch.int64, device=t.device)
     for name in ("main", "labelled"):
         if name in batches:
             batch = batches[name]
@@ -224,8 +224,8 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
         n_sure = kept.sum()
         logs["confident_frac"] = kept.float().mean()
         logs["loss_self"] = adjusted_cross_entropy(f, y, adjustment, where=kept) * mean_share(n_sure.float())  # Eq. (9)
-        loss, n_kept = loss + logs["loss_self"], n_kept + int(n_sure)
-    return StepResult(loss, max(n_kept, 1), state, {k: torch.as_tensor(v).detach() for k, v in logs.items()})
+        loss, n_kept = loss + logs["loss_self"], n_kept + n_sure
+    return StepResult(loss, n_kept.clamp(min=1), state, {k: torch.as_tensor(v).detach() for k, v in logs.items()})
 
 
 def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int) -> Begun:

@@ -148,7 +148,7 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
         word = memory["divisions"][partner]  # 5
         targets, mean = [], torch.zeros_like(memory["prior"])
         groups = {key: batches[f"{name}_{key}"] for key in ("p", "u") if f"{name}_{key}" in batches}
-        reliable_frac = float((word["clean"] > cfg.threshold).float().mean())
+        reliable_frac = (word["clean"] > cfg.threshold).double().mean()
         for key, batch in groups.items():
             with torch.no_grad():
                 own = _looks(state, name, batch.views[: len(weak)])  # views of [B, C]

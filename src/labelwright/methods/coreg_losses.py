@@ -119,6 +119,7 @@ def representation_losses(
             labels=labels,
             is_reliable=is_trusted,
             queue=queue,
+            n_classes=len(prototypes),
             rule=rule,
             temperature=CONTRASTIVE_TEMPERATURE,
         )

@@ -64,6 +64,7 @@ def pretrain(
     flip: Flip = "auto",
     resume: bool = False,
     on_bad: Literal["stop", "skip"] = "stop",
+    accumulate: int = 1,
     checkpoint_minutes: float = 5.0,
     cache_limit_gb: float = 16.0,
     largest_image: float = 179.0,
@@ -80,7 +81,7 @@ def pretrain(
         on from; "auto" is resnet32 for images up to 40 px and resnet18 above.
       epochs: passes over the images, two views of each; None = as many as ``minutes`` allows, at least 5, at most 200.
       minutes: time to train, measured on three steps before it starts; None = 20 on a CPU, 120 on a GPU.
-      seed, device, precision, size, flip, on_bad, checkpoint_minutes, cache_limit_gb: see `fit`.
+      seed, device, precision, size, flip, on_bad, accumulate, checkpoint_minutes, cache_limit_gb: see `fit`.
       largest_image, exact_decoding: see `fit`.
       resume: continue the run in ``out`` where it stopped, or begin it if there is none; needs the same images and
         settings. A finished run is left as it is.
@@ -94,7 +95,7 @@ def pretrain(
     check_values(
         **{"out": out, "model": model, "epochs": epochs, "minutes": minutes, "seed": seed, "device": device},
         **{"precision": precision, "size": size, "flip": flip, "resume": resume, "set": set},
-        **{"checkpoint_minutes": checkpoint_minutes, "cache_limit_gb": cache_limit_gb},
+        **{"accumulate": accumulate, "checkpoint_minutes": checkpoint_minutes, "cache_limit_gb": cache_limit_gb},
     )
     with Run.create(out, resume=resume, data=(data,)).held() as run:
         began = time.monotonic()
@@ -135,6 +136,7 @@ def pretrain(
                 precision=precision,
                 minutes=minutes,
                 n_processes=accelerator.num_processes,
+                accumulate=accumulate,
             )
             most, budget = cfg.epochs, Budget(n_images, 0, is_stored=False, is_cpu=True, n_passes=clock.n_passes)
             cfg = in_time(cfg, budget, 2 * n_images, least=EPOCHS_MIN)
@@ -171,7 +173,12 @@ def pretrain(
             if announcement:
                 progress.say(announcement)
         options = LoopOptions(
-            seed=seed, device=device, precision=precision, checkpoint_minutes=checkpoint_minutes, n_evaluations=0
+            seed=seed,
+            device=device,
+            precision=precision,
+            accumulate=accumulate,
+            checkpoint_minutes=checkpoint_minutes,
+            n_evaluations=0,
         )
         seconds = {"read": time.monotonic() - began}
         trained = train(

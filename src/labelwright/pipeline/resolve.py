@@ -115,6 +115,7 @@ class Plan:
             seed=self.settings.seed,
             device=self.settings.device,
             precision=self.settings.precision,
+            accumulate=self.settings.accumulate,
             checkpoint_minutes=self.settings.checkpoint_minutes,
             n_evaluations=self.settings.evaluations if is_scored else 0,
         )
@@ -327,6 +328,7 @@ def _clock(
         minutes=settings.minutes,
         n_scored=n_test * settings.evaluations,
         n_processes=accelerator.num_processes,
+        accumulate=settings.accumulate,
         known=_resolved_before(run).get("images_per_second"),
     )
 

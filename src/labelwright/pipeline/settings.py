@@ -309,6 +309,13 @@ class RunSettings:
     precision: str = setting(
         "auto", "auto, bf16 or fp32; auto is bf16 where the hardware has it", example="--precision fp32"
     )
+    accumulate: int = setting(
+        1,
+        "parts in which a step's images go through the network, for less memory and one more forward pass: the "
+        "gradient is that of all of them, and batch_size keeps its meaning",
+        example="--accumulate 4",
+        low=1,
+    )
     resume: bool = setting(False, "continue the run in --out where it stopped", example="--resume")
     checkpoint_minutes: float = setting(
         5.0, "at most this much work is lost to a kill", example="--checkpoint-minutes 1", low=0
@@ -359,7 +366,16 @@ GROUPS: Mapping[str, type[Any]] = {
 PER_CALL = ("out", "resume")
 """Settings of one call, not of what a run is: config.yaml leaves them out."""
 
-MAY_DIFFER = ("checkpoint_minutes", "evaluations", "track", "cache_limit_gb", "error", "confidence", "verified")
+MAY_DIFFER = (
+    "accumulate",
+    "checkpoint_minutes",
+    "evaluations",
+    "track",
+    "cache_limit_gb",
+    "error",
+    "confidence",
+    "verified",
+)
 """Settings that change nothing of what is learned: they may differ when a run is resumed."""
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from labelwright.encoders.parts import set_parts
 from labelwright.train.settings import TrainSettings
 from labelwright.train.speed import images_per_second
 from labelwright.types import ViewSource
@@ -73,6 +74,7 @@ def clocked(
     minutes: float | None,
     n_scored: int = 0,
     n_processes: int = 1,
+    accumulate: int = 1,
     known: float | None = None,
 ) -> Clocked:
     """Measure, or take the speed that a run which is resumed has measured.
@@ -80,12 +82,14 @@ def clocked(
     Args:
       net: makes the network.   views, batch_size, device, precision: see train.speed.images_per_second.
       minutes: None = `MINUTES_CPU` or `MINUTES_GPU`.   n_scored: see `Clocked`.
-      n_processes: which all train, at the speed of the first.   known: images per second measured before.
+      n_processes: which all train, at the speed of the first.   accumulate: see `fit`.
+      known: images per second measured before.
     """
     if known is None:
-        measured = [
-            n_processes * images_per_second(net(), views, batch_size=batch_size, device=device, precision=precision)
-        ]
+        learner = net()
+        set_parts(learner, accumulate)
+        speed = images_per_second(learner, views, batch_size=batch_size, device=device, precision=precision)
+        measured = [n_processes * speed]
         if n_processes > 1:  # all must plan the same epochs
             from accelerate.utils import broadcast_object_list
 

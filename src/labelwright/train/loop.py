@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from labelwright.encoders.parts import set_parts
 from labelwright.errors import DataError, TrainingError
 from labelwright.run_folder import Run
 from labelwright.train import checkpoint, progress
@@ -55,11 +56,15 @@ LOWER = "lower lr with --set lr=… in another --out; if it is low, look for fea
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """How to run, as opposed to what to learn: nothing here changes the result on one device and precision."""
+    """How to run, as opposed to what to learn: nothing here changes the result on one device and precision.
+
+    Parts (``accumulate``) change it by rounding, and where a layer normalises over the batch.
+    """
 
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
+    accumulate: int = 1  # parts in which a network sees a step's images; memory of one part, the gradient of all
     checkpoint_minutes: float = 5.0  # besides one at each epoch's end
     trains: bool = True  # False ends before the first epoch: what the recipe starts from
     n_evaluations: int = 10  # times the test images are scored, evenly spread, the last after training; for the curves
@@ -136,7 +141,7 @@ class _Loop:
         self.epoch, self.step = 0, 0
         self.has_begun, self.is_over = False, False
         self.plan: EpochPlan | None = None
-        self.sums: dict[str, float] = {}  # this epoch's logs, weighted by rows kept
+        self.sums: dict[str, Tensor | float] = {}  # this epoch's logs, weighted by rows kept; read where they are shown
         self.spent = {"seconds": 0.0, "input_s": 0.0, "step_s": 0.0, "images": 0.0}
         self.warnings: list[str] = []
         self.state: State
@@ -189,10 +194,11 @@ class _Loop:
                 check_plan(self.plan, self.views.n_rows)
             for name, net in self.state.nets.items():
                 net.train(name not in self.state.averages)
+                set_parts(net, self.options.accumulate)
             while self.step < self.plan.n_steps:
                 result = self.run_step(self.plan)
                 self.step += 1
-                live.update(self.epoch, self.cfg.epochs, self.step, self.plan.n_steps, self.epoch_means())
+                live.update(self.epoch, self.cfg.epochs, self.step, self.plan.n_steps, self.epoch_means)
                 self.spent["seconds"] = before + time.monotonic() - started
                 if self.step % LOG_EVERY_STEPS == 0:
                     self.log_step(result)
@@ -348,14 +354,16 @@ class _Loop:
     # ---- logs and checkpoints ---------------------------------------------------------------------------------------
 
     def add_logs(self, result: StepResult) -> None:
-        weight = float(result.n_kept)
+        """Nothing is read from the device here: it would wait for every step."""
+        weight = double(result.n_kept)
         self.sums["n_kept"] = self.sums.get("n_kept", 0.0) + weight
-        for key, value in {"loss": result.loss.detach(), **result.logs}.items():
-            self.sums[key] = self.sums.get(key, 0.0) + weight * float(value)
+        for key, value in {"loss": result.loss, **result.logs}.items():
+            self.sums[key] = self.sums.get(key, 0.0) + weight * double(value)
 
     def epoch_means(self) -> dict[str, float]:
-        kept = max(self.sums.get("n_kept", 0.0), 1e-12)
-        return {key: value / kept for key, value in self.sums.items() if key != "n_kept"}
+        sums = {key: float(value) for key, value in self.sums.items()}
+        kept = max(sums.pop("n_kept", 0.0), 1e-12)
+        return {key: value / kept for key, value in sums.items()}
 
     def check_finite(self, loss: float, at: str) -> None:
         if not math.isfinite(loss):
@@ -384,7 +392,7 @@ class _Loop:
             "epoch": self.epoch,
             "step": self.step,
             "plan": None if self.plan is None else dataclasses.asdict(self.plan),
-            "sums": self.sums,
+            "sums": {key: float(value) for key, value in self.sums.items()},
             "spent": self.spent,
             "warnings": self.warnings,
             "has_begun": self.has_begun,
@@ -411,3 +419,13 @@ class _Loop:
         self.sums, self.spent, self.warnings = dict(saved["sums"]), dict(saved["spent"]), list(saved["warnings"])
         if self.run is not None and self.is_main:
             self.run.cut_metrics(saved["metrics_size"])
+
+
+def double(value: Tensor | float) -> Tensor | float:
+    """A number in double precision, where it is.
+
+    Example:
+      >>> double(torch.tensor(0.5)), double(2)
+      (tensor(0.5000, dtype=torch.float64), 2.0)
+    """
+    return value.detach().double() if isinstance(value, Tensor) else float(value)

@@ -15,6 +15,7 @@ from rich.table import Column
 from labelwright.screen import screen
 from labelwright.wording import duration
 
+REDRAWN_EVERY_S = 0.1  # on a terminal
 LINE_EVERY_S = 60.0  # of work that is not shown on a terminal
 KEPT_S = 5.0  # on a terminal a line stays of work that took longer
 WORDS_WIDTH = 66  # characters beside the bar
@@ -24,8 +25,10 @@ ItemT = TypeVar("ItemT")
 _IS_QUIET = ContextVar("is_quiet", default=False)
 
 
-Show = Callable[[int, int | None, str, Mapping[str, float]], None]
-"""What to call with how much is done, of how much, words before it and numbers after it."""
+Means = Callable[[], Mapping[str, float]]
+
+Show = Callable[[int, int | None, str, Means], None]
+"""What to call with how much is done, of how much, words before it and what gives the numbers after it."""
 
 
 @contextmanager
@@ -49,8 +52,8 @@ class Bar:
 
     show: Show
 
-    def update(self, epoch: int, n_epochs: int, step: int, n_steps: int, means: Mapping[str, float]) -> None:
-        """Show the place in training and the means of the epoch so far."""
+    def update(self, epoch: int, n_epochs: int, step: int, n_steps: int, means: Means) -> None:
+        """Show the place in training and the means of the epoch so far, asked for only when they are shown."""
         self.show(epoch * n_steps + step, n_epochs * n_steps, f"epoch {epoch + 1}/{n_epochs}, step", means)
 
 
@@ -82,22 +85,25 @@ class _Shown:
         if taken_s > KEPT_S and self.last:
             self.console.print(f"{self.last}  {duration(taken_s)}")
 
-    def show(self, n_done: int, n_total: int | None, words: str, means: Mapping[str, float]) -> None:
+    def show(self, n_done: int, n_total: int | None, words: str, means: Means) -> None:
         now_s = time.monotonic()
         if self.first is None:
             self.first = now_s, n_done
         self.last = f"{words} {n_done:,}" + ("" if n_total is None else f"/{n_total:,}")
         if self.live is None and (now_s - self.printed_s < LINE_EVERY_S or n_done == n_total):
             return
+        if self.live is not None and now_s - self.printed_s < REDRAWN_EVERY_S and n_done != n_total:
+            return
         text, n_here = self.last, n_done - self.first[1]
         if n_total is not None and n_here > 0 and n_done < n_total:
             text += f"  about {duration((now_s - self.first[0]) / n_here * (n_total - n_done))} left"
-        loss = f"  loss {means['loss']:.3f}" if "loss" in means else ""
+        numbers = means()
+        loss = f"  loss {numbers['loss']:.3f}" if "loss" in numbers else ""
         text += loss if self.live is None or len(text + loss) < self.console.width - self.bar_width else ""
+        self.printed_s = now_s
         if self.live is not None:
             self.live.update(self.task, completed=n_done, total=n_total, description=text)
         else:
-            self.printed_s = now_s
             self.console.print(text)
 
 
@@ -124,7 +130,7 @@ def track(items: Iterable[ItemT], description: str, total: int | None = None) ->
     with _Shown(description) as shown:
         for n_done, item in enumerate(items, start=1):
             yield item
-            shown(n_done, total, description, {})
+            shown(n_done, total, description, dict)
 
 
 @contextmanager
@@ -134,4 +140,4 @@ def counter(description: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda n_done: None
         return
     with _Shown(description) as shown:
-        yield lambda n_done: shown(n_done, total, description, {})
+        yield lambda n_done: shown(n_done, total, description, dict)

@@ -20,7 +20,7 @@ from labelwright.methods import cvs
 from labelwright.methods.recipe import Recipe as PlainRecipe
 from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.run_folder import Run
-from labelwright.train import checkpoint
+from labelwright.train import checkpoint, loop
 from labelwright.train.loop import Trained, TrainingError, train
 from labelwright.train.plans import rows_of_step
 from labelwright.train.settings import TrainSettings
@@ -114,6 +114,50 @@ def test_two_nets__resumes_bit_for_bit(tmp_path: Path, crash_at: tuple[str, int]
     assert all(torch.equal(saved[0][k]["momentum_buffer"], saved[1][k]["momentum_buffer"]) for k in saved[0])
     for r in (whole_run, resumed_run):
         r.close()
+
+
+def test_accumulate__a_run_in_parts_goes_on_with_other_parts(tmp_path: Path) -> None:
+    def go(accumulate: int, run: Run | None = None, crash_at: int | None = None) -> Trained:
+        recorded = tiny.Recorded(METHODS["cvs"].recipe)
+        step = recorded.step
+
+        def crashing(*args: Any) -> StepResult:
+            if len(recorded.losses) == crash_at:
+                raise CrashError
+            return cast(StepResult, step(*args))
+
+        recorded.step = crashing  # type: ignore[method-assign]
+        task, views, build = tiny.inputs_of("cvs", COUNTS, norm=False)
+        cfg = resolve_config(METHODS["cvs"], {"epochs": 3, "batch_size": 8})
+        options = tiny.options_of(accumulate=accumulate, checkpoint_minutes=0.0)
+        return train(cast(Recipe, recorded), cfg, task, views, build, options=options, run=run)
+
+    whole, run = go(1), Run.create(tmp_path)
+    with pytest.raises(CrashError):
+        go(4, run, crash_at=4)
+    resumed = tiny.tensors_of(go(2, run).state)
+    run.close()
+    for path, tensor in tiny.tensors_of(whole.state).items():
+        torch.testing.assert_close(resumed[path], tensor, rtol=0, atol=1e-6)
+
+
+def test_step__reads_nothing_off_the_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def watched(owner: Any, name: str) -> None:
+        whole = getattr(owner, name)
+
+        def unread(*args: Any, **how: Any) -> Any:
+            with tiny.nothing_read():
+                return whole(*args, **how)
+
+        monkeypatch.setattr(owner, name, unread)
+
+    watched(loop, "optimizer_step")  # the recipe's step is in it
+    for name in ("add_logs", "follow_averages"):
+        watched(loop._Loop, name)
+    run = Run.create(tmp_path)
+    run_two_nets(run=run)
+    run.close()
+    assert all(isinstance(record["loss"], float) for record in epoch_records(run))
 
 
 def test_resume__drops_records_of_what_runs_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

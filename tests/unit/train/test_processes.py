@@ -63,6 +63,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "proden": {"name": "proden", "settings": {"epochs": 3, "batch_size": 8, "lr": 0.2}},
     "pico": {"name": "pico", "settings": {"epochs": 3, "batch_size": 8, "lr": 0.05, "queue_size": 20}},
     "simclr": {"name": "simclr", "settings": {"epochs": 3, "batch_size": 8, "lr": 0.2}},
+    "simclr in parts": {"name": "simclr", "settings": {"epochs": 3, "batch_size": 8, "lr": 0.2}, "accumulate": 2},
     "coreg": {  # nothing is mixed on features: partners are drawn within a process
         "name": "coreg",
         "settings": {"epochs": 4, "batch_size": 8, "lr": 0.05, "queue_size": 20},

@@ -25,7 +25,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Clock]:
 def test_bar__without_a_terminal_a_line_a_minute(clock: _Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with progress.bar(True) as live:
         for step in range(1, 8):  # ten of 20 s, resumed after the third epoch of 10 steps
-            live.update(3, 20, step, 10, {"loss": 1.25})
+            live.update(3, 20, step, 10, lambda: {"loss": 1.25})
             clock.now_s += 20
     assert capsys.readouterr().err.splitlines() == [
         "epoch 4/20, step 34/200  about 55 min 20 s left  loss 1.250",
@@ -35,12 +35,12 @@ def test_bar__without_a_terminal_a_line_a_minute(clock: _Clock, capsys: pytest.C
 
 def test_bar__short_or_unwanted_work_prints_nothing(clock: _Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with progress.bar(True) as live:
-        live.update(0, 2, 1, 10, {})
+        live.update(0, 2, 1, 10, dict)
         clock.now_s += 59
-        live.update(0, 2, 2, 10, {})
+        live.update(0, 2, 2, 10, dict)
     with progress.bar(False) as live:
         clock.now_s += 600
-        live.update(0, 2, 1, 10, {})
+        live.update(0, 2, 1, 10, dict)
     assert capsys.readouterr() == ("", "")
 
 
@@ -72,7 +72,7 @@ def test_bar__on_a_terminal_a_line_that_fits_and_one_that_stays_of_long_work(
     monkeypatch.setattr(progress, "screen", lambda is_error: console)
     with progress.bar(True) as live:
         for step in range(1, 11):
-            live.update(11, 104, step, 10, {"loss": 1.25, "co_labels": 3.0})
+            live.update(11, 104, step, 10, lambda: {"loss": 1.25, "co_labels": 3.0})
             clock.now_s += 20
     *frames, kept = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", out.getvalue()).strip().splitlines()
     assert kept == "epoch 12/104, step 120/1,040  3 min 20 s"

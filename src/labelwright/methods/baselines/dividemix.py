@@ -101,7 +101,7 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
     if clock.epoch < plain_epochs(cfg):
         kept = has_first_guess(guesses)
         losses = [_plain(cfg, net(batch.x), labels, kept) for net in state.nets.values()]
-        return StepResult(torch.stack(losses).sum(), int(kept.sum()), state)
+        return StepResult(torch.stack(losses).sum(), kept.sum(), state)
     with torch.no_grad():
         probs = {name: [net(x).float().softmax(1) for x in batch.views] for name, net in state.nets.items()}
         every = torch.stack([*probs["main"], *probs["peer"]])

@@ -6,9 +6,10 @@ effective number from a share of the training on: deferred re-weighting (Cao 201
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -34,6 +35,8 @@ from labelwright.types import (
     Stream,
     Task,
 )
+
+MadeT = TypeVar("MadeT")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +98,16 @@ def deferred(cfg: DeferredSettings) -> float:
     return cfg.drw_from_frac
 
 
+def _class_weights(cfg: LabelledSettings, counts: Tensor) -> Tensor:
+    return fixed.effective_number_weights(counts, beta=cfg.effective_beta)
+
+
+@functools.lru_cache(maxsize=8)
+def _of_counts(make: Callable[[Any, Tensor], MadeT], cfg: LabelledSettings, counts: Tensor) -> MadeT:
+    """Made before the steps of an epoch, in which its checks would wait for the device."""
+    return make(cfg, counts)
+
+
 @dataclass(frozen=True)
 class LabelledRecipe:
     """A `types.Recipe` of what sets a baseline apart.
@@ -126,6 +139,8 @@ class LabelledRecipe:
     def plan(self, cfg: LabelledSettings, task: Task, state: State, epoch: int) -> EpochPlan:
         """Every labelled image once."""
         rows = torch.nonzero(task.labels >= 0).flatten().cpu()
+        for make in (self.adjustment, _class_weights) if len(rows) else ():
+            _of_counts(make, cfg, task.counts)
         return EpochPlan({"train": Stream(rows, cfg.batch_size, (cfg.view,))}, steps_for(len(rows), cfg.batch_size))
 
     def step(
@@ -137,8 +152,8 @@ class LabelledRecipe:
         logits = net.head_logits(feats).float()
         weight = None
         if clock.epoch >= self.weighted_from_frac(cfg) * clock.n_epochs:
-            weight = fixed.effective_number_weights(task.counts, beta=cfg.effective_beta)
-        adjustment = self.adjustment(cfg, task.counts)
+            weight = _of_counts(_class_weights, cfg, task.counts)
+        adjustment = _of_counts(self.adjustment, cfg, task.counts)
         scale = Adjustment(adjustment.multiplier) if self.head == "cosine" else Adjustment()
         probs = adjusted_logits(logits.detach(), batch.labels, scale).softmax(1)  # cosines say little before it
         more, state = added(cfg.adjust, state, probs)

@@ -128,6 +128,7 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
         labels=labels,
         is_reliable=is_there,
         queue=memory["queue"],
+        n_classes=task.n_classes,
         rule="supervised" if has_begun else "unsupervised",
         temperature=cfg.temperature,
     )  # 3, 4

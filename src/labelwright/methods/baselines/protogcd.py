@@ -15,6 +15,7 @@ Command: labelwright fit features.npz --novel auto --method protogcd --out RUN
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -91,11 +92,9 @@ def dual_targets(probs: Tensor, hidden: Tensor, *, sure_frac: float) -> Tensor:
       [[0.6000000238418579, 0.4000000059604645], [0.0, 1.0]]
     """
     sure, best = probs.max(1)
-    n_sure = round(sure_frac * int(hidden.sum()))
-    surest = sure.masked_fill(~hidden, -1.0).topk(n_sure).indices
-    targets = probs.clone()
-    targets[surest] = F.one_hot(best[surest], probs.shape[1]).to(probs.dtype)
-    return targets
+    n_sure = (sure_frac * hidden.sum().double()).round()
+    rank = sure.masked_fill(~hidden, -1.0).argsort(descending=True, stable=True).argsort()
+    return torch.where((rank < n_sure)[:, None], F.one_hot(best, probs.shape[1]).to(probs.dtype), probs)
 
 
 def separation(prototypes: Tensor) -> Tensor:
@@ -106,11 +105,11 @@ def separation(prototypes: Tensor) -> Tensor:
       0.0
     """
     z = F.normalize(prototypes.float(), dim=1)
-    pairs = ~torch.eye(len(z), dtype=torch.bool, device=z.device)
-    if not pairs.any():
+    if len(z) == 1:
         return z.sum() * 0
+    pairs = ~torch.eye(len(z), dtype=torch.bool, device=z.device)
     sims = (z @ z.T)[pairs] / simgcd.STUDENT_TEMPERATURE
-    return sims.logsumexp(0) - torch.tensor(float(len(sims))).log()
+    return sims.logsumexp(0) - math.log(len(sims))
 
 
 RECIPE = Recipe(
