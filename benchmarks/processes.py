@@ -177,17 +177,18 @@ def main() -> None:
                 figures["after_a_kill_pct"] = float(found[1])
             rows: list[Row] = [
                 {
-                    "table": f"processes.py, {how}",
+                    "table": f"processes.py {how}",
                     "cell": name.replace(" ", "_"),
                     "title": name,
                     "metric": metric,
-                    "value": "" if np.isnan(value) else f"{value:.3g}",
+                    "value": f"{value:.3g}",
                     "n_seeds": "1",
                     "seconds": f"{seconds:.1f}",
                     "commit": commit,
                     "hardware": "cpu (2 processes, a thread each)",
                 }
                 for metric, value in figures.items()
+                if not np.isnan(value)
             ]
             if args.csv is not None:
                 add_rows(args.csv, rows)
