@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from labelwright.benchmarking.results import Row, add_rows
 from labelwright.encoders import backbones
-from labelwright.encoders.parts import set_parts
+from labelwright.train.parts import set_parts
 
 
 def peak_mb() -> float:

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from labelwright.encoders.backbones import Classifier, Stored
 from labelwright.encoders.heads import CosineHead, MlpHead
-from labelwright.encoders.parts import in_parts
 from labelwright.encoders.towers import EmbeddedTowers
 from labelwright.errors import ConfigError
 from labelwright.methods import simclr
@@ -25,6 +24,7 @@ from labelwright.methods.families.labels import of_labels
 from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.run_folder import Run
 from labelwright.train.loop import LoopOptions, Trained, train
+from labelwright.train.parts import in_parts
 from labelwright.train.seeds import generator
 from labelwright.types import BuildNet, Candidates, Concepts, Head, Recipe, State, Task, ViewSource
 

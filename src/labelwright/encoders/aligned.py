@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from labelwright.encoders.backbones import Classifier, Stored, UnitBackbone
 from labelwright.encoders.heads import TextHead
 from labelwright.encoders.lora import LoraTowers
-from labelwright.encoders.parts import in_parts
 from labelwright.encoders.prompts import PromptedTowers
 from labelwright.encoders.residual import ResidualAdapter
 from labelwright.encoders.towers import FrozenTowers, Towers
+from labelwright.train.parts import in_parts
 
 
 class AlignedNet(nn.Module):
@@ -40,7 +40,7 @@ class AlignedNet(nn.Module):
         self.towers = towers
         self.visual = visual
         self.textual = textual
-        self.n_parts = 1  # in how many the towers see a batch, see encoders.parts
+        self.n_parts = 1  # in how many the towers see a batch, see train.parts
         shape = tuple(towers.text_feats().shape)
         self.offset: Tensor
         self.linear_weight: Tensor

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from labelwright.encoders import efficientnet
 from labelwright.encoders.heads import CacheHead, CentredHead, CosineHead, MlpHead, ProjectedHead, TextHead
-from labelwright.encoders.parts import in_parts
 from labelwright.encoders.pretrained import (
     from_transformers_config,
     load_config,
@@ -30,6 +29,7 @@ from labelwright.encoders.residual import ResidualAdapter
 from labelwright.encoders.resnets import OWN
 from labelwright.encoders.saved import SavedBackbone, saved_backbone
 from labelwright.errors import ConfigError
+from labelwright.train.parts import in_parts
 from labelwright.types import Head
 
 _HEADS: dict[type[nn.Module], Head | Literal["text", "cache"]] = {
@@ -69,7 +69,7 @@ class Classifier(nn.Module):
     Attributes:
       name: what the backbone was asked for as.   n_outputs: C.
       n_features: D, of the features and of what the last layer sees.
-      n_parts: in how many the backbone sees a batch that a gradient is kept of, see encoders.parts.
+      n_parts: in how many the backbone sees a batch that a gradient is kept of, see train.parts.
       freeze: the glob patterns that were frozen; batch norms wholly frozen by them stay in eval mode, and all of a
         network that ``keeps_statistics``: those of its pretraining, which few images in small batches would spoil.
     """

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from labelwright.encoders.parts import set_parts
+from labelwright.train.parts import set_parts
 from labelwright.train.settings import TrainSettings
 from labelwright.train.speed import images_per_second
 from labelwright.types import ViewSource

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from labelwright.encoders.parts import set_parts
 from labelwright.errors import DataError, TrainingError
 from labelwright.run_folder import Run
 from labelwright.train import checkpoint, progress
 from labelwright.train.optim import build_optimizer, lr_at, optimizer_step, sam_radius_at, set_lr
+from labelwright.train.parts import set_parts
 from labelwright.train.plans import check_plan, plan_from_dict, rows_of_step
 from labelwright.train.processes import (
     accelerator_for,

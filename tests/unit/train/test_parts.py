@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from labelwright.encoders import backbones
-from labelwright.encoders.parts import in_parts, set_parts
+from labelwright.train.parts import in_parts, set_parts
 
 
 def gradients(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
