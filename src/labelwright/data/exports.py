@@ -42,7 +42,7 @@ def rows_of(path: Path) -> tuple[list[Row], dict[str, Any]]:
     Raises: ValueError if it is no JSON, or of no form that is known.
 
     Example:
-      >>> import tempfile
+      >>> import json, tempfile
       >>> path = Path(tempfile.mkdtemp()) / "export.json"
       >>> choice = {"result": [{"type": "choices", "value": {"choices": ["cat"]}}]}
       >>> _ = path.write_text(json.dumps([{"id": 7, "data": {"image": "a.png"}, "annotations": [choice]}]))

@@ -71,6 +71,8 @@ def unlike_labelled(feats: Tensor, labels: Tensor, *, groups: Tensor | None = No
       >>> unlike_labelled(z, torch.tensor([0] * 1000 + [-1] * 2000))
       Unlike(share=0.52, least=0.45)
     """
+    can = feats.isfinite().all(1).to(labels.device)  # others are problems of the data, which their reader names
+    feats, labels, groups = feats[can], labels[can], None if groups is None else groups[can]
     known = labels >= 0
     if bool(known.all()) or not bool((torch.bincount(labels[known]) > 1).any()):
         return Unlike()
@@ -86,6 +88,7 @@ def _separated(feats: Tensor, labels: Tensor, groups: Tensor | None) -> tuple[fl
     rows, others = (evenly_spread(some.nonzero().flatten(), ROWS) for some in (labels >= 0, labels < 0))
     at = torch.cat([rows, others])
     z = feats[at].float()
+    z = z / z.abs().max().clamp(min=1e-30)
     z = z - z.mean(0)
     covariance = z.T @ z / len(z)
     covariance.diagonal().add_(RIDGE * covariance.diagonal().mean() + 1e-12)

@@ -21,9 +21,10 @@ FORMAT = 2
 
 
 def save_atomically(payload: Mapping[str, Any], path: Path) -> None:
-    """Write what ``torch.load(weights_only=True)`` reads back so that ``path`` always holds a whole file, old or new.
+    """Write what ``torch.load(weights_only=True)`` reads back so that a whole file, old or new, is always there.
 
-    One process writes at a time. The file that was there stays as ``previous.pt``.
+    One process writes at a time. The file that was there stays as ``previous.pt``, which alone is there for a moment:
+    see `newest`.
 
     Raises: DiskError if it cannot be written.
     """

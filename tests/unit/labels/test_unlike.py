@@ -62,3 +62,12 @@ def test_unlike_labelled__images_of_a_group_count_as_one() -> None:
 @pytest.mark.parametrize("labels", [[0, 1, -1, -1], [0, 0, 1, 1], [-1] * 4], ids=["one each", "all", "none"])
 def test_unlike_labelled__says_nothing_without_two_of_a_class_and_an_unlabelled_one(labels: list[int]) -> None:
     assert unlike_labelled(torch.eye(4), torch.tensor(labels)) == Unlike()
+
+
+def test_unlike_labelled__numbers_that_cannot_be_are_left_to_their_reader() -> None:
+    feats, labels, _ = pool([100] * 6, per_class=20)
+    feats[::7], feats[1] = torch.nan, torch.inf
+    assert unlike_labelled(feats, labels) == Unlike()
+    assert (
+        unlike_labelled(torch.full_like(feats, 1e30), labels) == unlike_labelled(0 * feats[2:3], labels[:1]) == Unlike()
+    )

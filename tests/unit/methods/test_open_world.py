@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 import tiny
 from labelwright.methods import lps
-from labelwright.methods import open_world as ow
+from labelwright.methods.cluster_start import beliefs_from
 from labelwright.methods.open_world import OpenWorldSettings, prior_of
 from labelwright.run_folder import Run
 from labelwright.types import Task
@@ -83,7 +83,7 @@ def test_beliefs_from__clusters_that_split_a_class_unevenly_are_put_right_by_its
     labels = torch.where(torch.arange(400) < 20, truth, -1)
     task = Task(labels, ("one",), n_novel=1)
     task = dataclasses.replace(task, labels=torch.where(truth == 0, labels, -1))
-    weight, bias = ow.beliefs_from(feats, task, assigned, torch.tensor([0.5, 0.5]))
+    weight, bias = beliefs_from(feats, task, assigned, torch.tensor([0.5, 0.5]))
     predicted = (feats @ weight.T + bias).argmax(1)
     hidden = task.labels < 0
     before = float((assigned == truth)[hidden].float().mean())

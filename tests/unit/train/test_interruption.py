@@ -69,12 +69,9 @@ def wait_until(child: "subprocess.Popen[str]", reached: Callable[[], bool]) -> N
 
 
 def place(out: Path) -> tuple[int, int]:
-    """Epoch and step of the newest checkpoint; always readable, whenever it is looked at."""
-    path = out / "checkpoints" / "last.pt"
-    if not path.exists():
-        return -1, 0
-    saved = checkpoint.load(path)
-    return saved["epoch"], saved["step"]
+    """Epoch and step of the newest checkpoint; one can be read whenever it is looked at."""
+    saved = checkpoint.newest(out / "checkpoints" / "last.pt")
+    return (-1, 0) if saved is None else (saved["epoch"], saved["step"])
 
 
 def resumed(out: Path, wanted: dict[str, Any]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
