@@ -22,6 +22,16 @@ from labelwright.train.settings import TrainSettings
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "src" / "labelwright").rglob("*.py"))
 BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
+ABSENT_ON_WINDOWS = {
+    "resource",
+    "fcntl",
+    "pwd",
+    "grp",
+    "termios",
+    "tty",
+    "pty",
+    "syslog",
+}  # imported where they are used
 UNDOCUMENTED = {"Recipe.Config"}  # a comment says what it is
 
 
@@ -37,6 +47,8 @@ def test_source_file(path: Path) -> None:
     assert not re.search(r"\.cuda\(", text), "use the device that the caller names"
     assert "torchvision" not in modules_imported(tree)
     assert set(undocumented(tree)) <= UNDOCUMENTED
+    at_the_top = [node for node in tree.body if not isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    assert not ABSENT_ON_WINDOWS & modules_imported(ast.Module(at_the_top, []))
 
 
 def modules_imported(tree: ast.AST) -> set[str]:
