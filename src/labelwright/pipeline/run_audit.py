@@ -132,7 +132,8 @@ def _copies(
     elif feats is None:
         return {"n_duplicates": None, "n_across_test": None, "n_two_labels": None, "duplicates": None}
     content = contents(parts) if content is None else content
-    leaders = np.unique(content, return_index=True)[1][content]
+    _, first_of, which = np.unique(content, return_index=True, return_inverse=True)
+    leaders = first_of[which]
     pairs = {(int(a), int(b)): "exact" for a, b in enumerate(leaders) if a != b}
     for a, b in zip(*(rows.tolist() for rows in near_pairs(thumbs, near, cuts=False)), strict=True):
         if content[a] != content[b]:

@@ -79,12 +79,17 @@ def test_fit__copies(run: Any) -> None:
     assert (found["n_duplicates"], found["n_across_test"], found["n_two_labels"]) == (4, 0, 0)
 
 
-def test_audit_of_run__large_data_are_looked_at_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("test_frac", [0, 0.2], ids=["all learned", "held out"])
+def test_audit_of_run__large_data_are_looked_at_in_part(
+    test_frac: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(run_audit, "AUDITED_ROWS", 90)
     embedded(tmp_path / "train.npz", 0)
-    done = lw.fit(tmp_path / "train.npz", out=tmp_path / "run", method="nearest_mean", test_frac=0, device="cpu")
+    done = lw.fit(
+        tmp_path / "train.npz", out=tmp_path / "run", method="nearest_mean", test_frac=test_frac, device="cpu"
+    )
     assert done.summary["audit"]["n_audited"] == 90
-    assert done.summary["audit"]["test_noise"] is None
+    assert (done.summary["audit"]["test_noise"] is None) == (test_frac == 0)
     assert not done.labels["trust"].null_count
 
 
