@@ -48,7 +48,12 @@ def main() -> None:
         found = {"balanced_accuracy": recall.mean()}
         found |= {f"third_{i}": each.mean() for i, each in enumerate(recall[order].tensor_split(3), 1)}
         print(f"tau {tau:g}", *(f"{name} {100 * float(value):.1f}" for name, value in found.items()), sep=" | ")
-        row = {"table": "posthoc.py cifar10-lt-100", "cell": f"tau-{tau:g}", "title": f"tau {tau:g}", "seed": "0"}
+        row = {
+            "table": f"posthoc.py {options.run.resolve().parts[-3]}",
+            "cell": f"tau-{tau:g}",
+            "title": f"tau {tau:g}",
+        }
+        row |= {"seed": str(run.config["seed"])}
         row |= {"model": "", "commit": source_commit() or "", "hardware": "cpu (AMD EPYC, 1 thread)"}
         rows += [row | {"metric": name, "value": f"{100 * float(value):.2f}"} for name, value in found.items()]
     if options.csv:

@@ -2,10 +2,11 @@
 
     python benchmarks/unlike.py NAME=TRAIN.npz [MORE …] [--seeds 3] [--csv FILE]
 
-Files hold `embeddings` [N, D] and `labels` [N], and perhaps `groups` [N], as labelwright reads them. Of 4,000 images at
-most, even or 20 to 1 from class to class, all classes or 70% of them have labels: 5 or 20 a class, or 30% of their
-images. Printed in percent of the unlabelled images: those of classes without labels, the estimate and the bound of
-`labels.unlike`, 0 where nothing was noticed.
+Files hold `embeddings` [N, D] and `labels` [N], as labelwright reads them. Of 4,000 images at most, even or 20 to 1
+from class to class, all classes or 70% of them have labels: 5 or 20 a class, or 30% of their images. Where a file holds
+`groups` [N] as well, half of these have labels, whole, and the groups are given or not. Printed in percent of the
+unlabelled images: those of classes without labels, the estimate and the bound of `labels.unlike`, 0 where nothing was
+noticed.
 """
 
 from __future__ import annotations
@@ -62,6 +63,26 @@ def cells(feats: np.ndarray, labels: np.ndarray, seeds: int) -> Iterator[tuple[s
                     yield cell, title, seed, {name: 100 * share for name, share in shares.items()}
 
 
+def tracks(
+    feats: np.ndarray, labels: np.ndarray, groups: np.ndarray, seeds: int
+) -> Iterator[tuple[str, str, int, dict[str, float]]]:
+    """The same of labels that whole groups have."""
+    _, units = np.unique(groups, return_inverse=True)
+    for seed in range(seeds):
+        draw = np.random.default_rng(seed)
+        rows, of = draw.permutation(len(labels))[:N], draw.permutation(units.max() + 1)
+        known = of[units[rows]] < len(of) // 2
+        classes, own = np.unique(labels[rows][known], return_inverse=True)
+        given = np.full(len(rows), -1)
+        given[known] = own
+        truth = float((~np.isin(labels[rows][~known], classes)).mean())
+        for cell, some in (("groups-given", torch.from_numpy(units[rows])), ("groups-not-given", None)):
+            found = unlike_labelled(torch.from_numpy(feats[rows]).float(), torch.from_numpy(given), groups=some)
+            shares = {"truth": truth, "estimate": found.share, "least": found.least}
+            title = f"half of the groups labelled, {cell.replace('-', ' ')}"
+            yield cell, title, seed, {name: 100 * share for name, share in shares.items()}
+
+
 def main() -> None:
     """Print a line per pool, and add rows to a CSV file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -75,8 +96,12 @@ def main() -> None:
         name, path = each.split("=")
         file = read(Path(path))
         labels = np.unique(file["labels"], return_inverse=True)[1]
-        model = "tiny-clip" if np.asarray(file["embeddings"]).shape[1] == 128 else "EfficientNet-Lite0"
-        for cell, title, seed, shares in cells(np.asarray(file["embeddings"]), labels, args.seeds):
+        feats = np.asarray(file["embeddings"])
+        model = "tiny-clip" if feats.shape[1] == 128 else "EfficientNet-Lite0"
+        found = [cells(feats, labels, args.seeds)]
+        if "groups" in file:
+            found.append(tracks(feats, labels, np.asarray(file["groups"]), args.seeds))
+        for cell, title, seed, shares in (each for some in found for each in some):
             print(name, title, seed, {key: round(value, 1) for key, value in shares.items()}, flush=True)
             row = {"table": f"unlike.py {name}", "model": model, "cell": cell, "title": title, "seed": str(seed)}
             row |= {"commit": source_commit() or "", "hardware": "cpu (1 thread), other work on the machine"}

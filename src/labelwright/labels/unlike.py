@@ -71,8 +71,9 @@ def unlike_labelled(feats: Tensor, labels: Tensor, *, groups: Tensor | None = No
       >>> unlike_labelled(z, torch.tensor([0] * 1000 + [-1] * 2000))
       Unlike(share=0.52, least=0.45)
     """
-    can = feats.isfinite().all(1).to(labels.device)  # others are problems of the data, which their reader names
-    feats, labels, groups = feats[can], labels[can], None if groups is None else groups[can]
+    can = feats.isfinite().all(1).to(labels.device)
+    if not bool(can.all()):  # problems of the data, which their reader names
+        feats, labels, groups = feats[can], labels[can], None if groups is None else groups[can]
     known = labels >= 0
     if bool(known.all()) or not bool((torch.bincount(labels[known]) > 1).any()):
         return Unlike()

@@ -163,7 +163,10 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
         "seed": plan.settings.seed,
         "test": scores,
         "n_fitted": n_fitted,
-        "trust": _trust(calibrations, own, held_out, prepared.test, _near_labels(job), job.unlike.share),
+        "trust": _trust(
+            *(calibrations, own, held_out, prepared.test, _near_labels(job), job.unlike.share),
+            is_verified=plan.settings.verified is not None,
+        ),
         "audit": audited.facts,
         "strangers": facts_of(rows, threshold),
         "answer": {
@@ -395,18 +398,22 @@ def _trust(
     test: Source | None,
     near: float,
     unlike: float,
+    *,
+    is_verified: bool,
 ) -> dict[str, Any]:
     """What `trust` rests on, how many labels it says are right, and how far that was off on test images.
 
     The share ``near`` of the unlabelled images may all be right: they are in a group with labels, and those were left
-    out in whole groups. The share ``unlike`` of them may all be wrong: they look unlike every labelled image.
+    out in whole groups. The share ``unlike`` of them may all be wrong: they look unlike every labelled image, for which
+    left-out labels do not speak, but verified ones do.
     """
     found: dict[str, Any] = calibrations.training.to_dict()
     open_rows = own.given < 0
     if open_rows.any():
         mean, low, high = expected_accuracy(calibrations.training.chance(own.odds[open_rows]), calibrations.training)
         high = high if calibrations.training.source != "left-out labels" else high + near * (1 - high)
-        found |= {"estimated": round(mean, 4), "interval": [round(low * (1 - unlike), 4), round(high, 4)]}
+        low *= 1 - (0.0 if is_verified else unlike)
+        found |= {"estimated": round(mean, 4), "interval": [round(low, 4), round(high, 4)]}
         found |= {"unlike": unlike} if unlike else {}
     if tested is not None and test is not None and bool((tested.given >= 0).any()):
         known = tested.given >= 0

@@ -126,20 +126,17 @@ def share_right(run: Run) -> Share:
     """The share of labels that is right, and what is known of it.
 
     Test images, or labels that were left out where these tell more; then what is known for scoring alone; then what
-    trust rests on without any label.
+    trust rests on without any label. Images held out do not speak for unlabelled ones that look unlike all of them.
     """
     accuracy, n, trust = run.test.get("accuracy"), run.test.get("n_scored") or 0, run.summary.get("trust") or {}
     estimated, source = trust.get("estimated"), trust.get("source", "none")
     half_known = is_half_known(run)
     span = interval(accuracy or 0.0, n) if n else None
     narrow = source == "left-out labels" and estimated is not None and trust["interval"][1] - trust["interval"][0]
-    if accuracy is not None and not half_known and not (span and narrow and narrow < span[1] - span[0]):
-        held_out = run.data.get("test_is") == "held out"
+    held_out, is_verified = run.data.get("test_is") == "held out", bool(run.config.get("verified"))
+    are_apart = held_out and unlike_labelled(run) > 0  # held-out images are like the labelled ones
+    if accuracy is not None and not (half_known or are_apart or (span and narrow and narrow < span[1] - span[0])):
         basis = f"measured on {f'{n:,} ' if n else ''}test images{' that were held out' if held_out else ''}"
-        if held_out and unlike_labelled(run):
-            low, high = span or (accuracy, accuracy)
-            span = low * (1 - unlike_labelled(run)), high
-            return Share(accuracy, span, f"{_about(accuracy, span)}, {basis}, {UNLIKE}.", is_confirmed=False)
         labelled = run.summary.get("n_labelled")
         are_new = labelled is not None and labelled == run.summary.get("n_images")  # every other label was given
         return Share(accuracy, span, f"{_about(accuracy, span, NEW if are_new else LABELS)}, {basis}.")
@@ -152,9 +149,10 @@ def share_right(run: Run) -> Share:
         basis = BASIS.get(source, source).format(n=counted(trust.get("n") or 0, "label"))
         if run.summary.get("n_novel"):
             basis = "labels confirm the named classes alone, and nothing the new ones"
-        elif unlike_labelled(run):
+        elif unlike_labelled(run) and not is_verified:
             basis += f", {UNLIKE}"
-        is_confirmed = source == "left-out labels" and not run.summary.get("n_novel") and not unlike_labelled(run)
+        is_confirmed = source == "left-out labels" and not run.summary.get("n_novel")
+        is_confirmed &= is_verified or not unlike_labelled(run)
         return Share(estimated, (low, high), f"{_about(estimated, (low, high))}; {basis}.", is_confirmed)
     if half_known:
         return Share(None, None, "How many labels are right is not known: no image is known to be of a new class.")

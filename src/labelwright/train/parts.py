@@ -31,7 +31,7 @@ def in_parts(net: nn.Module, features: Callable[[Tensor], Tensor], x: Tensor, *,
     """What ``features`` gives of a batch, as memory of one part: the rest is computed anew when its gradient is.
 
     Values and gradients are those of the whole batch but for rounding, whatever loss is made of the features; only what
-    normalises over a batch sees the parts. Where no gradient is kept, and of stored features, there are no parts.
+    normalises over a batch sees the parts. Without a gradient, and for stored features, the batch stays whole.
 
     Args:
       net: the module that ``features`` belongs to; the second pass leaves its running statistics alone.

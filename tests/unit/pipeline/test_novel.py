@@ -237,6 +237,20 @@ def test_fit__without_novel_says_that_labels_do_not_speak_for_hidden_classes(
     assert any("--novel auto" in card["command"] for card in collect(run, command="labelwright fit x --out y")["next"])
 
 
+def test_fit__verified_labels_speak_for_hidden_classes(blobs: tuple[Path, Path], tmp_path: Path) -> None:
+    truth = pa.parquet.read_table(blobs[0])["truth"].to_pylist()
+    seen = range(0, len(truth), 3)
+    words = "\n".join(f"{row},{truth[row] if truth[row] in NAMES[:2] else 'none'}" for row in seen)
+    (tmp_path / "verified.csv").write_text(f"id,verified\n{words}\n", encoding="utf-8")
+    run = lw.fit(blobs[0], out=tmp_path / "run", verified=str(tmp_path / "verified.csv"), **FAST)
+    right = float(np.mean([label == truth for label, truth in zip(*labels_and_truth(run, blobs[0]), strict=True)]))
+    low, high = run.summary["trust"]["interval"]
+    assert low <= right <= high < 0.7
+    verdict = collect(run)["verdict"]
+    assert verdict["level"] == "poor"
+    assert "look unlike" not in verdict["sentence"]
+
+
 def labels_and_truth(run: lw.Run, path: Path) -> tuple[list[str], list[str]]:
     """Of the images without labels."""
     truth = pa.parquet.read_table(path)["truth"].to_pylist()
