@@ -11,6 +11,7 @@ loss; at test time nothing is added. The state holds three tensors [C], whatever
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -49,6 +50,10 @@ def names_of(text: str | None) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise ConfigError(f"adjust={text} has a name twice", fix="give each name once")
     return names
+
+
+Names = Annotated[str, names_of]
+"""Type of a setting of a Config: adjustments, checked when it is made."""
 
 
 def init(counts: Tensor, prior: Tensor) -> dict[str, Tensor]:

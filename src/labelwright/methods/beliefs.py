@@ -43,7 +43,7 @@ from labelwright.labels.chunks import evenly_spread
 from labelwright.labels.gaussians import gaussian_beliefs, principal_of
 from labelwright.methods.recipe import Begun, Recipe, check_is_pretrained
 from labelwright.methods.shots import Shots
-from labelwright.train.settings import TrainSettings, require_range
+from labelwright.train.settings import AtLeast0, Count, Positive, Share, TrainSettings
 from labelwright.types import BuildNet, Passes, State, Task
 
 INVERSE_PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)  # of the logistic regression, tried by cross-validation
@@ -63,18 +63,11 @@ class Config(TrainSettings):
 
     takes_steps: ClassVar[bool] = False
     epochs: int = 1  # everything is done before the first
-    n_dims: int = 128  # principal components kept
-    strength: float | None = None  # s, of the Gaussians; None = 0.3, or 0.2 where a class has its text alone
-    shrinkage: float | None = None  # of the covariance towards the identity, 0 to 1; None = 0.5, or 0.1 there
-    label_weight: float = 10.0  # how many images a labelled one counts for in the Gaussians
+    n_dims: Count = 128  # principal components kept
+    strength: AtLeast0 | None = None  # s, of the Gaussians; None = 0.3, or 0.2 where a class has its text alone
+    shrinkage: Share | None = None  # of the covariance towards the identity, 0 to 1; None = 0.5, or 0.1 there
+    label_weight: Positive = 10.0  # how many images a labelled one counts for in the Gaussians
     prior: Literal["estimated", "even"] = "estimated"  # shares of the classes among all images
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_range(self, "at least 1", "n_dims")
-        require_range(self, "0 or more, or none", "strength")
-        require_range(self, "in [0, 1], or none", "shrinkage")
-        require_range(self, "above 0", "label_weight")
 
 
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:

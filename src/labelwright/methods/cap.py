@@ -56,7 +56,7 @@ from labelwright.methods.method import Views
 from labelwright.methods.recipe import Begun, plain_logits
 from labelwright.metrics.agreement import Watch, warnings_of, worse_than_names
 from labelwright.train.processes import mean_share
-from labelwright.train.settings import require, require_range
+from labelwright.train.settings import AtLeast0, Count, CountOr0, Positive, Share, require
 from labelwright.types import (
     Batch,
     BuildNet,
@@ -81,28 +81,22 @@ class Config(PoolSettings):
     batch_size: int = 32  # rows per stream and step (Sec. 4.1)
     lr: float = 0.05  # peak learning rate (paper: 0.01)
     weight_decay: float = 5e-4  # (paper: 0.1)
-    patience_epochs: int = 2  # line 13; 0 trains all epochs and keeps the last state (paper)
+    patience_epochs: CountOr0 = 2  # line 13; 0 trains all epochs and keeps the last state (paper)
     tune: Literal["adapters", "coop", "vpt", "maple", "lora"] = "adapters"  # what learns besides the adapters
-    residual_weight: float | None = None  # share of the adapters' correction; None = 1 / logit_scale (paper: 0.01)
+    residual_weight: Positive | None = None  # share of the adapters' correction; None = 1 / logit_scale (paper: 0.01)
     alignment: Alignment = "evidence"  # lines 1 to 3; clustering = Algorithm 1 (paper), none = the names as they are
     use_leftovers: bool = True  # line 3; False leaves classes without a good text as they are
-    shape_strength: float | None = None  # line 4, of the log density; None = 0.2 if half the classes have labels, or 0
-    start_size: int = 16  # k, images per class in the first main set (Sec. 4.1; 6 on Flowers102)
+    shape_strength: AtLeast0 | None = None  # line 4; None = 0.2 if half of the classes have labels, else 0
+    start_size: Count = 16  # k, images per class in the first main set (Sec. 4.1; 6 on Flowers102)
     share_from: Literal["beliefs", "uniform"] = "beliefs"  # expected shares of the classes; uniform = paper
     margin_scale: float | Literal["auto"] = 12.0  # m at logit_scale 100 (Sec. 4.1); "auto" chooses without labels
-    adjust: str | None = None  # adjustments added to the margin of line 11, e.g. pace+la: names of adjust.named
-    confidence: float = 0.85  # tau (Sec. 4.1; 0.5 on Aircraft); 1 leaves line 8 out
+    adjust: named.Names | None = None  # adjustments added to the margin of line 11, e.g. pace+la: names of adjust.named
+    confidence: Share = 0.85  # tau (Sec. 4.1; 0.5 on Aircraft); 1 leaves line 8 out
     shared_adapter: bool = False  # True trains one visual adapter with all losses (ablation)
     label_view: Literal["clean", "weak"] = "clean"  # view of lines 6 and 7, and the one that makes pseudolabels
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        named.names_of(self.adjust)
-        require_range(self, "at least 1", "start_size")
-        require_range(self, "0 or more", "patience_epochs")
-        require_range(self, "0 or more, or none", "shape_strength")
-        require_range(self, "in [0, 1]", "confidence")
-        require_range(self, "above 0, or none", "residual_weight")
         require(self.margin_scale == "auto" or self.margin_scale >= 0, "margin_scale", self.margin_scale, "0 or more")
 
 

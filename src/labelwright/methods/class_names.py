@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from labelwright.errors import ConfigError
-from labelwright.train.settings import TrainSettings, require_range
+from labelwright.train.settings import Count, TrainSettings
 from labelwright.types import Task
 
 Pool = Literal["any", "unseen"]
@@ -20,13 +20,9 @@ class PoolSettings(TrainSettings):
     """What those that train on a pool of unlabelled images share."""
 
     epochs: int = 20  # of steps_per_epoch steps
-    steps_per_epoch: int = 50  # 1,000 steps in all: enough for a probe on 25,000 images of CIFAR-10 to converge
+    steps_per_epoch: Count = 50  # 1,000 steps in all: enough for a probe on 25,000 images of CIFAR-10 to converge
     warmup_epochs: float = 1.0  # linear from 0 to lr
     pool: Pool = "any"  # classes of unlabelled images: any, or only those without labels (TRZSL)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_range(self, "at least 1", "steps_per_epoch")
 
 
 def check_task(task: Task, name: str) -> None:

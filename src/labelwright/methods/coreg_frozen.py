@@ -50,7 +50,7 @@ from labelwright.metrics.agreement import Watch
 from labelwright.metrics.diagnostics import division_warnings
 from labelwright.metrics.student import judge_student
 from labelwright.train.processes import mean_share
-from labelwright.train.settings import require_range
+from labelwright.train.settings import AtLeast0
 from labelwright.types import Batch, BuildNet, Clock, Passes, State, StepResult, Task
 
 DIVIDED_EPOCHS = 5  # whose losses line 3 averages
@@ -68,12 +68,8 @@ class Config(CandidateSettings):
     epochs: int = 8  # passes over all images, at most
     batch_size: int = 1024  # rows per step
     lr: float = 0.2  # peak learning rate
-    guess_strength: float = 1.0  # how much the guesses weigh in line 2; 0 = the head alone
+    guess_strength: AtLeast0 = 1.0  # how much the guesses weigh in line 2; 0 = the head alone
     use_alignment: bool = True  # line 2; False: not scaled to the class prior (ablation)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_range(self, "0 or more", "guess_strength")
 
 
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from labelwright.losses.contrastive import Rule
 from labelwright.methods.baselines.candidate_sets import CandidateSettings
-from labelwright.train.settings import require_range
+from labelwright.train.settings import AtLeast0, Count, CountOr0, Positive, ShareBelow1
 
 RAMP_EPOCHS = 16  # over which lambda_u grows from 0; never more than a quarter of the epochs after line 1
 REPRESENTATION_AFTER_EPOCHS = 10  # after line 1, before lines 10 and 11 begin; never more than a quarter
@@ -28,27 +28,19 @@ class Config(CandidateSettings):
     batch_size: int = 64  # rows per step, of each network; half of them of P, half of U
     lr: float = 0.05  # peak learning rate
     networks: Literal["together", "apart", "one"] = "together"  # line 5; apart, one: on their own labels (ablations)
-    partial_epochs: int | None = None  # of line 1; None: 70% of the epochs, at most 50
-    entropy_weight: float | None = None  # line 1; None: 1, or less the larger the sets are (_warm_up)
+    partial_epochs: CountOr0 | None = None  # of line 1; None: 70% of the epochs, at most 50
+    entropy_weight: AtLeast0 | None = None  # line 1; None: 1, or less the larger the sets are (_warm_up)
     use_alignment: bool = True  # line 2; False: the softmax as it is (ablation)
     prior: Literal["auto", "uniform"] = "auto"  # class prior of line 2: estimated (estimate_prior), or even
-    threshold: float = 0.5  # tau, probability above which the guesses are trusted (Sec. 5.1)
-    temperature: float = 0.5  # T of the sharpening (Sec. 5.1)
-    mixup_alpha: float = 0.0  # Beta(alpha, alpha); 0 = no mixing
+    threshold: ShareBelow1 = 0.5  # tau, probability above which the guesses are trusted (Sec. 5.1)
+    temperature: Positive = 0.5  # T of the sharpening (Sec. 5.1)
+    mixup_alpha: AtLeast0 = 0.0  # Beta(alpha, alpha); 0 = no mixing
     strong_view: Literal["auto", "clean", "weak", "strong"] = "auto"  # learned on; auto: weak, clean on frozen features
-    unlabelled_weight: float = 10.0  # lambda_u at the end of its ramp
-    prototype_weight: float = 0.1  # 0 = no prototypes (ablation)
-    contrastive_weight: float = 0.1  # 0 = no contrastive loss (ablation)
+    unlabelled_weight: AtLeast0 = 10.0  # lambda_u at the end of its ramp
+    prototype_weight: AtLeast0 = 0.1  # 0 = no prototypes (ablation)
+    contrastive_weight: AtLeast0 = 0.1  # 0 = no contrastive loss (ablation)
     contrastive_rule: Rule = "cautious"  # who attracts and who is ignored, see losses.contrastive
-    queue_size: int = 8192  # keys
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_range(self, "0 or more", "unlabelled_weight", "prototype_weight", "contrastive_weight", "mixup_alpha")
-        require_range(self, "0 or more, or none", "partial_epochs", "entropy_weight")
-        require_range(self, "above 0", "temperature")
-        require_range(self, "at least 1", "queue_size")
-        require_range(self, "in [0, 1)", "threshold")
+    queue_size: Count = 8192  # keys
 
 
 PRESETS: Mapping[str, Mapping[str, object]] = {

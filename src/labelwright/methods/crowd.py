@@ -45,7 +45,7 @@ from labelwright.train.convex import (
     solve,
 )
 from labelwright.train.seeds import generator
-from labelwright.train.settings import TrainSettings, require_range
+from labelwright.train.settings import Count, Positive, TrainSettings
 from labelwright.types import BuildNet, Passes, State, Task
 
 USUAL_PENALTY = 100.0  # where nothing can be left out
@@ -59,13 +59,8 @@ class Config(TrainSettings):
 
     takes_steps: ClassVar[bool] = False
     epochs: int = 1  # everything is done before the first
-    n_rounds: int = 3  # of head and confusions in turn, at most
-    penalty: float | None = None  # L2 of the weights, summed over centred images; None = by cross-validation
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_range(self, "at least 1", "n_rounds")
-        require_range(self, "above 0, or none", "penalty")
+    n_rounds: Count = 3  # of head and confusions in turn, at most
+    penalty: Positive | None = None  # L2 of the weights, summed over centred images; None = by cross-validation
 
 
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:

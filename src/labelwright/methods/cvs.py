@@ -50,7 +50,7 @@ from labelwright.methods.recipe import Begun, plain_logits
 from labelwright.train.plans import steps_for
 from labelwright.train.processes import gather_rows, mean_share
 from labelwright.train.seeds import generator
-from labelwright.train.settings import TrainSettings, require, require_range
+from labelwright.train.settings import AtLeast0, CountOr0, Share, ShareBelow1, ShareInside, TrainSettings, require
 from labelwright.types import Average, Batch, BuildNet, Clock, EpochPlan, Passes, State, StepResult, Stream, Task
 
 PLAIN_FRAC = 0.05  # share of the epochs with plain cross-entropy at the start (reference: 10 of 200)
@@ -61,16 +61,14 @@ SAMPLES_PER_CLASS = 1000  # kappa_from="batches": newest rows kept per true clas
 class Strengths:
     """Of CVS, from pixels and on features. "reference" marks the published command for CIFAR-100-LT, ratio 100."""
 
-    gamma: float = 0.15  # power of the prior in the multiplier (reference)
-    tau: float = 0.9  # strength of the log prior in the offset (reference)
-    rho: float = 0.15  # power of the inverse prior in the weights (reference)
-    kappa_shrink: float | None = 1.0  # strength of the shrinkage toward the pooled slope; None = off
+    gamma: AtLeast0 = 0.15  # power of the prior in the multiplier (reference)
+    tau: AtLeast0 = 0.9  # strength of the log prior in the offset (reference)
+    rho: AtLeast0 = 0.15  # power of the inverse prior in the weights (reference)
+    kappa_shrink: AtLeast0 | None = 1.0  # strength of the shrinkage toward the pooled slope; None = off
     kappa_clamp: tuple[float, float] = (0.3, 3.0)  # of 1 / slope: the slope is 1/3 to 3.33 (reference: 0.05,0.2)
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[misc]
-        require_range(self, "0 or more", "gamma", "tau", "rho")
-        require_range(self, "0 or more, or none", "kappa_shrink")
         low_high = self.kappa_clamp
         fine = len(low_high) == 2 and 0 < low_high[0] <= low_high[1]
         require(fine, "kappa_clamp", low_high, "two numbers, 0 < least <= greatest")
@@ -82,27 +80,18 @@ class Config(Strengths, TrainSettings):
 
     # T0: share of the epochs after which CLA + re-weighting replace MLA. None = 0.8 from 100 epochs on (reference: 160
     # of 200) and 0.5 below: phase 2 of a short run is over before it has moved anything (docs/results, switch).
-    switch_frac: float | None = None
+    switch_frac: Share | None = None
     kappa_from: Literal["heldout", "batches", "none"] = "heldout"  # rows that the slopes are fitted on
-    heldout_frac: float = 0.1  # share of each class held out of phase 1; none of a class that would lose twice that
-    heldout_min_rows: int = 10  # per class on average; a smaller slice is not held out, kappa stays 1 (reference: 10)
+    heldout_frac: ShareInside = 0.1  # share of each class held out of phase 1; none of a class that loses twice that
+    heldout_min_rows: CountOr0 = 10  # per class on average; else nothing is held out and kappa stays 1 (reference: 10)
     # kappa is the slope, as the paper's text has it, or 1 / slope, as the reference run takes it. Only the slope makes
     # an overconfident class harder to predict; with its inverse it feeds on itself (docs/results, kappa).
     kappa_is: Literal["slope", "inverse_slope"] = "slope"
-    kappa_net_decay: float = 0.99  # slopes are read off the weights averaged with this decay per step; 0 = the weights
-    kappa_decay: float = 0.9  # moving average per 1/200 of the training (reference: per epoch of 200)
+    kappa_net_decay: ShareBelow1 = 0.99  # slopes come from weights averaged with this decay per step; 0 = the weights
+    kappa_decay: Share = 0.9  # moving average per 1/200 of the training (reference: per epoch of 200)
     view: Literal["weak", "strong"] = "weak"  # augmentation of the training images
-    mixup_alpha: float = 0.0  # Beta(alpha, alpha) mixing of images; 0 = off
-    adjust: str | None = None  # adjustments added to those of lines 4 and 8, e.g. pace+la: names of adjust.named
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        named.names_of(self.adjust)
-        require_range(self, "0 or more", "mixup_alpha", "heldout_min_rows")
-        require_range(self, "in [0, 1], or none", "switch_frac")
-        require_range(self, "in [0, 1]", "kappa_decay")
-        require_range(self, "in (0, 1)", "heldout_frac")
-        require_range(self, "in [0, 1)", "kappa_net_decay")
+    mixup_alpha: AtLeast0 = 0.0  # Beta(alpha, alpha) mixing of images; 0 = off
+    adjust: named.Names | None = None  # adjustments added to those of lines 4 and 8, as pace+la: names of adjust.named
 
 
 PRESETS: Mapping[str, Mapping[str, object]] = {

@@ -45,7 +45,7 @@ from labelwright.train.convex import (
     solve,
 )
 from labelwright.train.predict import odds_of
-from labelwright.train.settings import TrainSettings, require_range
+from labelwright.train.settings import Positive, TrainSettings
 from labelwright.types import BuildNet, Passes, State, Task
 
 USUAL_PENALTY = 30.0  # where too few images are labelled to leave any out
@@ -60,13 +60,8 @@ class FrozenSettings(TrainSettings):
 
     takes_steps: ClassVar[bool] = False
     epochs: int = 1  # everything is done before the first
-    penalty: float | None = None  # L2 of the weights, summed over centred images; None = by cross-validation
-    adjust: str | None = None  # adjustments added to the method's own, e.g. pace+la: names of adjust.named
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        named.names_of(self.adjust)
-        require_range(self, "above 0, or none", "penalty")
+    penalty: Positive | None = None  # L2 of the weights, summed over centred images; None = by cross-validation
+    adjust: named.Names | None = None  # adjustments added to the method's own, e.g. pace+la: names of adjust.named
 
 
 @dataclass(frozen=True)

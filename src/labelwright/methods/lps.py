@@ -63,7 +63,7 @@ from labelwright.methods.open_world import (
 from labelwright.methods.recipe import Begun, plain_logits
 from labelwright.metrics.diagnostics import pace_warnings
 from labelwright.train.processes import gather_rows, sum_gradients
-from labelwright.train.settings import require, require_range
+from labelwright.train.settings import AtLeast0, Positive, Share, require
 from labelwright.types import Batch, BuildNet, Clock, EpochPlan, Passes, State, StepResult, Task
 
 START_LR = 0.001  # of a run without `lr` whose last layer starts from clusters
@@ -75,26 +75,21 @@ class Config(TrainedSettings):
     """Settings of LPS."""
 
     start: Literal["auto", "beliefs", "clusters", "none"] = "auto"  # last layer; auto: from beliefs on frozen features
-    seen_confidence: float = 0.95  # line 3, of targets that are seen classes (Sec. 4.1)
+    seen_confidence: Share = 0.95  # line 3, of targets that are seen classes (Sec. 4.1)
     novel_confidence: tuple[float, float] = (0.4, 0.8)  # line 3, of novel ones, at the first epoch and at the end
     margin: Literal["pace", "none", "ldam", "la", "cvs"] = "pace"  # line 5, or what else the counts ask for
-    margin_scale: float = 10.0  # C (Sec. 4.1)
-    adjust: str | None = None  # adjustments added to that of line 5, e.g. la: names of adjust.named
+    margin_scale: AtLeast0 = 10.0  # C (Sec. 4.1)
+    adjust: named.Names | None = None  # adjustments added to that of line 5, e.g. la: names of adjust.named
     direction: Direction = "prior_to_estimate"  # of D in line 5
-    temperature: float = 0.4  # of lines 7 and 8, divides the cosines (Sec. 4.1)
+    temperature: Positive = 0.4  # of lines 7 and 8, divides the cosines (Sec. 4.1)
     positives: Literal["many", "single"] = "many"  # line 7: rows of one target, or the other view alone (ablation)
-    clustering_weight: float = 1.0  # eta_1; 0 = no line 7 (ablation)
-    contrastive_weight: float = 1.0  # eta_2; 0 = no line 8 (ablation)
-    entropy_weight: float = 1.0  # eta_3; 0 = no line 9 (ablation)
+    clustering_weight: AtLeast0 = 1.0  # eta_1; 0 = no line 7 (ablation)
+    contrastive_weight: AtLeast0 = 1.0  # eta_2; 0 = no line 8 (ablation)
+    entropy_weight: AtLeast0 = 1.0  # eta_3; 0 = no line 9 (ablation)
     use_balance: Literal["auto", "on", "off"] = "auto"  # departure (2); auto: after the start from clusters
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        named.names_of(self.adjust)
-        keys = ("margin_scale", "clustering_weight", "contrastive_weight", "entropy_weight")
-        require_range(self, "0 or more", *keys)
-        require_range(self, "in [0, 1]", "seen_confidence")
-        require_range(self, "above 0", "temperature")
         ends = self.novel_confidence
         fine = len(ends) == 2 and all(0 <= c <= 1 for c in ends)
         require(fine, "novel_confidence", ends, "two numbers in [0, 1]")

@@ -20,7 +20,7 @@ from labelwright.errors import ConfigError
 from labelwright.labels.chunks import evenly_spread
 from labelwright.train.plans import steps_for
 from labelwright.train.processes import gather_queries
-from labelwright.train.settings import TrainSettings, require, require_range
+from labelwright.train.settings import Count, TrainSettings, require
 from labelwright.types import Batch, BuildNet, EpochPlan, Passes, State, Stream, Task
 
 STILL_FRAC = 0.005  # of the answers on unlabelled images, below which an epoch counts as having moved none
@@ -43,11 +43,10 @@ class OpenWorldSettings(TrainSettings):
     warmup_epochs: float = 0.0  # linear from 0 to lr
     prior: Literal["auto", "even"] = "auto"  # shares the classes are expected to have: even (paper), or see `prior_of`
     prior_shares: tuple[float, ...] | None = None  # the shares themselves, seen classes first, where they are known
-    n_init: int = 20  # starts of k-means, of which the tightest end is kept
+    n_init: Count = 20  # starts of k-means, of which the tightest end is kept
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_range(self, "at least 1", "n_init")
         shares = self.prior_shares
         fine = shares is None or (len(shares) > 0 and all(p >= 0 for p in shares) and sum(shares) > 0)
         require(fine, "prior_shares", shares, "shares of 0 or more, one per class")

@@ -20,7 +20,7 @@ from labelwright.methods.balanced_start import balanced_start, starts_balanced
 from labelwright.methods.recipe import Begun
 from labelwright.train.plans import steps_for
 from labelwright.train.processes import gather_rows
-from labelwright.train.settings import TrainSettings, require_range
+from labelwright.train.settings import AtLeast0, Count, ShareBelow1, TrainSettings
 from labelwright.types import Average, Batch, BuildNet, EpochPlan, Network, Passes, State, StepResult, Stream, Task
 
 AVERAGED_FRAC = 0.05
@@ -33,20 +33,14 @@ class SemiSupervisedSettings(TrainSettings):
 
     epochs: int = 1000  # passes over all images: more than there is time for, mostly
     batch_size: int = 32  # labelled images per step, over all processes (Sohn 2020: 64)
-    unlabelled_ratio: int = 3  # images without their label per labelled one in a step (Sohn 2020: 7)
+    unlabelled_ratio: Count = 3  # images without their label per labelled one in a step (Sohn 2020: 7)
     lr: float = 0.03  # peak learning rate (Sohn 2020)
     nesterov: bool = True  # look ahead along the momentum (Sohn 2020)
     weight_decay: float = 5e-4  # of every trained parameter (Sohn 2020)
-    unlabelled_weight: float = 1.0  # of the pseudo-label loss
-    average_decay: float = 0.999  # per step, of the weights that give the answers (Sohn 2020); less in a short run
+    unlabelled_weight: AtLeast0 = 1.0  # of the pseudo-label loss
+    average_decay: ShareBelow1 = 0.999  # per step, of the weights that give the answers (Sohn 2020); less in short runs
     align: bool = True  # bring pseudo-labels towards the class shares of the labelled images (Berthelot 2020)
-    align_decay: float = 0.99  # per step, of the mean answer (Berthelot 2020: the last 128 steps)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_range(self, "at least 1", "unlabelled_ratio")
-        require_range(self, "0 or more", "unlabelled_weight")
-        require_range(self, "in [0, 1)", "average_decay", "align_decay")
+    align_decay: ShareBelow1 = 0.99  # per step, of the mean answer (Berthelot 2020: the last 128 steps)
 
 
 def setup(cfg: SemiSupervisedSettings, task: Task, build_net: BuildNet, **memory: Any) -> State:

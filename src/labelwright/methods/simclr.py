@@ -43,7 +43,7 @@ from labelwright.losses.contrastive import nt_xent
 from labelwright.methods.recipe import Begun, nothing_before, plain_logits
 from labelwright.train.plans import steps_for
 from labelwright.train.processes import gather_queries, sum_gradients
-from labelwright.train.settings import TrainSettings, require, require_range
+from labelwright.train.settings import Count, Positive, TrainSettings, require
 from labelwright.types import (
     Batch,
     BuildNet,
@@ -69,16 +69,14 @@ class Config(TrainSettings):
     weight_decay: float = 1e-4  # of every trained parameter (departure 2)
     warmup_epochs: float = 10.0  # linear from 0 to lr (Sec. 2.2); never longer than a tenth of the epochs
     view: Literal["weak", "strong"] = "strong"  # of both views; strong ones are what makes the task worth solving
-    temperature: float = 0.5  # T, divides the cosines (departure 2: 0.5 as well)
-    n_dims: int = 128  # of the projections (Sec. 2.2)
+    temperature: Positive = 0.5  # T, divides the cosines (departure 2: 0.5 as well)
+    n_dims: Count = 128  # of the projections (Sec. 2.2)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
             self.batch_size >= 2, "batch_size", self.batch_size, "at least 2: an image is distinguished from others"
         )
-        require_range(self, "above 0", "temperature")
-        require_range(self, "at least 1", "n_dims")
 
 
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import functools
 import inspect
 import json
 import re
@@ -12,7 +13,7 @@ import types
 import typing
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from labelwright.errors import ConfigError
 
@@ -20,27 +21,48 @@ ConfigT = TypeVar("ConfigT")
 
 LARGEST = 3.4e38  # of a setting: training computes in float32
 
+RANGES: Mapping[str, Callable[[Any], bool]] = {
+    "0 or more": lambda value: value >= 0,
+    "above 0": lambda value: value > 0,
+    "at least 1": lambda value: value >= 1,
+    "in [0, 1]": lambda value: 0 <= value <= 1,
+    "in [0, 1)": lambda value: 0 <= value < 1,
+    "in (0, 1]": lambda value: 0 < value <= 1,
+    "in (0, 1)": lambda value: 0 < value < 1,
+}
+"""What a setting may be, as a message says it -> whether a value is."""
+
+Count = Annotated[int, "at least 1"]
+CountOr0 = Annotated[int, "0 or more"]
+AtLeast0 = Annotated[float, "0 or more"]
+Positive = Annotated[float, "above 0"]
+Share = Annotated[float, "in [0, 1]"]
+ShareBelow1 = Annotated[float, "in [0, 1)"]
+ShareAbove0 = Annotated[float, "in (0, 1]"]
+ShareInside = Annotated[float, "in (0, 1)"]
+"""Types of settings, each checked when a Config is made; of `AtLeast0 | None` None is allowed as well."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """How long and how fast to train; a recipe's Config extends this and may change the defaults."""
 
     takes_steps: ClassVar[bool] = True  # False: nothing is trained, and of the settings below only epochs can be set
-    epochs: int = 200  # passes over the training set
-    batch_size: int = 128  # rows per optimizer step, over all processes
+    epochs: Count = 200  # passes over the training set
+    batch_size: Count = 128  # rows per optimizer step, over all processes
     optimizer: Literal["sgd", "adamw"] = "sgd"  # adamw for fine-tuning transformers, with a far smaller lr
-    lr: float = 0.1  # peak learning rate
-    momentum: float = 0.9  # SGD momentum; AdamW keeps its own betas
+    lr: Positive = 0.1  # peak learning rate
+    momentum: ShareBelow1 = 0.9  # SGD momentum; AdamW keeps its own betas
     nesterov: bool = False  # look ahead along the momentum
-    weight_decay: float = 2e-4  # of every trained parameter (He 2016; the CIFAR-LT papers)
+    weight_decay: AtLeast0 = 2e-4  # of every trained parameter (He 2016; the CIFAR-LT papers)
     schedule: Literal["cosine", "step", "constant"] = "cosine"  # of the learning rate after the warm-up
-    warmup_epochs: float = 5.0  # linear from 0 to lr; never longer than a tenth of the epochs
+    warmup_epochs: AtLeast0 = 5.0  # linear from 0 to lr; never longer than a tenth of the epochs
     step_at_frac: tuple[float, ...] = (0.8, 0.9)  # schedule="step": learning rate x0.1 at these shares of the epochs
-    layer_decay: float = 1.0  # a block's learning rate = lr * layer_decay ** (blocks above it); 1 = same everywhere
-    max_grad_norm: float = 0.0  # clip the global gradient norm to this; 0 = never
-    sam_radius: float = 0.0  # sharpness-aware minimisation, radius in parameter space; 0 = off (Foret 2021)
-    sam_radius_late: float | None = None  # radius from `sam_late_from_frac` on; None = the same as before
-    sam_late_from_frac: float = 0.8  # share of the epochs after which sam_radius_late applies
+    layer_decay: ShareAbove0 = 1.0  # a block's learning rate = lr * layer_decay ** (blocks above it); 1 = the same
+    max_grad_norm: AtLeast0 = 0.0  # clip the global gradient norm to this; 0 = never
+    sam_radius: AtLeast0 = 0.0  # sharpness-aware minimisation, radius in parameter space; 0 = off (Foret 2021)
+    sam_radius_late: AtLeast0 | None = None  # radius from `sam_late_from_frac` on; None = the same as before
+    sam_late_from_frac: Share = 0.8  # share of the epochs after which sam_radius_late applies
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -48,13 +70,13 @@ class TrainSettings:
                 require(
                     abs(value) <= LARGEST, field.name, value, f"a number up to {LARGEST:g}, which is what float32 holds"
                 )
-        require_range(self, "at least 1", "epochs", "batch_size")
-        require_range(self, "above 0", "lr")
-        require_range(self, "in [0, 1)", "momentum")
-        require_range(self, "0 or more", "weight_decay", "warmup_epochs", "max_grad_norm", "sam_radius")
-        require_range(self, "0 or more, or none", "sam_radius_late")
-        require_range(self, "in (0, 1]", "layer_decay")
-        require_range(self, "in [0, 1]", "sam_late_from_frac")
+        for name, (allowed, may_be_none) in _checks(type(self)).items():  # type: ignore[arg-type]
+            value = getattr(self, name)
+            if isinstance(allowed, str):
+                is_fine = may_be_none if value is None else RANGES[allowed](value)
+                require(is_fine, name, value, f"{allowed}, or none" if may_be_none else allowed)
+            else:
+                allowed(value)
         fine = all(0 <= frac <= 1 for frac in self.step_at_frac)
         require(fine, "step_at_frac", self.step_at_frac, "shares of the epochs, each in [0, 1]")
         require(not self.nesterov or self.momentum > 0, "nesterov", self.nesterov, "false when momentum is 0")
@@ -100,30 +122,21 @@ def require(ok: bool, key: str, value: object, wanted: str) -> None:
         raise ConfigError(f"{key}={value} is not possible", fix=f"{key} must be {wanted}")
 
 
-RANGES: Mapping[str, Callable[[Any], bool]] = {
-    "0 or more": lambda value: value >= 0,
-    "above 0": lambda value: value > 0,
-    "at least 1": lambda value: value >= 1,
-    "in [0, 1]": lambda value: 0 <= value <= 1,
-    "in [0, 1)": lambda value: 0 <= value < 1,
-    "in (0, 1]": lambda value: 0 < value <= 1,
-    "in (0, 1)": lambda value: 0 < value < 1,
-}
+@functools.cache
+def _checks(config: type[Any]) -> dict[str, tuple[str | Callable[[Any], object], bool]]:
+    """Field -> key of `RANGES` or what refuses a value, and whether it may be None.
 
-
-def require_range(cfg: object, wanted: str, *keys: str) -> None:
-    """Refuse settings outside one of `RANGES`; of "0 or more, or none" and the like None is inside.
-
-    Raises: see `require`.
-
-    Example:
-      >>> require_range(TrainSettings(), "0 or more, or none", "weight_decay", "sam_radius_late")
+    A class that changes the default of a field keeps its check.
     """
-    is_in = RANGES[wanted.removesuffix(", or none")]
-    for key in keys:
-        value = getattr(cfg, key)
-        is_none = value is None and wanted.endswith(", or none")
-        require(is_none or is_in(value), key, value, wanted)
+    found: dict[str, tuple[str | Callable[[Any], object], bool]] = {}
+    for owner in reversed(config.__mro__):
+        for name, hint in typing.get_type_hints(owner, include_extras=True).items():
+            is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+            kinds = typing.get_args(hint) if is_union else (hint,)
+            allowed = [kind.__metadata__[0] for kind in kinds if typing.get_origin(kind) is Annotated]
+            if allowed:
+                found[name] = allowed[0], type(None) in kinds
+    return found
 
 
 def setting_names(config: type[Any]) -> list[str]:

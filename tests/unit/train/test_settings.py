@@ -3,7 +3,8 @@ from dataclasses import dataclass
 import pytest
 
 from labelwright.errors import ConfigError
-from labelwright.methods import cvs
+from labelwright.methods import cap, cvs, lps
+from labelwright.methods.baselines import la
 from labelwright.pipeline.settings import parse_assignments
 from labelwright.train.settings import TrainSettings, apply_overrides
 
@@ -87,6 +88,20 @@ def test_apply_overrides__says_what_is_wrong(key: str, text: object, said: str) 
     with pytest.raises(ConfigError) as caught:
         apply_overrides(cvs.Config(), {key: text})
     assert str(caught.value).startswith(said)
+
+
+def test_settings__a_changed_default_keeps_its_range() -> None:
+    for config, key, value in (
+        (lps.Config, "batch_size", 0),  # its own default, the range of TrainSettings
+        (cap.Config, "residual_weight", -1.0),
+        (cvs.Config, "adjust", "la+no"),
+        (la.FrozenConfig, "tau", -0.5),  # of a mixin
+    ):
+        with pytest.raises(ConfigError, match=r"is not (possible|known)"):
+            config(**{key: value})
+    assert cap.Config(residual_weight=None).residual_weight is None
+    with pytest.raises(ConfigError, match="residual_weight must be above 0, or none"):
+        cap.Config(residual_weight=0.0)
 
 
 def test_settings__nesterov_needs_momentum() -> None:

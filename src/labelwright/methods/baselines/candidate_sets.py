@@ -19,7 +19,7 @@ from labelwright.errors import ConfigError
 from labelwright.losses.candidates import candidate_targets
 from labelwright.train.plans import steps_for
 from labelwright.train.processes import gather_rows, mean_share
-from labelwright.train.settings import TrainSettings, require_range
+from labelwright.train.settings import Count, TrainSettings
 from labelwright.types import Batch, BuildNet, EpochPlan, State, StepResult, Stream, Task
 
 
@@ -32,12 +32,8 @@ class CandidateSettings(TrainSettings):
     lr: float = 0.01  # peak learning rate, from pixels; 0.05 suits a head on stored embeddings
     weight_decay: float = 5e-4  # of every trained parameter
     warmup_epochs: float = 0.0  # linear from 0 to lr
-    head_width: int = 256  # of the residual layer under the last one, on frozen features
+    head_width: Count = 256  # of the residual layer under the last one, on frozen features
     view: Literal["auto", "clean", "weak"] = "auto"  # first view; auto: clean on frozen features, weak else
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_range(self, "at least 1", "head_width")
 
 
 def check_task(task: Task, name: str) -> None:

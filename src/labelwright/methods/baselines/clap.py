@@ -21,7 +21,7 @@ from labelwright.encoders.aligned import AlignedNet
 from labelwright.methods import shots
 from labelwright.methods.baselines import zero_shot
 from labelwright.methods.recipe import Begun, Recipe
-from labelwright.train.settings import require_range
+from labelwright.train.settings import Positive
 from labelwright.types import Passes, State, Task
 
 LEAST_HELD = 1e-3  # of lambda: weights that nothing holds would grow for ever
@@ -31,11 +31,7 @@ LEAST_HELD = 1e-3  # of lambda: weights that nothing holds would grow for ever
 class Config(zero_shot.Config):
     """Settings of clap."""
 
-    constraint: float = 1.0  # multiplies lambda (Silva-Rodriguez 2024)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_range(self, "above 0", "constraint")
+    constraint: Positive = 1.0  # multiplies lambda (Silva-Rodriguez 2024)
 
 
 @torch.no_grad()

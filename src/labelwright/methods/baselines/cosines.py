@@ -20,7 +20,7 @@ from labelwright.losses.candidates import negative_entropy_of_mean
 from labelwright.methods.cluster_start import from_clusters, starts_by_clusters
 from labelwright.methods.open_world import STILL_EPOCHS, TrainedSettings, moved_answers, new_net
 from labelwright.methods.recipe import Begun
-from labelwright.train.settings import require_range
+from labelwright.train.settings import AtLeast0
 from labelwright.types import BuildNet, Passes, State, Task
 
 
@@ -29,11 +29,7 @@ class CosineSettings(TrainedSettings):
     """Settings of both."""
 
     start: Literal["auto", "beliefs", "clusters", "none"] = "auto"  # class weights; auto: beliefs, on frozen features
-    prior_weight: float | None = None  # of `divergence_of_mean`; None = what suits the method, on pixels or features
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_range(self, "0 or more, or none", "prior_weight")
+    prior_weight: AtLeast0 | None = None  # of `divergence_of_mean`; None = what suits the method, on pixels or features
 
 
 def cosine_net(cfg: CosineSettings, task: Task, build_net: BuildNet) -> nn.Module:

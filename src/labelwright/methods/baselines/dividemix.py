@@ -54,7 +54,7 @@ from labelwright.methods.baselines.candidate_sets import (
 from labelwright.methods.recipe import Begun, Recipe
 from labelwright.train.processes import mean_share
 from labelwright.train.seeds import generator
-from labelwright.train.settings import require_range
+from labelwright.train.settings import AtLeast0, Positive, Share, ShareBelow1
 from labelwright.types import Batch, BuildNet, Clock, EpochPlan, Passes, State, StepResult, Task
 
 OTHER = {"main": "peer", "peer": "main"}
@@ -64,20 +64,13 @@ OTHER = {"main": "peer", "peer": "main"}
 class Config(CandidateSettings):
     """Settings of DivideMix; the values are the paper's for CIFAR-10."""
 
-    plain_frac: float = 0.1  # share of the epochs before the first division, at least one epoch (10 to 30 of 300)
-    entropy_weight: float = 1.0  # w_H: 1 for errors that repeat themselves, 0 for errors by chance (section 3.1)
-    threshold: float = 0.5  # tau: probability above which a label is trusted
-    sharpen_temperature: float = 0.5  # T
-    mixup_alpha: float = 4.0  # of Beta(alpha, alpha); 0 = off
-    unlabelled_weight: float = 25.0  # lambda_u at the end of its ramp
-    ramp_epochs: float = 16.0  # epochs over which lambda_u grows from 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_range(self, "0 or more", "entropy_weight", "mixup_alpha", "unlabelled_weight", "ramp_epochs")
-        require_range(self, "in [0, 1]", "plain_frac")
-        require_range(self, "in [0, 1)", "threshold")
-        require_range(self, "above 0", "sharpen_temperature")
+    plain_frac: Share = 0.1  # share of the epochs before the first division, at least one epoch (10 to 30 of 300)
+    entropy_weight: AtLeast0 = 1.0  # w_H: 1 for errors that repeat themselves, 0 for errors by chance (section 3.1)
+    threshold: ShareBelow1 = 0.5  # tau: probability above which a label is trusted
+    sharpen_temperature: Positive = 0.5  # T
+    mixup_alpha: AtLeast0 = 4.0  # of Beta(alpha, alpha); 0 = off
+    unlabelled_weight: AtLeast0 = 25.0  # lambda_u at the end of its ramp
+    ramp_epochs: AtLeast0 = 16.0  # epochs over which lambda_u grows from 0
 
 
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from labelwright.losses.classification import cross_entropy
 from labelwright.methods import semi_supervised
 from labelwright.methods.recipe import Recipe
-from labelwright.train.settings import require_range
+from labelwright.train.settings import ShareBelow1
 from labelwright.types import Batch, Clock, State, StepResult, Task
 
 
@@ -28,11 +28,7 @@ from labelwright.types import Batch, Clock, State, StepResult, Task
 class Config(semi_supervised.SemiSupervisedSettings):
     """Settings of fixmatch."""
 
-    confidence: float = 0.95  # probability from which an answer teaches (Sohn 2020)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_range(self, "in [0, 1)", "confidence")
+    confidence: ShareBelow1 = 0.95  # probability from which an answer teaches (Sohn 2020)
 
 
 def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], clock: Clock) -> StepResult:

@@ -26,7 +26,7 @@ from labelwright.labels.self_training import self_train
 from labelwright.losses.classification import cross_entropy
 from labelwright.methods import cluster_start, open_world
 from labelwright.methods.recipe import Begun, Recipe
-from labelwright.train.settings import require_range
+from labelwright.train.settings import Share
 from labelwright.types import Batch, BuildNet, Clock, EpochPlan, Passes, State, StepResult, Task
 
 NEVER = -100.0  # bias of outputs that have no class yet
@@ -36,11 +36,7 @@ NEVER = -100.0  # bias of outputs that have no class yet
 class Config(open_world.TrainedSettings):
     """Settings of fixmatch_clusters."""
 
-    confidence: float = 0.95  # probability from which a prediction teaches (Sohn 2020)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_range(self, "in [0, 1]", "confidence")
+    confidence: Share = 0.95  # probability from which a prediction teaches (Sohn 2020)
 
 
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:

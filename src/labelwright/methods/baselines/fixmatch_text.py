@@ -23,7 +23,7 @@ from labelwright.losses.classification import adjusted_cross_entropy
 from labelwright.methods.adjusting import added
 from labelwright.methods.class_names import PoolSettings, allowed_classes, check_task, unlabelled_rows
 from labelwright.methods.recipe import Begun, Recipe
-from labelwright.train.settings import require_range
+from labelwright.train.settings import ShareBelow1
 from labelwright.types import Batch, BuildNet, Clock, EpochPlan, Passes, State, StepResult, Stream, Task
 
 TAKEN_OVER_FRAC = 0.25  # of the unlabelled images, by which one class may grow in training before we warn
@@ -35,13 +35,8 @@ class Config(PoolSettings):
 
     lr: float = 0.01  # peak learning rate; that of a probe would let its own mistakes run away with it
     weight_decay: float = 5e-4  # of every trained parameter
-    confidence: float = 0.85  # probability from which a prediction teaches (Sohn 2020: 0.95)
-    adjust: str | None = None  # adjustments of the logits, e.g. pace+la: names of adjust.named
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        named.names_of(self.adjust)
-        require_range(self, "in [0, 1)", "confidence")
+    confidence: ShareBelow1 = 0.85  # probability from which a prediction teaches (Sohn 2020: 0.95)
+    adjust: named.Names | None = None  # adjustments of the logits, e.g. pace+la: names of adjust.named
 
 
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:

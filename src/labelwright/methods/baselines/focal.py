@@ -12,18 +12,14 @@ from torch import Tensor
 
 from labelwright.losses import classification
 from labelwright.methods.baselines.labelled import DeferredSettings, LabelledRecipe, Seen
-from labelwright.train.settings import require_range
+from labelwright.train.settings import AtLeast0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(DeferredSettings):
     """Settings of the focal loss."""
 
-    focal_gamma: float = 1.0  # power of (1 - p) (Lin 2017: 2)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_range(self, "0 or more", "focal_gamma")
+    focal_gamma: AtLeast0 = 1.0  # power of (1 - p) (Lin 2017: 2)
 
 
 def loss(cfg: Config, seen: Seen) -> Tensor:

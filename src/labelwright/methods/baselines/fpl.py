@@ -14,7 +14,7 @@ from labelwright.labels.transduce import fpl_pseudolabels
 from labelwright.methods.baselines import probe
 from labelwright.methods.class_names import allowed_classes, unlabelled_rows
 from labelwright.methods.recipe import Begun, Recipe
-from labelwright.train.settings import require_range
+from labelwright.train.settings import Count
 from labelwright.types import Passes, State, Task
 
 
@@ -22,11 +22,7 @@ from labelwright.types import Passes, State, Task
 class Config(probe.ProbeSettings):
     """Settings of fpl."""
 
-    k: int = 16  # images per class (Menghini 2023)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_range(self, "at least 1", "k")
+    k: Count = 16  # images per class (Menghini 2023)
 
 
 def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:

@@ -14,18 +14,14 @@ from torch import Tensor
 
 from labelwright.losses.classification import influence_balanced
 from labelwright.methods.baselines.labelled import DeferredSettings, LabelledRecipe, Seen, weighted_cross_entropy
-from labelwright.train.settings import require_range
+from labelwright.train.settings import Share
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(DeferredSettings):
     """Settings of the influence-balanced loss."""
 
-    ib_from_frac: float = 0.5  # influence and class weights from this share of the epochs on (Park 2021: half)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_range(self, "in [0, 1]", "ib_from_frac")
+    ib_from_frac: Share = 0.5  # influence and class weights from this share of the epochs on (Park 2021: half)
 
 
 def loss(cfg: Config, seen: Seen) -> Tensor:

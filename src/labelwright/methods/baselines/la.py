@@ -13,18 +13,14 @@ from torch import Tensor
 from labelwright.adjust import fixed
 from labelwright.adjust.adjustment import Adjustment
 from labelwright.methods.baselines import labelled, labelled_frozen
-from labelwright.train.settings import require_range
+from labelwright.train.settings import AtLeast0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Strength:
     """Of logit adjustment."""
 
-    tau: float = 1.0  # strength of the log prior
-
-    def __post_init__(self) -> None:
-        super().__post_init__()  # type: ignore[misc]
-        require_range(self, "0 or more", "tau")
+    tau: AtLeast0 = 1.0  # strength of the log prior
 
 
 @dataclass(frozen=True, kw_only=True)

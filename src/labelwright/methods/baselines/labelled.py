@@ -21,7 +21,7 @@ from labelwright.methods.adjusting import added
 from labelwright.methods.balanced_start import balanced_start, starts_balanced
 from labelwright.train.plans import steps_for
 from labelwright.train.processes import mean_share
-from labelwright.train.settings import TrainSettings, require_range
+from labelwright.train.settings import Share, ShareBelow1, TrainSettings
 from labelwright.types import (
     Batch,
     BuildNet,
@@ -44,24 +44,15 @@ class LabelledSettings(TrainSettings):
     """What all of them read."""
 
     view: Literal["weak", "strong"] = "weak"  # augmentation of the training images
-    effective_beta: float = 0.9999  # of the class weights: share of images that overlap (Cui 2019)
-    adjust: str | None = None  # adjustments added to the baseline's own, e.g. pace+la: names of adjust.named
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        named.names_of(self.adjust)
-        require_range(self, "in [0, 1)", "effective_beta")
+    effective_beta: ShareBelow1 = 0.9999  # of the class weights: share of images that overlap (Cui 2019)
+    adjust: named.Names | None = None  # adjustments added to the baseline's own, e.g. pace+la: names of adjust.named
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeferredSettings(LabelledSettings):
     """With class weights that come late."""
 
-    drw_from_frac: float = 1.0  # re-weight by effective number from this share of the epochs on; 1 = never
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_range(self, "in [0, 1]", "drw_from_frac")
+    drw_from_frac: Share = 1.0  # re-weight by effective number from this share of the epochs on; 1 = never
 
 
 @dataclass(frozen=True)

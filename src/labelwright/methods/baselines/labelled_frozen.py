@@ -13,29 +13,21 @@ from labelwright.adjust.adjustment import Adjustment
 from labelwright.methods.baselines.labelled import plain
 from labelwright.methods.frozen_heads import FrozenRecipe, FrozenSettings, fit_of
 from labelwright.train.convex import Problem
-from labelwright.train.settings import require_range
+from labelwright.train.settings import Share, ShareBelow1
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightedSettings(FrozenSettings):
     """With class weights by effective number."""
 
-    effective_beta: float = 0.9999  # of the class weights: share of images that overlap (Cui 2019)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_range(self, "in [0, 1)", "effective_beta")
+    effective_beta: ShareBelow1 = 0.9999  # of the class weights: share of images that overlap (Cui 2019)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeferredSettings(WeightedSettings):
     """With class weights that come late, which in a convex problem is with or without."""
 
-    drw_from_frac: float = 1.0  # below 1: classes are weighted by effective number
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_range(self, "in [0, 1]", "drw_from_frac")
+    drw_from_frac: Share = 1.0  # below 1: classes are weighted by effective number
 
 
 def frozen(config: type[WeightedSettings], adjustment: Callable[[Any, Tensor], Adjustment] = plain) -> FrozenRecipe:

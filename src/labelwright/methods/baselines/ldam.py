@@ -17,29 +17,21 @@ from torch import Tensor
 from labelwright.adjust import fixed
 from labelwright.adjust.adjustment import Adjustment
 from labelwright.methods.baselines import labelled, labelled_frozen
-from labelwright.train.settings import require_range
+from labelwright.train.settings import AtLeast0, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
 class Margin:
     """Of LDAM."""
 
-    max_margin: float = 0.5  # margin of the rarest class (Cao 2019)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()  # type: ignore[misc]
-        require_range(self, "0 or more", "max_margin")
+    max_margin: AtLeast0 = 0.5  # margin of the rarest class (Cao 2019)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Margin, labelled.DeferredSettings):
     """Settings of LDAM."""
 
-    scale: float = 30.0  # multiplies the cosines (Cao 2019)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_range(self, "above 0", "scale")
+    scale: Positive = 30.0  # multiplies the cosines (Cao 2019)
 
 
 @dataclass(frozen=True, kw_only=True)

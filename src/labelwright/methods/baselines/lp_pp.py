@@ -23,7 +23,7 @@ from torch import Tensor
 from labelwright.methods import shots
 from labelwright.methods.baselines import zero_shot
 from labelwright.methods.recipe import CHOSEN, Begun, Recipe
-from labelwright.train.settings import require_range
+from labelwright.train.settings import Positive
 from labelwright.types import Passes, State, Task
 
 ALPHA_WEIGHT = 0.1  # of what the multipliers leave the logit scale by: nearly free, but the logits stay finite
@@ -34,11 +34,7 @@ USUAL_PENALTY = 30.0  # where too few images are labelled to leave any out
 class Config(zero_shot.Config):
     """Settings of lp_pp."""
 
-    penalty: float | None = None  # L2 of w, summed over the labelled images; None = by cross-validation
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_range(self, "above 0, or none", "penalty")
+    penalty: Positive | None = None  # L2 of w, summed over the labelled images; None = by cross-validation
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from labelwright.methods import open_world
 from labelwright.methods.baselines import cosines
 from labelwright.methods.recipe import Begun, Recipe
 from labelwright.train.processes import gather_rows, sum_gradients
-from labelwright.train.settings import require_range
+from labelwright.train.settings import AtLeast0
 from labelwright.types import Batch, BuildNet, Clock, Network, Passes, Prediction, State, StepResult, Task
 
 SCALE = 10.0  # multiplies the cosines (authors' code)
@@ -39,12 +39,8 @@ MAX_UNCERTAINTY = 0.5  # line 2 (the authors' code): early on everything is unce
 class Config(cosines.CosineSettings):
     """Settings of orca; `prior_weight` None = 1 (Cao 2022), or 3 on frozen features."""
 
-    margin_weight: float = 1.0  # of the uncertainty in line 3 (Cao 2022)
-    pair_weight: float = 1.0  # of line 4 (Cao 2022)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_range(self, "0 or more", "margin_weight", "pair_weight")
+    margin_weight: AtLeast0 = 1.0  # of the uncertainty in line 3 (Cao 2022)
+    pair_weight: AtLeast0 = 1.0  # of line 4 (Cao 2022)
 
 
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:

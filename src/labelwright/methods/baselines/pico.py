@@ -54,7 +54,7 @@ from labelwright.methods.baselines.candidate_sets import (
 )
 from labelwright.methods.recipe import Begun, Recipe
 from labelwright.train.processes import gather_queries, gather_rows, mean_share, sum_gradients
-from labelwright.train.settings import require_range
+from labelwright.train.settings import AtLeast0, Count, CountOr0, Positive, Share
 from labelwright.types import Average, Batch, BuildNet, Clock, EpochPlan, Network, Passes, State, StepResult, Task
 
 N_DIMS = 128  # of the projections
@@ -65,21 +65,14 @@ COLLAPSED = 0.95  # mean cosine between prototypes from which we warn
 class Config(CandidateSettings):
     """Settings of PiCO; the values are the paper's."""
 
-    plain_epochs: int = 1  # epochs before targets move and labels choose positives
-    contrastive_weight: float = 0.5  # lambda
-    temperature: float = 0.07  # T, divides the cosines
-    queue_size: int = 8192  # keys
-    key_decay: float = 0.999  # share of the old weights that the momentum network keeps per step
-    prototype_decay: float = 0.99  # gamma
-    phi_first: float = 0.95  # share of the old target kept at each visit, at the start
-    phi_last: float = 0.8  # the same at the end
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_range(self, "0 or more", "plain_epochs", "contrastive_weight")
-        require_range(self, "in [0, 1]", "key_decay", "prototype_decay", "phi_first", "phi_last")
-        require_range(self, "above 0", "temperature")
-        require_range(self, "at least 1", "queue_size")
+    plain_epochs: CountOr0 = 1  # epochs before targets move and labels choose positives
+    contrastive_weight: AtLeast0 = 0.5  # lambda
+    temperature: Positive = 0.07  # T, divides the cosines
+    queue_size: Count = 8192  # keys
+    key_decay: Share = 0.999  # share of the old weights that the momentum network keeps per step
+    prototype_decay: Share = 0.99  # gamma
+    phi_first: Share = 0.95  # share of the old target kept at each visit, at the start
+    phi_last: Share = 0.8  # the same at the end
 
 
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:

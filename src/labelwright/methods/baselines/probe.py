@@ -76,11 +76,7 @@ class ProbeSettings(PoolSettings):
     optimizer: Literal["sgd", "adamw"] = "adamw"  # its steps do not grow with the model's logit scale
     lr: float = 3e-3  # peak learning rate
     weight_decay: float = 0.0  # of every trained parameter
-    adjust: str | None = None  # adjustments of the logits, e.g. pace+la: names of adjust.named
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        named.names_of(self.adjust)
+    adjust: named.Names | None = None  # adjustments of the logits, e.g. pace+la: names of adjust.named
 
 
 def setup(cfg: ProbeSettings, task: Task, build_net: BuildNet, *, name: str) -> State:

@@ -30,7 +30,7 @@ from labelwright.methods import open_world
 from labelwright.methods.baselines import cosines, simgcd
 from labelwright.methods.recipe import Recipe
 from labelwright.train.processes import gather_rows, sum_gradients
-from labelwright.train.settings import require_range
+from labelwright.train.settings import AtLeast0, Share
 from labelwright.types import Batch, BuildNet, Clock, State, StepResult, Task
 
 
@@ -38,14 +38,9 @@ from labelwright.types import Batch, BuildNet, Clock, State, StepResult, Task
 class Config(cosines.CosineSettings):
     """Settings of protogcd; `prior_weight` None = 2, or 4 on frozen features."""
 
-    supervised_weight: float = 0.35  # w
-    sure_frac: float = 0.8  # share of the unlabelled images of a batch with hard targets at the end; 0 at first
-    separation_weight: float = 0.1  # s
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_range(self, "in [0, 1]", "supervised_weight", "sure_frac")
-        require_range(self, "0 or more", "separation_weight")
+    supervised_weight: Share = 0.35  # w
+    sure_frac: Share = 0.8  # share of the unlabelled images of a batch with hard targets at the end; 0 at first
+    separation_weight: AtLeast0 = 0.1  # s
 
 
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:

@@ -29,7 +29,7 @@ from labelwright.methods import open_world
 from labelwright.methods.baselines import cosines
 from labelwright.methods.recipe import Begun, Recipe
 from labelwright.train.processes import gather_rows, sum_gradients
-from labelwright.train.settings import require_range
+from labelwright.train.settings import Share
 from labelwright.types import Batch, BuildNet, Clock, Network, Passes, Prediction, State, StepResult, Task
 
 STUDENT_TEMPERATURE = 0.1  # divides the cosines (Wen 2023)
@@ -42,11 +42,7 @@ TEMPERATURE, SUPERVISED_TEMPERATURE = 1.0, 0.07  # of NT-Xent and of SupCon in l
 class Config(cosines.CosineSettings):
     """Settings of simgcd; `prior_weight` None = 2 (authors' code: 1 to 4 by data set), or 4 on frozen features."""
 
-    supervised_weight: float = 0.35  # w (Wen 2023)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_range(self, "in [0, 1]", "supervised_weight")
+    supervised_weight: Share = 0.35  # w (Wen 2023)
 
 
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:

@@ -26,7 +26,7 @@ from labelwright.losses.classification import cross_entropy
 from labelwright.methods import semi_supervised
 from labelwright.methods.recipe import Recipe
 from labelwright.train.processes import gather_rows
-from labelwright.train.settings import require_range
+from labelwright.train.settings import Positive, ShareBelow1
 from labelwright.types import Batch, BuildNet, Clock, State, StepResult, Task
 
 
@@ -34,13 +34,8 @@ from labelwright.types import Batch, BuildNet, Clock, State, StepResult, Task
 class Config(semi_supervised.SemiSupervisedSettings):
     """Settings of softmatch."""
 
-    n_sigma: float = 2.0  # the deviation is divided by this: larger counts unsure answers less (authors' code)
-    confidence_decay: float = 0.99  # per step, of the mean and variance of the confidence (Chen 2023: 0.999)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_range(self, "above 0", "n_sigma")
-        require_range(self, "in [0, 1)", "confidence_decay")
+    n_sigma: Positive = 2.0  # the deviation is divided by this: larger counts unsure answers less (authors' code)
+    confidence_decay: ShareBelow1 = 0.99  # per step, of the mean and variance of the confidence (Chen 2023: 0.999)
 
 
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:

@@ -14,7 +14,7 @@ from functools import partial
 
 from labelwright.methods.baselines import transclip, zero_shot
 from labelwright.methods.recipe import Begun, Recipe
-from labelwright.train.settings import require_range
+from labelwright.train.settings import Positive
 from labelwright.types import Passes, State, Task
 
 
@@ -22,11 +22,7 @@ from labelwright.types import Passes, State, Task
 class Config(zero_shot.Config):
     """Settings of stata."""
 
-    anchor: float = 1.0  # alpha, images that the text of a class counts for (Zanella 2025)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_range(self, "above 0", "anchor")
+    anchor: Positive = 1.0  # alpha, images that the text of a class counts for (Zanella 2025)
 
 
 def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:

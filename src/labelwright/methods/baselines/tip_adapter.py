@@ -26,7 +26,7 @@ from labelwright.methods.baselines import zero_shot
 from labelwright.methods.recipe import Begun, Recipe
 from labelwright.methods.shots import check_shots
 from labelwright.train.convex import balanced_loss, folds_of
-from labelwright.train.settings import require_range
+from labelwright.train.settings import AtLeast0
 from labelwright.types import BuildNet, Passes, State, Task
 
 ALPHA, BETA = 1.0, 5.5  # (Sec. 4.1)
@@ -37,12 +37,8 @@ ALPHAS, BETAS = (0.0, 0.3, 1.0, 3.0, 10.0), (1.0, 3.0, 5.5, 10.0)
 class Config(zero_shot.Config):
     """Settings of tip_adapter."""
 
-    alpha: float | None = None  # weight of the vote; None = by cross-validation
-    beta: float | None = None  # how fast it falls with distance; None = by cross-validation
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_range(self, "0 or more, or none", "alpha", "beta")
+    alpha: AtLeast0 | None = None  # weight of the vote; None = by cross-validation
+    beta: AtLeast0 | None = None  # how fast it falls with distance; None = by cross-validation
 
 
 class CachedNet(nn.Module):

@@ -26,11 +26,7 @@ from labelwright.types import Batch, BuildNet, Clock, State, StepResult, Task
 class Config(CandidateSettings):
     """Settings of top1."""
 
-    adjust: str | None = None  # adjustments of the logits, e.g. pace+la: names of adjust.named
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        named.names_of(self.adjust)
+    adjust: named.Names | None = None  # adjustments of the logits, e.g. pace+la: names of adjust.named
 
 
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:

@@ -26,7 +26,7 @@ from labelwright.labels.transduce import nearest_neighbours
 from labelwright.methods.baselines import zero_shot
 from labelwright.methods.recipe import Begun, Recipe
 from labelwright.train.convex import Linear, Problem, principal_axes, solve
-from labelwright.train.settings import require_range
+from labelwright.train.settings import Count, Positive, ShareBelow1
 from labelwright.types import Passes, State, Task
 
 PENALTY = 30.0  # of the head that is fitted to the answers
@@ -37,15 +37,9 @@ CG_STEPS, CG_TOLERANCE = 20, 1e-6
 class Config(zero_shot.Config):
     """Settings of zlap."""
 
-    k: int = 5  # neighbours of an image among the images, and among the texts (Stojnic 2024)
-    gamma: float = 5.0  # power of the cosines (Stojnic 2024)
-    alpha: float = 0.3  # share of an image's score that its neighbours make (Stojnic 2024)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_range(self, "at least 1", "k")
-        require_range(self, "above 0", "gamma")
-        require_range(self, "in [0, 1)", "alpha")
+    k: Count = 5  # neighbours of an image among the images, and among the texts (Stojnic 2024)
+    gamma: Positive = 5.0  # power of the cosines (Stojnic 2024)
+    alpha: ShareBelow1 = 0.3  # share of an image's score that its neighbours make (Stojnic 2024)
 
 
 def propagated(feats: Tensor, text: Tensor, labels: Tensor, *, k: int, gamma: float, alpha: float) -> Tensor:
