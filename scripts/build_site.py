@@ -10,6 +10,7 @@ leads nowhere.
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import re
 import shutil
@@ -97,10 +98,34 @@ def lay_out(folder: Path) -> Path:
     for source in PACKAGE.rglob("*.py"):
         copied = folder / "src" / source.relative_to(PACKAGE.parent)
         copied.parent.mkdir(parents=True, exist_ok=True)
-        copied.write_text(with_fences(source.read_text(encoding="utf-8")), encoding="utf-8")
+        copied.write_text(with_fences(with_field_texts(source.read_text(encoding="utf-8"))), encoding="utf-8")
     path = folder / "mkdocs.yml"
     path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     return path
+
+
+def with_field_texts(source: str) -> str:
+    """Python whose comments beside the fields of classes, or above them, are their docstrings, for the reference.
+
+    Example:
+      >>> print(with_field_texts("class A:\\n    x: int = 1  # how many"))
+      class A:
+          x: int = 1  # how many
+          \"\"\"how many\"\"\"
+    """
+    lines = source.split("\n")
+    classes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef)]
+    fields = [node for each in classes for node in each.body if isinstance(node, ast.AnnAssign)]
+    for node in sorted(fields, key=lambda node: -node.lineno):
+        own, first = " " * node.col_offset, node.lineno - 1
+        _, _, beside = lines[node.end_lineno - 1][node.end_col_offset :].partition("# ")
+        above: list[str] = []
+        while not beside and lines[first - 1].startswith(f"{own}# "):
+            first -= 1
+            above.insert(0, lines[first].removeprefix(f"{own}# "))
+        if text := (beside or " ".join(above)).replace("\\", "\\\\"):
+            lines.insert(node.end_lineno, f'{own}"""{text}"""' if text[-1] != '"' else f"{own}'''{text}'''")
+    return "\n".join(lines)
 
 
 def with_fences(source: str) -> str:

@@ -174,20 +174,13 @@ def annotate(
 
 @dataclass(frozen=True)
 class AnnotateShard:
-    """Candidates of a shard's images, as `write_candidates` writes them.
+    """Candidates of a shard's images, as `write_candidates` writes them."""
 
-    Attributes:
-      annotator: a two-tower model and its rule.
-      how: how shards are read; its classes are all there are.
-      device, precision: see `annotate`.
-      out: folder that the paths of images start from.
-    """
-
-    annotator: Annotator
-    how: Reading
-    device: str
+    annotator: Annotator  # a two-tower model and its rule
+    how: Reading  # how shards are read; its classes are all there are
+    device: str  # this and the next: see `annotate`
     precision: str
-    out: str
+    out: str  # folder that the paths of images start from
 
     def __call__(self, shard: Shard) -> pa.Table:
         """A row per usable image, in the order of the shard."""

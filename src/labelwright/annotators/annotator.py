@@ -69,20 +69,14 @@ class Annotator:
 
 @dataclass(frozen=True)
 class Guesses:
-    """What an annotator says of N images.
+    """What an annotator says of N images."""
 
-    Attributes:
-      candidates: sets of N rows.
-      counts: of annotators.candidate_rules.describe_candidates; of a chat model also those of
-        annotators.ask_classes.Asked with the first unparseable answers; where descriptions were offered, also
-        ``mismatched`` (names that fit no image), ``descriptions`` (class -> the text in place of its name) and
-        ``rejected`` (class -> texts of no use).
-      info: what the table of candidates says of them, JSON-ready.
-    """
-
-    candidates: Candidates
+    candidates: Candidates  # sets of N rows
+    # of annotators.candidate_rules.describe_candidates; of a chat model also those of annotators.ask_classes.Asked with
+    # the first unparseable answers; where descriptions were offered, also ``mismatched`` (names that fit no image),
+    # ``descriptions`` (class -> the text in place of its name) and ``rejected`` (class -> texts of no use)
     counts: dict[str, Any]
-    info: dict[str, Any]
+    info: dict[str, Any]  # what the table of candidates says of them, JSON-ready
 
 
 @dataclass(frozen=True)

@@ -61,18 +61,13 @@ def phrase(class_names: Sequence[str], *, seed: int, image_id: str, phrasing: in
 
 @dataclass(frozen=True)
 class Asked:
-    """What a chat model answered about N images.
+    """What a chat model answered about N images."""
 
-    Attributes:
-      candidates: sets of N rows: the union over phrasings, weighted by the share of phrasings that named the class;
-        empty where no answer could be read.
-      counts: n_calls (made now), n_from_journal, n_answers, n_failed, n_unparseable: JSON-ready.
-      unparseable: (id, phrasing, answer) of every answer in which no class was found.
-    """
-
+    # sets of N rows: the union over phrasings, weighted by the share of phrasings that named the class; empty where no
+    # answer could be read
     candidates: Candidates
-    counts: dict[str, int]
-    unparseable: tuple[tuple[str, int, str], ...]
+    counts: dict[str, int]  # n_calls (made now), n_from_journal, n_answers, n_failed, n_unparseable: JSON-ready
+    unparseable: tuple[tuple[str, int, str], ...]  # (id, phrasing, answer) of every answer in which no class was found
 
 
 def annotate_with_chat(

@@ -41,14 +41,10 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class PixelSource(Protocol):
-    """Decoded images by row, all of one size.
+    """Decoded images by row, all of one size."""
 
-    Attributes:
-      n_rows: N images.   size_px: height and width.
-    """
-
-    n_rows: int
-    size_px: int
+    n_rows: int  # N images
+    size_px: int  # height and width
 
     @property
     def problems(self) -> tuple[Problem, ...]:

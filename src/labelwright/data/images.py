@@ -61,18 +61,13 @@ Source = bytes | str | Path
 
 @dataclass(frozen=True)
 class Decoding:
-    """How the images of one data set become 8-bit RGB.
+    """How the images of one data set become 8-bit RGB."""
 
-    Attributes:
-      black, white: values of images of more than 8 bits that become 0 and 255; None: of each image alone.
-      exact: never decode large JPEGs at reduced scale.
-      pixels_max: pixels of the largest image.
-    """
-
+    # this and the next: values of images of more than 8 bits that become 0 and 255; None: of each image alone
     black: float | None = None
     white: float | None = None
-    exact: bool = False
-    pixels_max: int = PIXELS_MAX
+    exact: bool = False  # never decode large JPEGs at reduced scale
+    pixels_max: int = PIXELS_MAX  # pixels of the largest image
 
     def __str__(self) -> str:
         """What the pixels depend on, as part of a fingerprint; empty if nothing was chosen.
@@ -105,14 +100,10 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Decoded:
-    """An image and what is worth a word about it.
+    """An image and what is worth a word about it."""
 
-    Attributes:
-      image: RGB, upright.   is_first_of_several: the file holds more frames or pages, which are not looked at.
-    """
-
-    image: Image.Image
-    is_first_of_several: bool = False
+    image: Image.Image  # RGB, upright
+    is_first_of_several: bool = False  # the file holds more frames or pages, which are not looked at
 
     @property
     def is_blank(self) -> bool:

@@ -22,17 +22,11 @@ _ROWS_PER_ROUND = 512  # images scaled at once
 
 @dataclass(frozen=True, eq=False)
 class Looks:
-    """Of N images.
+    """Of N images."""
 
-    Attributes:
-      digests: N; two are the same where all pixels of two images are equal.
-      sides_px: [N, 2] int32, width and height.
-      thumbs: [N, 32, 32] uint8, the whole image in grey, its sides scaled to 32 px each.
-    """
-
-    digests: list[bytes]
-    sides_px: npt.NDArray[np.int32]
-    thumbs: npt.NDArray[np.uint8]
+    digests: list[bytes]  # N; two are the same where all pixels of two images are equal
+    sides_px: npt.NDArray[np.int32]  # [N, 2] int32, width and height
+    thumbs: npt.NDArray[np.uint8]  # [N, 32, 32] uint8, the whole image in grey, its sides scaled to 32 px each
 
 
 def numbered(items: Iterable[bytes]) -> npt.NDArray[np.int64]:

@@ -26,21 +26,13 @@ from labelwright.parsing import yaml_of
 
 @dataclass(frozen=True)
 class Named:
-    """Columns that the user has named, and how they are read.
+    """Columns that the user has named, and how they are read."""
 
-    Attributes:
-      columns: role -> column.
-      annotators: columns of one annotator's answers each.
-      only_images: labels and all else are not looked at.
-      first_number: of the classes, where another table says what numbers they have.
-      optional: roles whose column a table may lack, as test images do.
-    """
-
-    columns: Mapping[str, str] = field(default_factory=dict)
-    annotators: tuple[str, ...] = ()
-    only_images: bool = False
-    first_number: int | None = None
-    optional: bool = False
+    columns: Mapping[str, str] = field(default_factory=dict)  # role -> column
+    annotators: tuple[str, ...] = ()  # columns of one annotator's answers each
+    only_images: bool = False  # labels and all else are not looked at
+    first_number: int | None = None  # of the classes, where another table says what numbers they have
+    optional: bool = False  # roles whose column a table may lack, as test images do
 
     def roles(self, columns: Columns, where: str) -> dict[str, str]:
         """Which column is what; those that are not read are noted."""

@@ -12,17 +12,12 @@ from labelwright.parsing import json_of
 
 @dataclass(frozen=True)
 class AtHand:
-    """A pretrained model that can be used at once.
+    """A pretrained model that can be used at once."""
 
-    Attributes:
-      model: what ``--model`` would be given: a folder, or the name of a network whose weights are installed.
-      name: for people.   where: it lies.   reads_names: it has a text side.
-    """
-
-    model: str
-    name: str
-    where: str
-    reads_names: bool = False
+    model: str  # what ``--model`` would be given: a folder, or the name of a network whose weights are installed
+    name: str  # for people
+    where: str  # it lies
+    reads_names: bool = False  # it has a text side
 
 
 def at_hand() -> AtHand | None:

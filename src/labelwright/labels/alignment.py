@@ -41,27 +41,17 @@ CONFIRMED, CONTRADICTED = 0.5, 0.005
 
 @dataclass(frozen=True)
 class Aligned:
-    """What `align` found, for N images and C classes.
+    """What `align` found, for N images and C classes."""
 
-    Attributes:
-      class_feats: [C, D] float32 unit norm.
-      weight: [C, D] float32 and
-      bias: [C] float32: linear term to add to the logits (labels.gaussians); zero if it was not asked for.
-      prior: [C] float32, estimated share of each class among the unlabelled images, sums to 1.
-      zero_shot: [N] int64 most probable class of each image by the names alone.
-      predicted: [N] int64 most probable class of each image; of unlabelled ones among the classes they may have.
-      confidence: [N] float32, its probability.
-      described: class -> [D] float32 unit norm, the description that chooses its first images in place of its name;
-        of alignment "clustering" alone, which leaves the classes of the model as they are.
-    """
-
-    class_feats: Tensor
-    weight: Tensor
-    bias: Tensor
-    prior: Tensor
-    zero_shot: Tensor
-    predicted: Tensor
-    confidence: Tensor
+    class_feats: Tensor  # [C, D] float32 unit norm
+    weight: Tensor  # [C, D] float32 and
+    bias: Tensor  # [C] float32: linear term to add to the logits (labels.gaussians); zero if it was not asked for
+    prior: Tensor  # [C] float32, estimated share of each class among the unlabelled images, sums to 1
+    zero_shot: Tensor  # [N] int64 most probable class of each image by the names alone
+    predicted: Tensor  # [N] int64 most probable class of each image; of unlabelled ones among the classes they may have
+    confidence: Tensor  # [N] float32, its probability
+    # class -> [D] float32 unit norm, the description that chooses its first images in place of its name; of alignment
+    # "clustering" alone, which leaves the classes of the model as they are
     described: Mapping[int, Tensor] = field(default_factory=dict)
 
 

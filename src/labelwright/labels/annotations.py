@@ -32,21 +32,14 @@ STILL = 1e-3  # largest change of a probability at which it ends
 
 @dataclass(frozen=True)
 class AnnotationModel:
-    """What annotations are worth: fitted by `fit_annotations`.
+    """What annotations are worth: fitted by `fit_annotations`."""
 
-    Attributes:
-      weight: answers: confusion [A, C, C]; else [C, C], what a candidate adds to the log-likelihood of each class.
-      bias: [C] float64, what a set adds whatever it holds.
-      log_prior: [C] float64, log share of each class.
-      temperature: factor of the classifier's logits, > 0.
-      inside: estimated share of the images whose class is among those named, 0 to 1.
-    """
-
+    # answers: confusion [A, C, C]; else [C, C], what a candidate adds to the log-likelihood of each class
     weight: Tensor
-    bias: Tensor
-    log_prior: Tensor
-    temperature: float
-    inside: float
+    bias: Tensor  # [C] float64, what a set adds whatever it holds
+    log_prior: Tensor  # [C] float64, log share of each class
+    temperature: float  # factor of the classifier's logits, > 0
+    inside: float  # estimated share of the images whose class is among those named, 0 to 1
 
 
 @dataclass(frozen=True)

@@ -53,15 +53,10 @@ FAR_OUT = 3.0  # interquartile ranges beyond the quartiles
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The nearest other rows of each of N rows.
+    """The nearest other rows of each of N rows."""
 
-    Attributes:
-      rows: [N, K] int64, nearest first; -1 where fewer were compared.
-      sims: [N, K] float32 cosine similarity, -1 to 1; -1 there.
-    """
-
-    rows: Tensor
-    sims: Tensor
+    rows: Tensor  # [N, K] int64, nearest first; -1 where fewer were compared
+    sims: Tensor  # [N, K] float32 cosine similarity, -1 to 1; -1 there
 
 
 def nearest(z: Tensor, *, k: int) -> Neighbours:
@@ -122,22 +117,15 @@ def _compare(found: Neighbours, z: Tensor, asked: Tensor, members: Tensor) -> No
 
 @dataclass(frozen=True)
 class Judged:
-    """What the other images say of the labels of N rows.
+    """What the other images say of the labels of N rows."""
 
-    Attributes:
-      score: [N] float32, estimated chance that the label given is right; NaN of rows without a label and of those whose
-        class has no other labelled row (or group) to learn from.
-      suggested: [N] int64, the most probable other class; -1 where there is no score.
-      probability: [N] float32 of that class; NaN where there is no score.
-      wrong_frac: estimated share of wrong labels among those that were judged, 0 to 1.
-      alike: [C, C] float32, mean probability of class j over rows of class i, over that of rows of class j.
-    """
-
+    # [N] float32, estimated chance that the label given is right; NaN of rows without a label and of those whose class
+    # has no other labelled row (or group) to learn from
     score: Tensor
-    suggested: Tensor
-    probability: Tensor
-    wrong_frac: float
-    alike: Tensor
+    suggested: Tensor  # [N] int64, the most probable other class; -1 where there is no score
+    probability: Tensor  # [N] float32 of that class; NaN where there is no score
+    wrong_frac: float  # estimated share of wrong labels among those that were judged, 0 to 1
+    alike: Tensor  # [C, C] float32, mean probability of class j over rows of class i, over that of rows of class j
 
     @property
     def is_suspected(self) -> Tensor:

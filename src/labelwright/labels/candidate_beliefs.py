@@ -26,20 +26,13 @@ EVEN_SPREAD = 0.5  # standard deviation over mean of the other classes' shares, 
 
 @dataclass(frozen=True)
 class CandidateBeliefs:
-    """What the guesses and the features say together, for C classes.
+    """What the guesses and the features say together, for C classes."""
 
-    Attributes:
-      beliefs: log densities as a linear classifier, and the share of each class.
-      miss: [C] float32, 0 to 1: how often guesses leave a class out where it is thought to be; see
-        `candidate_evidence`.
-      rarely_guessed: classes that the guesses hardly ever name.
-      is_rebalanced: whether they got the images that fit no other class, by keeping all classes equally large.
-    """
-
-    beliefs: Beliefs
+    beliefs: Beliefs  # log densities as a linear classifier, and the share of each class
+    # [C] float32, 0 to 1: how often guesses leave a class out where it is thought to be; see `candidate_evidence`
     miss: Tensor
-    rarely_guessed: tuple[int, ...]
-    is_rebalanced: bool
+    rarely_guessed: tuple[int, ...]  # classes that the guesses hardly ever name
+    is_rebalanced: bool  # whether they got the images that fit no other class, by keeping all classes equally large
 
 
 def candidate_evidence(guesses: Tensor, miss: Tensor) -> Tensor:

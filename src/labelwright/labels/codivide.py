@@ -18,29 +18,18 @@ from labelwright.types import Passes, Task
 
 @dataclass(frozen=True)
 class CoDivision:
-    """One network's word on N images.
+    """One network's word on N images."""
 
-    Attributes:
-      beliefs: sparse table of its aligned probabilities (`read_beliefs`).
-      clean: [N] float32, 0 to 1: how probably the guesses hold the truth; 1 where verified, 0 where there are none.
-      ratio: [C] float32, what its probabilities are multiplied by to have the prior as their mean.
-      history: of its division losses (labels.purify).
-      predicted: [N] int64 most probable class without the guesses.
-      n_divided: images with guesses that were divided: not verified, and not all classes alike.
-      reliable_frac: share of these whose guesses are trusted; 0 if there are none.
-      in_set_frac: share of these whose predicted class is one of their guesses.
-      means: mean losses of the two groups.
-    """
-
-    beliefs: dict[str, Tensor]
+    beliefs: dict[str, Tensor]  # sparse table of its aligned probabilities (`read_beliefs`)
+    # [N] float32, 0 to 1: how probably the guesses hold the truth; 1 where verified, 0 where there are none
     clean: Tensor
-    ratio: Tensor
-    history: dict[str, Tensor]
-    predicted: Tensor
-    n_divided: int
-    reliable_frac: float
-    in_set_frac: float
-    means: tuple[float, float]
+    ratio: Tensor  # [C] float32, what its probabilities are multiplied by to have the prior as their mean
+    history: dict[str, Tensor]  # of its division losses (labels.purify)
+    predicted: Tensor  # [N] int64 most probable class without the guesses
+    n_divided: int  # images with guesses that were divided: not verified, and not all classes alike
+    reliable_frac: float  # share of these whose guesses are trusted; 0 if there are none
+    in_set_frac: float  # share of these whose predicted class is one of their guesses
+    means: tuple[float, float]  # mean losses of the two groups
 
 
 def aligned_division(

@@ -25,16 +25,11 @@ CHOICE_ROUNDS = 3  # passes over the classes, as each choice changes what is lef
 
 @dataclass(frozen=True)
 class ChosenDescriptions:
-    """What `choose_descriptions` decided.
+    """What `choose_descriptions` decided."""
 
-    Attributes:
-      class_feats: [C, D] float32 unit norm: of the chosen description, or of the name.
-      chosen: [C] int64 position of the chosen description among those of the class, -1 = the name stays.
-      gains: one list per class: what each description explains, over what the name does (1 = as much).
-    """
-
-    class_feats: Tensor
-    chosen: Tensor
+    class_feats: Tensor  # [C, D] float32 unit norm: of the chosen description, or of the name
+    chosen: Tensor  # [C] int64 position of the chosen description among those of the class, -1 = the name stays
+    # one list per class: what each description explains, over what the name does (1 = as much)
     gains: tuple[tuple[float, ...], ...]
 
 
@@ -113,17 +108,11 @@ def _gain(z: Tensor, text: Tensor, top: Tensor, owner: Tensor, c: int) -> Tensor
 
 @dataclass(frozen=True)
 class Mismatch:
-    """What `detect_mismatched` found.
+    """What `detect_mismatched` found."""
 
-    Attributes:
-      is_mismatched: [C] bool.
-      evidence: [C] float32, 0 to 1: see `evidence`.
-      threshold: evidence below it is a mismatch; 0 when no class is mismatched.
-    """
-
-    is_mismatched: Tensor
-    evidence: Tensor
-    threshold: float
+    is_mismatched: Tensor  # [C] bool
+    evidence: Tensor  # [C] float32, 0 to 1: see `evidence`
+    threshold: float  # evidence below it is a mismatch; 0 when no class is mismatched
 
 
 def evidence(feats: Tensor, class_feats: Tensor, *, logit_scale: float) -> Tensor:

@@ -15,22 +15,14 @@ LEAST_ANSWERS = 2.0  # answers per class and annotator, on average; below, the c
 
 @dataclass(frozen=True)
 class DawidSkene:
-    """What the answers of A annotators say of N images and C classes.
+    """What the answers of A annotators say of N images and C classes."""
 
-    Attributes:
-      probs: [N, C] float64, probability of each class; even where nobody answered.
-      confusion: [A, C, C] float64, probability that annotator a answers j where c is true; rows sum to 1.
-      prior: [C] float64, share of each class.
-      reliability: [A] float64, estimated share of the annotator's answers that are right.
-      n_answers: [A] int64.
-      is_majority: whether there were too few answers to tell annotators apart: ``probs`` are then shares of the votes.
-    """
-
-    probs: Tensor
-    confusion: Tensor
-    prior: Tensor
-    reliability: Tensor
-    n_answers: Tensor
+    probs: Tensor  # [N, C] float64, probability of each class; even where nobody answered
+    confusion: Tensor  # [A, C, C] float64, probability that annotator a answers j where c is true; rows sum to 1
+    prior: Tensor  # [C] float64, share of each class
+    reliability: Tensor  # [A] float64, estimated share of the annotator's answers that are right
+    n_answers: Tensor  # [A] int64
+    # whether there were too few answers to tell annotators apart: ``probs`` are then shares of the votes
     is_majority: bool
 
 

@@ -67,16 +67,11 @@ def first_guesses(task: Task) -> Tensor:
 
 @dataclass(frozen=True)
 class Overturned:
-    """First guesses against the answers of a student, over images that have a guess and are not verified.
+    """First guesses against the answers of a student, over images that have a guess and are not verified."""
 
-    Attributes:
-      guessed, answered: [C] int64, images by first guess and by answer.
-      frac: share of these images whose answer is not their first guess.
-    """
-
-    guessed: Tensor
+    guessed: Tensor  # this and the next: [C] int64, images by first guess and by answer
     answered: Tensor
-    frac: float
+    frac: float  # share of these images whose answer is not their first guess
 
 
 def overturned(task: Task, answers: Tensor) -> Overturned:

@@ -21,23 +21,17 @@ Evidence = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Beliefs:
-    """What the features add to the evidence: softmax(evidence + strength * (weight z + bias) + offset).
+    """What the features add to the evidence: softmax(evidence + strength * (weight z + bias) + offset)."""
 
-    Attributes:
-      weight: [C, D] float32 and
-      bias: [C] float32: log densities of the classes, with their log shares where these were estimated and count with
-        ``strength``; centred over the classes.
-      offset: [C] float32 that brings the mean probabilities to the known prior, or the log shares that count in full
-        (``n_prior``); else zero.
-      prior: [C] float32, share of each class, sums to 1; a labelled row counts once.
-      strength: of weight and bias, >= 0.
-    """
-
-    weight: Tensor
+    weight: Tensor  # [C, D] float32 and
+    # [C] float32: log densities of the classes, with their log shares where these were estimated and count with
+    # ``strength``; centred over the classes
     bias: Tensor
+    # [C] float32 that brings the mean probabilities to the known prior, or the log shares that count in full
+    # (``n_prior``); else zero
     offset: Tensor
-    prior: Tensor
-    strength: float
+    prior: Tensor  # [C] float32, share of each class, sums to 1; a labelled row counts once
+    strength: float  # of weight and bias, >= 0
 
     @property
     def linear(self) -> tuple[Tensor, Tensor]:

@@ -29,31 +29,18 @@ N_NEAREST = 3  # rows of the smaller sample that a row is compared with
 
 @dataclass(frozen=True)
 class Judge:
-    """What a sample says of any row.
+    """What a sample says of any row."""
 
-    Attributes:
-      mean: [D] float32, and
-      scale: [], of the features.
-      weight: [K, C, D] and
-      bias: [K, C] float32: heads, each of which did not see its fold; K = 0: there was nothing to learn from.
-      strength: of their log-probabilities.
-      noise: [C, C] float32, p(given | true), rows sum to 1.
-      is_seen: [K, C] bool, classes of which a head has seen a row.
-      reference: [R, D] float32, unit norm: the smaller sample.
-      median: of the distances of its rows to one another, and
-      bar: the distance above which a row is an outlier, over that median.
-    """
-
-    mean: Tensor
-    scale: Tensor
-    weight: Tensor
-    bias: Tensor
-    strength: Tensor
-    noise: Tensor
-    is_seen: Tensor
-    reference: Tensor
-    median: Tensor
-    bar: Tensor
+    mean: Tensor  # [D] float32, and
+    scale: Tensor  # [], of the features
+    weight: Tensor  # [K, C, D] and
+    bias: Tensor  # [K, C] float32: heads, each of which did not see its fold; K = 0: there was nothing to learn from
+    strength: Tensor  # of their log-probabilities
+    noise: Tensor  # [C, C] float32, p(given | true), rows sum to 1
+    is_seen: Tensor  # [K, C] bool, classes of which a head has seen a row
+    reference: Tensor  # [R, D] float32, unit norm: the smaller sample
+    median: Tensor  # of the distances of its rows to one another, and
+    bar: Tensor  # the distance above which a row is an outlier, over that median
 
     def arrays(self) -> dict[str, Any]:
         """For a file; `of_arrays` is the same again."""

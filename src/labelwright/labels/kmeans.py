@@ -21,21 +21,14 @@ CONVERGED = 1e-4  # relative fall of the inertia in one step at which k-means st
 
 @dataclass(frozen=True)
 class KMeans:
-    """What `semi_supervised_kmeans` found, on the device of the features.
+    """What `semi_supervised_kmeans` found, on the device of the features."""
 
-    Attributes:
-      centroids: [C, D] float32, means of unit vectors (not unit themselves); rows 0..n_seen-1 are the seen classes.
-      assigned: [N] int64, cluster of each row; a labelled row has its label.
-      inertia: >= 0, sum over all rows of the squared distance to their centroid.
-      sizes: [C] int64 rows per cluster; 0 where there were fewer different rows than clusters.
-      n_steps: updates of the centroids until they stopped moving, of the run that is returned.
-    """
-
+    # [C, D] float32, means of unit vectors (not unit themselves); rows 0..n_seen-1 are the seen classes
     centroids: Tensor
-    assigned: Tensor
-    inertia: float
-    sizes: Tensor
-    n_steps: int
+    assigned: Tensor  # [N] int64, cluster of each row; a labelled row has its label
+    inertia: float  # >= 0, sum over all rows of the squared distance to their centroid
+    sizes: Tensor  # [C] int64 rows per cluster; 0 where there were fewer different rows than clusters
+    n_steps: int  # updates of the centroids until they stopped moving, of the run that is returned
 
 
 def semi_supervised_kmeans(

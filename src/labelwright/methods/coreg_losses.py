@@ -23,17 +23,11 @@ CONTRASTIVE_TEMPERATURE = 0.07  # divides the cosines between images
 
 @dataclass(frozen=True)
 class Learned:
-    """What a network learns on in a step.
+    """What a network learns on in a step."""
 
-    Attributes:
-      views: [B, ...] each, of the images of P, then of those of U.
-      targets: [B, C] float, rows sum to 1.
-      is_reliable: [B] bool, whether an image is of P.
-    """
-
-    views: tuple[Tensor, ...]
-    targets: Tensor
-    is_reliable: Tensor
+    views: tuple[Tensor, ...]  # [B, ...] each, of the images of P, then of those of U
+    targets: Tensor  # [B, C] float, rows sum to 1
+    is_reliable: Tensor  # [B] bool, whether an image is of P
 
 
 def classification_losses(

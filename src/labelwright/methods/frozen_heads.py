@@ -66,24 +66,15 @@ class FrozenSettings(TrainSettings):
 
 @dataclass(frozen=True)
 class Labelled:
-    """Labelled images as every method sees them.
+    """Labelled images as every method sees them."""
 
-    Attributes:
-      z: [N, R] float32, of `train.convex.scaled`.
-      labels: [N] int64.
-      n_classes: C.
-      rows, fold: of `train.convex.folds_of`; empty where nothing can be left out.
-      adjust: names of adjustments that are added to every problem, or None.
-      penalties: to be tried, strongest first.
-    """
-
-    z: Tensor
-    labels: Tensor
-    n_classes: int
-    rows: Tensor
+    z: Tensor  # [N, R] float32, of `train.convex.scaled`
+    labels: Tensor  # [N] int64
+    n_classes: int  # C
+    rows: Tensor  # this and the next: of `train.convex.folds_of`; empty where nothing can be left out
     fold: Tensor
-    adjust: str | None
-    penalties: tuple[float, ...] = PENALTIES
+    adjust: str | None  # names of adjustments that are added to every problem, or None
+    penalties: tuple[float, ...] = PENALTIES  # to be tried, strongest first
 
     def cross_validate(self, problem_of: ProblemOf, penalties: Sequence[float]) -> CrossValidated | None:
         """`train.convex.cross_validate`; None where nothing can be left out."""
@@ -120,20 +111,13 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Fit:
-    """A problem with its penalty chosen, not yet solved on all rows.
+    """A problem with its penalty chosen, not yet solved on all rows."""
 
-    Attributes:
-      problem_of: counts [C] of the rows that are fitted -> the problem.
-      penalty: of it.
-      validated: how it did on rows that were left out; None where none could be.
-      logs: what else to say of it, JSON-ready.
-      chosen: settings that were chosen beside the penalty, see `methods.recipe.as_chosen`.
-    """
-
-    problem_of: ProblemOf
-    penalty: float
-    validated: CrossValidated | None
-    logs: Mapping[str, Any] = field(default_factory=dict)
+    problem_of: ProblemOf  # counts [C] of the rows that are fitted -> the problem
+    penalty: float  # of it
+    validated: CrossValidated | None  # how it did on rows that were left out; None where none could be
+    logs: Mapping[str, Any] = field(default_factory=dict)  # what else to say of it, JSON-ready
+    # settings that were chosen beside the penalty, see `methods.recipe.as_chosen`
     chosen: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -151,15 +135,10 @@ def fitted(problem_of: ProblemOf, penalty: float | None, data: Labelled) -> Fit:
 
 @dataclass(frozen=True)
 class FrozenRecipe:
-    """A `types.Recipe` of what sets a loss apart on features.
+    """A `types.Recipe` of what sets a loss apart on features."""
 
-    Attributes:
-      Config: its settings.
-      fit: (cfg, data) -> `Fit`.
-    """
-
-    Config: type[FrozenSettings]
-    fit: Callable[[Any, Labelled], Fit]
+    Config: type[FrozenSettings]  # its settings
+    fit: Callable[[Any, Labelled], Fit]  # (cfg, data) -> `Fit`
     plan = staticmethod(no_steps)
     step = staticmethod(no_step)
     end_epoch = staticmethod(nothing_after)

@@ -22,65 +22,42 @@ Images = Literal["train", "test"]
 
 @dataclass(frozen=True)
 class Requires:
-    """What a method cannot do without.
+    """What a method cannot do without."""
 
-    Attributes:
-      labels: some labelled images.
-      or_text: of ``labels``, that text features of the class names will do where no image has one.
-      text: text features of the class names.
-      candidates: candidate labels, which an annotator can give where the data has none.
-      novel: it finds classes that nobody named, and no other method may run where there are such.
-    """
-
-    labels: bool = False
-    or_text: bool = False
-    text: bool = False
-    candidates: bool = False
-    novel: bool = False
+    labels: bool = False  # some labelled images
+    or_text: bool = False  # of ``labels``, that text features of the class names will do where no image has one
+    text: bool = False  # text features of the class names
+    candidates: bool = False  # candidate labels, which an annotator can give where the data has none
+    novel: bool = False  # it finds classes that nobody named, and no other method may run where there are such
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What there is to learn from, and where.
+    """What there is to learn from, and where."""
 
-    Attributes:
-      n_images: training images.   n_labelled: those with a label.
-      is_stored: the method sees stored features, not pixels.
-      is_cpu: no accelerator.
-      n_passes: images that the time there is passes through the network, forward and back; None where time sets no
-        limit: of stored features, or where the user gave the epochs.
-    """
-
-    n_images: int
-    n_labelled: int
-    is_stored: bool
-    is_cpu: bool
+    n_images: int  # training images
+    n_labelled: int  # those with a label
+    is_stored: bool  # the method sees stored features, not pixels
+    is_cpu: bool  # no accelerator
+    # images that the time there is passes through the network, forward and back; None where time sets no limit: of
+    # stored features, or where the user gave the epochs
     n_passes: float | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished run is summed up from.
+    """What a finished run is summed up from."""
 
-    Attributes:
-      task: as training had it.
-      train, test: the images, with truths that serve for scores alone; test may be None.
-      own: answers of the trained classifier on the training images.
-      ask: answers of the text model alone, on "train" or "test"; None where no text model reads the names.
-      guesses: candidates of an annotator; None if nobody guessed.
-      feats: makes the features [N, D] of the training images.
-      evidence: how the number of novel classes was estimated; None if it was not.
-      words: names offered to discovered classes, with their text features; None if there are none.
-    """
-
-    task: Task
-    train: LabelTable
+    task: Task  # as training had it
+    train: LabelTable  # this and the next: the images, with truths that serve for scores alone; test may be None
     test: LabelTable | None
-    own: Answers
+    own: Answers  # answers of the trained classifier on the training images
+    # answers of the text model alone, on "train" or "test"; None where no text model reads the names
     ask: Callable[[Images], Answers] | None
-    guesses: Guesses | None
-    feats: Callable[[], Tensor]
-    evidence: Mapping[str, Any] | None
+    guesses: Guesses | None  # candidates of an annotator; None if nobody guessed
+    feats: Callable[[], Tensor]  # makes the features [N, D] of the training images
+    evidence: Mapping[str, Any] | None  # how the number of novel classes was estimated; None if it was not
+    # names offered to discovered classes, with their text features; None if there are none
     words: Mapping[str, Tensor] | None
 
 
@@ -146,44 +123,32 @@ def as_it_is(cfg: Any, task: Task, views: ViewSource, build: BuildNet, **how: An
 
 @dataclass(frozen=True)
 class Method:
-    """A method by everything that the pipeline asks of one; the pipeline compares no names.
+    """A method by everything that the pipeline asks of one; the pipeline compares no names."""
 
-    Attributes:
-      title: what to call it in tables and reports.
-      recipe: a module, or an object with the seven names of types.Recipe.
-      requires: what it cannot do without.
-      presets: name -> settings that differ from the recipe's defaults; "practical" is what runs by default.
-      default_views: what it sees if the user does not say: (cfg, is_two_tower) -> "pixels" or "embeddings".
-      schedule: (cfg, budget, names of the settings that the user gave) -> cfg, with epochs that suit the run.
-      passes: (cfg, budget) -> images that an epoch passes through networks forward and back, forward alone as a third;
-        what a time is made of.
-      pilot: settings chosen by short runs without labels; see methods.cap_margin.
-      summarise: what summary.json says of it beyond what every run says.
-      sections: what the report shows of it beyond what every report shows.
-      templates: prompts for class names if the user names none.
-      frozen: the recipe in place of `recipe` where it learns from stored features; None = the same.
-      on_embeddings: images -> the method that takes its place where nobody named one and there are stored features to
-        learn from.
-      has_start: what the recipe begins with is a classifier already.
-      is_baseline: it is there to be compared with, and is a run's answer whatever is better.
-      run_presets: preset -> settings of `fit` that go with it where the user gives none, as the network of the paper.
-    """
-
-    title: str
-    recipe: Recipe
-    requires: Requires
+    title: str  # what to call it in tables and reports
+    recipe: Recipe  # a module, or an object with the seven names of types.Recipe
+    requires: Requires  # what it cannot do without
+    # name -> settings that differ from the recipe's defaults; "practical" is what runs by default
     presets: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    # what it sees if the user does not say: (cfg, is_two_tower) -> "pixels" or "embeddings"
     default_views: Callable[..., Views] = views_of_pixels
+    # (cfg, budget, names of the settings that the user gave) -> cfg, with epochs that suit the run
     schedule: Callable[[Any, Budget, Container[str]], TrainSettings] = as_configured
+    # (cfg, budget) -> images that an epoch passes through networks forward and back, forward alone as a third; what a
+    # time is made of
     passes: Callable[[Any, Budget], float] = passes_of_labelled
-    pilot: Callable[..., Any] = as_it_is
+    pilot: Callable[..., Any] = as_it_is  # settings chosen by short runs without labels; see methods.cap_margin
+    # what summary.json says of it beyond what every run says
     summarise: Callable[[Outcome], dict[str, Any]] = nothing_more
-    sections: Callable[[Run], Sections] = no_sections
-    templates: str = "mixed"
+    sections: Callable[[Run], Sections] = no_sections  # what the report shows of it beyond what every report shows
+    templates: str = "mixed"  # prompts for class names if the user names none
+    # the recipe in place of `recipe` where it learns from stored features; None = the same
     frozen: Recipe | None = None
+    # images -> the method that takes its place where nobody named one and there are stored features to learn from
     on_embeddings: Callable[[LabelTable], str] | None = None
-    has_start: bool = False
-    is_baseline: bool = False
+    has_start: bool = False  # what the recipe begins with is a classifier already
+    is_baseline: bool = False  # it is there to be compared with, and is a run's answer whatever is better
+    # preset -> settings of `fit` that go with it where the user gives none, as the network of the paper
     run_presets: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     def on_features(self) -> Method:

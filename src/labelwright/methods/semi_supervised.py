@@ -88,17 +88,11 @@ def passes_per_epoch(cfg: SemiSupervisedSettings, n_images: int) -> float:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a pseudo-label loss looks at in a step.
+    """What a pseudo-label loss looks at in a step."""
 
-    Attributes:
-      probs: [B, C] float32 answers on weak views, rows sum to 1, no gradient.
-      aligned: [B, C] the same, aligned; ``probs`` themselves where nothing is aligned.
-      strong: [B, C] logits of the strong views of the same images.
-    """
-
-    probs: Tensor
-    aligned: Tensor
-    strong: Tensor
+    probs: Tensor  # [B, C] float32 answers on weak views, rows sum to 1, no gradient
+    aligned: Tensor  # [B, C] the same, aligned; ``probs`` themselves where nothing is aligned
+    strong: Tensor  # [B, C] logits of the strong views of the same images
 
 
 def both(

@@ -25,23 +25,16 @@ Deviation = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Shots:
-    """Labelled images and class texts, such that z . text are the logits of zero-shot.
+    """Labelled images and class texts, such that z . text are the logits of zero-shot."""
 
-    Attributes:
-      z: [n, D] float32 unit features times the root of D: of unit scale, as `train.convex.PENALTIES` expect it; turned
-        along their axes, as the text is.
-      labels: [n] int64.
-      text: [C, D] float32, class texts times the logit scale over the root of D.
-      rows, fold: of `train.convex.folds_of`; empty where nothing can be left out.
-      axes: [D, D] orthonormal, that z and text are multiplied by; None: by none.
-    """
-
+    # [n, D] float32 unit features times the root of D: of unit scale, as `train.convex.PENALTIES` expect it; turned
+    # along their axes, as the text is
     z: Tensor
-    labels: Tensor
-    text: Tensor
-    rows: Tensor
+    labels: Tensor  # [n] int64
+    text: Tensor  # [C, D] float32, class texts times the logit scale over the root of D
+    rows: Tensor  # this and the next: of `train.convex.folds_of`; empty where nothing can be left out
     fold: Tensor
-    axes: Tensor | None = None
+    axes: Tensor | None = None  # [D, D] orthonormal, that z and text are multiplied by; None: by none
 
     @staticmethod
     def of(feats: Tensor, text: Tensor, task: Task) -> Shots:

@@ -13,17 +13,11 @@ CRITERION = "balanced accuracy on labelled images that were left out"
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen.
+    """What was chosen."""
 
-    Attributes:
-      name: of the classifier.
-      why: in a sentence.
-      scores: name -> value of the criterion, of those that have one.
-    """
-
-    name: str
-    why: str
-    scores: Mapping[str, float]
+    name: str  # of the classifier
+    why: str  # in a sentence
+    scores: Mapping[str, float]  # name -> value of the criterion, of those that have one
 
 
 def choose(own: str, titles: Mapping[str, str], answers: Mapping[str, Tensor], truth: Tensor) -> Choice:

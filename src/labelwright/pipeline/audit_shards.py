@@ -51,17 +51,11 @@ FACTS, FOUND = "_facts", "_found.npz"
 
 @dataclass(frozen=True)
 class FactsShard:
-    """Step 1.
+    """Step 1."""
 
-    Attributes:
-      how: how shards are read.
-      model: whose features are compared; "none" for embeddings, and where nothing is.
-      device, precision: see `audit`.
-    """
-
-    how: Reading
-    model: str
-    device: str
+    how: Reading  # how shards are read
+    model: str  # whose features are compared; "none" for embeddings, and where nothing is
+    device: str  # this and the next: see `audit`
     precision: str
 
     def __call__(self, shard: Shard) -> pa.Table:
@@ -129,22 +123,14 @@ def _encoder(model: str, device: str, precision: str) -> Encoder:
 
 @dataclass(frozen=True)
 class Found:
-    """Step 2.
+    """Step 2."""
 
-    Attributes:
-      judge: of labels and distances; None without features.
-      class_names: C names.
-      first: [S + 1] int64, number of the first row of each shard, over all.
-      copies: [n] int64 numbers of rows whose content is there twice, ascending, and
-      group: [n] int64 of each: which content.
-      two_labels, in_test: [n] bool: under two labels; a training row with a copy among the test rows.
-    """
-
-    judge: Judge | None
-    class_names: tuple[str, ...]
-    first: npt.NDArray[np.int64]
-    copies: npt.NDArray[np.int64]
-    group: npt.NDArray[np.int64]
+    judge: Judge | None  # of labels and distances; None without features
+    class_names: tuple[str, ...]  # C names
+    first: npt.NDArray[np.int64]  # [S + 1] int64, number of the first row of each shard, over all
+    copies: npt.NDArray[np.int64]  # [n] int64 numbers of rows whose content is there twice, ascending, and
+    group: npt.NDArray[np.int64]  # [n] int64 of each: which content
+    # this and the next: [n] bool: under two labels; a training row with a copy among the test rows
     two_labels: npt.NDArray[np.bool_]
     in_test: npt.NDArray[np.bool_]
     alike: npt.NDArray[np.float32]
@@ -319,14 +305,10 @@ def _rows(
 
 @dataclass(frozen=True)
 class AuditShard:
-    """Step 3.
+    """Step 3."""
 
-    Attributes:
-      how: how shards are read.   out: folder that holds what the steps before found.
-    """
-
-    how: Reading
-    out: str
+    how: Reading  # how shards are read
+    out: str  # folder that holds what the steps before found
 
     def __call__(self, shard: Shard) -> pa.Table:
         """A row per usable image, in the order of the shard."""

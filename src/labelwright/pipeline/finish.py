@@ -67,21 +67,13 @@ from labelwright.trust.pixel_votes import PixelVotes
 
 @dataclass(frozen=True)
 class Answer:
-    """What a run answers with.
+    """What a run answers with."""
 
-    Attributes:
-      kept: the classifier that labels and scores are of.
-      choice: why.
-      contenders: all that it was held against, itself among them.
-      rows: [n] rows of the training table whose labels were left out.
-      saved: the classifier for the model folder: the kept one, or the same fitted on more images.
-    """
-
-    kept: Contender
-    choice: Choice
-    contenders: tuple[Contender, ...]
-    rows: torch.Tensor
-    saved: Contender
+    kept: Contender  # the classifier that labels and scores are of
+    choice: Choice  # why
+    contenders: tuple[Contender, ...]  # all that it was held against, itself among them
+    rows: torch.Tensor  # [n] rows of the training table whose labels were left out
+    saved: Contender  # the classifier for the model folder: the kept one, or the same fitted on more images
 
 
 def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict[str, float]) -> None:

@@ -34,28 +34,18 @@ NOTICED_ROWS = 50_000  # unlabelled images by which it is judged whether many ar
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that training and its end need.
+    """Everything that training and its end need."""
 
-    Attributes:
-      prepared: the images, with stored features if the method sees such, and classes beyond the named ones.
-      task: what the recipe may know.
-      build: makes networks.
-      cfg: the recipe's Config, complete.
-      guesser, guesses: who guessed the candidates of the training images, and what; None if they came with the data.
-      evidence: how the number of novel classes was estimated; None if it was not.
-      unlike: unlabelled images that look unlike every labelled one, where no new classes are looked for.
-      notices: what was noticed of the images before training, for the warnings of the run.
-    """
-
-    prepared: Prepared
-    task: Task
-    build: BuildNet
-    cfg: TrainSettings
+    prepared: Prepared  # the images, with stored features if the method sees such, and classes beyond the named ones
+    task: Task  # what the recipe may know
+    build: BuildNet  # makes networks
+    cfg: TrainSettings  # the recipe's Config, complete
+    # this and the next: who guessed the candidates of the training images, and what; None if they came with the data
     guesser: Guesser | None
     guesses: Guesses | None
-    evidence: Mapping[str, Any] | None
-    unlike: Unlike
-    notices: tuple[str, ...]
+    evidence: Mapping[str, Any] | None  # how the number of novel classes was estimated; None if it was not
+    unlike: Unlike  # unlabelled images that look unlike every labelled one, where no new classes are looked for
+    notices: tuple[str, ...]  # what was noticed of the images before training, for the warnings of the run
 
 
 def prepare_job(plan: Plan, seconds: dict[str, float], approve: Callable[[Estimate], bool] | None) -> Job:

@@ -31,19 +31,12 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class LabelShard:
-    """The rows of `label` for a shard.
+    """The rows of `label` for a shard."""
 
-    Attributes:
-      run: folder of the run, or of its model.
-      how: how shards are read.
-      is_promised: rows above the thresholds of the run's promise are accepted.
-      device, precision: see `label`.
-    """
-
-    run: str
-    how: Reading
-    is_promised: bool
-    device: str
+    run: str  # folder of the run, or of its model
+    how: Reading  # how shards are read
+    is_promised: bool  # rows above the thresholds of the run's promise are accepted
+    device: str  # this and the next: see `label`
     precision: str
 
     def __call__(self, shard: Shard) -> pa.Table:

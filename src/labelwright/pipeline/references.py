@@ -42,38 +42,25 @@ MANY_NUMBERS = 1_000_000  # images x classes, from which one fold is answered an
 
 @dataclass(frozen=True)
 class Contender:
-    """A classifier that may be a run's answer.
+    """A classifier that may be a run's answer."""
 
-    Attributes:
-      name: of its method; "start" for what the run's method began with.
-      title: for readers.
-      recipe, cfg, state: the classifier.
-      seconds: that it took, what is left out included.
-      left_out: answers to the rows of the criterion, of fits that did not see their labels; None where nothing could be
-        left out.
-    """
-
-    name: str
-    title: str
-    recipe: Recipe
+    name: str  # of its method; "start" for what the run's method began with
+    title: str  # for readers
+    recipe: Recipe  # this and the next two: the classifier
     cfg: TrainSettings
     state: State
-    seconds: float
+    seconds: float  # that it took, what is left out included
+    # answers to the rows of the criterion, of fits that did not see their labels; None where nothing could be left out
     left_out: LeftOut | None
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Answers to n rows of fits that did not see their labels.
+    """Answers to n rows of fits that did not see their labels."""
 
-    Attributes:
-      predicted: [n] int64 classes, -1 = not asked.   odds: [n, T] log-odds, see `Answers`.
-      moved: share of the unlabelled images that these fits answer unlike the fit on all labels, 0 to 1.
-    """
-
-    predicted: Tensor
-    odds: Tensor
-    moved: float = 0.0
+    predicted: Tensor  # [n] int64 classes, -1 = not asked
+    odds: Tensor  # [n, T] log-odds, see `Answers`
+    moved: float = 0.0  # share of the unlabelled images that these fits answer unlike the fit on all labels, 0 to 1
 
 
 @dataclass(frozen=True)

@@ -45,45 +45,30 @@ PRETRAINED_HELPS = "photographs gain much from one: name it with --model, or pip
 
 @dataclass(frozen=True)
 class Plan:
-    """A run that can begin.
+    """A run that can begin."""
 
-    Attributes:
-      settings: as the user gave them.
-      run: the folder, not written to yet.
-      accelerator: where to compute.
-      prepared: the images and what is known of them.
-      name, method, cfg: the method, and its Config.
-      views: what it sees.
-      model, templates: the network and the prompts, "auto" resolved.
-      encoder: the frozen model, loaded; None if a network learns from pixels or the data are embeddings.
-      annotator: who guesses candidates before training; None if nobody does.
-      texts: descriptions of classes for the method.
-      words: names offered to discovered classes, with their text features; None if there are none.
-      budget: what there is to learn from.   clock: the speed of a network that learns from pixels and the time it has;
-        None where time sets no limit.   found: the pretrained model that was taken as none was named.
-      is_spared: a pretrained network gives features, and would be trained where there is a GPU.
-      seconds: spent on reading.
-    """
-
-    settings: FitSettings
-    run: Run
-    accelerator: Accelerator
-    prepared: Prepared
-    name: str
+    settings: FitSettings  # as the user gave them
+    run: Run  # the folder, not written to yet
+    accelerator: Accelerator  # where to compute
+    prepared: Prepared  # the images and what is known of them
+    name: str  # this and the next two: the method, and its Config
     method: Method
     cfg: TrainSettings
-    views: Views
-    model: str
+    views: Views  # what it sees
+    model: str  # this and the next: the network and the prompts, "auto" resolved
     templates: str
-    encoder: Encoder | None
-    annotator: Annotator | None
-    texts: Mapping[str, Sequence[str]]
+    encoder: Encoder | None  # the frozen model, loaded; None if a network learns from pixels or the data are embeddings
+    annotator: Annotator | None  # who guesses candidates before training; None if nobody does
+    texts: Mapping[str, Sequence[str]]  # descriptions of classes for the method
+    # names offered to discovered classes, with their text features; None if there are none
     words: Mapping[str, torch.Tensor] | None
-    budget: Budget
+    budget: Budget  # what there is to learn from
+    # the speed of a network that learns from pixels and the time it has; None where time sets no limit.   found: the
+    # pretrained model that was taken as none was named
     clock: Clocked | None
     found: AtHand | None
-    is_spared: bool
-    seconds: float
+    is_spared: bool  # a pretrained network gives features, and would be trained where there is a GPU
+    seconds: float  # spent on reading
 
     @property
     def is_finished(self) -> bool:

@@ -28,18 +28,15 @@ LISTED = 200  # of what was found, in summary.json
 
 @dataclass(frozen=True)
 class RunAudit:
-    """What was found.
+    """What was found."""
 
-    Attributes:
-      facts: block ``audit`` of summary.json: ``n_audited`` images; ``n_suspected`` given labels, ``estimated_wrong``
-        (share of the given labels) and ``suspected``, the worst first, None each where labels could not be judged;
-        ``n_duplicates``, ``n_across_test``, ``n_two_labels`` and ``duplicates``, pairs of ids with "exact" or "near";
-        ``test_noise``, see `noise_in_test`; ``says``.
-      chances: of the training and of the test images, [N] float32: the chance that the given label is right, by
-        classifiers that did not see it; NaN where it was not judged.
-    """
-
+    # block ``audit`` of summary.json: ``n_audited`` images; ``n_suspected`` given labels, ``estimated_wrong`` (share of
+    # the given labels) and ``suspected``, the worst first, None each where labels could not be judged;
+    # ``n_duplicates``, ``n_across_test``, ``n_two_labels`` and ``duplicates``, pairs of ids with "exact" or "near";
+    # ``test_noise``, see `noise_in_test`; ``says``
     facts: dict[str, Any]
+    # of the training and of the test images, [N] float32: the chance that the given label is right, by classifiers that
+    # did not see it; NaN where it was not judged
     chances: tuple[Tensor, ...]
 
 

@@ -40,27 +40,16 @@ STRANGERS_PREFIX = "strangers."  # of names in such a file
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A classifier ready to predict.
+    """A classifier ready to predict."""
 
-    Attributes:
-      net: the network, in evaluation mode.
-      class_names: C names, in class order.
-      size_px: side of the square images it takes.
-      view: how pixels are normalised (the augmentation fields play no part in prediction).
-      info: everything else in config.json.
-      outputs: class of each output of ``net``, -1 = none (dropped); empty: they are the classes.
-      strangers: what tells images of no class; None if nothing does.
-      votes: what pixels say of labels; None if nothing does.
-    """
-
-    net: nn.Module
-    class_names: tuple[str, ...]
-    size_px: int
-    view: ViewSettings
-    info: Mapping[str, Any]
-    outputs: tuple[int, ...] = ()
-    strangers: Strangers | None = None
-    votes: PixelVotes | None = None
+    net: nn.Module  # the network, in evaluation mode
+    class_names: tuple[str, ...]  # C names, in class order
+    size_px: int  # side of the square images it takes
+    view: ViewSettings  # how pixels are normalised (the augmentation fields play no part in prediction)
+    info: Mapping[str, Any]  # everything else in config.json
+    outputs: tuple[int, ...] = ()  # class of each output of ``net``, -1 = none (dropped); empty: they are the classes
+    strangers: Strangers | None = None  # what tells images of no class; None if nothing does
+    votes: PixelVotes | None = None  # what pixels say of labels; None if nothing does
 
     @property
     def calibration(self) -> Calibration:
@@ -92,17 +81,11 @@ class SavedModel:
 
 @dataclass(frozen=True)
 class Strange:
-    """How unlike the training images N images are.
+    """How unlike the training images N images are."""
 
-    Attributes:
-      strangers: what marks them.
-      scores: [N] float32, see `trust.strangers`; above 1: of no class.
-      feats: [M, D] float32 features of the M images of no class, in order.
-    """
-
-    strangers: Strangers
-    scores: Tensor
-    feats: Tensor
+    strangers: Strangers  # what marks them
+    scores: Tensor  # [N] float32, see `trust.strangers`; above 1: of no class
+    feats: Tensor  # [M, D] float32 features of the M images of no class, in order
 
 
 def save_model(

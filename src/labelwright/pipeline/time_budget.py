@@ -22,19 +22,12 @@ MINUTES_GPU = 120.0
 
 @dataclass(frozen=True)
 class Clocked:
-    """The speed of a network here, and the time that there is.
+    """The speed of a network here, and the time that there is."""
 
-    Attributes:
-      images_per_second: forward and back, over all processes.
-      minutes: to train for.
-      n_scored: test images that pass forward while training, over all evaluations.
-      measured_on: what says so.
-    """
-
-    images_per_second: float
-    minutes: float
-    n_scored: int = 0
-    measured_on: str = "three steps"
+    images_per_second: float  # forward and back, over all processes
+    minutes: float  # to train for
+    n_scored: int = 0  # test images that pass forward while training, over all evaluations
+    measured_on: str = "three steps"  # what says so
 
     @property
     def n_passes(self) -> float:

@@ -45,15 +45,10 @@ class Panel:
 
 @dataclass(frozen=True)
 class Sections:
-    """What a method shows.
+    """What a method shows."""
 
-    Attributes:
-      panels: of the situation.
-      training: charts of how training went.
-    """
-
-    panels: Sequence[Panel] = ()
-    training: Sequence[Chart] = ()
+    panels: Sequence[Panel] = ()  # of the situation
+    training: Sequence[Chart] = ()  # charts of how training went
 
 
 def curve(

@@ -29,25 +29,16 @@ Kind = Literal["assign", "confirm", "stranger", "rename", "merge", "undo"]
 
 @dataclass(frozen=True)
 class Answer:
-    """One line.
+    """One line."""
 
-    Attributes:
-      number: of the line, from 0.
-      kind: what was done; assign, confirm and stranger differ in how the labels came about only.
-      labels: id -> label of each image it is about; `NO_CLASS` for an image of no class.
-      names: of rename OLD NEW, or merge KEPT OTHER ...
-      undoes: number of the answer that an undo takes back.
-      key: any text that tells the same answer, sent once more, from another one.
-      at: time, UTC.
-    """
-
-    number: int
-    kind: Kind
+    number: int  # of the line, from 0
+    kind: Kind  # what was done; assign, confirm and stranger differ in how the labels came about only
+    # id -> label of each image it is about; `NO_CLASS` for an image of no class
     labels: Mapping[str, str] = field(default_factory=dict)
-    names: tuple[str, ...] = ()
-    undoes: int | None = None
-    key: str = ""
-    at: str = ""
+    names: tuple[str, ...] = ()  # of rename OLD NEW, or merge KEPT OTHER ...
+    undoes: int | None = None  # number of the answer that an undo takes back
+    key: str = ""  # any text that tells the same answer, sent once more, from another one
+    at: str = ""  # time, UTC
 
 
 class AnswerLog:

@@ -43,15 +43,11 @@ HEADERS = {
 
 @dataclass
 class Work:
-    """Something long that a page asked for, in a thread of its own: one at a time.
+    """Something long that a page asked for, in a thread of its own: one at a time."""
 
-    Attributes:
-      state: "idle", "running", "done" or "failed".   says: what came of it.   name: of what runs or ran.
-    """
-
-    state: str = "idle"
-    says: str = ""
-    name: str = ""
+    state: str = "idle"  # "idle", "running", "done" or "failed"
+    says: str = ""  # what came of it
+    name: str = ""  # of what runs or ran
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def begin(self, name: str, task: Callable[[], str]) -> bool:
@@ -75,20 +71,14 @@ class Work:
 
 @dataclass
 class Desk:
-    """What the page works with.
+    """What the page works with."""
 
-    Attributes:
-      board, pictures: of the run.
-      edit: renames (OLD, NEW) or merges (KEPT, OTHER, ...) classes; returns what was done.
-      undo_edit: takes the edit of that number back.
-      apply: fits anew with the corrections; returns what came of it.
-    """
-
-    board: Board
+    board: Board  # this and the next: of the run
     pictures: Pictures
+    # renames (OLD, NEW) or merges (KEPT, OTHER, ...) classes; returns what was done
     edit: Callable[[str, Sequence[str], str], str]
-    undo_edit: Callable[[int, str], str]
-    apply: Callable[[], str]
+    undo_edit: Callable[[int, str], str]  # takes the edit of that number back
+    apply: Callable[[], str]  # fits anew with the corrections; returns what came of it
     work: Work = field(default_factory=Work)
 
 

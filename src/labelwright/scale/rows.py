@@ -29,27 +29,17 @@ _OF_ROWS = ("ids", "paths", "labels", "groups", "split", "truth")  # keys of an 
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a shard.
+    """Some rows of a shard."""
 
-    Attributes:
-      ids: their names.
-      columns: role (image, label, split, ...) -> Arrow array.
-      cells: encoded images as {"bytes", "path"}; None of vectors, and of local files, which ``columns`` names.
-      vectors: [n, D] floats; None of images.
-      where: the file, and
-      first_row: the number of the first of them in it, for messages.
-      root: folder that the paths of local files start from.
-      class_names: that the file itself fixes, in order; empty if it does not.
-    """
-
-    ids: list[str]
-    columns: dict[str, Any]
+    ids: list[str]  # their names
+    columns: dict[str, Any]  # role (image, label, split, ...) -> Arrow array
+    # encoded images as {"bytes", "path"}; None of vectors, and of local files, which ``columns`` names
     cells: tuple[dict[str, Any], ...] | None
-    vectors: npt.NDArray[Any] | None
-    where: str
-    first_row: int
-    root: str = ""
-    class_names: tuple[str, ...] = ()
+    vectors: npt.NDArray[Any] | None  # [n, D] floats; None of images
+    where: str  # the file, and
+    first_row: int  # the number of the first of them in it, for messages
+    root: str = ""  # folder that the paths of local files start from
+    class_names: tuple[str, ...] = ()  # that the file itself fixes, in order; empty if it does not
 
 
 def rows_of(shard: Shard, *, roles_of: Callable[[Sequence[str], str], dict[str, str]]) -> Iterator[Rows]:

@@ -29,26 +29,16 @@ Kind = Literal["parquet", "tar", "files", "npy", "npz"]
 
 @dataclass(frozen=True)
 class Shard:
-    """A part of the input that is worked on alone.
+    """A part of the input that is worked on alone."""
 
-    Attributes:
-      kind: how it is read.
-      place: file, or folder of ``files``.
-      first, stop: rows of an .npy or .npz; row groups of a Parquet file.
-      files: of a folder, by their paths below it.
-      first_row: of a Parquet file, the number of the first row of its row group ``first``.
-      prefix: what the ids begin with, so that they differ between files.
-      index: of the shard among all.
-    """
-
-    kind: Kind
-    place: str
-    first: int = 0
+    kind: Kind  # how it is read
+    place: str  # file, or folder of ``files``
+    first: int = 0  # this and the next: rows of an .npy or .npz; row groups of a Parquet file
     stop: int = 0
-    files: tuple[str, ...] = ()
-    first_row: int = 0
-    prefix: str = ""
-    index: int = 0
+    files: tuple[str, ...] = ()  # of a folder, by their paths below it
+    first_row: int = 0  # of a Parquet file, the number of the first row of its row group ``first``
+    prefix: str = ""  # what the ids begin with, so that they differ between files
+    index: int = 0  # of the shard among all
 
     def __str__(self) -> str:
         """Where the user finds it."""

@@ -30,21 +30,13 @@ _NOT_OF_A_PART = ("empty_class", "absent_class", "unseen_class", "odd_class", "r
 
 @dataclass(frozen=True)
 class Reading:
-    """How shards are read.
+    """How shards are read."""
 
-    Attributes:
-      columns: (role, column) pairs, where a column is called otherwise.
-      only_images: labels and all else are not looked at.
-      classes: names in order, or None: those that the file fixes, else those seen.
-      on_bad: stop, or skip rows that cannot be used.
-      decoding: how images are decoded.
-    """
-
-    columns: tuple[tuple[str, str], ...] = ()
-    only_images: bool = False
-    classes: tuple[str, ...] | None = None
-    on_bad: OnBad = "stop"
-    decoding: Decoding | None = None
+    columns: tuple[tuple[str, str], ...] = ()  # (role, column) pairs, where a column is called otherwise
+    only_images: bool = False  # labels and all else are not looked at
+    classes: tuple[str, ...] | None = None  # names in order, or None: those that the file fixes, else those seen
+    on_bad: OnBad = "stop"  # stop, or skip rows that cannot be used
+    decoding: Decoding | None = None  # how images are decoded
 
     def roles_of(self, names: Sequence[str], where: str) -> dict[str, str]:
         """Role -> column, of those that are read."""
@@ -55,19 +47,12 @@ class Reading:
 
 @dataclass(frozen=True)
 class Batch:
-    """Some rows of a shard, ready to be worked on.
+    """Some rows of a shard, ready to be worked on."""
 
-    Attributes:
-      source: the usable ones; None where there is none.
-      left_out: the others.
-      groups: [n] Arrow string, of the usable ones; None where there is no column of groups.
-      roles: what columns the file has.
-    """
-
-    source: Source | None
-    left_out: list[dict[str, str]]
-    groups: Any = None
-    roles: tuple[str, ...] = ()
+    source: Source | None  # the usable ones; None where there is none
+    left_out: list[dict[str, str]]  # the others
+    groups: Any = None  # [n] Arrow string, of the usable ones; None where there is no column of groups
+    roles: tuple[str, ...] = ()  # what columns the file has
 
 
 def batches(shard: Shard, how: Reading, *, size_px: int = 0) -> Iterator[Batch]:

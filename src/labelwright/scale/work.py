@@ -36,37 +36,23 @@ LEFT_OUT, COUNTS = b"left_out", b"counts"  # schema metadata of an output file: 
 
 @dataclass(frozen=True)
 class Done:
-    """An output file that is there.
+    """An output file that is there."""
 
-    Attributes:
-      n_rows: in it.
-      left_out: rows of its shard that could not be used.
-      counts: of its rows.
-    """
-
-    n_rows: int
-    left_out: tuple[Mapping[str, str], ...]
-    counts: Mapping[str, float]
+    n_rows: int  # in it
+    left_out: tuple[Mapping[str, str], ...]  # rows of its shard that could not be used
+    counts: Mapping[str, float]  # of its rows
 
 
 @dataclass(frozen=True)
 class Sharded:
-    """Output of work over shards.
+    """Output of work over shards."""
 
-    Attributes:
-      path: folder or URL; its files ``part-00000.parquet`` and so on belong to the shards in their order.
-      n_images, n_shards: in all of it.
-      n_before: shards that were there already.
-      left_out: rows that could not be used.
-      counts: of all rows.
-    """
-
-    path: str
-    n_images: int
+    path: str  # folder or URL; its files ``part-00000.parquet`` and so on belong to the shards in their order
+    n_images: int  # this and the next: in all of it
     n_shards: int
-    n_before: int
-    left_out: list[Mapping[str, str]]
-    counts: Mapping[str, float]
+    n_before: int  # shards that were there already
+    left_out: list[Mapping[str, str]]  # rows that could not be used
+    counts: Mapping[str, float]  # of all rows
 
 
 def is_sharded(data: Any, *, engine: str, shard_rows: int | None) -> bool:

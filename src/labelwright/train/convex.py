@@ -32,32 +32,22 @@ TRIED_GRADIENT = 1e-4  # the same in cross-validation, where heads serve only to
 
 @dataclass(frozen=True)
 class Problem:
-    """What to fit a linear head to.
+    """What to fit a linear head to."""
 
-    Attributes:
-      adjustment: of the logits in the loss; the head's own logits are plain.
-      class_weight: [C] float >= 0, or None for 1.
-      deviation: weights [C, D] -> what of them the penalty is on, linear in them but for a constant; None: all of them.
-      has_bias: False keeps the bias at zero.
-    """
-
+    # of the logits in the loss; the head's own logits are plain
     adjustment: Adjustment = field(default_factory=Adjustment)
-    class_weight: Tensor | None = None
+    class_weight: Tensor | None = None  # [C] float >= 0, or None for 1
+    # weights [C, D] -> what of them the penalty is on, linear in them but for a constant; None: all of them
     deviation: Callable[[Tensor], Tensor] | None = None
-    has_bias: bool = True
+    has_bias: bool = True  # False keeps the bias at zero
 
 
 @dataclass(frozen=True)
 class Linear:
-    """Logits z weight^T + bias of features z [B, D].
+    """Logits z weight^T + bias of features z [B, D]."""
 
-    Attributes:
-      weight: [C, D] float32.
-      bias: [C] float32.
-    """
-
-    weight: Tensor
-    bias: Tensor
+    weight: Tensor  # [C, D] float32
+    bias: Tensor  # [C] float32
 
     def __call__(self, z: Tensor) -> Tensor:
         """[B, D] -> [B, C]."""
@@ -66,21 +56,13 @@ class Linear:
 
 @dataclass(frozen=True)
 class CrossValidated:
-    """What cross-validation found.
+    """What cross-validation found."""
 
-    Attributes:
-      penalty: the one under which rows left out are most likely, all classes counted alike.
-      loss: that mean -log p, in nats: the mean over the classes of the mean over their rows.
-      rows: [n] int64, the rows that took part.
-      logits: [n, C] float32 of these rows, each by a head that did not see it, at that penalty.
-      head: mean of these heads, a start for the one on all rows.
-    """
-
-    penalty: float
-    loss: float
-    rows: Tensor
-    logits: Tensor
-    head: Linear
+    penalty: float  # the one under which rows left out are most likely, all classes counted alike
+    loss: float  # that mean -log p, in nats: the mean over the classes of the mean over their rows
+    rows: Tensor  # [n] int64, the rows that took part
+    logits: Tensor  # [n, C] float32 of these rows, each by a head that did not see it, at that penalty
+    head: Linear  # mean of these heads, a start for the one on all rows
 
 
 def centre_and_scale(feats: Tensor) -> tuple[Tensor, Tensor]:
@@ -256,18 +238,12 @@ def _pull(problem: Problem, towards: Linear | None, ridge: float, start: Tensor)
 
 @dataclass(frozen=True)
 class Scaled:
-    """Features as `solve` takes them: centred, of unit scale, and along the directions in which they spread.
+    """Features as `solve` takes them: centred, of unit scale, and along the directions in which they spread."""
 
-    Attributes:
-      z: [N, R] float32, R the smaller of N and D, or D.
-      mean, scale: of `centre_and_scale`.
-      axes: [D, R] orthonormal, so that z = (feats - mean) / scale @ axes; None: z has no such factor.
-    """
-
-    z: Tensor
-    mean: Tensor
+    z: Tensor  # [N, R] float32, R the smaller of N and D, or D
+    mean: Tensor  # this and the next: of `centre_and_scale`
     scale: Tensor
-    axes: Tensor | None
+    axes: Tensor | None  # [D, R] orthonormal, so that z = (feats - mean) / scale @ axes; None: z has no such factor
 
     def plain(self, head: Linear) -> Linear:
         """The head on (feats - mean) / scale that a head on z is: weight [C, R] -> [C, D]."""

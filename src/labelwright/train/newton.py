@@ -18,19 +18,12 @@ ROUNDING = 1e-6  # of the value, which float32 cannot tell apart
 
 @dataclass(frozen=True)
 class Local:
-    """A convex function at one point.
+    """A convex function at one point."""
 
-    Attributes:
-      value: of it.
-      gradient: of the shape of the point.
-      product: v -> Hessian v, of that shape.
-      diagonal: about the Hessian's, >= 0, of that shape or broadcast to it.
-    """
-
-    value: float
-    gradient: Tensor
-    product: Callable[[Tensor], Tensor]
-    diagonal: Tensor
+    value: float  # of it
+    gradient: Tensor  # of the shape of the point
+    product: Callable[[Tensor], Tensor]  # v -> Hessian v, of that shape
+    diagonal: Tensor  # about the Hessian's, >= 0, of that shape or broadcast to it
 
     def __add__(self, other: Local) -> Local:
         """Of the sum of two functions."""

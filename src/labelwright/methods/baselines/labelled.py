@@ -57,21 +57,13 @@ class DeferredSettings(LabelledSettings):
 
 @dataclass(frozen=True)
 class Seen:
-    """What a loss may look at in a step.
+    """What a loss may look at in a step."""
 
-    Attributes:
-      logits: [B, C] float32, adjusted.
-      labels: [B] int64, 0 to C-1.
-      feats: [B, D] what the last layer saw.
-      class_weight: [C] float, or None for 1.
-      clock: where in training the step is.
-    """
-
-    logits: Tensor
-    labels: Tensor
-    feats: Tensor
-    class_weight: Tensor | None
-    clock: Clock
+    logits: Tensor  # [B, C] float32, adjusted
+    labels: Tensor  # [B] int64, 0 to C-1
+    feats: Tensor  # [B, D] what the last layer saw
+    class_weight: Tensor | None  # [C] float, or None for 1
+    clock: Clock  # where in training the step is
 
 
 def plain(cfg: Any, counts: Tensor) -> Adjustment:
@@ -101,21 +93,13 @@ def _of_counts(make: Callable[[Any, Tensor], MadeT], cfg: LabelledSettings, coun
 
 @dataclass(frozen=True)
 class LabelledRecipe:
-    """A `types.Recipe` of what sets a baseline apart.
+    """A `types.Recipe` of what sets a baseline apart."""
 
-    Attributes:
-      Config: its settings.
-      adjustment: (cfg, counts [C]) -> `Adjustment` of the logits.
-      loss: (cfg, seen) -> scalar.
-      weighted_from_frac: cfg -> share of the epochs after which classes are weighted.
-      head: "linear", or "cosine" for logits that are cosines.
-    """
-
-    Config: type[LabelledSettings]
-    adjustment: Callable[[Any, Tensor], Adjustment] = plain
-    loss: Callable[[Any, Seen], Tensor] = weighted_cross_entropy
-    weighted_from_frac: Callable[[Any], float] = deferred
-    head: Literal["linear", "cosine"] = "linear"
+    Config: type[LabelledSettings]  # its settings
+    adjustment: Callable[[Any, Tensor], Adjustment] = plain  # (cfg, counts [C]) -> `Adjustment` of the logits
+    loss: Callable[[Any, Seen], Tensor] = weighted_cross_entropy  # (cfg, seen) -> scalar
+    weighted_from_frac: Callable[[Any], float] = deferred  # cfg -> share of the epochs after which classes are weighted
+    head: Literal["linear", "cosine"] = "linear"  # "linear", or "cosine" for logits that are cosines
 
     def setup(self, cfg: LabelledSettings, task: Task, build_net: BuildNet) -> State:
         """One network."""
