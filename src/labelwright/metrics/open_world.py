@@ -37,22 +37,6 @@ def cluster_match(predicted: Tensor, truth: Tensor) -> Tensor:
     return match
 
 
-def cluster_accuracy(predicted: Tensor, truth: Tensor) -> float:
-    """Share of images that are right under the best match of predicted to true classes; as `cluster_match`.
-
-    Source: Cao et al. 2022 (arXiv 2102.03526), Sec. 4.
-
-    Example:
-      >>> cluster_accuracy(torch.tensor([0, 1, 1, 1]), torch.tensor([2, 0, 0, 1]))
-      0.75
-    """
-    from scipy.optimize import linear_sum_assignment
-
-    table = _table(predicted, truth)
-    rows, columns = linear_sum_assignment(table.numpy(), maximize=True)
-    return int(table[rows, columns].sum()) / len(predicted)
-
-
 def open_match(predicted: Tensor, truth: Tensor, *, n_seen: int) -> Tensor:
     """For each predicted class the true one it stands for: itself if it has a name, else as `cluster_match` says.
 

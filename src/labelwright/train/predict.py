@@ -32,7 +32,6 @@ class Answers:
     runner_up_probability: Tensor
     given: Tensor  # the labels asked about, -1 = none
     given_probability: Tensor  # of the given label; nan where none was given
-    best_other_probability: Tensor  # largest probability of a class that is not the given one; nan where none
     odds: Tensor  # [N, T] float64 log-odds of the predicted class at each of TEMPERATURES, see `odds_of`
     alone: Tensor | None = None  # most probable class before `Adapt`
 
@@ -100,7 +99,9 @@ def answer(
     """
     dtype = autocast_dtype(device, precision)
     given = torch.full((len(rows),), -1, dtype=torch.int64) if given is None else given.cpu()
-    top_probs, top_classes, of_given, of_other, odds, alone = [], [], [], [], [], []
+    top_probs, of_given, odds = [torch.empty(0, 2)], [torch.empty(0)], [odds_of(torch.empty(0, 1))]
+    no_class = torch.empty(0, dtype=torch.int64)
+    top_classes, alone = [no_class.view(0, 2)], [no_class]
     starts = range(0, len(rows), BATCH)
     for start in track(starts, description, total=len(starts)):
         chunk = rows[start : start + BATCH].cpu()
@@ -121,23 +122,7 @@ def answer(
         top_probs.append(best[:, [0, -1]].cpu())
         top_classes.append(classes[:, [0, -1]].cpu())
         own = probs.gather(1, labels.clamp(min=0)[:, None])[:, 0]
-        other = torch.where(classes[:, 0] == labels, best[:, -1] if best.shape[1] > 1 else 0.0 * own, best[:, 0])
-        known = labels >= 0
-        of_given.append(own.masked_fill(~known, torch.nan).cpu())
-        of_other.append(other.masked_fill(~known, torch.nan).cpu())
-    if not top_probs:
-        none, no_class = torch.empty(0), torch.empty(0, dtype=torch.int64)
-        return Answers(
-            no_class,
-            none,
-            no_class,
-            none,
-            no_class,
-            none,
-            none,
-            torch.empty(0, len(TEMPERATURES), dtype=torch.float64),
-            no_class,
-        )
+        of_given.append(own.masked_fill(labels < 0, torch.nan).cpu())
     probs2, classes2 = torch.cat(top_probs), torch.cat(top_classes)
     return Answers(
         predicted=classes2[:, 0],
@@ -146,7 +131,6 @@ def answer(
         runner_up_probability=probs2[:, 1],
         given=given,
         given_probability=torch.cat(of_given),
-        best_other_probability=torch.cat(of_other),
         odds=torch.cat(odds),
         alone=torch.cat(alone),
     )

@@ -33,7 +33,6 @@ ANSWERS = Answers(
     runner_up_probability=torch.tensor([0.2, 0.2, 0.3]),
     given=torch.tensor([0, 2, -1]),
     given_probability=torch.tensor([0.7, 0.1, torch.nan]),
-    best_other_probability=torch.tensor([0.2, 0.7, torch.nan]),
     odds=odds_of(torch.tensor([[0.7, 0.2, 0.1], [0.7, 0.2, 0.1], [0.1, 0.6, 0.3]])),
 )
 
