@@ -16,42 +16,38 @@ from labelwright.errors import ConfigError
 from labelwright.exporting import Format
 from labelwright.pipeline.settings import GROUPS, REQUIRED, default_words, fields, hints_of_fit, setting
 
-Own = tuple[Any, Any]
-"""Type of a flag and its `setting`."""
-
 POSITIONAL = ("data", "run", "first", "second", "method", "action", "names")
 
-RUN: Own = (str, setting(REQUIRED, "finished run folder", example="run"))
-YES: Own = (bool, setting(False, "ask a chat model without waiting for a yes; needed when not on a terminal"))
+
+def flag(hint: Any, default: Any, text: str, example: str = "") -> tuple[Any, Any]:
+    """Type of a flag and its `setting`."""
+    return hint, setting(default, text, example=example)
 
 
-ENGINE: Own = (
+RUN = flag(str, REQUIRED, "finished run folder", "run")
+YES = flag(bool, False, "ask a chat model without waiting for a yes; needed when not on a terminal")
+ENGINE = flag(
     Literal["local", "ray"],
-    setting(
-        "local",
-        "where shards are worked on: this machine, or the Ray cluster that RAY_ADDRESS names",
-        example="--engine ray",
-    ),
+    "local",
+    "where shards are worked on: this machine, or the Ray cluster that RAY_ADDRESS names",
+    "--engine ray",
 )
-SHARD_ROWS: Own = (
+SHARD_ROWS = flag(
     int | None,
-    setting(
-        None,
-        "write a folder of Parquet files, one for so many rows, which a repeated command completes; for data beyond "
-        "memory",
-        example="--shard-rows 65536",
-    ),
+    None,
+    "write a folder of Parquet files, one for so many rows, which a repeated command completes; for data beyond memory",
+    "--shard-rows 65536",
 )
 
 
-def verb(name: str, text: str, *order: str, **own: Own) -> type[Any]:
+def verb(name: str, text: str, *order: str, **own: tuple[Any, Any]) -> type[Any]:
     """A verb's dataclass.
 
     Args:
       name: of the class.
       text: what the verb does.
       order: names of its flags: those that it shares with `fit`, and own ones that come before or between them.
-      own: its own flags.
+      own: its own flags, see `flag`.
     """
     hints = hints_of_fit()
     flags = {field.name: (hints[field.name], field) for field in fields()} | own
@@ -136,57 +132,44 @@ VERBS: dict[str, Callable[..., Any]] = {
     "demo": verb(
         "Demo",
         "The offline first run: real handwritten digits without labels, sorted by their class names alone.",
-        out=(str, setting("demo-run", "folder; each demo gets a numbered folder of its own in it")),
+        out=flag(str, "demo-run", "folder; each demo gets a numbered folder of its own in it"),
     ),
     "inspect": verb(
         "Inspect",
         "Say what is in the data, what is wrong with it, and what `fit` would run. Writes nothing.",
         *("data", "test", "classes", "novel", "group", "image_column", "label_column", "split_column"),
         *("candidates_column", "annotator_columns", "largest_image"),
-        test=(
-            str | None,
-            setting(None, "images to score on, looked through with the others as fit would", example="--test test.csv"),
+        test=flag(
+            str | None, None, "images to score on, looked through with the others as fit would", "--test test.csv"
         ),
-        check_images=(bool, setting(True, "decode every image in full; without it broken files are not found")),
+        check_images=flag(bool, True, "decode every image in full; without it broken files are not found"),
     ),
     "audit": verb(
         "Audit",
         "Find labels that are probably wrong, copies, classes that look like one, outliers and odd images.",
         *("data", "run", "test", "classes", "group", "image_column", "label_column", "split_column", "on_bad", "seed"),
         *("device", "precision", "largest_image"),
-        run=(
-            str | None,
-            setting(None, "finished run whose pretrained model gives the features", example="--run run"),
-        ),
-        test=(
-            str | None,
-            setting(None, "images to score on, looked through for copies of the others", example="--test test.csv"),
-        ),
-        model=(
+        run=flag(str | None, None, "finished run whose pretrained model gives the features", "--run run"),
+        test=flag(str | None, None, "images to score on, looked through for copies of the others", "--test test.csv"),
+        model=flag(
             str,
-            setting(
-                "auto",
-                "whose features are compared: auto (one that is on this machine), none, or a pretrained model by id or "
-                "path",
-                example="--model openai/clip-vit-base-patch32",
-            ),
+            "auto",
+            "whose features are compared: auto (one that is on this machine), none, or a pretrained model by id or "
+            "path",
+            "--model openai/clip-vit-base-patch32",
         ),
-        out=(
-            str | None,
-            setting(None, ".csv or .parquet file to write, a row per image; must not exist", example="--out audit.csv"),
+        out=flag(
+            str | None, None, ".csv or .parquet file to write, a row per image; must not exist", "--out audit.csv"
         ),
-        fail_on=(
+        fail_on=flag(
             tuple[str, ...],
-            setting(
-                (),
-                "exit with 1 if one of these is found: wrong, duplicates, two_labels, copies_in_test, outliers, odd, "
-                "alike",
-                example="--fail-on wrong copies_in_test",
-            ),
+            (),
+            "exit with 1 if one of these is found: wrong, duplicates, two_labels, copies_in_test, outliers, odd, alike",
+            "--fail-on wrong copies_in_test",
         ),
         engine=ENGINE,
         shard_rows=SHARD_ROWS,
-        json=(bool, setting(False, "print the summary as JSON")),
+        json=flag(bool, False, "print the summary as JSON"),
     ),
     "fit": fit_verb({}),
     "pretrain": verb(
@@ -213,34 +196,24 @@ VERBS: dict[str, Callable[..., Any]] = {
         "Write features of images by a model of your own, a Python function or an ONNX file, for `fit` to read.",
         *("data", "classes", "group", "image_column", "label_column", "split_column", "candidates_column"),
         *("on_bad", "device", "precision", "largest_image"),
-        out=(str, setting(REQUIRED, ".npz or .parquet file to write; must not exist", example="--out feats.npz")),
-        function=(
+        out=flag(str, REQUIRED, ".npz or .parquet file to write; must not exist", "--out feats.npz"),
+        function=flag(
             str | None,
-            setting(
-                None,
-                "from a list of RGB images to [n, D] numbers: MODULE:NAME or FILE.py:NAME",
-                example="--function my.py:embed",
-            ),
+            None,
+            "from a list of RGB images to [n, D] numbers: MODULE:NAME or FILE.py:NAME",
+            "--function my.py:embed",
         ),
-        onnx=(
+        onnx=flag(str | None, None, "an exported network from pixels to features, instead", "--onnx net.onnx"),
+        model=flag(
             str | None,
-            setting(None, "an exported network from pixels to features, instead", example="--onnx net.onnx"),
+            None,
+            "a pretrained model by id or path (CLIP, SigLIP, any vision model), instead",
+            "--model openai/clip-vit-base-patch32",
         ),
-        model=(
-            str | None,
-            setting(
-                None,
-                "a pretrained model by id or path (CLIP, SigLIP, any vision model), instead",
-                example="--model openai/clip-vit-base-patch32",
-            ),
-        ),
-        size=(
-            int | None,
-            setting(None, "side in px that the ONNX network sees; none: as it was exported", example="--size 224"),
-        ),
-        mean=(tuple[float, float, float], setting((0.485, 0.456, 0.406), "of its pixels in 0 to 1, per channel")),
-        std=(tuple[float, float, float], setting((0.229, 0.224, 0.225), "what they are divided by, per channel")),
-        batch_size=(int, setting(64, "images at once", example="--batch-size 16")),
+        size=flag(int | None, None, "side in px that the ONNX network sees; none: as it was exported", "--size 224"),
+        mean=flag(tuple[float, float, float], (0.485, 0.456, 0.406), "of its pixels in 0 to 1, per channel"),
+        std=flag(tuple[float, float, float], (0.229, 0.224, 0.225), "what they are divided by, per channel"),
+        batch_size=flag(int, 64, "images at once", "--batch-size 16"),
         engine=ENGINE,
         shard_rows=SHARD_ROWS,
     ),
@@ -250,13 +223,10 @@ VERBS: dict[str, Callable[..., Any]] = {
         *("data", "classes", "image_column", "label_column", "rule", "top_k", "ratio", "descriptions", "chat_url"),
         *("phrasings", "seed", "on_bad"),
         *("device", "precision", "cache_limit_gb", "largest_image", "exact_decoding"),
-        model=(str, setting(REQUIRED, "CLIP, SigLIP or LLaVA by id or path; with --chat-url its name at the endpoint")),
-        out=(str, setting(REQUIRED, ".parquet file to write; must not exist")),
-        templates=(
-            str,
-            setting("photo27", "what class names are put into: one, short, long, photo27, a file, or a text"),
-        ),
-        n_workers=(int | None, setting(None, "questions in flight at once; none: as many as the endpoint takes")),
+        model=flag(str, REQUIRED, "CLIP, SigLIP or LLaVA by id or path; with --chat-url its name at the endpoint"),
+        out=flag(str, REQUIRED, ".parquet file to write; must not exist"),
+        templates=flag(str, "photo27", "what class names are put into: one, short, long, photo27, a file, or a text"),
+        n_workers=flag(int | None, None, "questions in flight at once; none: as many as the endpoint takes"),
         yes=YES,
         engine=ENGINE,
         shard_rows=SHARD_ROWS,
@@ -265,15 +235,14 @@ VERBS: dict[str, Callable[..., Any]] = {
         "Describe",
         "Find the class names that fit no image; with --chat and --out, ask how these classes look.",
         *("data", "classes", "chat_url", "on_bad", "device", "precision"),
-        model=(str, setting(REQUIRED, "CLIP, SigLIP or another vision-language model by id or path")),
-        out=(str | None, setting(None, ".json file of descriptions; what it holds already is kept")),
-        chat=(str | None, setting(None, "chat model to ask, by the name that the endpoint knows it by")),
-        every=(bool, setting(False, "ask about all classes, not the mismatched alone")),
-        context=(str | None, setting(None, "what the images are, for the chat model, e.g. 'traffic signs'")),
-        n=(int, setting(4, "descriptions per class")),
-        templates=(
-            str,
-            setting("mixed", "what class names are put into: mixed, one, short, long, photo27, a file, or a text"),
+        model=flag(str, REQUIRED, "CLIP, SigLIP or another vision-language model by id or path"),
+        out=flag(str | None, None, ".json file of descriptions; what it holds already is kept"),
+        chat=flag(str | None, None, "chat model to ask, by the name that the endpoint knows it by"),
+        every=flag(bool, False, "ask about all classes, not the mismatched alone"),
+        context=flag(str | None, None, "what the images are, for the chat model, e.g. 'traffic signs'"),
+        n=flag(int, 4, "descriptions per class"),
+        templates=flag(
+            str, "mixed", "what class names are put into: mixed, one, short, long, photo27, a file, or a text"
         ),
         yes=YES,
     ),
@@ -283,173 +252,144 @@ VERBS: dict[str, Callable[..., Any]] = {
         *("run", "data", "out", "error", "confidence", "verified", "novel", "rename", "image_column", "on_bad"),
         *("device", "precision"),
         run=RUN,
-        data=(
+        data=flag(
             tuple[str, ...],
-            setting(REQUIRED, "images: a folder, a table, or one or more files; labels they may have are ignored"),
+            REQUIRED,
+            "images: a folder, a table, or one or more files; labels they may have are ignored",
         ),
-        out=(str, setting("labels.csv", ".csv, .parquet, or a folder that gets every image under its label")),
-        rename=(tuple[str, ...], setting((), "OLD=NEW ...: names of classes, as novel-1=okapi; the model keeps them")),
-        error=(
+        out=flag(str, "labels.csv", ".csv, .parquet, or a folder that gets every image under its label"),
+        rename=flag(tuple[str, ...], (), "OLD=NEW ...: names of classes, as novel-1=okapi; the model keeps them"),
+        error=flag(
             float | None,
-            setting(
-                None,
-                "largest share of wrong labels among those to accept; without it every label is for review",
-                example="--error 0.05",
-            ),
+            None,
+            "largest share of wrong labels among those to accept; without it every label is for review",
+            "--error 0.05",
         ),
-        verified=(
+        verified=flag(
             str | None,
-            setting(
-                None,
-                "file with ids and the true classes of some of these images, as of verify-sample; none: what the run "
-                "promised",
-                example="--verified to-verify.csv",
-            ),
+            None,
+            "file with ids and the true classes of some of these images, as of verify-sample; none: what the run "
+            "promised",
+            "--verified to-verify.csv",
         ),
-        novel=(bool, setting(False, "put images of no class into new ones: new 1, new 2, ...")),
+        novel=flag(bool, False, "put images of no class into new ones: new 1, new 2, ..."),
         engine=ENGINE,
         shard_rows=SHARD_ROWS,
-        json=(bool, setting(False, "print what was found and promised as JSON")),
+        json=flag(bool, False, "print what was found and promised as JSON"),
     ),
     "verify-sample": verb(
         "Verify_Sample",
         "Draw images of a run to look at; the file, filled in, says which labels may be accepted.",
         *("run", "n", "out", "error", "confidence", "seed", "json"),
         run=RUN,
-        n=(int, setting(200, "how many images", example="--n 100")),
-        out=(str, setting("to-verify.csv", ".csv or .parquet file to write; must not exist")),
-        error=(float, setting(0.05, "largest share of wrong labels that you want promised", example="--error 0.02")),
-        json=(bool, setting(False, "print what was written as JSON")),
+        n=flag(int, 200, "how many images", "--n 100"),
+        out=flag(str, "to-verify.csv", ".csv or .parquet file to write; must not exist"),
+        error=flag(float, 0.05, "largest share of wrong labels that you want promised", "--error 0.02"),
+        json=flag(bool, False, "print what was written as JSON"),
     ),
     "classes": verb(
         "Classes",
         "Rename, merge or drop discovered classes of a finished run, in model, labels and report alike.",
         *("run", "action", "names", "data", "device", "precision"),
         run=RUN,
-        action=(Literal["rename", "merge", "drop"], setting(REQUIRED, "what to do", example="merge")),
-        names=(
-            tuple[str, ...],
-            setting(REQUIRED, "rename OLD NEW; merge KEPT OTHER ...; drop NAME ...", example="novel-1 novel-3"),
-        ),
-        data=(
-            str | None,
-            setting(None, "its images, if they moved; rename needs none", example="--data photos"),
-        ),
+        action=flag(Literal["rename", "merge", "drop"], REQUIRED, "what to do", "merge"),
+        names=flag(tuple[str, ...], REQUIRED, "rename OLD NEW; merge KEPT OTHER ...; drop NAME ...", "novel-1 novel-3"),
+        data=flag(str | None, None, "its images, if they moved; rename needs none", "--data photos"),
     ),
     "review": verb(
         "Review",
         "Look at the labels of a finished run on a local page, and correct them: every answer is saved at once.",
         run=RUN,
-        data=(
+        data=flag(str | None, None, "its images, if they moved, or those that its embeddings are of", "--data photos"),
+        export=flag(
             str | None,
-            setting(
-                None,
-                "its images, if they moved, or those that its embeddings are of",
-                example="--data photos",
-            ),
+            None,
+            ".csv file to write the answers to, with the columns id and label; must not exist",
+            "--export corrections.csv",
         ),
-        export=(
-            str | None,
-            setting(
-                None,
-                ".csv file to write the answers to, with the columns id and label; must not exist",
-                example="--export corrections.csv",
-            ),
+        apply=flag(bool, False, "fit anew with the answers as given labels", "--apply"),
+        out=flag(
+            str | None, None, "run folder of --apply; none: the name of the run with the next number", "--out run-2"
         ),
-        apply=(bool, setting(False, "fit anew with the answers as given labels", example="--apply")),
-        out=(
-            str | None,
-            setting(
-                None, "run folder of --apply; none: the name of the run with the next number", example="--out run-2"
-            ),
-        ),
-        port=(int, setting(0, "of the page; 0: any that is free", example="--port 8765")),
-        open=(bool, setting(True, "show the page in the browser", example="--no-open")),
+        port=flag(int, 0, "of the page; 0: any that is free", "--port 8765"),
+        open=flag(bool, True, "show the page in the browser", "--no-open"),
     ),
     "evaluate": verb(
         "Evaluate",
         "Score the model of a run on labelled images.",
         *("run", "data", "json", "image_column", "label_column", "on_bad", "device", "precision"),
         run=RUN,
-        data=(str, setting(REQUIRED, "images with labels")),
-        json=(bool, setting(False, "print everything as JSON")),
+        data=flag(str, REQUIRED, "images with labels"),
+        json=flag(bool, False, "print everything as JSON"),
     ),
     "settings": verb(
         "Settings",
         "Print every setting of a method: its value under a preset, and what it is.",
-        method=(str, setting(REQUIRED, "name of a method", example="cap")),
-        preset=(
+        method=flag(str, REQUIRED, "name of a method", "cap"),
+        preset=flag(
             Literal["practical", "paper"],
-            setting("practical", "what runs by default, or the published recipe", example="--preset paper"),
+            "practical",
+            "what runs by default, or the published recipe",
+            "--preset paper",
         ),
-        views=(
+        views=flag(
             Literal["pixels", "embeddings"],
-            setting(
-                "pixels",
-                "what it sees: some methods have other settings on stored features",
-                example="--views embeddings",
-            ),
+            "pixels",
+            "what it sees: some methods have other settings on stored features",
+            "--views embeddings",
         ),
-        json=(bool, setting(False, "print it as JSON")),
+        json=flag(bool, False, "print it as JSON"),
     ),
     "export": verb(
         "Export",
         "Write the model of a run for others to serve, or its labels as annotation tools and trainers read them.",
         *("run", "format", "out", "data"),
         run=RUN,
-        format=(
+        format=flag(
             Format,
-            setting(
-                "onnx",
-                "of the model: onnx (decoded images of any size in, calibrated probabilities out), torchscript, "
-                "safetensors (one file that `label` reads), hub (a folder with a model card); or of the labels",
-                example="--format label-studio",
-            ),
+            "onnx",
+            "of the model: onnx (decoded images of any size in, calibrated probabilities out), torchscript, "
+            "safetensors (one file that `label` reads), hub (a folder with a model card); or of the labels",
+            "--format label-studio",
         ),
-        out=(str, setting(REQUIRED, "file with the suffix of the format, or a folder; must not exist")),
-        data=(str | None, setting(None, "images of the run, if they moved; for labels", example="--data photos")),
-        accepted=(bool, setting(False, "of the labels, those whose decision is accept")),
+        out=flag(str, REQUIRED, "file with the suffix of the format, or a folder; must not exist"),
+        data=flag(str | None, None, "images of the run, if they moved; for labels", "--data photos"),
+        accepted=flag(bool, False, "of the labels, those whose decision is accept"),
     ),
     "report": verb(
         "Report",
         "Write report.html of a finished run anew.",
         run=RUN,
-        title=(str | None, setting(None, "of the page; kept with the run", example="--title 'Birds of May'")),
-        open=(bool, setting(False, "show it in the browser")),
+        title=flag(str | None, None, "of the page; kept with the run", "--title 'Birds of May'"),
+        open=flag(bool, False, "show it in the browser"),
     ),
     "compare": verb(
         "Compare",
         "Two runs side by side: what differs in settings, scores and labels.",
-        first=(str, setting(REQUIRED, "finished run folder", example="run")),
-        second=(str, setting(REQUIRED, "another", example="run-again")),
-        json=(bool, setting(False, "print it as JSON, every changed label among it")),
+        first=flag(str, REQUIRED, "finished run folder", "run"),
+        second=flag(str, REQUIRED, "another", "run-again"),
+        json=flag(bool, False, "print it as JSON, every changed label among it"),
     ),
     "verify": verb(
         "Verify",
         "Compare the files of a run with the checksums taken when it was written; exits with 1 if one was altered.",
         run=RUN,
-        json=(bool, setting(False, "print it as JSON")),
+        json=flag(bool, False, "print it as JSON"),
     ),
     "bench": verb(
         "Bench",
         "Run cells of a benchmark table and print it beside the published numbers.",
-        table=(str | None, setting(None, "name of the table; without it the tables are listed")),
-        cells=(tuple[str, ...], setting((), "methods to run, e.g. ce cvs; all of the table's if absent")),
-        data=(str | None, setting(None, "folder that holds the data sets' files; none: the hub, by name")),
-        out=(str, setting("bench", "folder of the finished cells; those already there are not run again")),
-        seeds=(tuple[int, ...], setting((), "seeds to run; the table's own if absent")),
-        csv=(
-            str | None,
-            setting(None, "file of results that every finished cell is added to", example="--csv results.csv"),
-        ),
-        full=(bool, setting(False, "the published schedule instead of the reduced one")),
-        jobs=(int, setting(1, "cells run side by side, each on its share of the cores")),
-        model=(
-            str | None,
-            setting(None, "of tables on a target pool, or of coreg-pixels a run of pretrain; id or path"),
-        ),
-        descriptions=(str | None, setting(None, "JSON {dataset: {class: texts}} of the cells with descriptions")),
-        device=(str, setting("auto", "auto, cpu or cuda")),
+        table=flag(str | None, None, "name of the table; without it the tables are listed"),
+        cells=flag(tuple[str, ...], (), "methods to run, e.g. ce cvs; all of the table's if absent"),
+        data=flag(str | None, None, "folder that holds the data sets' files; none: the hub, by name"),
+        out=flag(str, "bench", "folder of the finished cells; those already there are not run again"),
+        seeds=flag(tuple[int, ...], (), "seeds to run; the table's own if absent"),
+        csv=flag(str | None, None, "file of results that every finished cell is added to", "--csv results.csv"),
+        full=flag(bool, False, "the published schedule instead of the reduced one"),
+        jobs=flag(int, 1, "cells run side by side, each on its share of the cores"),
+        model=flag(str | None, None, "of tables on a target pool, or of coreg-pixels a run of pretrain; id or path"),
+        descriptions=flag(str | None, None, "JSON {dataset: {class: texts}} of the cells with descriptions"),
+        device=flag(str, "auto", "auto, cpu or cuda"),
     ),
 }
 """Verb -> the dataclass of its flags, which are the parameters of the function of that name."""

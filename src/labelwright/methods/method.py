@@ -12,6 +12,7 @@ from labelwright.annotators.annotator import Guesses
 from labelwright.data.table import LabelTable
 from labelwright.reporting.sections import Sections
 from labelwright.run_folder import Run
+from labelwright.train.plans import steps_for
 from labelwright.train.predict import Answers
 from labelwright.train.settings import TrainSettings
 from labelwright.types import BuildNet, Recipe, Task, ViewSource
@@ -104,6 +105,28 @@ def in_time(cfg: Any, budget: Budget, per_epoch: float, *, least: int) -> Any:
 def as_configured(cfg: Any, budget: Budget, given: Container[str]) -> Any:
     """The schedule of the Config."""
     return cfg
+
+
+def schedule_by(
+    passes: Callable[[Any, Budget], float], on_features: Callable[[Any, Budget], int], *, least: int
+) -> Callable[[Any, Budget, Container[str]], Any]:
+    """`Method.schedule` where the user gives no epochs: of pixels as many as there is time for, at least ``least``;
+    on stored features as ``on_features`` says; at most those of the Config.
+    """
+
+    def schedule(cfg: Any, budget: Budget, given: Container[str]) -> Any:
+        if "epochs" in given:
+            return cfg
+        if not budget.is_stored:
+            return in_time(cfg, budget, passes(cfg, budget), least=least)
+        return replace(cfg, epochs=min(cfg.epochs, on_features(cfg, budget)))
+
+    return schedule
+
+
+def epochs_of(n_steps: int, *, least: int) -> Callable[[Any, Budget], int]:
+    """Epochs, at least ``least``, that make ``n_steps`` steps over all images."""
+    return lambda cfg, budget: max(least, round(n_steps / steps_for(budget.n_images, cfg.batch_size)))
 
 
 def nothing_more(outcome: Outcome) -> dict[str, Any]:

@@ -48,16 +48,10 @@ from labelwright.methods.baselines import (
 )
 from labelwright.methods.cap_margin import with_chosen_margin
 from labelwright.methods.families.candidates import of_candidates, on_frozen_features
-from labelwright.methods.families.labels import of_labels, passes_of_all, schedule_of_all
+from labelwright.methods.families.labels import of_all_images, of_labels
 from labelwright.methods.families.novel import of_novel
 from labelwright.methods.families.text import of_text
-from labelwright.methods.method import (
-    Method,
-    Requires,
-    as_configured,
-    views_of_features,
-    views_per_image,
-)
+from labelwright.methods.method import Method, Requires, as_configured, views_of_features, views_per_image
 from labelwright.train.settings import TrainSettings, apply_overrides
 
 FROM_PIXELS: Mapping[str, Mapping[str, object]] = {"paper": {"views": "pixels"}}
@@ -111,8 +105,8 @@ OWN: Mapping[str, Method] = {
 """What the package is there for; a run's answer is the best of such a method, its start and the obvious ones."""
 
 BASELINES: Mapping[str, Method] = {
-    "fixmatch": of_labels("FixMatch", fixmatch.RECIPE, schedule=schedule_of_all, passes=passes_of_all),
-    "softmatch": of_labels("SoftMatch", softmatch.RECIPE, schedule=schedule_of_all, passes=passes_of_all),
+    "fixmatch": of_all_images("FixMatch", fixmatch.RECIPE),
+    "softmatch": of_all_images("SoftMatch", softmatch.RECIPE),
     "ce": of_labels("Cross-entropy", ce.RECIPE, frozen=ce.FROZEN),
     "class_balanced": of_labels("Class-balanced", class_balanced.RECIPE, frozen=class_balanced.FROZEN),
     "focal": of_labels("Focal", focal.RECIPE),

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from labelwright.losses.classification import cross_entropy
 from labelwright.methods.balanced_start import balanced_start, starts_balanced
+from labelwright.methods.method import Budget
 from labelwright.methods.recipe import Begun
 from labelwright.train.plans import steps_for
 from labelwright.train.processes import gather_rows
@@ -76,14 +77,15 @@ def plan(cfg: SemiSupervisedSettings, task: Task, state: State, epoch: int) -> E
     return EpochPlan(streams, _steps_per_epoch(cfg, len(every)))
 
 
-def passes_per_epoch(cfg: SemiSupervisedSettings, n_images: int) -> float:
+def passes_per_epoch(cfg: SemiSupervisedSettings, budget: Budget) -> float:
     """Images that an epoch passes through the network, forward and back; forward alone counts a third.
 
     Example: 300 images in steps of 10 labelled and 30 others, of which weak views go forward alone.
-      >>> passes_per_epoch(SemiSupervisedSettings(batch_size=10, unlabelled_ratio=3), 300)
+      >>> budget = Budget(n_images=300, n_labelled=50, is_stored=False, is_cpu=False)
+      >>> passes_per_epoch(SemiSupervisedSettings(batch_size=10, unlabelled_ratio=3), budget)
       500.0
     """
-    return _steps_per_epoch(cfg, n_images) * cfg.batch_size * (1 + cfg.unlabelled_ratio * 4 / 3)
+    return _steps_per_epoch(cfg, budget.n_images) * cfg.batch_size * (1 + cfg.unlabelled_ratio * 4 / 3)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Container
 from typing import Any
 
 import numpy as np
@@ -15,12 +13,19 @@ from labelwright.annotators.training_candidates import summary_of
 from labelwright.data.table import LabelTable
 from labelwright.labels.annotations import Annotations
 from labelwright.methods.families import text
-from labelwright.methods.method import Budget, Method, Outcome, Requires, in_time, views_by_model, views_per_image
+from labelwright.methods.method import (
+    Method,
+    Outcome,
+    Requires,
+    epochs_of,
+    schedule_by,
+    views_by_model,
+    views_per_image,
+)
 from labelwright.metrics.scores import guess_counts
 from labelwright.reporting.panels import candidate_sections, names_sections
 from labelwright.reporting.sections import Sections
 from labelwright.run_folder import Run
-from labelwright.train.plans import steps_for
 from labelwright.types import Recipe
 
 HEAD_STEPS = 1_500
@@ -28,6 +33,7 @@ HEAD_STEPS = 1_500
 
 HEAD_EPOCHS_MIN = 20
 PIXEL_EPOCHS_MIN = 15
+"""Of a run from pixels, however little time there is."""
 
 N_VIEWS = 8
 """Two networks see four views of each image."""
@@ -37,7 +43,8 @@ def of_candidates(title: str, recipe: Recipe, **own: Any) -> Method:
     """A method of this family."""
     more = {"default_views": views_by_model, "summarise": summarise, "sections": sections, "templates": "photo27"}
     passes = own.pop("passes", views_per_image(N_VIEWS))
-    more |= {"schedule": schedule_by(passes), "passes": passes}
+    on_features = epochs_of(HEAD_STEPS, least=HEAD_EPOCHS_MIN)
+    more |= {"schedule": schedule_by(passes, on_features, least=PIXEL_EPOCHS_MIN), "passes": passes}
     return Method(title, recipe, Requires(candidates=True), **{**more, **own})
 
 
@@ -46,20 +53,6 @@ def on_frozen_features(table: LabelTable) -> str:
     trust them; `coreg_frozen` from what a model thinks, whose mistakes repeat what the features show.
     """
     return "crowd" if Annotations(table.task()).kind in ("answers", "votes", "sets") else "coreg_frozen"
-
-
-def schedule_by(passes: Callable[[Any, Budget], float]) -> Callable[[Any, Budget, Container[str]], Any]:
-    """`HEAD_STEPS` on stored features; of pixels as many epochs as there is time for, at least `PIXEL_EPOCHS_MIN`."""
-
-    def schedule(cfg: Any, budget: Budget, given: Container[str]) -> Any:
-        if "epochs" in given:
-            return cfg
-        if not budget.is_stored:
-            return in_time(cfg, budget, passes(cfg, budget), least=PIXEL_EPOCHS_MIN)
-        n_epochs = max(HEAD_EPOCHS_MIN, round(HEAD_STEPS / steps_for(budget.n_images, cfg.batch_size)))
-        return dataclasses.replace(cfg, epochs=min(cfg.epochs, n_epochs))
-
-    return schedule
 
 
 def summarise(outcome: Outcome) -> dict[str, Any]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Container
 from typing import Any
 
 from labelwright.methods.families import text
-from labelwright.methods.method import Budget, Method, Outcome, Requires, in_time
+from labelwright.methods.method import Budget, Method, Outcome, Requires, passes_of_labelled, schedule_by
 from labelwright.methods.semi_supervised import passes_per_epoch
 from labelwright.reporting.panels import names_sections
 from labelwright.train.plans import steps_for
@@ -25,42 +23,23 @@ EPOCHS_MIN = 5
 
 def of_labels(title: str, recipe: Recipe, **own: Any) -> Method:
     """A method of this family."""
-    return Method(
-        title,
-        recipe,
-        **{
-            "requires": Requires(labels=True),
-            "schedule": schedule,
-            "summarise": beside_the_names,
-            "sections": names_sections,
-            **own,
-        },
-    )
+    more: dict[str, Any] = {"requires": Requires(labels=True)}
+    more |= {"schedule": schedule_by(passes_of_labelled, _on_labelled, least=EPOCHS_MIN), "summarise": beside_the_names}
+    return Method(title, recipe, **{"sections": names_sections, **more, **own})
 
 
-def schedule(cfg: Any, budget: Budget, given: Container[str]) -> Any:
-    """As many epochs as there is time for; on a CPU `CPU_FEATURES` stored features; at least `EPOCHS_MIN`."""
-    if "epochs" in given:
-        return cfg
-    if not budget.is_stored:
-        return in_time(cfg, budget, budget.n_labelled, least=EPOCHS_MIN)
-    n_epochs = round(CPU_FEATURES / max(1, budget.n_labelled)) if budget.is_cpu else cfg.epochs
-    return dataclasses.replace(cfg, epochs=min(cfg.epochs, max(EPOCHS_MIN, n_epochs)))
+def of_all_images(title: str, recipe: Recipe) -> Method:
+    """A method of this family that sees unlabelled images, too."""
+    schedule = schedule_by(passes_per_epoch, _on_all, least=EPOCHS_MIN)
+    return of_labels(title, recipe, schedule=schedule, passes=passes_per_epoch)
 
 
-def schedule_of_all(cfg: Any, budget: Budget, given: Container[str]) -> Any:
-    """Of methods that see unlabelled images, too: as there is time for; `HEAD_STEPS` on stored features."""
-    if "epochs" in given:
-        return cfg
-    if not budget.is_stored:
-        return in_time(cfg, budget, passes_of_all(cfg, budget), least=EPOCHS_MIN)
-    n_epochs = round(HEAD_STEPS / steps_for(budget.n_images, cfg.batch_size * cfg.unlabelled_ratio))
-    return dataclasses.replace(cfg, epochs=min(cfg.epochs, max(EPOCHS_MIN, n_epochs)))
+def _on_labelled(cfg: Any, budget: Budget) -> int:
+    return max(EPOCHS_MIN, round(CPU_FEATURES / max(1, budget.n_labelled)) if budget.is_cpu else cfg.epochs)
 
 
-def passes_of_all(cfg: Any, budget: Budget) -> float:
-    """Of methods that see unlabelled images, too."""
-    return passes_per_epoch(cfg, budget.n_images)
+def _on_all(cfg: Any, budget: Budget) -> int:
+    return max(EPOCHS_MIN, round(HEAD_STEPS / steps_for(budget.n_images, cfg.batch_size * cfg.unlabelled_ratio)))
 
 
 def beside_the_names(outcome: Outcome) -> dict[str, Any]:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Container
 from typing import Any
 
 import numpy as np
 
 from labelwright.labels.clusters import about_clusters
-from labelwright.methods.method import Budget, Method, Outcome, Requires, in_time, views_by_model, views_per_image
+from labelwright.methods.method import (
+    Method,
+    Outcome,
+    Requires,
+    epochs_of,
+    schedule_by,
+    views_by_model,
+    views_per_image,
+)
 from labelwright.metrics.scores import open_scores, truth_beyond
 from labelwright.reporting.panels import novel_sections
-from labelwright.train.plans import steps_for
 from labelwright.types import Recipe
 
 HEAD_STEPS = 500
@@ -24,21 +29,15 @@ N_VIEWS = 3
 """Of each image in an epoch."""
 
 
+passes = views_per_image(N_VIEWS)
+schedule = schedule_by(passes, epochs_of(HEAD_STEPS, least=EPOCHS_MIN), least=EPOCHS_MIN)
+
+
 def of_novel(title: str, recipe: Recipe, **own: Any) -> Method:
     """A method of this family."""
     more = {"default_views": views_by_model, "schedule": schedule, "summarise": summarise, "sections": novel_sections}
-    more |= {"passes": views_per_image(N_VIEWS)}
+    more |= {"passes": passes}
     return Method(title, recipe, Requires(labels=True, novel=True), **{**more, **own})
-
-
-def schedule(cfg: Any, budget: Budget, given: Container[str]) -> Any:
-    """`HEAD_STEPS` on stored features; of pixels as many epochs as there is time for; at least `EPOCHS_MIN`."""
-    if "epochs" in given:
-        return cfg
-    if not budget.is_stored:
-        return in_time(cfg, budget, N_VIEWS * budget.n_images, least=EPOCHS_MIN)
-    n_epochs = round(HEAD_STEPS / steps_for(budget.n_images, cfg.batch_size))
-    return dataclasses.replace(cfg, epochs=min(cfg.epochs, max(EPOCHS_MIN, n_epochs)))
 
 
 def summarise(outcome: Outcome) -> dict[str, Any]:

@@ -14,17 +14,8 @@ from labelwright.types import Recipe
 
 def of_text(title: str, recipe: Recipe, **own: Any) -> Method:
     """A method of this family."""
-    return Method(
-        title,
-        recipe,
-        **{
-            "requires": Requires(text=True),
-            "default_views": views_of_features,
-            "summarise": summarise,
-            "sections": names_sections,
-            **own,
-        },
-    )
+    more = {"default_views": views_of_features, "summarise": summarise, "sections": names_sections}
+    return Method(title, recipe, **{"requires": Requires(text=True), **more, **own})
 
 
 def summarise(outcome: Outcome) -> dict[str, Any]:
