@@ -62,7 +62,7 @@ def neighbours(train: Tensor, true: Tensor, strange: Tensor, groups: Tensor) -> 
     """By the nearest of all training images."""
     z, left_out = F.normalize(train, dim=1), []
     for rows in torch.split(evenly_spread(torch.arange(len(z)), FITTED_ROWS), 1_024):
-        left_out.append(distances(z[rows], z, exclude=groups[rows][:, None] == groups[None]))
+        left_out.append(distances(z[rows], z, exclude=(groups[rows][:, None] == groups).nonzero(as_tuple=True)))
     others = (torch.cat([distances(some, z) for some in torch.split(new, 1_024)]) for new in (true, strange))
     return (torch.cat(left_out), *others)  # type: ignore[return-value]
 

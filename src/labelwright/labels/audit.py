@@ -183,7 +183,7 @@ def judge_labels(
     log_votes = ((votes + prior) / (1 + votes.sum(1, keepdim=True))).clamp(min=1e-9).log()
     parts, seen = torch.stack([log_head, log_votes]), evenly_spread(is_scored.nonzero().flatten(), WEIGHED_ROWS)
     weights, noise = believed(parts[:, seen], y[seen], n_rounds=N_ROUNDS)
-    probs = torch.einsum("p,pnc->nc", weights, parts).softmax(1)
+    probs = (weights @ parts.flatten(1)).view(parts.shape[1:]).softmax(1)
     alike = torch.zeros(n_classes, n_classes).index_add_(0, y[is_scored], probs[is_scored])
     alike = alike / torch.bincount(y[is_scored], minlength=n_classes).clamp(min=1)[:, None]
     alike = alike / alike.diagonal().clamp(min=1e-9)
@@ -251,7 +251,7 @@ def believed(parts: Tensor, y: Tensor, *, n_rounds: int) -> tuple[Tensor, Tensor
     noise = _even(FIRST_NOISE, n_classes)
     for _ in range(n_rounds):
         weights = _likeliest(weights, parts, noise.T[y].log())
-        probs = torch.einsum("p,pnc->nc", weights, parts).softmax(1)
+        probs = (weights @ parts.flatten(1)).view(parts.shape[1:]).softmax(1)
         for _ in range(N_NOISE_STEPS):
             q = probs * noise.T[y]
             counts = torch.zeros_like(noise).index_add_(0, y, q / q.sum(1, keepdim=True)).T  # true x given
@@ -268,12 +268,14 @@ def _even(rate: float, n_classes: int) -> Tensor:
 def _likeliest(weights: Tensor, parts: Tensor, log_given: Tensor) -> Tensor:
     """Likeliest weights [P], from ``weights`` on; log_given [n, C]: log p(given label | true class)."""
 
+    flat = parts.flatten(1)  # [P, n * C]: products with a vector, where einsum would copy it
+
     def loss_of(at: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
-        log_probs = torch.einsum("p,pnc->nc", torch.from_numpy(at).float(), parts).log_softmax(1)
+        log_probs = (torch.from_numpy(at).float() @ flat).view_as(log_given).log_softmax(1)
         both = log_probs + log_given
-        surer = both.softmax(1) - log_probs.exp()  # of the true class, once the given label is known
-        gradient = -torch.einsum("pnc,nc->p", parts, surer) / len(log_given)
-        return -float(both.logsumexp(1).mean()), gradient.double().numpy()
+        total = both.logsumexp(1, keepdim=True)
+        surer = both.sub_(total).exp_() - log_probs.exp_()  # of the true class, once the given label is known
+        return -float(total.mean()), -(flat @ surer.flatten() / len(log_given)).double().numpy()
 
     found = minimize(loss_of, weights.double().numpy(), jac=True, method="BFGS", options={"maxiter": 20})
     return torch.from_numpy(found.x).float()

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from labelwright.labels.chunks import chunks_of
+from labelwright.labels.chunks import chunks_of, slices_of
 
 LEAST_COUNT = 1e-3  # images of a class that has none: its mean and the log of its share stay finite
 LEAST_SPREAD = 0.01  # of the total variance, if the rows of each class are alike: the covariance is not singular
 LEAST_SHARE = 1e-6  # of a class in a known prior
+WHOLE_STEPS = 2  # the last E-steps, made on all rows where a sample serves for those before
 
 Evidence = Callable[[Tensor], Tensor]
 """Rows [B] int64 -> [B, C] float: log-evidence of each class, up to a constant per row, known before the features."""
+
+
+class Read(Protocol):
+    """Features [N, D] that are read block by block."""
+
+    n_features: int
+    device: torch.device
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """[B, D] float of rows [B] int64."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +56,12 @@ class Beliefs:
 
 
 def gaussian_beliefs(
-    feats: Tensor,
-    evidence: Evidence,
+    feats: Tensor | Read,
+    evidence: Evidence | None,
     labels: Tensor,
     *,
+    linear: tuple[Tensor, Tensor] | None = None,
+    sample: Tensor | None = None,
     strength: float,
     shrinkage: float,
     n_iter: int,
@@ -69,8 +83,12 @@ def gaussian_beliefs(
 
     Args:
       feats: [N, D] float, usually of unit norm; half precision will do.
-      evidence: of some rows, see `Evidence`; asked for chunk by chunk, so that no [N, C] table is held.
+      evidence: of some rows, see `Evidence`; asked for chunk by chunk, so that no [N, C] table is held. None: there is
+        none but the linear one.
       labels: [N] int64, -1 = unknown.
+      linear: weight [C, D] and bias [C] of evidence that is linear in the features; None: there is none.
+      sample: [n] int64 rows by which all E-steps but the last `WHOLE_STEPS` are made, labelled and unlabelled ones
+        each standing for all of their kind (`sampled`); None: all rows.
       strength: share of the log density against the evidence, >= 0.
       shrinkage: of the covariance towards a multiple of the identity, 0 to 1.
       n_iter: E-steps, each with its M-step, >= 1.
@@ -94,31 +112,31 @@ def gaussian_beliefs(
       >>> text.argmax(1).tolist(), found.probs(z, text).argmax(1).tolist()
       ([0, 0, 0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 1, 1, 1, 1])
     """
-    device, n_features = feats.device, feats.shape[1]
-    rows = torch.arange(len(feats), device=device)
-    labels = labels.to(device)
-    zeros = torch.zeros(evidence(rows[:1]).shape[1], device=device)
-    n_classes, stands_for = len(zeros), zeros + label_weight  # [C]
-    eye, total = torch.eye(n_features, device=device), torch.zeros(n_features, n_features, device=device)
+    device, n_features = feats.device, feats.shape[1] if isinstance(feats, Tensor) else feats.n_features
+    labels, every = labels.to(device), torch.arange(len(labels), device=device)
+    weight, bias = (torch.zeros((), device=device),) * 2 if linear is None else (linear[0].float(), linear[1].float())
+    zeros = torch.zeros(len(bias) if evidence is None else evidence(every[:1]).shape[1], device=device)
+    n_classes, given = len(zeros), torch.bincount(labels[labels >= 0], minlength=len(zeros))
+    eye = torch.eye(n_features, device=device)
     found = Beliefs(zeros.new_zeros(n_classes, n_features), zeros, zeros, zeros, strength)
+    n_whole = n_iter if sample is None else min(WHOLE_STEPS, n_iter)
     for i in range(-n_prior, n_iter):
-        counts, plain, sums = torch.zeros_like(zeros), torch.zeros_like(zeros), torch.zeros_like(found.weight)
-        open_counts = torch.zeros_like(zeros)
-        for some in chunks_of(rows, max(n_classes, n_features)):
-            z, given = feats[some].float(), labels[some]
-            q = found.probs(z, evidence(some))
-            is_known = given >= 0
-            open_counts += q[~is_known].sum(0)
-            q[is_known] = F.one_hot(given[is_known], n_classes).to(q.dtype)
-            plain += q.sum(0)
-            counts_for = torch.where(is_known, stands_for[given.clamp(min=0)], 1.0)[:, None]
-            q = q * counts_for
-            counts += q.sum(0)
-            sums += q.T @ z
-            if i == 0:
-                total += (counts_for * z).T @ z
+        is_first = i in (-n_prior, n_iter - n_whole)
+        if is_first:
+            rows = every if sample is None or i >= n_iter - n_whole else sample.to(device)
+            counts_for = _counts_for(labels, rows, zeros + label_weight)
+            total = torch.zeros_like(eye)
+        head = torch.cat([weight + found.linear[0], (bias + found.linear[1])[:, None]], 1)
+        sums = zeros.new_zeros(n_classes, n_features + 2)
+        for some, z, q in _believed(feats, evidence, labels, rows, head):
+            own = counts_for[labels[some]][:, None]
+            sums += q.T @ torch.cat([own * z, own, own * (labels[some] < 0)[:, None]], 1)
+            if is_first:
+                total += (own * z).T @ z
             if watch is not None and i == n_iter - 1:
-                watch(some, q)
+                watch(some, q * own)
+        sums, counts, open_counts = sums[:, :-2], sums[:, -2], sums[:, -1]
+        plain = open_counts + given
         if n_prior:
             log_counts = (open_counts if open_counts.any() else counts).clamp(min=LEAST_COUNT).log()
             found = replace(found, offset=log_counts - log_counts.mean())
@@ -129,22 +147,66 @@ def gaussian_beliefs(
         variance = total / counts.sum()
         within = variance - (means.T * shares) @ means
         spread = within.diagonal().mean().clamp(min=LEAST_SPREAD * variance.diagonal().mean())
-        weight = torch.linalg.solve((1 - shrinkage) * within + shrinkage * spread * eye, means.T).T
-        bias = -0.5 * (weight * means).sum(1)
+        density = torch.linalg.solve((1 - shrinkage) * within + shrinkage * spread * eye, means.T).T
+        constant = -0.5 * (density * means).sum(1)
         if prior is None and not n_prior:  # else they are in the offset
-            bias = bias + counts.clamp(min=LEAST_COUNT).log()
+            constant = constant + counts.clamp(min=LEAST_COUNT).log()
         elif prior is not None:  # as much as rescaling once does; the next iterations do the rest
             wanted = prior.to(device).float().clamp(min=LEAST_SHARE)
             offset = offset + (wanted / shares.clamp(min=LEAST_SHARE)).log()
             offset = offset - offset.mean()
         found = Beliefs(
-            weight - weight.mean(0),
-            bias - bias.mean(),
+            density - density.mean(0),
+            constant - constant.mean(),
             offset,
             plain / plain.sum() if prior is None else wanted / wanted.sum(),
             strength,
         )
     return found
+
+
+def _believed(
+    feats: Tensor | Read, evidence: Evidence | None, labels: Tensor, rows: Tensor, head: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Rows [B], their features [B, D] and q [B, C], chunk by chunk, under a head [C, D + 1]; labelled rows one-hot."""
+    n_classes, n_features = len(head), head.shape[1] - 1
+    for block in chunks_of(rows, n_features):
+        block_feats = feats[block].float()
+        for here in slices_of(len(block), max(n_classes, n_features), device=rows.device):
+            some, z = block[here], block_feats[here]
+            q = F.pad(z, (0, 1), value=1.0) @ head.T
+            q = (q if evidence is None else q + evidence(some)).softmax(1)
+            known = (labels[some] >= 0).nonzero().flatten()
+            q[known] = F.one_hot(labels[some][known], n_classes).to(q.dtype)
+            yield some, z, q
+
+
+def _counts_for(labels: Tensor, rows: Tensor, label_weight: Tensor) -> Tensor:
+    """How many rows one counts for, by its label [C + 1]; the last one, so that -1 leads to it, is of no label.
+
+    Rows that are a sample count for all of their kind.
+    """
+    known, mine = labels >= 0, labels[rows] >= 0
+    shares = [all_rows.sum() / some.sum().clamp(min=1) for all_rows, some in ((known, mine), (~known, ~mine))]
+    return torch.cat([shares[0] * label_weight, shares[1][None]])
+
+
+def sampled(labels: Tensor, n: int) -> Tensor | None:
+    """Rows [m] int64, ascending, that stand for all: n unlabelled and n labelled ones at random, or all there are.
+
+    Args: labels [N] int64, -1 = unknown.
+
+    Returns: None if they are all rows.
+
+    Example:
+      >>> sampled(torch.tensor([-1, -1, 0, -1, 1]), 2).tolist(), sampled(torch.tensor([-1, -1, 0, -1, 1]), 3)
+      ([1, 2, 3, 4], None)
+    """
+    draw, parts = torch.Generator().manual_seed(0), list[Tensor]()
+    for rows in ((labels.cpu() < 0).nonzero().flatten(), (labels.cpu() >= 0).nonzero().flatten()):
+        parts.append(rows[torch.randperm(len(rows), generator=draw)[:n]] if len(rows) > n else rows)
+    rows = torch.cat(parts)
+    return None if len(rows) == len(labels) else rows.sort().values
 
 
 def principal(feats: Tensor, n_dims: int) -> tuple[Tensor, Tensor]:

@@ -109,7 +109,7 @@ def checked(feats: Tensor, labels: Tensor, *, n_seen: int) -> tuple[Tensor, Tens
 def _unit(feats: Tensor) -> Tensor:
     """The features [N, D] float32 with unit rows, or an error naming a row that cannot be scaled."""
     z = F.normalize(feats.float(), dim=1)
-    good = torch.cat([z[some].square().sum(dim=1) > 0.5 for some in slices_of(len(z), z.shape[1])])
+    good = torch.cat([z[some].square().sum(dim=1) > 0.5 for some in slices_of(len(z), z.shape[1], z.device)])
     if not bool(good.all()):  # NaN compares false; infinity over infinity is NaN
         row = int((~good).nonzero()[0])
         what = "all zeros" if bool((feats[row] == 0).all()) else "not finite"
@@ -190,7 +190,7 @@ def assign(z: Tensor, labels: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor
     """
     assigned, gaps = torch.empty_like(labels), torch.empty_like(z[:, 0])
     half = 0.5 * centroids.square().sum(dim=1)
-    for some in slices_of(len(z), len(centroids)):
+    for some in slices_of(len(z), len(centroids), z.device):
         sims = z[some] @ centroids.T - half  # [B, C]
         nearest = torch.where(labels[some] >= 0, labels[some], sims.argmax(dim=1))
         assigned[some] = nearest
@@ -210,7 +210,7 @@ def means(z: Tensor, assigned: Tensor, former: Tensor) -> tuple[Tensor, Tensor]:
             [0.0000, 0.0000]]), tensor([2, 0]))
     """
     sums = torch.zeros_like(former)
-    for some in slices_of(len(z), max(former.shape) if z.is_cuda else z.shape[1]):
+    for some in slices_of(len(z), max(former.shape) if z.is_cuda else z.shape[1], z.device):
         is_in = assigned[some] >= 0
         if z.is_cuda:  # index_add_ there adds in another order every time
             sums += F.one_hot(assigned[some][is_in], len(former)).to(z.dtype).T @ z[some][is_in]

@@ -298,7 +298,7 @@ def describe_clusters(
     rows = (assigned >= 0).nonzero().flatten()
     totals = torch.zeros(n_clusters, dtype=torch.float64)
     sims = torch.empty(len(rows), device=z.device)
-    for some in slices_of(len(rows), z.shape[1]):
+    for some in slices_of(len(rows), z.shape[1], z.device):
         sims[some] = (z[rows[some]] * centres[assigned[rows[some]]]).sum(dim=1)
     totals.index_add_(0, assigned[rows].cpu(), sims.double().cpu())
     rows = rows[sims.sort(descending=True, stable=True).indices]

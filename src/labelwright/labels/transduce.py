@@ -140,7 +140,7 @@ def nearest_neighbours(feats: Tensor, *, n_neighbours: int) -> tuple[Tensor, Ten
     unknown = torch.full((n_rows,), -1, device=device)
     first = evenly_spread(sample, n_clusters)
     centroids = lloyd(sample, unknown[: len(sample)], first, n_iter=CLUSTER_STEPS).centroids
-    blocks = slices_of(n_rows, n_clusters)
+    blocks = slices_of(n_rows, n_clusters, device)
     cluster = torch.cat([assign(feats[some].float(), unknown[some], centroids)[0] for some in blocks])
     members = cluster.argsort(stable=True)
     together = feats[members]  # a cluster's rows lie together: slices instead of single rows
@@ -164,7 +164,7 @@ def _nearest(keys: Tensor, n: int, n_neighbours: int) -> tuple[Tensor, Tensor]:
     """For each of the first ``n`` keys [M, D] the nearest others: sims [n, K] and places among the keys [n, K]."""
     sims = torch.full((n, n_neighbours), -torch.inf, device=keys.device)
     places = torch.zeros_like(sims, dtype=torch.int64)
-    for some in slices_of(n, min(len(keys), KEY_BLOCK)):
+    for some in slices_of(n, min(len(keys), KEY_BLOCK), keys.device):
         z = keys[some].float()
         for start in range(0, len(keys), KEY_BLOCK):
             block = z @ keys[start : start + KEY_BLOCK].float().T  # [B, keys]
@@ -193,7 +193,7 @@ def _first_means(feats: Tensor, labels: Tensor, text_weight: Tensor) -> Tensor:
     top = torch.empty(0, n_classes, device=feats.device)
     top_rows = torch.empty(0, n_classes, dtype=torch.int64, device=feats.device)
     sums, counts = torch.zeros_like(text_weight), torch.zeros_like(text_weight[:, 0])
-    for some in slices_of(len(feats), max(n_classes, n_feats)):
+    for some in slices_of(len(feats), max(n_classes, n_feats), feats.device):
         z = feats[some].float()
         best = log_odds(z @ text_weight.T).topk(min(CONFIDENT, len(z)), dim=0)
         both = torch.cat([top, best.values]), torch.cat([top_rows, best.indices + some.start])
@@ -217,7 +217,7 @@ def _kept_scores(feats: Tensor, labels: Tensor, weight: Tensor, bias: Tensor) ->
     n_kept = min(n_classes, KEPT_CLASSES)
     classes = torch.empty(len(feats), n_kept, dtype=torch.int64, device=feats.device)
     scores = torch.empty(len(feats), n_kept, device=feats.device)
-    for some in slices_of(len(feats), max(weight.shape)):
+    for some in slices_of(len(feats), max(weight.shape), feats.device):
         block = feats[some].float() @ weight.T + bias  # [B, C]
         known = (labels[some] >= 0).nonzero().squeeze(1)
         block[known] = -FIXED
@@ -241,7 +241,7 @@ def _smooth(kept: Tensor, scores: Tensor, classes: Tensor, probs: Tensor, graph:
     renewed = torch.empty_like(scores)
     offsets, neighbours, weights = graph.crow_indices(), graph.col_indices(), graph.values()
     n_pulls = -(-len(neighbours) // len(scores)) * classes.shape[1]  # numbers that reach an average image
-    for some in slices_of(len(scores), max(n_classes, n_pulls)):
+    for some in slices_of(len(scores), max(n_classes, n_pulls), scores.device):
         at = slice(int(offsets[some.start]), int(offsets[some.stop]))
         to, n_rows = neighbours[at], some.stop - some.start
         own = torch.arange(n_rows, device=to.device).repeat_interleave(offsets[some.start : some.stop + 1].diff())
@@ -259,7 +259,7 @@ def _moments(
     n_feats, device = feats.shape[1], feats.device
     sums, sizes = torch.zeros(n_classes, n_feats, device=device), torch.zeros(n_classes, device=device)
     squares = torch.zeros(n_feats, device=device)
-    for some in slices_of(len(feats), max(n_classes, n_feats)):
+    for some in slices_of(len(feats), max(n_classes, n_feats), feats.device):
         z = feats[some].float()
         assigned = torch.zeros(len(z), n_classes, device=feats.device)
         assigned.scatter_(1, classes[some], probs[some] * row_weights[some, None])

@@ -27,7 +27,7 @@ twenty labels a class on, logistic regression alone is as good.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
@@ -40,7 +40,7 @@ from labelwright.encoders.heads import ProjectedHead, put_in
 from labelwright.errors import ConfigError
 from labelwright.labels.candidate_beliefs import MISS, candidate_evidence
 from labelwright.labels.chunks import evenly_spread
-from labelwright.labels.gaussians import gaussian_beliefs, principal_of
+from labelwright.labels.gaussians import gaussian_beliefs, principal_of, sampled
 from labelwright.methods.recipe import Begun, Recipe, check_is_pretrained
 from labelwright.methods.shots import Shots
 from labelwright.train.settings import AtLeast0, Count, Positive, Share, TrainSettings
@@ -52,7 +52,7 @@ MAX_FOLDS = 5
 MAX_TRIED_ROWS = 5000  # labelled images that take part in the cross-validation
 N_ITER = 20  # of EM: from 10 to 50 nothing changed
 USUAL_PRICE = 100.0  # of leaving the texts, where no label can be left out to choose it
-MOST_NUMBERS = 1 << 28  # of projected features in float32
+MOST_ROWS, ROWS_PER_CLASS = 50_000, 100  # of more rows, and so many a class, lines 1 and 5 see a sample until the end
 STRENGTH, SHRINKAGE = 0.3, 0.5
 TEXT_STRENGTH, TEXT_SHRINKAGE, TEXT_N_PRIOR = 0.2, 0.1, 15  # where texts are all that is known of a class
 
@@ -90,33 +90,36 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     """Lines 1 to 6: the network's own logits are the answer."""
     head: ProjectedHead = cast(Any, state.nets["main"]).head
 
-    def blocks() -> Iterator[Tensor]:
-        return (z for _, z in passes("main", torch.arange(len(task.labels)), output="feats"))
+    def feats_of(rows: Tensor) -> Iterator[Tensor]:
+        return (z for _, z in passes("main", rows, output="feats"))
 
+    sample = sampled(task.labels, max(MOST_ROWS, ROWS_PER_CLASS * task.n_classes))
+    seen = torch.arange(len(task.labels)) if sample is None else sample
     if task.concepts is None:
-        mean, directions = principal_of(blocks, len(head.projection))
+        mean, directions = principal_of(lambda: feats_of(seen), len(head.projection))
         head.mean.copy_(mean)
         head.projection.copy_(directions)
-    u = _projected(head, blocks(), len(task.labels))  # 1
-    known = task.labels >= 0
+    u = Projected(head, feats_of, seen)  # 1
+    known = (task.labels >= 0).nonzero().flatten()
     if task.concepts is None:
-        weight, bias, inverse_penalty = regression(u[known].float(), task.labels[known], task.n_classes)  # 2
+        weight, bias, inverse_penalty = regression(u[known], task.labels[known], task.n_classes)  # 2
         logs = {"inverse_penalty": inverse_penalty}
     else:
-        weight, price = from_texts(u[known].float(), task)  # 3
+        weight, price = from_texts(u[known], task)  # 3
         bias, logs = torch.zeros_like(weight[:, 0]), {"price": price}
     miss = torch.full((task.n_classes,), MISS, device=u.device)
 
     def evidence(rows: Tensor) -> Tensor:
-        logits = F.linear(u[rows].float(), weight, bias)
-        return logits if task.candidates is None else logits + candidate_evidence(task.guesses(rows), miss)  # 4
+        return candidate_evidence(task.guesses(rows), miss)  # 4
 
     even = torch.full((task.n_classes,), 1 / task.n_classes)
     usual = (STRENGTH, SHRINKAGE, 0) if _has_every_label(task) else (TEXT_STRENGTH, TEXT_SHRINKAGE, TEXT_N_PRIOR)
     found = gaussian_beliefs(
         u,
-        evidence,
+        None if task.candidates is None else evidence,
         task.labels,
+        linear=(weight, bias),
+        sample=sample,
         strength=usual[0] if cfg.strength is None else cfg.strength,
         shrinkage=usual[1] if cfg.shrinkage is None else cfg.shrinkage,
         n_iter=N_ITER,
@@ -129,15 +132,29 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     return state, {"class_shares": [round(float(p), 5) for p in found.prior], **logs}
 
 
-def _projected(head: ProjectedHead, blocks: Iterable[Tensor], n: int) -> Tensor:
-    """Line 1: u [n, n_dims], block by block; in half precision where it would take more than a gigabyte."""
-    n_dims = len(head.projection)
-    dtype = torch.float16 if n * n_dims > MOST_NUMBERS else torch.float32
-    u, first = torch.empty(n, n_dims, dtype=dtype, device=head.projection.device), 0
-    for z in blocks:
-        u[first : first + len(z)] = head.project(z)
-        first += len(z)
-    return u
+class Projected:
+    """Line 1: u [N, n_dims] float32, held of some rows, made of the others when they are asked for.
+
+    Args:
+      head: projects.
+      feats_of: features [b, D] of rows, block by block.
+      held: [n] int64, ascending, n >= 1.
+    """
+
+    def __init__(self, head: ProjectedHead, feats_of: Callable[[Tensor], Iterator[Tensor]], held: Tensor) -> None:
+        self.head, self.feats_of, self.device = head, feats_of, head.projection.device
+        self.held, self.n_features = held.to(self.device), len(head.projection)
+        self.kept, first = torch.empty(len(held), self.n_features, device=self.device), 0
+        for z in feats_of(held):
+            self.kept[first : first + len(z)] = head.project(z)
+            first += len(z)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """[B, n_dims] of rows [B] int64."""
+        at = torch.searchsorted(self.held, rows).clamp(max=len(self.held) - 1)
+        if torch.equal(self.held[at], rows):
+            return self.kept[at]
+        return torch.cat([self.head.project(z) for z in self.feats_of(rows)])
 
 
 def from_texts(z: Tensor, task: Task) -> tuple[Tensor, float]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from labelwright.adjust.adjustment import Adjustment, adjusted_logits
+from labelwright.labels.chunks import slices_of
 from labelwright.train.newton import Local, minimise
 
 PENALTIES = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0)
@@ -23,7 +24,6 @@ PENALTIES = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0)
 MAX_FOLDS = 5
 MAX_TRIED_ROWS = 5000  # images that take part in the cross-validation; of a rare class at least `LEAST_TRIED`
 LEAST_TRIED = 20
-CHUNK_NUMBERS = 1 << 22  # of rows x classes, or of rows x features, held at a time
 KEPT_NUMBERS = 1 << 25  # of rows x classes, up to which probabilities are kept between products with the Hessian
 MAX_AXES = 2048
 LEAST_GRADIENT = 1e-5  # largest entry of the gradient of the mean loss at which it has converged
@@ -142,8 +142,7 @@ class _Losses:
         total = float(weights.sum())
         self.weights = weights / total  # of the rows, 1 in all
         self.targets = None if self.targets is None else self.targets / total
-        size = max(1, CHUNK_NUMBERS // max(n_classes, z.shape[1]))
-        self.chunks = [slice(k, k + size) for k in range(0, len(z), size)]
+        self.chunks = list(slices_of(len(z), max(n_classes, z.shape[1]), z.device))
         self.keeps = len(z) * n_classes <= KEPT_NUMBERS
         square = z.new_zeros(z.shape[1])
         for some in self.chunks:

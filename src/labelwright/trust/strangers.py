@@ -37,7 +37,7 @@ NORMAL_Q90 = 1.2816  # quantile of a standard normal
 TABLE = 1_000  # quantiles of the scores of training images that are kept
 SIDE_PX = 8
 SAME = 1 - 1e-3  # cosine from which on two images may be one and the same, seen in half precision
-CHUNK = 4_096
+CHUNK, AT_ONCE = 4_096, 256  # images whose strangeness is looked up, and that are compared with references, at a time
 
 Looks = Callable[[Tensor], tuple[Tensor, ...]]
 """Rows [B] int64 -> what is compared of them: features [B, D] and, where there are pixels, `small_pixels` [B, 192]."""
@@ -59,12 +59,11 @@ class Strangers:
     bars: Tensor
     scores: Tensor
 
-    def score(self, looks: tuple[Tensor, ...], *, exclude: Tensor | None = None) -> Tensor:
+    def score(self, looks: tuple[Tensor, ...]) -> Tensor:
         """Score [B] float32 >= 0 of images; above 1 = of no class.
 
         Args:
           looks: per look [B, D] float, any norm.
-          exclude: [B, R] bool, references that an image is not compared with; None: none.
 
         Example:
           >>> found = Strangers((torch.eye(2).half(),), torch.tensor([0, 1]), torch.tensor([0.8]), torch.tensor([1.0]))
@@ -72,7 +71,7 @@ class Strangers:
           [0.366, 2.134]
         """
         seen = zip(looks, self.references, self.bars.tolist(), strict=False)
-        return torch.stack([distances(look, each, exclude=exclude) / bar for look, each, bar in seen]).amax(0)
+        return torch.stack([distances(look, each) / bar for look, each, bar in seen]).amax(0)
 
     def strangeness(self, scores: Tensor) -> Tensor:
         """Share [B] float32 of the training images with a lower score; beyond the largest, the nearer to 1 the larger.
@@ -135,13 +134,13 @@ def _fields(n: int) -> Tensor:
     return inside / inside.sum(1, keepdim=True)
 
 
-def distances(z: Tensor, references: Tensor, *, exclude: Tensor | None = None, k: int = K) -> Tensor:
+def distances(z: Tensor, references: Tensor, *, exclude: tuple[Tensor, Tensor] | None = None, k: int = K) -> Tensor:
     """1 - mean cosine [B] float32, 0 to 2, to the k nearest references, on the CPU; 0 where there is none.
 
     Args:
       z: [B, D] float, any norm.   references: [R, D] unit norm.   k: >= 1.
-      exclude: [B, R] bool, pairs that are left out; None: a reference that is the image itself (cosine above `SAME`),
-        but for other copies of it.
+      exclude: images [P] and references [P] int64, pairs that are left out; None: a reference that is the image itself
+        (cosine above `SAME`), but for other copies of it.
 
     Example:
       >>> references = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -156,7 +155,7 @@ def distances(z: Tensor, references: Tensor, *, exclude: Tensor | None = None, k
         nearest, at = sims.max(1, keepdim=True)
         sims = sims.scatter(1, at, nearest.masked_fill(nearest > SAME, -torch.inf))
     else:
-        sims = sims.masked_fill(exclude.to(z.device), -torch.inf)
+        sims[tuple(rows.to(z.device) for rows in exclude)] = -torch.inf
     near = sims.topk(min(k, sims.shape[1]), dim=1).values
     is_there = near.isfinite()
     n = is_there.sum(1)
@@ -212,24 +211,26 @@ def fit_strangers(
     n_wanted = min(MOST_REFERENCES, max(REFERENCES, PER_CLASS * n_classes))
     rows = _even(classes, is_of_class.nonzero().flatten(), n_wanted, seed=seed)
     references = tuple(F.normalize(look.float(), dim=1).half().cpu() for look in looks(rows))
+
+    def away(looks: Looks, n_rows: int, training: Tensor | None, *, k: int = K) -> Tensor:
+        """[L, n] distances of images by each look; training [n] int64: their rows, None of others."""
+        parts = []
+        for some in torch.split(torch.arange(n_rows), AT_ONCE):
+            exclude = None if training is None else _same(training[some], rows, groups)
+            seen = zip(looks(some), references, strict=True)
+            parts.append(torch.stack([distances(look, each, exclude=exclude, k=k) for look, each in seen]))
+        return torch.cat(parts, dim=1)
+
+    def of_references(some: Tensor) -> tuple[Tensor, ...]:
+        return tuple(look[some] for look in references)
+
     for _ in range(ROUNDS):
-        exclude = _same(rows, rows, groups)
-        d = torch.stack([distances(look, look, exclude=exclude, k=2 * K) for look in references])
+        d = away(of_references, len(rows), rows, k=2 * K)
         scores = (d / torch.tensor([[_bar(each, level)] for each, level in zip(d, LEVELS, strict=False)])).amax(0)
         stays = (scores <= 1) | (_rank(classes[rows], scores) < K)
         rows, references = rows[stays], tuple(look[stays] for look in references)
-
-    def away(looks: Looks, n_rows: int, *, is_training: bool) -> Tensor:
-        """[L, n] distances of images by each look."""
-        parts = []
-        for some in torch.split(torch.arange(n_rows), CHUNK):
-            exclude = _same(some, rows, groups) if is_training else None
-            seen = zip(looks(some), references, strict=True)
-            parts.append(torch.stack([distances(look, each, exclude=exclude) for look, each in seen]))
-        return torch.cat(parts, dim=1)
-
-    own = away(looks, n, is_training=True)
-    usual = own[:, is_of_class] if held_out is None else away(*held_out, is_training=False)
+    own = away(looks, n, torch.arange(n))
+    usual = own[:, is_of_class] if held_out is None else away(*held_out, None)
     bars = torch.tensor([_bar(each, level) for each, level in zip(usual, LEVELS, strict=False)])
     if held_out is None:
         bars = torch.maximum(bars, torch.stack([_class_bar(each[known], labels[known], counts) for each in own]))
@@ -237,10 +238,14 @@ def fit_strangers(
     return Strangers(references, classes[rows], bars, evenly_spread(scores, TABLE)), (own / bars[:, None]).amax(0)
 
 
-def _same(rows: Tensor, others: Tensor, groups: Tensor | None) -> Tensor:
-    """[B, R] bool: the same image, or one of its group."""
-    same = rows[:, None] == others
-    return same if groups is None else same | (groups[rows][:, None] == groups[others])
+def _same(rows: Tensor, others: Tensor, groups: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Pairs [P] and [P], places among the rows and the others, that are the same image, or of one group."""
+    keys, among = (rows, others) if groups is None else (groups[rows], groups[others])
+    order = among.argsort(stable=True)
+    first, end = (torch.searchsorted(among[order], keys, right=right) for right in (False, True))
+    n = end - first
+    at = torch.arange(int(n.sum())) + (first - n.cumsum(0) + n).repeat_interleave(n)
+    return torch.arange(len(rows)).repeat_interleave(n), order[at]
 
 
 def _rank(classes: Tensor, values: Tensor) -> Tensor:

@@ -325,5 +325,39 @@ def test_gaussian_beliefs__scale():
     with Largest() as largest:
         found = of_text(z, text, torch.full((50_000,), -1))
     assert time.process_time() - began < 10  # 1.3 s on one core
-    assert largest.numel == chunks.CHUNK_NUMBERS // 200 * 200  # of 10 million in a table of images x classes
+    assert largest.numel == chunks.CHUNK_NUMBERS  # of 10 million in a table of images x classes
     assert float(found.prior.sum()) == pytest.approx(1, rel=1e-4)
+
+
+def test_gaussian_beliefs__a_sample_serves_until_the_last_steps():
+    """Every row three times: a third says what all do; the last steps see all rows; a sample is not the whole."""
+    z, text, truth = pool()
+    labels = torch.where(torch.arange(60) % 6 == 0, truth, -1)
+    knobs = {"n_prior": 2, "label_weight": 3.0}
+    every = of_text(z.repeat(3, 1), 6 * text, labels.repeat(3), **knobs)
+    third = of_text(z.repeat(3, 1), 6 * text, labels.repeat(3), sample=torch.arange(60, 120), **knobs)
+    torch.testing.assert_close(third.weight, every.weight, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(third.prior, every.prior, rtol=1e-4, atol=1e-6)
+    short = {"n_iter": 2, "label_weight": 3.0}
+    assert torch.equal(
+        of_text(z, 6 * text, labels, sample=torch.arange(9), **short).weight,
+        of_text(z, 6 * text, labels, **short).weight,
+    )
+    assert (of_text(z, 6 * text, labels, sample=torch.arange(30), **knobs).weight - every.weight).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("n_labelled", [0, 9])
+def test_gaussian_beliefs__linear_evidence_is_evidence(n_labelled):
+    z, text, truth = pool()
+    labels = torch.where(torch.arange(60) < n_labelled, truth, -1)
+    asked = gaussian_beliefs(z, lambda rows: 3 * z[rows] @ text.T + 1, labels, strength=0.5, shrinkage=0.1, n_iter=9)
+    both = gaussian_beliefs(
+        z,
+        lambda rows: z[rows] @ text.T,
+        labels,
+        linear=(2 * text, torch.ones(3)),
+        strength=0.5,
+        shrinkage=0.1,
+        n_iter=9,
+    )
+    torch.testing.assert_close(both.weight, asked.weight, rtol=1e-4, atol=1e-4)

@@ -346,3 +346,24 @@ def test_benchmark__runs_as_the_documentation_prints_it(
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| logistic", "| beliefs"))]
     assert len(rows) == 5
     assert all(float(row.split("|")[2].split()[0]) > 70 for row in rows)
+
+
+def test_beliefs__of_many_rows_a_sample_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows beyond it are read twice, at the end; answers stay those of all rows."""
+    task = Task(labels_of(3), NAMES)
+    whole = run(task)
+    monkeypatch.setattr(beliefs, "MOST_ROWS", 40)
+    monkeypatch.setattr(beliefs, "ROWS_PER_CLASS", 5)
+    held = list[int]()
+    kept = beliefs.Projected.__init__
+
+    def noted(self: Any, head: Any, feats_of: Any, rows: Tensor) -> None:
+        held.append(len(rows))
+        kept(self, head, feats_of, rows)
+
+    monkeypatch.setattr(beliefs.Projected, "__init__", noted)
+    part = run(task)
+    assert held == [49]  # 40 of 81 unlabelled images, and nine labelled ones
+    x = tiny.TinyFeats(TRUTH.tolist(), noise=0.3).batch(torch.arange(90), "clean", seed=0, device=torch.device("cpu"))
+    answers = [one.state.nets["main"](x).argmax(1) for one in (whole, part)]
+    assert (answers[0] == answers[1]).float().mean() > 0.95

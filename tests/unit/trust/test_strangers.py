@@ -53,7 +53,7 @@ def test_distances__mean_of_the_nearest_against_a_slow_loop() -> None:
     exclude = torch.zeros(7, 9, dtype=torch.bool)
     exclude[0, :6] = True  # three are left
     exclude[1] = True  # none is
-    for b, found in enumerate(distances(z, references, exclude=exclude).tolist()):
+    for b, found in enumerate(distances(z, references, exclude=exclude.nonzero(as_tuple=True)).tolist()):
         cosines = sorted(
             (
                 float(F.cosine_similarity(z[b], r, dim=0))
@@ -120,7 +120,9 @@ def test_fit_strangers__groups_are_not_their_own_neighbours() -> None:
     found, grouped = fitted(frames, of_class, of_class, groups=group)
     assert (grouped >= 0).all()
     # Compared with frames of its own, an image is as near to the others as frames are to one another.
-    nearest = distances(frames, found.references[0], exclude=group[:, None] == group[rows_of(found, frames)])
+    nearest = distances(
+        frames, found.references[0], exclude=(group[:, None] == group[rows_of(found, frames)]).nonzero(as_tuple=True)
+    )
     assert torch.allclose(grouped, nearest / found.bars[0], atol=1e-3)
     assert alone.median() < 0.5 * grouped.median()
     assert (found.score((drawn(400, 2, spread=0.3)[0],)) > 1).float().mean() < 0.1
