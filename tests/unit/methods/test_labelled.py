@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import tiny
+from labelwright.adjust import fixed
 from labelwright.errors import ConfigError
 from labelwright.methods.baselines.labelled import LabelledRecipe
 from labelwright.methods.registry import METHODS, resolve_config
@@ -57,3 +58,14 @@ def test_step__influence_comes_with_its_epoch_and_class_weights_at_the_earlier_o
 def test_step__balanced_softmax_is_logit_adjustment_of_strength_1() -> None:
     assert trace("balanced_softmax") == trace("la") == trace("vs", gamma=0.0)
     assert trace("la", tau=0.0) == pytest.approx(trace("ce"), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["la", "vs", "ldam_drw"])
+def test_setup__class_counts_are_read_once_and_not_by_steps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading them would wait for a GPU."""
+    n_read, filled = list[int](), fixed._filled
+    monkeypatch.setattr(fixed, "_filled", lambda counts: n_read.append(1) or filled(counts))
+    trace(name, epochs=1)
+    n_once = len(n_read)
+    trace(name, epochs=3)
+    assert 1 <= n_once == len(n_read) - n_once

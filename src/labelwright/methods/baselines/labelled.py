@@ -6,10 +6,9 @@ effective number from a share of the training on: deferred re-weighting (Cao 201
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -35,8 +34,6 @@ from labelwright.types import (
     Stream,
     Task,
 )
-
-MadeT = TypeVar("MadeT")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,16 +78,6 @@ def deferred(cfg: DeferredSettings) -> float:
     return cfg.drw_from_frac
 
 
-def _class_weights(cfg: LabelledSettings, counts: Tensor) -> Tensor:
-    return fixed.effective_number_weights(counts, beta=cfg.effective_beta)
-
-
-@functools.lru_cache(maxsize=8)
-def _of_counts(make: Callable[[Any, Tensor], MadeT], cfg: LabelledSettings, counts: Tensor) -> MadeT:
-    """Made before the steps of an epoch, in which its checks would wait for the device."""
-    return make(cfg, counts)
-
-
 @dataclass(frozen=True)
 class LabelledRecipe:
     """A `types.Recipe` of what sets a baseline apart."""
@@ -105,7 +92,13 @@ class LabelledRecipe:
         """One network."""
         adjust = {"named": named.init(task.counts, fixed.prior(task.counts))} if cfg.adjust else {}
         net = build_net(task.n_classes, head=self.head)
-        return State(nets={"main": net}, adjust=adjust, memory={"starts": starts_balanced(build_net)})
+        counts = task.counts if bool(task.counts.any()) else torch.ones_like(task.counts)  # none: no plan
+        memory = {
+            "starts": starts_balanced(build_net),
+            "adjustment": {k: v for k, v in vars(self.adjustment(cfg, counts)).items() if v is not None},
+            "class_weight": fixed.effective_number_weights(counts, beta=cfg.effective_beta),
+        }
+        return State(nets={"main": net}, adjust=adjust, memory=memory)
 
     def begin(self, cfg: LabelledSettings, task: Task, state: State, passes: Passes) -> tuple[State, Mapping[str, Any]]:
         """A balanced head on the features of a pretrained network; else everything is known before the first pass."""
@@ -114,8 +107,6 @@ class LabelledRecipe:
     def plan(self, cfg: LabelledSettings, task: Task, state: State, epoch: int) -> EpochPlan:
         """Every labelled image once."""
         rows = torch.nonzero(task.labels >= 0).flatten().cpu()
-        for make in (self.adjustment, _class_weights) if len(rows) else ():
-            _of_counts(make, cfg, task.counts)
         return EpochPlan({"train": Stream(rows, cfg.batch_size, (cfg.view,))}, steps_for(len(rows), cfg.batch_size))
 
     def step(
@@ -127,8 +118,8 @@ class LabelledRecipe:
         logits = net.head_logits(feats).float()
         weight = None
         if clock.epoch >= self.weighted_from_frac(cfg) * clock.n_epochs:
-            weight = _of_counts(_class_weights, cfg, task.counts)
-        adjustment = _of_counts(self.adjustment, cfg, task.counts)
+            weight = state.memory["class_weight"]
+        adjustment = Adjustment(**state.memory["adjustment"])
         scale = Adjustment(adjustment.multiplier) if self.head == "cosine" else Adjustment()
         probs = adjusted_logits(logits.detach(), batch.labels, scale).softmax(1)  # cosines say little before it
         more, state = added(cfg.adjust, state, probs)
