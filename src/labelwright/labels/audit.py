@@ -250,12 +250,15 @@ def believed(parts: Tensor, y: Tensor, *, n_rounds: int) -> tuple[Tensor, Tensor
     weights = torch.full((len(parts),), 1 / len(parts))
     noise = _even(FIRST_NOISE, n_classes)
     for _ in range(n_rounds):
-        weights = _likeliest(weights, parts, noise.T[y].log())
+        weights = _likeliest(weights, parts, noise.T.contiguous().log(), y)
         probs = (weights @ parts.flatten(1)).view(parts.shape[1:]).softmax(1)
         for _ in range(N_NOISE_STEPS):
-            q = probs * noise.T[y]
-            counts = torch.zeros_like(noise).index_add_(0, y, q / q.sum(1, keepdim=True)).T  # true x given
-            noise = counts + NOISE_ROWS * _even(float(1 - counts.diagonal().sum() / counts.sum()), n_classes)
+            of_given, counts = noise.T.contiguous(), torch.zeros_like(noise)
+            for some in slices_of(len(y), n_classes):
+                q = probs[some] * of_given[y[some]]
+                counts.index_add_(0, y[some], q / q.sum(1, keepdim=True))
+            noise = counts.T  # true x given
+            noise = noise + NOISE_ROWS * _even(float(1 - noise.diagonal().sum() / noise.sum()), n_classes)
             noise = noise / noise.sum(1, keepdim=True)
     return weights, noise
 
@@ -265,17 +268,21 @@ def _even(rate: float, n_classes: int) -> Tensor:
     return torch.full((n_classes, n_classes), rate / (n_classes - 1)).fill_diagonal_(1 - rate)
 
 
-def _likeliest(weights: Tensor, parts: Tensor, log_given: Tensor) -> Tensor:
-    """Likeliest weights [P], from ``weights`` on; log_given [n, C]: log p(given label | true class)."""
-
-    flat = parts.flatten(1)  # [P, n * C]: products with a vector, where einsum would copy it
+def _likeliest(weights: Tensor, parts: Tensor, log_given: Tensor, y: Tensor) -> Tensor:
+    """Likeliest weights [P], from ``weights`` on; log_given [C, C]: log p(given | true), a row per given label."""
+    n_classes = parts.shape[2]
 
     def loss_of(at: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
-        log_probs = (torch.from_numpy(at).float() @ flat).view_as(log_given).log_softmax(1)
-        both = log_probs + log_given
-        total = both.logsumexp(1, keepdim=True)
-        surer = both.sub_(total).exp_() - log_probs.exp_()  # of the true class, once the given label is known
-        return -float(total.mean()), -(flat @ surer.flatten() / len(log_given)).double().numpy()
+        x, loss, gradient = torch.from_numpy(at).float(), 0.0, np.zeros(len(at))
+        for some in slices_of(len(y), n_classes):
+            own = parts[:, some].flatten(1)
+            log_probs = (x @ own).view(-1, n_classes).log_softmax(1)
+            both = log_probs + log_given[y[some]]
+            total = both.logsumexp(1, keepdim=True)
+            surer = both.sub_(total).exp_() - log_probs.exp_()  # of the true class, once the given label is known
+            loss -= float(total.sum()) / len(y)
+            gradient -= (own @ surer.flatten()).double().numpy() / len(y)
+        return loss, gradient
 
     found = minimize(loss_of, weights.double().numpy(), jac=True, method="BFGS", options={"maxiter": 20})
     return torch.from_numpy(found.x).float()

@@ -200,7 +200,7 @@ def sampled(labels: Tensor, n: int) -> Tensor | None:
 
     Example:
       >>> sampled(torch.tensor([-1, -1, 0, -1, 1]), 2).tolist(), sampled(torch.tensor([-1, -1, 0, -1, 1]), 3)
-      ([1, 2, 3, 4], None)
+      ([0, 2, 3, 4], None)
     """
     draw, parts = torch.Generator().manual_seed(0), list[Tensor]()
     for rows in ((labels.cpu() < 0).nonzero().flatten(), (labels.cpu() >= 0).nonzero().flatten()):

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from labelwright.labels.audit import FAR_OUT, N_ROUNDS, PENALTY, WEIGHED_ROWS, believed
-from labelwright.labels.chunks import evenly_spread
+from labelwright.labels.chunks import chunks_of, evenly_spread, slices_of
 from labelwright.train.convex import TRIED_GRADIENT, Linear, Problem, scaled, solve
 
 N_FOLDS = 3
@@ -46,13 +46,13 @@ class Judge:
         """For a file; `of_arrays` is the same again."""
         return {name: value.numpy() for name, value in vars(self).items()}
 
-    def log_probs(self, feats: Tensor, fold: Tensor) -> Tensor:
+    def logits(self, feats: Tensor, fold: Tensor) -> Tensor:
         """[B, C] of rows with features [B, D], by the head that did not see their fold [B]."""
         z = (feats.float() - self.mean) / self.scale
         found = torch.empty(len(z), self.weight.shape[1])
         for k in range(len(self.weight)):
-            own = fold == k
-            found[own] = F.linear(z[own], self.weight[k], self.bias[k]).log_softmax(1)
+            own = (fold == k).nonzero().flatten()
+            found[own] = F.linear(z[own], self.weight[k], self.bias[k])
         return found
 
     def scores(self, feats: Tensor, labels: Tensor, fold: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,19 +63,18 @@ class Judge:
 
         Returns: [B] float32, NaN where there is no score; [B] int64, -1 there; [B] float32, NaN there.
         """
-        none = torch.full((len(labels),), torch.nan)
-        suggested, other_chance = torch.full((len(labels),), -1), none.clone()
+        score, other_chance = torch.full((len(labels),), torch.nan), torch.full((len(labels),), torch.nan)
+        suggested = torch.full((len(labels),), -1)
         known = (labels >= 0) & (len(self.weight) > 0)
         if len(self.weight):
             known &= self.is_seen[fold, labels.clamp(min=0)]
-        if not known.any():
-            return none, suggested, other_chance
-        y = labels[known]
-        q = (self.strength * self.log_probs(feats[known], fold[known])).softmax(1) * self.noise.T[y]
-        q = q / q.sum(1, keepdim=True)
-        score = none.clone()
-        score[known] = q.gather(1, y[:, None])[:, 0]
-        other_chance[known], suggested[known] = q.scatter(1, y[:, None], -1.0).max(1)
+        of_given, n_numbers = self.noise.T.contiguous(), max(self.weight.shape[1:])  # rows of one label lie together
+        for at in chunks_of(known.nonzero().flatten(), n_numbers):
+            y = labels[at][:, None]
+            q = (self.strength * self.logits(feats[at], fold[at])).softmax(1).mul_(of_given[y[:, 0]])
+            q /= q.sum(1, keepdim=True)
+            score[at] = q.gather(1, y)[:, 0]
+            other_chance[at], suggested[at] = q.scatter_(1, y, -1.0).max(1)
         return score, suggested, other_chance
 
     def distances(self, feats: Tensor) -> Tensor:
@@ -149,7 +148,7 @@ def learn(feats: Tensor, labels: Tensor, fold: Tensor, reference: Tensor, *, n_c
     if not heads:
         return judge, torch.eye(n_classes)
     some = evenly_spread(judge.is_seen[fold, labels].nonzero().flatten(), WEIGHED_ROWS)
-    log_probs = judge.log_probs(feats[some], fold[some])
+    log_probs = judge.logits(feats[some], fold[some]).log_softmax(1)
     weights, noise = believed(log_probs[None], labels[some], n_rounds=N_ROUNDS)
     probs = (weights[0] * log_probs).softmax(1)
     alike = torch.zeros(n_classes, n_classes).index_add_(0, labels[some], probs)
@@ -160,10 +159,10 @@ def learn(feats: Tensor, labels: Tensor, fold: Tensor, reference: Tensor, *, n_c
 
 def _distances(z: Tensor, reference: Tensor) -> Tensor:
     """[B] mean distance of unit rows [B, D] to the nearest of the reference but one that is the row itself."""
-    found = []
-    for some in torch.split(z, max(1, (1 << 23) // max(1, len(reference)))):
-        sims = some @ reference.T
-        sims = torch.where(sims > 1 - 1e-6, -1.0, sims)  # itself, or its copy
-        near = sims.topk(min(N_NEAREST, sims.shape[1]), 1).values if sims.shape[1] else sims.new_zeros(len(some), 1)
-        found.append((2 - 2 * near).clamp(min=0).sqrt().mean(1))
-    return torch.cat(found) if found else z.new_zeros(0)
+    found = z.new_zeros(len(z))
+    for some in slices_of(len(z), len(reference), z.device):
+        sims = z[some] @ reference.T
+        sims.masked_fill_(sims > 1 - 1e-6, -1.0)  # itself, or its copy
+        near = sims.topk(min(N_NEAREST, sims.shape[1]), 1).values if sims.shape[1] else sims.new_zeros(len(sims), 1)
+        found[some] = (2 - 2 * near).clamp(min=0).sqrt().mean(1)
+    return found

@@ -353,13 +353,11 @@ def _judged(
     judge, start, scores, far = found.judge, 0, list[Any](), list[Any]()
     assert judge is not None, "asked where there is one"
     for feats in _feats_in(shard, facts, how):
-        for first in range(0, len(feats), 4096):
-            x = torch.from_numpy(feats[first : first + 4096])
-            own = slice(start, start + len(x))
-            y, k = torch.from_numpy(labels[own]), torch.from_numpy(fold[own].astype(np.int64))
-            scores.append(judge.scores(x, y, k))
-            far.append(judge.distances(x))
-            start += len(x)
+        x, own = torch.from_numpy(feats), slice(start, start + len(feats))
+        y, k = torch.from_numpy(labels[own]), torch.from_numpy(fold[own].astype(np.int64))
+        scores.append(judge.scores(x, y, k))
+        far.append(judge.distances(x))
+        start += len(x)
     score, suggested, chance = (torch.cat(each).numpy() for each in zip(*scores, strict=True))
     apart = torch.cat(far).numpy()
     names = pa.array(found.class_names, pa.string())

@@ -59,17 +59,16 @@ def gallery_of(
     """
     prepared, names = job.prepared, job.prepared.train.table.class_names
     train, test = prepared.train, prepared.test
-    ids = train.table.ids.to_pylist()
-    place: dict[str, tuple[Source, int]] = {key: (train, row) for row, key in enumerate(ids)}
+    mark = "test/" if prepared.test_is == "given" else ""  # ids of two tables may be the same
     changed = {}
     if first is not None:
         moved = (first >= 0) & (first != own.predicted) & torch.from_numpy(train.table.labels < 0)
-        changed = {ids[row]: names[int(first[row])] for row in moved.nonzero().flatten().tolist()}
+        at = moved.nonzero().flatten()
+        ids = train.table.ids.take(pa.array(at.numpy())).to_pylist()
+        changed = {key: names[c] for key, c in zip(ids, first[at].tolist(), strict=True)}
     mistakes: dict[str, dict[str, Any]] = {}
     matrix, surest = None, _left_out_trust(job, contenders[0], rows_left_out, chance)
     if test is not None and tested is not None:
-        mark = "test/" if prepared.test_is == "given" else ""  # ids of two tables may be the same
-        place |= {f"{mark}{key}": (test, row) for row, key in enumerate(test.table.ids.to_pylist())}
         found = _test_answers(job, tested, summary)
         mistakes = _mistakes(found, [f"{mark}{key}" for key in test.table.ids.to_pylist()], tested)
         matrix = None if job.task.n_novel else _matrix(found, names)
@@ -77,7 +76,19 @@ def gallery_of(
         right = torch.tensor([truth == answer for truth, answer in zip(*found, strict=True)])
         surest = trust_against(chance(tested.odds[known]), right[known], "test images")
     tabs = to_check(rows, summary, changed=changed, mistakes=list(mistakes))
-    chosen = [key for key in dict.fromkeys(key for tab in tabs.values() for key in tab) if key in place]
+    chosen = list(dict.fromkeys(key for tab in tabs.values() for key in tab))
+
+    def places(keys: Sequence[str]) -> dict[str, tuple[Source, int]]:
+        """Source and row of images."""
+        found = _rows_of(train.table.ids, keys)
+        place = {key: (train, row) for key, row in found.items()}
+        if test is not None and tested is not None:
+            own = [key.removeprefix(mark) for key in keys if key.startswith(mark)]
+            place |= {f"{mark}{key}": (test, row) for key, row in _rows_of(test.table.ids, own).items()}
+        return place
+
+    place = places(chosen)
+    chosen = [key for key in chosen if key in place]
     items: dict[str, dict[str, Any]] = {key: dict(mistakes.get(key, {})) for key in chosen}
     neighbours: list[str] = []
     for source in (train, test):
@@ -93,7 +104,7 @@ def gallery_of(
     for key, name in changed.items():
         if key in items:
             items[key]["history"].insert(0, ["first guess", name])
-    samples = _samples(rows, set(place))
+    samples = _samples(rows)
     clusters = (summary.get("novel") or {}).get("clusters") or []
     central = [key for cluster in clusters for key in cluster["central"]]
     small = [*central, *(key for some in samples.values() for key in some), *neighbours]
@@ -103,7 +114,7 @@ def gallery_of(
         "matrix": matrix,
         "trust": surest,
         "large": _pictures(place, chosen, LARGE_PX, LARGE_CHARS) if train.pixels is not None else {},
-        "small": _pictures(place, small, SMALL_PX, SMALL_CHARS) if train.pixels is not None else {},
+        "small": _pictures(places(small), small, SMALL_PX, SMALL_CHARS) if train.pixels is not None else {},
     }
 
 
@@ -280,18 +291,26 @@ def _neighbours(
     ]
 
 
-def _samples(labels: pa.Table, known: set[str]) -> dict[str, list[str]]:
-    """Class -> ids of the images whose label is the surest."""
+def _rows_of(ids: pa.Array, keys: Sequence[str]) -> dict[str, int]:
+    """Key -> its row in a table's ids, of those that are there."""
+    rows = np.flatnonzero(np.asarray(pc.is_in(ids, pa.array(keys, ids.type))))
+    return dict(zip(ids.take(pa.array(rows)).to_pylist(), rows.tolist(), strict=True))
+
+
+def _samples(labels: pa.Table) -> dict[str, list[str]]:
+    """Class -> ids of the images whose label is the surest; the class that has the surest of all comes first."""
     encoded = labels["label"].combine_chunks().dictionary_encode()
     names, codes = encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False)
     order = np.argsort(-np.asarray(labels["trust"].to_numpy(zero_copy_only=False)), kind="stable")
     n_each = N_SAMPLES if len(names) <= MANY else 1
-    seen, first = np.unique(codes[order], return_index=True)
-    found: dict[str, list[str]] = {names[code]: [] for code in seen[np.argsort(first)].tolist()}
-    is_known = np.array(pc.is_in(labels["id"], pa.array(sorted(known), labels["id"].type)))
-    rows = order[is_known[order]]
-    ids = labels["id"].take(pa.array(rows)).to_pylist()
-    for code, name in zip(codes[rows].tolist(), ids, strict=True):
-        if len(found[names[code]]) < n_each:
-            found[names[code]].append(name)
-    return found
+    by_class = order[np.argsort(codes[order], kind="stable")]
+    starts = np.searchsorted(codes[by_class], np.arange(len(names)))
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    some = [
+        by_class[start : start + n_each][:n]
+        for start, n in zip(starts, np.bincount(codes, minlength=len(names)), strict=True)
+    ]
+    some.sort(key=lambda rows: rank[rows[0]])
+    ids = labels["id"]
+    return {names[codes[rows[0]]]: ids.take(pa.array(rows)).to_pylist() for rows in some}

@@ -14,6 +14,7 @@ from labelwright.train.predict import Answers
 from labelwright.trust.calibration import Calibration
 
 LABEL_COLUMNS = ("id", "label", "probability", "runner_up", "source", "trust", "softmax", "strangeness", "decision")
+DECISIONS = ("review", "accept", "unknown")
 
 
 def strange_facts(strange: Strange | None) -> dict[str, Any]:
@@ -84,6 +85,6 @@ def label_rows(
             "trust": trust,
             "softmax": pa.array(torch.where(known, answers.given_probability, answers.probability).float().numpy()),
             "strangeness": pa.nulls(len(table), pa.float32()) if strangeness is None else pa.array(strangeness.numpy()),
-            "decision": pa.array(("review", "accept", "unknown"), pa.string()).take(pa.array(kind.numpy())),
+            "decision": pa.array(DECISIONS, pa.string()).take(pa.array(kind.numpy())),
         }
     )

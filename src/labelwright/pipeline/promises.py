@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
@@ -22,6 +23,7 @@ from labelwright.data.columns import ROLES
 from labelwright.data.prepare import is_embeddings, read
 from labelwright.data.sheets import read_sheet
 from labelwright.errors import ConfigError, DataError, LabelwrightError
+from labelwright.pipeline.label_rows import DECISIONS
 from labelwright.pipeline.saved_model import SavedModel
 from labelwright.replacing import new_output
 from labelwright.run_folder import Run, write_parquet_atomically
@@ -199,7 +201,7 @@ def strata(rows: pa.Table, verified: Verified, *, of: pa.Table | None = None) ->
 
     Raises: DataError where the sample is not one of these labels.
     """
-    is_open = is_predicted(rows) & (np.array(rows["decision"].to_pylist()) != "unknown")
+    is_open = is_predicted(rows) & ~_is(rows, "decision", "unknown")
     if not verified.drawn:
         return np.where(is_open, 0, -1)
     of = rows if of is None else of
@@ -219,8 +221,12 @@ def strata(rows: pa.Table, verified: Verified, *, of: pa.Table | None = None) ->
 
 def is_predicted(rows: pa.Table) -> NDArray[np.bool_]:
     """[N] whether a label of a table is a prediction."""
-    found: NDArray[np.bool_] = np.array(rows["source"].to_pylist(), object) == "predicted"
-    return found
+    return _is(rows, "source", "predicted")
+
+
+def _is(rows: pa.Table, column: str, word: str) -> NDArray[np.bool_]:
+    """[N] whether a column holds a word."""
+    return np.asarray(pc.fill_null(pc.equal(rows[column], word), False), bool)
 
 
 def check_ids(verified: Verified, ids: Set[str]) -> None:
@@ -323,7 +329,7 @@ def by_thresholds(
     """
     least = np.array([np.inf if value is None else value for value in made["thresholds"]])
     accepted = _trust(rows) >= least[_index(rows, class_names)]
-    accepted &= np.array(rows["decision"].to_pylist()) != "unknown"
+    accepted &= ~_is(rows, "decision", "unknown")
     n = int(accepted.sum())
     named = {name: value for name, value in zip(class_names, made["thresholds"], strict=True) if value is not None}
     block = {
@@ -384,21 +390,22 @@ def decided(
       with trust 0, and the decision is "unknown".
     """
     seen = np.zeros(len(rows), bool) if truth is None else truth > -2
-    found = {key: np.array(rows[key].to_pylist(), object) for key in ("label", "runner_up", "source", "decision")}
     trust = _trust(rows)
-    given = found["source"] == "given"
-    is_accepted = np.where(given, trust >= 0.5, accepted) | seen
-    found["decision"] = np.where(found["decision"] == "unknown", "unknown", np.where(is_accepted, "accept", "review"))
+    is_accepted = np.where(_is(rows, "source", "given"), trust >= 0.5, accepted) | seen
+    decision = np.where(_is(rows, "decision", "unknown"), 2, is_accepted.astype(np.int8))
+    found = dict[str, Any]()
     if truth is not None:
         known, none = truth >= 0, truth == -1
-        before = found["label"].copy()
-        found["label"][known] = np.array(class_names, object)[truth[known]]
-        found["runner_up"] = np.where(known & (found["runner_up"] == found["label"]), before, found["runner_up"])
-        found["source"] = np.where(seen, "verified", found["source"])
-        found["decision"][known], found["decision"][none] = "accept", "unknown"
+        right = pa.array(class_names, pa.string()).take(pa.array(truth.clip(0)))
+        found["label"] = pc.if_else(pa.array(known), right, rows["label"])
+        same = pc.fill_null(pc.equal(rows["runner_up"], found["label"]), False)
+        found["runner_up"] = pc.if_else(pc.and_(same, pa.array(known)), rows["label"], rows["runner_up"])
+        found["source"] = pc.if_else(pa.array(seen), "verified", rows["source"])
+        decision = np.where(known, 1, np.where(none, 2, decision))
         trust = np.where(known, 1.0, np.where(none, 0.0, trust))
+    found["decision"] = pa.array(DECISIONS, pa.string()).take(pa.array(decision))
     for key, values in found.items():
-        rows = rows.set_column(rows.schema.get_field_index(key), key, pa.array(values.tolist(), pa.string()))
+        rows = rows.set_column(rows.schema.get_field_index(key), key, values)
     for key in ("trust", "probability"):
         rows = rows.set_column(rows.schema.get_field_index(key), key, pa.array(trust.astype(np.float32)))
     return rows

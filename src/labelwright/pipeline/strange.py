@@ -104,14 +104,17 @@ def facts_of(rows: pa.Table, threshold: float | None) -> dict[str, Any]:
     if threshold is None:
         says = "Images of no class are not detected: the model says nothing of what its training images look like."
         return {"n": 0, "share": None, "threshold": None, "says": says, "rows": []}
-    asked = rows.filter(pc.not_equal(rows["source"], "given"))
-    unknown = asked.filter(pc.equal(asked["decision"], "unknown")).sort_by([("strangeness", "descending")])
-    n, share = len(unknown), len(unknown) / max(1, len(asked))
+    asked = pc.not_equal(rows["source"], "given")
+    unknown = rows.filter(pc.and_(asked, pc.equal(rows["decision"], "unknown"))).sort_by(
+        [("strangeness", "descending")]
+    )
+    n, n_asked = len(unknown), pc.sum(asked).as_py() or 0
+    share = n / max(1, n_asked)
     says = "Every image has a label of yours; new ones that look like no class will be marked."
-    if len(asked):
-        look = "looks" if n == 1 and len(asked) == 1 else "look"
+    if n_asked:
+        look = "looks" if n == 1 and n_asked == 1 else "look"
         says = (
-            f"{n:,} of {counted(len(asked), 'image')} ({percent(share)}) {look} like no class: "
+            f"{n:,} of {counted(n_asked, 'image')} ({percent(share)}) {look} like no class: "
             "their decision is unknown. About 1% is usual."
         )
     return {

@@ -263,7 +263,8 @@ def _classes(run: Run, gallery: Mapping[str, Any]) -> dict[str, Any]:
     others: dict[str, Counter[str]] = {}
     expected: dict[str, float] = {}
     if run.labels is not None and {"source", "runner_up"} <= set(run.labels.column_names):
-        own = run.labels.filter(pa.array(~is_given(run.labels)))
+        columns = [name for name in ("id", "label", "runner_up", "trust") if name in run.labels.column_names]
+        own = run.labels.select(columns).filter(pa.array(~is_given(run.labels)))
         for row in own.group_by(["label", "runner_up"]).aggregate([("id", "count")]).to_pylist():
             given[str(row["label"])] += row["id_count"]
             others.setdefault(str(row["label"]), Counter())[str(row["runner_up"])] += row["id_count"]

@@ -97,40 +97,39 @@ def answer(
 
     Raises: TrainingError if a probability is no number.
     """
-    dtype = autocast_dtype(device, precision)
-    given = torch.full((len(rows),), -1, dtype=torch.int64) if given is None else given.cpu()
-    top_probs, of_given, odds = [torch.empty(0, 2)], [torch.empty(0)], [odds_of(torch.empty(0, 1))]
-    no_class = torch.empty(0, dtype=torch.int64)
-    top_classes, alone = [no_class.view(0, 2)], [no_class]
-    starts = range(0, len(rows), BATCH)
-    for start in track(starts, description, total=len(starts)):
-        chunk = rows[start : start + BATCH].cpu()
+    dtype, n = autocast_dtype(device, precision), len(rows)
+    given = torch.full((n,), -1, dtype=torch.int64) if given is None else given.cpu()
+    # Made once: small pieces kept from batch to batch would leave holes in memory, gigabytes of a million rows.
+    classes, alone = torch.empty(n, 2, dtype=torch.int64), torch.empty(n, dtype=torch.int64)
+    probs2, of_given = torch.empty(n, 2), torch.empty(n)
+    odds = torch.empty(n, len(TEMPERATURES), dtype=torch.float64)
+    for start in track(range(0, n, BATCH), description, total=-(-n // BATCH)):
+        here = slice(start, start + BATCH)
+        chunk = rows[here].cpu()
         x = views.batch(chunk, "clean", seed=0, device=device)
         with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             probs = probs_of(x).float()
-        alone.append(probs.argmax(1).cpu())
+        alone[here] = probs.argmax(1).cpu()
         probs = probs if adapt is None else adapt(chunk, probs)
-        odds.append(odds_of(probs).cpu())
-        best, classes = probs.topk(min(2, probs.shape[1]), dim=1)
+        odds[here] = odds_of(probs).cpu()
+        best, at = probs.topk(min(2, probs.shape[1]), dim=1)
         if not bool(torch.isfinite(best).all()):
             raise TrainingError(
                 f"the classifier's answer to image {int(chunk[(~torch.isfinite(best)).any(1).nonzero()[0].cpu()])} is "
                 "no number",
                 fix="train it anew with a lower rate (--set lr=...), or look for features that are far too large",
             )
-        labels = given[start : start + BATCH].to(device)
-        top_probs.append(best[:, [0, -1]].cpu())
-        top_classes.append(classes[:, [0, -1]].cpu())
+        probs2[here], classes[here] = best[:, [0, -1]].cpu(), at[:, [0, -1]].cpu()
+        labels = given[here].to(device)
         own = probs.gather(1, labels.clamp(min=0)[:, None])[:, 0]
-        of_given.append(own.masked_fill(labels < 0, torch.nan).cpu())
-    probs2, classes2 = torch.cat(top_probs), torch.cat(top_classes)
+        of_given[here] = own.masked_fill(labels < 0, torch.nan).cpu()
     return Answers(
-        predicted=classes2[:, 0],
-        probability=probs2[:, 0],
-        runner_up=classes2[:, 1],
-        runner_up_probability=probs2[:, 1],
+        predicted=classes[:, 0].contiguous(),
+        probability=probs2[:, 0].contiguous(),
+        runner_up=classes[:, 1].contiguous(),
+        runner_up_probability=probs2[:, 1].contiguous(),
         given=given,
-        given_probability=torch.cat(of_given),
-        odds=torch.cat(odds),
-        alone=torch.cat(alone),
+        given_probability=of_given,
+        odds=odds,
+        alone=alone,
     )

@@ -214,12 +214,12 @@ def fit_strangers(
 
     def away(looks: Looks, n_rows: int, training: Tensor | None, *, k: int = K) -> Tensor:
         """[L, n] distances of images by each look; training [n] int64: their rows, None of others."""
-        parts = []
+        found = torch.empty(len(references), n_rows)
         for some in torch.split(torch.arange(n_rows), AT_ONCE):
             exclude = None if training is None else _same(training[some], rows, groups)
-            seen = zip(looks(some), references, strict=True)
-            parts.append(torch.stack([distances(look, each, exclude=exclude, k=k) for look, each in seen]))
-        return torch.cat(parts, dim=1)
+            for out, look, each in zip(found, looks(some), references, strict=True):
+                out[some] = distances(look, each, exclude=exclude, k=k)
+        return found
 
     def of_references(some: Tensor) -> tuple[Tensor, ...]:
         return tuple(look[some] for look in references)
