@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from labelwright.labels.audit import FAR_OUT, N_ROUNDS, PENALTY, WEIGHED_ROWS, believed
-from labelwright.labels.chunks import chunks_of, evenly_spread, slices_of
+from labelwright.labels.chunks import chunks_of, evenly_spread, largest, slices_of
 from labelwright.train.convex import TRIED_GRADIENT, Linear, Problem, scaled, solve
 
 N_FOLDS = 3
@@ -163,6 +163,6 @@ def _distances(z: Tensor, reference: Tensor) -> Tensor:
     for some in slices_of(len(z), len(reference), z.device):
         sims = z[some] @ reference.T
         sims.masked_fill_(sims > 1 - 1e-6, -1.0)  # itself, or its copy
-        near = sims.topk(min(N_NEAREST, sims.shape[1]), 1).values if sims.shape[1] else sims.new_zeros(len(sims), 1)
+        near = largest(sims, N_NEAREST) if sims.shape[1] else sims.new_zeros(len(sims), 1)
         found[some] = (2 - 2 * near).clamp(min=0).sqrt().mean(1)
     return found

@@ -30,7 +30,7 @@ from labelwright.train.processes import accelerator_for, gather_objects
 from labelwright.trust.calibration import Calibration, with_evidence
 from labelwright.trust.pixel_votes import PixelVotes
 from labelwright.trust.pixel_votes import from_tensors as votes_of_tensors
-from labelwright.trust.strangers import Strangers, from_tensors, small_pixels
+from labelwright.trust.strangers import AT_ONCE, Strangers, from_tensors, small_pixels
 
 STRANGERS_FILE = "strangers.safetensors"  # of a model folder; older ones have none
 
@@ -376,7 +376,8 @@ def answers_of_source(
                 evidence.append(saved.votes.evidence(small_pixels(x), found.argmax(1)).cpu())
         if strangers is not None:
             looks = (seen[0].float(), small_pixels(x)) if x.ndim == 4 else (x,)
-            scores.append(strangers.score(looks))
+            parts = zip(*(torch.split(look, AT_ONCE) for look in looks), strict=True)
+            scores.append(torch.cat([strangers.score(part) for part in parts]))
             strange.append(looks[0].cpu()[scores[-1] > 1])
         return found
 

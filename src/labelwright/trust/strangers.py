@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from scipy.special import ndtri
 from torch import Tensor
 
-from labelwright.labels.chunks import evenly_spread
+from labelwright.labels.chunks import evenly_spread, largest
 
 K = 5  # nearest references; twice as many where references are judged, so that a handful of odd ones is no reason
 REFERENCES, PER_CLASS, MOST_REFERENCES = 1_000, 20, 10_000  # at least in all; of each class; at most in all
@@ -37,7 +37,7 @@ NORMAL_Q90 = 1.2816  # quantile of a standard normal
 TABLE = 1_000  # quantiles of the scores of training images that are kept
 SIDE_PX = 8
 SAME = 1 - 1e-3  # cosine from which on two images may be one and the same, seen in half precision
-CHUNK, AT_ONCE = 4_096, 256  # images whose strangeness is looked up, and that are compared with references, at a time
+CHUNK, AT_ONCE = 4_096, 64  # images whose strangeness is looked up, and that are compared with references, at a time
 
 Looks = Callable[[Tensor], tuple[Tensor, ...]]
 """Rows [B] int64 -> what is compared of them: features [B, D] and, where there are pixels, `small_pixels` [B, 192]."""
@@ -151,12 +151,13 @@ def distances(z: Tensor, references: Tensor, *, exclude: tuple[Tensor, Tensor] |
         with torch.autocast(z.device.type, enabled=False):
             return distances(z, references, exclude=exclude, k=k)
     sims = F.normalize(z.float(), dim=1) @ references.to(z.device).float().T
-    if exclude is None:
-        nearest, at = sims.max(1, keepdim=True)
-        sims = sims.scatter(1, at, nearest.masked_fill(nearest > SAME, -torch.inf))
-    else:
+    if exclude is not None:
         sims[tuple(rows.to(z.device) for rows in exclude)] = -torch.inf
-    near = sims.topk(min(k, sims.shape[1]), dim=1).values
+        near = largest(sims, k)
+    else:
+        near = largest(sims, k + 1)
+        near = F.pad(near, (0, k + 1 - near.shape[1]), value=-torch.inf)
+        near = torch.where(near[:, :1] > SAME, near[:, 1:], near[:, :-1])
     is_there = near.isfinite()
     n = is_there.sum(1)
     mean = torch.where(is_there, near, 0.0).sum(1) / n.clamp(min=1)

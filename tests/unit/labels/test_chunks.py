@@ -30,3 +30,12 @@ def test_evenly_spread__is_exact_where_float32_is_not() -> None:
     found = chunks.evenly_spread(torch.arange(n_rows), 2**23)
     assert int(found[-1]) == n_rows - 1
     assert bool((found.diff() > 0).all())
+
+
+@pytest.mark.parametrize("width", [1, 5, 64 * 12, 64 * 12 + 7, 3000])
+def test_largest__is_topk(width):
+    draw = torch.Generator().manual_seed(width)
+    table = torch.randint(-50, 50, (9, width), generator=draw).float()  # with ties
+    table[0], table[1, ::2] = -torch.inf, -torch.inf
+    for k in (1, 3, 6):
+        assert torch.equal(chunks.largest(table, k), table.topk(min(k, width), dim=1).values)
