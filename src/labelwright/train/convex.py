@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from labelwright.adjust.adjustment import Adjustment, adjusted_logits
-from labelwright.labels.chunks import slices_of
 from labelwright.train.newton import Local, minimise
 
 PENALTIES = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0)
@@ -24,6 +23,7 @@ PENALTIES = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0)
 MAX_FOLDS = 5
 MAX_TRIED_ROWS = 5000  # images that take part in the cross-validation; of a rare class at least `LEAST_TRIED`
 LEAST_TRIED = 20
+CHUNK_NUMBERS = 1 << 18  # of rows x classes, or of rows x features, held at a time: a core's cache; more on a GPU
 KEPT_NUMBERS = 1 << 25  # of rows x classes, up to which probabilities are kept between products with the Hessian
 MAX_AXES = 2048
 LEAST_GRADIENT = 1e-5  # largest entry of the gradient of the mean loss at which it has converged
@@ -142,7 +142,8 @@ class _Losses:
         total = float(weights.sum())
         self.weights = weights / total  # of the rows, 1 in all
         self.targets = None if self.targets is None else self.targets / total
-        self.chunks = list(slices_of(len(z), max(n_classes, z.shape[1]), z.device))
+        size = max(1, CHUNK_NUMBERS * (16 if z.is_cuda else 1) // max(n_classes, z.shape[1]))
+        self.chunks = [slice(k, k + size) for k in range(0, len(z), size)]
         self.keeps = len(z) * n_classes <= KEPT_NUMBERS
         square = z.new_zeros(z.shape[1])
         for some in self.chunks:

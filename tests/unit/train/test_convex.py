@@ -9,7 +9,6 @@ from sklearn.linear_model import LogisticRegression
 
 from labelwright.adjust import fixed
 from labelwright.adjust.adjustment import Adjustment
-from labelwright.labels import chunks
 from labelwright.losses.classification import adjusted_cross_entropy
 from labelwright.train import convex
 from labelwright.train.convex import (
@@ -68,7 +67,7 @@ def test_solve__does_not_depend_on_the_start_or_on_chunks(monkeypatch):
     z, labels = an_example()
     first = solve(z, labels, Problem(), n_classes=3, penalty=1.0)
     far = solve(z, labels, Problem(), n_classes=3, penalty=1.0, start=Linear(torch.ones(3, 5), torch.ones(3)))
-    monkeypatch.setattr(chunks, "CHUNK_NUMBERS", 35)  # seven rows at a time
+    monkeypatch.setattr(convex, "CHUNK_NUMBERS", 35)  # seven rows at a time
     chunked = solve(z, labels, Problem(), n_classes=3, penalty=1.0)
     for other in (far, chunked):
         gap = (first(z) - other(z)) - (first(z) - other(z)).mean(1, keepdim=True)
@@ -262,7 +261,7 @@ def test_losses__gradient_and_hessian_are_those_of_autograd(monkeypatch, has_bia
     gradient = torch.autograd.functional.jacobian(loss_of, point)
     for kept in (1 << 20, 0):  # probabilities kept, and made anew; seven rows at a time
         monkeypatch.setattr(convex, "KEPT_NUMBERS", kept)
-        monkeypatch.setattr(chunks, "CHUNK_NUMBERS", 35)
+        monkeypatch.setattr(convex, "CHUNK_NUMBERS", 35)
         found = convex._Losses(z, labels, problem, 3).at(point)
         assert found.value == pytest.approx(float(value), rel=1e-6)
         torch.testing.assert_close(found.gradient, gradient, atol=1e-6, rtol=0)
