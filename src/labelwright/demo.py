@@ -61,6 +61,7 @@ def run(out: str) -> None:
     for warning in lines.folded_warnings(done.summary["warnings"]):
         console.print(f"warning: {warning}")
     console.print(f"{time.monotonic() - began:.0f} s in all; report: {done.report}")
+    console.print("next, on a folder of your own:\n  labelwright inspect photos/")
 
 
 def digits() -> tuple[LabelTable, LabelTable]:

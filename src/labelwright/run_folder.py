@@ -205,7 +205,9 @@ class Run:
         Raises: DataError if the run has not finished, or the file cannot be read.
         """
         if not (self.path / "summary.json").is_file():
-            raise DataError(f"no summary.json in {self.path}", fix="give the folder of a finished run")
+            inside = sorted(path.parent for path in self.path.glob("*/summary.json"))
+            hint = f"; {inside[-1]} is one" if inside else ""
+            raise DataError(f"no summary.json in {self.path}", fix=f"give the folder of a finished run{hint}")
         return self.read("summary.json")
 
     @cached_property

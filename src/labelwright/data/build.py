@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from labelwright.data.class_names import Vocabulary, checked_names, odd_names, unknown_words, without_images
 from labelwright.data.columns import ANSWER
-from labelwright.data.layouts import SPLIT_NAMES, SPLITS, found_elsewhere
+from labelwright.data.layouts import SPLIT_NAMES, SPLITS, folder_inside, found_elsewhere
 from labelwright.data.table import Images, LabelTable
 from labelwright.data.values import INTEGER, as_lists, as_text, as_weights, has_line_break
 from labelwright.errors import DataError, Problem
@@ -465,7 +465,8 @@ class TableBuilder:
                 return images
         paths = images.sources(rows)
         missing = [i for i, path in enumerate(paths) if not os.path.exists(path)]  # noqa: PTH110
-        found = {i: found_elsewhere(given, images.root) for i, given in _at(images.paths, rows, missing)}
+        inside = next((folder_inside(images.root, given) for _, given in _at(images.paths, rows, missing[:1])), None)
+        found = {i: found_elsewhere(given, images.root, inside) for i, given in _at(images.paths, rows, missing)}
         moved = {int(rows[i]): place for i, place in found.items() if place is not None}
         lost = np.array([int(rows[i]) for i, place in found.items() if place is None], np.int64)
         for row in lost.tolist():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from labelwright.types import Candidates
 
 NO_CLASSES = frozenset({"misc", "temp", "tmp", "to sort", "unassigned", "uncategorized", "unclassified", "unsorted"})
 _NAMED = 5  # classes that one message lists
+_LONG = re.compile(r"[^\W\d_]{4,}")  # words in which a slip of a letter shows; "grade a" and "grade b" are two
 
 
 class Vocabulary:
@@ -126,7 +128,7 @@ def unknown_words(word: str, class_names: Sequence[str]) -> str:
 
 
 def odd_names(class_names: tuple[str, ...], labels: NDArray[np.int32], *, is_said: bool) -> list[str]:
-    """Which names look like mistakes, a sentence each: lists, twins in upper and lower case, classes of a single image.
+    """Which names look like mistakes, a sentence each: lists, twins, misspellings, classes of a single image.
 
     Args:
       class_names: C names.   labels: [N] int32 class indices, -1 = unknown.
@@ -134,7 +136,9 @@ def odd_names(class_names: tuple[str, ...], labels: NDArray[np.int32], *, is_sai
 
     Example:
       >>> odd_names(("cat", "CAT"), np.array([0, 1], np.int32), is_said=False)
-      ["'cat' and 'CAT' differ in upper and lower case or blanks alone"]
+      ["'cat' and 'CAT' differ in upper and lower case or blanks alone: if they are one class, write one name"]
+      >>> odd_names(("forest", "forrest"), np.array([0, 0, 1], np.int32), is_said=False)
+      ["'forrest' for 'forest' is perhaps misspelled: then mend it in the data"]
     """
     odd: list[str] = []
     lists = [] if is_said else [c for c in class_names if listed(c) or any(sign in c for sign in ",;|")]
@@ -143,11 +147,13 @@ def odd_names(class_names: tuple[str, ...], labels: NDArray[np.int32], *, is_sai
         folded.setdefault(" ".join(name.casefold().split()), []).append(name)
     twins = [" and ".join(map(repr, names)) for names in folded.values() if len(names) > 1]
     counts = np.bincount(labels[labels >= 0], minlength=len(class_names))
+    slips = [] if is_said else [f"{rare!r} for {often!r}" for rare, often in _misspelled(class_names, counts)]
     unsorted = [] if is_said else [name for name in class_names if name.casefold() in NO_CLASSES]
     single = [class_names[c] for c in np.flatnonzero(counts == 1)] if counts.sum() > 2 * len(class_names) else []
     for found, detail in (
         (list(map(repr, lists)), "look like several names in one"),
-        (twins, "differ in upper and lower case or blanks alone"),
+        (twins, "differ in upper and lower case or blanks alone: if they are one class, write one name"),
+        (slips, f"{'is' if len(slips) == 1 else 'are'} perhaps misspelled: then mend it in the data"),
         (list(map(repr, single)), "have a single labelled image"),
         (list(map(repr, unsorted)), "read as a class; images without one go into a folder called unlabelled"),
     ):
@@ -155,6 +161,27 @@ def odd_names(class_names: tuple[str, ...], labels: NDArray[np.int32], *, is_sai
             more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
             odd.append(f"{', '.join(found[:_NAMED])}{more} {detail}")
     return odd
+
+
+def _misspelled(class_names: Sequence[str], counts: NDArray[np.int64]) -> list[tuple[str, str]]:
+    """(name, name of a class at least twice as large) that differ by one letter, or two letters changing places."""
+    near: dict[str, list[int]] = {}  # a name without one of its letters -> classes
+    found: dict[str, str] = {}
+    for c, name in enumerate(class_names):
+        word = " ".join(name.casefold().split())
+        inside = (i for part in _LONG.finditer(word) for i in range(*part.span()))
+        for key in {word, *(word[:i] + word[i + 1 :] for i in inside)}:
+            near.setdefault(key, []).append(c)
+    for some in near.values():
+        often = max(some, key=lambda c: int(counts[c]))
+        for c in some:
+            if counts[c] and 2 * counts[c] <= counts[often] and not _is_twin(class_names[c], class_names[often]):
+                found.setdefault(class_names[c], class_names[often])
+    return list(found.items())
+
+
+def _is_twin(a: str, b: str) -> bool:
+    return a.casefold().split() == b.casefold().split()
 
 
 def without_images(

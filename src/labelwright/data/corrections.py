@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from labelwright.data.class_names import unknown_words
 from labelwright.data.sheets import read_sheet
 from labelwright.data.table import LabelTable
+from labelwright.data.values import canonical
 from labelwright.errors import DataError, Problem
 from labelwright.wording import counted
 
@@ -39,6 +40,12 @@ def read_corrections(source: str | Path | Mapping[str, str]) -> list[tuple[str, 
     return found
 
 
+def _unknown(label: str, class_names: Sequence[str]) -> str:
+    if canonical([label]) == [None]:
+        return f"{label!r} is no class; an empty cell takes the label away, and without the row it stays"
+    return unknown_words(label, class_names)
+
+
 def corrected(table: LabelTable, source: Any) -> LabelTable:
     """The table with the labels of corrections as given labels.
 
@@ -61,14 +68,20 @@ def corrected(table: LabelTable, source: Any) -> LabelTable:
     place = {key: row for row, key in enumerate(table.ids.to_pylist())}
     classes = {name: c for c, name in enumerate(table.class_names)}
     labels, rows = table.labels.copy(), [row for each in sources for row in read_corrections(each)]
+    bad = []
     for where, key, label in rows:
         if key not in place:
-            raise DataError(f"{where}: no image has the id {key!r}", fix="give the corrections of these images")
-        if label and label not in classes:
-            close = difflib.get_close_matches(label, table.class_names, n=1)
-            hint = f"did you mean {close[0]!r}? If not, " if close else ""
-            raise DataError(f"{where}: {label!r} is not a class", fix=f"{hint}name all classes with --classes")
-        labels[place[key]] = classes[label] if label else -1
+            bad.append(Problem(where, "missing_image", f"no image has the id {key!r}"))
+        elif label and label not in classes:
+            bad.append(Problem(where, "unknown_label", _unknown(label, table.class_names)))
+        else:
+            labels[place[key]] = classes[label] if label else -1
+    if bad:
+        first = f"{bad[0].where}: {bad[0].detail}{f'; wrong rows: {len(bad):,}' if len(bad) > 1 else ''}"
+        fix = "mend the rows; a class that no label of the data has is named with --classes"
+        if any(each.kind == "missing_image" for each in bad):
+            fix = "mend the rows, or give the corrections of these images"
+        raise DataError(first, problems=bad if len(bad) > 1 else (), fix=fix)
     n_changed = int((labels != table.labels).sum())
     detail = f"{counted(len(rows), 'correction')}, {n_changed:,} of which change what the data say"
     noticed = Problem("corrections", "read_as", detail)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,20 +14,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from labelwright.data.augment import RowGenerator
 from labelwright.data.build import TableBuilder
 from labelwright.data.checks import OnBad, resolve_problems
-from labelwright.data.columns import ROLES, find_roles, open_columns
+from labelwright.data.embedding_tables import read_parquet, rows_beside
 from labelwright.data.table import Images, LabelTable
-from labelwright.data.tabular import note_others
 from labelwright.errors import ConfigError, DataError, Problem
 
 SUFFIXES = (".npy", ".npz", ".parquet")
-EMBEDDING_COLUMN = "embedding"
 NPZ_KEYS: Mapping[str, str] = {
     "embeddings": "[N, D] numbers, one row per item",
     "labels": "[N] names or class indices; -1 or empty = unknown",
@@ -179,7 +176,8 @@ def load_embeddings(
     """Read embeddings with whatever is known of their labels, and check every value.
 
     Args:
-      path: an .npy of shape [N, D], without labels, memory-mapped; an .npz with the keys of NPZ_KEYS; or a .parquet
+      path: an .npy of shape [N, D], memory-mapped, with a .csv, .tsv or .jsonl of the same name beside it for what is
+        known of its rows; an .npz with the keys of NPZ_KEYS; or a .parquet
         with a column ``embedding`` of lists, and label, candidates, split, id, truth and group columns as for images.
       classes: the class names in order; None = as the file has them, else the labels seen are the classes.
       annotators: columns of a .parquet that hold one annotator's answers each.
@@ -206,8 +204,14 @@ def load_embeddings(
     if not path.is_file():
         raise DataError(f"no such file: {path}", fix="check the path")
     if suffix == ".parquet":
-        feats, builder, problems = _read_parquet(path, annotators, columns or {}, classes=classes, only_rows=only_rows)
+        feats, builder, problems = read_parquet(path, annotators, columns or {}, classes=classes, only_rows=only_rows)
         return _finish(path, UserEmbeddings(_table(builder, feats, classes, only_rows), feats), problems, on_bad)
+    arrays, beside = _read_arrays(path), None
+    feats = _vectors(path, "embeddings", arrays["embeddings"])
+    if suffix == ".npy":
+        beside = rows_beside(path, len(feats), annotators, columns or {}, classes=classes, only_rows=only_rows)
+    if beside is not None:
+        return _finish(path, UserEmbeddings(_table(beside, feats, classes, only_rows), feats), [], on_bad)
     if columns:
         role, name = next(iter(columns.items()))
         raise ConfigError(f"{path} has no column {name!r} for --{role}-column", fix="write the embeddings as .parquet")
@@ -215,8 +219,6 @@ def load_embeddings(
         raise ConfigError(
             f"{path} has no columns: --annotator-columns needs a table", fix="write the embeddings as .parquet"
         )
-    arrays = _read_arrays(path)
-    feats = _vectors(path, "embeddings", arrays["embeddings"])
     builder = TableBuilder(str(path))
     builder.declared = _declared(path, arrays)
     found_in = {key: arrays[key] for key in ("paths", *_ROLES) if key in arrays}
@@ -478,81 +480,3 @@ def _views(path: Path, key: str, arrays: Mapping[str, Any], feats: Floats) -> Fl
     with np.errstate(over="ignore"):
         vectors: Floats = raw.astype(np.float32, copy=False)
     return vectors
-
-
-# ------------------------------------------------------------------------------------------------------------- Parquet
-
-
-def _read_parquet(
-    path: Path,
-    annotators: Sequence[str],
-    named: Mapping[str, str],
-    *,
-    classes: Sequence[str] | None,
-    only_rows: bool,
-) -> tuple[Floats, TableBuilder, list[Problem]]:
-    """Vectors [N, D] float32, the other columns in a builder, and rows of another length (their vectors are zero)."""
-    columns = open_columns(path)
-    with pq.ParquetFile(path) as file:
-        n_rows = file.metadata.num_rows
-        kind = file.schema_arrow.field(EMBEDDING_COLUMN).type if EMBEDDING_COLUMN in columns.names else None
-        if not _holds_vectors(kind):
-            detail = f"no column {EMBEDDING_COLUMN}" if kind is None else f"its column {EMBEDDING_COLUMN} holds {kind}"
-            raise DataError(
-                f"{path}: {detail}; columns found: {', '.join(columns.names)}",
-                fix=f"name the column {EMBEDDING_COLUMN}, lists of float",
-            )
-        lengths = np.concatenate([np.zeros(0, np.int64), *map(_lengths, _lists_of(file))])
-        D = int(np.bincount(lengths[lengths > 0]).argmax()) if lengths.any() else 0
-        if not D:
-            raise DataError(f"{path}: it holds no embedding", fix="give a row per item, with its list of numbers")
-        # One array, filled block by block: nothing is there twice.
-        assert kind is not None, "it holds vectors"
-        feats = np.zeros((n_rows, D), np.float16 if pa.types.is_float16(kind.value_type) else np.float32)
-        first, fits = 0, lengths == D
-        for lists in _lists_of(file):
-            own = fits[first : first + len(lists)]
-            flat = lists.filter(pa.array(own)).flatten().to_numpy(zero_copy_only=False)
-            with np.errstate(over="ignore"):
-                feats[first : first + len(lists)][own] = flat.reshape(-1, D).astype(feats.dtype, copy=False)
-            first += len(lists)
-    problems = [
-        Problem(f"{path} row {row + 1}", "bad_embedding", f"{lengths[row]} numbers where most rows have {D}", row)
-        for row in np.flatnonzero(~fits).tolist()
-    ]
-    others = [name for name in columns.names if name != EMBEDDING_COLUMN]
-    roles = find_roles([*others, "image"], str(path), annotators=annotators)  # needs no image column
-    roles = find_roles(others, str(path), named=named, annotators=annotators, needs_image=False)
-    roles = {role: name for role, name in roles.items() if role == "id" or not only_rows}
-    columns.embedded = frozenset()  # bytes are text here
-    builder = TableBuilder(str(path))
-    builder.n_given = n_rows
-    if not only_rows:
-        paths = {name: name for name in others if name.lower() in ROLES["image"]}
-        note_others(builder, columns, {**roles, **paths, "": EMBEDDING_COLUMN}, classes)
-    names = columns.class_labels(roles)
-    builder.declared = tuple(dict.fromkeys(names.get("label") or names.get("candidates", ())))
-    if not roles:
-        builder.add({}, n_rows, file=str(path))
-    for batch in columns.batches(list(dict.fromkeys(roles.values()))) if roles else ():
-        found = {role: batch.column(name) for role, name in roles.items()}
-        builder.add(found, batch.num_rows, names=names, file=str(path))
-    builder.problems += columns.problems
-    return feats, builder, problems
-
-
-def _lists_of(file: pq.ParquetFile) -> Iterator[Any]:
-    """The column of embeddings, block by block."""
-    return (batch.column(0) for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[EMBEDDING_COLUMN]))
-
-
-def _lengths(lists: Any) -> npt.NDArray[np.int64]:
-    return np.asarray(pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False), np.int64)
-
-
-def _holds_vectors(kind: Any) -> bool:
-    """Whether an Arrow type is one of lists of numbers."""
-    is_list = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    if kind is None or not any(check(kind) for check in is_list):
-        return False
-    return bool(pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type))

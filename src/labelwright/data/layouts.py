@@ -244,11 +244,23 @@ def path_from(folder: Path, source: str) -> str:
     return str(absolute.relative_to(folder)) if absolute.is_relative_to(folder) else str(absolute)
 
 
-def found_elsewhere(path: str, folder: str) -> str | None:
+def folder_inside(folder: str, path: str) -> str | None:
+    """The only folder inside ``folder`` that holds a file ``path``; None if none or several do."""
+    try:
+        with os.scandir(folder or ".") as entries:
+            inside = [each.path for each in entries if each.is_dir() and not each.name.startswith(".")]
+        found = [each for each in inside if os.path.isfile(os.path.join(each, path))]  # noqa: PTH113, PTH118
+    except (OSError, ValueError):
+        return None
+    return found[0] if len(found) == 1 else None
+
+
+def found_elsewhere(path: str, folder: str, inside: str | None = None) -> str | None:
     """The file that a table means by a path that is not there: it may be written on another machine or start elsewhere.
 
     Tried in turn: with / for \\, with accents composed or decomposed, from the working folder, from the folder above
-    the table; of addresses, as Label Studio writes them, the path inside, and the name alone beside the table.
+    the table, from ``inside``; of addresses, as Label Studio writes them, the path in them, and the name alone beside
+    the table.
     """
     whole = path
     given = path.replace("\\", "/")
@@ -256,7 +268,7 @@ def found_elsewhere(path: str, folder: str) -> str | None:
     if is_address:
         parts = urlsplit(given)
         given = unquote(parse_qs(parts.query).get("d", [parts.path])[0])
-    starts = ["/", folder, str(Path(folder) / "images"), "", str(Path(folder).parent)]
+    starts = ["/", folder, str(Path(folder) / "images"), "", str(Path(folder).parent), *([inside] if inside else [])]
     names = [given, *([given.rpartition("/")[2], _UPLOADED.sub("", given.rpartition("/")[2])] if is_address else ())]
     for name in dict.fromkeys(names):
         for start in starts if is_address else starts[1:]:

@@ -19,11 +19,12 @@ from labelwright.data.cache import PixelCache, PixelSource, StreamedPixels, deco
 from labelwright.data.checks import OnBad, check_images, resolve_problems
 from labelwright.data.class_names import checked_names, read_names
 from labelwright.data.corrections import corrected
-from labelwright.data.embeddings import EMBEDDING_COLUMN, UserEmbeddings, load_embeddings
+from labelwright.data.embedding_tables import EMBEDDING_COLUMN
+from labelwright.data.embeddings import UserEmbeddings, load_embeddings
 from labelwright.data.images import Decoding
 from labelwright.data.looks import numbered
 from labelwright.data.read import read_as
-from labelwright.data.situation import Situation, detect, novel_range
+from labelwright.data.situation import Situation, detect, novel_range, where_classes_are
 from labelwright.data.stored import EmbeddingViews, StoredFeats
 from labelwright.data.table import HOW_READ, LabelTable
 from labelwright.data.tabular import Named
@@ -209,7 +210,9 @@ def check_n_classes(table: LabelTable, *, is_open: bool) -> None:
         raise DataError(
             f"{'only one class' if n_classes else 'no class'} found; a classifier needs two",
             problems=[problem for problem in table.problems if problem.kind in HOW_READ],
-            fix="point at the folder above the class folders, or name the classes with --classes",
+            fix="point at the folder above the class folders, or name the classes with --classes"
+            if n_classes
+            else where_classes_are(table),
         )
 
 

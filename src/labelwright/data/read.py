@@ -167,7 +167,8 @@ def _from_list(items: Sequence[Any], classes: Sequence[str] | None, named: Named
         odd = next(item for item, path in zip(items, are_paths, strict=True) if not path)
         raise DataError(f"cannot read a list with a {type(odd).__name__}", fix="give paths, PIL images or arrays")
     files = [Path(item).expanduser() for item in items]
-    return read_files(files, classes, named, splits=splits_of(files) if len(files) > 1 else None)
+    table = read_files(files, classes, named, splits=splits_of(files) if len(files) > 1 else None)
+    return table if named.only_images else with_unlisted(table)
 
 
 def _from_images(items: Sequence[Any], classes: Sequence[str] | None) -> LabelTable:

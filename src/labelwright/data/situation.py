@@ -77,6 +77,16 @@ def gini(counts: np.ndarray[tuple[int], np.dtype[np.integer]]) -> float:
     return float(((2 * np.arange(1, n + 1) - n - 1) * np.sort(counts)).sum() / (n * total))
 
 
+def where_classes_are(table: LabelTable) -> str:
+    """How to say what the classes of data are that say nothing of them."""
+    names = "the names of the classes go into a file, one per line: --classes names.txt"
+    if any(problem.kind == "ignored_column" for problem in table.problems):
+        return f"if a column holds the labels, name it with --label-column; {names}"
+    if getattr(table.images, "vectors", None) is not None:
+        return f"labels go into the key labels of an .npz, or a table beside an .npy (docs/data.md); {names}"
+    return f"{names}; labels of single images go into a table with the columns image and label, which is then DATA"
+
+
 def detect(table: LabelTable, *, novel: int | str | None = None) -> Situation:
     """Say which situation the training rows are in.
 
@@ -106,7 +116,7 @@ def detect(table: LabelTable, *, novel: int | str | None = None) -> Situation:
         raise DataError(
             "there are neither labels nor class names: nothing says what the classes are",
             problems=[problem for problem in table.problems if problem.kind in HOW_READ],
-            fix="give the names, one per line, with --classes names.txt",
+            fix=where_classes_are(table),
         )
     counts = np.bincount(labels[labels >= 0], minlength=n_classes)
     n_labelled = int(counts.sum())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from labelwright.data.table import LabelTable
 from labelwright.data.values import as_text
 from labelwright.errors import DataError, Problem
 from labelwright.parsing import yaml_of
+from labelwright.wording import counted
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ _WRITTEN = frozenset(
 )
 """Columns of the labels that we write, which say nothing to a reader."""
 _LOOKED_AT = 2000  # values of a column that is not read
+LISTED_MAX, FOLDERS_MAX = 100_000, 20  # rows above which nobody looks for images that are not listed; folders
+UNLISTED_MIN = 20  # such images that are worth a word
 
 
 def says_nothing(files: Sequence[Path], named: Named) -> bool:
@@ -61,16 +64,30 @@ def says_nothing(files: Sequence[Path], named: Named) -> bool:
     return not any({"label", "candidates", "split", "truth"} & set(found) for found in roles)
 
 
-def with_unlisted(table: LabelTable, root: Path) -> LabelTable:
-    """The table of ``metadata`` files, with a notice of the images beside that it does not list."""
-    sources = table.images.sources(np.arange(len(table)))
-    given = {os.path.abspath(source) for source in sources if isinstance(source, str)}  # noqa: PTH100
-    images = (path for path in files_below(root, 8) if path.suffix.lower() in IMAGE_SUFFIXES)
-    others = [path for path in images if os.path.abspath(path) not in given]  # noqa: PTH100
-    if not others or table.images.dataset is not None:
+def with_unlisted(table: LabelTable, root: Path | None = None) -> LabelTable:
+    """The table of files, with a notice of images beside those that it lists, which nobody has asked about.
+
+    Args:
+      root: a folder that the table speaks for, as ``metadata`` files do; None: the folders of its images, if they hold
+        many images, and more that it does not list than it lists.
+    """
+    if table.images.dataset is not None or len(table) > LISTED_MAX:
         return table
-    detail = f"{len(others)} images are not in it, such as {others[0].relative_to(root)}"
-    unlisted = Problem(str(root / "metadata"), "unsupported_file", detail)
+    sources = [each for each in table.images.sources(np.arange(len(table))) if isinstance(each, str)]
+    given = {os.path.abspath(source) for source in sources}  # noqa: PTH100
+    folders = {os.path.dirname(source) for source in given}  # noqa: PTH120
+    paths: list[Path] = []
+    for each in sorted(folders)[:FOLDERS_MAX] if root is None else ():
+        with suppress(OSError, ValueError):
+            paths += sorted(Path(each).iterdir())
+    paths = paths if root is None else list(files_below(root, 8))
+    images = (path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."))
+    others = [path for path in images if os.path.abspath(path) not in given]  # noqa: PTH100
+    if not others or (root is None and len(others) < max(UNLISTED_MIN, len(sources))):
+        return table
+    detail = f"{counted(len(others), 'image')} beside those of the table not listed in it, such as {others[0].name}: "
+    detail += "a row without a label gets one from fit"
+    unlisted = Problem(str(others[0].parent), "skipped_folder", detail)
     return dataclasses.replace(table, problems=(*table.problems, unlisted))
 
 
@@ -162,7 +179,7 @@ def note_others(
     if not others:
         return
     detail = f"not read: {', '.join(others[:20])}{f' and {len(others) - 20} more' if len(others) > 20 else ''}"
-    known = set(classes or ())
+    known, alike = set(classes or ()), dict[str, set[str]]()
     for name in [] if "label" in roles else others:
         if columns.names.count(name) > 1:
             continue
@@ -174,7 +191,15 @@ def note_others(
         if values and known and sum(value in known for value in values) * 2 >= len(values):
             detail += f"; the values of {name!r} are class names: --label-column {name!r} reads them as labels"
         elif values and not known and "candidates" not in roles and 1 < len(set(values)) <= max(2, len(values) // 2):
-            detail += f"; {name!r} has {len(set(values))} different values: are they labels? --label-column {name!r}"
+            alike[name] = set(values)
+    if len(alike) > 1 and len(set.union(*alike.values())) < sum(map(len, alike.values())) / 1.5:
+        names = ",".join(alike)
+        detail += (
+            f"; {', '.join(alike)} have values in common: answers of several people? --annotator-columns {names!r}"
+        )
+    else:
+        for name, some in alike.items():
+            detail += f"; {name!r} has {len(some)} different values: are they labels? --label-column {name!r}"
     columns.problems[:] = [problem for problem in columns.problems if problem.kind != "malformed_row"]
     builder.problems.append(Problem(str(columns.path or builder.where), "ignored_column", detail))
 

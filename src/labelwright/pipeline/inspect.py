@@ -171,6 +171,8 @@ def inspect(
             needs += f", and without any {other}"
     if noun == "images" and check_images and not (needs and found is not None and is_cpu):
         time = _time(_usable(table, problems), situation)
+        if time and found is None:
+            notices.append(f"no pretrained network is on this machine; {at_hand.PRETRAINED_HELPS}")
     refused = None
     try:
         check_n_classes(table, is_open=situation.n_novel is not None)

@@ -40,8 +40,6 @@ from labelwright.train.settings import TrainSettings, fine_tuned
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-PRETRAINED_HELPS = "photographs gain much from one: name it with --model, or pip install 'labelwright[imagenet]'"
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -85,7 +83,9 @@ class Plan:
         elif self.is_spared:
             lines.append(f"model: {self.model} gives features, as training it on a CPU takes long; --views pixels does")
         elif self.settings.model == "auto" and self.model in OWN:
-            lines.append(f"model: {self.model}, random weights: no pretrained one is at hand; {PRETRAINED_HELPS}")
+            lines.append(
+                f"model: {self.model}, random weights: no pretrained one is at hand; {at_hand.PRETRAINED_HELPS}"
+            )
         if self.clock is not None:
             most = resolve_config(self.method, self.settings.overrides, preset=self.settings.preset).epochs
             words = self.clock.words(self.cfg, self.method.passes(self.cfg, self.budget), most=most)

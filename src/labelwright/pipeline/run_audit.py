@@ -197,8 +197,8 @@ def _says(facts: Mapping[str, Any], *, has_labels: bool, has_feats: bool) -> str
         words.append("Too few labels were given to judge them by one another")
     elif has_labels:
         words.append(
-            "Given labels were not judged: this network has learned them; labelwright audit DATA --model M judges them "
-            "by a pretrained model"
+            "Given labels were not judged: this network has learned them; labelwright audit judges them by a "
+            "pretrained model"
         )
     if facts["n_duplicates"]:
         across, two = facts["n_across_test"], facts["n_two_labels"]

@@ -61,7 +61,8 @@ def to_check(
         decided = labels["decision"] if "decision" in labels.column_names else None
         open_rows = ~given if decided is None else ~given & np.array(pc.not_equal(decided, "unknown"))
         is_changed = np.array(pc.is_in(labels["id"], pa.array(sorted(changed), labels["id"].type)))
-        doubtful = given & (trust < 0.5)
+        is_judged = audit.get("n_suspected", 0) is not None  # a network that learned the labels judges none
+        doubtful = given & (trust < 0.5) & is_judged
 
         def ids(rows: NDArray[np.int64]) -> list[str]:
             return [str(each) for each in labels["id"].take(pa.array(rows[:per_tab])).to_pylist()]

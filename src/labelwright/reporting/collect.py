@@ -38,6 +38,7 @@ STRANGE = 0.05  # share of images that look like no class, from which there may 
 PER_CLASS = 5  # test images of a class, as a mean, from which classes are ordered by them
 MAX_ROWS = 100  # of a table
 MAX_CLASSES, MAX_PAIRS = 50, 8
+OWN_NETWORKS = ("resnet32", "resnet18", "preact_resnet18")  # that learn from pixels, of random weights
 FEW = 30  # images from which trust is held against what was right
 
 
@@ -126,10 +127,17 @@ def _facts(run: Run) -> list[tuple[str, str]]:
 
 def _next(run: Run, verdict: Mapping[str, Any], check: Mapping[str, Any], command: str) -> list[dict[str, str]]:
     """At most three cards of title, why and command, the most useful first."""
-    folder, data = shlex.quote(str(run.path)), shlex.quote(str(run.config.get("data") or "DATA"))
-    is_there = bool(command)
-    data = data if is_there else "DATA"
+    folder, is_there = shlex.quote(str(run.path)), bool(command)
+    data = shlex.quote(str(run.config["data"])) if is_there else "DATA"
+    is_stored, is_poor = run.summary.get("encoder") == "none", verdict["level"] == "poor"
     cards = []
+    is_own = run.summary.get("encoder") in OWN_NETWORKS
+    if is_own and run.config.get("model", "auto") == "auto" and verdict["level"] != "good":
+        why = (
+            "This network began with random weights, and few images do not teach one to see. Install a network that "
+            "has seen ImageNet; the same command, with another --out, then takes it."
+        )
+        cards.append(("Start from a pretrained network", why, "pip install 'labelwright[imagenet]'"))
     if not verdict["is_confirmed"] and not run.summary.get("promise"):
         why = "Look at 200 of these labels: they say how many are right and which to accept."
         cards.append(("Measure it", why, f"labelwright verify-sample {folder} --n 200 --out to-verify.csv"))
@@ -163,16 +171,14 @@ def _next(run: Run, verdict: Mapping[str, Any], check: Mapping[str, Any], comman
     if wanted and model and is_there:
         why = f"{listed(wanted, 4)}: the name may not say how the class looks. Write down how it looks."
         cards.append(("Describe what is not recognised", why, f"{command} --descriptions looks.json"))
-    if run.summary.get("n_labelled") and not run.summary.get("audit") and is_there:
+    is_judged = (run.summary.get("audit") or {}).get("n_suspected") is not None
+    if run.summary.get("n_labelled") and not is_judged and is_there and not is_own:
         why = "Your own labels may hold mistakes and copies; this finds them."
         cards.append(("Look through the given labels", why, f"labelwright audit {data} --out audit.csv"))
-    cards.append(
-        (
-            "Use it",
-            "Labels for other images, each with the chance that it is right.",
-            f"labelwright label {folder} new-photos/ --out labels.csv",
-        )
-    )
+    if not is_poor or not cards:
+        why = f"Labels for other {'embeddings' if is_stored else 'images'}, each with the chance that it is right."
+        new = "new-embeddings.npz" if is_stored else "new-photos/"
+        cards.append(("Use it", why, f"labelwright label {folder} {new} --out labels.csv"))
     return [{"title": title, "why": why, "command": words} for title, why, words in cards[:3]]
 
 

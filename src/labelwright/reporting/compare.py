@@ -13,7 +13,7 @@ from labelwright.errors import DataError
 from labelwright.run_folder import Run
 
 SCORES = ("accuracy", "balanced_accuracy", "seen", "novel", "unseen", "harmonic", "ece")
-IGNORED = ("resolved", "settings", "set")
+IGNORED = ("resolved", "settings", "set", "found", "images_per_second")
 
 
 @dataclass(frozen=True)

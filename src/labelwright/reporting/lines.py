@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ def lines_of_run(run: Run) -> list[str]:
     """Candidates, accuracy, pseudolabels, names or found classes of a finished run; no lines if there are none."""
     summary = run.summary
     if summary.get("n_novel") is not None:
-        return novel_lines(summary)
+        return novel_lines(summary, run.path)
     if "zero_shot" not in summary or summary["method"] == "zero_shot":
         return []
     begin, lines = run.begun, _candidate_lines(summary)
@@ -36,7 +37,7 @@ def lines_of_run(run: Run) -> list[str]:
     return lines + _name_lines(begin)
 
 
-def novel_lines(summary: Mapping[str, Any]) -> list[str]:
+def novel_lines(summary: Mapping[str, Any], run: str | Path = "RUN") -> list[str]:
     """How many classes were found beyond the named ones, how large they are, and how right that is if it is known."""
     novel, lines = summary.get("novel") or {}, []
     evidence, clusters = novel.get("evidence"), novel.get("clusters") or []
@@ -56,7 +57,9 @@ def novel_lines(summary: Mapping[str, Any]) -> list[str]:
     lines.append(f"{what} beyond the named ones{likely}{listed}{more}")
     unnamed = [cluster["name"] for cluster in clusters if cluster["name"].startswith("novel-")]
     if unnamed:
-        lines.append(f"to name one: labelwright classes RUN rename {unnamed[0]} NAME (or merge, drop)")
+        lines.append(
+            f"to name one: labelwright classes {shlex.quote(str(run))} rename {unnamed[0]} NAME (or merge, drop)"
+        )
     scores = summary.get("pseudolabels") or {}
     known = [f"{words} {scores[key]:.1%}" for key, words in _OPEN_SCORES.items() if scores.get(key) is not None]
     return [*lines, f"unlabelled images right: {', '.join(known)}"] if known else lines

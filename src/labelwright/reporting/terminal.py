@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -137,12 +138,15 @@ def _print_compared(found: Any, values: Mapping[str, Any]) -> None:
         print(json.dumps(found.to_dict()))
         return
     out = screen()
+    short = [Path(name).resolve().name for name in found.names]
+    names = short if short[0] != short[1] else found.names
     for what, rows in (("setting", found.settings), ("score", found.scores)):
         if rows:
-            shown = Table(what, *found.names, box=None, pad_edge=False)
+            shown = Table(what, *names, box=None, pad_edge=False)
             for key, pair in rows.items():
                 shown.add_row(
-                    key, *(f"{v:.4f}" if isinstance(v, float) else "-" if v is None else str(v) for v in pair)
+                    SCORES.get(key, key).strip(),
+                    *(f"{v:.4f}" if isinstance(v, float) else "-" if v is None else str(v) for v in pair),
                 )
             out.print(shown)
     if not found.settings:
@@ -311,7 +315,14 @@ def _print_to_verify(found: Any, values: Mapping[str, Any]) -> None:
         return
     _say(f"{counted(found.n, 'image')} of {found.n_predicted:,} to look at: {found.path}")
     _say("fill in the column verified with the true class, or none where it is of no class; then")
-    _say(f"  labelwright label {values['run']} DATA --error {values['error']:g} --verified {found.path}")
+    run, out, share = shlex.quote(str(values["run"])), "accepted.csv", f"{values['error']:g}"
+    if (data := Run(values["run"]).config.get("data")) and not str(data).startswith("<"):
+        words = shlex.join([str(data), "--error", share, "--verified", str(found.path), "--out", out])
+        screen().print(f"  labelwright label {run} {words}", soft_wrap=True)  # to be copied whole
+        return
+    call = f"labelwright.label({str(values['run'])!r}, data, error={share}, verified={str(found.path)!r}, out={out!r})"
+    _say("  in Python, data being what it was learned from:")
+    screen().print(f"  {call}", soft_wrap=True)
 
 
 def _print_evaluated(scores: Mapping[str, Any], values: Mapping[str, Any]) -> None:
@@ -390,7 +401,7 @@ PRINTERS: Mapping[str, Callable[[Any, Mapping[str, Any]], None]] = {
     "describe": _print_described,
     "label": _print_labels,
     "verify-sample": _print_to_verify,
-    "classes": lambda result, values: _say("\n".join(novel_lines(result.summary))),
+    "classes": lambda result, values: _say("\n".join(novel_lines(result.summary, result.path))),
     "evaluate": _print_evaluated,
     "export": lambda result, values: _say(f"written: {result}"),
     "report": lambda result, values: _say(result),

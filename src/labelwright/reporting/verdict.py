@@ -87,6 +87,8 @@ def verdict_of(run: Run) -> dict[str, Any]:
         words, is_behind = found
         facts.append(("behind" if is_behind else "obvious", words))
     facts += [("training", words) for words in _added_nothing(run)]
+    odd = [str(each.get("detail")) for each in run.data.get("notices") or [] if each.get("kind") == "odd_class"]
+    facts += [("names", f"Names of classes: {words}.") for words in odd]
     never = never_recognised(run)
     if never:
         facts.append(("never", f"Never recognised: {listed(never)}."))

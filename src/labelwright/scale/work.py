@@ -92,20 +92,8 @@ def over_shards(
 
     Raises: ConfigError if the folder belongs to other work, or the engine is not installed; DataError of a shard.
     """
-    if launch.is_shared():
-        raise ConfigError(
-            "shards are not shared out by a launcher", fix="start one process, with --engine ray for many"
-        )
-    out = str(out) if is_url(str(out)) else str(Path(out).expanduser())
-    if not is_url(out):
-        if Path(out).suffix:
-            raise ConfigError(
-                f"{out} is one file, and shards are written to a folder", fix="give --out without a suffix"
-            )
-        check_output(Path(out), data)
     run = _ENGINES[engine]()
-    shards = find_shards(data, n_rows=shard_rows)
-    n_before = _begin(out, {"format": 1, **what, "shards": digest_of(shards), "n_shards": len(shards)}, part)
+    out, shards, n_before = begin(data, out, what=what, shard_rows=shard_rows, part=part)
     paths = [f"{out}/{part}-{i:05d}.parquet" for i in range(len(shards))]
     there = _names_in(out)
     todo = [i for i, path in enumerate(paths) if path.rpartition("/")[2] not in there]
@@ -121,6 +109,29 @@ def over_shards(
         for key, n in each.counts.items():
             counts[key] = counts.get(key, 0) + n
     return Sharded(out, sum(each.n_rows for each in found), len(shards), n_before, left_out, counts)
+
+
+def begin(
+    data: Any, out: str | Path, *, what: Mapping[str, Any], shard_rows: int | None, part: str = "part"
+) -> tuple[str, Sequence[Shard], int]:
+    """The folder or URL with the plan of the work in it, the shards, and how many are done; see `over_shards`.
+
+    Raises: ConfigError if the folder belongs to other work.
+    """
+    if launch.is_shared():
+        raise ConfigError(
+            "shards are not shared out by a launcher", fix="start one process, with --engine ray for many"
+        )
+    out = str(out) if is_url(str(out)) else str(Path(out).expanduser())
+    if not is_url(out):
+        if Path(out).suffix:
+            raise ConfigError(
+                f"{out} is one file, and shards are written to a folder", fix="give --out without a suffix"
+            )
+        check_output(Path(out), data)
+    shards = find_shards(data, n_rows=shard_rows)
+    plan = {"format": 1, **what, "shards": digest_of(shards), "n_shards": len(shards)}
+    return out, shards, _begin(out, plan, part)
 
 
 def noted(parts: Sequence[pa.Table], schema: pa.Schema, left_out: Sequence[Any], **counts: float) -> pa.Table:

@@ -54,7 +54,12 @@ def test_prepare__an_empty_label_takes_the_label_away(photos: Path, tmp_path: Pa
     ("lines", "words"),
     [
         (("id,label", "ant/99.png,bee"), r"line 2: no image has the id 'ant/99.png'"),
-        (("id,label", "ant/0.png,bees"), r"line 2: 'bees' is not a class\n  fix: did you mean 'bee'\?"),
+        (("id,label", "ant/0.png,bees"), r"line 2: label 'bees' is not one of the 2 classes; did you mean 'bee'\?"),
+        (("id,label", "ant/0.png,BEE", "ant/1.png,ant", "ant/2.png,x"), r"did you mean 'bee'\?; wrong rows: 2"),
+        (
+            ("id,label", "ant/0.png,nan"),
+            r"'nan' is no class; an empty cell takes the label away, and without the row it",
+        ),
         (("id,label", ",bee"), r"line 2 has no id"),
         (("id,label", "ant/0.png,bee", "ant/0.png,ant"), r"line 3: 'ant/0.png' is 'ant' here and 'bee' above"),
         (("image,label", "ant/0.png,bee"), r"has no column 'id'"),

@@ -431,3 +431,21 @@ def test_bad_rows__values_whose_squares_no_number_holds(tmp_path: Path) -> None:
         load_embeddings(npz(tmp_path, embeddings=huge))
     assert [problem.row for problem in caught.value.problems] == [2]
     assert "beyond 1e+37" in caught.value.problems[0].detail
+
+
+def test_npy__with_the_table_of_its_rows_beside(tmp_path: Path) -> None:
+    np.save(tmp_path / "pets.npy", VECTORS)
+    beside = tmp_path / "pets.csv"
+    beside.write_text("path,species,track\na.png,cat,x\nb.png,,x\nc.png,dog,y\nd.png,,y\ne.png,cat,z\n")
+    found = load_embeddings(tmp_path / "pets.npy", columns={"label": "species"}).table
+    assert (found.class_names, found.labels.tolist()) == (("cat", "dog"), [0, -1, 1, -1, 0])
+    assert found.ids.to_pylist()[:2] == ["a.png", "b.png"]
+    assert found.groups is not None
+    assert found.groups.tolist() == [0, 0, 1, 1, 2]
+    assert load_embeddings(tmp_path / "pets.npy", only_rows=True).table.class_names == ()
+    beside.write_text("id,label\n1,cat\n")
+    [notice] = load_embeddings(tmp_path / "pets.npy").table.problems
+    assert notice.detail == "not read: it has another number of rows than pets.npy, which has 5"
+    beside.write_text("id,label,probability,decision\n" + "".join(f"{i},cat,0.9,accept\n" for i in range(N)))
+    found = load_embeddings(tmp_path / "pets.npy").table  # what `label` writes says nothing new
+    assert (found.labels.tolist(), found.problems[0].kind) == ([-1] * N, "ignored_column")

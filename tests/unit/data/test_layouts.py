@@ -153,7 +153,7 @@ def test_metadata__without_labels_leaves_them_to_the_folders(tmp_path: Path) -> 
 def test_metadata__images_that_it_does_not_list_are_told(tmp_path: Path) -> None:
     draw(tmp_path / "0.png", tmp_path / "1.png", tmp_path / "2.png")
     (tmp_path / "metadata.csv").write_text("file_name,label\n0.png,cat\n1.png,dog\n")
-    assert "1 images are not in it, such as 2.png" in told(load(tmp_path))
+    assert "1 image beside those of the table not listed in it, such as 2.png" in told(load(tmp_path))
 
 
 def test_stray_tables__do_not_hide_images(tmp_path: Path) -> None:

@@ -467,3 +467,25 @@ def test_real__parquet_with_embedded_images(name, n_rows, n_classes) -> None:
     assert np.array_equal(table.labels, raw)
     assert table.image(n_rows - 1).mode == "RGB"
     assert table.problems == ()
+
+
+def test_table__files_in_the_only_folder_that_has_them_and_others_beside(tmp_path) -> None:
+    for i in range(30):
+        draw(tmp_path / "holiday" / f"{i}.png")
+    (tmp_path / "empty").mkdir()
+    table = load(write_csv(tmp_path, "file,label\n0.png,cat\n1.png,dog\n"))
+    assert table.images.sources(np.array([0])) == [str(tmp_path / "holiday" / "0.png")]
+    [beside] = [problem.detail for problem in table.problems if problem.kind == "skipped_folder"]
+    assert beside.startswith("28 images beside those of the table not listed in it, such as 10.png: ")
+    draw(tmp_path / "empty" / "0.png")  # now two folders have it: neither is taken
+    with pytest.raises(DataError) as caught:
+        load(tmp_path / "table.csv")
+    assert kinds(caught.value) == ["missing_image"] * 2
+
+
+def test_table__columns_of_several_people_are_named_together(tmp_path) -> None:
+    for i in range(4):
+        draw(tmp_path / f"{i}.png")
+    rows = "image,ann,bob\n0.png,cat,cat\n1.png,dog,cat\n2.png,dog,dog\n3.png,cat,dog\n"
+    [notice] = [problem.detail for problem in load(write_csv(tmp_path, rows)).problems]
+    assert notice.endswith("--annotator-columns 'ann,bob'")

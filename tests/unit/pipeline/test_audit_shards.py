@@ -54,6 +54,11 @@ def test_finds_what_was_planted_as_in_one_piece(planted: tuple[Path, np.ndarray[
     assert (found.summary["n_test"], found.summary["n_classes"], found.summary["n_labelled"]) == (200, C, N)
     assert abs(found.summary["estimated_wrong"] - 0.05) < 0.02
     assert [row["id"] for row in found.summary["worst"]] == found.rows["id"].to_pylist()
+    with pytest.raises(ConfigError, match=r"audit was begun with other settings or data \(shards, n_shards\)"):
+        lw.audit(path, out=tmp_path / "audit", shard_rows=600)
+    with pytest.raises(ConfigError, match="is one file"):
+        lw.audit(path, out=tmp_path / "audit.csv", shard_rows=600)
+    assert not (tmp_path / "audit.csv").exists()
     before = bytes_of(tmp_path / "audit")
     (tmp_path / "audit" / "part-00001.parquet").unlink()
     (tmp_path / "audit" / "_facts" / "part-00002.parquet").unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -206,6 +207,12 @@ def test_verify_sample__on_the_command_line(
     assert json.loads(capsys.readouterr().out) == {"path": str(out), "n": 9, "n_predicted": 540}
     assert cli.run(["verify-sample", str(run[0].path), "--n", "9", "--out", str(out)]) == 2
     assert "exists" in capsys.readouterr().err
+    assert cli.run(["verify-sample", str(run[0].path), "--n", "9", "--out", str(tmp_path / "u.csv")]) == 0
+    words = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert words == [
+        *("labelwright", "label", str(run[0].path), run[0].config["data"], "--error", "0.05"),
+        *("--verified", str(tmp_path / "u.csv"), "--out", "accepted.csv"),
+    ]
     for flags in (["--n", "0"], ["--error", "1"], ["--out", str(tmp_path / "v.txt")], ["--confidence", "0"]):
         assert cli.run(["verify-sample", str(run[0].path), "--out", str(tmp_path / "w.csv"), *flags]) == 2
         assert "fix:" in capsys.readouterr().err

@@ -185,6 +185,32 @@ def test_next__corrections_of_before_stay() -> None:
     assert card["command"] == wanted
 
 
+def test_next__a_network_of_random_weights_that_is_poor() -> None:
+    summary = {"encoder": "resnet18", "n_labelled": 9, "test": {"accuracy": 0.3, "n_scored": 40}}
+    names = {"notices": [{"kind": "odd_class", "detail": "'fieldd' for 'field' is perhaps misspelled"}]}
+    labels = pa.table({"id": ["1"], "label": ["cow"], "source": ["predicted"], "trust": [0.5]})
+    content = collect(
+        run_of(summary, config={"data": "photos"}, data=names, labels=labels), command="labelwright fit a"
+    )
+    assert content["next"][0]["command"] == "pip install 'labelwright[imagenet]'"
+    assert "Use it" not in [card["title"] for card in content["next"]]
+    assert ("names", "Names of classes: 'fieldd' for 'field' is perhaps misspelled.") in content["verdict"]["facts"]
+    asked = collect(run_of(summary, config={"data": "photos", "model": "resnet18"}, labels=labels), command="fit a")
+    assert "pip" not in asked["next"][0]["command"]  # the network was asked for
+
+
+def test_next__embeddings_are_labelled_as_embeddings() -> None:
+    card = collect(run_of({"encoder": "none"}, config={"data": "feats.npz"}), command="labelwright fit a")["next"][-1]
+    assert card["command"] == "labelwright label run new-embeddings.npz --out labels.csv"
+
+
+def test_check__given_labels_that_were_not_judged_are_not_suspected() -> None:
+    rows = pa.table({"id": ["1"], "label": ["cow"], "source": ["given"], "trust": [0.1], "runner_up": ["ant"]})
+    tabs = collect(run_of({"audit": {"n_suspected": None}}, labels=rows))["check"]["tabs"]
+    assert tabs == []
+    assert collect(run_of({}, labels=rows))["check"]["tabs"] == [("suspect", "Suspected wrong labels", 1)]
+
+
 def test_check__an_image_is_listed_once_with_every_reason(tmp_path: Path) -> None:
     check = content_of(Run(made_up_run(tmp_path / "run", "candidates")))["check"]
     keys = [(item["id"], item["may_correct"]) for item in check["items"]]

@@ -46,6 +46,7 @@ def test_compare__by_command_line(two: tuple[Path, Path], capsys: pytest.Capture
     told = capsys.readouterr().out
     assert "labels that differ: 1 of 60 images that both labelled" in told
     assert "airplane -> deer: 1 image" in told
+    assert "accuracy, mean over the classes" in told
     assert cli.run(["compare", *map(str, two), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["pairs"] == [["airplane", "deer", 1]]
 
