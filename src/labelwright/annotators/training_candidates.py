@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from labelwright.annotators.annotator import (
     Guesses,
     MatchingEncoder,
     ask_chat,
-    checked,
     load_matching,
     match_names,
     texts_of,
@@ -29,13 +28,11 @@ from labelwright.annotators.annotator import (
 )
 from labelwright.annotators.candidate_rules import mean_probs, write_candidates
 from labelwright.annotators.chat import Estimate
-from labelwright.annotators.describe import wanted_descriptions
 from labelwright.data.columns import METADATA_KEY
 from labelwright.data.prepare import Source, open_source
 from labelwright.data.stored import EmbeddingViews
 from labelwright.data.table import LabelTable
-from labelwright.encoders.embed import Encoder, is_two_tower
-from labelwright.encoders.resnets import OWN
+from labelwright.encoders.embed import Encoder
 from labelwright.encoders.templates import prompt_text_feats, templates_named
 from labelwright.errors import ConfigError, DataError
 from labelwright.launch import rank
@@ -53,7 +50,7 @@ def candidates_fingerprint(table: LabelTable) -> str | None:
     """32 hex digits that change when a candidate or its weight does; None without candidates.
 
     Example:
-      >>> import numpy as np
+      >>> from dataclasses import replace; import numpy as np
       >>> from labelwright.data.table import Images
       >>> ids = pa.array(["a"], pa.large_string())
       >>> table = LabelTable(Images(ids), ids, np.array([-1], np.int32), ("cat", "dog"))
@@ -67,78 +64,6 @@ def candidates_fingerprint(table: LabelTable) -> str | None:
     for part in (table.candidates.offsets, table.candidates.classes, table.candidates.weights):
         digest.update(b"none" if part is None else part.numpy().tobytes())
     return digest.hexdigest()
-
-
-def wanted_annotator(
-    name: str,
-    table: LabelTable,
-    *,
-    learns_from_candidates: bool,
-    annotator: str | None,
-    model: str,
-    pretrained: bool,
-    sees_given_embeddings: bool,
-    rule: str,
-    top_k: int,
-    ratio: float,
-    templates: str,
-    descriptions: str | Path | Mapping[str, Sequence[str]] | None,
-    chat_url: str | None,
-    phrasings: int,
-    seed: int,
-) -> Annotator | None:
-    """Who gives the training images candidate labels, None if no annotator is needed.
-
-    Args:
-      name: of the method.   table: the training images.   learns_from_candidates: whether the method does.
-      annotator: as the user named it.
-      model: that of the run; it annotates if it is a two-tower model and no annotator is named.
-      pretrained: whether it starts from its weights.
-      sees_given_embeddings: the data are the user's own embeddings.
-      the others: see `fit`.
-
-    Raises: ConfigError, DataError or OfflineError for what cannot work.
-    """
-    if not learns_from_candidates:
-        if annotator is not None:
-            raise ConfigError(f"{name} asks no annotator", fix="leave --annotator out, or choose --method coreg")
-        return None
-    if table.candidates is not None and len(table.candidates.classes):
-        if annotator is not None:
-            raise ConfigError(
-                "the data have candidates, and --annotator would make others",
-                fix="leave --annotator out, or give the images without the column `candidates`",
-            )
-        if descriptions is not None:
-            raise ConfigError(
-                "the data have candidates, and descriptions would not be used",
-                fix="leave --descriptions out; `labelwright annotate` uses them to make candidates",
-            )
-        return None
-    if sees_given_embeddings:
-        raise ConfigError(
-            f"{name} learns from candidates, and these embeddings have none; no annotator can be shown embeddings",
-            fix="add a column `candidates`, or give the images",
-        )
-    if annotator is None:
-        if model == "auto" or model in OWN or not pretrained or not is_two_tower(model):
-            raise ConfigError(
-                f"{name} learns from candidates: the data have none, and no model is named that could give them",
-                fix="name one with --annotator, e.g. openai/clip-vit-base-patch32, or give a table with candidates",
-            )
-        annotator, chat_url = model, None
-    asked = Annotator(
-        annotator,
-        rule=rule,
-        top_k=top_k,
-        ratio=ratio,
-        templates=templates,
-        chat_url=chat_url,
-        phrasings=phrasings,
-        seed=seed,
-    )
-    asked = checked(asked, has_descriptions=descriptions is not None)
-    return replace(asked, descriptions=wanted_descriptions(descriptions, table.class_names))
 
 
 @dataclass

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from labelwright.annotators.annotator import Annotator
+from labelwright.annotators.annotator import Annotator, checked
 from labelwright.annotators.describe import wanted_descriptions
 from labelwright.annotators.reliability import weighted
-from labelwright.annotators.training_candidates import candidates_fingerprint, wanted_annotator
+from labelwright.annotators.training_candidates import candidates_fingerprint
 from labelwright.data.class_names import read_names
 from labelwright.data.images import Decoding
 from labelwright.data.prepare import Prepared, describe_data, is_embeddings, prepare
+from labelwright.data.table import LabelTable
 from labelwright.encoders import at_hand
 from labelwright.encoders.at_hand import AtHand
 from labelwright.encoders.embed import Encoder, concepts_of, is_two_tower, load_encoder
@@ -228,23 +229,7 @@ def resolve(settings: FitSettings, run: Run | None = None) -> Plan:
     if clock is not None and (began_with := _resolved_before(run)):
         cfg = dataclasses.replace(cfg, epochs=began_with["settings"]["epochs"])
     templates = method.templates if settings.templates == "auto" else str(settings.templates)
-    annotator = wanted_annotator(
-        name,
-        table,
-        learns_from_candidates=method.requires.candidates,
-        annotator=None if settings.annotator is None else str(settings.annotator),
-        model=model,
-        pretrained=settings.pretrained,
-        sees_given_embeddings=are_feats,
-        rule=settings.rule,
-        top_k=settings.top_k,
-        ratio=settings.ratio,
-        templates=templates,
-        descriptions=settings.descriptions,
-        chat_url=settings.chat_url,
-        phrasings=settings.phrasings,
-        seed=settings.seed,
-    )
+    annotator = _annotator(settings, name, method, table, model, templates, are_feats=are_feats)
     model = network
     encoder = load_encoder(model, device=accelerator.device, precision=settings.precision) if uses_encoder else None
     if method.requires.text and encoder is not None and encoder.tower is None:
@@ -347,6 +332,53 @@ def _with_preset(settings: FitSettings) -> FitSettings:
     resolve_config(method.on_features() if on_features else method, settings.overrides, preset=settings.preset)
     missing = {key: value for key, value in wanted.items() if getattr(settings, key) == defaults[key]}
     return dataclasses.replace(settings, **missing)  # type: ignore[arg-type]
+
+
+def _annotator(
+    settings: FitSettings, name: str, method: Method, table: LabelTable, model: str, templates: str, *, are_feats: bool
+) -> Annotator | None:
+    """Who gives the training images candidate labels; None if no annotator is needed.
+
+    Raises: ConfigError, DataError or OfflineError for what cannot work.
+    """
+    if not method.requires.candidates:
+        if settings.annotator is not None:
+            raise ConfigError(f"{name} asks no annotator", fix="leave --annotator out, or choose --method coreg")
+        return None
+    if table.candidates is not None and len(table.candidates.classes):
+        if settings.annotator is not None:
+            raise ConfigError(
+                "the data have candidates, and --annotator would make others",
+                fix="leave --annotator out, or give the images without the column `candidates`",
+            )
+        if settings.descriptions is not None:
+            raise ConfigError(
+                "the data have candidates, and descriptions would not be used",
+                fix="leave --descriptions out; `labelwright annotate` uses them to make candidates",
+            )
+        return None
+    if are_feats:
+        raise ConfigError(
+            f"{name} learns from candidates, and these embeddings have none; no annotator can be shown embeddings",
+            fix="add a column `candidates`, or give the images",
+        )
+    if settings.annotator is None and (model in ("auto", *OWN) or not settings.pretrained or not is_two_tower(model)):
+        raise ConfigError(
+            f"{name} learns from candidates: the data have none, and no model is named that could give them",
+            fix="name one with --annotator, e.g. openai/clip-vit-base-patch32, or give a table with candidates",
+        )
+    asked = Annotator(
+        model if settings.annotator is None else str(settings.annotator),
+        rule=settings.rule,
+        top_k=settings.top_k,
+        ratio=settings.ratio,
+        templates=templates,
+        chat_url=None if settings.annotator is None else settings.chat_url,
+        phrasings=settings.phrasings,
+        seed=settings.seed,
+    )
+    asked = checked(asked, has_descriptions=settings.descriptions is not None)
+    return dataclasses.replace(asked, descriptions=wanted_descriptions(settings.descriptions, table.class_names))
 
 
 def _vocabulary(
