@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,14 @@ def _say(text: object) -> None:
     screen().print(text)
 
 
+def _show(*head: str, rows: Iterable[Sequence[str]]) -> None:
+    """Print a table, without a head if there is none."""
+    table = Table(*head, box=None, pad_edge=False, show_header=bool(head))
+    for row in rows:
+        table.add_row(*row)
+    screen().print(table)
+
+
 # ---- printers: (what the verb returned, the values of its flags) -----------------------------------------------------
 
 
@@ -42,18 +50,13 @@ def _print_inspection(found: Any, values: Mapping[str, Any]) -> None:
     out.print(
         f"{len(table):,} {found.noun}, {int((table.labels >= 0).sum()):,} labelled, {len(table.class_names)} classes"
     )
-    shown = Table("class", found.noun, box=None, pad_edge=False)
     order = sorted(range(len(counts)), key=lambda c: -int(counts[c]))
-    for c in order if len(order) <= 24 else [*order[:12], *order[-12:]]:
-        shown.add_row(table.class_names[c], f"{int(counts[c]):,}")
-    if len(order):
-        out.print(shown)
+    shown = order if len(order) <= 24 else [*order[:12], *order[-12:]]
+    if order:
+        _show("class", found.noun, rows=((table.class_names[c], f"{int(counts[c]):,}") for c in shown))
     if len(order) > 24:
         out.print(f"(the 12 largest and the 12 smallest of {len(order)})")
-    facets = Table(box=None, pad_edge=False, show_header=False)
-    for what, words in found.situation.facets:
-        facets.add_row(what, words)
-    out.print(facets)
+    _show(rows=found.situation.facets)
     out.print(f"situation: {found.situation.name}: {found.situation.reason}")
     out.print(f"fit would run: {found.runs}{f' ({found.needs})' if found.needs else ''}")
     if found.time:
@@ -106,15 +109,12 @@ def _print_beside(summary: Mapping[str, Any]) -> None:
     keys, rows = beside_rows(summary)
     if not rows:
         return
-    out = screen()
-    shown = Table(
-        "right, as a mean over the classes", *(f"on {COLUMNS[key]}" for key in keys), box=None, pad_edge=False
-    )
+    cells = []
     for row in rows:
         values = ("-" if row[key] is None else f"{row[key]:.4f}" for key in keys)
-        shown.add_row(f"{row['title']}{' (the answer)' if row['is_answer'] else ''}", *values)
-    out.print(shown)
-    out.print(f"answer: {summary['answer']['why']}")
+        cells.append((f"{row['title']}{' (the answer)' if row['is_answer'] else ''}", *values))
+    _show("right, as a mean over the classes", *(f"on {COLUMNS[key]}" for key in keys), rows=cells)
+    _say(f"answer: {summary['answer']['why']}")
 
 
 def print_verdict(content: Mapping[str, Any]) -> None:
@@ -137,23 +137,20 @@ def _print_compared(found: Any, values: Mapping[str, Any]) -> None:
     if values["json"]:
         print(json.dumps(found.to_dict()))
         return
-    out = screen()
     short = [Path(name).resolve().name for name in found.names]
     names = short if short[0] != short[1] else found.names
+
+    def cells(pair: Sequence[Any]) -> Iterator[str]:
+        return (f"{v:.4f}" if isinstance(v, float) else "-" if v is None else str(v) for v in pair)
+
     for what, rows in (("setting", found.settings), ("score", found.scores)):
         if rows:
-            shown = Table(what, *names, box=None, pad_edge=False)
-            for key, pair in rows.items():
-                shown.add_row(
-                    SCORES.get(key, key).strip(),
-                    *(f"{v:.4f}" if isinstance(v, float) else "-" if v is None else str(v) for v in pair),
-                )
-            out.print(shown)
+            _show(what, *names, rows=((SCORES.get(key, key).strip(), *cells(pair)) for key, pair in rows.items()))
     if not found.settings:
         _say("the settings are the same")
     _say(f"labels that differ: {found.n_changed:,} of {counted(found.n_common, 'image')} that both labelled")
     for was, now, n in found.pairs[:10]:
-        out.print(f"  {was} -> {now}: {counted(n, 'image')}")
+        _say(f"  {was} -> {now}: {counted(n, 'image')}")
     for note in found.notes:
         _say(f"note: {note}")
 
@@ -203,22 +200,17 @@ def _print_audit(done: Any, values: Mapping[str, Any]) -> None:
         f"{counted(found['n_images'], 'image')}, {found['n_labelled']:,} labelled, "
         f"{counted(found['n_classes'], 'class', 'classes')}; features: {found['features']}"
     )
-    shown = Table(box=None, show_header=False, pad_edge=False)
-    for flag, n in found["counts"].items():
-        if n or flag in ("wrong_label", "exact_copy", "near_copy"):
-            shown.add_row(f"{n:,}", FLAG_WORDS[flag])
-    if found["n_duplicate_groups"]:
-        shown.add_row(f"{found['n_duplicate_groups']:,}", "groups of copies")
-    screen().print(shown)
+    always = ("wrong_label", "exact_copy", "near_copy")
+    rows = [(f"{n:,}", FLAG_WORDS[flag]) for flag, n in found["counts"].items() if n or flag in always]
+    rows += [(f"{found['n_duplicate_groups']:,}", "groups of copies")] if found["n_duplicate_groups"] else []
+    _show(rows=rows)
     if found["estimated_wrong"] is not None:
         _say(f"about {percent(found['estimated_wrong'])} of the labels are estimated to be wrong")
     if found["worst"]:
-        worst = Table(
-            "the worst labels: id", "label", "rather", "chance that the label is right", box=None, pad_edge=False
+        cells = (
+            (row["id"], row["label"], row["suspected_label"], f"{row['label_score']:.3f}") for row in found["worst"]
         )
-        for row in found["worst"]:
-            worst.add_row(row["id"], row["label"], row["suspected_label"], f"{row['label_score']:.3f}")
-        screen().print(worst)
+        _show("the worst labels: id", "label", "rather", "chance that the label is right", rows=cells)
     for pair in found["alike"]:
         _say(f"classes that look like one: {' and '.join(pair['classes'])} ({pair['alike']:.2f} of 1)")
     _print_notices(found["notices"])
@@ -262,10 +254,7 @@ def _print_described(found: Any, values: Mapping[str, Any]) -> None:
     else:
         _say(f"none of {len(names)} class names stands out as fitting no image; the weakest:")
         weakest = weakest[:5]
-    shown = Table("class", "evidence (0 to 1)", box=None, pad_edge=False)
-    for c in weakest:
-        shown.add_row(names[c], f"{evidence[c]:.2f}")
-    screen().print(shown)
+    _show("class", "evidence (0 to 1)", rows=((names[c], f"{evidence[c]:.2f}") for c in weakest))
     if found.path is None:
         _say("--chat MODEL --out FILE.json asks how they look; a file you write yourself is as good")
         return
@@ -351,11 +340,11 @@ def _print_settings(found: Sequence[Any], values: Mapping[str, Any]) -> None:
     if values["json"]:
         print(json.dumps({each.name: {"value": each.value, "text": each.text} for each in found}))
         return
-    shown = Table("setting", "value", "", "what it is", box=None, pad_edge=False)
+    rows = []
     for each in found:
         value = ",".join(map(str, each.value)) if isinstance(each.value, tuple) else str(each.value)
-        shown.add_row(each.name, value, "*" if each.is_of_preset else "", each.text)
-    screen().print(shown)
+        rows.append((each.name, value, "*" if each.is_of_preset else "", each.text))
+    _show("setting", "value", "", "what it is", rows=rows)
     if any(each.is_of_preset for each in found):
         _say(f"* set by the preset {values['preset']}")
 
@@ -443,10 +432,8 @@ PARTS = (("many", "medium", "few"), ("seen", "unseen", "novel"))
 
 
 def _print_scores(scores: Mapping[str, Any]) -> None:
-    shown = Table("score", f"on {counted(scores['n_scored'], 'image')}", box=None, pad_edge=False)
     parts = [[key for key in keys if scores.get(key) is not None] for keys in PARTS]
     alone = {part[0] for part in parts if len(part) == 1}  # the accuracy over the classes over again
-    for key, words in SCORES.items():
-        if scores.get(key) is not None and key not in alone:
-            shown.add_row(words, f"{scores[key]:.4f}")
-    screen().print(shown)
+    known = [key for key in SCORES if scores.get(key) is not None and key not in alone]
+    rows = ((SCORES[key], f"{scores[key]:.4f}") for key in known)
+    _show("score", f"on {counted(scores['n_scored'], 'image')}", rows=rows)
