@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from known_orders import badge, by_chance, by_margin, typiclust
 from labelwright.benchmarking.results import add_rows
 from labelwright.labels.gaussians import gaussian_beliefs, principal
 from labelwright.methods.beliefs import N_ITER, SHRINKAGE, STRENGTH, Config, regression
@@ -78,10 +79,10 @@ def tool(now: Fitted, is_known: Tensor, n: int, seed: int) -> Tensor:
 
 
 ORDERS: dict[str, Order] = {
-    "chance": lambda now, is_known, n, seed: order.by_chance(is_known, n=n, seed=seed),
-    "margin": lambda now, is_known, n, seed: order.by_margin(now.probs, is_known, n=n),
-    "badge": lambda now, is_known, n, seed: order.badge(now.z, now.probs, is_known, n=n, seed=seed),
-    "typiclust": lambda now, is_known, n, seed: order.typiclust(now.z, is_known, n=n, seed=seed),
+    "chance": lambda now, is_known, n, seed: by_chance(is_known, n=n, seed=seed),
+    "margin": lambda now, is_known, n, seed: by_margin(now.probs, is_known, n=n),
+    "badge": lambda now, is_known, n, seed: badge(now.z, now.probs, is_known, n=n, seed=seed),
+    "typiclust": lambda now, is_known, n, seed: typiclust(now.z, is_known, n=n, seed=seed),
     "tool": tool,
 }
 

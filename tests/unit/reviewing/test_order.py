@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -50,34 +49,6 @@ def test_suggested__same_seed_same_order_and_nothing_known_is_no_error() -> None
     assert first.tolist() == second.tolist()
     assert order.suggested(z, torch.zeros(60), of).tolist() == []
     assert len(order.suggested(z[:1], doubt[:1], of[:1])) == 1
-
-
-def test_badge__gradients_written_out() -> None:
-    """The first is the longest gradient, the second is not the row whose gradient is the same."""
-    z = F.normalize(torch.tensor([[1.0, 0.2], [1.0, 0.2], [0.1, 1.0], [0.5, 0.5]]), dim=1)
-    probs = torch.tensor([[0.5, 0.5], [0.5, 0.5], [0.9, 0.1], [0.8, 0.2]])
-    gap = probs - F.one_hot(probs.argmax(1), 2)
-    grads = (gap[:, :, None] * z[:, None, :]).flatten(1)
-    found = order.badge(z, probs, torch.zeros(4, dtype=torch.bool), n=2, seed=1).tolist()
-    assert found[0] == int(grads.norm(dim=1).argmax())
-    assert found[1] in (2, 3)
-
-
-def test_typiclust__clusters_without_a_known_row_first_and_their_densest_row() -> None:
-    z, of = clumps((30, 20, 10))
-    known = torch.zeros(60, dtype=torch.bool)
-    known[0] = True  # of the largest
-    found = order.typiclust(z, known, n=2, seed=0)
-    assert of[found].tolist() == [1, 2]
-
-
-@pytest.mark.parametrize("n", [3, 100])
-def test_by_chance_and_margin__never_known_rows(n: int) -> None:
-    known = torch.arange(10) < 4
-    probs = torch.rand(10, 3, generator=torch.Generator().manual_seed(0)).softmax(1)
-    for found in (order.by_chance(known, n=n, seed=0), order.by_margin(probs, known, n=n)):
-        assert len(found) == min(n, 6)
-        assert bool((found >= 4).all())
 
 
 def test_groups__look_alikes_are_together() -> None:
