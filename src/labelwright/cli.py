@@ -206,9 +206,6 @@ def _call(name: str, values: dict[str, Any]) -> Any:
 def approval(yes: bool) -> Callable[[Estimate], bool]:
     """Print on standard error what a chat model will be asked, and wait for a yes on a terminal.
 
-    Args:
-      yes: do not wait.
-
     Raises (when called): ConfigError if nobody can answer.
     """
 

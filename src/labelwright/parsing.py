@@ -10,9 +10,6 @@ from typing import Any
 def json_of(text: str | bytes, **how: Any) -> Any:
     """The content of a JSON text.
 
-    Args:
-      text: of JSON.   how: see `json.loads`.
-
     Raises: ValueError if it is none, or is nested so deeply that Python cannot follow.
 
     Example:

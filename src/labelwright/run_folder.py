@@ -393,9 +393,6 @@ class Run:
 
         Args:
           config: the settings; those under ``resolved``, and of the method under ``settings``, stand for them.
-          described: the data.
-          machine: versions and hardware.
-          resume: the run may have begun.
           may_differ: settings that a resumed run may change.
 
         Raises: DataError if the images changed; ConfigError naming the setting that did.

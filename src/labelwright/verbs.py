@@ -44,8 +44,6 @@ def verb(name: str, text: str, *order: str, **own: tuple[Any, Any]) -> type[Any]
     """A verb's dataclass.
 
     Args:
-      name: of the class.
-      text: what the verb does.
       order: names of its flags: those that it shares with `fit`, and own ones that come before or between them.
       own: its own flags, see `flag`.
     """

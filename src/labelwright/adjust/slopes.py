@@ -189,7 +189,6 @@ def slopes_from_rows(
       predicted: [R] int, 0 to C-1.
       score: [R] float: confidence in (0, 1], or logit, of the predicted class.
       correct: [R] bool, the predicted class is the true one.
-      n_classes: C.
       clamp: smallest and largest kappa, 0 < smallest <= largest; (0.05, 0.2) in the published command.
       n_bins: > 1.
       against: what ``score`` is.

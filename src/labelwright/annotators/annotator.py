@@ -89,9 +89,6 @@ class MatchingEncoder(Encoder):
 def checked(asked: Annotator, *, has_descriptions: bool = False) -> Annotator:
     """The annotator, with its kind found out from the configuration of its model; nothing else is loaded.
 
-    Args:
-      asked: as the user wants it.   has_descriptions: whether it will get some.
-
     Raises: ConfigError for settings that cannot work, a model that is neither of the two kinds, or descriptions for one
       that chats; OfflineError if its configuration is out of reach.
 
@@ -126,7 +123,6 @@ def ask_chat(
 
     Args:
       journal: file of the answers so far, see `annotate_with_chat`.   device, precision: of a model loaded here.
-      n_workers, approve: see `annotate`.
     """
     with contextlib.ExitStack() as opened:
         if annotator.chat_url is not None:
@@ -174,7 +170,6 @@ def match_names(annotator: Annotator, table: LabelTable, views: EmbeddingViews, 
     Args:
       table: N images; labels and truth serve for the counts alone, but which images have a label is looked at: names
         are judged by the images without one.
-      views: their features.
     """
     texts, repairs = _repaired(annotator, table, views, tower)
     candidates = candidates_from_feats(

@@ -45,7 +45,6 @@ def phrase(class_names: Sequence[str], *, seed: int, image_id: str, phrasing: in
     """The question number ``phrasing`` about an image, with the classes in an order of its own.
 
     Args:
-      class_names: C names.
       seed, image_id: the order depends on these two and ``phrasing``, on nothing else.
       phrasing: 0 or more; 0 to 4 are different wordings.
 

@@ -199,7 +199,6 @@ def write_candidates(
 
     Args:
       path: must not exist, else ConfigError.
-      table: N images.
       candidates: sets of its N rows, of classes 0..C-1.
       class_names: C names; they go into the schema metadata with ``info`` and fix the classes when the file is read.
       info: where the sets come from, JSON-ready: model, templates, rule, counts.

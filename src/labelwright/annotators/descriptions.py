@@ -28,7 +28,6 @@ def read_descriptions(path: str | Path, class_names: Sequence[str]) -> dict[str,
 
     Args:
       path: JSON (.json) or YAML (.yaml, .yml): {class: text or list of texts}.
-      class_names: the C classes there are.
 
     Returns: class name -> its descriptions, in the order of the file; classes that the file leaves out are left out.
 
@@ -175,7 +174,6 @@ def describe_classes(
     does not parse is dropped; classes that got no description are reported in a logged warning.
 
     Args:
-      chat: the model.   class_names: the C classes.
       path: JSON file; may exist.   which: indices of the classes wanted.
       n: descriptions per class, at most.   context: one line on what the images are, such as "traffic signs".
 

@@ -81,8 +81,6 @@ class Guesser:
 
         Args:
           folder: of the run; gets TABLE, and JOURNAL with the answers of a chat model as they come.
-          source: the training images.
-          approve: see `annotate`.
 
         Raises: ConfigError if TABLE was made in another way; DataError if it is not of these images.
         """

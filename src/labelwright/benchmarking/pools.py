@@ -188,7 +188,6 @@ def descriptions_of(
 
     Args:
       path: JSON, {dataset: {class: text or texts}}; None = descriptions.json beside the model's folder.
-      model: path of the model.
 
     Raises: ConfigError if there is no such file; DataError if it does not describe the data set.
     """

@@ -31,11 +31,7 @@ _NAMED = 5  # classes, columns or files that one message lists
 
 
 class TableBuilder:
-    """Collects batches of rows and makes the table of them.
-
-    Args:
-      where: what the source is called in messages.
-    """
+    """Collects batches of rows and makes the table of them."""
 
     def __init__(self, where: str) -> None:
         self.where = where

@@ -150,7 +150,6 @@ def build_cache(table: LabelTable, *, size_px: int, folder: Path | None = None) 
     the next.
 
     Args:
-      table: the images.
       size_px: height and width of the decoded images, see `resize_to_square`.
       folder: where to keep the file, `default_cache_folder()` if None; made if missing.
 
@@ -286,7 +285,6 @@ class StreamedPixels:
     `prefetch` starts decoding in the background; `read` waits for what is under way and decodes the rest.
 
     Args:
-      table: the images.
       size_px: height and width of the decoded images, see `resize_to_square`.
 
     Raises: ConfigError if size_px is not positive.

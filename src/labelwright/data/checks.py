@@ -29,7 +29,6 @@ def check_images(table: LabelTable, *, digests: dict[int, bytes] | None = None) 
     Large JPEGs are decoded at reduced scale, for which every byte of them is read as well.
 
     Args:
-      table: the images.
       digests: empty, gets row -> `digest`, and images with equal pixels are noticed too.
     """
 
@@ -97,7 +96,6 @@ def each_image(
     """Decode every image once, in threads, and hand it on; shows progress.
 
     Args:
-      table: images.   doing: what is shown beside the bar.
       use: called with row and image, in any order, several at a time.
       side_px: see `images.decode`.   n_rows_at_once: of each thread.
 

@@ -110,7 +110,6 @@ def find_roles(
     """Which column is what: role -> column name, for the roles present; an annotator's is `ANSWER` and the name.
 
     Args:
-      names: of the columns.   where: the table, for messages.
       named: role -> column, where the user says so.
       annotators: columns of one annotator's answers each.
       needs_image: False where the rows are something else, as embeddings.
@@ -160,7 +159,6 @@ def open_columns(path: Path, *, may_break: bool = False) -> Columns:
     """The columns of a .csv, .tsv, .jsonl, .json or .parquet file.
 
     Args:
-      path: of the file.
       may_break: a cell of a .csv may run over several lines, as names of files do that hold a line break.
 
     Raises: DataError if the file is not of that format at all, or empty.

@@ -50,7 +50,6 @@ def corrected(table: LabelTable, source: Any) -> LabelTable:
     """The table with the labels of corrections as given labels.
 
     Args:
-      table: N images.
       source: see `read_corrections`; or several such, of which the last counts; none leaves the table as it is.
 
     Raises: DataError naming the row whose id is no image of the table, or whose label is no class of it.

@@ -28,9 +28,7 @@ def symmetric(labels: npt.ArrayLike, *, n_classes: int, rate: float, seed: int) 
 
     Args:
       labels: [N] int in 0 .. C-1; -1 = unknown, stays so.
-      n_classes: C.
       rate: probability of a wrong label, 0 to 1 (the drawn class is never the old one).
-      seed: any int >= 0.
 
     Returns: [N] int64.
     Raises: ConfigError for a rate out of range, a label out of range, or a rate above 0 with one class.
@@ -62,10 +60,8 @@ def candidate_sets(labels: npt.ArrayLike, *, n_classes: int, q: float, eta: floa
 
     Args:
       labels: [N] int in 0 .. C-1; -1 = unknown, gives an empty set.
-      n_classes: C.
       q: probability of each wrong label, 0 to 1.
       eta: probability that the truth is missing, 0 to 1.
-      seed: any int >= 0.
 
     Returns: Candidates without weights; N rows.
     Raises: ConfigError for a share or a label out of range.
@@ -112,10 +108,8 @@ def instance_dependent(
     Args:
       probs: [N, C] float >= 0, the weak model's probabilities; or [N, K], those of ``classes``.
       labels: [N] int, the truth; -1 = unknown, gives an empty set.
-      n_classes: C.
       rate: mean probability of a wrong label to enter, 0 to 1: rate * (C-1) wrong labels per set on average.
       eta: probability that the truth is swapped for a class outside the set, drawn evenly.
-      seed: any int >= 0.
       classes: [N, K] int, the classes that the columns of ``probs`` belong to, no class twice in a row; the others
         count as probability 0. None: the columns are the classes.
 
@@ -170,7 +164,6 @@ def instance_dependent_labels(
     Args:
       probs, labels, n_classes, classes: as in `instance_dependent`; unknown labels stay unknown.
       rate: share of the labelled rows that becomes wrong, 0 to 1; rounded to whole rows, halves up.
-      seed: any int >= 0.
 
     Returns: [N] int64.
     Raises: ConfigError as `instance_dependent`, or if the model gives wrong classes no probability in too many rows.

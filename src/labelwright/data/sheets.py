@@ -18,7 +18,6 @@ def read_sheet(path: Path, wanted: Mapping[str, Sequence[str]], *, fix: str, opt
     """The rows of a .csv, .tsv, .jsonl, .json or .parquet file.
 
     Args:
-      path: of the file.
       wanted: role -> the names that its column may have, the first found wins; an ``id`` keeps its blanks and breaks.
       fix: what to do where the file is not such a table.   optional: roles that may be missing.
 

@@ -67,7 +67,6 @@ class PixelViews:
     "strong"), give each its own seed.
 
     Args:
-      pixels: decoded images.   settings: how the views are made.
       rows: [N] int64 rows of ``pixels`` that are rows 0..N-1 here; None = all of them.
 
     Raises: ConfigError if pad_px does not fit the size of the images.

@@ -115,7 +115,6 @@ def concepts_of(
     """What the text tower says of class names, and of descriptions of how the classes look.
 
     Args:
-      tower: a loaded model.   class_names: C names.
       templates: a name, file or template, see encoders.templates.templates_named.
       descriptions: class -> texts, for any of the classes.
 

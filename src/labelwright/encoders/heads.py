@@ -173,10 +173,6 @@ class CentredHead(nn.Module):
 
     m and s are buffers, zero and one at first. Neither shifting nor scaling the features with m and s changes anything.
 
-    Args:
-      n_features: D.
-      n_outputs: C.
-
     Example:
       >>> head = CentredHead(2, 3)
       >>> tuple(head(torch.zeros(5, 2)).shape), head.scale.item()

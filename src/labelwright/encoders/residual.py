@@ -11,7 +11,6 @@ class ResidualAdapter(nn.Module):
     """z -> unit norm of z + weight * relu(up(relu(down(z)))), two linear layers with a narrow middle.
 
     Args:
-      n_features: D.
       n_hidden: width of the middle; None = D / 4, at least 4 (512 -> 128 in the paper).
       weight: share of the correction, > 0; 0.01 in the paper, for features whose cosines are multiplied by 100.
 

@@ -149,10 +149,6 @@ def fill(template: str, name: str) -> str:
     article right before it agrees with how the name is spoken, and is dropped if the name has an article or a count of
     its own; after any other word ("a large {}") the name's own article is dropped instead.
 
-    Args:
-      template: a text with one ``{}``.
-      name: a name or phrase.
-
     Raises: ConfigError: the name is empty.
 
     Example:

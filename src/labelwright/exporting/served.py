@@ -23,7 +23,6 @@ class Served(nn.Module):
 
     Args:
       net: maps normalised images, or embeddings, to logits [B, K], in evaluation mode.
-      n_classes: C.
       outputs: class of each of the K outputs, -1 = none; empty: output k is class k.
       trust_of: maps probabilities [B, C], and the normalised images or embeddings that they are of, to the chance [B]
         that the most probable class is right.

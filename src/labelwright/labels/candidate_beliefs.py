@@ -101,7 +101,6 @@ def candidate_beliefs(feats: Tensor, task: Task) -> CandidateBeliefs:
 
     Args:
       feats: [N, D] float, unit norm.
-      task: labels and guesses of the N images.
 
     Returns: see `CandidateBeliefs`.
 

@@ -52,7 +52,6 @@ def aligned_division(
 
     Args:
       net: name of the network.
-      task: labels and guesses of the N images.
       passes: streams the network's logits.
       history: of its division losses, from labels.purify.
       prior: [C] float, shares the classes should have.

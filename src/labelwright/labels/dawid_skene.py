@@ -118,7 +118,6 @@ def dawid_skene(votes: Tensor, n_classes: int, *, labels: Tensor | None = None) 
 
     Args:
       votes: [N, A] int64, classes that A annotators answered, -1 = no answer.
-      n_classes: C.
       labels: [N] int64 verified classes, which stay; -1 or None = unknown.
 
     Source: Dawid and Skene 1979 (Applied Statistics 28), Eq. (2.3) to (2.5). Differs: rows of a confusion matrix are

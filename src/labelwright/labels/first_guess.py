@@ -78,7 +78,6 @@ def overturned(task: Task, answers: Tensor) -> Overturned:
     """Count the first guesses that answers contradict.
 
     Args:
-      task: labels and guesses of the N images.
       answers: [N] int64.
 
     Example: the second of two guesses is overturned, the label does not count.
@@ -104,7 +103,6 @@ def overturned_warning(class_names: Sequence[str], found: Overturned) -> list[st
     """What to report of a student that contradicts many of the first guesses, which no score without labels can judge.
 
     Args:
-      class_names: C names.
       found: of `overturned`.
 
     Example:

@@ -95,7 +95,6 @@ def learn(feats: Tensor, labels: Tensor, fold: Tensor, reference: Tensor, *, n_c
       feats: [n, D] float of the sample of labelled rows.   labels: [n] int64, 0 to C-1.
       fold: [n] int64, 0 to `N_FOLDS` - 1.
       reference: [R, D] float, of the smaller sample of all rows.
-      n_classes: C.
 
     Returns: the judge, and [C, C] float32, how alike classes are, as in `Judged`.
 

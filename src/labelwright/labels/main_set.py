@@ -148,7 +148,6 @@ def prototypes(feats: Tensor, classes: Tensor, n_classes: int) -> Tensor:
     Args:
       feats: [n, D] float.
       classes: [n] int64, of each row.
-      n_classes: C.
 
     Returns: [C, D] float; zero for a class without a row.
 

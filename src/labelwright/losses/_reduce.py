@@ -88,7 +88,6 @@ def check_rows(rows: Tensor, what: Literal["logits", "features"] = "logits", /, 
 
     Args:
       rows: [B, C] logits or [B, D] features.
-      what: what they are called.
       **per_row: name -> tensor that must be [B], or None.
 
     Raises:

@@ -189,7 +189,6 @@ def regression(u: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor, Tenso
     Args:
       u: [n, D] float, unit norm.
       labels: [n] int64, no unknown ones.
-      n_classes: C.
 
     Returns: weight [C, D] and bias [C], with a mean of 0 over the labelled classes, and the inverse penalty.
 

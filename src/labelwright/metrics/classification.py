@@ -35,7 +35,6 @@ def score(
       predicted: [N] int, 0 to C-1.
       confidence: [N] float, 0 to 1: the probability given to the predicted class.
       truth: [N] int, -1 (unknown) to C-1.
-      n_classes: C.
       train_counts: [C] training images per class; without it there are no groups.
       n_bins: equal-width confidence bins (lower, upper] of the calibration error; 0 belongs to the first.
 

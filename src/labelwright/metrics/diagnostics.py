@@ -23,7 +23,6 @@ def pace_warnings(
     Args:
       facts: of methods.open_world.pace_logs.
       divergences: mean KL divergence of every epoch so far, nats.
-      epoch: zero-based.   n_epochs: in all.
       n_named: seen classes.
 
     Returns: sentences; none in the first half, and none without novel classes.
@@ -78,7 +77,6 @@ def division_warnings(
     Args:
       logs: of labels.codivide.describe_divisions.
       first: the same after the first division.
-      epoch: zero-based.
       cosine_before: mean cosine of the prototypes an epoch ago: they start alike, and have collapsed if they stay so.
       has_guesses: False where every label is verified and there is nothing to divide.
       remedy: against a label collapse, by settings of the method.

@@ -118,7 +118,6 @@ def guess_counts(
 
     Args:
       candidates: sets of N rows.
-      n_classes: C.
       truth: [N] class indices, -1 = unknown, C and above = no class of the list; None = no truth. For scoring only.
 
     Returns: named [C] (sets that hold the class with a weight above 0), first [C], is_ranked (some set has a candidate

@@ -19,7 +19,6 @@ def judge_student(task: Task, answers: Tensor, watch: Mapping[str, Any] | None) 
     """Score the answers of a student, and compare them with the guesses.
 
     Args:
-      task: labels and guesses of the N images.
       answers: [N] int64.
       watch: of `metrics.agreement.Watch`, with the agreement of the guesses; None = there are no clusters.
 

@@ -164,13 +164,7 @@ def _open_evaluator(plan: Plan, job: Job) -> Callable[[State], Mapping[str, Any]
 def asker_of_names(
     prepared: Prepared, build: BuildNet, device: torch.device, precision: str
 ) -> Callable[[Source], Answers]:
-    """What the class names alone answer on any images, in the views of a run.
-
-    Args:
-      prepared: says how images are seen.
-      build: gives the towers.
-      device, precision: where and how to compute.
-    """
+    """What the class names alone answer on any images, in the views of a run."""
     net = AlignedNet(build.towers()).to(device).eval()
 
     def probs(x: torch.Tensor) -> torch.Tensor:

@@ -80,8 +80,6 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
     """Choose, label, score and save: labels.parquet, model/, summary.json, report.html.
 
     Args:
-      plan, job, trained: what was trained, on what, how.
-      answer: what was chosen to answer with.
       seconds: spent so far, by phase; labelling is added.
     """
     run, prepared, task, described = plan.run, job.prepared, job.task, plan.described

@@ -47,11 +47,7 @@ def gallery_of(
     """The content of gallery.json; see `reporting.gallery.write_gallery`.
 
     Args:
-      plan, job: of the run.
       contenders: what the images are shown to, the answer of the run first.
-      rows: labels.parquet.
-      summary: summary.json.
-      own: answers on the training images.
       first: [N] int64, the first guess of each training image, -1 = none; None where there was none.
       tested: answers on the test images; None without such.
       chance: from log-odds (`Answers.odds`) to trust.

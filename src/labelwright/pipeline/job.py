@@ -52,9 +52,7 @@ def prepare_job(plan: Plan, seconds: dict[str, float], approve: Callable[[Estima
     """Embed, annotate, read the class names, build, count novel classes.
 
     Args:
-      plan: of `resolve`.
       seconds: by phase; those spent here are added.
-      approve: see `fit`.
 
     Raises: LabelwrightError subclasses for what only these steps can find.
     """

@@ -42,7 +42,6 @@ def label_rows(
     """One row per image: which label, how likely it is right, what else it could be, where from, how far to trust it.
 
     Args:
-      table: N images.
       answers: of the classifier, with ``given`` = the labels the table holds.
       class_names: C names the answers refer to.
       calibration: of the classifier.

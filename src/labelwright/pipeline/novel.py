@@ -38,7 +38,6 @@ def count_novel(
 
     Args:
       run: its folder; an estimate is kept there, and read from there by a run that goes on.
-      table: training images.
       asked: a number, "auto", a range such as "3-12", or None.
       feats: makes the features [N, D] of the training images; called only where there is something to estimate.
       seed: of the estimate.

@@ -26,7 +26,6 @@ def own_answers(plan: Plan, job: Job, kept: Contender, given: Tensor) -> tuple[A
     """Answers on the training images, and what summary.json says of how their candidates were used.
 
     Args:
-      plan, job: of a run.
       kept: the classifier that it answers with.
       given: [N] int64 verified labels, -1 = none; their images are judged by the model alone.
 

@@ -151,9 +151,6 @@ def new_run(settings: FitSettings) -> Run:
 def resolve(settings: FitSettings, run: Run | None = None) -> Plan:
     """Read and check everything that a run needs; nothing is written.
 
-    Args:
-      settings: of the run.   run: its folder, if it is held already.
-
     Raises: LabelwrightError subclasses for data or settings that cannot work.
     """
     began = time.monotonic()

@@ -45,11 +45,6 @@ def audit_of_run(job: Job, tested: Answers | None, *, seed: int) -> RunAudit:
 
     Labels are judged by features that were stored, in folds: a network that learned from pixels has seen the labels
     that it would have to judge, and judges none.
-
-    Args:
-      job: of a run.
-      tested: its answers to the test images.
-      seed: of the folds.
     """
     prepared, n_classes = job.prepared, len(job.task.class_names)
     sources = [prepared.train, *([] if prepared.test is None else [prepared.test])]

@@ -592,10 +592,6 @@ def _closest(key: str, names: Sequence[str]) -> str:
 def command_of(config: Mapping[str, Any], *, path: Path = Path("run")) -> str:
     """The command line that was typed for a run, or one that reads its config.yaml where Python gave what no flag can.
 
-    Args:
-      config: content of config.yaml.
-      path: the run folder.
-
     Returns: "" where Python gave an object in memory: no command can give it again.
 
     Example:

@@ -38,7 +38,6 @@ def looks_of(net: Any, source: Source, view: ViewSettings, device: torch.device,
     Args:
       net: a saved classifier; its backbone is asked where there are no stored features.
       source, view: the images and how they are seen.
-      device, precision: where and how to compute.
     """
     views, dtype = source.views(view), autocast_dtype(device, precision)
     has_pixels = source.pixels is not None and not isinstance(source.pixels, StreamedPixels)  # not decoded once more
@@ -55,13 +54,7 @@ def looks_of(net: Any, source: Source, view: ViewSettings, device: torch.device,
 
 
 def strangers_of(plan: Plan, job: Job, net: Any, own: Answers) -> tuple[Strangers, Tensor, Tensor | None] | None:
-    """What tells images of no class, of a run; with the scores of its training images, and of those held out.
-
-    Args:
-      plan, job: of the run.
-      net: the classifier that is saved.
-      own: its answers on the training images.
-    """
+    """What tells images of no class, of a run; with the scores of its training images, and of those held out."""
     prepared, device, precision = job.prepared, plan.accelerator.device, plan.settings.precision
     table = prepared.train.table
     looks = looks_of(net, prepared.train, prepared.view, device, precision)

@@ -21,11 +21,7 @@ CHUNK = 2_048
 
 
 def votes_of(job: Job, own: Answers) -> PixelVotes | None:
-    """What votes on the labels of a run; None where pixels say too little, or there are none, or classes are new.
-
-    Args:
-      own: answers on the training images.
-    """
+    """What votes on the labels of a run; None where pixels say too little, or there are none, or classes are new."""
     source, view = job.prepared.train, job.prepared.view
     is_decoded = source.pixels is not None and not isinstance(source.pixels, StreamedPixels)  # not decoded once more
     if not is_decoded or not job.prepared.size_px or job.task.n_novel:

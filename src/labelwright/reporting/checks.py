@@ -37,7 +37,6 @@ def to_check(
     """Ids of the images to look at by reason, keys of `TABS`, the most urgent first; no empty lists.
 
     Args:
-      labels: labels.parquet.
       summary: summary.json, of which ``audit`` and ``strangers`` are used where there are any.
       changed: ids of images whose label is another class than first guessed.
       mistakes: ids of test images that were got wrong, the worst first.

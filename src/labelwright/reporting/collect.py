@@ -45,11 +45,6 @@ FEW = 30  # images from which trust is held against what was right
 def collect(run: Run, sections: Sections | None = None, *, command: str = "") -> dict[str, Any]:
     """What there is to say of a finished run; see the head of this file for the keys.
 
-    Args:
-      run: its folder.
-      sections: what its method adds.
-      command: that makes it again.
-
     Example:
       >>> summary = {"method": "cvs", "test": {"accuracy": 0.8, "n_scored": 100}}
       >>> found = collect(Run("run", summary=summary, data={}, config={}, environment={}, records=[], labels=None))

@@ -118,11 +118,7 @@ def _print_beside(summary: Mapping[str, Any]) -> None:
 
 
 def print_verdict(content: Mapping[str, Any]) -> None:
-    """How good the labels of a run are and what to do next, as its report says it.
-
-    Args:
-      content: see reporting.collect.
-    """
+    """How good the labels of a run are and what to do next, as its report says it."""
     out, verdict = screen(), content["verdict"]
     out.print(f"\n{verdict['sign']} {verdict['words']}: {verdict['sentence']}")
     for _, words in verdict["facts"]:

@@ -83,9 +83,6 @@ def is_below_annotator(summary: Mapping[str, Any]) -> bool:
 def own_sets_words(found: Mapping[str, Any] | None) -> list[str]:
     """How labels of training images were decided between the model and their candidates; no words if there are none.
 
-    Args:
-      found: ``own_sets`` of summary.json.
-
     Example:
       >>> own_sets_words({"rule": "no", "outside_frac": 0.16, "label_outside_frac": 0.0})
       ['labels of training images: the best of their candidates; the model alone would leave them for 16.0%']
@@ -108,9 +105,6 @@ def own_sets_words(found: Mapping[str, Any] | None) -> list[str]:
 
 def deployed_words(epochs: Sequence[Mapping[str, Any]]) -> list[str]:
     """What of Co-Reg was saved, and its score; no words for a run that does not say.
-
-    Args:
-      epochs: records of the epochs.
 
     Example:
       >>> deployed_words([{"deployed": "sum", "score_deployed": 0.75}])[0]

@@ -42,10 +42,7 @@ class Answer:
 
 
 class AnswerLog:
-    """The file of answers of a run, and what they come to.
-
-    Args:
-      path: the file; need not exist.
+    """The file of answers of a run, which need not exist, and what they come to.
 
     Raises: DataError naming a line that cannot be read.
 

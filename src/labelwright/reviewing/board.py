@@ -38,9 +38,6 @@ Rows = npt.NDArray[np.int64]
 class Board:
     """A finished run under review. Methods may be called from several threads.
 
-    Args:
-      run: its folder.
-
     Raises: DataError if it is not finished, or a file of it cannot be read.
     """
 

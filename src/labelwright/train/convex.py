@@ -103,7 +103,6 @@ def solve(
       z: [N, D] float32, centred and of unit scale (`scaled`), N >= 1.
       labels: [N] int64, 0 to C-1, no unknown ones; or [N, C] float probabilities of the classes, without adjustment.
       problem: the loss.
-      n_classes: C.
       penalty: >= 0; 0 does not converge where classes are separable.
       start: where to begin; the end does not depend on it.
       towards: a head that the penalty draws weight and bias to, in place of a weight of 0 and a free bias.
@@ -294,7 +293,6 @@ def folds_of(labels: Tensor, groups: Tensor | None, *, seed: int, limit: int | N
     Args:
       labels: [N] int64, 0 to C-1.
       groups: [N] int, rows of one group fall into one fold; or None.
-      seed: any int >= 0.
       limit: how many rows take part, about; None = `MAX_TRIED_ROWS`.
 
     Returns: rows [n] int64, ascending, and their folds [n] int64: all rows, or of more than the limit a share of each
@@ -353,7 +351,6 @@ def cross_validate(
     Args:
       z: [N, D] float32, as for `solve`.   labels: [N] int64.
       problem_of: counts [C] of the rows that are fitted -> the problem.
-      n_classes: C.
       rows, fold: of `folds_of`, at least two folds.
       penalties: to be tried, strongest first.
 

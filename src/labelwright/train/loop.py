@@ -99,7 +99,6 @@ def train(
       recipe, cfg: a module of methods/ and its Config.
       task, views: labels and class names of the N training images, and the images.
       build_net: makes a fresh network of the wanted number of outputs.
-      options: device, precision, seed, how often to checkpoint and evaluate.
       run: where to log and checkpoint; None keeps nothing.
       evaluate: scores a state on held-out images, for the curves; the loop never acts on what it returns.
 

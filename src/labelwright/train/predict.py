@@ -91,7 +91,6 @@ def answer(
       device, precision: of ``probs_of``, see train.processes.
       given: [N] int64 labels to ask about, -1 = none; None = none at all.
       adapt: changes the probabilities of rows; None = as they are.
-      description: of the progress bar.
 
     Returns: one answer per row, in the order of ``rows``.
 

@@ -60,7 +60,6 @@ def autocast_dtype(device: torch.device, precision: str) -> torch.dtype | None:
     """The dtype that forward passes autocast to, None for plain float32.
 
     Args:
-      device: training device.
       precision: "auto", "bf16" or "fp32"; auto is bf16 where the hardware multiplies it natively.
 
     Raises: ConfigError for another precision.

@@ -52,7 +52,6 @@ class Tracking:
 
     Args:
       name: one of `TRACKERS`; None or tensorboard, which every run writes anyway, tracks nothing here.
-      run_name: of the run in the tracker.
       config: settings of the run; values that are no plain ones are kept as text.
     """
 

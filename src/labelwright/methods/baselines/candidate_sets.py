@@ -131,7 +131,6 @@ def read_targets(task: Task, targets: Tensor, rows: Tensor) -> Tensor:
     """Targets of some rows: a verified label alone, else the row's own, even where there are no candidates.
 
     Args:
-      task: whose candidates the targets are of.
       targets: [nnz] float, of `even_targets` or `write_targets`.
       rows: [B] int64.
 
@@ -149,7 +148,6 @@ def write_targets(task: Task, targets: Tensor, rows: Tensor, new: Tensor) -> Ten
     """Targets with some rows renewed, by what every process has of its share of the batch.
 
     Args:
-      task: whose candidates the targets are of.
       targets: [nnz] float; stays as it is.
       rows: [B] int64; of a row that comes twice the last counts.
       new: [B, C] float; only what stands at candidates is kept.
@@ -188,7 +186,6 @@ def result_of(
 
     Args:
       logits: [B, C] of each view; new targets are the geometric mean of their probabilities inside the sets.
-      loss: scalar, mean over the rows kept.
       kept: [B] bool, rows that the loss counts.
     """
     possible, memory = task.possible(batch.rows), dict(state.memory)

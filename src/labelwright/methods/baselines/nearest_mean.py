@@ -59,7 +59,6 @@ def nearest_mean(z: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor, Ten
     Args:
       z: [N, D] float32.
       labels: [N] int64, 0 to C-1.
-      n_classes: C.
 
     Returns: weight [C, D] and bias [C].
 

@@ -1,4 +1,4 @@
-"""benchmarks/known_orders.py: what the tool's own order of questions is held against."""
+"""benchmarks/review_order.py: the known orders that the tool's own is held against."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-KNOWN = runpy.run_path(str(Path(__file__).parents[3] / "benchmarks" / "known_orders.py"))
+KNOWN = runpy.run_path(str(Path(__file__).parents[3] / "benchmarks" / "review_order.py"))
 badge, by_chance, by_margin, typiclust = (KNOWN[name] for name in ("badge", "by_chance", "by_margin", "typiclust"))
 
 
