@@ -21,7 +21,7 @@ POSITIONAL = ("data", "run", "first", "second", "method", "action", "names")
 
 def flag(hint: Any, default: Any, text: str, example: str = "") -> tuple[Any, Any]:
     """Type of a flag and its `setting`."""
-    return hint, setting(default, text, example=example)
+    return hint, setting(default, text, example)
 
 
 RUN = flag(str, REQUIRED, "finished run folder", "run")

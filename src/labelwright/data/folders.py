@@ -38,7 +38,9 @@ def read_folder(root: Path, classes: Sequence[str] | None) -> LabelTable:
     names = _names_written(root)
     folders = [entry for entry in _entries(root, builder.problems) if entry.is_dir()]
     splits = split_folders({entry.name: _names_in(entry) for entry in folders})
-    if splits and all(name in splits or name.lower() in UNLABELLED_NAMES for name in _beside(folders, splits)):
+    # where there are two splits or more, what lies beside them does not say whether they are all there is
+    beside = [] if len(set(splits.values())) > 1 else [entry.name for entry in folders]
+    if splits and all(name in splits or name.lower() in UNLABELLED_NAMES for name in beside):
         for entry in folders:
             if entry.name in splits or entry.name.lower() in UNLABELLED_NAMES:
                 is_labelled = entry.name.lower() not in UNLABELLED_NAMES
@@ -57,11 +59,6 @@ def read_folder(root: Path, classes: Sequence[str] | None) -> LabelTable:
     if not builder.n_rows and builder.problems:
         builder.where = f"{root} (files of {len(builder.problems)} other kinds were left out)"
     return builder.finish(classes=classes, root=str(root))
-
-
-def _beside(folders: Sequence[os.DirEntry[str]], splits: Mapping[str, str]) -> list[str]:
-    """Folders beside splits that say whether these are all there is: none where there are two splits or more."""
-    return [] if len(set(splits.values())) > 1 else [entry.name for entry in folders]
 
 
 def _outside(builder: TableBuilder, entry: os.DirEntry[str]) -> None:

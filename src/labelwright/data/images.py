@@ -149,7 +149,8 @@ def decode(source: Source, decoding: Decoding | None = None, *, side_px: int | N
     except Exception as error:
         if isinstance(error, FileNotFoundError):
             raise
-        if isinstance(error, ValueError) and _is_file(source) and (slim := _without_texts(source)) is not None:
+        is_there = isinstance(source, bytes) or os.path.isfile(source)  # noqa: PTH113 (a NUL in a path is no error)
+        if isinstance(error, ValueError) and is_there and (slim := _without_texts(source)) is not None:
             try:
                 return _decoded(slim, decoding, side_px)
             except Exception as second:
@@ -210,11 +211,6 @@ def open_image(source: Source, pixels_max: int = PIXELS_MAX) -> Image.Image:
 def _open(source: Source) -> Image.Image:
     kinds = [kind for kind in Image.ID if kind not in _NEVER]
     return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=kinds)
-
-
-def _is_file(source: Source) -> bool:
-    """Whether there is something to read: a path with a NUL in it is a ValueError too."""
-    return isinstance(source, bytes) or os.path.isfile(source)  # noqa: PTH113
 
 
 def _kind_of(mode: int) -> str:

@@ -188,17 +188,14 @@ def _as_strings(column: Any) -> tuple[Any, Flags]:
         text.validate(full=True)  # Parquet and JSON do not promise UTF-8
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         kind = column.type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or _is_bytes(kind)):
+        is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)
+        if not (is_text or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)):
             return pa.nulls(len(column), pa.string()), np.asarray(column.is_valid().to_numpy(zero_copy_only=False))
         raw = column.cast(pa.large_binary()).to_pylist()
         decoded = [_decoded(value) for value in raw]
         odd = np.array([a is not None and b is None for a, b in zip(raw, decoded, strict=True)], dtype=bool)
         text = pa.array(decoded, pa.string())
     return text, odd
-
-
-def _is_bytes(kind: Any) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
 
 
 def _decoded(value: bytes | None) -> str | None:

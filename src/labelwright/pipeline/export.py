@@ -68,7 +68,8 @@ def export(
     elif format == "safetensors":
         write_single_file(Path(run) / "model", target)
     else:
-        served, n_features = _served(saved), int(_first(saved.net).n_features)
+        first: Any = getattr(saved.net, "first", saved.net)  # of an ensemble
+        served, n_features = _served(saved), int(first.n_features)
         if format == "onnx":
             write_onnx(served, target, size_px=saved.size_px, n_features=n_features, metadata=_about(saved))
         else:
@@ -77,11 +78,6 @@ def export(
 
 
 # ---- models ---------------------------------------------------------------------------------------------------------
-
-
-def _first(net: Any) -> Any:
-    """A classifier, or the first member of an ensemble."""
-    return getattr(net, "first", net)
 
 
 def _served(saved: SavedModel) -> Served:
@@ -228,10 +224,6 @@ def _final(files: Sequence[Path], building: Path, target: Path) -> list[Path]:
     return [folder / file.relative_to(building) if file.is_relative_to(building) else file for file in files]
 
 
-def _imagefolder(rows: pa.Table, table: LabelTable, names: Sequence[str], folder: Path, target: Path) -> None:
-    write_class_folders(rows, table, folder)
-
-
 def _yolo_folder(rows: pa.Table, table: LabelTable, names: Sequence[str], folder: Path, target: Path) -> None:
     labels = np.array(rows["label"].to_pylist())
     in_val = np.zeros(len(labels), dtype=bool)
@@ -253,7 +245,7 @@ LABEL_WRITERS: dict[str, Callable[[pa.Table, LabelTable, Sequence[str], Path, Pa
     "fiftyone": _fiftyone,
     "coco": _coco,
     "yolo-folder": _yolo_folder,
-    "imagefolder": _imagefolder,
+    "imagefolder": lambda rows, table, names, folder, target: write_class_folders(rows, table, folder),
     "datasets": _datasets,
 }
 """Format -> writer of (rows, their images, class names, folder to fill, folder that it will be)."""

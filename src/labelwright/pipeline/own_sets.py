@@ -50,7 +50,7 @@ def own_answers(plan: Plan, job: Job, kept: Contender, given: Tensor) -> tuple[A
         new = (
             within(probs.cpu(), annotations.named(rows))
             if fitted is None
-            else _together(annotations, fitted, probs.cpu(), rows)
+            else annotations.posterior(fitted, probs.cpu().clamp(min=LEAST).log(), rows)
         )
         return torch.where(open_rows[:, None], new.to(probs), probs)
 
@@ -82,10 +82,6 @@ def _annotation_model(plan: Plan, job: Job, kept: Contender, annotations: Annota
     views = job.prepared.train.views(job.prepared.view)
     answers_of(plan, kept.recipe, kept.cfg, kept.state, views, rows=rows, adapt=collect)
     return fit_annotations(annotations, torch.cat(seen), rows)
-
-
-def _together(annotations: Annotations, fitted: AnnotationModel, probs: Tensor, rows: Tensor) -> Tensor:
-    return annotations.posterior(fitted, probs.clamp(min=LEAST).log(), rows)
 
 
 def within(probs: Tensor, possible: Tensor) -> Tensor:

@@ -28,8 +28,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def setting(
     default: Any,
     text: str,
-    *,
     example: str = "",
+    *,
     also: tuple[type, ...] = (),
     low: float | None = None,
     high: float | None = None,
@@ -54,19 +54,19 @@ class DataSettings:
     data: str = setting(
         REQUIRED,
         "folder, table (.csv .jsonl .parquet), hub data set, or embeddings (.npy .npz .parquet)",
-        example="photos/",
+        "photos/",
         also=(object,),
     )
     test: str | None = setting(
         None,
         "images to score on; none: those that the data calls test, else a share is held out",
-        example="--test test.csv",
+        "--test test.csv",
         also=(object,),
     )
     test_frac: float = setting(
         0.2,
         "share of the labelled images held out when there are no test images; 0: none",
-        example="--test-frac 0.1",
+        "--test-frac 0.1",
         low=0,
         high=1,
     )
@@ -74,67 +74,63 @@ class DataSettings:
         (),
         "CSV files with the columns id and label, as the report writes them: these labels are given labels, whatever "
         "the data says; of several files the last counts; in Python also a mapping",
-        example="--corrections corrections.csv",
+        "--corrections corrections.csv",
         also=(str, Path, Mapping, list),
     )
     classes: str | None = setting(
         None,
         "file with one class name per line, fixing names and order; in Python also a list of names",
-        example="--classes names.txt",
+        "--classes names.txt",
         also=(Path, list, tuple),
     )
     novel: str | None = setting(
         None,
         "a number, a range such as 3-12, or auto: classes outside the list may be present",
-        example="--novel auto",
+        "--novel auto",
         also=(int,),
     )
     group: str | None = setting(
         None,
         "column whose rows belong together, such as the frames of one track; never split between train and test",
-        example="--group track",
+        "--group track",
     )
-    image_column: str | None = setting(
-        None, "column of a table with the paths or images", example="--image-column photo"
-    )
-    label_column: str | None = setting(None, "column of a table with the labels", example="--label-column species")
+    image_column: str | None = setting(None, "column of a table with the paths or images", "--image-column photo")
+    label_column: str | None = setting(None, "column of a table with the labels", "--label-column species")
     split_column: str | None = setting(
-        None, "column of a table that says train, test or validation", example="--split-column fold"
+        None, "column of a table that says train, test or validation", "--split-column fold"
     )
     candidates_column: str | None = setting(
-        None, "column of a table with candidate labels, as cat|dog or lists", example="--candidates-column guesses"
+        None, "column of a table with candidate labels, as cat|dog or lists", "--candidates-column guesses"
     )
     annotator_columns: str | None = setting(
         None,
         "columns, with commas between, that hold one annotator's answers each (empty: did not answer); they become "
         "candidates, weighted by how reliable each annotator turns out to be",
-        example="--annotator-columns ann,bob,cyd",
+        "--annotator-columns ann,bob,cyd",
     )
     on_bad: Literal["stop", "skip"] = setting(
-        "stop", "unusable rows: stop with a report of all of them, or skip and list them", example="--on-bad skip"
+        "stop", "unusable rows: stop with a report of all of them, or skip and list them", "--on-bad skip"
     )
     size: int | None = setting(
         None,
         "side in px of the square images that the network sees; none: from the images, or the model's own",
-        example="--size 64",
+        "--size 64",
         low=8,
         high=4096,
     )
     flip: Literal["auto", "on", "off"] = setting(
-        "auto", "do mirrored images keep their class? auto looks at the class names", example="--flip off"
+        "auto", "do mirrored images keep their class? auto looks at the class names", "--flip off"
     )
     cache_limit_gb: float = setting(
-        16.0, "decoded images above this are streamed instead of cached", example="--cache-limit-gb 4", low=0
+        16.0, "decoded images above this are streamed instead of cached", "--cache-limit-gb 4", low=0
     )
 
-    largest_image: float = setting(
-        179.0, "megapixels of the largest image that is read", example="--largest-image 500", low=0
-    )
+    largest_image: float = setting(179.0, "megapixels of the largest image that is read", "--largest-image 500", low=0)
     exact_decoding: bool = setting(
         False,
         "decode large JPEGs in full; else those of 3 megapixels and more are decoded at a half, a quarter or an eighth "
         "of their size, still twice as large as needed or more",
-        example="--exact-decoding",
+        "--exact-decoding",
     )
 
 
@@ -147,20 +143,20 @@ class ModelSettings:
         "resnet32, resnet18, preact_resnet18; efficientnet_lite0, whose ImageNet weights the extra imagenet of this "
         "package installs; a transformers model by id or path (CLIP, SigLIP, any vision model); or the run "
         "folder of pretrain or fit, for its backbone; auto: a pretrained one on this machine, else a small one",
-        example="--model openai/clip-vit-base-patch32",
+        "--model openai/clip-vit-base-patch32",
         also=(Path,),
     )
-    pretrained: bool = setting(True, "start a transformers model from its weights", example="--no-pretrained")
+    pretrained: bool = setting(True, "start a transformers model from its weights", "--no-pretrained")
     freeze: tuple[str, ...] = setting(
-        (), "patterns of parameter names to leave as they are", example="--freeze 'backbone.*'", also=(list,)
+        (), "patterns of parameter names to leave as they are", "--freeze 'backbone.*'", also=(list,)
     )
     views: Literal["auto", "pixels", "embeddings"] = setting(
         "auto",
         "pixels, or embeddings of a frozen model, made once and kept in the cache; auto: what suits the method, "
         "and of a pretrained model on a CPU embeddings",
-        example="--views embeddings",
+        "--views embeddings",
     )
-    n_views: int = setting(2, "weak and strong views embedded of every image", example="--n-views 4", low=1)
+    n_views: int = setting(2, "weak and strong views embedded of every image", "--n-views 4", low=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,44 +167,42 @@ class TextSettings:
         "auto",
         "what class names are put into: mixed, one, short, long, photo27, a file with one per line, or a text with {}; "
         "auto: photo27 for methods that learn from candidates, else mixed",
-        example="--templates photo27",
+        "--templates photo27",
         also=(Path,),
     )
     descriptions: str | None = setting(
         None,
         "JSON or YAML file {class: texts}: how classes look; a text replaces a name only where it explains the "
         "images better; in Python also a mapping",
-        example="--descriptions looks.json",
+        "--descriptions looks.json",
         also=(Path, Mapping),
     )
     describe_with: str | None = setting(
         None,
         "chat model to ask how the classes look whose name fits no image; nothing is asked without it",
-        example="--describe-with gpt-4o-mini",
+        "--describe-with gpt-4o-mini",
     )
     vocabulary: str | None = setting(
         None,
         "file of words, one per line, that discovered classes may be named by; with --novel and a text model",
-        example="--vocabulary words.txt",
+        "--vocabulary words.txt",
         also=(Path,),
     )
     annotator: str | None = setting(
         None,
         "vision-language or chat model that gives every image candidate labels first, where the data has none; "
         "none: --model, if that is a vision-language model",
-        example="--annotator llava-hf/llava-1.5-7b-hf",
+        "--annotator llava-hf/llava-1.5-7b-hf",
         also=(Path,),
     )
     rule: Literal["union", "top_k", "ratio", "mean"] = setting(
-        "top_k", "which classes become candidates; not for chat models", example="--rule union"
+        "top_k", "which classes become candidates; not for chat models", "--rule union"
     )
-    top_k: int = setting(
-        5, "candidates per image of --rule top_k, at most half of the classes", example="--top-k 3", low=1
-    )
+    top_k: int = setting(5, "candidates per image of --rule top_k, at most half of the classes", "--top-k 3", low=1)
     ratio: float = setting(
         0.5,
         "of --rule ratio: classes with at least this share of the highest probability",
-        example="--ratio 0.3",
+        "--ratio 0.3",
         low=0,
         high=1,
     )
@@ -216,13 +210,13 @@ class TextSettings:
         "auto",
         "may a training image get a label outside its candidates? no: the best of them; yes: what the model says of "
         "the image alone; auto: what both say together, which leaves the candidates where they often miss the class",
-        example="--outside-candidates no",
+        "--outside-candidates no",
     )
-    phrasings: int = setting(3, "questions per image put to a chat annotator", example="--phrasings 1", low=1)
+    phrasings: int = setting(3, "questions per image put to a chat annotator", "--phrasings 1", low=1)
     chat_url: str | None = setting(
         None,
         "base URL of an OpenAI-compatible endpoint; none: OPENAI_BASE_URL, else OpenAI's",
-        example="--chat-url http://localhost:8000/v1",
+        "--chat-url http://localhost:8000/v1",
     )
 
 
@@ -231,50 +225,45 @@ class MethodSettings:
     """How to learn."""
 
     method: str = setting(
-        "auto",
-        "name of a method; auto: the one that fits the situation, see `labelwright inspect`",
-        example="--method cap",
+        "auto", "name of a method; auto: the one that fits the situation, see `labelwright inspect`", "--method cap"
     )
     answer: Literal["auto", "best", "trained"] = setting(
         "auto",
         "best: of what was trained, its start and the obvious ones, the best on labels that were left out; trained: "
         "that one whatever is better; auto: best, but for baselines and --preset paper",
-        example="--answer trained",
+        "--answer trained",
     )
     refit: bool = setting(
         True,
         "fit the saved model once more on all images, those held out for its score too; networks that learn from "
         "pixels and runs with new classes keep the one that was scored",
-        example="--no-refit",
+        "--no-refit",
     )
     preset: Literal["practical", "paper"] = setting(
         "practical",
         "practical: what works best at this budget; paper: the published recipe, complete, see `labelwright settings`",
-        example="--preset paper",
+        "--preset paper",
     )
     adjust: str | None = setting(
         None,
         "logit adjustments by name, added to those of a method that trains a classifier: la, vs, ldam, pace, ...",
-        example="--adjust pace+la",
+        "--adjust pace+la",
     )
     epochs: int | None = setting(
         None,
         "passes over the training images; none: as many as --minutes allows, at most the method's own",
-        example="--epochs 30",
+        "--epochs 30",
         low=1,
     )
     minutes: float | None = setting(
         None,
         "time to train a network from pixels where --epochs says nothing, measured on three steps before it starts; "
         "none: 20 on a CPU, 120 on a GPU",
-        example="--minutes 60",
+        "--minutes 60",
         low=0,
     )
     set: tuple[str, ...] = setting(
-        (),
-        "KEY=VALUE ...: settings of the method; in Python a mapping",
-        example="--set lr=0.05 tau=1.0",
-        also=(Mapping, list),
+        (), "KEY=VALUE ...: settings of the method; in Python a mapping", "--set lr=0.05 tau=1.0", also=(Mapping, list)
     )
 
 
@@ -285,16 +274,16 @@ class PromiseSettings:
     error: float | None = setting(
         None,
         "largest share of wrong labels among those to accept; without it every predicted label is for review",
-        example="--error 0.05",
+        "--error 0.05",
         low=0,
         high=1,
     )
-    confidence: float = setting(0.95, "of that promise", example="--confidence 0.99", low=0, high=1)
+    confidence: float = setting(0.95, "of that promise", "--confidence 0.99", low=0, high=1)
     verified: str | None = setting(
         None,
         "file with ids and the true classes of images that somebody looked at, as of verify-sample; they make trust "
         "and the promise, and nothing learns from them; none: labelled images that were held back",
-        example="--verified to-verify.csv",
+        "--verified to-verify.csv",
         also=(Path,),
     )
 
@@ -303,31 +292,29 @@ class PromiseSettings:
 class RunSettings:
     """Where and how to run."""
 
-    out: str = setting(REQUIRED, "run folder: absent or empty, unless --resume", example="--out run", also=(Path,))
-    seed: int = setting(0, "of everything random", example="--seed 1", low=0)
-    device: str = setting("auto", "auto, cpu or cuda", example="--device cuda")
-    precision: str = setting(
-        "auto", "auto, bf16 or fp32; auto is bf16 where the hardware has it", example="--precision fp32"
-    )
+    out: str = setting(REQUIRED, "run folder: absent or empty, unless --resume", "--out run", also=(Path,))
+    seed: int = setting(0, "of everything random", "--seed 1", low=0)
+    device: str = setting("auto", "auto, cpu or cuda", "--device cuda")
+    precision: str = setting("auto", "auto, bf16 or fp32; auto is bf16 where the hardware has it", "--precision fp32")
     accumulate: int = setting(
         1,
         "parts in which a step's images go through the network, for less memory and one more forward pass: the "
         "gradient is that of all of them, and batch_size keeps its meaning",
-        example="--accumulate 4",
+        "--accumulate 4",
         low=1,
     )
-    resume: bool = setting(False, "continue the run in --out where it stopped", example="--resume")
+    resume: bool = setting(False, "continue the run in --out where it stopped", "--resume")
     checkpoint_minutes: float = setting(
-        5.0, "at most this much work is lost to a kill", example="--checkpoint-minutes 1", low=0
+        5.0, "at most this much work is lost to a kill", "--checkpoint-minutes 1", low=0
     )
     evaluations: int = setting(
-        10, "times the test images are scored while training; for the curves only", example="--evaluations 0", low=0
+        10, "times the test images are scored while training; for the curves only", "--evaluations 0", low=0
     )
     track: str | None = setting(
         None,
         "also show the run in wandb (offline unless WANDB_MODE says otherwise), mlflow or trackio, where installed; "
         "tensorboard is written anyway",
-        example="--track wandb",
+        "--track wandb",
     )
 
 

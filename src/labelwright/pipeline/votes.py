@@ -30,7 +30,7 @@ def votes_of(job: Job, own: Answers) -> PixelVotes | None:
     groups = source.table.groups
     return fit_votes(
         _pixels(source, view, rows),
-        _labels(own)[rows],
+        torch.where(own.given >= 0, own.given, own.predicted)[rows],
         n_classes=job.task.n_classes,
         groups=None if groups is None else torch.from_numpy(groups)[rows],
     )
@@ -62,7 +62,3 @@ def _pixels(source: Source, view: ViewSettings, rows: Tensor) -> Tensor:
     views, cpu = source.pixel_views(view), torch.device("cpu")
     parts = torch.split(rows, CHUNK // 8)  # of large images a view takes megabytes
     return torch.cat([small_pixels(views.batch(some, "clean", seed=0, device=cpu)) for some in parts])
-
-
-def _labels(own: Answers) -> Tensor:
-    return torch.where(own.given >= 0, own.given, own.predicted)

@@ -58,7 +58,8 @@ def fragment_of(content: Mapping[str, Any]) -> str:
     """
     few = dict(content["check"], items=content["check"]["items"][:24])
     inner = _template().render(**{**content, "check": few}, is_page=False)
-    return f'<iframe srcdoc="{_escaped(_framed(inner))}" width="100%" height="560" title="labelwright report"></iframe>'
+    page = _framed(inner).replace("&", "&amp;").replace('"', "&quot;")
+    return f'<iframe srcdoc="{page}" width="100%" height="560" title="labelwright report"></iframe>'
 
 
 def _framed(inner: str) -> str:
@@ -68,10 +69,6 @@ def _framed(inner: str) -> str:
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" '
         f'content="{policy}"><style>{style}</style></head><body>{inner}</body></html>'
     )
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace('"', "&quot;")
 
 
 @cache

@@ -180,10 +180,6 @@ def _of_parquet(place: str, n_rows: int | None, prefix: str) -> list[Shard]:
     return found
 
 
-def _of_tar(place: str, n_rows: int | None, prefix: str) -> list[Shard]:
-    return [Shard("tar", place, prefix=prefix)]
-
-
 def _of_npy(place: str, n_rows: int | None, prefix: str) -> list[Shard]:
     with array(place) as (shape, _, _, _):
         return [
@@ -194,7 +190,7 @@ def _of_npy(place: str, n_rows: int | None, prefix: str) -> list[Shard]:
 
 _KINDS: dict[str, Callable[[str, int | None, str], list[Shard]]] = {
     ".parquet": _of_parquet,
-    ".tar": _of_tar,
+    ".tar": lambda place, n_rows, prefix: [Shard("tar", place, prefix=prefix)],
     ".npy": _of_npy,
     ".npz": _of_npy,
 }

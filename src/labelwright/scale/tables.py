@@ -102,16 +102,13 @@ def _source(rows: Rows, how: Reading, size_px: int) -> Source:
         return embedded(found)
     dataset = None if rows.cells is None else EncodedImages(rows.cells, tuple(rows.ids))
     table = builder.finish(classes=how.classes, root=rows.root, dataset=dataset)
-    kept = tuple(p for p in table.problems if p.kind not in _NOT_OF_A_PART and not _is_repeat(p.kind, how))
+    unseen = (*_NOT_OF_A_PART, "duplicate_id") if how.only_images else _NOT_OF_A_PART
+    kept = tuple(p for p in table.problems if p.kind not in unseen)
     table = replace(table, problems=kept, images=replace(table.images, decoding=how.decoding))
     if size_px:
         return in_memory(table, size_px=size_px, on_bad=how.on_bad)
     checked = resolve_problems(table, [*table.problems, *check_images(table)], how.on_bad)
     return Source(checked, None, torch.arange(len(checked)))
-
-
-def _is_repeat(kind: str, how: Reading) -> bool:
-    return how.only_images and kind == "duplicate_id"
 
 
 def known_of(batch: Batch) -> dict[str, Any]:
