@@ -7,13 +7,12 @@ The features are made up: a random mean per class and noise, float16, in an .npz
 a class have a label for `start`; every row has one for `audit`, 2% of them wrong. Each step is a process of its own:
 printed are its CPU seconds (user and system), which depend little on what else the machine does, its wall seconds, and
 the most memory it held. The exponent is that of the CPU seconds between two sizes. `label` uses the model of `start`.
-A step that is in --csv already is not run again.
+A step that is in --csv, a file of results, already is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import shutil
 import subprocess
@@ -23,6 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
+from labelwright.benchmarking.results import Row, add_rows, read_rows
+
+TABLE = "scale.py"
 BLOCK = 100_000
 STEPS = ("start", "label", "audit")
 
@@ -84,36 +86,36 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--folder", type=Path, default=Path("scale"))
-    parser.add_argument("--csv", type=Path, default=Path("scale.csv"))
+    parser.add_argument("--csv", type=Path)
     args = parser.parse_args()
-    found: dict[tuple[str, int], dict[str, str]] = {}
-    if args.csv.is_file():
-        with args.csv.open(encoding="utf-8") as file:
-            found = {(row["step"], int(row["rows"])): row for row in csv.DictReader(file)}
+    note = f"{args.features} features, {args.classes:,} classes"
+    found: dict[tuple[str, int], dict[str, float]] = {}
+    for row in read_rows(args.csv) if args.csv is not None and args.csv.is_file() else []:
+        if row["table"] == TABLE and row["note"] == note:
+            step, n = row["cell"].split("-")
+            found.setdefault((step, int(n)), {})[row["metric"]] = float(row["value"])
     for n in args.rows:
         folder = args.folder / str(n)
-        write(folder, n, args.features, args.classes)
         for step in args.steps:
-            if (step, n) not in found:
-                cpu, wall, peak = measured(command(step, folder))
-                found[step, n] = {
-                    "step": step,
-                    "rows": str(n),
-                    "cpu_s": f"{cpu:.1f}",
-                    "wall_s": f"{wall:.1f}",
-                    "peak_gb": f"{peak:.2f}",
-                }
-            smaller = [m for each, m in found if each == step and m < n]
-            exponent = ""
-            if smaller:
-                ratio = float(found[step, n]["cpu_s"]) / float(found[step, max(smaller)]["cpu_s"])
-                exponent = f"{math.log(ratio) / math.log(n / max(smaller)):.2f}"
-            found[step, n]["exponent"] = exponent
-            print(", ".join(f"{key} {value}" for key, value in found[step, n].items()), flush=True)
-            with args.csv.open("w", encoding="utf-8", newline="") as file:
-                writer = csv.DictWriter(file, list(found[step, n]))
-                writer.writeheader()
-                writer.writerows(found.values())
+            if (step, n) in found:
+                continue
+            write(folder, n, args.features, args.classes)
+            cpu, wall, peak = measured(command(step, folder))
+            facts = {"cpu_s": cpu, "peak_gb": peak}
+            if smaller := [m for each, m in found if each == step and m < n]:
+                ratio = cpu / found[step, max(smaller)]["cpu_s"]
+                facts["exponent"] = math.log(ratio) / math.log(n / max(smaller))
+            found[step, n] = facts
+            print(
+                f"{step}, {n:,} rows:",
+                *(f"{key} {value:.3g}" for key, value in facts.items()),
+                f"({wall:.0f} s)",
+                flush=True,
+            )
+            own = {"table": TABLE, "cell": f"{step}-{n}", "title": f"{step}, {n:,} rows", "n_seeds": "1", "note": note}
+            rows: list[Row] = [own | {"metric": key, "value": f"{value:.3g}"} for key, value in facts.items()]
+            if args.csv is not None:
+                add_rows(args.csv, rows)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 ANNOTATIONS = ("candidates.parquet", "candidates.answers.jsonl")
 """What a run folder keeps of an annotator: the candidates, and the answers of a chat model as they come."""
 
+ROWS_AT_ONCE = 1 << 20  # of a Parquet file
 OF_LABELS = ("id", "label", "source")  # columns that every labels.parquet has
 LOCK = ".lock"
 CHECKPOINTS = ("last.pt", "previous.pt")
@@ -480,10 +481,23 @@ def write_text_atomically(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def plain_schema(schema: pa.Schema) -> pa.Schema:
+    """A schema with texts for columns that are numbers into a dictionary.
+
+    Example:
+      >>> plain_schema(pa.schema([("label", pa.dictionary(pa.int32(), pa.string()))])).types
+      [DataType(string)]
+    """
+    kinds = [each.type.value_type if pa.types.is_dictionary(each.type) else each.type for each in schema]
+    return pa.schema([each.with_type(kind) for each, kind in zip(schema, kinds, strict=True)], schema.metadata)
+
+
 def write_parquet_atomically(table: pa.Table, path: Path) -> None:
-    """Write a Parquet file that is always whole."""
-    with replacing(path) as temporary:
-        pq.write_table(table, temporary)
+    """Write a Parquet file that is always whole; texts that are numbers into a dictionary as texts, group by group."""
+    schema = plain_schema(table.schema)
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        for first in range(0, max(1, len(table)), ROWS_AT_ONCE):
+            writer.write_table(table.slice(first, ROWS_AT_ONCE).cast(schema))
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,9 +36,16 @@ def numbered(items: Iterable[bytes]) -> npt.NDArray[np.int64]:
       >>> numbered([b"cat", b"dog", b"cat"]).tolist()
       [0, 1, 0]
     """
-    seen: dict[bytes, int] = {}
-    hashes = (hashlib.blake2b(item, digest_size=16).digest() for item in items)
-    return np.fromiter((seen.setdefault(each, len(seen)) for each in hashes), dtype=np.int64)
+    hashes = bytearray()
+    for item in items:
+        hashes += hashlib.blake2b(item, digest_size=16).digest()
+    halves = np.frombuffer(hashes, np.uint64).reshape(-1, 2)
+    by = np.lexsort((halves[:, 0], halves[:, 1]))  # stable: of equal ones the first comes first
+    is_first = np.ones(len(by), bool)
+    is_first[1:] = (halves[by[1:]] != halves[by[:-1]]).any(axis=1)
+    first = np.empty(len(by), np.int64)  # of each item, the first that is its equal
+    first[by] = by[is_first][np.cumsum(is_first) - 1]
+    return (np.cumsum(first == np.arange(len(first))) - 1)[first]
 
 
 def thumb(image: Image.Image) -> npt.NDArray[np.uint8]:

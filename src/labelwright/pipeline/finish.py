@@ -40,7 +40,6 @@ from labelwright.pipeline.promises import (
     truths,
 )
 from labelwright.pipeline.references import Contender
-from labelwright.pipeline.report import report
 from labelwright.pipeline.resolve import Plan
 from labelwright.pipeline.run_audit import audit_of_run
 from labelwright.pipeline.saved_model import add_to_model, model_card, save_model
@@ -77,7 +76,7 @@ class Answer:
 
 
 def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict[str, float]) -> None:
-    """Choose, label, score and save: labels.parquet, model/, summary.json, report.html.
+    """Choose, label, score and save: labels.parquet, model/, summary.json.
 
     Args:
       seconds: spent so far, by phase; labelling is added.
@@ -227,8 +226,6 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
         **({} if promised is None else {"promise": by_place(promised, table.class_names)}),
     )
     run.write_json("summary.json", summary)  # a folder that has one is finished but for the report
-    report(run.path)
-    run.seal()
 
 
 def _save(

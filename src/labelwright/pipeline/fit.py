@@ -126,3 +126,5 @@ def _learn(plan: Plan, seconds: dict[str, float], approve: Callable[[Estimate], 
         seconds["refit"] = saved.seconds
     if accelerator.is_main_process:
         finish(plan, job, trained, Answer(kept, choice, beside.contenders, beside.rows, saved), seconds)
+        report(run.path)
+        run.seal()

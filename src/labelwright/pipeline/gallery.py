@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -303,14 +304,10 @@ def _samples(labels: pa.Table) -> dict[str, list[str]]:
     names, codes = encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False)
     order = np.argsort(-np.asarray(labels["trust"].to_numpy(zero_copy_only=False)), kind="stable")
     n_each = N_SAMPLES if len(names) <= MANY else 1
-    by_class = order[np.argsort(codes[order], kind="stable")]
-    starts = np.searchsorted(codes[by_class], np.arange(len(names)))
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
-    some = [
-        by_class[start : start + n_each][:n]
-        for start, n in zip(starts, np.bincount(codes, minlength=len(names)), strict=True)
-    ]
-    some.sort(key=lambda rows: rank[rows[0]])
-    ids = labels["id"]
-    return {names[codes[rows[0]]]: ids.take(pa.array(rows)).to_pylist() for rows in some}
+    by_class = order[np.argsort(codes[order], kind="stable")]
+    starts = np.searchsorted(codes[by_class], np.arange(len(names) + 1))
+    some = [by_class[first : min(first + n_each, end)] for first, end in pairwise(starts.tolist()) if end > first]
+    some.sort(key=lambda rows: int(rank[rows[0]]))
+    return {names[codes[rows[0]]]: labels["id"].take(pa.array(rows)).to_pylist() for rows in some}

@@ -23,7 +23,7 @@ from labelwright.data.prepare import listed
 from labelwright.data.table import LabelTable
 from labelwright.errors import ConfigError
 from labelwright.launch import rank
-from labelwright.pipeline.label_rows import label_rows, strange_facts
+from labelwright.pipeline.label_rows import label_rows, plain, strange_facts
 from labelwright.pipeline.label_shards import label_shards
 from labelwright.pipeline.promises import (
     by_thresholds,
@@ -141,7 +141,7 @@ def label(
     )
 
     def labelled(calibration: Calibration) -> pa.Table:
-        return label_rows(table, answers, names, calibration, keep_given=False, **strange_facts(strange))
+        return plain(label_rows(table, answers, names, calibration, keep_given=False, **strange_facts(strange)))
 
     rows, promised = labelled(saved.calibration), None
     shares = None if error is None else {"error": error, "confidence": confidence}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 
 from labelwright.data.table import LabelTable
 from labelwright.pipeline.saved_model import Strange
+from labelwright.run_folder import plain_schema
 from labelwright.train.predict import Answers
 from labelwright.trust.calibration import Calibration
 
@@ -52,11 +53,12 @@ def label_rows(
       strangeness: [N] float, 0 to 1, see `trust.strangers`; None: nothing is known of it.
       threshold: of the strangeness, 0 to 1; above it an image is of no class, unless its label was given.
 
-    Returns: Arrow table of LABEL_COLUMNS. ``trust``, and ``probability``, its other name, is the estimated chance that
-      the label is right: of a predicted one the calibrated probability; of a given one ``given_chance``, or else the
-      same where the classifier agrees, and what it leaves where it prefers another class (under 0.5: a label to look
-      at). Of an image of no class it is that times (1 - strangeness) / (1 - threshold). ``softmax`` is what the
-      classifier itself says of the label; ``strangeness`` may be null; ``decision`` is "unknown", "accept" or "review".
+    Returns: Arrow table of LABEL_COLUMNS, its texts but the ids as numbers into a dictionary, see `plain`. ``trust``,
+      and ``probability``, its other name, is the estimated chance that the label is right: of a predicted one the
+      calibrated probability; of a given one ``given_chance``, or else the same where the classifier agrees, and what it
+      leaves where it prefers another class (under 0.5: a label to look at). Of an image of no class it is that times
+      (1 - strangeness) / (1 - threshold). ``softmax`` is what the classifier itself says of the label; ``strangeness``
+      may be null; ``decision`` is "unknown", "accept" or "review".
     """
     known = (answers.given >= 0) & keep_given
     label = torch.where(known, answers.given, answers.predicted)
@@ -73,17 +75,36 @@ def label_rows(
         kind[unknown] = 2
         chance = torch.where(unknown, chance * (1 - strangeness) / (1 - threshold), chance)
     trust = pa.array(chance.float().numpy())
-    names = pa.array(class_names, pa.string())
     return pa.table(
         {
             "id": table.ids,
-            "label": names.take(pa.array(label.numpy())),
+            "label": coded(label.int(), class_names),
             "probability": trust,
-            "runner_up": names.take(pa.array(runner_up.numpy())),
-            "source": pa.array(np.where(known.numpy(), "given", "predicted")),
+            "runner_up": coded(runner_up.int(), class_names),
+            "source": coded(known.int(), ("predicted", "given")),
             "trust": trust,
             "softmax": pa.array(torch.where(known, answers.given_probability, answers.probability).float().numpy()),
             "strangeness": pa.nulls(len(table), pa.float32()) if strangeness is None else pa.array(strangeness.numpy()),
-            "decision": pa.array(DECISIONS, pa.string()).take(pa.array(kind.numpy())),
+            "decision": coded(kind.int(), DECISIONS),
         }
     )
+
+
+def coded(numbers: torch.Tensor, words: Sequence[str]) -> pa.DictionaryArray:
+    """Words [N] by their numbers [N] int32, 0 to W - 1: four bytes a row, however long the words are.
+
+    Example:
+      >>> coded(torch.tensor([1, 1, 0], dtype=torch.int32), ("cat", "dog")).to_pylist()
+      ['dog', 'dog', 'cat']
+    """
+    return pa.DictionaryArray.from_arrays(pa.array(numbers.numpy()), pa.array(words, pa.string()))
+
+
+def plain(rows: pa.Table) -> pa.Table:
+    """Labels as they are written and returned: with texts in place of numbers into a dictionary.
+
+    Example:
+      >>> plain(pa.table({"label": coded(torch.tensor([0, 0], dtype=torch.int32), ("cat",))})).schema.types
+      [DataType(string)]
+    """
+    return rows.cast(plain_schema(rows.schema))

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from labelwright import checksums
 from labelwright.data.checks import OnBad
 from labelwright.data.columns import named_columns
-from labelwright.pipeline.label_rows import label_rows, strange_facts
+from labelwright.pipeline.label_rows import label_rows, plain, strange_facts
 from labelwright.pipeline.promises import by_thresholds
 from labelwright.pipeline.saved_model import SavedModel, answers_of_source, check_fits, load_model
 from labelwright.scale.shards import Shard
@@ -59,7 +59,7 @@ class LabelShard:
                 rows = rows.append_column(
                     "image", pa.array(map(str, source.table.images.sources(np.arange(len(rows)))))
                 )
-            parts.append(rows)
+            parts.append(plain(rows))
         decisions = pa.concat_tables(parts)["decision"] if parts else pa.array([], pa.string())
         counts = {f"n_{word}": pc.sum(pc.equal(decisions, word)).as_py() or 0 for word in ("accept", "unknown")}
         return noted(parts, SCHEMA, left_out, **counts)

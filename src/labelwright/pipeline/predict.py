@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from labelwright.arguments import check_arguments
 from labelwright.data.checks import OnBad
-from labelwright.pipeline.label_rows import label_rows, strange_facts
+from labelwright.pipeline.label_rows import label_rows, plain, strange_facts
 from labelwright.pipeline.saved_model import SavedModel, answers_for
 from labelwright.pipeline.saved_model import load_model as read_model
 from labelwright.train.processes import accelerator_for
@@ -55,9 +55,10 @@ class Model:
             only_images=True,
             cache_limit_gb=0,
         )
-        return label_rows(
+        rows = label_rows(
             table, answers, self.class_names, self.saved.calibration, keep_given=False, **strange_facts(strange)
         )
+        return plain(rows)
 
     def _of_numbers(self, data: Any) -> pa.Table:
         import tempfile

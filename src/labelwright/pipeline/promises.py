@@ -23,7 +23,7 @@ from labelwright.data.columns import ROLES
 from labelwright.data.prepare import is_embeddings, read
 from labelwright.data.sheets import read_sheet
 from labelwright.errors import ConfigError, DataError, LabelwrightError
-from labelwright.pipeline.label_rows import DECISIONS
+from labelwright.pipeline.label_rows import DECISIONS, coded
 from labelwright.pipeline.saved_model import SavedModel
 from labelwright.replacing import new_output
 from labelwright.run_folder import Run, write_parquet_atomically
@@ -403,7 +403,7 @@ def decided(
         found["source"] = pc.if_else(pa.array(seen), "verified", rows["source"])
         decision = np.where(known, 1, np.where(none, 2, decision))
         trust = np.where(known, 1.0, np.where(none, 0.0, trust))
-    found["decision"] = pa.array(DECISIONS, pa.string()).take(pa.array(decision))
+    found["decision"] = coded(torch.from_numpy(decision.astype(np.int32)), DECISIONS)
     for key, values in found.items():
         rows = rows.set_column(rows.schema.get_field_index(key), key, values)
     for key in ("trust", "probability"):
