@@ -15,6 +15,7 @@ Command: labelwright fit features.npz --novel auto --method protogcd --out RUN
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +29,6 @@ from labelwright.losses.classification import cross_entropy, soft_cross_entropy
 from labelwright.losses.soft_targets import linear_ramp
 from labelwright.methods import open_world
 from labelwright.methods.baselines import cosines, simgcd
-from labelwright.methods.recipe import Recipe
 from labelwright.train.processes import gather_rows, sum_gradients
 from labelwright.train.settings import AtLeast0, Share
 from labelwright.types import Batch, BuildNet, Clock, State, StepResult, Task
@@ -46,9 +46,6 @@ class Config(cosines.CosineSettings):
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     """One network of cosines."""
     return open_world.state_of(cfg, task, build_net, cosines.cosine_net(cfg, task, build_net), "protogcd")
-
-
-plan = open_world.plan_of_both  # two weak views
 
 
 def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], clock: Clock) -> StepResult:
@@ -107,12 +104,4 @@ def separation(prototypes: Tensor) -> Tensor:
     return sims.logsumexp(0) - math.log(len(sims))
 
 
-RECIPE = Recipe(
-    Config=Config,
-    setup=setup,
-    begin=simgcd.begin,
-    plan=plan,
-    step=step,
-    end_epoch=simgcd.end_epoch,
-    predict=simgcd.predict,
-)
+RECIPE = dataclasses.replace(simgcd.RECIPE, Config=Config, setup=setup, step=step)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from labelwright.losses.classification import cross_entropy
 from labelwright.methods import semi_supervised
-from labelwright.methods.recipe import Recipe
+from labelwright.methods.baselines import fixmatch
 from labelwright.train.processes import gather_rows
 from labelwright.train.settings import Positive, ShareBelow1
 from labelwright.types import Batch, BuildNet, Clock, State, StepResult, Task
@@ -85,11 +85,4 @@ def truncated_gaussian(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     return torch.exp(-below.square() / (2 * variance.clamp(min=1e-8)))
 
 
-RECIPE = Recipe(
-    Config=Config,
-    setup=setup,
-    begin=semi_supervised.begin,
-    plan=semi_supervised.plan,
-    step=step,
-    end_epoch=semi_supervised.end_epoch,
-)
+RECIPE = dataclasses.replace(fixmatch.RECIPE, Config=Config, setup=setup, step=step)
