@@ -76,7 +76,7 @@ def read_pool(dataset: str, data: str, encoder: Encoder) -> Pool:
 
 def run(name: str, pool: Pool, texts: Concepts, rows: Tensor, labels: Tensor, seed: int) -> tuple[float, float]:
     """Accuracy in percent on the rows [n] whose label [n] is -1, and seconds."""
-    views = pool.views.take(rows)
+    views = EmbeddingViews(pool.views.stored, rows=rows)
     task = Task(labels, pool.names, concepts=texts)
     build = EncoderNets(views.n_features, texts, None, True, pool.names, "{}", seed)
     cfg = resolve_config(METHODS[name], {})

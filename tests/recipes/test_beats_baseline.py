@@ -63,9 +63,8 @@ def balanced_accuracy(name: str, seed: int) -> float:
     views = PixelViews(pixels, ViewSettings(flip=False, pad_px=1, mean=(0.3, 0.3, 0.3), std=(0.37, 0.37, 0.37)))
     cfg = resolve_config(METHODS[name], {"epochs": 40, "batch_size": 32, "lr": 0.05})
     task = Task(torch.from_numpy(labels[kept]), tuple("0123456789"))
-    trained = train(
-        METHODS[name].recipe, cfg, task, views.take(torch.from_numpy(kept)), build_small, options=tiny.options_of(seed)
-    )
+    seen = PixelViews(pixels, views.settings, rows=torch.from_numpy(kept))
+    trained = train(METHODS[name].recipe, cfg, task, seen, build_small, options=tiny.options_of(seed))
     for net in trained.state.nets.values():
         net.eval()
     answers = answer(

@@ -14,6 +14,7 @@ from labelwright.data.augment import RowGenerator
 from labelwright.data.views import VIEWS
 from labelwright.errors import ConfigError
 
+CHUNK = 8192  # rows read at once
 Halves = npt.NDArray[np.float16]
 
 
@@ -70,8 +71,9 @@ class EmbeddingViews:
       stored: the features.   rows: [N] int64 rows of them that are rows 0..N-1 here; None = all.
 
     Example:
-      >>> views = EmbeddingViews(EmbeddingStore(np.arange(12, dtype=np.float16).reshape(3, 2, 2)))
-      >>> views.take(torch.tensor([1])).batch(torch.tensor([0]), "weak", seed=0, device=torch.device("cpu")).tolist()
+      >>> stored = EmbeddingStore(np.arange(12, dtype=np.float16).reshape(3, 2, 2))
+      >>> views = EmbeddingViews(stored, rows=torch.tensor([1]))
+      >>> views.batch(torch.tensor([0]), "weak", seed=0, device=torch.device("cpu")).tolist()
       [[6.0, 7.0]]
     """
 
@@ -88,10 +90,6 @@ class EmbeddingViews:
     def n_features(self) -> int:
         """D."""
         return self.stored.n_features
-
-    def take(self, rows: Tensor) -> EmbeddingViews:
-        """The same views of rows [n] int64 only, as rows 0..n-1."""
-        return EmbeddingViews(self.stored, rows=self._behind(rows.cpu()))
 
     def prefetch(self, rows: Tensor) -> None:
         """Nothing to do: reading is a copy from memory or the page cache."""
@@ -114,18 +112,10 @@ class EmbeddingViews:
             index = (drawn.double() * n_views).long()  # [B] in 0..V-1
         return self.stored.read(behind, view, index).to(device, non_blocking=True).float()
 
-    def feats(
-        self, rows: Tensor | None = None, view: str = "clean", *, seed: int = 0, n_rows_at_once: int = 8192
-    ) -> Iterator[Tensor]:
-        """Features of many rows [n] int64 (None = all) in order, in chunks [b, D] float32 on the CPU.
-
-        Example:
-          >>> views = EmbeddingViews(EmbeddingStore(np.zeros((1, 5, 2), dtype=np.float16)))
-          >>> [list(chunk.shape) for chunk in views.feats(n_rows_at_once=3)]
-          [[3, 2], [2, 2]]
-        """
-        for some in torch.split(torch.arange(self.n_rows) if rows is None else rows, n_rows_at_once):
-            yield self.batch(some, view, seed=seed, device=torch.device("cpu"))
+    def feats(self, rows: Tensor | None = None) -> Iterator[Tensor]:
+        """Clean features of many rows [n] int64 (None = all) in order, in chunks [b, D] float32 on the CPU."""
+        for some in torch.split(torch.arange(self.n_rows) if rows is None else rows, CHUNK):
+            yield self.batch(some, "clean", seed=0, device=torch.device("cpu"))
 
     def _behind(self, rows: Tensor) -> Tensor:
         return rows if self._rows is None else self._rows[rows]

@@ -62,9 +62,8 @@ class PixelViews:
     """Views of decoded images (a `types.ViewSource`).
 
     What is drawn for an image depends on (seed, view, the image's row in ``pixels``) alone: a batch gives the same
-    views in any order, among any other rows, in one process or several, and before or after `take`. A row listed
-    twice in one batch gets two different views. To see one view of the same rows twice in a step ("strong" and
-    "strong"), give each its own seed.
+    views in any order, among any other rows, in one process or several. A row listed twice in one batch gets two
+    different views. To see one view of the same rows twice in a step ("strong" and "strong"), give each its own seed.
 
     Args:
       rows: [N] int64 rows of ``pixels`` that are rows 0..N-1 here; None = all of them.
@@ -75,7 +74,7 @@ class PixelViews:
       >>> import numpy as np
       >>> from labelwright.data.cache import PixelCache
       >>> views = PixelViews(PixelCache(np.zeros((5, 8, 8, 3), dtype=np.uint8)), ViewSettings())
-      >>> x = views.take(torch.tensor([3, 4])).batch(torch.tensor([1]), "weak", seed=0, device=torch.device("cpu"))
+      >>> x = views.batch(torch.tensor([1]), "weak", seed=0, device=torch.device("cpu"))
       >>> list(x.shape), x.dtype
       ([1, 3, 8, 8], torch.float32)
     """
@@ -99,10 +98,6 @@ class PixelViews:
     def n_rows(self) -> int:
         """N images behind this source."""
         return self.pixels.n_rows if self._rows is None else len(self._rows)
-
-    def take(self, rows: Tensor) -> PixelViews:
-        """The same views of rows [n] int64 only, as rows 0..n-1: a table without its quarantined rows, or a split."""
-        return PixelViews(self.pixels, self.settings, rows=self._behind(rows.cpu()))
 
     def prefetch(self, rows: Tensor) -> None:
         """Hint that these rows [B] int64 come soon, so that streamed images are decoded meanwhile."""

@@ -92,10 +92,9 @@ def test_strong__stays_within_the_range_of_pixels_and_changes_more_than_weak() -
     assert (strong != clean).flatten(1).any(1).all()  # Cutout at least
 
 
-def test_take__renumbers_rows_and_keeps_the_views(views: PixelViews) -> None:
-    kept = views.take(torch.tensor([30, 2, 17]))
-    last = kept.take(torch.tensor([2, 0]))
-    assert (kept.n_rows, last.n_rows) == (3, 2)
+def test_rows__are_renumbered_and_keep_their_views(views: PixelViews) -> None:
+    last = PixelViews(views.pixels, views.settings, rows=torch.tensor([17, 30]))
+    assert last.n_rows == 2
     for view in VIEWS:
         expected = views.batch(torch.tensor([17, 30]), view, seed=4, device=CPU)
         assert torch.equal(last.batch(torch.arange(2), view, seed=4, device=CPU), expected)
@@ -108,8 +107,8 @@ def test_prefetch__asks_for_the_rows_behind() -> None:
         def prefetch(self, rows: Tensor) -> None:
             asked.extend(rows.tolist())
 
-    views = PixelViews(Listening(noise_cache().pixels), ViewSettings())
-    views.take(torch.tensor([30, 2, 17])).prefetch(torch.tensor([2, 0]))
+    views = PixelViews(Listening(noise_cache().pixels), ViewSettings(), rows=torch.tensor([30, 2, 17]))
+    views.prefetch(torch.tensor([2, 0]))
     assert asked == [17, 30]
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from labelwright.data import stored
 from labelwright.data.cache import PixelCache
 from labelwright.data.stored import EmbeddingStore, EmbeddingViews
 from labelwright.data.views import VIEWS, PixelViews, ViewSettings
@@ -420,19 +421,18 @@ def test_embedding_views__every_view_is_as_likely(numbered: EmbeddingStore) -> N
     assert (shares - 0.25).abs().max() < 0.03  # 4.4 standard deviations of a share of 4,000
 
 
-def test_embedding_views__take_and_feats(numbered: EmbeddingStore) -> None:
-    views = EmbeddingViews(numbered)
-    some = views.take(torch.tensor([40, 41, 42, 43])).take(torch.tensor([3, 1]))
+def test_embedding_views__of_some_rows_and_feats(numbered: EmbeddingStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    views, some = EmbeddingViews(numbered), EmbeddingViews(numbered, rows=torch.tensor([43, 41]))
     assert (some.n_rows, some.n_features) == (2, 2)
     assert some.batch(torch.tensor([1, 0]), "clean", seed=0, device=CPU)[:, 1].tolist() == [41, 43]
     x = some.batch(torch.tensor([0]), "weak", seed=9, device=CPU)
     assert torch.equal(x, views.batch(torch.tensor([43]), "weak", seed=9, device=CPU))
-    chunks = list(views.feats(n_rows_at_once=20))
+    monkeypatch.setattr(stored, "CHUNK", 20)
+    chunks = list(views.feats())
     assert [len(chunk) for chunk in chunks] == [20, 20, 10]
     assert torch.cat(chunks)[:, 1].tolist() == list(range(50))
     rows = torch.tensor([5, 3])
-    expected = views.batch(rows, "strong", seed=2, device=CPU)
-    assert torch.equal(torch.cat(list(views.feats(rows, "strong", seed=2, n_rows_at_once=1))), expected)
+    assert torch.equal(torch.cat(list(views.feats(rows))), views.batch(rows, "clean", seed=0, device=CPU))
 
 
 def test_embedding_views__unknown_view(numbered: EmbeddingStore) -> None:
