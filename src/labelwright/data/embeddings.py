@@ -224,16 +224,22 @@ def load_embeddings(
     found_in = {key: arrays[key] for key in ("paths", *_ROLES) if key in arrays}
     if only_rows:
         found_in = {key: some for key, some in found_in.items() if key in ("paths", "ids")}
-    columns = {_ROLES.get(key, "id"): _column(path, key, some, len(feats)) for key, some in found_in.items()}
+    given: dict[str, Any] = {
+        _ROLES.get(key, "id"): _column(path, key, some, len(feats)) for key, some in found_in.items()
+    }
     names = dict.fromkeys(("label", "truth"), builder.declared) if builder.declared else {}
     if _counts_from_one(arrays, len(builder.declared)):
-        for role in {"label", "truth"} & set(columns):
-            column = columns[role]
-            columns[role] = pc.if_else(pc.greater(column, 0), pc.subtract(column, 1), column)
+        for role in {"label", "truth"} & set(given):
+            column = given[role]
+            given[role] = pc.if_else(pc.greater(column, 0), pc.subtract(column, 1), column)
         first, last = builder.declared[0], builder.declared[-1]
         detail = f"the numbers of the classes count from 1: 1 is {first!r}, {len(builder.declared)} {last!r}"
         builder.problems.append(Problem(str(path), "read_as", detail))
-    builder.add(columns, len(feats), names=names, file=str(path))
+    # In parts, whose texts are gone before the next come; numbers with fractions are read by all of their column.
+    is_whole = any(pa.types.is_floating(column.type) for column in given.values())
+    for start in range(0, len(feats), len(feats) if is_whole else _ROWS_AT_ONCE):
+        n = len(feats) if is_whole else min(_ROWS_AT_ONCE, len(feats) - start)
+        builder.add({role: each.slice(start, n) for role, each in given.items()}, n, names=names, file=str(path))
     found = UserEmbeddings(
         table=_table(builder, feats, classes, only_rows),
         feats=feats,

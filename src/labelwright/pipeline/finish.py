@@ -88,7 +88,7 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
     kept, choice = answer.kept, answer.choice
     tests = {each.name: _scored(plan, job, each) for each in answer.contenders}
     scores = tests[kept.name][1]
-    given = torch.from_numpy(table.labels).long()
+    given = task.labels.cpu()
     own, of_sets = own_answers(plan, job, kept, given)
     calibrations = _calibrations(plan, job, answer, own)
     votes = votes_of(job, own)
@@ -397,7 +397,7 @@ def _trust(
     found: dict[str, Any] = calibrations.training.to_dict()
     open_rows = own.given < 0
     if open_rows.any():
-        mean, low, high = expected_accuracy(calibrations.training.chance(own.odds[open_rows]), calibrations.training)
+        mean, low, high = expected_accuracy(calibrations.training.chance(own.odds)[open_rows], calibrations.training)
         high = high if calibrations.training.source != "left-out labels" else high + near * (1 - high)
         low *= 1 - (0.0 if is_verified else unlike)
         found |= {"estimated": round(mean, 4), "interval": [round(low, 4), round(high, 4)]}

@@ -99,7 +99,8 @@ def answer(
     dtype, n = autocast_dtype(device, precision), len(rows)
     given = torch.full((n,), -1, dtype=torch.int64) if given is None else given.cpu()
     # Made once: small pieces kept from batch to batch would leave holes in memory, gigabytes of a million rows.
-    classes, alone = torch.empty(n, 2, dtype=torch.int64), torch.empty(n, dtype=torch.int64)
+    classes = torch.empty(n, 2, dtype=torch.int64)
+    alone = None if adapt is None else torch.empty(n, dtype=torch.int64)
     probs2, of_given = torch.empty(n, 2), torch.empty(n)
     odds = torch.empty(n, len(TEMPERATURES), dtype=torch.float64)
     for start in track(range(0, n, BATCH), description, total=-(-n // BATCH)):
@@ -108,8 +109,9 @@ def answer(
         x = views.batch(chunk, "clean", seed=0, device=device)
         with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             probs = probs_of(x).float()
-        alone[here] = probs.argmax(1).cpu()
-        probs = probs if adapt is None else adapt(chunk, probs)
+        if adapt is not None and alone is not None:
+            alone[here] = probs.argmax(1).cpu()
+            probs = adapt(chunk, probs)
         odds[here] = odds_of(probs).cpu()
         best, at = probs.topk(min(2, probs.shape[1]), dim=1)
         if not bool(torch.isfinite(best).all()):
@@ -122,13 +124,14 @@ def answer(
         labels = given[here].to(device)
         own = probs.gather(1, labels.clamp(min=0)[:, None])[:, 0]
         of_given[here] = own.masked_fill(labels < 0, torch.nan).cpu()
+    predicted = classes[:, 0].contiguous()
     return Answers(
-        predicted=classes[:, 0].contiguous(),
+        predicted=predicted,
         probability=probs2[:, 0].contiguous(),
         runner_up=classes[:, 1].contiguous(),
         runner_up_probability=probs2[:, 1].contiguous(),
         given=given,
         given_probability=of_given,
         odds=odds,
-        alone=alone,
+        alone=predicted if alone is None else alone,
     )

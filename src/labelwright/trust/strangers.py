@@ -27,6 +27,7 @@ from labelwright.labels.chunks import evenly_spread, largest
 
 K = 5  # nearest references; twice as many where references are judged, so that a handful of odd ones is no reason
 REFERENCES, PER_CLASS, MOST_REFERENCES = 1_000, 20, 10_000  # at least in all; of each class; at most in all
+RANKED = 1_000_000  # images that references are drawn from
 LEAST_ROWS = 20  # training images below which nothing is known of what is usual
 LEAST_LABELLED = 200  # labelled images, and K of each class, from which unlabelled ones are no references
 LEVELS = (0.99, 0.999)  # share of the training images under the bar: in features, in pixels
@@ -260,7 +261,9 @@ def _rank(classes: Tensor, values: Tensor) -> Tensor:
 
 
 def _even(classes: Tensor, rows: Tensor, n: int, *, seed: int) -> Tensor:
-    """At most n of the rows, ascending: as many of each class, or all there are of it."""
+    """At most n of the rows, ascending: as many of each class, or all there are of it, of `RANKED` rows at most."""
+    if len(rows) > RANKED:
+        rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:RANKED]]
     draw = torch.rand(len(rows), generator=torch.Generator().manual_seed(seed))
     return rows[_rank(classes[rows], draw).argsort(stable=True)[:n]].sort().values
 
