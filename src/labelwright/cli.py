@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # whoever read the output, as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    sys.exit(code)
+    launch.end(code)
 
 
 def run(argv: Sequence[str]) -> int:

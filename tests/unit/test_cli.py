@@ -10,6 +10,7 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -26,7 +27,7 @@ from sklearn.datasets import load_digits
 import from_candidates
 import labelwright as lw
 from chat_stub import ChatStub, Fail, Seen
-from labelwright import api, cli
+from labelwright import api, cli, launch
 from labelwright.data.table import NOTICES
 from labelwright.errors import DataError
 from labelwright.methods.registry import METHODS
@@ -880,3 +881,17 @@ def test_run__interrupted(photos: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert "--resume" in capsys.readouterr().err
     assert cli.run(["inspect", str(photos)]) == 130
     assert "--resume" not in capsys.readouterr().err
+
+
+def test_end__does_not_wait_for_a_thread_that_computes_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended, still = list[int](), threading.Event()
+    monkeypatch.setattr("os._exit", ended.append)
+    thread = threading.Thread(target=still.wait, name=launch.AHEAD, daemon=True)
+    thread.start()
+    with pytest.raises(SystemExit):
+        launch.end(0)
+    still.set()
+    thread.join()
+    with pytest.raises(SystemExit):
+        launch.end(0)
+    assert ended == [0]

@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 
 from labelwright.arguments import check_arguments
 from labelwright.errors import ConfigError, LabelwrightError
+from labelwright.launch import AHEAD
 from labelwright.parsing import json_of
 from labelwright.pipeline.settings import command_of, from_config, is_in_memory, settings_of
 from labelwright.replacing import replacing
@@ -97,7 +98,7 @@ def _serve(folder: Path, data: Any, port: int, open: bool) -> Reviewed:
     desk = desk_of(folder, data)
     server = _started(desk, folder, port)
     desk.board.is_reading = True
-    threading.Thread(target=_look_ahead, args=(desk, data), daemon=True).start()
+    threading.Thread(target=_look_ahead, args=(desk, data), name=AHEAD, daemon=True).start()
     print(f"{counted(desk.board.n_rows, 'image')} to look at: {server.address}")
     print("answers are saved as they are given; Ctrl-C ends this", flush=True)
     if open:

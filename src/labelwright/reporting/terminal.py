@@ -322,7 +322,8 @@ def _print_evaluated(scores: Mapping[str, Any], values: Mapping[str, Any]) -> No
 
 def _print_reviewed(done: Any, values: Mapping[str, Any]) -> None:
     """How much was answered, what was written, and what to do with it."""
-    _say(f"{counted(done.n_answered, 'image')} answered, in {done.run / ANSWERS_FILE}")
+    where = f"{counted(done.n_answered, 'image')} answered, in {done.run / ANSWERS_FILE}"
+    _say(where if done.n_answered else "no image was answered")
     if done.corrections is not None:
         _say(f"corrections: {done.corrections}")
     if done.applied is not None:
