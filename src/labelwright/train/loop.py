@@ -16,7 +16,16 @@ from torch import Tensor, nn
 from labelwright.errors import DataError, TrainingError
 from labelwright.run_folder import Run
 from labelwright.train import checkpoint, progress
-from labelwright.train.optim import build_optimizer, lr_at, optimizer_step, sam_radius_at, set_lr
+from labelwright.train.optim import (
+    NewNorms,
+    build_optimizer,
+    hurry,
+    lr_at,
+    new_norms,
+    optimizer_step,
+    sam_radius_at,
+    set_lr,
+)
 from labelwright.train.parts import set_parts
 from labelwright.train.plans import check_plan, plan_from_dict, rows_of_step
 from labelwright.train.processes import (
@@ -143,6 +152,7 @@ class _Loop:
         self.sums: dict[str, Tensor | float] = {}  # this epoch's logs, weighted by rows kept; read where they are shown
         self.spent = {"seconds": 0.0, "input_s": 0.0, "step_s": 0.0, "images": 0.0}
         self.warnings: list[str] = []
+        self.norms: NewNorms = []
         self.state: State
         self.optimizer: torch.optim.Optimizer | None = None  # where steps are taken: torch takes a second to load it
 
@@ -158,6 +168,7 @@ class _Loop:
         self.state = state
         if self.cfg.takes_steps and self.options.trains:
             self.optimizer = build_optimizer(self.trained_nets.values(), self.cfg)
+            self.norms = new_norms(self.trained_nets.values())
         saved = None if self.run is None else checkpoint.newest(self.run.checkpoint)
         if saved is not None:
             self.restore(saved)
@@ -194,6 +205,7 @@ class _Loop:
             for name, net in self.state.nets.items():
                 net.train(name not in self.state.averages)
                 set_parts(net, self.options.accumulate)
+            hurry(self.norms, max(1, self.cfg.epochs * self.plan.n_steps))
             while self.step < self.plan.n_steps:
                 result = self.run_step(self.plan)
                 self.step += 1

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from labelwright.encoders.backbones import build
 from labelwright.train.optim import (
     build_optimizer,
+    hurry,
     lr_at,
+    new_norms,
     optimizer_step,
     perturbed,
     running_stats_frozen,
@@ -199,3 +201,16 @@ def test_optimizer_step__sharpness_aware_counts_each_batch_once_in_the_running_s
     for plain, sharp in zip(nets[0].buffers(), nets[1].buffers(), strict=True):
         assert torch.equal(plain, sharp)
     assert not torch.equal(nets[0][0].weight, nets[1][0].weight)
+
+
+def test_hurry__running_statistics_of_a_new_layer_are_those_of_its_batches_after_a_few_steps() -> None:
+    norm, kept = torch.nn.BatchNorm1d(1), torch.nn.BatchNorm1d(1)
+    kept.num_batches_tracked.fill_(5)  # as of a network that has learned
+    fresh = new_norms([torch.nn.Sequential(norm, kept)])
+    assert fresh == [(norm, 0.1)]
+    hurry(fresh, 4)
+    for _ in range(4):
+        norm(torch.tensor([[9.0], [11.0]]))
+    assert norm.running_mean is not None
+    assert abs(float(norm.running_mean) - 10) < 0.11  # 1% of the 0 that it began with
+    assert kept.momentum == 0.1
