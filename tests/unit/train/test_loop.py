@@ -378,15 +378,17 @@ def test_records__means_weigh_rows(tmp_path: Path) -> None:
 
 def test_records__and_state_are_of_the_unperturbed_forward(tmp_path: Path) -> None:
     def rewrite(result: StepResult, i: int) -> StepResult:
-        seen = {"forwards": result.state.memory.get("forwards", 0) + 1, "last": i}
-        state = dataclasses.replace(result.state, memory=seen)
+        before = result.state.memory
+        seen = {"forwards": before.get("forwards", 0) + 1, "last": i}
+        state = dataclasses.replace(result.state, memory={**before, **seen})
         return dataclasses.replace(result, state=state, logs={"is_second": i % 2})
 
     run = Run.create(tmp_path)
     trained = run_scripted(rewrite, run, sam_radius=0.1)
     run.close()
     assert [r["is_second"] for r in epoch_records(run)] == [0.0, 0.0]
-    assert trained.state.memory == {"forwards": 4, "last": 6}  # of eight forwards, the first of each step
+    memory = trained.state.memory
+    assert (memory["forwards"], memory["last"]) == (4, 6)  # of eight forwards, the first of each step
 
 
 def test_loss__that_is_no_number_stops_at_the_epochs_end_and_spares_the_checkpoint(tmp_path: Path) -> None:
