@@ -76,7 +76,6 @@ def align(
       feats: [N, D] float, unit norm, of all images.
       task: labels, names and descriptions.
       name_feats: [C, D] float, unit norm, of the class names.
-      logit_scale: what cosines are multiplied by.
       alignment: "evidence", the repairs above; "clustering", detection by the paper's Algorithm 1 and the first
         description of each class that it finds, see `Aligned.described`; "none" leaves the names as they are.
       use_leftovers: of "evidence", see labels.concepts.leftover_concepts.

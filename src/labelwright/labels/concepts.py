@@ -123,7 +123,6 @@ def evidence(feats: Tensor, class_feats: Tensor, *, logit_scale: float) -> Tenso
     Args:
       feats: [N, D] float, unit norm, of images.
       class_feats: [C, D] float, unit norm, of class names.
-      logit_scale: what cosines are multiplied by.
 
     Returns: [C] float32, 0 to 1.
 
@@ -152,7 +151,6 @@ def detect_mismatched(feats: Tensor, class_feats: Tensor, *, logit_scale: float)
     Args:
       feats: [N, D] float, unit norm, of unlabelled images.
       class_feats: [C, D] float, unit norm, of class names.
-      logit_scale: what cosines are multiplied by.
 
     Source: replaces Algorithm 1 of arXiv 2505.02056 (`detect_by_clustering`); Otsu 1979 for the threshold.
 
@@ -208,7 +206,6 @@ def log_presence(
     Args:
       feats: [N, D] float, unit norm, of unlabelled images, N >= 1.
       class_feats: [C, D] float, unit norm.
-      logit_scale: what cosines are multiplied by.
       where: [C] bool, classes that may be absent; the others, and their images, are left alone.
       least: 0 to 1. With 0.25 in place of 0.1 pools of few classes gain more, and one of all classes may lose.
 
@@ -280,7 +277,6 @@ def detect_by_clustering(feats: Tensor, class_feats: Tensor, *, logit_scale: flo
 
     Args:
       feats: [N, D] float, unit norm.   class_feats: [C, D] float, unit norm.
-      logit_scale: what cosines are multiplied by.
       seed: of k-means.
 
     Returns: [C] bool, the classes left over.

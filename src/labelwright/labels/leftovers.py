@@ -30,7 +30,6 @@ def last_class(feats: Tensor, class_feats: Tensor, *, logit_scale: float, which:
     Args:
       feats: [N, D] float, unit norm, of unlabelled images.
       class_feats: [C, D] float, unit norm.
-      logit_scale: what cosines are multiplied by.
       which: the class, 0 to C-1; all others are known by name.
       seed: of the clustering.
 
@@ -81,7 +80,6 @@ def distinctness(feats: Tensor, class_feats: Tensor, *, logit_scale: float) -> t
     Args:
       feats: [N, D] float, unit norm, N >= 2.
       class_feats: [C, D] float, unit norm.
-      logit_scale: what cosines are multiplied by.
 
     Returns: [C] float32 >= 0, and the share of each class [C], which sums to 1.
 
@@ -133,7 +131,6 @@ def leftover_concepts(
     Args:
       feats: [N, D] float, unit norm, of images.
       class_feats: [C, D] float, unit norm, of names or descriptions.
-      logit_scale: what cosines are multiplied by.
       is_mismatched: [C] bool; where all are, the centres come back as they are.
       labels: [N] int64, -1 = unknown; images with a label stay in the cluster of their class.
       seed: of the starts.

@@ -79,7 +79,6 @@ def competing_rows(
       feats: [N, D] float, unit norm.
       aligned: class features, linear term and descriptions.
       k: images per class, at least 1.
-      logit_scale: what cosines are multiplied by.
       where: [N] bool, rows that may be taken.   allowed: [C] bool, classes that they may have.
 
     Returns: rows [n] int64 and their classes [n] int64, by class, surest first; none where no row may be taken.
