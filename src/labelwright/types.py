@@ -18,20 +18,15 @@ from torch import Tensor, nn
 class Candidates:
     """Candidate label sets of N images, stored as compressed sparse rows.
 
-    Attributes:
-      offsets: [N+1] int64; the set of row i is ``classes[offsets[i]:offsets[i+1]]``; empty = nothing known.
-      classes: [nnz] int32 class indices, ascending inside a row.
-      weights: [nnz] float32 (rows sum to 1), or None for sets without weights.
-
     Example:
       >>> sets = Candidates(torch.tensor([0, 2, 2]), torch.tensor([0, 3], dtype=torch.int32))
       >>> sets.of(0).tolist(), sets.of(1).tolist()
       ([0, 3], [])
     """
 
-    offsets: Tensor
-    classes: Tensor
-    weights: Tensor | None = None
+    offsets: Tensor  # [N+1] int64; the set of row i is ``classes[offsets[i]:offsets[i+1]]``; empty = nothing known
+    classes: Tensor  # [nnz] int32 class indices, ascending inside a row
+    weights: Tensor | None = None  # [nnz] float32 (rows sum to 1), or None for sets without weights
 
     def of(self, row: int) -> Tensor:
         """Class indices of one row, [k] int32."""
@@ -116,45 +111,29 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Concepts:
-    """What the text side of a vision-language model says of the classes, in the space of the image features.
+    """What the text side of a vision-language model says of the classes, in the space of the image features."""
 
-    Attributes:
-      feats: [C, D] float32 unit norm, of the class names.
-      logit_scale: what cosines are multiplied by, > 0.
-      descriptions: texts that describe how a class looks, a tuple per class; empty where there is none.
-      description_feats: [k, D] float32 unit norm of them, a tensor per class (k may be 0).
-    """
-
-    feats: Tensor
-    logit_scale: float
+    feats: Tensor  # [C, D] float32 unit norm, of the class names
+    logit_scale: float  # what cosines are multiplied by, > 0
+    # texts that describe how a class looks, a tuple per class; empty where there is none
     descriptions: tuple[tuple[str, ...], ...] = ()
-    description_feats: tuple[Tensor, ...] = ()
+    description_feats: tuple[Tensor, ...] = ()  # [k, D] float32 unit norm of them, a tensor per class (k may be 0)
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a recipe may know of the training images: no hidden truth gets here.
+    """What a recipe may know of the training images: no hidden truth gets here."""
 
-    Attributes:
-      labels: [N] int64, -1 = unknown.
-      class_names: C names, in class order.
-      candidates: candidate sets, or None.
-      n_novel: how many classes beyond ``class_names`` may be present (0 = none).
-      groups: [N] int64 images of one group are not independent (frames of one track), or None.
-      concepts: what a text tower says of the classes, or None without a vision-language model.
-      clusters: [N] int64 cluster of each image in the features of the model that made the candidates, -1 = not looked
-        at; or None. Something to hold answers against where there are no labels.
-      votes: [N, A] int64 class that each of A annotators answered, -1 = none; or None.
-    """
-
-    labels: Tensor
-    class_names: tuple[str, ...]
-    candidates: Candidates | None = None
-    n_novel: int = 0
-    groups: Tensor | None = None
-    concepts: Concepts | None = None
+    labels: Tensor  # [N] int64, -1 = unknown
+    class_names: tuple[str, ...]  # C names, in class order
+    candidates: Candidates | None = None  # candidate sets, or None
+    n_novel: int = 0  # how many classes beyond ``class_names`` may be present (0 = none)
+    groups: Tensor | None = None  # [N] int64 images of one group are not independent (frames of one track), or None
+    concepts: Concepts | None = None  # what a text tower says of the classes, or None without a vision-language model
+    # [N] int64 cluster of each image in the features of the model that made the candidates, -1 = not looked at; or
+    # None. Something to hold answers against where there are no labels.
     clusters: Tensor | None = None
-    votes: Tensor | None = None
+    votes: Tensor | None = None  # [N, A] int64 class that each of A annotators answered, -1 = none; or None
 
     @property
     def n_classes(self) -> int:
@@ -214,47 +193,31 @@ class Task:
 
 @dataclass(frozen=True)
 class Stream:
-    """Rows that a step wants together, visited in an order drawn anew each epoch.
+    """Rows that a step wants together, visited in an order drawn anew each epoch."""
 
-    Attributes:
-      rows: [n] int64 rows of the training table; a row listed twice is visited twice an epoch.
-      batch_size: rows per step, over all processes.
-      views: names of the views wanted of every row, from data.views.VIEWS: "clean", "weak", "strong".
-      shuffle: False visits the rows as listed.
-    """
-
-    rows: Tensor
-    batch_size: int
+    rows: Tensor  # [n] int64 rows of the training table; a row listed twice is visited twice an epoch
+    batch_size: int  # rows per step, over all processes
+    # names of the views wanted of every row, from data.views.VIEWS: "clean", "weak", "strong"
     views: tuple[str, ...] = ("weak",)
-    shuffle: bool = True
+    shuffle: bool = True  # False visits the rows as listed
 
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """What one epoch visits. A stream shorter than ``n_steps`` batches starts over, reshuffled.
+    """What one epoch visits. A stream shorter than ``n_steps`` batches starts over, reshuffled."""
 
-    Attributes:
-      streams: name -> stream; `step` gets one `Batch` under each name.
-      n_steps: optimizer steps in the epoch.
-    """
-
-    streams: Mapping[str, Stream]
-    n_steps: int
+    streams: Mapping[str, Stream]  # name -> stream; `step` gets one `Batch` under each name
+    n_steps: int  # optimizer steps in the epoch
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One stream's share of one step, on the training device.
+    """One stream's share of one step, on the training device."""
 
-    Attributes:
-      rows: [B] int64 rows of the training table.
-      views: one tensor per view asked for, in that order: [B, 3, H, W] float pixels or [B, D] float embeddings.
-      labels: [B] int64, -1 = unknown.
-    """
-
-    rows: Tensor
+    rows: Tensor  # [B] int64 rows of the training table
+    # one tensor per view asked for, in that order: [B, 3, H, W] float pixels or [B, D] float embeddings
     views: tuple[Tensor, ...]
-    labels: Tensor
+    labels: Tensor  # [B] int64, -1 = unknown
 
     @property
     def x(self) -> Tensor:
@@ -280,48 +243,34 @@ class Clock:
 
 @dataclass(frozen=True)
 class Average:
-    """A network kept as the exponential moving average of another, updated by the loop after each step.
+    """A network kept as the exponential moving average of another, updated by the loop after each step."""
 
-    Attributes:
-      source: name of the network followed.
-      decay: share of the old value kept, 0 to 1.
-    """
-
-    source: str
-    decay: float
+    source: str  # name of the network followed
+    decay: float  # share of the old value kept, 0 to 1
 
 
 @dataclass(frozen=True)
 class State:
-    """Everything of a recipe that must survive a restart.
+    """Everything of a recipe that must survive a restart."""
 
-    Attributes:
-      nets: name -> network. The loop trains every parameter with requires_grad of the networks not in `averages`.
-      adjust: logit-adjustment state: nested dicts of tensors and numbers.
-      memory: queues, prototypes, tables of pseudolabels and the like: nested dicts of tensors and numbers.
-      averages: name of a network -> which one it follows.
-    """
-
+    # name -> network. The loop trains every parameter with requires_grad of the networks not in `averages`.
     nets: Mapping[str, nn.Module]
+    # logit-adjustment state: nested dicts of tensors and numbers
     adjust: Mapping[str, Any] = field(default_factory=dict)
+    # queues, prototypes, tables of pseudolabels and the like: nested dicts of tensors and numbers
     memory: Mapping[str, Any] = field(default_factory=dict)
-    averages: Mapping[str, Average] = field(default_factory=dict)
+    averages: Mapping[str, Average] = field(default_factory=dict)  # name of a network -> which one it follows
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step hands back: the loss to descend, and the state with everything but the networks renewed.
+    """What one step hands back: the loss to descend, and the state with everything but the networks renewed."""
 
-    Attributes:
-      loss: scalar.
-      n_kept: rows that the loss counted, so that averages weigh rows and not batches; a tensor if counted there.
-      logs: name -> number, averaged over the epoch weighted by `n_kept`.
-      state: the new state.
-    """
-
-    loss: Tensor
+    loss: Tensor  # scalar
+    # rows that the loss counted, so that averages weigh rows and not batches; a tensor if counted there
     n_kept: Tensor | int
-    state: State
+    state: State  # the new state
+    # name -> number, averaged over the epoch weighted by `n_kept`
     logs: Mapping[str, Tensor | float] = field(default_factory=dict)
 
 

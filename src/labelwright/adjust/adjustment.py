@@ -19,12 +19,6 @@ class Adjustment:
     nothing; `Adjustment()` is plain cross-entropy. Adjustments add, in any order: ``a + b`` multiplies the multipliers
     and sums the rest, so that a multiplier scales the logits and never another's offset or margin.
 
-    Attributes:
-      multiplier: [C] float > 0, multiplies logit k. (beta)
-      offset: [C] float, added to logit k. (Delta)
-      target_margin: [C] float, margin[y] is added to the logit of the label.
-      pair_margin: [C, C] float, row y is added to the logits of a row with label y.
-
     Source: multiplier and offset are those of Kini et al. 2021 (arXiv 2103.01550), Eq. (2).
 
     Example:
@@ -34,10 +28,10 @@ class Adjustment:
       ([6.0, 1.0], [0.5, 0.0], None)
     """
 
-    multiplier: Tensor | None = None
-    offset: Tensor | None = None
-    target_margin: Tensor | None = None
-    pair_margin: Tensor | None = None
+    multiplier: Tensor | None = None  # [C] float > 0, multiplies logit k. (beta)
+    offset: Tensor | None = None  # [C] float, added to logit k. (Delta)
+    target_margin: Tensor | None = None  # [C] float, margin[y] is added to the logit of the label
+    pair_margin: Tensor | None = None  # [C, C] float, row y is added to the logits of a row with label y
 
     def __add__(self, other: Adjustment) -> Adjustment:
         return Adjustment(
