@@ -20,7 +20,7 @@ from torch import nn
 from labelwright.adjust import fixed
 from labelwright.encoders.heads import put_in
 from labelwright.methods.frozen_heads import Labelled, balanced_accuracy, fitted
-from labelwright.methods.recipe import Begun
+from labelwright.methods.recipe import Begun, feats_of
 from labelwright.train.convex import Problem, folds_of, scaled
 from labelwright.types import BuildNet, Passes, State, Task
 
@@ -40,8 +40,7 @@ def balanced_start(task: Task, state: State, passes: Passes, *, nets: Sequence[s
     is_linear = isinstance(cast(Any, state.nets[nets[0]]).head, nn.Linear)
     if not is_linear or int((task.counts > 0).sum()) < 2:
         return state, {}
-    feats = torch.cat([some.float() for _, some in passes(nets[0], known.cpu(), output="feats")])  # 1
-    given = scaled(feats)
+    given = scaled(feats_of(passes, known, net=nets[0]))  # 1
     labels, groups = task.labels[known], None if task.groups is None else task.groups[known.to(task.groups.device)]
     data = Labelled(given.z, labels, task.n_classes, *folds_of(labels, groups, seed=0), adjust=None)
     found = fitted(lambda counts: Problem(fixed.logit_adjustment(counts, strength=1.0)), None, data)  # 2

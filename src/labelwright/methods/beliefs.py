@@ -90,16 +90,16 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     """Lines 1 to 6: the network's own logits are the answer."""
     head: ProjectedHead = cast(Any, state.nets["main"]).head
 
-    def feats_of(rows: Tensor) -> Iterator[Tensor]:
+    def read(rows: Tensor) -> Iterator[Tensor]:
         return (z for _, z in passes("main", rows, output="feats"))
 
     sample = sampled(task.labels, max(MOST_ROWS, ROWS_PER_CLASS * task.n_classes))
     seen = torch.arange(len(task.labels)) if sample is None else sample
     if task.concepts is None:
-        mean, directions = principal_of(lambda: feats_of(seen), len(head.projection))
+        mean, directions = principal_of(lambda: read(seen), len(head.projection))
         head.mean.copy_(mean)
         head.projection.copy_(directions)
-    u = Projected(head, feats_of, seen)  # 1
+    u = Projected(head, read, seen)  # 1
     known = (task.labels >= 0).nonzero().flatten()
     if task.concepts is None:
         weight, bias, inverse_penalty = regression(u[known], task.labels[known], task.n_classes)  # 2
@@ -137,15 +137,15 @@ class Projected:
 
     Args:
       head: projects.
-      feats_of: features [b, D] of rows, block by block.
+      read: features [b, D] of rows, block by block.
       held: [n] int64, ascending, n >= 1.
     """
 
-    def __init__(self, head: ProjectedHead, feats_of: Callable[[Tensor], Iterator[Tensor]], held: Tensor) -> None:
-        self.head, self.feats_of, self.device = head, feats_of, head.projection.device
+    def __init__(self, head: ProjectedHead, read: Callable[[Tensor], Iterator[Tensor]], held: Tensor) -> None:
+        self.head, self.read, self.device = head, read, head.projection.device
         self.held, self.n_features = held.to(self.device), len(head.projection)
         self.kept, first = torch.empty(len(held), self.n_features, device=self.device), 0
-        for z in feats_of(held):
+        for z in read(held):
             self.kept[first : first + len(z)] = head.project(z)
             first += len(z)
 
@@ -154,7 +154,7 @@ class Projected:
         at = torch.searchsorted(self.held, rows).clamp(max=len(self.held) - 1)
         if torch.equal(self.held[at], rows):
             return self.kept[at]
-        return torch.cat([self.head.project(z) for z in self.feats_of(rows)])
+        return torch.cat([self.head.project(z) for z in self.read(rows)])
 
 
 def from_texts(z: Tensor, task: Task) -> tuple[Tensor, float]:

@@ -53,7 +53,7 @@ from labelwright.labels.main_set import competing_rows, grown, main_set_size, pr
 from labelwright.losses.classification import adjusted_cross_entropy
 from labelwright.methods.class_names import PoolSettings, allowed_classes, check_task
 from labelwright.methods.method import Views
-from labelwright.methods.recipe import Begun, plain_logits
+from labelwright.methods.recipe import Begun, feats_of, plain_logits
 from labelwright.metrics.agreement import Watch, warnings_of, worse_than_names
 from labelwright.train.processes import mean_share
 from labelwright.train.settings import AtLeast0, Count, CountOr0, Positive, Share, require
@@ -143,7 +143,7 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     """Lines 1 to 5: align the classes with the images, believe, and pick the first main set."""
     main, allowed, open_rows = _main(state), allowed_classes(task, cfg.pool), task.labels < 0
     scale, names = main.towers.logit_scale, main.towers.text_feats().detach()
-    feats = torch.cat([z for _, z in passes("main", torch.arange(len(task.labels)), output="feats")])
+    feats = feats_of(passes, torch.arange(len(task.labels)))
     aligned, logs = align(
         feats,
         task,

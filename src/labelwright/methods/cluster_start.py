@@ -22,6 +22,7 @@ from labelwright.methods.open_world import (
     n_seen,
     prior_of,
 )
+from labelwright.methods.recipe import feats_of
 from labelwright.types import Passes, State, Task
 
 BELIEF_DIMS = 128  # principal components that the Gaussians of a start see
@@ -48,7 +49,7 @@ def from_clusters(
     Returns: weight [C, D] and bias [C], what k-means found, the state with the prior that goes with it, what to log.
       Where beliefs take the place of the centroids, the layer of these is in its memory, under CENTROIDS.
     """
-    feats = torch.cat([z.float() for _, z in passes("main", torch.arange(len(task.labels)), output="feats")])
+    feats = feats_of(passes, torch.arange(len(task.labels)))
     norm, feats = feats.norm(dim=1).mean(), F.normalize(feats, dim=1)
     seed = int(torch.randint(2**31, (1,)))
     found = semi_supervised_kmeans(

@@ -45,7 +45,7 @@ from labelwright.methods.baselines.candidate_sets import (
     plan_of_all,
     put_annotator_in,
 )
-from labelwright.methods.recipe import Begun, plain_logits
+from labelwright.methods.recipe import Begun, feats_of, plain_logits
 from labelwright.metrics.agreement import Watch
 from labelwright.metrics.diagnostics import division_warnings
 from labelwright.metrics.student import judge_student
@@ -89,7 +89,7 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     """Line 1, the clusters of line 8, and the first division."""
     everything = torch.arange(len(task.labels))
     # Half precision, as a store keeps them: all features are held at once.
-    feats = torch.cat([z.half() for _, z in passes("main", everything, output="feats")])
+    feats = feats_of(passes, everything, dtype=torch.float16)
     start = candidate_beliefs(feats, task)
     put_in(state.nets["main"], START_STRENGTH * start.beliefs.weight, START_STRENGTH * start.beliefs.bias)
     watch = Watch.start(feats, task.n_classes, first_guesses(task))

@@ -33,7 +33,7 @@ from labelwright.labels.annotations import AnnotationModel, Annotations, fit_ann
 from labelwright.labels.dawid_skene import dawid_skene
 from labelwright.labels.first_guess import first_guess
 from labelwright.methods.baselines.candidate_sets import check_task
-from labelwright.methods.recipe import CHOSEN, Begun, Recipe, check_is_pretrained
+from labelwright.methods.recipe import CHOSEN, Begun, Recipe, check_is_pretrained, feats_of
 from labelwright.train.convex import (
     PENALTIES,
     TRIED_GRADIENT,
@@ -79,8 +79,7 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
         [annotations.is_annotated(some) for some in torch.split(torch.arange(len(task.labels)), 8192)]
     )
     rows = is_annotated.nonzero().flatten()
-    feats = torch.cat([some.float() for _, some in passes("main", rows, output="feats")])
-    given = scaled(feats)  # 1
+    given = scaled(feats_of(passes, rows))  # 1
     head.mean.copy_(given.mean)
     head.scale.copy_(given.scale)
     z = given.z

@@ -29,6 +29,7 @@ from labelwright.methods.recipe import (
     CHOSEN,
     Begun,
     check_is_pretrained,
+    feats_of,
     no_step,
     no_steps,
     nothing_after,
@@ -159,8 +160,7 @@ class FrozenRecipe:
         head: CentredHead = cast(Any, state.nets["main"]).head
         labels = self.labels_of(task)
         known = (labels >= 0).nonzero().flatten()
-        feats = torch.cat([some.float() for _, some in passes("main", known.cpu(), output="feats")])
-        given = scaled(feats)  # 1
+        given = scaled(feats_of(passes, known))  # 1
         head.mean.copy_(given.mean)
         head.scale.copy_(given.scale)
         labels, groups = labels[known], None if task.groups is None else task.groups[known.to(task.groups.device)]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from labelwright.errors import ConfigError
@@ -37,6 +38,24 @@ def nothing_after(cfg: Any, task: Task, state: State, passes: Passes, epoch: int
 def plain_logits(cfg: Any, state: State, x: Tensor) -> Prediction:
     """The network's own logits: no adjustment applies at test time."""
     return Prediction(state.nets["main"](x))
+
+
+def feats_of(passes: Passes, rows: Tensor, *, net: str = "main", dtype: torch.dtype = torch.float32) -> Tensor:
+    """Features [n, D] of rows [n] int64 in one tensor, filled block by block: they are never there twice.
+
+    Example:
+      >>> def passes(net, rows, view="clean", output="logits"):
+      ...     return ((some, some[:, None].float()) for some in torch.split(rows, 2))
+      >>> feats_of(passes, torch.tensor([5, 6, 7])).flatten().tolist()
+      [5.0, 6.0, 7.0]
+    """
+    found, first = torch.empty(0), 0
+    for _, some in passes(net, rows.cpu(), output="feats"):
+        if not first:
+            found = torch.empty(len(rows), some.shape[1], dtype=dtype, device=some.device)
+        found[first : first + len(some)] = some
+        first += len(some)
+    return found
 
 
 CHOSEN = "chosen"  # in the memory of a state: what the method chose of its settings, as `as_chosen` reads it

@@ -17,6 +17,7 @@ from torch import Tensor
 from labelwright.encoders.aligned import AlignedNet
 from labelwright.errors import ConfigError
 from labelwright.methods.class_names import check_task
+from labelwright.methods.recipe import feats_of
 from labelwright.train.convex import CrossValidated, Linear, Problem, cross_validate, folds_of, principal_axes, solve
 from labelwright.types import BuildNet, Passes, State, Task
 
@@ -116,7 +117,7 @@ def setup(cfg: Any, task: Task, build_net: BuildNet, *, name: str) -> State:
 def shots_of(task: Task, state: State, passes: Passes) -> Shots:
     """Of what a recipe is given."""
     net, known = cast(AlignedNet, state.nets["main"]), (task.labels >= 0).nonzero().flatten()
-    feats = torch.cat([z for _, z in passes("main", known.cpu(), output="feats")])
+    feats = feats_of(passes, known)
     return Shots.of(feats, net.towers.logit_scale * net.class_feats(), task)
 
 

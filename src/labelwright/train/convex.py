@@ -261,9 +261,27 @@ def scaled(feats: Tensor) -> Scaled:
       [0.0, 6.0]
     """
     mean, scale = centre_and_scale(feats)
-    z = (feats.float() - mean) / scale
-    axes = principal_axes(z)
-    return Scaled(z if axes is None else z @ axes, mean, scale, axes)
+
+    def plain(some: slice) -> Tensor:
+        return (feats[some].float() - mean) / scale
+
+    n, n_features = feats.shape
+    if n < n_features:
+        z = plain(slice(None))
+        axes = principal_axes(z)
+        return Scaled(z if axes is None else z @ axes, mean, scale, axes)
+    blocks = [slice(k, k + 8192) for k in range(0, n, 8192)]  # of many rows nothing is there twice
+    axes = None
+    if n_features <= MAX_AXES:
+        axes = _eigenvectors(sum((plain(some).T @ plain(some) for some in blocks), mean.new_zeros(())))
+    z = torch.empty(n, n_features, device=feats.device)
+    for some in blocks:
+        z[some] = plain(some) if axes is None else plain(some) @ axes
+    return Scaled(z, mean, scale, axes)
+
+
+def _eigenvectors(moment: Tensor) -> Tensor:
+    return Tensor(torch.linalg.eigh(moment).eigenvectors)
 
 
 def principal_axes(z: Tensor, *, complete: bool = False) -> Tensor | None:
@@ -282,9 +300,9 @@ def principal_axes(z: Tensor, *, complete: bool = False) -> Tensor | None:
     if (n_features if is_square else n) > MAX_AXES:
         return None
     if is_square:
-        return Tensor(torch.linalg.eigh(z.T @ z).eigenvectors)
+        return _eigenvectors(z.T @ z)
     basis, rest = torch.linalg.qr(z.T)  # [D, N], [N, N]
-    return Tensor(basis @ torch.linalg.eigh(rest @ rest.T).eigenvectors)
+    return Tensor(basis @ _eigenvectors(rest @ rest.T))
 
 
 def folds_of(labels: Tensor, groups: Tensor | None, *, seed: int, limit: int | None = None) -> tuple[Tensor, Tensor]:

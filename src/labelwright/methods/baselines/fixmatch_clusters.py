@@ -25,7 +25,7 @@ from labelwright.labels.kmeans import semi_supervised_kmeans
 from labelwright.labels.self_training import self_train
 from labelwright.losses.classification import cross_entropy
 from labelwright.methods import cluster_start, open_world
-from labelwright.methods.recipe import Begun, Recipe
+from labelwright.methods.recipe import Begun, Recipe, feats_of
 from labelwright.train.settings import Share
 from labelwright.types import Batch, BuildNet, Clock, EpochPlan, Passes, State, StepResult, Task
 
@@ -87,7 +87,7 @@ def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int)
 def _add_clusters(cfg: Config, task: Task, state: State, passes: Passes) -> dict[str, Any]:
     """Line 3: cluster the images least sure of a seen class, and refit the last layer to what all images are."""
     named, every = open_world.n_seen(task), torch.arange(len(task.labels))
-    feats = torch.cat([some.float() for _, some in passes("main", every, output="feats")])
+    feats = feats_of(passes, every)
     norm, z = feats.norm(dim=1).mean(), F.normalize(feats, dim=1)
     seen = [logits[:, :named].softmax(1).max(1) for _, logits in passes("main", every)]
     sure, best = (torch.cat(column) for column in zip(*seen, strict=True))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from labelwright.encoders.heads import CentredHead, put_in
 from labelwright.labels.chunks import evenly_spread
-from labelwright.methods.recipe import Begun, Recipe, check_is_pretrained
+from labelwright.methods.recipe import Begun, Recipe, check_is_pretrained, feats_of
 from labelwright.train.convex import MAX_TRIED_ROWS, balanced_loss, centre_and_scale
 from labelwright.train.settings import TrainSettings
 from labelwright.types import BuildNet, Passes, State, Task
@@ -45,7 +45,7 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     """All of it."""
     head: CentredHead = cast(Any, state.nets["main"]).head
     known = (task.labels >= 0).nonzero().flatten()
-    feats = torch.cat([some.float() for _, some in passes("main", known.cpu(), output="feats")])
+    feats = feats_of(passes, known)
     mean, scale = centre_and_scale(feats)
     head.mean.copy_(mean)
     head.scale.copy_(scale)

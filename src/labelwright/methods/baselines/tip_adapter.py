@@ -23,7 +23,7 @@ from labelwright.encoders.backbones import Classifier
 from labelwright.encoders.heads import CacheHead
 from labelwright.encoders.towers import Towers
 from labelwright.methods.baselines import zero_shot
-from labelwright.methods.recipe import Begun, Recipe
+from labelwright.methods.recipe import Begun, Recipe, feats_of
 from labelwright.methods.shots import check_shots
 from labelwright.train.convex import balanced_loss, folds_of
 from labelwright.train.settings import AtLeast0
@@ -88,7 +88,7 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
 def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     """Fill the cache, and weigh it."""
     head, known = cast(CachedNet, state.nets["main"]).head, (task.labels >= 0).nonzero().flatten()
-    head.keys.copy_(torch.cat([z for _, z in passes("main", known.cpu(), output="feats")]))
+    head.keys.copy_(feats_of(passes, known))
     groups = None if task.groups is None else task.groups[known.to(task.groups.device)]
     rows, fold = folds_of(head.labels, groups, seed=0)
     alphas = ALPHAS if cfg.alpha is None else (cfg.alpha,)

@@ -15,7 +15,7 @@ import torch
 from labelwright.encoders.aligned import AlignedNet
 from labelwright.labels.transduce import transclip
 from labelwright.methods.baselines import zero_shot
-from labelwright.methods.recipe import Begun, Recipe
+from labelwright.methods.recipe import Begun, Recipe, feats_of
 from labelwright.types import Passes, State, Task
 
 
@@ -23,7 +23,7 @@ def begin(cfg: zero_shot.Config, task: Task, state: State, passes: Passes, *, an
     """Label the pool as a whole."""
     net = cast(AlignedNet, state.nets["main"])
     # Half precision, as a store keeps them: all features are held at once.
-    feats = torch.cat([z.half() for _, z in passes("main", torch.arange(len(task.labels)), output="feats")])
+    feats = feats_of(passes, torch.arange(len(task.labels)), dtype=torch.float16)
     text, scale = net.towers.text_feats(), net.towers.logit_scale
     lam = 0.5 if bool((task.labels >= 0).any()) else 1.0  # as published, with and without labels
     labels, weight, bias = transclip(feats, text, logit_scale=scale, labels=task.labels, lam=lam, anchor=anchor)

@@ -24,7 +24,7 @@ from torch import Tensor
 from labelwright.encoders.aligned import AlignedNet
 from labelwright.labels.transduce import nearest_neighbours
 from labelwright.methods.baselines import zero_shot
-from labelwright.methods.recipe import Begun, Recipe
+from labelwright.methods.recipe import Begun, Recipe, feats_of
 from labelwright.train.convex import Linear, Problem, principal_axes, solve
 from labelwright.train.settings import Count, Positive, ShareBelow1
 from labelwright.types import Passes, State, Task
@@ -83,7 +83,7 @@ def propagated(feats: Tensor, text: Tensor, labels: Tensor, *, k: int, gamma: fl
 def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     """Spread the texts, and fit a head to the answers."""
     net = cast(AlignedNet, state.nets["main"])
-    feats = torch.cat([z.half() for _, z in passes("main", torch.arange(len(task.labels)), output="feats")])
+    feats = feats_of(passes, torch.arange(len(task.labels)), dtype=torch.float16)
     text, given = net.towers.text_feats(), task.labels.to(feats.device)
     found = propagated(feats, text, given, k=cfg.k, gamma=cfg.gamma, alpha=cfg.alpha).argmax(1)
     answers = torch.where(given >= 0, given, found)
