@@ -63,8 +63,6 @@ def init(counts: Tensor, prior: Tensor) -> dict[str, Tensor]:
       counts: [C] int or float >= 0, labelled images per class; ones where labels are only guessed later.
       prior: [C] float, sums to 1: the shares that the classes should have.
 
-    Returns: the state, see the module.
-
     Example:
       >>> init(torch.tensor([3, 1]), torch.tensor([0.5, 0.5]))["counts"].tolist()
       [3.0, 1.0]
@@ -89,8 +87,6 @@ def update(
         changes nothing.
       prior: [C] float, sums to 1; None = that of the state.
       decay: share of earlier steps kept, in [0, 1); 0 = this step alone, for sums over all images.
-
-    Returns: the new state.
 
     Example:
       >>> first = update(init(torch.ones(2), torch.tensor([0.5, 0.5])), predicted=torch.tensor([6.0, 2.0]))

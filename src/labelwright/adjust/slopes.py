@@ -99,8 +99,6 @@ def push(memory: Memory, labels: Tensor, predicted: Tensor, confidence: Tensor, 
       labels: [B] int true classes; rows with -1 are not kept.
       predicted, confidence, logit: [B] each, as from `score_rows`; gradients are not kept.
 
-    Returns: the new memory.
-
     Raises:
       DataError: the tensors differ in length.
 

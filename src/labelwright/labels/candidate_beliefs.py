@@ -102,8 +102,6 @@ def candidate_beliefs(feats: Tensor, task: Task) -> CandidateBeliefs:
     Args:
       feats: [N, D] float, unit norm.
 
-    Returns: see `CandidateBeliefs`.
-
     Example: two clumps; the guess for the fourth image is wrong, the features know better.
       >>> angles = torch.tensor([0.0, 4, 8, 12, 70, 74, 78, 82]).deg2rad()
       >>> z = torch.stack([angles.cos(), angles.sin()], dim=1)

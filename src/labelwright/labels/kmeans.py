@@ -53,8 +53,6 @@ def semi_supervised_kmeans(
       n_init: >= 1, starts; the lowest inertia is returned.
       seed: any int >= 0; the same seed gives the same result on the same kind of device.
 
-    Returns: `KMeans`.
-
     Raises:
       DataError: shapes that do not go together, a label that is no seen class, a feature that is not finite or a row
         of zeros, with the row.

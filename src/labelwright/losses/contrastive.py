@@ -64,8 +64,6 @@ def push_queue(queue: Mapping[str, Tensor], keys: Tensor, labels: Tensor, is_rel
       labels: [B] int pseudolabels; -1 marks a key that takes a slot but is never contrasted with.
       is_reliable: [B] bool.
 
-    Returns: the new queue.
-
     Example: three keys into two slots.
       >>> keys, labels = torch.eye(3)[:, :2], torch.tensor([5, 6, 7])
       >>> queue = push_queue(init_queue(2, 2), keys, labels, labels > 5)

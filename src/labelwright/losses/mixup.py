@@ -35,8 +35,6 @@ def mixup(
       generator: CPU generator; the same state gives the same batch.
       at_least_half: take max(lam, 1 - lam), so that a row stays closer to its own label than to its partner's.
 
-    Returns: see `Mixed`.
-
     Raises:
       ConfigError: alpha < 0.
       DataError: ``targets`` has not one row per row of ``x``.

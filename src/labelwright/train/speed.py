@@ -36,8 +36,6 @@ def images_per_second(
       batch_size: images per step; on a CPU no more than `CPU_BATCH` are taken.   device, precision: of the run.
       n_steps: measured, >= 1.   n_warm_up: steps before them, which take longer, >= 0.
 
-    Returns: > 0.
-
     Example:
       >>> from labelwright.data.cache import PixelCache
       >>> from labelwright.data.views import PixelViews, ViewSettings
