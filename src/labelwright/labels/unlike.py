@@ -4,19 +4,21 @@ Two looks, as each sees what the other does not:
 
 1. an image is far from every class: its cosine to the nearest mean of a class is under the bar that 5% of the labelled
    images miss (`far_from_labelled`); shows odd images where labels are few.
-2. one linear score separates labelled from unlabelled images, in folds, after the labelled ones were weighed
-   to be of the classes that the unlabelled ones seem to be of. If labelled images were drawn at random, class by class,
-   the most labelled-like part of the scores holds at least the share of unlabelled images that are like them, so that
-   the least ratio of the two bounds the rest from below (`unlike_labelled`).
+2. few of an image's nearest neighbours are labelled. The score is their share among its nearest 30, with labelled
+   images weighed so that each class is as frequent as among the unlabelled ones; as images of unnamed classes count
+   there as one of the named, the weights are taken again from those above the median score of each class. If labelled
+   images were drawn at random, class by class, the upper part of the scores holds at least the share of unlabelled
+   images that are like them, so that the least ratio of the two bounds the rest from below (`unlike_labelled`).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+from scipy.optimize import brentq
 from torch import Tensor
 
 from labelwright.labels.chunks import evenly_spread
@@ -28,12 +30,47 @@ FAR = 0.125
 """Share of unlabelled images under it from which classes nobody named are likely. Three seeds of 4,000 images each of
 CIFAR-10 and GTSRB, which chose it: at most 0.10 where there are none, 0.23 to 0.47 where half of the classes are."""
 
-ROWS = 20_000  # labelled and unlabelled images, each, by which they are compared
+ROWS = 4_000  # labelled and unlabelled images, each, by which they are compared
+NEIGHBOURS = 30
+ROUNDS = 3  # of scores and weights
 LEAST_ABOVE = 0.1  # of the labelled images above a score from which a ratio is an estimate
 LEAST = 0.05  # share below which a bound shows nothing: classes of few images are not weighed exactly
-RIDGE = 0.1  # of the mean variance, on the covariance
-FOLDS = 10
 RISK = 0.05  # of a bound that is too high
+MOST_SCALE = 1e6
+LEAST_CHANCE = 0.01  # that an image is of a labelled class
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How probable it is that an image is of a class that labels name, by the images that are nearest to it.
+
+    Attributes:
+      centre: [D] float32, mean of the features, which have no absolute value above 1 after division by ``largest``.
+      largest: > 0.
+      references: [R, D] float32, unit norm.
+      labelled: [R] float32 weights of the labelled references, sum their number n; 0 of others.
+      unlabelled: [R] float32, as much for each of the others, sum n too; 0 of labelled ones.
+      units: [R] int64 of each reference; images of one unit are no neighbours.
+      scale: >= 0, of the ratio of the two weights among the neighbours.
+    """
+
+    centre: Tensor
+    largest: float
+    references: Tensor
+    labelled: Tensor
+    unlabelled: Tensor
+    units: Tensor
+    scale: float
+
+    def chance(self, feats: Tensor, units: Tensor) -> Tensor:
+        """The chance [B] float32, `LEAST_CHANCE` to 1, that images are of a class with labels.
+
+        Args:
+          feats: [B, D] float.   units: [B] int64, see `units`.
+        """
+        z = F.normalize(feats.float().to(self.centre.device) / self.largest - self.centre, dim=1)
+        near = _neighbours(z, units.to(z.device), self.references, self.units)
+        return (self.scale * _ratio(near, self.labelled, self.unlabelled)).clamp(LEAST_CHANCE, 1).cpu()
 
 
 @dataclass(frozen=True)
@@ -41,13 +78,14 @@ class Unlike:
     """What is known of unlabelled images that are of no labelled class.
 
     Attributes:
-      share: up to so many of the unlabelled images, 0 to 1, by an estimate that is rather too large; 0 where nothing
-        shows that there are any.
+      share: about so many of the unlabelled images, 0 to 1; 0 where nothing shows that there are any.
       least: with 95% confidence there are at least so many; 0 where that is not known.
+      likeness: which they are; None where ``share`` is 0.
     """
 
     share: float = 0.0
     least: float = 0.0
+    likeness: Likeness | None = field(default=None, compare=False, repr=False)
 
 
 def unlike_labelled(feats: Tensor, labels: Tensor, *, groups: Tensor | None = None) -> Unlike:
@@ -56,7 +94,7 @@ def unlike_labelled(feats: Tensor, labels: Tensor, *, groups: Tensor | None = No
     Args:
       feats: [N, D] float, any norm.
       labels: [N] int64, -1 = unknown.
-      groups: [N] int64; images of one are in one fold and count as one; or None.
+      groups: [N] int64; images of one are no neighbours and count as one; or None.
 
     Returns: nothing shown where too little is labelled to tell (fewer than two images in every class), or nothing is
       unlabelled.
@@ -69,7 +107,7 @@ def unlike_labelled(feats: Tensor, labels: Tensor, *, groups: Tensor | None = No
       >>> z = torch.randn(3000, 8, generator=g)
       >>> z[2000:, 0] += 6
       >>> unlike_labelled(z, torch.tensor([0] * 1000 + [-1] * 2000))
-      Unlike(share=0.52, least=0.45)
+      Unlike(share=0.55, least=0.45)
     """
     can = feats.isfinite().all(1).to(labels.device)
     if not bool(can.all()):  # problems of the data, which their reader names
@@ -77,60 +115,82 @@ def unlike_labelled(feats: Tensor, labels: Tensor, *, groups: Tensor | None = No
     known = labels >= 0
     if bool(known.all()) or not bool((torch.bincount(labels[known]) > 1).any()):
         return Unlike()
-    far = far_from_labelled(feats, labels)
-    share, least = _separated(feats, labels, groups)
-    if least > LEAST:
-        return Unlike(round(share, 2), round(least, 2))
-    return Unlike(far if far >= FAR else 0.0)
-
-
-def _separated(feats: Tensor, labels: Tensor, groups: Tensor | None) -> tuple[float, float]:
-    """The second look: estimated and least share."""
+    units = torch.arange(len(labels)) if groups is None else groups
     rows, others = (evenly_spread(some.nonzero().flatten(), ROWS) for some in (labels >= 0, labels < 0))
-    at = torch.cat([rows, others])
-    z = feats[at].float()
-    z = z / z.abs().max().clamp(min=1e-30)
-    z = z - z.mean(0)
-    covariance = z.T @ z / len(z)
-    covariance.diagonal().add_(RIDGE * covariance.diagonal().mean() + 1e-12)
-    z = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), z.T, upper=False).T
-    own, rest = z[: len(rows)], z[len(rows) :]
-    weights = _as_the_others(own, labels[rows], rest)
-    units = torch.arange(len(at)) if groups is None else torch.unique(groups[at], return_inverse=True)[1]
-    fold = torch.randperm(int(units.max()) + 1, generator=torch.Generator().manual_seed(0))[units] % FOLDS
-    fold_own, fold_rest = fold[: len(rows)].to(z.device), fold[len(rows) :].to(z.device)
-    scores, scores_rest = own.new_zeros(len(own)), own.new_zeros(len(rest))
-    for k in range(FOLDS):
-        seen, seen_rest = (fold_own != k) * weights, fold_rest != k
-        if not bool(seen.any()) or not bool(seen_rest.any()):
-            return 0.0, 0.0
-        direction = seen @ own / seen.sum() - rest[seen_rest].mean(0)
-        scores[fold_own == k] = own[fold_own == k] @ direction
-        scores_rest[fold_rest == k] = rest[fold_rest == k] @ direction
-    order = scores.argsort(descending=True)
+    at, n = torch.cat([rows, others]), len(rows)
+    z, units = feats[at].float(), units[at.to(units.device)].to(feats.device)
+    largest = float(z.abs().max().clamp(min=1e-30))
+    centre = (z / largest).mean(0)
+    z = F.normalize(z / largest - centre, dim=1)
+    near = _neighbours(z, units, z, units)
+    nearest, nearest_rest, n_classes = _nearest_classes(z[:n], labels[rows], z[n:])
+    unlabelled = torch.cat([z.new_zeros(n), z.new_full((len(others),), n / len(others))])
+    kept, kept_rest = torch.ones_like(nearest, dtype=torch.bool), torch.ones_like(nearest_rest, dtype=torch.bool)
+    for _ in range(ROUNDS):
+        weights = _as_often(nearest, nearest_rest, n_classes, kept, kept_rest)
+        labelled = torch.cat([n * weights, weights.new_zeros(len(others))])
+        ratios = _ratio(near, labelled, unlabelled)
+        own, rest = ratios[:n], ratios[n:]
+        bars = _medians(own, nearest, n_classes)
+        kept, kept_rest = own >= bars[nearest], rest >= bars[nearest_rest]
+    order = own.argsort(descending=True)
     above = weights[order].cumsum(0)
-    above_rest = 1 - torch.searchsorted(scores_rest.sort().values, scores[order]) / len(rest)
+    above_rest = 1 - torch.searchsorted(rest.sort().values, own[order]) / len(rest)
     slack, slack_rest = (
         math.sqrt(math.log(2 / RISK) / 2 / _effective(mass, some))
-        for mass, some in (
-            (weights, units[: len(rows)]),
-            (torch.full_like(scores_rest, 1 / len(rest)), units[len(rows) :]),
-        )
+        for mass, some in ((weights, units[:n]), (unlabelled[n:] / n, units[n:]))
     )
     most = (above_rest + slack_rest) / (above - slack).clamp(min=1e-9)
-    ratio = (above_rest / above)[above >= LEAST_ABOVE]
-    return max(0.0, 1 - float(ratio.min())), 1 - float(most.min())
+    least = 1 - float(most.min())
+    share = max(least, 1 - float((above_rest / above)[above >= LEAST_ABOVE].min()))
+    if least <= LEAST:
+        share, least = far_from_labelled(feats, labels), 0.0
+        if share < FAR:
+            return Unlike()
+    likeness = Likeness(centre, largest, z, labelled, unlabelled, units, _scale_to_mean(rest, 1 - share))
+    return Unlike(round(share, 2), round(least, 2), likeness)
+
+
+def _neighbours(z: Tensor, units: Tensor, references: Tensor, units_of: Tensor) -> Tensor:
+    """Of each row of z [B, D] the nearest K references [R, D] (unit norm) of other units (int64): [B, K]."""
+    k = min(NEIGHBOURS, len(references) - 1)
+    parts = zip(torch.split(z, 1_024), torch.split(units, 1_024), strict=True)
+    found = [(some @ references.T).masked_fill_(its[:, None] == units_of, -2).topk(k).indices for some, its in parts]
+    return torch.cat(found)
+
+
+def _ratio(near: Tensor, labelled: Tensor, unlabelled: Tensor) -> Tensor:
+    """Of neighbours [N, K] the weight of labelled to that of unlabelled ones, with one more of each: few prove little."""
+    return (1 + labelled[near].sum(1)) / (1 + unlabelled[near].sum(1))
+
+
+def _scale_to_mean(ratios: Tensor, mean: float) -> float:
+    """By how much ratios [M] are to be multiplied so that, cut off at 1, they have this mean, 0 to 1."""
+
+    def gap(by: float) -> float:
+        return float((by * ratios).clamp(max=1).double().mean()) - mean
+
+    return MOST_SCALE if gap(MOST_SCALE) <= 0 else float(brentq(gap, 0.0, MOST_SCALE, xtol=1e-6))
+
+
+def _medians(scores: Tensor, nearest: Tensor, n_classes: int) -> Tensor:
+    """Of each class [C] the (upper) median of its scores; 0 of a class without any."""
+    order = scores.argsort()
+    order = order[nearest[order].argsort(stable=True)]
+    counts = torch.bincount(nearest, minlength=n_classes)
+    places = (counts.cumsum(0) - counts + counts // 2).clamp(max=len(order) - 1)
+    return scores[order][places] * (counts > 0)
 
 
 def _effective(weights: Tensor, units: Tensor) -> float:
     """How many images of equal weight tell as much: groups count as one."""
-    sums = torch.zeros(int(units.max()) + 1).index_add_(0, units, weights.cpu().float())
+    _, units = torch.unique(units, return_inverse=True)
+    sums = torch.zeros(int(units.max()) + 1).index_add_(0, units.cpu(), weights.cpu().float())
     return float(1 / sums.square().sum())
 
 
-def _as_the_others(own: Tensor, labels: Tensor, rest: Tensor) -> Tensor:
-    """Weights [n], sum 1, of labelled images: by the class whose mean is nearest (each image left out of its own mean),
-    so that these classes are as frequent as among the others."""
+def _nearest_classes(own: Tensor, labels: Tensor, rest: Tensor) -> tuple[Tensor, Tensor, int]:
+    """The class whose mean is nearest, of labelled images (each left out of its own mean) and of the others, and C."""
     _, labels, sizes = torch.unique(labels.to(own.device), return_inverse=True, return_counts=True)
     sums = own.new_zeros(len(sizes), own.shape[1]).index_add_(0, labels, own)
     means = sums / sizes[:, None]
@@ -139,7 +199,7 @@ def _as_the_others(own: Tensor, labels: Tensor, rest: Tensor) -> Tensor:
     left_out = (own * without).sum(1) - without.square().sum(1) / 2
     nearest = (own @ means.T - away).scatter(1, labels[:, None], left_out[:, None]).argmax(1)
     nearest_rest = torch.cat([(some @ means.T - away).argmax(1) for some in torch.split(rest, 4_096)])
-    return _as_often(nearest, nearest_rest, len(sizes))
+    return nearest, nearest_rest, len(sizes)
 
 
 def far_from_labelled(feats: Tensor, labels: Tensor) -> float:
@@ -179,8 +239,16 @@ def far_from_labelled(feats: Tensor, labels: Tensor) -> float:
     return round(float((near_rest < bar).float().mean()), 4)
 
 
-def _as_often(nearest: Tensor, nearest_rest: Tensor, n_classes: int) -> Tensor:
-    """Weights [n], sum 1, of labelled images, so that their classes are as frequent as among the others."""
-    counts, wanted = (torch.bincount(each, minlength=n_classes).float() for each in (nearest, nearest_rest))
+def _as_often(
+    nearest: Tensor, nearest_rest: Tensor, n_classes: int, kept: Tensor | None = None, kept_rest: Tensor | None = None
+) -> Tensor:
+    """Weights [n], sum 1, of labelled images, so that their classes are as frequent as among the others.
+
+    Counted are the images ``kept`` of each; the weights are for all.
+    """
+    counts, wanted = (
+        torch.bincount(each if some is None else each[some], minlength=n_classes).float()
+        for each, some in ((nearest, kept), (nearest_rest, kept_rest))
+    )
     weights = (wanted / counts.clamp(min=1))[nearest]
     return weights / weights.sum() if float(weights.sum()) > 0 else torch.full_like(weights, 1 / len(weights))

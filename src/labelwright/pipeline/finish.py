@@ -44,7 +44,7 @@ from labelwright.pipeline.resolve import Plan
 from labelwright.pipeline.run_audit import audit_of_run
 from labelwright.pipeline.saved_model import add_to_model, model_card, save_model
 from labelwright.pipeline.strange import facts_of, strangers_of
-from labelwright.pipeline.votes import votes_of, with_votes, with_votes_on
+from labelwright.pipeline.votes import votes_of, with_likeness, with_votes, with_votes_on
 from labelwright.reporting.gallery import write_gallery
 from labelwright.run_folder import write_parquet_atomically
 from labelwright.train.environment import peak_memory_mb
@@ -58,6 +58,7 @@ from labelwright.trust.calibration import (
     levelled,
     slope_to_mean,
     steadied,
+    with_evidence,
     worth_of,
 )
 from labelwright.trust.guarantee import Promise
@@ -96,6 +97,9 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
     held_out = tests[kept.name][0]
     if held_out is not None and prepared.test is not None:
         held_out = with_votes(votes, prepared.test, prepared.view, held_out)
+    bare, own = own, with_likeness(job, own, calibrations.training)
+    if held_out is not None and held_out.odds.shape[1] < own.odds.shape[1]:
+        held_out = dataclasses.replace(held_out, odds=with_evidence(held_out.odds, torch.zeros(len(held_out.odds))))
     n_fitted = len(table) + (0 if answer.saved is kept or prepared.test is None else len(prepared.test.table))
     run.check_there()
     net = _save(plan, job, answer, calibrations.model, n_fitted)  # before what describes it, which may go wrong
@@ -153,8 +157,9 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
         "test": scores,
         "n_fitted": n_fitted,
         "trust": _trust(
-            *(calibrations, own, held_out, prepared.test, _near_labels(job), job.unlike.share),
-            is_verified=plan.settings.verified is not None,
+            *(calibrations, own, held_out, prepared.test, _near_labels(job)),
+            bare=None if plan.settings.verified is not None else bare,
+            unlike=job.unlike.share,
         ),
         "audit": audited.facts,
         "strangers": facts_of(rows, threshold),
@@ -384,22 +389,24 @@ def _trust(
     tested: Answers | None,
     test: Source | None,
     near: float,
-    unlike: float,
     *,
-    is_verified: bool,
+    bare: Answers | None,
+    unlike: float,
 ) -> dict[str, Any]:
     """What `trust` rests on, how many labels it says are right, and how far that was off on test images.
 
     The share ``near`` of the unlabelled images may all be right: they are in a group with labels, and those were left
-    out in whole groups. The share ``unlike`` of them may all be wrong: they look unlike every labelled image, for which
-    left-out labels do not speak, but verified ones do.
+    out in whole groups. The share ``unlike`` of them look unlike every labelled image: they are of no class, or of
+    another place, and then as often right as the answers ``bare`` of that knowledge say (None: labels were verified).
     """
     found: dict[str, Any] = calibrations.training.to_dict()
     open_rows = own.given < 0
     if open_rows.any():
         mean, low, high = expected_accuracy(calibrations.training.chance(own.odds)[open_rows], calibrations.training)
         high = high if calibrations.training.source != "left-out labels" else high + near * (1 - high)
-        low *= 1 - (0.0 if is_verified else unlike)
+        if unlike and bare is not None:
+            chances = calibrations.training.chance(bare.odds[open_rows])
+            high = max(high, expected_accuracy(chances, calibrations.training)[2])
         found |= {"estimated": round(mean, 4), "interval": [round(low, 4), round(high, 4)]}
         found |= {"unlike": unlike} if unlike else {}
     if tested is not None and test is not None and bool((tested.given >= 0).any()):

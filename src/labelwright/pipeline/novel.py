@@ -61,18 +61,21 @@ def count_novel(
 
 
 def novel_notice(unlike: Unlike) -> list[str]:
-    """What to say where unlabelled images look unlike every labelled class; empty where they do not.
+    """What to say where unlabelled images look unlike every labelled one; empty where they do not.
 
     Example:
-      >>> novel_notice(Unlike(0.4, 0.25))[0][:58]
-      '25% to 40% of the unlabelled images look unlike every labe'
+      >>> novel_notice(Unlike(0.4, 0.25))[0][:72]
+      'about 40% of the unlabelled images (25% at least) look unlike every labe'
       >>> novel_notice(Unlike())
       []
     """
     if not unlike.share:
         return []
-    share = f"{unlike.least:.0%} to {unlike.share:.0%}" if unlike.least else f"about {unlike.share:.0%}"
-    return [f"{share} of the unlabelled images look unlike every labelled class: --novel auto looks for new classes"]
+    least = f" ({unlike.least:.0%} at least)" if unlike.least else ""
+    return [
+        f"about {unlike.share:.0%} of the unlabelled images{least} look unlike every labelled one, and their trust is "
+        "lowered: --novel auto looks for new classes; if labels are of other places or series, --group COLUMN"
+    ]
 
 
 def with_novel(prepared: Prepared, n_novel: int) -> Prepared:

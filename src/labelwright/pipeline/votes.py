@@ -1,4 +1,7 @@
-"""What pixels say of the labels of a run, beside what its classifier says; see `trust.pixel_votes`."""
+"""What speaks for or against the labels of a run, beside its classifier: pixels, and that an image is of no class.
+
+See `trust.pixel_votes` and `labels.unlike`.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,12 @@ from torch import Tensor
 
 from labelwright.data.cache import StreamedPixels
 from labelwright.data.prepare import Source
+from labelwright.data.stored import EmbeddingViews
 from labelwright.data.views import ViewSettings
 from labelwright.labels.chunks import evenly_spread
 from labelwright.pipeline.job import Job
 from labelwright.train.predict import Answers
-from labelwright.trust.calibration import with_evidence
+from labelwright.trust.calibration import Calibration, with_evidence
 from labelwright.trust.pixel_votes import REFERENCES, PixelVotes, fit_votes
 from labelwright.trust.strangers import small_pixels
 
@@ -56,6 +60,24 @@ def with_votes_on(
     parts = zip(torch.split(rows, CHUNK), torch.split(predicted, CHUNK), strict=True)
     found = [votes.evidence(_pixels(source, view, some), labels) for some, labels in parts]
     return with_evidence(odds, torch.cat([*found, torch.zeros(0)]))
+
+
+def with_likeness(job: Job, answers: Answers, calibration: Calibration) -> Answers:
+    """Answers on the training images, with what speaks against their being of any class that labels name.
+
+    The chances of unlabelled images become those of ``calibration`` times the chance that they are of such a class.
+    """
+    likeness, source = job.unlike.likeness, job.prepared.train
+    if likeness is None or source.stored is None:
+        return answers
+    rows, groups = (answers.given < 0).nonzero().flatten(), source.table.groups
+    units = (torch.arange(len(source.table)) if groups is None else torch.from_numpy(groups))[rows]
+    feats = EmbeddingViews(source.stored, rows=source.rows).feats(rows, n_rows_at_once=CHUNK)
+    named = torch.cat([likeness.chance(*some) for some in zip(feats, torch.split(units, CHUNK), strict=True)])
+    before = calibration.chance(answers.odds[rows]).double().clamp(1e-6, 1 - 1e-6)
+    evidence = torch.zeros(len(answers.odds), dtype=torch.float64)
+    evidence[rows] = (before * named).logit() - before.logit()
+    return dataclasses.replace(answers, odds=with_evidence(answers.odds, evidence))
 
 
 def _pixels(source: Source, view: ViewSettings, rows: Tensor) -> Tensor:

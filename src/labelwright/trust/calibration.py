@@ -227,8 +227,9 @@ def steadied(calibration: Calibration, odds: Tensor, moved: float) -> Calibratio
 
 
 def with_evidence(odds: Tensor, evidence: Tensor) -> Tensor:
-    """Log-odds [N, T] with a column of evidence [N], as `Calibration.chance` takes them."""
-    return torch.cat([odds, evidence[:, None].to(odds)], 1)
+    """Log-odds [N, T] with a column of evidence [N], as `Calibration.chance` takes them; added to one that is there."""
+    n = len(TEMPERATURES)
+    return torch.cat([odds[:, :n], odds[:, n:].sum(1, keepdim=True) + evidence[:, None].to(odds)], 1)
 
 
 def levelled(calibration: Calibration, odds: Tensor) -> Calibration:

@@ -229,7 +229,13 @@ def test_fit__without_novel_says_that_labels_do_not_speak_for_hidden_classes(
     right = float(np.mean([label == truth for label, truth in zip(*labels_and_truth(run, blobs[0]), strict=True)]))
     assert trust["unlike"] > 0.5
     assert trust["interval"][0] <= right <= trust["interval"][1] < 1.01
-    assert any("look unlike every labelled class: --novel auto" in words for words in run.summary["warnings"])
+    assert any("their trust is lowered: --novel auto looks for new" in words for words in run.summary["warnings"])
+    truth = pa.parquet.read_table(blobs[0])["truth"]
+    named = pc.is_in(truth, pa.array(NAMES[:2]))
+    guessed = run.labels.append_column("named", named).filter(pc.equal(run.labels["source"], "predicted"))
+    is_named, chances = guessed["named"].to_numpy(), guessed["trust"].to_numpy()
+    assert chances[~is_named].mean() < 0.3 < 0.6 < chances[is_named].mean()
+    assert trust["estimated"] == pytest.approx(right, abs=0.1)
     assert run.summary["promise"]["says"].startswith("Nothing is promised: labelled images do not speak for")
     assert "accept" not in run.labels.filter(pc.equal(run.labels["source"], "predicted"))["decision"].to_pylist()
     assert verdict["level"] in ("unconfirmed", "poor")
