@@ -4,11 +4,13 @@ Two looks, as each sees what the other does not:
 
 1. an image is far from every class: its cosine to the nearest mean of a class is under the bar that 5% of the labelled
    images miss (`far_from_labelled`); shows odd images where labels are few.
-2. few of an image's nearest neighbours are labelled. The score is their share among its nearest 30, with labelled
-   images weighed so that each class is as frequent as among the unlabelled ones; as images of unnamed classes count
-   there as one of the named, the weights are taken again from those above the median score of each class. If labelled
-   images were drawn at random, class by class, the upper part of the scores holds at least the share of unlabelled
-   images that are like them, so that the least ratio of the two bounds the rest from below (`unlike_labelled`).
+2. few of an image's nearest neighbours are labelled. The score is the ratio of labelled to unlabelled ones among its
+   nearest 30, with labelled images weighed so that each class is as frequent as among the unlabelled ones; as images of
+   unnamed classes count there as of a named one, the weights are taken again from the upper half of the scores of each
+   class. If labelled images were drawn at random, class by class, the upper part of the scores holds at least the share
+   of unlabelled images that are like them, so that the least ratio of the two bounds the rest from below
+   (`unlike_labelled`). Of a single image the score, brought to the mean of the estimate, is the chance that it is of a
+   class with labels (`Likeness`).
 """
 
 from __future__ import annotations
@@ -106,8 +108,12 @@ def unlike_labelled(feats: Tensor, labels: Tensor, *, groups: Tensor | None = No
       >>> g = torch.Generator().manual_seed(0)
       >>> z = torch.randn(3000, 8, generator=g)
       >>> z[2000:, 0] += 6
-      >>> unlike_labelled(z, torch.tensor([0] * 1000 + [-1] * 2000))
+      >>> found = unlike_labelled(z, torch.tensor([0] * 1000 + [-1] * 2000))
+      >>> found
       Unlike(share=0.55, least=0.45)
+      >>> is_named = found.likeness.chance(z, torch.arange(3000))
+      >>> round(is_named[1000:2000].mean().item(), 2), round(is_named[2000:].mean().item(), 2)
+      (0.87, 0.03)
     """
     can = feats.isfinite().all(1).to(labels.device)
     if not bool(can.all()):  # problems of the data, which their reader names
@@ -160,7 +166,7 @@ def _neighbours(z: Tensor, units: Tensor, references: Tensor, units_of: Tensor) 
 
 
 def _ratio(near: Tensor, labelled: Tensor, unlabelled: Tensor) -> Tensor:
-    """Of neighbours [N, K] the weight of labelled to that of unlabelled ones, with one more of each: few prove little."""
+    """Of neighbours [N, K] the weight of labelled to that of unlabelled ones, and one more of each: few tell little."""
     return (1 + labelled[near].sum(1)) / (1 + unlabelled[near].sum(1))
 
 

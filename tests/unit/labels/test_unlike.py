@@ -36,7 +36,20 @@ def test_unlike_labelled__finds_about_how_many_are_of_hidden_classes(seed: int) 
     hidden = float((truth >= 4).sum() / (labels < 0).sum())
     found = unlike_labelled(feats, labels)
     assert 0.15 < found.least <= hidden
-    assert hidden - 0.05 < found.share < hidden + 0.25
+    assert found.share == pytest.approx(hidden, abs=0.08)
+
+
+def test_likeness__tells_which_are_of_hidden_classes_and_how_many() -> None:
+    feats, labels, truth = pool([500] * 6, per_class=150, n_hidden=2)
+    found = unlike_labelled(feats, labels)
+    assert found.likeness is not None
+    rows = (labels < 0).nonzero().flatten()
+    chance, is_named = found.likeness.chance(feats[rows], rows), truth[rows] < 4
+    assert chance.mean() == pytest.approx(1 - found.share, abs=0.02)
+    assert chance[~is_named].mean() < 0.3 < 0.7 < chance[is_named].mean()
+    elsewhere = found.likeness.chance(feats[:5] + 100, torch.full((5,), -1))  # features of new images, of no unit here
+    assert elsewhere.isfinite().all()
+    assert (elsewhere >= 0).all()
 
 
 def test_unlike_labelled__shift_and_scale_do_not_change_it() -> None:
