@@ -18,6 +18,7 @@ from labelwright.data.prepare import Source
 from labelwright.encoders import backbones
 from labelwright.encoders.nets import EncoderNets
 from labelwright.labels.annotations import Annotations
+from labelwright.labels.unlike import Unlike
 from labelwright.methods.method import Images, Outcome
 from labelwright.metrics.choice import CRITERION, Choice
 from labelwright.metrics.classification import calibration_error
@@ -159,7 +160,7 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
         "trust": _trust(
             *(calibrations, own, held_out, prepared.test, _near_labels(job)),
             bare=None if plan.settings.verified is not None else bare,
-            unlike=job.unlike.share,
+            unlike=job.unlike,
         ),
         "audit": audited.facts,
         "strangers": facts_of(rows, threshold),
@@ -391,24 +392,26 @@ def _trust(
     near: float,
     *,
     bare: Answers | None,
-    unlike: float,
+    unlike: Unlike,
 ) -> dict[str, Any]:
     """What `trust` rests on, how many labels it says are right, and how far that was off on test images.
 
     The share ``near`` of the unlabelled images may all be right: they are in a group with labels, and those were left
-    out in whole groups. The share ``unlike`` of them look unlike every labelled image: they are of no class, or of
-    another place, and then as often right as the answers ``bare`` of that knowledge say (None: labels were verified).
+    out in whole groups. Those ``unlike`` every labelled image are of no class, as many more than estimated as there may
+    be fewer; or of another place, and as often right as the answers ``bare`` of that knowledge say (None: labels were
+    verified).
     """
     found: dict[str, Any] = calibrations.training.to_dict()
     open_rows = own.given < 0
     if open_rows.any():
         mean, low, high = expected_accuracy(calibrations.training.chance(own.odds)[open_rows], calibrations.training)
         high = high if calibrations.training.source != "left-out labels" else high + near * (1 - high)
-        if unlike and bare is not None:
+        if unlike.share and bare is not None:
             chances = calibrations.training.chance(bare.odds[open_rows])
-            high = max(high, expected_accuracy(chances, calibrations.training)[2])
+            of_named, _, highest = expected_accuracy(chances, calibrations.training)
+            low, high = max(0.0, low - (unlike.share - unlike.least) * of_named), max(high, highest)
         found |= {"estimated": round(mean, 4), "interval": [round(low, 4), round(high, 4)]}
-        found |= {"unlike": unlike} if unlike else {}
+        found |= {"unlike": unlike.share} if unlike.share else {}
     if tested is not None and test is not None and bool((tested.given >= 0).any()):
         known = tested.given >= 0
         right = tested.predicted[known] == tested.given[known]
