@@ -12,6 +12,7 @@ from torch import Tensor
 
 from labelwright.data.cache import StreamedPixels
 from labelwright.data.prepare import Source
+from labelwright.data.stored import CHUNK as CHUNK_ROWS
 from labelwright.data.stored import EmbeddingViews
 from labelwright.data.views import ViewSettings
 from labelwright.labels.chunks import evenly_spread
@@ -72,8 +73,8 @@ def with_likeness(job: Job, answers: Answers, calibration: Calibration) -> Answe
         return answers
     rows, groups = (answers.given < 0).nonzero().flatten(), source.table.groups
     units = (torch.arange(len(source.table)) if groups is None else torch.from_numpy(groups))[rows]
-    feats = EmbeddingViews(source.stored, rows=source.rows).feats(rows, n_rows_at_once=CHUNK)
-    named = torch.cat([likeness.chance(*some) for some in zip(feats, torch.split(units, CHUNK), strict=True)])
+    feats = EmbeddingViews(source.stored, rows=source.rows).feats(rows)
+    named = torch.cat([likeness.chance(*some) for some in zip(feats, torch.split(units, CHUNK_ROWS), strict=True)])
     before = calibration.chance(answers.odds[rows]).double().clamp(1e-6, 1 - 1e-6)
     evidence = torch.zeros(len(answers.odds), dtype=torch.float64)
     evidence[rows] = (before * named).logit() - before.logit()
