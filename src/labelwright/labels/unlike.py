@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from scipy.optimize import brentq
 from torch import Tensor
 
 from labelwright.labels.chunks import evenly_spread
@@ -38,7 +37,6 @@ ROUNDS = 3  # of scores and weights
 LEAST_ABOVE = 0.1  # of the labelled images above a score from which a ratio is an estimate
 LEAST = 0.05  # share below which a bound shows nothing: classes of few images are not weighed exactly
 RISK = 0.05  # of a bound that is too high
-MOST_SCALE = 1e6
 LEAST_CHANCE = 0.01  # that an image is of a labelled class
 
 
@@ -171,12 +169,11 @@ def _ratio(near: Tensor, labelled: Tensor, unlabelled: Tensor) -> Tensor:
 
 
 def _scale_to_mean(ratios: Tensor, mean: float) -> float:
-    """By how much ratios [M] are to be multiplied so that, cut off at 1, they have this mean, 0 to 1."""
-
-    def gap(by: float) -> float:
-        return float((by * ratios).clamp(max=1).double().mean()) - mean
-
-    return MOST_SCALE if gap(MOST_SCALE) <= 0 else float(brentq(gap, 0.0, MOST_SCALE, xtol=1e-6))
+    """By how much ratios [M] > 0 are to be multiplied so that, cut off at 1, they have this mean, 0 to 1."""
+    largest = ratios.double().sort(descending=True).values
+    rest = largest.flip(0).cumsum(0).flip(0)  # their sum without the k largest, which are cut off
+    scales = (mean * len(ratios) - torch.arange(len(ratios), device=ratios.device)) / rest
+    return float(scales[scales * largest <= 1][0])
 
 
 def _medians(scores: Tensor, nearest: Tensor, n_classes: int) -> Tensor:
