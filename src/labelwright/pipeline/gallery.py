@@ -210,12 +210,13 @@ def _mistakes(
 ) -> dict[str, dict[str, Any]]:
     """Key -> label, rather, probability of test images that were got wrong.
 
-    Three of each of the eight most frequent mistakes, then the surest of the others.
+    The surest image of each of the eight most frequent mistakes, then the second, the third; then the surest others.
     """
     wrong = [i for i, (truth, answer) in enumerate(zip(*found, strict=True)) if truth is not None and answer != truth]
     sure = sorted(wrong, key=lambda i: -float(tested.probability[i]))
     kinds = Counter((found[0][i], found[1][i]) for i in sure)
-    often = [i for kind, _ in kinds.most_common(8) for i in [j for j in sure if (found[0][j], found[1][j]) == kind][:3]]
+    frequent = [[i for i in sure if (found[0][i], found[1][i]) == kind][:3] for kind, _ in kinds.most_common(8)]
+    often = [i for place in range(3) for some in frequent for i in some[place : place + 1]]
     order = list(dict.fromkeys([*often, *sure]))[:PER_TAB]
     return {
         keys[i]: {

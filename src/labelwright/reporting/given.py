@@ -41,18 +41,15 @@ def size_panels(run: Run) -> list[Panel]:
         return []
     found.sort()
     third = max(1, len(found) // 3)
-    small = sum(right for _, right, *_ in found[:third]) / third
-    large = sum(right for _, right, *_ in found[-third:]) / third
-    if abs(small - large) > 0.02:
-        less = "less" if small < large else "more"
-        finding = (
-            f"Small classes are recognised {less} often: {percent(small)} of the smallest third, {percent(large)} of "
-            "the largest."
-        )
-    else:
-        finding = (
-            f"Class size makes no difference: {percent(small)} of the smallest third, {percent(large)} of the largest."
-        )
+    (small, err), (large, other) = _recognised(found[:third]), _recognised(found[-third:])
+    shares, title = (
+        f"{percent(small)} of the smallest third, {percent(large)} of the largest",
+        "Accuracy against class size",
+    )
+    if abs(small - large) <= max(0.02, 2 * math.hypot(err, other)):
+        words = f"Class size makes no difference that {sum(n for *_, n, _ in found):,} test images show: {shares}."
+        return [Panel(title, [words], _group_table(run), [])]
+    finding = f"Small classes are recognised {'less' if small < large else 'more'} often: {shares}."
     chart = dots(
         "Recognised, by number of labelled images",
         finding,
@@ -61,7 +58,18 @@ def size_panels(run: Run) -> list[Panel]:
         y_title="share recognised",
         is_log=True,
     )
-    return [Panel("Accuracy against class size", [], _group_table(run), [chart])]
+    return [Panel(title, [], _group_table(run), [chart])]
+
+
+def _recognised(classes: Sequence[tuple[int, float, int, str]]) -> tuple[float, float]:
+    """Mean share recognised of classes, and its standard error: an image more of each, so that none is certain."""
+    variance = sum(_variance(right, n) for _, right, n, _ in classes)
+    return sum(right for _, right, *_ in classes) / len(classes), math.sqrt(variance) / len(classes)
+
+
+def _variance(right: float, n: int) -> float:
+    share = (right * n + 1) / (n + 2)
+    return share * (1 - share) / (n + 2)
 
 
 def _by_size(classes: Sequence[tuple[int, float, int, str]]) -> list[Point]:
