@@ -95,7 +95,7 @@ def test_fit__epochs_are_what_time_allows_and_stay_so(
     resolved = done.config["resolved"]
     assert (resolved["settings"]["epochs"], resolved["images_per_second"]) == (10, 16.0)
     told = capsys.readouterr().err
-    assert "about 10 seconds of training on this machine for 10 epochs, by three steps" in told
+    assert "about 10 seconds of training on this machine for 10 epochs, measured on three steps" in told
     assert "--epochs 200 would take 3 minutes" in told
     (done.path / "summary.json").unlink()  # resumed on a machine that is slower, it is the same run
     monkeypatch.setattr(time_budget, "images_per_second", lambda *args, **how: 1.0)

@@ -244,7 +244,7 @@ def _time(table: LabelTable, situation: Situation) -> str:
         n_steps=1 if is_cpu else N_STEPS,
         n_warm_up=0 if is_cpu else 1,
     )
-    clock = Clocked(speed, minutes_on(device), measured_on="a small step" if is_cpu else "three steps")
+    clock = Clocked(speed, minutes_on(device), measured_on="a few images" if is_cpu else "three steps")
     n_images, n_labelled = situation.n_images, round(kept * situation.n_labelled)
     budget = Budget(n_images, n_labelled, is_stored=False, is_cpu=True, n_passes=clock.n_passes)
     planned = method.schedule(cfg, budget, ())

@@ -47,9 +47,8 @@ class Clocked:
         """
         per_epoch *= 2 if cfg.sam_radius > 0 else 1
         took = self.seconds(cfg.epochs, per_epoch)
-        text = (
-            f"about {about(took)} of training on this machine for {counted(cfg.epochs, 'epoch')}, by {self.measured_on}"
-        )
+        text = f"about {about(took)} of training on this machine for {counted(cfg.epochs, 'epoch')}"
+        text += f", measured on {self.measured_on}"
         if took > 66 * self.minutes:  # over by more than a tenth
             text += f"; fewer would teach nothing, so --minutes {self.minutes:g} is passed over"
         if cfg.epochs < most:
