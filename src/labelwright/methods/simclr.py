@@ -65,11 +65,11 @@ class Config(TrainSettings):
     """Settings of SimCLR."""
 
     batch_size: int = 256  # images per step; each is distinguished from all others of its batch
-    lr: float = 0.125  # peak learning rate: 0.5 at batch 1024 (departure 2), in proportion to the batch
-    weight_decay: float = 1e-4  # of every trained parameter (departure 2)
+    lr: float = 0.125  # peak learning rate: 0.5 at batch 1024 (SupCon's authors), in proportion to the batch
+    weight_decay: float = 1e-4  # of every trained parameter (SupCon's authors)
     warmup_epochs: float = 10.0  # linear from 0 to lr (Sec. 2.2); never longer than a tenth of the epochs
     view: Literal["weak", "strong"] = "strong"  # of both views; strong ones are what makes the task worth solving
-    temperature: Positive = 0.5  # T, divides the cosines (departure 2: 0.5 as well)
+    temperature: Positive = 0.5  # T, divides the cosines (SupCon's authors: 0.5 as well)
     n_dims: Count = 128  # of the projections (Sec. 2.2)
 
     def __post_init__(self) -> None:

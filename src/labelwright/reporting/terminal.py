@@ -47,8 +47,11 @@ def _print_inspection(found: Any, values: Mapping[str, Any]) -> None:
     Raises: DataError if something is wrong with the data.
     """
     table, counts, out = found.table, found.table.counts(), screen()
+    bad = [p for p in found.problems if p.kind not in NOTICES]
+    n_unfit = len({p.row for p in bad if p.row is not None})
     out.print(
-        f"{len(table):,} {found.noun}, {int((table.labels >= 0).sum()):,} labelled, {len(table.class_names)} classes"
+        f"{len(table):,} {found.noun}{f', {n_unfit:,} of them unusable' if n_unfit else ''}, "
+        f"{int((table.labels >= 0).sum()):,} labelled, {len(table.class_names)} classes"
     )
     order = sorted(range(len(counts)), key=lambda c: -int(counts[c]))
     shown = order if len(order) <= 24 else [*order[:12], *order[-12:]]
@@ -65,7 +68,6 @@ def _print_inspection(found: Any, values: Mapping[str, Any]) -> None:
         out.print(line)
     for notice in found.notices:
         out.print(f"notice: {notice}")
-    bad = [p for p in found.problems if p.kind not in NOTICES]
     if found.problems:
         out.print(format_problems(found.problems))
     given, kept, lost = table.accounted
