@@ -12,6 +12,7 @@ training, again           how it was trained, and how to make it again
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -153,7 +154,7 @@ def _next(run: Run, verdict: Mapping[str, Any], check: Mapping[str, Any], comman
     if check["items"]:
         why = (
             f"{counted(len(check['items']), 'image')} below deserve a look. Mark them on this page, download "
-            "corrections.csv, and learn again from it."
+            f"{check['file']}, and learn again from it."
         )
         again = _with_corrections(run, command)
         cards.append(("Check images and learn again", why, again))
@@ -161,10 +162,11 @@ def _next(run: Run, verdict: Mapping[str, Any], check: Mapping[str, Any], comman
     if strange > STRANGE and is_there and run.summary.get("n_novel") is None:
         why = f"{percent(strange)} of the images, by estimate, look like none of the classes."
         cards.append(("Look for new classes", why, f"{command} --novel auto"))
-    wanted = verdict["never"] if run.summary.get("zero_shot") is not None else []
+    wanted = verdict["never"] if run.summary.get("zero_shot") is not None or evidence_of(run) else []
     model = run.summary.get("encoder")
     if wanted and model and is_there:
-        why = f"{listed(wanted, 4)}: the name may not say how the class looks. Write down how it looks."
+        looks = json.dumps({wanted[0]: ["how it looks"]}, ensure_ascii=False)
+        why = f"{listed(wanted, 4)}: the name may not say how the class looks. Write it into looks.json: {looks}"
         cards.append(("Describe what is not recognised", why, f"{command} --descriptions looks.json"))
     is_judged = (run.summary.get("audit") or {}).get("n_suspected") is not None
     if run.summary.get("n_labelled") and not is_judged and is_there and not is_own:
@@ -180,11 +182,17 @@ def _next(run: Run, verdict: Mapping[str, Any], check: Mapping[str, Any], comman
 def _with_corrections(run: Run, command: str) -> str:
     if not command:
         config = str(run.path / "config.yaml")
-        return f'labelwright.fit(data, config="{config}", corrections="corrections.csv", out="again")'
+        return f'labelwright.fit(data, config="{config}", corrections="{corrections_file(run)}", out="again")'
     before = " --corrections " + shlex.join(map(str, run.config.get("corrections") or ()))
     head, out, tail = command.replace(before, "").rpartition(" --out ")
     before = before if run.config.get("corrections") else " --corrections"
-    return f"{head}{before} corrections.csv{out}{tail}"
+    return f"{head}{before} {corrections_file(run)}{out}{tail}"
+
+
+def corrections_file(run: Run) -> str:
+    """What the corrections of this page are called: not as those that the run has learned from."""
+    n = len(run.config.get("corrections") or ())
+    return f"corrections-{n + 1}.csv" if n else "corrections.csv"
 
 
 # ---- images to check ------------------------------------------------------------------------------------------------
@@ -233,6 +241,7 @@ def _check(run: Run, gallery: Mapping[str, Any]) -> dict[str, Any]:
         "tabs": [(tab, TABS[tab][0], len(ids)) for tab, ids in tabs.items()],
         "items": items,
         "names": names,
+        "file": corrections_file(run),
     }
 
 

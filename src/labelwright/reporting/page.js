@@ -168,7 +168,7 @@
     const text = "id,label\n" + Object.entries(marks).map(row => row.map(cell).join(",") + "\n").join("");
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
-    link.download = "corrections.csv";
+    link.download = one("#export").dataset.file;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   };

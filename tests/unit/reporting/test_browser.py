@@ -159,6 +159,7 @@ def test_browser__images_are_checked_by_keyboard(opened: Opened, tmp_path: Path)
     assert page.locator(".card.marked:visible").count() == 2
     with page.expect_download() as download:
         page.locator("#export").click()
+    assert download.value.suggested_filename == "corrections.csv"
     download.value.save_as(tmp_path / "corrections.csv")
     with (tmp_path / "corrections.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

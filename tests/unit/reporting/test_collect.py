@@ -181,7 +181,7 @@ def test_next__corrections_of_before_stay() -> None:
     [card] = [
         c for c in collect(run_of({}, config=config, labels=items), command=command)["next"] if "learn" in c["title"]
     ]
-    wanted = "labelwright fit photos --corrections '/a b/corrections.csv' corrections.csv --out run-again"
+    wanted = "labelwright fit photos --corrections '/a b/corrections.csv' corrections-2.csv --out run-again"
     assert card["command"] == wanted
 
 
