@@ -86,9 +86,7 @@ class Config(TrainedSettings):
     clustering_weight: AtLeast0 = 1.0  # eta_1; 0 = no line 7 (ablation)
     contrastive_weight: AtLeast0 = 1.0  # eta_2; 0 = no line 8 (ablation)
     entropy_weight: AtLeast0 = 1.0  # eta_3; 0 = no line 9 (ablation)
-    use_balance: Literal["auto", "on", "off"] = (
-        "auto"  # targets are scaled to the class prior; auto: after the start from clusters
-    )
+    use_balance: Literal["auto", "on", "off"] = "auto"  # targets scaled to the prior; auto: from clusters on
 
     def __post_init__(self) -> None:
         super().__post_init__()
