@@ -38,7 +38,7 @@ NORMAL_Q90 = 1.2816  # quantile of a standard normal
 TABLE = 1_000  # quantiles of the scores of training images that are kept
 SIDE_PX = 8
 SAME = 1 - 1e-3  # cosine from which on two images may be one and the same, seen in half precision
-CHUNK, AT_ONCE = 4_096, 64  # images whose strangeness is looked up, and that are compared with references, at a time
+CHUNK, AT_ONCE = 65_536, 64  # images whose strangeness is looked up, and that are compared with references, at a time
 
 Looks = Callable[[Tensor], tuple[Tensor, ...]]
 """Rows [B] int64 -> what is compared of them: features [B, D] and, where there are pixels, `small_pixels` [B, 192]."""
@@ -82,14 +82,21 @@ class Strangers:
           >>> found.strangeness(torch.tensor([0.0, 0.375, 1.0, 2.0])).tolist()
           [0.0, 0.375, 0.75, 0.875]
         """
-        parts = [self.placed(some) for some in torch.split(scores, CHUNK)]
-        return torch.cat(parts) if parts else scores.float()
+        found, known = torch.empty(len(scores)), self.scores.double()
+        for some in torch.split(torch.arange(len(scores)), CHUNK):
+            s = scores[some].double()
+            found[some] = self._between(s, known, torch.searchsorted(known, s, right=True))
+        return found
 
     def placed(self, scores: Tensor) -> Tensor:
         """`strangeness` of a batch, [B] float32, in operations that can be exported."""
         s, known = scores.double(), self.scores.double().to(scores.device)
+        return self._between(s, known, (s[:, None] >= known).sum(1))
+
+    def _between(self, s: Tensor, known: Tensor, n_below: Tensor) -> Tensor:
+        """Of scores [B], of which so many known ones [B] are not above."""
         n, largest = len(known), known[-1]
-        at = (s[:, None] >= known).sum(1).clamp(max=n - 1)
+        at = n_below.clamp(max=n - 1)
         below, above = torch.cat([known.new_zeros(1), known])[at], known[at]
         within = (at + ((s - below) / (above - below).clamp(min=1e-12)).clamp(0, 1)) / (n + 1)
         return torch.where(s > largest, 1 - largest / s.clamp(min=1e-12) / (n + 1), within).float()
