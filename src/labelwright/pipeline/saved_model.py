@@ -366,9 +366,13 @@ def answers_of_source(
     """
     net: Any = saved.net
     views, strangers = source.views(saved.view), saved.strangers
-    seen, scores, strange, evidence = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
+    on, every = accelerator_for(device).device, torch.arange(views.n_rows)
+    rows = share_of(every) if shared else every
+    seen, strange, evidence = list[Tensor](), list[Tensor](), list[Tensor]()
+    scores, n_scored = torch.empty(len(rows)), 0
 
     def probs(x: Tensor) -> Tensor:
+        nonlocal n_scored
         seen.clear()
         found = saved.probs(x)
         if saved.votes is not None:
@@ -377,23 +381,24 @@ def answers_of_source(
         if strangers is not None:
             looks = (seen[0].float(), small_pixels(x)) if x.ndim == 4 else (x,)
             parts = zip(*(torch.split(look, AT_ONCE) for look in looks), strict=True)
-            scores.append(torch.cat([strangers.score(part) for part in parts]))
-            strange.append(looks[0].cpu()[scores[-1] > 1])
+            own = scores[n_scored : n_scored + len(x)]
+            torch.cat([strangers.score(part) for part in parts], out=own)
+            n_scored += len(x)
+            strange.append(looks[0].cpu()[own > 1])
         return found
 
     hook = net.backbone.register_forward_hook(lambda module, x, feats: seen.append(feats))
-    on, every = accelerator_for(device).device, torch.arange(views.n_rows)
-    rows = share_of(every) if shared else every
     answers = answer(probs, views, rows, device=on, precision=precision, description="labelling")
     hook.remove()
     if shared:
         answers = joined(gather_objects(answers))
-        scores, strange, evidence = (
-            [each.cpu() for part in gather_objects(some) for each in part] for some in (scores, strange, evidence)
+        scores = torch.cat(gather_objects(scores))
+        strange, evidence = (
+            [each.cpu() for part in gather_objects(some) for each in part] for some in (strange, evidence)
         )
     if evidence:
         answers = replace(answers, odds=with_evidence(answers.odds, torch.cat(evidence)))
-    return answers, None if strangers is None else Strange(strangers, torch.cat(scores), torch.cat(strange))
+    return answers, None if strangers is None else Strange(strangers, scores, torch.cat(strange))
 
 
 def model_card(summary: Mapping[str, Any], class_names: tuple[str, ...], version: str) -> str:
