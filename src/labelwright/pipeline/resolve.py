@@ -37,6 +37,7 @@ from labelwright.run_folder import Run
 from labelwright.train.loop import LoopOptions
 from labelwright.train.processes import accelerator_for
 from labelwright.train.settings import TrainSettings, fine_tuned
+from labelwright.wording import counted
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -91,6 +92,9 @@ class Plan:
             most = resolve_config(self.method, self.settings.overrides, preset=self.settings.preset).epochs
             words = self.clock.words(self.cfg, self.method.passes(self.cfg, self.budget), most=most)
             lines.append(f"{self.name}, {self.model}: {words}")
+        elif self.views == "pixels" and self.cfg.takes_steps and self.cfg.epochs > 1:
+            epochs, images = counted(self.cfg.epochs, "epoch"), counted(len(self.prepared.train.table), "image")
+            lines.append(f"{self.name}, {self.model}: {epochs} on {images}; the time left is shown while it trains")
         return "\n".join(lines)
 
     @property

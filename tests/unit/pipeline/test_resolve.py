@@ -191,6 +191,10 @@ def test_model__none_at_hand_says_what_would_help(tmp_path: Path, monkeypatch: p
     assert "labelwright[imagenet]" in plan.announcement
     named = resolve(FitSettings(data=str(photos), out=str(tmp_path / "run"), device="cpu", model="resnet32"))
     assert "random weights" not in named.announcement
+    timed = FitSettings(data=str(photos), out=str(tmp_path / "run"), device="cpu", model="resnet32", epochs=3)
+    assert resolve(timed).announcement.endswith(
+        "resnet32: 3 epochs on 16 images; the time left is shown while it trains"
+    )
 
 
 @pytest.mark.usefixtures("lite0")
