@@ -7,6 +7,7 @@ Format = Literal[
     "torchscript",
     "safetensors",
     "hub",
+    "csv",
     "label-studio",
     "fiftyone",
     "coco",

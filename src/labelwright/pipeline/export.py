@@ -26,8 +26,14 @@ from labelwright.pipeline.label import write_class_folders
 from labelwright.pipeline.saved_model import STRANGERS_FILE, SavedModel, load_model, without_paths, write_single_file
 from labelwright.replacing import new_output, replacing, whole_folder
 from labelwright.run_folder import Run, write_text_atomically
+from labelwright.spreadsheet import write_csv
 
-SUFFIX = {"onnx": ".onnx", "torchscript": ".pt", "safetensors": ".safetensors"}  # of the others: none, a folder
+SUFFIX = {
+    "onnx": ".onnx",
+    "torchscript": ".pt",
+    "safetensors": ".safetensors",
+    "csv": ".csv",
+}  # of the others: none, a folder
 EACH_NTH_IN_VAL = 10  # of each class, in a yolo-folder
 
 
@@ -43,9 +49,9 @@ def export(
       format: of the model: onnx, a file that takes decoded images of any size, with the normalisation and the
         calibration inside, and is run beside the model before it is kept; torchscript, the same for images of the
         network's own size, [B, 3, H, W] in 0 to 255; safetensors, one file that `label` reads; hub, a folder with a
-        model card. Of the labels: label-studio (tasks.json), fiftyone (data/ and labels.json), coco (labels.json),
-        yolo-folder (train/CLASS/ and, every tenth image of a class, val/CLASS/), imagefolder (CLASS/), datasets
-        (Parquet that `load_dataset` and the hub's viewer read).
+        model card. Of the labels: csv (the columns of labels.parquet), label-studio (tasks.json), fiftyone (data/ and
+        labels.json), coco (labels.json), yolo-folder (train/CLASS/ and, every tenth image of a class, val/CLASS/),
+        imagefolder (CLASS/), datasets (Parquet that `load_dataset` and the hub's viewer read).
       data: the images of the run, if they are no longer where config.yaml has them; for labels.
       accepted: labels whose ``decision`` is "accept" only.
 
@@ -60,7 +66,10 @@ def export(
     of_run = Run(run).config.get("data") if (Path(run) / "config.yaml").is_file() else None
     target = new_output(out, SUFFIX.get(format, ""), data=of_run if data is None else data)
     saved = load_model(Path(run), device=torch.device("cpu"))
-    if format in LABEL_WRITERS:
+    if format == "csv":
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_csv(_labels(Run(run), saved, accepted=accepted), target)
+    elif format in LABEL_WRITERS:
         _write_labels(Run(run), saved, target, format, data=data, accepted=accepted)
     elif format == "hub":
         with whole_folder(target) as building:
@@ -135,6 +144,14 @@ def _write_hub(folder: Path, building: Path) -> None:
 
 
 def _write_labels(run: Run, saved: SavedModel, target: Path, format: str, *, data: Any, accepted: bool) -> None:
+    found = _labels(run, saved, accepted=accepted)
+    table = _images_of(run, found["id"].to_pylist(), data)
+    with whole_folder(target) as building:
+        LABEL_WRITERS[format](found, table, saved.class_names, building, target)
+
+
+def _labels(run: Run, saved: SavedModel, *, accepted: bool) -> pa.Table:
+    """Rows of labels.parquet."""
     found = run.labels
     if found is None:
         raise DataError(f"{run.path} has no labels.parquet", fix="give the run folder of a finished fit")
@@ -146,9 +163,7 @@ def _write_labels(run: Run, saved: SavedModel, target: Path, format: str, *, dat
             raise ConfigError(
                 f"no label of {run.path} is accepted", fix="say what share may be wrong, as in fit --error 0.05"
             )
-    table = _images_of(run, found["id"].to_pylist(), data)
-    with whole_folder(target) as building:
-        LABEL_WRITERS[format](found, table, saved.class_names, building, target)
+    return found
 
 
 def _images_of(run: Run, ids: Sequence[str], data: Any) -> LabelTable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -261,6 +262,9 @@ def test_export__accepted_labels_alone(run: Path, rows: list[dict[str, Any]], tm
     lw.export(run, format="label-studio", out=tmp_path / "some", accepted=True)
     tasks = json.loads((tmp_path / "some" / "tasks.json").read_text(encoding="utf-8"))
     assert [task["data"]["id"] for task in tasks] == kept
+    lw.export(run, format="csv", out=tmp_path / "new" / "some.csv", accepted=True)
+    with (tmp_path / "new" / "some.csv").open(newline="", encoding="utf-8") as file:
+        assert [row["id"] for row in csv.DictReader(file)] == kept
     open_rows = pq.read_table(run / "labels.parquet").to_pylist()
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     pq.write_table(pa.Table.from_pylist([{**row, "decision": "review"} for row in open_rows]), copy / "labels.parquet")
