@@ -30,16 +30,16 @@ from labelwright.data.prepare import (
     read,
 )
 from labelwright.data.situation import Situation, detect, novel_range
+from labelwright.data.stored import EmbeddingViews
 from labelwright.data.table import LabelTable
 from labelwright.data.views import PixelViews, ViewSettings
 from labelwright.encoders import at_hand
 from labelwright.encoders.nets import OwnNets
 from labelwright.encoders.resnets import own_network
 from labelwright.errors import DataError, Problem
-from labelwright.labels.unlike import unlike_labelled
 from labelwright.methods.method import Budget
 from labelwright.methods.registry import METHODS, resolve_config
-from labelwright.pipeline.novel import novel_notice
+from labelwright.pipeline.novel import novel_notice, unlike_of
 from labelwright.pipeline.settings import check_values, column_names
 from labelwright.pipeline.time_budget import Clocked, minutes_on
 from labelwright.train.processes import device_for
@@ -124,9 +124,8 @@ def inspect(
         )
         table, has_text, problems = loaded.table, loaded.class_feats is not None, loaded.table.problems
         if novel is None:
-            feats = loaded.stored.read(torch.arange(len(table)), "clean", torch.zeros(len(table), dtype=torch.int64))
-            groups = None if table.groups is None else torch.from_numpy(table.groups)
-            notices = novel_notice(unlike_labelled(feats, torch.from_numpy(table.labels).long(), groups=groups))
+            views = EmbeddingViews(loaded.stored)
+            notices = novel_notice(unlike_of(table, lambda rows: torch.cat(list(views.feats(rows)))))
         sources = [embedded(loaded)]
         if test is not None:
             sources.append(embeddings_to_score(test, loaded, is_open=is_open, on_bad="report"))

@@ -21,15 +21,12 @@ from labelwright.data.stored import EmbeddingViews
 from labelwright.encoders.embed import concepts_of, embed
 from labelwright.encoders.nets import EncoderNets
 from labelwright.encoders.templates import templates_named
-from labelwright.labels.chunks import evenly_spread
-from labelwright.labels.unlike import Unlike, unlike_labelled
-from labelwright.pipeline.novel import count_novel, feats_of, novel_notice, with_novel
+from labelwright.labels.unlike import Unlike
+from labelwright.pipeline.novel import count_novel, feats_of, novel_notice, unlike_of, with_novel
 from labelwright.pipeline.resolve import Plan, own_nets
 from labelwright.train.seeds import derive_seed
 from labelwright.train.settings import TrainSettings
 from labelwright.types import BuildNet, Concepts, Task
-
-NOTICED_ROWS = 50_000  # unlabelled images by which it is judged whether many are of no class
 
 
 @dataclass(frozen=True)
@@ -110,14 +107,8 @@ def _unlike(prepared: Prepared) -> Unlike:
     """Of stored features, images unlike the labelled ones, where none are looked for."""
     if prepared.train.stored is None or prepared.situation.n_novel is not None:
         return Unlike()
-    table = prepared.train.table
-    labels = torch.from_numpy(table.labels).long()
-    if bool((labels < 0).all()) or bool((labels >= 0).all()):
-        return Unlike()
-    rows = torch.cat([(labels >= 0).nonzero().flatten(), evenly_spread((labels < 0).nonzero().flatten(), NOTICED_ROWS)])
-    feats = torch.cat(list(EmbeddingViews(prepared.train.stored, rows=prepared.train.rows).feats(rows)))
-    groups = None if table.groups is None else torch.from_numpy(table.groups)[rows]
-    return unlike_labelled(feats, labels[rows], groups=groups)
+    views = EmbeddingViews(prepared.train.stored, rows=prepared.train.rows)
+    return unlike_of(prepared.train.table, lambda rows: torch.cat(list(views.feats(rows))))
 
 
 @contextmanager

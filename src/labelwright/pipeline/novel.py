@@ -14,14 +14,16 @@ from labelwright.data.prepare import Prepared
 from labelwright.data.situation import novel_range
 from labelwright.data.table import LabelTable
 from labelwright.errors import ConfigError
+from labelwright.labels.chunks import evenly_spread
 from labelwright.labels.n_novel import estimate_n_novel
-from labelwright.labels.unlike import Unlike
+from labelwright.labels.unlike import Unlike, unlike_labelled
 from labelwright.run_folder import Run
 from labelwright.train.predict import BATCH
 from labelwright.train.processes import autocast_dtype
 from labelwright.train.progress import track
 from labelwright.types import ViewSource
 
+NOTICED_ROWS = 50_000  # unlabelled images by which it is judged whether many are of no class
 EVIDENCE_FILE = "novel.json"  # of a run folder: the estimate, so that a resumed run does not make it again
 
 
@@ -58,6 +60,25 @@ def count_novel(
     if writes:
         run.write_json(EVIDENCE_FILE, facts)
     return int(facts["n_novel"]), facts
+
+
+def units_of(table: LabelTable) -> Tensor:
+    """[N] int64: images of one number are not independent: of one group; else each has its own."""
+    return torch.arange(len(table)) if table.groups is None else torch.from_numpy(table.groups)
+
+
+def unlike_of(table: LabelTable, feats: Callable[[Tensor], Tensor]) -> Unlike:
+    """Images of a table that look unlike the labelled ones; nothing where a class is named that has no label.
+
+    Those of such a class look unlike all labelled ones as well.
+
+    Args: feats: reads features [n, D] of rows [n] int64.
+    """
+    labels, units = torch.from_numpy(table.labels).long(), units_of(table)
+    if not (table.counts() > 0).all() or bool((labels >= 0).all()):
+        return Unlike()
+    rows = torch.cat([(labels >= 0).nonzero().flatten(), evenly_spread((labels < 0).nonzero().flatten(), NOTICED_ROWS)])
+    return unlike_labelled(feats(rows), labels[rows], groups=units[rows])
 
 
 def novel_notice(unlike: Unlike) -> list[str]:

@@ -17,6 +17,7 @@ from labelwright.data.stored import EmbeddingViews
 from labelwright.data.views import ViewSettings
 from labelwright.labels.chunks import evenly_spread
 from labelwright.pipeline.job import Job
+from labelwright.pipeline.novel import units_of
 from labelwright.train.predict import Answers
 from labelwright.trust.calibration import Calibration, with_evidence
 from labelwright.trust.pixel_votes import REFERENCES, PixelVotes, fit_votes
@@ -71,8 +72,8 @@ def with_likeness(job: Job, answers: Answers, calibration: Calibration) -> Answe
     likeness, source = job.unlike.likeness, job.prepared.train
     if likeness is None or source.stored is None:
         return answers
-    rows, groups = (answers.given < 0).nonzero().flatten(), source.table.groups
-    units = (torch.arange(len(source.table)) if groups is None else torch.from_numpy(groups))[rows]
+    rows = (answers.given < 0).nonzero().flatten()
+    units = units_of(source.table)[rows]
     feats = EmbeddingViews(source.stored, rows=source.rows).feats(rows)
     named = torch.cat([likeness.chance(*some) for some in zip(feats, torch.split(units, CHUNK_ROWS), strict=True)])
     before = calibration.chance(answers.odds[rows]).double().clamp(1e-6, 1 - 1e-6)

@@ -1,5 +1,6 @@
 """How many classes a run finds, how they are scored, shown and named."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from labelwright.data.prepare import beyond
 from labelwright.data.table import Images, LabelTable
 from labelwright.errors import ConfigError
 from labelwright.labels.clusters import about_clusters
+from labelwright.labels.unlike import Unlike
 from labelwright.metrics.scores import open_scores, truth_beyond
-from labelwright.pipeline.novel import EVIDENCE_FILE, count_novel
+from labelwright.pipeline.novel import EVIDENCE_FILE, count_novel, units_of, unlike_of
 from labelwright.pipeline.saved_model import renamed
 from labelwright.reporting.collect import collect
 from labelwright.reporting.lines import lines_of_run
@@ -241,6 +243,23 @@ def test_fit__without_novel_says_that_labels_do_not_speak_for_hidden_classes(
     assert verdict["level"] in ("unconfirmed", "poor")
     assert "look unlike all labelled ones" in verdict["sentence"]
     assert any("--novel auto" in card["command"] for card in collect(run, command="labelwright fit x --out y")["next"])
+
+
+@pytest.mark.parametrize("spare", [(), ("dog",)], ids=["two named", "one of them without a label"])
+def test_unlike_of__an_image_is_not_its_own_neighbour_and_may_be_of_a_named_class(spare: tuple[str, ...]) -> None:
+    feats = torch.cat([torch.randn(400, 4, generator=torch.Generator().manual_seed(0)) + at for at in (0, 3, 6)])
+    labels = np.arange(1200) // 400
+    labels[(labels == 2) | (np.arange(1200) % 4 > 0)] = -1  # some of the first two classes, labels and others by turns
+    table = dataclasses.replace(table_of(labels.tolist()), class_names=(*NAMES[:2], *spare))
+    found = unlike_of(table, lambda rows: feats[rows])
+    if spare:  # the images that look unlike may be of it
+        assert found == Unlike()
+        return
+    assert 0 < found.share < 1
+    assert found.likeness is not None
+    rows = torch.from_numpy(np.flatnonzero(labels < 0))
+    mean = float(found.likeness.chance(feats[rows], units_of(table)[rows]).mean())
+    assert mean == pytest.approx(1 - found.share, abs=0.01)
 
 
 def test_fit__verified_labels_speak_for_hidden_classes(blobs: tuple[Path, Path], tmp_path: Path) -> None:
