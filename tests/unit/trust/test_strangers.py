@@ -203,3 +203,12 @@ def test_small_pixels__means_over_fields() -> None:
     assert found.shape == (2, 192)
     assert found[0, 0] == x[0, 0, :2, :2].mean()
     assert found[1, -1] == x[1, 2, 14:, 14:].mean()
+
+
+def test_strangeness__looked_up_and_compared_are_the_same() -> None:
+    draw = torch.Generator().manual_seed(0)
+    known = (torch.rand(1_000, generator=draw) * 50).round().sort().values / 40  # with ties
+    found = Strangers((), torch.tensor([]), torch.tensor([]), known)
+    scores = torch.cat([known, 2 * torch.rand(500, generator=draw), torch.zeros(1)])
+    assert torch.equal(found.strangeness(scores), found.placed(scores))
+    assert (found.strangeness(scores).diff()[:999] >= 0).all()
