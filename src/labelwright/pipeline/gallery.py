@@ -303,12 +303,10 @@ def _samples(labels: pa.Table) -> dict[str, list[str]]:
     """Class -> ids of the images whose label is the surest; the class that has the surest of all comes first."""
     encoded = labels["label"].combine_chunks().dictionary_encode()
     names, codes = encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False)
-    order = np.argsort(-np.asarray(labels["trust"].to_numpy(zero_copy_only=False)), kind="stable")
+    doubt = -np.asarray(labels["trust"].to_numpy(zero_copy_only=False))
     n_each = N_SAMPLES if len(names) <= MANY else 1
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    by_class = order[np.argsort(codes[order], kind="stable")]
-    starts = np.searchsorted(codes[by_class], np.arange(len(names) + 1))
+    by_class = np.lexsort((doubt, codes))  # stable: the first of equals comes first
+    starts = np.searchsorted(codes, np.arange(len(names) + 1), sorter=by_class)
     some = [by_class[first : min(first + n_each, end)] for first, end in pairwise(starts.tolist()) if end > first]
-    some.sort(key=lambda rows: int(rank[rows[0]]))
+    some.sort(key=lambda rows: (doubt[rows[0]], rows[0]))
     return {names[codes[rows[0]]]: labels["id"].take(pa.array(rows)).to_pylist() for rows in some}
