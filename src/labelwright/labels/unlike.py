@@ -3,7 +3,8 @@
 Two looks, as each sees what the other does not:
 
 1. an image is far from every class: its cosine to the nearest mean of a class is under the bar that 5% of the labelled
-   images miss (`far_from_labelled`); shows odd images where labels are few.
+   images miss (`far_from_labelled`), and more images are than so few labels leave there by chance; shows odd images
+   where labels are few.
 2. few of an image's nearest neighbours are labelled. The score is the ratio of labelled to unlabelled ones among its
    nearest 30, with labelled images weighed so that each class is as frequent as among the unlabelled ones; as images of
    unnamed classes count there as of a named one, the weights are taken again from the upper half of the scores of each
@@ -148,8 +149,8 @@ def unlike_labelled(feats: Tensor, labels: Tensor, *, groups: Tensor | None = No
     least = 1 - float(most.min())
     share = max(least, 1 - float((above_rest / above)[above >= LEAST_ABOVE].min()))
     if least <= LEAST:
-        share, least = far_from_labelled(feats, labels), 0.0
-        if share < FAR:
+        (share, by_chance), least = far_from_labelled(feats, labels, groups=groups), 0.0
+        if share < FAR or by_chance > RISK:
             return Unlike()
     likeness = Likeness(centre, largest, z, labelled, unlabelled, units, _scale_to_mean(rest, 1 - share))
     return Unlike(round(share, 2), round(least, 2), likeness)
@@ -205,8 +206,10 @@ def _nearest_classes(own: Tensor, labels: Tensor, rest: Tensor) -> tuple[Tensor,
     return nearest, nearest_rest, len(sizes)
 
 
-def far_from_labelled(feats: Tensor, labels: Tensor) -> float:
+def far_from_labelled(feats: Tensor, labels: Tensor, *, groups: Tensor | None = None) -> tuple[float, float]:
     """Share of the unlabelled images that look unlike every labelled class: 0.05 is expected where all are of these.
+
+    And how probable it is that there are so many though all are of these: the fewer labels, the less sure is the bar.
 
     An image is unlike a class by its cosine to the mean of the class's labelled images; the bar is the one that 5% of
     the labelled images miss, each left out of its own mean, and weighed as its class is frequent among the others.
@@ -214,20 +217,23 @@ def far_from_labelled(feats: Tensor, labels: Tensor) -> float:
     Args:
       feats: [N, D] float, any norm.
       labels: [N] int64, -1 = unknown.
+      groups: [N] int64; labelled images of one count as one; or None.
 
-    Returns: 0 to 1; 0 where too little is labelled to tell (fewer than two images in every class), or nothing is
-      unlabelled.
+    Returns: both 0 to 1; 0 and 1 where too little is labelled to tell (fewer than two images in every class), or
+      nothing is unlabelled.
 
     Example: two of four unlabelled images point elsewhere.
       >>> labelled = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.1, 0.0], [1.0, 0.0, 0.1], [1.0, 0.1, 0.1]])
       >>> others = torch.tensor([[1.0, 0.05, 0.05], [1.0, 0.0, 0.05], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
       >>> far_from_labelled(torch.cat([labelled, others]), torch.tensor([0] * 4 + [-1] * 4))
-      0.5
+      (0.5, 0.0625)
     """
+    from scipy.special import betainc
+
     z, known = F.normalize(feats.float(), dim=1), labels >= 0
     classes, own, sizes = torch.unique(labels[known], return_inverse=True, return_counts=True)
     if not bool((sizes > 1).any()) or bool(known.all()):
-        return 0.0
+        return 0.0, 1.0
     sums = torch.zeros(len(classes), z.shape[1], device=z.device).index_add_(0, own, z[known])
     means = F.normalize(sums, dim=1)
     several = sizes[own] > 1  # left out of a mean of its own, a single image has none
@@ -236,10 +242,16 @@ def far_from_labelled(feats: Tensor, labels: Tensor) -> float:
     near, nearest = (rows @ means.T).scatter(1, its[:, None], left_out[:, None]).max(1)
     found = [(some @ means.T).max(1) for some in torch.split(z[~known], 16_384)]
     near_rest, nearest_rest = (torch.cat(each) for each in zip(*found, strict=True))
-    order = near.argsort()
-    below = _as_often(nearest, nearest_rest, len(classes))[order].cumsum(0)
-    bar = near[order][(below < EXPECTED_FAR).sum().clamp(max=len(order) - 1)]
-    return round(float((near_rest < bar).float().mean()), 4)
+    order, weights = near.argsort(), _as_often(nearest, nearest_rest, len(classes))
+    below = weights[order].cumsum(0)
+    at = (below < EXPECTED_FAR).sum().clamp(max=len(order) - 1)
+    share = float((near_rest < near[order][at]).float().mean())
+    n = _effective(
+        weights,
+        torch.arange(len(weights)) if groups is None else groups[known.to(groups.device)][several.to(groups.device)],
+    )
+    n_below = n * float(below[at])  # of so many drawn, the share under the largest of these is distributed as below
+    return round(share, 4), round(float(betainc(n - n_below + 1, n_below, 1 - share)), 4)
 
 
 def _as_often(

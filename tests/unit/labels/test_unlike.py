@@ -30,6 +30,12 @@ def test_unlike_labelled__drawn_labels_are_no_alarm(sizes: list[int], seed: int)
     assert unlike_labelled(feats, labels) == Unlike()
 
 
+@pytest.mark.parametrize("per_class", [2, 5])
+def test_unlike_labelled__a_handful_of_labels_is_no_reason_for_an_alarm(per_class: int) -> None:
+    pools = [pool([200, 200], per_class=per_class, seed=seed)[:2] for seed in range(20)]
+    assert sum(unlike_labelled(*each).share > 0 for each in pools) <= 3
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_unlike_labelled__finds_about_how_many_are_of_hidden_classes(seed: int) -> None:
     feats, labels, truth = pool([500] * 6, per_class=150, n_hidden=2, seed=seed)
