@@ -305,6 +305,12 @@ class Run:
         return self.summary.get("test") or {}
 
     @property
+    def scores(self) -> dict[str, Any]:
+        """The same, with ``trust_ece``, the calibration error of trust, beside ``ece``, that of the softmax."""
+        off = (self.summary.get("trust") or {}).get("ece")
+        return self.test if off is None else {**self.test, "trust_ece": off}
+
+    @property
     def zero_shot(self) -> dict[str, Any]:
         """Scores of the class names alone on the test images, of a vision-language model."""
         return self.summary.get("zero_shot") or {}

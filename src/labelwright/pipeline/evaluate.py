@@ -17,6 +17,7 @@ from labelwright.data.prepare import Prepared, Source, beyond, listed, resolved_
 from labelwright.data.table import HOW_READ
 from labelwright.encoders.aligned import AlignedNet
 from labelwright.errors import DataError
+from labelwright.metrics.classification import calibration_error
 from labelwright.metrics.scores import confusions, open_scores, scores_of, truth_beyond
 from labelwright.pipeline.job import Job
 from labelwright.pipeline.resolve import Plan
@@ -47,9 +48,8 @@ def evaluate(
       data: images with labels of the run's classes; unlabelled rows are not scored.
       image_column, label_column: columns of a table that are called otherwise.
 
-    Returns: see metrics.classification.score, plus ``confusions``, ``left_out``: what ``on_bad="skip"`` left out, and
-      ``notices``: how the data were read.
-
+    Returns: see metrics.classification.score, plus ``trust_ece``, the calibration error of trust, ``confusions``,
+      ``left_out``: what ``on_bad="skip"`` left out, and ``notices``: how the data were read.
     Raises: DataError if no image has a label.
     """
     check_values(image_column=image_column, label_column=label_column, device=device, precision=precision)
@@ -79,7 +79,10 @@ def evaluate(
     counts = torch.tensor(Run(run).read("data.json")["train_counts"]).numpy()
     scores = scores_of(answers, table.labels, counts)
     pairs = confusions(answers, table.labels, saved.class_names)
-    return {**scores, "confusions": pairs, **about}
+    scored = torch.from_numpy(np.flatnonzero(table.labels >= 0))
+    right = answers.predicted[scored] == torch.from_numpy(table.labels).long()[scored]
+    off = calibration_error(saved.calibration.chance(answers.odds[scored]), right)
+    return {**scores, "trust_ece": off, "confusions": pairs, **about}
 
 
 def answers_of(

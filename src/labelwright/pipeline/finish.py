@@ -14,7 +14,6 @@ import pyarrow as pa
 import torch
 
 from labelwright import __version__
-from labelwright.data.prepare import Source
 from labelwright.encoders import backbones
 from labelwright.encoders.nets import EncoderNets
 from labelwright.labels.annotations import Annotations
@@ -52,9 +51,11 @@ from labelwright.train.environment import peak_memory_mb
 from labelwright.train.loop import Trained
 from labelwright.train.predict import TEMPERATURES, Answers
 from labelwright.trust.calibration import (
+    LEAST_ROWS,
     Calibration,
     expected_accuracy,
     from_confidence,
+    from_held_out,
     from_left_out,
     levelled,
     slope_to_mean,
@@ -92,7 +93,8 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
     scores = tests[kept.name][1]
     given = task.labels.cpu()
     own, of_sets = own_answers(plan, job, kept, given)
-    calibrations = _calibrations(plan, job, answer, own)
+    of_held_out = _of_held_out(job, answer, tests[kept.name][0])
+    calibrations = both(of_held_out[0]) if of_held_out is not None else _calibrations(plan, job, answer, own)
     votes = votes_of(job, own)
     own, calibrations, answer = _voted(job, votes, own, calibrations, answer)
     held_out = tests[kept.name][0]
@@ -158,7 +160,7 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
         "test": scores,
         "n_fitted": n_fitted,
         "trust": _trust(
-            *(calibrations, own, held_out, prepared.test, _near_labels(job)),
+            *(calibrations, own, held_out, None if of_held_out is None else of_held_out[1], _near_labels(job)),
             bare=None if plan.settings.verified is not None else bare,
             unlike=job.unlike,
         ),
@@ -335,7 +337,7 @@ def both(calibration: Calibration) -> Calibrations:
 
 
 def _calibrations(plan: Plan, job: Job, answer: Answer, own: Answers) -> Calibrations:
-    """The calibrations of a run.
+    """The calibrations of a run without held-out images that nothing else has judged.
 
     From left-out labels, else from how sure those were that it learned from. The two differ where a label is what the
     model sees and what its annotations say, together.
@@ -384,11 +386,25 @@ def _calibrations(plan: Plan, job: Job, answer: Answer, own: Answers) -> Calibra
     return Calibrations(own_map, model_map)
 
 
+def _of_held_out(job: Job, answer: Answer, tested: Answers | None) -> tuple[Calibration, torch.Tensor] | None:
+    """`from_held_out` of the test images, where the run held them out and no other labels were left out."""
+    if tested is None or job.prepared.test_is != "held out" or answer.kept.left_out is not None:
+        return None
+    known = tested.given >= 0
+    if Annotations(job.task).kind is not None or int(known.sum()) < LEAST_ROWS:
+        return None
+    right = tested.predicted[known] == tested.given[known]
+    found, chances = from_held_out(tested.odds[known], right, n_classes=job.task.n_classes)
+    if job.task.n_novel:  # classes without labels are others than these
+        found = dataclasses.replace(found, n=worth_of(right, tested.given[known]))
+    return found, chances
+
+
 def _trust(
     calibrations: Calibrations,
     own: Answers,
     tested: Answers | None,
-    test: Source | None,
+    chances_of_tested: torch.Tensor | None,
     near: float,
     *,
     bare: Answers | None,
@@ -412,10 +428,11 @@ def _trust(
             low, high = max(0.0, low - (unlike.share - unlike.least) * of_named), max(high, highest)
         found |= {"estimated": round(mean, 4), "interval": [round(low, 4), round(high, 4)]}
         found |= {"unlike": unlike.share} if unlike.share else {}
-    if tested is not None and test is not None and bool((tested.given >= 0).any()):
+    if tested is not None and bool((tested.given >= 0).any()):
         known = tested.given >= 0
         right = tested.predicted[known] == tested.given[known]
-        found["ece"] = calibration_error(calibrations.model.chance(tested.odds[known]), right)
+        chances = calibrations.model.chance(tested.odds[known]) if chances_of_tested is None else chances_of_tested
+        found["ece"] = calibration_error(chances, right)
     return found
 
 

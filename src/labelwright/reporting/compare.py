@@ -12,7 +12,7 @@ from labelwright.arguments import check_arguments
 from labelwright.errors import DataError
 from labelwright.run_folder import Run
 
-SCORES = ("accuracy", "balanced_accuracy", "seen", "novel", "unseen", "harmonic", "ece")
+SCORES = ("accuracy", "balanced_accuracy", "seen", "novel", "unseen", "harmonic", "trust_ece")
 IGNORED = ("resolved", "settings", "set", "found", "images_per_second")
 
 
@@ -64,7 +64,7 @@ def compare(first: str | Path, second: str | Path) -> Comparison:
             raise DataError(f"{run.path} holds a pretrained backbone, which has no labels", fix="give runs of fit")
     flat = [_flat(run.config) for run in runs]
     settings = {key: tuple(f.get(key) for f in flat) for key in {**flat[0], **flat[1]}}
-    scores = {key: tuple(run.test.get(key) for run in runs) for key in SCORES}
+    scores = {key: tuple(run.scores.get(key) for run in runs) for key in SCORES}
     estimated = tuple((run.summary.get("trust") or {}).get("estimated") for run in runs)
     scores |= {"labels right, estimated": estimated}
     notes = []

@@ -95,7 +95,7 @@ def _print_fit(run: Run, values: Mapping[str, Any]) -> None:
     for line in [*skipped_lines(run), *lines_of_run(run)]:
         out.print(line)
     if summary["test"]:
-        _print_scores(summary["test"])
+        _print_scores(run.scores)
     _print_beside(summary)
     for line in _promise_lines(summary.get("promise")):
         out.print(line)
@@ -422,7 +422,7 @@ SCORES = {
     "unseen": "  classes without labels",
     "harmonic": "  harmonic mean of these two",
     "novel": "  discovered classes",
-    "ece": "trust, mean distance from the share that is right",
+    "trust_ece": "trust, mean distance from the share that is right",
 }
 """Score -> what it is, in the order of printing."""
 

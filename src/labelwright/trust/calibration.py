@@ -93,7 +93,14 @@ class Calibration:
         return dataclasses.asdict(self)
 
 
-def from_left_out(odds: Tensor, right: Tensor, *, n_classes: int = 2, like: Sequence[float] = (1, 1, 1)) -> Calibration:
+def from_left_out(
+    odds: Tensor,
+    right: Tensor,
+    *,
+    n_classes: int = 2,
+    like: Sequence[float] = (1, 1, 1),
+    temperatures: Sequence[float] = TEMPERATURES,
+) -> Calibration:
     """The calibration that labels ask for which the classifier did not see.
 
     Args:
@@ -102,6 +109,8 @@ def from_left_out(odds: Tensor, right: Tensor, *, n_classes: int = 2, like: Sequ
       n_classes: C.
       like: at each temperature, what log-odds of the classifier to be calibrated are multiplied by to be spread as
         these, > 0.
+      temperatures: those tried. Of a single one the order of the chances is not chosen by these labels, which may then
+        be what a promise rests on.
 
     Returns: the map with the largest posterior; of fewer than `LEAST_ROWS` rows the usual one.
 
@@ -119,7 +128,7 @@ def from_left_out(odds: Tensor, right: Tensor, *, n_classes: int = 2, like: Sequ
         slope, offset = USUAL[MIDDLE]
         return Calibration(slope * like[MIDDLE], offset, "none", 0, n_classes, TEMPERATURES[MIDDLE])
 
-    found, slope, offset = _best(odds, right.double(), torch.ones(len(odds)), n_classes=n_classes)
+    found, slope, offset = _best(odds, right.double(), torch.ones(len(odds)), temperatures, n_classes=n_classes)
     slope *= like[TEMPERATURES.index(found)]
     return Calibration(slope, offset, "left-out labels", len(odds), n_classes, found)
 
@@ -191,14 +200,41 @@ def from_verified(calibration: Calibration, odds: Tensor, rows: Tensor, right: T
     return Calibration(slope, offset, "left-out labels", m + round(counted), calibration.n_classes, found, moved)
 
 
-def _best(odds: Tensor, target: Tensor, weights: Tensor, *, n_classes: int) -> tuple[float, float, float]:
+def _best(
+    odds: Tensor, target: Tensor, weights: Tensor, temperatures: Sequence[float] = TEMPERATURES, *, n_classes: int
+) -> tuple[float, float, float]:
     """The temperature, with its slope and offset, whose posterior is largest."""
-    found = [
-        _likeliest(odds[:, t], target, n_classes=n_classes, usual=USUAL[t], weights=weights)
-        for t in range(len(TEMPERATURES))
-    ]
-    t = min(range(len(found)), key=lambda each: found[each][0])
-    return TEMPERATURES[t], *found[t][1:]
+    found = {}
+    for each in temperatures:
+        t = TEMPERATURES.index(each)
+        found[each] = _likeliest(odds[:, t], target, n_classes=n_classes, usual=USUAL[t], weights=weights)
+    best = min(found, key=lambda each: found[each][0])
+    return best, *found[best][1:]
+
+
+def from_held_out(odds: Tensor, right: Tensor, *, n_classes: int = 2) -> tuple[Calibration, Tensor]:
+    """The calibration by images held out of training, and the chances [n] float32 of these by the others among them.
+
+    At the middle temperature, so that the order of the chances owes nothing to these labels.
+
+    Args:
+      odds: [n, T] of the predicted classes, see `odds_of`.
+      right: [n] bool.
+      n_classes: C.
+
+    Example: a network that is sure of itself, and right half of the time.
+      >>> from labelwright.train.predict import odds_of
+      >>> odds = odds_of(torch.tensor([[0.99, 0.01]]).expand(400, 2))
+      >>> found, chances = from_held_out(odds, torch.arange(400) % 4 < 2)
+      >>> found.n, [round(v, 2) for v in (found.chance(odds[:1]).item(), chances.mean().item())]
+      (400, [0.51, 0.51])
+    """
+    odds, half, at = odds[:, : len(TEMPERATURES)], torch.arange(len(odds)) % 2 == 0, (TEMPERATURES[MIDDLE],)
+    of_others = torch.empty(len(odds))
+    for own in (half, ~half):
+        found = from_left_out(odds[~own], right[~own], n_classes=n_classes, temperatures=at)
+        of_others[own] = found.chance(odds[own])
+    return from_left_out(odds, right, n_classes=n_classes, temperatures=at), of_others
 
 
 def steadied(calibration: Calibration, odds: Tensor, moved: float) -> Calibration:

@@ -483,3 +483,19 @@ def test_labels_parquet_is_whole(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = load_model(done.path / "model", device=tiny.CPU).probs(x).max(1).values.numpy()
     assert np.allclose(probabilities, expected, atol=1e-5)
+
+
+def test_pixels__trust_of_a_network_is_by_the_images_that_it_held_out(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    for part, n in (("old", 120), ("new", 80)):
+        for i in range(n):
+            folder = tmp_path / part / NAMES[i % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(draw.integers(256, size=(8, 8, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    done = lw.fit(tmp_path / "old", out=tmp_path / "run", views="pixels", size=8, epochs=2, **QUICK)
+    trust, test = done.summary["trust"], done.summary["test"]
+    assert (trust["source"], trust["n"]) == ("left-out labels", test["n_scored"])
+    new = lw.label(done.path, tmp_path / "new", out=tmp_path / "new.parquet")["trust"].to_numpy()
+    assert 0.35 < new.mean() < 0.65  # noise: half is right
+    scores = lw.evaluate(done.path, tmp_path / "new")
+    assert scores["trust_ece"] == pytest.approx(abs(new.mean() - scores["accuracy"]), abs=0.05)
