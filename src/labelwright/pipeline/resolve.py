@@ -239,9 +239,12 @@ def resolve(settings: FitSettings, run: Run | None = None) -> Plan:
             fix="name a vision-language model: CLIP, SigLIP, ... (openai/clip-vit-base-patch32)",
         )
     if method.requires.text and encoder is None and prepared.class_feats is None:
+        bare = [each for each, n in zip(table.class_names, table.counts().tolist(), strict=True) if n == 0]
+        is_open = bool(n_labelled) and bool(bare)  # some classes have labels: it runs without the others
         raise ConfigError(
             f"{name} reads class names, and these embeddings hold no text features of them",
-            fix="add class_embeddings [C, D] (and logit_scale) of the same model to the .npz",
+            fix="add class_embeddings [C, D] (and logit_scale) of the same model to the .npz"
+            + (f"; or leave out the classes without a label, such as {bare[0]!r} (--classes FILE)" if is_open else ""),
         )
     if not method.requires.text and (
         settings.describe_with is not None or (settings.descriptions is not None and annotator is None)

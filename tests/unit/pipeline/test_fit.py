@@ -371,7 +371,11 @@ def test_refused__embeddings_without_text_features_of_the_names(tmp_path: Path) 
     data = write_npz(tmp_path / "pool.npz", class_embeddings=None, logit_scale=None)
     error = refused(tmp_path / "run", data)
     assert "hold no text features" in str(error)
-    assert "class_embeddings" in error.fix
+    assert error.fix.endswith("of the same model to the .npz")
+    labels = np.where(np.arange(40) < 20, np.arange(40) % 2, -1)
+    np.savez(tmp_path / "some.npz", embeddings=np.eye(40, dtype=np.float32), labels=labels, class_names=NAMES)
+    error = refused(tmp_path / "run", tmp_path / "some.npz")
+    assert error.fix.endswith("or leave out the classes without a label, such as 'owl' (--classes FILE)")
 
 
 def test_refused__descriptions_of_no_class(models: dict[str, str], photos: Path, tmp_path: Path) -> None:
