@@ -7,7 +7,7 @@ original weights, ``param_groups`` gives the optimizer its groups.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal, cast
 
@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from labelwright.encoders import efficientnet
+from labelwright.encoders import descriptor, efficientnet
 from labelwright.encoders.heads import CacheHead, CentredHead, CosineHead, MlpHead, ProjectedHead, TextHead
 from labelwright.encoders.pretrained import (
     from_transformers_config,
@@ -218,8 +218,8 @@ def build(
     """Make a classifier.
 
     Args:
-      name: one of OWN, efficientnet_lite0, a run of labelwright (the backbone that it left), a folder with a
-        transformers checkpoint, or the id of one on the Hugging Face hub (fetched unless cached): ViT, DINOv2,
+      name: one of OWN, descriptor, efficientnet_lite0, a run of labelwright (the backbone that it left), a folder with
+        a transformers checkpoint, or the id of one on the Hugging Face hub (fetched unless cached): ViT, DINOv2,
         ConvNeXt, ResNet, Swin, ...; of CLIP and SigLIP the image tower is taken.
       n_outputs: C, >= 1.
       pretrained: False starts a transformers model from random weights; the networks in OWN always do.
@@ -252,7 +252,7 @@ def build(
         backbone: nn.Module
         if name in OWN:
             backbone = OWN[name]()
-        elif pretrained:
+        elif pretrained or name == descriptor.NAME:
             backbone = load_pretrained(name)
         elif name == efficientnet.NAME:
             backbone = efficientnet.EfficientNetLite()
@@ -330,7 +330,11 @@ def from_config(config: Mapping[str, Any]) -> Classifier | Ensemble:
         if config["name"] == "stored":
             backbone = Stored()
         elif config["transformers"] is None:
-            known = {**OWN, efficientnet.NAME: efficientnet.EfficientNetLite}
+            known: dict[str, Callable[[], nn.Module]] = {
+                **OWN,
+                descriptor.NAME: descriptor.Descriptor,
+                efficientnet.NAME: efficientnet.EfficientNetLite,
+            }
             if config["name"] not in known:
                 raise ConfigError(
                     f"unknown network in model config: {config['name']!r}", fix=f"one of {', '.join(known)}"
@@ -370,6 +374,8 @@ def load_pretrained(name: str) -> nn.Module:
 
     Raises: ConfigError, OfflineError: see `build`.
     """
+    if name == descriptor.NAME:
+        return descriptor.Descriptor()
     if name == efficientnet.NAME:
         return efficientnet.load_pretrained()
     saved = saved_backbone(name)

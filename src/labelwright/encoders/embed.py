@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from labelwright.data.prepare import Source
 from labelwright.data.views import ViewSettings
-from labelwright.encoders import backbones, efficientnet
+from labelwright.encoders import backbones, descriptor, efficientnet
 from labelwright.encoders.clip import TwoTower, identity_of, load_two_tower
 from labelwright.encoders.pretrained import ImageStats, image_stats, load_config
 from labelwright.encoders.saved import saved_backbone
@@ -51,7 +51,7 @@ def is_two_tower(name: str) -> bool:
       >>> is_two_tower("labelwright/digits-clip")
       True
     """
-    if name == efficientnet.NAME or saved_backbone(name) is not None:  # a run of labelwright keeps the image side alone
+    if name in (descriptor.NAME, efficientnet.NAME) or saved_backbone(name) is not None:  # runs keep the image side
         return False
     config = load_config(name)
     return hasattr(config, "text_config") and hasattr(config, "vision_config")

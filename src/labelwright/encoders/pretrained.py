@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from labelwright.encoders import efficientnet
+from labelwright.encoders import descriptor, efficientnet
 from labelwright.encoders.resnets import OWN
 from labelwright.encoders.saved import saved_backbone
 from labelwright.errors import ConfigError, OfflineError
@@ -76,8 +76,8 @@ class VisionModel(nn.Module):
 def image_stats(name: str) -> ImageStats:
     """What pixels a network, named as for ``backbones.build``, expects: from the checkpoint's image processor.
 
-    The networks in OWN, trained from scratch, get 32 px, mean 0.5 and std 0.25; efficientnet_lite0 and a run of
-    labelwright say what they were trained on.
+    The networks in OWN, trained from scratch, get 32 px, mean 0.5 and std 0.25, and descriptor 64 px; a run of
+    labelwright and efficientnet_lite0 say what they were trained on.
 
     Raises: ConfigError, OfflineError: as ``backbones.build``, or the checkpoint does not say (no
       preprocessor_config.json).
@@ -88,6 +88,8 @@ def image_stats(name: str) -> ImageStats:
     """
     if name in OWN:
         return ImageStats(32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    if name == descriptor.NAME:
+        return ImageStats(descriptor.SIZE_PX, (descriptor.MEAN,) * 3, (descriptor.STD,) * 3)
     if name == efficientnet.NAME:
         return ImageStats(efficientnet.SIZE_PX, (efficientnet.MEAN,) * 3, (efficientnet.STD,) * 3)
     saved = saved_backbone(name)
@@ -285,7 +287,9 @@ def located(name: str) -> dict[str, Any]:
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise ConfigError(f"no such model folder: {name}", fix="check the path")
         if "/" not in name:
-            close = difflib.get_close_matches(name, (*OWN, efficientnet.NAME), n=3, cutoff=0.4) or list(OWN)
+            close = difflib.get_close_matches(
+                name, (*OWN, descriptor.NAME, efficientnet.NAME), n=3, cutoff=0.4
+            ) or list(OWN)
             raise ConfigError(
                 f"unknown model: {name!r}",
                 fix=f"did you mean {' or '.join(close)}? Otherwise give a hub id (owner/name) or a model folder",

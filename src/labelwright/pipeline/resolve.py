@@ -21,7 +21,7 @@ from labelwright.data.class_names import read_names
 from labelwright.data.images import Decoding
 from labelwright.data.prepare import Prepared, describe_data, is_embeddings, prepare
 from labelwright.data.table import LabelTable
-from labelwright.encoders import at_hand
+from labelwright.encoders import at_hand, descriptor
 from labelwright.encoders.at_hand import AtHand
 from labelwright.encoders.embed import Encoder, concepts_of, is_two_tower, load_encoder
 from labelwright.encoders.nets import OwnNets
@@ -82,6 +82,8 @@ class Plan:
         if self.found is not None:
             use = "is trained on" if self.views == "pixels" else "gives features; --views pixels trains it"
             lines.append(f"model: {self.found.name}, {self.found.where}, {use}; --model resnet32 takes random weights")
+        elif self.model == descriptor.NAME:
+            lines.append("model: descriptor gives features, colours and edges; nothing in it is learned")
         elif self.is_spared:
             lines.append(f"model: {self.model} gives features, as training it on a CPU takes long; --views pixels does")
         elif self.settings.model == "auto" and self.model in OWN:
@@ -203,7 +205,7 @@ def resolve(settings: FitSettings, run: Run | None = None) -> Plan:
         and not (is_matching or settings.freeze or settings.minutes or "epochs" in overrides)
         and saved_backbone(model) is None
     )
-    is_spared = is_tuned and settings.views == "auto" and is_cpu
+    is_spared = is_tuned and settings.views == "auto" and (is_cpu or model == descriptor.NAME)
     if is_spared:
         views = "embeddings"  # a pass of each image, where to train such a network would take hours
         method = method.on_features()

@@ -140,9 +140,10 @@ class ModelSettings:
 
     model: str = setting(
         "auto",
-        "resnet32, resnet18, preact_resnet18; efficientnet_lite0, whose ImageNet weights the extra imagenet of this "
-        "package installs; a transformers model by id or path (CLIP, SigLIP, any vision model); or the run "
-        "folder of pretrain or fit, for its backbone; auto: a pretrained one on this machine, else a small one",
+        "resnet32, resnet18, preact_resnet18; descriptor: colours and edges, without a network; efficientnet_lite0, "
+        "whose ImageNet weights the extra imagenet of this package installs; a transformers model by id or path (CLIP, "
+        "SigLIP, any vision model); or the run folder of pretrain or fit, for its backbone; auto: a pretrained one on "
+        "this machine, else a small one",
         "--model openai/clip-vit-base-patch32",
         also=(Path,),
     )
