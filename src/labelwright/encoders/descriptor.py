@@ -1,4 +1,4 @@
-"""Colours and edges as features: what can be said of images without any network that has learned something before.
+"""Colours and edges as features: what is known of images without any network that has learned something before.
 
 1. orientations of edges in 4 x 4 and 8 x 8 fields, eight of them, without regard to sign or contrast
 2. how frequent values of brightness and of two opponent colours are, in the image, its quarters and its sixteenths
