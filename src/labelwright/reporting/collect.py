@@ -40,6 +40,7 @@ PER_CLASS = 5  # test images of a class, as a mean, from which classes are order
 MAX_ROWS = 100  # of a table
 MAX_CLASSES, MAX_PAIRS = 50, 8
 OWN_NETWORKS = ("resnet32", "resnet18", "preact_resnet18")  # that learn from pixels, of random weights
+FEW_IMAGES = 5_000  # up to which colours and edges are named in their place
 FEW = 30  # images from which trust is held against what was right
 
 
@@ -129,11 +130,13 @@ def _next(run: Run, verdict: Mapping[str, Any], check: Mapping[str, Any], comman
     cards = []
     is_own = run.summary.get("encoder") in OWN_NETWORKS
     if is_own and run.config.get("model", "auto") == "auto" and verdict["level"] != "good":
-        why = (
-            "This network began with random weights, and few images do not teach one to see. Install a network that "
-            "has seen ImageNet; the same command, with another --out, then takes it."
-        )
-        cards.append(("Start from a pretrained network", why, "pip install 'labelwright[imagenet]'"))
+        began = "This network began with random weights, and few images do not teach one to see. "
+        if is_there and (run.summary.get("n_images") or 0) <= FEW_IMAGES:
+            why = began + "Colours and edges say more, in seconds; a pretrained network (--model) far more than these."
+            cards.append(("Start from what is known of images", why, f"{command} --model descriptor"))
+        else:
+            why = began + "Install one that has seen ImageNet; the same command, with another --out, then takes it."
+            cards.append(("Start from a pretrained network", why, "pip install 'labelwright[imagenet]'"))
     if not verdict["is_confirmed"] and not run.summary.get("promise"):
         why = "Look at 200 of these labels: they say how many are right and which to accept."
         cards.append(("Measure it", why, f"labelwright verify-sample {folder} --n 200 --out to-verify.csv"))
