@@ -192,11 +192,13 @@ def test_next__a_network_of_random_weights_that_is_poor() -> None:
     content = collect(
         run_of(summary, config={"data": "photos"}, data=names, labels=labels), command="labelwright fit a"
     )
-    assert content["next"][0]["command"] == "pip install 'labelwright[imagenet]'"
+    assert content["next"][0]["command"] == "labelwright fit a --model descriptor"
+    many = collect(run_of(summary | {"n_images": 9_000}, config={"data": "photos"}, labels=labels), command="fit a")
+    assert many["next"][0]["command"] == "pip install 'labelwright[imagenet]'"
     assert "Use it" not in [card["title"] for card in content["next"]]
     assert ("names", "Names of classes: 'fieldd' for 'field' is perhaps misspelled.") in content["verdict"]["facts"]
     asked = collect(run_of(summary, config={"data": "photos", "model": "resnet18"}, labels=labels), command="fit a")
-    assert "pip" not in asked["next"][0]["command"]  # the network was asked for
+    assert "descriptor" not in asked["next"][0]["command"]  # the network was asked for
 
 
 def test_next__embeddings_are_labelled_as_embeddings() -> None:
