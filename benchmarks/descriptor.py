@@ -37,7 +37,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--csv", type=Path)
     args = parser.parse_args()
-    rows: list[Row] = []
     for each in args.sets:
         name, paths = each.split("=")
         train, test = map(pq.read_table, paths.split(","))
@@ -47,13 +46,13 @@ def main() -> None:
                 for cell, model in MODELS.items():
                     score, seconds = run(some, test, model, args.minutes, seed)
                     print(name, len(some), cell, seed, f"{score:.1f}", f"{seconds:.0f} s", flush=True)
-                    row = {"table": f"descriptor.py {name}", "cell": f"{len(some)}-{cell}", "seed": str(seed)}
+                    row: Row = {"table": f"descriptor.py {name}", "cell": f"{len(some)}-{cell}", "seed": str(seed)}
                     row |= {"title": f"{len(some):,} images: {cell}", "model": model, "commit": source_commit() or ""}
                     row |= {"hardware": f"cpu ({torch.get_num_threads()} thread(s)), other work on the machine"}
                     row |= {"seconds": f"{seconds:.0f}"}
-                    rows.append(row | {"metric": "balanced_accuracy", "value": f"{score:.1f}"})
-    if args.csv:
-        add_rows(args.csv, rows)
+                    row |= {"metric": "balanced_accuracy", "value": f"{score:.1f}"}
+                    if args.csv:
+                        add_rows(args.csv, [row])
 
 
 def run(train: object, test: object, model: str, minutes: float, seed: int) -> tuple[float, float]:
