@@ -215,12 +215,12 @@ def test_fit__full_disk_is_a_sentence_and_a_resume_ends_as_ever(
     assert len(modes) == 1
 
 
-@pytest.mark.parametrize("fails", ["strangers_of", "report"])
+@pytest.mark.parametrize("fails", ["finish.strangers_of", "fit.report"])
 def test_fit__the_model_is_there_before_what_describes_it(
     data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
     with monkeypatch.context() as broken:
-        broken.setattr(f"labelwright.pipeline.finish.{fails}", lambda *_: 1 / 0)
+        broken.setattr(f"labelwright.pipeline.{fails}", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             lw.fit(str(data), out=tmp_path / "run", **QUICK)
     answers = lw.label(tmp_path / "run", str(data))["label"].to_pylist()
@@ -453,7 +453,7 @@ PHASES = {
     "references": "labelwright.pipeline.fit.contest",
     "the end": "labelwright.pipeline.finish.label_rows",
     "the model": "labelwright.pipeline.finish.save_model",
-    "report": "labelwright.pipeline.finish.report",
+    "report": "labelwright.pipeline.fit.report",
 }
 
 

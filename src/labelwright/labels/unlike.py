@@ -38,6 +38,7 @@ ROUNDS = 3  # of scores and weights
 LEAST_ABOVE = 0.1  # of the labelled images above a score from which a ratio is an estimate
 LEAST = 0.05  # share below which a bound shows nothing: classes of few images are not weighed exactly
 RISK = 0.05  # of a bound that is too high
+FAR_RISK = 0.005  # of so many far ones by chance, above which they are no sign: no bound says how many there are
 LEAST_CHANCE = 0.01  # that an image is of a labelled class
 
 
@@ -150,7 +151,7 @@ def unlike_labelled(feats: Tensor, labels: Tensor, *, groups: Tensor | None = No
     share = max(least, 1 - float((above_rest / above)[above >= LEAST_ABOVE].min()))
     if least <= LEAST:
         (share, by_chance), least = far_from_labelled(feats, labels, groups=groups), 0.0
-        if share < FAR or by_chance > RISK:
+        if share < FAR or by_chance > FAR_RISK:
             return Unlike()
     likeness = Likeness(centre, largest, z, labelled, unlabelled, units, _scale_to_mean(rest, 1 - share))
     return Unlike(round(share, 2), round(least, 2), likeness)
