@@ -9,6 +9,7 @@ from torch import Tensor
 
 CHUNK_NUMBERS = 1 << 18  # of rows x classes, or of rows x features, held at a time: 1 MiB of float32, a core's cache
 BLOCK = 64  # numbers of which one maximum is taken
+RANKED = 1_000_000  # rows that a sample of each class is drawn from
 MORE_ELSEWHERE = 16  # times as many on a GPU, where each step costs the same time
 
 CPU = torch.device("cpu")
@@ -68,3 +69,38 @@ def evenly_spread(rows: Tensor, n: int) -> Tensor:
     if len(rows) <= n:
         return rows
     return rows[torch.arange(n, device=rows.device) * (len(rows) - 1) // max(n - 1, 1)]  # exact for any number of rows
+
+
+def each_class_alike(classes: Tensor, rows: Tensor, n: int, *, seed: int) -> Tensor:
+    """At most ``n`` of the rows [M] int64, ascending: of each class [N] as many, or all there are of it.
+
+    Of more than `RANKED` rows so many are drawn from.
+
+    Example:
+      >>> classes = torch.tensor([0, 0, 0, 1, 0, 0, 1])
+      >>> rows = each_class_alike(classes, torch.arange(7), 4, seed=0)
+      >>> torch.bincount(classes[rows]).tolist(), bool((rows.diff() > 0).all())
+      ([2, 2], True)
+    """
+    draw = torch.Generator().manual_seed(seed)
+    if len(rows) > RANKED:
+        rows = rows[torch.randperm(len(rows), generator=draw)[:RANKED].to(rows.device)]
+        draw.manual_seed(seed)
+    if len(rows) <= n:
+        return rows.sort().values
+    values = torch.rand(len(rows), generator=draw).to(rows.device)
+    return rows[rank_in_class(classes[rows], values).argsort(stable=True)[:n]].sort().values
+
+
+def rank_in_class(classes: Tensor, values: Tensor) -> Tensor:
+    """Place [N] int64 of each row among those of its class, by ascending value, from 0.
+
+    Example:
+      >>> rank_in_class(torch.tensor([0, 1, 0]), torch.tensor([0.9, 0.5, 0.1])).tolist()
+      [1, 0, 0]
+    """
+    order = values.argsort(stable=True)
+    order = order[classes[order].argsort(stable=True)]
+    ordered, ranks = classes[order], torch.empty_like(order)
+    ranks[order] = torch.arange(len(order), device=order.device) - torch.searchsorted(ordered, ordered)
+    return ranks

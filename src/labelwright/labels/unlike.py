@@ -19,11 +19,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from labelwright.labels.chunks import evenly_spread
+from labelwright.labels.chunks import each_class_alike, evenly_spread
 
 EXPECTED_FAR = 0.05
 """Share of labelled images under the bar of `far_from_labelled`."""
@@ -32,13 +33,15 @@ FAR = 0.125
 """Share of unlabelled images under it from which classes nobody named are likely. Three seeds of 4,000 images each of
 CIFAR-10 and GTSRB, which chose it: at most 0.10 where there are none, 0.23 to 0.47 where half of the classes are."""
 
-ROWS = 4_000  # labelled and unlabelled images, each, by which they are compared
+ROWS = 4_000  # labelled and unlabelled images, each, by which they are compared; of labelled ones at least two a class
 NEIGHBOURS = 30
 ROUNDS = 3  # of scores and weights
 LEAST_ABOVE = 0.1  # of the labelled images above a score from which a ratio is an estimate
 LEAST = 0.05  # share below which a bound shows nothing: classes of few images are not weighed exactly
 RISK = 0.05  # of a bound that is too high
 FAR_RISK = 0.005  # of so many far ones by chance, above which they are no sign: no bound says how many there are
+MOST_DRAWN = 1_000  # unlabelled images whose number matters to what is probable by chance
+ALIKE = 1e-5  # cosines that differ by less are the same
 LEAST_CHANCE = 0.01  # that an image is of a labelled class
 
 
@@ -122,14 +125,18 @@ def unlike_labelled(feats: Tensor, labels: Tensor, *, groups: Tensor | None = No
     if bool(known.all()) or not bool((torch.bincount(labels[known]) > 1).any()):
         return Unlike()
     units = torch.arange(len(labels)) if groups is None else groups
-    rows, others = (evenly_spread(some.nonzero().flatten(), ROWS) for some in (labels >= 0, labels < 0))
+    rows = each_class_alike(labels, known.nonzero().flatten(), max(ROWS, 2 * int(labels.max() + 1)), seed=0)
+    others = evenly_spread((~known).nonzero().flatten(), ROWS)
     at, n = torch.cat([rows, others]), len(rows)
     z, units = feats[at].float(), units[at.to(units.device)].to(feats.device)
     largest = float(z.abs().max().clamp(min=1e-30))
     centre = (z / largest).mean(0)
     z = F.normalize(z / largest - centre, dim=1)
-    near = _neighbours(z, units, z, units)
-    nearest, nearest_rest, n_classes = _nearest_classes(z[:n], labels[rows], z[n:])
+    mixed = torch.randperm(len(z), generator=torch.Generator().manual_seed(0)).to(
+        z.device
+    )  # of equals no kind is first
+    near = mixed[_neighbours(z, units, z[mixed], units[mixed])]
+    nearest, nearest_rest, n_classes = _nearest_classes(z[:n], labels[rows], units[:n], z[n:])
     unlabelled = torch.cat([z.new_zeros(n), z.new_full((len(others),), n / len(others))])
     kept, kept_rest = torch.ones_like(nearest, dtype=torch.bool), torch.ones_like(nearest_rest, dtype=torch.bool)
     for _ in range(ROUNDS):
@@ -153,6 +160,7 @@ def unlike_labelled(feats: Tensor, labels: Tensor, *, groups: Tensor | None = No
         (share, by_chance), least = far_from_labelled(feats, labels, groups=groups), 0.0
         if share < FAR or by_chance > FAR_RISK:
             return Unlike()
+    z, labelled, unlabelled, units = (each[mixed] for each in (z, labelled, unlabelled, units))
     likeness = Likeness(centre, largest, z, labelled, unlabelled, units, _scale_to_mean(rest, 1 - share))
     return Unlike(round(share, 2), round(least, 2), likeness)
 
@@ -194,17 +202,29 @@ def _effective(weights: Tensor, units: Tensor) -> float:
     return float(1 / sums.square().sum())
 
 
-def _nearest_classes(own: Tensor, labels: Tensor, rest: Tensor) -> tuple[Tensor, Tensor, int]:
-    """The class whose mean is nearest, of labelled images (each left out of its own mean) and of the others, and C."""
+def _nearest_classes(own: Tensor, labels: Tensor, units: Tensor, rest: Tensor) -> tuple[Tensor, Tensor, int]:
+    """The class whose mean is nearest, of labelled images (each unit left out of its mean) and of the others, and C."""
     _, labels, sizes = torch.unique(labels.to(own.device), return_inverse=True, return_counts=True)
     sums = own.new_zeros(len(sizes), own.shape[1]).index_add_(0, labels, own)
     means = sums / sizes[:, None]
     away = means.square().sum(1) / 2
-    without = (sums[labels] - own) / (sizes[labels] - 1).clamp(min=1)[:, None]
+    without, n_others = _without_own(own, labels, units, sums)
+    without = without / n_others.clamp(min=1)[:, None]
     left_out = (own * without).sum(1) - without.square().sum(1) / 2
     nearest = (own @ means.T - away).scatter(1, labels[:, None], left_out[:, None]).argmax(1)
     nearest_rest = torch.cat([(some @ means.T - away).argmax(1) for some in torch.split(rest, 4_096)])
     return nearest, nearest_rest, len(sizes)
+
+
+def _without_own(z: Tensor, classes: Tensor, units: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each row of z [n, D] the sum [n, D] over its class without the rows of its unit, and how many [n] these are.
+
+    Args: classes [n] int64.   units [n] int.   sums [C, D] of the rows of each class.
+    """
+    _, units = torch.unique(units, return_inverse=True)
+    _, pairs, sizes = torch.unique(classes * (units.max() + 1) + units, return_inverse=True, return_counts=True)
+    own = z.new_zeros(len(sizes), z.shape[1]).index_add_(0, pairs, z)
+    return sums[classes] - own[pairs], torch.bincount(classes)[classes] - sizes[pairs]
 
 
 def far_from_labelled(feats: Tensor, labels: Tensor, *, groups: Tensor | None = None) -> tuple[float, float]:
@@ -213,46 +233,61 @@ def far_from_labelled(feats: Tensor, labels: Tensor, *, groups: Tensor | None = 
     And how probable it is that there are so many though all are of these: the fewer labels, the less sure is the bar.
 
     An image is unlike a class by its cosine to the mean of the class's labelled images; the bar is the one that 5% of
-    the labelled images miss, each left out of its own mean, and weighed as its class is frequent among the others.
+    the labelled images miss, each left out of its own mean with its group, and weighed as its class is frequent among
+    the others.
 
     Args:
       feats: [N, D] float, any norm.
       labels: [N] int64, -1 = unknown.
-      groups: [N] int64; labelled images of one count as one; or None.
+      groups: [N] int64; images of one count as one; or None.
 
-    Returns: both 0 to 1; 0 and 1 where too little is labelled to tell (fewer than two images in every class), or
-      nothing is unlabelled.
+    Returns: both 0 to 1; 0 and 1 where too little is labelled to tell (fewer than two images, of two groups, in every
+      class), or nothing is unlabelled.
+
+    Source: of the chance, Gumbel & von Schelling 1950 (Ann. Math. Statist. 21), the number of exceedances.
 
     Example: two of four unlabelled images point elsewhere.
       >>> labelled = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.1, 0.0], [1.0, 0.0, 0.1], [1.0, 0.1, 0.1]])
       >>> others = torch.tensor([[1.0, 0.05, 0.05], [1.0, 0.0, 0.05], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
       >>> far_from_labelled(torch.cat([labelled, others]), torch.tensor([0] * 4 + [-1] * 4))
-      (0.5, 0.0625)
+      (0.5, 0.2143)
     """
-    from scipy.special import betainc
-
     z, known = F.normalize(feats.float(), dim=1), labels >= 0
-    classes, own, sizes = torch.unique(labels[known], return_inverse=True, return_counts=True)
-    if not bool((sizes > 1).any()) or bool(known.all()):
+    units = torch.arange(len(labels)) if groups is None else groups
+    classes, own = torch.unique(labels[known], return_inverse=True)
+    if not len(classes) or bool(known.all()):
         return 0.0, 1.0
     sums = torch.zeros(len(classes), z.shape[1], device=z.device).index_add_(0, own, z[known])
     means = F.normalize(sums, dim=1)
-    several = sizes[own] > 1  # left out of a mean of its own, a single image has none
+    without, n_others = _without_own(z[known], own, units[known], sums)
+    several = n_others > 0  # left out of a mean of its own, a single image has none
+    if not bool(several.any()):
+        return 0.0, 1.0
     rows, its = z[known][several], own[several]
-    left_out = (rows * F.normalize(sums[its] - rows, dim=1)).sum(1)
-    near, nearest = (rows @ means.T).scatter(1, its[:, None], left_out[:, None]).max(1)
-    found = [(some @ means.T).max(1) for some in torch.split(z[~known], 16_384)]
+    left_out = (rows * F.normalize(without[several], dim=1)).sum(1)
+    parts = (torch.split(each, 4_096) for each in (rows, its[:, None], left_out[:, None]))
+    found = [(some @ means.T).scatter(1, *of_own).max(1) for some, *of_own in zip(*parts, strict=True)]
+    near, nearest = (torch.cat(each) for each in zip(*found, strict=True))
+    found = [(some @ means.T).max(1) for some in torch.split(z[~known], 4_096)]
     near_rest, nearest_rest = (torch.cat(each) for each in zip(*found, strict=True))
     order, weights = near.argsort(), _as_often(nearest, nearest_rest, len(classes))
     below = weights[order].cumsum(0)
     at = (below < EXPECTED_FAR).sum().clamp(max=len(order) - 1)
-    share = float((near_rest < near[order][at]).float().mean())
-    n = _effective(
-        weights,
-        torch.arange(len(weights)) if groups is None else groups[known.to(groups.device)][several.to(groups.device)],
-    )
-    n_below = n * float(below[at])  # of so many drawn, the share under the largest of these is distributed as below
-    return round(share, 4), round(float(betainc(n - n_below + 1, n_below, 1 - share)), 4)
+    share = float((near_rest < near[order][at] - ALIKE).float().mean())
+    n = _effective(weights, units[known][several])
+    m = _effective(torch.full_like(near_rest, 1 / len(near_rest)), units[~known])
+    return round(share, 4), round(_chance_of(share, m, n, max(1.0, n * float(below[at]))), 4)
+
+
+def _chance_of(share: float, m: float, n: float, rank: float) -> float:
+    """How probable it is that such a share, 0 to 1, of m images or more are under the rank-th lowest of n like them."""
+    from scipy.special import betaln
+
+    m = max(1, min(round(m), MOST_DRAWN))
+    k = np.arange(math.floor(share * m + 1e-6), m + 1)
+    below, above = rank, max(n - rank, 0.0) + 1
+    logs = betaln(k + below, m - k + above) - betaln(below, above) - betaln(k + 1, m - k + 1) - math.log(m + 1)
+    return min(1.0, float(np.exp(logs).sum()))
 
 
 def _as_often(

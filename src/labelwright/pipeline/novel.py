@@ -14,7 +14,7 @@ from labelwright.data.prepare import Prepared
 from labelwright.data.situation import novel_range
 from labelwright.data.table import LabelTable
 from labelwright.errors import ConfigError
-from labelwright.labels.chunks import evenly_spread
+from labelwright.labels.chunks import each_class_alike, evenly_spread
 from labelwright.labels.n_novel import estimate_n_novel
 from labelwright.labels.unlike import Unlike, unlike_labelled
 from labelwright.run_folder import Run
@@ -23,7 +23,7 @@ from labelwright.train.processes import autocast_dtype
 from labelwright.train.progress import track
 from labelwright.types import ViewSource
 
-NOTICED_ROWS = 50_000  # unlabelled images by which it is judged whether many are of no class
+NOTICED_ROWS = 50_000  # labelled and unlabelled images, each, by which it is judged whether many are of no class
 EVIDENCE_FILE = "novel.json"  # of a run folder: the estimate, so that a resumed run does not make it again
 
 
@@ -77,7 +77,9 @@ def unlike_of(table: LabelTable, feats: Callable[[Tensor], Tensor]) -> Unlike:
     labels, units = torch.from_numpy(table.labels).long(), units_of(table)
     if not (table.counts() > 0).all() or bool((labels >= 0).all()):
         return Unlike()
-    rows = torch.cat([(labels >= 0).nonzero().flatten(), evenly_spread((labels < 0).nonzero().flatten(), NOTICED_ROWS)])
+    known, others = (some.nonzero().flatten() for some in (labels >= 0, labels < 0))
+    known = each_class_alike(labels, known, max(NOTICED_ROWS, 2 * len(table.class_names)), seed=0)
+    rows = torch.cat([known, evenly_spread(others, NOTICED_ROWS)])
     return unlike_labelled(feats(rows), labels[rows], groups=units[rows])
 
 

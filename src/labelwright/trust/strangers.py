@@ -23,11 +23,10 @@ import torch.nn.functional as F
 from scipy.special import ndtri
 from torch import Tensor
 
-from labelwright.labels.chunks import evenly_spread, largest
+from labelwright.labels.chunks import each_class_alike, evenly_spread, largest, rank_in_class
 
 K = 5  # nearest references; twice as many where references are judged, so that a handful of odd ones is no reason
 REFERENCES, PER_CLASS, MOST_REFERENCES = 1_000, 20, 10_000  # at least in all; of each class; at most in all
-RANKED = 1_000_000  # images that references are drawn from
 LEAST_ROWS = 20  # training images below which nothing is known of what is usual
 LEAST_LABELLED = 200  # labelled images, and K of each class, from which unlabelled ones are no references
 LEVELS = (0.99, 0.999)  # share of the training images under the bar: in features, in pixels
@@ -218,7 +217,7 @@ def fit_strangers(
     is_of_class = known if is_labelled else torch.ones_like(known)
     classes = torch.where(known, labels, predicted)
     n_wanted = min(MOST_REFERENCES, max(REFERENCES, PER_CLASS * n_classes))
-    rows = _even(classes, is_of_class.nonzero().flatten(), n_wanted, seed=seed)
+    rows = each_class_alike(classes, is_of_class.nonzero().flatten(), n_wanted, seed=seed)
     references = tuple(F.normalize(look.float(), dim=1).half().cpu() for look in looks(rows))
 
     def away(looks: Looks, n_rows: int, training: Tensor | None, *, k: int = K) -> Tensor:
@@ -236,7 +235,7 @@ def fit_strangers(
     for _ in range(ROUNDS):
         d = away(of_references, len(rows), rows, k=2 * K)
         scores = (d / torch.tensor([[_bar(each, level)] for each, level in zip(d, LEVELS, strict=False)])).amax(0)
-        stays = (scores <= 1) | (_rank(classes[rows], scores) < K)
+        stays = (scores <= 1) | (rank_in_class(classes[rows], scores) < K)
         rows, references = rows[stays], tuple(look[stays] for look in references)
     own = away(looks, n, torch.arange(n))
     usual = own[:, is_of_class] if held_out is None else away(*held_out, None)
@@ -257,27 +256,9 @@ def _same(rows: Tensor, others: Tensor, groups: Tensor | None) -> tuple[Tensor, 
     return torch.arange(len(rows)).repeat_interleave(n), order[at]
 
 
-def _rank(classes: Tensor, values: Tensor) -> Tensor:
-    """Place [N] of each row among those of its class, by ascending value, from 0."""
-    order = values.argsort(stable=True)
-    order = order[classes[order].argsort(stable=True)]
-    ordered = classes[order]
-    ranks = torch.empty_like(order)
-    ranks[order] = torch.arange(len(order)) - torch.searchsorted(ordered, ordered)
-    return ranks
-
-
-def _even(classes: Tensor, rows: Tensor, n: int, *, seed: int) -> Tensor:
-    """At most n of the rows, ascending: as many of each class, or all there are of it, of `RANKED` rows at most."""
-    if len(rows) > RANKED:
-        rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:RANKED]]
-    draw = torch.rand(len(rows), generator=torch.Generator().manual_seed(seed))
-    return rows[_rank(classes[rows], draw).argsort(stable=True)[:n]].sort().values
-
-
 def _class_bar(d: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
     """What at least `OF_CLASS` of the labelled images of every class with `K` of them are within, of distances [n]."""
-    at = _rank(labels, d) == (OF_CLASS * (counts[labels] - 1)).ceil().long()
+    at = rank_in_class(labels, d) == (OF_CLASS * (counts[labels] - 1)).ceil().long()
     return torch.where(at & (counts[labels] >= K), d, 0.0).amax() if len(d) else torch.zeros(())
 
 

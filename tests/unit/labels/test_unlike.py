@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from scipy.stats import betabinom
 from torch import Tensor
 
-from labelwright.labels.unlike import Unlike, unlike_labelled
+from labelwright.labels.unlike import ROWS, Unlike, _chance_of, unlike_labelled
 
 N_CLASSES, N_FEATS = 6, 24
 
@@ -90,3 +91,56 @@ def test_unlike_labelled__numbers_that_cannot_be_are_left_to_their_reader() -> N
     assert (
         unlike_labelled(torch.full_like(feats, 1e30), labels) == unlike_labelled(0 * feats[2:3], labels[:1]) == Unlike()
     )
+
+
+def test_unlike_labelled__rare_labels_among_many_are_not_lost() -> None:
+    """Half of the classes have nearly all labels, more than are compared; all classes are alike among the others."""
+    n_classes, most, few, rest = 50, 2 * ROWS // 25, 3, 20
+    feats, _, truth = pool([most + rest] * n_classes, per_class=0)
+    rank = torch.zeros_like(truth)
+    for c in range(n_classes):
+        rank[truth == c] = torch.arange(most + rest)
+    labels = torch.where(rank < torch.where(truth % 2 == 0, most, few), truth, -1)
+    seen = (labels >= 0) | (rank >= most)
+    assert int((labels >= 0).sum()) > ROWS
+    assert unlike_labelled(feats[seen], labels[seen]) == Unlike()
+
+
+@pytest.mark.parametrize("n_others", [1, 3, 10])
+def test_unlike_labelled__a_few_more_images_are_no_reason_for_an_alarm(n_others: int) -> None:
+    n_alarms = 0
+    for seed in range(60):
+        feats, labels, _ = pool([60] * 3, per_class=30, seed=seed)
+        seen = torch.cat([(labels >= 0).nonzero().flatten(), (labels < 0).nonzero().flatten()[:n_others]])
+        n_alarms += unlike_labelled(feats[seen], labels[seen]).share > 0
+    assert n_alarms <= 2  # one in 200 is allowed: of 60, three or more are so with a chance of 0.003
+
+
+@pytest.mark.parametrize("n_labelled", [4, 10, 30])
+def test_unlike_labelled__groups_given_are_no_alarm(n_labelled: int) -> None:
+    """Images of a group are far more alike than those of two: a labelled one is no measure of how near others are."""
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        groups = torch.arange(2 * n_labelled).repeat_interleave(20)
+        centres = torch.randn(2, N_FEATS, generator=draw)[torch.arange(2 * n_labelled) % 2]
+        centres += 0.7 * torch.randn(len(centres), N_FEATS, generator=draw)
+        feats = centres[groups] + 0.3 * torch.randn(len(groups), N_FEATS, generator=draw)
+        labels = torch.where(groups < n_labelled, groups % 2, -1)
+        assert unlike_labelled(feats, labels, groups=groups) == Unlike()
+
+
+@pytest.mark.parametrize(("n_points", "copies"), [(2, 200), (6, 60), (20, 60)])
+def test_unlike_labelled__copies_of_the_same_images_are_no_alarm(n_points: int, copies: int) -> None:
+    for seed in range(10):
+        draw = torch.Generator().manual_seed(seed)
+        of = torch.arange(n_points).repeat_interleave(copies)
+        feats = torch.randn(n_points, 16, generator=draw)[of]
+        labels = torch.where(torch.rand(len(of), generator=draw) < 0.3, of % 2, -1)
+        assert unlike_labelled(feats, labels) == Unlike()
+
+
+@pytest.mark.parametrize(("m", "n", "rank", "k"), [(1, 20, 1.0, 1), (10, 20, 2.0, 3), (400, 50, 1.7, 40)])
+def test_chance_of__is_the_tail_of_a_beta_binomial(m: int, n: int, rank: float, k: int) -> None:
+    assert _chance_of(k / m, m, n, rank) == pytest.approx(betabinom.sf(k - 1, m, rank, n - rank + 1), rel=1e-6)
+    assert _chance_of(0.0, m, n, rank) == pytest.approx(1.0, rel=1e-6)
+    assert _chance_of(1.0, 1, 10, 1.0) == pytest.approx(1 / 11, abs=1e-4)  # one is the lowest of eleven
