@@ -197,20 +197,21 @@ def suggest(board: Board, data: Any = None) -> None:
         return
     import torch
 
-    from labelwright.reviewing.order import groups_of, suggested
+    from labelwright.reviewing.order import components, groups_of, suggested
 
     ids, feats = found
     at = pc.index_in(board.ids.cast(pa.string()), value_set=ids.cast(pa.string()))
     at = np.asarray(at.fill_null(-1))
     rows = np.flatnonzero(at >= 0)
-    z, place = feats[torch.from_numpy(at[rows])], torch.from_numpy(rows)
+    z, place = components(feats[torch.from_numpy(at[rows])]), torch.from_numpy(rows)
     is_known = board.is_given & (board.trust >= 0.5)  # and nothing speaks against the given label
     doubt = torch.from_numpy(np.where(is_known, 0.0, 1 - board.trust)[rows])
     order = place[suggested(z, doubt, torch.from_numpy(board.label[rows]).long())].numpy()
     rest = np.setdiff1d(np.arange(board.n_rows), order)
+    board.suggested = np.concatenate([order, rest[np.argsort(board.trust[rest], kind="stable")]])
     groups = np.zeros(board.n_rows, np.int64)
     groups[rows] = groups_of(z).numpy()
-    board.groups, board.suggested = groups, np.concatenate([order, rest[np.argsort(board.trust[rest], kind="stable")]])
+    board.groups = groups
 
 
 def _features(run: Run, data: Any) -> tuple[Any, Any] | None:
@@ -225,7 +226,10 @@ def _features(run: Run, data: Any) -> tuple[Any, Any] | None:
     from labelwright.pipeline.resolve import resolve
 
     kept = {key: value for key, value in from_config(run.path / "config.yaml").items() if not is_in_memory(value)}
-    given = {} if data is None or is_embeddings(kept.get("data")) else {"data": data}
+    if is_embeddings(kept.get("data")):
+        given: dict[str, Any] = {"test_frac": 0.0}  # all rows in one table: none are searched for copies again
+    else:
+        given = {} if data is None else {"data": data}
     plan = resolve(settings_of(None, kept | given | {"out": str(run.path / "review" / "none")}))
     prepared = embedded(plan)
     sources = [prepared.train, *([prepared.test] if prepared.test is not None and prepared.test_is != "given" else [])]

@@ -1,21 +1,39 @@
 """In which order to ask a person about images, so that few answers teach much: by what every run says of its labels.
 
-Pure functions of features of unit norm. benchmarks/review_order.py holds the order against known ones.
+Pure functions of features. benchmarks/review_order.py holds the order against known ones.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from labelwright.labels.chunks import slices_of
-from labelwright.labels.kmeans import semi_supervised_kmeans
+from labelwright.labels.chunks import evenly_spread, slices_of
+from labelwright.labels.gaussians import principal
+from labelwright.labels.kmeans import assign, semi_supervised_kmeans
 
 BATCHES = (200, 200)  # answers after which the spread is made anew around all that was asked about before
 N_STEPS = 10  # of k-means in a batch
 TRIES = 4  # starts of k-means++ that the best one is taken of
-MAX_ROWS = 25_000  # the most doubtful rows among which a batch is looked for
+MAX_ROWS = 20_000  # the most doubtful rows among which a batch is looked for; rows that groups are fitted to
+N_DIMS = 128  # principal components in which rows are near each other, as the method `beliefs` has them
 GROUP_SIZE, MAX_GROUPS = 30, 300  # of look-alikes, as a mean; and how many groups there are at most
+
+
+def components(feats: Tensor) -> Tensor:
+    """What `suggested` and `groups_of` compare: the largest principal components [N, n] of centred features, unit norm.
+
+    Args: feats [N, D] float, any norm.
+
+    Example: a part that all rows share says nothing.
+      >>> components(torch.tensor([[9.0, 1.0], [9.0, 3.0], [9.0, -4.0]])).abs().tolist()
+      [[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]
+    """
+    mean, directions = principal(evenly_spread(feats, MAX_ROWS), min(N_DIMS, feats.shape[1]))
+    z = F.normalize(feats @ directions.T - mean @ directions.T, dim=1)
+    z[z.square().sum(1) < 0.5, 0] = 1.0  # a row at the mean has no direction, and is given one
+    return z
 
 
 def suggested(z: Tensor, doubt: Tensor, labels: Tensor, *, batches: tuple[int, ...] = BATCHES, seed: int = 0) -> Tensor:
@@ -66,46 +84,45 @@ def suggested(z: Tensor, doubt: Tensor, labels: Tensor, *, batches: tuple[int, .
 def _representatives(z: Tensor, weight: Tensor, fixed: Tensor, *, n: int, draw: torch.Generator) -> Tensor:
     """Rows nearest to the centres of a weighted k-means beside fixed centres, by the weight of their clusters."""
     weight = (weight / weight.mean()).clamp(min=1e-6)
-    centres = torch.cat([_starts(z, weight, fixed, n=n, draw=draw), fixed])
-    for _ in range(N_STEPS):
-        assigned, sums, mass = _assign(z, weight, centres, n)
-        centres[:n] = torch.where(mass[:, None] > 0, sums / mass.clamp(min=1e-9)[:, None], centres[:n])
-    assigned, _, mass = _assign(z, weight, centres, n)
-    own = assigned < n
-    sims = torch.where(own, (z * centres[assigned.clamp(max=n - 1)]).sum(1), -2.0)
-    best = torch.full((n,), -3.0).scatter_reduce(0, assigned[own], sims[own], "amax")
-    is_best = own & (sims >= best[assigned.clamp(max=n - 1)])
+    covered = _largest(z, fixed, torch.zeros(len(fixed)))[0]  # fixed centres are of unit norm, and never move
+    centres = _starts(z, weight, (2 - 2 * covered).clamp(min=0, max=2), n=n, draw=draw)
+    for step in range(N_STEPS + 1):
+        best, assigned = _largest(z, centres, 0.5 * centres.square().sum(1))
+        own = (best >= covered - 0.5).nonzero().flatten()
+        assigned, heavy = assigned[own], weight[own]
+        mass = torch.zeros(n).index_add_(0, assigned, heavy)
+        if step < N_STEPS:
+            sums = torch.zeros_like(centres).index_add_(0, assigned, z[own] * heavy[:, None])
+            centres = torch.where(mass[:, None] > 0, sums / mass.clamp(min=1e-9)[:, None], centres)
+    sims = (z[own] * centres[assigned]).sum(1)
+    best = torch.full((n,), -3.0).scatter_reduce(0, assigned, sims, "amax")
+    is_best = sims >= best[assigned]
     row_of = torch.full((n,), -1)
-    row_of[assigned[is_best]] = is_best.nonzero().flatten()
+    row_of[assigned[is_best]] = own[is_best]
     order = mass.argsort(descending=True, stable=True)
     return row_of[order][row_of[order] >= 0]
 
 
-def _starts(z: Tensor, weight: Tensor, fixed: Tensor, *, n: int, draw: torch.Generator) -> Tensor:
-    """Greedy k-means++ in which a row counts by its weight."""
-    gaps = torch.full((len(z),), 2.0)
-    for some in slices_of(len(z), max(1, len(fixed))):
-        if len(fixed):
-            gaps[some] = (2 - 2 * (z[some] @ fixed.T).amax(1)).clamp(min=0)
+def _starts(z: Tensor, weight: Tensor, gaps: Tensor, *, n: int, draw: torch.Generator) -> Tensor:
+    """Greedy k-means++ [n, D] in which a row counts by its weight; gaps [N]: squared distances to what is covered."""
     found = torch.empty(n, z.shape[1])
     for k in range(n):
         chances = (gaps * weight).clamp(min=1e-12).double().cumsum(0)
         spins = torch.rand(TRIES, generator=draw, dtype=torch.float64) * chances[-1]
         tries = torch.searchsorted(chances, spins).clamp(max=len(z) - 1)
-        after = torch.minimum(gaps[:, None], (2 - 2 * z @ z[tries].T).clamp(min=0))  # [N, tries]
-        won = int((after * weight[:, None]).sum(0).argmin())
-        found[k], gaps = z[tries[won]], after[:, won]
+        after = torch.minimum(gaps, (z[tries] @ z.T).mul_(-2).add_(2).clamp_(min=0))  # [TRIES, N]
+        won = int((after @ weight).argmin())
+        found[k], gaps = z[tries[won]], after[won]
     return found
 
 
-def _assign(z: Tensor, weight: Tensor, centres: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Nearest centre of each row; weighted sums [n, D] and weight [n] of the rows of the first n."""
-    assigned, half = torch.empty(len(z), dtype=torch.int64), 0.5 * centres.square().sum(1)
-    for some in slices_of(len(z), len(centres)):
-        assigned[some] = (z[some] @ centres.T - half).argmax(1)
-    own = assigned < n
-    sums = torch.zeros(n, z.shape[1]).index_add_(0, assigned[own], z[own] * weight[own, None])
-    return assigned, sums, torch.zeros(n).index_add_(0, assigned[own], weight[own])
+def _largest(z: Tensor, centres: Tensor, less: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each row the largest similarity to a centre, ``less`` [n] of it taken off, and which; -1 where n is 0."""
+    best, at = torch.full((len(z),), -1.0), torch.zeros(len(z), dtype=torch.int64)
+    if len(centres):
+        for some in slices_of(len(z), len(centres)):
+            best[some], at[some] = (z[some] @ centres.T - less).max(1)
+    return best, at
 
 
 def groups_of(z: Tensor, *, seed: int = 0) -> Tensor:
@@ -117,6 +134,9 @@ def groups_of(z: Tensor, *, seed: int = 0) -> Tensor:
       >>> groups_of(torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])).tolist()
       [0, 0, 0]
     """
+    some = evenly_spread(z, MAX_ROWS)
     n = min(MAX_GROUPS, max(1, len(z) // GROUP_SIZE))
-    found = semi_supervised_kmeans(z, torch.full((len(z),), -1), n_classes=n, n_seen=0, n_init=1, seed=seed)
-    return found.sizes.argsort(descending=True, stable=True).argsort()[found.assigned]
+    found = semi_supervised_kmeans(some, torch.full((len(some),), -1), n_classes=n, n_seen=0, n_init=1, seed=seed)
+    assigned = assign(z, torch.full((len(z),), -1), found.centroids)[0]
+    sizes = torch.bincount(assigned, minlength=n)
+    return sizes.argsort(descending=True, stable=True).argsort()[assigned]

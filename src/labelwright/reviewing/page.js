@@ -168,7 +168,7 @@ async function begin() {
   grid.scrollTop = 0;
   here = anchor = 0;
   layout();
-  if (order.coming) setTimeout(better, 1500);
+  if (order.coming) setTimeout(better, 500);
 }
 
 async function better() { // the suggested order is ready: take it, unless somebody has begun on the one before
@@ -176,7 +176,7 @@ async function better() { // the suggested order is ready: take it, unless someb
   const query = new URLSearchParams({ view, label: $("only").value, open: $("open").checked ? "1" : "0" });
   const found = await call(`api/order?${query}`).catch(() => null);
   if (!found) return;
-  if (found.coming) { setTimeout(better, 2000); return; }
+  if (found.coming) { setTimeout(better, 500); return; }
   if (state.n_answered || selected.size || here) { // somebody has begun: from the next time on
     $("says").textContent = "The order of what teaches most is ready: Suggested again shows it.";
     await load();

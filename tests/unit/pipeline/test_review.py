@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import labelwright as lw
@@ -95,6 +96,18 @@ def test_suggest__from_the_features_of_the_run(run: Path) -> None:
     assert not any(item["given"] for item in first)
     assert {item["label"] for item in first} == {0, 1, 2, 3}, "spread over the classes"
     assert board.order("group")["n"] == 160
+
+
+def test_suggest__the_order_is_there_before_the_groups(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    board, seen = desk_of(run).board, list[bool]()
+
+    def groups_of(z: torch.Tensor) -> torch.Tensor:
+        seen.append(board.suggested is not None)
+        return torch.zeros(len(z), dtype=torch.int64)
+
+    monkeypatch.setattr("labelwright.reviewing.order.groups_of", groups_of)
+    suggest(board)
+    assert seen == [True]
 
 
 def test_pictures__of_embeddings_that_know_their_files(run: Path, tmp_path: Path) -> None:

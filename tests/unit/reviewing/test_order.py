@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -56,3 +57,22 @@ def test_groups__look_alikes_are_together() -> None:
     found = order.groups_of(z)
     assert len(found.unique()) == 3
     assert all(len(of[found == group].unique()) == 1 for group in found.unique())
+
+
+def test_components__what_all_rows_share_and_their_norms_change_no_order() -> None:
+    z, of = clumps((60, 30))
+    doubt = torch.rand(90, generator=torch.Generator().manual_seed(1)) + 0.01
+    far = 50 * torch.ones(8) + 7 * z
+    orders = [order.suggested(order.components(feats), doubt, of) for feats in (z, far)]
+    assert orders[0].tolist() == orders[1].tolist()
+    same = order.components(torch.ones(5, 3))  # rows without a direction
+    assert torch.equal(same.square().sum(1), torch.ones(5))
+
+
+def test_groups__of_more_rows_than_they_are_fitted_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    z, of = clumps((300, 150))
+    monkeypatch.setattr(order, "MAX_ROWS", 100)
+    found = order.groups_of(z)
+    assert len(found) == 450
+    assert all(len(of[found == group].unique()) == 1 for group in found.unique())
+    assert bool((torch.bincount(found).diff() <= 0).all())  # numbered by size
