@@ -2,7 +2,8 @@
 
 1  contenders: what was trained, what it started from, and whichever obvious methods apply (`obvious_names`)
 2  where there are labels: balanced accuracy on labelled images, each answered by a fit that did not see its label
-3  what was trained stands unless another is better by more than one standard error of the difference
+3  what was trained stands unless another is better by more than one standard error of the difference, or where texts or
+   candidates tell of classes that have no label: the others may never name these
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from labelwright.train.loop import Trained, train
 from labelwright.train.predict import TEMPERATURES
 from labelwright.train.settings import TrainSettings
 from labelwright.types import Recipe, State, Task
+from labelwright.wording import counted
 
 TITLES = {"class_balanced": "Balanced logistic regression", "ss_kmeans": "k-means"}
 """What the obvious ones are called where a reader need not know the paper."""
@@ -67,12 +69,14 @@ class LeftOut:
 class Contest:
     """Contenders, the run's own first, and the rows [n] of the training table whose labels were left out.
 
-    They are chosen by these rows only where every class has some.
+    They are compared on these rows, but where there are new classes, and chosen by them where they speak for all.
     """
 
     contenders: tuple[Contender, ...]
     rows: Tensor
-    is_judge: bool
+    # this and the next: named classes without a label that texts or candidates describe; whether there are new ones
+    n_silent: int
+    is_open: bool
 
     def named(self, name: str) -> Contender:
         """The contender of this name."""
@@ -86,8 +90,13 @@ class Contest:
         """
         titles = {each.name: each.title for each in self.contenders}
         answers = {each.name: each.left_out.predicted for each in self.contenders if each.left_out is not None}
-        answers = answers if self.is_judge else {}
-        return choose(self.contenders[0].name, titles, answers, labels[self.rows])
+        own = self.contenders[0]
+        choice = choose(own.name, titles, {} if self.is_open else answers, labels[self.rows])
+        if not self.n_silent or not choice.scores:
+            return choice
+        classes, them = counted(self.n_silent, "class has", "classes have"), "it" if self.n_silent == 1 else "them"
+        why = f"{own.title} stands: {classes} no label, and the others may know nothing of {them}"
+        return Choice(own.name, why, choice.scores)
 
 
 def obvious_names(task: Task, *, has_feats: bool, is_stored: bool) -> tuple[str, ...]:
@@ -102,11 +111,14 @@ def obvious_names(task: Task, *, has_feats: bool, is_stored: bool) -> tuple[str,
       ('class_balanced', 'nearest_mean')
       >>> obvious_names(Task(torch.tensor([0, -1, -1]), ("cat",), n_novel=2), has_feats=True, is_stored=True)
       ('ss_kmeans',)
+      >>> obvious_names(Task(torch.tensor([0, 1, -1]), ("cat", "dog", "owl")), has_feats=True, is_stored=False)
+      ('class_balanced',)
     """
     if task.n_novel:
         return ("ss_kmeans",) if has_feats else ()
     names = ["zero_shot"] if task.concepts is not None else []
-    is_labelled = bool((task.counts > 0).all())
+    n_labelled = int((task.counts > 0).sum())
+    is_labelled = n_labelled == task.n_classes or n_labelled >= max(2, task.n_classes / 2)
     if has_feats and is_labelled:
         names += ["class_balanced", *(["nearest_mean"] if is_stored else [])]
     if has_feats and task.candidates is not None and bool((task.labels < 0).any()):
@@ -143,7 +155,8 @@ def contest(plan: Plan, job: Job, trained: Trained) -> Contest:
             else:
                 each = _fitted(plan, job, method, name, cfg)
             found.append(each if job.task.n_novel else _judged(each, plan, job, rows, fold))
-    return Contest(tuple(found), rows, not job.task.n_novel and bool((job.task.counts > 0).all()))
+    silent = (job.task.counts == 0).sum() if job.task.concepts is not None or job.task.candidates is not None else 0
+    return Contest(tuple(found), rows, int(silent), bool(job.task.n_novel))
 
 
 def _fitted(

@@ -197,15 +197,25 @@ def _obvious(run: Run) -> tuple[str, bool] | None:
     if own is None or own[key] is None or not others:
         return None
     best = max(others, key=lambda row: row[key])
-    mean = "" if key == "unlabelled" else " (mean over the classes)"
+    silent = [name for name, n in zip(run.class_names, run.counts, strict=False) if n == 0]
+    over = (
+        f"the {len(run.counts) - len(silent):,} classes that have labels"
+        if silent and key == "left_out"
+        else "the classes"
+    )
+    mean = "" if key == "unlabelled" else f" (mean over {over})"
     gap = own[key] - best[key]
     of = {"test": n, "left_out": (run.summary.get("trust") or {}).get("n"), "unlabelled": n_predicted(run)}[key] or 0
     chance = max(0.002, (own[key] * (1 - own[key]) / of) ** 0.5 if of else 0.0)  # a standard error
     more = "better" if gap > chance else "about the same" if gap > -chance else "worse"
-    return (
+    words = (
         f"The obvious alternative, {best['title']}, gets {percent(best[key])} of the {COLUMNS[key]} right{mean}; "
         f"this answer {percent(own[key])}: {more}."
-    ), gap < -max(BEHIND, chance)
+    )
+    is_behind = gap < -max(BEHIND, chance)
+    if is_behind and silent and run.summary["answer"]["best"] == run.summary["answer"]["name"]:
+        words += f" Give images of {listed(silent, 3)} labels, and the better one is taken."
+    return words, is_behind
 
 
 def _added_nothing(run: Run) -> list[str]:

@@ -11,6 +11,7 @@ import pytest
 
 import labelwright as lw
 from labelwright.errors import ConfigError
+from labelwright.pipeline.report import content_of
 
 NAMES = np.array(["cat", "dog", "owl"])
 
@@ -67,6 +68,35 @@ def test_fit__a_better_reference_becomes_the_answer_everywhere(tmp_path: Path) -
     assert trained.summary["answer"]["name"] == "beliefs"
     assert any("--answer best keeps it" in warning for warning in trained.summary["warnings"])
     assert trained.summary["test"]["accuracy"] < best.summary["test"]["accuracy"]
+
+
+def without_owl(path: Path, per_class: int = 40, **more: Any) -> str:
+    """The blobs with labels of cats and dogs alone."""
+    with np.load(blobs(path, per_class, n_labelled=10, spread=0.3)) as file:
+        content = dict(file) | more
+    np.savez(path, **(content | {"labels": np.where(content["labels"] == "owl", "", content["labels"])}))
+    return str(path)
+
+
+def test_fit__a_class_without_labels__compared_on_the_others_and_chosen_by_them(tmp_path: Path) -> None:
+    summary = summary_of(tmp_path, without_owl(tmp_path / "train.npz"), method="la", test_frac=0)
+    assert list(summary["reference"]) == ["la", "class_balanced", "nearest_mean"]
+    assert all(each["left_out"] > 0.8 for each in summary["reference"].values())
+    assert "of labelled images that were left out" in summary["answer"]["why"]
+
+
+def test_fit__a_class_that_its_name_alone_tells_of__is_not_given_up_for_the_others(tmp_path: Path) -> None:
+    """By their name cats are owls, and labels would choose a regression that never names an owl."""
+    names = np.eye(8)[[3, 1, 2]] + 0.4 * np.eye(8)[[3, 1, 0]]
+    data = without_owl(tmp_path / "train.npz", class_embeddings=names.astype(np.float32), logit_scale=10.0)
+    run = lw.fit(data, out=tmp_path / "run", device="cpu", method="zero_shot", test_frac=0)
+    beside, answer = run.summary["reference"], run.summary["answer"]
+    assert beside["class_balanced"]["left_out"] > beside["zero_shot"]["left_out"] + 0.1
+    assert (answer["name"], answer["best"]) == ("zero_shot", "zero_shot")
+    assert answer["why"] == "Zero-shot stands: 1 class has no label, and the others may know nothing of it"
+    words = dict(content_of(run)["verdict"]["facts"])["behind"]
+    assert "(mean over the 2 classes that have labels)" in words
+    assert words.endswith("Give images of owl labels, and the better one is taken.")
 
 
 def test_fit__a_baseline_is_its_own_answer(tmp_path: Path) -> None:
