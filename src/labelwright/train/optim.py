@@ -107,9 +107,12 @@ NewNorms = list[tuple[nn.modules.batchnorm._BatchNorm, float]]
 
 
 def new_norms(nets: Iterable[nn.Module]) -> NewNorms:
-    """The batch-norm layers that have seen no batch yet: their running statistics say nothing."""
+    """The batch-norm layers that have seen no batch yet: their running statistics say nothing.
+
+    Pretrained ones may come with statistics and no count of batches.
+    """
     norms = (m for net in nets for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
-    is_new = ((m, m.momentum) for m in norms if m.num_batches_tracked is not None and not int(m.num_batches_tracked))
+    is_new = ((m, m.momentum) for m in norms if m.running_mean is not None and not bool(m.running_mean.any()))
     return [(m, float(momentum)) for m, momentum in is_new if momentum]
 
 
