@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +47,7 @@ USUAL_DISTANCE = 0.25  # 1 - cosine from a small grey picture to the fifth neare
 WORTH_CUTTING = 0.3  # agreement of whole pictures below which no cut is tried
 CUTS = (0.95, 0.9)  # sides of these cuts, as shares of the picture's
 LIKE_ONE = 0.75  # share of a class's own probability that rows of another get, both ways
+LEAST_ALIKE = 10  # judged rows of a class from which that says something
 DARK_GREY = 40  # of 255: nearly all of a dark image is below
 BLANK_SPREAD = 2.0  # of 255: standard deviation of an image that shows nothing
 FAR_OUT = 3.0  # interquartile ranges beyond the quartiles
@@ -125,7 +127,7 @@ class Judged:
     suggested: Tensor  # [N] int64, the most probable other class; -1 where there is no score
     probability: Tensor  # [N] float32 of that class; NaN where there is no score
     wrong_frac: float  # estimated share of wrong labels among those that were judged, 0 to 1
-    alike: Tensor  # [C, C] float32, mean probability of class j over rows of class i, over that of rows of class j
+    alike: Tensor  # [C, C] float32, see `alike_of`
 
     @property
     def is_suspected(self) -> Tensor:
@@ -184,9 +186,6 @@ def judge_labels(
     parts, seen = torch.stack([log_head, log_votes]), evenly_spread(is_scored.nonzero().flatten(), WEIGHED_ROWS)
     weights, noise = believed(parts[:, seen], y[seen], n_rounds=N_ROUNDS)
     probs = (weights @ parts.flatten(1)).view(parts.shape[1:]).softmax(1)
-    alike = torch.zeros(n_classes, n_classes).index_add_(0, y[is_scored], probs[is_scored])
-    alike = alike / torch.bincount(y[is_scored], minlength=n_classes).clamp(min=1)[:, None]
-    alike = alike / alike.diagonal().clamp(min=1e-9)
     q = probs * noise.T[y]
     q = q / q.sum(1, keepdim=True)
     own = q.gather(1, y[:, None])[:, 0]
@@ -198,7 +197,7 @@ def judge_labels(
         torch.full((len(labels),), -1).index_put((at,), suggested[is_scored]),
         none.index_put((at,), other[is_scored]),
         float(1 - own[is_scored].mean()),
-        alike,
+        alike_of(probs[is_scored], y[is_scored]),
     )
 
 
@@ -288,6 +287,27 @@ def _likeliest(weights: Tensor, parts: Tensor, log_given: Tensor, y: Tensor) -> 
     return torch.from_numpy(found.x).float()
 
 
+def alike_of(probs: Tensor, y: Tensor) -> Tensor:
+    """How alike classes are [C, C]: mean probability of class j over rows of class i, over that of rows of class j.
+
+    It is 0 between classes of which one has fewer than `LEAST_ALIKE` rows: of fewer any two may look like one.
+
+    Args: probs [n, C] float, by classifiers that did not see the row; y [n] int64.
+
+    Example:
+      >>> y = torch.arange(2).repeat_interleave(10)
+      >>> alike_of(torch.tensor([[0.8, 0.2], [0.4, 0.5]])[y], y)
+      tensor([[1.0000, 0.4000],
+              [0.5000, 1.0000]])
+    """
+    n_classes = probs.shape[1]
+    counts = torch.bincount(y, minlength=n_classes)
+    mean = torch.zeros(n_classes, n_classes).index_add_(0, y, probs) / counts.clamp(min=1)[:, None]
+    few = counts < LEAST_ALIKE
+    alike = (mean / mean.diagonal().clamp(min=1e-9)).masked_fill(few | few[:, None], 0.0)
+    return alike.fill_diagonal_(1.0)
+
+
 def like_one(alike: Tensor) -> list[tuple[int, int, float]]:
     """Pairs of classes that the images do not tell apart: (i, j, how much alike both ways), the most alike first.
 
@@ -301,6 +321,16 @@ def like_one(alike: Tensor) -> list[tuple[int, int, float]]:
     both = torch.minimum(alike, alike.T).triu(1)
     pairs = [(i, j, round(float(both[i, j]), 3)) for i, j in (both >= LIKE_ONE).nonzero().tolist()]
     return sorted(pairs, key=lambda pair: -pair[2])
+
+
+def named_pairs(alike: Tensor, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """`like_one` as it stands in summaries.
+
+    Example:
+      >>> named_pairs(torch.ones(2, 2), ("cat", "kitten"))
+      [{'classes': ['cat', 'kitten'], 'alike': 1.0}]
+    """
+    return [{"classes": [class_names[i], class_names[j]], "alike": a} for i, j, a in like_one(alike)]
 
 
 # ---- images ---------------------------------------------------------------------------------------------------------

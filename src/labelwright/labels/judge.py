@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from labelwright.labels.audit import FAR_OUT, N_ROUNDS, PENALTY, WEIGHED_ROWS, believed
+from labelwright.labels.audit import FAR_OUT, N_ROUNDS, PENALTY, WEIGHED_ROWS, alike_of, believed
 from labelwright.labels.chunks import chunks_of, evenly_spread, largest, slices_of
 from labelwright.train.convex import TRIED_GRADIENT, Linear, Problem, scaled, solve
 
@@ -96,7 +96,7 @@ def learn(feats: Tensor, labels: Tensor, fold: Tensor, reference: Tensor, *, n_c
       fold: [n] int64, 0 to `N_FOLDS` - 1.
       reference: [R, D] float, of the smaller sample of all rows.
 
-    Returns: the judge, and [C, C] float32, how alike classes are, as in `Judged`.
+    Returns: the judge, and [C, C] float32, see `alike_of`.
 
     Example: two kinds, and one row of the first with the label of the second.
       >>> z = torch.eye(2)[torch.arange(60) % 2] + torch.linspace(0, 0.1, 60)[:, None]
@@ -150,10 +150,7 @@ def learn(feats: Tensor, labels: Tensor, fold: Tensor, reference: Tensor, *, n_c
     log_probs = judge.logits(feats[some], fold[some]).log_softmax(1)
     weights, noise = believed(log_probs[None], labels[some], n_rounds=N_ROUNDS)
     probs = (weights[0] * log_probs).softmax(1)
-    alike = torch.zeros(n_classes, n_classes).index_add_(0, labels[some], probs)
-    alike = alike / torch.bincount(labels[some], minlength=n_classes).clamp(min=1)[:, None]
-    alike = alike / alike.diagonal().clamp(min=1e-9)
-    return Judge(**{**vars(judge), "strength": weights[0], "noise": noise}), alike
+    return Judge(**{**vars(judge), "strength": weights[0], "noise": noise}), alike_of(probs, labels[some])
 
 
 def _distances(z: Tensor, reference: Tensor) -> Tensor:

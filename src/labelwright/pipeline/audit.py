@@ -223,7 +223,7 @@ def audit(
         "copy_in_test": in_test,
         **_odd(looks, near),
     }
-    alike = [] if judged is None else pieces.like_one(judged.alike)
+    alike = [] if judged is None else pieces.named_pairs(judged.alike, first.class_names)
     rows = _table(parts, labels, is_test, judged, copies, in_test, near, flags)
     counts = {flag: int(marked.sum()) for flag, marked in flags.items()}
     if judged is None and any(kind in ("wrong", "alike") for kind in wanted):
@@ -239,7 +239,7 @@ def audit(
         "estimated_wrong": None if judged is None else round(judged.wrong_frac, 4),
         "n_duplicate_groups": int(copies.max(initial=-1)) + 1,
         "worst": _worst(rows),
-        "alike": [{"classes": [first.class_names[i], first.class_names[j]], "alike": a} for i, j, a in alike],
+        "alike": alike,
         "notices": notices,
         "left_out": listed([p for part in parts for p in part.table.quarantined]),
         "failed": list(failed),
@@ -285,7 +285,7 @@ def _over_shards(
     counts = {flag: int(done.counts[flag]) for flags in KINDS.values() for flag in flags if flag in done.counts}
     names = all_of_them.class_names
     n_judged = done.counts.get("n_judged", 0)
-    alike = pieces.like_one(torch.from_numpy(all_of_them.alike)) if n_judged else []
+    alike = pieces.named_pairs(torch.from_numpy(all_of_them.alike), names) if n_judged else []
     failed = tuple(k for k in wanted if any(counts.get(flag) for flag in KINDS[k]) or (k == "alike" and alike))
     summary = {
         "n_images": done.n_images,
@@ -297,7 +297,7 @@ def _over_shards(
         "estimated_wrong": round(done.counts["sum_wrong"] / n_judged, 4) if n_judged else None,
         "n_duplicate_groups": int(all_of_them.group.max(initial=-1)) + 1,
         "worst": worst.to_pylist(),
-        "alike": [{"classes": [names[i], names[j]], "alike": a} for i, j, a in alike],
+        "alike": alike,
         "notices": [] if n_judged else ["labels were not judged: that takes features, and labels of two classes"],
         "left_out": list(done.left_out),
         "failed": list(failed),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -46,7 +46,8 @@ from labelwright.pipeline.saved_model import add_to_model, model_card, save_mode
 from labelwright.pipeline.strange import facts_of, strangers_of
 from labelwright.pipeline.votes import votes_of, with_likeness, with_votes, with_votes_on
 from labelwright.reporting.gallery import write_gallery
-from labelwright.run_folder import write_parquet_atomically
+from labelwright.reporting.words import listed
+from labelwright.run_folder import Run, write_parquet_atomically
 from labelwright.train.environment import peak_memory_mb
 from labelwright.train.loop import Trained
 from labelwright.train.predict import TEMPERATURES, Answers
@@ -165,6 +166,7 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
             unlike=job.unlike,
         ),
         "audit": audited.facts,
+        **_names(plan, audited.facts["alike"]),
         "strangers": facts_of(rows, threshold),
         "answer": {
             "name": kept.name,
@@ -484,6 +486,17 @@ def _unlabelled_score(plan: Plan, job: Job, contender: Contender, answers: Answe
         return found
     known, alone = truth >= 0, answers.predicted if answers.alone is None else answers.alone
     return float((alone.numpy()[known] == truth[known]).mean())
+
+
+def _names(plan: Plan, alike: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:
+    """What looks like a mistake in the names of the classes, as the block ``names``: empty where nothing does."""
+    odd = [str(each["detail"]) for each in plan.described["notices"] if each["kind"] == "odd_class"]
+    unfit = [str(name) for name in Run(plan.run.path).begun.get("mismatched") or ()]
+    words = list(odd)
+    if unfit:
+        words.append(f"no image fits the name{'' if len(unfit) == 1 else 's'} {listed(unfit, 5)}")
+    words += [f"images of {' and '.join(each['classes'])} look like one class" for each in (alike or ())[:3]]
+    return {"names": {"odd": odd, "unfit": unfit, "says": f"Names of classes: {'; '.join(words)}."}} if words else {}
 
 
 def _warnings(plan: Plan, summary: Mapping[str, Any]) -> list[str]:

@@ -33,7 +33,7 @@ class RunAudit:
     # block ``audit`` of summary.json: ``n_audited`` images; ``n_suspected`` given labels, ``estimated_wrong`` (share of
     # the given labels) and ``suspected``, the worst first, None each where labels could not be judged;
     # ``n_duplicates``, ``n_across_test``, ``n_two_labels`` and ``duplicates``, pairs of ids with "exact" or "near";
-    # ``test_noise``, see `noise_in_test`; ``says``
+    # ``alike``, pairs of classes that look like one, as `audit` has them; ``test_noise``, see `noise_in_test`; ``says``
     facts: dict[str, Any]
     # of the training and of the test images, [N] float32: the chance that the given label is right, by classifiers that
     # did not see it; NaN where it was not judged
@@ -73,10 +73,11 @@ def audit_of_run(job: Job, tested: Answers | None, *, seed: int) -> RunAudit:
     names = job.task.class_names
     content = None if prepared.content is None else prepared.content[places]
     facts: dict[str, Any] = {"n_audited": len(places), **_copies(parts, content, feats, near, ids, labels, is_test)}
-    facts |= {"n_suspected": None, "estimated_wrong": None, "suspected": None, "test_noise": None}
+    facts |= dict.fromkeys(("n_suspected", "estimated_wrong", "suspected", "alike", "test_noise"))
     chances = [torch.full((len(each.table),), torch.nan) for each in sources]
     if judged is not None:
         facts |= _suspected(judged, ids, labels, names)
+        facts["alike"] = pieces.named_pairs(judged.alike, names)
         for chance, some, score in zip(chances, rows, torch.split(judged.score, [len(r) for r in rows]), strict=True):
             chance[torch.from_numpy(some)] = score
         if tested is not None and is_test.any():
@@ -153,16 +154,16 @@ def noise_in_test(
       judged: N images, test images among them.   labels: [N] given, -1 = none.   is_test: [N].
       predicted: answers to the test images, in their order.   ids: of the N images.
 
-    Returns: ``n`` suspected test labels and their ``ids``, the worst first; ``accuracy`` by the labels as they are, and
-      ``corrected`` with each suspected one replaced by the class suggested. Suggestions come from the features that the
-      answer comes from, and repeat its mistakes: the truth lies between the two, where other labels are right. None
-      where no test label was judged.
+    Returns: ``n`` suspected test labels and their ``ids``, the worst first, of ``n_judged``; their ``accuracy`` by the
+      labels as they are, and ``corrected`` with each suspected one replaced by the class suggested. Suggestions come
+      from the features that the answer comes from, and repeat its mistakes: the truth lies between the two, where other
+      labels are right. None where no test label was judged.
 
     Example: the answer agrees with the suggestion.
       >>> score, other = torch.tensor([0.9, 0.1]), torch.tensor([1, 1])
       >>> judged = pieces.Judged(score, other, 1 - score, 0.5, torch.eye(2))
       >>> noise_in_test(judged, np.array([0, 0]), np.array([True, True]), np.array([0, 1]), ["a", "b"])
-      {'n': 1, 'ids': ['b'], 'accuracy': 0.5, 'corrected': 1.0}
+      {'n': 1, 'ids': ['b'], 'n_judged': 2, 'accuracy': 0.5, 'corrected': 1.0}
     """
     given, score = labels[is_test], judged.score.numpy()[is_test]
     known = (given >= 0) & ~np.isnan(score)
@@ -175,6 +176,7 @@ def noise_in_test(
     return {
         "n": int(marked.sum()),
         "ids": names,
+        "n_judged": int(known.sum()),
         "accuracy": round(float((predicted == given)[known].mean()), 4),
         "corrected": round(float((predicted == better)[known].mean()), 4),
     }
@@ -201,9 +203,10 @@ def _says(facts: Mapping[str, Any], *, has_labels: bool, has_feats: bool) -> str
         copies += f", {across:,} of them across training and test" if across else ""
         words.append(copies + (f"; {counted(two, 'image')} with copies under two labels" if two else ""))
     noise = facts["test_noise"]
-    if noise is not None and percent(noise["corrected"]) != percent(noise["accuracy"]):
+    if noise is not None and noise["corrected"] > noise["accuracy"]:
         words.append(
-            f"With {counted(noise['n'], 'suspected test label')} set as suggested the accuracy would be at most "
-            f"{percent(noise['corrected'])} in place of {percent(noise['accuracy'])}"
+            f"With {counted(noise['n'], 'suspected test label')} set as suggested the accuracy on the "
+            f"{counted(noise['n_judged'], 'test image')} looked at would be at most {percent(noise['corrected'])} in "
+            f"place of {percent(noise['accuracy'])}"
         )
     return ". ".join(words) + "." if words else ""

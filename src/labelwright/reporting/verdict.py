@@ -77,7 +77,7 @@ def verdict_of(run: Run) -> dict[str, Any]:
         right, n = float(run.test["accuracy"]), run.test.get("n_scored") or 0
         words = _about(right, interval(right, n) if n else None, "test images of the named classes are labelled right")
         facts.append(("named", f"{words}."))
-    for block in ("promise", "strangers", "audit"):
+    for block in ("promise", "strangers", "audit", "names"):
         of_block = run.summary.get(block) or {}
         is_quiet = block == "strangers" and of_block.get("n") == 0 and of_block.get("share") is not None
         if of_block.get("says") and not is_quiet:
@@ -87,8 +87,6 @@ def verdict_of(run: Run) -> dict[str, Any]:
         words, is_behind = found
         facts.append(("behind" if is_behind else "obvious", words))
     facts += [("training", words) for words in _added_nothing(run)]
-    odd = [str(each.get("detail")) for each in run.data.get("notices") or [] if each.get("kind") == "odd_class"]
-    facts += [("names", f"Names of classes: {words}.") for words in odd]
     never = never_recognised(run)
     if never:
         facts.append(("never", f"Never recognised: {listed(never)}."))

@@ -9,6 +9,7 @@ import pytest
 import labelwright as lw
 from labelwright.errors import ConfigError
 from labelwright.pipeline import run_audit
+from labelwright.pipeline.report import content_of
 from pictures import write_folders
 
 NAMES = np.array(["ant", "bee", "cow"])
@@ -68,7 +69,36 @@ def test_fit__test_labels_that_look_wrong_are_flagged_and_what_they_do_to_the_sc
     assert len(set(noise["ids"]) & set(wrong)) >= N_WRONG - 2
     assert noise["accuracy"] == pytest.approx(done.summary["test"]["accuracy"], abs=1e-4)
     assert noise["accuracy"] + 0.05 < noise["corrected"] <= 1
-    assert "the accuracy would be at most" in done.summary["audit"]["says"]
+    assert "the accuracy on the 150 test images looked at would be at most" in done.summary["audit"]["says"]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_fit__names_of_classes_that_look_like_mistakes_are_one_finding(seed: int, tmp_path: Path) -> None:
+    draw = np.random.default_rng(seed)
+    truth = np.arange(150) % 3
+    feats = np.eye(3, 16)[truth] * 4 + draw.normal(size=(150, 16))
+    names = np.array(["forest", "meadow", "river"], dtype="U7")[truth]
+    for few in (3, 15):  # of three images nothing is known
+        names[: 3 * few : 3] = "forrest"
+        np.savez(tmp_path / "train.npz", embeddings=feats.astype(np.float32), labels=names)
+        done = lw.fit(tmp_path / "train.npz", out=tmp_path / f"run-{few}", method="nearest_mean", device="cpu")
+        says = "Names of classes: 'forrest' for 'forest' is perhaps misspelled: then mend it in the data"
+        says += "; images of forest and forrest look like one class." if few == 15 else "."
+        assert done.summary["names"]["says"] == says
+        assert ("names", says) in content_of(done)["verdict"]["facts"]
+    embedded(tmp_path / "right.npz", 0)
+    assert "names" not in lw.fit(tmp_path / "right.npz", out=tmp_path / "right", method="la", device="cpu").summary
+
+
+def test_noise_in_test__suggestions_that_make_it_worse_are_not_offered() -> None:
+    facts = dict.fromkeys(("n_suspected", "n_duplicates"), 0)
+    noise = {"n": 6, "ids": [], "n_judged": 20, "accuracy": 0.45, "corrected": 0.3}
+    assert (
+        run_audit._says({**facts, "test_noise": noise}, has_labels=True, has_feats=True)
+        == "No given label looks wrong."
+    )
+    better = run_audit._says({**facts, "test_noise": noise | {"corrected": 0.6}}, has_labels=True, has_feats=True)
+    assert "on the 20 test images looked at would be at most 60.0% in place of 45.0%" in better
 
 
 def test_fit__copies(run: Any) -> None:

@@ -187,16 +187,12 @@ def test_next__corrections_of_before_stay() -> None:
 
 def test_next__a_network_of_random_weights_that_is_poor() -> None:
     summary = {"encoder": "resnet18", "n_labelled": 9, "test": {"accuracy": 0.3, "n_scored": 40}}
-    names = {"notices": [{"kind": "odd_class", "detail": "'fieldd' for 'field' is perhaps misspelled"}]}
     labels = pa.table({"id": ["1"], "label": ["cow"], "source": ["predicted"], "trust": [0.5]})
-    content = collect(
-        run_of(summary, config={"data": "photos"}, data=names, labels=labels), command="labelwright fit a"
-    )
+    content = collect(run_of(summary, config={"data": "photos"}, labels=labels), command="labelwright fit a")
     assert content["next"][0]["command"] == "labelwright fit a --model descriptor"
     many = collect(run_of(summary | {"n_images": 9_000}, config={"data": "photos"}, labels=labels), command="fit a")
     assert many["next"][0]["command"] == "pip install 'labelwright[imagenet]'"
     assert "Use it" not in [card["title"] for card in content["next"]]
-    assert ("names", "Names of classes: 'fieldd' for 'field' is perhaps misspelled.") in content["verdict"]["facts"]
     asked = collect(run_of(summary, config={"data": "photos", "model": "resnet18"}, labels=labels), command="fit a")
     assert "descriptor" not in asked["next"][0]["command"]  # the network was asked for
 
