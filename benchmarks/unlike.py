@@ -7,7 +7,8 @@ from class to class, all classes or 70% of them have labels: 5 or 20 a class, or
 `groups` [N] as well, half of these have labels, whole, and the groups are given or not. Printed in percent of the
 unlabelled images: those of classes without labels, the estimate and the bound of `labels.unlike`, 0 where nothing was
 noticed. With --fit, `fit` labels each pool without --novel, and printed are the share of its labels that is right, the
-mean and the calibration error of their trust, how many have a trust of 0.95 or more and how many of these are right.
+mean and the calibration error of their trust, how many have a trust of 0.95 or more and how many of these are right,
+and the estimate of the run, of the images that it did not hold out.
 """
 
 from __future__ import annotations
@@ -68,13 +69,14 @@ def fitted(feats: np.ndarray, given: np.ndarray, away: np.ndarray, truth: np.nda
     with TemporaryDirectory() as folder, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         np.savez(f"{folder}/pool.npz", embeddings=feats, labels=given, class_names=names)
         run = lw.fit(f"{folder}/pool.npz", out=f"{folder}/run")
-        rows, low_high = run.labels.to_pandas()[given < 0], run.summary["trust"]["interval"]
+        rows, says = run.labels.to_pandas()[given < 0], run.summary["trust"]
     right = rows["label"].to_numpy() == np.array([f"c{c}" for c in truth])[given < 0]
     trust = rows["trust"].to_numpy().astype(float)
     ece = calibration_error(torch.from_numpy(trust), torch.from_numpy(right))
     found = {"right": right.mean(), "trust": trust.mean(), "ece": ece, "at_095": (trust >= 0.95).mean()}
     found |= {"right_at_095": right[trust >= 0.95].mean()} if (trust >= 0.95).any() else {}
-    return found | {"hidden": float(away[given < 0].mean()), "low": low_high[0], "high": low_high[1]}
+    found |= {"hidden": float(away[given < 0].mean()), "estimate": says.get("unlike", 0.0)}
+    return found | {"low": says["interval"][0], "high": says["interval"][1]}
 
 
 def cells(

@@ -252,8 +252,8 @@ def far_from_labelled(feats: Tensor, labels: Tensor, *, groups: Tensor | None = 
       >>> far_from_labelled(torch.cat([labelled, others]), torch.tensor([0] * 4 + [-1] * 4))
       (0.5, 0.2143)
     """
-    z, known = F.normalize(feats.float(), dim=1), labels >= 0
-    units = torch.arange(len(labels)) if groups is None else groups
+    z, labels = F.normalize(feats.float(), dim=1), labels.to(feats.device)
+    known, units = labels >= 0, torch.arange(len(labels), device=z.device) if groups is None else groups.to(z.device)
     classes, own = torch.unique(labels[known], return_inverse=True)
     if not len(classes) or bool(known.all()):
         return 0.0, 1.0
