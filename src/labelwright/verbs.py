@@ -278,8 +278,9 @@ VERBS: dict[str, Callable[..., Any]] = {
     "verify-sample": verb(
         "Verify_Sample",
         "Draw images of a run to look at; the file, filled in, says which labels may be accepted.",
-        *("run", "n", "out", "error", "confidence", "seed", "json"),
+        *("run", "data", "n", "out", "error", "confidence", "seed", "json"),
         run=RUN,
+        data=flag(str | None, None, "its images, if they moved, or those that its embeddings are of", "--data photos"),
         n=flag(int, 200, "how many images", "--n 100"),
         out=flag(str, "to-verify.csv", ".csv or .parquet file to write; must not exist"),
         error=flag(float, 0.05, "largest share of wrong labels that you want promised", "--error 0.02"),

@@ -27,7 +27,7 @@ VERBS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "report": ({}, ("run",)),
     "verify": ({}, ("run",)),
     "compare": ({"first": "run", "second": "run"}, ("first", "second")),
-    "verify_sample": ({"run": "run"}, ("run", "out")),
+    "verify_sample": ({"run": "run"}, ("run", "out", "data")),
     "export": ({"run": "run", "out": "net.onnx"}, ("run", "out", "data")),
     "review": ({"run": "run"}, ("run", "export", "out")),
     "classes": ({"run": "run", "action": "rename", "names": ["a", "b"]}, ("run",)),

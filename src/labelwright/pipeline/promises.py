@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 
 from labelwright.arguments import check_arguments
 from labelwright.data.columns import ROLES
-from labelwright.data.prepare import is_embeddings, read
 from labelwright.data.sheets import read_sheet
 from labelwright.errors import ConfigError, DataError, LabelwrightError
+from labelwright.pipeline.images import images_of, to_look_at
 from labelwright.pipeline.label_rows import DECISIONS, coded
 from labelwright.pipeline.saved_model import SavedModel
+from labelwright.pipeline.settings import is_in_memory
 from labelwright.replacing import new_output
 from labelwright.run_folder import Run, write_parquet_atomically
 from labelwright.spreadsheet import write_csv
@@ -47,11 +48,13 @@ class ToVerify:
       path: of the file.
       n: images in it.
       n_predicted: labels that they were drawn from.
+      note: why its column ``path`` is empty; empty if it is not.
     """
 
     path: Path
     n: int
     n_predicted: int
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class Verified:
 def verify_sample(
     run: str | Path,
     *,
+    data: Any = None,
     n: int = 200,
     out: str | Path = "to-verify.csv",
     error: float = 0.05,
@@ -85,10 +89,13 @@ def verify_sample(
 
     Args:
       run: a finished run folder.
+      data: its images, if they are no longer where config.yaml has them, were in memory, or are those that its
+        embeddings are of.
       n: how many images; all of them if there are fewer.
-      out: .csv or .parquet file, which must not exist. Columns: id, path (where known), label, trust, verified (to be
-        filled in with the true class, or with ``none`` where it is of no class), drawn (how the rows were drawn; to be
-        left as it is). Rows are in random order: the first half alone is a random sample, too.
+      out: .csv or .parquet file, which must not exist. Columns: id, path (of the image, or where it is no file of a
+        picture in a folder beside the table), label, trust, verified (to be filled in with the true class, or with
+        ``none`` where it is of no class), drawn (how the rows were drawn; to be left as it is). Rows are in random
+        order: the first half alone is a random sample, too.
       error, confidence: of the promise that you want to make.
       seed: of the draw.
 
@@ -99,6 +106,7 @@ def verify_sample(
     if n < 1:
         raise ConfigError(f"n={n} is not possible", fix="n must be at least 1")
     target = new_output(out, ".csv", ".parquet")
+    pictures = new_output(target.with_name(f"{target.stem.replace('.', '-')}-images"), "")
     rows = _labels_of(folder)
     rows = rows.filter(pa.array(is_predicted(rows)))
     if not len(rows):
@@ -110,11 +118,20 @@ def verify_sample(
     chosen = rows.take(pa.array(sample.rows))
     ids = chosen["id"].cast(pa.string())
     drawn = f"n={n} error={error!r} confidence={confidence!r} seed={seed}"
-    paths = _paths(folder)
+    paths, note = [""] * len(chosen), ""
+    try:
+        paths = to_look_at(images_of(folder, data), ids.to_pylist(), pictures)
+    except LabelwrightError as error:
+        if data is not None:
+            raise
+        note = f"{error.message} ({error.fix}); the column `id` says which image it is"
+        note += ": its row from 0, where the data have no ids" if is_in_memory(folder.config.get("data")) else ""
+    if data is not None and not any(paths):
+        raise DataError("none of the images that were drawn is in these data", fix="give what the run learned from")
     table = pa.table(
         {
             "id": ids,
-            "path": pa.array([paths.get(name, "") for name in ids.to_pylist()], pa.string()),
+            "path": pa.array(paths, pa.string()),
             "label": chosen["label"],
             "trust": pa.array([round(value, 4) for value in chosen["trust"].to_pylist()]),
             "verified": pa.array([""] * len(chosen), pa.string()),
@@ -126,7 +143,7 @@ def verify_sample(
         write_csv(table, target)
     else:
         write_parquet_atomically(table, target)
-    return ToVerify(target, len(table), len(rows))
+    return ToVerify(target, len(table), len(rows), note)
 
 
 def check_shares(error: float | None, confidence: float) -> None:
@@ -484,18 +501,6 @@ def _labels_of(run: Run) -> pa.Table:
     if run.labels is None:
         raise DataError(f"no labels.parquet in {run.path}", fix="give the folder of a finished fit")
     return run.labels
-
-
-def _paths(run: Run) -> dict[str, str]:
-    """id -> where the image is, if the data of a run is still there."""
-    data = run.config.get("data")
-    if not isinstance(data, str) or not Path(data).exists() or is_embeddings(data):
-        return {}
-    try:
-        table = read(data)
-    except LabelwrightError:
-        return {}
-    return {name: table.images.where(row) for row, name in enumerate(table.ids.to_pylist())}
 
 
 def _trust(rows: pa.Table) -> NDArray[np.float64]:

@@ -157,23 +157,9 @@ def desk_of(folder: Path, data: Any = None) -> Desk:
 
 def _images(folder: Path, data: Any) -> tuple[Any, Any]:
     """Ids and images of the run's data, or of ``data``."""
-    from labelwright.data.images import Decoding
-    from labelwright.data.prepare import is_embeddings, read
-    from labelwright.data.table import Images
+    from labelwright.pipeline.images import images_of
 
-    run = Run(folder)
-    data = run.config.get("data") if data is None else data
-    if not is_embeddings(data):
-        table = read(data, decoding=Decoding(**run.read("model/config.json").get("decoding", {})))
-        return table.ids, table.images
-    path = Path(data).expanduser()
-    if path.suffix == ".npz":
-        with np.load(path) as file:
-            if "paths" in file.files:
-                paths = file["paths"].astype(str)
-                ids = file["ids"].astype(str) if "ids" in file.files else paths
-                return pa.array(ids), Images(pa.array(paths, pa.large_string()), root=str(path.resolve().parent))
-    raise ConfigError(f"{path} holds embeddings and no paths of images", fix="name the images: --data photos/")
+    return images_of(Run(folder), data)
 
 
 def _look_ahead(desk: Desk, data: Any) -> None:

@@ -298,9 +298,11 @@ def _promise_lines(promise: Mapping[str, Any] | None) -> list[str]:
 def _print_to_verify(found: Any, values: Mapping[str, Any]) -> None:
     """How many images to look at, and what to do then."""
     if values["json"]:
-        print(json.dumps({"path": str(found.path), "n": found.n, "n_predicted": found.n_predicted}))
+        print(json.dumps({**dataclasses.asdict(found), "path": str(found.path)}))
         return
     _say(f"{counted(found.n, 'image')} of {found.n_predicted:,} to look at: {found.path}")
+    if found.note:
+        _say(f"notice: {found.note}")
     _say("fill in the column verified with the true class, or none where it is of no class; then")
     run, out, share = shlex.quote(str(values["run"])), "accepted.csv", f"{values['error']:g}"
     if (data := Run(values["run"]).config.get("data")) and not str(data).startswith("<"):

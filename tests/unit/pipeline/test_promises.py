@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shlex
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 import labelwright as lw
 from labelwright import cli
@@ -204,11 +207,15 @@ def test_verify_sample__on_the_command_line(
 ) -> None:
     out = tmp_path / "v.csv"
     assert cli.run(["verify-sample", str(run[0].path), "--n", "9", "--out", str(out), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"path": str(out), "n": 9, "n_predicted": 540}
+    told = json.loads(capsys.readouterr().out)
+    assert (told["path"], told["n"], told["n_predicted"]) == (str(out), 9, 540)
+    assert told["note"].endswith("(name the images: --data photos/); the column `id` says which image it is")
     assert cli.run(["verify-sample", str(run[0].path), "--n", "9", "--out", str(out)]) == 2
     assert "exists" in capsys.readouterr().err
     assert cli.run(["verify-sample", str(run[0].path), "--n", "9", "--out", str(tmp_path / "u.csv")]) == 0
-    words = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    lines = capsys.readouterr().out.splitlines()
+    assert "holds embeddings and no paths of images" in lines[1]
+    words = shlex.split(lines[-1])
     assert words == [
         *("labelwright", "label", str(run[0].path), run[0].config["data"], "--error", "0.05"),
         *("--verified", str(tmp_path / "u.csv"), "--out", "accepted.csv"),
@@ -217,6 +224,43 @@ def test_verify_sample__on_the_command_line(
         assert cli.run(["verify-sample", str(run[0].path), "--out", str(tmp_path / "w.csv"), *flags]) == 2
         assert "fix:" in capsys.readouterr().err
     assert not (tmp_path / "w.csv").exists()
+
+
+def test_verify_sample__of_images_that_are_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images in memory and inside a Parquet file: pictures that a person can open lie beside the sheet."""
+    monkeypatch.chdir(tmp_path)
+    shades = [Image.new("L", (8, 8), 100 * (i % 2) + i) for i in range(24)]
+    names = [("dark", "bright")[i % 2] if i < 8 else None for i in range(24)]
+    data = datasets.Dataset.from_dict({"image": shades, "label": names})
+    done = lw.fit(data, out="memory", model="descriptor", test_frac=0, device="cpu")
+    found = verify_sample(done.path, n=5, out="blind.csv")
+    assert found.note.startswith("the images were in memory, and memory keeps no copy (pass them again from Python")
+    assert found.note.endswith("which image it is: its row from 0, where the data have no ids")
+    assert {row["path"] for row in rows_in(found.path)} == {""}
+    assert not Path("blind-images").exists()
+    with pytest.raises(DataError, match="none of the images that were drawn is in these data"):
+        verify_sample(done.path, data=shades[:2], n=5, out="other.csv")
+
+    data.to_parquet("shades.parquet")
+    lw.fit("shades.parquet", out="stored", model="descriptor", test_frac=0, device="cpu")
+    for run, given, out in (("memory", data, "seen.csv"), ("stored", None, "shard.v1.csv")):
+        found = verify_sample(run, data=given, n=5, out=out)
+        assert found.note == ""
+        rows = rows_in(found.path)
+        assert len({row["path"] for row in rows}) == 5
+        for row in rows:
+            with Image.open(row["path"]) as picture:
+                assert picture.size == (128, 128)
+                assert picture.convert("L").getpixel((0, 0)) == 100 * (int(row["id"]) % 2) + int(row["id"])
+    Path("again-images").mkdir()
+    with pytest.raises(ConfigError, match="again-images exists"):
+        verify_sample("memory", data=data, n=5, out="again.csv")
+    assert not Path("again.csv").exists()
+
+
+def rows_in(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def test_fit__a_class_that_is_none_is_refused_before_anything_is_written(
