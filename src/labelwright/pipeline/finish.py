@@ -46,6 +46,7 @@ from labelwright.pipeline.saved_model import add_to_model, model_card, save_mode
 from labelwright.pipeline.strange import facts_of, strangers_of
 from labelwright.pipeline.votes import votes_of, with_likeness, with_votes, with_votes_on
 from labelwright.reporting.gallery import write_gallery
+from labelwright.reporting.verdict import better_answer
 from labelwright.reporting.words import listed
 from labelwright.run_folder import Run, write_parquet_atomically
 from labelwright.train.environment import peak_memory_mb
@@ -506,8 +507,8 @@ def _warnings(plan: Plan, summary: Mapping[str, Any]) -> list[str]:
         return [
             "every image went to a named class and the new ones are empty: leave --novel out, or try another number"
         ]
-    if answer["best"] != answer["name"]:
-        return [f"{answer['why']}; --answer best keeps it"]
+    if better := better_answer(summary):
+        return [f"{better}; --answer best keeps it"]
     if answer["criterion"] is not None or not summary["test"]:
         return []
     n, own = summary["test"]["n_scored"], summary["test"]["balanced_accuracy"]

@@ -29,7 +29,7 @@ from labelwright.reporting.given import PER_DOT, given_panels, interval, size_pa
 from labelwright.reporting.panels import evidence_of
 from labelwright.reporting.sections import Sections, curve
 from labelwright.reporting.svg import Chart, dots, lines, matrix
-from labelwright.reporting.verdict import is_half_known, unlike_labelled, verdict_of
+from labelwright.reporting.verdict import better_answer, is_half_known, unlike_labelled, verdict_of
 from labelwright.reporting.words import COLUMNS, SITUATIONS, beside_rows, listed
 from labelwright.run_folder import Run
 from labelwright.wording import counted, duration, number, percent
@@ -140,15 +140,10 @@ def _next(run: Run, verdict: Mapping[str, Any], check: Mapping[str, Any], comman
     if not verdict["is_confirmed"] and not run.summary.get("promise"):
         why = "Look at 200 of these labels: they say how many are right and which to accept."
         cards.append(("Measure it", why, f"labelwright verify-sample {folder} --n 200 --out to-verify.csv"))
-    better = (run.summary.get("answer") or {}).get("best")
-    if better and better != run.summary["answer"]["name"]:
-        cards.append(
-            (
-                "Take the better answer",
-                "Something simpler did better on labels that were left out.",
-                f"{command} --answer best",
-            )
-        )
+    if better := better_answer(run.summary):
+        best = f"{command.replace(' --answer trained', '')} --answer best"
+        python = f'labelwright.fit(data, config="{run.path / "config.yaml"}", answer="best", out="again")'
+        cards.append(("Take the better answer", f"{better}.", best if is_there else python))
     clusters = (run.summary.get("novel") or {}).get("clusters") or []
     unnamed = [str(c["name"]) for c in clusters if str(c["name"]).startswith("novel-") and c.get("n_images")]
     if unnamed:

@@ -6,7 +6,7 @@ one of images of new classes, of which no image is known. Nor is a share whose i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,9 +179,7 @@ def n_predicted(run: Run) -> int:
 def _obvious(run: Run) -> tuple[str, bool] | None:
     """What the best obvious alternative gets, and whether the answer is behind it."""
     keys, rows = beside_rows(run.summary)
-    n = run.test.get("n_scored") or 0
-    order = ("test", "left_out", "unlabelled") if n >= ENOUGH else ("left_out", "test", "unlabelled")
-    key = next((key for key in order if key in keys), None)
+    key = judged_on(run.summary, keys)
     reference = run.summary.get("reference") or {}
     if key is None:
         before, after = run.zero_shot.get("accuracy"), run.test.get("accuracy")
@@ -196,15 +194,10 @@ def _obvious(run: Run) -> tuple[str, bool] | None:
         return None
     best = max(others, key=lambda row: row[key])
     silent = [name for name, n in zip(run.class_names, run.counts, strict=False) if n == 0]
-    over = (
-        f"the {len(run.counts) - len(silent):,} classes that have labels"
-        if silent and key == "left_out"
-        else "the classes"
-    )
+    labelled = f"the {len(run.counts) - len(silent):,} classes that have labels"
+    over = labelled if silent and key == "left_out" else "the classes"
     mean = "" if key == "unlabelled" else f" (mean over {over})"
-    gap = own[key] - best[key]
-    of = {"test": n, "left_out": (run.summary.get("trust") or {}).get("n"), "unlabelled": n_predicted(run)}[key] or 0
-    chance = max(0.002, (own[key] * (1 - own[key]) / of) ** 0.5 if of else 0.0)  # a standard error
+    gap, chance = own[key] - best[key], standard_error(run.summary, key, own[key], n_predicted(run))
     more = "better" if gap > chance else "about the same" if gap > -chance else "worse"
     words = (
         f"The obvious alternative, {best['title']}, gets {percent(best[key])} of the {COLUMNS[key]} right{mean}; "
@@ -214,6 +207,48 @@ def _obvious(run: Run) -> tuple[str, bool] | None:
     if is_behind and silent and run.summary["answer"]["best"] == run.summary["answer"]["name"]:
         words += f" Give images of {listed(silent, 3)} labels, and the better one is taken."
     return words, is_behind
+
+
+def judged_on(summary: Mapping[str, Any], keys: Collection[str]) -> str | None:
+    """By which of ``keys``, of `COLUMNS`, answers are compared: scores on many test images go before all others."""
+    n = (summary.get("test") or {}).get("n_scored") or 0
+    order = ("test", "left_out", "unlabelled") if n >= ENOUGH else ("left_out", "test", "unlabelled")
+    return next((key for key in order if key in keys), None)
+
+
+def standard_error(summary: Mapping[str, Any], key: str, share: float, n_labels: int = 0) -> float:
+    """Of a share right by one of `COLUMNS`, so far as its number of images is known; 0.002 at least.
+
+    Args: n_labels: of the run's own, for ``unlabelled``.
+    """
+    n_scored, n_left_out = (summary.get("test") or {}).get("n_scored"), (summary.get("trust") or {}).get("n")
+    n = {"test": n_scored, "left_out": n_left_out, "unlabelled": n_labels}[key] or 0
+    return max(0.002, (share * (1 - share) / n) ** 0.5 if n else 0.0)
+
+
+def better_answer(summary: Mapping[str, Any]) -> str:
+    """That the answer which labels left out would choose is better than the run's, beyond chance; empty if it is not.
+
+    Example:
+      >>> each = {"test": None, "unlabelled": None, "seconds": 1.0}
+      >>> beside = {"ce": {"title": "CE", "left_out": 0.5, **each}, "la": {"title": "LA", "left_out": 0.9, **each}}
+      >>> answer = {"name": "ce", "title": "CE", "best": "la"}
+      >>> better_answer({"reference": beside, "answer": answer, "trust": {"n": 100}})
+      'LA gets 90.0% of the labelled images left out right, this answer 50.0%'
+      >>> better_answer({"reference": beside, "answer": answer, "trust": {"n": 1}})
+      ''
+    """
+    answer = summary.get("answer") or {}
+    keys, rows = beside_rows(summary)
+    key, best = judged_on(summary, keys), answer.get("best")
+    if key is None or best in (None, answer["name"]):
+        return ""
+    own = next(row[key] for row in rows if row["is_answer"])
+    title = summary["reference"][best]["title"]
+    other = next(row[key] for row in rows if row["title"] == title)
+    if own is None or other is None or other - own <= max(BEHIND, standard_error(summary, key, own)):
+        return ""
+    return f"{title} gets {percent(other)} of the {COLUMNS[key]} right, this answer {percent(own)}"
 
 
 def _added_nothing(run: Run) -> list[str]:

@@ -114,6 +114,24 @@ def test_verdict__a_difference_within_chance_is_called_about_the_same() -> None:
     assert verdict["is_behind"] is False
 
 
+@pytest.mark.parametrize(("other", "is_better"), [(0.91, False), (0.96, True)])
+def test_next__a_better_answer_is_offered_where_the_verdict_calls_this_one_worse(other: float, is_better: bool) -> None:
+    summary: dict[str, Any] = {"test": {"accuracy": 0.9, "n_scored": 400}, "method": "cvs"}
+    summary |= {"reference": beside(0.9, other), "answer": {"name": "cvs", "title": "CVS", "best": "class_balanced"}}
+    config = {"data": "photos", "answer": "trained"}
+    content = collect(run_of(summary, config=config), command=command_of(config))
+    assert content["verdict"]["is_behind"] is is_better
+    cards = {card["title"]: card for card in content["next"]}
+    assert ("Take the better answer" in cards) is is_better
+    if is_better:
+        card = cards["Take the better answer"]
+        assert card["why"] == "Balanced logistic regression gets 96.0% of the test images right, this answer 90.0%."
+        assert card["command"] == "labelwright fit photos --out run-again --answer best"
+        in_python = {card["title"]: card["command"] for card in collect(run_of(summary))["next"]}
+        wanted = 'labelwright.fit(data, config="run/config.yaml", answer="best", out="again")'
+        assert in_python["Take the better answer"] == wanted
+
+
 def test_verdict__training_added_nothing_where_another_answer_was_kept() -> None:
     summary = {"method": "cvs", "answer": {"name": "start", "title": "Start of CVS", "best": "start"}}
     facts = dict(collect(run_of(summary))["verdict"]["facts"])
