@@ -1,11 +1,12 @@
 # make demo: set-up, then the offline first run.    make test: set-up, then every test.
+# make oldest, make newest: every test with the oldest, or newest, dependencies that pyproject.toml allows.
 # make fuzz EXAMPLES=2000: damaged and made-up inputs, so many of each kind; the suite tries fewer.
 PYTHON ?= python3
 VENV := .venv
-BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+BIN = $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test faults fuzz check package docs site clean
+.PHONY: setup demo test oldest newest faults fuzz check package docs site clean
 
 setup: $(STAMP)
 
@@ -19,6 +20,13 @@ demo: setup
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
+
+oldest newest: VENV = .venv-$@
+oldest newest:
+	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) scripts/dependencies.py $@ > $(VENV)/wanted.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint $(VENV)/wanted.txt --editable '.[dev]'
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 $(if $(filter oldest,$@),-W default) # old releases warn about one another
 
 faults: setup
 	$(BIN)/python benchmarks/faults.py --out faults-work
@@ -42,4 +50,4 @@ site: setup
 	$(BIN)/python scripts/build_site.py
 
 clean:
-	rm -rf $(VENV) demo-run faults-work build dist site src/*.egg-info
+	rm -rf .venv* demo-run faults-work build dist site src/*.egg-info

@@ -21,7 +21,6 @@ def save_two_tower(folder: Path, family: str, *, size_px: int, patch_px: int) ->
     text = {**two_towers.TEXT, **TOWER}
     vision = {**TOWER, "image_size": size_px, "patch_size": patch_px}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(2)
         model: Any
         if family == "clip":
             config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
@@ -29,6 +28,7 @@ def save_two_tower(folder: Path, family: str, *, size_px: int, patch_px: int) ->
         else:
             text["projection_size"] = TOWER["hidden_size"]
             model = transformers.SiglipModel(transformers.SiglipConfig(text_config=text, vision_config=vision))
+        torch.manual_seed(2)  # from here on: releases of transformers draw their own weights differently
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 nn.init.normal_(parameter, std=0.3)

@@ -124,7 +124,8 @@ def _processor(name: str) -> Any:
 
     Raises: ConfigError if there is none.
     """
-    from transformers import AutoImageProcessor
+    # not from transformers itself, which up to 5.17 asks for torchvision first
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     with quiet():
         try:

@@ -44,7 +44,9 @@ def images_of(run: Run, data: Any = None) -> tuple[Any, Images]:
             if "paths" in file.files:
                 paths = file["paths"].astype(str)
                 ids = file["ids"].astype(str) if "ids" in file.files else paths
-                return pa.array(ids), Images(pa.array(paths, pa.large_string()), root=str(path.resolve().parent))
+                return pa.array(ids), Images(
+                    pa.array(paths.tolist(), pa.large_string()), root=str(path.resolve().parent)
+                )
     raise ConfigError(f"{path} holds embeddings and no paths of images", fix="name the images: --data photos/")
 
 

@@ -36,7 +36,7 @@ def test_score__agrees_with_torchmetrics_and_sklearn(rows):
     recall = [float((predicted[truth == c] == c).double().mean()) for c in range(C - 1)]
     assert s["balanced_accuracy"] == pytest.approx(sum(recall) / (C - 1), abs=1e-12)
     assert s["per_class"] == [*map(pytest.approx, recall), None]
-    precision = precision_score(truth, predicted, average=None, labels=range(C))
+    precision = precision_score(truth.numpy(), predicted.numpy(), average=None, labels=range(C))
     assert s["precision"] == pytest.approx(precision.tolist())
     assert s["n_scored"] == N
 
