@@ -8,7 +8,7 @@ Each part has a norm of about 1. Nothing in it is learned: a head on it is fitte
 thousands of images knows more than a network that starts from random weights (benchmarks/descriptor.py).
 
 Source: 1 Dalal & Triggs 2005 (CVPR), histograms of oriented gradients. Differs: the share of an orientation is the
-  fourth power of its cosine to the gradient, so that all is differentiable and can be exported. 2 Swain & Ballard 1991
+  fourth power of its cosine to the gradient, in operations that can be exported. 2 Swain & Ballard 1991
   (IJCV 7), with square roots and linear interpolation between the bins.
 """
 

@@ -27,6 +27,7 @@ from labelwright.data.prepare import (
 )
 from labelwright.data.table import SPLITS, LabelTable
 from labelwright.data.views import ViewSettings, channel_stats
+from labelwright.encoders import descriptor
 from labelwright.encoders.nets import OwnNets
 from labelwright.encoders.pretrained import image_stats
 from labelwright.encoders.resnets import OWN, own_network
@@ -101,6 +102,8 @@ def pretrain(
         began = time.monotonic()
         overrides = parse_assignments(set) | ({} if epochs is None else {"epochs": epochs})
         cfg = apply_overrides(simclr.Config(), overrides)
+        if model == descriptor.NAME:
+            raise ConfigError(f"{model} has no weights to train", fix="name a network: resnet32, resnet18, ...")
         stats = None if model == "auto" or model in OWN else image_stats(model)
         if is_embeddings(data):
             raise ConfigError("the data are embeddings: there are no images to learn from", fix="give the images")

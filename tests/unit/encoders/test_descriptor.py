@@ -9,6 +9,7 @@ from PIL import Image
 
 import labelwright as lw
 from labelwright.encoders.descriptor import Descriptor
+from labelwright.errors import ConfigError
 
 
 def pictures(folder: Path, seed: int) -> Path:
@@ -57,3 +58,19 @@ def test_export__colours_and_edges_go_into_the_file(tmp_path: Path) -> None:
     found = lw.export(run.path, format="onnx", out=tmp_path / "model.onnx")  # which checks it against torch
     assert (tmp_path / "model.onnx").stat().st_size > 10_000
     assert found is not None
+
+
+def test_pretrain__colours_and_edges_have_nothing_to_learn(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="descriptor has no weights to train"):
+        lw.pretrain(pictures(tmp_path / "photos", 0), out=tmp_path / "run", model="descriptor")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 64, 64), (2, 3, 8, 8), (1, 3, 1, 1), (2, 3, 65, 50)])
+@pytest.mark.parametrize("value", [None, 0.0, -2.0, 2.0])
+def test_descriptor__is_finite_whatever_the_image(shape: tuple[int, ...], value: float | None) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) if value is None else torch.full(shape, value)
+    feats = Descriptor()(x)
+    assert feats.shape == (shape[0], Descriptor.n_features)
+    assert feats.isfinite().all()
+    assert torch.allclose(feats, torch.cat([Descriptor()(each[None]) for each in x]), atol=1e-6)
