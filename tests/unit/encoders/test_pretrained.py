@@ -27,7 +27,8 @@ def test_image_stats__resize_then_crop(tmp_path, monkeypatch):
         image_std=[1.0] * 3,
     ).save_pretrained(tmp_path)
     assert image_stats(str(tmp_path)) == ImageStats(32, (0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
-    monkeypatch.setattr("transformers.models.auto.image_processing_auto.AutoImageProcessor", None)  # the file says it all
+    monkeypatch.setattr("transformers.models.auto.image_processing_auto.AutoImageProcessor", None)
+    # the file says it all
     assert image_stats(str(tmp_path)).size_px == 32
 
 
