@@ -48,6 +48,7 @@ WORTH_CUTTING = 0.3  # agreement of whole pictures below which no cut is tried
 CUTS = (0.95, 0.9)  # sides of these cuts, as shares of the picture's
 LIKE_ONE = 0.75  # share of a class's own probability that rows of another get, both ways
 LEAST_ALIKE = 10  # judged rows of a class from which that says something
+LEAST_OF_BOTH = 0.75  # probability of either class that rows of the one and of the other get, as means
 DARK_GREY = 40  # of 255: nearly all of a dark image is below
 BLANK_SPREAD = 2.0  # of 255: standard deviation of an image that shows nothing
 FAR_OUT = 3.0  # interquartile ranges beyond the quartiles
@@ -290,7 +291,8 @@ def _likeliest(weights: Tensor, parts: Tensor, log_given: Tensor, y: Tensor) -> 
 def alike_of(probs: Tensor, y: Tensor) -> Tensor:
     """How alike classes are [C, C]: mean probability of class j over rows of class i, over that of rows of class j.
 
-    It is 0 between classes of which one has fewer than `LEAST_ALIKE` rows: of fewer any two may look like one.
+    It is 0 where that would say little: of classes of which one has fewer than `LEAST_ALIKE` rows, and where rows of
+    the two get less than `LEAST_OF_BOTH` of their probability for them: weak features mistake them for others, too.
 
     Args: probs [n, C] float, by classifiers that did not see the row; y [n] int64.
 
@@ -303,9 +305,9 @@ def alike_of(probs: Tensor, y: Tensor) -> Tensor:
     n_classes = probs.shape[1]
     counts = torch.bincount(y, minlength=n_classes)
     mean = torch.zeros(n_classes, n_classes).index_add_(0, y, probs) / counts.clamp(min=1)[:, None]
-    few = counts < LEAST_ALIKE
-    alike = (mean / mean.diagonal().clamp(min=1e-9)).masked_fill(few | few[:, None], 0.0)
-    return alike.fill_diagonal_(1.0)
+    few, both = counts < LEAST_ALIKE, mean + mean.diagonal()[:, None]
+    unsure = few | few[:, None] | (torch.minimum(both, both.T) < LEAST_OF_BOTH)
+    return (mean / mean.diagonal().clamp(min=1e-9)).masked_fill(unsure, 0.0).fill_diagonal_(1.0)
 
 
 def like_one(alike: Tensor) -> list[tuple[int, int, float]]:

@@ -496,7 +496,10 @@ def _names(plan: Plan, alike: Sequence[Mapping[str, Any]] | None) -> dict[str, A
     words = list(odd)
     if unfit:
         words.append(f"no image fits the name{'' if len(unfit) == 1 else 's'} {listed(unfit, 5)}")
-    words += [f"images of {' and '.join(each['classes'])} look like one class" for each in (alike or ())[:3]]
+    words += [
+        f"images do not tell {' and '.join(each['classes'])} apart: if they are one class, write one name"
+        for each in (alike or ())[:3]
+    ]
     return {"names": {"odd": odd, "unfit": unfit, "says": f"Names of classes: {'; '.join(words)}."}} if words else {}
 
 

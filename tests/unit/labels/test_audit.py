@@ -16,7 +16,7 @@ from sklearn.model_selection import cross_val_predict
 
 from labelwright.data.looks import thumb
 from labelwright.labels import audit
-from labelwright.labels.audit import Neighbours, far_out, joined, judge_labels, like_one, near_pairs, nearest
+from labelwright.labels.audit import Neighbours, alike_of, far_out, joined, judge_labels, like_one, near_pairs, nearest
 
 
 def clumps(n: int, n_classes: int, *, spread: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -149,6 +149,15 @@ def test_like_one__a_class_cut_in_two_and_no_other() -> None:
     judged = judge_labels(feats, labels, nearest(F.normalize(feats), k=10), n_classes=4)
     assert judged is not None
     assert [pair[:2] for pair in like_one(judged.alike)] == [(2, 3)]
+
+
+def test_alike_of__few_rows_and_weak_classifiers_say_nothing() -> None:
+    y = torch.arange(3).repeat_interleave(20)
+    sure = torch.tensor([[0.5, 0.4, 0.1], [0.4, 0.5, 0.1], [0.0, 0.0, 1.0]])
+    assert [pair[:2] for pair in like_one(alike_of(sure[y], y))] == [(0, 1)]
+    assert like_one(alike_of(sure[y][12:], y[12:])) == []  # eight rows of class 0
+    weak = torch.tensor([[0.36, 0.34, 0.3], [0.34, 0.36, 0.3], [0.1, 0.1, 0.8]])
+    assert like_one(alike_of(weak[y], y)) == []  # for the third class either is taken nearly as often
 
 
 def test_near_pairs__saved_resized_and_cropped_copies_and_no_others() -> None:

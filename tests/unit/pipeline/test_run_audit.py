@@ -83,7 +83,8 @@ def test_fit__names_of_classes_that_look_like_mistakes_are_one_finding(seed: int
         np.savez(tmp_path / "train.npz", embeddings=feats.astype(np.float32), labels=names)
         done = lw.fit(tmp_path / "train.npz", out=tmp_path / f"run-{few}", method="nearest_mean", device="cpu")
         says = "Names of classes: 'forrest' for 'forest' is perhaps misspelled: then mend it in the data"
-        says += "; images of forest and forrest look like one class." if few == 15 else "."
+        twins = "; images do not tell forest and forrest apart: if they are one class, write one name."
+        says += twins if few == 15 else "."
         assert done.summary["names"]["says"] == says
         assert ("names", says) in content_of(done)["verdict"]["facts"]
     embedded(tmp_path / "right.npz", 0)
