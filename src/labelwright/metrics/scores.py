@@ -27,6 +27,19 @@ def scores_of(answers: Answers, truth: NDArray[np.int32], train_counts: NDArray[
     )
 
 
+FEW_SCORES = ("accuracy", "balanced_accuracy", "seen", "novel", "ece")
+
+
+def few_scores(scores: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Those of FEW_SCORES among the scores that have a value; None of None.
+
+    Example:
+      >>> few_scores({"accuracy": 0.5, "ece": None, "per_class": [0.5]})
+      {'accuracy': 0.5}
+    """
+    return None if scores is None else {key: scores[key] for key in FEW_SCORES if scores.get(key) is not None}
+
+
 def seen_unseen(scores: Mapping[str, Any], train_counts: NDArray[np.int64]) -> dict[str, float | None]:
     """Mean recall over classes with labels (seen), without (unseen), and their harmonic mean.
 

@@ -21,7 +21,7 @@ from labelwright.labels.unlike import Unlike
 from labelwright.methods.method import Images, Outcome
 from labelwright.metrics.choice import CRITERION, Choice
 from labelwright.metrics.classification import calibration_error
-from labelwright.metrics.scores import confusions, open_scores, scores_of, seen_unseen, truth_beyond
+from labelwright.metrics.scores import confusions, few_scores, open_scores, scores_of, seen_unseen, truth_beyond
 from labelwright.pipeline.evaluate import answers_of, asker_of_names
 from labelwright.pipeline.gallery import first_guesses, gallery_of
 from labelwright.pipeline.job import Job
@@ -78,6 +78,7 @@ class Answer:
     contenders: tuple[Contender, ...]  # all that it was held against, itself among them
     rows: torch.Tensor  # [n] rows of the training table whose labels were left out
     saved: Contender  # the classifier for the model folder: the kept one, or the same fitted on more images
+    beside: Mapping[str, Any]  # rows of ``reference`` of what else was tried, see pipeline/held_against.py
 
 
 def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict[str, float]) -> None:
@@ -180,12 +181,13 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
             each.name: {
                 "title": each.title,
                 "left_out": choice.scores.get(each.name),
-                "test": _few_scores(tests[each.name][1]),
+                "test": few_scores(tests[each.name][1]),
                 "unlabelled": _unlabelled_score(plan, job, each, own if each is kept else None),
                 "seconds": round(each.seconds, 2),
             }
             for each in answer.contenders
-        },
+        }
+        | dict(answer.beside),
         **({} if promised is None else {"promise": promised}),
         **of_sets,
     }
@@ -447,9 +449,6 @@ def _near_labels(job: Job) -> float:
     return float(torch.isin(groups.cpu()[~known], groups.cpu()[known]).double().mean())
 
 
-FEW_SCORES = ("accuracy", "balanced_accuracy", "seen", "novel", "ece")  # of a contender
-
-
 def _scored(plan: Plan, job: Job, contender: Contender) -> tuple[Answers | None, dict[str, Any] | None]:
     """What a contender says of the test images, and how right that is; None without such."""
     prepared, task = job.prepared, job.task
@@ -463,10 +462,6 @@ def _scored(plan: Plan, job: Job, contender: Contender) -> tuple[Answers | None,
         return answers, open_scores(answers, *truth_beyond(prepared.test.table, n_seen), n_seen=n_seen)
     scores = scores_of(answers, truth, table.counts())
     return answers, scores | {"confusions": confusions(answers, truth, table.class_names)}
-
-
-def _few_scores(scores: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    return None if scores is None else {key: scores[key] for key in FEW_SCORES if scores.get(key) is not None}
 
 
 def _unlabelled_score(plan: Plan, job: Job, contender: Contender, answers: Answers | None) -> float | None:

@@ -12,6 +12,7 @@ from labelwright.arguments import check_arguments
 from labelwright.errors import ConfigError
 from labelwright.pipeline.evaluate import evaluator
 from labelwright.pipeline.finish import Answer, finish
+from labelwright.pipeline.held_against import Learned, held_against, with_descriptor
 from labelwright.pipeline.job import prepare_job
 from labelwright.pipeline.promises import check_ids, check_shares, read_verified
 from labelwright.pipeline.references import contest
@@ -117,14 +118,21 @@ def _learn(plan: Plan, seconds: dict[str, float], approve: Callable[[Estimate], 
         evaluate=evaluator(plan, job),
     )
     began = time.monotonic()
+    plain, verdict = with_descriptor(plan), None
+    if plain is not None:
+        verdict = held_against(Learned(plan, job, trained), plain)
+        plan, job, trained = verdict.learned
     beside = contest(plan, job, trained)
     seconds |= {"train": trained.seconds, "references": time.monotonic() - began}
     choice = beside.choice(job.task.labels)
+    if verdict is not None:
+        choice = verdict.over(choice)
     kept = beside.named(choice.name if plan.answer == "best" else plan.name)
     saved = refitted(plan, job, kept) if is_refitted(plan, job) else kept
     if saved is not kept:
         seconds["refit"] = saved.seconds
     if accelerator.is_main_process:
-        finish(plan, job, trained, Answer(kept, choice, beside.contenders, beside.rows, saved), seconds)
+        other = {} if verdict is None else verdict.other
+        finish(plan, job, trained, Answer(kept, choice, beside.contenders, beside.rows, saved, other), seconds)
         report(run.path)
         run.seal()

@@ -33,12 +33,13 @@ from labelwright.data.situation import Situation, detect, novel_range
 from labelwright.data.stored import EmbeddingViews
 from labelwright.data.table import LabelTable
 from labelwright.data.views import PixelViews, ViewSettings
-from labelwright.encoders import at_hand
+from labelwright.encoders import at_hand, descriptor
 from labelwright.encoders.nets import OwnNets
 from labelwright.encoders.resnets import own_network
 from labelwright.errors import DataError, Problem
 from labelwright.methods.method import Budget
 from labelwright.methods.registry import METHODS, resolve_config
+from labelwright.pipeline.no_network import without_network
 from labelwright.pipeline.novel import novel_notice, unlike_of
 from labelwright.pipeline.settings import check_values, column_names
 from labelwright.pipeline.time_budget import Clocked, minutes_on
@@ -147,9 +148,11 @@ def inspect(
     situation = detect(_usable(table, problems), novel=novel)
     runs, needs = situation.method(has_text=has_text), ""
     found = at_hand.at_hand() if noun == "images" else None
+    if noun == "images" and found is None and (found := without_network(table, novel=novel)) is not None:
+        notices.append(f"no pretrained network is on this machine; {at_hand.PRETRAINED_HELPS}")
     if found is not None and not found.reads_names and not METHODS[situation.method(has_text=False)].requires.text:
         runs = situation.method(has_text=False)
-    is_cpu, time = device_for("auto").type == "cpu", ""
+    is_cpu, time = device_for("auto").type == "cpu" or (found is not None and found.model == descriptor.NAME), ""
     requires = METHODS[runs].requires
     instead = METHODS[runs].on_embeddings
     if instead is not None and (noun == "embeddings" or (found is not None and is_cpu)):

@@ -19,7 +19,7 @@ from labelwright.annotators.reliability import weighted
 from labelwright.annotators.training_candidates import candidates_fingerprint
 from labelwright.data.class_names import read_names
 from labelwright.data.images import Decoding
-from labelwright.data.prepare import Prepared, describe_data, is_embeddings, prepare
+from labelwright.data.prepare import Prepared, describe_data, is_embeddings, prepare, read
 from labelwright.data.table import LabelTable
 from labelwright.encoders import at_hand, descriptor
 from labelwright.encoders.at_hand import AtHand
@@ -31,6 +31,7 @@ from labelwright.encoders.saved import saved_backbone
 from labelwright.errors import ConfigError, DataError
 from labelwright.methods.method import Budget, Method, Views
 from labelwright.methods.registry import METHODS, method_named, resolve_config
+from labelwright.pipeline.no_network import without_network
 from labelwright.pipeline.settings import FitSettings, column_names, columns_of, to_config
 from labelwright.pipeline.time_budget import Clocked, clocked
 from labelwright.run_folder import Run
@@ -81,6 +82,7 @@ class Plan:
         lines = []
         if self.found is not None:
             use = "is trained on" if self.views == "pixels" else "gives features; --views pixels trains it"
+            use = use if self.model != descriptor.NAME else f"as no network is at hand; {at_hand.PRETRAINED_HELPS}"
             lines.append(f"model: {self.found.name}, {self.found.where}, {use}; --model resnet32 takes random weights")
         elif self.model == descriptor.NAME:
             lines.append("model: descriptor gives features, colours and edges; nothing in it is learned")
@@ -163,14 +165,14 @@ def resolve(settings: FitSettings, run: Run | None = None) -> Plan:
     settings = _with_preset(settings)
     run = new_run(settings) if run is None else run
     overrides, model = settings.overrides, str(settings.model)
-    found = _at_hand(settings, run)
+    data, found = _at_hand(settings, run)
     model = model if found is None else found.model
     # Our own networks take the size and statistics of the data; a checkpoint wants the pixels it was trained on.
     is_checkpoint = settings.pretrained and model not in ("auto", *OWN)
     stats = image_stats(model) if is_checkpoint else None
     is_matching = is_checkpoint and is_two_tower(model)
     prepared = prepare(
-        settings.data,
+        data,
         test=settings.test,
         classes=settings.classes,
         novel=settings.novel,
@@ -185,7 +187,7 @@ def resolve(settings: FitSettings, run: Run | None = None) -> Plan:
         seed=settings.seed,
         cache_limit_gb=settings.cache_limit_gb,
         corrections=settings.corrections,
-        decoding=Decoding.chosen(largest_image=settings.largest_image, exact_decoding=settings.exact_decoding),
+        decoding=_decoding(settings),
     )
     source = dataclasses.replace(prepared.train, table=weighted(prepared.train.table))
     prepared = dataclasses.replace(prepared, train=source)
@@ -275,13 +277,33 @@ def resolve(settings: FitSettings, run: Run | None = None) -> Plan:
     )
 
 
-def _at_hand(settings: FitSettings, run: Run) -> AtHand | None:
-    """The pretrained model to take where the user names none; of a run that is resumed the one it began with."""
-    if settings.model != "auto" or not settings.pretrained or settings.freeze or is_embeddings(settings.data):
-        return None
+def _at_hand(settings: FitSettings, run: Run) -> tuple[Any, AtHand | None]:
+    """The data, or a table of them, and the model to take where the user names none.
+
+    Of a run that is resumed the one it began with. Of few images it takes no network, unless training is asked for.
+    """
+    data = settings.data
+    if settings.model != "auto" or not settings.pretrained or settings.freeze or is_embeddings(data):
+        return data, None
     if before := _resolved_before(run):
-        return AtHand(**before["found"]) if before.get("found") else None
-    return at_hand.at_hand()
+        return data, AtHand(**before["found"]) if before.get("found") else None
+    found = at_hand.at_hand()
+    asks_for_training = settings.views == "pixels" or settings.minutes is not None or bool(settings.overrides)
+    if found is not None or asks_for_training or settings.method != "auto" or settings.annotator is not None:
+        return data, found
+    table = read(
+        data,
+        classes=settings.classes,
+        group=settings.group,
+        annotators=column_names(settings.annotator_columns),
+        columns=columns_of(settings),
+        decoding=_decoding(settings),
+    )
+    return table, without_network(table, novel=settings.novel)
+
+
+def _decoding(settings: FitSettings) -> Decoding | None:
+    return Decoding.chosen(largest_image=settings.largest_image, exact_decoding=settings.exact_decoding)
 
 
 def own_nets(settings: FitSettings, model: str, size_px: int) -> OwnNets:

@@ -23,6 +23,7 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
+from labelwright.encoders.descriptor import FEW_IMAGES
 from labelwright.reporting.checks import TABS, is_given, rows_of, to_check
 from labelwright.reporting.gallery import read_gallery
 from labelwright.reporting.given import PER_DOT, given_panels, interval, size_panels
@@ -40,7 +41,6 @@ PER_CLASS = 5  # test images of a class, as a mean, from which classes are order
 MAX_ROWS = 100  # of a table
 MAX_CLASSES, MAX_PAIRS = 50, 8
 OWN_NETWORKS = ("resnet32", "resnet18", "preact_resnet18")  # that learn from pixels, of random weights
-FEW_IMAGES = 5_000  # up to which colours and edges are named in their place
 FEW = 30  # images from which trust is held against what was right
 
 

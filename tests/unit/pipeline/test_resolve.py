@@ -10,7 +10,7 @@ import pytest
 
 import labelwright as lw
 from labelwright import cli
-from labelwright.encoders import at_hand, efficientnet
+from labelwright.encoders import at_hand, descriptor, efficientnet
 from labelwright.errors import ConfigError
 from labelwright.methods.families import candidates, labels, novel
 from labelwright.methods.lps import START_LR
@@ -181,20 +181,44 @@ def test_model_at_hand__what_the_user_says_comes_first(tmp_path: Path, views: st
     assert "of training on this machine" in plan.announcement
 
 
-def test_model__none_at_hand_says_what_would_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("n_few", [20, 19])
+def test_model__none_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_few: int) -> None:
+    """Of few images colours and edges, of more a network from random weights; both say what would help."""
     monkeypatch.setattr(time_budget, "images_per_second", lambda *args, **how: 100.0)
-    photos = write_folders(tmp_path / "photos")
-    plan = resolve(FitSettings(data=str(photos), out=str(tmp_path / "run"), device="cpu"))
-    assert plan.announcement.splitlines()[0].startswith(
-        "model: resnet32, random weights: no pretrained one is at hand; "
+    monkeypatch.setattr(descriptor, "FEW_IMAGES", n_few)
+    given: dict[str, Any] = {
+        "data": str(write_folders(tmp_path / "photos")),
+        "out": str(tmp_path / "run"),
+        "device": "cpu",
+    }
+    plan = resolve(FitSettings(**given))
+    assert (plan.model, plan.views) == (("descriptor", "embeddings") if n_few == 20 else ("resnet32", "pixels"))
+    begins = (
+        "descriptor, colours and edges, as no network is at hand" if n_few == 20 else "resnet32, random weights: no pr"
     )
+    assert plan.announcement.startswith(f"model: {begins}")
     assert "labelwright[imagenet]" in plan.announcement
-    named = resolve(FitSettings(data=str(photos), out=str(tmp_path / "run"), device="cpu", model="resnet32"))
+    named = resolve(FitSettings(**given, model="resnet32"))
+    assert named.model == "resnet32"
     assert "random weights" not in named.announcement
-    timed = FitSettings(data=str(photos), out=str(tmp_path / "run"), device="cpu", model="resnet32", epochs=3)
-    assert resolve(timed).announcement.endswith(
+    assert resolve(FitSettings(**given, model="resnet32", epochs=3)).announcement.endswith(
         "resnet32: 3 epochs on 16 images; the time left is shown while it trains"
     )
+
+
+@pytest.mark.parametrize("how", [{"minutes": 1.0}, {"epochs": 2}, {"views": "pixels"}, {"method": "ce"}])
+def test_model__none_at_hand_and_training_asked_for(tmp_path: Path, how: dict[str, Any], monkeypatch: Any) -> None:
+    monkeypatch.setattr(time_budget, "images_per_second", lambda *args, **how: 100.0)
+    photos = write_folders(tmp_path / "photos")
+    plan = resolve(FitSettings(data=str(photos), out=str(tmp_path / "run"), device="cpu", **how))
+    assert (plan.model, plan.views, plan.found) == ("resnet32", "pixels", None)
+
+
+def test_model__none_at_hand_and_nothing_to_learn_from_but_names(tmp_path: Path) -> None:
+    photos = write_folders(tmp_path / "photos") / "ant"
+    (tmp_path / "names.txt").write_text("ant\nbee\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="this method reads class names, and no model is named that can"):
+        resolve(FitSettings(data=str(photos), classes=str(tmp_path / "names.txt"), out=str(tmp_path / "run")))
 
 
 @pytest.mark.usefixtures("lite0")
@@ -204,6 +228,10 @@ def test_inspect__names_the_model_at_hand_and_how_long_without(tmp_path: Path, m
     assert found.needs == "on features of efficientnet_lite0, with ImageNet weights that are installed"
     assert found.time == ""
     monkeypatch.setattr(at_hand, "at_hand", lambda: None)
+    few = lw.inspect(photos)
+    assert (few.needs, few.time) == ("on features of descriptor, colours and edges", "")
+    assert [each for each in few.notices if "labelwright[imagenet]" in each]
+    monkeypatch.setattr(descriptor, "FEW_IMAGES", 19)
     bare = lw.inspect(photos)
     assert bare.time.startswith(f"{bare.runs}, resnet32: about ")
     assert "of training on this machine" in bare.time
