@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from labelwright.encoders.descriptor import FEW_IMAGES
+from labelwright.encoders.descriptor import FEW_IMAGES, NAME
 from labelwright.reporting.checks import TABS, is_given, rows_of, to_check
 from labelwright.reporting.gallery import read_gallery
 from labelwright.reporting.given import PER_DOT, given_panels, interval, size_panels
@@ -128,14 +128,16 @@ def _next(run: Run, verdict: Mapping[str, Any], check: Mapping[str, Any], comman
     data = shlex.quote(str(run.config["data"])) if is_there else "DATA"
     is_stored, is_poor = run.summary.get("encoder") == "none", verdict["level"] == "poor"
     cards = []
-    is_own = run.summary.get("encoder") in OWN_NETWORKS
-    if is_own and run.config.get("model", "auto") == "auto" and verdict["level"] != "good":
+    encoder = run.summary.get("encoder")
+    if encoder in (*OWN_NETWORKS, NAME) and run.config.get("model", "auto") == "auto" and verdict["level"] != "good":
+        is_few = is_there and encoder != NAME and (run.summary.get("n_images") or 0) <= FEW_IMAGES
         began = "This network began with random weights, and few images do not teach one to see. "
-        if is_there and (run.summary.get("n_images") or 0) <= FEW_IMAGES:
+        if is_few:
             why = began + "Colours and edges say more, in seconds; a pretrained network (--model) far more than these."
             cards.append(("Start from what is known of images", why, f"{command} --model descriptor"))
         else:
-            why = began + "Install one that has seen ImageNet; the same command, with another --out, then takes it."
+            began = "Colours and edges are all that was seen of these images. " if encoder == NAME else began
+            why = began + "Install a network that has seen ImageNet; the same command with another --out then takes it."
             cards.append(("Start from a pretrained network", why, "pip install 'labelwright[imagenet]'"))
     if not verdict["is_confirmed"] and not run.summary.get("promise"):
         why = "Look at 200 of these labels: they say how many are right and which to accept."
@@ -167,7 +169,7 @@ def _next(run: Run, verdict: Mapping[str, Any], check: Mapping[str, Any], comman
         why = f"{listed(wanted, 4)}: the name may not say how the class looks. Write it into looks.json: {looks}"
         cards.append(("Describe what is not recognised", why, f"{command} --descriptions looks.json"))
     is_judged = (run.summary.get("audit") or {}).get("n_suspected") is not None
-    if run.summary.get("n_labelled") and not is_judged and is_there and not is_own:
+    if run.summary.get("n_labelled") and not is_judged and is_there and encoder not in OWN_NETWORKS:
         why = "Your own labels may hold mistakes and copies; this finds them."
         cards.append(("Look through the given labels", why, f"labelwright audit {data} --out audit.csv"))
     if not is_poor or not cards:
