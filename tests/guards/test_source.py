@@ -120,13 +120,17 @@ def test_import_of_the_pieces_needs_torch_alone() -> None:
     assert imported_by("\n".join(f"import labelwright.{piece}" for piece in pieces.split())) == {"torch"}
 
 
-def test_inspect_loads_what_it_uses_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_few", [True, False], ids=["colours and edges", "a network, timed"])
+def test_inspect_loads_what_it_uses_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_few: bool
+) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "none"))
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
         for i in range(3):
             Image.linear_gradient("L").rotate(10 * i).resize((12, 12)).save(tmp_path / name / f"{i}.png")
-    statement = f"import labelwright as lw; assert lw.inspect({str(tmp_path)!r}).time"
+    statement = "import labelwright as lw; from labelwright.encoders import descriptor; descriptor.FEW_IMAGES *= "
+    statement += f"{int(is_few)}; assert bool(lw.inspect({str(tmp_path)!r}).time) is {not is_few}"
     assert imported_by(statement) == {"torch"}  # not the time of scikit-learn, accelerate, an optimizer of torch
 
 

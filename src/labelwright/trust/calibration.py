@@ -251,15 +251,10 @@ def steadied(calibration: Calibration, odds: Tensor, moved: float) -> Calibratio
       >>> round(steadied(Calibration(), odds, 0.2).chance(odds).item(), 3)
       0.7
     """
-    some = evenly_spread(odds, MATCHED_ROWS)
-    mean = float(calibration.chance(some).double().mean())
-
-    def gap(more: float) -> float:
-        map_of = dataclasses.replace(calibration, offset=calibration.offset + more)
-        return float(map_of.chance(some).double().mean()) - min(mean + moved / 2, (1 + mean) / 2)
-
-    more = float(brentq(gap, 0.0, 20.0, xtol=1e-6)) if moved > 0 else 0.0
-    return dataclasses.replace(calibration, offset=calibration.offset + more, moved=moved)
+    if moved <= 0:
+        return dataclasses.replace(calibration, moved=moved)
+    mean = float(calibration.chance(evenly_spread(odds, MATCHED_ROWS)).double().mean())
+    return dataclasses.replace(at_mean(calibration, odds, min(mean + moved / 2, (1 + mean) / 2)), moved=moved)
 
 
 def with_evidence(odds: Tensor, evidence: Tensor) -> Tensor:
@@ -282,8 +277,24 @@ def levelled(calibration: Calibration, odds: Tensor) -> Calibration:
     """
     if odds.shape[1] == len(TEMPERATURES) or not len(odds):
         return calibration
+    mean = float(calibration.chance(evenly_spread(odds, MATCHED_ROWS)[:, : len(TEMPERATURES)]).double().mean())
+    return at_mean(calibration, odds, mean)
+
+
+def at_mean(calibration: Calibration, odds: Tensor, mean: float) -> Calibration:
+    """The map with the offset at which the mean of the chances is ``mean``; as it is where none leads there.
+
+    Args:
+      odds: [N, T] or [N, T + 1] of predicted classes, N >= 1.
+      mean: 0 to 1.
+
+    Example:
+      >>> from labelwright.train.predict import odds_of
+      >>> odds = odds_of(torch.tensor([[0.8, 0.2], [0.6, 0.4]]))
+      >>> round(at_mean(Calibration(), odds, 0.5).chance(odds).mean().item(), 3)
+      0.5
+    """
     some = evenly_spread(odds, MATCHED_ROWS)
-    mean = float(calibration.chance(some[:, : len(TEMPERATURES)]).double().mean())
 
     def gap(more: float) -> float:
         shifted = dataclasses.replace(calibration, offset=calibration.offset + more)
