@@ -139,6 +139,12 @@ def _next(run: Run, verdict: Mapping[str, Any], check: Mapping[str, Any], comman
             began = "Colours and edges are all that was seen of these images. " if encoder == NAME else began
             why = began + "Install a network that has seen ImageNet; the same command with another --out then takes it."
             cards.append(("Start from a pretrained network", why, "pip install 'labelwright[imagenet]'"))
+    if run.summary.get("encoder") == "descriptor" and verdict["level"] != "good":
+        why = (
+            "Colours and edges alone were looked at; a network that has seen ImageNet knows far more. Install one: the "
+        )
+        why += "same command without --model descriptor, with another --out, takes it."
+        cards.append(("Start from a pretrained network", why, "pip install 'labelwright[imagenet]'"))
     if not verdict["is_confirmed"] and not run.summary.get("promise"):
         why = "Look at 200 of these labels: they say how many are right and which to accept."
         cards.append(("Measure it", why, f"labelwright verify-sample {folder} --n 200 --out to-verify.csv"))
@@ -218,7 +224,7 @@ def _check(run: Run, gallery: Mapping[str, Any]) -> dict[str, Any]:
         label = suspected.get(key, {}).get("given") or row.get("label") or facts.get("label") or "–"
         rather = suspected.get(key, {}).get("suggested") or facts.get("rather") or row.get("runner_up") or ""
         source = row.get("source") or "test"
-        why = [TABS[tab][1] for tab in mine]
+        why = [TABS[tab][1] for tab in mine if tab != "copy" or key not in copies]
         why += [f"copy of {copies[key]}"] if key in copies else []
         items.append(
             {
@@ -360,7 +366,8 @@ def _confusions(run: Run, gallery: Mapping[str, Any], check: Mapping[str, Any]) 
     top = pairs[0]
     finding = f"Most often {top['truth']} is taken for {top['predicted']}: {top['words']}."
     counts = gallery["matrix"]
-    chart = matrix("All confusions", finding, run.class_names, counts) if counts and len(counts) > 2 else None
+    caption = "Images of the class at the left that were labelled as the class above."
+    chart = matrix("All confusions", caption, run.class_names, counts) if counts and len(counts) > 2 else None
     return {"pairs": pairs, "finding": finding, "matrix": chart}
 
 
@@ -396,19 +403,20 @@ def _reliability(found: Mapping[str, Any] | None, of: str) -> dict[str, Any] | N
                  has_diagonal=True, x_is_share=True)  # fmt: skip
     charts = [chart] if len(bins) > 1 else []
     if of:  # images of other classes are not among them
-        return {"words": [finding], "charts": charts, "rows": [], "basis": basis}
+        return {"words": [] if charts else [finding], "charts": charts, "rows": [], "basis": basis}
     accept = accepting(surest)
     shares = [each["right"] / each["n"] for each in surest]
     if "surest" in accept and max(shares) - min(shares) >= 0.02:
         curve_of = {"right": ([each["share"] * 100 for each in surest], shares)}
         x_title = "percent of the images accepted, surest first"
-        charts.append(lines("Accept only the surest", accept, curve_of, x_title=x_title, is_share=True))
+        charts.append(lines("Accept only the surest", "Right among these.", curve_of, x_title=x_title, is_share=True))
     rows = [
         (f"{each['share'] * 100:.0f}%", f"{each['n']:,}", percent(each["right"] / each["n"]),
          "{:.0f} to {:.0f}%".format(*(100 * end for end in interval(each["right"] / each["n"], each["n"]))))
         for each in surest
     ]  # fmt: skip
-    return {"words": [accept, finding], "charts": charts, "rows": rows, "basis": basis}
+    words = [accept] if chart in charts else [accept, finding]
+    return {"words": words, "charts": charts, "rows": rows, "basis": basis}
 
 
 def _joined(bins: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -139,6 +139,8 @@ def given_panels(run: Run) -> list[Panel]:
     """
     if run.labels is None or not {"source", "trust", "runner_up"} <= set(run.labels.column_names):
         return []
+    if (run.summary.get("audit") or {}).get("n_suspected", 0) is None:  # a network that learned the labels judges none
+        return []
     given = run.labels.filter(pa.array(is_given(run.labels)))
     off = given.filter(pc.less(given["trust"], 0.5))
     if not len(off):

@@ -321,11 +321,11 @@ def novel_sections(run: Run) -> Sections:
     novel = run.summary.get("novel") or {}
     evidence, clusters = novel.get("evidence") or {}, novel.get("clusters") or []
     words = [_count_words(n, evidence)]
-    reason = str(evidence.get("reason") or "")
-    words += [f"{reason[:1].upper()}{reason[1:]}"] if reason else []
+    how = str(evidence.get("reason") or "").partition(". ")[0].rstrip(".")  # the rest stands in the chart
+    words += [f"{how[:1].upper()}{how[1:]}."] if how else []
     if evidence.get("is_edge"):
         most = max(2 * (evidence.get("most") or 0), 10)
-        words.append(f"To look further, run it again with a wider range, as --novel 0-{most}.")
+        words.append(f"This is an end of the range that was tried: run it again with a wider one, as --novel 0-{most}.")
     words += [f"Afterwards {edit}." for edit in novel.get("edits") or ()]
     scored = {"Test images": run.test, "Unlabelled images": run.summary.get("pseudolabels") or {}}
     scored = {where: found for where, found in scored.items() if found.get("novel") is not None}
@@ -392,7 +392,7 @@ def _cluster_card(run: Run, cluster: Mapping[str, Any], i: int, tight: Sequence[
     at = (run.summary.get("n_seen") or 0) + i
     for scores in (run.summary.get("pseudolabels") or {}, run.test):
         matched = scores.get("matched") or []
-        if at < len(matched):
+        if at < len(matched) and scores.get("novel") is not None:  # images of new classes are known
             words.append(f"True class it fits best: {matched[at] or 'none'}.")
             break
     offered: list[Any] = cluster.get("proposed") or []

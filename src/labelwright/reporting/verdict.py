@@ -12,6 +12,7 @@ from typing import Any
 
 from labelwright.reporting.checks import is_given
 from labelwright.reporting.given import interval
+from labelwright.reporting.lines import folded_warnings
 from labelwright.reporting.panels import kept_epoch
 from labelwright.reporting.words import COLUMNS, beside_rows, listed
 from labelwright.run_folder import Run
@@ -94,7 +95,7 @@ def verdict_of(run: Run) -> dict[str, Any]:
     if level == "good" and (never or is_behind):
         level = "fair"
     sign, words = LEVELS[level]
-    warnings = run.summary.get("warnings") or []
+    warnings = folded_warnings([str(each) for each in run.summary.get("warnings") or []])
     return {
         **{"level": level, "sign": sign, "words": words, "sentence": share.sentence},
         **{
@@ -103,7 +104,7 @@ def verdict_of(run: Run) -> dict[str, Any]:
             "is_behind": is_behind,
             "is_confirmed": share.is_confirmed and share.right is not None,
         },
-        **{"warnings": [str(each) for each in warnings]},
+        **{"warnings": warnings},
     }
 
 

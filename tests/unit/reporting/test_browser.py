@@ -97,6 +97,14 @@ def test_browser__every_situation_at_three_sizes_light_and_dark(opened: Opened) 
         for width in (390, 768, 1440):
             page.set_viewport_size({"width": width, "height": 900})
             assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, (situation, width)
+            captions = (
+                "[...document.querySelectorAll('caption')].map(e => e.getBoundingClientRect().right - innerWidth)"
+            )
+            assert max(page.evaluate(captions), default=0) <= 0, (situation, width)
+            rows = "[...document.querySelectorAll('.two')].map(e => e.scrollWidth - e.clientWidth)"
+            assert max(page.evaluate(rows), default=0) <= 0, (situation, width)
+            lines = "[...document.querySelectorAll('.two div')].map(e => e.clientHeight > 60)"
+            assert not any(page.evaluate(lines)), (situation, width)
         for scheme in ("light", "dark") if situation in ("candidates", "open_world", "bare") else ():
             page.emulate_media(color_scheme=scheme)
             assert page.evaluate(LOW_CONTRAST) == [], (situation, scheme)

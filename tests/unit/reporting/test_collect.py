@@ -14,6 +14,7 @@ from labelwright.pipeline.settings import command_of
 from labelwright.reporting.checks import PER_TAB
 from labelwright.reporting.collect import collect
 from labelwright.reporting.gallery import read_gallery, write_gallery
+from labelwright.reporting.render import page_of
 from labelwright.reporting.sections import curve
 from labelwright.reporting.verdict import never_recognised
 from labelwright.run_folder import Run
@@ -240,6 +241,61 @@ def test_check__an_image_is_listed_once_with_every_reason(tmp_path: Path) -> Non
     outside = next(item for item in check["items"] if "outside" in item["tabs"])
     assert outside["label"] not in outside["candidates"]
     assert check["items"][0]["neighbours"][0]["picture"]
+
+
+def test_check__a_copy_is_named_once() -> None:
+    rows = pa.table({"id": ["a", "b"], "label": ["cow"] * 2, "source": ["given"] * 2, "trust": [0.9] * 2})
+    items = collect(run_of({"audit": {"duplicates": [["a", "b", "exact"]]}}, labels=rows))["check"]["items"]
+    assert [item["why"] for item in items] == [["copy of b"], ["copy of a"]]
+
+
+def test_next__colours_and_edges_that_are_not_enough_name_a_pretrained_network() -> None:
+    summary = {"encoder": "descriptor", "test": {"accuracy": 0.5, "n_scored": 400}}
+    card = collect(run_of(summary, config={"data": "photos"}), command="labelwright fit a --model descriptor")["next"][
+        0
+    ]
+    assert card["command"] == "pip install 'labelwright[imagenet]'"
+    good = collect(run_of(summary | {"test": {"accuracy": 0.97, "n_scored": 400}}))["next"]
+    assert "Start from a pretrained network" not in [each["title"] for each in good]
+
+
+def test_verdict__warnings_of_every_epoch_are_one() -> None:
+    warnings = [f"answers leave the candidates in epoch {epoch}" for epoch in range(17)]
+    found = collect(run_of({"warnings": warnings}))["verdict"]["warnings"]
+    assert found == ["answers leave the candidates in epoch 16 (17 such warnings)"]
+
+
+def test_panels__given_labels_that_the_network_learned_are_not_held_against_it() -> None:
+    rows = {"id": ["1", "2", "3"], "label": ["a"] * 3, "trust": [0.1, 0.9, 0.2], "runner_up": ["b"] * 3}
+    labels = pa.table(rows | {"source": ["given"] * 3})
+    assert [panel.title for panel in collect(run_of({}, labels=labels))["panels"]] == ["Given labels against the model"]
+    assert collect(run_of({"audit": {"n_suspected": None}}, labels=labels))["panels"] == []
+
+
+def test_panels__new_classes_of_which_no_image_is_known_fit_no_true_class(tmp_path: Path) -> None:
+    run = Run(made_up_run(tmp_path / "run", "open_world"))
+    whole = [words for card in content_of(run)["panels"][0].cards for words in card.words]
+    assert any(words.startswith("True class it fits best") for words in whole)
+    for key in ("pseudolabels", "test"):
+        run.summary[key] = {**(run.summary.get(key) or {}), "novel": None}
+    panel = content_of(run)["panels"][0]
+    assert not any("True class" in words for card in panel.cards for words in card.words)
+    assert not any("There could be none" in words for words in panel.words[1:])
+
+
+def test_page__no_sentence_twice_and_no_arrow_to_nothing(tmp_path: Path) -> None:
+    content: dict[str, Any] = {}
+    for situation in ("balanced", "long_tailed", "no_labels"):
+        content = content_of(Run(made_up_run(tmp_path / situation, situation)))
+        trust, confused = content["reliability"], content["confusions"]
+        assert trust["charts"]
+        assert confused["matrix"]
+        assert not {chart.finding for chart in trust["charts"]} & set(trust["words"])
+        assert confused["matrix"].finding != confused["finding"]
+    pair = {"truth": "a", "predicted": "b", "words": "2", "shown": [("1", "data:image/webp;base64,")], "like": []}
+    for like in ([], [("2", "data:image/webp;base64,")]):
+        content["confusions"] = {"pairs": [pair | {"like": like}], "finding": "Most often.", "matrix": None}
+        assert ("→</span><div>" in page_of(content)) is bool(like)
 
 
 def test_classes__before_and_after_weakest_first(tmp_path: Path) -> None:
