@@ -215,7 +215,8 @@ def _best(
 def from_held_out(odds: Tensor, right: Tensor, *, n_classes: int = 2) -> tuple[Calibration, Tensor]:
     """The calibration by images held out of training, and the chances [n] float32 of these by the others among them.
 
-    At the middle temperature, so that the order of the chances owes nothing to these labels.
+    At the middle temperature, so that the order of the chances owes nothing to these labels; where evidence is added to
+    them, it owes them the slope.
 
     Args:
       odds: [n, T] of the predicted classes, see `odds_of`.
