@@ -139,12 +139,6 @@ def _next(run: Run, verdict: Mapping[str, Any], check: Mapping[str, Any], comman
             began = "Colours and edges are all that was seen of these images. " if encoder == NAME else began
             why = began + "Install a network that has seen ImageNet; the same command with another --out then takes it."
             cards.append(("Start from a pretrained network", why, "pip install 'labelwright[imagenet]'"))
-    if run.summary.get("encoder") == "descriptor" and verdict["level"] != "good":
-        why = (
-            "Colours and edges alone were looked at; a network that has seen ImageNet knows far more. Install one: the "
-        )
-        why += "same command without --model descriptor, with another --out, takes it."
-        cards.append(("Start from a pretrained network", why, "pip install 'labelwright[imagenet]'"))
     if not verdict["is_confirmed"] and not run.summary.get("promise"):
         why = "Look at 200 of these labels: they say how many are right and which to accept."
         cards.append(("Measure it", why, f"labelwright verify-sample {folder} --n 200 --out to-verify.csv"))

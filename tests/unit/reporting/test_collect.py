@@ -249,16 +249,6 @@ def test_check__a_copy_is_named_once() -> None:
     assert [item["why"] for item in items] == [["copy of b"], ["copy of a"]]
 
 
-def test_next__colours_and_edges_that_are_not_enough_name_a_pretrained_network() -> None:
-    summary = {"encoder": "descriptor", "test": {"accuracy": 0.5, "n_scored": 400}}
-    card = collect(run_of(summary, config={"data": "photos"}), command="labelwright fit a --model descriptor")["next"][
-        0
-    ]
-    assert card["command"] == "pip install 'labelwright[imagenet]'"
-    good = collect(run_of(summary | {"test": {"accuracy": 0.97, "n_scored": 400}}))["next"]
-    assert "Start from a pretrained network" not in [each["title"] for each in good]
-
-
 def test_verdict__warnings_of_every_epoch_are_one() -> None:
     warnings = [f"answers leave the candidates in epoch {epoch}" for epoch in range(17)]
     found = collect(run_of({"warnings": warnings}))["verdict"]["warnings"]
