@@ -267,7 +267,7 @@ def found_elsewhere(path: str, folder: str, inside: str | None = None) -> str | 
     is_address = "://" in given or given.startswith("/data/")
     if is_address:
         parts = urlsplit(given)
-        given = unquote(parse_qs(parts.query).get("d", [parts.path])[0])
+        given = parse_qs(parts.query).get("d", [unquote(parts.path)])[0]
     starts = ["/", folder, str(Path(folder) / "images"), "", str(Path(folder).parent), *([inside] if inside else [])]
     names = [given, *([given.rpartition("/")[2], _UPLOADED.sub("", given.rpartition("/")[2])] if is_address else ())]
     for name in dict.fromkeys(names):

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from PIL import Image
 
@@ -46,7 +47,7 @@ def label_studio(rows: Rows, files: Sequence[Path]) -> list[dict[str, Any]]:
             ]
         }
         task: dict[str, Any] = {
-            "data": {"image": f"/data/local-files/?d={file.as_posix().lstrip('/')}", "id": row["id"]}
+            "data": {"image": f"/data/local-files/?d={quote(file.as_posix().lstrip('/'))}", "id": row["id"]}
         }
         if row["source"] == "given":
             task["annotations"] = [choice]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any, get_args
 
@@ -16,12 +15,14 @@ import torch
 
 import labelwright
 from labelwright.arguments import check_arguments
-from labelwright.data.prepare import read, resolved_path
+from labelwright.data.layouts import LABELS_FILE
+from labelwright.data.prepare import resolved_path
 from labelwright.data.table import LabelTable
 from labelwright.errors import ConfigError, DataError
 from labelwright.exporting import Format, label_files
 from labelwright.exporting.onnx_file import write_onnx
 from labelwright.exporting.served import Served
+from labelwright.pipeline.images import images_of
 from labelwright.pipeline.label import write_class_folders
 from labelwright.pipeline.saved_model import STRANGERS_FILE, SavedModel, load_model, without_paths, write_single_file
 from labelwright.replacing import new_output, replacing, whole_folder
@@ -50,8 +51,9 @@ def export(
         calibration inside, and is run beside the model before it is kept; torchscript, the same for images of the
         network's own size, [B, 3, H, W] in 0 to 255; safetensors, one file that `label` reads; hub, a folder with a
         model card. Of the labels: csv (the columns of labels.parquet), label-studio (tasks.json), fiftyone (data/ and
-        labels.json), coco (labels.json), yolo-folder (train/CLASS/ and, every tenth image of a class, val/CLASS/),
-        imagefolder (CLASS/), datasets (Parquet that `load_dataset` and the hub's viewer read).
+        labels.json), coco (labels.json), yolo-folder (train/CLASS/ and val/CLASS/: every tenth image of a class, or
+        one of fewer; without images of no class), imagefolder (CLASS/), datasets (Parquet that `load_dataset` and the
+        hub's viewer read).
       data: the images of the run, if they are no longer where config.yaml has them; for labels.
       accepted: labels whose ``decision`` is "accept" only.
 
@@ -170,19 +172,20 @@ def _images_of(run: Run, ids: Sequence[str], data: Any) -> LabelTable:
     """The images of a run by their ids, in that order."""
     data = run.config.get("data") if data is None else data
     try:
-        table = read(data)
+        known, images = images_of(run, data)
     except DataError as error:
         raise DataError(
             f"the images of the run cannot be read from {resolved_path(data)} ({error.message})",
             fix="give them with --data",
         ) from error
-    place = {key: row for row, key in enumerate(table.ids.to_pylist())}
+    place = {key: row for row, key in enumerate(known.to_pylist())}
     if missing := [key for key in ids if key not in place]:
         raise DataError(
             f"{len(missing)} images of the run are not in {resolved_path(data)}, first {missing[0]!r}",
             fix="give its images with --data",
         )
-    return replace(table, problems=()).subset(np.array([place[key] for key in ids], dtype=np.int64))
+    table = LabelTable(images=images, ids=known, labels=np.full(len(known), -1, dtype=np.int32), class_names=())
+    return table.subset(np.array([place[key] for key in ids], dtype=np.int64))
 
 
 def _files(table: LabelTable, folder: Path, *, copied: bool) -> list[Path]:
@@ -240,13 +243,17 @@ def _final(files: Sequence[Path], building: Path, target: Path) -> list[Path]:
 
 
 def _yolo_folder(rows: pa.Table, table: LabelTable, names: Sequence[str], folder: Path, target: Path) -> None:
-    labels = np.array(rows["label"].to_pylist())
-    in_val = np.zeros(len(labels), dtype=bool)
-    for name in names:
-        in_val[np.flatnonzero(labels == name)[EACH_NTH_IN_VAL - 1 :: EACH_NTH_IN_VAL]] = True
-    for part, chosen in (("train", ~in_val), ("val", in_val)):
-        (folder / part).mkdir()
-        write_class_folders(rows.filter(pa.array(chosen)), table.subset(np.flatnonzero(chosen)), folder / part)
+    is_unknown = pc.and_(pc.equal(rows["decision"], "unknown"), pc.not_equal(rows["source"], "cluster"))
+    known = ~np.array(pc.fill_null(is_unknown, False))
+    (folder / "train").mkdir()
+    write_class_folders(rows.filter(pa.array(known)), table.subset(np.flatnonzero(known)), folder / "train")
+    (folder / "train" / LABELS_FILE).rename(folder / LABELS_FILE)
+    for place in (folder / "train").iterdir():  # trainers number the classes of train and val each by their folders
+        held_out = folder / "val" / place.name
+        held_out.mkdir(parents=True)
+        files = sorted(place.iterdir())
+        for file in files[EACH_NTH_IN_VAL - 1 :: EACH_NTH_IN_VAL] or files[1:][-1:]:
+            file.rename(held_out / file.name)
 
 
 def _datasets(rows: pa.Table, table: LabelTable, names: Sequence[str], folder: Path, target: Path) -> None:

@@ -9,6 +9,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import datasets
 import numpy as np
@@ -237,7 +238,8 @@ def test_folders__can_be_read_back(made: dict[str, Path], rows: list[dict[str, A
     train = sorted((made["yolo-folder"] / "train").glob("*/*.png"))
     val = sorted((made["yolo-folder"] / "val").glob("*/*.png"))
     assert len(train) + len(val) == len(rows) == sum(COUNTS.values())
-    assert len(val) == sum(sum(row["label"] == name for row in rows) // EACH_NTH_IN_VAL for name in COUNTS)
+    counts = Counter(row["label"] for row in rows)
+    assert len(val) == sum(count // EACH_NTH_IN_VAL or count > 1 for count in counts.values())
     found = datasets.Dataset.from_parquet(
         str(made["datasets"] / "data" / "train-00000-of-00001.parquet"), cache_dir=str(made["datasets"] / "cache")
     )
@@ -254,6 +256,55 @@ def test_folders__can_be_read_back(made: dict[str, Path], rows: list[dict[str, A
             len(rows),
             Counter(known.values()),
         ), name
+
+
+def test_yolo_folder__train_and_val_have_the_same_classes_and_no_strangers(
+    run: Path, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    changed = [{**row, "label": "cow" if i == 0 else "bee" if i == 1 else "ant"} for i, row in enumerate(rows)]
+    changed[1] |= {"decision": "unknown", "source": "predicted"}
+    pq.write_table(pa.Table.from_pylist(changed), copy / "labels.parquet")
+    (copy / "checksums.json").unlink()
+    out = lw.export(copy, format="yolo-folder", out=tmp_path / "yolo")
+    found = {part: {p.name: len(list(p.iterdir())) for p in (out / part).iterdir()} for part in ("train", "val")}
+    held_out = (len(rows) - 2) // EACH_NTH_IN_VAL
+    assert found == {"train": {"ant": len(rows) - 2 - held_out, "cow": 1}, "val": {"ant": held_out, "cow": 0}}
+
+
+def test_label_studio__addresses_of_names_with_signs_lead_to_the_files(tmp_path: Path) -> None:
+    """Label Studio reads the address as a query: & and # end a path there, + and %20 are blanks."""
+    data = tmp_path / "Äcker & Wald #1"
+    for name in ("a+b", "100%20, ü"):
+        (data / name).mkdir(parents=True)
+        for i in range(4):
+            pixels = np.random.default_rng(i).integers(0, 255, (12, 12, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(data / name / f"bild {i}#&+%20.png")
+    run = lw.fit(data, out=tmp_path / "run", model="descriptor", device="cpu")
+    out = lw.export(run.path, format="label-studio", out=tmp_path / "tasks")
+    tasks = json.loads((out / "tasks.json").read_text(encoding="utf-8"))
+    found = [parse_qs(urlsplit(task["data"]["image"]).query)["d"][0] for task in tasks]
+    assert {Path("/", path) for path in found} == set(data.rglob("*.png"))
+    table = load(out)
+    assert {Path(table.images.sources(np.array([row]))[0]) for row in range(len(table))} == set(data.rglob("*.png"))
+
+
+def test_export__labels_of_embeddings_need_the_images(photos: Path, tmp_path: Path) -> None:
+    files = sorted(photos.rglob("*.png"))
+    labels = np.array([path.parent.name for path in files])
+    feats = np.random.default_rng(0).normal(size=(len(files), 8)).astype(np.float32)
+    ids = np.array([path.relative_to(photos).as_posix() for path in files])
+    np.savez(tmp_path / "f.npz", embeddings=feats, labels=labels, ids=ids)
+    run = lw.fit(tmp_path / "f.npz", out=tmp_path / "run", device="cpu").path
+    with pytest.raises(ConfigError, match="holds embeddings and no paths of images") as caught:
+        lw.export(run, format="coco", out=tmp_path / "coco")
+    assert "--data photos/" in caught.value.fix
+    assert not (tmp_path / "coco").exists()
+    out = lw.export(run, format="coco", out=tmp_path / "coco", data=photos)
+    assert len(json.loads((out / "labels.json").read_text(encoding="utf-8"))["images"]) == len(files)
+    np.savez(tmp_path / "f.npz", embeddings=feats, labels=labels, ids=ids, paths=np.array([str(f) for f in files]))
+    out = lw.export(run, format="fiftyone", out=tmp_path / "fiftyone")
+    assert len(list((out / "data").iterdir())) == len(files)
 
 
 def test_export__accepted_labels_alone(run: Path, rows: list[dict[str, Any]], tmp_path: Path) -> None:
