@@ -112,7 +112,8 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         own = answer.get("name", method) == method
         facts.append(("Method", answer.get("title") or method if own else f"{method}, answer of {answer['title']}"))
     if summary.get("encoder"):
-        facts.append(("Model", "stored embeddings" if summary["encoder"] == "none" else Path(summary["encoder"]).name))
+        named = {"none": "stored embeddings", NAME: "none: colours and edges"}
+        facts.append(("Model", named.get(summary["encoder"], Path(summary["encoder"]).name)))
     seconds = summary.get("seconds")
     if isinstance(seconds, Mapping) and seconds:
         facts.append(("Time", duration(sum(v for v in seconds.values() if isinstance(v, int | float)))))

@@ -212,6 +212,7 @@ def test_next__a_network_of_random_weights_that_is_poor() -> None:
     many = collect(run_of(summary | {"n_images": 9_000}, config={"data": "photos"}, labels=labels), command="fit a")
     assert many["next"][0]["command"] == "pip install 'labelwright[imagenet]'"
     colours = run_of(summary | {"encoder": "descriptor"}, config={"data": "photos"}, labels=labels)
+    assert ("Model", "none: colours and edges") in collect(colours)["facts"]
     assert collect(colours, command="fit a")["next"][0]["command"] == "pip install 'labelwright[imagenet]'"
     assert "Use it" not in [card["title"] for card in content["next"]]
     asked = collect(run_of(summary, config={"data": "photos", "model": "resnet18"}, labels=labels), command="fit a")
