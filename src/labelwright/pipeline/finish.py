@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 
 from labelwright import __version__
-from labelwright.encoders import backbones
+from labelwright.encoders import backbones, descriptor
 from labelwright.encoders.nets import EncoderNets
 from labelwright.labels.annotations import Annotations
 from labelwright.labels.unlike import Unlike
@@ -514,9 +514,10 @@ def _warnings(plan: Plan, summary: Mapping[str, Any]) -> list[str]:
     least = 2 * (own * (1 - own) / max(1, n)) ** 0.5  # two standard errors
     if beside[best]["test"]["balanced_accuracy"] <= own + least:
         return []
+    how = f"--model {best}" if best == descriptor.NAME else f"--method {best}"
     return [
         f"{beside[best]['title']} is right on {beside[best]['test']['balanced_accuracy']:.1%} of the test images, as a "
-        f"mean over the classes, {plan.method.title} on {own:.1%}: --method {best} makes it the answer"
+        f"mean over the classes, {plan.method.title} on {own:.1%}: {how} makes it the answer"
     ]
 
 

@@ -1,6 +1,7 @@
-"""A network that began with random weights, held against colours and edges on the images that were held out.
+"""A network that began with random weights, held against colours and edges.
 
-Neither was fitted to their labels. Of few images no network is trained: see pipeline/no_network.py.
+The images that the run held out choose: neither was fitted to their labels. Test images that the user gave do not, they
+only show. Of few images no network is trained: see pipeline/no_network.py.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ class Verdict:
 
     def over(self, choice: Choice) -> Choice:
         """The choice among what was held against the better one, with what this one was based on."""
+        if not self.choice.scores:
+            return choice
         if self.choice.name == descriptor.NAME:
             return dataclasses.replace(choice, why=f"{self.choice.why}; {choice.why}")
         scores = {choice.name: self.choice.scores[NETWORK], descriptor.NAME: self.choice.scores[descriptor.NAME]}
@@ -51,12 +54,12 @@ class Verdict:
 
 
 def with_descriptor(plan: Plan) -> Plan | None:
-    """The same run on colours and edges; None where the user chose the network, or no images were held out to judge."""
+    """The same run on colours and edges; None where the user chose the network, or nothing shows which is better."""
     settings, prepared = plan.settings, plan.prepared
     asked_for = settings.model != "auto" or settings.method != "auto" or settings.views == "pixels" or settings.freeze
     is_random = plan.views == "pixels" and plan.model in OWN
-    is_judged = prepared.test is not None and prepared.test_is == "held out" and prepared.situation.n_novel is None
-    if asked_for or not is_random or not is_judged or settings.answer == "trained":
+    is_shown = prepared.test is not None and prepared.situation.n_novel is None
+    if asked_for or not is_random or not is_shown or settings.answer == "trained":
         return None
     plain = dataclasses.replace(settings, model=descriptor.NAME, size=None, minutes=None, epochs=None, set=())
     found = resolve(plain, plan.run)
@@ -80,7 +83,8 @@ def held_against(network: Learned, plan: Plan) -> Verdict:
     titles = {NETWORK: f"{network.plan.model} from random weights", descriptor.NAME: "a head on colours and edges"}
     found = {NETWORK: _held_out(network), descriptor.NAME: _held_out(plain)}
     truth = found[NETWORK].given
-    choice = choose(NETWORK, titles, {name: each.predicted for name, each in found.items()}, truth)
+    asked = found if job.prepared.test_is == "held out" else {}
+    choice = choose(NETWORK, titles, {name: each.predicted for name, each in asked.items()}, truth)
     is_plain = choice.name == descriptor.NAME
     left = NETWORK if is_plain else descriptor.NAME
     counts = job.prepared.train.table.counts()

@@ -48,6 +48,14 @@ def test_network__wins(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert summary["reference"][summary["answer"]["name"]]["left_out"] == 0.5
 
 
+def test_network__given_test_images_show_and_do_not_choose(photos: Path, tmp_path: Path) -> None:
+    test = write_folders(tmp_path / "test", COUNTS, size_px=12, seed=1)
+    summary = lw.fit(photos, test=test, out=tmp_path / "run", **FAST).summary
+    assert summary["encoder"] == "resnet32"
+    assert summary["reference"]["descriptor"]["test"]["balanced_accuracy"] == 1
+    assert [words for words in summary["warnings"] if words.endswith("--model descriptor makes it the answer")]
+
+
 @pytest.mark.parametrize(
     "how",
     [{"model": "resnet32"}, {"method": "ce"}, {"views": "pixels"}, {"answer": "trained"}, {"test_frac": 0.0}],
