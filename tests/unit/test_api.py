@@ -191,7 +191,7 @@ def test_inspect__what_is_scored_on_too(tmp_path: Path) -> None:
     assert "label 'cow' is not one of the 2 classes" in told["unknown_label"].detail
     assert told["unreadable_image"].where == str(tmp_path / "test" / "ant" / "1.png")
     both = lw.inspect(tmp_path / "test", test=photos, novel=1, check_images=False)
-    assert both.notices == ("6 test images, 3 labelled",)  # bees are beyond the names
+    assert "6 test images, 3 labelled" in both.notices  # bees are beyond the names
     with pytest.raises(DataError, match="no such file or folder"):
         lw.inspect(photos, test=tmp_path / "gone")
 
