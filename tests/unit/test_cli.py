@@ -255,7 +255,7 @@ def test_bad_table__every_problem_in_one_report(
         ("--test nowhere", "no such file or folder: nowhere"),
         ("--classes nowhere.txt", "cannot read the class names in nowhere.txt"),
         ("--method cap", "no model is named that can"),
-        ("--views embeddings", "embeddings need a pretrained encoder"),
+        ("--views embeddings --model resnet32", "embeddings need a pretrained encoder"),
         ("--method ce --annotator labelwright/digits-clip", "ce asks no annotator"),
         (f"{CAP} --descriptions nowhere.json", "descriptions in nowhere.json: No such file or directory"),
         (f"{CAP} --templates nowhere.txt", "nowhere.txt"),

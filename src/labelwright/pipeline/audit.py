@@ -35,12 +35,14 @@ from labelwright.data.stored import EmbeddingViews
 from labelwright.data.table import SPLITS, LabelTable
 from labelwright.data.views import ViewSettings
 from labelwright.encoders import at_hand
+from labelwright.encoders.at_hand import PRETRAINED_HELPS
 from labelwright.encoders.embed import embed, load_encoder
 from labelwright.encoders.resnets import OWN
 from labelwright.errors import ConfigError, DataError
 from labelwright.labels import audit as pieces
 from labelwright.launch import rank
 from labelwright.pipeline.audit_shards import audit_shards
+from labelwright.pipeline.no_network import COLOURS
 from labelwright.pipeline.settings import check_values
 from labelwright.replacing import disk_errors, new_output
 from labelwright.run_folder import Run, write_parquet_atomically
@@ -131,7 +133,8 @@ def audit(
       run: a finished run whose pretrained model is taken; what its classifier says is not: it may have learned these
         labels. Labels are judged by classifiers on the model's features that did not see them.
       test: images to score on, looked through for copies of the others; None = those that the data calls test.
-      model: pretrained model whose features are compared; "auto" = one that is on this machine, "none" = none.
+      model: pretrained model whose features are compared; "auto" = one that is on this machine, else
+        colours and edges (of shards none), "none" = none.
         Embeddings are compared as they are.
       image_column, label_column, split_column: columns of a table that are called otherwise.
       classes, group, on_bad, seed, device, precision, largest_image: see `fit`.
@@ -367,11 +370,11 @@ def _seen(
 ) -> tuple[list[_Part], str]:
     if model in OWN:
         raise ConfigError(f"{model} has random weights, whose features say nothing", fix="name a pretrained --model")
-    found = at_hand.at_hand() if model == "auto" else None
+    found = (at_hand.at_hand() or COLOURS) if model == "auto" else None
     where = accelerator_for(device).device
     name = found.model if found is not None else model
     # A model that is not there should not wait for the images.
-    encoder = None if name in ("auto", "none") else load_encoder(name, device=where, precision=precision)
+    encoder = None if name == "none" else load_encoder(name, device=where, precision=precision)
     tables = [read(data, classes=classes, group=group, columns=columns, decoding=decoding)]
     if test is not None:
         if is_embeddings(test):
@@ -392,11 +395,12 @@ def _seen(
             )
         parts.append(_Part(kept, feats, looks))
     if encoder is None:
-        why = "no pretrained model is at hand" if model == "auto" else "--model none"
         notices.append(
-            f"{why}: copies are looked for in small grey pictures; wrong labels, classes that look like one and "
+            "--model none: copies are looked for in small grey pictures; wrong labels, classes that look like one and "
             "outliers need features, of --model openai/clip-vit-base-patch32 or of another model"
         )
+    elif found is COLOURS:
+        notices.append(f"no pretrained network is on this machine: seen as colours and edges; {PRETRAINED_HELPS}")
     return parts, "none" if encoder is None else (found.name if found is not None else model)
 
 

@@ -8,6 +8,8 @@ from labelwright.encoders import descriptor
 from labelwright.encoders.at_hand import AtHand
 from labelwright.methods.registry import METHODS
 
+COLOURS = AtHand(descriptor.NAME, descriptor.NAME, "colours and edges")
+
 
 def without_network(table: LabelTable, *, novel: int | str | None = None) -> AtHand | None:
     """Colours and edges, of few images that a method can learn from; None where a network is trained.
@@ -20,4 +22,4 @@ def without_network(table: LabelTable, *, novel: int | str | None = None) -> AtH
     if len(table) > descriptor.FEW_IMAGES or not table.class_names:
         return None
     reads_names = METHODS[detect(table, novel=novel).method(has_text=False)].requires.text
-    return None if reads_names else AtHand(descriptor.NAME, descriptor.NAME, "colours and edges")
+    return None if reads_names else COLOURS

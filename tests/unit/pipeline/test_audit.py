@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 import labelwright as lw
 from labelwright import cli
 from labelwright.errors import ConfigError, DataError
+from pictures import write_folders
 
 
 def picture(seed: int) -> Image.Image:
@@ -120,6 +122,18 @@ def test_audit__a_model_sees_the_images(photos: Path) -> None:
     rows = lw.audit(photos / "photos", model="labelwright/digits-clip", device="cpu").rows
     assert {"label_score", "suspected_label", "outlier_score"} <= set(rows.column_names)
     assert flags_of(rows, "near_copy") == {"cat/1.png", "cat/1.jpg"}
+
+
+def test_audit__colours_and_edges_where_no_model_is_at_hand(tmp_path: Path) -> None:
+    """Each class has its own brightness; one image lies in the wrong folder."""
+    photos = write_folders(tmp_path / "photos", {"ant": 20, "bee": 20, "cow": 20}, size_px=12)
+    (photos / "ant" / "0.png").rename(photos / "cow" / "strayed.png")
+    found = lw.audit(photos)
+    assert found.summary["features"] == "descriptor"
+    assert any("colours and edges" in notice for notice in found.summary["notices"])
+    suspected = found.rows.filter(pa.array(["wrong_label" in flags for flags in found.rows["flags"].to_pylist()]))
+    assert [Path(name).name for name in suspected["id"].to_pylist()] == ["strayed.png"]
+    assert suspected["suspected_label"].to_pylist() == ["ant"]
 
 
 @pytest.mark.parametrize(
