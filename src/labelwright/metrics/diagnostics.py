@@ -54,8 +54,9 @@ def pace_warnings(
     began = sum(first) / max(len(first), 1)
     if epoch + 1 == n_epochs and divergences[-1] > max(NOTICEABLE, STALE_RATIO * began):
         signs.append(
-            f"class sizes did not move towards the expected ones (KL {began:.3f} at first, "
-            f"{divergences[-1]:.3f} at the end): give the prior if it is not even, or another --novel"
+            f"class sizes did not move towards the expected ones ({began:.2f} away from them at first, "
+            f"{divergences[-1]:.2f} at the end; 0 would be equal): give their shares with --set prior_shares, or "
+            "another --novel"
         )
     n_empty = sum(share == 0 for share in facts["class_frac"][n_named:])
     if n_empty:

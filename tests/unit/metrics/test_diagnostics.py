@@ -1,4 +1,4 @@
-"""The failure signs of Co-Reg: each is said when it is there, and not a step before."""
+"""The failure signs of Co-Reg and of novel classes: each is said when it is there, and not a step before."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from labelwright.labels.codivide import CoDivision, describe_divisions
-from labelwright.metrics.diagnostics import division_warnings
+from labelwright.metrics.diagnostics import division_warnings, pace_warnings
 
 FINE = {"reliable_frac": 0.7, "in_set_frac": 0.8, "prototype_cosine": 0.1}
 
@@ -88,3 +88,22 @@ def test_signs__all_at_once() -> None:
         "label collapse",
         "the answers leave the candidate sets",
     ]
+
+
+@pytest.mark.parametrize(
+    ("divergences", "words"),
+    [
+        (
+            [0.12, 0.2],
+            ["class sizes did not move towards the expected ones (0.12 away from them at first, 0.20 at the end"],
+        ),
+        ([0.12, 0.1], []),  # it moved
+        ([0.01, 0.04], []),  # too near to matter
+    ],
+)
+def test_pace__class_sizes_that_stay_away(divergences: list[float], words: list[str]) -> None:
+    facts = {"novel_frac": 0.6, "novel_expected": 0.6, "class_frac": [0.5, 0.5]}
+    facts |= {"confidence_seen": 0.9, "confidence_novel": 0.9}
+    found = pace_warnings(facts, divergences, epoch=1, n_epochs=2, n_named=1)
+    assert [each.split(";")[0] for each in found] == words
+    assert pace_warnings(facts, divergences, epoch=0, n_epochs=2, n_named=1) == []
