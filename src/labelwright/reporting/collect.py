@@ -217,7 +217,8 @@ def _check(run: Run, gallery: Mapping[str, Any]) -> dict[str, Any]:
         facts, row = known.get(key) or {}, rows.get(key) or {}
         mine = [tab for tab, ids in tabs.items() if key in ids]
         label = suspected.get(key, {}).get("given") or row.get("label") or facts.get("label") or "–"
-        rather = suspected.get(key, {}).get("suggested") or facts.get("rather") or row.get("runner_up") or ""
+        runner_up = "" if mine == ["copy"] else row.get("runner_up")  # nothing doubts the label of a copy
+        rather = suspected.get(key, {}).get("suggested") or facts.get("rather") or runner_up or ""
         source = row.get("source") or "test"
         why = [TABS[tab][1] for tab in mine if tab != "copy" or key not in copies]
         why += [f"copy of {copies[key]}"] if key in copies else []

@@ -244,10 +244,12 @@ def test_check__an_image_is_listed_once_with_every_reason(tmp_path: Path) -> Non
     assert check["items"][0]["neighbours"][0]["picture"]
 
 
-def test_check__a_copy_is_named_once() -> None:
-    rows = pa.table({"id": ["a", "b"], "label": ["cow"] * 2, "source": ["given"] * 2, "trust": [0.9] * 2})
+def test_check__a_copy_is_named_once_and_no_other_class_for_it() -> None:
+    sure = {"source": ["given"] * 2, "trust": [0.9] * 2, "runner_up": ["ant"] * 2}
+    rows = pa.table({"id": ["a", "b"], "label": ["cow"] * 2, **sure})
     items = collect(run_of({"audit": {"duplicates": [["a", "b", "exact"]]}}, labels=rows))["check"]["items"]
     assert [item["why"] for item in items] == [["copy of b"], ["copy of a"]]
+    assert [item["rather"] for item in items] == ["", ""]
 
 
 def test_verdict__warnings_of_every_epoch_are_one() -> None:
