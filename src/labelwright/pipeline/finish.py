@@ -61,7 +61,6 @@ from labelwright.trust.calibration import (
     from_left_out,
     levelled,
     slope_to_mean,
-    steadied,
     with_evidence,
     worth_of,
 )
@@ -369,7 +368,7 @@ def _calibrations(plan: Plan, job: Job, answer: Answer, own: Answers) -> Calibra
         found = from_left_out(kept.left_out.odds[asked], right, n_classes=n_classes, like=like)
         if job.task.n_novel and found.n:  # classes without labels are others than these
             found = dataclasses.replace(found, n=worth_of(right, truth))
-        return both(steadied(found, own.odds, kept.left_out.moved))
+        return both(dataclasses.replace(found, moved=kept.left_out.moved))
     if "zero_shot" in contenders:  # a start without labels is what texts say, repaired ones in place of the names
         before = contenders.get("start", contenders["zero_shot"])
         mean = float(sure(before).probability.mean())

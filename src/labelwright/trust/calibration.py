@@ -238,26 +238,6 @@ def from_held_out(odds: Tensor, right: Tensor, *, n_classes: int = 2) -> tuple[C
     return from_left_out(odds, right, n_classes=n_classes, temperatures=at), of_others
 
 
-def steadied(calibration: Calibration, odds: Tensor, moved: float) -> Calibration:
-    """A map from left-out labels for a classifier that fits without them answer unlike by the share ``moved``.
-
-    Where they do, they are worse than it is by up to that share: the mean is raised by half of it.
-
-    Args:
-      odds: [N, T] of the classifier's answers.
-
-    Example:
-      >>> from labelwright.train.predict import odds_of
-      >>> odds = odds_of(torch.tensor([[0.6, 0.4]]))
-      >>> round(steadied(Calibration(), odds, 0.2).chance(odds).item(), 3)
-      0.7
-    """
-    if moved <= 0:
-        return dataclasses.replace(calibration, moved=moved)
-    mean = float(calibration.chance(evenly_spread(odds, MATCHED_ROWS)).double().mean())
-    return dataclasses.replace(at_mean(calibration, odds, min(mean + moved / 2, (1 + mean) / 2)), moved=moved)
-
-
 def with_evidence(odds: Tensor, evidence: Tensor) -> Tensor:
     """Log-odds [N, T] with a column of evidence [N], as `Calibration.chance` takes them; added to one that is there."""
     n = len(TEMPERATURES)
@@ -270,6 +250,8 @@ def levelled(calibration: Calibration, odds: Tensor) -> Calibration:
     Args:
       odds: [N, T + 1] of predicted classes, see `with_evidence`; [N, T]: the map stays as it is.
 
+    Returns: the map with another offset; as it is where none leads there.
+
     Example:
       >>> from labelwright.train.predict import odds_of
       >>> odds = with_evidence(odds_of(torch.tensor([[0.8, 0.2]] * 2)), torch.tensor([1.0, -5.0]))
@@ -278,24 +260,8 @@ def levelled(calibration: Calibration, odds: Tensor) -> Calibration:
     """
     if odds.shape[1] == len(TEMPERATURES) or not len(odds):
         return calibration
-    mean = float(calibration.chance(evenly_spread(odds, MATCHED_ROWS)[:, : len(TEMPERATURES)]).double().mean())
-    return at_mean(calibration, odds, mean)
-
-
-def at_mean(calibration: Calibration, odds: Tensor, mean: float) -> Calibration:
-    """The map with the offset at which the mean of the chances is ``mean``; as it is where none leads there.
-
-    Args:
-      odds: [N, T] or [N, T + 1] of predicted classes, N >= 1.
-      mean: 0 to 1.
-
-    Example:
-      >>> from labelwright.train.predict import odds_of
-      >>> odds = odds_of(torch.tensor([[0.8, 0.2], [0.6, 0.4]]))
-      >>> round(at_mean(Calibration(), odds, 0.5).chance(odds).mean().item(), 3)
-      0.5
-    """
     some = evenly_spread(odds, MATCHED_ROWS)
+    mean = float(calibration.chance(some[:, : len(TEMPERATURES)]).double().mean())
 
     def gap(more: float) -> float:
         shifted = dataclasses.replace(calibration, offset=calibration.offset + more)
@@ -379,8 +345,10 @@ def from_confidence(odds: Tensor, confidence: float, source: Source, *, n_classe
 def expected_accuracy(trust: Tensor, calibration: Calibration) -> tuple[float, float, float]:
     """The estimated share of labels that are right, and an interval for it.
 
-    With left-out labels the interval is a 95% one for as many of them, wider where fits without them differ; from a
-    text model or candidates it is what such estimates were off by where we looked; without any it says nothing.
+    With left-out labels the interval is a 95% one for as many of them, wider by half of what fits without them answer
+    unlike: where they do, either may be right, so they are worse by an unknown part of it, and the estimate is not
+    raised. From a text model or candidates it is what such estimates were off by where we looked; without any it says
+    nothing.
 
     Args:
       trust: [N] calibrated chances of predicted labels, N >= 1.

@@ -105,6 +105,23 @@ def test_fit__a_baseline_is_its_own_answer(tmp_path: Path) -> None:
     assert list(summary["reference"]) == ["nearest_mean", "class_balanced"]
 
 
+def test_fit__many_classes_that_are_hardly_told_apart__trust_stays_low(tmp_path: Path) -> None:
+    """Fits that hide labels answer two images in five otherwise, and are as wrong on these as the whole fit."""
+    draw, truth = np.random.default_rng(0), np.arange(800) % 40
+    feats = 0.3 * draw.standard_normal((40, 64))[truth] + draw.standard_normal((800, 64))
+    names = np.array([f"c{c:02}" for c in range(40)])[truth]
+    is_given = np.arange(800) < 200
+    np.savez(tmp_path / "t.npz", embeddings=feats.astype(np.float32), labels=np.where(is_given, names, ""))
+    run = lw.fit(tmp_path / "t.npz", out=tmp_path / "run", device="cpu", test_frac=0, evaluations=0)
+    trust, labels = run.summary["trust"], run.labels
+    assert labels is not None
+    right = float((np.array(labels["label"].to_pylist()) == names)[~is_given].mean())
+    assert 0.15 < right < 0.25
+    assert trust["moved"] > 0.3
+    assert abs(trust["estimated"] - right) < 0.1
+    assert trust["interval"][0] < right < trust["interval"][1]
+
+
 def test_fit__open_world__k_means_is_beside(tmp_path: Path) -> None:
     data = blobs(tmp_path / "train.npz", 40, spread=0.2)
     with np.load(data) as file:

@@ -1,5 +1,7 @@
 """The chance that a label is right."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,6 @@ from labelwright.trust.calibration import (
     from_verified,
     levelled,
     slope_to_mean,
-    steadied,
     with_evidence,
 )
 
@@ -98,14 +99,11 @@ def test_expected_accuracy__says_nothing_without_a_source() -> None:
         assert (mean, low, high) == (pytest.approx(0.7), pytest.approx(0.35), pytest.approx(0.85))
 
 
-def test_steadied__the_mean_rises_by_half_of_what_moved_and_the_interval_is_wider() -> None:
-    odds, right = drawn(300, 0.3, -0.5)
-    found = from_left_out(odds, right)
-    assert steadied(found, odds, 0.0) == found
-    raised = steadied(found, odds, 0.2)
-    before, after = (expected_accuracy(each.chance(odds), each) for each in (found, raised))
-    assert after[0] - before[0] == pytest.approx(0.1, abs=1e-4)
-    assert after[1] < before[0] < before[0] + 0.2 < after[2]
+def test_expected_accuracy__is_wider_by_half_of_what_moved() -> None:
+    trust, still = torch.full((50,), 0.7), Calibration(source="left-out labels", n=200)
+    mean, low, high = expected_accuracy(trust, still)
+    moved = expected_accuracy(trust, dataclasses.replace(still, moved=0.2))
+    assert moved == (pytest.approx(mean), pytest.approx(low - 0.1), pytest.approx(high + 0.1))
 
 
 def test_levelled__evidence_moves_chances_and_not_their_mean() -> None:
