@@ -15,10 +15,12 @@ from labelwright.encoders import at_hand
 sys.path.insert(0, str(Path(__file__).parent))
 
 
-@pytest.fixture(autouse=True)
-def no_model_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What else is on this machine decides nothing here."""
-    monkeypatch.setattr(at_hand, "at_hand", lambda: None)
+@pytest.fixture(autouse=True, scope="session")
+def no_model_at_hand() -> Iterator[None]:
+    """What else is on this machine decides nothing here, nor in what tests share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(at_hand, "at_hand", lambda: None)
+        yield
 
 
 @pytest.fixture(scope="module")

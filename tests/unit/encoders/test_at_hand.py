@@ -9,6 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
+import huggingface_hub.constants
+import huggingface_hub.errors
 import pytest
 
 from labelwright.encoders import at_hand, efficientnet
