@@ -151,10 +151,10 @@ def odd_names(class_names: tuple[str, ...], labels: NDArray[np.int32], *, is_sai
     unsorted = [] if is_said else [name for name in class_names if name.casefold() in NO_CLASSES]
     single = [class_names[c] for c in np.flatnonzero(counts == 1)] if counts.sum() > 2 * len(class_names) else []
     for found, detail in (
-        (list(map(repr, lists)), "look like several names in one"),
+        (list(map(repr, lists)), f"look{'s' * (len(lists) == 1)} like several names in one"),
         (twins, "differ in upper and lower case or blanks alone: if they are one class, write one name"),
         (slips, f"{'is' if len(slips) == 1 else 'are'} perhaps misspelled: then mend it in the data"),
-        (list(map(repr, single)), "have a single labelled image"),
+        (list(map(repr, single)), f"{'has' if len(single) == 1 else 'have'} a single labelled image"),
         (list(map(repr, unsorted)), "read as a class; images without one go into a folder called unlabelled"),
     ):
         if found:

@@ -440,7 +440,7 @@ def test_names__accents_composed_or_not_are_equal(tmp_path: Path) -> None:
 def test_names__twins_singles_and_lists_are_told(photos: Path) -> None:
     table = load(written(photos, "csv", label=["cat", "CAT", "cat", "CAT", "cat", "a,b"]))
     assert "'CAT' and 'cat' differ in upper and lower case" in told(table, "odd_class")
-    assert "'a,b' look like several names in one" in told(table, "odd_class")
+    assert "'a,b' looks like several names in one" in told(table, "odd_class")
     many = load(written(photos, "csv", label=["cat"] * 4 + ["dog", "dog"]))
     assert told(many, "odd_class") == ""
 
