@@ -5,6 +5,7 @@
 DATA holds rsscn7-train.parquet, flowers12-train.parquet and cifar10-train.parquet (columns image and label). Images,
 labels that are hidden and mistakes that are made on purpose are drawn with seed 0. A block of a page that is titled
 "printed by fit" gets what that command printed; docs/tutorials/NAME.webp is the report, NAME-panel.webp a part of it.
+docs/report.png is the report of `labelwright demo` (``--only demo``), which needs no data.
 Needs the extras imagenet and dev, and Chromium. The tests run the same pages on handwritten digits.
 """
 
@@ -23,6 +24,7 @@ import tempfile
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -37,6 +39,7 @@ Truth = dict[str, str]
 """Id of an image -> its class."""
 N_NEW, N_LABELLED, RATIO = 3, 10, 15
 WIDTH_PX, HEIGHT_PX, PANEL_PX = 960, 1240, 760
+DEMO_PX = 1150, 1180
 
 
 def placed(files: Sequence[bytes], folder: str, *, start: int = 0) -> list[str]:
@@ -222,21 +225,37 @@ def with_printed(page: str, printed: Mapping[str, str]) -> str:
     return re.sub(r'(^```text title="printed by ([\w-]+)"\n).*?^```', changed, page, flags=re.DOTALL | re.MULTILINE)
 
 
-def pictures(report: Path, out: Path, section: str, parts: Sequence[str] = ()) -> None:
-    """The beginning of a report and of a section as small files, and ``parts`` for docs/report.md."""
+@contextlib.contextmanager
+def opened(report: Path, width_px: int, height_px: int) -> Iterator[Any]:
+    """A report in a browser: Playwright's page."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": WIDTH_PX, "height": HEIGHT_PX})
+        page = browser.new_page(viewport={"width": width_px, "height": height_px})
         page.goto(report.resolve().as_uri())
         page.wait_for_timeout(500)
+        yield page
+        browser.close()
+
+
+def picture_of_demo(out: Path) -> None:
+    """The beginning of the report of `labelwright demo`, run in the working folder."""
+    run_command(["demo"])
+    with opened(Path("demo-run", "1", "report.html"), *DEMO_PX) as page:
+        Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(64).save(out, optimize=True)
+    print(f"{out}: {out.stat().st_size:,} bytes")
+
+
+def pictures(report: Path, out: Path, section: str, parts: Sequence[str] = ()) -> None:
+    """The beginning of a report and of a section as small files, and ``parts`` for docs/report.md."""
+    with opened(report, WIDTH_PX, HEIGHT_PX) as page:
 
         def beginning(of: str) -> bytes:
             box = page.locator(f"#{of}").bounding_box()
             assert box, of
             clip = {"x": 0, "y": box["y"], "width": WIDTH_PX, "height": min(box["height"], PANEL_PX)}
-            return page.screenshot(clip=clip, full_page=True)  # type: ignore[arg-type]
+            return page.screenshot(clip=clip, full_page=True)
 
         shots = {out: page.screenshot(), out.with_name(f"{out.stem}-panel.webp"): beginning(section)}
         docs = out.parents[1]
@@ -245,7 +264,6 @@ def pictures(report: Path, out: Path, section: str, parts: Sequence[str] = ()) -
             page.locator(".card .look").first.click()
             page.wait_for_timeout(300)
             shots[docs / "report-dialog.webp"] = page.locator("#dialog").screenshot()
-        browser.close()
     for path, content in shots.items():
         Image.open(io.BytesIO(content)).convert("RGB").save(path, quality=78, method=6)
         print(f"{path}: {path.stat().st_size:,} bytes")
@@ -256,17 +274,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--model", action="append", default=[], help="NAME=what is used in its place")
-    parser.add_argument("--only", nargs="+", default=list(LAYOUTS), choices=LAYOUTS)
+    parser.add_argument("--only", nargs="+", default=[*LAYOUTS, "demo"], choices=[*LAYOUTS, "demo"])
     parser.add_argument("--keep", type=Path, help="folder to keep data and runs in")
     options = parser.parse_args()
     models = dict(each.split("=", 1) for each in options.model)
     data = options.data.resolve()
     for name in options.only:
-        lay_out, source, n, section = LAYOUTS[name]
         with tempfile.TemporaryDirectory() as scratch:
             folder = options.keep.resolve() / name if options.keep else Path(scratch)
             folder.mkdir(parents=True, exist_ok=True)
             os.chdir(folder)
+            if name == "demo":
+                picture_of_demo(PAGES.parent / "report.png")
+                continue
+            lay_out, source, n, section = LAYOUTS[name]
             page = PAGES / f"{name}.md"
             printed = run_page(page, lay_out(photos_of(data / f"{source}-train.parquet", n)), models)
             print(*printed.values(), sep="\n", file=sys.stderr)
