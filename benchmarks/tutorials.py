@@ -38,7 +38,7 @@ Photos = Mapping[str, Sequence[bytes]]
 Truth = dict[str, str]
 """Id of an image -> its class."""
 N_NEW, N_LABELLED, RATIO = 3, 10, 15
-WIDTH_PX, HEIGHT_PX, PANEL_PX = 960, 1240, 760
+WIDTH_PX, HEIGHT_PX, PANEL_PX = 960, 1240, 880
 DEMO_PX = 1150, 1180
 
 
