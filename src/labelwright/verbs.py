@@ -152,8 +152,8 @@ VERBS: dict[str, Callable[..., Any]] = {
         model=flag(
             str,
             "auto",
-            "whose features are compared: auto (one that is on this machine), none, or a pretrained model by id or "
-            "path",
+            "whose features are compared: auto (one that is on this machine, else colours and edges), none, or a "
+            "pretrained model by id or path",
             "--model openai/clip-vit-base-patch32",
         ),
         out=flag(
