@@ -86,13 +86,17 @@ def prepare_job(plan: Plan, seconds: dict[str, float], approve: Callable[[Estima
 
 
 def embedded(plan: Plan) -> Prepared:
-    """The images with their features, from the cache where they are stored; as they are without a frozen encoder."""
+    """The images with their features, from the cache where they are stored; as they are without a frozen encoder.
+
+    A method that takes no steps looks at the un-augmented view alone, and so do all that it is held against.
+    """
     settings, prepared, encoder, device = plan.settings, plan.prepared, plan.encoder, plan.accelerator.device
     if encoder is None or plan.views != "embeddings":
         return prepared
-    train = embed(prepared.train, encoder, prepared.view, n_views=settings.n_views, device=device, shared=True)
+    n_views = settings.n_views if plan.cfg.takes_steps else 0
+    train = embed(prepared.train, encoder, prepared.view, n_views=n_views, device=device, shared=True)
     # Test images in the un-augmented view alone, but for those to be learned from.
-    n_views = settings.n_views if settings.refit and prepared.test_is == "held out" else 0
+    n_views = n_views if settings.refit and prepared.test_is == "held out" else 0
     test = prepared.test and embed(prepared.test, encoder, prepared.view, n_views=n_views, device=device, shared=True)
     return dataclasses.replace(prepared, train=train, test=test)
 

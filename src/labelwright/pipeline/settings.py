@@ -157,7 +157,9 @@ class ModelSettings:
         "and of a pretrained model on a CPU embeddings",
         "--views embeddings",
     )
-    n_views: int = setting(2, "weak and strong views embedded of every image", "--n-views 4", low=1)
+    n_views: int = setting(
+        2, "weak and strong views embedded of every image, where a method is trained on them", "--n-views 4", low=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
