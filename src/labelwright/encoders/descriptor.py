@@ -26,7 +26,7 @@ MEAN, STD = 0.5, 0.25  # of pixels in 0 to 1, as they come in
 ORIENTATIONS, BINS = 8, 8
 EDGE_FIELDS, COLOUR_FIELDS, MEAN_FIELDS = (4, 8), (1, 2, 4), 8  # per side
 FLAT = 0.02  # contrast below which there is no edge
-FEW_IMAGES = 5000  # up to so many it knows more than a network that learns to see from these images alone
+FEW_IMAGES = 2000  # up to so many no network from random weights is trained; of more both are, and compared
 
 
 class Descriptor(nn.Module):
