@@ -4,8 +4,8 @@
 2. how frequent values of brightness and of two opponent colours are, in the image, its quarters and its sixteenths
 3. the mean colours of 8 x 8 fields
 
-Each part has a norm of about 1. Nothing in it is learned: a head on it is fitted in seconds, and of hundreds to
-thousands of images knows more than a network that starts from random weights (benchmarks/descriptor.py).
+Each part has a norm of about 1. Nothing in it is learned: a head on it is fitted in seconds, and of hundreds of
+images knows more than a network that starts from random weights (benchmarks/descriptor.py).
 
 Source: 1 Dalal & Triggs 2005 (CVPR), histograms of oriented gradients. Differs: the share of an orientation is the
   fourth power of its cosine to the gradient, in operations that can be exported. 2 Swain & Ballard 1991

@@ -132,9 +132,7 @@ def unlike_labelled(feats: Tensor, labels: Tensor, *, groups: Tensor | None = No
     largest = float(z.abs().max().clamp(min=1e-30))
     centre = (z / largest).mean(0)
     z = F.normalize(z / largest - centre, dim=1)
-    mixed = torch.randperm(len(z), generator=torch.Generator().manual_seed(0)).to(
-        z.device
-    )  # of equals no kind is first
+    mixed = torch.randperm(len(z), generator=torch.Generator().manual_seed(0)).to(z.device)  # of equals none is first
     near = mixed[_neighbours(z, units, z[mixed], units[mixed])]
     nearest, nearest_rest, n_classes = _nearest_classes(z[:n], labels[rows], units[:n], z[n:])
     unlabelled = torch.cat([z.new_zeros(n), z.new_full((len(others),), n / len(others))])

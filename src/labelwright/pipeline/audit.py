@@ -35,7 +35,6 @@ from labelwright.data.stored import EmbeddingViews
 from labelwright.data.table import SPLITS, LabelTable
 from labelwright.data.views import ViewSettings
 from labelwright.encoders import at_hand
-from labelwright.encoders.at_hand import PRETRAINED_HELPS
 from labelwright.encoders.embed import embed, load_encoder
 from labelwright.encoders.resnets import OWN
 from labelwright.errors import ConfigError, DataError
@@ -400,7 +399,7 @@ def _seen(
             "outliers need features, of --model openai/clip-vit-base-patch32 or of another model"
         )
     elif found is COLOURS:
-        notices.append(f"no pretrained network is on this machine: seen as colours and edges; {PRETRAINED_HELPS}")
+        notices.append(f"no pretrained network is at hand: seen as colours and edges; {at_hand.PRETRAINED_HELPS}")
     return parts, "none" if encoder is None else (found.name if found is not None else model)
 
 

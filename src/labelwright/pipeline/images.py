@@ -51,7 +51,7 @@ def images_of(run: Run, data: Any = None) -> tuple[Any, Images]:
 
 
 def to_look_at(found: tuple[Any, Images], ids: Sequence[str], folder: Path) -> list[str]:
-    """Where a person finds each of some images: the file, or a picture in a folder made for those that are no files.
+    """Where a person finds each of some images: its file, or a picture written for images that are not files.
 
     Args:
       found: of `images_of`.   ids: of the images, in the order of the pictures.   folder: made if there are any.

@@ -92,9 +92,9 @@ def verify_sample(
       data: its images, if they are no longer where config.yaml has them, were in memory, or are those that its
         embeddings are of.
       n: how many images; all of them if there are fewer.
-      out: .csv or .parquet file, which must not exist. Columns: id, path (of the image, or where it is no file of a
-        picture in a folder beside the table), label, trust, verified (to be filled in with the true class, or with
-        ``none`` where it is of no class), drawn (how the rows were drawn; to be left as it is). Rows are in random
+      out: .csv or .parquet file, which must not exist. Columns: id, path (of the image, or of a picture in a folder
+        beside the table where the image is not a file), label, trust, verified (to be filled in with the true class, or
+        with ``none`` where it is of no class), drawn (how the rows were drawn; to be left as it is). Rows are in random
         order: the first half alone is a random sample, too.
       error, confidence: of the promise that you want to make.
       seed: of the draw.
