@@ -23,7 +23,7 @@ class LocalChat:
 
     Args:
       name: a folder written by save_pretrained, or a hub id (owner/name) such as llava-hf/llava-1.5-7b-hf.
-      precision: of the weights: "auto", "bf16" or "fp32"; auto is bf16 where the hardware multiplies it natively.
+      precision: of the weights: "auto", "bf16" or "fp32"; auto is bf16 where the hardware is quicker in it.
       max_new_tokens: of an answer.   batch_size: questions answered together.
 
     Raises:

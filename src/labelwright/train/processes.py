@@ -60,9 +60,11 @@ def autocast_dtype(device: torch.device, precision: str) -> torch.dtype | None:
     """The dtype that forward passes autocast to, None for plain float32.
 
     Args:
-      precision: "auto", "bf16" or "fp32"; auto is bf16 where the hardware multiplies it natively.
+      precision: "auto", "bf16" or "fp32"; auto is bf16 where the hardware is quicker in it.
 
     Raises: ConfigError for another precision.
+
+    Source: ours (`benchmarks/precision.py`): processors of Intel without AMX know bfloat16, and are slower in it.
 
     Example:
       >>> autocast_dtype(torch.device("cpu"), "fp32") is None, autocast_dtype(torch.device("cpu"), "bf16")
@@ -75,7 +77,8 @@ def autocast_dtype(device: torch.device, precision: str) -> torch.dtype | None:
             native = torch.cuda.is_bf16_supported(including_emulation=False)
         else:
             able = torch.cpu.get_capabilities()
-            native = bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+            is_intel = "intel" in str(able.get("cpu_name", "")).lower()
+            native = bool(able.get("amx_bf16") or (able.get("avx512_bf16") and not is_intel))
         return torch.bfloat16 if native else None
     return torch.bfloat16 if precision == "bf16" else None
 

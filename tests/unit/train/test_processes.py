@@ -272,6 +272,20 @@ def test_autocast_dtype() -> None:
     cpu = torch.device("cpu")
     assert autocast_dtype(cpu, "fp32") is None
     assert autocast_dtype(cpu, "bf16") is torch.bfloat16
-    assert autocast_dtype(cpu, "auto") in (None, torch.bfloat16)
     with pytest.raises(ConfigError, match="precision 'fp64' is not known"):
         autocast_dtype(cpu, "fp64")
+
+
+@pytest.mark.parametrize(
+    ("able", "is_bf16"),
+    [
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": True}, True),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, False),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, True),
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": False}, False),
+        ({}, False),
+    ],
+)
+def test_autocast_dtype__auto(able: dict[str, object], is_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    assert (autocast_dtype(torch.device("cpu"), "auto") is torch.bfloat16) == is_bf16
