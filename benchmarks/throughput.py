@@ -121,7 +121,7 @@ def main() -> None:
         row = {
             "table": "throughput.py",
             "cell": "train",
-            "title": "training ResNet-32, batch 128, bfloat16",
+            "title": f"training ResNet-32, batch 128, {autocast_dtype(torch.device('cpu'), 'auto') or torch.float32}",
             "commit": source_commit() or "",
             "hardware": f"cpu ({torch.get_num_threads()} threads)",
         }

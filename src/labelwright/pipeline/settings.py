@@ -298,7 +298,9 @@ class RunSettings:
     out: str = setting(REQUIRED, "run folder: absent or empty, unless --resume", "--out run", also=(Path,))
     seed: int = setting(0, "of everything random", "--seed 1", low=0)
     device: str = setting("auto", "auto, cpu or cuda", "--device cuda")
-    precision: str = setting("auto", "auto, bf16 or fp32; auto is bf16 where the hardware is quicker in it", "--precision fp32")
+    precision: str = setting(
+        "auto", "auto, bf16 or fp32; auto is bf16 where the hardware is quicker in it", "--precision fp32"
+    )
     accumulate: int = setting(
         1,
         "parts in which a step's images go through the network, for less memory and one more forward pass: the "
