@@ -23,7 +23,7 @@ from labelwright.metrics.choice import CRITERION, Choice
 from labelwright.metrics.classification import calibration_error
 from labelwright.metrics.scores import confusions, few_scores, open_scores, scores_of, seen_unseen, truth_beyond
 from labelwright.pipeline.evaluate import answers_of, asker_of_names
-from labelwright.pipeline.gallery import first_guesses, gallery_of
+from labelwright.pipeline.gallery import Checked, first_guesses, gallery_of, right_of
 from labelwright.pipeline.job import Job
 from labelwright.pipeline.label_rows import label_rows
 from labelwright.pipeline.novel import feats_of
@@ -54,10 +54,11 @@ from labelwright.train.loop import Trained
 from labelwright.train.predict import TEMPERATURES, Answers
 from labelwright.trust.calibration import (
     LEAST_ROWS,
+    OF_HELD_OUT,
     Calibration,
+    cross_fitted,
     expected_accuracy,
     from_confidence,
-    from_held_out,
     from_left_out,
     levelled,
     slope_to_mean,
@@ -96,7 +97,7 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
     given = task.labels.cpu()
     own, of_sets = own_answers(plan, job, kept, given)
     of_held_out = _of_held_out(job, answer, tests[kept.name][0])
-    calibrations = both(of_held_out[0]) if of_held_out is not None else _calibrations(plan, job, answer, own)
+    calibrations = both(of_held_out) if of_held_out is not None else _calibrations(plan, job, answer, own)
     votes = votes_of(job, own)
     own, calibrations, answer = _voted(job, votes, own, calibrations, answer)
     held_out = tests[kept.name][0]
@@ -150,6 +151,7 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
     rows = labelled(calibrations)
     odds = own.odds if order is None or held_out is None else torch.cat([own.odds, held_out.odds])[order]
     rows, calibrations, promised = _promised(plan, job, rows, odds, labelled, calibrations, held_out)
+    checked = _checked(job, answer, calibrations.model, held_out, scores, is_fitted=of_held_out is not None)
     write_parquet_atomically(rows, run.path / "labels.parquet")
     summary: dict[str, Any] = {
         "situation": prepared.situation.name,
@@ -162,7 +164,7 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
         "test": scores,
         "n_fitted": n_fitted,
         "trust": _trust(
-            *(calibrations, own, held_out, None if of_held_out is None else of_held_out[1], _near_labels(job)),
+            *(calibrations, own, None if held_out is None else checked, _near_labels(job)),
             bare=None if plan.settings.verified is not None else bare,
             unlike=job.unlike,
         ),
@@ -213,8 +215,7 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
         own=own,
         first=first_guesses(job, None if ask is None else ask("train")),
         tested=held_out,
-        chance=calibrations.model.chance,
-        rows_left_out=answer.rows,
+        checked=checked,
     )
     write_gallery(run.path, shown)
     if scores is not None and not task.n_novel and 0 < (table.counts() == 0).sum() < len(table.class_names):
@@ -390,25 +391,51 @@ def _calibrations(plan: Plan, job: Job, answer: Answer, own: Answers) -> Calibra
     return Calibrations(own_map, model_map)
 
 
-def _of_held_out(job: Job, answer: Answer, tested: Answers | None) -> tuple[Calibration, torch.Tensor] | None:
-    """`from_held_out` of the test images, where the run held them out and no other labels were left out."""
+def _of_held_out(job: Job, answer: Answer, tested: Answers | None) -> Calibration | None:
+    """The calibration by the test images, where the run held them out and no other labels were left out."""
     if tested is None or job.prepared.test_is != "held out" or answer.kept.left_out is not None:
         return None
     known = tested.given >= 0
     if Annotations(job.task).kind is not None or int(known.sum()) < LEAST_ROWS:
         return None
     right = tested.predicted[known] == tested.given[known]
-    found, chances = from_held_out(tested.odds[known], right, n_classes=job.task.n_classes)
+    found = from_left_out(tested.odds[known], right, n_classes=job.task.n_classes, temperatures=OF_HELD_OUT)
     if job.task.n_novel:  # classes without labels are others than these
         found = dataclasses.replace(found, n=worth_of(right, tested.given[known]))
-    return found, chances
+    return found
+
+
+def _checked(
+    job: Job,
+    answer: Answer,
+    calibration: Calibration,
+    tested: Answers | None,
+    scores: Mapping[str, Any] | None,
+    *,
+    is_fitted: bool,
+) -> Checked | None:
+    """Trust beside what was right, of test images, else of labels that were left out; None where there are neither.
+
+    Of labels that the calibration was fitted to, it is what one fitted to others of them says.
+    """
+    n_classes, left_out = job.task.n_classes, answer.kept.left_out
+    if tested is not None:
+        known, right = right_of(job, tested, scores)
+        odds, trust = tested.odds[known], calibration.chance(tested.odds[known])
+        trust = cross_fitted(odds, right, n_classes=n_classes, temperatures=OF_HELD_OUT) if is_fitted else trust
+        return Checked(trust, right, "test images", is_fitted)
+    if left_out is None:
+        return None
+    asked = left_out.predicted >= 0
+    right = left_out.predicted[asked] == job.task.labels.cpu()[answer.rows[asked]]
+    trust = cross_fitted(left_out.odds[asked], right, n_classes=n_classes)
+    return Checked(trust, right, "labels that were left out", True)
 
 
 def _trust(
     calibrations: Calibrations,
     own: Answers,
-    tested: Answers | None,
-    chances_of_tested: torch.Tensor | None,
+    tested: Checked | None,
     near: float,
     *,
     bare: Answers | None,
@@ -432,11 +459,8 @@ def _trust(
             low, high = max(0.0, low - (unlike.share - unlike.least) * of_named), max(high, highest)
         found |= {"estimated": round(mean, 4), "interval": [round(low, 4), round(high, 4)]}
         found |= {"unlike": unlike.share} if unlike.share else {}
-    if tested is not None and bool((tested.given >= 0).any()):
-        known = tested.given >= 0
-        right = tested.predicted[known] == tested.given[known]
-        chances = calibrations.model.chance(tested.odds[known]) if chances_of_tested is None else chances_of_tested
-        found["ece"] = calibration_error(chances, right)
+    if tested is not None and len(tested.right):
+        found["ece"] = calibration_error(tested.trust, tested.right)
     return found
 
 

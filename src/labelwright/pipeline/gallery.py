@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from labelwright.data.prepare import Source
+from labelwright.metrics.classification import calibration_error
 from labelwright.metrics.scores import truth_beyond
 from labelwright.pipeline.evaluate import answers_of
 from labelwright.pipeline.job import Job
@@ -42,8 +43,7 @@ def gallery_of(
     own: Answers,
     first: Tensor | None,
     tested: Answers | None,
-    chance: Callable[[Tensor], Tensor],
-    rows_left_out: Tensor,
+    checked: Checked | None,
 ) -> dict[str, Any]:
     """The content of gallery.json; see `reporting.gallery.write_gallery`.
 
@@ -51,8 +51,7 @@ def gallery_of(
       contenders: what the images are shown to, the answer of the run first.
       first: [N] int64, the first guess of each training image, -1 = none; None where there was none.
       tested: answers on the test images; None without such.
-      chance: from log-odds (`Answers.odds`) to trust.
-      rows_left_out: training rows whose labels were left out.
+      checked: trust beside what was right; None where nothing shows it.
     """
     prepared, names = job.prepared, job.prepared.train.table.class_names
     train, test = prepared.train, prepared.test
@@ -64,14 +63,11 @@ def gallery_of(
         ids = train.table.ids.take(pa.array(at.numpy())).to_pylist()
         changed = {key: names[c] for key, c in zip(ids, first[at].tolist(), strict=True)}
     mistakes: dict[str, dict[str, Any]] = {}
-    matrix, surest = None, _left_out_trust(job, contenders[0], rows_left_out, chance)
+    matrix = None
     if test is not None and tested is not None:
-        found = _test_answers(job, tested, summary)
+        found = _test_answers(job, tested, summary.get("test"))
         mistakes = _mistakes(found, [f"{mark}{key}" for key in test.table.ids.to_pylist()], tested)
         matrix = None if job.task.n_novel else _matrix(found, names)
-        known = torch.tensor([truth is not None for truth in found[0]])
-        right = torch.tensor([truth == answer for truth, answer in zip(*found, strict=True)])
-        surest = trust_against(chance(tested.odds[known]), right[known], "test images")
     tabs = to_check(rows, summary, changed=changed, mistakes=list(mistakes))
     chosen = list(dict.fromkeys(key for tab in tabs.values() for key in tab))
 
@@ -109,7 +105,7 @@ def gallery_of(
         "items": items,
         "samples": samples,
         "matrix": matrix,
-        "trust": surest,
+        "trust": None if checked is None else trust_against(*checked),
         "large": _pictures(place, chosen, LARGE_PX, LARGE_CHARS) if train.pixels is not None else {},
         "small": _pictures(places(small), small, SMALL_PX, SMALL_CHARS) if train.pixels is not None else {},
     }
@@ -135,12 +131,21 @@ def first_guesses(job: Job, asked: Answers | None) -> Tensor | None:
     return torch.cat(chunks)
 
 
-def trust_against(trust: Tensor, right: Tensor, basis: str) -> dict[str, Any] | None:
+class Checked(NamedTuple):
+    """Trust beside what was right."""
+
+    trust: Tensor  # [n] float32, of labels that the map behind it was not fitted to
+    right: Tensor  # [n] bool
+    basis: str  # what the images are
+    is_crossed: bool  # whether the map of each is from the half of them that it is not in
+
+
+def trust_against(trust: Tensor, right: Tensor, basis: str, is_crossed: bool = False) -> dict[str, Any] | None:
     """Trust held against what was right: by tenths of trust, and of the surest tenth, fifth and so on of the images.
 
     Images of equal trust are accepted together.
 
-    Args: trust [n] 0 to 1; right [n] bool; basis: what the images are.
+    Args: see `Checked`.
 
     Example:
       >>> found = trust_against(torch.tensor([0.95, 0.9, 0.3, 0.2]), torch.tensor([1, 1, 0, 1]) > 0, "test images")
@@ -164,17 +169,19 @@ def trust_against(trust: Tensor, right: Tensor, basis: str) -> dict[str, Any] | 
         mine = trust >= falling[max(1, round(len(trust) * i / 10)) - 1]  # with all that are as sure as the last
         n = int(mine.sum())
         surest[n] = {"share": round(n / len(trust), 4), "n": n, "right": int(right[mine].sum())}
-    return {"basis": basis, "bins": bins, "surest": list(surest.values())}
+    off = round(calibration_error(trust, right), 4)
+    return {"basis": basis, "is_crossed": is_crossed, "off": off, "bins": bins, "surest": list(surest.values())}
 
 
-def _left_out_trust(
-    job: Job, kept: Contender, rows: Tensor, chance: Callable[[Tensor], Tensor]
-) -> dict[str, Any] | None:
-    if kept.left_out is None:
-        return None
-    asked = kept.left_out.predicted >= 0
-    right = kept.left_out.predicted[asked] == job.task.labels.cpu()[rows[asked]]
-    return trust_against(chance(kept.left_out.odds[asked]), right, "labels that were left out")
+def right_of(job: Job, tested: Answers, scores: Mapping[str, Any] | None) -> tuple[Tensor, Tensor]:
+    """Of which test images a class is known [n] bool, and of those whether the answer is right, bool.
+
+    Args: scores: of these answers, which say what class each discovered one fits best.
+    """
+    found = _test_answers(job, tested, scores)
+    known = torch.tensor([truth is not None for truth in found[0]], dtype=torch.bool)
+    right = torch.tensor([truth == answer for truth, answer in zip(*found, strict=True)], dtype=torch.bool)
+    return known, right[known]
 
 
 def _pictures(
@@ -191,13 +198,15 @@ def _pictures(
     return found
 
 
-def _test_answers(job: Job, tested: Answers, summary: Mapping[str, Any]) -> tuple[list[str | None], list[str | None]]:
+def _test_answers(
+    job: Job, tested: Answers, scores: Mapping[str, Any] | None
+) -> tuple[list[str | None], list[str | None]]:
     """Names of the truth and of the answers on the test images; of a discovered class, the true one it fits best."""
     prepared, n_seen = job.prepared, len(job.task.class_names)
     assert prepared.test is not None
     truth, names = truth_beyond(prepared.test.table, n_seen)
     if job.task.n_novel:
-        matched = (summary.get("test") or {}).get("matched") or []
+        matched = (scores or {}).get("matched") or []
         answer = [matched[c] if c < len(matched) else None for c in tested.predicted.tolist()]
     else:
         truth, names = prepared.test.table.labels.astype(np.int64), prepared.train.table.class_names

@@ -391,12 +391,15 @@ def _reliability(found: Mapping[str, Any] | None, of: str) -> dict[str, Any] | N
     n_right = sum(each["right"] for each in bins)
     mean, (low, high) = sum(each["n"] * each["trust"] for each in bins) / n, interval(n_right / n, n)
     leaning = "too sure" if mean > high else "too modest" if mean < low else "within chance of it"
+    off = f", bin by bin off by {100 * found['off']:.1f} points" if "off" in found else ""
     finding = (
         f"Of {n:,} {basis} {percent(n_right / n)} are right ({low * 100:.0f} to {high * 100:.0f}); trust expects "
-        f"{percent(mean)}: {leaning}."
+        f"{percent(mean)}: {leaning}{off}. Below each dot the number of its images; lines are 95% intervals."
     )
+    if found.get("is_crossed"):
+        finding += " The trust of either half is by the labels of the other half; all of them make the map."
     chart = dots("Is a trust of 80% right 80 times in 100?", finding, points, x_title="trust", y_title="share right",
-                 has_diagonal=True, x_is_share=True)  # fmt: skip
+                 has_diagonal=True, x_is_share=True, counts=[each["n"] for each in bins])  # fmt: skip
     charts = [chart] if len(bins) > 1 else []
     if of:  # images of other classes are not among them
         return {"words": [] if charts else [finding], "charts": charts, "rows": [], "basis": basis}

@@ -140,10 +140,12 @@ def dots(
     is_log: bool = False,
     has_diagonal: bool = False,
     x_is_share: bool = False,
+    counts: Sequence[int] = (),
 ) -> Chart:
     """Dots with an interval each; y is a share.
 
     Args:
+      counts: a number of images for each dot, written at the foot of the chart below it.
       is_log: x is drawn as a power of ten, and must be above 0.
       has_diagonal: a dashed line where x and y are equal.
       x_is_share: x is a share as well.
@@ -182,6 +184,8 @@ def dots(
             f'<g><title>{_text(words)}</title><line x1="{cx:.1f}" x2="{cx:.1f}" y1="{top:.1f}" y2="{end:.1f}" '
             f'class="whisker"/><circle cx="{cx:.1f}" cy="{cy:.1f}" r="4" class="s0"/></g>'
         )
+    for (x, *_), n in zip(points, counts, strict=False):
+        parts.append(f'<text x="{at(x, 0)[0]:.1f}" y="{height - BOTTOM - 4}" class="t mid">{n:,}</text>')
     return _chart(title, finding, "".join(parts), height, words=f"{len(points)} dots: {y_title} against {x_title}.")
 
 

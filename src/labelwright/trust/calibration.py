@@ -39,6 +39,9 @@ SLOPE_SPREAD, OFFSET_SPREAD = 0.4, 0.7  # deviation of the slope's logarithm, an
 Z95 = 1.96  # normal deviate that 95% are within
 MATCHED_ROWS = 20_000  # by which a map without labels is found
 MIDDLE = 1  # the temperature taken without labels
+OF_HELD_OUT = TEMPERATURES[MIDDLE : MIDDLE + 1]
+"""What is tried by images that were held out and score the run: the order of the chances owes nothing to their labels;
+where evidence is added to them, it owes them the slope."""
 KNOWN_ROWS = 1_000  # images on which what was known stands beside verified labels
 LEAST_ROWS = 10  # left-out labels from which they say more than nothing
 BELOW, ABOVE = 0.35, 0.15  # how far from an estimate without labels the truth may be
@@ -212,30 +215,25 @@ def _best(
     return best, *found[best][1:]
 
 
-def from_held_out(odds: Tensor, right: Tensor, *, n_classes: int = 2) -> tuple[Calibration, Tensor]:
-    """The calibration by images held out of training, and the chances [n] float32 of these by the others among them.
+def cross_fitted(
+    odds: Tensor, right: Tensor, *, n_classes: int = 2, temperatures: Sequence[float] = TEMPERATURES
+) -> Tensor:
+    """The chances [n] float32 of labels, each by a map from the half without it: what a map from all of them is worth.
 
-    At the middle temperature, so that the order of the chances owes nothing to these labels; where evidence is added to
-    them, it owes them the slope.
-
-    Args:
-      odds: [n, T] of the predicted classes, see `odds_of`.
-      right: [n] bool.
-      n_classes: C.
+    Args: as of `from_left_out`; odds [n, T + 1] with evidence: it is added to the maps as `levelled` does.
 
     Example: a network that is sure of itself, and right half of the time.
       >>> from labelwright.train.predict import odds_of
       >>> odds = odds_of(torch.tensor([[0.99, 0.01]]).expand(400, 2))
-      >>> found, chances = from_held_out(odds, torch.arange(400) % 4 < 2)
-      >>> found.n, [round(v, 2) for v in (found.chance(odds[:1]).item(), chances.mean().item())]
-      (400, [0.51, 0.51])
+      >>> round(cross_fitted(odds, torch.arange(400) % 4 < 2).mean().item(), 2)
+      0.51
     """
-    odds, half, at = odds[:, : len(TEMPERATURES)], torch.arange(len(odds)) % 2 == 0, (TEMPERATURES[MIDDLE],)
-    of_others = torch.empty(len(odds))
-    for own in (half, ~half):
-        found = from_left_out(odds[~own], right[~own], n_classes=n_classes, temperatures=at)
-        of_others[own] = found.chance(odds[own])
-    return from_left_out(odds, right, n_classes=n_classes, temperatures=at), of_others
+    chances, order = torch.empty(len(odds)), torch.randperm(len(odds), generator=torch.Generator().manual_seed(0))
+    first, second = order[::2], order[1::2]
+    for own, others in ((first, second), (second, first)):
+        found = from_left_out(odds[others], right[others], n_classes=n_classes, temperatures=temperatures)
+        chances[own] = levelled(found, odds[own]).chance(odds[own])
+    return chances
 
 
 def with_evidence(odds: Tensor, evidence: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from labelwright.encoders.embed import concepts_of, load_encoder
 from labelwright.errors import ConfigError, DataError, LabelwrightError, OfflineError
 from labelwright.pipeline import job
 from labelwright.pipeline.saved_model import load_model
+from labelwright.reporting.gallery import read_gallery
 from pictures import write_folders
 
 NAMES = ["cat", "dog", "owl"]
@@ -499,6 +500,9 @@ def test_pixels__trust_of_a_network_is_by_the_images_that_it_held_out(tmp_path: 
     done = lw.fit(tmp_path / "old", out=tmp_path / "run", views="pixels", size=8, epochs=2, **QUICK)
     trust, test = done.summary["trust"], done.summary["test"]
     assert (trust["source"], trust["n"]) == ("left-out labels", test["n_scored"])
+    shown = read_gallery(done.path)["trust"]  # of the trust that ece is of
+    assert (shown["basis"], shown["is_crossed"], sum(each["n"] for each in shown["bins"])) == ("test images", True, 24)
+    assert shown["off"] == pytest.approx(trust["ece"], abs=1e-4)
     new = lw.label(done.path, tmp_path / "new", out=tmp_path / "new.parquet")["trust"].to_numpy()
     assert 0.35 < new.mean() < 0.65  # noise: half is right
     scores = lw.evaluate(done.path, tmp_path / "new")

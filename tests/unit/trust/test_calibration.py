@@ -11,6 +11,7 @@ from labelwright.trust.calibration import (
     MIDDLE,
     USUAL,
     Calibration,
+    cross_fitted,
     expected_accuracy,
     from_confidence,
     from_left_out,
@@ -54,6 +55,28 @@ def test_from_left_out__few_labels_move_little_and_too_few_nothing() -> None:
     few = from_left_out(odds[:9], right[:9])
     assert few == Calibration(*USUAL[MIDDLE], "none", 0, 2, TEMPERATURES[MIDDLE])
     assert from_left_out(odds[:0], right[:0]).source == "none"
+
+
+def test_cross_fitted__the_labels_of_a_row_have_no_part_in_its_chance() -> None:
+    odds, right = drawn(40, 0.4, -0.5)
+    chances = cross_fitted(odds, right)
+    for i in range(0, 40, 7):
+        other = right.clone()
+        other[i] = ~other[i]
+        assert cross_fitted(odds, other)[i] == chances[i]
+    assert not torch.equal(cross_fitted(odds, ~right), chances)
+    assert len(cross_fitted(odds[:0], right[:0])) == 0
+    assert cross_fitted(odds[:1], right[:1]) == Calibration(USUAL[MIDDLE][0], USUAL[MIDDLE][1], temperature=2).chance(
+        odds[:1]
+    )
+
+
+def test_cross_fitted__evidence_moves_chances_about_their_mean() -> None:
+    odds, right = drawn(2_000, 0.4, -0.5)
+    plain, moved = cross_fitted(odds, right), cross_fitted(with_evidence(odds, 4 * right.double() - 2), right)
+    assert float(moved.mean()) == pytest.approx(float(plain.mean()), abs=1e-3)
+    assert (moved > plain)[right].all()
+    assert (moved < plain)[~right].all()
 
 
 def test_from_left_out__never_infinite_where_all_are_right() -> None:
