@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,10 +18,10 @@ from labelwright.encoders.nets import EncoderNets
 from labelwright.labels.annotations import Annotations
 from labelwright.labels.unlike import Unlike
 from labelwright.methods.method import Images, Outcome
-from labelwright.metrics.choice import CRITERION, Choice
+from labelwright.metrics.choice import CRITERION
 from labelwright.metrics.classification import calibration_error
 from labelwright.metrics.scores import confusions, few_scores, open_scores, scores_of, seen_unseen, truth_beyond
-from labelwright.pipeline.evaluate import answers_of, asker_of_names
+from labelwright.pipeline.evaluate import asker_of_names
 from labelwright.pipeline.gallery import Checked, first_guesses, gallery_of, right_of
 from labelwright.pipeline.job import Job
 from labelwright.pipeline.label_rows import label_rows
@@ -39,7 +38,7 @@ from labelwright.pipeline.promises import (
     recalibrated,
     truths,
 )
-from labelwright.pipeline.references import Contender
+from labelwright.pipeline.references import Contender, Contest
 from labelwright.pipeline.resolve import Plan
 from labelwright.pipeline.run_audit import audit_of_run
 from labelwright.pipeline.saved_model import add_to_model, model_card, save_model
@@ -69,46 +68,34 @@ from labelwright.trust.guarantee import Promise
 from labelwright.trust.pixel_votes import PixelVotes
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a run answers with."""
-
-    kept: Contender  # the classifier that labels and scores are of
-    choice: Choice  # why
-    contenders: tuple[Contender, ...]  # all that it was held against, itself among them
-    rows: torch.Tensor  # [n] rows of the training table whose labels were left out
-    saved: Contender  # the classifier for the model folder: the kept one, or the same fitted on more images
-    beside: Mapping[str, Any]  # rows of ``reference`` of what else was tried, see pipeline/held_against.py
-
-
-def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict[str, float]) -> None:
-    """Choose, label, score and save: labels.parquet, model/, summary.json.
+def finish(beside: Contest, saved: Contender, trained: Trained, seconds: dict[str, float]) -> None:
+    """Label, score and save: labels.parquet, model/, summary.json.
 
     Args:
+      saved: the classifier for the model folder: the kept one, or the same fitted on more images.
       seconds: spent so far, by phase; labelling is added.
     """
+    kept, choice = beside.kept, beside.choice
+    plan, job = kept.plan, kept.job
     run, prepared, task, described = plan.run, job.prepared, job.task, plan.described
     device, precision = plan.accelerator.device, plan.settings.precision
     began = time.monotonic()
     table = prepared.train.table
-    kept, choice = answer.kept, answer.choice
-    tests = {each.name: _scored(plan, job, each) for each in answer.contenders}
-    scores = tests[kept.name][1]
-    given = task.labels.cpu()
-    own, of_sets = own_answers(plan, job, kept, given)
-    of_held_out = _of_held_out(job, answer, tests[kept.name][0])
-    calibrations = both(of_held_out) if of_held_out is not None else _calibrations(plan, job, answer, own)
+    tests = {each.name: _scored(each) for each in beside.contenders}
+    held_out, scores = tests[kept.name]
+    own, of_sets = own_answers(kept, task.labels.cpu())
+    of_held_out = _of_held_out(kept, held_out)
+    calibrations = both(of_held_out) if of_held_out is not None else _calibrations(beside, own)
     votes = votes_of(job, own)
-    own, calibrations, answer = _voted(job, votes, own, calibrations, answer)
-    held_out = tests[kept.name][0]
+    own, calibrations, voted = _voted(kept, beside.rows, votes, own, calibrations)
     if held_out is not None and prepared.test is not None:
         held_out = with_votes(votes, prepared.test, prepared.view, held_out)
     bare, own = own, with_likeness(job, own, calibrations.training)
     if held_out is not None and held_out.odds.shape[1] < own.odds.shape[1]:
         held_out = dataclasses.replace(held_out, odds=with_evidence(held_out.odds, torch.zeros(len(held_out.odds))))
-    n_fitted = len(table) + (0 if answer.saved is kept or prepared.test is None else len(prepared.test.table))
+    n_fitted = len(table) + (0 if saved is kept or prepared.test is None else len(prepared.test.table))
     run.check_there()
-    net = _save(plan, job, answer, calibrations.model, n_fitted)  # before what describes it, which may go wrong
+    net = _save(saved, calibrations.model, n_fitted)  # before what describes it, which may go wrong
     found = strangers_of(plan, job, net, own)
     strangers, *scores_of_images = (None, None, None) if found is None else found
     threshold = None if strangers is None else strangers.threshold
@@ -151,7 +138,7 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
     rows = labelled(calibrations)
     odds = own.odds if order is None or held_out is None else torch.cat([own.odds, held_out.odds])[order]
     rows, calibrations, promised = _promised(plan, job, rows, odds, labelled, calibrations, held_out)
-    checked = _checked(job, answer, calibrations.model, held_out, scores, is_fitted=of_held_out is not None)
+    checked = _checked(voted, beside.rows, calibrations.model, held_out, scores, is_fitted=of_held_out is not None)
     write_parquet_atomically(rows, run.path / "labels.parquet")
     summary: dict[str, Any] = {
         "situation": prepared.situation.name,
@@ -181,14 +168,13 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
         "reference": {
             each.name: {
                 "title": each.title,
-                "left_out": choice.scores.get(each.name),
+                "left_out": None if beside.by_held_out else choice.scores.get(each.name),
                 "test": few_scores(tests[each.name][1]),
-                "unlabelled": _unlabelled_score(plan, job, each, own if each is kept else None),
+                "unlabelled": _unlabelled_score(each, own if each is kept else None),
                 "seconds": round(each.seconds, 2),
             }
-            for each in answer.contenders
-        }
-        | dict(answer.beside),
+            for each in beside.contenders
+        },
         **({} if promised is None else {"promise": promised}),
         **of_sets,
     }
@@ -207,9 +193,7 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
         )
     )
     shown = gallery_of(
-        plan,
-        job,
-        [answer.kept, *(each for each in answer.contenders if each is not kept)],
+        [voted, *(each for each in beside.contenders if each is not kept)],
         rows=rows,
         summary=summary,
         own=own,
@@ -241,11 +225,10 @@ def finish(plan: Plan, job: Job, trained: Trained, answer: Answer, seconds: dict
     run.write_json("summary.json", summary)  # a folder that has one is finished but for the report
 
 
-def _save(
-    plan: Plan, job: Job, answer: Answer, calibration: Calibration, n_fitted: int
-) -> backbones.Classifier | backbones.Ensemble:
+def _save(saved: Contender, calibration: Calibration, n_fitted: int) -> backbones.Classifier | backbones.Ensemble:
     """Write the model folder, but for its card and what tells images of no class; the network in it."""
-    saved_net: Any = answer.saved.state.nets["main"]
+    plan, job = saved.plan, saved.job
+    saved_net: Any = saved.state.nets["main"]
     net: backbones.Classifier | backbones.Ensemble = saved_net.exported()
     if isinstance(job.build, EncoderNets):
         net = job.build.deployable(net)
@@ -257,7 +240,7 @@ def _save(
         view=job.prepared.view,
         info={
             "method": plan.name,
-            "answer": answer.kept.name,
+            "answer": saved.name,
             "n_fitted": n_fitted,
             "calibration": calibration.to_dict(),
             "labelwright": __version__,
@@ -310,12 +293,12 @@ def _promised(
 
 
 def _voted(
-    job: Job, votes: PixelVotes | None, own: Answers, calibrations: Calibrations, answer: Answer
-) -> tuple[Answers, Calibrations, Answer]:
+    kept: Contender, rows: torch.Tensor, votes: PixelVotes | None, own: Answers, calibrations: Calibrations
+) -> tuple[Answers, Calibrations, Contender]:
     """Answers, calibrations and left-out labels with what pixels say; as they are where nothing votes."""
     if votes is None:
-        return own, calibrations, answer
-    source, view, kept = job.prepared.train, job.prepared.view, answer.kept
+        return own, calibrations, kept
+    source, view = kept.job.prepared.train, kept.job.prepared.view
     own = with_votes(votes, source, view, own)
     unknown = own.given < 0
     odds = own.odds[unknown] if unknown.any() else own.odds
@@ -324,9 +307,9 @@ def _voted(
         found = Calibrations(found.training, levelled(calibrations.model, odds))
     if kept.left_out is not None:
         predicted = kept.left_out.predicted
-        odds = with_votes_on(votes, source, view, answer.rows, predicted.clamp(min=0), kept.left_out.odds)
+        odds = with_votes_on(votes, source, view, rows, predicted.clamp(min=0), kept.left_out.odds)
         kept = dataclasses.replace(kept, left_out=dataclasses.replace(kept.left_out, odds=odds))
-    return own, found, dataclasses.replace(answer, kept=kept)
+    return own, found, kept
 
 
 class Calibrations(NamedTuple):
@@ -341,43 +324,38 @@ def both(calibration: Calibration) -> Calibrations:
     return Calibrations(calibration, calibration)
 
 
-def _calibrations(plan: Plan, job: Job, answer: Answer, own: Answers) -> Calibrations:
+def _calibrations(beside: Contest, own: Answers) -> Calibrations:
     """The calibrations of a run without held-out images that nothing else has judged.
 
     From left-out labels, else from how sure those were that it learned from. The two differ where a label is what the
     model sees and what its annotations say, together.
     """
-    contenders = {each.name: each for each in answer.contenders}
-
-    def sure(contender: Contender) -> Answers:
-        views = job.prepared.train.views(job.prepared.view)
-        return answers_of(plan, contender.recipe, contender.cfg, contender.state, views)
-
-    kept, n_classes = answer.kept, job.task.n_classes
+    contenders, kept = {each.name: each for each in beside.contenders}, beside.kept
+    task, n_classes = kept.job.task, kept.job.task.n_classes
     if kept.left_out is not None:
         asked = kept.left_out.predicted >= 0
-        truth = job.task.labels.cpu()[answer.rows[asked]]
+        truth = task.labels.cpu()[beside.rows[asked]]
         right = kept.left_out.predicted[asked] == truth
         # What was left out was left out of the start: log-odds of the trained classifier are brought to its spread.
         like = [1.0] * len(TEMPERATURES)
         if kept.cfg.takes_steps and kept.name != "start":
-            start = sure(contenders["start"]).odds if "start" in contenders else kept.left_out.odds[asked]
+            start = contenders["start"].answers("train").odds if "start" in contenders else kept.left_out.odds[asked]
             like = [
                 slope_to_mean(odds, float(mean), n_classes=n_classes)
                 for odds, mean in zip(own.odds.T, start.sigmoid().mean(0), strict=True)
             ]
         found = from_left_out(kept.left_out.odds[asked], right, n_classes=n_classes, like=like)
-        if job.task.n_novel and found.n:  # classes without labels are others than these
+        if task.n_novel and found.n:  # classes without labels are others than these
             found = dataclasses.replace(found, n=worth_of(right, truth))
         return both(dataclasses.replace(found, moved=kept.left_out.moved))
     if "zero_shot" in contenders:  # a start without labels is what texts say, repaired ones in place of the names
         before = contenders.get("start", contenders["zero_shot"])
-        mean = float(sure(before).probability.mean())
+        mean = float(before.answers("train").probability.mean())
         return both(from_confidence(own.odds, mean, "text model", n_classes=n_classes))
-    annotations = Annotations(job.task)
-    if annotations.kind is None or job.task.n_novel:
+    annotations = Annotations(task)
+    if annotations.kind is None or task.n_novel:
         return both(Calibration(n_classes=n_classes))
-    alone = sure(kept)
+    alone = kept.answers("train")
     if annotations.kind == "shares":  # how sure an annotator was
         means = [annotations.confidence] * 2
     else:  # votes and sets are weighed by their likelihood: how probable the label is by that, and the model's own
@@ -391,9 +369,10 @@ def _calibrations(plan: Plan, job: Job, answer: Answer, own: Answers) -> Calibra
     return Calibrations(own_map, model_map)
 
 
-def _of_held_out(job: Job, answer: Answer, tested: Answers | None) -> Calibration | None:
+def _of_held_out(kept: Contender, tested: Answers | None) -> Calibration | None:
     """The calibration by the test images, where the run held them out and no other labels were left out."""
-    if tested is None or job.prepared.test_is != "held out" or answer.kept.left_out is not None:
+    job = kept.job
+    if tested is None or job.prepared.test_is != "held out" or kept.left_out is not None:
         return None
     known = tested.given >= 0
     if Annotations(job.task).kind is not None or int(known.sum()) < LEAST_ROWS:
@@ -406,8 +385,8 @@ def _of_held_out(job: Job, answer: Answer, tested: Answers | None) -> Calibratio
 
 
 def _checked(
-    job: Job,
-    answer: Answer,
+    kept: Contender,
+    rows: torch.Tensor,
     calibration: Calibration,
     tested: Answers | None,
     scores: Mapping[str, Any] | None,
@@ -418,7 +397,8 @@ def _checked(
 
     Of labels that the calibration was fitted to, it is what one fitted to others of them says.
     """
-    n_classes, left_out = job.task.n_classes, answer.kept.left_out
+    job, left_out = kept.job, kept.left_out
+    n_classes = job.task.n_classes
     if tested is not None:
         known, right = right_of(job, tested, scores)
         odds, trust = tested.odds[known], calibration.chance(tested.odds[known])
@@ -427,7 +407,7 @@ def _checked(
     if left_out is None:
         return None
     asked = left_out.predicted >= 0
-    right = left_out.predicted[asked] == job.task.labels.cpu()[answer.rows[asked]]
+    right = left_out.predicted[asked] == job.task.labels.cpu()[rows[asked]]
     trust = cross_fitted(left_out.odds[asked], right, n_classes=n_classes)
     return Checked(trust, right, "labels that were left out", True)
 
@@ -472,14 +452,11 @@ def _near_labels(job: Job) -> float:
     return float(torch.isin(groups.cpu()[~known], groups.cpu()[known]).double().mean())
 
 
-def _scored(plan: Plan, job: Job, contender: Contender) -> tuple[Answers | None, dict[str, Any] | None]:
+def _scored(contender: Contender) -> tuple[Answers | None, dict[str, Any] | None]:
     """What a contender says of the test images, and how right that is; None without such."""
-    prepared, task = job.prepared, job.task
-    if prepared.test is None:
+    prepared, task, answers = contender.job.prepared, contender.job.task, contender.tested
+    if prepared.test is None or answers is None:
         return None, None
-    views, given = prepared.test.views(prepared.view), torch.from_numpy(prepared.test.table.labels).long()
-    given = torch.where(given < task.n_classes, given, -1)  # in an open world there may be others
-    answers = answers_of(plan, contender.recipe, contender.cfg, contender.state, views, given=given)
     n_seen, truth, table = len(task.class_names), prepared.test.table.labels, prepared.train.table
     if task.n_novel:
         return answers, open_scores(answers, *truth_beyond(prepared.test.table, n_seen), n_seen=n_seen)
@@ -487,20 +464,19 @@ def _scored(plan: Plan, job: Job, contender: Contender) -> tuple[Answers | None,
     return answers, scores | {"confusions": confusions(answers, truth, table.class_names)}
 
 
-def _unlabelled_score(plan: Plan, job: Job, contender: Contender, answers: Answers | None) -> float | None:
+def _unlabelled_score(contender: Contender, answers: Answers | None) -> float | None:
     """Share of the unlabelled training images that are right; None where no truth is known of them.
 
     Of the classifier alone, for every contender alike: the annotations of an image itself are left out.
     """
-    table, n_seen = job.prepared.train.table, len(job.task.class_names)
+    table, task = contender.job.prepared.train.table, contender.job.task
+    n_seen = len(task.class_names)
     truth, names = truth_beyond(table, n_seen)
     truth = np.where(table.labels < 0, truth, -1)
     if not (truth >= 0).any():
         return None
-    if answers is None:
-        views = job.prepared.train.views(job.prepared.view)
-        answers = answers_of(plan, contender.recipe, contender.cfg, contender.state, views)
-    if job.task.n_novel:
+    answers = contender.answers("train") if answers is None else answers
+    if task.n_novel:
         found: float | None = open_scores(answers, truth, names, n_seen=n_seen)["all"]
         return found
     known, alone = truth >= 0, answers.predicted if answers.alone is None else answers.alone

@@ -11,11 +11,10 @@ from labelwright.annotators.chat import Estimate
 from labelwright.arguments import check_arguments
 from labelwright.errors import ConfigError
 from labelwright.pipeline.evaluate import evaluator
-from labelwright.pipeline.finish import Answer, finish
-from labelwright.pipeline.held_against import Learned, held_against, with_descriptor
+from labelwright.pipeline.finish import finish
 from labelwright.pipeline.job import prepare_job
 from labelwright.pipeline.promises import check_ids, check_shares, read_verified
-from labelwright.pipeline.references import contest
+from labelwright.pipeline.references import Contender, contest
 from labelwright.pipeline.refit import is_refitted, refitted
 from labelwright.pipeline.report import report
 from labelwright.pipeline.resolve import Plan, new_run, resolve
@@ -118,21 +117,14 @@ def _learn(plan: Plan, seconds: dict[str, float], approve: Callable[[Estimate], 
         evaluate=evaluator(plan, job),
     )
     began = time.monotonic()
-    plain, verdict = with_descriptor(plan), None
-    if plain is not None:
-        verdict = held_against(Learned(plan, job, trained), plain)
-        plan, job, trained = verdict.learned
-    beside = contest(plan, job, trained)
+    recipe, title = plan.method.recipe, plan.method.title
+    beside = contest(Contender(plan.name, title, plan, job, recipe, job.cfg, trained.state, trained.seconds))
+    kept = beside.kept
     seconds |= {"train": trained.seconds, "references": time.monotonic() - began}
-    choice = beside.choice(job.task.labels)
-    if verdict is not None:
-        choice = verdict.over(choice)
-    kept = beside.named(choice.name if plan.answer == "best" else plan.name)
-    saved = refitted(plan, job, kept) if is_refitted(plan, job) else kept
+    saved = refitted(kept) if is_refitted(kept) else kept
     if saved is not kept:
         seconds["refit"] = saved.seconds
     if accelerator.is_main_process:
-        other = {} if verdict is None else verdict.other
-        finish(plan, job, trained, Answer(kept, choice, beside.contenders, beside.rows, saved, other), seconds)
+        finish(beside, saved, trained, seconds)
         report(run.path)
         run.seal()

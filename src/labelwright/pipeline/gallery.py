@@ -15,13 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from labelwright.data.prepare import Source
+from labelwright.methods.method import Images
 from labelwright.metrics.classification import calibration_error
 from labelwright.metrics.scores import truth_beyond
-from labelwright.pipeline.evaluate import answers_of
 from labelwright.pipeline.job import Job
 from labelwright.pipeline.novel import feats_of_views
 from labelwright.pipeline.references import Contender
-from labelwright.pipeline.resolve import Plan
 from labelwright.reporting.checks import PER_TAB, rows_of, to_check
 from labelwright.reporting.gallery import LARGE_CHARS, LARGE_PX, SMALL_CHARS, SMALL_PX, pictures
 from labelwright.train.predict import Answers
@@ -34,8 +33,6 @@ AMONG, AMONG_PIXELS = 4_000, 1_000  # labelled images that neighbours are looked
 
 
 def gallery_of(
-    plan: Plan,
-    job: Job,
     contenders: Sequence[Contender],
     *,
     rows: pa.Table,
@@ -53,7 +50,8 @@ def gallery_of(
       tested: answers on the test images; None without such.
       checked: trust beside what was right; None where nothing shows it.
     """
-    prepared, names = job.prepared, job.prepared.train.table.class_names
+    kept = contenders[0]
+    job, prepared, names = kept.job, kept.job.prepared, kept.job.prepared.train.table.class_names
     train, test = prepared.train, prepared.test
     mark = "test/" if prepared.test_is == "given" else ""  # ids of two tables may be the same
     changed = {}
@@ -89,8 +87,8 @@ def gallery_of(
         if source is None or not mine:
             continue
         at = torch.tensor([place[key][1] for key in mine])
-        described = _described(plan, job, contenders, source, at, names)
-        beside = _neighbours(plan, job, contenders[0], rows, source, at)
+        described = _described(contenders, "train" if source is train else "test", at)
+        beside = _neighbours(kept, rows, source, at)
         for key, facts, near in zip(mine, described, beside, strict=True):
             items[key] |= facts | {"neighbours": near}
             neighbours += [other for other, *_ in near]
@@ -248,23 +246,19 @@ def _matrix(found: tuple[list[str | None], list[str | None]], names: Sequence[st
     return [[int(n) for n in row] for row in counts]
 
 
-def _described(
-    plan: Plan, job: Job, contenders: Sequence[Contender], source: Source, rows: Tensor, names: Sequence[str]
-) -> list[dict[str, Any]]:
+def _described(contenders: Sequence[Contender], images: Images, rows: Tensor) -> list[dict[str, Any]]:
     """For each row: the five best classes of the answer, and what every contender answers."""
-    views, kept = source.views(job.prepared.view), contenders[0]
-    net = kept.state.nets["main"].eval()
-    device = next((p.device for p in net.parameters()), plan.accelerator.device)
-    probs = []
-    with torch.inference_mode():
-        for some in torch.split(rows, 128):
-            x = views.batch(some, "clean", seed=0, device=device)
-            probs.append(kept.recipe.predict(kept.cfg, kept.state, x).probs.float().cpu())
+    kept, probs = contenders[0], list[Tensor]()
+
+    def collect(_: Tensor, found: Tensor) -> Tensor:
+        probs.append(found.float().cpu())
+        return found
+
+    kept.answers(images, rows=rows, adapt=collect)
+    names = kept.job.prepared.train.table.class_names
     best, classes = torch.cat(probs).topk(min(5, len(names)), dim=1)
-    answers = [
-        (each.title, answers_of(plan, each.recipe, each.cfg, each.state, views, rows=rows).predicted)
-        for each in reversed(contenders)  # the answer of the run last
-    ]
+    # the answer of the run last
+    answers = [(each.title, each.answers(images, rows=rows).predicted) for each in reversed(contenders)]
     return [
         {
             "top": [[names[c], round(p, 4)] for c, p in zip(classes[i].tolist(), best[i].tolist(), strict=True)],
@@ -274,21 +268,19 @@ def _described(
     ]
 
 
-def _neighbours(
-    plan: Plan, job: Job, kept: Contender, labels: pa.Table, source: Source, rows: Tensor
-) -> list[list[list[Any]]]:
+def _neighbours(kept: Contender, labels: pa.Table, source: Source, rows: Tensor) -> list[list[list[Any]]]:
     """For each row the nearest labelled training images, (id, label, given or predicted); where hardly any is labelled,
     the nearest of all.
     """
-    train = job.prepared.train
-    table, views = train.table, train.views(job.prepared.view)
+    plan, prepared = kept.plan, kept.job.prepared
+    train, table, views = prepared.train, prepared.train.table, prepared.train.views(prepared.view)
     among = np.flatnonzero(table.labels >= 0)
     among = among if len(among) > N_NEIGHBOURS else np.arange(len(table))
     most = AMONG if train.stored is not None else AMONG_PIXELS
     among = among[np.linspace(0, len(among) - 1, min(len(among), most)).round().astype(np.int64)]
     net, precision, device = kept.state.nets["main"], plan.settings.precision, plan.accelerator.device
     others = feats_of_views(net, views, device, precision, rows=torch.from_numpy(among))
-    own = feats_of_views(net, source.views(job.prepared.view), device, precision, rows=rows)
+    own = feats_of_views(net, source.views(prepared.view), device, precision, rows=rows)
     middle = others.mean(0)
     sims = F.normalize(own - middle, dim=1) @ F.normalize(others - middle, dim=1).T  # [n, A]
     if source is train:

@@ -12,17 +12,14 @@ from torch import Tensor
 from labelwright.data.table import LabelTable
 from labelwright.labels.annotations import AnnotationModel, Annotations, fit_annotations
 from labelwright.labels.chunks import evenly_spread
-from labelwright.pipeline.evaluate import answers_of
-from labelwright.pipeline.job import Job
 from labelwright.pipeline.references import Contender
-from labelwright.pipeline.resolve import Plan
 from labelwright.train.predict import Answers
 
 FITTED_ROWS = 20_000  # training images from which it is estimated what annotations are worth
 LEAST = 1e-12  # of a probability, so that its logarithm is finite
 
 
-def own_answers(plan: Plan, job: Job, kept: Contender, given: Tensor) -> tuple[Answers, dict[str, Any]]:
+def own_answers(kept: Contender, given: Tensor) -> tuple[Answers, dict[str, Any]]:
     """Answers on the training images, and what summary.json says of how their candidates were used.
 
     Args:
@@ -34,14 +31,13 @@ def own_answers(plan: Plan, job: Job, kept: Contender, given: Tensor) -> tuple[A
       their candidates; auto only), outside_frac (of the model's own answers) and label_outside_frac (of the labels),
       over images with candidates and no verified label.
     """
-    source, task = job.prepared.train, job.task
-    views, annotations = source.views(job.prepared.view), Annotations(job.task)
+    task, annotations = kept.job.task, Annotations(kept.job.task)
     if annotations.kind is None or task.n_novel:
-        return answers_of(plan, kept.recipe, kept.cfg, kept.state, views, given=given), {}
-    rule = plan.settings.outside_candidates
-    fitted = _annotation_model(plan, job, kept, annotations) if rule == "auto" else None
+        return kept.answers("train", given=given), {}
+    rule = kept.plan.settings.outside_candidates
+    fitted = _annotation_model(kept, annotations) if rule == "auto" else None
     if rule == "auto" and fitted is None:
-        return answers_of(plan, kept.recipe, kept.cfg, kept.state, views, given=given), {}
+        return kept.answers("train", given=given), {}
 
     def adapt(rows: Tensor, probs: Tensor) -> Tensor:
         open_rows = (annotations.is_annotated(rows) & (task.labels[rows] < 0)).to(probs.device)
@@ -54,8 +50,8 @@ def own_answers(plan: Plan, job: Job, kept: Contender, given: Tensor) -> tuple[A
         )
         return torch.where(open_rows[:, None], new.to(probs), probs)
 
-    answers = answers_of(plan, kept.recipe, kept.cfg, kept.state, views, given=given, adapt=adapt)
-    rows = torch.arange(views.n_rows)
+    answers = kept.answers("train", given=given, adapt=adapt)
+    rows = torch.arange(len(task.labels))
     counts = torch.cat([annotations.is_annotated(some) & (task.labels[some] < 0) for some in torch.split(rows, 8192)])
     n = max(1, int(counts.sum()))
     facts: dict[str, Any] = {"rule": rule}
@@ -67,9 +63,9 @@ def own_answers(plan: Plan, job: Job, kept: Contender, given: Tensor) -> tuple[A
     return answers, {"own_sets": facts}
 
 
-def _annotation_model(plan: Plan, job: Job, kept: Contender, annotations: Annotations) -> AnnotationModel | None:
+def _annotation_model(kept: Contender, annotations: Annotations) -> AnnotationModel | None:
     """What the sets are worth; None where none of them says anything, as all hold every class."""
-    rows = torch.arange(len(job.task.labels))
+    rows = torch.arange(len(kept.job.task.labels))
     rows = rows[torch.cat([annotations.is_annotated(some) for some in torch.split(rows, 8192)])]
     if not len(rows):
         return None
@@ -79,8 +75,7 @@ def _annotation_model(plan: Plan, job: Job, kept: Contender, annotations: Annota
         seen.append(probs.clamp(min=LEAST).log().cpu())
         return probs
 
-    views = job.prepared.train.views(job.prepared.view)
-    answers_of(plan, kept.recipe, kept.cfg, kept.state, views, rows=rows, adapt=collect)
+    kept.answers("train", rows=rows, adapt=collect)
     return fit_annotations(annotations, torch.cat(seen), rows)
 
 

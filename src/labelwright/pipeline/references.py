@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -20,16 +21,17 @@ from labelwright.encoders.heads import put_in
 from labelwright.labels.chunks import evenly_spread
 from labelwright.methods.cluster_start import CENTROIDS
 from labelwright.methods.frozen_heads import LEFT_OUT
-from labelwright.methods.method import Method
+from labelwright.methods.method import Images
 from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.metrics.choice import Choice, choose
 from labelwright.metrics.open_world import open_match
 from labelwright.pipeline.evaluate import answers_of
-from labelwright.pipeline.job import Job
-from labelwright.pipeline.resolve import Plan
+from labelwright.pipeline.job import Job, prepare_job
+from labelwright.pipeline.resolve import Plan, on_colours
+from labelwright.train import progress
 from labelwright.train.convex import folds_of
-from labelwright.train.loop import Trained, train
-from labelwright.train.predict import TEMPERATURES
+from labelwright.train.loop import train
+from labelwright.train.predict import TEMPERATURES, Adapt, Answers
 from labelwright.train.settings import TrainSettings
 from labelwright.types import Recipe, State, Task
 from labelwright.wording import counted
@@ -48,12 +50,38 @@ class Contender:
 
     name: str  # of its method; "start" for what the run's method began with
     title: str  # for readers
+    plan: Plan  # this and the next: how it sees images, and what it learned from
+    job: Job
     recipe: Recipe  # this and the next two: the classifier
     cfg: TrainSettings
     state: State
     seconds: float  # that it took, what is left out included
     # answers to the rows of the criterion, of fits that did not see their labels; None where nothing could be left out
-    left_out: LeftOut | None
+    left_out: LeftOut | None = None
+
+    def answers(
+        self,
+        images: Images,
+        *,
+        given: Tensor | None = None,
+        rows: Tensor | None = None,
+        adapt: Adapt | None = None,
+    ) -> Answers:
+        """What it says of the training or of the test images; see `evaluate.answers_of`."""
+        prepared = self.job.prepared
+        source = prepared.train if images == "train" else prepared.test
+        assert source is not None
+        views = source.views(prepared.view)
+        return answers_of(self.plan, self.recipe, self.cfg, self.state, views, given=given, rows=rows, adapt=adapt)
+
+    @cached_property
+    def tested(self) -> Answers | None:
+        """What it says of the test images, in an open world of those of its classes alone; None without any."""
+        test, n_classes = self.job.prepared.test, self.job.task.n_classes
+        if test is None:
+            return None
+        given = torch.from_numpy(test.table.labels).long()
+        return self.answers("test", given=torch.where(given < n_classes, given, -1))
 
 
 @dataclass(frozen=True)
@@ -74,27 +102,38 @@ class Contest:
 
     contenders: tuple[Contender, ...]
     rows: Tensor
-    # this and the next: named classes without a label that texts or candidates describe; whether there are new ones
-    n_silent: int
-    is_open: bool
 
     def named(self, name: str) -> Contender:
         """The contender of this name."""
         return next(each for each in self.contenders if each.name == name)
 
-    def choice(self, labels: Tensor) -> Choice:
-        """Lines 2 and 3.
-
-        Args:
-          labels: [N] int64 of the training table.
-        """
-        titles = {each.name: each.title for each in self.contenders}
-        answers = {each.name: each.left_out.predicted for each in self.contenders if each.left_out is not None}
+    @property
+    def by_held_out(self) -> bool:
+        """Whether the images that were held out choose, not labels left out: a network would have to learn anew."""
         own = self.contenders[0]
-        choice = choose(own.name, titles, {} if self.is_open else answers, labels[self.rows])
-        if not self.n_silent or not choice.scores:
+        return self.contenders[-1].plan is not own.plan and own.job.prepared.test_is == "held out"
+
+    @property
+    def kept(self) -> Contender:
+        """The answer of the run."""
+        own = self.contenders[0]
+        return self.named(self.choice.name) if own.plan.answer == "best" else own
+
+    @cached_property
+    def choice(self) -> Choice:
+        """Lines 2 and 3."""
+        own, titles = self.contenders[0], {each.name: each.title for each in self.contenders}
+        answers = {each.name: each.left_out.predicted for each in self.contenders if each.left_out is not None}
+        task, truth = own.job.task, own.job.task.labels[self.rows]
+        if self.by_held_out:
+            held_out = {each.name: each.tested for each in self.contenders if each.tested is not None}
+            answers, truth = {name: each.predicted for name, each in held_out.items()}, held_out[own.name].given
+        choice = choose(own.name, titles, {} if task.n_novel else answers, truth)
+        is_described = task.concepts is not None or task.candidates is not None
+        n_silent = int((task.counts == 0).sum()) if is_described else 0
+        if not n_silent or not choice.scores:
             return choice
-        classes, them = counted(self.n_silent, "class has", "classes have"), "it" if self.n_silent == 1 else "them"
+        classes, them = counted(n_silent, "class has", "classes have"), "it" if n_silent == 1 else "them"
         why = f"{own.title} stands: {classes} no label, and the others may know nothing of {them}"
         return Choice(own.name, why, choice.scores)
 
@@ -126,78 +165,87 @@ def obvious_names(task: Task, *, has_feats: bool, is_stored: bool) -> tuple[str,
     return tuple(names)
 
 
-def contest(plan: Plan, job: Job, trained: Trained) -> Contest:
+def contest(own: Contender) -> Contest:
     """Fit whatever the trained classifier has to be held against.
 
     Every process takes part.
     """
+    plan, job = own.plan, own.job
     rows, fold = _left_out_rows(job.task)
-    own = Contender(plan.name, plan.method.title, plan.method.recipe, job.cfg, trained.state, trained.seconds, None)
-    found = [_judged(own, plan, job, rows, fold)]
+    found = [_judged(own, rows, fold)]
+    if (plain := on_colours(plan)) is not None:
+        title = f"{own.title} ({plan.model} from random weights)"
+        return Contest((dataclasses.replace(own, title=title), _colours(plain)), rows)
     # With new classes nothing judges a start (novel_beliefs is it), which would cost all that training did; one fold
     # of it says how often labels of named classes are found again, and a fit without some names how often classes are.
     if plan.method.has_start and plan.views == "embeddings" and job.task.n_novel:
-        tried = _judged(dataclasses.replace(own, name="start"), plan, job, rows, fold)
+        tried = _judged(dataclasses.replace(own, name="start"), rows, fold)
         if tried.left_out is not None:
-            left_out = _with_hidden_classes(tried.left_out, own, plan, job, rows, fold)
+            left_out = _with_hidden_classes(tried.left_out, own, rows, fold)
             found[0] = dataclasses.replace(found[0], left_out=left_out)
     elif plan.method.has_start and plan.views == "embeddings":
-        found.append(_judged(_fitted(plan, job, plan.method, "start", job.cfg), plan, job, rows, fold))
+        found.append(_judged(_fitted(plan, job, "start"), rows, fold))
         # Training continues the start; what is left out says as much of the one as of the other.
         found[0] = dataclasses.replace(found[0], left_out=found[1].left_out)
     has_feats = job.build.is_frozen or job.build.is_pretrained
     for name in obvious_names(job.task, has_feats=has_feats, is_stored=plan.views == "embeddings"):
-        method = METHODS[name].on_features()
         if name != plan.name:
-            cfg, given = cast(Any, resolve_config(method, {})), cast(Any, job.cfg)
-            if name == "ss_kmeans" and CENTROIDS in trained.state.memory and given.n_init >= cfg.n_init:
-                each = _centroids(plan, job, method, cfg, trained.state)
-            else:
-                each = _fitted(plan, job, method, name, cfg)
-            found.append(each if job.task.n_novel else _judged(each, plan, job, rows, fold))
-    silent = (job.task.counts == 0).sum() if job.task.concepts is not None or job.task.candidates is not None else 0
-    return Contest(tuple(found), rows, int(silent), bool(job.task.n_novel))
+            each = (_centroids(own) if name == "ss_kmeans" else None) or _fitted(plan, job, name)
+            found.append(each if job.task.n_novel else _judged(each, rows, fold))
+    return Contest(tuple(found), rows)
+
+
+def _colours(plan: Plan) -> Contender:
+    """The answer of the run on colours and edges."""
+    began = time.monotonic()
+    if plan.accelerator.is_main_process:
+        progress.say("held against colours and edges")
+    kept = contest(_fitted(plan, prepare_job(plan, {}, None), plan.name)).kept
+    seconds = time.monotonic() - began
+    return dataclasses.replace(kept, name=plan.model, title=f"{kept.title} on colours and edges", seconds=seconds)
 
 
 def _fitted(
     plan: Plan,
     job: Job,
-    method: Method,
     name: str,
-    cfg: TrainSettings,
+    *,
     labels: Tensor | None = None,
     rows: Tensor | None = None,
     task: Task | None = None,
 ) -> Contender:
     """A method as it stands before its first step, on all labels or on those given; in an open world on some rows.
 
-    Args: task, in place of the run's with these labels.
+    Args:
+      name: of a method; "start" is that of the plan.
+      task: in place of the run's with these labels.
     """
     began = time.monotonic()
+    is_own = name in ("start", plan.name)
+    method = plan.method if is_own else METHODS[name].on_features()
+    cfg = job.cfg if is_own else resolve_config(method, {})
     task = task or (job.task if labels is None else dataclasses.replace(job.task, labels=labels))
     views = job.prepared.train.views(job.prepared.view)
     if rows is not None:
         groups = None if task.groups is None else task.groups[rows.to(task.groups.device)]
         task = dataclasses.replace(task, labels=task.labels[rows.to(task.labels.device)], groups=groups)
         views = job.prepared.train.take(rows.numpy()).views(job.prepared.view)
-    trained = train(
-        method.recipe,
-        cfg,
-        task,
-        views,
-        job.build,
-        options=dataclasses.replace(plan.options, trains=False, show_progress=False),
-    )
+    options = dataclasses.replace(plan.options, trains=False, show_progress=False)
+    trained = train(method.recipe, cfg, task, views, job.build, options=options)
     title = f"{method.title}, as it starts" if name == "start" else TITLES.get(name, method.title)
-    return Contender(name, title, method.recipe, cfg, trained.state, time.monotonic() - began, None)
+    return Contender(name, title, plan, job, method.recipe, cfg, trained.state, time.monotonic() - began)
 
 
-def _centroids(plan: Plan, job: Job, method: Method, cfg: TrainSettings, state: State) -> Contender:
-    """The k-means that training began with, of as many starts: it is not searched for twice."""
-    alone = method.recipe.setup(cfg, job.task, job.build)
-    net, layer = alone.nets["main"].to(plan.accelerator.device), state.memory[CENTROIDS]
+def _centroids(own: Contender) -> Contender | None:
+    """The k-means that training began with, of as many starts: it is not searched for twice; None if it did not."""
+    method, given = METHODS["ss_kmeans"].on_features(), cast(Any, own.cfg)
+    cfg = cast(Any, resolve_config(method, {}))
+    if CENTROIDS not in own.state.memory or given.n_init < cfg.n_init:
+        return None
+    alone = method.recipe.setup(cfg, own.job.task, own.job.build)
+    net, layer = alone.nets["main"].to(own.plan.accelerator.device), own.state.memory[CENTROIDS]
     put_in(net, layer["weight"], layer["bias"])
-    return Contender("ss_kmeans", TITLES["ss_kmeans"], method.recipe, cfg, alone, 0.0, None)
+    return Contender("ss_kmeans", TITLES["ss_kmeans"], own.plan, own.job, method.recipe, cfg, alone, 0.0)
 
 
 def _left_out_rows(task: Task) -> tuple[Tensor, Tensor]:
@@ -209,9 +257,9 @@ def _left_out_rows(task: Task) -> tuple[Tensor, Tensor]:
     return known[rows], fold
 
 
-def _judged(contender: Contender, plan: Plan, job: Job, rows: Tensor, fold: Tensor) -> Contender:
+def _judged(contender: Contender, rows: Tensor, fold: Tensor) -> Contender:
     """With its answers to the rows, if it can be fitted anew in seconds."""
-    began, state = time.monotonic(), contender.state
+    began, state, plan, job = time.monotonic(), contender.state, contender.plan, contender.job
     if not len(rows):
         return contender
     if LEFT_OUT in state.memory:  # convex heads have answered them on the way
@@ -219,16 +267,13 @@ def _judged(contender: Contender, plan: Plan, job: Job, rows: Tensor, fold: Tens
         answers, odds = _nothing(len(job.task.labels))
         answers[known["rows"]], odds[known["rows"]] = known["predicted"], known["odds"]
         return dataclasses.replace(contender, left_out=LeftOut(answers[rows], odds[rows]))
-    takes_steps = contender.cfg.takes_steps and contender.name != "start"
-    if takes_steps:
+    if contender.cfg.takes_steps and contender.name != "start":
         return contender
-    method = plan.method if contender.name in ("start", plan.name) else METHODS[contender.name].on_features()
-    views = job.prepared.train.views(job.prepared.view)
     answers, odds = _nothing(len(rows))
     is_large = job.task.n_novel or len(job.task.labels) * job.task.n_classes > MANY_NUMBERS
     n_folds = 1 if is_large else int(fold.max()) + 1
     unlabelled, moved = evenly_spread((job.task.labels.cpu() < 0).nonzero().flatten(), COMPARED_ROWS), list[float]()
-    whole = answers_of(plan, contender.recipe, contender.cfg, state, views, rows=unlabelled).predicted
+    whole = contender.answers("train", rows=unlabelled).predicted
     for k in range(n_folds):
         labels, hidden = job.task.labels.clone(), rows[fold == k]
         labels[hidden] = -1
@@ -239,12 +284,12 @@ def _judged(contender: Contender, plan: Plan, job: Job, rows: Tensor, fold: Tens
         labels = job.task.labels.clone()
         labels[hidden] = -1
         some = _some_rows(labels.cpu()) if job.task.n_novel else None
-        anew = _fitted(plan, job, method, contender.name, contender.cfg, labels, some)
-        found = answers_of(plan, anew.recipe, anew.cfg, anew.state, views, rows=hidden)
+        anew = _fitted(plan, job, contender.name, labels=labels, rows=some)
+        found = anew.answers("train", rows=hidden)
         asked = torch.isin(rows, hidden)
         answers[asked], odds[asked] = found.predicted, found.odds
         if len(unlabelled):
-            others = answers_of(plan, anew.recipe, anew.cfg, anew.state, views, rows=unlabelled).predicted
+            others = anew.answers("train", rows=unlabelled).predicted
             if job.task.n_novel:  # clusters are numbered anew by every fit
                 others = open_match(others, whole, n_seen=len(job.task.class_names))[others]
             moved.append(float((others != whole).double().mean()))
@@ -252,15 +297,13 @@ def _judged(contender: Contender, plan: Plan, job: Job, rows: Tensor, fold: Tens
     return dataclasses.replace(contender, left_out=left_out, seconds=contender.seconds + time.monotonic() - began)
 
 
-def _with_hidden_classes(
-    left_out: LeftOut, own: Contender, plan: Plan, job: Job, rows: Tensor, fold: Tensor
-) -> LeftOut:
+def _with_hidden_classes(left_out: LeftOut, own: Contender, rows: Tensor, fold: Tensor) -> LeftOut:
     """With answers on images of named classes that a fit knew nothing of: what a cluster is worth is seen on them.
 
     Every other class is hidden, and to be found as one more new one. So many of its images are asked that they are as
     many beside those of named classes as clusters have among the unlabelled images.
     """
-    task, views = job.task, job.prepared.train.views(job.prepared.view)
+    task = own.job.task
     labels, n_seen = task.labels.cpu(), len(task.class_names)
     number = torch.full((n_seen,), -1)
     number[::2] = torch.arange(len(number[::2]))
@@ -274,13 +317,13 @@ def _with_hidden_classes(
     less = dataclasses.replace(
         task, labels=new.to(task.labels.device), class_names=names, n_novel=task.n_novel + len(hidden)
     )
-    anew = _fitted(plan, job, plan.method, "start", own.cfg, rows=_some_rows(new), task=less)
-    found = answers_of(plan, anew.recipe, anew.cfg, anew.state, views, rows=rows[asked])
+    anew = _fitted(own.plan, own.job, "start", rows=_some_rows(new), task=less)
+    found = anew.answers("train", rows=rows[asked])
     truth = order.argsort()[labels[rows[asked]]]
     match = open_match(found.predicted, truth, n_seen=len(names))[found.predicted]
     predicted = torch.where(match >= 0, order[match.clamp(min=0)], task.n_classes)  # of no class: wrong, whatever it is
     open_rows = evenly_spread((labels < 0).nonzero().flatten(), COMPARED_ROWS)
-    guessed = answers_of(plan, own.recipe, own.cfg, own.state, views, rows=open_rows).predicted
+    guessed = own.answers("train", rows=open_rows).predicted
     share = float((guessed >= n_seen).double().mean()) if len(open_rows) else 0.0
     n_named = int((left_out.predicted >= 0).sum())
     kept = evenly_spread(torch.arange(len(asked)), round(n_named * share / max(1 - share, 1e-3)))

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from labelwright.methods.recipe import as_chosen
-from labelwright.pipeline.job import Job
 from labelwright.pipeline.references import Contender
-from labelwright.pipeline.resolve import Plan
 from labelwright.train.loop import train
 from labelwright.types import Candidates, Task, ViewSource
 
@@ -79,22 +77,23 @@ def joined_task(first: Task, second: Task) -> Task:
     )
 
 
-def is_refitted(plan: Plan, job: Job) -> bool:
+def is_refitted(kept: Contender) -> bool:
     """Whether images were held out that the saved model may learn from, and learning anew takes about as long as once.
 
     Networks that learn from pixels are kept as they were scored, and so are discovered classes, which would change
     places.
     """
+    plan, job = kept.plan, kept.job
     is_held_out = job.prepared.test is not None and job.prepared.test_is == "held out"
     return plan.settings.refit and is_held_out and plan.views == "embeddings" and not job.task.n_novel
 
 
-def refitted(plan: Plan, job: Job, kept: Contender) -> Contender:
+def refitted(kept: Contender) -> Contender:
     """The same answer, fitted on the training images and those held out.
 
     Every process takes part.
     """
-    prepared = job.prepared
+    plan, job, prepared = kept.plan, kept.job, kept.job.prepared
     assert prepared.test is not None
     trained = train(
         kept.recipe,

@@ -119,7 +119,16 @@ class Plan:
         """Whether the answer is "best" or "trained"."""
         if self.settings.answer != "auto":
             return self.settings.answer
+        if self.is_unasked:
+            return "best"
         return "trained" if self.method.is_baseline or self.settings.preset == "paper" else "best"
+
+    @property
+    def is_unasked(self) -> bool:
+        """Whether a network of random weights learns from pixels, and nobody chose it or how it learns."""
+        settings = self.settings
+        asked_for = settings.model != "auto" or settings.method != "auto" or settings.views == "pixels"
+        return self.views == "pixels" and self.model in OWN and not (asked_for or settings.freeze)
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -164,13 +173,11 @@ def resolve(settings: FitSettings, run: Run | None = None) -> Plan:
     began = time.monotonic()
     settings = _with_preset(settings)
     run = new_run(settings) if run is None else run
-    overrides, model = settings.overrides, str(settings.model)
     data, found = _at_hand(settings, run)
-    model = model if found is None else found.model
+    model = str(settings.model) if found is None else found.model
     # Our own networks take the size and statistics of the data; a checkpoint wants the pixels it was trained on.
     is_checkpoint = settings.pretrained and model not in ("auto", *OWN)
     stats = image_stats(model) if is_checkpoint else None
-    is_matching = is_checkpoint and is_two_tower(model)
     prepared = prepare(
         data,
         test=settings.test,
@@ -190,7 +197,33 @@ def resolve(settings: FitSettings, run: Run | None = None) -> Plan:
         decoding=_decoding(settings),
     )
     source = dataclasses.replace(prepared.train, table=weighted(prepared.train.table))
-    prepared = dataclasses.replace(prepared, train=source)
+    return _planned(settings, run, dataclasses.replace(prepared, train=source), found, began)
+
+
+def on_colours(plan: Plan) -> Plan | None:
+    """The same run on colours and edges, of the same pixels, to hold a network of random weights against.
+
+    None where the user chose the network, or nothing shows which is better. Of few images no network is trained: see
+    pipeline/no_network.py.
+    """
+    settings, prepared = plan.settings, plan.prepared
+    is_shown = prepared.test is not None and prepared.situation.n_novel is None
+    if not plan.is_unasked or not is_shown or plan.answer == "trained":
+        return None
+    stats = image_stats(descriptor.NAME)
+    prepared = dataclasses.replace(prepared, view=dataclasses.replace(prepared.view, mean=stats.mean, std=stats.std))
+    plain = dataclasses.replace(
+        settings, model=descriptor.NAME, size=prepared.size_px, minutes=None, epochs=None, set=()
+    )
+    found = _planned(plain, plan.run, prepared, None, time.monotonic())
+    return None if found.cfg.takes_steps else found
+
+
+def _planned(settings: FitSettings, run: Run, prepared: Prepared, found: AtHand | None, began: float) -> Plan:
+    """The plan of a run on what was read since ``began``, with the pretrained model that was found."""
+    overrides, model = settings.overrides, str(settings.model) if found is None else found.model
+    is_checkpoint = settings.pretrained and model not in ("auto", *OWN)
+    is_matching = is_checkpoint and is_two_tower(model)
     are_feats = prepared.train.stored is not None  # the user's own embeddings
     has_text = prepared.class_feats is not None if are_feats else is_matching
     has_features = are_feats or (is_checkpoint and settings.views != "pixels")
