@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,19 @@ def yaml_of(text: str) -> Any:
         raise ValueError(" ".join(str(error).split())) from error
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def as_kept(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a config.yaml: how to fit what the run kept, where that is not what its settings ask for.
+
+    Example:
+      >>> as_kept({"model": "auto", "minutes": 5, "seed": 0, "kept": {"model": "descriptor", "minutes": None}})
+      {'model': 'descriptor', 'minutes': None, 'seed': 0}
+    """
+    kept = config.get("kept")
+    if not isinstance(kept, Mapping):
+        return dict(config)
+    return {key: value for key, value in {**config, **kept}.items() if key != "kept"}
 
 
 def text_of(path: Path) -> str:

@@ -20,7 +20,7 @@ import labelwright
 from labelwright import checksums
 from labelwright.errors import ConfigError, DataError, DiskError, LabelwrightError
 from labelwright.launch import rank
-from labelwright.parsing import json_of, yaml_of
+from labelwright.parsing import as_kept, json_of, yaml_of
 from labelwright.replacing import check_output, disk_errors, replacing
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ BEGINNINGS = (  # what a run writes before it learns
 KINDS: Mapping[str, Mapping[str, type]] = {
     "summary.json": {"method": str, "warnings": list, "seconds": dict},
     "data.json": {"fingerprint": str, "class_names": list, "train_counts": list},
-    "config.yaml": {"method": str, "resolved": dict, "settings": dict},
+    "config.yaml": {"method": str, "resolved": dict, "settings": dict, "kept": dict},
 }
 """Types of what files of a run hold."""
 
@@ -218,8 +218,8 @@ class Run:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """config.yaml: how."""
-        return self._read_if_there("config.yaml")
+        """config.yaml: how, as `as_kept` has it."""
+        return as_kept(self._read_if_there("config.yaml"))
 
     @cached_property
     def environment(self) -> dict[str, Any]:

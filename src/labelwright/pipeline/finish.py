@@ -168,6 +168,7 @@ def finish(beside: Contest, saved: Contender, trained: Trained, seconds: dict[st
         "reference": {
             each.name: {
                 "title": each.title,
+                "model": each.plan.model,
                 "left_out": None if beside.by_held_out else choice.scores.get(each.name),
                 "test": few_scores(tests[each.name][1]),
                 "unlabelled": _unlabelled_score(each, own if each is kept else None),

@@ -125,6 +125,9 @@ def _learn(plan: Plan, seconds: dict[str, float], approve: Callable[[Estimate], 
     if saved is not kept:
         seconds["refit"] = saved.seconds
     if accelerator.is_main_process:
+        if kept.plan is not plan:
+            changed = {key: value for key, value in kept.plan.config.items() if value != plan.config[key]}
+            run.write_yaml("config.yaml", run.read("config.yaml") | {"kept": changed})
         finish(beside, saved, trained, seconds)
         report(run.path)
         run.seal()

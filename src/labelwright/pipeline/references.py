@@ -1,7 +1,9 @@
-"""The obvious answers beside a run's own: made on the same views, held against each other, the best one kept.
+"""The obvious answers beside a run's own: held against each other, the best one kept.
 
-1  contenders: what was trained, what it started from, and whichever obvious methods apply (`obvious_names`)
-2  where there are labels: balanced accuracy on labelled images, each answered by a fit that did not see its label
+1  contenders: what was trained, what it started from, and whichever obvious methods apply on the same views
+   (`obvious_names`); beside a network from random weights what `fit --model descriptor` answers
+2  where there are labels: balanced accuracy on labelled images, each answered by a fit that did not see its label, or
+   beside a network from random weights on the images that were held out (given test images only show)
 3  what was trained stands unless another is better by more than one standard error of the difference, or where texts or
    candidates tell of classes that have no label: the others may never name these
 """

@@ -366,7 +366,7 @@ def _clock(
 
 def _resolved_before(run: Run) -> dict[str, Any]:
     """What became of the settings when the run that is resumed began; empty for a new one."""
-    return dict(run.config.get("resolved", {})) if run.has_begun else {}
+    return dict(run.read("config.yaml").get("resolved", {})) if run.has_begun else {}
 
 
 def _with_preset(settings: FitSettings) -> FitSettings:

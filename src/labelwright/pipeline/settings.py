@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 from labelwright.arguments import fits, words_of
 from labelwright.errors import ConfigError, DataError
-from labelwright.parsing import text_of, yaml_of
+from labelwright.parsing import as_kept, text_of, yaml_of
 from labelwright.wording import redacted
 
 REQUIRED = dataclasses.MISSING
@@ -527,6 +527,7 @@ def is_in_memory(value: Any) -> bool:
 def from_config(path: str | Path) -> dict[str, Any]:
     """Settings kept in the config.yaml of a run, as keyword arguments of `FitSettings`.
 
+    Where a run kept another classifier than the one that its settings ask for, they are those that fit it anew.
     Epochs that time decided come back as a number: a run that is repeated is the same on a slower machine.
 
     Raises: DataError if it cannot be read; ConfigError for keys that are not settings.
@@ -537,6 +538,7 @@ def from_config(path: str | Path) -> dict[str, Any]:
         raise DataError(f"{path} cannot be read ({error})", fix="give the config.yaml of a run") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} holds no keys and values", fix="give the config.yaml of a run")
+    content = as_kept(content)
     resolved = content.pop("resolved", None)
     if isinstance(resolved, dict) and resolved.get("images_per_second") and content.get("epochs") is None:
         chosen = resolved.get("settings")  # epochs found by the clock, and now the run's own

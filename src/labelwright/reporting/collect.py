@@ -129,8 +129,9 @@ def _next(run: Run, verdict: Mapping[str, Any], check: Mapping[str, Any], comman
     data = shlex.quote(str(run.config["data"])) if is_there else "DATA"
     is_stored, is_poor = run.summary.get("encoder") == "none", verdict["level"] == "poor"
     cards = []
-    encoder = run.summary.get("encoder")
-    if encoder in (*OWN_NETWORKS, NAME) and run.config.get("model", "auto") == "auto" and verdict["level"] != "good":
+    encoder, answer = run.summary.get("encoder"), (run.summary.get("answer") or {}).get("name")
+    is_auto = run.config.get("model", "auto") == "auto" or answer == NAME
+    if encoder in (*OWN_NETWORKS, NAME) and is_auto and verdict["level"] != "good":
         is_few = is_there and encoder != NAME and (run.summary.get("n_images") or 0) <= FEW_IMAGES
         began = "This network began with random weights, and few images do not teach one to see. "
         if is_few:
@@ -138,7 +139,7 @@ def _next(run: Run, verdict: Mapping[str, Any], check: Mapping[str, Any], comman
             cards.append(("Start from what is known of images", why, f"{command} --model descriptor"))
         else:
             began = "Colours and edges are all that was seen of these images. " if encoder == NAME else began
-            why = began + "Install a network that has seen ImageNet; the same command with another --out then takes it."
+            why = began + "Install a network that has seen ImageNet; fit without --model, into another --out, takes it."
             cards.append(("Start from a pretrained network", why, "pip install 'labelwright[imagenet]'"))
     if not verdict["is_confirmed"] and not run.summary.get("promise"):
         why = "Look at 200 of these labels: they say how many are right and which to accept."

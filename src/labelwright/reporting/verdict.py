@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from labelwright.encoders.descriptor import NAME
 from labelwright.reporting.checks import is_given
 from labelwright.reporting.given import interval
 from labelwright.reporting.lines import folded_warnings
@@ -253,8 +254,11 @@ def better_answer(summary: Mapping[str, Any]) -> str:
 
 
 def _added_nothing(run: Run) -> list[str]:
-    """That training did not help, where it did not."""
+    """That training did not help, where it did not; how to get what it was held against, of a network and colours."""
     answer, method = run.summary.get("answer") or {}, run.summary.get("method")
+    if (beside := run.summary.get("reference") or {}).keys() >= {NAME} and len(beside) > 1:
+        other = next(each for name, each in beside.items() if name != answer["name"])
+        return [f"{answer['title']} is kept; --model {other['model']} fits {other['title']} in its place."]
     if answer.get("name") and answer["name"] != method:
         return [f"Training added nothing: the answer is that of {answer['title']}, which was at least as good."]
     if kept_epoch(run) == 0:
