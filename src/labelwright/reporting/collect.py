@@ -109,7 +109,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     facts += [("What was known", SITUATIONS.get(str(name), str(name)))] if name else []
     if summary.get("method"):
         answer, method = summary.get("answer") or {}, str(summary["method"])
-        own = answer.get("name", method) == method
+        own = answer.get("name", method) in (method, NAME)
         facts.append(("Method", answer.get("title") or method if own else f"{method}, answer of {answer['title']}"))
     if summary.get("encoder"):
         named = {"none": "stored embeddings", NAME: "none: colours and edges"}
@@ -471,10 +471,11 @@ def accepting(surest: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _trained_words(run: Run) -> list[str]:
-    words = []
+    words, answer = [], run.summary.get("answer") or {}
     if run.epochs and any("loss" in record for record in run.epochs):
-        words.append(f"{counted(len(run.epochs), 'epoch')}.")
-    if why := (run.summary.get("answer") or {}).get("why"):
+        of = " of the network, which is not kept" if answer.get("name") == NAME else ""
+        words.append(f"{counted(len(run.epochs), 'epoch')}{of}.")
+    if why := answer.get("why"):
         words.append(f"{str(why)[:1].upper()}{str(why)[1:].rstrip('.')}.")
     left = run.begun.get("left_out_scores")
     if left:

@@ -199,10 +199,12 @@ def _obvious(run: Run) -> tuple[str, bool] | None:
     labelled = f"the {len(run.counts) - len(silent):,} classes that have labels"
     over = labelled if silent and key == "left_out" else "the classes"
     mean = "" if key == "unlabelled" else f" (mean over {over})"
+    is_network = run.summary["answer"]["name"] == NAME  # the only other that there is
+    lead = "The network that was trained" if is_network else "The obvious alternative"
     gap, chance = own[key] - best[key], standard_error(run.summary, key, own[key], n_predicted(run))
     more = "better" if gap > chance else "about the same" if gap > -chance else "worse"
     words = (
-        f"The obvious alternative, {best['title']}, gets {percent(best[key])} of the {COLUMNS[key]} right{mean}; "
+        f"{lead}, {best['title']}, gets {percent(best[key])} of the {COLUMNS[key]} right{mean}; "
         f"this answer {percent(own[key])}: {more}."
     )
     is_behind = gap < -max(BEHIND, chance)
@@ -257,8 +259,10 @@ def _added_nothing(run: Run) -> list[str]:
     """That training did not help, where it did not; how to get what it was held against, of a network and colours."""
     answer, method = run.summary.get("answer") or {}, run.summary.get("method")
     if (beside := run.summary.get("reference") or {}).keys() >= {NAME} and len(beside) > 1:
-        other = next(each for name, each in beside.items() if name != answer["name"])
-        return [f"{answer['title']} is kept; --model {other['model']} fits {other['title']} in its place."]
+        network = next(each["model"] for name, each in beside.items() if name != NAME)
+        if answer["name"] == NAME:
+            return [f"Colours and edges are kept; --model {network} trains the network in their place."]
+        return [f"The network is kept; --model {NAME} fits colours and edges in its place."]
     if answer.get("name") and answer["name"] != method:
         return [f"Training added nothing: the answer is that of {answer['title']}, which was at least as good."]
     if kept_epoch(run) == 0:

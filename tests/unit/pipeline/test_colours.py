@@ -67,8 +67,8 @@ def test_network__wins(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (found.summary["encoder"], found.summary["answer"]["why"]) == ("resnet32", "so")
     assert found.summary["reference"]["descriptor"]["test"]["balanced_accuracy"] == 1
     assert "kept" not in yaml_of((found.path / "config.yaml").read_text())
-    other = dict(content_of(found)["verdict"]["facts"])["training"]
-    assert other.startswith("Cross-entropy (resnet32 from random weights) is kept; --model descriptor fits ")
+    facts = dict(content_of(found)["verdict"]["facts"])
+    assert facts["training"] == "The network is kept; --model descriptor fits colours and edges in its place."
 
 
 def test_network__given_test_images_show_and_do_not_choose(photos: Path, tmp_path: Path) -> None:
@@ -117,8 +117,12 @@ def test_colours__report_says_what_is_kept_and_how_to_get_the_other(run: Run) ->
     title = run.summary["answer"]["title"]
     facts = dict(content["verdict"]["facts"])
     network = "Cross-entropy (resnet32 from random weights)"
-    assert facts["training"] == f"{title} is kept; --model resnet32 fits {network} in its place."
+    assert facts["training"] == "Colours and edges are kept; --model resnet32 trains the network in their place."
+    assert facts["obvious"].startswith(f"The network that was trained, {network}, gets ")
+    assert facts["obvious"].endswith("this answer 100.0%: better.")
     assert dict(content["facts"])["Model"] == "none: colours and edges"
+    assert dict(content["facts"])["Method"] == title
+    assert content["training"]["words"][0] == "2 epochs of the network, which is not kept."
     assert [row[0] for row in content["again"]["beside"]] == [network, f"{title} (the answer)"]
     assert content["again"]["beside_head"] == ["", "Test images"]  # these chose
     assert f"It is the answer of {title}: " in (run.path / "model" / "README.md").read_text()
