@@ -33,7 +33,8 @@ SIZE_PX = 8
 N_FEATURES = 16
 LOGIT_SCALE = 12.0
 SOLVED = {f"{name} on features": each.on_features() for name, each in METHODS.items() if each.frozen is not None}
-FROZEN = ("beliefs", "cross_validated", "majority", "nearest_mean", *SOLVED)  # see features of a frozen network, always
+# What sees features of a frozen network, always.
+FROZEN = ("beliefs", "cross_validated", "kernel", "majority", "nearest_mean", *SOLVED)
 SEMI_SUPERVISED = ("fixmatch", "softmatch")  # learn from unlabelled images, too
 EVERY = {**METHODS, **SOLVED}
 TRAINED = {**EVERY, "simclr": of_labels("SimCLR", cast(Recipe, simclr))}  # what is no method of `fit`, too

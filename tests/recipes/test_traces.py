@@ -233,6 +233,7 @@ def test_traces__cover_every_method() -> None:
     stepless = {
         "beliefs",
         "cross_validated",
+        "kernel",
         "nearest_mean",
         "majority",
         "crowd",

@@ -102,7 +102,7 @@ class NoImages(Images):
 
 
 class GivenFeats:
-    """The user's vectors as `encoders.store.StoredFeats`, exactly as given: clean, weak and strong.
+    """The user's vectors as `encoders.store.StoredFeats`, as given or with columns divided: clean, weak and strong.
 
     Without views of the user's own, a weak view is the vector itself; a strong one is the vector with 10% of its
     features set to zero and Gaussian noise of 10% of the row's norm (sd: norm / (10 sqrt(D))) on the others, both
@@ -111,6 +111,7 @@ class GivenFeats:
     Args:
       feats: [N, D] floats, in memory or mapped.
       weak, strong: [V, N, D] floats, or None.
+      scales: [D] float32 that columns are divided by, see train.convex.column_scales; None: by nothing.
 
     Example:
       >>> given = GivenFeats(np.ones((2, 100), np.float32))
@@ -119,12 +120,19 @@ class GivenFeats:
       ([1, 100], 1, True)
     """
 
-    def __init__(self, feats: Floats, *, weak: Floats | None = None, strong: Floats | None = None) -> None:
+    def __init__(
+        self, feats: Floats, *, weak: Floats | None = None, strong: Floats | None = None, scales: Tensor | None = None
+    ) -> None:
         assert feats.ndim == 2, feats.shape
         assert all(extra is None or extra.shape[1:] == feats.shape for extra in (weak, strong)), "views of these rows"
         self._feats = np.asarray(feats)  # a memory map without numpy's slower indexing of its own class
         self._extra = {"weak": weak, "strong": strong}
         self.n_rows, self.n_features = self._feats.shape
+        self._scales = scales
+
+    def divided(self, scales: Tensor) -> GivenFeats:
+        """The same vectors with their columns divided by scales [D]."""
+        return GivenFeats(self._feats, weak=self._extra["weak"], strong=self._extra["strong"], scales=scales)
 
     def n_views(self, view: str) -> int:
         """How many different vectors a row has under a view: 1, V, or 2^24 where strong views are made up."""
@@ -138,6 +146,7 @@ class GivenFeats:
         extra = self._extra.get(view)
         found = self._feats[rows.numpy()] if extra is None else extra[index.numpy(), rows.numpy()]
         x = torch.from_numpy(found.astype(np.float32, copy=False))
+        x = x if self._scales is None else x / self._scales
         if view != "strong" or extra is not None:
             return x
         u = RowGenerator(rows * _N_MADE_UP + index, seed=0).uniform(self.n_features)  # [B, D]

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from labelwright.encoders import descriptor, efficientnet
-from labelwright.encoders.heads import CacheHead, CentredHead, CosineHead, MlpHead, ProjectedHead, TextHead
+from labelwright.encoders.heads import CacheHead, CentredHead, CosineHead, KernelHead, MlpHead, ProjectedHead, TextHead
 from labelwright.encoders.pretrained import (
     from_transformers_config,
     load_config,
@@ -36,6 +36,7 @@ _HEADS: dict[type[nn.Module], Head | Literal["text", "cache"]] = {
     nn.Linear: "linear",
     CentredHead: "centred",
     CosineHead: "cosine",
+    KernelHead: "kernel",
     MlpHead: "mlp",
     ProjectedHead: "projected",
     TextHead: "text",
@@ -44,11 +45,20 @@ _HEADS: dict[type[nn.Module], Head | Literal["text", "cache"]] = {
 
 
 class Stored(nn.Module):
-    """The backbone of embeddings: what comes in is the feature already."""
+    """The backbone of embeddings: what comes in is the feature already, or becomes it once its columns are divided.
+
+    Args:
+      scales: [D] float > 0, what columns are divided by; None: they stay as they are.
+    """
+
+    def __init__(self, scales: Tensor | None = None) -> None:
+        super().__init__()
+        self.scales: Tensor | None
+        self.register_buffer("scales", scales)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Feats [B, D], as they are."""
-        return x
+        """Feats [B, D]."""
+        return x if self.scales is None else x / self.scales
 
 
 class UnitBackbone(nn.Module):
@@ -101,8 +111,12 @@ class Classifier(nn.Module):
             self.head = MlpHead(n_features, n_outputs, hidden=hidden)
         elif head == "projected":
             self.head = ProjectedHead(n_features, n_outputs, n_dims=hidden)
+        elif head == "kernel":
+            self.head = KernelHead(n_features, n_outputs, n_images=hidden)
         else:
-            raise ConfigError(f"unknown head: {head!r}", fix="use 'linear', 'centred', 'cosine', 'mlp' or 'projected'")
+            raise ConfigError(
+                f"unknown head: {head!r}", fix="use 'linear', 'centred', 'cosine', 'kernel', 'mlp' or 'projected'"
+            )
         self.name = name
         self.n_features = n_features
         self.n_outputs = n_outputs
@@ -225,8 +239,9 @@ def build(
       pretrained: False starts a transformers model from random weights; the networks in OWN always do.
       head: "linear", "centred" (linear on features centred and of unit scale), "cosine" (unit feats, unit weights, no
         bias: what LDAM needs), "mlp" (a residual layer, then linear: something to learn where the backbone is frozen),
-        or "projected" (linear on unit projections).
-      hidden: width of that residual layer, or of the projections, >= 1.   image_size_px: side of its images.
+        "projected" (linear on unit projections) or "kernel" (linear on the nearness to some images).
+      hidden: width of that residual layer, of the projections, or number of those images, >= 1.
+      image_size_px: side of the images that it sees.
       freeze: glob patterns over parameter names, as in ``("backbone.*",)`` or ``("*.layer.[0-8].*",)``.
       seed: of the random weights; the global random state is left as it was.
 
@@ -298,6 +313,8 @@ def classifier_config(net: Classifier | Ensemble) -> dict[str, Any]:
         "visual_prompts": prompts,
         "mlp_hidden": net.head.to_hidden.out_features if isinstance(net.head, MlpHead) else None,
         "n_dims": len(net.head.projection) if isinstance(net.head, ProjectedHead) else None,
+        "n_images": len(net.head.images) if isinstance(net.head, KernelHead) else None,
+        "has_scales": isinstance(backbone, Stored) and backbone.scales is not None,
         "n_cached": len(net.head.keys) if isinstance(net.head, CacheHead) else None,
         "adapter": None if visual is None else {"n_hidden": visual.down.out_features, "weight": visual.weight},
     }
@@ -328,7 +345,7 @@ def from_config(config: Mapping[str, Any]) -> Classifier | Ensemble:
         torch.manual_seed(0)
         backbone: nn.Module
         if config["name"] == "stored":
-            backbone = Stored()
+            backbone = Stored(torch.ones(config["n_features"]) if config.get("has_scales") else None)
         elif config["transformers"] is None:
             known: dict[str, Callable[[], nn.Module]] = {
                 **OWN,
@@ -363,7 +380,7 @@ def from_config(config: Mapping[str, Any]) -> Classifier | Ensemble:
             n_features=n_features,
             n_outputs=n_outputs,
             head=head,
-            hidden=config.get("mlp_hidden") or config.get("n_dims") or 0,
+            hidden=config.get("mlp_hidden") or config.get("n_dims") or config.get("n_images") or 0,
             image_size_px=config["image_size_px"],
             freeze=config["freeze"],
         )

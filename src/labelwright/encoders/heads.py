@@ -194,6 +194,48 @@ class CentredHead(nn.Module):
         return logits
 
 
+class KernelHead(nn.Module):
+    """Linear head on the nearness to images: logits = W k + b, k_j = exp(-|z - l_j|^2 / v), z = (f - m) / s; float32.
+
+    The images l, m, s and v are buffers: zero, or one.
+
+    Args:
+      n_features: D.   n_outputs: C.   n_images: of l.
+
+    Example: an image has a nearness of 1 to itself.
+      >>> head = KernelHead(2, 3, n_images=4)
+      >>> _ = head.images.copy_(torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0], [3.0, 0.0]]))
+      >>> [round(v, 4) for v in head.near(torch.tensor([[0.0, 0.0]]))[0].tolist()]
+      [1.0, 0.3679, 0.0183, 0.0001]
+    """
+
+    def __init__(self, n_features: int, n_outputs: int, *, n_images: int) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.scale: Tensor
+        self.images: Tensor
+        self.width: Tensor
+        self.register_buffer("mean", torch.zeros(n_features))
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("images", torch.zeros(n_images, n_features))
+        self.register_buffer("width", torch.ones(()))
+        self.linear = nn.Linear(n_images, n_outputs)
+
+    def near(self, feats: Tensor) -> Tensor:
+        """Map feats [B, D] to the nearness to each image, [B, n_images] float32, 0 to 1."""
+        with torch.autocast(feats.device.type, enabled=False):
+            z = (feats.float() - self.mean) / self.scale
+            far = z.square().sum(1, keepdim=True) + self.images.square().sum(1) - 2 * z @ self.images.T
+            return torch.exp(-far.clamp(min=0) / self.width)
+
+    def forward(self, feats: Tensor) -> Tensor:
+        """Map feats [B, D] to logits [B, C] float32."""
+        near = self.near(feats)
+        with torch.autocast(feats.device.type, enabled=False):
+            logits: Tensor = self.linear(near)
+        return logits
+
+
 @torch.no_grad()
 def put_in(net: nn.Module, weight: Tensor, bias: Tensor) -> None:
     """Put a linear classifier into the last layer of a `types.Network`."""

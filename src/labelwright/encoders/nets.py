@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from labelwright.encoders import backbones
 from labelwright.encoders.embed import Encoder
@@ -32,6 +32,7 @@ class EncoderNets:
     class_names: tuple[str, ...]  # what tuned towers read, put into the template
     template: str
     seed: int  # of new weights
+    scales: Tensor | None = None  # [D], what columns of the user's own embeddings were divided by; None: by nothing
     is_frozen: bool = True  # the encoder never learns under a head
     is_pretrained: bool = True  # the features come from somewhere
 
@@ -81,7 +82,9 @@ class EncoderNets:
         return PromptedTowers(tower, self.class_names, kind=kind, seed=self.seed)
 
     def deployable(self, net: backbones.Classifier | backbones.Ensemble) -> backbones.Classifier | backbones.Ensemble:
-        """The classifier with the encoder in front, so that it takes pixels; unchanged if there is no encoder."""
+        """The classifier with the encoder in front, so that it takes pixels, or of embeddings as they were given."""
+        if self.scales is not None:
+            return net.with_backbone(backbones.Stored(self.scales), name="stored", image_size_px=0)
         if self.encoder is None or not isinstance(net.backbone, backbones.Stored):
             return net
         return net.with_backbone(

@@ -57,7 +57,7 @@ class Served(nn.Module):
         self.strangers, self.feats = strangers, list[Tensor]()
         self.strange_from = 1.0 if strangers is None else strangers.threshold
         self.takes_pixels = mean is not None and std is not None
-        if strangers is not None and self.takes_pixels:
+        if strangers is not None:
             backbone: Any = net.backbone
             backbone.register_forward_hook(lambda _, x, feats: self.feats.append(feats))
         self.kept = [place for place, of in enumerate(outputs) if of >= 0]
@@ -86,7 +86,7 @@ class Served(nn.Module):
         trust = self.trust_of(probs, x)
         if self.strangers is None:
             return probs, probs.argmax(dim=1), trust
-        looks = (self.feats[0].float(), small_pixels(x)) if self.takes_pixels else (x,)
+        looks = (self.feats[0].float(), *([small_pixels(x)] if self.takes_pixels else []))
         strangeness = self.strangers.placed(self.strangers.score(looks))
         strange = trust * (1 - strangeness) / (1 - self.strange_from)
         trust = torch.where(strangeness > self.strange_from, strange, trust)

@@ -149,6 +149,25 @@ class FrozenRecipe:
         """[N] int64 what to learn from, -1 = nothing."""
         return task.labels
 
+    def rows_of(self, labels: Tensor) -> Tensor:
+        """[n] int64, ascending, the rows that are learned from; labels [N] of `labels_of`."""
+        return (labels >= 0).nonzero().flatten()
+
+    def inputs(self, state: State, feats: Tensor) -> tuple[Tensor, Callable[[Linear], Linear]]:
+        """Line 1, and what makes of a head on z one on what the network's last layer sees.
+
+        Args:
+          state: whose head learns how to make z.
+          feats: [N, D] float.
+
+        Returns: z [N, R] float32 of `train.convex.scaled`, and the function.
+        """
+        head: CentredHead = cast(Any, state.nets["main"]).head
+        given = scaled(feats)
+        head.mean.copy_(given.mean)
+        head.scale.copy_(given.scale)
+        return given.z, given.plain
+
     def setup(self, cfg: FrozenSettings, task: Task, build_net: BuildNet) -> State:
         """A linear head on centred features, still to be found."""
         check_is_pretrained(build_net)
@@ -157,18 +176,15 @@ class FrozenRecipe:
     @torch.no_grad()
     def begin(self, cfg: FrozenSettings, task: Task, state: State, passes: Passes) -> Begun:
         """Lines 1 to 3."""
-        head: CentredHead = cast(Any, state.nets["main"]).head
         labels = self.labels_of(task)
-        known = (labels >= 0).nonzero().flatten()
-        given = scaled(feats_of(passes, known))  # 1
-        head.mean.copy_(given.mean)
-        head.scale.copy_(given.scale)
+        known = self.rows_of(labels)
+        z, as_given = self.inputs(state, feats_of(passes, known))  # 1
         labels, groups = labels[known], None if task.groups is None else task.groups[known.to(task.groups.device)]
         rows, fold = folds_of(labels, groups, seed=0)
-        data = Labelled(given.z, labels, task.n_classes, rows, fold, cfg.adjust)
+        data = Labelled(z, labels, task.n_classes, rows, fold, cfg.adjust)
         found = self.fit(cfg, data)  # 2
         start = None if found.validated is None else found.validated.head
-        solved = given.plain(data.solve(found.problem_of, found.penalty, start))  # 3
+        solved = as_given(data.solve(found.problem_of, found.penalty, start))  # 3
         put_in(state.nets["main"], solved.weight, solved.bias)
         state = replace(state, memory={CHOSEN: {"penalty": found.penalty, **found.chosen}})
         logs: dict[str, Any] = {"penalty": found.penalty, **found.logs}

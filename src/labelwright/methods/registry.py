@@ -24,6 +24,7 @@ from labelwright.methods.baselines import (
     fpl,
     ib,
     kd,
+    kernel,
     la,
     ldam,
     lp_pp,
@@ -118,6 +119,9 @@ BASELINES: Mapping[str, Method] = {
     "ib": of_labels("Influence-balanced", ib.RECIPE),
     "nearest_mean": of_labels(
         "Nearest class mean", nearest_mean.RECIPE, default_views=views_of_features, schedule=as_configured
+    ),
+    "kernel": of_labels(
+        "Kernel logistic regression", kernel.RECIPE, default_views=views_of_features, schedule=as_configured
     ),
     "zero_shot": of_text("Zero-shot", zero_shot.RECIPE),
     "pseudo_probe": of_text("Probe on zero-shot labels", pseudo_probe.RECIPE),

@@ -11,22 +11,29 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from labelwright.annotators.annotator import Guesses, texts_of
 from labelwright.annotators.chat import Estimate
 from labelwright.annotators.describe import ask_for, mismatched_classes
 from labelwright.annotators.training_candidates import Guesser
-from labelwright.data.prepare import Prepared
+from labelwright.data.embeddings import GivenFeats
+from labelwright.data.prepare import Prepared, Source
 from labelwright.data.stored import EmbeddingViews
 from labelwright.encoders.embed import concepts_of, embed
 from labelwright.encoders.nets import EncoderNets
 from labelwright.encoders.templates import templates_named
+from labelwright.labels.chunks import evenly_spread
 from labelwright.labels.unlike import Unlike
+from labelwright.methods.baselines.majority import votes
 from labelwright.pipeline.novel import count_novel, feats_of, novel_notice, unlike_of, with_novel
 from labelwright.pipeline.resolve import Plan, own_nets
+from labelwright.train.convex import column_scales
 from labelwright.train.seeds import derive_seed
 from labelwright.train.settings import TrainSettings
 from labelwright.types import BuildNet, Concepts, Task
+
+SCALED_ROWS = 5000  # labelled, and unlabelled ones, by which columns are judged
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,9 @@ def prepare_job(plan: Plan, seconds: dict[str, float], approve: Callable[[Estima
     """
     settings, accelerator, prepared, encoder = plan.settings, plan.accelerator, plan.prepared, plan.encoder
     device, precision = accelerator.device, settings.precision
+    scales = _scales(prepared)
+    if scales is not None:
+        prepared = _divided(prepared, scales)
     if encoder is not None and plan.views == "embeddings":
         with _clock(seconds, "embed"):
             prepared = embedded(plan)
@@ -66,7 +76,7 @@ def prepare_job(plan: Plan, seconds: dict[str, float], approve: Callable[[Estima
             table = dataclasses.replace(prepared.train.table, candidates=guesses.candidates)
             prepared = dataclasses.replace(prepared, train=dataclasses.replace(prepared.train, table=table))
     concepts = _concepts(plan, prepared, guesses, approve)
-    build = _nets(plan, prepared, concepts)
+    build = _nets(plan, prepared, concepts, scales)
     clusters = guesser.clusters(prepared.train) if guesser is not None and plan.views == "pixels" else None
     n_novel, evidence = count_novel(
         plan.run,
@@ -81,7 +91,7 @@ def prepare_job(plan: Plan, seconds: dict[str, float], approve: Callable[[Estima
     views = prepared.train.views(prepared.view)
     cfg = plan.method.pilot(plan.cfg, task, views, build, options=plan.options, folder=plan.run.path)
     unlike = _unlike(prepared)
-    notices = (*_copies(prepared), *novel_notice(unlike))
+    notices = (*_copies(prepared), *_of_scales(scales), *novel_notice(unlike))
     return Job(prepared, task, build, cfg, guesser, guesses, evidence, unlike, notices)
 
 
@@ -99,6 +109,38 @@ def embedded(plan: Plan) -> Prepared:
     n_views = n_views if settings.refit and prepared.test_is == "held out" else 0
     test = prepared.test and embed(prepared.test, encoder, prepared.view, n_views=n_views, device=device, shared=True)
     return dataclasses.replace(prepared, train=train, test=test)
+
+
+def _scales(prepared: Prepared) -> Tensor | None:
+    """What to divide columns of the user's own embeddings by, as `column_scales` sees them on some of the rows."""
+    table, stored = prepared.train.table, prepared.train.stored
+    if not isinstance(stored, GivenFeats) or prepared.class_feats is not None:
+        return None
+    task = table.task()
+    labels = task.labels if task.candidates is None else votes(task)
+    rows = evenly_spread((labels >= 0).nonzero().flatten(), SCALED_ROWS)
+    rows = torch.cat([rows, evenly_spread((labels < 0).nonzero().flatten(), SCALED_ROWS)])
+    feats = torch.cat(list(EmbeddingViews(stored, rows=prepared.train.rows).feats(rows)))
+    return column_scales(feats, labels[rows])
+
+
+def _divided(prepared: Prepared, scales: Tensor) -> Prepared:
+    """The same with columns divided."""
+
+    def divided(source: Source) -> Source:
+        assert isinstance(source.stored, GivenFeats), "embeddings are scored on embeddings"
+        return dataclasses.replace(source, stored=source.stored.divided(scales))
+
+    test = prepared.test and divided(prepared.test)
+    return dataclasses.replace(prepared, train=divided(prepared.train), test=test)
+
+
+def _of_scales(scales: Tensor | None) -> tuple[str, ...]:
+    """What was done to the columns."""
+    if scales is None:
+        return ()
+    low, high = (f"{float(value):.3g}" for value in (scales.min(), scales.max()))
+    return (f"the columns of the embeddings deviate by {low} to {high}: each was divided by its own deviation",)
 
 
 def _copies(prepared: Prepared) -> tuple[str, ...]:
@@ -149,7 +191,7 @@ def _concepts(
     return dataclasses.replace(described, feats=concepts.feats)
 
 
-def _nets(plan: Plan, prepared: Prepared, concepts: Concepts | None) -> BuildNet:
+def _nets(plan: Plan, prepared: Prepared, concepts: Concepts | None, scales: Tensor | None) -> BuildNet:
     settings, encoder, stored = plan.settings, plan.encoder, prepared.train.stored
     frozen = stored if encoder is None else encoder
     if frozen is None:
@@ -162,4 +204,5 @@ def _nets(plan: Plan, prepared: Prepared, concepts: Concepts | None) -> BuildNet
         class_names=prepared.train.table.class_names,
         template=templates_named(plan.templates)[0],
         seed=derive_seed(settings.seed, "net", 1),
+        scales=scales,
     )

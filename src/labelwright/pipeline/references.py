@@ -24,6 +24,7 @@ from labelwright.labels.chunks import evenly_spread
 from labelwright.methods.cluster_start import CENTROIDS
 from labelwright.methods.frozen_heads import LEFT_OUT
 from labelwright.methods.method import Images
+from labelwright.methods.recipe import as_chosen
 from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.metrics.choice import Choice, choose
 from labelwright.metrics.open_world import open_match
@@ -149,7 +150,7 @@ def obvious_names(task: Task, *, has_feats: bool, is_stored: bool) -> tuple[str,
 
     Example:
       >>> obvious_names(Task(torch.tensor([0, 1, -1]), ("cat", "dog")), has_feats=True, is_stored=True)
-      ('class_balanced', 'nearest_mean')
+      ('class_balanced', 'nearest_mean', 'kernel')
       >>> obvious_names(Task(torch.tensor([0, -1, -1]), ("cat",), n_novel=2), has_feats=True, is_stored=True)
       ('ss_kmeans',)
       >>> obvious_names(Task(torch.tensor([0, 1, -1]), ("cat", "dog", "owl")), has_feats=True, is_stored=False)
@@ -161,7 +162,7 @@ def obvious_names(task: Task, *, has_feats: bool, is_stored: bool) -> tuple[str,
     n_labelled = int((task.counts > 0).sum())
     is_labelled = n_labelled == task.n_classes or n_labelled >= max(2, task.n_classes / 2)
     if has_feats and is_labelled:
-        names += ["class_balanced", *(["nearest_mean"] if is_stored else [])]
+        names += ["class_balanced", *(["nearest_mean", "kernel"] if is_stored else [])]
     if has_feats and task.candidates is not None and bool((task.labels < 0).any()):
         names += ["majority"]
     return tuple(names)
@@ -212,6 +213,7 @@ def _fitted(
     job: Job,
     name: str,
     *,
+    cfg: TrainSettings | None = None,
     labels: Tensor | None = None,
     rows: Tensor | None = None,
     task: Task | None = None,
@@ -220,12 +222,13 @@ def _fitted(
 
     Args:
       name: of a method; "start" is that of the plan.
+      cfg: its settings; None: as it runs by default, or as the plan has them.
       task: in place of the run's with these labels.
     """
     began = time.monotonic()
     is_own = name in ("start", plan.name)
     method = plan.method if is_own else METHODS[name].on_features()
-    cfg = job.cfg if is_own else resolve_config(method, {})
+    cfg = cfg or (job.cfg if is_own else resolve_config(method, {}))
     task = task or (job.task if labels is None else dataclasses.replace(job.task, labels=labels))
     views = job.prepared.train.views(job.prepared.view)
     if rows is not None:
@@ -264,7 +267,9 @@ def _judged(contender: Contender, rows: Tensor, fold: Tensor) -> Contender:
     began, state, plan, job = time.monotonic(), contender.state, contender.plan, contender.job
     if not len(rows):
         return contender
-    if LEFT_OUT in state.memory:  # convex heads have answered them on the way
+    n_unlabelled = int((job.task.labels < 0).sum())
+    # Convex heads have answered them on the way; how often they move is asked where most images are unlabelled.
+    if LEFT_OUT in state.memory and 2 * n_unlabelled <= len(job.task.labels):
         known = state.memory[LEFT_OUT]
         answers, odds = _nothing(len(job.task.labels))
         answers[known["rows"]], odds[known["rows"]] = known["predicted"], known["odds"]
@@ -286,7 +291,8 @@ def _judged(contender: Contender, rows: Tensor, fold: Tensor) -> Contender:
         labels = job.task.labels.clone()
         labels[hidden] = -1
         some = _some_rows(labels.cpu()) if job.task.n_novel else None
-        anew = _fitted(plan, job, contender.name, labels=labels, rows=some)
+        cfg = as_chosen(contender.cfg, state)
+        anew = _fitted(plan, job, contender.name, cfg=cfg, labels=labels, rows=some)
         found = anew.answers("train", rows=hidden)
         asked = torch.isin(rows, hidden)
         answers[asked], odds[asked] = found.predicted, found.odds

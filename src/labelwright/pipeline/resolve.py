@@ -121,7 +121,8 @@ class Plan:
             return self.settings.answer
         if self.is_unasked:
             return "best"
-        return "trained" if self.method.is_baseline or self.settings.preset == "paper" else "best"
+        is_asked_for = self.method.is_baseline and self.settings.method != "auto"
+        return "trained" if is_asked_for or self.settings.preset == "paper" else "best"
 
     @property
     def is_unasked(self) -> bool:

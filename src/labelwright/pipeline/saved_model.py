@@ -379,7 +379,7 @@ def answers_of_source(
             with torch.autocast(x.device.type, enabled=False):
                 evidence.append(saved.votes.evidence(small_pixels(x), found.argmax(1)).cpu())
         if strangers is not None:
-            looks = (seen[0].float(), small_pixels(x)) if x.ndim == 4 else (x,)
+            looks = (seen[0].float(), *([small_pixels(x)] if x.ndim == 4 else []))
             parts = zip(*(torch.split(look, AT_ONCE) for look in looks), strict=True)
             own = scores[n_scored : n_scored + len(x)]
             torch.cat([strangers.score(part) for part in parts], out=own)

@@ -233,7 +233,7 @@ class MethodSettings:
     answer: Literal["auto", "best", "trained"] = setting(
         "auto",
         "best: of what was trained, its start and the obvious ones, the best on labels that were left out; trained: "
-        "that one whatever is better; auto: best, but for baselines and --preset paper",
+        "that one whatever is better; auto: best, but for baselines that are named and --preset paper",
         "--answer trained",
     )
     refit: bool = setting(

@@ -17,7 +17,7 @@ from torch import Tensor
 from labelwright.adjust.adjustment import Adjustment, adjusted_logits
 from labelwright.train.newton import Local, minimise
 
-PENALTIES = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0)
+PENALTIES = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03)
 """What is tried; from the strongest on, each starts where the last one ended."""
 
 MAX_FOLDS = 5
@@ -26,6 +26,10 @@ LEAST_TRIED = 20
 CHUNK_NUMBERS = 1 << 18  # of rows x classes, or of rows x features, held at a time: a core's cache; more on a GPU
 KEPT_NUMBERS = 1 << 25  # of rows x classes, up to which probabilities are kept between products with the Hessian
 MAX_AXES = 2048
+FEW_COLUMNS = 0.1  # of the features: if no more carry the variance, the others have no say on one scale
+LEAST_COLUMNS = 1.1  # that carry it, of few features
+WEIGHED_ROWS = 1000  # labelled rows on which one scale is held against one of each column
+CHANCE = 3.0  # times 1 / N: squared correlations of columns that are not correlated
 LEAST_GRADIENT = 1e-5  # largest entry of the gradient of the mean loss at which it has converged
 TRIED_GRADIENT = 1e-4  # the same in cross-validation, where heads serve only to be compared
 
@@ -235,6 +239,55 @@ def _pull(problem: Problem, towards: Linear | None, ridge: float, start: Tensor)
     return at
 
 
+def column_scales(feats: Tensor, labels: Tensor) -> Tensor | None:
+    """What to divide columns by that were measured in units of their own; None where all are of one scale.
+
+    Where a tenth of the columns carries the variance, the others have no say in distances, nor under a penalty; each is
+    divided by its deviation then. Principal components are an exception: they are not correlated, and those that spread
+    little say little. Labels decide against either if those left out are likelier by more than a standard error.
+
+    Args:
+      feats: [N, D] float.
+      labels: [N] int64, -1 = unknown.
+
+    Returns: [D] float32 > 0, 1 for a column that is constant; or None.
+
+    Example: grams beside kilometres, and the same columns on one scale.
+      >>> z = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
+      >>> z[:, 2] += z[:, 0]
+      >>> scales = column_scales(z * torch.tensor([1000.0, 1.0, 1.0]), torch.full((100,), -1))
+      >>> scales is not None and bool(scales[0] > 900), column_scales(z, torch.full((100,), -1))
+      (True, None)
+    """
+    deviation = feats.double().std(0, correction=0)
+    spreads = deviation > 1e-6 * deviation.max()
+    variance = deviation[spreads].square()
+    n_columns = len(variance)
+    n_carrying = float(variance.sum().square() / variance.square().sum()) if n_columns else 0.0
+    if n_columns < 2 or n_carrying > max(LEAST_COLUMNS, FEW_COLUMNS * n_columns):
+        return None
+    scales = torch.where(spreads, deviation, 1.0).float()
+    z = ((feats.double() - feats.double().mean(0)) / scales)[:, spreads]
+    alike = (z.T @ z / len(z)).square().fill_diagonal_(0).sum() / (n_columns * (n_columns - 1))
+    is_correlated = bool(alike > CHANCE / len(z))
+    known = (labels >= 0).nonzero().flatten()
+    y = torch.unique(labels[known], return_inverse=True)[1]
+    rows, fold = folds_of(y, None, seed=0, limit=WEIGHED_ROWS)
+    if not len(rows) or int(fold.max()) < 1:
+        return scales if is_correlated else None
+    each = [_left_out_losses(some[known], y, rows, fold) for some in (feats.float(), z.float())]
+    gain = each[0] - each[1]
+    clear = float(gain.mean()) / max(1e-9, float(gain.std()) / len(gain) ** 0.5)
+    return scales if clear > 1 or (is_correlated and clear > -1) else None
+
+
+def _left_out_losses(feats: Tensor, labels: Tensor, rows: Tensor, fold: Tensor) -> Tensor:
+    """[n] -log p of the rows, each by a head that did not see it."""
+    n_classes = int(labels.max()) + 1
+    found = cross_validate(scaled(feats).z, labels, lambda counts: Problem(), n_classes=n_classes, rows=rows, fold=fold)
+    return torch.nn.functional.cross_entropy(found.logits, labels[found.rows], reduction="none")
+
+
 @dataclass(frozen=True)
 class Scaled:
     """Features as `solve` takes them: centred, of unit scale, and along the directions in which they spread."""
@@ -377,7 +430,7 @@ def cross_validate(
       >>> z = torch.where(labels[:, None] == 1, 1.0, -1.0) + 0.01 * torch.arange(40)[:, None] / 40
       >>> rows, fold = folds_of(labels, None, seed=0)
       >>> cross_validate(z, labels, lambda counts: Problem(), n_classes=2, rows=rows, fold=fold).penalty
-      1.0
+      0.03
     """
     rows, fold = rows.to(z.device), fold.to(z.device)
     z, labels = z[rows], labels[rows]

@@ -36,7 +36,7 @@ def test_fit__few_labels__what_applies_is_computed_and_judged(tmp_path: Path) ->
     data = blobs(tmp_path / "train.npz", n_labelled=5)
     summary = summary_of(tmp_path, data, test=blobs(tmp_path / "test.npz", seed=1))
     beside = summary["reference"]
-    assert list(beside) == ["beliefs", "class_balanced", "nearest_mean"]
+    assert list(beside) == ["beliefs", "class_balanced", "nearest_mean", "kernel"]
     for each in beside.values():
         assert 0.3 < each["left_out"] <= 1
         assert each["test"]["balanced_accuracy"] > 0.5
@@ -51,7 +51,7 @@ def test_fit__a_better_reference_becomes_the_answer_everywhere(tmp_path: Path) -
     bad: dict[str, Any] = {"method": "beliefs", "set": {"n_dims": 1}}
     best = lw.fit(data, test=test, out=tmp_path / "best", device="cpu", **bad)
     kept = best.summary["answer"]
-    assert kept["name"] in ("class_balanced", "nearest_mean")
+    assert kept["name"] in ("class_balanced", "nearest_mean", "kernel")
     assert "Beliefs on" in kept["why"]
     assert best.summary["test"]["accuracy"] == best.summary["reference"][kept["name"]]["test"]["accuracy"]
     assert lw.evaluate(best.path, test)["accuracy"] == pytest.approx(best.summary["test"]["accuracy"])
@@ -80,7 +80,7 @@ def without_owl(path: Path, per_class: int = 40, **more: Any) -> str:
 
 def test_fit__a_class_without_labels__compared_on_the_others_and_chosen_by_them(tmp_path: Path) -> None:
     summary = summary_of(tmp_path, without_owl(tmp_path / "train.npz"), method="la", test_frac=0)
-    assert list(summary["reference"]) == ["la", "class_balanced", "nearest_mean"]
+    assert list(summary["reference"]) == ["la", "class_balanced", "nearest_mean", "kernel"]
     assert all(each["left_out"] > 0.8 for each in summary["reference"].values())
     assert "of labelled images that were left out" in summary["answer"]["why"]
 
@@ -102,7 +102,7 @@ def test_fit__a_class_that_its_name_alone_tells_of__is_not_given_up_for_the_othe
 def test_fit__a_baseline_is_its_own_answer(tmp_path: Path) -> None:
     summary = summary_of(tmp_path, blobs(tmp_path / "train.npz"), method="nearest_mean", test_frac=0)
     assert summary["answer"]["name"] == "nearest_mean"
-    assert list(summary["reference"]) == ["nearest_mean", "class_balanced"]
+    assert list(summary["reference"]) == ["nearest_mean", "class_balanced", "kernel"]
 
 
 def test_fit__many_classes_that_are_hardly_told_apart__trust_stays_low(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_fit__annotators_and_some_labels__votes_are_beside_and_held_out_images_j
         pa.table({"embedding": list(feats), "label": labels, "truth": truth, **answers}), tmp_path / "crowd.parquet"
     )
     summary = summary_of(tmp_path, str(tmp_path / "crowd.parquet"), annotator_columns="a0,a1,a2")
-    assert list(summary["reference"]) == ["crowd", "class_balanced", "nearest_mean", "majority"]
+    assert list(summary["reference"]) == ["crowd", "class_balanced", "nearest_mean", "kernel", "majority"]
     assert summary["n_fitted"] == len(truth)
     assert all(each["left_out"] > 0.5 for each in summary["reference"].values())
 
@@ -210,3 +210,42 @@ def test_fit__k_means_beside_an_open_world_is_what_it_is_alone(tmp_path: Path) -
     assert 0.3 < alone["unlabelled"] < 1
     assert beside["unlabelled"] == alone["unlabelled"]
     assert beside["seconds"] == 0
+
+
+def rings(path: Path, *, seed: int = 0) -> str:
+    """A class inside another, in two numbers: no line parts them."""
+    draw = np.random.default_rng(seed)
+    truth = np.arange(200) % 2
+    angle, radius = draw.uniform(0, 2 * np.pi, 200), 1 + 2 * truth + 0.2 * draw.standard_normal(200)
+    feats = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    np.savez(path, embeddings=feats.astype(np.float32), labels=np.array(["inner", "outer"])[truth])
+    return str(path)
+
+
+def test_fit__a_border_that_bends__the_kernel_is_the_answer(tmp_path: Path) -> None:
+    """Of a method that nobody named; the saved model says the same."""
+    run = lw.fit(rings(tmp_path / "a.npz"), test=rings(tmp_path / "b.npz", seed=1), out=tmp_path / "run", device="cpu")
+    assert run.summary["answer"]["name"] == "kernel"
+    assert run.summary["reference"]["ce"]["test"]["accuracy"] < 0.8
+    assert run.summary["test"]["accuracy"] > 0.97
+    again = lw.evaluate(run.path, tmp_path / "b.npz")["accuracy"]
+    assert again == pytest.approx(run.summary["test"]["accuracy"])
+
+
+def test_fit__columns_in_units_of_their_own__as_on_one_scale(tmp_path: Path) -> None:
+    """Grams beside kilometres: the classifier, its trust and what it says of new images."""
+    units = np.array([5000.0, 1, 0.01, 1, 1, 20, 1, 1], np.float32)
+    for name, seed in (("train", 0), ("test", 1)):
+        with np.load(blobs(tmp_path / f"{name}.npz", spread=0.4, seed=seed)) as file:
+            np.savez(tmp_path / f"{name}-units.npz", **{**file, "embeddings": units * file["embeddings"]})
+    plain, own = (
+        lw.fit(tmp_path / f"train{of}.npz", test=tmp_path / f"test{of}.npz", out=tmp_path / f"run{of}", device="cpu")
+        for of in ("", "-units")
+    )
+    assert not any("deviate" in warning for warning in plain.summary["warnings"])
+    assert any("each was divided by its own deviation" in warning for warning in own.summary["warnings"])
+    assert own.summary["test"]["accuracy"] > plain.summary["test"]["accuracy"] - 0.05
+    again = lw.evaluate(own.path, tmp_path / "test-units.npz")
+    assert again["accuracy"] == pytest.approx(own.summary["test"]["accuracy"])
+    told = lw.label(own.path, tmp_path / "test-units.npz")
+    assert np.mean(told["trust"].to_pylist()) == pytest.approx(own.summary["test"]["accuracy"], abs=0.1)

@@ -35,7 +35,7 @@ def test_fit__every_image_has_a_row_in_the_order_of_the_data(tmp_path: Path, mon
         return cross_validate(*args, **settings)
 
     monkeypatch.setattr(frozen_heads, "cross_validate", watched)
-    run = lw.fit(pool(tmp_path / "pool.npz"), out=tmp_path / "run", device="cpu")
+    run = lw.fit(pool(tmp_path / "pool.npz"), out=tmp_path / "run", method="ce", device="cpu")
     assert len(tried[72]) > 2  # searched where it is scored,
     assert len(tried[90]) == 1  # and kept where all images are learned from
     rows = pq.read_table(run.path / "labels.parquet")
@@ -43,7 +43,7 @@ def test_fit__every_image_has_a_row_in_the_order_of_the_data(tmp_path: Path, mon
     assert set(rows["source"].to_pylist()) == {"given"}
     assert run.data["splits"] == {"train": 72, "test": 18}
     # What is said of a held-out image comes from the model that has not seen it: that of a run without refitting.
-    plain = lw.fit(pool(tmp_path / "pool.npz"), out=tmp_path / "plain", device="cpu", refit=False)
+    plain = lw.fit(pool(tmp_path / "pool.npz"), out=tmp_path / "plain", method="ce", device="cpu", refit=False)
     assert pq.read_table(plain.path / "labels.parquet").equals(rows)
     assert plain.summary["test"] == run.summary["test"]
 

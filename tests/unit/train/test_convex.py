@@ -16,6 +16,7 @@ from labelwright.train.convex import (
     Problem,
     balanced_loss,
     centre_and_scale,
+    column_scales,
     cross_validate,
     folds_of,
     scaled,
@@ -266,3 +267,27 @@ def test_losses__gradient_and_hessian_are_those_of_autograd(monkeypatch, has_bia
         assert found.value == pytest.approx(float(value), rel=1e-6)
         torch.testing.assert_close(found.gradient, gradient, atol=1e-6, rtol=0)
         torch.testing.assert_close(found.product(v), image, atol=1e-6, rtol=0)
+
+
+def test_column_scales__principal_components_keep_theirs():
+    """Of a network's features and of a few columns in units of their own, and where labels overrule either."""
+    g = torch.Generator().manual_seed(0)
+    z = torch.randn(300, 24, generator=g) @ torch.randn(24, 24, generator=g)
+    none = torch.full((300,), -1)
+    assert column_scales(z, none) is None
+    units = torch.ones(24)
+    units[[3, 7]] = torch.tensor([1000.0, 400.0])
+    scales = column_scales(z * units, none)
+    assert scales is not None
+    assert torch.allclose(scales, (z * units).std(0, correction=0))
+    spread = torch.cat([torch.tensor([100.0, 60.0]), torch.ones(22)])
+    components = torch.linalg.qr(z - z.mean(0)).Q * spread
+    assert column_scales(components, none) is None
+    of_small = (components[:, 5] > 0).long()
+    assert column_scales(components, of_small) is not None
+    of_large = (components[:, 0] > 0).long()
+    mixed = z * units
+    mixed[:, 8:] = z[:, :1] + 0.01 * torch.randn(300, 16, generator=g)  # correlated, and say nothing of the labels
+    assert column_scales(mixed, (mixed[:, 3] > 0).long()) is None
+    assert column_scales(components, of_large) is None
+    assert column_scales(torch.ones(20, 3), torch.full((20,), -1)) is None
