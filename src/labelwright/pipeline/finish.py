@@ -84,8 +84,12 @@ def finish(beside: Contest, saved: Contender, trained: Trained, seconds: dict[st
     tests = {each.name: _scored(each) for each in beside.contenders}
     held_out, scores = tests[kept.name]
     own, of_sets = own_answers(kept, task.labels.cpu())
+    audit_began = time.monotonic()
+    audited = audit_of_run(job, held_out, seed=plan.settings.seed)
+    seconds["audit"] = time.monotonic() - audit_began
+    most_wrong = 0.0 if task.n_novel else audited.facts["estimated_wrong"] or 0.0
     of_held_out = _of_held_out(kept, held_out)
-    calibrations = both(of_held_out) if of_held_out is not None else _calibrations(beside, own)
+    calibrations = both(of_held_out) if of_held_out is not None else _calibrations(beside, own, most_wrong)
     votes = votes_of(job, own)
     own, calibrations, voted = _voted(kept, beside.rows, votes, own, calibrations)
     if held_out is not None and prepared.test is not None:
@@ -102,9 +106,6 @@ def finish(beside: Contest, saved: Contender, trained: Trained, seconds: dict[st
     in_train, in_test = (
         None if strangers is None or each is None else strangers.strangeness(each) for each in scores_of_images
     )
-    audit_began = time.monotonic()
-    audited = audit_of_run(job, held_out, seed=plan.settings.seed)
-    seconds["audit"] = time.monotonic() - audit_began
     order = None  # of the images, those held out among them, as the user gave them
     if prepared.test is not None and held_out is not None and prepared.test_is != "given":
         assert plan.prepared.test is not None
@@ -138,7 +139,8 @@ def finish(beside: Contest, saved: Contender, trained: Trained, seconds: dict[st
     rows = labelled(calibrations)
     odds = own.odds if order is None or held_out is None else torch.cat([own.odds, held_out.odds])[order]
     rows, calibrations, promised = _promised(plan, job, rows, odds, labelled, calibrations, held_out)
-    checked = _checked(voted, beside.rows, calibrations.model, held_out, scores, is_fitted=of_held_out is not None)
+    is_fitted = of_held_out is not None
+    checked = _checked(voted, beside.rows, calibrations.model, held_out, scores, most_wrong, is_fitted=is_fitted)
     write_parquet_atomically(rows, run.path / "labels.parquet")
     summary: dict[str, Any] = {
         "situation": prepared.situation.name,
@@ -325,11 +327,11 @@ def both(calibration: Calibration) -> Calibrations:
     return Calibrations(calibration, calibration)
 
 
-def _calibrations(beside: Contest, own: Answers) -> Calibrations:
+def _calibrations(beside: Contest, own: Answers, most_wrong: float) -> Calibrations:
     """The calibrations of a run without held-out images that nothing else has judged.
 
     From left-out labels, else from how sure those were that it learned from. The two differ where a label is what the
-    model sees and what its annotations say, together.
+    model sees and what its annotations say, together. Of the labels at most the share ``most_wrong`` is wrong.
     """
     contenders, kept = {each.name: each for each in beside.contenders}, beside.kept
     task, n_classes = kept.job.task, kept.job.task.n_classes
@@ -345,7 +347,8 @@ def _calibrations(beside: Contest, own: Answers) -> Calibrations:
                 slope_to_mean(odds, float(mean), n_classes=n_classes)
                 for odds, mean in zip(own.odds.T, start.sigmoid().mean(0), strict=True)
             ]
-        found = from_left_out(kept.left_out.odds[asked], right, n_classes=n_classes, like=like)
+        odds = kept.left_out.odds[asked]
+        found = from_left_out(odds, right, n_classes=n_classes, like=like, most_wrong=most_wrong)
         if task.n_novel and found.n:  # classes without labels are others than these
             found = dataclasses.replace(found, n=worth_of(right, truth))
         return both(dataclasses.replace(found, moved=kept.left_out.moved))
@@ -364,7 +367,7 @@ def _calibrations(beside: Contest, own: Answers) -> Calibrations:
         agreed = torch.where(alone.predicted == own.predicted, own.probability, agreed)
         means = [float(own.probability.mean()), float(agreed.mean())]
     own_map, model_map = (
-        from_confidence(each.odds, mean, "candidates", n_classes=n_classes)
+        from_confidence(each.odds, mean, "candidates", n_classes=n_classes, is_voted=each is own)
         for each, mean in zip((own, alone), means, strict=True)
     )
     return Calibrations(own_map, model_map)
@@ -391,26 +394,32 @@ def _checked(
     calibration: Calibration,
     tested: Answers | None,
     scores: Mapping[str, Any] | None,
+    most_wrong: float,
     *,
     is_fitted: bool,
 ) -> Checked | None:
     """Trust beside what was right, of test images, else of labels that were left out; None where there are neither.
 
-    Of labels that the calibration was fitted to, it is what one fitted to others of them says.
+    Of labels that the calibration was fitted to, it is what one fitted to others of them says. Labels that come from
+    where the training labels do are as often wrong, and trust is lowered as much.
     """
     job, left_out = kept.job, kept.left_out
     n_classes = job.task.n_classes
     if tested is not None:
         known, right = right_of(job, tested, scores)
         odds, trust = tested.odds[known], calibration.chance(tested.odds[known])
-        trust = cross_fitted(odds, right, n_classes=n_classes, temperatures=OF_HELD_OUT) if is_fitted else trust
-        return Checked(trust, right, "test images", is_fitted)
+        is_alike = job.prepared.test_is == "held out"
+        if is_fitted:
+            trust = cross_fitted(odds, right, n_classes=n_classes, temperatures=OF_HELD_OUT)
+        elif is_alike:
+            trust = calibration.agreement(trust)
+        return Checked(trust, right, "test images", is_fitted, calibration.wrong if is_alike else 0.0)
     if left_out is None:
         return None
     asked = left_out.predicted >= 0
     right = left_out.predicted[asked] == job.task.labels.cpu()[rows[asked]]
-    trust = cross_fitted(left_out.odds[asked], right, n_classes=n_classes)
-    return Checked(trust, right, "labels that were left out", True)
+    trust = cross_fitted(left_out.odds[asked], right, n_classes=n_classes, most_wrong=most_wrong)
+    return Checked(trust, right, "labels that were left out", True, calibration.wrong)
 
 
 def _trust(

@@ -136,9 +136,14 @@ class Checked(NamedTuple):
     right: Tensor  # [n] bool
     basis: str  # what the images are
     is_crossed: bool  # whether the map of each is from the half of them that it is not in
+    wrong: float = (
+        0.0  # share of these labels that is taken for wrong: trust is lowered to how often it agrees with them
+    )
 
 
-def trust_against(trust: Tensor, right: Tensor, basis: str, is_crossed: bool = False) -> dict[str, Any] | None:
+def trust_against(
+    trust: Tensor, right: Tensor, basis: str, is_crossed: bool = False, wrong: float = 0.0
+) -> dict[str, Any] | None:
     """Trust held against what was right: by tenths of trust, and of the surest tenth, fifth and so on of the images.
 
     Images of equal trust are accepted together.
@@ -168,7 +173,8 @@ def trust_against(trust: Tensor, right: Tensor, basis: str, is_crossed: bool = F
         n = int(mine.sum())
         surest[n] = {"share": round(n / len(trust), 4), "n": n, "right": int(right[mine].sum())}
     off = round(calibration_error(trust, right), 4)
-    return {"basis": basis, "is_crossed": is_crossed, "off": off, "bins": bins, "surest": list(surest.values())}
+    facts = {"basis": basis, "is_crossed": is_crossed, "wrong": round(wrong, 4), "off": off}
+    return {**facts, "bins": bins, "surest": list(surest.values())}
 
 
 def right_of(job: Job, tested: Answers, scores: Mapping[str, Any] | None) -> tuple[Tensor, Tensor]:

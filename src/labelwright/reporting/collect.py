@@ -397,6 +397,10 @@ def _reliability(found: Mapping[str, Any] | None, of: str) -> dict[str, Any] | N
         f"Of {n:,} {basis} {percent(n_right / n)} are right ({low * 100:.0f} to {high * 100:.0f}); trust expects "
         f"{percent(mean)}: {leaning}{off}. Below each dot the number of its images; lines are 95% intervals."
     )
+    if (wrong := found.get("wrong") or 0) >= 0.005:
+        finding += (
+            f" {percent(wrong)} of these labels are taken for wrong: trust is lowered to how often it agrees with them."
+        )
     if found.get("is_crossed"):
         finding += " The trust of either half is by the labels of the other half; all of them make the map."
     chart = dots("Is a trust of 80% right 80 times in 100?", finding, points, x_title="trust", y_title="share right",

@@ -10,6 +10,12 @@ them move little from what is usual. Without such labels the slope is the one at
 were from whom the classifier learned, a text model or an annotator, before anything was learned from their answers:
 what adapts to its own answers becomes too sure of itself.
 
+Some of these labels may be wrong themselves, so many at most as an audit of them finds, w:
+
+    chance that label and prediction agree = w / (C - 1) + (1 - w - w / (C - 1)) trust
+
+with w where the labels are likeliest, and more probable the nearer to what the audit finds.
+
 Where something else speaks for or against a label (`trust.pixel_votes`), its log-odds are added, and the offset is
 moved so that the mean of trust stays.
 """
@@ -25,6 +31,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from scipy.optimize import brentq, minimize
+from scipy.special import expit
 from torch import Tensor
 
 from labelwright.labels.chunks import evenly_spread
@@ -36,6 +43,7 @@ USUAL = ((0.35, 0.5), (0.6, 0.3), (1.1, -0.3))
 """Slope and offset at each temperature where few labels say nothing else; chosen on CIFAR-10 and GTSRB, 2 to 20 labels
 a class."""
 SLOPE_SPREAD, OFFSET_SPREAD = 0.4, 0.7  # deviation of the slope's logarithm, and of the offset
+WRONG_START = 2.0  # log-odds of the share of wrong labels within the most that may be, from which it is looked for
 Z95 = 1.96  # normal deviate that 95% are within
 MATCHED_ROWS = 20_000  # by which a map without labels is found
 MIDDLE = 1  # the temperature taken without labels
@@ -44,6 +52,10 @@ OF_HELD_OUT = TEMPERATURES[MIDDLE : MIDDLE + 1]
 where evidence is added to them, it owes them the slope."""
 KNOWN_ROWS = 1_000  # images on which what was known stands beside verified labels
 LEAST_ROWS = 10  # left-out labels from which they say more than nothing
+AUDITED = 3.0
+"""Nats by which as many wrong labels as an audit finds are more probable than none; chosen on CIFAR-10, GTSRB and
+made-up mixtures, of right labels and with 10% wrong."""
+JUDGED_ROWS = 100  # left-out labels from which an audit can tell how many are wrong
 BELOW, ABOVE = 0.35, 0.15  # how far from an estimate without labels the truth may be
 
 
@@ -59,6 +71,7 @@ class Calibration:
       n_classes: C, at least 2.
       temperature: one of `TEMPERATURES`, of the log-odds.
       moved: share of the images that fits without the left-out labels answer in another way, 0 to 1.
+      wrong: share of the left-out labels that is taken for wrong, 0 to 1.
     """
 
     slope: float = 1.0
@@ -68,6 +81,7 @@ class Calibration:
     n_classes: int = 2
     temperature: float = 1.0
     moved: float = 0.0
+    wrong: float = 0.0
 
     def chance(self, odds: Tensor) -> Tensor:
         """The chance [N] float32 that a prediction is right, of `odds_of` it [N, T].
@@ -91,6 +105,18 @@ class Calibration:
         logit = self.slope * (odds.double() + k) + self.offset - k
         return torch.sigmoid(logit if evidence is None else logit + evidence.double()).float()
 
+    def agreement(self, chance: Tensor) -> Tensor:
+        """The chance [N] that a label as often wrong as the left-out ones is the predicted class.
+
+        Args: chance [N] that this class is right.
+
+        Example:
+          >>> Calibration(n_classes=3, wrong=0.1).agreement(torch.tensor([0.0, 1.0])).mul(100).round().tolist()
+          [5.0, 90.0]
+        """
+        by_chance = self.wrong / (max(self.n_classes, 2) - 1)
+        return by_chance + (1 - self.wrong - by_chance) * chance
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return dataclasses.asdict(self)
@@ -103,6 +129,7 @@ def from_left_out(
     n_classes: int = 2,
     like: Sequence[float] = (1, 1, 1),
     temperatures: Sequence[float] = TEMPERATURES,
+    most_wrong: float = 0.0,
 ) -> Calibration:
     """The calibration that labels ask for which the classifier did not see.
 
@@ -114,11 +141,12 @@ def from_left_out(
         these, > 0.
       temperatures: those tried. Of a single one the order of the chances is not chosen by these labels, which may then
         be what a promise rests on.
+      most_wrong: share of these labels that an audit takes for wrong, 0 to 1: any other class as often.
 
     Returns: the map with the largest posterior; of fewer than `LEAST_ROWS` rows the usual one.
 
     Source: Platt 1999, with a prior in place of his smoothed targets; temperatures as in Guo et al. 2017 (arXiv
-      1706.04599).
+      1706.04599); of wrong labels the forward correction of Patrini et al. 2017 (arXiv 1609.03683).
 
     Example: half of the labels at 0.9 are right.
       >>> from labelwright.train.predict import odds_of
@@ -131,9 +159,10 @@ def from_left_out(
         slope, offset = USUAL[MIDDLE]
         return Calibration(slope * like[MIDDLE], offset, "none", 0, n_classes, TEMPERATURES[MIDDLE])
 
-    found, slope, offset = _best(odds, right.double(), torch.ones(len(odds)), temperatures, n_classes=n_classes)
+    ones, most = torch.ones(len(odds)), most_wrong if len(odds) >= JUDGED_ROWS else 0.0
+    found, slope, offset, wrong = _best(odds, right.double(), ones, temperatures, n_classes=n_classes, most=most)
     slope *= like[TEMPERATURES.index(found)]
-    return Calibration(slope, offset, "left-out labels", len(odds), n_classes, found)
+    return Calibration(slope, offset, "left-out labels", len(odds), n_classes, found, wrong=wrong)
 
 
 def worth_of(right: Tensor, classes: Tensor) -> int:
@@ -198,27 +227,43 @@ def from_verified(calibration: Calibration, odds: Tensor, rows: Tensor, right: T
         target = torch.cat([target, calibration.chance(others).double()])
         weights = torch.cat([weights, torch.full((len(others),), counted / len(others), dtype=torch.float64)])
         seen = torch.cat([seen, others])
-    found, slope, offset = _best(seen, target, weights, n_classes=calibration.n_classes)
-    moved = calibration.moved * counted / (m + counted)
-    return Calibration(slope, offset, "left-out labels", m + round(counted), calibration.n_classes, found, moved)
+    found, slope, offset, _ = _best(seen, target, weights, n_classes=calibration.n_classes)
+    n_classes, share = calibration.n_classes, counted / (m + counted)
+    moved, wrong = calibration.moved * share, calibration.wrong * share
+    return Calibration(slope, offset, "left-out labels", m + round(counted), n_classes, found, moved, wrong)
 
 
 def _best(
-    odds: Tensor, target: Tensor, weights: Tensor, temperatures: Sequence[float] = TEMPERATURES, *, n_classes: int
-) -> tuple[float, float, float]:
-    """The temperature, with its slope and offset, whose posterior is largest."""
+    odds: Tensor,
+    target: Tensor,
+    weights: Tensor,
+    temperatures: Sequence[float] = TEMPERATURES,
+    *,
+    n_classes: int,
+    most: float = 0.0,
+) -> tuple[float, float, float, float]:
+    """The temperature of the largest posterior, its slope and offset, and the share of wrong labels up to ``most``."""
     found = {}
     for each in temperatures:
         t = TEMPERATURES.index(each)
-        found[each] = _likeliest(odds[:, t], target, n_classes=n_classes, usual=USUAL[t], weights=weights)
+        found[each] = _likeliest(
+            odds[:, t], target, n_classes=n_classes, usual=USUAL[t], weights=weights, most_wrong=most
+        )
     best = min(found, key=lambda each: found[each][0])
     return best, *found[best][1:]
 
 
 def cross_fitted(
-    odds: Tensor, right: Tensor, *, n_classes: int = 2, temperatures: Sequence[float] = TEMPERATURES
+    odds: Tensor,
+    right: Tensor,
+    *,
+    n_classes: int = 2,
+    temperatures: Sequence[float] = TEMPERATURES,
+    most_wrong: float = 0.0,
 ) -> Tensor:
     """The chances [n] float32 of labels, each by a map from the half without it: what a map from all of them is worth.
+
+    They are those of agreeing with these labels, some of which may be wrong.
 
     Args: as of `from_left_out`; odds [n, T + 1] with evidence: it is added to the maps as `levelled` does.
 
@@ -231,8 +276,10 @@ def cross_fitted(
     chances, order = torch.empty(len(odds)), torch.randperm(len(odds), generator=torch.Generator().manual_seed(0))
     first, second = order[::2], order[1::2]
     for own, others in ((first, second), (second, first)):
-        found = from_left_out(odds[others], right[others], n_classes=n_classes, temperatures=temperatures)
-        chances[own] = levelled(found, odds[own]).chance(odds[own])
+        found = from_left_out(
+            odds[others], right[others], n_classes=n_classes, temperatures=temperatures, most_wrong=most_wrong
+        )
+        chances[own] = found.agreement(levelled(found, odds[own]).chance(odds[own]))
     return chances
 
 
@@ -270,9 +317,15 @@ def levelled(calibration: Calibration, odds: Tensor) -> Calibration:
 
 
 def _likeliest(
-    odds: Tensor, target: Tensor, *, n_classes: int, usual: tuple[float, float], weights: Tensor | None = None
-) -> tuple[float, float, float]:
-    """Loss, slope and offset under which chances [n], given or 0 and 1, are likeliest.
+    odds: Tensor,
+    target: Tensor,
+    *,
+    n_classes: int,
+    usual: tuple[float, float],
+    weights: Tensor | None = None,
+    most_wrong: float = 0.0,
+) -> tuple[float, float, float, float]:
+    """Loss, slope, offset and share of wrong labels under which chances [n], given or 0 and 1, are likeliest.
 
     Args: weights [n] of these, beside the usual slope and offset; None: the usual ones do not count.
     """
@@ -282,12 +335,22 @@ def _likeliest(
 
     def loss(at: Any) -> float:
         logit = math.exp(at[0]) * shifted + at[1] - k
-        misfit = (counts * (np.logaddexp(0, logit) - wanted * logit)).sum()
+        if len(at) == 2:
+            misfit = (counts * (np.logaddexp(0, logit) - wanted * logit)).sum()
+        else:
+            wrong = most_wrong * expit(at[2])
+            by_chance = wrong / (max(n_classes, 2) - 1)
+            agree = (by_chance + (1 - wrong - by_chance) * expit(logit)).clip(1e-12, 1 - 1e-12)
+            misfit = -(counts * (wanted * np.log(agree) + (1 - wanted) * np.log1p(-agree))).sum()
+            misfit -= AUDITED * expit(at[2])
         prior = ((at[0] - math.log(usual[0])) / SLOPE_SPREAD) ** 2 + ((at[1] - usual[1]) / OFFSET_SPREAD) ** 2
         return float(misfit + (weights is not None) * prior / 2)
 
-    found = minimize(loss, np.array([math.log(usual[0]), usual[1]]), method="BFGS")
-    return float(found.fun), math.exp(found.x[0]), float(found.x[1])
+    begin = [math.log(usual[0]), usual[1]]
+    starts = [begin] if most_wrong <= 0 else [[*begin, -WRONG_START], [*begin, WRONG_START]]
+    found = min((minimize(loss, np.array(each), method="BFGS") for each in starts), key=lambda each: float(each.fun))
+    wrong = most_wrong * float(expit(found.x[2])) if most_wrong > 0 else 0.0
+    return float(found.fun), math.exp(found.x[0]), float(found.x[1]), wrong
 
 
 def slope_to_mean(odds: Tensor, mean: float, *, n_classes: int = 2) -> float:
@@ -314,17 +377,21 @@ def slope_to_mean(odds: Tensor, mean: float, *, n_classes: int = 2) -> float:
     return 0.01 if gap(0.01) >= 0 else float(brentq(gap, 0.01, 1.0, xtol=1e-6))
 
 
-def from_confidence(odds: Tensor, confidence: float, source: Source, *, n_classes: int = 2) -> Calibration:
+def from_confidence(
+    odds: Tensor, confidence: float, source: Source, *, n_classes: int = 2, is_voted: bool = False
+) -> Calibration:
     """The calibration of answers learned from those of others, by how sure these were: no surer than the softmax.
 
     A slope that leads to their mean says how probable it is that labels of a softmax are right; the middle temperature
-    says of which: the map at that temperature which is nearest to these chances is taken.
+    says of which: the map at that temperature which is nearest to these chances is taken. What annotations of an image
+    and the model say together is ordered best as it is.
 
     Args:
       odds: [N, T] of the predicted classes.
       confidence: mean probability of the others' own answers, 0 to 1.
       source: "text model" or "candidates".
       n_classes: C.
+      is_voted: whether annotations of the same images have a part in the log-odds.
 
     Example:
       >>> from labelwright.train.predict import odds_of
@@ -333,10 +400,12 @@ def from_confidence(odds: Tensor, confidence: float, source: Source, *, n_classe
       0.7
     """
     some = evenly_spread(odds, MATCHED_ROWS)
-    plain = Calibration(slope_to_mean(odds[:, 0], confidence, n_classes=n_classes), n_classes=n_classes)
+    plain = Calibration(slope_to_mean(odds[:, 0], confidence, n_classes=n_classes), 0.0, source, n_classes=n_classes)
+    if is_voted:
+        return plain
     chances = plain.at(some[:, 0]).double()
     start = (plain.slope * TEMPERATURES[MIDDLE], 0.0)
-    _, slope, offset = _likeliest(some[:, MIDDLE], chances, n_classes=n_classes, usual=start)
+    _, slope, offset, _ = _likeliest(some[:, MIDDLE], chances, n_classes=n_classes, usual=start)
     return Calibration(slope, offset, source, 0, n_classes, TEMPERATURES[MIDDLE])
 
 
@@ -345,8 +414,8 @@ def expected_accuracy(trust: Tensor, calibration: Calibration) -> tuple[float, f
 
     With left-out labels the interval is a 95% one for as many of them, wider by half of what fits without them answer
     unlike: where they do, either may be right, so they are worse by an unknown part of it, and the estimate is not
-    raised. From a text model or candidates it is what such estimates were off by where we looked; without any it says
-    nothing.
+    raised. It is wider by half of the share of labels taken for wrong, too. From a text model or candidates it is what
+    such estimates were off by where we looked; without any it says nothing.
 
     Args:
       trust: [N] calibrated chances of predicted labels, N >= 1.
@@ -365,7 +434,7 @@ def expected_accuracy(trust: Tensor, calibration: Calibration) -> tuple[float, f
         return mean, 0.0, 1.0
     if calibration.source in ("text model", "candidates"):
         return mean, max(0.0, mean - BELOW), min(1.0, mean + ABOVE)
-    n, moved = calibration.n, calibration.moved / 2
+    n, unsure = calibration.n, (calibration.moved + calibration.wrong) / 2
     middle = (mean + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
-    width = Z95 * math.sqrt(mean * (1 - mean) / n + (Z95 / (2 * n)) ** 2) / (1 + Z95**2 / n) + moved
+    width = Z95 * math.sqrt(mean * (1 - mean) / n + (Z95 / (2 * n)) ** 2) / (1 + Z95**2 / n) + unsure
     return mean, max(0.0, middle - width), min(1.0, middle + width)

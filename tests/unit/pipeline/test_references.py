@@ -122,6 +122,25 @@ def test_fit__many_classes_that_are_hardly_told_apart__trust_stays_low(tmp_path:
     assert trust["interval"][0] < right < trust["interval"][1]
 
 
+@pytest.mark.parametrize("share", [0.0, 0.12])
+def test_fit__trust_is_of_the_truth_where_given_labels_are_wrong(tmp_path: Path, share: float) -> None:
+    draw, truth = np.random.default_rng(0), np.arange(1_000) % 5
+    feats = 1.5 * np.eye(5, 16)[truth] + 0.6 * draw.standard_normal((1_000, 16))
+    names, is_given = np.array([f"c{c}" for c in range(5)]), np.arange(1_000) < 500
+    labels = np.where(draw.random(1_000) < share, (truth + draw.integers(1, 5, 1_000)) % 5, truth)
+    np.savez(tmp_path / "t.npz", embeddings=feats.astype(np.float32), labels=np.where(is_given, names[labels], ""))
+    run = lw.fit(tmp_path / "t.npz", out=tmp_path / "run", device="cpu", test_frac=0, evaluations=0)
+    trust, rows = run.summary["trust"], run.labels
+    assert rows is not None
+    right = float((np.array(rows["label"].to_pylist()) == names[truth])[~is_given].mean())
+    assert 0.85 < right < 0.97
+    assert trust["wrong"] == pytest.approx(share, abs=0.05)
+    assert trust["estimated"] == pytest.approx(right, abs=0.05)
+    assert trust["interval"][0] < right < trust["interval"][1]
+    chart = content_of(run)["reliability"]["charts"][0]
+    assert ("of these labels are taken for wrong" in chart.finding) == (share > 0)
+
+
 def test_fit__open_world__k_means_is_beside(tmp_path: Path) -> None:
     data = blobs(tmp_path / "train.npz", 40, spread=0.2)
     with np.load(data) as file:

@@ -57,6 +57,60 @@ def test_from_left_out__few_labels_move_little_and_too_few_nothing() -> None:
     assert from_left_out(odds[:0], right[:0]).source == "none"
 
 
+def with_wrong(right: torch.Tensor, share: float, n_classes: int, seed: int = 1) -> torch.Tensor:
+    """Whether predictions agree with labels of which a share is wrong: any other class as often."""
+    draw = np.random.default_rng(seed)
+    is_wrong = torch.from_numpy(draw.random(len(right)) < share)
+    by_chance = torch.from_numpy(draw.random(len(right)) < 1 / (n_classes - 1))
+    return torch.where(is_wrong, ~right & by_chance, right)
+
+
+@pytest.mark.parametrize("n_classes", [2, 10])
+def test_from_left_out__wrong_labels_do_not_lower_trust(n_classes: int) -> None:
+    odds, right = drawn(4_000, 0.9, -0.5)
+    clean, seen = from_left_out(odds, right), with_wrong(right, 0.1, n_classes)
+    blind = from_left_out(odds, seen, n_classes=n_classes)
+    found = from_left_out(odds, seen, n_classes=n_classes, most_wrong=0.15)
+    assert found.wrong == pytest.approx(0.1, abs=0.04)
+    mean, lowered, expected = (float(each.chance(odds).mean()) for each in (found, blind, clean))
+    assert mean == pytest.approx(expected, abs=0.025)
+    assert lowered < expected - 0.05
+    agree = found.agreement(found.chance(odds))
+    assert float(agree.mean()) == pytest.approx(float(seen.double().mean()), abs=0.01)
+    assert float(cross_fitted(odds, seen, n_classes=n_classes, most_wrong=0.15).mean()) == pytest.approx(
+        float(agree.mean()), abs=0.02
+    )
+
+
+def test_from_left_out__right_labels_are_hardly_taken_for_wrong() -> None:
+    raised = []
+    for seed in range(10):
+        odds, right = drawn(400, 0.9, -0.5, seed)
+        plain = from_left_out(odds, right, n_classes=5)
+        found = from_left_out(odds, right, n_classes=5, most_wrong=0.1)
+        raised.append(float((found.chance(odds) - plain.chance(odds)).mean()))
+    assert -0.005 < np.mean(raised) < 0.02
+    assert from_left_out(odds, right, n_classes=5, most_wrong=0.0) == plain
+
+
+def test_expected_accuracy__wider_by_half_of_the_wrong_labels() -> None:
+    trust = torch.full((100,), 0.8)
+    plain, other = (Calibration(1.0, 0.0, "left-out labels", 400, wrong=share) for share in (0.0, 0.1))
+    (mean, low, high), wider = expected_accuracy(trust, plain), expected_accuracy(trust, other)
+    assert wider == pytest.approx((mean, low - 0.05, high + 0.05))
+
+
+def test_from_confidence__votes_are_ordered_as_they_are() -> None:
+    odds, _ = drawn(200, 1.0, 0.0)
+    alone = from_confidence(odds, 0.8, "candidates")
+    voted = from_confidence(odds, 0.8, "candidates", is_voted=True)
+    assert (alone.temperature, voted.temperature) == (2.0, 1.0)
+    assert float(voted.chance(odds).mean()) == pytest.approx(0.8, abs=1e-3)
+    assert torch.equal(voted.chance(odds).argsort(stable=True), odds[:, 0].argsort(stable=True))
+    same = from_confidence(odds, float(odds[:, 0].sigmoid().mean()), "candidates", is_voted=True)
+    assert torch.allclose(same.chance(odds), odds[:, 0].sigmoid().float(), atol=1e-4)
+
+
 def test_cross_fitted__the_labels_of_a_row_have_no_part_in_its_chance() -> None:
     odds, right = drawn(40, 0.4, -0.5)
     chances = cross_fitted(odds, right)
