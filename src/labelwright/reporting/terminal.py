@@ -88,9 +88,12 @@ def _print_fit(run: Run, values: Mapping[str, Any]) -> None:
     summary, out = run.summary, screen()
     n_images, n_labelled = summary["n_images"], summary["n_labelled"]
     images = f"{n_images:,} images, {n_labelled:,} labelled," if n_labelled < n_images else f"{n_images:,} images"
+    answer = summary["answer"]
+    # colours and edges in place of the network that was trained
+    what, of = (answer["title"], " of the network") if answer["name"] == summary["encoder"] else (summary["method"], "")
     out.print(
-        f"{summary['method']} on {images} of {summary['n_classes']} classes "
-        f"({summary['situation']}), {summary['seconds']['train']:.0f} s of training"
+        f"{what} on {images} of {summary['n_classes']} classes "
+        f"({summary['situation']}), {summary['seconds']['train']:.0f} s of training{of}"
     )
     for line in [*skipped_lines(run), *lines_of_run(run)]:
         out.print(line)

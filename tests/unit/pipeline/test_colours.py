@@ -14,6 +14,7 @@ from labelwright.pipeline.report import content_of
 from labelwright.pipeline.resolve import on_colours, resolve
 from labelwright.pipeline.review import relabelled, suggest
 from labelwright.pipeline.settings import FitSettings
+from labelwright.reporting import terminal
 from labelwright.reviewing.answers import ANSWERS_FILE, AnswerLog
 from labelwright.reviewing.board import Board
 from labelwright.run_folder import Run
@@ -126,6 +127,13 @@ def test_colours__report_says_what_is_kept_and_how_to_get_the_other(run: Run) ->
     assert [row[0] for row in content["again"]["beside"]] == [network, f"{title} (the answer)"]
     assert content["again"]["beside_head"] == ["", "Test images"]  # these chose
     assert f"It is the answer of {title}: " in (run.path / "model" / "README.md").read_text()
+
+
+def test_colours__terminal_says_whose_training_it_was(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.PRINTERS["fit"](run, {})
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith(f"{run.summary['answer']['title']} on 60 images of 3 classes (balanced), ")
+    assert first.endswith(" s of training of the network")
 
 
 def test_colours__review_suggests_and_applies(run: Run, tmp_path: Path) -> None:
