@@ -55,7 +55,10 @@ LEAST_ROWS = 10  # left-out labels from which they say more than nothing
 AUDITED = 3.0
 """Nats by which as many wrong labels as an audit finds are more probable than none; chosen on CIFAR-10, GTSRB and
 made-up mixtures, of right labels and with 10% wrong."""
-JUDGED_ROWS = 100  # left-out labels from which an audit can tell how many are wrong
+JUDGED_ROWS, LEAST_WRONG = (
+    100,
+    0.02,
+)  # left-out labels, and share of wrong ones, from which an audit tells them from none
 BELOW, ABOVE = 0.35, 0.15  # how far from an estimate without labels the truth may be
 
 
@@ -159,7 +162,7 @@ def from_left_out(
         slope, offset = USUAL[MIDDLE]
         return Calibration(slope * like[MIDDLE], offset, "none", 0, n_classes, TEMPERATURES[MIDDLE])
 
-    ones, most = torch.ones(len(odds)), most_wrong if len(odds) >= JUDGED_ROWS else 0.0
+    ones, most = torch.ones(len(odds)), most_wrong if len(odds) >= JUDGED_ROWS and most_wrong >= LEAST_WRONG else 0.0
     found, slope, offset, wrong = _best(odds, right.double(), ones, temperatures, n_classes=n_classes, most=most)
     slope *= like[TEMPERATURES.index(found)]
     return Calibration(slope, offset, "left-out labels", len(odds), n_classes, found, wrong=wrong)
