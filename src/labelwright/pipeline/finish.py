@@ -43,7 +43,7 @@ from labelwright.pipeline.resolve import Plan
 from labelwright.pipeline.run_audit import audit_of_run
 from labelwright.pipeline.saved_model import add_to_model, model_card, save_model
 from labelwright.pipeline.strange import facts_of, strangers_of
-from labelwright.pipeline.votes import votes_of, with_likeness, with_votes, with_votes_on
+from labelwright.pipeline.votes import votes_of, weighed, with_likeness, with_votes
 from labelwright.reporting.gallery import write_gallery
 from labelwright.reporting.verdict import better_answer
 from labelwright.reporting.words import listed
@@ -90,8 +90,7 @@ def finish(beside: Contest, saved: Contender, trained: Trained, seconds: dict[st
     most_wrong = 0.0 if task.n_novel else audited.facts["estimated_wrong"] or 0.0
     of_held_out = _of_held_out(kept, held_out)
     calibrations = both(of_held_out) if of_held_out is not None else _calibrations(beside, own, most_wrong)
-    votes = votes_of(job, own)
-    own, calibrations, voted = _voted(kept, beside.rows, votes, own, calibrations)
+    votes, own, calibrations, voted = _voted(kept, beside.rows, own, calibrations)
     if held_out is not None and prepared.test is not None:
         held_out = with_votes(votes, prepared.test, prepared.view, held_out)
     bare, own = own, with_likeness(job, own, calibrations.training)
@@ -296,23 +295,22 @@ def _promised(
 
 
 def _voted(
-    kept: Contender, rows: torch.Tensor, votes: PixelVotes | None, own: Answers, calibrations: Calibrations
-) -> tuple[Answers, Calibrations, Contender]:
-    """Answers, calibrations and left-out labels with what pixels say; as they are where nothing votes."""
+    kept: Contender, rows: torch.Tensor, own: Answers, calibrations: Calibrations
+) -> tuple[PixelVotes | None, Answers, Calibrations, Contender]:
+    """What pixels say, with answers, calibrations and left-out labels as they are by that, too."""
+    votes = votes_of(kept.job, own)
     if votes is None:
-        return own, calibrations, kept
-    source, view = kept.job.prepared.train, kept.job.prepared.view
-    own = with_votes(votes, source, view, own)
+        return None, own, calibrations, kept
+    if kept.left_out is not None:
+        votes, left_out = weighed(votes, kept.job, kept.left_out, rows)
+        kept = dataclasses.replace(kept, left_out=left_out)
+    own = with_votes(votes, kept.job.prepared.train, kept.job.prepared.view, own)
     unknown = own.given < 0
     odds = own.odds[unknown] if unknown.any() else own.odds
     found = both(levelled(calibrations.training, odds))
     if calibrations.model is not calibrations.training:
         found = Calibrations(found.training, levelled(calibrations.model, odds))
-    if kept.left_out is not None:
-        predicted = kept.left_out.predicted
-        odds = with_votes_on(votes, source, view, rows, predicted.clamp(min=0), kept.left_out.odds)
-        kept = dataclasses.replace(kept, left_out=dataclasses.replace(kept.left_out, odds=odds))
-    return own, found, kept
+    return votes, own, found, kept
 
 
 class Calibrations(NamedTuple):

@@ -14,7 +14,7 @@ import dataclasses
 import time
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -94,6 +94,15 @@ class LeftOut:
     predicted: Tensor  # [n] int64 classes, -1 = not asked
     odds: Tensor  # [n, T] log-odds, see `Answers`
     moved: float = 0.0  # share of the unlabelled images that these fits answer unlike the fit on all labels, 0 to 1
+    fits: tuple[Fit, ...] = ()  # those that answer unlabelled images anew
+
+
+class Fit(NamedTuple):
+    """What a fit took for the labels of training images."""
+
+    asked: Tensor  # [n] bool, of the rows whose labels are left out, those that it did not see
+    rows: Tensor  # [m] of the training table: those with labels that it saw, and some without
+    classes: Tensor  # [m] as given, or as it predicts them
 
 
 @dataclass(frozen=True)
@@ -280,6 +289,7 @@ def _judged(contender: Contender, rows: Tensor, fold: Tensor) -> Contender:
     is_large = job.task.n_novel or len(job.task.labels) * job.task.n_classes > MANY_NUMBERS
     n_folds = 1 if is_large else int(fold.max()) + 1
     unlabelled, moved = evenly_spread((job.task.labels.cpu() < 0).nonzero().flatten(), COMPARED_ROWS), list[float]()
+    fits = list[Fit]()
     whole = contender.answers("train", rows=unlabelled).predicted
     for k in range(n_folds):
         labels, hidden = job.task.labels.clone(), rows[fold == k]
@@ -290,6 +300,7 @@ def _judged(contender: Contender, rows: Tensor, fold: Tensor) -> Contender:
             continue
         labels = job.task.labels.clone()
         labels[hidden] = -1
+        seen = (labels.cpu() >= 0).nonzero().flatten()
         some = _some_rows(labels.cpu()) if job.task.n_novel else None
         cfg = as_chosen(contender.cfg, state)
         anew = _fitted(plan, job, contender.name, cfg=cfg, labels=labels, rows=some)
@@ -301,7 +312,8 @@ def _judged(contender: Contender, rows: Tensor, fold: Tensor) -> Contender:
             if job.task.n_novel:  # clusters are numbered anew by every fit
                 others = open_match(others, whole, n_seen=len(job.task.class_names))[others]
             moved.append(float((others != whole).double().mean()))
-    left_out = LeftOut(answers, odds, sum(moved) / max(1, len(moved)))
+            fits.append(Fit(asked, torch.cat([unlabelled, seen]), torch.cat([others, labels.cpu()[seen]])))
+    left_out = LeftOut(answers, odds, sum(moved) / max(1, len(moved)), tuple(fits))
     return dataclasses.replace(contender, left_out=left_out, seconds=contender.seconds + time.monotonic() - began)
 
 

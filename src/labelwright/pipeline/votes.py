@@ -18,8 +18,9 @@ from labelwright.data.views import ViewSettings
 from labelwright.labels.chunks import evenly_spread
 from labelwright.pipeline.job import Job
 from labelwright.pipeline.novel import units_of
+from labelwright.pipeline.references import LeftOut
 from labelwright.train.predict import Answers
-from labelwright.trust.calibration import Calibration, with_evidence
+from labelwright.trust.calibration import LEAST_ROWS, Calibration, cross_fitted, with_evidence
 from labelwright.trust.pixel_votes import REFERENCES, PixelVotes, fit_votes
 from labelwright.trust.strangers import small_pixels
 
@@ -62,6 +63,34 @@ def with_votes_on(
     parts = zip(torch.split(rows, CHUNK), torch.split(predicted, CHUNK), strict=True)
     found = [votes.evidence(_pixels(source, view, some), labels) for some, labels in parts]
     return with_evidence(odds, torch.cat([*found, torch.zeros(0)]))
+
+
+def weighed(votes: PixelVotes, job: Job, left_out: LeftOut, rows: Tensor) -> tuple[PixelVotes, LeftOut]:
+    """Votes that count as labels that were left out ask for, and their log-odds with votes.
+
+    Each of these labels is voted on by images under the labels that the fit gives them which did not see it: what
+    follows from a label would speak for it.
+
+    Args:
+      rows: [n] of the training table, whose labels were left out.
+    """
+    source, view = job.prepared.train, job.prepared.view
+    predicted = left_out.predicted.clamp(min=0)
+    voters = [(fit.asked, fit.rows, fit.classes) for fit in left_out.fits]
+    if not voters:
+        odds = with_votes_on(votes, source, view, rows, predicted, left_out.odds)
+    else:
+        odds = with_evidence(left_out.odds, torch.zeros(len(rows)))
+    for asked, others, classes in voters:
+        by = dataclasses.replace(votes, references=_pixels(source, view, others).half(), classes=classes)
+        odds[asked] = with_votes_on(by, source, view, rows[asked], predicted[asked], left_out.odds[asked])
+    asked = left_out.predicted >= 0
+    right = left_out.predicted[asked] == job.task.labels.cpu()[rows[asked]]
+    if len(right) >= LEAST_ROWS:
+        chances = cross_fitted(left_out.odds[asked], right, n_classes=job.task.n_classes)
+        votes = votes.weighed(chances, odds[asked, -1], right)
+        odds[:, -1] *= votes.weight
+    return votes, dataclasses.replace(left_out, odds=odds)
 
 
 def with_likeness(job: Job, answers: Answers, calibration: Calibration) -> Answers:

@@ -4,31 +4,34 @@
     chance   = (1 - doubt) vote(y) + doubt prior(y), y the label of the image
     evidence = weight (log-odds of chance - log-odds of prior(y) - its mean)
 
-References are training images under the labels that a run gives them. Sharpness and doubt are the likeliest for these
-labels, each image voted on by the others. The weight is that of a voter in the best weighted vote, the log-odds of
-kappa, and 0 from one half down; kappa is the mean vote for the label beyond what chance would give: how often votes and
-labels agree. Pixels tell handwriting apart nearly as well as a network does, which makes other mistakes. They do not
-tell photographs apart: those that look alike have the same background and share mistakes with the network, and the
-weight is 0.
+References are training images under the labels that a run gives them. Doubt is 1 - kappa, the mean vote for the label
+beyond what chance would give, each image voted on by the others: how often votes and labels agree. Where that is half
+of the time or less, pixels are not heard. The sharpness is the one under which the labels are likeliest. The weight is
+1, and where labels were left out what they ask for: images under predicted labels share mistakes with what predicted
+them. Pixels tell handwriting apart nearly as well as a network does, which makes other mistakes. They do not tell
+photographs apart: those that look alike have the same background.
 
 benchmarks/trust.py compares the trust that comes of it with other scores.
 """
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize
 from torch import Tensor
 
 REFERENCES = 2_000  # training images that vote
 LEAST_ROWS = 100  # of fewer training images none votes
 SHARPNESS = (16.0, 32.0, 64.0, 128.0)  # that are tried
 MOST_KAPPA = 0.95  # that is believed
+WEIGHT, WEIGHT_SPREAD = 1.0, 0.5  # without labels that were left out, and how far they easily move it
 SAME = 1 - 1e-4  # cosine from which on two images are one and the same, which has no vote on itself
 PREFIX = "votes."  # of names in a file
 
@@ -48,6 +51,11 @@ class PixelVotes:
     classes: Tensor
     prior: Tensor
     numbers: Tensor
+
+    @property
+    def weight(self) -> float:
+        """How much they count, 0 to 1."""
+        return float(self.numbers[2])
 
     def evidence(self, pixels: Tensor, labels: Tensor, *, exclude: Tensor | None = None) -> Tensor:
         """What pixels add to the log-odds [B] float32 that labels are right.
@@ -70,6 +78,32 @@ class PixelVotes:
         chance = (1 - doubt) * ((sharpness * sims).softmax(1) * of_label).sum(1) + doubt * prior
         found: Tensor = weight * (chance.clamp(1e-6, 1 - 1e-6).logit() - prior.logit() - mean)
         return found
+
+    def weighed(self, chances: Tensor, evidence: Tensor, right: Tensor) -> PixelVotes:
+        """The same with the weight that labels ask for which were left out, 0 to 1, by maximum a posteriori.
+
+        Args:
+          chances: [n] float, that these labels are right without votes.   evidence: [n] float, `evidence` on them.
+          right: [n] bool.
+
+        Example: votes that speak against right labels and for wrong ones.
+          >>> votes = PixelVotes(torch.eye(2).half(), torch.arange(2), torch.full((2,), 0.5), torch.ones(4))
+          >>> right = torch.arange(100) % 2 == 0
+          >>> votes.weighed(torch.full((100,), 0.5), torch.where(right, -2.0, 2.0), right).weight
+          0.0
+        """
+        logits = chances.double().clamp(1e-6, 1 - 1e-6).logit().numpy()
+        spoken, wanted = (evidence - evidence.mean()).double().numpy(), right.numpy()
+
+        def loss(at: Any) -> float:
+            logit = logits + at[0] * spoken + at[1]
+            misfit = (np.logaddexp(0, logit) - wanted * logit).sum()
+            return float(misfit + ((at[0] - WEIGHT) / WEIGHT_SPREAD) ** 2 / 2)
+
+        found = minimize(loss, np.array([WEIGHT, 0.0]), bounds=[(0.0, 1.0), (None, None)])
+        numbers = self.numbers.clone()
+        numbers[2] *= float(found.x[0])
+        return dataclasses.replace(self, numbers=numbers)
 
     def tensors(self) -> dict[str, Tensor]:
         """For a file; `from_tensors` reads them."""
@@ -94,8 +128,7 @@ def fit_votes(pixels: Tensor, labels: Tensor, *, n_classes: int, groups: Tensor 
 
     Returns: None where pixels say too little to be heard.
 
-    Source: kappa of Cohen 1960, of probabilities in place of labels; weights of Nitzan and Paroush 1982 (International
-      Economic Review 23), for voters who are right as often as kappa says.
+    Source: kappa of Cohen 1960, of probabilities in place of labels.
 
     Example: two kinds of pictures under two labels; labels that have nothing to do with the pictures.
       >>> kind = torch.arange(200) % 2
@@ -111,27 +144,23 @@ def fit_votes(pixels: Tensor, labels: Tensor, *, n_classes: int, groups: Tensor 
     exclude = exclude if groups is None else exclude | (groups[:, None] == groups)
     sims, of_label = _sims(pixels, references, exclude), labels == labels[:, None]
 
-    def tried(sharpness: float) -> tuple[float, float, Tensor]:
-        """Misfit, doubt and vote [R] for the label."""
-        vote = ((sharpness * sims).softmax(1) * of_label).sum(1).double()
-
-        def misfit(doubt: float) -> float:
-            return -float(((1 - doubt) * vote + doubt * prior[labels]).log().mean())
-
-        found = minimize_scalar(misfit, bounds=(1e-3, 1.0), method="bounded", options={"xatol": 1e-4})
-        return float(found.fun), float(found.x), vote
-
-    misfits = {sharpness: tried(sharpness) for sharpness in SHARPNESS}
-    sharpness = min(misfits, key=lambda each: misfits[each][0])
-    _, doubt, vote = misfits[sharpness]
     by_chance = float(prior.square().sum())
-    kappa = min((float(vote.mean()) - by_chance) / (1 - by_chance), MOST_KAPPA)
+
+    def tried(sharpness: float) -> tuple[float, float]:
+        """Misfit and kappa."""
+        vote = ((sharpness * sims).softmax(1) * of_label).sum(1).double()
+        kappa = min((float(vote.mean()) - by_chance) / (1 - by_chance), MOST_KAPPA)
+        return -float((kappa * vote + (1 - kappa) * prior[labels]).clamp(min=1e-12).log().mean()), kappa
+
+    found = {sharpness: tried(sharpness) for sharpness in SHARPNESS}
+    sharpness = min(found, key=lambda each: found[each][0])
+    kappa = found[sharpness][1]
     if kappa <= 0.5:
         return None
-    weight = math.log(kappa / (1 - kappa))
-    plain = PixelVotes(references, labels, prior, torch.tensor([sharpness, doubt, 1.0, 0.0], dtype=torch.float64))
-    mean = float(plain.evidence(pixels, labels, exclude=exclude).mean())
-    return PixelVotes(references, labels, prior, torch.tensor([sharpness, doubt, weight, mean], dtype=torch.float64))
+    numbers = torch.tensor([sharpness, 1 - kappa, WEIGHT, 0.0], dtype=torch.float64)
+    plain = PixelVotes(references, labels, prior, numbers)
+    numbers[3] = plain.evidence(pixels, labels, exclude=exclude).mean()
+    return plain
 
 
 def _sims(pixels: Tensor, references: Tensor, exclude: Tensor | None) -> Tensor:

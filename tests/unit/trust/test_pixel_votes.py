@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -53,7 +51,23 @@ def test_fit_votes__wrong_labels_are_told_and_labels_alone_say_so() -> None:
     assert abs(float(evidence.mean())) < 0.05  # it moves chances about their mean
     perfect = fit_votes(pixels, truth, n_classes=N_CLASSES)
     assert perfect is not None
-    assert 0.5 < float(votes.numbers[2]) < float(perfect.numbers[2]) <= math.log(0.95 / 0.05) + 1e-9
+    assert 0.05 - 1e-9 <= float(perfect.numbers[1]) < float(votes.numbers[1]) < 0.5  # how much they are doubted
+
+
+def test_weighed__by_labels_that_were_left_out() -> None:
+    """All that they say beyond the classifier: none of it where this says the same, or votes say nothing."""
+    draw = torch.Generator().manual_seed(0)
+    right = torch.rand(400, generator=draw) < 0.7
+    said = torch.where(right, 1.5, -1.5) + torch.randn(400, generator=draw)
+    votes = PixelVotes(torch.eye(2).half(), torch.arange(2), torch.full((2,), 0.5), torch.tensor([16.0, 0.1, 1.0, 0.0]))
+    alone = votes.weighed(torch.full((400,), 0.7), said, right)
+    twice = votes.weighed((3 * said + 0.8).sigmoid(), said, right)
+    noise = votes.weighed(torch.full((400,), 0.7), 4 * torch.randn(400, generator=draw), right)
+    assert alone.weight == pytest.approx(1.0)
+    assert twice.weight < 0.1
+    assert noise.weight < 0.1
+    few = votes.weighed(torch.full((10,), 0.7), 4 * torch.randn(10, generator=draw), right[:10])
+    assert noise.weight < few.weight  # few labels move it less
 
 
 def test_fit_votes__labels_that_pixels_do_not_tell_are_left_alone() -> None:
