@@ -39,8 +39,10 @@ from labelwright.encoders.embed import embed, load_encoder
 from labelwright.encoders.resnets import OWN
 from labelwright.errors import ConfigError, DataError
 from labelwright.labels import audit as pieces
+from labelwright.labels.chunks import evenly_spread
 from labelwright.launch import rank
 from labelwright.pipeline.audit_shards import audit_shards
+from labelwright.pipeline.job import SCALED_ROWS, scales_notice
 from labelwright.pipeline.no_network import COLOURS
 from labelwright.pipeline.settings import check_values
 from labelwright.replacing import disk_errors, new_output
@@ -50,7 +52,7 @@ from labelwright.scale.shards import find_shards
 from labelwright.scale.tables import Reading
 from labelwright.scale.work import is_sharded
 from labelwright.spreadsheet import write_csv
-from labelwright.train.convex import centre_and_scale
+from labelwright.train.convex import centre_and_scale, column_scales
 from labelwright.train.processes import accelerator_for
 
 KINDS = {
@@ -182,7 +184,7 @@ def audit(
     notices: list[str] = []
     columns = named_columns(image=image_column, label=label_column, split=split_column)
     if is_embeddings(data):
-        parts, name = _embedded(data, test, model, classes, columns, on_bad), "embeddings as given"
+        parts, name = _embedded(data, test, model, classes, columns, on_bad, notices), "embeddings as given"
     else:
         decoding = Decoding.chosen(largest_image=largest_image)
         parts, name = _seen(data, test, model, classes, group, columns, on_bad, device, precision, notices, decoding)
@@ -338,20 +340,28 @@ def _model_of(run: Run, model: str, *, is_stored: bool) -> str:
 # ---- what there is --------------------------------------------------------------------------------------------------
 
 
-def _embedded(data: Any, test: Any, model: str, classes: Any, columns: Mapping[str, str], on_bad: OnBad) -> list[_Part]:
+def _embedded(
+    data: Any, test: Any, model: str, classes: Any, columns: Mapping[str, str], on_bad: OnBad, notices: list[str]
+) -> list[_Part]:
     if model not in ("auto", "none"):
         raise ConfigError(f"the data are embeddings: --model {model} has nothing to work on", fix="leave --model out")
     sources = [open_embeddings(data, classes=classes, columns=columns, on_bad=on_bad)]
     if test is not None:
         sources.append(open_embeddings(test, classes=sources[0].table.class_names or None, on_bad=on_bad))
-    parts = [_Part(source.table, clean_feats(source), None) for source in sources]
-    widths = [part.feats.shape[1] for part in parts if part.feats is not None]
+    feats = [clean_feats(source) for source in sources]
+    widths = [each.shape[1] for each in feats]
     if len(set(widths)) > 1:
         raise DataError(
             f"{resolved_path(test)} holds {widths[1]} features, {resolved_path(data)} {widths[0]}",
             fix="embed test and training data with the same model",
         )
-    return parts
+    labels = torch.from_numpy(np.concatenate([source.table.labels for source in sources]).astype(np.int64))
+    rows = evenly_spread(torch.arange(len(labels)), SCALED_ROWS)
+    scales = column_scales(torch.cat(feats)[rows], labels[rows])
+    notices += scales_notice(scales)
+    if scales is not None:
+        feats = [each / scales for each in feats]
+    return [_Part(source.table, each, None) for source, each in zip(sources, feats, strict=True)]
 
 
 def _seen(

@@ -91,7 +91,7 @@ def prepare_job(plan: Plan, seconds: dict[str, float], approve: Callable[[Estima
     views = prepared.train.views(prepared.view)
     cfg = plan.method.pilot(plan.cfg, task, views, build, options=plan.options, folder=plan.run.path)
     unlike = _unlike(prepared)
-    notices = (*_copies(prepared), *_of_scales(scales), *novel_notice(unlike))
+    notices = (*_copies(prepared), *scales_notice(scales), *novel_notice(unlike))
     return Job(prepared, task, build, cfg, guesser, guesses, evidence, unlike, notices)
 
 
@@ -135,8 +135,8 @@ def _divided(prepared: Prepared, scales: Tensor) -> Prepared:
     return dataclasses.replace(prepared, train=divided(prepared.train), test=test)
 
 
-def _of_scales(scales: Tensor | None) -> tuple[str, ...]:
-    """What was done to the columns."""
+def scales_notice(scales: Tensor | None) -> tuple[str, ...]:
+    """What was done to the columns of embeddings, see `column_scales`."""
     if scales is None:
         return ()
     low, high = (f"{float(value):.3g}" for value in (scales.min(), scales.max()))

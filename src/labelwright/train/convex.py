@@ -244,7 +244,7 @@ def column_scales(feats: Tensor, labels: Tensor) -> Tensor | None:
 
     Where a tenth of the columns carries the variance, the others have no say in distances, nor under a penalty; each is
     divided by its deviation then. Principal components are an exception: they are not correlated, and those that spread
-    little say little. Labels decide against either if those left out are likelier by more than a standard error.
+    little say little. Labels decide against either if those left out are likelier by two standard errors.
 
     Args:
       feats: [N, D] float.
@@ -278,7 +278,7 @@ def column_scales(feats: Tensor, labels: Tensor) -> Tensor | None:
     each = [_left_out_losses(some[known], y, rows, fold) for some in (feats.float(), z.float())]
     gain = each[0] - each[1]
     clear = float(gain.mean()) / max(1e-9, float(gain.std()) / len(gain) ** 0.5)
-    return scales if clear > 1 or (is_correlated and clear > -1) else None
+    return scales if clear > 2 or (is_correlated and clear > -2) else None
 
 
 def _left_out_losses(feats: Tensor, labels: Tensor, rows: Tensor, fold: Tensor) -> Tensor:

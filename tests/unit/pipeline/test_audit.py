@@ -187,3 +187,18 @@ def test_fit__training_images_among_the_test_images_are_a_warning(tmp_path: Path
     assert [text for text in run.summary["warnings"] if text.startswith("10 of the training images")]
     run = lw.fit(tmp_path / "train.npz", out=tmp_path / "other", **how)
     assert not [text for text in run.summary["warnings"] if "training images are" in text]
+
+
+def test_audit__columns_in_units_of_their_own__no_copies_and_the_wrong_label_is_found(tmp_path: Path) -> None:
+    """One column in thousands, by which many rows look alike, says nothing of the class."""
+    draw = np.random.default_rng(0)
+    truth = np.arange(90) % 3
+    feats = 4 * np.eye(12)[truth] + draw.standard_normal((90, 12))
+    feats[:, 11] = 1000 * draw.integers(1, 4, 90)
+    given = np.where(np.arange(90) == 7, 2, truth)
+    np.savez(tmp_path / "units.npz", embeddings=feats.astype(np.float32), labels=np.array(["a", "b", "c"])[given])
+    found = lw.audit(tmp_path / "units.npz")
+    assert found.summary["counts"]["near_copy"] == 0
+    assert found.summary["counts"]["wrong_label"] == 1
+    assert found.summary["worst"][0]["id"] == found.rows["id"][7].as_py()
+    assert any("deviate by" in notice for notice in found.summary["notices"])
