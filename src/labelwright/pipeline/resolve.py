@@ -119,17 +119,8 @@ class Plan:
         """Whether the answer is "best" or "trained"."""
         if self.settings.answer != "auto":
             return self.settings.answer
-        if self.is_unasked:
-            return "best"
         is_asked_for = self.method.is_baseline and self.settings.method != "auto"
         return "trained" if is_asked_for or self.settings.preset == "paper" else "best"
-
-    @property
-    def is_unasked(self) -> bool:
-        """Whether a network of random weights learns from pixels, and nobody chose it or how it learns."""
-        settings = self.settings
-        asked_for = settings.model != "auto" or settings.method != "auto" or settings.views == "pixels"
-        return self.views == "pixels" and self.model in OWN and not (asked_for or settings.freeze)
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -208,8 +199,10 @@ def on_colours(plan: Plan) -> Plan | None:
     pipeline/no_network.py.
     """
     settings, prepared = plan.settings, plan.prepared
+    asked_for = settings.model != "auto" or settings.method != "auto" or settings.views == "pixels" or settings.freeze
+    is_random = plan.views == "pixels" and plan.model in OWN
     is_shown = prepared.test is not None and prepared.situation.n_novel is None
-    if not plan.is_unasked or not is_shown or plan.answer == "trained":
+    if asked_for or not is_random or not is_shown or plan.answer == "trained":
         return None
     stats = image_stats(descriptor.NAME)
     prepared = dataclasses.replace(prepared, view=dataclasses.replace(prepared.view, mean=stats.mean, std=stats.std))
