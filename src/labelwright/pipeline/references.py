@@ -42,6 +42,7 @@ from labelwright.wording import counted
 TITLES = {"class_balanced": "Balanced logistic regression", "ss_kmeans": "k-means"}
 """What the obvious ones are called where a reader need not know the paper."""
 
+LEAST_TO_BEND = 10  # labelled images of every class, from which a border between classes may bend
 FOLD_ROWS = 5000  # images that one fold of an open world's start is fitted to
 COMPARED_ROWS = 2000  # unlabelled images on which fits are compared
 MANY_NUMBERS = 1_000_000  # images x classes, from which one fold is answered and not all
@@ -159,6 +160,9 @@ def obvious_names(task: Task, *, has_feats: bool, is_stored: bool) -> tuple[str,
 
     Example:
       >>> obvious_names(Task(torch.tensor([0, 1, -1]), ("cat", "dog")), has_feats=True, is_stored=True)
+      ('class_balanced', 'nearest_mean')
+      >>> labels = torch.arange(2).repeat(LEAST_TO_BEND)
+      >>> obvious_names(Task(labels, ("cat", "dog")), has_feats=True, is_stored=True)
       ('class_balanced', 'nearest_mean', 'kernel')
       >>> obvious_names(Task(torch.tensor([0, -1, -1]), ("cat",), n_novel=2), has_feats=True, is_stored=True)
       ('ss_kmeans',)
@@ -171,7 +175,8 @@ def obvious_names(task: Task, *, has_feats: bool, is_stored: bool) -> tuple[str,
     n_labelled = int((task.counts > 0).sum())
     is_labelled = n_labelled == task.n_classes or n_labelled >= max(2, task.n_classes / 2)
     if has_feats and is_labelled:
-        names += ["class_balanced", *(["nearest_mean", "kernel"] if is_stored else [])]
+        can_bend = int(task.counts.min()) >= LEAST_TO_BEND
+        names += ["class_balanced", *(["nearest_mean", *(["kernel"] if can_bend else [])] if is_stored else [])]
     if has_feats and task.candidates is not None and bool((task.labels < 0).any()):
         names += ["majority"]
     return tuple(names)

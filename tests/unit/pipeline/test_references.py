@@ -36,7 +36,7 @@ def test_fit__few_labels__what_applies_is_computed_and_judged(tmp_path: Path) ->
     data = blobs(tmp_path / "train.npz", n_labelled=5)
     summary = summary_of(tmp_path, data, test=blobs(tmp_path / "test.npz", seed=1))
     beside = summary["reference"]
-    assert list(beside) == ["beliefs", "class_balanced", "nearest_mean", "kernel"]
+    assert list(beside) == ["beliefs", "class_balanced", "nearest_mean"]
     for each in beside.values():
         assert 0.3 < each["left_out"] <= 1
         assert each["test"]["balanced_accuracy"] > 0.5
@@ -80,7 +80,7 @@ def without_owl(path: Path, per_class: int = 40, **more: Any) -> str:
 
 def test_fit__a_class_without_labels__compared_on_the_others_and_chosen_by_them(tmp_path: Path) -> None:
     summary = summary_of(tmp_path, without_owl(tmp_path / "train.npz"), method="la", test_frac=0)
-    assert list(summary["reference"]) == ["la", "class_balanced", "nearest_mean", "kernel"]
+    assert list(summary["reference"]) == ["la", "class_balanced", "nearest_mean"]
     assert all(each["left_out"] > 0.8 for each in summary["reference"].values())
     assert "of labelled images that were left out" in summary["answer"]["why"]
 
