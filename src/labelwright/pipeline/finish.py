@@ -61,6 +61,7 @@ from labelwright.trust.calibration import (
     from_left_out,
     levelled,
     slope_to_mean,
+    unjudged,
     with_evidence,
     worth_of,
 )
@@ -356,7 +357,7 @@ def _calibrations(beside: Contest, own: Answers, most_wrong: float) -> Calibrati
         return both(from_confidence(own.odds, mean, "text model", n_classes=n_classes))
     annotations = Annotations(task)
     if annotations.kind is None or task.n_novel:
-        return both(Calibration(n_classes=n_classes))
+        return both(Calibration(n_classes=n_classes) if kept.cfg.takes_steps else unjudged(n_classes))
     alone = kept.answers("train")
     if annotations.kind == "shares":  # how sure an annotator was
         means = [annotations.confidence] * 2

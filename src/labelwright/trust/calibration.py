@@ -42,6 +42,8 @@ Source = Literal["left-out labels", "text model", "candidates", "none"]
 USUAL = ((0.35, 0.5), (0.6, 0.3), (1.1, -0.3))
 """Slope and offset at each temperature where few labels say nothing else; chosen on CIFAR-10 and GTSRB, 2 to 20 labels
 a class."""
+UNJUDGED = (0.30, 0.99)
+"""The same at the middle temperature where no label can be left out; chosen on CIFAR-10 and GTSRB, a label a class."""
 SLOPE_SPREAD, OFFSET_SPREAD = 0.4, 0.7  # deviation of the slope's logarithm, and of the offset
 WRONG_START = 2.0  # log-odds of the share of wrong labels within the most that may be, from which it is looked for
 Z95 = 1.96  # normal deviate that 95% are within
@@ -166,6 +168,17 @@ def from_left_out(
     found, slope, offset, wrong = _best(odds, right.double(), ones, temperatures, n_classes=n_classes, most=most)
     slope *= like[TEMPERATURES.index(found)]
     return Calibration(slope, offset, "left-out labels", len(odds), n_classes, found, wrong=wrong)
+
+
+def unjudged(n_classes: int) -> Calibration:
+    """The calibration of a solved head where nothing can be left out, as of one label a class: too sure of itself.
+
+    Example:
+      >>> from labelwright.train.predict import odds_of
+      >>> round(unjudged(10).chance(odds_of(torch.tensor([[0.99] + [0.01 / 9] * 9]))).item(), 2)
+      0.45
+    """
+    return Calibration(*UNJUDGED, "none", 0, n_classes, TEMPERATURES[MIDDLE])
 
 
 def worth_of(right: Tensor, classes: Tensor) -> int:

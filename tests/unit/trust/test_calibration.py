@@ -18,6 +18,7 @@ from labelwright.trust.calibration import (
     from_verified,
     levelled,
     slope_to_mean,
+    unjudged,
     with_evidence,
 )
 
@@ -109,6 +110,15 @@ def test_from_confidence__votes_are_ordered_as_they_are() -> None:
     assert torch.equal(voted.chance(odds).argsort(stable=True), odds[:, 0].argsort(stable=True))
     same = from_confidence(odds, float(odds[:, 0].sigmoid().mean()), "candidates", is_voted=True)
     assert torch.allclose(same.chance(odds), odds[:, 0].sigmoid().float(), atol=1e-4)
+
+
+def test_unjudged__is_far_less_sure_than_the_softmax() -> None:
+    probs = torch.tensor([[0.5, 0.3, 0.2], [0.97, 0.02, 0.01], [1 - 1e-6, 5e-7, 5e-7]])
+    chances = unjudged(3).chance(odds_of(probs))
+    assert (chances.diff() > 0).all()
+    assert chances[1] < 0.85
+    assert chances[2] > 0.9
+    assert unjudged(3).source == "none"
 
 
 def test_cross_fitted__the_labels_of_a_row_have_no_part_in_its_chance() -> None:
