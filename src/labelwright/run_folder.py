@@ -38,6 +38,7 @@ BEGINNINGS = (  # what a run writes before it learns
     *("margin_scale.json", ".candidates.parquet.lock", "candidates.answers.jsonl.lock"),
 )
 
+SUMMARY_VERSION = 1  # of what summary.json holds; it rises where a key means something else or is gone
 KINDS: Mapping[str, Mapping[str, type]] = {
     "summary.json": {"method": str, "warnings": list, "seconds": dict},
     "data.json": {"fingerprint": str, "class_names": list, "train_counts": list},

@@ -164,7 +164,7 @@ def _label_again(
         same = [c for c in summary["novel"]["clusters"] if c["name"] == cluster["name"] and "proposed" in c]
         cluster |= {"proposed": same[0]["proposed"]} if same else {}
     summary["novel"] |= {"clusters": clusters, "edits": [*summary["novel"].get("edits", []), words]}
-    summary["n_novel"] = len(saved.class_names) - n_seen
+    summary |= {"n_novel": len(saved.class_names) - n_seen, "class_names": list(saved.class_names)}
     if summary.get("pseudolabels") is not None and (truth >= 0).any():
         summary["pseudolabels"] = open_scores(answers, truth, truth_names, n_seen=n_seen)
     write_parquet_atomically(

@@ -47,7 +47,7 @@ from labelwright.pipeline.votes import votes_of, weighed, with_likeness, with_vo
 from labelwright.reporting.gallery import write_gallery
 from labelwright.reporting.verdict import better_answer
 from labelwright.reporting.words import listed
-from labelwright.run_folder import Run, write_parquet_atomically
+from labelwright.run_folder import SUMMARY_VERSION, Run, write_parquet_atomically
 from labelwright.train.environment import peak_memory_mb
 from labelwright.train.loop import Trained
 from labelwright.train.predict import TEMPERATURES, Answers
@@ -143,12 +143,14 @@ def finish(beside: Contest, saved: Contender, trained: Trained, seconds: dict[st
     checked = _checked(voted, beside.rows, calibrations.model, held_out, scores, most_wrong, is_fitted=is_fitted)
     write_parquet_atomically(rows, run.path / "labels.parquet")
     summary: dict[str, Any] = {
+        "schema_version": SUMMARY_VERSION,
         "situation": prepared.situation.name,
         "method": plan.name,
         "encoder": plan.model,
         "n_images": described["n_images"],
         "n_labelled": described["n_labelled"],
         "n_classes": described["n_classes"],
+        "class_names": list(table.class_names),
         "seed": plan.settings.seed,
         "test": scores,
         "n_fitted": n_fitted,

@@ -182,6 +182,7 @@ def rename_in_run(run: str | Path, class_names: Sequence[str], rename: Mapping[s
     for cluster in (summary.get("novel") or {}).get("clusters", []):
         cluster["name"] = rename.get(cluster["name"], cluster["name"])
         cluster["taken_for"] = [[rename.get(name, name), share] for name, share in cluster.get("taken_for") or []]
+    summary["class_names"] = list(names)
     if promised := summary.get("promise"):
         promised["thresholds"] = {rename.get(name, name): value for name, value in promised["thresholds"].items()}
     folder.write_json("summary.json", summary)

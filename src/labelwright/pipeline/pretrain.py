@@ -38,7 +38,7 @@ from labelwright.methods.method import Budget, in_time
 from labelwright.pipeline.saved_model import save_model
 from labelwright.pipeline.settings import check_values, parse_assignments
 from labelwright.pipeline.time_budget import clocked
-from labelwright.run_folder import Run
+from labelwright.run_folder import SUMMARY_VERSION, Run
 from labelwright.train import progress
 from labelwright.train.environment import environment, peak_memory_mb
 from labelwright.train.loop import LoopOptions, Trained, train
@@ -233,6 +233,7 @@ def _finish(
 ) -> None:
     """Save: model/ and, last, summary.json."""
     summary = {
+        "schema_version": SUMMARY_VERSION,
         "method": "simclr",
         "encoder": config["model"],
         "n_images": described["n_images"],

@@ -59,6 +59,7 @@ def test_rename__everywhere_and_without_the_images(run: Path, data: Path) -> Non
     assert "novel-1" not in labels_of(run, "runner_up")
     assert labels_of(run, "source") == kept
     assert [c["name"] for c in lw.Run(run).summary["novel"]["clusters"]] == ["okapi", "novel-2", "novel-3"]
+    assert lw.Run(run).summary["class_names"][-3:] == ["okapi", "novel-2", "novel-3"]
     assert "okapi" in set(lw.label(run, data / "test.npz", device="cpu")["label"].to_pylist())
     assert "okapi" in (run / "report.html").read_text(encoding="utf-8")
 
@@ -79,6 +80,7 @@ def test_merge__probabilities_add_up(run: Path, data: Path, target: str) -> None
     assert labels_of(run).count("novel-2") == 0
     summary = lw.Run(run).summary
     assert summary["n_novel"] == 2
+    assert summary["class_names"] == list(lw.load_model(run).class_names)
     assert summary["novel"]["edits"] == [f"merged into {target}: novel-2"]
     n_images = {c["name"]: c["n_images"] for c in summary["novel"]["clusters"]}
     predicted = [w for w, s in zip(labels_of(run), labels_of(run, "source"), strict=True) if s == "predicted"]

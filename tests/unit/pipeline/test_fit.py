@@ -103,6 +103,7 @@ def test_fit__forty_photos_and_three_names(
     )
     assert (done.summary["method"], done.summary["situation"]) == ("cap", "no_labels")
     assert (done.summary["n_images"], done.summary["n_labelled"], done.summary["n_classes"]) == (40, 0, 3)
+    assert (done.summary["schema_version"], done.summary["class_names"]) == (1, done.data["class_names"])
     assert done.summary["test"] is None
     assert sum(done.summary["pseudolabels"]["counts"]) == 40
     assert {"read", "embed", "train", "label"} <= set(done.summary["seconds"])
