@@ -335,7 +335,7 @@ class Network(Protocol):
         """Logits [B, C] of what `penultimate` gives."""
 
 
-Head = Literal["linear", "centred", "cosine", "mlp", "projected", "kernel"]
+Head = Literal["linear", "centred", "cosine", "mlp", "projected", "lifted", "kernel"]
 """What turns features into logits; see encoders/heads.py."""
 
 
@@ -354,8 +354,8 @@ class BuildNet(Protocol):
         """A `Network` of n_outputs classes.
 
         Head "linear", "centred" (linear on centred features of unit scale), "cosine" (unit-norm), "mlp" (a residual
-        layer of width ``hidden`` first), "projected" (linear on unit projections to ``hidden`` numbers) or "kernel"
-        (linear on the nearness to ``hidden`` images).
+        layer of width ``hidden`` first), "projected" (linear on unit projections to ``hidden`` numbers), "lifted"
+        (the same, their length kept) or "kernel" (linear on the nearness to ``hidden`` images).
         """
 
     def towers(self, tune: str = "none") -> Any:

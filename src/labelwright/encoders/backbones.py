@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from labelwright.encoders import descriptor, efficientnet
-from labelwright.encoders.heads import CacheHead, CentredHead, CosineHead, KernelHead, MlpHead, ProjectedHead, TextHead
+from labelwright.encoders.heads import (
+    CacheHead,
+    CentredHead,
+    CosineHead,
+    KernelHead,
+    LiftedHead,
+    MlpHead,
+    ProjectedHead,
+    TextHead,
+)
 from labelwright.encoders.pretrained import (
     from_transformers_config,
     load_config,
@@ -37,6 +46,7 @@ _HEADS: dict[type[nn.Module], Head | Literal["text", "cache"]] = {
     CentredHead: "centred",
     CosineHead: "cosine",
     KernelHead: "kernel",
+    LiftedHead: "lifted",
     MlpHead: "mlp",
     ProjectedHead: "projected",
     TextHead: "text",
@@ -109,14 +119,12 @@ class Classifier(nn.Module):
             self.head = CosineHead(n_features, n_outputs)
         elif head == "mlp":
             self.head = MlpHead(n_features, n_outputs, hidden=hidden)
-        elif head == "projected":
-            self.head = ProjectedHead(n_features, n_outputs, n_dims=hidden)
+        elif head in ("projected", "lifted"):
+            self.head = (ProjectedHead if head == "projected" else LiftedHead)(n_features, n_outputs, n_dims=hidden)
         elif head == "kernel":
             self.head = KernelHead(n_features, n_outputs, n_images=hidden)
         else:
-            raise ConfigError(
-                f"unknown head: {head!r}", fix="use 'linear', 'centred', 'cosine', 'kernel', 'mlp' or 'projected'"
-            )
+            raise ConfigError(f"unknown head: {head!r}", fix=f"use {', '.join(map(repr, get_args(Head)))}")
         self.name = name
         self.n_features = n_features
         self.n_outputs = n_outputs
@@ -239,7 +247,8 @@ def build(
       pretrained: False starts a transformers model from random weights; the networks in OWN always do.
       head: "linear", "centred" (linear on features centred and of unit scale), "cosine" (unit feats, unit weights, no
         bias: what LDAM needs), "mlp" (a residual layer, then linear: something to learn where the backbone is frozen),
-        "projected" (linear on unit projections) or "kernel" (linear on the nearness to some images).
+        "projected" (linear on unit projections), "lifted" (the same, their length kept) or "kernel" (linear on the
+        nearness to some images).
       hidden: width of that residual layer, of the projections, or number of those images, >= 1.
       image_size_px: side of the images that it sees.
       freeze: glob patterns over parameter names, as in ``("backbone.*",)`` or ``("*.layer.[0-8].*",)``.

@@ -168,6 +168,28 @@ class ProjectedHead(nn.Module):
         return logits
 
 
+class LiftedHead(ProjectedHead):
+    """`ProjectedHead` that keeps the length of projections: u = (p, 1) / |(p, 1)|, p = P (f - m).
+
+    On the sphere of one dimension more nothing is lost: features near the mean, which have no direction, have a place
+    of their own. P is to bring p to a length of about 1.
+
+    Example: the same direction, at three lengths.
+      >>> head = LiftedHead(1, 2, n_dims=1)
+      >>> [[round(v, 2) for v in row] for row in head.project(torch.tensor([[0.0], [1.0], [3.0]])).tolist()]
+      [[0.0, 1.0], [0.71, 0.71], [0.95, 0.32]]
+    """
+
+    def __init__(self, n_features: int, n_outputs: int, *, n_dims: int) -> None:
+        super().__init__(n_features, n_outputs, n_dims=n_dims)
+        self.linear = nn.Linear(len(self.projection) + 1, n_outputs)
+
+    def project(self, feats: Tensor) -> Tensor:
+        """Map feats [B, D] to unit projections [B, n_dims + 1] float32."""
+        with torch.autocast(feats.device.type, enabled=False):
+            return F.normalize(F.pad((feats.float() - self.mean) @ self.projection.T, (0, 1), value=1.0), dim=1)
+
+
 class CentredHead(nn.Module):
     """Linear head on centred features of unit scale: logits = W (f - m) / s + b; float32 even under autocast.
 

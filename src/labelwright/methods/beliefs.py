@@ -2,7 +2,8 @@
 
 Nothing is trained by gradient steps: the start of CAP and of Co-Reg, with labels as its evidence, is the whole method.
 
- 1  u = P (f - m) / |P (f - m)|: the largest `n_dims` principal components of the features f, centred, of unit norm
+ 1  u = (p, 1) / |(p, 1)|, p = P (f - m) / r: the largest `n_dims` principal components of the features f, centred, on
+    the unit sphere of one dimension more, so that how far an image is from the mean is not lost
  2  evidence E of each class: logits of a logistic regression on the labelled images, classes weighted evenly, its
     regularisation chosen by cross-validation where two classes have two labels each
  3  or, with the class texts of a vision-language model, of a head that starts at logit_scale t and pays for leaving it,
@@ -14,7 +15,7 @@ Nothing is trained by gradient steps: the start of CAP and of Co-Reg, with label
     density + log share), the shares first estimated from E alone: no image may show that class  (labels/gaussians.py)
  6  predict softmax(W u + b): what of E is linear in u (lines 2 and 3), and the terms of line 5
 
-Symbols: f feats, P projection, m mean, s strength.
+Symbols: f feats, P projection, m mean, r root mean square of |P (f - m)|, s strength.
 Source: ours; the parts are those of linear discriminant analysis fitted by EM, see labels/gaussians.py.
 Command: labelwright fit feats.npz --method beliefs --out RUN
 Measured: balanced accuracy on the test images with five labels a class of the training images and the others unlabelled
@@ -79,10 +80,12 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
             fix="list every class with --classes, and leave --novel out",
         )
     _check_evidence(task)
-    n_dims = min(cfg.n_dims, max(1, len(task.labels) - 1))  # centred images span no more
     if task.concepts is not None:
-        n_dims = task.concepts.feats.shape[1]
-    return State(nets={"main": build_net(task.n_classes, head="projected", hidden=n_dims)})
+        net = build_net(task.n_classes, head="projected", hidden=task.concepts.feats.shape[1])
+    else:
+        n_dims = min(cfg.n_dims, max(1, len(task.labels) - 1))  # centred images span no more
+        net = build_net(task.n_classes, head="lifted", hidden=n_dims)
+    return State(nets={"main": net})
 
 
 @torch.no_grad()
@@ -98,7 +101,8 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     if task.concepts is None:
         mean, directions = principal_of(lambda: read(seen), len(head.projection))
         head.mean.copy_(mean)
-        head.projection.copy_(directions)
+        square = sum(float(((z.float() - mean) @ directions.T).square().sum()) for z in read(seen)) / len(seen)
+        head.projection.copy_(directions / max(square, 1e-12) ** 0.5)
     u = Projected(head, read, seen)  # 1
     known = (task.labels >= 0).nonzero().flatten()
     if task.concepts is None:
@@ -133,7 +137,7 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
 
 
 class Projected:
-    """Line 1: u [N, n_dims] float32, held of some rows, made of the others when they are asked for.
+    """Line 1: u [N, D] float32, held of some rows, made of the others when they are asked for.
 
     Args:
       head: projects.
@@ -143,14 +147,14 @@ class Projected:
 
     def __init__(self, head: ProjectedHead, read: Callable[[Tensor], Iterator[Tensor]], held: Tensor) -> None:
         self.head, self.read, self.device = head, read, head.projection.device
-        self.held, self.n_features = held.to(self.device), len(head.projection)
+        self.held, self.n_features = held.to(self.device), head.linear.in_features
         self.kept, first = torch.empty(len(held), self.n_features, device=self.device), 0
         for z in read(held):
             self.kept[first : first + len(z)] = head.project(z)
             first += len(z)
 
     def __getitem__(self, rows: Tensor) -> Tensor:
-        """[B, n_dims] of rows [B] int64."""
+        """[B, D] of rows [B] int64."""
         at = torch.searchsorted(self.held, rows).clamp(max=len(self.held) - 1)
         if torch.equal(self.held[at], rows):
             return self.kept[at]

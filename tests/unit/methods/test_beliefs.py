@@ -78,6 +78,7 @@ def slow_logits(x: Array, labels: list[int], *, n_dims: int, prior: list[float] 
     n, n_classes, s, shrinkage, weight_of_label = len(x), len(COUNTS), 0.3, 0.5, 10.0
     off = x - x.mean(0)
     u = off @ np.linalg.svd(off, full_matrices=False)[2][:n_dims].T
+    u = np.column_stack([u / np.sqrt((u**2).sum(1).mean()), np.ones(n)])
     u = u / np.linalg.norm(u, axis=1, keepdims=True)
     known = np.array(labels) >= 0
     found = LogisticRegression(C=10.0, class_weight="balanced", tol=1e-9, max_iter=5000)
@@ -93,11 +94,11 @@ def slow_logits(x: Array, labels: list[int], *, n_dims: int, prior: list[float] 
                 q[i] = np.exp(f - f.max()) / np.exp(f - f.max()).sum()
         counts = mass @ q
         means = [(mass * q[:, c]) @ u / counts[c] for c in range(n_classes)]
-        within = np.zeros((n_dims, n_dims))
+        within = np.zeros((n_dims + 1, n_dims + 1))
         for i in range(n):
             for c in range(n_classes):
                 within += mass[i] * q[i, c] * np.outer(u[i] - means[c], u[i] - means[c]) / counts.sum()
-        within = (1 - shrinkage) * within + shrinkage * np.trace(within) / n_dims * np.eye(n_dims)
+        within = (1 - shrinkage) * within + shrinkage * np.trace(within) / (n_dims + 1) * np.eye(n_dims + 1)
         inverse = np.linalg.inv(within)
         for i in range(n):
             for c in range(n_classes):
@@ -153,6 +154,16 @@ def test_run__strength_zero_is_the_regression() -> None:
     assert torch.allclose(head.linear.bias, bias)
 
 
+def test_run__tells_a_class_at_the_mean_from_those_around_it() -> None:
+    """On a line, the middle one of three classes: it has no direction of its own."""
+    draw = torch.Generator().manual_seed(0)
+    views = Scaled(1.0)
+    views.x = torch.zeros(len(TRUTH), views.x.shape[1])
+    views.x[:, 0] = (TRUTH - 1).float() + 0.1 * torch.randn(len(TRUTH), generator=draw)
+    trained = run(Task(labels_of(1), NAMES), views)
+    assert accuracy(logits_of(trained, views)) > 0.95
+
+
 # ---- evidence -------------------------------------------------------------------------------------------------------
 
 
@@ -169,7 +180,10 @@ def test_run__texts_stand_in_for_classes_without_a_label() -> None:
 def test_run__texts_beside_labels_of_every_class_help_and_wrong_ones_are_left() -> None:
     good = tiny.concepts_of(3)
     wrong = Concepts(good.feats[[1, 2, 0]], good.logit_scale)
-    alone, beside = (pulled(concepts, labels_of(1)) for concepts in (None, good))
+    hard = tiny.TinyFeats(TRUTH.tolist(), noise=0.4)
+    alone, beside = (
+        accuracy(logits_of(run(Task(labels_of(1), NAMES, concepts=concepts), hard), hard)) for concepts in (None, good)
+    )
     assert beside > alone + 0.01
     assert pulled(wrong, torch.full_like(TRUTH, -1)) < 0.2
     assert pulled(wrong, labels_of(5)) > 0.9
@@ -287,7 +301,7 @@ def test_embeddings__fit_label_evaluate(tmp_path: Path) -> None:
     scores = lw.evaluate(done.path, everything, device="cpu")
     assert scores["accuracy"] == pytest.approx(done.summary["test"]["accuracy"])
     saved = cast(Any, load_model(done.path / "model", device=tiny.CPU).net)
-    assert (saved.head_kind, saved.head.project(torch.ones(1, 16)).shape) == ("projected", (1, 16))
+    assert (saved.head_kind, saved.head.project(torch.ones(1, 16)).shape) == ("lifted", (1, 17))
 
 
 def test_embeddings__hidden_truth_plays_no_part(tmp_path: Path) -> None:
