@@ -40,6 +40,7 @@ class AnnotationModel:
     log_prior: Tensor  # [C] float64, log share of each class
     temperature: float  # factor of the classifier's logits, > 0
     inside: float  # estimated share of the images whose class is among those named, 0 to 1
+    likelihood: float  # mean log-likelihood of an image's annotations, given the classifier's logits
 
 
 @dataclass(frozen=True)
@@ -192,9 +193,10 @@ class Annotations:
         """
         seen = fitted.temperature * logits.double() + fitted.log_prior
         probs = (seen + self.evidence((fitted.weight, fitted.bias), rows)).softmax(1)
-        return self._with_labels(probs, rows)
+        return self.with_labels(probs, rows)
 
-    def _with_labels(self, probs: Tensor, rows: Tensor) -> Tensor:
+    def with_labels(self, probs: Tensor, rows: Tensor) -> Tensor:
+        """Probabilities [B, C] of some rows, changed in place: a verified label has all of it."""
         labels = self.task.labels[rows].to(probs.device)
         known = (labels >= 0).nonzero().flatten()
         probs[known] = F.one_hot(labels[known], probs.shape[1]).to(probs)
@@ -244,7 +246,7 @@ def _by_em(
     """Log-likelihood [n] of the annotations, and what EM finds from probabilities [n, C] of the classes on."""
     temperature = 1.0
     some = evenly_spread(torch.arange(len(rows), device=rows.device), TEMPERATURE_ROWS)
-    probs = annotations._with_labels(probs, rows)
+    probs = annotations.with_labels(probs, rows)
     log_prior, evidence = seen.new_zeros(seen.shape[1]), torch.zeros_like(seen)
     fitted = annotations.fit(rows, probs, by_class=by_class, holds=holds)
     for _ in range(N_ITER):
@@ -252,14 +254,14 @@ def _by_em(
         evidence = annotations.evidence(fitted, rows)
         log_prior = ((probs.sum(0) + 1) / (len(probs) + probs.shape[1])).log()
         temperature = _temperature(seen[some], evidence[some], log_prior)
-        new = annotations._with_labels((temperature * seen + log_prior + evidence).softmax(1), rows)
+        new = annotations.with_labels((temperature * seen + log_prior + evidence).softmax(1), rows)
         moved, probs = float((new - probs).abs().max()) if len(new) else 0.0, new
         if moved < STILL:
             break
     annotated = annotations.is_annotated(rows)
     inside = float((probs * annotations.named(rows))[annotated].sum() / annotated.sum().clamp(min=1))
     likelihood = ((temperature * seen + log_prior).log_softmax(1) + evidence).logsumexp(1)
-    return likelihood, AnnotationModel(*fitted, log_prior, temperature, inside)
+    return likelihood, AnnotationModel(*fitted, log_prior, temperature, inside, float(likelihood.mean()))
 
 
 def _of_sets_not_empty(wrong: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:

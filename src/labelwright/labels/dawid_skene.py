@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,8 @@ SMOOTHING = 20.0  # answers that an annotator's usual behaviour counts for in ea
 N_ITER = 100  # of EM, at most
 STILL = 1e-4  # largest change of a probability at which it ends
 LEAST_ANSWERS = 2.0  # answers per class and annotator, on average; below, the confusions are no better than a majority
+N_BALANCED = 200  # repetitions towards rows and columns that sum to 1
+CLEARLY = 3.0  # nats by which other names of the classes must be more probable: twenty times
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,15 @@ def vote_shares(votes: Tensor, n_classes: int) -> Tensor:
         counts[answered, answers[answered]] += 1
     counts[counts.sum(1) == 0] = 1
     return counts / counts.sum(1, keepdim=True)
+
+
+def majority(votes: Tensor, n_classes: int, labels: Tensor | None) -> Tensor:
+    """`vote_shares`, with all of the probability on a verified label [N] int64, -1 or None = unknown."""
+    probs = vote_shares(votes, n_classes)
+    if labels is not None:
+        known = labels >= 0
+        probs[known] = torch.eye(n_classes, dtype=probs.dtype)[labels[known]]
+    return probs
 
 
 def confusion_of(probs: Tensor, votes: Tensor, *, smoothing: float = SMOOTHING) -> Tensor:
@@ -110,6 +122,77 @@ def vote_evidence(votes: Tensor, confusion: Tensor) -> Tensor:
     return found
 
 
+def better_names(probs: Tensor, votes: Tensor, labels: Tensor) -> Tensor | None:
+    """The order of the columns under which the answers speak most clearly for each column's class.
+
+    Answers are as likely whatever the columns are called. Annotators are rather right than wrong, though, and whoever
+    is wrong on a class mostly errs towards one other: a column is the more probable to be a class the larger the
+    product over the annotators of the share of their answers that name it.
+
+    Args:
+      probs: [N, C] float64, rows sum to 1.
+      votes: [N, A] int64, -1 = no answer.
+      labels: [N] int64 verified classes, as answers of one more annotator; -1 = unknown.
+
+    Returns: [C] int64, the column of each class; None where no order is better than theirs by `CLEARLY`.
+
+    Example: two of three annotators take cats for dogs half of the time, and nobody takes dogs for cats.
+      >>> truth, turn = torch.arange(400) % 2, torch.arange(400) // 2
+      >>> votes = torch.stack([truth, truth | (turn % 2), truth | (turn // 2 % 2)], dim=1)
+      >>> swapped = torch.eye(2, dtype=torch.float64)[1 - truth]
+      >>> better_names(swapped, votes, torch.full((400,), -1)).tolist()
+      [1, 0]
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    score = _score_of_names([_counts(probs, answers) for answers in (*votes.T, labels)])
+    columns = torch.from_numpy(linear_sum_assignment(-score.T.cpu().numpy())[1]).to(probs.device)
+    gain = float(score[columns, torch.arange(len(columns), device=probs.device)].sum() - score.trace())
+    return columns if gain > CLEARLY else None
+
+
+def doubt_of_names(predicted: Tensor, votes: Tensor, labels: Tensor, n_classes: int) -> float:
+    """The share of the images whose class may have another's name, by what the answers say of every name.
+
+    Of all one-to-one namings each counts as in `better_names`; how probable a class's own name is among them is taken
+    from the matrix with rows and columns that sum to 1. It errs towards doubt.
+
+    Args:
+      predicted: [N] int64 classes, N >= 1.
+      votes: [N, A] int64, -1 = no answer.
+      labels: [N] int64 verified classes, -1 = unknown.
+      n_classes: C.
+
+    Source: of the matrix Sinkhorn and Knopp 1967 (Pacific J. Math. 21).
+
+    Example: of three annotators each is right more often than not, or says whatever comes.
+      >>> truth, turn = torch.arange(400) % 2, torch.arange(400) // 2
+      >>> for often in (5, 2):
+      ...     votes = torch.stack([(truth + (turn // each % often == 0)) % 2 for each in (1, 5, 25)], dim=1)
+      ...     print(round(doubt_of_names(truth, votes, torch.full((400,), -1), 2), 2))
+      0.03
+      0.5
+    """
+    counts = []
+    for answers in (*votes.T, labels):
+        answered = answers >= 0
+        pairs = predicted[answered] * n_classes + answers[answered]
+        counts.append(torch.bincount(pairs, minlength=n_classes**2).double().view(n_classes, n_classes))
+    log = _score_of_names(counts)
+    for _ in range(N_BALANCED):
+        log = log.log_softmax(1).log_softmax(0)
+    return 1 - float(log.diagonal().exp()[predicted].mean())
+
+
+def _score_of_names(counts: Sequence[Tensor]) -> Tensor:
+    """[class, name]: how clearly the answers name each class, in nats; counts [C, C] of each annotator's answers."""
+    score = torch.zeros_like(counts[0])
+    for each in counts:
+        usual = (each.sum(0) + 1) / (each.sum() + len(each))
+        score += ((each + SMOOTHING * usual) / (each.sum(1, keepdim=True) + SMOOTHING)).log()
+    return score
+
+
 def dawid_skene(votes: Tensor, n_classes: int, *, labels: Tensor | None = None) -> DawidSkene:
     """Estimate true classes and confusion matrices from nothing but answers.
 
@@ -132,9 +215,7 @@ def dawid_skene(votes: Tensor, n_classes: int, *, labels: Tensor | None = None) 
     """
     n_answers = (votes >= 0).sum(0)
     known = torch.zeros(len(votes), dtype=torch.bool) if labels is None else labels >= 0
-    probs = vote_shares(votes, n_classes)
-    if labels is not None:
-        probs[known] = torch.eye(n_classes, dtype=probs.dtype)[labels[known]]
+    probs = majority(votes, n_classes, labels)
     is_majority = float(n_answers.sum()) < LEAST_ANSWERS * n_classes * max(1, votes.shape[1])
     heard = (votes >= 0).any(1) | known
     prior = (probs[heard].sum(0) + 1) / (heard.sum() + n_classes)

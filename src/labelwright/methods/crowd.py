@@ -7,8 +7,11 @@
  5  v = logits of the images, each by a head that did not see it (folds; images of its group were seen)
  6  q = softmax(T v + log prior + log-likelihood of the annotations), with confusion matrices, prior and
     temperature T by EM; a verified label stays                                                 (labels/annotations.py)
- 7  lines 4 to 6 for `n_rounds` rounds; the head of all images, times T, is the classifier; with groups T is that of
-    heads that did not see an image's group, as it will be used
+ 7  columns of q change names where the answers speak clearly for others               (labels/dawid_skene.py)
+ 8  lines 4 to 7 until they move nothing, for `n_rounds` rounds at most, and again from the majority vote: of the two
+    that q is kept under which the annotations are likelier, given v
+ 9  the head of all images, times T, is the classifier; with groups T is that of heads that did not see an image's
+    group, as it will be used
 
 Of sets without a name for who named what, all answers are taken as one annotator's.
 
@@ -23,14 +26,14 @@ chosen on CIFAR-10 and GTSRB (features of a small CLIP's image tower, three made
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from labelwright.encoders.heads import CentredHead, put_in
 from labelwright.labels.annotations import AnnotationModel, Annotations, fit_annotations, temperature_of
-from labelwright.labels.dawid_skene import dawid_skene
+from labelwright.labels.dawid_skene import better_names, dawid_skene, majority
 from labelwright.labels.first_guess import first_guess
 from labelwright.methods.baselines.candidate_sets import check_task
 from labelwright.methods.recipe import CHOSEN, Begun, Recipe, check_is_pretrained, feats_of
@@ -59,7 +62,7 @@ class Config(TrainSettings):
 
     takes_steps: ClassVar[bool] = False
     epochs: int = 1  # everything is done before the first
-    n_rounds: Count = 3  # of head and confusions in turn, at most
+    n_rounds: Count = 12  # of head and confusions in turn, at most
     penalty: Positive | None = None  # L2 of the weights, summed over centred images; None = by cross-validation
 
 
@@ -70,9 +73,18 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     return State(nets={"main": build_net(task.n_classes, head="centred")})
 
 
+class _Found(NamedTuple):
+    """What head and confusions, each from the other, lead to."""
+
+    q: Tensor  # [n, C] float64
+    fitted: AnnotationModel
+    heads: list[Linear | None]  # by fold
+    moved_frac: list[float]  # by round
+
+
 @torch.no_grad()
 def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
-    """Lines 1 to 7."""
+    """Lines 1 to 9."""
     head: CentredHead = cast(Any, state.nets["main"]).head
     annotations = Annotations(task)
     is_annotated = torch.cat(
@@ -83,47 +95,63 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     head.mean.copy_(given.mean)
     head.scale.copy_(given.scale)
     z = given.z
-    q = _start(task, rows).to(z.device)  # 2
+    starts = [q.to(z.device) for q in _starts(task, rows)]  # 2
     groups = None if task.groups is None else task.groups.cpu()[rows]
     penalty = cfg.penalty  # 3
     if penalty is None:
-        penalty = _penalty(z, first_guess(q.float(), rows.to(q.device)), groups, task.n_classes) or USUAL_PENALTY
+        guessed = first_guess(starts[0].float(), rows.to(z.device))
+        penalty = _penalty(z, guessed, groups, task.n_classes) or USUAL_PENALTY
     fold = _folds(len(rows))
-    heads: list[Linear | None] = [None] * (int(fold.max()) + 1)
-    fitted, moved, n_done = None, 1.0, 0
 
-    def left_out_logits(fold: Tensor) -> Tensor:
-        """[n, C] of heads that did not see the fold [n] of a row; 4 and 5."""
+    def left_out_logits(q: Tensor, fold: Tensor, heads: list[Linear | None]) -> Tensor:
+        """[n, C] of heads that did not see the fold [n] of a row, begun at ``heads``, which they replace; 4 and 5."""
         logits = torch.zeros(len(rows), task.n_classes, device=z.device)
         for k in range(int(fold.max()) + 1):
             left_out = (fold == k).to(z.device)
             share = 1 - float(left_out.float().mean())
-            each = _solved(z[~left_out], q[~left_out], share * penalty, heads[k])
-            heads[k], logits[left_out] = each, each(z[left_out])
+            heads[k] = each = _solved(z[~left_out], q[~left_out], share * penalty, heads[k])
+            logits[left_out] = each(z[left_out])
         return logits
 
-    logs: dict[str, Any] = {"penalty": penalty, "moved_frac": []}
-    while n_done < cfg.n_rounds and moved >= MOVED_FRAC:
-        logits = left_out_logits(fold)
-        fitted = fit_annotations(annotations, logits, rows)
-        new = annotations.posterior(fitted, logits, rows)  # 6
-        moved = float((new.argmax(1) != q.argmax(1)).double().mean())
-        q, n_done = new, n_done + 1
-        logs["moved_frac"].append(round(moved, 5))
-    assert fitted is not None, "there is a round"
-    found, temperature = given.plain(_solved(z, q, penalty, heads[0])), fitted.temperature
+    def in_turn(q: Tensor) -> _Found:
+        """Lines 4 to 7 from probabilities [n, C] on."""
+        heads: list[Linear | None] = [None] * (int(fold.max()) + 1)
+        moved_frac: list[float] = []
+        while True:
+            logits = left_out_logits(q, fold, heads)
+            fitted = fit_annotations(annotations, logits, rows)
+            new = annotations.posterior(fitted, logits, rows)  # 6
+            moved_frac.append(round(float((new.argmax(1) != q.argmax(1)).double().mean()), 5))
+            q = new
+            if len(moved_frac) == cfg.n_rounds:
+                return _Found(q, fitted, heads, moved_frac)
+            order = None if task.votes is None else better_names(q, task.votes[rows], task.labels[rows])  # 7
+            if order is not None:
+                q, heads = annotations.with_labels(q[:, order], rows), [None] * len(heads)
+            elif moved_frac[-1] < MOVED_FRAC:
+                return _Found(q, fitted, heads, moved_frac)
+
+    found = max((in_turn(q) for q in starts), key=lambda each: each.fitted.likelihood)  # 8
+    q, fitted, heads = found.q, found.fitted, found.heads
+    head_of_all, temperature = given.plain(_solved(z, q, penalty, heads[0])), fitted.temperature
     if groups is not None and int(groups.max()) > int(groups.min()):
-        temperature = temperature_of(annotations, fitted, left_out_logits(_folds(len(rows), groups)), rows)
-    put_in(state.nets["main"], temperature * found.weight, temperature * found.bias)
-    logs |= describe(fitted) | {"temperature": round(temperature, 3)}
+        by_group = _folds(len(rows), groups)
+        logits = left_out_logits(q, by_group, [None] * (int(by_group.max()) + 1))
+        temperature = temperature_of(annotations, fitted, logits, rows)
+    put_in(state.nets["main"], temperature * head_of_all.weight, temperature * head_of_all.bias)
+    logs = (
+        {"penalty": penalty, "moved_frac": found.moved_frac} | describe(fitted) | {"temperature": round(temperature, 3)}
+    )
     return replace(state, memory={CHOSEN: {"penalty": penalty}}), logs
 
 
-def _start(task: Task, rows: Tensor) -> Tensor:
-    """Line 2: [n, C] float64."""
+def _starts(task: Task, rows: Tensor) -> list[Tensor]:
+    """Line 2: each [n, C] float64."""
     if task.votes is None:
-        return task.guesses(rows).double()
-    return dawid_skene(task.votes[rows], task.n_classes, labels=task.labels[rows]).probs
+        return [task.guesses(rows).double()]
+    votes, labels = task.votes[rows], task.labels[rows]
+    found = dawid_skene(votes, task.n_classes, labels=labels)
+    return [found.probs] if found.is_majority else [found.probs, majority(votes, task.n_classes, labels)]
 
 
 def _penalty(z: Tensor, labels: Tensor, groups: Tensor | None, n_classes: int) -> float | None:

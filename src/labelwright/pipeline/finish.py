@@ -16,6 +16,7 @@ from labelwright import __version__
 from labelwright.encoders import backbones, descriptor
 from labelwright.encoders.nets import EncoderNets
 from labelwright.labels.annotations import Annotations
+from labelwright.labels.dawid_skene import doubt_of_names
 from labelwright.labels.unlike import Unlike
 from labelwright.methods.method import Images, Outcome
 from labelwright.metrics.choice import CRITERION
@@ -367,8 +368,13 @@ def _calibrations(beside: Contest, own: Answers, most_wrong: float) -> Calibrati
         agreed = torch.where(alone.predicted == own.runner_up, own.runner_up_probability, 0.0)
         agreed = torch.where(alone.predicted == own.predicted, own.probability, agreed)
         means = [float(own.probability.mean()), float(agreed.mean())]
+    doubt = 0.0
+    if task.votes is not None:
+        doubt = doubt_of_names(own.predicted, task.votes.cpu(), task.labels.cpu(), n_classes)
     own_map, model_map = (
-        from_confidence(each.odds, mean, "candidates", n_classes=n_classes, is_voted=each is own)
+        dataclasses.replace(
+            from_confidence(each.odds, mean, "candidates", n_classes=n_classes, is_voted=each is own), moved=doubt
+        )
         for each, mean in zip((own, alone), means, strict=True)
     )
     return Calibrations(own_map, model_map)

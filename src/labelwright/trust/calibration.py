@@ -75,7 +75,8 @@ class Calibration:
       n: left-out labels that it rests on.
       n_classes: C, at least 2.
       temperature: one of `TEMPERATURES`, of the log-odds.
-      moved: share of the images that fits without the left-out labels answer in another way, 0 to 1.
+      moved: share of the images that fits without the left-out labels answer in another way, or, of candidates,
+        whose class may have another's name by the answers, 0 to 1.
       wrong: share of the left-out labels that is taken for wrong, 0 to 1.
     """
 
@@ -431,7 +432,8 @@ def expected_accuracy(trust: Tensor, calibration: Calibration) -> tuple[float, f
     With left-out labels the interval is a 95% one for as many of them, wider by half of what fits without them answer
     unlike: where they do, either may be right, so they are worse by an unknown part of it, and the estimate is not
     raised. It is wider by half of the share of labels taken for wrong, too. From a text model or candidates it is what
-    such estimates were off by where we looked; without any it says nothing.
+    such estimates were off by where we looked, and lower by the images whose class may have another's name. Without any
+    it says nothing.
 
     Args:
       trust: [N] calibrated chances of predicted labels, N >= 1.
@@ -449,7 +451,7 @@ def expected_accuracy(trust: Tensor, calibration: Calibration) -> tuple[float, f
     if calibration.source == "none":
         return mean, 0.0, 1.0
     if calibration.source in ("text model", "candidates"):
-        return mean, max(0.0, mean - BELOW), min(1.0, mean + ABOVE)
+        return mean, max(0.0, mean - BELOW - calibration.moved), min(1.0, mean + ABOVE)
     n, unsure = calibration.n, (calibration.moved + calibration.wrong) / 2
     middle = (mean + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
     width = Z95 * math.sqrt(mean * (1 - mean) / n + (Z95 / (2 * n)) ** 2) / (1 + Z95**2 / n) + unsure

@@ -8,8 +8,10 @@ import torch
 
 from labelwright.labels.dawid_skene import (
     LEAST_ANSWERS,
+    better_names,
     confusion_of,
     dawid_skene,
+    doubt_of_names,
     smoothed,
     vote_evidence,
     vote_shares,
@@ -122,3 +124,36 @@ def test_evidence__is_a_sum_over_annotators():
     found = vote_evidence(votes, confusion)
     assert torch.allclose(found[0], confusion[0, :, 0].log() + confusion[1, :, 2].log())
     assert torch.allclose(found[1], confusion[1, :, 1].log())
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (1, 0, 2, 3), (1, 2, 0, 3), (3, 2, 1, 0)])
+def test_better_names__any_order_is_undone_though_most_answers_are_wrong(order):
+    truth = torch.arange(800) % 4
+    votes = answered(truth.numpy(), (0.6, 0.4, 0.35), 4, seed=0)
+    votes[:, 2] = torch.where(votes[:, 2] == (truth + 1) % 4, (truth + 2) % 4, votes[:, 2])  # errs elsewhere
+    probs = torch.eye(4, dtype=torch.float64)[truth][:, list(order)]
+    nobody = torch.full((800,), -1)
+    found = better_names(probs, votes, nobody)
+    if order == (0, 1, 2, 3):
+        assert found is None
+    else:
+        assert torch.equal(probs[:, found].argmax(1), truth)
+
+
+def test_better_names__verified_labels_hold_a_name():
+    truth = torch.arange(400) % 2
+    votes = answered(1 - truth.numpy(), (0.9, 0.8), 2, seed=1)  # nearly always wrong
+    probs = torch.eye(2, dtype=torch.float64)[truth]
+    assert better_names(probs, votes, torch.full((400,), -1)).tolist() == [1, 0]
+    assert better_names(probs, votes, truth) is None
+
+
+def test_doubt_of_names__grows_as_annotators_err_and_has_no_part_in_what_is_verified():
+    truth, nobody = torch.arange(1200) % 4, torch.full((1200,), -1)
+    doubts = [
+        doubt_of_names(truth, answered(truth.numpy(), (r, r, r), 4, seed=2), nobody, 4) for r in (0.9, 0.7, 0.55, 0.45)
+    ]
+    assert doubts == sorted(doubts)
+    assert doubts[0] < 0.02
+    assert doubts[-1] > 0.4
+    assert doubt_of_names(truth, answered(truth.numpy(), (0.45,) * 3, 4, seed=2), truth, 4) < doubts[-1] / 2

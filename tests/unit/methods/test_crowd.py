@@ -6,7 +6,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 import tiny
-from labelwright.labels.dawid_skene import vote_shares
+from labelwright.labels.dawid_skene import dawid_skene, vote_shares
 from labelwright.methods.crowd import _folds
 from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.train.loop import train
@@ -60,8 +60,33 @@ def test_crowd__beats_regression_on_the_majority_vote_and_is_calibrated():
     assert abs(np.mean(gaps)) < 0.08  # of 500 images; larger sets are nearer
 
 
-def sets_of(votes):
-    mask = torch.zeros(len(votes), C, dtype=torch.bool)
+def weak_crowd(seed, n=900, n_classes=6):
+    """Three voters of reliability 0.5, 0.4 and 0.3, whose mistakes on a class are mostly one other."""
+    draw = np.random.default_rng(seed)
+    truth = draw.permutation(np.arange(n) % n_classes)
+    x, votes = 3 * np.eye(D)[truth] + draw.standard_normal((n, D)), []
+    for mean in (0.5, 0.4, 0.3):
+        right, confusion = draw.beta(4 * mean, 4 * (1 - mean), n_classes), []
+        for c in range(n_classes):
+            wrong = (1 - right[c]) * draw.dirichlet(np.full(n_classes - 1, 0.3))
+            confusion.append(np.insert(wrong, c, right[c]))
+        drawn = (np.stack(confusion)[truth].cumsum(1) < draw.random((n, 1))).sum(1)
+        votes.append(drawn.clip(max=n_classes - 1))
+    return torch.from_numpy(x.astype(np.float32)), torch.from_numpy(truth), torch.from_numpy(np.stack(votes, 1))
+
+
+@pytest.mark.parametrize(("seed", "alone"), [(5, 0.55), (15, 0.65), (20, 0.55)])
+def test_crowd__classes_that_voters_take_for_each_other_get_their_own_names(seed, alone):
+    x, truth, votes = weak_crowd(seed)
+    task = Task(torch.full((len(x),), -1), tuple("abcdef"), votes=votes, candidates=sets_of(votes, 6))
+    with torch.no_grad():
+        found = trained_on(task, x).state.nets["main"].eval()(x).argmax(1)
+    assert float((dawid_skene(votes, 6).probs.argmax(1) == truth).double().mean()) < alone
+    assert float((found == truth).double().mean()) > 0.9
+
+
+def sets_of(votes, n_classes=C):
+    mask = torch.zeros(len(votes), n_classes, dtype=torch.bool)
     for said in votes.T:
         rows = (said >= 0).nonzero().flatten()
         mask[rows, said[rows]] = True

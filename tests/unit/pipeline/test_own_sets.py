@@ -119,6 +119,24 @@ def test_verified_labels__are_judged_by_the_model_alone(tmp_path: Path) -> None:
     assert all(rows[f"image {i}"]["label"] == labels[i] for i in range(60))
 
 
+def test_trust__the_interval_reaches_lower_where_answers_leave_names_in_doubt(tmp_path: Path) -> None:
+    x, truth = pool(shown=2.5)
+    lowest = []
+    for name, reliability in (("good", (0.9, 0.8, 0.8)), ("weak", (0.65, 0.5, 0.45))):
+        folder = tmp_path / name
+        folder.mkdir()
+        columns = answers(truth, reliability)
+        run = lw.fit(write(folder, columns, x, truth), out=folder / "run", annotator_columns=",".join(columns))
+        trust = run.summary["trust"]
+        low, high = trust["interval"]
+        assert trust["source"] == "candidates"
+        assert low == pytest.approx(max(0.0, trust["estimated"] - 0.35 - trust["moved"]), abs=1e-4)
+        assert low <= right(run, truth) <= high
+        lowest.append(trust["estimated"] - low)
+    assert lowest[0] < 0.4
+    assert lowest[1] > lowest[0] + 0.2
+
+
 def test_annotator_columns__named_twice_or_not_at_all_are_refused(tmp_path: Path) -> None:
     x, truth = pool()
     table = write(tmp_path, answers(truth, (0.9, 0.6, 0.3)), x, truth)

@@ -184,6 +184,8 @@ def test_expected_accuracy__says_nothing_without_a_source() -> None:
     for source in ("text model", "candidates"):
         mean, low, high = expected_accuracy(torch.full((9,), 0.7), Calibration(source=source))
         assert (mean, low, high) == (pytest.approx(0.7), pytest.approx(0.35), pytest.approx(0.85))
+    doubted = Calibration(source="candidates", moved=0.2)
+    assert expected_accuracy(torch.full((9,), 0.7), doubted)[1:] == (pytest.approx(0.15), pytest.approx(0.85))
 
 
 def test_expected_accuracy__is_wider_by_half_of_what_moved() -> None:
