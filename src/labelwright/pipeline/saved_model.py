@@ -189,7 +189,10 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], Strangers | 
         for name in [name for name in tensors if name.startswith(STRANGERS_PREFIX)]:
             strange[name.removeprefix(STRANGERS_PREFIX)] = tensors.pop(name)
     else:
-        config = json_of((folder / "config.json").read_text(encoding="utf-8"))
+        try:
+            config = json_of((folder / "config.json").read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"config.json is not JSON: {error}") from error
         tensors = load_file(str(folder / "model.safetensors"))
         if (folder / STRANGERS_FILE).exists():
             strange = load_file(str(folder / STRANGERS_FILE))
