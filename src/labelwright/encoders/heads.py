@@ -172,7 +172,7 @@ class LiftedHead(ProjectedHead):
     """`ProjectedHead` that keeps the length of projections: u = (p, 1) / |(p, 1)|, p = P (f - m).
 
     On the sphere of one dimension more nothing is lost: features near the mean, which have no direction, have a place
-    of their own. P is to bring p to a length of about 1.
+    of their own. P is to bring the numbers of p to about 1: of few columns the length says much, of many little.
 
     Example: the same direction, at three lengths.
       >>> head = LiftedHead(1, 2, n_dims=1)

@@ -15,7 +15,7 @@ Nothing is trained by gradient steps: the start of CAP and of Co-Reg, with label
     density + log share), the shares first estimated from E alone: no image may show that class  (labels/gaussians.py)
  6  predict softmax(W u + b): what of E is linear in u (lines 2 and 3), and the terms of line 5
 
-Symbols: f feats, P projection, m mean, r root mean square of |P (f - m)|, s strength.
+Symbols: f feats, P projection, m mean, r root mean square of the numbers of P (f - m), s strength.
 Source: ours; the parts are those of linear discriminant analysis fitted by EM, see labels/gaussians.py.
 Command: labelwright fit feats.npz --method beliefs --out RUN
 Measured: balanced accuracy on the test images with five labels a class of the training images and the others unlabelled
@@ -102,7 +102,7 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
         mean, directions = principal_of(lambda: read(seen), len(head.projection))
         head.mean.copy_(mean)
         square = sum(float(((z.float() - mean) @ directions.T).square().sum()) for z in read(seen)) / len(seen)
-        head.projection.copy_(directions / max(square, 1e-12) ** 0.5)
+        head.projection.copy_(directions / max(square / len(directions), 1e-12) ** 0.5)
     u = Projected(head, read, seen)  # 1
     known = (task.labels >= 0).nonzero().flatten()
     if task.concepts is None:

@@ -78,7 +78,7 @@ def slow_logits(x: Array, labels: list[int], *, n_dims: int, prior: list[float] 
     n, n_classes, s, shrinkage, weight_of_label = len(x), len(COUNTS), 0.3, 0.5, 10.0
     off = x - x.mean(0)
     u = off @ np.linalg.svd(off, full_matrices=False)[2][:n_dims].T
-    u = np.column_stack([u / np.sqrt((u**2).sum(1).mean()), np.ones(n)])
+    u = np.column_stack([u / np.sqrt((u**2).mean()), np.ones(n)])
     u = u / np.linalg.norm(u, axis=1, keepdims=True)
     known = np.array(labels) >= 0
     found = LogisticRegression(C=10.0, class_weight="balanced", tol=1e-9, max_iter=5000)
