@@ -90,7 +90,8 @@ class Plan:
             lines.append(f"model: {self.model} gives features, as training it on a CPU takes long; --views pixels does")
         elif self.settings.model == "auto" and self.model in OWN:
             lines.append(
-                f"model: {self.model}, random weights: no pretrained one is at hand; {at_hand.PRETRAINED_HELPS}"
+                f"model: {self.model}, random weights: no pretrained one is at hand; {at_hand.PRETRAINED_HELPS}; "
+                "--model descriptor, colours and edges, takes seconds"
             )
         if self.clock is not None:
             most = resolve_config(self.method, self.settings.overrides, preset=self.settings.preset).epochs
