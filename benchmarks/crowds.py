@@ -40,7 +40,8 @@ from labelwright.types import Candidates, Task
 Numbers = np.ndarray[Any, Any]
 CROWDS = {"0.75, 0.55, 0.35": (0.75, 0.55, 0.35), "0.5, 0.4, 0.3": (0.5, 0.4, 0.3)}
 ANSWERED = 0.9
-HARDWARE = "cpu (AMD EPYC, 1 thread), float32"
+CPU = torch.cpu.get_capabilities().get("cpu_name", "unknown")
+HARDWARE = f"cpu ({CPU}, {torch.get_num_threads()} thread(s)), float32"
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "coreg_frozen": ("Co-Reg on frozen features, candidates weighted by Dawid-Skene", {"method": "coreg_frozen"}),
     "crowd-inside": ("crowd, labels within the candidates", {"method": "crowd", "outside_candidates": "no"}),

@@ -19,8 +19,8 @@ Symbols: f feats, m mean, s scale, T temperature.
 Source: Raykar et al. 2010, "Learning from crowds" (JMLR 11). Differs: more than two classes, a cross-validated
 penalty, a temperature, and line 5, without which a head that has learned its own labels by heart confirms them.
 Command: labelwright fit feats.parquet --annotator-columns ann,bob,cyd --method crowd --out RUN
-Measured: docs/methods/crowd.md, by benchmarks/crowds.py. `n_rounds`, and the smoothing of the confusion matrices, were
-chosen on CIFAR-10 and GTSRB (features of a small CLIP's image tower, three made-up voters).
+Measured: docs/methods/crowd.md, by benchmarks/crowds.py. The smoothing of the confusion matrices was chosen on CIFAR-10
+and GTSRB (features of a small CLIP's image tower, three made-up voters), what is clear in line 7 on made-up classes.
 """
 
 from __future__ import annotations

@@ -76,13 +76,14 @@ def weighed(votes: PixelVotes, job: Job, left_out: LeftOut, rows: Tensor) -> tup
     """
     source, view = job.prepared.train, job.prepared.view
     predicted = left_out.predicted.clamp(min=0)
-    voters = [(fit.asked, fit.rows, fit.classes) for fit in left_out.fits]
-    if not voters:
-        odds = with_votes_on(votes, source, view, rows, predicted, left_out.odds)
-    else:
+    if left_out.fits:
         odds = with_evidence(left_out.odds, torch.zeros(len(rows)))
-    for asked, others, classes in voters:
-        by = dataclasses.replace(votes, references=_pixels(source, view, others).half(), classes=classes)
+    else:
+        odds = with_votes_on(votes, source, view, rows, predicted, left_out.odds)
+    for fit in left_out.fits:
+        some, asked = evenly_spread(torch.arange(len(fit.rows)), REFERENCES), fit.asked
+        references = _pixels(source, view, fit.rows[some]).half()
+        by = dataclasses.replace(votes, references=references, classes=fit.classes[some])
         odds[asked] = with_votes_on(by, source, view, rows[asked], predicted[asked], left_out.odds[asked])
     asked = left_out.predicted >= 0
     right = left_out.predicted[asked] == job.task.labels.cpu()[rows[asked]]

@@ -6,14 +6,14 @@
     that it makes, so that the penalty asks for smooth ones (Nystroem)
  4  a convex head on x with logit adjustment, its penalty by cross-validation                  (methods/frozen_heads.py)
 
-It gains where features were measured and not learned; on those of a large network a linear head is as good. Of more
-than `MOST_ROWS` labelled images a sample is learned from.
+Meant for features that were measured and not learned. Of more than `MOST_ROWS` labelled images a sample is learned
+from.
 
 Source: Williams and Seeger 2000, "Using the Nystroem method to speed up kernel machines" (NeurIPS 13); the adjustment
 is that of Menon et al. 2021 (arXiv 2007.07314).
 Command: labelwright fit feats.npz --method kernel --out RUN
-Measured: docs/methods/baselines-labels.md. The median, `MOST_IMAGES` and line 3 were chosen on scikit-learn's digits,
-CIFAR-10 and GTSRB (features of a small CLIP's image tower).
+Measured: beside the answers of docs/results/choices.csv, where it is one of the references. The median, `MOST_IMAGES`
+and line 3 were chosen on scikit-learn's digits, CIFAR-10 and GTSRB (features of a small CLIP's image tower).
 """
 
 from __future__ import annotations
