@@ -39,6 +39,9 @@ LEFT_BEHIND = {
 LABELS_FILE = "labels.parquet"
 """What we write beside images that are sorted into folders."""
 
+INTERFACE_FILE = "interface.xml"
+"""What we write beside tasks of Label Studio."""
+
 STRANGERS_FOLDER = "unknown"
 """Of images of no class, where we sorted images into folders."""
 
@@ -128,7 +131,8 @@ def tables_in(root: Path) -> tuple[list[Path], list[str | None]] | None:
         return named
     beside = {path.name for path in _sorted(root)}
     for name in _EXPORTS:
-        if name in beside and ("data" in beside or beside <= {name, "images"}) and (root / name).is_file():
+        is_alone = "data" in beside or beside <= {name, INTERFACE_FILE, "images"}
+        if name in beside and is_alone and (root / name).is_file():
             return [root / name], [None]
     folders = [root, *(path for path in _sorted(root) if path.is_dir() and not is_run(path))]
     metadata = [folder / name for folder in folders for name in METADATA if _is_file(folder / name)]

@@ -1,6 +1,6 @@
 """Labels in the formats of annotation tools and trainers: one function per format, each of rows and files.
 
-A row is a dict with the keys of labels.parquet; a file is where its image lies.
+A row is a dict with the keys of labels.parquet, its label None of an image of no class; a file: where its image lies.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from xml.sax.saxutils import quoteattr
 
 from PIL import Image
 
@@ -18,24 +19,27 @@ from labelwright.errors import ConfigError
 
 Rows = Sequence[Mapping[str, Any]]
 
+BY_PEOPLE = ("given", "verified")  # sources of labels
+
 
 def label_studio(rows: Rows, files: Sequence[Path]) -> list[dict[str, Any]]:
-    """Tasks for Label Studio's import: given labels as annotations, predicted ones as predictions with their trust.
+    """Tasks for Label Studio's import: labels that people gave as annotations, predicted ones as predictions.
 
     Args:
-      rows: with label, source, trust.
+      rows: with id, label, source, trust, decision.
       files: of the images; Label Studio serves them from a local storage whose root is ``/``.
 
-    The labelling interface has ``<Image name="image" value="$image"/>`` and ``<Choices name="choice" toName="image">``.
-
     Example:
-      >>> row = {"id": "a.png", "label": "cat", "source": "predicted", "trust": 0.75}
+      >>> row = {"id": "a.png", "label": "cat", "source": "predicted", "trust": 0.75, "decision": "review"}
       >>> task = label_studio([row], [Path("/photos/a.png")])[0]
       >>> task["data"]["image"], task["predictions"][0]["score"]
       ('/data/local-files/?d=photos/a.png', 0.75)
     """
     tasks = []
     for row, file in zip(rows, files, strict=True):
+        facts = {"id": row["id"], "source": row["source"], "trust": _trust(row), "decision": row.get("decision")}
+        address = f"/data/local-files/?d={quote(file.as_posix().lstrip('/'))}"
+        task: dict[str, Any] = {"data": {"image": address} | facts}
         choice = {
             "result": [
                 {
@@ -46,35 +50,55 @@ def label_studio(rows: Rows, files: Sequence[Path]) -> list[dict[str, Any]]:
                 }
             ]
         }
-        task: dict[str, Any] = {
-            "data": {"image": f"/data/local-files/?d={quote(file.as_posix().lstrip('/'))}", "id": row["id"]}
-        }
-        if row["source"] == "given":
+        if row["label"] is not None and row["source"] in BY_PEOPLE:
             task["annotations"] = [choice]
-        else:
-            task["predictions"] = [choice | {"model_version": "labelwright", "score": round(row["trust"], 4)}]
+        elif row["label"] is not None:
+            task["predictions"] = [choice | {"model_version": "labelwright", "score": _trust(row)}]
         tasks.append(task)
     return tasks
+
+
+def label_studio_interface(class_names: Sequence[str]) -> str:
+    """The labelling interface of the tasks of `label_studio`, which offers every class.
+
+    Example:
+      >>> print(label_studio_interface(["cat", "black & white"]))
+      <View>
+        <Image name="image" value="$image"/>
+        <Choices name="choice" toName="image">
+          <Choice value="cat"/>
+          <Choice value="black &amp; white"/>
+        </Choices>
+      </View>
+      <BLANKLINE>
+    """
+    choices = "".join(f"    <Choice value={quoteattr(name)}/>\n" for name in class_names)
+    image = '  <Image name="image" value="$image"/>\n  <Choices name="choice" toName="image">\n'
+    return f"<View>\n{image}{choices}  </Choices>\n</View>\n"
 
 
 def fiftyone(rows: Rows, files: Sequence[Path], class_names: Sequence[str]) -> dict[str, Any]:
     """``labels.json`` of a FiftyOneImageClassificationDataset, whose ``data/`` holds the files.
 
     Example:
-      >>> row = {"label": "cat", "trust": 0.75}
-      >>> fiftyone([row], [Path("data/a.png")], ["ant", "cat"])
-      {'classes': ['ant', 'cat'], 'labels': {'a': {'label': 1, 'confidence': 0.75}}}
+      >>> row = {"label": "cat", "trust": 0.75, "source": "predicted", "decision": "review"}
+      >>> found = fiftyone([row, row | {"label": None}], [Path("data/a.png"), Path("data/b.png")], ["ant", "cat"])
+      >>> found["classes"], found["labels"]["b"]
+      (['ant', 'cat'], None)
+      >>> found["labels"]["a"]
+      {'label': 1, 'confidence': 0.75, 'attributes': {'source': 'predicted', 'decision': 'review'}}
     """
     place = {name: c for c, name in enumerate(class_names)}
-    labels = {
-        file.stem: {"label": place[row["label"]], "confidence": round(row["trust"], 4)}
-        for row, file in zip(rows, files, strict=True)
-    }
+    labels = dict[str, Any]()
+    for row, file in zip(rows, files, strict=True):
+        facts = {"source": row["source"], "decision": row.get("decision")}
+        label = {"label": place.get(row["label"]), "confidence": _trust(row), "attributes": facts}
+        labels[file.stem] = None if row["label"] is None else label
     return {"classes": list(class_names), "labels": labels}
 
 
 def coco(rows: Rows, files: Sequence[Path], class_names: Sequence[str]) -> dict[str, Any]:
-    """COCO JSON: each label is an annotation whose box is the whole image.
+    """COCO JSON: each label is an annotation whose box is the whole image; an image without a label has none.
 
     Args: files that exist, for the sizes of the images; those that are not images have a size of 0.
 
@@ -87,15 +111,20 @@ def coco(rows: Rows, files: Sequence[Path], class_names: Sequence[str]) -> dict[
     for number, (row, file) in enumerate(zip(rows, files, strict=True), start=1):
         width, height = _size(file)
         images.append({"id": number, "file_name": file.as_posix(), "width": width, "height": height})
+        if row["label"] is None:
+            continue
         annotations.append(
             {
                 "id": number,
                 "image_id": number,
                 "category_id": place[row["label"]],
                 "bbox": [0, 0, width, height],
+                "segmentation": [[0, 0, width, 0, width, height, 0, height]],
                 "area": width * height,
                 "iscrowd": 0,
-                "score": round(row["trust"], 4),
+                "score": _trust(row),
+                "source": row["source"],
+                "decision": row.get("decision"),
             }
         )
     categories = [{"id": c, "name": name, "supercategory": ""} for name, c in place.items()]
@@ -123,7 +152,7 @@ def write_datasets(rows: Rows, files: Sequence[Path], class_names: Sequence[str]
     try:
         content = {
             "image": [{"path": file.name, "bytes": file.read_bytes()} for file in files],
-            "label": [place[row["label"]] for row in rows],
+            "label": [place.get(row["label"]) for row in rows],
             **{key: [row.get(key) for row in rows] for key in ("id", "source", "trust", "decision")},
         }
     except OSError as error:
@@ -137,6 +166,10 @@ def write_datasets(rows: Rows, files: Sequence[Path], class_names: Sequence[str]
 def write_json(content: Any, path: Path) -> None:
     """A JSON file, as people read it."""
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _trust(row: Mapping[str, Any]) -> float:
+    return round(float(row["trust"]), 4)
 
 
 def _size(file: Path) -> tuple[int, int]:

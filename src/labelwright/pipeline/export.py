@@ -15,7 +15,7 @@ import torch
 
 import labelwright
 from labelwright.arguments import check_arguments
-from labelwright.data.layouts import LABELS_FILE
+from labelwright.data.layouts import INTERFACE_FILE, LABELS_FILE
 from labelwright.data.prepare import resolved_path
 from labelwright.data.table import LabelTable
 from labelwright.errors import ConfigError, DataError
@@ -24,10 +24,13 @@ from labelwright.exporting.onnx_file import write_onnx
 from labelwright.exporting.served import Served
 from labelwright.pipeline.images import images_of
 from labelwright.pipeline.label import write_class_folders
+from labelwright.pipeline.label_rows import of_no_class
 from labelwright.pipeline.saved_model import STRANGERS_FILE, SavedModel, load_model, without_paths, write_single_file
 from labelwright.replacing import new_output, replacing, whole_folder
 from labelwright.run_folder import Run, write_text_atomically
 from labelwright.spreadsheet import write_csv
+from labelwright.train.progress import say
+from labelwright.wording import counted
 
 SUFFIX = {
     "onnx": ".onnx",
@@ -35,6 +38,7 @@ SUFFIX = {
     "safetensors": ".safetensors",
     "csv": ".csv",
 }  # of the others: none, a folder
+CLASS_FOLDERS = ("yolo-folder", "imagefolder")  # where a folder is a class, and every image lies in one
 EACH_NTH_IN_VAL = 10  # of each class, in a yolo-folder
 
 
@@ -50,15 +54,17 @@ def export(
       format: of the model: onnx, a file that takes decoded images of any size, with the normalisation and the
         calibration inside, and is run beside the model before it is kept; torchscript, the same for images of the
         network's own size, [B, 3, H, W] in 0 to 255; safetensors, one file that `label` reads; hub, a folder with a
-        model card. Of the labels: csv (the columns of labels.parquet), label-studio (tasks.json), fiftyone (data/ and
-        labels.json), coco (labels.json), yolo-folder (train/CLASS/ and val/CLASS/: every tenth image of a class, or
-        one of fewer; without images of no class), imagefolder (CLASS/), datasets (Parquet that `load_dataset` and the
-        hub's viewer read).
+        model card. Of the labels: csv (the columns of labels.parquet), label-studio (tasks.json and interface.xml),
+        fiftyone (data/ and labels.json), coco (labels.json), yolo-folder (train/CLASS/ and val/CLASS/: every tenth
+        image of a class, or one of fewer), imagefolder (CLASS/), datasets (Parquet that `load_dataset` and the hub's
+        viewer read).
       data: the images of the run, if they are no longer where config.yaml has them; for labels.
       accepted: labels whose ``decision`` is "accept" only.
 
     Returns: ``out``. Images that lie in files are copied into fiftyone, yolo-folder, imagefolder and datasets; the
-      other formats name them by their path, and embedded ones are written into ``images/`` there.
+      other formats name them by their path, and embedded ones are written into ``images/`` there. Images of no class
+      (``decision`` is "unknown") have no label there, and are left out of CLASS_FOLDERS; a line on standard error says
+      how many. Only csv has the class that is nearest, beside the decision.
 
     Raises: ConfigError or DataError, with nothing written; LabelwrightError if an ONNX file gives other probabilities
       than the model.
@@ -70,7 +76,9 @@ def export(
     saved = load_model(Path(run), device=torch.device("cpu"))
     if format == "csv":
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_csv(_labels(Run(run), saved, accepted=accepted), target)
+        found = _labels(Run(run), saved, accepted=accepted)
+        write_csv(found, target)
+        _say_strangers(int(of_no_class(found).sum()), "the column label has the class that is nearest")
     elif format in LABEL_WRITERS:
         _write_labels(Run(run), saved, target, format, data=data, accepted=accepted)
     elif format == "hub":
@@ -147,9 +155,21 @@ def _write_hub(folder: Path, building: Path) -> None:
 
 def _write_labels(run: Run, saved: SavedModel, target: Path, format: str, *, data: Any, accepted: bool) -> None:
     found = _labels(run, saved, accepted=accepted)
+    strange = of_no_class(found)
+    if format in CLASS_FOLDERS:
+        found = found.filter(pa.array(~strange))
+    else:
+        labels = pc.if_else(pa.array(strange), pa.scalar(None, pa.string()), found["label"])
+        found = found.set_column(found.schema.get_field_index("label"), "label", labels)
     table = _images_of(run, found["id"].to_pylist(), data)
     with whole_folder(target) as building:
         LABEL_WRITERS[format](found, table, saved.class_names, building, target)
+    _say_strangers(int(strange.sum()), "left out" if format in CLASS_FOLDERS else "written without a label")
+
+
+def _say_strangers(n: int, how: str) -> None:
+    if n:
+        say(f"{counted(n, 'image')} of no class (decision: unknown): {how}")
 
 
 def _labels(run: Run, saved: SavedModel, *, accepted: bool) -> pa.Table:
@@ -221,6 +241,7 @@ def _label_studio(rows: pa.Table, table: LabelTable, names: Sequence[str], folde
     label_files.write_json(
         label_files.label_studio(rows.to_pylist(), _final(files, folder, target)), folder / "tasks.json"
     )
+    (folder / INTERFACE_FILE).write_text(label_files.label_studio_interface(names), encoding="utf-8")
 
 
 def _fiftyone(rows: pa.Table, table: LabelTable, names: Sequence[str], folder: Path, target: Path) -> None:
@@ -243,10 +264,8 @@ def _final(files: Sequence[Path], building: Path, target: Path) -> list[Path]:
 
 
 def _yolo_folder(rows: pa.Table, table: LabelTable, names: Sequence[str], folder: Path, target: Path) -> None:
-    is_unknown = pc.and_(pc.equal(rows["decision"], "unknown"), pc.not_equal(rows["source"], "cluster"))
-    known = ~np.array(pc.fill_null(is_unknown, False))
     (folder / "train").mkdir()
-    write_class_folders(rows.filter(pa.array(known)), table.subset(np.flatnonzero(known)), folder / "train")
+    write_class_folders(rows, table, folder / "train")
     (folder / "train" / LABELS_FILE).rename(folder / LABELS_FILE)
     for place in (folder / "train").iterdir():  # trainers number the classes of train and val each by their folders
         held_out = folder / "val" / place.name

@@ -23,7 +23,7 @@ from labelwright.data.prepare import listed
 from labelwright.data.table import LabelTable
 from labelwright.errors import ConfigError
 from labelwright.launch import rank
-from labelwright.pipeline.label_rows import label_rows, plain, strange_facts
+from labelwright.pipeline.label_rows import label_rows, of_no_class, plain, strange_facts
 from labelwright.pipeline.label_shards import label_shards
 from labelwright.pipeline.promises import (
     by_thresholds,
@@ -216,8 +216,8 @@ def write_class_folders(rows: pa.Table, table: LabelTable, folder: Path) -> None
       table: their N images.
       folder: exists.
     """
-    is_unknown = pc.and_(pc.equal(rows["decision"], "unknown"), pc.not_equal(rows["source"], "cluster"))
-    labels, ids = pc.if_else(is_unknown, STRANGERS_FOLDER, rows["label"]).to_pylist(), rows["id"].to_pylist()
+    labels = pc.if_else(pa.array(of_no_class(rows)), STRANGERS_FOLDER, rows["label"]).to_pylist()
+    ids = rows["id"].to_pylist()
     folders, files = file_names(sorted(set(labels))), {each: plain_name(each) for each in ids}
     for start in range(0, len(table), 1024):
         chunk = np.arange(start, min(start + 1024, len(table)))

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
+from numpy.typing import NDArray
 
 from labelwright.data.table import LabelTable
 from labelwright.pipeline.saved_model import Strange
@@ -88,6 +91,21 @@ def label_rows(
             "decision": coded(kind.int(), DECISIONS),
         }
     )
+
+
+def of_no_class(rows: pa.Table) -> NDArray[np.bool_]:
+    """Which rows [N] are images of no class, whose label is only the class that is nearest.
+
+    Args: rows with the columns decision, or not, and source; those of a cluster (`strange.with_new`) have a class.
+
+    Example:
+      >>> of_no_class(pa.table({"decision": ["unknown", "unknown", None], "source": ["predicted", "cluster", "given"]}))
+      array([ True, False, False])
+    """
+    if "decision" not in rows.column_names:
+        return np.zeros(len(rows), dtype=bool)
+    unknown = pc.and_(pc.equal(rows["decision"], "unknown"), pc.not_equal(rows["source"], "cluster"))
+    return np.array(pc.fill_null(unknown, False), dtype=bool)
 
 
 def coded(numbers: torch.Tensor, words: Sequence[str]) -> pa.DictionaryArray:

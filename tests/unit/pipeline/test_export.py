@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+from xml.etree import ElementTree
 
 import datasets
 import numpy as np
@@ -31,10 +32,10 @@ from labelwright.data.read import load
 from labelwright.data.views import ViewSettings
 from labelwright.encoders import backbones
 from labelwright.errors import ConfigError, DataError, LabelwrightError
-from labelwright.exporting import onnx_file
+from labelwright.exporting import Format, onnx_file
 from labelwright.exporting.onnx_file import write_onnx
 from labelwright.exporting.served import Served
-from labelwright.pipeline.export import EACH_NTH_IN_VAL, LABEL_WRITERS
+from labelwright.pipeline.export import CLASS_FOLDERS, EACH_NTH_IN_VAL, LABEL_WRITERS
 from labelwright.pipeline.saved_model import load_model, without_paths
 from labelwright.trust.strangers import Strangers
 from pictures import write_folders
@@ -217,8 +218,11 @@ def made(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
 def test_label_studio__given_labels_are_annotations(made: dict[str, Path], rows: list[dict[str, Any]]) -> None:
     tasks = json.loads((made["label-studio"] / "tasks.json").read_text(encoding="utf-8"))
     assert [task["data"]["id"] for task in tasks] == [row["id"] for row in rows]
+    interface = ElementTree.parse(made["label-studio"] / "interface.xml").getroot()
+    assert [each.get("value") for each in interface.iter("Choice")] == ["ant", "bee", "cow"]
     for task, row in zip(tasks, rows, strict=True):
         assert Path("/", task["data"]["image"].split("?d=")[1]).is_file()
+        assert task["data"]["decision"] == row["decision"]
         said = task["annotations" if row["source"] == "given" else "predictions"][0]
         assert said["result"][0]["value"]["choices"] == [row["label"]]
 
@@ -258,18 +262,56 @@ def test_folders__can_be_read_back(made: dict[str, Path], rows: list[dict[str, A
         ), name
 
 
-def test_yolo_folder__train_and_val_have_the_same_classes_and_no_strangers(
-    run: Path, rows: list[dict[str, Any]], tmp_path: Path
-) -> None:
-    copy = Path(shutil.copytree(run, tmp_path / "run"))
+def with_strangers(run: Path, rows: list[dict[str, Any]], folder: Path) -> tuple[Path, list[dict[str, Any]]]:
+    """A copy of a run with one bee, ants for the rest but one cow, and the bee and one ant of no class."""
+    copy = Path(shutil.copytree(run, folder / "run"))
     changed = [{**row, "label": "cow" if i == 0 else "bee" if i == 1 else "ant"} for i, row in enumerate(rows)]
     changed[1] |= {"decision": "unknown", "source": "predicted"}
+    changed[2] |= {"decision": "unknown", "source": "verified", "trust": 0.0}
     pq.write_table(pa.Table.from_pylist(changed), copy / "labels.parquet")
     (copy / "checksums.json").unlink()
+    return copy, changed
+
+
+def test_yolo_folder__train_and_val_have_the_same_classes(
+    run: Path, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    copy, _ = with_strangers(run, rows, tmp_path)
     out = lw.export(copy, format="yolo-folder", out=tmp_path / "yolo")
     found = {part: {p.name: len(list(p.iterdir())) for p in (out / part).iterdir()} for part in ("train", "val")}
-    held_out = (len(rows) - 2) // EACH_NTH_IN_VAL
-    assert found == {"train": {"ant": len(rows) - 2 - held_out, "cow": 1}, "val": {"ant": held_out, "cow": 0}}
+    held_out = (len(rows) - 3) // EACH_NTH_IN_VAL
+    assert found == {"train": {"ant": len(rows) - 3 - held_out, "cow": 1}, "val": {"ant": held_out, "cow": 0}}
+
+
+@pytest.mark.parametrize("format", sorted(LABEL_WRITERS))
+def test_labels__images_of_no_class_get_none(
+    format: Format, run: Path, rows: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, changed = with_strangers(run, rows, tmp_path)
+    out = lw.export(copy, format=format, out=tmp_path / "out")
+    is_left_out = format in CLASS_FOLDERS
+    how = "left out" if is_left_out else "written without a label"
+    assert capsys.readouterr().err == f"2 images of no class (decision: unknown): {how}\n"
+    table = load(out)
+    by_people = ("given", "verified") if format == "label-studio" else ("given", "verified", "predicted")
+    kept = [row["label"] for row in changed if row["decision"] != "unknown" and row["source"] in by_people]
+    assert Counter(table.class_names[c] for c in table.labels if c >= 0) == Counter(kept)
+    assert len(table) == len(rows) - 2 * is_left_out
+    if format == "label-studio":
+        tasks = json.loads((out / "tasks.json").read_text(encoding="utf-8"))
+        assert [set(task) for task in tasks[1:3]] == [{"data"}] * 2
+        assert [task["data"]["decision"] for task in tasks[1:3]] == ["unknown"] * 2
+
+
+def test_csv__images_of_no_class_have_the_nearest_class_and_the_decision(
+    run: Path, rows: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, changed = with_strangers(run, rows, tmp_path)
+    lw.export(copy, format="csv", out=tmp_path / "labels.csv")
+    assert "2 images of no class (decision: unknown): the column label has" in capsys.readouterr().err
+    with (tmp_path / "labels.csv").open(newline="", encoding="utf-8") as file:
+        found = [(row["label"], row["decision"]) for row in csv.DictReader(file)]
+    assert found == [(row["label"], row["decision"]) for row in changed]
 
 
 def test_label_studio__addresses_of_names_with_signs_lead_to_the_files(tmp_path: Path) -> None:
