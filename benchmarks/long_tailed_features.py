@@ -7,8 +7,8 @@ and which images stay: the largest class keeps --largest images (or all of the s
 smallest one --ratio times fewer, at least 2, in geometric steps. Each is run on the embeddings as they are and on
 embeddings of unit norm. The references are class-balanced logistic regression of scikit-learn on standardised features,
 on unit norm with C = 10, and on standardised features with C by five-fold cross-validation of balanced accuracy.
-Printed is the balanced accuracy on TEST in percent and the seconds of one fit; of labelwright those of the whole run: of
-`auto` its answer, of a named method what it trained, also where the answer is another's.
+Printed is the balanced accuracy on TEST in percent and the seconds of one fit; of labelwright those of the whole run:
+of `auto` its answer, of a named method what it trained, also where the answer is another's.
 """
 
 from __future__ import annotations
