@@ -67,7 +67,7 @@ def _edges(grey: Tensor) -> Tensor:
     """Gradients of [B, H, W] by orientation: [B, ORIENTATIONS, H, W]."""
     padded = F.pad(grey[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
     dx, dy = padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2], padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]
-    length = (dx.square() + dy.square() + 1e-12).sqrt()
+    length = (dx.square() + dy.square()).clamp(min=1e-12).sqrt()  # a small number added would be lost in ONNX
     angles = [math.pi * i / ORIENTATIONS for i in range(ORIENTATIONS)]
     along = torch.stack([dx * math.cos(angle) + dy * math.sin(angle) for angle in angles], 1)
     return along.square().square() / length.pow(3)[:, None]

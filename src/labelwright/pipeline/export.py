@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, get_args
 
@@ -53,11 +53,11 @@ def export(
       out: a file with the suffix of the format, or a folder; must not exist.
       format: of the model: onnx, a file that takes decoded images of any size, with the normalisation and the
         calibration inside, and is run beside the model before it is kept; torchscript, the same for images of the
-        network's own size, [B, 3, H, W] in 0 to 255; safetensors, one file that `label` reads; hub, a folder with a
-        model card. Of the labels: csv (the columns of labels.parquet), label-studio (tasks.json and interface.xml),
-        fiftyone (data/ and labels.json), coco (labels.json), yolo-folder (train/CLASS/ and val/CLASS/: every tenth
-        image of a class, or one of fewer), imagefolder (CLASS/), datasets (Parquet that `load_dataset` and the hub's
-        viewer read).
+        network's own size, [B, 3, H, W] in 0 to 255, with the texts of the ONNX file as extra files; safetensors, one
+        file that `label` reads; hub, a folder with a model card. Of the labels: csv (the columns of labels.parquet),
+        label-studio (tasks.json and interface.xml), fiftyone (data/ and labels.json), coco (labels.json), yolo-folder
+        (train/CLASS/ and val/CLASS/: every tenth image of a class, or one of fewer), imagefolder (CLASS/), datasets
+        (Parquet that `load_dataset` and the hub's viewer read).
       data: the images of the run, if they are no longer where config.yaml has them; for labels.
       accepted: labels whose ``decision`` is "accept" only.
 
@@ -92,7 +92,7 @@ def export(
         if format == "onnx":
             write_onnx(served, target, size_px=saved.size_px, n_features=n_features, metadata=_about(saved))
         else:
-            _write_torchscript(served, target, saved.size_px, n_features)
+            _write_torchscript(served, target, saved.size_px, n_features, about=_about(saved))
     return target
 
 
@@ -114,7 +114,7 @@ def _served(saved: SavedModel) -> Served:
 
 
 def _about(saved: SavedModel) -> dict[str, str]:
-    """What travels in an ONNX file."""
+    """What travels in an ONNX or TorchScript file."""
     return {
         "class_names": json.dumps(list(saved.class_names), ensure_ascii=False),
         "input": f"RGB, upright, uint8; seen at {saved.size_px} px" if saved.size_px else "embeddings, float32",
@@ -124,7 +124,7 @@ def _about(saved: SavedModel) -> dict[str, str]:
     }
 
 
-def _write_torchscript(served: Served, path: Path, size_px: int, n_features: int) -> None:
+def _write_torchscript(served: Served, path: Path, size_px: int, n_features: int, *, about: Mapping[str, str]) -> None:
     import warnings
 
     shape = (3, size_px, size_px) if size_px else (n_features,)
@@ -133,7 +133,7 @@ def _write_torchscript(served: Served, path: Path, size_px: int, n_features: int
         warnings.simplefilter("ignore")  # of the tracer
         traced: Any = torch.jit.trace(served, example, check_inputs=[torch.rand(5, *shape)])  # type: ignore[no-untyped-call]
         path.parent.mkdir(parents=True, exist_ok=True)
-        traced.save(str(temporary))
+        traced.save(str(temporary), _extra_files=dict(about))
 
 
 def _write_hub(folder: Path, building: Path) -> None:

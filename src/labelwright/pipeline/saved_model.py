@@ -408,29 +408,34 @@ def model_card(summary: Mapping[str, Any], class_names: tuple[str, ...], version
     """README.md of a saved model, in the hub's model-card format."""
     test, base = summary.get("test") or {}, str(summary["encoder"])
     is_of_hub = "/" in base and not Path(base).expanduser().exists()
+    is_stored = base == "none"
+    noun, place = ("embeddings", "new-embeddings.npz") if is_stored else ("images", "photos/")
+    learned_on = "no network: embeddings as given" if is_stored else f"backbone `{base}`"
     lines = [
         "---",
         "library_name: labelwright",
-        "pipeline_tag: image-classification",
-        "license: other  # choose one that the pretrained backbone and your images allow",
+        *([] if is_stored else ["pipeline_tag: image-classification"]),
+        "license: other  # choose one that the pretrained backbone and your data allow",
         *([f"base_model: {base}"] if is_of_hub else []),
         "---",
-        f"# Image classifier, {len(class_names)} classes",
+        f"# Classifier of {noun}, {len(class_names)} classes",
         "",
-        f"Trained by labelwright {version} with method `{summary['method']}` on {summary['n_images']:,} images, "
-        f"{summary['n_labelled']:,} of them labelled (situation: {summary['situation']}), backbone `{base}`, seed "
+        f"Trained by labelwright {version} with method `{summary['method']}` on {summary['n_images']:,} {noun}, "
+        f"{summary['n_labelled']:,} of them labelled (situation: {summary['situation']}), {learned_on}, seed "
         f"{summary['seed']}.",
         "",
     ]
+    detects = (summary.get("strangers") or {}).get("threshold") is not None
+    n_seen = summary.get("n_seen") or len(class_names)
     answer = summary.get("answer") or {"name": summary["method"]}
     if answer["name"] != summary["method"]:
         lines += [f"It is the answer of {answer['title']}: {answer['why']}.", ""]
     if summary.get("n_fitted", 0) > summary["n_images"]:
         n_more = summary["n_fitted"] - summary["n_images"]
-        lines += [f"Once scored, it was fitted anew with the {n_more:,} images that had been held out.", ""]
+        lines += [f"Once scored, it was fitted anew with the {n_more:,} {noun} that had been held out.", ""]
     if test:
-        lines += ["| score on the test images | value |", "|---|---|"]
-        for key in ("accuracy", "balanced_accuracy", "many", "medium", "few", "ece"):
+        lines += [f"| score on the test {noun} | value |", "|---|---|"]
+        for key in ("accuracy", "balanced_accuracy", "many", "medium", "few"):
             if test.get(key) is not None:
                 lines.append(f"| {key.replace('_', ' ')} | {test[key]:.4f} |")
         lines.append("")
@@ -439,25 +444,31 @@ def model_card(summary: Mapping[str, Any], class_names: tuple[str, ...], version
         "",
         "```python",
         "import labelwright as lw",
-        'labels = lw.label("THIS_FOLDER", "photos/")  # label, trust, runner-up of every image',
+        f'labels = lw.label("THIS_FOLDER", "{place}")  # label, trust, runner-up and decision of each',
         "```",
         "",
-        "**Intended use.** Sorting images like those that it was trained on into the classes below. `trust` is the "
-        "estimated chance that a label is right: let people look where it is low.",
+        f"**Intended use.** Sorting {noun} like those that it was trained on into the classes below. `trust` is the "
+        "estimated chance that a label is right: let people look where it is low."
+        + (f" The decision of {noun} that look like no class is `unknown`." if detects else ""),
         "",
-        f"**Limits.** {_basis(summary.get('trust') or {})} Images from another source (camera, place, season) may be "
-        "labelled worse than these scores say: check a sample of them first.",
+        f"**Limits.** {_basis(summary.get('trust') or {}, noun)} {noun.capitalize()} from another source (camera, "
+        "place, season) may be labelled worse than these scores say: check a sample of them first.",
         "",
-        "Classes: " + ", ".join(class_names),
+        "Classes: " + ", ".join(class_names[:n_seen]),
+        *(
+            ["", "Discovered, confirmed by no label: " + ", ".join(class_names[n_seen:])]
+            if class_names[n_seen:]
+            else []
+        ),
         "",
     ]
     return "\n".join(lines)
 
 
-def _basis(trust: Mapping[str, Any]) -> str:
+def _basis(trust: Mapping[str, Any], noun: str) -> str:
     """What `trust` rests on: a sentence."""
     if trust.get("source") == "left-out labels":
-        off = f", and was off by {trust['ece']:.1%} on the test images" if trust.get("ece") is not None else ""
+        off = f", and was off by {trust['ece']:.1%} on the test {noun}" if trust.get("ece") is not None else ""
         return f"Trust was calibrated on {trust['n']:,} labels that were left out{off}."
     if trust.get("source") == "text model":
         return "No label was left out to check trust: it rests on how sure the text model was, and may be off."

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shutil
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -88,21 +89,54 @@ def test_onnx__answers_as_label_does_for_images_of_another_size(run: Path, photo
     assert [p.name for p in out.parent.iterdir()] == ["m.onnx"]
 
 
-def test_onnx__the_documented_lines_need_onnxruntime_alone(
-    as_onnx: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_documented_lines__need_onnxruntime_or_torch_alone(
+    run: Path,
+    as_onnx: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     page = (Path(__file__).parents[3] / "docs" / "deployment.md").read_text(encoding="utf-8")
-    lines = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(lines) == 1
-    assert "labelwright" not in lines[0]
-    assert "torch" not in lines[0]
+    onnx_lines, torch_lines = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert "labelwright" not in onnx_lines + torch_lines
+    assert "torch" not in onnx_lines
     monkeypatch.chdir(tmp_path)
     shutil.copyfile(as_onnx, "model.onnx")
     Image.open(photos / "ant" / "0.png").resize((30, 20)).save("photo.jpg")
-    exec(compile(lines[0], "deployment.md", "exec"), {})
-    name, trust = capsys.readouterr().out.split()
-    assert name in COUNTS
-    assert 0 < float(trust) < 1
+    lw.export(run, format="torchscript", out="model.pt")
+    for lines in (onnx_lines, torch_lines):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit
+            exec(compile(lines, "deployment.md", "exec"), {})
+        name, trust = capsys.readouterr().out.split()
+        assert name in COUNTS
+        assert 0 < float(trust) < 1
+
+
+def test_onnx__colours_and_edges_of_photographs_with_flat_areas(tmp_path: Path) -> None:
+    """The converter takes `x + 1e-12` for x: without care the share of an orientation is 0 / 0 where no edge is."""
+    net = backbones.build("descriptor", 3, seed=0)
+    served = Served(net.eval(), 3, trust_of=lambda p, x: p.amax(1), mean=(0.5,) * 3, std=(0.25,) * 3).eval()
+    assert write_onnx(served, tmp_path / "m.onnx", size_px=64, n_features=0, metadata={}) <= 1e-4
+    image = np.zeros((1, 64, 64, 3), dtype=np.uint8)
+    image[:, 20:40, 20:40] = 200
+    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
+    found = session.run(["probabilities"], {"images": image})[0]
+    with torch.inference_mode():
+        own = served(torch.from_numpy(image).permute(0, 3, 1, 2))[0].numpy()
+    assert found == pytest.approx(own, abs=1e-4)
+
+
+def test_onnx__a_file_that_gives_nan_is_not_kept(tmp_path: Path) -> None:
+    class Edges(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            length = x.mean(1).diff(dim=1).square().mean(2)[:, -3:]  # nothing where the image is of one colour
+            return length / (length + 1e-12)
+
+    served = Served(Edges(), 3, trust_of=lambda p, x: p.amax(1), mean=(0.5,) * 3, std=(0.25,) * 3).eval()
+    with pytest.raises(LabelwrightError, match="by up to nan"):
+        write_onnx(served, tmp_path / "m.onnx", size_px=16, n_features=0, metadata={})
 
 
 def test_onnx__every_kind_of_classifier(tmp_path: Path) -> None:

@@ -148,3 +148,13 @@ def test_model_card__scores_only_where_there_are_some() -> None:
     assert "| accuracy | 0.5000 |" in card
     assert "few" not in card
     assert "| value |" not in model_card({**summary, "test": None}, NAMES, "9.9")
+
+
+def test_model_card__of_embeddings_and_of_discovered_classes() -> None:
+    summary = {"method": "lps", "n_labelled": 9, "situation": "open_world", "encoder": "none", "seed": 3}
+    summary |= {"n_images": 90, "n_seen": 2, "strangers": {"threshold": 0.99}, "test": {"accuracy": 0.5}}
+    card = model_card(summary, NAMES, "9.9")
+    assert 'lw.label("THIS_FOLDER", "new-embeddings.npz")' in card
+    assert "image" not in card
+    assert "Classes: ant, bee\n\nDiscovered, confirmed by no label: cow\n" in card
+    assert "no class is `unknown`" in card
