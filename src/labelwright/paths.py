@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from pathlib import Path
 from typing import Any
@@ -58,3 +59,18 @@ def check_path(name: str, value: Any, *, is_path: bool = True) -> None:
         reason = "a NUL is in it" if "\0" in text else f"a name in it has {longest} bytes"
         fix = "check the path" if name in POSITIONAL else f"give --{name} another path"
         raise kind(f"{name}={shown} is no path: {reason}", fix=fix)
+
+
+def from_anywhere(text: str) -> str:
+    """A path, or a pattern of paths, as it reads from any working folder; what leads to no file stays as it is.
+
+    Example:
+      >>> from_anywhere("/usr/../usr"), from_anywhere("owner/name"), from_anywhere("s3://bucket/*.parquet")
+      ('/usr', 'owner/name', 's3://bucket/*.parquet')
+    """
+    path = Path(text).expanduser()
+    if "://" in text:
+        return text
+    if path.exists():
+        return str(path.resolve())
+    return str(path.absolute()) if glob.has_magic(text) and glob.glob(str(path), recursive=True) else text  # noqa: PTH207

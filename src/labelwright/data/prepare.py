@@ -30,6 +30,7 @@ from labelwright.data.table import HOW_READ, LabelTable
 from labelwright.data.tabular import Named
 from labelwright.data.views import PixelViews, ViewSettings, channel_stats
 from labelwright.errors import ConfigError, DataError, Problem
+from labelwright.paths import from_anywhere
 from labelwright.types import ViewSource
 
 Flip = Literal["auto", "on", "off"]
@@ -506,6 +507,4 @@ def listed(problems: Sequence[Problem]) -> list[dict[str, str]]:
 
 def resolved_path(data: Any) -> str:
     """How a run's config.yaml names its data: an absolute path when it is one, else what was given."""
-    if isinstance(data, (str, Path)) and Path(data).exists():
-        return str(Path(data).resolve())
-    return str(data) if isinstance(data, (str, Path)) else f"<{type(data).__name__} in memory>"
+    return from_anywhere(str(data)) if isinstance(data, (str, Path)) else f"<{type(data).__name__} in memory>"

@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar
 from labelwright.arguments import fits, words_of
 from labelwright.errors import ConfigError, DataError
 from labelwright.parsing import as_kept, text_of, yaml_of
+from labelwright.paths import from_anywhere
 from labelwright.wording import redacted
 
 REQUIRED = dataclasses.MISSING
@@ -493,6 +494,7 @@ def parse_assignments(assignments: Sequence[str] | Mapping[str, object]) -> dict
 def to_config(settings: FitSettings) -> dict[str, Any]:
     """What config.yaml keeps of the settings, for `from_config`: paths absolute, all as YAML has it, no password."""
     kept = {f.name: _plain(getattr(settings, f.name)) for f in dataclasses.fields(settings) if f.name not in PER_CALL}
+    kept |= {key: from_anywhere(kept[key]) for key in ("data", "test") if isinstance(kept[key], str)}
     if settings.chat_url is not None:
         kept["chat_url"] = redacted(settings.chat_url)
     return kept | {"set": _plain(parse_assignments(settings.set))}

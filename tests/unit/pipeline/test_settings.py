@@ -180,6 +180,18 @@ def test_command__what_no_flag_says_is_read_from_the_config() -> None:
         assert command_of(to_config(FitSettings(data=data, out="run"))) == ""  # type: ignore[arg-type]
 
 
+def test_config__data_named_in_one_word_or_by_a_pattern_is_found_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "a.parquet").touch()
+    monkeypatch.chdir(tmp_path)
+    config = to_config(FitSettings(data="photos", test="*.parquet", out="run"))
+    assert (config["data"], config["test"]) == (str(tmp_path / "photos"), str(tmp_path / "*.parquet"))
+    config = to_config(FitSettings(data="owner", test="s3://bucket/*.parquet", out="run"))
+    assert (config["data"], config["test"]) == ("owner", "s3://bucket/*.parquet")
+
+
 def test_config__what_was_in_memory_can_be_given_again(tmp_path: Path) -> None:
     table = object()
     config = to_config(FitSettings(data=table, out="run", seed=3))  # type: ignore[arg-type]
