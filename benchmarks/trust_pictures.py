@@ -52,7 +52,7 @@ def main() -> None:
             said, found, counts = bins(kept[f"{name}-{key}"], right)
             axis.plot(said, found, color=colour, linewidth=1, label=key)
             axis.scatter(said, found, s=4 + 60 * counts / counts.sum(), color=colour, zorder=3)
-        axis.set(title=name, xlabel="what is said", xlim=(0, 1), ylim=(0, 1.02))
+        axis.set(title=name, xlabel="trust, or softmax", xlim=(0, 1), ylim=(0, 1.02))
     np.atleast_1d(axes)[0].set_ylabel("share that is right")
     np.atleast_1d(axes)[0].legend(frameon=False, loc="upper left")
     figure.savefig(options.out / "trust-reliability.png", dpi=110)

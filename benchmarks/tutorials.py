@@ -5,7 +5,8 @@
 DATA holds rsscn7-train.parquet, flowers12-train.parquet and cifar10-train.parquet (columns image and label). Images,
 labels that are hidden and mistakes that are made on purpose are drawn with seed 0. A block of a page that is titled
 "printed by fit" gets what that command printed; docs/tutorials/NAME.webp is the report, NAME-panel.webp a part of it.
-docs/report.png is the report of `labelwright demo` (``--only demo``), which needs no data.
+docs/report.png is the report of `labelwright demo`, docs/review.png `labelwright review` of it (``--only demo``), which
+need no data.
 Needs the extras imagenet and dev, and Chromium. The tests run the same pages on handwritten digits.
 """
 
@@ -19,6 +20,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 import tempfile
 import textwrap
@@ -29,7 +31,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from labelwright import cli
+from labelwright import cli, demo
 from labelwright.data.read import load
 
 PAGES = Path(__file__).parents[1] / "docs" / "tutorials"
@@ -39,7 +41,8 @@ Truth = dict[str, str]
 """Id of an image -> its class."""
 N_NEW, N_LABELLED, RATIO = 3, 10, 15
 WIDTH_PX, HEIGHT_PX, PANEL_PX = 960, 1240, 880
-DEMO_PX = 1150, 1180
+DEMO_PX, REVIEW_PX = (1150, 1180), (1100, 600)
+N_ANSWERED, N_SELECTED = 8, 4  # images in the picture of the review
 
 
 def placed(files: Sequence[bytes], folder: str, *, start: int = 0) -> list[str]:
@@ -226,14 +229,14 @@ def with_printed(page: str, printed: Mapping[str, str]) -> str:
 
 
 @contextlib.contextmanager
-def opened(report: Path, width_px: int, height_px: int) -> Iterator[Any]:
-    """A report in a browser: Playwright's page."""
+def opened(address: str, width_px: int, height_px: int) -> Iterator[Any]:
+    """A page in a browser: Playwright's."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": width_px, "height": height_px})
-        page.goto(report.resolve().as_uri())
+        page.goto(address)
         page.wait_for_timeout(500)
         yield page
         browser.close()
@@ -242,14 +245,48 @@ def opened(report: Path, width_px: int, height_px: int) -> Iterator[Any]:
 def picture_of_demo(out: Path) -> None:
     """The beginning of the report of `labelwright demo`, run in the working folder."""
     run_command(["demo"])
-    with opened(Path("demo-run", "1", "report.html"), *DEMO_PX) as page:
+    with opened(Path("demo-run", "1", "report.html").resolve().as_uri(), *DEMO_PX) as page:
         Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(64).save(out, optimize=True)
+    print(f"{out}: {out.stat().st_size:,} bytes")
+
+
+def picture_of_review(out: Path) -> None:
+    """The page on which labels of the demo are reviewed; answers are what the digits are."""
+    pool, _ = demo.digits()
+    truth = {str(key): pool.truth_names[c] for key, c in zip(pool.ids.to_pylist(), pool.truth, strict=True)}
+    Path("demo-run", "1").rename("digits")
+    code = "from labelwright import demo, review; review('digits', data=demo.digits()[0], open=False)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        address = process.stdout.readline().split()[-1]
+        with opened(address, *REVIEW_PX) as page:
+            while "spread over" not in (says := page.inner_text("#says")) or "being read" in says:
+                page.wait_for_timeout(1000)
+                page.reload()
+                page.wait_for_selector("#tile-0 img")
+            for place in range(N_ANSWERED):
+                name, *_, key = page.get_attribute(f"#tile-{place}", "aria-label").split(", ")
+                if name == truth[key]:
+                    page.keyboard.press("Enter")
+                else:
+                    page.keyboard.press("/")
+                    page.keyboard.type(truth[key])
+                    page.keyboard.press("Enter")
+            for _ in range(N_SELECTED - 1):
+                page.keyboard.press("Shift+ArrowRight")
+            page.wait_for_selector(f"#saved:has-text('{N_ANSWERED} of')")
+            page.wait_for_timeout(500)
+            Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(64).save(out, optimize=True)
+    finally:
+        process.terminate()
+        process.wait()
     print(f"{out}: {out.stat().st_size:,} bytes")
 
 
 def pictures(report: Path, out: Path, section: str, parts: Sequence[str] = ()) -> None:
     """The beginning of a report and of a section as small files, and ``parts`` for docs/report.md."""
-    with opened(report, WIDTH_PX, HEIGHT_PX) as page:
+    with opened(report.resolve().as_uri(), WIDTH_PX, HEIGHT_PX) as page:
 
         def beginning(of: str) -> bytes:
             box = page.locator(f"#{of}").bounding_box()
@@ -286,6 +323,7 @@ def main() -> None:
             os.chdir(folder)
             if name == "demo":
                 picture_of_demo(PAGES.parent / "report.png")
+                picture_of_review(PAGES.parent / "review.png")
                 continue
             lay_out, source, n, section = LAYOUTS[name]
             page = PAGES / f"{name}.md"
