@@ -12,8 +12,8 @@ from torch import Tensor
 from labelwright.errors import ConfigError, DataError
 from labelwright.labels.chunks import slices_of
 
-START_ROWS = 16_384  # unlabelled rows in which k-means++ looks for starts, at least; and START_ROWS_PER of each class
-START_ROWS_PER = 64
+TRIED_ROWS = 8_192  # unlabelled rows on which starts are tried, at least; and TRIED_ROWS_PER of each class
+TRIED_ROWS_PER = 64
 MAX_STEPS = 100  # updates of the centroids at most
 SAME = 1e-6  # squared distance of unit vectors below which float32 cannot tell them apart
 CONVERGED = 1e-4  # relative fall of the inertia in one step at which k-means stops
@@ -44,7 +44,8 @@ def semi_supervised_kmeans(
 
     Features are scaled to unit norm first. The centroids of seen classes start at the mean of their labelled rows; the
     others, and those of seen classes without a labelled row, start by greedy k-means++ on the unlabelled rows, given
-    all centroids so far. A cluster that runs empty moves to the unlabelled row that is farthest from its centroid.
+    all centroids so far. A cluster that runs empty moves to the unlabelled row that is farthest from its centroid. Of
+    many rows the starts are tried on a sample, and the best goes on with all of them.
 
     Args:
       feats: [N, D] float, any norm above 0.
@@ -59,7 +60,8 @@ def semi_supervised_kmeans(
       ConfigError: fewer unlabelled rows than clusters to start on them.
 
     Source: Vaze et al. 2022 (arXiv 2201.02609). Differs: of several candidates per start the one that
-    lowers the inertia most is taken, as in scikit-learn; they are looked for among 16,384 rows (or 64 per cluster).
+    lowers the inertia most is taken, as in scikit-learn; starts are tried on 8,192 unlabelled rows (or 64 per
+    cluster) and as large a share of the labelled ones.
 
     Cost: N C D multiplications per step, in blocks of 16 MiB, and one float32 copy of the features.
 
@@ -78,12 +80,12 @@ def semi_supervised_kmeans(
             fix=f"ask for at most {n_classes - n_starts + n_free} clusters",
         )
     draw = torch.Generator().manual_seed(seed)
-    best: KMeans | None = None
-    for _ in range(n_init if n_starts else 1):
-        found = lloyd(z, labels, starts(z, labels, n_classes=n_classes, draw=draw), n_iter=MAX_STEPS)
-        best = found if best is None or found.inertia < best.inertia else best
-    assert best is not None
-    return best
+    known = means(z, labels, torch.zeros(n_classes, z.shape[1], device=z.device))
+    rows = _tried_rows(labels, max(TRIED_ROWS, TRIED_ROWS_PER * n_classes), draw)
+    some, own = (z, labels) if len(rows) == len(z) else (z[rows], labels[rows])
+    tries = (lloyd(some, own, _spread(some[own < 0], *known, draw=draw), n_iter=MAX_STEPS) for _ in range(n_init))
+    best = min(tries if n_starts else [next(tries)], key=lambda found: found.inertia)
+    return best if some is z else lloyd(z, labels, best.centroids, n_iter=MAX_STEPS)
 
 
 def checked(feats: Tensor, labels: Tensor, *, n_seen: int) -> tuple[Tensor, Tensor]:
@@ -119,32 +121,42 @@ def _unit(feats: Tensor) -> Tensor:
     return z
 
 
-def starts(z: Tensor, labels: Tensor, *, n_classes: int, draw: torch.Generator) -> Tensor:
-    """First centroids [C, D]: means of the labelled rows, and greedy k-means++ for clusters without any.
+def _tried_rows(labels: Tensor, n: int, draw: torch.Generator) -> Tensor:
+    """Rows [m] int64, ascending: n of the unlabelled ones and the same share of the others, or all of them."""
+    kinds = [(labels < 0).nonzero().flatten(), (labels >= 0).nonzero().flatten()]
+    share = n / max(1, len(kinds[0]))
+    if share >= 1:
+        return torch.arange(len(labels), device=labels.device)
+    drawn = [torch.randperm(len(kind), generator=draw)[: round(share * len(kind))] for kind in kinds]
+    return torch.cat([kind[some.to(labels.device)] for kind, some in zip(kinds, drawn, strict=True)]).sort().values
+
+
+def starts(z: Tensor, *, n_classes: int, draw: torch.Generator) -> Tensor:
+    """First centroids [C, D] by greedy k-means++.
 
     Args:
-      z: [N, D] float32, unit norm.   labels: [N] int64, -1 = unknown.   n_classes: C.
+      z: [N, D] float32.   n_classes: C <= N.
       draw: a generator on the CPU, so that the device does not change what is drawn.
 
     Example: the second start is the row that is not yet covered.
-      >>> starts(torch.eye(2), torch.tensor([0, -1]), n_classes=2, draw=torch.Generator().manual_seed(0)).tolist()
-      [[1.0, 0.0], [0.0, 1.0]]
+      >>> starts(torch.eye(2), n_classes=2, draw=torch.Generator().manual_seed(0)).sum(0).tolist()
+      [1.0, 1.0]
     """
-    centroids, sizes = means(z, labels, torch.zeros(n_classes, z.shape[1], device=z.device))
-    free = (labels < 0).nonzero().flatten()
-    n_rows = max(START_ROWS, START_ROWS_PER * n_classes)
-    if len(free) > n_rows:
-        free = free[torch.randperm(len(free), generator=draw)[:n_rows].sort().values.to(z.device)]
-    pool = z[free]
-    nearest = torch.full((len(pool),), torch.inf, device=z.device)
+    none = torch.zeros(n_classes, dtype=torch.int64, device=z.device)
+    return _spread(z, torch.zeros(n_classes, z.shape[1], device=z.device), none, draw=draw)
+
+
+def _spread(pool: Tensor, centroids: Tensor, sizes: Tensor, *, draw: torch.Generator) -> Tensor:
+    """Centroids [C, D], those of size 0 among rows of the pool, far from one another and from the others."""
+    centroids, nearest = centroids.clone(), torch.full((len(pool),), torch.inf, device=pool.device)
     if bool((sizes > 0).any()):
-        nearest = assign(pool, torch.full_like(free, -1), centroids[sizes > 0])[1]
-    n_tries = 2 + int(math.log(n_classes))
+        nearest = assign(pool, torch.full_like(pool[:, 0], -1, dtype=torch.int64), centroids[sizes > 0])[1]
+    n_tries = 2 + int(math.log(len(sizes)))
     for k in (sizes == 0).nonzero().flatten().tolist():
         weights = torch.where(nearest.isinf(), 1.0, nearest).clamp(min=1e-12).double().cpu()
         # by hand: multinomial takes no more than 2^24 rows, and differs from device to device
         spins = torch.rand(n_tries, generator=draw, dtype=torch.float64) * weights.sum()
-        tries = torch.searchsorted(weights.cumsum(0), spins).clamp(max=len(pool) - 1).to(z.device)
+        tries = torch.searchsorted(weights.cumsum(0), spins).clamp(max=len(pool) - 1).to(pool.device)
         after = torch.minimum(nearest[:, None], (2 - 2 * pool @ pool[tries].T).clamp(min=0))  # [rows, tries]
         won = int(after.sum(dim=0).argmin())
         centroids[k], nearest = pool[tries[won]], after[:, won]

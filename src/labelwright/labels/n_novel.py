@@ -133,7 +133,7 @@ class _Pieces:
         is_first = torch.zeros(len(z), dtype=torch.bool)
         is_first[torch.randperm(len(z), generator=draw)[: max(len(z) // 2, n_pieces)]] = True
         one, none = z[is_first], torch.full_like(labels, -1)
-        tries = (starts(one, none[is_first], n_classes=n_pieces, draw=draw) for _ in range(N_STARTS))
+        tries = (starts(one, n_classes=n_pieces, draw=draw) for _ in range(N_STARTS))
         best = min((lloyd(one, none[is_first], c, n_iter=FIRST_STEPS) for c in tries), key=lambda km: km.inertia)
         centres = lloyd(one, none[is_first], best.centroids, n_iter=LAST_STEPS).centroids
         pieces, known = assign(z, none, centres)[0], labels >= 0

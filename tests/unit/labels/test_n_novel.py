@@ -84,7 +84,7 @@ def test_lloyd__as_a_slow_loop(seed: int, monkeypatch: pytest.MonkeyPatch) -> No
     feats, truth = blobs([30, 20, 25, 15], noise=0.4, seed=seed)
     labels = hide(truth, 2, frac=0.3)
     z = F.normalize(feats, dim=1)
-    first = starts(z, labels, n_classes=4, draw=torch.Generator().manual_seed(seed))
+    first = starts(z, n_classes=4, draw=torch.Generator().manual_seed(seed))
     found = lloyd(z, labels, first, n_iter=4)
     assigned, inertia = slow_lloyd(feats, labels.tolist(), first, 4)
     assert found.assigned.tolist() == assigned
@@ -134,6 +134,27 @@ def test_kmeans__more_starts_are_no_worse() -> None:
         semi_supervised_kmeans(feats, none, n_classes=8, n_seen=0, n_init=n, seed=1).inertia for n in (1, 3, 10)
     ]
     assert inertias == sorted(inertias, reverse=True)
+
+
+def test_kmeans__starts_are_tried_on_some_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    feats, truth = blobs([60, 60, 60, 60], noise=0.2)
+    labels = hide(truth, 2)
+    whole = semi_supervised_kmeans(feats, labels, n_classes=4, n_seen=2)
+    sizes: list[int] = []
+
+    def counted(z: Tensor, *args: Tensor, n_iter: int) -> semi_kmeans.KMeans:
+        sizes.append(len(z))
+        return lloyd(z, *args, n_iter=n_iter)
+
+    monkeypatch.setattr(semi_kmeans, "lloyd", counted)
+    monkeypatch.setattr(semi_kmeans, "TRIED_ROWS", 40)
+    monkeypatch.setattr(semi_kmeans, "TRIED_ROWS_PER", 1)
+    found = semi_supervised_kmeans(feats, labels, n_classes=4, n_seen=2)
+    share = 40 / int((labels < 0).sum())
+    assert sizes == [40 + round(share * int((labels >= 0).sum()))] * 3 + [240]
+    assert adjusted_rand_score(found.assigned, whole.assigned) == 1
+    assert torch.equal(found.assigned[labels >= 0], labels[labels >= 0])
+    assert found.inertia == pytest.approx(whole.inertia, rel=1e-5)
 
 
 def test_lloyd__empty_cluster_moves_to_the_farthest_row() -> None:
