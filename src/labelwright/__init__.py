@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from labelwright.api import Run
     from labelwright.benchmarking.runner import bench
     from labelwright.data.read import load
+    from labelwright.errors import LabelwrightError
     from labelwright.pipeline.audit import Audit, audit
     from labelwright.pipeline.classes import classes
     from labelwright.pipeline.embed import embed
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Audit",
     "Inspection",
+    "LabelwrightError",
     "Run",
     "Verified",
     "annotate",
@@ -66,6 +68,7 @@ __all__ = [
 _PLACES = {
     "Audit": "pipeline.audit",
     "Inspection": "pipeline.inspect",
+    "LabelwrightError": "errors",
     "Run": "run_folder",
     "annotate": "annotators.annotate",
     "bench": "benchmarking.runner",

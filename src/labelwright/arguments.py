@@ -107,4 +107,15 @@ def _plain(value: Any) -> Any:
         return str(value)
     if isinstance(value, list):
         return tuple(map(_plain, value))
+    return of_python(value)
+
+
+def of_python(value: Any) -> Any:
+    """A number of NumPy as Python's; anything else as it is.
+
+    Example:
+      >>> import numpy as np
+      >>> of_python(np.int64(3)), of_python("a")
+      (3, 'a')
+    """
     return value.item() if type(value).__module__ == "numpy" and hasattr(value, "item") and not value.shape else value

@@ -242,6 +242,8 @@ def test_import__is_light_and_so_is_inspect(photos: Path) -> None:
 def test_package__dir_is_what_there_is() -> None:
     assert set(dir(lw)) == {*lw.__all__, "__version__"}
     assert {"fit", "inspect", "label", "load_model", "review"} <= set(dir(lw))
+    with pytest.raises(lw.LabelwrightError):
+        lw.load("nothing here")
 
 
 @pytest.mark.parametrize("kind", ["folder", "parquet"])

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image, ImageOps
+from torch.utils.data import Dataset
 
-from labelwright.errors import ConfigError
+from labelwright.errors import ConfigError, DataError
 
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 _CHANNELS = (1, 3, 4)
@@ -56,6 +58,73 @@ def is_image(item: Any) -> bool:
       (True, True, False)
     """
     return isinstance(item, (Image.Image, np.ndarray)) or hasattr(item, "__array__")
+
+
+def columns_of(source: Any) -> dict[str, Any] | None:
+    """The columns of what holds images and labels in memory; None of anything else.
+
+    Args:
+      source: a data frame, a mapping of columns, a list of pairs (image or path, label), or a torch `Dataset` of such
+        pairs, whose ``classes`` say what its numbers stand for.
+
+    Raises: DataError where it is none of these by its length or its items.
+
+    Example:
+      >>> columns_of([("a.png", "cat"), ("b.png", None)]), columns_of(["a.png"])
+      ({'image': ['a.png', 'b.png'], 'label': ['cat', None]}, None)
+    """
+    if type(source).__module__.startswith("datasets."):
+        return None
+    if isinstance(source, Mapping):
+        return {str(name): column for name, column in source.items()}
+    if hasattr(source, "columns") and hasattr(source, "to_dict"):
+        return {str(name): source[name] for name in source.columns}
+    names: Any = ()
+    if isinstance(source, Dataset):
+        if not hasattr(source, "__len__"):
+            raise DataError(f"a {type(source).__name__} has no length", fix="give a list of pairs (image, label)")
+        names = getattr(source, "classes", None) or getattr(getattr(source, "dataset", None), "classes", ())
+        source = [source[row] for row in range(len(source))]
+    elif not (isinstance(source, (list, tuple)) and source and isinstance(source[0], tuple)):
+        return None
+    for row, item in enumerate(source):
+        if not (isinstance(item, (tuple, list)) and len(item) == 2):
+            raise DataError(f"item {row} is a {type(item).__name__}, not an image and its label", fix="give pairs")
+    labels = [label.item() if hasattr(label, "item") else label for _, label in source]
+    if names:
+        known = dict(enumerate(names)) | {-1: None}
+        labels = [known.get(label, label) if isinstance(label, int) else label for label in labels]
+    return {"image": [image for image, _ in source], "label": labels}
+
+
+def dataset_of(columns: Mapping[str, Any], image: str | None) -> Any:
+    """A `datasets.Dataset` of columns; images of the column ``image`` are encoded, paths in it stay paths.
+
+    Raises: DataError naming a column whose values are of several kinds, or that is longer or shorter than others.
+    """
+    import datasets
+
+    arrays: dict[str, Any] = {}
+    embedded = ""
+    for name, column in columns.items():
+        if name == image and not isinstance(column, pa.Array):
+            values = list(column)
+            if any(map(is_image, values)):
+                column, embedded = list(encoded(values).cells), name
+            else:
+                column = [str(value) if isinstance(value, Path) else value for value in values]
+        try:
+            array = pa.array(column, from_pandas=True)
+            arrays[name] = array.dictionary_decode() if isinstance(array, pa.DictionaryArray) else array
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            raise DataError(
+                f"the column {name!r} cannot be read: {str(error).splitlines()[0]}", fix="give values of one kind"
+            ) from error
+        if len(arrays[name]) != len(next(iter(arrays.values()))):
+            lengths = {key: len(array) for key, array in arrays.items()}
+            raise DataError(f"the columns have {lengths} rows", fix="give one value per image in each")
+    made = datasets.Dataset(datasets.table.InMemoryTable.from_pydict(arrays))
+    return made.cast_column(embedded, datasets.Image(decode=False)) if embedded else made
 
 
 def encoded(items: Sequence[Any]) -> EncodedImages:

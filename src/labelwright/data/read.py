@@ -15,10 +15,10 @@ from labelwright.arguments import check_arguments
 from labelwright.data.build import TableBuilder
 from labelwright.data.checks import OnBad, resolve_problems
 from labelwright.data.class_names import checked_names, read_names
-from labelwright.data.columns import ROLES
+from labelwright.data.columns import ROLES, find_roles
 from labelwright.data.folders import read_folder
 from labelwright.data.images import IMAGE_SUFFIXES, Decoding
-from labelwright.data.in_memory import encoded, is_image
+from labelwright.data.in_memory import columns_of, dataset_of, encoded, is_image
 from labelwright.data.layouts import METADATA, SPLITS, TABLE_SUFFIXES, splits_of, tables_in
 from labelwright.data.scan import shown
 from labelwright.data.table import LabelTable
@@ -46,7 +46,9 @@ def load(
       source: a folder (of class folders, of images, of splits of either, of tables, of a hub repository, exported by
         FiftyOne, or saved by `datasets`); a .csv, .tsv, .jsonl, .json or .parquet file, a pattern of them like
         ``shards/*.parquet``, or a list of them; an image file, a PIL image or an array, or a list of these; a
-        `datasets.Dataset` or `DatasetDict`; or the name of a hub data set, "user/name" or "user/name:config".
+        `datasets.Dataset` or `DatasetDict`; a data frame or a mapping of columns with the paths or images in one;
+        a list of pairs (image, label) or a torch `Dataset` of them; or the name of a hub data set, "user/name" or
+        "user/name:config".
       classes: the class names in order, or a text file with one per line; None = the labels seen are the classes.
       split: keep only this split, one of SPLITS.
       group: column whose equal values belong together; None = ``group`` or ``track`` if there is one.
@@ -113,6 +115,9 @@ def read_as(
 
 
 def _dispatch(source: Any, classes: Sequence[str] | None, named: Named) -> LabelTable:
+    if (columns := columns_of(source)) is not None:
+        roles = find_roles(list(columns), "the data", named=named.columns, annotators=named.annotators)
+        return read_datasets(dataset_of(columns, roles["image"]), "the data", classes, named)
     if is_image(source):
         return _from_images([source], classes)
     if not isinstance(source, (str, Path, list, tuple)):

@@ -287,7 +287,8 @@ def read_datasets(data: Any, where: str, classes: Sequence[str] | None, named: N
         parts = dict(data)
     else:
         raise DataError(
-            f"cannot read a {type(data).__name__}", fix="give a path, a datasets.Dataset or the name of a data set"
+            f"cannot read a {type(data).__name__}",
+            fix="give a path, a data frame, columns or pairs (docs/data.md), or the name of a data set",
         )
     builder = TableBuilder(where)
     builder.first_number = named.first_number

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from labelwright.arguments import fits, words_of
+from labelwright.arguments import fits, of_python, words_of
 from labelwright.errors import ConfigError, DataError
 from labelwright.parsing import as_kept, text_of, yaml_of
 from labelwright.paths import from_anywhere
@@ -494,7 +494,13 @@ def parse_assignments(assignments: Sequence[str] | Mapping[str, object]) -> dict
 def to_config(settings: FitSettings) -> dict[str, Any]:
     """What config.yaml keeps of the settings, for `from_config`: paths absolute, all as YAML has it, no password."""
     kept = {f.name: _plain(getattr(settings, f.name)) for f in dataclasses.fields(settings) if f.name not in PER_CALL}
-    kept |= {key: from_anywhere(kept[key]) for key in ("data", "test") if isinstance(kept[key], str)}
+    for key in ("data", "test"):
+        given: Any = getattr(settings, key)
+        are_paths = isinstance(given, (list, tuple)) and all(isinstance(each, (str, Path)) for each in given)
+        if isinstance(given, (list, tuple, Mapping)) and not are_paths:
+            kept[key] = f"<{type(given).__name__} in memory>"
+        elif isinstance(given, (str, Path)):
+            kept[key] = from_anywhere(str(given))
     if settings.chat_url is not None:
         kept["chat_url"] = redacted(settings.chat_url)
     return kept | {"set": _plain(parse_assignments(settings.set))}
@@ -574,7 +580,7 @@ def settings_of(config: str | Path | None, given: Mapping[str, Any]) -> FitSetti
     for field in dataclasses.fields(FitSettings):
         if field.default is REQUIRED and field.name not in values:
             raise ConfigError(f"{field.name} is missing", fix=f"give it: {field.metadata['example']}")
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    values = {key: tuple(value) if isinstance(value, list) else of_python(value) for key, value in values.items()}
     return FitSettings(**values)
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from labelwright.data.columns import find_roles
@@ -428,8 +430,57 @@ def test_datasets__dict_of_splits() -> None:
     assert table.split.tolist() == [0, 0, 0, 1, 0]
     assert table.labels.tolist() == [1, -1, 0, 1, -1]
     assert load(datasets.DatasetDict({"train": data, "test": data.select([2])}), split="test").labels.tolist() == [0]
-    with pytest.raises(DataError, match="cannot read a dict"):
-        load({"image": []})
+    with pytest.raises(DataError, match="cannot read a object"):
+        load(object())
+
+
+class Endless(torch.utils.data.IterableDataset):
+    def __iter__(self) -> None: ...
+
+
+class Pairs(torch.utils.data.Dataset):
+    classes = ("zebra", "ant")  # in the order of the numbers
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, row: int) -> tuple[Image.Image, int]:
+        return Image.new("RGB", (4, 4), "red"), (0, 1, -1)[row]
+
+
+def test_memory__frames_columns_pairs_and_torch_data_sets_are_read(photos: Path) -> None:
+    paths = [photos / f"{i}.png" for i in range(3)]
+    frame = pd.DataFrame({"path": paths, "label": ["ant", None, "zebra"]}, index=[5, 5, 1])
+    assert load(frame).labels.tolist() == load(frame.astype({"label": "category"})).labels.tolist() == [0, -1, 1]
+    assert load(frame.rename(columns={"label": "kind"}), columns={"label": "kind"}).class_names == ("ant", "zebra")
+    images = [Image.open(path) for path in paths]
+    for given in (
+        pd.DataFrame({"img": images, "label": ["ant", float("nan"), "zebra"]}),
+        {"image": np.zeros((3, 4, 4), np.uint8), "label": np.array(["ant", "", "zebra"])},
+        [(paths[0], "ant"), (str(paths[1]), None), (paths[2], "zebra")],
+        tuple(zip(images, ["ant", "", "zebra"], strict=True)),
+    ):
+        table = load(given)
+        assert (table.labels.tolist(), table.class_names) == ([0, -1, 1], ("ant", "zebra"))
+        assert table.image(2).size == (4, 4)
+    for pairs in (Pairs(), torch.utils.data.Subset(Pairs(), range(3))):
+        assert [load(pairs).class_names[label] for label in load(pairs).labels[:2]] == ["zebra", "ant"]
+        assert load(pairs).labels[2] == -1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"image": [Image.new("L", (2, 2))] * 2, "label": ["a", 1]}, "the column 'label' cannot be read"),
+        ({"image": [Image.new("L", (2, 2))] * 2, "label": ["a"]}, r"{'image': 2, 'label': 1} rows"),
+        ({"picture": [Image.new("L", (2, 2))]}, "no image column"),
+        ([("a.png", "cat"), ("b.png",)], "item 1 is a tuple, not an image and its label"),
+        (Endless(), "has no length"),
+    ],
+)
+def test_memory__what_is_wrong_is_named(given: object, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load(given)
 
 
 def test_parquet__raw_bytes_without_features(tmp_path) -> None:

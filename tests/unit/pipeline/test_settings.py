@@ -180,7 +180,7 @@ def test_command__what_no_flag_says_is_read_from_the_config() -> None:
         assert command_of(to_config(FitSettings(data=data, out="run"))) == ""  # type: ignore[arg-type]
 
 
-def test_config__data_named_in_one_word_or_by_a_pattern_is_found_from_elsewhere(
+def test_config__data_named_in_one_word_or_by_a_pattern_are_found_from_elsewhere_and_numbers_may_be_numpys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "photos").mkdir()
@@ -188,6 +188,9 @@ def test_config__data_named_in_one_word_or_by_a_pattern_is_found_from_elsewhere(
     monkeypatch.chdir(tmp_path)
     config = to_config(FitSettings(data="photos", test="*.parquet", out="run"))
     assert (config["data"], config["test"]) == (str(tmp_path / "photos"), str(tmp_path / "*.parquet"))
+    for given in ([("a.png", "cat")], {"image": ["a.png"]}):
+        assert to_config(settings_of(None, {"data": given, "out": "run"}))["data"].endswith(" in memory>")
+    assert settings_of(None, {"data": "photos", "out": "run", "seed": np.int64(3)}).seed == 3
     config = to_config(FitSettings(data="owner", test="s3://bucket/*.parquet", out="run"))
     assert (config["data"], config["test"]) == ("owner", "s3://bucket/*.parquet")
 
