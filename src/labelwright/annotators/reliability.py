@@ -11,6 +11,9 @@ import torch
 
 from labelwright.data.table import LabelTable
 from labelwright.labels.dawid_skene import DawidSkene, dawid_skene
+from labelwright.wording import counted
+
+TELLING_MIN = 5  # answers below which nothing is printed of an annotator's share of right ones
 
 
 def weighted(table: LabelTable) -> LabelTable:
@@ -74,13 +77,19 @@ def reliability_lines(found: Mapping[str, Any] | None) -> list[str]:
       >>> one = {"name": "ann", "n_answers": 9, "reliability": 0.8, "most_confused": [("dog", "cat", 0.25)]}
       >>> reliability_lines({"method": "dawid_skene", "annotators": [one]})
       ['annotator ann: 9 answers, about 80% right, most often cat for dog (25% of dog)']
+      >>> reliability_lines({"method": "dawid_skene", "annotators": [one | {"n_answers": 1}]})
+      ['annotator ann: 1 answer, too few to say how many of them are right']
     """
     if found is None:
         return []
     lines = []
     for one in found["annotators"]:
         right = "right" if found["method"] == "dawid_skene" else "as the majority (too few answers to estimate more)"
-        line = f"annotator {one['name']}: {one['n_answers']:,} answers, about {one['reliability']:.0%} {right}"
+        line = f"annotator {one['name']}: {counted(one['n_answers'], 'answer')}, "
+        if one["n_answers"] < TELLING_MIN:
+            lines.append(f"{line}too few to say how many of them are right")
+            continue
+        line += f"about {one['reliability']:.0%} {right}"
         for truth, answer, frac in one["most_confused"][:1]:
             line += f", most often {answer} for {truth} ({frac:.0%} of {truth})"
         lines.append(line)

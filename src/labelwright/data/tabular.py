@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from labelwright.data.build import TableBuilder
-from labelwright.data.columns import BATCH_ROWS, LINE, ROLES, Columns, find_roles, open_columns
+from labelwright.data.columns import ANSWER, BATCH_ROWS, LINE, ROLES, Columns, find_roles, open_columns
 from labelwright.data.images import IMAGE_SUFFIXES
 from labelwright.data.layouts import METADATA, TABLE_SUFFIXES, UNLABELLED_NAMES, files_below
 from labelwright.data.table import LabelTable
@@ -126,7 +126,8 @@ def read_files(
     embedded: list[tuple[Path, str]] = []
     for path, split in zip(files, splits, strict=True):
         columns = _with_ids_as_images(open_columns(path), named)
-        roles = named.roles(columns, str(path))
+        columns, asked = _with_a_column_each(columns, named, str(path))
+        roles = asked.roles(columns, str(path))
         if roles["image"] in columns.embedded:
             embedded.append((path, roles["image"]))
         if not named.only_images:
@@ -165,6 +166,61 @@ def _with_ids_as_images(columns: Columns, named: Named) -> Columns:
     return columns
 
 
+def _with_a_column_each(columns: Columns, named: Named, where: str) -> tuple[Columns, Named]:
+    """Answers that stand one a row (image, annotator, label) as a column per annotator; any other table as it is.
+
+    It is so where one column of annotators is named, there is a column of labels, and images come again.
+    """
+    if len(named.annotators) != 1 or columns.embedded:
+        return columns, named
+    roles, who = named.roles(columns, where), ANSWER + named.annotators[0]
+    if "label" not in roles:
+        return columns, named
+    first: dict[str, list[Any]] = {LINE: [], **{role: [] for role in roles if role not in ("label", who)}}
+    rows: dict[str, int] = {}  # image -> its row
+    answers: dict[str, dict[int, str]] = {}  # annotator -> row -> answer
+    labels = columns.class_labels(roles).get("label")
+    n_read = n_again = 0
+    for batch in columns.batches(list(dict.fromkeys(roles.values()))):
+        texts = {
+            role: as_text(batch.column(name), is_path=role == "image", names=labels if role == "label" else None)[0]
+            for role, name in roles.items()
+            if name in batch.schema.names
+        }
+        texts[LINE] = batch.column(LINE) if LINE in batch.schema.names else pa.nulls(batch.num_rows)
+        for cells in zip(*(column.to_pylist() for column in texts.values()), strict=True):
+            cell = dict(zip(texts, cells, strict=True))
+            n_read += 1
+            image = cell["image"] or f"row {n_read}"
+            if image not in rows:
+                rows[image] = len(rows)
+                for role, values in first.items():
+                    values.append(cell.get(role) or (n_read if role == LINE else None))
+            if cell.get(who) and cell["label"]:
+                given = answers.setdefault(cell[who], {})
+                n_again += rows[image] in given
+                given[rows[image]] = cell["label"]
+    if len(rows) == n_read or not answers:
+        columns.problems[:] = [problem for problem in columns.problems if problem.kind != "malformed_row"]
+        return columns, named
+    detail = f"an answer a row: {n_read} of {counted(len(answers), 'annotator')} about {counted(len(rows), 'image')}"
+    detail += (
+        f"; {counted(n_again, 'answer')} about an image that annotator had answered about: the last counts"
+        if n_again
+        else ""
+    )
+    columns.problems.append(Problem(where, "read_as", detail))
+    made = {roles[role]: pa.array(values, pa.string()) for role, values in first.items() if role != LINE}
+    people = {name if name not in (*columns.names, LINE) else f"{named.annotators[0]} {name}": name for name in answers}
+    made |= {shown: pa.array([answers[name].get(i) for i in range(len(rows))]) for shown, name in people.items()}
+    whole = pa.record_batch({**made, LINE: pa.array(first[LINE], pa.int64())})
+    if others := [name for name in columns.names if name not in roles.values()]:
+        columns.problems.append(Problem(where, "ignored_column", f"not read: {', '.join(others[:20])}"))
+    pivoted = Columns(columns.path, tuple(made), lambda wanted: iter([whole]), problems=columns.problems)
+    rest = {role: name for role, name in named.columns.items() if role != "label"}
+    return pivoted, dataclasses.replace(named, annotators=tuple(people), columns=rest)
+
+
 def note_others(
     builder: TableBuilder, columns: Columns, roles: Mapping[str, str], classes: Sequence[str] | None
 ) -> None:
@@ -200,8 +256,30 @@ def note_others(
     else:
         for name, some in alike.items():
             detail += f"; {name!r} has {len(some)} different values: are they labels? --label-column {name!r}"
+    if (who := _who_answered(columns, roles, others)) is not None:
+        detail += (
+            f"; images come again, never twice of one {who!r}: answers of several people? --annotator-columns {who!r}"
+        )
     columns.problems[:] = [problem for problem in columns.problems if problem.kind != "malformed_row"]
     builder.problems.append(Problem(str(columns.path or builder.where), "ignored_column", detail))
+
+
+def _who_answered(columns: Columns, roles: Mapping[str, str], others: Sequence[str]) -> str | None:
+    """The column that says who gave each label, where images come again: the first that tells their rows apart."""
+    image = roles.get("image")
+    if image is None or "label" not in roles or image in columns.embedded:
+        return None
+    for name in others:
+        batch = next(iter(columns.batches([image, name])), None)
+        if batch is None:
+            return None
+        images, people = (as_text(batch.column(each).slice(0, _LOOKED_AT))[0].to_pylist() for each in (image, name))
+        n_rows, n_people = len(images), len(set(people))
+        if len(set(images)) * 1.5 > n_rows:
+            return None
+        if 1 < n_people <= n_rows / 2 and len(set(zip(images, people, strict=True))) == n_rows:
+            return name
+    return None
 
 
 def _add_columns(
@@ -295,8 +373,8 @@ def read_datasets(data: Any, where: str, classes: Sequence[str] | None, named: N
     images: list[Any] = []
     image_columns: list[str] = []
     for name, part in parts.items():
-        columns = _dataset_columns(part)
-        roles = named.roles(columns, where)
+        columns, asked = _with_a_column_each(_dataset_columns(part), named, where)
+        roles = asked.roles(columns, where)
         if not named.only_images:
             note_others(builder, columns, roles, classes)
         is_unlabelled = name.lower() in (*UNLABELLED_NAMES, "unsupervised")

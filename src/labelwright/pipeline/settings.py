@@ -105,7 +105,8 @@ class DataSettings:
     )
     annotator_columns: str | None = setting(
         None,
-        "columns, with commas between, that hold one annotator's answers each (empty: did not answer); they become "
+        "columns, with commas between, that hold one annotator's answers each (empty: did not answer), or the one that "
+        "says whose answer a row's label is; they become "
         "candidates, weighted by how reliable each annotator turns out to be",
         "--annotator-columns ann,bob,cyd",
     )

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -51,6 +52,35 @@ def test_columns__become_votes_and_candidates(photos: Path, kind: str) -> None:
     assert (table.labels == -1).all()
     task = table.subset(np.array([2, 0])).task()
     assert task.votes.tolist() == [[-1, 1], [0, 0]]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "memory"])
+def test_long__an_answer_a_row_is_read_as_columns_are(photos: Path, kind: str, monkeypatch) -> None:
+    rows = [("ann", "0.png", "cat"), ("bob", "0.png", "cat"), ("bob", "1.png", "cat"), ("ann", "1.png", "dog")]
+    rows += [("bob", "1.png", "owl"), ("bob", "2.png", "dog"), ("ann", "3.png", "")]  # once more, and none
+    columns = dict(zip(("who", "image", "choice"), map(list, zip(*rows, strict=True)), strict=True))
+    source = photos / f"t.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.table(columns), source)
+    elif kind == "csv":
+        source.write_text("who,image,choice\n" + "".join(",".join(row) + "\n" for row in rows))
+    monkeypatch.chdir(photos)
+    table = load(pd.DataFrame(columns) if kind == "memory" else source, annotators=("who",))
+    assert (table.annotators, table.votes.tolist()) == (("ann", "bob"), VOTES)
+    assert (table.class_names, (table.labels == -1).all()) == (("cat", "dog", "owl"), True)
+    (notice,) = (problem.detail for problem in table.problems if problem.kind == "read_as")
+    assert notice.startswith("an answer a row: 7 of 2 annotators about 4 images; 1 answer about an image that")
+
+
+def test_long__without_the_column_named_the_notice_names_it(photos: Path) -> None:
+    answers = "".join(f"{who},{i}.png,{'cat' if i % 2 else 'dog'},{who}{i}\n" for i in range(4) for who in "abc")
+    (photos / "t.csv").write_text("who,image,label,key\n" + answers)
+    with pytest.raises(DataError) as raised:
+        load(photos / "t.csv")
+    details = [problem.detail for problem in raised.value.problems if problem.kind == "ignored_column"]
+    assert details[0].endswith("answers of several people? --annotator-columns 'who'")
+    (photos / "t.csv").write_text("ann,image,label\nx,0.png,cat\ny,1.png,dog\n")  # a column of answers beside labels
+    assert load(photos / "t.csv", annotators=("ann",)).votes.max() >= 0
 
 
 def test_columns__a_label_beside_them_and_class_indices(photos: Path) -> None:
