@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import json
 from collections import deque
@@ -17,6 +18,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from labelwright.data import exports
+from labelwright.data.images import IMAGE_SUFFIXES
 from labelwright.data.values import listed
 from labelwright.errors import ConfigError, DataError, Problem
 from labelwright.parsing import json_of
@@ -150,9 +152,24 @@ def find_roles(
         raise DataError(
             f"{where}: {'; '.join(missing)}; columns found: {', '.join(map(str, names)) or 'none'}",
             problems=problems,
-            fix="name the columns image, label, candidates, weights, split, id, truth, group, each once",
+            fix=_fix_of(names, named, "image" in roles or not needs_image),
         )
     return roles
+
+
+def _fix_of(names: Sequence[str], named: Mapping[str, str], has_image: bool) -> str:
+    """What to do about columns that are not there, or there twice."""
+    if any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names):
+        return "its first line holds no names of columns: write one above it, such as image,label"
+    for name in set(named.values()) - set(names):
+        if close := difflib.get_close_matches(name, names, n=1):
+            return f"did you mean {close[0]!r}?"
+    if not has_image:
+        return (
+            "name the column of the images with --image-column; features go into an .npz or a column embedding of "
+            "Parquet (docs/data.md)"
+        )
+    return "name the columns image, label, candidates, weights, split, id, truth, group, each once"
 
 
 def open_columns(path: Path, *, may_break: bool = False) -> Columns:
@@ -209,7 +226,7 @@ def _open_csv(path: Path, may_break: bool) -> Columns:
         places = [names.index(name) for name in wanted]
         found: list[list[str]] = []
         at: list[int] = []
-        for line, cells in _records(path, number, sign, columns, [] if may_break else places):
+        for line, cells in _records(path, number, sign, columns, names, [] if may_break else places):
             found.append(cells)
             at.append(line)
             if len(at) == BATCH_ROWS:
@@ -235,7 +252,7 @@ def _cells(lines: Sequence[str], sign: str) -> list[str]:
 
 
 def _records(
-    path: Path, header: int, sign: str, columns: Columns, places: Sequence[int]
+    path: Path, header: int, sign: str, columns: Columns, names: Sequence[str], places: Sequence[int]
 ) -> Iterator[tuple[int, list[str]]]:
     """(line, cells) of the records after the header; the others are noted.
 
@@ -257,14 +274,14 @@ def _records(
         if text is None:
             columns.lose(f"{path} line {line}", "the text is not UTF-8")
             continue
-        cells, n_more = _record(text, ahead, sign, columns.names, places)
+        cells, n_more = _record(text, ahead, sign, names, places)
         if cells is None:
             columns.lose(f"{path} line {line}", "a quote that is not closed on this line, or a stray line break")
             continue
         for _ in range(n_more):
             ahead.popleft()
-        if len(cells) != len(columns.names):
-            columns.lose(f"{path} line {line}", f"{len(cells)} values for {len(columns.names)} columns")
+        if len(cells) != len(names):
+            columns.lose(f"{path} line {line}", f"{len(cells)} values for {len(names)} columns")
         else:
             yield line, cells
 

@@ -26,6 +26,9 @@ IMAGE_SUFFIXES = HEIF_SUFFIXES | {
 }
 """Files that are taken for images; what they are is seen from their content."""
 
+COMMON_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
+"""Tried where a table names an image without its suffix."""
+
 PIXELS_MAX = 179_000_000
 """Pixels of the largest image that is decoded unless a larger one is allowed; about Pillow's own limit."""
 

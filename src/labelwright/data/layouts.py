@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from labelwright.data.images import IMAGE_SUFFIXES
+from labelwright.data.images import COMMON_SUFFIXES, IMAGE_SUFFIXES
 from labelwright.errors import DataError
 from labelwright.parsing import yaml_of
 
@@ -253,7 +253,7 @@ def folder_inside(folder: str, path: str) -> str | None:
     try:
         with os.scandir(folder or ".") as entries:
             inside = [each.path for each in entries if each.is_dir() and not each.name.startswith(".")]
-        found = [each for each in inside if os.path.isfile(os.path.join(each, path))]  # noqa: PTH113, PTH118
+        found = [each for each in inside if _file_of(os.path.join(each, path))]  # noqa: PTH118
     except (OSError, ValueError):
         return None
     return found[0] if len(found) == 1 else None
@@ -262,9 +262,9 @@ def folder_inside(folder: str, path: str) -> str | None:
 def found_elsewhere(path: str, folder: str, inside: str | None = None) -> str | None:
     """The file that a table means by a path that is not there: it may be written on another machine or start elsewhere.
 
-    Tried in turn: with / for \\, with accents composed or decomposed, from the working folder, from the folder above
-    the table, from ``inside``; of addresses, as Label Studio writes them, the path in them, and the name alone beside
-    the table.
+    Tried in turn: with / for \\, with accents composed or decomposed, with a suffix where it has none or with it in
+    capitals or small letters, from the working folder, from the folder above the table, from ``inside``; of
+    addresses, as Label Studio writes them, the path in them, and the name alone beside the table.
     """
     whole = path
     given = path.replace("\\", "/")
@@ -278,6 +278,18 @@ def found_elsewhere(path: str, folder: str, inside: str | None = None) -> str | 
         for start in starts if is_address else starts[1:]:
             for form in ("NFC", "NFD"):
                 place = os.path.join(start, unicodedata.normalize(form, name))  # noqa: PTH118
-                if place != whole and os.path.isfile(place):  # noqa: PTH113 (Path is slow)
-                    return os.path.abspath(place)  # noqa: PTH100
+                if (file := _file_of(place)) is not None and file != whole:
+                    return os.path.abspath(file)  # noqa: PTH100
     return None
+
+
+def _file_of(place: str) -> str | None:
+    """The file at a place, or the only one that differs from it by its suffix: in other letters, or left out."""
+    if os.path.isfile(place):  # noqa: PTH113 (Path is slow)
+        return place
+    stem, suffix = os.path.splitext(place)  # noqa: PTH122
+    names = [stem + suffix.upper(), stem + suffix.lower()]
+    if suffix.lower() not in IMAGE_SUFFIXES:
+        names = [place + written for each in COMMON_SUFFIXES for written in (each, each.upper())]
+    found = {os.stat(name).st_ino: name for name in names if os.path.isfile(name)}  # noqa: PTH113, PTH116
+    return next(iter(found.values())) if len(found) == 1 else None  # where case does not count, two names are one file

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from labelwright.data.build import TableBuilder
 from labelwright.data.columns import ANSWER, BATCH_ROWS, LINE, ROLES, Columns, find_roles, open_columns
@@ -127,6 +128,7 @@ def read_files(
     for path, split in zip(files, splits, strict=True):
         columns = _with_ids_as_images(open_columns(path), named)
         columns, asked = _with_a_column_each(columns, named, str(path))
+        columns = _with_labels_of_classes(columns, asked, str(path))
         roles = asked.roles(columns, str(path))
         if roles["image"] in columns.embedded:
             embedded.append((path, roles["image"]))
@@ -219,6 +221,69 @@ def _with_a_column_each(columns: Columns, named: Named, where: str) -> tuple[Col
     pivoted = Columns(columns.path, tuple(made), lambda wanted: iter([whole]), problems=columns.problems)
     rest = {role: name for role, name in named.columns.items() if role != "label"}
     return pivoted, dataclasses.replace(named, annotators=tuple(people), columns=rest)
+
+
+def _with_labels_of_classes(columns: Columns, named: Named, where: str) -> Columns:
+    """A column per class, whose numbers sum to 1 in every row, as labels or weighted candidates; else as it is.
+
+    A row that is empty, or 0 throughout, has no label. Tables with labels or candidates are left alone.
+    """
+    if named.annotators or named.only_images:
+        return columns
+    try:
+        roles = named.roles(columns, where)
+    except DataError:
+        return columns
+    used = {*roles.values(), *columns.embedded, *_WRITTEN}
+    names = [name for name in columns.names if name not in used and columns.names.count(name) == 1]
+    if {"label", "candidates"} & set(roles) or len(names) < 2:
+        return columns
+    some = next(iter(columns.batches(names)), None)
+    found = {name: _shares_of(some.column(name)) for name in names} if some is not None else {}
+    names = [name for name, shares in found.items() if shares is not None]
+    kinds = set[bool]()
+    for batch in columns.batches(names) if len(names) > 1 else ():
+        shares = [_shares_of(batch.column(name)) for name in names]
+        table = np.stack([each for each in shares if each is not None], axis=1)
+        total = table.sum(axis=1)
+        if table.shape[1] < len(names) or not np.logical_or(np.abs(total - 1) < 0.02, total == 0).all():
+            kinds.clear()
+            break
+        kinds |= {bool((table.max(axis=1)[total > 0] > 0.98).all())} if (total > 0).any() else set()
+    columns.problems[:] = [problem for problem in columns.problems if problem.kind != "malformed_row"]
+    if not kinds:
+        return columns
+    are_labels, read = kinds == {True}, columns.batches
+    what = "labels" if are_labels else "candidates, and their numbers as weights"
+    columns.problems.append(
+        Problem(where, "read_as", f"{len(names)} columns of classes are read as {what}: {names[0]}, ...")
+    )
+
+    def batches(wanted: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        rest = [name for name in wanted if name not in ("label", "candidates", "weights")]
+        for batch in read([*rest, *names]):
+            table = np.stack([np.asarray(_shares_of(batch.column(name))) for name in names], axis=1)
+            sets = [np.flatnonzero(row > (0.98 if are_labels else 0)).tolist() for row in table]
+            made = {"label": pa.array([names[some[0]] if some else None for some in sets], pa.string())}
+            if not are_labels:
+                lists = [[names[each] for each in some] for some in sets]
+                weights = [row[some].tolist() for row, some in zip(table, sets, strict=True)]
+                made = {"candidates": pa.array(lists, pa.list_(pa.string())), "weights": pa.array(weights)}
+            kept = {name: batch.column(name) for name in batch.schema.names if name not in names}
+            yield pa.record_batch({**kept, **made})
+
+    rest = tuple(name for name in columns.names if name not in names)
+    columns.batches, columns.names = batches, (*rest, *(("label",) if are_labels else ("candidates", "weights")))
+    return columns
+
+
+def _shares_of(column: Any) -> NDArray[np.float64] | None:
+    """A column as numbers in 0 to 1, 0 where it is empty; None if it holds anything else."""
+    try:
+        numbers = np.asarray(pc.cast(column, pa.float64()).fill_null(0))
+    except (pa.ArrowException, TypeError):
+        return None
+    return numbers if len(numbers) and numbers.min() >= 0 and numbers.max() <= 1 else None
 
 
 def note_others(
@@ -374,6 +439,7 @@ def read_datasets(data: Any, where: str, classes: Sequence[str] | None, named: N
     image_columns: list[str] = []
     for name, part in parts.items():
         columns, asked = _with_a_column_each(_dataset_columns(part), named, where)
+        columns = _with_labels_of_classes(columns, asked, where)
         roles = asked.roles(columns, where)
         if not named.only_images:
             note_others(builder, columns, roles, classes)

@@ -379,3 +379,16 @@ def test_found_elsewhere__nothing_is_made_up(tmp_path: Path) -> None:
     assert found_elsewhere("b.png", str(tmp_path)) is None
     assert found_elsewhere("x/a.png", str(tmp_path)) is None  # a name alone is not enough
     assert found_elsewhere("file://" + str(tmp_path / "a.png"), "/") == str(tmp_path / "a.png")
+
+
+def test_found_elsewhere__a_suffix_left_out_or_in_other_letters(tmp_path: Path) -> None:
+    for name in ("a.JPG", "b.png", "c.jpg", "c.png"):
+        draw(tmp_path / "train" / name)
+    (tmp_path / "t.csv").write_text("id,breed\na,x\nb,y\n")
+    table = load(tmp_path / "t.csv", columns={"image": "id", "label": "breed"})
+    assert [Path(source).name for source in table.images.sources(np.arange(2))] == ["a.JPG", "b.png"]
+    assert any("2 paths are not there as written" in problem.detail for problem in table.problems)
+    folder = str(tmp_path / "train")
+    assert found_elsewhere("a.jpg", folder) == found_elsewhere(f"{folder}/a.jpg", "/") == f"{folder}/a.JPG"
+    assert found_elsewhere("c", folder) is None  # which of the two?
+    assert found_elsewhere("b.jpg", folder) is None  # another file

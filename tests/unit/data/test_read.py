@@ -540,3 +540,38 @@ def test_table__columns_of_several_people_are_named_together(tmp_path) -> None:
     rows = "image,ann,bob\n0.png,cat,cat\n1.png,dog,cat\n2.png,dog,dog\n3.png,cat,dog\n"
     [notice] = [problem.detail for problem in load(write_csv(tmp_path, rows)).problems]
     assert notice.endswith("--annotator-columns 'ann,bob'")
+
+
+def test_table__a_column_per_class_is_labels_or_weighted_candidates(photos: Path) -> None:
+    table = load(write_csv(photos, "image,age,owl,ant\n0.png,7,1.0,0.0\n1.png,5,0,1\n2.png,6,,\n3.png,8,0,0\n"))
+    assert (table.class_names, table.labels.tolist()) == (("ant", "owl"), [1, 0, -1, -1])
+    assert sorted(problem.kind for problem in table.problems) == ["ignored_column", "read_as"]
+    frame = pd.DataFrame({"image": [photos / "0.png", photos / "1.png"], "owl": [0.25, 1.0], "ant": [0.75, 0.0]})
+    sets = load(frame).candidates
+    assert [sets.of(row).tolist() for row in range(2)] == [[0, 1], [1]]
+    assert sets.weights.tolist() == [0.75, 0.25, 1.0]
+    for rows in ("0.png,1,1\n1.png,0,1\n", "0.png,2,0\n1.png,0,2\n"):  # several labels; other numbers
+        table = load(write_csv(photos, f"image,owl,ant\n{rows}"))
+        assert (table.class_names, table.candidates) == ((), None)
+
+
+def test_table__labels_that_export_wrote_are_read(photos: Path) -> None:
+    table = load(write_csv(photos, "id,label,probability,decision\n0.png,ant,0.5,review\n1.png,owl,1,accept\n"))
+    assert [Path(source).name for source in table.images.sources(np.arange(2))] == ["0.png", "1.png"]
+
+
+@pytest.mark.parametrize(
+    ("header", "columns", "fix"),
+    [
+        ("photo,species", {}, "name the column of the images with --image-column"),
+        ("a/0.png,ant", {}, "image,label"),
+        ("image,species", {"label": "specis"}, "did you mean 'species'?"),
+        ("image,label,label", {}, "each once"),
+    ],
+)
+def test_table__a_column_that_is_not_there_is_fixed_by_what_was_meant(
+    photos: Path, header: str, columns: dict[str, str], fix: str
+) -> None:
+    with pytest.raises(DataError) as raised:
+        load(write_csv(photos, f"{header}\n0.png,{'x,' * (header.count(',') - 1)}y\n"), columns=columns)
+    assert fix in raised.value.fix
