@@ -132,8 +132,8 @@ def parse(argv: Sequence[str]) -> tuple[str, dict[str, Any]]:
         sys.exit(0 if argv else 2)
     name = command_of(argv[0])
     flags, kept = VERBS[name], dict[str, Any]()
-    if name == "fit" and (config := _config_of(argv)) is not None:
-        kept = from_config(config)
+    if name == "fit" and (config := (stated := _stated(argv)).pop("config")) is not None:
+        kept = from_config(config, stated)
         kept["set"] = tuple(assignments_of(kept.get("set", {})))
         hints = hints_of_fit()
         flags = fit_verb({key: value if fits(value, hints[key]) else None for key, value in kept.items()})
@@ -152,12 +152,17 @@ def parse(argv: Sequence[str]) -> tuple[str, dict[str, Any]]:
     return name, values
 
 
-def _config_of(argv: Sequence[str]) -> str | None:
-    """What follows ``--config``."""
+def _stated(argv: Sequence[str]) -> dict[str, str | None]:
+    """What follows ``--config``, and the flags that decide how it is read; None where there is no such flag.
+
+    Example:
+      >>> _stated(["fit", "--config", "run/config.yaml", "--minutes=20"])
+      {'config': 'run/config.yaml', 'model': None, 'epochs': None, 'minutes': '20'}
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", nargs="?")
-    config: str | None = parser.parse_known_args(argv)[0].config
-    return config
+    for name in ("config", "model", "epochs", "minutes"):
+        parser.add_argument(f"--{name}", nargs="?")
+    return vars(parser.parse_known_args(argv)[0])
 
 
 def _gathered(argv: Sequence[str]) -> list[str]:

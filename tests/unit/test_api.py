@@ -196,6 +196,23 @@ def test_inspect__what_is_scored_on_too(tmp_path: Path) -> None:
         lw.inspect(photos, test=tmp_path / "gone")
 
 
+def test_embeddings__inspect_divides_columns_as_fit_does(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    feats, labels = draw.normal(size=(60, 4)), np.repeat(["ant", "bee", "cow"], 20)
+    feats[:, 0] += np.repeat([0, 3, 6], 20)
+    feats[:, 1] *= 5000
+    feats[7, 1] = np.nan  # is listed, and decides nothing
+    np.savez(tmp_path / "units.npz", embeddings=feats.astype(np.float32), labels=labels)
+    found = lw.inspect(tmp_path / "units.npz")
+    assert [problem.kind for problem in found.problems] == ["bad_embedding"]
+    fitted = lw.fit(tmp_path / "units.npz", out=tmp_path / "run", test_frac=0, on_bad="skip", device="cpu")
+    (notice,) = found.notices
+    assert notice in fitted.summary["warnings"]
+    assert notice.startswith("the columns of the embeddings deviate by ")
+    np.savez(tmp_path / "even.npz", embeddings=draw.normal(size=(60, 4)), labels=labels)
+    assert lw.inspect(tmp_path / "even.npz").notices == ()
+
+
 def test_embeddings__scored_on_some_of_the_classes(tmp_path: Path) -> None:
     feats = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
     np.savez(tmp_path / "train.npz", embeddings=feats, labels=["ant", "bee"] * 10)

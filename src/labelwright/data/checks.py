@@ -71,7 +71,7 @@ def _copies(table: LabelTable, digests: Mapping[int, bytes]) -> list[Problem]:
             row, seen = rows[0]
             label, other = (table.class_names[table.labels[at]] if table.labels[at] >= 0 else "" for at in (row, seen))
             detail = what.format(place=table.images.where(seen), label=label, other=other)
-            found.append(Problem(table.images.where(row), "copies", detail + _others(len(rows))))
+            found.append(Problem(table.images.where(row), "copy", detail + _others(len(rows))))
     return found
 
 
@@ -101,7 +101,7 @@ def each_image(
 
     Returns: the images that could not be decoded, in row order; then notices about all of them.
     """
-    noticed: dict[str, list[int]] = {"first_frame": [], "blank_images": []}
+    noticed: dict[str, list[int]] = {"first_frame": [], "blank_image": []}
 
     def attempt(first: int) -> list[Problem]:
         problems = []
@@ -114,7 +114,7 @@ def each_image(
             if found.is_first_of_several:
                 noticed["first_frame"].append(row)
             if found.is_blank:
-                noticed["blank_images"].append(row)
+                noticed["blank_image"].append(row)
             use(row, found.image)
         return problems
 
@@ -127,7 +127,7 @@ def each_image(
                 progress(min(n_done * n_rows_at_once, len(table)))
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C ends after the images under way, not after all of them
-    details = {"first_frame": "has several frames or pages: the first is used", "blank_images": "has one colour"}
+    details = {"first_frame": "has several frames or pages: the first is used", "blank_image": "has one colour"}
     for kind, rows in noticed.items():
         if rows:
             problems.append(Problem(table.images.where(min(rows)), kind, details[kind] + _others(len(rows))))

@@ -110,7 +110,7 @@ def read_as(
     if n_deep and images.decoding is not None:
         black, white = images.decoding.black, images.decoding.white
         detail = f"{black:g} to {white:g} become black to white, in all of them alike"
-        problems = (*problems, Problem(str(source)[:200], "deep_images", detail))
+        problems = (*problems, Problem(str(source)[:200], "deep_image", detail))
     return resolve_problems(dataclasses.replace(table, images=images), problems, on_bad)
 
 

@@ -36,10 +36,10 @@ PROBLEM_KINDS = {
     "unreadable_folder": "folders that cannot be listed",
     "unsupported_file": "files left out because they are not images",
     "skipped_folder": "folders and files passed over",
-    "deep_images": "images of more than 8 bits",
+    "deep_image": "images of more than 8 bits",
     "first_frame": "files of several frames or pages, whose first one is used",
-    "blank_images": "images of one colour, or nearly",
-    "copies": "images that are there more than once",
+    "blank_image": "images of one colour, or nearly",
+    "copy": "images that are there more than once",
     "unseen_class": "classes that no label or candidate names",
     "absent_class": "classes without an image, where every image is labelled",
     "ignored_column": "columns that are not read",
@@ -49,8 +49,8 @@ PROBLEM_KINDS = {
 """Problem.kind -> what a heading over such problems says."""
 
 NOTICES = frozenset(
-    {"unsupported_file", "skipped_folder", "deep_images", "first_frame", "blank_images", "unseen_class", "absent_class"}
-    | {"copies", "ignored_column", "read_as", "odd_class"}
+    {"unsupported_file", "skipped_folder", "deep_image", "first_frame", "blank_image", "unseen_class", "absent_class"}
+    | {"copy", "ignored_column", "read_as", "odd_class"}
 )
 """Kinds that are reported but never stop a run."""
 

@@ -31,7 +31,7 @@ from labelwright.data.prepare import (
 )
 from labelwright.data.situation import Situation, detect, novel_range
 from labelwright.data.stored import EmbeddingViews
-from labelwright.data.table import LabelTable
+from labelwright.data.table import NOTICES, LabelTable
 from labelwright.data.views import PixelViews, ViewSettings
 from labelwright.encoders import at_hand, descriptor
 from labelwright.encoders.nets import OwnNets
@@ -39,6 +39,7 @@ from labelwright.encoders.resnets import own_network
 from labelwright.errors import DataError, Problem
 from labelwright.methods.method import Budget
 from labelwright.methods.registry import METHODS, resolve_config
+from labelwright.pipeline.job import scales_notice, scales_of
 from labelwright.pipeline.no_network import without_network
 from labelwright.pipeline.novel import novel_notice, unlike_of
 from labelwright.pipeline.settings import check_values, column_names
@@ -124,9 +125,13 @@ def inspect(
             data, classes=class_list(classes), annotators=annotators, columns=columns, on_bad="report"
         )
         table, has_text, problems = loaded.table, loaded.class_feats is not None, loaded.table.problems
+        stored, usable = loaded.stored, _learned_from(table, problems)
+        scales = None if has_text else scales_of(table.subset(usable), stored, torch.from_numpy(usable))
+        if scales is not None:
+            stored, notices = stored.divided(scales), [*scales_notice(scales)]
         if novel is None:
-            views = EmbeddingViews(loaded.stored)
-            notices = novel_notice(unlike_of(table, lambda rows: torch.cat(list(views.feats(rows)))))
+            views = EmbeddingViews(stored)
+            notices += novel_notice(unlike_of(table, lambda rows: torch.cat(list(views.feats(rows)))))
         sources = [embedded(loaded)]
         if test is not None:
             sources.append(embeddings_to_score(test, loaded, is_open=is_open, on_bad="report"))
@@ -251,6 +256,13 @@ def _time(table: LabelTable, situation: Situation) -> str:
     budget = Budget(n_images, n_labelled, is_stored=False, is_cpu=True, n_passes=clock.n_passes)
     planned = method.schedule(cfg, budget, ())
     return f"{name}, {model}: {clock.words(planned, method.passes(planned, budget), most=cfg.epochs)}"
+
+
+def _learned_from(table: LabelTable, problems: Sequence[Problem]) -> NDArray[np.int64]:
+    """Rows for training in which nothing is wrong."""
+    bad = [problem.row for problem in problems if problem.row is not None and problem.kind not in NOTICES]
+    rows = np.arange(len(table)) if table.split is None else table.where("train")
+    return np.setdiff1d(rows, np.array(bad, dtype=np.int64))
 
 
 def _usable(table: LabelTable, problems: Sequence[Problem]) -> LabelTable:

@@ -20,6 +20,7 @@ from labelwright.annotators.training_candidates import Guesser
 from labelwright.data.embeddings import GivenFeats
 from labelwright.data.prepare import Prepared, Source
 from labelwright.data.stored import EmbeddingViews
+from labelwright.data.table import LabelTable
 from labelwright.encoders.embed import concepts_of, embed
 from labelwright.encoders.nets import EncoderNets
 from labelwright.encoders.templates import templates_named
@@ -62,7 +63,8 @@ def prepare_job(plan: Plan, seconds: dict[str, float], approve: Callable[[Estima
     """
     settings, accelerator, prepared, encoder = plan.settings, plan.accelerator, plan.prepared, plan.encoder
     device, precision = accelerator.device, settings.precision
-    scales = _scales(prepared)
+    source = prepared.train
+    scales = None if prepared.class_feats is not None else scales_of(source.table, source.stored, source.rows)
     if scales is not None:
         prepared = _divided(prepared, scales)
     if encoder is not None and plan.views == "embeddings":
@@ -111,16 +113,18 @@ def embedded(plan: Plan) -> Prepared:
     return dataclasses.replace(prepared, train=train, test=test)
 
 
-def _scales(prepared: Prepared) -> Tensor | None:
-    """What to divide columns of the user's own embeddings by, as `column_scales` sees them on some of the rows."""
-    table, stored = prepared.train.table, prepared.train.stored
-    if not isinstance(stored, GivenFeats) or prepared.class_feats is not None:
+def scales_of(table: LabelTable, stored: Any, of: Tensor | None = None) -> Tensor | None:
+    """What to divide columns of the user's own embeddings by, as `column_scales` sees them on some of the rows.
+
+    Args: table: N rows learned from. stored: the features. of: [N] int64 rows of these; None: all.
+    """
+    if not isinstance(stored, GivenFeats):
         return None
     task = table.task()
     labels = task.labels if task.candidates is None else votes(task)
     rows = evenly_spread((labels >= 0).nonzero().flatten(), SCALED_ROWS)
     rows = torch.cat([rows, evenly_spread((labels < 0).nonzero().flatten(), SCALED_ROWS)])
-    feats = torch.cat(list(EmbeddingViews(stored, rows=prepared.train.rows).feats(rows)))
+    feats = torch.cat(list(EmbeddingViews(stored, rows=of).feats(rows)))
     return column_scales(feats, labels[rows])
 
 
@@ -140,7 +144,7 @@ def scales_notice(scales: Tensor | None) -> tuple[str, ...]:
     if scales is None:
         return ()
     low, high = (f"{float(value):.3g}" for value in (scales.min(), scales.max()))
-    return (f"the columns of the embeddings deviate by {low} to {high}: each was divided by its own deviation",)
+    return (f"the columns of the embeddings deviate by {low} to {high}: each is divided by its own deviation",)
 
 
 def _copies(prepared: Prepared) -> tuple[str, ...]:

@@ -533,33 +533,42 @@ def is_in_memory(value: Any) -> bool:
     return isinstance(value, str) and value.startswith("<") and value.endswith(" in memory>")
 
 
-def from_config(path: str | Path) -> dict[str, Any]:
+def from_config(path: str | Path, stated: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Settings kept in the config.yaml of a run, as keyword arguments of `FitSettings`.
 
-    Where a run kept another classifier than the one that its settings ask for, they are those that fit it anew.
-    Epochs that time decided come back as a number: a run that is repeated is the same on a slower machine.
+    Where a run kept another classifier than the one that its settings ask for, they are those that fit it anew, unless
+    time, epochs or another model are stated: then they are those that were asked for. Epochs that time decided come
+    back as a number: a run that is repeated is the same on a slower machine. A stated time decides them anew.
+
+    Args: stated: settings that the caller puts in place of these.
 
     Raises: DataError if it cannot be read; ConfigError for keys that are not settings.
     """
     try:
-        content = yaml_of(text_of(Path(path).expanduser()))
+        content: Any = yaml_of(text_of(Path(path).expanduser()))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error})", fix="give the config.yaml of a run") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} holds no keys and values", fix="give the config.yaml of a run")
-    content = as_kept(content)
-    resolved = content.pop("resolved", None)
-    if isinstance(resolved, dict) and resolved.get("images_per_second") and content.get("epochs") is None:
+    stated = {key: value for key, value in (stated or {}).items() if value is not None}
+    found = as_kept(content)
+    is_of_network = not stated.keys().isdisjoint(("epochs", "minutes"))
+    if is_of_network or stated.get("model", found.get("model")) != found.get("model"):
+        found = {key: value for key, value in content.items() if key != "kept"}
+    resolved = found.pop("resolved", None)
+    if isinstance(resolved, dict) and resolved.get("images_per_second") and found.get("epochs") is None:
         chosen = resolved.get("settings")  # epochs found by the clock, and now the run's own
-        content["epochs"] = chosen.get("epochs") if isinstance(chosen, dict) else None
-    if not isinstance(content.get("set", {}), dict):
-        raise ConfigError(f"{path}: set={content['set']!r} is not possible", fix="write set: {lr: 0.1}")
+        found["epochs"] = chosen.get("epochs") if isinstance(chosen, dict) else None
+    if "minutes" in stated:
+        found["epochs"] = None
+    if not isinstance(found.get("set", {}), dict):
+        raise ConfigError(f"{path}: set={found['set']!r} is not possible", fix="write set: {lr: 0.1}")
     names = [field.name for field in dataclasses.fields(FitSettings)]
-    for key, value in content.items():
+    for key, value in found.items():
         if key not in names:
             raise ConfigError(f"{path}: unknown setting {key!r}", fix=_closest(key, names))
-        content[key] = tuple(value) if isinstance(value, list) else value
-    return content
+        found[key] = tuple(value) if isinstance(value, list) else value
+    return found
 
 
 def settings_of(config: str | Path | None, given: Mapping[str, Any]) -> FitSettings:
@@ -577,7 +586,7 @@ def settings_of(config: str | Path | None, given: Mapping[str, Any]) -> FitSetti
     for key in given:
         if key not in names:
             raise ConfigError(f"unknown setting {key!r}", fix=_closest(key, names))
-    values = {**({} if config is None else from_config(config)), **given}
+    values = {**({} if config is None else from_config(config, given)), **given}
     for field in dataclasses.fields(FitSettings):
         if field.default is REQUIRED and field.name not in values:
             raise ConfigError(f"{field.name} is missing", fix=f"give it: {field.metadata['example']}")

@@ -185,7 +185,7 @@ def dots(
             f'class="whisker"/><circle cx="{cx:.1f}" cy="{cy:.1f}" r="4" class="s0"/></g>'
         )
     for (x, *_), n in zip(points, counts, strict=False):
-        parts.append(f'<text x="{at(x, 0)[0]:.1f}" y="{height - BOTTOM - 4}" class="t mid">{n:,}</text>')
+        parts.append(f'<text x="{at(x, 0)[0]:.1f}" y="{height - BOTTOM - 4}" class="t mid halo">{n:,}</text>')
     return _chart(title, finding, "".join(parts), height, words=f"{len(points)} dots: {y_title} against {x_title}.")
 
 

@@ -104,7 +104,7 @@ def test_load__one_scale_for_all_images_of_a_set_and_it_is_told(
 ) -> None:
     table = load(deep_folder(tmp_path, dtype=dtype, suffix=suffix, top=top))
     assert [int(np.asarray(table.image(row)).max()) for row in (0, 3)] == [pytest.approx(25.5, abs=0.6), 255]
-    assert [(p.kind, p.where) for p in table.problems] == [("deep_images", str(tmp_path))]
+    assert [(p.kind, p.where) for p in table.problems] == [("deep_image", str(tmp_path))]
     assert f"0 to {top:g} become black to white" in table.problems[0].detail
     dark = table.subset(np.array([0]))
     assert dark.images.decoding == table.images.decoding
@@ -124,7 +124,7 @@ def test_check_images__blank_and_several_frames_are_told_once(tmp_path: Path) ->
     cat = str(tmp_path / "cat")
     assert [(p.where, p.kind, p.row) for p in check_images(table)] == [
         (f"{cat}/1.gif", "first_frame", None),
-        (f"{cat}/0.png", "blank_images", None),
+        (f"{cat}/0.png", "blank_image", None),
     ]
     assert resolve_problems(table, check_images(table), "stop").problems == check_images(table)
 
@@ -135,8 +135,8 @@ def test_check_images__copies_are_told_and_those_under_two_labels(tmp_path: Path
         noise(8, seed=int(name[-5])).save(tmp_path / name)  # the numbers say which are the same
     cat, dog = tmp_path / "cat", tmp_path / "dog"
     assert [(p.where, p.kind, p.detail) for p in check_images(load(tmp_path), digests={})] == [
-        (str(dog / "0.png"), "copies", f"shows the same as {cat / '0.png'}; so does 1 more"),
-        (str(dog / "0.png"), "copies", f"is labelled 'dog', and its copy {cat / '0.png'} 'cat'; so does 1 more"),
+        (str(dog / "0.png"), "copy", f"shows the same as {cat / '0.png'}; so does 1 more"),
+        (str(dog / "0.png"), "copy", f"is labelled 'dog', and its copy {cat / '0.png'} 'cat'; so does 1 more"),
     ]
     assert check_images(load(dog), digests={}) == ()
 

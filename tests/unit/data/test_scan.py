@@ -96,7 +96,7 @@ def test_check_images__of_a_table_that_names_pipes_folders_and_nonsense(pets: Pa
     (pets / "table.csv").write_text("image,label\n" + "".join(f"{name},{i % 2}\n" for i, name in enumerate(names)))
     table = load(pets / "table.csv", on_bad="report")
     problems = (*table.problems, *check_images(table))
-    assert {(p.row, p.kind) for p in problems if p.kind != "blank_images"} >= {
+    assert {(p.row, p.kind) for p in problems if p.kind != "blank_image"} >= {
         (0, "unreadable_image"),
         (1, "unreadable_image"),
         (2, "missing_image"),

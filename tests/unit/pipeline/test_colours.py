@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 
 import labelwright as lw
+from labelwright import cli
 from labelwright.metrics.choice import Choice
 from labelwright.parsing import yaml_of
 from labelwright.pipeline import references
 from labelwright.pipeline.report import content_of
 from labelwright.pipeline.resolve import on_colours, resolve
 from labelwright.pipeline.review import relabelled, suggest
-from labelwright.pipeline.settings import FitSettings
+from labelwright.pipeline.settings import FitSettings, settings_of
 from labelwright.reporting import terminal
 from labelwright.reviewing.answers import ANSWERS_FILE, AnswerLog
 from labelwright.reviewing.board import Board
@@ -111,6 +112,28 @@ def test_colours__config_repeats_what_was_kept(run: Run, photos: Path, tmp_path:
     assert lw.compare(run.path, again.path).settings == {}
     assert content_of(run)["again"]["command"].startswith(f"labelwright fit {photos} --size 8 --model descriptor")
     assert content_of(run)["next"][0]["title"] != "Start from what is known of images"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--seed", "1"], ("descriptor", None, None)),
+        (["--model", "descriptor"], ("descriptor", None, None)),
+        (["--minutes", "20"], ("auto", None, 20.0)),  # a network, for as long, and not for the epochs of the run
+        (["--epochs", "7"], ("auto", 7, None)),
+        (["--model", "resnet18"], ("resnet18", 2, None)),
+    ],
+)
+def test_colours__what_is_stated_of_the_network_trains_it_again(
+    run: Run, tmp_path: Path, words: list[str], expected: tuple[str, int | None, float | None]
+) -> None:
+    _, values = cli.parse(["fit", "--config", str(run.path / "config.yaml"), "--out", str(tmp_path / "x"), *words])
+    assert (values["model"], values["epochs"], values["minutes"]) == expected
+    assert values["method"] == "auto"
+    assert values["size"] == 8
+    key = words[0].removeprefix("--")
+    same = settings_of(run.path / "config.yaml", {key: values[key], "out": str(tmp_path / "x")})
+    assert (same.model, same.epochs, same.minutes) == expected
 
 
 def test_colours__report_says_what_is_kept_and_how_to_get_the_other(run: Run) -> None:

@@ -262,7 +262,7 @@ def test_fit__columns_in_units_of_their_own__as_on_one_scale(tmp_path: Path) -> 
         for of in ("", "-units")
     )
     assert not any("deviate" in warning for warning in plain.summary["warnings"])
-    assert any("each was divided by its own deviation" in warning for warning in own.summary["warnings"])
+    assert any("each is divided by its own deviation" in warning for warning in own.summary["warnings"])
     assert own.summary["test"]["accuracy"] > plain.summary["test"]["accuracy"] - 0.05
     again = lw.evaluate(own.path, tmp_path / "test-units.npz")
     assert again["accuracy"] == pytest.approx(own.summary["test"]["accuracy"])

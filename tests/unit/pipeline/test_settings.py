@@ -38,6 +38,7 @@ from pictures import write_folders
 
 NAMES = ("zero", "two", "five", "six")
 CLIP = "labelwright/digits-clip"
+MADE_AGAIN = r"Make it again</summary>\s*<div class=\"cmd\"><code>(labelwright fit .*?)</code>"
 SHORT = ("--evaluations", "0", "--device", "cpu", "--epochs", "1")
 
 
@@ -156,6 +157,15 @@ def test_config__refused(text: str, error: type[Exception], words: str, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+def test_config__a_stated_time_decides_the_epochs_anew(tmp_path: Path) -> None:
+    text = "data: a\nminutes: 5\nresolved: {images_per_second: 3, settings: {epochs: 40}}"
+    (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
+    again = settings_of(tmp_path / "config.yaml", {"out": "again"})
+    assert (again.epochs, again.minutes) == (40, 5)
+    longer = settings_of(tmp_path / "config.yaml", {"out": "again", "minutes": 60})
+    assert (longer.epochs, longer.minutes) == (None, 60)
+
+
 def test_config__a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "config.yaml")
     with pytest.raises(DataError, match="it is not a file"):
@@ -264,7 +274,7 @@ def test_command_of_the_report__data_that_were_a_list(tmp_path: Path, monkeypatc
     ]
     first = lw.fit(tables, out="run", size=8, epochs=1, device="cpu", evaluations=0, set=("batch_size=8",))
     page = first.report.read_text(encoding="utf-8")
-    (command,) = re.findall(r"Make it again</summary>\s*<div class=\"cmd\"><code>(labelwright fit .*?)</code>", page)
+    (command,) = re.findall(MADE_AGAIN, re.sub(r"</?span[^>]*>", "", page))
     assert cli.run(shlex.split(html.unescape(command))[1:]) == 0
     again = lw.Run("run-again")
     assert first.labels is not None
@@ -282,7 +292,7 @@ def test_command_of_the_report_makes_the_run_again(
     typed = ["fit", *words_of(situation, digits, tmp_path), *SHORT, "--out", "run"]
     assert cli.run(typed) == 0
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    (command,) = re.findall(r"Make it again</summary>\s*<div class=\"cmd\"><code>(labelwright fit .*?)</code>", page)
+    (command,) = re.findall(MADE_AGAIN, re.sub(r"</?span[^>]*>", "", page))
     program, *words = shlex.split(html.unescape(command))
     assert (program, words[-2:]) == ("labelwright", ["--out", "run-again"])
     assert cli.run(words) == 0
