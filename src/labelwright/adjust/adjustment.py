@@ -53,7 +53,7 @@ def adjusted_logits(logits: Tensor, labels: Tensor, adjustment: Adjustment) -> T
     Returns: [B, C] float.
 
     Raises:
-      DataError: a tensor of the adjustment is not one number per class, or per pair of classes.
+      DataError: a tensor of the adjustment is not one number per class, or per pair of classes, or on another device.
 
     Example: 2 * [1, 2] + [0.5, 0], then 1 off the label's, then [0, 3] for rows with label 1.
       >>> vectors = [torch.tensor(v) for v in ([2.0, 2.0], [0.5, 0.0], [0.0, -1.0])]
@@ -68,6 +68,11 @@ def adjusted_logits(logits: Tensor, labels: Tensor, adjustment: Adjustment) -> T
             per = "one entry per class" if wanted == 1 else "one row and one column per class"
             raise DataError(
                 f"{name} has shape {list(tensor.shape)} for {n_classes} classes", fix=f"pass {name} with {per}"
+            )
+        if tensor is not None and tensor.device != logits.device:
+            raise DataError(
+                f"{name} of the adjustment is on {tensor.device}, the logits on {logits.device}",
+                fix="make it from counts that are there: counts.to(logits.device)",
             )
     if adjustment.multiplier is not None:
         logits = logits * adjustment.multiplier

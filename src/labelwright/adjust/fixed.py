@@ -3,7 +3,7 @@
 A class without images (count 0) has no prior, yet its logit is in every softmax. Priors count it as half an image, so
 that logarithms and powers stay finite and it ranks below a class with one image; weights and margins, which only ever
 act on rows *of* that class, are given a finite value that no row uses. Everywhere counts are [C] int or float >= 0,
-images per class, at least one of them > 0; they may be fractional (soft counts).
+images per class, at least one of them > 0; they may be fractional (soft counts). Lists and arrays count as tensors.
 
 Raises DataError where counts are negative, not [C] or all zero, ConfigError where a knob is out of range.
 """
@@ -58,7 +58,8 @@ def effective_number_weights(counts: Tensor, *, beta: float) -> Tensor:
     """
     if not 0 <= beta < 1:
         raise ConfigError(f"beta={beta} is outside [0, 1)", fix="use a value such as 0.999 or 0.9999")
-    filled, present = _filled(counts), counts > 0
+    filled = _filled(counts)
+    present = torch.as_tensor(counts) > 0
     if beta == 0:
         return torch.ones_like(filled)
     effective = -torch.expm1(filled.double() * torch.tensor(beta, dtype=torch.float64).log()) / (1 - beta)
@@ -140,7 +141,7 @@ def ldam(counts: Tensor, *, max_margin: float = 0.5, scale: float = 30.0) -> Adj
     if not scale > 0:
         raise ConfigError(f"scale={scale} is not positive", fix="it multiplies the logits: use a value > 0, 30 in LDAM")
     filled = _filled(counts)
-    margins = (filled / filled[counts > 0].min()).clamp_min(1.0) ** -0.25 * max_margin
+    margins = (filled / filled[torch.as_tensor(counts) > 0].min()).clamp_min(1.0) ** -0.25 * max_margin
     return Adjustment(multiplier=torch.full_like(margins, scale), target_margin=-scale * margins)
 
 
@@ -208,6 +209,7 @@ def subtract_log_prior(logits: Tensor, log_prior: Tensor, *, strength: float = 1
 
 def _filled(counts: Tensor) -> Tensor:
     """Counts as floats, 0 replaced by half an image; refuses what are not counts."""
+    counts = torch.as_tensor(counts)
     if counts.dim() != 1 or counts.numel() == 0:
         raise DataError(f"counts have shape {list(counts.shape)}, not [C]", fix="pass images per class")
     if not bool((counts >= 0).all()):

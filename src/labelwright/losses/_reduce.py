@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -83,15 +83,15 @@ def reduce_loss(
     return weighted.sum() / torch.where(total > 0, total, torch.ones_like(total))
 
 
-def check_rows(rows: Tensor, what: Literal["logits", "features"] = "logits", /, **per_row: Tensor | None) -> None:
-    """Refuse tensors that do not have one entry per row; names what does not fit.
+def check_rows(rows: Tensor, what: Literal["logits", "features"] = "logits", /, **per_row: Any) -> None:
+    """Refuse what is no tensor with one entry per row on the same device, and labels that are fractions; names it.
 
     Args:
       rows: [B, C] logits or [B, D] features.
       **per_row: name -> tensor that must be [B], or None.
 
     Raises:
-      DataError: ``rows`` has not two dimensions, or a tensor is not [B].
+      DataError: ``rows`` has not two dimensions, or a tensor is not [B], not there, or no tensor.
 
     Example:
       >>> check_rows(torch.zeros(2, 3), labels=torch.tensor([0, 1]), weights=None)
@@ -100,11 +100,21 @@ def check_rows(rows: Tensor, what: Literal["logits", "features"] = "logits", /, 
         wanted = "[B, C]" if what == "logits" else "[B, D]"
         raise DataError(f"{what} have shape {list(rows.shape)}, not {wanted}", fix="pass one row per image")
     for name, tensor in per_row.items():
-        if tensor is not None and tensor.shape != rows.shape[:1]:
+        if tensor is None:
+            continue
+        if not isinstance(tensor, Tensor):
+            raise DataError(f"{name} is a {type(tensor).__name__}, no tensor", fix=f"pass torch.as_tensor({name})")
+        if tensor.shape != rows.shape[:1]:
             raise DataError(
                 f"{name} has shape {list(tensor.shape)} for {what} {list(rows.shape)}",
                 fix=f"pass {name} with one entry per row",
             )
+        if tensor.device != rows.device:
+            raise DataError(
+                f"{name} is on {tensor.device}, {what} on {rows.device}", fix=f"pass {name}.to({what}.device)"
+            )
+        if name == "labels" and tensor.is_floating_point():
+            raise DataError(f"labels are {tensor.dtype}, not whole numbers", fix="pass labels.long()")
 
 
 def check_targets(logits: Tensor, targets: Tensor) -> None:

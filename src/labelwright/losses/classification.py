@@ -210,6 +210,7 @@ def influence_balanced(
 def _row_weights(weights: Tensor | None, class_weight: Tensor | None, labels: Tensor, logits: Tensor) -> Tensor | None:
     if class_weight is None:
         return weights
+    class_weight = torch.as_tensor(class_weight)  # a list or an array will do
     if tuple(class_weight.shape) != (logits.shape[1],):
         raise DataError(
             f"class_weight has shape {list(class_weight.shape)} for {logits.shape[1]} classes",

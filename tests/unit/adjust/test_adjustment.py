@@ -74,3 +74,12 @@ def test_adjusted_cross_entropy__a_row_left_out_may_hold_anything() -> None:
     kept = [0, 2, 3]
     found = adjusted_cross_entropy(logits, labels, drawn(5)).item()
     assert found == pytest.approx(adjusted_cross_entropy(LOGITS[kept], LABELS[kept], drawn(5)).item(), rel=1e-14)
+
+
+def test_adjusted_logits__another_device_is_named() -> None:
+    with pytest.raises(DataError, match="offset of the adjustment is on cpu, the logits on meta"):
+        adjusted_logits(
+            torch.zeros(1, 2, device="meta"),
+            torch.zeros(1, dtype=torch.long, device="meta"),
+            Adjustment(offset=torch.zeros(2)),
+        )

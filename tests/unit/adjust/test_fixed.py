@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -143,3 +144,12 @@ def test_prior__refuses(counts, text):
 def test_knobs__out_of_range(call, text):
     with pytest.raises(ConfigError, match=text):
         call(torch.tensor([1.0, 2.0]))
+
+
+def test_counts__may_be_a_list_or_an_array() -> None:
+    counts = torch.tensor([8, 2, 0])
+    for given in ([8, 2, 0], np.array([8, 2, 0])):
+        assert torch.equal(fixed.ldam(given).target_margin, fixed.ldam(counts).target_margin)
+        assert torch.equal(fixed.logit_adjustment(given).offset, fixed.logit_adjustment(counts).offset)
+        weights = fixed.effective_number_weights(counts, beta=0.9)
+        assert torch.equal(fixed.effective_number_weights(given, beta=0.9), weights)

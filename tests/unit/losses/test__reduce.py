@@ -1,9 +1,11 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from labelwright.losses._reduce import blank_rows, kept_rows, reduce_loss
+from labelwright.errors import DataError
+from labelwright.losses._reduce import blank_rows, check_rows, kept_rows, reduce_loss
 
 
 def test_blank_rows__any_shape_and_dtype():
@@ -46,3 +48,18 @@ def test_reduce_loss__zero_loss_still_counts():
 
 def test_reduce_loss__empty_batch():
     assert reduce_loss(torch.zeros(0)).item() == 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 1], "labels is a list, no tensor"),
+        (np.array([0, 1]), "labels is a ndarray, no tensor"),
+        (torch.tensor([0.0, 1.0]), "labels are torch.float32, not whole numbers"),
+        (torch.zeros(2, dtype=torch.long, device="meta"), "labels is on meta, logits on cpu"),
+    ],
+)
+def test_check_rows__names_labels_of_another_kind_or_device(labels: object, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        check_rows(torch.zeros(2, 3), labels=labels)
+    check_rows(torch.zeros(2, 3), labels=torch.tensor([0, 1], dtype=torch.uint8))
