@@ -209,6 +209,7 @@ class Run:
         if not (self.path / "summary.json").is_file():
             inside = sorted(path.parent for path in self.path.glob("*/summary.json"))
             hint = f"; {inside[-1]} is one" if inside else ""
+            hint += "; this one goes on with the same fit and --resume" if (self.path / "config.yaml").is_file() else ""
             raise DataError(f"no summary.json in {self.path}", fix=f"give the folder of a finished run{hint}")
         return self.read("summary.json")
 

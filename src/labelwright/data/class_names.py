@@ -18,7 +18,10 @@ from labelwright.errors import ConfigError, DataError, Problem
 from labelwright.parsing import text_of
 from labelwright.types import Candidates
 
-NO_CLASSES = frozenset({"misc", "temp", "tmp", "to sort", "unassigned", "uncategorized", "unclassified", "unsorted"})
+NO_CLASSES = frozenset(
+    {"?", "??", "???", "misc", "not sure", "temp", "tmp", "to sort", "unassigned", "uncategorized", "unclassified"}
+    | {"undefined", "unknown", "unsorted", "unsure"}
+)
 _NAMED = 5  # classes that one message lists
 _LONG = re.compile(r"[^\W\d_]{4,}")  # words in which a slip of a letter shows; "grade a" and "grade b" are two
 
@@ -155,7 +158,15 @@ def odd_names(class_names: tuple[str, ...], labels: NDArray[np.int32], *, is_sai
         (twins, "differ in upper and lower case or blanks alone: if they are one class, write one name"),
         (slips, f"{'is' if len(slips) == 1 else 'are'} perhaps misspelled: then mend it in the data"),
         (list(map(repr, single)), f"{'has' if len(single) == 1 else 'have'} a single labelled image"),
-        (list(map(repr, unsorted)), "read as a class; images without one go into a folder called unlabelled"),
+        (
+            list(map(repr, unsorted)),
+            f"{'is' if len(unsorted) == 1 else 'are'} read as a class; images without one go into a folder called "
+            "unlabelled, or have an empty label in a table",
+        ),
+        (
+            [repr(name) for name in class_names if is_said and name.startswith(("# ", "//"))],
+            "read as a class, too: the file of the names knows no comments",
+        ),
     ):
         if found:
             more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""

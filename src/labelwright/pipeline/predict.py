@@ -83,7 +83,7 @@ def load_model(path: str | Path, *, device: str = "auto", precision: str = "auto
     Example:
       >>> load_model("no-run")
       Traceback (most recent call last):
-      labelwright.errors.DataError: no model in no-run ([Errno 2] No such file or directory: 'no-run/config.json')
+      labelwright.errors.DataError: no model in no-run: there is no such folder
         fix: give the run folder of a finished fit
     """
     return Model(read_model(Path(path).expanduser(), device=accelerator_for(device).device), device, precision)

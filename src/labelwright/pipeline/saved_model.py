@@ -211,7 +211,12 @@ def load_model(folder: Path, *, device: torch.device) -> SavedModel:
         folder = folder / "model" if (folder / "model").is_dir() else folder
         config, tensors, strangers, votes = _read(folder)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise DataError(f"no model in {folder} ({error})", fix="give the run folder of a finished fit") from error
+        why, fix = f" ({error})", "give the run folder of a finished fit"
+        if not folder.exists():
+            why = ": there is no such folder"
+        elif (folder / "config.yaml").is_file() and not (folder / "model").exists():
+            why, fix = ": the run has not finished", "continue it: the same fit with --resume"
+        raise DataError(f"no model in {folder}{why}", fix=fix) from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         config = config if isinstance(config, dict) else {}
         raise DataError(f"{folder}/config.json has format {config.get('format')}", fix="use the version that wrote it")

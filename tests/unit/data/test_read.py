@@ -575,3 +575,14 @@ def test_table__a_column_that_is_not_there_is_fixed_by_what_was_meant(
     with pytest.raises(DataError) as raised:
         load(write_csv(photos, f"{header}\n0.png,{'x,' * (header.count(',') - 1)}y\n"), columns=columns)
     assert fix in raised.value.fix
+
+
+def test_names__that_are_no_class_are_mentioned(photos: Path) -> None:
+    table = load(write_csv(photos, "image,label\n0.png,ant\n1.png,unknown\n2.png,?\n3.png,owl\n"))
+    found = [problem.detail for problem in table.problems if problem.kind == "odd_class"]
+    assert found[0].startswith("'?', 'unknown' are read as a class")
+    (photos / "names.txt").write_text("# my classes\nant\n\nowl\n")
+    table = load(write_csv(photos, "image,label\n0.png,ant\n1.png,owl\n2.png,\n"), classes=photos / "names.txt")
+    assert "'# my classes' read as a class, too: the file of the names knows no comments" in [
+        problem.detail for problem in table.problems if problem.kind == "odd_class"
+    ]

@@ -20,6 +20,7 @@ from labelwright.encoders.heads import MlpHead
 from labelwright.encoders.saved import saved_backbone
 from labelwright.errors import DataError
 from labelwright.pipeline.saved_model import answers_for, load_model, save_model
+from labelwright.run_folder import Run
 
 CPU = torch.device("cpu")
 VIEW = ViewSettings(flip=False, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), crop="pad")
@@ -94,6 +95,19 @@ def test_load_model__refuses_what_is_not_whole(name: str, change: object, said: 
     change(tmp_path / "model" / name)
     with pytest.raises(DataError, match=said):
         load_model(tmp_path / "model", device=CPU)
+
+
+def test_load_model__a_run_that_has_not_finished_goes_on(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no such folder"):
+        load_model(tmp_path / "run", device=CPU)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").touch()
+    with pytest.raises(DataError, match="has not finished") as raised:
+        load_model(tmp_path / "run", device=CPU)
+    assert "--resume" in raised.value.fix
+    with pytest.raises(DataError, match=r"no summary\.json in") as raised:
+        Run(tmp_path / "run").summary  # noqa: B018
+    assert "--resume" in raised.value.fix
 
 
 def asked(folder: Path, data: Path) -> list[int]:
