@@ -55,7 +55,8 @@ def _copies(table: LabelTable, digests: Mapping[int, bytes]) -> list[Problem]:
     first, labelled = dict[bytes, int](), dict[bytes, int]()
     pairs, contrary = list[tuple[int, int]](), list[tuple[int, int]]()
     for row in sorted(digests):
-        if (seen := first.setdefault(digests[row], row)) != row:
+        seen = first.setdefault(digests[row], row)
+        if seen != row and table.images.where(row) != table.images.where(seen):  # a file named twice is no copy
             pairs.append((row, seen))
         if table.labels[row] < 0:
             continue

@@ -150,10 +150,11 @@ def inspect(
                 scored = replace(scored, problems=checks.each_once([*scored.problems, *damaged]))
             same = _numbers(digests, [len(table), 0 if scored is None else len(scored)])
     notices += _of_test(table, scored, same, noun)
-    situation = detect(_usable(table, problems), novel=novel)
+    kept = _usable(table, problems)
+    situation = detect(kept, novel=novel)
     runs, needs = situation.method(has_text=has_text), ""
     found = at_hand.at_hand() if noun == "images" else None
-    if noun == "images" and found is None and (found := without_network(table, novel=novel)) is not None:
+    if noun == "images" and found is None and (found := without_network(kept, novel=novel)) is not None:
         notices.append(f"no pretrained network is on this machine; {at_hand.PRETRAINED_HELPS}")
     if found is not None and not found.reads_names and not METHODS[situation.method(has_text=False)].requires.text:
         runs = situation.method(has_text=False)
@@ -161,7 +162,7 @@ def inspect(
     requires = METHODS[runs].requires
     instead = METHODS[runs].on_embeddings
     if instead is not None and (noun == "embeddings" or (found is not None and is_cpu)):
-        runs = instead(table)
+        runs = instead(kept)
     if found is not None and (found.reads_names or not requires.text):
         needs = f"on {'features of ' if is_cpu else ''}{found.name}, {found.where}"
     elif requires.candidates:
@@ -177,7 +178,7 @@ def inspect(
         if (other := situation.method(has_text=False, has_features=False)) != runs:
             needs += f", and without any {other}"
     if noun == "images" and check_images and not (needs and found is not None and is_cpu):
-        time = _time(_usable(table, problems), situation)
+        time = _time(kept, situation)
         if time and found is None:
             notices.append(f"no pretrained network is on this machine; {at_hand.PRETRAINED_HELPS}")
     refused = None

@@ -236,3 +236,17 @@ def test_inspect__names_the_model_at_hand_and_how_long_without(tmp_path: Path, m
     assert bare.time.startswith(f"{bare.runs}, resnet32: about ")
     assert "of training on this machine" in bare.time
     assert lw.inspect(photos, check_images=False).time == ""
+
+
+def test_inspect__rows_that_fit_would_leave_out_do_not_choose_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = write_folders(tmp_path / "photos")
+    names = [path.relative_to(tmp_path).as_posix() for path in sorted(photos.glob("*/*"))]
+    rows = "".join(f"{name},{name.split('/')[1]}\n" for name in names)
+    (tmp_path / "t.csv").write_text("image,label\n" + 2 * rows, encoding="utf-8")  # every image twice
+    monkeypatch.setattr(at_hand, "at_hand", lambda: None)
+    monkeypatch.setattr(descriptor, "FEW_IMAGES", len(names))
+    found = lw.inspect(tmp_path / "t.csv")
+    assert found.needs == "on features of descriptor, colours and edges"
+    assert "copies" not in [problem.kind for problem in found.problems]  # of the same file
