@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from numpy.typing import NDArray
 
 import labelwright
 from labelwright.arguments import check_arguments
@@ -63,8 +64,8 @@ def export(
 
     Returns: ``out``. Images that lie in files are copied into fiftyone, yolo-folder, imagefolder and datasets; the
       other formats name them by their path, and embedded ones are written into ``images/`` there. Images of no class
-      (``decision`` is "unknown") have no label there, and are left out of CLASS_FOLDERS; a line on standard error says
-      how many. Only csv has the class that is nearest, beside the decision.
+      (``decision`` is "unknown") have no label there, the class that is nearest as their runner-up in csv, and are left
+      out of CLASS_FOLDERS; a line on standard error says how many.
 
     Raises: ConfigError or DataError, with nothing written; LabelwrightError if an ONNX file gives other probabilities
       than the model.
@@ -74,13 +75,14 @@ def export(
     of_run = Run(run).config.get("data") if (Path(run) / "config.yaml").is_file() else None
     target = new_output(out, SUFFIX.get(format, ""), data=of_run if data is None else data)
     saved = load_model(Path(run), device=torch.device("cpu"))
-    if format == "csv":
-        target.parent.mkdir(parents=True, exist_ok=True)
-        found = _labels(Run(run), saved, accepted=accepted)
-        write_csv(found, target)
-        _say_strangers(int(of_no_class(found).sum()), "the column label has the class that is nearest")
-    elif format in LABEL_WRITERS:
-        _write_labels(Run(run), saved, target, format, data=data, accepted=accepted)
+    if format == "csv" or format in LABEL_WRITERS:
+        rows = _labels(Run(run), saved, accepted=accepted)
+        strange, in_folders = of_no_class(rows), format in CLASS_FOLDERS
+        rows = rows.filter(pa.array(~strange)) if in_folders else _without_labels(rows, strange)
+        _write_labels(Run(run), rows, saved, target, format, data=data)
+        if n := int(strange.sum()):
+            how = "left out" if in_folders else "written without a label"
+            say(f"{counted(n, 'image')} of no class (decision: unknown): {how}")
     elif format == "hub":
         with whole_folder(target) as building:
             _write_hub(Path(run) / "model", building)
@@ -153,23 +155,14 @@ def _write_hub(folder: Path, building: Path) -> None:
 # ---- labels ---------------------------------------------------------------------------------------------------------
 
 
-def _write_labels(run: Run, saved: SavedModel, target: Path, format: str, *, data: Any, accepted: bool) -> None:
-    found = _labels(run, saved, accepted=accepted)
-    strange = of_no_class(found)
-    if format in CLASS_FOLDERS:
-        found = found.filter(pa.array(~strange))
-    else:
-        labels = pc.if_else(pa.array(strange), pa.scalar(None, pa.string()), found["label"])
-        found = found.set_column(found.schema.get_field_index("label"), "label", labels)
-    table = _images_of(run, found["id"].to_pylist(), data)
+def _write_labels(run: Run, rows: pa.Table, saved: SavedModel, target: Path, format: str, *, data: Any) -> None:
+    if format == "csv":
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_csv(rows, target)
+        return
+    table = _images_of(run, rows["id"].to_pylist(), data)
     with whole_folder(target) as building:
-        LABEL_WRITERS[format](found, table, saved.class_names, building, target)
-    _say_strangers(int(strange.sum()), "left out" if format in CLASS_FOLDERS else "written without a label")
-
-
-def _say_strangers(n: int, how: str) -> None:
-    if n:
-        say(f"{counted(n, 'image')} of no class (decision: unknown): {how}")
+        LABEL_WRITERS[format](rows, table, saved.class_names, building, target)
 
 
 def _labels(run: Run, saved: SavedModel, *, accepted: bool) -> pa.Table:
@@ -186,6 +179,15 @@ def _labels(run: Run, saved: SavedModel, *, accepted: bool) -> pa.Table:
                 f"no label of {run.path} is accepted", fix="say what share may be wrong, as in fit --error 0.05"
             )
     return found
+
+
+def _without_labels(rows: pa.Table, which: NDArray[np.bool_]) -> pa.Table:
+    """Rows of labels, some [N] of them without their label, which becomes their runner-up."""
+    nearest, none = rows["label"], pa.nulls(len(rows), pa.string())
+    rows = rows.set_column(
+        rows.schema.get_field_index("runner_up"), "runner_up", pc.if_else(which, nearest, rows["runner_up"])
+    )
+    return rows.set_column(rows.schema.get_field_index("label"), "label", pc.if_else(which, none, nearest))
 
 
 def _images_of(run: Run, ids: Sequence[str], data: Any) -> LabelTable:

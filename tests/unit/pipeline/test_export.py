@@ -337,15 +337,17 @@ def test_labels__images_of_no_class_get_none(
         assert [task["data"]["decision"] for task in tasks[1:3]] == ["unknown"] * 2
 
 
-def test_csv__images_of_no_class_have_the_nearest_class_and_the_decision(
+def test_csv__images_of_no_class_have_the_nearest_class_as_runner_up(
     run: Path, rows: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy, changed = with_strangers(run, rows, tmp_path)
     lw.export(copy, format="csv", out=tmp_path / "labels.csv")
-    assert "2 images of no class (decision: unknown): the column label has" in capsys.readouterr().err
+    assert capsys.readouterr().err == "2 images of no class (decision: unknown): written without a label\n"
     with (tmp_path / "labels.csv").open(newline="", encoding="utf-8") as file:
-        found = [(row["label"], row["decision"]) for row in csv.DictReader(file)]
-    assert found == [(row["label"], row["decision"]) for row in changed]
+        found = [(row["label"], row["runner_up"]) for row in csv.DictReader(file)]
+    expected = [(row["label"], row["runner_up"]) for row in changed]
+    expected[1:3] = [("", "bee"), ("", "ant")]
+    assert found == expected
 
 
 def test_label_studio__addresses_of_names_with_signs_lead_to_the_files(tmp_path: Path) -> None:
