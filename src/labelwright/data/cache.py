@@ -26,7 +26,7 @@ from torch import Tensor
 from labelwright import checksums
 from labelwright.data.checks import decoding_threads, each_image
 from labelwright.data.images import FULL_SIZE
-from labelwright.data.table import LabelTable
+from labelwright.data.table import PROBLEM_KINDS, LabelTable
 from labelwright.errors import ConfigError, DataError, DiskError, Problem
 from labelwright.parsing import json_of
 from labelwright.replacing import replacing
@@ -191,7 +191,8 @@ def _open(path: Path, notes: Path, key: dict[str, Any], *, is_new: bool = False)
     except (FileNotFoundError, ValueError, KeyError, TypeError, EOFError):
         return None
     shape = (key["n_rows"], key["size_px"], key["size_px"], 3)
-    if written.get("key") != key or pixels.shape != shape or pixels.dtype != np.uint8:
+    are_known = all(problem.kind in PROBLEM_KINDS for problem in problems)  # or another version named them
+    if written.get("key") != key or pixels.shape != shape or pixels.dtype != np.uint8 or not are_known:
         return None
     if not is_new and "sums" in written and (what := checksums.fault(path, written["sums"])):
         say(f"decoded images {path}: the file {what}; they are made anew")

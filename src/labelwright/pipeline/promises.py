@@ -124,7 +124,8 @@ def verify_sample(
     except LabelwrightError as error:
         if data is not None:
             raise
-        note = f"{error.message} ({error.fix}); the column `id` says which image it is"
+        fix = "if they moved, say where with --data" if error.fix == "check the path" else error.fix
+        note = f"{error.message} ({fix}); the column `id` says which image it is"
         note += ": its row from 0, where the data have no ids" if is_in_memory(folder.config.get("data")) else ""
     if data is not None and not any(paths):
         raise DataError("none of the images that were drawn is in these data", fix="give what the run learned from")

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from labelwright.annotators.reliability import reliability_lines
 from labelwright.data.checks import format_problems
+from labelwright.data.prepare import is_embeddings
 from labelwright.data.table import NOTICES
 from labelwright.errors import DataError, Problem
 from labelwright.reporting.lines import annotated_lines, folded_warnings, lines_of_run, novel_lines, skipped_lines
@@ -308,7 +309,10 @@ def _print_to_verify(found: Any, values: Mapping[str, Any]) -> None:
         _say(f"notice: {found.note}")
     _say("fill in the column verified with the true class, or none where it is of no class; then")
     run, out, share = shlex.quote(str(values["run"])), "accepted.csv", f"{values['error']:g}"
-    if (data := Run(values["run"]).config.get("data")) and not str(data).startswith("<"):
+    data = Run(values["run"]).config.get("data")
+    if values["data"] is not None and not is_embeddings(data):  # where the images are now
+        data = values["data"]
+    if data and not str(data).startswith("<"):
         words = shlex.join([str(data), "--error", share, "--verified", str(found.path), "--out", out])
         screen().print(f"  labelwright label {run} {words}", soft_wrap=True)  # to be copied whole
         return

@@ -94,6 +94,13 @@ def test_build_cache__holds_every_image_in_row_order(table: LabelTable, tmp_path
     assert np.array_equal(built.read(torch.arange(6)).numpy(), expected)
 
 
+def test_build_cache__problems_as_another_version_named_them_are_found_anew(broken: LabelTable, tmp_path: Path) -> None:
+    first = build_cache(broken, size_px=8, folder=tmp_path)
+    (notes,) = tmp_path.glob("*.json")
+    notes.write_text(notes.read_text().replace("unreadable_image", "unreadable_images"))
+    assert build_cache(broken, size_px=8, folder=tmp_path).problems == first.problems
+
+
 def test_build_cache__second_call_decodes_nothing_and_reports_the_same_problems(
     broken: LabelTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

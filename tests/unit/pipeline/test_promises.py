@@ -226,7 +226,9 @@ def test_verify_sample__on_the_command_line(
     assert not (tmp_path / "w.csv").exists()
 
 
-def test_verify_sample__of_images_that_are_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_sample__of_images_that_are_no_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Images in memory and inside a Parquet file: pictures that a person can open lie beside the sheet."""
     monkeypatch.chdir(tmp_path)
     shades = [Image.new("L", (8, 8), 100 * (i % 2) + i) for i in range(24)]
@@ -252,6 +254,11 @@ def test_verify_sample__of_images_that_are_no_files(tmp_path: Path, monkeypatch:
             with Image.open(row["path"]) as picture:
                 assert picture.size == (128, 128)
                 assert picture.convert("L").getpixel((0, 0)) == 100 * (int(row["id"]) % 2) + int(row["id"])
+    Path("shades.parquet").rename("moved.parquet")
+    assert "shades.parquet (if they moved, say where with --data)" in verify_sample("stored", n=5, out="gone.csv").note
+    capsys.readouterr()
+    assert cli.run(["verify-sample", "stored", "--n", "5", "--data", "moved.parquet", "--out", "moved.csv"]) == 0
+    assert "labelwright label stored moved.parquet" in capsys.readouterr().out
     Path("again-images").mkdir()
     with pytest.raises(ConfigError, match="again-images exists"):
         verify_sample("memory", data=data, n=5, out="again.csv")
