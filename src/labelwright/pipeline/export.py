@@ -67,7 +67,7 @@ def export(
       (``decision`` is "unknown") have no label there, the class that is nearest as their runner-up in csv, and are left
       out of CLASS_FOLDERS; a line on standard error says how many.
 
-    Raises: ConfigError or DataError, with nothing written; LabelwrightError if an ONNX file gives other probabilities
+    Raises: ConfigError or DataError, with nothing written; LabelwrightError if an ONNX file gives other values
       than the model.
     """
     if format not in get_args(Format):

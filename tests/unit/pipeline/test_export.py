@@ -128,6 +128,23 @@ def test_onnx__colours_and_edges_of_photographs_with_flat_areas(tmp_path: Path) 
     assert found == pytest.approx(own, abs=1e-4)
 
 
+def test_onnx__strangeness_among_images_that_look_alike(tmp_path: Path) -> None:
+    """In two columns nearest neighbours are as near as numbers can tell, and ranks of them move."""
+    draw, radius = np.random.default_rng(0), np.repeat([1, 2.5], 200)
+    angle = draw.uniform(0, 2 * np.pi, 400)
+    feats = np.c_[radius * np.cos(angle), radius * np.sin(angle)] + draw.normal(0, 0.1, (400, 2))
+    np.savez(tmp_path / "rings.npz", embeddings=feats.astype(np.float32), labels=np.repeat(["in", "out"], 200))
+    run = lw.fit(tmp_path / "rings.npz", out=tmp_path / "run", device="cpu")
+    assert run.summary["answer"]["name"] == "kernel"
+    probs, label, trust, strangeness = ask(lw.export(run.path, out=tmp_path / "m.onnx"), feats.astype(np.float32))
+    rows = lw.label(run.path, tmp_path / "rings.npz", device="cpu").to_pylist()
+    assert [("in", "out")[c] for c in label] == [row["label"] for row in rows]
+    usual = strangeness < 0.9
+    assert trust[usual] == pytest.approx(np.array([row["trust"] for row in rows])[usual], abs=1e-4)
+    assert strangeness == pytest.approx([row["strangeness"] for row in rows], abs=0.01)
+    assert probs.shape == (400, 2)
+
+
 def test_onnx__a_file_that_gives_nan_is_not_kept(tmp_path: Path) -> None:
     class Edges(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -135,7 +152,7 @@ def test_onnx__a_file_that_gives_nan_is_not_kept(tmp_path: Path) -> None:
             return length / (length + 1e-12)
 
     served = Served(Edges(), 3, trust_of=lambda p, x: p.amax(1), mean=(0.5,) * 3, std=(0.25,) * 3).eval()
-    with pytest.raises(LabelwrightError, match="by up to nan"):
+    with pytest.raises(LabelwrightError, match="probabilities by up to nan, trust by up to nan"):
         write_onnx(served, tmp_path / "m.onnx", size_px=16, n_features=0, metadata={})
 
 
@@ -201,7 +218,7 @@ def test_onnx__a_file_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pyte
     served = [Served(nn.Linear(3, 3), 3, trust_of=lambda p, x: p.amax(1)).eval() for _ in range(2)]
     other = onnx_file._converted(served[1], torch.zeros(2, 3))
     monkeypatch.setattr(onnx_file, "_converted", lambda served, example: other)
-    with pytest.raises(LabelwrightError, match="other probabilities"):
+    with pytest.raises(LabelwrightError, match="other values than the model, probabilities by up to"):
         write_onnx(served[0], tmp_path / "m.onnx", size_px=0, n_features=3, metadata={})
     assert list(tmp_path.iterdir()) == []
     assert write_onnx(served[1], tmp_path / "m.onnx", size_px=0, n_features=3, metadata={}) <= 1e-6
