@@ -1,14 +1,14 @@
 """Methods on embeddings as scikit-learn classifiers: `fit`, `predict`, `predict_proba`, pipelines, cross-validation.
 
 Each runs the closed-form or convex part of the recipe of the same name: nothing is trained by gradient steps, and what
-comes out is a head on the features. Unlabelled rows are labelled -1 in integer labels, None or "" in others, or are
-passed as ``X_unlabelled``; integer labels -1 and one other are two classes, as scikit-learn has them.
+comes out is a head on the features. Unlabelled rows are labelled -1 in integer labels, None or "" in others, NaN in
+either, or are passed as ``X_unlabelled``; integer labels -1 and one other are two classes, as scikit-learn has them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import numpy as np
 import torch
@@ -17,7 +17,9 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 from torch import Tensor
 
+from labelwright.arguments import fits, of_python, words_of
 from labelwright.encoders.nets import EncoderNets
+from labelwright.errors import ConfigError
 from labelwright.labels.n_novel import estimate_n_novel
 from labelwright.methods.registry import method_named
 from labelwright.types import Candidates, Output, State, Task
@@ -52,7 +54,14 @@ class _Embeddings(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return tags
 
     def _features(self, X: Any, y: Any, X_unlabelled: Any, *, multi_output: bool = False) -> tuple[Any, Any]:
-        """Checked rows [N, D] float32, those of ``X_unlabelled`` last, and labels of the first of them."""
+        """Checked rows [N, D] float32, those of ``X_unlabelled`` last, and labels of the first of them.
+
+        Raises: ConfigError naming a setting of another type, or none of its choices.
+        """
+        for name, hint in get_type_hints(type(self).__init__).items():
+            if name != "return" and not fits(of_python(value := getattr(self, name)), hint):
+                raise ConfigError(f"{name}={value!r} is not possible", fix=f"{name} must be {words_of(hint)}")
+        y = y if multi_output else _without_nan(y)
         X, y = validate_data(self, X, y, dtype=np.float32, multi_output=multi_output)
         if len(X) < 2:
             raise ValueError("n_samples=1: there is nothing to tell apart")
@@ -98,6 +107,21 @@ def _lifted(feats: Tensor, centre: Tensor, scale: Tensor, is_unit: bool) -> Tens
         return feats
     z = (feats - centre) / scale
     return torch.nn.functional.normalize(torch.cat([z, torch.ones(len(z), 1)], dim=1), dim=1)
+
+
+def _without_nan(y: Any) -> Any:
+    """Labels with -1 or None where some were NaN or pandas' NA; as they are if none or all of them were."""
+    labels = np.asarray(y)
+    if labels.ndim != 1 or labels.dtype.kind not in "fO":
+        return y
+    is_nan = np.array(
+        [value != value if isinstance(value, float) else type(value).__name__ == "NAType" for value in labels]
+    )
+    if is_nan.all() or not is_nan.any():
+        return y
+    if labels.dtype.kind == "f" and (labels[~is_nan] % 1 == 0).all():
+        return np.where(is_nan, -1, labels).astype(np.int64)
+    return np.array([None if nan else label for nan, label in zip(is_nan, labels, strict=True)], dtype=object)
 
 
 def _encoded(y: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

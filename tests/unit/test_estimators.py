@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -13,6 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 import labelwright as lw
+from labelwright.errors import ConfigError
 from labelwright.estimators import BeliefClassifier, LogitAdjustedClassifier, NovelClassifier, PartialLabelClassifier
 
 # With a penalty nothing is cross-validated: the checks fit hundreds of times.
@@ -104,3 +106,28 @@ def test_novel__numbers_and_names_of_what_was_found() -> None:
     estimated = NovelClassifier().fit(X, labels)
     assert 1 <= estimated.n_novel_ <= 4
     assert NovelClassifier().fit(X, truth).n_novel_ == 0
+
+
+def test_unlabelled_rows__nan_and_na_of_pandas() -> None:
+    X = np.random.default_rng(0).normal(size=(12, 3))
+    wanted = BeliefClassifier().fit(X, np.array([0, 1, -1, -1] * 3)).predict(X)
+    for y in ([0, 1, np.nan, None] * 3, pd.Series([0, 1, None, None] * 3, dtype="Int64")):
+        assert BeliefClassifier().fit(X, pd.Series(y)).predict(X).tolist() == wanted.tolist()
+    for dtype in (None, "category", object):
+        model = BeliefClassifier().fit(X, pd.Series(["a", "b", None, np.nan] * 3, dtype=dtype))
+        assert (model.predict(X) == np.array(["a", "b"])[wanted]).all()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (BeliefClassifier(prior="evn"), "prior must be estimated or even"),  # type: ignore[arg-type]
+        (LogitAdjustedClassifier(loss="focl"), "loss must be la or ce or"),  # type: ignore[arg-type]
+        (LogitAdjustedClassifier(tau="1"), "tau must be a number"),  # type: ignore[arg-type]
+        (NovelClassifier(n_novel=2.5), "n_novel must be a whole number or auto"),  # type: ignore[arg-type]
+    ],
+)
+def test_settings__of_another_type_or_none_of_the_choices_are_named(model: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match="is not possible") as raised:
+        model.fit(np.eye(4), [0, 0, 1, 1])
+    assert message in raised.value.fix
