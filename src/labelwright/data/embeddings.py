@@ -327,6 +327,7 @@ def _finish(
 
 def _read_arrays(path: Path) -> dict[str, Any]:
     """The arrays of a file by key; an .npy has its one under ``embeddings``, memory-mapped."""
+    key = ""
     try:
         if path.suffix.lower() == ".npy":
             return {"embeddings": np.lib.format.open_memmap(path, mode="r")}
@@ -334,12 +335,18 @@ def _read_arrays(path: Path) -> dict[str, Any]:
             unknown = sorted(set(file.files) - set(NPZ_KEYS))
             if unknown or "embeddings" not in file.files:
                 what = f"unknown keys {', '.join(unknown)}" if unknown else "no key embeddings"
-                raise DataError(f"{path}: {what}", fix=f"keys are {', '.join(NPZ_KEYS)}; only embeddings must be there")
+                fix = f"keys are {', '.join(NPZ_KEYS)}; only embeddings must be there"
+                if "embeddings" not in file.files:
+                    what += "" if not unknown else ", and no embeddings"
+                    fix = f"numpy.savez({path.name!r}, embeddings=[rows, features], labels=[rows]); {fix}"
+                raise DataError(f"{path}: {what}", fix=fix)
             members = {each.filename: each for each in (file.zip.infolist() if file.zip is not None else ())}
             for packed in members.values():
                 _check_packed(path, packed)
             mapped = _mapped(path, members["embeddings.npy"])
-            others = {key: file[key] for key in file.files if mapped is None or key != "embeddings"}
+            others = {}
+            for key in file.files if mapped is None else [each for each in file.files if each != "embeddings"]:
+                others[key] = file[key]
             return others | ({} if mapped is None else {"embeddings": mapped})
     except DataError:
         raise
@@ -347,8 +354,9 @@ def _read_arrays(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: there is not enough memory for what it says it holds", fix=_ANEW) from error
     except Exception as error:  # a damaged header or archive: whatever the readers trip over
         if any(word in str(error).lower() for word in ("pickle", "object")):
-            detail = "it holds Python objects, which are never unpickled"
-            fix = "save plain numbers and strings with numpy.save or savez"
+            detail = f"{key or 'it'} holds Python objects, which are never unpickled"
+            kind = "float" if key in ("", "embeddings") else "str"
+            fix = f"save plain numbers or texts: {key or 'array'}.astype({kind})"
         else:
             what = (str(error) or type(error).__name__).splitlines()[0][:200]
             detail, fix = f"not a readable {path.suffix} file ({what})", _ANEW

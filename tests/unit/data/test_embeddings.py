@@ -235,7 +235,7 @@ def test_bad_rows__unknown_labels_and_repeated_ids_are_problems_of_rows(tmp_path
         ({"embeddings": np.zeros(5)}, r"embeddings has shape \[5\], which is not \[rows, features\]"),
         ({"embeddings": np.zeros((0, 4))}, r"embeddings has shape \[0, 4\]"),
         ({"embeddings": np.array([["a"]])}, r"embeddings holds <U1, not numbers"),
-        ({"labels": np.array([None] * 5)}, r"Python objects, which are never unpickled"),
+        ({"labels": np.array([None] * 5)}, r"labels holds Python objects, which are never unpickled"),
         ({"class_embeddings": np.zeros((2, 3))}, r"class_embeddings has shape \[2, 3\] for 2 classes of 4 features"),
         ({"class_embeddings": np.zeros((3, 4)), "class_names": ["a", "b"]}, r"\[3, 4\] for 2 classes"),
         ({"class_embeddings": np.array([[1.0] * 4, [np.nan] * 4])}, r"class_embeddings of '1' is not finite"),
@@ -252,6 +252,13 @@ def test_npz__errors_name_the_file_and_the_key(tmp_path: Path, arrays: dict[str,
     with pytest.raises(DataError, match=r"pets\.npz: .*" + message) as caught:
         load_embeddings(path)
     assert caught.value.fix
+
+
+def test_npz__keys_of_another_tool_get_the_call_that_writes_ours(tmp_path: Path) -> None:
+    np.savez(tmp_path / "pets.npz", X=VECTORS, y=np.arange(len(VECTORS)))
+    with pytest.raises(DataError, match="unknown keys X, y, and no embeddings") as caught:
+        load_embeddings(tmp_path / "pets.npz")
+    assert caught.value.fix.startswith("numpy.savez('pets.npz', embeddings=[rows, features], labels=[rows])")
 
 
 def test_files_that_are_something_else(tmp_path: Path) -> None:
