@@ -211,6 +211,8 @@ def test_embeddings__inspect_divides_columns_as_fit_does(tmp_path: Path) -> None
     assert notice.startswith("the columns of the embeddings deviate by ")
     np.savez(tmp_path / "even.npz", embeddings=draw.normal(size=(60, 4)), labels=labels)
     assert lw.inspect(tmp_path / "even.npz").notices == ()
+    np.savez(tmp_path / "none.npz", embeddings=np.full((60, 4), np.nan, np.float32), labels=labels)
+    assert lw.inspect(tmp_path / "none.npz").notices == ()
 
 
 def test_embeddings__scored_on_some_of_the_classes(tmp_path: Path) -> None:

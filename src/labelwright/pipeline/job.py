@@ -118,7 +118,7 @@ def scales_of(table: LabelTable, stored: Any, of: Tensor | None = None) -> Tenso
 
     Args: table: N rows learned from. stored: the features. of: [N] int64 rows of these; None: all.
     """
-    if not isinstance(stored, GivenFeats):
+    if not isinstance(stored, GivenFeats) or not len(table):
         return None
     task = table.task()
     labels = task.labels if task.candidates is None else votes(task)
