@@ -20,7 +20,7 @@ from labelwright.pipeline.label import rename_in_run
 from labelwright.pipeline.label_rows import label_rows
 from labelwright.pipeline.novel import feats_of_views
 from labelwright.pipeline.report import report
-from labelwright.pipeline.saved_model import SavedModel, change_classes, load_model
+from labelwright.pipeline.saved_model import SavedModel, change_classes, load_model, write_card
 from labelwright.reporting.gallery import SMALL_CHARS, SMALL_PX, pictures, write_gallery
 from labelwright.run_folder import Run, write_parquet_atomically
 from labelwright.train.predict import answer
@@ -85,6 +85,7 @@ def _changed(folder: Run, action: Action, names: Sequence[str], *, data: Any, de
     _label_again(folder, edited, at, words, int(n_seen), data=data, device=device, precision=precision)
     change_classes(folder.path / "model", kept, outputs)
     _score_again(folder, device=device, precision=precision)
+    write_card(folder.path / "model", folder.read("summary.json"))
     report(run)
     return Run(run)
 

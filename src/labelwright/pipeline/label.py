@@ -35,7 +35,7 @@ from labelwright.pipeline.promises import (
     truths,
 )
 from labelwright.pipeline.report import report
-from labelwright.pipeline.saved_model import answers_for, change_classes, load_model, renamed
+from labelwright.pipeline.saved_model import answers_for, change_classes, load_model, renamed, write_card
 from labelwright.pipeline.settings import check_values
 from labelwright.pipeline.strange import facts_of, with_new
 from labelwright.replacing import disk_errors, new_output, whole_folder
@@ -187,6 +187,7 @@ def rename_in_run(run: str | Path, class_names: Sequence[str], rename: Mapping[s
         promised["thresholds"] = {rename.get(name, name): value for name, value in promised["thresholds"].items()}
     folder.write_json("summary.json", summary)
     rename_in_gallery(folder.path, rename)
+    write_card(folder.path / "model", summary)
     change_classes(folder.path / "model", names)
     report(run)
 

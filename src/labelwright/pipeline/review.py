@@ -35,7 +35,7 @@ from labelwright.reviewing.server import Desk, ReviewServer
 from labelwright.run_folder import Run
 from labelwright.wording import counted
 
-EDITED = ("labels.parquet", "summary.json", "gallery.json", "report.html", "model/config.json")
+EDITED = ("labels.parquet", "summary.json", "gallery.json", "report.html", "model/config.json", "model/README.md")
 """What a change of classes writes: copies are kept, so that it can be undone."""
 
 

@@ -162,6 +162,12 @@ def change_classes(folder: Path, class_names: Sequence[str], outputs: Sequence[i
     write_text_atomically(path, json.dumps(config, indent=2) + "\n")
 
 
+def write_card(folder: Path, summary: Mapping[str, Any]) -> None:
+    """The card of a saved model anew, where its classes have changed, by the summary.json of its run."""
+    version = json_of((folder / "config.json").read_text(encoding="utf-8")).get("labelwright", "")
+    write_text_atomically(folder / "README.md", model_card(summary, tuple(summary["class_names"]), version))
+
+
 def write_single_file(folder: Path, path: Path) -> None:
     """The model of a folder that `save_model` wrote as one .safetensors file, its config.json in the header."""
     config, tensors, strangers, votes = _read(folder)

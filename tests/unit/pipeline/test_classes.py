@@ -52,6 +52,10 @@ def labels_of(run: Path, key: str = "label") -> list[str]:
     return words
 
 
+def card_of(run: Path) -> str:
+    return (run / "model" / "README.md").read_text(encoding="utf-8")
+
+
 def test_rename__everywhere_and_without_the_images(run: Path, data: Path) -> None:
     before, kept = labels_of(run), labels_of(run, "source")
     assert cli.run(["classes", str(run), "rename", "novel-1", "okapi"]) == 0
@@ -62,6 +66,7 @@ def test_rename__everywhere_and_without_the_images(run: Path, data: Path) -> Non
     assert lw.Run(run).summary["class_names"][-3:] == ["okapi", "novel-2", "novel-3"]
     assert "okapi" in set(lw.label(run, data / "test.npz", device="cpu")["label"].to_pylist())
     assert "okapi" in (run / "report.html").read_text(encoding="utf-8")
+    assert "Discovered, confirmed by no label: okapi, novel-2, novel-3\n" in card_of(run)
 
 
 @pytest.mark.parametrize("target", ["novel-1", "bee"])
@@ -86,6 +91,8 @@ def test_merge__probabilities_add_up(run: Path, data: Path, target: str) -> None
     predicted = [w for w, s in zip(labels_of(run), labels_of(run, "source"), strict=True) if s == "predicted"]
     assert n_images == {name: predicted.count(name) for name in n_images}
     assert f"merged into {target}" in (run / "report.html").read_text(encoding="utf-8")
+    assert "Discovered, confirmed by no label: novel-1, novel-3\n" in card_of(run)
+    assert f"| accuracy | {summary['test']['accuracy']:.4f} |" in card_of(run)
 
 
 def test_drop__images_go_to_the_next_class_and_given_labels_stay(run: Path, data: Path) -> None:
