@@ -70,7 +70,7 @@ def evaluate(
         raise DataError(
             f"no image of {resolved_path(data)} has a label",
             problems=[problem for problem in table.problems if problem.kind in HOW_READ],
-            fix="evaluate needs labelled images",
+            fix="sort them into a folder per class, or give a table with a column of labels (--label-column)",
         )
     about = {"left_out": listed(table.quarantined), "notices": table.how_read}
     if n_seen is not None:

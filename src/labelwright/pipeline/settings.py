@@ -414,9 +414,9 @@ def check_values(**values: object) -> None:
             )
         is_also = isinstance(value, note["also"]) and (not isinstance(value, bool) or object in note["also"])
         if not (fits(value, hints[field.name]) or is_also):
-            raise ConfigError(
-                f"{field.name}={value!r} is not possible", fix=f"{field.name} must be {words_of(hints[field.name])}"
-            )
+            words = words_of(hints[field.name])
+            words += " or a mapping" if Mapping in note["also"] else " or a list" if list in note["also"] else ""
+            raise ConfigError(f"{field.name}={repr(value)[:80]} is not possible", fix=f"{field.name} must be {words}")
         low, high = note["low"], note["high"]
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             if low is not None and not value >= low:
@@ -591,6 +591,8 @@ def settings_of(config: str | Path | None, given: Mapping[str, Any]) -> FitSetti
         if field.default is REQUIRED and field.name not in values:
             raise ConfigError(f"{field.name} is missing", fix=f"give it: {field.metadata['example']}")
     values = {key: tuple(value) if isinstance(value, list) else of_python(value) for key, value in values.items()}
+    if hasattr(values.get("classes"), "tolist"):  # an array, or an index of pandas
+        values["classes"] = tuple(values["classes"].tolist())
     return FitSettings(**values)
 
 

@@ -201,6 +201,11 @@ def test_config__data_named_in_one_word_or_by_a_pattern_are_found_from_elsewhere
     for given in ([("a.png", "cat")], {"image": ["a.png"]}):
         assert to_config(settings_of(None, {"data": given, "out": "run"}))["data"].endswith(" in memory>")
     assert settings_of(None, {"data": "photos", "out": "run", "seed": np.int64(3)}).seed == 3
+    classes = settings_of(None, {"data": "photos", "out": "run", "classes": np.array(["a", "b"])}).classes
+    assert classes == ("a", "b")  # type: ignore[comparison-overlap]
+    with pytest.raises(ConfigError, match=r"classes={'a'} is not possible") as raised:
+        settings_of(None, {"data": "photos", "out": "run", "classes": {"a"}})
+    assert raised.value.fix == "classes must be a text or none or a list"
     config = to_config(FitSettings(data="owner", test="s3://bucket/*.parquet", out="run"))
     assert (config["data"], config["test"]) == ("owner", "s3://bucket/*.parquet")
 
