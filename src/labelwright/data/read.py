@@ -24,6 +24,7 @@ from labelwright.data.scan import shown
 from labelwright.data.table import LabelTable
 from labelwright.data.tabular import Named, read_datasets, read_files, says_nothing, with_unlisted, without_bars
 from labelwright.errors import ConfigError, DataError, OfflineError, Problem
+from labelwright.train.progress import say
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?")
 
@@ -193,8 +194,11 @@ def _from_images(items: Sequence[Any], classes: Sequence[str] | None) -> LabelTa
 
 def _from_hub(name: str) -> Any:
     import datasets
+    from huggingface_hub import constants as config_of_hub
 
     path, _, config = name.partition(":")
+    if not config_of_hub.HF_HUB_OFFLINE:
+        say(f"{name} is no file or folder here: looking for a data set of that name in the cache and on the hub")
     try:
         with without_bars():
             data = datasets.load_dataset(path, config or None)

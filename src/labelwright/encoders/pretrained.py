@@ -278,6 +278,10 @@ def parse_transformers_config(config: Mapping[str, Any]) -> Any:
             ) from error
 
 
+OFTEN_MEANT = ("openai/clip-vit-base-patch32", "google/siglip-base-patch16-224", "facebook/dinov2-small")
+"""Hub ids whose last word people type alone."""
+
+
 def located(name: str) -> dict[str, Any]:
     """Arguments of `from_pretrained`: where a model is, and whether only files on this machine can be used.
 
@@ -288,9 +292,11 @@ def located(name: str) -> dict[str, Any]:
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise ConfigError(f"no such model folder: {name}", fix="check the path")
         if "/" not in name:
-            close = difflib.get_close_matches(
-                name, (*OWN, descriptor.NAME, efficientnet.NAME), n=3, cutoff=0.4
-            ) or list(OWN)
+            close = [known for known in OFTEN_MEANT if name.lower().split("-")[0] in known.lower()]
+            close = close or difflib.get_close_matches(
+                name, (*OWN, descriptor.NAME, efficientnet.NAME), n=3, cutoff=0.5
+            )
+            close = close or list(OWN)
             raise ConfigError(
                 f"unknown model: {name!r}",
                 fix=f"did you mean {' or '.join(close)}? Otherwise give a hub id (owner/name) or a model folder",

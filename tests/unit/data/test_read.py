@@ -586,3 +586,13 @@ def test_names__that_are_no_class_are_mentioned(photos: Path) -> None:
     assert "'# my classes' read as a class, too: the file of the names knows no comments" in [
         problem.detail for problem in table.problems if problem.kind == "odd_class"
     ]
+
+
+def test_hub__who_waits_for_it_is_kept_informed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args: make_dataset())
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    assert len(load("phots/train")) == 3
+    assert "phots/train is no file or folder here: looking for a data set" in capsys.readouterr().err

@@ -361,6 +361,7 @@ def test_param_groups__frozen_left_out():
     [
         ("resnet-32", "unknown model: 'resnet-32'", "did you mean resnet32"),
         ("nonsense", "unknown model: 'nonsense'", "resnet32 or resnet18 or preact_resnet18"),
+        ("CLIP-ViT-B-32", "unknown model: 'CLIP-ViT-B-32'", "did you mean openai/clip-vit-base-patch32"),
         ("./not/here", "no such model folder", "check the path"),
     ],
 )
