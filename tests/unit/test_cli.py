@@ -72,6 +72,12 @@ def test_inspect__says_counts_situation_and_method(photos: Path, capsys: pytest.
     assert "fit would run: cross_validated (on features of descriptor, colours and edges)\n" in told
 
 
+def test_inspect__one_class_is_one(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos.parent / "names.txt").write_text("ant\n", encoding="utf-8")
+    assert cli.run(["inspect", str(photos / "ant"), "--classes", str(photos.parent / "names.txt")]) == 2
+    assert "1 class\n" in capsys.readouterr().out
+
+
 def test_inspect__judges_the_rows_that_can_be_used(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

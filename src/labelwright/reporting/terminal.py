@@ -52,7 +52,7 @@ def _print_inspection(found: Any, values: Mapping[str, Any]) -> None:
     n_unfit = len({p.row for p in bad if p.row is not None})
     out.print(
         f"{len(table):,} {found.noun}{f', {n_unfit:,} of them unusable' if n_unfit else ''}, "
-        f"{int((table.labels >= 0).sum()):,} labelled, {len(table.class_names)} classes"
+        f"{int((table.labels >= 0).sum()):,} labelled, {counted(len(table.class_names), 'class', 'classes')}"
     )
     order = sorted(range(len(counts)), key=lambda c: -int(counts[c]))
     shown = order if len(order) <= 24 else [*order[:12], *order[-12:]]

@@ -70,7 +70,7 @@ def verdict_of(run: Run) -> dict[str, Any]:
     share = share_right(run)
     facts: list[tuple[str, str]] = []
     predicted = n_predicted(run)
-    if share.right is not None and predicted:
+    if share.right is not None and predicted > 1:
         low, high = (round(predicted * (1 - end)) for end in reversed(share.span or (share.right,) * 2))
         span = f" ({low:,} to {high:,})" if low < high else ""
         wrong = round(predicted * (1 - share.right))

@@ -16,7 +16,7 @@ from labelwright.reporting.collect import collect
 from labelwright.reporting.gallery import read_gallery, write_gallery
 from labelwright.reporting.render import page_of
 from labelwright.reporting.sections import curve
-from labelwright.reporting.verdict import never_recognised
+from labelwright.reporting.verdict import never_recognised, verdict_of
 from labelwright.run_folder import Run
 from made_runs import EVIL, NAMES, made_up_run
 
@@ -77,6 +77,16 @@ def test_verdict__test_images_of_named_classes_alone_do_not_confirm_new_ones() -
 def test_verdict__speaks_of_new_images_where_every_label_was_given() -> None:
     summary = {"test": {"accuracy": 0.95, "n_scored": 400}, "n_images": 90, "n_labelled": 90}
     assert collect(run_of(summary))["verdict"]["sentence"].startswith("About 95 of 100 new images are labelled right")
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_verdict__one_label_of_its_own_is_no_number_to_divide(n: int) -> None:
+    labels = pa.table(
+        {"id": ["a", "b", "c"], "label": ["x", "y", "x"], "source": ["predicted"] * n + ["given"] * (3 - n)}
+    )
+    trust = {"source": "left-out labels", "n": 90, "estimated": 0.5, "interval": [0.4, 0.6]}
+    kinds = [kind for kind, _ in verdict_of(run_of({"trust": trust}, labels=labels))["facts"]]
+    assert ("wrong" in kinds) is (n > 1)
 
 
 def test_verdict__a_handful_of_test_images_gives_way_to_more_labels_that_were_left_out() -> None:
