@@ -17,6 +17,7 @@ from labelwright.errors import ConfigError, DataError
 
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 _CHANNELS = (1, 3, 4)
+OVERSHOOT = 0.1  # by which resizing takes floats beyond black and white
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def encoded(items: Sequence[Any]) -> EncodedImages:
       items: PIL images of any mode; arrays or tensors [H, W], [H, W, c] or [c, H, W] with c 1, 3 or 4: uint8, uint16
         grey, or floats in 0 to 1 (or to 255); paths.
 
-    Raises: ConfigError for an array that is no image.
+    Raises: ConfigError for an array that is no image, as one that was normalised.
 
     Example:
       >>> encoded([np.zeros((5, 4, 4, 3), np.uint8), Image.new("L", (2, 2))]).num_rows
@@ -168,7 +169,13 @@ def _picture(array: Any) -> Image.Image:
         array = array[:, :, 0]
     is_shape = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in _CHANNELS)
     if np.issubdtype(array.dtype, np.floating) and is_shape and array.size and np.isfinite(array).all():
-        array = (array * (255 if array.max() <= 1 else 1)).round().clip(0, 255).astype(np.uint8)
+        white, low, high = 1 if array.max() <= 1 + OVERSHOOT else 255, float(array.min()), float(array.max())
+        if low < -OVERSHOOT * white or high > (1 + OVERSHOOT) * white:
+            raise ConfigError(
+                f"an array of {array.dtype} {list(shape)} holds {low:.3g} to {high:.3g}, which are no colours",
+                fix="give floats in 0 to 1, before they are normalised; features go into an .npz (docs/data.md)",
+            )
+        array = (array * (255 / white)).round().clip(0, 255).astype(np.uint8)
     is_kind = array.dtype == np.uint8 or (array.dtype == np.uint16 and array.ndim == 2)
     if not (is_shape and is_kind and array.size):
         raise ConfigError(

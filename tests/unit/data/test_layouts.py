@@ -374,6 +374,16 @@ def test_images__in_memory_are_what_they_were() -> None:
             encoded([bad])
 
 
+def test_images__normalised_ones_and_features_are_no_colours() -> None:
+    red = np.zeros((4, 4, 3), np.float32)
+    red[..., 0] = 1
+    over = load([red * 1.04 - 0.02], classes=["x", "y"]).image(0)  # as a resize leaves it
+    assert over.getpixel((0, 0)) == (255, 0, 0)
+    for bad in ((red - 0.5) / 0.25, np.random.default_rng(0).normal(size=(9, 5)), red * 900):
+        with pytest.raises(ConfigError, match="which are no colours"):
+            encoded([bad])
+
+
 def test_found_elsewhere__nothing_is_made_up(tmp_path: Path) -> None:
     draw(tmp_path / "a.png")
     assert found_elsewhere("b.png", str(tmp_path)) is None
