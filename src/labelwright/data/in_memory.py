@@ -170,7 +170,7 @@ def _picture(array: Any) -> Image.Image:
     is_shape = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in _CHANNELS)
     if np.issubdtype(array.dtype, np.floating) and is_shape and array.size and np.isfinite(array).all():
         white, low, high = 1 if array.max() <= 1 + OVERSHOOT else 255, float(array.min()), float(array.max())
-        if low < -OVERSHOOT * white or high > (1 + OVERSHOOT) * white:
+        if low < -OVERSHOOT * high or high > (1 + OVERSHOOT) * white:
             raise ConfigError(
                 f"an array of {array.dtype} {list(shape)} holds {low:.3g} to {high:.3g}, which are no colours",
                 fix="give floats in 0 to 1, before they are normalised; features go into an .npz (docs/data.md)",
