@@ -20,7 +20,14 @@ class Choice:
     scores: Mapping[str, float]  # name -> value of the criterion, of those that have one
 
 
-def choose(own: str, titles: Mapping[str, str], answers: Mapping[str, Tensor], truth: Tensor) -> Choice:
+def choose(
+    own: str,
+    titles: Mapping[str, str],
+    answers: Mapping[str, Tensor],
+    truth: Tensor,
+    *,
+    groups: Tensor | None = None,
+) -> Choice:
     """The run's own classifier, unless another is better by more than one standard error of the difference.
 
     Args:
@@ -28,6 +35,9 @@ def choose(own: str, titles: Mapping[str, str], answers: Mapping[str, Tensor], t
       titles: name -> what to call it.
       answers: name -> answers [n] int64 to the same rows, -1 = not asked, of those that were asked.
       truth: [n] int64 labels.
+      groups: [n] int64, rows of one group are right and wrong together (frames of one track); or None.
+
+    Source: the error of whole groups is that of Liang and Zeger 1986 (Biometrika 73:1).
 
     Example:
       >>> truth = torch.tensor([0, 1]).repeat(50)
@@ -46,7 +56,11 @@ def choose(own: str, titles: Mapping[str, str], answers: Mapping[str, Tensor], t
     scores = {name: float(weights @ hits) for name, hits in right.items()}
     best = max(scores, key=lambda name: scores[name])  # the first of those that are level
     gain = scores[best] - scores[own]
-    error = float((weights * (right[best] - right[own])).square().sum().sqrt())  # if neither were better, as McNemar
+    better = weights * (right[best] - right[own])
+    if groups is not None:
+        group = torch.unique(groups[asked], return_inverse=True)[1]
+        better = torch.zeros(len(group), dtype=better.dtype).index_add_(0, group, better)  # [number of groups, 0s]
+    error = float(better.square().sum().sqrt())  # if neither were better, as McNemar
     rounded = {name: round(score, 5) for name, score in scores.items()}
     of = "of labelled images that were left out"
     if gain > 1.000001 * error:

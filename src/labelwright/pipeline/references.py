@@ -137,11 +137,13 @@ class Contest:
         """Lines 2 and 3."""
         own, titles = self.contenders[0], {each.name: each.title for each in self.contenders}
         answers = {each.name: each.left_out.predicted for each in self.contenders if each.left_out is not None}
-        task, truth = own.job.task, own.job.task.labels[self.rows]
+        task, test, rows = own.job.task, own.job.prepared.test, self.rows
+        truth, groups = task.labels[rows], None if task.groups is None else task.groups.cpu()[rows]
         if self.by_held_out:
             held_out = {each.name: each.tested for each in self.contenders if each.tested is not None}
             answers, truth = {name: each.predicted for name, each in held_out.items()}, held_out[own.name].given
-        choice = choose(own.name, titles, {} if task.n_novel else answers, truth)
+            groups = None if test is None or test.table.groups is None else torch.from_numpy(test.table.groups)
+        choice = choose(own.name, titles, {} if task.n_novel else answers, truth, groups=groups)
         is_described = task.concepts is not None or task.candidates is not None
         n_silent = int((task.counts == 0).sum()) if is_described else 0
         if not n_silent or not choice.scores:
@@ -297,14 +299,12 @@ def _judged(contender: Contender, rows: Tensor, fold: Tensor) -> Contender:
     fits = list[Fit]()
     whole = contender.answers("train", rows=unlabelled).predicted
     for k in range(n_folds):
-        labels, hidden = job.task.labels.clone(), rows[fold == k]
-        labels[hidden] = -1
-        left = torch.bincount(labels[labels >= 0], minlength=job.task.n_classes)
+        hidden = rows[fold == k]
+        left = torch.bincount(_without(hidden, job.task, rows) + 1, minlength=job.task.n_classes + 1)[1:]
         hidden = hidden[left[job.task.labels[hidden]] > 0]  # of a class that would have none left, none is hidden
         if not len(hidden):
             continue
-        labels = job.task.labels.clone()
-        labels[hidden] = -1
+        labels = _without(hidden, job.task, rows)
         seen = (labels.cpu() >= 0).nonzero().flatten()
         some = _some_rows(labels.cpu()) if job.task.n_novel else None
         cfg = as_chosen(contender.cfg, state)
@@ -320,6 +320,20 @@ def _judged(contender: Contender, rows: Tensor, fold: Tensor) -> Contender:
             fits.append(Fit(asked, torch.cat([unlabelled, seen]), torch.cat([others, labels.cpu()[seen]])))
     left_out = LeftOut(answers, odds, sum(moved) / max(1, len(moved)), tuple(fits))
     return dataclasses.replace(contender, left_out=left_out, seconds=contender.seconds + time.monotonic() - began)
+
+
+def _without(hidden: Tensor, task: Task, rows: Tensor) -> Tensor:
+    """Labels [N] with those of the other rows alone, or in an open world all but the hidden ones and their groups'.
+
+    A head of another fold is fitted to a sample, too: with more labels, some of them of the frames beside a hidden one,
+    the others would seem better than they are.
+    """
+    is_given = torch.zeros_like(task.labels, dtype=torch.bool)
+    is_given[slice(None) if task.n_novel else rows] = True
+    is_given[hidden] = False
+    if task.groups is not None:
+        is_given &= ~torch.isin(task.groups, task.groups[hidden])
+    return torch.where(is_given, task.labels, -1)
 
 
 def _with_hidden_classes(left_out: LeftOut, own: Contender, rows: Tensor, fold: Tensor) -> LeftOut:

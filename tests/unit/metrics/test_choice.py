@@ -35,6 +35,17 @@ def test_choose__within_one_standard_error_the_own_one_stays() -> None:
     assert "more than Other" in better.why
 
 
+def test_choose__frames_of_one_track_count_as_one() -> None:
+    tracks = torch.arange(300) // 30
+    own = (TRUTH + 1) % 3
+    other = torch.where(tracks < 2, TRUTH, own)  # right on two tracks of ten, and never wrong where the own one is not
+    own = torch.where(tracks == 9, TRUTH, own)  # which is right on one more
+    answers = {"own": own, "other": other}
+    assert choose("own", TITLES, answers, TRUTH).name == "other"
+    assert choose("own", TITLES, answers, TRUTH, groups=torch.arange(300)).name == "other"
+    assert choose("own", TITLES, answers, TRUTH, groups=tracks).name == "own"
+
+
 def test_choose__classes_count_alike() -> None:
     truth = torch.cat([torch.zeros(900, dtype=torch.int64), torch.ones(10, dtype=torch.int64)])
     common = torch.zeros(910, dtype=torch.int64)  # right on 99% of the rows, on half of the classes

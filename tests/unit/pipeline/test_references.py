@@ -8,10 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import labelwright as lw
 from labelwright.errors import ConfigError
+from labelwright.pipeline import references
 from labelwright.pipeline.report import content_of
+from labelwright.train import convex
+from labelwright.types import Task
 
 NAMES = np.array(["cat", "dog", "owl"])
 
@@ -268,3 +272,28 @@ def test_fit__columns_in_units_of_their_own__as_on_one_scale(tmp_path: Path) -> 
     assert again["accuracy"] == pytest.approx(own.summary["test"]["accuracy"])
     told = lw.label(own.path, tmp_path / "test-units.npz")
     assert np.mean(told["trust"].to_pylist()) == pytest.approx(own.summary["test"]["accuracy"], abs=0.1)
+
+
+def test_without__neither_frames_beside_a_hidden_one_nor_labels_that_other_fits_lack() -> None:
+    labels = torch.tensor([0, 0, 1, 1, 0, 1, -1])
+    hidden, sample = torch.tensor([1]), torch.tensor([1, 2, 4])
+    task = Task(labels, ("cat", "dog"))
+    assert references._without(hidden, task, sample).tolist() == [-1, -1, 1, -1, 0, -1, -1]
+    tracks = torch.tensor([7, 8, 7, 9, 8, 9, 9])
+    task = Task(labels, ("cat", "dog"), groups=tracks)
+    assert references._without(hidden, task, sample).tolist() == [-1, -1, 1, -1, -1, -1, -1]
+    task = Task(labels, ("cat", "dog"), n_novel=1, groups=tracks)
+    assert references._without(hidden, task, sample).tolist() == [0, -1, 1, 1, -1, 1, -1]
+
+
+def test_fit__nearest_class_mean_knows_no_frame_of_the_tracks_it_is_asked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convex, "MAX_TRIED_ROWS", 100)
+    draw = np.random.default_rng(0)
+    tracks = np.arange(600) // 30  # each a place of its own, under a class that has nothing to do with it
+    feats = 3.0 * draw.standard_normal((20, 40))[tracks] + draw.standard_normal((600, 40))
+    labels = np.array(["cat", "dog"])[(tracks % 4) // 2]
+    np.savez(tmp_path / "pool.npz", embeddings=feats.astype(np.float32), labels=labels, groups=tracks)
+    summary = lw.fit(tmp_path / "pool.npz", out=tmp_path / "run", device="cpu", test_frac=0).summary
+    assert summary["reference"]["nearest_mean"]["left_out"] < 0.75
