@@ -223,6 +223,12 @@ class Run:
         """config.yaml: how, as `as_kept` has it."""
         return as_kept(self._read_if_there("config.yaml"))
 
+    @property
+    def answered_by(self) -> str | None:
+        """The one column that named the annotators, whose answers may stand one a row; None without such."""
+        named = str(self.config.get("annotator_columns") or "")
+        return named.strip() if named and "," not in named else None
+
     @cached_property
     def environment(self) -> dict[str, Any]:
         """environment.json: versions, hardware, commit."""

@@ -295,15 +295,16 @@ def open_source(
     cache_limit_gb: float = 16.0,
     columns: Mapping[str, str] | None = None,
     only_images: bool = False,
+    answered_by: str | None = None,
     first_number: int | None = None,
     decoding: Decoding | None = None,
 ) -> Source:
-    """Read, check and decode images for prediction; parameters and errors as for `prepare`.
+    """Read, check and decode images for prediction; parameters and errors as for `prepare`, or `read`.
 
     ``only_images``: labels, splits and repeats are not looked at.
     """
     how: dict[str, Any] = {"columns": columns, "only_images": only_images, "first_number": first_number}
-    table = for_scoring(read(data, classes=classes, decoding=decoding, **how))
+    table = for_scoring(read(data, classes=classes, answered_by=answered_by, decoding=decoding, **how))
     return _resolve([_open(table, size_px, cache_limit_gb)], on_bad)[0]
 
 
@@ -320,6 +321,7 @@ def read(
     annotators: Sequence[str] = (),
     columns: Mapping[str, str] | None = None,
     only_images: bool = False,
+    answered_by: str | None = None,
     like: LabelTable | None = None,
     first_number: int | None = None,
     decoding: Decoding | None = None,
@@ -329,6 +331,7 @@ def read(
     Args:
       columns: role -> column, where it is called otherwise.
       only_images: nothing but images and ids is looked at, and an image may come twice.
+      answered_by: column of who answered, of a run: where a table has it, an image that comes again is one row.
       like: the table that this one is scored beside: its columns may be missing here, and its numbers mean the same.
       first_number: of the classes, where a run says so.
 
@@ -341,6 +344,7 @@ def read(
             columns=dict(columns or {}) | ({} if group is None else {"group": group}),
             annotators=tuple(annotators),
             only_images=only_images,
+            answered_by=answered_by,
             first_number=first_number if like is None or classes is None else like.first_number,
             optional=like is not None,
         )

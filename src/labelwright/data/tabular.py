@@ -34,6 +34,7 @@ class Named:
     annotators: tuple[str, ...] = ()  # columns of one annotator's answers each
     only_images: bool = False  # labels and all else are not looked at
     first_number: int | None = None  # of the classes, where another table says what numbers they have
+    answered_by: str | None = None  # column of a run's annotators: where a table has it, images that come again are one
     optional: bool = False  # roles whose column a table may lack, as test images do
 
     def roles(self, columns: Columns, where: str) -> dict[str, str]:
@@ -173,6 +174,8 @@ def _with_a_column_each(columns: Columns, named: Named, where: str) -> tuple[Col
 
     It is so where one column of annotators is named, there is a column of labels, and images come again.
     """
+    if named.answered_by in columns.names and not columns.embedded:
+        return _with_each_image_once(columns, named, where), named
     if len(named.annotators) != 1 or columns.embedded:
         return columns, named
     roles, who = named.roles(columns, where), ANSWER + named.annotators[0]
@@ -221,6 +224,41 @@ def _with_a_column_each(columns: Columns, named: Named, where: str) -> tuple[Col
     pivoted = Columns(columns.path, tuple(made), lambda wanted: iter([whole]), problems=columns.problems)
     rest = {role: name for role, name in named.columns.items() if role != "label"}
     return pivoted, dataclasses.replace(named, annotators=tuple(people), columns=rest)
+
+
+def _with_each_image_once(columns: Columns, named: Named, where: str) -> Columns:
+    """The first row of every image; labels in which the rows of an image differ are answers, and no row has one."""
+    roles = named.roles(columns, where)
+    label, names = roles.get("label"), columns.class_labels(roles).get("label")
+    first, is_first, is_answered = dict[str, str | None](), list[bool](), False
+    for batch in columns.batches([roles["image"], *([label] if label else [])]):
+        cells = {name: batch.column(name) for name in batch.schema.names}
+        nothing = pa.nulls(batch.num_rows, pa.string())
+        images = as_text(cells.get(roles["image"], nothing), is_path=True)[0].to_pylist()
+        labels = as_text(cells.get(label or "", nothing), names=names)[0].to_pylist()
+        for image, text in zip(images, labels, strict=True):
+            key = image or f"row {len(is_first)}"
+            is_first.append(key not in first)
+            is_answered |= first.setdefault(key, text) != text
+    columns.problems[:] = [problem for problem in columns.problems if problem.kind != "malformed_row"]
+    if all(is_first):
+        return columns
+    detail = f"an answer a row: {len(is_first):,} rows about {counted(len(first), 'image')}"
+    detail += f"; the answers differ, so none is read from {label!r} as a label" if is_answered else ""
+    columns.problems.append(Problem(where, "read_as", detail))
+    read = columns.batches
+
+    def batches(wanted: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        n_before = 0
+        for batch in read(wanted):
+            chosen = pa.array(is_first[n_before : n_before + batch.num_rows])
+            n_before += batch.num_rows
+            if is_answered and label in batch.schema.names:
+                at = batch.schema.get_field_index(label)
+                batch = batch.set_column(at, label, pa.nulls(batch.num_rows, pa.string()))
+            yield batch.filter(chosen)
+
+    return dataclasses.replace(columns, batches=batches, n_given=0)  # rows that are left are what is given
 
 
 def _with_labels_of_classes(columns: Columns, named: Named, where: str) -> Columns:

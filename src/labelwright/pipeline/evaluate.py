@@ -64,6 +64,7 @@ def evaluate(
         precision=precision,
         classes=known,
         columns=named_columns(image=image_column, label=label_column),
+        answered_by=Run(run).answered_by,
         first_number=Run(run).data.get("first_number") or None,  # of 0 nobody knows: the run may have had names
     )
     if not (table.labels >= 0).any():

@@ -36,7 +36,7 @@ def images_of(run: Run, data: Any = None) -> tuple[Any, Images]:
     if not is_embeddings(data):
         decoding = Decoding(**run.read("model/config.json").get("decoding", {}))
         columns = named_columns(image=run.config.get("image_column"))
-        table = read(data, only_images=True, columns=columns, decoding=decoding)
+        table = read(data, only_images=True, columns=columns, answered_by=run.answered_by, decoding=decoding)
         return table.ids, table.images
     path = Path(data).expanduser()
     if path.suffix == ".npz":

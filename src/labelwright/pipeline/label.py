@@ -137,6 +137,7 @@ def label(
         classes=None,
         columns=named_columns(image=image_column),
         only_images=True,
+        answered_by=Run(run).answered_by,
         shared=True,
     )
 

@@ -299,13 +299,14 @@ def answers_for(
     classes: Sequence[str] | None,
     columns: Mapping[str, str] | None = None,
     only_images: bool = False,
+    answered_by: str | None = None,
     cache_limit_gb: float = 16.0,
     first_number: int | None = None,
     shared: bool = False,
 ) -> tuple[LabelTable, Answers, Strange | None]:
     """What a saved model says of any images, or of embeddings if it was trained on such; with their table.
 
-    Args: shared: see `answers_of_source`.
+    Args: answered_by: see `prepare.read`.   shared: see `answers_of_source`.
 
     Returns: table, answers, and how strange the images are; None of a model that cannot tell.
     """
@@ -316,6 +317,7 @@ def answers_for(
         classes=classes,
         columns=columns,
         only_images=only_images,
+        answered_by=answered_by,
         cache_limit_gb=cache_limit_gb,
         first_number=first_number,
     )
@@ -331,6 +333,7 @@ def _source_for(
     classes: Sequence[str] | None,
     columns: Mapping[str, str] | None,
     only_images: bool,
+    answered_by: str | None,
     cache_limit_gb: float,
     first_number: int | None,
 ) -> Source:
@@ -348,6 +351,7 @@ def _source_for(
         data,
         size_px=saved.size_px,
         cache_limit_gb=cache_limit_gb,
+        answered_by=answered_by,
         first_number=first_number,
         decoding=saved.decoding,
         **how,

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from labelwright.data.embeddings import load_embeddings
+from labelwright.data.prepare import read
 from labelwright.data.read import load
 from labelwright.errors import ConfigError, DataError
 
@@ -70,6 +71,28 @@ def test_long__an_answer_a_row_is_read_as_columns_are(photos: Path, kind: str, m
     assert (table.class_names, (table.labels == -1).all()) == (("cat", "dog", "owl"), True)
     (notice,) = (problem.detail for problem in table.problems if problem.kind == "read_as")
     assert notice.startswith("an answer a row: 7 of 2 annotators about 4 images; 1 answer about an image that")
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "memory"])
+def test_read__answers_of_a_run_that_stand_one_a_row_are_an_image_each(photos: Path, kind: str, monkeypatch) -> None:
+    columns = {"id": list("abcde"), "image": ["0.png", "0.png", "1.png", "2.png", "1.png"], "who": list("xyxyy")}
+    columns |= {"label": ["cat", "dog", "owl", "owl", "owl"], "truth": ["cat", "cat", "owl", "dog", "owl"]}
+    source = photos / f"t.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.table(columns), source)
+    elif kind == "csv":
+        pd.DataFrame(columns).to_csv(source, index=False)
+    data = pd.DataFrame(columns) if kind == "memory" else source
+    monkeypatch.chdir(photos)
+    table = read(data, only_images=True, answered_by="who")
+    assert table.ids.to_pylist() == ["a", "c", "d"]
+    assert [str(each)[-5:] for each in table.images.sources(np.arange(3))] == ["0.png", "1.png", "2.png"]
+    assert len(read(data, only_images=True, answered_by="ann")) == 5  # no such column: a row is a row
+    answers = read(data, classes=["cat", "dog", "owl"], answered_by="who")
+    assert (answers.ids.to_pylist(), answers.labels.tolist()) == (["a", "c", "d"], [-1, -1, -1])
+    truth = read(data, classes=["cat", "dog", "owl"], columns={"label": "truth"}, answered_by="who")
+    assert truth.labels.tolist() == [0, 2, 1]  # one of every image, whoever answered
+    assert {problem.kind for problem in truth.problems} <= {"read_as", "ignored_column"}
 
 
 def test_long__without_the_column_named_the_notice_names_it(photos: Path) -> None:

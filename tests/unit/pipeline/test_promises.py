@@ -277,3 +277,29 @@ def test_fit__a_class_that_is_none_is_refused_before_anything_is_written(
     with pytest.raises(DataError, match="did you mean ant"):
         lw.fit(run[1], out=tmp_path / "run", error=0.1, verified=bad)
     assert not (tmp_path / "run").exists()
+
+
+def test_answers_one_a_row__every_verb_sees_an_image_once(tmp_path: Path) -> None:
+    draw, rows = np.random.default_rng(0), ["worker,image,label"]
+    for i in range(24):
+        shade = draw.integers(0, 60, (12, 12, 3), np.uint8) + np.array([190, 0, 0], np.uint8)[np.arange(3) - i % 3]
+        Image.fromarray(shade.astype(np.uint8)).save(tmp_path / f"{i}.png")
+        rows += [f"w{who},{i}.png,{NAMES[(i + (who == i % 5)) % 3]}" for who in range(2 + i % 2)]
+    table = written(tmp_path / "votes.csv", "\n".join(rows) + "\n")
+    run = lw.fit(table, out=tmp_path / "run", annotator_columns="worker", model="descriptor", test_frac=0.0)
+    assert run.labels is not None
+    ids = run.labels["id"].to_pylist()
+    assert sorted(ids) == sorted(f"{i}.png" for i in range(24))
+    assert lw.label(run.path, table)["id"].to_pylist() == ids
+    lw.verify_sample(run.path, out=tmp_path / "sheet.csv", n=24)
+    sheet = filled(tmp_path / "sheet.csv", {f"{i}.png": NAMES[i % 3] for i in range(24)})
+    promised = lw.label(run.path, table, verified=sheet, error=0.5).schema.metadata[b"promise"]
+    assert json.loads(promised)["n_predicted"] == 24
+    with pytest.raises(DataError, match="has a label") as raised:
+        lw.evaluate(run.path, table)
+    assert any("about 24 images; the answers differ" in problem.detail for problem in raised.value.problems)
+    truth = [line.rsplit(",", 1)[0] + f",{NAMES[int(line.split(',')[1][:-4]) % 3]}" for line in rows[1:]]
+    known = written(tmp_path / "truth.csv", "\n".join([rows[0], *truth]) + "\n")
+    assert lw.evaluate(run.path, known)["n_scored"] == 24
+    lw.export(run.path, out=tmp_path / "out", format="coco")
+    assert len(json.loads((tmp_path / "out" / "labels.json").read_text())["images"]) == 24
