@@ -3,6 +3,7 @@
 Each runs the closed-form or convex part of the recipe of the same name: nothing is trained by gradient steps, and what
 comes out is a head on the features. Unlabelled rows are labelled -1 in integer labels, None or "" in others, NaN in
 either, or are passed as ``X_unlabelled``; integer labels -1 and one other are two classes, as scikit-learn has them.
+Columns in units of their own are divided by their deviation where `fit` does, see `train.convex.column_scales`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ from torch import Tensor
 from labelwright.arguments import fits, of_python, words_of
 from labelwright.encoders.nets import EncoderNets
 from labelwright.errors import ConfigError
+from labelwright.labels.chunks import known_and_unknown
 from labelwright.labels.n_novel import estimate_n_novel
+from labelwright.methods.baselines.majority import votes
 from labelwright.methods.registry import method_named
+from labelwright.train.convex import SCALED_ROWS, column_scales
 from labelwright.types import Candidates, Output, State, Task
 
 CHUNK = 8192
@@ -38,8 +42,8 @@ class _Embeddings(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         feats = torch.from_numpy(validate_data(self, X, reset=False, dtype=np.float32))
         with torch.inference_mode():
-            parts = [self._net(_lifted(some, *self._space)).double().softmax(1) for some in torch.split(feats, CHUNK)]
-        found: np.ndarray[Any, Any] = torch.cat(parts).numpy()
+            parts = [self._net(_lifted(some / self._scales, *self._space)) for some in torch.split(feats, CHUNK)]
+        found: np.ndarray[Any, Any] = torch.cat(parts).double().softmax(1).numpy()
         return found
 
     def predict(self, X: Any) -> np.ndarray[Any, Any]:
@@ -69,9 +73,16 @@ class _Embeddings(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             X = np.concatenate([X, validate_data(self, X_unlabelled, reset=False, dtype=np.float32)])
         return X, y
 
-    def _solve(self, name: str, X: Any, task: Task, settings: dict[str, Any], *, is_unit: bool) -> None:
+    def _divided(self, X: Any, task: Task) -> Tensor:
+        """Rows [N, D] with columns in units of their own divided by their deviation, as `fit` does; scales are kept."""
+        feats, labels = torch.from_numpy(X), task.labels if task.candidates is None else votes(task)
+        rows = known_and_unknown(labels, SCALED_ROWS)
+        scales = column_scales(feats[rows], labels[rows])
+        self._scales = torch.ones(feats.shape[1]) if scales is None else scales
+        return feats if scales is None else feats / scales
+
+    def _solve(self, name: str, feats: Tensor, task: Task, settings: dict[str, Any], *, is_unit: bool) -> None:
         """Run the part of a recipe before its first step; the head is kept."""
-        feats = torch.from_numpy(X)
         centre, scale = feats.mean(0), (feats - feats.mean(0)).square().mean().sqrt()
         self._space = (centre, torch.where(scale > 0, scale, 1.0), is_unit)
         feats = _lifted(feats, *self._space)
@@ -154,6 +165,8 @@ def _task(labels: np.ndarray[Any, Any], n_rows: int, n_classes: int, **more: Any
 class LogitAdjustedClassifier(_Embeddings):
     """A linear classifier for uneven classes: the log prior enters the loss, the penalty is cross-validated.
 
+    Columns in units of their own are divided by their deviation, as `fit` divides them.
+
     Args:
       loss: "la" (logit adjustment), "ce" (plain), "class_balanced", "balanced_softmax", "ldam", "vs", or
         "cross_validated": the one of the long-tail family that does best on rows left out.
@@ -184,17 +197,19 @@ class LogitAdjustedClassifier(_Embeddings):
         self.penalty = penalty
 
     def fit(self, X: Any, y: Any) -> LogitAdjustedClassifier:
-        """Learn from rows X [N, D] with labels y [N]; rows labelled -1 are left out."""
+        """Learn from rows X [N, D] with labels y [N]; rows labelled -1 count for the columns' units alone."""
         X, y = self._features(X, y, None)
         self.classes_, labels = _encoded(y)
         settings: dict[str, Any] = {"penalty": self.penalty} | ({"tau": self.tau} if self.loss == "la" else {})
         task = _task(labels, len(X), len(self.classes_))
-        self._solve(self.loss, X, task, settings, is_unit=False)
+        self._solve(self.loss, self._divided(X, task), task, settings, is_unit=False)
         return self
 
 
 class BeliefClassifier(_Embeddings):
     """A few labels and many unlabelled rows: Gaussians of one covariance by EM, a regression on the labels as evidence.
+
+    Columns in units of their own are divided by their deviation, as `fit` divides them.
 
     Args:
       strength: of the Gaussians against the regression, >= 0; None = 0.3.
@@ -230,12 +245,15 @@ class BeliefClassifier(_Embeddings):
         X, y = self._features(X, y, X_unlabelled)
         self.classes_, labels = _encoded(y)
         settings = {"strength": self.strength, "label_weight": self.label_weight, "prior": self.prior}
-        self._solve("beliefs", X, _task(labels, len(X), len(self.classes_)), settings, is_unit=False)
+        task = _task(labels, len(X), len(self.classes_))
+        self._solve("beliefs", self._divided(X, task), task, settings, is_unit=False)
         return self
 
 
 class PartialLabelClassifier(_Embeddings):
     """Rows with several candidate labels each, all of which may be wrong: the start of Co-Reg on stored features.
+
+    Columns in units of their own are divided by their deviation, as `fit` divides them.
 
     Attributes: classes_ [C], n_features_in_.
 
@@ -279,12 +297,14 @@ class PartialLabelClassifier(_Embeddings):
             torch.from_numpy(weights[rows, columns].astype(np.float32)),
         )
         task = _task(np.empty(0, dtype=np.int64), len(X), weights.shape[1], candidates=sets)
-        self._solve("coreg_frozen", X, task, {}, is_unit=True)
+        self._solve("coreg_frozen", self._divided(X, task), task, {}, is_unit=True)
         return self
 
 
 class NovelClassifier(_Embeddings):
     """Labels for some classes, and unlabelled rows that may be of classes nobody named: the start of LPS.
+
+    Columns in units of their own are divided by their deviation, as `fit` divides them.
 
     Args:
       n_novel: classes beyond the labelled ones, >= 0; "auto" = estimated (labels/n_novel.py).
@@ -314,11 +334,12 @@ class NovelClassifier(_Embeddings):
         X, y = self._features(X, y, X_unlabelled)
         named, labels = _encoded(y)
         task = _task(labels, len(X), len(named))
+        feats = self._divided(X, task)
         n_open = int((task.labels < 0).sum())
         n_novel: Any = self.n_novel
         if n_novel == "auto":
             found = (
-                estimate_n_novel(torch.from_numpy(X), task.labels, n_seen=len(named), seed=self.random_state)
+                estimate_n_novel(feats, task.labels, n_seen=len(named), seed=self.random_state)
                 if n_open
                 else {"n_novel": 0}
             )
@@ -330,8 +351,8 @@ class NovelClassifier(_Embeddings):
             more = np.array([f"novel-{i + 1}" for i in range(self.n_novel_)])
         self.classes_ = np.concatenate([named, more]) if self.n_novel_ else named
         if not self.n_novel_:
-            self._solve("beliefs", X, task, {}, is_unit=True)
+            self._solve("beliefs", feats, task, {}, is_unit=True)
             return self
         task = _task(labels, len(X), len(named), n_novel=self.n_novel_)
-        self._solve("novel_beliefs", X, task, {}, is_unit=True)
+        self._solve("novel_beliefs", feats, task, {}, is_unit=True)
         return self

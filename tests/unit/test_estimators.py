@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.datasets import load_wine
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -58,9 +59,13 @@ def test_unlabelled_rows__three_ways_to_say_so() -> None:
         BeliefClassifier().fit(X, np.full(60, ""))
 
 
-@pytest.mark.parametrize(("name", "model"), [("beliefs", BeliefClassifier()), ("la", LogitAdjustedClassifier())])
-def test_answers__are_those_of_fit(name: str, model: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "model", "unit"),
+    [("beliefs", BeliefClassifier(), 1), ("beliefs", BeliefClassifier(), 1000), ("la", LogitAdjustedClassifier(), 1)],
+)
+def test_answers__are_those_of_fit(name: str, model: Any, unit: int, tmp_path: Path) -> None:
     X, truth = blobs(90)
+    X[:, 7] *= unit
     X = X.astype(np.float32)
     labels = truth.copy()
     labels[30:60] = -1 if name == "beliefs" else labels[30:60]
@@ -72,6 +77,15 @@ def test_answers__are_those_of_fit(name: str, model: Any, tmp_path: Path) -> Non
     probs = model.fit(X[:60], words[:60].astype(object)).predict_proba(X[60:])
     assert model.classes_[probs.argmax(1)].tolist() == rows["label"].to_pylist()
     assert probs.max(1) == pytest.approx(rows["softmax"].to_pylist(), abs=1e-3)
+
+
+@pytest.mark.parametrize("model", [LogitAdjustedClassifier(), *ESTIMATORS[1:]], ids=lambda e: type(e).__name__)
+def test_columns__in_units_of_their_own_are_divided(model: Any) -> None:
+    X, y = load_wine(return_X_y=True)
+    kept = np.arange(len(X)) % 9 == 0
+    labels = y if isinstance(model, LogitAdjustedClassifier) else np.where(kept, y, -1)
+    wanted = model.fit(X / X.std(0), labels).predict_proba(X / X.std(0))
+    assert model.fit(X, labels).predict_proba(X) == pytest.approx(wanted, abs=0.02)  # rounding, passed on by clusters
 
 
 def test_logit_adjusted__losses_and_pipelines() -> None:

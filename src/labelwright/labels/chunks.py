@@ -71,6 +71,16 @@ def evenly_spread(rows: Tensor, n: int) -> Tensor:
     return rows[torch.arange(n, device=rows.device) * (len(rows) - 1) // max(n - 1, 1)]  # exact for any number of rows
 
 
+def known_and_unknown(labels: Tensor, n: int) -> Tensor:
+    """At most ``n`` rows with a label, then at most ``n`` without one, each evenly spread; labels [N], -1 = unknown.
+
+    Example:
+      >>> known_and_unknown(torch.tensor([-1, 0, 1, 0]), 2).tolist()
+      [1, 3, 0]
+    """
+    return torch.cat([evenly_spread(part.nonzero().flatten(), n) for part in (labels >= 0, labels < 0)])
+
+
 def each_class_alike(classes: Tensor, rows: Tensor, n: int, *, seed: int) -> Tensor:
     """At most ``n`` of the rows [M] int64, ascending: of each class [N] as many, or all there are of it.
 

@@ -42,7 +42,7 @@ from labelwright.labels import audit as pieces
 from labelwright.labels.chunks import evenly_spread
 from labelwright.launch import rank
 from labelwright.pipeline.audit_shards import audit_shards
-from labelwright.pipeline.job import SCALED_ROWS, scales_notice
+from labelwright.pipeline.job import scales_notice
 from labelwright.pipeline.no_network import COLOURS
 from labelwright.pipeline.settings import check_values
 from labelwright.replacing import disk_errors, new_output
@@ -52,7 +52,7 @@ from labelwright.scale.shards import find_shards
 from labelwright.scale.tables import Reading
 from labelwright.scale.work import is_sharded
 from labelwright.spreadsheet import write_csv
-from labelwright.train.convex import centre_and_scale, column_scales
+from labelwright.train.convex import SCALED_ROWS, centre_and_scale, column_scales
 from labelwright.train.processes import accelerator_for
 
 KINDS = {

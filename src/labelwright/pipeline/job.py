@@ -24,17 +24,15 @@ from labelwright.data.table import LabelTable
 from labelwright.encoders.embed import concepts_of, embed
 from labelwright.encoders.nets import EncoderNets
 from labelwright.encoders.templates import templates_named
-from labelwright.labels.chunks import evenly_spread
+from labelwright.labels.chunks import known_and_unknown
 from labelwright.labels.unlike import Unlike
 from labelwright.methods.baselines.majority import votes
 from labelwright.pipeline.novel import count_novel, feats_of, novel_notice, unlike_of, with_novel
 from labelwright.pipeline.resolve import Plan, own_nets
-from labelwright.train.convex import column_scales
+from labelwright.train.convex import SCALED_ROWS, column_scales
 from labelwright.train.seeds import derive_seed
 from labelwright.train.settings import TrainSettings
 from labelwright.types import BuildNet, Concepts, Task
-
-SCALED_ROWS = 5000  # labelled, and unlabelled ones, by which columns are judged
 
 
 @dataclass(frozen=True)
@@ -122,8 +120,7 @@ def scales_of(table: LabelTable, stored: Any, of: Tensor | None = None) -> Tenso
         return None
     task = table.task()
     labels = task.labels if task.candidates is None else votes(task)
-    rows = evenly_spread((labels >= 0).nonzero().flatten(), SCALED_ROWS)
-    rows = torch.cat([rows, evenly_spread((labels < 0).nonzero().flatten(), SCALED_ROWS)])
+    rows = known_and_unknown(labels, SCALED_ROWS)
     feats = torch.cat(list(EmbeddingViews(stored, rows=of).feats(rows)))
     return column_scales(feats, labels[rows])
 

@@ -28,6 +28,7 @@ KEPT_NUMBERS = 1 << 25  # of rows x classes, up to which probabilities are kept 
 MAX_AXES = 2048
 FEW_COLUMNS = 0.1  # of the features: if no more carry the variance, the others have no say on one scale
 LEAST_COLUMNS = 1.1  # that carry it, of few features
+SCALED_ROWS = 5000  # labelled, and unlabelled ones, by which columns are judged
 WEIGHED_ROWS = 1000  # labelled rows on which one scale is held against one of each column
 CHANCE = 3.0  # times 1 / N: squared correlations of columns that are not correlated
 LEAST_GRADIENT = 1e-5  # largest entry of the gradient of the mean loss at which it has converged
