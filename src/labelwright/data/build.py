@@ -217,7 +217,7 @@ class TableBuilder:
         )
         split = self._split(images)
         truth, truth_names = self._truth(raw_truth, lookup, is_blank, class_names)
-        self._check_ids(images, ids)
+        self._check_ids(images, ids, labels, class_names)
         images = self._check_files(images)
         self.problems += without_images(class_names, labels, candidates, split, unknown_rows)
         self.problems += self._without_classes(class_names)
@@ -444,10 +444,22 @@ class TableBuilder:
         codes[alone] = len(self._groups.names) + np.arange(int(alone.sum()))
         return codes
 
-    def _check_ids(self, images: Images, ids: Any) -> None:
+    def _check_ids(self, images: Images, ids: Any, labels: NDArray[np.int32], class_names: Sequence[str]) -> None:
         rows = _repeated(ids)
-        names = ids.take(pa.array(rows)).to_pylist()
-        self._report(images, rows, "duplicate_id", [f"id {name!r} was used before" for name in names])
+        if not len(rows):
+            return
+        names = ids.take(pa.array(rows))
+        first = pc.index_in(names, value_set=ids).to_numpy()
+        details = []
+        for name, is_now, was in zip(names.to_pylist(), labels[rows].tolist(), labels[first].tolist(), strict=True):
+            detail = f"id {name!r} was used before"
+            if min(is_now, was) >= 0 and is_now != was:
+                detail += (
+                    f" as {class_names[was]!r}, and is {class_names[is_now]!r} here: with a column of who answered, "
+                )
+                detail += "--annotator-columns reads several answers per image"
+            details.append(detail)
+        self._report(images, rows, "duplicate_id", details)
 
     def _check_files(self, images: Images) -> Images:
         """The images, those found elsewhere where they are; the others that are not there are reported."""

@@ -53,20 +53,25 @@ def digest(image: Image.Image) -> bytes:
 def _copies(table: LabelTable, digests: Mapping[int, bytes]) -> list[Problem]:
     """A notice about images whose pixels are equal, and one about those of them that have different labels."""
     first, labelled = dict[bytes, int](), dict[bytes, int]()
-    pairs, contrary = list[tuple[int, int]](), list[tuple[int, int]]()
+    pairs, contrary, twice = list[tuple[int, int]](), list[tuple[int, int]](), list[tuple[int, int]]()
+
+    def are_one(row: int, seen: int) -> bool:  # a file named twice is no copy
+        return table.images.where(row) == table.images.where(seen)
+
     for row in sorted(digests):
         seen = first.setdefault(digests[row], row)
-        if seen != row and table.images.where(row) != table.images.where(seen):  # a file named twice is no copy
+        if seen != row and not are_one(row, seen):
             pairs.append((row, seen))
         if table.labels[row] < 0:
             continue
         seen = labelled.setdefault(digests[row], row)
         if table.labels[seen] != table.labels[row]:
-            contrary.append((row, seen))
+            (twice if are_one(row, seen) else contrary).append((row, seen))
     found = []
     for rows, what in (
         (pairs, "shows the same as {place}"),
         (contrary, "is labelled {label!r}, and its copy {place} {other!r}"),
+        (twice, "is labelled {label!r}, and {other!r} in a row before"),
     ):
         if rows:
             row, seen = rows[0]

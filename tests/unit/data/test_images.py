@@ -141,6 +141,14 @@ def test_check_images__copies_are_told_and_those_under_two_labels(tmp_path: Path
     assert check_images(load(dog), digests={}) == ()
 
 
+def test_check_images__a_file_that_a_table_names_under_two_labels_is_no_copy_of_itself(tmp_path: Path) -> None:
+    for name in "ab":
+        noise(8, seed=ord(name)).save(tmp_path / f"{name}.png")
+    (tmp_path / "t.csv").write_text("id,image,label\n1,a.png,cat\n2,b.png,dog\n3,a.png,dog\n")
+    (found,) = check_images(load(tmp_path / "t.csv"), digests={})
+    assert (found.kind, found.detail) == ("copy", "is labelled 'dog', and 'cat' in a row before")
+
+
 def exif_of(*tags: bytes) -> bytes:
     block = b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(tags) + b"\0" * 20
     return b"Exif\0\0" + block

@@ -367,6 +367,11 @@ def test_ids__the_same_image_twice(photos) -> None:
     with pytest.raises(DataError) as caught:
         load(write_csv(photos, "image,label\n0.png,cat\n1.png,dog\n0.png,dog\n"))
     assert [(p.kind, p.row) for p in caught.value.problems] == [("duplicate_id", 2)]
+    detail = "id '0.png' was used before as 'cat', and is 'dog' here: with a column of who answered, "
+    assert caught.value.problems[0].detail == f"{detail}--annotator-columns reads several answers per image"
+    again = load(write_csv(photos, "image,label\n1.png,dog\n0.png,cat\n0.png,cat\n0.png,\n"), on_bad="report")
+    found = [p.detail for p in again.problems if p.kind == "duplicate_id"]
+    assert found == ["id '0.png' was used before"] * 2
 
 
 def test_classes__bad_names(photos) -> None:
