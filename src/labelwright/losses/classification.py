@@ -7,7 +7,8 @@ Every function is ``loss(logits, labels, *, knobs, weights=None, where=None, red
 - weights: [B] float >= 0 or None for 1. where: [B] bool, False = left out, whatever the row holds.
 - reduce: "mean" = sum(w * loss) / sum(w) over kept rows (0 if none is kept), "sum", or "none": [B], not a scalar.
 - class_weight: [C] float >= 0 multiplies the weight of rows of that class, or None.
-- Raises DataError where shapes do not fit, ConfigError where a knob is out of range.
+- Raises DataError where shapes do not fit, or a label is beyond C-1 (on the CPU; on a GPU that is CUDA's device-side
+  assert, as a check would wait for every step), ConfigError where a knob is out of range.
 
 Values are in nats.
 """
@@ -92,8 +93,7 @@ def adjusted_cross_entropy(
     check_rows(logits, labels=labels, weights=weights, where=where)
     kept = kept_rows(labels, where)
     labels = blank_rows(kept, labels).long()
-    adjusted = adjusted_logits(blank_rows(kept, at_least_float32(logits)), labels, adjustment)
-    loss = F.cross_entropy(adjusted, labels, reduction="none")  # [B, C] -> [B]
+    loss = _row_losses(logits, labels, kept, adjustment)
     return reduce_loss(loss, where=kept, weights=_row_weights(weights, class_weight, labels, logits), reduce=reduce)
 
 
@@ -156,7 +156,7 @@ def focal(
         raise ConfigError(f"power={power} is negative", fix="focal takes a power >= 0; 0 is plain cross-entropy")
     kept = kept_rows(labels, where)
     labels = blank_rows(kept, labels).long()
-    log_prob = -F.cross_entropy(blank_rows(kept, at_least_float32(logits)), labels, reduction="none")  # [B, C] -> [B]
+    log_prob = -_row_losses(logits, labels, kept, Adjustment())
     wrong = -torch.expm1(log_prob)  # 1 - p_y, exact near p_y = 1
     # Below 1 the power has an infinite slope at 0, which would turn the gradient of a perfect row into NaN.
     loss = -(wrong.clamp_min(torch.finfo(wrong.dtype).tiny) ** power) * log_prob
@@ -200,11 +200,24 @@ def influence_balanced(
         raise ConfigError(f"scale={scale} is not positive", fix="it multiplies the loss: use a value > 0")
     kept = kept_rows(labels, where)
     labels = blank_rows(kept, labels).long()
-    log_prob = -F.cross_entropy(blank_rows(kept, at_least_float32(logits)), labels, reduction="none")  # [B, C] -> [B]
+    log_prob = -_row_losses(logits, labels, kept, Adjustment())
     gap = -2 * torch.expm1(log_prob)  # the wrong classes hold 1 - p_y in all, and the true one lacks as much
     size = blank_rows(kept, at_least_float32(feats)).abs().sum(dim=1)  # [B, D] -> [B]
     loss = -log_prob * scale / (gap * size + 1e-3)
     return reduce_loss(loss, where=kept, weights=_row_weights(weights, class_weight, labels, logits), reduce=reduce)
+
+
+def _row_losses(logits: Tensor, labels: Tensor, kept: Tensor, adjustment: Adjustment) -> Tensor:
+    """[B, C] -> [B]; labels of excluded rows are blanked."""
+    try:
+        adjusted = adjusted_logits(blank_rows(kept, at_least_float32(logits)), labels, adjustment)
+        return F.cross_entropy(adjusted, labels, reduction="none")
+    except IndexError as error:
+        n_classes = logits.shape[1]
+        raise DataError(
+            f"labels hold {int(labels.max())}, and the logits have {n_classes} classes: 0 to {n_classes - 1}",
+            fix="count classes from 0, or give the network as many outputs as there are classes",
+        ) from error
 
 
 def _row_weights(weights: Tensor | None, class_weight: Tensor | None, labels: Tensor, logits: Tensor) -> Tensor | None:

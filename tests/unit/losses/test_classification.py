@@ -1,13 +1,16 @@
 """What single losses add to tests/contract/test_losses.py."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from labelwright.adjust import fixed
 from labelwright.errors import ConfigError, DataError
 from labelwright.losses.classification import (
+    adjusted_cross_entropy,
     cross_entropy,
     focal,
     influence_balanced,
@@ -35,6 +38,22 @@ def test_cross_entropy__class_weight_times_row_weight():
 
 def test_cross_entropy__int32_labels():
     assert cross_entropy(LOGITS, LABELS.int()).item() == cross_entropy(LOGITS, LABELS).item()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        cross_entropy,
+        partial(adjusted_cross_entropy, adjustment=fixed.ldam([9, 4, 1], scale=10.0)),
+        partial(focal, power=1.0),
+        partial(influence_balanced, feats=LOGITS),
+    ],
+)
+def test_labels__beyond_the_classes_are_named_unless_left_out(loss):
+    labels = torch.tensor([0, 3, 1, 2])
+    with pytest.raises(DataError, match="labels hold 3, and the logits have 3 classes: 0 to 2"):
+        loss(LOGITS, labels)
+    assert loss(LOGITS, labels, where=labels < 3).item() == loss(LOGITS, torch.tensor([0, -1, 1, 2])).item()
 
 
 def test_soft_cross_entropy__temperature_divides():
