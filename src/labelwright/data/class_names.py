@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,11 @@ NO_CLASSES = frozenset(
     | {"undefined", "unknown", "unsorted", "unsure"}
 )
 _NAMED = 5  # classes that one message lists
+_JOINED_MIN, _JOINED_FRAC = (
+    3,
+    0.2,
+)  # class names that are others joined, from which they are candidates by the look of it
+_SIGNS = "/|;,"  # between such names
 _LONG = re.compile(r"[^\W\d_]{4,}")  # words in which a slip of a letter shows; "grade a" and "grade b" are two
 
 
@@ -144,7 +150,14 @@ def odd_names(class_names: tuple[str, ...], labels: NDArray[np.int32], *, is_sai
       ["'forrest' for 'forest' is perhaps misspelled: then mend it in the data"]
     """
     odd: list[str] = []
+    sign, joined = ("", []) if is_said else _joined(class_names)
+    if joined:
+        odd.append(
+            f"{len(joined):,} of the {len(class_names):,} class names, such as {joined[0]!r}, are others joined by "
+            f"{sign!r}: where they are candidates, write {'|'.join(_parts(joined[0], sign))} in a column candidates"
+        )
     lists = [] if is_said else [c for c in class_names if listed(c) or any(sign in c for sign in ",;|")]
+    lists = [name for name in lists if name not in set(joined)]
     folded: dict[str, list[str]] = {}
     for name in class_names:
         folded.setdefault(" ".join(name.casefold().split()), []).append(name)
@@ -172,6 +185,27 @@ def odd_names(class_names: tuple[str, ...], labels: NDArray[np.int32], *, is_sai
             more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
             odd.append(f"{', '.join(found[:_NAMED])}{more} {detail}")
     return odd
+
+
+def _parts(name: str, sign: str) -> list[str]:
+    return [part.strip() for part in name.split(sign)]
+
+
+def _joined(class_names: Sequence[str]) -> tuple[str, list[str]]:
+    """A sign, and the names that are other names, or parts of others, with it between; none where they are few.
+
+    Example:
+      >>> _joined(["a", "a/b", "b / c", "c", "a/b/c"]), _joined(["animal/cat", "animal/dog", "plant/fern", "plant/ivy"])
+      (('/', ['a/b', 'b / c', 'a/b/c']), ('', []))
+    """
+    for sign in _SIGNS:
+        parts = {name: _parts(name, sign) for name in class_names if sign in name}
+        uses = Counter(part for some in parts.values() for part in set(some))
+        uses.update(set(class_names) - parts.keys())
+        found = [name for name, some in parts.items() if all(part and uses[part] > 1 for part in some)]
+        if len(found) >= max(_JOINED_MIN, _JOINED_FRAC * len(class_names)):
+            return sign, found
+    return "", []
 
 
 def _misspelled(class_names: Sequence[str], counts: NDArray[np.int64]) -> list[tuple[str, str]]:

@@ -193,6 +193,27 @@ def test_candidates__lists_as_text(photos: Path, cell: str) -> None:
     assert told(table, "odd_class") == ""
 
 
+@pytest.mark.parametrize("column", ["candidates", "label"])
+@pytest.mark.parametrize("sign", ["/", " | ", "; "])
+def test_candidates__joined_by_another_sign_are_named_once_with_the_way_to_write_them(
+    photos: Path, column: str, sign: str
+) -> None:
+    cells = [sign.join(cell) for cell in ("ab", "bc", "abc", "a", "c")]
+    table = load(written(photos, "csv", **{column: cells}), on_bad="report")
+    notice = told(table, "odd_class")
+    if column == "candidates" and sign != "/":  # read as they are meant
+        assert (table.class_names, notice) == (("a", "b", "c"), "")
+        return
+    expected = f"3 of the 5 class names, such as {cells[0]!r}, are others joined by {sign.strip()!r}: "
+    assert notice.startswith(f"{expected}where they are candidates, write a|b in a column candidates")
+    assert "several names in one" not in notice
+
+
+def test_names__of_two_levels_are_not_others_joined(photos: Path) -> None:
+    table = load(written(photos, "csv", label=["animal/cat", "animal/dog", "plant/fern", "plant/ivy"]))
+    assert told(table, "odd_class") == ""
+
+
 def test_candidates__commas_that_belong_to_the_names_stay(photos: Path) -> None:
     table = load(written(photos, "csv", candidates=["Buckeye, Horse Chestnut", "Gum, Sweet", "Oak"]))
     assert table.class_names == ("Buckeye, Horse Chestnut", "Gum, Sweet", "Oak")
