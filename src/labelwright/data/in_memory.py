@@ -13,6 +13,7 @@ import pyarrow as pa
 from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 
+from labelwright.data.embeddings import NPZ_KEYS
 from labelwright.errors import ConfigError, DataError
 
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
@@ -68,7 +69,7 @@ def columns_of(source: Any) -> dict[str, Any] | None:
       source: a data frame, a mapping of columns, a list of pairs (image or path, label), or a torch `Dataset` of such
         pairs, whose ``classes`` say what its numbers stand for.
 
-    Raises: DataError where it is none of these by its length or its items.
+    Raises: DataError where it is none of these by its length or its items, or holds embeddings.
 
     Example:
       >>> columns_of([("a.png", "cat"), ("b.png", None)]), columns_of(["a.png"])
@@ -77,9 +78,9 @@ def columns_of(source: Any) -> dict[str, Any] | None:
     if type(source).__module__.startswith("datasets."):
         return None
     if isinstance(source, Mapping):
-        return {str(name): column for name, column in source.items()}
+        return _of_images({str(name): column for name, column in source.items()}, source)
     if hasattr(source, "columns") and hasattr(source, "to_dict"):
-        return {str(name): source[name] for name in source.columns}
+        return _of_images({str(name): source[name] for name in source.columns}, source)
     names: Any = ()
     if isinstance(source, Dataset):
         if not hasattr(source, "__len__"):
@@ -96,6 +97,19 @@ def columns_of(source: Any) -> dict[str, Any] | None:
         known = dict(enumerate(names)) | {-1: None}
         labels = [known.get(label, label) if isinstance(label, int) else label for label in labels]
     return {"image": [image for image, _ in source], "label": labels}
+
+
+def _of_images(columns: dict[str, Any], source: Any) -> dict[str, Any]:
+    """The columns, but for DataError where all of them are what an .npz of embeddings holds, with the call for it."""
+    keys = {name if name in NPZ_KEYS else f"{name}s": name for name in columns}
+    if "embeddings" in keys and keys.keys() <= NPZ_KEYS.keys():
+        given = {key: f"data[{name!r}]" for key, name in keys.items()}
+        values = [f"{key}=list({given[key]})" if key != "logit_scale" else f"{key}={given[key]}" for key in keys]
+        raise DataError(
+            f"this {type(source).__name__} holds embeddings, which are read from a file",
+            fix=f"numpy.savez('data.npz', {', '.join(values)}), and give 'data.npz'",
+        )
+    return columns
 
 
 def dataset_of(columns: Mapping[str, Any], image: str | None) -> Any:
