@@ -150,7 +150,10 @@ def _print_compared(found: Any, values: Mapping[str, Any]) -> None:
             _show(what, *names, rows=((SCORES.get(key, key).strip(), *cells(pair)) for key, pair in rows.items()))
     if not found.settings:
         _say("the settings are the same")
-    _say(f"labels that differ: {found.n_changed:,} of {counted(found.n_common, 'image')} that both labelled")
+    if found.n_common:
+        _say(f"labels that differ: {found.n_changed:,} of {counted(found.n_common, 'image')} that both labelled")
+    else:
+        _say("labels are not compared: no image is in both")
     for was, now, n in found.pairs[:10]:
         _say(f"  {was} -> {now}: {counted(n, 'image')}")
     for note in found.notes:

@@ -51,6 +51,18 @@ def test_compare__by_command_line(two: tuple[Path, Path], capsys: pytest.Capture
     assert json.loads(capsys.readouterr().out)["pairs"] == [["airplane", "deer", 1]]
 
 
+def test_compare__runs_on_other_images_have_none_in_common(
+    two: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = pq.read_table(two[1] / "labels.parquet")
+    other = pa.array([f"other/{i}" for i in range(len(rows))])
+    pq.write_table(rows.set_column(rows.schema.get_field_index("id"), "id", other), two[1] / "labels.parquet")
+    assert cli.run(["compare", *map(str, two)]) == 0
+    shown = capsys.readouterr().out
+    assert "labels are not compared: no image is in both" in shown
+    assert "that both labelled" not in shown
+
+
 def test_compare__the_same_run_differs_in_nothing(two: tuple[Path, Path]) -> None:
     found = lw.compare(two[0], two[0])
     assert (found.settings, found.n_changed) == ({}, 0)
