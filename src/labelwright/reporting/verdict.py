@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from labelwright.data.situation import NEARLY_ALL
 from labelwright.encoders.descriptor import NAME
 from labelwright.reporting.checks import is_given
 from labelwright.reporting.given import interval
@@ -23,6 +24,7 @@ GOOD, FAIR = 0.9, 0.7  # share of right labels from which they are called good, 
 SURE = 0.8  # lower end of the interval from which a share is called good
 BEHIND = 0.01  # so much less than the obvious is behind it
 LEAST_SEEN = 3  # test images of a class, of which none was recognised, before the page names it
+FEW = 10  # labels of its own below which a run is judged by new images, where nearly all images had labels
 ENOUGH = 100  # test images from which scores on them are compared rather than those on labels that were left out
 
 LEVELS = {
@@ -136,12 +138,20 @@ def share_right(run: Run) -> Share:
     span = interval(accuracy or 0.0, n) if n else None
     narrow = source == "left-out labels" and estimated is not None and trust["interval"][1] - trust["interval"][0]
     held_out, is_verified = run.data.get("test_is") == "held out", bool(run.config.get("verified"))
+    labelled, n_images = run.summary.get("n_labelled") or 0, run.summary.get("n_images") or 0
+    n_own = n_images - labelled
+    are_new = n_own < FEW and 0 < NEARLY_ALL * n_images <= labelled  # the images that want labels are still to come
+    are_new &= not run.summary.get("n_novel")
     are_apart = held_out and unlike_labelled(run) > 0  # held-out images are like the labelled ones
+    if are_new and accuracy is not None:
+        are_apart = narrow = False  # what the few labels say of themselves is not asked for
     if accuracy is not None and not (half_known or are_apart or (span and narrow and narrow < span[1] - span[0])):
         basis = f"measured on {f'{n:,} ' if n else ''}test images{' that were held out' if held_out else ''}"
-        labelled = run.summary.get("n_labelled")
-        are_new = labelled is not None and labelled == run.summary.get("n_images")  # every other label was given
         return Share(accuracy, span, f"{_about(accuracy, span, NEW if are_new else LABELS)}, {basis}.")
+    if are_new and n_own and estimated is not None and source != "none":
+        words = f"Of the {counted(n_own, 'label')} that it gave about {n_own * estimated:.0f} are right"
+        words = words if n_own > 1 else f"The one label that it gave is right with a chance of {percent(estimated)}"
+        return Share(None, None, f"{words}; how it labels new images was not measured.")
     known = run.summary.get("pseudolabels") or {}
     share = known.get("all", known.get("accuracy"))
     if share is not None and narrow is False:
@@ -283,6 +293,9 @@ def never_recognised(run: Run) -> list[str]:
     sizes = run.test.get("n_per_class") or [LEAST_SEEN] * len(recall)
     found = [n for n, right, size in zip(names, recall, sizes, strict=False) if right == 0 and size >= LEAST_SEEN]
     if run.labels is not None and n_predicted(run):
-        used = set(run.labels["label"].unique().to_pylist())
-        found += [name for name in run.class_names if name not in used and name not in found]
+        passed_over = {*run.labels["label"].unique().to_pylist(), *found}
+        if any(run.counts):  # of a class that no label and no test image is of, there is nothing to recognise
+            tested = {name for name, right in zip(names, recall, strict=False) if right is not None}
+            passed_over |= {n for n, k in zip(run.class_names, run.counts, strict=False) if not k and n not in tested}
+        found += [name for name in run.class_names if name not in passed_over]
     return found

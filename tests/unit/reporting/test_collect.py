@@ -16,7 +16,7 @@ from labelwright.reporting.collect import collect
 from labelwright.reporting.gallery import read_gallery, write_gallery
 from labelwright.reporting.render import page_of
 from labelwright.reporting.sections import curve
-from labelwright.reporting.verdict import never_recognised, verdict_of
+from labelwright.reporting.verdict import never_recognised, share_right, verdict_of
 from labelwright.run_folder import Run
 from made_runs import EVIL, NAMES, made_up_run
 
@@ -77,6 +77,33 @@ def test_verdict__test_images_of_named_classes_alone_do_not_confirm_new_ones() -
 def test_verdict__speaks_of_new_images_where_every_label_was_given() -> None:
     summary = {"test": {"accuracy": 0.95, "n_scored": 400}, "n_images": 90, "n_labelled": 90}
     assert collect(run_of(summary))["verdict"]["sentence"].startswith("About 95 of 100 new images are labelled right")
+
+
+@pytest.mark.parametrize(("n_own", "is_new"), [(1, True), (9, True), (10, False)])
+def test_verdict__speaks_of_new_images_where_nearly_every_label_was_given(n_own: int, is_new: bool) -> None:
+    trust = {"source": "left-out labels", "n": 277, "estimated": 0.42, "interval": [0.41, 0.43], "unlike": 0.5}
+    summary: dict[str, Any] = {"trust": trust, "n_images": 1000, "n_labelled": 1000 - n_own}
+    summary |= {"test": {"accuracy": 0.75, "n_scored": 40}}
+    sentence = share_right(run_of(summary, data={"test_is": "held out"})).sentence
+    begin = "About 75 of 100 new images are labelled right" if is_new else "About 42 of 100 labels are right"
+    assert sentence.startswith(begin)
+    summary |= {"n_images": 50, "n_labelled": 50 - n_own}  # not so few beside the others, but for one
+    assert ("new images" in share_right(run_of(summary)).sentence) is (n_own == 1)
+
+
+@pytest.mark.parametrize(
+    ("n_own", "words"),
+    [
+        (1, "The one label that it gave is right with a chance of 42.0%"),
+        (5, "Of the 5 labels that it gave about 2 are"),
+    ],
+)
+def test_verdict__a_few_labels_of_its_own_are_no_measure_of_new_images(n_own: int, words: str) -> None:
+    trust = {"source": "left-out labels", "n": 277, "estimated": 0.42, "interval": [0.3, 0.5]}
+    verdict = verdict_of(run_of({"trust": trust, "n_images": 278, "n_labelled": 278 - n_own}))
+    assert verdict["sentence"].startswith(words)
+    assert verdict["sentence"].endswith("; how it labels new images was not measured.")
+    assert verdict["level"] == "unknown"
 
 
 @pytest.mark.parametrize("n", [1, 2])
@@ -156,6 +183,15 @@ def test_never_recognised__needs_a_few_test_images_or_no_label_at_all() -> None:
     assert never_recognised(run_of({"test": test}, data=data)) == ["bee"]
     labels = pa.table({"id": ["1"], "label": ["cow"], "source": ["predicted"]})
     assert never_recognised(run_of({"test": test}, data=data, labels=labels)) == ["bee", "ant"]
+
+
+@pytest.mark.parametrize(("counts", "expected"), [([4, 0, 2], ["ant"]), ([0, 0, 0], ["ant", "bee"])])
+def test_never_recognised__but_for_a_class_of_which_there_is_no_image(counts: list[int], expected: list[str]) -> None:
+    data = {"class_names": ["ant", "bee", "cow"], "train_counts": counts}
+    labels = pa.table({"id": ["1"], "label": ["cow"], "source": ["predicted"]})
+    assert never_recognised(run_of({"test": {"per_class": [1.0, None, 1.0]}}, data=data, labels=labels)) == expected
+    tested = {"per_class": [1.0, 0.5, 1.0]}
+    assert never_recognised(run_of({"test": tested}, data=data, labels=labels)) == ["ant", "bee"]
 
 
 def test_verdict__blocks_of_others_are_said_where_they_are(tmp_path: Path) -> None:
