@@ -307,7 +307,8 @@ class NovelClassifier(_Embeddings):
     Columns in units of their own are divided by their deviation, as `fit` divides them.
 
     Args:
-      n_novel: classes beyond the labelled ones, >= 0; "auto" = estimated (labels/n_novel.py).
+      n_novel: classes beyond the labelled ones, >= 0; "auto" = estimated (labels/n_novel.py), too high where classes
+        have a handful of labels: give the number there.
       random_state: of the clustering, an int >= 0.
 
     Attributes: classes_ [C]: the labelled classes, then what was found: numbers after the largest label, or "novel-1",
