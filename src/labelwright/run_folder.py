@@ -52,7 +52,8 @@ CONTENTS = {"summary", "data", "config", "environment", "records", "epochs", "st
 class Run:
     """A run folder: config.yaml, data.json, metrics.jsonl, checkpoints/, model/, labels.parquet, summary.json and more.
 
-    Contents are read when first asked for and kept; they are empty where a file is absent.
+    Contents are read when first asked for and kept; they are empty where a file is absent; without the folder itself
+    settings, data and labels are a DataError.
 
     Args:
       path: the folder.
@@ -67,6 +68,7 @@ class Run:
     def __init__(self, path: Path | str, **contents: Any) -> None:
         self.path = Path(path)
         assert set(contents) <= CONTENTS, contents.keys()
+        self._is_made_up = bool(contents)
         self.__dict__.update(contents)  # where cached_property keeps what it has read
         self._writer: SummaryWriter | None = None
         self.also_log: Callable[[Mapping[str, Any], int], None] | None = None  # gets every record and its step
@@ -275,6 +277,7 @@ class Run:
 
         Raises: DataError if it cannot be read.
         """
+        self._check_is_one()
         path = self.path / "labels.parquet"
         if not path.is_file():
             return None
@@ -390,7 +393,12 @@ class Run:
                 )
         return content
 
+    def _check_is_one(self) -> None:
+        if not self._is_made_up and not os.path.exists(self.path):  # noqa: PTH110 (False where the name is too long)
+            raise DataError(f"there is no folder {self.path}", fix="give the folder of a run of fit")
+
     def _read_if_there(self, name: str) -> dict[str, Any]:
+        self._check_is_one()
         return self.read(name) if (self.path / name).is_file() else {}
 
     # ---- writing ----------------------------------------------------------------------------------------------------

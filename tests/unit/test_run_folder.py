@@ -26,6 +26,13 @@ def test_run_folder__refuses_what_is_not_empty(tmp_path: Path) -> None:
         Run.create(tmp_path / ("x" * 300))
 
 
+@pytest.mark.parametrize("content", ["labels", "data", "config", "environment", "class_names"])
+def test_run__of_a_folder_that_is_not_there_is_refused_when_read(tmp_path: Path, content: str) -> None:
+    with pytest.raises(DataError, match=f"there is no folder {tmp_path}/nowhere\n  fix: give the folder of a run"):
+        getattr(Run(tmp_path / "nowhere"), content)
+    assert not getattr(Run(tmp_path), content)  # nothing of the run is there yet
+
+
 def test_log__cut_and_resumed(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "made" / "by the first record")
     assert run.metrics_size() == 0
