@@ -61,8 +61,8 @@ def test_network__loses_to_colours(run: Run, photos: Path) -> None:
 def test_network__wins(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     choose = references.choose
 
-    def of_the_network(own: str, *rest: Any) -> Choice:
-        return Choice(own, "so", {"ce": 0.5, "descriptor": 0.5}) if own == "ce" else choose(own, *rest)
+    def of_the_network(own: str, *rest: Any, **how: Any) -> Choice:
+        return Choice(own, "so", {"ce": 0.5, "descriptor": 0.5}) if own == "ce" else choose(own, *rest, **how)
 
     monkeypatch.setattr(references, "choose", of_the_network)
     found = lw.fit(photos, out=tmp_path / "run", **FAST)
