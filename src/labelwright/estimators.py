@@ -307,7 +307,7 @@ class NovelClassifier(_Embeddings):
     Columns in units of their own are divided by their deviation, as `fit` divides them.
 
     Args:
-      n_novel: classes beyond the labelled ones, >= 0; "auto" = estimated (labels/n_novel.py), too high where classes
+      n_novel: classes beyond the labelled ones, >= 0; "auto" = estimated (labels/n_novel.py), roughly where classes
         have a handful of labels: give the number there.
       random_state: of the clustering, an int >= 0.
 

@@ -37,6 +37,8 @@ PLAUSIBLE = 0.1  # share of the counts cut off at either end
 SEEN_SHARE = 0.5  # of the labelled rows expected in a piece of a seen class, from which it is taken for one
 HANDFUL = 5
 """Unlabelled rows below which a cluster is no class."""
+LEAST_EXPECTED = 0.7
+"""Labelled rows that a group must lack to be new: by chance alone half of the groups of seen classes lack so many."""
 
 OUT = 9.0  # separation of what may not be merged; true ones are at most 1
 
@@ -52,7 +54,8 @@ def estimate_n_novel(
     are, v the mean of their variances. It does not grow with the number of clusters nor with a class's size, so that a
     class which holds most images is not cut up. The bar is 0.75, at which a density has no valley, or between 0.73 and
     0.79 where that joins labelled rows more as their classes do. A piece which holds at least half the share of
-    labelled rows that pieces of seen classes do belongs to one; groups of fewer than 5 unlabelled rows do not count.
+    labelled rows that pieces of seen classes do belongs to one. Groups of fewer than 5 unlabelled rows do not count,
+    nor those in which fewer than 0.7 labelled rows were to be expected: with few labels many of seen classes have none.
     The estimate is the median count, and it is none where none is the median.
 
     Args:
@@ -140,6 +143,7 @@ class _Pieces:
         self.first, self.other = (one, pieces[is_first]), (z[~is_first], pieces[~is_first])
         self.n_pieces = n_pieces
         n_free = torch.bincount(pieces[~known], minlength=n_pieces)
+        least = max(HANDFUL, LEAST_EXPECTED * int((~known).sum()) / max(1, int(known.sum())))
         by_class = torch.bincount(pieces[known] * n_seen + labels[known], minlength=n_pieces * n_seen)
         by_class = by_class.view(n_pieces, n_seen)
         share = by_class.sum(1) / (by_class.sum(1) + n_free).clamp(min=1)
@@ -147,7 +151,7 @@ class _Pieces:
         of_known, true = pieces[known], labels[known].numpy()
         self.counts = self._merged(
             torch.where(is_seen, by_class.argmax(1), -1),
-            lambda groups, classes: _n_classes(groups, classes, n_free),
+            lambda groups, classes: _n_classes(groups, classes, n_free, least=least),
         )
         self.agreements = self._merged(
             torch.full((n_pieces,), -1), lambda groups, _: float(adjusted_rand_score(true, groups[of_known].numpy()))
@@ -214,10 +218,10 @@ def _separations(z: Tensor, own: Tensor, groups: Tensor, centres: Tensor, g: int
     return torch.where((counts < 2) | (counts[g] < 2), 1e-6 * (centres - centres[g]).norm(dim=1), found)
 
 
-def _n_classes(groups: Tensor, classes: Tensor, n_free: Tensor) -> int:
-    """Groups without a class that are more than a handful."""
+def _n_classes(groups: Tensor, classes: Tensor, n_free: Tensor, *, least: float) -> int:
+    """Groups without a class that have enough unlabelled rows."""
     sizes = torch.zeros_like(n_free).index_add_(0, groups, n_free)
-    return int(((sizes >= HANDFUL) & (classes < 0)).sum())
+    return int(((sizes >= least) & (classes < 0)).sum())
 
 
 def _at(steps: list[tuple[float, float]], bar: float) -> float:

@@ -157,6 +157,19 @@ def test_kmeans__starts_are_tried_on_some_of_the_rows(monkeypatch: pytest.Monkey
     assert found.inertia == pytest.approx(whole.inertia, rel=1e-5)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_estimate__classes_of_several_parts_with_few_labels_are_no_new_ones(seed: int) -> None:
+    feats, part = blobs([60] * 20, noise=0.1, seed=seed)
+    truth = part % 5  # four parts each
+    labels = torch.full_like(truth, -1)
+    for c in range(5):
+        labels[(truth == c).nonzero().flatten()[:2]] = c  # of a part at most
+    few = estimate_n_novel(feats, labels, n_seen=5, seed=seed)
+    assert few.n_novel <= 3  # 12 parts of 20 have no label
+    hidden = estimate_n_novel(feats, torch.where((truth < 4) & (part < 19), truth, -1), n_seen=4, seed=seed)
+    assert hidden.n_novel >= 3  # four parts, one with hardly any label beside
+
+
 def test_lloyd__empty_cluster_moves_to_the_farthest_row() -> None:
     z = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
     centroids = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])

@@ -58,7 +58,7 @@ def test_fit__the_saved_model_has_learned_from_the_held_out_images(tmp_path: Pat
     said = {run.path.name: np.array(lw.label(run.path, data)["softmax"]) for run in (refitted, scored, whole)}
     assert np.allclose(said["refitted"], said["whole"], atol=2e-3)
     assert not np.allclose(said["scored"], said["whole"], atol=2e-2)
-    assert "fitted anew with the 18 images" in (refitted.path / "model" / "README.md").read_text()
+    assert "fitted anew with the 18 embeddings" in (refitted.path / "model" / "README.md").read_text()
     assert json.loads((refitted.path / "model" / "config.json").read_text())["n_fitted"] == 90
 
 
