@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from labelwright.errors import ConfigError, DataError, DiskError
 from labelwright.run_folder import Run, write_text_atomically
@@ -33,7 +34,9 @@ def test_run__of_a_folder_that_is_not_there_is_refused_when_read(tmp_path: Path,
     assert not getattr(Run(tmp_path), content)  # nothing of the run is there yet
 
 
-def test_log__cut_and_resumed(tmp_path: Path) -> None:
+def test_log__cut_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # TensorBoard reads files of one second in the order of their counter as a text: the 10th before the 9th.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     run = Run.create(tmp_path / "made" / "by the first record")
     assert run.metrics_size() == 0
     run.cut_metrics(0)  # nothing there: nothing happens

@@ -38,7 +38,7 @@ SEEN_SHARE = 0.5  # of the labelled rows expected in a piece of a seen class, fr
 HANDFUL = 5
 """Unlabelled rows below which a cluster is no class."""
 LEAST_EXPECTED = 0.7
-"""Labelled rows that a group must lack to be new: by chance alone half of the groups of seen classes lack so many."""
+"""Labelled rows to be expected in a group that is counted: with so many, half of those of seen classes have one."""
 
 OUT = 9.0  # separation of what may not be merged; true ones are at most 1
 
@@ -79,7 +79,8 @@ def estimate_n_novel(
 
     Source: own. That the half which did not make the clusters judges them is as in Tibshirani and Walther 2005
     (prediction strength); the numbers here were chosen on CIFAR-10 and GTSRB by a small CLIP, with 0 to 22 hidden
-    classes, even, long-tailed and with 70% in one; benchmarks/n_novel.py measures it. Classes that the features do not
+    classes, even, long-tailed and with 70% in one, `LEAST_EXPECTED` on scikit-learn's digits as well;
+    benchmarks/n_novel.py measures it. Classes that the features do not
     tell apart count as one.
 
     Cost: 9 clusterings of 2,000 rows (5 per piece if that is more) in 32 dimensions: seconds.
