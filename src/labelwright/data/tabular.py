@@ -129,7 +129,7 @@ def read_files(
     for path, split in zip(files, splits, strict=True):
         columns = _with_ids_as_images(open_columns(path), named)
         columns, asked = _with_a_column_each(columns, named, str(path))
-        columns = _with_labels_of_classes(columns, asked, str(path))
+        columns = _with_labels_of_classes(columns, asked, str(path), classes)
         roles = asked.roles(columns, str(path))
         if roles["image"] in columns.embedded:
             embedded.append((path, roles["image"]))
@@ -261,10 +261,11 @@ def _with_each_image_once(columns: Columns, named: Named, where: str) -> Columns
     return dataclasses.replace(columns, batches=batches, n_given=0)  # rows that are left are what is given
 
 
-def _with_labels_of_classes(columns: Columns, named: Named, where: str) -> Columns:
+def _with_labels_of_classes(columns: Columns, named: Named, where: str, classes: Sequence[str] | None) -> Columns:
     """A column per class, whose numbers sum to 1 in every row, as labels or weighted candidates; else as it is.
 
-    A row that is empty, or 0 throughout, has no label. Tables with labels or candidates are left alone.
+    A row that is empty, or 0 throughout, has no label. Tables with labels or candidates are left alone, and so are
+    columns that are none of the classes, where these are given.
     """
     if named.annotators or named.only_images:
         return columns
@@ -274,6 +275,7 @@ def _with_labels_of_classes(columns: Columns, named: Named, where: str) -> Colum
         return columns
     used = {*roles.values(), *columns.embedded, *_WRITTEN}
     names = [name for name in columns.names if name not in used and columns.names.count(name) == 1]
+    names = names if classes is None else [name for name in names if name in classes]
     if {"label", "candidates"} & set(roles) or len(names) < 2:
         return columns
     some = next(iter(columns.batches(names)), None)
@@ -477,7 +479,7 @@ def read_datasets(data: Any, where: str, classes: Sequence[str] | None, named: N
     image_columns: list[str] = []
     for name, part in parts.items():
         columns, asked = _with_a_column_each(_dataset_columns(part), named, where)
-        columns = _with_labels_of_classes(columns, asked, where)
+        columns = _with_labels_of_classes(columns, asked, where, classes)
         roles = asked.roles(columns, where)
         if not named.only_images:
             note_others(builder, columns, roles, classes)

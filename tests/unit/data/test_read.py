@@ -560,6 +560,14 @@ def test_table__a_column_per_class_is_labels_or_weighted_candidates(photos: Path
         assert (table.class_names, table.candidates) == ((), None)
 
 
+def test_table__columns_of_other_things_are_no_labels_where_the_classes_are_given(photos: Path) -> None:
+    path = write_csv(photos, "image,day,night,owl,ant\n0.png,1,0,0,1\n1.png,0,1,1,0\n")
+    table = load(path, classes=["ant", "owl"])
+    assert (table.class_names, table.labels.tolist()) == (("ant", "owl"), [0, 1])
+    table = load(path, classes=["cat", "dog"])
+    assert (table.class_names, table.labels.tolist()) == (("cat", "dog"), [-1, -1])
+
+
 def test_table__labels_that_export_wrote_are_read(photos: Path) -> None:
     table = load(write_csv(photos, "id,label,probability,decision\n0.png,ant,0.5,review\n1.png,owl,1,accept\n"))
     assert [Path(source).name for source in table.images.sources(np.arange(2))] == ["0.png", "1.png"]
