@@ -125,9 +125,10 @@ def _without_nan(y: Any) -> Any:
     labels = np.asarray(y)
     if labels.ndim != 1 or labels.dtype.kind not in "fO":
         return y
-    is_nan = np.array(
-        [value != value if isinstance(value, float) else type(value).__name__ == "NAType" for value in labels]
-    )
+    if labels.dtype.kind == "f":
+        is_nan = np.isnan(labels)
+    else:
+        is_nan = np.array([v != v if isinstance(v, float) else type(v).__name__ == "NAType" for v in labels])
     if is_nan.all() or not is_nan.any():
         return y
     if labels.dtype.kind == "f" and (labels[~is_nan] % 1 == 0).all():

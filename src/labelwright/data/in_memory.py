@@ -186,7 +186,7 @@ def _picture(array: Any) -> Image.Image:
         white, low, high = 1 if array.max() <= 1 + OVERSHOOT else 255, float(array.min()), float(array.max())
         if low < -OVERSHOOT * high or high > (1 + OVERSHOOT) * white:
             raise ConfigError(
-                f"an array of {array.dtype} {list(shape)} holds {low:.3g} to {high:.3g}, which are no colours",
+                f"an array of {array.dtype} {list(shape)} holds {low:.3g} to {high:.3g}, which are not pixel values",
                 fix="give floats in 0 to 1, before they are normalised; features go into an .npz (docs/data.md)",
             )
         array = (array * (255 / white)).round().clip(0, 255).astype(np.uint8)

@@ -380,7 +380,7 @@ def test_images__normalised_ones_and_features_are_no_colours() -> None:
     over = load([red * 1.04 - 0.02], classes=["x", "y"]).image(0)  # as a resize leaves it
     assert over.getpixel((0, 0)) == (255, 0, 0)
     for bad in ((red - 0.5) / 0.25, np.random.default_rng(0).normal(size=(9, 5)), red * 900):
-        with pytest.raises(ConfigError, match="which are no colours"):
+        with pytest.raises(ConfigError, match="which are not pixel values"):
             encoded([bad])
 
 
