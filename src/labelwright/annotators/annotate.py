@@ -38,6 +38,7 @@ from labelwright.data.prepare import class_list, listed, open_source, read, reso
 from labelwright.data.views import ViewSettings
 from labelwright.encoders.templates import prompt_text_feats, templates_named
 from labelwright.errors import ConfigError, DataError
+from labelwright.labels.concepts import KNOWN_FROM, UNKNOWN
 from labelwright.launch import rank
 from labelwright.replacing import new_output
 from labelwright.scale.places import is_url
@@ -165,7 +166,7 @@ def annotate(
         usable = source.table
         guesses = match_names(asked, usable, views_of(source, encoder, on, shared=True), encoder.tower)
     counts = guesses.counts | {"left_out": listed(usable.quarantined), "n_labelled": int((usable.labels >= 0).sum())}
-    counts["notices"] = usable.how_read
+    counts["notices"] = [*usable.how_read, *([UNKNOWN] if guesses.knowledge < KNOWN_FROM else [])]
     info = guesses.info | {"counts": counts}
     if not rank():
         write_candidates(target, usable, guesses.candidates, usable.class_names, info)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +27,8 @@ from labelwright.encoders.embed import Encoder, concepts_of, embed, load_encoder
 from labelwright.encoders.pretrained import load_config
 from labelwright.encoders.templates import prompt_text_feats, templates_named
 from labelwright.errors import ConfigError
-from labelwright.labels.concepts import choose_descriptions, detect_mismatched
+from labelwright.labels.chunks import evenly_spread
+from labelwright.labels.concepts import TRIED_ROWS, choose_descriptions, detect_mismatched, knowledge
 from labelwright.types import Candidates
 
 UNPARSEABLE_SHOWN = 20  # of the answers without a class, in the counts; the journal holds all
@@ -74,9 +76,15 @@ class Guesses:
     candidates: Candidates  # sets of N rows
     # of annotators.candidate_rules.describe_candidates; of a chat model also those of annotators.ask_classes.Asked with
     # the first unparseable answers; where descriptions were offered, also ``mismatched`` (names that fit no image),
-    # ``descriptions`` (class -> the text in place of its name) and ``rejected`` (class -> texts of no use)
+    # ``descriptions`` (class -> the text in place of its name) and ``rejected`` (class -> texts of no use); of two
+    # towers, where no image has a label, also ``knowledge``
     counts: dict[str, Any]
     info: dict[str, Any]  # what the table of candidates says of them, JSON-ready
+
+    @property
+    def knowledge(self) -> float:
+        """Of labels.concepts, of the texts that stood for the classes; infinite where it was not looked at."""
+        return float(self.counts.get("knowledge", math.inf))
 
 
 @dataclass(frozen=True)
@@ -180,6 +188,10 @@ def match_names(annotator: Annotator, table: LabelTable, views: EmbeddingViews, 
         top_k=annotator.top_k,
         ratio=annotator.ratio,
     )
+    if not (table.labels >= 0).any():
+        some = torch.cat(list(views.feats(evenly_spread(torch.arange(views.n_rows), TRIED_ROWS))))
+        of_texts = concepts_of(tower, texts, templates=annotator.templates).feats
+        repairs = {**repairs, "knowledge": round(min(knowledge(some, of_texts), 99.0), 3)}
     info = annotator.facts() | {"identity": tower.identity}
     return Guesses(candidates, _counts(candidates, table) | repairs, info)
 

@@ -229,13 +229,7 @@ def _repaired(
             t[which] = text
             logs["guessed"] = [names[which]]
     logs["unrepaired"] = [names[c] for c in (still | refused).nonzero().flatten().tolist()]
-    if is_unknown:
-        logs["warnings"].append(
-            f"the model does not seem to know these classes: the best name of an image stands out {ratio:.2f} times as "
-            f"much as texts without meaning would (under {KNOWN_FROM} is near chance), or most of the classes are "
-            "absent; take another model, describe how the classes look (--descriptions), or label an image of each"
-        )
-    elif lost.sum() > 1:
+    if lost.sum() > 1 and not is_unknown:
         logs["warnings"].append(
             f"{int(lost.sum())} of {len(names)} class names find no image ({_listed(names, lost)}): absent, or unknown "
             "to the model; no images are given them: describe how they look (--descriptions), or label an image of each"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,13 @@ LEAST_SHARE = 0.05  # of the median gain of the names that are known: a descript
 LEAST_FOUND = 0.02  # of its even share of the images: a name that finds fewer finds none
 RARE, ABSENT, PRESENCE_ROUNDS = 0.25, 0.1, 30  # of the usual share: below it a class may be absent, is; rounds of EM
 KNOWN_FROM, FEWEST_KNOWN, N_MIXTURES, TRIED_ROWS = 1.12, 4, 16, 2_000  # see `knowledge`
+STEEPNESS = 23.0  # of `chance_known`
+UNKNOWN = (
+    "the model does not seem to know these classes: their names tell the images apart hardly better than texts without "
+    "meaning would, or most of the classes are absent; take another model, describe how the classes look "
+    "(--descriptions), or label an image of each"
+)
+"""What to say where `knowledge` is below `KNOWN_FROM`."""
 CHUNK = 8192  # rows scored at a time
 CHOICE_ROUNDS = 3  # passes over the classes, as each choice changes what is left to the others
 
@@ -268,6 +276,19 @@ def knowledge(feats: Tensor, class_feats: Tensor, *, seed: int = 0) -> float:
     turns = [torch.linalg.qr(torch.randn(len(t), len(t), generator=draw)).Q.to(t) for _ in range(N_MIXTURES)]
     of_mixtures = [standing_out(F.normalize(t.mean(0) + turn @ centred, dim=1)) for turn in turns]
     return standing_out(t) / max(sum(of_mixtures) / N_MIXTURES, 1e-9)
+
+
+def chance_known(ratio: float) -> float:
+    """How probable it is that a model knows the classes, by what `knowledge` measured: even odds at `KNOWN_FROM`.
+
+    Source: ours. The steepness makes a model's mean probability times this nearest to the share that is right, on pools
+      of CIFAR-10 and GTSRB and two models, of which one knows neither: `benchmarks/knowledge.py`.
+
+    Example:
+      >>> [round(chance_known(ratio), 2) for ratio in (1.0, 1.12, 1.25, float("inf"))]
+      [0.06, 0.5, 0.95, 1.0]
+    """
+    return 1 / (1 + math.exp(-min(STEEPNESS * (ratio - KNOWN_FROM), 100.0)))
 
 
 def detect_by_clustering(feats: Tensor, class_feats: Tensor, *, logit_scale: float, seed: int = 0) -> Tensor:

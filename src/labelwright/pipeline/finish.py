@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,8 +15,11 @@ import torch
 
 from labelwright import __version__
 from labelwright.encoders import backbones, descriptor
+from labelwright.encoders.aligned import AlignedNet
 from labelwright.encoders.nets import EncoderNets
 from labelwright.labels.annotations import Annotations
+from labelwright.labels.chunks import evenly_spread
+from labelwright.labels.concepts import TRIED_ROWS, UNKNOWN, chance_known, knowledge
 from labelwright.labels.dawid_skene import doubt_of_names
 from labelwright.labels.unlike import Unlike
 from labelwright.methods.method import Images, Outcome
@@ -26,7 +30,7 @@ from labelwright.pipeline.evaluate import asker_of_names
 from labelwright.pipeline.gallery import Checked, first_guesses, gallery_of, right_of
 from labelwright.pipeline.job import Job
 from labelwright.pipeline.label_rows import label_rows
-from labelwright.pipeline.novel import feats_of
+from labelwright.pipeline.novel import feats_of, feats_of_views
 from labelwright.pipeline.own_sets import own_answers, with_candidates
 from labelwright.pipeline.promises import (
     assumes,
@@ -47,7 +51,7 @@ from labelwright.pipeline.strange import facts_of, strangers_of
 from labelwright.pipeline.votes import votes_of, weighed, with_likeness, with_votes
 from labelwright.reporting.gallery import write_gallery
 from labelwright.reporting.verdict import better_answer
-from labelwright.reporting.words import listed
+from labelwright.reporting.words import is_doubted, listed
 from labelwright.run_folder import SUMMARY_VERSION, Run, write_parquet_atomically
 from labelwright.train.environment import peak_memory_mb
 from labelwright.train.loop import Trained
@@ -356,14 +360,15 @@ def _calibrations(beside: Contest, own: Answers, most_wrong: float) -> Calibrati
         return both(dataclasses.replace(found, moved=kept.left_out.moved))
     if "zero_shot" in contenders:  # a start without labels is what texts say, repaired ones in place of the names
         before = contenders.get("start", contenders["zero_shot"])
-        mean = float(before.answers("train").probability.mean())
-        return both(from_confidence(own.odds, mean, "text model", n_classes=n_classes))
+        mean, known = float(before.answers("train").probability.mean()), chance_known(_knowledge(before))
+        return both(from_confidence(own.odds, mean, "text model", n_classes=n_classes, known=known))
     annotations = Annotations(task)
     if annotations.kind is None or task.n_novel:
         return both(Calibration(n_classes=n_classes) if kept.cfg.takes_steps else unjudged(n_classes))
     alone = kept.answers("train")
+    known = 1.0
     if annotations.kind == "shares":  # how sure an annotator was
-        means = [annotations.confidence] * 2
+        means, known = [annotations.confidence] * 2, chance_known(_knowledge(kept))
     else:  # votes and sets are weighed by their likelihood: how probable the label is by that, and the model's own
         agreed = torch.where(alone.predicted == own.runner_up, own.runner_up_probability, 0.0)
         agreed = torch.where(alone.predicted == own.predicted, own.probability, agreed)
@@ -373,11 +378,23 @@ def _calibrations(beside: Contest, own: Answers, most_wrong: float) -> Calibrati
         doubt = doubt_of_names(own.predicted, task.votes.cpu(), task.labels.cpu(), n_classes)
     own_map, model_map = (
         dataclasses.replace(
-            from_confidence(each.odds, mean, "candidates", n_classes=n_classes, is_voted=each is own), moved=doubt
+            from_confidence(each.odds, mean, "candidates", n_classes=n_classes, is_voted=each is own, known=known),
+            moved=doubt,
         )
         for each, mean in zip((own, alone), means, strict=True)
     )
     return Calibrations(own_map, model_map)
+
+
+def _knowledge(named: Contender) -> float:
+    """`knowledge` of the class texts that name the images of a contender; infinite where none do."""
+    net, job = named.state.nets["main"], named.job
+    if not isinstance(net, AlignedNet):
+        return math.inf if job.guesses is None else job.guesses.knowledge
+    views, plan = job.prepared.train.views(job.prepared.view), named.plan
+    rows = evenly_spread(torch.arange(views.n_rows), TRIED_ROWS)
+    feats = feats_of_views(net, views, plan.accelerator.device, plan.settings.precision, rows=rows)
+    return knowledge(feats, net.class_feats().detach().cpu())
 
 
 def _of_held_out(kept: Contender, tested: Answers | None) -> Calibration | None:
@@ -515,8 +532,10 @@ def _names(plan: Plan, alike: Sequence[Mapping[str, Any]] | None) -> dict[str, A
 
 
 def _warnings(plan: Plan, summary: Mapping[str, Any]) -> list[str]:
-    """Where something obvious is better than the answer, by what the run knows: a line."""
+    """Where the text model may not know the classes, or something obvious is better than the answer: a line."""
     answer, beside = summary["answer"], summary["reference"]
+    if is_doubted(summary["trust"]):
+        return [UNKNOWN]
     if summary.get("n_novel") and not any(each["n_images"] for each in summary["novel"]["clusters"]):
         return [
             "every image went to a named class and the new ones are empty: leave --novel out, or try another number"

@@ -56,6 +56,19 @@ def beside_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[dict[str, A
     return (keys, rows) if keys else ([], [])
 
 
+def is_doubted(trust: Mapping[str, Any]) -> bool:
+    """Whether ``trust`` of summary.json says that the text model rather does not know the classes.
+
+    Example:
+      >>> is_doubted({"estimated": 0.2, "n_classes": 10, "lowered": 0.5})
+      True
+      >>> is_doubted({"estimated": 0.7, "n_classes": 10, "lowered": 0.01})
+      False
+    """
+    left = (trust.get("estimated") or 0.0) - 1 / max(2, trust.get("n_classes") or 2)
+    return float(trust.get("lowered") or 0.0) > max(0.0, left)
+
+
 def knows_annotator(summary: Mapping[str, Any]) -> bool:
     """Whether ``zero_shot`` of summary.json is what the run's annotator answers: of two towers, not of a chat model.
 

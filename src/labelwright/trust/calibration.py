@@ -78,6 +78,7 @@ class Calibration:
       moved: share of the images that fits without the left-out labels answer in another way, or, of candidates,
         whose class may have another's name by the answers, 0 to 1.
       wrong: share of the left-out labels that is taken for wrong, 0 to 1.
+      lowered: by how much the mean chance was lowered as the text model may not know the classes, 0 to 1.
     """
 
     slope: float = 1.0
@@ -88,6 +89,7 @@ class Calibration:
     temperature: float = 1.0
     moved: float = 0.0
     wrong: float = 0.0
+    lowered: float = 0.0
 
     def chance(self, odds: Tensor) -> Tensor:
         """The chance [N] float32 that a prediction is right, of `odds_of` it [N, T].
@@ -395,9 +397,11 @@ def slope_to_mean(odds: Tensor, mean: float, *, n_classes: int = 2) -> float:
 
 
 def from_confidence(
-    odds: Tensor, confidence: float, source: Source, *, n_classes: int = 2, is_voted: bool = False
+    odds: Tensor, confidence: float, source: Source, *, n_classes: int = 2, is_voted: bool = False, known: float = 1.0
 ) -> Calibration:
     """The calibration of answers learned from those of others, by how sure these were: no surer than the softmax.
+
+    Others who do not know the classes are right by chance, however sure they are.
 
     A slope that leads to their mean says how probable it is that labels of a softmax are right; the middle temperature
     says of which: the map at that temperature which is nearest to these chances is taken. What annotations of an image
@@ -409,21 +413,25 @@ def from_confidence(
       source: "text model" or "candidates".
       n_classes: C.
       is_voted: whether annotations of the same images have a part in the log-odds.
+      known: how probable it is that the others know the classes, 0 to 1.
 
     Example:
       >>> from labelwright.train.predict import odds_of
       >>> odds = odds_of(torch.tensor([[0.99, 0.01], [0.05, 0.95]]))
-      >>> round(from_confidence(odds, 0.7, "text model").chance(odds).mean().item(), 3)
-      0.7
+      >>> found = [from_confidence(odds, 0.7, "text model", known=known) for known in (1.0, 0.5)]
+      >>> [round(each.chance(odds).mean().item(), 3) for each in found]
+      [0.7, 0.6]
     """
+    lowered = (1 - known) * max(0.0, confidence - 1 / max(n_classes, 2))
+    confidence -= lowered
     some = evenly_spread(odds, MATCHED_ROWS)
     plain = Calibration(slope_to_mean(odds[:, 0], confidence, n_classes=n_classes), 0.0, source, n_classes=n_classes)
     if is_voted:
-        return plain
+        return dataclasses.replace(plain, lowered=lowered)
     chances = plain.at(some[:, 0]).double()
     start = (plain.slope * TEMPERATURES[MIDDLE], 0.0)
     _, slope, offset, _ = _likeliest(some[:, MIDDLE], chances, n_classes=n_classes, usual=start)
-    return Calibration(slope, offset, source, 0, n_classes, TEMPERATURES[MIDDLE])
+    return Calibration(slope, offset, source, 0, n_classes, TEMPERATURES[MIDDLE], lowered=lowered)
 
 
 def expected_accuracy(trust: Tensor, calibration: Calibration) -> tuple[float, float, float]:
@@ -432,8 +440,8 @@ def expected_accuracy(trust: Tensor, calibration: Calibration) -> tuple[float, f
     With left-out labels the interval is a 95% one for as many of them, wider by half of what fits without them answer
     unlike: where they do, either may be right, so they are worse by an unknown part of it, and the estimate is not
     raised. It is wider by half of the share of labels taken for wrong, too. From a text model or candidates it is what
-    such estimates were off by where we looked, and lower by the images whose class may have another's name. Without any
-    it says nothing.
+    such estimates were off by where we looked, lower by the images whose class may have another's name, and it reaches
+    as high as if the text model knew the classes. Without any it says nothing.
 
     Args:
       trust: [N] calibrated chances of predicted labels, N >= 1.
@@ -451,7 +459,7 @@ def expected_accuracy(trust: Tensor, calibration: Calibration) -> tuple[float, f
     if calibration.source == "none":
         return mean, 0.0, 1.0
     if calibration.source in ("text model", "candidates"):
-        return mean, max(0.0, mean - BELOW - calibration.moved), min(1.0, mean + ABOVE)
+        return mean, max(0.0, mean - BELOW - calibration.moved), min(1.0, mean + calibration.lowered + ABOVE)
     n, unsure = calibration.n, (calibration.moved + calibration.wrong) / 2
     middle = (mean + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
     width = Z95 * math.sqrt(mean * (1 - mean) / n + (Z95 / (2 * n)) ** 2) / (1 + Z95**2 / n) + unsure

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from labelwright.reporting.words import is_doubted
 from labelwright.train.predict import TEMPERATURES, odds_of
 from labelwright.trust.calibration import (
     MIDDLE,
@@ -168,6 +169,20 @@ def test_from_confidence__an_overconfident_answer_is_brought_down_and_none_up() 
     odds = odds_of(torch.tensor([[0.99, 0.01]]).expand(100, 2))
     assert from_confidence(odds, 0.7, "text model").chance(odds).mean().item() == pytest.approx(0.7, abs=1e-4)
     assert from_confidence(odds, 0.999, "candidates").chance(odds).mean().item() == pytest.approx(0.99, abs=1e-4)
+
+
+@pytest.mark.parametrize("is_voted", [False, True])
+def test_from_confidence__others_who_rather_do_not_know_the_classes_are_right_by_chance(is_voted) -> None:
+    odds = odds_of(torch.randn(400, 10, generator=torch.Generator().manual_seed(0)).mul(3).softmax(1))
+    found = from_confidence(odds, 0.7, "text model", n_classes=10, is_voted=is_voted, known=0.25)
+    trust = found.chance(odds)
+    assert found.lowered == pytest.approx(0.75 * 0.6)
+    assert float(trust.mean()) == pytest.approx(0.25, abs=0.02)
+    mean, low, high = expected_accuracy(trust, found)
+    assert (mean, low) == (pytest.approx(0.25, abs=0.02), 0.0)
+    assert high == pytest.approx(0.85, abs=0.02), "as if the names were known"
+    assert is_doubted(found.to_dict() | {"estimated": mean})
+    assert not is_doubted(Calibration().to_dict() | {"estimated": None})
 
 
 def test_calibration__keeps_the_order_and_certainty_finite() -> None:
