@@ -131,7 +131,7 @@ def main() -> None:
             columns |= {"error": f"{100 * np.mean((estimated - right) ** 2) ** 0.5:.1f}"}
             title = f"{Path(name).name}, {Path(path).stem}"
             print(f"| {title} | {' | '.join(columns.values())} |", flush=True)
-            same = {"table": "knowledge.py", "model": Path(name).name, "cell": title, "title": title, "seed": ""}
+            same = {"table": "knowledge.py", "model": "", "cell": title, "title": title, "seed": ""}
             same |= {"commit": (source_commit() or "")[:7], "hardware": options.hardware}
             rows += [same | {"metric": metric, "value": value} for metric, value in columns.items()]
     if options.fit:
