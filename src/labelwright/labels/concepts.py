@@ -19,7 +19,7 @@ LEAST_RATIO = 1.5  # what a description has to explain over a name that fits
 LEAST_SHARE = 0.05  # of the median gain of the names that are known: a description that explains less is useless
 LEAST_FOUND = 0.02  # of its even share of the images: a name that finds fewer finds none
 RARE, ABSENT, PRESENCE_ROUNDS = 0.25, 0.1, 30  # of the usual share: below it a class may be absent, is; rounds of EM
-KNOWN_FROM, FEWEST_KNOWN, N_MIXTURES, TRIED_ROWS = 1.12, 4, 16, 2_000  # see `knowledge`
+KNOWN_FROM, FEWEST_KNOWN, N_MIXTURES, TRIED_ROWS = 1.12, 5, 16, 2_000  # see `knowledge`
 STEEPNESS = 23.0  # of `chance_known`
 UNKNOWN = (
     "the model does not seem to know these classes: their names tell the images apart hardly better than texts without "
