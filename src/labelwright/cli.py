@@ -17,7 +17,8 @@ import labelwright
 from labelwright import launch
 from labelwright.arguments import fits
 from labelwright.errors import ConfigError, DataError, LabelwrightError
-from labelwright.pipeline.settings import GROUPS, assignments_of, from_config, hints_of_fit
+from labelwright.pipeline.run_config import assignments_of, from_config
+from labelwright.pipeline.settings import GROUPS, hints_of_fit
 from labelwright.screen import screen
 from labelwright.verbs import VERBS, command_of, examples_of, fit_verb, overview
 

@@ -16,7 +16,8 @@ from outcomes import fuzzed, read_or_refused
 
 import labelwright as lw
 from labelwright.methods.registry import METHODS, method_named
-from labelwright.pipeline.settings import fields, parse_assignments, settings_of
+from labelwright.pipeline.run_config import settings_of
+from labelwright.pipeline.settings import fields, parse_assignments
 from labelwright.run_folder import Run
 from labelwright.train.settings import apply_overrides
 

@@ -21,7 +21,7 @@ from PIL import Image
 import labelwright as lw
 from labelwright.errors import ConfigError, DataError
 from labelwright.pipeline import time_budget
-from labelwright.pipeline.settings import command_of, from_config
+from labelwright.pipeline.run_config import command_of, from_config
 from labelwright.reporting.checks import PER_TAB
 from labelwright.reporting.gallery import read_gallery
 from pictures import write_folders

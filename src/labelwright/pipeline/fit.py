@@ -18,7 +18,8 @@ from labelwright.pipeline.references import Contender, contest
 from labelwright.pipeline.refit import is_refitted, refitted
 from labelwright.pipeline.report import report
 from labelwright.pipeline.resolve import Plan, new_run, resolve
-from labelwright.pipeline.settings import MAY_DIFFER, documented, settings_of
+from labelwright.pipeline.run_config import settings_of
+from labelwright.pipeline.settings import MAY_DIFFER, documented
 from labelwright.run_folder import Run
 from labelwright.train import progress
 from labelwright.train.environment import environment

@@ -9,7 +9,7 @@ from typing import Any
 from labelwright.arguments import check_arguments
 from labelwright.errors import DataError
 from labelwright.methods.registry import method_named
-from labelwright.pipeline.settings import command_of
+from labelwright.pipeline.run_config import command_of
 from labelwright.reporting.collect import collect
 from labelwright.reporting.render import fragment_of, page_of
 from labelwright.run_folder import Run, write_text_atomically

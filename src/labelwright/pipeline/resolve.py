@@ -32,7 +32,8 @@ from labelwright.errors import ConfigError, DataError
 from labelwright.methods.method import Budget, Method, Views
 from labelwright.methods.registry import METHODS, method_named, resolve_config
 from labelwright.pipeline.no_network import without_network
-from labelwright.pipeline.settings import FitSettings, column_names, columns_of, to_config
+from labelwright.pipeline.run_config import to_config
+from labelwright.pipeline.settings import FitSettings, column_names, columns_of
 from labelwright.pipeline.time_budget import Clocked, clocked
 from labelwright.run_folder import Run
 from labelwright.train.loop import LoopOptions

@@ -26,7 +26,8 @@ from labelwright.arguments import check_arguments
 from labelwright.errors import ConfigError, LabelwrightError
 from labelwright.launch import AHEAD
 from labelwright.parsing import json_of
-from labelwright.pipeline.settings import command_of, from_config, is_in_memory, settings_of
+from labelwright.pipeline.run_config import command_of, from_config, settings_of
+from labelwright.pipeline.settings import is_in_memory
 from labelwright.replacing import replacing
 from labelwright.reviewing.answers import ANSWERS_FILE, AnswerLog, write_corrections
 from labelwright.reviewing.board import Board

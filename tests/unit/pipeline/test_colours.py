@@ -14,7 +14,8 @@ from labelwright.pipeline import references
 from labelwright.pipeline.report import content_of
 from labelwright.pipeline.resolve import on_colours, resolve
 from labelwright.pipeline.review import relabelled, suggest
-from labelwright.pipeline.settings import FitSettings, settings_of
+from labelwright.pipeline.run_config import settings_of
+from labelwright.pipeline.settings import FitSettings
 from labelwright.reporting import terminal
 from labelwright.reviewing.answers import ANSWERS_FILE, AnswerLog
 from labelwright.reviewing.board import Board

@@ -24,16 +24,8 @@ from sklearn.datasets import load_digits
 import labelwright as lw
 from labelwright import cli
 from labelwright.errors import ConfigError, DataError
-from labelwright.pipeline.settings import (
-    GROUPS,
-    PER_CALL,
-    FitSettings,
-    command_of,
-    fields,
-    from_config,
-    settings_of,
-    to_config,
-)
+from labelwright.pipeline.run_config import command_of, from_config, settings_of, to_config
+from labelwright.pipeline.settings import GROUPS, PER_CALL, FitSettings, fields
 from pictures import write_folders
 
 NAMES = ("zero", "two", "five", "six")

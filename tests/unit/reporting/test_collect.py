@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from labelwright.pipeline.report import content_of
-from labelwright.pipeline.settings import command_of
+from labelwright.pipeline.run_config import command_of
 from labelwright.reporting.checks import PER_TAB
 from labelwright.reporting.collect import collect
 from labelwright.reporting.gallery import read_gallery, write_gallery
