@@ -21,6 +21,7 @@ def save_two_tower(folder: Path, family: str, *, size_px: int, patch_px: int) ->
     text = {**two_towers.TEXT, **TOWER}
     vision = {**TOWER, "image_size": size_px, "patch_size": patch_px}
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)  # of the token for the whole image, which is a vector
         model: Any
         if family == "clip":
             config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)

@@ -5,6 +5,8 @@ Shape letters, the same everywhere: B batch, V views, N images, C classes, D fea
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,6 +29,9 @@ class Candidates:
     offsets: Tensor  # [N+1] int64; the set of row i is ``classes[offsets[i]:offsets[i+1]]``; empty = nothing known
     classes: Tensor  # [nnz] int32 class indices, ascending inside a row
     weights: Tensor | None = None  # [nnz] float32 (rows sum to 1), or None for sets without weights
+    # of a vision-language model that named them, how well it knows the classes: `labels.concepts.knowledge`; of anyone
+    # else, or where nobody looked, infinite
+    knowledge: float = math.inf
 
     def of(self, row: int) -> Tensor:
         """Class indices of one row, [k] int32."""
@@ -89,12 +94,15 @@ class Candidates:
           ([], [0, 3])
         """
         offsets, _, at = self._entries(rows)
-        return Candidates(offsets, self.classes[at], None if self.weights is None else self.weights[at])
+        weights = None if self.weights is None else self.weights[at]
+        return dataclasses.replace(self, offsets=offsets, classes=self.classes[at], weights=weights)
 
     def to(self, device: torch.device | str) -> Candidates:
         """The same sets on another device."""
         weights = None if self.weights is None else self.weights.to(device)
-        return Candidates(self.offsets.to(device), self.classes.to(device), weights)
+        return dataclasses.replace(
+            self, offsets=self.offsets.to(device), classes=self.classes.to(device), weights=weights
+        )
 
     def _entries(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of some rows [n]: their own offsets [n+1], and of each member of their sets the place of its row in ``rows``

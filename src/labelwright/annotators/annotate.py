@@ -165,8 +165,10 @@ def annotate(
         source = open_source(table, classes=None, size_px=size_px, on_bad=on_bad, cache_limit_gb=cache_limit_gb)
         usable = source.table
         guesses = match_names(asked, usable, views_of(source, encoder, on, shared=True), encoder.tower)
-    counts = guesses.counts | {"left_out": listed(usable.quarantined), "n_labelled": int((usable.labels >= 0).sum())}
-    counts["notices"] = [*usable.how_read, *([UNKNOWN] if guesses.knowledge < KNOWN_FROM else [])]
+    n_labelled = int((usable.labels >= 0).sum())
+    counts = guesses.counts | {"left_out": listed(usable.quarantined), "n_labelled": n_labelled}
+    is_unknown = guesses.candidates.knowledge < KNOWN_FROM and n_labelled < len(usable)
+    counts["notices"] = [*usable.how_read, *([UNKNOWN] if is_unknown else [])]
     info = guesses.info | {"counts": counts}
     if not rank():
         write_candidates(target, usable, guesses.candidates, usable.class_names, info)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -77,14 +76,9 @@ class Guesses:
     # of annotators.candidate_rules.describe_candidates; of a chat model also those of annotators.ask_classes.Asked with
     # the first unparseable answers; where descriptions were offered, also ``mismatched`` (names that fit no image),
     # ``descriptions`` (class -> the text in place of its name) and ``rejected`` (class -> texts of no use); of two
-    # towers, where no image has a label, also ``knowledge``
+    # towers also ``knowledge``, that of the candidates
     counts: dict[str, Any]
     info: dict[str, Any]  # what the table of candidates says of them, JSON-ready
-
-    @property
-    def knowledge(self) -> float:
-        """Of labels.concepts, of the texts that stood for the classes; infinite where it was not looked at."""
-        return float(self.counts.get("knowledge", math.inf))
 
 
 @dataclass(frozen=True)
@@ -188,12 +182,11 @@ def match_names(annotator: Annotator, table: LabelTable, views: EmbeddingViews, 
         top_k=annotator.top_k,
         ratio=annotator.ratio,
     )
-    if not (table.labels >= 0).any():
-        some = torch.cat(list(views.feats(evenly_spread(torch.arange(views.n_rows), TRIED_ROWS))))
-        of_texts = concepts_of(tower, texts, templates=annotator.templates).feats
-        repairs = {**repairs, "knowledge": round(min(knowledge(some, of_texts), 99.0), 3)}
-    info = annotator.facts() | {"identity": tower.identity}
-    return Guesses(candidates, _counts(candidates, table) | repairs, info)
+    some = torch.cat(list(views.feats(evenly_spread(torch.arange(views.n_rows), TRIED_ROWS))))
+    known = knowledge(some, concepts_of(tower, texts, templates=annotator.templates).feats)
+    candidates = replace(candidates, knowledge=round(min(known, 99.0), 3))
+    counts = _counts(candidates, table) | repairs | {"knowledge": candidates.knowledge}
+    return Guesses(candidates, counts, annotator.facts() | {"identity": tower.identity})
 
 
 def texts_of(class_names: Sequence[str], counts: Mapping[str, Any]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -176,8 +177,12 @@ def read_guesses(path: Path, table: LabelTable, annotator: Annotator) -> Guesses
     offsets = torch.from_numpy(np.pad(sizes.cumsum(), (1, 0)))
     classes = pc.index_in(pc.list_flatten(sets), pa.array(names, pa.string())).to_numpy(zero_copy_only=False)
     weights = pc.list_flatten(columns["weights"].combine_chunks()).to_numpy(zero_copy_only=False)
-    candidates = Candidates(offsets, torch.from_numpy(classes.copy()).int(), torch.from_numpy(weights.copy()))
-    return Guesses(candidates, info.pop("counts"), info)
+    counts = info.pop("counts")
+    candidates = Candidates(
+        *(offsets, torch.from_numpy(classes.copy()).int(), torch.from_numpy(weights.copy())),
+        knowledge=float(counts.get("knowledge", math.inf)),
+    )
+    return Guesses(candidates, counts, info)
 
 
 def summary_of(guesses: Guesses) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import math
 import os
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -40,6 +41,7 @@ class TableBuilder:
         self.hollow: dict[str, tuple[str, tuple[Problem, ...]]] = {}  # class -> its folder without an image, why
         self.are_values = True  # False: names of folders, so that a class called "3" is a name
         self.known: frozenset[str] = frozenset()  # class names that the user gave
+        self.knowledge = math.inf  # of the candidates, see `types.Candidates`
         self.first_number: int | None = None  # that a class is counted from, where another table says so
         self.n_rows = 0
         self.n_given = 0  # rows of the source; those that are not among ``n_rows`` are problems
@@ -401,7 +403,8 @@ class TableBuilder:
             self._say("read_as", f"empty values among the candidates are left out, in {n_rows} ({place} first)")
         offsets = np.pad(np.cumsum(np.concatenate(kept_lengths), dtype=np.int64), (1, 0))
         joined = None if weights is None else torch.from_numpy(np.concatenate(kept_weights))
-        return Candidates(torch.from_numpy(offsets), torch.from_numpy(np.concatenate(kept_classes)), joined)
+        classes = torch.from_numpy(np.concatenate(kept_classes))
+        return Candidates(torch.from_numpy(offsets), classes, joined, self.knowledge)
 
     def _split(self, images: Images) -> NDArray[np.int8] | None:
         names = self._splits.names

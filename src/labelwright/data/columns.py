@@ -6,6 +6,7 @@ import csv
 import difflib
 import io
 import json
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -61,6 +62,7 @@ class Columns:
     problems: list[Problem] = field(default_factory=list)  # rows that could not be read, filled as batches are; notices
     embedded: frozenset[str] = frozenset()  # columns of images themselves; only their ``path`` is given in a batch
     n_given: int = 0  # rows that the file holds, readable or not; of text files filled as batches are
+    knowledge: float = math.inf  # of `types.Candidates`, of those that `annotate` wrote
 
     def class_labels(self, roles: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
         """Of the columns with class indices: role -> what the integers stand for.
@@ -440,6 +442,8 @@ def _open_parquet(path: Path) -> Columns:
     if isinstance(ours, list) and ours:
         features = {**features, "label": {"_type": "ClassLabel", "names": ours}}
     columns.features = features
+    known = _facts(columns, schema, METADATA_KEY, "annotator", "counts").get("knowledge")
+    columns.knowledge = float(known) if isinstance(known, int | float) and known > 0 else math.inf
     columns.embedded = frozenset(f.name for f in schema if _holds_images(f, features.get(f.name)))
 
     def batches(wanted: Sequence[str]) -> Iterator[pa.RecordBatch]:

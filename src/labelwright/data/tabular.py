@@ -397,6 +397,8 @@ def _add_columns(
 ) -> None:
     names = columns.class_labels(roles)
     columns.embedded &= {roles.get("image", "")}  # bytes in another column are text
+    if roles.get("candidates") == "candidates":  # those of `annotate`, and no others of the same table
+        builder.knowledge = min(builder.knowledge, columns.knowledge)
     builder.declared = builder.declared or tuple(dict.fromkeys(names.get("label") or names.get("candidates", ())))
     for batch in columns.batches(list(dict.fromkeys(roles.values()))):
         present = {role: batch.column(name) for role, name in roles.items() if name in batch.schema.names}

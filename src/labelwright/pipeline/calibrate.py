@@ -75,17 +75,18 @@ def calibrations_of(beside: Contest, own: Answers, most_wrong: float) -> Calibra
         if task.n_novel and found.n:  # classes without labels are others than these
             found = dataclasses.replace(found, n=worth_of(right, truth))
         return both(dataclasses.replace(found, moved=kept.left_out.moved))
-    if "zero_shot" in contenders:  # a start without labels is what texts say, repaired ones in place of the names
+    annotations = Annotations(task)
+    if "zero_shot" in contenders and not _are_given(kept, annotations):
+        # A start without labels is what texts say, repaired ones in place of the names.
         before = contenders.get("start", contenders["zero_shot"])
         mean, known = float(before.answers("train").probability.mean()), chance_known(_knowledge(before))
         return both(from_confidence(own.odds, mean, "text model", n_classes=n_classes, known=known))
-    annotations = Annotations(task)
     if annotations.kind is None or task.n_novel:
         return both(Calibration(n_classes=n_classes) if kept.cfg.takes_steps else unjudged(n_classes))
     alone = kept.answers("train")
-    known = 1.0
+    known = 1.0 if task.candidates is None else chance_known(task.candidates.knowledge)
     if annotations.kind == "shares":  # how sure an annotator was
-        means, known = [annotations.confidence] * 2, chance_known(_knowledge(kept))
+        means = [annotations.confidence] * 2
     else:  # votes and sets are weighed by their likelihood: how probable the label is by that, and the model's own
         agreed = torch.where(alone.predicted == own.runner_up, own.runner_up_probability, 0.0)
         agreed = torch.where(alone.predicted == own.predicted, own.probability, agreed)
@@ -103,11 +104,18 @@ def calibrations_of(beside: Contest, own: Answers, most_wrong: float) -> Calibra
     return Calibrations(own_map, model_map)
 
 
+def _are_given(kept: Contender, annotations: Annotations) -> bool:
+    """Whether a contender learned from annotations that no texts made in this run."""
+    guesser = kept.job.guesser
+    is_of_texts = guesser is not None and not guesser.annotator.is_chat
+    return kept.plan.method.requires.candidates and annotations.kind is not None and not is_of_texts
+
+
 def _knowledge(named: Contender) -> float:
     """`knowledge` of the class texts that name the images of a contender; infinite where none do."""
     net, job = named.state.nets["main"], named.job
     if not isinstance(net, AlignedNet):
-        return math.inf if job.guesses is None else job.guesses.knowledge
+        return math.inf if job.guesses is None else job.guesses.candidates.knowledge
     views, plan = job.prepared.train.views(job.prepared.view), named.plan
     rows = evenly_spread(torch.arange(views.n_rows), TRIED_ROWS)
     feats = feats_of_views(net, views, plan.accelerator.device, plan.settings.precision, rows=rows)

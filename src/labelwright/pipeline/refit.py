@@ -59,10 +59,11 @@ def joined_task(first: Task, second: Task) -> Task:
                 more.offsets.diff()
             )
             weights = torch.cat([weights, even if more.weights is None else more.weights])
-        candidates = Candidates(
-            torch.cat([candidates.offsets, more.offsets[1:] + candidates.offsets[-1]]),
-            torch.cat([candidates.classes, more.classes]),
-            weights,
+        candidates = dataclasses.replace(
+            candidates,
+            offsets=torch.cat([candidates.offsets, more.offsets[1:] + candidates.offsets[-1]]),
+            classes=torch.cat([candidates.classes, more.classes]),
+            weights=weights,
         )
     if groups is not None:
         others = torch.arange(n) + groups.max() + 1 if second.groups is None else second.groups
