@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 
@@ -77,8 +76,9 @@ def calibrations_of(beside: Contest, own: Answers, most_wrong: float) -> Calibra
         return both(dataclasses.replace(found, moved=kept.left_out.moved))
     annotations = Annotations(task)
     if "zero_shot" in contenders and not _are_given(kept, annotations):
-        # A start without labels is what texts say, repaired ones in place of the names.
         before = contenders.get("start", contenders["zero_shot"])
+        if not isinstance(before.state.nets["main"], AlignedNet):  # else it is what texts say, repaired ones too
+            before = contenders["zero_shot"]
         mean, known = float(before.answers("train").probability.mean()), chance_known(_knowledge(before))
         return both(from_confidence(own.odds, mean, "text model", n_classes=n_classes, known=known))
     if annotations.kind is None or task.n_novel:
@@ -112,11 +112,9 @@ def _are_given(kept: Contender, annotations: Annotations) -> bool:
 
 
 def _knowledge(named: Contender) -> float:
-    """`knowledge` of the class texts that name the images of a contender; infinite where none do."""
-    net, job = named.state.nets["main"], named.job
-    if not isinstance(net, AlignedNet):
-        return math.inf if job.guesses is None else job.guesses.candidates.knowledge
-    views, plan = job.prepared.train.views(job.prepared.view), named.plan
+    """`knowledge` of the class texts that a contender compares images with."""
+    net, plan, prepared = cast(AlignedNet, named.state.nets["main"]), named.plan, named.job.prepared
+    views = prepared.train.views(prepared.view)
     rows = evenly_spread(torch.arange(views.n_rows), TRIED_ROWS)
     feats = feats_of_views(net, views, plan.accelerator.device, plan.settings.precision, rows=rows)
     return knowledge(feats, net.class_feats().detach().cpu())

@@ -24,6 +24,8 @@ from labelwright.encoders.saved import FORMAT
 from labelwright.errors import ConfigError, DataError
 from labelwright.parsing import json_of
 from labelwright.replacing import replacing
+from labelwright.reporting.verdict import DOUBTED
+from labelwright.reporting.words import is_doubted
 from labelwright.run_folder import write_text_atomically
 from labelwright.train.predict import Answers, answer, joined, odds_of, share_of
 from labelwright.train.processes import accelerator_for, gather_objects
@@ -485,6 +487,8 @@ def _basis(trust: Mapping[str, Any], noun: str) -> str:
     if trust.get("source") == "left-out labels":
         off = f", and was off by {trust['ece']:.1%} on the test {noun}" if trust.get("ece") is not None else ""
         return f"Trust was calibrated on {trust['n']:,} labels that were left out{off}."
+    if is_doubted(trust):
+        return f"No label was left out to check trust, and {DOUBTED}: it is about the chance of a guess."
     if trust.get("source") == "text model":
         return "No label was left out to check trust: it rests on how sure the text model was, and may be off."
     return "Trust was not checked on any label: read it as a ranking."

@@ -147,7 +147,8 @@ def share_right(run: Run) -> Share:
     if are_new and accuracy is not None:
         are_apart = narrow = False  # what the few labels say of themselves is not asked for
     if accuracy is not None and not (half_known or are_apart or (span and narrow and narrow < span[1] - span[0])):
-        basis = f"measured on {f'{n:,} ' if n else ''}test images{' that were held out' if held_out else ''}"
+        of_test = counted(n, "test image") if n else "test images"
+        basis = f"measured on {of_test}{(' that was' if n == 1 else ' that were') + ' held out' if held_out else ''}"
         return Share(accuracy, span, f"{_about(accuracy, span, NEW if are_new else LABELS)}, {basis}.")
     if are_new and n_own and estimated is not None and source != "none":
         words = f"Of the {counted(n_own, 'label')} that it gave about {n_own * estimated:.0f} are right"

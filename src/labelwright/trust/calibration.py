@@ -47,6 +47,7 @@ UNJUDGED = (0.30, 0.99)
 SLOPE_SPREAD, OFFSET_SPREAD = 0.4, 0.7  # deviation of the slope's logarithm, and of the offset
 WRONG_START = 2.0  # log-odds of the share of wrong labels within the most that may be, from which it is looked for
 Z95 = 1.96  # normal deviate that 95% are within
+LEAST_SLOPE = 1e-4  # without labels: log-odds of a saturated softmax, near 90, lead to the chance of a guess
 MATCHED_ROWS = 20_000  # by which a map without labels is found
 MIDDLE = 1  # the temperature taken without labels
 OF_HELD_OUT = TEMPERATURES[MIDDLE : MIDDLE + 1]
@@ -373,7 +374,7 @@ def _likeliest(
 
 
 def slope_to_mean(odds: Tensor, mean: float, *, n_classes: int = 2) -> float:
-    """The slope, 0.01 to 1, at which the mean of the chances is ``mean``, or as near as can be.
+    """The slope, 0.0001 to 1, at which the mean of the chances is ``mean``, or as near as can be.
 
     Args:
       odds: [N] of predicted classes, at one temperature.
@@ -393,7 +394,7 @@ def slope_to_mean(odds: Tensor, mean: float, *, n_classes: int = 2) -> float:
 
     if gap(1.0) <= 0:
         return 1.0
-    return 0.01 if gap(0.01) >= 0 else float(brentq(gap, 0.01, 1.0, xtol=1e-6))
+    return LEAST_SLOPE if gap(LEAST_SLOPE) >= 0 else float(brentq(gap, LEAST_SLOPE, 1.0, xtol=1e-8))
 
 
 def from_confidence(

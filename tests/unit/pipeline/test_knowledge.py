@@ -93,3 +93,12 @@ def test_fit__one_label_says_little_of_it(clip: str, photos: str, tmp_path: Path
     settings = {"method": "top1", "annotator": clip, "model": "resnet32", "size": 16, "epochs": 1, "device": "cpu"}
     run = lw.fit(tmp_path / "few.csv", classes=NAMES, out=tmp_path / "run", **settings)
     assert run.summary["trust"]["lowered"] > 0.1
+
+
+def test_fit__a_start_that_has_learned_is_not_how_sure_the_texts_were(clip: str, photos: str, tmp_path: Path) -> None:
+    claimed = {}
+    for name in ("zero_shot", "coreg_frozen"):
+        settings = {"model": clip, "method": name, "templates": "photo27", "device": "cpu"}
+        run = lw.fit(photos, classes=NAMES, out=tmp_path / name, **settings)
+        claimed[name] = run.summary["trust"]["estimated"] + run.summary["trust"]["lowered"]
+    assert claimed["coreg_frozen"] == pytest.approx(claimed["zero_shot"], abs=0.03)

@@ -9,6 +9,7 @@ import torch
 from labelwright.reporting.words import is_doubted
 from labelwright.train.predict import TEMPERATURES, odds_of
 from labelwright.trust.calibration import (
+    LEAST_SLOPE,
     MIDDLE,
     USUAL,
     Calibration,
@@ -162,7 +163,7 @@ def test_slope_to_mean__meets_the_mean_and_stays_within() -> None:
     for mean in (0.55, 0.65, 0.75):
         assert Calibration(slope_to_mean(odds, mean)).at(odds).mean().item() == pytest.approx(mean, abs=1e-4)
     assert slope_to_mean(odds, 0.999) == 1.0
-    assert slope_to_mean(odds, 0.1) == 0.01
+    assert slope_to_mean(odds, 0.1) == LEAST_SLOPE
 
 
 def test_from_confidence__an_overconfident_answer_is_brought_down_and_none_up() -> None:
@@ -183,6 +184,12 @@ def test_from_confidence__others_who_rather_do_not_know_the_classes_are_right_by
     assert high == pytest.approx(0.85, abs=0.02), "as if the names were known"
     assert is_doubted(found.to_dict() | {"estimated": mean})
     assert not is_doubted(Calibration().to_dict() | {"estimated": None})
+
+
+def test_from_confidence__a_saturated_softmax_is_brought_down_to_the_chance_of_a_guess() -> None:
+    odds = torch.tensor([[86.0, 43.0, 20.0], [80.0, 40.0, 18.0]], dtype=torch.float64)
+    found = from_confidence(odds, 0.5, "text model", n_classes=6, known=0.07)
+    assert float(found.chance(odds).mean()) == pytest.approx(1 / 6 + 0.07 * (0.5 - 1 / 6), abs=0.01)
 
 
 def test_calibration__keeps_the_order_and_certainty_finite() -> None:
