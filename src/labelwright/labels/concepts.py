@@ -273,7 +273,9 @@ def knowledge(feats: Tensor, class_feats: Tensor, *, seed: int = 0) -> float:
         return float(sims.amax(1).mean() / sims.square().mean().sqrt().clamp(min=1e-12))
 
     draw, centred = torch.Generator().manual_seed(seed), t - t.mean(0)
-    turns = [torch.linalg.qr(torch.randn(len(t), len(t), generator=draw)).Q.to(t) for _ in range(N_MIXTURES)]
+    if len(t) > t.shape[1]:  # more names than dimensions: of a rotation only the part that these see is drawn
+        centred = torch.linalg.qr(centred).R
+    turns = [torch.linalg.qr(torch.randn(len(t), len(centred), generator=draw)).Q.to(t) for _ in range(N_MIXTURES)]
     of_mixtures = [standing_out(F.normalize(t.mean(0) + turn @ centred, dim=1)) for turn in turns]
     return standing_out(t) / max(sum(of_mixtures) / N_MIXTURES, 1e-9)
 

@@ -1,5 +1,7 @@
 """Descriptions weighed by a double loop, useless ones refused; names that find images, and names that do not."""
 
+import time
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -229,6 +231,17 @@ def test_knowledge__names_on_the_clusters_against_turned_ones():
     assert knowledge(z, F.normalize(centres + centres.roll(1, 0) + centres.roll(2, 0), dim=1)) < KNOWN_FROM
     assert knowledge(z, centres) == knowledge(z, centres)
     assert knowledge(z, centres[:3]) == float("inf")
+
+
+def test_knowledge__of_more_names_than_dimensions():
+    """Only what a rotation does to so many dimensions is drawn: matrices of all names would take hours."""
+    z, centres, _ = clumps(20, 8)
+    names = F.normalize(torch.randn(4_000, 16, generator=torch.Generator().manual_seed(0)), dim=1)
+    began = time.process_time()
+    assert knowledge(z, names) == pytest.approx(1, abs=0.1)
+    names[: len(centres)] = centres
+    assert knowledge(z, names) > 1.0
+    assert time.process_time() - began < 10
 
 
 def test_knowledge__of_a_real_model(signs):
