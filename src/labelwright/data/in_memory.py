@@ -62,12 +62,22 @@ def is_image(item: Any) -> bool:
     return isinstance(item, (Image.Image, np.ndarray)) or hasattr(item, "__array__")
 
 
+def _is_file(item: Any) -> bool:
+    """Whether something is what an image's file holds, as Parquet has it: bytes, or bytes and a path.
+
+    Example:
+      >>> _is_file(b"GIF89a"), _is_file({"bytes": b"GIF89a", "path": "a.gif"}), _is_file("a.gif")
+      (True, True, False)
+    """
+    return isinstance(item, bytes) or (isinstance(item, Mapping) and item.keys() == {"bytes", "path"})
+
+
 def columns_of(source: Any) -> dict[str, Any] | None:
     """The columns of what holds images and labels in memory; None of anything else.
 
     Args:
-      source: a data frame, a mapping of columns, a list of pairs (image or path, label), or a torch `Dataset` of such
-        pairs, whose ``classes`` say what its numbers stand for.
+      source: a data frame, an Arrow table, a mapping of columns, a list of pairs (image or path, label), or a torch
+        `Dataset` of such pairs, whose ``classes`` say what its numbers stand for.
 
     Raises: DataError where it is none of these by its length or its items, or holds embeddings.
 
@@ -77,6 +87,8 @@ def columns_of(source: Any) -> dict[str, Any] | None:
     """
     if type(source).__module__.startswith("datasets."):
         return None
+    if isinstance(source, pa.Table):
+        source = {name: source[name].to_pylist() for name in source.column_names}
     if isinstance(source, Mapping):
         return _of_images({str(name): column for name, column in source.items()}, source)
     if hasattr(source, "columns") and hasattr(source, "to_dict"):
@@ -124,7 +136,7 @@ def dataset_of(columns: Mapping[str, Any], image: str | None) -> Any:
     for name, column in columns.items():
         if name == image and not isinstance(column, pa.Array):
             values = list(column)
-            if any(map(is_image, values)):
+            if any(is_image(value) or _is_file(value) for value in values):
                 column, embedded = list(encoded(values).cells), name
             else:
                 column = [str(value) if isinstance(value, Path) else value for value in values]
@@ -147,7 +159,7 @@ def encoded(items: Sequence[Any]) -> EncodedImages:
 
     Args:
       items: PIL images of any mode; arrays or tensors [H, W], [H, W, c] or [c, H, W] with c 1, 3 or 4: uint8, uint16
-        grey, or floats in 0 to 1 (or to 255); paths.
+        grey, or floats in 0 to 1 (or to 255); paths; bytes of files, or {bytes, path} as a Parquet table has them.
 
     Raises: ConfigError for an array that is no image, as one that was normalised.
 
@@ -157,7 +169,11 @@ def encoded(items: Sequence[Any]) -> EncodedImages:
     """
     cells: list[dict[str, Any]] = []
     for item in items:
-        if isinstance(item, (str, Path)):
+        if item is None or (isinstance(item, float) and np.isnan(item)):  # as a data frame has none
+            cells.append({"bytes": None, "path": None})
+        elif _is_file(item):
+            cells.append({"bytes": item, "path": None} if isinstance(item, bytes) else dict(item))
+        elif isinstance(item, (str, Path)):
             cells.append({"bytes": None, "path": str(Path(item).expanduser())})
         elif isinstance(item, Image.Image):
             cells.append({"bytes": _bytes_of(item), "path": None})
