@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
+from torch import Tensor
 
 from labelwright.encoders.aligned import AlignedNet
 from labelwright.labels.annotations import Annotations
@@ -15,7 +16,7 @@ from labelwright.labels.concepts import TRIED_ROWS, chance_known, knowledge
 from labelwright.labels.dawid_skene import doubt_of_names
 from labelwright.labels.unlike import Unlike
 from labelwright.metrics.classification import calibration_error
-from labelwright.pipeline.gallery import Checked, right_of
+from labelwright.pipeline.gallery import Checked, first_guesses, right_of
 from labelwright.pipeline.job import Job
 from labelwright.pipeline.novel import feats_of_views
 from labelwright.pipeline.references import Contender, Contest
@@ -86,7 +87,9 @@ def calibrations_of(beside: Contest, own: Answers, most_wrong: float) -> Calibra
     alone = kept.answers("train")
     known = 1.0 if task.candidates is None else chance_known(task.candidates.knowledge)
     if annotations.kind == "shares":  # how sure an annotator was
-        means = [annotations.confidence] * 2
+        sure, guesses = annotations.confidence, first_guesses(kept.job, None)
+        assert guesses is not None  # shares are weights
+        means = [min(sure, _most_right(guesses, each.predicted, sure)) for each in (own, alone)]
     else:  # votes and sets are weighed by their likelihood: how probable the label is by that, and the model's own
         agreed = torch.where(alone.predicted == own.runner_up, own.runner_up_probability, 0.0)
         agreed = torch.where(alone.predicted == own.predicted, own.probability, agreed)
@@ -109,6 +112,18 @@ def _are_given(kept: Contender, annotations: Annotations) -> bool:
     guesser = kept.job.guesser
     is_of_texts = guesser is not None and not guesser.annotator.is_chat
     return kept.plan.method.requires.candidates and annotations.kind is not None and not is_of_texts
+
+
+def _most_right(guesses: Tensor, predicted: Tensor, confidence: float) -> float:
+    """The largest share of labels [N] that can be right where this share of first guesses [N], -1 = none, is.
+
+    They are right where they repeat right guesses, and elsewhere at most where the guesses are wrong.
+
+    Example: a network that repeats one of ten guesses.
+      >>> round(_most_right(torch.zeros(10).long(), torch.arange(10), 0.7), 3)
+      0.4
+    """
+    return float(((guesses == predicted) | (guesses < 0)).double().mean()) + 1 - confidence
 
 
 def _knowledge(named: Contender) -> float:
@@ -136,7 +151,7 @@ def of_held_out(kept: Contender, tested: Answers | None) -> Calibration | None:
 
 
 def voted_on(
-    kept: Contender, rows: torch.Tensor, own: Answers, calibrations: Calibrations
+    kept: Contender, rows: Tensor, own: Answers, calibrations: Calibrations
 ) -> tuple[PixelVotes | None, Answers, Calibrations, Contender]:
     """What pixels say, with answers, calibrations and left-out labels as they are by that, too."""
     votes = votes_of(kept.job, own)
@@ -156,7 +171,7 @@ def voted_on(
 
 def checked_on(
     kept: Contender,
-    rows: torch.Tensor,
+    rows: Tensor,
     calibration: Calibration,
     tested: Answers | None,
     scores: Mapping[str, Any] | None,

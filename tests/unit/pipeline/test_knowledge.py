@@ -102,3 +102,15 @@ def test_fit__a_start_that_has_learned_is_not_how_sure_the_texts_were(clip: str,
         run = lw.fit(photos, classes=NAMES, out=tmp_path / name, **settings)
         claimed[name] = run.summary["trust"]["estimated"] + run.summary["trust"]["lowered"]
     assert claimed["coreg_frozen"] == pytest.approx(claimed["zero_shot"], abs=0.03)
+
+
+def test_fit__a_network_that_repeats_few_guesses_is_not_trusted_as_they_are(photos: str, tmp_path: Path) -> None:
+    sets = [[NAMES[i % 6], NAMES[(i + 1) % 6]] for i in range(120)]
+    first = np.random.default_rng(0).uniform(0.75, 0.93, 120)
+    paths = [f"{photos}/{i}.png" for i in range(120)]
+    data = {"image": paths, "candidates": sets, "weights": np.stack([first, 1 - first], 1).tolist()}
+    settings = {"method": "top1", "model": "resnet32", "size": 16, "epochs": 1, "device": "cpu"}
+    run = lw.fit(data, out=tmp_path / "run", **settings)
+    repeated = np.mean([label == some[0] for label, some in zip(run.labels["label"].to_pylist(), sets, strict=True)])
+    assert repeated < 0.5
+    assert run.summary["trust"]["estimated"] <= repeated + 1 - first.mean() + 0.02
