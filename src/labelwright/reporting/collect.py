@@ -31,7 +31,7 @@ from labelwright.reporting.panels import evidence_of
 from labelwright.reporting.sections import Sections, curve
 from labelwright.reporting.svg import Chart, dots, lines, matrix
 from labelwright.reporting.verdict import better_answer, is_half_known, unlike_labelled, verdict_of
-from labelwright.reporting.words import COLUMNS, SITUATIONS, beside_rows, listed
+from labelwright.reporting.words import COLUMNS, SITUATIONS, beside_rows, is_doubted, listed
 from labelwright.run_folder import Run
 from labelwright.wording import counted, duration, number, percent
 
@@ -141,7 +141,10 @@ def _next(run: Run, verdict: Mapping[str, Any], check: Mapping[str, Any], comman
             began = "Colours and edges are all that was seen of these images. " if encoder == NAME else began
             why = began + "Install a network that has seen ImageNet; fit without --model, into another --out, takes it."
             cards.append(("Start from a pretrained network", why, "pip install 'labelwright[imagenet]'"))
-    if not verdict["is_confirmed"] and not run.summary.get("promise"):
+    if is_doubted(run.summary.get("trust") or {}):
+        why = "To this model the names say little of these images. Label a few of every class: the page learns again."
+        cards.append(("Label some images", why, f"labelwright review {folder}"))
+    elif not verdict["is_confirmed"] and not run.summary.get("promise"):
         why = "Look at 200 of these labels: they say how many are right and which to accept."
         cards.append(("Measure it", why, f"labelwright verify-sample {folder} --n 200 --out to-verify.csv"))
     if better := better_answer(run.summary):

@@ -238,6 +238,15 @@ def test_next__nothing_measured_and_strangers() -> None:
     assert "Measure it" not in [card["title"] for card in measured["next"]]
 
 
+def test_next__a_model_that_does_not_know_the_classes_wants_labels_first() -> None:
+    trust = {"source": "text model", "n": 0, "n_classes": 7, "estimated": 0.15, "lowered": 0.5, "interval": [0.0, 0.8]}
+    content = collect(run_of({"trust": trust}, config={"data": "photos"}))
+    assert "does not seem to know these classes" in content["verdict"]["sentence"]
+    first = content["next"][0]
+    assert (first["title"], first["command"]) == ("Label some images", "labelwright review run")
+    assert "Measure it" not in [card["title"] for card in content["next"]]
+
+
 def test_next__corrections_of_before_stay() -> None:
     config = {"data": "photos", "corrections": ["/a b/corrections.csv"]}
     command = command_of(config, path=Path("run"))
