@@ -24,6 +24,12 @@ TAUS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 DEVICE = torch.device("cpu")
 
 
+def place_of(run: Path) -> str:
+    """Images, schedule and method of a cell of `labelwright bench`."""
+    *_, place, cell, _ = run.resolve().parts
+    return f"{place} {cell.partition(',')[0]}"
+
+
 def main() -> None:
     """Print a line per tau, and add rows to a CSV file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -37,8 +43,8 @@ def main() -> None:
     with torch.no_grad():
         batches = torch.split(torch.arange(len(source.table)), 500)
         logits = torch.cat([net(views.batch(rows, "clean", seed=0, device=DEVICE)).float() for rows in batches])
-    place = torch.tensor([saved.class_names.index(name) for name in source.table.class_names])
-    labels = place[torch.from_numpy(source.table.labels).long()]
+    number = torch.tensor([saved.class_names.index(name) for name in source.table.class_names])
+    labels = number[torch.from_numpy(source.table.labels).long()]
     counts = torch.tensor(run.data["train_counts"]).float()
     order = counts.argsort(descending=True)
     rows: list[Row] = []
@@ -49,7 +55,7 @@ def main() -> None:
         found |= {f"third_{i}": each.mean() for i, each in enumerate(recall[order].tensor_split(3), 1)}
         print(f"tau {tau:g}", *(f"{name} {100 * float(value):.1f}" for name, value in found.items()), sep=" | ")
         row = {
-            "table": f"posthoc.py {options.run.resolve().parts[-3]}",
+            "table": f"posthoc.py {place_of(options.run)}",
             "cell": f"tau-{tau:g}",
             "title": f"tau {tau:g}",
         }

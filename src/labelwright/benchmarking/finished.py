@@ -162,4 +162,4 @@ POOL_METRICS: Mapping[str, Metric] = {
 
 def metrics_of(grid: BenchTable) -> Mapping[str, Metric]:
     """The metrics of a table's cells."""
-    return POOL_METRICS if grid.is_pool or grid.network is not None else METRICS
+    return METRICS if all(cell.given is None for cell in grid.cells.values()) else POOL_METRICS

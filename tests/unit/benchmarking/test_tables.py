@@ -9,6 +9,7 @@ import pytest
 import tiny
 from labelwright.benchmarking.cap_tables import TEXT_SETS
 from labelwright.benchmarking.coreg_tables import PIXELS, PIXELS_40, PIXELS_80
+from labelwright.benchmarking.finished import METRICS, POOL_METRICS, metrics_of
 from labelwright.benchmarking.grid import Given, Guessing
 from labelwright.benchmarking.tables import TABLES
 from labelwright.data.cards import dataset_card
@@ -31,7 +32,9 @@ def test_every_cell__says_what_it_is_given_where_labels_are_hidden_and_no_other(
     assert (len(POOLS), len(COREG)) == (35, 18)
     for table in EVERY:
         for cell in table.cells.values():
-            assert (cell.given is not None) == (table.is_pool or table.network is not None)
+            assert cell.given is None or table.is_pool or table.network is not None
+            assert cell.given is not None or not table.is_pool
+            assert metrics_of(table) is (METRICS if cell.given is None else POOL_METRICS)
 
 
 @pytest.mark.parametrize("table", TABLES)
