@@ -82,7 +82,7 @@ _CVS_TABLES: Mapping[str, BenchTable] = {
         },
         ratio=100,
     ),
-    # 4,958 images that a network learns by heart, as it does at the published length, in minutes.
+    # The published schedule in short: 4,958 images that a network nearly fits, in minutes.
     "cifar10-lt-16px": BenchTable(
         "CIFAR-10-LT, ratio 100, reduced to 16 px and 2,000 images of the largest class, 80 epochs",
         "cifar10",
