@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from labelwright.annotators.ask_classes import annotate_with_chat
@@ -174,16 +175,17 @@ def match_names(annotator: Annotator, table: LabelTable, views: EmbeddingViews, 
         are judged by the images without one.
     """
     texts, repairs = _repaired(annotator, table, views, tower)
+    prompts = prompt_text_feats(tower.text_feats, texts, templates_named(annotator.templates))
     candidates = candidates_from_feats(
         views.feats(),
-        prompt_text_feats(tower.text_feats, texts, templates_named(annotator.templates)),
+        prompts,
         logit_scale=tower.logit_scale,
         rule=cast(Rule, annotator.rule),
         top_k=annotator.top_k,
         ratio=annotator.ratio,
     )
     some = torch.cat(list(views.feats(evenly_spread(torch.arange(views.n_rows), TRIED_ROWS))))
-    known = knowledge(some, concepts_of(tower, texts, templates=annotator.templates).feats)
+    known = knowledge(some, F.normalize(prompts.mean(0), dim=1).cpu())
     candidates = replace(candidates, knowledge=round(min(known, 99.0), 3))
     counts = _counts(candidates, table) | repairs | {"knowledge": candidates.knowledge}
     return Guesses(candidates, counts, annotator.facts() | {"identity": tower.identity})

@@ -209,12 +209,13 @@ def finish(beside: Contest, saved: Contender, trained: Trained, seconds: dict[st
             if each is not None:
                 each |= seen_unseen(each, table.counts())
     seconds["label"] = time.monotonic() - began - seconds["audit"]
+    doubt = [UNKNOWN] if is_doubted(summary["trust"]) else []
     summary |= {
         "seconds": {phase: round(value, 2) for phase, value in seconds.items()},
         "input_frac": round(trained.input_frac, 4),
         "images_per_second": round(trained.images_per_second, 1),
         "peak_memory_mb": peak_memory_mb(),
-        "warnings": [*job.notices, *trained.warnings, *_warnings(plan, summary)],
+        "warnings": [*job.notices, *trained.warnings, *doubt, *_warnings(plan, summary)],
     }
     add_to_model(
         run.path / "model",
@@ -340,10 +341,8 @@ def _names(plan: Plan, alike: Sequence[Mapping[str, Any]] | None) -> dict[str, A
 
 
 def _warnings(plan: Plan, summary: Mapping[str, Any]) -> list[str]:
-    """Where the text model may not know the classes, or something obvious is better than the answer: a line."""
+    """Where something obvious is better than the answer, by what the run knows: a line."""
     answer, beside = summary["answer"], summary["reference"]
-    if is_doubted(summary["trust"]):
-        return [UNKNOWN]
     if summary.get("n_novel") and not any(each["n_images"] for each in summary["novel"]["clusters"]):
         return [
             "every image went to a named class and the new ones are empty: leave --novel out, or try another number"
