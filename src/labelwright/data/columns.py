@@ -152,7 +152,8 @@ def find_roles(
     if missing:
         problems = [Problem(where, "missing_column", detail) for detail in missing]
         raise DataError(
-            f"{where}: {'; '.join(missing)}; columns found: {', '.join(map(str, names)) or 'none'}",
+            f"{where}: {'; '.join(missing)}; columns found: {', '.join(map(str, names[:20])) or 'none'}"
+            + (f" and {len(names) - 20} more" if len(names) > 20 else ""),
             problems=problems,
             fix=_fix_of(names, named, "image" in roles or not needs_image),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,32 +108,62 @@ def read_parquet(
     with pq.ParquetFile(path) as file:
         n_rows = file.metadata.num_rows
         kind = file.schema_arrow.field(EMBEDDING_COLUMN).type if EMBEDDING_COLUMN in columns.names else None
-        if not _holds_vectors(kind):
-            detail = f"no column {EMBEDDING_COLUMN}" if kind is None else f"its column {EMBEDDING_COLUMN} holds {kind}"
-            raise DataError(
-                f"{path}: {detail}; columns found: {', '.join(columns.names)}",
-                fix=f"name the column {EMBEDDING_COLUMN}, lists of float",
-            )
-        lengths = np.concatenate([np.zeros(0, np.int64), *map(_lengths, _lists_of(file))])
-        D = int(np.bincount(lengths[lengths > 0]).argmax()) if lengths.any() else 0
-        if not D:
-            raise DataError(f"{path}: it holds no embedding", fix="give a row per item, with its list of numbers")
-        # One array, filled block by block: nothing is there twice.
-        assert kind is not None, "it holds vectors"
-        feats = np.zeros((n_rows, D), np.float16 if pa.types.is_float16(kind.value_type) else np.float32)
-        first, fits = 0, lengths == D
-        for lists in _lists_of(file):
-            own = fits[first : first + len(lists)]
-            flat = lists.filter(pa.array(own)).flatten().to_numpy(zero_copy_only=False)
-            with np.errstate(over="ignore"):
-                feats[first : first + len(lists)][own] = flat.reshape(-1, D).astype(feats.dtype, copy=False)
-            first += len(lists)
+        feats, problems = _vectors(path, columns.names, kind, n_rows, lambda: _lists_of(file))
+    builder = rows_of(columns, path, n_rows, annotators, named, classes=classes, only_rows=only_rows)
+    return feats, builder, problems
+
+
+def read_table(
+    table: pa.Table,
+    path: Path,
+    annotators: Sequence[str],
+    named: Mapping[str, str],
+    *,
+    classes: Sequence[str] | None,
+    only_rows: bool,
+) -> tuple[npt.NDArray[Any], TableBuilder, list[Problem]]:
+    """The same of a table in memory, which messages call ``path``."""
+    names = tuple(table.column_names)
+    columns = Columns(None, names, lambda wanted: iter(table.select(list(wanted)).to_batches()))
+    kind = table.schema.field(EMBEDDING_COLUMN).type
+    lists = table[EMBEDDING_COLUMN].chunks
+    feats, problems = _vectors(path, names, kind, len(table), lambda: iter(lists))
+    builder = rows_of(columns, path, len(table), annotators, named, classes=classes, only_rows=only_rows)
+    return feats, builder, problems
+
+
+def _vectors(
+    path: Path, names: Sequence[str], kind: Any, n_rows: int, lists: Callable[[], Iterator[Any]]
+) -> tuple[npt.NDArray[Any], list[Problem]]:
+    """Vectors [N, D] of a column of lists, and rows of another length.
+
+    Args: names: of all columns.   kind: Arrow type of this one; None: there is none.   lists: its blocks, from the
+      first on each time.
+    """
+    if not _holds_vectors(kind):
+        detail = f"no column {EMBEDDING_COLUMN}" if kind is None else f"its column {EMBEDDING_COLUMN} holds {kind}"
+        raise DataError(
+            f"{path}: {detail}; columns found: {', '.join(names)}",
+            fix=f"name the column {EMBEDDING_COLUMN}, lists of float",
+        )
+    lengths = np.concatenate([np.zeros(0, np.int64), *map(_lengths, lists())])
+    D = int(np.bincount(lengths[lengths > 0]).argmax()) if lengths.any() else 0
+    if not D:
+        raise DataError(f"{path}: it holds no embedding", fix="give a row per item, with its list of numbers")
+    # One array, filled block by block: nothing is there twice.
+    feats = np.zeros((n_rows, D), np.float16 if pa.types.is_float16(kind.value_type) else np.float32)
+    first, fits = 0, lengths == D
+    for some in lists():
+        own = fits[first : first + len(some)]
+        flat = some.filter(pa.array(own)).flatten().to_numpy(zero_copy_only=False)
+        with np.errstate(over="ignore"):
+            feats[first : first + len(some)][own] = flat.reshape(-1, D).astype(feats.dtype, copy=False)
+        first += len(some)
     problems = [
         Problem(f"{path} row {row + 1}", "bad_embedding", f"{lengths[row]} numbers where most rows have {D}", row)
         for row in np.flatnonzero(~fits).tolist()
     ]
-    builder = rows_of(columns, path, n_rows, annotators, named, classes=classes, only_rows=only_rows)
-    return feats, builder, problems
+    return feats, problems
 
 
 def _lists_of(file: pq.ParquetFile) -> Iterator[Any]:

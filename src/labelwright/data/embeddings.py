@@ -20,8 +20,9 @@ from torch import Tensor
 from labelwright.data.augment import RowGenerator
 from labelwright.data.build import TableBuilder
 from labelwright.data.checks import OnBad, resolve_problems
-from labelwright.data.embedding_tables import read_parquet, rows_beside
+from labelwright.data.embedding_tables import read_parquet, read_table, rows_beside
 from labelwright.data.table import Images, LabelTable
+from labelwright.data.vectors_in_memory import vectors_of
 from labelwright.errors import ConfigError, DataError, Problem
 
 SUFFIXES = (".npy", ".npz", ".parquet")
@@ -174,7 +175,7 @@ class UserEmbeddings:
 
 
 def load_embeddings(
-    path: str | Path,
+    source: Any,
     *,
     classes: Sequence[str] | None = None,
     annotators: Sequence[str] = (),
@@ -185,9 +186,10 @@ def load_embeddings(
     """Read embeddings with whatever is known of their labels, and check every value.
 
     Args:
-      path: an .npy of shape [N, D], memory-mapped, with a .csv, .tsv or .jsonl of the same name beside it for what is
-        known of its rows; an .npz with the keys of NPZ_KEYS; or a .parquet
-        with a column ``embedding`` of lists, and label, candidates, split, id, truth and group columns as for images.
+      source: an .npy of shape [N, D], memory-mapped, with a .csv, .tsv or .jsonl of the same name beside it for what is
+        known of its rows; an .npz with the keys of NPZ_KEYS; a .parquet with a column ``embedding`` of lists, and
+        label, candidates, split, id, truth and group columns as for images; or embeddings in memory, see
+        vectors_in_memory.vectors_of.
       classes: the class names in order; None = as the file has them, else the labels seen are the classes.
       annotators: columns of a .parquet that hold one annotator's answers each.
       columns: role (label, split, ...) -> column of a .parquet, where it is called otherwise.
@@ -206,16 +208,20 @@ def load_embeddings(
       >>> found.table.class_names, found.table.labels.tolist(), found.feats.shape
       (('cat', 'dog'), [0, -1, 1], (3, 3))
     """
-    path = Path(path).expanduser()
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
+    held = vectors_of(source)
+    path = Path(source).expanduser() if held is None else Path("the data")
+    suffix, how = path.suffix.lower(), dict[str, Any](classes=classes, only_rows=only_rows)
+    if held is None and suffix not in SUFFIXES:
         raise DataError(f"not a file of embeddings: {path}", fix=f"one of {' '.join(SUFFIXES)}")
-    if not path.is_file():
+    if held is None and not path.is_file():
         raise DataError(f"no such file: {path}", fix="check the path")
-    if suffix == ".parquet":
-        feats, builder, problems = read_parquet(path, annotators, columns or {}, classes=classes, only_rows=only_rows)
+    if suffix == ".parquet" or isinstance(held, pa.Table):
+        if isinstance(held, pa.Table):
+            feats, builder, problems = read_table(held, path, annotators, columns or {}, **how)
+        else:
+            feats, builder, problems = read_parquet(path, annotators, columns or {}, **how)
         return _finish(path, UserEmbeddings(_table(builder, feats, classes, only_rows), feats), problems, on_bad)
-    arrays, beside = _read_arrays(path), None
+    arrays, beside = _read_arrays(path) if held is None else _checked_keys(path, held), None
     feats = _vectors(path, "embeddings", arrays["embeddings"])
     if suffix == ".npy":
         beside = rows_beside(path, len(feats), annotators, columns or {}, classes=classes, only_rows=only_rows)
@@ -332,14 +338,7 @@ def _read_arrays(path: Path) -> dict[str, Any]:
         if path.suffix.lower() == ".npy":
             return {"embeddings": np.lib.format.open_memmap(path, mode="r")}
         with path.open("rb") as raw, np.lib.npyio.NpzFile(raw) as file:  # numpy.load leaves a damaged file open
-            unknown = sorted(set(file.files) - set(NPZ_KEYS))
-            if unknown or "embeddings" not in file.files:
-                what = f"unknown keys {', '.join(unknown)}" if unknown else "no key embeddings"
-                fix = f"keys are {', '.join(NPZ_KEYS)}; only embeddings must be there"
-                if "embeddings" not in file.files:
-                    what += "" if not unknown else ", and no embeddings"
-                    fix = f"numpy.savez({path.name!r}, embeddings=[rows, features], labels=[rows]); {fix}"
-                raise DataError(f"{path}: {what}", fix=fix)
+            _checked_keys(path, dict.fromkeys(file.files))
             members = {each.filename: each for each in (file.zip.infolist() if file.zip is not None else ())}
             for packed in members.values():
                 _check_packed(path, packed)
@@ -361,6 +360,18 @@ def _read_arrays(path: Path) -> dict[str, Any]:
             what = (str(error) or type(error).__name__).splitlines()[0][:200]
             detail, fix = f"not a readable {path.suffix} file ({what})", _ANEW
         raise DataError(f"{path}: {detail}", fix=fix) from error
+
+
+def _checked_keys(path: Path, arrays: dict[str, Any]) -> dict[str, Any]:
+    unknown = sorted(set(arrays) - set(NPZ_KEYS))
+    if unknown or "embeddings" not in arrays:
+        what = f"unknown keys {', '.join(unknown)}" if unknown else "no key embeddings"
+        fix = f"keys are {', '.join(NPZ_KEYS)}; only embeddings must be there"
+        if "embeddings" not in arrays:
+            what += "" if not unknown else ", and no embeddings"
+            fix = f"numpy.savez({path.name!r}, embeddings=[rows, features], labels=[rows]); {fix}"
+        raise DataError(f"{path}: {what}", fix=fix)
+    return arrays
 
 
 def _mapped(path: Path, member: zipfile.ZipInfo) -> Any:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 
-from labelwright.data.embeddings import NPZ_KEYS
+from labelwright.data.vectors_in_memory import columns_of_frame, is_frame, vectors_of
 from labelwright.errors import ConfigError, DataError
 
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
@@ -87,12 +87,19 @@ def columns_of(source: Any) -> dict[str, Any] | None:
     """
     if type(source).__module__.startswith("datasets."):
         return None
+    if vectors_of(source) is not None:
+        raise DataError(
+            f"this {type(source).__name__} holds embeddings, and images are wanted",
+            fix="give it to fit, inspect, audit or label as it is, or write it with numpy.savez (docs/data.md)",
+        )
+    if isinstance(source, pa.RecordBatch):
+        source = pa.Table.from_batches([source])
     if isinstance(source, pa.Table):
         source = {name: source[name].to_pylist() for name in source.column_names}
     if isinstance(source, Mapping):
-        return _of_images({str(name): column for name, column in source.items()}, source)
-    if hasattr(source, "columns") and hasattr(source, "to_dict"):
-        return _of_images({str(name): source[name] for name in source.columns}, source)
+        return {str(name): column for name, column in source.items()}
+    if is_frame(source):
+        return columns_of_frame(source)
     names: Any = ()
     if isinstance(source, Dataset):
         if not hasattr(source, "__len__"):
@@ -109,19 +116,6 @@ def columns_of(source: Any) -> dict[str, Any] | None:
         known = dict(enumerate(names)) | {-1: None}
         labels = [known.get(label, label) if isinstance(label, int) else label for label in labels]
     return {"image": [image for image, _ in source], "label": labels}
-
-
-def _of_images(columns: dict[str, Any], source: Any) -> dict[str, Any]:
-    """The columns, but for DataError where all of them are what an .npz of embeddings holds, with the call for it."""
-    keys = {name if name in NPZ_KEYS else f"{name}s": name for name in columns}
-    if "embeddings" in keys and keys.keys() <= NPZ_KEYS.keys():
-        given = {key: f"data[{name!r}]" for key, name in keys.items()}
-        values = [f"{key}=list({given[key]})" if key != "logit_scale" else f"{key}={given[key]}" for key in keys]
-        raise DataError(
-            f"this {type(source).__name__} holds embeddings, which are read from a file",
-            fix=f"numpy.savez('data.npz', {', '.join(values)}), and give 'data.npz'",
-        )
-    return columns
 
 
 def dataset_of(columns: Mapping[str, Any], image: str | None) -> Any:
@@ -203,7 +197,7 @@ def _picture(array: Any) -> Image.Image:
         if low < -OVERSHOOT * high or high > (1 + OVERSHOOT) * white:
             raise ConfigError(
                 f"an array of {array.dtype} {list(shape)} holds {low:.3g} to {high:.3g}, which are not pixel values",
-                fix="give floats in 0 to 1, before they are normalised; features go into an .npz (docs/data.md)",
+                fix="give floats in 0 to 1, not normalised; features go into an .npz, or {name: vector} (docs/data.md)",
             )
         array = (array * (255 / white)).round().clip(0, 255).astype(np.uint8)
     is_kind = array.dtype == np.uint8 or (array.dtype == np.uint16 and array.ndim == 2)

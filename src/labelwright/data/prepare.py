@@ -28,6 +28,7 @@ from labelwright.data.situation import Situation, detect, novel_range, where_cla
 from labelwright.data.stored import EmbeddingViews, StoredFeats
 from labelwright.data.table import HOW_READ, LabelTable
 from labelwright.data.tabular import Named
+from labelwright.data.vectors_in_memory import numbers_of, vectors_of
 from labelwright.data.views import PixelViews, ViewSettings, channel_stats
 from labelwright.errors import ConfigError, DataError, Problem
 from labelwright.paths import from_anywhere
@@ -242,14 +243,14 @@ def beyond(table: LabelTable, class_names: Sequence[str]) -> LabelTable:
 
 
 def is_embeddings(data: Any) -> bool:
-    """Whether this is a file of embeddings: .npy, .npz, or Parquet with a column ``embedding`` and no images.
+    """Whether these are embeddings: .npy, .npz, or Parquet with a column ``embedding`` and no images; or in memory.
 
     Example:
-      >>> is_embeddings("feats.npy"), is_embeddings("photos/")
-      (True, False)
+      >>> is_embeddings("feats.npy"), is_embeddings("photos/"), is_embeddings({"a.png": [0.0, 1.0]})
+      (True, False, True)
     """
     if not isinstance(data, (str, Path)):
-        return False
+        return vectors_of(data) is not None
     path = Path(data).expanduser()
     if path.suffix.lower() != ".parquet" or not path.is_file():
         return path.suffix.lower() in (".npy", ".npz")
@@ -268,11 +269,14 @@ def open_embeddings(
     columns: Mapping[str, str] | None = None,
     only_images: bool = False,
 ) -> Source:
-    """Embeddings for prediction or scoring; errors as for data.embeddings.load_embeddings."""
+    """Embeddings for prediction or scoring, bare numbers too; errors as for data.embeddings.load_embeddings."""
+    if not is_embeddings(data) and (numbers := numbers_of(data)) is not None:
+        data = numbers
     if not is_embeddings(data):
         raise DataError(
-            f"{resolved_path(data)} is not a file of embeddings",
-            fix="this model was trained on embeddings: give .npy, .npz or Parquet with a column `embedding`",
+            f"{resolved_path(data)} holds no embeddings",
+            fix="this model was trained on embeddings: give .npy, .npz or Parquet with a column `embedding`, or in "
+            "Python {name: vector}, numbers [n, D] or a data frame with that column",
         )
     names = class_list(classes)
     found = load_embeddings(data, classes=names, columns=columns, only_rows=only_images, on_bad="report")

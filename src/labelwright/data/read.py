@@ -23,6 +23,7 @@ from labelwright.data.layouts import METADATA, SPLITS, TABLE_SUFFIXES, splits_of
 from labelwright.data.scan import shown
 from labelwright.data.table import LabelTable
 from labelwright.data.tabular import Named, read_datasets, read_files, says_nothing, with_unlisted, without_bars
+from labelwright.data.vectors_in_memory import is_series
 from labelwright.errors import ConfigError, DataError, OfflineError, Problem
 from labelwright.train.progress import say
 
@@ -116,6 +117,7 @@ def read_as(
 
 
 def _dispatch(source: Any, classes: Sequence[str] | None, named: Named) -> LabelTable:
+    source = list(source) if is_series(source) else source
     if (columns := columns_of(source)) is not None:
         roles = find_roles(list(columns), "the data", named=named.columns, annotators=named.annotators)
         return read_datasets(dataset_of(columns, roles["image"]), "the data", classes, named)

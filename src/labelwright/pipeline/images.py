@@ -13,7 +13,7 @@ from PIL import Image
 
 from labelwright.data.columns import named_columns
 from labelwright.data.images import Decoding
-from labelwright.data.prepare import is_embeddings, read
+from labelwright.data.prepare import is_embeddings, read, resolved_path
 from labelwright.data.table import Images
 from labelwright.errors import ConfigError, DataError
 from labelwright.pipeline.settings import is_in_memory
@@ -38,7 +38,7 @@ def images_of(run: Run, data: Any = None) -> tuple[Any, Images]:
         columns = named_columns(image=run.config.get("image_column"))
         table = read(data, only_images=True, columns=columns, answered_by=run.answered_by, decoding=decoding)
         return table.ids, table.images
-    path = Path(data).expanduser()
+    path = Path(resolved_path(data)).expanduser()
     if path.suffix == ".npz":
         with np.load(path) as file:
             if "paths" in file.files:

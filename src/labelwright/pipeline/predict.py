@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from labelwright.arguments import check_arguments
 from labelwright.data.checks import OnBad
+from labelwright.data.columns import named_columns
 from labelwright.pipeline.label_rows import label_rows, plain, strange_facts
 from labelwright.pipeline.saved_model import SavedModel, answers_for
 from labelwright.pipeline.saved_model import load_model as read_model
@@ -30,12 +30,14 @@ class Model:
         """C names, in class order."""
         return self.saved.class_names
 
-    def predict(self, data: Any, *, on_bad: OnBad = "stop") -> pa.Table:
+    def predict(self, data: Any, *, image_column: str | None = None, on_bad: OnBad = "stop") -> pa.Table:
         """Labels of images, with the chance that each is right; nothing is written, and no decoded image is kept.
 
         Args:
-          data: a path, a PIL image, an array [H, W, 3], or a list of these; an array [n, H, W, 3]; a folder or table.
-            Of a model of embeddings: [n, D] numbers, or a file of such.
+          data: a path, a PIL image, an array [H, W, 3], or a list of these; an array [n, H, W, 3]; or what else `label`
+            takes: a folder, a table, a data frame. Of a model of embeddings: [n, D] numbers, {name: vector}, a data
+            frame with a column ``embedding``, or a file of such.
+          image_column: column of a table with the images or their paths, if it is called otherwise.
           on_bad: "stop", or "skip" images that cannot be read.
 
         Returns: Arrow table of `pipeline.label_rows.LABEL_COLUMNS`, a row per image in the order given; ``to_pylist()``
@@ -43,8 +45,6 @@ class Model:
 
         Raises: DataError or ConfigError naming the image or its place in the list, from 1.
         """
-        if self.saved.size_px == 0 and (isinstance(data, (list, np.ndarray)) or hasattr(data, "__array__")):
-            return self._of_numbers(data)
         table, answers, strange = answers_for(
             self.saved,
             data,
@@ -52,6 +52,7 @@ class Model:
             device=self.device,
             precision=self.precision,
             classes=None,
+            columns=named_columns(image=image_column),
             only_images=True,
             cache_limit_gb=0,
         )
@@ -59,15 +60,6 @@ class Model:
             table, answers, self.class_names, self.saved.calibration, keep_given=False, **strange_facts(strange)
         )
         return plain(rows)
-
-    def _of_numbers(self, data: Any) -> pa.Table:
-        import tempfile
-
-        array = np.asarray(data.detach().cpu() if hasattr(data, "detach") else data)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "embeddings.npz"
-            np.savez(path, embeddings=array[None] if array.ndim == 1 else array)
-            return self.predict(path)
 
 
 @check_arguments

@@ -118,6 +118,8 @@ def settings_of(config: str | Path | None, given: Mapping[str, Any]) -> FitSetti
 
 
 def _closest(key: str, names: Sequence[str]) -> str:
+    if key in ("embeddings", "features"):
+        return "they are data: give {name: vector}, or a data frame with labels and a column embedding, as data="
     close = difflib.get_close_matches(key, names, n=1)
     return (
         f"did you mean {close[0]}?" if close else f"settings of a method go into set; those of fit: {', '.join(names)}"

@@ -70,7 +70,7 @@ def find_shards(data: Any, *, n_rows: int | None = None) -> list[Shard]:
     """
     if n_rows is not None and n_rows < 1:
         raise ConfigError(f"shard_rows={n_rows} is not possible", fix="give 1 or more")
-    given = [data] if isinstance(data, (str, os.PathLike)) else list(data)
+    given = [data] if isinstance(data, (str, os.PathLike)) else list(data) if isinstance(data, (list, tuple)) else []
     if not given or not all(isinstance(each, (str, os.PathLike)) for each in given):
         raise DataError("shards are made of files", fix="give a file, a folder, a pattern or a URL of such")
     places: list[str] = []

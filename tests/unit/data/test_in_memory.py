@@ -1,4 +1,4 @@
-"""data/in_memory.py: columns of images, and what holds embeddings and not images."""
+"""data/in_memory.py and data/vectors_in_memory.py: images and embeddings in memory."""
 
 from __future__ import annotations
 
@@ -13,29 +13,57 @@ from PIL import Image
 
 import labelwright as lw
 from labelwright.data.embeddings import load_embeddings
+from labelwright.data.prepare import is_embeddings
 from labelwright.data.read import load
 from labelwright.errors import DataError
+from sharded import model_of_embeddings, model_of_images
 
 
-def test_embeddings__in_memory_get_the_call_that_writes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    X = np.eye(3)
+def test_embeddings__in_memory_are_read_as_files_of_them_are() -> None:
+    X, labels, ids = np.eye(3), ["b", "", "a"], ["1.png", "2.png", "3.png"]
     for data in (
-        {"embedding": X, "label": np.array(["b", "", "a"])},
-        {"embeddings": X, "labels": np.array([1, -1, 0]), "class_names": ["a", "b"], "logit_scale": 9.0},
-        pd.DataFrame({"embedding": list(X), "label": pd.Categorical(["b", "", "a"])}),
+        {"embedding": X, "label": np.array(labels), "id": ids},
+        {"embeddings": X, "labels": np.array([1, -1, 0]), "ids": ids, "class_names": ["a", "b"], "logit_scale": 9.0},
+        pd.DataFrame({"embedding": list(X), "label": pd.Categorical(labels), "id": ids}),
+        pd.DataFrame({"embedding": list(X), "label": labels}, index=pd.Index(ids, name="image")),
+        pd.DataFrame(X, columns=["x", "y", "z"], index=ids).assign(label=labels),
+        pa.table({"embedding": X.tolist(), "label": labels, "id": ids}),
     ):
-        with pytest.raises(DataError, match="holds embeddings, which are read from a file") as raised:
-            load(data)
-        assert raised.value.fix is not None
-        call, rest = raised.value.fix.split(", and give ")
-        eval(call, {"numpy": np, "data": data})
-        found = load_embeddings(rest.strip("'"))
+        assert is_embeddings(data)
+        found = load_embeddings(data)
         assert found.table.class_names == ("a", "b")
         assert (found.table.labels.tolist(), found.feats.tolist()) == ([1, -1, 0], X.tolist())
+        assert found.table.ids.to_pylist() == ids
+        with pytest.raises(DataError, match="holds embeddings, and images are wanted"):
+            load(data)
+    for named in (dict(zip(ids, X, strict=True)), pd.Series(list(X), index=ids)):
+        assert load_embeddings(named).table.ids.to_pylist() == ids
+    with pytest.raises(DataError, match="1 bad_embedding") as raised:
+        load_embeddings({"1.png": [1.0, 2.0], "2.png": [1.0], "3.png": [0.0, 2.0]})
+    assert "the data row 2" in raised.value.problems[0].where
     # beside images, whatever the column of these is called, it is one that nobody asked for
-    frame = pd.DataFrame({"scan": [np.zeros((4, 4), np.uint8)] * 3, "label": ["b", "", "a"], "embedding": list(X)})
+    frame = pd.DataFrame({"scan": [np.zeros((4, 4), np.uint8)] * 3, "label": labels, "embedding": list(X)})
     assert load(frame, columns={"image": "scan"}).class_names == ("a", "b")
+    assert not is_embeddings(pd.DataFrame({"photo": ids, "width": [1, 2, 3], "height": [1, 2, 3]}))
+
+
+def test_predict__takes_what_label_takes(tmp_path: Path) -> None:
+    model, numbers = lw.load_model(model_of_images(tmp_path / "run")), np.random.default_rng(0).normal(size=(3, 4))
+    images = [Image.new("L", (8, 8), grey) for grey in (0, 100, 200)]
+    paths = pd.Series([str(tmp_path / f"{i}.png") for i in range(3)])
+    for image, path in zip(images, paths, strict=True):
+        image.save(path)
+    wanted = model.predict(images)["probability"]
+    frame = pd.DataFrame({"photo": images}, index=pd.Index(["a", "b", "c"], name="id"))
+    assert model.predict(frame, image_column="photo")["id"].to_pylist() == ["a", "b", "c"]
+    for data in (paths, pa.record_batch({"image": paths.tolist()}), pd.DataFrame({"path": paths})):
+        assert model.predict(data)["probability"].equals(wanted)
+    stored = model_of_embeddings(tmp_path / "stored")
+    wanted = lw.load_model(stored).predict(numbers)
+    named = lw.label(stored, dict(zip("abc", numbers, strict=True)))
+    assert named["id"].to_pylist() == ["a", "b", "c"]
+    assert named["probability"].equals(wanted["probability"])
+    assert lw.label(stored, numbers)["probability"].equals(wanted["probability"])
 
 
 def test_images__as_a_parquet_table_has_them() -> None:
