@@ -13,10 +13,10 @@ from labelwright.data.columns import open_columns
 from labelwright.data.layouts import (
     LABELS_FILE,
     SPLIT_NAMES,
-    STRANGERS_FOLDER,
     UNLABELLED_NAMES,
     file_names,
     is_run,
+    is_strangers_folder,
     split_folders,
 )
 from labelwright.data.scan import entries, is_image_file
@@ -108,7 +108,7 @@ def _add_folder(
             if entry.name in (left_out or {}):
                 continue
             is_class = is_labelled and entry.name.lower() not in UNLABELLED_NAMES
-            if names and entry.name == STRANGERS_FOLDER and entry.name not in names:
+            if names and is_strangers_folder(entry.name) and entry.name not in names:
                 is_class = False  # where we sorted images, those of no class
             name, n_noted = (names or {}).get(entry.name, entry.name), len(builder.problems)
             found = list(_images_below(Path(entry.path), root, builder.problems))

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -42,8 +42,8 @@ LABELS_FILE = "labels.parquet"
 INTERFACE_FILE = "interface.xml"
 """What we write beside tasks of Label Studio."""
 
-STRANGERS_FOLDER = "unknown"
-"""Of images of no class, where we sorted images into folders."""
+STRANGERS_FOLDERS = ("unknown", "of no class")
+"""Of images of no class, where we sorted images into folders: the second where a class has the name of the first."""
 
 NAME_BYTES_MAX = 200  # of the name of a file or folder; file systems take 255
 
@@ -227,6 +227,30 @@ def file_names(texts: Sequence[str]) -> dict[str, str]:
         taken.add(name.casefold())
         found[text] = name
     return {text: found[text] for text in texts}
+
+
+def strangers_folder(class_names: Iterable[str]) -> str:
+    """The folder of images of no class beside those of classes: none that is theirs, in capitals or not.
+
+    Example:
+      >>> strangers_folder(["cat"]), strangers_folder(["cat", "Unknown"])
+      ('unknown', 'of no class')
+    """
+    taken = {plain_name(name).casefold() for name in class_names}
+    first, second = STRANGERS_FOLDERS
+    while second in taken:
+        second += "-"
+    return second if first in taken else first
+
+
+def is_strangers_folder(name: str) -> bool:
+    """Whether `strangers_folder` may have given this name.
+
+    Example:
+      >>> is_strangers_folder("unknown"), is_strangers_folder("of no class"), is_strangers_folder("cat")
+      (True, True, False)
+    """
+    return name.rstrip("-") in STRANGERS_FOLDERS
 
 
 def plain_name(text: str) -> str:

@@ -267,7 +267,7 @@ def _final(files: Sequence[Path], building: Path, target: Path) -> list[Path]:
 
 def _yolo_folder(rows: pa.Table, table: LabelTable, names: Sequence[str], folder: Path, target: Path) -> None:
     (folder / "train").mkdir()
-    write_class_folders(rows, table, folder / "train")
+    write_class_folders(rows, table, folder / "train", names)
     (folder / "train" / LABELS_FILE).rename(folder / LABELS_FILE)
     for place in (folder / "train").iterdir():  # trainers number the classes of train and val each by their folders
         held_out = folder / "val" / place.name
@@ -288,7 +288,7 @@ LABEL_WRITERS: dict[str, Callable[[pa.Table, LabelTable, Sequence[str], Path, Pa
     "fiftyone": _fiftyone,
     "coco": _coco,
     "yolo-folder": _yolo_folder,
-    "imagefolder": lambda rows, table, names, folder, target: write_class_folders(rows, table, folder),
+    "imagefolder": lambda rows, table, names, folder, target: write_class_folders(rows, table, folder, names),
     "datasets": _datasets,
 }
 """Format -> writer of (rows, their images, class names, folder to fill, folder that it will be)."""

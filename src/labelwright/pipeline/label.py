@@ -11,14 +11,13 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from PIL import Image
 
 from labelwright.arguments import check_arguments
 from labelwright.data.checks import OnBad
 from labelwright.data.columns import named_columns
 from labelwright.data.images import IMAGE_SUFFIXES
-from labelwright.data.layouts import LABELS_FILE, STRANGERS_FOLDER, file_names, path_from, plain_name
+from labelwright.data.layouts import LABELS_FILE, STRANGERS_FOLDERS, file_names, path_from, plain_name, strangers_folder
 from labelwright.data.prepare import listed
 from labelwright.data.table import LabelTable
 from labelwright.errors import ConfigError
@@ -71,8 +70,8 @@ def label(
       run: a finished run folder; or what `export` wrote of one, a folder for the hub or a .safetensors file.
       data: images: a folder, a table, a file, an image in memory, or a list of files or images; what else is known of
         them is not looked at.
-      out: .csv, .parquet, or a folder: a copy of every image under its label, those of no class under ``unknown``, and
-        ``labels.parquet``; None writes nothing.
+      out: .csv, .parquet, or a folder: a copy of every image under its label, those of no class under ``unknown``
+        (``of no class`` where a class is called so), and ``labels.parquet``; None writes nothing.
       error: largest share of wrong labels among those whose ``decision`` is to be "accept"; None: all are for review.
       confidence: of that promise.
       verified: file of ids and true classes of some of these images, see `verify_sample`; None: the thresholds that
@@ -154,13 +153,15 @@ def label(
     elif shares is not None:
         rows, promised = by_thresholds(rows, saved.info["promise"], names)
     facts = facts_of(rows, None if strange is None else strange.strangers.threshold)
+    if target is not None and not target.suffix and facts["n"] and strangers_folder(names) != STRANGERS_FOLDERS[0]:
+        facts["says"] += f" They lie in {strangers_folder(names)}/: {STRANGERS_FOLDERS[0]}/ is a class of yours."
     if novel and strange is not None:
         rows = with_new(rows, strange, names)
     kept = {"left_out": listed(table.quarantined), "strangers": facts}
     kept |= {} if promised is None else {"promise": promised}
     rows = rows.replace_schema_metadata({key: json.dumps(value) for key, value in kept.items()})
     if target is not None and not rank():
-        _write_labels(rows, table, target)
+        _write_labels(rows, table, target, names)
     if rename and not rank():
         with Run(run).held():
             rename_in_run(run, saved.class_names, rename)
@@ -193,7 +194,7 @@ def rename_in_run(run: str | Path, class_names: Sequence[str], rename: Mapping[s
     report(run)
 
 
-def _write_labels(rows: pa.Table, table: LabelTable, target: Path) -> None:
+def _write_labels(rows: pa.Table, table: LabelTable, target: Path, class_names: Sequence[str]) -> None:
     """Write labels; tables of files say where their images are, so that they are data again."""
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -207,24 +208,26 @@ def _write_labels(rows: pa.Table, table: LabelTable, target: Path) -> None:
         write_parquet_atomically(rows, target)
     else:
         with whole_folder(target) as building:
-            write_class_folders(rows, table, building)
+            write_class_folders(rows, table, building, class_names)
 
 
-def write_class_folders(rows: pa.Table, table: LabelTable, folder: Path) -> None:
-    """Copy every image into ``folder/LABEL/``, those of no class into ``folder/unknown/``, with labels.parquet beside.
+def write_class_folders(rows: pa.Table, table: LabelTable, folder: Path, class_names: Sequence[str]) -> None:
+    """Copy every image into ``folder/LABEL/``, those of no class into a folder of their own, labels.parquet beside.
 
     Args:
       rows: N labels, with the columns id, label, source and decision.
       table: their N images.
       folder: exists.
+      class_names: of the model; labels may be others, too.
     """
-    labels = pc.if_else(pa.array(of_no_class(rows)), STRANGERS_FOLDER, rows["label"]).to_pylist()
-    ids = rows["id"].to_pylist()
-    folders, files = file_names(sorted(set(labels))), {each: plain_name(each) for each in ids}
+    ids, labels, is_strange = rows["id"].to_pylist(), rows["label"].to_pylist(), of_no_class(rows).tolist()
+    apart = strangers_folder([*class_names, *labels])
+    named = sorted({label for label, strange in zip(labels, is_strange, strict=True) if not strange})
+    folders, files = file_names(named), {each: plain_name(each) for each in ids}
     for start in range(0, len(table), 1024):
         chunk = np.arange(start, min(start + 1024, len(table)))
         for row, source in zip(chunk.tolist(), table.images.sources(chunk), strict=True):
-            target = folder / folders[labels[row]] / files[ids[row]]
+            target = folder / (apart if is_strange[row] else folders[labels[row]]) / files[ids[row]]
             target.parent.mkdir(exist_ok=True)
             if target.suffix.lower() not in IMAGE_SUFFIXES:
                 suffix = _suffix_of(source) if isinstance(source, bytes) else Path(source).suffix

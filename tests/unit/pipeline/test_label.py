@@ -92,7 +92,7 @@ def test_write_class_folders__awkward_names(tmp_path: Path) -> None:
     table = LabelTable(Images(paths, str(root)), ids, np.full(4, -1, np.int32), NAMES)
     words = {"decision": ["review"] * 4, "source": ["predicted"] * 4}
     rows = pa.table({"id": ids, "label": ["a/b", "a/b", "a/b", ".."], **words})
-    _write_labels(rows, table, tmp_path / "out")
+    _write_labels(rows, table, tmp_path / "out", NAMES)
     found = {str(path.relative_to(tmp_path / "out")): path.read_bytes() for path in (tmp_path / "out").rglob("*.png")}
     expected = {"a-b/p-q.png": 0, "a-b/p-q-row-1.png": 1, "a-b/v1.2.png": 2, "-/fine.png": 3}
     assert found == {name: (root / "x" / f"{i}.png").read_bytes() for name, i in expected.items()}
@@ -106,7 +106,7 @@ def test_write_class_folders__appears_whole_or_not_at_all(tmp_path: Path) -> Non
     stale = tmp_path / ".out.killed.tmp"
     stale.mkdir()
     with pytest.raises(DiskError, match=r"out cannot be written: No such file .*gone\.png"):
-        _write_labels(pa.table({"id": paths, **words}), table, tmp_path / "out")
+        _write_labels(pa.table({"id": paths, **words}), table, tmp_path / "out", NAMES)
     assert not list(tmp_path.iterdir())  # nor what was being built
 
 
@@ -122,7 +122,7 @@ def test_write_class_folders__any_name_and_any_path_come_back(tmp_path: Path) ->
     rows = pa.table({"id": paths, "label": [name.strip() for name in names]})
     for key, value in (("decision", "review"), ("source", "predicted")):
         rows = rows.append_column(key, pa.array([value] * len(names)))
-    _write_labels(rows, table, tmp_path / "out")
+    _write_labels(rows, table, tmp_path / "out", NAMES)
     found = load(tmp_path / "out")
     assert sorted(found.class_names) == sorted(name.strip() for name in names)
     assert found.counts().tolist() == [1] * len(names)
@@ -135,9 +135,16 @@ def test_write_class_folders__images_of_no_class_are_in_none(tmp_path: Path) -> 
     table = LabelTable(Images(paths, str(root)), paths, np.full(3, -1, np.int32), NAMES)
     decision, source = ["review", "unknown", "unknown"], ["predicted", "predicted", "cluster"]
     rows = pa.table({"id": paths, "label": ["ant", "ant", "new 1"], "decision": decision, "source": source})
-    _write_labels(rows, table, tmp_path / "out")
+    _write_labels(rows, table, tmp_path / "out", NAMES)
     found = {str(path.parent.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.png")}
     assert found == {"ant", "unknown", "new 1"}
+    # one who calls a class so gets them beside it
+    rows = rows.set_column(1, "label", pa.array(["Unknown", "ant", "new 1"]))
+    _write_labels(rows, table, tmp_path / "beside", ("ant", "Unknown"))
+    found = {path.parent.name: path.name for path in (tmp_path / "beside").rglob("*.png")}
+    assert found == {"Unknown": "x-0.png", "of no class": "x-1.png", "new 1": "x-2.png"}
+    table = load(tmp_path / "beside")
+    assert (table.class_names, (table.labels < 0).sum()) == (("Unknown", "new 1"), 1)
 
 
 def test_model_card__scores_only_where_there_are_some() -> None:
