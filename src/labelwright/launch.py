@@ -9,7 +9,7 @@ from typing import NoReturn
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 AHEAD = "labelwright-ahead"
-"""Name of a thread that computes what may be asked for later, and that nobody waits for."""
+"""Name of a thread that computes beside the main one, and that nobody waits for at the end."""
 
 
 def rank() -> int:

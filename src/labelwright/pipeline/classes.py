@@ -22,6 +22,7 @@ from labelwright.pipeline.novel import feats_of_views
 from labelwright.pipeline.report import report
 from labelwright.pipeline.saved_model import SavedModel, change_classes, load_model, write_card
 from labelwright.reporting.gallery import SMALL_CHARS, SMALL_PX, pictures, write_gallery
+from labelwright.reviewing.edits import recorded
 from labelwright.run_folder import Run, write_parquet_atomically
 from labelwright.train.predict import answer
 from labelwright.train.processes import accelerator_for
@@ -57,18 +58,36 @@ def classes(
     Raises: ConfigError naming the class that is not there, or is no discovered one; DataError without the images.
       Nothing is written then.
     """
+    return changed_classes(run, action, names, data=data, device=device, precision=precision)
+
+
+def changed_classes(
+    run: str | Path,
+    action: Action,
+    names: Sequence[str],
+    *,
+    data: Any,
+    device: str = "auto",
+    precision: str = "auto",
+    is_of_page: bool = False,
+    key: str = "",
+) -> Run:
+    """`classes`, for the page of `review` as well: is_of_page and key as `reviewing.edits.recorded` takes them."""
     with Run(run).held() as folder:
-        return _changed(folder, action, names, data=data, device=device, precision=precision)
+        saved = load_model(folder.path / "model", device=accelerator_for(device).device)
+        n_seen = saved.info.get("n_seen")
+        if n_seen is None:
+            raise ConfigError(f"{run} has no discovered classes", fix="give a run of fit --novel that found some")
+        _check(action, names, saved.class_names, int(n_seen))
+        with recorded(folder.path, action, names, is_of_page=is_of_page, key=key):
+            return _changed(folder, saved, action, names, data=data, device=device, precision=precision)
 
 
-def _changed(folder: Run, action: Action, names: Sequence[str], *, data: Any, device: str, precision: str) -> Run:
-    """`classes` of a run that is held."""
-    run = folder.path
-    saved = load_model(folder.path / "model", device=accelerator_for(device).device)
-    n_seen = saved.info.get("n_seen")
-    if n_seen is None:
-        raise ConfigError(f"{run} has no discovered classes", fix="give a run of fit --novel that found some")
-    _check(action, names, saved.class_names, int(n_seen))
+def _changed(
+    folder: Run, saved: SavedModel, action: Action, names: Sequence[str], *, data: Any, device: str, precision: str
+) -> Run:
+    """`classes` of a run that is held, and of names that were checked."""
+    run, n_seen = folder.path, int(saved.info["n_seen"])
     if action == "rename":
         rename_in_run(run, saved.class_names, {names[0]: names[1]})
         return Run(run)
@@ -82,7 +101,7 @@ def _changed(folder: Run, action: Action, names: Sequence[str], *, data: Any, de
     outputs = tuple(at[saved.class_names[c]] if c >= 0 else -1 for c in before)
     edited = replace(saved, class_names=kept, outputs=outputs)
     words = f"merged into {target}: {', '.join(names[1:])}" if target else f"dropped: {', '.join(names)}"
-    _label_again(folder, edited, at, words, int(n_seen), data=data, device=device, precision=precision)
+    _label_again(folder, edited, at, words, n_seen, data=data, device=device, precision=precision)
     change_classes(folder.path / "model", kept, outputs)
     _score_again(folder, device=device, precision=precision)
     write_card(folder.path / "model", folder.read("summary.json"))

@@ -39,6 +39,7 @@ from labelwright.pipeline.settings import check_values
 from labelwright.pipeline.strange import facts_of, with_new
 from labelwright.replacing import disk_errors, new_output, whole_folder
 from labelwright.reporting.gallery import rename_in_gallery
+from labelwright.reviewing.edits import recorded
 from labelwright.run_folder import Run, write_parquet_atomically
 from labelwright.scale.work import is_sharded
 from labelwright.spreadsheet import write_csv
@@ -163,7 +164,8 @@ def label(
     if target is not None and not rank():
         _write_labels(rows, table, target, names)
     if rename and not rank():
-        with Run(run).held():
+        pairs = [name for pair in rename.items() for name in pair]
+        with Run(run).held() as folder, recorded(folder.path, "rename", pairs):
             rename_in_run(run, saved.class_names, rename)
     return rows
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 import sys
 import threading
 import webbrowser
@@ -31,13 +30,11 @@ from labelwright.pipeline.settings import is_in_memory
 from labelwright.replacing import replacing
 from labelwright.reviewing.answers import ANSWERS_FILE, AnswerLog, write_corrections
 from labelwright.reviewing.board import Board
+from labelwright.reviewing.edits import is_undone
 from labelwright.reviewing.pictures import Pictures
-from labelwright.reviewing.server import Desk, ReviewServer
+from labelwright.reviewing.server import Desk, ReviewServer, Work
 from labelwright.run_folder import Run
 from labelwright.wording import counted
-
-EDITED = ("labels.parquet", "summary.json", "gallery.json", "report.html", "model/config.json", "model/README.md")
-"""What a change of classes writes: copies are kept, so that it can be undone."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +105,22 @@ def _serve(folder: Path, data: Any, port: int, open: bool) -> Reviewed:
         server.serve_forever(poll_interval=0.2)
     except KeyboardInterrupt:
         print(file=sys.stderr)
+        _finish(desk.work, folder)
     finally:
         server.server_close()
     return Reviewed(folder, len(desk.board.log.labels))
+
+
+def _finish(work: Work, folder: Path) -> None:
+    """What still runs at the end: a change of classes is made whole, a fit is told of."""
+    if work.state != "running":
+        return
+    if work.name == "apply":
+        print(f"the fit with your answers was ended: labelwright review {folder} --apply makes it", file=sys.stderr)
+        return
+    print("the classes are being changed: this ends when that is done", file=sys.stderr)
+    work.join()
+    print(work.says, file=sys.stderr)
 
 
 def _started(desk: Desk, folder: Path, port: int) -> ReviewServer:
@@ -233,28 +243,12 @@ def _features(run: Run, data: Any) -> tuple[Any, Any] | None:
 # ---- classes --------------------------------------------------------------------------------------------------------
 
 
-def _edit(board: Board, action: str, names: Sequence[str], key: str, data: Any) -> str:
+def _edit(board: Board, action: Any, names: Sequence[str], key: str, data: Any) -> str:
     """Rename or merge classes of the run, and write the answer down; what it changes is kept beside, to be undone."""
-    from labelwright.pipeline.classes import classes
+    from labelwright.pipeline.classes import changed_classes
 
-    board.log.catch_up()
-    kept = board.path / "review" / f"before-{len(board.log.answers)}"
-    shutil.rmtree(kept, ignore_errors=True)
-    for name in EDITED:
-        if (board.path / name).is_file():
-            (kept / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(board.path / name, kept / name)
-    try:
-        classes(board.path, action, tuple(names), data=data)  # type: ignore[arg-type]
-    except BaseException:
-        shutil.rmtree(kept, ignore_errors=True)
-        raise
-    written = board.log.append(action, names=names, key=key)  # type: ignore[arg-type]
-    wanted = kept.with_name(f"before-{written.number}")
-    if wanted != kept:  # somebody answered meanwhile
-        kept.replace(wanted)
-    (wanted / "after").write_text(_digest(board.path), encoding="utf-8")
-    board.load()
+    with board.held():
+        changed_classes(board.path, action, names, data=data, is_of_page=True, key=key)
     return f"{names[0]} is called {names[1]} now" if action == "rename" else f"merged into {names[0]}"
 
 
@@ -264,27 +258,16 @@ def _undo_edit(board: Board, number: int, key: str) -> str:
     Raises: ConfigError if the run has changed since.
     """
     board.log.catch_up()
-    kept, names = board.path / "review" / f"before-{number}", board.log.answers[number].names
+    names = board.log.answers[number].names
     if number not in board.log.undoable:
         raise ConfigError(f"there is no answer {number} to take back", fix="load the page again")
-    if not (kept / "after").is_file() or (kept / "after").read_text(encoding="utf-8") != _digest(board.path):
-        raise ConfigError(
-            f"the classes of the run changed again since {' and '.join(names)}", fix="undo the later change first"
-        )
-    for name in EDITED:
-        if (kept / name).is_file():
-            with replacing(board.path / name) as temporary:
-                shutil.copyfile(kept / name, temporary)
-    board.log.append("undo", undoes=number, key=key)
-    board.load()
+    with board.held():
+        if not is_undone(board.path, number):
+            raise ConfigError(
+                f"the classes of the run changed again since {' and '.join(names)}", fix="undo the later change first"
+            )
+        board.log.append("undo", undoes=number, key=key)
     return f"undone: {' and '.join(names)}"
-
-
-def _digest(folder: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for name in ("labels.parquet", "model/config.json"):
-        digest.update((folder / name).read_bytes())
-    return digest.hexdigest()
 
 
 # ---- corrections ----------------------------------------------------------------------------------------------------

@@ -24,7 +24,9 @@ from labelwright.spreadsheet import write_csv
 ANSWERS_FILE = "answers.jsonl"  # of a run folder
 NO_CLASS = ""  # label of an image that belongs to no class
 
-Kind = Literal["assign", "confirm", "stranger", "rename", "merge", "undo"]
+Kind = Literal["assign", "confirm", "stranger", "rename", "merge", "drop", "undo"]
+OF_CLASSES = ("rename", "merge", "drop")
+"""Kinds that are about classes and not about images."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Answer:
     kind: Kind  # what was done; assign, confirm and stranger differ in how the labels came about only
     # id -> label of each image it is about; `NO_CLASS` for an image of no class
     labels: Mapping[str, str] = field(default_factory=dict)
-    names: tuple[str, ...] = ()  # of rename OLD NEW, or merge KEPT OTHER ...
+    names: tuple[str, ...] = ()  # of rename OLD NEW [OLD NEW ...], merge KEPT OTHER ... or drop NAME ...
     undoes: int | None = None  # number of the answer that an undo takes back
     key: str = ""  # any text that tells the same answer, sent once more, from another one
     at: str = ""  # time, UTC
@@ -114,7 +116,7 @@ class AnswerLog:
 
     def _take(self, answer: Answer) -> None:
         self.answers.append(answer)
-        if answer.kind in ("undo", "rename", "merge"):
+        if answer.kind in ("undo", *OF_CLASSES):
             self.labels = _labels_after(self.answers)
         else:
             self.labels.update(answer.labels)
@@ -152,18 +154,20 @@ def _labels_after(answers: Sequence[Answer]) -> dict[str, str]:
     """id -> label after all answers.
 
     A class that is renamed keeps its answers under the new name, and gets them back when that is undone; what was
-    answered between a merge and its undo stays with the class that was kept.
+    answered between a merge and its undo stays with the class that was kept. Answers of a class that is dropped go.
     """
     gone, found = {answer.undoes for answer in answers}, dict[str, str]()
     for answer in answers:
         new: dict[str, str] = {}
         if answer.kind == "rename":
-            new = {answer.names[0]: answer.names[1]}
+            new = dict(zip(answer.names[::2], answer.names[1::2], strict=True))
+        elif answer.kind == "drop" and answer.number not in gone:
+            found = {key: label for key, label in found.items() if label not in answer.names}
         elif answer.kind == "merge" and answer.number not in gone:
             new = dict.fromkeys(answer.names[1:], answer.names[0])
         elif answer.undoes is not None and answers[answer.undoes].kind == "rename":
             old = answers[answer.undoes].names
-            new = {old[1]: old[0]}
+            new = dict(zip(old[1::2], old[::2], strict=True))
         elif answer.number not in gone:
             found |= answer.labels
         if new:

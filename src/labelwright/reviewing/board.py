@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +53,13 @@ class Board:
         self.suggested: Rows | None = None  # every row, what teaches most first; None until it is known
         self.is_reading = False  # whether that is under way
         self.groups: Rows | None = None  # [N] number of the group of look-alikes of each row
+        self._is_held = False
         self.load()
 
     def load(self) -> None:
         """Read the run again: after its classes changed."""
         run = Run(self.path)
+        self._read = self._on_disk()
         self.summary, rows = run.summary, run.labels
         if rows is None:
             raise DataError(f"{self.path} has no labels.parquet", fix="give the run folder of a finished fit")
@@ -73,6 +78,33 @@ class Board:
             self.decision = np.array(rows["decision"].to_pylist()) if "decision" in rows.column_names else None
             self._row_of: dict[str, int] | None = None
             self._orders.clear()
+            if self.suggested is not None and len(self.suggested) != self.n_rows:  # another run in its place
+                self.suggested = self.groups = None
+            digest = hashlib.blake2b(json.dumps(self.class_names).encode(), digest_size=8)
+            digest.update(self.label.tobytes())
+            self.version = digest.hexdigest()  # of classes and labels: what a page has to show for its answers to count
+
+    def _on_disk(self) -> list[tuple[int, int, int]]:
+        files = [self.path / name for name in ("labels.parquet", "model/config.json")]
+        found = [file.stat() for file in files if file.exists()]
+        return [(each.st_mtime_ns, each.st_size, each.st_ino) for each in found]
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Stay as it is while the block changes the run, and read it again after that."""
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
+            self.catch_up()
+
+    def catch_up(self) -> None:
+        """Read what was added to the answers since, and the run, if another command changed its classes."""
+        with self._lock:
+            self.log.catch_up()
+            if not self._is_held and self._on_disk() != self._read:
+                self.load()
 
     def _codes(self, column: Any) -> npt.NDArray[np.int32]:
         """Class of each row, -1 = none of them."""
@@ -95,26 +127,47 @@ class Board:
 
     # ---- what a person answered --------------------------------------------------------------------------------------
 
-    def answer(self, kind: Kind, rows: Sequence[int], label: int | None, key: str) -> dict[str, Any]:
+    def answer(
+        self,
+        kind: Kind,
+        rows: Sequence[int],
+        label: int | None,
+        key: str,
+        *,
+        seen: Sequence[int] | None = None,
+        version: str | None = None,
+    ) -> dict[str, Any]:
         """Write down an answer about some rows.
 
         Args:
-          kind: "assign" gives them the class ``label``, "confirm" the label that they have, "stranger" none.
+          kind: "assign" gives them the class ``label``, "confirm" the label that was seen, "stranger" none.
           rows: of the run.   label: class, for assign alone.   key: see `Answer`.
+          seen: class of each row as it was shown, -1 = none; None = as it is now, answers of others included.
+          version: of the board as it was shown; None = as it is.
 
-        Raises: ConfigError for rows, classes or kinds that are not there.
+        Raises: ConfigError for rows, classes or kinds that are not there, and where the classes or labels have changed
+          since they were shown: the answer was about others.
         """
         with self._lock:
+            self.catch_up()
+            if version not in (None, self.version):
+                if key and (same := [answer for answer in self.log.answers if answer.key == key]):
+                    return {"number": same[0].number, **self.progress()}
+                raise ConfigError(
+                    "the classes changed after this page showed them, so the last answer was not taken",
+                    fix="the page shows them anew: answer again",
+                )
             if not rows or not all(0 <= row < self.n_rows for row in rows):
                 raise ConfigError(f"rows are 0 to {self.n_rows - 1}", fix="load the page again")
             if kind not in ("assign", "confirm", "stranger"):
                 raise ConfigError(f"{kind!r} is no answer about images", fix="assign, confirm or stranger")
             if kind == "assign" and (label is None or not 0 <= label < len(self.class_names)):
                 raise ConfigError(f"there is no class {label}", fix="load the page again")
-            self.log.catch_up()
+            if seen is not None and not (len(seen) == len(rows) and all(-1 <= c < len(self.class_names) for c in seen)):
+                raise ConfigError("seen is a class for each row, or -1", fix="load the page again")
             names = [*self.class_names, NO_CLASS]
             one = -1 if label is None or kind == "stranger" else label
-            given = self._current(rows) if kind == "confirm" else [one] * len(rows)
+            given = [one] * len(rows) if kind != "confirm" else self._current(rows) if seen is None else seen
             keys = self.ids.take(pa.array(rows)).to_pylist()
             labels = {key: names[code] for key, code in zip(keys, given, strict=True)}
             written = self.log.append(kind, labels=labels, key=key)
@@ -150,7 +203,7 @@ class Board:
     def state(self) -> dict[str, Any]:
         """The run, its classes and their sizes, the orders there are, and how far the answers are."""
         with self._lock:
-            self.log.catch_up()
+            self.catch_up()
             counts = np.bincount(self.label[self.label >= 0], minlength=len(self.class_names))
             classes = [
                 {"name": name, "n": int(n), "discovered": c >= self.n_seen}
@@ -162,6 +215,7 @@ class Board:
             ]
             return {
                 "run": self.path.resolve().name,
+                "version": self.version,
                 "n": self.n_rows,
                 "classes": classes,
                 "views": views,
@@ -204,9 +258,9 @@ class Board:
         Raises: ConfigError for an order or class that is not there.
         """
         with self._lock:
+            self.catch_up()
             if view not in VIEWS or not (label is None or 0 <= label < len(self.class_names)):
                 raise ConfigError(f"there is no order {view!r} of class {label}", fix=f"one of {', '.join(VIEWS)}")
-            self.log.catch_up()
             rows, code = self._ordered(view), self.label.copy()
             answers = {row: name for key, name in self.log.labels.items() if (row := self.row_of(key)) is not None}
             answered = np.fromiter(answers, np.int64, len(answers))
@@ -222,7 +276,7 @@ class Board:
             while len(self._orders) > MAX_ORDERS:
                 self._orders.popitem(last=False)
             is_coming = view == "next" and self.is_reading and self.suggested is None
-            return {"order": number, "n": len(rows), "coming": is_coming}
+            return {"order": number, "n": len(rows), "coming": is_coming, "version": self.version}
 
     def _ordered(self, view: str) -> Rows:
         if view == "next" and self.suggested is not None:

@@ -9,6 +9,7 @@ const grid = $("grid"), sheet = $("sheet");
 let state = null, order = null, view = "next", here = 0, anchor = 0, columns = 1;
 let width = LEAST_WIDTH, items = new Map(), asked = new Set(), selected = new Set(), tiles = new Map(), pinned = [];
 const queue = [];
+let shown = null; // version of the classes that numbers on the page mean
 let isSending = false, trouble = ""; // why the first of the queue is not saved
 
 async function call(path, content) {
@@ -47,8 +48,8 @@ async function send() {
       if ([400, 413, 415].includes(error.status)) { // refused for good
         queue.shift();
         trouble = "";
+        await load();
         notice(error.message);
-        load();
       } else {
         trouble = error.message;
         told();
@@ -91,13 +92,13 @@ function answer(kind, label) {
     return;
   }
   const rows = places.map((place) => items.get(place).row);
-  for (const place of places) {
-    const item = items.get(place);
-    const current = item.answer === null ? item.label : item.answer;
-    item.answer = kind === "assign" ? label : kind === "stranger" ? -1 : current;
-  }
+  const seen = places.map((place) => items.get(place)).map((item) => (item.answer === null ? item.label : item.answer));
+  places.forEach((place, i) => {
+    items.get(place).answer = kind === "assign" ? label : kind === "stranger" ? -1 : seen[i];
+  });
+  working(); // a notice about the answer before is over
   if (label !== undefined) pin(label);
-  tell("api/answer", { kind, rows, label: label === undefined ? null : label });
+  tell("api/answer", { kind, rows, seen, label: label === undefined ? null : label, version: order.version });
   const last = places[places.length - 1];
   selected.clear();
   go(Math.min(last + 1, order.n - 1));
@@ -119,11 +120,17 @@ function undo() {
 // ---- orders and pages ------------------------------------------------------------------------------------------------
 
 async function load() {
+  const only = $("only"), was = only.selectedOptions[0] && only.selectedOptions[0].dataset.name;
   try {
     state = await call("api/state");
   } catch (error) {
     $("saved").textContent = error.message;
     return;
+  }
+  if (shown !== state.version) { // classes have other numbers now
+    order = null;
+    pinned = [];
+    shown = state.version;
   }
   $("title").textContent = `Review of ${state.run}`;
   document.title = `Review of ${state.run}`;
@@ -144,9 +151,13 @@ async function load() {
     button.addEventListener("click", () => { view = each.key; begin(); });
     return button;
   }));
-  const only = $("only"), was = only.value;
-  only.replaceChildren(new Option("all", ""), ...state.classes.map((each, c) => new Option(`${each.name} (${each.n})`, c)));
-  only.value = was;
+  only.replaceChildren(new Option("all", ""), ...state.classes.map((each, c) => {
+    const option = new Option(`${each.name} (${each.n})`, c);
+    option.dataset.name = each.name;
+    return option;
+  }));
+  const at = state.classes.findIndex((each) => each.name === was);
+  only.value = at < 0 ? "" : at;
   choices();
   working();
   told();
@@ -155,7 +166,9 @@ async function load() {
 
 async function begin() {
   const query = new URLSearchParams({ view, label: $("only").value, open: $("open").checked ? "1" : "0" });
-  order = await call(`api/order?${query}`);
+  const found = await call(`api/order?${query}`);
+  if (found.version !== state.version) { await load(); return; } // which begins anew
+  order = found;
   items = new Map();
   asked = new Set();
   selected.clear();

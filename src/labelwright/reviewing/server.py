@@ -20,7 +20,9 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from labelwright.errors import LabelwrightError
+from labelwright.launch import AHEAD
 from labelwright.parsing import json_of
+from labelwright.reviewing.answers import OF_CLASSES
 from labelwright.reviewing.board import Board
 from labelwright.reviewing.pictures import Pictures
 
@@ -49,6 +51,7 @@ class Work:
     says: str = ""  # what came of it
     name: str = ""  # of what runs or ran
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _thread: threading.Thread | None = field(default=None, repr=False)
 
     def begin(self, name: str, task: Callable[[], str]) -> bool:
         """Start; False if something runs already."""
@@ -65,8 +68,14 @@ class Work:
                 self.says = str(error) or type(error).__name__
                 self.state = "failed"
 
-        threading.Thread(target=work, name=f"labelwright-{name}", daemon=True).start()
+        self._thread = threading.Thread(target=work, name=AHEAD, daemon=True)
+        self._thread.start()
         return True
+
+    def join(self) -> None:
+        """Wait for what runs."""
+        if self._thread is not None:
+            self._thread.join()
 
 
 @dataclass
@@ -205,13 +214,16 @@ class _Handler(BaseHTTPRequestHandler):
                 raise _RefusedError(400, "rows are whole numbers")
             if not (label is None or type(label) is int):
                 raise _RefusedError(400, "a class is given by its number")
-            return _json(desk.board.answer(content.get("kind"), rows, label, key))  # type: ignore[arg-type]
+            kind, seen, version = content.get("kind"), content.get("seen"), content.get("version")
+            if seen is not None and not (isinstance(seen, list) and all(type(c) is int for c in seen)):
+                raise _RefusedError(400, "classes are given by their numbers")
+            return _json(desk.board.answer(kind, rows, label, key, seen=seen, version=version))  # type: ignore[arg-type]
         if target == "api/undo":
             number = content.get("number")
             answers = desk.board.log.answers
             if type(number) is not int or not 0 <= number < len(answers):
                 raise _RefusedError(400, "there is no such answer")
-            if answers[number].kind in ("rename", "merge"):
+            if answers[number].kind in OF_CLASSES:
                 return self._begin("undo", lambda: desk.undo_edit(number, key))
             return _json(desk.board.undo(number, key))
         if target == "api/classes":

@@ -13,6 +13,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,9 +24,9 @@ import torch
 from PIL import Image
 
 import labelwright as lw
-from labelwright import cli
+from labelwright import cli, launch
 from labelwright.errors import ConfigError, DataError
-from labelwright.pipeline.review import _started, corrections_of, desk_of, suggest
+from labelwright.pipeline.review import _finish, _started, corrections_of, desk_of, suggest
 from labelwright.reviewing.answers import ANSWERS_FILE, AnswerLog
 from labelwright.reviewing.server import Work
 from reviewed import CLASSES, HOSTILE, write_run
@@ -81,6 +82,40 @@ def test_classes__renamed_merged_and_undone(run: Path) -> None:
         desk.edit("rename", ("ant", "wasp"), "7")
     assert len(AnswerLog(run / ANSWERS_FILE).answers) == 5
     assert {path.name for path in (run / "review").iterdir()} == {"before-1", "before-2"}
+
+
+def test_classes__changed_by_the_command_answers_follow(run: Path, tmp_path: Path) -> None:
+    board = desk_of(run).board
+    rows = [int(np.flatnonzero(board.label == board.class_names.index(f"novel-{i}"))[0]) for i in (1, 2)]
+    board.answer("confirm", rows, None, "1")
+    lw.classes(run, "rename", ("novel-1", "okapi"))
+    assert board.state()["classes"][2]["name"] == "okapi", "a page that is open sees it"
+    assert sorted(corrections_of(run).values()) == ["novel-2", "okapi"]
+    assert [item["answer"] for item in board.items(np.array(rows))] == [2, 3]
+    lw.classes(run, "drop", ("novel-2",))
+    assert list(corrections_of(run).values()) == ["okapi"], "no class is left for the other answer"
+    desk = desk_of(run)
+    assert desk.undo_edit(2, "2") == "undone: novel-2"
+    assert desk.board.class_names == ["ant", "bee", "okapi", "novel-2"]
+    assert sorted(corrections_of(run).values()) == ["novel-2", "okapi"]
+    swap = {"okapi": "novel-2", "novel-2": "okapi"}
+    lw.label(run, lw.Run(run).config["data"], rename=swap)
+    assert [corrections_of(run)[str(row)] for row in rows] == ["novel-2", "okapi"]
+
+
+def test_answers__of_a_page_that_shows_other_classes_are_refused(run: Path) -> None:
+    desk = desk_of(run)
+    board, row = desk.board, 3
+    before, seen = board.version, int(board.label[row])
+    board.answer("assign", [row], 3, "1", version=before)
+    desk.edit("merge", ("ant", "novel-1"), "2")  # what was class 3 is class 2 now
+    with pytest.raises(ConfigError, match=r"the classes changed after this page showed them[\s\S]*answer again"):
+        board.answer("assign", [row + 1], 2, "3", version=before)
+    assert board.answer("assign", [row], 3, "1", version=before)["n_answered"] == 1, "sent once more"
+    board.answer("confirm", [row], None, "4", seen=[1], version=board.version)  # another page had assigned something
+    assert corrections_of(run) == {str(row): "bee"}
+    desk.undo_edit(1, "5")
+    assert (board.version, board.label[row]) == (before, seen)
 
 
 def test_suggest__from_the_features_of_the_run(run: Path) -> None:
@@ -222,6 +257,32 @@ def test_address__kept_for_the_next_start_and_for_nobody_else(tmp_path: Path) ->
     (run / "review").write_text("in the way", encoding="utf-8")
     with pytest.raises(ConfigError, match="cannot be written"):
         _started(desk, run, 0)
+
+
+def test_end__a_change_of_classes_is_made_whole(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, goes_on = Work(), threading.Event()
+
+    def edit() -> str:
+        goes_on.wait(10)
+        return "merged into okapi"
+
+    work.begin("classes", edit)
+    threading.Timer(0.2, goes_on.set).start()
+    _finish(work, run)
+    assert work.state == "done"
+    assert "merged into okapi" in capsys.readouterr().err
+    goes_on.clear()
+    work.begin("apply", edit)
+    _finish(work, run)
+    assert f"labelwright review {run} --apply" in capsys.readouterr().err
+    ended = list[int]()
+    monkeypatch.setattr("os._exit", ended.append)
+    with pytest.raises(SystemExit):
+        launch.end(0)
+    assert ended == [0], "torch in another thread would abort the usual end"
+    goes_on.set()
 
 
 # ---- in a browser ---------------------------------------------------------------------------------------------------
