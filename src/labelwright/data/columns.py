@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import hashlib
 import io
 import json
 import math
@@ -46,7 +47,7 @@ LINE = "line of the file"
 METADATA_KEY = b"labelwright"
 """Schema metadata of Parquet files that we wrote: JSON; its ``class_names`` fix the classes and their order."""
 
-BATCH_ROWS = 65_536
+BATCH_ROWS, CONTENTS_ROWS = 65_536, 256  # in memory at once: of texts and numbers; of images
 _BLOCK_BYTES = 4 << 20
 _RECORD_LINES = 500  # a record of more lines is one with a quote that was never closed
 
@@ -63,6 +64,8 @@ class Columns:
     embedded: frozenset[str] = frozenset()  # columns of images themselves; only their ``path`` is given in a batch
     n_given: int = 0  # rows that the file holds, readable or not; of text files filled as batches are
     knowledge: float = math.inf  # of `types.Candidates`, of those that `annotate` wrote
+    # column of images -> a name of the content of each row, see `content_names`; of embeddings, None names them
+    contents: Callable[[str | None], Iterator[str]] | None = None
 
     def class_labels(self, roles: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
         """Of the columns with class indices: role -> what the integers stand for.
@@ -158,6 +161,31 @@ def find_roles(
             fix=_fix_of(names, named, "image" in roles or not needs_image),
         )
     return roles
+
+
+@dataclass(frozen=True)
+class Named:
+    """Columns that the user has named, and how they are read."""
+
+    columns: Mapping[str, str] = field(default_factory=dict)  # role -> column
+    annotators: tuple[str, ...] = ()  # columns of one annotator's answers each
+    only_images: bool = False  # labels and all else are not looked at
+    first_number: int | None = None  # of the classes, where another table says what numbers they have
+    answered_by: str | None = None  # column of a run's annotators: where a table has it, images that come again are one
+    optional: bool = False  # roles whose column a table may lack, as test images do
+
+    @property
+    def are_answers(self) -> bool:
+        """Whether a table may hold an answer a row."""
+        return self.answered_by is not None or len(self.annotators) == 1
+
+    def roles(self, columns: Columns, where: str) -> dict[str, str]:
+        """Which column is what; those that are not read are noted."""
+        named = {role: name for role, name in self.columns.items() if not (self.optional and name not in columns.names)}
+        roles = find_roles(columns.names, where, named=named, annotators=self.annotators)
+        if self.only_images:
+            return {role: name for role, name in roles.items() if role in ("image", "id")}
+        return roles
 
 
 def _fix_of(names: Sequence[str], named: Mapping[str, str], has_image: bool) -> str:
@@ -469,8 +497,26 @@ def _open_parquet(path: Path) -> Columns:
         except (pa.ArrowException, OSError) as error:
             raise _unreadable(path, error) from error
 
-    columns.batches = batches
+    def contents(name: str | None) -> Iterator[str]:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(CONTENTS_ROWS, columns=[name]):
+                yield from content_names(batch.column(0).to_pylist())
+
+    columns.batches, columns.contents = batches, contents
     return columns
+
+
+def content_names(images: Iterable[Any]) -> Iterator[str]:
+    """A short name of each image as Parquet has it: of its bytes, or else its path.
+
+    Example:
+      >>> list(content_names([b"ab", {"bytes": b"ab", "path": "a.png"}, {"bytes": None, "path": "a.png"}]))
+      ['0e52b5f187de1088', '0e52b5f187de1088', 'a.png']
+    """
+    for image in images:
+        held = image if isinstance(image, dict) else {"bytes": image}
+        data = held.get("bytes")
+        yield str(held.get("path") or "") if data is None else hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
 def _holds_images(column: pa.Field, feature: Any) -> bool:

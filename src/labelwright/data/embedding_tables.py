@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from labelwright.data.answer_rows import Part, with_a_column_each
 from labelwright.data.build import TableBuilder
-from labelwright.data.columns import ROLES, Columns, find_roles, open_columns
+from labelwright.data.columns import ROLES, Columns, Named, content_names, find_roles, open_columns
 from labelwright.data.tabular import note_others
 from labelwright.errors import DataError, Problem
 
@@ -109,8 +111,7 @@ def read_parquet(
         n_rows = file.metadata.num_rows
         kind = file.schema_arrow.field(EMBEDDING_COLUMN).type if EMBEDDING_COLUMN in columns.names else None
         feats, problems = _vectors(path, columns.names, kind, n_rows, lambda: _lists_of(file))
-    builder = rows_of(columns, path, n_rows, annotators, named, classes=classes, only_rows=only_rows)
-    return feats, builder, problems
+    return _with_rows(feats, problems, columns, path, annotators, named, classes=classes, only_rows=only_rows)
 
 
 def read_table(
@@ -128,8 +129,36 @@ def read_table(
     kind = table.schema.field(EMBEDDING_COLUMN).type
     lists = table[EMBEDDING_COLUMN].chunks
     feats, problems = _vectors(path, names, kind, len(table), lambda: iter(lists))
-    builder = rows_of(columns, path, len(table), annotators, named, classes=classes, only_rows=only_rows)
-    return feats, builder, problems
+    return _with_rows(feats, problems, columns, path, annotators, named, classes=classes, only_rows=only_rows)
+
+
+def _with_rows(
+    feats: npt.NDArray[Any],
+    problems: list[Problem],
+    columns: Columns,
+    path: Path,
+    annotators: Sequence[str],
+    named: Mapping[str, str],
+    *,
+    classes: Sequence[str] | None,
+    only_rows: bool,
+) -> tuple[npt.NDArray[Any], TableBuilder, list[Problem]]:
+    """What `read_parquet` gives of vectors and the columns beside them; of answers that stand one a row, each once."""
+    asked = Named(dict(named), tuple(annotators))
+    if asked.are_answers and not only_rows:
+        others = [name for name in columns.names if name != EMBEDDING_COLUMN]
+        roles = find_roles(others, str(path), named=named, annotators=annotators, needs_image=False)
+        columns.names, columns.embedded = tuple(others), frozenset()
+        columns.contents = lambda name: content_names(row.tobytes() for row in feats)
+        (part,), asked = with_a_column_each([Part(columns, str(path), roles)], asked)
+        columns = part.columns
+        if part.chosen is not None:
+            place = {row: i for i, row in enumerate(part.chosen.tolist())}
+            kept = [problem for problem in problems if problem.row in place]
+            problems = [dataclasses.replace(problem, row=place[problem.row or 0]) for problem in kept]
+            feats = feats[part.chosen]
+    how: dict[str, Any] = {"classes": classes, "only_rows": only_rows}
+    return feats, rows_of(columns, path, len(feats), asked.annotators, asked.columns, **how), problems
 
 
 def _vectors(

@@ -18,6 +18,7 @@ from labelwright.data import splits
 from labelwright.data.cache import PixelCache, PixelSource, StreamedPixels, decoded, open_pixels
 from labelwright.data.checks import OnBad, check_images, resolve_problems
 from labelwright.data.class_names import checked_names, read_names
+from labelwright.data.columns import Named
 from labelwright.data.corrections import corrected
 from labelwright.data.embedding_tables import EMBEDDING_COLUMN
 from labelwright.data.embeddings import UserEmbeddings, load_embeddings
@@ -27,7 +28,6 @@ from labelwright.data.read import read_as
 from labelwright.data.situation import Situation, detect, novel_range, where_classes_are
 from labelwright.data.stored import EmbeddingViews, StoredFeats
 from labelwright.data.table import HOW_READ, LabelTable
-from labelwright.data.tabular import Named
 from labelwright.data.vectors_in_memory import numbers_of, vectors_of
 from labelwright.data.views import PixelViews, ViewSettings, channel_stats
 from labelwright.errors import ConfigError, DataError, Problem

@@ -15,14 +15,14 @@ from labelwright.arguments import check_arguments
 from labelwright.data.build import TableBuilder
 from labelwright.data.checks import OnBad, resolve_problems
 from labelwright.data.class_names import checked_names, read_names
-from labelwright.data.columns import ROLES, find_roles
+from labelwright.data.columns import ROLES, Named, find_roles
 from labelwright.data.folders import read_folder
 from labelwright.data.images import IMAGE_SUFFIXES, Decoding
 from labelwright.data.in_memory import columns_of, dataset_of, encoded, is_image
 from labelwright.data.layouts import METADATA, SPLITS, TABLE_SUFFIXES, splits_of, tables_in
 from labelwright.data.scan import shown
 from labelwright.data.table import LabelTable
-from labelwright.data.tabular import Named, read_datasets, read_files, says_nothing, with_unlisted, without_bars
+from labelwright.data.tabular import read_datasets, read_files, says_nothing, with_unlisted, without_bars
 from labelwright.data.vectors_in_memory import is_series
 from labelwright.errors import ConfigError, DataError, OfflineError, Problem
 from labelwright.train.progress import say

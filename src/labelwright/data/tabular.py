@@ -6,7 +6,6 @@ import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from labelwright.data.answer_rows import Part, contents_of, with_a_column_each
 from labelwright.data.build import TableBuilder
-from labelwright.data.columns import ANSWER, BATCH_ROWS, LINE, ROLES, Columns, find_roles, open_columns
+from labelwright.data.columns import (
+    BATCH_ROWS,
+    CONTENTS_ROWS,
+    LINE,
+    ROLES,
+    Columns,
+    Named,
+    content_names,
+    find_roles,
+    open_columns,
+)
 from labelwright.data.images import IMAGE_SUFFIXES
 from labelwright.data.layouts import METADATA, TABLE_SUFFIXES, UNLABELLED_NAMES, files_below
 from labelwright.data.table import LabelTable
@@ -25,32 +35,11 @@ from labelwright.errors import DataError, Problem
 from labelwright.parsing import yaml_of
 from labelwright.wording import counted
 
-
-@dataclass(frozen=True)
-class Named:
-    """Columns that the user has named, and how they are read."""
-
-    columns: Mapping[str, str] = field(default_factory=dict)  # role -> column
-    annotators: tuple[str, ...] = ()  # columns of one annotator's answers each
-    only_images: bool = False  # labels and all else are not looked at
-    first_number: int | None = None  # of the classes, where another table says what numbers they have
-    answered_by: str | None = None  # column of a run's annotators: where a table has it, images that come again are one
-    optional: bool = False  # roles whose column a table may lack, as test images do
-
-    def roles(self, columns: Columns, where: str) -> dict[str, str]:
-        """Which column is what; those that are not read are noted."""
-        named = {role: name for role, name in self.columns.items() if not (self.optional and name not in columns.names)}
-        roles = find_roles(columns.names, where, named=named, annotators=self.annotators)
-        if self.only_images:
-            return {role: name for role, name in roles.items() if role in ("image", "id")}
-        return roles
-
-
 _WRITTEN = frozenset(
     {"probability", "runner_up", "source", "trust", "softmax", "decision", "outside_candidates", "strangeness"}
 )
 """Columns of the labels that we write, which say nothing to a reader."""
-_LOOKED_AT = 2000  # values of a column that is not read
+_LOOKED_AT, _LOOKED_INTO = 2000, 256  # values of a column that is not read; images inside a table
 LISTED_MAX, FOLDERS_MAX = 100_000, 20  # rows above which nobody looks for images that are not listed; folders
 UNLISTED_MIN = 20  # such images that are worth a word
 
@@ -125,14 +114,19 @@ def read_files(
     if any(splits):
         counted = ", ".join(f"{path.name} is {split}" for path, split in list(zip(files, splits, strict=True))[:5])
         builder.problems.append(Problem(builder.where, "read_as", f"splits are read from names: {counted}"))
-    embedded: list[tuple[Path, str]] = []
+    embedded: list[tuple[Path, str, NDArray[np.int64] | None]] = []
+    parts, asked = list[Part](), named
     for path, split in zip(files, splits, strict=True):
         columns = _with_ids_as_images(open_columns(path), named)
-        columns, asked = _with_a_column_each(columns, named, str(path))
-        columns = _with_labels_of_classes(columns, asked, str(path), classes)
+        roles = named.roles(columns, str(path)) if named.are_answers else {}
+        parts.append(Part(columns, str(path), roles, folder=str(path.parent), split=split or ""))
+    if named.are_answers:
+        parts, asked = with_a_column_each(parts, named)
+    for path, split, part in zip(files, splits, parts, strict=True):
+        columns = _with_labels_of_classes(part.columns, asked, str(path), classes)
         roles = asked.roles(columns, str(path))
         if roles["image"] in columns.embedded:
-            embedded.append((path, roles["image"]))
+            embedded.append((path, roles["image"], part.chosen))
         if not named.only_images:
             note_others(builder, columns, roles, classes)
         prefix = str(path.parent) if len(folders) > 1 else None
@@ -167,98 +161,6 @@ def _with_ids_as_images(columns: Columns, named: Named) -> Columns:
 
     columns.batches, columns.names = batches, ("image", *columns.names)
     return columns
-
-
-def _with_a_column_each(columns: Columns, named: Named, where: str) -> tuple[Columns, Named]:
-    """Answers that stand one a row (image, annotator, label) as a column per annotator; any other table as it is.
-
-    It is so where one column of annotators is named, there is a column of labels, and images come again.
-    """
-    if named.answered_by in columns.names and not columns.embedded:
-        return _with_each_image_once(columns, named, where), named
-    if len(named.annotators) != 1 or columns.embedded:
-        return columns, named
-    roles, who = named.roles(columns, where), ANSWER + named.annotators[0]
-    if "label" not in roles:
-        return columns, named
-    first: dict[str, list[Any]] = {LINE: [], **{role: [] for role in roles if role not in ("label", who)}}
-    rows: dict[str, int] = {}  # image -> its row
-    answers: dict[str, dict[int, str]] = {}  # annotator -> row -> answer
-    labels = columns.class_labels(roles).get("label")
-    n_read = n_again = 0
-    for batch in columns.batches(list(dict.fromkeys(roles.values()))):
-        texts = {
-            role: as_text(batch.column(name), is_path=role == "image", names=labels if role == "label" else None)[0]
-            for role, name in roles.items()
-            if name in batch.schema.names
-        }
-        texts[LINE] = batch.column(LINE) if LINE in batch.schema.names else pa.nulls(batch.num_rows)
-        for cells in zip(*(column.to_pylist() for column in texts.values()), strict=True):
-            cell = dict(zip(texts, cells, strict=True))
-            n_read += 1
-            image = cell["image"] or f"row {n_read}"
-            if image not in rows:
-                rows[image] = len(rows)
-                for role, values in first.items():
-                    values.append(cell.get(role) or (n_read if role == LINE else None))
-            if cell.get(who) and cell["label"]:
-                given = answers.setdefault(cell[who], {})
-                n_again += rows[image] in given
-                given[rows[image]] = cell["label"]
-    if len(rows) == n_read or not answers:
-        columns.problems[:] = [problem for problem in columns.problems if problem.kind != "malformed_row"]
-        return columns, named
-    detail = f"an answer a row: {n_read} of {counted(len(answers), 'annotator')} about {counted(len(rows), 'image')}"
-    detail += (
-        f"; {counted(n_again, 'answer')} about an image that annotator had answered about: the last counts"
-        if n_again
-        else ""
-    )
-    columns.problems.append(Problem(where, "read_as", detail))
-    made = {roles[role]: pa.array(values, pa.string()) for role, values in first.items() if role != LINE}
-    people = {name if name not in (*columns.names, LINE) else f"{named.annotators[0]} {name}": name for name in answers}
-    made |= {shown: pa.array([answers[name].get(i) for i in range(len(rows))]) for shown, name in people.items()}
-    whole = pa.record_batch({**made, LINE: pa.array(first[LINE], pa.int64())})
-    if others := [name for name in columns.names if name not in roles.values()]:
-        columns.problems.append(Problem(where, "ignored_column", f"not read: {', '.join(others[:20])}"))
-    pivoted = Columns(columns.path, tuple(made), lambda wanted: iter([whole]), problems=columns.problems)
-    rest = {role: name for role, name in named.columns.items() if role != "label"}
-    return pivoted, dataclasses.replace(named, annotators=tuple(people), columns=rest)
-
-
-def _with_each_image_once(columns: Columns, named: Named, where: str) -> Columns:
-    """The first row of every image; labels in which the rows of an image differ are answers, and no row has one."""
-    roles = named.roles(columns, where)
-    label, names = roles.get("label"), columns.class_labels(roles).get("label")
-    first, is_first, is_answered = dict[str, str | None](), list[bool](), False
-    for batch in columns.batches([roles["image"], *([label] if label else [])]):
-        cells = {name: batch.column(name) for name in batch.schema.names}
-        nothing = pa.nulls(batch.num_rows, pa.string())
-        images = as_text(cells.get(roles["image"], nothing), is_path=True)[0].to_pylist()
-        labels = as_text(cells.get(label or "", nothing), names=names)[0].to_pylist()
-        for image, text in zip(images, labels, strict=True):
-            key = image or f"row {len(is_first)}"
-            is_first.append(key not in first)
-            is_answered |= first.setdefault(key, text) != text
-    columns.problems[:] = [problem for problem in columns.problems if problem.kind != "malformed_row"]
-    if all(is_first):
-        return columns
-    detail = f"an answer a row: {len(is_first):,} rows about {counted(len(first), 'image')}"
-    detail += f"; the answers differ, so none is read from {label!r} as a label" if is_answered else ""
-    columns.problems.append(Problem(where, "read_as", detail))
-    read = columns.batches
-
-    def batches(wanted: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        n_before = 0
-        for batch in read(wanted):
-            chosen = pa.array(is_first[n_before : n_before + batch.num_rows])
-            n_before += batch.num_rows
-            if is_answered and label in batch.schema.names:
-                at = batch.schema.get_field_index(label)
-                batch = batch.set_column(at, label, pa.nulls(batch.num_rows, pa.string()))
-            yield batch.filter(chosen)
-
-    return dataclasses.replace(columns, batches=batches, n_given=0)  # rows that are left are what is given
 
 
 def _with_labels_of_classes(columns: Columns, named: Named, where: str, classes: Sequence[str] | None) -> Columns:
@@ -372,13 +274,17 @@ def note_others(
 def _who_answered(columns: Columns, roles: Mapping[str, str], others: Sequence[str]) -> str | None:
     """The column that says who gave each label, where images come again: the first that tells their rows apart."""
     image = roles.get("image")
-    if image is None or "label" not in roles or image in columns.embedded:
+    is_inside = image in columns.embedded
+    if image is None or "label" not in roles or (is_inside and columns.contents is None):
         return None
+    inside = list(contents_of(columns, image, _LOOKED_INTO)) if is_inside else []
     for name in others:
-        batch = next(iter(columns.batches([image, name])), None)
+        batch = next(iter(columns.batches([name] if is_inside else [image, name])), None)
         if batch is None:
             return None
-        images, people = (as_text(batch.column(each).slice(0, _LOOKED_AT))[0].to_pylist() for each in (image, name))
+        n_looked_at = _LOOKED_INTO if is_inside else _LOOKED_AT
+        people = as_text(batch.column(name).slice(0, n_looked_at))[0].to_pylist()
+        images = inside if is_inside else as_text(batch.column(image).slice(0, n_looked_at))[0].to_pylist()
         n_rows, n_people = len(images), len(set(people))
         if len(set(images)) * 1.5 > n_rows:
             return None
@@ -412,23 +318,24 @@ def _add_columns(
     builder.n_given += columns.n_given
 
 
-def _embedded_images(files: Sequence[tuple[Path, str]]) -> Any:
+def _embedded_images(files: Sequence[tuple[Path, str, NDArray[np.int64] | None]]) -> Any:
     """One `datasets.Dataset` with the images of Parquet files, memory-mapped from the library's cache."""
     import datasets
 
     parts, undecoded = [], datasets.Image(decode=False)
-    for path, column in files:  # with the feature given, the library does not trip over metadata of the file
+    for path, column, chosen in files:  # with the feature given, the library does not trip over metadata of the file
         features = datasets.Features({column: undecoded})
         try:
             with without_bars():
-                parts.append(datasets.Dataset.from_parquet(str(path), columns=[column], features=features))
+                part = datasets.Dataset.from_parquet(str(path), columns=[column], features=features)
+                parts.append(part if chosen is None else part.select(chosen))
         except Exception as error:  # it raises whatever its own readers do
             reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
             problem = Problem(str(path), "malformed_row", f"its column {column!r} holds no images: {reason}")
             raise DataError(
                 f"{path}: {problem.detail}", problems=[problem], fix="give bytes, {bytes, path}, or paths of images"
             ) from error
-    return _image_column(parts, [column for _, column in files])
+    return _image_column(parts, [column for _, column, _ in files])
 
 
 def _image_column(parts: Sequence[Any], columns: Sequence[str]) -> Any:
@@ -479,9 +386,14 @@ def read_datasets(data: Any, where: str, classes: Sequence[str] | None, named: N
     builder.first_number = named.first_number
     images: list[Any] = []
     image_columns: list[str] = []
+    tables, asked = list[Part](), named
     for name, part in parts.items():
-        columns, asked = _with_a_column_each(_dataset_columns(part), named, where)
-        columns = _with_labels_of_classes(columns, asked, where, classes)
+        columns = _dataset_columns(part)
+        tables.append(Part(columns, where, named.roles(columns, where) if named.are_answers else {}, split=name))
+    if named.are_answers:
+        tables, asked = with_a_column_each(tables, named)
+    for (name, part), table in zip(parts.items(), tables, strict=True):
+        columns = _with_labels_of_classes(table.columns, asked, where, classes)
         roles = asked.roles(columns, where)
         if not named.only_images:
             note_others(builder, columns, roles, classes)
@@ -490,7 +402,7 @@ def read_datasets(data: Any, where: str, classes: Sequence[str] | None, named: N
             roles.pop("label", None)
         _add_columns(builder, columns, roles, split="train" if is_unlabelled else name or None)
         if roles["image"] in columns.embedded:
-            images.append(part)
+            images.append(part if table.chosen is None else part.select(table.chosen))
             image_columns.append(roles["image"])
     dataset = _image_column(images, image_columns) if images and builder.n_rows else None
     return builder.finish(classes=classes, dataset=dataset)
@@ -510,5 +422,10 @@ def _dataset_columns(part: Any) -> Columns:
         for table in part.select_columns(plain).with_format("arrow").iter(BATCH_ROWS):
             yield from table.combine_chunks().to_batches()
 
+    def contents(name: str | None) -> Iterator[str]:
+        undecoded = part.select_columns([name]).cast_column(name, datasets.Image(decode=False))
+        for table in undecoded.with_format("arrow").iter(CONTENTS_ROWS):
+            yield from content_names(table.column(0).to_pylist())
+
     facts = part.features.to_dict()
-    return Columns(None, tuple(features), batches, facts, embedded=embedded, n_given=part.num_rows)
+    return Columns(None, tuple(features), batches, facts, embedded=embedded, n_given=part.num_rows, contents=contents)

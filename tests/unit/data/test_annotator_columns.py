@@ -73,6 +73,57 @@ def test_long__an_answer_a_row_is_read_as_columns_are(photos: Path, kind: str, m
     assert notice.startswith("an answer a row: 7 of 2 annotators about 4 images; 1 answer about an image that")
 
 
+@pytest.mark.parametrize("kind", ["paths", "bytes", "structs", "images", "embeddings"])
+def test_long__over_files_and_of_images_inside_them(photos: Path, kind: str) -> None:
+    pixels = [np.full((4, 4, 3), 60 * i, np.uint8) for i in range(4)]
+    for i, array in enumerate(pixels):
+        Image.fromarray(array).save(photos / f"{i}.png")
+    files = [(photos / f"{i}.png").read_bytes() for i in range(4)]
+    held = {"paths": [f"{i}.png" for i in range(4)], "bytes": files, "images": pixels}
+    held |= {"structs": [{"bytes": each, "path": "x.png"} for each in files], "embeddings": np.eye(4).tolist()}
+    rows = [
+        (0, "ann", "cat"),
+        (1, "bob", "dog"),
+        (0, "bob", "owl"),
+        (3, "ann", ""),
+        (1, "ann", "cat"),
+        (2, "bob", "dog"),
+    ]
+    name = "embedding" if kind == "embeddings" else "image"
+    columns = {
+        name: [held[kind][i] for i, _, _ in rows],
+        "who": [w for _, w, _ in rows],
+        "label": [x for _, _, x in rows],
+    }
+    if kind in ("images", "embeddings"):
+        table = (load_embeddings if kind == "embeddings" else load)(columns, annotators=("who",))
+        table = table.table if kind == "embeddings" else table
+    else:
+        for part in (0, 1):
+            some = {key: column[3 * part : 3 * part + 3] for key, column in columns.items()}
+            pq.write_table(pa.table(some), photos / f"part-{part}.parquet")
+        table = load(f"{photos}/part-*.parquet", annotators=("who",))
+    assert (table.class_names, table.annotators) == (("cat", "dog", "owl"), ("ann", "bob"))
+    assert table.votes.tolist() == [[0, 2], [0, 1], [-1, -1], [-1, 1]]  # images 0, 1, 3 and 2, as they come
+    if kind != "embeddings":
+        assert [table.image(row).getpixel((0, 0))[0] for row in range(4)] == [0, 60, 180, 120]
+        many = {"image": 3 * held[kind], "who": [*"aaaabbbbcccc"], "label": 6 * ["cat", "dog"]}
+        told = load(pd.DataFrame(many), on_bad="report").problems  # without the column named, a notice names it
+        assert "--annotator-columns 'who'" in " ".join(problem.detail for problem in told)
+
+
+def test_long__images_inside_that_are_equal_are_not_answers(photos: Path) -> None:
+    image = (photos / "0.png").read_bytes()
+    columns = {
+        "image": [image, image, b"x", b"y"],
+        "label": ["cat", "dog", "", ""],
+        "ann": ["cat", "dog", "owl", "cat"],
+    }
+    pq.write_table(pa.table(columns), photos / "t.parquet")
+    table = load(photos / "t.parquet", annotators=("ann",))
+    assert (table.annotators, len(table)) == (("ann",), 4)
+
+
 @pytest.mark.parametrize("kind", ["csv", "parquet", "memory"])
 def test_read__answers_of_a_run_that_stand_one_a_row_are_an_image_each(photos: Path, kind: str, monkeypatch) -> None:
     columns = {"id": list("abcde"), "image": ["0.png", "0.png", "1.png", "2.png", "1.png"], "who": list("xyxyy")}
