@@ -201,7 +201,7 @@ def cases() -> list[Case]:
     labelled += [fit(m, "labelled.npz") for m in ("cross_validated", "class_balanced", "nearest_mean")]
     text = [fit(m, "text.npz", *epochs) for m in ("cap", "fpl", "fixmatch_text")]
     text += [fit(m, "text.npz") for m in ("zero_shot", "transclip", "zlap")]
-    sets = [fit(m, "sets.parquet", *epochs) for m in ("coreg_frozen", "proden", "cc", "pico", "crdpll")]
+    sets = [fit(m, "sets.parquet", *epochs) for m in ("coreg", "coreg_frozen", "proden", "cc", "pico", "crdpll")]
     world = [fit(m, "open.npz", "--novel", "1", *epochs) for m in ("lps", "orca", "simgcd", "ss_kmeans")]
     few = [fit("beliefs", "few.npz")]
     pixels = ("--size", "16", *QUICK)

@@ -64,6 +64,11 @@ def run(argv: Sequence[str]) -> int:
             if launch.rank():
                 return 0
             launch.leave()
+        elif launch.is_left_alone():
+            errors.print(
+                "warning: accelerate started one process: several need as many GPUs, or --multi_gpu\n"
+                "  fix: torchrun --nproc_per_node 2 -m labelwright.cli ... starts two on a CPU"
+            )
         result = _call(verb_name, dict(values))
         if launch.rank():
             return 0

@@ -8,6 +8,8 @@ import threading
 from typing import NoReturn
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Where launchers, and those of MPI, say how many processes there are."""
 AHEAD = "labelwright-ahead"
 """Name of a thread that computes beside the main one, and that nobody waits for at the end."""
 
@@ -30,6 +32,17 @@ def is_shared() -> bool:
       False
     """
     return int(os.environ.get("WORLD_SIZE") or 1) > 1
+
+
+def is_left_alone() -> bool:
+    """Whether accelerate was asked for several processes and started this one alone, as it does without several GPUs.
+
+    Example:
+      >>> is_left_alone()
+      False
+    """
+    from_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ
+    return from_accelerate and not any(name in os.environ for name in SIZES)
 
 
 def end(code: int | str | None) -> NoReturn:

@@ -80,7 +80,8 @@ def commands() -> list[Any]:
                 continue
             for number, row in enumerate(text.replace("\\\n", "  ").splitlines(), start=line):
                 match = re.match(
-                    r"(?:\$ )?(?:\w+=\S+ )*(?:accelerate launch .*-m labelwright\.cli|labelwright)(?= |$)", row
+                    r"(?:\$ )?(?:\w+=\S+ )*(?:(?:accelerate launch|torchrun) .*-m labelwright\.cli|labelwright)(?= |$)",
+                    row,
                 )
                 if match:
                     words = shlex.split(row[match.end() :], comments=True)

@@ -218,6 +218,18 @@ def test_cli__other_verbs_are_done_by_the_first_process_alone(
     assert "RANK" not in os.environ
 
 
+@pytest.mark.parametrize(("size", "is_told"), [(None, True), ("1", False)])
+def test_cli__accelerate_that_started_one_process_of_several(
+    size: str | None, is_told: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # what accelerate launch --cpu --num_processes 2 sets
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    if size:
+        monkeypatch.setenv("WORLD_SIZE", size)
+    assert cli.run(["embed", "none", "--onnx", "no.onnx", "--out", "x.npz"]) == 2
+    assert ("accelerate started one process" in capsys.readouterr().err) == is_told
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes__end_where_one_does(two_processes: dict[str, dict[str, Any]], name: str) -> None:
