@@ -112,7 +112,7 @@ def _serve(folder: Path, data: Any, port: int, open: bool) -> Reviewed:
 
 
 def _finish(work: Work, folder: Path) -> None:
-    """What still runs at the end: a change of classes is made whole, a fit is told of."""
+    """What still runs at the end: a change of classes is made whole, a fit is announced."""
     if work.state != "running":
         return
     if work.name == "apply":
