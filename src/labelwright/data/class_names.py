@@ -122,13 +122,23 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
+def close_name(word: str, class_names: Sequence[str]) -> str | None:
+    """The class that is probably meant by a name that is none; None for numbers, and where none is like it.
+
+    Example:
+      >>> close_name("Pansie", ["iris", "pansy"]), close_name("sunflower", ["iris", "pansy"])
+      ('pansy', None)
+    """
+    folded = {name.casefold(): name for name in class_names}
+    close = difflib.get_close_matches(word.casefold(), folded, n=1)
+    return folded[close[0]] if close and not INTEGER.fullmatch(word) else None
+
+
 def unknown_words(word: str, class_names: Sequence[str]) -> str:
     """The message about a label that is no class; it never advises to skip numbers: that shifts the others."""
     message = f"label {word!r} is not one of the {len(class_names)} classes"
-    folded = {name.casefold(): name for name in class_names}
-    close = difflib.get_close_matches(word.casefold(), folded, n=1)
-    if close and not INTEGER.fullmatch(word):
-        return f"{message}; did you mean {folded[close[0]]!r}?"
+    if (close := close_name(word, class_names)) is not None:
+        return f"{message}; did you mean {close!r}?"
     if INTEGER.fullmatch(word):
         return (
             f"{message}, which are numbered 0 to {len(class_names) - 1}: name the classes in the order of the numbers"

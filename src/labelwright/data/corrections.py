@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from labelwright.data.class_names import unknown_words
+import numpy as np
+
+from labelwright.data.class_names import close_name, unknown_words
 from labelwright.data.sheets import read_sheet
 from labelwright.data.table import LabelTable
-from labelwright.data.values import canonical
+from labelwright.data.values import INTEGER, canonical
 from labelwright.errors import DataError, Problem
 from labelwright.wording import counted
+
+DISCOVERED = re.compile(r"novel-\d+")
+"""Names that classes have until somebody names them."""
 
 
 def read_corrections(source: str | Path | Mapping[str, str]) -> list[tuple[str, str, str]]:
@@ -43,14 +49,23 @@ def read_corrections(source: str | Path | Mapping[str, str]) -> list[tuple[str, 
 def _unknown(label: str, class_names: Sequence[str]) -> str:
     if canonical([label]) == [None]:
         return f"{label!r} is no class; an empty cell takes the label away, and without the row it stays"
+    if DISCOVERED.fullmatch(label):
+        return f"{label!r} is a discovered class that has no name yet"
     return unknown_words(label, class_names)
 
 
-def corrected(table: LabelTable, source: Any) -> LabelTable:
+def _may_be_new(label: str, class_names: Sequence[str]) -> bool:
+    """Whether it names another class, and is neither a number, a discovered class nor a class written otherwise."""
+    is_name = canonical([label]) != [None] and not (INTEGER.fullmatch(label) or DISCOVERED.fullmatch(label))
+    return is_name and close_name(label, class_names) is None
+
+
+def corrected(table: LabelTable, source: Any, *, may_add: bool = False) -> LabelTable:
     """The table with the labels of corrections as given labels.
 
     Args:
       source: see `read_corrections`; or several such, of which the last counts; none leaves the table as it is.
+      may_add: whether classes that the corrections alone name become classes: where there are more than the named.
 
     Raises: DataError naming the row whose id is no image of the table, or whose label is no class of it.
 
@@ -65,8 +80,10 @@ def corrected(table: LabelTable, source: Any) -> LabelTable:
     if not sources:
         return table
     place = {key: row for row, key in enumerate(table.ids.to_pylist())}
-    classes = {name: c for c, name in enumerate(table.class_names)}
     labels, rows = table.labels.copy(), [row for each in sources for row in read_corrections(each)]
+    more = {label for _, _, label in rows if may_add and label and label not in table.class_names}
+    new = sorted(label for label in more if _may_be_new(label, table.class_names))
+    classes = {name: c for c, name in enumerate([*table.class_names, *new])}
     bad = []
     for where, key, label in rows:
         if key not in place:
@@ -78,10 +95,24 @@ def corrected(table: LabelTable, source: Any) -> LabelTable:
     if bad:
         first = f"{bad[0].where}: {bad[0].detail}{f'; wrong rows: {len(bad):,}' if len(bad) > 1 else ''}"
         fix = "mend the rows; a class that no label of the data has is named with --classes"
+        if any("discovered class" in each.detail for each in bad):
+            fix = "write its name, or name it in the run that found it: labelwright review RUN (key m), with Apply"
         if any(each.kind == "missing_image" for each in bad):
             fix = "mend the rows, or give the corrections of these images"
         raise DataError(first, problems=bad if len(bad) > 1 else (), fix=fix)
     n_changed = int((labels != table.labels).sum())
     detail = f"{counted(len(rows), 'correction')}, {n_changed:,} of which change what the data say"
-    noticed = Problem("corrections", "read_as", detail)
-    return dataclasses.replace(table, labels=labels, problems=(*table.problems, noticed))
+    details = [detail, *([f"classes that corrections alone name: {', '.join(new)}"] if new else [])]
+    noticed = [Problem("corrections", "read_as", each) for each in details]
+    table = _with_classes(table, new) if new else table
+    return dataclasses.replace(table, labels=labels, problems=(*table.problems, *noticed))
+
+
+def _with_classes(table: LabelTable, new: Sequence[str]) -> LabelTable:
+    """The table with further classes; those of a truth, which is numbered by them, may be among these."""
+    names = (*table.class_names, *new)
+    if table.truth is None:
+        return dataclasses.replace(table, class_names=names)
+    all_names = (*names, *(name for name in table.truth_names if name not in names))
+    at = np.array([*(all_names.index(name) for name in table.truth_names), -1], table.truth.dtype)
+    return dataclasses.replace(table, class_names=names, truth=at[table.truth], truth_names=all_names)

@@ -127,13 +127,14 @@ def prepare(
         raise ConfigError(f"test_frac={test_frac} is not possible", fix="give a share in [0, 1)")
     check_numbers(size_px=size_px, seed=seed)
     is_open = novel_range(novel) is not None
+    may_add = is_open and classes is None
     class_feats = None
     if is_embeddings(data):
         found = load_embeddings(
             data, classes=class_list(classes), annotators=annotators, columns=columns, on_bad=on_bad
         )
         source, given_test = embedded(found), None
-        source = replace(source, table=corrected(source.table, corrections))
+        source = replace(source, table=corrected(source.table, corrections, may_add=may_add))
         if test is not None:
             given_test = embeddings_to_score(test, found, is_open=is_open, on_bad=on_bad)
         if found.class_feats is not None:
@@ -141,7 +142,7 @@ def prepare(
             class_feats = (unit, found.logit_scale or 100.0)
     else:
         table = read(data, classes=classes, group=group, annotators=annotators, columns=columns, decoding=decoding)
-        table = corrected(table, corrections)
+        table = corrected(table, corrections, may_add=may_add)
         size_px = native_size(table) if size_px is None else size_px
         tables = [table] if test is None else [table, images_to_score(test, table, is_open=is_open, columns=columns)]
         sources = _resolve([_open(t, size_px, cache_limit_gb) for t in tables], on_bad)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from labelwright import cli
-from labelwright.data.corrections import read_corrections
+from labelwright.data.corrections import corrected, read_corrections
 from labelwright.data.prepare import prepare
+from labelwright.data.read import load
 from labelwright.errors import DataError
 from pictures import write_folders
 
@@ -73,6 +75,32 @@ def test_prepare__an_empty_label_takes_the_label_away(photos: Path, tmp_path: Pa
 def test_prepare__what_cannot_be(photos: Path, tmp_path: Path, lines: tuple[str, ...], words: str) -> None:
     with pytest.raises(DataError, match=words):
         prepare(photos, corrections=write(tmp_path, *lines))
+
+
+def test_prepare__classes_that_corrections_alone_name(photos: Path, tmp_path: Path) -> None:
+    names = sorted(path.name for path in photos.iterdir() if path.is_dir())
+    table = load(photos)
+    first, second = table.ids.to_pylist()[:2]
+    given = {first: "okapi", second: ""}
+    found = prepare(photos, novel="auto", corrections=given, test_frac=0).train.table
+    assert found.class_names == (*names, "okapi")
+    assert found.labels[:2].tolist() == [len(names), -1]
+    assert any("corrections alone name: okapi" in each.detail for each in found.problems)
+    with pytest.raises(DataError, match=r"'okapi' is not one of"):
+        prepare(photos, corrections=given, test_frac=0)
+    with pytest.raises(DataError, match=r"'okapi' is not one of"):
+        prepare(photos, novel="auto", classes=names, corrections=given, test_frac=0)
+    with pytest.raises(DataError, match=rf"did you mean {names[0]!r}"):
+        prepare(photos, novel="auto", corrections={first: names[0].upper()}, test_frac=0)
+    with pytest.raises(
+        DataError, match=r"'novel-3' is a discovered class that has no name yet\s*fix: [^\n]*review RUN"
+    ):
+        prepare(photos, novel="auto", corrections={first: "novel-3"}, test_frac=0)
+    truth = dataclasses.replace(table, truth=table.labels, truth_names=(*table.class_names, "emu", "okapi"))
+    truth.truth[0] = len(names) + 1
+    found = corrected(truth, {first: "okapi"}, may_add=True)
+    assert found.truth_names == (*names, "okapi", "emu")
+    assert found.truth[0] == found.labels[0] == len(names)
 
 
 def test_read_corrections__ids_with_line_breaks_and_of_other_tables(tmp_path: Path) -> None:
