@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, cast
 
 import pyarrow as pa
 import torch
+import torch.nn.functional as F
 
 from labelwright.annotators.annotator import (
     Annotator,
@@ -34,16 +36,16 @@ from labelwright.arguments import check_arguments
 from labelwright.data.checks import OnBad, check_images, resolve_problems
 from labelwright.data.columns import METADATA_KEY, named_columns
 from labelwright.data.images import Decoding
-from labelwright.data.prepare import class_list, listed, open_source, read, resolved_path
+from labelwright.data.prepare import Source, class_list, listed, open_source, read, resolved_path
 from labelwright.data.views import ViewSettings
 from labelwright.encoders.templates import prompt_text_feats, templates_named
 from labelwright.errors import ConfigError, DataError
-from labelwright.labels.concepts import KNOWN_FROM, UNKNOWN
+from labelwright.labels.concepts import KNOWN_FROM, TRIED_ROWS, UNKNOWN, knowledge
 from labelwright.launch import rank
 from labelwright.replacing import new_output
 from labelwright.scale.places import is_url
 from labelwright.scale.shards import Shard
-from labelwright.scale.tables import Reading, batches
+from labelwright.scale.tables import Reading, batches, some_of
 from labelwright.scale.work import Sharded, is_sharded, noted, over_shards
 from labelwright.train.processes import accelerator_for
 
@@ -134,15 +136,20 @@ def annotate(
             )
         how = Reading(tuple(columns.items()), False, tuple(names), on_bad, decoding)
         what = {"verb": "annotate", **asked.facts(), "classes": names, "columns": columns, "on_bad": on_bad}
-        return over_shards(
+        annotator = AnnotateShard(asked, how, device, precision, str(out))
+        done = over_shards(
             data,
             out,
-            AnnotateShard(asked, how, device, precision, str(out)),
+            annotator,
             what=what | {"precision": precision},
             engine=engine,
             shard_rows=shard_rows,
             doing="annotating shards",
+            look=annotator.knowledge,
         )
+        is_unknown = done.found.get("knowledge", math.inf) < KNOWN_FROM
+        is_asked = done.counts.get("n_labelled", 0) < done.n_images
+        return replace(done, notices=(UNKNOWN,)) if is_unknown and is_asked else done
     table = read(data, classes=classes, columns=columns, decoding=decoding)
     if len(table.class_names) < 2:
         raise DataError(
@@ -185,20 +192,37 @@ class AnnotateShard:
     precision: str
     out: str  # folder that the paths of images start from
 
-    def __call__(self, shard: Shard) -> pa.Table:
-        """A row per usable image, in the order of the shard."""
+    def knowledge(self, shards: Sequence[Shard]) -> dict[str, Any]:
+        """How well the model knows the classes, by images of some shards: see `labels.concepts.knowledge`."""
+        encoder, prompts = self._matching()
+        sources = some_of(shards, self.how, n_rows=TRIED_ROWS, size_px=encoder.stats.size_px)
+        feats = [self._feats(source) for source in sources if len(source.table)]
+        known = knowledge(torch.cat(feats), F.normalize(prompts.mean(0), dim=1)) if feats else math.inf
+        return {"knowledge": round(min(known, 99.0), 3)}
+
+    def _matching(self) -> tuple[MatchingEncoder, torch.Tensor]:
         names = self.how.classes or ()
-        encoder, prompts = _matching(self.annotator.model, self.annotator.templates, names, self.device, self.precision)
+        return _matching(self.annotator.model, self.annotator.templates, names, self.device, self.precision)
+
+    def _feats(self, source: Source) -> torch.Tensor:
+        """Features [n, D] of decoded images, rounded as they are stored."""
+        encoder, _ = self._matching()
         view = ViewSettings(mean=encoder.stats.mean, std=encoder.stats.std)
         where = accelerator_for(self.device).device
-        parts, left_out, n_scored, n_inside = list[pa.Table](), list[Any](), 0, 0
+        x = source.pixel_views(view).batch(torch.arange(len(source.table)), "clean", seed=0, device=where)
+        with torch.inference_mode():
+            return encoder.encode(x).half().float()
+
+    def __call__(self, shard: Shard, *, found: Mapping[str, Any]) -> pa.Table:
+        """A row per usable image, in the order of the shard."""
+        names = self.how.classes or ()
+        encoder, prompts = self._matching()
+        parts, left_out, n_scored, n_inside, n_labelled = list[pa.Table](), list[Any](), 0, 0, 0
         for batch in batches(shard, self.how, size_px=encoder.stats.size_px):
             left_out += batch.left_out
             if (source := batch.source) is None:
                 continue
-            x = source.pixel_views(view).batch(torch.arange(len(source.table)), "clean", seed=0, device=where)
-            with torch.inference_mode():
-                feats = encoder.encode(x).half().float()  # as they are stored
+            feats = self._feats(source)
             rule = {"rule": self.annotator.rule, "top_k": self.annotator.top_k, "ratio": self.annotator.ratio}
             candidates = candidates_from_feats(
                 [feats], prompts, logit_scale=encoder.tower.logit_scale, **cast(Any, rule)
@@ -206,10 +230,12 @@ class AnnotateShard:
             folder = None if is_url(self.out) else Path(self.out).expanduser().resolve()
             parts.append(candidate_rows(source.table, candidates, names, folder, groups=batch.groups))
             counts = describe_candidates(candidates, n_classes=len(names), truth=truth_of(source.table))
+            n_labelled += int((source.table.labels >= 0).sum())
             n_scored += counts.get("n_scored", 0)
             n_inside += round(counts.get("truth_inside", 0.0) * counts.get("n_scored", 0))
-        table = noted(parts, pa.schema([("id", pa.string())]), left_out, n_scored=n_scored, n_inside=n_inside)
-        notes = {"class_names": list(names), "annotator": self.annotator.facts()}
+        numbers = {"n_scored": n_scored, "n_inside": n_inside, "n_labelled": n_labelled}
+        table = noted(parts, pa.schema([("id", pa.string())]), left_out, **numbers)
+        notes = {"class_names": list(names), "annotator": self.annotator.facts() | {"counts": dict(found)}}
         return table.replace_schema_metadata({**table.schema.metadata, METADATA_KEY: json.dumps(notes)})
 
 

@@ -387,6 +387,7 @@ def print_sharded(done: Any, values: Mapping[str, Any]) -> None:
         print(
             f"of {done.counts['n_scored']:,} with a label, {done.counts['n_inside']:,} have it among their candidates"
         )
+    _print_notices(done.notices)
     _print_left_out(done.left_out)
 
 

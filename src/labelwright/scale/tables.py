@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -77,6 +78,33 @@ def batches(shard: Shard, how: Reading, *, size_px: int = 0) -> Iterator[Batch]:
             bad = {p.row for p in source.table.quarantined if p.row is not None}
             groups = as_text(groups)[0].take(pa.array([row for row in range(len(rows.ids)) if row not in bad]))
         yield Batch(source, listed(source.table.quarantined), groups, tuple(rows.columns))
+
+
+def some_of(shards: Sequence[Shard], how: Reading, *, n_rows: int, size_px: int) -> Iterator[Source]:
+    """About so many images of some shards, those of a batch evenly spread; ones that cannot be used are left out."""
+    how = replace(how, only_images=True, on_bad="skip")
+    for i, shard in enumerate(shards):
+        n_left = (i + 1) * n_rows // len(shards) - i * n_rows // len(shards)
+        if shard.kind == "files":
+            shard = replace(shard, files=tuple(shard.files[j] for j in _spread(len(shard.files), n_left)))
+        for rows in rows_of(shard, roles_of=how.roles_of):
+            chosen = _spread(len(rows.ids), n_left)
+            n_left -= len(chosen)
+            with progress.quiet(), suppress(DataError):
+                yield _source(_taken(rows, chosen), how, size_px)
+            if n_left <= 0:
+                break
+
+
+def _spread(n: int, n_wanted: int) -> list[int]:
+    return list(range(n)) if n <= n_wanted else [i * n // n_wanted for i in range(n_wanted)]
+
+
+def _taken(rows: Rows, chosen: Sequence[int]) -> Rows:
+    """Some of the rows of images."""
+    columns = {role: column.take(pa.array(chosen, pa.int64())) for role, column in rows.columns.items()}
+    cells = None if rows.cells is None else tuple(rows.cells[i] for i in chosen)
+    return replace(rows, ids=[rows.ids[i] for i in chosen], columns=columns, cells=cells)
 
 
 def _source(rows: Rows, how: Reading, size_px: int) -> Source:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +29,12 @@ Make = Callable[[Shard], pa.Table]
 """What is made of a shard; the same table whenever and wherever it is asked. Pickled by Ray: a frozen dataclass with
 `__call__`, or a function of a module."""
 
+Look = Callable[[Sequence[Shard]], dict[str, Any]]
+"""What some of the shards show of all of them, JSON-ready: found once, before the first is worked on."""
+
 PLAN = "_plan.json"  # what is done to what; a folder that has another one is not touched
+LOOK = "_look.json"  # what `Look` found
+LOOKED_AT = 32  # shards that it sees, evenly spread
 RETRIES = 5  # of a shard whose worker died
 LEFT_OUT, COUNTS = b"left_out", b"counts"  # schema metadata of an output file: rows that could not be used; numbers
 
@@ -53,6 +58,8 @@ class Sharded:
     n_before: int  # shards that were there already
     left_out: list[Mapping[str, str]]  # rows that could not be used
     counts: Mapping[str, float]  # of all rows
+    found: Mapping[str, Any] = field(default_factory=dict)  # by `Look`
+    notices: tuple[str, ...] = ()  # what a person should know of all rows
 
 
 def is_sharded(data: Any, *, engine: str, shard_rows: int | None) -> bool:
@@ -74,13 +81,14 @@ def is_sharded(data: Any, *, engine: str, shard_rows: int | None) -> bool:
 def over_shards(
     data: Any,
     out: str | Path,
-    make: Make,
+    make: Callable[..., pa.Table],
     *,
     what: Mapping[str, Any],
     engine: str,
     shard_rows: int | None,
     doing: str,
     part: str = "part",
+    look: Look | None = None,
 ) -> Sharded:
     """Make a Parquet file of every shard of the data.
 
@@ -89,6 +97,7 @@ def over_shards(
       what: everything that the output depends on besides the data, JSON-ready.
       engine: "local", in this process; "ray", on the cluster that RAY_ADDRESS names, or one of this machine's cores.
       doing: words beside the progress.   part: what the names of the files begin with.
+      look: what ``make`` gets as ``found``, too; None: nothing.
 
     Raises: ConfigError if the folder belongs to other work, or the engine is not installed; DataError of a shard.
     """
@@ -97,6 +106,8 @@ def over_shards(
     paths = [f"{out}/{part}-{i:05d}.parquet" for i in range(len(shards))]
     there = _names_in(out)
     todo = [i for i, path in enumerate(paths) if path.rpartition("/")[2] not in there]
+    seen = _looked(run, look, shards, out) if look is not None and (todo or LOOK in there) else {}
+    make = make if look is None else functools.partial(make, found=seen)
     with counter(doing, len(shards)) as progress:
         n_done = len(shards) - len(todo)
         for _ in run(functools.partial(_make_one, make), [(shards[i], paths[i]) for i in todo]):
@@ -108,7 +119,7 @@ def over_shards(
     for each in found:
         for key, n in each.counts.items():
             counts[key] = counts.get(key, 0) + n
-    return Sharded(out, sum(each.n_rows for each in found), len(shards), n_before, left_out, counts)
+    return Sharded(out, sum(each.n_rows for each in found), len(shards), n_before, left_out, counts, seen)
 
 
 def begin(
@@ -175,6 +186,23 @@ def _names_in(out: str) -> set[str]:
         return set()
     system.invalidate_cache(path)
     return {str(each).rstrip("/").rpartition("/")[2] for each in system.ls(path, detail=False)}
+
+
+def _looked(run: Run, look: Look, shards: Sequence[Shard], out: str) -> dict[str, Any]:
+    """What a look at some of the shards finds, or found before a kill."""
+    place, n = f"{out}/{LOOK}", min(len(shards), LOOKED_AT)
+    if LOOK not in _names_in(out):
+        some = [shards[i * len(shards) // n] for i in range(n)]
+        for _ in run(functools.partial(_look_at, look, some), [(some[0], place)]):
+            pass
+    with reading(place) as file:
+        return dict(json_of(file.read()))
+
+
+def _look_at(look: Look, some: Sequence[Shard], shard: Shard, path: str) -> None:
+    found = json.dumps(look(some))
+    with writing(path) as file:
+        file.write(found.encode())
 
 
 def _make_one(make: Make, shard: Shard, path: str) -> None:

@@ -22,6 +22,7 @@ import pytest
 import labelwright as lw
 from labelwright import cli
 from labelwright.errors import ConfigError, DataError
+from labelwright.labels.concepts import KNOWN_FROM
 from labelwright.scale import work
 from labelwright.scale.shards import Shard
 from pictures import write_folders
@@ -157,6 +158,31 @@ def test_embed_and_annotate__shards_are_data_again(photos: Path, tmp_path: Path)
     assert table.candidates is not None
     assert alone.candidates is not None
     assert table.candidates.classes.tolist() == alone.candidates.classes.tolist()
+
+
+def test_annotate__shards_hold_how_well_the_model_knows_the_classes(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i, path in enumerate(sorted(photos.rglob("*.png"))):
+        path.rename(photos / f"{i}.png")  # no image has a label
+    how: dict[str, Any] = {"model": "labelwright/digits-clip", "classes": ["ant", "bee", "cow", "emu", "fox"]}
+    how |= {"on_bad": "skip", "templates": "one"}
+    wanted = lw.annotate(photos, out=tmp_path / "whole.parquet", **how).counts["knowledge"]
+    done = lw.annotate(photos, out=tmp_path / "sets", shard_rows=8, **how)
+    assert wanted == pytest.approx(done.found["knowledge"], abs=0.02)
+    before = bytes_of(tmp_path / "sets")
+    next((tmp_path / "sets").glob("*.parquet")).unlink()
+    assert lw.annotate(photos, out=tmp_path / "sets", shard_rows=8, **how).found == done.found
+    assert bytes_of(tmp_path / "sets") == before
+    candidates = lw.load(tmp_path / "sets").candidates
+    assert candidates is not None
+    assert candidates.knowledge == done.found["knowledge"] < KNOWN_FROM
+    words = ["annotate", str(photos), "--out", str(tmp_path / "sets"), "--shard-rows", "8", "--on-bad", "skip"]
+    (tmp_path / "names.txt").write_text("\n".join(how["classes"]))
+    assert cli.run([*words, "--model", how["model"], "--classes", f"{tmp_path}/names.txt", "--templates", "one"]) == 0
+    assert "does not seem to know these classes" in capsys.readouterr().out
+    tars = as_tars(photos, tmp_path / "tars", 2)
+    assert lw.annotate(tars, out=tmp_path / "tars-sets", **how | {"shard_rows": 8}).found["knowledge"] < 99
 
 
 def test_command_line__says_what_was_written_and_what_is_missing(
