@@ -363,6 +363,7 @@ def test_fit__no_labels_one_class_or_nothing(photos: Path, tmp_path: Path, capsy
     (tmp_path / "names.txt").write_text("ant\nbee\n", encoding="utf-8")
     (tmp_path / "empty").mkdir()
     one = write_folders(tmp_path / "one", {"ant": 3})
+    (one / "t.csv").write_text("image,label\nant/0.png,Ants\n", encoding="utf-8")
     flat, names, out = str(photos / "ant"), ["--classes", str(tmp_path / "names.txt")], ["--out", str(tmp_path / "run")]
     for words, said in (
         ([flat, *names], "this method reads class names, and no model is named that can"),
@@ -371,7 +372,9 @@ def test_fit__no_labels_one_class_or_nothing(photos: Path, tmp_path: Path, capsy
         ([str(one)], "only one class found"),
         ([str(tmp_path / "empty")], "no images found"),
         ([str(tmp_path / "nowhere")], "no such file or folder"),
-        ([str(photos), "--test", flat], f"no image of {flat} has a label"),
+        ([str(photos), "--test", flat], f"no image of {flat} has a label\n"),
+        ([str(photos), "--test", str(one / "t.csv")], "has a label that is a class of the training images"),
+        ([str(photos), "--test", str(one / "t.csv")], "t.csv line 2  label 'Ants' is not one of the"),
     ):
         assert cli.run(["fit", *words, *out]) == 2
         assert said in capsys.readouterr().err

@@ -85,6 +85,7 @@ class Prepared:
     view: ViewSettings  # augmentation and normalisation
     flip_reason: str  # why horizontal flips are on or off
     n_copies_in_test: int = 0  # training images of which an exact copy is among the images to score on
+    n_tested_on_copies: int = 0  # labelled images to score on that are exact copies of labelled training images
     class_feats: tuple[torch.Tensor, float] | None = None  # text features that came with embeddings, see types.Concepts
     content: NDArray[np.int64] | None = None  # see `contents`, of training and then test rows; None if nobody asked
 
@@ -148,10 +149,13 @@ def prepare(
         sources = _resolve([_open(t, size_px, cache_limit_gb) for t in tables], on_bad)
         source, given_test = sources[0], None if test is None else sources[1]
     train, test_source, test_is, seen = _split(source, given_test, test_frac=test_frac, seed=seed)
-    n_copies = 0
+    n_copies = n_tested_on_copies = 0
     if test_source is not None and test_is != "held out":  # those that we drew have none
         seen = contents([train, test_source])
-        n_copies = int(np.isin(seen[: len(train.table)], seen[len(train.table) :]).sum())
+        own, others = np.split(seen, [len(train.table)])
+        n_copies = int(np.isin(own, others).sum())
+        is_copy = np.isin(others, own[train.table.labels >= 0])
+        n_tested_on_copies = int((is_copy & (test_source.table.labels >= 0)).sum())
     check_n_classes(train.table, is_open=is_open)
     if train.pixels is None:
         view, reason = ViewSettings(flip=False), "embeddings are not flipped"
@@ -168,6 +172,7 @@ def prepare(
         view=view,
         flip_reason=reason,
         n_copies_in_test=n_copies,
+        n_tested_on_copies=n_tested_on_copies,
         class_feats=class_feats,
         content=seen,
     )
@@ -182,7 +187,10 @@ def images_to_score(test: Any, table: LabelTable, *, is_open: bool, columns: Map
     decoding = table.images.decoding  # the scale of the images that are learned from
     found = for_scoring(read(test, classes=names, columns=columns, like=table, decoding=decoding))
     if not (found.labels >= 0).any():
-        raise DataError(f"no image of {resolved_path(test)} has a label", fix="give a --test with labels, or none")
+        unknown = [problem for problem in found.problems if problem.kind == "unknown_label"]
+        which = " that is a class of the training images" if unknown else ""
+        fix = "mend them, or the labels of the training images" if unknown else "give a --test with labels, or none"
+        raise DataError(f"no image of {resolved_path(test)} has a label{which}", problems=unknown, fix=fix)
     return beyond(found, table.class_names) if is_open else found
 
 

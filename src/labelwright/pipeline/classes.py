@@ -209,7 +209,8 @@ def _score_again(run: Run, *, device: str, precision: str) -> None:
         return
     try:
         scores = evaluate(run.path, run.config["test"], on_bad="skip", device=device, precision=precision)
-        summary["test"] = {key: value for key, value in scores.items() if key not in ("left_out", "notices")}
+        kept = {key: value for key, value in summary["test"].items() if key == "n_copied"}
+        summary["test"] = kept | {key: value for key, value in scores.items() if key not in ("left_out", "notices")}
     except (DataError, KeyError):
         summary["test"] = None
     run.write_json("summary.json", summary)

@@ -81,6 +81,8 @@ def finish(beside: Contest, saved: Contender, trained: Trained, seconds: dict[st
     table = prepared.train.table
     tests = {each.name: _scored(each) for each in beside.contenders}
     held_out, scores = tests[kept.name]
+    if scores is not None and prepared.n_tested_on_copies:
+        scores = scores | {"n_copied": prepared.n_tested_on_copies}
     own, of_sets = own_answers(kept, task.labels.cpu())
     audit_began = time.monotonic()
     audited = audit_of_run(job, held_out, seed=plan.settings.seed)

@@ -25,6 +25,7 @@ SURE = 0.8  # lower end of the interval from which a share is called good
 BEHIND = 0.01  # so much less than the obvious is behind it
 LEAST_SEEN = 3  # test images of a class, of which none was recognised, before the page names it
 FEW = 10  # labels of its own below which a run is judged by new images, where nearly all images had labels
+COPIED = 0.05  # share of the test images from which, as copies of labelled training images, they measure nothing
 ENOUGH = 100  # test images from which scores on them are compared rather than those on labels that were left out
 
 LEVELS = {
@@ -78,7 +79,7 @@ def verdict_of(run: Run) -> dict[str, Any]:
         span = f" ({low:,} to {high:,})" if low < high else ""
         wrong = round(predicted * (1 - share.right))
         facts.append(("wrong", f"Of the {predicted:,} labels that it gave about {wrong:,} are likely wrong{span}."))
-    if is_half_known(run):
+    if is_half_known(run) and not is_of_copies(run.test):
         right, n = float(run.test["accuracy"]), run.test.get("n_scored") or 0
         words = _about(right, interval(right, n) if n else None, "test images of the named classes are labelled right")
         facts.append(("named", f"{words}."))
@@ -134,6 +135,8 @@ def share_right(run: Run) -> Share:
     trust rests on without any label. Images held out do not speak for unlabelled ones that look unlike all of them.
     """
     accuracy, n, trust = run.test.get("accuracy"), run.test.get("n_scored") or 0, run.summary.get("trust") or {}
+    is_copied = is_of_copies(run.test)
+    accuracy = None if is_copied else accuracy
     estimated, source = trust.get("estimated"), trust.get("source", "none")
     half_known = is_half_known(run)
     span = interval(accuracy or 0.0, n) if n else None
@@ -171,7 +174,23 @@ def share_right(run: Run) -> Share:
         return Share(estimated, (low, high), f"{_about(estimated, (low, high))}; {basis}.", is_confirmed)
     if half_known:
         return Share(None, None, "How many labels are right is not known: no image is known to be of a new class.")
-    return Share(None, None, "How many labels are right is not known: there were no labelled images to measure it on.")
+    why = "there were no labelled images to measure it on"
+    why = "the test images are copies of labelled training images" if is_copied else why
+    return Share(None, None, f"How many labels are right is not known: {why}.")
+
+
+def is_of_copies(test: Mapping[str, Any] | None) -> bool:
+    """Whether scores are of so many copies of labelled training images that they measure nothing.
+
+    Args: test: of summary.json.
+
+    Example:
+      >>> is_of_copies({"n_scored": 100, "n_copied": 80}), is_of_copies({"n_scored": 100}), is_of_copies(None)
+      (True, False, False)
+    """
+    found = test or {}
+    n = found.get("n_copied", 0)
+    return bool(n and n >= COPIED * (found.get("n_scored") or 0))
 
 
 def is_half_known(run: Run) -> bool:
@@ -229,7 +248,9 @@ def _obvious(run: Run) -> tuple[str, bool] | None:
 def judged_on(summary: Mapping[str, Any], keys: Collection[str]) -> str | None:
     """By which of ``keys``, of `COLUMNS`, answers are compared: scores on many test images go before all others."""
     n = (summary.get("test") or {}).get("n_scored") or 0
-    order = ("test", "left_out", "unlabelled") if n >= ENOUGH else ("left_out", "test", "unlabelled")
+    order: tuple[str, ...] = ("test", "left_out", "unlabelled") if n >= ENOUGH else ("left_out", "test", "unlabelled")
+    if is_of_copies(summary.get("test")):
+        order = tuple(key for key in order if key != "test")
     return next((key for key in order if key in keys), None)
 
 

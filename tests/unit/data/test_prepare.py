@@ -113,7 +113,9 @@ def test_prepare__test_images_that_are_training_images_are_counted(tmp_path: Pat
     kept = prepare(root, test=other, size_px=8)
     streamed = prepare(root, test=other, size_px=8, cache_limit_gb=0)
     assert kept.n_copies_in_test == streamed.n_copies_in_test >= 2
-    assert prepare(root, test=root, size_px=8).n_copies_in_test == len(kept.train.table)
+    same = prepare(root, test=root, size_px=8)
+    assert same.n_copies_in_test == len(same.train.table)
+    assert same.n_tested_on_copies == (same.train.table.labels >= 0).sum() > 0
 
 
 def test_prepare__no_test_images_if_none_are_wanted(tmp_path: Path) -> None:

@@ -74,6 +74,19 @@ def test_verdict__test_images_of_named_classes_alone_do_not_confirm_new_ones() -
     )
 
 
+def test_verdict__copies_of_labelled_training_images_measure_nothing() -> None:
+    test = {"accuracy": 1.0, "n_scored": 100, "n_copied": 90}
+    trust = {"source": "left-out labels", "n": 100, "estimated": 0.92, "interval": [0.84, 0.97]}
+    summary: dict[str, Any] = {"n_images": 300, "n_labelled": 100}
+    verdict = verdict_of(run_of(summary | {"test": test, "trust": trust}))
+    assert verdict["sentence"].startswith("About 92 of 100 labels are right (84 to 97); judged by 100 labels")
+    verdict = verdict_of(run_of(summary | {"test": test}))
+    assert verdict["level"] == "unknown"
+    assert verdict["sentence"].endswith("the test images are copies of labelled training images.")
+    few = verdict_of(run_of(summary | {"test": test | {"n_copied": 4}, "trust": trust}))
+    assert few["sentence"] == "About 100 of 100 labels are right (96 to 100), measured on 100 test images."
+
+
 def test_verdict__speaks_of_new_images_where_every_label_was_given() -> None:
     summary = {"test": {"accuracy": 0.95, "n_scored": 400}, "n_images": 90, "n_labelled": 90}
     assert collect(run_of(summary))["verdict"]["sentence"].startswith("About 95 of 100 new images are labelled right")
