@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import glob
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pyarrow.parquet as pq
 from labelwright.data.answer_rows import Part, with_a_column_each
 from labelwright.data.build import TableBuilder
 from labelwright.data.columns import ROLES, Columns, Named, content_names, find_roles, open_columns
+from labelwright.data.layouts import splits_of, tables_in
 from labelwright.data.tabular import note_others
 from labelwright.errors import DataError, Problem
 
@@ -48,7 +51,8 @@ def rows_beside(
     if {"id", "label", "probability", "decision"} <= set(columns.names):
         why = "labels that labelwright wrote are not given labels; where they are, give them by another name"
     else:
-        builder = rows_of(columns, beside, None, annotators, named, classes=classes, only_rows=only_rows)
+        builder = TableBuilder(str(beside))
+        add_rows(builder, columns, str(beside), None, annotators, named, classes=classes, only_rows=only_rows)
         detail = f"the table beside {path.name}: a row of the one is a row of the other"
         builder.problems.append(Problem(str(beside), "read_as", detail))
         if builder.n_rows == n_rows:
@@ -59,46 +63,77 @@ def rows_beside(
     return builder
 
 
-def rows_of(
+def add_rows(
+    builder: TableBuilder,
     columns: Columns,
-    path: Path,
+    where: str,
     n_rows: int | None,
     annotators: Sequence[str],
     named: Mapping[str, str],
     *,
     classes: Sequence[str] | None,
     only_rows: bool,
-) -> TableBuilder:
-    """What a table says of the rows of embeddings besides the vectors.
+    split: str | None = None,
+) -> None:
+    """Add what a table says of the rows of embeddings besides the vectors.
 
-    Args: n_rows: of the file that holds the vectors too; None where they are in another one.
+    Args: n_rows: of the file that holds the vectors too; None where they are in another one.   split: of all of them.
     """
     others = [name for name in columns.names if name != EMBEDDING_COLUMN]
-    find_roles([*others, "image"], str(path), annotators=annotators)  # needs no image column
-    roles = find_roles(others, str(path), named=named, annotators=annotators, needs_image=False)
+    find_roles([*others, "image"], where, annotators=annotators)  # needs no image column
+    roles = find_roles(others, where, named=named, annotators=annotators, needs_image=False)
     paths = {name: name for name in others if name.lower() in ROLES["image"]}
     if n_rows is None and paths:
         roles.setdefault("id", next(iter(paths)))
     roles = {role: name for role, name in roles.items() if role == "id" or not only_rows}
     columns.embedded = frozenset()  # bytes are text here
-    builder = TableBuilder(str(path))
-    builder.n_given = n_rows or 0
+    builder.n_given += n_rows or 0
     if not only_rows:
         note_others(builder, columns, {**roles, **paths, "": EMBEDDING_COLUMN}, classes)
     names = columns.class_labels(roles)
-    builder.declared = tuple(dict.fromkeys(names.get("label") or names.get("candidates", ())))
+    builder.declared = builder.declared or tuple(dict.fromkeys(names.get("label") or names.get("candidates", ())))
     if not roles and n_rows is not None:
-        builder.add({}, n_rows, file=str(path))
+        builder.add({}, n_rows, split=split, file=where)
     else:  # without a column to read, any says how many rows there are
         for batch in columns.batches(list(dict.fromkeys(roles.values())) or columns.names[:1]):
             found = {role: batch.column(name) for role, name in roles.items()}
-            builder.add(found, batch.num_rows, names=names, file=str(path))
+            builder.add(found, batch.num_rows, names=names, split=split, file=where)
     builder.problems += columns.problems
-    return builder
+
+
+def files_of(source: Any) -> tuple[list[Path], list[str | None]] | None:
+    """The Parquet files of embeddings that a path, a folder, a pattern or a list means, and their splits by name.
+
+    Returns: None of anything else, by the columns of the first: ``embedding``, and no ``image``.
+    """
+    many = list(source) if isinstance(source, (list, tuple)) else [source]
+    if not many or not all(isinstance(each, (str, Path)) for each in many):
+        return None
+    splits: list[str | None] | None = None
+    path = Path(many[0]).expanduser()
+    if len(many) == 1 and path.suffix.lower() == ".parquet" and any(sign in path.name for sign in "*?["):
+        many = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 (absolute too)
+    elif len(many) == 1 and path.is_dir():
+        if next(path.glob("*.parquet"), None) is None:
+            return None
+        try:
+            many, splits = tables_in(path) or ([], [])
+        except DataError:
+            return None
+    files = [Path(each).expanduser() for each in many]
+    if not files or any(file.suffix.lower() != ".parquet" or not file.is_file() for file in files):
+        return None
+    try:
+        names = pq.read_schema(files[0]).names
+    except (OSError, ValueError):  # the reader says better what is wrong with it
+        return None
+    return (files, splits or splits_of(files)) if EMBEDDING_COLUMN in names and "image" not in names else None
 
 
 def read_parquet(
-    path: Path,
+    files: Sequence[Path],
+    splits: Sequence[str | None],
+    where: str,
     annotators: Sequence[str],
     named: Mapping[str, str],
     *,
@@ -106,79 +141,114 @@ def read_parquet(
     only_rows: bool,
 ) -> tuple[npt.NDArray[Any], TableBuilder, list[Problem]]:
     """Vectors [N, D] float32, the other columns in a builder, and rows of another length (their vectors are zero)."""
-    columns = open_columns(path)
-    with pq.ParquetFile(path) as file:
-        n_rows = file.metadata.num_rows
-        kind = file.schema_arrow.field(EMBEDDING_COLUMN).type if EMBEDDING_COLUMN in columns.names else None
-        feats, problems = _vectors(path, columns.names, kind, n_rows, lambda: _lists_of(file))
-    return _with_rows(feats, problems, columns, path, annotators, named, classes=classes, only_rows=only_rows)
+    tables, n_rows, kinds = [open_columns(path) for path in files], list[int](), list[Any]()
+    for path in files:
+        with pq.ParquetFile(path) as file:
+            n_rows.append(file.metadata.num_rows)
+            schema = file.schema_arrow
+        kinds.append(schema.field(EMBEDDING_COLUMN).type if EMBEDDING_COLUMN in schema.names else None)
+        _check_kind(str(path), kinds[-1], schema.names)
+
+    def lists() -> Iterator[Any]:
+        for path in files:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[EMBEDDING_COLUMN]):
+                    yield batch.column(0)
+
+    feats, problems = _vectors(where, kinds[0], sum(n_rows), lists)
+    parts = [
+        Part(columns, str(path), {}, split=split or "")
+        for columns, path, split in zip(tables, files, splits, strict=True)
+    ]
+    return _with_rows(feats, problems, parts, n_rows, where, annotators, named, classes=classes, only_rows=only_rows)
 
 
 def read_table(
     table: pa.Table,
-    path: Path,
+    where: str,
     annotators: Sequence[str],
     named: Mapping[str, str],
     *,
     classes: Sequence[str] | None,
     only_rows: bool,
 ) -> tuple[npt.NDArray[Any], TableBuilder, list[Problem]]:
-    """The same of a table in memory, which messages call ``path``."""
+    """The same of a table in memory, which messages call ``where``."""
     names = tuple(table.column_names)
     columns = Columns(None, names, lambda wanted: iter(table.select(list(wanted)).to_batches()))
     kind = table.schema.field(EMBEDDING_COLUMN).type
+    _check_kind(where, kind, names)
     lists = table[EMBEDDING_COLUMN].chunks
-    feats, problems = _vectors(path, names, kind, len(table), lambda: iter(lists))
-    return _with_rows(feats, problems, columns, path, annotators, named, classes=classes, only_rows=only_rows)
+    feats, problems = _vectors(where, kind, len(table), lambda: iter(lists))
+    parts = [Part(columns, where, {})]
+    return _with_rows(
+        feats, problems, parts, [len(table)], where, annotators, named, classes=classes, only_rows=only_rows
+    )
 
 
 def _with_rows(
     feats: npt.NDArray[Any],
     problems: list[Problem],
-    columns: Columns,
-    path: Path,
+    parts: list[Part],
+    n_rows: Sequence[int],
+    where: str,
     annotators: Sequence[str],
     named: Mapping[str, str],
     *,
     classes: Sequence[str] | None,
     only_rows: bool,
 ) -> tuple[npt.NDArray[Any], TableBuilder, list[Problem]]:
-    """What `read_parquet` gives of vectors and the columns beside them; of answers that stand one a row, each once."""
-    asked = Named(dict(named), tuple(annotators))
-    if asked.are_answers and not only_rows:
-        others = [name for name in columns.names if name != EMBEDDING_COLUMN]
-        roles = find_roles(others, str(path), named=named, annotators=annotators, needs_image=False)
-        columns.names, columns.embedded = tuple(others), frozenset()
-        columns.contents = lambda name: content_names(row.tobytes() for row in feats)
-        (part,), asked = with_a_column_each([Part(columns, str(path), roles)], asked)
-        columns = part.columns
-        if part.chosen is not None:
-            place = {row: i for i, row in enumerate(part.chosen.tolist())}
-            kept = [problem for problem in problems if problem.row in place]
-            problems = [dataclasses.replace(problem, row=place[problem.row or 0]) for problem in kept]
-            feats = feats[part.chosen]
-    how: dict[str, Any] = {"classes": classes, "only_rows": only_rows}
-    return feats, rows_of(columns, path, len(feats), asked.annotators, asked.columns, **how), problems
+    """What `read_parquet` gives of vectors and the columns beside them; of answers that stand one a row, each once.
 
-
-def _vectors(
-    path: Path, names: Sequence[str], kind: Any, n_rows: int, lists: Callable[[], Iterator[Any]]
-) -> tuple[npt.NDArray[Any], list[Problem]]:
-    """Vectors [N, D] of a column of lists, and rows of another length.
-
-    Args: names: of all columns.   kind: Arrow type of this one; None: there is none.   lists: its blocks, from the
-      first on each time.
+    Args: n_rows: of each table.
     """
+    asked, firsts = Named(dict(named), tuple(annotators)), [0, *np.cumsum(n_rows).tolist()]
+    if asked.are_answers and not only_rows:
+        tables = list[Part]()
+        for part, first, stop in zip(parts, firsts, firsts[1:], strict=False):
+            others = tuple(name for name in part.columns.names if name != EMBEDDING_COLUMN)
+            roles = find_roles(others, part.where, named=named, annotators=annotators, needs_image=False)
+            part.columns.names, part.columns.embedded = others, frozenset()
+            part.columns.contents = functools.partial(_contents_of, feats[first:stop])
+            tables.append(dataclasses.replace(part, roles=roles))
+        parts, asked = with_a_column_each(tables, asked)
+    if any(part.chosen is not None for part in parts):
+        kept = [first + part.chosen for first, part in zip(firsts, parts, strict=False) if part.chosen is not None]
+        chosen = np.concatenate(kept)
+        place = {row: i for i, row in enumerate(chosen.tolist())}
+        problems = [dataclasses.replace(p, row=place[p.row or 0]) for p in problems if p.row in place]
+        feats, n_rows = feats[chosen], list(map(len, kept))
+    builder = TableBuilder(where)
+    for part, n in zip(parts, n_rows, strict=True):
+        how: dict[str, Any] = {"classes": classes, "only_rows": only_rows, "split": part.split or None}
+        add_rows(builder, part.columns, part.where, n, asked.annotators, asked.columns, **how)
+    return feats, builder, problems
+
+
+def _contents_of(feats: npt.NDArray[Any], name: str | None) -> Iterator[str]:
+    return content_names(row.tobytes() for row in feats)
+
+
+def _check_kind(where: str, kind: Any, names: Sequence[str]) -> None:
+    """Refuse a table without a column of vectors: ``kind`` is its Arrow type, None: there is none."""
     if not _holds_vectors(kind):
         detail = f"no column {EMBEDDING_COLUMN}" if kind is None else f"its column {EMBEDDING_COLUMN} holds {kind}"
         raise DataError(
-            f"{path}: {detail}; columns found: {', '.join(names)}",
+            f"{where}: {detail}; columns found: {', '.join(names)}",
             fix=f"name the column {EMBEDDING_COLUMN}, lists of float",
         )
+
+
+def _vectors(
+    where: str, kind: Any, n_rows: int, lists: Callable[[], Iterator[Any]]
+) -> tuple[npt.NDArray[Any], list[Problem]]:
+    """Vectors [N, D] of a column of lists, and rows of another length.
+
+    Args: kind: Arrow type of the column.   lists: its blocks, from the first on each time.
+    """
     lengths = np.concatenate([np.zeros(0, np.int64), *map(_lengths, lists())])
     D = int(np.bincount(lengths[lengths > 0]).argmax()) if lengths.any() else 0
     if not D:
-        raise DataError(f"{path}: it holds no embedding", fix="give a row per item, with its list of numbers")
+        raise DataError(f"{where}: it holds no embedding", fix="give a row per item, with its list of numbers")
     # One array, filled block by block: nothing is there twice.
     feats = np.zeros((n_rows, D), np.float16 if pa.types.is_float16(kind.value_type) else np.float32)
     first, fits = 0, lengths == D
@@ -189,15 +259,10 @@ def _vectors(
             feats[first : first + len(some)][own] = flat.reshape(-1, D).astype(feats.dtype, copy=False)
         first += len(some)
     problems = [
-        Problem(f"{path} row {row + 1}", "bad_embedding", f"{lengths[row]} numbers where most rows have {D}", row)
+        Problem(f"{where} row {row + 1}", "bad_embedding", f"{lengths[row]} numbers where most rows have {D}", row)
         for row in np.flatnonzero(~fits).tolist()
     ]
     return feats, problems
-
-
-def _lists_of(file: pq.ParquetFile) -> Iterator[Any]:
-    """The column of embeddings, block by block."""
-    return (batch.column(0) for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[EMBEDDING_COLUMN]))
 
 
 def _lengths(lists: Any) -> npt.NDArray[np.int64]:

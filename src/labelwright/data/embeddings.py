@@ -20,7 +20,7 @@ from torch import Tensor
 from labelwright.data.augment import RowGenerator
 from labelwright.data.build import TableBuilder
 from labelwright.data.checks import OnBad, resolve_problems
-from labelwright.data.embedding_tables import read_parquet, read_table, rows_beside
+from labelwright.data.embedding_tables import files_of, read_parquet, read_table, rows_beside
 from labelwright.data.table import Images, LabelTable
 from labelwright.data.vectors_in_memory import vectors_of
 from labelwright.errors import ConfigError, DataError, Problem
@@ -187,8 +187,8 @@ def load_embeddings(
 
     Args:
       source: an .npy of shape [N, D], memory-mapped, with a .csv, .tsv or .jsonl of the same name beside it for what is
-        known of its rows; an .npz with the keys of NPZ_KEYS; a .parquet with a column ``embedding`` of lists, and
-        label, candidates, split, id, truth and group columns as for images; or embeddings in memory, see
+        known of its rows; an .npz with the keys of NPZ_KEYS; a .parquet, or several, with a column ``embedding``
+        of lists, and label, candidates, split, id, truth and group columns as for images; or embeddings in memory, see
         vectors_in_memory.vectors_of.
       classes: the class names in order; None = as the file has them, else the labels seen are the classes.
       annotators: columns of a .parquet that hold one annotator's answers each.
@@ -209,17 +209,20 @@ def load_embeddings(
       (('cat', 'dog'), [0, -1, 1], (3, 3))
     """
     held = vectors_of(source)
-    path = Path(source).expanduser() if held is None else Path("the data")
+    several = files_of(source) if held is None else None
+    is_one = held is None and not isinstance(source, (list, tuple))
+    path = Path(source).expanduser() if is_one else several[0][0].parent if several else Path("the data")
     suffix, how = path.suffix.lower(), dict[str, Any](classes=classes, only_rows=only_rows)
-    if held is None and suffix not in SUFFIXES:
+    if held is None and several is None and suffix not in SUFFIXES:
         raise DataError(f"not a file of embeddings: {path}", fix=f"one of {' '.join(SUFFIXES)}")
-    if held is None and not path.is_file():
+    if held is None and several is None and not path.is_file():
         raise DataError(f"no such file: {path}", fix="check the path")
-    if suffix == ".parquet" or isinstance(held, pa.Table):
+    if several or suffix == ".parquet" or isinstance(held, pa.Table):
         if isinstance(held, pa.Table):
-            feats, builder, problems = read_table(held, path, annotators, columns or {}, **how)
+            feats, builder, problems = read_table(held, str(path), annotators, columns or {}, **how)
         else:
-            feats, builder, problems = read_parquet(path, annotators, columns or {}, **how)
+            files, splits = several or ([path], [None])
+            feats, builder, problems = read_parquet(files, splits, str(path), annotators, columns or {}, **how)
         return _finish(path, UserEmbeddings(_table(builder, feats, classes, only_rows), feats), problems, on_bad)
     arrays, beside = _read_arrays(path) if held is None else _checked_keys(path, held), None
     feats = _vectors(path, "embeddings", arrays["embeddings"])

@@ -21,6 +21,7 @@ from labelwright.data.layouts import (
 )
 from labelwright.data.scan import entries, is_image_file
 from labelwright.data.table import LabelTable
+from labelwright.data.tabular import refuse_tars
 from labelwright.data.values import as_text
 from labelwright.errors import DataError, Problem
 
@@ -56,6 +57,8 @@ def read_folder(root: Path, classes: Sequence[str] | None) -> LabelTable:
             if entry.name in splits:
                 _add_folder(builder, root, Path(entry.path), splits[entry.name])
         _add_folder(builder, root, root, "train" if splits else None, left_out=splits, names=names)
+    if not builder.n_rows:
+        refuse_tars(sorted(root.glob("*.tar")))
     if not builder.n_rows and builder.problems:
         builder.where = f"{root} (files of {len(builder.problems)} other kinds were left out)"
     return builder.finish(classes=classes, root=str(root))

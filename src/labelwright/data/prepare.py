@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
@@ -20,7 +19,7 @@ from labelwright.data.checks import OnBad, check_images, resolve_problems
 from labelwright.data.class_names import checked_names, read_names
 from labelwright.data.columns import Named
 from labelwright.data.corrections import corrected
-from labelwright.data.embedding_tables import EMBEDDING_COLUMN
+from labelwright.data.embedding_tables import files_of
 from labelwright.data.embeddings import UserEmbeddings, load_embeddings
 from labelwright.data.images import Decoding
 from labelwright.data.looks import numbered
@@ -252,22 +251,17 @@ def beyond(table: LabelTable, class_names: Sequence[str]) -> LabelTable:
 
 
 def is_embeddings(data: Any) -> bool:
-    """Whether these are embeddings: .npy, .npz, or Parquet with a column ``embedding`` and no images; or in memory.
+    """Whether these are embeddings: .npy, .npz, Parquet with a column ``embedding`` and no images; or such in memory.
+
+    Several Parquet files, a folder or a pattern of them, are one data set.
 
     Example:
       >>> is_embeddings("feats.npy"), is_embeddings("photos/"), is_embeddings({"a.png": [0.0, 1.0]})
       (True, False, True)
     """
     if not isinstance(data, (str, Path)):
-        return vectors_of(data) is not None
-    path = Path(data).expanduser()
-    if path.suffix.lower() != ".parquet" or not path.is_file():
-        return path.suffix.lower() in (".npy", ".npz")
-    try:
-        names = pq.read_schema(path).names
-    except (OSError, ValueError):  # the reader says better what is wrong with it
-        return False
-    return EMBEDDING_COLUMN in names and "image" not in names
+        return files_of(data) is not None or vectors_of(data) is not None
+    return Path(data).suffix.lower() in (".npy", ".npz") or files_of(data) is not None
 
 
 def open_embeddings(

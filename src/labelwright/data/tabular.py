@@ -82,6 +82,16 @@ def with_unlisted(table: LabelTable, root: Path | None = None) -> LabelTable:
     return dataclasses.replace(table, problems=(*table.problems, unlisted))
 
 
+def refuse_tars(files: Sequence[Path]) -> None:
+    """Say what to do with tars of WebDataset, which are read by the verbs that work over shards alone: DataError."""
+    if tars := [path for path in files if path.suffix.lower() == ".tar" and path.is_file()]:
+        raise DataError(
+            f"{tars[0]}: a tar is read by embed, annotate, label and audit alone, shard by shard",
+            fix="labelwright embed DATA --model MODEL --out feats, and give feats; answers of several people are read "
+            "from a table (image, worker, label)",
+        )
+
+
 def read_files(
     files: Sequence[Path],
     classes: Sequence[str] | None,
@@ -98,6 +108,7 @@ def read_files(
     Raises: DataError if one of them cannot be read.
     """
     unfit = [path for path in files if path.suffix.lower() not in TABLE_SUFFIXES or not path.is_file()]
+    refuse_tars(unfit)
     if unfit or not files:
         absent = not unfit or unfit[0].is_file()
         raise DataError(

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from labelwright import launch
+from labelwright.data.images import IMAGE_SUFFIXES
 from labelwright.errors import ConfigError, DataError, LabelwrightError
 from labelwright.parsing import json_of
 from labelwright.replacing import check_output
@@ -74,8 +75,18 @@ def is_sharded(data: Any, *, engine: str, shard_rows: int | None) -> bool:
     if engine not in ("local", "ray"):
         raise ConfigError(f"engine={engine} is not possible", fix="local or ray")
     many = data if isinstance(data, (list, tuple)) else [data]
-    are_far = any(is_url(each) or (isinstance(each, (str, Path)) and str(each).endswith(".tar")) for each in many)
+    are_far = any(isinstance(each, (str, Path)) and (is_url(each) or _is_tar(str(each))) for each in many)
     return engine == "ray" or shard_rows is not None or are_far
+
+
+def _is_tar(place: str) -> bool:
+    """Whether this is a tar, a pattern of tars or a folder of nothing but tars and notes about them."""
+    path = Path(place).expanduser()
+    if not path.is_dir():
+        return place.endswith(".tar")
+    if next(path.glob("*.tar"), None) is None:
+        return False
+    return not any(each.is_dir() or each.suffix.lower() in IMAGE_SUFFIXES for each in path.glob("[!.]*"))
 
 
 def over_shards(

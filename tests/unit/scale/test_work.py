@@ -145,7 +145,15 @@ def test_embed_and_annotate__shards_are_data_again(photos: Path, tmp_path: Path)
     vectors = [np.array(table["embedding"].to_pylist()) for table in (parts, whole)]
     assert np.allclose(*vectors, atol=1e-6)
     assert np.allclose(np.linalg.norm(vectors[0], axis=1), 1, atol=1e-5)
+    found = lw.inspect(tmp_path / "feats").table  # the vectors, not the images that the column of paths names
+    assert (found.fingerprint, len(found)) == (lw.inspect(tmp_path / "feats.parquet").table.fingerprint, len(whole))
     tars = as_tars(photos, tmp_path / "tars", 2)
+    lw.embed(tars, out=tmp_path / "of-tars", model=digits)
+    assert lw.inspect(f"{tmp_path}/of-tars/*.parquet").table.counts().tolist() == found.counts().tolist()
+    for data in (tars, tars / "000.tar"):
+        with pytest.raises(DataError, match=r"000\.tar: a tar is read by embed") as raised:
+            lw.inspect(data)
+        assert "and give feats" in str(raised.value)
     done = lw.annotate(f"{tars}/*.tar", model=digits, out=tmp_path / "sets", classes=names, on_bad="skip", shard_rows=8)
     assert done.n_shards == 2
     assert done.n_images == 0  # labels that are not in the list of classes
