@@ -26,6 +26,8 @@ from labelwright.replacing import check_output, disk_errors, replacing
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+OF_IMAGES = ("seed", "test_frac", "group", "classes", "corrections", "on_bad", "split_column", "label_column")
+"""Settings that decide which images are learned from and which are scored on."""
 ANNOTATIONS = ("candidates.parquet", "candidates.answers.jsonl")
 """What a run folder keeps of an annotator: the candidates, and the answers of a chat model as they come."""
 
@@ -401,6 +403,9 @@ class Run:
         self._check_is_one()
         return self.read(name) if (self.path / name).is_file() else {}
 
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
     # ---- writing ----------------------------------------------------------------------------------------------------
 
     def write_head(
@@ -422,24 +427,23 @@ class Run:
         """
         self.check_there()
         has_begun = self.has_begun
+        changed: dict[str, tuple[Any, Any]] = {}  # setting -> what it was, and is
+        if resume and has_begun:
+            old, new = _flat(self.read("config.yaml", "method")), _flat(config)
+            changed = {key: (old.get(key), new[key]) for key in new if old.get(key) != new[key]}
+            changed = {key: pair for key, pair in changed.items() if key not in may_differ}
         is_annotating = any((self.path / name).exists() for name in ANNOTATIONS)
         if resume and (has_begun or (is_annotating and (self.path / "data.json").exists())):
             was = self.read("data.json", "fingerprint")
             kinds = {"": "training images", "test_": "test images", "candidates_": "candidates"}
             for kind, what in kinds.items():
                 if was.get(f"{kind}fingerprint") != described.get(f"{kind}fingerprint"):
+                    _check_unchanged({key: pair for key, pair in changed.items() if key in OF_IMAGES})
                     raise DataError(
                         f"the {what} changed since this run began", fix="resume with the same data, or start anew"
                     )
         if resume and has_begun:
-            old, new = _flat(self.read("config.yaml", "method")), _flat(config)
-            changed = [key for key in new if old.get(key) != new[key] and key not in may_differ]
-            if changed:
-                key = changed[0]
-                raise ConfigError(
-                    f"{key} was {old.get(key)!r} when this run began and is {new[key]!r} now",
-                    fix="resume with the settings of config.yaml, or start anew in another --out",
-                )
+            _check_unchanged(changed)
             return
         self.write_yaml("config.yaml", config)
         self.write_json("environment.json", machine)
@@ -520,6 +524,15 @@ def write_parquet_atomically(table: pa.Table, path: Path) -> None:
     with replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for first in range(0, max(1, len(table)), ROWS_AT_ONCE):
             writer.write_table(table.slice(first, ROWS_AT_ONCE).cast(schema))
+
+
+def _check_unchanged(changed: Mapping[str, tuple[Any, Any]]) -> None:
+    """Refuse to resume with another setting: ConfigError naming the first."""
+    for key, (was, is_now) in changed.items():
+        raise ConfigError(
+            f"{key} was {was!r} when this run began and is {is_now!r} now",
+            fix="resume with the settings of config.yaml, or start anew in another --out",
+        )
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:

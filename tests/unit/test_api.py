@@ -154,6 +154,16 @@ def test_resume__refuses_changed_images(which: str, run: lw.Run, photos: Path, t
     assert files_of(run.path) == before
 
 
+def test_resume__names_the_setting_that_decides_which_images_are_held_out(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    lw.fit(photos, out=out, method="ce", device="cpu", model="descriptor")
+    assert repr(lw.Run(out)) == f"Run({str(out)!r})"
+    with pytest.raises(ConfigError, match="seed was 0 when this run began and is 3 now"):
+        lw.fit(photos, out=out, method="ce", device="cpu", model="descriptor", resume=True, seed=3)
+    with pytest.raises(ConfigError, match=r"test_frac was 0.2 when this run began and is 0.4 now"):
+        lw.fit(photos, out=out, method="ce", device="cpu", model="descriptor", resume=True, test_frac=0.4)
+
+
 def test_resume__begins_a_run_that_is_not_there_but_not_among_other_files(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("chapter one", encoding="utf-8")
