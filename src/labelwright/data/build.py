@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from labelwright.data.class_names import Vocabulary, checked_names, odd_names, unknown_words, without_images
+from labelwright.data.class_names import Vocabulary, checked_names, index_of, odd_names, unknown_words, without_images
 from labelwright.data.columns import ANSWER
 from labelwright.data.layouts import SPLIT_NAMES, SPLITS, folder_inside, found_elsewhere
 from labelwright.data.table import Images, LabelTable
@@ -340,7 +340,7 @@ class TableBuilder:
 
         Numbers are positions in names that are no numbers: from 1 where they are 1 to C, from 0 otherwise.
         """
-        index = {name: i for i, name in enumerate(class_names)}
+        index = index_of(class_names)
         words, first = self._words.names, 0
         if class_names and not any(INTEGER.fullmatch(name) for name in class_names):  # else "3" would be ambiguous
             is_used = np.zeros(len(words) + 1, dtype=bool)

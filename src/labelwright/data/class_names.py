@@ -122,6 +122,21 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
+def index_of(class_names: Sequence[str]) -> dict[str, int]:
+    """Name -> number of its class; true and false in each way that tables, spreadsheets and Python write them.
+
+    Example:
+      >>> index_of(["cat", "True"])
+      {'cat': 0, 'True': 1, 'true': 1, 'TRUE': 1}
+    """
+    index = {name: c for c, name in enumerate(class_names)}
+    for word in ("true", "false"):
+        spelled = [name for name in index if name.casefold() == word]
+        if len(spelled) == 1:
+            index |= dict.fromkeys((spelled[0], word, word.title(), word.upper()), index[spelled[0]])
+    return index
+
+
 def close_name(word: str, class_names: Sequence[str]) -> str | None:
     """The class that is probably meant by a name that is none; None for numbers, and where none is like it.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from labelwright.data.class_names import close_name, unknown_words
+from labelwright.data.class_names import close_name, index_of, unknown_words
 from labelwright.data.sheets import read_sheet
 from labelwright.data.table import LabelTable
 from labelwright.data.values import INTEGER, canonical
@@ -81,9 +81,9 @@ def corrected(table: LabelTable, source: Any, *, may_add: bool = False) -> Label
         return table
     place = {key: row for row, key in enumerate(table.ids.to_pylist())}
     labels, rows = table.labels.copy(), [row for each in sources for row in read_corrections(each)]
-    more = {label for _, _, label in rows if may_add and label and label not in table.class_names}
+    more = {label for _, _, label in rows if may_add and label and label not in index_of(table.class_names)}
     new = sorted(label for label in more if _may_be_new(label, table.class_names))
-    classes = {name: c for c, name in enumerate([*table.class_names, *new])}
+    classes = index_of([*table.class_names, *new])
     bad = []
     for where, key, label in rows:
         if key not in place:

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from labelwright.arguments import check_arguments
+from labelwright.data.class_names import index_of
 from labelwright.data.columns import ROLES
 from labelwright.data.sheets import read_sheet
 from labelwright.errors import ConfigError, DataError, LabelwrightError
@@ -169,8 +170,7 @@ def read_verified(path: str | Path, class_names: Sequence[str]) -> Verified:
     fix = "give a column id and a column verified, with the true class of each image, as verify-sample writes them"
     wanted = {"id": ROLES["id"], "class": ("verified", *ROLES["truth"], *ROLES["label"]), "drawn": ("drawn",)}
     rows = read_sheet(path, wanted, fix=fix, optional=("drawn",))
-    of_name = {name: c for c, name in reversed(list(enumerate(class_names)))}
-    of_name = dict.fromkeys(NO_CLASS, -1) | of_name
+    of_name = dict.fromkeys(NO_CLASS, -1) | index_of(class_names)
     labels, n_blank = dict[str, int](), 0
     for where, texts in rows:
         one, text = texts["id"], texts["class"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from labelwright import cli
@@ -12,6 +13,7 @@ from labelwright.data.corrections import corrected, read_corrections
 from labelwright.data.prepare import prepare
 from labelwright.data.read import load
 from labelwright.errors import DataError
+from labelwright.pipeline.promises import read_verified
 from pictures import write_folders
 
 
@@ -101,6 +103,21 @@ def test_prepare__classes_that_corrections_alone_name(photos: Path, tmp_path: Pa
     found = corrected(truth, {first: "okapi"}, may_add=True)
     assert found.truth_names == (*names, "okapi", "emu")
     assert found.truth[0] == found.labels[0] == len(names)
+
+
+def test_prepare__booleans_are_classes_however_they_are_written(tmp_path: Path) -> None:
+    photos = write_folders(tmp_path / "photos", {"True": 4, "False": 4})
+    path = write(tmp_path, "id,label", "True/0.png,FALSE", "True/1.png,false", "False/0.png,TRUE")
+    found = prepare(photos, corrections=str(path), test_frac=0).train.table
+    assert found.class_names == ("False", "True")
+    assert found.labels.tolist() == [1, 0, 0, 0, 0, 0, 1, 1]
+    rows = pd.DataFrame({"image": [str(photos / "True" / "0.png"), str(photos / "False" / "0.png")]})
+    rows = rows.assign(label=[True, False])
+    assert load(rows, classes=["True", "False"]).labels.tolist() == [0, 1]
+    assert load(rows, classes=["True", "true", "False"], on_bad="skip").labels.tolist() == [1, 2]
+    verified = tmp_path / "verified.csv"
+    verified.write_text("id,verified\na,TRUE\nb,false\n", encoding="utf-8")
+    assert read_verified(verified, ["False", "True"]).labels == {"a": 1, "b": 0}
 
 
 def test_read_corrections__ids_with_line_breaks_and_of_other_tables(tmp_path: Path) -> None:
