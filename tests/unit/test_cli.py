@@ -861,6 +861,7 @@ def test_evaluate__prints_what_the_run_found(finished: Path, photos: Path, capsy
     told = capsys.readouterr().out
     assert "on 20 images" in told
     assert f"{scores['balanced_accuracy']:.4f}" in told
+    assert "notice: the run learned from 20 of these 20 labels: the scores are too good" in told
 
 
 def test_evaluate__unknown_classes_and_no_labels(
@@ -872,6 +873,7 @@ def test_evaluate__unknown_classes_and_no_labels(
     assert cli.run(["evaluate", str(finished), str(other), "--on-bad", "skip"]) == 0
     told = capsys.readouterr()
     assert "on 2 images" in told.out
+    assert "too good" not in told.out
     assert "3 images left out" in told.err
     assert cli.run(["evaluate", str(finished), str(photos / "ant")]) == 2
     assert "has a label" in capsys.readouterr().err

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
@@ -14,7 +16,7 @@ from labelwright.arguments import check_arguments
 from labelwright.data.checks import OnBad
 from labelwright.data.columns import named_columns
 from labelwright.data.prepare import Prepared, Source, beyond, listed, resolved_path
-from labelwright.data.table import HOW_READ
+from labelwright.data.table import HOW_READ, LabelTable
 from labelwright.encoders.aligned import AlignedNet
 from labelwright.errors import DataError
 from labelwright.metrics.classification import calibration_error
@@ -22,7 +24,7 @@ from labelwright.metrics.scores import confusions, open_scores, scores_of, truth
 from labelwright.pipeline.job import Job
 from labelwright.pipeline.resolve import Plan
 from labelwright.pipeline.saved_model import answers_for, load_model
-from labelwright.pipeline.settings import check_values
+from labelwright.pipeline.settings import check_values, is_in_memory
 from labelwright.run_folder import Run
 from labelwright.train.predict import Adapt, Answers, answer
 from labelwright.train.processes import accelerator_for
@@ -73,7 +75,7 @@ def evaluate(
             problems=[problem for problem in table.problems if problem.kind in HOW_READ],
             fix="sort them into a folder per class, or give a table with a column of labels (--label-column)",
         )
-    about = {"left_out": listed(table.quarantined), "notices": table.how_read}
+    about = {"left_out": listed(table.quarantined), "notices": [*table.how_read, *_learned_from(Run(run), data, table)]}
     if n_seen is not None:
         truth, names = truth_beyond(beyond(table, saved.class_names[:n_seen]), n_seen)
         return {**open_scores(answers, truth, names, n_seen=n_seen), **about}
@@ -84,6 +86,16 @@ def evaluate(
     right = answers.predicted[scored] == torch.from_numpy(table.labels).long()[scored]
     off = calibration_error(saved.calibration.chance(answers.odds[scored]), right)
     return {**scores, "trust_ece": off, "confusions": pairs, **about}
+
+
+def _learned_from(run: Run, data: Any, table: LabelTable) -> list[str]:
+    """That labelled images are those of the run itself, by the same path and ids."""
+    if run.labels is None or is_in_memory(data) or str(resolved_path(data)) != str(run.config.get("data")):
+        return []
+    given = run.labels.filter(pc.equal(run.labels["source"], "given"))["id"]
+    known = np.asarray(pc.is_in(table.ids.cast(pa.string()), value_set=given.cast(pa.string())))
+    n, n_scored = int((known & (table.labels >= 0)).sum()), int((table.labels >= 0).sum())
+    return [f"the run learned from {n:,} of these {n_scored:,} labels: the scores are too good"] if n else []
 
 
 def answers_of(
