@@ -46,11 +46,16 @@ def is_left_alone() -> bool:
 
 
 def end(code: int | str | None) -> NoReturn:
-    """End this process; at once where a thread called `AHEAD` still computes: torch there would abort the usual end."""
-    if isinstance(code, int) and any(thread.name == AHEAD for thread in threading.enumerate()):
+    """End this process; at once where torch may abort the usual end, for which a launcher would end the others.
+
+    That is so beside a thread called `AHEAD` that still computes, and of one process of several, for each of which the
+    threads that exchange are still there.
+    """
+    is_ahead = any(thread.name == AHEAD for thread in threading.enumerate())
+    if (code is None or isinstance(code, int)) and (is_ahead or is_shared()):
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)
+        os._exit(code or 0)
     sys.exit(code)
 
 

@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -216,6 +217,14 @@ def test_cli__other_verbs_are_done_by_the_first_process_alone(
     monkeypatch.setenv("RANK", "0")
     assert cli.run(["verify", str(tmp_path / "none")]) == 2
     assert "RANK" not in os.environ
+
+
+def test_end__one_of_several_processes__not_as_the_interpreter_ends() -> None:
+    words = "import atexit, os; from labelwright import launch; atexit.register(os.abort); print('said'); launch.end(0)"
+    for size, code in (("2", 0), ("1", -signal.SIGABRT)):
+        env = os.environ | {"WORLD_SIZE": size}
+        done = subprocess.run([sys.executable, "-c", words], env=env, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (code, "said\n")
 
 
 @pytest.mark.parametrize(("size", "is_told"), [(None, True), ("1", False)])
