@@ -239,7 +239,7 @@ def main() -> None:
                     "cell": name.replace(" ", "_"),
                     "title": name,
                     "metric": metric,
-                    "value": f"{value:.3g}",
+                    "value": np.format_float_positional(value, precision=3, fractional=False, trim="-"),
                     "n_seeds": "1",
                     "commit": commit,
                     "hardware": "cpu (2 processes, a thread each)",
