@@ -22,6 +22,7 @@ from labelwright.data.values import as_text
 from labelwright.errors import Problem
 from labelwright.wording import counted
 
+ANSWERED_MIN = 0.9  # of the rows with an annotator that have a label, from which it is that annotator's answer
 ANSWERS_MIN = 1.5  # rows an image from which images with equal content are taken for one that comes again
 
 
@@ -51,7 +52,8 @@ class Part:
 def with_a_column_each(parts: Sequence[Part], named: Named) -> tuple[list[Part], Named]:
     """Answers that stand one a row, with a column per annotator in their place; other tables as they are.
 
-    It is so where one column of annotators is named, there is a column of labels, and images come again.
+    It is so where one column of annotators is named, there is a column of labels, and images come again, or what that
+    column holds is no label at all: an image each, by one annotator or another.
 
     Args: parts whose roles are by ``named``.
 
@@ -66,7 +68,7 @@ def with_a_column_each(parts: Sequence[Part], named: Named) -> tuple[list[Part],
     firsts, chosen = list[dict[str, list[Any]]](), list[list[int]]()
     rows: dict[str, int] = {}  # image -> its row
     answers: dict[str, dict[int, str]] = {}  # annotator -> row -> answer
-    n_read = n_again = 0
+    n_read = n_again = n_people = n_answers = 0
     for part, own in zip(parts, contents, strict=True):
         roles, n_before = part.roles, n_read
         labels = part.columns.class_labels(roles).get("label")
@@ -88,15 +90,19 @@ def with_a_column_each(parts: Sequence[Part], named: Named) -> tuple[list[Part],
                     for role, values in first.items():
                         values.append(cell.get(role) or (kept[-1] + 1 if role == LINE else None))
                 n_read += 1
+                n_people += bool(cell.get(who))
                 if cell.get(who) and cell.get("label"):
+                    n_answers += 1
                     given = answers.setdefault(cell[who], {})
                     n_again += rows[key] in given
                     given[rows[key]] = cell["label"]
         firsts.append(first)
         chosen.append(kept)
     given_labels = {label for given in answers.values() for label in given.values()}
-    is_sure = not are_close or len(rows) * ANSWERS_MIN <= n_read or not given_labels & answers.keys()
-    if len(rows) == n_read or not answers or not is_sure:
+    are_others = not given_labels & answers.keys()
+    is_sure = not are_close or len(rows) * ANSWERS_MIN <= n_read or are_others
+    come_again = len(rows) < n_read or (are_others and n_answers >= ANSWERED_MIN * n_people)
+    if not come_again or not answers or not is_sure:
         for part in parts:
             _read_anew(part.columns)
         return list(parts), named
@@ -154,10 +160,14 @@ def _contents(parts: Sequence[Part]) -> tuple[list[list[str] | None], bool]:
         batches = part.columns.batches([own]) if own is not None else iter(())
         ids.append([text for batch in batches for text in as_text(batch.column(own))[0].to_pylist()])
     every = [text for own in ids for text in own]
-    if inside and all(ids) and None not in every and len(set(every)) < len(every):
-        by_id = iter(ids)
-        return [list(map(str, next(by_id))) if part in inside else None for part in parts], False
+    have_ids = bool(inside) and all(ids) and None not in every
+    by_id = [list(map(str, ids.pop(0))) if part in inside else None for part in parts] if have_ids else []
+    if have_ids and len(set(every)) < len(every):
+        return by_id, False
     found = [list(contents_of(part.columns, part.roles.get("image"))) if part in inside else None for part in parts]
+    n_images = len({text for own in found if own is not None for text in own})
+    if have_ids and n_images * ANSWERS_MIN > len(every):  # of few copies each has an id of its own
+        return by_id, False
     return found, bool(inside)
 
 

@@ -202,3 +202,28 @@ def test_columns__of_embeddings(tmp_path: Path) -> None:
     np.savez(tmp_path / "t.npz", embeddings=np.eye(4))
     with pytest.raises(ConfigError, match="has no columns"):
         load_embeddings(tmp_path / "t.npz", annotators=("ann",))
+
+
+@pytest.mark.parametrize("kind", ["csv", "embeddings"])
+def test_long__an_image_each(photos: Path, kind: str) -> None:
+    """Nobody answers about an image again: the column of people holds no class, so labels are their answers."""
+    rows = [("w1", "0.png", "cat"), ("w2", "1.png", "dog"), ("w1", "2.png", "dog"), ("w3", "3.png", "owl")]
+    source = photos / ("t.csv" if kind == "csv" else "t.parquet")
+    if kind == "csv":
+        source.write_text("who,image,label\n" + "".join(",".join(row) + "\n" for row in rows))
+    else:
+        who, ids, said = (list(column) for column in zip(*rows, strict=True))
+        alike = [[0.0, 1.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]  # a copy has an id of its own
+        pq.write_table(pa.table({"who": who, "id": ids, "label": said, "embedding": alike}), source)
+    asked = {"annotators": ("who",)}
+    table = load(source, **asked) if kind == "csv" else load_embeddings(source, **asked).table
+    assert (table.annotators, table.class_names) == (("w1", "w2", "w3"), ("cat", "dog", "owl"))
+    assert table.votes.tolist() == [[0, -1, -1], [-1, 1, -1], [1, -1, -1], [-1, -1, 2]]
+    assert (table.labels == -1).all()
+
+
+def test_columns__answers_beside_verified_labels_stay_answers(photos: Path) -> None:
+    """Another class than every verified label, and yet no person's name."""
+    (photos / "t.csv").write_text("image,who,label\n0.png,dog,cat\n1.png,dog,\n2.png,dog,\n")
+    table = load(photos / "t.csv", annotators=("who",))
+    assert (table.annotators, table.labels.tolist(), table.votes.tolist()) == (("who",), [0, -1, -1], [[1], [1], [1]])
