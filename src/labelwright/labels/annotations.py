@@ -19,10 +19,13 @@ from labelwright.labels.dawid_skene import SMOOTHING, confusion_of, smoothed, vo
 from labelwright.types import Task
 
 Kind = Literal["answers", "votes", "sets", "shares"]
-"""Answers of annotators; weights that are shares of votes; sets without weights; weights of any other kind."""
+"""Answers of annotators; weights that are shares of votes, or about one guess an image; larger sets without weights;
+weights of any other kind."""
 
+FEW_ANSWERS = 10.0  # per class and annotator, below which annotators who answered about other images are taken as alike
 MOST_VOTES = 20  # votes per image up to which weights are taken for shares of votes
 NEARLY_ALL = 0.95  # of the sets whose weights must look like shares of votes
+FEW_GUESSES = 1.5  # per image that has any, below which they are guesses, and no sets that were made to hold the class
 TEMPERATURES = (0.25, 16.0)  # lowest and highest factor of the logits
 TEMPERATURE_ROWS = 4000  # that it is found on, evenly spread
 N_ITER = 30  # of EM, at most
@@ -61,11 +64,47 @@ class Annotations:
         sets = self.task.candidates
         if sets is None or not len(sets.classes):
             return None
-        if sets.weights is None or bool((self._least == self._largest)[sets.offsets.diff() > 0].all()):
-            return "sets"
+        if self._are_even:
+            return "votes" if self.has_one_guess else "sets"
         several = sets.offsets.diff() > 1
         n = self._counted[several]
         return "votes" if float((n > 0).double().mean()) >= NEARLY_ALL and several.any() else "shares"
+
+    @cached_property
+    def _are_even(self) -> bool:
+        """Whether no candidate of a set weighs more than another."""
+        sets = self.task.candidates
+        assert sets is not None
+        return sets.weights is None or bool((self._least == self._largest)[sets.offsets.diff() > 0].all())
+
+    @cached_property
+    def has_one_guess(self) -> bool:
+        """Whether an image has about one answer or candidate, of those that have any."""
+        if self.task.votes is not None:
+            n = (self.task.votes >= 0).sum(1)
+        elif self.task.candidates is not None and self._are_even:
+            n = self.task.candidates.offsets.diff()
+        else:
+            return False
+        return bool((n > 0).any()) and float(n[n > 0].double().mean()) < FEW_GUESSES
+
+    @cached_property
+    def _are_alike(self) -> bool:
+        """Whether annotators are not kept apart: an image has one answer, and each annotator gave few."""
+        votes = self.task.votes
+        if votes is None or not self.has_one_guess:
+            return False
+        return float((votes >= 0).sum()) < FEW_ANSWERS * self.task.n_classes * votes.shape[1]
+
+    @property
+    def answers(self) -> Tensor | None:
+        """[N, A] int64 classes answered, -1 = none; None where candidates say no single one."""
+        sets = self.task.candidates
+        if self.task.votes is not None or sets is None or not self.has_one_guess:
+            return self.task.votes
+        sizes = sets.offsets.diff()
+        first = sets.classes[sets.offsets[:-1].clamp(max=len(sets.classes) - 1)].long()
+        return torch.where(sizes == 1, first, -1)[:, None]
 
     @cached_property
     def _row_of(self) -> Tensor:
@@ -114,7 +153,7 @@ class Annotations:
         """[N] float: how many votes a set's weights are shares of; of a single candidate as many as is usual."""
         assert self.task.candidates is not None
         sizes = self.task.candidates.offsets.diff()
-        if self.kind != "votes":
+        if self.kind != "votes" or self.has_one_guess:
             return torch.ones(len(sizes), device=sizes.device)
         n = self._counted
         return torch.where(sizes > 1, n.clamp(min=1), n[sizes > 1].median())
@@ -147,7 +186,8 @@ class Annotations:
         """
         zeros = probs.new_zeros(probs.shape[1])
         if self.task.votes is not None:
-            return confusion_of(probs, self.task.votes[rows], smoothing=self.smoothing), zeros
+            votes = self.task.votes[rows]
+            return confusion_of(probs, votes, smoothing=self.smoothing, are_alike=self._are_alike), zeros
         given = self.members(rows)
         has_set = given.sum(1) > 0
         given, probs = given[has_set], probs[has_set]

@@ -58,7 +58,7 @@ def majority(votes: Tensor, n_classes: int, labels: Tensor | None) -> Tensor:
     return probs
 
 
-def confusion_of(probs: Tensor, votes: Tensor, *, smoothing: float = SMOOTHING) -> Tensor:
+def confusion_of(probs: Tensor, votes: Tensor, *, smoothing: float = SMOOTHING, are_alike: bool = False) -> Tensor:
     """Confusion matrices under class probabilities, drawn towards each annotator's usual behaviour.
 
     Usual is to be right as often as over all classes together, and else to answer as its wrong answers are spread over
@@ -68,6 +68,7 @@ def confusion_of(probs: Tensor, votes: Tensor, *, smoothing: float = SMOOTHING) 
       probs: [N, C] float64, rows sum to 1.
       votes: [N, A] int64, -1 = no answer.
       smoothing: how many answers the usual behaviour counts for in each row, > 0.
+      are_alike: whether all annotators are taken to behave alike.
 
     Returns: [A, C, C] float64, above 0, rows sum to 1.
 
@@ -76,7 +77,9 @@ def confusion_of(probs: Tensor, votes: Tensor, *, smoothing: float = SMOOTHING) 
       >>> [[round(p, 3) for p in row] for row in confusion_of(probs, votes)[0].tolist()]
       [[0.727, 0.273], [0.318, 0.682]]
     """
-    return torch.stack([smoothed(_counts(probs, answers), smoothing) for answers in votes.T])
+    counts = torch.stack([_counts(probs, answers) for answers in votes.T])
+    counts = counts.sum(0).expand_as(counts) if are_alike else counts
+    return torch.stack([smoothed(each, smoothing) for each in counts])
 
 
 def _counts(probs: Tensor, answers: Tensor) -> Tensor:

@@ -8,8 +8,8 @@
  6  q = softmax(T v + log prior + log-likelihood of the annotations), with confusion matrices, prior and
     temperature T by EM; a verified label stays                                                 (labels/annotations.py)
  7  columns of q change names where the answers speak clearly for others               (labels/dawid_skene.py)
- 8  lines 4 to 7 until they move nothing, for `n_rounds` rounds at most, and again from the majority vote: of the two
-    that q is kept under which the annotations are likelier, given v
+ 8  lines 4 to 7 until they move nothing, for `n_rounds` rounds at most, and again from the majority vote, or from what
+    left-out heads say where an image has one guess: that q is kept under which the annotations are likelier, given v
  9  the head of all images, times T, is the classifier; with groups T is that of heads that did not see an image's
     group, as it will be used
 
@@ -131,6 +131,8 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
             elif moved_frac[-1] < MOVED_FRAC:
                 return _Found(q, fitted, heads, moved_frac)
 
+    if annotations.has_one_guess:
+        starts.append(left_out_logits(starts[0], fold, [None] * (int(fold.max()) + 1)).double().softmax(1))
     found = max((in_turn(q) for q in starts), key=lambda each: each.fitted.likelihood)  # 8
     q, fitted, heads = found.q, found.fitted, found.heads
     head_of_all, temperature = given.plain(_solved(z, q, penalty, heads[0])), fitted.temperature

@@ -29,7 +29,7 @@ def own_answers(kept: Contender, given: Tensor) -> tuple[Answers, dict[str, Any]
     Returns: answers, ``alone`` being the model's own; and, where there are candidates, under ``own_sets``: rule (yes,
       no, auto, see `FitSettings.outside_candidates`), truth_inside (estimated share of images whose class is among
       their candidates; auto only), outside_frac (of the model's own answers) and label_outside_frac (of the labels),
-      over images with candidates and no verified label.
+      over images with candidates and no verified label; and one_guess where an image has about one.
     """
     task, annotations = kept.job.task, Annotations(kept.job.task)
     if annotations.kind is None or task.n_novel:
@@ -54,7 +54,7 @@ def own_answers(kept: Contender, given: Tensor) -> tuple[Answers, dict[str, Any]
     rows = torch.arange(len(task.labels))
     counts = torch.cat([annotations.is_annotated(some) & (task.labels[some] < 0) for some in torch.split(rows, 8192)])
     n = max(1, int(counts.sum()))
-    facts: dict[str, Any] = {"rule": rule}
+    facts: dict[str, Any] = {"rule": rule} | ({"one_guess": True} if annotations.has_one_guess else {})
     for key, classes in (("outside_frac", answers.alone), ("label_outside_frac", answers.predicted)):
         assert classes is not None
         facts[key] = round(float((is_outside(annotations, classes) & counts).sum()) / n, 4)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shlex
 import sys
 import threading
 import webbrowser
@@ -23,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from labelwright.arguments import check_arguments
-from labelwright.errors import ConfigError, DataError, LabelwrightError
+from labelwright.errors import ConfigError, LabelwrightError
 from labelwright.launch import AHEAD
 from labelwright.parsing import json_of
 from labelwright.pipeline.run_config import command_of, from_config, settings_of
@@ -89,7 +88,7 @@ def review(
         return _serve(folder, data, port, open)
     Board(folder)  # a run that is not finished is refused
     corrections = None if export is None else _exported(folder, Path(export))
-    applied, says = relabelled(folder, out, data=data) if apply else (None, "")
+    applied, says = relabelled(folder, out) if apply else (None, "")
     return Reviewed(folder, len(AnswerLog(folder / ANSWERS_FILE).labels), corrections, applied, says)
 
 
@@ -160,7 +159,7 @@ def desk_of(folder: Path, data: Any = None) -> Desk:
         Pictures(folder, board.ids, lambda: _images(folder, data)),
         edit=lambda action, names, key: _edit(board, action, names, key, data),
         undo_edit=lambda number, key: _undo_edit(board, number, key),
-        apply=lambda: relabelled(folder, None, data=data)[1],
+        apply=lambda: relabelled(folder, None)[1],
     )
 
 
@@ -298,19 +297,17 @@ def _exported(folder: Path, target: Path) -> Path:
     return target
 
 
-def relabelled(folder: Path, out: str | Path | None, *, data: Any = None) -> tuple[Path, str]:
+def relabelled(folder: Path, out: str | Path | None) -> tuple[Path, str]:
     """Fit a run anew with what was answered as given labels; its stored features make that a matter of seconds.
 
     Args:
       folder: the run.   out: the new one; None = the name of the run with the next number.
-      data: see `review`; images of a run on embeddings are for its pictures, and nothing is fitted to them.
 
     Returns: the folder of the new run, and what came of it.
 
     Raises: ConfigError if nothing was answered, or the run learned from pixels, which takes its time and is left to a
       command.
     """
-    from labelwright.data.prepare import is_embeddings
     from labelwright.pipeline.fit import fit
 
     run = Run(folder)
@@ -328,15 +325,7 @@ def relabelled(folder: Path, out: str | Path | None, *, data: Any = None) -> tup
         )
     target = next_name(folder) if out is None else Path(out)
     began = run.labels
-    moved = {"data": data} if data is not None and is_embeddings(data) == is_embeddings(run.config["data"]) else {}
-    place = str(run.config["data"])
-    if not moved and Path(place).is_absolute() and not re.search(r"[*?\[]", place) and not Path(place).exists():
-        raise DataError(
-            f"the images of the run are no longer at {place}",
-            fix=f"say where they are: labelwright review {shlex.quote(str(folder))} --apply --data PHOTOS",
-        )
-    changes = moved | _with_named(run, labels)
-    fitted = fit(config=folder / "config.yaml", corrections=str(path.resolve()), out=target, **changes)
+    fitted = fit(config=folder / "config.yaml", corrections=str(path.resolve()), out=target, **_with_named(run, labels))
     assert began is not None
     assert fitted.labels is not None
     before = dict(zip(began["id"].to_pylist(), began["label"].to_pylist(), strict=True))

@@ -16,7 +16,7 @@ from labelwright.reporting.checks import is_given
 from labelwright.reporting.given import interval
 from labelwright.reporting.lines import folded_warnings
 from labelwright.reporting.panels import kept_epoch
-from labelwright.reporting.words import COLUMNS, beside_rows, is_doubted, listed
+from labelwright.reporting.words import COLUMNS, beside_rows, is_doubted, is_repeated, listed
 from labelwright.run_folder import Run
 from labelwright.wording import counted, percent
 
@@ -46,6 +46,7 @@ BASIS = {
 
 
 DOUBTED = "the model that read the class names does not seem to know these classes"
+REPEATED = "the classifier repeats nearly every guess, one an image, and would repeat wrong ones as well"
 LABELS, NEW = "labels are right", "new images are labelled right"
 UNLIKE = "and many unlabelled images look unlike all labelled ones"
 
@@ -164,6 +165,7 @@ def share_right(run: Run) -> Share:
     if estimated is not None and source != "none":
         low, high = trust["interval"]
         basis = BASIS.get(source, source).format(n=counted(trust.get("n") or 0, "label"))
+        basis = f"no label confirms this: {REPEATED}" if is_repeated(trust) else basis
         basis = f"no label confirms this: {DOUBTED}" if is_doubted(trust) else basis
         if run.summary.get("n_novel"):
             basis = "labels confirm the named classes alone, and nothing the new ones"

@@ -26,6 +26,8 @@ SITUATIONS = {
 }
 
 
+REPEATED = 0.9  # share of the guesses, one an image, from which a classifier repeats nearly all of them
+
 TURNING = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])
 """Characters that turn the direction of the text after them."""
 
@@ -69,6 +71,16 @@ def is_doubted(trust: Mapping[str, Any]) -> bool:
     return float(trust.get("lowered") or 0.0) > max(0.0, left)
 
 
+def is_repeated(trust: Mapping[str, Any]) -> bool:
+    """Whether ``trust`` of summary.json says that a classifier repeats nearly all of the guesses, one an image.
+
+    Example:
+      >>> is_repeated({"repeated": 0.98}), is_repeated({"repeated": 0.7})
+      (True, False)
+    """
+    return float(trust.get("repeated") or 0.0) >= REPEATED
+
+
 def knows_annotator(summary: Mapping[str, Any]) -> bool:
     """Whether ``zero_shot`` of summary.json is what the run's annotator answers: of two towers, not of a chat model.
 
@@ -108,7 +120,10 @@ def own_sets_words(found: Mapping[str, Any] | None) -> list[str]:
         "auto": "what the model and the candidates say together",
     }[found["rule"]]
     alone = f"the model alone would leave them for {percent(found['outside_frac'])}"
-    if found["rule"] == "auto":
+    if found["rule"] == "auto" and found.get("one_guess"):
+        alone = f"of the guesses, one an image, the model alone contradicts {percent(found['outside_frac'])}, and the"
+        alone += f" labels {percent(found['label_outside_frac'])}"
+    elif found["rule"] == "auto":
         alone = (
             f"the candidates are estimated to hold the right class for {percent(found['truth_inside'])} of the images; "
             f"{percent(found['label_outside_frac'])} of the labels are another class"

@@ -164,3 +164,30 @@ def test_sets__likelihood_against_a_loop():
             expected += np.log(rate if mask[0, j] else 1 - rate)
         assert float(found[0, c]) == pytest.approx(expected)
     assert found[2].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("extra", [0.0, 0.2])  # of the images with two guesses
+def test_fit_annotations__one_guess_is_an_answer(extra):
+    """Not a set that holds the class by itself: how often guesses are wrong shows in what a classifier sees."""
+    truth, more = truth_of(), torch.from_numpy(np.random.default_rng(3).random(N) < extra)
+    guess = votes_of(truth, (0.6,))[:, 0]
+    rows = [[int(g), int((g + 1) % C)] if two else [int(g)] for g, two in zip(guess, more, strict=True)]
+    offsets = torch.tensor([0, *np.cumsum([len(row) for row in rows])])
+    sets = Candidates(offsets, torch.tensor([c for row in rows for c in row], dtype=torch.int32), None)
+    annotations = Annotations(task_of(candidates=sets))
+    assert (annotations.kind, annotations.has_one_guess) == ("votes", True)
+    assert annotations.answers.flatten().equal(torch.where(more, -1, guess))
+    assert abs(fit_annotations(annotations, seen(truth, 1.0, right=0.9), ROWS).inside - 0.6) < 0.06
+
+
+def test_fit_annotations__annotators_of_few_answers_are_taken_as_alike():
+    """Forty of fifteen answers each, about an image each; with four of them the worst differs from the best."""
+    truth, who = truth_of(), np.arange(N) % 40
+    for n, reliability in ((40, np.full(40, 0.7)), (4, np.array([0.95, 0.7, 0.7, 0.4]))):
+        draw = np.random.default_rng(4).random(N) < reliability[who % n]
+        votes = torch.full((N, n), -1)
+        votes[ROWS, torch.from_numpy(who % n)] = torch.where(torch.from_numpy(draw), truth, (truth + 1) % C)
+        fitted = fit_annotations(Annotations(task_of(votes=votes)), seen(truth, 1.0, right=0.9), ROWS)
+        right = fitted.weight.diagonal(dim1=1, dim2=2).mean(1)
+        assert (float(right.max() - right.min()) < 1e-6) == (n == 40)
+        assert np.abs(right.numpy() - reliability[:n]).max() < 0.12

@@ -13,6 +13,7 @@ import pytest
 import labelwright as lw
 from labelwright import cli
 from labelwright.errors import ConfigError
+from labelwright.reporting.verdict import verdict_of
 from labelwright.run_folder import Run
 
 NAMES = ("ant", "bee", "cow")
@@ -154,3 +155,32 @@ def test_probabilities_as_weights__are_a_models_and_go_to_coreg(tmp_path: Path) 
     assert lw.inspect(table).runs == "coreg_frozen"
     shares = write(tmp_path, {"candidates": [list(NAMES[:2])] * N, "weights": [[2.0, 1.0]] * N}, x, truth)
     assert lw.inspect(shares, classes=list(NAMES)).runs == "crowd"
+
+
+@pytest.mark.parametrize("column", ["candidates", "answers"])
+def test_fit__guesses_of_a_person(tmp_path: Path, column: str) -> None:
+    """Slips do not show in the image: labels are right where guesses are wrong, and trust says how often."""
+    x, truth = pool(shown=2.5)
+    slips = np.random.default_rng(3).random(N) < 0.3
+    guesses = [NAMES[(c + slip) % 3] for c, slip in zip(truth, slips, strict=True)]
+    how = {"annotator_columns": "ann"} if column == "answers" else {"classes": NAMES}
+    named = {"ann": guesses} if column == "answers" else {"candidates": [[guess] for guess in guesses]}
+    run = lw.fit(write(tmp_path, named, x, truth), out=tmp_path / "run", **how)
+    assert right(run, truth) > 0.95
+    trust = run.summary["trust"]
+    assert trust["repeated"] < 0.8
+    assert abs(trust["estimated"] - right(run, truth)) < 0.05
+
+
+def test_fit__guesses_of_a_model(tmp_path: Path) -> None:
+    """It sees every cow as a bee: the classifier says the same, and cannot be sure of it."""
+    x, truth = pool(shown=2.5)
+    table = {"id": [str(i) for i in range(N)], "embedding": list(x), "candidates": [[NAMES[min(c, 1)]] for c in truth]}
+    pq.write_table(pa.table(table), tmp_path / "t.parquet")
+    run = lw.fit(tmp_path / "t.parquet", out=tmp_path / "run", classes=NAMES)
+    trust = run.summary["trust"]
+    assert trust["repeated"] > 0.95
+    assert trust["estimated"] < 0.8
+    assert trust["interval"][0] < right(run, truth) < trust["interval"][1]
+    assert "repeats nearly every guess" in verdict_of(run)["sentence"]
+    assert "repeats nearly every guess" in (run.path / "report.html").read_text(encoding="utf-8")

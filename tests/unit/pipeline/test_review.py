@@ -211,21 +211,6 @@ def test_apply__answers_are_given_labels_of_a_new_run(tmp_path: Path, capsys: py
     assert corrections_of(again) == {"0": "ant", "1": "", "4": "cow", "60": "cow"}
 
 
-def test_apply__to_data_that_moved(run: Path, tmp_path: Path) -> None:
-    board, moved = desk_of(run).board, tmp_path / "elsewhere.npz"
-    board.answer("assign", [3], 0, "1")
-    assert str(lw.Run(run).config["novel"]) == "2"
-    config = (run / "config.yaml").read_text(encoding="utf-8")
-    data = Path(lw.Run(run).config["data"])
-    shutil.copy(data, moved)
-    gone = tmp_path / "gone.npz"
-    (run / "config.yaml").write_text(config.replace(str(data), str(gone)), encoding="utf-8")
-    with pytest.raises(DataError, match=r"no longer at .*gone.npz\s*fix: say where they are: .*--apply --data PHOTOS"):
-        lw.review(run, apply=True)
-    assert lw.review(run, apply=True, data=moved).applied == run.with_name("run-2")
-    assert lw.Run(run.with_name("run-2")).config["data"] == str(moved)
-
-
 def test_apply__a_discovered_class_with_a_name_and_images_is_a_class(run: Path) -> None:
     desk = desk_of(run)
     rows = np.flatnonzero(desk.board.label == desk.board.class_names.index("novel-1"))[:6].tolist()
