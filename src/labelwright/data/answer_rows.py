@@ -68,7 +68,7 @@ def with_a_column_each(parts: Sequence[Part], named: Named) -> tuple[list[Part],
     firsts, chosen = list[dict[str, list[Any]]](), list[list[int]]()
     rows: dict[str, int] = {}  # image -> its row
     answers: dict[str, dict[int, str]] = {}  # annotator -> row -> answer
-    n_read = n_again = n_people = n_answers = 0
+    n_read = n_again = n_people = n_answers = n_unsigned = 0
     for part, own in zip(parts, contents, strict=True):
         roles, n_before = part.roles, n_read
         labels = part.columns.class_labels(roles).get("label")
@@ -91,6 +91,7 @@ def with_a_column_each(parts: Sequence[Part], named: Named) -> tuple[list[Part],
                         values.append(cell.get(role) or (kept[-1] + 1 if role == LINE else None))
                 n_read += 1
                 n_people += bool(cell.get(who))
+                n_unsigned += not cell.get(who) and bool(cell.get("label"))
                 if cell.get(who) and cell.get("label"):
                     n_answers += 1
                     given = answers.setdefault(cell[who], {})
@@ -106,12 +107,12 @@ def with_a_column_each(parts: Sequence[Part], named: Named) -> tuple[list[Part],
         for part in parts:
             _read_anew(part.columns)
         return list(parts), named
-    detail = f"an answer a row: {n_read} of {counted(len(answers), 'annotator')} about {counted(len(rows), 'image')}"
-    detail += (
-        f"; {counted(n_again, 'answer')} about an image that annotator had answered about: the last counts"
-        if n_again
-        else ""
-    )
+    n_signed = n_read - n_unsigned
+    detail = f"an answer a row: {n_signed} of {counted(len(answers), 'annotator')} about {counted(len(rows), 'image')}"
+    if n_again:
+        detail += f"; {counted(n_again, 'answer')} about an image that annotator had answered about: the last counts"
+    if n_unsigned:
+        detail += f"; {counted(n_unsigned, 'answer')} without a name under {named.annotators[0]!r}: not read"
     parts[0].columns.problems.append(Problem(parts[0].where, "read_as", detail))
     taken = {LINE, *(name for part in parts for name in part.columns.names)}
     people = {name if name not in taken else f"{named.annotators[0]} {name}": name for name in answers}

@@ -73,6 +73,14 @@ def test_long__an_answer_a_row_is_read_as_columns_are(photos: Path, kind: str, m
     assert notice.startswith("an answer a row: 7 of 2 annotators about 4 images; 1 answer about an image that")
 
 
+def test_long__answers_of_nobody_are_counted(photos: Path) -> None:
+    (photos / "t.csv").write_text("image,who,label\n0.png,ann,cat\n0.png,,dog\n1.png,bob,dog\n1.png,,cat\n1.png,ann,\n")
+    table = load(photos / "t.csv", annotators=("who",))
+    (notice,) = (problem.detail for problem in table.problems if problem.kind == "read_as")
+    assert notice == "an answer a row: 3 of 2 annotators about 2 images; 2 answers without a name under 'who': not read"
+    assert table.votes.tolist() == [[0, -1], [-1, 1]]
+
+
 @pytest.mark.parametrize("kind", ["paths", "bytes", "structs", "images", "embeddings"])
 def test_long__over_files_and_of_images_inside_them(photos: Path, kind: str) -> None:
     pixels = [np.full((4, 4, 3), 60 * i, np.uint8) for i in range(4)]
