@@ -33,8 +33,9 @@ METHODS = {
 METHODS_WITHOUT_TEXT = METHODS | {"few_labels": "beliefs"}
 """The same where no text model reads the class names."""
 
-METHODS_FROM_PIXELS = METHODS | {"few_labels": "fixmatch"}
-"""The same where there is no pretrained model at all, neither of words nor of images."""
+METHODS_FROM_PIXELS = METHODS | {"few_labels": "fixmatch", "long_tailed": "la"}
+"""The same where there is no pretrained model at all, neither of words nor of images. Logit adjustment was never far
+behind CVS, and 9 points ahead on GTSRB (docs/results, long_tailed.csv)."""
 
 
 @dataclass(frozen=True)

@@ -158,6 +158,8 @@ def inspect(
         notices.append(f"no pretrained network is on this machine; {at_hand.PRETRAINED_HELPS}")
     if found is not None and not found.reads_names and not METHODS[situation.method(has_text=False)].requires.text:
         runs = situation.method(has_text=False)
+    if found is None and noun == "images" and not METHODS[runs].requires.text:
+        runs = situation.method(has_text=False, has_features=False)
     is_cpu, time = device_for("auto").type == "cpu" or (found is not None and found.model == descriptor.NAME), ""
     requires = METHODS[runs].requires
     instead = METHODS[runs].on_embeddings
