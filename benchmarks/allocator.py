@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/allocator.py [--pairs 5] [--only NAME ...] [--csv FILE]
 
 Each side is a process of its own, by turns: as it is, and with M_MMAP_THRESHOLD at 1 GiB and M_TRIM_THRESHOLD at 2 GiB
-by `mallopt`, before anything is computed (Linux with glibc alone). Steps of ResNet-32 on 128 images of 32 pixels in
+by `mallopt`, before anything is computed (Linux with glibc alone), as labelwright sets them on a CPU. Steps of ResNet-32 on 128 images of 32 pixels in
 bfloat16; an EfficientNet-B0, a ViT-B/32 and a small ViT of 32 pixels as a frozen encoder of batches, in bfloat16, with
 random weights. Printed are medians over the pairs of what the settings make of the time by the clock, of processor
 seconds and of the most memory held (1 = no difference), with the least and the highest, and page faults of both.
@@ -12,7 +12,6 @@ seconds and of the most memory held (1 = no difference), with the least and the 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import platform
 import resource
@@ -27,11 +26,11 @@ import torch
 import torch.nn.functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel, EfficientNetConfig, EfficientNetModel
 
+from labelwright.allocator import keep_blocks
 from labelwright.benchmarking.results import Row, add_rows
 from labelwright.encoders import backbones
 from labelwright.train.environment import source_commit
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 N_WARM, N_STEPS = 2, {"train resnet32": 16, "encode efficientnet-b0": 4, "encode vit-b-32": 4, "encode small vit": 60}
 TITLES = {
     "train resnet32": "training ResNet-32, batch 128",
@@ -39,13 +38,6 @@ TITLES = {
     "encode vit-b-32": "encoding, ViT-B/32, 224 px, batch 64",
     "encode small vit": "encoding, a small ViT, 32 px, batch 256",
 }
-
-
-def keep_blocks() -> None:
-    """Tell glibc to keep what is freed."""
-    libc = ctypes.CDLL("libc.so.6")
-    if not (libc.mallopt(M_MMAP_THRESHOLD, 1 << 30) and libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)):
-        raise SystemExit("mallopt refuses")
 
 
 def training() -> Callable[[], object]:
@@ -123,7 +115,8 @@ def main() -> None:
         parser.error("mallopt is of glibc, which this machine does not run on")
     if options.here:
         if options.here == "kept":
-            keep_blocks()
+            if not keep_blocks():
+                raise SystemExit("this is not glibc, or the environment sets malloc")
         print(json.dumps(measured(options.only[0])))
         return
     rows: list[Row] = []

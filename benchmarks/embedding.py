@@ -2,8 +2,7 @@
 
     python benchmarks/embedding.py MODEL_FOLDER IMAGES.parquet [--images 2048] [--views 2] [--batch 256] [--rounds 3]
 
-On Linux put MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_MMAP_THRESHOLD_=2000000000 before it: else glibc gives memory back
-to the system between batches and fetches it again, or not, as chance has it, and that is worth a third of the speed.
+Both sides have blocks of memory kept, as every run of labelwright on a CPU does (`allocator.py`).
 
 The bare encoder gets batches prepared beforehand: reading, augmenting, copying and writing are never counted for it.
 `build_store` starts from the decoded pixels and ends with features on the disk. Both encode the same views, in bf16.
@@ -25,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from labelwright.allocator import keep_blocks
 from labelwright.data.cache import build_cache
 from labelwright.data.read import load
 from labelwright.data.stored import EmbeddingStore, EmbeddingViews
@@ -117,6 +117,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    keep_blocks()
     stats = image_stats(options.model)
     model = load_vision_model(options.model).eval().to(torch.bfloat16)
 

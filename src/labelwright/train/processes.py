@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from labelwright import allocator
 from labelwright.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ WAITING = timedelta(hours=12)  # of one process for another
 def device_for(device: str) -> torch.device:
     """The device that `accelerator_for` computes on, without the second that accelerate takes to load.
 
+    On a CPU blocks of memory are kept from then on, see `allocator`.
+
     Raises: ConfigError as there.
 
     Example:
@@ -32,7 +35,10 @@ def device_for(device: str) -> torch.device:
         raise ConfigError(f"device {device!r} is not known", fix="use auto, cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device cuda was asked for, but torch sees no CUDA device", fix="use --device auto or cpu")
-    return torch.device("cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda")
+    if device == "cpu" or not torch.cuda.is_available():
+        allocator.keep_blocks()
+        return torch.device("cpu")
+    return torch.device("cuda")
 
 
 def accelerator_for(device: str) -> Accelerator:
