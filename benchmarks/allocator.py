@@ -2,11 +2,12 @@
 
     OMP_NUM_THREADS=1 python benchmarks/allocator.py [--pairs 5] [--only NAME ...] [--csv FILE]
 
-Each side is a process of its own, by turns: as it is, and with M_MMAP_THRESHOLD at 1 GiB and M_TRIM_THRESHOLD at 2 GiB
-by `mallopt`, before anything is computed (Linux with glibc alone), as labelwright sets them on a CPU. Steps of ResNet-32 on 128 images of 32 pixels in
-bfloat16; an EfficientNet-B0, a ViT-B/32 and a small ViT of 32 pixels as a frozen encoder of batches, in bfloat16, with
-random weights. Printed are medians over the pairs of what the settings make of the time by the clock, of processor
-seconds and of the most memory held (1 = no difference), with the least and the highest, and page faults of both.
+Each side is a process of its own, by turns: as it is, and with M_MMAP_THRESHOLD at 1 GiB and M_TRIM_THRESHOLD at 2
+GiB by `mallopt`, before anything is computed (Linux with glibc alone), as labelwright sets them on a CPU. Steps of
+ResNet-32 on 128 images of 32 pixels in bfloat16; an EfficientNet-B0, a ViT-B/32 and a small ViT of 32 pixels as a
+frozen encoder of batches, in bfloat16, with random weights. Printed are medians over the pairs of what the settings
+make of the time by the clock, of processor seconds and of the most memory held (1 = no difference), with the least
+and the highest, and page faults of both.
 """
 
 from __future__ import annotations
@@ -114,9 +115,8 @@ def main() -> None:
     if platform.libc_ver()[0] != "glibc":
         parser.error("mallopt is of glibc, which this machine does not run on")
     if options.here:
-        if options.here == "kept":
-            if not keep_blocks():
-                raise SystemExit("this is not glibc, or the environment sets malloc")
+        if options.here == "kept" and not keep_blocks():
+            raise SystemExit("this is not glibc, or the environment sets malloc")
         print(json.dumps(measured(options.only[0])))
         return
     rows: list[Row] = []

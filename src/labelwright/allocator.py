@@ -16,7 +16,7 @@ LARGEST, KEPT = 1 << 30, 2**31 - 1  # bytes of a block that is kept, and of all 
 
 
 def is_set() -> bool:
-    """Whether the user has said by the environment what malloc is to do."""
+    """Whether the user decides by the environment what malloc is to do."""
     return any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
 
 
