@@ -15,11 +15,6 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 LARGEST, KEPT = 1 << 30, 2**31 - 1  # bytes of a block that is kept, and of all that is free
 
 
-def is_set() -> bool:
-    """Whether the user decides by the environment what malloc is to do."""
-    return any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
-
-
 @functools.cache
 def keep_blocks() -> bool:
     """Have freed blocks kept from now on, and say whether they are: by glibc alone, and unless the environment differs.
@@ -28,7 +23,8 @@ def keep_blocks() -> bool:
       >>> keep_blocks() in (True, False)
       True
     """
-    if platform.libc_ver()[0] != "glibc" or is_set():
+    is_set = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    if is_set or platform.libc_ver()[0] != "glibc":
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt

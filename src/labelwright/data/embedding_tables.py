@@ -155,7 +155,8 @@ def read_parquet(
                 for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[EMBEDDING_COLUMN]):
                     yield batch.column(0)
 
-    feats, problems = _vectors(where, kinds[0], sum(n_rows), lists)
+    widest = next((kind for kind in kinds if not pa.types.is_float16(kind.value_type)), kinds[0])
+    feats, problems = _vectors(where, widest, sum(n_rows), lists)
     parts = [
         Part(columns, str(path), {}, split=split or "")
         for columns, path, split in zip(tables, files, splits, strict=True)

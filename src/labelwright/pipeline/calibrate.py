@@ -19,7 +19,7 @@ from labelwright.metrics.classification import calibration_error
 from labelwright.pipeline.gallery import Checked, first_guesses, right_of
 from labelwright.pipeline.job import Job
 from labelwright.pipeline.novel import feats_of_views
-from labelwright.pipeline.own_sets import is_outside
+from labelwright.pipeline.own_sets import outside_frac
 from labelwright.pipeline.references import Contender, Contest
 from labelwright.pipeline.votes import votes_of, weighed, with_votes
 from labelwright.train.predict import TEMPERATURES, Answers
@@ -98,7 +98,7 @@ def calibrations_of(beside: Contest, own: Answers, most_wrong: float) -> Calibra
         means = [float(own.probability.mean()), float(agreed.mean())]
     answers = annotations.answers
     doubt = 0.0 if answers is None else doubt_of_names(own.predicted, answers.cpu(), task.labels.cpu(), n_classes)
-    repeated = _repeated(annotations, alone)
+    repeated = 1 - outside_frac(annotations, alone.predicted) if annotations.has_one_guess else 0.0
     own_map, model_map = (
         dataclasses.replace(
             from_confidence(
@@ -134,15 +134,6 @@ def _most_right(guesses: Tensor, predicted: Tensor, confidence: float) -> float:
       0.4
     """
     return float(((guesses == predicted) | (guesses < 0)).double().mean()) + 1 - confidence
-
-
-def _repeated(annotations: Annotations, alone: Answers) -> float:
-    """Share of the images with one guess each of which a classifier says the same; 0 where there are several."""
-    if not annotations.has_one_guess:
-        return 0.0
-    rows = torch.arange(len(alone.predicted))
-    counts = annotations.is_annotated(rows) & (annotations.task.labels < 0).cpu()
-    return 1 - float(is_outside(annotations, alone.predicted)[counts].double().mean()) if counts.any() else 0.0
 
 
 def _knowledge(named: Contender) -> float:

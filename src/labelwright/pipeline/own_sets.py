@@ -51,13 +51,10 @@ def own_answers(kept: Contender, given: Tensor) -> tuple[Answers, dict[str, Any]
         return torch.where(open_rows[:, None], new.to(probs), probs)
 
     answers = kept.answers("train", given=given, adapt=adapt)
-    rows = torch.arange(len(task.labels))
-    counts = torch.cat([annotations.is_annotated(some) & (task.labels[some] < 0) for some in torch.split(rows, 8192)])
-    n = max(1, int(counts.sum()))
     facts: dict[str, Any] = {"rule": rule} | ({"one_guess": True} if annotations.has_one_guess else {})
     for key, classes in (("outside_frac", answers.alone), ("label_outside_frac", answers.predicted)):
         assert classes is not None
-        facts[key] = round(float((is_outside(annotations, classes) & counts).sum()) / n, 4)
+        facts[key] = round(outside_frac(annotations, classes), 4)
     if fitted is not None:
         facts["truth_inside"] = round(fitted.inside, 4)
     return answers, {"own_sets": facts}
@@ -95,6 +92,13 @@ def is_outside(annotations: Annotations, classes: Tensor) -> Tensor:
     rows = torch.arange(len(classes))
     inside = [annotations.named(some).gather(1, classes[some][:, None])[:, 0] for some in torch.split(rows, 8192)]
     return ~torch.cat(inside) if inside else torch.zeros(0, dtype=torch.bool)
+
+
+def outside_frac(annotations: Annotations, classes: Tensor) -> float:
+    """Share of the images with candidates and no verified label whose class [N] is none of those named for them."""
+    labels, rows = annotations.task.labels, torch.arange(len(classes))
+    counts = torch.cat([annotations.is_annotated(some) & (labels[some] < 0) for some in torch.split(rows, 8192)])
+    return float((is_outside(annotations, classes) & counts).sum()) / max(1, int(counts.sum()))
 
 
 def with_candidates(rows: pa.Table, table: LabelTable, answers: Answers) -> pa.Table:

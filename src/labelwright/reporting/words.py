@@ -26,7 +26,7 @@ SITUATIONS = {
 }
 
 
-REPEATED = 0.9  # share of the guesses, one an image, from which a classifier repeats nearly all of them
+REPEATS = 0.9  # share of the guesses, one an image, from which a classifier repeats nearly all of them
 
 TURNING = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])
 """Characters that turn the direction of the text after them."""
@@ -78,7 +78,7 @@ def is_repeated(trust: Mapping[str, Any]) -> bool:
       >>> is_repeated({"repeated": 0.98}), is_repeated({"repeated": 0.7})
       (True, False)
     """
-    return float(trust.get("repeated") or 0.0) >= REPEATED
+    return float(trust.get("repeated") or 0.0) >= REPEATS
 
 
 def knows_annotator(summary: Mapping[str, Any]) -> bool:

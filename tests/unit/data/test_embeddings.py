@@ -456,3 +456,12 @@ def test_npy__with_the_table_of_its_rows_beside(tmp_path: Path) -> None:
     beside.write_text("id,label,probability,decision\n" + "".join(f"{i},cat,0.9,accept\n" for i in range(N)))
     found = load_embeddings(tmp_path / "pets.npy").table  # what `label` writes says nothing new
     assert (found.labels.tolist(), found.problems[0].kind) == ([-1] * N, "ignored_column")
+
+
+def test_parquet__files_of_different_width_keep_the_widest_numbers(tmp_path: Path) -> None:
+    """Half precision of the first would turn a large number of the second into infinity."""
+    for i, (value, kind) in enumerate([(1.0, pa.float16()), (70_000.0, pa.float32())]):
+        numbers = [[np.float16(value) if kind == pa.float16() else value] * 2]
+        pq.write_table(pa.table({"embedding": pa.array(numbers, pa.list_(kind))}), tmp_path / f"part-{i}.parquet")
+    found = load_embeddings(sorted(tmp_path.glob("*.parquet")))
+    assert found.feats.tolist() == [[1.0, 1.0], [70_000.0, 70_000.0]]
