@@ -444,7 +444,7 @@ def chance_of_repeated(repeated: float) -> float:
 
     A person's slips do not show in the image, and a classifier contradicts them: then those that it does not contradict
     are mostly right. Guesses that it repeats to the last are what a model says, right or wrong, or right labels of
-    classes that are easy to tell: on CIFAR-10 and GTSRB guesses of models were right in 53 to 69%.
+    classes that are easy to tell: on CIFAR-10 and GTSRB, which chose this, guesses of models were right in 59 to 87%.
 
     Args: repeated: share of the guesses, 0 to 1.
 
