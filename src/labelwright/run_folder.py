@@ -230,8 +230,9 @@ class Run:
     @property
     def answered_by(self) -> str | None:
         """The one column that named the annotators, whose answers may stand one a row; None without such."""
-        named = str(self.config.get("annotator_columns") or "")
-        return named.strip() if named and "," not in named else None
+        given = self.config.get("annotator_columns") or ""
+        names = given.split(",") if isinstance(given, str) else given
+        return names[0].strip() or None if len(names) == 1 else None
 
     @cached_property
     def environment(self) -> dict[str, Any]:

@@ -51,7 +51,9 @@ from labelwright.types import BuildNet, Passes, State, Task
 
 USUAL_PENALTY = 30.0  # where too few images are labelled to leave any out
 ProblemOf = Callable[[Tensor], Problem]
-LEFT_OUT = "left_out"  # in the memory of a state: rows of the table, and what heads that did not see them say
+LEFT_OUT = "left_out"
+"""In the memory of a state: rows of the table [n], what heads that did not see them say, and, where these speak for
+others, too, the fold [n] of each and the heads by fold, weight [folds, C, D] and bias [folds, C]."""
 PACE_ROUNDS = 5  # of solving anew with what the last head predicts, for an adjustment that looks at it
 
 
@@ -140,6 +142,7 @@ class FrozenRecipe:
 
     Config: type[FrozenSettings]  # its settings
     fit: Callable[[Any, Labelled], Fit]  # (cfg, data) -> `Fit`
+    has_own_inputs: ClassVar[bool] = False  # made of the labelled rows, those that cross-validation leaves out, too
     plan = staticmethod(no_steps)
     step = staticmethod(no_step)
     end_epoch = staticmethod(nothing_after)
@@ -191,6 +194,10 @@ class FrozenRecipe:
         if found.validated is not None:
             probs = found.validated.logits.softmax(1)
             left_out = {"rows": known[found.validated.rows], "predicted": probs.argmax(1), "odds": odds_of(probs)}
+            if not self.has_own_inputs:
+                heads = [as_given(head) for head in found.validated.heads]
+                left_out |= {"fold": found.validated.fold, "weight": torch.stack([head.weight for head in heads])}
+                left_out |= {"bias": torch.stack([head.bias for head in heads])}
             kept = {LEFT_OUT: {key: value.cpu() for key, value in left_out.items()}}
             state = replace(state, memory={**state.memory, **kept})
             logs["left_out_loss"] = round(found.validated.loss, 5)
@@ -206,7 +213,7 @@ def balanced_accuracy(found: CrossValidated, labels: Tensor) -> float:
 
     Example: both rows of class 0, none of class 1.
       >>> logits = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
-      >>> found = CrossValidated(1.0, 0.0, torch.arange(3), logits, Linear(torch.zeros(2, 1), torch.zeros(2)))
+      >>> found = CrossValidated(1.0, 0.0, torch.arange(3), torch.arange(3), logits, heads=())
       >>> balanced_accuracy(found, torch.tensor([0, 0, 1]))
       0.5
     """

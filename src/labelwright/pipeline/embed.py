@@ -35,7 +35,7 @@ from labelwright.run_folder import write_parquet_atomically
 from labelwright.scale.shards import Shard
 from labelwright.scale.tables import Reading, batches, known_of
 from labelwright.scale.work import Sharded, is_sharded, noted, over_shards
-from labelwright.train.processes import accelerator_for, gather_objects, n_processes
+from labelwright.train.processes import accelerator_for, device_for, gather_objects, n_processes
 from labelwright.train.progress import counter
 
 Embedder = Callable[[list[Image.Image]], Any]
@@ -216,6 +216,7 @@ def _loaded(asked: Asked) -> Embedder:
     if asked.model is not None:
         return _pretrained(asked.model, asked.device, asked.precision)
     assert asked.function is not None
+    device_for(asked.device)
     return _found(asked.function) if isinstance(asked.function, str) else asked.function
 
 
@@ -300,8 +301,11 @@ def _found(where: str) -> Embedder:
             sys.path[:] = sys.path if folder in sys.path else [folder, *sys.path]
             module = importlib.import_module(place)
     except Exception as error:  # of code that is not ours
-        what = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ConfigError(f"{place} cannot be imported ({what})", fix="give a module or a .py file") from error
+        what, fix = f"{type(error).__name__}: {error}".splitlines()[0], "give a module or a .py file"
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None and missing != place.partition(".")[0]:
+            fix = f"install {missing} where labelwright is installed"
+        raise ConfigError(f"{place} cannot be imported ({what})", fix=fix) from error
     found = getattr(module, name, None)
     if not callable(found):
         have = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]

@@ -94,7 +94,7 @@ def inspect(
     label_column: str | None = None,
     split_column: str | None = None,
     candidates_column: str | None = None,
-    annotator_columns: str | None = None,
+    annotator_columns: Any = None,
     check_images: bool = True,
     largest_image: float = 179.0,
 ) -> Inspection:
@@ -107,7 +107,7 @@ def inspect(
       novel: K or "auto" when classes outside the list may be present.
       group: column whose rows belong together.
       image_column, label_column, split_column, candidates_column: columns of a table that are called otherwise.
-      annotator_columns: names of columns, with commas between, that hold one annotator's answers each.
+      annotator_columns: names of columns, a list or with commas between, that hold one annotator's answers each.
       check_images: decode every image in full, and measure how long `fit` would train.
       largest_image: see `fit`.
 

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
 from dataclasses import dataclass
@@ -283,20 +284,18 @@ def _judged(contender: Contender, rows: Tensor, fold: Tensor) -> Contender:
     began, state, plan, job = time.monotonic(), contender.state, contender.plan, contender.job
     if not len(rows):
         return contender
-    n_unlabelled = int((job.task.labels < 0).sum())
+    open_rows = (job.task.labels.cpu() < 0).nonzero().flatten()
     # Convex heads have answered them on the way; how often they move is asked where most images are unlabelled.
-    if LEFT_OUT in state.memory and 2 * n_unlabelled <= len(job.task.labels):
-        known = state.memory[LEFT_OUT]
-        answers, odds = _nothing(len(job.task.labels))
-        answers[known["rows"]], odds[known["rows"]] = known["predicted"], known["odds"]
-        return dataclasses.replace(contender, left_out=LeftOut(answers[rows], odds[rows]))
+    is_moving = 2 * len(open_rows) > len(job.task.labels)
+    if LEFT_OUT in state.memory and ("weight" in state.memory[LEFT_OUT] or not is_moving):
+        left_out = _of_cross_validation(contender, rows, open_rows if is_moving else open_rows[:0])
+        return dataclasses.replace(contender, left_out=left_out, seconds=contender.seconds + time.monotonic() - began)
     if contender.cfg.takes_steps and contender.name != "start":
         return contender
     answers, odds = _nothing(len(rows))
     is_large = job.task.n_novel or len(job.task.labels) * job.task.n_classes > MANY_NUMBERS
     n_folds = 1 if is_large else int(fold.max()) + 1
-    unlabelled, moved = evenly_spread((job.task.labels.cpu() < 0).nonzero().flatten(), COMPARED_ROWS), list[float]()
-    fits = list[Fit]()
+    unlabelled, moved, fits = evenly_spread(open_rows, COMPARED_ROWS), list[float](), list[Fit]()
     whole = contender.answers("train", rows=unlabelled).predicted
     for k in range(n_folds):
         hidden = rows[fold == k]
@@ -320,6 +319,33 @@ def _judged(contender: Contender, rows: Tensor, fold: Tensor) -> Contender:
             fits.append(Fit(asked, torch.cat([unlabelled, seen]), torch.cat([others, labels.cpu()[seen]])))
     left_out = LeftOut(answers, odds, sum(moved) / max(1, len(moved)), tuple(fits))
     return dataclasses.replace(contender, left_out=left_out, seconds=contender.seconds + time.monotonic() - began)
+
+
+def _of_cross_validation(contender: Contender, rows: Tensor, open_rows: Tensor) -> LeftOut:
+    """Of a convex head, whose cross-validation has fitted heads that did not see a fold, and answered the fold.
+
+    Args:
+      rows: whose labels are left out.   open_rows: unlabelled ones, some of which are answered anew by these heads.
+    """
+    given, net = contender.job.task.labels.cpu(), cast(Any, contender.state.nets["main"])
+    of = contender.state.memory[LEFT_OUT]
+    answers, odds = _nothing(len(given))
+    answers[of["rows"]], odds[of["rows"]] = of["predicted"], of["odds"]
+    if not len(open_rows):
+        return LeftOut(answers[rows], odds[rows])
+    unlabelled, moved, fits = evenly_spread(open_rows, COMPARED_ROWS), list[float](), list[Fit]()
+    whole = contender.answers("train", rows=unlabelled).predicted
+    head, net.head = net.head, copy.deepcopy(net.head)
+    for k, (weight, bias) in enumerate(zip(of["weight"], of["bias"], strict=True)):
+        with torch.no_grad():
+            put_in(net, weight, bias)
+        others = contender.answers("train", rows=unlabelled).predicted
+        seen = of["rows"][of["fold"] != k]
+        moved.append(float((others != whole).double().mean()))
+        asked = torch.isin(rows, of["rows"][of["fold"] == k])
+        fits.append(Fit(asked, torch.cat([unlabelled, seen]), torch.cat([others, given[seen]])))
+    net.head = head
+    return LeftOut(answers[rows], odds[rows], sum(moved) / len(moved), tuple(fits))
 
 
 def _without(hidden: Tensor, task: Task, rows: Tensor) -> Tensor:

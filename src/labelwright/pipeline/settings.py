@@ -102,8 +102,9 @@ class DataSettings:
         None,
         "columns, with commas between, that hold one annotator's answers each (empty: did not answer), or the one that "
         "says whose answer a row's label is; they become "
-        "candidates, weighted by how reliable each annotator turns out to be",
+        "candidates, weighted by how reliable each annotator turns out to be; in Python also a list of names",
         "--annotator-columns ann,bob,cyd",
+        also=(list, tuple),
     )
     on_bad: Literal["stop", "skip"] = setting(
         "stop", "unusable rows: stop with a report of all of them, or skip and list them", "--on-bad skip"
@@ -433,21 +434,22 @@ def hints_of_fit() -> dict[str, Any]:
     return typing.get_type_hints(FitSettings)
 
 
-def column_names(text: str | None) -> tuple[str, ...]:
-    """The columns that a text names, with commas between.
+def column_names(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The columns that a list names, or a text with commas between.
 
     Raises: ConfigError for a name given twice, or none at all.
 
     Example:
-      >>> column_names("ann, bob"), column_names(None)
-      (('ann', 'bob'), ())
+      >>> column_names("ann, bob"), column_names(["ann", "bob"]), column_names(None)
+      (('ann', 'bob'), ('ann', 'bob'), ())
     """
-    if text is None:
+    if given is None:
         return ()
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    names = tuple(name.strip() for name in (given.split(",") if isinstance(given, str) else map(str, given)))
+    names = tuple(name for name in names if name)
     if not names or len(set(names)) < len(names):
         raise ConfigError(
-            f"annotator_columns={text!r} is not possible",
+            f"annotator_columns={given!r} is not possible",
             fix="name each column once, with commas between: --annotator-columns ann,bob",
         )
     return names

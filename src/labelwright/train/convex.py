@@ -66,8 +66,17 @@ class CrossValidated:
     penalty: float  # the one under which rows left out are most likely, all classes counted alike
     loss: float  # that mean -log p, in nats: the mean over the classes of the mean over their rows
     rows: Tensor  # [n] int64, the rows that took part
+    fold: Tensor  # [n] int64, the fold of each
     logits: Tensor  # [n, C] float32 of these rows, each by a head that did not see it, at that penalty
-    head: Linear  # mean of these heads, a start for the one on all rows
+    heads: tuple[Linear, ...]  # by fold, the heads that did not see it
+
+    @property
+    def head(self) -> Linear:
+        """Mean of the heads, a start for the one on all rows."""
+        weight, bias = (
+            torch.stack(parts).mean(0) for parts in zip(*((h.weight, h.bias) for h in self.heads), strict=True)
+        )
+        return Linear(weight, bias)
 
 
 def centre_and_scale(feats: Tensor) -> tuple[Tensor, Tensor]:
@@ -440,7 +449,7 @@ def cross_validate(
     scored = torch.zeros(len(rows), dtype=torch.bool, device=z.device)
     for (_, left_out), present in zip(parts, counts, strict=True):
         scored |= left_out & (present[labels] > 0)
-    heads: list[Linear | None] = [None] * len(parts)
+    heads: list[Linear | None] = [None] * len(parts)  # at the last penalty, where the next one starts
     best: CrossValidated | None = None
     n_worse = 0
     for penalty in penalties:
@@ -460,10 +469,7 @@ def cross_validate(
         loss = balanced_loss(logits[scored], labels[scored])
         n_worse = 0 if best is None or loss < best.loss else n_worse + 1
         if n_worse == 0:
-            weight, bias = (
-                torch.stack(parts).mean(0) for parts in zip(*((h.weight, h.bias) for h in heads if h), strict=True)
-            )
-            best = CrossValidated(penalty, loss, rows, logits, Linear(weight, bias))
+            best = CrossValidated(penalty, loss, rows, fold, logits, tuple(head for head in heads if head))
         if n_worse == 2:
             break
     assert best is not None, "there are penalties"

@@ -136,6 +136,8 @@ def test_embed__not_a_number_names_the_image(photos: Path, tmp_path: Path) -> No
 def test_embed__settings_that_cannot_be(photos: Path, tmp_path: Path) -> None:
     there = tmp_path / "there.npz"
     np.savez(there, embeddings=np.ones((2, 2)))
+    needs = tmp_path / "needs.py"
+    needs.write_text("import not_installed_here\n", encoding="utf-8")
     for how, message in (
         ({"out": tmp_path / "feats.csv", "function": means}, "neither .npz nor .parquet"),
         ({"out": there, "function": means}, "there.npz exists"),
@@ -144,6 +146,7 @@ def test_embed__settings_that_cannot_be(photos: Path, tmp_path: Path) -> None:
         ({"out": tmp_path / "feats.npz", "function": means, "onnx": "net.onnx"}, "embed needs one model"),
         ({"out": tmp_path / "feats.npz", "function": "means"}, "is not MODULE:NAME"),
         ({"out": tmp_path / "feats.npz", "function": "nowhere:means"}, "nowhere cannot be imported"),
+        ({"out": tmp_path / "feats.npz", "function": f"{needs}:means"}, "install not_installed_here where labelwright"),
         ({"out": tmp_path / "feats.npz", "function": "json:means"}, "json has no function 'means'"),
         ({"out": tmp_path / "feats.npz", "function": means, "batch_size": 0}, "batch_size=0"),
     ):

@@ -127,7 +127,7 @@ def test_trust__the_interval_reaches_lower_where_answers_leave_names_in_doubt(tm
         folder = tmp_path / name
         folder.mkdir()
         columns = answers(truth, reliability)
-        run = lw.fit(write(folder, columns, x, truth), out=folder / "run", annotator_columns=",".join(columns))
+        run = lw.fit(write(folder, columns, x, truth), out=folder / "run", annotator_columns=list(columns))
         trust = run.summary["trust"]
         low, high = trust["interval"]
         assert trust["source"] == "candidates"

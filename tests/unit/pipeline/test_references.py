@@ -12,6 +12,7 @@ import torch
 
 import labelwright as lw
 from labelwright.errors import ConfigError
+from labelwright.methods.frozen_heads import FrozenRecipe
 from labelwright.pipeline import references
 from labelwright.pipeline.report import content_of
 from labelwright.train import convex
@@ -47,6 +48,25 @@ def test_fit__few_labels__what_applies_is_computed_and_judged(tmp_path: Path) ->
         assert each["unlabelled"] > 0.5
     assert summary["answer"]["criterion"] == "balanced accuracy on labelled images that were left out"
     assert summary["test"]["accuracy"] == beside[summary["answer"]["name"]]["test"]["accuracy"]
+
+
+def test_fit__heads_of_the_cross_validation_move_as_fits_that_did_not_see_a_fold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = blobs(tmp_path / "train.npz", 200, n_labelled=20, spread=1.2)
+    found = list[dict[str, Any]]()
+    for name in ("on the way", "anew"):
+        monkeypatch.setattr(FrozenRecipe, "has_own_inputs", name == "anew")
+        run = lw.fit(data, out=tmp_path / name, method="class_balanced", device="cpu", test_frac=0)
+        found.append(run.summary)
+    on_the_way, anew = found
+    assert on_the_way["reference"]["class_balanced"]["left_out"] == pytest.approx(
+        anew["reference"]["class_balanced"]["left_out"], abs=0.04
+    )
+    assert on_the_way["trust"]["moved"] == pytest.approx(anew["trust"]["moved"], abs=0.03)
+    assert on_the_way["trust"]["moved"] > 0.05
+    labels = [lw.Run(tmp_path / name).labels["label"].to_pylist() for name in ("on the way", "anew")]
+    assert labels[0] == labels[1]  # the head of the answer is back in its place
 
 
 def test_fit__a_better_reference_becomes_the_answer_everywhere(tmp_path: Path) -> None:

@@ -41,6 +41,8 @@ LEAST_SHARE = 1e-6  # of the largest eigenvalue of K; smaller ones are rounding
 class KernelRecipe(FrozenRecipe):
     """Line 4, on inputs of its own."""
 
+    has_own_inputs = True
+
     def rows_of(self, labels: Tensor) -> Tensor:
         """[n] int64, ascending."""
         known = super().rows_of(labels)

