@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,15 +31,23 @@ TEMPERATURE_ROWS = 4000  # that it is found on, evenly spread
 N_ITER = 30  # of EM, at most
 N_TRUNCATED = 20  # repetitions towards the rates of sets that might be empty
 STILL = 1e-3  # largest change of a probability at which it ends
+N_OWN = 10  # repetitions towards what an image's answers say by the other images
+
+
+class Rates(NamedTuple):
+    """How often annotations name a class, by the true one."""
+
+    # answers: confusion [A, C, C]; else [C, C], what a candidate adds to the log-likelihood of each class
+    weight: Tensor
+    bias: Tensor  # [C] float64, what a set adds whatever it holds
+    counted: Tensor | None = None  # [A, C] how many answers to each class they are from, smoothing included
 
 
 @dataclass(frozen=True)
 class AnnotationModel:
     """What annotations are worth: fitted by `fit_annotations`."""
 
-    # answers: confusion [A, C, C]; else [C, C], what a candidate adds to the log-likelihood of each class
-    weight: Tensor
-    bias: Tensor  # [C] float64, what a set adds whatever it holds
+    rates: Rates
     log_prior: Tensor  # [C] float64, log share of each class
     temperature: float  # factor of the classifier's logits, > 0
     inside: float  # estimated share of the images whose class is among those named, 0 to 1
@@ -175,8 +183,8 @@ class Annotations:
             return sets.mask(rows, self.task.n_classes).double()
         return sets.shares(rows, self.task.n_classes).double() * self.n_votes[rows].double()[:, None]
 
-    def fit(self, rows: Tensor, probs: Tensor, *, by_class: bool = True, holds: bool = False) -> tuple[Tensor, Tensor]:
-        """Weight and bias of `AnnotationModel`, for images of which the classes are known by their probabilities.
+    def fit(self, rows: Tensor, probs: Tensor, *, by_class: bool = True, holds: bool = False) -> Rates:
+        """Rates for images of which the classes are known by their probabilities.
 
         Args:
           rows: [n] int64.   probs: [n, C] float64, rows sum to 1.
@@ -187,31 +195,39 @@ class Annotations:
         zeros = probs.new_zeros(probs.shape[1])
         if self.task.votes is not None:
             votes = self.task.votes[rows]
-            return confusion_of(probs, votes, smoothing=self.smoothing, are_alike=self._are_alike), zeros
+            counted = torch.stack([probs[answers >= 0].sum(0) for answers in votes.T])
+            counted = counted.sum(0).expand_as(counted) if self._are_alike else counted
+            confusion = confusion_of(probs, votes, smoothing=self.smoothing, are_alike=self._are_alike)
+            # Where an image has one answer nothing but the classifier could contradict it, its own or not.
+            return Rates(confusion, zeros, None if self.has_one_guess else counted + self.smoothing)
         given = self.members(rows)
         has_set = given.sum(1) > 0
         given, probs = given[has_set], probs[has_set]
         counts, n = probs.T @ given, probs.sum(0)  # [C, C] class, candidate
         if self.kind != "sets":
-            return smoothed(counts, self.smoothing).log().T, zeros
+            return Rates(smoothed(counts, self.smoothing).log().T, zeros)
         # Each class is in a set or not, by itself: the right one equally often whichever it is, a wrong one drawn
         # towards how often it is in sets of any other class.
         usual = (counts.sum(0) - counts.diagonal() + 0.5) / (n.sum() - n + 1)
         rate = (counts + self.smoothing * usual) / (n[:, None] + self.smoothing)
         right = (counts.trace() + 0.5) / (n.sum() + 1)
         if not by_class:
-            return _of_sets_not_empty(usual, torch.ones_like(right) if holds else right)
+            return Rates(*_of_sets_not_empty(usual, torch.ones_like(right) if holds else right))
         rate.diagonal().fill_(right)
         rate = rate.clamp(1e-6, 1 - 1e-6)
-        return (rate.log() - (1 - rate).log()).T, (1 - rate).log().sum(1)
+        return Rates((rate.log() - (1 - rate).log()).T, (1 - rate).log().sum(1))
 
-    def evidence(self, fitted: tuple[Tensor, Tensor], rows: Tensor) -> Tensor:
-        """Log-likelihood [B, C] float64 of the annotations of some rows; 0 where there are none."""
-        weight, bias = fitted
+    def evidence(self, rates: Rates, rows: Tensor, own: Tensor | None = None) -> Tensor:
+        """Log-likelihood [B, C] float64 of the annotations of some rows; 0 where there are none.
+
+        Args:
+          own: [B, C] probabilities with which the rows are counted in the rates of answers: each is judged by the
+            others alone.
+        """
         if self.task.votes is not None:
-            return vote_evidence(self.task.votes[rows], weight)
+            return vote_evidence(self.task.votes[rows], rates.weight, rates.counted, own)
         given = self.members(rows)
-        return torch.where(given.sum(1, keepdim=True) > 0, given @ weight + bias, 0.0)
+        return torch.where(given.sum(1, keepdim=True) > 0, given @ rates.weight + rates.bias, 0.0)
 
     def named(self, rows: Tensor) -> Tensor:
         """[B, C] bool: classes that somebody named for the image; every class where nobody named any."""
@@ -229,10 +245,13 @@ class Annotations:
     def posterior(self, fitted: AnnotationModel, logits: Tensor, rows: Tensor) -> Tensor:
         """Probabilities [B, C] float64 of a classifier's logits [B, C] and the annotations of the rows together.
 
-        A verified label has all of the probability.
+        What an answer is worth is what the other images say: one that is counted with itself confirms itself where
+        classes have few images. A verified label has all of the probability.
         """
         seen = fitted.temperature * logits.double() + fitted.log_prior
-        probs = (seen + self.evidence((fitted.weight, fitted.bias), rows)).softmax(1)
+        probs = (seen + self.evidence(fitted.rates, rows)).softmax(1)
+        for _ in range(0 if fitted.rates.counted is None else N_OWN):
+            probs = (seen + self.evidence(fitted.rates, rows, probs)).softmax(1)
         return self.with_labels(probs, rows)
 
     def with_labels(self, probs: Tensor, rows: Tensor) -> Tensor:
@@ -246,8 +265,9 @@ class Annotations:
 def fit_annotations(annotations: Annotations, logits: Tensor, rows: Tensor) -> AnnotationModel:
     """Estimate what annotations are worth, given a classifier's logits, by EM.
 
-    E-step: the posterior of each image's class; M-step: confusions, class shares, and the temperature under which
-    the annotations are most likely. Logits of heads that did not see the image keep this honest.
+    E-step: the posterior of each image's class, its own answers not counted in what they are worth; M-step: confusions,
+    class shares, and the temperature under which the annotations are most likely. Logits of heads that did not see the
+    image keep this honest, too.
 
     Sets without weights: whether they always hold the class is asked first, of rates that depend on no pair of classes.
     If these are likelier by more than a standard error where sets may miss it, they are taken; otherwise rates depend
@@ -265,7 +285,7 @@ def fit_annotations(annotations: Annotations, logits: Tensor, rows: Tensor) -> A
       >>> votes = torch.stack([truth, (truth + (turn % 10 == 0)) % 2, (truth + turn % 2) % 2], dim=1)
       >>> annotations = Annotations(Task(torch.full((400,), -1), ("cat", "dog"), votes=votes))
       >>> fitted = fit_annotations(annotations, 2.0 * F.one_hot(truth, 2), torch.arange(400))
-      >>> [round(float(confusion.diagonal().mean()), 1) for confusion in fitted.weight]
+      >>> [round(float(confusion.diagonal().mean()), 1) for confusion in fitted.rates.weight]
       [1.0, 0.9, 0.5]
     """
     seen = logits.double()
@@ -291,7 +311,7 @@ def _by_em(
     fitted = annotations.fit(rows, probs, by_class=by_class, holds=holds)
     for _ in range(N_ITER):
         fitted = annotations.fit(rows, probs, by_class=by_class, holds=holds)
-        evidence = annotations.evidence(fitted, rows)
+        evidence = annotations.evidence(fitted, rows, probs)
         log_prior = ((probs.sum(0) + 1) / (len(probs) + probs.shape[1])).log()
         temperature = _temperature(seen[some], evidence[some], log_prior)
         new = annotations.with_labels((temperature * seen + log_prior + evidence).softmax(1), rows)
@@ -301,7 +321,7 @@ def _by_em(
     annotated = annotations.is_annotated(rows)
     inside = float((probs * annotations.named(rows))[annotated].sum() / annotated.sum().clamp(min=1))
     likelihood = ((temperature * seen + log_prior).log_softmax(1) + evidence).logsumexp(1)
-    return likelihood, AnnotationModel(*fitted, log_prior, temperature, inside, float(likelihood.mean()))
+    return likelihood, AnnotationModel(fitted, log_prior, temperature, inside, float(likelihood.mean()))
 
 
 def _of_sets_not_empty(wrong: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
@@ -333,7 +353,7 @@ def temperature_of(annotations: Annotations, fitted: AnnotationModel, logits: Te
       [0.5, 0.3]
     """
     some = evenly_spread(torch.arange(len(rows), device=rows.device), TEMPERATURE_ROWS)
-    evidence = annotations.evidence((fitted.weight, fitted.bias), rows[some])
+    evidence = annotations.evidence(fitted.rates, rows[some], annotations.posterior(fitted, logits[some], rows[some]))
     return _temperature(logits[some].double(), evidence, fitted.log_prior)
 
 

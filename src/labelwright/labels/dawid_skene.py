@@ -13,6 +13,7 @@ N_ITER = 100  # of EM, at most
 STILL = 1e-4  # largest change of a probability at which it ends
 LEAST_ANSWERS = 2.0  # answers per class and annotator, on average; below, the confusions are no better than a majority
 N_BALANCED = 200  # repetitions towards rows and columns that sum to 1
+LEAST = 1e-9  # answers that are left where an image's own are not counted
 CLEARLY = 3.0  # nats by which other names of the classes must be more probable: twenty times
 
 
@@ -104,11 +105,13 @@ def smoothed(counts: Tensor, smoothing: float = SMOOTHING) -> Tensor:
     return (counts + smoothing * usual) / (counts.sum(1, keepdim=True) + smoothing * usual.sum(1, keepdim=True))
 
 
-def vote_evidence(votes: Tensor, confusion: Tensor) -> Tensor:
+def vote_evidence(votes: Tensor, confusion: Tensor, counted: Tensor | None = None, own: Tensor | None = None) -> Tensor:
     """What the answers say of each class: the log-likelihood, sum over annotators of log confusion[a, c, vote].
 
     Args:
       votes: [N, A] int64, -1 = no answer.   confusion: [A, C, C] float, above 0.
+      counted: [A, C] how many answers each row of ``confusion`` is from, `SMOOTHING` included; with ``own``.
+      own: [N, C] probabilities with which the images are counted there; each is judged by the others alone then.
 
     Returns: [N, C], 0 where nobody answered.
 
@@ -117,12 +120,25 @@ def vote_evidence(votes: Tensor, confusion: Tensor) -> Tensor:
       >>> vote_evidence(torch.tensor([[0], [-1]]), confusion).exp().tolist()
       [[0.75, 0.5], [1.0, 1.0]]
     """
-    logs = confusion.log().mT  # [A, answers, class]
-    found = logs.new_zeros(len(votes), logs.shape[2])
-    for answers, log in zip(votes.T, logs, strict=True):
+    shares = confusion.mT  # [A, answers, class]
+    found = shares.new_zeros(len(votes), shares.shape[2])
+    for a, (answers, share) in enumerate(zip(votes.T, shares, strict=True)):
         answered = (answers >= 0).nonzero().flatten()
-        found[answered] += log[answers[answered]]
+        of = share[answers[answered]]
+        if own is not None and counted is not None:
+            of = less_own(of, own[answered], counted[a])
+        found[answered] += of.log()
     return found
+
+
+def less_own(shares: Tensor, own: Tensor, counted: Tensor) -> Tensor:
+    """Shares [N, C] of what is ``counted`` [C] as they are without the ``own`` [N, C] that is in both.
+
+    Example: three of four, and two of three without one.
+      >>> round(less_own(torch.tensor([[0.75]]), torch.tensor([[1.0]]), torch.tensor([4.0])).item(), 3)
+      0.667
+    """
+    return (shares * counted - own).clamp(min=LEAST) / (counted - own).clamp(min=LEAST)
 
 
 def better_names(probs: Tensor, votes: Tensor, labels: Tensor) -> Tensor | None:

@@ -6,18 +6,20 @@
  4  head = argmin of the cross-entropy with q, classes weighted evenly, + penalty                    (train/convex.py)
  5  v = logits of the images, each by a head that did not see it (folds; images of its group were seen)
  6  q = softmax(T v + log prior + log-likelihood of the annotations), with confusion matrices, prior and
-    temperature T by EM; a verified label stays                                                 (labels/annotations.py)
+    temperature T by EM; what an answer is worth is counted without the image's own; a verified label stays
+                                                                                                (labels/annotations.py)
  7  columns of q change names where the answers speak clearly for others               (labels/dawid_skene.py)
  8  lines 4 to 7 until they move nothing, for `n_rounds` rounds at most, and again from the majority vote, or from what
     left-out heads say where an image has one guess: that q is kept under which the annotations are likelier, given v
  9  the head of all images, times T, is the classifier; with groups T is that of heads that did not see an image's
-    group, as it will be used
+    group, as it will be used; labels of the images themselves are by v
 
 Of sets without a name for who named what, all answers are taken as one annotator's.
 
 Symbols: f feats, m mean, s scale, T temperature.
 Source: Raykar et al. 2010, "Learning from crowds" (JMLR 11). Differs: more than two classes, a cross-validated
-penalty, a temperature, and line 5, without which a head that has learned its own labels by heart confirms them.
+penalty, a temperature, line 5, without which a head that has learned its own labels by heart confirms them, and in
+line 6 the same for answers.
 Command: labelwright fit feats.parquet --annotator-columns ann,bob,cyd --method crowd --out RUN
 Measured: docs/methods/crowd.md, by benchmarks/crowds.py. The smoothing of the confusion matrices was chosen on CIFAR-10
 and GTSRB (features of a small CLIP's image tower, three made-up voters), what is clear in line 7 on made-up classes.
@@ -36,6 +38,7 @@ from labelwright.labels.annotations import AnnotationModel, Annotations, fit_ann
 from labelwright.labels.dawid_skene import better_names, dawid_skene, majority
 from labelwright.labels.first_guess import first_guess
 from labelwright.methods.baselines.candidate_sets import check_task
+from labelwright.methods.frozen_heads import fold_heads
 from labelwright.methods.recipe import CHOSEN, Begun, Recipe, check_is_pretrained, feats_of
 from labelwright.train.convex import (
     PENALTIES,
@@ -134,7 +137,7 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     if annotations.has_one_guess:
         starts.append(left_out_logits(starts[0], fold, [None] * (int(fold.max()) + 1)).double().softmax(1))
     found = max((in_turn(q) for q in starts), key=lambda each: each.fitted.likelihood)  # 8
-    q, fitted, heads = found.q, found.fitted, found.heads
+    q, fitted, heads = found.q, found.fitted, list(found.heads)
     head_of_all, temperature = given.plain(_solved(z, q, penalty, heads[0])), fitted.temperature
     if groups is not None and int(groups.max()) > int(groups.min()):
         by_group = _folds(len(rows), groups)
@@ -144,7 +147,12 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     logs = (
         {"penalty": penalty, "moved_frac": found.moved_frac} | describe(fitted) | {"temperature": round(temperature, 3)}
     )
-    return replace(state, memory={CHOSEN: {"penalty": penalty}}), logs
+    memory: dict[str, Any] = {CHOSEN: {"penalty": penalty}}
+    if not annotations.has_one_guess:  # else how often guesses are repeated is asked of the classifier itself
+        left_out = [given.plain(head) for head in heads if head is not None]
+        left_out = [Linear(fitted.temperature * head.weight, fitted.temperature * head.bias) for head in left_out]
+        memory |= fold_heads(rows, fold, left_out)
+    return replace(state, memory=memory), logs
 
 
 def _starts(task: Task, rows: Tensor) -> list[Tensor]:

@@ -52,8 +52,10 @@ from labelwright.types import BuildNet, Passes, State, Task
 USUAL_PENALTY = 30.0  # where too few images are labelled to leave any out
 ProblemOf = Callable[[Tensor], Problem]
 LEFT_OUT = "left_out"
-"""In the memory of a state: rows of the table [n], what heads that did not see them say, and, where these speak for
-others, too, the fold [n] of each and the heads by fold, weight [folds, C, D] and bias [folds, C]."""
+"""In the memory of a state: rows of the table [n], and what heads that did not see them say."""
+FOLD_HEADS = "fold_heads"
+"""In the memory of a state: rows of the table [n], the fold [n] of each, and by fold the heads that did not see it,
+weight [folds, C, D] and bias [folds, C]."""
 PACE_ROUNDS = 5  # of solving anew with what the last head predicts, for an adjustment that looks at it
 
 
@@ -194,15 +196,23 @@ class FrozenRecipe:
         if found.validated is not None:
             probs = found.validated.logits.softmax(1)
             left_out = {"rows": known[found.validated.rows], "predicted": probs.argmax(1), "odds": odds_of(probs)}
+            kept: dict[str, Any] = {LEFT_OUT: {key: value.cpu() for key, value in left_out.items()}}
             if not self.has_own_inputs:
                 heads = [as_given(head) for head in found.validated.heads]
-                left_out |= {"fold": found.validated.fold, "weight": torch.stack([head.weight for head in heads])}
-                left_out |= {"bias": torch.stack([head.bias for head in heads])}
-            kept = {LEFT_OUT: {key: value.cpu() for key, value in left_out.items()}}
+                kept |= fold_heads(left_out["rows"], found.validated.fold, heads)
             state = replace(state, memory={**state.memory, **kept})
             logs["left_out_loss"] = round(found.validated.loss, 5)
             logs["left_out_balanced_accuracy"] = round(balanced_accuracy(found.validated, labels), 5)
         return state, logs
+
+
+def fold_heads(rows: Tensor, fold: Tensor, heads: Sequence[Linear]) -> dict[str, dict[str, Tensor]]:
+    """What `FOLD_HEADS` holds, by that key.
+
+    Args: rows, fold: [n] int64.   heads: by fold, as the network's last layer takes them.
+    """
+    weight, bias = torch.stack([head.weight for head in heads]), torch.stack([head.bias for head in heads])
+    return {FOLD_HEADS: {"rows": rows.cpu(), "fold": fold.cpu(), "weight": weight.cpu(), "bias": bias.cpu()}}
 
 
 def balanced_accuracy(found: CrossValidated, labels: Tensor) -> float:

@@ -50,7 +50,7 @@ def own_answers(kept: Contender, given: Tensor) -> tuple[Answers, dict[str, Any]
         )
         return torch.where(open_rows[:, None], new.to(probs), probs)
 
-    answers = kept.answers("train", given=given, adapt=adapt)
+    answers = kept.left_out_answers(given=given, adapt=adapt)
     facts: dict[str, Any] = {"rule": rule} | ({"one_guess": True} if annotations.has_one_guess else {})
     for key, classes in (("outside_frac", answers.alone), ("label_outside_frac", answers.predicted)):
         assert classes is not None
@@ -66,14 +66,15 @@ def _annotation_model(kept: Contender, annotations: Annotations) -> AnnotationMo
     rows = rows[torch.cat([annotations.is_annotated(some) for some in torch.split(rows, 8192)])]
     if not len(rows):
         return None
-    rows, seen = evenly_spread(rows, FITTED_ROWS), list[Tensor]()
+    seen, logits = list[Tensor](), list[Tensor]()
 
-    def collect(_: Tensor, probs: Tensor) -> Tensor:
-        seen.append(probs.clamp(min=LEAST).log().cpu())
+    def collect(some: Tensor, probs: Tensor) -> Tensor:
+        seen.append(some)
+        logits.append(probs.clamp(min=LEAST).log().cpu())
         return probs
 
-    kept.answers("train", rows=rows, adapt=collect)
-    return fit_annotations(annotations, torch.cat(seen), rows)
+    kept.left_out_answers(rows=evenly_spread(rows, FITTED_ROWS), adapt=collect)
+    return fit_annotations(annotations, torch.cat(logits), torch.cat(seen))
 
 
 def within(probs: Tensor, possible: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, cast
@@ -23,7 +25,7 @@ from torch import Tensor
 from labelwright.encoders.heads import put_in
 from labelwright.labels.chunks import evenly_spread
 from labelwright.methods.cluster_start import CENTROIDS
-from labelwright.methods.frozen_heads import LEFT_OUT
+from labelwright.methods.frozen_heads import FOLD_HEADS, LEFT_OUT
 from labelwright.methods.method import Images
 from labelwright.methods.recipe import as_chosen
 from labelwright.methods.registry import METHODS, resolve_config
@@ -35,7 +37,7 @@ from labelwright.pipeline.resolve import Plan, on_colours
 from labelwright.train import progress
 from labelwright.train.convex import folds_of
 from labelwright.train.loop import train
-from labelwright.train.predict import TEMPERATURES, Adapt, Answers
+from labelwright.train.predict import TEMPERATURES, Adapt, Answers, joined
 from labelwright.train.settings import TrainSettings
 from labelwright.types import Recipe, State, Task
 from labelwright.wording import counted
@@ -78,6 +80,41 @@ class Contender:
         assert source is not None
         views = source.views(prepared.view)
         return answers_of(self.plan, self.recipe, self.cfg, self.state, views, given=given, rows=rows, adapt=adapt)
+
+    @contextmanager
+    def of_fold(self, k: int) -> Iterator[None]:
+        """With the head in its network that did not see fold k, see `FOLD_HEADS`; -1: its own."""
+        net = cast(Any, self.state.nets["main"])
+        head = net.head
+        try:
+            if k >= 0:
+                net.head, of = copy.deepcopy(head), self.state.memory[FOLD_HEADS]
+                with torch.no_grad():
+                    put_in(net, of["weight"][k], of["bias"][k])
+            yield
+        finally:
+            net.head = head
+
+    def left_out_answers(
+        self, *, given: Tensor | None = None, rows: Tensor | None = None, adapt: Adapt | None = None
+    ) -> Answers:
+        """`answers` to the training images, each by a head that did not see it where there is one."""
+        if FOLD_HEADS not in self.state.memory:
+            return self.answers("train", given=given, rows=rows, adapt=adapt)
+        of, parts, places = self.state.memory[FOLD_HEADS], list[Answers](), list[Tensor]()
+        fold = torch.full((len(self.job.task.labels),), -1)
+        fold[of["rows"]] = of["fold"]
+        rows = torch.arange(len(fold)) if rows is None else rows
+        for k in range(-1, len(of["weight"])):
+            at = (fold[rows] == k).nonzero().flatten()
+            if not len(at):
+                continue
+            places.append(at)
+            with self.of_fold(k):
+                parts.append(
+                    self.answers("train", given=None if given is None else given[at], rows=rows[at], adapt=adapt)
+                )
+        return joined(parts, torch.cat(places).argsort()) if parts else self.answers("train", rows=rows, adapt=adapt)
 
     @cached_property
     def tested(self) -> Answers | None:
@@ -287,7 +324,7 @@ def _judged(contender: Contender, rows: Tensor, fold: Tensor) -> Contender:
     open_rows = (job.task.labels.cpu() < 0).nonzero().flatten()
     # Convex heads have answered them on the way; how often they move is asked where most images are unlabelled.
     is_moving = 2 * len(open_rows) > len(job.task.labels)
-    if LEFT_OUT in state.memory and ("weight" in state.memory[LEFT_OUT] or not is_moving):
+    if LEFT_OUT in state.memory and (FOLD_HEADS in state.memory or not is_moving):
         left_out = _of_cross_validation(contender, rows, open_rows if is_moving else open_rows[:0])
         return dataclasses.replace(contender, left_out=left_out, seconds=contender.seconds + time.monotonic() - began)
     if contender.cfg.takes_steps and contender.name != "start":
@@ -327,24 +364,24 @@ def _of_cross_validation(contender: Contender, rows: Tensor, open_rows: Tensor) 
     Args:
       rows: whose labels are left out.   open_rows: unlabelled ones, some of which are answered anew by these heads.
     """
-    given, net = contender.job.task.labels.cpu(), cast(Any, contender.state.nets["main"])
-    of = contender.state.memory[LEFT_OUT]
-    answers, odds = _nothing(len(given))
-    answers[of["rows"]], odds[of["rows"]] = of["predicted"], of["odds"]
+    given, memory = contender.job.task.labels.cpu(), contender.state.memory
+    left_out, (answers, odds) = memory[LEFT_OUT], _nothing(len(given))
+    answers[left_out["rows"]], odds[left_out["rows"]] = left_out["predicted"], left_out["odds"]
     if not len(open_rows):
         return LeftOut(answers[rows], odds[rows])
-    unlabelled, moved, fits = evenly_spread(open_rows, COMPARED_ROWS), list[float](), list[Fit]()
+    of, unlabelled, moved, fits = (
+        memory[FOLD_HEADS],
+        evenly_spread(open_rows, COMPARED_ROWS),
+        list[float](),
+        list[Fit](),
+    )
     whole = contender.answers("train", rows=unlabelled).predicted
-    head, net.head = net.head, copy.deepcopy(net.head)
-    for k, (weight, bias) in enumerate(zip(of["weight"], of["bias"], strict=True)):
-        with torch.no_grad():
-            put_in(net, weight, bias)
-        others = contender.answers("train", rows=unlabelled).predicted
-        seen = of["rows"][of["fold"] != k]
+    for k in range(len(of["weight"])):
+        with contender.of_fold(k):
+            others = contender.answers("train", rows=unlabelled).predicted
+        seen, asked = of["rows"][of["fold"] != k], torch.isin(rows, of["rows"][of["fold"] == k])
         moved.append(float((others != whole).double().mean()))
-        asked = torch.isin(rows, of["rows"][of["fold"] == k])
         fits.append(Fit(asked, torch.cat([unlabelled, seen]), torch.cat([others, given[seen]])))
-    net.head = head
     return LeftOut(answers[rows], odds[rows], sum(moved) / len(moved), tuple(fits))
 
 

@@ -48,9 +48,11 @@ def share_of(rows: Tensor) -> Tensor:
     return torch.cat([rows[:0], *batches[first:last]])
 
 
-def joined(parts: Sequence[Answers]) -> Answers:
-    """The answers of several processes as one."""
-    return Answers(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Answers)))
+def joined(parts: Sequence[Answers], order: Tensor | None = None) -> Answers:
+    """The answers of several processes, or to parts of the rows, as one: of all of them in this order [N]."""
+    columns = [[getattr(part, field.name) for part in parts] for field in fields(Answers)]
+    found = [None if of[0] is None else torch.cat(of) for of in columns]
+    return Answers(*(of if of is None or order is None else of[order] for of in found))  # type: ignore[arg-type]
 
 
 def odds_of(probs: Tensor) -> Tensor:

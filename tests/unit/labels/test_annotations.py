@@ -77,7 +77,7 @@ def test_hear__finds_how_often_annotators_are_right_and_the_temperature():
     for strength in (1.0, 0.5, 3.0):
         logits = seen(truth, strength)
         fitted = fit_annotations(annotations, logits, ROWS)
-        rates = [float(confusion.diagonal().mean()) for confusion in fitted.weight]
+        rates = [float(confusion.diagonal().mean()) for confusion in fitted.rates.weight]
         assert np.allclose(rates, (0.9, 0.6, 0.5), atol=0.06)
         assert 0.8 < fitted.temperature * strength < 1.3  # what makes the logits calibrated again
         together = annotations.posterior(fitted, logits, ROWS)
@@ -188,6 +188,6 @@ def test_fit_annotations__annotators_of_few_answers_are_taken_as_alike():
         votes = torch.full((N, n), -1)
         votes[ROWS, torch.from_numpy(who % n)] = torch.where(torch.from_numpy(draw), truth, (truth + 1) % C)
         fitted = fit_annotations(Annotations(task_of(votes=votes)), seen(truth, 1.0, right=0.9), ROWS)
-        right = fitted.weight.diagonal(dim1=1, dim2=2).mean(1)
+        right = fitted.rates.weight.diagonal(dim1=1, dim2=2).mean(1)
         assert (float(right.max() - right.min()) < 1e-6) == (n == 40)
         assert np.abs(right.numpy() - reliability[:n]).max() < 0.12

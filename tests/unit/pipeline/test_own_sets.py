@@ -138,6 +138,30 @@ def test_trust__the_interval_reaches_lower_where_answers_leave_names_in_doubt(tm
     assert lowest[1] > lowest[0] + 0.2
 
 
+def test_fit__poor_annotators_of_many_classes_with_few_images_each__an_answer_does_not_confirm_itself(
+    tmp_path: Path,
+) -> None:
+    n_classes, per_class = 20, 30
+    draw = np.random.default_rng(0)
+    truth = draw.permutation(np.arange(n_classes * per_class) % n_classes)
+    x = 0.4 * draw.standard_normal((n_classes, 64))[truth] + draw.standard_normal((len(truth), 64))
+    names = [f"kind {c}" for c in range(n_classes)]
+    columns = {}
+    for name, reliability in (("ann", 0.6), ("bob", 0.5), ("cyd", 0.4)):
+        said = np.where(
+            draw.random(len(truth)) < reliability, truth, (truth + draw.integers(1, 4, len(truth))) % n_classes
+        )
+        columns[name] = [names[c] for c in said]
+    ids = [str(i) for i in range(len(truth))]
+    table = pa.table({"id": ids, "embedding": list(x.astype(np.float32)), **columns})
+    pq.write_table(table, tmp_path / "t.parquet")
+    run = lw.fit(tmp_path / "t.parquet", out=tmp_path / "run", classes=names, annotator_columns=list(columns))
+    assert run.labels is not None
+    found = np.array(run.labels["label"].to_pylist()) == np.array(names)[truth]
+    assert found.mean() > 0.95
+    assert abs(run.summary["trust"]["estimated"] - found.mean()) < 0.02
+
+
 def test_annotator_columns__named_twice_or_not_at_all_are_refused(tmp_path: Path) -> None:
     x, truth = pool()
     table = write(tmp_path, answers(truth, (0.9, 0.6, 0.3)), x, truth)
