@@ -131,7 +131,8 @@ def score_rows(values: dict[str, Array], right: Array) -> Iterator[tuple[str, st
     for cell, value in values.items():
         known = ~np.isnan(value)
         v, r = torch.from_numpy(value[known]), torch.from_numpy(right[known])
-        yield cell, "auroc", 100 * float(roc_auc_score(r, v))
+        if r.any() and not r.all():
+            yield cell, "auroc", 100 * float(roc_auc_score(r, v))
         if cell not in ("margin", "entropy"):
             yield cell, "ece", 100 * calibration_error(v.clamp(0, 1), r)
             sure = v >= SURE
