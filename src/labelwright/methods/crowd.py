@@ -137,7 +137,7 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     if annotations.has_one_guess:
         starts.append(left_out_logits(starts[0], fold, [None] * (int(fold.max()) + 1)).double().softmax(1))
     found = max((in_turn(q) for q in starts), key=lambda each: each.fitted.likelihood)  # 8
-    q, fitted, heads = found.q, found.fitted, list(found.heads)
+    q, fitted, heads = found.q, found.fitted, found.heads
     head_of_all, temperature = given.plain(_solved(z, q, penalty, heads[0])), fitted.temperature
     if groups is not None and int(groups.max()) > int(groups.min()):
         by_group = _folds(len(rows), groups)

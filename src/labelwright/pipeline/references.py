@@ -369,12 +369,8 @@ def _of_cross_validation(contender: Contender, rows: Tensor, open_rows: Tensor) 
     answers[left_out["rows"]], odds[left_out["rows"]] = left_out["predicted"], left_out["odds"]
     if not len(open_rows):
         return LeftOut(answers[rows], odds[rows])
-    of, unlabelled, moved, fits = (
-        memory[FOLD_HEADS],
-        evenly_spread(open_rows, COMPARED_ROWS),
-        list[float](),
-        list[Fit](),
-    )
+    of, unlabelled = memory[FOLD_HEADS], evenly_spread(open_rows, COMPARED_ROWS)
+    moved, fits = list[float](), list[Fit]()
     whole = contender.answers("train", rows=unlabelled).predicted
     for k in range(len(of["weight"])):
         with contender.of_fold(k):
