@@ -31,7 +31,7 @@ TEMPERATURE_ROWS = 4000  # that it is found on, evenly spread
 N_ITER = 30  # of EM, at most
 N_TRUNCATED = 20  # repetitions towards the rates of sets that might be empty
 STILL = 1e-3  # largest change of a probability at which it ends
-N_OWN = 10  # repetitions towards what an image's answers say by the other images
+N_OWN = 10  # repetitions towards what an image's answers say by the other images, at most
 
 
 class Rates(NamedTuple):
@@ -251,7 +251,9 @@ class Annotations:
         seen = fitted.temperature * logits.double() + fitted.log_prior
         probs = (seen + self.evidence(fitted.rates, rows)).softmax(1)
         for _ in range(0 if fitted.rates.counted is None else N_OWN):
-            probs = (seen + self.evidence(fitted.rates, rows, probs)).softmax(1)
+            last, probs = probs, (seen + self.evidence(fitted.rates, rows, probs)).softmax(1)
+            if len(probs) and float((probs - last).abs().max()) < STILL:
+                break
         return self.with_labels(probs, rows)
 
     def with_labels(self, probs: Tensor, rows: Tensor) -> Tensor:

@@ -120,14 +120,12 @@ def vote_evidence(votes: Tensor, confusion: Tensor, counted: Tensor | None = Non
       >>> vote_evidence(torch.tensor([[0], [-1]]), confusion).exp().tolist()
       [[0.75, 0.5], [1.0, 1.0]]
     """
-    shares = confusion.mT  # [A, answers, class]
-    found = shares.new_zeros(len(votes), shares.shape[2])
-    for a, (answers, share) in enumerate(zip(votes.T, shares, strict=True)):
+    table = confusion.mT.log() if own is None or counted is None else confusion.mT  # [A, answers, class]
+    found = table.new_zeros(len(votes), table.shape[2])
+    for a, answers in enumerate(votes.T):
         answered = (answers >= 0).nonzero().flatten()
-        of = share[answers[answered]]
-        if own is not None and counted is not None:
-            of = less_own(of, own[answered], counted[a])
-        found[answered] += of.log()
+        of = table[a, answers[answered]]
+        found[answered] += of if own is None or counted is None else less_own(of, own[answered], counted[a]).log()
     return found
 
 

@@ -81,6 +81,10 @@ class Contender:
         views = source.views(prepared.view)
         return answers_of(self.plan, self.recipe, self.cfg, self.state, views, given=given, rows=rows, adapt=adapt)
 
+    def remembered(self, key: str) -> dict[str, Tensor]:
+        """What the state's memory holds under this key, on the CPU: a resumed run has it on its device."""
+        return {name: value.cpu() for name, value in self.state.memory[key].items()}
+
     @contextmanager
     def of_fold(self, k: int) -> Iterator[None]:
         """With the head in its network that did not see fold k, see `FOLD_HEADS`; -1: its own."""
@@ -101,7 +105,7 @@ class Contender:
         """`answers` to the training images, each by a head that did not see it where there is one."""
         if FOLD_HEADS not in self.state.memory:
             return self.answers("train", given=given, rows=rows, adapt=adapt)
-        of, parts, places = self.state.memory[FOLD_HEADS], list[Answers](), list[Tensor]()
+        of, parts, places = self.remembered(FOLD_HEADS), list[Answers](), list[Tensor]()
         fold = torch.full((len(self.job.task.labels),), -1)
         fold[of["rows"]] = of["fold"]
         rows = torch.arange(len(fold)) if rows is None else rows
@@ -364,12 +368,12 @@ def _of_cross_validation(contender: Contender, rows: Tensor, open_rows: Tensor) 
     Args:
       rows: whose labels are left out.   open_rows: unlabelled ones, some of which are answered anew by these heads.
     """
-    given, memory = contender.job.task.labels.cpu(), contender.state.memory
-    left_out, (answers, odds) = memory[LEFT_OUT], _nothing(len(given))
+    given, left_out = contender.job.task.labels.cpu(), contender.remembered(LEFT_OUT)
+    answers, odds = _nothing(len(given))
     answers[left_out["rows"]], odds[left_out["rows"]] = left_out["predicted"], left_out["odds"]
     if not len(open_rows):
         return LeftOut(answers[rows], odds[rows])
-    of, unlabelled = memory[FOLD_HEADS], evenly_spread(open_rows, COMPARED_ROWS)
+    of, unlabelled = contender.remembered(FOLD_HEADS), evenly_spread(open_rows, COMPARED_ROWS)
     moved, fits = list[float](), list[Fit]()
     whole = contender.answers("train", rows=unlabelled).predicted
     for k in range(len(of["weight"])):
