@@ -25,9 +25,8 @@ DEVICE = torch.device("cpu")
 
 
 def place_of(run: Path) -> str:
-    """Images, schedule and method of a cell of `labelwright bench`."""
-    *_, place, cell, _ = run.resolve().parts
-    return f"{place} {cell.partition(',')[0]}"
+    """Images, schedule, method and settings of a cell of `labelwright bench`."""
+    return " ".join(run.resolve().parts[-3:-1])
 
 
 def main() -> None:
