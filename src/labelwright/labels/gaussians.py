@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from labelwright.labels.chunks import chunks_of, slices_of
+from labelwright.train.convex import principal_axes
 
 LEAST_COUNT = 1e-3  # images of a class that has none: its mean and the log of its share stay finite
 LEAST_SPREAD = 0.01  # of the total variance, if the rows of each class are alike: the covariance is not singular
@@ -221,14 +222,18 @@ def principal(feats: Tensor, n_dims: int) -> tuple[Tensor, Tensor]:
 
 
 def principal_of(blocks: Callable[[], Iterable[Tensor]], n_dims: int) -> tuple[Tensor, Tensor]:
-    """`principal` of features that come in blocks [b, D], twice, and are never held together."""
+    """`principal` of features that come in blocks [b, D], twice, of which those of D rows and more are never held."""
     total, n = torch.zeros(()), 0
     for some in blocks():
         total, n = total.to(some.device) + some.sum(0, dtype=torch.float64), n + len(some)
     mean = total / n
-    moment = mean.new_zeros(len(mean), len(mean))
-    for some in blocks():
-        off = some.double() - mean
-        moment += off.T @ off
-    _, directions = torch.linalg.eigh(moment)  # by ascending eigenvalue
-    return mean.float(), directions.flip(1)[:, :n_dims].T.float()
+    axes = None
+    if n_dims <= n < len(mean):
+        axes = principal_axes(torch.cat([some.double() - mean for some in blocks()]))
+    if axes is None:
+        moment = mean.new_zeros(len(mean), len(mean))
+        for some in blocks():
+            off = some.double() - mean
+            moment += off.T @ off
+        axes = torch.linalg.eigh(moment).eigenvectors
+    return mean.float(), axes.flip(1)[:, :n_dims].T.float()  # they come by ascending eigenvalue

@@ -5,7 +5,7 @@ Nothing is trained by gradient steps: the start of CAP and of Co-Reg, with label
  1  u = (p, 1) / |(p, 1)|, p = P (f - m) / r: the largest `n_dims` principal components of the features f, centred, on
     the unit sphere of one dimension more, so that how far an image is from the mean is not lost
  2  evidence E of each class: logits of a logistic regression on the labelled images, classes weighted evenly, its
-    regularisation chosen by cross-validation where two classes have two labels each
+    penalty chosen by cross-validation where two classes have two labels each                   (train/convex.py)
  3  or, with the class texts of a vision-language model, of a head that starts at logit_scale t and pays for leaving it,
     the price by cross-validation: without labels zero-shot; of a regression, as in (2), if left-out labels are likelier
     under it by more than a standard error; then u is z, the unit features that the texts belong to
@@ -27,30 +27,27 @@ twenty labels a class on, logistic regression alone is as good.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from labelwright.adjust import fixed
 from labelwright.encoders.heads import ProjectedHead, put_in
 from labelwright.errors import ConfigError
 from labelwright.labels.candidate_beliefs import MISS, candidate_evidence
-from labelwright.labels.chunks import evenly_spread
 from labelwright.labels.gaussians import gaussian_beliefs, principal_of, sampled
 from labelwright.methods.recipe import Begun, Recipe, check_is_pretrained
 from labelwright.methods.shots import Shots
+from labelwright.train.convex import Problem, cross_validate, folds_of, solve
 from labelwright.train.settings import AtLeast0, Count, Positive, Share, TrainSettings
 from labelwright.types import BuildNet, Passes, State, Task
 
-INVERSE_PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)  # of the logistic regression, tried by cross-validation
-USUAL_INVERSE_PENALTY = 10.0  # where there are too few labels to try
-MAX_FOLDS = 5
-MAX_TRIED_ROWS = 5000  # labelled images that take part in the cross-validation
+PENALTIES = (10.0, 1.0, 0.1, 0.01, 0.001)  # of the logistic regression, tried by cross-validation
+USUAL_PENALTY = 0.1  # where there are too few labels to try
 N_ITER = 20  # of EM: from 10 to 50 nothing changed
 USUAL_PRICE = 100.0  # of leaving the texts, where no label can be left out to choose it
 MOST_ROWS, ROWS_PER_CLASS = 50_000, 100  # of more rows, and so many a class, lines 1 and 5 see a sample until the end
@@ -106,8 +103,9 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     u = Projected(head, read, seen)  # 1
     known = (task.labels >= 0).nonzero().flatten()
     if task.concepts is None:
-        weight, bias, inverse_penalty = regression(u[known], task.labels[known], task.n_classes)  # 2
-        logs = {"inverse_penalty": inverse_penalty}
+        groups = None if task.groups is None else task.groups[known.to(task.groups.device)]
+        weight, bias, penalty = regression(u[known], task.labels[known], task.n_classes, groups=groups)  # 2
+        logs = {"penalty": penalty}
     else:
         weight, price = from_texts(u[known], task)  # 3
         bias, logs = torch.zeros_like(weight[:, 0]), {"price": price}
@@ -187,58 +185,40 @@ def from_texts(z: Tensor, task: Task) -> tuple[Tensor, float]:
     return shots.solve(lambda weight: weight - shots.text, penalty=held.penalty), held.penalty
 
 
-def regression(u: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor, Tensor, float]:
+def regression(
+    u: Tensor, labels: Tensor, n_classes: int, *, groups: Tensor | None = None
+) -> tuple[Tensor, Tensor, float]:
     """Logistic regression in which all classes have the same weight; one that has no label gets logits of 0.
 
     Args:
       u: [n, D] float, unit norm.
       labels: [n] int64, no unknown ones.
+      groups: [n] int64, images of one group are left out together; or None.
 
-    Returns: weight [C, D] and bias [C], with a mean of 0 over the labelled classes, and the inverse penalty.
+    Returns: weight [C, D] and bias [C], with a mean of 0 over the labelled classes, and the penalty.
 
     Example:
       >>> u = torch.tensor([[1.0, 0.0], [0.8, 0.6], [-1.0, 0.0], [-0.8, 0.6]])
-      >>> weight, bias, inverse_penalty = regression(u, torch.tensor([0, 0, 1, 1]), 3)
+      >>> weight, bias, penalty = regression(u, torch.tensor([0, 0, 1, 1]), 3)
       >>> (u @ weight.T + bias).argmax(1).tolist(), weight[2].tolist()
       ([0, 0, 1, 1], [0.0, 0.0])
     """
-    from sklearn.linear_model import LogisticRegression
-
     weight, bias = u.new_zeros(n_classes, u.shape[1]), u.new_zeros(n_classes)
-    x, y = u.double().cpu().numpy(), labels.cpu().numpy()
-    if len(np.unique(y)) < 2:
-        return weight, bias, USUAL_INVERSE_PENALTY
-    inverse_penalty = _inverse_penalty(x, y)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # few images of many classes; what is there after so many steps
-        found = LogisticRegression(C=inverse_penalty, class_weight="balanced", max_iter=1000).fit(x, y)
-    rows, bias_rows = found.coef_, found.intercept_
-    if len(found.classes_) == 2:  # of two classes scikit-learn keeps the difference
-        rows, bias_rows = np.concatenate([-rows, rows]) / 2, np.concatenate([-bias_rows, bias_rows]) / 2
-    weight[found.classes_] = torch.from_numpy(rows).to(weight)
-    bias[found.classes_] = torch.from_numpy(bias_rows).to(bias)
-    return weight, bias, inverse_penalty
+    classes, y = torch.unique(labels, return_inverse=True)
+    if len(classes) < 2:
+        return weight, bias, USUAL_PENALTY
 
+    def problem_of(counts: Tensor) -> Problem:
+        return Problem(class_weight=fixed.inverse_prior_weights(counts, power=1.0))
 
-def _inverse_penalty(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> float:
-    """The one of `INVERSE_PENALTIES` under which labels left out are most likely, of classes with two or more."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold, cross_val_score
-
-    order = np.argsort(y, kind="stable")
-    rows = evenly_spread(torch.from_numpy(order), MAX_TRIED_ROWS).numpy()
-    counts = np.bincount(y[rows])
-    rows = rows[counts[y[rows]] >= 2]
-    if len(np.unique(y[rows])) < 2:
-        return USUAL_INVERSE_PENALTY
-    folds = StratifiedKFold(int(min(MAX_FOLDS, counts[counts >= 2].min())))
-    scores = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        for value in INVERSE_PENALTIES:
-            model = LogisticRegression(C=value, class_weight="balanced", max_iter=300, tol=1e-3)
-            scores.append(cross_val_score(model, x[rows], y[rows], cv=folds, scoring="neg_log_loss").mean())
-    return INVERSE_PENALTIES[int(np.argmax(scores))]
+    rows, fold = folds_of(y, groups, seed=0)
+    penalty, start = USUAL_PENALTY, None
+    if len(rows):
+        found = cross_validate(u, y, problem_of, n_classes=len(classes), rows=rows, fold=fold, penalties=PENALTIES)
+        penalty, start = found.penalty, found.head
+    head = solve(u, y, problem_of(torch.bincount(y)), n_classes=len(classes), penalty=penalty, start=start)
+    weight[classes], bias[classes] = head.weight, head.bias
+    return weight, bias, penalty
 
 
 def _has_every_label(task: Task) -> bool:

@@ -23,6 +23,7 @@ from labelwright.labels.gaussians import principal
 from labelwright.methods import beliefs
 from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.pipeline.saved_model import load_model
+from labelwright.train import convex
 from labelwright.train.loop import Trained, train
 from labelwright.types import Concepts, Task
 from pictures import write_folders
@@ -112,14 +113,14 @@ def slow_logits(x: Array, labels: list[int], *, n_dims: int, prior: list[float] 
 
 @pytest.mark.parametrize("prior", ["estimated", "even"])
 def test_run__matches_a_slow_loop(prior: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(beliefs, "INVERSE_PENALTIES", (10.0,))
+    monkeypatch.setattr(beliefs, "PENALTIES", (0.1,))
     labels = labels_of(3)
     views = Scaled(1.0)
     found = logits_of(run(Task(labels, NAMES), views, n_dims=6, prior=prior), views).double()
     known_prior = [1 / 3] * 3 if prior == "even" else None
     expected = slow_logits(views.x.double().numpy(), labels.tolist(), n_dims=6, prior=known_prior)
     found = found - found.mean(1, keepdim=True)
-    # float32 through twenty solutions of a linear system, and a regression that stops at 1e-4
+    # float32 through twenty solutions of a linear system
     assert found.numpy() == pytest.approx(expected, rel=5e-3, abs=2e-2)
     assert np.abs(expected).max() > 3
 
@@ -150,8 +151,8 @@ def test_run__strength_zero_is_the_regression() -> None:
     head = cast(Any, trained.state.nets["main"]).head
     x = tiny.TinyFeats(TRUTH.tolist(), noise=0.3).x
     weight, bias, _ = beliefs.regression(head.project(x)[labels >= 0], labels[labels >= 0], 3)
-    assert torch.allclose(head.linear.weight, weight)
-    assert torch.allclose(head.linear.bias, bias)
+    assert torch.allclose(head.linear.weight, weight, atol=1e-3)
+    assert torch.allclose(head.linear.bias, bias, atol=1e-3)
 
 
 def test_run__tells_a_class_at_the_mean_from_those_around_it() -> None:
@@ -242,12 +243,14 @@ def test_regression__two_classes_a_class_without_labels_and_one_alone() -> None:
     u = F.normalize(torch.randn(12, 4, generator=torch.Generator().manual_seed(1)), dim=1)
     labels = torch.tensor([0, 2] * 6)
     weight, bias, chosen = beliefs.regression(u, labels, 3)
-    judge = LogisticRegression(C=chosen, class_weight="balanced").fit(u.double().numpy(), labels.numpy())
+    # of two classes scikit-learn penalises the difference of both rows: half as much for the same classifier
+    judge = LogisticRegression(C=2 / chosen, class_weight="balanced", tol=1e-9).fit(u.double().numpy(), labels.numpy())
     logits = u @ weight.T + bias
-    assert (logits[:, 2] - logits[:, 0]).numpy() == pytest.approx(judge.decision_function(u.double().numpy()), rel=1e-3)
+    assert (logits[:, 2] - logits[:, 0]).numpy() == pytest.approx(judge.decision_function(u.double().numpy()), abs=1e-3)
+    assert np.abs(judge.decision_function(u.double().numpy())).max() > 0.1
     assert torch.equal(logits[:, 1], torch.zeros(12))
     weight, bias, chosen = beliefs.regression(u, torch.ones(12, dtype=torch.int64), 3)
-    assert (float(weight.abs().max()), float(bias.abs().max()), chosen) == (0.0, 0.0, beliefs.USUAL_INVERSE_PENALTY)
+    assert (float(weight.abs().max()), float(bias.abs().max()), chosen) == (0.0, 0.0, beliefs.USUAL_PENALTY)
 
 
 def test_regression__penalty_by_cross_validation_where_there_is_something_to_leave_out() -> None:
@@ -255,18 +258,18 @@ def test_regression__penalty_by_cross_validation_where_there_is_something_to_lea
     labels = torch.arange(3).repeat_interleave(20)
     noise = F.normalize(torch.randn(60, 8, generator=draw), dim=1)
     clear = F.normalize(torch.eye(8)[labels] + 0.01 * torch.randn(60, 8, generator=draw), dim=1)
-    assert beliefs.regression(noise, labels, 3)[2] == beliefs.INVERSE_PENALTIES[0]
-    assert beliefs.regression(clear, labels, 3)[2] == beliefs.INVERSE_PENALTIES[-1]
+    assert beliefs.regression(noise, labels, 3)[2] == beliefs.PENALTIES[0]
+    assert beliefs.regression(clear, labels, 3)[2] == beliefs.PENALTIES[-1]
     single = torch.tensor([0, 20, 40])  # one of each: nothing to leave out
-    assert beliefs.regression(noise[single], labels[single], 3)[2] == beliefs.USUAL_INVERSE_PENALTY
+    assert beliefs.regression(noise[single], labels[single], 3)[2] == beliefs.USUAL_PENALTY
 
 
 def test_regression__many_rows_are_tried_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = torch.Generator().manual_seed(3)
     labels = torch.arange(3).repeat(40)
     clear = F.normalize(torch.eye(8)[labels] + 0.01 * torch.randn(120, 8, generator=draw), dim=1)
-    monkeypatch.setattr(beliefs, "MAX_TRIED_ROWS", 12)
-    assert beliefs.regression(clear, labels, 3)[2] == beliefs.INVERSE_PENALTIES[-1]
+    monkeypatch.setattr(convex, "MAX_TRIED_ROWS", 12)
+    assert beliefs.regression(clear, labels, 3)[2] == beliefs.PENALTIES[-1]
 
 
 # ---- from file to label ---------------------------------------------------------------------------------------------
