@@ -437,6 +437,7 @@ def test_offline__a_name_that_is_nowhere(tmp_path: Path) -> None:
     assert found.stderr.startswith(
         "error: some/dataset is neither a file or folder here nor a data set in the local cache"
     )
+    assert "fix: check the name and the network" in found.stderr
     assert "Traceback" not in found.stderr
 
 
