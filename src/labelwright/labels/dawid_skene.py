@@ -10,7 +10,7 @@ from torch import Tensor
 
 SMOOTHING = 20.0  # answers that an annotator's usual behaviour counts for in each row of the confusion matrix
 N_ITER = 100  # of EM, at most
-STILL = 1e-4  # largest change of a probability at which it ends
+STILL = 1e-4  # probability that goes to other classes, mean of the images, at which it ends
 LEAST_ANSWERS = 2.0  # answers per class and annotator, on average; below, the confusions are no better than a majority
 N_BALANCED = 200  # repetitions towards rows and columns that sum to 1
 LEAST = 1e-9  # answers that are left where an image's own are not counted
@@ -85,9 +85,11 @@ def confusion_of(probs: Tensor, votes: Tensor, *, smoothing: float = SMOOTHING, 
 
 def _counts(probs: Tensor, answers: Tensor) -> Tensor:
     """[C, C]: how often an answer j [N] falls to class c."""
-    answered = (answers >= 0).nonzero().flatten()
     counts = probs.new_zeros(probs.shape[1], probs.shape[1])
-    return counts.index_add_(0, answers[answered], probs[answered]).T
+    answered = (answers >= 0).nonzero().flatten()
+    if len(answered) < len(answers):  # else nothing of that size is copied
+        answers, probs = answers[answered], probs[answered]
+    return counts.index_add_(0, answers, probs).T
 
 
 def smoothed(counts: Tensor, smoothing: float = SMOOTHING) -> Tensor:
@@ -124,8 +126,11 @@ def vote_evidence(votes: Tensor, confusion: Tensor, counted: Tensor | None = Non
     found = table.new_zeros(len(votes), table.shape[2])
     for a, answers in enumerate(votes.T):
         answered = (answers >= 0).nonzero().flatten()
-        of = table[a, answers[answered]]
-        found[answered] += of if own is None or counted is None else less_own(of, own[answered], counted[a]).log()
+        is_some = len(answered) < len(answers)  # else nothing of that size is copied
+        of = table[a][answers[answered] if is_some else answers]
+        if own is not None and counted is not None:
+            of = less_own(of, own[answered] if is_some else own, counted[a]).log_()
+        found = found.index_add_(0, answered, of) if is_some else found.add_(of)
     return found
 
 
@@ -136,7 +141,7 @@ def less_own(shares: Tensor, own: Tensor, counted: Tensor) -> Tensor:
       >>> round(less_own(torch.tensor([[0.75]]), torch.tensor([[1.0]]), torch.tensor([4.0])).item(), 3)
       0.667
     """
-    return (shares * counted - own).clamp(min=LEAST) / (counted - own).clamp(min=LEAST)
+    return (shares * counted).sub_(own).clamp_(min=LEAST).div_((counted - own).clamp_(min=LEAST))
 
 
 def better_names(probs: Tensor, votes: Tensor, labels: Tensor) -> Tensor | None:
@@ -241,7 +246,7 @@ def dawid_skene(votes: Tensor, n_classes: int, *, labels: Tensor | None = None) 
         new = (vote_evidence(votes, confusion) + prior.log()).softmax(1)
         if labels is not None:
             new[known] = probs[known]
-        moved = (new - probs).abs().max() if len(new) else torch.zeros(())
+        moved = (new - probs).abs_().sum() / 2 / max(1, len(new))
         probs, prior = new, (new[heard].sum(0) + 1) / (heard.sum() + n_classes)
         if float(moved) < STILL:
             break

@@ -57,6 +57,8 @@ from labelwright.types import BuildNet, Passes, State, Task
 USUAL_PENALTY = 100.0  # where nothing can be left out
 LARGE, HUGE = 2500, 10_000  # images from which three folds, and two, say as much as five
 MOVED_FRAC = 0.002  # of the classes, below which a round has changed nothing
+KNOWN_FRAC = 0.01  # of the classes, below which another start leads to what is known
+ROUGH_GRADIENT = 1e-3  # where a round's head is solved, until a round changes nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,37 +108,51 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
         penalty = _penalty(z, guessed, groups, task.n_classes) or USUAL_PENALTY
     fold = _folds(len(rows))
 
-    def left_out_logits(q: Tensor, fold: Tensor, heads: list[Linear | None]) -> Tensor:
+    def left_out_logits(
+        q: Tensor, fold: Tensor, heads: list[Linear | None], least_gradient: float = TRIED_GRADIENT
+    ) -> Tensor:
         """[n, C] of heads that did not see the fold [n] of a row, begun at ``heads``, which they replace; 4 and 5."""
         logits = torch.zeros(len(rows), task.n_classes, device=z.device)
         for k in range(int(fold.max()) + 1):
             left_out = (fold == k).to(z.device)
             share = 1 - float(left_out.float().mean())
-            heads[k] = each = _solved(z[~left_out], q[~left_out], share * penalty, heads[k])
+            heads[k] = each = _solved(z[~left_out], q[~left_out], share * penalty, heads[k], least_gradient)
             logits[left_out] = each(z[left_out])
         return logits
 
-    def in_turn(q: Tensor) -> _Found:
-        """Lines 4 to 7 from probabilities [n, C] on."""
-        heads: list[Linear | None] = [None] * (int(fold.max()) + 1)
+    def in_turn(q: Tensor, heads: list[Linear | None], known: Tensor | None) -> _Found | None:
+        """Lines 4 to 7 from probabilities [n, C] and heads on; None once labels are about those of ``known`` [n, C]."""
         moved_frac: list[float] = []
+        least_gradient = ROUGH_GRADIENT
         while True:
-            logits = left_out_logits(q, fold, heads)
+            is_last = len(moved_frac) + 1 == cfg.n_rounds
+            logits = left_out_logits(q, fold, heads, TRIED_GRADIENT if is_last else least_gradient)
             fitted = fit_annotations(annotations, logits, rows)
             new = annotations.posterior(fitted, logits, rows)  # 6
-            moved_frac.append(round(float((new.argmax(1) != q.argmax(1)).double().mean()), 5))
+            moved_frac.append(_moved(q, new))
             q = new
-            if len(moved_frac) == cfg.n_rounds:
+            if known is not None and _moved(q, known) < KNOWN_FRAC:
+                return None
+            if is_last:
                 return _Found(q, fitted, heads, moved_frac)
             order = None if task.votes is None else better_names(q, task.votes[rows], task.labels[rows])  # 7
             if order is not None:
                 q, heads = annotations.with_labels(q[:, order], rows), [None] * len(heads)
             elif moved_frac[-1] < MOVED_FRAC:
-                return _Found(q, fitted, heads, moved_frac)
+                if least_gradient == TRIED_GRADIENT:
+                    return _Found(q, fitted, heads, moved_frac)
+                least_gradient = TRIED_GRADIENT
 
+    n_folds = int(fold.max()) + 1
+    heads: list[Linear | None] = [None] * n_folds
     if annotations.has_one_guess:
-        starts.append(left_out_logits(starts[0], fold, [None] * (int(fold.max()) + 1)).double().softmax(1))
-    found = max((in_turn(q) for q in starts), key=lambda each: each.fitted.likelihood)  # 8
+        starts.append(left_out_logits(starts[0], fold, heads, ROUGH_GRADIENT).double().softmax(1))
+    found = in_turn(starts[0], heads, None)  # 8
+    assert found is not None, "nothing is known yet"
+    for q in starts[1:]:
+        other = in_turn(q, [None] * n_folds, found.q)
+        if other is not None and other.fitted.likelihood > found.fitted.likelihood:
+            found = other
     q, fitted, heads = found.q, found.fitted, found.heads
     head_of_all, temperature = given.plain(_solved(z, q, penalty, heads[0])), fitted.temperature
     if groups is not None and int(groups.max()) > int(groups.min()):
@@ -164,6 +180,11 @@ def _starts(task: Task, rows: Tensor) -> list[Tensor]:
     return [found.probs] if found.is_majority else [found.probs, majority(votes, task.n_classes, labels)]
 
 
+def _moved(q: Tensor, new: Tensor) -> float:
+    """The share of the rows whose likeliest class is another in ``new`` [n, C] than in ``q`` [n, C]."""
+    return round(float((new.argmax(1) != q.argmax(1)).double().mean()), 5)
+
+
 def _penalty(z: Tensor, labels: Tensor, groups: Tensor | None, n_classes: int) -> float | None:
     """Line 3; None where nothing can be left out."""
     tried, fold = folds_of(labels, groups, seed=0)
@@ -184,10 +205,13 @@ def _even(counts: Tensor) -> Tensor:
     return (weights / (counts > 0).sum().clamp(min=1)).float()
 
 
-def _solved(z: Tensor, q: Tensor, penalty: float, start: Linear | None) -> Linear:
+def _solved(
+    z: Tensor, q: Tensor, penalty: float, start: Linear | None, least_gradient: float = TRIED_GRADIENT
+) -> Linear:
     problem = Problem(class_weight=_even(q.sum(0)))
+    n_classes = q.shape[1]
     return solve(
-        z, q.float(), problem, n_classes=q.shape[1], penalty=penalty, start=start, least_gradient=TRIED_GRADIENT
+        z, q.float(), problem, n_classes=n_classes, penalty=penalty, start=start, least_gradient=least_gradient
     )
 
 

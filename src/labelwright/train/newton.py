@@ -11,9 +11,8 @@ from torch import Tensor
 MAX_STEPS = 100
 MAX_PRODUCTS = 100  # with the Hessian, a step
 SOLVED_SHARE = 0.05  # of the residual, in the norm of the preconditioner, at which a step's system counts as solved
-LEAST_SHARE = 1e-3  # of a step; one that must be shorter is lost in rounding
 LEAST_CURVATURE = 1e-9  # of a direction
-ROUNDING = 1e-6  # of the value, which float32 cannot tell apart
+ROUNDING = 1e-6  # of the value, which float32 cannot tell apart; a step that promises less descent is none
 
 
 @dataclass(frozen=True)
@@ -61,9 +60,10 @@ def minimise(at: Callable[[Tensor], Local], start: Tensor, *, least_gradient: fl
         step = _newton_step(here)
         slope, share = _dot(here.gradient, step), 1.0
         there = at(point + step)
-        while there.value > here.value + 1e-4 * share * slope + ROUNDING * max(1.0, abs(here.value)):
+        rounding = ROUNDING * max(1.0, abs(here.value))
+        while not there.value <= here.value + 1e-4 * share * slope + rounding:
             share /= 2
-            if share < LEAST_SHARE:
+            if -share * slope < rounding:
                 return point
             there = at(point + share * step)
         point, here = point + share * step, there
