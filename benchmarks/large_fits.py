@@ -28,7 +28,8 @@ from labelwright.benchmarking.results import Row, add_rows, read_rows
 from scale import measured
 
 TABLE = "large_fits.py"
-SITUATIONS = ("all labels", "long tail", "few labels", "class names", "candidates", "open world")
+SITUATIONS = ("all labels", "long tail", "few labels", "class names", "candidates", "annotators", "open world")
+RELIABILITY = {"ann": 0.6, "bob": 0.5, "cyd": 0.4}  # whose mistakes are the next four classes
 
 
 def made_up(n: int, d: int, c: int, seed: int = 0) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], Any]:
@@ -65,6 +66,15 @@ def write(folder: Path, situation: str, feats: Any, truth: Any, texts: Any) -> l
         pq.write_table(table, folder / "pool.parquet")
         (folder / "names.txt").write_text("\n".join(names), encoding="utf-8")
         return [f"{folder}/pool.parquet", "--classes", f"{folder}/names.txt"]
+    if situation == "annotators":
+        answers = {
+            name: names[
+                np.where(draw.random(len(truth)) < right, truth, (truth + draw.integers(1, 5, len(truth))) % n_classes)
+            ]
+            for name, right in RELIABILITY.items()
+        }
+        pq.write_table(pa.table({"embedding": list(feats), **answers, "truth": names[truth]}), folder / "pool.parquet")
+        return [f"{folder}/pool.parquet", "--annotator-columns", ",".join(answers)]
     if situation == "class names":
         content |= {"class_embeddings": texts, "logit_scale": np.float32(30.0)}
         np.savez(path, **content)

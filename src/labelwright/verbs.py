@@ -193,7 +193,7 @@ VERBS: dict[str, Callable[..., Any]] = {
         "Embed",
         "Write features of images by a model of your own, a Python function or an ONNX file, for `fit` to read.",
         *("data", "classes", "group", "image_column", "label_column", "split_column", "candidates_column"),
-        *("on_bad", "device", "precision", "largest_image"),
+        *("annotator_columns", "on_bad", "device", "precision", "largest_image"),
         out=flag(str, REQUIRED, ".npz or .parquet file to write; must not exist", "--out feats.npz"),
         function=flag(
             str | None,

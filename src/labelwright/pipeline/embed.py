@@ -29,7 +29,7 @@ from labelwright.data.prepare import class_list, is_embeddings, listed, read, re
 from labelwright.data.table import SPLITS, LabelTable
 from labelwright.encoders.embed import load_encoder
 from labelwright.errors import ConfigError, DataError
-from labelwright.pipeline.settings import check_values
+from labelwright.pipeline.settings import check_values, column_names
 from labelwright.replacing import disk_errors, new_output, replacing
 from labelwright.run_folder import write_parquet_atomically
 from labelwright.scale.shards import Shard
@@ -41,6 +41,8 @@ from labelwright.train.progress import counter
 Embedder = Callable[[list[Image.Image]], Any]
 """RGB images [n], upright -> their features [n, D]: an array, a tensor or lists of numbers."""
 
+COLUMN_OF = {"ids": "id", "paths": "path", "labels": "label", "split": "split", "groups": "group", "truth": "truth"}
+"""Array of an .npz -> column of Parquet."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -53,6 +55,7 @@ class Embedded:
       n_images, n_features: rows and columns of the features.
       left_out: rows that could not be used.
       notices: how the table or folder was read.
+      annotators: columns with the answers of one annotator each, for `fit`.
     """
 
     path: Path
@@ -60,6 +63,7 @@ class Embedded:
     n_features: int
     left_out: list[dict[str, Any]]
     notices: tuple[str, ...] = ()
+    annotators: tuple[str, ...] = ()
 
 
 @check_arguments
@@ -80,6 +84,7 @@ def embed(
     label_column: str | None = None,
     split_column: str | None = None,
     candidates_column: str | None = None,
+    annotator_columns: Any = None,
     on_bad: OnBad = "stop",
     device: str = "auto",
     precision: str = "auto",
@@ -99,6 +104,8 @@ def embed(
       model: a pretrained model by hub id or path, instead: CLIP, SigLIP, any vision model, a run of `pretrain`.
       mean, std: of its pixels, per channel; those of ImageNet if not given.
       image_column, label_column, split_column, candidates_column: columns of a table that are called otherwise.
+      annotator_columns: names of columns, a list or with commas between, that hold one annotator's answers each, or of
+        the one that says whose answer a row's label is; the file has a column per annotator.
       batch_size: images at once.   classes, group, on_bad, largest_image: see `fit`.
       device, precision: of an ONNX network and of ``model``.   engine, shard_rows: see `label`.
 
@@ -119,7 +126,8 @@ def embed(
       ([[255.0, 0.0, 0.0], [0.0, 0.0, 255.0]], ['cat', 'dog'])
     """
     check_values(group=group, size=size, device=device, image_column=image_column, label_column=label_column)
-    check_values(split_column=split_column, candidates_column=candidates_column)
+    check_values(split_column=split_column, candidates_column=candidates_column, annotator_columns=annotator_columns)
+    annotators = column_names(annotator_columns)
     is_over_shards = is_sharded(data, engine=engine, shard_rows=shard_rows)
     target = Path() if is_over_shards else new_output(out, ".npz", ".parquet")
     if sum(each is not None for each in (function, onnx, model)) != 1:
@@ -133,9 +141,9 @@ def embed(
     columns = named_columns(image=image_column, label=label_column, split=split_column, candidates=candidates_column)
     decoding = Decoding.chosen(largest_image=largest_image)
     if is_over_shards:
-        if candidates_column is not None or group is not None:
+        if candidates_column is not None or group is not None or annotators:
             raise ConfigError(
-                "shards are embedded without candidates, and group by a column `group`", fix="leave it out"
+                "shards are embedded without candidates and answers, and group by a column `group`", fix="leave it out"
             )
         names = class_list(classes)
         how = Reading(tuple(columns.items()), False, None if names is None else tuple(names), on_bad, decoding)
@@ -149,10 +157,12 @@ def embed(
             shard_rows=shard_rows,
             doing="embedding shards",
         )
-    table = read(data, classes=classes, group=group, columns=columns, decoding=decoding)
+    table = read(data, classes=classes, group=group, annotators=annotators, columns=columns, decoding=decoding)
     table = resolve_problems(table, [*table.problems, *check_images(table)], on_bad)
     if table.candidates is not None and target.suffix == ".npz":
         raise ConfigError("these images have candidate labels, which an .npz cannot hold", fix="end --out in .parquet")
+    if taken := sorted({*COLUMN_OF.values(), *COLUMN_OF, EMBEDDING_COLUMN} & set(table.annotators)):
+        raise DataError(f"an annotator is called {taken[0]!r}, as a column of the file", fix="rename that column")
     if launch.is_shared():
         accelerator_for(device)
     own = range(launch.rank() * batch_size, len(table), n_processes() * batch_size)  # where its batches begin
@@ -160,7 +170,8 @@ def embed(
     feats = np.concatenate([part for turn in zip_longest(*parts) for part in turn if part is not None])
     if not launch.rank():
         _write(target, table, feats)
-    return Embedded(target, len(feats), feats.shape[1], listed(table.quarantined), tuple(table.how_read))
+    notices = tuple(table.how_read)
+    return Embedded(target, len(feats), feats.shape[1], listed(table.quarantined), notices, table.annotators)
 
 
 @dataclass(frozen=True)
@@ -390,10 +401,12 @@ def _write(target: Path, table: LabelTable, feats: npt.NDArray[np.float32]) -> N
         with replacing(target) as temporary, temporary.open("wb") as file:
             np.savez(file, embeddings=feats, **arrays)  # type: ignore[arg-type]
         return
-    one = {"ids": "id", "paths": "path", "labels": "label", "groups": "group"}
-    lists: Mapping[str, Any] = {one.get(key, key): values for key, values in columns.items() if values is not None}
+    lists: Mapping[str, Any] = {COLUMN_OF[key]: values for key, values in columns.items() if values is not None}
     found = {EMBEDDING_COLUMN: _lists(feats), **lists}
-    if table.candidates is not None:
+    if table.votes is not None:
+        for name, answers in zip(table.annotators, table.votes.T, strict=True):
+            found[name] = _names(answers, table.class_names)
+    elif table.candidates is not None:
         sets = [table.candidates.of(row).tolist() for row in range(len(table))]
         found["candidates"] = [[table.class_names[c] for c in some] for some in sets]
         if table.candidates.weights is not None:

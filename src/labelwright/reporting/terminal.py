@@ -229,7 +229,8 @@ def _print_audit(done: Any, values: Mapping[str, Any]) -> None:
 def _print_embedded(done: Any, values: Mapping[str, Any]) -> None:
     """How many features of how many images, and what to do with them."""
     _say(f"{counted(done.n_images, 'image')}, {done.n_features:,} features each: {done.path}")
-    _say(f"learn from them: labelwright fit {done.path} --out RUN")
+    answers = f"--annotator-columns {shlex.quote(','.join(done.annotators))} " if done.annotators else ""
+    _say(f"learn from them: labelwright fit {done.path} {answers}--out RUN")
     _print_notices(done.notices)
     _print_left_out(done.left_out)
 

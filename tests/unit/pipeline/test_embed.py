@@ -91,6 +91,31 @@ def test_embed__candidates_go_into_parquet_alone(photos: Path, tmp_path: Path) -
     assert torch.allclose(found.weights, torch.tensor([0.25, 0.75] * 16))
 
 
+def test_embed__answers_of_annotators_go_into_columns(photos: Path, tmp_path: Path) -> None:
+    images = sorted(str(path) for path in photos.rglob("*.png"))
+    answers = [(path, Path(path).parent.name, "" if i % 3 else "ant") for i, path in enumerate(images)]
+    wide, tall = tmp_path / "wide.csv", tmp_path / "tall.csv"
+    wide.write_text("\n".join(["image,ann,bob", *(",".join(row) for row in answers)]), encoding="utf-8")
+    pairs = [(path, zip(("ann", "bob"), both, strict=True)) for path, *both in answers]
+    rows = [f"{path},{who},{answer}" for path, some in pairs for who, answer in some if answer]
+    tall.write_text("\n".join(["image,who,label", *rows]), encoding="utf-8")
+    expected = lw.load(wide, annotators=("ann", "bob"))
+    assert expected.votes is not None
+    for table, columns in ((wide, ["ann", "bob"]), (tall, "who")):
+        out = tmp_path / f"{table.stem}.parquet"
+        done = lw.embed(table, out=out, function=means, annotator_columns=columns)
+        assert done.annotators == ("ann", "bob")
+        again = lw.load(out, annotators=done.annotators)
+        assert (again.class_names, again.annotators) == (expected.class_names, expected.annotators)
+        assert again.votes is not None
+        assert np.array_equal(again.votes, expected.votes)
+    with pytest.raises(ConfigError, match=r"candidate labels, which an \.npz cannot hold"):
+        lw.embed(wide, out=tmp_path / "f.npz", function=means, annotator_columns="ann,bob")
+    wide.write_text("\n".join(["image,ann,embedding", *(",".join(row) for row in answers)]), encoding="utf-8")
+    with pytest.raises(DataError, match="an annotator is called 'embedding', as a column of the file"):
+        lw.embed(wide, out=tmp_path / "g.parquet", function=means, annotator_columns="ann,embedding")
+
+
 def test_embed__a_broken_image_stops_or_is_left_out(photos: Path, tmp_path: Path) -> None:
     (photos / "ant" / "zero.png").write_bytes(b"")
     with pytest.raises(DataError):
