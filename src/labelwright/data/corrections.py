@@ -19,6 +19,8 @@ from labelwright.wording import counted
 
 DISCOVERED = re.compile(r"novel-\d+")
 """Names that classes have until somebody names them."""
+MENDED = ("unknown_label", "unknown_candidate")
+"""Kinds of problems that are none once the row's label is corrected."""
 
 
 def read_corrections(source: str | Path | Mapping[str, str]) -> list[tuple[str, str, str]]:
@@ -105,7 +107,9 @@ def corrected(table: LabelTable, source: Any, *, may_add: bool = False) -> Label
     details = [detail, *([f"classes that corrections alone name: {', '.join(new)}"] if new else [])]
     noticed = [Problem("corrections", "read_as", each) for each in details]
     table = _with_classes(table, new) if new else table
-    return dataclasses.replace(table, labels=labels, problems=(*table.problems, *noticed))
+    mended = {place[key] for _, key, label in rows if label}
+    left = [each for each in table.problems if each.kind not in MENDED or each.row not in mended]
+    return dataclasses.replace(table, labels=labels, problems=(*left, *noticed))
 
 
 def _with_classes(table: LabelTable, new: Sequence[str]) -> LabelTable:

@@ -197,9 +197,9 @@ def _says(facts: Mapping[str, Any], *, has_labels: bool, has_feats: bool) -> str
             "Given labels were not judged: this network has learned them; labelwright audit judges them by a "
             "pretrained model"
         )
-    if facts["n_duplicates"]:
+    if n := facts["n_duplicates"]:
         across, two = facts["n_across_test"], facts["n_two_labels"]
-        copies = f"{counted(facts['n_duplicates'], 'pair')} of images are copies"
+        copies = "1 pair of images is a copy" if n == 1 else f"{n:,} pairs of images are copies"
         copies += f", {across:,} of them across training and test" if across else ""
         words.append(copies + (f"; {counted(two, 'image')} with copies under two labels" if two else ""))
     noise = facts["test_noise"]

@@ -219,7 +219,8 @@ def skipped_lines(run: Run) -> list[str]:
     """Rows that a run left out, and notices about its data."""
     lines, where = [], f"listed in {run.path / 'data.json'}"
     if run.data["quarantined"]:
-        lines.append(f"left out: {counted(len(run.data['quarantined']), 'row')}, {where}")
+        n = len({each["where"] for each in run.data["quarantined"]})  # a row may be wrong in two ways
+        lines.append(f"left out: {counted(n, 'row')}, {where}")
     if run.data["notices"]:
         lines.append(f"notices: {len(run.data['notices'])}, {where}")
         listed = [each for each in run.data["notices"] if each["kind"] in HOW_READ]

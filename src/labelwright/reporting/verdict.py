@@ -133,7 +133,9 @@ def share_right(run: Run) -> Share:
     """The share of labels that is right, and what is known of it.
 
     Test images, or labels that were left out where these tell more; then what is known for scoring alone; then what
-    trust rests on without any label. Images held out do not speak for unlabelled ones that look unlike all of them.
+    trust rests on without any label. Labels by answers of annotators are better than those of test images, which have
+    none: there trust counts, if test images bear out what the classifier claims of them. Images held out do not speak
+    for unlabelled ones that look unlike all of them.
     """
     accuracy, n, trust = run.test.get("accuracy"), run.test.get("n_scored") or 0, run.summary.get("trust") or {}
     is_copied = is_of_copies(run.test)
@@ -150,6 +152,13 @@ def share_right(run: Run) -> Share:
     are_apart = held_out and unlike_labelled(run) > 0  # held-out images are like the labelled ones
     if are_new and accuracy is not None:
         are_apart = narrow = False  # what the few labels say of themselves is not asked for
+    if accuracy is not None and span and _has_answers(run) and claims(run.test) - accuracy < (span[1] - span[0]) / 2:
+        ends = max(trust["interval"][0], span[0]), max(trust["interval"][1], span[1])
+        words = (
+            f"{_about(max(estimated, accuracy), ends)}, by answers and images together; of new images, which have no "
+        )
+        words += f"answers, about {accuracy * 100:.0f} ({span[0] * 100:.0f} to {span[1] * 100:.0f}), measured on "
+        return Share(max(estimated, accuracy), ends, f"{words}{counted(n, 'test image')}.")
     if accuracy is not None and not (half_known or are_apart or (span and narrow and narrow < span[1] - span[0])):
         of_test = counted(n, "test image") if n else "test images"
         basis = f"measured on {of_test}{(' that was' if n == 1 else ' that were') + ' held out' if held_out else ''}"
@@ -179,6 +188,24 @@ def share_right(run: Run) -> Share:
     why = "there were no labelled images to measure it on"
     why = "the test images are copies of labelled training images" if is_copied else why
     return Share(None, None, f"How many labels are right is not known: {why}.")
+
+
+def _has_answers(run: Run) -> bool:
+    """Whether labels rest on answers of annotators too, which test images do not have, and more than one an image."""
+    trust = run.summary.get("trust") or {}
+    return bool(run.summary.get("crowd")) and trust.get("source") == "candidates" and not is_repeated(trust)
+
+
+def claims(test: Mapping[str, Any]) -> float:
+    """What share of the test images the classifier itself says is right: the mean of its probabilities.
+
+    Example:
+      >>> bins = [{"count": 3, "confidence": 0.9}, {"count": 1, "confidence": 0.5}, {"count": 0, "confidence": None}]
+      >>> round(claims({"reliability": {"all": bins}}), 2)
+      0.8
+    """
+    bins = [each for each in test["reliability"]["all"] if each["count"]]
+    return float(sum(each["count"] * each["confidence"] for each in bins) / sum(each["count"] for each in bins))
 
 
 def is_of_copies(test: Mapping[str, Any] | None) -> bool:

@@ -48,6 +48,19 @@ def test_prepare__corrected_labels_are_given_labels(photos: Path, tmp_path: Path
     assert prepare(photos, test_frac=0.0, corrections={"ant/0.png": "ant"}).train.table.fingerprint == plain.fingerprint
 
 
+def test_prepare__a_corrected_label_mends_the_row_that_it_was_wrong_in(photos: Path, tmp_path: Path) -> None:
+    path, names = tmp_path / "answers.csv", tmp_path / "names.txt"
+    names.write_text("ant\nbee\n", encoding="utf-8")
+    wrong = ["photos/ant/0.png,Antt,ant", "photos/bee/0.png,bee,Bbee", "photos/bee/1.png,bee,beee"]
+    path.write_text("\n".join(["image,ann,bob", *wrong, "photos/ant/1.png,ant,ant"]), encoding="utf-8")
+    given = {"test_frac": 0.0, "classes": names, "annotators": ("ann", "bob"), "on_bad": "skip"}
+    corrections = {"photos/ant/0.png": "ant", "photos/bee/0.png": "bee"}
+    found = prepare(path, **given, corrections=corrections).train.table
+    assert found.ids.to_pylist() == ["photos/ant/0.png", "photos/bee/0.png", "photos/ant/1.png"]
+    assert found.labels.tolist() == [0, 1, -1]
+    assert [each.where for each in found.quarantined] == [f"{path} line 4"]
+
+
 def test_prepare__an_empty_label_takes_the_label_away(photos: Path, tmp_path: Path) -> None:
     found = prepare(photos, test_frac=0.0, corrections=write(tmp_path, "id,label", "ant/0.png,", "bee/0.png,")).train
     gone = [key for key, label in zip(found.table.ids.to_pylist(), found.table.labels, strict=True) if label < 0]

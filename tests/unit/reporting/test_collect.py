@@ -45,6 +45,18 @@ def test_verdict__without_test_images_rests_on_trust_and_says_on_what() -> None:
     )
 
 
+@pytest.mark.parametrize(("claimed", "right"), [(0.88, 0.98), (0.99, 0.85)], ids=["borne out", "claims too much"])
+def test_verdict__labels_by_answers_are_not_judged_by_test_images_without(claimed: float, right: float) -> None:
+    bins = [{"count": 200, "confidence": claimed, "accuracy": 0.85}]
+    test = {"accuracy": 0.85, "n_scored": 200, "reliability": {"all": bins}}
+    trust = {"source": "candidates", "n": 0, "estimated": 0.98, "interval": [0.5, 1.0]}
+    found = share_right(run_of({"test": test, "trust": trust, "crowd": {"annotators": []}}))
+    assert found.span is not None
+    assert (found.right, *found.span) == pytest.approx((right, 0.794, 1.0 if right == 0.98 else 0.893), abs=1e-3)
+    assert ("of new images, which have no answers, about 85" in found.sentence) is (right == 0.98)
+    assert share_right(run_of({"test": test, "trust": trust})).right == 0.85
+
+
 @pytest.mark.parametrize(
     ("trust", "level"),
     [
