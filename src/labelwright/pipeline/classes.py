@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from labelwright.arguments import check_arguments
 from labelwright.data.prepare import Source, beyond, open_embeddings, open_source, resolved_path
+from labelwright.data.table import LabelTable
 from labelwright.errors import ConfigError, DataError
 from labelwright.labels.clusters import about_clusters
 from labelwright.metrics.scores import open_scores, truth_beyond
 from labelwright.pipeline.evaluate import evaluate
+from labelwright.pipeline.gallery import samples_of
 from labelwright.pipeline.label import rename_in_run
 from labelwright.pipeline.label_rows import label_rows
 from labelwright.pipeline.novel import feats_of_views
 from labelwright.pipeline.report import report
 from labelwright.pipeline.saved_model import SavedModel, change_classes, load_model, write_card
-from labelwright.reporting.gallery import SMALL_CHARS, SMALL_PX, pictures, write_gallery
+from labelwright.reporting.checks import to_check
+from labelwright.reporting.gallery import LARGE_CHARS, LARGE_PX, SMALL_CHARS, SMALL_PX, pictures, write_gallery
 from labelwright.reviewing.edits import recorded
 from labelwright.run_folder import Run, write_parquet_atomically
 from labelwright.train.predict import answer
@@ -187,19 +191,32 @@ def _label_again(
     summary |= {"n_novel": len(saved.class_names) - n_seen, "class_names": list(saved.class_names)}
     if summary.get("pseudolabels") is not None and (truth >= 0).any():
         summary["pseudolabels"] = open_scores(answers, truth, truth_names, n_seen=n_seen)
-    write_parquet_atomically(
-        label_rows(
-            *(table, answers, saved.class_names, saved.calibration),
-            keep_given=True,
-            strangeness=None if saved.strangers is None else torch.tensor(old["strangeness"].to_numpy()),
-            threshold=None if saved.strangers is None else saved.strangers.threshold,
-        ),
-        run.path / "labels.parquet",
+    new = label_rows(
+        *(table, answers, saved.class_names, saved.calibration),
+        keep_given=True,
+        strangeness=None if saved.strangers is None else torch.tensor(old["strangeness"].to_numpy()),
+        threshold=None if saved.strangers is None else saved.strangers.threshold,
     )
-    if clusters and source.pixels is not None:
-        central = [row for cluster in clusters for row in cluster["central_rows"]]
-        write_gallery(run.path, {"small": pictures(table, central, edge_px=SMALL_PX, chars_max=SMALL_CHARS)})
+    # given labels were judged by heads that had not learned them, as this model has
+    trust = np.where(is_given, old["trust"].to_numpy(), new["trust"].to_numpy()).astype(new["trust"].to_numpy().dtype)
+    new = new.set_column(new.column_names.index("trust"), "trust", pa.array(trust))
+    write_parquet_atomically(new, run.path / "labels.parquet")
+    if source.pixels is not None:
+        write_gallery(run.path, _pictures(table, new, summary, [r for each in clusters for r in each["central_rows"]]))
     run.write_json("summary.json", summary)
+
+
+def _pictures(table: LabelTable, rows: pa.Table, summary: Mapping[str, Any], central: list[int]) -> dict[str, Any]:
+    """For `write_gallery`: images to check, those of each class, and the central ones [n] of clusters."""
+    samples = samples_of(rows)
+    place = {key: row for row, key in enumerate(table.ids.to_pylist())}
+    shown = dict.fromkeys(place[key] for tab in to_check(rows, summary).values() for key in tab if key in place)
+    of_classes = [place[key] for some in samples.values() for key in some]
+    return {
+        "samples": samples,
+        "large": pictures(table, list(shown), edge_px=LARGE_PX, chars_max=LARGE_CHARS),
+        "small": pictures(table, list(dict.fromkeys([*central, *of_classes])), edge_px=SMALL_PX, chars_max=SMALL_CHARS),
+    }
 
 
 def _score_again(run: Run, *, device: str, precision: str) -> None:

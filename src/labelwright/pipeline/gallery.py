@@ -95,7 +95,7 @@ def gallery_of(
     for key, name in changed.items():
         if key in items:
             items[key]["history"].insert(0, ["first guess", name])
-    samples = _samples(rows)
+    samples = samples_of(rows)
     clusters = (summary.get("novel") or {}).get("clusters") or []
     central = [key for cluster in clusters for key in cluster["central"]]
     small = [*central, *(key for some in samples.values() for key in some), *neighbours]
@@ -306,7 +306,7 @@ def _rows_of(ids: pa.Array, keys: Sequence[str]) -> dict[str, int]:
     return dict(zip(ids.take(pa.array(rows)).to_pylist(), rows.tolist(), strict=True))
 
 
-def _samples(labels: pa.Table) -> dict[str, list[str]]:
+def samples_of(labels: pa.Table) -> dict[str, list[str]]:
     """Class -> ids of the images whose label is the surest; the class that has the surest of all comes first."""
     encoded = labels["label"].combine_chunks().dictionary_encode()
     names, codes = encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False)

@@ -11,8 +11,12 @@ import torch
 
 import labelwright as lw
 from labelwright import cli
+from labelwright.encoders.descriptor import NAME
 from labelwright.errors import ConfigError, DataError
 from labelwright.pipeline.saved_model import load_model
+from labelwright.reporting.checks import to_check
+from labelwright.reporting.gallery import read_gallery
+from pictures import write_folders
 
 NAMES = ("ant", "bee", "cow", "dog")
 
@@ -105,6 +109,24 @@ def test_drop__images_go_to_the_next_class_and_given_labels_stay(run: Path, data
         assert source == old["source"]
     scores = lw.evaluate(run, data / "test.npz", device="cpu")
     assert lw.Run(run).summary["test"]["all"] == pytest.approx(scores["all"])
+
+
+def test_merge__images_to_check_have_pictures_and_given_labels_the_trust_they_had(tmp_path: Path) -> None:
+    photos = write_folders(tmp_path / "photos", dict.fromkeys(NAMES, 10), size_px=16)
+    images = sorted(photos.rglob("*.png"))
+    rows = [
+        f"{path},{path.parent.name if path.parent.name in NAMES[:2] and i % 2 else ''}" for i, path in enumerate(images)
+    ]
+    (tmp_path / "open.csv").write_text("\n".join(["image,label", *rows]), encoding="utf-8")
+    run = lw.fit(tmp_path / "open.csv", out=tmp_path / "run", novel=2, model=NAME, device="cpu", test_frac=0.0)
+    before = run.labels
+    assert before is not None
+    after = lw.classes(run.path, "merge", ("novel-1", "novel-2"), device="cpu")
+    assert after.labels is not None
+    assert len(read_gallery(run.path)["large"]) == sum(map(len, to_check(after.labels, after.summary).values())) > 0
+    assert set(read_gallery(run.path)["samples"]) == {"ant", "bee", "novel-1"}
+    given = [word == "given" for word in before["source"].to_pylist()]
+    assert after.labels.filter(given)["trust"].equals(before.filter(given)["trust"])
 
 
 def test_merge_then_drop_then_rename__edits_add_up(run: Path, data: Path) -> None:
