@@ -223,7 +223,8 @@ class TableBuilder:
         images = self._check_files(images)
         self.problems += without_images(class_names, labels, candidates, split, unknown_rows)
         self.problems += self._without_classes(class_names)
-        for detail in odd_names(class_names, labels, is_said=bool(self.declared or self.known)):
+        named = labels if votes is None else np.concatenate([labels, votes.ravel()])
+        for detail in odd_names(class_names, named, is_said=bool(self.declared or self.known)):
             self._say("odd_class", detail)
         return LabelTable(
             images=images,

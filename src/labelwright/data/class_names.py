@@ -165,8 +165,8 @@ def odd_names(class_names: tuple[str, ...], labels: NDArray[np.int32], *, is_sai
     """Which names look like mistakes, a sentence each: lists, twins, misspellings, classes of a single image.
 
     Args:
-      class_names: C names.   labels: [N] int32 class indices, -1 = unknown.
-      is_said: the user or the source has named the classes: then they are as they should be.
+      class_names: C names.   labels: [N] int32 class indices of labels and answers, -1 = unknown.
+      is_said: the user, the source or another table has named the classes: then they are as they should be.
 
     Example:
       >>> odd_names(("cat", "CAT"), np.array([0, 1], np.int32), is_said=False)
@@ -186,8 +186,11 @@ def odd_names(class_names: tuple[str, ...], labels: NDArray[np.int32], *, is_sai
     folded: dict[str, list[str]] = {}
     for name in class_names:
         folded.setdefault(" ".join(name.casefold().split()), []).append(name)
-    twins = [" and ".join(map(repr, names)) for names in folded.values() if len(names) > 1]
     counts = np.bincount(labels[labels >= 0], minlength=len(class_names))
+    here = {name for name, n in zip(class_names, counts.tolist(), strict=True) if n}
+    if is_said and here:  # the classes may be those of another table
+        folded = {key: [name for name in names if name in here] for key, names in folded.items()}
+    twins = [" and ".join(map(repr, names)) for names in folded.values() if len(names) > 1]
     slips = [] if is_said else [f"{rare!r} for {often!r}" for rare, often in _misspelled(class_names, counts)]
     unsorted = [] if is_said else [name for name in class_names if name.casefold() in NO_CLASSES]
     single = [class_names[c] for c in np.flatnonzero(counts == 1)] if counts.sum() > 2 * len(class_names) else []

@@ -158,7 +158,7 @@ def find_roles(
             f"{where}: {'; '.join(missing)}; columns found: {', '.join(map(str, names[:20])) or 'none'}"
             + (f" and {len(names) - 20} more" if len(names) > 20 else ""),
             problems=problems,
-            fix=_fix_of(names, named, "image" in roles or not needs_image),
+            fix=_fix_of(names, [*named.values(), *annotators], "image" in roles or not needs_image),
         )
     return roles
 
@@ -188,11 +188,12 @@ class Named:
         return roles
 
 
-def _fix_of(names: Sequence[str], named: Mapping[str, str], has_image: bool) -> str:
+def _fix_of(names: Sequence[str], wanted: Sequence[str], has_image: bool) -> str:
     """What to do about columns that are not there, or there twice."""
     if any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names):
         return "its first line holds no names of columns: write one above it, such as image,label"
-    for name in set(named.values()) - set(names):
+    absent = [name for name in wanted if name not in names]
+    for name in absent:
         if close := difflib.get_close_matches(name, names, n=1):
             return f"did you mean {close[0]!r}?"
     if not has_image:
@@ -200,6 +201,8 @@ def _fix_of(names: Sequence[str], named: Mapping[str, str], has_image: bool) -> 
             "name the column of the images with --image-column; features go into an .npz or a column embedding of "
             "Parquet (docs/data.md)"
         )
+    if absent:
+        return f"give a column that is there in place of {absent[0]!r}"
     return "name the columns image, label, candidates, weights, split, id, truth, group, each once"
 
 

@@ -330,7 +330,8 @@ def _unlabelled_score(contender: Contender, answers: Answers | None) -> float | 
 
 def _names(plan: Plan, alike: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:
     """What looks like a mistake in the names of the classes, as the block ``names``: empty where nothing does."""
-    odd = [str(each["detail"]) for each in plan.described["notices"] if each["kind"] == "odd_class"]
+    # of training and test images alike
+    odd = list(dict.fromkeys(str(each["detail"]) for each in plan.described["notices"] if each["kind"] == "odd_class"))
     unfit = [str(name) for name in Run(plan.run.path).begun.get("mismatched") or ()]
     words = list(odd)
     if unfit:

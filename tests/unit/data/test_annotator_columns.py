@@ -235,3 +235,18 @@ def test_columns__answers_beside_verified_labels_stay_answers(photos: Path) -> N
     (photos / "t.csv").write_text("image,who,label\n0.png,dog,cat\n1.png,dog,\n2.png,dog,\n")
     table = load(photos / "t.csv", annotators=("who",))
     assert (table.annotators, table.labels.tolist(), table.votes.tolist()) == (("who",), [0, -1, -1], [[1], [1], [1]])
+
+
+def test_answers__a_misspelled_class_and_a_mistyped_column_are_named(photos: Path) -> None:
+    answers = ["ant,ant", "ant,ant", "ant,antt", "bee,bee"]
+    rows = [
+        f"{image.relative_to(photos)},{one}" for image, one in zip(sorted(photos.rglob("*.png")), answers, strict=False)
+    ]
+    (photos / "t.csv").write_text("\n".join(["image,ann,bob", *rows]), encoding="utf-8")
+    found = [
+        each.detail for each in load(photos / "t.csv", annotators=("ann", "bob")).problems if each.kind == "odd_class"
+    ]
+    assert found[0] == "'antt' for 'ant' is perhaps misspelled: then mend it in the data"
+    with pytest.raises(DataError) as raised:
+        load(photos / "t.csv", annotators=("ann", "bop"))
+    assert raised.value.fix == "did you mean 'bob'?"

@@ -565,6 +565,7 @@ def test_table__labels_that_export_wrote_are_read(photos: Path) -> None:
         ("photo,species", {}, "name the column of the images with --image-column"),
         ("a/0.png,ant", {}, "image,label"),
         ("image,species", {"label": "specis"}, "did you mean 'species'?"),
+        ("image,label", {"group": "patient"}, "give a column that is there in place of 'patient'"),
         ("image,label,label", {}, "each once"),
     ],
 )
