@@ -32,6 +32,8 @@ SCALED_ROWS = 5000  # labelled, and unlabelled ones, by which columns are judged
 WEIGHED_ROWS = 1000  # labelled rows on which one scale is held against one of each column
 CHANCE = 3.0  # times 1 / N: squared correlations of columns that are not correlated
 LEAST_GRADIENT = 1e-5  # largest entry of the gradient of the mean loss at which it has converged
+SAMPLED_FROM, SAMPLED_EVERY = 8192, 4  # rows from which a head begins at that of a sample, and one row of how many
+SAMPLED_GRADIENT = 3e-3  # the same there
 TRIED_GRADIENT = 1e-4  # the same in cross-validation, where heads serve only to be compared
 
 
@@ -131,6 +133,14 @@ def solve(
       ([0, 0, 1, 1], 0.0)
     """
     n, n_features = z.shape
+    if start is None and towards is None and n >= SAMPLED_FROM:  # most of the way from nowhere is on a sample
+        some = slice(None, None, SAMPLED_EVERY)
+        start = solve(
+            *(z[some], labels[some], problem),
+            n_classes=n_classes,
+            penalty=penalty / SAMPLED_EVERY,
+            least_gradient=SAMPLED_GRADIENT,
+        )
     start = start or towards or Linear(z.new_zeros(n_classes, n_features), z.new_zeros(n_classes))
     losses = _Losses(z, labels, problem, n_classes)
     point = torch.cat([start.weight, start.bias[:, None]], 1) if problem.has_bias else start.weight

@@ -23,6 +23,7 @@ from labelwright.train.convex import (
     solve,
     text_and_labels,
 )
+from labelwright.train.newton import minimise as newton
 
 
 def an_example(counts=(30, 12, 4), n_features=5, seed=0):
@@ -96,6 +97,19 @@ def test_folds_of__keep_groups_together_and_every_class_in_most_folds():
     assert rows.tolist() == list(range(60))
     assert all(len(set(fold[groups == g].tolist())) == 1 for g in range(10))
     assert len(set(fold.tolist())) == 5
+
+
+@pytest.mark.parametrize("counts", [(300, 120, 40), (450, 8, 2)], ids=str)
+def test_solve__begins_many_rows_on_a_sample_and_ends_where_it_would(monkeypatch, counts):
+    z, labels = an_example(counts)
+    wanted = solve(z, labels, Problem(), n_classes=3, penalty=2.0, least_gradient=1e-6)
+    monkeypatch.setattr(convex, "SAMPLED_FROM", 400)
+    steps = []
+    monkeypatch.setattr(convex, "minimise", lambda at, x, **k: steps.append(k) or newton(at, x, **k))
+    found = solve(z, labels, Problem(), n_classes=3, penalty=2.0, least_gradient=1e-6)
+    assert [each["least_gradient"] for each in steps] == [convex.SAMPLED_GRADIENT, 1e-6]
+    assert torch.allclose(found.weight, wanted.weight, atol=2e-3)
+    assert torch.allclose(found(z), wanted(z), atol=1e-2)
 
 
 def test_folds_of__a_large_set_is_thinned_but_for_its_rare_classes(monkeypatch):
