@@ -429,13 +429,13 @@ def test_fit__resume_with_other_settings_names_the_setting(
 
 
 def test_offline__a_name_that_is_nowhere(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "labelwright.cli", "inspect", "some/dataset"]
+    command = [sys.executable, "-m", "labelwright.cli", "inspect", "nobody/nothing-here:main"]
     found = subprocess.run(
         command, capture_output=True, text=True, check=False, cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1"}
     )
     assert found.returncode == 2
     assert found.stderr.startswith(
-        "error: some/dataset is neither a file or folder here nor a data set in the local cache"
+        "error: nobody/nothing-here:main is neither a file or folder here nor a data set in the local cache"
     )
     assert "fix: check the name and the network" in found.stderr
     assert "Traceback" not in found.stderr

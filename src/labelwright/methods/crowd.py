@@ -10,7 +10,8 @@
                                                                                                 (labels/annotations.py)
  7  columns of q change names where the answers speak clearly for others               (labels/dawid_skene.py)
  8  lines 4 to 7 until they move nothing, for `n_rounds` rounds at most, and again from the majority vote, or from what
-    left-out heads say where an image has one guess: that q is kept under which the annotations are likelier, given v
+    left-out heads say where an image has one guess, unless that comes to the same labels: that q is kept under which
+    the annotations are likelier, given v
  9  the head of all images, times T, is the classifier; with groups T is that of heads that did not see an image's
     group, as it will be used; labels of the images themselves are by v
 

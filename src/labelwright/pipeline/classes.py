@@ -194,12 +194,11 @@ def _label_again(
     new = label_rows(
         *(table, answers, saved.class_names, saved.calibration),
         keep_given=True,
+        # as they were judged by heads that had not learned them, which this model has
+        given_chance=torch.tensor(np.where(is_given, old["trust"].to_numpy(), np.nan)),
         strangeness=None if saved.strangers is None else torch.tensor(old["strangeness"].to_numpy()),
         threshold=None if saved.strangers is None else saved.strangers.threshold,
     )
-    # given labels were judged by heads that had not learned them, as this model has
-    trust = np.where(is_given, old["trust"].to_numpy(), new["trust"].to_numpy()).astype(new["trust"].to_numpy().dtype)
-    new = new.set_column(new.column_names.index("trust"), "trust", pa.array(trust))
     write_parquet_atomically(new, run.path / "labels.parquet")
     if source.pixels is not None:
         write_gallery(run.path, _pictures(table, new, summary, [r for each in clusters for r in each["central_rows"]]))

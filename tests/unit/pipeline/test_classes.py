@@ -126,7 +126,8 @@ def test_merge__images_to_check_have_pictures_and_given_labels_the_trust_they_ha
     assert len(read_gallery(run.path)["large"]) == sum(map(len, to_check(after.labels, after.summary).values())) > 0
     assert set(read_gallery(run.path)["samples"]) == {"ant", "bee", "novel-1"}
     given = [word == "given" for word in before["source"].to_pylist()]
-    assert after.labels.filter(given)["trust"].equals(before.filter(given)["trust"])
+    for key in ("trust", "probability"):
+        assert after.labels.filter(given)[key].equals(before.filter(given)[key])
 
 
 def test_merge_then_drop_then_rename__edits_add_up(run: Path, data: Path) -> None:

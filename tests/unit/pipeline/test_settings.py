@@ -291,14 +291,17 @@ def test_command_of_the_report_makes_the_run_again(
     (command,) = re.findall(MADE_AGAIN, re.sub(r"</?span[^>]*>", "", page))
     program, *words = shlex.split(html.unescape(command))
     assert (program, words[-2:]) == ("labelwright", ["--out", "run-again"])
-    # the report's command, or in two situations the file of the run
-    by_file = ["fit", "--config", "run/config.yaml", "--out", "run-again"]
-    assert cli.run(by_file if situation in ("few_labels", "candidates") else words) == 0
-    first, other = lw.Run("run"), lw.Run("run-again")
+    again = [words]
+    if situation in ("few_labels", "candidates"):
+        again.append(["fit", "--config", "run/config.yaml", "--out", "third"])
+    first = lw.Run("run")
     assert first.summary["situation"] == situation
-    assert other.labels is not None
-    assert other.labels.equals(first.labels)
-    assert other.config == first.config
-    weights = [Path(name, "model", "model.safetensors").read_bytes() for name in ("run", "run-again")]
-    assert weights[0] == weights[1]
-    assert other.summary["test"] == first.summary["test"]
+    for some in again:
+        assert cli.run(some) == 0
+        other = lw.Run(some[-1])
+        assert other.labels is not None
+        assert other.labels.equals(first.labels)
+        assert other.config == first.config
+        weights = [Path(name, "model", "model.safetensors").read_bytes() for name in ("run", other.path)]
+        assert weights[0] == weights[1]
+        assert other.summary["test"] == first.summary["test"]

@@ -106,8 +106,8 @@ def stop_inside_an_epoch(child: "subprocess.Popen[str]", out: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("wanted", "n_kills"),
-    [(HELDOUT, 2), (CAP, 2)],  # of `BATCHES` see below
-    ids=["heldout, sharpness-aware", "class names"],
+    [(HELDOUT, 2), (BATCHES, 2), (CAP, 2)],
+    ids=["heldout, sharpness-aware", "batches, mixup", "class names"],
 )
 def test_kill__at_random_moments_changes_nothing(tmp_path: Path, wanted: dict[str, Any], n_kills: int) -> None:
     cut, draws, places = tmp_path / "cut", random.Random(3), []

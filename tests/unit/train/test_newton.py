@@ -23,8 +23,8 @@ def test_minimise__solves_a_system_whatever_the_diagonal_says() -> None:
         torch.testing.assert_close(found, torch.linalg.solve(matrix, wanted), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("start", [3.0, 100.0])
-def test_minimise__shortens_steps_that_go_too_far(start: float) -> None:
+@pytest.mark.parametrize(("start", "most_asked"), [(3.0, 20), (100.0, 80)])
+def test_minimise__shortens_steps_that_go_too_far(start: float, most_asked: int) -> None:
     """sqrt(1 + x^2): a whole step from 3 leads to -27, one from 100 to minus a million."""
     n_asked = 0
 
@@ -36,7 +36,7 @@ def test_minimise__shortens_steps_that_go_too_far(start: float) -> None:
         return Local(float(root.sum()), x / root, lambda v: curvature * v, curvature)
 
     assert abs(float(minimise(at, torch.tensor([start]), least_gradient=1e-4))) < 1e-3
-    assert n_asked < 80
+    assert n_asked < most_asked
 
 
 def test_minimise__ends_where_float32_sees_no_descent() -> None:
