@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from labelwright.data.corrections import corrected
 from labelwright.data.embedding_tables import files_of
 from labelwright.data.embeddings import UserEmbeddings, load_embeddings
 from labelwright.data.images import Decoding
-from labelwright.data.looks import numbered
+from labelwright.data.looks import THUMB_PX, grey_thumbs, numbered
 from labelwright.data.read import read_as
 from labelwright.data.situation import Situation, detect, novel_range, where_classes_are
 from labelwright.data.stored import EmbeddingViews, StoredFeats
@@ -107,6 +107,7 @@ def prepare(
     cache_limit_gb: float = 16.0,
     corrections: Any = (),
     decoding: Decoding | None = None,
+    same_picture: Callable[[Source, NDArray[np.int64]], NDArray[np.int64]] | None = None,
 ) -> Prepared:
     """Read, check, split and decode the user's data.
 
@@ -120,6 +121,8 @@ def prepare(
       on_bad: "stop" raises one DataError with every problem; "skip" quarantines the rows.
       corrections: labels that replace those of ``data``, see `data.corrections.corrected`.
       decoding: how the images are decoded, see data.images.
+      same_picture: numbers of a source's rows, the same for those that a hold-out keeps on one side, from their
+        `contents`; None: for those of one content.
 
     Raises: DataError with all problems of all sources together; ConfigError for impossible settings.
     """
@@ -147,7 +150,9 @@ def prepare(
         tables = [table] if test is None else [table, images_to_score(test, table, is_open=is_open, columns=columns)]
         sources = _resolve([_open(t, size_px, cache_limit_gb) for t in tables], on_bad)
         source, given_test = sources[0], None if test is None else sources[1]
-    train, test_source, test_is, seen = _split(source, given_test, test_frac=test_frac, seed=seed)
+    train, test_source, test_is, seen = _split(
+        source, given_test, test_frac=test_frac, seed=seed, same_picture=same_picture
+    )
     n_copies = n_tested_on_copies = 0
     if test_source is not None and test_is != "held out":  # those that we drew have none
         seen = contents([train, test_source])
@@ -412,7 +417,12 @@ def _resolve(sources: list[Source], on_bad: OnBad) -> list[Source]:
 
 
 def _split(
-    train: Source, test: Source | None, *, test_frac: float, seed: int
+    train: Source,
+    test: Source | None,
+    *,
+    test_frac: float,
+    seed: int,
+    same_picture: Callable[[Source, NDArray[np.int64]], NDArray[np.int64]] | None,
 ) -> tuple[Source, Source | None, str, NDArray[np.int64] | None]:
     """Training and test images, what the latter are, and the `contents` of both where that took them."""
     table, held = train.table, train.table.where("test")
@@ -425,7 +435,7 @@ def _split(
     if test_frac == 0 or labelled.sum() < 2:
         return train, None, "none", None
     content = contents([train])
-    groups = splits.with_copies(table.groups, content)
+    groups = splits.with_copies(table.groups, content if same_picture is None else same_picture(train, content))
     keep, held = splits.holdout(table.labels, frac=test_frac, seed=seed, groups=groups)
     if not len(held):  # every class is one group, or one picture
         return train, None, "none", content
@@ -456,6 +466,16 @@ def contents(sources: Sequence[Source]) -> NDArray[np.int64]:
                     yield from (each if isinstance(each, bytes) else Path(each).read_bytes() for each in found)
 
     return numbered(items())
+
+
+def thumbs_of(source: Source) -> NDArray[np.uint8] | None:
+    """Small grey pictures [N, 32, 32] uint8 of a source, see data.looks; None where no decoded images are kept."""
+    if not isinstance(source.pixels, PixelCache):
+        return None
+    found = np.zeros((len(source.table), THUMB_PX, THUMB_PX), dtype=np.uint8)
+    for rows in np.array_split(np.arange(len(found)), max(1, len(found) // 1024)):
+        found[rows] = grey_thumbs(source.pixels.read(source.in_pixels[torch.from_numpy(rows)]))
+    return found
 
 
 def may_flip(flip: Flip, class_names: tuple[str, ...]) -> tuple[bool, str]:

@@ -42,6 +42,7 @@ from labelwright.labels import audit as pieces
 from labelwright.labels.chunks import evenly_spread
 from labelwright.launch import rank
 from labelwright.pipeline.audit_shards import audit_shards
+from labelwright.pipeline.copies import copies_of, has_two_labels, near_pairs
 from labelwright.pipeline.job import scales_notice
 from labelwright.pipeline.no_network import COLOURS
 from labelwright.pipeline.settings import check_values
@@ -66,8 +67,6 @@ KINDS = {
 }
 """What ``--fail-on`` can name -> the flags of rows that it means; ``alike``: classes that look like one."""
 
-EQUAL_FEATS = 0.9999  # cosine from which on embeddings are taken for those of one image, but for rounding
-CANDIDATES = 5  # nearest images that are compared with each
 WORST_SHOWN = 20
 TINY_FRAC = 0.25  # of the median shorter side
 ODD_ASPECT = 2.5  # times wider or higher than the median image
@@ -202,9 +201,7 @@ def audit(
     content = numbered(row.tobytes() for row in _rows_of(feats)) if looks is None else numbered(looks.digests)
     exact = np.bincount(content)[content] > 1
     pairs = near_pairs(None if looks is None else looks.thumbs, near)
-    leaders = np.unique(content, return_index=True)[1]
-    of_one = torch.from_numpy(leaders[content])
-    copies = pieces.joined(n, torch.cat([pairs[0], torch.arange(n)]), torch.cat([pairs[1], of_one]))
+    copies = copies_of(content, pairs)
     judged = None
     if feats is not None and near is not None and (labels >= 0).any():
         judged = pieces.judge_labels(
@@ -462,32 +459,10 @@ def _joined_looks(parts: Sequence[_Part]) -> Looks | None:
 # ---- what is found --------------------------------------------------------------------------------------------------
 
 
-def near_pairs(
-    thumbs: npt.NDArray[np.uint8] | None, near: pieces.Neighbours | None, *, cuts: bool = True
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows that are copies of one another but for saving, size and a slight crop; of embeddings but for rounding."""
-    if thumbs is None:
-        assert near is not None, "data without looks are embeddings"
-        first, column = (near.sims >= EQUAL_FEATS).nonzero(as_tuple=True)
-        return first, near.rows[first, column]
-    candidates = [pieces.nearest(pieces.grey_feats(thumbs), k=CANDIDATES)]
-    if near is not None:
-        candidates.append(pieces.Neighbours(near.rows[:, :CANDIDATES], near.sims[:, :CANDIDATES]))
-    return pieces.near_pairs(thumbs, candidates, cuts=cuts)
-
-
 def neighbours_of(feats: torch.Tensor) -> pieces.Neighbours:
     """The nearest rows of each of the features [N, D], in their directions from the mean."""
     mean, scale = centre_and_scale(feats)
     return pieces.nearest(F.normalize((feats.float() - mean) / scale, dim=1), k=pieces.N_NEIGHBOURS)
-
-
-def has_two_labels(copies: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """[N] bool: a copy of the image has another label."""
-    known = (copies >= 0) & (labels >= 0)
-    pairs = np.unique(np.stack([copies[known], labels[known]]), axis=1)
-    groups, n_labels = np.unique(pairs[0], return_counts=True)
-    return np.isin(copies, groups[n_labels > 1])
 
 
 def _odd(looks: Looks | None, near: pieces.Neighbours | None) -> dict[str, npt.NDArray[np.bool_]]:

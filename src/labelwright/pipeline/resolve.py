@@ -31,6 +31,7 @@ from labelwright.encoders.saved import saved_backbone
 from labelwright.errors import ConfigError, DataError
 from labelwright.methods.method import Budget, Method, Views
 from labelwright.methods.registry import METHODS, method_named, resolve_config
+from labelwright.pipeline.copies import same_picture
 from labelwright.pipeline.no_network import without_network
 from labelwright.pipeline.run_config import to_config
 from labelwright.pipeline.settings import FitSettings, column_names, columns_of
@@ -189,6 +190,7 @@ def resolve(settings: FitSettings, run: Run | None = None) -> Plan:
         cache_limit_gb=settings.cache_limit_gb,
         corrections=settings.corrections,
         decoding=_decoding(settings),
+        same_picture=same_picture,
     )
     source = dataclasses.replace(prepared.train, table=weighted(prepared.train.table))
     return _planned(settings, run, dataclasses.replace(prepared, train=source), found, began)

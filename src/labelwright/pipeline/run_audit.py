@@ -12,12 +12,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from labelwright.data.cache import PixelCache
-from labelwright.data.looks import grey_thumbs
-from labelwright.data.prepare import Source, contents
+from labelwright.data.prepare import Source, contents, thumbs_of
 from labelwright.labels import audit as pieces
 from labelwright.labels.chunks import evenly_spread
-from labelwright.pipeline.audit import clean_feats, groups_of, has_two_labels, near_pairs, neighbours_of
+from labelwright.pipeline.audit import clean_feats, groups_of, neighbours_of
+from labelwright.pipeline.copies import has_two_labels, near_pairs
 from labelwright.pipeline.job import Job
 from labelwright.train.predict import Answers
 from labelwright.wording import counted, percent
@@ -117,12 +116,9 @@ def _copies(
     is_test: npt.NDArray[np.bool_],
 ) -> dict[str, Any]:
     """Pairs of copies; each image but the first of those that are equal stands beside the first."""
-    pixels = [each.pixels for each in parts]
-    thumbs = None
-    if all(isinstance(each, PixelCache) for each in pixels):
-        seen = [each.pixels.read(each.in_pixels) for each in parts if each.pixels is not None]
-        thumbs = np.concatenate([grey_thumbs(some) for some in seen])
-    elif feats is None:
+    seen = [found for found in map(thumbs_of, parts) if found is not None]
+    thumbs = np.concatenate(seen) if len(seen) == len(parts) else None
+    if thumbs is None and feats is None:
         return {"n_duplicates": None, "n_across_test": None, "n_two_labels": None, "duplicates": None}
     content = contents(parts) if content is None else content
     _, first_of, which = np.unique(content, return_index=True, return_inverse=True)
