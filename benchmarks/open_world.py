@@ -37,6 +37,7 @@ TITLES = {
     "simgcd": "SimGCD",
     "protogcd": "ProtoGCD",
 }
+ESTIMATING = ("novel_beliefs", "lps", "simgcd")  # methods that are given no number of classes, too
 LARGEST = 0.7  # share of the unlabelled images
 HARDWARE = "cpu (1 thread), float32"
 
@@ -47,9 +48,9 @@ def cells() -> list[tuple[str, str, float, bool, bool]]:
     for frac in (0.5, 0.1):
         tag = f"{round(100 * frac)}"
         found += [(f"{method}-{tag}", method, frac, False, False) for method in TITLES]
-        found += [(f"{method}-auto-{tag}", method, frac, False, True) for method in ("novel_beliefs", "lps")]
-    found += [(f"{method}-most", method, 0.5, True, False) for method in ("ss_kmeans", "novel_beliefs", "lps")]
-    return [*found, *((f"{m}-auto-most", m, 0.5, True, True) for m in ("novel_beliefs", "lps"))]
+        found += [(f"{method}-auto-{tag}", method, frac, False, True) for method in ESTIMATING]
+    found += [(f"{method}-most", method, 0.5, True, False) for method in ("ss_kmeans", *ESTIMATING)]
+    return [*found, *((f"{m}-auto-most", m, 0.5, True, True) for m in ESTIMATING)]
 
 
 def thinned(truth: np.ndarray, free: np.ndarray, n_seen: int, seed: int) -> np.ndarray:

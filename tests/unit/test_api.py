@@ -184,7 +184,7 @@ def test_inspect__a_method_for_the_situation(photos: Path) -> None:
     found = lw.inspect(photos / "ant", classes=["ant", "bee"])
     assert (found.situation.name, found.situation.method(), found.runs) == ("no_labels", "cap", "cap")
     found = lw.inspect(photos, novel=2)
-    assert (found.situation.name, found.situation.method(), found.runs) == ("open_world", "lps", "lps")
+    assert (found.situation.name, found.situation.method(), found.runs) == ("open_world", "lps", "simgcd")
 
 
 def test_inspect__what_is_scored_on_too(tmp_path: Path) -> None:

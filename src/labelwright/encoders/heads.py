@@ -12,10 +12,10 @@ from labelwright.encoders.residual import ResidualAdapter
 
 
 class CosineHead(nn.Module):
-    """Linear head without bias on unit feats and unit weights: logits are cosines, -1 to 1.
+    """Linear head without bias on unit feats and unit weights: logits are cosines, -1 to 1, times a scale.
 
-    The loss multiplies them (LDAM's ``scale``); computed in float32 even under autocast, since a scale of 30 would
-    turn bfloat16's rounding into errors of 0.1.
+    The scale is a buffer, 1 at first; LDAM's loss has one of its own. Computed in float32 even under autocast, since a
+    scale of 30 would turn bfloat16's rounding into errors of 0.1.
 
     Source: Cao et al. 2019 (arXiv 1906.07413), section 3.2 (normalised last layer).
 
@@ -28,12 +28,14 @@ class CosineHead(nn.Module):
 
     def __init__(self, n_features: int, n_outputs: int) -> None:
         super().__init__()
+        self.scale: Tensor
+        self.register_buffer("scale", torch.ones(()))
         self.weight = nn.Parameter(torch.randn(n_outputs, n_features))
 
     def forward(self, feats: Tensor) -> Tensor:
-        """Map feats [B, D] to cosines [B, C] float32."""
+        """Map feats [B, D] to scaled cosines [B, C] float32."""
         with torch.autocast(feats.device.type, enabled=False):
-            return F.linear(F.normalize(feats.float(), dim=1), F.normalize(self.weight.float(), dim=1))
+            return self.scale * F.linear(F.normalize(feats.float(), dim=1), F.normalize(self.weight.float(), dim=1))
 
 
 class TextHead(nn.Module):

@@ -13,9 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from scipy.optimize import minimize
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from labelwright.labels.chunks import evenly_spread, slices_of
@@ -270,6 +267,8 @@ def _even(rate: float, n_classes: int) -> Tensor:
 
 def _likeliest(weights: Tensor, parts: Tensor, log_given: Tensor, y: Tensor) -> Tensor:
     """Likeliest weights [P], from ``weights`` on; log_given [C, C]: log p(given | true), a row per given label."""
+    from scipy.optimize import minimize
+
     n_classes = parts.shape[2]
 
     def loss_of(at: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
@@ -453,6 +452,9 @@ def joined(n: int, first: Tensor, second: Tensor) -> npt.NDArray[np.int64]:
       >>> joined(5, torch.tensor([0, 2]), torch.tensor([2, 4])).tolist()
       [0, -1, 0, -1, 0]
     """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
     pairs = coo_matrix((np.ones(len(first)), (first.numpy(), second.numpy())), shape=(n, n))
     _, group = connected_components(pairs, directed=False)
     sizes = np.bincount(group)

@@ -210,10 +210,10 @@ def balance(logits: Tensor, expected: Tensor, offset: Tensor | None = None) -> T
     return found
 
 
-def pace(task: Task, state: State, passes: Passes, *, scale: float = 1.0) -> tuple[Tensor, dict[str, Any]]:
-    """`unlabelled_logits` times ``scale``, and their `pace_logs`."""
+def pace(task: Task, state: State, passes: Passes) -> tuple[Tensor, dict[str, Any]]:
+    """`unlabelled_logits`, and their `pace_logs`."""
     expected = expected_unlabelled(state.memory["prior"], task.counts, len(task.labels))
-    logits = scale * unlabelled_logits(task, passes)
+    logits = unlabelled_logits(task, passes)
     return logits, pace_logs(logits, expected, n_seen(task))
 
 

@@ -88,7 +88,15 @@ OWN: Mapping[str, Method] = {
     ),
     "coreg_frozen": of_candidates("Co-Reg on frozen features", coreg_frozen, has_start=True),
     "crowd": of_candidates("Crowd", crowd.RECIPE, default_views=views_of_features, schedule=as_configured),
-    "lps": of_novel("LPS", lps, has_start=True, presets=lps.PRESETS, run_presets=FROM_PIXELS, schedule=lps.schedule),
+    "lps": of_novel(
+        "LPS",
+        lps,
+        has_start=True,
+        presets=lps.PRESETS,
+        run_presets=FROM_PIXELS,
+        schedule=lps.schedule,
+        on_embeddings=lambda table: "simgcd",
+    ),
     "beliefs": of_labels(
         "Beliefs",
         beliefs.RECIPE,
@@ -149,7 +157,7 @@ BASELINES: Mapping[str, Method] = {
     "ss_kmeans": of_novel("Semi-supervised k-means", ss_kmeans.RECIPE),
     "novel_beliefs": of_novel("Beliefs from clusters", novel_beliefs.RECIPE),
     "orca": of_novel("ORCA", orca.RECIPE),
-    "simgcd": of_novel("SimGCD", simgcd.RECIPE),
+    "simgcd": of_novel("SimGCD", simgcd.RECIPE, has_start=True),
     "protogcd": of_novel("ProtoGCD", protogcd.RECIPE),
     "fixmatch_clusters": of_novel("FixMatch + clusters", fixmatch_clusters.RECIPE),
 }

@@ -66,8 +66,8 @@ def calibrations_of(beside: Contest, own: Answers, most_wrong: float) -> Calibra
         right = kept.left_out.predicted[asked] == truth
         # What was left out was left out of the start: log-odds of the trained classifier are brought to its spread.
         like = [1.0] * len(TEMPERATURES)
-        if kept.cfg.takes_steps and kept.name != "start":
-            start = contenders["start"].answers("train").odds if "start" in contenders else kept.left_out.odds[asked]
+        if kept.cfg.takes_steps and "start" in contenders and kept.name != "start":
+            start = contenders["start"].answers("train").odds
             like = [
                 slope_to_mean(odds, float(mean), n_classes=n_classes)
                 for odds, mean in zip(own.odds.T, start.sigmoid().mean(0), strict=True)
@@ -75,7 +75,7 @@ def calibrations_of(beside: Contest, own: Answers, most_wrong: float) -> Calibra
         odds = kept.left_out.odds[asked]
         found = from_left_out(odds, right, n_classes=n_classes, like=like, most_wrong=most_wrong)
         if task.n_novel and found.n:  # classes without labels are others than these
-            found = dataclasses.replace(found, n=worth_of(right, truth))
+            found = dataclasses.replace(found, n=worth_of(right, truth, n_others=task.n_novel))
         return both(dataclasses.replace(found, moved=kept.left_out.moved))
     annotations = Annotations(task)
     if "zero_shot" in contenders and not _are_given(kept, annotations):
@@ -156,7 +156,7 @@ def of_held_out(kept: Contender, tested: Answers | None) -> Calibration | None:
     right = tested.predicted[known] == tested.given[known]
     found = from_left_out(tested.odds[known], right, n_classes=job.task.n_classes, temperatures=OF_HELD_OUT)
     if job.task.n_novel:  # classes without labels are others than these
-        found = dataclasses.replace(found, n=worth_of(right, tested.given[known]))
+        found = dataclasses.replace(found, n=worth_of(right, tested.given[known], n_others=job.task.n_novel))
     return found
 
 

@@ -47,7 +47,9 @@ TITLES = {"class_balanced": "Balanced logistic regression", "ss_kmeans": "k-mean
 
 LEAST_TO_BEND = 10  # labelled images of every class, from which a border between classes may bend
 FOLD_ROWS = 5000  # images that one fold of an open world's start is fitted to
+FOLD_INIT = 5  # starts of its k-means
 COMPARED_ROWS = 2000  # unlabelled images on which fits are compared
+MANY_HIDDEN = 40  # named classes, from which every second of them, hidden, says enough of clusters
 MANY_NUMBERS = 1_000_000  # images x classes, from which one fold is answered and not all
 
 
@@ -237,8 +239,8 @@ def contest(own: Contender) -> Contest:
     if (plain := on_colours(plan)) is not None:
         title = f"{own.title} ({plan.model} from random weights)"
         return Contest((dataclasses.replace(own, title=title), _colours(plain)), rows)
-    # With new classes nothing judges a start (novel_beliefs is it), which would cost all that training did; one fold
-    # of it says how often labels of named classes are found again, and a fit without some names how often classes are.
+    # With new classes nothing judges a start (novel_beliefs is it); one fold of the whole says how often labels of
+    # named classes are found again, and a fit without some names how often classes are.
     if plan.method.has_start and plan.views == "embeddings" and job.task.n_novel:
         tried = _judged(dataclasses.replace(own, name="start"), rows, fold)
         if tried.left_out is not None:
@@ -276,7 +278,10 @@ def _fitted(
     rows: Tensor | None = None,
     task: Task | None = None,
 ) -> Contender:
-    """A method as it stands before its first step, on all labels or on those given; in an open world on some rows.
+    """A method as it stands before its first step, on all labels or on those given.
+
+    In an open world the plan's own is trained as in the run, if from fewer starts of k-means, and on fewer rows for as
+    many steps.
 
     Args:
       name: of a method; "start" is that of the plan.
@@ -293,7 +298,12 @@ def _fitted(
         groups = None if task.groups is None else task.groups[rows.to(task.groups.device)]
         task = dataclasses.replace(task, labels=task.labels[rows.to(task.labels.device)], groups=groups)
         views = job.prepared.train.take(rows.numpy()).views(job.prepared.view)
-    options = dataclasses.replace(plan.options, trains=False, show_progress=False)
+    trains = is_own and job.task.n_novel > 0
+    if trains:
+        n_rows = len(job.task.labels)
+        epochs = round(cfg.epochs * n_rows / (n_rows if rows is None else len(rows)))
+        cfg = dataclasses.replace(cast(Any, cfg), epochs=epochs, n_init=min(cast(Any, cfg).n_init, FOLD_INIT))
+    options = dataclasses.replace(plan.options, trains=trains, show_progress=False)
     trained = train(method.recipe, cfg, task, views, job.build, options=options)
     title = f"{method.title}, as it starts" if name == "start" else TITLES.get(name, method.title)
     return Contender(name, title, plan, job, method.recipe, cfg, trained.state, time.monotonic() - began)
@@ -402,36 +412,52 @@ def _without(hidden: Tensor, task: Task, rows: Tensor) -> Tensor:
 def _with_hidden_classes(left_out: LeftOut, own: Contender, rows: Tensor, fold: Tensor) -> LeftOut:
     """With answers on images of named classes that a fit knew nothing of: what a cluster is worth is seen on them.
 
-    Every other class is hidden, and to be found as one more new one. So many of its images are asked that they are as
-    many beside those of named classes as clusters have among the unlabelled images.
+    Every other class is hidden, and to be found as one more new one; of few classes then the others. So many of their
+    images are asked that they are as many beside those of named classes as clusters have among the unlabelled images.
     """
-    task = own.job.task
-    labels, n_seen = task.labels.cpu(), len(task.class_names)
-    number = torch.full((n_seen,), -1)
-    number[::2] = torch.arange(len(number[::2]))
-    hidden = (number < 0).nonzero().flatten()
-    asked = ((fold > 0) & torch.isin(labels[rows], hidden)).nonzero().flatten()
-    if not len(asked) or not len(hidden):
+    labels, n_seen = own.job.task.labels.cpu(), len(own.job.task.class_names)
+    predicted, odds = left_out.predicted.clone(), left_out.odds.clone()
+    hidden = torch.zeros(len(rows), dtype=torch.bool)
+    for first in (1, 0) if n_seen < MANY_HIDDEN else (1,):
+        asked = ((fold > 0) & (labels[rows] % 2 == first)).nonzero().flatten()
+        if len(asked) and n_seen > 1:
+            predicted[asked], odds[asked] = _found_anew(own, rows[asked], first)
+            hidden[asked] = True
+    if not hidden.any():
         return left_out
-    new = torch.where(labels >= 0, number[labels.clamp(min=0)], -1)
-    order = torch.cat([(number >= 0).nonzero().flatten(), hidden])  # [n_seen] classes as the new fit counts them
-    names = tuple(task.class_names[c] for c in order[: n_seen - len(hidden)].tolist())
-    less = dataclasses.replace(
-        task, labels=new.to(task.labels.device), class_names=names, n_novel=task.n_novel + len(hidden)
-    )
-    anew = _fitted(own.plan, own.job, "start", rows=_some_rows(new), task=less)
-    found = anew.answers("train", rows=rows[asked])
-    truth = order.argsort()[labels[rows[asked]]]
-    match = open_match(found.predicted, truth, n_seen=len(names))[found.predicted]
-    predicted = torch.where(match >= 0, order[match.clamp(min=0)], task.n_classes)  # of no class: wrong, whatever it is
     open_rows = evenly_spread((labels < 0).nonzero().flatten(), COMPARED_ROWS)
     guessed = own.answers("train", rows=open_rows).predicted
     share = float((guessed >= n_seen).double().mean()) if len(open_rows) else 0.0
     n_named = int((left_out.predicted >= 0).sum())
-    kept = evenly_spread(torch.arange(len(asked)), round(n_named * share / max(1 - share, 1e-3)))
-    answers, odds = left_out.predicted.clone(), left_out.odds.clone()
-    answers[asked[kept]], odds[asked[kept]] = predicted[kept], found.odds[kept]
-    return dataclasses.replace(left_out, predicted=answers, odds=odds)
+    asked = hidden.nonzero().flatten()
+    kept = asked[evenly_spread(torch.arange(len(asked)), round(n_named * share / max(1 - share, 1e-3)))]
+    kept = torch.cat([kept, (left_out.predicted >= 0).nonzero().flatten()])
+    of_none, no_odds = _nothing(len(rows))
+    of_none[kept], no_odds[kept] = predicted[kept], odds[kept]
+    return dataclasses.replace(left_out, predicted=of_none, odds=no_odds)
+
+
+def _found_anew(own: Contender, rows: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    """Classes and log-odds of rows by a fit for which their classes, every second from ``first`` on, are new ones.
+
+    An image that is put into a cluster of no hidden class gets a class beyond all: it is wrong, whatever it is.
+    """
+    task = own.job.task
+    labels, n_seen = task.labels.cpu(), len(task.class_names)
+    number, named = torch.full((n_seen,), -1), torch.arange(1 - first, n_seen, 2)
+    number[named] = torch.arange(len(named))
+    hidden = (number < 0).nonzero().flatten()
+    new = torch.where(labels >= 0, number[labels.clamp(min=0)], -1)
+    order = torch.cat([named, hidden])  # [n_seen] classes as the new fit counts them
+    names = tuple(task.class_names[c] for c in named.tolist())
+    less = dataclasses.replace(
+        task, labels=new.to(task.labels.device), class_names=names, n_novel=task.n_novel + len(hidden)
+    )
+    anew = _fitted(own.plan, own.job, "start", rows=_some_rows(new), task=less)
+    found = anew.answers("train", rows=rows)
+    truth = order.argsort()[labels[rows]]
+    match = open_match(found.predicted, truth, n_seen=len(names))[found.predicted]
+    return torch.where(match >= 0, order[match.clamp(min=0)], task.n_classes), found.odds
 
 
 def _some_rows(labels: Tensor) -> Tensor | None:

@@ -189,24 +189,28 @@ def unjudged(n_classes: int) -> Calibration:
     return Calibration(*UNJUDGED, "none", 0, n_classes, TEMPERATURES[MIDDLE])
 
 
-def worth_of(right: Tensor, classes: Tensor) -> int:
-    """How many rows by themselves say as much of other classes as rows of these: fewer where classes differ.
+def worth_of(right: Tensor, classes: Tensor, *, n_others: int) -> int:
+    """How many rows by themselves say as much of images of other classes as rows of these: fewer where classes differ.
 
     Args:
       right: [n] bool, n >= 1.
       classes: [n] int64 class of each row.
+      n_others: other classes, >= 1, of which what is right differs as well.
 
     Source: the design effect of sampling whole clusters (Kish 1965, Survey Sampling, section 5.4).
 
-    Example: ten rows each of four classes; all of one are wrong.
+    Example: ten rows each of four classes; all of one are wrong, and as it may be of one of four others.
       >>> classes = torch.arange(40) // 10
-      >>> worth_of(classes > 0, classes), worth_of(torch.arange(40) % 4 > 0, classes)
-      (4, 40)
+      >>> worth_of(classes > 0, classes, n_others=10**6), worth_of(classes > 0, classes, n_others=4)
+      (4, 2)
+      >>> worth_of(torch.arange(40) % 4 > 0, classes, n_others=4)
+      40
     """
     n, mean = len(right), float(right.double().mean())
     off = torch.zeros(int(classes.max()) + 1, dtype=torch.float64).index_add_(0, classes, right.double() - mean)
-    spread = float(off.square().sum())
-    return n if spread <= n * mean * (1 - mean) else max(1, round(n * n * mean * (1 - mean) / spread))
+    alone = n * mean * (1 - mean)
+    more = max(0.0, float(off.square().sum()) - alone) * (1 + int((torch.bincount(classes) > 0).sum()) / n_others)
+    return max(1, round(n * alone / (alone + more))) if more else n
 
 
 def from_verified(calibration: Calibration, odds: Tensor, rows: Tensor, right: Tensor) -> Calibration:

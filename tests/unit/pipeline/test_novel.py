@@ -77,7 +77,7 @@ def found(blobs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) ->
 
 def test_fit__finds_classes_that_nobody_named(found: lw.Run) -> None:
     summary = found.summary
-    assert (summary["method"], summary["situation"]) == ("lps", "open_world")
+    assert (summary["method"], summary["situation"]) == ("simgcd", "open_world")
     assert (summary["n_seen"], summary["n_novel"]) == (2, 3)
     for scores in (summary["test"], summary["pseudolabels"]):
         assert min(scores[key] for key in ("seen", "novel", "all")) > 0.9

@@ -2,7 +2,7 @@
 
 On frozen features the class weights start where LPS does (`start`): at the mean directions of the classes as the
 beliefs of `cluster_start.beliefs_from` have them. Training ends, as that of LPS, once it moves no answer, and the prior
-weighs more than from pixels. A saved model has the cosines unscaled.
+weighs more than from pixels.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from labelwright.methods.recipe import Begun
 from labelwright.train.settings import AtLeast0
 from labelwright.types import BuildNet, Passes, State, Task
 
+SCALE = 10.0  # multiplies the cosines (ORCA's authors' code; SimGCD, a temperature of 0.1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CosineSettings(TrainedSettings):
@@ -33,10 +35,11 @@ class CosineSettings(TrainedSettings):
 
 
 def cosine_net(cfg: CosineSettings, task: Task, build_net: BuildNet) -> nn.Module:
-    """As `new_net` with a cosine layer; its weights start at norm 1, which is what the rates are for."""
+    """As `new_net` with a layer of `SCALE` cosines; its weights start at norm 1, which is what the rates are for."""
     net = new_net(cfg, task, build_net, head="cosine")
-    weight = cast(Any, net).head.weight
-    weight.data.copy_(F.normalize(weight.data, dim=1))
+    head = cast(Any, net).head
+    head.weight.data.copy_(F.normalize(head.weight.data, dim=1))
+    head.scale.fill_(SCALE)
     return net
 
 

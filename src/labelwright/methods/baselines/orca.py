@@ -26,12 +26,11 @@ from labelwright.adjust.adjustment import Adjustment
 from labelwright.losses.classification import adjusted_cross_entropy
 from labelwright.methods import open_world
 from labelwright.methods.baselines import cosines
-from labelwright.methods.recipe import Begun, Recipe
+from labelwright.methods.recipe import Begun, Recipe, plain_logits
 from labelwright.train.processes import gather_rows, sum_gradients
 from labelwright.train.settings import AtLeast0
-from labelwright.types import Batch, BuildNet, Clock, Network, Passes, Prediction, State, StepResult, Task
+from labelwright.types import Batch, BuildNet, Clock, Network, Passes, State, StepResult, Task
 
-SCALE = 10.0  # multiplies the cosines (authors' code)
 MAX_UNCERTAINTY = 0.5  # line 2 (the authors' code): early on everything is uncertain
 
 
@@ -63,10 +62,9 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
     net = cast(Network, state.nets["main"])
     views, own = open_world.rows_of_both(batches)
     h = net.penultimate(torch.cat(views))
-    raw = net.from_penultimate(h).float().view(2, len(own), -1)
-    s1, s2 = open_world.gathered(SCALE * raw)  # 1
+    s1, s2 = open_world.gathered(net.from_penultimate(h).float().view(2, len(own), -1))  # 1
     labels, feats = gather_rows(own), gather_rows(h.detach().float()[: len(own)])
-    margin = torch.full_like(s1[0], SCALE * cfg.margin_weight) * state.memory["uncertainty"]
+    margin = torch.full_like(s1[0], cosines.SCALE * cfg.margin_weight) * state.memory["uncertainty"]
     supervised = adjusted_cross_entropy(s1, labels, Adjustment(target_margin=margin))  # 3
     pairs = pair_loss(s1.softmax(1), s2.softmax(1)[partners(feats, labels)])  # 4
     spread = cosines.divergence_of_mean(s1, state.memory["prior"])  # 5
@@ -78,16 +76,14 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
 
 def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int) -> Begun:
     """Line 2, and the pace of the classes."""
-    logits, logs = open_world.pace(task, state, passes, scale=SCALE)
+    logits, logs = open_world.pace(task, state, passes)
     uncertainty = (1 - logits.softmax(1).amax(1).mean()).clamp(max=MAX_UNCERTAINTY)
     logs["uncertainty"] = round(float(uncertainty), 5)
     state = dataclasses.replace(state, memory={**state.memory, "uncertainty": uncertainty})
     return cosines.still_or_not(cfg, state, logits, logs)
 
 
-def predict(cfg: Config, state: State, x: Tensor) -> Prediction:
-    """Cosines, scaled as in training."""
-    return Prediction(SCALE * state.nets["main"](x))
+predict = plain_logits
 
 
 def partners(feats: Tensor, labels: Tensor) -> Tensor:

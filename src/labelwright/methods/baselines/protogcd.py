@@ -52,11 +52,10 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
     """Lines 1 to 4."""
     net: Any = state.nets["main"]
     views, own = open_world.rows_of_both(batches)
-    raw = open_world.gathered(net(torch.cat(views)).float().view(2, len(own), -1))
+    students = open_world.gathered(net(torch.cat(views)).float().view(2, len(own), -1))
     labels = gather_rows(own)
-    students = [cos / simgcd.STUDENT_TEMPERATURE for cos in raw]
     sure_frac = cfg.sure_frac * linear_ramp(clock.epoch, length_epochs=simgcd.TEACHER_RAMP_FRAC * clock.n_epochs)
-    teachers = [(cos.detach() / simgcd.teacher_temperature(clock)).softmax(1) for cos in raw]  # 1
+    teachers = [simgcd.sharpened(logits, clock) for logits in students]  # 1
     targets = [dual_targets(q, labels < 0, sure_frac=sure_frac) for q in teachers]  # 2
     taught = (soft_cross_entropy(students[0], targets[1]) + soft_cross_entropy(students[1], targets[0])) / 2
     both, w = torch.cat(students), cfg.supervised_weight
@@ -100,7 +99,7 @@ def separation(prototypes: Tensor) -> Tensor:
     if len(z) == 1:
         return z.sum() * 0
     pairs = ~torch.eye(len(z), dtype=torch.bool, device=z.device)
-    sims = (z @ z.T)[pairs] / simgcd.STUDENT_TEMPERATURE
+    sims = cosines.SCALE * (z @ z.T)[pairs]
     return sims.logsumexp(0) - math.log(len(sims))
 
 

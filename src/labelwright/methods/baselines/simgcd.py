@@ -27,12 +27,11 @@ from labelwright.losses.contrastive import noisy_contrastive, nt_xent
 from labelwright.losses.soft_targets import linear_ramp
 from labelwright.methods import open_world
 from labelwright.methods.baselines import cosines
-from labelwright.methods.recipe import Begun, Recipe
+from labelwright.methods.recipe import Begun, Recipe, plain_logits
 from labelwright.train.processes import gather_rows, sum_gradients
 from labelwright.train.settings import Share
-from labelwright.types import Batch, BuildNet, Clock, Network, Passes, Prediction, State, StepResult, Task
+from labelwright.types import Batch, BuildNet, Clock, Network, Passes, State, StepResult, Task
 
-STUDENT_TEMPERATURE = 0.1  # divides the cosines (Wen 2023)
 TEACHER_TEMPERATURES = (0.07, 0.04)  # t at first, and from the end of its ramp on
 TEACHER_RAMP_FRAC = 0.15  # share of the epochs over which t falls (Wen 2023: 30 of 200)
 TEMPERATURE, SUPERVISED_TEMPERATURE = 1.0, 0.07  # of NT-Xent and of SupCon in line 3 (authors' code)
@@ -67,9 +66,8 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
     net: Any = state.nets["main"]
     views, own = open_world.rows_of_both(batches)
     out, z = net.both(torch.cat(views)) if isinstance(net, ProjectedNet) else (net(torch.cat(views)), None)
-    raw, labels = open_world.gathered(out.float().view(2, len(own), -1)), gather_rows(own)
-    students = [cos / STUDENT_TEMPERATURE for cos in raw]
-    teachers = [(cos.detach() / teacher_temperature(clock)).softmax(1) for cos in raw]  # 1
+    students, labels = open_world.gathered(out.float().view(2, len(own), -1)), gather_rows(own)
+    teachers = [sharpened(logits, clock) for logits in students]  # 1
     w, both = cfg.supervised_weight, torch.cat(students)
     distilled = (soft_cross_entropy(students[0], teachers[1]) + soft_cross_entropy(students[1], teachers[0])) / 2
     spread = cosines.divergence_of_mean(both, state.memory["prior"])
@@ -88,12 +86,15 @@ def step(cfg: Config, task: Task, state: State, batches: Mapping[str, Batch], cl
 
 def end_epoch(cfg: Config, task: Task, state: State, passes: Passes, epoch: int) -> Begun:
     """The pace of the classes, and whether it goes on."""
-    return cosines.still_or_not(cfg, state, *open_world.pace(task, state, passes, scale=1 / STUDENT_TEMPERATURE))
+    return cosines.still_or_not(cfg, state, *open_world.pace(task, state, passes))
 
 
-def predict(cfg: Config, state: State, x: Tensor) -> Prediction:
-    """The student's scores."""
-    return Prediction(1 / STUDENT_TEMPERATURE * state.nets["main"](x))
+predict = plain_logits
+
+
+def sharpened(logits: Tensor, clock: Clock) -> Tensor:
+    """Line 1: the teacher's probabilities [B, C] where the student's logits [B, C] are scaled cosines; no gradient."""
+    return (logits.detach() / cosines.SCALE / teacher_temperature(clock)).softmax(1)
 
 
 def teacher_temperature(clock: Clock) -> float:
