@@ -47,7 +47,6 @@ TITLES = {"class_balanced": "Balanced logistic regression", "ss_kmeans": "k-mean
 
 LEAST_TO_BEND = 10  # labelled images of every class, from which a border between classes may bend
 FOLD_ROWS = 5000  # images that one fold of an open world's start is fitted to
-FOLD_INIT = 5  # starts of its k-means
 COMPARED_ROWS = 2000  # unlabelled images on which fits are compared
 MANY_HIDDEN = 40  # named classes, from which every second of them, hidden, says enough of clusters
 MANY_NUMBERS = 1_000_000  # images x classes, from which one fold is answered and not all
@@ -280,8 +279,7 @@ def _fitted(
 ) -> Contender:
     """A method as it stands before its first step, on all labels or on those given.
 
-    In an open world the plan's own is trained as in the run, if from fewer starts of k-means, and on fewer rows for as
-    many steps.
+    In an open world the plan's own is trained as in the run, if on fewer rows for as many steps.
 
     Args:
       name: of a method; "start" is that of the plan.
@@ -299,10 +297,8 @@ def _fitted(
         task = dataclasses.replace(task, labels=task.labels[rows.to(task.labels.device)], groups=groups)
         views = job.prepared.train.take(rows.numpy()).views(job.prepared.view)
     trains = is_own and job.task.n_novel > 0
-    if trains:
-        n_rows = len(job.task.labels)
-        epochs = round(cfg.epochs * n_rows / (n_rows if rows is None else len(rows)))
-        cfg = dataclasses.replace(cast(Any, cfg), epochs=epochs, n_init=min(cast(Any, cfg).n_init, FOLD_INIT))
+    if trains and rows is not None:
+        cfg = dataclasses.replace(cfg, epochs=round(cfg.epochs * len(job.task.labels) / len(rows)))
     options = dataclasses.replace(plan.options, trains=trains, show_progress=False)
     trained = train(method.recipe, cfg, task, views, job.build, options=options)
     title = f"{method.title}, as it starts" if name == "start" else TITLES.get(name, method.title)
