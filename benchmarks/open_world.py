@@ -82,6 +82,7 @@ def measure(feats: np.ndarray, truth: np.ndarray, cell: tuple, n_seen: int, seed
         data = Path(folder) / "pool.npz"
         np.savez(data, embeddings=feats[rows], labels=given, truth=names[truth[rows]], class_names=names[:n_seen])
         settings = {"novel": novel, "test_frac": 0, "seed": seed, "evaluations": 0, "device": "cpu"}
+        settings["answer"] = "trained"  # and not what is beside it
         summary = lw.fit(data, out=Path(folder) / "run", method=method, **settings).summary
     scores = {f"pool_{key}": 100 * summary["pseudolabels"][key] for key in ("all", "seen", "novel")}
     return scores | {"n_classes": n_seen + summary["n_novel"], "seconds": summary["seconds"]["train"]}

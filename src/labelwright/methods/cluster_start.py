@@ -30,7 +30,10 @@ BELIEF_SHRINKAGE = 0.1  # of their covariance
 BELIEF_ROUNDS = 20  # of EM
 CLUSTER_DOUBT = 0.1  # share of the evidence that is spread over all classes, whatever the cluster
 START_SCALE = 20.0  # logits over the cosines with the centroids
-CENTROIDS = "centroids"  # in the memory of a state: the last layer that k-means alone gives
+CENTROIDS, BELIEFS = (
+    "centroids",
+    "beliefs",
+)  # in the memory of a state: the last layers that clusters, and beliefs, give
 
 
 def starts_by_clusters(start: str, *, is_frozen: bool) -> bool:
@@ -47,7 +50,7 @@ def from_clusters(
     of another norm, the weights are divided by its mean.
 
     Returns: weight [C, D] and bias [C], what k-means found, the state with the prior that goes with it, what to log.
-      Where beliefs take the place of the centroids, the layer of these is in its memory, under CENTROIDS.
+      Where beliefs take the place of the centroids, both layers are in its memory, under CENTROIDS and BELIEFS.
     """
     feats = feats_of(passes, torch.arange(len(task.labels)))
     norm, feats = feats.norm(dim=1).mean(), F.normalize(feats, dim=1)
@@ -62,6 +65,7 @@ def from_clusters(
     if with_beliefs:
         memory[CENTROIDS] = {"weight": weight / norm, "bias": bias}
         weight, bias = beliefs_from(feats, task, found.assigned, prior)
+        memory[BELIEFS] = {"weight": weight / norm, "bias": bias}
     state = dataclasses.replace(state, memory=memory)
     return (weight / norm, bias), found, state, {"start_inertia": found.inertia, "n_kmeans_steps": found.n_steps}
 

@@ -3,7 +3,8 @@
 1  contenders: what was trained, what it started from, and whichever obvious methods apply on the same views
    (`obvious_names`); beside a network from random weights what `fit --model descriptor` answers
 2  where there are labels: balanced accuracy on labelled images, each answered by a fit that did not see its label, or
-   beside a network from random weights on the images that were held out (given test images only show)
+   beside a network from random weights on the images that were held out (given test images only show); where there may
+   be new classes, by fits that did not see some labels, or some of the named classes
 3  what was trained stands unless another is better by more than one standard error of the difference, or where texts or
    candidates tell of classes that have no label: the others may never name these
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from labelwright.encoders.heads import put_in
 from labelwright.labels.chunks import evenly_spread
-from labelwright.methods.cluster_start import CENTROIDS
+from labelwright.methods.cluster_start import BELIEFS, CENTROIDS
 from labelwright.methods.frozen_heads import FOLD_HEADS, LEFT_OUT
 from labelwright.methods.method import Images
 from labelwright.methods.recipe import as_chosen
@@ -139,6 +140,12 @@ class LeftOut:
     odds: Tensor  # [n, T] log-odds, see `Answers`
     moved: float = 0.0  # share of the unlabelled images that these fits answer unlike the fit on all labels, 0 to 1
     fits: tuple[Fit, ...] = ()  # those that answer unlabelled images anew
+    of_hidden: Tensor | None = None  # [n] bool, rows of named classes that the fit knew nothing of
+
+    @property
+    def is_of_hidden(self) -> Tensor:
+        """[n] bool, whether the fit knew nothing of a row's class."""
+        return torch.zeros(len(self.predicted), dtype=torch.bool) if self.of_hidden is None else self.of_hidden
 
 
 class Fit(NamedTuple):
@@ -186,7 +193,10 @@ class Contest:
             held_out = {each.name: each.tested for each in self.contenders if each.tested is not None}
             answers, truth = {name: each.predicted for name, each in held_out.items()}, held_out[own.name].given
             groups = None if test is None or test.table.groups is None else torch.from_numpy(test.table.groups)
-        choice = choose(own.name, titles, {} if task.n_novel else answers, truth, groups=groups)
+        if task.n_novel and own.left_out is not None:  # an image of a class that was hidden is found with all of it
+            alone = torch.arange(len(rows)) if groups is None else groups
+            groups = torch.where(own.left_out.is_of_hidden, -1 - truth, alone)
+        choice = choose(own.name, titles, answers, truth, groups=groups)
         is_described = task.concepts is not None or task.candidates is not None
         n_silent = int((task.counts == 0).sum()) if is_described else 0
         if not n_silent or not choice.scores:
@@ -238,21 +248,16 @@ def contest(own: Contender) -> Contest:
     if (plain := on_colours(plan)) is not None:
         title = f"{own.title} ({plan.model} from random weights)"
         return Contest((dataclasses.replace(own, title=title), _colours(plain)), rows)
-    # With new classes nothing judges a start (novel_beliefs is it); one fold of the whole says how often labels of
-    # named classes are found again, and a fit without some names how often classes are.
     if plan.method.has_start and plan.views == "embeddings" and job.task.n_novel:
-        tried = _judged(dataclasses.replace(own, name="start"), rows, fold)
-        if tried.left_out is not None:
-            left_out = _with_hidden_classes(tried.left_out, own, rows, fold)
-            found[0] = dataclasses.replace(found[0], left_out=left_out)
+        found = _beside_new_classes(own, rows, fold)
     elif plan.method.has_start and plan.views == "embeddings":
         found.append(_judged(_fitted(plan, job, "start"), rows, fold))
         # Training continues the start; what is left out says as much of the one as of the other.
         found[0] = dataclasses.replace(found[0], left_out=found[1].left_out)
     has_feats = job.build.is_frozen or job.build.is_pretrained
     for name in obvious_names(job.task, has_feats=has_feats, is_stored=plan.views == "embeddings"):
-        if name != plan.name:
-            each = (_centroids(own) if name == "ss_kmeans" else None) or _fitted(plan, job, name)
+        if name not in {each.name for each in found}:
+            each = _fitted(plan, job, name)
             found.append(each if job.task.n_novel else _judged(each, rows, fold))
     return Contest(tuple(found), rows)
 
@@ -305,16 +310,19 @@ def _fitted(
     return Contender(name, title, plan, job, method.recipe, cfg, trained.state, time.monotonic() - began)
 
 
-def _centroids(own: Contender) -> Contender | None:
-    """The k-means that training began with, of as many starts: it is not searched for twice; None if it did not."""
-    method, given = METHODS["ss_kmeans"].on_features(), cast(Any, own.cfg)
-    cfg = cast(Any, resolve_config(method, {}))
-    if CENTROIDS not in own.state.memory or given.n_init < cfg.n_init:
-        return None
-    alone = method.recipe.setup(cfg, own.job.task, own.job.build)
-    net, layer = alone.nets["main"].to(own.plan.accelerator.device), own.state.memory[CENTROIDS]
-    put_in(net, layer["weight"], layer["bias"])
-    return Contender("ss_kmeans", TITLES["ss_kmeans"], own.plan, own.job, method.recipe, cfg, alone, 0.0)
+def _left_behind(own: Contender) -> list[Contender]:
+    """The beliefs that training began with, and the k-means before them, of as many starts as k-means alone."""
+    found = list[Contender]()
+    for name, key in (("novel_beliefs", BELIEFS), ("ss_kmeans", CENTROIDS)):
+        method, cfg = METHODS[name].on_features(), cast(Any, resolve_config(METHODS[name], {}))
+        if key not in own.state.memory or cast(Any, own.cfg).n_init < cfg.n_init:
+            continue
+        alone = method.recipe.setup(cfg, own.job.task, own.job.build)
+        net, layer = alone.nets["main"].to(own.plan.accelerator.device), own.state.memory[key]
+        put_in(net, layer["weight"], layer["bias"])
+        title = TITLES.get(name, method.title)
+        found.append(Contender(name, title, own.plan, own.job, method.recipe, cfg, alone, 0.0))
+    return found
 
 
 def _left_out_rows(task: Task) -> tuple[Tensor, Tensor]:
@@ -340,28 +348,21 @@ def _judged(contender: Contender, rows: Tensor, fold: Tensor) -> Contender:
     if contender.cfg.takes_steps and contender.name != "start":
         return contender
     answers, odds = _nothing(len(rows))
-    is_large = job.task.n_novel or len(job.task.labels) * job.task.n_classes > MANY_NUMBERS
-    n_folds = 1 if is_large else int(fold.max()) + 1
+    n_folds = 1 if len(job.task.labels) * job.task.n_classes > MANY_NUMBERS else int(fold.max()) + 1
     unlabelled, moved, fits = evenly_spread(open_rows, COMPARED_ROWS), list[float](), list[Fit]()
     whole = contender.answers("train", rows=unlabelled).predicted
     for k in range(n_folds):
-        hidden = rows[fold == k]
-        left = torch.bincount(_without(hidden, job.task, rows) + 1, minlength=job.task.n_classes + 1)[1:]
-        hidden = hidden[left[job.task.labels[hidden]] > 0]  # of a class that would have none left, none is hidden
+        hidden = _may_hide(rows[fold == k], job.task, rows)
         if not len(hidden):
             continue
         labels = _without(hidden, job.task, rows)
         seen = (labels.cpu() >= 0).nonzero().flatten()
-        some = _some_rows(labels.cpu()) if job.task.n_novel else None
-        cfg = as_chosen(contender.cfg, state)
-        anew = _fitted(plan, job, contender.name, cfg=cfg, labels=labels, rows=some)
+        anew = _fitted(plan, job, contender.name, cfg=as_chosen(contender.cfg, state), labels=labels)
         found = anew.answers("train", rows=hidden)
         asked = torch.isin(rows, hidden)
         answers[asked], odds[asked] = found.predicted, found.odds
         if len(unlabelled):
             others = anew.answers("train", rows=unlabelled).predicted
-            if job.task.n_novel:  # clusters are numbered anew by every fit
-                others = open_match(others, whole, n_seen=len(job.task.class_names))[others]
             moved.append(float((others != whole).double().mean()))
             fits.append(Fit(asked, torch.cat([unlabelled, seen]), torch.cat([others, labels.cpu()[seen]])))
     left_out = LeftOut(answers, odds, sum(moved) / max(1, len(moved)), tuple(fits))
@@ -391,6 +392,12 @@ def _of_cross_validation(contender: Contender, rows: Tensor, open_rows: Tensor) 
     return LeftOut(answers[rows], odds[rows], sum(moved) / len(moved), tuple(fits))
 
 
+def _may_hide(hidden: Tensor, task: Task, rows: Tensor) -> Tensor:
+    """Those of the hidden rows whose class would have a label left without them."""
+    left = torch.bincount(_without(hidden, task, rows) + 1, minlength=task.n_classes + 1)[1:]
+    return hidden[left[task.labels[hidden]] > 0]
+
+
 def _without(hidden: Tensor, task: Task, rows: Tensor) -> Tensor:
     """Labels [N] with those of the other rows alone, or in an open world all but the hidden ones and their groups'.
 
@@ -405,42 +412,79 @@ def _without(hidden: Tensor, task: Task, rows: Tensor) -> Tensor:
     return torch.where(is_given, task.labels, -1)
 
 
-def _with_hidden_classes(left_out: LeftOut, own: Contender, rows: Tensor, fold: Tensor) -> LeftOut:
-    """With answers on images of named classes that a fit knew nothing of: what a cluster is worth is seen on them.
+def _beside_new_classes(own: Contender, rows: Tensor, fold: Tensor) -> list[Contender]:
+    """A method for new classes, what it began with and k-means, by fits that did not see some labels, or some classes.
 
-    Every other class is hidden, and to be found as one more new one; of few classes then the others. So many of their
-    images are asked that they are as many beside those of named classes as clusters have among the unlabelled images.
+    One fold says how often labels of named classes are found again; what a cluster is worth is seen on named classes
+    that are hidden, and to be found as so many more new ones: every second, of few classes then the others. Of their
+    images so many count that they are as many beside those of named classes as clusters have among the unlabelled ones.
     """
-    labels, n_seen = own.job.task.labels.cpu(), len(own.job.task.class_names)
-    predicted, odds = left_out.predicted.clone(), left_out.odds.clone()
-    hidden = torch.zeros(len(rows), dtype=torch.bool)
-    for first in (1, 0) if n_seen < MANY_HIDDEN else (1,):
-        asked = ((fold > 0) & (labels[rows] % 2 == first)).nonzero().flatten()
-        if len(asked) and n_seen > 1:
-            predicted[asked], odds[asked] = _found_anew(own, rows[asked], first)
-            hidden[asked] = True
-    if not hidden.any():
-        return left_out
-    open_rows = evenly_spread((labels < 0).nonzero().flatten(), COMPARED_ROWS)
-    guessed = own.answers("train", rows=open_rows).predicted
-    share = float((guessed >= n_seen).double().mean()) if len(open_rows) else 0.0
-    n_named = int((left_out.predicted >= 0).sum())
-    asked = hidden.nonzero().flatten()
-    kept = asked[evenly_spread(torch.arange(len(asked)), round(n_named * share / max(1 - share, 1e-3)))]
-    kept = torch.cat([kept, (left_out.predicted >= 0).nonzero().flatten()])
-    of_none, no_odds = _nothing(len(rows))
-    of_none[kept], no_odds[kept] = predicted[kept], odds[kept]
-    return dataclasses.replace(left_out, predicted=of_none, odds=no_odds)
-
-
-def _found_anew(own: Contender, rows: Tensor, first: int) -> tuple[Tensor, Tensor]:
-    """Classes and log-odds of rows by a fit for which their classes, every second from ``first`` on, are new ones.
-
-    An image that is put into a cluster of no hidden class gets a class beyond all: it is wrong, whatever it is.
-    """
-    task = own.job.task
+    began, task, contenders = time.monotonic(), own.job.task, [own, *_left_behind(own)]
     labels, n_seen = task.labels.cpu(), len(task.class_names)
-    number, named = torch.full((n_seen,), -1), torch.arange(1 - first, n_seen, 2)
+    first = _may_hide(rows[fold == 0], task, rows)
+    if not len(first):
+        return contenders
+    again = _fold_left_out(contenders, first, rows)
+    of_hidden = torch.zeros(len(rows), dtype=torch.bool)
+    answers = [(each.predicted.clone(), each.odds.clone()) for each in again]
+    for parity in (1, 0) if n_seen < MANY_HIDDEN else (1,):
+        asked = ((fold > 0) & (labels[rows] % 2 == parity)).nonzero().flatten()
+        if len(asked) and n_seen > 1:
+            of_hidden[asked] = True
+            for (predicted, odds), found in zip(answers, _found_anew(own, rows[asked], parity), strict=True):
+                predicted[asked], odds[asked] = found
+    open_rows, judged = evenly_spread((labels < 0).nonzero().flatten(), COMPARED_ROWS), list[Contender]()
+    for each, left_out, (predicted, odds) in zip(contenders, again, answers, strict=True):
+        is_kept = left_out.predicted >= 0
+        if of_hidden.any() and len(open_rows):
+            # As many of all contenders as the run's own says, so that all are asked the same.
+            share = float((own.answers("train", rows=open_rows).predicted >= n_seen).double().mean())
+            asked = of_hidden.nonzero().flatten()
+            n = round(int(is_kept.sum()) * share / max(1 - share, 1e-3))
+            is_kept[asked[evenly_spread(torch.arange(len(asked)), n)]] = True
+        of_none, no_odds = _nothing(len(rows))
+        of_none[is_kept], no_odds[is_kept] = predicted[is_kept], odds[is_kept]
+        judged.append(
+            dataclasses.replace(
+                each,
+                left_out=dataclasses.replace(left_out, predicted=of_none, odds=no_odds, of_hidden=of_hidden),
+                seconds=each.seconds + (time.monotonic() - began if each is own else 0.0),
+            )
+        )
+    return judged
+
+
+def _fold_left_out(contenders: Sequence[Contender], hidden: Tensor, rows: Tensor) -> list[LeftOut]:
+    """Of a method for new classes and what it began with: answers to hidden rows by a fit without their labels."""
+    own, task = contenders[0], contenders[0].job.task
+    labels = _without(hidden, task, rows)
+    seen, asked = (labels.cpu() >= 0).nonzero().flatten(), torch.isin(rows, hidden)
+    unlabelled = evenly_spread((task.labels.cpu() < 0).nonzero().flatten(), COMPARED_ROWS)
+    cfg = as_chosen(own.cfg, own.state)
+    anew, found = (
+        _fitted(own.plan, own.job, own.name, cfg=cfg, labels=labels, rows=_some_rows(labels.cpu())),
+        list[LeftOut](),
+    )
+    for each, again in zip(contenders, [anew, *_left_behind(anew)], strict=True):
+        (answers, odds), said = _nothing(len(rows)), again.answers("train", rows=hidden)
+        answers[asked], odds[asked] = said.predicted, said.odds
+        whole = each.answers("train", rows=unlabelled).predicted
+        others = again.answers("train", rows=unlabelled).predicted
+        others = open_match(others, whole, n_seen=len(task.class_names))[others]  # clusters are numbered by every fit
+        fit = Fit(asked, torch.cat([unlabelled, seen]), torch.cat([others, labels.cpu()[seen]]))
+        found.append(LeftOut(answers, odds, float((others != whole).double().mean()), (fit,)))
+    return found
+
+
+def _found_anew(own: Contender, rows: Tensor, parity: int) -> list[tuple[Tensor, Tensor]]:
+    """Classes and log-odds of rows by a fit for which their classes, every second from ``parity`` on, are new ones.
+
+    Of the method, and of what it began with. An image that is put into a cluster of no hidden class gets a class beyond
+    all: it is wrong, whatever it is.
+    """
+    task, found = own.job.task, list[tuple[Tensor, Tensor]]()
+    labels, n_seen = task.labels.cpu(), len(task.class_names)
+    number, named = torch.full((n_seen,), -1), torch.arange(1 - parity, n_seen, 2)
     number[named] = torch.arange(len(named))
     hidden = (number < 0).nonzero().flatten()
     new = torch.where(labels >= 0, number[labels.clamp(min=0)], -1)
@@ -449,11 +493,13 @@ def _found_anew(own: Contender, rows: Tensor, first: int) -> tuple[Tensor, Tenso
     less = dataclasses.replace(
         task, labels=new.to(task.labels.device), class_names=names, n_novel=task.n_novel + len(hidden)
     )
-    anew = _fitted(own.plan, own.job, "start", rows=_some_rows(new), task=less)
-    found = anew.answers("train", rows=rows)
     truth = order.argsort()[labels[rows]]
-    match = open_match(found.predicted, truth, n_seen=len(names))[found.predicted]
-    return torch.where(match >= 0, order[match.clamp(min=0)], task.n_classes), found.odds
+    anew = _fitted(own.plan, own.job, own.name, rows=_some_rows(new), task=less)
+    for each in (anew, *_left_behind(anew)):
+        said = each.answers("train", rows=rows)
+        match = open_match(said.predicted, truth, n_seen=len(names))[said.predicted]
+        found.append((torch.where(match >= 0, order[match.clamp(min=0)], task.n_classes), said.odds))
+    return found
 
 
 def _some_rows(labels: Tensor) -> Tensor | None:

@@ -173,9 +173,29 @@ def test_fit__open_world__k_means_is_beside(tmp_path: Path) -> None:
     labels = np.where(is_seen & (np.arange(len(is_seen)) % 2 == 0), content["truth"], "")
     np.savez(data, **(content | {"labels": labels, "class_names": NAMES[:2]}))
     summary = summary_of(tmp_path, data, novel=1, test_frac=0, epochs=2)
-    assert list(summary["reference"]) == ["simgcd", "ss_kmeans"]
+    assert list(summary["reference"]) == ["simgcd", "novel_beliefs", "ss_kmeans"]
     assert summary["reference"]["ss_kmeans"]["unlabelled"] > 0.9
     assert summary["answer"]["name"] == "simgcd"
+
+
+def test_fit__open_world__a_training_that_loses_its_start_is_not_kept(tmp_path: Path) -> None:
+    """What images of one class share is little beside what they do not: the beliefs see it, and cosines do not."""
+    draw, n_classes = np.random.default_rng(0), 20
+    truth = draw.integers(n_classes, size=1200)
+    means = draw.standard_normal((n_classes, 128))
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    directions = draw.standard_normal((64, 128)) * np.linspace(0.6, 0.1, 64)[:, None] / np.sqrt(128)
+    feats = means[truth] + draw.standard_normal((1200, 64)) @ directions
+    feats += 0.8 * draw.standard_normal((1200, 128)) / np.sqrt(128)
+    names = np.array([f"c{c:02d}" for c in range(n_classes)])
+    labels = np.where((truth < 10) & (np.arange(1200) % 2 == 0), names[truth], "")
+    data = tmp_path / "t.npz"
+    np.savez(data, embeddings=feats.astype(np.float32), labels=labels, truth=names[truth], class_names=names[:10])
+    summary = summary_of(tmp_path, str(data), novel=10, test_frac=0, evaluations=0)
+    reference = summary["reference"]
+    assert reference["simgcd"]["unlabelled"] < reference["novel_beliefs"]["unlabelled"] - 0.1
+    assert summary["answer"]["name"] == "novel_beliefs"
+    assert summary["pseudolabels"]["all"] == pytest.approx(reference["novel_beliefs"]["unlabelled"])
 
 
 def test_fit__open_world__clusters_are_trusted_as_classes_that_were_hidden_are_found(tmp_path: Path) -> None:
