@@ -466,8 +466,8 @@ def _fold_left_out(contenders: Sequence[Contender], hidden: Tensor, rows: Tensor
         list[LeftOut](),
     )
     for each, again in zip(contenders, [anew, *_left_behind(anew)], strict=True):
-        (answers, odds), said = _nothing(len(rows)), again.answers("train", rows=hidden)
-        answers[asked], odds[asked] = said.predicted, said.odds
+        (answers, odds), replies = _nothing(len(rows)), again.answers("train", rows=hidden)
+        answers[asked], odds[asked] = replies.predicted, replies.odds
         whole = each.answers("train", rows=unlabelled).predicted
         others = again.answers("train", rows=unlabelled).predicted
         others = open_match(others, whole, n_seen=len(task.class_names))[others]  # clusters are numbered by every fit
@@ -496,9 +496,9 @@ def _found_anew(own: Contender, rows: Tensor, parity: int) -> list[tuple[Tensor,
     truth = order.argsort()[labels[rows]]
     anew = _fitted(own.plan, own.job, own.name, rows=_some_rows(new), task=less)
     for each in (anew, *_left_behind(anew)):
-        said = each.answers("train", rows=rows)
-        match = open_match(said.predicted, truth, n_seen=len(names))[said.predicted]
-        found.append((torch.where(match >= 0, order[match.clamp(min=0)], task.n_classes), said.odds))
+        replies = each.answers("train", rows=rows)
+        match = open_match(replies.predicted, truth, n_seen=len(names))[replies.predicted]
+        found.append((torch.where(match >= 0, order[match.clamp(min=0)], task.n_classes), replies.odds))
     return found
 
 
