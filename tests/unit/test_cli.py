@@ -251,7 +251,7 @@ def test_bad_table__every_problem_in_one_report(
         ("--seed -1", "seed=-1 is not possible"),
         ("--test-frac 1", "test_frac=1.0 is not possible"),
         ("--novel many", "novel='many' is not possible"),
-        ("--novel 2", "lps finds classes in unlabelled images, and there are none"),
+        ("--novel 2", "simgcd finds classes in unlabelled images, and there are none"),
         ("--novel 5-2", "novel='5-2' is an empty range"),
         ("--novel 2 --method ce", "ce learns the named classes only"),
         ("--vocabulary nowhere.txt", "a vocabulary names discovered classes"),

@@ -16,7 +16,7 @@ from labelwright.encoders.backbones import Classifier, UnitBackbone, build, clas
 from labelwright.encoders.projection import ProjectedNet
 from labelwright.losses.contrastive import nt_xent
 from labelwright.methods.baselines import fixmatch_clusters, orca, protogcd, simgcd, ss_kmeans
-from labelwright.methods.baselines.cosines import divergence_of_mean
+from labelwright.methods.baselines.cosines import SCALE, divergence_of_mean
 from labelwright.methods.cluster_start import START_SCALE
 from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.metrics.open_world import seen_novel_all
@@ -34,21 +34,21 @@ B, C = 6, 3
 
 
 class Told(nn.Module):
-    """Outputs that are its only parameter, one row per image and view; x holds the place, features are fixed."""
+    """Outputs that are its only parameter, but for a scale, one row per image and view; x holds the place."""
 
-    def __init__(self, outputs: Tensor, feats: Tensor) -> None:
+    def __init__(self, outputs: Tensor, feats: Tensor, scale: float) -> None:
         super().__init__()
         self.table = nn.Parameter(outputs.clone())
-        self.feats = feats
+        self.feats, self.scale = feats, scale
 
     def penultimate(self, x: Tensor) -> Tensor:
         return torch.cat([x[:, None].float(), self.feats[x.long()]], dim=1)
 
     def from_penultimate(self, h: Tensor) -> Tensor:
-        return self.table[h[:, 0].long()]
+        return self.scale * self.table[h[:, 0].long()]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.table[x.long()]
+        return self.scale * self.table[x.long()]
 
 
 def open_task(n_seen: int = 2, truth: Tensor = TRUTH) -> Task:
@@ -157,12 +157,12 @@ def test_fixmatch_clusters__novel_outputs_come_at_the_end() -> None:
 # ---- losses by hand --------------------------------------------------------------------------------------------------
 
 
-def told_state(**memory: object) -> tuple[State, Tensor, Tensor]:
-    """A state of which the outputs are given, the outputs [2, B, C] and features [B, 2]."""
+def told_state(scale: float = SCALE, **memory: object) -> tuple[State, Tensor, Tensor]:
+    """A state of which the outputs are given, these before they are scaled [2, B, C], and features [B, 2]."""
     draw = generator(0, "open world told")
     outputs = torch.rand(2, B, C, generator=draw) * 2 - 1
     feats = torch.randn(B, 2, generator=draw)
-    net = Told(outputs.view(2 * B, C), feats.repeat(2, 1))
+    net = Told(outputs.view(2 * B, C), feats.repeat(2, 1), scale)
     prior = torch.tensor([0.5, 0.3, 0.2])
     return State(nets={"main": net}, memory={"is_frozen": False, "prior": prior, **memory}), outputs, feats
 
@@ -268,7 +268,7 @@ def test_simgcd__the_teacher_has_no_gradient() -> None:
 
 
 def test_fixmatch__loss_by_hand() -> None:
-    state, outputs, _ = told_state()
+    state, outputs, _ = told_state(scale=1.0)
     labels = torch.tensor([1, 0, -1, -1, -1, -1])
     cfg = fixmatch_clusters.Config(confidence=0.6)
     task = Task(labels, ("a", "b"), n_novel=1)  # the third output takes no part
@@ -341,14 +341,16 @@ def test_teacher_temperature__falls_then_stays() -> None:
     assert found == pytest.approx([0.07, 0.055, 0.04, 0.04])
 
 
-def test_orca__uncertainty_is_remembered_and_capped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_orca__uncertainty_is_remembered_and_capped() -> None:
     task, cfg = open_task(), orca.Config(start="none")
     state = orca.setup(cfg, task, tiny.BuildHead())
     state, logs = orca.begin(cfg, task, state, tiny.passes_of(state, FEATS))
     with torch.no_grad():
-        sure = (10 * state.nets["main"](FEATS[task.labels < 0])).softmax(1).amax(1)
+        sure = state.nets["main"](FEATS[task.labels < 0]).softmax(1).amax(1)
     assert logs["uncertainty"] == pytest.approx(min(float(1 - sure.mean()), 0.5), abs=1e-4)
-    monkeypatch.setattr(orca, "SCALE", 1e-6)
+    net: Any = state.nets["main"]
+    assert net.head.scale == SCALE
+    net.head.scale.fill_(1e-6)
     assert orca.begin(cfg, task, state, tiny.passes_of(state, FEATS))[1]["uncertainty"] == 0.5
 
 
