@@ -19,7 +19,7 @@ Departures: (1) D as in the authors' run, `direction` has the printed one; (2) o
 last layer learns, or if `start` asks for it, that layer starts from beliefs whose evidence are the clusters of
 semi-supervised k-means (cluster_start.beliefs_from), and p of line 2 is shifted so that labelled and unlabelled images
 together have the prior's shares (`use_balance`); (3) several processes compute lines 4 to 9 over the whole batch.
-Command: labelwright fit photos/ --classes seen.txt --novel auto --model openai/clip-vit-base-patch32 --out RUN
+Command: labelwright fit photos/ --classes seen.txt --novel auto --method lps --model openai/clip-vit-base-patch32
 Measured: docs/benchmarks.md, `labelwright bench --table lps-cifar10` and `lps-gtsrb`.
 """
 

@@ -156,9 +156,9 @@ BASELINES: Mapping[str, Method] = {
     "dividemix": of_candidates("DivideMix", dividemix.RECIPE),
     "ss_kmeans": of_novel("Semi-supervised k-means", ss_kmeans.RECIPE),
     "novel_beliefs": of_novel("Beliefs from clusters", novel_beliefs.RECIPE),
-    "orca": of_novel("ORCA", orca.RECIPE),
+    "orca": of_novel("ORCA", orca.RECIPE, has_start=True),
     "simgcd": of_novel("SimGCD", simgcd.RECIPE, has_start=True),
-    "protogcd": of_novel("ProtoGCD", protogcd.RECIPE),
+    "protogcd": of_novel("ProtoGCD", protogcd.RECIPE, has_start=True),
     "fixmatch_clusters": of_novel("FixMatch + clusters", fixmatch_clusters.RECIPE),
 }
 """What others have published, and the obvious."""

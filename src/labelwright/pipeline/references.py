@@ -254,10 +254,11 @@ def contest(own: Contender) -> Contest:
         found.append(_judged(_fitted(plan, job, "start"), rows, fold))
         # Training continues the start; what is left out says as much of the one as of the other.
         found[0] = dataclasses.replace(found[0], left_out=found[1].left_out)
+    behind = {each.name: each for each in _left_behind(own)} if job.task.n_novel else {}
     has_feats = job.build.is_frozen or job.build.is_pretrained
     for name in obvious_names(job.task, has_feats=has_feats, is_stored=plan.views == "embeddings"):
         if name not in {each.name for each in found}:
-            each = _fitted(plan, job, name)
+            each = behind.get(name) or _fitted(plan, job, name)
             found.append(each if job.task.n_novel else _judged(each, rows, fold))
     return Contest(tuple(found), rows)
 
@@ -284,7 +285,7 @@ def _fitted(
 ) -> Contender:
     """A method as it stands before its first step, on all labels or on those given.
 
-    In an open world the plan's own is trained as in the run, if on fewer rows for as many steps.
+    In an open world the plan's own is trained as in the run: on fewer rows for as many steps, or as many as by default.
 
     Args:
       name: of a method; "start" is that of the plan.
@@ -302,8 +303,11 @@ def _fitted(
         task = dataclasses.replace(task, labels=task.labels[rows.to(task.labels.device)], groups=groups)
         views = job.prepared.train.take(rows.numpy()).views(job.prepared.view)
     trains = is_own and job.task.n_novel > 0
-    if trains and rows is not None:
-        cfg = dataclasses.replace(cfg, epochs=round(cfg.epochs * len(job.task.labels) / len(rows)))
+    if trains:
+        n_rows = len(task.labels)
+        usual = method.schedule(resolve_config(method, {}), dataclasses.replace(plan.budget, n_images=n_rows), ())
+        as_many = round(cfg.epochs * len(job.task.labels) / n_rows)
+        cfg = dataclasses.replace(cfg, epochs=min(as_many, usual.epochs))
     options = dataclasses.replace(plan.options, trains=trains, show_progress=False)
     trained = train(method.recipe, cfg, task, views, job.build, options=options)
     title = f"{method.title}, as it starts" if name == "start" else TITLES.get(name, method.title)
@@ -433,25 +437,18 @@ def _beside_new_classes(own: Contender, rows: Tensor, fold: Tensor) -> list[Cont
             of_hidden[asked] = True
             for (predicted, odds), found in zip(answers, _found_anew(own, rows[asked], parity), strict=True):
                 predicted[asked], odds[asked] = found
-    open_rows, judged = evenly_spread((labels < 0).nonzero().flatten(), COMPARED_ROWS), list[Contender]()
-    for each, left_out, (predicted, odds) in zip(contenders, again, answers, strict=True):
-        is_kept = left_out.predicted >= 0
-        if of_hidden.any() and len(open_rows):
-            # As many of all contenders as the run's own says, so that all are asked the same.
-            share = float((own.answers("train", rows=open_rows).predicted >= n_seen).double().mean())
-            asked = of_hidden.nonzero().flatten()
-            n = round(int(is_kept.sum()) * share / max(1 - share, 1e-3))
-            is_kept[asked[evenly_spread(torch.arange(len(asked)), n)]] = True
-        of_none, no_odds = _nothing(len(rows))
-        of_none[is_kept], no_odds[is_kept] = predicted[is_kept], odds[is_kept]
-        judged.append(
-            dataclasses.replace(
-                each,
-                left_out=dataclasses.replace(left_out, predicted=of_none, odds=no_odds, of_hidden=of_hidden),
-                seconds=each.seconds + (time.monotonic() - began if each is own else 0.0),
-            )
-        )
-    return judged
+    is_kept, asked = again[0].predicted >= 0, of_hidden.nonzero().flatten()
+    open_rows = evenly_spread((labels < 0).nonzero().flatten(), COMPARED_ROWS)
+    if len(asked):  # of all contenders as many as the run's own says
+        share = float((own.answers("train", rows=open_rows).predicted >= n_seen).double().mean())
+        n = round(int(is_kept.sum()) * share / max(1 - share, 1e-3))
+        is_kept[asked[evenly_spread(torch.arange(len(asked)), n)]] = True
+    for k, (left_out, (predicted, odds)) in enumerate(zip(again, answers, strict=True)):
+        predicted[~is_kept], odds[~is_kept] = -1, 0.0
+        left_out = dataclasses.replace(left_out, predicted=predicted, odds=odds, of_hidden=of_hidden)
+        contenders[k] = dataclasses.replace(contenders[k], left_out=left_out)
+    contenders[0] = dataclasses.replace(contenders[0], seconds=own.seconds + time.monotonic() - began)
+    return contenders
 
 
 def _fold_left_out(contenders: Sequence[Contender], hidden: Tensor, rows: Tensor) -> list[LeftOut]:
@@ -460,11 +457,8 @@ def _fold_left_out(contenders: Sequence[Contender], hidden: Tensor, rows: Tensor
     labels = _without(hidden, task, rows)
     seen, asked = (labels.cpu() >= 0).nonzero().flatten(), torch.isin(rows, hidden)
     unlabelled = evenly_spread((task.labels.cpu() < 0).nonzero().flatten(), COMPARED_ROWS)
-    cfg = as_chosen(own.cfg, own.state)
-    anew, found = (
-        _fitted(own.plan, own.job, own.name, cfg=cfg, labels=labels, rows=_some_rows(labels.cpu())),
-        list[LeftOut](),
-    )
+    some, found = _some_rows(labels.cpu()), list[LeftOut]()
+    anew = _fitted(own.plan, own.job, own.name, cfg=as_chosen(own.cfg, own.state), labels=labels, rows=some)
     for each, again in zip(contenders, [anew, *_left_behind(anew)], strict=True):
         (answers, odds), replies = _nothing(len(rows)), again.answers("train", rows=hidden)
         answers[asked], odds[asked] = replies.predicted, replies.odds
