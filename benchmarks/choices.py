@@ -95,7 +95,7 @@ def rows_of(pools: dict[str, tuple[Path, Path]], situations: list[str], seeds: i
                     name: 100 * (each["test"]["balanced_accuracy"] if each["test"] else each["unlabelled"])
                     for name, each in beside.items()
                 }
-                obvious = {name: score for name, score in scores.items() if name not in (own, "start", "novel_beliefs")}
+                obvious = {name: score for name, score in scores.items() if name not in (own, "start")}
                 best, answer = max(obvious, key=lambda name: obvious[name]), summary["answer"]["name"]
                 yield {
                     "pool": pool,

@@ -66,7 +66,7 @@ def calibrations_of(beside: Contest, own: Answers, most_wrong: float) -> Calibra
         right = kept.left_out.predicted[asked] == truth
         # What was left out was left out of the start: log-odds of the trained classifier are brought to its spread.
         like = [1.0] * len(TEMPERATURES)
-        if kept.cfg.takes_steps and "start" in contenders and kept.name != "start":
+        if kept.name != "start" and "start" in contenders and kept.left_out is contenders["start"].left_out:
             start = contenders["start"].answers("train").odds
             like = [
                 slope_to_mean(odds, float(mean), n_classes=n_classes)

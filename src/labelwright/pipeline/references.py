@@ -317,14 +317,17 @@ def _fitted(
 def _left_behind(own: Contender) -> list[Contender]:
     """The beliefs that training began with, and the k-means before them, of as many starts as k-means alone."""
     found = list[Contender]()
-    for name, key in (("novel_beliefs", BELIEFS), ("ss_kmeans", CENTROIDS)):
-        method, cfg = METHODS[name].on_features(), cast(Any, resolve_config(METHODS[name], {}))
+    begun = f"{own.plan.method.title}, as it starts"
+    for name, title, of, key in (
+        ("start", begun, "novel_beliefs", BELIEFS),
+        ("ss_kmeans", TITLES["ss_kmeans"], "ss_kmeans", CENTROIDS),
+    ):
+        method, cfg = METHODS[of].on_features(), cast(Any, resolve_config(METHODS[of], {}))
         if key not in own.state.memory or cast(Any, own.cfg).n_init < cfg.n_init:
             continue
         alone = method.recipe.setup(cfg, own.job.task, own.job.build)
         net, layer = alone.nets["main"].to(own.plan.accelerator.device), own.state.memory[key]
         put_in(net, layer["weight"], layer["bias"])
-        title = TITLES.get(name, method.title)
         found.append(Contender(name, title, own.plan, own.job, method.recipe, cfg, alone, 0.0))
     return found
 
