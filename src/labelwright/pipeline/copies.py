@@ -36,7 +36,7 @@ def copies_of(content: npt.NDArray[np.int64], pairs: tuple[torch.Tensor, torch.T
 
 
 def same_picture(source: Source, content: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Numbers of a source's rows, the same for exact copies and for those that were re-saved or resized.
+    """Numbers of a source's rows, the same for exact copies and for those that were re-saved or resized: the first row.
 
     The latter are looked for among decoded images that are kept, up to `NEAR_COPY_ROWS`.
 
@@ -47,7 +47,9 @@ def same_picture(source: Source, content: npt.NDArray[np.int64]) -> npt.NDArray[
     if thumbs is None:
         return content
     copies = copies_of(content, near_pairs(thumbs, None, cuts=False))
-    return np.where(copies >= 0, copies, copies.max(initial=-1) + 1 + np.arange(len(copies)))
+    own = np.where(copies >= 0, copies, copies.max(initial=-1) + 1 + np.arange(len(copies)))
+    _, first, which = np.unique(own, return_index=True, return_inverse=True)
+    return first[which]
 
 
 def has_two_labels(copies: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
