@@ -22,10 +22,20 @@ from labelwright.pipeline.gallery import samples_of
 from labelwright.pipeline.label import rename_in_run
 from labelwright.pipeline.label_rows import label_rows
 from labelwright.pipeline.novel import feats_of_views
+from labelwright.pipeline.promises import decided
 from labelwright.pipeline.report import report
 from labelwright.pipeline.saved_model import SavedModel, change_classes, load_model, write_card
 from labelwright.reporting.checks import to_check
-from labelwright.reporting.gallery import LARGE_CHARS, LARGE_PX, SMALL_CHARS, SMALL_PX, pictures, write_gallery
+from labelwright.reporting.gallery import (
+    LARGE_CHARS,
+    LARGE_PX,
+    SMALL_CHARS,
+    SMALL_PX,
+    pictures,
+    read_gallery,
+    rename_in_gallery,
+    write_gallery,
+)
 from labelwright.reviewing.edits import recorded
 from labelwright.run_folder import Run, write_parquet_atomically
 from labelwright.train.predict import answer
@@ -149,7 +159,10 @@ def _source(run: Run, saved: SavedModel, data: Any) -> Source:
 def _label_again(
     run: Run, saved: SavedModel, at: dict[str, int], words: str, n_seen: int, *, data: Any, device: str, precision: str
 ) -> None:
-    """labels.parquet and summary.json by the changed model; given labels stay."""
+    """labels.parquet, gallery.json and summary.json by the changed model; given labels stay.
+
+    Args: at, class name before -> number now, -1 = gone.
+    """
     old = run.labels
     assert old is not None
     source = _source(run, saved, data)
@@ -199,9 +212,12 @@ def _label_again(
         strangeness=None if saved.strangers is None else torch.tensor(old["strangeness"].to_numpy()),
         threshold=None if saved.strangers is None else saved.strangers.threshold,
     )
+    new = decided(new, np.zeros(len(new), bool), None, saved.class_names)
     write_parquet_atomically(new, run.path / "labels.parquet")
+    rename_in_gallery(run.path, {name: saved.class_names[c] if c >= 0 else None for name, c in at.items()})
+    central = [row for each in clusters for row in each["central_rows"]]
     if source.pixels is not None:
-        write_gallery(run.path, _pictures(table, new, summary, [r for each in clusters for r in each["central_rows"]]))
+        write_gallery(run.path, read_gallery(run.path) | _pictures(table, new, summary, central))
     run.write_json("summary.json", summary)
 
 

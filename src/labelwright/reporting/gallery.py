@@ -89,8 +89,11 @@ def read_gallery(folder: Path) -> dict[str, Any]:
     return {**EMPTY, **content}
 
 
-def rename_in_gallery(folder: Path, rename: Mapping[str, str]) -> None:
+def rename_in_gallery(folder: Path, rename: Mapping[str, str | None]) -> None:
     """Give classes other names in gallery.json; nothing for a run without one.
+
+    Probabilities of classes that become one are added up; those of a class that becomes None, which is gone, are shared
+    out among the others as a softmax without it does.
 
     Example:
       >>> import tempfile; folder = Path(tempfile.mkdtemp())
@@ -102,11 +105,18 @@ def rename_in_gallery(folder: Path, rename: Mapping[str, str]) -> None:
         return
     found = read_gallery(folder)
     for item in found["items"].values():
-        item["top"] = [[rename.get(name, name), p] for name, p in item.get("top") or []]
-        item["history"] = [[who, rename.get(name, name)] for who, name in item.get("history") or []]
-        item["neighbours"] = [[key, rename.get(name, name), how] for key, name, how in item.get("neighbours") or []]
-        for key in ("label", "rather"):
-            if key in item:
-                item[key] = rename.get(item[key], item[key])
-    found["samples"] = {rename.get(name, name): ids for name, ids in found["samples"].items()}
+        left = dict[str | None, float]()
+        for name, p in item.get("top") or []:
+            left[rename.get(name, name)] = left.get(rename.get(name, name), 0.0) + p
+        rest = 1 - left.pop(None, 0.0)
+        item["top"] = sorted(
+            ([name, round(p / max(rest, p, 1e-6), 4)] for name, p in left.items()), key=lambda x: -x[1]
+        )
+        who_says = [[who, rename.get(name, name)] for who, name in item.get("history") or []]
+        item["history"] = [[who, name] for who, name in who_says if name is not None]
+        near = [[key, rename.get(name, name), how] for key, name, how in item.get("neighbours") or []]
+        item["neighbours"] = [[key, name, how] for key, name, how in near if name is not None]
+        item |= {key: rename.get(item[key], item[key]) for key in ("label", "rather") if key in item}
+    samples = [(rename.get(name, name), ids) for name, ids in found["samples"].items()]
+    found["samples"] = {name: ids for name, ids in samples if name is not None}
     write_gallery(folder, found)

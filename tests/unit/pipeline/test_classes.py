@@ -107,6 +107,13 @@ def test_drop__images_go_to_the_next_class_and_given_labels_stay(run: Path, data
     for old, new, source in zip(before, labels_of(run), labels_of(run, "source"), strict=True):
         assert new == (old["runner_up"] if old["label"] == "novel-3" else old["label"])
         assert source == old["source"]
+    assert labels_of(run, "decision") == [row["decision"] for row in before]
+    assert "accept" in labels_of(run, "decision")
+    items = read_gallery(run)["items"].values()
+    assert {name for item in items for name, _ in item["top"]} == {"ant", "bee", "novel-1", "novel-2"}
+    assert all(sum(p for _, p in item["top"]) == pytest.approx(1, abs=1e-3) for item in items)
+    text = (run / "report.html").read_text(encoding="utf-8")
+    assert text.count("novel-3") == text.count("Afterwards dropped: novel-3") == 1
     scores = lw.evaluate(run, data / "test.npz", device="cpu")
     assert lw.Run(run).summary["test"]["all"] == pytest.approx(scores["all"])
 
@@ -124,7 +131,10 @@ def test_merge__images_to_check_have_pictures_and_given_labels_the_trust_they_ha
     after = lw.classes(run.path, "merge", ("novel-1", "novel-2"), device="cpu")
     assert after.labels is not None
     assert len(read_gallery(run.path)["large"]) == sum(map(len, to_check(after.labels, after.summary).values())) > 0
-    assert set(read_gallery(run.path)["samples"]) == {"ant", "bee", "novel-1"}
+    shown = read_gallery(run.path)
+    assert set(shown["samples"]) == {"ant", "bee", "novel-1"}
+    assert {name for item in shown["items"].values() for name, _ in item["top"]} == {"ant", "bee", "novel-1"}
+    assert shown["trust"] is not None
     given = [word == "given" for word in before["source"].to_pylist()]
     for key in ("trust", "probability"):
         assert after.labels.filter(given)[key].equals(before.filter(given)[key])
