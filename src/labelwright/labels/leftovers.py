@@ -15,6 +15,10 @@ from labelwright.labels.gaussians import gaussian_beliefs
 TRIAL_ROWS, TRIAL_ITERATIONS = 2_500, 10  # of each start of the clustering of leftovers
 N_TRIES, N_ITERATIONS = 30, 15  # such starts; rounds with all images of the best, at most
 DISTINCT = 0.85  # of what the classes that are known by name have: less is no class of its own
+TELLING = (
+    0.7  # chance that names tell an image that a class keeps from one that leaves it, from which they say whose it is
+)
+ALIKE = 0.4  # of a name's distance to the farthest one: of nearer ones a model takes one for the other
 SHRINKAGE, N_ITER = 0.5, 20  # of the Gaussians that tell how distinct classes are
 FINALISTS, FINAL_ITERATIONS = 4, 5  # of those that go on with all images, before the tightest is chosen
 
@@ -25,7 +29,9 @@ def last_class(feats: Tensor, class_feats: Tensor, *, logit_scale: float, which:
     The answer is a class feature of `leftover_concepts`, or nothing: where the images left over are not about as
     distinct as the classes that are known by name (`DISTINCT`), or where still another class, which does not exist,
     would pass the same test, as it does where classes fall into tight clumps. Then there is nothing to tell a class
-    from a part of one by.
+    from a part of one by. Nothing, too, where names do not say which part of the images that one name found is whose:
+    where they tell the two parts from one another hardly better than chance (`TELLING`), or where another name is so like
+    this one (`ALIKE`) that the model takes images of the one for the other.
 
     Args:
       feats: [N, D] float, unit norm, of unlabelled images.
@@ -35,7 +41,7 @@ def last_class(feats: Tensor, class_feats: Tensor, *, logit_scale: float, which:
 
     Returns: [D] float32 unit norm, or None.
 
-    Source: ours. The threshold was chosen on CIFAR-10 and GTSRB: docs/results/README.md, "Class names, pools of
+    Source: ours. The thresholds were chosen on CIFAR-10 and GTSRB: docs/results/README.md, "Class names, pools of
       any kind, and few labels".
 
     Example: a cluster of its own is given; with no such images there is nothing to give.
@@ -48,7 +54,7 @@ def last_class(feats: Tensor, class_feats: Tensor, *, logit_scale: float, which:
       (True, None)
     """
     n_classes, z = len(class_feats), evenly_spread(feats, ROWS_MAX).float()
-    if n_classes < 2 or len(z) < 2 * n_classes:
+    if n_classes < 2 or len(z) < 2 * n_classes or bool(_are_alike(class_feats)[which].any()):
         return None
     unknown = torch.full((len(z),), -1, device=z.device)
 
@@ -65,7 +71,10 @@ def last_class(feats: Tensor, class_feats: Tensor, *, logit_scale: float, which:
 
     t = class_feats.float().to(z.device)
     found, shares, is_class = placed(t, which, torch.zeros(n_classes, device=z.device))
-    if not is_class:
+    probs = (logit_scale * z @ t.T).softmax(1)
+    now = (z @ found.T).argmax(1)
+    lost = int(probs[now == which].sum(0).argmax())
+    if not is_class or _telling(probs, now, lost, which) < TELLING:
         return None
     one_more = torch.cat([found, F.normalize(found.mean(0, keepdim=True), dim=1)])
     return None if placed(one_more, n_classes, shares)[2] else found[which]
@@ -121,12 +130,13 @@ def leftover_concepts(
 ) -> Tensor:
     """Give mismatched classes the images that no other class explains: class features made out of clusters.
 
-    k-means on the sphere with one centre per class. Known classes start at their surest images, classes with labelled
-    images at these, the others at images far from all centres. Then every known class is matched with a cluster by the
-    overlap of its zero-shot probabilities with the cluster, and the clusters left over with the mismatched classes by
-    what little their names say: certain for classes with labelled images and for a last class, a guess for several. A
-    cluster's centre is carried into the space of texts by the shift and scale that take the known classes' centres to
-    their names.
+    k-means on the sphere with one centre per class. Known classes start at their surest images, mismatched classes with
+    labelled images at these, as do classes with names like theirs, the others at images far from all centres. Then
+    every known class is matched with a cluster by the overlap of its zero-shot probabilities with the cluster, and the
+    clusters left over with the mismatched classes by what little their names say: certain for classes with labelled
+    images, a guess for several. A mismatched class and the one that most of its images would be by name exchange their
+    clusters where the two names say so. A cluster's centre is carried into the space of texts by the shift and scale
+    that take the known classes' centres to their names.
 
     Args:
       feats: [N, D] float, unit norm, of images.
@@ -162,9 +172,14 @@ def leftover_concepts(
     has_labels[kept_labels[kept_labels >= 0]] = True
     is_seeded = ~known & has_labels
     sums = torch.zeros_like(starts).index_add_(0, kept_labels.clamp(min=0), z * (kept_labels >= 0)[:, None])
-    starts[is_seeded] = F.normalize(sums, dim=1)[is_seeded]
+    by_labels = is_seeded | (has_labels & _are_alike(t)[:, is_seeded].any(1))
+    starts[by_labels] = F.normalize(sums, dim=1)[by_labels]
     centres, cluster = _anchored_kmeans(z, starts, known | is_seeded, kept_labels, seed=seed)
     of_class = _match_clusters(probs, cluster, centres, t, known=known, seeded=is_seeded, logit_scale=logit_scale)
+    for c in (~known & ~is_seeded).nonzero().flatten().tolist():
+        lost = int(torch.where(known, probs[cluster == of_class[c]].sum(0), -1.0).argmax())
+        if known.any() and _telling(probs, cluster, lost, c, of_class) < 0.5:  # each has what is the other's
+            of_class[[c, lost]] = of_class[[lost, c]]
     mu = centres[of_class]
     if not known.any():  # no name to tell the texts' place from: classes of labelled images, where their images are
         return mu
@@ -219,6 +234,25 @@ def _lloyd(z: Tensor, centres: Tensor, labels: Tensor, *, n_iterations: int) -> 
     sims = z @ centres.T
     cluster = torch.where(has_label, labels, sims.argmax(1))
     return centres, cluster, float(sims.gather(1, cluster[:, None]).mean())
+
+
+def _are_alike(class_feats: Tensor) -> Tensor:
+    """[C, C] bool: the name of the second class is much nearer to the first one's than the farthest name is."""
+    apart = torch.cdist(class_feats.float(), class_feats.float())
+    return (apart < ALIKE * apart.max(1, keepdim=True).values).fill_diagonal_(False)
+
+
+def _telling(probs: Tensor, cluster: Tensor, kept: int, gone: int, of_class: Tensor | None = None) -> float:
+    """Chance that, of an image of class ``kept`` and one of ``gone``, names say so; 0.5 where one has none.
+
+    Args: probs [N, C] by the names; cluster [N] of each image; of_class [C], the cluster of each class, None = its own.
+    """
+    sides = (kept, gone) if of_class is None else (int(of_class[kept]), int(of_class[gone]))
+    surer = probs[:, kept] - probs[:, gone]
+    above, below = (surer[cluster == side].sort().values for side in sides)
+    if not len(above) or not len(below):
+        return 0.5
+    return float(torch.searchsorted(below, above).double().mean()) / len(below)
 
 
 def _match_clusters(

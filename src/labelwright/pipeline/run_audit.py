@@ -82,7 +82,8 @@ def audit_of_run(job: Job, tested: Answers | None, *, seed: int) -> RunAudit:
         if tested is not None and is_test.any():
             predicted = tested.predicted[torch.from_numpy(rows[1])].numpy()
             facts["test_noise"] = noise_in_test(judged, labels, is_test, predicted, ids)
-    facts["says"] = _says(facts, has_labels=bool((labels >= 0).any()), has_feats=feats is not None)
+    noun = "given label" if (labels[~is_test] >= 0).any() else "test label"
+    facts["says"] = _says(facts, noun, has_labels=bool((labels >= 0).any()), has_feats=feats is not None)
     return RunAudit(facts, tuple(chances))
 
 
@@ -178,16 +179,16 @@ def noise_in_test(
     }
 
 
-def _says(facts: Mapping[str, Any], *, has_labels: bool, has_feats: bool) -> str:
-    """One sentence for people, or a few."""
+def _says(facts: Mapping[str, Any], noun: str, *, has_labels: bool, has_feats: bool) -> str:
+    """One sentence for people, or a few; noun, what a label that was judged is called."""
     words = []
     if n := facts["n_suspected"]:
-        looks = f"{counted(n, 'given label')} look{'s' if n == 1 else ''} wrong"
+        looks = f"{counted(n, noun)} look{'s' if n == 1 else ''} wrong"
         words.append(f"{looks} (by estimate about {percent(facts['estimated_wrong'])} of them are)")
     elif n == 0:
-        words.append("No given label looks wrong")
+        words.append(f"No {noun} looks wrong")
     elif has_labels and has_feats:
-        words.append("Too few labels were given to judge them by one another")
+        words.append(f"Too few {noun}s are there to judge them by one another")
     elif has_labels:
         words.append(
             "Given labels were not judged: this network has learned them; labelwright audit judges them by a "

@@ -26,6 +26,7 @@ SITUATIONS = {
 }
 
 
+NEARLY_ALL = 0.99  # estimated share of candidate sets that hold the class, from which it says nothing else than all
 REPEATS = 0.9  # share of the guesses, one an image, from which a classifier repeats nearly all of them
 
 TURNING = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])
@@ -111,6 +112,9 @@ def own_sets_words(found: Mapping[str, Any] | None) -> list[str]:
     Example:
       >>> own_sets_words({"rule": "no", "outside_frac": 0.16, "label_outside_frac": 0.0})
       ['labels of training images: the best of their candidates; the model alone would leave them for 16.0%']
+      >>> sure = {"rule": "auto", "outside_frac": 0.16, "label_outside_frac": 0.0, "truth_inside": 0.998}
+      >>> own_sets_words(sure)[0].split("; ")[1]
+      'the candidates are taken to hold the right class: the model shows nothing else'
     """
     if not found:
         return []
@@ -124,10 +128,10 @@ def own_sets_words(found: Mapping[str, Any] | None) -> list[str]:
         alone = f"of the guesses, one an image, the model alone contradicts {percent(found['outside_frac'])}, and the"
         alone += f" labels {percent(found['label_outside_frac'])}"
     elif found["rule"] == "auto":
-        alone = (
-            f"the candidates are estimated to hold the right class for {percent(found['truth_inside'])} of the images; "
-            f"{percent(found['label_outside_frac'])} of the labels are another class"
-        )
+        inside, other = found["truth_inside"], f"{percent(found['label_outside_frac'])} of the labels are another class"
+        alone = f"the candidates are estimated to hold the right class for {percent(inside)} of the images; {other}"
+        if inside >= NEARLY_ALL:  # sets that miss it and a model that errs look alike
+            alone = f"the candidates are taken to hold the right class: the model shows nothing else; {other}"
     return [f"labels of training images: {how}; {alone}"]
 
 

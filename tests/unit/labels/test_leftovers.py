@@ -173,3 +173,54 @@ def test_last_class__too_few_images_to_tell():
     z, centres, _ = clumps(1, 4)
     assert last_class(z, centres, logit_scale=SCALE, which=1) is None
     assert last_class(z[:, :8], centres[:1, :8], logit_scale=SCALE, which=0) is None
+
+
+def one_name_for_two(small, large, *, alike):
+    """Clumps of small, large, 60 and 60 images. The name of class 0 finds both of the first two, its own a bit surer;
+    that of class 1 finds nothing, or is like it.
+    """
+    z, centres, truth = clumps(max(small, large, 60), 4, seed=3)
+    sizes = torch.tensor([small, large, 60, 60])
+    rank = torch.arange(len(truth)) // 4
+    z, truth = z[rank < sizes[truth]], truth[rank < sizes[truth]]
+    names = centres.clone()
+    names[0] = F.normalize(centres[0] + 0.7 * centres[1], dim=0)
+    names[1] = nonsense(centres, 1)[0]
+    if alike:
+        names[1] = F.normalize(names[0] - 0.2 * centres[1] - 0.1 * centres[0], dim=0)
+    return z, names, truth
+
+
+def test_last_class__the_name_says_which_part_is_its_own_however_small():
+    z, names, truth = one_name_for_two(60, 240, alike=False)
+    found = last_class(z, names, logit_scale=SCALE, which=1)
+    assert found is not None
+    names[1] = found
+    assert accuracy(z, names, truth) > 0.95
+
+
+def test_last_class__refused_where_another_name_is_like_it():
+    z, names, _ = one_name_for_two(60, 60, alike=True)
+    assert last_class(z, names, logit_scale=SCALE, which=1) is None
+    names[1] = nonsense(names, 1)[0]
+    assert last_class(z, names, logit_scale=SCALE, which=1) is not None
+
+
+def test_last_class__refused_where_names_do_not_say_whose_the_parts_are():
+    z, names, truth = one_name_for_two(60, 60, alike=False)
+    own = [F.normalize(z[truth == c].mean(0), dim=0) for c in (0, 1)]
+    names[0] = F.normalize(own[0] + own[1], dim=0)
+    assert last_class(z, names, logit_scale=SCALE, which=1) is None
+
+
+def test_leftover_concepts__labels_go_before_names_that_are_alike():
+    z, names, truth = one_name_for_two(60, 60, alike=True)
+    centres = torch.stack([F.normalize(z[truth == c].mean(0), dim=0) for c in range(4)])
+    names[0] = F.normalize(0.7 * centres[0] + centres[1], dim=0)  # the wrong way round
+    names[1] = F.normalize(names[0] - 0.2 * centres[1] - 0.1 * centres[0], dim=0)
+    labels = torch.full((len(z),), -1)
+    for c in (0, 1):
+        labels[(truth == c).nonzero().flatten()[0]] = c
+    found = leftover_concepts(z, names, logit_scale=SCALE, is_mismatched=torch.arange(4) == 1, labels=labels)
+    centre_of_1 = F.normalize(z[truth == 1].mean(0), dim=0)
+    assert (found[1] @ centre_of_1) > (found[1] @ F.normalize(z[truth == 0].mean(0), dim=0))

@@ -95,7 +95,7 @@ def test_noise_in_test__suggestions_that_make_it_worse_are_not_offered() -> None
     facts = dict.fromkeys(("n_suspected", "n_duplicates"), 0)
     noise = {"n": 6, "ids": [], "n_judged": 20, "accuracy": 0.45, "corrected": 0.3}
     assert (
-        run_audit._says({**facts, "test_noise": noise}, has_labels=True, has_feats=True)
+        run_audit._says({**facts, "test_noise": noise}, "given label", has_labels=True, has_feats=True)
         == "No given label looks wrong."
     )
     better = run_audit._says({**facts, "test_noise": noise | {"corrected": 0.6}}, has_labels=True, has_feats=True)
