@@ -4,7 +4,7 @@
 
 MODEL is a vision-language model by folder or id, DATA the folder of `labelwright bench`. Pools are drawn from the
 target pools of the tables of CAP: so many images of all classes, or all images of some; the seed draws which. `closed`
-gives the names of some classes alone, and images of these, as one who has five classes would. Scored is
+gives the names of some classes alone, in the prompts that `fit` takes, and images of these. Scored is
 what CAP believes before it trains (`labels.alignment.align`), on the pool, beside zero-shot with the same texts; names
 of `made-up words` mean nothing. With labels, so many a class, the whole commands run and are scored on the test images.
 With descriptions (descriptions.json beside MODEL's folder) zero-shot gets them too, their mean in place of the name.
@@ -56,16 +56,22 @@ def pools(labels: Tensor, some: tuple[int, ...], seed: int) -> Iterator[tuple[st
         yield f"{n} of {n_classes} classes", torch.isin(labels, there).nonzero().flatten()
 
 
-def closed(labels: Tensor, some: tuple[int, ...], seed: int) -> Iterator[tuple[int, list[int], Tensor]]:
-    """(images, classes that are named, rows): pools of their images alone."""
-    n_classes = int(labels.max()) + 1
+def closed(labels: Tensor, texts: Tensor, some: tuple[int, ...], seed: int) -> Iterator[tuple[str, list[int], Tensor]]:
+    """(what it is, classes that are named, rows): pools of their images alone, of classes by chance and with a pair
+    of names that are nearest to each other of all that a class has.
+
+    Args: texts [C, D] of all names, unit norm.
+    """
+    nearest = (texts @ texts.T).fill_diagonal_(-2).argmax(1)
     for n in some:
         draw = np.random.default_rng([seed, n])
-        named = sorted(draw.permutation(n_classes)[:n].tolist())
-        rows = torch.isin(labels, torch.tensor(named)).nonzero().flatten()
-        order = torch.from_numpy(draw.permutation(len(rows)))
-        for size in SIZES[:2]:
-            yield size, named, rows[order[:size]]
+        order = draw.permutation(len(texts)).tolist()
+        pair = list(dict.fromkeys([order[0], int(nearest[order[0]]), *order]))
+        for named, words in ((order[:n], ""), (pair[:n], ", two of them alike")):
+            rows = torch.isin(labels, torch.tensor(named)).nonzero().flatten()
+            rows = rows[torch.from_numpy(draw.permutation(len(rows)))]
+            for size in SIZES[:2]:
+                yield f"{size:,} images of {n} classes, no other named{words}", sorted(named), rows[:size]
 
 
 def right(answers: Tensor, labels: Tensor) -> float:
@@ -111,20 +117,19 @@ def main() -> None:
                     note("", cell, f"{title}, {what}", "pseudolabels", right(found.predicted, truth))
                     note("", cell, f"{title}, {what}", "known", float(logs["knowledge"] >= KNOWN_FROM))
                     note("", cell, f"{title}, {what}", "n_guessed", float(len(logs["guessed"])))
-            for template, words_of in PROMPTS.items() if "closed" in options.parts else ():
-                for size, named, rows in closed(labels, CLOSED[dataset], seed):
-                    given = [names[c] for c in named]
-                    concepts = concepts_of(encoder.tower, given, templates=template)
-                    truth = torch.searchsorted(torch.tensor(named), labels[rows])
-                    task = Task(torch.full((len(rows),), -1), tuple(given))
-                    found, logs = align(feats[rows], task, concepts.feats, logit_scale=concepts.logit_scale)
-                    title = f"{words_of}, {size:,} images of {len(named)} classes, no other named"
-                    cell = f"{template}_{size}_images_of_{len(named)}_named"
-                    before, after = right(found.zero_shot, truth), right(found.predicted, truth)
-                    note("closed-", cell, title, "zero_shot", before)
-                    note("closed-", cell, title, "pseudolabels", after)
-                    note("closed-", cell, title, "least_gain", after - before)
-                    note("closed-", cell, title, "n_guessed", float(len(logs["guessed"])))
+            texts = concepts_of(encoder.tower, names, templates="{}").feats.float()
+            for what, named, rows in closed(labels, texts, CLOSED[dataset], seed) if "closed" in options.parts else ():
+                given = [names[c] for c in named]
+                concepts = concepts_of(encoder.tower, given, templates="mixed")
+                truth = torch.searchsorted(torch.tensor(named), labels[rows])
+                task = Task(torch.full((len(rows),), -1), tuple(given))
+                found, logs = align(feats[rows], task, concepts.feats, logit_scale=concepts.logit_scale)
+                cell = what.replace(" ", "_").replace(",", "")
+                before, after = right(found.zero_shot, truth), right(found.predicted, truth)
+                note("closed-", cell, what, "zero_shot", before)
+                note("closed-", cell, what, "pseudolabels", after)
+                note("closed-", cell, what, "least_gain", after - before)
+                note("closed-", cell, what, "n_guessed", float(len(logs["guessed"])))
             concepts = concepts_of(encoder.tower, names, templates="{}")
             arrays = {"class_names": np.array(names), "logit_scale": concepts.logit_scale}
             arrays["class_embeddings"] = concepts.feats.float().numpy()

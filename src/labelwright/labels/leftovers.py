@@ -30,8 +30,8 @@ def last_class(feats: Tensor, class_feats: Tensor, *, logit_scale: float, which:
     distinct as the classes that are known by name (`DISTINCT`), or where still another class, which does not exist,
     would pass the same test, as it does where classes fall into tight clumps. Then there is nothing to tell a class
     from a part of one by. Nothing, too, where names do not say which part of the images that one name found is whose:
-    where they tell the two parts from one another hardly better than chance (`TELLING`), or where another name is so like
-    this one (`ALIKE`) that the model takes images of the one for the other.
+    where they tell one part from the other hardly better than chance (`TELLING`), or where another name is so like this
+    one (`ALIKE`) that the model takes images of the one for the other.
 
     Args:
       feats: [N, D] float, unit norm, of unlabelled images.

@@ -94,11 +94,10 @@ def test_fit__names_of_classes_that_look_like_mistakes_are_one_finding(seed: int
 def test_noise_in_test__suggestions_that_make_it_worse_are_not_offered() -> None:
     facts = dict.fromkeys(("n_suspected", "n_duplicates"), 0)
     noise = {"n": 6, "ids": [], "n_judged": 20, "accuracy": 0.45, "corrected": 0.3}
-    assert (
-        run_audit._says({**facts, "test_noise": noise}, "given label", has_labels=True, has_feats=True)
-        == "No given label looks wrong."
-    )
-    better = run_audit._says({**facts, "test_noise": noise | {"corrected": 0.6}}, has_labels=True, has_feats=True)
+    has = {"has_labels": True, "has_feats": True}
+    assert run_audit._says({**facts, "test_noise": noise}, "given label", **has) == "No given label looks wrong."
+    assert run_audit._says({**facts, "test_noise": noise}, "test label", **has) == "No test label looks wrong."
+    better = run_audit._says({**facts, "test_noise": noise | {"corrected": 0.6}}, "given label", **has)
     assert "on the 20 test images looked at would be at most 60.0% in place of 45.0%" in better
 
 
