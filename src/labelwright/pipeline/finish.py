@@ -47,6 +47,7 @@ from labelwright.pipeline.promises import (
     truths,
 )
 from labelwright.pipeline.references import Contender, Contest
+from labelwright.pipeline.refit import with_refitted
 from labelwright.pipeline.resolve import Plan
 from labelwright.pipeline.run_audit import audit_of_run
 from labelwright.pipeline.saved_model import add_to_model, model_card, save_model
@@ -70,7 +71,8 @@ def finish(beside: Contest, saved: Contender, trained: Trained, seconds: dict[st
     """Label, score and save: labels.parquet, model/, summary.json.
 
     Args:
-      saved: the classifier for the model folder: the kept one, or the same fitted on more images.
+      saved: the classifier for the model folder: the kept one, or the same fitted on more images, which then labels
+        those without a label, too.
       seconds: spent so far, by phase; labelling is added.
     """
     kept, choice = beside.kept, beside.choice
@@ -84,6 +86,10 @@ def finish(beside: Contest, saved: Contender, trained: Trained, seconds: dict[st
     if scores is not None and prepared.n_tested_on_copies:
         scores = scores | {"n_copied": prepared.n_tested_on_copies}
     own, of_sets = own_answers(kept, task.labels.cpu())
+    scored = own
+    rests_on_held_out = plan.settings.error is not None and plan.settings.verified is None  # then they are one model's
+    if saved is not kept and not of_sets and not rests_on_held_out:
+        own = with_refitted(own, saved)
     audit_began = time.monotonic()
     audited = audit_of_run(job, held_out, seed=plan.settings.seed)
     seconds["audit"] = time.monotonic() - audit_began
@@ -174,7 +180,7 @@ def finish(beside: Contest, saved: Contender, trained: Trained, seconds: dict[st
                 "model": each.plan.model,
                 "left_out": None if beside.by_held_out else choice.scores.get(each.name),
                 "test": few_scores(tests[each.name][1]),
-                "unlabelled": _unlabelled_score(each, own if each is kept else None),
+                "unlabelled": _unlabelled_score(each, scored if each is kept else None),
                 "seconds": round(each.seconds, 2),
             }
             for each in beside.contenders

@@ -11,6 +11,7 @@ from torch import Tensor
 from labelwright.methods.recipe import as_chosen
 from labelwright.pipeline.references import Contender
 from labelwright.train.loop import train
+from labelwright.train.predict import Answers
 from labelwright.types import Candidates, Task, ViewSource
 
 
@@ -105,3 +106,19 @@ def refitted(kept: Contender) -> Contender:
         options=dataclasses.replace(plan.options, trains=kept.name == plan.name, n_evaluations=0),
     )
     return dataclasses.replace(kept, state=trained.state, seconds=trained.seconds)
+
+
+def with_refitted(own: Answers, saved: Contender) -> Answers:
+    """Answers on the training images: of those without a label by the classifier that was fitted on more of them.
+
+    Args: own, of the one that was scored, `given` among it.
+    """
+    new, is_open = saved.answers("train", given=own.given), own.given < 0
+
+    def chosen(after: Tensor | None, before: Tensor | None) -> Tensor | None:
+        if after is None or before is None:
+            return before
+        return torch.where(is_open if after.ndim == 1 else is_open[:, None], after, before)
+
+    changed = {each.name: chosen(getattr(new, each.name), getattr(own, each.name)) for each in dataclasses.fields(own)}
+    return dataclasses.replace(own, **changed)  # type: ignore[arg-type]

@@ -236,8 +236,8 @@ class MethodSettings:
     )
     refit: bool = setting(
         True,
-        "fit the saved model once more on all images, those held out for its score too; networks that learn from "
-        "pixels and runs with new classes keep the one that was scored",
+        "fit the saved model once more on all images, those held out for its score too, and label with it what has no "
+        "label; networks that learn from pixels and runs with new classes keep the one that was scored",
         "--no-refit",
     )
     preset: Literal["practical", "paper"] = setting(

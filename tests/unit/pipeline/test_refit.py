@@ -62,6 +62,30 @@ def test_fit__the_saved_model_has_learned_from_the_held_out_images(tmp_path: Pat
     assert json.loads((refitted.path / "model" / "config.json").read_text())["n_fitted"] == 90
 
 
+def test_fit__images_without_a_label_are_labelled_by_what_was_fitted_on_all(tmp_path: Path) -> None:
+    with np.load(pool(tmp_path / "whole.npz")) as file:
+        content = dict(file)
+    content["labels"] = np.where(np.arange(90) < 24, content["labels"], "")
+    np.savez(tmp_path / "pool.npz", **content)
+    data, settings = str(tmp_path / "pool.npz"), {"method": "beliefs", "device": "cpu", "set": {"n_dims": 2}}
+    runs = {
+        name: lw.fit(data, out=tmp_path / name, **{**settings, **more})
+        for name, more in {"run": {}, "scored": {"refit": False}, "promised": {"error": 0.2}}.items()
+    }
+    rows = {name: pq.read_table(run.path / "labels.parquet").to_pylist() for name, run in runs.items()}
+    of_model = lw.label(runs["run"].path, data, device="cpu").to_pylist()
+    assert [row["source"] for row in rows["run"]].count("given") == 24
+    for mine, new, scored, promised in zip(rows["run"], of_model, rows["scored"], rows["promised"], strict=True):
+        if mine["source"] == "predicted":
+            assert (mine["label"], mine["softmax"]) == (new["label"], pytest.approx(new["softmax"], abs=1e-5))
+        else:  # by a model that has not seen it, or as it was learned from
+            assert mine["softmax"] == scored["softmax"]
+        assert promised["softmax"] == scored["softmax"]  # a promise rests on one model's answers to both kinds
+    softmax = {name: [row["softmax"] for row in of if row["source"] == "predicted"] for name, of in rows.items()}
+    assert not np.allclose(softmax["run"], softmax["scored"], atol=1e-3)
+    assert runs["run"].summary["test"] == runs["scored"].summary["test"]
+
+
 def test_fit__given_test_images_are_never_learned_from(tmp_path: Path) -> None:
     data = pool(tmp_path / "pool.npz")
     run = lw.fit(data, test=pool(tmp_path / "test.npz", 30), out=tmp_path / "run", device="cpu")
