@@ -88,8 +88,9 @@ def finish(beside: Contest, saved: Contender, trained: Trained, seconds: dict[st
     own, of_sets = own_answers(kept, task.labels.cpu())
     scored = own
     rests_on_held_out = plan.settings.error is not None and plan.settings.verified is None  # then they are one model's
-    if saved is not kept and not of_sets and not rests_on_held_out:
-        own = with_refitted(own, saved)
+    labelling = kept if of_sets or rests_on_held_out else saved
+    if labelling is not kept:
+        own = with_refitted(own, labelling)
     audit_began = time.monotonic()
     audited = audit_of_run(job, held_out, seed=plan.settings.seed)
     seconds["audit"] = time.monotonic() - audit_began
@@ -204,6 +205,7 @@ def finish(beside: Contest, saved: Contender, trained: Trained, seconds: dict[st
     )
     shown = gallery_of(
         [voted, *(each for each in beside.contenders if each is not kept)],
+        labelling=labelling,
         rows=rows,
         summary=summary,
         own=own,

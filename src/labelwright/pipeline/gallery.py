@@ -35,6 +35,7 @@ AMONG, AMONG_PIXELS = 4_000, 1_000  # labelled images that neighbours are looked
 def gallery_of(
     contenders: Sequence[Contender],
     *,
+    labelling: Contender,
     rows: pa.Table,
     summary: Mapping[str, Any],
     own: Answers,
@@ -46,6 +47,7 @@ def gallery_of(
 
     Args:
       contenders: what the images are shown to, the answer of the run first.
+      labelling: what the training images are shown to in its place: the same, or fitted on more images.
       first: [N] int64, the first guess of each training image, -1 = none; None where there was none.
       tested: answers on the test images; None without such.
       checked: trust beside what was right; None where nothing shows it.
@@ -87,7 +89,10 @@ def gallery_of(
         if source is None or not mine:
             continue
         at = torch.tensor([place[key][1] for key in mine])
-        described = _described(contenders, "train" if source is train else "test", at)
+        if source is train:
+            described = _described([labelling, *contenders[1:]], "train", at)
+        else:
+            described = _described(contenders, "test", at)
         beside = _neighbours(kept, rows, source, at)
         for key, facts, near in zip(mine, described, beside, strict=True):
             items[key] |= facts | {"neighbours": near}
