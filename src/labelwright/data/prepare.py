@@ -35,8 +35,6 @@ from labelwright.types import ViewSource
 
 Flip = Literal["auto", "on", "off"]
 
-HELD_OUT_FROM = 3  # labelled images that a typical class has at least, the median: of two, one would be half
-
 SIZE_PX_MAX = 4096
 """Largest side of images that a network is given."""
 
@@ -117,8 +115,8 @@ def prepare(
       data, test: anything `data.read.load` takes.   classes, novel, group, flip, seed, cache_limit_gb: see `fit`.
       annotators: columns of ``data`` that hold one annotator's answers each.
       columns: role -> column, where it is called otherwise; ``test`` may lack it.
-      test_frac: share of the labelled images to hold out when no test images are given, 0 = none; where a typical
-        class has fewer than `HELD_OUT_FROM` none is.
+      test_frac: share of the labelled images to hold out when no test images are given, 0 = none; none either where
+        that is less than an image a class on average.
       size_px: side of the square images; None = 32 when the images are at most 40 px, else 64.
       stats: (mean, std) per channel that a pretrained model wants; None = those of the training images.
       on_bad: "stop" raises one DataError with every problem; "skip" quarantines the rows.
@@ -435,7 +433,7 @@ def _split(
     if len(held):
         return train.take(rest), train.take(held), "split", None
     counts = table.counts()
-    if test_frac == 0 or not counts.any() or np.median(counts[counts > 0]) < HELD_OUT_FROM:
+    if counts.sum() * test_frac < (counts > 0).sum() or not counts.any():
         return train, None, "none", None
     content = contents([train])
     groups = splits.with_copies(table.groups, content if same_picture is None else same_picture(train, content))

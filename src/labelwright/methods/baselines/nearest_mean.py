@@ -2,14 +2,14 @@
 
 Logits are -k |z - m_c|^2 / v, z the features centred and of unit scale, v the mean squared distance of labelled images
 to the mean of their class. k is the sharpness under which labelled images are most likely, each left out of the mean of
-its class.
+its class; fits that leave labels out keep it, of classes with one image left nothing says it.
 Source: Mensink et al. 2013 (IEEE TPAMI 35:11), with the plain Euclidean distance.
 Command: labelwright fit feats.npz --method nearest_mean --out RUN
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -17,13 +17,13 @@ from torch import Tensor
 
 from labelwright.encoders.heads import CentredHead, put_in
 from labelwright.labels.chunks import evenly_spread
-from labelwright.methods.recipe import Begun, Recipe, check_is_pretrained, feats_of
+from labelwright.methods.recipe import CHOSEN, Begun, Recipe, check_is_pretrained, feats_of
 from labelwright.train.convex import MAX_TRIED_ROWS, balanced_loss, centre_and_scale
-from labelwright.train.settings import TrainSettings
+from labelwright.train.settings import Positive, TrainSettings
 from labelwright.types import BuildNet, Passes, State, Task
 
 NOWHERE = -1e4  # bias of a class without a labelled image
-SHARPNESS = tuple(2.0**i for i in range(-1, 10))  # what is tried
+SHARPNESS = tuple(2.0**i for i in range(-1, 10))  # what is tried, times 1 / v
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,7 @@ class Config(TrainSettings):
 
     takes_steps: ClassVar[bool] = False
     epochs: int = 1  # nothing is trained
+    sharpness: Positive | None = None  # k / v; None = the likeliest
 
 
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
@@ -49,39 +50,53 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     mean, scale = centre_and_scale(feats)
     head.mean.copy_(mean)
     head.scale.copy_(scale)
-    put_in(state.nets["main"], *nearest_mean((feats - mean) / scale, task.labels[known], task.n_classes))
-    return state, {}
+    z, labels = (feats - mean) / scale, task.labels[known]
+    weight, bias, sharpness = nearest_mean(z, labels, task.n_classes, sharpness=cfg.sharpness)
+    put_in(state.nets["main"], weight, bias)
+    return replace(state, memory={CHOSEN: {"sharpness": sharpness}}), {"sharpness": sharpness}
 
 
-def nearest_mean(z: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
+def nearest_mean(
+    z: Tensor, labels: Tensor, n_classes: int, *, sharpness: float | None = None
+) -> tuple[Tensor, Tensor, float]:
     """The linear classifier that the class means are.
 
     Args:
       z: [N, D] float32.
       labels: [N] int64, 0 to C-1.
+      sharpness: k / v; None = the likeliest. Where no class has two images v is the mean squared norm, and k 1.
 
-    Returns: weight [C, D] and bias [C].
+    Returns: weight [C, D], bias [C], and k / v.
 
     Example: the border between 0 and 4 lies at 2.
-      >>> weight, bias = nearest_mean(torch.tensor([[-1.0], [1.0], [3.0], [5.0]]), torch.tensor([0, 0, 1, 1]), 2)
+      >>> weight, bias, _ = nearest_mean(torch.tensor([[-1.0], [1.0], [3.0], [5.0]]), torch.tensor([0, 0, 1, 1]), 2)
       >>> (torch.tensor([[2.0]]) @ weight.T + bias).diff().tolist()
       [[0.0]]
     """
     counts = torch.bincount(labels, minlength=n_classes)
     sums = torch.zeros(n_classes, z.shape[1], device=z.device).index_add_(0, labels, z)
     means = sums / counts.clamp(min=1)[:, None]
-    spread = (z.square().sum() - (counts[:, None] * means.square()).sum()) / len(z)
-    spread = torch.where(spread > 1e-6, spread, 1.0)
-    bias = torch.where(counts > 0, -means.square().sum(1) / spread, NOWHERE)
-    rows = evenly_spread((counts[labels] > 1).nonzero().flatten(), MAX_TRIED_ROWS)
-    sharpness = 1.0
-    if len(rows):
-        some, own = z[rows], labels[rows][:, None]
-        scores = some @ (2 * means / spread).T + bias - some.square().sum(1, keepdim=True) / spread
-        farther = (counts[own] / (counts[own] - 1)).square()  # an image is part of the mean that it is compared with
-        scores = scores.scatter(1, own, scores.gather(1, own) * farther)
-        sharpness = min(SHARPNESS, key=lambda k: balanced_loss(k * scores, own[:, 0]))
-    return 2 * sharpness * means / spread, sharpness * bias
+    if sharpness is None:
+        sharpness = _likeliest(z, labels, means, counts)
+    return (
+        2 * sharpness * means,
+        torch.where(counts > 0, -sharpness * means.square().sum(1), NOWHERE),
+        sharpness,
+    )
+
+
+def _likeliest(z: Tensor, labels: Tensor, means: Tensor, counts: Tensor) -> float:
+    """k / v under which labelled images are most likely, each left out of the mean [C, D] of its class."""
+    several = (counts[labels] > 1).nonzero().flatten()
+    spread = float((z[several] - means[labels[several]]).square().sum(1).mean()) if len(several) else 0.0
+    if spread <= 1e-6:
+        return 1 / max(float(z.square().sum(1).mean()), 1e-6)
+    rows = evenly_spread(several, MAX_TRIED_ROWS)
+    some, own = z[rows], labels[rows][:, None]
+    gaps = some.square().sum(1, keepdim=True) - 2 * some @ means.T + means.square().sum(1)
+    farther = (counts[own] / (counts[own] - 1)).square()  # an image is part of the mean that it is compared with
+    scores = -gaps.scatter(1, own, gaps.gather(1, own) * farther).masked_fill(counts == 0, torch.inf) / spread
+    return min(SHARPNESS, key=lambda k: balanced_loss(k * scores, own[:, 0])) / spread
 
 
 RECIPE = Recipe(Config=Config, setup=setup, begin=begin)
