@@ -144,3 +144,18 @@ def test_chance_of__is_the_tail_of_a_beta_binomial(m: int, n: int, rank: float, 
     assert _chance_of(k / m, m, n, rank) == pytest.approx(betabinom.sf(k - 1, m, rank, n - rank + 1), rel=1e-6)
     assert _chance_of(0.0, m, n, rank) == pytest.approx(1.0, rel=1e-6)
     assert _chance_of(1.0, 1, 10, 1.0) == pytest.approx(1 / 11, abs=1e-4)  # one is the lowest of eleven
+
+
+def test_unlike_labelled__classes_of_two_labels_do_not_say_that_a_class_is_missing() -> None:
+    alarms = 0
+    for seed in range(10):
+        g = torch.Generator().manual_seed(seed)
+        middles = torch.randn(10, 16, generator=g)
+        middles[1::2] = middles[::2] + 0.6 * torch.randn(5, 16, generator=g)  # neighbours in pairs
+        truth = torch.arange(2000) % 10
+        z = middles[truth] + 1.6 * torch.randn(2000, 16, generator=g)
+        labels = torch.full((2000,), -1)
+        for c, n in enumerate((100, 60, 36, 22, 13, 8, 5, 3, 2, 2)):
+            labels[(truth == c).nonzero().flatten()[:n]] = c
+        alarms += unlike_labelled(z, labels).share > 0
+    assert alarms <= 1
