@@ -54,7 +54,7 @@ def last_class(feats: Tensor, class_feats: Tensor, *, logit_scale: float, which:
       (True, None)
     """
     n_classes, z = len(class_feats), evenly_spread(feats, ROWS_MAX).float()
-    if n_classes < 2 or len(z) < 2 * n_classes or bool(_are_alike(class_feats)[which].any()):
+    if n_classes < 2 or len(z) < 2 * n_classes or bool(_are_alike(class_feats, torch.tensor([which])).any()):
         return None
     unknown = torch.full((len(z),), -1, device=z.device)
 
@@ -172,7 +172,7 @@ def leftover_concepts(
     has_labels[kept_labels[kept_labels >= 0]] = True
     is_seeded = ~known & has_labels
     sums = torch.zeros_like(starts).index_add_(0, kept_labels.clamp(min=0), z * (kept_labels >= 0)[:, None])
-    by_labels = is_seeded | (has_labels & _are_alike(t)[:, is_seeded].any(1))
+    by_labels = is_seeded | (has_labels & _are_alike(t, is_seeded.nonzero().flatten()))
     starts[by_labels] = F.normalize(sums, dim=1)[by_labels]
     centres, cluster = _anchored_kmeans(z, starts, known | is_seeded, kept_labels, seed=seed)
     of_class = _match_clusters(probs, cluster, centres, t, known=known, seeded=is_seeded, logit_scale=logit_scale)
@@ -236,10 +236,12 @@ def _lloyd(z: Tensor, centres: Tensor, labels: Tensor, *, n_iterations: int) -> 
     return centres, cluster, float(sims.gather(1, cluster[:, None]).mean())
 
 
-def _are_alike(class_feats: Tensor) -> Tensor:
-    """[C, C] bool: the name of the second class is much nearer to the first one's than the farthest name is."""
-    apart = torch.cdist(class_feats.float(), class_feats.float())
-    return (apart < ALIKE * apart.max(1, keepdim=True).values).fill_diagonal_(False)
+def _are_alike(class_feats: Tensor, which: Tensor) -> Tensor:
+    """[C] bool: another class whose name is much nearer to that of one of ``which`` [k] than the farthest name is."""
+    apart = torch.cdist(class_feats[which].float(), class_feats.float())
+    near = apart < ALIKE * apart.max(1, keepdim=True).values
+    near[torch.arange(len(which)), which] = False
+    return near.any(0)
 
 
 def _telling(probs: Tensor, cluster: Tensor, kept: int, gone: int, of_class: Tensor | None = None) -> float:

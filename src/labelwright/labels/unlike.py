@@ -36,9 +36,7 @@ CIFAR-10 and GTSRB, which chose it: at most 0.10 where there are none, 0.23 to 0
 ROWS = 4_000  # labelled and unlabelled images, each, by which they are compared; of labelled ones at least two a class
 NEIGHBOURS = 30
 ROUNDS = 3  # of scores and weights
-LEAST_SPEAKING = (
-    8  # labelled images nearest to the mean of a class, from which they say what is like it; by a trial on six sets
-)
+LEAST_SPEAKING = 8  # labelled images nearest to a class's mean, from which they say what is like it (by a trial)
 LEAST_ABOVE = 0.1  # of the labelled images above a score from which a ratio is an estimate
 LEAST = 0.05  # share below which a bound shows nothing: classes of few images are not weighed exactly
 RISK = 0.05  # of a bound that is too high

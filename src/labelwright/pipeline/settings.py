@@ -61,7 +61,7 @@ class DataSettings:
     )
     test_frac: float = setting(
         0.2,
-        "share of the labelled images held out when there are no test images; 0: none",
+        "share of the labelled images held out when there are no test images; none where that is less than one a class",
         "--test-frac 0.1",
         low=0,
         high=1,
