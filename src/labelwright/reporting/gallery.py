@@ -109,9 +109,8 @@ def rename_in_gallery(folder: Path, rename: Mapping[str, str | None]) -> None:
         for name, p in item.get("top") or []:
             left[rename.get(name, name)] = left.get(rename.get(name, name), 0.0) + p
         rest = 1 - left.pop(None, 0.0)
-        item["top"] = sorted(
-            ([name, round(p / max(rest, p, 1e-6), 4)] for name, p in left.items()), key=lambda x: -x[1]
-        )
+        surest = sorted(left.items(), key=lambda pair: -pair[1])
+        item["top"] = [[name, round(p / max(rest, p, 1e-6), 4)] for name, p in surest]
         who_says = [[who, rename.get(name, name)] for who, name in item.get("history") or []]
         item["history"] = [[who, name] for who, name in who_says if name is not None]
         near = [[key, rename.get(name, name), how] for key, name, how in item.get("neighbours") or []]
