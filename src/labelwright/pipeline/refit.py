@@ -113,12 +113,10 @@ def with_refitted(own: Answers, saved: Contender) -> Answers:
 
     Args: own, of the one that was scored, `given` among it.
     """
-    new, is_open = saved.answers("train", given=own.given), own.given < 0
-
-    def chosen(after: Tensor | None, before: Tensor | None) -> Tensor | None:
-        if after is None or before is None:
-            return before
-        return torch.where(is_open if after.ndim == 1 else is_open[:, None], after, before)
-
-    changed = {each.name: chosen(getattr(new, each.name), getattr(own, each.name)) for each in dataclasses.fields(own)}
-    return dataclasses.replace(own, **changed)  # type: ignore[arg-type]
+    rows = (own.given < 0).nonzero().flatten()
+    if not len(rows):
+        return own
+    new = saved.answers("train", rows=rows)
+    names = ("predicted", "probability", "runner_up", "runner_up_probability", "odds")
+    changed = {name: getattr(own, name).index_copy(0, rows, getattr(new, name)) for name in names}
+    return dataclasses.replace(own, **changed)

@@ -88,9 +88,11 @@ def nearest_mean(
 def _likeliest(z: Tensor, labels: Tensor, means: Tensor, counts: Tensor) -> float:
     """k / v under which labelled images are most likely, each left out of the mean [C, D] of its class."""
     several = (counts[labels] > 1).nonzero().flatten()
-    spread = float((z[several] - means[labels[several]]).square().sum(1).mean()) if len(several) else 0.0
+    squares = torch.linalg.vector_norm(z, dim=1).square()
+    of_means = counts * means.square().sum(1)
+    spread = float(squares[several].sum() - of_means[counts > 1].sum()) / max(1, len(several))
     if spread <= 1e-6:
-        return 1 / max(float(z.square().sum(1).mean()), 1e-6)
+        return 1 / max(float(squares.mean()), 1e-6)
     rows = evenly_spread(several, MAX_TRIED_ROWS)
     some, own = z[rows], labels[rows][:, None]
     gaps = some.square().sum(1, keepdim=True) - 2 * some @ means.T + means.square().sum(1)
