@@ -92,6 +92,17 @@ def test_judge_labels__finds_flipped_ones(kind: str) -> None:
     assert judged.wrong_frac == pytest.approx(flipped.float().mean().item(), abs=0.02)
 
 
+def test_judge_labels__a_fifth_of_few_labels_wrong_one_way() -> None:
+    feats, truth = clumps(480, 8, spread=1.0)
+    is_wrong = torch.from_numpy(np.random.default_rng(3).random(480) < 0.2)
+    labels = torch.where(is_wrong, (truth + 1) % 8, truth)
+    judged = judge_labels(feats, labels, nearest(F.normalize(feats), k=10), n_classes=8)
+    assert judged is not None
+    assert judged.wrong_frac == pytest.approx(float(is_wrong.double().mean()), abs=0.05)
+    assert is_wrong[judged.is_suspected].double().mean() > 0.8
+    assert judged.is_suspected[is_wrong].double().mean() > 0.7
+
+
 def test_judge_labels__finds_what_cleanlab_finds() -> None:
     """The oracle has probabilities of the same kind: a linear model that did not see the label."""
     from cleanlab.filter import find_label_issues

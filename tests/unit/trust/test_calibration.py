@@ -96,6 +96,15 @@ def test_from_left_out__right_labels_are_hardly_taken_for_wrong() -> None:
     assert from_left_out(odds, right, n_classes=5, most_wrong=0.0) == plain
 
 
+def test_from_left_out__where_an_audit_finds_many_wrong_labels_some_are() -> None:
+    off = []
+    for seed in range(10):
+        odds, right = drawn(600, 0.8, -0.5, seed)
+        found = from_left_out(odds, with_wrong(right, 0.4, 10, seed), n_classes=10, most_wrong=0.42)
+        off.append(float(found.chance(odds).mean()) - float(right.double().mean()))
+    assert np.mean(np.abs(off)) < 0.03
+
+
 def test_expected_accuracy__wider_by_half_of_the_wrong_labels() -> None:
     trust = torch.full((100,), 0.8)
     plain, other = (Calibration(1.0, 0.0, "left-out labels", 400, wrong=share) for share in (0.0, 0.1))
