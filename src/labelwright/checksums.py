@@ -38,6 +38,19 @@ def sums_of(path: Path) -> dict[str, Any]:
     return {"size": path.stat().st_size, "blocks": blocks}
 
 
+def of_place(place: str) -> dict[str, list[str]]:
+    """Checksums of the blocks of a file, or of the files in a folder, by name; nothing where neither is here.
+
+    Example:
+      >>> import tempfile; folder = Path(tempfile.mkdtemp()); _ = (folder / "a").write_bytes(b"abc")
+      >>> of_place(str(folder)), of_place("google/siglip")
+      ({'a': ['d8bb14d833d59559']}, {})
+    """
+    path = Path(place).expanduser()
+    files = sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path]
+    return {file.name: sums_of(file)["blocks"] for file in files if place and file.is_file()}
+
+
 def fault(path: Path, sums: Any, *, sampled: bool = True) -> str | None:
     """What of a file is not as it was when its checksums were taken, in words; None if it is.
 

@@ -23,6 +23,17 @@ MAYBE_PATHS = frozenset({"data", "source", "test", "classes", "corrections", "de
 """Arguments that may be a path, a list of which may be paths, or another thing altogether."""
 
 
+def absolute(place: str) -> str:
+    """What lies on this machine by its whole path, for workers that may run in another folder; others as they are.
+
+    Example:
+      >>> absolute("google/siglip"), absolute("/tmp")
+      ('google/siglip', '/tmp')
+    """
+    path = Path(place).expanduser()
+    return str(path.absolute()) if path.exists() else place
+
+
 def check_path(name: str, value: Any, *, is_path: bool = True) -> None:
     """Refuse what cannot be a path: bytes, numbers, a NUL, half a character, a name of more than 255 bytes.
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 import torch.nn.functional as F
 
+from labelwright import checksums
 from labelwright.annotators.annotator import (
     Annotator,
     MatchingEncoder,
@@ -42,11 +43,12 @@ from labelwright.encoders.templates import prompt_text_feats, templates_named
 from labelwright.errors import ConfigError, DataError
 from labelwright.labels.concepts import KNOWN_FROM, TRIED_ROWS, UNKNOWN, knowledge
 from labelwright.launch import rank
+from labelwright.paths import absolute
 from labelwright.replacing import new_output
 from labelwright.scale.places import is_url
 from labelwright.scale.shards import Shard
 from labelwright.scale.tables import Reading, batches, some_of
-from labelwright.scale.work import Sharded, is_sharded, noted, over_shards
+from labelwright.scale.work import Sharded, folder_of, is_sharded, noted, over_shards
 from labelwright.train.processes import accelerator_for
 
 
@@ -135,8 +137,9 @@ def annotate(
                 fix="give --classes and a two-tower --model, without --descriptions",
             )
         how = Reading(tuple(columns.items()), False, tuple(names), on_bad, decoding)
-        what = {"verb": "annotate", **asked.facts(), "classes": names, "columns": columns, "on_bad": on_bad}
-        annotator = AnnotateShard(asked, how, device, precision, str(out))
+        what = {"verb": "annotate", **asked.facts(), "content": checksums.of_place(model), "classes": names}
+        what |= {"columns": columns, "on_bad": on_bad, "largest_image": largest_image, "exact": exact_decoding}
+        annotator = AnnotateShard(asked, how, device, precision, folder_of(out), absolute(model))
         done = over_shards(
             data,
             out,
@@ -191,6 +194,7 @@ class AnnotateShard:
     device: str  # this and the next: see `annotate`
     precision: str
     out: str  # folder that the paths of images start from
+    place: str  # where the model is
 
     def knowledge(self, shards: Sequence[Shard]) -> dict[str, Any]:
         """How well the model knows the classes, by images of some shards: see `labels.concepts.knowledge`."""
@@ -202,7 +206,7 @@ class AnnotateShard:
 
     def _matching(self) -> tuple[MatchingEncoder, torch.Tensor]:
         names = self.how.classes or ()
-        return _matching(self.annotator.model, self.annotator.templates, names, self.device, self.precision)
+        return _matching(self.place, self.annotator.templates, names, self.device, self.precision)
 
     def _feats(self, source: Source) -> torch.Tensor:
         """Features [n, D] of decoded images, rounded as they are stored."""

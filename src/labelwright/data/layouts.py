@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from labelwright.data.images import COMMON_SUFFIXES, IMAGE_SUFFIXES
 from labelwright.errors import DataError
-from labelwright.parsing import yaml_of
+from labelwright.parsing import json_of, yaml_of
 
 SPLITS = ("train", "test", "validation")
 """Names of the splits; `data.table.LabelTable.split` holds their positions here."""
@@ -44,6 +44,9 @@ INTERFACE_FILE = "interface.xml"
 
 STRANGERS_FOLDERS = ("unknown", "of no class")
 """Of images of no class, where we sorted images into folders: the second where a class has the name of the first."""
+
+SHARD_PLAN = "_plan.json"
+"""Of work over shards, in the folder that it writes: what is done to what, and ``n_shards``."""
 
 NAME_BYTES_MAX = 200  # of the name of a file or folder; file systems take 255
 
@@ -119,17 +122,42 @@ def _is_file(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113 (Path raises there)
 
 
+def check_whole(folder: str, plan: Any, names: Iterable[str]) -> None:
+    """Refuse a folder that work over shards has begun and not ended.
+
+    Args: plan: what `SHARD_PLAN` holds; names: of the files in the folder.
+
+    Raises: DataError if fewer files are there than shards.
+
+    Example:
+      >>> check_whole("feats", {"n_shards": 2}, ["part-00000.parquet", "part-00001.parquet"])
+      >>> check_whole("feats", {"n_shards": 2}, ["part-00000.parquet"])
+      Traceback (most recent call last):
+      labelwright.errors.DataError: feats holds 1 of 2 shards: the work that writes it was not finished
+      fix: give the same command again, which goes on where it was
+    """
+    n_shards = plan.get("n_shards") if isinstance(plan, Mapping) else None
+    n_there = sum(name.startswith("part-") and name.endswith(".parquet") for name in names)
+    if isinstance(n_shards, int) and n_there < n_shards:
+        raise DataError(
+            f"{folder} holds {n_there:,} of {n_shards:,} shards: the work that writes it was not finished",
+            fix="give the same command again, which goes on where it was",
+        )
+
+
 def tables_in(root: Path) -> tuple[list[Path], list[str | None]] | None:
     """The tables that a folder without loose images is made of, and the split of each; None if it is one of images.
 
     Those that a README.md of a hub repository names come first, then exports of annotation tools, then
     ``metadata.csv``, ``.jsonl`` or ``.parquet``, then Parquet files or else other tables.
 
-    Raises: DataError where a repository holds several configurations.
+    Raises: DataError where a repository holds several configurations, or of shards that are not all there.
     """
     if (named := _configured(root)) is not None:
         return named
     beside = {path.name for path in _sorted(root)}
+    if SHARD_PLAN in beside:
+        check_whole(str(root), json_of((root / SHARD_PLAN).read_bytes()), beside)
     for name in _EXPORTS:
         is_alone = "data" in beside or beside <= {name, INTERFACE_FILE, "images"}
         if name in beside and is_alone and (root / name).is_file():

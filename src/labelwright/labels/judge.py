@@ -66,6 +66,8 @@ class Judge:
         score, other_chance = torch.full((len(labels),), torch.nan), torch.full((len(labels),), torch.nan)
         suggested = torch.full((len(labels),), -1)
         known = (labels >= 0) & (len(self.weight) > 0)
+        if not known.any():
+            return score, suggested, other_chance
         if len(self.weight):
             known &= self.is_seen[fold, labels.clamp(min=0)]
         of_given, n_numbers = self.noise.T.contiguous(), max(self.weight.shape[1:])  # rows of one label lie together

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
+from labelwright import checksums
 from labelwright.data.cache import PixelCache
 from labelwright.data.looks import grey_thumbs
 from labelwright.data.prepare import Source
@@ -31,6 +32,7 @@ from labelwright.encoders.embed import Encoder, load_encoder
 from labelwright.errors import DataError
 from labelwright.labels import audit as pieces
 from labelwright.labels.judge import N_FOLDS, Judge, learn, of_arrays
+from labelwright.paths import absolute
 from labelwright.scale.places import file_system, reading, writing
 from labelwright.scale.shards import Shard, find_shards
 from labelwright.scale.tables import Reading, batches, known_of
@@ -252,10 +254,17 @@ def _drawn(
 
 def _width(shards: Sequence[Shard], facts: str, how: Reading) -> int:
     """Features of a row; 0: there are none."""
+    width = 0
     for i, shard in enumerate(shards):
         for feats in _feats_in(shard, f"{facts}/part-{i:05d}.parquet", how):
-            return int(feats.shape[1])
-    return 0
+            if width and feats.shape[1] != width:
+                raise DataError(
+                    f"{shard}: embeddings of {feats.shape[1]} features where {shards[0]} has {width}",
+                    fix="embed all images with one model, or leave that file out",
+                )
+            width = int(feats.shape[1])
+            break
+    return width
 
 
 def _feats_in(shard: Shard, facts: str, how: Reading) -> Iterator[npt.NDArray[np.float32]]:
@@ -406,15 +415,16 @@ def audit_shards(
     what = {
         "verb": "audit",
         "model": model,
+        "content": checksums.of_place(model),
         "columns": list(map(list, how.columns)),
         "classes": None if how.classes is None else list(how.classes),
         "on_bad": how.on_bad,
         "precision": precision,
     }
+    out, _, _ = begin(data, out, what=what, shard_rows=shard_rows)  # a folder of other work is refused by its own name
     facts = f"{out}/{FACTS}"
-    make = FactsShard(how, model, device, precision)
+    make = FactsShard(how, absolute(model), device, precision)
     how_run: dict[str, Any] = {"what": what, "engine": engine, "shard_rows": shard_rows}
-    begin(data, out, what=what, shard_rows=shard_rows)  # a folder of other work is refused by its own name
     before = over_shards(data, facts, make, doing="looking at shards", **how_run)
     system, path = file_system(f"{out}/{FOUND}")
     if not system.exists(path):

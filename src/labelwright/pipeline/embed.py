@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
-from labelwright import launch
+from labelwright import checksums, launch
 from labelwright.arguments import check_arguments
 from labelwright.data.cache import resize_to_square
 from labelwright.data.checks import OnBad, check_images, resolve_problems
@@ -29,6 +29,7 @@ from labelwright.data.prepare import class_list, is_embeddings, listed, read, re
 from labelwright.data.table import SPLITS, LabelTable
 from labelwright.encoders.embed import load_encoder
 from labelwright.errors import ConfigError, DataError
+from labelwright.paths import absolute
 from labelwright.pipeline.settings import check_values, column_names
 from labelwright.replacing import disk_errors, new_output, replacing
 from labelwright.run_folder import write_parquet_atomically
@@ -148,10 +149,11 @@ def embed(
         names = class_list(classes)
         how = Reading(tuple(columns.items()), False, None if names is None else tuple(names), on_bad, decoding)
         what = {"verb": "embed", **asked.facts(), "classes": names, "columns": columns, "on_bad": on_bad}
+        what["largest_image"] = largest_image
         return over_shards(
             data,
             out,
-            EmbedShard(asked, how, batch_size),
+            EmbedShard(asked.everywhere(), how, batch_size),
             what=what,
             engine=engine,
             shard_rows=shard_rows,
@@ -195,9 +197,19 @@ class Asked:
         return self.function or self.onnx or str(self.model)
 
     def facts(self) -> dict[str, Any]:
-        """What the features depend on: JSON-ready."""
-        own = {"model": self.name, "precision": self.precision}
+        """What the features depend on: JSON-ready. Of files that are here their content, of a function its own file."""
+        place = self.onnx or self.model or (self.function if isinstance(self.function, str) else "")
+        place = place if place != self.function else place.rpartition(":")[0]
+        own = {"model": self.name, "content": checksums.of_place(place), "precision": self.precision}
         return own | ({"size": self.size, "mean": list(self.mean), "std": list(self.std)} if self.onnx else {})
+
+    def everywhere(self) -> Asked:
+        """The same for workers that may run in another folder."""
+        function = self.function
+        if isinstance(function, str) and (file := function.rpartition(":")[0]).endswith(".py"):
+            function = f"{absolute(file)}:{function.rpartition(':')[2]}"
+        onnx, model = (None if each is None else absolute(each) for each in (self.onnx, self.model))
+        return replace(self, function=function, onnx=onnx, model=model)
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,7 @@ def label_shards(
         "model": [checksums.sums_of(file)["blocks"] for file in files],
         "classes": list(saved.class_names),
         "is_promised": is_promised,
+        "columns": dict(columns),
         "on_bad": on_bad,
         "precision": precision,
     }

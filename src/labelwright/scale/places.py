@@ -28,7 +28,8 @@ def is_url(place: Any) -> bool:
 def file_system(place: str) -> tuple[Any, str]:
     """The fsspec file system of a place, and the place as it is called there.
 
-    Raises: ConfigError for a URL of a kind that is unknown or needs a package.
+    Raises: ConfigError for a URL of a kind that is unknown or needs a package; DataError for an archive that is not
+      there.
 
     Example:
       >>> file_system("memory://photos/a.png")[1]
@@ -43,6 +44,8 @@ def file_system(place: str) -> tuple[Any, str]:
         raise ConfigError(f"{place}: {error}", fix=fix) from error
     except ValueError as error:
         raise ConfigError(f"{place} is no URL that can be read: {error}", fix="check what stands before ://") from error
+    except OSError as error:  # of an archive that is read as a folder
+        raise DataError(f"{place} cannot be opened: {error.strerror or error}", fix="check the path") from error
     return system, str(path)
 
 

@@ -159,6 +159,8 @@ def _rows_of_parquet(shard: Shard, roles_of: Callable[[Sequence[str], str], dict
 
 
 def _vectors_of(column: Any, shard: Shard, row: int) -> npt.NDArray[Any]:
+    if not hasattr(column, "value_lengths"):
+        raise DataError(f"{shard.place}: its column embedding holds {column.type}", fix="write lists of numbers there")
     lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
     odd = np.flatnonzero(lengths != lengths[0])
     if not lengths[0] or len(odd):

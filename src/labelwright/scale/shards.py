@@ -18,7 +18,9 @@ from typing import Any, Literal
 import pyarrow.parquet as pq
 
 from labelwright.data.images import IMAGE_SUFFIXES
+from labelwright.data.layouts import SHARD_PLAN, check_whole
 from labelwright.errors import ConfigError, DataError
+from labelwright.parsing import json_of
 from labelwright.scale.arrays import array, errors_of
 from labelwright.scale.places import file_system, is_url, reading, whole
 
@@ -81,10 +83,10 @@ def find_shards(data: Any, *, n_rows: int | None = None) -> list[Shard]:
             files = _files_in(place)
             if files is None:
                 (loose if suffix_of(place) in IMAGE_SUFFIXES else places).append(place)
-            elif tables := [name for name in files if suffix_of(name) in _KINDS]:
-                places += [f"{place}/{name}" for name in tables]
+            elif images := [name for name in files if suffix_of(name) in IMAGE_SUFFIXES]:
+                folders.append((place, images))  # a table beside images is not read, as without shards
             else:
-                folders.append((place, [name for name in files if suffix_of(name) in IMAGE_SUFFIXES]))
+                places += [f"{place}/{name}" for name in files if suffix_of(name) in _KINDS]
     kinds = {suffix_of(place) for place in places} | ({"images"} if loose or folders else set())
     if len(kinds) > 1 or (places and kinds - set(_KINDS)):
         raise DataError(
@@ -92,9 +94,11 @@ def find_shards(data: Any, *, n_rows: int | None = None) -> list[Shard]:
             fix=f"give files of one kind: {', '.join(_KINDS)}, or images",
         )
     found: list[Shard] = []
+    places = list(dict.fromkeys(places))  # a file that is given twice is read once
     several = len(places) > 1
+    are_alike = len({name_of(place) for place in places}) < len(places)
     for place in places:
-        found += _KINDS[suffix_of(place)](place, n_rows, name_of(place) if several else "")
+        found += _KINDS[suffix_of(place)](place, n_rows, (place if are_alike else name_of(place)) if several else "")
     for place, names in folders:
         found += _of_files(place, names, n_rows or ROWS_OF_IMAGES, name_of(place) if len(folders) > 1 else "")
     if loose:
@@ -106,12 +110,17 @@ def find_shards(data: Any, *, n_rows: int | None = None) -> list[Shard]:
 
 def digest_of(shards: Sequence[Shard]) -> str:
     """32 hex digits that change with the shards, and with size or time of change of a file of theirs."""
-    digest, places = hashlib.blake2b(digest_size=16), dict.fromkeys(s.place for s in shards if s.kind != "files")
+    digest, infos = hashlib.blake2b(digest_size=16), list[Any]()
     for shard in shards:
         digest.update(json.dumps(list(vars(shard).values())).encode())
-    for place in places:
+    for place in dict.fromkeys(shard.place for shard in shards if shard.place):
         system, path = file_system(place)
-        info = system.info(path)
+        found = system.find(path, detail=True) if system.isdir(path) else {path: system.info(path)}
+        infos += [found[name] for name in sorted(found)]
+    for name in (name for shard in shards if not shard.place for name in shard.files):
+        system, path = file_system(name)
+        infos.append(system.info(path))
+    for info in infos:
         digest.update(json.dumps([info.get("size"), str(info.get("mtime", info.get("ETag", "")))]).encode())
     return digest.hexdigest()
 
@@ -119,7 +128,7 @@ def digest_of(shards: Sequence[Shard]) -> str:
 def _matching(place: str) -> list[str]:
     """The places that a pattern matches, by name; any other place alone."""
     system, path = file_system(place)
-    if glob.has_magic(path):
+    if glob.has_magic(path) and not system.exists(path):
         found = [whole(place, each) for each in sorted(system.glob(path))]
         if not found:
             raise DataError(f"no file matches {place}", fix="check the pattern; quote it in the shell")
@@ -130,12 +139,18 @@ def _matching(place: str) -> list[str]:
 
 
 def _files_in(place: str) -> list[str] | None:
-    """Paths of all files below a folder, by name and without hidden ones; None of a file."""
+    """Paths of all files below a folder, by name and without hidden ones; None of a file.
+
+    Raises: DataError of shards that are not all there.
+    """
     system, path = file_system(place)
     if not system.isdir(path):
         return None
     root = path.rstrip("/") + "/"
-    below = (each.removeprefix(root) for each in system.find(path))
+    below = [each.removeprefix(root) for each in system.find(path)]
+    if SHARD_PLAN in below:
+        with reading(f"{place}/{SHARD_PLAN}") as file:
+            check_whole(place, json_of(file.read()), below)
     return sorted(name for name in below if not any(part[0] in "._" for part in name.split("/")))
 
 

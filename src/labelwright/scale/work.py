@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +18,9 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from labelwright import launch
+from labelwright import __version__, launch
 from labelwright.data.images import IMAGE_SUFFIXES
+from labelwright.data.layouts import SHARD_PLAN
 from labelwright.errors import ConfigError, DataError, LabelwrightError
 from labelwright.parsing import json_of
 from labelwright.replacing import check_output
@@ -33,10 +36,10 @@ Make = Callable[[Shard], pa.Table]
 Look = Callable[[Sequence[Shard]], dict[str, Any]]
 """What some of the shards show of all of them, JSON-ready: found once, before the first is worked on."""
 
-PLAN = "_plan.json"  # what is done to what; a folder that has another one is not touched
 LOOK = "_look.json"  # what `Look` found
 LOOKED_AT = 32  # shards that it sees, evenly spread
 RETRIES = 5  # of a shard whose worker died
+SECONDS_TO_ANSWER = 5.0  # that a cluster has
 LEFT_OUT, COUNTS = b"left_out", b"counts"  # schema metadata of an output file: rows that could not be used; numbers
 
 
@@ -113,6 +116,8 @@ def over_shards(
     Raises: ConfigError if the folder belongs to other work, or the engine is not installed; DataError of a shard.
     """
     run = _ENGINES[engine]()
+    if engine == "ray" and str(out).startswith("memory:"):
+        raise ConfigError(f"{out} is the memory of one process", fix="give a folder or URL that all workers reach")
     out, shards, n_before = begin(data, out, what=what, shard_rows=shard_rows, part=part)
     paths = [f"{out}/{part}-{i:05d}.parquet" for i in range(len(shards))]
     there = _names_in(out)
@@ -133,6 +138,11 @@ def over_shards(
     return Sharded(out, sum(each.n_rows for each in found), len(shards), n_before, left_out, counts, seen)
 
 
+def folder_of(out: str | Path) -> str:
+    """Where shards are written: a URL as it is, a folder by its whole path, as workers may run in another one."""
+    return str(out) if is_url(str(out)) else str(Path(out).expanduser().absolute())
+
+
 def begin(
     data: Any, out: str | Path, *, what: Mapping[str, Any], shard_rows: int | None, part: str = "part"
 ) -> tuple[str, Sequence[Shard], int]:
@@ -144,15 +154,17 @@ def begin(
         raise ConfigError(
             "shards are not shared out by a launcher", fix="start one process, with --engine ray for many"
         )
-    out = str(out) if is_url(str(out)) else str(Path(out).expanduser())
+    out = folder_of(out)
     if not is_url(out):
         if Path(out).suffix:
             raise ConfigError(
                 f"{out} is one file, and shards are written to a folder", fix="give --out without a suffix"
             )
+        if Path(out).is_file():
+            raise ConfigError(f"{out} exists, and is a file", fix="choose another --out, or remove it first")
         check_output(Path(out), data)
     shards = find_shards(data, n_rows=shard_rows)
-    plan = {"format": 1, **what, "shards": digest_of(shards), "n_shards": len(shards)}
+    plan = {"format": 1, "labelwright": __version__, **what, "shards": digest_of(shards), "n_shards": len(shards)}
     return out, shards, _begin(out, plan, part)
 
 
@@ -170,11 +182,13 @@ def noted(parts: Sequence[pa.Table], schema: pa.Schema, left_out: Sequence[Any],
 
 def _begin(out: str, plan: dict[str, Any], part: str) -> int:
     """Write what is to be done, or see that it is what was begun; how many files are there already."""
-    there, place = _names_in(out), f"{out}/{PLAN}"
-    if PLAN in there:
+    there, place = _names_in(out), f"{out}/{SHARD_PLAN}"
+    if SHARD_PLAN in there:
         with reading(place) as file:
             before = json_of(file.read() or b"{}")
-        if differing := [key for key in plan if before.get(key) != plan[key]]:
+        differing = [key for key in plan if before.get(key) != plan[key]]
+        is_same = not differing or (differing == ["on_bad"] and plan["on_bad"] == "skip")  # no bad row in what is there
+        if not is_same:
             raise ConfigError(
                 f"{out} was begun with other settings or data ({', '.join(differing)})",
                 fix="choose another --out, or remove that folder first",
@@ -182,6 +196,8 @@ def _begin(out: str, plan: dict[str, Any], part: str) -> int:
     elif any(not name.startswith("_") for name in there):
         raise ConfigError(f"{out} exists", fix="choose another --out, or remove it first")
     else:
+        differing = list(plan)
+    if differing:
         with writing(place) as file:
             file.write((json.dumps(plan, indent=1) + "\n").encode())
     system, path = file_system(out)
@@ -260,6 +276,7 @@ def _ray() -> Run:
             return
         is_ours = not ray.is_initialized()
         if is_ours:
+            _check_answers(os.environ.get("RAY_ADDRESS", ""))
             ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         try:
             resources = ray.cluster_resources()
@@ -284,6 +301,17 @@ def _ray() -> Run:
     return run
 
 
+def _check_answers(address: str) -> None:
+    """Refuse an address, host:port, where nothing answers: Ray itself would go on trying for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), SECONDS_TO_ANSWER).close()
+    except OSError as error:
+        raise ConfigError(f"no Ray cluster answers at {address}", fix="check RAY_ADDRESS, or unset it") from error
+
+
 def _caught(one: Callable[[Shard, str], None], shard: Shard, path: str) -> tuple[str, str, str] | None:
     """In a worker: the kind, words and fix of what the user has to change; None if there is nothing."""
     try:
@@ -300,6 +328,11 @@ def _result(ray: Any, ready: Any, shard: Shard) -> None:
         raise DataError(
             f"{shard}: {RETRIES + 1} workers died of it", fix="look at its files, or make shards smaller (--shard-rows)"
         ) from crashed
+    except ray.exceptions.RayError as failed:  # of memory, of a worker's disk, of code that is not ours
+        raise DataError(
+            f"{shard}: a worker failed ({str(failed).strip().splitlines()[-1]})",
+            fix="what is done stays: mend it, and give the same command again",
+        ) from failed
     if error is not None:
         kind, message, fix = error
         raise (ConfigError if kind == "ConfigError" else DataError)(message, fix=fix)

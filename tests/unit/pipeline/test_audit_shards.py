@@ -12,7 +12,7 @@ from PIL import Image
 
 import labelwright as lw
 from labelwright import cli
-from labelwright.errors import ConfigError
+from labelwright.errors import ConfigError, DataError
 from sharded import bytes_of
 
 N, C, D = 1200, 4, 8
@@ -65,6 +65,24 @@ def test_finds_what_was_planted_as_in_one_piece(planted: tuple[Path, np.ndarray[
     (tmp_path / "audit" / "_found.npz").unlink()
     lw.audit(path, out=tmp_path / "audit", shard_rows=500)
     assert bytes_of(tmp_path / "audit") == before
+
+
+def test_without_labels__copies_are_found_and_nothing_is_judged(tmp_path: Path) -> None:
+    feats = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    feats[50] = feats[3]
+    np.save(tmp_path / "a.npy", feats)
+    done = lw.audit(tmp_path / "a.npy", out=tmp_path / "out", shard_rows=20)
+    rows = pq.read_table(tmp_path / "out")
+    assert (rows.num_rows, done.summary["n_labelled"], done.summary["counts"]["wrong_label"]) == (60, 0, 0)
+    groups = rows["duplicate_group"].to_pylist()
+    assert [row for row in range(60) if groups[row] is not None] == [3, 50]
+
+
+def test_without_labels__widths_differ(tmp_path: Path) -> None:
+    for name, width in (("a", 4), ("b", 3)):
+        np.save(tmp_path / f"{name}.npy", np.ones((20, width), np.float32))
+    with pytest.raises(DataError, match=r"b\.npy.*: embeddings of 3 features where .*a\.npy.* has 4"):
+        lw.audit([tmp_path / "a.npy", tmp_path / "b.npy"], out=tmp_path / "out", shard_rows=20)
 
 
 def test_images__copies_and_dark_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

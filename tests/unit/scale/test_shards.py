@@ -139,3 +139,35 @@ def test_digest__changes_with_a_file(tmp_path: Path) -> None:
     assert digest_of(find_shards(tmp_path / "a.npy", n_rows=7)) != first
     np.save(tmp_path / "a.npy", feats(51))
     assert digest_of(find_shards(tmp_path / "a.npy")) != first
+
+
+def test_input_given_twice_or_called_alike(photos: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        as_parquet_without_ids(photos, tmp_path / name / "p.parquet")
+    _, ids, _ = read([tmp_path / "a" / "p.parquet"] * 2)
+    assert (len(ids), len(set(ids))) == (20, 20)
+    _, ids, _ = read([tmp_path / "a" / "p.parquet", tmp_path / "b" / "p.parquet"])
+    assert (len(ids), len(set(ids))) == (40, 40)
+
+
+def as_parquet_without_ids(photos: Path, path: Path) -> None:
+    pq.write_table(pq.read_table(as_parquet(photos, path, row_group=8)).drop_columns("id"), path)
+
+
+def test_a_table_beside_images_is_not_read(photos: Path, tmp_path: Path) -> None:
+    as_parquet(photos, tmp_path / "a.parquet", row_group=8)
+    (photos / "meta.parquet").write_bytes((tmp_path / "a.parquet").read_bytes())
+    found, ids, _ = read(photos, n_rows=8)
+    assert (found, len(set(ids))) == (3, 20)
+
+
+def test_a_folder_named_as_a_pattern(photos: Path, tmp_path: Path) -> None:
+    photos.rename(tmp_path / "my [2024] ants")
+    assert len(read(tmp_path / "my [2024] ants", n_rows=8)[1]) == 20
+
+
+def test_embedding_that_is_text(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"embedding": ["[1, 2]"]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="its column embedding holds string"):
+        read(tmp_path / "a.parquet")

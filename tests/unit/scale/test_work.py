@@ -100,6 +100,48 @@ def test_other_settings_and_other_folders_are_refused(vectors: Path, tmp_path: P
         lw.label(tmp_path, vectors, out=tmp_path / "out", engine="spark")
 
 
+def test_embed__unfinished_shards_are_no_data(photos: Path, tmp_path: Path) -> None:
+    lw.embed(photos, out=tmp_path / "feats", model="labelwright/digits-clip", shard_rows=8)
+    (tmp_path / "feats" / "part-00001.parquet").unlink()
+    with pytest.raises(DataError, match=r"feats holds 2 of 3 shards: the work that writes it was not finished"):
+        lw.inspect(tmp_path / "feats")
+    with pytest.raises(DataError, match="feats holds 2 of 3 shards"):
+        lw.label(model_of_embeddings(tmp_path / "stored", 64), tmp_path / "feats", out=tmp_path / "o", shard_rows=8)
+    lw.embed(photos, out=tmp_path / "feats", model="labelwright/digits-clip", shard_rows=8)
+    assert len(lw.inspect(tmp_path / "feats").table) == 20
+
+
+def test_embed__another_function_and_other_images_are_refused(photos: Path, tmp_path: Path) -> None:
+    code = "import numpy as np\ndef f(images):\n    return [np.asarray(i).mean((0, 1)) * {} for i in images]\n"
+    (tmp_path / "fn.py").write_text(code.format(1))
+    asked = {"out": tmp_path / "feats", "function": f"{tmp_path / 'fn.py'}:f", "shard_rows": 8}
+    lw.embed(photos, **asked)
+    (tmp_path / "fn.py").write_text(code.format(2))
+    with pytest.raises(ConfigError, match=r"begun with other settings or data \(content\)"):
+        lw.embed(photos, **asked)
+    (tmp_path / "fn.py").write_text(code.format(1))
+    (photos / "ant" / "1.png").write_bytes((photos / "bee" / "1.png").read_bytes())
+    with pytest.raises(ConfigError, match=r"begun with other settings or data \(shards\)"):
+        lw.embed(photos, **asked)
+
+
+def test_label__a_bad_row_is_left_out_where_it_stopped(photos: Path, tmp_path: Path) -> None:
+    model, bad = model_of_images(tmp_path / "model"), sorted(photos.rglob("*.png"))[-1]
+    bad.write_bytes(b"")
+    with pytest.raises(DataError, match="--on-bad skip"):
+        lw.label(model, photos, out=tmp_path / "o", shard_rows=8)
+    done = lw.label(model, photos, out=tmp_path / "o", shard_rows=8, on_bad="skip")
+    assert (done.n_before, done.n_shards, done.n_images) == (2, 3, 19)
+    with pytest.raises(ConfigError, match=r"other settings or data \(on_bad\)"):
+        lw.label(model, photos, out=tmp_path / "o", shard_rows=8)
+
+
+def test_out__is_a_file(vectors: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+    with pytest.raises(ConfigError, match="taken exists, and is a file"):
+        run(vectors, tmp_path / "taken", tmp_path / "a")
+
+
 def test_label__shards_say_what_one_table_says(photos: Path, vectors: Path, tmp_path: Path) -> None:
     model = model_of_images(tmp_path / "model")
     whole = lw.label(model, photos)
@@ -263,3 +305,10 @@ def test_ray__killed_driver(vectors: Path, tmp_path: Path) -> None:
     done = lw.label(model, vectors, out=tmp_path / "out", shard_rows=2)  # the rest on the other engine
     assert done.n_before >= 3
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
+
+
+def test_ray__no_cluster_answers() -> None:
+    with pytest.raises(ConfigError, match=r"no Ray cluster answers at 127\.0\.0\.1:1"):
+        work._check_answers("127.0.0.1:1")
+    for address in ("", "auto", "local"):
+        work._check_answers(address)
