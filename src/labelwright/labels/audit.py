@@ -34,8 +34,9 @@ CELLS_LOOKED_AT = 8
 ROWS_THAT_MAKE_CELLS = 20_000
 WEIGHED_ROWS = 20_000  # labelled rows by which head and neighbours are weighed
 NOISE_ROWS, NOISE_SQUARE = (25.0, 100.0), 1500.0
-"""Rows by which the noise of a class is taken to be even before its own n are looked at: the last over n, within the two
-others; chosen on CIFAR-10 and GTSRB, 3 to 800 labels a class, right ones and with 10 or 20% wrong, evenly or one way."""
+"""Rows by which the noise of a class is taken to be even before its own n are looked at: the last over n, within the
+two others; chosen on CIFAR-10 and GTSRB, 3 to 800 labels a class, right ones and with 10 or 20% wrong, evenly or one
+way."""
 PENALTY = 100.0  # of heads that judge labels; chosen on CIFAR-10 and GTSRB, where `labelwright audit` tries several
 N_ROUNDS, N_NOISE_STEPS = 5, 10  # of weights and noise in turn; of the noise in a round
 FIRST_NOISE = 0.1  # share of wrong labels that the estimate starts from
