@@ -162,7 +162,14 @@ def share_right(run: Run) -> Share:
     if accuracy is not None and not (half_known or are_apart or (span and narrow and narrow < span[1] - span[0])):
         of_test = counted(n, "test image") if n else "test images"
         basis = f"measured on {of_test}{(' that was' if n == 1 else ' that were') + ' held out' if held_out else ''}"
-        return Share(accuracy, span, f"{_about(accuracy, span, NEW if are_new else LABELS)}, {basis}.")
+        noise, what = (run.summary.get("audit") or {}).get("test_noise"), NEW if are_new else LABELS
+        if noise and span and noise["corrected"] > span[1]:  # the truth lies between the two
+            high = interval(noise["corrected"], n)[1]
+            words = f"{accuracy * 100:.0f} by their labels as they are, {noise['corrected'] * 100:.0f} with those that "
+            words += f"look wrong ({percent(noise['n'] / noise['n_judged'])}) set right"
+            middle = (accuracy + noise["corrected"]) / 2
+            return Share(middle, (span[0], high), f"{_about(middle, (span[0], high), what)}, {basis}: {words}.")
+        return Share(accuracy, span, f"{_about(accuracy, span, what)}, {basis}.")
     if are_new and n_own and estimated is not None and source != "none":
         words = f"Of the {counted(n_own, 'label')} that it gave about {n_own * estimated:.0f} are right"
         words = words if n_own > 1 else f"The one label that it gave is right with a chance of {percent(estimated)}"

@@ -130,6 +130,31 @@ def test_hear__small_sets_that_miss_the_class_are_noticed(holds):
     assert abs(float(together.amax(1).mean()) - right) < 0.03
 
 
+def test_fit_annotations__wrong_candidates_that_look_like_the_class():
+    """Classes are points in space, sets hold their neighbours: the model stays with the classifier's classes."""
+    n_classes, right, trust = 8, [], []
+    for seed in range(4):
+        draw = np.random.default_rng(seed)
+        truth, places = draw.integers(n_classes, size=900), draw.standard_normal((n_classes, 3))
+        rank = ((places[:, None] - places) ** 2).sum(-1).argsort(1).argsort(1)
+        mask = np.zeros((900, n_classes), bool)
+        for row, k in enumerate(truth):
+            chance, is_missed = np.exp(-rank[k] / 1.5) * (np.arange(n_classes) != k), draw.random() < 0.2
+            mask[row, draw.choice(n_classes, 2 + is_missed, replace=False, p=chance / chance.sum())] = True
+            mask[row, k] = not is_missed
+        z = places[truth] + 0.7 * draw.standard_normal((900, 3))
+        logits = torch.from_numpy(-((z[:, None] - places) ** 2).sum(-1) / (2 * 0.7**2))
+        sets = tiny.sets_of(torch.from_numpy(mask))
+        annotations = Annotations(Task(torch.full((900,), -1), tuple("abcdefgh"), sets))
+        together = annotations.posterior(
+            fit_annotations(annotations, logits, torch.arange(900)), logits, torch.arange(900)
+        )
+        right.append(float((together.argmax(1) == torch.from_numpy(truth)).double().mean()))
+        trust.append(float(together.amax(1).mean()))
+        assert right[-1] > float((logits.argmax(1) == torch.from_numpy(truth)).double().mean()) + 0.05
+    assert abs(np.mean(trust) - np.mean(right)) < 0.05
+
+
 def test_posterior__a_verified_label_stays_and_silence_changes_nothing():
     truth = truth_of()
     votes = votes_of(truth, (0.9, 0.9))

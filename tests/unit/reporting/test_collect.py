@@ -57,6 +57,16 @@ def test_verdict__labels_by_answers_are_not_judged_by_test_images_without(claime
     assert share_right(run_of({"test": test, "trust": trust})).right == 0.85
 
 
+def test_share_right__lies_between_the_test_labels_as_they_are_and_set_right() -> None:
+    test, noise = {"accuracy": 0.6, "n_scored": 200}, {"n": 60, "n_judged": 200, "accuracy": 0.6, "corrected": 0.84}
+    found = share_right(run_of({"test": test, "audit": {"test_noise": noise}}))
+    assert found.right == pytest.approx(0.72)
+    assert found.span == pytest.approx((0.531, 0.884), abs=1e-3)
+    assert found.sentence.endswith("60 by their labels as they are, 84 with those that look wrong (30.0%) set right.")
+    few = {"n": 4, "n_judged": 200, "accuracy": 0.6, "corrected": 0.61}
+    assert share_right(run_of({"test": test, "audit": {"test_noise": few}})).right == 0.6
+
+
 @pytest.mark.parametrize(
     ("trust", "level"),
     [
