@@ -2,10 +2,14 @@
 
     python benchmarks/trust.py NAME=TRAIN.npz,TEST.npz [MORE …] digits [--situations few-5 long open-0.5 sets] [--csv F]
 
-Files and situations are those of choices.py, and three with candidates alone: `crowd`, the first three voters of
+Files and situations are those of choices.py, and four with candidates alone: `crowd`, the first three voters of
 crowds.py; `crowd-weak`, the others; `sets`, the true class in nine sets of ten and any other with a chance that makes
-two of them on average. Of TRAIN at most --images are drawn, whole groups where there are any. `digits` is the demo.
-Every run is `labelwright fit`; its saved model labels the images of TEST. Rows, all of that one model: our trust; our
+two of them on average; `sets-near`, three classes a set, the true one in nine of ten and others the more often the
+nearer their mean is. Of these also the share of the run's labels that is right, beside the best within the set by
+logistic regression (every candidate a label of equal weight, in five folds, of four strengths the one that is right
+most often). Of TRAIN at most --images are drawn, whole
+groups where there are any. `digits` is the demo. Every run is `labelwright fit`; its saved model labels the images of
+TEST. Rows, all of that one model: our trust; our
 trust with 100 images of TEST verified (mean of five draws by `verify-sample`, scored on the others); the largest
 probability; margin; negative entropy; temperature scaling, fitted on the same 100; agreement with ten neighbours among
 the training images, as labelled by the run, in features and, of the demo, in small pixels; and, with labels, five
@@ -67,6 +71,7 @@ TITLES = {
     "neighbours": "agreement with ten neighbours",
     "pixels": "agreement with ten neighbours in 8 x 8 pixels",
     "ensemble": "five bootstrap logistic regressions",
+    "in-set": "best within the set, by logistic regression",
 }
 
 
@@ -106,7 +111,7 @@ class Arranged:
 
 def situated(train: dict[str, Any], situation: str, seed: int) -> Arranged:
     """What is known of images in a situation."""
-    if situation not in ("crowd", "crowd-weak", "sets"):
+    if situation not in ("crowd", "crowd-weak", "sets", "sets-near"):
         file, settings = arranged(train, situation, seed)
         return Arranged(file, settings, file.get("truth"))
     names, truth = np.unique(train["labels"], return_inverse=True)
@@ -118,12 +123,47 @@ def situated(train: dict[str, Any], situation: str, seed: int) -> Arranged:
         named = draw.random((len(truth), n_classes)) < 2 / (n_classes - 1)
         named[np.arange(len(truth)), truth] = draw.random(len(truth)) < 0.9
         columns["candidates"] = [list(names[some]) for some in named]
+    elif situation == "sets-near":
+        named = near_sets(train["embeddings"], truth, len(names), seed)
+        columns["candidates"] = [list(names[some]) for some in named]
     else:
         reliability = list(CROWDS.values())[situation == "crowd-weak"]
         votes = voters(truth, len(names), reliability, seed)
         said = {f"voter{a}": [None if c < 0 else names[c] for c in column] for a, column in enumerate(votes.T)}
         columns, settings = columns | said, settings | {"annotator_columns": ",".join(said)}
     return Arranged(columns, settings, train["labels"])
+
+
+def near_sets(feats: Array, truth: Array, n_classes: int, seed: int) -> Array:
+    """[N, C] bool: three classes a set, see above; a class is drawn with e^(-rank / 2) by the distance of the means."""
+    rng = np.random.default_rng(seed + 300)
+    means = np.stack([feats[truth == c].astype(np.float64).mean(0) for c in range(n_classes)])
+    rank = ((means[:, None] - means) ** 2).sum(-1).argsort(1).argsort(1)
+    named = np.zeros((len(truth), n_classes), bool)
+    for row, c in enumerate(truth):
+        chance = np.exp(-rank[c] / 2) * (np.arange(n_classes) != c)
+        is_missed = rng.random() >= 0.9
+        named[row, rng.choice(n_classes, 2 + is_missed, replace=False, p=chance / chance.sum())] = True
+        named[row, c] = not is_missed
+    return named
+
+
+def best_in_set(feats: Array, sets: list[list[str]], truth: Array) -> float:
+    """Share of the sets of which logistic regression on the other folds picks the right member; the best strength's."""
+    sizes, shares = np.array([len(each) for each in sets]), []
+    of, labels = np.repeat(np.arange(len(sets)), sizes), np.array([name for each in sets for name in each])
+    for strength in (1e-4, 1e-3, 1e-2, 1e-1):
+        found = np.full(len(sets), "", dtype=object)
+        for k in range(5):
+            seen = of % 5 != k
+            model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=200))
+            model.fit(feats[of[seen]], labels[seen], logisticregression__sample_weight=1 / sizes[of[seen]])
+            column = {name: i for i, name in enumerate(model.classes_)}
+            rows = np.flatnonzero((np.arange(len(sets)) % 5 == k) & (sizes > 0))
+            for row, probs in zip(rows, model.predict_proba(feats[rows]), strict=True):
+                found[row] = max(sets[row], key=lambda name: probs[column[name]] if name in column else 0.0)
+        shares.append(float((found == truth).mean()))
+    return max(shares)
 
 
 def score_rows(values: dict[str, Array], right: Array) -> Iterator[tuple[str, str, float]]:
@@ -235,6 +275,10 @@ def of_features(
             cell: np.asarray(labels[key])[open_rows] for cell, key in (("own", "trust"), ("own-softmax", "softmax"))
         }
         found += score_rows(values, is_right)
+        if "candidates" in asked.columns:
+            sets = [list(each) for each in asked.columns["candidates"]]
+            found += [("own", "right", 100 * float(is_right.mean()))]
+            found += [("in-set", "right", 100 * best_in_set(learned, sets, asked.truth))]
     kept |= {
         "trust": saved.calibration.chance(odds_of(probs)).numpy(),
         "softmax": probs.amax(1).numpy(),

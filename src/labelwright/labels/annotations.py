@@ -15,7 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from labelwright.labels.chunks import evenly_spread
-from labelwright.labels.dawid_skene import SMOOTHING, confusion_of, smoothed, vote_evidence
+from labelwright.labels.dawid_skene import (
+    SMOOTHING,
+    Silence,
+    confusion_of,
+    silence_evidence,
+    silence_of,
+    smoothed,
+    telling,
+    vote_evidence,
+)
 from labelwright.types import Task
 
 Kind = Literal["answers", "votes", "sets", "shares"]
@@ -42,6 +51,7 @@ class Rates(NamedTuple):
     weight: Tensor
     bias: Tensor  # [C] float64, what a set adds whatever it holds
     counted: Tensor | None = None  # [A, C] how many answers to each class they are from, smoothing included
+    silence: Silence | None = None  # of annotators whose answers are of some classes
 
 
 @dataclass(frozen=True)
@@ -104,6 +114,11 @@ class Annotations:
         if votes is None or not self.has_one_guess:
             return False
         return float((votes >= 0).sum()) < FEW_ANSWERS * self.task.n_classes * votes.shape[1]
+
+    @cached_property
+    def _uneven(self) -> Tensor:
+        assert self.task.votes is not None
+        return telling(self.task.votes, self.task.n_classes)
 
     @property
     def answers(self) -> Tensor | None:
@@ -199,8 +214,10 @@ class Annotations:
             counted = torch.stack([probs[answers >= 0].sum(0) for answers in votes.T])
             counted = counted.sum(0).expand_as(counted) if self._are_alike else counted
             confusion = confusion_of(probs, votes, smoothing=self.smoothing, are_alike=self._are_alike)
-            # Where an image has one answer nothing but the classifier could contradict it, its own or not.
-            return Rates(confusion, zeros, None if self.has_one_guess else counted + self.smoothing)
+            if self.has_one_guess:  # nothing but the classifier could contradict it, its own or not
+                return Rates(confusion, zeros)
+            silence = silence_of(probs, votes, self._uneven) if len(self._uneven) else None
+            return Rates(confusion, zeros, counted + self.smoothing, silence)
         given = self.members(rows)
         has_set = given.sum(1) > 0
         given, probs = given[has_set], probs[has_set]
@@ -226,7 +243,9 @@ class Annotations:
             others alone.
         """
         if self.task.votes is not None:
-            return vote_evidence(self.task.votes[rows], rates.weight, rates.counted, own)
+            votes = self.task.votes[rows]
+            found = vote_evidence(votes, rates.weight, rates.counted, own)
+            return found if rates.silence is None else found + silence_evidence(votes, rates.silence, own)
         given = self.members(rows)
         return torch.where(given.sum(1, keepdim=True) > 0, given @ rates.weight + rates.bias, 0.0)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 SMOOTHING = 20.0  # answers that an annotator's usual behaviour counts for in each row of the confusion matrix
@@ -14,6 +16,8 @@ STILL = 1e-4  # probability that goes to other classes, mean of the images, at w
 LEAST_ANSWERS = 2.0  # answers per class and annotator, on average; below, the confusions are no better than a majority
 N_BALANCED = 200  # repetitions towards rows and columns that sum to 1
 LEAST = 1e-9  # answers that are left where an image's own are not counted
+NEVER = 5.0  # answers a class, on average, from which one that is never answered is not known to the annotator
+TELLS = 1e-6  # chance of so uneven silence, below which it says something of the class
 CLEARLY = 3.0  # nats by which other names of the classes must be more probable: twenty times
 
 
@@ -95,6 +99,8 @@ def _counts(probs: Tensor, answers: Tensor) -> Tensor:
 def smoothed(counts: Tensor, smoothing: float = SMOOTHING) -> Tensor:
     """Rows of counts [C, C] as distributions, with ``smoothing`` more counts each spread as is usual over all rows.
 
+    A class that is never answered, of `NEVER` answers a class or more, is never right.
+
     Example: nothing counted: right half of the time.
       >>> smoothed(torch.zeros(3, 3, dtype=torch.float64))[0].tolist()
       [0.5, 0.25, 0.25]
@@ -102,8 +108,10 @@ def smoothed(counts: Tensor, smoothing: float = SMOOTHING) -> Tensor:
     right = (counts.diagonal().sum() + 0.5) / (counts.sum() + 1)
     usual = (counts.sum(0) - counts.diagonal() + 1).expand_as(counts).clone()  # wrong answers, whatever the class
     usual.fill_diagonal_(0)
-    usual = (1 - right) * usual / usual.sum(1, keepdim=True).clamp(min=1e-12)
-    usual.diagonal().fill_(right)
+    is_never = (counts.sum(0) == 0) & (counts.sum() >= NEVER * len(counts))
+    right = torch.where(is_never, 0.0, right)
+    usual = (1 - right[:, None]) * usual / usual.sum(1, keepdim=True).clamp(min=1e-12)
+    usual.diagonal().copy_(right)
     return (counts + smoothing * usual) / (counts.sum(1, keepdim=True) + smoothing * usual.sum(1, keepdim=True))
 
 
@@ -132,6 +140,80 @@ def vote_evidence(votes: Tensor, confusion: Tensor, counted: Tensor | None = Non
             of = less_own(of, own[answered] if is_some else own, counted[a]).log_()
         found = found.index_add_(0, answered, of) if is_some else found.add_(of)
     return found
+
+
+class Silence(NamedTuple):
+    """Which classes the images are of that annotators answered about, of those whose silence says something."""
+
+    annotators: Tensor  # [S] int64
+    answered: Tensor  # [C, S] images with an answer, and [C, 1] all that anybody answered about, `SMOOTHING` included
+    images: Tensor
+
+
+def telling(votes: Tensor, n_classes: int) -> Tensor:
+    """The annotators [S] int64 who answer about some classes more often than about others, as those do who know some.
+
+    The classes of images are what the other annotators answered about them most often.
+
+    Args: votes [N, A] int64, -1 = no answer.
+
+    Source: the chi-square test of independence (Pearson 1900).
+
+    Example: two answer about everything, the third about dogs alone.
+      >>> truth = torch.arange(100) % 2
+      >>> telling(torch.stack([truth, truth, torch.where(truth == 1, 1, -1)], dim=1), 2).tolist()
+      [2]
+    """
+    from scipy.stats import chi2
+
+    counts = torch.zeros(len(votes), n_classes, dtype=torch.float64, device=votes.device)
+    for answers in votes.T:
+        answered = (answers >= 0).nonzero().flatten()
+        counts[answered, answers[answered]] += 1
+    found = []
+    for a, answers in enumerate(votes.T):
+        is_there = answers >= 0
+        others = counts - F.one_hot(answers.clamp(min=0), n_classes) * is_there[:, None]
+        heard = others.sum(1) > 0
+        classes, there = others[heard].argmax(1), is_there[heard].double()
+        n, rate = torch.bincount(classes, minlength=n_classes).double(), there.mean() if len(there) else torch.ones(())
+        of_class = torch.bincount(classes, there, minlength=n_classes) / n.clamp(min=1)
+        odd = float((n * (of_class - rate).square()).sum() / (rate * (1 - rate)).clamp(min=1e-12))
+        if chi2.sf(odd, max(1, int((n > 0).sum()) - 1)) < TELLS:
+            found.append(a)
+    return torch.tensor(found, dtype=torch.int64, device=votes.device)
+
+
+def silence_of(probs: Tensor, votes: Tensor, annotators: Tensor) -> Silence:
+    """How often these annotators [S] answered about images of each class, drawn towards how often they did about any.
+
+    Args: probs [N, C] float64, rows sum to 1; votes [N, A] int64, -1 = no answer: images nobody answered about are not
+      counted.
+    """
+    there = (votes[:, annotators] >= 0).to(probs)
+    heard = (votes >= 0).any(1)
+    own, usual = probs * heard[:, None], there[heard].mean(0).clamp(1e-3, 1 - 1e-3)
+    return Silence(annotators, own.T @ there + SMOOTHING * usual, own.sum(0)[:, None] + SMOOTHING)
+
+
+def silence_evidence(votes: Tensor, silence: Silence, own: Tensor | None = None) -> Tensor:
+    """What it says of each class who answered and who did not: log-likelihood [N, C]; 0 where nobody answered.
+
+    Args: votes, own: see `vote_evidence`.
+
+    Example: one answers about every image of class 0, and never about the other.
+      >>> probs, votes = torch.eye(2, dtype=torch.float64)[[0, 1] * 180], torch.tensor([[0, 0], [-1, 0]] * 180)
+      >>> silence = silence_of(probs, votes, torch.tensor([0]))
+      >>> silence_evidence(torch.tensor([[-1, 0]]), silence).exp().mul(100).round().tolist()
+      [[5.0, 95.0]]
+    """
+    there, heard = (votes[:, silence.annotators] >= 0).to(silence.answered), (votes >= 0).any(1)
+    found = silence.images.new_zeros(len(votes), len(silence.images))
+    for s in range(len(silence.annotators)):
+        is_there, less = there[:, s : s + 1], 0.0 if own is None else own
+        rate = (silence.answered[:, s] - less * is_there) / (silence.images[:, 0] - less)
+        found += torch.where(is_there > 0, rate, 1 - rate).clamp_(min=LEAST).log_()
+    return torch.where(heard[:, None], found, 0.0)
 
 
 def less_own(shares: Tensor, own: Tensor, counted: Tensor) -> Tensor:
@@ -226,7 +308,8 @@ def dawid_skene(votes: Tensor, n_classes: int, *, labels: Tensor | None = None) 
       labels: [N] int64 verified classes, which stay; -1 or None = unknown.
 
     Source: Dawid and Skene 1979 (Applied Statistics 28), Eq. (2.3) to (2.5). Differs: rows of a confusion matrix are
-      drawn towards the annotator's usual behaviour (`confusion_of`).
+      drawn towards the annotator's usual behaviour (`confusion_of`); where an annotator answers about some classes more
+      often than about others, silence speaks, too: answers of annotators for other classes can be of one class else.
 
     Example: two good annotators against one who always says 0.
       >>> truth = torch.arange(60) % 2
@@ -241,9 +324,11 @@ def dawid_skene(votes: Tensor, n_classes: int, *, labels: Tensor | None = None) 
     is_majority = float(n_answers.sum()) < LEAST_ANSWERS * n_classes * max(1, votes.shape[1])
     heard = (votes >= 0).any(1) | known
     prior = (probs[heard].sum(0) + 1) / (heard.sum() + n_classes)
+    uneven = telling(votes, n_classes)
     for _ in range(0 if is_majority else N_ITER):
-        confusion = confusion_of(probs, votes)
-        new = (vote_evidence(votes, confusion) + prior.log()).softmax(1)
+        evidence = vote_evidence(votes, confusion_of(probs, votes))
+        evidence += silence_evidence(votes, silence_of(probs, votes, uneven)) if len(uneven) else 0.0
+        new = (evidence + prior.log()).softmax(1)
         if labels is not None:
             new[known] = probs[known]
         moved = (new - probs).abs_().sum() / 2 / max(1, len(new))

@@ -13,6 +13,7 @@ from labelwright.labels.dawid_skene import (
     dawid_skene,
     doubt_of_names,
     smoothed,
+    telling,
     vote_evidence,
     vote_shares,
 )
@@ -98,6 +99,33 @@ def test_dawid_skene__too_few_answers_is_the_majority_vote():
     assert float((votes >= 0).sum()) < LEAST_ANSWERS * 3 * 3
     assert found.is_majority
     assert torch.equal(found.probs, vote_shares(votes, 3))
+
+
+def test_dawid_skene__annotators_who_know_some_classes_are_no_worse_than_a_majority():
+    n_classes, draw = 8, np.random.default_rng(5)
+    truth = draw.integers(n_classes, size=800)
+    votes = np.full((800, 8), -1)
+    for a in range(8):
+        answers = np.where(draw.random(800) < 0.75, truth, (truth + 1) % n_classes)
+        knows = draw.permutation(n_classes)[:4]
+        votes[:, a] = np.where(np.isin(answers, knows) & (draw.random(800) < 0.7), answers, -1)
+    votes, truth = torch.from_numpy(votes), torch.from_numpy(truth)
+    assert telling(votes, n_classes).tolist() == list(range(8))
+    found = dawid_skene(votes, n_classes).probs.argmax(1)
+    right, usual = ((each == truth).double().mean() for each in (found, vote_shares(votes, n_classes).argmax(1)))
+    assert right > usual + 0.02
+
+
+def test_telling__silence_by_chance_says_nothing():
+    truth = np.random.default_rng(6).integers(0, 5, 500)
+    for share in (0.1, 0.5, 1.0):
+        assert telling(answered(truth, [0.6] * 10, 5, seed=7, share=share), 5).tolist() == []
+
+
+def test_smoothed__a_class_that_is_never_answered_is_never_right():
+    counts = torch.tensor([[30.0, 2.0, 0.0], [1.0, 30.0, 0.0], [6.0, 4.0, 0.0]], dtype=torch.float64)
+    assert smoothed(counts)[2, 2] == 0
+    assert smoothed(counts / 10)[2, 2] > 0  # of so few answers none need be of it
 
 
 def test_confusion__rows_are_distributions_and_follow_many_answers():
