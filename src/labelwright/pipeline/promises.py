@@ -314,7 +314,7 @@ def promised_by(
         error, confidence = shares["error"], shares["confidence"]
         found = promise(_trust(rows), labels, stratum, seen, wrong, error=error, confidence=confidence)
         accepted = found.accepted
-        block = facts(found, shown, class_names, basis="verified labels", n_wrong=int(wrong.sum()), **shares)
+        block = facts(found, shown, class_names, basis="verified labels", n_wrong=int(wrong.sum()), seen=seen, **shares)
         block = assumes(block, verified, int(seen.sum()))
     return decided(shown, accepted, truth, class_names), block
 
@@ -430,7 +430,14 @@ def decided(
 
 
 def facts(
-    found: Promise | str, rows: pa.Table, class_names: Sequence[str], *, basis: str, n_wrong: int, **shares: float
+    found: Promise | str,
+    rows: pa.Table,
+    class_names: Sequence[str],
+    *,
+    basis: str,
+    n_wrong: int,
+    seen: NDArray[np.bool_] | None = None,
+    **shares: float,
 ) -> dict[str, Any]:
     """The block ``promise`` of summary.json.
 
@@ -439,6 +446,7 @@ def facts(
       rows: labels with the trust that is shown, before any was corrected.
       basis: "verified labels" or "held-out labels".
       n_wrong: of the labels that it rests on.
+      seen: [N], rows whose label was verified.
       shares: error and confidence.
     """
     n = int(is_predicted(rows).sum())
@@ -464,9 +472,11 @@ def facts(
         block["thresholds"] = {class_names[c]: value for c, value in least.items()}
         left = [class_names[c] for c in np.setdiff1d(labels[is_predicted(rows)], list(least))]
         but = f" Left to review: all labels of {', '.join(left[:5])}{' …' * (len(left) > 5)}." if left else ""
+        n_seen = 0 if seen is None else int((accepted & seen).sum())
+        known = f", {'all' if n_seen == n_accepted else f'{n_seen:,}'} of them verified ones" if n_seen else ""
         says = (
-            f"{n_accepted:,} of {counted(n, 'predicted label')} ({percent(n_accepted / n)}) may be accepted: with a "
-            f"confidence of {sure} at most {error} of them are wrong, by {by}.{but}"
+            f"{n_accepted:,} of {counted(n, 'predicted label')} ({percent(n_accepted / n)}) may be accepted{known}: "
+            f"with a confidence of {sure} at most {error} of them are wrong, by {by}.{but}"
         )
     else:
         says = f"No label may be accepted: {by}, do not show that at most {error} are wrong, at a confidence of {sure}."

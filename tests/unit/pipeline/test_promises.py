@@ -112,6 +112,9 @@ def test_by_held_out__only_if_they_are_like_the_others() -> None:
     assert block["n_accepted"] == found.accepted.sum()
     assert block["says"].startswith(f"{found.accepted.sum()} of 1,000 predicted labels")
     assert "Left to review" not in block["says"]  # of other classes there are none
+    for seen, words in ((found.accepted, "all of them verified ones"), (np.arange(1000) == 999, "1 of them verified")):
+        of_seen = facts(found, labels_of(trust), NAMES, basis="verified labels", n_wrong=0, seen=seen, **shares)
+        assert f"may be accepted, {words}" in of_seen["says"]
     unlike = by_held_out(labels_of(trust), labels_of(trust[-200:]), truth, NAMES, **shares)
     assert unlike == "the 200 labelled images held back are not like the others: their trust is another"
 
