@@ -57,9 +57,10 @@ def run(argv: Sequence[str]) -> int:
         return 0
     if os.environ.get("NO_COLOR"):  # rich and tyro leave out colours for it, and keep bold type
         os.environ["TERM"] = "dumb"
-    verb_name = ""
+    verb_name, values = "", dict[str, Any]()
     try:
-        verb_name, values = parse(argv)
+        verb_name, parsed = parse(argv)
+        values = dict(parsed)
         if verb_name not in SHARED:
             if launch.rank():
                 return 0
@@ -107,6 +108,8 @@ def run(argv: Sequence[str]) -> int:
         with_resume = "; continue with the same command and --resume"
         again = {"fit": with_resume, "pretrain": with_resume, "annotate": "; the same command continues from here"}
         again["bench"] = "; the same command runs what is missing"
+        if values.get("shard_rows") or values.get("engine") == "ray":
+            again[verb_name] = "; the same command makes the shards that are missing"
         errors.print(f"interrupted{again.get(verb_name, '')}")
         return 130
     return 0

@@ -194,7 +194,7 @@ VERBS: dict[str, Callable[..., Any]] = {
         "Write features of images by a model of your own, a Python function or an ONNX file, for `fit` to read.",
         *("data", "classes", "group", "image_column", "label_column", "split_column", "candidates_column"),
         *("annotator_columns", "on_bad", "device", "precision", "largest_image"),
-        out=flag(str, REQUIRED, ".npz or .parquet file to write; must not exist", "--out feats.npz"),
+        out=flag(str, REQUIRED, ".npz or .parquet file, of shards a folder; must not exist", "--out feats.npz"),
         function=flag(
             str | None,
             None,
@@ -222,7 +222,7 @@ VERBS: dict[str, Callable[..., Any]] = {
         *("phrasings", "seed", "on_bad"),
         *("device", "precision", "cache_limit_gb", "largest_image", "exact_decoding"),
         model=flag(str, REQUIRED, "CLIP, SigLIP or LLaVA by id or path; with --chat-url its name at the endpoint"),
-        out=flag(str, REQUIRED, ".parquet file to write; must not exist"),
+        out=flag(str, REQUIRED, ".parquet file, of shards a folder; must not exist"),
         templates=flag(str, "photo27", "what class names are put into: one, short, long, photo27, a file, or a text"),
         n_workers=flag(int | None, None, "questions in flight at once; none: as many as the endpoint takes"),
         yes=YES,
