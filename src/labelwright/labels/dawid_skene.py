@@ -67,7 +67,8 @@ def confusion_of(probs: Tensor, votes: Tensor, *, smoothing: float = SMOOTHING, 
     """Confusion matrices under class probabilities, drawn towards each annotator's usual behaviour.
 
     Usual is to be right as often as over all classes together, and else to answer as its wrong answers are spread over
-    all classes together. So a class with few images does not make an annotator perfect or hopeless on it.
+    all classes together. So a class with few images does not make an annotator perfect or hopeless on it. An annotator
+    of `NEVER` answers a class or more is never right on one that others answer, and this one never does.
 
     Args:
       probs: [N, C] float64, rows sum to 1.
@@ -84,7 +85,9 @@ def confusion_of(probs: Tensor, votes: Tensor, *, smoothing: float = SMOOTHING, 
     """
     counts = torch.stack([_counts(probs, answers) for answers in votes.T])
     counts = counts.sum(0).expand_as(counts) if are_alike else counts
-    return torch.stack([smoothed(each, smoothing) for each in counts])
+    answers = counts.sum(1)  # [A, C]
+    is_unknown = (answers == 0) & (answers.sum(0) > 0) & (answers.sum(1, keepdim=True) >= NEVER * probs.shape[1])
+    return torch.stack([smoothed(each, smoothing, some) for each, some in zip(counts, is_unknown, strict=True)])
 
 
 def _counts(probs: Tensor, answers: Tensor) -> Tensor:
@@ -96,10 +99,10 @@ def _counts(probs: Tensor, answers: Tensor) -> Tensor:
     return counts.index_add_(0, answers, probs).T
 
 
-def smoothed(counts: Tensor, smoothing: float = SMOOTHING) -> Tensor:
+def smoothed(counts: Tensor, smoothing: float = SMOOTHING, is_unknown: Tensor | None = None) -> Tensor:
     """Rows of counts [C, C] as distributions, with ``smoothing`` more counts each spread as is usual over all rows.
 
-    A class that is never answered, of `NEVER` answers a class or more, is never right.
+    Args: is_unknown [C] bool, classes that usually are not answered right.
 
     Example: nothing counted: right half of the time.
       >>> smoothed(torch.zeros(3, 3, dtype=torch.float64))[0].tolist()
@@ -108,8 +111,7 @@ def smoothed(counts: Tensor, smoothing: float = SMOOTHING) -> Tensor:
     right = (counts.diagonal().sum() + 0.5) / (counts.sum() + 1)
     usual = (counts.sum(0) - counts.diagonal() + 1).expand_as(counts).clone()  # wrong answers, whatever the class
     usual.fill_diagonal_(0)
-    is_never = (counts.sum(0) == 0) & (counts.sum() >= NEVER * len(counts))
-    right = torch.where(is_never, 0.0, right)
+    right = right.expand(len(counts)) if is_unknown is None else torch.where(is_unknown, LEAST, right)
     usual = (1 - right[:, None]) * usual / usual.sum(1, keepdim=True).clamp(min=1e-12)
     usual.diagonal().copy_(right)
     return (counts + smoothing * usual) / (counts.sum(1, keepdim=True) + smoothing * usual.sum(1, keepdim=True))

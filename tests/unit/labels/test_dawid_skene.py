@@ -122,10 +122,14 @@ def test_telling__silence_by_chance_says_nothing():
         assert telling(answered(truth, [0.6] * 10, 5, seed=7, share=share), 5).tolist() == []
 
 
-def test_smoothed__a_class_that_is_never_answered_is_never_right():
-    counts = torch.tensor([[30.0, 2.0, 0.0], [1.0, 30.0, 0.0], [6.0, 4.0, 0.0]], dtype=torch.float64)
-    assert smoothed(counts)[2, 2] == 0
-    assert smoothed(counts / 10)[2, 2] > 0  # of so few answers none need be of it
+def test_confusion__of_a_class_that_others_answer_and_one_never_does():
+    probs = torch.eye(3, dtype=torch.float64)[torch.arange(60) % 3]
+    truth = torch.arange(60) % 3
+    votes = torch.stack([truth, torch.where(truth == 2, 0, truth)], dim=1)
+    both, alone = confusion_of(probs, votes), confusion_of(probs, votes[:, 1:])
+    assert 0 < both[1, 2, 2] < 1e-6
+    assert alone[0, 2, 2] > 0.1  # nobody answers it: nothing says that there is such a class
+    assert confusion_of(probs[:9], votes[:9])[1, 2, 2] > 0.1  # of so few answers none need be of it
 
 
 def test_confusion__rows_are_distributions_and_follow_many_answers():
