@@ -279,7 +279,12 @@ def _planned(settings: FitSettings, run: Run, prepared: Prepared, found: AtHand 
         raise ConfigError(
             f"{name} reads class names, and these embeddings hold no text features of them",
             fix="add class_embeddings [C, D] (and logit_scale) of the same model to the .npz"
-            + (f"; or leave out the classes without a label, such as {bare[0]!r} (--classes FILE)" if is_open else ""),
+            + (
+                f"; or leave out the classes without a label, such as {bare[0]!r} (--classes FILE), and if images may be "
+                f"of them have their clusters found (--novel {len(bare)})"
+                if is_open
+                else ""
+            ),
         )
     if not method.requires.text and (
         settings.describe_with is not None or (settings.descriptions is not None and annotator is None)
