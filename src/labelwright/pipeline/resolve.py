@@ -280,8 +280,8 @@ def _planned(settings: FitSettings, run: Run, prepared: Prepared, found: AtHand 
             f"{name} reads class names, and these embeddings hold no text features of them",
             fix="add class_embeddings [C, D] (and logit_scale) of the same model to the .npz"
             + (
-                f"; or leave out the classes without a label, such as {bare[0]!r} (--classes FILE), and if images may be "
-                f"of them have their clusters found (--novel {len(bare)})"
+                f"; or leave out the classes without a label, such as {bare[0]!r} (--classes FILE); if images may "
+                f"be of them, with --novel {len(bare)}"
                 if is_open
                 else ""
             ),

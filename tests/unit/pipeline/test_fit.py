@@ -377,7 +377,10 @@ def test_refused__embeddings_without_text_features_of_the_names(tmp_path: Path) 
     labels = np.where(np.arange(40) < 20, np.arange(40) % 2, -1)
     np.savez(tmp_path / "some.npz", embeddings=np.eye(40, dtype=np.float32), labels=labels, class_names=NAMES)
     error = refused(tmp_path / "run", tmp_path / "some.npz")
-    assert error.fix.endswith("or leave out the classes without a label, such as 'owl' (--classes FILE)")
+    assert error.fix.endswith(
+        "or leave out the classes without a label, such as 'owl' (--classes FILE); "
+        "if images may be of them, with --novel 1"
+    )
 
 
 def test_refused__descriptions_of_no_class(models: dict[str, str], photos: Path, tmp_path: Path) -> None:
