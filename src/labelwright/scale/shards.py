@@ -110,17 +110,22 @@ def find_shards(data: Any, *, n_rows: int | None = None) -> list[Shard]:
 
 def digest_of(shards: Sequence[Shard]) -> str:
     """32 hex digits that change with the shards, and with size or time of change of a file of theirs."""
-    digest, infos = hashlib.blake2b(digest_size=16), list[Any]()
+    digest, folders, infos = hashlib.blake2b(digest_size=16), dict[str, Any](), dict[str, Any]()
     for shard in shards:
         digest.update(json.dumps(list(vars(shard).values())).encode())
-    for place in dict.fromkeys(shard.place for shard in shards if shard.place):
-        system, path = file_system(place)
-        found = system.find(path, detail=True) if system.isdir(path) else {path: system.info(path)}
-        infos += [found[name] for name in sorted(found)]
-    for name in (name for shard in shards if not shard.place for name in shard.files):
-        system, path = file_system(name)
-        infos.append(system.info(path))
-    for info in infos:
+        is_of_folder = shard.kind == "files" and bool(shard.place)
+        if is_of_folder and shard.place not in folders:  # listed once, whatever number of files it has
+            system, path = file_system(shard.place)
+            folders[shard.place] = path.rstrip("/"), system.find(path, detail=True)
+        for name in shard.files:
+            if is_of_folder:
+                root, listed = folders[shard.place]
+                infos[f"{shard.place}/{name}"] = listed[f"{root}/{name}"]
+        for place in () if is_of_folder else shard.files or (shard.place,):
+            if place not in infos:
+                system, path = file_system(place)
+                infos[place] = system.info(path)
+    for info in infos.values():
         digest.update(json.dumps([info.get("size"), str(info.get("mtime", info.get("ETag", "")))]).encode())
     return digest.hexdigest()
 

@@ -120,6 +120,8 @@ def test_embed__another_function_and_other_images_are_refused(photos: Path, tmp_
     with pytest.raises(ConfigError, match=r"begun with other settings or data \(content\)"):
         lw.embed(photos, **asked)
     (tmp_path / "fn.py").write_text(code.format(1))
+    (photos / "notes.txt").touch()  # is no image
+    assert lw.embed(photos, **asked).n_before == 3
     (photos / "ant" / "1.png").write_bytes((photos / "bee" / "1.png").read_bytes())
     with pytest.raises(ConfigError, match=r"begun with other settings or data \(shards\)"):
         lw.embed(photos, **asked)
