@@ -5,11 +5,10 @@
 Files and situations are those of choices.py, and four with candidates alone: `crowd`, the first three voters of
 crowds.py; `crowd-weak`, the others; `sets`, the true class in nine sets of ten and any other with a chance that makes
 two of them on average; `sets-near`, three classes a set, the true one in nine of ten and others the more often the
-nearer their mean is. Of these also the share of the run's labels that is right, beside the best within the set by
+nearer their mean is. Of sets also the share of the run's labels that is right, beside the best within the set by
 logistic regression (every candidate a label of equal weight, in five folds, of four strengths the one that is right
-most often). Of TRAIN at most --images are drawn, whole
-groups where there are any. `digits` is the demo. Every run is `labelwright fit`; its saved model labels the images of
-TEST. Rows, all of that one model: our trust; our
+most often). Of TRAIN at most --images are drawn, whole groups where there are any. `digits` is the demo. Every run is
+`labelwright fit`; its saved model labels the images of TEST. Rows, all of that one model: our trust; our
 trust with 100 images of TEST verified (mean of five draws by `verify-sample`, scored on the others); the largest
 probability; margin; negative entropy; temperature scaling, fitted on the same 100; agreement with ten neighbours among
 the training images, as labelled by the run, in features and, of the demo, in small pixels; and, with labels, five

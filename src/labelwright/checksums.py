@@ -47,8 +47,8 @@ def of_place(place: str) -> dict[str, list[str]]:
       ({'a': ['d8bb14d833d59559']}, {})
     """
     path = Path(place).expanduser()
-    files = sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path]
-    return {file.name: sums_of(file)["blocks"] for file in files if place and file.is_file()}
+    files = sorted(path.iterdir()) if place and path.is_dir() else [path]
+    return {file.name: sums_of(file)["blocks"] for file in files if file.is_file()}
 
 
 def fault(path: Path, sums: Any, *, sampled: bool = True) -> str | None:

@@ -59,8 +59,7 @@ def run(argv: Sequence[str]) -> int:
         os.environ["TERM"] = "dumb"
     verb_name, values = "", dict[str, Any]()
     try:
-        verb_name, parsed = parse(argv)
-        values = dict(parsed)
+        verb_name, values = parse(argv)
         if verb_name not in SHARED:
             if launch.rank():
                 return 0

@@ -138,7 +138,7 @@ def annotate(
             )
         how = Reading(tuple(columns.items()), False, tuple(names), on_bad, decoding)
         what = {"verb": "annotate", **asked.facts(), "content": checksums.of_place(model), "classes": names}
-        what |= {"columns": columns, "on_bad": on_bad, "largest_image": largest_image, "exact": exact_decoding}
+        what |= {"columns": columns, "on_bad": on_bad, "largest_image": largest_image, "exact_decoding": exact_decoding}
         annotator = AnnotateShard(asked, how, device, precision, folder_of(out), absolute(model))
         done = over_shards(
             data,

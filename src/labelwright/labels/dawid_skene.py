@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 SMOOTHING = 20.0  # answers that an annotator's usual behaviour counts for in each row of the confusion matrix
@@ -46,12 +45,18 @@ def vote_shares(votes: Tensor, n_classes: int) -> Tensor:
       >>> vote_shares(torch.tensor([[0, 0, 1], [-1, -1, -1]]), 2).tolist()
       [[0.6666666666666666, 0.3333333333333333], [0.5, 0.5]]
     """
+    counts = _votes_for(votes, n_classes)
+    counts[counts.sum(1) == 0] = 1
+    return counts / counts.sum(1, keepdim=True)
+
+
+def _votes_for(votes: Tensor, n_classes: int) -> Tensor:
+    """[N, C] float64: how many answers name each class."""
     counts = torch.zeros(len(votes), n_classes, dtype=torch.float64, device=votes.device)
     for answers in votes.T:
         answered = (answers >= 0).nonzero().flatten()
         counts[answered, answers[answered]] += 1
-    counts[counts.sum(1) == 0] = 1
-    return counts / counts.sum(1, keepdim=True)
+    return counts
 
 
 def majority(votes: Tensor, n_classes: int, labels: Tensor | None) -> Tensor:
@@ -168,17 +173,18 @@ def telling(votes: Tensor, n_classes: int) -> Tensor:
     """
     from scipy.stats import chi2
 
-    counts = torch.zeros(len(votes), n_classes, dtype=torch.float64, device=votes.device)
-    for answers in votes.T:
-        answered = (answers >= 0).nonzero().flatten()
-        counts[answered, answers[answered]] += 1
-    found = []
+    counts, found = _votes_for(votes, n_classes), []
     for a, answers in enumerate(votes.T):
         is_there = answers >= 0
-        others = counts - F.one_hot(answers.clamp(min=0), n_classes) * is_there[:, None]
-        heard = others.sum(1) > 0
-        classes, there = others[heard].argmax(1), is_there[heard].double()
-        n, rate = torch.bincount(classes, minlength=n_classes).double(), there.mean() if len(there) else torch.ones(())
+        own = is_there.nonzero().flatten(), answers[is_there]
+        counts[own] -= 1  # those of the others alone, until below
+        most, classes = counts.max(1)
+        counts[own] += 1
+        heard = most > 0
+        classes, there = classes[heard], is_there[heard].double()
+        if bool(there.all()):
+            continue
+        n, rate = torch.bincount(classes, minlength=n_classes).double(), there.mean()
         of_class = torch.bincount(classes, there, minlength=n_classes) / n.clamp(min=1)
         odd = float((n * (of_class - rate).square()).sum() / (rate * (1 - rate)).clamp(min=1e-12))
         if chi2.sf(odd, max(1, int((n > 0).sum()) - 1)) < TELLS:
@@ -326,7 +332,7 @@ def dawid_skene(votes: Tensor, n_classes: int, *, labels: Tensor | None = None) 
     is_majority = float(n_answers.sum()) < LEAST_ANSWERS * n_classes * max(1, votes.shape[1])
     heard = (votes >= 0).any(1) | known
     prior = (probs[heard].sum(0) + 1) / (heard.sum() + n_classes)
-    uneven = telling(votes, n_classes)
+    uneven = telling(votes, n_classes) if not is_majority else n_answers[:0]
     for _ in range(0 if is_majority else N_ITER):
         evidence = vote_evidence(votes, confusion_of(probs, votes))
         evidence += silence_evidence(votes, silence_of(probs, votes, uneven)) if len(uneven) else 0.0

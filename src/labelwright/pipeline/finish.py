@@ -299,7 +299,7 @@ def _promised(
         truth = held_out.given.numpy()[known]
         n_wrong = int((held_out.predicted.numpy()[known] != truth).sum())
         found = by_held_out(rows, held, truth, names, **shares)
-    block = facts(found, rows, names, basis="held-out labels", n_wrong=n_wrong, **shares)
+    block = facts(found, rows, names, basis="held-out labels", n_wrong=n_wrong, seen=None, **shares)
     block = block if isinstance(found, str) else assumes(block, None, 0)
     accepted = np.zeros(len(rows), bool) if isinstance(found, str) else found.accepted
     return decided(rows, accepted, None, names), calibrations, block

@@ -10,7 +10,7 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -94,40 +94,57 @@ def find_shards(data: Any, *, n_rows: int | None = None) -> list[Shard]:
             fix=f"give files of one kind: {', '.join(_KINDS)}, or images",
         )
     found: list[Shard] = []
-    places = list(dict.fromkeys(places))  # a file that is given twice is read once
-    several = len(places) > 1
-    are_alike = len({name_of(place) for place in places}) < len(places)
-    for place in places:
-        found += _KINDS[suffix_of(place)](place, n_rows, (place if are_alike else name_of(place)) if several else "")
-    for place, names in folders:
-        found += _of_files(place, names, n_rows or ROWS_OF_IMAGES, name_of(place) if len(folders) > 1 else "")
+    files_of = dict(folders)  # what is given twice is read once
+    prefixes = _prefixes(list(dict.fromkeys(places))) | _prefixes(list(files_of))
+    for place in dict.fromkeys(places):
+        found += _KINDS[suffix_of(place)](place, n_rows, prefixes[place])
+    for place, names in files_of.items():
+        found += _of_files(place, names, n_rows or ROWS_OF_IMAGES, prefixes[place])
     if loose:
-        found += _of_files("", sorted(loose), n_rows or ROWS_OF_IMAGES, "")
+        found += _of_files("", sorted(set(loose)), n_rows or ROWS_OF_IMAGES, "")
     if not found:
         raise DataError(f"{given[0]}: no images, embeddings or shards found", fix="check the path")
     return [dataclasses.replace(shard, index=i) for i, shard in enumerate(found)]
 
 
+def _prefixes(places: Sequence[str]) -> dict[str, str]:
+    """What ids of each place begin with, so that they differ: nothing for one, else its name, or where names are alike
+    its path.
+
+    Example:
+      >>> _prefixes(["a/x"]), _prefixes(["a/x", "a/y"]), _prefixes(["a/x", "b/x"])
+      ({'a/x': ''}, {'a/x': 'x', 'a/y': 'y'}, {'a/x': 'a/x', 'b/x': 'b/x'})
+    """
+    names = [name_of(place) for place in places]
+    if len(places) < 2:
+        return dict.fromkeys(places, "")
+    return dict(zip(places, names if len(set(names)) == len(names) else places, strict=True))
+
+
 def digest_of(shards: Sequence[Shard]) -> str:
     """32 hex digits that change with the shards, and with size or time of change of a file of theirs."""
-    digest, folders, infos = hashlib.blake2b(digest_size=16), dict[str, Any](), dict[str, Any]()
+    digest, listed = hashlib.blake2b(digest_size=16), dict[str, Any]()
     for shard in shards:
         digest.update(json.dumps(list(vars(shard).values())).encode())
-        is_of_folder = shard.kind == "files" and bool(shard.place)
-        if is_of_folder and shard.place not in folders:  # listed once, whatever number of files it has
-            system, path = file_system(shard.place)
-            folders[shard.place] = path.rstrip("/"), system.find(path, detail=True)
         for name in shard.files:
-            if is_of_folder:
-                root, listed = folders[shard.place]
-                infos[f"{shard.place}/{name}"] = listed[f"{root}/{name}"]
-        for place in () if is_of_folder else shard.files or (shard.place,):
-            if place not in infos:
-                system, path = file_system(place)
-                infos[place] = system.info(path)
-    for info in infos.values():
-        digest.update(json.dumps([info.get("size"), str(info.get("mtime", info.get("ETag", "")))]).encode())
+            place = f"{shard.place}/{name}" if shard.place else name
+            if shard.place and is_url(place) and shard.place not in listed:  # once, whatever number of files it has
+                system, path = file_system(shard.place)
+                listed[shard.place] = system.find(path, detail=True)
+            digest.update(_state(place, listed.get(shard.place)))
+    for place in dict.fromkeys(shard.place for shard in shards if not shard.files):
+        digest.update(_state(place, None))
     return digest.hexdigest()
+
+
+def _state(place: str, listed: Mapping[str, Any] | None) -> bytes:
+    """Size and time of change of a file; listed: what is known of the files of its folder, behind a URL."""
+    if not is_url(place):
+        found = os.stat(place)  # noqa: PTH116 (of millions: no Path is made)
+        return json.dumps([found.st_size, found.st_mtime_ns]).encode()
+    system, path = file_system(place)
+    info = system.info(path) if listed is None else listed[path]
+    return json.dumps([info.get("size"), str(info.get("mtime", info.get("ETag", "")))]).encode()
 
 
 def _matching(place: str) -> list[str]:

@@ -307,7 +307,7 @@ def _check_answers(address: str) -> None:
     if not colon or not port.isdigit():
         return
     try:
-        socket.create_connection((host, int(port)), SECONDS_TO_ANSWER).close()
+        socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_ANSWER).close()
     except OSError as error:
         raise ConfigError(f"no Ray cluster answers at {address}", fix="check RAY_ADDRESS, or unset it") from error
 

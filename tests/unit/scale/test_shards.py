@@ -171,3 +171,11 @@ def test_embedding_that_is_text(tmp_path: Path) -> None:
     pq.write_table(pa.table({"embedding": ["[1, 2]"]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match="its column embedding holds string"):
         read(tmp_path / "a.parquet")
+
+
+def test_folders_given_twice_or_called_alike(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    photos.rename(tmp_path / "other" / "photos")
+    write_folders(photos, size_px=8)
+    assert len(read([photos, photos])[1]) == 20
+    assert len(set(read([photos, tmp_path / "other" / "photos"])[1])) == 40
