@@ -51,7 +51,10 @@ USUAL_PENALTY = 0.1  # where there are too few labels to try
 N_ITER = 20  # of EM: from 10 to 50 nothing changed
 USUAL_PRICE = 100.0  # of leaving the texts, where no label can be left out to choose it
 MOST_ROWS, ROWS_PER_CLASS = 50_000, 100  # of more rows, and so many a class, lines 1 and 5 see a sample until the end
+DIMS, ROWS_PER_DIM = (128, 512), 5  # principal components kept: one per so many images, but not fewer or more
 STRENGTH, SHRINKAGE = 0.3, 0.5
+USUAL_LABELS = 2  # a class, with which the covariance is half the identity; the more labels, the less of it
+LEAST_SHRINKAGE = 0.05
 TEXT_STRENGTH, TEXT_SHRINKAGE, TEXT_N_PRIOR = 0.2, 0.1, 15  # where texts are all that is known of a class
 
 
@@ -61,9 +64,10 @@ class Config(TrainSettings):
 
     takes_steps: ClassVar[bool] = False
     epochs: int = 1  # everything is done before the first
-    n_dims: Count = 128  # principal components kept
+    n_dims: Count | None = None  # principal components kept; None = a fifth of the images, 128 to 512
     strength: AtLeast0 | None = None  # s, of the Gaussians; None = 0.3, or 0.2 where a class has its text alone
-    shrinkage: Share | None = None  # of the covariance towards the identity, 0 to 1; None = 0.5, or 0.1 there
+    # of the covariance towards the identity, 0 to 1; None = 2 / (2 + labels a class), 0.05 to 0.5, or 0.1 there
+    shrinkage: Share | None = None
     label_weight: Positive = 10.0  # how many images a labelled one counts for in the Gaussians
     prior: Literal["estimated", "even"] = "estimated"  # shares of the classes among all images
 
@@ -80,7 +84,9 @@ def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
     if task.concepts is not None:
         net = build_net(task.n_classes, head="projected", hidden=task.concepts.feats.shape[1])
     else:
-        n_dims = min(cfg.n_dims, max(1, len(task.labels) - 1))  # centred images span no more
+        n_images = len(task.labels)
+        usual = min(max(DIMS[0], n_images // ROWS_PER_DIM), DIMS[1])
+        n_dims = min(cfg.n_dims or usual, max(1, n_images - 1))  # centred images span no more
         net = build_net(task.n_classes, head="lifted", hidden=n_dims)
     return State(nets={"main": net})
 
@@ -115,7 +121,9 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
         return candidate_evidence(task.guesses(rows), miss)  # 4
 
     even = torch.full((task.n_classes,), 1 / task.n_classes)
-    usual = (STRENGTH, SHRINKAGE, 0) if _has_every_label(task) else (TEXT_STRENGTH, TEXT_SHRINKAGE, TEXT_N_PRIOR)
+    per_class = float(task.counts.float().mean())
+    shrinkage = min(SHRINKAGE, max(LEAST_SHRINKAGE, USUAL_LABELS / (USUAL_LABELS + per_class)))
+    usual = (STRENGTH, shrinkage, 0) if _has_every_label(task) else (TEXT_STRENGTH, TEXT_SHRINKAGE, TEXT_N_PRIOR)
     found = gaussian_beliefs(
         u,
         None if task.candidates is None else evidence,
