@@ -16,6 +16,7 @@ from torch import Tensor
 
 from labelwright.adjust.adjustment import Adjustment, adjusted_logits
 from labelwright.train.newton import Local, minimise
+from labelwright.train.processes import autocast_dtype
 
 PENALTIES = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03)
 """What is tried; from the strongest on, each starts where the last one ended."""
@@ -25,6 +26,7 @@ MAX_TRIED_ROWS = 5000  # images that take part in the cross-validation; of a rar
 LEAST_TRIED = 20
 CHUNK_NUMBERS = 1 << 18  # of rows x classes, or of rows x features, held at a time: a core's cache; more on a GPU
 KEPT_NUMBERS = 1 << 25  # of rows x classes, up to which probabilities are kept between products with the Hessian
+QUICK_NUMBERS = 1 << 27  # rows x features x classes, from which products with the Hessian are made in half precision
 MAX_AXES = 2048
 FEW_COLUMNS = 0.1  # of the features: if no more carry the variance, the others have no say on one scale
 LEAST_COLUMNS = 1.1  # that carry it, of few features
@@ -168,27 +170,30 @@ class _Losses:
         size = max(1, CHUNK_NUMBERS * (16 if z.is_cuda else 1) // max(n_classes, z.shape[1]))
         self.chunks = [slice(k, k + size) for k in range(0, len(z), size)]
         self.keeps = len(z) * n_classes <= KEPT_NUMBERS
+        # A direction to search in need not be exact; value and gradient are, and they say where it ends.
+        dtype = autocast_dtype(z.device, "auto") if z.numel() * n_classes >= QUICK_NUMBERS else None
+        self.quick = z if dtype is None else z.to(dtype)
         square = z.new_zeros(z.shape[1])
         for some in self.chunks:
             square += self.weights[some] @ z[some].square()
         self.square = torch.cat([square, square.new_ones(1)]) if problem.has_bias else square  # [D + 1], of the inputs
 
-    def out(self, point: Tensor, some: slice) -> Tensor:
-        """Logits [b, C] of some rows, not yet adjusted but for the multiplier: linear in the point."""
-        z, multiplier = self.z[some], self.problem.adjustment.multiplier
+    def out(self, point: Tensor, z: Tensor) -> Tensor:
+        """Logits [b, C] float32 of rows [b, D], not yet adjusted but for the multiplier: linear in the point."""
+        multiplier, point = self.problem.adjustment.multiplier, point.to(z.dtype)
         logits = torch.addmm(point[:, -1], z, point[:, :-1].T) if self.problem.has_bias else z @ point.T
-        return logits if multiplier is None else logits * multiplier
+        return logits.float() if multiplier is None else logits.float() * multiplier
 
-    def back(self, errors: Tensor, some: slice) -> Tensor:
+    def back(self, errors: Tensor, z: Tensor) -> Tensor:
         """The transpose of `out`."""
         multiplier = self.problem.adjustment.multiplier
         errors = errors if multiplier is None else errors * multiplier
-        weight = errors.T @ self.z[some]
+        weight = (errors.to(z.dtype).T @ z).float()
         return torch.cat([weight, errors.sum(0)[:, None]], 1) if self.problem.has_bias else weight
 
     def log_probs(self, point: Tensor, some: slice) -> Tensor:
         """[b, C], of the adjusted logits."""
-        logits = self.out(point, some)
+        logits = self.out(point, self.z[some])
         if self.targets is None:
             rest = replace(self.problem.adjustment, multiplier=None)
             logits = adjusted_logits(logits, self.labels[some], rest)
@@ -210,7 +215,7 @@ class _Losses:
             else:
                 value -= float((self.targets[some] * log_probs).sum())
                 errors -= self.targets[some]
-            gradient += self.back(errors, some)
+            gradient += self.back(errors, self.z[some])
             if self.keeps:
                 kept.append(probs)
 
@@ -218,9 +223,9 @@ class _Losses:
             found = torch.zeros_like(v)
             for i, some in enumerate(self.chunks):
                 probs = kept[i] if kept else self.log_probs(point, some).exp()
-                moved = probs * self.out(v, some)
+                moved = probs * self.out(v, self.quick[some])
                 moved.addcmul_(probs, moved.sum(1, keepdim=True), value=-1)
-                found += self.back(moved.mul_(self.weights[some][:, None]), some)
+                found += self.back(moved.mul_(self.weights[some][:, None]), self.quick[some])
             return found
 
         multiplier = self.problem.adjustment.multiplier

@@ -76,7 +76,8 @@ def accuracy(logits: Tensor) -> float:
 
 def slow_logits(x: Array, labels: list[int], *, n_dims: int, prior: list[float] | None) -> Array:
     """Line by line of the recipe's header, image by image; logits are centred over the classes."""
-    n, n_classes, s, shrinkage, weight_of_label = len(x), len(COUNTS), 0.3, 0.5, 10.0
+    n, n_classes, s, weight_of_label = len(x), len(COUNTS), 0.3, 10.0
+    shrinkage = 2 / (2 + sum(label >= 0 for label in labels) / n_classes)
     off = x - x.mean(0)
     u = off @ np.linalg.svd(off, full_matrices=False)[2][:n_dims].T
     u = np.column_stack([u / np.sqrt((u**2).mean()), np.ones(n)])
@@ -123,6 +124,14 @@ def test_run__matches_a_slow_loop(prior: str, monkeypatch: pytest.MonkeyPatch) -
     # float32 through twenty solutions of a linear system
     assert found.numpy() == pytest.approx(expected, rel=5e-3, abs=2e-2)
     assert np.abs(expected).max() > 3
+
+
+@pytest.mark.parametrize(("n_images", "n_dims"), [(40, 39), (700, 140), (9000, 512)])
+def test_setup__keeps_as_many_components_as_there_are_images_for(n_images: int, n_dims: int) -> None:
+    labels = torch.full((n_images,), -1)
+    labels[:3] = torch.arange(3)
+    state = beliefs.setup(beliefs.Config(), Task(labels, NAMES), tiny.BuildHead(n_features=1000))
+    assert cast(Any, state.nets["main"]).head.projection.shape == (n_dims, 1000)
 
 
 def test_run__a_factor_on_all_features_changes_nothing() -> None:

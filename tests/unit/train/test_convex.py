@@ -76,6 +76,18 @@ def test_solve__does_not_depend_on_the_start_or_on_chunks(monkeypatch):
         assert gap.abs().max() < 5e-3
 
 
+def test_solve__half_precision_of_the_hessian_changes_the_way_and_not_the_end(monkeypatch):
+    z, labels = an_example()
+    exact = solve(z, labels, Problem(), n_classes=3, penalty=1.0)
+    monkeypatch.setattr(convex, "autocast_dtype", lambda device, precision: torch.bfloat16)
+    of_few_numbers = solve(z, labels, Problem(), n_classes=3, penalty=1.0)
+    assert torch.equal(of_few_numbers.weight, exact.weight)
+    monkeypatch.setattr(convex, "QUICK_NUMBERS", 1)
+    quick = solve(z, labels, Problem(), n_classes=3, penalty=1.0)
+    assert not torch.equal(quick.weight, exact.weight)
+    assert (quick.weight - exact.weight).abs().max() < 5e-3
+
+
 @pytest.mark.parametrize("factor", [0.03, 37.0])
 def test_centre_and_scale__make_scale_and_shift_of_no_matter(factor):
     feats, _ = an_example()
