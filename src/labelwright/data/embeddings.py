@@ -20,6 +20,7 @@ from torch import Tensor
 from labelwright.data.augment import RowGenerator
 from labelwright.data.build import TableBuilder
 from labelwright.data.checks import OnBad, resolve_problems
+from labelwright.data.columns import ROLES
 from labelwright.data.embedding_tables import files_of, read_parquet, read_table, rows_beside
 from labelwright.data.table import Images, LabelTable
 from labelwright.data.vectors_in_memory import vectors_of
@@ -192,7 +193,7 @@ def load_embeddings(
         vectors_in_memory.vectors_of.
       classes: the class names in order; None = as the file has them, else the labels seen are the classes.
       annotators: columns of a .parquet that hold one annotator's answers each.
-      columns: role (label, split, ...) -> column of a .parquet, where it is called otherwise.
+      columns: role (label, split, group, ...) -> column of a table, where it is called otherwise.
       only_rows: labels and all else are not looked at, and ids may repeat.
       on_bad: as for `data.read.load`; "skip" leaves rows out, and copies the others if they were mapped;
         "report" keeps bad embeddings as they are, those of another length as zeros.
@@ -230,9 +231,15 @@ def load_embeddings(
         beside = rows_beside(path, len(feats), annotators, columns or {}, classes=classes, only_rows=only_rows)
     if beside is not None:
         return _finish(path, UserEmbeddings(_table(beside, feats, classes, only_rows), feats), [], on_bad)
-    if columns:
-        role, name = next(iter(columns.items()))
-        raise ConfigError(f"{path} has no column {name!r} for --{role}-column", fix="write the embeddings as .parquet")
+    named = dict(columns or {})
+    if "groups" in arrays and (name := named.pop("group", "groups")) not in ("groups", *ROLES["group"]):
+        raise ConfigError(
+            f"{path} has no column {name!r} for --group, but the key groups", fix="leave --group out: that key is read"
+        )
+    if named:
+        role, name = next(iter(named.items()))
+        flag = "--group" if role == "group" else f"--{role}-column"
+        raise ConfigError(f"{path} has no column {name!r} for {flag}", fix="write the embeddings as .parquet")
     if annotators:
         raise ConfigError(
             f"{path} has no columns: --annotator-columns needs a table", fix="write the embeddings as .parquet"

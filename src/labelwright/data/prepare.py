@@ -134,8 +134,8 @@ def prepare(
     may_add = is_open and classes is None
     class_feats = None
     if is_embeddings(data):
-        found = load_embeddings(
-            data, classes=class_list(classes), annotators=annotators, columns=columns, on_bad=on_bad
+        found = read_embeddings(
+            data, classes=classes, group=group, annotators=annotators, columns=columns, on_bad=on_bad
         )
         source, given_test = embedded(found), None
         source = replace(source, table=corrected(source.table, corrections, may_add=may_add))
@@ -212,6 +212,25 @@ def embeddings_to_score(test: Any, train: UserEmbeddings, *, is_open: bool, on_b
             fix="embed test and training data with the same model",
         )
     return replace(found, table=beyond(found.table, names)) if is_open else found
+
+
+def read_embeddings(
+    data: Any,
+    *,
+    classes: Any,
+    group: str | None,
+    annotators: Sequence[str],
+    columns: Mapping[str, str] | None,
+    on_bad: OnBad,
+) -> UserEmbeddings:
+    """Embeddings of the user's, as `read` reads images.
+
+    Raises: DataError as `load_embeddings`, or if there is nothing to tell the groups by.
+    """
+    named = dict(columns or {}) | ({} if group is None else {"group": group})
+    found = load_embeddings(data, classes=class_list(classes), annotators=annotators, columns=named, on_bad=on_bad)
+    _check_groups(found.table, group, data)
+    return found
 
 
 def embedded(found: UserEmbeddings) -> Source:
@@ -364,12 +383,16 @@ def read(
         table = read_as(data, named, classes=classes, on_bad="report", decoding=decoding)
     if only_images:
         table = replace(table, problems=tuple(p for p in table.problems if p.kind != "duplicate_id"))
+    _check_groups(table, group, data)
+    return table
+
+
+def _check_groups(table: LabelTable, group: str | None, data: Any) -> None:
     if group is not None and table.groups is None:
         raise DataError(
             f"{resolved_path(data)} has no column {group!r} to group by",
             fix="--group needs a table with that column, and values in it",
         )
-    return table
 
 
 def native_size(table: LabelTable) -> int:

@@ -16,11 +16,9 @@ from labelwright.arguments import check_arguments
 from labelwright.data import checks
 from labelwright.data.cache import PixelCache, resize_to_square
 from labelwright.data.columns import named_columns
-from labelwright.data.embeddings import load_embeddings
 from labelwright.data.images import Decoding
 from labelwright.data.prepare import (
     check_n_classes,
-    class_list,
     contents,
     embedded,
     embeddings_to_score,
@@ -28,6 +26,7 @@ from labelwright.data.prepare import (
     is_embeddings,
     native_size,
     read,
+    read_embeddings,
 )
 from labelwright.data.situation import Situation, detect, novel_range
 from labelwright.data.stored import EmbeddingViews
@@ -121,8 +120,8 @@ def inspect(
     is_open, scored, same = novel_range(novel) is not None, None, np.zeros(0, dtype=np.int64)
     if is_embeddings(data):
         noun = "embeddings"
-        loaded = load_embeddings(
-            data, classes=class_list(classes), annotators=annotators, columns=columns, on_bad="report"
+        loaded = read_embeddings(
+            data, classes=classes, group=group, annotators=annotators, columns=columns, on_bad="report"
         )
         table, has_text, problems = loaded.table, loaded.class_feats is not None, loaded.table.problems
         stored, usable = loaded.stored, _learned_from(table, problems)

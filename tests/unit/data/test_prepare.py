@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -14,6 +16,7 @@ from labelwright.data.prepare import contents, describe_data, native_size, open_
 from labelwright.data.read import load
 from labelwright.data.table import NOTICES
 from labelwright.errors import ConfigError, DataError
+from labelwright.pipeline.inspect import inspect
 from pictures import COUNTS, spoil, write_folders
 
 
@@ -103,6 +106,38 @@ def test_prepare__copies_of_embeddings_and_groups(tmp_path: Path) -> None:
     n = len(prepared.train.table)
     assert not set(seen[:n]) & set(seen[n:])
     assert not set(prepared.train.table.groups) & set(prepared.test.table.groups)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
+def test_prepare__embeddings_are_grouped_by_the_column_that_is_named(suffix: str, tmp_path: Path) -> None:
+    feats = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+    rows = {"label": ["ant", "bee"] * 30, "patient": [f"p{i // 4}" for i in range(60)]}
+    if suffix == ".npy":
+        np.save(tmp_path / "e.npy", feats)
+        lines = ["label,patient", *map(",".join, zip(*rows.values(), strict=True))]
+        (tmp_path / "e.csv").write_text("\n".join(lines), encoding="utf-8")
+    else:
+        pq.write_table(pa.table({"embedding": feats.tolist(), **rows}), tmp_path / "e.parquet")
+    data = tmp_path / f"e{suffix}"
+    prepared = prepare(data, group="patient")
+    assert prepared.train.table.groups is not None
+    assert prepared.test is not None
+    assert not set(prepared.train.table.groups) & set(prepared.test.table.groups)
+    assert "group" not in str(inspect(data, group="patient").problems)
+    for call in (prepare, inspect):
+        with pytest.raises(DataError, match="no column 'cow' to group by"):
+            call(data, group="cow")
+
+
+def test_prepare__groups_of_an_npz_are_its_key(tmp_path: Path) -> None:
+    feats = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+    np.savez(tmp_path / "e.npz", embeddings=feats, labels=np.arange(60) % 2, groups=np.arange(60) // 4)
+    assert prepare(tmp_path / "e.npz", group="track").train.table.groups is not None
+    with pytest.raises(ConfigError, match="no column 'patient' for --group, but the key groups"):
+        prepare(tmp_path / "e.npz", group="patient")
+    np.savez(tmp_path / "f.npz", embeddings=feats, labels=np.arange(60) % 2)
+    with pytest.raises(ConfigError, match="no column 'track' for --group"):
+        prepare(tmp_path / "f.npz", group="track")
 
 
 def test_prepare__test_images_that_are_training_images_are_counted(tmp_path: Path) -> None:
