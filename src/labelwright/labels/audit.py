@@ -159,7 +159,7 @@ def judge_labels(
       groups: [N] int, rows of one group fall into one fold; or None.   seed: of the folds.
       penalties: to be tried for the head, strongest first.
 
-    Returns: None where fewer than two classes have two labelled rows, or all rows are one group.
+    Returns: None where fewer than two classes have two labelled rows, all rows are one group, or each class is one.
 
     Source: out-of-sample probabilities and class-conditional noise as in Northcutt et al. 2021 (arXiv 1911.00068);
       differs: the noise is estimated by Dawid and Skene's 1979 (JRSS C 28) iteration, not by counts over thresholds.
@@ -178,6 +178,8 @@ def judge_labels(
         return None
     z = scaled(feats[known]).z
     log_head, is_scored = _left_out(z, y, of, fold, n_classes=n_classes, seed=seed, penalties=penalties)
+    if not is_scored.any():
+        return None
     prior = torch.bincount(y, minlength=n_classes).float() / len(y)
     beside = torch.where(neighbours.rows[known] >= 0, labels[neighbours.rows[known]], -1)  # [n, K]
     votes = torch.zeros(len(y), n_classes)

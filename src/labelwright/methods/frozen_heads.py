@@ -42,6 +42,7 @@ from labelwright.train.convex import (
     Problem,
     cross_validate,
     folds_of,
+    has_others,
     scaled,
     solve,
 )
@@ -195,7 +196,9 @@ class FrozenRecipe:
         logs: dict[str, Any] = {"penalty": found.penalty, **found.logs}
         if found.validated is not None:
             probs = found.validated.logits.softmax(1)
-            left_out = {"rows": known[found.validated.rows], "predicted": probs.argmax(1), "odds": odds_of(probs)}
+            is_asked = has_others(labels[found.validated.rows], found.validated.fold)
+            predicted = torch.where(is_asked, probs.argmax(1), -1)
+            left_out = {"rows": known[found.validated.rows], "predicted": predicted, "odds": odds_of(probs)}
             kept: dict[str, Any] = {LEFT_OUT: {key: value.cpu() for key, value in left_out.items()}}
             if not self.has_own_inputs:
                 heads = [as_given(head) for head in found.validated.heads]

@@ -45,10 +45,12 @@ def choose(
       >>> choice.name, choice.why
       ('b', 'B is right on 100.0% of labelled images that were left out, A on 50.0%, as a mean over the classes')
     """
-    if own not in answers or len(answers) < 2:
+    asked = truth >= 0
+    for found in answers.values():
+        asked = asked & (found >= 0)
+    if own not in answers or len(answers) < 2 or not asked.any():
         why = f"{titles.get(own, own)} stands: no labels could be left out to hold the others against it"
         return Choice(own, why, {})
-    asked = torch.stack([found >= 0 for found in answers.values()]).all(0) & (truth >= 0)
     y = truth[asked]
     counts = torch.bincount(y)
     weights = (1 / counts.clamp(min=1))[y].double() / (counts > 0).sum()  # each class counts alike

@@ -392,7 +392,7 @@ def folds_of(labels: Tensor, groups: Tensor | None, *, seed: int, limit: int | N
       limit: how many rows take part, about; None = `MAX_TRIED_ROWS`.
 
     Returns: rows [n] int64, ascending, and their folds [n] int64: all rows, or of more than the limit a share of each
-      class; empty where fewer than two classes have two rows.
+      class; empty where fewer than two classes have two rows, or two groups.
 
     Example:
       >>> rows, fold = folds_of(torch.tensor([0, 0, 0, 1, 1, 1]), None, seed=0)
@@ -401,9 +401,10 @@ def folds_of(labels: Tensor, groups: Tensor | None, *, seed: int, limit: int | N
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    y = labels.cpu().numpy()
+    y, of_row = labels.cpu().numpy(), None if groups is None else groups.cpu().numpy()
     counts = np.bincount(y)
-    if (counts >= 2).sum() < 2:
+    apart = counts if of_row is None else np.bincount(np.unique(np.stack([y, of_row]), axis=1)[0])
+    if (apart >= 2).sum() < 2:
         return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
     draw = np.random.default_rng(seed)
     share = min(1.0, (limit or MAX_TRIED_ROWS) / len(y))
@@ -416,10 +417,10 @@ def folds_of(labels: Tensor, groups: Tensor | None, *, seed: int, limit: int | N
     fold = np.zeros(len(rows), dtype=np.int64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a class with fewer rows than folds is missing from some
-        if groups is None:
+        if of_row is None:
             splits = StratifiedKFold(n_folds, shuffle=True, random_state=seed).split(rows, y[rows])
         else:
-            of = groups.cpu().numpy()[rows]
+            of = of_row[rows]
             n_folds = min(n_folds, len(np.unique(of)))
             if n_folds < 2:
                 return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
@@ -461,9 +462,7 @@ def cross_validate(
     z, labels = z[rows], labels[rows]
     parts = [(fold != k, fold == k) for k in range(int(fold.max()) + 1)]
     counts = [torch.bincount(labels[fitted], minlength=n_classes) for fitted, _ in parts]
-    scored = torch.zeros(len(rows), dtype=torch.bool, device=z.device)
-    for (_, left_out), present in zip(parts, counts, strict=True):
-        scored |= left_out & (present[labels] > 0)
+    scored = has_others(labels, fold)
     heads: list[Linear | None] = [None] * len(parts)  # at the last penalty, where the next one starts
     best: CrossValidated | None = None
     n_worse = 0
@@ -489,6 +488,23 @@ def cross_validate(
             break
     assert best is not None, "there are penalties"
     return best
+
+
+def has_others(labels: Tensor, fold: Tensor) -> Tensor:
+    """[n] bool: another fold has the class of the row, so that something is learned of it where the row is left out.
+
+    Args:
+      labels, fold: [n] int64.
+
+    Example:
+      >>> has_others(torch.tensor([0, 0, 1, 1, 2]), torch.tensor([0, 1, 0, 0, 1])).tolist()
+      [True, True, False, False, False]
+    """
+    if not len(labels):
+        return torch.zeros(0, dtype=torch.bool, device=labels.device)
+    counts = labels.new_zeros(int(labels.max()) + 1, int(fold.max()) + 1)
+    counts.index_put_((labels, fold), torch.ones_like(labels), accumulate=True)
+    return counts.sum(1)[labels] > counts[labels, fold]
 
 
 def text_and_labels(feats: Tensor, labels: Tensor, text: Linear) -> tuple[Linear, float | None]:

@@ -142,6 +142,13 @@ def test_judge_labels__every_row_is_scored_beyond_the_tried_ones(monkeypatch: py
     assert not judged.score.isnan().any()
 
 
+def test_judge_labels__no_answer_where_each_class_is_one_group() -> None:
+    feats, labels = clumps(40, 4, spread=0.3)
+    near = nearest(F.normalize(feats, dim=1), k=5)
+    assert judge_labels(feats, labels, near, n_classes=4, groups=labels) is None
+    assert judge_labels(feats, labels, near, n_classes=4, groups=labels + 4 * (torch.arange(40) % 3)) is not None
+
+
 def test_judge_labels__a_class_of_one_row_has_no_score_and_one_class_no_answer() -> None:
     feats, labels = clumps(60, 2, spread=0.5)
     labels[7] = 2

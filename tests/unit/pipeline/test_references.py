@@ -337,3 +337,17 @@ def test_fit__nearest_class_mean_knows_no_frame_of_the_tracks_it_is_asked_about(
     np.savez(tmp_path / "pool.npz", embeddings=feats.astype(np.float32), labels=labels, groups=tracks)
     summary = lw.fit(tmp_path / "pool.npz", out=tmp_path / "run", device="cpu", test_frac=0).summary
     assert summary["reference"]["nearest_mean"]["left_out"] < 0.75
+
+
+def test_fit__a_class_that_is_one_group_is_left_out_of_what_is_judged(tmp_path: Path) -> None:
+    data = dict(np.load(blobs(tmp_path / "train.npz", 20, spread=0.2)))
+    own = np.arange(60) // 3
+    np.savez(tmp_path / "train.npz", **data, groups=np.where(data["labels"] == "owl", 100, own))
+    mixed = lw.fit(tmp_path / "train.npz", out=tmp_path / "mixed", device="cpu", test_frac=0)
+    assert mixed.summary["trust"]["n"] == 40
+    assert {each["left_out"] for each in mixed.summary["reference"].values()} == {1.0}
+    np.savez(tmp_path / "train.npz", **data, groups=data["labels"])
+    alone = lw.fit(tmp_path / "train.npz", out=tmp_path / "alone", device="cpu", test_frac=0)
+    assert alone.summary["trust"]["source"] == "none"
+    assert alone.summary["audit"]["n_suspected"] is None
+    assert "no labels could be left out" in alone.summary["answer"]["why"]

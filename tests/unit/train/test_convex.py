@@ -124,6 +124,12 @@ def test_solve__begins_many_rows_on_a_sample_and_ends_where_it_would(monkeypatch
     assert torch.allclose(found(z), wanted(z), atol=1e-2)
 
 
+def test_folds_of__nothing_is_left_out_where_each_class_is_one_group():
+    labels = torch.arange(30) % 3
+    assert not len(folds_of(labels, labels + 5, seed=0)[0])
+    assert len(folds_of(labels, torch.where(labels == 2, 99, torch.arange(30) // 3), seed=0)[0]) == 30
+
+
 def test_folds_of__a_large_set_is_thinned_but_for_its_rare_classes(monkeypatch):
     monkeypatch.setattr(convex, "MAX_TRIED_ROWS", 100)
     labels = torch.tensor([0] * 950 + [1] * 50)
