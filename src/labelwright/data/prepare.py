@@ -229,7 +229,7 @@ def read_embeddings(
     """
     named = dict(columns or {}) | ({} if group is None else {"group": group})
     found = load_embeddings(data, classes=class_list(classes), annotators=annotators, columns=named, on_bad=on_bad)
-    _check_groups(found.table, group, data)
+    check_groups(found.table, group, data)
     return found
 
 
@@ -383,11 +383,12 @@ def read(
         table = read_as(data, named, classes=classes, on_bad="report", decoding=decoding)
     if only_images:
         table = replace(table, problems=tuple(p for p in table.problems if p.kind != "duplicate_id"))
-    _check_groups(table, group, data)
+    check_groups(table, group, data)
     return table
 
 
-def _check_groups(table: LabelTable, group: str | None, data: Any) -> None:
+def check_groups(table: LabelTable, group: str | None, data: Any) -> None:
+    """Refuse a column to group by without values in it: DataError."""
     if group is not None and table.groups is None:
         raise DataError(
             f"{resolved_path(data)} has no column {group!r} to group by",

@@ -202,3 +202,14 @@ def test_audit__columns_in_units_of_their_own__no_copies_and_the_wrong_label_is_
     assert found.summary["counts"]["wrong_label"] == 1
     assert found.summary["worst"][0]["id"] == found.rows["id"][7].as_py()
     assert any("deviate by" in notice for notice in found.summary["notices"])
+
+
+def test_audit__embeddings_are_grouped_by_the_column_that_is_named(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    truth = np.arange(60) % 2
+    np.save(tmp_path / "feats.npy", (np.eye(8)[truth] + draw.standard_normal((60, 8))).astype(np.float32))
+    lines = ["label,place", *(f"{'ab'[c]},{c}" for c in truth)]  # a place for each class
+    (tmp_path / "feats.csv").write_text("\n".join(lines), encoding="utf-8")
+    assert any("not judged" in notice for notice in lw.audit(tmp_path / "feats.npy", group="place").summary["notices"])
+    with pytest.raises(DataError, match="no column 'site' to group by"):
+        lw.audit(tmp_path / "feats.npy", group="site")
