@@ -164,12 +164,17 @@ def read_verified(path: str | Path, class_names: Sequence[str]) -> Verified:
     Args:
       class_names: C names that may occur, besides `NO_CLASS`.
 
-    Raises: DataError naming the row: no such file or column, an unknown class, one image under two classes.
+    Raises: DataError naming the row: no such file or column, an unknown class, one image under two classes; and for
+      labels that labelwright wrote, which are what is to be verified.
     """
     path = Path(path).expanduser()
     fix = "give a column id and a column verified, with the true class of each image, as verify-sample writes them"
-    wanted = {"id": ROLES["id"], "class": ("verified", *ROLES["truth"], *ROLES["label"]), "drawn": ("drawn",)}
-    rows = read_sheet(path, wanted, fix=fix, optional=("drawn",))
+    by_hand = ("verified", *ROLES["truth"])
+    wanted = {"id": ROLES["id"], "class": (*by_hand, *ROLES["label"]), "drawn": ("drawn",)}
+    wanted |= {name: (name,) for name in ("probability", "decision")} | {"by_hand": by_hand}
+    rows = read_sheet(path, wanted, fix=fix, optional=("drawn", "probability", "decision", "by_hand"))
+    if rows and {"probability", "decision"} <= set(rows[0][1]) and "by_hand" not in rows[0][1]:
+        raise DataError(f"{path} holds labels that labelwright wrote, and nobody verified them", fix=fix)
     of_name = dict.fromkeys(NO_CLASS, -1) | index_of(class_names)
     labels, n_blank = dict[str, int](), 0
     for where, texts in rows:

@@ -73,6 +73,14 @@ def test_read_verified__says_what_is_wrong(tmp_path: Path, text: str, message: s
         read_verified(written(tmp_path / "v.csv", text), NAMES)
 
 
+def test_read_verified__labels_that_nobody_looked_at_are_refused(tmp_path: Path) -> None:
+    pq.write_table(labels_of([0.5, 0.9]), tmp_path / "labels.parquet")
+    with pytest.raises(DataError, match="nobody verified them"):
+        read_verified(tmp_path / "labels.parquet", NAMES)
+    pq.write_table(labels_of([0.5, 0.9]).append_column("verified", [["bee", None]]), tmp_path / "seen.parquet")
+    assert dict(read_verified(tmp_path / "seen.parquet", NAMES).labels) == {"0": 1}
+
+
 def test_read_verified__no_such_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no file"):
         read_verified(tmp_path / "v.csv", NAMES)
