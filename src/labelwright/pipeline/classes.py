@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pyarrow as pa
 import torch
 
 from labelwright.arguments import check_arguments
+from labelwright.data.columns import named_columns
 from labelwright.data.prepare import Source, beyond, open_embeddings, open_source, resolved_path
 from labelwright.data.table import LabelTable
 from labelwright.errors import ConfigError, DataError
@@ -144,16 +146,26 @@ def _check(action: str, names: Sequence[str], known: Sequence[str], n_seen: int)
 
 def _source(run: Run, saved: SavedModel, data: Any) -> Source:
     """The images of a run."""
-    data = run.config.get("data") if data is None else data
+    columns = _columns(run)
+    if data is None:
+        data = run.config.get("data")
+    elif not (isinstance(data, (str, Path)) and Path(data).is_file()):  # moved into a folder, or in memory
+        columns = {}
+    how: dict[str, Any] = {"classes": None, "on_bad": "skip"}
     try:
         if saved.size_px == 0:
-            return open_embeddings(data, classes=None, on_bad="skip")
-        return open_source(data, classes=None, size_px=saved.size_px, on_bad="skip", decoding=saved.decoding)
+            return open_embeddings(data, columns=columns, **how)
+        return open_source(data, columns=columns, size_px=saved.size_px, decoding=saved.decoding, **how)
     except DataError as error:
         raise DataError(
             f"the images of the run cannot be read from {resolved_path(data)} ({error})",
             fix="give them with --data; rename needs none",
         ) from error
+
+
+def _columns(run: Run) -> dict[str, str]:
+    """Role -> column, of those that the settings of the run name for images and labels."""
+    return named_columns(image=run.config.get("image_column"), label=run.config.get("label_column"))
 
 
 def _label_again(
@@ -239,10 +251,17 @@ def _score_again(run: Run, *, device: str, precision: str) -> None:
     summary = run.read("summary.json")
     if summary.get("test") is None:
         return
-    try:
-        scores = evaluate(run.path, run.config["test"], on_bad="skip", device=device, precision=precision)
+    named = {f"{role}_column": name for role, name in _columns(run).items()}
+    scores: dict[str, Any] | None = None
+    for columns in (named, {}):  # a test table may lack the columns that the training table has
+        with contextlib.suppress(DataError, KeyError):
+            scores = evaluate(
+                run.path, run.config["test"], on_bad="skip", device=device, precision=precision, **columns
+            )
+            break
+    if scores is None:
+        summary["test"] = None
+    else:
         kept = {key: value for key, value in summary["test"].items() if key == "n_copied"}
         summary["test"] = kept | {key: value for key, value in scores.items() if key not in ("left_out", "notices")}
-    except (DataError, KeyError):
-        summary["test"] = None
     run.write_json("summary.json", summary)

@@ -140,6 +140,24 @@ def test_merge__images_to_check_have_pictures_and_given_labels_the_trust_they_ha
         assert after.labels.filter(given)[key].equals(before.filter(given)[key])
 
 
+def test_merge__a_table_whose_columns_the_run_was_told(tmp_path: Path) -> None:
+    photos = write_folders(tmp_path / "photos", dict.fromkeys(NAMES, 10), size_px=16)
+    images = sorted(photos.rglob("*.png"))
+    for name, of in (("train", range(5)), ("test", range(5, 10))):
+        rows = [
+            f"{path},{path.parent.name if name == 'test' or path.parent.name in NAMES[:2] else ''}"
+            for path in images
+            if int(path.stem) in of
+        ]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["photo,species", *rows]), encoding="utf-8")
+    how = {"image_column": "photo", "label_column": "species", "test": str(tmp_path / "test.csv")}
+    run = lw.fit(tmp_path / "train.csv", out=tmp_path / "run", novel=2, model=NAME, device="cpu", **how)
+    after = lw.classes(run.path, "merge", ("novel-1", "novel-2"), device="cpu")
+    assert set(after.summary["class_names"]) == {"ant", "bee", "novel-1"}
+    assert after.summary["test"]["n_scored"] == 20
+    assert lw.classes(run.path, "drop", ("novel-1",), device="cpu").summary["n_novel"] == 0
+
+
 def test_merge_then_drop_then_rename__edits_add_up(run: Path, data: Path) -> None:
     lw.classes(run, "merge", ("novel-1", "novel-2"), device="cpu")
     lw.classes(run, "drop", ("novel-3",), device="cpu")
