@@ -268,23 +268,22 @@ def _planned(settings: FitSettings, run: Run, prepared: Prepared, found: AtHand 
     annotator = _annotator(settings, name, method, table, model, templates, are_feats=are_feats)
     model = network
     encoder = load_encoder(model, device=accelerator.device, precision=settings.precision) if uses_encoder else None
+    bare = [each for each, n in zip(table.class_names, table.counts().tolist(), strict=True) if n == 0]
+    without = ""
+    if n_labelled and bare:  # some classes have labels: it runs without the others
+        without = (
+            f"; or leave out the classes without a label, such as {bare[0]!r} (--classes FILE); if images may "
+            f"be of them, with --novel {len(bare)}"
+        )
     if method.requires.text and encoder is not None and encoder.tower is None:
         raise ConfigError(
             f"{encoder.name} has no text side, and {name} reads class names",
-            fix="name a vision-language model: CLIP, SigLIP, ... (openai/clip-vit-base-patch32)",
+            fix=f"name a vision-language model: CLIP, SigLIP, ... (openai/clip-vit-base-patch32){without}",
         )
     if method.requires.text and encoder is None and prepared.class_feats is None:
-        bare = [each for each, n in zip(table.class_names, table.counts().tolist(), strict=True) if n == 0]
-        is_open = bool(n_labelled) and bool(bare)  # some classes have labels: it runs without the others
         raise ConfigError(
             f"{name} reads class names, and these embeddings hold no text features of them",
-            fix="add class_embeddings [C, D] (and logit_scale) of the same model to the .npz"
-            + (
-                f"; or leave out the classes without a label, such as {bare[0]!r} (--classes FILE); if images may "
-                f"be of them, with --novel {len(bare)}"
-                if is_open
-                else ""
-            ),
+            fix=f"add class_embeddings [C, D] (and logit_scale) of the same model to the .npz{without}",
         )
     if not method.requires.text and (
         settings.describe_with is not None or (settings.descriptions is not None and annotator is None)

@@ -339,6 +339,10 @@ def test_refused__cap_without_a_model(photos: Path, tmp_path: Path) -> None:
 def test_refused__cap_with_a_model_that_knows_no_words(models: dict[str, str], photos: Path, tmp_path: Path) -> None:
     error = refused(tmp_path / "run", photos, classes=names_of(photos), model=models["vit"])
     assert "has no text side, and cap reads class names" in str(error)
+    some = write_folders(tmp_path / "some", {"cat": 6, "dog": 6, "unlabeled": 6})
+    (some / "hollow").mkdir()
+    error = refused(tmp_path / "run", some, model=models["vit"])
+    assert "or leave out the classes without a label, such as 'hollow'" in error.fix
     error = refused(tmp_path / "run", photos, classes=names_of(photos), model="resnet18", method="cap")
     assert "reads class names, and resnet18 cannot" in str(error)
     how: dict[str, Any] = {"classes": names_of(photos), "model": models["small-clip"], "pretrained": False}
