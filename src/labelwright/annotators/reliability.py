@@ -14,6 +14,8 @@ from labelwright.labels.dawid_skene import DawidSkene, dawid_skene
 from labelwright.wording import counted
 
 TELLING_MIN = 5  # answers below which nothing is printed of an annotator's share of right ones
+COPIED_MIN = 50  # answers from which annotators who never differ ...
+CONTRADICTED_MIN = 0.1  # ... where others contradict so large a share of them, seem to be copies
 
 
 def weighted(table: LabelTable) -> LabelTable:
@@ -39,7 +41,8 @@ def reliability_of(table: LabelTable) -> dict[str, Any] | None:
 
     Returns: JSON-ready: method (dawid_skene, or majority where there are too few answers), and annotators, each with
       name, n_answers, reliability (estimated share of right answers), and most_confused (class, answer, how often), the
-      three commonest mistakes; by majority no mistakes, and the reliability is the agreement with the other answers.
+      three commonest mistakes; by majority no mistakes, and the reliability is the agreement with the other answers;
+      and copies, the names of annotators who gave the same answers, see `_copies`.
 
     Example: two who agree, and one who always says cat.
       >>> import pyarrow as pa
@@ -67,7 +70,8 @@ def reliability_of(table: LabelTable) -> dict[str, Any] | None:
         }
         for a, name in enumerate(table.annotators)
     ]
-    return {"method": "majority" if found.is_majority else "dawid_skene", "annotators": each}
+    method = "majority" if found.is_majority else "dawid_skene"
+    return {"method": method, "annotators": each, "copies": _copies(table)}
 
 
 def reliability_lines(found: Mapping[str, Any] | None) -> list[str]:
@@ -93,7 +97,34 @@ def reliability_lines(found: Mapping[str, Any] | None) -> list[str]:
         for truth, answer, frac in one["most_confused"][:1]:
             line += f", most often {answer} for {truth} ({frac:.0%} of {truth})"
         lines.append(line)
+    for names in found.get("copies", ()):
+        n = next(one["n_answers"] for one in found["annotators"] if one["name"] == names[0])
+        lines.append(
+            f"annotators {', '.join(names)}: the same {n:,} answers, which others often contradict; if they are "
+            "copies, leave all but one out: each counts as a vote, and trust is too high"
+        )
     return lines
+
+
+def _copies(table: LabelTable) -> list[list[str]]:
+    """Names of annotators who answered the same images, never differ, and are contradicted by others: one list each.
+
+    Two who are right on easy images are no copies; so are none where nobody else answered these images.
+    """
+    assert table.votes is not None
+    votes, alike = table.votes, dict[bytes, list[int]]()
+    for a in range(votes.shape[1]):
+        alike.setdefault(np.ascontiguousarray(votes[:, a]).tobytes(), []).append(a)
+    found = []
+    for them in alike.values():
+        own = votes[:, them[0]]
+        rows = np.flatnonzero(own >= 0)
+        if len(them) < 2 or len(rows) < COPIED_MIN:
+            continue
+        others = np.delete(votes[rows], them, axis=1)
+        if (((others >= 0) & (others != own[rows, None])).any(1)).mean() >= CONTRADICTED_MIN:
+            found.append([table.annotators[a] for a in them])
+    return found
 
 
 def _found(table: LabelTable) -> DawidSkene | None:
