@@ -29,6 +29,7 @@ _ROWS_AT_ONCE = 1 << 18  # candidate rows finished together, so that temporary a
 _HASHED_AT_ONCE = 1 << 16  # strings that are Python objects at once
 _EXISTENCE_ROWS_MAX = 100_000  # above this, missing files are found when they are decoded, if some are there
 _NAMED = 5  # classes, columns or files that one message lists
+_WEIGHT_MIN = 1e-30  # rows whose largest weight is smaller, or larger than one over it, are brought to a largest of 1
 
 
 class TableBuilder:
@@ -165,6 +166,10 @@ class TableBuilder:
             self._unfit.append((first_row + row, "weights must be numbers >= 0, one above 0"))
         for row in np.flatnonzero(~fits & (sizes >= 0)).tolist():
             self._unfit.append((first_row + row, f"{sizes[row]} weights for {lengths[row]} candidates"))
+        top = np.zeros(len(lengths))
+        np.maximum.at(top, rows, weights)
+        is_far = ((top < _WEIGHT_MIN) | (top > 1 / _WEIGHT_MIN))[rows]  # such as likelihoods: beyond float32
+        weights[is_far] /= top[rows[is_far]]
         return weights.astype(np.float32)
 
     def finish(self, *, classes: Sequence[str] | None, root: str = "", dataset: Any = None) -> LabelTable:

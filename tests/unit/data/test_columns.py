@@ -34,6 +34,11 @@ def test_weights__follow_their_classes_and_sum_to_one(photos) -> None:
     assert found == [[0.25, 0.75], [], [1.0], [0.5, 0.5]]  # cat < dog < owl; the cat named twice has both its shares
 
 
+def test_weights__beyond_float32_keep_their_ratios(photos) -> None:
+    found = read_weights(photos, sets=[["cat", "dog"]] * 3, weights=[[1e-60, 3e-60], [3e300, 1e300], [1.0, 3.0]])
+    assert found == [pytest.approx([0.25, 0.75]), pytest.approx([0.75, 0.25]), [0.25, 0.75]]
+
+
 def test_weights__of_csv_and_json_lines(photos) -> None:
     (photos / "t.csv").write_text("image,candidates,weights\n0.png,cat|dog,0.2|0.8\n1.png,,\n2.png,owl,\n")
     lines = [
