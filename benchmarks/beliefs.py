@@ -1,18 +1,18 @@
 """Few labels and many unlabelled images: the method `beliefs` against logistic regression on the labels alone.
 
-    python benchmarks/beliefs.py TRAIN.npz TEST.npz [--per-class 5] [--seeds 3]
+    python benchmarks/beliefs.py NAME=TRAIN.npz,TEST.npz [MORE …] [--per-class 5] [--seeds 3] [--model M] [--csv F]
 
-Both files hold `embeddings` [N, D] and `labels` [N] (names or class indices), as labelwright reads them. The seed draws
+Files hold `embeddings` [N, D] and `labels` [N] (names or class indices), as labelwright reads them. The seed draws
 which images of TRAIN keep their label; the others are unlabelled. Printed is the balanced accuracy on TEST in percent,
-and the seconds of one fit: for `beliefs` those of the whole run, from the file to the report.
+and the seconds of one fit: for `beliefs` those of the whole run, references and labels included.
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
 import tempfile
 import time
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +23,24 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 
 import labelwright as lw
+from labelwright.benchmarking.results import add_rows
 
 PLAIN = {
-    "logistic regression, standardised features": lambda: make_pipeline(
-        StandardScaler(), LogisticRegression(max_iter=2000)
+    "regression_standardised": (
+        "Logistic regression, standardised features",
+        lambda: make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)),
     ),
-    "logistic regression, unit norm, C = 10": lambda: make_pipeline(
-        Normalizer(), LogisticRegression(C=10.0, max_iter=2000)
+    "regression": (
+        "Logistic regression, unit norm, C = 10",
+        lambda: make_pipeline(Normalizer(), LogisticRegression(C=10.0, max_iter=2000)),
     ),
 }
-BELIEFS: dict[str, dict[str, object]] = {
-    "beliefs, strength=0 (its regression alone)": {"strength": 0.0},
-    "beliefs": {},
-    "beliefs, prior=even": {"prior": "even"},
+BELIEFS: dict[str, tuple[str, dict[str, object]]] = {
+    "beliefs-strength-0": ("Beliefs, strength=0 (its regression alone)", {"strength": 0.0}),
+    "beliefs-128": ("Beliefs, n_dims=128", {"n_dims": 128}),
+    "beliefs-128-half": ("Beliefs, n_dims=128, shrinkage=0.5", {"n_dims": 128, "shrinkage": 0.5}),
+    "beliefs": ("Beliefs", {}),
+    "beliefs-even": ("Beliefs, prior=even", {"prior": "even"}),
 }
 
 
@@ -47,42 +52,67 @@ def with_few(labels: np.ndarray[Any, Any], per_class: int, seed: int) -> np.ndar
     return kept
 
 
+def of_seed(
+    train: dict[str, Any], test: dict[str, Any], per_class: int, seed: int
+) -> dict[str, tuple[str, float, float, str]]:
+    """Cell -> title, balanced accuracy in percent, seconds and precision."""
+    feats, labels, found = train["embeddings"].astype(np.float32), train["labels"], {}
+    kept = with_few(labels, per_class, seed)
+    for cell, (title, make) in PLAIN.items():
+        began = time.perf_counter()
+        predicted = make().fit(feats[kept], labels[kept]).predict(test["embeddings"].astype(np.float32))
+        score = 100 * float(balanced_accuracy_score(test["labels"], predicted))
+        found[cell] = (title, score, time.perf_counter() - began, "fp32")
+    few = {**train, "labels": np.where(kept, labels, -1 if labels.dtype.kind in "iu" else "")}
+    for cell, (title, settings) in BELIEFS.items():
+        with tempfile.TemporaryDirectory() as out:
+            began = time.perf_counter()
+            run = lw.fit(few, out=out, test=test, method="beliefs", seed=seed, set=settings, evaluations=0)
+            of_it, there = run.summary["reference"]["beliefs"]["test"], run.environment
+        score, used = 100 * of_it["balanced_accuracy"], there["precision_used"]
+        found[cell] = (title, score, time.perf_counter() - began, used)
+    return found
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("train", type=Path, help=".npz of embeddings with labels")
-    parser.add_argument("test", type=Path, help="the same, to score on")
-    parser.add_argument("--per-class", type=int, default=5, help="labels kept of each class")
+    parser.add_argument("pools", nargs="+", help="NAME=TRAIN.npz,TEST.npz")
+    parser.add_argument("--per-class", type=int, nargs="+", default=[5], help="labels kept of each class")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--model", default="", help="what the features are of, for the file of results")
+    parser.add_argument("--csv", type=Path, help="file of results to add rows to")
     options = parser.parse_args()
-    with np.load(options.train) as file:
-        train = dict(file)
-    with np.load(options.test) as file:
-        test = dict(file)
-    feats, labels = train["embeddings"].astype(np.float32), train["labels"]
-    scores: dict[str, list[float]] = defaultdict(list)
-    seconds: dict[str, list[float]] = defaultdict(list)
-    for seed in range(options.seeds):
-        kept = with_few(labels, options.per_class, seed)
-        for name, make in PLAIN.items():
-            began = time.perf_counter()
-            predicted = make().fit(feats[kept], labels[kept]).predict(test["embeddings"].astype(np.float32))
-            seconds[name].append(time.perf_counter() - began)
-            scores[name].append(float(balanced_accuracy_score(test["labels"], predicted)))
-        unknown = -1 if labels.dtype.kind in "iu" else ""
-        with tempfile.TemporaryDirectory() as folder:
-            few = Path(folder) / "few.npz"
-            np.savez(few, **{**train, "labels": np.where(kept, labels, unknown)})
-            for name, settings in BELIEFS.items():
-                began = time.perf_counter()
-                run = lw.fit(few, out=Path(folder) / name, test=options.test, method="beliefs", seed=seed, set=settings)
-                seconds[name].append(time.perf_counter() - began)
-                scores[name].append(run.summary["test"]["balanced_accuracy"])
-    print("| | balanced accuracy | by seed | s |\n|---|---|---|---|")
-    for name, found in scores.items():
-        each = " ".join(f"{100 * score:.2f}" for score in found)
-        spread = f"{100 * np.mean(found):.1f} ± {100 * np.std(found, ddof=1):.1f}"
-        print(f"| {name} | {spread} | {each} | {np.mean(seconds[name]):.2f} |")
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    for each in options.pools:
+        name, _, paths = each.partition("=")
+        train, test = ({**np.load(path)} for path in paths.split(","))
+        for per_class in options.per_class:
+            by_seed = [of_seed(train, test, per_class, seed) for seed in range(options.seeds)]
+            print(f"\n{name}, {per_class} labels a class\n\n| | balanced accuracy | by seed | s |\n|---|---|---|---|")
+            for cell, (title, *_) in by_seed[0].items():
+                scores = [found[cell][1] for found in by_seed]
+                spread = f"{np.mean(scores):.1f}" + (f" ± {np.std(scores, ddof=1):.1f}" if len(scores) > 1 else "")
+                seconds = np.mean([found[cell][2] for found in by_seed])
+                print(f"| {title} | {spread} | {' '.join(f'{s:.2f}' for s in scores)} | {seconds:.1f} |", flush=True)
+            if options.csv is not None:
+                rows = [
+                    {
+                        "table": f"beliefs.py {name}-{per_class}",
+                        "model": options.model,
+                        "cell": cell,
+                        "title": title,
+                        "metric": "balanced_accuracy",
+                        "value": f"{score:.2f}",
+                        "seed": str(seed),
+                        "seconds": f"{seconds:.2f}",
+                        "commit": commit,
+                        "hardware": f"cpu (AMD EPYC, 1 thread), {precision}",
+                    }
+                    for seed, found in enumerate(by_seed)
+                    for cell, (title, score, seconds, precision) in found.items()
+                ]
+                add_rows(options.csv, rows)
 
 
 if __name__ == "__main__":
