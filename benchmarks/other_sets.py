@@ -1,4 +1,4 @@
-"""Sets that chose nothing, of other kinds than photographs and signs: clothes, digits, emoji and letters, as folders.
+"""Sets of other kinds than photographs and signs: clothes, digits, emoji, letters and characters, as folders.
 
     python benchmarks/other_sets.py PACKAGES OUT
     labelwright embed OUT/clothes/train --model efficientnet_lite0 --out clothes-train.npz
@@ -13,6 +13,8 @@ distribution's packages. What is missing is left out. Written are OUT/SET/{train
     digits   5,000 and 3,000 of MNIST's training images as they come, 28 px
     emoji    64 px, by the subcategory of Unicode where it has 12 emoji and more; an emoji is wholly on one side
     letters  56 px, A to Z in at most two fonts of a family, 200 and 120 of each; a family is wholly on one side
+    characters  56 px, 200 of the Latin, Greek and Cyrillic ones in one font of a family, 30 and 12 of each; a family is
+             wholly on one side
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ import argparse
 import json
 import re
 import shutil
+import unicodedata
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +36,9 @@ VENDORS = ("google", "twitter", "facebook", "apple")
 LEAST_EMOJI = 12
 TRAIN_SHARE = 0.6  # of emoji and of families of fonts
 LETTER_PX, FONT_PX = 56, 40
+BLOCKS = ((0x21, 0x7F), (0xA1, 0x180), (0x391, 0x3CA), (0x400, 0x460))
+MISSING = "\uffff"  # no character, which a font draws as it draws those that it lacks
+N_CHARACTERS, TRAIN_FONTS, TEST_FONTS = 200, 30, 12
 
 
 def main() -> None:
@@ -51,6 +58,7 @@ def main() -> None:
         emoji(vendors, options.out / "emoji", draw)
     if (options.packages / "fonts").is_dir():
         letters(options.packages / "fonts", options.out / "letters", draw)
+        characters(options.packages / "fonts", options.out / "characters", draw)
     for folder in sorted(options.out.glob("*/*")):
         n_classes = len(list(folder.iterdir()))
         print(f"{folder}: {len(list(folder.rglob('*.png'))):,} images of {n_classes} classes")
@@ -95,35 +103,61 @@ def emoji(vendors: dict[str, Path], out: Path, draw: np.random.Generator) -> Non
 
 def letters(source: Path, out: Path, draw: np.random.Generator) -> None:
     """Those that a font has, each drawn once."""
-    families: dict[str, list[Path]] = {}
-    for path in sorted(path for path in source.rglob("*") if path.suffix in (".ttf", ".otf")):
-        families.setdefault(re.sub(r"[-_ ].*", "", path.stem).lower(), []).append(path)
+    alphabet = [chr(code) for code in range(ord("A"), ord("Z") + 1)]
     drawn: dict[Path, list[tuple[str, Image.Image]]] = {}
-    for _, paths in sorted(families.items()):
-        side = "train" if draw.random() < TRAIN_SHARE else "test"
+    for side, paths in families(source, draw):
         for i in draw.permutation(len(paths))[:2]:
-            for letter, image in alphabet(paths[i]):
+            for letter, image in pictures(paths[i], alphabet):
                 drawn.setdefault(out / side / letter, []).append((paths[i].stem.replace(" ", "_"), image))
     for folder, images in sorted(drawn.items()):
         for i in draw.permutation(len(images))[: 200 if folder.parent.name == "train" else 120]:
             save(images[i][1], folder / f"{images[i][0]}.png")
 
 
-def alphabet(path: Path) -> list[tuple[str, Image.Image]]:
-    """A to Z in black on white; none of them where the font cannot be read."""
+def characters(source: Path, out: Path, draw: np.random.Generator) -> None:
+    """Of those that enough families have and draw unlike any other."""
+    wanted = [chr(code) for first, end in BLOCKS for code in range(first, end)]
+    fonts: dict[tuple[str, str], list[Path]] = {}
+    for side, paths in families(source, draw):
+        path = paths[draw.integers(len(paths))]
+        for character, _ in pictures(path, wanted):
+            fonts.setdefault((side, character), []).append(path)
+    sides = {"train": TRAIN_FONTS, "test": TEST_FONTS}
+    able = [c for c in wanted if all(len(fonts.get((side, c), [])) >= n for side, n in sides.items())]
+    for character in [able[i] for i in np.sort(draw.permutation(len(able))[:N_CHARACTERS])]:
+        folder = f"{ord(character):04x}_{unicodedata.name(character).lower().replace(' ', '_')}"
+        for side, n in sides.items():
+            of_it = fonts[side, character]
+            for i in draw.permutation(len(of_it))[:n]:
+                [(_, image)] = pictures(of_it[i], [character])
+                save(image, out / side / folder / f"{of_it[i].stem.replace(' ', '_')}.png")
+
+
+def families(source: Path, draw: np.random.Generator) -> Iterator[tuple[str, list[Path]]]:
+    """The side, train or test, and the files of each family of fonts."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(path for path in source.rglob("*") if path.suffix in (".ttf", ".otf")):
+        found.setdefault(re.sub(r"[-_ ].*", "", path.stem).lower(), []).append(path)
+    for _, paths in sorted(found.items()):
+        yield ("train" if draw.random() < TRAIN_SHARE else "test"), paths
+
+
+def pictures(path: Path, wanted: Sequence[str]) -> list[tuple[str, Image.Image]]:
+    """Characters in black on white, no two of them alike; none where the font cannot be read."""
     found, seen = [], set[bytes]()
-    for letter in map(chr, range(ord("A"), ord("Z") + 1)):
+    for character in (MISSING, *wanted):
         try:
             font = ImageFont.truetype(path, FONT_PX)
-            left, top, right, bottom = font.getbbox(letter)
+            left, top, right, bottom = font.getbbox(character)
         except (OSError, ValueError):
             continue
         image = Image.new("L", (LETTER_PX, LETTER_PX), 255)
         corner = ((LETTER_PX - right + left) / 2 - left, (LETTER_PX - bottom + top) / 2 - top)
-        ImageDraw.Draw(image).text(corner, letter, font=font, fill=0)
+        ImageDraw.Draw(image).text(corner, character, font=font, fill=0)
         if right - left >= 3 and image.tobytes() not in seen:  # a font may draw one box for all it lacks
             seen.add(image.tobytes())
-            found.append((letter, image))
+            if character != MISSING:
+                found.append((character, image))
     return found
 
 
