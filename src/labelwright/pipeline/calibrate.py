@@ -74,9 +74,8 @@ def calibrations_of(beside: Contest, own: Answers, most_wrong: float) -> Calibra
             ]
         odds = kept.left_out.odds[asked]
         found = from_left_out(odds, right, n_classes=n_classes, like=like, most_wrong=most_wrong)
-        if task.n_novel and found.n:  # classes without labels are others than these
-            found = dataclasses.replace(found, n=worth_of(right, truth, n_others=task.n_novel))
-        return both(dataclasses.replace(found, moved=kept.left_out.moved))
+        groups = None if task.groups is None else task.groups.cpu()[beside.rows[asked]]
+        return both(dataclasses.replace(_worth(found, right, truth, groups, kept.job), moved=kept.left_out.moved))
     annotations = Annotations(task)
     if "zero_shot" in contenders and not _are_given(kept, annotations):
         before = contenders.get("start", contenders["zero_shot"])
@@ -117,6 +116,23 @@ def calibrations_of(beside: Contest, own: Answers, most_wrong: float) -> Calibra
     return Calibrations(own_map, model_map)
 
 
+def _worth(found: Calibration, right: Tensor, classes: Tensor, groups: Tensor | None, job: Job) -> Calibration:
+    """A calibration that counts as many labels as they say something by themselves.
+
+    Classes without labels are others than theirs, and images of one group are right and wrong together.
+
+    Args: right [n] bool, classes, groups [n] int64: of the labels it is from.
+    """
+    if job.task.n_novel and found.n:
+        found = dataclasses.replace(found, n=worth_of(right, classes, n_others=job.task.n_novel))
+    if groups is not None and job.task.groups is not None and found.n:
+        open_groups = torch.unique(job.task.groups[job.task.labels < 0])
+        own = torch.unique(groups, return_inverse=True)[1]
+        n = worth_of(right, own, n_others=max(1, len(open_groups)))
+        found = dataclasses.replace(found, n=min(found.n, n))
+    return found
+
+
 def _are_given(kept: Contender, annotations: Annotations) -> bool:
     """Whether a contender learned from annotations that no texts made in this run."""
     guesser = kept.job.guesser
@@ -155,9 +171,9 @@ def of_held_out(kept: Contender, tested: Answers | None) -> Calibration | None:
         return None
     right = tested.predicted[known] == tested.given[known]
     found = from_left_out(tested.odds[known], right, n_classes=job.task.n_classes, temperatures=OF_HELD_OUT)
-    if job.task.n_novel:  # classes without labels are others than these
-        found = dataclasses.replace(found, n=worth_of(right, tested.given[known], n_others=job.task.n_novel))
-    return found
+    test = job.prepared.test
+    groups = None if test is None or test.table.groups is None else torch.from_numpy(test.table.groups)[known]
+    return _worth(found, right, tested.given[known], groups, job)
 
 
 def voted_on(

@@ -1,0 +1,27 @@
+"""What a calibration of a run is worth."""
+
+from __future__ import annotations
+
+import numpy as np
+
+import labelwright as lw
+
+
+def test_fit__images_of_one_group_are_right_and_wrong_together(tmp_path):
+    """Six copies of an image say as much of new images as one."""
+    g = np.random.default_rng(0)
+    truth = np.repeat(np.arange(3), 24)
+    centres = 0.8 * g.normal(size=(3, 8))
+    feats = np.repeat(centres[truth] + g.normal(size=(72, 8)), 6, axis=0) + 0.01 * g.normal(size=(432, 8))
+    truth, group = np.repeat(truth, 6), np.repeat(np.arange(72), 6)
+    labels = np.where(group % 3 > 0, np.array(["cat", "dog", "owl"])[truth], "")
+    counted = []
+    for name, groups in (("alone", {}), ("grouped", {"groups": group})):
+        data = {"embeddings": feats.astype(np.float32), "labels": labels, **groups}
+        run = lw.fit(data, out=tmp_path / name, test_frac=0, device="cpu", evaluations=0)
+        trust = run.summary["trust"]
+        assert trust["source"] == "left-out labels"
+        counted.append(trust["n"])
+    n_alone, n_grouped = counted
+    assert n_alone == 288
+    assert 12 <= n_grouped <= 48  # groups, and fewer as there are but 24 others to speak for
