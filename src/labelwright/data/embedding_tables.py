@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import glob
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +156,7 @@ def read_parquet(
                     yield batch.column(0)
 
     widest = next((kind for kind in kinds if not pa.types.is_float16(kind.value_type)), kinds[0])
-    feats, problems = _vectors(where, widest, sum(n_rows), lists)
+    feats, problems = _vectors(where, widest, lists)
     parts = [
         Part(columns, str(path), {}, split=split or "")
         for columns, path, split in zip(tables, files, splits, strict=True)
@@ -179,7 +179,7 @@ def read_table(
     kind = table.schema.field(EMBEDDING_COLUMN).type
     _check_kind(where, kind, names)
     lists = table[EMBEDDING_COLUMN].chunks
-    feats, problems = _vectors(where, kind, len(table), lambda: iter(lists))
+    feats, problems = _vectors(where, kind, lambda: iter(lists))
     parts = [Part(columns, where, {})]
     return _with_rows(
         feats, problems, parts, [len(table)], where, annotators, named, classes=classes, only_rows=only_rows
@@ -239,28 +239,47 @@ def _check_kind(where: str, kind: Any, names: Sequence[str]) -> None:
         )
 
 
-def _vectors(
-    where: str, kind: Any, n_rows: int, lists: Callable[[], Iterator[Any]]
-) -> tuple[npt.NDArray[Any], list[Problem]]:
+def _vectors(where: str, kind: Any, lists: Callable[[], Iterator[Any]]) -> tuple[npt.NDArray[Any], list[Problem]]:
     """Vectors [N, D] of a column of lists, and rows of another length.
 
     Args: kind: Arrow type of the column.   lists: its blocks, from the first on each time.
     """
     lengths = np.concatenate([np.zeros(0, np.int64), *map(_lengths, lists())])
-    D = int(np.bincount(lengths[lengths > 0]).argmax()) if lengths.any() else 0
-    if not D:
+    if not lengths.any():
         raise DataError(f"{where}: it holds no embedding", fix="give a row per item, with its list of numbers")
+    return _filled(where, kind, lengths, lists())
+
+
+def vectors_of_block(where: str, lists: Any, first_row: int) -> tuple[npt.NDArray[Any], list[Problem]]:
+    """The same of one block, which may hold no vector at all: then D is 0, and every row is reported.
+
+    Args: first_row: number of the first row of the block, for messages.
+
+    Raises: DataError if the column holds something else than lists of numbers.
+    """
+    if not _holds_vectors(lists.type):
+        raise DataError(
+            f"{where}: its column {EMBEDDING_COLUMN} holds {lists.type}", fix="write lists of numbers there"
+        )
+    return _filled(where, lists.type, _lengths(lists), [lists], first_row)
+
+
+def _filled(
+    where: str, kind: Any, lengths: npt.NDArray[np.int64], lists: Iterable[Any], first_row: int = 0
+) -> tuple[npt.NDArray[Any], list[Problem]]:
+    D = int(np.bincount(lengths[lengths > 0]).argmax()) if lengths.any() else 0
     # One array, filled block by block: nothing is there twice.
-    feats = np.zeros((n_rows, D), np.float16 if pa.types.is_float16(kind.value_type) else np.float32)
-    first, fits = 0, lengths == D
-    for some in lists():
+    feats = np.zeros((len(lengths), D), np.float16 if pa.types.is_float16(kind.value_type) else np.float32)
+    first, fits = 0, (lengths == D) & (lengths > 0)
+    for some in lists:
         own = fits[first : first + len(some)]
         flat = some.filter(pa.array(own)).flatten().to_numpy(zero_copy_only=False)
         with np.errstate(over="ignore"):
-            feats[first : first + len(some)][own] = flat.reshape(-1, D).astype(feats.dtype, copy=False)
+            feats[first : first + len(some)][own] = flat.reshape(int(own.sum()), D).astype(feats.dtype, copy=False)
         first += len(some)
+    usual = f" where most rows have {D}" if D else ""
     problems = [
-        Problem(f"{where} row {row + 1}", "bad_embedding", f"{lengths[row]} numbers where most rows have {D}", row)
+        Problem(f"{where} row {first_row + row + 1}", "bad_embedding", f"{lengths[row]} numbers{usual}", row)
         for row in np.flatnonzero(~fits).tolist()
     ]
     return feats, problems

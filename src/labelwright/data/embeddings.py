@@ -288,6 +288,7 @@ def _table(builder: TableBuilder, feats: Floats, classes: Sequence[str] | None, 
 def of_rows(
     builder: TableBuilder,
     feats: Floats,
+    problems: Sequence[Problem],
     *,
     classes: Sequence[str] | None,
     only_rows: bool,
@@ -299,12 +300,13 @@ def of_rows(
 
     Args:
       builder: holds the other columns of these rows.   feats: [n, D] floats.   first_row: number of the first of them.
+      problems: rows that hold no vector, or one of another length.
       leave: kinds of problems that a block may have and the whole need not.
     """
     table = _table(builder, feats, classes, only_rows)
     table = dataclasses.replace(table, problems=tuple(p for p in table.problems if p.kind not in leave))
     found = UserEmbeddings(table, feats)
-    return _finish(Path(builder.where), found, [], on_bad, first_row)
+    return _finish(Path(builder.where), found, problems, on_bad, first_row)
 
 
 def _finish(

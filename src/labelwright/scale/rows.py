@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from labelwright.data.columns import METADATA_KEY
+from labelwright.data.embedding_tables import vectors_of_block
 from labelwright.data.images import IMAGE_SUFFIXES
-from labelwright.errors import DataError
+from labelwright.errors import DataError, Problem
 from labelwright.parsing import json_of
 from labelwright.scale.arrays import array, errors_of, read_rows
 from labelwright.scale.places import file_system, is_url, reading
@@ -40,6 +40,7 @@ class Rows:
     first_row: int  # the number of the first of them in it, for messages
     root: str = ""  # folder that the paths of local files start from
     class_names: tuple[str, ...] = ()  # that the file itself fixes, in order; empty if it does not
+    problems: tuple[Problem, ...] = ()  # of the vectors: rows without one, or with one of another length
 
 
 def rows_of(shard: Shard, *, roles_of: Callable[[Sequence[str], str], dict[str, str]]) -> Iterator[Rows]:
@@ -151,25 +152,11 @@ def _rows_of_parquet(shard: Shard, roles_of: Callable[[Sequence[str], str], dict
             numbers = [f"{shard.prefix}:{row + i}" if shard.prefix else str(row + i) for i in range(batch.num_rows)]
             given = columns["id"].cast(pa.string()).to_pylist() if "id" in columns else numbers
             ids = [number if name is None else name for name, number in zip(given, numbers, strict=True)]
-            vectors = _vectors_of(batch.column("embedding"), shard, row) if has_vectors else None
+            vectors, bad = vectors_of_block(shard.place, batch["embedding"], row) if has_vectors else (None, [])
             cells = None if has_vectors else _cells_of(columns.pop("image"), shard.place)
             names = tuple(notes.get("class_names", ()))
-            yield Rows(ids, columns, cells, vectors, shard.place, row, class_names=names)
+            yield Rows(ids, columns, cells, vectors, shard.place, row, class_names=names, problems=tuple(bad))
             row += batch.num_rows
-
-
-def _vectors_of(column: Any, shard: Shard, row: int) -> npt.NDArray[Any]:
-    if not hasattr(column, "value_lengths"):
-        raise DataError(f"{shard.place}: its column embedding holds {column.type}", fix="write lists of numbers there")
-    lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-    odd = np.flatnonzero(lengths != lengths[0])
-    if not lengths[0] or len(odd):
-        at = row + (int(odd[0]) if lengths[0] else 0)
-        raise DataError(
-            f"{shard.place} row {at + 1}: {lengths[at - row]} numbers where others have {lengths.max()}",
-            fix="give every row its list of numbers, all of one length",
-        )
-    return np.asarray(column.flatten().to_numpy(zero_copy_only=False).reshape(len(lengths), -1))
 
 
 def _cells_of(column: Any, place: str) -> tuple[dict[str, Any], ...]:

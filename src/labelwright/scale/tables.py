@@ -121,6 +121,7 @@ def _source(rows: Rows, how: Reading, size_px: int) -> Source:
         found = of_rows(
             builder,
             rows.vectors,
+            rows.problems,
             classes=how.classes,
             only_rows=how.only_images,
             on_bad=how.on_bad,

@@ -123,9 +123,6 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "c.tar").write_bytes(b"x" * 2000)
     with pytest.raises(DataError, match=r"c.tar cannot be read"):
         read(tmp_path / "c.tar")
-    pq.write_table(pa.table({"embedding": [[1.0, 2.0], [1.0]]}), tmp_path / "d.parquet")
-    with pytest.raises(DataError, match=r"d.parquet row 2: 1 numbers where others have 2"):
-        read(tmp_path / "d.parquet")
     np.save(tmp_path / "e.npy", np.array([[1.0], [2.0], [np.nan]]))
     with pytest.raises(DataError) as caught:
         read(tmp_path / "e.npy", n_rows=2)
@@ -165,6 +162,25 @@ def test_a_table_beside_images_is_not_read(photos: Path, tmp_path: Path) -> None
 def test_a_folder_named_as_a_pattern(photos: Path, tmp_path: Path) -> None:
     photos.rename(tmp_path / "my [2024] ants")
     assert len(read(tmp_path / "my [2024] ants", n_rows=8)[1]) == 20
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.list_(pa.float32(), 4)])
+def test_rows_without_an_embedding__stop_or_are_left_out(kind: pa.DataType, tmp_path: Path) -> None:
+    rows: list[list[float] | None] = feats().tolist()
+    rows[3] = rows[17] = None
+    rows[40:] = [None] * 10  # a whole row group
+    pq.write_table(pa.table({"embedding": pa.array(rows, kind)}), tmp_path / "a.parquet", row_group_size=20)
+    with pytest.raises(DataError) as caught:
+        read(tmp_path / "a.parquet", n_rows=20)
+    assert [p.where for p in caught.value.problems] == [f"{tmp_path / 'a.parquet'} row {n}" for n in (4, 18)]
+    ids, left_out = list[str](), list[dict[str, str]]()
+    for shard in find_shards(tmp_path / "a.parquet", n_rows=20):
+        for batch in batches(shard, Reading(on_bad="skip")):
+            ids += [] if batch.source is None else known_of(batch)["id"].to_pylist()
+            left_out += batch.left_out
+    assert ids == [str(row) for row in range(40) if row not in (3, 17)]
+    assert len(left_out) == 12
+    assert left_out[1]["detail"] == "0 numbers where most rows have 4"
 
 
 def test_embedding_that_is_text(tmp_path: Path) -> None:
