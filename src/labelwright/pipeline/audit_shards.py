@@ -64,7 +64,7 @@ class FactsShard:
         """A row per usable image, in the order of the shard."""
         parts, left_out = list[pa.Table](), list[Any]()
         encoder = None if self.model == "none" else _encoder(self.model, self.device, self.precision)
-        size_px = LOOKS_PX if encoder is None else encoder.stats.size_px
+        size_px, width = LOOKS_PX if encoder is None else encoder.stats.size_px, 0
         for batch in batches(shard, self.how, size_px=size_px):
             left_out += batch.left_out
             if (source := batch.source) is None:
@@ -76,6 +76,12 @@ class FactsShard:
             columns["order"] = pa.array([_hash(name, b"order") for name in known["id"].to_pylist()], pa.uint64())
             if source.stored is not None:
                 content = np.ascontiguousarray(_feats_of(source) + 0.0)  # no negative zero
+                width = width or content.shape[1]
+                if content.shape[1] != width:
+                    raise DataError(
+                        f"{shard}: embeddings of {content.shape[1]} features where rows before have {width}",
+                        fix="embed all images with one model, or leave those rows out",
+                    )
             else:
                 assert isinstance(source.pixels, PixelCache)
                 content = source.pixels.pixels[source.rows.numpy()]

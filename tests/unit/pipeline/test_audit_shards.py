@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -13,6 +14,7 @@ from PIL import Image
 import labelwright as lw
 from labelwright import cli
 from labelwright.errors import ConfigError, DataError
+from labelwright.scale.rows import BATCH_VECTORS
 from sharded import bytes_of
 
 N, C, D = 1200, 4, 8
@@ -83,6 +85,13 @@ def test_without_labels__widths_differ(tmp_path: Path) -> None:
         np.save(tmp_path / f"{name}.npy", np.ones((20, width), np.float32))
     with pytest.raises(DataError, match=r"b\.npy.*: embeddings of 3 features where .*a\.npy.* has 4"):
         lw.audit([tmp_path / "a.npy", tmp_path / "b.npy"], out=tmp_path / "out", shard_rows=20)
+
+
+def test_without_labels__widths_differ_within_a_shard(tmp_path: Path) -> None:
+    rows = [[1.0, float(i), *([0.0] if i < BATCH_VECTORS else [])] for i in range(BATCH_VECTORS + 10)]
+    pq.write_table(pa.table({"embedding": rows}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet.*: embeddings of 2 features where rows before have 3"):
+        lw.audit(tmp_path / "a.parquet", out=tmp_path / "out", shard_rows=50_000)
 
 
 def test_images__copies_and_dark_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
