@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -57,6 +57,45 @@ def whole(place: str, path: str) -> str:
       ('memory:///photos/a.png', 'photos/a.png')
     """
     return file_system(place)[0].unstrip_protocol(path) if is_url(place) else path
+
+
+def below(folder: str, names: Sequence[str]) -> list[tuple[Any, str]]:
+    """File system and path of each file of a folder, by its path in it; folder "": names are places of their own.
+
+    Example: a name is no pattern and no URL, whatever it looks like.
+      >>> [path for _, path in below("memory://photos", ["a::b.png", "c[1].png"])]
+      ['/photos/a::b.png', '/photos/c[1].png']
+    """
+    if not folder:
+        return [file_system(name) for name in names]
+    system, path = file_system(folder)
+    return [(system, f"{path.rstrip('/')}/{name}") for name in names]
+
+
+def contents(files: Sequence[tuple[Any, str]]) -> list[bytes | None]:
+    """What some files hold, those of a file system fetched together; None of one that is not there.
+
+    Args: files: see `below`.
+
+    Raises: DataError if one cannot be read.
+    """
+    held: list[bytes | None] = [None] * len(files)
+    for system in dict.fromkeys(own for own, _ in files):
+        at = [i for i, (own, _) in enumerate(files) if own is system]
+        paths = [files[i][1] for i in at]
+        try:
+            found = system.cat_ranges(paths, None, None, on_error="return")
+        except OSError as error:
+            found = [error] * len(at)
+        for i, path, content in zip(at, paths, found, strict=True):
+            if isinstance(content, bytes):
+                held[i] = content
+            elif not isinstance(content, FileNotFoundError):  # of a network, as a rule: no fault of the image
+                raise DataError(
+                    f"{system.unstrip_protocol(path)} cannot be read: {content or type(content).__name__}",
+                    fix="what is done stays: give the same command again when it can be read",
+                )
+    return held
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from labelwright.data.images import IMAGE_SUFFIXES
 from labelwright.errors import DataError, Problem
 from labelwright.parsing import json_of
 from labelwright.scale.arrays import array, errors_of, read_rows
-from labelwright.scale.places import file_system, is_url, reading
+from labelwright.scale.places import below, contents, file_system, is_url, reading
 from labelwright.scale.shards import Shard, blocks, name_of, suffix_of
 
 BATCH_IMAGES, BATCH_VECTORS = 256, 16_384  # in memory at once
@@ -39,6 +39,7 @@ class Rows:
     where: str  # the file, and
     first_row: int  # the number of the first of them in it, for messages
     root: str = ""  # folder that the paths of local files start from
+    places: tuple[str, ...] = ()  # where the user finds each encoded image; empty: by its id
     class_names: tuple[str, ...] = ()  # that the file itself fixes, in order; empty if it does not
     problems: tuple[Problem, ...] = ()  # of the vectors: rows without one, or with one of another length
 
@@ -71,11 +72,8 @@ def _rows_of_files(shard: Shard) -> Iterator[Rows]:
         columns = {"label": pa.array([each[0] if len(each) > 1 else None for each in parts], pa.string())}
         cells = None
         if remote:
-            places = [f"{shard.place}/{name}" if shard.place else name for name in names]
-            system = file_system(places[0])[0]
-            found = system.cat([file_system(place)[1] for place in places], on_error="return")
-            content = [found[file_system(place)[1]] for place in places]
-            cells = tuple({"bytes": each if isinstance(each, bytes) else b"", "path": None} for each in content)
+            found = contents(below(shard.place, names))
+            cells = tuple({"bytes": each, "path": name} for each, name in zip(found, names, strict=True))
         else:
             columns["image"] = pa.array(names, pa.large_string())
         yield Rows(ids, columns, cells, None, shard.place, first, root=shard.place)
@@ -153,26 +151,39 @@ def _rows_of_parquet(shard: Shard, roles_of: Callable[[Sequence[str], str], dict
             given = columns["id"].cast(pa.string()).to_pylist() if "id" in columns else numbers
             ids = [number if name is None else name for name, number in zip(given, numbers, strict=True)]
             vectors, bad = vectors_of_block(shard.place, batch["embedding"], row) if has_vectors else (None, [])
-            cells = None if has_vectors else _cells_of(columns.pop("image"), shard.place)
+            cells = None if has_vectors else tuple(_cells_of(columns.pop("image"), shard.place))
+            places = tuple(_place(shard.place, row + i, cell["path"]) for i, cell in enumerate(cells or ()))
             names = tuple(notes.get("class_names", ()))
-            yield Rows(ids, columns, cells, vectors, shard.place, row, class_names=names, problems=tuple(bad))
+            known: dict[str, Any] = {"places": places, "class_names": names, "problems": tuple(bad)}
+            yield Rows(ids, columns, cells, vectors, shard.place, row, **known)
             row += batch.num_rows
 
 
-def _cells_of(column: Any, place: str) -> tuple[dict[str, Any], ...]:
+def _place(place: str, row: int, path: str | None) -> str:
+    """Where the user finds an image.
+
+    Example:
+      >>> _place("a.parquet", 4, None), _place("a.parquet", 4, "b.png")
+      ('a.parquet row 5', 'b.png (a.parquet row 5)')
+    """
+    return f"{place} row {row + 1}" if path is None else f"{path} ({place} row {row + 1})"
+
+
+def _cells_of(column: Any, place: str) -> list[dict[str, Any]]:
     """Encoded images of a column of bytes, of {bytes, path}, or of paths from the folder of the file."""
     folder = place.rpartition("/")[0]
-    found = []
-    for value in column.to_pylist():
+    found, far = list[dict[str, Any]](), dict[int, tuple[Any, str]]()
+    for row, value in enumerate(column.to_pylist()):
         value = value if isinstance(value, dict) else {"bytes" if isinstance(value, bytes) else "path": value}
         content, path = value.get("bytes"), value.get("path")
         if content is None and path is not None:
             path = path if is_url(path) or path.startswith("/") else f"{folder}/{path}" if folder else path
             if is_url(path):
-                system, inner = file_system(path)
-                content, path = (system.cat_file(inner) if system.exists(inner) else b""), None
-        found.append({"bytes": content, "path": None if content is not None else path})
-    return tuple(found)
+                far[row] = file_system(path)
+        found.append({"bytes": content, "path": path})
+    for row, content in zip(far, contents(list(far.values())), strict=True):
+        found[row]["bytes"] = content
+    return found
 
 
 def _rows_of_npy(shard: Shard) -> Iterator[Rows]:

@@ -22,7 +22,7 @@ from labelwright.data.layouts import SHARD_PLAN, check_whole
 from labelwright.errors import ConfigError, DataError
 from labelwright.parsing import json_of
 from labelwright.scale.arrays import array, errors_of
-from labelwright.scale.places import file_system, is_url, reading, whole
+from labelwright.scale.places import below, file_system, is_url, reading, whole
 
 ROWS_OF_IMAGES, ROWS_OF_VECTORS = 4096, 65_536  # of a shard, unless it says so itself
 
@@ -126,24 +126,30 @@ def digest_of(shards: Sequence[Shard]) -> str:
     digest, listed = hashlib.blake2b(digest_size=16), dict[str, Any]()
     for shard in shards:
         digest.update(json.dumps(list(vars(shard).values())).encode())
-        for name in shard.files:
-            place = f"{shard.place}/{name}" if shard.place else name
-            if shard.place and is_url(place) and shard.place not in listed:  # once, whatever number of files it has
+        if is_url(shard.place) and shard.files:
+            if shard.place not in listed:  # once, whatever number of files it has
                 system, path = file_system(shard.place)
                 listed[shard.place] = system.find(path, detail=True)
-            digest.update(_state(place, listed.get(shard.place)))
+            for _, path in below(shard.place, shard.files):
+                digest.update(_noted(listed[shard.place].get(path, {})))
+        else:
+            for name in shard.files:
+                digest.update(_state(f"{shard.place}/{name}" if shard.place else name))
     for place in dict.fromkeys(shard.place for shard in shards if not shard.files):
-        digest.update(_state(place, None))
+        digest.update(_state(place))
     return digest.hexdigest()
 
 
-def _state(place: str, listed: Mapping[str, Any] | None) -> bytes:
-    """Size and time of change of a file; listed: what is known of the files of its folder, behind a URL."""
+def _state(place: str) -> bytes:
+    """Size and time of change of a file."""
     if not is_url(place):
         found = os.stat(place)  # noqa: PTH116 (of millions: no Path is made)
         return json.dumps([found.st_size, found.st_mtime_ns]).encode()
     system, path = file_system(place)
-    info = system.info(path) if listed is None else listed[path]
+    return _noted(system.info(path))
+
+
+def _noted(info: Mapping[str, Any]) -> bytes:
     return json.dumps([info.get("size"), str(info.get("mtime", info.get("ETag", "")))]).encode()
 
 

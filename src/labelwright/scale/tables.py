@@ -104,7 +104,8 @@ def _taken(rows: Rows, chosen: Sequence[int]) -> Rows:
     """Some of the rows of images."""
     columns = {role: column.take(pa.array(chosen, pa.int64())) for role, column in rows.columns.items()}
     cells = None if rows.cells is None else tuple(rows.cells[i] for i in chosen)
-    return replace(rows, ids=[rows.ids[i] for i in chosen], columns=columns, cells=cells)
+    places = tuple(rows.places[i] for i in chosen) if rows.places else ()
+    return replace(rows, ids=[rows.ids[i] for i in chosen], columns=columns, cells=cells, places=places)
 
 
 def _source(rows: Rows, how: Reading, size_px: int) -> Source:
@@ -129,7 +130,7 @@ def _source(rows: Rows, how: Reading, size_px: int) -> Source:
             leave=_NOT_OF_A_PART,
         )
         return embedded(found)
-    dataset = None if rows.cells is None else EncodedImages(rows.cells, tuple(rows.ids))
+    dataset = None if rows.cells is None else EncodedImages(rows.cells, rows.places or tuple(rows.ids))
     table = builder.finish(classes=how.classes, root=rows.root, dataset=dataset)
     unseen = (*_NOT_OF_A_PART, "duplicate_id") if how.only_images else _NOT_OF_A_PART
     kept = tuple(p for p in table.problems if p.kind not in unseen)

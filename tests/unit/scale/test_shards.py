@@ -183,6 +183,39 @@ def test_rows_without_an_embedding__stop_or_are_left_out(kind: pa.DataType, tmp_
     assert left_out[1]["detail"] == "0 numbers where most rows have 4"
 
 
+@pytest.mark.parametrize("root", ["", "file://"])
+def test_missing_image__the_parquet_file_and_row_that_name_it(root: str, photos: Path, tmp_path: Path) -> None:
+    paths = [f"{root}{file}" for file in sorted(photos.rglob("*.png"))]
+    paths[9] = f"{root}{photos}/gone.png"
+    pq.write_table(pa.table({"image": paths}), tmp_path / "a.parquet", row_group_size=8)
+    with pytest.raises(DataError) as caught:
+        read(tmp_path / "a.parquet", n_rows=8)
+    (gone,) = caught.value.problems
+    assert gone.where == f"{root}{photos}/gone.png ({tmp_path / 'a.parquet'} row 10)"
+    assert gone.detail == "there is no such file"
+
+
+def test_images_behind_a_url__names_that_look_like_patterns_and_urls(photos: Path) -> None:
+    content, names = (photos / "ant" / "1.png").read_bytes(), ["a[1].png", "b*.png", "c::d.png", "e f?#%20é.png"]
+    for name in names:
+        fsspec.filesystem("memory").pipe_file(f"/odd/{name}", content)
+    assert read("memory://odd")[1] == names
+    assert digest_of(find_shards("memory://odd")) == digest_of(find_shards("memory://odd"))
+
+
+def test_images_behind_a_url__a_network_that_fails_is_no_fault_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/flaky/a.png", b"some")
+    shard = find_shards("memory://flaky")[0]
+
+    def fails(*_: object, **__: object) -> bytes:
+        raise TimeoutError("no answer")
+
+    monkeypatch.setattr(type(memory), "cat_file", fails)
+    with pytest.raises(DataError, match=r"memory:///flaky/a\.png cannot be read: no answer"):
+        list(batches(shard, Reading(on_bad="skip")))
+
+
 def test_embedding_that_is_text(tmp_path: Path) -> None:
     pq.write_table(pa.table({"embedding": ["[1, 2]"]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match="its column embedding holds string"):
