@@ -50,7 +50,7 @@ from labelwright.pipeline.settings import check_values
 from labelwright.replacing import disk_errors, new_output
 from labelwright.run_folder import Run, write_parquet_atomically
 from labelwright.scale.places import is_url
-from labelwright.scale.shards import find_shards
+from labelwright.scale.shards import listed_once
 from labelwright.scale.tables import Reading
 from labelwright.scale.work import is_sharded
 from labelwright.spreadsheet import write_csv
@@ -272,17 +272,17 @@ def _over_shards(
     began = time.monotonic()
     found = at_hand.at_hand() if model == "auto" else None
     name = found.model if found is not None else "none" if model == "auto" else model
-    shards = find_shards(data, n_rows=shard_rows)
-    name = "none" if shards[0].kind in ("npy", "npz") or is_embeddings(shards[0].place) else name
+    given = listed_once(data, n_rows=shard_rows)
+    first = given.shards[0]
+    name = "none" if first.kind in ("npy", "npz") or is_embeddings(first.place) else name
     done, all_of_them, worst = audit_shards(
-        data,
+        given,
         out if is_url(out) else str(Path(out).expanduser().resolve()),
         how,
         model=name,
         device=device,
         precision=precision,
         engine=engine,
-        shard_rows=shard_rows,
     )
     counts = {flag: int(done.counts[flag]) for flags in KINDS.values() for flag in flags if flag in done.counts}
     names = all_of_them.class_names

@@ -34,7 +34,7 @@ from labelwright.labels import audit as pieces
 from labelwright.labels.judge import N_FOLDS, Judge, learn, of_arrays
 from labelwright.paths import absolute
 from labelwright.scale.places import file_system, reading, writing
-from labelwright.scale.shards import Shard, find_shards
+from labelwright.scale.shards import Input, Shard
 from labelwright.scale.tables import Reading, batches, known_of
 from labelwright.scale.work import Sharded, begin, noted, over_shards
 from labelwright.train.processes import accelerator_for
@@ -401,7 +401,7 @@ def _write_found(found: Found, out: str) -> None:
 
 
 def audit_shards(
-    data: Any,
+    data: Input,
     out: str,
     how: Reading,
     *,
@@ -409,7 +409,6 @@ def audit_shards(
     device: str,
     precision: str,
     engine: str,
-    shard_rows: int | None,
 ) -> tuple[Sharded, Found, pa.Table]:
     """Audit rows shard by shard, see `audit` for the parameters and scale.work for what is written.
 
@@ -427,14 +426,14 @@ def audit_shards(
         "on_bad": how.on_bad,
         "precision": precision,
     }
-    out, _, _ = begin(data, out, what=what, shard_rows=shard_rows)  # a folder of other work is refused by its own name
+    out, _, _ = begin(data, out, what=what, shard_rows=None)  # a folder of other work is refused by its own name
     facts = f"{out}/{FACTS}"
     make = FactsShard(how, absolute(model), device, precision)
-    how_run: dict[str, Any] = {"what": what, "engine": engine, "shard_rows": shard_rows}
+    how_run: dict[str, Any] = {"what": what, "engine": engine, "shard_rows": None}
     before = over_shards(data, facts, make, doing="looking at shards", **how_run)
     system, path = file_system(f"{out}/{FOUND}")
     if not system.exists(path):
-        _write_found(_find(find_shards(data, n_rows=shard_rows), facts, how, how.classes), out)
+        _write_found(_find(data.shards, facts, how, how.classes), out)
     done = over_shards(data, out, AuditShard(how, out), doing="judging shards", **how_run)
     _found.cache_clear()
     done = Sharded(**{**vars(done), "left_out": before.left_out})

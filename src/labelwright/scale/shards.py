@@ -49,6 +49,15 @@ class Shard:
         return self.place if self.kind == "tar" else f"{self.place}, block {self.first} to {self.stop}"
 
 
+@dataclass(frozen=True)
+class Input:
+    """Some input, listed once for all that is done with it."""
+
+    data: Any  # as it was given
+    shards: tuple[Shard, ...]  # its shards, in order
+    digest: str  # 32 hex digits, see `digest_of`
+
+
 # ---- finding them ---------------------------------------------------------------------------------------------------
 
 
@@ -105,6 +114,14 @@ def find_shards(data: Any, *, n_rows: int | None = None) -> list[Shard]:
     if not found:
         raise DataError(f"{given[0]}: no images, embeddings or shards found", fix="check the path")
     return [dataclasses.replace(shard, index=i) for i, shard in enumerate(found)]
+
+
+def listed_once(data: Any, *, n_rows: int | None = None) -> Input:
+    """The shards of some input with their digest, see `find_shards`; an `Input` as it is."""
+    if isinstance(data, Input):
+        return data
+    shards = find_shards(data, n_rows=n_rows)
+    return Input(data, tuple(shards), digest_of(shards))
 
 
 def _prefixes(places: Sequence[str]) -> dict[str, str]:

@@ -25,7 +25,7 @@ from labelwright.errors import ConfigError, DataError, LabelwrightError
 from labelwright.parsing import json_of
 from labelwright.replacing import check_output
 from labelwright.scale.places import file_system, is_url, reading, writing
-from labelwright.scale.shards import Shard, digest_of, find_shards
+from labelwright.scale.shards import Input, Shard, listed_once
 from labelwright.train.progress import counter, quiet
 
 Engine = Literal["local", "ray"]
@@ -107,7 +107,7 @@ def over_shards(
     """Make a Parquet file of every shard of the data.
 
     Args:
-      data, shard_rows: see `shards.find_shards`.   out: folder or URL.   make: see `Make`.
+      data, shard_rows: see `shards.find_shards`; or an `Input`.   out: folder or URL.   make: see `Make`.
       what: everything that the output depends on besides the data, JSON-ready.
       engine: "local", in this process; "ray", on the cluster that RAY_ADDRESS names, or one of this machine's cores.
       doing: words beside the progress.   part: what the names of the files begin with.
@@ -162,10 +162,10 @@ def begin(
             )
         if Path(out).is_file():
             raise ConfigError(f"{out} exists, and is a file", fix="choose another --out, or remove it first")
-        check_output(Path(out), data)
-    shards = find_shards(data, n_rows=shard_rows)
-    plan = {"format": 1, "labelwright": __version__, **what, "shards": digest_of(shards), "n_shards": len(shards)}
-    return out, shards, _begin(out, plan, part)
+        check_output(Path(out), data.data if isinstance(data, Input) else data)
+    found = listed_once(data, n_rows=shard_rows)
+    plan = {"format": 1, "labelwright": __version__, **what, "shards": found.digest, "n_shards": len(found.shards)}
+    return out, found.shards, _begin(out, plan, part)
 
 
 def noted(parts: Sequence[pa.Table], schema: pa.Schema, left_out: Sequence[Any], **counts: float) -> pa.Table:

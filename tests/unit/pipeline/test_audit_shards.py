@@ -14,6 +14,7 @@ from PIL import Image
 import labelwright as lw
 from labelwright import cli
 from labelwright.errors import ConfigError, DataError
+from labelwright.scale import shards
 from labelwright.scale.rows import BATCH_VECTORS
 from sharded import bytes_of
 
@@ -78,6 +79,19 @@ def test_without_labels__copies_are_found_and_nothing_is_judged(tmp_path: Path) 
     assert (rows.num_rows, done.summary["n_labelled"], done.summary["counts"]["wrong_label"]) == (60, 0, 0)
     groups = rows["duplicate_group"].to_pylist()
     assert [row for row in range(60) if groups[row] is not None] == [3, 50]
+
+
+def test_input_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, plain = list[object](), (shards.find_shards, shards.digest_of)
+
+    def counting(function: Any) -> Any:
+        return lambda *args, **kwargs: (asked.append(function), function(*args, **kwargs))[1]
+
+    monkeypatch.setattr(shards, "find_shards", counting(plain[0]))
+    monkeypatch.setattr(shards, "digest_of", counting(plain[1]))
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(60, 4)))
+    lw.audit(tmp_path / "a.npy", out=tmp_path / "out", shard_rows=20)
+    assert asked == [*plain]
 
 
 def test_without_labels__widths_differ(tmp_path: Path) -> None:
