@@ -152,7 +152,7 @@ def annotate(
         )
         is_unknown = done.found.get("knowledge", math.inf) < KNOWN_FROM
         is_asked = done.counts.get("n_labelled", 0) < done.n_images
-        return replace(done, notices=(UNKNOWN,)) if is_unknown and is_asked else done
+        return replace(done, notices=(UNKNOWN, *done.notices)) if is_unknown and is_asked else done
     table = read(data, classes=classes, columns=columns, decoding=decoding)
     if len(table.class_names) < 2:
         raise DataError(

@@ -69,6 +69,7 @@ KINDS = {
 """What ``--fail-on`` can name -> the flags of rows that it means; ``alike``: classes that look like one."""
 
 WORST_SHOWN = 20
+_NOT_JUDGED = "labels were not judged: that takes features, and labels of two classes"
 TINY_FRAC = 0.25  # of the median shorter side
 ODD_ASPECT = 2.5  # times wider or higher than the median image
 
@@ -300,7 +301,7 @@ def _over_shards(
         "n_duplicate_groups": int(all_of_them.group.max(initial=-1)) + 1,
         "worst": worst.to_pylist(),
         "alike": alike,
-        "notices": [] if n_judged else ["labels were not judged: that takes features, and labels of two classes"],
+        "notices": [*done.notices, *([] if n_judged else [_NOT_JUDGED])],
         "left_out": list(done.left_out),
         "failed": list(failed),
         "n_shards": done.n_shards,

@@ -434,9 +434,9 @@ def audit_shards(
     system, path = file_system(f"{out}/{FOUND}")
     if not system.exists(path):
         _write_found(_find(data.shards, facts, how, how.classes), out)
-    done = over_shards(data, out, AuditShard(how, out), doing="judging shards", **how_run)
+    done = over_shards(data, out, AuditShard(how, out), doing="judging shards", may_repeat=True, **how_run)
     _found.cache_clear()
-    done = Sharded(**{**vars(done), "left_out": before.left_out})
+    done = Sharded(**{**vars(done), "left_out": before.left_out, "notices": before.notices})
     return done, _found(out), _worst(out, done.n_shards)
 
 

@@ -105,4 +105,13 @@ def label_shards(
         "precision": precision,
     }
     make = LabelShard(str(run), how, is_promised, device, precision)
-    return over_shards(data, out, make, what=what, engine=engine, shard_rows=shard_rows, doing="labelling shards")
+    return over_shards(
+        data,
+        out,
+        make,
+        what=what,
+        engine=engine,
+        shard_rows=shard_rows,
+        doing="labelling shards",
+        may_repeat=True,
+    )

@@ -25,6 +25,7 @@ from labelwright.errors import ConfigError, DataError, LabelwrightError
 from labelwright.parsing import json_of
 from labelwright.replacing import check_output
 from labelwright.scale.places import file_system, is_url, reading, writing
+from labelwright.scale.repeats import repeated_ids
 from labelwright.scale.shards import Input, Shard, listed_once
 from labelwright.train.progress import counter, quiet
 
@@ -103,6 +104,7 @@ def over_shards(
     doing: str,
     part: str = "part",
     look: Look | None = None,
+    may_repeat: bool = False,
 ) -> Sharded:
     """Make a Parquet file of every shard of the data.
 
@@ -112,6 +114,7 @@ def over_shards(
       engine: "local", in this process; "ray", on the cluster that RAY_ADDRESS names, or one of this machine's cores.
       doing: words beside the progress.   part: what the names of the files begin with.
       look: what ``make`` gets as ``found``, too; None: nothing.
+      may_repeat: ids may stand in several rows; else a notice says if they do.
 
     Raises: ConfigError if the folder belongs to other work, or the engine is not installed; DataError of a shard.
     """
@@ -135,7 +138,10 @@ def over_shards(
     for each in found:
         for key, n in each.counts.items():
             counts[key] = counts.get(key, 0) + n
-    return Sharded(out, sum(each.n_rows for each in found), len(shards), n_before, left_out, counts, seen)
+    n_rows = sum(each.n_rows for each in found)
+    repeats = "" if may_repeat else repeated_ids(paths, list(map(str, shards)), n_rows)
+    notices = (repeats,) if repeats else ()
+    return Sharded(out, n_rows, len(shards), n_before, left_out, counts, seen, notices)
 
 
 def folder_of(out: str | Path) -> str:

@@ -23,7 +23,7 @@ import labelwright as lw
 from labelwright import cli
 from labelwright.errors import ConfigError, DataError
 from labelwright.labels.concepts import KNOWN_FROM
-from labelwright.scale import work
+from labelwright.scale import repeats, work
 from labelwright.scale.shards import Shard
 from pictures import write_folders
 from sharded import as_parquet, as_tars, bytes_of, feats, model_of_embeddings, model_of_images
@@ -210,6 +210,20 @@ def test_embed_and_annotate__shards_are_data_again(photos: Path, tmp_path: Path)
     assert table.candidates is not None
     assert alone.candidates is not None
     assert table.candidates.classes.tolist() == alone.candidates.classes.tolist()
+
+
+def test_embed_and_audit__an_id_in_two_shards_is_told(photos: Path, tmp_path: Path) -> None:
+    table = pq.read_table(as_parquet(photos, tmp_path / "a.parquet", row_group=10))
+    names = [f"i{k}" for k in range(18)] + ["i2", "i3"]
+    pq.write_table(table.set_column(2, "id", [names]), tmp_path / "a.parquet", row_group_size=10)
+    said = f"2 rows have the id of another, as 'i2' ({tmp_path}/a.parquet, block 0 to 1, and {tmp_path}/a.parquet, "
+    done = lw.embed(tmp_path / "a.parquet", out=tmp_path / "feats", model="labelwright/digits-clip", shard_rows=10)
+    assert done.notices[0].startswith(said + "block 1 to 2): give each its own")
+    found = lw.audit(tmp_path / "a.parquet", out=tmp_path / "audit", model="none", shard_rows=10)
+    assert found.summary["notices"][0].startswith(said)
+    assert repeats.repeated_ids([], [], 0) == ""
+    done = lw.embed(photos, out=tmp_path / "alone", model="labelwright/digits-clip", shard_rows=8)
+    assert done.notices == ()
 
 
 def test_annotate__shards_hold_how_well_the_model_knows_the_classes(
