@@ -30,6 +30,7 @@ OF_THE_DISK = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 SHARED = ("fit", "pretrain", "embed", "annotate", "label", "audit")
 """Verbs that the processes of `accelerate launch` do together; any other is done by the first one."""
+TRAINING = ("fit", "pretrain")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -69,6 +70,8 @@ def run(argv: Sequence[str]) -> int:
                 "warning: accelerate started one process: several need as many GPUs, or --multi_gpu\n"
                 "  fix: torchrun --nproc_per_node 2 -m labelwright.cli ... starts two on a CPU"
             )
+        if launch.asks_for_fsdp() and verb_name not in TRAINING and launch.is_shared():
+            raise ConfigError(f"{verb_name} trains nothing that --use_fsdp could share out", fix="use --multi_gpu")
         result = _call(verb_name, dict(values))
         if launch.rank():
             return 0

@@ -10,6 +10,7 @@ from typing import NoReturn
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """Where launchers, and those of MPI, say how many processes there are."""
+_FSDP = "LABELWRIGHT_FSDP"
 AHEAD = "labelwright-ahead"
 """Name of a thread that computes beside the main one, and that nobody waits for at the end."""
 
@@ -57,6 +58,21 @@ def end(code: int | str | None) -> NoReturn:
         sys.stderr.flush()
         os._exit(code or 0)
     sys.exit(code)
+
+
+def asks_for_fsdp() -> bool:
+    """Whether `accelerate launch --use_fsdp`, or a configuration of accelerate, started this process.
+
+    From the first call on only we see it: accelerate refuses FSDP on a CPU, and transformers would load the weights of
+    a model in the first process alone.
+
+    Example:
+      >>> asks_for_fsdp()
+      False
+    """
+    if os.environ.pop("ACCELERATE_USE_FSDP", "").lower() in ("true", "1"):
+        os.environ[_FSDP] = "1"
+    return _FSDP in os.environ
 
 
 def leave() -> None:

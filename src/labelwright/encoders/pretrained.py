@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from labelwright.encoders import descriptor, efficientnet
 from labelwright.encoders.resnets import OWN
-from labelwright.encoders.saved import saved_backbone
+from labelwright.encoders.saved import network_of, saved_backbone
 from labelwright.errors import ConfigError, OfflineError
 from labelwright.parsing import json_of
 
@@ -48,6 +48,7 @@ class VisionModel(nn.Module):
 
     Attributes:
       config: transformers' configuration of the whole checkpoint.
+      block_kinds: names of the classes of its blocks, the parts that FSDP takes together, see train.fsdp.
     """
 
     def __init__(self, model: nn.Module, projection: nn.Module | None, config: Any) -> None:
@@ -60,6 +61,8 @@ class VisionModel(nn.Module):
         self.model = model
         self.projection = projection
         self.config = config
+        parts = [getattr(module, "_no_split_modules", None) or () for module in model.modules()]
+        self.block_kinds = frozenset(kind for kinds in parts for kind in kinds)
         self._interpolates = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,6 +74,16 @@ class VisionModel(nn.Module):
             feats = hidden[:, 0] if hidden.dim() == 3 else hidden.mean((2, 3))
         feats = feats.flatten(1)  # ResNet pools to [B, D, 1, 1]
         return feats if self.projection is None else self.projection(feats)
+
+
+def is_from_transformers(name: str) -> bool:
+    """Whether a network, named as for ``backbones.build``, is a `VisionModel`.
+
+    Example:
+      >>> is_from_transformers("resnet32"), is_from_transformers("labelwright/digits-clip")
+      (False, True)
+    """
+    return network_of(name) not in ("none", "auto", *OWN, descriptor.NAME, efficientnet.NAME)
 
 
 def image_stats(name: str) -> ImageStats:

@@ -29,7 +29,7 @@ from labelwright.data.table import SPLITS, LabelTable
 from labelwright.data.views import ViewSettings, channel_stats
 from labelwright.encoders import descriptor
 from labelwright.encoders.nets import OwnNets
-from labelwright.encoders.pretrained import image_stats
+from labelwright.encoders.pretrained import image_stats, is_from_transformers
 from labelwright.encoders.resnets import OWN, own_network
 from labelwright.errors import ConfigError, DataError
 from labelwright.methods import simclr
@@ -39,7 +39,7 @@ from labelwright.pipeline.saved_model import save_model
 from labelwright.pipeline.settings import check_values, parse_assignments
 from labelwright.pipeline.time_budget import clocked
 from labelwright.run_folder import SUMMARY_VERSION, Run
-from labelwright.train import progress
+from labelwright.train import fsdp, progress
 from labelwright.train.environment import environment, peak_memory_mb
 from labelwright.train.loop import LoopOptions, Trained, train
 from labelwright.train.processes import accelerator_for
@@ -126,6 +126,7 @@ def pretrain(
         accelerator = accelerator_for(device)
         if model == "auto":
             model = own_network(size_px)
+        fsdp.check_tunes(is_from_transformers(model))
         announcement, before = "", run.config if run.has_begun else {}
         if before and "epochs" not in overrides:
             cfg = dataclasses.replace(cfg, epochs=before["settings"]["epochs"])

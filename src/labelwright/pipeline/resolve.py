@@ -25,7 +25,7 @@ from labelwright.encoders import at_hand, descriptor
 from labelwright.encoders.at_hand import AtHand
 from labelwright.encoders.embed import Encoder, concepts_of, is_two_tower, load_encoder
 from labelwright.encoders.nets import OwnNets
-from labelwright.encoders.pretrained import image_stats
+from labelwright.encoders.pretrained import image_stats, is_from_transformers
 from labelwright.encoders.resnets import OWN, own_network
 from labelwright.encoders.saved import saved_backbone
 from labelwright.errors import ConfigError, DataError
@@ -37,6 +37,7 @@ from labelwright.pipeline.run_config import to_config
 from labelwright.pipeline.settings import FitSettings, column_names, columns_of
 from labelwright.pipeline.time_budget import Clocked, clocked
 from labelwright.run_folder import Run
+from labelwright.train import fsdp
 from labelwright.train.loop import LoopOptions
 from labelwright.train.processes import accelerator_for
 from labelwright.train.settings import TrainSettings, fine_tuned
@@ -255,6 +256,7 @@ def _planned(settings: FitSettings, run: Run, prepared: Prepared, found: AtHand 
         network = "none" if are_feats else own_network(prepared.size_px)
     uses_encoder = network not in ("none", *OWN) and (views == "embeddings" or method.requires.text)
     learns = views == "pixels" and not uses_encoder and cfg.takes_steps
+    fsdp.check_tunes(learns and is_from_transformers(network) and "backbone.*" not in settings.freeze)
     if learns and is_checkpoint and "backbone.*" not in settings.freeze and saved_backbone(model) is None:
         cfg = fine_tuned(cfg, {**fixed, **overrides})
     clock, budget = None, Budget(len(table), n_labelled, is_stored=views == "embeddings", is_cpu=is_cpu)

@@ -14,7 +14,7 @@ from torch import Tensor
 from labelwright.errors import DataError
 from labelwright.replacing import disk_errors, replacing
 from labelwright.run_folder import CHECKPOINTS
-from labelwright.train import progress
+from labelwright.train import fsdp, progress
 from labelwright.types import State
 
 FORMAT = 2
@@ -82,7 +82,7 @@ def newest(path: Path) -> dict[str, Any] | None:
 def state_dict(state: State) -> dict[str, Any]:
     """A recipe's State as nested dicts of tensors and numbers."""
     return {
-        "nets": {name: net.state_dict() for name, net in state.nets.items()},
+        "nets": {name: fsdp.whole(net.state_dict()) for name, net in state.nets.items()},
         "adjust": dict(state.adjust),
         "memory": dict(state.memory),
     }
@@ -91,7 +91,8 @@ def state_dict(state: State) -> dict[str, Any]:
 def load_state(state: State, payload: Mapping[str, Any], device: torch.device) -> State:
     """The State as it was saved: networks are filled in place, the rest is replaced."""
     for name, net in state.nets.items():
-        net.load_state_dict(payload["nets"][name])
+        there, saved = net.state_dict(), payload["nets"][name]
+        net.load_state_dict({key: fsdp.like(value, there.get(key)) for key, value in saved.items()})
     moved = _to(payload["adjust"], device), _to(payload["memory"], device)
     return dataclasses.replace(state, adjust=moved[0], memory=moved[1])
 

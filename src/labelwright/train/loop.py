@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from labelwright.errors import DataError, TrainingError
 from labelwright.run_folder import Run
-from labelwright.train import checkpoint, progress
+from labelwright.train import checkpoint, fsdp, progress
 from labelwright.train.optim import (
     NewNorms,
     build_optimizer,
@@ -153,6 +153,7 @@ class _Loop:
         self.spent = {"seconds": 0.0, "input_s": 0.0, "step_s": 0.0, "images": 0.0}
         self.warnings: list[str] = []
         self.norms: NewNorms = []
+        self.kept: dict[str, nn.Module] = {}  # of networks that are shared out, what puts them together again
         self.state: State
         self.optimizer: torch.optim.Optimizer | None = None  # where steps are taken: torch takes a second to load it
 
@@ -167,6 +168,8 @@ class _Loop:
             state.nets[name].requires_grad_(False)
         self.state = state
         if self.cfg.takes_steps and self.options.trains:
+            sources = {name: average.source for name, average in state.averages.items()}
+            self.kept = fsdp.shared_out(state.nets, sources, self.device)
             self.optimizer = build_optimizer(self.trained_nets.values(), self.cfg)
             self.norms = new_norms(self.trained_nets.values())
         saved = None if self.run is None else checkpoint.newest(self.run.checkpoint)
@@ -179,6 +182,7 @@ class _Loop:
                 self.begin()
             if self.options.trains:
                 self.run_epochs(stop, live)
+        self.state = dataclasses.replace(self.state, nets=fsdp.whole_again(self.state.nets, self.kept))
         steps_s = self.spent["input_s"] + self.spent["step_s"]
         return Trained(
             state=self.state,
@@ -216,7 +220,8 @@ class _Loop:
                 if is_any(stop.is_set(), self.device):  # all of them, at the same step
                     self.save()
                     raise KeyboardInterrupt
-                if time.monotonic() - last_saved > 60 * self.options.checkpoint_minutes:
+                is_due = time.monotonic() - last_saved > 60 * self.options.checkpoint_minutes
+                if is_any(is_due, self.device) if self.kept else is_due:  # weights that are shared out take all to save
                     self.save()
                     last_saved = time.monotonic()
             self.end_epoch()
@@ -382,10 +387,11 @@ class _Loop:
 
     def check_weights(self, at: str) -> None:
         """The last steps of an epoch change weights that no loss is computed from any more."""
-        for net in self.state.nets.values():
-            for name, value in net.state_dict().items():
-                if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                    raise TrainingError(f"the weights {name} are no longer numbers in {at}", fix=LOWER)
+        states = (net.state_dict() for net in self.state.nets.values())
+        floats = ((name, fsdp.own(x)) for state in states for name, x in state.items() if x.is_floating_point())
+        bad = next((name for name, value in floats if not bool(torch.isfinite(value).all())), "")
+        if is_any(bool(bad), self.device) if self.kept else bad:
+            raise TrainingError(f"the weights {bad or 'of another process'} are no longer numbers in {at}", fix=LOWER)
 
     def log_step(self, result: StepResult) -> None:
         loss = float(result.loss.detach())
@@ -395,7 +401,11 @@ class _Loop:
             self.run.log({"kind": "step", "epoch": self.epoch, "step": self.step, "loss": loss}, step=step)
 
     def save(self) -> None:
-        if self.run is None or not self.is_main:
+        if self.run is None or not (self.is_main or self.kept):
+            return
+        whole = checkpoint.state_dict(self.state)  # of shares, by all processes together
+        optimizer = {} if self.optimizer is None else fsdp.whole(self.optimizer.state_dict())
+        if not self.is_main:
             return
         self.run.check_there()
         payload = {
@@ -409,8 +419,8 @@ class _Loop:
             "has_begun": self.has_begun,
             "is_over": self.is_over,
             "metrics_size": self.run.metrics_size(),
-            "optimizer": {} if self.optimizer is None else self.optimizer.state_dict(),
-            **checkpoint.state_dict(self.state),
+            "optimizer": optimizer,
+            **whole,
         }
         checkpoint.save_atomically(payload, self.run.checkpoint)
 
@@ -419,6 +429,7 @@ class _Loop:
             self.state = checkpoint.load_state(self.state, saved, self.device)
             if self.optimizer is not None:
                 self.optimizer.load_state_dict(saved["optimizer"])
+                fsdp.share_state(self.optimizer)
         except (KeyError, RuntimeError, ValueError) as error:
             raise DataError(
                 f"the checkpoint is not of this method and model ({str(error).splitlines()[0]})",

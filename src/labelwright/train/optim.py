@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from labelwright.train import fsdp
 from labelwright.train.settings import TrainSettings
 
 
@@ -87,13 +88,16 @@ def perturbed(params: list[Tensor], *, radius: float) -> Iterator[None]:
       >>> w.item()
       3.0
     """
-    moved = [p for p in params if p.grad is not None]
-    saved = [p.detach().clone() for p in moved]
-    grads = [p.grad for p in moved if p.grad is not None]
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+    moved = [fsdp.own(p.detach()) for p in params if p.grad is not None]
+    saved = [p.clone() for p in moved]
+    grads = [p.grad for p in params if p.grad is not None]
+    if any(map(fsdp.is_share, grads)):
+        norm = fsdp.norm(grads)
+    else:
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
     with torch.no_grad():
         for p, grad in zip(moved, grads, strict=True):
-            p.add_(grad * (radius / (norm + 1e-12)))
+            p.add_(fsdp.own(grad) * (radius / (norm + 1e-12)))
     try:
         yield
     finally:
@@ -186,9 +190,19 @@ def optimizer_step(
             loss_of().backward()  # type: ignore[no-untyped-call]
             reduce_grads(params)
     if max_grad_norm > 0:
-        torch.nn.utils.clip_grad_norm_(params, max_grad_norm)
+        _clip(params, max_grad_norm)
     optimizer.step()
     return loss.detach()
+
+
+def _clip(params: list[Tensor], most: float) -> None:
+    grads = [p.grad for p in params if p.grad is not None]
+    if not any(map(fsdp.is_share, grads)):
+        torch.nn.utils.clip_grad_norm_(params, most)
+        return
+    share = (most / (fsdp.norm(grads) + 1e-6)).clamp(max=1.0)
+    for grad in grads:
+        fsdp.own(grad).mul_(share)
 
 
 def param_groups(net: nn.Module, *, lr: float, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:

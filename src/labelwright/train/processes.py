@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from labelwright import allocator
+from labelwright import allocator, launch
 from labelwright.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def accelerator_for(device: str) -> Accelerator:
     from accelerate.utils import InitProcessGroupKwargs
 
     wants_cpu = device_for(device).type == "cpu"
+    launch.asks_for_fsdp()  # see there
     # accelerate keeps one state per process and refuses another device in it: begin a new one when the device changes.
     if AcceleratorState._shared_state and (AcceleratorState().device.type == "cpu") != wants_cpu:
         AcceleratorState._reset_state(True)
@@ -233,7 +234,7 @@ def average_grads(params: list[Tensor], accelerator: Accelerator) -> None:
     """Average gradients over processes, in place, in one exchange."""
     if accelerator.num_processes == 1:
         return
-    grads = [p.grad for p in params if p.grad is not None]
+    grads = [p.grad for p in params if p.grad is not None and not hasattr(p.grad, "full_tensor")]  # those of FSDP are
     flat = torch.cat([grad.flatten() for grad in grads])
     with _exchange():
         torch.distributed.all_reduce(flat)
