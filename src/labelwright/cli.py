@@ -8,6 +8,7 @@ import errno
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ OF_THE_DISK = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EIO}
 SHARED = ("fit", "pretrain", "embed", "annotate", "label", "audit")
 """Verbs that the processes of `accelerate launch` do together; any other is done by the first one."""
 TRAINING = ("fit", "pretrain")
+SECONDS_TO_REPORT = 10.0  # that the main process has to find the bad input that another one found
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -86,13 +88,14 @@ def run(argv: Sequence[str]) -> int:
         if (verb_name == "audit" and result.failed) or (verb_name == "verify" and result.faults):
             return 1
     except LabelwrightError as error:
+        found = ""
         if isinstance(error, DataError) and error.problems:
             from labelwright.data.checks import format_problems
 
-            errors.print(format_problems(error.problems))
-        errors.print(f"error: {error}")
-        if launch.rank() and error.exit_code != 2:  # bad input is the main process's to report
-            print(f"process {launch.rank()}: error: {error}", file=sys.stderr)
+            found = format_problems(error.problems) + "\n"
+        errors.print(f"{found}error: {error}")
+        if launch.rank() and (error.exit_code != 2 or not _is_reported()):
+            print(f"{found}process {launch.rank()}: error: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
         if error.filename and error.errno in (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM):
@@ -115,6 +118,18 @@ def run(argv: Sequence[str]) -> int:
         errors.print(f"interrupted{again.get(verb_name, '')}")
         return 130
     return 0
+
+
+def _is_reported() -> bool:
+    """Whether the main process, which finds the same bad input, has ended while this one waited for it.
+
+    The launcher ends a process whose neighbour has ended: at once, this one would keep the main one from saying why.
+    """
+    try:
+        time.sleep(SECONDS_TO_REPORT)
+    except KeyboardInterrupt:  # by the launcher
+        return True
+    return False
 
 
 def _was_interrupted(error: BaseException | None) -> bool:

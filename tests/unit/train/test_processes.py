@@ -212,11 +212,28 @@ def test_cli__other_verbs_are_done_by_the_first_process_alone(
 ) -> None:
     monkeypatch.setenv("RANK", "1")
     assert cli.run(["verify", str(tmp_path / "none")]) == 0
-    assert cli.run(["embed", str(tmp_path / "none"), "--onnx", "no.onnx", "--out", str(tmp_path / "x.npz")]) == 2
     assert capsys.readouterr() == ("", "")
     monkeypatch.setenv("RANK", "0")
     assert cli.run(["verify", str(tmp_path / "none")]) == 2
     assert "RANK" not in os.environ
+
+
+def test_cli__bad_input_is_reported_once_and_by_another_process_where_the_first_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["embed", str(tmp_path / "none"), "--onnx", "no.onnx", "--out", str(tmp_path / "x.npz")]
+
+    def ends(seconds: float) -> None:  # as the launcher ends a process, once the first one has said what is wrong
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("RANK", "1")
+    with monkeypatch.context() as patched:
+        patched.setattr(cli.time, "sleep", ends)
+        assert cli.run(words) == 2
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(cli, "SECONDS_TO_REPORT", 0.0)
+    assert cli.run(words) == 2
+    assert capsys.readouterr().err.startswith("process 1: error: ")
 
 
 def test_end__one_of_several_processes__not_as_the_interpreter_ends() -> None:
