@@ -41,7 +41,7 @@ class Rows:
     root: str = ""  # folder that the paths of local files start from
     places: tuple[str, ...] = ()  # where the user finds each encoded image; empty: by its id
     class_names: tuple[str, ...] = ()  # that the file itself fixes, in order; empty if it does not
-    problems: tuple[Problem, ...] = ()  # of the vectors: rows without one, or with one of another length
+    problems: tuple[Problem, ...] = ()  # rows without a vector, or with one of another length; labels that are none
 
 
 def rows_of(shard: Shard, *, roles_of: Callable[[Sequence[str], str], dict[str, str]]) -> Iterator[Rows]:
@@ -83,13 +83,13 @@ def _rows_of_tar(shard: Shard) -> Iterator[Rows]:
     """Samples of WebDataset: files of one name up to its first dot, one after the other."""
     name = shard.prefix or name_of(shard.place)
     with reading(shard.place) as raw, tarfile.open(fileobj=raw, mode="r|") as tar:
-        found: list[tuple[str, bytes, str | None]] = []
+        found: list[tuple[str, bytes, str | None, str]] = []
         n_before = 0
         for key, members in _samples(tar):
             images = [suffix for suffix in members if suffix_of(f"image{suffix}") in IMAGE_SUFFIXES]
             if not images:
                 continue
-            found.append((f"{name}/{key}{images[0]}", members[images[0]], _label_beside(members)))
+            found.append((f"{name}/{key}{images[0]}", members[images[0]], *_label_beside(members)))
             if len(found) == BATCH_IMAGES:
                 yield _rows_of_samples(found, shard.place, n_before)
                 n_before, found = n_before + len(found), []
@@ -114,23 +114,35 @@ def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, bytes]]]:
         yield key, members
 
 
-def _label_beside(members: dict[str, bytes]) -> str | None:
-    """The label of a sample: the text of its .cls or .txt file, or "label" in its .json."""
+def _label_beside(members: dict[str, bytes]) -> tuple[str | None, str]:
+    """The label of a sample: the text of its .cls or .txt file, or "label" in its .json; and what is wrong with it.
+
+    Example:
+      >>> _label_beside({".cls": b"cat"}), _label_beside({".json": b"{cat}"})
+      (('cat', ''), (None, 'its .json is not JSON'))
+    """
     for suffix in _TAR_LABELS:
         if suffix in members:
             text = members[suffix].decode("utf-8", errors="replace").strip()
             if suffix != ".json":
-                return text or None
-            notes = json_of(text or "{}")
+                return text or None, ""
+            try:
+                notes = json_of(text or "{}")
+            except ValueError:
+                return None, "its .json is not JSON"
             label = notes.get("label") if isinstance(notes, dict) else None
-            return None if label is None else str(label)
-    return None
+            if isinstance(label, (list, dict)):
+                return None, '"label" in its .json is not one label'
+            return None if label is None else str(label), ""
+    return None, ""
 
 
-def _rows_of_samples(found: Sequence[tuple[str, bytes, str | None]], place: str, first_row: int) -> Rows:
-    ids, content, labels = zip(*found, strict=True)
+def _rows_of_samples(found: Sequence[tuple[str, bytes, str | None, str]], place: str, first_row: int) -> Rows:
+    ids, content, labels, wrong = zip(*found, strict=True)
     cells = tuple({"bytes": each, "path": None} for each in content)
-    return Rows(list(ids), {"label": pa.array(labels, pa.string())}, cells, None, place, first_row)
+    problems = tuple(Problem(ids[i], "malformed_row", words, i) for i, words in enumerate(wrong) if words)
+    columns = {"label": pa.array(labels, pa.string())}
+    return Rows(list(ids), columns, cells, None, place, first_row, problems=problems)
 
 
 def _rows_of_parquet(shard: Shard, roles_of: Callable[[Sequence[str], str], dict[str, str]]) -> Iterator[Rows]:

@@ -133,7 +133,8 @@ def _source(rows: Rows, how: Reading, size_px: int) -> Source:
     dataset = None if rows.cells is None else EncodedImages(rows.cells, rows.places or tuple(rows.ids))
     table = builder.finish(classes=how.classes, root=rows.root, dataset=dataset)
     unseen = (*_NOT_OF_A_PART, "duplicate_id") if how.only_images else _NOT_OF_A_PART
-    kept = tuple(p for p in table.problems if p.kind not in unseen)
+    wrong = () if how.only_images else rows.problems
+    kept = (*wrong, *(p for p in table.problems if p.kind not in unseen))
     table = replace(table, problems=kept, images=replace(table.images, decoding=how.decoding))
     if size_px:
         return in_memory(table, size_px=size_px, on_bad=how.on_bad)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -214,6 +216,25 @@ def test_images_behind_a_url__a_network_that_fails_is_no_fault_of_the_image(monk
     monkeypatch.setattr(type(memory), "cat_file", fails)
     with pytest.raises(DataError, match=r"memory:///flaky/a\.png cannot be read: no answer"):
         list(batches(shard, Reading(on_bad="skip")))
+
+
+def test_tar__notes_that_hold_no_label_are_named(photos: Path, tmp_path: Path) -> None:
+    image = (photos / "ant" / "1.png").read_bytes()
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for key, notes in (("1", b'{"label": "ant"}'), ("2", b"{ant}"), ("3", b'{"label": ["ant"]}'), ("4", b"[]")):
+            for suffix, content in ((".png", image), (".json", notes)):
+                member = tarfile.TarInfo(key + suffix)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    with pytest.raises(DataError) as caught:
+        read(tmp_path / "a.tar")
+    found = [(p.where, p.detail) for p in caught.value.problems]
+    assert found == [("a.tar/2.png", "its .json is not JSON"), ("a.tar/3.png", '"label" in its .json is not one label')]
+    (shard,) = find_shards(tmp_path / "a.tar")
+    (batch,) = batches(shard, Reading(on_bad="skip"))
+    assert known_of(batch)["label"].to_pylist() == ["ant", None]
+    (batch,) = batches(shard, Reading(only_images=True))  # whose labels nobody looks at
+    assert len(known_of(batch)["id"]) == 4
 
 
 def test_embedding_that_is_text(tmp_path: Path) -> None:
