@@ -133,6 +133,7 @@ def over_shards(
             n_done += 1
             progress(n_done)
     found = [_done(path) for path in paths]
+    _complete(paths, found)
     left_out = [row for each in found for row in each.left_out]
     counts = dict[str, float]()
     for each in found:
@@ -249,6 +250,26 @@ def _done(path: str) -> Done:
         notes = table.schema_arrow.metadata or {}
         left_out, counts = json_of(notes.get(LEFT_OUT, b"[]")), json_of(notes.get(COUNTS, b"{}"))
         return Done(table.metadata.num_rows, tuple(left_out), counts)
+
+
+def _complete(paths: Sequence[str], found: Sequence[Done]) -> None:
+    """Give files without a row the columns of the others, so that all of them can be read as one table."""
+    some = next((path for path, each in zip(paths, found, strict=True) if each.n_rows), None)
+    empty = [path for path, each in zip(paths, found, strict=True) if not each.n_rows]
+    if some is None or not empty:
+        return
+    schema = _schema_of(some)
+    for path in empty:
+        own = _schema_of(path)
+        if own.names != schema.names:
+            notes = {**(schema.metadata or {}), **(own.metadata or {})}
+            with writing(path) as file:
+                pq.write_table(schema.empty_table().replace_schema_metadata(notes), file)
+
+
+def _schema_of(path: str) -> pa.Schema:
+    with reading(path) as file, pq.ParquetFile(file) as table:
+        return table.schema_arrow
 
 
 # ---- engines --------------------------------------------------------------------------------------------------------

@@ -226,6 +226,22 @@ def test_embed_and_audit__an_id_in_two_shards_is_told(photos: Path, tmp_path: Pa
     assert done.notices == ()
 
 
+def test_shards_without_a_usable_row__have_the_columns_of_the_others(photos: Path, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [b"none"] * 3, "label": ["ant"] * 3}), tmp_path / "a.parquet")
+    as_parquet(photos, tmp_path / "b.parquet", row_group=10)
+    data, digits = [tmp_path / "a.parquet", tmp_path / "b.parquet"], "labelwright/digits-clip"
+    for _ in range(2):  # the second finds all of it there
+        done = lw.embed(data, out=tmp_path / "feats", model=digits, shard_rows=10, on_bad="skip")
+        assert (done.n_images, len(done.left_out), done.n_shards) == (20, 3, 3)
+    assert pq.read_table(tmp_path / "feats")["embedding"].null_count == 0
+    assert len(lw.inspect(tmp_path / "feats").table) == 20
+    for again, model in ((data, digits), (tmp_path / "feats", "auto")):
+        name = f"audit by {model}".replace("/", " ")
+        found = lw.audit(again, out=tmp_path / name, shard_rows=10, on_bad="skip", model=model)
+        assert found.summary["n_images"] == 20
+        assert "outlier_score" in pq.read_table(tmp_path / name).column_names
+
+
 def test_annotate__shards_hold_how_well_the_model_knows_the_classes(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
