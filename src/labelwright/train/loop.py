@@ -33,6 +33,7 @@ from labelwright.train.processes import (
     autocast_dtype,
     average_buffers,
     average_grads,
+    exchanging,
     gather_rows,
     is_any,
     shard,
@@ -177,7 +178,7 @@ class _Loop:
             self.restore(saved)
         elif self.run is not None and self.is_main:
             self.run.cut_metrics(0)
-        with stop_on_signal() as stop, progress.bar(self.options.show_progress and self.is_main) as live:
+        with exchanging(), stop_on_signal() as stop, progress.bar(self.options.show_progress and self.is_main) as live:
             if not self.has_begun:
                 self.begin()
             if self.options.trains:

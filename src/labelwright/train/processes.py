@@ -118,6 +118,19 @@ def _exchange() -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def exchanging() -> Iterator[None]:
+    """The same around work that exchanges now and then, as FSDP does by itself: other errors stay as they are."""
+    try:
+        yield
+    except RuntimeError as error:
+        is_of_exchange = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+        if n_processes() == 1 or not is_of_exchange:
+            raise
+        with _exchange():
+            raise
+
+
 def wait_for_all() -> None:
     """Go on when every process has come here.
 

@@ -205,6 +205,10 @@ def test_exchange__with_a_process_that_has_ended(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(TrainingError, match=r"another process of this run has ended.*Connection closed") as raised:
         processes.wait_for_all()
     assert "--resume" in raised.value.fix
+    with pytest.raises(TrainingError, match="another process of this run has ended"), processes.exchanging():
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer")
+    with pytest.raises(RuntimeError, match="sizes differ"), processes.exchanging():
+        raise RuntimeError("sizes differ")
 
 
 def test_cli__other_verbs_are_done_by_the_first_process_alone(
