@@ -42,6 +42,7 @@ from labelwright.reviewing.edits import recorded
 from labelwright.run_folder import Run, write_parquet_atomically
 from labelwright.train.predict import answer
 from labelwright.train.processes import accelerator_for
+from labelwright.trust.calibration import expected_accuracy
 
 Action = Literal["rename", "merge", "drop"]
 
@@ -214,6 +215,10 @@ def _label_again(
         cluster |= {"proposed": same[0]["proposed"]} if same else {}
     summary["novel"] |= {"clusters": clusters, "edits": [*summary["novel"].get("edits", []), words]}
     summary |= {"n_novel": len(saved.class_names) - n_seen, "class_names": list(saved.class_names)}
+    if (answers.given < 0).any():
+        chances = saved.calibration.chance(answers.odds)[answers.given < 0]
+        mean, low, high = expected_accuracy(chances, saved.calibration)
+        summary["trust"] |= {"estimated": round(mean, 4), "interval": [round(low, 4), round(high, 4)]}
     if summary.get("pseudolabels") is not None and (truth >= 0).any():
         summary["pseudolabels"] = open_scores(answers, truth, truth_names, n_seen=n_seen)
     new = label_rows(

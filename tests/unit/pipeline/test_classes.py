@@ -116,6 +116,12 @@ def test_drop__images_go_to_the_next_class_and_given_labels_stay(run: Path, data
     assert text.count("novel-3") == text.count("Afterwards dropped: novel-3") == 1
     scores = lw.evaluate(run, data / "test.npz", device="cpu")
     assert lw.Run(run).summary["test"]["all"] == pytest.approx(scores["all"])
+    trust = np.array(lw.Run(run).labels.column("trust").to_pylist())
+    is_predicted = np.array(lw.Run(run).labels.column("source").to_pylist()) == "predicted"
+    stated = lw.Run(run).summary["trust"]
+    is_of_a_class = np.array(labels_of(run, "decision")) != "unknown"  # of the others the row's trust is lower
+    assert trust[is_predicted].mean() <= stated["estimated"] <= trust[is_predicted & is_of_a_class].mean() + 1e-3
+    assert stated["interval"][0] <= stated["estimated"] <= stated["interval"][1]
 
 
 def test_merge__images_to_check_have_pictures_and_given_labels_the_trust_they_had(tmp_path: Path) -> None:
