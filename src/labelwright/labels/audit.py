@@ -129,6 +129,7 @@ class Judged:
     probability: Tensor  # [N] float32 of that class; NaN where there is no score
     wrong_frac: float  # estimated share of wrong labels among those that were judged, 0 to 1
     alike: Tensor  # [C, C] float32, see `alike_of`
+    agreement: float = 1.0  # share of the judged rows whose label is what the others alone say, 0 to 1
 
     @property
     def is_suspected(self) -> Tensor:
@@ -201,6 +202,7 @@ def judge_labels(
         none.index_put((at,), other[is_scored]),
         float(1 - own[is_scored].mean()),
         alike_of(probs[is_scored], y[is_scored]),
+        float((probs.argmax(1) == y)[is_scored].float().mean()),
     )
 
 

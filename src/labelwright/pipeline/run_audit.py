@@ -18,6 +18,7 @@ from labelwright.labels.chunks import evenly_spread
 from labelwright.pipeline.audit import clean_feats, groups_of, neighbours_of
 from labelwright.pipeline.copies import has_two_labels, near_pairs
 from labelwright.pipeline.job import Job
+from labelwright.reporting.words import doubt_of
 from labelwright.train.predict import Answers
 from labelwright.wording import counted, percent
 
@@ -30,7 +31,8 @@ class RunAudit:
     """What was found."""
 
     # block ``audit`` of summary.json: ``n_audited`` images; ``n_suspected`` given labels, ``estimated_wrong`` (share of
-    # the given labels) and ``suspected``, the worst first, None each where labels could not be judged;
+    # the given labels), ``agreement`` (share of the labels that what judges them says, too) and ``suspected``, worst
+    # first, None each where labels could not be judged;
     # ``n_duplicates``, ``n_across_test``, ``n_two_labels`` and ``duplicates``, pairs of ids with "exact" or "near";
     # ``alike``, pairs of classes that look like one, as `audit` has them; ``test_noise``, see `noise_in_test`; ``says``
     facts: dict[str, Any]
@@ -72,7 +74,7 @@ def audit_of_run(job: Job, tested: Answers | None, *, seed: int) -> RunAudit:
     names = job.task.class_names
     content = None if prepared.content is None else prepared.content[places]
     facts: dict[str, Any] = {"n_audited": len(places), **_copies(parts, content, feats, near, ids, labels, is_test)}
-    facts |= dict.fromkeys(("n_suspected", "estimated_wrong", "suspected", "alike", "test_noise"))
+    facts |= dict.fromkeys(("n_suspected", "estimated_wrong", "agreement", "suspected", "alike", "test_noise"))
     chances = [torch.full((len(each.table),), torch.nan) for each in sources]
     if judged is not None:
         facts |= _suspected(judged, ids, labels, names)
@@ -95,6 +97,7 @@ def _suspected(
     return {
         "n_suspected": len(marked),
         "estimated_wrong": round(judged.wrong_frac, 4),
+        "agreement": round(judged.agreement, 4),
         "suspected": [
             {
                 "id": ids[row],
@@ -184,7 +187,8 @@ def _says(facts: Mapping[str, Any], noun: str, *, has_labels: bool, has_feats: b
     words = []
     if n := facts["n_suspected"]:
         looks = f"{counted(n, noun)} look{'s' if n == 1 else ''} wrong"
-        words.append(f"{looks} (by estimate about {percent(facts['estimated_wrong'])} of them are)")
+        share = percent(facts["estimated_wrong"])
+        words.append(f"{looks} (by estimate about {share} of them are{doubt_of(facts['agreement'])})")
     elif n == 0:
         words.append(f"No {noun} looks wrong")
     elif has_labels and has_feats:

@@ -19,7 +19,7 @@ from labelwright.data.prepare import is_embeddings
 from labelwright.data.table import NOTICES
 from labelwright.errors import DataError, Problem
 from labelwright.reporting.lines import annotated_lines, folded_warnings, lines_of_run, novel_lines, skipped_lines
-from labelwright.reporting.words import COLUMNS, beside_rows
+from labelwright.reporting.words import COLUMNS, beside_rows, doubt_of
 from labelwright.reviewing.answers import ANSWERS_FILE
 from labelwright.run_folder import Run
 from labelwright.screen import screen
@@ -210,7 +210,8 @@ def _print_audit(done: Any, values: Mapping[str, Any]) -> None:
     rows += [(f"{found['n_duplicate_groups']:,}", "groups of copies")] if found["n_duplicate_groups"] else []
     _show(rows=rows)
     if found["estimated_wrong"] is not None:
-        _say(f"about {percent(found['estimated_wrong'])} of the labels are estimated to be wrong")
+        share = percent(found["estimated_wrong"])
+        _say(f"about {share} of the labels are estimated to be wrong{doubt_of(found['agreement'])}")
     if found["worst"]:
         cells = (
             (row["id"], row["label"], row["suspected_label"], f"{row['label_score']:.3f}") for row in found["worst"]

@@ -51,6 +51,8 @@ def test_fit__wrong_labels_are_suspected_with_the_class_suggested(run: Any) -> N
     assert scores == sorted(scores)
     assert found["estimated_wrong"] == pytest.approx(2 * N_WRONG / 300, abs=0.03)
     assert f"{found['n_suspected']} given labels look wrong" in found["says"]
+    assert found["agreement"] > 0.7
+    assert "may be right" not in found["says"]
 
 
 def test_fit__wrong_given_labels_have_little_trust_and_right_ones_much(run: Any) -> None:
@@ -136,3 +138,14 @@ def test_audit__with_the_model_of_a_run(tmp_path: Path) -> None:
 def test_audit__a_run_without_a_pretrained_model(run: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no pretrained model"):
         lw.audit(write_folders(tmp_path / "photos", {"ant": 2, "bee": 2}), run=run[0].path)
+
+
+def test_fit__weak_features_accuse_right_labels_and_the_words_say_so(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    truth = np.arange(240) % 24
+    feats = 1.2 * draw.normal(size=(24, 12))[truth] + draw.standard_t(3, size=(240, 12))
+    data = {"embeddings": feats.astype(np.float32), "labels": [f"kind {c}" for c in truth]}
+    found = lw.fit(data, out=tmp_path / "run", test_frac=0, device="cpu", evaluations=0).summary["audit"]
+    assert found["n_suspected"] > 5
+    assert 0.3 < found["agreement"] < 0.7
+    assert "so that many of these may be right" in found["says"]
