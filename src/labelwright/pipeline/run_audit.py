@@ -187,8 +187,9 @@ def _says(facts: Mapping[str, Any], noun: str, *, has_labels: bool, has_feats: b
     words = []
     if n := facts["n_suspected"]:
         looks = f"{counted(n, noun)} look{'s' if n == 1 else ''} wrong"
-        share = percent(facts["estimated_wrong"])
-        words.append(f"{looks} (by estimate about {share} of them are{doubt_of(facts['agreement'])})")
+        share = facts["estimated_wrong"]
+        doubt = doubt_of(facts["agreement"], share)
+        words.append(f"{looks} (by estimate about {percent(share)} of them are{doubt})")
     elif n == 0:
         words.append(f"No {noun} looks wrong")
     elif has_labels and has_feats:

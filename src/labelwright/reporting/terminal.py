@@ -210,8 +210,9 @@ def _print_audit(done: Any, values: Mapping[str, Any]) -> None:
     rows += [(f"{found['n_duplicate_groups']:,}", "groups of copies")] if found["n_duplicate_groups"] else []
     _show(rows=rows)
     if found["estimated_wrong"] is not None:
-        share = percent(found["estimated_wrong"])
-        _say(f"about {share} of the labels are estimated to be wrong{doubt_of(found['agreement'])}")
+        share = found["estimated_wrong"]
+        doubt = doubt_of(found["agreement"], share)
+        _say(f"about {percent(share)} of the labels are estimated to be wrong{doubt}")
     if found["worst"]:
         cells = (
             (row["id"], row["label"], row["suspected_label"], f"{row['label_score']:.3f}") for row in found["worst"]

@@ -35,6 +35,7 @@ TURNING = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])
 TELLING = 0.7
 """Share of labels that are what the others say, below which the others may be wrong as well: right labels of 26 to 200
 kinds of letters and emoji, of which they say half, were taken for 4 to 18% wrong."""
+MANY_WRONG = 0.03  # estimated share of wrong labels, from which that matters
 
 
 def beside_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[dict[str, Any]]]:
@@ -201,13 +202,15 @@ def listed(names: Sequence[str], most: int = 12) -> str:
     return ", ".join(names[:most]) + more
 
 
-def doubt_of(agreement: float | None) -> str:
-    """What has to be said beside wrong labels where what judges them says few of all labels; else nothing.
+def doubt_of(agreement: float | None, wrong: float) -> str:
+    """What has to stand beside wrong labels where what judges them says few of all labels; else nothing.
+
+    Args: agreement: share of the labels that it says, None = not known.   wrong: estimated share of wrong ones.
 
     Example:
-      >>> doubt_of(0.46), doubt_of(0.9), doubt_of(None)
-      ('; what judges them says only 46.0% of all labels, so that many of these may be right', '', '')
+      >>> doubt_of(0.46, 0.18), doubt_of(0.46, 0.01), doubt_of(0.9, 0.18), doubt_of(None, 0.18)
+      ('; what judges them says only 46.0% of all labels, so that many of these may be right', '', '', '')
     """
-    if agreement is None or agreement >= TELLING:
+    if agreement is None or agreement >= TELLING or wrong < MANY_WRONG:
         return ""
     return f"; what judges them says only {percent(agreement)} of all labels, so that many of these may be right"
