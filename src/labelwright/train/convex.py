@@ -32,6 +32,7 @@ FEW_COLUMNS = 0.1  # of the features: if no more carry the variance, the others 
 LEAST_COLUMNS = 1.1  # that carry it, of few features
 SCALED_ROWS = 5000  # labelled, and unlabelled ones, by which columns are judged
 WEIGHED_ROWS = 1000  # labelled rows on which one scale is held against one of each column
+FEWER_ROWS, FEWER_CLASSES = 300, 50  # the same where many columns carry the variance, and a clear word is asked for
 CHANCE = 3.0  # times 1 / N: squared correlations of columns that are not correlated
 LEAST_GRADIENT = 1e-5  # largest entry of the gradient of the mean loss at which it has converged
 SAMPLED_FROM, SAMPLED_EVERY = 8192, 4  # rows from which a head begins at that of a sample, and one row of how many
@@ -269,7 +270,8 @@ def column_scales(feats: Tensor, labels: Tensor) -> Tensor | None:
 
     Where a tenth of the columns carries the variance, the others have no say in distances, nor under a penalty; each is
     divided by its deviation then. Principal components are an exception: they are not correlated, and those that spread
-    little say little. Labels decide against either if those left out are likelier by two standard errors.
+    little say little. Labels decide against either if those left out are likelier by two standard errors; and for it
+    by three where more columns carry the variance, as where features of two scales stand side by side.
 
     Args:
       feats: [N, D] float.
@@ -289,13 +291,20 @@ def column_scales(feats: Tensor, labels: Tensor) -> Tensor | None:
     variance = deviation[spreads].square()
     n_columns = len(variance)
     n_carrying = float(variance.sum().square() / variance.square().sum()) if n_columns else 0.0
-    if n_columns < 2 or n_carrying > max(LEAST_COLUMNS, FEW_COLUMNS * n_columns):
+    if n_columns < 2:
         return None
+    is_carried_by_few = n_carrying <= max(LEAST_COLUMNS, FEW_COLUMNS * n_columns)
     scales = torch.where(spreads, deviation, 1.0).float()
     z = ((feats.double() - feats.double().mean(0)) / scales)[:, spreads]
-    alike = (z.T @ z / len(z)).square().fill_diagonal_(0).sum() / (n_columns * (n_columns - 1))
-    is_correlated = bool(alike > CHANCE / len(z))
+    is_correlated = False  # which says something of few columns alone
+    if is_carried_by_few:
+        alike = (z.T @ z / len(z)).square().fill_diagonal_(0).sum() / (n_columns * (n_columns - 1))
+        is_correlated = bool(alike > CHANCE / len(z))
     known = (labels >= 0).nonzero().flatten()
+    if not is_carried_by_few:  # several of each class
+        known, classes = known[labels[known].argsort(stable=True)], torch.unique(labels[known])
+        known = known[torch.isin(labels[known], classes[:: len(classes) // FEWER_CLASSES + 1])]
+        known = known[:: len(known) // FEWER_ROWS + 1]
     y = torch.unique(labels[known], return_inverse=True)[1]
     rows, fold = folds_of(y, None, seed=0, limit=WEIGHED_ROWS)
     if not len(rows) or int(fold.max()) < 1:
@@ -303,7 +312,7 @@ def column_scales(feats: Tensor, labels: Tensor) -> Tensor | None:
     each = [_left_out_losses(some[known], y, rows, fold) for some in (feats.float(), z.float())]
     gain = each[0] - each[1]
     clear = float(gain.mean()) / max(1e-9, float(gain.std()) / len(gain) ** 0.5)
-    return scales if clear > 2 or (is_correlated and clear > -2) else None
+    return scales if clear > (2 if is_carried_by_few else 3) or (is_correlated and clear > -2) else None
 
 
 def _left_out_losses(feats: Tensor, labels: Tensor, rows: Tensor, fold: Tensor) -> Tensor:

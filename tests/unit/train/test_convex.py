@@ -323,3 +323,16 @@ def test_column_scales__principal_components_keep_theirs():
     assert column_scales(mixed, (mixed[:, 3] > 0).long()) is None
     assert column_scales(components, of_large) is None
     assert column_scales(torch.ones(20, 3), torch.full((20,), -1)) is None
+
+
+def test_column_scales__features_of_two_scales():
+    """Half of the columns are large and say nothing: only labels can tell, and of many classes some do."""
+    g = torch.Generator().manual_seed(0)
+    labels = torch.arange(60).repeat(5)
+    small = torch.randn(60, 16, generator=g)[labels] + 0.1 * torch.randn(300, 16, generator=g)
+    beside = torch.cat([small, 50.0 * torch.randn(300, 16, generator=g)], 1)
+    scales = column_scales(beside, labels)
+    assert scales is not None
+    assert torch.allclose(scales, beside.std(0, correction=0))
+    assert column_scales(beside, torch.full((300,), -1)) is None
+    assert column_scales(torch.cat([50.0 * small, beside[:, 16:] / 50.0], 1), labels) is None  # the large ones say it
