@@ -20,9 +20,10 @@ Source: ours; the parts are those of linear discriminant analysis fitted by EM, 
 Command: labelwright fit feats.npz --method beliefs --out RUN
 Measured: balanced accuracy on the test images with five labels a class of the training images and the others unlabelled
 (features of an ImageNet network, seeds 0, 1, 2, one thread of an AMD EPYC): docs/benchmarks.md, "Few labels without a
-text model". `strength`, `shrinkage`, `label_weight` and `prior` were chosen on CIFAR-10 and GTSRB (features of a small
-CLIP's image tower, 1 to 20 labels a class), and those for texts on pools of them that show 2 to 43 classes; from about
-twenty labels a class on, logistic regression alone is as good.
+text model". `strength`, `label_weight` and `prior` were chosen on CIFAR-10 and GTSRB (features of a small CLIP's image
+tower, 1 to 20 labels a class), `n_dims` and `shrinkage` on clothes, digits, letters, emoji and characters (features of
+an ImageNet network; fewer components of few images with flowers12 in sight), and those for texts on pools of CIFAR-10
+and GTSRB that show 2 to 43 classes.
 """
 
 from __future__ import annotations

@@ -253,7 +253,8 @@ def trust_facts(
         if unlike.share and bare is not None:
             chances = calibrations.training.chance(bare.odds[open_rows])
             of_named, _, highest = expected_accuracy(chances, calibrations.training)
-            low, high = max(0.0, low - (unlike.share - unlike.least) * of_named), max(high, highest)
+            unsure = unlike.share - (0.0 if unlike.is_elsewhere else unlike.least)  # what trust is not lowered by
+            low, high = max(0.0, low - unsure * of_named), max(high, highest)
         found |= {"estimated": round(mean, 4), "interval": [round(low, 4), round(high, 4)]}
         found |= {"unlike": unlike.share} if unlike.share else {}
     if tested is not None and len(tested.right):

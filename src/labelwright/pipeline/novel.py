@@ -95,6 +95,12 @@ def novel_notice(unlike: Unlike) -> list[str]:
     if not unlike.share:
         return []
     least = f" ({unlike.least:.0%} at least)" if unlike.least else ""
+    if unlike.is_elsewhere:
+        return [
+            f"about {unlike.share:.0%} of the unlabelled images{least} look unlike every labelled one, as of another "
+            "place or camera: their trust is that of images like the labelled ones, and may be far too high; label or "
+            "verify some of them (labelwright verify-sample)"
+        ]
     return [
         f"about {unlike.share:.0%} of the unlabelled images{least} look unlike every labelled one, and their trust is "
         "lowered: --novel auto looks for new classes; if labels are of other places or series, --group COLUMN"

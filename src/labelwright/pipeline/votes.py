@@ -97,10 +97,11 @@ def weighed(votes: PixelVotes, job: Job, left_out: LeftOut, rows: Tensor) -> tup
 def with_likeness(job: Job, answers: Answers, calibration: Calibration) -> Answers:
     """Answers on the training images, with what speaks against their being of any class that labels name.
 
-    The chances of unlabelled images become those of ``calibration`` times the chance that they are of such a class.
+    The chances of unlabelled images become those of ``calibration`` times the chance that they are of such a class;
+    where nearly none looks so, they stay: another place is likelier than that nothing is of any class.
     """
     likeness, source = job.unlike.likeness, job.prepared.train
-    if likeness is None or source.stored is None:
+    if likeness is None or source.stored is None or job.unlike.is_elsewhere:
         return answers
     rows = (answers.given < 0).nonzero().flatten()
     units = units_of(source.table)[rows]

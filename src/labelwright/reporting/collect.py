@@ -24,6 +24,7 @@ import pyarrow as pa
 import yaml
 
 from labelwright.encoders.descriptor import NAME
+from labelwright.labels.unlike import ELSEWHERE
 from labelwright.reporting.checks import TABS, is_given, rows_of, to_check
 from labelwright.reporting.gallery import read_gallery
 from labelwright.reporting.given import PER_DOT, given_panels, interval, size_panels
@@ -163,7 +164,8 @@ def _next(run: Run, verdict: Mapping[str, Any], check: Mapping[str, Any], comman
         )
         again = _with_corrections(run, command)
         cards.append(("Check images and learn again", why, again))
-    strange = max((run.summary.get("strangers") or {}).get("share") or 0.0, unlike_labelled(run))
+    unlike = unlike_labelled(run)
+    strange = max((run.summary.get("strangers") or {}).get("share") or 0.0, unlike if unlike < ELSEWHERE else 0.0)
     if strange > STRANGE and is_there and run.summary.get("n_novel") is None:
         why = f"{percent(strange)} of the images, by estimate, look like none of the classes."
         cards.append(("Look for new classes", why, f"{command} --novel auto"))

@@ -245,6 +245,26 @@ def test_fit__without_novel_says_that_labels_do_not_speak_for_hidden_classes(
     assert any("--novel auto" in card["command"] for card in collect(run, command="labelwright fit x --out y")["next"])
 
 
+def test_fit__unlabelled_images_of_another_camera_keep_a_trust_and_the_interval_says_how_little_is_known(
+    tmp_path: Path,
+) -> None:
+    draw = np.random.default_rng(0)
+    truth, is_open = np.arange(600) % 3, np.arange(600) >= 150
+    feats = 2 * np.eye(3, 16)[truth] + 0.5 * draw.normal(size=(600, 16))
+    feats[is_open] += 1.5 * draw.normal(size=16)
+    labels = np.where(is_open, "", np.array(NAMES[:3])[truth])
+    data = {"embeddings": feats.astype(np.float32), "labels": labels}
+    run = lw.fit(data, out=tmp_path / "run", test_frac=0, device="cpu", evaluations=0)
+    trust = run.summary["trust"]
+    right = np.mean(np.array(run.labels["label"].to_pylist())[is_open] == np.array(NAMES[:3])[truth][is_open])
+    assert trust["unlike"] >= 0.95
+    assert trust["estimated"] > 0.5
+    assert trust["interval"][0] < 0.1
+    assert trust["interval"][0] <= right <= trust["interval"][1]
+    assert any("of another place or camera" in words for words in run.summary["warnings"])
+    assert collect(run)["verdict"]["level"] in ("unconfirmed", "poor")
+
+
 @pytest.mark.parametrize("spare", [(), ("dog",)], ids=["two named", "one of them without a label"])
 def test_unlike_of__an_image_is_not_its_own_neighbour_and_may_be_of_a_named_class(spare: tuple[str, ...]) -> None:
     feats = torch.cat([torch.randn(400, 4, generator=torch.Generator().manual_seed(0)) + at for at in (0, 3, 6)])
