@@ -463,11 +463,12 @@ def chance_of_repeated(repeated: float) -> float:
 def expected_accuracy(trust: Tensor, calibration: Calibration) -> tuple[float, float, float]:
     """The estimated share of labels that are right, and an interval for it.
 
-    With left-out labels the interval is a 95% one for as many of them, wider by half of what fits without them answer
-    unlike: where they do, either may be right, so they are worse by an unknown part of it, and the estimate is not
-    raised. It is wider by half of the share of labels taken for wrong, too. From a text model or candidates it is what
-    such estimates were off by where we looked, lower by the images whose class may have another's name, and it reaches
-    as high as if the text model knew the classes. Without any it says nothing.
+    With left-out labels the interval is a 95% one for as many of them, and for as many predicted labels, of which the
+    share that is right varies, too. It is wider by half of what fits without them answer unlike: where they do, either
+    may be right, so they are worse by an unknown part of it, and the estimate is not raised. It is wider by half of the
+    share of labels taken for wrong, too. From a text model or candidates it is what such estimates were off by where we
+    looked, lower by the images whose class may have another's name, and it reaches as high as if the text model knew
+    the classes. Without any it says nothing.
 
     Args:
       trust: [N] calibrated chances of predicted labels, N >= 1.
@@ -478,15 +479,15 @@ def expected_accuracy(trust: Tensor, calibration: Calibration) -> tuple[float, f
 
     Example:
       >>> known = Calibration(1.0, 0.0, "left-out labels", 100)
-      >>> [round(v, 3) for v in expected_accuracy(torch.full((50,), 0.9), known)]
-      [0.9, 0.826, 0.945]
+      >>> [[round(v, 3) for v in expected_accuracy(torch.full((N,), 0.9), known)] for N in (50, 10_000)]
+      [[0.9, 0.754, 0.964], [0.9, 0.825, 0.945]]
     """
     mean = float(trust.double().mean())
     if calibration.source == "none":
         return mean, 0.0, 1.0
     if calibration.source in ("text model", "candidates"):
         return mean, max(0.0, mean - BELOW - calibration.moved), min(1.0, mean + calibration.lowered + ABOVE)
-    n, unsure = calibration.n, (calibration.moved + calibration.wrong) / 2
+    n, unsure = 1 / (1 / calibration.n + 1 / len(trust)), (calibration.moved + calibration.wrong) / 2
     middle = (mean + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
     width = Z95 * math.sqrt(mean * (1 - mean) / n + (Z95 / (2 * n)) ** 2) / (1 + Z95**2 / n) + unsure
     return mean, max(0.0, middle - width), min(1.0, middle + width)
