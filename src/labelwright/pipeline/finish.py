@@ -34,7 +34,7 @@ from labelwright.pipeline.gallery import first_guesses, gallery_of
 from labelwright.pipeline.job import Job
 from labelwright.pipeline.label_rows import label_rows
 from labelwright.pipeline.novel import feats_of
-from labelwright.pipeline.own_sets import own_answers, with_candidates
+from labelwright.pipeline.own_sets import own_answers, right_within, with_candidates
 from labelwright.pipeline.promises import (
     assumes,
     by_held_out,
@@ -182,6 +182,7 @@ def finish(beside: Contest, saved: Contender, trained: Trained, seconds: dict[st
                 "left_out": None if beside.by_held_out else choice.scores.get(each.name),
                 "test": few_scores(tests[each.name][1]),
                 "unlabelled": _unlabelled_score(each, scored if each is kept else None),
+                "within_sets": right_within(each, _truth_of_unlabelled(each)),
                 "seconds": round(each.seconds, 2),
             }
             for each in beside.contenders
@@ -317,15 +318,21 @@ def _scored(contender: Contender) -> tuple[Answers | None, dict[str, Any] | None
     return answers, scores | {"confusions": confusions(answers, truth, table.class_names)}
 
 
+def _truth_of_unlabelled(contender: Contender) -> torch.Tensor:
+    """[N] int64 true classes of the training images that have no label, -1 = not known, or there is a label."""
+    table = contender.job.prepared.train.table
+    truth, _ = truth_beyond(table, len(contender.job.task.class_names))
+    return torch.from_numpy(np.where(table.labels < 0, truth, -1)).long()
+
+
 def _unlabelled_score(contender: Contender, answers: Answers | None) -> float | None:
     """Share of the unlabelled training images that are right; None where no truth is known of them.
 
     Of the classifier alone, for every contender alike: the annotations of an image itself are left out.
     """
     table, task = contender.job.prepared.train.table, contender.job.task
-    n_seen = len(task.class_names)
-    truth, names = truth_beyond(table, n_seen)
-    truth = np.where(table.labels < 0, truth, -1)
+    n_seen, names = len(task.class_names), truth_beyond(table, len(task.class_names))[1]
+    truth = _truth_of_unlabelled(contender).numpy()
     if not (truth >= 0).any():
         return None
     answers = contender.answers("train") if answers is None else answers

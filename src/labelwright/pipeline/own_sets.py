@@ -60,6 +60,29 @@ def own_answers(kept: Contender, given: Tensor) -> tuple[Answers, dict[str, Any]
     return answers, {"own_sets": facts}
 
 
+def right_within(contender: Contender, truth: Tensor) -> float | None:
+    """Share of the unlabelled images with candidates that are right where a contender chooses among these.
+
+    By heads that did not see an image where there are such. None without candidates or truth, or with new classes.
+
+    Args: truth [N] int64, -1 = not known.
+    """
+    task, annotations = contender.job.task, Annotations(contender.job.task)
+    if annotations.kind is None or task.n_novel:
+        return None
+    rows = torch.arange(len(truth))
+    annotated = torch.cat([annotations.is_annotated(some) for some in torch.split(rows, 8192)])
+    known = (truth >= 0) & (task.labels.cpu() < 0) & annotated.cpu()
+    if not known.any():
+        return None
+
+    def adapt(some: Tensor, probs: Tensor) -> Tensor:
+        return within(probs.cpu(), annotations.named(some).cpu()).to(probs)
+
+    chosen = contender.left_out_answers(adapt=adapt).predicted
+    return float((chosen == truth)[known].double().mean())
+
+
 def _annotation_model(kept: Contender, annotations: Annotations) -> AnnotationModel | None:
     """What the sets are worth; None where none of them says anything, as all hold every class."""
     rows = torch.arange(len(kept.job.task.labels))

@@ -12,8 +12,10 @@ COLUMNS = {
     "left_out": "labelled images left out",
     "test": "test images",
     "unlabelled": "unlabelled images",
+    "within_sets": "unlabelled images within their candidates",
 }
-"""What an answer is scored on: balanced accuracy, of unlabelled images the share that is right."""
+"""What an answer is scored on: balanced accuracy, of unlabelled images the share that is right, alone and among what
+annotators or candidates name for the image."""
 
 SITUATIONS = {
     "no_labels": "class names but no labels",
@@ -56,9 +58,9 @@ def beside_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[dict[str, A
         name: {**each, "test": None if each["test"] is None else each["test"].get("balanced_accuracy")}
         for name, each in found.items()
     }
-    keys = [key for key in COLUMNS if any(each[key] is not None for each in values.values())]
+    keys = [key for key in COLUMNS if any(each.get(key) is not None for each in values.values())]
     rows = [
-        {"title": each["title"], "is_answer": name == summary["answer"]["name"], **{key: each[key] for key in keys}}
+        {"title": each["title"], "is_answer": name == summary["answer"]["name"], **{key: each.get(key) for key in keys}}
         for name, each in values.items()
     ]
     return (keys, rows) if keys else ([], [])

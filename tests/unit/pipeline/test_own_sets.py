@@ -69,9 +69,15 @@ def test_crowd__by_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
     inside = np.mean([NAMES[c] in row for row, c in zip(named, truth, strict=True) if row])
     assert abs(summary["own_sets"]["truth_inside"] - inside) < 0.06
     assert right(Run(run), truth) > 0.9
+    beside = summary["reference"]
+    within = {name: each["within_sets"] for name, each in beside.items()}
+    assert within["majority"] <= inside + 0.01  # the class is no candidate of more
+    assert within["majority"] > beside["majority"]["unlabelled"] - 0.05
+    assert within["majority"] < right(Run(run), truth)
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "Annotator ann" in page
     assert "Outside their candidates" in page
+    assert "Unlabelled images within their candidates" in page
     rows = Run(run).labels
     assert rows is not None
     for row, votes in zip(rows.to_pylist(), named, strict=True):
