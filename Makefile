@@ -19,14 +19,14 @@ demo: setup
 	$(BIN)/labelwright demo
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 oldest newest: VENV = .venv-$@
 oldest newest:
 	$(PYTHON) -m venv $(VENV)
 	$(PYTHON) scripts/dependencies.py $@ > $(VENV)/wanted.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint $(VENV)/wanted.txt --editable '.[dev]'
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 $(if $(filter oldest,$@),-W default) # old releases warn about one another
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile $(if $(filter oldest,$@),-W default) # old releases warn about one another
 
 faults: setup
 	$(BIN)/python benchmarks/faults.py --out faults-work
