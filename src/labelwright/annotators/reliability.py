@@ -109,7 +109,8 @@ def reliability_lines(found: Mapping[str, Any] | None) -> list[str]:
 def _copies(table: LabelTable) -> list[list[str]]:
     """Names of annotators who answered the same images, never differ, and are contradicted by others: one list each.
 
-    Two who are right on easy images are no copies; so are none where nobody else answered these images.
+    Annotators who agree because the images are easy are not copies: then the others agree with them, too. Where nobody
+    else answered these images, nothing is concluded.
     """
     assert table.votes is not None
     votes, alike = table.votes, dict[bytes, list[int]]()

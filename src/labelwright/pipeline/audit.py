@@ -185,7 +185,9 @@ def audit(
     notices: list[str] = []
     columns = named_columns(image=image_column, label=label_column, split=split_column)
     if is_embeddings(data):
-        parts, name = _embedded(data, test, model, classes, group, columns, on_bad, notices), "embeddings as given"
+        columns |= named_columns(group=group)
+        parts, name = _embedded(data, test, model, classes, columns, on_bad, notices), "embeddings as given"
+        check_groups(parts[0].table, group, data)
     else:
         decoding = Decoding.chosen(largest_image=largest_image)
         parts, name = _seen(data, test, model, classes, group, columns, on_bad, device, precision, notices, decoding)
@@ -342,20 +344,11 @@ def _model_of(run: Run, model: str, *, is_stored: bool) -> str:
 
 
 def _embedded(
-    data: Any,
-    test: Any,
-    model: str,
-    classes: Any,
-    group: str | None,
-    columns: Mapping[str, str],
-    on_bad: OnBad,
-    notices: list[str],
+    data: Any, test: Any, model: str, classes: Any, columns: Mapping[str, str], on_bad: OnBad, notices: list[str]
 ) -> list[_Part]:
     if model not in ("auto", "none"):
         raise ConfigError(f"the data are embeddings: --model {model} has nothing to work on", fix="leave --model out")
-    columns = {**columns, **named_columns(group=group)}
     sources = [open_embeddings(data, classes=classes, columns=columns, on_bad=on_bad)]
-    check_groups(sources[0].table, group, data)
     if test is not None:
         sources.append(open_embeddings(test, classes=sources[0].table.class_names or None, on_bad=on_bad))
     feats = [clean_feats(source) for source in sources]

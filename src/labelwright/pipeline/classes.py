@@ -258,7 +258,7 @@ def _score_again(run: Run, *, device: str, precision: str) -> None:
         return
     named = {f"{role}_column": name for role, name in _columns(run).items()}
     scores: dict[str, Any] | None = None
-    for columns in (named, {}):  # a test table may lack the columns that the training table has
+    for columns in [named, {}] if named else [{}]:  # a test table may lack the columns that the training table has
         with contextlib.suppress(DataError, KeyError):
             scores = evaluate(
                 run.path, run.config["test"], on_bad="skip", device=device, precision=precision, **columns

@@ -294,14 +294,14 @@ def column_scales(feats: Tensor, labels: Tensor) -> Tensor | None:
     if n_columns < 2:
         return None
     is_carried_by_few = n_carrying <= max(LEAST_COLUMNS, FEW_COLUMNS * n_columns)
-    scales = torch.where(spreads, deviation, 1.0).float()
-    z = ((feats.double() - feats.double().mean(0)) / scales)[:, spreads]
+    scales, mean = torch.where(spreads, deviation, 1.0).float(), feats.mean(0, dtype=torch.float64)
+    known = (labels >= 0).nonzero().flatten()
     is_correlated = False  # which says something of few columns alone
     if is_carried_by_few:
+        z = ((feats.double() - mean) / scales)[:, spreads]
         alike = (z.T @ z / len(z)).square().fill_diagonal_(0).sum() / (n_columns * (n_columns - 1))
         is_correlated = bool(alike > CHANCE / len(z))
-    known = (labels >= 0).nonzero().flatten()
-    if not is_carried_by_few:  # several of each class
+    else:  # several of each class
         known, classes = known[labels[known].argsort(stable=True)], torch.unique(labels[known])
         known = known[torch.isin(labels[known], classes[:: len(classes) // FEWER_CLASSES + 1])]
         known = known[:: len(known) // FEWER_ROWS + 1]
@@ -309,7 +309,8 @@ def column_scales(feats: Tensor, labels: Tensor) -> Tensor | None:
     rows, fold = folds_of(y, None, seed=0, limit=WEIGHED_ROWS)
     if not len(rows) or int(fold.max()) < 1:
         return scales if is_correlated else None
-    each = [_left_out_losses(some[known], y, rows, fold) for some in (feats.float(), z.float())]
+    given = feats[known].double() - mean
+    each = [_left_out_losses(some, y, rows, fold) for some in (given.float(), (given / scales)[:, spreads].float())]
     gain = each[0] - each[1]
     clear = float(gain.mean()) / max(1e-9, float(gain.std()) / len(gain) ** 0.5)
     return scales if clear > (2 if is_carried_by_few else 3) or (is_correlated and clear > -2) else None

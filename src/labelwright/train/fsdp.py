@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from labelwright import launch
 from labelwright.errors import ConfigError
-from labelwright.train.processes import n_processes
+from labelwright.train.processes import is_share, n_processes
 
 
 def is_wanted() -> bool:
@@ -93,11 +93,6 @@ def whole_again(nets: Mapping[str, nn.Module], kept: Mapping[str, nn.Module]) ->
             old.copy_(now)
         found[name] = empty.train(net.training)
     return found
-
-
-def is_share(x: Any) -> bool:
-    """Whether a tensor is this process's share of a larger one."""
-    return hasattr(x, "full_tensor")
 
 
 def whole(x: Any) -> Any:

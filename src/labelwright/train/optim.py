@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from labelwright.train import fsdp
+from labelwright.train.processes import is_share
 from labelwright.train.settings import TrainSettings
 
 
@@ -91,7 +92,7 @@ def perturbed(params: list[Tensor], *, radius: float) -> Iterator[None]:
     moved = [fsdp.own(p.detach()) for p in params if p.grad is not None]
     saved = [p.clone() for p in moved]
     grads = [p.grad for p in params if p.grad is not None]
-    if any(map(fsdp.is_share, grads)):
+    if any(map(is_share, grads)):
         norm = fsdp.norm(grads)
     else:
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
@@ -197,7 +198,7 @@ def optimizer_step(
 
 def _clip(params: list[Tensor], most: float) -> None:
     grads = [p.grad for p in params if p.grad is not None]
-    if not any(map(fsdp.is_share, grads)):
+    if not any(map(is_share, grads)):
         torch.nn.utils.clip_grad_norm_(params, most)
         return
     share = (most / (fsdp.norm(grads) + 1e-6)).clamp(max=1.0)

@@ -243,11 +243,16 @@ def mean_share(total: Tensor) -> Tensor:
     return total.detach() / torch.where(mean > 0, mean, 1.0)
 
 
+def is_share(x: Any) -> bool:
+    """Whether a tensor is this process's share of a larger one, of FSDP."""
+    return hasattr(x, "full_tensor")
+
+
 def average_grads(params: list[Tensor], accelerator: Accelerator) -> None:
     """Average gradients over processes, in place, in one exchange."""
     if accelerator.num_processes == 1:
         return
-    grads = [p.grad for p in params if p.grad is not None and not hasattr(p.grad, "full_tensor")]  # those of FSDP are
+    grads = [p.grad for p in params if p.grad is not None and not is_share(p.grad)]  # those of FSDP are averaged
     flat = torch.cat([grad.flatten() for grad in grads])
     with _exchange():
         torch.distributed.all_reduce(flat)
