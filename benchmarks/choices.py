@@ -27,7 +27,8 @@ from labelwright.benchmarking.results import Row, add_rows
 from labelwright.data.splits import seen_novel
 from long_tailed_features import long_tail
 
-SITUATIONS = ("few-1", "few-2", "few-5", "few-20", "long", "all", "open-0.1", "open-0.5")
+SITUATIONS = ("few-1", "few-2", "few-5", "few-20", "rare-2", "rare-5", "rare-20", "long", "all", "open-0.1", "open-0.5")
+RARE, RARE_TIMES = 0.05, 2  # share of the rare one of two classes, and its images for each label where that is more
 COLUMNS = (
     "pool",
     "situation",
@@ -53,10 +54,21 @@ def read(path: Path) -> dict[str, Any]:
     return {"embeddings": feats, "labels": names[labels] if is_index else labels.astype(names.dtype), **groups}
 
 
+def two_of(train: dict[str, Any], seed: int, *, least: int) -> dict[str, Any]:
+    """Images of two classes, of the first a twentieth of all, but `least` of them where it has as many."""
+    draw = np.random.default_rng(seed)
+    rare, usual = (np.flatnonzero(train["labels"] == c) for c in draw.choice(np.unique(train["labels"]), 2, False))
+    some = draw.permutation(rare)[: max(least, round(RARE * len(usual) / (1 - RARE)))]
+    rows = np.sort(np.concatenate([some, usual]))
+    return {key: value[rows] for key, value in train.items()}
+
+
 def arranged(train: dict[str, Any], situation: str, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """The training file of a situation, and settings of `fit`."""
     kind, _, amount = situation.partition("-")
     classes = np.unique(train["labels"])
+    if kind == "rare":
+        train, kind = two_of(train, seed, least=RARE_TIMES * int(amount)), "few"
     if kind == "few":
         kept = with_few(train["labels"], int(amount), seed)
         return train | {"labels": np.where(kept, train["labels"], ""), "truth": train["labels"]}, {}
@@ -85,7 +97,8 @@ def rows_of(pools: dict[str, tuple[Path, Path]], situations: list[str], seeds: i
                 file, settings = arranged(train, situation, seed)
                 with tempfile.TemporaryDirectory() as folder:
                     np.savez(f"{folder}/train.npz", **file)
-                    np.savez(f"{folder}/test.npz", **test)
+                    shown = np.isin(test["labels"], file.get("truth", file["labels"]))
+                    np.savez(f"{folder}/test.npz", **{key: value[shown] for key, value in test.items()})
                     if not situation.startswith("open"):
                         settings |= {"test": f"{folder}/test.npz"}
                     run = lw.fit(f"{folder}/train.npz", out=f"{folder}/run", seed=seed, evaluations=0, **settings)

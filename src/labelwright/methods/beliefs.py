@@ -2,8 +2,9 @@
 
 Nothing is trained by gradient steps: the start of CAP and of Co-Reg, with labels as its evidence, is the whole method.
 
- 1  u = (p, 1) / |(p, 1)|, p = P (f - m) / r: the largest `n_dims` principal components of the features f, centred, on
-    the unit sphere of one dimension more, so that how far an image is from the mean is not lost
+ 1  u = (p, 1) / |(p, 1)|, p = P (f - m) / r: the largest `n_dims` principal components of the features f on the unit
+    sphere of one dimension more, so that how far an image is from m is not lost; m lies between the classes, not amid
+    the many images of one: with k labels a class k / (k + 1) of the way from the mean of all to that of their means
  2  evidence E of each class: logits of a logistic regression on the labelled images, classes weighted evenly, its
     penalty chosen by cross-validation where two classes have two labels each                   (train/convex.py)
  3  or, with the class texts of a vision-language model, of a head that starts at logit_scale t and pays for leaving it,
@@ -15,15 +16,14 @@ Nothing is trained by gradient steps: the start of CAP and of Co-Reg, with label
     density + log share), the shares first estimated from E alone: no image may show that class  (labels/gaussians.py)
  6  predict softmax(W u + b): what of E is linear in u (lines 2 and 3), and the terms of line 5
 
-Symbols: f feats, P projection, m mean, r root mean square of the numbers of P (f - m), s strength.
+Symbols: f feats, P projection, m centre, r root mean square of the numbers of P (f - m), s strength.
 Source: ours; the parts are those of linear discriminant analysis fitted by EM, see labels/gaussians.py.
 Command: labelwright fit feats.npz --method beliefs --out RUN
 Measured: balanced accuracy on the test images with five labels a class of the training images and the others unlabelled
 (features of an ImageNet network, seeds 0, 1, 2, one thread of an AMD EPYC): docs/benchmarks.md, "Few labels without a
 text model". `strength`, `label_weight` and `prior` were chosen on CIFAR-10 and GTSRB (features of a small CLIP's image
 tower, 1 to 20 labels a class), `n_dims` and `shrinkage` on clothes, digits, letters, emoji and characters (features of
-an ImageNet network; fewer components of few images with flowers12 in sight), and those for texts on pools of CIFAR-10
-and GTSRB that show 2 to 43 classes.
+an ImageNet network; fewer components of few images with flowers12 in sight), k / (k + 1) on both kinds, and those for texts on pools of CIFAR-10 and GTSRB that show 2 to 43 classes.
 """
 
 from __future__ import annotations
@@ -104,6 +104,8 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     seen = torch.arange(len(task.labels)) if sample is None else sample
     if task.concepts is None:
         mean, directions = principal_of(lambda: read(seen), len(head.projection))
+        if (task.counts > 0).all():
+            mean = _between_classes(read, task, mean)
         head.mean.copy_(mean)
         square = sum(float(((z.float() - mean) @ directions.T).square().sum()) for z in read(seen)) / len(seen)
         head.projection.copy_(directions / max(square / len(directions), 1e-12) ** 0.5)
@@ -141,6 +143,17 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     added_weight, added_bias = found.linear
     put_in(state.nets["main"], weight + added_weight, bias + added_bias)  # 6
     return state, {"class_shares": [round(float(p), 5) for p in found.prior], **logs}
+
+
+def _between_classes(read: Callable[[Tensor], Iterator[Tensor]], task: Task, mean: Tensor) -> Tensor:
+    """m [D] of line 1, from labelled images of every class and the mean [D] of all images."""
+    labels = task.labels[task.labels >= 0].to(mean.device)
+    sums, first = mean.new_zeros(task.n_classes, len(mean)), 0
+    for z in read((task.labels >= 0).nonzero().flatten()):
+        sums.index_add_(0, labels[first : first + len(z)], z.float() - mean)
+        first += len(z)
+    off = (sums / torch.bincount(labels, minlength=task.n_classes)[:, None]).mean(0)
+    return mean + off * len(labels) / (len(labels) + task.n_classes)
 
 
 class Projected:

@@ -78,8 +78,10 @@ def slow_logits(x: Array, labels: list[int], *, n_dims: int, prior: list[float] 
     """Line by line of the recipe's header, image by image; logits are centred over the classes."""
     n, n_classes, s, weight_of_label = len(x), len(COUNTS), 0.3, 10.0
     shrinkage = 2 / (2 + sum(label >= 0 for label in labels) / n_classes)
-    off = x - x.mean(0)
-    u = off @ np.linalg.svd(off, full_matrices=False)[2][:n_dims].T
+    given = [[x[i] for i in range(n) if labels[i] == c] for c in range(n_classes)]
+    k = sum(map(len, given)) / n_classes
+    centre = k / (k + 1) * np.mean([np.mean(of_class, 0) for of_class in given], 0) + 1 / (k + 1) * x.mean(0)
+    u = (x - centre) @ np.linalg.svd(x - x.mean(0), full_matrices=False)[2][:n_dims].T
     u = np.column_stack([u / np.sqrt((u**2).mean()), np.ones(n)])
     u = u / np.linalg.norm(u, axis=1, keepdims=True)
     known = np.array(labels) >= 0
@@ -172,6 +174,20 @@ def test_run__tells_a_class_at_the_mean_from_those_around_it() -> None:
     views.x[:, 0] = (TRUTH - 1).float() + 0.1 * torch.randn(len(TRUTH), generator=draw)
     trained = run(Task(labels_of(1), NAMES), views)
     assert accuracy(logits_of(trained, views)) > 0.95
+
+
+def test_run__of_a_rare_class_and_a_common_one_the_border_lies_between() -> None:
+    """Three labels each, 12 images of one beside 400 of the other: the mean of all is not the place to look from."""
+    truth = torch.tensor(tiny.classes_of((400, 12)))
+    scores = []
+    for seed in range(5):
+        draw = torch.Generator().manual_seed(seed)
+        views, labels = Scaled(1.0), torch.full_like(truth, -1)
+        views.x = torch.randn(len(truth), 16, generator=draw) + 0.95 * (truth[:, None] - 0.5)
+        labels[:3], labels[400:403] = 0, 1
+        found = logits_of(run(Task(labels, NAMES[:2]), views), views).argmax(1)
+        scores.append(float(torch.stack([(found[truth == c] == c).float().mean() for c in (0, 1)]).mean()))
+    assert sum(scores) / len(scores) > 0.9
 
 
 # ---- evidence -------------------------------------------------------------------------------------------------------
