@@ -23,7 +23,8 @@ Measured: balanced accuracy on the test images with five labels a class of the t
 (features of an ImageNet network, seeds 0, 1, 2, one thread of an AMD EPYC): docs/benchmarks.md, "Few labels without a
 text model". `strength`, `label_weight` and `prior` were chosen on CIFAR-10 and GTSRB (features of a small CLIP's image
 tower, 1 to 20 labels a class), `n_dims` and `shrinkage` on clothes, digits, letters, emoji and characters (features of
-an ImageNet network; fewer components of few images with flowers12 in sight), k / (k + 1) on both kinds, and those for texts on pools of CIFAR-10 and GTSRB that show 2 to 43 classes.
+an ImageNet network; fewer components of few images with flowers12 in sight), k / (k + 1) on all of these but
+characters and flowers12, and those for texts on pools of CIFAR-10 and GTSRB that show 2 to 43 classes.
 """
 
 from __future__ import annotations
