@@ -30,7 +30,7 @@ characters and flowers12, and those for texts on pools of CIFAR-10 and GTSRB tha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -42,7 +42,7 @@ from labelwright.encoders.heads import ProjectedHead, put_in
 from labelwright.errors import ConfigError
 from labelwright.labels.candidate_beliefs import MISS, candidate_evidence
 from labelwright.labels.gaussians import gaussian_beliefs, principal_of, sampled
-from labelwright.methods.recipe import Begun, Recipe, check_is_pretrained
+from labelwright.methods.recipe import CHOSEN, Begun, Recipe, check_is_pretrained
 from labelwright.methods.shots import Shots
 from labelwright.train.convex import Problem, cross_validate, folds_of, solve
 from labelwright.train.settings import AtLeast0, Count, Positive, Share, TrainSettings
@@ -70,6 +70,7 @@ class Config(TrainSettings):
     strength: AtLeast0 | None = None  # s, of the Gaussians; None = 0.3, or 0.2 where a class has its text alone
     # of the covariance towards the identity, 0 to 1; None = 2 / (2 + labels a class), 0.05 to 0.5, or 0.1 there
     shrinkage: Share | None = None
+    penalty: Positive | None = None  # of the regression in line 2; None = by cross-validation
     label_weight: Positive = 10.0  # how many images a labelled one counts for in the Gaussians
     prior: Literal["estimated", "even"] = "estimated"  # shares of the classes among all images
 
@@ -114,8 +115,10 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     known = (task.labels >= 0).nonzero().flatten()
     if task.concepts is None:
         groups = None if task.groups is None else task.groups[known.to(task.groups.device)]
-        weight, bias, penalty = regression(u[known], task.labels[known], task.n_classes, groups=groups)  # 2
-        logs = {"penalty": penalty}
+        weight, bias, penalty = regression(
+            u[known], task.labels[known], task.n_classes, groups=groups, penalty=cfg.penalty
+        )  # 2
+        logs, state = {"penalty": penalty}, replace(state, memory={CHOSEN: {"penalty": penalty}})
     else:
         weight, price = from_texts(u[known], task)  # 3
         bias, logs = torch.zeros_like(weight[:, 0]), {"price": price}
@@ -209,7 +212,7 @@ def from_texts(z: Tensor, task: Task) -> tuple[Tensor, float]:
 
 
 def regression(
-    u: Tensor, labels: Tensor, n_classes: int, *, groups: Tensor | None = None
+    u: Tensor, labels: Tensor, n_classes: int, *, groups: Tensor | None = None, penalty: float | None = None
 ) -> tuple[Tensor, Tensor, float]:
     """Logistic regression in which all classes have the same weight; one that has no label gets logits of 0.
 
@@ -217,6 +220,7 @@ def regression(
       u: [n, D] float, unit norm.
       labels: [n] int64, no unknown ones.
       groups: [n] int64, images of one group are left out together; or None.
+      penalty: > 0, or None: one of `PENALTIES` by cross-validation, or the usual one where nothing can be left out.
 
     Returns: weight [C, D] and bias [C], with a mean of 0 over the labelled classes, and the penalty.
 
@@ -229,16 +233,17 @@ def regression(
     weight, bias = u.new_zeros(n_classes, u.shape[1]), u.new_zeros(n_classes)
     classes, y = torch.unique(labels, return_inverse=True)
     if len(classes) < 2:
-        return weight, bias, USUAL_PENALTY
+        return weight, bias, USUAL_PENALTY if penalty is None else penalty
 
     def problem_of(counts: Tensor) -> Problem:
         return Problem(class_weight=fixed.inverse_prior_weights(counts, power=1.0))
 
-    rows, fold = folds_of(y, groups, seed=0)
-    penalty, start = USUAL_PENALTY, None
-    if len(rows):
-        found = cross_validate(u, y, problem_of, n_classes=len(classes), rows=rows, fold=fold, penalties=PENALTIES)
-        penalty, start = found.penalty, found.head
+    start = None
+    if penalty is None:
+        penalty, (rows, fold) = USUAL_PENALTY, folds_of(y, groups, seed=0)
+        if len(rows):
+            found = cross_validate(u, y, problem_of, n_classes=len(classes), rows=rows, fold=fold, penalties=PENALTIES)
+            penalty, start = found.penalty, found.head
     head = solve(u, y, problem_of(torch.bincount(y)), n_classes=len(classes), penalty=penalty, start=start)
     weight[classes], bias[classes] = head.weight, head.bias
     return weight, bias, penalty

@@ -33,6 +33,7 @@ LEAST_COLUMNS = 1.1  # that carry it, of few features
 SCALED_ROWS = 5000  # labelled, and unlabelled ones, by which columns are judged
 WEIGHED_ROWS = 1000  # labelled rows on which one scale is held against one of each column
 FEWER_ROWS, FEWER_CLASSES = 300, 50  # the same where many columns carry the variance, and a clear word is asked for
+EVEN_SCALES = 3.0  # the largest deviation of a column, times the least: below it nothing is weighed
 CHANCE = 3.0  # times 1 / N: squared correlations of columns that are not correlated
 LEAST_GRADIENT = 1e-5  # largest entry of the gradient of the mean loss at which it has converged
 SAMPLED_FROM, SAMPLED_EVERY = 8192, 4  # rows from which a head begins at that of a sample, and one row of how many
@@ -271,7 +272,8 @@ def column_scales(feats: Tensor, labels: Tensor) -> Tensor | None:
     Where a tenth of the columns carries the variance, the others have no say in distances, nor under a penalty; each is
     divided by its deviation then. Principal components are an exception: they are not correlated, and those that spread
     little say little. Labels decide against either if those left out are likelier by two standard errors; and for it
-    by three where more columns carry the variance, as where features of two scales stand side by side.
+    by three where more columns carry the variance, as where features of two scales stand side by side. Deviations
+    within a factor of three are one scale.
 
     Args:
       feats: [N, D] float.
@@ -291,7 +293,7 @@ def column_scales(feats: Tensor, labels: Tensor) -> Tensor | None:
     variance = deviation[spreads].square()
     n_columns = len(variance)
     n_carrying = float(variance.sum().square() / variance.square().sum()) if n_columns else 0.0
-    if n_columns < 2:
+    if n_columns < 2 or float(variance.max()) < EVEN_SCALES**2 * float(variance.min()):
         return None
     is_carried_by_few = n_carrying <= max(LEAST_COLUMNS, FEW_COLUMNS * n_columns)
     scales, mean = torch.where(spreads, deviation, 1.0).float(), feats.mean(0, dtype=torch.float64)
