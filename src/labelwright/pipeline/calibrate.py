@@ -35,8 +35,10 @@ from labelwright.trust.calibration import (
     levelled,
     slope_to_mean,
     unjudged,
+    with_evidence,
     worth_of,
 )
+from labelwright.trust.class_shares import by_class
 from labelwright.trust.pixel_votes import PixelVotes
 
 
@@ -193,6 +195,29 @@ def voted_on(
     if calibrations.model is not calibrations.training:
         found = Calibrations(found.training, levelled(calibrations.model, odds))
     return votes, own, found, kept
+
+
+def with_class_shares(kept: Contender, rows: Tensor, own: Answers, calibration: Calibration) -> Answers:
+    """Answers with what the shares of the predicted classes say for or against the labels of unlabelled images.
+
+    Where these look unlike the labelled ones, how often a class is predicted says nothing of how common it is.
+
+    Args: rows of the training table whose labels were left out, of which the calibration is.
+    """
+    task, unknown = kept.job.task, own.given < 0
+    if kept.left_out is None or calibration.source != "left-out labels" or task.n_novel or kept.job.unlike.share:
+        return own
+    asked = kept.left_out.predicted >= 0
+    truth = task.labels.cpu()[rows[asked]]
+    shift = by_class(
+        *(truth, kept.left_out.predicted[asked], own.predicted[unknown]),
+        n_classes=task.n_classes,
+        worth=min(1.0, calibration.n / max(1, len(truth))),
+    )
+    if not shift.any():
+        return own
+    evidence = torch.where(unknown, shift[own.predicted], 0.0)
+    return dataclasses.replace(own, odds=with_evidence(own.odds, evidence))
 
 
 def checked_on(

@@ -28,6 +28,7 @@ from labelwright.pipeline.calibrate import (
     of_held_out,
     trust_facts,
     voted_on,
+    with_class_shares,
 )
 from labelwright.pipeline.evaluate import asker_of_names
 from labelwright.pipeline.gallery import first_guesses, gallery_of
@@ -100,6 +101,8 @@ def finish(beside: Contest, saved: Contender, trained: Trained, seconds: dict[st
     votes, own, calibrations, voted = voted_on(kept, beside.rows, own, calibrations)
     if held_out is not None and prepared.test is not None:
         held_out = with_votes(votes, prepared.test, prepared.view, held_out)
+    if not rests_on_held_out:
+        own = with_class_shares(voted, beside.rows, own, calibrations.training)
     bare, own = own, with_likeness(job, own, calibrations.training)
     if held_out is not None and held_out.odds.shape[1] < own.odds.shape[1]:
         held_out = dataclasses.replace(held_out, odds=with_evidence(held_out.odds, torch.zeros(len(held_out.odds))))
