@@ -63,6 +63,12 @@ def two_of(train: dict[str, Any], seed: int, *, least: int) -> dict[str, Any]:
     return {key: value[rows] for key, value in train.items()}
 
 
+def of_classes(images: dict[str, Any], labels: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """Images of the classes that these labels name."""
+    shown = np.isin(images["labels"], labels)
+    return {key: value[shown] for key, value in images.items()}
+
+
 def arranged(train: dict[str, Any], situation: str, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """The training file of a situation, and settings of `fit`."""
     kind, _, amount = situation.partition("-")
@@ -97,8 +103,7 @@ def rows_of(pools: dict[str, tuple[Path, Path]], situations: list[str], seeds: i
                 file, settings = arranged(train, situation, seed)
                 with tempfile.TemporaryDirectory() as folder:
                     np.savez(f"{folder}/train.npz", **file)
-                    shown = np.isin(test["labels"], file.get("truth", file["labels"]))
-                    np.savez(f"{folder}/test.npz", **{key: value[shown] for key, value in test.items()})
+                    np.savez(f"{folder}/test.npz", **of_classes(test, file.get("truth", file["labels"])))
                     if not situation.startswith("open"):
                         settings |= {"test": f"{folder}/test.npz"}
                     run = lw.fit(f"{folder}/train.npz", out=f"{folder}/run", seed=seed, evaluations=0, **settings)

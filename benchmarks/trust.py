@@ -41,7 +41,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import labelwright as lw
-from choices import arranged, read, results_of
+from choices import arranged, of_classes, read, results_of
 from crowds import CROWDS, voters
 from labelwright import demo
 from labelwright.benchmarking.results import add_rows
@@ -250,6 +250,7 @@ def of_features(
         saved = load_model(run.path / "model", device=torch.device("cpu"))
         summary, labels, _ = run.summary, run.labels, run.environment  # read while they are there
         assert labels is not None
+    test = test if asked.truth is None else of_classes(test, asked.truth)
     feats = test["embeddings"].astype(np.float32)
     with torch.no_grad():
         probs = torch.cat([saved.probs(some) for some in torch.from_numpy(feats).split(1000)])
