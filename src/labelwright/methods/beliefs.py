@@ -3,8 +3,9 @@
 Nothing is trained by gradient steps: the start of CAP and of Co-Reg, with labels as its evidence, is the whole method.
 
  1  u = (p, 1) / |(p, 1)|, p = P (f - m) / r: the largest `n_dims` principal components of the features f on the unit
-    sphere of one dimension more, so that how far an image is from m is not lost; m lies between the classes, not amid
-    the many images of one: with k labels a class k / (k + 1) of the way from the mean of all to that of their means
+    sphere of one dimension more, so that how far an image is from m is not lost. m is the mean, moved between the
+    classes where images of one are many: by what the mean of the classes' means is off from it in the directions in
+    which classes differ, times (1 - v / (2 n d^2))+, d its length, v the variance there, n the labels
  2  evidence E of each class: logits of a logistic regression on the labelled images, classes weighted evenly, its
     penalty chosen by cross-validation where two classes have two labels each                   (train/convex.py)
  3  or, with the class texts of a vision-language model, of a head that starts at logit_scale t and pays for leaving it,
@@ -23,8 +24,8 @@ Measured: balanced accuracy on the test images with five labels a class of the t
 (features of an ImageNet network, seeds 0, 1, 2, one thread of an AMD EPYC): docs/benchmarks.md, "Few labels without a
 text model". `strength`, `label_weight` and `prior` were chosen on CIFAR-10 and GTSRB (features of a small CLIP's image
 tower, 1 to 20 labels a class), `n_dims` and `shrinkage` on clothes, digits, letters, emoji and characters (features of
-an ImageNet network; fewer components of few images with flowers12 in sight), k / (k + 1) on all of these but
-characters and flowers12, and those for texts on pools of CIFAR-10 and GTSRB that show 2 to 43 classes.
+an ImageNet network; fewer components of few images with flowers12 in sight), how far m is moved on CIFAR-10, GTSRB,
+clothes and digits with flowers12 in sight, those for texts on pools of CIFAR-10 and GTSRB that show 2 to 43 classes.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ N_ITER = 20  # of EM: from 10 to 50 nothing changed
 USUAL_PRICE = 100.0  # of leaving the texts, where no label can be left out to choose it
 MOST_ROWS, ROWS_PER_CLASS = 50_000, 100  # of more rows, and so many a class, lines 1 and 5 see a sample until the end
 DIMS, ROWS_PER_DIM = (128, 512), 5  # principal components kept: one per so many images, but not fewer or more
+LEAST_SIZE = 1e-4  # of the largest singular value of class means
+CHANCE = 0.5  # of how far the mean of the classes' means is off by chance, squared
 STRENGTH, SHRINKAGE = 0.3, 0.5
 USUAL_LABELS = 2  # a class, with which the covariance is half the identity; the more labels, the less of it
 LEAST_SHRINKAGE = 0.05
@@ -107,7 +110,7 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     if task.concepts is None:
         mean, directions = principal_of(lambda: read(seen), len(head.projection))
         if (task.counts > 0).all():
-            mean = _between_classes(read, task, mean)
+            mean = _between_classes(read, task, seen, mean)
         head.mean.copy_(mean)
         square = sum(float(((z.float() - mean) @ directions.T).square().sum()) for z in read(seen)) / len(seen)
         head.projection.copy_(directions / max(square / len(directions), 1e-12) ** 0.5)
@@ -149,15 +152,22 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     return state, {"class_shares": [round(float(p), 5) for p in found.prior], **logs}
 
 
-def _between_classes(read: Callable[[Tensor], Iterator[Tensor]], task: Task, mean: Tensor) -> Tensor:
-    """m [D] of line 1, from labelled images of every class and the mean [D] of all images."""
-    labels = task.labels[task.labels >= 0].to(mean.device)
-    sums, first = mean.new_zeros(task.n_classes, len(mean)), 0
+def _between_classes(read: Callable[[Tensor], Iterator[Tensor]], task: Task, seen: Tensor, mean: Tensor) -> Tensor:
+    """m [D] of line 1, from labelled images of every class and the mean [D] of the rows that are seen."""
+    labels, counts = task.labels[task.labels >= 0].to(mean.device), task.counts.to(mean.device)
+    means, first = mean.new_zeros(task.n_classes, len(mean)), 0
     for z in read((task.labels >= 0).nonzero().flatten()):
-        sums.index_add_(0, labels[first : first + len(z)], z.float() - mean)
+        means.index_add_(0, labels[first : first + len(z)], z.float() - mean)
         first += len(z)
-    off = (sums / torch.bincount(labels, minlength=task.n_classes)[:, None]).mean(0)
-    return mean + off * len(labels) / (len(labels) + task.n_classes)
+    means /= counts[:, None]
+    off = means.mean(0)
+    _, sizes, axes = torch.linalg.svd(means - off, full_matrices=False)
+    axes = axes[sizes > LEAST_SIZE * sizes[0]]  # [R, D], R < C: the directions in which the classes differ
+    off = axes @ off
+    variance = sum(float(((z.float() - mean) @ axes.T).square().sum()) for z in read(seen)) / len(seen)
+    by_chance = variance * float((1 / counts).sum()) / task.n_classes**2
+    clear = float(off.square().sum())
+    return mean + max(0.0, 1 - CHANCE * by_chance / clear) * (off @ axes) if clear else mean
 
 
 class Projected:

@@ -78,9 +78,12 @@ def slow_logits(x: Array, labels: list[int], *, n_dims: int, prior: list[float] 
     """Line by line of the recipe's header, image by image; logits are centred over the classes."""
     n, n_classes, s, weight_of_label = len(x), len(COUNTS), 0.3, 10.0
     shrinkage = 2 / (2 + sum(label >= 0 for label in labels) / n_classes)
-    given = [[x[i] for i in range(n) if labels[i] == c] for c in range(n_classes)]
-    k = sum(map(len, given)) / n_classes
-    centre = k / (k + 1) * np.mean([np.mean(of_class, 0) for of_class in given], 0) + 1 / (k + 1) * x.mean(0)
+    class_means = [np.mean([x[i] for i in range(n) if labels[i] == c], 0) for c in range(n_classes)]
+    off = np.mean(class_means, 0) - x.mean(0)
+    axes = np.linalg.svd(np.array(class_means) - np.mean(class_means, 0), full_matrices=False)[2][: n_classes - 1]
+    off, n_labels = axes @ off, sum(label >= 0 for label in labels)
+    by_chance = ((x - x.mean(0)) @ axes.T).var(0).sum() / n_labels
+    centre = x.mean(0) + max(0, 1 - 0.5 * by_chance / (off @ off)) * off @ axes
     u = (x - centre) @ np.linalg.svd(x - x.mean(0), full_matrices=False)[2][:n_dims].T
     u = np.column_stack([u / np.sqrt((u**2).mean()), np.ones(n)])
     u = u / np.linalg.norm(u, axis=1, keepdims=True)
@@ -325,7 +328,9 @@ def test_embeddings__fit_label_evaluate(tmp_path: Path) -> None:
     pairs = [(a, b) for a, b, p in zip(rows, again.to_pylist(), predicted, strict=True) if p]
     assert len(pairs) == 78
     assert all(a["label"] == b["label"] for a, b in pairs)
-    assert [a["probability"] for a, _ in pairs] == pytest.approx([b["probability"] for _, b in pairs], abs=1e-5)
+    assert [a["softmax"] for a, _ in pairs] == pytest.approx([b["softmax"] for _, b in pairs], abs=1e-5)
+    # of the run's images the shares of the classes count, too (trust/class_shares.py)
+    assert [a["trust"] for a, _ in pairs] == pytest.approx([b["trust"] for _, b in pairs], abs=1e-2)
     scores = lw.evaluate(done.path, everything, device="cpu")
     assert scores["accuracy"] == pytest.approx(done.summary["test"]["accuracy"])
     saved = cast(Any, load_model(done.path / "model", device=tiny.CPU).net)
