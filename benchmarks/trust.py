@@ -9,14 +9,13 @@ nearer their mean is. Of sets also the share of the run's labels that is right, 
 logistic regression (every candidate a label of equal weight, in five folds, of four strengths the one that is right
 most often). Of TRAIN at most --images are drawn, whole groups where there are any. `digits` is the demo. Every run is
 `labelwright fit`; its saved model labels the images of TEST. Rows, all of that one model: our trust; our
-trust with 100 images of TEST verified (mean of five draws by `verify-sample`, scored on the others); the largest
-probability; margin; negative entropy; temperature scaling, fitted on the same 100; agreement with ten neighbours among
-the training images, as labelled by the run, in features and, of the demo, in small pixels; and, with labels, five
-logistic regressions on bootstrap samples. Calibration error and AUROC in percent; `sure_right`: of labels with 0.95 or
-more, where there are 50; `interval_holds`: whether the interval for the predicted training labels holds the share that
-is right. Of these labels also trust and softmax alone; clusters of an open world are the classes that they match best.
-With --keep FILE trust and truth are kept for
-the pictures of docs/trust.md.
+trust with 100 images of TEST verified (mean of five draws by `verify-sample`, scored on the others; of 200 and more);
+the largest probability; margin; negative entropy; temperature scaling, fitted on the same 100; agreement with ten
+neighbours among the training images, as labelled by the run, in features and, of the demo, in small pixels; and, with
+labels, five logistic regressions on bootstrap samples. Calibration error and AUROC in percent; `sure_right`: of labels
+with 0.95 or more, where there are 50; `interval_holds`: whether the interval for the predicted training labels holds
+the share that is right. Of these labels also trust and softmax alone; clusters of an open world are the classes that
+they match best. With --keep FILE trust and truth are kept for the pictures of docs/trust.md.
 """
 
 from __future__ import annotations
@@ -195,7 +194,7 @@ def beside(
     )
     found: dict[tuple[str, str], list[float]] = {}
     logs = probs.double().clamp(min=1e-38).log()
-    for i in range(N_DRAWS):
+    for i in range(N_DRAWS if len(right) >= 2 * N_VERIFIED else 0):
         some = draw(trust.double().numpy(), N_VERIFIED, seed=N_DRAWS * seed + i).rows
         rest = np.setdiff1d(np.arange(len(right)), some)
         verified, sign = torch.from_numpy(right[some]), 2.0 * right[some] - 1
