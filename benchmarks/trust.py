@@ -228,6 +228,8 @@ def ensemble(train: Array, labels: Array, test: Array, predicted: Array, seed: i
     known = np.flatnonzero(labels != "")[:2000]
     for _ in range(N_BOOTSTRAP):
         some = rng.choice(known, len(known))
+        while len(np.unique(labels[some])) < 2:
+            some = rng.choice(known, len(known))
         model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200)).fit(train[some], labels[some])
         column = {name: i for i, name in enumerate(model.classes_)}
         probs = np.column_stack([model.predict_proba(test), np.full(len(test), np.nan)])
