@@ -35,7 +35,6 @@ from labelwright.trust.calibration import (
     levelled,
     slope_to_mean,
     unjudged,
-    with_evidence,
     worth_of,
 )
 from labelwright.trust.class_shares import by_class
@@ -197,8 +196,8 @@ def voted_on(
     return votes, own, found, kept
 
 
-def with_class_shares(kept: Contender, rows: Tensor, own: Answers, calibration: Calibration) -> Answers:
-    """Answers with what the shares of the predicted classes say for or against the labels of unlabelled images.
+def class_shift(kept: Contender, rows: Tensor, own: Answers, calibration: Calibration) -> Tensor | None:
+    """What the shares of the predicted classes say for or against labels of unlabelled images, by class [C]; or None.
 
     Where these look unlike the labelled ones, how often a class is predicted says nothing of how common it is.
 
@@ -206,7 +205,7 @@ def with_class_shares(kept: Contender, rows: Tensor, own: Answers, calibration: 
     """
     task, unknown = kept.job.task, own.given < 0
     if kept.left_out is None or calibration.source != "left-out labels" or task.n_novel or kept.job.unlike.share:
-        return own
+        return None
     asked = kept.left_out.predicted >= 0
     truth = task.labels.cpu()[rows[asked]]
     shift = by_class(
@@ -214,10 +213,7 @@ def with_class_shares(kept: Contender, rows: Tensor, own: Answers, calibration: 
         n_classes=task.n_classes,
         worth=min(1.0, calibration.n / max(1, len(truth))),
     )
-    if not shift.any():
-        return own
-    evidence = torch.where(unknown, shift[own.predicted], 0.0)
-    return dataclasses.replace(own, odds=with_evidence(own.odds, evidence))
+    return shift if shift.any() else None
 
 
 def checked_on(

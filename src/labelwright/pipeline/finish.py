@@ -24,11 +24,11 @@ from labelwright.pipeline.calibrate import (
     both,
     calibrations_of,
     checked_on,
+    class_shift,
     near_labels,
     of_held_out,
     trust_facts,
     voted_on,
-    with_class_shares,
 )
 from labelwright.pipeline.evaluate import asker_of_names
 from labelwright.pipeline.gallery import first_guesses, gallery_of
@@ -101,8 +101,10 @@ def finish(beside: Contest, saved: Contender, trained: Trained, seconds: dict[st
     votes, own, calibrations, voted = voted_on(kept, beside.rows, own, calibrations)
     if held_out is not None and prepared.test is not None:
         held_out = with_votes(votes, prepared.test, prepared.view, held_out)
-    if not rests_on_held_out:
-        own = with_class_shares(voted, beside.rows, own, calibrations.training)
+    shift = None if rests_on_held_out else class_shift(voted, beside.rows, own, calibrations.training)
+    if shift is not None:
+        of_class = torch.where(own.given < 0, shift[own.predicted], 0.0)
+        own = dataclasses.replace(own, odds=with_evidence(own.odds, of_class))
     bare, own = own, with_likeness(job, own, calibrations.training)
     if held_out is not None and held_out.odds.shape[1] < own.odds.shape[1]:
         held_out = dataclasses.replace(held_out, odds=with_evidence(held_out.odds, torch.zeros(len(held_out.odds))))
@@ -237,6 +239,8 @@ def finish(beside: Contest, saved: Contender, trained: Trained, seconds: dict[st
         strangers=strangers,
         votes=votes,
         calibration=calibrations.model.to_dict(),
+        is_verified=plan.settings.verified is not None,
+        **({} if shift is None else {"class_shift": [round(v, 6) for v in shift.tolist()]}),
         **({} if promised is None else {"promise": by_place(promised, table.class_names)}),
     )
     run.write_json("summary.json", summary)  # a folder that has one is finished but for the report

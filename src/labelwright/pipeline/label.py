@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -147,6 +148,9 @@ def label(
     rows, promised = labelled(saved.calibration), None
     shares = None if error is None else {"error": error, "confidence": confidence}
     if seen is not None:
+        if not saved.info.get("is_verified"):  # else it is in the answers already
+            answers = replace(answers, odds=saved.as_in_the_run(answers.odds, answers.predicted))
+            rows = labelled(saved.calibration)
         truth = truths(rows, seen)
         shown = labelled(recalibrated(saved.calibration, answers.odds, rows, truth, names))
         of = Run(run).labels if seen.drawn else None

@@ -63,11 +63,21 @@ class SavedModel:
         """How the images that it learned from were decoded; others are decoded alike."""
         return Decoding(**self.info.get("decoding", {}))
 
+    def as_in_the_run(self, odds: Tensor, predicted: Tensor) -> Tensor:
+        """Log-odds [B, T] with what the run added to those of its own images by predicted class [B], if anything.
+
+        See `trust.class_shares`: for images that show the classes in the same shares.
+        """
+        shift = self.info.get("class_shift")
+        return odds if shift is None else with_evidence(odds, torch.tensor(shift)[predicted.cpu()].to(odds.device))
+
     def trust_of(self, probs: Tensor, x: Tensor) -> Tensor:
         """The chance [B] that the most probable class is right, of probabilities [B, C] of clean views or features."""
         odds = odds_of(probs)
         if self.votes is not None:
             odds = with_evidence(odds, self.votes.evidence(small_pixels(x), probs.argmax(1)))
+        if self.info.get("is_verified"):
+            odds = self.as_in_the_run(odds, probs.argmax(1))
         return self.calibration.chance(odds)
 
     def probs(self, x: Tensor) -> Tensor:
@@ -418,6 +428,8 @@ def answers_of_source(
         )
     if evidence:
         answers = replace(answers, odds=with_evidence(answers.odds, torch.cat(evidence)))
+    if saved.info.get("is_verified"):  # what was verified, and promised by it, is of images like the run's
+        answers = replace(answers, odds=saved.as_in_the_run(answers.odds, answers.predicted))
     return answers, None if strangers is None else Strange(strangers, scores, torch.cat(strange))
 
 
