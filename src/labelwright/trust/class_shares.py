@@ -1,4 +1,4 @@
-"""Trust by class, where the classes are as common among the unlabelled images as labels do not show.
+"""Trust by class under label shift: where the unlabelled images show the classes in other shares than the labels do.
 
 Labels are often a few of every class, and the images mostly of one. A map from log-odds to trust, found on labels that
 were left out, is then too high for a class that is rare among the images, and too low for a common one.
@@ -7,6 +7,7 @@ were left out, is then too high for a class that is rare among the images, and t
     p      shares of the classes under which the unlabelled images are most likely answered as they are, by EM:
            q_c = sum_k p_k R_kc
     e_c    log-odds of p_c R_cc in q_c, less those of l_c R_cc in sum_k l_k R_kc, l the shares of the labels
+    what is added to the log-odds of trust of an image that is answered c: weight times e_c, of a size of MOST at most
     weight WEIGHT (1 - NOISE (C - 1) / X)+, X the sum of ((q_c - sum_k l_k R_kc) / its deviation)^2: few labels say
            little of R, and shares that differ by no more than that leave trust as it is
 
