@@ -142,15 +142,15 @@ def label(
         shared=True,
     )
 
+    if seen is not None and not saved.info.get("is_verified"):  # else it is in the answers already
+        answers = replace(answers, odds=saved.as_in_the_run(answers.odds, answers.predicted))
+
     def labelled(calibration: Calibration) -> pa.Table:
         return plain(label_rows(table, answers, names, calibration, keep_given=False, **strange_facts(strange)))
 
     rows, promised = labelled(saved.calibration), None
     shares = None if error is None else {"error": error, "confidence": confidence}
     if seen is not None:
-        if not saved.info.get("is_verified"):  # else it is in the answers already
-            answers = replace(answers, odds=saved.as_in_the_run(answers.odds, answers.predicted))
-            rows = labelled(saved.calibration)
         truth = truths(rows, seen)
         shown = labelled(recalibrated(saved.calibration, answers.odds, rows, truth, names))
         of = Run(run).labels if seen.drawn else None

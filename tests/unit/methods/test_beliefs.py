@@ -21,6 +21,7 @@ import tiny
 from labelwright.errors import ConfigError, DataError
 from labelwright.labels.gaussians import principal
 from labelwright.methods import beliefs
+from labelwright.methods.recipe import as_chosen
 from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.pipeline.saved_model import load_model
 from labelwright.train import convex
@@ -167,6 +168,15 @@ def test_run__strength_zero_is_the_regression() -> None:
     weight, bias, _ = beliefs.regression(head.project(x)[labels >= 0], labels[labels >= 0], 3)
     assert torch.allclose(head.linear.weight, weight, atol=1e-3)
     assert torch.allclose(head.linear.bias, bias, atol=1e-3)
+
+
+def test_run__fits_that_leave_labels_out_keep_the_penalty(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = Task(labels_of(4), NAMES)
+    whole = run(task)
+    again = as_chosen(resolve_config(METHODS["beliefs"], {}), whole.state)
+    assert again.penalty in beliefs.PENALTIES
+    monkeypatch.setattr(beliefs, "cross_validate", None)  # nothing is searched again
+    assert torch.equal(logits_of(run(task, penalty=again.penalty)).argmax(1), logits_of(whole).argmax(1))
 
 
 def test_run__tells_a_class_at_the_mean_from_those_around_it() -> None:

@@ -325,6 +325,16 @@ def test_column_scales__principal_components_keep_theirs():
     assert column_scales(torch.ones(20, 3), torch.full((20,), -1)) is None
 
 
+def test_column_scales__deviations_within_a_factor_of_three_are_one_scale(monkeypatch):
+    """No head is fitted to find that out."""
+    z = torch.randn(300, 16, generator=torch.Generator().manual_seed(0))
+    z = (z - z.mean(0)) / z.std(0) * torch.linspace(1.0, 2.9, 16)
+    monkeypatch.setattr(convex, "cross_validate", None)
+    assert column_scales(z, torch.arange(300) % 3) is None
+    with pytest.raises(TypeError):
+        column_scales(z * torch.linspace(1.0, 1.1, 16), torch.arange(300) % 3)
+
+
 def test_column_scales__features_of_two_scales():
     """Half of the columns are large and say nothing: only labels can tell, and of many classes some do."""
     g = torch.Generator().manual_seed(0)
