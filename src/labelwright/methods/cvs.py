@@ -19,7 +19,7 @@ Symbols: gamma=gamma, tau=tau, rho=rho, kappa*=kappa_multiplicative, kappa+=kapp
 Departures from the paper, each a setting
  1  kappa_from="heldout": the slopes come from images phase 1 has not fitted; "batches" is the reference run (the newest
     predictions on the training images themselves), "none" keeps kappa = 1. The reference run also takes 1 / slope
-    (kappa_is="inverse_slope") and clamps it to [0.05, 0.2].
+    (kappa_is="inverse_slope") and clamps it to [0.05, 0.2]; a run of 80 epochs and more does as well (schedule).
  2  kappa_shrink: empirical-Bayes shrinkage; None switches it off.
  3  warm-up, T0 and the moving average are shares of the training, so that a short run has the same shape as 200 epochs.
 
@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -46,6 +46,8 @@ from labelwright.losses.classification import adjusted_cross_entropy
 from labelwright.losses.mixup import mixup
 from labelwright.methods.adjusting import added
 from labelwright.methods.balanced_start import balanced_start, starts_balanced
+from labelwright.methods.families import labels as family
+from labelwright.methods.method import Budget
 from labelwright.methods.recipe import Begun, plain_logits
 from labelwright.train.plans import steps_for
 from labelwright.train.processes import gather_rows, mean_share
@@ -54,6 +56,7 @@ from labelwright.train.settings import AtLeast0, CountOr0, Share, ShareBelow1, S
 from labelwright.types import Average, Batch, BuildNet, Clock, EpochPlan, Passes, State, StepResult, Stream, Task
 
 PLAIN_FRAC = 0.05  # share of the epochs with plain cross-entropy at the start (reference: 10 of 200)
+LONG = 80  # epochs from which a run is no short one: its network comes to answer nearly all training images as labelled
 SAMPLES_PER_CLASS = 1000  # kappa_from="batches": newest rows kept per true class (reference)
 
 
@@ -78,10 +81,12 @@ class Strengths:
 class Config(Strengths, TrainSettings):
     """Settings of CVS."""
 
-    # T0: share of the epochs after which CLA + re-weighting replace MLA. None = 0.8 from 100 epochs on (reference: 160
+    # T0: share of the epochs after which CLA + re-weighting replace MLA. None = 0.8 from 80 epochs on (reference: 160
     # of 200) and 0.5 below: phase 2 of a short run is over before it has moved anything (docs/results, switch).
     switch_frac: Share | None = None
-    kappa_from: Literal["heldout", "batches", "none"] = "heldout"  # rows that the slopes are fitted on
+    # Rows that the slopes are fitted on. If no setting of the slopes is given, `fit` takes all five of the preset paper
+    # in a run of 80 epochs and more: better there, worse in a short run (docs/results, cifar10-lt-16px and kappa).
+    kappa_from: Literal["heldout", "batches", "none"] = "heldout"
     heldout_frac: ShareInside = 0.1  # share of each class held out of phase 1; none of a class that loses twice that
     heldout_min_rows: CountOr0 = 10  # per class on average; else nothing is held out and kappa stays 1 (reference: 10)
     # kappa is the slope, as the paper's text has it, or 1 / slope, as the reference run takes it. Only the slope makes
@@ -94,18 +99,34 @@ class Config(Strengths, TrainSettings):
     adjust: named.Names | None = None  # adjustments added to those of lines 4 and 8, as pace+la: names of adjust.named
 
 
-PRESETS: Mapping[str, Mapping[str, object]] = {
-    "paper": {  # the published command for CIFAR-100-LT, ratio 100, and the schedule of Sec. 7
-        "epochs": 200,
-        "schedule": "step",
-        "switch_frac": 0.8,
-        "kappa_from": "batches",
-        "kappa_is": "inverse_slope",
-        "kappa_net_decay": 0.0,
-        "kappa_shrink": None,
-        "kappa_clamp": (0.05, 0.2),
-    }
+REFERENCE_SLOPES: Mapping[str, Any] = {
+    "kappa_from": "batches",
+    "kappa_is": "inverse_slope",
+    "kappa_net_decay": 0.0,
+    "kappa_shrink": None,
+    "kappa_clamp": (0.05, 0.2),
 }
+
+PRESETS: Mapping[str, Mapping[str, object]] = {
+    # the published command for CIFAR-100-LT, ratio 100, and the schedule of Sec. 7
+    "paper": {"epochs": 200, "schedule": "step", "switch_frac": 0.8, **REFERENCE_SLOPES}
+}
+
+
+def schedule(cfg: Config, budget: Budget, given: Container[str]) -> Any:
+    """That of its family; in a long run the slopes of the reference run, unless a setting of theirs is given.
+
+    Example:
+      >>> pixels = Budget(1000, 1000, is_stored=False, is_cpu=True)
+      >>> [schedule(Config(epochs=n), pixels, {"epochs"}).kappa_from for n in (79, 80)]
+      ['heldout', 'batches']
+      >>> schedule(Config(epochs=80, kappa_from="none"), pixels, {"epochs", "kappa_from"}).kappa_from
+      'none'
+    """
+    cfg = family.schedule(cfg, budget, given)
+    if cfg.epochs < LONG or any(name in given for name in REFERENCE_SLOPES):
+        return cfg
+    return dataclasses.replace(cfg, **REFERENCE_SLOPES)
 
 
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
@@ -217,7 +238,7 @@ def switch_epoch(cfg: Config) -> int:
       >>> switch_epoch(Config(epochs=200)), switch_epoch(Config(epochs=12))
       (160, 6)
     """
-    frac = cfg.switch_frac if cfg.switch_frac is not None else 0.8 if cfg.epochs >= 100 else 0.5
+    frac = cfg.switch_frac if cfg.switch_frac is not None else 0.8 if cfg.epochs >= LONG else 0.5
     return round(frac * cfg.epochs)
 
 

@@ -66,6 +66,7 @@ OWN: Mapping[str, Method] = {
         "CVS",
         cvs,
         presets=cvs.PRESETS,
+        schedule=cvs.schedule,
         run_presets=FROM_PIXELS,
         frozen=cvs_frozen.RECIPE,
         on_embeddings=lambda table: "cross_validated",

@@ -263,9 +263,11 @@ def _planned(settings: FitSettings, run: Run, prepared: Prepared, found: AtHand 
     if learns and "epochs" not in {**fixed, **overrides}:
         clock = _clock(settings, run, prepared, network, cfg, accelerator)
         budget = dataclasses.replace(budget, n_passes=clock.n_passes)
-    cfg = method.schedule(cfg, budget, {**fixed, **overrides})
+    given = {**fixed, **overrides}
     if clock is not None and (began_with := _resolved_before(run)):
-        cfg = dataclasses.replace(cfg, epochs=began_with["settings"]["epochs"])
+        given["epochs"] = began_with["settings"]["epochs"]
+        cfg = dataclasses.replace(cfg, epochs=given["epochs"])
+    cfg = method.schedule(cfg, budget, given)
     templates = method.templates if settings.templates == "auto" else str(settings.templates)
     annotator = _annotator(settings, name, method, table, model, templates, are_feats=are_feats)
     model = network

@@ -23,19 +23,22 @@ EPOCHS_MIN = 5
 
 def of_labels(title: str, recipe: Recipe, **own: Any) -> Method:
     """A method of this family."""
-    more: dict[str, Any] = {"requires": Requires(labels=True)}
-    more |= {"schedule": schedule_by(passes_of_labelled, _on_labelled, least=EPOCHS_MIN), "summarise": beside_the_names}
+    more: dict[str, Any] = {"requires": Requires(labels=True), "schedule": schedule, "summarise": beside_the_names}
     return Method(title, recipe, **{"sections": names_sections, **more, **own})
 
 
 def of_all_images(title: str, recipe: Recipe) -> Method:
     """A method of this family that sees unlabelled images, too."""
-    schedule = schedule_by(passes_per_epoch, _on_all, least=EPOCHS_MIN)
-    return of_labels(title, recipe, schedule=schedule, passes=passes_per_epoch)
+    of_both = schedule_by(passes_per_epoch, _on_all, least=EPOCHS_MIN)
+    return of_labels(title, recipe, schedule=of_both, passes=passes_per_epoch)
 
 
 def _on_labelled(cfg: Any, budget: Budget) -> int:
     return max(EPOCHS_MIN, round(CPU_FEATURES / max(1, budget.n_labelled)) if budget.is_cpu else cfg.epochs)
+
+
+schedule = schedule_by(passes_of_labelled, _on_labelled, least=EPOCHS_MIN)
+"""Of a run that learns from labelled images alone."""
 
 
 def _on_all(cfg: Any, budget: Budget) -> int:
