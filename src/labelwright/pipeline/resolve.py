@@ -265,8 +265,8 @@ def _planned(settings: FitSettings, run: Run, prepared: Prepared, found: AtHand 
         budget = dataclasses.replace(budget, n_passes=clock.n_passes)
     given = {**fixed, **overrides}
     if clock is not None and (began_with := _resolved_before(run)):
-        given["epochs"] = began_with["settings"]["epochs"]
-        cfg = dataclasses.replace(cfg, epochs=given["epochs"])
+        cfg = dataclasses.replace(cfg, epochs=began_with["settings"]["epochs"])
+        given["epochs"] = cfg.epochs
     cfg = method.schedule(cfg, budget, given)
     templates = method.templates if settings.templates == "auto" else str(settings.templates)
     annotator = _annotator(settings, name, method, table, model, templates, are_feats=are_feats)
