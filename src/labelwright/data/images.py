@@ -192,7 +192,7 @@ def open_image(source: Source, pixels_max: int = PIXELS_MAX) -> Image.Image:
     Raises: whatever Pillow raises; OSError for what is no file, and for images of more pixels than ``pixels_max``.
     """
     if isinstance(source, bytes) and not source:
-        raise OSError("the file is empty (0 bytes)")
+        raise OSError("it holds no image (0 bytes)")
     if not isinstance(source, bytes) and not stat.S_ISREG((found := Path(source).stat()).st_mode):
         raise OSError(f"it is {_kind_of(found.st_mode)}, not a file")
     if Image.MAX_IMAGE_PIXELS is not None and pixels_max > Image.MAX_IMAGE_PIXELS:
