@@ -74,11 +74,12 @@ def main() -> None:
                 accuracy, seconds = run.summary["test"]["accuracy"], run.summary["seconds"]["train"]
             print(f"seed {seed}  {TITLES[name]:40} {100 * accuracy:.2f}  {seconds:.0f} s", flush=True)
             if options.csv is not None:
+                length = f", {options.epochs} epochs" if name != "descriptor" else ""
                 row = {
                     "table": f"few_labels_pixels.py {name_of_pool}-{options.per_class}",
                     "model": "",
-                    "cell": name,
-                    "title": TITLES[name],
+                    "cell": name + length.replace(", ", "-").replace(" epochs", ""),
+                    "title": TITLES[name] + length,
                     "metric": "accuracy",
                     "value": f"{100 * accuracy:.2f}",
                     "sd": "",

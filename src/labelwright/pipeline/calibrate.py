@@ -120,7 +120,8 @@ def calibrations_of(beside: Contest, own: Answers, most_wrong: float) -> Calibra
 def _worth(found: Calibration, right: Tensor, classes: Tensor, groups: Tensor | None, job: Job) -> Calibration:
     """A calibration that counts as many labels as they say something by themselves.
 
-    Classes without labels are others than theirs, and images of one group are right and wrong together.
+    Classes without labels are others than theirs, and images of one group are right and wrong together. Where no group
+    is without labels, new images are taken to come from as many others.
 
     Args: right [n] bool, classes, groups [n] int64: of the labels it is from.
     """
@@ -129,7 +130,7 @@ def _worth(found: Calibration, right: Tensor, classes: Tensor, groups: Tensor | 
     if groups is not None and job.task.groups is not None and found.n:
         open_groups = torch.unique(job.task.groups[job.task.labels < 0])
         own = torch.unique(groups, return_inverse=True)[1]
-        n = worth_of(right, own, n_others=max(1, len(open_groups)))
+        n = worth_of(right, own, n_others=len(open_groups) or int(own.max()) + 1)
         found = dataclasses.replace(found, n=min(found.n, n))
     return found
 

@@ -54,6 +54,10 @@ OF_HELD_OUT = TEMPERATURES[MIDDLE : MIDDLE + 1]
 """What is tried by images that were held out and score the run: the order of the chances owes nothing to their labels;
 where evidence is added to them, it owes them the slope."""
 KNOWN_ROWS = 1_000  # images on which what was known stands beside verified labels
+OF_OTHERS = 100
+"""Labels that a map from a text model or from candidates counts as beside verified ones; chosen on CIFAR-10 and GTSRB,
+and so is `BY_CHANCE`."""
+BY_CHANCE = 2.0  # variances of a difference by chance that a squared difference from verified labels may be of
 LEAST_ROWS = 10  # left-out labels from which they say more than nothing
 AUDITED = 40.0
 """Nats, times their share, by which as many wrong labels as an audit finds are more probable than none; chosen on
@@ -214,17 +218,18 @@ def worth_of(right: Tensor, classes: Tensor, *, n_others: int) -> int:
 
 
 def from_verified(calibration: Calibration, odds: Tensor, rows: Tensor, right: Tensor) -> Calibration:
-    """A calibration by labels that somebody verified, and by the left-out ones that it rested on before.
+    """A calibration by labels that somebody verified, and by what it rested on before: n left-out labels, or others.
 
     These count as so many labels that are right as often as the map says, of all images alike; as fewer, w, the
     farther they are from the verified ones: left out were other images, or whole groups.
 
-        w = n / (1 + n b / v),  b = max(0, d^2 - v (1 / m + 1 / n)),  v = mean of trust (1 - trust)
+        w = n / (1 + n b / v),  b = max(0, d^2 - 2 v (1 / m + 1 / n)),  v = mean of trust (1 - trust)
 
-    with d the difference between trust and the share that is right on m verified labels.
+    with d the difference between trust and the share that is right on m verified labels. A text model and candidates
+    stand for 100 labels, that are no data: the map which is found rests on verified ones alone.
 
     Args:
-      calibration: of a classifier; one without left-out labels has no part in what is found.
+      calibration: of a classifier; one from nothing has no part in what is found.
       odds: [N, T] of its predicted classes, see `odds_of`, or [N, T + 1] with evidence, which it already counts.
       rows: [m] int64, the verified ones.
       right: [m] bool.
@@ -244,12 +249,14 @@ def from_verified(calibration: Calibration, odds: Tensor, rows: Tensor, right: T
     m, n = len(rows), calibration.n
     if m < LEAST_ROWS:
         return calibration
+    if calibration.source in ("text model", "candidates"):
+        n = OF_OTHERS
     seen, target, weights = odds[rows], right.double(), torch.ones(m, dtype=torch.float64)
     counted = 0.0
     if n:
         trust = calibration.chance(seen).double()
         v = max(float((trust * (1 - trust)).mean()), 1e-4)
-        b = max(0.0, float(trust.mean() - target.mean()) ** 2 - v * (1 / m + 1 / n))
+        b = max(0.0, float(trust.mean() - target.mean()) ** 2 - BY_CHANCE * v * (1 / m + 1 / n))
         counted = n / (1 + n * b / v)
         others = evenly_spread(odds, KNOWN_ROWS)
         target = torch.cat([target, calibration.chance(others).double()])
@@ -258,7 +265,8 @@ def from_verified(calibration: Calibration, odds: Tensor, rows: Tensor, right: T
     found, slope, offset, _ = _best(seen, target, weights, n_classes=calibration.n_classes)
     n_classes, share = calibration.n_classes, counted / (m + counted)
     moved, wrong = calibration.moved * share, calibration.wrong * share
-    return Calibration(slope, offset, "left-out labels", m + round(counted), n_classes, found, moved, wrong)
+    n = m + (round(counted) if calibration.n else 0)
+    return Calibration(slope, offset, "left-out labels", n, n_classes, found, moved, wrong)
 
 
 def _best(

@@ -258,3 +258,24 @@ def test_from_verified__left_out_labels_help_where_they_agree_and_are_left_behin
     assert means["both"] < 0.9 * means["verified alone"]  # as of 120 labels: 0.71
     assert means["misled"] < 1.5 * means["verified alone"]
     assert from_verified(misled, odds, rows[:9], right[rows[:9]]) is misled
+
+
+@pytest.mark.parametrize("source", ["text model", "candidates"])
+def test_from_verified__a_map_without_left_out_labels_helps_as_long_as_verified_ones_may_agree(source: str) -> None:
+    """With a hundred verified labels alone the chances are those of three numbers fitted to so few."""
+    g = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(4000, 5, generator=g)
+    odds = odds_of(logits.softmax(1))
+    true = Calibration(0.5, 0.0, source, 0, 5, 2.0)
+    off = {"as it is": true, "nothing": Calibration(n_classes=5), "too sure": Calibration(3.0, 1.0, source, 0, 5, 2.0)}
+    errors = {name: [] for name in off}
+    for _ in range(20):
+        right = torch.rand(4000, generator=g) < true.chance(odds)
+        rows = torch.randperm(4000, generator=g)[:100]
+        for name, known in off.items():
+            found = from_verified(known, odds, rows, right[rows])
+            assert (found.source, found.n) == ("left-out labels", 100)
+            errors[name].append((found.chance(odds) - true.chance(odds)).abs().mean().item())
+    mean = {name: sum(each) / len(each) for name, each in errors.items()}
+    assert mean["as it is"] < 0.75 * mean["nothing"]
+    assert mean["too sure"] < 1.5 * mean["nothing"]
