@@ -2,12 +2,14 @@
 
 Each runs the closed-form or convex part of the recipe of the same name: nothing is trained by gradient steps, and what
 comes out is a head on the features. Unlabelled rows are labelled -1 in integer labels, None or "" in others, NaN in
-either, or are passed as ``X_unlabelled``; integer labels -1 and one other are two classes, as scikit-learn has them.
+either, or are passed as ``X_unlabelled``; integer labels -1 and one other are two classes, as scikit-learn has them,
+but where some were NaN, or new classes are asked for by number.
 Columns in units of their own are divided by their deviation where `fit` does, see `train.convex.column_scales`.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, Literal, get_type_hints
 
@@ -121,7 +123,7 @@ def _lifted(feats: Tensor, centre: Tensor, scale: Tensor, is_unit: bool) -> Tens
 
 
 def _without_nan(y: Any) -> Any:
-    """Labels with -1 or None where some were NaN or pandas' NA; as they are if none or all of them were."""
+    """Labels with None where some were NaN or pandas' NA, and of -1 among them; as they are if none or all were NaN."""
     labels = np.asarray(y)
     if labels.ndim != 1 or labels.dtype.kind not in "fO":
         return y
@@ -132,21 +134,28 @@ def _without_nan(y: Any) -> Any:
     if is_nan.all() or not is_nan.any():
         return y
     if labels.dtype.kind == "f" and (labels[~is_nan] % 1 == 0).all():
-        return np.where(is_nan, -1, labels).astype(np.int64)
-    return np.array([None if nan else label for nan, label in zip(is_nan, labels, strict=True)], dtype=object)
+        labels = np.where(is_nan, -1, labels).astype(np.int64).astype(object)
+    is_open = is_nan | np.array([isinstance(label, int) and label == -1 for label in labels])
+    return np.array([None if none else label for none, label in zip(is_open, labels, strict=True)], dtype=object)
 
 
-def _encoded(y: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Classes, and the position of each label among them, -1 = unlabelled."""
+def _encoded(y: Any, *, is_open: bool = False) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Classes, and the position of each label among them, -1 = unlabelled.
+
+    Args: is_open: whether a row labelled -1 is unlabelled beside a single other label, too.
+    """
     y = column_or_1d(y, warn=True)
     if y.dtype == object:
         known = np.array([label is not None and label != "" for label in y])
+        numbers = np.array(y[known].tolist())
+        if numbers.dtype.kind in "iu":
+            y = np.where(known, y, -1).astype(numbers.dtype)
     elif y.dtype.kind in "US":
         known = y != ""
     else:
         check_classification_targets(y)
         known = y != -1
-        if len(np.unique(y[known])) < 2 and not known.all():  # -1 and one other are two classes
+        if len(np.unique(y[known])) < 2 and not known.all() and not is_open:  # -1 and one other are two classes
             known = np.ones(len(y), dtype=bool)
     classes = np.unique(y[known])
     if not len(classes):
@@ -333,8 +342,10 @@ class NovelClassifier(_Embeddings):
 
     def fit(self, X: Any, y: Any, X_unlabelled: Any = None) -> NovelClassifier:
         """Learn from rows X [N, D] with labels y [N], and from unlabelled ones: -1 in y, and X_unlabelled [M, D]."""
+        if self.n_novel != "auto" and self.n_novel < 0:
+            raise ConfigError(f"n_novel={self.n_novel} is not possible", fix="n_novel must be at least 0, or 'auto'")
         X, y = self._features(X, y, X_unlabelled)
-        named, labels = _encoded(y)
+        named, labels = _encoded(y, is_open=self.n_novel not in ("auto", 0))
         task = _task(labels, len(X), len(named))
         feats = self._divided(X, task)
         n_open = int((task.labels < 0).sum())
@@ -347,10 +358,12 @@ class NovelClassifier(_Embeddings):
             )
             n_novel = found["n_novel"]
         self.n_novel_ = min(int(n_novel), n_open)
-        if named.dtype.kind in "iu":
-            more = named.max() + 1 + np.arange(self.n_novel_)
+        more: np.ndarray[Any, Any]
+        if named.dtype.kind in "iuf":
+            more = named.max().item() + 1 + np.arange(self.n_novel_)
         else:
-            more = np.array([f"novel-{i + 1}" for i in range(self.n_novel_)])
+            free = (name for i in itertools.count(1) if (name := f"novel-{i}") not in named)
+            more = np.array(list(itertools.islice(free, self.n_novel_)))
         self.classes_ = np.concatenate([named, more]) if self.n_novel_ else named
         if not self.n_novel_:
             self._solve("beliefs", feats, task, {}, is_unit=True)

@@ -122,6 +122,36 @@ def test_novel__numbers_and_names_of_what_was_found() -> None:
     assert NovelClassifier().fit(X, truth).n_novel_ == 0
 
 
+@pytest.mark.parametrize(
+    "y", [[0, -1, -1, -1], [0.0, np.nan, np.nan, np.nan], pd.array([0, None, None, None], "Int64")]
+)
+def test_novel__one_labelled_class_and_rows_without_a_label(y: Any) -> None:
+    X, truth = blobs(160, 4)
+    rows = np.argsort(truth, kind="stable")
+    model = NovelClassifier(n_novel=3).fit(X[rows], np.repeat(np.asarray(y), 40))
+    assert model.classes_.tolist() == [0, 1, 2, 3]
+    assert (model.predict(X[truth == 0]) == 0).mean() > 0.9
+
+
+def test_novel__new_classes_have_labels_of_their_own() -> None:
+    X, truth = blobs(160, 4)
+    taken = np.where(truth < 2, np.array(["novel-1", "bee", "", ""])[truth], "")
+    assert NovelClassifier(n_novel=2).fit(X, taken).classes_.tolist() == ["bee", "novel-1", "novel-2", "novel-3"]
+    floats = NovelClassifier(n_novel=2).fit(X, np.where(truth < 2, truth, -1.0))
+    assert floats.classes_.tolist() == [0.0, 1.0, 2.0, 3.0]
+    largest = NovelClassifier(n_novel=2).fit(X, np.where(truth < 2, 126 + truth, -1).astype(np.int8))
+    assert largest.classes_.tolist() == [126, 127, 128, 129]
+    with pytest.raises(ConfigError, match="n_novel=-1 is not possible"):
+        NovelClassifier(n_novel=-1).fit(X, truth)
+
+
+def test_beliefs__the_scale_of_features_changes_nothing() -> None:
+    X, truth = blobs(90, 3)
+    y = np.where(np.arange(90) < 30, truth, -1)
+    wanted = BeliefClassifier().fit(X, y).predict_proba(X)
+    assert np.abs(BeliefClassifier().fit(1e-10 * X, y).predict_proba(1e-10 * X) - wanted).max() < 1e-3
+
+
 def test_unlabelled_rows__nan_and_na_of_pandas() -> None:
     X = np.random.default_rng(0).normal(size=(12, 3))
     wanted = BeliefClassifier().fit(X, np.array([0, 1, -1, -1] * 3)).predict(X)

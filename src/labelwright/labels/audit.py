@@ -473,14 +473,16 @@ def joined(n: int, first: Tensor, second: Tensor) -> npt.NDArray[np.int64]:
 def far_out(values: npt.NDArray[np.floating], *, low: bool = False) -> npt.NDArray[np.bool_]:
     """Which values [N] lie beyond the upper quartile by three interquartile ranges; with ``low`` below the lower one.
 
+    NaN is no value: it is not far out, and the others are judged without it.
+
     Source: Tukey 1977, Exploratory Data Analysis, "far out".
 
     Example:
       >>> far_out(np.array([1.0, 2, 3, 4, 5, 6, 7, 30])).nonzero()[0].tolist()
       [7]
     """
-    if not len(values):
-        return np.zeros(0, dtype=bool)
     signed = -values if low else values
-    quarter, three = np.quantile(signed, [0.25, 0.75])
+    if np.isnan(signed).all():
+        return np.zeros(len(signed), dtype=bool)
+    quarter, three = np.nanquantile(signed, [0.25, 0.75])
     return np.asarray(signed > three + FAR_OUT * max(three - quarter, 1e-9), dtype=bool)

@@ -112,8 +112,8 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
         if (task.counts > 0).all():
             mean = _between_classes(read, task, seen, mean)
         head.mean.copy_(mean)
-        square = sum(float(((z.float() - mean) @ directions.T).square().sum()) for z in read(seen)) / len(seen)
-        head.projection.copy_(directions / max(square / len(directions), 1e-12) ** 0.5)
+        squares = sum(float(((z.float() - mean) @ directions.T).double().square().sum()) for z in read(seen))
+        head.projection.copy_(directions / ((squares / len(seen) / len(directions)) ** 0.5 or 1.0))
     u = Projected(head, read, seen)  # 1
     known = (task.labels >= 0).nonzero().flatten()
     if task.concepts is None:

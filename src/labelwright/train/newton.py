@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from labelwright.errors import DataError
 
 MAX_STEPS = 100
 MAX_PRODUCTS = 100  # with the Hessian, a step
@@ -43,6 +46,8 @@ def minimise(at: Callable[[Tensor], Local], start: Tensor, *, least_gradient: fl
       least_gradient: largest entry of the gradient at which it ends, > 0; it also ends after `MAX_STEPS`, and where
         float32 sees no further descent.
 
+    Raises: DataError where the function is not finite at its start.
+
     Source: Nocedal and Wright 2006, Algorithm 7.1, with a preconditioner.
 
     Example: x^2 + 10 (y - 1)^2 in one step.
@@ -54,6 +59,8 @@ def minimise(at: Callable[[Tensor], Local], start: Tensor, *, least_gradient: fl
       [0.0, 1.0]
     """
     point, here = start, at(start)
+    if not math.isfinite(here.value):
+        raise DataError("the loss is not finite", fix="leave out rows whose features are NaN or infinite")
     for _ in range(MAX_STEPS):
         if float(here.gradient.abs().max()) <= least_gradient:
             break
@@ -63,7 +70,7 @@ def minimise(at: Callable[[Tensor], Local], start: Tensor, *, least_gradient: fl
         rounding = ROUNDING * max(1.0, abs(here.value))
         while not there.value <= here.value + 1e-4 * share * slope + rounding:
             share /= 2
-            if -share * slope < rounding:
+            if not -share * slope >= rounding:
                 return point
             there = at(point + share * step)
         point, here = point + share * step, there

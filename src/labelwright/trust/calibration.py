@@ -34,6 +34,7 @@ from scipy.optimize import brentq, minimize
 from scipy.special import expit
 from torch import Tensor
 
+from labelwright.errors import DataError
 from labelwright.labels.chunks import evenly_spread
 from labelwright.train.predict import TEMPERATURES
 
@@ -162,6 +163,8 @@ def from_left_out(
 
     Returns: the map with the largest posterior; of fewer than `LEAST_ROWS` rows the usual one.
 
+    Raises: DataError for log-odds that are not finite.
+
     Source: Platt 1999, with a prior in place of his smoothed targets; temperatures as in Guo et al. 2017 (arXiv
       1706.04599); of wrong labels the forward correction of Patrini et al. 2017 (arXiv 1609.03683).
 
@@ -172,6 +175,8 @@ def from_left_out(
       >>> abs(found.chance(odds[:1]).item() - 0.5) < 0.02
       True
     """
+    if not odds.isfinite().all():
+        raise DataError("log-odds are not finite", fix="leave out rows whose logits are NaN or infinite")
     if len(odds) < LEAST_ROWS:
         slope, offset = USUAL[MIDDLE]
         return Calibration(slope * like[MIDDLE], offset, "none", 0, n_classes, TEMPERATURES[MIDDLE])

@@ -168,7 +168,8 @@ def distances(z: Tensor, references: Tensor, *, exclude: tuple[Tensor, Tensor] |
     is_there = near.isfinite()
     n = is_there.sum(1)
     mean = torch.where(is_there, near, 0.0).sum(1) / n.clamp(min=1)
-    return torch.where(n > 0, (1 - mean).clamp(min=0), 0.0).cpu()
+    far = torch.where(n > 0, (1 - mean).clamp(min=0), 0.0)
+    return far.masked_fill(near.isnan().any(1), torch.inf).cpu()
 
 
 def fit_strangers(

@@ -208,3 +208,9 @@ def test_far_out__both_ends_and_nothing() -> None:
     assert far_out(values, low=True).nonzero()[0].tolist() == [0]
     assert not far_out(np.ones(5)).any()
     assert far_out(np.zeros(0)).shape == (0,)
+
+
+def test_far_out__values_that_are_missing_hide_no_others() -> None:
+    values = np.array([1.0, 2, 3, 4, np.nan, 5, 6, 7, 30])
+    assert far_out(values).nonzero()[0].tolist() == [8]
+    assert not far_out(np.full(3, np.nan)).any()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from labelwright.errors import DataError
 from labelwright.train.newton import Local, minimise
 
 
@@ -52,3 +53,11 @@ def test_local__sums() -> None:
     one = Local(1.0, torch.tensor([2.0]), lambda v: 3 * v, torch.tensor([3.0]))
     both = one + one
     assert (both.value, both.gradient.item(), both.product(torch.ones(1)).item(), both.diagonal.item()) == (2, 4, 6, 6)
+
+
+def test_minimise__ends_where_the_function_is_not_finite() -> None:
+    def at(x: torch.Tensor) -> Local:
+        return Local(float((x * torch.nan).sum()), x, lambda v: v, torch.ones(2))
+
+    with pytest.raises(DataError, match="the loss is not finite"):
+        minimise(at, torch.ones(2), least_gradient=1e-6)

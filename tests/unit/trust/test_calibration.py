@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from labelwright.errors import DataError
 from labelwright.reporting.words import is_doubted
 from labelwright.train.predict import TEMPERATURES, odds_of
 from labelwright.trust.calibration import (
@@ -279,3 +280,10 @@ def test_from_verified__a_map_without_left_out_labels_helps_as_long_as_verified_
     mean = {name: sum(each) / len(each) for name, each in errors.items()}
     assert mean["as it is"] < 0.75 * mean["nothing"]
     assert mean["too sure"] < 1.5 * mean["nothing"]
+
+
+def test_from_left_out__log_odds_that_are_not_finite_are_refused() -> None:
+    odds, right = drawn(500, 0.4, -0.2, seed=2)
+    odds[3] = torch.nan
+    with pytest.raises(DataError, match="log-odds are not finite"):
+        from_left_out(odds, right)

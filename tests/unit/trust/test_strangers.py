@@ -212,3 +212,8 @@ def test_strangeness__looked_up_and_compared_are_the_same() -> None:
     scores = torch.cat([known, 2 * torch.rand(500, generator=draw), torch.zeros(1)])
     assert torch.equal(found.strangeness(scores), found.placed(scores))
     assert (found.strangeness(scores).diff()[:999] >= 0).all()
+
+
+def test_distances__features_that_are_not_finite_are_as_far_as_can_be() -> None:
+    z = torch.tensor([[1.0, 0.0], [torch.nan, 0.0]])
+    assert distances(z, torch.eye(2), k=1).tolist() == [1.0, torch.inf]
