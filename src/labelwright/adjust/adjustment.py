@@ -19,6 +19,8 @@ class Adjustment:
     nothing; `Adjustment()` is plain cross-entropy. Adjustments add, in any order: ``a + b`` multiplies the multipliers
     and sums the rest, so that a multiplier scales the logits and never another's offset or margin.
 
+    Raises: DataError: a field is a list or an array.
+
     Source: multiplier and offset are those of Kini et al. 2021 (arXiv 2103.01550), Eq. (2).
 
     Example:
@@ -32,6 +34,11 @@ class Adjustment:
     offset: Tensor | None = None  # [C] float, added to logit k. (Delta)
     target_margin: Tensor | None = None  # [C] float, margin[y] is added to the logit of the label
     pair_margin: Tensor | None = None  # [C, C] float, row y is added to the logits of a row with label y
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and not isinstance(value, Tensor):
+                raise DataError(f"{name} is a {type(value).__name__}, no tensor", fix=f"pass torch.as_tensor({name})")
 
     def __add__(self, other: Adjustment) -> Adjustment:
         return Adjustment(
@@ -61,7 +68,7 @@ def adjusted_logits(logits: Tensor, labels: Tensor, adjustment: Adjustment) -> T
       >>> adjusted_logits(torch.tensor([[1.0, 2.0]]), torch.tensor([1]), all_four).tolist()
       [[2.5, 6.0]]
     """
-    n_classes = logits.shape[1]
+    n_classes, labels = logits.shape[1], labels.long()  # as an index, uint8 would be a mask
     for name, wanted in (("multiplier", 1), ("offset", 1), ("target_margin", 1), ("pair_margin", 2)):
         tensor = getattr(adjustment, name)
         if tensor is not None and list(tensor.shape) != [n_classes] * wanted:
@@ -80,7 +87,7 @@ def adjusted_logits(logits: Tensor, labels: Tensor, adjustment: Adjustment) -> T
         logits = logits + adjustment.offset
     if adjustment.target_margin is not None:
         margin = adjustment.target_margin.to(logits.dtype)[labels]
-        logits = logits.scatter_add(1, labels[:, None].long(), margin[:, None])
+        logits = logits.scatter_add(1, labels[:, None], margin[:, None])
     if adjustment.pair_margin is not None:
         logits = logits + adjustment.pair_margin[labels]
     return logits

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from labelwright.adjust.adjustment import Adjustment
+from labelwright.errors import ConfigError
 
 
 def rescaled_similarity(text_feats: Tensor, prototypes: Tensor) -> Tensor:
@@ -16,7 +17,8 @@ def rescaled_similarity(text_feats: Tensor, prototypes: Tensor) -> Tensor:
     Args:
       text_feats: [C, D] float, unit norm.   prototypes: [C, D] float, unit norm (zero rows for classes without one).
 
-    Returns: [C, C] float: the larger cosine, each row mapped linearly from [min, max] to [min, 1].
+    Returns: [C, C] float, of half precision float32: the larger cosine, each row mapped linearly from [min, max] to
+      [min, 1].
 
     Source: arXiv 2505.02056, Eq. (4) and (5) (methods of CAP, section 4).
 
@@ -25,7 +27,8 @@ def rescaled_similarity(text_feats: Tensor, prototypes: Tensor) -> Tensor:
       >>> [[round(v, 2) for v in row] for row in rescaled_similarity(t, t).tolist()]
       [[1.0, 0.6], [0.6, 1.0]]
     """
-    sims = torch.maximum(text_feats @ text_feats.T, prototypes @ prototypes.T)
+    t, v = (feats.to(torch.promote_types(feats.dtype, torch.float32)) for feats in (text_feats, prototypes))
+    sims = torch.maximum(t @ t.T, v @ v.T)
     low, high = sims.amin(1, keepdim=True), sims.amax(1, keepdim=True)
     return low + (sims - low) * (1 - low) / (high - low).clamp(min=1e-12)
 
@@ -64,6 +67,8 @@ def confusion_margin(similarity: Tensor, paces: Tensor, *, scale: float) -> Adju
 
     Returns: a pair margin [C, C] with a diagonal of 0.
 
+    Raises: ConfigError: scale < 0.
+
     Source: arXiv 2505.02056, Eq. (6).
 
     Example: (1 - 0.5) / (1 + 0.5) * (1 - 0.5) * 12 * 0.6 = 1.2 for the class that is rarely predicted.
@@ -72,6 +77,8 @@ def confusion_margin(similarity: Tensor, paces: Tensor, *, scale: float) -> Adju
       >>> [[round(v, 4) for v in row] for row in margin.tolist()]
       [[0.0, 0.0], [1.2, 0.0]]
     """
+    if not scale >= 0:
+        raise ConfigError(f"scale={scale} is negative", fix="use a scale >= 0; 0 switches the margins off")
     lag = (1 - paces) / (1 + paces)
     margin = lag[:, None] * (paces.max() - paces.min()) * scale * similarity
     return Adjustment(pair_margin=margin * (1 - torch.eye(len(paces), device=margin.device, dtype=margin.dtype)))

@@ -3,9 +3,10 @@
 A class without images (count 0) has no prior, yet its logit is in every softmax. Priors count it as half an image, so
 that logarithms and powers stay finite and it ranks below a class with one image; weights and margins, which only ever
 act on rows *of* that class, are given a finite value that no row uses. Everywhere counts are [C] int or float >= 0,
-images per class, at least one of them > 0; they may be fractional (soft counts). Lists and arrays count as tensors.
+finite images per class, at least one of them > 0; they may be fractional (soft counts). Lists and arrays count as
+tensors.
 
-Raises DataError where counts are negative, not [C] or all zero, ConfigError where a knob is out of range.
+Raises DataError where counts are negative or infinite, not [C] or all zero, ConfigError where a knob is out of range.
 """
 
 from __future__ import annotations
@@ -212,8 +213,9 @@ def _filled(counts: Tensor) -> Tensor:
     counts = torch.as_tensor(counts)
     if counts.dim() != 1 or counts.numel() == 0:
         raise DataError(f"counts have shape {list(counts.shape)}, not [C]", fix="pass images per class")
-    if not bool((counts >= 0).all()):
-        class_id = int((~(counts >= 0)).nonzero()[0])
+    is_count = (counts >= 0) & counts.isfinite()
+    if not bool(is_count.all()):
+        class_id = int((~is_count).nonzero()[0])
         raise DataError(
             f"class {class_id} has count {counts[class_id].item()}", fix="counts are images per class, 0 or more"
         )

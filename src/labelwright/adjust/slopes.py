@@ -100,7 +100,8 @@ def push(memory: Memory, labels: Tensor, predicted: Tensor, confidence: Tensor, 
       predicted, confidence, logit: [B] each, as from `score_rows`; gradients are not kept.
 
     Raises:
-      DataError: the tensors differ in length.
+      DataError: the tensors differ in length; and when the rows are folded in, some pushes later or by `rows_of`, where
+        a label is beyond C-1: looking at each push would make the host wait.
 
     Example: room for two rows of class 0; of three, the newest two stay.
       >>> memory = init_memory(torch.tensor([2, 2]), samples_per_class=1000)
@@ -185,7 +186,8 @@ def slopes_from_rows(
 
     Args:
       predicted: [R] int, 0 to C-1.
-      score: [R] float: confidence in (0, 1], or logit, of the predicted class.
+      score: [R] float: confidence in (0, 1], or logit, of the predicted class; a row where it is not finite is left
+        out, as one step with infinite logits would otherwise undo the slopes.
       correct: [R] bool, the predicted class is the true one.
       clamp: smallest and largest kappa, 0 < smallest <= largest; (0.05, 0.2) in the published command.
       n_bins: > 1.
@@ -217,7 +219,8 @@ def slopes_from_rows(
         )
     if len(predicted) and not 0 <= int(predicted.min()) <= int(predicted.max()) < n_classes:
         raise DataError(f"predicted holds classes outside 0 to {n_classes - 1}", fix="pass the argmax of [B, C] logits")
-    score, right = score.detach().double(), correct.double()
+    is_finite = score.isfinite()
+    predicted, score, right = predicted[is_finite], score.detach()[is_finite].double(), correct[is_finite].double()
     low, high = (float(score.min()), float(score.max())) if against == "logit" and len(score) else (0.0, 1.0)
     # float32 edges, as scores are: 0.05 must fall on the edge of the first bin, not beyond it.
     edges = torch.linspace(low, high, n_bins + 1, dtype=torch.float32, device=score.device)
@@ -282,6 +285,11 @@ def _write(memory: Memory, batch: dict[str, Tensor]) -> Memory:
     order = order[int((labels < 0).sum()) :]  # unknown labels come first
     labels = labels[order]
     n_new = torch.bincount(labels, minlength=len(capacity))
+    if len(n_new) > len(capacity):
+        raise DataError(
+            f"labels hold {len(n_new) - 1}, and the memory has {len(capacity)} classes: 0 to {len(capacity) - 1}",
+            fix="count classes from 0, or make the memory from counts of every class",
+        )
     rank = torch.arange(len(labels), device=labels.device) - (n_new.cumsum(0) - n_new)[labels]  # age within the class
     newest = rank >= (n_new - capacity)[labels]  # of more rows than a ring holds, only the last are written
     order, labels, rank = order[newest], labels[newest], rank[newest]

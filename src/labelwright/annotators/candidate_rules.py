@@ -50,7 +50,7 @@ def candidates_from_feats(
       logit_scale: > 0, multiplies cosines.   rule, top_k, ratio: see `pick`.
 
     Returns: the sets of N rows, on the CPU, weighted by the mean probability over prompts restricted to the set.
-    Raises: ConfigError if the features differ in length.
+    Raises: ConfigError if the features differ in length, or as `check_rule`.
     Source: the union of top-1 over prompts is that of Co-Reg's annotators; "ratio" and "mean" are its variants.
 
     Example: two prompts disagree about the first image and agree about the second.
@@ -59,6 +59,7 @@ def candidates_from_feats(
       >>> sets.of(0).tolist(), sets.of(1).tolist(), sets.weights.tolist()
       ([0, 1], [2], [0.5, 0.5, 1.0])
     """
+    check_rule(rule, top_k=top_k, ratio=ratio)
     n_classes = prompt_feats.shape[1]
     sizes, classes, weights = [], [], []
     for chunk in chunks:

@@ -93,6 +93,8 @@ class RandAugment:
         """Augmented images: [B, 3, H, W] of the same dtype, channels-last. Float images pass through 8 bits."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be [B, 3, H, W], not {list(images.shape)}")
+        if not (images.dtype == torch.uint8 or images.is_floating_point()):
+            raise ValueError(f"images must be uint8 or float, not {images.dtype}")
         ops, levels = self.draw(len(images), generator=generator)
         values = (images * 255).round_().clamp_(0, 255).to(torch.uint8) if images.is_floating_point() else images
         values = apply_operations(values, ops=ops, levels=levels, fill=self.fill)

@@ -148,7 +148,8 @@ def seen_novel(
     labels = checked_labels(labels)
     if not 0 < labelled_frac <= 1:
         raise ConfigError(f"labelled_frac is {labelled_frac}", fix="give a share above 0 and at most 1")
-    classes = np.arange(seen) if isinstance(seen, int) else np.unique(np.asarray(seen, dtype=np.int64))
+    classes = np.asarray(seen, dtype=np.int64)
+    classes = np.unique(classes) if classes.ndim else np.arange(int(classes))
     n_classes = int(max(labels.max(initial=-1), classes.max(initial=-1))) + 1
     counts = np.bincount(labels[labels >= 0], minlength=n_classes)
     if classes.size == 0 or classes.min() < 0:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from labelwright.errors import ConfigError
 from labelwright.labels.chunks import evenly_spread
 
 PROB_MIN = 1e-8  # below it a probability counts as this: one hopeless image must not squeeze all others together
@@ -144,12 +145,16 @@ def sharpen(probs: Tensor, *, temperature: float) -> Tensor:
       probs: [B, C] float >= 0, rows sum to 1, as do those that come back.
       temperature: > 0; 1 changes nothing, towards 0 all goes to the most probable class.
 
+    Raises: ConfigError: temperature <= 0.
+
     Source: Berthelot et al. 2019 (MixMatch, arXiv 1905.02249), Eq. (7).
 
     Example: 0.75^2 : 0.25^2 = 9 : 1.
       >>> [round(v, 4) for v in sharpen(torch.tensor([[0.75, 0.25]]), temperature=0.5)[0].tolist()]
       [0.9, 0.1]
     """
+    if not temperature > 0:
+        raise ConfigError(f"temperature={temperature} is not positive", fix="use a value > 0; 1 changes nothing")
     probs = _at_least_float32(probs)
     powers = (probs / probs.amax(dim=1, keepdim=True)).pow(1 / temperature)  # the largest stays 1: no underflow
     return powers / powers.sum(dim=1, keepdim=True)

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from labelwright.errors import ConfigError
 from labelwright.labels.chunks import evenly_spread, slices_of
 from labelwright.labels.kmeans import assign, lloyd
 
@@ -341,6 +342,8 @@ def top_confident(chunks: Iterable[Tensor], *, k: int) -> tuple[Tensor, Tensor]:
 
     Returns: rows [n] int64 positions in the stream and labels [n] int64, by class, most confident first.
 
+    Raises: ConfigError: k < 1.
+
     Memory: the scores of the images held so far, k C x C, and of one chunk; nothing that grows with the pool.
 
     Example: image 0 is best for both classes; it goes to class 0, and class 1 takes its second.
@@ -349,6 +352,8 @@ def top_confident(chunks: Iterable[Tensor], *, k: int) -> tuple[Tensor, Tensor]:
       >>> rows.tolist(), labels.tolist()
       ([0, 2], [0, 1])
     """
+    if k < 1:
+        raise ConfigError(f"k={k} leaves no image to a class", fix="give 1 or more images per class")
     held: tuple[Tensor, Tensor, Tensor] | None = None  # scores [n, C], labels [n], rows [n]: images that hold a place
     n_seen = 0
     for chunk in chunks:
@@ -373,7 +378,7 @@ def _match(scores: Tensor, labels: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
     """
     n_classes = scores.shape[1]
     places, asking = (labels >= 0).nonzero().squeeze(1), (labels < 0).nonzero().squeeze(1)
-    labels, cutoffs = labels[places], torch.full_like(scores[0], -torch.inf)
+    labels, cutoffs = labels[places], scores.new_full((n_classes,), -torch.inf)
     while True:
         own = scores[places, labels]
         order = own.argsort(descending=True, stable=True)

@@ -121,7 +121,7 @@ def soft_cross_entropy(
     check_rows(logits, weights=weights, where=where)
     check_targets(logits, targets)
     check_temperature(temperature)
-    log_probs = log_softmax(blank_rows(where, logits) / temperature)
+    log_probs = log_softmax(at_least_float32(blank_rows(where, logits)) / temperature)
     targets = blank_rows(where, targets)
     loss = -(targets * log_probs.masked_fill(targets == 0, 0)).sum(dim=1)  # [B, C] -> [B]
     return reduce_loss(loss, where=where, weights=weights, reduce=reduce)

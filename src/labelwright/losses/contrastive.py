@@ -154,15 +154,16 @@ def noisy_contrastive(
         raise ConfigError(
             "rule='unsupervised' contrasts with the queue, and there is none", fix="pass a queue, or use nt_xent"
         )
-    n_rows = len(query)
+    n_rows, labels = len(query), labels.long()  # as an index, uint8 would be a mask
     query, key = blank_rows(where, at_least_float32(query)), blank_rows(where, at_least_float32(key))
     is_there = torch.ones_like(is_reliable) if where is None else where
+    labels = labels.masked_fill(~is_there, -1)
     sims = _sims(query, torch.cat([query, key]), temperature)  # [B, 2B]
     if rule == "unsupervised":
         is_positive, is_out = torch.zeros_like(sims, dtype=torch.bool), torch.ones_like(sims, dtype=torch.bool)
     else:
         is_positive, is_ignored = (pairs.repeat(1, 2) for pairs in _pairs(rule, labels, is_reliable))
-        is_positive, is_out = is_positive & is_there.repeat(2), is_ignored | ~is_there.repeat(2)
+        is_out = is_ignored | ~is_there.repeat(2)
     for mask, is_set in ((is_out, True), (is_positive, False)):
         mask.diagonal().fill_(is_set)  # the anchor itself
         mask.diagonal(n_rows).fill_(not is_set)  # its own key
@@ -171,7 +172,7 @@ def noisy_contrastive(
 
     if queue is not None:
         keys, codes, has_key = queue["keys"].to(query.dtype), queue["labels"].int(), queue["labels"] >= 0
-        n_classes = n_classes or max(int(torch.maximum(labels.max(), queue["labels"].max())) + 1, 1)
+        n_classes = n_classes or max(int(torch.cat([labels, queue["labels"]]).max()) + 1, 1)
         sum_keys, n_keys = _attracting(
             rule, labels, is_reliable, keys, queue["labels"], queue["is_reliable"], n_classes=n_classes
         )

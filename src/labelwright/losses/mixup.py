@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -30,13 +31,13 @@ def mixup(
 
     Args:
       x: [B, ...] float views.
-      targets: [B, C] float, rows sum to 1, or [B] int labels.
-      alpha: >= 0; 0 leaves the batch as it is (lam = 1).
+      targets: [B, C], rows sum to 1, whole numbers and bool taken as float32; or [B] int labels.
+      alpha: >= 0, finite; 0 leaves the batch as it is (lam = 1).
       generator: CPU generator; the same state gives the same batch.
       at_least_half: take max(lam, 1 - lam), so that a row stays closer to its own label than to its partner's.
 
     Raises:
-      ConfigError: alpha < 0.
+      ConfigError: alpha < 0 or not finite.
       DataError: ``targets`` has not one row per row of ``x``.
 
     Source: Zhang et al. 2018 (arXiv 1710.09412); at_least_half: Berthelot et al. 2019 (arXiv 1905.02249), Eq. (9).
@@ -47,8 +48,8 @@ def mixup(
       >>> mixed.x.flatten().tolist(), mixed.lam
       ([0.0, 10.0], 1.0)
     """
-    if not alpha >= 0:
-        raise ConfigError(f"alpha={alpha} is negative", fix="mixup takes alpha >= 0; 0 switches it off")
+    if not 0 <= alpha < math.inf:
+        raise ConfigError(f"alpha={alpha} is negative or not finite", fix="mixup takes alpha >= 0; 0 switches it off")
     if len(targets) != len(x):
         raise DataError(
             f"{len(targets)} targets for {len(x)} images", fix="pass targets with one row per row of the batch"
@@ -60,6 +61,8 @@ def mixup(
     if at_least_half:
         lam = max(lam, 1 - lam)
     permutation = permutation.to(x.device)
+    if targets.dim() > 1 and not targets.is_floating_point():
+        targets = targets.float()
     mixed_x = lam * x + (1 - lam) * x[permutation] if lam < 1 else x
     if targets.is_floating_point() and lam < 1:
         targets = lam * targets + (1 - lam) * targets[permutation.to(targets.device)]

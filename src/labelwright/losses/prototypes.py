@@ -32,7 +32,7 @@ def update_prototypes(
     Args:
       prototypes: [C, D] float, unit norm, or zero for a class not seen yet.
       feats: [B, D] float, unit norm; no gradient is kept.
-      labels: [B] int class of each row, -1 = left out.
+      labels: [B] int class of each row; -1 = left out, and so is a label beyond C-1.
       decay: 0 to 1, share of the old value that one row keeps.
       where: [B] bool, False = left out, whatever the row holds.
 
@@ -49,10 +49,11 @@ def update_prototypes(
     _check(feats, prototypes, labels=labels, where=where)
     if not 0 <= decay <= 1:
         raise ConfigError(f"decay={decay} is not a share", fix="use a value from 0 to 1, 0.999 in Co-Reg")
-    kept = kept_rows(labels, where)
+    is_class = labels[:, None] == torch.arange(len(prototypes), device=labels.device)  # [B, C]
+    is_class = is_class & kept_rows(labels, where)[:, None]
+    kept = is_class.any(dim=1)
     with torch.autocast(feats.device.type, enabled=False):
         feats = blank_rows(kept, feats.detach()).to(prototypes.dtype)
-        is_class = (labels[:, None] == torch.arange(len(prototypes), device=labels.device)) & kept[:, None]  # [B, C]
         n_rest = is_class.flip(0).cumsum(dim=0).flip(0)  # rows of the class from here on
         n_later = (n_rest * is_class).sum(dim=1) - kept.long()  # [B]
         # Powers in float64: a decay rounded to float32 is off by 1e-4 after a few thousand rows.

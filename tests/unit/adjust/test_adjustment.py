@@ -1,5 +1,6 @@
 """Adjustments add in any order, and do to logits what a loop over rows and classes does."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -65,6 +66,17 @@ def test_add__the_neutral_value_changes_nothing_and_sum_works() -> None:
 def test_adjusted_logits__error_names_the_tensor(name: str) -> None:
     with pytest.raises(DataError, match=rf"{name} has shape \[2\] for 3 classes"):
         adjusted_cross_entropy(LOGITS, LABELS, Adjustment(**{name: torch.ones(2)}))
+
+
+@pytest.mark.parametrize("value", [[0.0, 1.0, 2.0], np.zeros(3)])
+def test_adjustment__what_is_no_tensor_is_named(value: object) -> None:
+    with pytest.raises(DataError, match=f"offset is a {type(value).__name__}, no tensor"):
+        Adjustment(offset=value)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16])
+def test_adjusted_logits__labels_of_few_bits(dtype: torch.dtype) -> None:
+    assert torch.equal(adjusted_logits(LOGITS, LABELS.to(dtype), drawn(6)), adjusted_logits(LOGITS, LABELS, drawn(6)))
 
 
 def test_adjusted_cross_entropy__a_row_left_out_may_hold_anything() -> None:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labelwright.adjust.confusion import confusion_margin, pace, rescaled_similarity
+from labelwright.errors import ConfigError
 from labelwright.losses.classification import adjusted_cross_entropy, cross_entropy
 
 
@@ -76,6 +77,12 @@ def test_rescaled_similarity__one_class_and_classes_all_alike():
     torch.testing.assert_close(rescaled_similarity(same, same), torch.ones(3, 3))
 
 
+def test_rescaled_similarity__half_precision_is_computed_in_float32():
+    same, other = torch.tensor([[0.6, 0.8]]).repeat(3, 1).half(), unit(3, 2, dtype=torch.float16)
+    for text, images in ((same, same), (other, 0 * other)):
+        assert torch.equal(rescaled_similarity(text, images), rescaled_similarity(text.float(), images.float()))
+
+
 def test_pace__share_of_the_furthest():
     assert pace(torch.tensor([50, 25, 0]), torch.ones(3)).tolist() == [1.0, 0.5, 0.0]
     assert pace(torch.tensor([50, 25, 0]), torch.tensor([0.4, 0.1, 0.2])).tolist() == [0.5, 1.0, 0.0]
@@ -139,6 +146,11 @@ def test_confusion_margin__equal_pace_or_one_class_gives_none():
     similarity = rescaled_similarity(unit(5, 4), unit(5, 4, seed=9))
     assert confusion_margin(similarity, torch.full((5,), 0.3), scale=12.0).pair_margin.abs().max() == 0
     assert confusion_margin(torch.ones(1, 1), torch.ones(1), scale=12.0).pair_margin.tolist() == [[0.0]]
+
+
+def test_confusion_margin__refuses_a_negative_scale():
+    with pytest.raises(ConfigError, match=r"scale=-1\.0 is negative"):
+        confusion_margin(torch.ones(2, 2), torch.ones(2), scale=-1.0)
 
 
 def test_confusion_margin__the_rarer_guessed_the_larger_and_the_leader_has_none():

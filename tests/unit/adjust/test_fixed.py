@@ -122,6 +122,7 @@ def test_multiplicative_adjustment__steeper_slope_means_smaller_multiplier():
         (torch.zeros(2), "every class has count 0"),
         (torch.tensor([1, -3]), "class 1 has count -3"),
         (torch.tensor([1.0, math.nan]), "class 1 has count nan"),
+        (torch.tensor([math.inf, 1.0]), "class 0 has count inf"),
         (torch.ones(2, 2), r"counts have shape \[2, 2\], not \[C\]"),
     ],
 )

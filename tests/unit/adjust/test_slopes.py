@@ -196,6 +196,21 @@ def test_slopes_from_rows__is_least_squares_over_bins():
     assert found[2] == 1
 
 
+@pytest.mark.parametrize("against", ["confidence", "logit"])
+@pytest.mark.parametrize("shrink", [None, 1.0])
+def test_slopes__a_row_that_is_not_finite_is_left_out(against, shrink):
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.randint(2, (80,), generator=draw)
+    logits = torch.randn(80, 2, generator=draw) + 2 * torch.eye(2)[labels]
+    without = [labels[2:], *score_rows(logits[2:])]
+    logits[0], logits[1, 1] = math.nan, math.inf
+    given = [labels, *score_rows(logits)]
+    found, expected = (
+        kappa_of(filled([50, 50], [batch]), against=against, shrink=shrink, clamp=WIDE) for batch in (given, without)
+    )
+    assert torch.equal(found, expected)
+
+
 def test_slopes_from_rows__recovers_the_slope():
     predicted, score, correct = rows_with_slopes([0.9, 0.5], [20000, 20000], seed=1)
     for fit in ("least_squares", "huber"):
@@ -389,6 +404,8 @@ def test_rows__that_do_not_fit():
     one = torch.ones(1)
     with pytest.raises(DataError, match=r"logit has shape \[2\] for labels \[1\]"):
         push(memory, torch.tensor([0]), torch.tensor([0]), one, torch.ones(2))
+    with pytest.raises(DataError, match="labels hold 5, and the memory has 2 classes: 0 to 1"):
+        rows_of(push(memory, torch.tensor([5]), torch.tensor([0]), one, one))
     with pytest.raises(DataError, match=r"have shapes \[1\], \[1\], \[2\]"):
         slopes_from_rows(torch.tensor([0]), one, torch.ones(2, dtype=torch.bool), n_classes=2, clamp=WIDE)
     with pytest.raises(DataError, match="predicted holds classes outside 0 to 1"):

@@ -112,9 +112,11 @@ def test_candidates__of_no_image(feats) -> None:
     ("settings", "said"),
     [({"rule": "most"}, "no such rule: 'most'"), ({"top_k": 0}, "top_k=0"), ({"ratio": 0.0}, "ratio=0.0")],
 )
-def test_check_rule__impossible_settings(settings, said) -> None:
+def test_check_rule__impossible_settings(settings, said, feats) -> None:
     with pytest.raises(ConfigError, match=said):
         check_rule(**{"rule": "union", "top_k": 3, "ratio": 0.5, **settings})
+    with pytest.raises(ConfigError, match=said):
+        candidates_from_feats([feats[0]], feats[1], logit_scale=SCALE, **settings)
 
 
 def test_candidates__features_of_two_models(feats) -> None:

@@ -190,6 +190,11 @@ def test_rand_augment__refuses(settings: dict[str, float]) -> None:
         RandAugment(**settings)  # type: ignore[arg-type]
 
 
+def test_rand_augment__refuses_images_of_other_types() -> None:
+    with pytest.raises(ValueError, match=r"images must be uint8 or float, not torch\.int64"):
+        RandAugment()(noise_images(2).long(), generator=seeded())
+
+
 def test_cutout__erases_a_square_and_nothing_else() -> None:
     images = torch.zeros(300, 3, 16, 16)
     out = cutout(images, frac=0.5, generator=seeded(), fill=1)

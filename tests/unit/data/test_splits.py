@@ -93,6 +93,8 @@ def test_seen_novel__shares_and_errors():
     # halves round up: 5, 3, 1 (a seen class keeps one image at least), none of class 3
     assert np.bincount(labels[labelled], minlength=4).tolist() == [5, 3, 1, 0]
     np.testing.assert_array_equal(np.sort(np.concatenate([labelled, unlabelled])), np.arange(24))
+    again = splits.seen_novel(labels, seen=np.int64(3), labelled_frac=0.5, seed=0)
+    np.testing.assert_array_equal(again[0], labelled)
     labelled, _ = splits.seen_novel(labels, seen=[3, 1], labelled_frac=0.1, seed=0)
     assert np.bincount(labels[labelled], minlength=4).tolist() == [0, 1, 0, 1]
     with pytest.raises(ConfigError, match="labelled_frac is 0"):

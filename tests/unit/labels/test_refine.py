@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from labelwright.errors import ConfigError
 from labelwright.labels.purify import (
     init_history,
     lifted,
@@ -36,6 +37,12 @@ def test_sharpen__limits():
 def test_sharpen__probabilities_whose_powers_underflow():
     many = torch.full((1, 100_000), 1e-5)  # to the tenth power: 1e-50, below float32
     torch.testing.assert_close(sharpen(many, temperature=0.1), many)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -0.5])
+def test_sharpen__temperature_must_be_positive(temperature):
+    with pytest.raises(ConfigError, match=f"temperature={temperature} is not positive"):
+        sharpen(rows(1, 2), temperature=temperature)
 
 
 def test_sharpen__half_precision():

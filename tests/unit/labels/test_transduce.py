@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from labelwright.errors import ConfigError
 from labelwright.labels import chunks, transduce
 from labelwright.labels.transduce import fpl_pseudolabels, log_odds, nearest_neighbours, top_confident
 
@@ -396,6 +397,19 @@ def test_top_confident__equal_scores_end() -> None:
     rows, labels = top_confident(torch.zeros(10, 3).split(4), k=2)
     assert torch.bincount(labels).tolist() == [2, 2, 2]
     assert len(rows.unique()) == 6
+
+
+def test_top_confident__an_empty_chunk_changes_nothing() -> None:
+    scores = torch.randn(9, 3, generator=torch.Generator().manual_seed(1))
+    wanted = top_confident([scores], k=2)
+    for found in (top_confident(scores.split(sizes), k=2) for sizes in ([0, 9], [4, 0, 5], [9, 0])):
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    assert [len(found) for found in top_confident([scores[:0]], k=2)] == [0, 0]
+
+
+def test_top_confident__needs_room_for_an_image() -> None:
+    with pytest.raises(ConfigError, match="k=0 leaves no image to a class"):
+        top_confident([torch.zeros(4, 2)], k=0)
 
 
 @pytest.mark.parametrize("scale", [3.0, 100.0])  # at 100 most probabilities round to 1

@@ -62,6 +62,14 @@ def test_soft_cross_entropy__temperature_divides():
     assert soft_cross_entropy(LOGITS, targets, temperature=0.5).item() == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_soft_cross_entropy__temperature_divides_in_float32(dtype):
+    logits = torch.tensor([[5000.0, 0.0], [30.1, 29.9]]).to(dtype)  # 5000 / 0.07 is beyond float16
+    targets = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    expected = soft_cross_entropy(logits.float(), targets, temperature=0.07).item()
+    assert soft_cross_entropy(logits, targets, temperature=0.07).item() == expected
+
+
 def test_soft_cross_entropy__class_ruled_out():
     logits = torch.tensor([[0.0, 0.0, -math.inf]], requires_grad=True)
     loss = soft_cross_entropy(logits, torch.tensor([[1.0, 0.0, 0.0]]))

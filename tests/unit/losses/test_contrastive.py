@@ -206,6 +206,29 @@ def test_noisy_contrastive__row_left_out_is_not_there(rule, poison):
         assert got.grad[2].abs().max() == 0
 
 
+def test_noisy_contrastive__row_left_out_may_hold_a_label_beyond_the_classes():
+    where = torch.arange(B) != 2
+    values = [
+        noisy(units(B, 0), units(B, 1), rule="cautious", where=where, n_classes=3, labels=LABELS.masked_fill(~where, y))
+        for y in (99, -1)
+    ]
+    assert values[0].item() == values[1].item()
+
+
+@NOISY
+def test_noisy_contrastive__empty_batch_with_a_queue_is_zero(rule):
+    none = torch.zeros(0, D).double()
+    assert noisy(none, none, rule=rule, labels=LABELS[:0], is_reliable=RELIABLE[:0]).item() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16])
+@NOISY
+def test_noisy_contrastive__labels_of_few_bits(rule, dtype):
+    query, key, labels = units(B, 0), units(B, 1), LABELS.clamp(min=0)
+    expected = noisy(query, key, rule=rule, labels=labels).item()
+    assert noisy(query, key, rule=rule, labels=labels.to(dtype)).item() == expected
+
+
 def test_nt_xent__row_left_out_still_repels():
     a, b = units(B, 0), units(B, 1)
     where = torch.arange(B) != 2

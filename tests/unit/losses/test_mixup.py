@@ -33,6 +33,13 @@ def test_mixup__labels_loss_equals_soft_target_loss():
     assert hard.item() == pytest.approx(soft_cross_entropy(logits, onehot).item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
+def test_mixup__onehot_of_another_type_is_mixed_as_float32(dtype):
+    onehot = torch.eye(4)
+    expected = mixup(onehot, onehot, alpha=1.0, generator=seeded(1)).targets
+    assert torch.equal(mixup(onehot, onehot.to(dtype), alpha=1.0, generator=seeded(1)).targets, expected)
+
+
 def test_mixup__alpha_zero_leaves_the_batch():
     x = torch.rand(4, 2)
     mixed = mixup(x, torch.eye(4), alpha=0.0, generator=seeded(0))
@@ -66,5 +73,7 @@ def test_mixup__same_generator_same_batch():
 def test_mixup__errors():
     with pytest.raises(ConfigError, match=r"alpha=-0\.1 is negative"):
         mixup(torch.zeros(2), torch.zeros(2), alpha=-0.1, generator=seeded(0))
+    with pytest.raises(ConfigError, match="alpha=inf is negative or not finite"):
+        mixup(torch.zeros(2), torch.zeros(2), alpha=float("inf"), generator=seeded(0))
     with pytest.raises(DataError, match="3 targets for 2 images"):
         mixup(torch.zeros(2), torch.zeros(3), alpha=1.0, generator=seeded(0))

@@ -115,6 +115,15 @@ def test_update_prototypes__rows_left_out_are_not_there(poison):
     assert not torch.allclose(got, update_prototypes(prototypes, feats, LABELS, decay=0.9))
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_update_prototypes__a_label_beyond_the_classes_is_left_out(decay):
+    feats = units(B, 0).index_fill(0, torch.tensor([1]), math.nan)
+    beyond = LABELS.index_fill(0, torch.tensor([1]), C)
+    got = update_prototypes(units(C, 1), feats, beyond, decay=decay)
+    expected = update_prototypes(units(C, 1), units(B, 0), LABELS, decay=decay, where=beyond < C)
+    torch.testing.assert_close(got, expected, rtol=1e-13, atol=0)
+
+
 def test_update_prototypes__no_rows_only_gives_the_norm():
     prototypes = 3 * units(C, 1)
     got = update_prototypes(prototypes, torch.zeros(0, D).double(), torch.zeros(0, dtype=torch.int64))
