@@ -146,7 +146,7 @@ def describe_candidates(
       candidates: sets of N rows.   n_classes: C.
       truth: [N] class indices, -1 = unknown, C and above = no class of the list: in no set; None = no truth.
 
-    Returns: n_images, mean_set_size (over the sets that are not empty), largest_set, n_empty, n_single,
+    Returns: n_images, has_weights, mean_set_size (over the sets that are not empty), largest_set, n_empty, n_single,
       n_classes_never_named; with a truth also n_scored, truth_inside (share of the scored rows) and top1_accuracy (the
       most probable candidate is the truth; the first one where there are no weights).
 
@@ -161,6 +161,7 @@ def describe_candidates(
     n_empty = int((sizes == 0).sum())
     facts: dict[str, Any] = {
         "n_images": n_rows,
+        "has_weights": candidates.weights is not None,
         "mean_set_size": round(len(candidates.classes) / max(1, n_rows - n_empty), 4),
         "largest_set": int(sizes.max()) if n_rows else 0,
         "n_empty": n_empty,

@@ -255,7 +255,7 @@ def with_copies(groups: npt.ArrayLike | None, contents: npt.ArrayLike) -> Ints |
 def _held_out_groups(
     labels: Ints, group_of_row: Ints, n_groups: int, *, frac: float, seed: int
 ) -> npt.NDArray[np.bool_]:
-    """[G] bool: the groups on the test side. Classes with the fewest groups choose first."""
+    """[G] bool: the groups on the test side, never all of a class. Classes with the fewest groups choose first."""
     rng = np.random.default_rng(seed)
     n_classes = int(labels.max(initial=-1)) + 1
     known = labels >= 0
@@ -279,6 +279,10 @@ def _held_out_groups(
             not_all=not (side[groups] == train).any(),
         )
         side[groups[free]] = np.where(taken, test, train)
+    for c in range(n_classes):  # other classes may have taken all of its groups
+        groups, sizes = pairs[starts[c] : starts[c + 1]] % n_groups, counts[starts[c] : starts[c + 1]]
+        if groups.size and (side[groups] == test).all():
+            side[groups[sizes.argmin()]] = train
     held_out: npt.NDArray[np.bool_] = side == test
     return held_out
 

@@ -12,7 +12,9 @@
  8  lines 4 to 7 until they move nothing, for `n_rounds` rounds at most, and again from the majority vote, or from what
     left-out heads say where an image has one guess, unless that comes to the same labels: that q is kept under which
     the annotations are likelier, given v
- 9  the head of all images, times T, is the classifier; with groups T is that of heads that did not see an image's
+ 9  the penalty once more, for the likeliest classes of q, which are mostly right by now; lines 4 to 6 with it, once:
+    weaker, it would learn its own mistakes in further rounds
+10  the head of all images, times T, is the classifier; with groups T is that of heads that did not see an image's
     group, as it will be used; labels of the images themselves are by v
 
 Of sets without a name for who named what, all answers are taken as one annotator's.
@@ -90,7 +92,7 @@ class _Found(NamedTuple):
 
 @torch.no_grad()
 def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
-    """Lines 1 to 9."""
+    """Lines 1 to 10."""
     head: CentredHead = cast(Any, state.nets["main"]).head
     annotations = Annotations(task)
     is_annotated = torch.cat(
@@ -154,6 +156,12 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
         other = in_turn(q, [None] * n_folds, found.q)
         if other is not None and other.fitted.likelihood > found.fitted.likelihood:
             found = other
+    again = None if cfg.penalty is not None else _penalty(z, found.q.argmax(1), groups, task.n_classes)  # 9
+    if again is not None and again != penalty:
+        penalty = again
+        logits = left_out_logits(found.q, fold, found.heads)
+        fitted = fit_annotations(annotations, logits, rows)
+        found = found._replace(q=annotations.posterior(fitted, logits, rows), fitted=fitted)
     q, fitted, heads = found.q, found.fitted, found.heads
     head_of_all, temperature = given.plain(_solved(z, q, penalty, heads[0])), fitted.temperature
     if groups is not None and int(groups.max()) > int(groups.min()):
@@ -187,7 +195,7 @@ def _moved(q: Tensor, new: Tensor) -> float:
 
 
 def _penalty(z: Tensor, labels: Tensor, groups: Tensor | None, n_classes: int) -> float | None:
-    """Line 3; None where nothing can be left out."""
+    """Lines 3 and 9; None where nothing can be left out."""
     tried, fold = folds_of(labels, groups, seed=0)
     if not len(tried):
         return None

@@ -400,9 +400,16 @@ def _of_cross_validation(contender: Contender, rows: Tensor, open_rows: Tensor) 
 
 
 def _may_hide(hidden: Tensor, task: Task, rows: Tensor) -> Tensor:
-    """Those of the hidden rows whose class would have a label left without them."""
+    """Those of the hidden rows whose class would have a label left without them; of groups, as many as leave each one."""
     left = torch.bincount(_without(hidden, task, rows) + 1, minlength=task.n_classes + 1)[1:]
-    return hidden[left[task.labels[hidden]] > 0]
+    if task.groups is None:
+        return hidden[left[task.labels[hidden]] > 0]
+    groups, labels = task.groups[rows], task.labels[rows]
+    for c in (left == 0).nonzero().flatten().tolist():
+        of_class, of_hidden = groups[labels == c], task.groups[hidden]
+        if len(of_class) and torch.isin(of_class, of_hidden).all():  # else one was put back for another class
+            hidden = hidden[of_hidden != of_class[0]]
+    return hidden
 
 
 def _without(hidden: Tensor, task: Task, rows: Tensor) -> Tensor:

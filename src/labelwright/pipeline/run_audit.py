@@ -186,7 +186,10 @@ def _says(facts: Mapping[str, Any], noun: str, *, has_labels: bool, has_feats: b
     """One sentence for people, or a few; noun, what a label that was judged is called."""
     words = []
     if n := facts["n_suspected"]:
-        looks = f"{counted(n, noun)} look{'s' if n == 1 else ''} wrong"
+        n_of_test = 0 if facts["test_noise"] is None else facts["test_noise"]["n"]
+        counts = {noun: n - n_of_test, "test label": n_of_test}
+        who = " and ".join(counted(each, name) for name, each in counts.items() if each)
+        looks = f"{who} look{'s' if n == 1 else ''} wrong"
         share = facts["estimated_wrong"]
         doubt = doubt_of(facts["agreement"], share)
         words.append(f"{looks} (by estimate about {percent(share)} of them are{doubt})")

@@ -133,9 +133,9 @@ def share_right(run: Run) -> Share:
     """The share of labels that is right, and what is known of it.
 
     Test images, or labels that were left out where these tell more; then what is known for scoring alone; then what
-    trust rests on without any label. Labels by answers of annotators are better than those of test images, which have
-    none: there trust counts, if test images bear out what the classifier claims of them. Images held out do not speak
-    for unlabelled ones that look unlike all of them.
+    trust rests on without any label. Labels by answers or candidates are better than those of test images, which have
+    none: there trust counts, less by as much as the classifier claims too much of test images. Images held out do not
+    speak for unlabelled ones that look unlike all of them.
     """
     accuracy, n, trust = run.test.get("accuracy"), run.test.get("n_scored") or 0, run.summary.get("trust") or {}
     is_copied = is_of_copies(run.test)
@@ -152,22 +152,26 @@ def share_right(run: Run) -> Share:
     are_apart = held_out and unlike_labelled(run) > 0  # held-out images are like the labelled ones
     if are_new and accuracy is not None:
         are_apart = narrow = False  # what the few labels say of themselves is not asked for
-    if accuracy is not None and span and _has_answers(run) and claims(run.test) - accuracy < (span[1] - span[0]) / 2:
-        ends = max(trust["interval"][0], span[0]), max(trust["interval"][1], span[1])
-        words = (
-            f"{_about(max(estimated, accuracy), ends)}, by answers and images together; of new images, which have no "
-        )
-        words += f"answers, about {accuracy * 100:.0f} ({span[0] * 100:.0f} to {span[1] * 100:.0f}), measured on "
-        return Share(max(estimated, accuracy), ends, f"{words}{counted(n, 'test image')}.")
+    answers = _answers(run)
+    if accuracy is not None and span and answers:
+        more = claims(run.test) - accuracy
+        own = estimated - (more if more >= (span[1] - span[0]) / 2 else 0)
+        if own > accuracy:
+            ends = max(trust["interval"][0], span[0]), max(trust["interval"][1], span[1])
+            words = f"{_about(own, ends)}, by {answers} and images together; of new images, which have no {answers}, "
+            words += f"about {accuracy * 100:.0f} ({span[0] * 100:.0f} to {span[1] * 100:.0f}), measured on "
+            return Share(own, ends, f"{words}{counted(n, 'test image')}.")
     if accuracy is not None and not (half_known or are_apart or (span and narrow and narrow < span[1] - span[0])):
         of_test = counted(n, "test image") if n else "test images"
         basis = f"measured on {of_test}{(' that was' if n == 1 else ' that were') + ' held out' if held_out else ''}"
         noise, what = (run.summary.get("audit") or {}).get("test_noise"), NEW if are_new else LABELS
-        if noise and span and noise["corrected"] > span[1]:  # the truth lies between the two
-            high = interval(noise["corrected"], n)[1]
-            words = f"{accuracy * 100:.0f} by their labels as they are, {noise['corrected'] * 100:.0f} with those that "
+        is_of_all = noise and not run.summary.get("n_novel")  # labels of new classes are not judged
+        corrected = accuracy + noise["corrected"] - noise["accuracy"] if is_of_all else accuracy
+        if span and corrected > span[1]:  # the truth lies between the two
+            high = interval(corrected, n)[1]
+            words = f"{accuracy * 100:.0f} by their labels as they are, {corrected * 100:.0f} with those that "
             words += f"look wrong ({percent(noise['n'] / noise['n_judged'])}) set right"
-            middle = (accuracy + noise["corrected"]) / 2
+            middle = (accuracy + corrected) / 2
             return Share(middle, (span[0], high), f"{_about(middle, (span[0], high), what)}, {basis}: {words}.")
         return Share(accuracy, span, f"{_about(accuracy, span, what)}, {basis}.")
     if are_new and n_own and estimated is not None and source != "none":
@@ -197,10 +201,14 @@ def share_right(run: Run) -> Share:
     return Share(None, None, f"How many labels are right is not known: {why}.")
 
 
-def _has_answers(run: Run) -> bool:
-    """Whether labels rest on answers of annotators too, which test images do not have, and more than one an image."""
-    trust = run.summary.get("trust") or {}
-    return bool(run.summary.get("crowd")) and trust.get("source") == "candidates" and not is_repeated(trust)
+def _answers(run: Run) -> str:
+    """What labels rest on that test images do not have, more than one guess an image; "" for nothing of the kind."""
+    trust, sets = run.summary.get("trust") or {}, run.summary.get("candidates") or {}
+    if trust.get("source") != "candidates" or is_repeated(trust):
+        return ""
+    if run.summary.get("crowd"):
+        return "answers"
+    return "candidates" if sets.get("has_weights") is False and sets["largest_set"] > 1 else ""
 
 
 def claims(test: Mapping[str, Any]) -> float:

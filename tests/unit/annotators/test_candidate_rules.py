@@ -135,6 +135,7 @@ def test_describe__against_a_truth() -> None:
     told = describe_candidates(SETS, n_classes=4, truth=np.array([0, 1, 1, 1]))
     assert told == {
         "n_images": 4,
+        "has_weights": True,
         "mean_set_size": round(5 / 3, 4),
         "largest_set": 2,
         "n_empty": 1,

@@ -182,6 +182,17 @@ def test_with_copies__joins_groups_and_changes_nothing_without_copies():
     assert splits.with_copies(None, [0, 1, 0]).tolist() == [0, 1, 0]
 
 
+def test_holdout__no_class_is_left_without_training_by_what_others_hold_out():
+    """Five images of each of forty classes, in groups that are of several classes at once."""
+    labels = np.repeat(np.arange(40), 5)
+    for seed in range(20):
+        groups = np.random.default_rng(seed).integers(0, 14, len(labels))
+        train, test = splits.holdout(labels, frac=0.2, seed=seed, groups=groups)
+        assert len(set(labels[train])) == 40
+        assert not set(groups[train]) & set(groups[test])
+        assert 0.1 < len(test) / len(labels) < 0.4
+
+
 def test_holdout__errors():
     with pytest.raises(ConfigError, match="frac is 1"):
         splits.holdout([0, 0], frac=1, seed=0)

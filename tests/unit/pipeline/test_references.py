@@ -351,3 +351,14 @@ def test_fit__a_class_that_is_one_group_is_left_out_of_what_is_judged(tmp_path: 
     assert alone.summary["trust"]["source"] == "none"
     assert alone.summary["audit"]["n_suspected"] is None
     assert "no labels could be left out" in alone.summary["answer"]["why"]
+
+
+def test_may_hide__leaves_every_class_a_group_with_a_label() -> None:
+    """Of the second class both groups are in the fold, and of the third one, which it has to itself."""
+    labels = torch.tensor([0, 1, 0, 1, 0, 2, 2, -1])
+    task = Task(labels, ("a", "b", "c"), groups=torch.tensor([0, 0, 1, 1, 2, 3, 4, 0]))
+    rows = torch.arange(7)
+    hidden = references._may_hide(torch.tensor([0, 1, 2, 3, 5]), task, rows)
+    assert hidden.tolist() == [2, 3, 5]
+    left = references._without(hidden, task, rows)
+    assert set(left.tolist()) == {0, 1, 2, -1}

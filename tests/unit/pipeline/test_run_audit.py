@@ -50,7 +50,8 @@ def test_fit__wrong_labels_are_suspected_with_the_class_suggested(run: Any) -> N
     scores = [each["score"] for each in found["suspected"]]
     assert scores == sorted(scores)
     assert found["estimated_wrong"] == pytest.approx(2 * N_WRONG / 300, abs=0.03)
-    assert f"{found['n_suspected']} given labels look wrong" in found["says"]
+    of_test = found["test_noise"]["n"]
+    assert f"{found['n_suspected'] - of_test} given labels and {of_test} test labels look wrong" in found["says"]
     assert found["agreement"] > 0.7
     assert "may be right" not in found["says"]
 

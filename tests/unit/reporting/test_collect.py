@@ -55,6 +55,20 @@ def test_verdict__labels_by_answers_are_not_judged_by_test_images_without(claime
     assert (found.right, *found.span) == pytest.approx((right, 0.794, 1.0 if right == 0.98 else 0.893), abs=1e-3)
     assert ("of new images, which have no answers, about 85" in found.sentence) is (right == 0.98)
     assert share_right(run_of({"test": test, "trust": trust})).right == 0.85
+    sets = {"has_weights": False, "largest_set": 3}
+    of_sets = share_right(run_of({"test": test, "trust": trust, "candidates": sets}))
+    assert of_sets.right == found.right
+    assert ("of new images, which have no candidates, about 85" in of_sets.sentence) is (right == 0.98)
+    for none in ({"has_weights": True, "largest_set": 3}, {"has_weights": False, "largest_set": 1}):
+        assert share_right(run_of({"test": test, "trust": trust, "candidates": none})).right == 0.85
+
+
+def test_verdict__labels_by_answers_are_worse_by_what_the_classifier_claims_too_much() -> None:
+    bins = [{"count": 200, "confidence": 0.83, "accuracy": 0.7}]
+    test = {"accuracy": 0.7, "n_scored": 200, "reliability": {"all": bins}}
+    trust = {"source": "candidates", "n": 0, "estimated": 0.95, "interval": [0.5, 1.0]}
+    found = share_right(run_of({"test": test, "trust": trust, "crowd": {"annotators": []}}))
+    assert found.right == pytest.approx(0.82)
 
 
 def test_share_right__lies_between_the_test_labels_as_they_are_and_set_right() -> None:
@@ -65,6 +79,8 @@ def test_share_right__lies_between_the_test_labels_as_they_are_and_set_right() -
     assert found.sentence.endswith("60 by their labels as they are, 84 with those that look wrong (30.0%) set right.")
     few = {"n": 4, "n_judged": 200, "accuracy": 0.6, "corrected": 0.61}
     assert share_right(run_of({"test": test, "audit": {"test_noise": few}})).right == 0.6
+    open_world = share_right(run_of({"test": test | {"novel": 0.4}, "audit": {"test_noise": noise}, "n_novel": 3}))
+    assert open_world.right == 0.6
 
 
 @pytest.mark.parametrize(
