@@ -105,10 +105,10 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     z = given.z
     starts = [q.to(z.device) for q in _starts(task, rows)]  # 2
     groups = None if task.groups is None else task.groups.cpu()[rows]
-    penalty = cfg.penalty  # 3
-    if penalty is None:
+    penalty = cfg.penalty or USUAL_PENALTY
+    if cfg.penalty is None:  # 3
         guessed = first_guess(starts[0].float(), rows.to(z.device))
-        penalty = _penalty(z, guessed, groups, task.n_classes) or USUAL_PENALTY
+        penalty = _penalty(z, guessed, groups, task.n_classes) or penalty
     fold = _folds(len(rows))
 
     def left_out_logits(
@@ -156,8 +156,8 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
         other = in_turn(q, [None] * n_folds, found.q)
         if other is not None and other.fitted.likelihood > found.fitted.likelihood:
             found = other
-    again = None if cfg.penalty is not None else _penalty(z, found.q.argmax(1), groups, task.n_classes)  # 9
-    if again is not None and again != penalty:
+    again = None if cfg.penalty else _penalty(z, found.q.argmax(1), groups, task.n_classes)  # 9
+    if again and again != penalty:
         penalty = again
         logits = left_out_logits(found.q, fold, found.heads)
         fitted = fit_annotations(annotations, logits, rows)

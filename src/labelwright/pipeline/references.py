@@ -400,7 +400,7 @@ def _of_cross_validation(contender: Contender, rows: Tensor, open_rows: Tensor) 
 
 
 def _may_hide(hidden: Tensor, task: Task, rows: Tensor) -> Tensor:
-    """Those of the hidden rows whose class would have a label left without them; of groups those that leave each one."""
+    """Those of the hidden rows without which their class has a label left; of groups, those that leave each one."""
     left = torch.bincount(_without(hidden, task, rows) + 1, minlength=task.n_classes + 1)[1:]
     if task.groups is None:
         return hidden[left[task.labels[hidden]] > 0]

@@ -153,7 +153,7 @@ def share_right(run: Run) -> Share:
     if are_new and accuracy is not None:
         are_apart = narrow = False  # what the few labels say of themselves is not asked for
     answers = _answers(run)
-    if accuracy is not None and span and answers:
+    if accuracy is not None and span and estimated is not None and answers:
         more = claims(run.test) - accuracy
         own = estimated - (more if more >= (span[1] - span[0]) / 2 else 0)
         if own > accuracy:
@@ -165,9 +165,10 @@ def share_right(run: Run) -> Share:
         of_test = counted(n, "test image") if n else "test images"
         basis = f"measured on {of_test}{(' that was' if n == 1 else ' that were') + ' held out' if held_out else ''}"
         noise, what = (run.summary.get("audit") or {}).get("test_noise"), NEW if are_new else LABELS
-        is_of_all = noise and not run.summary.get("n_novel")  # labels of new classes are not judged
-        corrected = accuracy + noise["corrected"] - noise["accuracy"] if is_of_all else accuracy
-        if span and corrected > span[1]:  # the truth lies between the two
+        if run.summary.get("n_novel"):  # labels of new classes are not judged
+            noise = None
+        corrected = accuracy + noise["corrected"] - noise["accuracy"] if noise else accuracy
+        if noise and span and corrected > span[1]:  # the truth lies between the two
             high = interval(corrected, n)[1]
             words = f"{accuracy * 100:.0f} by their labels as they are, {corrected * 100:.0f} with those that "
             words += f"look wrong ({percent(noise['n'] / noise['n_judged'])}) set right"
