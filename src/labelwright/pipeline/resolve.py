@@ -227,7 +227,11 @@ def _planned(settings: FitSettings, run: Run, prepared: Prepared, found: AtHand 
     has_text = prepared.class_feats is not None if are_feats else is_matching
     has_features = are_feats or (is_checkpoint and settings.views != "pixels")
     name, method = choose_method(settings.method, prepared, has_text=has_text, has_features=has_features)
+    on_embeddings = method.on_embeddings if settings.method == "auto" else None
     if are_feats or settings.views == "embeddings":
+        if on_embeddings is not None:  # whose settings --set may name
+            name = on_embeddings(prepared.train.table)
+            method, on_embeddings = method_named(name), None
         method = method.on_features()
     cfg = resolve_config(method, overrides, preset=settings.preset)
     views = choose_views(settings, method, cfg, are_feats=are_feats, is_two_tower=is_matching, model=model)
@@ -244,8 +248,8 @@ def _planned(settings: FitSettings, run: Run, prepared: Prepared, found: AtHand 
         views = "embeddings"  # a pass of each image, where to train such a network would take hours
         method = method.on_features()
         cfg = resolve_config(method, overrides, preset=settings.preset)
-    if settings.method == "auto" and views == "embeddings" and method.on_embeddings is not None:
-        name = method.on_embeddings(prepared.train.table)
+    if views == "embeddings" and on_embeddings is not None:
+        name = on_embeddings(prepared.train.table)
         method = method_named(name)
         cfg = resolve_config(method, overrides)
     fixed = method.presets[settings.preset] if settings.preset != "practical" else {}
