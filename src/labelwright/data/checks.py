@@ -19,7 +19,7 @@ from labelwright.errors import ConfigError, DataError, Problem
 from labelwright.train.progress import counter
 
 OnBad = Literal["stop", "skip", "report"]
-NOTICES_ALIKE = 3  # notices in the same words that are listed
+ALIKE = 3  # rows that are listed of those of which the same is to say: notices, and labels by one unknown name
 _WITHOUT_ROW = ("malformed_row", "unreadable_name", "unreadable_folder")  # what they hold never became a row
 
 
@@ -148,7 +148,7 @@ def decoding_threads() -> ThreadPoolExecutor:
 def format_problems(problems: Sequence[Problem], limit: int = 50) -> str:
     """A plain table of problems, grouped by kind with counts.
 
-    At most ``limit`` of each kind are listed; of notices in the same words `NOTICES_ALIKE`.
+    At most ``limit`` of each kind are listed; of notices, and of unknown labels, in the same words `ALIKE`.
 
     Example:
       >>> print(format_problems([Problem("a.png", "missing_image", "there is no such file", 0)]))
@@ -163,13 +163,17 @@ def format_problems(problems: Sequence[Problem], limit: int = 50) -> str:
         lines.append(f"{len(found)} {kind}: {heading}")
         groups: dict[str, list[Problem]] = {}
         for problem in found:
-            groups.setdefault(problem.detail if kind in NOTICES else "", []).append(problem)
-        shown = {key: some[: NOTICES_ALIKE if key else limit] for key, some in groups.items()}
+            is_folded = kind in NOTICES or kind == "unknown_label"
+            groups.setdefault(problem.detail if is_folded else "", []).append(problem)
+        listed = dict(list(groups.items())[:limit])
+        shown = {key: some[: ALIKE if key else limit] for key, some in listed.items()}
         width = max(len(problem.where) for some in shown.values() for problem in some)
-        for key, some in groups.items():
+        for key, some in listed.items():
             lines.extend(f"  {problem.where:<{width}}  {problem.detail}" for problem in shown[key])
             if len(some) > len(shown[key]):
                 lines.append(f"  ... and {len(some) - len(shown[key]):,} more" + (f": {key}" if key else ""))
+        if more := sum(map(len, groups.values())) - sum(map(len, listed.values())):
+            lines.append(f"  ... and {more:,} more")
     return "\n".join(lines)
 
 

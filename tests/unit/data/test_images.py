@@ -329,3 +329,17 @@ def test_format_problems__grouped_and_limited() -> None:
         "  row 1  id 1",
         "  ... and 2 more",
     ]
+
+
+def test_format_problems__labels_by_one_unknown_name_are_folded() -> None:
+    names = ["Q"] * 5 + ["R", "S"]
+    problems = [Problem(f"row {i}", "unknown_label", f"label {n!r} is no class", i) for i, n in enumerate(names)]
+    assert format_problems(problems, limit=2).splitlines() == [
+        "7 unknown_label: labels that are not classes",
+        "  row 0  label 'Q' is no class",
+        "  row 1  label 'Q' is no class",
+        "  row 2  label 'Q' is no class",
+        "  ... and 2 more: label 'Q' is no class",
+        "  row 5  label 'R' is no class",
+        "  ... and 1 more",
+    ]
