@@ -42,7 +42,8 @@ def novel_lines(summary: Mapping[str, Any], run: str | Path = "RUN") -> list[str
     novel, lines = summary.get("novel") or {}, []
     evidence, clusters = novel.get("evidence"), novel.get("clusters") or []
     sizes = []
-    for cluster in clusters:
+    filled = [cluster for cluster in clusters if cluster["n_images"]]
+    for cluster in filled:
         words = [str(word) for word, lift in cluster.get("proposed") or [] if lift > 0]
         perhaps = f", perhaps {words[0]}" if words else ""
         sizes.append(f"{cluster['name']} ({counted(cluster['n_images'], 'image')}{perhaps})")
@@ -54,7 +55,8 @@ def novel_lines(summary: Mapping[str, Any], run: str | Path = "RUN") -> list[str
     what = counted(summary["n_novel"], "class", "classes") if summary["n_novel"] else "no class"
     listed = f": {', '.join(sizes[:LINES_MAX])}" if sizes else ""
     more = f" and {len(sizes) - LINES_MAX:,} more" if len(sizes) > LINES_MAX else ""
-    lines.append(f"{what} beyond the named ones{likely}{listed}{more}")
+    empty = f"; no image is of the other {len(clusters) - len(filled)}" if len(filled) < len(clusters) else ""
+    lines.append(f"{what} beyond the named ones{likely}{listed}{more}{empty}")
     unnamed = [cluster["name"] for cluster in clusters if cluster["name"].startswith("novel-")]
     if unnamed:
         lines.append(

@@ -132,6 +132,9 @@ def test_novel_lines__what_was_found_and_how_right_it_is() -> None:
     line = telling.novel_lines({"n_novel": len(many), "novel": {"evidence": None, "clusters": many}})[0]
     assert line.endswith(f"novel-{telling.LINES_MAX} (5 images) and 2 more")
     assert telling.novel_lines({"n_novel": 0, "novel": None}) == ["no class beyond the named ones"]
+    sizes = [{"name": f"novel-{i}", "n_images": n} for i, n in enumerate((4, 0, 0), 1)]
+    empty = telling.novel_lines({"n_novel": 3, "novel": {"evidence": None, "clusters": sizes}})[0]
+    assert empty == "3 classes beyond the named ones: novel-1 (4 images); no image is of the other 2"
 
 
 TOWERS = {"name": "a/clip", "kind": "two towers"}
