@@ -55,7 +55,8 @@ def novel_lines(summary: Mapping[str, Any], run: str | Path = "RUN") -> list[str
     what = counted(summary["n_novel"], "class", "classes") if summary["n_novel"] else "no class"
     listed = f": {', '.join(sizes[:LINES_MAX])}" if sizes else ""
     more = f" and {len(sizes) - LINES_MAX:,} more" if len(sizes) > LINES_MAX else ""
-    empty = f"; no image is of the other {len(clusters) - len(filled)}" if len(filled) < len(clusters) else ""
+    n_empty = len(clusters) - len(filled)
+    empty = f"; {n_empty:,} more {'has' if n_empty == 1 else 'have'} no image" if n_empty else ""
     lines.append(f"{what} beyond the named ones{likely}{listed}{more}{empty}")
     unnamed = [cluster["name"] for cluster in clusters if cluster["name"].startswith("novel-")]
     if unnamed:

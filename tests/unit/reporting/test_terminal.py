@@ -120,7 +120,7 @@ def test_novel_lines__what_was_found_and_how_right_it_is() -> None:
     }
     assert telling.novel_lines(summary) == [
         "3 classes beyond the named ones (2 to 4 are likely): okapi (1,200 images, perhaps zebra), "
-        "novel-2 (1 image, perhaps dik-dik), novel-3 (0 images)",
+        "novel-2 (1 image, perhaps dik-dik); 1 more has no image",
         "to name one: labelwright classes RUN rename novel-2 NAME (or merge, drop)",
         "unlabelled images right: of named classes 90.0%, all in all 75.0%",
     ]
@@ -134,7 +134,7 @@ def test_novel_lines__what_was_found_and_how_right_it_is() -> None:
     assert telling.novel_lines({"n_novel": 0, "novel": None}) == ["no class beyond the named ones"]
     sizes = [{"name": f"novel-{i}", "n_images": n} for i, n in enumerate((4, 0, 0), 1)]
     empty = telling.novel_lines({"n_novel": 3, "novel": {"evidence": None, "clusters": sizes}})[0]
-    assert empty == "3 classes beyond the named ones: novel-1 (4 images); no image is of the other 2"
+    assert empty == "3 classes beyond the named ones: novel-1 (4 images); 2 more have no image"
 
 
 TOWERS = {"name": "a/clip", "kind": "two towers"}
