@@ -30,6 +30,7 @@ and GTSRB (features of a small CLIP's image tower, three made-up voters), what i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, cast
 
@@ -41,7 +42,7 @@ from labelwright.labels.annotations import AnnotationModel, Annotations, fit_ann
 from labelwright.labels.dawid_skene import better_names, dawid_skene, majority
 from labelwright.labels.first_guess import first_guess
 from labelwright.methods.baselines.candidate_sets import check_task
-from labelwright.methods.frozen_heads import fold_heads
+from labelwright.methods.frozen_heads import FOLD_HEADS, GROUP_HEADS, fold_heads
 from labelwright.methods.recipe import CHOSEN, Begun, Recipe, check_is_pretrained, feats_of
 from labelwright.train.convex import (
     PENALTIES,
@@ -164,19 +165,24 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
         found = found._replace(q=annotations.posterior(fitted, logits, rows), fitted=fitted)
     q, fitted, heads = found.q, found.fitted, found.heads
     head_of_all, temperature = given.plain(_solved(z, q, penalty, heads[0])), fitted.temperature
+    memory: dict[str, Any] = {CHOSEN: {"penalty": penalty}}
+
+    def remember(fold: Tensor, heads: Sequence[Linear | None], temperature: float, key: str) -> None:
+        if not annotations.has_one_guess:  # else how often guesses are repeated is asked of the classifier itself
+            left_out = [given.plain(head) for head in heads if head is not None]
+            left_out = [Linear(temperature * head.weight, temperature * head.bias) for head in left_out]
+            memory.update(fold_heads(rows, fold, left_out, key=key))
+
+    remember(fold, heads, temperature, FOLD_HEADS)
     if groups is not None and int(groups.max()) > int(groups.min()):
         by_group = _folds(len(rows), groups)
-        logits = left_out_logits(q, by_group, [None] * (int(by_group.max()) + 1))
-        temperature = temperature_of(annotations, fitted, logits, rows)
+        heads = [None] * (int(by_group.max()) + 1)
+        temperature = temperature_of(annotations, fitted, left_out_logits(q, by_group, heads), rows)
+        remember(by_group, heads, temperature, GROUP_HEADS)
     put_in(state.nets["main"], temperature * head_of_all.weight, temperature * head_of_all.bias)
     logs = (
         {"penalty": penalty, "moved_frac": found.moved_frac} | describe(fitted) | {"temperature": round(temperature, 3)}
     )
-    memory: dict[str, Any] = {CHOSEN: {"penalty": penalty}}
-    if not annotations.has_one_guess:  # else how often guesses are repeated is asked of the classifier itself
-        left_out = [given.plain(head) for head in heads if head is not None]
-        left_out = [Linear(fitted.temperature * head.weight, fitted.temperature * head.bias) for head in left_out]
-        memory |= fold_heads(rows, fold, left_out)
     return replace(state, memory=memory), logs
 
 

@@ -57,6 +57,8 @@ LEFT_OUT = "left_out"
 FOLD_HEADS = "fold_heads"
 """In the memory of a state: rows of the table [n], the fold [n] of each, and by fold the heads that did not see it,
 weight [folds, C, D] and bias [folds, C]."""
+GROUP_HEADS = "group_heads"
+"""The same of folds that hold whole groups, where those of `FOLD_HEADS` do not."""
 PACE_ROUNDS = 5  # of solving anew with what the last head predicts, for an adjustment that looks at it
 
 
@@ -209,13 +211,15 @@ class FrozenRecipe:
         return state, logs
 
 
-def fold_heads(rows: Tensor, fold: Tensor, heads: Sequence[Linear]) -> dict[str, dict[str, Tensor]]:
-    """What `FOLD_HEADS` holds, by that key.
+def fold_heads(
+    rows: Tensor, fold: Tensor, heads: Sequence[Linear], *, key: str = FOLD_HEADS
+) -> dict[str, dict[str, Tensor]]:
+    """What `FOLD_HEADS` holds, by that key, or by another.
 
     Args: rows, fold: [n] int64.   heads: by fold, as the network's last layer takes them.
     """
     weight, bias = torch.stack([head.weight for head in heads]), torch.stack([head.bias for head in heads])
-    return {FOLD_HEADS: {"rows": rows.cpu(), "fold": fold.cpu(), "weight": weight.cpu(), "bias": bias.cpu()}}
+    return {key: {"rows": rows.cpu(), "fold": fold.cpu(), "weight": weight.cpu(), "bias": bias.cpu()}}
 
 
 def balanced_accuracy(found: CrossValidated, labels: Tensor) -> float:

@@ -86,7 +86,7 @@ def calibrations_of(beside: Contest, own: Answers, most_wrong: float) -> Calibra
         return both(from_confidence(own.odds, mean, "text model", n_classes=n_classes, known=known))
     if annotations.kind is None or task.n_novel:
         return both(Calibration(n_classes=n_classes) if kept.cfg.takes_steps else unjudged(n_classes))
-    alone = kept.left_out_answers()
+    alone = kept.left_out_answers(as_new=True)
     known = 1.0 if task.candidates is None else chance_known(task.candidates.knowledge)
     if annotations.kind == "shares":  # how sure an annotator was
         sure, guesses = annotations.confidence, first_guesses(kept.job, None)

@@ -26,7 +26,7 @@ from torch import Tensor
 from labelwright.encoders.heads import put_in
 from labelwright.labels.chunks import evenly_spread
 from labelwright.methods.cluster_start import BELIEFS, CENTROIDS
-from labelwright.methods.frozen_heads import FOLD_HEADS, LEFT_OUT
+from labelwright.methods.frozen_heads import FOLD_HEADS, GROUP_HEADS, LEFT_OUT
 from labelwright.methods.method import Images
 from labelwright.methods.recipe import as_chosen
 from labelwright.methods.registry import METHODS, resolve_config
@@ -88,13 +88,13 @@ class Contender:
         return {name: value.cpu() for name, value in self.state.memory[key].items()}
 
     @contextmanager
-    def of_fold(self, k: int) -> Iterator[None]:
+    def of_fold(self, k: int, key: str = FOLD_HEADS) -> Iterator[None]:
         """With the head in its network that did not see fold k, see `FOLD_HEADS`; -1: its own."""
         net = cast(Any, self.state.nets["main"])
         head = net.head
         try:
             if k >= 0:
-                net.head, of = copy.deepcopy(head), self.state.memory[FOLD_HEADS]
+                net.head, of = copy.deepcopy(head), self.state.memory[key]
                 with torch.no_grad():
                     put_in(net, of["weight"][k], of["bias"][k])
             yield
@@ -102,12 +102,21 @@ class Contender:
             net.head = head
 
     def left_out_answers(
-        self, *, given: Tensor | None = None, rows: Tensor | None = None, adapt: Adapt | None = None
+        self,
+        *,
+        given: Tensor | None = None,
+        rows: Tensor | None = None,
+        adapt: Adapt | None = None,
+        as_new: bool = False,
     ) -> Answers:
-        """`answers` to the training images, each by a head that did not see it where there is one."""
-        if FOLD_HEADS not in self.state.memory:
+        """`answers` to the training images, each by a head that did not see it where there is one.
+
+        Args: as_new: nor any of its group, as images that are still to come.
+        """
+        key = GROUP_HEADS if as_new and GROUP_HEADS in self.state.memory else FOLD_HEADS
+        if key not in self.state.memory:
             return self.answers("train", given=given, rows=rows, adapt=adapt)
-        of, parts, places = self.remembered(FOLD_HEADS), list[Answers](), list[Tensor]()
+        of, parts, places = self.remembered(key), list[Answers](), list[Tensor]()
         fold = torch.full((len(self.job.task.labels),), -1)
         fold[of["rows"]] = of["fold"]
         rows = torch.arange(len(fold)) if rows is None else rows
@@ -116,7 +125,7 @@ class Contender:
             if not len(at):
                 continue
             places.append(at)
-            with self.of_fold(k):
+            with self.of_fold(k, key):
                 parts.append(
                     self.answers("train", given=None if given is None else given[at], rows=rows[at], adapt=adapt)
                 )

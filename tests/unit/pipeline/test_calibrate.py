@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import labelwright as lw
@@ -71,3 +73,26 @@ def test_label__verified_images_are_taken_to_be_as_rare_as_in_the_run(tmp_path):
     assert sum(alike) >= 1080  # the others were verified
     later = lw.label(before.path, unlabelled, verified=tmp_path / "later.csv", error=0.1, device="cpu")
     assert abs(sum(word == "accept" for word in later["decision"].to_pylist()) - n_accepted) < 0.05 * n_accepted
+
+
+def test_label__trust_of_answers_is_that_of_new_groups(tmp_path):
+    """Images of a group share an offset, by which a head that saw others of the group knows them."""
+    g = np.random.default_rng(0)
+    centres = 0.5 * g.normal(size=(4, 60))
+    group = np.repeat(np.arange(240), 8)
+    truth = g.integers(0, 4, 240)[group]
+    feats = centres[truth] + g.normal(size=(240, 60))[group] + 0.2 * g.normal(size=(1920, 60))
+    names = np.array(["ant", "bee", "cat", "dog"])
+    known = group < 120
+    answers = {
+        name: np.where(g.random(1920) < 0.75, names[truth], names[g.integers(0, 4, 1920)])[known].tolist()
+        for name in ("ann", "bob", "cyd")
+    }
+    columns = {"embedding": list(feats[known].astype(np.float32)), "group": group[known].tolist(), **answers}
+    pq.write_table(pa.table(columns), tmp_path / "seen.parquet")
+    settings = {"annotator_columns": "ann,bob,cyd", "test_frac": 0, "device": "cpu", "evaluations": 0}
+    run = lw.fit(tmp_path / "seen.parquet", out=tmp_path / "run", **settings)
+    new = lw.label(run.path, {"embeddings": feats[~known].astype(np.float32)}, device="cpu").to_pydict()
+    right = (np.array(new["label"]) == names[truth[~known]]).mean()
+    assert right > 0.9
+    assert abs(np.mean(new["trust"]) - right) < 0.04
