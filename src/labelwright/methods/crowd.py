@@ -12,8 +12,8 @@
  8  lines 4 to 7 until they move nothing, for `n_rounds` rounds at most, and again from the majority vote, or from what
     left-out heads say where an image has one guess, unless that comes to the same labels: that q is kept under which
     the annotations are likelier, given v
- 9  the penalty once more, for the likeliest classes of q, which are mostly right by now; lines 4 to 6 with it, once:
-    weaker, it would learn its own mistakes in further rounds
+ 9  where images have several answers, the penalty once more, for the likeliest classes of q, which are mostly right by
+    now; lines 4 to 6 with it, once: weaker, it would learn its own mistakes in further rounds
 10  the head of all images, times T, is the classifier; with groups T is that of heads that did not see an image's
     group, as it will be used; labels of the images themselves are by v
 
@@ -157,7 +157,8 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
         other = in_turn(q, [None] * n_folds, found.q)
         if other is not None and other.fitted.likelihood > found.fitted.likelihood:
             found = other
-    again = None if cfg.penalty else _penalty(z, found.q.argmax(1), groups, task.n_classes)  # 9
+    is_chosen = cfg.penalty is None and not annotations.has_one_guess
+    again = _penalty(z, found.q.argmax(1), groups, task.n_classes) if is_chosen else None  # 9
     if again and again != penalty:
         penalty = again
         logits = left_out_logits(found.q, fold, found.heads)
