@@ -117,18 +117,21 @@ def _learn(plan: Plan, seconds: dict[str, float], approve: Callable[[Estimate], 
         run=run,
         evaluate=evaluator(plan, job),
     )
-    began = time.monotonic()
+    began, is_main = time.monotonic(), accelerator.is_main_process
     recipe, title = plan.method.recipe, plan.method.title
-    beside = contest(Contender(plan.name, title, plan, job, recipe, job.cfg, trained.state, trained.seconds))
+    with progress.heartbeat("comparing with the obvious answers", show=is_main):
+        beside = contest(Contender(plan.name, title, plan, job, recipe, job.cfg, trained.state, trained.seconds))
     kept = beside.kept
     seconds |= {"train": trained.seconds, "references": time.monotonic() - began}
-    saved = refitted(kept) if is_refitted(kept) else kept
+    with progress.heartbeat("learning from all images", show=is_main):
+        saved = refitted(kept) if is_refitted(kept) else kept
     if saved is not kept:
         seconds["refit"] = saved.seconds
-    if accelerator.is_main_process:
+    if is_main:
         if kept.plan is not plan:
             changed = {key: value for key, value in kept.plan.config.items() if value != plan.config[key]}
             run.write_yaml("config.yaml", run.read("config.yaml") | {"kept": changed})
-        finish(beside, saved, trained, seconds)
+        with progress.heartbeat("judging the labels", show=is_main):
+            finish(beside, saved, trained, seconds)
         report(run.path)
         run.seal()

@@ -180,7 +180,8 @@ class _Loop:
             self.run.cut_metrics(0)
         with exchanging(), stop_on_signal() as stop, progress.bar(self.options.show_progress and self.is_main) as live:
             if not self.has_begun:
-                self.begin()
+                with progress.heartbeat("solving", show=self.options.show_progress and self.is_main):
+                    self.begin()
             if self.options.trains:
                 self.run_epochs(stop, live)
         self.state = dataclasses.replace(self.state, nets=fsdp.whole_again(self.state.nets, self.kept))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from threading import Event, Thread
 from typing import TypeVar
 
 from rich.progress import BarColumn, Progress, TextColumn
@@ -44,6 +45,27 @@ def quiet() -> Iterator[None]:
 def say(text: str) -> None:
     """A line on standard error, before what it tells of begins."""
     screen(is_error=True).print(text)
+
+
+@contextmanager
+def heartbeat(doing: str, *, show: bool) -> Iterator[None]:
+    """Where nothing counts what is done in the block: a line a minute of how long it has taken; none on a terminal."""
+    if not show or _IS_QUIET.get() or screen(is_error=True).is_terminal:
+        yield
+        return
+    began_s, is_over = time.monotonic(), Event()
+
+    def beat() -> None:
+        while not is_over.wait(LINE_EVERY_S):
+            say(f"{doing}, {duration(time.monotonic() - began_s)} so far")
+
+    thread = Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 @dataclass(frozen=True)

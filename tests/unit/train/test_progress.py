@@ -1,5 +1,6 @@
 import io
 import re
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -88,3 +89,15 @@ def test_track__short_work_leaves_no_line_on_a_terminal(clock: _Clock, monkeypat
     monkeypatch.setattr(progress, "screen", lambda is_error: console)
     assert list(progress.track("ab", "predicting", 2)) == ["a", "b"]
     assert out.getvalue().endswith("\x1b[1A\x1b[2K")  # what was there is wiped
+
+
+def test_heartbeat__a_line_now_and_then_of_work_that_nothing_counts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.02)
+    for show in (True, False):
+        with progress.heartbeat("solving", show=show):
+            time.sleep(0.3)
+        lines = capsys.readouterr().err.splitlines()
+        assert (len(lines) >= 2) is show
+        assert all(re.fullmatch(r"solving, .* so far", line) for line in lines)
