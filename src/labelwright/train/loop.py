@@ -178,12 +178,14 @@ class _Loop:
             self.restore(saved)
         elif self.run is not None and self.is_main:
             self.run.cut_metrics(0)
-        with exchanging(), stop_on_signal() as stop, progress.bar(self.options.show_progress and self.is_main) as live:
-            if not self.has_begun:
-                with progress.heartbeat("solving", show=self.options.show_progress and self.is_main):
+        is_shown = self.options.show_progress and self.is_main
+        with exchanging(), progress.bar(is_shown) as live:
+            if not self.has_begun:  # Ctrl-C ends it at once: nothing is known yet that could be kept
+                with progress.heartbeat("solving", show=is_shown):
                     self.begin()
             if self.options.trains:
-                self.run_epochs(stop, live)
+                with stop_on_signal() as stop:
+                    self.run_epochs(stop, live)
         self.state = dataclasses.replace(self.state, nets=fsdp.whole_again(self.state.nets, self.kept))
         steps_s = self.spent["input_s"] + self.spent["step_s"]
         return Trained(

@@ -2,6 +2,7 @@ import copy
 import dataclasses
 import itertools
 import json
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -450,3 +451,20 @@ def test_train__leaves_the_task_as_it_was() -> None:
         options=tiny.options_of(),
     )
     assert torch.equal(task.labels, before.labels)
+
+
+def test_begin__ctrl_c_ends_it_at_once() -> None:
+    """A solver may take minutes; before its end there is nothing to keep."""
+    reached: list[str] = []
+
+    def begin(*_: Any) -> Any:
+        reached.append("asked")
+        signal.raise_signal(signal.SIGINT)
+        reached.append("went on")
+        return State({}), {}
+
+    recipe = PlainRecipe(Config=TrainSettings, setup=lambda cfg, task, build_net: State({}), begin=begin)
+    views, task = tiny.TinyViews((0, 1)), tiny.task_of((1, 1))
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, TrainSettings(epochs=1), task, views, tiny.BuildTiny(), options=tiny.options_of())
+    assert reached == ["asked"]
