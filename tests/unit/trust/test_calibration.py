@@ -129,7 +129,7 @@ def test_unjudged__is_far_less_sure_than_the_softmax() -> None:
     chances = unjudged(3).chance(odds_of(probs))
     assert (chances.diff() > 0).all()
     assert chances[1] < 0.85
-    assert 0.8 < chances[2] < 0.94
+    assert chances[2] > 0.9
     assert unjudged(200).chance(odds_of(torch.eye(200)[:1])).item() < 0.95  # certain of one of many
     assert unjudged(3).source == "none"
 
