@@ -1,6 +1,6 @@
 """Three voters of different reliability on stored features: `crowd` and others against regression on their votes.
 
-    python benchmarks/crowds.py NAME TRAIN.npz TEST.npz [--images 1500] [--seeds 3] [--csv docs/results/crowds.csv]
+    python benchmarks/crowds.py NAME TRAIN.npz TEST.npz [--images 0] [--seeds 3] [--csv docs/results/crowds.csv]
 
 Both files hold `embeddings` [N, D], `labels` [N] and `class_names` [C], as labelwright reads them; `pool_features.py`
 writes those of the target pools, `labelwright embed` those of any images and network. The seed draws which

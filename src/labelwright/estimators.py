@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from numbers import Integral
 from typing import Any, Literal, get_type_hints
 
 import numpy as np
@@ -135,7 +136,7 @@ def _without_nan(y: Any) -> Any:
         return y
     if labels.dtype.kind == "f" and (labels[~is_nan] % 1 == 0).all():
         labels = np.where(is_nan, -1, labels).astype(np.int64).astype(object)
-    is_open = is_nan | np.array([isinstance(label, int) and label == -1 for label in labels])
+    is_open = is_nan | np.array([isinstance(label, Integral) and label == -1 for label in labels])
     return np.array([None if none else label for none, label in zip(is_open, labels, strict=True)], dtype=object)
 
 
