@@ -60,7 +60,8 @@ def fit(cfg: Config, data: Labelled) -> Fit:
             scores[name] = round(balanced_accuracy(found.validated, data.labels), 5)
             if cfg.penalty is None and name == cfg.family[0]:
                 at = PENALTIES.index(found.penalty)
-                data = replace(data, penalties=PENALTIES[max(0, at - 2) : at + 2])
+                near = PENALTIES[max(0, at - 2) : at + 2]
+                data = replace(data, penalties=near, start=found.validated.heads)
     chosen = max(fits, key=lambda name: scores.get(name, 0.0))  # the first of those that are level
     logs = {**fits[chosen].logs, "chosen": chosen, "left_out_scores": scores}
     return replace(fits[chosen], logs=logs, chosen={"family": cfg.family.index(chosen)})

@@ -83,6 +83,7 @@ class Labelled:
     fold: Tensor
     adjust: str | None  # names of adjustments that are added to every problem, or None
     penalties: tuple[float, ...] = PENALTIES  # to be tried, strongest first
+    start: tuple[Linear, ...] = ()  # by fold, heads of another problem, where the search for a penalty begins
 
     def cross_validate(self, problem_of: ProblemOf, penalties: Sequence[float]) -> CrossValidated | None:
         """`train.convex.cross_validate`; None where nothing can be left out."""
@@ -96,6 +97,7 @@ class Labelled:
             rows=self.rows,
             fold=self.fold,
             penalties=penalties,
+            start=self.start,
         )
 
     def solve(self, problem_of: ProblemOf, penalty: float, start: Linear | None = None) -> Linear:

@@ -451,6 +451,7 @@ def cross_validate(
     rows: Tensor,
     fold: Tensor,
     penalties: Sequence[float] = PENALTIES,
+    start: Sequence[Linear] = (),
 ) -> CrossValidated:
     """Choose a penalty by the loss of rows that were left out.
 
@@ -462,6 +463,7 @@ def cross_validate(
       problem_of: counts [C] of the rows that are fitted -> the problem.
       rows, fold: of `folds_of`, at least two folds.
       penalties: to be tried, strongest first.
+      start: by fold, heads to begin at, as of another problem on these folds; the end does not depend on them.
 
     Example: two classes far apart ask for a weak penalty.
       >>> labels = torch.arange(40) % 2
@@ -475,7 +477,7 @@ def cross_validate(
     parts = [(fold != k, fold == k) for k in range(int(fold.max()) + 1)]
     counts = [torch.bincount(labels[fitted], minlength=n_classes) for fitted, _ in parts]
     scored = has_others(labels, fold)
-    heads: list[Linear | None] = [None] * len(parts)  # at the last penalty, where the next one starts
+    heads: list[Linear | None] = [*start] or [None] * len(parts)  # at the last penalty, where the next one starts
     best: CrossValidated | None = None
     n_worse = 0
     for penalty in penalties:
