@@ -38,12 +38,12 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, di
         for i in range(2)
     ]
     try:
-        for child in children:
-            _, errors = child.communicate(timeout=300)
-            assert child.returncode == 0, errors
+        errors = [child.communicate(timeout=300)[1] for child in children]  # of both: one ends because of the other
+        assert not any(child.returncode for child in children), "\n".join(errors)
     finally:
         for child in children:
             child.kill()
+            child.communicate()
     return out, torch.load(out / "state.pt", weights_only=True)
 
 
