@@ -74,12 +74,12 @@ def main() -> None:
                 accuracy, seconds = run.summary["test"]["accuracy"], run.summary["seconds"]["train"]
             print(f"seed {seed}  {TITLES[name]:40} {100 * accuracy:.2f}  {seconds:.0f} s", flush=True)
             if options.csv is not None:
-                length = f", {options.epochs} epochs" if name != "descriptor" else ""
+                is_trained = name != "descriptor"
                 row = {
                     "table": f"few_labels_pixels.py {name_of_pool}-{options.per_class}",
                     "model": "",
-                    "cell": name + length.replace(", ", "-").replace(" epochs", ""),
-                    "title": TITLES[name] + length,
+                    "cell": f"{name}-{options.epochs}" if is_trained else name,
+                    "title": f"{TITLES[name]}, {options.epochs} epochs" if is_trained else TITLES[name],
                     "metric": "accuracy",
                     "value": f"{100 * accuracy:.2f}",
                     "sd": "",

@@ -73,6 +73,7 @@ class Config(TrainSettings):
     epochs: int = 1  # everything is done before the first
     n_rounds: Count = 12  # of head and confusions in turn, at most
     penalty: Positive | None = None  # L2 of the weights, summed over centred images; None = by cross-validation
+    first_penalty: Positive | None = None  # the same while labels are found; None = ``penalty``, or by cross-validation
 
 
 def setup(cfg: Config, task: Task, build_net: BuildNet) -> State:
@@ -106,10 +107,11 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
     z = given.z
     starts = [q.to(z.device) for q in _starts(task, rows)]  # 2
     groups = None if task.groups is None else task.groups.cpu()[rows]
-    penalty = cfg.penalty or USUAL_PENALTY
-    if cfg.penalty is None:  # 3
+    first = cfg.first_penalty or cfg.penalty
+    if first is None:  # 3
         guessed = first_guess(starts[0].float(), rows.to(z.device))
-        penalty = _penalty(z, guessed, groups, task.n_classes) or penalty
+        first = _penalty(z, guessed, groups, task.n_classes) or USUAL_PENALTY
+    penalty = first
     fold = _folds(len(rows))
 
     def left_out_logits(
@@ -157,16 +159,17 @@ def begin(cfg: Config, task: Task, state: State, passes: Passes) -> Begun:
         other = in_turn(q, [None] * n_folds, found.q)
         if other is not None and other.fitted.likelihood > found.fitted.likelihood:
             found = other
-    is_chosen = cfg.penalty is None and not annotations.has_one_guess
-    again = _penalty(z, found.q.argmax(1), groups, task.n_classes) if is_chosen else None  # 9
-    if again and again != penalty:
-        penalty = again
+    last = cfg.penalty  # 9
+    if last is None and not annotations.has_one_guess:
+        last = _penalty(z, found.q.argmax(1), groups, task.n_classes)
+    if last is not None and last != first:
+        penalty = last
         logits = left_out_logits(found.q, fold, found.heads)
         fitted = fit_annotations(annotations, logits, rows)
         found = found._replace(q=annotations.posterior(fitted, logits, rows), fitted=fitted)
     q, fitted, heads = found.q, found.fitted, found.heads
     head_of_all, temperature = given.plain(_solved(z, q, penalty, heads[0])), fitted.temperature
-    memory: dict[str, Any] = {CHOSEN: {"penalty": penalty}}
+    memory: dict[str, Any] = {CHOSEN: {"penalty": penalty, "first_penalty": first}}
 
     def remember(fold: Tensor, heads: Sequence[Linear | None], temperature: float, key: str) -> None:
         if not annotations.has_one_guess:  # else how often guesses are repeated is asked of the classifier itself

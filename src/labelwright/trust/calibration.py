@@ -48,7 +48,7 @@ UNJUDGED = (0.30, 0.99)
 MANY_CLASSES, MOST_OF_MANY = 20, 0.94
 """Classes above which that map gives no chance above this: log-odds come near their ends there, right or wrong. Of a
 label a class those of 0.95 and more were right in 61% on 200 characters and in 86% on 26 letters (99% on 43 traffic
-signs), on nine sets of 2 to 12 classes in 97 to 100%."""
+signs), on sets of 2 to 12 classes in 97 to 100% (a trial)."""
 SLOPE_SPREAD, OFFSET_SPREAD = 0.4, 0.7  # deviation of the slope's logarithm, and of the offset
 WRONG_START = 2.0  # log-odds of the share of wrong labels within the most that may be, from which it is looked for
 Z95 = 1.96  # normal deviate that 95% are within

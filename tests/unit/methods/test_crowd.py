@@ -8,6 +8,7 @@ from sklearn.linear_model import LogisticRegression
 import tiny
 from labelwright.labels.dawid_skene import dawid_skene, vote_shares
 from labelwright.methods.crowd import _folds
+from labelwright.methods.recipe import CHOSEN
 from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.train.loop import train
 from labelwright.types import Task
@@ -142,3 +143,19 @@ def test_crowd__rounds_end_where_nothing_moves(n_rounds):
     _, logs = recipe.begin(cfg, task, state, lambda net, rows, output: [(rows, x[rows])])
     assert 1 <= len(logs["moved_frac"]) <= n_rounds
     assert 0.6 < logs["truth_inside"] < 1
+
+
+def test_crowd__a_fit_with_what_was_chosen_is_the_same_fit():
+    """Sets of two wrong classes and the true one: the first penalty is chosen among guesses that are mostly wrong."""
+    x, truth, _ = crowd_of(5)
+    draw = np.random.default_rng(5)
+    mask = torch.zeros(N, C, dtype=torch.bool).scatter_(1, truth[:, None], True)
+    mask |= torch.from_numpy(draw.permuted(np.tile([True, True, False, False], (N, 1)), axis=1))
+    task = Task(torch.full((N,), -1), ("a", "b", "c", "d"), candidates=tiny.sets_of(mask))
+    found = trained_on(task, x)
+    chosen = found.state.memory[CHOSEN]
+    assert chosen["first_penalty"] > chosen["penalty"]
+    again, other = trained_on(task, x, **chosen), trained_on(task, x, penalty=chosen["penalty"])
+    logits = [each.state.nets["main"].eval()(x).detach() for each in (found, again, other)]
+    assert torch.allclose(logits[0], logits[1], atol=1e-4)
+    assert not torch.allclose(logits[0], logits[2], atol=1e-2)
