@@ -107,7 +107,7 @@ def with_likeness(job: Job, answers: Answers, calibration: Calibration) -> Answe
     units = units_of(source.table)[rows]
     feats = EmbeddingViews(source.stored, rows=source.rows).feats(rows)
     named = torch.cat([likeness.chance(*some) for some in zip(feats, torch.split(units, CHUNK_ROWS), strict=True)])
-    before = calibration.chance(answers.odds[rows]).double().clamp(1e-6, 1 - 1e-6)
+    before = (calibration.chance(answers.odds[rows]).double() / calibration.most).clamp(1e-6, 1 - 1e-6)
     evidence = torch.zeros(len(answers.odds), dtype=torch.float64)
     evidence[rows] = (before * named).logit() - before.logit()
     return dataclasses.replace(answers, odds=with_evidence(answers.odds, evidence))
