@@ -67,7 +67,7 @@ def vectors_of(source: Any) -> pa.Table | dict[str, Any] | None:
         return None
     names = {str(name) for name in source}
     if NPZ_KEY in names:
-        return {str(key): _array(value, str(key)) for key, value in source.items()}
+        return {str(key): _plain(_array(value, str(key)), str(key)) for key, value in source.items()}
     if EMBEDDING_COLUMN in names:
         return _table({str(name): column for name, column in source.items()}) if not _has_images(source) else None
     if not {name.lower() for name in names} & _TAKEN and is_vector(next(iter(source.values()))):
@@ -170,6 +170,25 @@ def _lists(column: Any) -> Any:
         column = np.stack(rows)
     array = np.ascontiguousarray(_array(column, EMBEDDING_COLUMN))
     return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), array.shape[1])
+
+
+def _plain(array: Any, name: str) -> Any:
+    """An array of Python objects as what an .npz can hold: rows of vectors stacked, texts with "" and numbers with NaN
+    where there is none; any other array as it is.
+    """
+    if array.dtype.kind != "O":
+        return array
+    if array.ndim == 1 and len(array) and all(map(is_vector, array)):
+        return _array([_array(row, name) for row in array], name)
+    try:
+        values = pa.array([str(each) if isinstance(each, Path) else each for each in array.tolist()], from_pandas=True)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise DataError(f"{name}: {str(error).splitlines()[0]}", fix="give values of one kind") from error
+    if pa.types.is_null(values.type):
+        return np.full(len(values), np.nan)
+    if pa.types.is_string(values.type):
+        return np.array(values.fill_null("").to_pylist(), dtype=str)
+    return values.to_numpy(zero_copy_only=False) if pa.types.is_primitive(values.type) else array
 
 
 def _array(value: Any, name: str) -> Any:

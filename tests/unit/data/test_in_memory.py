@@ -47,6 +47,30 @@ def test_embeddings__in_memory_are_read_as_files_of_them_are() -> None:
     assert not is_embeddings(pd.DataFrame({"photo": ids, "width": [1, 2, 3], "height": [1, 2, 3]}))
 
 
+def test_embeddings__with_labels_of_python_objects() -> None:
+    X, names, numbers = np.eye(3, dtype=np.float32), ["b", None, "a"], [1, None, 0]
+    objects = {"embeddings": pd.Series(list(X)), "labels": np.array(numbers, object)}
+    named = objects | {"class_names": np.array(["a", "b"], object), "paths": [Path("1.png"), Path("2.png"), None]}
+    for data in (
+        {"embeddings": X, "labels": names},
+        {"embeddings": X, "labels": np.array(["b", float("nan"), "a"], object)},
+        {"embeddings": X, "labels": pd.Series(names, dtype="string")},
+        {"embeddings": X, "labels": pd.Series(names).astype("category")},
+        named,
+    ):
+        found = load_embeddings(data)
+        assert (found.table.class_names, found.table.labels.tolist()) == (("a", "b"), [1, -1, 0])
+        assert np.array_equal(found.feats, X)
+    assert load_embeddings(objects).table.labels.tolist() == [1, -1, 0]
+    assert load_embeddings({"embeddings": X, "labels": [None] * 3}).table.labels.tolist() == [-1] * 3
+    with pytest.raises(DataError, match=r"labels: .*'a'") as raised:
+        load_embeddings({"embeddings": X, "labels": [0, "a", None]})
+    assert raised.value.fix == "give values of one kind"
+    for rows in ([np.zeros(3), np.zeros(2)], pd.Series([np.zeros(3), np.zeros(2)])):
+        with pytest.raises(DataError, match="embeddings: the rows differ in length"):
+            load_embeddings({"embeddings": rows})
+
+
 def test_predict__takes_what_label_takes(tmp_path: Path) -> None:
     model, numbers = lw.load_model(model_of_images(tmp_path / "run")), np.random.default_rng(0).normal(size=(3, 4))
     images = [Image.new("L", (8, 8), grey) for grey in (0, 100, 200)]
