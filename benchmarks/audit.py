@@ -44,8 +44,8 @@ from labelwright.data.looks import numbered, thumb
 from labelwright.data.noise import symmetric
 from labelwright.data.read import load
 from labelwright.labels.audit import grey_feats, judge_labels, near_pairs, nearest
-from labelwright.train.convex import centre_and_scale
 from labelwright.train.environment import peak_memory_mb, source_commit
+from labelwright.train.scaling import centre_and_scale
 
 N_ROWS, NOISE, SHOWN = 8000, 0.1, 0.08
 Array = npt.NDArray[Any]

@@ -22,7 +22,9 @@ from sklearn.linear_model import LogisticRegression
 
 import labelwright as lw
 from labelwright.benchmarking.results import add_rows
-from labelwright.train.convex import PENALTIES, Problem, scaled, solve
+from labelwright.train.convex import Problem, solve
+from labelwright.train.cross_validation import PENALTIES
+from labelwright.train.scaling import scaled
 
 LEAST_GRADIENT = 1e-4
 

@@ -58,9 +58,11 @@ from labelwright.methods.frozen_heads import Labelled, fitted
 from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.metrics.classification import calibration_error
 from labelwright.metrics.open_world import seen_novel_all
-from labelwright.train.convex import Linear, Problem, centre_and_scale, folds_of
+from labelwright.train.convex import Linear, Problem
+from labelwright.train.cross_validation import folds_of
 from labelwright.train.environment import source_commit
 from labelwright.train.loop import LoopOptions, train
+from labelwright.train.scaling import centre_and_scale
 from labelwright.types import Candidates, Concepts, Task
 from long_tailed_features import long_tail
 from mismatch import pool_feats

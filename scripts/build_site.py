@@ -33,7 +33,13 @@ REFERENCE = {
     "Trust": ("trust",),
     "Metrics": ("metrics",),
     "Views and splits": ("data/views.py", "data/augment.py", "data/splits.py", "data/noise.py"),
-    "Convex heads and the loop": ("train/convex.py", "train/loop.py", "train/settings.py"),
+    "Convex heads and the loop": (
+        "train/convex.py",
+        "train/cross_validation.py",
+        "train/scaling.py",
+        "train/loop.py",
+        "train/settings.py",
+    ),
     "Types and errors": ("types.py", "errors.py"),
 }
 """Heading of the reference -> the modules under it: files, or folders with all of theirs."""

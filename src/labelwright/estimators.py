@@ -4,7 +4,7 @@ Each runs the closed-form or convex part of the recipe of the same name: nothing
 comes out is a head on the features. Unlabelled rows are labelled -1 in integer labels, None or "" in others, NaN in
 either, or are passed as ``X_unlabelled``; integer labels -1 and one other are two classes, as scikit-learn has them,
 but where some were NaN, or new classes are asked for by number.
-Columns in units of their own are divided by their deviation where `fit` does, see `train.convex.column_scales`.
+Columns in units of their own are divided by their deviation where `fit` does, see `train.column_scales.column_scales`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from labelwright.labels.chunks import known_and_unknown
 from labelwright.labels.n_novel import estimate_n_novel
 from labelwright.methods.baselines.majority import votes
 from labelwright.methods.registry import method_named
-from labelwright.train.convex import SCALED_ROWS, column_scales
+from labelwright.train.column_scales import SCALED_ROWS, column_scales
 from labelwright.types import Candidates, Output, State, Task
 
 CHUNK = 8192

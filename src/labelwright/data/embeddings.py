@@ -113,7 +113,7 @@ class GivenFeats:
     Args:
       feats: [N, D] floats, in memory or mapped.
       weak, strong: [V, N, D] floats, or None.
-      scales: [D] float32 that columns are divided by, see train.convex.column_scales; None: by nothing.
+      scales: [D] float32 that columns are divided by, see train.column_scales.column_scales; None: by nothing.
 
     Example:
       >>> given = GivenFeats(np.ones((2, 100), np.float32))

@@ -23,7 +23,8 @@ from labelwright.labels.concepts import (
 )
 from labelwright.labels.gaussians import gaussian_beliefs
 from labelwright.labels.leftovers import last_class, leftover_concepts
-from labelwright.train.convex import Linear, text_and_labels
+from labelwright.train.convex import Linear
+from labelwright.train.text_start import text_and_labels
 from labelwright.types import Task
 
 Alignment = Literal["evidence", "clustering", "none"]

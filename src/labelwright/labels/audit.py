@@ -17,15 +17,9 @@ from torch import Tensor
 
 from labelwright.labels.chunks import evenly_spread, slices_of
 from labelwright.labels.kmeans import assign, lloyd
-from labelwright.train.convex import (
-    PENALTIES,
-    TRIED_GRADIENT,
-    Problem,
-    cross_validate,
-    folds_of,
-    scaled,
-    solve,
-)
+from labelwright.train.convex import Problem, solve
+from labelwright.train.cross_validation import PENALTIES, TRIED_GRADIENT, cross_validate, folds_of
+from labelwright.train.scaling import scaled
 
 N_NEIGHBOURS = 10
 BLOCK_NUMBERS = 1 << 24  # similarities held at a time: 64 MiB of float32

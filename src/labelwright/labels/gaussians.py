@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from labelwright.labels.chunks import chunks_of, slices_of
-from labelwright.train.convex import principal_axes
+from labelwright.train.scaling import principal_axes
 
 LEAST_COUNT = 1e-3  # images of a class that has none: its mean and the log of its share stay finite
 LEAST_SPREAD = 0.01  # of the total variance, if the rows of each class are alike: the covariance is not singular

@@ -21,7 +21,9 @@ from torch import Tensor
 
 from labelwright.labels.audit import FAR_OUT, N_ROUNDS, PENALTY, WEIGHED_ROWS, alike_of, believed
 from labelwright.labels.chunks import chunks_of, evenly_spread, largest, slices_of
-from labelwright.train.convex import TRIED_GRADIENT, Linear, Problem, scaled, solve
+from labelwright.train.convex import Linear, Problem, solve
+from labelwright.train.cross_validation import TRIED_GRADIENT
+from labelwright.train.scaling import scaled
 
 N_FOLDS = 3
 N_NEAREST = 3  # rows of the smaller sample that a row is compared with

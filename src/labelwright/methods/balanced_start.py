@@ -21,7 +21,9 @@ from labelwright.adjust import fixed
 from labelwright.encoders.heads import put_in
 from labelwright.methods.frozen_heads import Labelled, balanced_accuracy, fitted
 from labelwright.methods.recipe import Begun, feats_of
-from labelwright.train.convex import Problem, folds_of, scaled
+from labelwright.train.convex import Problem
+from labelwright.train.cross_validation import folds_of
+from labelwright.train.scaling import scaled
 from labelwright.types import BuildNet, Passes, State, Task
 
 

@@ -45,7 +45,8 @@ from labelwright.labels.candidate_beliefs import MISS, candidate_evidence
 from labelwright.labels.gaussians import gaussian_beliefs, principal_of, sampled
 from labelwright.methods.recipe import CHOSEN, Begun, Recipe, check_is_pretrained
 from labelwright.methods.shots import Shots
-from labelwright.train.convex import Problem, cross_validate, folds_of, solve
+from labelwright.train.convex import Problem, solve
+from labelwright.train.cross_validation import cross_validate, folds_of
 from labelwright.train.settings import AtLeast0, Count, Positive, Share, TrainSettings
 from labelwright.types import BuildNet, Passes, State, Task
 

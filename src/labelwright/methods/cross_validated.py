@@ -21,7 +21,7 @@ from labelwright.methods import cvs_frozen
 from labelwright.methods.baselines import ce, class_balanced, la, ldam, vs
 from labelwright.methods.baselines.labelled_frozen import DeferredSettings, WeightedSettings
 from labelwright.methods.frozen_heads import Fit, FrozenRecipe, FrozenSettings, Labelled, balanced_accuracy
-from labelwright.train.convex import PENALTIES
+from labelwright.train.cross_validation import PENALTIES
 
 FAMILY: Mapping[str, Callable[[], tuple[FrozenRecipe, Any]]] = {
     "la": lambda: (la.FROZEN, la.FrozenConfig()),

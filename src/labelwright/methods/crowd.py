@@ -44,16 +44,9 @@ from labelwright.labels.first_guess import first_guess
 from labelwright.methods.baselines.candidate_sets import check_task
 from labelwright.methods.frozen_heads import FOLD_HEADS, GROUP_HEADS, fold_heads
 from labelwright.methods.recipe import CHOSEN, Begun, Recipe, check_is_pretrained, feats_of
-from labelwright.train.convex import (
-    PENALTIES,
-    TRIED_GRADIENT,
-    Linear,
-    Problem,
-    cross_validate,
-    folds_of,
-    scaled,
-    solve,
-)
+from labelwright.train.convex import Linear, Problem, solve
+from labelwright.train.cross_validation import PENALTIES, TRIED_GRADIENT, cross_validate, folds_of
+from labelwright.train.scaling import scaled
 from labelwright.train.seeds import generator
 from labelwright.train.settings import Count, Positive, TrainSettings
 from labelwright.types import BuildNet, Passes, State, Task

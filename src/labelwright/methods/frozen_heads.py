@@ -35,18 +35,10 @@ from labelwright.methods.recipe import (
     nothing_after,
     plain_logits,
 )
-from labelwright.train.convex import (
-    PENALTIES,
-    CrossValidated,
-    Linear,
-    Problem,
-    cross_validate,
-    folds_of,
-    has_others,
-    scaled,
-    solve,
-)
+from labelwright.train.convex import Linear, Problem, solve
+from labelwright.train.cross_validation import PENALTIES, CrossValidated, cross_validate, folds_of, has_others
 from labelwright.train.predict import odds_of
+from labelwright.train.scaling import scaled
 from labelwright.train.settings import Positive, TrainSettings
 from labelwright.types import BuildNet, Passes, State, Task
 
@@ -76,17 +68,17 @@ class FrozenSettings(TrainSettings):
 class Labelled:
     """Labelled images as every method sees them."""
 
-    z: Tensor  # [N, R] float32, of `train.convex.scaled`
+    z: Tensor  # [N, R] float32, of `train.scaling.scaled`
     labels: Tensor  # [N] int64
     n_classes: int  # C
-    rows: Tensor  # this and the next: of `train.convex.folds_of`; empty where nothing can be left out
+    rows: Tensor  # this and the next: of `train.cross_validation.folds_of`; empty where nothing can be left out
     fold: Tensor
     adjust: str | None  # names of adjustments that are added to every problem, or None
     penalties: tuple[float, ...] = PENALTIES  # to be tried, strongest first
     start: tuple[Linear, ...] = ()  # by fold, heads of another problem, where the search for a penalty begins
 
     def cross_validate(self, problem_of: ProblemOf, penalties: Sequence[float]) -> CrossValidated | None:
-        """`train.convex.cross_validate`; None where nothing can be left out."""
+        """`train.cross_validation.cross_validate`; None where nothing can be left out."""
         if not len(self.rows):
             return None
         return cross_validate(
@@ -170,7 +162,7 @@ class FrozenRecipe:
           state: whose head learns how to make z.
           feats: [N, D] float.
 
-        Returns: z [N, R] float32 of `train.convex.scaled`, and the function.
+        Returns: z [N, R] float32 of `train.scaling.scaled`, and the function.
         """
         head: CentredHead = cast(Any, state.nets["main"]).head
         given = scaled(feats)

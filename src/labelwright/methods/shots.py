@@ -18,7 +18,9 @@ from labelwright.encoders.aligned import AlignedNet
 from labelwright.errors import ConfigError
 from labelwright.methods.class_names import check_task
 from labelwright.methods.recipe import feats_of
-from labelwright.train.convex import CrossValidated, Linear, Problem, cross_validate, folds_of, principal_axes, solve
+from labelwright.train.convex import Linear, Problem, solve
+from labelwright.train.cross_validation import CrossValidated, cross_validate, folds_of
+from labelwright.train.scaling import principal_axes
 from labelwright.types import BuildNet, Passes, State, Task
 
 Deviation = Callable[[Tensor], Tensor]
@@ -28,12 +30,12 @@ Deviation = Callable[[Tensor], Tensor]
 class Shots:
     """Labelled images and class texts, such that z . text are the logits of zero-shot."""
 
-    # [n, D] float32 unit features times the root of D: of unit scale, as `train.convex.PENALTIES` expect it; turned
-    # along their axes, as the text is
+    # [n, D] float32 unit features times the root of D: of unit scale, as the penalties of
+    # `train.cross_validation` expect it; turned along their axes, as the text is
     z: Tensor
     labels: Tensor  # [n] int64
     text: Tensor  # [C, D] float32, class texts times the logit scale over the root of D
-    rows: Tensor  # this and the next: of `train.convex.folds_of`; empty where nothing can be left out
+    rows: Tensor  # this and the next: of `train.cross_validation.folds_of`; empty where nothing can be left out
     fold: Tensor
     axes: Tensor | None = None  # [D, D] orthonormal, that z and text are multiplied by; None: by none
 

@@ -54,8 +54,9 @@ from labelwright.scale.shards import listed_once
 from labelwright.scale.tables import Reading
 from labelwright.scale.work import is_sharded
 from labelwright.spreadsheet import write_csv
-from labelwright.train.convex import SCALED_ROWS, centre_and_scale, column_scales
+from labelwright.train.column_scales import SCALED_ROWS, column_scales
 from labelwright.train.processes import accelerator_for
+from labelwright.train.scaling import centre_and_scale
 
 KINDS = {
     "wrong": ("wrong_label",),

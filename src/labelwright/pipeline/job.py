@@ -29,7 +29,7 @@ from labelwright.labels.unlike import Unlike
 from labelwright.methods.baselines.majority import votes
 from labelwright.pipeline.novel import count_novel, feats_of, novel_notice, unlike_of, with_novel
 from labelwright.pipeline.resolve import Plan, own_nets
-from labelwright.train.convex import SCALED_ROWS, column_scales
+from labelwright.train.column_scales import SCALED_ROWS, column_scales
 from labelwright.train.seeds import derive_seed
 from labelwright.train.settings import TrainSettings
 from labelwright.types import BuildNet, Concepts, Task

@@ -36,7 +36,7 @@ from labelwright.pipeline.evaluate import answers_of
 from labelwright.pipeline.job import Job, prepare_job
 from labelwright.pipeline.resolve import Plan, on_colours
 from labelwright.train import progress
-from labelwright.train.convex import folds_of
+from labelwright.train.cross_validation import folds_of
 from labelwright.train.loop import train
 from labelwright.train.predict import TEMPERATURES, Adapt, Answers, joined
 from labelwright.train.settings import TrainSettings

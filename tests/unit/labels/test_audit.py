@@ -135,7 +135,7 @@ def test_judge_labels__clean_labels_are_left_alone_and_unlabelled_rows_have_no_s
 
 
 def test_judge_labels__every_row_is_scored_beyond_the_tried_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("labelwright.train.convex.MAX_TRIED_ROWS", 100)
+    monkeypatch.setattr("labelwright.train.cross_validation.MAX_TRIED_ROWS", 100)
     feats, labels = clumps(500, 3, spread=1.0)
     judged = judge_labels(feats, labels, nearest(F.normalize(feats), k=5), n_classes=3)
     assert judged is not None

@@ -24,7 +24,7 @@ from labelwright.methods import beliefs
 from labelwright.methods.recipe import as_chosen
 from labelwright.methods.registry import METHODS, resolve_config
 from labelwright.pipeline.saved_model import load_model
-from labelwright.train import convex
+from labelwright.train import cross_validation
 from labelwright.train.loop import Trained, train
 from labelwright.types import Concepts, Task
 from pictures import write_folders
@@ -306,7 +306,7 @@ def test_regression__many_rows_are_tried_in_part(monkeypatch: pytest.MonkeyPatch
     draw = torch.Generator().manual_seed(3)
     labels = torch.arange(3).repeat(40)
     clear = F.normalize(torch.eye(8)[labels] + 0.01 * torch.randn(120, 8, generator=draw), dim=1)
-    monkeypatch.setattr(convex, "MAX_TRIED_ROWS", 12)
+    monkeypatch.setattr(cross_validation, "MAX_TRIED_ROWS", 12)
     assert beliefs.regression(clear, labels, 3)[2] == beliefs.PENALTIES[-1]
 
 

@@ -12,7 +12,9 @@ from labelwright.methods import cross_validated, cvs_frozen
 from labelwright.methods.baselines import ce, class_balanced, la, ldam
 from labelwright.methods.frozen_heads import USUAL_PENALTY, Labelled, balanced_accuracy
 from labelwright.methods.registry import METHODS, resolve_config
-from labelwright.train.convex import Linear, centre_and_scale, folds_of, solve
+from labelwright.train.convex import Linear, solve
+from labelwright.train.cross_validation import folds_of
+from labelwright.train.scaling import centre_and_scale
 from labelwright.types import Task
 
 

@@ -23,7 +23,7 @@ from labelwright.methods import beliefs
 from labelwright.methods.baselines import clap, lp_pp, tip_adapter
 from labelwright.methods.baselines.zlap import propagated
 from labelwright.methods.registry import METHODS, resolve_config
-from labelwright.train.convex import folds_of
+from labelwright.train.cross_validation import folds_of
 from labelwright.train.loop import Trained, train
 from labelwright.train.seeds import generator
 from labelwright.types import Concepts, Task

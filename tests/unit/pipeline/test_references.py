@@ -15,7 +15,7 @@ from labelwright.errors import ConfigError
 from labelwright.methods.frozen_heads import FrozenRecipe
 from labelwright.pipeline import references
 from labelwright.pipeline.report import content_of
-from labelwright.train import convex
+from labelwright.train import cross_validation
 from labelwright.types import Task
 
 NAMES = np.array(["cat", "dog", "owl"])
@@ -329,7 +329,7 @@ def test_without__neither_frames_beside_a_hidden_one_nor_labels_that_other_fits_
 def test_fit__nearest_class_mean_knows_no_frame_of_the_tracks_it_is_asked_about(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(convex, "MAX_TRIED_ROWS", 100)
+    monkeypatch.setattr(cross_validation, "MAX_TRIED_ROWS", 100)
     draw = np.random.default_rng(0)
     tracks = np.arange(600) // 30  # each a place of its own, under a class that has nothing to do with it
     feats = 3.0 * draw.standard_normal((20, 40))[tracks] + draw.standard_normal((600, 40))

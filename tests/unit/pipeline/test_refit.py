@@ -12,7 +12,7 @@ import torch
 import labelwright as lw
 from labelwright.methods import frozen_heads
 from labelwright.pipeline.refit import JoinedViews, joined_task
-from labelwright.train.convex import cross_validate
+from labelwright.train.cross_validation import cross_validate
 from labelwright.types import Candidates, Task
 from tiny import CPU, TinyFeats
 

@@ -10,20 +10,14 @@ from sklearn.linear_model import LogisticRegression
 from labelwright.adjust import fixed
 from labelwright.adjust.adjustment import Adjustment
 from labelwright.losses.classification import adjusted_cross_entropy
-from labelwright.train import convex
-from labelwright.train.convex import (
-    Linear,
-    Problem,
-    balanced_loss,
-    centre_and_scale,
-    column_scales,
-    cross_validate,
-    folds_of,
-    scaled,
-    solve,
-    text_and_labels,
-)
+from labelwright.train import column_scales as columns
+from labelwright.train import convex, cross_validation, scaling
+from labelwright.train.column_scales import column_scales
+from labelwright.train.convex import Linear, Problem, solve
+from labelwright.train.cross_validation import balanced_loss, cross_validate, folds_of
 from labelwright.train.newton import minimise as newton
+from labelwright.train.scaling import centre_and_scale, scaled
+from labelwright.train.text_start import text_and_labels
 
 
 def an_example(counts=(30, 12, 4), n_features=5, seed=0):
@@ -131,7 +125,7 @@ def test_folds_of__nothing_is_left_out_where_each_class_is_one_group():
 
 
 def test_folds_of__a_large_set_is_thinned_but_for_its_rare_classes(monkeypatch):
-    monkeypatch.setattr(convex, "MAX_TRIED_ROWS", 100)
+    monkeypatch.setattr(cross_validation, "MAX_TRIED_ROWS", 100)
     labels = torch.tensor([0] * 950 + [1] * 50)
     rows, fold = folds_of(labels, None, seed=0)
     assert torch.bincount(labels[rows]).tolist() == [95, 20]
@@ -170,7 +164,7 @@ def test_cross_validate__features_that_say_nothing_get_the_strongest_penalty_and
         cross_validate(x, labels, lambda counts: Problem(), n_classes=2, rows=rows, fold=fold).penalty
         for x in (noise, z)
     )
-    assert of_noise == max(convex.PENALTIES)
+    assert of_noise == max(cross_validation.PENALTIES)
     assert of_signal < of_noise
 
 
@@ -242,7 +236,7 @@ def test_text_and_labels__good_texts_stay_and_wrong_ones_give_way(per_class):
         assert (head, penalty) == (wrong, None)
     else:
         assert right(head) > right(wrong) + (0.3 if per_class == 8 else 0.1)
-        assert penalty in convex.PENALTIES
+        assert penalty in cross_validation.PENALTIES
 
 
 def test_text_and_labels__no_labels_and_order():
@@ -266,7 +260,7 @@ def test_scaled__the_same_head_on_fewer_numbers(n_features):
 
 
 def test_scaled__very_many_numbers_stay_as_they_are(monkeypatch):
-    monkeypatch.setattr(convex, "MAX_AXES", 4)
+    monkeypatch.setattr(scaling, "MAX_AXES", 4)
     feats, _ = an_example()
     given = scaled(feats)
     head = Linear(torch.ones(3, 5), torch.zeros(3))
@@ -329,7 +323,7 @@ def test_column_scales__deviations_within_a_factor_of_three_are_one_scale(monkey
     """No head is fitted to find that out."""
     z = torch.randn(300, 16, generator=torch.Generator().manual_seed(0))
     z = (z - z.mean(0)) / z.std(0) * torch.linspace(1.0, 2.9, 16)
-    monkeypatch.setattr(convex, "cross_validate", None)
+    monkeypatch.setattr(columns, "cross_validate", None)
     assert column_scales(z, torch.arange(300) % 3) is None
     with pytest.raises(TypeError):
         column_scales(z * torch.linspace(1.0, 1.1, 16), torch.arange(300) % 3)

@@ -28,7 +28,9 @@ from labelwright.encoders.heads import KernelHead
 from labelwright.methods.baselines import la
 from labelwright.methods.frozen_heads import FrozenRecipe, FrozenSettings
 from labelwright.methods.recipe import check_is_pretrained
-from labelwright.train.convex import Linear, centre_and_scale, folds_of, scaled
+from labelwright.train.convex import Linear
+from labelwright.train.cross_validation import folds_of
+from labelwright.train.scaling import centre_and_scale, scaled
 from labelwright.train.seeds import generator
 from labelwright.types import BuildNet, State, Task
 

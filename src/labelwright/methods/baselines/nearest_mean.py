@@ -18,7 +18,8 @@ from torch import Tensor
 from labelwright.encoders.heads import CentredHead, put_in
 from labelwright.labels.chunks import evenly_spread
 from labelwright.methods.recipe import CHOSEN, Begun, Recipe, check_is_pretrained, feats_of
-from labelwright.train.convex import MAX_TRIED_ROWS, balanced_loss, centre_and_scale
+from labelwright.train.cross_validation import MAX_TRIED_ROWS, balanced_loss
+from labelwright.train.scaling import centre_and_scale
 from labelwright.train.settings import Positive, TrainSettings
 from labelwright.types import BuildNet, Passes, State, Task
 

@@ -25,7 +25,7 @@ from labelwright.encoders.towers import Towers
 from labelwright.methods.baselines import zero_shot
 from labelwright.methods.recipe import Begun, Recipe, feats_of
 from labelwright.methods.shots import check_shots
-from labelwright.train.convex import balanced_loss, folds_of
+from labelwright.train.cross_validation import balanced_loss, folds_of
 from labelwright.train.settings import AtLeast0
 from labelwright.types import BuildNet, Passes, State, Task
 
@@ -106,7 +106,7 @@ def left_out_loss(head: CacheHead, rows: Tensor, fold: Tensor, alpha: float, bet
     """Mean over the classes of -log p of cached images [n], each by a cache without those of its fold.
 
     Args:
-      rows, fold: of `train.convex.folds_of`.   alpha, beta: of line 1.
+      rows, fold: of `train.cross_validation.folds_of`.   alpha, beta: of line 1.
 
     Example: two classes apart, two images each: the other image of its class makes each one likelier.
       >>> head = CacheHead(torch.zeros(2, 2), torch.tensor([0, 0, 1, 1]))

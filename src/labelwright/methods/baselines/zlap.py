@@ -25,7 +25,8 @@ from labelwright.encoders.aligned import AlignedNet
 from labelwright.labels.transduce import nearest_neighbours
 from labelwright.methods.baselines import zero_shot
 from labelwright.methods.recipe import Begun, Recipe, feats_of
-from labelwright.train.convex import Linear, Problem, principal_axes, solve
+from labelwright.train.convex import Linear, Problem, solve
+from labelwright.train.scaling import principal_axes
 from labelwright.train.settings import Count, Positive, ShareBelow1
 from labelwright.types import Passes, State, Task
 
