@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 import labelwright as lw
 from labelwright import cli
 from labelwright.cli import parse_renames
+from labelwright.data.embeddings import GivenFeats
 from labelwright.data.prepare import beyond
 from labelwright.data.table import Images, LabelTable
 from labelwright.errors import ConfigError
@@ -21,10 +23,12 @@ from labelwright.labels.unlike import Unlike
 from labelwright.metrics.scores import open_scores, truth_beyond
 from labelwright.pipeline.novel import EVIDENCE_FILE, count_novel, units_of, unlike_of
 from labelwright.pipeline.saved_model import renamed
+from labelwright.pipeline.votes import with_likeness
 from labelwright.reporting.collect import collect
 from labelwright.reporting.lines import lines_of_run
 from labelwright.run_folder import Run
 from labelwright.train.predict import TEMPERATURES, Answers
+from labelwright.trust.calibration import Calibration
 
 NAMES = ("ant", "bee", "cow", "dog", "elk")
 FAST: dict[str, Any] = {"device": "cpu", "precision": "fp32", "evaluations": 2}
@@ -280,6 +284,29 @@ def test_unlike_of__an_image_is_not_its_own_neighbour_and_may_be_of_a_named_clas
     rows = torch.from_numpy(np.flatnonzero(labels < 0))
     mean = float(found.likeness.chance(feats[rows], units_of(table)[rows]).mean())
     assert mean == pytest.approx(1 - found.share, abs=0.01)
+
+
+@pytest.mark.parametrize("most", [1.0, 0.9])
+def test_with_likeness__the_chance_is_multiplied_under_a_largest_trust_too(most: float) -> None:
+    draw = torch.Generator().manual_seed(0)
+    feats = torch.cat([torch.randn(400, 4, generator=draw) + at for at in (0, 3, 6)])
+    labels = np.arange(1200) // 400
+    labels[(labels == 2) | (np.arange(1200) % 4 > 0)] = -1
+    table = dataclasses.replace(table_of(labels.tolist()), class_names=NAMES[:2])
+    unlike = unlike_of(table, lambda rows: feats[rows])
+    given = torch.from_numpy(labels)
+    n = int((labels < 0).sum())
+    odds = torch.zeros(1200, len(TEMPERATURES))
+    odds[given < 0] = torch.linspace(-2, 3, n)[:, None].expand(n, len(TEMPERATURES))
+    answers = dataclasses.replace(answers_of([0] * 1200, 2), given=given, odds=odds)
+    calibration = Calibration(most=most)
+    source = SimpleNamespace(table=table, stored=GivenFeats(feats.numpy()), rows=None)
+    job: Any = SimpleNamespace(unlike=unlike, prepared=SimpleNamespace(train=source))
+    rows = np.flatnonzero(labels < 0)
+    after = calibration.chance(with_likeness(job, answers, calibration).odds[rows])
+    assert unlike.likeness is not None
+    wanted = calibration.chance(odds[rows]) * unlike.likeness.chance(feats[rows], units_of(table)[rows])
+    torch.testing.assert_close(after, wanted, atol=1e-3, rtol=0, check_dtype=False)
 
 
 def test_fit__verified_labels_speak_for_hidden_classes(blobs: tuple[Path, Path], tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ predict = plain_logits
 
 def sharpened(logits: Tensor, clock: Clock) -> Tensor:
     """Line 1: the teacher's probabilities [B, C] where the student's logits [B, C] are scaled cosines; no gradient."""
-    return (logits.detach() / cosines.SCALE / teacher_temperature(clock)).softmax(1)
+    return (logits.detach().float() / cosines.SCALE / teacher_temperature(clock)).softmax(1)
 
 
 def teacher_temperature(clock: Clock) -> float:
