@@ -18,7 +18,8 @@ from labelwright.train.processes import autocast_dtype
 
 CHUNK_NUMBERS = 1 << 18  # of rows x classes, or of rows x features, held at a time: a core's cache; more on a GPU
 KEPT_NUMBERS = 1 << 25  # of rows x classes, up to which probabilities are kept between products with the Hessian
-QUICK_NUMBERS = 1 << 27  # rows x features x classes, from which products with the Hessian are made in half precision
+QUICK_NUMBERS = 1 << 22  # rows x features x classes, from which products with the Hessian are made in half precision
+QUICK_CHUNKS = 4  # times the numbers that are held at a time there
 LEAST_GRADIENT = 1e-5  # largest entry of the gradient of the mean loss at which it has converged
 SAMPLED_FROM, SAMPLED_EVERY = 8192, 4  # rows from which a head begins at that of a sample, and one row of how many
 SAMPLED_GRADIENT = 3e-3  # the same there
@@ -113,12 +114,13 @@ class _Losses:
         total = float(weights.sum())
         self.weights = weights / total  # of the rows, 1 in all
         self.targets = None if self.targets is None else self.targets / total
-        size = max(1, CHUNK_NUMBERS * (16 if z.is_cuda else 1) // max(n_classes, z.shape[1]))
-        self.chunks = [slice(k, k + size) for k in range(0, len(z), size)]
-        self.keeps = len(z) * n_classes <= KEPT_NUMBERS
         # A direction to search in need not be exact; value and gradient are, and they say where it ends.
         dtype = autocast_dtype(z.device, "auto") if z.numel() * n_classes >= QUICK_NUMBERS else None
         self.quick = z if dtype is None else z.to(dtype)
+        held = CHUNK_NUMBERS * (16 if z.is_cuda else 1 if dtype is None else QUICK_CHUNKS)
+        size = max(1, held // max(n_classes, z.shape[1]))
+        self.chunks = [slice(k, k + size) for k in range(0, len(z), size)]
+        self.keeps = len(z) * n_classes <= KEPT_NUMBERS
         square = z.new_zeros(z.shape[1])
         for some in self.chunks:
             square += self.weights[some] @ z[some].square()
