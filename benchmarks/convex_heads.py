@@ -50,13 +50,14 @@ def main() -> None:
     feats, y = feats[chosen], np.unique(names[chosen], return_inverse=True)[1]
     n_classes, labels = int(y.max()) + 1, torch.from_numpy(y)
     began = time.process_time()
-    given, head, ours = scaled(torch.from_numpy(feats)), None, []
+    given, head, found = scaled(torch.from_numpy(feats)), None, []
     for penalty in PENALTIES:
         head = solve(
             given.z, labels, Problem(), n_classes=n_classes, penalty=penalty, start=head, least_gradient=LEAST_GRADIENT
         )
-        ours.append(objective(given.z, labels, head.weight, head.bias, penalty))
+        found.append(head)
     ours_s = time.process_time() - began
+    ours = [objective(given.z, labels, h.weight, h.bias, penalty) for h, penalty in zip(found, PENALTIES, strict=True)]
     x = ((torch.from_numpy(feats) - given.mean) / given.scale).numpy()
     model, theirs = LogisticRegression(warm_start=True, tol=LEAST_GRADIENT, max_iter=2000), []
     began = time.process_time()
