@@ -94,7 +94,7 @@ def main() -> None:
                 "cell": args.file.stem,
                 "title": title,
                 "metric": name,
-                "value": f"{value:.3g}",
+                "value": f"{value:.3g}" if value >= 1e-4 else f"{value:.6f}",
                 "commit": commit,
                 "hardware": "cpu (1 thread), processor seconds",
             }
