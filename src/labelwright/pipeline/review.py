@@ -36,6 +36,8 @@ from labelwright.reviewing.server import Desk, ReviewServer, Work
 from labelwright.run_folder import Run
 from labelwright.wording import counted
 
+STANDING = 10  # images that a discovered class with a name is known by in a refit, answered ones among them
+
 
 @dataclass(frozen=True)
 class Reviewed:
@@ -312,6 +314,8 @@ def relabelled(folder: Path, out: str | Path | None) -> tuple[Path, str]:
 
     run = Run(folder)
     labels = corrections_of(folder)
+    n_answered = len(labels)
+    labels |= _standing_for_names(run, labels)
     table = "".join(f"{key}\0{label}\0" for key, label in sorted(labels.items()))
     digest = hashlib.blake2b(table.encode(), digest_size=4).hexdigest()
     path = folder / "review" / f"corrections-{digest}.csv"  # never changed: the new run's config.yaml names it
@@ -330,9 +334,52 @@ def relabelled(folder: Path, out: str | Path | None) -> tuple[Path, str]:
     assert fitted.labels is not None
     before = dict(zip(began["id"].to_pylist(), began["label"].to_pylist(), strict=True))
     after = zip(fitted.labels["id"].to_pylist(), fitted.labels["label"].to_pylist(), strict=True)
-    n_changed = sum(before.get(key, label) != label for key, label in after)
-    says = f"{counted(len(labels), 'answer')} learned from, {counted(n_changed, 'label')} changed: {target}"
-    return target, f"{says} (labelwright review {target} continues there)"
+    changed = [(before.get(key), label) for key, label in after if before.get(key, label) != label]
+    n_changed = sum(not (_is_unnamed(old) and _is_unnamed(new)) for old, new in changed)  # numbers say nothing
+    says = f"{counted(n_answered, 'answer')} learned from, {counted(n_changed, 'label')} changed: {target}"
+    return target, f"{says} (labelwright review {target} continues there){_what_stays(run, fitted)}"
+
+
+def _is_unnamed(name: str | None) -> bool:
+    return name is not None and re.fullmatch(r"novel-\d+", name) is not None
+
+
+def _named_by_now(run: Run) -> list[str]:
+    """Discovered classes that were given a name."""
+    model = run.read("model/config.json")
+    return [
+        name for name in model["class_names"][model.get("n_seen", len(model["class_names"])) :] if not _is_unnamed(name)
+    ]
+
+
+def _standing_for_names(run: Run, labels: dict[str, str]) -> dict[str, str]:
+    """id -> name of the images that discovered classes with names are known by in a refit: their likeliest ones."""
+    rows, found = run.labels, dict[str, str]()
+    assert rows is not None
+    rows = rows.filter(pc.equal(rows["source"], "predicted")).sort_by([("trust", "descending")])
+    for name in _named_by_now(run):
+        answered = sum(label == name for label in labels.values())
+        own = [key for key in rows.filter(pc.equal(rows["label"], name))["id"].to_pylist() if key not in labels]
+        found |= dict.fromkeys(own[: max(0, STANDING - answered)], name)
+    return found
+
+
+def _what_stays(run: Run, fitted: Run) -> str:
+    """Of discovered classes, what a refit has kept and what not."""
+    named, n_unnamed = _named_by_now(run), sum(map(_is_unnamed, fitted.read("model/config.json")["class_names"]))
+    edits = (run.read("summary.json").get("novel") or {}).get("edits") or []
+    lost = [edit for edit in edits if not any(edit.startswith(f"merged into {name}:") for name in named)]
+    return "".join(
+        (
+            f". Up to {STANDING} of the likeliest images each count as given labels of {', '.join(named)}"
+            if named
+            else "",
+            f". Found anew, under other numbers: {counted(n_unnamed, 'class', 'classes')} without a name"
+            if n_unnamed
+            else "",
+            f". Not kept, as only names are: {'; '.join(lost)}" if lost else "",
+        )
+    )
 
 
 def _with_named(run: Run, labels: dict[str, str]) -> dict[str, Any]:
@@ -340,7 +387,7 @@ def _with_named(run: Run, labels: dict[str, str]) -> dict[str, Any]:
     model = run.read("model/config.json")
     seen = model["class_names"][: model.get("n_seen", len(model["class_names"]))]
     new = [name for name in model["class_names"] if name not in seen and name in set(labels.values())]
-    if unnamed := [name for name in new if re.fullmatch(r"novel-\d+", name)]:
+    if unnamed := list(filter(_is_unnamed, new)):
         raise ConfigError(f"{unnamed[0]} has images and no name yet", fix="give it a name, or merge it, on the page")
     if not new:
         return {}

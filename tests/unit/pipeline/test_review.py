@@ -226,6 +226,34 @@ def test_apply__a_discovered_class_with_a_name_and_images_is_a_class(run: Path) 
     assert "novel-1" in again.labels["label"].to_pylist()
 
 
+def test_apply__a_discovered_class_with_a_name_stays_without_answers(run: Path) -> None:
+    desk = desk_of(run)
+    of_it = np.flatnonzero(desk.board.label == desk.board.class_names.index("novel-1"))
+    unnamed = {name for name in desk.board.class_names if name.startswith("novel-")} - {"novel-1"}
+    desk.edit("rename", ("novel-1", "okapi"), "1")
+    desk.board.answer("confirm", [0], None, "2")
+    says = desk.apply()
+    again = lw.Run(run.with_name("run-2"))
+    assert again.labels is not None
+    assert again.class_names[:3] == ["ant", "bee", "okapi"]
+    labels = np.array(again.labels["label"].to_pylist())
+    assert np.mean(labels[of_it] == "okapi") > 0.8
+    sources = np.array(again.labels["source"].to_pylist())
+    assert np.sum((labels == "okapi") & (sources == "given")) == 10
+    assert "1 answer learned from" in says
+    assert "Up to 10 of the likeliest images each count as given labels of okapi" in says
+    assert ("Found anew" in says) is bool(unnamed)
+
+
+def test_apply__says_which_merges_are_lost_and_counts_no_new_numbers(run: Path) -> None:
+    desk = desk_of(run)
+    others = [name for name in desk.board.class_names if name.startswith("novel-")]
+    desk.edit("merge", ("bee", others[0]), "1")
+    desk.board.answer("confirm", [0], None, "2")
+    says = desk.apply()
+    assert f". Not kept, as only names are: merged into bee: {others[0]}" in says
+
+
 def test_apply__a_run_on_pixels_is_left_to_a_command(tmp_path: Path) -> None:
     run = write_run(tmp_path, n=4)
     desk_of(run).board.answer("confirm", [0], None, "1")
