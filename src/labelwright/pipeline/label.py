@@ -12,6 +12,8 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import torch
 from PIL import Image
 
 from labelwright.arguments import check_arguments
@@ -44,6 +46,7 @@ from labelwright.reviewing.edits import recorded
 from labelwright.run_folder import Run, write_parquet_atomically
 from labelwright.scale.work import is_sharded
 from labelwright.spreadsheet import write_csv
+from labelwright.train.predict import Answers
 from labelwright.train.processes import accelerator_for
 from labelwright.trust.calibration import Calibration
 
@@ -145,15 +148,19 @@ def label(
     if seen is not None and not saved.info.get("is_verified"):  # else it is in the answers already
         answers = replace(answers, odds=saved.as_in_the_run(answers.odds, answers.predicted))
 
+    of, kept_chance = None if seen is None or not seen.drawn else Run(run).labels, None
+    if of is not None:  # verify-sample drew images of the run, whose given labels stay
+        answers, kept_chance = _with_given(answers, table.ids, of, saved.class_names)
+
     def labelled(calibration: Calibration) -> pa.Table:
-        return plain(label_rows(table, answers, names, calibration, keep_given=False, **strange_facts(strange)))
+        how = {"keep_given": of is not None, "given_chance": kept_chance, **strange_facts(strange)}
+        return plain(label_rows(table, answers, names, calibration, **how))
 
     rows, promised = labelled(saved.calibration), None
     shares = None if error is None else {"error": error, "confidence": confidence}
     if seen is not None:
         truth = truths(rows, seen)
         shown = labelled(recalibrated(saved.calibration, answers.odds, rows, truth, names))
-        of = Run(run).labels if seen.drawn else None
         rows, promised = promised_by(seen, rows, shown, truth, names, shares, of=of)
     elif shares is not None:
         rows, promised = by_thresholds(rows, saved.info["promise"], names)
@@ -198,6 +205,23 @@ def rename_in_run(run: str | Path, class_names: Sequence[str], rename: Mapping[s
     write_card(folder.path / "model", summary)
     change_classes(folder.path / "model", names)
     report(run)
+
+
+def _with_given(
+    answers: Answers, ids: pa.Array, of: pa.Table, class_names: Sequence[str]
+) -> tuple[Answers, torch.Tensor]:
+    """Answers with the labels that were given to a run, and the chance [N] that each is right, NaN where none was."""
+    place = pc.index_in(ids.cast(pa.string()), of["id"].cast(pa.string()).combine_chunks())
+    rows = of.take(place)
+    is_given = np.asarray(pc.fill_null(pc.equal(rows["source"], "given"), False), bool)
+    label = np.asarray(pc.fill_null(pc.index_in(rows["label"], pa.array(class_names, pa.string())), -1), np.int64)
+    given = torch.from_numpy(np.where(is_given, label, -1))
+
+    def of_given(column: str) -> torch.Tensor:
+        found = rows[column].to_numpy().astype(np.float32)
+        return torch.where(given >= 0, torch.from_numpy(found), torch.nan)
+
+    return replace(answers, given=given, given_probability=of_given("softmax")), of_given("trust")
 
 
 def _write_labels(rows: pa.Table, table: LabelTable, target: Path, class_names: Sequence[str]) -> None:

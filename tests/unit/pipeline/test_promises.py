@@ -180,6 +180,14 @@ def test_verify_sample_then_label(run: tuple[Run, Path, dict[str, str]], tmp_pat
     assert wrong[accepted].mean() <= 0.1
     assert rows["source"].to_pylist().count("verified") == 120
     assert not wrong[np.array(rows["source"].to_pylist()) == "verified"].any()
+    in_run = done.labels
+    assert in_run is not None  # the 60 that were given stay as they are there, and nothing is promised of them
+    was_given = np.array(in_run["source"].to_pylist()) == "given"
+    assert was_given.sum() == 60
+    for column in ("id", "label", "source", "trust", "softmax", "decision"):
+        assert np.array(rows[column].to_pylist())[was_given].tolist() == in_run[column].filter(was_given).to_pylist()
+    assert block["n_predicted"] == 540
+    assert "of 540 predicted labels" in block["says"]
 
 
 def test_fit__repeated_with_verified_labels(run: tuple[Run, Path, dict[str, str]], tmp_path: Path) -> None:
