@@ -58,18 +58,22 @@ def choose(
     scores = {name: float(weights @ hits) for name, hits in right.items()}
     best = max(scores, key=lambda name: scores[name])  # the first of those that are level
     gain = scores[best] - scores[own]
-    better = weights * (right[best] - right[own])
-    if groups is not None:
-        group = torch.unique(groups[asked], return_inverse=True)[1]
-        better = torch.zeros(len(group), dtype=better.dtype).index_add_(0, group, better)  # [number of groups, 0s]
-    error = float(better.square().sum().sqrt())  # if neither were better, as McNemar
+
+    def chance_of(other: str) -> float:
+        """The standard error of what an answer gains over the own one if neither is better, as McNemar."""
+        better = weights * (right[other] - right[own])
+        if groups is not None:
+            group = torch.unique(groups[asked], return_inverse=True)[1]
+            better = torch.zeros(len(group), dtype=better.dtype).index_add_(0, group, better)  # [number of groups, 0s]
+        return float(better.square().sum().sqrt())
+
     rounded = {name: round(score, 5) for name, score in scores.items()}
     of = "of labelled images that were left out"
-    if gain > 1.000001 * error:
+    if gain > 1.000001 * chance_of(best):
         why = f"{titles[best]} is right on {scores[best]:.1%} {of}, {titles[own]} on {scores[own]:.1%}"
         return Choice(best, f"{why}, as a mean over the classes", rounded)
     others = [name for name in scores if name != own]
     second = max(others, key=lambda name: scores[name])
-    how = "more than" if scores[own] > scores[second] else "within chance of"
+    how = "more than" if scores[own] - scores[second] > 1.000001 * chance_of(second) else "within chance of"
     why = f"{titles[own]} is right on {scores[own]:.1%} {of}, {how} {titles[second]} on {scores[second]:.1%}"
     return Choice(own, f"{why}, as a mean over the classes", rounded)

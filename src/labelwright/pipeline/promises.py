@@ -113,7 +113,8 @@ def verify_sample(
     if not len(rows):
         raise DataError(
             f"every label of {folder.path} was given: there is none to verify",
-            fix="labelwright audit finds given labels that are probably wrong",
+            fix="of new images take a random sample: any file with the columns id and verified: labelwright label RUN "
+            "NEW --error 0.05 --verified FILE; labelwright audit finds given labels that are probably wrong",
         )
     sample = draw(_trust(rows), n, error=error, confidence=confidence, seed=seed)
     chosen = rows.take(pa.array(sample.rows))

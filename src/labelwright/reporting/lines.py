@@ -37,6 +37,9 @@ def lines_of_run(run: Run) -> list[str]:
     return lines + _name_lines(begin)
 
 
+MANY_NEW = 20  # new classes, from which on about a third of them was found together with others
+
+
 def novel_lines(summary: Mapping[str, Any], run: str | Path = "RUN") -> list[str]:
     """How many classes were found beyond the named ones, how large they are, and how right that is if it is known."""
     novel, lines = summary.get("novel") or {}, []
@@ -52,6 +55,8 @@ def novel_lines(summary: Mapping[str, Any], run: str | Path = "RUN") -> list[str
         low, high = evidence["plausible"]
         none = evidence.get("could_be_none")
         likely = f" (could be none; at most {high} likely)" if none else f" ({low} to {high} are likely)"
+        if low >= MANY_NEW:
+            likely = f" ({low} to {high}, or more: classes that look alike are found as one)"
     what = counted(summary["n_novel"], "class", "classes") if summary["n_novel"] else "no class"
     listed = f": {', '.join(sizes[:LINES_MAX])}" if sizes else ""
     more = f" and {len(sizes) - LINES_MAX:,} more" if len(sizes) > LINES_MAX else ""

@@ -164,8 +164,9 @@
   });
   ["#f-class", "#f-source", "#f-sort", "#f-search"].forEach(each => one(each).addEventListener("input", filter));
   one("#export").onclick = () => {
+    const plain = text => /^'*[=+\-@\t\r]/.test(text) ? `'${text}` : text;  // a formula to a spreadsheet
     const cell = text => /[",\r\n]|^\s|\s$/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
-    const text = "id,label\n" + Object.entries(marks).map(row => row.map(cell).join(",") + "\n").join("");
+    const text = "id,label\n" + Object.entries(marks).map(row => row.map(plain).map(cell).join(",") + "\n").join("");
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
     link.download = one("#export").dataset.file;

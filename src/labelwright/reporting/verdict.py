@@ -266,9 +266,11 @@ def _obvious(run: Run) -> tuple[str, bool] | None:
             return None
         words = f"The class names alone get {percent(before)} of the test images right, this answer {percent(after)}."
         return words, before > after + BEHIND
-    starts = {reference["start"]["title"]} if "start" in reference else set()
+    is_network = run.summary["answer"]["name"] == NAME  # the only other that there is
+    ours = {"start", *(() if is_network else (run.summary["method"],))}
+    titles = {reference[name]["title"] for name in ours if name in reference}
     own = next((row for row in rows if row["is_answer"]), None)
-    others = [row for row in rows if not row["is_answer"] and row[key] is not None and row["title"] not in starts]
+    others = [row for row in rows if not row["is_answer"] and row[key] is not None and row["title"] not in titles]
     if own is None or own[key] is None or not others:
         return None
     best = max(others, key=lambda row: row[key])
@@ -276,7 +278,6 @@ def _obvious(run: Run) -> tuple[str, bool] | None:
     labelled = f"the {len(run.counts) - len(silent):,} classes that have labels"
     over = labelled if silent and key == "left_out" else "the classes"
     mean = "" if key == "unlabelled" else f" (mean over {over})"
-    is_network = run.summary["answer"]["name"] == NAME  # the only other that there is
     lead = "The network that was trained" if is_network else "The obvious alternative"
     gap, chance = own[key] - best[key], standard_error(run.summary, key, own[key], n_predicted(run))
     more = "better" if gap > chance else "about the same" if gap > -chance else "worse"

@@ -76,7 +76,10 @@ class AnswerLog:
 
     def catch_up(self) -> None:
         """Read the lines that were added since."""
-        if not self.path.is_file():
+        size = self.path.stat().st_size if self.path.is_file() else 0
+        if size < self._read_to:  # somebody removed the file, or lines of it
+            self.answers, self.labels, self._read_to = [], {}, 0
+        if not size:
             return
         with self.path.open("rb") as file:
             file.seek(self._read_to)

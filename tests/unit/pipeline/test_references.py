@@ -50,6 +50,14 @@ def test_fit__few_labels__what_applies_is_computed_and_judged(tmp_path: Path) ->
     assert summary["test"]["accuracy"] == beside[summary["answer"]["name"]]["test"]["accuracy"]
 
 
+def test_fit__even_labels__balanced_regression_is_not_fitted_again(tmp_path: Path) -> None:
+    beside = summary_of(tmp_path, blobs(tmp_path / "train.npz"), test_frac=0)["reference"]
+    assert list(beside) == ["ce", "class_balanced", "nearest_mean", "kernel"]
+    assert beside["class_balanced"]["seconds"] == 0
+    alone = lw.fit(tmp_path / "train.npz", out=tmp_path / "alone", method="class_balanced", device="cpu", test_frac=0)
+    assert alone.summary["reference"]["class_balanced"]["left_out"] == beside["class_balanced"]["left_out"]
+
+
 def test_fit__heads_of_the_cross_validation_move_as_fits_that_did_not_see_a_fold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -195,6 +195,20 @@ def test_verdict__behind_the_obvious_is_never_good() -> None:
     assert (verdict["level"], verdict["is_behind"]) == ("good", False)
 
 
+@pytest.mark.parametrize("answer", ["start", "class_balanced"])
+def test_verdict__the_trained_method_is_no_obvious_alternative(answer: str) -> None:
+    reference = beside(0.95, 0.9)
+    reference["start"] = reference["cvs"] | {"title": "CVS, as it starts"}
+    title = reference[answer]["title"]
+    summary: dict[str, Any] = {"test": {"accuracy": 0.9, "n_scored": 400}, "method": "cvs", "reference": reference}
+    facts = dict(
+        collect(run_of(summary | {"answer": {"name": answer, "title": title, "best": answer}}))["verdict"]["facts"]
+    )
+    words = facts.get("obvious", facts.get("behind", ""))
+    assert "alternative, CVS" not in words
+    assert ("alternative, Balanced logistic regression" in words) is (answer == "start")
+
+
 def test_verdict__a_difference_within_chance_is_called_about_the_same() -> None:
     summary: dict[str, Any] = {"test": {"accuracy": 0.9, "n_scored": 400}, "method": "cvs"}
     summary |= {"reference": beside(0.9, 0.91), "answer": {"name": "cvs", "title": "CVS", "best": "cvs"}}

@@ -128,6 +128,10 @@ def test_novel_lines__what_was_found_and_how_right_it_is() -> None:
     assert telling.novel_lines(doubted)[0].startswith(
         "3 classes beyond the named ones (could be none; at most 4 likely)"
     )
+    of_many = summary | {"n_novel": 61, "novel": {"evidence": {"plausible": [40, 80]}, "clusters": clusters}}
+    assert telling.novel_lines(of_many)[0].startswith(
+        "61 classes beyond the named ones (40 to 80, or more: classes that look alike are found as one)"
+    )
     many = [{"name": f"novel-{i}", "n_images": 5} for i in range(1, telling.LINES_MAX + 3)]
     line = telling.novel_lines({"n_novel": len(many), "novel": {"evidence": None, "clusters": many}})[0]
     assert line.endswith(f"novel-{telling.LINES_MAX} (5 images) and 2 more")

@@ -27,6 +27,16 @@ def test_two_logs_of_one_file_see_one_another_and_the_last_answer_wins(tmp_path:
     assert [answer.number for answer in second.answers] == [0, 1, 2]
 
 
+def test_a_log_whose_file_was_removed_begins_anew(tmp_path: Path) -> None:
+    log = log_in(tmp_path)
+    log.append("assign", labels={"a": "cat", "b": "cat"})
+    log.path.unlink()
+    log.append("assign", labels={"c": "dog"})
+    log.append("stranger", labels={"d": NO_CLASS})
+    assert log.labels == log_in(tmp_path).labels == {"c": "dog", "d": ""}
+    assert [answer.number for answer in log.answers] == [0, 1]
+
+
 def test_undo_gives_the_answer_before_back_and_works_once(tmp_path: Path) -> None:
     log = log_in(tmp_path)
     log.append("assign", labels={"a": "cat"})
