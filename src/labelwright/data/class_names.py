@@ -6,7 +6,7 @@ import difflib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,18 @@ def index_of(class_names: Sequence[str]) -> dict[str, int]:
         if len(spelled) == 1:
             index |= dict.fromkeys((spelled[0], word, word.title(), word.upper()), index[spelled[0]])
     return index
+
+
+def class_of(word: str, index: Mapping[str, int]) -> int | None:
+    """The number of the class that a text names, with accents composed or not, 1.0 for 1; None if it is none.
+
+    Args: index as of `index_of`.
+
+    Example:
+      >>> class_of("cafe\u0301", {"caf\u00e9": 0, "1": 1}), class_of("1.0", {"1": 1}), class_of("2", {"1": 1})
+      (0, 1, None)
+    """
+    return index[word] if word in index else index.get(canonical([word])[0] or "")
 
 
 def close_name(word: str, class_names: Sequence[str]) -> str | None:

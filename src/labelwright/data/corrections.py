@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from labelwright.data.class_names import close_name, index_of, unknown_words
+from labelwright.data.class_names import class_of, close_name, index_of, unknown_words
 from labelwright.data.sheets import read_sheet
 from labelwright.data.table import LabelTable
 from labelwright.data.values import INTEGER, canonical
@@ -83,17 +84,24 @@ def corrected(table: LabelTable, source: Any, *, may_add: bool = False) -> Label
         return table
     place = {key: row for row, key in enumerate(table.ids.to_pylist())}
     labels, rows = table.labels.copy(), [row for each in sources for row in read_corrections(each)]
-    more = {label for _, _, label in rows if may_add and label and label not in index_of(table.class_names)}
+    known = index_of(table.class_names)
+    more = {label for _, _, label in rows if may_add and label and class_of(label, known) is None}
     new = sorted(label for label in more if _may_be_new(label, table.class_names))
     classes = index_of([*table.class_names, *new])
-    bad = []
+    bad, mended = [], set[int]()
+    composed = dict[str, int]()  # made where an id is not written as in the data
     for where, key, label in rows:
-        if key not in place:
+        row, at = place.get(key), class_of(label, classes) if label else -1
+        if row is None:
+            composed = composed or {unicodedata.normalize("NFC", each): place[each] for each in place}
+            row = composed.get(unicodedata.normalize("NFC", key.replace("\\", "/")))
+        if row is None:
             bad.append(Problem(where, "missing_image", f"no image has the id {key!r}"))
-        elif label and label not in classes:
+        elif at is None:
             bad.append(Problem(where, "unknown_label", _unknown(label, table.class_names)))
         else:
-            labels[place[key]] = classes[label] if label else -1
+            labels[row] = at
+            mended |= {row} if label else set()
     if bad:
         first = f"{bad[0].where}: {bad[0].detail}{f'; wrong rows: {len(bad):,}' if len(bad) > 1 else ''}"
         fix = "mend the rows; a class that no label of the data has is named with --classes"
@@ -107,7 +115,6 @@ def corrected(table: LabelTable, source: Any, *, may_add: bool = False) -> Label
     details = [detail, *([f"classes that corrections alone name: {', '.join(new)}"] if new else [])]
     noticed = [Problem("corrections", "read_as", each) for each in details]
     table = _with_classes(table, new) if new else table
-    mended = {place[key] for _, key, label in rows if label}
     left = [each for each in table.problems if each.kind not in MENDED or each.row not in mended]
     return dataclasses.replace(table, labels=labels, problems=(*left, *noticed))
 

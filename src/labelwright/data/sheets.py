@@ -44,7 +44,7 @@ def read_sheet(path: Path, wanted: Mapping[str, Sequence[str]], *, fix: str, opt
         if name is not None and columns.names.count(name) > 1:
             raise DataError(f"{path} has {columns.names.count(name)} columns called {name!r}", fix="keep one of them")
     present = {role: name for role, name in used.items() if name is not None}
-    rows: list[Row] = []
+    rows, n_read = list[Row](), 0
     for batch in columns.batches(list(dict.fromkeys(present.values()))):
         lines = batch.column(LINE).to_pylist() if LINE in batch.schema.names else None
         noun = "row" if lines is None or path.suffix.lower() == ".json" else "line"
@@ -53,13 +53,16 @@ def read_sheet(path: Path, wanted: Mapping[str, Sequence[str]], *, fix: str, opt
             found, odd = as_text(batch.column(name), is_path=role == "id")
             if odd.any():
                 at = int(odd.argmax())
-                at = len(rows) + at + 1 if lines is None else lines[at]
+                at = n_read + at + 1 if lines is None else lines[at]
                 raise DataError(f"{path} {noun} {at}: the {name} is not one text", fix="write one text there")
             texts[role] = found.to_pylist()
-        first = len(rows) + 1
+        first = n_read + 1
         for i in range(len(batch)):
+            if not any(column[i] for column in texts.values()):  # as spreadsheets leave them at the end
+                continue
             where = f"{path} {noun} {first + i if lines is None else lines[i]}"
             rows.append((where, {role: column[i] for role, column in texts.items()}))
+        n_read += len(batch)
     lost = [problem for problem in columns.problems if problem.kind == "malformed_row"]
     if lost:
         raise DataError(f"{lost[0].where}: {lost[0].detail}", problems=lost, fix="correct these rows")

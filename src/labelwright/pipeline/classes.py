@@ -26,7 +26,7 @@ from labelwright.pipeline.label_rows import label_rows
 from labelwright.pipeline.novel import feats_of_views
 from labelwright.pipeline.promises import decided
 from labelwright.pipeline.report import report
-from labelwright.pipeline.saved_model import SavedModel, change_classes, load_model, write_card
+from labelwright.pipeline.saved_model import SavedModel, change_classes, load_model, renamed, write_card
 from labelwright.reporting.checks import to_check
 from labelwright.reporting.gallery import (
     LARGE_CHARS,
@@ -96,6 +96,9 @@ def changed_classes(
         if n_seen is None:
             raise ConfigError(f"{run} has no discovered classes", fix="give a run of fit --novel that found some")
         _check(action, names, saved.class_names, int(n_seen))
+        if action == "rename":
+            named = renamed(saved.class_names, {names[0]: names[1]})
+            names = [names[0], named[saved.class_names.index(names[0])]]
         with recorded(folder.path, action, names, is_of_page=is_of_page, key=key):
             return _changed(folder, saved, action, names, data=data, device=device, precision=precision)
 

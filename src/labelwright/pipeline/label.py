@@ -124,6 +124,7 @@ def label(
     check_shares(error, confidence)
     saved = load_model(Path(run), device=accelerator_for(device).device)
     names = renamed(saved.class_names, rename or {})  # a mistake should not wait for the images
+    rename = {old: new for old, new in zip(saved.class_names, names, strict=True) if old in (rename or {})}
     if novel and saved.strangers is None:
         raise ConfigError(
             f"the model of {run} does not detect images of no class",
@@ -188,6 +189,7 @@ def rename_in_run(run: str | Path, class_names: Sequence[str], rename: Mapping[s
     Raises: ConfigError as `saved_model.renamed`, with nothing written.
     """
     names, folder = renamed(class_names, rename), Run(run)
+    rename = {old: new for old, new in zip(class_names, names, strict=True) if old in rename}
     if (rows := folder.labels) is not None:
         for key in ("label", "runner_up"):
             column = pa.array([rename.get(name, name) for name in rows[key].to_pylist()], pa.string())

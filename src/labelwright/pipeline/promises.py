@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from labelwright.arguments import check_arguments
-from labelwright.data.class_names import index_of
+from labelwright.data.class_names import class_of, index_of
 from labelwright.data.columns import ROLES
 from labelwright.data.sheets import read_sheet
 from labelwright.errors import ConfigError, DataError, LabelwrightError
@@ -185,11 +185,12 @@ def read_verified(path: str | Path, class_names: Sequence[str]) -> Verified:
             continue
         if one is None:
             raise DataError(f"{where}: no id", fix="give every verified row the id of its image")
-        if text not in of_name:
+        at = class_of(text, of_name)
+        if at is None:
             close = difflib.get_close_matches(text, of_name, n=1)
             hint = f"did you mean {close[0]}?" if close else f"classes: {', '.join(class_names[:12])}"
             raise DataError(f"{where}: {text!r} is not a class", fix=f"{hint} An image of no class: none")
-        if labels.setdefault(one, of_name[text]) != of_name[text]:
+        if labels.setdefault(one, at) != at:
             raise DataError(
                 f"{where}: {one!r} was verified before, as another class", fix="keep one row of every image"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from labelwright.data.checks import OnBad
 from labelwright.data.images import Decoding
 from labelwright.data.prepare import Source, is_embeddings, open_embeddings, open_source, resolved_path
 from labelwright.data.table import LabelTable
+from labelwright.data.values import INTEGER, canonical
 from labelwright.data.views import ViewSettings
 from labelwright.encoders import backbones
 from labelwright.encoders.saved import FORMAT
@@ -280,10 +282,13 @@ def load_model(folder: Path, *, device: torch.device) -> SavedModel:
 def renamed(class_names: Sequence[str], renames: Mapping[str, str]) -> tuple[str, ...]:
     """Class names with some of them changed.
 
-    Raises: ConfigError for a name that is not there, or one that would be there twice.
+    Blanks at the ends of a new name go.
+
+    Raises: ConfigError for a name that is not there, one that would be there twice, and a new one that no table of
+      labels could hold.
 
     Example:
-      >>> renamed(["cat", "novel-1"], {"novel-1": "okapi"})
+      >>> renamed(["cat", "novel-1"], {"novel-1": "okapi "})
       ('cat', 'okapi')
     """
     texts = [*renames, *renames.values()] if isinstance(renames, Mapping) else [renames]
@@ -294,11 +299,32 @@ def renamed(class_names: Sequence[str], renames: Mapping[str, str]) -> tuple[str
             raise ConfigError(
                 f"the model has no class {old!r} to rename", fix=f"its classes: {', '.join(class_names[-12:])}"
             )
-    names = tuple(renames.get(name, name) for name in class_names)
-    twice = sorted({name for name in names if names.count(name) > 1 or not name.strip()})
+    has_numbers = any(INTEGER.fullmatch(name) for name in class_names)
+    new = {old: _readable(name, old, has_numbers=has_numbers) for old, name in renames.items()}
+    names = tuple(new.get(name, name) for name in class_names)
+    twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(f"two classes would be named {twice[0]!r}", fix="give each class a name of its own")
     return names
+
+
+def _readable(name: str, old: str, *, has_numbers: bool) -> str:
+    """A new name of a class, as labels are read.
+
+    Raises: ConfigError where no table of labels could hold it.
+    """
+    if name == old:
+        return name
+    name = unicodedata.normalize("NFC", name).strip()
+    if not name:
+        raise ConfigError(f"{old!r} would have an empty name", fix="give it a name")
+    if any(unicodedata.category(each) == "Cc" for each in name):
+        raise ConfigError(f"the name {name!r} is more than one line", fix="give a name without line breaks and tabs")
+    if canonical([name]) == [None]:
+        raise ConfigError(f"{name!r} stands for a label that is missing, in any table", fix="give it another name")
+    if not has_numbers and INTEGER.fullmatch(name):
+        raise ConfigError(f"{name!r} would be read as the number of a class", fix=f"give it a name, as class {name}")
+    return name
 
 
 def answers_for(

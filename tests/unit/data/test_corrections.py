@@ -133,6 +133,17 @@ def test_prepare__booleans_are_classes_however_they_are_written(tmp_path: Path) 
     assert read_verified(verified, ["False", "True"]).labels == {"a": 1, "b": 0}
 
 
+def test_prepare__accents_numbers_and_empty_rows_as_programs_write_them(tmp_path: Path) -> None:
+    photos = write_folders(tmp_path / "photos", {"Gr\u00f6\u00dfe": 3, "1": 3})
+    lines = ("1/0.png,Gro\u0308\u00dfe", "Gro\u0308\u00dfe\\0.png,1.0", ",", ",")
+    found = prepare(photos, corrections=write(tmp_path, "id,label", *lines), test_frac=0).train.table
+    labels = dict(zip(found.ids.to_pylist(), (found.class_names[c] for c in found.labels), strict=True))
+    assert (labels["1/0.png"], labels["Gr\u00f6\u00dfe/0.png"]) == ("Gr\u00f6\u00dfe", "1")
+    verified = tmp_path / "verified.csv"
+    verified.write_text("id,verified\na,Gro\u0308\u00dfe\nb,1.0\n,\n", encoding="utf-8")
+    assert read_verified(verified, ["1", "Gr\u00f6\u00dfe"]).labels == {"a": 1, "b": 0}
+
+
 def test_read_corrections__ids_with_line_breaks_and_of_other_tables(tmp_path: Path) -> None:
     named = write(tmp_path, "id,label,page", '"a\nb.png",bee,1', "'=c.png,ant,2")
     assert [row[1:] for row in read_corrections(named)] == [("a\nb.png", "bee"), ("=c.png", "ant")]

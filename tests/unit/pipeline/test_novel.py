@@ -216,6 +216,17 @@ def test_names() -> None:
         parse_renames(["okapi"])
     with pytest.raises(ConfigError, match="two classes would be named 'ant'"):
         renamed(NAMES, {"bee": "ant"})
+    assert renamed(NAMES[:2], {"bee": " Gro\u0308\u00dfe  "}) == ("ant", "Gr\u00f6\u00dfe")
+    assert renamed(["1", "2"], {"2": "3"}) == ("1", "3")
+    assert renamed([*NAMES[:2], "NA"], {"NA": "NA"}) == (*NAMES[:2], "NA")  # as it is called already
+    for odd, words in (
+        ("  ", "'bee' would have an empty name"),
+        ("a\nb", "is more than one line"),
+        ("NA", "'NA' stands for a label that is missing"),
+        ("17", "'17' would be read as the number of a class"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            renamed(NAMES, {"bee": odd})
 
 
 def _tests(run: lw.Run) -> list[dict[str, Any]]:
