@@ -44,6 +44,7 @@ from labelwright.train.predict import answer
 from labelwright.train.processes import accelerator_for
 from labelwright.trust.calibration import expected_accuracy
 
+BEFORE = "the score of held-out test images is of the classes as they were found, before some were merged or dropped"
 Action = Literal["rename", "merge", "drop"]
 
 
@@ -123,7 +124,7 @@ def _changed(
     words = f"merged into {target}: {', '.join(names[1:])}" if target else f"dropped: {', '.join(names)}"
     _label_again(folder, edited, at, words, n_seen, data=data, device=device, precision=precision)
     change_classes(folder.path / "model", kept, outputs)
-    _score_again(folder, device=device, precision=precision)
+    _score_again(folder, at, device=device, precision=precision)
     write_card(folder.path / "model", folder.read("summary.json"))
     report(run)
     return Run(run)
@@ -254,10 +255,23 @@ def _pictures(table: LabelTable, rows: pa.Table, summary: Mapping[str, Any], cen
     }
 
 
-def _score_again(run: Run, *, device: str, precision: str) -> None:
-    """Scores on the test images that were given; none where these were held out of the training images."""
+def _score_again(run: Run, at: Mapping[str, int], *, device: str, precision: str) -> None:
+    """Scores on the test images that were given; of held-out ones, which the model has learned from, as they were.
+
+    Args: at, as for `_label_again`.
+    """
     summary = run.read("summary.json")
     if summary.get("test") is None:
+        return
+    if not run.config.get("test"):
+        matched = summary["test"]["matched"]
+        for name, true in reversed([*zip(at, matched, strict=False)]):  # of several that became one, that of the first
+            if at[name] >= 0:
+                matched[at[name]] = true
+        summary["test"]["matched"] = matched[: max(at.values()) + 1]
+        if BEFORE not in summary.setdefault("warnings", []):
+            summary["warnings"].append(BEFORE)
+        run.write_json("summary.json", summary)
         return
     named = {f"{role}_column": name for role, name in _columns(run).items()}
     scores: dict[str, Any] | None = None

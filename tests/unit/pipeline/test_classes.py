@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import labelwright as lw
 from labelwright import cli
 from labelwright.encoders.descriptor import NAME
 from labelwright.errors import ConfigError, DataError
+from labelwright.pipeline.classes import BEFORE
 from labelwright.pipeline.saved_model import load_model
 from labelwright.reporting.checks import to_check
 from labelwright.reporting.gallery import read_gallery
@@ -162,6 +164,19 @@ def test_merge__a_table_whose_columns_the_run_was_told(tmp_path: Path) -> None:
     assert set(after.summary["class_names"]) == {"ant", "bee", "novel-1"}
     assert after.summary["test"]["n_scored"] == 20
     assert lw.classes(run.path, "drop", ("novel-1",), device="cpu").summary["n_novel"] == 0
+
+
+def test_merge__the_score_of_held_out_images_stays_and_is_called_one_from_before(data: Path, tmp_path: Path) -> None:
+    more: dict[str, Any] = {"novel": 3, "method": "ss_kmeans", "classes": NAMES[:2], "test_frac": 0.5}
+    run = lw.fit(str(data / "train.npz"), out=tmp_path / "run", device="cpu", **more)
+    before = run.summary["test"]
+    assert before["n_scored"] == 20
+    for action, names, n in (("merge", ["novel-1", "novel-2"], 4), ("drop", ["novel-3"], 3)):
+        lw.classes(run.path, action, names, device="cpu")
+        after = lw.Run(run.path).summary
+        assert after["test"] == before | {"matched": before["matched"][:n]}
+        assert after["warnings"].count(BEFORE) == 1
+        assert BEFORE in (run.path / "report.html").read_text(encoding="utf-8")
 
 
 def test_merge_then_drop_then_rename__edits_add_up(run: Path, data: Path) -> None:
