@@ -219,7 +219,9 @@ def _print_audit(done: Any, values: Mapping[str, Any]) -> None:
         )
         _show("the worst labels: id", "label", "rather", "chance that the label is right", rows=cells)
     for pair in found["alike"]:
-        _say(f"classes that look like one: {' and '.join(pair['classes'])} ({pair['alike']:.2f} of 1)")
+        share = "at least as likely" if pair["alike"] >= 1 else f"{pair['alike']:.0%} as likely"
+        pair_of = " and ".join(pair["classes"])
+        _say(f"classes that look like one: {pair_of} (on images of either the other is {share} as the right one)")
     _print_notices(found["notices"])
     if values["out"] is not None:
         _say(f"a row per image: {values['out']}")

@@ -96,7 +96,9 @@ def verdict_of(run: Run) -> dict[str, Any]:
     facts += [("training", words) for words in _added_nothing(run)]
     never = never_recognised(run)
     if never:
-        facts.append(("never", f"Never recognised: {listed(never)}."))
+        sizes = dict(zip(_tested_names(run), run.test.get("n_per_class") or (), strict=False))
+        shown = [f"{name} (0 of {sizes[name]})" if sizes.get(name) else name for name in never]
+        facts.append(("never", f"Never recognised: {listed(shown)}."))
     level = _level(share)
     if level == "good" and (never or is_behind):
         level = "fair"
@@ -350,6 +352,10 @@ def _added_nothing(run: Run) -> list[str]:
     return []
 
 
+def _tested_names(run: Run) -> list[str]:
+    return [str(name) for name in run.test.get("class_names") or run.class_names]
+
+
 def never_recognised(run: Run) -> list[str]:
     """Classes of which no test image was recognised, or that no image has as its label.
 
@@ -358,7 +364,7 @@ def never_recognised(run: Run) -> list[str]:
       >>> never_recognised(Run("run", summary={"test": test}, data={"class_names": ["a", "b", "c"]}, labels=None))
       ['b']
     """
-    names = [str(name) for name in run.test.get("class_names") or run.class_names]
+    names = _tested_names(run)
     recall = run.test.get("per_class") or []
     sizes = run.test.get("n_per_class") or [LEAST_SEEN] * len(recall)
     found = [n for n, right, size in zip(names, recall, sizes, strict=False) if right == 0 and size >= LEAST_SEEN]

@@ -250,6 +250,12 @@ def test_never_recognised__needs_a_few_test_images_or_no_label_at_all() -> None:
     assert never_recognised(run_of({"test": test}, data=data, labels=labels)) == ["bee", "ant"]
 
 
+def test_verdict__what_was_never_recognised_and_of_how_many() -> None:
+    test = {"accuracy": 0.5, "n_scored": 20, "per_class": [0.0, 0.0, 1.0], "n_per_class": [2, 9, 9]}
+    facts = dict(collect(run_of({"test": test}, data={"class_names": ["ant", "bee", "cow"]}))["verdict"]["facts"])
+    assert facts["never"] == "Never recognised: bee (0 of 9)."
+
+
 @pytest.mark.parametrize(("counts", "expected"), [([4, 0, 2], ["ant"]), ([0, 0, 0], ["ant", "bee"])])
 def test_never_recognised__but_for_a_class_of_which_there_is_no_image(counts: list[int], expected: list[str]) -> None:
     data = {"class_names": ["ant", "bee", "cow"], "train_counts": counts}
