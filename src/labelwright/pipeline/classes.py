@@ -217,7 +217,8 @@ def _label_again(
     for cluster in clusters:
         same = [c for c in summary["novel"]["clusters"] if c["name"] == cluster["name"] and "proposed" in c]
         cluster |= {"proposed": same[0]["proposed"]} if same else {}
-    summary["novel"] |= {"clusters": clusters, "edits": [*summary["novel"].get("edits", []), words]}
+    is_written = summary["class_names"] == list(saved.class_names)  # the same change was stopped after it was written
+    summary["novel"] |= {"clusters": clusters, "edits": [*summary["novel"].get("edits", []), *[words][is_written:]]}
     summary |= {"n_novel": len(saved.class_names) - n_seen, "class_names": list(saved.class_names)}
     if (answers.given < 0).any():
         chances = saved.calibration.chance(answers.odds)[answers.given < 0]

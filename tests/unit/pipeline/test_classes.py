@@ -179,6 +179,20 @@ def test_merge__the_score_of_held_out_images_stays_and_is_called_one_from_before
         assert BEFORE in (run.path / "report.html").read_text(encoding="utf-8")
 
 
+def test_merge__stopped_before_the_model_was_changed_and_repeated(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("labelwright.pipeline.classes.change_classes", stop)
+        with pytest.raises(KeyboardInterrupt):
+            lw.classes(run, "merge", ("novel-1", "novel-2"), device="cpu")
+    after = lw.classes(run, "merge", ("novel-1", "novel-2"), device="cpu")
+    assert after.summary["novel"]["edits"] == ["merged into novel-1: novel-2"]
+    lw.classes(run, "rename", ("novel-3", "novel-2"), device="cpu")
+    assert len(lw.classes(run, "merge", ("novel-1", "novel-2"), device="cpu").summary["novel"]["edits"]) == 2
+
+
 def test_merge_then_drop_then_rename__edits_add_up(run: Path, data: Path) -> None:
     lw.classes(run, "merge", ("novel-1", "novel-2"), device="cpu")
     lw.classes(run, "drop", ("novel-3",), device="cpu")
