@@ -33,11 +33,13 @@ from labelwright.trust.calibration import (
     from_confidence,
     from_left_out,
     levelled,
+    moved_to,
     slope_to_mean,
     unjudged,
     worth_of,
 )
 from labelwright.trust.class_shares import by_class
+from labelwright.trust.new_classes import right_shares, share_new
 from labelwright.trust.pixel_votes import PixelVotes
 
 
@@ -76,7 +78,10 @@ def calibrations_of(beside: Contest, own: Answers, most_wrong: float) -> Calibra
         odds = kept.left_out.odds[asked]
         found = from_left_out(odds, right, n_classes=n_classes, like=like, most_wrong=most_wrong)
         groups = None if task.groups is None else task.groups.cpu()[beside.rows[asked]]
-        return both(dataclasses.replace(_worth(found, right, truth, groups, kept.job), moved=kept.left_out.moved))
+        found = dataclasses.replace(_worth(found, right, truth, groups, kept.job), moved=kept.left_out.moved)
+        if (open_world := _open(kept, own)) is not None:
+            found = moved_to(found, own.odds[own.given < 0], open_world.all)
+        return both(found)
     annotations = Annotations(task)
     if "zero_shot" in contenders and not _are_given(kept, annotations):
         before = contenders.get("start", contenders["zero_shot"])
@@ -200,11 +205,14 @@ def voted_on(
 def class_shift(kept: Contender, rows: Tensor, own: Answers, calibration: Calibration) -> Tensor | None:
     """What the shares of the predicted classes say for or against labels of unlabelled images, by class [C]; or None.
 
-    Where these look unlike the labelled ones, how often a class is predicted says nothing of how common it is.
+    In an open world it is the shares of named and new ones. Where images look unlike the labelled ones, how often a
+    class is predicted says nothing of how common it is.
 
     Args: rows of the training table whose labels were left out, of which the calibration is.
     """
     task, unknown = kept.job.task, own.given < 0
+    if (right := _open(kept, own)) is not None:
+        return _shift_to(right, own, calibration, len(task.class_names), task.n_classes)
     if kept.left_out is None or calibration.source != "left-out labels" or task.n_novel or kept.job.unlike.share:
         return None
     asked = kept.left_out.predicted >= 0
@@ -215,6 +223,39 @@ def class_shift(kept: Contender, rows: Tensor, own: Answers, calibration: Calibr
         worth=min(1.0, calibration.n / max(1, len(truth))),
     )
     return shift if shift.any() else None
+
+
+class _Open(NamedTuple):
+    """Of the unlabelled images, how many are right: of those called named, of those called new, and of all."""
+
+    named: float
+    new: float
+    all: float
+
+
+def _open(kept: Contender, own: Answers) -> _Open | None:
+    """In an open world, by what looks new and what is called so; None where nothing was left out."""
+    unknown = own.given < 0
+    if kept.left_out is None or kept.left_out.rates is None or not unknown.any():
+        return None
+    rates = kept.left_out.rates
+    called_new = float((own.predicted[unknown] >= len(kept.job.task.class_names)).double().mean())
+    new = share_new(kept.job.new_share, called_new, rates)
+    of_named, of_new = right_shares(rates, new=new, called_new=called_new)
+    return _Open(of_named, of_new, (1 - called_new) * of_named + called_new * of_new)
+
+
+def _shift_to(right: _Open, own: Answers, calibration: Calibration, n_named: int, n_classes: int) -> Tensor:
+    """What to add to the log-odds of classes [C] for the means of trust to be the shares that are right."""
+    shift, unknown = torch.zeros(n_classes, dtype=torch.float64), own.given < 0
+    is_new = own.predicted >= n_named
+    for at, rows, share in (
+        (slice(n_named), unknown & ~is_new, right.named),
+        (slice(n_named, None), unknown & is_new, right.new),
+    ):
+        if rows.any():
+            shift[at] = moved_to(calibration, own.odds[rows], share).offset - calibration.offset
+    return shift
 
 
 def checked_on(

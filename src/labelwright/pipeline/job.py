@@ -47,7 +47,8 @@ class Job:
     guesser: Guesser | None
     guesses: Guesses | None
     evidence: Mapping[str, Any] | None  # how the number of novel classes was estimated; None if it was not
-    unlike: Unlike  # unlabelled images that look unlike every labelled one, where no new classes are looked for
+    unlike: Unlike  # unlabelled images that look unlike every labelled one, where no new classes are learned
+    new_share: float  # share of these where new classes are learned, 0 to 1; 0 where it is not known
     notices: tuple[str, ...]  # what was noticed of the images before training, for the warnings of the run
 
 
@@ -87,12 +88,15 @@ def prepare_job(plan: Plan, seconds: dict[str, float], approve: Callable[[Estima
         writes=accelerator.is_main_process,
     )
     task = dataclasses.replace(prepared.train.table.task(n_novel=n_novel), concepts=concepts, clusters=clusters)
+    unlike, new_share = _unlike(prepared), 0.0
+    if n_novel:
+        unlike, new_share = Unlike(), 0.0 if unlike.is_elsewhere else unlike.share
     prepared = with_novel(prepared, n_novel) if n_novel else prepared
     views = prepared.train.views(prepared.view)
     cfg = plan.method.pilot(plan.cfg, task, views, build, options=plan.options, folder=plan.run.path)
-    unlike = _unlike(prepared)
-    notices = (*_copies(prepared), *scales_notice(scales), *novel_notice(unlike))
-    return Job(prepared, task, build, cfg, guesser, guesses, evidence, unlike, notices)
+    none_found = prepared.situation.n_novel is not None
+    notices = (*_copies(prepared), *scales_notice(scales), *novel_notice(unlike, none_found=none_found))
+    return Job(prepared, task, build, cfg, guesser, guesses, evidence, unlike, new_share, notices)
 
 
 def embedded(plan: Plan) -> Prepared:
@@ -151,8 +155,8 @@ def _copies(prepared: Prepared) -> tuple[str, ...]:
 
 
 def _unlike(prepared: Prepared) -> Unlike:
-    """Of stored features, images unlike the labelled ones, where none are looked for."""
-    if prepared.train.stored is None or prepared.situation.n_novel is not None:
+    """Of stored features, images unlike the labelled ones."""
+    if prepared.train.stored is None:
         return Unlike()
     views = EmbeddingViews(prepared.train.stored, rows=prepared.train.rows)
     return unlike_of(prepared.train.table, lambda rows: torch.cat(list(views.feats(rows))))

@@ -83,8 +83,10 @@ def unlike_of(table: LabelTable, feats: Callable[[Tensor], Tensor]) -> Unlike:
     return unlike_labelled(feats(rows), labels[rows], groups=units[rows])
 
 
-def novel_notice(unlike: Unlike) -> list[str]:
+def novel_notice(unlike: Unlike, *, none_found: bool = False) -> list[str]:
     """What to say where unlabelled images look unlike every labelled one; empty where they do not.
+
+    Args: none_found: whether new classes were looked for.
 
     Example:
       >>> novel_notice(Unlike(0.4, 0.25))[0][:72]
@@ -100,6 +102,11 @@ def novel_notice(unlike: Unlike) -> list[str]:
             f"about {unlike.share:.0%} of the unlabelled images{least} look unlike every labelled one, as of another "
             "place or camera: their trust is that of images like the labelled ones, and may be far too high; label or "
             "verify some of them (labelwright verify-sample)"
+        ]
+    if none_found:
+        return [
+            f"no new class was found, but about {unlike.share:.0%} of the unlabelled images{least} look unlike every "
+            "labelled one, and their trust is lowered: give about how many classes are new with --novel N"
         ]
     return [
         f"about {unlike.share:.0%} of the unlabelled images{least} look unlike every labelled one, and their trust is "

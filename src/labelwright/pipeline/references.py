@@ -40,6 +40,7 @@ from labelwright.train.cross_validation import folds_of
 from labelwright.train.loop import train
 from labelwright.train.predict import TEMPERATURES, Adapt, Answers, joined
 from labelwright.train.settings import TrainSettings
+from labelwright.trust.new_classes import Rates, share_new
 from labelwright.types import Recipe, State, Task
 from labelwright.wording import counted
 
@@ -150,6 +151,7 @@ class LeftOut:
     moved: float = 0.0  # share of the unlabelled images that these fits answer unlike the fit on all labels, 0 to 1
     fits: tuple[Fit, ...] = ()  # those that answer unlabelled images anew
     of_hidden: Tensor | None = None  # [n] bool, rows of named classes that the fit knew nothing of
+    rates: Rates | None = None  # in an open world, of all rows that were asked
 
     @property
     def is_of_hidden(self) -> Tensor:
@@ -449,7 +451,7 @@ def _beside_new_classes(own: Contender, rows: Tensor, fold: Tensor) -> list[Cont
 
     One fold says how often labels of named classes are found again; what a cluster is worth is seen on named classes
     that are hidden, and to be found as so many more new ones: every second, of few classes then the others. Of their
-    images so many count that they are as many beside those of named classes as clusters have among the unlabelled ones.
+    images so many count that they are as many beside those of named classes as new ones are among the unlabelled ones.
     """
     began, task, contenders = time.monotonic(), own.job.task, [own, *_left_behind(own)]
     labels, n_seen = task.labels.cpu(), len(task.class_names)
@@ -458,25 +460,41 @@ def _beside_new_classes(own: Contender, rows: Tensor, fold: Tensor) -> list[Cont
         return contenders
     again = _fold_left_out(contenders, first, rows)
     of_hidden = torch.zeros(len(rows), dtype=torch.bool)
-    answers = [(each.predicted.clone(), each.odds.clone()) for each in again]
+    answers = [(each.predicted.clone(), each.odds.clone(), each.predicted >= n_seen) for each in again]
     for parity in (1, 0) if n_seen < MANY_HIDDEN else (1,):
         asked = ((fold > 0) & (labels[rows] % 2 == parity)).nonzero().flatten()
         if len(asked) and n_seen > 1:
             of_hidden[asked] = True
-            for (predicted, odds), found in zip(answers, _found_anew(own, rows[asked], parity), strict=True):
-                predicted[asked], odds[asked] = found
-    is_kept, asked = again[0].predicted >= 0, of_hidden.nonzero().flatten()
-    open_rows = evenly_spread((labels < 0).nonzero().flatten(), COMPARED_ROWS)
-    if len(asked):  # of all contenders as many as the run's own says
-        share = float((own.answers("train", rows=open_rows).predicted >= n_seen).double().mean())
-        n = round(int(is_kept.sum()) * share / max(1 - share, 1e-3))
-        is_kept[asked[evenly_spread(torch.arange(len(asked)), n)]] = True
-    for k, (left_out, (predicted, odds)) in enumerate(zip(again, answers, strict=True)):
+            for each, found in zip(answers, _found_anew(own, rows[asked], parity), strict=True):
+                for kept, of_asked in zip(each, found, strict=True):
+                    kept[asked] = of_asked
+    of_named, truth, asked = again[0].predicted >= 0, labels[rows], of_hidden.nonzero().flatten()
+    rates = [_rates(predicted == truth, is_new, of_named, of_hidden) for predicted, _, is_new in answers]
+    is_kept, open_rows = of_named.clone(), evenly_spread((labels < 0).nonzero().flatten(), COMPARED_ROWS)
+    if len(asked):  # of all contenders as many as for the run's own
+        called_new = float((own.answers("train", rows=open_rows).predicted >= n_seen).double().mean())
+        new = share_new(own.job.new_share, called_new, rates[0])
+        of_both, per_hidden = of_named.nonzero().flatten(), (1 - new) / new
+        is_kept[evenly_spread(asked, round(len(of_both) / per_hidden))] = True
+        is_kept[of_both] = False
+        is_kept[evenly_spread(of_both, max(1, round(len(asked) * per_hidden)))] = True
+    for k, (left_out, (predicted, odds, _)) in enumerate(zip(again, answers, strict=True)):
         predicted[~is_kept], odds[~is_kept] = -1, 0.0
-        left_out = dataclasses.replace(left_out, predicted=predicted, odds=odds, of_hidden=of_hidden)
+        left_out = dataclasses.replace(
+            left_out, predicted=predicted, odds=odds, of_hidden=of_hidden, rates=rates[k] if len(asked) else None
+        )
         contenders[k] = dataclasses.replace(contenders[k], left_out=left_out)
     contenders[0] = dataclasses.replace(contenders[0], seconds=own.seconds + time.monotonic() - began)
     return contenders
+
+
+def _rates(right: Tensor, is_new: Tensor, of_named: Tensor, of_hidden: Tensor) -> Rates:
+    """How answers [n] to images of named classes and of hidden ones are, right and called new; a half of few."""
+
+    def share(of: Tensor, among: Tensor) -> float:
+        return (float((of & among).sum()) + 1) / (float(among.sum()) + 2)
+
+    return Rates(share(right, of_named), share(is_new, of_named), share(right, of_hidden), share(is_new, of_hidden))
 
 
 def _fold_left_out(contenders: Sequence[Contender], hidden: Tensor, rows: Tensor) -> list[LeftOut]:
@@ -498,13 +516,13 @@ def _fold_left_out(contenders: Sequence[Contender], hidden: Tensor, rows: Tensor
     return found
 
 
-def _found_anew(own: Contender, rows: Tensor, parity: int) -> list[tuple[Tensor, Tensor]]:
-    """Classes and log-odds of rows by a fit for which their classes, every second from ``parity`` on, are new ones.
+def _found_anew(own: Contender, rows: Tensor, parity: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Of rows, by a fit for which their classes, every second from ``parity`` on, are new: class, log-odds, is new.
 
     Of the method, and of what it began with. An image that is put into a cluster of no hidden class gets a class beyond
     all: it is wrong, whatever it is.
     """
-    task, found = own.job.task, list[tuple[Tensor, Tensor]]()
+    task, found = own.job.task, list[tuple[Tensor, Tensor, Tensor]]()
     labels, n_seen = task.labels.cpu(), len(task.class_names)
     number, named = torch.full((n_seen,), -1), torch.arange(1 - parity, n_seen, 2)
     number[named] = torch.arange(len(named))
@@ -520,7 +538,8 @@ def _found_anew(own: Contender, rows: Tensor, parity: int) -> list[tuple[Tensor,
     for each in (anew, *_left_behind(anew)):
         replies = each.answers("train", rows=rows)
         match = open_match(replies.predicted, truth, n_seen=len(names))[replies.predicted]
-        found.append((torch.where(match >= 0, order[match.clamp(min=0)], task.n_classes), replies.odds))
+        classes = torch.where(match >= 0, order[match.clamp(min=0)], task.n_classes)
+        found.append((classes, replies.odds, replies.predicted >= len(names)))
     return found
 
 

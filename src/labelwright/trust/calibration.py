@@ -353,8 +353,20 @@ def levelled(calibration: Calibration, odds: Tensor) -> Calibration:
     """
     if odds.shape[1] == len(TEMPERATURES) or not len(odds):
         return calibration
+    mean = float(calibration.chance(evenly_spread(odds, MATCHED_ROWS)[:, : len(TEMPERATURES)]).double().mean())
+    return moved_to(calibration, odds, mean)
+
+
+def moved_to(calibration: Calibration, odds: Tensor, mean: float) -> Calibration:
+    """The map with the offset at which chances of odds [N, T] have this mean; as it is where none leads there.
+
+    Example:
+      >>> from labelwright.train.predict import odds_of
+      >>> odds = odds_of(torch.tensor([[0.8, 0.2]] * 2))
+      >>> round(moved_to(Calibration(), odds, 0.3).chance(odds).mean().item(), 3)
+      0.3
+    """
     some = evenly_spread(odds, MATCHED_ROWS)
-    mean = float(calibration.chance(some[:, : len(TEMPERATURES)]).double().mean())
 
     def gap(more: float) -> float:
         shifted = dataclasses.replace(calibration, offset=calibration.offset + more)
