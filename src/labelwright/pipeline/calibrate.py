@@ -79,9 +79,7 @@ def calibrations_of(beside: Contest, own: Answers, most_wrong: float) -> Calibra
         found = from_left_out(odds, right, n_classes=n_classes, like=like, most_wrong=most_wrong)
         groups = None if task.groups is None else task.groups.cpu()[beside.rows[asked]]
         found = dataclasses.replace(_worth(found, right, truth, groups, kept.job), moved=kept.left_out.moved)
-        if (open_world := _open(kept, own)) is not None:
-            found = moved_to(found, own.odds[own.given < 0], open_world.all)
-        return both(found)
+        return _of_open_world(found, kept, own)
     annotations = Annotations(task)
     if "zero_shot" in contenders and not _are_given(kept, annotations):
         before = contenders.get("start", contenders["zero_shot"])
@@ -212,7 +210,7 @@ def class_shift(kept: Contender, rows: Tensor, own: Answers, calibration: Calibr
     """
     task, unknown = kept.job.task, own.given < 0
     if (right := _open(kept, own)) is not None:
-        return _shift_to(right, own, calibration, len(task.class_names), task.n_classes)
+        return _shift_to(right[0], own, calibration, len(task.class_names), task.n_classes)
     if kept.left_out is None or calibration.source != "left-out labels" or task.n_novel or kept.job.unlike.share:
         return None
     asked = kept.left_out.predicted >= 0
@@ -226,23 +224,42 @@ def class_shift(kept: Contender, rows: Tensor, own: Answers, calibration: Calibr
 
 
 class _Open(NamedTuple):
-    """Of the unlabelled images, how many are right: of those called named, of those called new, and of all."""
+    """Images of an open world: how many are called new, how many of these and of the others are right, and of all."""
 
-    named: float
-    new: float
-    all: float
+    called_new: float
+    of_named: float
+    of_new: float
+
+    @property
+    def of_all(self) -> float:
+        return (1 - self.called_new) * self.of_named + self.called_new * self.of_new
 
 
-def _open(kept: Contender, own: Answers) -> _Open | None:
-    """In an open world, by what looks new and what is called so; None where nothing was left out."""
+def _open(kept: Contender, own: Answers) -> tuple[_Open, _Open] | None:
+    """The unlabelled images, and new ones, which are taken to be like all of the run; None if nothing was left out."""
     unknown = own.given < 0
     if kept.left_out is None or kept.left_out.rates is None or not unknown.any():
         return None
-    rates = kept.left_out.rates
+    rates, found, share = kept.left_out.rates, list[_Open](), float(unknown.double().mean())
     called_new = float((own.predicted[unknown] >= len(kept.job.task.class_names)).double().mean())
     new = share_new(kept.job.new_share, called_new, rates)
-    of_named, of_new = right_shares(rates, new=new, called_new=called_new)
-    return _Open(of_named, of_new, (1 - called_new) * of_named + called_new * of_new)
+    for unlabelled in (1.0, share):  # the others are of named classes
+        of_them = unlabelled * called_new + (1 - unlabelled) * rates.named_new
+        found.append(_Open(of_them, *right_shares(rates, new=unlabelled * new, called_new=of_them)))
+    return found[0], found[1]
+
+
+def _of_open_world(found: Calibration, kept: Contender, own: Answers) -> Calibrations:
+    """A map with the means of trust that unlabelled images and new ones should have; as it is where there are none."""
+    shares = _open(kept, own)
+    if shares is None:
+        return both(found)
+    unknown, (here, there) = own.given < 0, shares
+    odds, is_new = own.odds[unknown], own.predicted[unknown] >= len(kept.job.task.class_names)
+    as_new = there.called_new / max(here.called_new, 1e-6)
+    as_named = (1 - there.called_new) / max(1 - here.called_new, 1e-6)
+    counts = torch.where(is_new, as_new, as_named)
+    return Calibrations(moved_to(found, odds, here.of_all), moved_to(found, odds, there.of_all, counts=counts))
 
 
 def _shift_to(right: _Open, own: Answers, calibration: Calibration, n_named: int, n_classes: int) -> Tensor:
@@ -250,8 +267,8 @@ def _shift_to(right: _Open, own: Answers, calibration: Calibration, n_named: int
     shift, unknown = torch.zeros(n_classes, dtype=torch.float64), own.given < 0
     is_new = own.predicted >= n_named
     for at, rows, share in (
-        (slice(n_named), unknown & ~is_new, right.named),
-        (slice(n_named, None), unknown & is_new, right.new),
+        (slice(n_named), unknown & ~is_new, right.of_named),
+        (slice(n_named, None), unknown & is_new, right.of_new),
     ):
         if rows.any():
             shift[at] = moved_to(calibration, own.odds[rows], share).offset - calibration.offset

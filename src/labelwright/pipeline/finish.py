@@ -288,10 +288,9 @@ def _promised(
     if settings.verified is not None:
         verified = read_verified(settings.verified, names)
         truth = truths(rows, verified)
-        is_one, of_labels = (
-            calibrations.training is calibrations.model,
-            recalibrated(calibrations.training, odds, rows, truth, names),
-        )
+        # Where annotations have a part in labels, what was verified says nothing of the model alone.
+        is_one = calibrations.training is calibrations.model or job.task.n_novel > 0
+        of_labels = recalibrated(calibrations.training, odds, rows, truth, names)
         calibrations = Calibrations(of_labels, of_labels if is_one else calibrations.model)
         rows, promised = promised_by(verified, rows, labelled(calibrations), truth, names, shares)
         return rows, calibrations, promised

@@ -357,20 +357,26 @@ def levelled(calibration: Calibration, odds: Tensor) -> Calibration:
     return moved_to(calibration, odds, mean)
 
 
-def moved_to(calibration: Calibration, odds: Tensor, mean: float) -> Calibration:
+def moved_to(calibration: Calibration, odds: Tensor, mean: float, *, counts: Tensor | None = None) -> Calibration:
     """The map with the offset at which chances of odds [N, T] have this mean; as it is where none leads there.
+
+    Args: counts: [N] for how many images each stands, >= 0; None: for one.
 
     Example:
       >>> from labelwright.train.predict import odds_of
-      >>> odds = odds_of(torch.tensor([[0.8, 0.2]] * 2))
-      >>> round(moved_to(Calibration(), odds, 0.3).chance(odds).mean().item(), 3)
-      0.3
+      >>> odds = odds_of(torch.tensor([[0.8, 0.2], [0.6, 0.4]]))
+      >>> for counts in (None, torch.tensor([1.0, 0.0])):
+      ...     [round(v, 2) for v in moved_to(Calibration(), odds, 0.3, counts=counts).chance(odds).tolist()]
+      [0.4, 0.2]
+      [0.3, 0.14]
     """
-    some = evenly_spread(odds, MATCHED_ROWS)
+    counts = torch.ones(len(odds)) if counts is None else counts
+    some, per_image = evenly_spread(odds, MATCHED_ROWS), evenly_spread(counts, MATCHED_ROWS).double()
+    per_image = per_image / per_image.sum().clamp(min=1e-12)
 
     def gap(more: float) -> float:
         shifted = dataclasses.replace(calibration, offset=calibration.offset + more)
-        return float(shifted.chance(some).double().mean()) - mean
+        return float((per_image * shifted.chance(some)).sum()) - mean
 
     more = float(brentq(gap, -100.0, 100.0, xtol=1e-6)) if gap(-100.0) < 0 < gap(100.0) else 0.0
     return dataclasses.replace(calibration, offset=calibration.offset + more)

@@ -260,6 +260,20 @@ def test_fit__without_novel_says_that_labels_do_not_speak_for_hidden_classes(
     assert any("--novel auto" in card["command"] for card in collect(run, command="labelwright fit x --out y")["next"])
 
 
+def test_fit__no_class_was_found_but_images_look_unlike_all_labelled_ones(
+    blobs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    none: dict[str, Any] = {"n_novel": 0, "plausible": [0, 0], "could_be_none": False, "reason": "none.", "curve": []}
+    monkeypatch.setattr("labelwright.pipeline.novel.estimate_n_novel", lambda *_, **__: none)
+    run = lw.fit(blobs[0], out=tmp_path / "run", novel="auto", **FAST)
+    trust = run.summary["trust"]
+    right = float(np.mean([label == truth for label, truth in zip(*labels_and_truth(run, blobs[0]), strict=True)]))
+    assert trust["unlike"] > 0.5
+    assert trust["estimated"] == pytest.approx(right, abs=0.1)
+    assert any("no new class was found, but about" in words for words in run.summary["warnings"])
+    assert not any("--novel auto" in words for words in run.summary["warnings"])
+
+
 def test_fit__unlabelled_images_of_another_camera_keep_a_trust_and_the_interval_says_how_little_is_known(
     tmp_path: Path,
 ) -> None:

@@ -226,6 +226,25 @@ def test_fit__open_world__clusters_are_trusted_as_classes_that_were_hidden_are_f
     assert trust["interval"][0] < right < trust["interval"][1]
 
 
+def test_fit__open_world__images_of_new_classes_that_are_called_named_are_not_trusted(tmp_path: Path) -> None:
+    """Five classes are new and one is looked for: most of their images go to the four that are named."""
+    draw, truth = np.random.default_rng(0), np.arange(900) % 9
+    feats = np.eye(12)[truth] + 0.25 * draw.standard_normal((900, 12))
+    names = np.array([f"c{c}" for c in range(9)])[truth]
+    labels = np.where((truth < 4) & (np.arange(900) < 450), names, "")
+    data, named = tmp_path / "t.npz", ["c0", "c1", "c2", "c3"]
+    np.savez(data, embeddings=feats.astype(np.float32), labels=labels, truth=names, class_names=named)
+    run = lw.fit(str(data), out=tmp_path / "run", device="cpu", novel=1, test_frac=0, epochs=1, evaluations=0)
+    trust, right = run.summary["trust"], run.summary["pseudolabels"]["all"]
+    assert right < 0.6
+    assert abs(trust["estimated"] - right) < 0.1
+    assert trust["interval"][0] < right < trust["interval"][1]
+    rows = run.labels.append_column("truth", pa.array(names)).to_pylist()
+    called = [row for row in rows if row["source"] == "predicted" and row["label"] in named]
+    share = np.mean([row["label"] == row["truth"] for row in called])
+    assert abs(np.mean([row["trust"] for row in called]) - share) < 0.1
+
+
 def test_fit__candidates__regression_on_the_majority_vote(tmp_path: Path) -> None:
     with np.load(blobs(tmp_path / "train.npz", 40)) as file:
         feats, truth = file["embeddings"], file["truth"]
