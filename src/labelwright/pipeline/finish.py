@@ -61,11 +61,10 @@ from labelwright.run_folder import SUMMARY_VERSION, Run, write_parquet_atomicall
 from labelwright.train.environment import peak_memory_mb
 from labelwright.train.loop import Trained
 from labelwright.train.predict import Answers
-from labelwright.trust.calibration import (
-    Calibration,
-    with_evidence,
-)
+from labelwright.trust.calibration import Calibration, with_evidence
 from labelwright.trust.guarantee import Promise
+
+FEW_CALLED_NEW = 0.15  # share by which fewer images are called new than look so, from which it is told
 
 
 def finish(beside: Contest, saved: Contender, trained: Trained, seconds: dict[str, float]) -> None:
@@ -231,7 +230,7 @@ def finish(beside: Contest, saved: Contender, trained: Trained, seconds: dict[st
         "input_frac": round(trained.input_frac, 4),
         "images_per_second": round(trained.images_per_second, 1),
         "peak_memory_mb": peak_memory_mb(),
-        "warnings": [*job.notices, *trained.warnings, *doubt, *_warnings(plan, summary)],
+        "warnings": [*job.notices, *trained.warnings, *doubt, *_few_called_new(job, own), *_warnings(plan, summary)],
     }
     add_to_model(
         run.path / "model",
@@ -362,6 +361,19 @@ def _names(plan: Plan, alike: Sequence[Mapping[str, Any]] | None) -> dict[str, A
         for each in (alike or ())[:3]
     ]
     return {"names": {"odd": odd, "unfit": unfit, "says": f"Names of classes: {'; '.join(words)}."}} if words else {}
+
+
+def _few_called_new(job: Job, own: Answers) -> list[str]:
+    """Where images of new classes seem to be called named ones: a line."""
+    is_new = own.predicted[own.given < 0] >= len(job.task.class_names)
+    called_new = float(is_new.double().mean()) if len(is_new) else 0.0
+    if job.new_share - called_new < FEW_CALLED_NEW:
+        return []
+    return [
+        f"{job.new_share:.0%} of the unlabelled images look unlike every labelled one, and {called_new:.0%} are called "
+        f"new: images of new classes seem to be called named ones, and trust is low there; perhaps more than "
+        f"{job.task.n_novel} {'class is' if job.task.n_novel == 1 else 'classes are'} new (--novel N)"
+    ]
 
 
 def _warnings(plan: Plan, summary: Mapping[str, Any]) -> list[str]:

@@ -243,6 +243,7 @@ def test_fit__open_world__images_of_new_classes_that_are_called_named_are_not_tr
     called = [row for row in rows if row["source"] == "predicted" and row["label"] in named]
     share = np.mean([row["label"] == row["truth"] for row in called])
     assert abs(np.mean([row["trust"] for row in called]) - share) < 0.1
+    assert any("perhaps more than 1 class is new (--novel N)" in words for words in run.summary["warnings"])
 
 
 def test_fit__candidates__regression_on_the_majority_vote(tmp_path: Path) -> None:
