@@ -38,7 +38,7 @@ from labelwright.trust.calibration import (
     unjudged,
     worth_of,
 )
-from labelwright.trust.class_shares import by_class
+from labelwright.trust.class_shares import NOISE, by_class
 from labelwright.trust.new_classes import right_shares, share_new
 from labelwright.trust.pixel_votes import PixelVotes
 
@@ -263,16 +263,20 @@ def _of_open_world(found: Calibration, kept: Contender, own: Answers) -> Calibra
 
 
 def _shift_to(right: _Open, own: Answers, calibration: Calibration, n_named: int, n_classes: int) -> Tensor:
-    """What to add to the log-odds of classes [C] for the means of trust to be the shares that are right."""
-    shift, unknown = torch.zeros(n_classes, dtype=torch.float64), own.given < 0
-    is_new = own.predicted >= n_named
-    for at, rows, share in (
-        (slice(n_named), unknown & ~is_new, right.of_named),
-        (slice(n_named, None), unknown & is_new, right.of_new),
-    ):
-        if rows.any():
-            shift[at] = moved_to(calibration, own.odds[rows], share).offset - calibration.offset
-    return shift
+    """What to add to the log-odds of classes [C] for the means of trust to be the shares that are right.
+
+    Less of it the more a difference as large is probable by chance: the positive-part shrinkage of James & Stein 1961.
+    """
+    unknown, is_new = own.given < 0, own.predicted >= n_named
+    groups = (unknown & ~is_new, right.of_named), (unknown & is_new, right.of_new)
+    if not all(rows.any() for rows, _ in groups):
+        return torch.zeros(n_classes, dtype=torch.float64)
+    moved = [moved_to(calibration, own.odds[rows], share).offset - calibration.offset for rows, share in groups]
+    counts = [calibration.n * float(rows[unknown].double().mean()) for rows, _ in groups]
+    clear = sum(e**2 * n * share * (1 - share) for e, n, (_, share) in zip(moved, counts, groups, strict=True))
+    weight = max(0.0, 1 - NOISE / max(clear, 1e-9))
+    of_named, of_new = moved
+    return weight * torch.where(torch.arange(n_classes) < n_named, of_named, of_new).double()
 
 
 def checked_on(
