@@ -109,6 +109,19 @@ def split_folders(folders: Mapping[str, Collection[str]]) -> dict[str, str]:
     return {name: split for name, split in splits.items() if set(folders[name]) & set(others)}
 
 
+def splits_inside(paths: Sequence[str]) -> list[str | None]:
+    """The splits of images that lie in folders of splits inside every class folder; empty if they do not.
+
+    Example:
+      >>> splits_inside(["cat/train/1.png", "dog/test/1.png"]), splits_inside(["cat/train/1.png", "dog/1.png"])
+      (['train', 'test'], [])
+    """
+    parts = [Path(path).parts for path in paths]
+    inner = [each[1].lower() if len(each) > 2 else None for each in parts]
+    codes = {SPLIT_NAMES.get(name or "", -1) for each, name in zip(parts, inner, strict=True) if len(each) > 1}
+    return inner if -1 not in codes and len(codes) > 1 else []
+
+
 UNLABELLED_NAMES = frozenset({"unlabeled", "unlabelled"})
 
 

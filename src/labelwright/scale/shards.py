@@ -18,7 +18,15 @@ from typing import Any, Literal
 import pyarrow.parquet as pq
 
 from labelwright.data.images import IMAGE_SUFFIXES
-from labelwright.data.layouts import SHARD_PLAN, check_whole
+from labelwright.data.layouts import (
+    LEFT_BEHIND,
+    SHARD_PLAN,
+    UNLABELLED_NAMES,
+    check_whole,
+    split_folders,
+    splits_inside,
+)
+from labelwright.data.scan import shown
 from labelwright.errors import ConfigError, DataError
 from labelwright.parsing import json_of
 from labelwright.scale.arrays import array, errors_of
@@ -38,6 +46,8 @@ class Shard:
     first: int = 0  # this and the next: rows of an .npy or .npz; row groups of a Parquet file
     stop: int = 0
     files: tuple[str, ...] = ()  # of a folder, by their paths below it
+    splits: tuple[str, ...] = ()  # folders of splits in this folder, and
+    has_splits_inside: bool = False  # whether every class folder is made of such
     first_row: int = 0  # of a Parquet file, the number of the first row of its row group ``first``
     prefix: str = ""  # what the ids begin with, so that they differ between files
     index: int = 0  # of the shard among all
@@ -158,9 +168,12 @@ def digest_of(shards: Sequence[Shard]) -> str:
 
 
 def _state(place: str) -> bytes:
-    """Size and time of change of a file."""
+    """Size and time of change of a file; nothing of one that is not there, which is named when its row is read."""
     if not is_url(place):
-        found = os.stat(place)  # noqa: PTH116 (of millions: no Path is made)
+        try:
+            found = os.stat(place)  # noqa: PTH116 (of millions: no Path is made)
+        except OSError:
+            return b""
         return json.dumps([found.st_size, found.st_mtime_ns]).encode()
     system, path = file_system(place)
     return _noted(system.info(path))
@@ -184,7 +197,7 @@ def _matching(place: str) -> list[str]:
 
 
 def _files_in(place: str) -> list[str] | None:
-    """Paths of all files below a folder, by name and without hidden ones; None of a file.
+    """Paths of all files below a folder, by name, without those in hidden folders and in no data; None of a file.
 
     Raises: DataError of shards that are not all there.
     """
@@ -196,7 +209,22 @@ def _files_in(place: str) -> list[str] | None:
     if SHARD_PLAN in below:
         with reading(f"{place}/{SHARD_PLAN}") as file:
             check_whole(place, json_of(file.read()), below)
-    return sorted(name for name in below if not any(part[0] in "._" for part in name.split("/")))
+    runs = _runs_among(below)
+
+    def is_data(name: str) -> bool:
+        parts = name.split("/")
+        if any(part[0] in "._" or part.lower() in LEFT_BEHIND for part in parts):
+            return False
+        return not runs or not any("/".join(parts[:i]) in runs for i in range(1, len(parts)))
+
+    return sorted(name for name in below if is_data(name))
+
+
+def _runs_among(names: Sequence[str]) -> set[str]:
+    """Folders that are runs (`data.layouts.is_run`), of the files below one folder."""
+    configured = {name.removesuffix("/config.yaml") for name in names if name.endswith("/config.yaml")}
+    made = {name.removesuffix("/data.json") for name in names if name.endswith("/data.json")}
+    return configured & (made | {name.rpartition("/model/")[0] for name in names if "/model/" in name})
 
 
 def suffix_of(place: str) -> str:
@@ -220,9 +248,26 @@ def blocks(n: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 def _of_files(place: str, names: Sequence[str], size: int, prefix: str) -> list[Shard]:
-    return [
-        Shard("files", place, files=tuple(names[first:stop]), prefix=prefix) for first, stop in blocks(len(names), size)
-    ]
+    """Images of a folder, whose folders are classes, splits and unlabelled images as without shards."""
+    if not place:  # files that were named one by one
+        return [Shard("files", "", files=tuple(names[first:stop])) for first, stop in blocks(len(names), size)]
+    inner: dict[str, set[str]] = {}
+    for name in names:
+        first, *rest = name.split("/")
+        if rest:
+            inner.setdefault(first, set()).update(rest[:-1][:1])
+    splits = split_folders(inner)
+    others = [name for name in inner if name not in splits and name.lower() not in UNLABELLED_NAMES]
+    if splits and (not others or len(set(splits.values())) > 1):  # what lies beside splits is not read
+        names = [name for name in names if "/" in name and name.split("/")[0] not in others]
+    if unreadable := [name for name in names if not name.isascii() and shown(name) != name]:
+        raise DataError(
+            f"{place}/{shown(unreadable[0])}: the name is not UTF-8 text", fix="rename it, as convmv does for a folder"
+        )
+    whole = Shard(
+        "files", place, prefix=prefix, splits=tuple(splits), has_splits_inside=not splits and bool(splits_inside(names))
+    )
+    return [dataclasses.replace(whole, files=tuple(names[first:stop])) for first, stop in blocks(len(names), size)]
 
 
 def _of_parquet(place: str, n_rows: int | None, prefix: str) -> list[Shard]:
