@@ -190,6 +190,22 @@ def tables_in(root: Path) -> tuple[list[Path], list[str | None]] | None:
     return (found, splits_of(found)) if found else None
 
 
+def table_of_images(names: Sequence[str]) -> str:
+    """The table with the labels of a folder of images, of the paths of all its files, in order; "" if there is none.
+
+    Example:
+      >>> table_of_images(["images/0.png", "metadata.csv"]), table_of_images(["cat/0.png", "notes.csv"])
+      ('metadata.csv', '')
+      >>> table_of_images(["data/0.png", "labels.json"]), table_of_images(["cat/0.png", "labels.json"])
+      ('labels.json', '')
+    """
+    beside = {name.split("/")[0] for name in names}
+    exports = [name for name in _EXPORTS if "data" in beside or beside <= {name, INTERFACE_FILE, "images"}]
+    found = [name for name in names if name in exports]
+    found += [name for name in names if name.count("/") < 2 and name.rpartition("/")[2] in METADATA]
+    return found[0] if found else ""
+
+
 def files_below(folder: Path, depth: int) -> Iterator[Path]:
     """Files of a tree, sorted, ``depth`` folders deep; links to folders and what is no data are not followed."""
     for path in _sorted(folder):

@@ -25,6 +25,7 @@ from labelwright.data.layouts import (
     check_whole,
     split_folders,
     splits_inside,
+    table_of_images,
 )
 from labelwright.data.scan import shown
 from labelwright.errors import ConfigError, DataError
@@ -48,6 +49,7 @@ class Shard:
     files: tuple[str, ...] = ()  # of a folder, by their paths below it
     splits: tuple[str, ...] = ()  # folders of splits in this folder, and
     has_splits_inside: bool = False  # whether every class folder is made of such
+    table: str = ""  # file in this folder that has the labels
     first_row: int = 0  # of a Parquet file, the number of the first row of its row group ``first``
     prefix: str = ""  # what the ids begin with, so that they differ between files
     index: int = 0  # of the shard among all
@@ -96,14 +98,14 @@ def find_shards(data: Any, *, n_rows: int | None = None) -> list[Shard]:
         raise DataError("shards are made of files", fix="give a file, a folder, a pattern or a URL of such")
     places: list[str] = []
     loose: list[str] = []
-    folders: list[tuple[str, list[str]]] = []
+    folders: list[tuple[str, tuple[list[str], str]]] = []
     for each in given:
         for place in _matching(os.fspath(each)):
             files = _files_in(place)
             if files is None:
                 (loose if suffix_of(place) in IMAGE_SUFFIXES else places).append(place)
             elif images := [name for name in files if suffix_of(name) in IMAGE_SUFFIXES]:
-                folders.append((place, images))  # a table beside images is not read, as without shards
+                folders.append((place, (images, table_of_images(files))))  # other tables are not read without shards
             else:
                 places += [f"{place}/{name}" for name in files if suffix_of(name) in _KINDS]
     kinds = {suffix_of(place) for place in places} | ({"images"} if loose or folders else set())
@@ -117,8 +119,8 @@ def find_shards(data: Any, *, n_rows: int | None = None) -> list[Shard]:
     prefixes = _prefixes(list(dict.fromkeys(places))) | _prefixes(list(files_of))
     for place in dict.fromkeys(places):
         found += _KINDS[suffix_of(place)](place, n_rows, prefixes[place])
-    for place, names in files_of.items():
-        found += _of_files(place, names, n_rows or ROWS_OF_IMAGES, prefixes[place])
+    for place, (names, table) in files_of.items():
+        found += _of_files(place, names, n_rows or ROWS_OF_IMAGES, prefixes[place], table)
     if loose:
         found += _of_files("", sorted(set(loose)), n_rows or ROWS_OF_IMAGES, "")
     if not found:
@@ -247,7 +249,7 @@ def blocks(n: int, size: int) -> Iterator[tuple[int, int]]:
     yield from ((first, min(first + size, n)) for first in range(0, n, size))
 
 
-def _of_files(place: str, names: Sequence[str], size: int, prefix: str) -> list[Shard]:
+def _of_files(place: str, names: Sequence[str], size: int, prefix: str, table: str = "") -> list[Shard]:
     """Images of a folder, whose folders are classes, splits and unlabelled images as without shards."""
     if not place:  # files that were named one by one
         return [Shard("files", "", files=tuple(names[first:stop])) for first, stop in blocks(len(names), size)]
@@ -264,9 +266,8 @@ def _of_files(place: str, names: Sequence[str], size: int, prefix: str) -> list[
         raise DataError(
             f"{place}/{shown(unreadable[0])}: the name is not UTF-8 text", fix="rename it, as convmv does for a folder"
         )
-    whole = Shard(
-        "files", place, prefix=prefix, splits=tuple(splits), has_splits_inside=not splits and bool(splits_inside(names))
-    )
+    is_inside = not splits and bool(splits_inside(names))
+    whole = Shard("files", place, prefix=prefix, splits=tuple(splits), has_splits_inside=is_inside, table=table)
     return [dataclasses.replace(whole, files=tuple(names[first:stop])) for first, stop in blocks(len(names), size)]
 
 

@@ -200,6 +200,18 @@ def test_folders_are_read_as_without_shards(layout: str, photos: Path, tmp_path:
     assert found == wanted
 
 
+@pytest.mark.parametrize("name", ["metadata.csv", "labels.json"])
+def test_a_table_with_the_labels_of_a_folder_is_named(name: str, photos: Path, tmp_path: Path) -> None:
+    """Its folders would be taken for classes; verbs that read images alone need no labels."""
+    (tmp_path / "set").mkdir()
+    photos.rename(tmp_path / "set" / "data")
+    (tmp_path / "set" / name).write_text("file_name,label\n")
+    with pytest.raises(DataError, match=rf"has its labels in {name}"):
+        read(tmp_path / "set")
+    (shard,) = find_shards(tmp_path / "set")
+    assert sum(len(known_of(batch)["id"]) for batch in batches(shard, Reading(only_images=True))) == 20
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
 def test_a_link_that_leads_nowhere_and_a_name_that_is_not_utf8(photos: Path) -> None:
     (photos / "ant" / "gone.png").symlink_to("/nowhere.png")
