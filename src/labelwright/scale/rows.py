@@ -180,6 +180,8 @@ def _rows_of_parquet(shard: Shard, roles_of: Callable[[Sequence[str], str], dict
         groups = list(range(shard.first, shard.stop))
         for batch in table.iter_batches(size, row_groups=groups, columns=wanted):
             columns = {role: batch.column(name) for role, name in roles.items()}
+            if shard.split:
+                columns.setdefault("split", pa.array([shard.split] * batch.num_rows, pa.string()))
             numbers = [f"{shard.prefix}:{row + i}" if shard.prefix else str(row + i) for i in range(batch.num_rows)]
             given = columns["id"].cast(pa.string()).to_pylist() if "id" in columns else numbers
             ids = [number if name is None else name for name, number in zip(given, numbers, strict=True)]

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import pyarrow.parquet as pq
@@ -25,6 +25,7 @@ from labelwright.data.layouts import (
     check_whole,
     split_folders,
     splits_inside,
+    splits_of,
     table_of_images,
 )
 from labelwright.data.scan import shown
@@ -50,6 +51,7 @@ class Shard:
     splits: tuple[str, ...] = ()  # folders of splits in this folder, and
     has_splits_inside: bool = False  # whether every class folder is made of such
     table: str = ""  # file in this folder that has the labels
+    split: str = ""  # that the name of a Parquet file says, beside others
     first_row: int = 0  # of a Parquet file, the number of the first row of its row group ``first``
     prefix: str = ""  # what the ids begin with, so that they differ between files
     index: int = 0  # of the shard among all
@@ -116,9 +118,12 @@ def find_shards(data: Any, *, n_rows: int | None = None) -> list[Shard]:
         )
     found: list[Shard] = []
     files_of = dict(folders)  # what is given twice is read once
-    prefixes = _prefixes(list(dict.fromkeys(places))) | _prefixes(list(files_of))
-    for place in dict.fromkeys(places):
-        found += _KINDS[suffix_of(place)](place, n_rows, prefixes[place])
+    places = list(dict.fromkeys(places))
+    prefixes = _prefixes(places) | _prefixes(list(files_of))
+    splits = splits_of([Path(place) for place in places]) if ".parquet" in kinds else [None] * len(places)
+    for place, split in zip(places, splits, strict=True):
+        parts = _KINDS[suffix_of(place)](place, n_rows, prefixes[place])
+        found += [dataclasses.replace(part, split=split or "") for part in parts]
     for place, (names, table) in files_of.items():
         found += _of_files(place, names, n_rows or ROWS_OF_IMAGES, prefixes[place], table)
     if loose:

@@ -200,6 +200,24 @@ def test_folders_are_read_as_without_shards(layout: str, photos: Path, tmp_path:
     assert found == wanted
 
 
+@pytest.mark.parametrize("column", [True, False])
+def test_splits_by_the_names_of_parquet_files(*, column: bool, photos: Path, tmp_path: Path) -> None:
+    """As without shards: a column says it, else the name; else test images would be learned from."""
+    (tmp_path / "data").mkdir()
+    for name in ("train-0", "test-0"):
+        path = as_parquet(photos, tmp_path / "data" / f"{name}.parquet", row_group=8)
+        if column:
+            pq.write_table(pq.read_table(path).append_column("split", pa.array(["validation"] * 20)), path)
+    found = [
+        known_of(batch)["split"].to_pylist()
+        for shard in find_shards(tmp_path / "data")
+        for batch in batches(shard, Reading())
+    ]
+    assert found == ([["validation"] * 20] * 2 if column else [["test"] * 20, ["train"] * 20])
+    (shard,) = find_shards(tmp_path / "data" / "test-0.parquet")
+    assert shard.split == ""
+
+
 @pytest.mark.parametrize("name", ["metadata.csv", "labels.json"])
 def test_a_table_with_the_labels_of_a_folder_is_named(name: str, photos: Path, tmp_path: Path) -> None:
     """Its folders would be taken for classes; verbs that read images alone need no labels."""
