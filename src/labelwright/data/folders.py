@@ -18,6 +18,7 @@ from labelwright.data.layouts import (
     is_run,
     is_strangers_folder,
     split_folders,
+    splits_inside,
 )
 from labelwright.data.scan import entries, is_image_file
 from labelwright.data.table import LabelTable
@@ -123,18 +124,10 @@ def _add_folder(
             paths.append(os.path.relpath(entry.path, root))
             labels.append(None)
     columns = {"image": pa.array(paths, pa.large_string()), "label": pa.array(labels, pa.string())}
-    if split is None and (inner := _splits_inside(paths)):
+    if split is None and (inner := splits_inside(paths)):
         columns["split"] = pa.array(inner, pa.string())
     if paths:
         builder.add(columns, len(paths), split=split)
-
-
-def _splits_inside(paths: Sequence[str]) -> list[str | None]:
-    """The splits of images that lie in folders of splits inside every class folder; empty if they do not."""
-    parts = [Path(path).parts for path in paths]
-    inner = [each[1].lower() if len(each) > 2 else None for each in parts]
-    codes = {SPLIT_NAMES.get(name or "", -1) for each, name in zip(parts, inner, strict=True) if len(each) > 1}
-    return inner if -1 not in codes and len(codes) > 1 else []
 
 
 def _images_below(folder: Path, root: Path, problems: list[Problem]) -> Iterator[str]:

@@ -109,6 +109,19 @@ def split_folders(folders: Mapping[str, Collection[str]]) -> dict[str, str]:
     return {name: split for name, split in splits.items() if set(folders[name]) & set(others)}
 
 
+def splits_inside(paths: Sequence[str]) -> list[str | None]:
+    """The splits of images that lie in folders of splits inside every class folder; empty if they do not.
+
+    Example:
+      >>> splits_inside(["cat/train/1.png", "dog/test/1.png"]), splits_inside(["cat/train/1.png", "dog/1.png"])
+      (['train', 'test'], [])
+    """
+    parts = [Path(path).parts for path in paths]
+    inner = [each[1].lower() if len(each) > 2 else None for each in parts]
+    codes = {SPLIT_NAMES.get(name or "", -1) for each, name in zip(parts, inner, strict=True) if len(each) > 1}
+    return inner if -1 not in codes and len(codes) > 1 else []
+
+
 UNLABELLED_NAMES = frozenset({"unlabeled", "unlabelled"})
 
 
@@ -175,6 +188,22 @@ def tables_in(root: Path) -> tuple[list[Path], list[str | None]] | None:
         tables += [path] if suffix in TABLE_SUFFIXES - {".json"} else []
     found = [path for path in tables if path.suffix.lower() == ".parquet"] or tables
     return (found, splits_of(found)) if found else None
+
+
+def table_of_images(names: Sequence[str]) -> str:
+    """The table with the labels of a folder of images, of the paths of all its files, in order; "" if there is none.
+
+    Example:
+      >>> table_of_images(["images/0.png", "metadata.csv"]), table_of_images(["cat/0.png", "notes.csv"])
+      ('metadata.csv', '')
+      >>> table_of_images(["data/0.png", "labels.json"]), table_of_images(["cat/0.png", "labels.json"])
+      ('labels.json', '')
+    """
+    beside = {name.split("/")[0] for name in names}
+    exports = [name for name in _EXPORTS if "data" in beside or beside <= {name, INTERFACE_FILE, "images"}]
+    found = [name for name in names if name in exports]
+    found += [name for name in names if name.count("/") < 2 and name.rpartition("/")[2] in METADATA]
+    return found[0] if found else ""
 
 
 def files_below(folder: Path, depth: int) -> Iterator[Path]:

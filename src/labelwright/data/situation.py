@@ -124,6 +124,7 @@ def detect(table: LabelTable, *, novel: int | str | None = None) -> Situation:
     present = counts[counts > 0]
     ratio = float(present.max() / present.min()) if len(present) else 1.0
     without = tuple(table.class_names[c] for c in np.flatnonzero(counts == 0))
+    has = "has" if len(without) == 1 else "have"
     sizes = np.zeros(n_images, dtype=np.int64)
     if table.candidates is not None:
         sizes = np.diff(table.candidates.offsets.numpy())[rows]
@@ -150,7 +151,7 @@ def detect(table: LabelTable, *, novel: int | str | None = None) -> Situation:
         name, reason = "no_labels", f"none of {n_images:,} images is labelled; {n_classes} class names are given"
     elif not is_nearly_all and without:
         name = "some_classes"
-        reason = f"{of_all}, {spread}; {len(without)} of {n_classes} classes have no label"
+        reason = f"{of_all}, {spread}; {len(without)} of {n_classes} classes {has} no label"
     elif not is_nearly_all:
         name, reason = "few_labels", f"{of_all}, {spread}, in all {n_classes} classes"
     elif ratio >= LONG_TAILED_RATIO:
@@ -159,7 +160,7 @@ def detect(table: LabelTable, *, novel: int | str | None = None) -> Situation:
         name = "balanced"
         reason = f"{labelled}, evenly enough, {spread}: {uneven} (uneven from {LONG_TAILED_RATIO:g})"
     if name in ("long_tailed", "balanced") and without:
-        reason += f"; {len(without)} of {n_classes} classes have no label and will never be predicted: {without[0]}"
+        reason += f"; {len(without)} of {n_classes} classes {has} no label and will never be predicted: {without[0]}"
         reason += ", ..." if len(without) > 1 else ""
     if name not in ("candidates", "open_world") and n_candidate_rows:
         reason += f"; the candidate labels of {n_candidate_rows:,} images are not used (--method coreg uses them)"

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from labelwright.data.columns import METADATA_KEY
 from labelwright.data.embedding_tables import vectors_of_block
 from labelwright.data.images import IMAGE_SUFFIXES
+from labelwright.data.layouts import SPLIT_NAMES, SPLITS, UNLABELLED_NAMES
 from labelwright.errors import DataError, Problem
 from labelwright.parsing import json_of
 from labelwright.scale.arrays import array, errors_of, read_rows
@@ -68,8 +69,10 @@ def _rows_of_files(shard: Shard) -> Iterator[Rows]:
     for first, stop in blocks(len(shard.files), BATCH_IMAGES):
         names = list(shard.files[first:stop])
         ids = [f"{shard.prefix}/{name}" if shard.prefix else name for name in names]
-        parts = [PurePosixPath(name).parts if shard.place else () for name in names]
-        columns = {"label": pa.array([each[0] if len(each) > 1 else None for each in parts], pa.string())}
+        labels, splits = zip(*(_by_folders(name, shard) for name in names), strict=True)
+        columns = {"label": pa.array(labels, pa.string())}
+        if shard.splits or shard.has_splits_inside:
+            columns["split"] = pa.array(splits, pa.string())
         cells = None
         if remote:
             found = contents(below(shard.place, names))
@@ -77,6 +80,24 @@ def _rows_of_files(shard: Shard) -> Iterator[Rows]:
         else:
             columns["image"] = pa.array(names, pa.large_string())
         yield Rows(ids, columns, cells, None, shard.place, first, root=shard.place)
+
+
+def _by_folders(name: str, shard: Shard) -> tuple[str | None, str | None]:
+    """The class and the split of an image, by the folders that it lies in.
+
+    Example:
+      >>> shard = Shard("files", "photos", splits=("test",))
+      >>> _by_folders("test/cat/1.png", shard), _by_folders("cat/1.png", shard), _by_folders("unlabeled/1.png", shard)
+      (('cat', 'test'), ('cat', 'train'), (None, 'train'))
+    """
+    folders, split = list(PurePosixPath(name).parts[:-1] if shard.place else ()), None
+    if shard.splits:
+        is_in_split = bool(folders) and folders[0] in shard.splits
+        split = SPLITS[SPLIT_NAMES[folders.pop(0).lower()]] if is_in_split else "train"
+    elif shard.has_splits_inside and len(folders) > 1:
+        split = folders[1].lower()
+    is_labelled = bool(folders) and folders[0].lower() not in UNLABELLED_NAMES
+    return folders[0] if is_labelled else None, split
 
 
 def _rows_of_tar(shard: Shard) -> Iterator[Rows]:
@@ -159,6 +180,8 @@ def _rows_of_parquet(shard: Shard, roles_of: Callable[[Sequence[str], str], dict
         groups = list(range(shard.first, shard.stop))
         for batch in table.iter_batches(size, row_groups=groups, columns=wanted):
             columns = {role: batch.column(name) for role, name in roles.items()}
+            if shard.split:
+                columns.setdefault("split", pa.array([shard.split] * batch.num_rows, pa.string()))
             numbers = [f"{shard.prefix}:{row + i}" if shard.prefix else str(row + i) for i in range(batch.num_rows)]
             given = columns["id"].cast(pa.string()).to_pylist() if "id" in columns else numbers
             ids = [number if name is None else name for name, number in zip(given, numbers, strict=True)]

@@ -12,13 +12,23 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import pyarrow.parquet as pq
 
 from labelwright.data.images import IMAGE_SUFFIXES
-from labelwright.data.layouts import SHARD_PLAN, check_whole
+from labelwright.data.layouts import (
+    LEFT_BEHIND,
+    SHARD_PLAN,
+    UNLABELLED_NAMES,
+    check_whole,
+    split_folders,
+    splits_inside,
+    splits_of,
+    table_of_images,
+)
+from labelwright.data.scan import shown
 from labelwright.errors import ConfigError, DataError
 from labelwright.parsing import json_of
 from labelwright.scale.arrays import array, errors_of
@@ -38,6 +48,10 @@ class Shard:
     first: int = 0  # this and the next: rows of an .npy or .npz; row groups of a Parquet file
     stop: int = 0
     files: tuple[str, ...] = ()  # of a folder, by their paths below it
+    splits: tuple[str, ...] = ()  # folders of splits in this folder, and
+    has_splits_inside: bool = False  # whether every class folder is made of such
+    table: str = ""  # file in this folder that has the labels
+    split: str = ""  # that the name of a Parquet file says, beside others
     first_row: int = 0  # of a Parquet file, the number of the first row of its row group ``first``
     prefix: str = ""  # what the ids begin with, so that they differ between files
     index: int = 0  # of the shard among all
@@ -86,14 +100,14 @@ def find_shards(data: Any, *, n_rows: int | None = None) -> list[Shard]:
         raise DataError("shards are made of files", fix="give a file, a folder, a pattern or a URL of such")
     places: list[str] = []
     loose: list[str] = []
-    folders: list[tuple[str, list[str]]] = []
+    folders: list[tuple[str, tuple[list[str], str]]] = []
     for each in given:
         for place in _matching(os.fspath(each)):
             files = _files_in(place)
             if files is None:
                 (loose if suffix_of(place) in IMAGE_SUFFIXES else places).append(place)
             elif images := [name for name in files if suffix_of(name) in IMAGE_SUFFIXES]:
-                folders.append((place, images))  # a table beside images is not read, as without shards
+                folders.append((place, (images, table_of_images(files))))  # other tables are not read without shards
             else:
                 places += [f"{place}/{name}" for name in files if suffix_of(name) in _KINDS]
     kinds = {suffix_of(place) for place in places} | ({"images"} if loose or folders else set())
@@ -104,11 +118,14 @@ def find_shards(data: Any, *, n_rows: int | None = None) -> list[Shard]:
         )
     found: list[Shard] = []
     files_of = dict(folders)  # what is given twice is read once
-    prefixes = _prefixes(list(dict.fromkeys(places))) | _prefixes(list(files_of))
-    for place in dict.fromkeys(places):
-        found += _KINDS[suffix_of(place)](place, n_rows, prefixes[place])
-    for place, names in files_of.items():
-        found += _of_files(place, names, n_rows or ROWS_OF_IMAGES, prefixes[place])
+    places = list(dict.fromkeys(places))
+    prefixes = _prefixes(places) | _prefixes(list(files_of))
+    splits = splits_of([Path(place) for place in places]) if ".parquet" in kinds else [None] * len(places)
+    for place, split in zip(places, splits, strict=True):
+        parts = _KINDS[suffix_of(place)](place, n_rows, prefixes[place])
+        found += [dataclasses.replace(part, split=split or "") for part in parts]
+    for place, (names, table) in files_of.items():
+        found += _of_files(place, names, n_rows or ROWS_OF_IMAGES, prefixes[place], table)
     if loose:
         found += _of_files("", sorted(set(loose)), n_rows or ROWS_OF_IMAGES, "")
     if not found:
@@ -158,9 +175,12 @@ def digest_of(shards: Sequence[Shard]) -> str:
 
 
 def _state(place: str) -> bytes:
-    """Size and time of change of a file."""
+    """Size and time of change of a file; nothing of one that is not there, which is named when its row is read."""
     if not is_url(place):
-        found = os.stat(place)  # noqa: PTH116 (of millions: no Path is made)
+        try:
+            found = os.stat(place)  # noqa: PTH116 (of millions: no Path is made)
+        except OSError:
+            return b""
         return json.dumps([found.st_size, found.st_mtime_ns]).encode()
     system, path = file_system(place)
     return _noted(system.info(path))
@@ -184,7 +204,7 @@ def _matching(place: str) -> list[str]:
 
 
 def _files_in(place: str) -> list[str] | None:
-    """Paths of all files below a folder, by name and without hidden ones; None of a file.
+    """Paths of all files below a folder, by name, without those in hidden folders and in no data; None of a file.
 
     Raises: DataError of shards that are not all there.
     """
@@ -196,7 +216,22 @@ def _files_in(place: str) -> list[str] | None:
     if SHARD_PLAN in below:
         with reading(f"{place}/{SHARD_PLAN}") as file:
             check_whole(place, json_of(file.read()), below)
-    return sorted(name for name in below if not any(part[0] in "._" for part in name.split("/")))
+    runs = _runs_among(below)
+
+    def is_data(name: str) -> bool:
+        parts = name.split("/")
+        if any(part[0] in "._" or part.lower() in LEFT_BEHIND for part in parts):
+            return False
+        return not runs or not any("/".join(parts[:i]) in runs for i in range(1, len(parts)))
+
+    return sorted(name for name in below if is_data(name))
+
+
+def _runs_among(names: Sequence[str]) -> set[str]:
+    """Folders that are runs (`data.layouts.is_run`), of the files below one folder."""
+    configured = {name.removesuffix("/config.yaml") for name in names if name.endswith("/config.yaml")}
+    made = {name.removesuffix("/data.json") for name in names if name.endswith("/data.json")}
+    return configured & (made | {name.rpartition("/model/")[0] for name in names if "/model/" in name})
 
 
 def suffix_of(place: str) -> str:
@@ -219,10 +254,26 @@ def blocks(n: int, size: int) -> Iterator[tuple[int, int]]:
     yield from ((first, min(first + size, n)) for first in range(0, n, size))
 
 
-def _of_files(place: str, names: Sequence[str], size: int, prefix: str) -> list[Shard]:
-    return [
-        Shard("files", place, files=tuple(names[first:stop]), prefix=prefix) for first, stop in blocks(len(names), size)
-    ]
+def _of_files(place: str, names: Sequence[str], size: int, prefix: str, table: str = "") -> list[Shard]:
+    """Images of a folder, whose folders are classes, splits and unlabelled images as without shards."""
+    if not place:  # files that were named one by one
+        return [Shard("files", "", files=tuple(names[first:stop])) for first, stop in blocks(len(names), size)]
+    inner: dict[str, set[str]] = {}
+    for name in names:
+        first, *rest = name.split("/")
+        if rest:
+            inner.setdefault(first, set()).update(rest[:-1][:1])
+    splits = split_folders(inner)
+    others = [name for name in inner if name not in splits and name.lower() not in UNLABELLED_NAMES]
+    if splits and (not others or len(set(splits.values())) > 1):  # what lies beside splits is not read
+        names = [name for name in names if "/" in name and name.split("/")[0] not in others]
+    if unreadable := [name for name in names if not name.isascii() and shown(name) != name]:
+        raise DataError(
+            f"{place}/{shown(unreadable[0])}: the name is not UTF-8 text", fix="rename it, as convmv does for a folder"
+        )
+    is_inside = not splits and bool(splits_inside(names))
+    whole = Shard("files", place, prefix=prefix, splits=tuple(splits), has_splits_inside=is_inside, table=table)
+    return [dataclasses.replace(whole, files=tuple(names[first:stop])) for first, stop in blocks(len(names), size)]
 
 
 def _of_parquet(place: str, n_rows: int | None, prefix: str) -> list[Shard]:

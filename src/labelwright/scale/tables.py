@@ -62,8 +62,13 @@ def batches(shard: Shard, how: Reading, *, size_px: int = 0) -> Iterator[Batch]:
     Args:
       size_px: side at which images are decoded; 0: they are decoded in full to see that they can be, and not kept.
 
-    Raises: DataError naming the rows that cannot be used, on "stop".
+    Raises: DataError naming the rows that cannot be used, on "stop", or a table that has the labels of a folder.
     """
+    if shard.table and not how.only_images:
+        raise DataError(
+            f"{shard.place} has its labels in {shard.table}, which is not read shard by shard",
+            fix="leave --shard-rows and --engine out, or give Parquet files of images and labels",
+        )
     for rows in rows_of(shard, roles_of=how.roles_of):
         with progress.quiet():
             try:

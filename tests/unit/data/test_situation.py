@@ -52,7 +52,7 @@ def test_detect__a_few_missing_labels_change_nothing() -> None:
         assert found.name == "long_tailed"
         assert f"4,500 of {4500 + missing:,} images are labelled" in found.reason
     assert detect(make_table(most + [-1] * 300)).name == "few_labels"
-    assert "have no label and will never be predicted: owl" in detect(make_table([0] * 30 + [1] * 30 + [-1])).reason
+    assert "has no label and will never be predicted: owl" in detect(make_table([0] * 30 + [1] * 30 + [-1])).reason
 
 
 def test_detect__candidates_are_never_ignored_without_a_word() -> None:
@@ -80,7 +80,7 @@ def test_detect__reason_says_the_numbers() -> None:
     assert "11 images" in reason
     assert "1 to 9 per class" in reason
     assert "ratio 9" in reason
-    assert "1 of 3 classes have no label" in detect(make_table([0, 1, -1])).reason
+    assert "1 of 3 classes has no label" in detect(make_table([0, 1, -1])).reason
 
 
 def test_detect__only_training_rows_count() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from labelwright.data.read import load
+from labelwright.data.table import SPLITS
 from labelwright.errors import ConfigError, DataError
 from labelwright.scale.shards import digest_of, find_shards
 from labelwright.scale.tables import Reading, batches, known_of
@@ -159,6 +163,82 @@ def test_a_table_beside_images_is_not_read(photos: Path, tmp_path: Path) -> None
     (photos / "meta.parquet").write_bytes((tmp_path / "a.parquet").read_bytes())
     found, ids, _ = read(photos, n_rows=8)
     assert (found, len(set(ids))) == (3, 20)
+
+
+LAYOUTS = {
+    "unlabelled images": ("ant/1", "ant/2", "bee/3", "unlabeled/4", "Unlabelled/5", "6"),
+    "splits": ("train/ant/1", "train/bee/2", "test/ant/3", "unlabeled/4", "notes/5", "6"),
+    "a split beside classes": ("ant/1", "bee/2", "test/ant/3", "test/bee/4", "test/unlabeled/5"),
+    "splits inside the classes": ("ant/train/1", "ant/val/2", "bee/train/3", "bee/val/4"),
+    "a class called train": ("ant/1", "train/2", "train/inner/3"),
+    "runs and what is left behind": ("ant/1", "bee/2", "@eaDir/3", "ant/__MACOSX/4", "ant/run/review/pictures/5"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_folders_are_read_as_without_shards(layout: str, photos: Path, tmp_path: Path) -> None:
+    """Classes, splits and unlabelled images; what is not read without shards is not read here."""
+    root, pictures = tmp_path / "data", sorted(photos.rglob("*.png"))
+    for name, picture in zip(LAYOUTS[layout], pictures, strict=False):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        picture.rename(root / f"{name}.png")
+    for run in root.rglob("run"):
+        for name in ("config.yaml", "data.json"):
+            (run / name).write_text("")
+    whole = load(root)
+    split = [None] * len(whole) if whole.split is None else [SPLITS[s] for s in whole.split]
+    wanted = {
+        key: (whole.class_names[c] if c >= 0 else None, s)
+        for key, c, s in zip(whole.ids.to_pylist(), whole.labels, split, strict=True)
+    }
+    found = {}
+    for shard in find_shards(root, n_rows=2):
+        for batch in batches(shard, Reading()):
+            known = known_of(batch)
+            labels, splits = (known[name].to_pylist() if name in known else [None] * 9 for name in ("label", "split"))
+            found |= {key: (c, s) for key, c, s in zip(known["id"].to_pylist(), labels, splits, strict=False)}
+    assert found == wanted
+
+
+@pytest.mark.parametrize("column", [True, False])
+def test_splits_by_the_names_of_parquet_files(*, column: bool, photos: Path, tmp_path: Path) -> None:
+    """As without shards: a column says it, else the name; else test images would be learned from."""
+    (tmp_path / "data").mkdir()
+    for name in ("train-0", "test-0"):
+        path = as_parquet(photos, tmp_path / "data" / f"{name}.parquet", row_group=8)
+        if column:
+            pq.write_table(pq.read_table(path).append_column("split", pa.array(["validation"] * 20)), path)
+    found = [
+        known_of(batch)["split"].to_pylist()
+        for shard in find_shards(tmp_path / "data")
+        for batch in batches(shard, Reading())
+    ]
+    assert found == ([["validation"] * 20] * 2 if column else [["test"] * 20, ["train"] * 20])
+    (shard,) = find_shards(tmp_path / "data" / "test-0.parquet")
+    assert shard.split == ""
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "labels.json"])
+def test_a_table_with_the_labels_of_a_folder_is_named(name: str, photos: Path, tmp_path: Path) -> None:
+    """Its folders would be taken for classes; verbs that read images alone need no labels."""
+    (tmp_path / "set").mkdir()
+    photos.rename(tmp_path / "set" / "data")
+    (tmp_path / "set" / name).write_text("file_name,label\n")
+    with pytest.raises(DataError, match=rf"has its labels in {name}"):
+        read(tmp_path / "set")
+    (shard,) = find_shards(tmp_path / "set")
+    assert sum(len(known_of(batch)["id"]) for batch in batches(shard, Reading(only_images=True))) == 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_link_that_leads_nowhere_and_a_name_that_is_not_utf8(photos: Path) -> None:
+    (photos / "ant" / "gone.png").symlink_to("/nowhere.png")
+    digest_of(find_shards(photos))
+    with pytest.raises(DataError, match="1 missing_image"):
+        read(photos)
+    (photos / "ant" / os.fsdecode(b"caf\xe9.png")).write_bytes(b"")
+    with pytest.raises(DataError, match=r"(?s)ant/caf.*not UTF-8 text.*rename it"):
+        find_shards(photos)
 
 
 def test_a_folder_named_as_a_pattern(photos: Path, tmp_path: Path) -> None:
