@@ -38,7 +38,7 @@ from labelwright.trust.calibration import (
     unjudged,
     worth_of,
 )
-from labelwright.trust.class_shares import NOISE, by_class
+from labelwright.trust.class_shares import by_class
 from labelwright.trust.new_classes import right_shares, share_new
 from labelwright.trust.pixel_votes import PixelVotes
 
@@ -203,14 +203,11 @@ def voted_on(
 def class_shift(kept: Contender, rows: Tensor, own: Answers, calibration: Calibration) -> Tensor | None:
     """What the shares of the predicted classes say for or against labels of unlabelled images, by class [C]; or None.
 
-    In an open world it is the shares of named and new ones. Where images look unlike the labelled ones, how often a
-    class is predicted says nothing of how common it is.
+    Where these look unlike the labelled ones, how often a class is predicted says nothing of how common it is.
 
     Args: rows of the training table whose labels were left out, of which the calibration is.
     """
     task, unknown = kept.job.task, own.given < 0
-    if (right := _open(kept, own)) is not None:
-        return _shift_to(right[0], own, calibration, len(task.class_names), task.n_classes)
     if kept.left_out is None or calibration.source != "left-out labels" or task.n_novel or kept.job.unlike.share:
         return None
     asked = kept.left_out.predicted >= 0
@@ -224,15 +221,10 @@ def class_shift(kept: Contender, rows: Tensor, own: Answers, calibration: Calibr
 
 
 class _Open(NamedTuple):
-    """Images of an open world: how many are called new, how many of these and of the others are right, and of all."""
+    """Images of an open world: how many are called new, and how many are right."""
 
     called_new: float
-    of_named: float
-    of_new: float
-
-    @property
-    def of_all(self) -> float:
-        return (1 - self.called_new) * self.of_named + self.called_new * self.of_new
+    right: float
 
 
 def _open(kept: Contender, own: Answers) -> tuple[_Open, _Open] | None:
@@ -245,7 +237,8 @@ def _open(kept: Contender, own: Answers) -> tuple[_Open, _Open] | None:
     new = share_new(kept.job.new_share, called_new, rates)
     for unlabelled in (1.0, share):  # the others are of named classes
         of_them = unlabelled * called_new + (1 - unlabelled) * rates.named_new
-        found.append(_Open(of_them, *right_shares(rates, new=unlabelled * new, called_new=of_them)))
+        named_right, new_right = right_shares(rates, new=unlabelled * new, called_new=of_them)
+        found.append(_Open(of_them, (1 - of_them) * named_right + of_them * new_right))
     return found[0], found[1]
 
 
@@ -259,24 +252,7 @@ def _of_open_world(found: Calibration, kept: Contender, own: Answers) -> Calibra
     as_new = there.called_new / max(here.called_new, 1e-6)
     as_named = (1 - there.called_new) / max(1 - here.called_new, 1e-6)
     counts = torch.where(is_new, as_new, as_named)
-    return Calibrations(moved_to(found, odds, here.of_all), moved_to(found, odds, there.of_all, counts=counts))
-
-
-def _shift_to(right: _Open, own: Answers, calibration: Calibration, n_named: int, n_classes: int) -> Tensor:
-    """What to add to the log-odds of classes [C] for the means of trust to be the shares that are right.
-
-    Less of it the more a difference as large is probable by chance: the positive-part shrinkage of James & Stein 1961.
-    """
-    unknown, is_new = own.given < 0, own.predicted >= n_named
-    groups = (unknown & ~is_new, right.of_named), (unknown & is_new, right.of_new)
-    if not all(rows.any() for rows, _ in groups):
-        return torch.zeros(n_classes, dtype=torch.float64)
-    moved = [moved_to(calibration, own.odds[rows], share).offset - calibration.offset for rows, share in groups]
-    counts = [calibration.n * float(rows[unknown].double().mean()) for rows, _ in groups]
-    clear = sum(e**2 * n * share * (1 - share) for e, n, (_, share) in zip(moved, counts, groups, strict=True))
-    weight = max(0.0, 1 - NOISE / max(clear, 1e-9))
-    of_named, of_new = moved
-    return weight * torch.where(torch.arange(n_classes) < n_named, of_named, of_new).double()
+    return Calibrations(moved_to(found, odds, here.right), moved_to(found, odds, there.right, counts=counts))
 
 
 def checked_on(

@@ -371,7 +371,7 @@ def _few_called_new(job: Job, own: Answers) -> list[str]:
         return []
     return [
         f"{job.new_share:.0%} of the unlabelled images look unlike every labelled one, and {called_new:.0%} are called "
-        f"new: images of new classes seem to be called named ones, and trust is low there; perhaps more than "
+        f"new: images of new classes seem to be called named ones, and trust is lowered; perhaps more than "
         f"{job.task.n_novel} {'class is' if job.task.n_novel == 1 else 'classes are'} new (--novel N)"
     ]
 
