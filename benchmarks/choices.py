@@ -5,8 +5,8 @@
 Files hold `embeddings` [N, D] and `labels` [N], as labelwright reads them; `pool_features.py` writes those of the
 target pools, `labelwright embed` those of any images and network. From each, by seed: `few-K`, K labels a
 class and the other images unlabelled; `long`, a long tail of the labels (see long_tailed_features.py); `all`, every
-label; `open-P`, half of the classes named, the share P of their images labelled. Every run is `labelwright fit` without
-a method (`open`: told the true number of classes). Printed, a row per run: the answer, its score, what was trained, the
+label; `open-P`, half of the classes named, the share P of their images labelled; `open-auto`, the same of a half. Every
+run is `labelwright fit` without a method (`open`: told the true number of classes, but `open-auto`). Printed, a row per run: the answer, its score, what was trained, the
 best reference, and what was lost to the best of all; scores are balanced accuracy on TEST in percent, for `open` the
 accuracy on the unlabelled images.
 """
@@ -85,12 +85,13 @@ def arranged(train: dict[str, Any], situation: str, seed: int) -> tuple[dict[str
         index = np.searchsorted(classes, train["labels"])
         order = np.random.default_rng(seed).permutation(len(classes))
         n_seen = (len(classes) + 1) // 2
-        labelled, _ = seen_novel(np.argsort(order)[index], seen=n_seen, labelled_frac=float(amount), seed=seed)
+        frac = 0.5 if amount == "auto" else float(amount)
+        labelled, _ = seen_novel(np.argsort(order)[index], seen=n_seen, labelled_frac=frac, seed=seed)
         given = np.full(len(index), "", dtype=classes.dtype)
         given[labelled] = train["labels"][labelled]
         names = np.sort(classes[order[:n_seen]])
         changed = {"labels": given, "truth": train["labels"], "class_names": names}
-        return train | changed, {"novel": len(classes) - n_seen, "test_frac": 0}
+        return train | changed, {"novel": "auto" if amount == "auto" else len(classes) - n_seen, "test_frac": 0}
     return train, {}
 
 

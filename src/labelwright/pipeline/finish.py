@@ -64,7 +64,7 @@ from labelwright.train.predict import Answers
 from labelwright.trust.calibration import Calibration, with_evidence
 from labelwright.trust.guarantee import Promise
 
-FEW_CALLED_NEW = 0.15  # share by which fewer images are called new than look so, from which it is told
+FEW_CALLED_NEW = 0.15  # share by which fewer images are called new than look so, from which a run says so
 
 
 def finish(beside: Contest, saved: Contender, trained: Trained, seconds: dict[str, float]) -> None:
