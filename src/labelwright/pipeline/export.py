@@ -117,11 +117,13 @@ def _served(saved: SavedModel) -> Served:
 
 def _about(saved: SavedModel) -> dict[str, str]:
     """What travels in an ONNX or TorchScript file."""
+    black, white = saved.decoding.black, saved.decoding.white
     return {
         "class_names": json.dumps(list(saved.class_names), ensure_ascii=False),
         "input": f"RGB, upright, uint8; seen at {saved.size_px} px" if saved.size_px else "embeddings, float32",
         "calibration": json.dumps(saved.calibration.to_dict()),
         **({} if saved.strangers is None else {"strange_from": str(saved.strangers.threshold)}),
+        **({} if white is None else {"grey_range": json.dumps([black or 0.0, white])}),
         "labelwright": labelwright.__version__,
     }
 

@@ -114,6 +114,23 @@ def test_documented_lines__need_onnxruntime_or_torch_alone(
         assert 0 < float(trust) < 1
 
 
+def test_onnx__says_the_scale_of_images_of_more_than_8_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = write_folders(tmp_path / "photos", {"ant": 6, "bee": 6}, size_px=12)
+    for file in photos.rglob("*.png"):
+        Image.fromarray(np.asarray(Image.open(file).convert("L")).astype(np.uint16) * 16).save(file)  # 12 bits in 16
+    run = lw.fit(photos, out=tmp_path / "run", model="resnet32", method="ce", epochs=1, size=12, test_frac=0).path
+    lw.export(run, out=tmp_path / "model.onnx")
+    row = lw.label(run, photos / "bee" / "0.png", precision="fp32").to_pylist()[0]
+    shutil.copyfile(photos / "bee" / "0.png", tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[3] / "docs" / "deployment.md").read_text(encoding="utf-8")
+    found = dict[str, Any]()
+    exec(compile(page.split("```python\n")[1].split("```")[0], "deployment.md", "exec"), found)
+    assert json.loads(found["about"]["grey_range"]) == [0.0, 2047.0]  # the values are below 120 x 16
+    assert found["names"][found["label"][0]] == row["label"]
+    assert found["trust"][0] == pytest.approx(row["trust"], abs=1e-4)
+
+
 def test_onnx__colours_and_edges_of_photographs_with_flat_areas(tmp_path: Path) -> None:
     """The converter takes `x + 1e-12` for x: without care the share of an orientation is 0 / 0 where no edge is."""
     net = backbones.build("descriptor", 3, seed=0)
