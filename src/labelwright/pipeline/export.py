@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 import labelwright
 from labelwright.arguments import check_arguments
+from labelwright.data.images import IMAGE_SUFFIXES, suffix_of
 from labelwright.data.layouts import INTERFACE_FILE, LABELS_FILE
 from labelwright.data.prepare import resolved_path
 from labelwright.data.table import LabelTable
@@ -223,12 +224,10 @@ def _files(table: LabelTable, folder: Path, *, copied: bool) -> list[Path]:
                 continue
             folder.mkdir(exist_ok=True)
             name = f"{row:07d}-{_tail(table.ids[row].as_py())}"
-            target = folder / name
+            target = folder / (name if PurePath(name).suffix.lower() in IMAGE_SUFFIXES else name + suffix_of(source))
             if isinstance(source, bytes):
-                target = target if target.suffix else target.with_suffix(".img")
                 target.write_bytes(source)
             else:
-                target = target if target.suffix else target.with_name(target.name + Path(source).suffix)
                 shutil.copyfile(source, target)
             found.append(target)
     return found

@@ -447,6 +447,23 @@ def test_export__embedded_images_are_written(run: Path, photos: Path, made: dict
     assert all(file.is_file() and file.parent == out / "images" for file in files)
 
 
+def test_export__copies_end_as_images_do(tmp_path: Path) -> None:
+    """Files without a suffix, and embedded images without a name, are images to whoever reads the copies."""
+    photos = write_folders(tmp_path / "photos", {"ant": 6, "bee": 6}, size_px=12)
+    cells = []
+    for number, file in enumerate(sorted(photos.rglob("*.png"))):
+        place = file.rename(photos / f"{number}.v1") if number % 2 else None
+        cells.append({"bytes": None if place else file.read_bytes(), "path": str(place) if place else None})
+    data = tmp_path / "data.parquet"
+    pq.write_table(pa.table({"image": cells, "label": ["ant"] * 6 + ["bee"] * 6}), data)
+    run = lw.fit(data, out=tmp_path / "run", model="resnet32", method="ce", epochs=1, size=8, test_frac=0).path
+    for format in ("fiftyone", "yolo-folder", "imagefolder"):
+        out = lw.export(run, format=format, out=tmp_path / format)  # type: ignore[arg-type]
+        assert len(list(out.rglob("*.png"))) == len(load(out)) == len(cells), format
+    out = lw.export(run, format="label-studio", out=tmp_path / "label-studio")
+    assert {file.suffix for file in (out / "images").iterdir()} == {".png"}
+
+
 def test_export__refused_with_nothing_written(
     run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
