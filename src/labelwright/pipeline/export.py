@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, get_args
 
@@ -210,7 +211,20 @@ def _images_of(run: Run, ids: Sequence[str], data: Any) -> LabelTable:
             fix="give its images with --data",
         )
     table = LabelTable(images=images, ids=known, labels=np.full(len(known), -1, dtype=np.int32), class_names=())
-    return table.subset(np.array([place[key] for key in ids], dtype=np.int64))
+    table = table.subset(np.array([place[key] for key in ids], dtype=np.int64))
+    if gone := [file for file in _own_files(table) if not os.path.isfile(file)]:  # noqa: PTH113 (many files)
+        raise DataError(
+            f"{counted(len(gone), 'image')} of the run cannot be found, first {gone[0]}",
+            fix="put them back, or give the run's images with --data",
+        )
+    return table
+
+
+def _own_files(table: LabelTable) -> Iterator[str]:
+    """The files of those images that lie in one."""
+    for start in range(0, len(table), 1024):
+        sources = table.images.sources(np.arange(start, min(start + 1024, len(table))))
+        yield from (source for source in sources if isinstance(source, str))
 
 
 def _files(table: LabelTable, folder: Path, *, copied: bool) -> list[Path]:

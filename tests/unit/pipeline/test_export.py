@@ -464,6 +464,20 @@ def test_export__copies_end_as_images_do(tmp_path: Path) -> None:
     assert {file.suffix for file in (out / "images").iterdir()} == {".png"}
 
 
+@pytest.mark.parametrize("format", ["label-studio", "coco", "imagefolder"])
+def test_export__an_image_of_a_table_that_is_gone_is_named(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], format: str
+) -> None:
+    shutil.copytree(photos, tmp_path / "moved")
+    (tmp_path / "moved" / "bee" / "1.png").unlink()
+    ids = [file.relative_to(photos).as_posix() for file in sorted(photos.rglob("*.png"))]
+    (tmp_path / "data.csv").write_text("id,image\n" + "".join(f"{id},moved/{id}\n" for id in ids), encoding="utf-8")
+    words = [str(run), "--format", format, "--data", str(tmp_path / "data.csv"), "--out", str(tmp_path / "out")]
+    assert cli.run(["export", *words]) == 2
+    assert f"1 image of the run cannot be found, first {tmp_path}/moved/bee/1.png" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_export__refused_with_nothing_written(
     run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
