@@ -211,6 +211,23 @@ def open_image(source: Source, pixels_max: int = PIXELS_MAX) -> Image.Image:
     return opened
 
 
+def suffix_of(source: Source) -> str:
+    """What a copy of an image should end in: as its file does, or by its content where that says nothing.
+
+    Example:
+      >>> buffer = io.BytesIO()
+      >>> Image.new("L", (1, 1)).save(buffer, format="png")
+      >>> suffix_of(buffer.getvalue()), suffix_of("no-image.v2")
+      ('.png', '.v2')
+    """
+    own = "" if isinstance(source, bytes) else Path(source).suffix
+    if own.lower() in IMAGE_SUFFIXES:
+        return own
+    with suppress(Exception), open_image(source) as opened:  # what cannot be read is copied as it is
+        return {"JPEG2000": ".jp2"}.get(str(opened.format), f".{opened.format}".lower())
+    return own
+
+
 def _open(source: Source) -> Image.Image:
     kinds = [kind for kind in Image.ID if kind not in _NEVER]
     return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=kinds)

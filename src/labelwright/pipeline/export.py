@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, get_args
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 import labelwright
 from labelwright.arguments import check_arguments
+from labelwright.data.images import IMAGE_SUFFIXES, suffix_of
 from labelwright.data.layouts import INTERFACE_FILE, LABELS_FILE
 from labelwright.data.prepare import resolved_path
 from labelwright.data.table import LabelTable
@@ -117,11 +119,13 @@ def _served(saved: SavedModel) -> Served:
 
 def _about(saved: SavedModel) -> dict[str, str]:
     """What travels in an ONNX or TorchScript file."""
+    black, white = saved.decoding.black, saved.decoding.white
     return {
         "class_names": json.dumps(list(saved.class_names), ensure_ascii=False),
         "input": f"RGB, upright, uint8; seen at {saved.size_px} px" if saved.size_px else "embeddings, float32",
         "calibration": json.dumps(saved.calibration.to_dict()),
         **({} if saved.strangers is None else {"strange_from": str(saved.strangers.threshold)}),
+        **({} if white is None else {"grey_range": json.dumps([black or 0.0, white])}),
         "labelwright": labelwright.__version__,
     }
 
@@ -207,7 +211,20 @@ def _images_of(run: Run, ids: Sequence[str], data: Any) -> LabelTable:
             fix="give its images with --data",
         )
     table = LabelTable(images=images, ids=known, labels=np.full(len(known), -1, dtype=np.int32), class_names=())
-    return table.subset(np.array([place[key] for key in ids], dtype=np.int64))
+    table = table.subset(np.array([place[key] for key in ids], dtype=np.int64))
+    if gone := [file for file in _own_files(table) if not os.path.isfile(file)]:  # noqa: PTH113 (many files)
+        raise DataError(
+            f"{counted(len(gone), 'image')} of the run cannot be found, first {gone[0]}",
+            fix="put them back, or give the run's images with --data",
+        )
+    return table
+
+
+def _own_files(table: LabelTable) -> Iterator[str]:
+    """The files of those images that lie in one."""
+    for start in range(0, len(table), 1024):
+        sources = table.images.sources(np.arange(start, min(start + 1024, len(table))))
+        yield from (source for source in sources if isinstance(source, str))
 
 
 def _files(table: LabelTable, folder: Path, *, copied: bool) -> list[Path]:
@@ -221,12 +238,10 @@ def _files(table: LabelTable, folder: Path, *, copied: bool) -> list[Path]:
                 continue
             folder.mkdir(exist_ok=True)
             name = f"{row:07d}-{_tail(table.ids[row].as_py())}"
-            target = folder / name
+            target = folder / (name if PurePath(name).suffix.lower() in IMAGE_SUFFIXES else name + suffix_of(source))
             if isinstance(source, bytes):
-                target = target if target.suffix else target.with_suffix(".img")
                 target.write_bytes(source)
             else:
-                target = target if target.suffix else target.with_name(target.name + Path(source).suffix)
                 shutil.copyfile(source, target)
             found.append(target)
     return found

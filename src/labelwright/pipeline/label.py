@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -14,12 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from PIL import Image
 
 from labelwright.arguments import check_arguments
 from labelwright.data.checks import OnBad
 from labelwright.data.columns import named_columns
-from labelwright.data.images import IMAGE_SUFFIXES
+from labelwright.data.images import IMAGE_SUFFIXES, suffix_of
 from labelwright.data.layouts import LABELS_FILE, STRANGERS_FOLDERS, file_names, path_from, plain_name, strangers_folder
 from labelwright.data.prepare import listed
 from labelwright.data.table import LabelTable
@@ -262,8 +260,7 @@ def write_class_folders(rows: pa.Table, table: LabelTable, folder: Path, class_n
             target = folder / (apart if is_strange[row] else folders[labels[row]]) / files[ids[row]]
             target.parent.mkdir(exist_ok=True)
             if target.suffix.lower() not in IMAGE_SUFFIXES:
-                suffix = _suffix_of(source) if isinstance(source, bytes) else Path(source).suffix
-                target = target.with_name(target.name + suffix)
+                target = target.with_name(target.name + suffix_of(source))
             if target.exists():  # ids a/b and a-b are one name here
                 target = target.with_name(f"{target.stem}-row-{row}{target.suffix}")
             if isinstance(source, bytes):
@@ -271,8 +268,3 @@ def write_class_folders(rows: pa.Table, table: LabelTable, folder: Path, class_n
             else:
                 shutil.copyfile(source, target)
     write_parquet_atomically(rows, folder / LABELS_FILE)
-
-
-def _suffix_of(encoded: bytes) -> str:
-    with Image.open(io.BytesIO(encoded)) as image:
-        return f".{(image.format or 'img').lower()}"

@@ -114,6 +114,23 @@ def test_documented_lines__need_onnxruntime_or_torch_alone(
         assert 0 < float(trust) < 1
 
 
+def test_onnx__says_the_scale_of_images_of_more_than_8_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = write_folders(tmp_path / "photos", {"ant": 6, "bee": 6}, size_px=12)
+    for file in photos.rglob("*.png"):
+        Image.fromarray(np.asarray(Image.open(file).convert("L")).astype(np.uint16) * 16).save(file)  # 12 bits in 16
+    run = lw.fit(photos, out=tmp_path / "run", model="resnet32", method="ce", epochs=1, size=12, test_frac=0).path
+    lw.export(run, out=tmp_path / "model.onnx")
+    row = lw.label(run, photos / "bee" / "0.png", precision="fp32").to_pylist()[0]
+    shutil.copyfile(photos / "bee" / "0.png", tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[3] / "docs" / "deployment.md").read_text(encoding="utf-8")
+    found = dict[str, Any]()
+    exec(compile(page.split("```python\n")[1].split("```")[0], "deployment.md", "exec"), found)
+    assert json.loads(found["about"]["grey_range"]) == [0.0, 2047.0]  # the values are below 120 x 16
+    assert found["names"][found["label"][0]] == row["label"]
+    assert found["trust"][0] == pytest.approx(row["trust"], abs=1e-4)
+
+
 def test_onnx__colours_and_edges_of_photographs_with_flat_areas(tmp_path: Path) -> None:
     """The converter takes `x + 1e-12` for x: without care the share of an orientation is 0 / 0 where no edge is."""
     net = backbones.build("descriptor", 3, seed=0)
@@ -428,6 +445,37 @@ def test_export__embedded_images_are_written(run: Path, photos: Path, made: dict
     files = [Path(image["file_name"]) for image in json.loads((out / "labels.json").read_text())["images"]]
     assert len(files) == sum(COUNTS.values())
     assert all(file.is_file() and file.parent == out / "images" for file in files)
+
+
+def test_export__copies_end_as_images_do(tmp_path: Path) -> None:
+    """Files without a suffix, and embedded images without a name, are images to whoever reads the copies."""
+    photos = write_folders(tmp_path / "photos", {"ant": 6, "bee": 6}, size_px=12)
+    cells = []
+    for number, file in enumerate(sorted(photos.rglob("*.png"))):
+        place = file.rename(photos / f"{number}.v1") if number % 2 else None
+        cells.append({"bytes": None if place else file.read_bytes(), "path": str(place) if place else None})
+    data = tmp_path / "data.parquet"
+    pq.write_table(pa.table({"image": cells, "label": ["ant"] * 6 + ["bee"] * 6}), data)
+    run = lw.fit(data, out=tmp_path / "run", model="resnet32", method="ce", epochs=1, size=8, test_frac=0).path
+    for format in ("fiftyone", "yolo-folder", "imagefolder"):
+        out = lw.export(run, format=format, out=tmp_path / format)  # type: ignore[arg-type]
+        assert len(list(out.rglob("*.png"))) == len(load(out)) == len(cells), format
+    out = lw.export(run, format="label-studio", out=tmp_path / "label-studio")
+    assert {file.suffix for file in (out / "images").iterdir()} == {".png"}
+
+
+@pytest.mark.parametrize("format", ["label-studio", "coco", "imagefolder"])
+def test_export__an_image_of_a_table_that_is_gone_is_named(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], format: str
+) -> None:
+    shutil.copytree(photos, tmp_path / "moved")
+    (tmp_path / "moved" / "bee" / "1.png").unlink()
+    ids = [file.relative_to(photos).as_posix() for file in sorted(photos.rglob("*.png"))]
+    (tmp_path / "data.csv").write_text("id,image\n" + "".join(f"{id},moved/{id}\n" for id in ids), encoding="utf-8")
+    words = [str(run), "--format", format, "--data", str(tmp_path / "data.csv"), "--out", str(tmp_path / "out")]
+    assert cli.run(["export", *words]) == 2
+    assert f"1 image of the run cannot be found, first {tmp_path}/moved/bee/1.png" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_export__refused_with_nothing_written(
