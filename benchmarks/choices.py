@@ -6,9 +6,9 @@ Files hold `embeddings` [N, D] and `labels` [N], as labelwright reads them; `poo
 target pools, `labelwright embed` those of any images and network. From each, by seed: `few-K`, K labels a
 class and the other images unlabelled; `long`, a long tail of the labels (see long_tailed_features.py); `all`, every
 label; `open-P`, half of the classes named, the share P of their images labelled; `open-auto`, the same of a half. Every
-run is `labelwright fit` without a method (`open`: told the true number of classes, but `open-auto`). Printed, a row per run: the answer, its score, what was trained, the
-best reference, and what was lost to the best of all; scores are balanced accuracy on TEST in percent, for `open` the
-accuracy on the unlabelled images.
+run is `labelwright fit` without a method (`open-P`: told the true number of classes). Printed, a row per run: the
+answer, its score, what was trained, the best reference, and what was lost to the best of all; scores are balanced
+accuracy on TEST in percent, for `open` the accuracy on the unlabelled images.
 """
 
 from __future__ import annotations
