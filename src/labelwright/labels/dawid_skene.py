@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from labelwright.errors import DataError
+
 SMOOTHING = 20.0  # answers that an annotator's usual behaviour counts for in each row of the confusion matrix
 N_ITER = 100  # of EM, at most
 STILL = 1e-4  # probability that goes to other classes, mean of the images, at which it ends
@@ -312,8 +314,10 @@ def dawid_skene(votes: Tensor, n_classes: int, *, labels: Tensor | None = None) 
     With fewer than `LEAST_ANSWERS` answers per class and annotator it stays with the majority vote.
 
     Args:
-      votes: [N, A] int64, classes that A annotators answered, -1 = no answer.
+      votes: [N, A] of any integer type, classes that A annotators answered, -1 = no answer.
       labels: [N] int64 verified classes, which stay; -1 or None = unknown.
+
+    Raises: DataError without an annotator.
 
     Source: Dawid and Skene 1979 (Applied Statistics 28), Eq. (2.3) to (2.5). Differs: rows of a confusion matrix are
       drawn towards the annotator's usual behaviour (`confusion_of`); where an annotator answers about some classes more
@@ -326,6 +330,9 @@ def dawid_skene(votes: Tensor, n_classes: int, *, labels: Tensor | None = None) 
       >>> bool((found.probs.argmax(1) == truth).all()), [round(r, 2) for r in found.reliability.tolist()]
       (True, [1.0, 1.0, 0.5])
     """
+    if votes.ndim != 2 or not votes.shape[1]:
+        raise DataError(f"votes are {list(votes.shape)}: nobody answered", fix="give a column for each annotator")
+    votes = votes.long()
     n_answers = (votes >= 0).sum(0)
     known = torch.zeros(len(votes), dtype=torch.bool) if labels is None else labels >= 0
     probs = majority(votes, n_classes, labels)

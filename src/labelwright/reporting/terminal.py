@@ -386,7 +386,7 @@ def print_sharded(done: Any, values: Mapping[str, Any]) -> None:
     before = f", {done.n_before:,} of them there before" if done.n_before else ""
     print(f"{counted(done.n_images, 'image')} in {counted(done.n_shards, 'shard')}{before}: {done.path}")
     for key, words in (("n_accept", "labels may be accepted"), ("n_unknown", "look like no class")):
-        if key in done.counts:
+        if key in done.counts and (key != "n_accept" or values.get("error") is not None):
             print(f"{done.counts[key]:,} {words}")
     if done.counts.get("n_scored"):
         print(

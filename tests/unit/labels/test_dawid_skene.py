@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from labelwright.errors import DataError
 from labelwright.labels.dawid_skene import (
     LEAST_ANSWERS,
     better_names,
@@ -70,6 +71,13 @@ def test_dawid_skene__against_loops(monkeypatch):
     assert not found.is_majority
     assert np.allclose(found.probs, loops(votes.tolist(), 3, n_iter=4, smoothing=20.0), atol=1e-9)
     assert float(found.probs[7].max()) < 0.45  # nobody answered: the prior
+
+
+def test_dawid_skene__small_integers_and_no_annotator():
+    votes = answered(np.arange(60) % 3, (0.8, 0.6, 0.5), 3, seed=0)
+    assert torch.equal(dawid_skene(votes.to(torch.int8), 3).probs, dawid_skene(votes, 3).probs)
+    with pytest.raises(DataError, match="nobody answered"):
+        dawid_skene(votes[:, :0], 3)
 
 
 def test_dawid_skene__tells_a_good_annotator_from_two_bad_ones():

@@ -11,6 +11,7 @@ import pytest
 from labelwright.reporting import lines as telling
 from labelwright.reporting import terminal
 from labelwright.run_folder import Run
+from labelwright.scale.work import Sharded
 
 BEGIN: dict[str, Any] = {
     "kind": "begin",
@@ -231,3 +232,14 @@ def test_print_verdict__as_the_report_says_it(capsys: pytest.CaptureFixture[str]
         "next: use it:",
         "  labelwright label run new/",
     ]
+
+
+def test_print_sharded__accepted_labels_only_where_a_share_of_wrong_ones_was_given(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    done = Sharded("out", n_shards=2, n_images=5, n_before=0, left_out=[], counts={"n_accept": 0, "n_unknown": 1})
+    for error, is_shown in ((None, False), (0.05, True)):
+        terminal.print_sharded(done, {"error": error})
+        found = capsys.readouterr().out
+        assert ("0 labels may be accepted" in found) is is_shown
+        assert "1 look like no class" in found
