@@ -288,6 +288,11 @@ def test_without_paths__a_folder_of_this_machine_is_only_named(tmp_path: Path) -
     config = {"classifier": {"name": str(tmp_path / "my-clip"), "n_outputs": 3}, "format": 1}
     assert without_paths(config) == {"classifier": {"name": "my-clip", "n_outputs": 3}, "format": 1}
     assert without_paths({"classifier": {"name": "openai/clip"}})["classifier"]["name"] == "openai/clip"
+    there = str(tmp_path / "of-another-machine" / "my-clip")
+    config = {"classifier": {"name": there, "transformers": {"_name_or_path": there, "model_type": "clip"}}}
+    assert without_paths(config) == {
+        "classifier": {"name": "my-clip", "transformers": {"_name_or_path": "my-clip", "model_type": "clip"}}
+    }
 
 
 @pytest.fixture(scope="module")
