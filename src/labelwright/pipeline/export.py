@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -135,11 +136,14 @@ def _write_torchscript(served: Served, path: Path, size_px: int, n_features: int
 
     shape = (3, size_px, size_px) if size_px else (n_features,)
     example = torch.zeros(2, *shape)
-    with torch.inference_mode(), warnings.catch_warnings(), replacing(path) as temporary:
+    made = io.BytesIO()  # torch's own writer of files ends the process where the disk is full
+    with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the tracer
         traced: Any = torch.jit.trace(served, example, check_inputs=[torch.rand(5, *shape)])  # type: ignore[no-untyped-call]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        traced.save(str(temporary), _extra_files=dict(about))
+        torch.jit.save(traced, made, _extra_files=dict(about))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_bytes(made.getbuffer())
 
 
 def _write_hub(folder: Path, building: Path) -> None:

@@ -194,9 +194,13 @@ def write_single_file(folder: Path, path: Path) -> None:
 
 def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     """A model's config.json with the name of the folder, and not its path, where its network came from a folder."""
-    name = str(config["classifier"]["name"])
-    public = Path(name).name if Path(name).expanduser().exists() else name
-    return {**config, "classifier": {**config["classifier"], "name": public}}
+    classifier = dict(config["classifier"])
+    name = str(classifier["name"])
+    place = Path(name).expanduser()  # exported elsewhere, it need not be there
+    classifier["name"] = public = place.name if place.is_absolute() or place.exists() else name
+    if "_name_or_path" in (own := classifier.get("transformers") or {}):
+        classifier["transformers"] = {**own, "_name_or_path": public}
+    return {**config, "classifier": classifier}
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], Strangers | None, PixelVotes | None]:

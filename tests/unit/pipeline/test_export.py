@@ -6,6 +6,8 @@ import csv
 import json
 import re
 import shutil
+import subprocess
+import sys
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -242,7 +244,7 @@ def test_onnx__a_file_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pyte
 
 
 def test_torchscript__takes_the_networks_own_size(run: Path, tmp_path: Path) -> None:
-    out = lw.export(run, format="torchscript", out=tmp_path / "m.pt")
+    out = lw.export(run, format="torchscript", out=tmp_path / "made" / "m.pt")
     images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
     saved = load_model(run, device=CPU)
     served = Served(saved.net, 3, trust_of=saved.trust_of, mean=saved.view.mean, std=saved.view.std)
@@ -251,6 +253,22 @@ def test_torchscript__takes_the_networks_own_size(run: Path, tmp_path: Path) -> 
     with torch.inference_mode():
         for one, own in zip(made(images.float()), served(images), strict=True):
             assert torch.allclose(one.float(), own.float(), atol=1e-5)
+
+
+def test_torchscript__a_disk_that_is_full(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("resource")
+    lines = (
+        "import resource, sys",
+        "from labelwright import cli",
+        "words = ['export', sys.argv[1], '--format', 'torchscript', '--out', sys.argv[2]]",
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))",  # bytes of a file
+        "sys.exit(cli.run(words))",
+    )
+    words = [sys.executable, "-c", "\n".join(lines), str(run), str(tmp_path / "out" / "m.pt")]
+    ended = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "m.pt cannot be written: File too large" in ended.stderr.replace("\n", " ")
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_hub_and_single_file__label_as_the_run_does(run: Path, photos: Path, tmp_path: Path) -> None:
@@ -270,6 +288,11 @@ def test_without_paths__a_folder_of_this_machine_is_only_named(tmp_path: Path) -
     config = {"classifier": {"name": str(tmp_path / "my-clip"), "n_outputs": 3}, "format": 1}
     assert without_paths(config) == {"classifier": {"name": "my-clip", "n_outputs": 3}, "format": 1}
     assert without_paths({"classifier": {"name": "openai/clip"}})["classifier"]["name"] == "openai/clip"
+    there = str(tmp_path / "of-another-machine" / "my-clip")
+    config = {"classifier": {"name": there, "transformers": {"_name_or_path": there, "model_type": "clip"}}}
+    assert without_paths(config) == {
+        "classifier": {"name": "my-clip", "transformers": {"_name_or_path": "my-clip", "model_type": "clip"}}
+    }
 
 
 @pytest.fixture(scope="module")
