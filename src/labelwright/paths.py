@@ -35,7 +35,7 @@ def absolute(place: str) -> str:
 
 
 def check_path(name: str, value: Any, *, is_path: bool = True) -> None:
-    """Refuse what cannot be a path: bytes, numbers, a NUL, half a character, a name of more than 255 bytes.
+    """Refuse what cannot be a path: bytes, numbers, an empty text, a NUL, half a character, a name above 255 bytes.
 
     Args:
       name: of the argument.   value: of it.   is_path: False where it may be something else than a path.
@@ -66,8 +66,9 @@ def check_path(name: str, value: Any, *, is_path: bool = True) -> None:
         ) from error
     except RuntimeError as error:  # ~nobody
         raise kind(f"{name}={shown}: there is no such user", fix="write the path without ~") from error
-    if "\0" in text or longest > LONGEST_NAME:
-        reason = "a NUL is in it" if "\0" in text else f"a name in it has {longest} bytes"
+    if not text or "\0" in text or longest > LONGEST_NAME:
+        long = f"a name in it has {longest} bytes"
+        reason = "it is empty" if not text else "a NUL is in it" if "\0" in text else long
         fix = "check the path" if name in POSITIONAL else f"give --{name} another path"
         raise kind(f"{name}={shown} is no path: {reason}", fix=fix)
 

@@ -40,7 +40,7 @@ VERBS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 }
 SUFFIXES = ("", ".npz", ".csv", ".parquet")
 ODD = [*("x" * 300 + suffix for suffix in SUFFIXES), *("a\0b" + suffix for suffix in SUFFIXES), "~nobody-here/x.csv"]
-ODD += ["\udcff.csv"]
+ODD += ["\udcff.csv", ""]
 
 
 @pytest.mark.parametrize("verb", VERBS)
